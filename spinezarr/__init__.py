@@ -1,0 +1,38 @@
+"""Public spine-CT datasets as sharded Zarr v3 stores: ingest once, stream training patches.
+
+Examples
+--------
+>>> import spinezarr
+>>> spinezarr.open  # doctest: +ELLIPSIS
+<function open at ...>
+"""
+
+from importlib import import_module
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+__version__ = version("spinezarr")
+
+if TYPE_CHECKING:
+    from spinezarr.api import Store as Store
+    from spinezarr.api import open as open  # noqa: A004
+    from spinezarr.errors import SpinezarrError as SpinezarrError
+    from spinezarr.stream.batch import Batch as Batch
+    from spinezarr.stream.stream import PatchStream as PatchStream
+
+_HOMES = {
+    "Batch": "spinezarr.stream.batch",
+    "PatchStream": "spinezarr.stream.stream",
+    "SpinezarrError": "spinezarr.errors",
+    "Store": "spinezarr.api",
+    "open": "spinezarr.api",
+}
+
+__all__ = ["Batch", "PatchStream", "SpinezarrError", "Store", "__version__", "open"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import what is used when it is used: the command line starts without xarray and zarr."""
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,343 @@
+"""What a user holds in a notebook: an opened store."""
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, Literal
+
+import dask.array as da
+import numpy as np
+import numpy.typing as npt
+import xarray as xr
+from dask.base import tokenize
+
+from spinezarr.catalog import load_catalog
+from spinezarr.errors import StoreNotFoundError, UnknownScanError, UsageError
+from spinezarr.geometry import Box, ShapeZYX, axis_positions_mm
+from spinezarr.store.reader import ArraySpec, StoreReader
+from spinezarr.stream.draw import Sampler
+from spinezarr.stream.engine import Engine
+from spinezarr.stream.fetch import fetcher_for
+from spinezarr.stream.stream import PatchStream
+
+__all__ = ["Plane", "Store", "open"]
+
+Plane = Literal["axial", "coronal", "sagittal"]
+
+FLAT_AXIS: Final[dict[str, int]] = {"axial": 0, "coronal": 1, "sagittal": 2}
+"""Axis of ``(z, y, x)`` along which a plane's slices are counted."""
+
+
+def open(  # noqa: A001  spinezarr.open reads as xarray.open_zarr does
+    store: str | os.PathLike[str], *, catalog: str | os.PathLike[str] | None = None
+) -> "Store":
+    """Open a store.
+
+    Parameters
+    ----------
+    store
+        A path, an fsspec URL such as ``s3://bucket/ctspine1k.zarr``, or the name of a dataset in
+        the catalog.
+    catalog
+        The catalog file; else ``$SPINEZARR_CATALOG``, else ``catalog.yaml`` in the working folder.
+
+    Raises
+    ------
+    StoreNotFoundError
+        If there is no store; names what was tried.
+    CatalogError
+        If the catalog does not load.
+    """
+    return Store(StoreReader(locate(os.fspath(store), catalog)))
+
+
+def locate(store: str, catalog: str | os.PathLike[str] | None = None) -> str:
+    """Return the path or URL that ``store``, itself one or a catalog name, stands for."""
+    if "://" in store or os.path.exists(store):  # noqa: PTH110  a trailing slash must stay
+        return store
+    found = load_catalog(catalog)
+    entry = None if found is None else found.get(store)
+    if entry is not None:
+        return entry.store_location
+    names = "no catalog was found" if found is None else (
+        f"{found.path} names {', '.join(found.entries) or 'no dataset'}"
+    )
+    raise StoreNotFoundError(
+        f"{store!r} is no store: there is no such path, and as a dataset name it is unknown "
+        f"({names})."
+    )
+
+
+class Store:
+    """One dataset, opened for reading. Safe to share between threads and to pickle.
+
+    Parameters
+    ----------
+    reader
+        Reads its files.
+    """
+
+    def __init__(self, reader: StoreReader) -> None:
+        self._reader = reader
+        self._engine = Engine(fetcher_for(reader.fs))
+
+    def __repr__(self) -> str:
+        table = self.table
+        splits = ", ".join(f"{n} {name or 'in no split'}" for name, n in self.splits.items())
+        return f"<spinezarr.Store {self._reader.root.dataset}: {table.sizes['scan']} scans ({splits})>"
+
+    def __reduce__(self) -> tuple[type["Store"], tuple[StoreReader]]:
+        return Store, (self._reader,)
+
+    @property
+    def url(self) -> str:
+        """Path or URL of the store."""
+        return self._reader.url
+
+    @property
+    def attrs(self) -> dict[str, Any]:
+        """Dataset, title, licence, citation and format of the store."""
+        return self._reader.root.model_dump(mode="json")
+
+    @property
+    def table(self) -> xr.Dataset:
+        """The scan table: a dataset over ``scan``, ``vertebra`` and ``axis`` (z, y, x), in memory.
+
+        Choosing scans never opens them: ``table.volume_cm3.sel(vertebra="L1").median()``.
+        """
+        return self._reader.table
+
+    @property
+    def splits(self) -> dict[str, int]:
+        """Scans in each split."""
+        names, counts = np.unique(self.table.split.to_numpy().astype(object), return_counts=True)
+        return dict(zip(names.tolist(), counts.tolist(), strict=True))
+
+    def scan(self, scan_id: str) -> xr.Dataset:
+        """Open one scan; voxels are read when they are computed.
+
+        Returns
+        -------
+        xarray.Dataset
+            ``image`` (z, y, x) in HU and, if the scan has a mask, ``label`` (z, y, x) uint8, as dask
+            arrays with one chunk a shard; coordinates ``z``, ``y``, ``x`` in mm (RAS+); in the
+            attributes the affine of voxel ``(x, y, z, 1)``, units, label names and provenance.
+
+        Raises
+        ------
+        UnknownScanError
+            If the store has no such scan.
+        CorruptStoreError
+            When computed, if stored bytes are missing or damaged: never fill values.
+        """
+        scan = self._reader.scan(scan_id)
+        specs = [spec for spec in (scan.image, scan.label) if spec is not None]
+        described = scan.variable_attributes
+        positions = axis_positions_mm(scan.affine, scan.image.shape_zyx)
+        attributes = scan.attributes.to_json()
+        del attributes["manifest"]
+        return xr.Dataset(
+            {spec.name: (("z", "y", "x"), self._lazy(spec), described[spec.name]) for spec in specs},
+            {axis: (axis, values, described[axis]) for axis, values in positions.items()},
+            attributes,
+        )
+
+    def _lazy(self, spec: ArraySpec) -> da.Array:
+        shards = zip(spec.shard_shape_zyx, spec.shape_zyx, strict=True)
+        return da.from_array(
+            _StoredArray(self._engine, spec),
+            chunks=tuple(min(shard, n) for shard, n in shards),
+            name=f"{spec.name}-{tokenize(self.url, spec.scan_id, spec.name, spec.shard_sizes)}",
+            meta=np.empty((0, 0, 0), spec.dtype),
+        )
+
+    def patches(
+        self,
+        size_zyx: ShapeZYX | int,
+        *,
+        batch_size: int = 1,
+        split: str | None = None,
+        scans: Sequence[str] | None = None,
+        seed: int = 0,
+        epoch: int = 0,
+        foreground: float = 0.0,
+        n_samples: int | None = None,
+        labels: bool = True,
+    ) -> PatchStream:
+        """Stream random 3D patches of image and mask.
+
+        Parameters
+        ----------
+        size_zyx
+            Voxels of a patch along z, y and x, or one number for a cube. A volume that is smaller is
+            padded, and the batch says by how much.
+        batch_size
+            Patches in a batch.
+        split
+            Draw only from the scans of this split.
+        scans
+            Draw only from these scans; any selection of ``table.scan`` will do.
+        seed, epoch
+            Every sample is a pure function of (seed, epoch, index).
+        foreground
+            Share of draws that are balanced over vertebrae: a vertebra, a scan that shows it and
+            one of its voxels, each equally likely; the patch is centred there. The other draws
+            are uniform over scans, then positions.
+        n_samples
+            Patches of an epoch; one for each chosen scan if not given.
+        labels
+            Read masks too, and draw only from scans that have one.
+
+        Raises
+        ------
+        UsageError
+            If no scan is left to draw from, or a value is out of range.
+
+        Examples
+        --------
+        >>> stream = store.patches(64, batch_size=2, split="train", foreground=1/3)  # doctest: +SKIP
+        """
+        size = (size_zyx,) * 3 if isinstance(size_zyx, int) else tuple(size_zyx)
+        if len(size) != 3:  # noqa: PLR2004
+            raise UsageError(f"patch size {size}: give three numbers (z, y, x), or one for a cube.")
+        return self._stream(
+            self._select(split, scans, labels=labels),
+            size,
+            None,
+            batch_size=batch_size,
+            seed=seed,
+            epoch=epoch,
+            foreground=foreground,
+            n_samples=n_samples,
+            labels=labels,
+        )
+
+    def slices(
+        self,
+        plane: Plane,
+        *,
+        size: tuple[int, int] | None = None,
+        batch_size: int = 1,
+        split: str | None = None,
+        scans: Sequence[str] | None = None,
+        seed: int = 0,
+        epoch: int = 0,
+        foreground: float = 0.0,
+        n_samples: int | None = None,
+        labels: bool = True,
+    ) -> PatchStream:
+        """Stream random 2D slices of image and mask.
+
+        Parameters
+        ----------
+        plane
+            ``"axial"`` gives (y, x), ``"coronal"`` (z, x) and ``"sagittal"`` (z, y).
+        size
+            Voxels of a slice along its two axes, cut at random or padded; if not given, those of
+            the largest chosen scan, to which smaller ones are padded.
+        batch_size, split, scans, seed, epoch, foreground, n_samples, labels
+            As in :meth:`patches`.
+
+        Raises
+        ------
+        UsageError
+            If no scan is left to draw from, or a value is out of range.
+        """
+        if plane not in FLAT_AXIS:
+            raise UsageError(f"plane {plane!r}: must be one of {', '.join(FLAT_AXIS)}.")
+        flat = FLAT_AXIS[plane]
+        table = self._select(split, scans, labels=labels)
+        if size is None:
+            whole = table.shape_zyx.to_numpy().max(axis=0)
+            size = tuple(int(n) for axis, n in enumerate(whole) if axis != flat)
+        if len(size) != 2:  # noqa: PLR2004
+            raise UsageError(f"slice size {size}: give two numbers.")
+        return self._stream(
+            table,
+            (*size[:flat], 1, *size[flat:]),
+            flat,
+            batch_size=batch_size,
+            seed=seed,
+            epoch=epoch,
+            foreground=foreground,
+            n_samples=n_samples,
+            labels=labels,
+        )
+
+    def _select(
+        self, split: str | None, scans: Sequence[str] | None, *, labels: bool
+    ) -> xr.Dataset:
+        table = self.table
+        if scans is not None:
+            wanted = [str(name) for name in np.asarray(scans)]
+            unknown = sorted(set(wanted) - set(table.scan.to_numpy().tolist()))
+            if unknown:
+                raise UnknownScanError(f"{self.url}: has no scan {unknown[0]!r}.")
+            table = table.sel(scan=wanted)
+        if split is not None:
+            if split not in self.splits:
+                raise UsageError(
+                    f"split {split!r}: the store has {', '.join(repr(s) for s in self.splits)}."
+                )
+            table = table.isel(scan=np.flatnonzero(table.split.to_numpy() == split))
+        if labels:
+            table = table.isel(scan=np.flatnonzero(table.label_state.to_numpy() != "none"))
+        if not table.sizes["scan"]:
+            masks = " that have a mask (labels=False reads images alone)" if labels else ""
+            raise UsageError(f"{self.url}: there are no scans to draw from{masks}.")
+        return table
+
+    def _stream(
+        self,
+        table: xr.Dataset,
+        size_zyx: Sequence[int],
+        flat_axis: int | None,
+        *,
+        batch_size: int,
+        seed: int,
+        epoch: int,
+        foreground: float,
+        n_samples: int | None,
+        labels: bool,
+    ) -> PatchStream:
+        z, y, x = (int(n) for n in size_zyx)
+        dtypes = {np.dtype(str(name)) for name in table.image_dtype.to_numpy()}
+        return PatchStream(
+            reader=self._reader,
+            engine=self._engine,
+            sampler=Sampler.of_table(table, size_zyx=(z, y, x), seed=seed, foreground=foreground),
+            batch_size=batch_size,
+            n_samples=table.sizes["scan"] if n_samples is None else n_samples,
+            epoch=epoch,
+            with_label=labels,
+            image_dtype=np.result_type(np.int16, *dtypes),
+            flat_axis=flat_axis,
+        )
+
+
+class _StoredArray:
+    """A stored array as dask asks for it: by slices."""
+
+    ndim = 3
+
+    def __init__(self, engine: Engine, spec: ArraySpec) -> None:
+        self._engine = engine
+        self._spec = spec
+        self.shape = spec.shape_zyx
+        self.dtype = spec.dtype
+
+    def __getitem__(self, index: tuple[slice | int, slice | int, slice | int]) -> Any:
+        starts, stops, within = [], [], []
+        for item, n in zip(index, self.shape, strict=True):
+            chosen = range(n)[item] if isinstance(item, slice) else range(n)[item : item + 1]
+            if not chosen:
+                return np.empty(self.shape, self.dtype)[index]
+            low, high = min(chosen), max(chosen) + 1
+            starts.append(low)
+            stops.append(high)
+            first, last = chosen[0] - low, chosen[-1] - low + chosen.step
+            stop = None if last < 0 else last
+            within.append(slice(first, stop, chosen.step) if isinstance(item, slice) else 0)
+        box = Box((starts[0], starts[1], starts[2]), (stops[0], stops[1], stops[2]))
+        voxels = np.empty(box.shape_zyx, self.dtype)
+        self._engine.read_into(self._spec, box, voxels)
+        return voxels[tuple(within)]

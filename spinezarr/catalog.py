@@ -1,0 +1,125 @@
+"""The datasets a user has: name, recipe, raw folder and store, read from ``catalog.yaml``."""
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from spinezarr.errors import CatalogError
+from spinezarr.strict_yaml import StrictModel, load_strict_yaml
+
+__all__ = ["CATALOG_VARIABLE", "Catalog", "CatalogEntry", "find_catalog", "load_catalog"]
+
+CATALOG_VARIABLE = "SPINEZARR_CATALOG"
+"""Environment variable that names a catalog file."""
+
+CATALOG_NAME = "catalog.yaml"
+
+
+class _EntryModel(StrictModel):
+    recipe: str
+    """Name of a shipped recipe, or the path of a ``.yaml`` file."""
+    raw: str | None = None
+    """Folder or URL of the files as they were downloaded; not needed to read a store."""
+    store: str
+    """Path or URL of the store."""
+    licence: str | None = None
+    """Licence of the data, where it differs from the recipe's."""
+
+
+class _CatalogModel(StrictModel):
+    datasets: dict[str, _EntryModel]
+
+
+@dataclass(frozen=True, slots=True)
+class CatalogEntry:
+    """One dataset of a catalog, as written in the file."""
+
+    name: str
+    recipe: str
+    raw: str | None
+    store: str
+    licence: str | None
+    catalog_path: Path
+
+    @property
+    def recipe_location(self) -> str:
+        """Recipe name, or the path of its file."""
+        if self.recipe.endswith((".yaml", ".yml")):
+            return self._locate(self.recipe)
+        return self.recipe
+
+    @property
+    def raw_location(self) -> str | None:
+        """Raw folder, variables expanded, relative paths taken from the catalog's folder."""
+        return None if self.raw is None else self._locate(self.raw)
+
+    @property
+    def store_location(self) -> str:
+        """Store path or URL, variables expanded, relative paths taken from the catalog's folder."""
+        return self._locate(self.store)
+
+    def _locate(self, value: str) -> str:
+        expanded = os.path.expandvars(value)
+        unset = re.search(r"\$\{?(\w+)\}?", expanded)
+        if unset:
+            raise CatalogError(
+                f"{self.catalog_path}: dataset {self.name!r} uses the environment variable "
+                f"{unset[1]}, which is not set. Set it, or write the path into the catalog."
+            )
+        if "://" in expanded:
+            return expanded
+        return str(self.catalog_path.parent / Path(expanded).expanduser())
+
+
+@dataclass(frozen=True, slots=True)
+class Catalog:
+    """The datasets named in one catalog file."""
+
+    path: Path
+    entries: dict[str, CatalogEntry]
+
+    def get(self, name: str) -> CatalogEntry | None:
+        """Return the entry ``name``, or None."""
+        return self.entries.get(name)
+
+
+def find_catalog(path: str | os.PathLike[str] | None = None) -> Path | None:
+    """Find the catalog file: ``path``, else ``$SPINEZARR_CATALOG``, else ``./catalog.yaml``.
+
+    Raises
+    ------
+    CatalogError
+        If a catalog was named, by argument or variable, and is not a file.
+    """
+    for named, where in ((path, "--catalog"), (os.environ.get(CATALOG_VARIABLE), CATALOG_VARIABLE)):
+        if named:
+            found = Path(named).expanduser()
+            if not found.is_file():
+                raise CatalogError(
+                    f"{found}: no such catalog file (named by {where}). "
+                    "'spinezarr init' writes one to start from."
+                )
+            return found
+    here = Path(CATALOG_NAME)
+    return here if here.is_file() else None
+
+
+def load_catalog(path: str | os.PathLike[str] | None = None) -> Catalog | None:
+    """Read the catalog that :func:`find_catalog` finds; None if there is none.
+
+    Raises
+    ------
+    CatalogError
+        If the file is named but absent, or does not load; the message points at the line.
+    """
+    found = find_catalog(path)
+    if found is None:
+        return None
+    model = load_strict_yaml(found, _CatalogModel, CatalogError)
+    absolute = found.resolve()
+    entries = {
+        name: CatalogEntry(name, e.recipe, e.raw, e.store, e.licence, absolute)
+        for name, e in model.datasets.items()
+    }
+    return Catalog(absolute, entries)

@@ -1,0 +1,63 @@
+"""Every error spinezarr raises on purpose: one family, each also a builtin.
+
+A message names the file or scan, what was found, what was expected and the next step.
+"""
+
+__all__ = [
+    "CatalogError",
+    "CorruptStoreError",
+    "FormatError",
+    "GridMismatchError",
+    "LabelError",
+    "RecipeError",
+    "SpinezarrError",
+    "StoreNotFoundError",
+    "UnknownScanError",
+    "UsageError",
+]
+
+
+class SpinezarrError(Exception):
+    """Base class: ``except SpinezarrError`` catches all of ours and none of our bugs."""
+
+
+class UsageError(SpinezarrError, ValueError):
+    """An argument, option or folder that cannot be used as asked."""
+
+
+class RecipeError(UsageError):
+    """A recipe file that does not load; the message points at the key and its line."""
+
+
+class CatalogError(UsageError):
+    """A catalog file that does not load, or a name that is not in it."""
+
+
+class FormatError(SpinezarrError, ValueError):
+    """A source file that is not a readable 3D volume: wrong kind, broken header, cut short."""
+
+
+class GridMismatchError(SpinezarrError, ValueError):
+    """An image and a mask that do not lie on the same physical voxel grid."""
+
+
+class LabelError(SpinezarrError, ValueError):
+    """A mask whose values are not labels of the recipe's scheme."""
+
+
+class StoreNotFoundError(SpinezarrError, FileNotFoundError):
+    """No spinezarr store at a path, URL or catalog name."""
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+class UnknownScanError(SpinezarrError, KeyError):
+    """A scan id that the store does not hold."""
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+class CorruptStoreError(SpinezarrError, OSError):
+    """Stored bytes that are missing, short or fail their checksum; never returned as data."""

@@ -1,0 +1,7 @@
+"""Source file formats: each opens as a :class:`~spinezarr.formats.volume.Volume`."""
+
+from spinezarr.formats.nifti import NiftiVolume
+from spinezarr.formats.source_file import SourceFile
+from spinezarr.formats.volume import Volume, open_volume
+
+__all__ = ["NiftiVolume", "SourceFile", "Volume", "open_volume"]

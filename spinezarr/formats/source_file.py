@@ -1,0 +1,41 @@
+"""Source bytes: hashed and counted while they are read."""
+
+import hashlib
+import io
+from dataclasses import dataclass
+from typing import Any
+
+__all__ = ["HashingFile", "SourceFile"]
+
+
+@dataclass(frozen=True, slots=True)
+class SourceFile:
+    """The bytes that a volume was read from."""
+
+    size_bytes: int
+    sha256: str
+
+
+class HashingFile(io.RawIOBase):
+    """Hashes and counts what is read from a file."""
+
+    def __init__(self, raw: Any) -> None:
+        self._raw = raw
+        self._sha256 = hashlib.sha256()
+        self._size_bytes = 0
+
+    def readable(self) -> bool:
+        """Answer yes, as :class:`io.BufferedReader` asks."""
+        return True
+
+    def readinto(self, buffer: Any, /) -> int:
+        """Read up to ``len(buffer)`` bytes into ``buffer``; return how many."""
+        block: bytes = self._raw.read(len(buffer))
+        buffer[: len(block)] = block
+        self._sha256.update(block)
+        self._size_bytes += len(block)
+        return len(block)
+
+    def source_file(self) -> SourceFile:
+        """What has been read so far."""
+        return SourceFile(self._size_bytes, self._sha256.hexdigest())

@@ -1,0 +1,260 @@
+"""Voxel grids, axis directions and boxes.
+
+World coordinates are RAS+ millimetres (x to the patient's right, y anterior, z superior), as in
+NIfTI [1]_. Source arrays have axes ``(i, j, k)`` in file order; stored arrays have axes
+``(z, y, x)``, each increasing toward superior, anterior and right.
+
+References
+----------
+.. [1] NIfTI-1.1 header, section "3D image (volume) orientation and location in space",
+   https://nifti.nimh.nih.gov/pub/dist/src/niftilib/nifti1.h
+"""
+
+from dataclasses import dataclass, field
+from itertools import product
+from typing import Any, Self
+
+import nibabel.orientations as nib_orientations
+import numpy as np
+import numpy.typing as npt
+
+__all__ = [
+    "AxisMap",
+    "Box",
+    "Grid",
+    "Matrix4x4",
+    "ShapeIJK",
+    "ShapeZYX",
+    "SpacingZYX",
+    "axis_positions_mm",
+    "max_corner_distance_mm",
+    "oblique_angle_deg",
+]
+
+
+Matrix4x4 = npt.NDArray[np.float64]
+ShapeIJK = tuple[int, int, int]
+ShapeZYX = tuple[int, int, int]
+SpacingZYX = tuple[float, float, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Box:
+    """A half-open block of voxels: ``start <= index < stop`` on each axis.
+
+    Indices are literal: a negative one lies before the first voxel, it does not count from the end.
+
+    Examples
+    --------
+    >>> Box((0, 8, 8), (4, 16, 16)).shape_zyx
+    (4, 8, 8)
+    """
+
+    start_zyx: ShapeZYX
+    """First voxel, inclusive."""
+    stop_zyx: ShapeZYX
+    """One past the last voxel."""
+
+    def __post_init__(self) -> None:
+        if any(stop <= start for start, stop in zip(self.start_zyx, self.stop_zyx, strict=True)):
+            raise ValueError(f"empty box: start {self.start_zyx}, stop {self.stop_zyx} (z, y, x)")
+
+    @classmethod
+    def at(cls, start_zyx: ShapeZYX, shape_zyx: ShapeZYX) -> Self:
+        """Make the box of ``shape_zyx`` voxels whose first voxel is ``start_zyx``."""
+        z, y, x = (a + n for a, n in zip(start_zyx, shape_zyx, strict=True))
+        return cls(start_zyx, (z, y, x))
+
+    @property
+    def shape_zyx(self) -> ShapeZYX:
+        """Voxels along each axis."""
+        z, y, x = (b - a for a, b in zip(self.start_zyx, self.stop_zyx, strict=True))
+        return (z, y, x)
+
+    @property
+    def slices(self) -> tuple[slice, slice, slice]:
+        """Index for a NumPy array of axes ``(z, y, x)``; only for boxes without negative start."""
+        z, y, x = (slice(a, b) for a, b in zip(self.start_zyx, self.stop_zyx, strict=True))
+        return (z, y, x)
+
+    def shift(self, offset_zyx: ShapeZYX) -> "Box":
+        """Move the box by ``offset_zyx`` voxels."""
+        z, y, x = (a + o for a, o in zip(self.start_zyx, offset_zyx, strict=True))
+        return Box.at((z, y, x), self.shape_zyx)
+
+    def intersect(self, other: "Box") -> "Box | None":
+        """Return the voxels of both boxes, or None if they share none.
+
+        Examples
+        --------
+        >>> Box((-2, 0, 0), (2, 4, 4)).intersect(Box((0, 0, 0), (9, 9, 9)))
+        Box(start_zyx=(0, 0, 0), stop_zyx=(2, 4, 4))
+        """
+        start = tuple(max(a, b) for a, b in zip(self.start_zyx, other.start_zyx, strict=True))
+        stop = tuple(min(a, b) for a, b in zip(self.stop_zyx, other.stop_zyx, strict=True))
+        if any(b <= a for a, b in zip(start, stop, strict=True)):
+            return None
+        return Box((start[0], start[1], start[2]), (stop[0], stop[1], stop[2]))
+
+
+@dataclass(frozen=True, slots=True)
+class AxisMap:
+    """Which source axis, in which direction, becomes each stored axis.
+
+    Only permutations and flips: no voxel value is ever interpolated.
+
+    Examples
+    --------
+    >>> las = np.diag([-1.0, 1.0, 2.0, 1.0])
+    >>> AxisMap.of_affine(las).axcodes
+    'LAS'
+    >>> AxisMap.of_affine(las).flip_zyx
+    (False, False, True)
+    """
+
+    source_axis_zyx: tuple[int, int, int]
+    """Source axis (0, 1, 2 for i, j, k) that runs along z, y and x."""
+    flip_zyx: tuple[bool, bool, bool]
+    """Whether that source axis decreases along z, y and x."""
+
+    @classmethod
+    def of_affine(cls, affine: Matrix4x4) -> Self:
+        """Find the permutation and flips closest to an affine (voxel ``ijk`` to RAS+ mm)."""
+        return cls._of_orientation(nib_orientations.io_orientation(affine))
+
+    @classmethod
+    def of_axcodes(cls, axcodes: str) -> Self:
+        """Find the map of an array whose axes i, j, k increase toward three anatomical letters.
+
+        Examples
+        --------
+        >>> AxisMap.of_axcodes("PIR").source_axis_zyx
+        (1, 0, 2)
+        """
+        return cls._of_orientation(nib_orientations.axcodes2ornt(tuple(axcodes)))
+
+    @classmethod
+    def _of_orientation(cls, orientation: npt.NDArray[np.float64]) -> Self:
+        """Convert nibabel's (world axis, direction) per source axis."""
+        world = [int(axis) for axis in orientation[:, 0]]
+        axes = [world.index(axis) for axis in (2, 1, 0)]
+        flips = [bool(orientation[axis, 1] < 0) for axis in axes]
+        return cls((axes[0], axes[1], axes[2]), (flips[0], flips[1], flips[2]))
+
+    @property
+    def axcodes(self) -> str:
+        """Directions toward which source axes i, j, k increase, e.g. ``'LPS'``."""
+        letters = ["?", "?", "?"]
+        for axis, flip, (towards, away) in zip(
+            self.source_axis_zyx, self.flip_zyx, ("SI", "AP", "RL"), strict=True
+        ):
+            letters[axis] = away if flip else towards
+        return "".join(letters)
+
+    def to_zyx(self, array_ijk: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """View an array of axes ``(i, j, k)`` as ``(z, y, x)``, RAS+."""
+        flips = tuple(slice(None, None, -1 if flip else 1) for flip in self.flip_zyx)
+        return array_ijk.transpose(self.source_axis_zyx)[flips]
+
+    def from_zyx(self, array_zyx: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """View an array of axes ``(z, y, x)`` in source order; undoes :meth:`to_zyx`."""
+        flips = tuple(slice(None, None, -1 if flip else 1) for flip in self.flip_zyx)
+        inverse = tuple(self.source_axis_zyx.index(axis) for axis in range(3))
+        return array_zyx[flips].transpose(inverse)
+
+    def shape_zyx(self, shape_ijk: ShapeIJK) -> ShapeZYX:
+        """Order a source shape as ``(z, y, x)``."""
+        z, y, x = (shape_ijk[axis] for axis in self.source_axis_zyx)
+        return (z, y, x)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Grid:
+    """Where the voxels of a source file lie."""
+
+    shape_ijk: ShapeIJK
+    """Voxels along the file's axes."""
+    affine: Matrix4x4 = field(repr=False)
+    """4 x 4, voxel index ``(i, j, k, 1)`` to RAS+ mm."""
+
+    @property
+    def axis_map(self) -> AxisMap:
+        """How the file's axes become stored axes."""
+        return AxisMap.of_affine(self.affine)
+
+    @property
+    def shape_zyx(self) -> ShapeZYX:
+        """Voxels along the stored axes."""
+        return self.axis_map.shape_zyx(self.shape_ijk)
+
+    @property
+    def affine_xyz(self) -> Matrix4x4:
+        """4 x 4, stored voxel ``(x, y, z, 1)`` to RAS+ mm.
+
+        The order of the columns is that of NIfTI, so that
+        ``nibabel.Nifti1Image(image.transpose(2, 1, 0), affine)`` is the stored volume.
+        """
+        axis_map = self.axis_map
+        to_source = np.zeros((4, 4))
+        to_source[3, 3] = 1
+        for stored, (axis, flip) in enumerate(
+            zip(axis_map.source_axis_zyx[::-1], axis_map.flip_zyx[::-1], strict=True)
+        ):
+            to_source[axis, stored] = -1 if flip else 1
+            to_source[axis, 3] = self.shape_ijk[axis] - 1 if flip else 0
+        return self.affine @ to_source
+
+    @property
+    def spacing_zyx_mm(self) -> SpacingZYX:
+        """Distance between neighbouring voxels along the stored axes."""
+        x, y, z = np.linalg.norm(self.affine_xyz[:3, :3], axis=0).tolist()
+        return (z, y, x)
+
+    def describe(self) -> str:
+        """One line for messages: shape, directions, spacing and origin."""
+        affine = self.affine
+        spacing = " x ".join(f"{s:.4g}" for s in np.linalg.norm(affine[:3, :3], axis=0))
+        origin = ", ".join(f"{o:.2f}" for o in affine[:3, 3])
+        shape = " x ".join(str(n) for n in self.shape_ijk)
+        return f"{shape} voxels, {self.axis_map.axcodes}, {spacing} mm, first voxel at ({origin})"
+
+
+def max_corner_distance_mm(a: Grid, b: Grid) -> float:
+    """Largest distance between the corners of two grids, after both are stored as ``(z, y, x)``.
+
+    Two affine grids of one shape coincide everywhere if and only if their corners do.
+    """
+    x, y, z = a.shape_zyx[::-1]
+    corners = np.array([(*c, 1) for c in product((0, x - 1), (0, y - 1), (0, z - 1))], float).T
+    distance = (a.affine_xyz - b.affine_xyz)[:3] @ corners
+    return float(np.linalg.norm(distance, axis=0).max())
+
+
+def oblique_angle_deg(affine: Matrix4x4) -> float:
+    """Largest angle between a voxel axis and the world axis it follows most closely.
+
+    Examples
+    --------
+    >>> round(oblique_angle_deg(np.diag([-0.7, -0.7, 2.5, 1.0])), 6)
+    0.0
+    """
+    directions = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
+    return float(np.degrees(np.arccos(np.clip(np.abs(directions).max(axis=0), -1, 1))).max())
+
+
+def axis_positions_mm(affine_xyz: Matrix4x4, shape_zyx: ShapeZYX) -> dict[str, npt.NDArray[np.float64]]:
+    """Return the positions of voxels along the stored axes ``z``, ``y`` and ``x``.
+
+    They start at the world position of the first voxel and grow by the voxel spacing: true positions
+    unless the axes are oblique.
+
+    Examples
+    --------
+    >>> axis_positions_mm(np.diag([0.5, 0.5, 2.0, 1.0]), (3, 2, 1))["z"]
+    array([0., 2., 4.])
+    """
+    spacing_xyz = np.linalg.norm(affine_xyz[:3, :3], axis=0)
+    return {
+        axis: affine_xyz[i, 3] + spacing_xyz[i] * np.arange(n)
+        for axis, i, n in zip("zyx", (2, 1, 0), shape_zyx, strict=True)
+    }

@@ -1,0 +1,309 @@
+"""One scan: open, check, orient, shard, encode, publish."""
+
+import hashlib
+import math
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any, Final
+
+import fsspec
+import numpy as np
+import numpy.typing as npt
+
+
+from spinezarr.errors import FormatError
+from spinezarr.formats import Volume, open_volume
+from spinezarr.geometry import AxisMap, Grid, ShapeZYX, oblique_angle_deg
+from spinezarr.ingest.align import aligned_label_grid
+from spinezarr.ingest.chunks import (
+    HU_DTYPE,
+    DoesNotFitError,
+    ImageEncoder,
+    ImageFacts,
+    LabelEncoder,
+    LabelFacts,
+    LabelInChunk,
+)
+from spinezarr.ingest.discover import ScanSource
+from spinezarr.ingest.encode import encode_volume
+from spinezarr.recipe import Recipe
+from spinezarr.store.attributes import ScanAttributes
+from spinezarr.store.layout import IMAGE, LABEL
+from spinezarr.store.writer import ScanWriter, StoreWriter
+from spinezarr.vertebrae import NAME_OF_VALUE
+
+__all__ = ["ScanOptions", "ingest_scan"]
+
+_OBLIQUE_NOTE_DEG: Final = 0.1
+"""Angle from which coordinates along the axes mislead by more than a voxel over 512 voxels."""
+
+
+@dataclass(frozen=True, slots=True)
+class ScanOptions:
+    """What a user may choose for the scans of an ingest."""
+
+    take_image_grid: bool = False
+    """Give a mask the affine of its image where both have the same shape."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where the raw files lie."""
+
+    fs: fsspec.AbstractFileSystem
+    root: str
+
+    def open(self, path: str) -> Any:
+        return open_volume(self.fs, f"{self.root}/{path}")
+
+
+def ingest_scan(
+    source: ScanSource,
+    recipe: Recipe,
+    raw: str,
+    store: StoreWriter,
+    pool: Executor,
+    options: ScanOptions,
+    on_share: Callable[[float], None],
+) -> ScanAttributes:
+    """Read one scan's files and publish it in the store.
+
+    Parameters
+    ----------
+    source
+        Its files.
+    recipe
+        What they mean.
+    raw
+        Folder or URL the paths are relative to.
+    store
+        Where to write.
+    pool
+        Threads that encode chunks.
+    options
+        The user's choices.
+    on_share
+        Called with each further share of the scan that is done, for progress.
+
+    Returns
+    -------
+    ScanAttributes
+        What was published.
+
+    Raises
+    ------
+    FormatError, GridMismatchError, LabelError
+        If a file cannot be ingested; nothing of the scan is left in the store then.
+    """
+    fs, root = fsspec.url_to_fs(raw)
+    place = _Place(fs, root.rstrip("/"))
+    writer = store.new_scan(source.scan_id)
+    try:
+        return _ingest(source, recipe, place, writer, pool, options, on_share)
+    except BaseException:
+        writer.discard()
+        raise
+
+
+def _ingest(
+    source: ScanSource,
+    recipe: Recipe,
+    place: _Place,
+    writer: ScanWriter,
+    pool: Executor,
+    options: ScanOptions,
+    on_share: Callable[[float], None],
+) -> ScanAttributes:
+    notes: list[str] = []
+    with place.open(source.image) as image:
+        grid: Grid = image.grid
+        voxels_to_read = math.prod(grid.shape_ijk) * (1 if source.label is None else 2)
+
+        def on_voxels(voxels: int) -> None:
+            on_share(voxels / voxels_to_read)
+
+        notes += image.notes
+        label_grid = None
+        if source.label is not None:
+            # Grids are compared before any voxel is inflated.
+            with place.open(source.label) as label:
+                label_grid = aligned_label_grid(
+                    grid,
+                    label.grid,
+                    image_path=source.image,
+                    label_path=source.label,
+                    take_image_grid=options.take_image_grid,
+                )
+                if label_grid is grid:
+                    notes.append("the mask has the image's affine, as --take-image-grid asks")
+        image_dtype, image_facts = _write_image(image, writer, pool, on_voxels, notes)
+    attributes = {
+        **_identity(source, recipe),
+        **_geometry(grid, notes),
+        "image_dtype": image_dtype.name,
+        **_image_summary(image_facts),
+        "image_source": _source_record(source.image, image),
+        "label_source": None,
+        "label_state": "none",
+        "vertebrae": {},
+        "other_labels": {},
+    }
+    label_chunks, values = None, ()
+    if source.label is not None and label_grid is not None:
+        label_facts = _write_label(label, label_grid, writer, pool, on_voxels)
+        label_chunks = _label_chunks(label_facts)
+        summary, values = _label_summary(label_facts, notes)
+        attributes |= summary
+        attributes["label_source"] = _source_record(source.label, label)
+        attributes["label_state"] = recipe.labels.state
+    attributes["notes"] = tuple(notes)
+    return writer.publish(
+        attributes,
+        label_chunks=label_chunks,
+        label_values=values,
+    )
+
+
+def _shard_key(array: str, shard_zyx: ShapeZYX) -> str:
+    return f"{array}/c/" + "/".join(str(i) for i in shard_zyx)
+
+
+def _write_image(
+    image: Volume,
+    writer: ScanWriter,
+    pool: Executor,
+    on_voxels: Callable[[int], None],
+    notes: list[str],
+) -> tuple[np.dtype[Any], Sequence[ImageFacts]]:
+    """Encode as int16, and start again in the file's own type if a value does not fit."""
+
+    def write(shard_zyx: ShapeZYX, data: bytes) -> None:
+        writer.write(_shard_key(IMAGE, shard_zyx), data)
+
+    done = 0
+
+    def count(voxels: int) -> None:
+        nonlocal done
+        done += voxels
+        on_voxels(voxels)
+
+    try:
+        facts = encode_volume(image, image.grid, ImageEncoder(HU_DTYPE), write, pool, count)
+    except DoesNotFitError as problem:
+        on_voxels(-done)
+        notes.append(
+            f"image kept as {image.dtype}: it holds {problem.value!r}, which int16 cannot"
+        )
+    else:
+        return HU_DTYPE, facts
+    encoder = ImageEncoder(image.dtype)
+    return image.dtype, encode_volume(image, image.grid, encoder, write, pool, on_voxels)
+
+
+def _write_label(
+    label: Volume,
+    grid: Grid,
+    writer: ScanWriter,
+    pool: Executor,
+    on_voxels: Callable[[int], None],
+) -> Sequence[LabelFacts]:
+    def write(shard_zyx: ShapeZYX, data: bytes) -> None:
+        writer.write(_shard_key(LABEL, shard_zyx), data)
+
+    return encode_volume(label, grid, LabelEncoder(), write, pool, on_voxels)
+
+
+def _identity(source: ScanSource, recipe: Recipe) -> dict[str, Any]:
+    return {
+        "dataset": recipe.name,
+        "scan_id": source.scan_id,
+        "patient_id": source.patient_id,
+        "source": source.source,
+        "split": source.split,
+        "split_index": source.split_index,
+        "licence": recipe.licence,
+        "citation": recipe.citation,
+        "written_by": f"spinezarr {version('spinezarr')}",
+    }
+
+
+def _geometry(grid: Grid, notes: list[str]) -> dict[str, Any]:
+    angle = oblique_angle_deg(grid.affine)
+    if angle > _OBLIQUE_NOTE_DEG:
+        notes.append(
+            f"the voxel axes are {angle:.1f} degrees oblique: the coordinates z, y, x run along "
+            "them, the affine gives true positions"
+        )
+    return {
+        "affine": _rows(grid.affine_xyz),
+        "shape_zyx": grid.shape_zyx,
+        "spacing_zyx_mm": grid.spacing_zyx_mm,
+        "oblique_deg": angle,
+    }
+
+
+def _rows(matrix: npt.NDArray[np.float64]) -> tuple[tuple[float, ...], ...]:
+    return tuple(tuple(row) for row in matrix.tolist())
+
+
+def _source_record(path: str, volume: Volume) -> dict[str, Any]:
+    file = volume.source_file()
+    return {
+        "file": path,
+        "size_bytes": file.size_bytes,
+        "sha256": file.sha256,
+        "dtype": volume.dtype.name,
+        "shape_ijk": volume.grid.shape_ijk,
+        "affine_ijk": _rows(volume.grid.affine),
+        "orientation": AxisMap.of_affine(volume.grid.affine).axcodes,
+    }
+
+
+def _image_summary(facts: Iterable[ImageFacts]) -> dict[str, Any]:
+    facts = list(facts)
+    checksums = np.array([fact.checksum for fact in facts], "<u4")
+    return {
+        "image_range_hu": (
+            float(np.fmin.reduce([fact.lowest for fact in facts])),
+            float(np.fmax.reduce([fact.highest for fact in facts])),
+        ),
+        "image_checksum": hashlib.sha256(checksums.tobytes()).hexdigest()[:32],
+    }
+
+
+def _label_chunks(facts: Iterable[LabelFacts]) -> npt.NDArray[np.uint32]:
+    """Tabulate label, chunk index z, y, x and voxel count, ordered by label, then chunk."""
+    rows = sorted(
+        (found.value, *fact.chunk_zyx, found.voxel_count) for fact in facts for found in fact.labels
+    )
+    return np.array(rows, np.uint32).reshape(len(rows), 5)
+
+
+def _label_summary(
+    facts: Iterable[LabelFacts], notes: list[str]
+) -> tuple[dict[str, Any], tuple[int, ...]]:
+    by_value: dict[int, list[LabelInChunk]] = {}
+    for fact in facts:
+        for found in fact.labels:
+            by_value.setdefault(found.value, []).append(found)
+    vertebrae: dict[str, Any] = {}
+    other: dict[str, int] = {}
+    for value, parts in sorted(by_value.items()):
+        count = sum(part.voxel_count for part in parts)
+        if value not in NAME_OF_VALUE:
+            other[str(value)] = count
+            continue
+        total = np.sum([part.index_sum_zyx for part in parts], axis=0)
+        start = np.min([part.start_zyx for part in parts], axis=0)
+        stop = np.max([part.stop_zyx for part in parts], axis=0)
+        vertebrae[NAME_OF_VALUE[value]] = {
+            "voxel_count": count,
+            "centroid_zyx": tuple((total / count).tolist()),
+            "start_zyx": tuple(start.tolist()),
+            "stop_zyx": tuple(stop.tolist()),
+        }
+    if other:
+        notes.append(f"mask values outside the label scheme: {', '.join(other)}")
+    return {"vertebrae": vertebrae, "other_labels": other}, tuple(sorted(by_value))

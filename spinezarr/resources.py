@@ -1,0 +1,56 @@
+"""Files that ship with spinezarr: recipes and the starter catalog."""
+
+from importlib.resources import files
+from importlib.resources.abc import Traversable
+from pathlib import Path
+
+from spinezarr.errors import RecipeError
+
+__all__ = ["recipe_names", "recipe_path", "resource"]
+
+
+def resource(name: str) -> Traversable:
+    """Return the shipped file or folder ``name``, from an installed wheel or from a checkout.
+
+    Examples
+    --------
+    >>> resource("ingest/ctspine1k.yaml").is_file()
+    True
+    """
+    installed = files("spinezarr") / "_data"
+    root = installed if installed.is_dir() else Path(__file__).parent.parent
+    return root / name
+
+
+def recipe_names() -> tuple[str, ...]:
+    """Return the names of the shipped recipes.
+
+    Examples
+    --------
+    >>> "ctspine1k" in recipe_names()
+    True
+    """
+    shipped = resource("ingest").iterdir()
+    return tuple(sorted(f.name.removesuffix(".yaml") for f in shipped if f.name.endswith(".yaml")))
+
+
+def recipe_path(recipe: str) -> Traversable:
+    """Find a recipe by its shipped name or by the path of a ``.yaml`` file.
+
+    Raises
+    ------
+    RecipeError
+        If there is no such recipe; lists those that ship with spinezarr.
+    """
+    if recipe.endswith((".yaml", ".yml")):
+        path = Path(recipe).expanduser()
+        if path.is_file():
+            return path
+        raise RecipeError(f"{recipe}: no such recipe file.")
+    if recipe in recipe_names():
+        return resource(f"ingest/{recipe}.yaml")
+    raise RecipeError(
+        f"There is no recipe {recipe!r}. Shipped recipes: {', '.join(recipe_names())}. "
+        "Give one of these, the path of your own .yaml file, or use 'pairs' with --image and "
+        "--label."
+    )

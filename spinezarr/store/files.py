@@ -1,0 +1,59 @@
+"""Writing files so that each is either whole or absent, on disk and in object stores."""
+
+import os
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+
+__all__ = [
+    "PARTIAL",
+    "open_filesystem",
+    "publish_file",
+    "remove_folder",
+    "replace_folder",
+    "write_file",
+]
+
+PARTIAL = ".partial"
+"""Ending of names that are not yet, or no longer, part of a store."""
+
+
+def open_filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
+    """Return the file system of a path or URL, and the path there without a slash at its end."""
+    fs, path = fsspec.url_to_fs(url)
+    return fs, path.rstrip("/")
+
+
+def write_file(fs: fsspec.AbstractFileSystem, path: str, data: bytes) -> None:
+    """Write ``path`` and the folders above it; a reader may meet half of it."""
+    if isinstance(fs, LocalFileSystem):
+        fs.makedirs(path.rsplit("/", 1)[0], exist_ok=True)
+    fs.pipe_file(path, data)
+
+
+def publish_file(fs: fsspec.AbstractFileSystem, path: str, data: bytes) -> None:
+    """Write ``path`` at once: a reader sees what was there before, or the whole new file.
+
+    An object store does that by itself; on disk the file is renamed into place.
+    """
+    if isinstance(fs, LocalFileSystem):
+        write_file(fs, path + PARTIAL, data)
+        os.replace(path + PARTIAL, path)
+    else:
+        fs.pipe_file(path, data)
+
+
+def replace_folder(fs: fsspec.AbstractFileSystem, new: str, place: str) -> None:
+    """Move the folder ``new`` to ``place``, over what is there."""
+    old = place + ".old" + PARTIAL
+    remove_folder(fs, old)
+    if fs.exists(place):
+        fs.mv(place, old, recursive=True)
+    fs.mv(new, place, recursive=True)
+    remove_folder(fs, old)
+
+
+def remove_folder(fs: fsspec.AbstractFileSystem, path: str) -> None:
+    """Delete a folder with all in it, if it is there."""
+    if fs.exists(path):
+        fs.rm(path, recursive=True)

@@ -1,0 +1,172 @@
+"""Zarr v3 metadata and small arrays, written by zarr-python into memory as key → bytes."""
+
+import json
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import xarray as xr
+import zarr
+from zarr.codecs import BloscCodec, Crc32cCodec
+from zarr.abc.buffer import Buffer
+from zarr.storage import MemoryStore
+
+from spinezarr.geometry import ShapeZYX
+from spinezarr.store.attributes import ManifestEntry
+from spinezarr.store.layout import (
+    CHUNK_SHAPE_ZYX,
+    CODEC,
+    LABEL,
+    LABEL_CHUNKS,
+    fill_value,
+    shard_shape_zyx,
+)
+from spinezarr.vertebrae import NAME_OF_VALUE
+
+__all__ = ["root_files", "scan_files", "table_files"]
+
+_AXIS_ATTRIBUTES = {
+    "z": {"axis": "Z", "long_name": "toward superior"},
+    "y": {"axis": "Y", "long_name": "toward anterior"},
+    "x": {"axis": "X", "long_name": "toward the patient's right"},
+}
+
+
+def root_files(attributes: Mapping[str, Any]) -> dict[str, bytes]:
+    """Return the files of the root group and of the group that holds the scans."""
+    files: dict[str, Buffer] = {}
+    store = MemoryStore(files)
+    root = zarr.create_group(store, zarr_format=3, attributes=dict(attributes))
+    root.create_group("scans")
+    return {key: buffer.to_bytes() for key, buffer in files.items()}
+
+
+def scan_files(
+    *,
+    shape_zyx: ShapeZYX,
+    dtypes: Mapping[str, np.dtype[Any]],
+    coordinates_mm: Mapping[str, npt.NDArray[np.float64]],
+    label_chunks: npt.NDArray[np.uint32] | None,
+    label_values: tuple[int, ...],
+    attributes: Mapping[str, Any],
+) -> dict[str, bytes]:
+    """Return all files of a scan but the shards of its arrays.
+
+    Parameters
+    ----------
+    shape_zyx
+        Voxels of image and mask.
+    dtypes
+        Type of each array, ``image`` and, if the scan has a mask, ``label``.
+    coordinates_mm
+        Positions of the voxels along ``z``, ``y`` and ``x``.
+    label_chunks
+        uint32 of shape ``(n, 5)``: label value, chunk index z, y, x and the voxels of that label in
+        that chunk; None without a mask.
+    label_values
+        Values that occur in the mask.
+    attributes
+        Of the scan's group.
+    """
+    files: dict[str, Buffer] = {}
+    store = MemoryStore(files)
+    group = zarr.create_group(store, zarr_format=3, attributes=dict(attributes))
+    for name, dtype in dtypes.items():
+        group.create_array(
+            name,
+            shape=shape_zyx,
+            chunks=CHUNK_SHAPE_ZYX,
+            shards=shard_shape_zyx(shape_zyx),
+            dtype=dtype,
+            fill_value=fill_value(name, dtype),
+            compressors=[_blosc(dtype), Crc32cCodec()],
+            dimension_names=("z", "y", "x"),
+            attributes=_label_attributes(label_values) if name == LABEL else _IMAGE_ATTRIBUTES,
+        )
+    for axis, positions in coordinates_mm.items():
+        _small_array(group, axis, positions, (axis,), {**_AXIS_ATTRIBUTES[axis], "units": "mm"})
+    if label_chunks is not None:
+        columns = {"columns": ["label", "chunk_z", "chunk_y", "chunk_x", "voxel_count"]}
+        _small_array(group, LABEL_CHUNKS, label_chunks, ("entry", "column"), columns)
+    _consolidate(store)
+    return {key: buffer.to_bytes() for key, buffer in files.items()}
+
+
+def table_files(table: xr.Dataset) -> dict[str, bytes]:
+    """Return the files of the scan table; its attribute ``manifest`` names all but ``zarr.json``."""
+    files: dict[str, Buffer] = {}
+    store = MemoryStore(files)
+    encoding = {
+        name: {"chunks": tuple(max(1, n) for n in variable.shape)}
+        for name, variable in table.variables.items()
+    }
+    with _unspecified_allowed():
+        table.to_zarr(store, zarr_format=3, encoding=encoding, consolidated=True)
+    data = {key: buffer.to_bytes() for key, buffer in files.items()}
+    metadata = json.loads(data.pop("zarr.json"))
+    metadata["attributes"]["manifest"] = {
+        key: ManifestEntry.of(content).model_dump() for key, content in sorted(data.items())
+    }
+    return {**data, "zarr.json": json.dumps(metadata).encode()}
+
+
+@contextmanager
+def _unspecified_allowed() -> Iterator[None]:
+    """Silence zarr on consolidated metadata and strings: extensions that every client passes over."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Consolidated metadata is currently not part")
+        yield
+
+
+_IMAGE_ATTRIBUTES = {"long_name": "CT number", "units": "HU"}
+
+
+def _label_attributes(values: tuple[int, ...]) -> dict[str, Any]:
+    """Name the labels as CF does: https://cfconventions.org, section 3.5 "Flags"."""
+    names = [NAME_OF_VALUE.get(value, f"label_{value}") for value in values]
+    return {
+        "long_name": "vertebra",
+        "flag_values": [0, *values],
+        "flag_meanings": " ".join(["background", *names]),
+    }
+
+
+def _blosc(dtype: np.dtype[Any]) -> BloscCodec:
+    return BloscCodec(
+        cname=CODEC.cname,
+        clevel=CODEC.clevel,
+        shuffle=CODEC.shuffle,
+        blocksize=CODEC.blocksize,
+        typesize=dtype.itemsize,
+    )
+
+
+def _small_array(
+    group: zarr.Group,
+    name: str,
+    values: npt.NDArray[Any],
+    dimensions: tuple[str, ...],
+    attributes: Mapping[str, Any],
+) -> None:
+    array = group.create_array(
+        name,
+        shape=values.shape,
+        chunks=tuple(max(1, n) for n in values.shape),
+        dtype=values.dtype,
+        fill_value=0,
+        compressors=[_blosc(values.dtype), Crc32cCodec()],
+        dimension_names=dimensions,
+        attributes=dict(attributes),
+        config={"write_empty_chunks": True},
+    )
+    array[...] = values
+
+
+def _consolidate(store: MemoryStore) -> None:
+    with _unspecified_allowed():
+        zarr.consolidate_metadata(store, zarr_format=3)
+
+

@@ -1,0 +1,262 @@
+"""Opening a store: the dataset, the table, and the arrays of each scan as plain values."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import xarray as xr
+from pydantic import ValidationError
+from zarr.buffer.cpu import Buffer
+from zarr.storage import MemoryStore
+
+from spinezarr.errors import CorruptStoreError, StoreNotFoundError, UnknownScanError
+from spinezarr.geometry import ShapeZYX
+from spinezarr.store.attributes import ManifestEntry, RootAttributes, ScanAttributes
+from spinezarr.store.files import open_filesystem
+from spinezarr.store.layout import FORMAT_VERSION, LABEL_CHUNKS, TABLE, scan_key
+from spinezarr.store.sharding import ChunkDamagedError, decode_chunk
+
+__all__ = ["ArraySpec", "ScanHandle", "StoreReader"]
+
+_CHUNK_CODECS: Final = ["bytes", "blosc", "crc32c"]
+_SCANS_KEPT: Final = 4096
+"""Scans whose metadata are kept in memory, about 10 kB each."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ArraySpec:
+    """One stored array ``(z, y, x)``: everything a reader must know but its voxels."""
+
+    scan_id: str
+    name: str
+    """``image`` or ``label``."""
+    path: str
+    """Where it lies in the store's file system."""
+    shape_zyx: ShapeZYX
+    dtype: np.dtype[Any]
+    chunk_shape_zyx: ShapeZYX
+    shard_shape_zyx: ShapeZYX
+    fill_value: float
+    shard_sizes: Mapping[ShapeZYX, int]
+    """Bytes of each shard that exists, by its index."""
+
+    @property
+    def chunks_per_shard_zyx(self) -> ShapeZYX:
+        """Chunks of one shard along each axis."""
+        z, y, x = (
+            s // c for s, c in zip(self.shard_shape_zyx, self.chunk_shape_zyx, strict=True)
+        )
+        return (z, y, x)
+
+    def shard_path(self, shard_zyx: ShapeZYX) -> str:
+        """Path of a shard in the store's file system."""
+        z, y, x = shard_zyx
+        return f"{self.path}/c/{z}/{y}/{x}"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ScanHandle:
+    """One opened scan."""
+
+    attributes: ScanAttributes
+    image: ArraySpec
+    label: ArraySpec | None
+    label_chunk_rows: int
+    """Rows of :meth:`StoreReader.label_chunks`."""
+    variable_attributes: Mapping[str, Mapping[str, Any]]
+    """Units, label names and the like of ``image``, ``label``, ``z``, ``y`` and ``x``."""
+
+    @property
+    def affine(self) -> npt.NDArray[np.float64]:
+        """4 x 4, stored voxel ``(x, y, z, 1)`` to RAS+ mm."""
+        return np.array(self.attributes.affine)
+
+
+class StoreReader:
+    """Reads one store. Safe to share between threads and to pickle.
+
+    Parameters
+    ----------
+    url
+        Path or fsspec URL.
+
+    Raises
+    ------
+    StoreNotFoundError
+        If there is no spinezarr store.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self.fs, self.path = open_filesystem(url)
+        self.root = self._read_root()
+        self.scan = lru_cache(_SCANS_KEPT)(self._read_scan)
+        self.label_chunks = lru_cache(_SCANS_KEPT)(self._read_label_chunks)
+
+    def __reduce__(self) -> tuple[type["StoreReader"], tuple[str]]:
+        return StoreReader, (self.url,)
+
+    def _read_root(self) -> RootAttributes:
+        try:
+            metadata = json.loads(self.fs.cat_file(f"{self.path}/zarr.json"))
+            root = RootAttributes.model_validate_json(json.dumps(metadata["attributes"]))
+        except (FileNotFoundError, NotADirectoryError) as problem:
+            raise StoreNotFoundError(
+                f"{self.url}: there is no store. 'spinezarr ingest' makes one."
+            ) from problem
+        except (ValueError, KeyError, TypeError, ValidationError) as problem:
+            raise StoreNotFoundError(
+                f"{self.url}: is not a store that spinezarr wrote. "
+                "Give the folder that 'spinezarr ingest' named with --out."
+            ) from problem
+        if root.format_version != FORMAT_VERSION:
+            raise StoreNotFoundError(
+                f"{self.url}: is written in format {root.format_version}; this spinezarr reads "
+                f"format {FORMAT_VERSION}. Install a matching version, or ingest again."
+            )
+        return root
+
+    @cached_property
+    def table(self) -> xr.Dataset:
+        """The scan table, in memory.
+
+        Raises
+        ------
+        CorruptStoreError
+            If a file of it is missing or damaged.
+        """
+        folder = f"{self.path}/{TABLE}"
+        try:
+            raw = self.fs.cat_file(f"{folder}/zarr.json")
+        except FileNotFoundError as problem:
+            raise CorruptStoreError(
+                f"{self.url}: has no scan table; an ingest was cut off before its first scan was "
+                "done, or while the table was replaced. Run the same 'spinezarr ingest' again."
+            ) from problem
+        manifest = {
+            key: ManifestEntry.model_validate(entry)
+            for key, entry in json.loads(raw)["attributes"]["manifest"].items()
+        }
+        files = {"zarr.json": Buffer.from_bytes(raw)}
+        for key, entry in manifest.items():
+            files[key] = Buffer.from_bytes(self._read_checked(f"{folder}/{key}", entry))
+        table = xr.open_zarr(MemoryStore(files), chunks=None, zarr_format=3).load()
+        # NumPy's StringDType cannot hold the NaN that where() and reindex() put in.
+        plain = {
+            name: (v.dims, v.to_numpy().astype(object) if v.dtype.kind == "T" else v.data, v.attrs)
+            for name, v in table.variables.items()
+        }
+        attributes = {k: v for k, v in table.attrs.items() if k != "manifest"}
+        return xr.Dataset(plain, attrs=attributes).set_coords(list(table.coords))
+
+    def _read_checked(self, path: str, entry: ManifestEntry) -> bytes:
+        try:
+            data: bytes = self.fs.cat_file(path)
+        except FileNotFoundError as problem:
+            raise CorruptStoreError(f"{path}: is missing from the store.") from problem
+        found = ManifestEntry.of(data)
+        if found != entry:
+            raise CorruptStoreError(
+                f"{path}: is damaged: {found.size_bytes} bytes with crc32c {found.crc32c}, "
+                f"expected {entry.size_bytes} bytes with {entry.crc32c}. Ingest it again."
+            )
+        return data
+
+    def _read_scan(self, scan_id: str) -> ScanHandle:
+        """Open one scan.
+
+        Raises
+        ------
+        UnknownScanError
+            If the store has no such scan.
+        CorruptStoreError
+            If its metadata are not those that spinezarr writes.
+        """
+        folder = f"{self.path}/{scan_key(scan_id)}"
+        try:
+            if not scan_id or "/" in scan_id:
+                raise FileNotFoundError(scan_id)
+            raw = self.fs.cat_file(f"{folder}/zarr.json")
+        except (FileNotFoundError, NotADirectoryError) as problem:
+            raise UnknownScanError(f"{self.url}: has no scan {scan_id!r}.") from problem
+        try:
+            metadata = json.loads(raw)
+            attributes = ScanAttributes.model_validate_json(json.dumps(metadata["attributes"]))
+            arrays = metadata["consolidated_metadata"]["metadata"]
+            specs = {
+                name: _array_spec(attributes, name, f"{folder}/{name}", arrays[name])
+                for name in ("image", "label")
+                if name in arrays
+            }
+            rows = arrays[LABEL_CHUNKS]["shape"][0] if LABEL_CHUNKS in arrays else 0
+            described = {name: arrays[name]["attributes"] for name in (*specs, "z", "y", "x")}
+            return ScanHandle(
+                attributes, specs["image"], specs.get("label"), int(rows), described
+            )
+        except (ValueError, KeyError, TypeError, IndexError, ValidationError) as problem:
+            raise CorruptStoreError(
+                f"{folder}/zarr.json: is not what spinezarr writes ({problem}). "
+                "Ingest this scan again."
+            ) from problem
+
+    def _read_label_chunks(self, scan_id: str) -> npt.NDArray[np.uint32]:
+        """Voxels of each label in each chunk of a scan's mask.
+
+        Returns
+        -------
+        numpy.ndarray
+            uint32 of shape ``(n, 5)``: label value, chunk index z, y, x, voxel count; ordered by
+            label, then chunk. Empty for a scan without mask.
+        """
+        scan = self.scan(scan_id)
+        out = np.empty((scan.label_chunk_rows, 5), np.uint32)
+        if not scan.label_chunk_rows:
+            return out
+        key = f"{LABEL_CHUNKS}/c/0/0"
+        path = f"{self.path}/{scan_key(scan_id)}/{key}"
+        data = self._read_checked(path, scan.attributes.manifest[key])
+        try:
+            decode_chunk(data, out)
+        except ChunkDamagedError as problem:
+            raise CorruptStoreError(f"{path}: {problem}.") from problem
+        return out
+
+
+def _array_spec(
+    scan: ScanAttributes, name: str, path: str, metadata: Mapping[str, Any]
+) -> ArraySpec:
+    """Read an array's Zarr metadata; raise KeyError or ValueError unless it is as we write it."""
+    (sharding,) = metadata["codecs"]
+    inner = sharding["configuration"]
+    names = [codec["name"] for codec in inner["codecs"]]
+    if sharding["name"] != "sharding_indexed" or names != _CHUNK_CODECS:
+        raise ValueError(f"{name} has codecs {sharding['name']}({', '.join(names)})")
+    if inner.get("index_location", "end") != "end":
+        raise ValueError(f"{name} has its shard index at the start")
+    prefix = f"{name}/c/"
+    sizes = {
+        _zyx(key.removeprefix(prefix).split("/")): entry.size_bytes
+        for key, entry in scan.manifest.items()
+        if key.startswith(prefix)
+    }
+    fill = metadata["fill_value"]
+    return ArraySpec(
+        scan_id=scan.scan_id,
+        name=name,
+        path=path,
+        shape_zyx=_zyx(metadata["shape"]),
+        dtype=np.dtype(metadata["data_type"]),
+        chunk_shape_zyx=_zyx(inner["chunk_shape"]),
+        shard_shape_zyx=_zyx(metadata["chunk_grid"]["configuration"]["chunk_shape"]),
+        fill_value=float("nan") if fill == "NaN" else fill,
+        shard_sizes=sizes,
+    )
+
+
+def _zyx(values: Any) -> ShapeZYX:
+    z, y, x = (int(value) for value in values)
+    return (z, y, x)

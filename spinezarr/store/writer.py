@@ -1,0 +1,175 @@
+"""Writing a store: scans one by one, each visible only when it is whole; then the table."""
+
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import ValidationError
+
+from spinezarr.errors import UsageError
+from spinezarr.geometry import axis_positions_mm
+from spinezarr.store.attributes import ManifestEntry, RootAttributes, ScanAttributes
+from spinezarr.store.files import (
+    PARTIAL,
+    open_filesystem,
+    publish_file,
+    remove_folder,
+    replace_folder,
+    write_file,
+)
+from spinezarr.store.layout import FORMAT_VERSION, TABLE, scan_key
+from spinezarr.store.metadata import root_files, scan_files, table_files
+from spinezarr.store.table import build_table
+
+__all__ = ["ScanWriter", "StoreWriter"]
+
+_METADATA = "zarr.json"
+
+
+class StoreWriter:
+    """Writes one dataset's store.
+
+    Parameters
+    ----------
+    url
+        Path or URL of the store.
+    root
+        The dataset; a store that exists must be of the same one.
+
+    Raises
+    ------
+    UsageError
+        If something else lies at ``url``.
+    """
+
+    def __init__(self, url: str, root: RootAttributes) -> None:
+        self.url = url
+        self.root = root
+        self._fs, self._path = open_filesystem(url)
+        self._claim()
+
+    def _claim(self) -> None:
+        metadata = f"{self._path}/{_METADATA}"
+        if self._fs.exists(metadata):
+            try:
+                attributes = json.loads(self._fs.cat_file(metadata))["attributes"]
+                found = RootAttributes.model_validate_json(json.dumps(attributes))
+            except (ValueError, KeyError, TypeError, ValidationError) as problem:
+                raise UsageError(
+                    f"{self.url}: is a Zarr group that spinezarr did not write. "
+                    "Choose another place for the store."
+                ) from problem
+            if found.dataset != self.root.dataset or found.format_version != FORMAT_VERSION:
+                raise UsageError(
+                    f"{self.url}: holds the dataset {found.dataset!r} in format "
+                    f"{found.format_version}, not {self.root.dataset!r} in format "
+                    f"{FORMAT_VERSION}. One store holds one dataset: choose another place."
+                )
+            return
+        if self._fs.exists(self._path) and (
+            self._fs.isfile(self._path) or self._fs.ls(self._path, detail=False)
+        ):
+            raise UsageError(
+                f"{self.url}: exists and is not a store. Choose an empty or new folder."
+            )
+        files = root_files(self.root.model_dump(mode="json"))
+        own = files.pop(_METADATA)
+        for key, data in files.items():
+            write_file(self._fs, f"{self._path}/{key}", data)
+        publish_file(self._fs, metadata, own)
+
+    def whole_scan(self, scan_id: str) -> ScanAttributes | None:
+        """Return a scan's attributes if it is published and every file of it has its size."""
+        folder = f"{self._path}/{scan_key(scan_id)}"
+        try:
+            metadata = json.loads(self._fs.cat_file(f"{folder}/{_METADATA}"))
+            scan = ScanAttributes.model_validate_json(json.dumps(metadata["attributes"]))
+        except (FileNotFoundError, ValueError, KeyError, TypeError, ValidationError):
+            return None
+        sizes = {
+            path[len(folder) + 1 :]: info["size"]
+            for path, info in self._fs.find(folder, detail=True).items()
+        }
+        whole = all(sizes.get(key) == entry.size_bytes for key, entry in scan.manifest.items())
+        return scan if whole else None
+
+    def published(self) -> list[ScanAttributes]:
+        """Return all whole scans of the store."""
+        folder = f"{self._path}/scans"
+        names = [path.rstrip("/").rsplit("/", 1)[1] for path in self._fs.ls(folder, detail=False)]
+        found = [self.whole_scan(name) for name in names if name != _METADATA]
+        return [scan for scan in found if scan is not None]
+
+    def new_scan(self, scan_id: str) -> "ScanWriter":
+        """Start a scan from nothing; what is left of it from before is removed first."""
+        folder = f"{self._path}/{scan_key(scan_id)}"
+        metadata = f"{folder}/{_METADATA}"
+        if self._fs.exists(metadata):
+            self._fs.rm_file(metadata)
+        remove_folder(self._fs, folder)
+        return ScanWriter(self._fs, folder)
+
+    def write_table(self, scans: Iterable[ScanAttributes]) -> None:
+        """Write the scan table anew and put it in the place of the old one."""
+        place = f"{self._path}/{TABLE}"
+        new = place + PARTIAL
+        remove_folder(self._fs, new)
+        for key, data in table_files(build_table(self.root, scans)).items():
+            write_file(self._fs, f"{new}/{key}", data)
+        replace_folder(self._fs, new, place)
+
+
+class ScanWriter:
+    """Writes one scan; nothing of it is visible before :meth:`publish`."""
+
+    def __init__(self, fs: Any, folder: str) -> None:
+        self._fs = fs
+        self._folder = folder
+        self._manifest: dict[str, ManifestEntry] = {}
+
+    def write(self, key: str, data: bytes) -> None:
+        """Write a file of the scan and enter it in the manifest."""
+        write_file(self._fs, f"{self._folder}/{key}", data)
+        self._manifest[key] = ManifestEntry.of(data)
+
+    def publish(
+        self,
+        attributes: Mapping[str, Any],
+        *,
+        label_chunks: npt.NDArray[np.uint32] | None,
+        label_values: tuple[int, ...],
+    ) -> ScanAttributes:
+        """Write what is left and, last of all, the metadata that make the scan visible.
+
+        Parameters
+        ----------
+        attributes
+            Fields of :class:`~spinezarr.store.attributes.ScanAttributes` but the manifest.
+        label_chunks, label_values
+            See :func:`spinezarr.store.metadata.scan_files`.
+        """
+        scan = ScanAttributes.model_validate({**attributes, "manifest": {}})
+        dtypes = {"image": np.dtype(scan.image_dtype)}
+        if label_chunks is not None:
+            dtypes["label"] = np.dtype(np.uint8)
+        files = scan_files(
+            shape_zyx=scan.shape_zyx,
+            dtypes=dtypes,
+            coordinates_mm=axis_positions_mm(np.array(scan.affine), scan.shape_zyx),
+            label_chunks=label_chunks,
+            label_values=label_values,
+            attributes={},
+        )
+        metadata = json.loads(files.pop(_METADATA))
+        for key, data in files.items():
+            self.write(key, data)
+        scan = scan.model_copy(update={"manifest": dict(sorted(self._manifest.items()))})
+        metadata["attributes"] = scan.to_json()
+        publish_file(self._fs, f"{self._folder}/{_METADATA}", json.dumps(metadata).encode())
+        return scan
+
+    def discard(self) -> None:
+        """Remove what has been written."""
+        remove_folder(self._fs, self._folder)

@@ -1,0 +1,1 @@
+"""Random patches out of a store: draw → plan → fetch → decode → batch."""

@@ -1,0 +1,43 @@
+"""What a stream yields."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["Batch"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Batch:
+    """Patches or slices of one batch, and where each lies.
+
+    Axes after the first are those of :attr:`dims`: ``(z, y, x)`` for patches, and for slices the
+    two that are left, e.g. ``(z, y)`` for sagittal ones.
+    """
+
+    image: npt.NDArray[Any]
+    """``(n, ...)`` CT numbers in HU; int16 unless a scan needs a wider type."""
+    label: npt.NDArray[np.uint8] | None
+    """``(n, ...)`` label values of :mod:`spinezarr.vertebrae`; None if none were asked for."""
+    dims: tuple[str, ...]
+    """Names of the axes after the first."""
+    scan_id: tuple[str, ...]
+    start_zyx: npt.NDArray[np.int64]
+    """``(n, 3)`` voxel of the scan at which the patch starts; negative where it is padded."""
+    padding_zyx: npt.NDArray[np.int64]
+    """``(n, 3, 2)`` voxels added before and after the volume along each axis, mostly 0.
+
+    Added voxels are -1024 HU (air) in the image and background in the label.
+    """
+    affine: npt.NDArray[np.float64]
+    """``(n, 4, 4)`` patch voxel ``(x, y, z, 1)`` to RAS+ mm."""
+    vertebra: tuple[str | None, ...]
+    """Vertebra each was drawn for; None for a uniform draw."""
+    index: npt.NDArray[np.int64]
+    """``(n,)`` number of each sample in its epoch."""
+
+    def __len__(self) -> int:
+        """Return the number of patches."""
+        return len(self.scan_id)

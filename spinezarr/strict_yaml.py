@@ -1,0 +1,135 @@
+"""YAML files read strictly: every mistake is reported with its file, line and key."""
+
+import difflib
+import json
+from importlib.resources.abc import Traversable
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic_core import ErrorDetails
+
+from spinezarr.errors import UsageError
+
+__all__ = ["StrictModel", "load_strict_yaml"]
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+class StrictModel(BaseModel):
+    """Base of all models at the edge: strict types, frozen, unknown keys refused."""
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
+
+
+def load_strict_yaml(path: Traversable, model: type[Model], error: type[UsageError]) -> Model:
+    """Read ``path`` with ``yaml.safe_load`` into ``model``.
+
+    Parameters
+    ----------
+    path
+        The YAML file.
+    model
+        What it must hold.
+    error
+        Raised for anything wrong, with one line for each mistake.
+
+    Raises
+    ------
+    UsageError
+        As ``error``: unreadable file, broken YAML, a key given twice, an unknown key, a wrong value.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        data = yaml.safe_load(text)
+    except OSError as problem:
+        raise error(f"{path}: cannot be read ({problem.strerror}).") from problem
+    except (yaml.YAMLError, UnicodeDecodeError) as problem:
+        raise error(f"{path}: is not valid YAML: {problem}") from problem
+    if root is None:
+        raise error(f"{path}: is empty; expected {model.__name__.lower()} keys.")
+    repeated = _first_repeated_key(root)
+    if repeated is not None:
+        line = repeated.start_mark.line + 1
+        raise error(f"{path}, line {line}: key {repeated.value!r} is given twice; keep one.")
+    try:
+        # JSON mode: YAML lists become tuples, all else stays strict.
+        return model.model_validate_json(json.dumps(data, default=str))
+    except ValidationError as problem:
+        lines = [_describe(path, root, details, model) for details in problem.errors()]
+        raise error("\n".join(lines)) from problem
+
+
+def _first_repeated_key(node: yaml.Node) -> yaml.ScalarNode | None:
+    if isinstance(node, yaml.MappingNode):
+        seen: set[Any] = set()
+        for key, value in node.value:
+            if key.value in seen and isinstance(key, yaml.ScalarNode):
+                return key
+            seen.add(key.value)
+            if (found := _first_repeated_key(value)) is not None:
+                return found
+    elif isinstance(node, yaml.SequenceNode):
+        for value in node.value:
+            if (found := _first_repeated_key(value)) is not None:
+                return found
+    return None
+
+
+def _describe(
+    path: Traversable, root: yaml.Node, details: ErrorDetails, model: type[BaseModel]
+) -> str:
+    node, shown = root, []
+    for part in details["loc"]:
+        child = _child(node, part)
+        if child is not None:
+            node = child
+        shown.append(str(part))
+    line = node.start_mark.line + 1
+    message = details["msg"]
+    if details["type"] == "extra_forbidden":
+        message = "unknown key" + _suggest(model, details["loc"])
+    elif details["type"] == "missing":
+        message = "this key is missing"
+    elif details["type"] != "value_error":
+        message = f"{message}, found {details['input']!r}"
+    return f"{path}, line {line}, {'.'.join(shown)}: {message}."
+
+
+def _child(node: yaml.Node, part: str | int) -> yaml.Node | None:
+    """Return the node of a key (for its line) or of a list item."""
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            if key.value == str(part):
+                return value if isinstance(value, yaml.CollectionNode) else key
+    if isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
+        item: yaml.Node = node.value[part]
+        return item
+    return None
+
+
+def _suggest(model: type[BaseModel], location: tuple[str | int, ...]) -> str:
+    """Name the known keys of the innermost model that ``location`` passes through."""
+    schema = model.model_json_schema()
+    node: dict[str, Any] = schema
+    for part in location[:-1]:
+        node = _resolve(schema, node)
+        node = (
+            node.get("properties", {}).get(part)
+            or node.get("additionalProperties")
+            or node.get("items")
+            or {}
+        )
+    known = sorted(_resolve(schema, node).get("properties", {}))
+    close = difflib.get_close_matches(str(location[-1]), known, n=1)
+    hint = f"; did you mean {close[0]!r}?" if close else ""
+    return f"{hint} (known keys: {', '.join(known)})" if known else hint
+
+
+def _resolve(schema: dict[str, Any], node: dict[str, Any]) -> dict[str, Any]:
+    for option in (node, *node.get("anyOf", ())):
+        if "$ref" in option:
+            found: dict[str, Any] = schema["$defs"][option["$ref"].rsplit("/", 1)[1]]
+            return found
+    return node

@@ -1,0 +1,221 @@
+"""Writing volumes as NIfTI-1 files in any orientation, data type and scaling.
+
+Nothing here shares code with the readers under test: orientation goes through nibabel's
+transforms, and header and voxels are written as bytes, because nibabel chooses a slope of its own.
+
+References
+----------
+.. [1] NIfTI-1.1 header, https://nifti.nimh.nih.gov/pub/dist/src/niftilib/nifti1.h
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import permutations, product
+from pathlib import Path
+from typing import Any, Final
+
+import nibabel as nib
+import numpy as np
+import numpy.typing as npt
+from isal import igzip
+
+from spinezarr.errors import UsageError
+
+# Both carry few annotations; strict mypy would refuse each call.
+_nib: Any = nib
+_igzip: Any = igzip
+
+__all__ = ["DTYPES", "NiftiForm", "all_axcodes", "write_nifti"]
+
+DTYPES: Final = (
+    "uint8",
+    "int8",
+    "uint16",
+    "int16",
+    "uint32",
+    "int32",
+    "uint64",
+    "int64",
+    "float32",
+    "float64",
+)
+"""Data types that a file may store."""
+
+_MAX_OBLIQUE_DEG: Final = 40.0
+"""Beyond about 45 degrees another orientation would be the closest."""
+_OBLIQUE_AXIS: Final = np.array([2.0, 2.0, 1.0]) / 3
+"""A unit vector off every axis, so that all entries of the affine change."""
+_GZIP_LEVEL: Final = 2
+"""Between speed and size for ISA-L, whose levels are 0 to 3."""
+_SLAB_BYTES: Final = 1 << 25
+"""Bytes written at once."""
+
+
+def all_axcodes() -> tuple[str, ...]:
+    """List all 48 orientations, sorted.
+
+    Examples
+    --------
+    >>> len(all_axcodes()), all_axcodes()[:3]
+    (48, ('AIL', 'AIR', 'ALI'))
+    """
+    pairs = ("RL", "AP", "SI")
+    codes = ("".join(c) for order in permutations(pairs) for c in product(*order))
+    return tuple(sorted(codes))
+
+
+@dataclass(frozen=True, slots=True)
+class NiftiForm:
+    """How a volume is stored.
+
+    Examples
+    --------
+    >>> NiftiForm(orientation="LRS")
+    Traceback (most recent call last):
+    ...
+    spinezarr.errors.UsageError: orientation must be one of 48 such as 'LPS', got 'LRS'
+    """
+
+    orientation: str = "LPS"
+    """Directions toward which the file's axes increase."""
+    dtype: str = "int16"
+    """Of the stored numbers, one of :data:`DTYPES`."""
+    slope: float | None = None
+    """``scl_slope``; None stores 0, which means that values are not scaled [1]_."""
+    inter: float | None = None
+    """``scl_inter``; needs a slope."""
+    oblique_deg: float = 0.0
+    """Turn of the whole patient about the middle of the volume; no voxel is resampled."""
+    sform_code: int = 1
+    """0 leaves the sform out."""
+    qform_code: int = 1
+    """0 leaves the qform out."""
+    big_endian: bool = False
+    """Whether numbers are stored with the most significant byte first."""
+
+    def __post_init__(self) -> None:
+        if self.orientation not in all_axcodes():
+            raise UsageError(
+                f"orientation must be one of 48 such as 'LPS', got {self.orientation!r}"
+            )
+        if self.dtype not in DTYPES:
+            raise UsageError(f"dtype must be one of {', '.join(DTYPES)}; got {self.dtype!r}")
+        if self.slope == 0 or (self.slope is None and self.inter is not None):
+            raise UsageError(f"inter {self.inter} needs a slope other than 0, got {self.slope}")
+        if abs(self.oblique_deg) > _MAX_OBLIQUE_DEG:
+            raise UsageError(
+                f"oblique_deg must be within {_MAX_OBLIQUE_DEG:g}, got {self.oblique_deg}"
+            )
+        if not self.sform_code and not self.qform_code:
+            raise UsageError("sform_code and qform_code are both 0: the file would have no place")
+
+    @property
+    def stored_dtype(self) -> np.dtype[Any]:
+        """Data type with byte order."""
+        return np.dtype(self.dtype).newbyteorder(">" if self.big_endian else "<")
+
+
+def write_nifti(
+    path: Path,
+    array_zyx: npt.NDArray[Any],
+    affine_xyz: npt.NDArray[np.float64],
+    form: NiftiForm,
+) -> None:
+    """Write a ``.nii`` or ``.nii.gz`` file, the same bytes each time.
+
+    Parameters
+    ----------
+    path
+        Where to; its folder is made if it is missing.
+    array_zyx
+        Values, axes z, y, x toward superior, anterior and right.
+    affine_xyz
+        Voxel ``(x, y, z, 1)`` to RAS+ mm.
+    form
+        How to store them.
+
+    Raises
+    ------
+    UsageError
+        If a value does not fit the stored type, or the suffix is another one.
+    """
+    array_xyz = array_zyx.transpose(2, 1, 0)
+    turn = _nib.orientations.ornt_transform(
+        _nib.orientations.axcodes2ornt("RAS"), _nib.orientations.axcodes2ornt(form.orientation)
+    )
+    affine = _oblique(affine_xyz, array_xyz.shape, form.oblique_deg)
+    affine = affine @ _nib.orientations.inv_ornt_aff(turn, array_xyz.shape)
+    array = _nib.orientations.apply_orientation(array_xyz, turn)
+    _check_range(array, form, path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.name.endswith(".nii.gz"):
+        with (
+            path.open("wb") as raw,
+            _igzip.IGzipFile("", "wb", compresslevel=_GZIP_LEVEL, fileobj=raw, mtime=0) as packed,
+        ):
+            for part in _file_bytes(array, affine, form):
+                packed.write(part)
+    elif path.name.endswith(".nii"):
+        with path.open("wb") as plain:
+            plain.writelines(_file_bytes(array, affine, form))
+    else:
+        raise UsageError(f"{path}: a NIfTI file ends in .nii or .nii.gz")
+
+
+def _oblique(
+    affine: npt.NDArray[np.float64], shape: tuple[int, ...], degrees: float
+) -> npt.NDArray[np.float64]:
+    """Turn the world about the middle of the volume (Rodrigues' formula)."""
+    if degrees == 0:
+        return affine
+    x, y, z = _OBLIQUE_AXIS
+    cross = np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]])
+    angle = np.radians(degrees)
+    turn = np.eye(4)
+    turn[:3, :3] += np.sin(angle) * cross + (1 - np.cos(angle)) * cross @ cross
+    middle = (affine @ [*((n - 1) / 2 for n in shape), 1])[:3]
+    turn[:3, 3] = middle - turn[:3, :3] @ middle
+    return np.asarray(turn @ affine)
+
+
+def _scaled(values: npt.NDArray[Any], form: NiftiForm) -> npt.NDArray[Any]:
+    """Numbers to store, before they are cast."""
+    if form.slope is None:
+        return values
+    stored = (values.astype(np.float64) - (form.inter or 0.0)) / form.slope
+    return np.rint(stored) if form.stored_dtype.kind in "iu" else stored
+
+
+def _check_range(array: npt.NDArray[Any], form: NiftiForm, path: Path) -> None:
+    """Refuse values that the stored integer type would wrap around."""
+    if form.stored_dtype.kind == "f":
+        return
+    limits = np.iinfo(form.dtype)
+    ends = np.array([array.min(), array.max()])
+    low, high = sorted(_scaled(ends, form).tolist())
+    if low < limits.min or high > limits.max:
+        raise UsageError(
+            f"{path}: values {ends[0]} to {ends[1]} would be stored as {low:g} to {high:g}, which "
+            f"{form.dtype} cannot hold; choose another dtype, slope or inter"
+        )
+
+
+def _file_bytes(
+    array: npt.NDArray[Any], affine: npt.NDArray[np.float64], form: NiftiForm
+) -> Iterator[bytes]:
+    """Header, no extension, then the voxels with the first axis fastest."""
+    header = _nib.Nifti1Header(endianness=">" if form.big_endian else "<")
+    header.set_data_dtype(form.stored_dtype)
+    header.set_data_shape(array.shape)
+    header.set_qform(affine, code=form.qform_code)
+    header.set_sform(affine, code=form.sform_code)
+    header.set_xyzt_units("mm")
+    header["magic"] = b"n+1"
+    header["vox_offset"] = 352  # 348 bytes of header, 4 that say: no extension
+    header["scl_slope"] = form.slope or 0.0
+    header["scl_inter"] = form.inter or 0.0
+    yield header.binaryblock + bytes(4)
+    per_slab = max(1, _SLAB_BYTES // (array[..., :1].size * form.stored_dtype.itemsize))
+    for start in range(0, array.shape[2], per_slab):
+        slab = _scaled(array[..., start : start + per_slab], form)
+        yield slab.astype(form.stored_dtype).tobytes(order="F")

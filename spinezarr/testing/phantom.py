@@ -1,0 +1,302 @@
+"""A seeded phantom CT of a curved spine with its vertebra mask.
+
+Made for tests, demos and benchmarks: no real scan is needed, every voxel of the mask is known to
+be right, and the noise compresses about as badly as that of real CT.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from spinezarr.errors import UsageError
+from spinezarr.geometry import Box, ShapeZYX, SpacingZYX
+from spinezarr.testing.soft_tissue import SoftTissue
+from spinezarr.testing.spine import (
+    Patch,
+    Spine,
+    fit_spine,
+    render_canal,
+    render_disc,
+    render_vertebra,
+)
+from spinezarr.testing.texture import correlated_noise, soften
+from spinezarr.vertebrae import ANATOMICAL_ORDER, VALUE_OF_NAME
+
+__all__ = ["Phantom", "PhantomSpec", "make_phantom"]
+
+_SCANNER_MIN_HU: Final = -1024
+"""Smallest value that scanners store inside the field of view."""
+_SCANNER_MAX_HU: Final = 3071
+"""Largest 12-bit value at the usual intercept of -1024."""
+_SOFT: Final = np.int16(-32768)
+"""Marks voxels where nothing of the spine is drawn."""
+_BLUR_TAP: Final = np.float32(0.28)
+"""Neighbour weight of the blur that stands in for the scanner's point spread."""
+_GRAIN_HU: Final = np.float32(22)
+"""Spread of spongy bone about its mean."""
+_BONE_DRAWN_HU: Final = 200
+"""What is drawn above this is bone; discs and the canal are below."""
+_LEAST_BONE_HU: Final = np.float32(130)
+"""Bone stays bone where the blur mixes it with the air of lungs or bowel."""
+_MIN_VOXELS: Final = 8
+"""Fewer along an axis cannot show a vertebra."""
+
+
+@dataclass(frozen=True, slots=True)
+class PhantomSpec:
+    """What to draw; equal specs give equal bytes.
+
+    Examples
+    --------
+    >>> PhantomSpec(levels=("T11", "T13", "L1")).labelled
+    ('T11', 'T13', 'L1')
+    >>> PhantomSpec(levels=("L1", "T12"))
+    Traceback (most recent call last):
+    ...
+    spinezarr.errors.UsageError: levels must run from head to tail, each once; got L1, T12
+    """
+
+    seed: int = 0
+    """Of all that is random."""
+    shape_zyx: ShapeZYX = (160, 192, 192)
+    """Voxels along each axis."""
+    spacing_zyx_mm: SpacingZYX = (2.0, 1.8, 1.8)
+    """Distance between neighbouring voxels."""
+    levels: tuple[str, ...] = ("T9", "T10", "T11", "T12", "L1", "L2", "L3", "L4", "L5")
+    """Vertebrae from head to tail; they fill the volume along z. Leave one out for a missing
+    level, add T13 or L6 for an additional one."""
+    unlabelled: tuple[str, ...] = ()
+    """Vertebrae that are drawn but not in the mask."""
+    cut_share: float = 0.35
+    """Share of the first and last body that lies outside the volume; 0 shows all levels whole."""
+    label_cut_ends: bool = True
+    """Whether vertebrae that the volume cuts are in the mask, as in CTSpine1K; not so in VerSe."""
+    padding_hu: int | None = -1024
+    """Value outside the circular field of view; None for no such circle."""
+    noise_hu: float = 34.0
+    """Standard deviation of the noise in the middle of the body; 0 for none."""
+    ribs: bool = True
+    """Whether thoracic levels carry ribs, which are never in the mask."""
+
+    def __post_init__(self) -> None:
+        self._check_grid()
+        self._check_levels()
+        if not 0 <= self.cut_share <= 0.5:  # noqa: PLR2004 - half a body
+            raise UsageError(f"cut_share must be from 0 to 0.5, got {self.cut_share}")
+        if not 0 <= self.noise_hu <= 500:  # noqa: PLR2004 - more would drown bone
+            raise UsageError(f"noise_hu must be from 0 to 500, got {self.noise_hu}")
+        if self.padding_hu is not None and not _SOFT < self.padding_hu <= _SCANNER_MAX_HU:
+            raise UsageError(f"padding_hu must fit int16, e.g. -1024; got {self.padding_hu}")
+
+    def _check_grid(self) -> None:
+        if min(self.shape_zyx) < _MIN_VOXELS:
+            raise UsageError(
+                f"shape_zyx must be three sizes of at least {_MIN_VOXELS}, got {self.shape_zyx}"
+            )
+        spacing = self.spacing_zyx_mm
+        if not all(0 < s < np.inf for s in spacing):
+            raise UsageError(f"spacing_zyx_mm must be three positive lengths, got {spacing}")
+
+    def _check_levels(self) -> None:
+        unknown = sorted({*self.levels, *self.unlabelled} - set(ANATOMICAL_ORDER))
+        if unknown:
+            raise UsageError(
+                f"no vertebra is named {', '.join(unknown)}; known: {', '.join(ANATOMICAL_ORDER)}"
+            )
+        order = [ANATOMICAL_ORDER.index(name) for name in self.levels]
+        if order != sorted(set(order)):
+            raise UsageError(
+                f"levels must run from head to tail, each once; got {', '.join(self.levels)}"
+            )
+        if len(self.levels) < 2:  # noqa: PLR2004 - one level has no curve to follow
+            raise UsageError(f"levels must name at least two vertebrae, got {self.levels}")
+        stray = [name for name in self.unlabelled if name not in self.levels]
+        if stray:
+            raise UsageError(f"unlabelled names {', '.join(stray)}, absent from levels")
+
+    @property
+    def labelled(self) -> tuple[str, ...]:
+        """Levels in the mask, before any cut one is left out."""
+        return tuple(name for name in self.levels if name not in self.unlabelled)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Phantom:
+    """A drawn phantom; axes z, y, x increase toward superior, anterior and right."""
+
+    spec: PhantomSpec
+    """What was asked for."""
+    image: npt.NDArray[np.int16] = field(repr=False)
+    """Hounsfield units."""
+    label: npt.NDArray[np.uint8] = field(repr=False)
+    """Values of :data:`spinezarr.vertebrae.NAME_OF_VALUE`."""
+    affine_xyz: npt.NDArray[np.float64] = field(repr=False)
+    """4 x 4, voxel ``(x, y, z, 1)`` to RAS+ mm."""
+    cut: tuple[str, ...]
+    """Levels that the volume cuts, drawn or not in the mask."""
+    labelled: tuple[str, ...]
+    """Levels in the mask, from head to tail."""
+
+
+def make_phantom(spec: PhantomSpec) -> Phantom:
+    """Draw a phantom.
+
+    Each whole vertebra is one 26-connected piece of the mask; no mask voxel lies outside the
+    field of view.
+
+    Examples
+    --------
+    >>> spec = PhantomSpec(shape_zyx=(40, 32, 32), spacing_zyx_mm=(4.0, 5.0, 5.0))
+    >>> phantom = make_phantom(spec)
+    >>> phantom.image.dtype.name, phantom.label.dtype.name, phantom.cut
+    ('int16', 'uint8', ('T9', 'L5'))
+    """
+    shape, spacing = spec.shape_zyx, spec.spacing_zyx_mm
+    place, tissue, noise = (np.random.default_rng([spec.seed, stream]) for stream in range(3))
+    height, depth, width = (n * s for n, s in zip(shape, spacing, strict=True))
+    margin = max(0.03, 1.5 / shape[0])  # solids grow by up to a voxel
+    spine = fit_spine(place, spec.levels, (height, depth, width), spec.cut_share, margin)
+    image = np.full(shape, _SOFT, np.int16)
+    label = np.zeros(shape, np.uint8)
+    seen = _field_of_view(spec)
+    cut = tuple(_draw_spine(spec, spine, seen, image, label))
+    soft = SoftTissue.make(tissue, spine, shape, spacing, ribs=spec.ribs)
+    _draw_slices(spec, soft, seen, noise, image)
+    drawn = set(np.unique(label).tolist())
+    return Phantom(
+        spec=spec,
+        image=image,
+        label=label,
+        affine_xyz=_affine(place, shape, spacing),
+        cut=cut,
+        labelled=tuple(name for name in spec.labelled if VALUE_OF_NAME[name] in drawn),
+    )
+
+
+def _affine(
+    rng: np.random.Generator, shape: ShapeZYX, spacing: SpacingZYX
+) -> npt.NDArray[np.float64]:
+    """Patient near the middle of the gantry, the table somewhere below zero."""
+    dz, dy, dx = spacing
+    jitter_x, jitter_y, bottom = rng.uniform((-15, -40, -900), (15, 10, -300))
+    origin = (jitter_x - shape[2] * dx / 2, jitter_y - shape[1] * dy / 2, bottom)
+    affine = np.diag([dx, dy, dz, 1.0])
+    affine[:3, 3] = np.round(origin, 2)
+    return affine
+
+
+def _field_of_view(spec: PhantomSpec) -> npt.NDArray[np.bool_]:
+    """Pixels within the circle that touches the far sides of a slice."""
+    _, ny, nx = spec.shape_zyx
+    if spec.padding_hu is None:
+        return np.ones((ny, nx), bool)
+    _, dy, dx = spec.spacing_zyx_mm
+    y, x = ((np.arange(n) + 0.5 - n / 2) * s for n, s in ((ny, dy), (nx, dx)))
+    return np.asarray(np.hypot(y[:, None], x) <= max(ny * dy, nx * dx) / 2)
+
+
+def _draw_spine(
+    spec: PhantomSpec,
+    spine: Spine,
+    seen: npt.NDArray[np.bool_],
+    image: npt.NDArray[np.int16],
+    label: npt.NDArray[np.uint8],
+) -> Iterator[str]:
+    """Draw canal, discs and vertebrae, and yield the levels that the volume cuts."""
+    for soft in _soft_patches(spec, spine):
+        image[soft.box.slices][soft.inside] = soft.hu[soft.inside]
+    taken = np.zeros(spec.shape_zyx, bool)
+    for placed in spine.vertebrae:
+        patch = render_vertebra(placed, spec.shape_zyx, spec.spacing_zyx_mm)
+        if patch is None:
+            continue
+        where = patch.box.slices
+        mine = patch.inside & ~taken[where] & seen[where[1:]]
+        if touches_end(mine, patch.box, spec.shape_zyx):
+            yield placed.name
+            wanted = spec.label_cut_ends
+        else:
+            mine = connected_part(mine, patch.deepest)
+            wanted = True
+        taken[where] |= mine
+        image[where][mine] = patch.hu[mine]
+        if wanted and placed.name not in spec.unlabelled:
+            label[where][mine] = VALUE_OF_NAME[placed.name]
+
+
+def _soft_patches(spec: PhantomSpec, spine: Spine) -> Iterator[Patch]:
+    """Contents of the canal, then discs."""
+    for draw in (render_canal, render_disc):
+        for above, below in zip(spine.vertebrae, spine.vertebrae[1:], strict=False):
+            patch = draw(above, below, spec.shape_zyx, spec.spacing_zyx_mm)
+            if patch is not None:
+                yield patch
+
+
+def touches_end(mask: npt.NDArray[np.bool_], box: Box, shape_zyx: ShapeZYX) -> bool:
+    """Whether a mask inside a box reaches the first or last slice of the volume."""
+    bottom = box.start_zyx[0] == 0 and bool(mask[0].any())
+    return bottom or (box.stop_zyx[0] == shape_zyx[0] and bool(mask[-1].any()))
+
+
+def connected_part(
+    mask: npt.NDArray[np.bool_], start: tuple[int, int, int]
+) -> npt.NDArray[np.bool_]:
+    """Keep the voxels that are 26-connected to ``start``.
+
+    Examples
+    --------
+    >>> connected_part(np.array([[[1, 1, 0, 1]]], bool), (0, 0, 0)).astype(int).tolist()
+    [[[1, 1, 0, 0]]]
+    """
+    padded = np.pad(mask, 1)
+    todo = padded.ravel()
+    _, ny, nx = padded.shape
+    steps = np.add.outer(
+        np.add.outer(np.arange(-1, 2) * ny * nx, np.arange(-1, 2) * nx), [-1, 0, 1]
+    )
+    first = int(np.ravel_multi_index([i + 1 for i in start], padded.shape))
+    frontier = np.array([first]) if todo[first] else np.empty(0, np.intp)
+    reached = np.zeros_like(todo)
+    while frontier.size:
+        reached[frontier] = True
+        todo[frontier] = False
+        near = (frontier[:, None] + steps.ravel()).ravel()
+        frontier = np.unique(near[todo[near]])
+    return reached.reshape(padded.shape)[1:-1, 1:-1, 1:-1]
+
+
+def _draw_slices(
+    spec: PhantomSpec,
+    soft: SoftTissue,
+    seen: npt.NDArray[np.bool_],
+    rng: np.random.Generator,
+    image: npt.NDArray[np.int16],
+) -> None:
+    """Put soft tissue around the spine, blur, add noise and pad, one slice at a time."""
+    strength = _noise_strength(spec)
+    for index, plane in enumerate(image):
+        hu = soft.slice(index, (index + 0.5) * spec.spacing_zyx_mm[0])
+        spine = plane != _SOFT
+        hu[spine] = plane[spine] + _GRAIN_HU * soft.grain.slice(index)[spine]
+        hu = soften(hu, _BLUR_TAP)
+        hu *= 1 / (1 + 2 * _BLUR_TAP) ** 2
+        np.maximum(hu, _LEAST_BONE_HU, out=hu, where=plane > _BONE_DRAWN_HU)
+        if spec.noise_hu:
+            hu += correlated_noise(rng, hu.shape) * strength
+        np.clip(np.rint(hu), _SCANNER_MIN_HU, _SCANNER_MAX_HU, out=hu)
+        if spec.padding_hu is not None:
+            hu[~seen] = spec.padding_hu
+        plane[:] = hu
+
+
+def _noise_strength(spec: PhantomSpec) -> npt.NDArray[np.float32]:
+    """Map the standard deviation: fewer photons reach the middle of the body."""
+    _, ny, nx = spec.shape_zyx
+    _, dy, dx = spec.spacing_zyx_mm
+    y, x = ((np.arange(n) + 0.5 - n / 2) * s for n, s in ((ny, dy), (nx, dx)))
+    r2 = (y[:, None] / 150) ** 2 + (x / 190) ** 2
+    return np.asarray(spec.noise_hu * (0.72 + 0.28 * np.exp(-r2)), np.float32)

@@ -1,0 +1,75 @@
+"""The one label scheme of all stores: value, name, anatomical order and colour of each vertebra.
+
+The values are those that CTSpine1K and VerSe share [1]_: 0 background, 1-7 C1-C7, 8-19 T1-T12,
+20-24 L1-L5, 25 L6, 26 sacrum, 27 coccyx, 28 T13. T13 lies between T12 and L1, so the order of the
+values is not the order of the spine: use :data:`ANATOMICAL_ORDER`.
+
+References
+----------
+.. [1] Sekuboyina et al., "VerSe: A vertebrae labelling and segmentation benchmark",
+   https://doi.org/10.1016/j.media.2021.102166, and https://github.com/anjany/verse
+"""
+
+import colorsys
+from typing import Final
+
+__all__ = [
+    "ANATOMICAL_ORDER",
+    "BACKGROUND",
+    "MAX_LABEL",
+    "NAME_OF_VALUE",
+    "VALUE_OF_NAME",
+    "colour_of",
+]
+
+BACKGROUND: Final = 0
+"""The label of everything that is no vertebra."""
+
+NAME_OF_VALUE: Final[dict[int, str]] = {
+    **{value: f"C{value}" for value in range(1, 8)},
+    **{value: f"T{value - 7}" for value in range(8, 20)},
+    **{value: f"L{value - 19}" for value in range(20, 26)},
+    26: "sacrum",
+    27: "coccyx",
+    28: "T13",
+}
+"""Vertebra name of each label value.
+
+Examples
+--------
+>>> NAME_OF_VALUE[20], NAME_OF_VALUE[25], NAME_OF_VALUE[28]
+('L1', 'L6', 'T13')
+"""
+
+VALUE_OF_NAME: Final[dict[str, int]] = {name: value for value, name in NAME_OF_VALUE.items()}
+"""Label value of each vertebra name."""
+
+MAX_LABEL: Final = max(NAME_OF_VALUE)
+"""Largest label value of the scheme."""
+
+ANATOMICAL_ORDER: Final[tuple[str, ...]] = (
+    *(f"C{n}" for n in range(1, 8)),
+    *(f"T{n}" for n in range(1, 14)),
+    *(f"L{n}" for n in range(1, 7)),
+    "sacrum",
+    "coccyx",
+)
+"""All vertebra names from head to tail.
+
+Examples
+--------
+>>> ANATOMICAL_ORDER.index("T12") < ANATOMICAL_ORDER.index("T13") < ANATOMICAL_ORDER.index("L1")
+True
+"""
+
+_GOLDEN_ANGLE = 0.381966
+"""Steps of this share of the hue circle keep neighbours in a sequence far apart."""
+
+
+def colour_of(value: int) -> tuple[float, float, float]:
+    """Return the RGB colour, each 0 to 1, in which pictures show a label.
+
+    Vertebrae that touch have hues far apart.
+    """
+    order = ANATOMICAL_ORDER.index(NAME_OF_VALUE[value])
+    return colorsys.hsv_to_rgb((order * _GOLDEN_ANGLE) % 1, 0.75, 1.0)

@@ -1,0 +1,196 @@
+import zlib
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from spinezarr.errors import UsageError
+from spinezarr.testing import PhantomSpec, make_phantom
+from spinezarr.vertebrae import ANATOMICAL_ORDER, VALUE_OF_NAME
+
+SMALL = PhantomSpec(shape_zyx=(64, 60, 56), spacing_zyx_mm=(5.0, 4.0, 4.0))
+SHARP = PhantomSpec(
+    shape_zyx=(70, 80, 90), spacing_zyx_mm=(2.0, 1.6, 1.4), levels=("L1", "L2", "L3", "L4")
+)
+
+sequences = st.lists(st.sampled_from(ANATOMICAL_ORDER), min_size=2, max_size=12, unique=True).map(
+    lambda names: tuple(sorted(names, key=ANATOMICAL_ORDER.index))
+)
+
+
+def count_pieces(mask):
+    """Number of 26-connected pieces, by a plain flood fill that knows nothing of the renderer."""
+    todo = {tuple(voxel) for voxel in np.argwhere(mask).tolist()}
+    steps = [(z, y, x) for z in (-1, 0, 1) for y in (-1, 0, 1) for x in (-1, 0, 1)]
+    pieces = 0
+    while todo:
+        pieces += 1
+        stack = [todo.pop()]
+        while stack:
+            z, y, x = stack.pop()
+            near = {(z + a, y + b, x + c) for a, b, c in steps} & todo
+            todo -= near
+            stack += near
+    return pieces
+
+
+def test_same_spec_gives_same_bytes():
+    first, second = make_phantom(SMALL), make_phantom(replace(SMALL))
+    assert first.image.tobytes() == second.image.tobytes()
+    assert first.label.tobytes() == second.label.tobytes()
+    assert first.affine_xyz.tobytes() == second.affine_xyz.tobytes()
+
+
+def test_another_seed_gives_another_patient_not_only_other_noise():
+    first, second = (make_phantom(replace(SMALL, seed=seed)) for seed in (0, 1))
+    assert (first.label != second.label).any()
+    assert not np.array_equal(first.affine_xyz, second.affine_xyz)
+
+
+def test_types_shapes_and_affine():
+    phantom = make_phantom(SMALL)
+    assert phantom.image.dtype == np.int16
+    assert phantom.label.dtype == np.uint8
+    assert phantom.image.shape == phantom.label.shape == SMALL.shape_zyx
+    np.testing.assert_array_equal(phantom.affine_xyz[:3, :3], np.diag([4.0, 4.0, 5.0]))
+    assert (phantom.affine_xyz[:3, 3] != 0).all()
+
+
+@settings(deadline=None, max_examples=25)
+@given(
+    levels=sequences,
+    seed=st.integers(0, 2**32),
+    shape=st.tuples(st.integers(24, 48), st.integers(16, 40), st.integers(16, 40)),
+    spacing=st.tuples(*[st.floats(3, 6)] * 3),
+    cut_share=st.sampled_from([0.0, 0.2, 0.5]),
+)
+def test_labels_are_bone_of_the_spec_in_order_and_inside_the_circle(
+    levels, seed, shape, spacing, cut_share
+):
+    spec = PhantomSpec(seed, shape, spacing, levels, cut_share=cut_share, noise_hu=0)
+    phantom = make_phantom(spec)
+    present = set(np.unique(phantom.label).tolist()) - {0}
+    assert present == {VALUE_OF_NAME[name] for name in phantom.labelled}
+    assert set(phantom.labelled) <= set(levels)
+    assert phantom.image[phantom.label > 0].min(initial=3000) >= 100
+    if cut_share == 0:
+        assert phantom.cut == ()
+
+
+@pytest.mark.parametrize(
+    "levels",
+    [
+        ("T9", "T10", "T11", "T12", "L1", "L2", "L3", "L4", "L5"),
+        ("T10", "T11", "L1", "L2", "L3"),
+        ("T11", "T12", "T13", "L1", "L2"),
+        ("L2", "L3", "L4", "L5", "L6", "sacrum", "coccyx"),
+        ("C1", "C2", "C3", "C4", "C5", "C6", "C7", "T1", "T2"),
+        ANATOMICAL_ORDER,
+    ],
+    ids=["usual", "no T12", "T13", "L6 and sacrum", "neck", "all"],
+)
+def test_levels_lie_from_head_to_tail_each_in_one_piece(levels):
+    shape = (96 if len(levels) < 20 else 180, 64, 64)
+    phantom = make_phantom(PhantomSpec(0, shape, (3.0, 3.0, 3.0), levels))
+    assert phantom.labelled == levels
+    heights = [np.nonzero(phantom.label == VALUE_OF_NAME[name])[0].mean() for name in levels]
+    assert heights == sorted(heights, reverse=True)
+    for name in set(levels) - set(phantom.cut):
+        assert count_pieces(phantom.label == VALUE_OF_NAME[name]) == 1, name
+
+
+def test_whole_vertebrae_have_a_body_an_arch_and_a_canal():
+    phantom = make_phantom(replace(SHARP, noise_hu=0))
+    mask = phantom.label == VALUE_OF_NAME["L2"]
+    assert count_pieces(mask) == 1
+    _, y, x = np.nonzero(mask)
+    axial = mask.any(axis=0)
+    assert np.ptp(x) * 1.4 > np.ptp(y) * 1.6 * 0.7  # transverse processes
+    column = axial[:, round(x.mean())]
+    extent = np.flatnonzero(column)
+    assert extent[-1] - extent[0] + 1 > column.sum(), "the canal leaves a gap behind the body"
+
+
+def test_cut_ends_are_labelled_as_in_ctspine1k_or_left_out_as_in_verse():
+    with_ends, without = (
+        make_phantom(replace(SMALL, label_cut_ends=flag)) for flag in (True, False)
+    )
+    assert with_ends.cut == without.cut
+    assert {"T9", "L5"} <= set(with_ends.cut)
+    assert with_ends.labelled == SMALL.levels
+    assert without.labelled == tuple(n for n in SMALL.levels if n not in without.cut)
+    np.testing.assert_array_equal(with_ends.image, without.image)
+    assert without.label[0].max() == without.label[-1].max() == 0
+
+
+def test_an_unlabelled_level_is_drawn_but_not_in_the_mask():
+    full = make_phantom(SMALL)
+    bare = make_phantom(replace(SMALL, unlabelled=("T12",)))
+    np.testing.assert_array_equal(full.image, bare.image)
+    expected = np.where(full.label == VALUE_OF_NAME["T12"], 0, full.label)
+    np.testing.assert_array_equal(bare.label, expected)
+    assert "T12" not in bare.labelled
+
+
+@pytest.mark.parametrize("padding", [-1024, -2048, -3024])
+def test_padding_fills_what_is_outside_the_circle(padding):
+    square = replace(SMALL, shape_zyx=(24, 60, 60), padding_hu=padding)
+    phantom = make_phantom(square)
+    y, x = np.indices((60, 60)) + 0.5 - 30
+    outside = np.hypot(y, x) > 30
+    assert (phantom.image[:, outside] == padding).all()
+    assert not phantom.label[:, outside].any()
+    assert phantom.image[:, ~outside].min() >= -1024
+
+
+def test_without_padding_noise_reaches_the_corners():
+    corner = make_phantom(replace(SMALL, padding_hu=None)).image[:, :4, :4]
+    assert corner.std() > 5
+    assert corner.min() >= -1024
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        PhantomSpec(),
+        PhantomSpec(1, (40, 256, 256), (5.0, 1.4, 1.4), ("T6", "T7", "T8", "T9", "T10")),
+        PhantomSpec(2, (64, 64, 64), (3.0, 3.0, 3.0), padding_hu=None),
+        PhantomSpec(3, (24, 384, 384), (2.5, 0.9, 0.9), ("L2", "L3"), padding_hu=-3024),
+    ],
+    ids=["default", "thick slices", "coarse, no circle", "two levels"],
+)
+def test_image_compresses_as_real_ct_does(spec):
+    data = make_phantom(spec).image.tobytes()
+    assert 1.4 <= len(data) / len(zlib.compress(data, 6)) <= 2.0
+
+
+def test_noise_is_correlated_in_plane_and_can_be_turned_off():
+    still = make_phantom(replace(SHARP, noise_hu=0, padding_hu=None)).image.astype(float)
+    noisy = make_phantom(replace(SHARP, noise_hu=30, padding_hu=None)).image
+    noise = (noisy - still)[still > -800].ravel()
+    assert 20 < noise.std() < 32
+    plane = (noisy - still)[10]
+    assert 0.2 < np.corrcoef(plane[:, 1:].ravel(), plane[:, :-1].ravel())[0, 1] < 0.6
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"levels": ("L2", "L1")}, "from head to tail"),
+        ({"levels": ("L1", "L1")}, "each once"),
+        ({"levels": ("L1",)}, "at least two"),
+        ({"levels": ("L1", "L7")}, "no vertebra is named L7"),
+        ({"unlabelled": ("C3",)}, "absent from levels"),
+        ({"shape_zyx": (4, 40, 40)}, "at least 8"),
+        ({"spacing_zyx_mm": (1.0, 0.0, 1.0)}, "positive"),
+        ({"spacing_zyx_mm": (1.0, float("nan"), 1.0)}, "positive"),
+        ({"cut_share": 0.6}, "0 to 0.5"),
+        ({"noise_hu": -1.0}, "0 to 500"),
+        ({"padding_hu": -40000}, "int16"),
+    ],
+)
+def test_bad_specs_are_refused_with_a_reason(change, message):
+    with pytest.raises(UsageError, match=message):
+        PhantomSpec(**change)
