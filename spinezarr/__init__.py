@@ -9,7 +9,7 @@ Examples
 
 from importlib import import_module
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 __version__ = version("spinezarr")
 
@@ -31,8 +31,9 @@ _HOMES = {
 __all__ = ["Batch", "PatchStream", "SpinezarrError", "Store", "__version__", "open"]
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     """Import what is used when it is used: the command line starts without xarray and zarr."""
     if name in _HOMES:
-        return getattr(import_module(_HOMES[name]), name)
+        found: object = getattr(import_module(_HOMES[name]), name)
+        return found
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,30 +1,28 @@
 """What a user holds in a notebook: an opened store."""
 
 import os
-from collections.abc import Mapping, Sequence
-from typing import Any, Final, Literal
+from collections.abc import Sequence
+from typing import Any
 
 import dask.array as da
 import numpy as np
 import numpy.typing as npt
 import xarray as xr
 from dask.base import tokenize
+from matplotlib.figure import Figure
 
 from spinezarr.catalog import load_catalog
 from spinezarr.errors import StoreNotFoundError, UnknownScanError, UsageError
-from spinezarr.geometry import Box, ShapeZYX, axis_positions_mm
-from spinezarr.store.reader import ArraySpec, StoreReader
+from spinezarr.export.preview import PreviewPlane, draw_preview
+from spinezarr.geometry import FLAT_AXIS, Box, Plane, ShapeZYX, axis_positions_mm
+from spinezarr.store.reader import ArraySpec, ScanHandle, StoreReader
 from spinezarr.stream.draw import Sampler
 from spinezarr.stream.engine import Engine
 from spinezarr.stream.fetch import fetcher_for
 from spinezarr.stream.stream import PatchStream
+from spinezarr.vertebrae import ANATOMICAL_ORDER
 
-__all__ = ["Plane", "Store", "open"]
-
-Plane = Literal["axial", "coronal", "sagittal"]
-
-FLAT_AXIS: Final[dict[str, int]] = {"axial": 0, "coronal": 1, "sagittal": 2}
-"""Axis of ``(z, y, x)`` along which a plane's slices are counted."""
+__all__ = ["Store", "locate", "open"]
 
 
 def open(  # noqa: A001  spinezarr.open reads as xarray.open_zarr does
@@ -58,8 +56,10 @@ def locate(store: str, catalog: str | os.PathLike[str] | None = None) -> str:
     entry = None if found is None else found.get(store)
     if entry is not None:
         return entry.store_location
-    names = "no catalog was found" if found is None else (
-        f"{found.path} names {', '.join(found.entries) or 'no dataset'}"
+    names = (
+        "no catalog was found"
+        if found is None
+        else (f"{found.path} names {', '.join(found.entries) or 'no dataset'}")
     )
     raise StoreNotFoundError(
         f"{store!r} is no store: there is no such path, and as a dataset name it is unknown "
@@ -83,7 +83,9 @@ class Store:
     def __repr__(self) -> str:
         table = self.table
         splits = ", ".join(f"{n} {name or 'in no split'}" for name, n in self.splits.items())
-        return f"<spinezarr.Store {self._reader.root.dataset}: {table.sizes['scan']} scans ({splits})>"
+        return (
+            f"<spinezarr.Store {self._reader.root.dataset}: {table.sizes['scan']} scans ({splits})>"
+        )
 
     def __reduce__(self) -> tuple[type["Store"], tuple[StoreReader]]:
         return Store, (self._reader,)
@@ -118,8 +120,8 @@ class Store:
         Returns
         -------
         xarray.Dataset
-            ``image`` (z, y, x) in HU and, if the scan has a mask, ``label`` (z, y, x) uint8, as dask
-            arrays with one chunk a shard; coordinates ``z``, ``y``, ``x`` in mm (RAS+); in the
+            ``image`` (z, y, x) in HU and, if the scan has a mask, ``label`` (z, y, x) uint8, as
+            dask arrays with one chunk a shard; coordinates ``z``, ``y``, ``x`` in mm (RAS+); in the
             attributes the affine of voxel ``(x, y, z, 1)``, units, label names and provenance.
 
         Raises
@@ -130,25 +132,28 @@ class Store:
             When computed, if stored bytes are missing or damaged: never fill values.
         """
         scan = self._reader.scan(scan_id)
-        specs = [spec for spec in (scan.image, scan.label) if spec is not None]
         described = scan.variable_attributes
         positions = axis_positions_mm(scan.affine, scan.image.shape_zyx)
         attributes = scan.attributes.to_json()
         del attributes["manifest"]
         return xr.Dataset(
-            {spec.name: (("z", "y", "x"), self._lazy(spec), described[spec.name]) for spec in specs},
+            {
+                spec.name: (("z", "y", "x"), self._lazy(spec), described[spec.name])
+                for spec in scan.arrays
+            },
             {axis: (axis, values, described[axis]) for axis, values in positions.items()},
             attributes,
         )
 
     def _lazy(self, spec: ArraySpec) -> da.Array:
         shards = zip(spec.shard_shape_zyx, spec.shape_zyx, strict=True)
-        return da.from_array(
+        lazy: da.Array = da.from_array(
             _StoredArray(self._engine, spec),
             chunks=tuple(min(shard, n) for shard, n in shards),
-            name=f"{spec.name}-{tokenize(self.url, spec.scan_id, spec.name, spec.shard_sizes)}",
+            name=f"{spec.name}-{tokenize(self.url, spec.scan_id, dict(spec.shard_sizes))}",
             meta=np.empty((0, 0, 0), spec.dtype),
         )
+        return lazy
 
     def patches(
         self,
@@ -168,7 +173,7 @@ class Store:
         Parameters
         ----------
         size_zyx
-            Voxels of a patch along z, y and x, or one number for a cube. A volume that is smaller is
+            Voxels of a patch along z, y and x, or one number for a cube. A smaller volume is
             padded, and the batch says by how much.
         batch_size
             Patches in a batch.
@@ -194,7 +199,11 @@ class Store:
 
         Examples
         --------
-        >>> stream = store.patches(64, batch_size=2, split="train", foreground=1/3)  # doctest: +SKIP
+        >>> stream = store.patches((16, 24, 24), batch_size=2, split="train", foreground=1 / 3)
+        >>> for batch in stream:
+        ...     print(batch.image.shape, batch.image.dtype, batch.label.dtype)
+        (2, 16, 24, 24) int16 uint8
+        (1, 16, 24, 24) int16 uint8
         """
         size = (size_zyx,) * 3 if isinstance(size_zyx, int) else tuple(size_zyx)
         if len(size) != 3:  # noqa: PLR2004
@@ -246,14 +255,15 @@ class Store:
             raise UsageError(f"plane {plane!r}: must be one of {', '.join(FLAT_AXIS)}.")
         flat = FLAT_AXIS[plane]
         table = self._select(split, scans, labels=labels)
-        if size is None:
-            whole = table.shape_zyx.to_numpy().max(axis=0)
-            size = tuple(int(n) for axis, n in enumerate(whole) if axis != flat)
-        if len(size) != 2:  # noqa: PLR2004
+        if size is not None and len(size) != 2:  # noqa: PLR2004
             raise UsageError(f"slice size {size}: give two numbers.")
+        size_zyx = table.shape_zyx.to_numpy().max(axis=0).tolist()
+        if size is not None:
+            size_zyx = [*size[:flat], 1, *size[flat:]]
+        size_zyx[flat] = 1
         return self._stream(
             table,
-            (*size[:flat], 1, *size[flat:]),
+            size_zyx,
             flat,
             batch_size=batch_size,
             seed=seed,
@@ -261,6 +271,75 @@ class Store:
             foreground=foreground,
             n_samples=n_samples,
             labels=labels,
+        )
+
+    def preview(self, scan_id: str) -> Figure:
+        """Draw three planes through the spine of a scan, vertebrae coloured and named.
+
+        The planes pass through the vertebral bodies, the axial one through the middle vertebra, or
+        through the middle of a scan without mask. Save it with ``figure.savefig("preview.png")``.
+
+        Raises
+        ------
+        UnknownScanError
+            If the store has no such scan.
+        CorruptStoreError
+            If stored bytes are missing or damaged.
+        """
+        scan = self._reader.scan(scan_id)
+        facts = scan.attributes
+        at_zyx = self._preview_position(scan)
+        order: tuple[Plane, ...] = ("sagittal", "coronal", "axial")
+        planes = [self._preview_plane(scan, plane, at_zyx) for plane in order]
+        size = " x ".join(str(n) for n in facts.shape_zyx)
+        spacing = " x ".join(f"{mm:.3g}" for mm in facts.spacing_zyx_mm)
+        known = [facts.dataset, facts.source, facts.split]
+        caption = f"{', '.join(filter(None, known))}: {size} voxels of {spacing} mm (z, y, x)"
+        return draw_preview(scan_id, planes, caption)
+
+    def _preview_position(self, scan: ScanHandle) -> ShapeZYX:
+        """Choose where the planes cross: in the middle of the spine's bodies."""
+        facts = scan.attributes
+        z, y, x = (n // 2 for n in facts.shape_zyx)
+        if scan.label is None or not facts.vertebrae:
+            return (z, y, x)
+        found = [facts.vertebrae[name] for name in ANATOMICAL_ORDER if name in facts.vertebrae]
+        centroids = np.array([vertebra.centroid_zyx for vertebra in found])
+        x = round(float(np.median(centroids[:, 2])))
+        sagittal = self._slice(scan.label, FLAT_AXIS["sagittal"], x) > 0
+        if not sagittal.any():
+            z, y, _ = np.rint(np.median(centroids, axis=0)).astype(int).tolist()
+            return (z, y, x)
+        # Bodies are taller and closer together than spinous processes.
+        y = int(sagittal.sum(axis=0).argmax())
+        middle = found[len(found) // 2]
+        rows = sagittal[middle.start_zyx[0] : middle.stop_zyx[0], y]
+        inside = np.flatnonzero(rows)
+        offset = inside[len(inside) // 2] if len(inside) else len(rows) // 2
+        return (int(middle.start_zyx[0] + offset), y, x)
+
+    def _slice(self, spec: ArraySpec, flat_axis: int, at: int) -> npt.NDArray[Any]:
+        """Read one slice across an axis."""
+        start, stop = [0, 0, 0], list(spec.shape_zyx)
+        start[flat_axis], stop[flat_axis] = at, at + 1
+        box = Box((start[0], start[1], start[2]), (stop[0], stop[1], stop[2]))
+        voxels = np.empty(box.shape_zyx, spec.dtype)
+        self._engine.read_into(spec, box, voxels)
+        return voxels.squeeze(flat_axis)
+
+    def _preview_plane(self, scan: ScanHandle, plane: Plane, at_zyx: ShapeZYX) -> PreviewPlane:
+        flat = FLAT_AXIS[plane]
+        voxels = {spec.name: self._slice(spec, flat, at_zyx[flat]) for spec in scan.arrays}
+        spacing = scan.attributes.spacing_zyx_mm
+        positions = list(axis_positions_mm(scan.affine, scan.image.shape_zyx).values())
+        rows, columns = (axis for axis in range(3) if axis != flat)
+        return PreviewPlane(
+            plane=plane,
+            image=voxels["image"],
+            label=voxels.get("label"),
+            spacing_mm=(spacing[rows], spacing[columns]),
+            position_mm=float(positions[flat][at_zyx[flat]]),
+            origin_mm=(float(positions[rows][0]), float(positions[columns][0])),
         )
 
     def _select(
@@ -325,7 +404,7 @@ class _StoredArray:
         self.shape = spec.shape_zyx
         self.dtype = spec.dtype
 
-    def __getitem__(self, index: tuple[slice | int, slice | int, slice | int]) -> Any:
+    def __getitem__(self, index: tuple[slice | int, ...]) -> npt.NDArray[Any]:
         starts, stops, within = [], [], []
         for item, n in zip(index, self.shape, strict=True):
             chosen = range(n)[item] if isinstance(item, slice) else range(n)[item : item + 1]

@@ -12,17 +12,19 @@ References
 
 from dataclasses import dataclass, field
 from itertools import product
-from typing import Any, Self
+from typing import Any, Final, Literal, Self
 
 import nibabel.orientations as nib_orientations
 import numpy as np
 import numpy.typing as npt
 
 __all__ = [
+    "FLAT_AXIS",
     "AxisMap",
     "Box",
     "Grid",
     "Matrix4x4",
+    "Plane",
     "ShapeIJK",
     "ShapeZYX",
     "SpacingZYX",
@@ -33,6 +35,10 @@ __all__ = [
 
 
 Matrix4x4 = npt.NDArray[np.float64]
+Plane = Literal["axial", "coronal", "sagittal"]
+"""Orientation of a slice."""
+FLAT_AXIS: Final[dict[Plane, int]] = {"axial": 0, "coronal": 1, "sagittal": 2}
+"""Axis of ``(z, y, x)`` across which a plane's slices lie."""
 ShapeIJK = tuple[int, int, int]
 ShapeZYX = tuple[int, int, int]
 SpacingZYX = tuple[float, float, float]
@@ -146,7 +152,7 @@ class AxisMap:
         """Directions toward which source axes i, j, k increase, e.g. ``'LPS'``."""
         letters = ["?", "?", "?"]
         for axis, flip, (towards, away) in zip(
-            self.source_axis_zyx, self.flip_zyx, ("SI", "AP", "RL"), strict=True
+            self.source_axis_zyx, self.flip_zyx, (("S", "I"), ("A", "P"), ("R", "L")), strict=True
         ):
             letters[axis] = away if flip else towards
         return "".join(letters)
@@ -242,11 +248,13 @@ def oblique_angle_deg(affine: Matrix4x4) -> float:
     return float(np.degrees(np.arccos(np.clip(np.abs(directions).max(axis=0), -1, 1))).max())
 
 
-def axis_positions_mm(affine_xyz: Matrix4x4, shape_zyx: ShapeZYX) -> dict[str, npt.NDArray[np.float64]]:
+def axis_positions_mm(
+    affine_xyz: Matrix4x4, shape_zyx: ShapeZYX
+) -> dict[str, npt.NDArray[np.float64]]:
     """Return the positions of voxels along the stored axes ``z``, ``y`` and ``x``.
 
-    They start at the world position of the first voxel and grow by the voxel spacing: true positions
-    unless the axes are oblique.
+    They start at the world position of the first voxel and grow by the voxel spacing: true
+    positions unless the axes are oblique.
 
     Examples
     --------

@@ -1,11 +1,11 @@
-"""What one dataset alone knows, as data: where its files lie, what belongs together, what it means.
+r"""What one dataset alone knows, as data: where its files lie and what they mean.
 
 Paths are described by patterns, relative to the raw folder, with ``/`` between folders:
 
 ======================= =====================================================================
 ``{scan}``              one or more characters but ``/``, remembered under that name; met again
                         in the same pattern, the same text
-``{ext:nii|nii\\.gz}``   what the regular expression matches, remembered
+``{ext:nii|nii\.gz}``   what the regular expression matches, remembered
 ``*``                   any characters but ``/``
 ``**/``                 any number of folders, none included
 all else                itself
@@ -224,7 +224,7 @@ class Recipe(StrictModel):
     citation: str
     homepage: str | None = None
     layouts: Annotated[dict[str, Layout], Field(min_length=1)]
-    lookups: dict[str, Lookup] = {}
+    lookups: dict[str, Lookup] = Field(default_factory=dict)
     scan_id: str = "{scan}"
     patient_id: str = "{scan}"
     source: str = ""

@@ -37,7 +37,7 @@ def load_strict_yaml(path: Traversable, model: type[Model], error: type[UsageErr
     Raises
     ------
     UsageError
-        As ``error``: unreadable file, broken YAML, a key given twice, an unknown key, a wrong value.
+        As ``error``: unreadable file, broken YAML, repeated or unknown key, wrong value.
     """
     try:
         text = path.read_text(encoding="utf-8")

@@ -1,0 +1,1 @@
+"""Giving scans back in other forms: pictures."""

@@ -477,7 +477,7 @@ def _name_column(
         start = end + side * content.spacing_mm[1] / 2
         beside = side * all_x[np.abs(all_y - y) <= half + content.spacing_mm[0]]
         x = side * beside.max(initial=side * start) + side * 9 * mm
-        width = _name_width(region.name, name_px) * mm
+        width = (_name_width(region.name, name_px) + 4) * mm
         x = min(x, left + 3 * mm) if side > 0 else max(x, right + width)
         line = Line2D([start, x], [body, y], color=region.colour, linewidth=0.9, clip_on=False)
         axes.add_line(line)

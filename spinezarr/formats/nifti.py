@@ -14,7 +14,7 @@ import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Final, Self
+from typing import Any, BinaryIO, Final, Self, cast
 
 import fsspec
 import nibabel as nib
@@ -31,11 +31,13 @@ from spinezarr.geometry import Grid
 __all__ = ["NiftiVolume"]
 
 _GZIP_MAGIC: Final = b"\x1f\x8b"
-_HEADER_CLASSES: Final = {348: nib.Nifti1Header, 540: nib.Nifti2Header}
+_HEADER_CLASSES: Final[dict[int, Any]] = {348: nib.Nifti1Header, 540: nib.Nifti2Header}
 """By ``sizeof_hdr``, the first field of the header."""
 _MAGIC: Final = {348: (b"n+1\x00",), 540: (b"n+2\x00",)}
 """Single files only; ``.hdr``/``.img`` pairs have other magic."""
 _READ_BYTES: Final = 1 << 20
+# The stub of isal calls this class an instance.
+_ISAL_ERROR: Final = cast("type[Exception]", isal_zlib.error)
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,18 +138,18 @@ class NiftiVolume:
         return self._read.source_file()
 
 
-def _decompressed(raw: Any, path: str) -> Any:
+def _decompressed(raw: BinaryIO | io.BufferedReader, path: str) -> io.BufferedIOBase:
     """Return the stream inside ``raw``: inflated if it starts as gzip does, whatever its name."""
-    buffered = raw if isinstance(raw, io.BufferedReader) else io.BufferedReader(raw)
+    buffered = raw if isinstance(raw, io.BufferedReader) else io.BufferedReader(HashingFile(raw))
     start = buffered.peek(2)[:2]
     if not start:
         raise FormatError(f"{path}: is empty. Download it again.")
     return igzip.IGzipFile(fileobj=buffered, mode="rb") if start == _GZIP_MAGIC else buffered
 
 
-def _read_into(stream: Any, block: npt.NDArray[np.uint8], path: str) -> int:
+def _read_into(stream: io.BufferedIOBase, block: npt.NDArray[np.uint8], path: str) -> int:
     """Fill ``block`` as far as the stream goes; return the bytes read."""
-    view = memoryview(block)
+    view = block.data
     filled = 0
     try:
         while filled < len(view):
@@ -158,7 +160,7 @@ def _read_into(stream: Any, block: npt.NDArray[np.uint8], path: str) -> int:
     except EOFError:
         # gzip data that ends without its end mark: what came is not complete.
         return filled
-    except (OSError, zlib.error, isal_zlib.error) as problem:
+    except (OSError, zlib.error, _ISAL_ERROR) as problem:
         if isinstance(problem, OSError) and problem.errno is not None:
             raise
         raise FormatError(
@@ -167,12 +169,12 @@ def _read_into(stream: Any, block: npt.NDArray[np.uint8], path: str) -> int:
     return filled
 
 
-def _skip(stream: Any, size: int, path: str) -> None:
+def _skip(stream: io.BufferedIOBase, size: int, path: str) -> None:
     if _read_into(stream, np.empty(size, np.uint8), path) < size:
         raise FormatError(f"{path}: ends before its voxels start, at byte {size}.")
 
 
-def _read_header(stream: Any, path: str) -> _Header:
+def _read_header(stream: io.BufferedIOBase, path: str) -> _Header:
     start = np.zeros(4, np.uint8)
     got = _read_into(stream, start, path)
     sizes = {int(start.view(order)[0]) for order in ("<i4", ">i4")}
@@ -195,7 +197,7 @@ def _read_header(stream: Any, path: str) -> _Header:
     return _check_header(parsed, path, size)
 
 
-def _check_header(parsed: Any, path: str, header_size: int) -> _Header:
+def _check_header(parsed: nib.Nifti1Header, path: str, header_size: int) -> _Header:
     shape = _check_shape(parsed, path)
     dtype = _check_dtype(parsed, path)
     try:
@@ -214,7 +216,7 @@ def _check_header(parsed: Any, path: str, header_size: int) -> _Header:
     return _Header(grid, dtype, slope, inter, offset, tuple(notes))
 
 
-def _check_shape(parsed: Any, path: str) -> tuple[int, int, int]:
+def _check_shape(parsed: nib.Nifti1Header, path: str) -> tuple[int, int, int]:
     rank = int(parsed["dim"][0])
     dims = [int(n) for n in parsed["dim"][1 : 1 + max(0, min(rank, 7))]]
     if rank != 3:  # noqa: PLR2004
@@ -227,7 +229,7 @@ def _check_shape(parsed: Any, path: str) -> tuple[int, int, int]:
     return (dims[0], dims[1], dims[2])
 
 
-def _check_dtype(parsed: Any, path: str) -> np.dtype[Any]:
+def _check_dtype(parsed: nib.Nifti1Header, path: str) -> np.dtype[Any]:
     code = int(parsed["datatype"])
     try:
         dtype: np.dtype[Any] = parsed.get_data_dtype()
@@ -241,7 +243,7 @@ def _check_dtype(parsed: Any, path: str) -> np.dtype[Any]:
     return dtype
 
 
-def _check_affine(parsed: Any, path: str) -> npt.NDArray[np.float64]:
+def _check_affine(parsed: nib.Nifti1Header, path: str) -> npt.NDArray[np.float64]:
     try:
         affine = np.asarray(parsed.get_best_affine(), np.float64)
     except (HeaderDataError, ValueError) as problem:

@@ -3,7 +3,9 @@
 import hashlib
 import io
 from dataclasses import dataclass
-from typing import Any
+from typing import BinaryIO
+
+from typing_extensions import Buffer
 
 __all__ = ["HashingFile", "SourceFile"]
 
@@ -19,7 +21,7 @@ class SourceFile:
 class HashingFile(io.RawIOBase):
     """Hashes and counts what is read from a file."""
 
-    def __init__(self, raw: Any) -> None:
+    def __init__(self, raw: BinaryIO) -> None:
         self._raw = raw
         self._sha256 = hashlib.sha256()
         self._size_bytes = 0
@@ -28,14 +30,15 @@ class HashingFile(io.RawIOBase):
         """Answer yes, as :class:`io.BufferedReader` asks."""
         return True
 
-    def readinto(self, buffer: Any, /) -> int:
-        """Read up to ``len(buffer)`` bytes into ``buffer``; return how many."""
-        block: bytes = self._raw.read(len(buffer))
-        buffer[: len(block)] = block
+    def readinto(self, buffer: Buffer, /) -> int:
+        """Read as many bytes as ``buffer`` has room for; return how many came."""
+        view = memoryview(buffer).cast("B")
+        block = self._raw.read(len(view))
+        view[: len(block)] = block
         self._sha256.update(block)
         self._size_bytes += len(block)
         return len(block)
 
     def source_file(self) -> SourceFile:
-        """What has been read so far."""
+        """Describe what has been read so far."""
         return SourceFile(self._size_bytes, self._sha256.hexdigest())

@@ -1,4 +1,4 @@
-"""Is a mask on its image's grid?"""
+"""Whether a mask lies on its image's grid."""
 
 from typing import Final
 
@@ -48,7 +48,9 @@ def aligned_label_grid(
         distance = max_corner_distance_mm(image, label)
         if distance <= GRID_TOLERANCE * min(image.spacing_zyx_mm):
             return label
-        problem = f"image and mask have the same shape, but their corners are {distance:.3g} mm apart"
+        problem = (
+            f"image and mask have the same shape, but their corners are {distance:.3g} mm apart"
+        )
         advice = (
             "If the mask's header is wrong and its voxels belong to the image's, "
             "ingest with --take-image-grid."

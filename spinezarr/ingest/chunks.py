@@ -56,7 +56,7 @@ class ImageEncoder:
         inside = chunk[tuple(slice(0, n) for n in voxels.shape)]
         inside[...] = cast_losslessly(voxels, self.dtype)
         facts = ImageFacts(
-            checksum=crc32c(memoryview(chunk).cast("B")),
+            checksum=crc32c(chunk.data),
             lowest=float(inside.min()),
             highest=float(inside.max()),
         )
@@ -122,9 +122,7 @@ class LabelEncoder:
         """
         chunk = np.zeros(CHUNK_SHAPE_ZYX, np.uint8)
         try:
-            chunk[tuple(slice(0, n) for n in voxels.shape)] = cast_losslessly(
-                voxels, chunk.dtype
-            )
+            chunk[tuple(slice(0, n) for n in voxels.shape)] = cast_losslessly(voxels, chunk.dtype)
         except DoesNotFitError as problem:
             raise LabelError(
                 f"the mask holds the value {problem.value!r}; labels are whole numbers from 0 to "

@@ -155,9 +155,7 @@ def _match_images(recipe: Recipe, paths: Iterable[str]) -> tuple[list[_Image], l
             if _is_label(recipe, path):
                 continue
             if scan_id in first:
-                ignored.append(
-                    PathNote(path, f"same scan id {scan_id!r} as {first[scan_id].path}")
-                )
+                ignored.append(PathNote(path, f"same scan id {scan_id!r} as {first[scan_id].path}"))
             else:
                 first[scan_id] = _Image(path, layout, texts, scan_id)
             break
@@ -221,9 +219,7 @@ def _read_splits(
     return recipe.splits.parse(shipped.read_text(), recipe.splits.shipped), None
 
 
-def _sort_leftovers(
-    recipe: Recipe, paths: Iterable[str]
-) -> tuple[list[PathNote], list[PathNote]]:
+def _sort_leftovers(recipe: Recipe, paths: Iterable[str]) -> tuple[list[PathNote], list[PathNote]]:
     orphans: list[PathNote] = []
     ignored: list[PathNote] = []
     for path in paths:
@@ -255,7 +251,9 @@ def _nothing_found(recipe: Recipe, raw: str, paths: list[str]) -> str:
     ]
     below = _folder_that_matches(recipe, paths)
     if below:
-        lines.append(f"The folder {below!r} inside it does match: use --raw {raw.rstrip('/')}/{below}")
+        lines.append(
+            f"The folder {below!r} inside it does match: use --raw {raw.rstrip('/')}/{below}"
+        )
     return "\n".join(lines)
 
 

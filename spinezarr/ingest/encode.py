@@ -1,8 +1,8 @@
 """From slabs of a source file to shards of a stored array, in one pass.
 
-The source is inflated slab by slab; each slab is as thick as a chunk, so its chunks are complete and
-are encoded at once by a pool of threads. What is held is two slabs, and the encoded chunks of shards
-that are not complete yet.
+The source is inflated slab by slab; each slab is as thick as a chunk, so its chunks are complete
+and are encoded at once by a pool of threads. What is held is two slabs, and the encoded chunks of
+shards that are not complete yet.
 """
 
 import math
@@ -71,6 +71,7 @@ def encode_volume(
     volume: Volume,
     grid: Grid,
     encoder: ChunkEncoder[Facts],
+    *,
     write_shard: Callable[[ShapeZYX, bytes], None],
     pool: Executor,
     on_voxels: Callable[[int], None],
@@ -133,9 +134,7 @@ def _submit(
     first = tuple(a // c for a, c in zip(box.start_zyx, CHUNK_SHAPE_ZYX, strict=True))
     futures = []
     for step in product(*(range(n) for n in chunk_grid(box.shape_zyx))):
-        at = tuple(
-            slice(i * c, (i + 1) * c) for i, c in zip(step, CHUNK_SHAPE_ZYX, strict=True)
-        )
+        at = tuple(slice(i * c, (i + 1) * c) for i, c in zip(step, CHUNK_SHAPE_ZYX, strict=True))
         z, y, x = (a + i for a, i in zip(first, step, strict=True))
         futures.append(pool.submit(encoder, slab[at], (z, y, x)))
     return futures

@@ -157,9 +157,7 @@ class _Run:
         self._scans = {scan.scan_id: scan for scan in store.published()}
         self._done: list[ScanAttributes] = []
         self._skipped: list[str] = []
-        self._failed = [
-            FailedScan(image.scan_id, image.reason) for image in discovery.without_mask
-        ]
+        self._failed = [FailedScan(image.scan_id, image.reason) for image in discovery.without_mask]
         self._table_written = time.monotonic()
 
     def one(self, source: ScanSource, pool: Executor) -> None:
@@ -177,9 +175,9 @@ class _Run:
                 self._recipe,
                 self._discovery.raw,
                 self._store,
-                pool,
-                self._options,
-                self._listener.advanced,
+                pool=pool,
+                options=self._options,
+                on_share=self._listener.advanced,
             )
         except Exception as error:  # noqa: BLE001  one bad scan never stops the others
             self._failed.append(FailedScan(source.scan_id, _reason(error)))

@@ -4,6 +4,7 @@ import hashlib
 import math
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any, Final
@@ -12,8 +13,6 @@ import fsspec
 import numpy as np
 import numpy.typing as npt
 
-
-from spinezarr.errors import FormatError
 from spinezarr.formats import Volume, open_volume
 from spinezarr.geometry import AxisMap, Grid, ShapeZYX, oblique_angle_deg
 from spinezarr.ingest.align import aligned_label_grid
@@ -55,7 +54,7 @@ class _Place:
     fs: fsspec.AbstractFileSystem
     root: str
 
-    def open(self, path: str) -> Any:
+    def open(self, path: str) -> AbstractContextManager[Volume]:
         return open_volume(self.fs, f"{self.root}/{path}")
 
 
@@ -64,6 +63,7 @@ def ingest_scan(
     recipe: Recipe,
     raw: str,
     store: StoreWriter,
+    *,
     pool: Executor,
     options: ScanOptions,
     on_share: Callable[[float], None],
@@ -101,7 +101,7 @@ def ingest_scan(
     place = _Place(fs, root.rstrip("/"))
     writer = store.new_scan(source.scan_id)
     try:
-        return _ingest(source, recipe, place, writer, pool, options, on_share)
+        return _ingest(source, recipe, place, writer, pool=pool, options=options, on_share=on_share)
     except BaseException:
         writer.discard()
         raise
@@ -112,6 +112,7 @@ def _ingest(
     recipe: Recipe,
     place: _Place,
     writer: ScanWriter,
+    *,
     pool: Executor,
     options: ScanOptions,
     on_share: Callable[[float], None],
@@ -150,7 +151,8 @@ def _ingest(
         "vertebrae": {},
         "other_labels": {},
     }
-    label_chunks, values = None, ()
+    label_chunks: npt.NDArray[np.uint32] | None = None
+    values: tuple[int, ...] = ()
     if source.label is not None and label_grid is not None:
         label_facts = _write_label(label, label_grid, writer, pool, on_voxels)
         label_chunks = _label_chunks(label_facts)
@@ -190,16 +192,18 @@ def _write_image(
         on_voxels(voxels)
 
     try:
-        facts = encode_volume(image, image.grid, ImageEncoder(HU_DTYPE), write, pool, count)
+        facts = encode_volume(
+            image, image.grid, ImageEncoder(HU_DTYPE), write_shard=write, pool=pool, on_voxels=count
+        )
     except DoesNotFitError as problem:
         on_voxels(-done)
-        notes.append(
-            f"image kept as {image.dtype}: it holds {problem.value!r}, which int16 cannot"
-        )
+        notes.append(f"image kept as {image.dtype}: it holds {problem.value!r}, which int16 cannot")
     else:
         return HU_DTYPE, facts
     encoder = ImageEncoder(image.dtype)
-    return image.dtype, encode_volume(image, image.grid, encoder, write, pool, on_voxels)
+    return image.dtype, encode_volume(
+        image, image.grid, encoder, write_shard=write, pool=pool, on_voxels=on_voxels
+    )
 
 
 def _write_label(
@@ -212,7 +216,9 @@ def _write_label(
     def write(shard_zyx: ShapeZYX, data: bytes) -> None:
         writer.write(_shard_key(LABEL, shard_zyx), data)
 
-    return encode_volume(label, grid, LabelEncoder(), write, pool, on_voxels)
+    return encode_volume(
+        label, grid, LabelEncoder(), write_shard=write, pool=pool, on_voxels=on_voxels
+    )
 
 
 def _identity(source: ScanSource, recipe: Recipe) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Writing files so that each is either whole or absent, on disk and in object stores."""
 
-import os
+from pathlib import Path
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
@@ -38,7 +38,7 @@ def publish_file(fs: fsspec.AbstractFileSystem, path: str, data: bytes) -> None:
     """
     if isinstance(fs, LocalFileSystem):
         write_file(fs, path + PARTIAL, data)
-        os.replace(path + PARTIAL, path)
+        Path(path + PARTIAL).replace(path)
     else:
         fs.pipe_file(path, data)
 

@@ -13,7 +13,7 @@
 """
 
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import numpy as np
 
@@ -56,9 +56,9 @@ SCANS = "scans"
 class BloscCodecSpec:
     """Parameters of the Blosc codec; the Zarr v3 specification has it, so every client reads it."""
 
-    cname: str
+    cname: Literal["lz4", "lz4hc", "zstd"]
     clevel: int
-    shuffle: str
+    shuffle: Literal["noshuffle", "shuffle", "bitshuffle"]
     blocksize: int
     """Bytes that decode on their own: one z-plane of a chunk costs two or three blocks."""
 

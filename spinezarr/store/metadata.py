@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 import zarr
-from zarr.codecs import BloscCodec, Crc32cCodec
 from zarr.abc.buffer import Buffer
+from zarr.codecs import BloscCodec, Crc32cCodec
 from zarr.storage import MemoryStore
 
 from spinezarr.geometry import ShapeZYX
@@ -96,7 +96,7 @@ def scan_files(
 
 
 def table_files(table: xr.Dataset) -> dict[str, bytes]:
-    """Return the files of the scan table; its attribute ``manifest`` names all but ``zarr.json``."""
+    """Return the files of the scan table; its ``manifest`` names all but ``zarr.json``."""
     files: dict[str, Buffer] = {}
     store = MemoryStore(files)
     encoding = {
@@ -115,13 +115,13 @@ def table_files(table: xr.Dataset) -> dict[str, bytes]:
 
 @contextmanager
 def _unspecified_allowed() -> Iterator[None]:
-    """Silence zarr on consolidated metadata and strings: extensions that every client passes over."""
+    """Silence zarr on consolidated metadata, an extension that other clients pass over."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Consolidated metadata is currently not part")
         yield
 
 
-_IMAGE_ATTRIBUTES = {"long_name": "CT number", "units": "HU"}
+_IMAGE_ATTRIBUTES: dict[str, Any] = {"long_name": "CT number", "units": "HU"}
 
 
 def _label_attributes(values: tuple[int, ...]) -> dict[str, Any]:
@@ -168,5 +168,3 @@ def _small_array(
 def _consolidate(store: MemoryStore) -> None:
     with _unspecified_allowed():
         zarr.consolidate_metadata(store, zarr_format=3)
-
-

@@ -1,7 +1,7 @@
 """Opening a store: the dataset, the table, and the arrays of each scan as plain values."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any, Final
@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 from pydantic import ValidationError
+from zarr.abc.buffer import Buffer as AbstractBuffer
 from zarr.buffer.cpu import Buffer
 from zarr.storage import MemoryStore
 
@@ -47,9 +48,7 @@ class ArraySpec:
     @property
     def chunks_per_shard_zyx(self) -> ShapeZYX:
         """Chunks of one shard along each axis."""
-        z, y, x = (
-            s // c for s, c in zip(self.shard_shape_zyx, self.chunk_shape_zyx, strict=True)
-        )
+        z, y, x = (s // c for s, c in zip(self.shard_shape_zyx, self.chunk_shape_zyx, strict=True))
         return (z, y, x)
 
     def shard_path(self, shard_zyx: ShapeZYX) -> str:
@@ -69,6 +68,11 @@ class ScanHandle:
     """Rows of :meth:`StoreReader.label_chunks`."""
     variable_attributes: Mapping[str, Mapping[str, Any]]
     """Units, label names and the like of ``image``, ``label``, ``z``, ``y`` and ``x``."""
+
+    @property
+    def arrays(self) -> tuple[ArraySpec, ...]:
+        """The image and, if there is one, the mask."""
+        return (self.image,) if self.label is None else (self.image, self.label)
 
     @property
     def affine(self) -> npt.NDArray[np.float64]:
@@ -141,7 +145,7 @@ class StoreReader:
             key: ManifestEntry.model_validate(entry)
             for key, entry in json.loads(raw)["attributes"]["manifest"].items()
         }
-        files = {"zarr.json": Buffer.from_bytes(raw)}
+        files: dict[str, AbstractBuffer] = {"zarr.json": Buffer.from_bytes(raw)}
         for key, entry in manifest.items():
             files[key] = Buffer.from_bytes(self._read_checked(f"{folder}/{key}", entry))
         table = xr.open_zarr(MemoryStore(files), chunks=None, zarr_format=3).load()
@@ -177,9 +181,9 @@ class StoreReader:
             If its metadata are not those that spinezarr writes.
         """
         folder = f"{self.path}/{scan_key(scan_id)}"
+        if not scan_id or "/" in scan_id:
+            raise UnknownScanError(f"{self.url}: {scan_id!r} is no scan id.")
         try:
-            if not scan_id or "/" in scan_id:
-                raise FileNotFoundError(scan_id)
             raw = self.fs.cat_file(f"{folder}/zarr.json")
         except (FileNotFoundError, NotADirectoryError) as problem:
             raise UnknownScanError(f"{self.url}: has no scan {scan_id!r}.") from problem
@@ -194,9 +198,7 @@ class StoreReader:
             }
             rows = arrays[LABEL_CHUNKS]["shape"][0] if LABEL_CHUNKS in arrays else 0
             described = {name: arrays[name]["attributes"] for name in (*specs, "z", "y", "x")}
-            return ScanHandle(
-                attributes, specs["image"], specs.get("label"), int(rows), described
-            )
+            return ScanHandle(attributes, specs["image"], specs.get("label"), int(rows), described)
         except (ValueError, KeyError, TypeError, IndexError, ValidationError) as problem:
             raise CorruptStoreError(
                 f"{folder}/zarr.json: is not what spinezarr writes ({problem}). "
@@ -257,6 +259,6 @@ def _array_spec(
     )
 
 
-def _zyx(values: Any) -> ShapeZYX:
+def _zyx(values: Iterable[int | str]) -> ShapeZYX:
     z, y, x = (int(value) for value in values)
     return (z, y, x)

@@ -11,13 +11,13 @@ References
 
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, Final
 
 import google_crc32c
 import numpy as np
 import numpy.typing as npt
 from numcodecs import blosc
+from typing_extensions import Buffer
 
 from spinezarr.store.layout import BloscCodecSpec
 
@@ -37,7 +37,7 @@ ABSENT: Final = 2**64 - 1
 """Offset and size of a chunk that a shard does not hold."""
 CHECKSUM_BYTES: Final = 4
 _BLOSC_HEADER: Final = struct.Struct("<BBBBIII")
-"""version, versionlz, flags, typesize, nbytes, blocksize, cbytes (C-Blosc 1, README_CHUNK_FORMAT)."""
+"""version, versionlz, flags, typesize, nbytes, blocksize, cbytes (C-Blosc 1, chunk format)."""
 _SHUFFLES: Final = {"noshuffle": 0, "shuffle": 1, "bitshuffle": 2}
 
 
@@ -45,7 +45,7 @@ class ChunkDamagedError(Exception):
     """Bytes that are not a whole chunk or index; the caller adds which one."""
 
 
-def crc32c(data: bytes | memoryview) -> int:
+def crc32c(data: Buffer) -> int:
     """Return the CRC-32C (Castagnoli) of ``data``.
 
     Examples
@@ -53,7 +53,7 @@ def crc32c(data: bytes | memoryview) -> int:
     >>> hex(crc32c(b"123456789"))  # the check value of RFC 3720
     '0xe3069283'
     """
-    view = np.frombuffer(data, np.uint8)
+    view = np.frombuffer(memoryview(data), np.uint8)
     view.flags.writeable = False  # all that google_crc32c takes without a copy
     return int(google_crc32c.value(view))
 

@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import fsspec
 import numpy as np
 import numpy.typing as npt
 from pydantic import ValidationError
@@ -124,7 +125,7 @@ class StoreWriter:
 class ScanWriter:
     """Writes one scan; nothing of it is visible before :meth:`publish`."""
 
-    def __init__(self, fs: Any, folder: str) -> None:
+    def __init__(self, fs: fsspec.AbstractFileSystem, folder: str) -> None:
         self._fs = fs
         self._folder = folder
         self._manifest: dict[str, ManifestEntry] = {}

@@ -74,7 +74,9 @@ class Sampler:
 
     def __post_init__(self) -> None:
         if min(self.size_zyx) < 1:
-            raise UsageError(f"patch size {self.size_zyx} (z, y, x): every side must be at least 1.")
+            raise UsageError(
+                f"patch size {self.size_zyx} (z, y, x): every side must be at least 1."
+            )
         if self.seed < 0:
             raise UsageError(f"seed {self.seed}: must not be negative.")
         if not 0 <= self.foreground <= 1:

@@ -1,8 +1,8 @@
 """plan → fetch → decode: boxes of voxels into arrays that the caller owns.
 
 Zarr readers turn a chunk that is missing into fill values. This one does not: the scan's manifest
-says which shards exist and how long they are, image chunks are never absent, and every chunk carries
-a checksum, so lost or damaged data raise :class:`~spinezarr.errors.CorruptStoreError`.
+says which shards exist and how long they are, image chunks are never absent, and every chunk
+carries a checksum, so lost or damaged data raise :class:`~spinezarr.errors.CorruptStoreError`.
 """
 
 import math

@@ -60,7 +60,5 @@ def plan_reads(box: Box, array: ArraySpec) -> Iterator[ChunkRead]:
             shard_zyx=shard,
             position=(within[0] * per_shard[1] + within[1]) * per_shard[2] + within[2],
             within_chunk=share.shift((-origin[0], -origin[1], -origin[2])),
-            within_box=share.shift(
-                (-box.start_zyx[0], -box.start_zyx[1], -box.start_zyx[2])
-            ),
+            within_box=share.shift((-box.start_zyx[0], -box.start_zyx[1], -box.start_zyx[2])),
         )

@@ -129,9 +129,7 @@ class PatchStream:
             index=np.array([request.index for request in requests]),
         )
 
-    def _fill(
-        self, array: ArraySpec, box: Box, out: npt.NDArray[Any], outside: int
-    ) -> None:
+    def _fill(self, array: ArraySpec, box: Box, out: npt.NDArray[Any], outside: int) -> None:
         inside = box.intersect(Box((0, 0, 0), array.shape_zyx))
         if inside != box:
             out[...] = outside

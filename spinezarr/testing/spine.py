@@ -263,8 +263,9 @@ def _render(
         np.maximum(depth[part], d, out=depth[part])
     if cortex:
         rim = max(_SHELL_MM, 0.6 * float(np.cbrt(np.prod(voxel))))
+        shell_hu = CORTICAL_HU * float(np.clip(2.5 * _SHELL_MM / max(voxel), 0.5, 1))
         cortical = np.clip(1.35 - depth / rim, 0, 1)
-        inside_hu += cortical * (CORTICAL_HU * min(1.0, 2.5 * _SHELL_MM / max(voxel)) - inside_hu)
+        inside_hu += cortical * (shell_hu - inside_hu)
     z, y, x = np.unravel_index(int(depth.argmax()), depth.shape)
     return Patch(whole, depth > 0, inside_hu, (int(z), int(y), int(x)))
 

@@ -1,0 +1,80 @@
+"""Where the command line prints, and how it ends."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, is_dataclass
+from typing import Final
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from spinezarr.errors import SpinezarrError, StoreNotFoundError, UnknownScanError, UsageError
+
+__all__ = ["OUT", "errors_for_users", "megabytes", "new_table", "print_json"]
+
+SOME_FAILED: Final = 1
+WRONG_USAGE: Final = 2
+INTERRUPTED: Final = 130
+"""What a shell reports of a command that Ctrl-C ended."""
+
+OUT: Final = Console(highlight=False)
+ERR: Final = Console(stderr=True, highlight=False)
+
+
+@contextmanager
+def errors_for_users() -> Iterator[None]:
+    """Print an expected error as a message, without traceback, and end with its exit code."""
+    try:
+        yield
+    except SpinezarrError as problem:
+        wrong_usage = isinstance(problem, UsageError | StoreNotFoundError | UnknownScanError)
+        _fail(str(problem), WRONG_USAGE if wrong_usage else SOME_FAILED)
+    except OSError as problem:
+        where = f"{problem.filename}: " if problem.filename else ""
+        _fail(f"{where}{problem.strerror or problem}", SOME_FAILED)
+    except KeyboardInterrupt:
+        _fail("interrupted; what was done is kept, run it again to go on.", INTERRUPTED)
+
+
+def _fail(message: str, code: int) -> None:
+    ERR.print(f"[bold red]Error:[/] {escape(message)}", soft_wrap=True)
+    raise typer.Exit(code)
+
+
+def new_table(title: str, *columns: str, right: tuple[str, ...] = ()) -> Table:
+    """Start a table; columns named in ``right`` hold numbers."""
+    table = Table(
+        title=title,
+        title_justify="left",
+        title_style="bold",
+        header_style="bold",
+        min_width=min(len(title), OUT.width),
+    )
+    for column in columns:
+        table.add_column(
+            column,
+            justify="right" if column in right else "left",
+            overflow="fold",
+            no_wrap=column in right,
+        )
+    return table
+
+
+def megabytes(size_bytes: float) -> str:
+    """Show a size in MB of 10^6 bytes.
+
+    Examples
+    --------
+    >>> megabytes(34_627_583)
+    '34.6 MB'
+    """
+    return f"{size_bytes / 1e6:,.1f} MB"
+
+
+def print_json(value: object) -> None:
+    """Print a dataclass or plain value as JSON on standard output."""
+    plain = asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
+    Console(file=sys.stdout, highlight=False).print_json(data=plain, indent=2)

@@ -1,0 +1,112 @@
+"""``spinezarr demo``: the main job end to end on synthetic scans."""
+
+import shutil
+import time
+from collections.abc import Iterable, Sized
+from pathlib import Path
+from typing import Annotated
+
+import typer
+import xarray as xr
+from rich.progress import Progress, track
+
+import spinezarr
+from spinezarr.cli.console import ERR, OUT, errors_for_users, megabytes, new_table
+from spinezarr.cli.ingest import ProgressBar, print_report
+from spinezarr.cli.preview import write_previews
+from spinezarr.errors import UsageError
+from spinezarr.ingest.discover import discover
+from spinezarr.ingest.run import ingest
+from spinezarr.recipe import Recipe
+from spinezarr.testing import CTSPINE1K_SCANS, write_ctspine1k
+
+__all__ = ["demo"]
+
+_ARROW_BYTES_PER_VOXEL = 8
+"""float32 image and int32 mask, as the dataset's Hugging Face script stores them."""
+_MARKER = ".spinezarr-demo"
+"""Marks a folder as the demo's own, which a later demo may empty."""
+
+
+def demo(
+    *,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the demo's files.")] = Path(
+        "demo"
+    ),
+    scale: Annotated[
+        float, typer.Option(min=0.1, max=2.0, help="Size of the scans; 1 is 256 x 256 voxels.")
+    ] = 1.0,
+    samples: Annotated[int, typer.Option(min=1, help="Patches, and slices, to stream.")] = 200,
+) -> None:
+    """Make six synthetic scans laid out as CTSpine1K, ingest them, stream and draw them.
+
+    Example:  spinezarr demo --out demo
+    """
+    with errors_for_users():
+        _prepare(out)
+        raw, store_path = out / "raw", out / "ctspine1k.zarr"
+        with Progress(console=ERR) as progress:
+            task = progress.add_task("phantoms", total=len(CTSPINE1K_SCANS))
+            write_ctspine1k(raw, scale=scale, on_scan=lambda _: progress.advance(task))
+        recipe = Recipe.load("ctspine1k")
+        discovery = discover(recipe, str(raw))
+        with ProgressBar(discovery.scans) as bar:
+            report = ingest(recipe, discovery, str(store_path), licence="CC0-1.0", listener=bar)
+        print_report(report, as_json=False)
+        first = report.done[0]
+        opened = xr.open_zarr(store_path / "scans" / first)
+        OUT.print(f"\n[bold]xr.open_zarr('{store_path}/scans/{first}')[/]\n{opened}\n")
+        store = spinezarr.open(store_path)
+        rates = _rates(store, samples)
+        previews = write_previews(store, out / "previews")
+        _print_figures(store, rates)
+        OUT.print(f"Previews: {previews[0].parent}/*.png. Look at one: {previews[0]}")
+        raise typer.Exit(report.exit_code)
+
+
+def _prepare(out: Path) -> None:
+    """Empty the folder of an earlier demo; touch nothing else."""
+    if out.exists() and any(out.iterdir()):
+        if not (out / _MARKER).exists():
+            raise UsageError(f"{out}: is not empty, and no demo made it. Give --out NEW_FOLDER.")
+        shutil.rmtree(out)
+    out.mkdir(parents=True, exist_ok=True)
+    (out / _MARKER).touch()
+
+
+def _rates(store: "spinezarr.Store", samples: int) -> dict[str, float]:
+    """Stream random patches and slices; return samples a second by kind."""
+    shortest = int(store.table.shape_zyx.min())
+    side = min(64, shortest)
+    streams = {
+        f"{side} x {side} x {side} patches": store.patches(
+            side, batch_size=2, foreground=1 / 3, n_samples=samples
+        ),
+        "axial slices": store.slices("axial", batch_size=8, n_samples=samples),
+    }
+    return {
+        name: _rate(track(stream, name, total=len(stream), console=ERR))
+        for name, stream in streams.items()
+    }
+
+
+def _rate(batches: Iterable[Sized]) -> float:
+    started = time.perf_counter()
+    count = sum(len(batch) for batch in batches)
+    return count / (time.perf_counter() - started)
+
+
+def _print_figures(store: "spinezarr.Store", rates: dict[str, float]) -> None:
+    table = store.table
+    voxels = int(table.shape_zyx.prod("axis").sum())
+    source = int(table.source_bytes.sum())
+    figures = new_table("The same scans", "", "bytes", "of .nii.gz", right=("bytes", "of .nii.gz"))
+    for name, size in (
+        (".nii.gz files", source),
+        ("Arrow, 8 bytes a voxel", _ARROW_BYTES_PER_VOXEL * voxels),
+        ("spinezarr store", int(table.stored_bytes.sum())),
+    ):
+        figures.add_row(name, megabytes(size), f"{size / source:.2f} x")
+    for name, rate in rates.items():
+        figures.add_row(f"streamed, {name}", f"{rate:,.0f} a second", "")
+    OUT.print(figures)

@@ -1,0 +1,118 @@
+"""``spinezarr info``: a store on one screen."""
+
+from collections import Counter
+from typing import Any
+
+import numpy as np
+from rich.columns import Columns
+from rich.markup import escape
+
+import spinezarr
+from spinezarr.cli.console import OUT, errors_for_users, megabytes, new_table, print_json
+from spinezarr.cli.options import AsJson, CatalogFile, StoreUrl
+
+__all__ = ["info"]
+
+
+def info(store: StoreUrl, *, as_json: AsJson = False, catalog: CatalogFile = None) -> None:
+    """Show what a store holds: splits, sizes, compression, vertebra counts.
+
+    Example:  spinezarr info demo/ctspine1k.zarr
+    """
+    with errors_for_users():
+        summary = summarise(spinezarr.open(store, catalog=catalog))
+        if as_json:
+            print_json(summary)
+        else:
+            _print(summary)
+
+
+def summarise(store: "spinezarr.Store") -> dict[str, Any]:
+    """Sum up a store from its scan table alone."""
+    table = store.table
+    voxels = table.shape_zyx.prod("axis")
+    source = [str(name) for name in table.source.to_numpy()]
+    split = [str(name) for name in table.split.to_numpy()]
+    pairs = Counter(zip(source, split, strict=True))
+    vertebra_scans = (table.voxel_count > 0).sum("scan")
+    return {
+        "url": store.url,
+        **store.attrs,
+        "scans": table.sizes["scan"],
+        "patients": len(set(table.patient_id.to_numpy())),
+        "scans_without_mask": int((table.label_state == "none").sum()),
+        "splits": store.splits,
+        "scans_by_source_and_split": [
+            {"source": name, "split": part, "scans": n} for (name, part), n in sorted(pairs.items())
+        ],
+        "shape_zyx": _spread(table.shape_zyx.to_numpy()),
+        "spacing_zyx_mm": _spread(table.spacing_mm.to_numpy()),
+        "orientations": dict(Counter(str(name) for name in table.orientation.to_numpy())),
+        "source_bytes": int(table.source_bytes.sum()),
+        "stored_bytes": int(table.stored_bytes.sum()),
+        "uncompressed_bytes": int(
+            sum(
+                n * (np.dtype(str(name)).itemsize + (state != "none"))
+                for n, name, state in zip(
+                    voxels.to_numpy().tolist(),
+                    table.image_dtype.to_numpy(),
+                    table.label_state.to_numpy(),
+                    strict=True,
+                )
+            )
+        ),
+        "scans_by_vertebra": {
+            str(name): int(n)
+            for name, n in zip(table.vertebra.to_numpy(), vertebra_scans.to_numpy(), strict=True)
+            if n
+        },
+        "other_label_voxels": int(table.other_label_voxels.sum()),
+    }
+
+
+def _spread(values: np.ndarray[Any, Any]) -> dict[str, list[float]]:
+    """Minimum, median and maximum of each column."""
+    if not len(values):
+        return {}
+    rows = {"min": values.min(0), "median": np.median(values, 0), "max": values.max(0)}
+    return {name: [round(float(v), 4) for v in row] for name, row in rows.items()}
+
+
+def _print(summary: dict[str, Any]) -> None:
+    OUT.print(
+        f"[bold]{escape(summary['title'])}[/]  {escape(summary['url'])}\n"
+        f"licence {escape(summary['licence'])}, {summary['scans']} scans of "
+        f"{summary['patients']} patients, {summary['scans_without_mask']} without a mask"
+    )
+    if summary["citation"]:
+        OUT.print(f"cite: {escape(summary['citation'])}")
+    splits = list(summary["splits"])
+    headings = tuple(split or "(no split)" for split in splits)
+    scans = new_table("Scans", "source", *headings, "all", right=(*headings, "all"))
+    counts = {
+        (row["source"], row["split"]): row["scans"] for row in summary["scans_by_source_and_split"]
+    }
+    for source in sorted({key[0] for key in counts}):
+        row = [counts.get((source, split), 0) for split in splits]
+        scans.add_row(source or "(one)", *map(str, row), str(sum(row)))
+    scans.add_row("all", *map(str, summary["splits"].values()), str(summary["scans"]))
+    sizes = new_table("Bytes", "", "size", "of source", right=("size", "of source"))
+    for name, key in (
+        ("source files", "source_bytes"),
+        ("this store", "stored_bytes"),
+        ("uncompressed", "uncompressed_bytes"),
+    ):
+        share = summary[key] / max(1, summary["source_bytes"])
+        sizes.add_row(name, megabytes(summary[key]), f"{share:.2f} x")
+    shapes = new_table("Volumes (z, y, x)", "", "voxels", "spacing mm")
+    for name in summary["shape_zyx"]:
+        voxels = " x ".join(f"{n:g}" for n in summary["shape_zyx"][name])
+        spacing = " x ".join(f"{n:.3g}" for n in summary["spacing_zyx_mm"][name])
+        shapes.add_row(name, voxels, spacing)
+    OUT.print(Columns([scans, sizes, shapes], padding=(0, 3)))
+    vertebrae = "  ".join(
+        f"{name} [bold]{n}[/]" for name, n in summary["scans_by_vertebra"].items()
+    )
+    OUT.print(f"[bold]Scans that show each vertebra[/]\n{vertebrae or 'none'}")
+    if summary["other_label_voxels"]:
+        OUT.print(f"{summary['other_label_voxels']} mask voxels lie outside the label scheme.")

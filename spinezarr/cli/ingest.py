@@ -1,0 +1,276 @@
+"""``spinezarr ingest``: a raw folder becomes a store."""
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Final, Self
+
+import typer
+from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
+
+from spinezarr.catalog import load_catalog
+from spinezarr.cli.console import ERR, OUT, errors_for_users, megabytes, new_table, print_json
+from spinezarr.cli.options import AsJson, CatalogFile
+from spinezarr.errors import UsageError
+from spinezarr.ingest.discover import Discovery, PathNote, ScanSource, discover
+from spinezarr.ingest.run import IngestReport, Listener, Outcome
+from spinezarr.ingest.run import ingest as run_ingest
+from spinezarr.ingest.scan import ScanOptions
+from spinezarr.recipe import Recipe
+
+__all__ = ["ProgressBar", "ingest", "print_report"]
+
+_PAIRS: Final = "pairs"
+_SHOWN: Final = 20
+"""Rows of a table before the rest is only counted; --json has them all."""
+
+
+def ingest(
+    dataset: Annotated[
+        str,
+        typer.Argument(
+            metavar="DATASET",
+            help="Name in the catalog, name of a shipped recipe, path of a recipe, or 'pairs'.",
+        ),
+    ],
+    *,
+    raw: Annotated[
+        str | None, typer.Option(metavar="DIR", help="Folder of the files as downloaded.")
+    ] = None,
+    out: Annotated[
+        str | None, typer.Option(metavar="URL", help="Path or URL of the store to write.")
+    ] = None,
+    image: Annotated[
+        str | None,
+        typer.Option(metavar="PATTERN", help="With 'pairs': images, e.g. '{scan}_ct.nii.gz'."),
+    ] = None,
+    label: Annotated[
+        str | None,
+        typer.Option(metavar="PATTERN", help="With 'pairs': masks, e.g. '{scan}_seg.nii.gz'."),
+    ] = None,
+    licence: Annotated[
+        str | None, typer.Option(metavar="SPDX", help="Licence of the data, if not the recipe's.")
+    ] = None,
+    take_image_grid: Annotated[
+        bool,
+        typer.Option(
+            "--take-image-grid",
+            help="Give a mask its image's affine where both have the same shape.",
+        ),
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show what was found and write nothing.")
+    ] = False,
+    as_json: AsJson = False,
+    catalog: CatalogFile = None,
+) -> None:
+    """Bring a dataset's raw files into one store; run it again to do what is missing.
+
+    Exit code 0: every scan is in the store; 1: some scans failed, all others are done; 2: wrong
+    usage.
+
+    Example:  spinezarr ingest ctspine1k --raw CTSpine1K --out ctspine1k.zarr
+
+    Example:  spinezarr ingest pairs --raw DIR --image '{scan}_ct.nii.gz'
+    --label '{scan}_seg.nii.gz' --out mine.zarr
+    """
+    with errors_for_users():
+        entry_licence, entry_raw, entry_out, recipe = None, None, None, None
+        if dataset == _PAIRS:
+            recipe = _pairs_recipe(image, label, out)
+        else:
+            if image is not None or label is not None:
+                raise UsageError("--image and --label go with the dataset 'pairs' only.")
+            found = load_catalog(catalog)
+            entry = None if found is None else found.get(dataset)
+            if entry is not None:
+                entry_licence = entry.licence
+                entry_raw = None if raw else entry.raw_location
+                entry_out = None if out else entry.store_location
+                recipe = Recipe.load(entry.recipe_location)
+        recipe = recipe or Recipe.load(dataset)
+        raw, out = raw or entry_raw, out or entry_out
+        if raw is None:
+            raise UsageError(
+                f"no raw folder: give --raw DIR, or name {dataset!r} in a catalog "
+                "('spinezarr init' writes one)."
+            )
+        discovery = discover(recipe, raw)
+        if dry_run:
+            _print_discovery(recipe, discovery, as_json=as_json)
+            return
+        if out is None:
+            raise UsageError("no store: give --out URL, or name the dataset in a catalog.")
+        with ProgressBar(discovery.scans) as progress:
+            report = run_ingest(
+                recipe,
+                discovery,
+                out,
+                options=ScanOptions(take_image_grid=take_image_grid),
+                licence=licence or entry_licence,
+                listener=progress,
+            )
+        print_report(report, as_json=as_json)
+        raise typer.Exit(report.exit_code)
+
+
+def _pairs_recipe(image: str | None, label: str | None, out: str | None) -> Recipe:
+    if image is None:
+        raise UsageError("'pairs' needs --image, e.g. --image '{scan}_ct.nii.gz'.")
+    stem = Path((out or _PAIRS).rstrip("/")).name.removesuffix(".zarr")
+    name = re.sub(r"[^a-z0-9_-]+", "-", stem.lower()).strip("-_") or _PAIRS
+    return Recipe.of_pairs(image, label, name=name)
+
+
+class _Speed(ProgressColumn):
+    """Source bytes a second, in MB/s."""
+
+    def render(self, task: Task) -> Text:
+        speed = task.finished_speed or task.speed
+        return Text("" if speed is None else f"{speed / 1e6:.1f} MB/s", style="progress.data.speed")
+
+
+class _Scans(ProgressColumn):
+    """Scans that ended, of all."""
+
+    def render(self, task: Task) -> Text:
+        return Text(f"{task.fields['scans']}/{task.fields['of']} scans")
+
+
+class ProgressBar(Listener):
+    """Shows an ingest on the terminal: scans, MB/s and the time left."""
+
+    def __init__(self, scans: Iterable[ScanSource]) -> None:
+        scans = list(scans)
+        self._progress = Progress(
+            TextColumn("[bold]{task.description}"),
+            BarColumn(bar_width=None),
+            _Scans(),
+            _Speed(),
+            TimeRemainingColumn(elapsed_when_finished=True),
+            console=ERR,
+        )
+        self._task: TaskID = self._progress.add_task(
+            "ingest", total=sum(scan.size_bytes for scan in scans), scans=0, of=len(scans)
+        )
+        self._ended = 0
+        self._current_bytes = 0
+        self._current_share = 0.0
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def started(self, source: ScanSource) -> None:
+        """Name the scan."""
+        self._current_bytes, self._current_share = source.size_bytes, 0.0
+        self._progress.update(self._task, description=source.scan_id)
+
+    def advanced(self, share: float) -> None:
+        """Move the bar by the share of the current scan's bytes."""
+        self._current_share += share
+        self._progress.advance(self._task, share * self._current_bytes)
+
+    def finished(self, source: ScanSource, outcome: Outcome) -> None:
+        """Count the scan; one that was not read leaves the total, so that MB/s stay true."""
+        self._ended += 1
+        rest = (1 - self._current_share) * source.size_bytes
+        if outcome == "done":
+            self._progress.advance(self._task, rest)
+        else:
+            total = self._progress.tasks[0].total or 0
+            self._progress.update(self._task, total=total - rest)
+        self._progress.update(self._task, scans=self._ended)
+
+
+def print_report(report: IngestReport, *, as_json: bool) -> None:
+    """Print what an ingest did."""
+    if as_json:
+        print_json({**asdict(report), "exit_code": report.exit_code})
+        return
+    table = new_table(f"Ingest into {escape(report.store)}", "", "scans", right=("scans",))
+    table.add_row("done", str(len(report.done)))
+    table.add_row("skipped, already whole", str(len(report.skipped)))
+    table.add_row("failed", str(len(report.failed)), style="bold red" if report.failed else None)
+    OUT.print(table)
+    if report.done:
+        share = report.stored_bytes / report.source_bytes
+        speed = report.source_bytes / report.seconds
+        OUT.print(
+            f"{megabytes(report.source_bytes)} of source became {megabytes(report.stored_bytes)} "
+            f"({share:.2f} x) in {report.seconds:.1f} s ({megabytes(speed)}/s)."
+        )
+    if report.failed:
+        failures = new_table("Failed", "scan", "reason")
+        for failed in report.failed[:_SHOWN]:
+            failures.add_row(escape(failed.scan_id), escape(failed.reason))
+        _print_capped(failures, len(report.failed))
+    if report.notes:
+        notes = new_table("Notes", "scan", "note")
+        for scan_id, texts in list(report.notes.items())[:_SHOWN]:
+            notes.add_row(escape(scan_id), escape("\n".join(texts)))
+        _print_capped(notes, len(report.notes))
+
+
+def _print_capped(table: object, total: int) -> None:
+    OUT.print(table)
+    if total > _SHOWN:
+        OUT.print(f"... and {total - _SHOWN} more; --json lists them all.")
+
+
+def _print_discovery(recipe: Recipe, discovery: Discovery, *, as_json: bool) -> None:
+    if as_json:
+        print_json(discovery)
+        return
+    scans = discovery.scans
+    splits = sorted({scan.split for scan in scans})
+    title = f"{escape(recipe.title)} in {escape(discovery.raw)}: {len(scans)} scans found"
+    headings = tuple(split or "(no split)" for split in splits)
+    table = new_table(
+        title, "source", *headings, "scans", "size", right=(*headings, "scans", "size")
+    )
+    for source in sorted({scan.source for scan in scans}):
+        own = [scan for scan in scans if scan.source == source]
+        counts = Counter(scan.split for scan in own)
+        size = sum(scan.size_bytes for scan in own)
+        row = [str(counts[split]) for split in splits]
+        table.add_row(source or "(one)", *row, str(len(own)), megabytes(size))
+    OUT.print(table)
+    layouts = ", ".join(f"{name} ({count})" for name, count in discovery.layouts.items())
+    OUT.print(f"Layout: {layouts}. Splits from: {discovery.split_file or 'the recipe'}.")
+    if discovery.absent:
+        OUT.print(f"Listed in a split and not here: {len(discovery.absent)} scans.")
+    unpaired = [PathNote(image.path, image.reason) for image in discovery.without_mask]
+    unpaired += discovery.without_image
+    _print_notes("Unpaired", unpaired)
+    _print_notes("Ignored", discovery.ignored)
+
+
+def _print_notes(title: str, notes: Iterable[PathNote]) -> None:
+    """Show files grouped by why they became no scan, with an example of each."""
+    by_reason: dict[str, list[str]] = defaultdict(list)
+    for note in notes:
+        by_reason[note.reason].append(note.path)
+    total = sum(len(paths) for paths in by_reason.values())
+    if not total:
+        OUT.print(f"{title}: no files.")
+        return
+    table = new_table(f"{title}: {total} files", "files", "why", "for example", right=("files",))
+    for reason, paths in list(by_reason.items())[:_SHOWN]:
+        table.add_row(str(len(paths)), escape(reason), escape(paths[0]))
+    _print_capped(table, len(by_reason))

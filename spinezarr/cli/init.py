@@ -1,0 +1,28 @@
+"""``spinezarr init``: a catalog to start from."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from spinezarr.cli.console import OUT, errors_for_users
+from spinezarr.errors import UsageError
+from spinezarr.resources import resource
+
+__all__ = ["init"]
+
+
+def init(
+    path: Annotated[Path, typer.Argument(metavar="[FILE]", help="Where to write it.")] = Path(
+        "catalog.yaml"
+    ),
+) -> None:
+    """Write a starter catalog of datasets, ready to edit.
+
+    Example:  spinezarr init
+    """
+    with errors_for_users():
+        if path.exists():
+            raise UsageError(f"{path}: exists already; it is left as it is. Give another name.")
+        path.write_text(resource("catalog.yaml").read_text(encoding="utf-8"), encoding="utf-8")
+        OUT.print(f"Wrote {path}. Edit its paths, then: spinezarr ingest ctspine1k")

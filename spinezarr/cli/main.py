@@ -1,0 +1,46 @@
+"""``spinezarr``: every command, and what they share."""
+
+from importlib.metadata import version
+from typing import Annotated
+
+import typer
+
+from spinezarr.cli.demo import demo
+from spinezarr.cli.info import info
+from spinezarr.cli.ingest import ingest
+from spinezarr.cli.init import init
+from spinezarr.cli.preview import preview
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    help="Public spine-CT datasets as Zarr stores: ingest once, open with xarray, stream patches.",
+    epilog="Start with: spinezarr demo",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+for command in (ingest, info, preview, init, demo):
+    app.command(no_args_is_help=command in (info, preview, ingest))(command)
+
+
+def _print_version(asked: bool) -> None:  # noqa: FBT001  typer's callback
+    if asked:
+        typer.echo(f"spinezarr {version('spinezarr')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    *,
+    show_version: Annotated[
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version."),
+    ] = False,
+) -> None:
+    pass
+
+
+def main() -> None:
+    """Run the command line."""
+    app()

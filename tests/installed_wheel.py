@@ -1,0 +1,26 @@
+"""Run by `make wheel` with the Python of an environment that holds only the installed wheel."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import spinezarr
+from spinezarr.recipe import Recipe
+from spinezarr.testing import write_ctspine1k
+
+here = Path.cwd()
+assert Path(spinezarr.__file__).is_relative_to(Path(sys.prefix)), spinezarr.__file__
+assert Recipe.load("ctspine1k").splits.shipped
+
+command = str(Path(sys.executable).parent / "spinezarr")
+write_ctspine1k(here / "data" / "CTSpine1K", scale=0.25)
+subprocess.run([command, "init"], check=True)
+environment = {**os.environ, "SPINE_DATA": str(here / "data")}
+for words in (["ingest", "ctspine1k"], ["info", "ctspine1k"]):
+    subprocess.run([command, *words], check=True, env=environment)
+os.environ["SPINE_DATA"] = environment["SPINE_DATA"]
+store = spinezarr.open("ctspine1k")
+(batch,) = store.patches(16, batch_size=2, n_samples=2)
+assert batch.image.shape == (2, 16, 16, 16)
+print(f"{store!r} ingested and read from {here} with {spinezarr.__file__}")
