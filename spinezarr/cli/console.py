@@ -13,7 +13,7 @@ from rich.table import Table
 
 from spinezarr.errors import SpinezarrError, StoreNotFoundError, UnknownScanError, UsageError
 
-__all__ = ["OUT", "errors_for_users", "megabytes", "new_table", "print_json"]
+__all__ = ["OUT", "errors_for_users", "megabytes", "new_table", "print_heading", "print_json"]
 
 SOME_FAILED: Final = 1
 WRONG_USAGE: Final = 2
@@ -45,9 +45,9 @@ def _fail(message: str, code: int) -> None:
 
 
 def new_table(title: str, *columns: str, right: tuple[str, ...] = ()) -> Table:
-    """Start a table; columns named in ``right`` hold numbers."""
+    """Start a table; columns named in ``right`` hold numbers. A title may be empty."""
     table = Table(
-        title=title,
+        title=title or None,
         title_justify="left",
         title_style="bold",
         header_style="bold",
@@ -61,6 +61,11 @@ def new_table(title: str, *columns: str, right: tuple[str, ...] = ()) -> Table:
             no_wrap=column in right,
         )
     return table
+
+
+def print_heading(text: str) -> None:
+    """Print a heading of any length, such as one that holds a path."""
+    OUT.print(f"[bold]{escape(text)}[/]", soft_wrap=True)
 
 
 def megabytes(size_bytes: float) -> str:

@@ -8,10 +8,11 @@ from typing import Annotated
 
 import typer
 import xarray as xr
+from rich.markup import escape
 from rich.progress import Progress, track
 
 import spinezarr
-from spinezarr.cli.console import ERR, OUT, errors_for_users, megabytes, new_table
+from spinezarr.cli.console import ERR, OUT, errors_for_users, megabytes, new_table, print_heading
 from spinezarr.cli.ingest import ProgressBar, print_report
 from spinezarr.cli.preview import write_previews
 from spinezarr.errors import UsageError
@@ -55,12 +56,15 @@ def demo(
         print_report(report, as_json=False)
         first = report.done[0]
         opened = xr.open_zarr(store_path / "scans" / first)
-        OUT.print(f"\n[bold]xr.open_zarr('{store_path}/scans/{first}')[/]\n{opened}\n")
+        print_heading(f"\nxr.open_zarr('{store_path}/scans/{first}')")
+        OUT.print(escape(f"{opened}\n"), soft_wrap=True)
         store = spinezarr.open(store_path)
         rates = _rates(store, samples)
         previews = write_previews(store, out / "previews")
         _print_figures(store, rates)
-        OUT.print(f"Previews: {previews[0].parent}/*.png. Look at one: {previews[0]}")
+        OUT.print(
+            f"Previews: {previews[0].parent}/*.png. Look at one: {previews[0]}", soft_wrap=True
+        )
         raise typer.Exit(report.exit_code)
 
 

@@ -21,7 +21,15 @@ from rich.progress import (
 from rich.text import Text
 
 from spinezarr.catalog import load_catalog
-from spinezarr.cli.console import ERR, OUT, errors_for_users, megabytes, new_table, print_json
+from spinezarr.cli.console import (
+    ERR,
+    OUT,
+    errors_for_users,
+    megabytes,
+    new_table,
+    print_heading,
+    print_json,
+)
 from spinezarr.cli.options import AsJson, CatalogFile
 from spinezarr.errors import UsageError
 from spinezarr.ingest.discover import Discovery, PathNote, ScanSource, discover
@@ -87,7 +95,7 @@ def ingest(
     --label '{scan}_seg.nii.gz' --out mine.zarr
     """
     with errors_for_users():
-        entry_licence, entry_raw, entry_out, recipe = None, None, None, None
+        entry = None
         if dataset == _PAIRS:
             recipe = _pairs_recipe(image, label, out)
         else:
@@ -95,13 +103,9 @@ def ingest(
                 raise UsageError("--image and --label go with the dataset 'pairs' only.")
             found = load_catalog(catalog)
             entry = None if found is None else found.get(dataset)
-            if entry is not None:
-                entry_licence = entry.licence
-                entry_raw = None if raw else entry.raw_location
-                entry_out = None if out else entry.store_location
-                recipe = Recipe.load(entry.recipe_location)
-        recipe = recipe or Recipe.load(dataset)
-        raw, out = raw or entry_raw, out or entry_out
+            recipe = Recipe.load(dataset if entry is None else entry.recipe_location)
+        # Only what no option gives is asked of the catalog: its variables need not all be set.
+        raw = raw or (None if entry is None else entry.raw_location)
         if raw is None:
             raise UsageError(
                 f"no raw folder: give --raw DIR, or name {dataset!r} in a catalog "
@@ -111,6 +115,7 @@ def ingest(
         if dry_run:
             _print_discovery(recipe, discovery, as_json=as_json)
             return
+        out = out or (None if entry is None else entry.store_location)
         if out is None:
             raise UsageError("no store: give --out URL, or name the dataset in a catalog.")
         with ProgressBar(discovery.scans) as progress:
@@ -119,7 +124,7 @@ def ingest(
                 discovery,
                 out,
                 options=ScanOptions(take_image_grid=take_image_grid),
-                licence=licence or entry_licence,
+                licence=licence or (None if entry is None else entry.licence),
                 listener=progress,
             )
         print_report(report, as_json=as_json)
@@ -203,7 +208,8 @@ def print_report(report: IngestReport, *, as_json: bool) -> None:
     if as_json:
         print_json({**asdict(report), "exit_code": report.exit_code})
         return
-    table = new_table(f"Ingest into {escape(report.store)}", "", "scans", right=("scans",))
+    print_heading(f"Ingest into {report.store}")
+    table = new_table("", "", "scans", right=("scans",))
     table.add_row("done", str(len(report.done)))
     table.add_row("skipped, already whole", str(len(report.skipped)))
     table.add_row("failed", str(len(report.failed)), style="bold red" if report.failed else None)
@@ -239,11 +245,9 @@ def _print_discovery(recipe: Recipe, discovery: Discovery, *, as_json: bool) -> 
         return
     scans = discovery.scans
     splits = sorted({scan.split for scan in scans})
-    title = f"{escape(recipe.title)} in {escape(discovery.raw)}: {len(scans)} scans found"
+    print_heading(f"{recipe.title} in {discovery.raw}: {len(scans)} scans found")
     headings = tuple(split or "(no split)" for split in splits)
-    table = new_table(
-        title, "source", *headings, "scans", "size", right=(*headings, "scans", "size")
-    )
+    table = new_table("", "source", *headings, "scans", "size", right=(*headings, "scans", "size"))
     for source in sorted({scan.source for scan in scans}):
         own = [scan for scan in scans if scan.source == source]
         counts = Counter(scan.split for scan in own)

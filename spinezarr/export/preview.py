@@ -7,8 +7,7 @@ anterior up in the axial and on the left of the sagittal panel. Panels are drawn
 import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Final, Literal, TypeVar
+from typing import Any, Final, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -20,12 +19,10 @@ from matplotlib.patheffects import withStroke
 from matplotlib.text import Text
 
 from spinezarr.errors import UsageError
+from spinezarr.geometry import Plane
 from spinezarr.vertebrae import BACKGROUND, NAME_OF_VALUE, colour_of
 
-__all__ = ["Plane", "PreviewPlane", "draw_preview", "write_preview"]
-
-Plane = Literal["sagittal", "coronal", "axial"]
-"""A slice by its orientation."""
+__all__ = ["PreviewPlane", "draw_preview"]
 
 _Index = TypeVar("_Index", float, npt.NDArray[Any])
 
@@ -223,20 +220,6 @@ def draw_preview(scan_id: str, planes: Sequence[PreviewPlane], caption: str) -> 
         at = (_MARGIN / width, (_MARGIN / 2 + below * _CAPTION_LINE) / height)
         _write(figure, at, line, _CAPTION_PX, ha="left", va="bottom", color=_QUIET_COLOUR)
     return figure
-
-
-def write_preview(path: Path, scan_id: str, planes: Sequence[PreviewPlane], caption: str) -> None:
-    """Draw a preview and save it as PNG; the same input gives the same bytes.
-
-    Parameters
-    ----------
-    path
-        File to write; an older one is replaced.
-    scan_id, planes, caption
-        As for :func:`draw_preview`.
-    """
-    figure = draw_preview(scan_id, planes, caption)
-    figure.savefig(path, format="png", dpi=_DPI, facecolor=_BACKGROUND_COLOUR)
 
 
 def _wrap(caption: str, width: float) -> list[str]:

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, Final
 
 import fsspec
 import numpy as np
@@ -20,13 +20,13 @@ from spinezarr.store.files import (
     replace_folder,
     write_file,
 )
-from spinezarr.store.layout import FORMAT_VERSION, TABLE, scan_key
+from spinezarr.store.layout import TABLE, scan_key
 from spinezarr.store.metadata import root_files, scan_files, table_files
 from spinezarr.store.table import build_table
 
 __all__ = ["ScanWriter", "StoreWriter"]
 
-_METADATA = "zarr.json"
+_METADATA: Final = "zarr.json"
 
 
 class StoreWriter:
@@ -62,11 +62,10 @@ class StoreWriter:
                     f"{self.url}: is a Zarr group that spinezarr did not write. "
                     "Choose another place for the store."
                 ) from problem
-            if found.dataset != self.root.dataset or found.format_version != FORMAT_VERSION:
+            if _identity(found) != _identity(self.root):
                 raise UsageError(
-                    f"{self.url}: holds the dataset {found.dataset!r} in format "
-                    f"{found.format_version}, not {self.root.dataset!r} in format "
-                    f"{FORMAT_VERSION}. One store holds one dataset: choose another place."
+                    f"{self.url}: holds {_describe(found)}, not {_describe(self.root)}. "
+                    "One store holds one dataset: choose another place."
                 )
             return
         if self._fs.exists(self._path) and (
@@ -120,6 +119,14 @@ class StoreWriter:
         for key, data in table_files(build_table(self.root, scans)).items():
             write_file(self._fs, f"{new}/{key}", data)
         replace_folder(self._fs, new, place)
+
+
+def _identity(root: RootAttributes) -> tuple[str, str, int]:
+    return root.dataset, root.title, root.format_version
+
+
+def _describe(root: RootAttributes) -> str:
+    return f"the dataset {root.dataset!r} ({root.title}) in format {root.format_version}"
 
 
 class ScanWriter:

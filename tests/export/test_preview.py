@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from spinezarr.errors import UsageError
-from spinezarr.export.preview import PreviewPlane, _spread, draw_preview, write_preview
+from spinezarr.export.preview import PreviewPlane, _spread, draw_preview
 from spinezarr.vertebrae import ANATOMICAL_ORDER, NAME_OF_VALUE, VALUE_OF_NAME, colour_of
 
 AIR, BONE = -1000, 2000
@@ -288,7 +288,7 @@ def test_any_volume_fits_the_picture(shape, spacing, tmp_path):
     if min(shape) > 1:
         label[:] = np.linspace(1, 28, shape[0]).astype(np.uint8)[:, None, None]
     path = tmp_path / "scan.png"
-    write_preview(path, "scan", three_planes(shape, label, spacing), "caption")
+    draw_preview("scan", three_planes(shape, label, spacing), "caption").savefig(path)
     height, width, _ = matplotlib.image.imread(path).shape
     assert 700 <= width <= 1900
     assert 200 <= height <= 900
@@ -299,9 +299,10 @@ def test_pictures_are_the_same_each_time_and_in_any_thread(tmp_path):
     label[5:25, 5:25, 5:25] = 20
     planes = three_planes(label.shape, label)
     paths = [tmp_path / f"{index}.png" for index in range(4)]
-    write_preview(paths[0], "scan", planes, "caption")
+    draw_preview("scan", planes, "caption").savefig(paths[0])
     with ThreadPoolExecutor(3) as pool:
-        list(pool.map(lambda path: write_preview(path, "scan", planes[::-1], "caption"), paths[1:]))
+        figures = pool.map(lambda _: draw_preview("scan", planes[::-1], "caption"), paths[1:])
+        list(pool.map(lambda figure, path: figure.savefig(path), figures, paths[1:]))
     assert len({path.read_bytes() for path in paths}) == 1
 
 

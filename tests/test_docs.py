@@ -1,0 +1,71 @@
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", ROOT / "ingest" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+NOT_CODE = {"", "text"}
+
+
+def blocks(page):
+    return BLOCK.findall(page.read_text())
+
+
+def run_bash(code, folder):
+    tools = Path(sys.executable).parent
+    environment = {**os.environ, "PATH": f"{tools}{os.pathsep}{os.environ['PATH']}"}
+    command = ["bash", "-euo", "pipefail", "-c", code]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, check=False)
+    assert done.returncode == 0, done.stdout.decode() + done.stderr.decode()
+
+
+@pytest.fixture(scope="module")
+def working_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("docs")
+    run_bash("spinezarr demo --out demo --scale 0.25 --samples 4", folder)
+    return folder
+
+
+def make_targets():
+    return set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_block_of_a_page_runs(page, working_folder, monkeypatch):
+    monkeypatch.chdir(working_folder)
+    namespace = {}
+    for language, code in blocks(page):
+        if language == "python":
+            exec(compile(code, str(page), "exec"), namespace)  # noqa: S102  that is the test
+        elif language == "bash" and "make " in code:
+            # A test cannot run itself: .ci/run calls these targets.
+            wanted = re.findall(r"^make (\w+)", code, re.MULTILINE)
+            assert wanted
+            assert set(wanted) <= make_targets()
+            ci = (ROOT / ".ci" / "run").read_text()
+            assert all(f"make {target}" in ci for target in wanted)
+        elif language == "bash":
+            run_bash(code, working_folder)
+        elif language == "yaml":
+            (working_folder / "block.yaml").write_text(code)
+        else:
+            assert language in NOT_CODE, f"no test knows how to run {language!r}"
+
+
+def test_readme_has_two_commands_for_a_fresh_machine():
+    language, first = blocks(ROOT / "README.md")[0]
+    assert language == "bash"
+    commands = [line.split("#")[0].strip() for line in first.splitlines()]
+    assert commands == ["make demo", "make test"]
+
+
+def test_links_between_pages_lead_somewhere():
+    for page in PAGES:
+        for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
+            if "://" not in target:
+                assert (page.parent / target).exists(), f"{page}: {target}"
