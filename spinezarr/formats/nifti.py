@@ -12,7 +12,6 @@ NIfTI-2: https://nifti.nimh.nih.gov/pub/dist/doc/nifti2.h
 import io
 import zlib
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, BinaryIO, Final, Self, cast
 
@@ -60,9 +59,8 @@ class NiftiVolume:
         self._read: HashingFile | None = None
 
     @classmethod
-    @contextmanager
-    def open(cls, fs: fsspec.AbstractFileSystem, path: str) -> Iterator[Self]:
-        """Open ``path`` and read its header.
+    def open(cls, fs: fsspec.AbstractFileSystem, path: str) -> Self:
+        """Read the header of ``path``.
 
         Raises
         ------
@@ -72,7 +70,7 @@ class NiftiVolume:
         """
         with fs.open(path, "rb") as raw:
             header = _read_header(_decompressed(raw, path), path)
-        yield cls(fs, path, header)
+        return cls(fs, path, header)
 
     @property
     def grid(self) -> Grid:

@@ -1,7 +1,6 @@
 """What every source format offers: the grid first, then the values slab by slab."""
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager
 from typing import Any, Final, Protocol
 
 import fsspec
@@ -54,13 +53,13 @@ class Volume(Protocol):
         ...
 
 
-_OPENERS: Final[dict[str, Callable[[Any, str], AbstractContextManager[Volume]]]] = {
+_OPENERS: Final[dict[str, Callable[[fsspec.AbstractFileSystem, str], Volume]]] = {
     ".nii": NiftiVolume.open,
     ".nii.gz": NiftiVolume.open,
 }
 
 
-def open_volume(fs: fsspec.AbstractFileSystem, path: str) -> AbstractContextManager[Volume]:
+def open_volume(fs: fsspec.AbstractFileSystem, path: str) -> Volume:
     """Open a source file by the format that its name says.
 
     Parameters

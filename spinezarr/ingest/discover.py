@@ -113,10 +113,10 @@ def discover(recipe: Recipe, raw: str) -> Discovery:
         for path, info in sorted(fs.find(root, detail=True).items())
     }
     paths = list(sizes)
-    images, ignored = _match_images(recipe, paths)
+    splits, split_file = _read_splits(recipe, fs, root, set(paths))
+    images, ignored = _match_images(recipe, (path for path in paths if path != split_file))
     if not images:
         raise UsageError(_nothing_found(recipe, raw, paths))
-    splits, split_file = _read_splits(recipe, fs, root, set(paths))
     scans, without_mask = _pair(recipe, images, sizes, splits)
     used = {path for scan in scans for path in (scan.image, scan.label) if path}
     used |= {image.path for image in images} | {note.path for note in ignored}

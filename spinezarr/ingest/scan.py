@@ -4,7 +4,6 @@ import hashlib
 import math
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any, Final
@@ -13,6 +12,7 @@ import fsspec
 import numpy as np
 import numpy.typing as npt
 
+from spinezarr.errors import LabelError
 from spinezarr.formats import Volume, open_volume
 from spinezarr.geometry import AxisMap, Grid, ShapeZYX, oblique_angle_deg
 from spinezarr.ingest.align import aligned_label_grid
@@ -26,7 +26,7 @@ from spinezarr.ingest.chunks import (
     LabelInChunk,
 )
 from spinezarr.ingest.discover import ScanSource
-from spinezarr.ingest.encode import encode_volume
+from spinezarr.ingest.encode import ChunkEncoder, Facts, encode_volume
 from spinezarr.recipe import Recipe
 from spinezarr.store.attributes import ScanAttributes
 from spinezarr.store.layout import IMAGE, LABEL
@@ -45,17 +45,6 @@ class ScanOptions:
 
     take_image_grid: bool = False
     """Give a mask the affine of its image where both have the same shape."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Place:
-    """Where the raw files lie."""
-
-    fs: fsspec.AbstractFileSystem
-    root: str
-
-    def open(self, path: str) -> AbstractContextManager[Volume]:
-        return open_volume(self.fs, f"{self.root}/{path}")
 
 
 def ingest_scan(
@@ -98,127 +87,101 @@ def ingest_scan(
         If a file cannot be ingested; nothing of the scan is left in the store then.
     """
     fs, root = fsspec.url_to_fs(raw)
-    place = _Place(fs, root.rstrip("/"))
+    image = open_volume(fs, f"{root}/{source.image}")
+    label = None if source.label is None else open_volume(fs, f"{root}/{source.label}")
+    notes = [*image.notes]
+    # Grids are compared before any voxel is inflated.
+    label_grid = None if label is None else _label_grid(source, image, label, options, notes)
+    voxels_to_read = math.prod(image.grid.shape_ijk) * (1 if label is None else 2)
     writer = store.new_scan(source.scan_id)
+    work = _Work(writer, pool, lambda voxels: on_share(voxels / voxels_to_read))
     try:
-        return _ingest(source, recipe, place, writer, pool=pool, options=options, on_share=on_share)
+        facts = {
+            **_identity(source, recipe),
+            **_geometry(image.grid, notes),
+            **_write_image(image, work, notes),
+            "image_source": _source_record(source.image, image),
+        }
+        label_chunks = None
+        if label is None or label_grid is None or source.label is None:
+            facts |= {"label_state": "none", "vertebrae": {}, "other_labels": {}}
+            facts["label_source"] = None
+        else:
+            label_facts = _write_label(source.label, label, label_grid, work)
+            label_chunks = _label_chunks(label_facts)
+            facts |= _label_summary(label_facts, notes)
+            facts["label_state"] = recipe.labels.state
+            facts["label_source"] = _source_record(source.label, label)
+        return writer.publish({**facts, "notes": tuple(notes)}, label_chunks)
     except BaseException:
         writer.discard()
         raise
 
 
-def _ingest(
-    source: ScanSource,
-    recipe: Recipe,
-    place: _Place,
-    writer: ScanWriter,
-    *,
-    pool: Executor,
-    options: ScanOptions,
-    on_share: Callable[[float], None],
-) -> ScanAttributes:
-    notes: list[str] = []
-    with place.open(source.image) as image:
-        grid: Grid = image.grid
-        voxels_to_read = math.prod(grid.shape_ijk) * (1 if source.label is None else 2)
+@dataclass(frozen=True, slots=True)
+class _Work:
+    """Where the voxels of one scan go."""
 
-        def on_voxels(voxels: int) -> None:
-            on_share(voxels / voxels_to_read)
+    writer: ScanWriter
+    pool: Executor
+    on_voxels: Callable[[int], None]
 
-        notes += image.notes
-        label_grid = None
-        if source.label is not None:
-            # Grids are compared before any voxel is inflated.
-            with place.open(source.label) as label:
-                label_grid = aligned_label_grid(
-                    grid,
-                    label.grid,
-                    image_path=source.image,
-                    label_path=source.label,
-                    take_image_grid=options.take_image_grid,
-                )
-                if label_grid is grid:
-                    notes.append("the mask has the image's affine, as --take-image-grid asks")
-        image_dtype, image_facts = _write_image(image, writer, pool, on_voxels, notes)
-    attributes = {
-        **_identity(source, recipe),
-        **_geometry(grid, notes),
-        "image_dtype": image_dtype.name,
-        **_image_summary(image_facts),
-        "image_source": _source_record(source.image, image),
-        "label_source": None,
-        "label_state": "none",
-        "vertebrae": {},
-        "other_labels": {},
-    }
-    label_chunks: npt.NDArray[np.uint32] | None = None
-    values: tuple[int, ...] = ()
-    if source.label is not None and label_grid is not None:
-        label_facts = _write_label(label, label_grid, writer, pool, on_voxels)
-        label_chunks = _label_chunks(label_facts)
-        summary, values = _label_summary(label_facts, notes)
-        attributes |= summary
-        attributes["label_source"] = _source_record(source.label, label)
-        attributes["label_state"] = recipe.labels.state
-    attributes["notes"] = tuple(notes)
-    return writer.publish(
-        attributes,
-        label_chunks=label_chunks,
-        label_values=values,
+    def encode(
+        self, array: str, volume: Volume, grid: Grid, encoder: ChunkEncoder[Facts]
+    ) -> list[Facts]:
+        """Encode a volume into the shards of ``array``; what is undone leaves the progress."""
+        done = 0
+
+        def count(voxels: int) -> None:
+            nonlocal done
+            done += voxels
+            self.on_voxels(voxels)
+
+        def write(shard_zyx: ShapeZYX, data: bytes) -> None:
+            self.writer.write(f"{array}/c/{'/'.join(map(str, shard_zyx))}", data)
+
+        try:
+            return encode_volume(
+                volume, grid, encoder, write_shard=write, pool=self.pool, on_voxels=count
+            )
+        except DoesNotFitError:
+            self.on_voxels(-done)
+            raise
+
+
+def _label_grid(
+    source: ScanSource, image: Volume, label: Volume, options: ScanOptions, notes: list[str]
+) -> Grid:
+    grid = aligned_label_grid(
+        image.grid,
+        label.grid,
+        image_path=source.image,
+        label_path=source.label or "",
+        take_image_grid=options.take_image_grid,
     )
+    notes += label.notes
+    if grid is image.grid:
+        notes.append("the mask has the image's affine, as --take-image-grid asks")
+    return grid
 
 
-def _shard_key(array: str, shard_zyx: ShapeZYX) -> str:
-    return f"{array}/c/" + "/".join(str(i) for i in shard_zyx)
-
-
-def _write_image(
-    image: Volume,
-    writer: ScanWriter,
-    pool: Executor,
-    on_voxels: Callable[[int], None],
-    notes: list[str],
-) -> tuple[np.dtype[Any], Sequence[ImageFacts]]:
+def _write_image(image: Volume, work: _Work, notes: list[str]) -> dict[str, Any]:
     """Encode as int16, and start again in the file's own type if a value does not fit."""
-
-    def write(shard_zyx: ShapeZYX, data: bytes) -> None:
-        writer.write(_shard_key(IMAGE, shard_zyx), data)
-
-    done = 0
-
-    def count(voxels: int) -> None:
-        nonlocal done
-        done += voxels
-        on_voxels(voxels)
-
+    dtype = HU_DTYPE
     try:
-        facts = encode_volume(
-            image, image.grid, ImageEncoder(HU_DTYPE), write_shard=write, pool=pool, on_voxels=count
-        )
+        facts = work.encode(IMAGE, image, image.grid, ImageEncoder(dtype))
     except DoesNotFitError as problem:
-        on_voxels(-done)
         notes.append(f"image kept as {image.dtype}: it holds {problem.value!r}, which int16 cannot")
-    else:
-        return HU_DTYPE, facts
-    encoder = ImageEncoder(image.dtype)
-    return image.dtype, encode_volume(
-        image, image.grid, encoder, write_shard=write, pool=pool, on_voxels=on_voxels
-    )
+        dtype = image.dtype
+        facts = work.encode(IMAGE, image, image.grid, ImageEncoder(dtype))
+    return {"image_dtype": dtype.name, **_image_summary(facts)}
 
 
-def _write_label(
-    label: Volume,
-    grid: Grid,
-    writer: ScanWriter,
-    pool: Executor,
-    on_voxels: Callable[[int], None],
-) -> Sequence[LabelFacts]:
-    def write(shard_zyx: ShapeZYX, data: bytes) -> None:
-        writer.write(_shard_key(LABEL, shard_zyx), data)
-
-    return encode_volume(
-        label, grid, LabelEncoder(), write_shard=write, pool=pool, on_voxels=on_voxels
-    )
+def _write_label(path: str, label: Volume, grid: Grid, work: _Work) -> list[LabelFacts]:
+    try:
+        return work.encode(LABEL, label, grid, LabelEncoder())
+    except LabelError as problem:
+        raise LabelError(f"{path}: {problem}") from problem
 
 
 def _identity(source: ScanSource, recipe: Recipe) -> dict[str, Any]:
@@ -267,8 +230,7 @@ def _source_record(path: str, volume: Volume) -> dict[str, Any]:
     }
 
 
-def _image_summary(facts: Iterable[ImageFacts]) -> dict[str, Any]:
-    facts = list(facts)
+def _image_summary(facts: Sequence[ImageFacts]) -> dict[str, Any]:
     checksums = np.array([fact.checksum for fact in facts], "<u4")
     return {
         "image_range_hu": (
@@ -287,9 +249,7 @@ def _label_chunks(facts: Iterable[LabelFacts]) -> npt.NDArray[np.uint32]:
     return np.array(rows, np.uint32).reshape(len(rows), 5)
 
 
-def _label_summary(
-    facts: Iterable[LabelFacts], notes: list[str]
-) -> tuple[dict[str, Any], tuple[int, ...]]:
+def _label_summary(facts: Iterable[LabelFacts], notes: list[str]) -> dict[str, Any]:
     by_value: dict[int, list[LabelInChunk]] = {}
     for fact in facts:
         for found in fact.labels:
@@ -312,4 +272,4 @@ def _label_summary(
         }
     if other:
         notes.append(f"mask values outside the label scheme: {', '.join(other)}")
-    return {"vertebrae": vertebrae, "other_labels": other}, tuple(sorted(by_value))
+    return {"vertebrae": vertebrae, "other_labels": other}

@@ -19,6 +19,7 @@ from spinezarr.store.attributes import ManifestEntry
 from spinezarr.store.layout import (
     CHUNK_SHAPE_ZYX,
     CODEC,
+    IMAGE,
     LABEL,
     LABEL_CHUNKS,
     fill_value,
@@ -47,34 +48,34 @@ def root_files(attributes: Mapping[str, Any]) -> dict[str, bytes]:
 def scan_files(
     *,
     shape_zyx: ShapeZYX,
-    dtypes: Mapping[str, np.dtype[Any]],
+    image_dtype: np.dtype[Any],
     coordinates_mm: Mapping[str, npt.NDArray[np.float64]],
     label_chunks: npt.NDArray[np.uint32] | None,
     label_values: tuple[int, ...],
-    attributes: Mapping[str, Any],
 ) -> dict[str, bytes]:
-    """Return all files of a scan but the shards of its arrays.
+    """Return all files of a scan but the shards of its arrays and the attributes of its group.
 
     Parameters
     ----------
     shape_zyx
         Voxels of image and mask.
-    dtypes
-        Type of each array, ``image`` and, if the scan has a mask, ``label``.
+    image_dtype
+        Type of the image; a mask is uint8.
     coordinates_mm
         Positions of the voxels along ``z``, ``y`` and ``x``.
     label_chunks
         uint32 of shape ``(n, 5)``: label value, chunk index z, y, x and the voxels of that label in
-        that chunk; None without a mask.
+        that chunk; None for a scan without mask.
     label_values
         Values that occur in the mask.
-    attributes
-        Of the scan's group.
     """
     files: dict[str, Buffer] = {}
     store = MemoryStore(files)
-    group = zarr.create_group(store, zarr_format=3, attributes=dict(attributes))
-    for name, dtype in dtypes.items():
+    group = zarr.create_group(store, zarr_format=3)
+    arrays = {IMAGE: (image_dtype, _IMAGE_ATTRIBUTES)}
+    if label_chunks is not None:
+        arrays[LABEL] = (np.dtype(np.uint8), _label_attributes(label_values))
+    for name, (dtype, attributes) in arrays.items():
         group.create_array(
             name,
             shape=shape_zyx,
@@ -84,7 +85,7 @@ def scan_files(
             fill_value=fill_value(name, dtype),
             compressors=[_blosc(dtype), Crc32cCodec()],
             dimension_names=("z", "y", "x"),
-            attributes=_label_attributes(label_values) if name == LABEL else _IMAGE_ATTRIBUTES,
+            attributes=attributes,
         )
     for axis, positions in coordinates_mm.items():
         _small_array(group, axis, positions, (axis,), {**_AXIS_ATTRIBUTES[axis], "units": "mm"})

@@ -23,6 +23,7 @@ from spinezarr.store.files import (
 from spinezarr.store.layout import TABLE, scan_key
 from spinezarr.store.metadata import root_files, scan_files, table_files
 from spinezarr.store.table import build_table
+from spinezarr.vertebrae import VALUE_OF_NAME
 
 __all__ = ["ScanWriter", "StoreWriter"]
 
@@ -143,32 +144,25 @@ class ScanWriter:
         self._manifest[key] = ManifestEntry.of(data)
 
     def publish(
-        self,
-        attributes: Mapping[str, Any],
-        *,
-        label_chunks: npt.NDArray[np.uint32] | None,
-        label_values: tuple[int, ...],
+        self, facts: Mapping[str, Any], label_chunks: npt.NDArray[np.uint32] | None
     ) -> ScanAttributes:
         """Write what is left and, last of all, the metadata that make the scan visible.
 
         Parameters
         ----------
-        attributes
+        facts
             Fields of :class:`~spinezarr.store.attributes.ScanAttributes` but the manifest.
-        label_chunks, label_values
+        label_chunks
             See :func:`spinezarr.store.metadata.scan_files`.
         """
-        scan = ScanAttributes.model_validate({**attributes, "manifest": {}})
-        dtypes = {"image": np.dtype(scan.image_dtype)}
-        if label_chunks is not None:
-            dtypes["label"] = np.dtype(np.uint8)
+        scan = ScanAttributes.model_validate({**facts, "manifest": {}})
+        values = {VALUE_OF_NAME[name] for name in scan.vertebrae} | set(map(int, scan.other_labels))
         files = scan_files(
             shape_zyx=scan.shape_zyx,
-            dtypes=dtypes,
+            image_dtype=np.dtype(scan.image_dtype),
             coordinates_mm=axis_positions_mm(np.array(scan.affine), scan.shape_zyx),
             label_chunks=label_chunks,
-            label_values=label_values,
-            attributes={},
+            label_values=tuple(sorted(values)),
         )
         metadata = json.loads(files.pop(_METADATA))
         for key, data in files.items():

@@ -1,0 +1,61 @@
+import colorsys
+from itertools import combinations, pairwise
+
+import pytest
+
+from spinezarr.vertebrae import (
+    ANATOMICAL_ORDER,
+    BACKGROUND,
+    MAX_LABEL,
+    NAME_OF_VALUE,
+    VALUE_OF_NAME,
+    colour_of,
+)
+
+VERSE_SCHEME = [
+    *(f"C{n}" for n in range(1, 8)),
+    *(f"T{n}" for n in range(1, 13)),
+    *(f"L{n}" for n in range(1, 7)),
+    "sacrum",
+    "coccyx",
+    "T13",
+]
+
+
+def test_values_are_those_of_verse():
+    assert dict(enumerate(VERSE_SCHEME, 1)) == NAME_OF_VALUE
+    assert max(NAME_OF_VALUE) == MAX_LABEL == 28
+    assert BACKGROUND == 0
+    assert BACKGROUND not in NAME_OF_VALUE
+
+
+def test_names_lead_back_to_their_values():
+    assert {NAME_OF_VALUE[value]: value for value in NAME_OF_VALUE} == VALUE_OF_NAME
+    assert len(VALUE_OF_NAME) == len(NAME_OF_VALUE)
+
+
+def test_the_order_of_the_spine_is_that_of_the_values_but_for_t13():
+    assert sorted(ANATOMICAL_ORDER) == sorted(VERSE_SCHEME)
+    assert [name for name in ANATOMICAL_ORDER if name != "T13"] == VERSE_SCHEME[:-1]
+    at = ANATOMICAL_ORDER.index("T13")
+    assert ANATOMICAL_ORDER[at - 1 : at + 2] == ("T12", "T13", "L1")
+
+
+def test_every_label_has_a_colour_of_its_own():
+    colours = [colour_of(value) for value in NAME_OF_VALUE]
+    assert all(0 <= part <= 1 for colour in colours for part in colour)
+    apart = min(
+        sum(abs(p - q) for p, q in zip(a, b, strict=True)) for a, b in combinations(colours, 2)
+    )
+    assert apart > 0.05
+
+
+def test_hues_of_vertebrae_that_touch_are_far_apart():
+    hues = [colorsys.rgb_to_hsv(*colour_of(VALUE_OF_NAME[name]))[0] for name in ANATOMICAL_ORDER]
+    assert min(min(abs(a - b), 1 - abs(a - b)) for a, b in pairwise(hues)) > 0.3
+
+
+@pytest.mark.parametrize("value", [BACKGROUND, MAX_LABEL + 1, -1])
+def test_what_is_no_vertebra_has_no_colour(value):
+    with pytest.raises(KeyError):
+        colour_of(value)
