@@ -3,7 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint types layers wheel clean
+.PHONY: bench demo test lint types layers wheel clean
 
 demo: $(VENV)/.installed
 	$(BIN)/spinezarr demo --out demo
@@ -35,6 +35,10 @@ $(VENV)/.installed: pyproject.toml
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	touch $@
+
+bench: $(VENV)/.installed
+	mkdir -p build
+	$(BIN)/python benchmarks/patches.py --json build/patches.json
 
 clean:
 	rm -rf $(VENV) build dist demo

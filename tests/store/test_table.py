@@ -1,4 +1,3 @@
-import random
 import shutil
 from collections import Counter
 from pathlib import Path
@@ -167,14 +166,14 @@ def test_the_order_of_rows_does_not_depend_on_the_order_of_scans(store):
     reader = store._reader
     scans = [reader.scan(name).attributes for name in reader.table.scan.to_numpy()]
     expected = build_table(reader.root, scans)
-    random.Random(3).shuffle(scans)
-    xr.testing.assert_identical(build_table(reader.root, scans), expected)
+    for shuffled in (scans[::-1], scans[3:] + scans[:3]):
+        xr.testing.assert_identical(build_table(reader.root, shuffled), expected)
 
 
 @given(st.lists(st.integers(0, 10**30), unique=True), st.text("ab_", min_size=1))
 def test_natural_order_is_that_of_the_numbers(numbers, prefix):
     names = [f"{prefix}{n}.x" for n in sorted(numbers)]
-    assert sorted(reversed(names), key=natural_key) == names
+    assert sorted(names[::-1], key=natural_key) == names
 
 
 @given(st.lists(st.text("a1_²٣")))
@@ -245,12 +244,12 @@ def flipped(data, at, mask=0x01):
 
 
 def test_a_flipped_byte_of_the_table_is_an_error(copied):
-    rng = random.Random(0)
+    rng = np.random.default_rng(0)
     files = table_files(copied, own=False)
     assert len(files) > 40
     for path in files:
         data = path.read_bytes()
-        path.write_bytes(flipped(data, rng.randrange(len(data)), rng.choice([1, 16, 255])))
+        path.write_bytes(flipped(data, rng.integers(len(data)), rng.choice([1, 16, 255])))
         with pytest.raises(CorruptStoreError, match="is damaged"):
             _ = StoreReader(str(copied)).table
         path.write_bytes(data)
@@ -258,9 +257,9 @@ def test_a_flipped_byte_of_the_table_is_an_error(copied):
 
 def test_a_flipped_byte_of_the_table_s_metadata_is_an_error_or_without_effect(copied):
     (path,) = table_files(copied, own=True)
-    data, rng = path.read_bytes(), random.Random(0)
+    data, rng = path.read_bytes(), np.random.default_rng(0)
     expected = StoreReader(str(copied)).table
-    for at in rng.sample(range(len(data)), 80):
+    for at in rng.choice(len(data), 80, replace=False):
         assert_damage_is_seen(copied, path, flipped(data, at), expected)
 
 
@@ -291,7 +290,7 @@ def test_a_cut_table_file_is_an_error(copied, length):
     data = path.read_bytes()
     path.write_bytes(data[:length])
     try:
-        with pytest.raises(CorruptStoreError, match="voxel_count.*is damaged"):
+        with pytest.raises(CorruptStoreError, match=r"voxel_count.*is damaged"):
             _ = StoreReader(str(copied)).table
     finally:
         path.write_bytes(data)

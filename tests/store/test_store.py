@@ -1,0 +1,555 @@
+import json
+import shutil
+from itertools import count, product
+from pathlib import Path
+
+import hypothesis.extra.numpy as hnp
+import nibabel as nib
+import numpy as np
+import pytest
+import xarray as xr
+import zarr
+from fsspec.implementations.local import LocalFileSystem
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import spinezarr
+from spinezarr.errors import CorruptStoreError, StoreNotFoundError, UnknownScanError, UsageError
+from spinezarr.ingest.discover import discover
+from spinezarr.ingest.run import ingest
+from spinezarr.recipe import Recipe
+from spinezarr.store.attributes import RootAttributes
+from spinezarr.store.reader import StoreReader
+from spinezarr.store.writer import StoreWriter
+from spinezarr.testing import NiftiForm, write_nifti
+
+AFFINE = np.diag([0.7, 0.8, 2.5, 1.0])
+DEEP, WIDE, REAL, BLANK = (140, 60, 100), (3, 5, 790), (9, 50, 7), (70, 10, 50)
+
+
+def volumes():
+    """Image and mask of scans that differ in what a store must bear."""
+    rng = np.random.default_rng(11)
+
+    def noise(shape):
+        return rng.integers(-1024, 3072, shape).astype(np.int16)
+
+    deep = np.zeros(DEEP, np.uint8)
+    deep[100:139, 20:44, 60:95] = 20
+    deep[90:101, 50:60, 0:9] = 28
+    wide = np.zeros(WIDE, np.uint8)
+    wide[1:, 2:4, 780:] = 19
+    real = rng.normal(size=REAL).astype(np.float32)
+    real[0, 0, 0] = np.nan
+    return {
+        "deep": (noise(DEEP), deep),
+        "wide": (noise(WIDE), wide),
+        "real": (real, np.full(REAL, 3, np.uint8)),
+        "blank": (noise(BLANK), np.zeros(BLANK, np.uint8)),
+        "bare": (noise(BLANK), None),
+    }
+
+
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory):
+    """Store of :func:`volumes`, and they."""
+    raw, stored = tmp_path_factory.mktemp("mixed"), volumes()
+    for name, (image, label) in stored.items():
+        kind = "alone" if label is None else "ct"
+        form = NiftiForm("LPS", str(image.dtype))
+        write_nifti(raw / f"{name}_{kind}.nii", image, AFFINE, form)
+        if label is not None:
+            write_nifti(raw / f"{name}_seg.nii", label, AFFINE, NiftiForm("LPS", "uint8"))
+    url = str(tmp_path_factory.mktemp("mixed-store") / "mixed.zarr")
+    for image, label in (("{scan}_ct.nii", "{scan}_seg.nii"), ("{scan}_alone.nii", None)):
+        recipe = Recipe.of_pairs(image, label, name="mixed")
+        report = ingest(recipe, discover(recipe, str(raw)), url)
+        assert not report.failed, report.failed
+    return spinezarr.open(url), stored
+
+
+@pytest.fixture(scope="module")
+def deep(mixed):
+    scan, (image, label) = mixed[0].scan("deep"), mixed[1]["deep"]
+    return {"image": (scan.image, image), "label": (scan.label, label)}
+
+
+@pytest.fixture
+def copied(ctspine1k_url, tmp_path):
+    """Copy of the CTSpine1K store, for tests that damage it."""
+    return Path(shutil.copytree(ctspine1k_url, tmp_path / "copied.zarr"))
+
+
+def root_of(url):
+    return StoreReader(str(url)).root
+
+
+# Reading
+
+
+def test_voxels_and_places_are_those_of_the_source_files(store, ctspine1k_raw):
+    for written in ctspine1k_raw[1]:
+        scan = store.scan(written.scan_id)
+        for name, path in (("image", written.image_path), ("label", written.label_path)):
+            source = nib.as_closest_canonical(nib.load(path))
+            expected = np.asarray(source.dataobj).transpose(2, 1, 0)
+            np.testing.assert_array_equal(scan[name], expected)
+            np.testing.assert_allclose(scan.attrs["affine"], source.affine, atol=1e-9)
+
+
+def test_a_voxel_lies_where_the_source_file_puts_it(store, ctspine1k_raw):
+    for written in ctspine1k_raw[1]:
+        source = nib.load(written.image_path)
+        turn = nib.io_orientation(source.affine)
+        scan = store.scan(written.scan_id)
+        to_source = nib.orientations.inv_ornt_aff(turn, source.shape)
+        for zyx in product(*((0, 3, n - 1) for n in scan.image.shape)):
+            ijk = np.rint((to_source @ [*zyx[::-1], 1])[:3]).astype(int)
+            assert scan.image[zyx] == source.dataobj[tuple(ijk)]
+            stored_mm = np.array(scan.attrs["affine"]) @ [*zyx[::-1], 1]
+            np.testing.assert_allclose(stored_mm, source.affine @ [*ijk, 1], atol=1e-9)
+
+
+@pytest.mark.parametrize("scan_id", ["deep", "wide", "real", "blank", "bare"])
+def test_a_scan_is_the_one_that_plain_xarray_opens(mixed, scan_id):
+    store, stored = mixed
+    scan = store.scan(scan_id)
+    plain = xr.open_zarr(f"{store.url}/scans/{scan_id}")
+    assert plain.attrs.pop("manifest")
+    xr.testing.assert_identical(scan.load(), plain.load())
+    image, label = stored[scan_id]
+    np.testing.assert_array_equal(plain.image, image)
+    assert plain.image.dtype == image.dtype
+    if label is None:
+        assert "label" not in plain
+        assert plain.attrs["label_state"] == "none"
+    else:
+        np.testing.assert_array_equal(plain.label, label)
+
+
+def test_ctspine1k_scans_are_those_that_plain_xarray_opens(store):
+    for scan_id in store.table.scan.to_numpy():
+        plain = xr.open_zarr(f"{store.url}/scans/{scan_id}")
+        del plain.attrs["manifest"]
+        xr.testing.assert_identical(store.scan(scan_id).load(), plain.load())
+
+
+def test_a_dask_chunk_is_a_shard(mixed):
+    assert mixed[0].scan("deep").image.chunks == ((128, 12), (60,), (100,))
+    assert mixed[0].scan("deep").label.chunks == ((128, 12), (60,), (100,))
+    assert mixed[0].scan("wide").image.chunks == ((3,), (5,), (768, 22))
+
+
+def test_opening_a_scan_reads_no_voxels(copied):
+    shutil.rmtree(copied / "scans/liver_0/image/c")
+    scan = spinezarr.open(copied).scan("liver_0")
+    assert scan.image.shape == (35, 64, 64)
+    with pytest.raises(CorruptStoreError):
+        scan.image[0, 0, 0].compute()
+
+
+@given(st.data(), st.sampled_from(["image", "label"]))
+@settings(deadline=None, max_examples=120)
+def test_indexing_is_that_of_numpy(deep, data, name):
+    lazy, expected = deep[name]
+    index = data.draw(hnp.basic_indices(DEEP, allow_newaxis=False, min_dims=0))
+    np.testing.assert_array_equal(lazy.data[index].compute(), expected[index])
+
+
+@given(st.data())
+@settings(deadline=None, max_examples=30)
+def test_slices_of_slices_are_those_of_numpy(deep, data):
+    lazy, expected = deep["image"]
+    for _ in range(2):
+        index = data.draw(hnp.basic_indices(expected.shape, allow_newaxis=False, min_dims=3))
+        lazy, expected = lazy[index], expected[index]
+    np.testing.assert_array_equal(lazy, expected)
+
+
+@given(st.sampled_from([0, 1, 2]), st.data())
+@settings(deadline=None, max_examples=30)
+def test_lists_and_masks_choose_as_in_numpy(deep, axis, data):
+    lazy, expected = deep["label"]
+    n = expected.shape[axis]
+    chosen = data.draw(st.lists(st.integers(-n, n - 1), max_size=5))
+    found = lazy.isel({"zyx"[axis]: chosen})
+    np.testing.assert_array_equal(found, expected.take(chosen, axis))
+    kept = np.isin(np.arange(n), chosen)
+    np.testing.assert_array_equal(
+        lazy.isel({"zyx"[axis]: kept}), expected.take(np.flatnonzero(kept), axis)
+    )
+
+
+@pytest.mark.parametrize("scheduler", ["synchronous", "threads", "processes"])
+def test_every_dask_scheduler_computes_a_scan(deep, scheduler):
+    lazy, expected = deep["image"]
+    total = lazy.data.astype("int64").sum().compute(scheduler=scheduler)
+    assert total == expected.sum(dtype="int64")
+
+
+def test_label_chunks_count_as_numpy_does(mixed):
+    reader = mixed[0]._reader
+    for scan_id, (_, label) in mixed[1].items():
+        expected = []
+        if label is not None:
+            starts = [range(0, n, size) for n, size in zip(label.shape, (64, 48, 48), strict=True)]
+            for at in product(*map(enumerate, starts)):
+                (i, z), (j, y), (k, x) = at
+                found, counts = np.unique(
+                    label[z : z + 64, y : y + 48, x : x + 48], return_counts=1
+                )
+                expected += [
+                    (value, i, j, k, n) for value, n in zip(found, counts, strict=True) if value
+                ]
+        rows = reader.label_chunks(scan_id)
+        assert rows.shape == (len(expected), 5)
+        assert [tuple(row) for row in rows.tolist()] == sorted(expected)
+
+
+def test_background_is_not_stored(mixed):
+    store, _ = mixed
+    assert not (Path(store.url) / "scans/blank/label/c").exists()
+    assert store._reader.scan("blank").label.shard_sizes == {}
+    assert set(store._reader.scan("deep").label.shard_sizes) == {(0, 0, 0), (1, 0, 0)}
+
+
+# Opening what cannot be opened
+
+
+def test_no_store(tmp_path):
+    with pytest.raises(StoreNotFoundError, match=r"absent\.zarr: there is no store"):
+        StoreReader(str(tmp_path / "absent.zarr"))
+    with pytest.raises(FileNotFoundError):
+        StoreReader(str(tmp_path))
+
+
+def test_a_file_is_no_store(tmp_path):
+    (tmp_path / "scan.nii").write_bytes(b"x")
+    with pytest.raises(StoreNotFoundError):
+        StoreReader(str(tmp_path / "scan.nii"))
+
+
+@pytest.mark.parametrize(
+    "attributes", [{}, {"format": "other"}, {"format": "spinezarr", "format_version": 1}]
+)
+def test_a_foreign_group_is_no_store(tmp_path, attributes):
+    zarr.create_group(tmp_path / "other.zarr", attributes=attributes)
+    with pytest.raises(StoreNotFoundError, match="is not a store that spinezarr wrote"):
+        StoreReader(str(tmp_path / "other.zarr"))
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'"x"', b"\xff", b'{"attributes": null}'])
+def test_a_damaged_root_is_no_store(copied, content):
+    (copied / "zarr.json").write_bytes(content)
+    with pytest.raises(StoreNotFoundError, match="is not a store that spinezarr wrote"):
+        StoreReader(str(copied))
+
+
+@pytest.mark.parametrize("more", [{}, {"a_new_field": 1}], ids=["same fields", "new field"])
+def test_a_future_format_is_named(copied, more):
+    metadata = json.loads((copied / "zarr.json").read_text())
+    metadata["attributes"] |= {"format_version": 2, **more}
+    (copied / "zarr.json").write_text(json.dumps(metadata))
+    with pytest.raises(StoreNotFoundError, match="is written in format 2; this spinezarr reads"):
+        StoreReader(str(copied))
+
+
+@pytest.mark.parametrize(
+    "scan_id",
+    [
+        "absent",
+        "",
+        ".",
+        "..",
+        "../table",
+        "/",
+        "liver_0/",
+        "./liver_0",
+        "zarr.json",
+        "liver_0/image",
+    ],
+)
+def test_an_unknown_scan_is_named(store, scan_id):
+    with pytest.raises(UnknownScanError, match="scan"):
+        store.scan(scan_id)
+    with pytest.raises(KeyError):
+        store.scan(scan_id)
+
+
+def test_a_scan_without_metadata_is_invisible(copied):
+    (copied / "scans/liver_0/zarr.json").unlink()
+    with pytest.raises(UnknownScanError, match="has no scan 'liver_0'"):
+        spinezarr.open(copied).scan("liver_0")
+    assert "liver_0" not in zarr.open_group(copied / "scans", mode="r")
+    published = StoreWriter(str(copied), root_of(copied)).published()
+    assert len(published) == 5
+    assert "liver_0" not in {scan.scan_id for scan in published}
+
+
+def edit_scan(copied, change):
+    path = copied / "scans/liver_0/zarr.json"
+    metadata = json.loads(path.read_text())
+    change(metadata, metadata["consolidated_metadata"]["metadata"]["image"])
+    path.write_text(json.dumps(metadata))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda scan, image: scan.clear(),
+        lambda scan, image: scan["attributes"].pop("affine"),
+        lambda scan, image: scan["attributes"].update(split_index="first"),
+        lambda scan, image: scan["consolidated_metadata"]["metadata"].pop("image"),
+        lambda scan, image: scan["consolidated_metadata"]["metadata"].pop("z"),
+        lambda scan, image: image["codecs"][0].update(name="bytes"),
+        lambda scan, image: image["codecs"].append({"name": "gzip"}),
+        lambda scan, image: image["codecs"][0]["configuration"]["codecs"].pop(),
+        lambda scan, image: image["codecs"][0]["configuration"].update(index_location="start"),
+        lambda scan, image: image.update(shape=[35, 64]),
+        lambda scan, image: image.update(data_type="complex"),
+    ],
+)
+def test_scan_metadata_that_are_not_ours_are_an_error(copied, change):
+    edit_scan(copied, change)
+    with pytest.raises(CorruptStoreError, match=r"liver_0/zarr\.json: is not what spinezarr write"):
+        spinezarr.open(copied).scan("liver_0")
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff"])
+def test_broken_scan_metadata_are_an_error(copied, content):
+    (copied / "scans/liver_0/zarr.json").write_bytes(content)
+    with pytest.raises(CorruptStoreError, match="is not what spinezarr writes"):
+        spinezarr.open(copied).scan("liver_0")
+
+
+@pytest.mark.parametrize("damage", [None, b"", slice(0, -1), 20])
+def test_damaged_label_counts_are_an_error(copied, damage):
+    path = copied / "scans/liver_0/sampling/label_chunks/c/0/0"
+    data = path.read_bytes()
+    if damage is None:
+        path.unlink()
+    elif isinstance(damage, int):
+        path.write_bytes(data[:damage] + bytes([data[damage] ^ 4]) + data[damage + 1 :])
+    else:
+        path.write_bytes(damage if isinstance(damage, bytes) else data[damage])
+    with pytest.raises(CorruptStoreError, match="label_chunks"):
+        StoreReader(str(copied)).label_chunks("liver_0")
+
+
+# Writing
+
+
+def test_an_existing_store_is_opened_as_it_is(copied):
+    before = (copied / "zarr.json").read_bytes()
+    StoreWriter(str(copied), root_of(copied))
+    assert (copied / "zarr.json").read_bytes() == before
+
+
+def test_another_dataset_is_refused(copied):
+    other = root_of(copied).model_copy(update={"dataset": "verse"})
+    with pytest.raises(UsageError, match=r"holds the dataset 'ctspine1k' .* not 'verse'"):
+        StoreWriter(str(copied), other)
+
+
+def test_a_store_of_another_format_is_refused(copied):
+    metadata = json.loads((copied / "zarr.json").read_text())
+    metadata["attributes"]["format_version"] = 2
+    (copied / "zarr.json").write_text(json.dumps(metadata))
+    root = RootAttributes(format_version=1, dataset="ctspine1k", title="", licence="", citation="")
+    with pytest.raises(UsageError, match="in format 2, not 'ctspine1k' in format 1"):
+        StoreWriter(str(copied), root)
+
+
+def test_what_is_no_store_is_left_alone(ctspine1k_url, tmp_path):
+    root = root_of(ctspine1k_url)
+    zarr.create_group(tmp_path / "group")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder/thesis.tex").write_text("x")
+    (tmp_path / "file").write_text("x")
+    everything = sorted(tmp_path.rglob("*"))
+    for name in ("group", "folder", "file"):
+        with pytest.raises(UsageError, match="Choose"):
+            StoreWriter(str(tmp_path / name), root)
+    assert sorted(tmp_path.rglob("*")) == everything
+
+
+def test_an_empty_folder_becomes_a_store(ctspine1k_url, tmp_path):
+    (tmp_path / "new.zarr").mkdir()
+    StoreWriter(str(tmp_path / "new.zarr"), root_of(ctspine1k_url))
+    assert root_of(tmp_path / "new.zarr") == root_of(ctspine1k_url)
+    assert list(zarr.open_group(tmp_path / "new.zarr", mode="r")) == ["scans"]
+
+
+def test_a_scan_is_whole_only_with_every_file_at_its_size(copied):
+    writer = StoreWriter(str(copied), root_of(copied))
+    scan = writer.whole_scan("liver_0")
+    assert scan == StoreReader(str(copied)).scan("liver_0").attributes
+    folder = copied / "scans/liver_0"
+    assert len(scan.manifest) > 10
+    for key in scan.manifest:
+        data = (folder / key).read_bytes()
+        for damaged in (data[:-1], data + b"x", None):
+            (folder / key).unlink()
+            if damaged is not None:
+                (folder / key).write_bytes(damaged)
+            assert writer.whole_scan("liver_0") is None
+            (folder / key).write_bytes(data)
+    assert writer.whole_scan("liver_0") == scan
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"{}", b"\xff", b'{"attributes": {}}'])
+def test_a_scan_with_broken_metadata_is_not_whole(copied, content):
+    (copied / "scans/liver_0/zarr.json").write_bytes(content)
+    assert StoreWriter(str(copied), root_of(copied)).whole_scan("liver_0") is None
+
+
+def test_stray_files_do_not_disturb(copied):
+    (copied / "scans/.DS_Store").write_bytes(b"x")
+    (copied / "scans/zarr.json.partial").write_bytes(b"x")
+    (copied / "scans/empty").mkdir()
+    assert len(StoreWriter(str(copied), root_of(copied)).published()) == 6
+
+
+def test_a_scan_starts_from_nothing(copied):
+    StoreWriter(str(copied), root_of(copied)).new_scan("liver_0")
+    assert not (copied / "scans/liver_0").exists()
+    (copied / "scans/HN_P001/zarr.json").unlink()
+    StoreWriter(str(copied), root_of(copied)).new_scan("HN_P001")
+    assert not (copied / "scans/HN_P001").exists()
+
+
+def test_a_discarded_scan_leaves_nothing(copied):
+    scan = StoreWriter(str(copied), root_of(copied)).new_scan("new")
+    scan.write("image/c/0/0/0", b"x")
+    scan.discard()
+    assert not (copied / "scans/new").exists()
+
+
+# Being killed
+
+
+class Killed(BaseException):
+    """Stands in for SIGKILL: nothing of ours catches it."""
+
+
+class DyingFileSystem(LocalFileSystem):
+    """Dies at the ``lives``-th change."""
+
+    def __init__(self, lives):
+        super().__init__(skip_instance_cache=True)
+        self.lives = lives
+
+    def _live(self):
+        if self.lives == 0:
+            raise Killed
+        self.lives -= 1
+
+    def pipe_file(self, path, value, **options):
+        self._live()
+        if isinstance(value, bytes) and self.lives == 0:
+            super().pipe_file(path, value[: len(value) // 2], **options)
+            raise Killed
+        super().pipe_file(path, value, **options)
+
+    def mv(self, *arguments, **options):
+        self._live()
+        super().mv(*arguments, **options)
+
+    def rm(self, *arguments, **options):
+        self._live()
+        super().rm(*arguments, **options)
+
+    def rm_file(self, *arguments, **options):
+        self._live()
+        super().rm_file(*arguments, **options)
+
+
+def dying_writer(url, lives):
+    writer = StoreWriter(str(url), root_of(url))
+    writer._fs = DyingFileSystem(lives)
+    return writer
+
+
+def test_a_scan_is_visible_only_once_it_is_whole(copied):
+    known = StoreReader(str(copied)).scan("liver_0").attributes
+    rows = StoreReader(str(copied)).label_chunks("liver_0")
+    shards = {
+        key: (copied / "scans/liver_0" / key).read_bytes()
+        for key in ("image/c/0/0/0", "label/c/0/0/0")
+    }
+    attributes = known.model_dump(exclude={"manifest"})
+    for lives in count():
+        try:
+            scan = dying_writer(copied, lives).new_scan("liver_0")
+            for key, data in shards.items():
+                scan.write(key, data)
+            done = scan.publish(attributes, label_chunks=rows, label_values=tuple(range(16, 25)))
+        except Killed:
+            reader = StoreReader(str(copied))
+            try:
+                assert reader.scan("liver_0").attributes == known
+                assert lives == 0
+            except UnknownScanError:
+                assert lives > 0
+        else:
+            break
+    assert lives > 12
+    assert done == known
+    assert StoreReader(str(copied)).scan("liver_0").attributes == known
+    assert StoreWriter(str(copied), root_of(copied)).whole_scan("liver_0") == known
+
+
+def rewrite_table(copied, lives):
+    """Write a table of one scan; return whether the writer survived."""
+    reader = StoreReader(str(copied))
+    try:
+        dying_writer(copied, lives).write_table([reader.scan("liver_0").attributes])
+    except Killed:
+        return False
+    return True
+
+
+def test_a_table_can_always_be_read(copied):
+    old, lost = StoreReader(str(copied)).table, []
+    new = old.sel(scan=["liver_0"])
+    for lives in count():
+        survived = rewrite_table(copied, lives)
+        try:
+            table = StoreReader(str(copied)).table
+        except CorruptStoreError:
+            lost.append(lives)
+        else:
+            assert table.identical(old) or table.identical(new)
+        if survived:
+            break
+    assert lives > 40
+    assert not lost, f"no table after change {lost} of {lives}"
+
+
+def test_a_killed_writer_does_not_disturb_the_next(copied):
+    old = StoreReader(str(copied)).table
+    assert not rewrite_table(copied, 20)
+    assert (copied / "table.partial").exists()
+    xr.testing.assert_identical(StoreReader(str(copied)).table, old)
+    for lives in count():
+        rewrite_table(copied, lives)
+        if rewrite_table(copied, -1) and lives > 60:
+            break
+        assert StoreReader(str(copied)).table.scan.to_numpy().tolist() == ["liver_0"]
+    assert sorted(path.name for path in copied.iterdir()) == ["scans", "table", "zarr.json"]
+
+
+def test_a_store_killed_at_birth_can_be_born_again(ctspine1k_url, tmp_path, monkeypatch):
+    url, root = str(tmp_path / "new.zarr"), root_of(ctspine1k_url)
+    for lives in count():
+        dying = DyingFileSystem(lives)
+        monkeypatch.setattr(
+            "spinezarr.store.writer.open_filesystem", lambda url, dying=dying: (dying, url)
+        )
+        try:
+            StoreWriter(url, root)
+        except Killed:
+            continue
+        break
+    assert lives > 1
+    assert root_of(url) == root
