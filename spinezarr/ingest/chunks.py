@@ -41,7 +41,9 @@ class ImageFacts:
     checksum: int
     """crc32c of the voxels, padding included."""
     lowest: float
+    """Lowest finite value; infinite if there is none."""
     highest: float
+    """Highest finite value; minus infinite if there is none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,10 +57,11 @@ class ImageEncoder:
         chunk = np.full(CHUNK_SHAPE_ZYX, fill_value(IMAGE, self.dtype), self.dtype)
         inside = chunk[tuple(slice(0, n) for n in voxels.shape)]
         inside[...] = cast_losslessly(voxels, self.dtype)
+        finite = inside[np.isfinite(inside)] if self.dtype.kind == "f" else inside
         facts = ImageFacts(
             checksum=crc32c(chunk.data),
-            lowest=float(inside.min()),
-            highest=float(inside.max()),
+            lowest=float(finite.min()) if finite.size else np.inf,
+            highest=float(finite.max()) if finite.size else -np.inf,
         )
         return Encoded(chunk_zyx, encode_chunk(chunk, CODEC), facts)
 

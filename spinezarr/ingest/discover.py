@@ -1,8 +1,10 @@
 """Find the scans of a raw folder by a recipe's patterns, without opening any file."""
 
+import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Final
 
 import fsspec
 
@@ -11,6 +13,9 @@ from spinezarr.recipe import PathPattern, Recipe
 from spinezarr.resources import resource
 
 __all__ = ["Discovery", "PathNote", "ScanSource", "UnpairedImage", "discover"]
+
+
+_SCAN_ID: Final = re.compile(r"[^\W_][^/\\\x00-\x1f]*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +159,11 @@ def _match_images(recipe: Recipe, paths: Iterable[str]) -> tuple[list[_Image], l
                 continue
             if _is_label(recipe, path):
                 continue
+            if not _SCAN_ID.fullmatch(scan_id):
+                raise RecipeError(
+                    f"{path}: gives the scan id {scan_id!r}, which cannot name a folder. An id "
+                    "starts with a letter or digit and holds no '/', '\\' or control characters."
+                )
             if scan_id in first:
                 ignored.append(PathNote(path, f"same scan id {scan_id!r} as {first[scan_id].path}"))
             else:

@@ -232,11 +232,9 @@ def _source_record(path: str, volume: Volume) -> dict[str, Any]:
 
 def _image_summary(facts: Sequence[ImageFacts]) -> dict[str, Any]:
     checksums = np.array([fact.checksum for fact in facts], "<u4")
+    lowest, highest = min(fact.lowest for fact in facts), max(fact.highest for fact in facts)
     return {
-        "image_range_hu": (
-            float(np.fmin.reduce([fact.lowest for fact in facts])),
-            float(np.fmax.reduce([fact.highest for fact in facts])),
-        ),
+        "image_range_hu": (lowest, highest) if lowest <= highest else None,
         "image_checksum": hashlib.sha256(checksums.tobytes()).hexdigest()[:32],
     }
 

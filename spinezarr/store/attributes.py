@@ -91,7 +91,8 @@ class ScanAttributes(StrictModel):
     label_state: LabelState | Literal["none"]
     """``none``: the scan has no mask."""
     image_dtype: str
-    image_range_hu: tuple[float, float]
+    image_range_hu: tuple[float, float] | None
+    """Lowest and highest finite value; None if no value is finite."""
     image_checksum: str
     """Hash of the voxels: equal if and only if two stored images are equal."""
     vertebrae: dict[str, VertebraRecord]

@@ -68,7 +68,7 @@ def _scan_columns(rows: Sequence[ScanAttributes]) -> dict[str, Any]:
         return np.array(list(values), dtype)
 
     n = len(rows)
-    ranges = numbers((row.image_range_hu for row in rows), "f8").reshape(n, 2)
+    ranges = numbers((row.image_range_hu or (np.nan,) * 2 for row in rows), "f8").reshape(n, 2)
     stored = [sum(entry.size_bytes for entry in row.manifest.values()) for row in rows]
     source = [
         row.image_source.size_bytes + (row.label_source.size_bytes if row.label_source else 0)

@@ -169,7 +169,9 @@ class ScanWriter:
             self.write(key, data)
         scan = scan.model_copy(update={"manifest": dict(sorted(self._manifest.items()))})
         metadata["attributes"] = scan.to_json()
-        publish_file(self._fs, f"{self._folder}/{_METADATA}", json.dumps(metadata).encode())
+        publish_file(
+            self._fs, f"{self._folder}/{_METADATA}", json.dumps(metadata, allow_nan=False).encode()
+        )
         return scan
 
     def discard(self) -> None:

@@ -14,7 +14,6 @@ import numpy.typing as npt
 
 from spinezarr.errors import UsageError
 from spinezarr.geometry import Box, ShapeZYX
-from spinezarr.store.layout import CHUNK_SHAPE_ZYX
 from spinezarr.store.reader import ArraySpec, StoreReader
 from spinezarr.stream.batch import Batch
 from spinezarr.stream.draw import PatchRequest, Sampler
@@ -145,10 +144,10 @@ class PatchStream:
         ends = np.cumsum(rows[:, 4])
         row = int(np.searchsorted(ends, k, side="right"))
         rank = k - int(ends[row] - rows[row, 4])
-        origin = [int(i) * n for i, n in zip(rows[row, 1:4], CHUNK_SHAPE_ZYX, strict=True)]
         label = self.reader.scan(scan_id).label
         if label is None:
             raise UsageError(f"scan {scan_id!r} has no mask.")
+        origin = [int(i) * n for i, n in zip(rows[row, 1:4], label.chunk_shape_zyx, strict=True)]
         whole = Box.at((origin[0], origin[1], origin[2]), label.chunk_shape_zyx)
         inside = whole.intersect(Box((0, 0, 0), label.shape_zyx)) or whole
         voxels = np.empty(inside.shape_zyx, np.uint8)

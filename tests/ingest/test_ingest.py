@@ -143,8 +143,28 @@ def test_what_int16_cannot_hold_keeps_its_type_and_is_reported(values, kept, tmp
         assert scan.image.dtype == np.dtype(kept)
         np.testing.assert_array_equal(scan.image, expected)
     assert store.table.image_dtype.item() == kept
+    finite = expected[np.isfinite(expected)].astype(float)
+    assert store.table.image_min_hu.item() == finite.min()
+    assert store.table.image_max_hu.item() == finite.max()
     assert store.table.label_state.item() == "none"
     assert "label" not in store.scan("a")
+
+
+def test_an_image_without_any_finite_value_is_stored_as_standard_json(tmp_path):
+    write_array(tmp_path / "a_ct.nii.gz", np.full((9, 9, 9), np.nan, np.float32))
+    run(tmp_path, tmp_path / "s.zarr", IMAGES)
+    text = (tmp_path / "s.zarr" / "scans" / "a" / "zarr.json").read_text()
+    json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    assert np.isnan(spinezarr.open(tmp_path / "s.zarr").table.image_min_hu.item())
+
+
+@pytest.mark.parametrize("pattern", ["{scan:.*}_ct.nii.gz", "{scan:[.a-z]*}_ct.nii.gz"])
+def test_a_scan_id_that_cannot_name_a_folder_is_refused(pattern, tmp_path):
+    write_pair(tmp_path / "sub", ".a", label=None)
+    recipe = Recipe.of_pairs("**/" + pattern, None, name="bad-ids")
+    write_pair(tmp_path / "sub" / "deep", "a", label=None)
+    with pytest.raises(UsageError, match="cannot name a folder"):
+        discover(recipe, str(tmp_path))
 
 
 def test_scaling_that_gives_fractions_is_kept_unrounded(tmp_path):

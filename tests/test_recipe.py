@@ -1,0 +1,335 @@
+import re
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from spinezarr.errors import RecipeError
+from spinezarr.recipe import Lookup, PathPattern, Recipe, Splits
+from spinezarr.resources import recipe_names, recipe_path, resource
+
+RECIPE = """\
+name: mine
+title: My dataset
+licence: CC0-1.0
+citation: none
+layouts:
+  flat:
+    about: all in one folder
+    image: "{folder}/{scan}.nii.gz"
+    label: "{folder}/{scan}_seg.nii.gz"
+lookups:
+  site: {of: folder, values: {"a*": Aachen, b: Bonn}}
+splits:
+  files: split.txt
+  sections: {one: train}
+  entry: "{scan}.nii.gz"
+labels: {scheme: canonical, state: unknown}
+"""
+
+# Whatever a regular expression gives a meaning to, but the braces and stars of patterns.
+literals = st.text("ab.+?()[]|^$\\ -_é/", min_size=1, max_size=5)
+file_names = st.text("ab.+?()[]|^$\\ -_é{}*", min_size=1, max_size=5)
+paths = st.lists(file_names, min_size=1, max_size=4).map("/".join)
+parts = st.one_of(
+    st.sampled_from(["{scan}", "{folder}", "*", "**/"]), st.sampled_from("ab./ "), literals
+)
+
+
+def matchings(pattern, path, known=()):
+    """Yield every way in which a list of parts covers a path; tries all, uses no regex."""
+    if not pattern:
+        if path == "":
+            yield dict(known)
+        return
+    part, *rest = pattern
+    if part == "**/":
+        ends = [0, *(at + 1 for at, letter in enumerate(path) if letter == "/")]
+    elif part == "*" or part[0] == "{":
+        first_slash = path.find("/") if "/" in path else len(path)
+        ends = range(part != "*", first_slash + 1)
+    else:
+        ends = [len(part)] if path.startswith(part) else []
+    for end in ends:
+        if part[0] != "{":
+            yield from matchings(rest, path[end:], known)
+        elif dict(known).get(part[1:-1], path[:end]) == path[:end]:
+            yield from matchings(rest, path[end:], {**dict(known), part[1:-1]: path[:end]})
+
+
+@given(st.lists(parts, max_size=6), paths)
+@example(["**/", "{scan}", ".nii"], "x/y.z/a.1.nii")
+@example(["{scan}", "/", "{scan}", ".nii"], "a/b.nii")
+@example(["{scan}", "/", "{scan}", ".nii"], "a/a.nii")
+@example(["a", "**/", "b"], "a/b")
+def test_a_pattern_matches_what_trying_all_ways_matches(pattern, path):
+    ways = list(matchings(pattern, path))
+    found = PathPattern("".join(pattern)).match(path)
+    assert found in ways if ways else found is None
+
+
+@given(literals, paths)
+def test_literal_text_matches_itself_and_nothing_else(literal, path):
+    assert PathPattern(literal).match(literal) == {}
+    assert (PathPattern(literal).match(path) is not None) == (path == literal)
+
+
+@given(file_names, file_names, literals)
+@example("1.3.6.1.4.1.9328.50.4.0001", "colon", "/")
+@example("volume-covid19-A-0202_0_ct", "COVID-19", "/")
+@example("my scan {1}", "a b", ".x/")
+def test_names_with_dots_spaces_and_braces_stay_whole(scan, folder, between):
+    path = f"data/{folder}/{scan}.nii.gz"
+    assert PathPattern("data/{folder}/{scan}.nii.gz").match(path) == {
+        "folder": folder,
+        "scan": scan,
+    }
+    for miss in (f"x{path}", f"{path}x", path.replace(".nii.gz", "xnii.gz"), f"data/{path}"):
+        assert PathPattern("data/{folder}/{scan}.nii.gz").match(miss) is None
+    assert PathPattern("{scan}").match(f"{scan}/{between}") is None
+
+
+@pytest.mark.parametrize(
+    ("pattern", "path", "texts"),
+    [
+        (r"{scan}.{ext:nii|nii\.gz}", "a.b.nii.gz", {"scan": "a.b", "ext": "nii.gz"}),
+        (r"{scan}.{ext:nii|nii\.gz}", "a.nii", {"scan": "a", "ext": "nii"}),
+        (r"{scan}.{ext:nii|nii\.gz}", "a.niixgz", None),
+        (r"x{n:\d{3}}y", "x123y", {"n": "123"}),
+        (r"x{n:\d{3}}y", "x12y", None),
+        ("{top:raw_?data}/{scan}", "rawdata/a", {"top": "rawdata", "scan": "a"}),
+        ("{top:raw_?data}/{scan}", "raw-data/a", None),
+        ("{a:x|y}{a}", "xx", {"a": "x"}),
+        ("{a:x|y}{a}", "xy", None),
+        ("{a:x|y}z", "x", None),
+        ("**/x", "a/b/x", {}),
+        ("**/x", "x", {}),
+        ("**/x", "ax", None),
+        ("**/x", "new\nline/x", {}),
+        ("a/**/x", "a/x", {}),
+        ("*.txt", ".txt", {}),
+        ("*.txt", "a/b.txt", None),
+        ("", "", {}),
+        ("", "a", None),
+        ("{scan}", "", None),
+    ],
+)
+def test_the_grammar_of_patterns(pattern, path, texts):
+    assert PathPattern(pattern).match(path) == texts
+
+
+def test_a_pattern_knows_its_names():
+    assert PathPattern("{a}/*/{b:x|y}/{a}").names == {"a", "b"}
+
+
+@pytest.mark.parametrize(
+    "pattern", ["{scan", "scan}", "{}", "{a b}", "{a:}", "{a:(}", "{1a}", "{a:[}", "{{a}}"]
+)
+def test_a_broken_pattern_is_refused_by_its_text(pattern):
+    with pytest.raises(ValueError, match=re.escape(repr(pattern))):
+        PathPattern(pattern)
+
+
+def test_the_first_matching_pattern_of_a_lookup_counts():
+    lookup = Lookup(of="scan", values={"liver_*": "MSD", "*_1": "one", "CTC-*": "COLONOG"})
+    assert lookup.get({"scan": "liver_1"}) == "MSD"
+    assert lookup.get({"scan": "x_1"}) == "one"
+    assert lookup.get({"scan": "CTC-10", "folder": "liver_1"}) == "COLONOG"
+    assert lookup.get({"scan": "my liver_2"}) is None
+    assert lookup.get({"folder": "liver_1"}) is None
+
+
+@pytest.fixture
+def recipe_file(tmp_path):
+    return tmp_path / "mine.yaml"
+
+
+def load(path, text):
+    path.write_text(text)
+    return Recipe.load(str(path))
+
+
+def refusal(path, text):
+    with pytest.raises(RecipeError) as caught:
+        load(path, text)
+    assert str(path) in str(caught.value)
+    return str(caught.value)
+
+
+def test_one_text_may_stand_for_a_list(recipe_file):
+    recipe = load(recipe_file, RECIPE)
+    assert recipe.layouts["flat"].image == ("{folder}/{scan}.nii.gz",)
+    assert recipe.layouts["flat"].label == ("{folder}/{scan}_seg.nii.gz",)
+    assert recipe.splits.files == ("split.txt",)
+
+
+def test_templates_are_filled_with_texts_and_looked_up_values(recipe_file):
+    recipe = load(recipe_file, RECIPE)
+    assert recipe.fill("{site}:{scan}:{scan}", {"folder": "ab", "scan": "{x}"}) == "Aachen:{x}:{x}"
+    assert recipe.fill("{site}", {"folder": "c"}) is None
+    assert recipe.fill("{scan}", {"folder": "c"}) is None
+    assert recipe.fill("plain", {}) == "plain"
+
+
+def test_mask_templates_without_a_value_are_passed_over(recipe_file):
+    text = RECIPE.replace(
+        'label: "{folder}/{scan}_seg.nii.gz"', 'label: ["{site}/{scan}", "{folder}/{scan}"]'
+    )
+    recipe = load(recipe_file, text)
+    layout = recipe.layouts["flat"]
+    known = recipe.label_candidates(layout, {"folder": "b", "scan": "1"})
+    assert list(known) == ["Bonn/1", "b/1"]
+    assert list(recipe.label_candidates(layout, {"folder": "c", "scan": "1"})) == ["c/1"]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "fragments"),
+    [
+        ("title: My", "titel: My", ["line 2, titel: unknown key; did you mean 'title'?"]),
+        ("licence: CC0-1.0\n", "", ["licence: this key is missing"]),
+        ("name: mine", "name: My Data", ["line 1, name: ", "'My Data'"]),
+        ("state: unknown", "state: maybe", ["line 16, labels.state", "'all-visible'", "'maybe'"]),
+        ("    about: all", "    abuot: all", ["line 7, layouts.flat.abuot", "'about'"]),
+        ("  files:", "  file:", ["line 13, splits.file", "did you mean 'files'?"]),
+        ("of: folder,", "for: folder,", ["line 11, lookups.site.for", "known keys: of, values"]),
+        ('image: "{folder}/', 'image: "{folder/', ["line 8, layouts.flat.image", "stray '{'"]),
+        ('label: "{folder}/', 'label: "{folder/', ["line 9, layouts.flat.label", "stray '{'"]),
+        ('entry: "{scan}', 'entry: "{scan', ["line 15, splits.entry", "stray '{'"]),
+        ('"a*": Aachen', '"a{": Aachen', ["line 11, lookups.site.values", "stray '{'"]),
+        ("name: mine", "name: mine\nname: x", ["line 2: key 'name' is given twice"]),
+        ("title: My dataset", "title: [", ["is not valid YAML"]),
+    ],
+)
+def test_a_recipe_that_does_not_load_says_where_and_why(recipe_file, old, new, fragments):
+    assert old in RECIPE
+    message = refusal(recipe_file, RECIPE.replace(old, new))
+    assert all(fragment in message for fragment in fragments), message
+
+
+def test_a_recipe_needs_a_layout(recipe_file):
+    text = re.sub(r"layouts:\n(  .*\n)+", "layouts: {}\n", RECIPE)
+    assert "line 5, layouts: " in refusal(recipe_file, text)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "used_by"),
+    [
+        ("labels:", 'scan_id: "{scam}"\nlabels:', "scan_id"),
+        ("labels:", 'patient_id: "p{scam}"\nlabels:', "patient_id"),
+        ("labels:", 'source: "{scam}"\nlabels:', "source"),
+        ('label: "{folder}', 'label: "{scam}', "layouts.flat.label"),
+    ],
+)
+def test_a_template_with_a_name_that_nothing_gives_is_refused(recipe_file, old, new, used_by):
+    message = refusal(recipe_file, RECIPE.replace(old, new))
+    assert f"{used_by} uses {{scam}}" in message
+    assert "folder, scan, site" in message
+
+
+def test_a_lookup_gives_a_name_only_where_its_text_is_remembered(recipe_file):
+    text = RECIPE.replace("of: folder", "of: nothing")
+    load(recipe_file, text)
+    message = refusal(recipe_file, text.replace('label: "{folder}', 'label: "{site}'))
+    assert "uses {site}" in message
+
+
+def test_split_entries_must_remember_the_scan(recipe_file):
+    message = refusal(recipe_file, RECIPE.replace('entry: "{scan}', 'entry: "{name}'))
+    assert "splits.entry" in message
+    assert "{scan}" in message
+
+
+def test_a_pair_of_patterns_is_a_recipe():
+    recipe = Recipe.of_pairs("{scan}_ct.nii", "{scan}_seg.nii", name="mine", licence="CC0-1.0")
+    assert recipe.layouts["pairs"].image == ("{scan}_ct.nii",)
+    assert recipe.layouts["pairs"].label == ("{scan}_seg.nii",)
+    assert (recipe.name, recipe.licence) == ("mine", "CC0-1.0")
+    assert Recipe.of_pairs("{scan}.nii", None, name="mine").layouts["pairs"].label == ()
+
+
+@pytest.mark.parametrize(
+    ("image", "label", "name", "fragment"),
+    [
+        ("{scan.nii", "{scan}_seg.nii", "mine", "stray '{'"),
+        ("{scan}.nii", "{scan_seg.nii", "mine", "stray '{'"),
+        ("{scan}.nii", "{patient}_seg.nii", "mine", "uses {patient}"),
+        ("*.nii", "x_seg.nii", "mine", "uses {scan}"),
+        ("{scan}.nii", "{scan}_seg.nii", "My Data", "My Data"),
+    ],
+)
+def test_a_pair_of_patterns_that_is_no_recipe_is_refused(image, label, name, fragment):
+    with pytest.raises(RecipeError, match=re.escape(fragment)):
+        Recipe.of_pairs(image, label, name=name)
+
+
+def test_the_shipped_recipes_load():
+    assert "ctspine1k" in recipe_names()
+    for name in recipe_names():
+        assert Recipe.load(name).name == name
+
+
+def test_a_recipe_that_is_not_shipped_lists_those_that_are():
+    with pytest.raises(RecipeError, match=r"no recipe 'ctspine2k'.*ctspine1k"):
+        recipe_path("ctspine2k")
+    with pytest.raises(RecipeError, match=r"gone\.yaml: no such recipe file"):
+        recipe_path("gone.yaml")
+
+
+def test_the_shipped_recipe_knows_the_prefixes_of_all_scans():
+    recipe = Recipe.load("ctspine1k")
+    names = recipe.splits.parse(resource(f"ingest/{recipe.splits.shipped}").read_text(), "shipped")
+    sources = [recipe.fill(recipe.source, {"scan": name}) for name in names]
+    assert {source: sources.count(source) for source in set(sources)} == {
+        "COLONOG": 784,
+        "MSD-T10": 150,
+        "COVID-19": 40,
+        "HNSCC-3DCT-RT": 31,
+    }
+
+
+SPLITS = Splits(
+    files=("s.txt",),
+    sections={"trainset": "train", "test_public": "validation", "test_private": "test"},
+    entry="{scan}.nii.gz",
+)
+line_ends = st.sampled_from(["\n", "\r\n", "\n\n", "\r\n\r\n", " \n", "\r\n\t\n"])
+scan_names = st.from_regex(r"[a-z][a-z0-9_. -]{0,8}[a-z0-9]", fullmatch=True)
+
+
+@given(st.data(), st.lists(scan_names, unique=True, max_size=9))
+def test_line_ends_blank_lines_and_colons_do_not_matter_to_splits(data, names):
+    sections = data.draw(st.permutations(list(SPLITS.sections)))
+    listed = {name: data.draw(st.sampled_from(sections)) for name in names}
+    text, expected = data.draw(st.sampled_from(["", "\n", "\r\n \r\n"])), {}
+    for section in sections:
+        text += section + data.draw(st.sampled_from([":", ""])) + data.draw(line_ends)
+        members = [name for name in names if listed[name] == section]
+        for position, name in enumerate(members):
+            text += f"{name}.nii.gz" + data.draw(line_ends)
+            expected[name] = (SPLITS.sections[section], position)
+    if data.draw(st.booleans()):
+        text = text.rstrip()
+    assert SPLITS.parse(text, "s.txt") == expected
+
+
+def test_splits_of_an_empty_file_list_nothing():
+    assert SPLITS.parse("", "s.txt") == {}
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "fragments"),
+    [
+        ("a.nii.gz\ntrainset:\n", 1, ["'a.nii.gz'", "neither", "trainset, test_public"]),
+        ("trainset:\na.nii.gz\n\nvalset:\n", 4, ["'valset:'", "neither a section header"]),
+        ("trainset:\r\na.nii\r\n", 2, ["'a.nii'", "'{scan}.nii.gz'"]),
+        ("trainset:\nsub/a.nii.gz\n", 2, ["'sub/a.nii.gz'"]),
+        ("trainset:\n.nii.gz\n", 2, ["'.nii.gz'"]),
+        ("trainset:\na.nii.gz\na.nii.gz\n", 3, ["'a.nii.gz' is listed twice"]),
+        ("trainset:\na.nii.gz\ntest_public:\na.nii.gz", 4, ["'a.nii.gz' is listed twice"]),
+    ],
+)
+def test_a_split_file_that_is_wrong_is_refused_with_its_line(text, line, fragments):
+    with pytest.raises(RecipeError) as caught:
+        SPLITS.parse(text, "s.txt")
+    assert str(caught.value).startswith(f"s.txt, line {line}: ")
+    assert all(fragment in str(caught.value) for fragment in fragments)

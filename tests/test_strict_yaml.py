@@ -1,0 +1,234 @@
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from spinezarr.errors import UsageError
+from spinezarr.strict_yaml import StrictModel, load_strict_yaml
+
+
+class OddError(UsageError):
+    pass
+
+
+class Room(StrictModel):
+    width: int
+    colour: str = "white"
+
+
+class House(StrictModel):
+    name: str
+    rooms: dict[str, Room]
+    doors: tuple[Room, ...] = ()
+    porch: Room | None = None
+    labels: dict[str, str] | None = None
+
+
+GOOD = """\
+name: home
+rooms:
+  hall:
+    width: 3
+  attic: {width: 2, colour: red}
+doors:
+  - width: 1
+"""
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory):
+    return tmp_path_factory.mktemp("yaml") / "house.yaml"
+
+
+def load(path, text):
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return load_strict_yaml(path, House, OddError)
+
+
+def refusal(path, text):
+    with pytest.raises(OddError) as caught:
+        load(path, text)
+    assert str(path) in str(caught.value)
+    return str(caught.value).replace(str(path), "FILE")
+
+
+def test_a_good_file_becomes_its_model(path):
+    house = load(path, GOOD)
+    assert house == House(
+        name="home",
+        rooms={"hall": Room(width=3), "attic": Room(width=2, colour="red")},
+        doors=(Room(width=1),),
+    )
+
+
+@pytest.mark.parametrize("line_end", ["\n", "\r\n"])
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
+def test_line_ends_and_byte_order_marks_of_windows_are_read(path, line_end, mark):
+    assert load(path, mark + GOOD.replace("\n", line_end).encode()) == load(path, GOOD)
+
+
+names = st.text("abcdefgh é:'\"#-{}[]", min_size=1, max_size=12)
+
+
+@given(names, st.dictionaries(names, st.integers(), max_size=4))
+def test_what_yaml_writes_is_read_back(path, name, widths):
+    data = {"name": name, "rooms": {room: {"width": width} for room, width in widths.items()}}
+    house = load(path, yaml.safe_dump(data, allow_unicode=True))
+    assert house.name == name
+    assert {room: found.width for room, found in house.rooms.items()} == widths
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "where", "fragments"),
+    [
+        ("width: 3", "widht: 3", "line 4, rooms.hall.widht", ["did you mean 'width'?"]),
+        ("colour: red", "color: red", "line 5, rooms.attic.color", ["did you mean 'colour'?"]),
+        ("  - width: 1", "  - width: 1\n    colr: x", "line 8, doors.0.colr", ["'colour'"]),
+        ("doors:", "porch: {depth: 1, width: 1}\ndoors:", "line 6, porch.depth", ["colour, width"]),
+        ("name: home", "name: home\nnaem: x", "line 2, naem", ["'name'", "doors, labels, name"]),
+    ],
+)
+def test_an_unknown_key_is_named_with_its_line_and_the_keys_there_are(
+    path, old, new, where, fragments
+):
+    message = refusal(path, GOOD.replace(old, new))
+    assert f"FILE, {where}: unknown key" in message
+    assert all(fragment in message for fragment in fragments), message
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "where"),
+    [
+        ("    width: 3", "    colour: red", "line 4, rooms.hall.width"),
+        ("name: home\n", "", "line 1, name"),
+        ("  - width: 1", "  - colour: red", "line 7, doors.0.width"),
+    ],
+)
+def test_a_missing_key_is_named_with_the_line_where_it_belongs(path, old, new, where):
+    assert f"FILE, {where}: this key is missing." in refusal(path, GOOD.replace(old, new))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "where", "found"),
+    [
+        ("width: 3", "width: '3'", "line 4, rooms.hall.width", "'3'"),
+        ("width: 3", "width: 3.5", "line 4, rooms.hall.width", "3.5"),
+        ("width: 3", "width: true", "line 4, rooms.hall.width", "True"),
+        ("width: 3", "width:", "line 4, rooms.hall.width", "None"),
+        ("name: home", "name: 12", "line 1, name", "12"),
+        ("name: home", "name: [home]", "line 1, name", "['home']"),
+        ("width: 2", "width: wide", "line 5, rooms.attic.width", "'wide'"),
+        ("  - width: 1", "  - width: x", "line 7, doors.0.width", "'x'"),
+        ("  - width: 1", "  - 17", "line 7, doors.0", "17"),
+    ],
+)
+def test_a_value_of_the_wrong_type_is_shown_with_its_line(path, old, new, where, found):
+    message = refusal(path, GOOD.replace(old, new))
+    assert f"FILE, {where}: " in message
+    assert f"found {found}" in message
+
+
+def test_all_mistakes_are_reported_at_once(path):
+    message = refusal(path, GOOD.replace("width: 3", "width: x").replace("name: home", "nmae: x"))
+    assert len(message.splitlines()) == 3
+    assert all(line.startswith("FILE, line ") for line in message.splitlines())
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "key"),
+    [
+        (GOOD + "name: again\n", 8, "name"),
+        (GOOD.replace("width: 2,", "width: 2, width: 4,"), 5, "width"),
+        (GOOD.replace("  attic:", "  hall:"), 5, "hall"),
+        (GOOD.replace("  - width: 1", "  - width: 1\n    width: 1"), 8, "width"),
+    ],
+)
+def test_a_repeated_key_is_named_with_the_line_of_the_second(path, text, line, key):
+    assert refusal(path, text) == f"FILE, line {line}: key {key!r} is given twice; keep one."
+
+
+def test_one_key_in_two_places_is_not_repeated(path):
+    assert load(path, GOOD + "porch: {width: 3, colour: home}\n").porch.width == 3
+
+
+@pytest.mark.parametrize("text", ["", "\n", "# nothing but a comment\n", "---\n"])
+def test_an_empty_file_is_refused(path, text):
+    assert "FILE: is empty" in refusal(path, text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "name: [unclosed",
+        "name: home\n\trooms: {}",
+        "a: b: c",
+        "a: 1\n---\nb: 2\n",
+        "? [a]\n: b\n",
+        "name: *nobody\n",
+        "\0",
+        b"name: \xff\xfe\n",
+    ],
+)
+def test_what_is_not_yaml_is_refused(path, text):
+    assert refusal(path, text).startswith("FILE: is not valid YAML: ")
+
+
+@pytest.mark.parametrize(
+    "tag",
+    [
+        "!!python/object:pathlib.Path {}",
+        "!!python/object/apply:pathlib.Path.touch [&p !!python/object/apply:pathlib.Path [CANARY]]",
+        "!!python/name:pathlib.Path ''",
+        "!!python/tuple [a]",
+        "!made-up x",
+    ],
+)
+def test_no_yaml_tag_makes_a_python_object(path, tag):
+    canary = path.parent / "canary"
+    message = refusal(path, f"name: {tag.replace('CANARY', str(canary))}\n")
+    assert "could not determine a constructor for the tag" in message
+    assert not canary.exists()
+
+
+@pytest.mark.parametrize("text", ["- a\n- b\n", "just text\n", "17\n"])
+def test_a_file_that_is_no_mapping_is_refused_with_its_line(path, text):
+    message = refusal(path, text)
+    assert message.startswith("FILE, line 1: ")
+    assert "found" in message
+
+
+@pytest.mark.parametrize("key", ["2020-01-01", "!!binary aGk=", "0010", "1.50", "no", "~"])
+def test_a_key_that_yaml_does_not_read_as_text_is_refused(path, key):
+    # It would turn into another text than the one in the file: 0010 into 8, no into false.
+    assert "FILE, line 8" in refusal(path, GOOD + f"labels: {{{key}: spine}}\n")
+
+
+def test_a_quoted_key_is_text(path):
+    assert load(path, GOOD + "labels: {'0010': spine}\n").labels == {"0010": "spine"}
+
+
+@pytest.mark.parametrize("value", ["&a [*a]", "[" * 2000 + "]" * 2000])
+def test_endless_nesting_is_refused(path, value):
+    refusal(path, f"name: {value}\n")
+
+
+def test_a_date_is_read_as_the_text_it_is(path):
+    assert load(path, GOOD.replace("home", "2020-01-01")).name == "2020-01-01"
+
+
+@pytest.mark.parametrize("name", ["absent.yaml", "."])
+def test_a_file_that_cannot_be_read_is_refused(tmp_path, name):
+    with pytest.raises(OddError, match=r"cannot be read \(.+\)"):
+        load_strict_yaml(tmp_path / name, House, OddError)
+
+
+def test_models_are_frozen():
+    with pytest.raises(ValueError, match="frozen"):
+        Room(width=1).width = 2
+
+
+def test_a_shared_anchor_is_read_in_both_places(path):
+    text = GOOD.replace("hall:", "hall: &hall").replace("- width: 1", "- *hall")
+    assert load(Path(path), text).doors == (Room(width=3),)
