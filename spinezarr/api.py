@@ -4,11 +4,9 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-import dask.array as da
 import numpy as np
 import numpy.typing as npt
 import xarray as xr
-from dask.base import tokenize
 from matplotlib.figure import Figure
 
 from spinezarr.catalog import load_catalog
@@ -19,6 +17,7 @@ from spinezarr.store.reader import ArraySpec, ScanHandle, StoreReader
 from spinezarr.stream.draw import Sampler
 from spinezarr.stream.engine import Engine
 from spinezarr.stream.fetch import fetcher_for
+from spinezarr.stream.lazy import lazy_array
 from spinezarr.stream.stream import PatchStream
 from spinezarr.vertebrae import ANATOMICAL_ORDER
 
@@ -138,22 +137,16 @@ class Store:
         del attributes["manifest"]
         return xr.Dataset(
             {
-                spec.name: (("z", "y", "x"), self._lazy(spec), described[spec.name])
+                spec.name: (
+                    ("z", "y", "x"),
+                    lazy_array(self._engine, spec, self.url),
+                    described[spec.name],
+                )
                 for spec in scan.arrays
             },
             {axis: (axis, values, described[axis]) for axis, values in positions.items()},
             attributes,
         )
-
-    def _lazy(self, spec: ArraySpec) -> da.Array:
-        shards = zip(spec.shard_shape_zyx, spec.shape_zyx, strict=True)
-        lazy: da.Array = da.from_array(
-            _StoredArray(self._engine, spec),
-            chunks=tuple(min(shard, n) for shard, n in shards),
-            name=f"{spec.name}-{tokenize(self.url, spec.scan_id, dict(spec.shard_sizes))}",
-            meta=np.empty((0, 0, 0), spec.dtype),
-        )
-        return lazy
 
     def patches(
         self,
@@ -391,32 +384,3 @@ class Store:
             image_dtype=np.result_type(np.int16, *dtypes),
             flat_axis=flat_axis,
         )
-
-
-class _StoredArray:
-    """A stored array as dask asks for it: by slices."""
-
-    ndim = 3
-
-    def __init__(self, engine: Engine, spec: ArraySpec) -> None:
-        self._engine = engine
-        self._spec = spec
-        self.shape = spec.shape_zyx
-        self.dtype = spec.dtype
-
-    def __getitem__(self, index: tuple[slice | int, ...]) -> npt.NDArray[Any]:
-        starts, stops, within = [], [], []
-        for item, n in zip(index, self.shape, strict=True):
-            chosen = range(n)[item] if isinstance(item, slice) else range(n)[item : item + 1]
-            if not chosen:
-                return np.empty(self.shape, self.dtype)[index]
-            low, high = min(chosen), max(chosen) + 1
-            starts.append(low)
-            stops.append(high)
-            first, last = chosen[0] - low, chosen[-1] - low + chosen.step
-            stop = None if last < 0 else last
-            within.append(slice(first, stop, chosen.step) if isinstance(item, slice) else 0)
-        box = Box((starts[0], starts[1], starts[2]), (stops[0], stops[1], stops[2]))
-        voxels = np.empty(box.shape_zyx, self.dtype)
-        self._engine.read_into(self._spec, box, voxels)
-        return voxels[tuple(within)]

@@ -1,0 +1,65 @@
+"""Stored arrays as dask sees them, read by the engine and not by zarr-python."""
+
+from typing import Any
+
+import dask.array as da
+import numpy as np
+import numpy.typing as npt
+from dask.base import tokenize
+
+from spinezarr.geometry import Box
+from spinezarr.store.reader import ArraySpec
+from spinezarr.stream.engine import Engine
+
+__all__ = ["lazy_array"]
+
+
+def lazy_array(engine: Engine, spec: ArraySpec, url: str) -> da.Array:
+    """Return a stored array as a dask array ``(z, y, x)`` with one chunk a shard.
+
+    Parameters
+    ----------
+    engine
+        Reads it when it is computed.
+    spec
+        The array.
+    url
+        Its store, so that equal arrays of two stores have two names.
+    """
+    shards = zip(spec.shard_shape_zyx, spec.shape_zyx, strict=True)
+    lazy: da.Array = da.from_array(
+        _StoredArray(engine, spec),
+        chunks=tuple(min(shard, n) for shard, n in shards),
+        name=f"{spec.name}-{tokenize(url, spec.scan_id, dict(spec.shard_sizes))}",
+        meta=np.empty((0, 0, 0), spec.dtype),
+    )
+    return lazy
+
+
+class _StoredArray:
+    """A stored array as dask asks for it: by slices."""
+
+    ndim = 3
+
+    def __init__(self, engine: Engine, spec: ArraySpec) -> None:
+        self._engine = engine
+        self._spec = spec
+        self.shape = spec.shape_zyx
+        self.dtype = spec.dtype
+
+    def __getitem__(self, index: tuple[slice | int, ...]) -> npt.NDArray[Any]:
+        starts, stops, within = [], [], []
+        for item, n in zip(index, self.shape, strict=True):
+            chosen = range(n)[item] if isinstance(item, slice) else range(n)[item : item + 1]
+            if not chosen:
+                return np.empty(self.shape, self.dtype)[index]
+            low, high = min(chosen), max(chosen) + 1
+            starts.append(low)
+            stops.append(high)
+            first, last = chosen[0] - low, chosen[-1] - low + chosen.step
+            stop = None if last < 0 else last
+            within.append(slice(first, stop, chosen.step) if isinstance(item, slice) else 0)
+        box = Box((starts[0], starts[1], starts[2]), (stops[0], stops[1], stops[2]))
+        voxels = np.empty(box.shape_zyx, self.dtype)
+        self._engine.read_into(self._spec, box, voxels)
+        return voxels[tuple(within)]

@@ -1,0 +1,390 @@
+import json
+import re
+import shutil
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+
+import fsspec
+import numpy as np
+import pytest
+import xarray as xr
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import spinezarr
+from spinezarr.errors import CorruptStoreError, StoreNotFoundError, UnknownScanError
+from spinezarr.geometry import Box
+from spinezarr.ingest.discover import discover
+from spinezarr.ingest.run import ingest
+from spinezarr.recipe import Recipe
+from spinezarr.store.attributes import ManifestEntry
+from spinezarr.store.reader import StoreReader
+from spinezarr.store.sharding import assemble_shard, index_bytes, parse_index
+from spinezarr.stream.engine import Engine
+from spinezarr.stream.fetch import ByteRange, FsspecFetcher, LocalFetcher, fetcher_for
+from spinezarr.testing import NiftiForm, write_nifti
+
+SCAN = "liver_0"
+SHARD = "c/0/0/0"
+DEEP, WIDE = (140, 60, 100), (3, 5, 790)
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory):
+    """Reader of two scans of several shards each, and their arrays."""
+    rng, raw = np.random.default_rng(2), tmp_path_factory.mktemp("large")
+    stored = {}
+    for name, shape in (("deep", DEEP), ("wide", WIDE)):
+        image = rng.integers(-1024, 3072, shape).astype(np.int16)
+        label = np.zeros(shape, np.uint8)
+        label[shape[0] // 2 :, 1:, shape[2] // 2 :] = rng.integers(1, 29)
+        write_nifti(raw / f"{name}_ct.nii", image, np.eye(4), NiftiForm("RAS"))
+        write_nifti(raw / f"{name}_seg.nii", label, np.eye(4), NiftiForm("RAS", "uint8"))
+        stored[name] = {"image": image, "label": label}
+    recipe = Recipe.of_pairs("{scan}_ct.nii", "{scan}_seg.nii", name="large")
+    url = str(tmp_path_factory.mktemp("large-store") / "large.zarr")
+    report = ingest(recipe, discover(recipe, str(raw)), url)
+    assert not report.failed, report.failed
+    return StoreReader(url), stored
+
+
+@pytest.fixture(scope="module")
+def engine(large):
+    return Engine(fetcher_for(large[0].fs))
+
+
+@pytest.fixture
+def copied(ctspine1k_url, tmp_path):
+    """Copy of the CTSpine1K store, for tests that damage it."""
+    return Path(shutil.copytree(ctspine1k_url, tmp_path / "copied.zarr"))
+
+
+def spec_of(reader, name, scan_id=SCAN):
+    scan = reader.scan(scan_id)
+    return scan.image if name == "image" else scan.label
+
+
+def read(url, name, box=None, scan_id=SCAN):
+    """Read a box, or all, of an array of a store that is opened anew."""
+    reader = StoreReader(str(url))
+    spec = spec_of(reader, name, scan_id)
+    box = box or Box((0, 0, 0), spec.shape_zyx)
+    out = np.full(box.shape_zyx, 77, spec.dtype)
+    Engine(fetcher_for(reader.fs)).read_into(spec, box, out)
+    return out
+
+
+@st.composite
+def boxes_in(draw, shape):
+    starts = [draw(st.integers(0, n - 1)) for n in shape]
+    stops = [draw(st.integers(a + 1, n)) for a, n in zip(starts, shape, strict=True)]
+    return Box(tuple(starts), tuple(stops))
+
+
+# Reading
+
+
+@given(st.data(), st.sampled_from(["deep", "wide"]), st.sampled_from(["image", "label"]))
+@settings(deadline=None)
+def test_a_box_holds_what_numpy_cuts_out(large, engine, data, scan_id, name):
+    reader, stored = large
+    expected = stored[scan_id][name]
+    box = data.draw(boxes_in(expected.shape))
+    out = np.full(box.shape_zyx, 77, expected.dtype)
+    engine.read_into(spec_of(reader, name, scan_id), box, out)
+    np.testing.assert_array_equal(out, expected[box.slices])
+
+
+@given(st.data(), st.sampled_from(["int16", "int32", "float32", "float64", ">i2"]))
+@settings(deadline=None, max_examples=40)
+def test_the_output_may_be_strided_and_wider(large, engine, data, dtype):
+    reader, stored = large
+    box = data.draw(boxes_in(WIDE))
+    z, y, x = box.shape_zyx
+    around = np.full((x + 1, 2 * z, y + 2), 77, dtype)
+    out = around[:x, ::2, 1 : y + 1].transpose(1, 2, 0)[:, ::-1]
+    engine.read_into(spec_of(reader, "image", "wide"), box, out)
+    np.testing.assert_array_equal(out, stored["wide"]["image"][box.slices])
+    untouched = np.ones(around.shape, bool)
+    untouched[:x, ::2, 1 : y + 1] = False
+    assert (around[untouched] == 77).all()
+
+
+def test_a_shard_s_index_is_read_once(large):
+    reader, _ = large
+    fetched = []
+
+    def fetch(ranges):
+        fetched.extend(ranges)
+        return LocalFetcher()(ranges)
+
+    engine, spec = Engine(fetch), spec_of(reader, "image", "deep")
+    for z in (0, 1, 2):
+        engine.read_into(spec, Box((z, 0, 0), (z + 1, 1, 1)), np.empty((1, 1, 1), np.int16))
+    index = index_bytes(12)
+    sizes = [item.stop - item.start for item in fetched]
+    assert sizes.count(index) == 1
+    assert len(fetched) == 4
+
+
+# Damage
+
+
+@contextmanager
+def replaced(path, data):
+    """Let a file hold other bytes, or none, for a while."""
+    whole = path.read_bytes()
+    path.unlink()
+    if data is not None:
+        path.write_bytes(data)
+    try:
+        yield whole
+    finally:
+        path.write_bytes(whole)
+
+
+@pytest.mark.parametrize("name", ["image", "label"])
+def test_no_flipped_byte_of_a_shard_becomes_a_voxel(copied, name):
+    path = copied / "scans" / SCAN / name / SHARD
+    data, rng = path.read_bytes(), np.random.default_rng(0)
+    tail = range(len(data) - index_bytes(4), len(data))
+    for at in [*rng.choice(len(data) - len(tail), 140, replace=False), *tail]:
+        flipped = data[:at] + bytes([data[at] ^ rng.choice([1, 64, 255])]) + data[at + 1 :]
+        with replaced(path, flipped), pytest.raises(CorruptStoreError) as problem:
+            read(copied, name)
+        where = rf"scan '{SCAN}', {name} chunk \(0, [01], [01]\) in \S+/{SCAN}/{name}/{SHARD} "
+        assert re.match(where, str(problem.value))
+
+
+@pytest.mark.parametrize("name", ["image", "label"])
+@pytest.mark.parametrize("length", [0, 1, 100, 0.5, -70, -1])
+def test_a_cut_shard_is_an_error(copied, name, length):
+    path = copied / "scans" / SCAN / name / SHARD
+    data = path.read_bytes()
+    kept = data[: int(len(data) * length) if isinstance(length, float) else length]
+    with replaced(path, kept), pytest.raises(CorruptStoreError, match=f"{name} chunk .*{SHARD}"):
+        read(copied, name)
+
+
+@pytest.mark.parametrize("name", ["image", "label"])
+def test_a_longer_shard_shows_its_voxels_or_an_error(copied, name):
+    path, expected = copied / "scans" / SCAN / name / SHARD, read(copied, name)
+    with replaced(path, path.read_bytes() + b"more"):
+        np.testing.assert_array_equal(read(copied, name), expected)
+
+
+@pytest.mark.parametrize("name", ["image", "label"])
+def test_a_deleted_shard_is_an_error(copied, name):
+    where = rf"scan '{SCAN}', {name} chunk \(0, 0, 0\) in .*{name}/{SHARD} .*its shard is missing"
+    with (
+        replaced(copied / "scans" / SCAN / name / SHARD, None),
+        pytest.raises(CorruptStoreError, match=where),
+    ):
+        read(copied, name)
+
+
+@pytest.mark.parametrize("name", ["image", "label"])
+def test_a_shard_deleted_after_its_index_was_read_is_an_error(copied, name):
+    reader = StoreReader(str(copied))
+    engine, spec = Engine(fetcher_for(reader.fs)), spec_of(reader, name)
+    out = np.empty((1, 1, 1), spec.dtype)
+    engine.read_into(spec, Box((0, 0, 0), (1, 1, 1)), out)
+    with (
+        replaced(copied / "scans" / SCAN / name / SHARD, None),
+        pytest.raises(CorruptStoreError, match=rf"{name} chunk \(0, 1, 0\) in .*{SHARD} is gone"),
+    ):
+        engine.read_into(spec, Box((0, 63, 0), (1, 64, 1)), out)
+
+
+def edit_manifest(copied, change):
+    path = copied / "scans" / SCAN / "zarr.json"
+    metadata = json.loads(path.read_text())
+    change(metadata["attributes"]["manifest"])
+    path.write_text(json.dumps(metadata))
+
+
+def test_an_image_shard_that_the_manifest_lacks_is_an_error(copied):
+    edit_manifest(copied, lambda manifest: manifest.pop(f"image/{SHARD}"))
+    with pytest.raises(CorruptStoreError, match=r"image chunk \(0, 0, 0\) .* the manifest lacks"):
+        read(copied, "image")
+
+
+def test_a_label_shard_that_the_manifest_lacks_is_background(copied):
+    edit_manifest(copied, lambda manifest: manifest.pop(f"label/{SHARD}"))
+    assert not read(copied, "label").any()
+
+
+def drop_chunk(copied, name, position):
+    """Write a shard anew, with valid checksums, but without one of its chunks."""
+    path = copied / "scans" / SCAN / name / SHARD
+    data = path.read_bytes()
+    index = parse_index(data[-index_bytes(4) :], 4, len(data)).tolist()
+    chunks = {i: data[a : a + n] for i, (a, n) in enumerate(index) if i != position}
+    path.write_bytes(assemble_shard(chunks, 4))
+    entry = ManifestEntry.of(path.read_bytes()).model_dump()
+    edit_manifest(copied, lambda manifest: manifest.update({f"{name}/{SHARD}": entry}))
+
+
+def test_an_image_chunk_that_its_shard_lacks_is_an_error(copied):
+    expected = read(copied, "image")
+    drop_chunk(copied, "image", 2)
+    with pytest.raises(CorruptStoreError, match=r"image chunk \(0, 1, 0\) in .* is missing from"):
+        read(copied, "image")
+    beside = Box((0, 0, 0), (35, 48, 64))
+    np.testing.assert_array_equal(read(copied, "image", beside), expected[beside.slices])
+
+
+def test_a_label_chunk_that_its_shard_lacks_is_background(copied):
+    expected = read(copied, "label")
+    drop_chunk(copied, "label", 0)
+    assert expected[:, :48, :48].any()
+    expected[:, :48, :48] = 0
+    np.testing.assert_array_equal(read(copied, "label"), expected)
+
+
+def test_a_damaged_scan_never_computes(copied):
+    path = copied / "scans" / SCAN / "image" / SHARD
+    data = path.read_bytes()
+    with replaced(path, data[:50] + b"\0\0\0\0" + data[54:]), pytest.raises(CorruptStoreError):
+        spinezarr.open(copied).scan(SCAN).load()
+
+
+# Fetching
+
+
+def test_ranges_come_back_in_order_and_short_at_the_end(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).write_bytes(name.encode() + b"0123456789")
+    a, b = str(tmp_path / "a"), str(tmp_path / "b")
+    ranges = [ByteRange(b, 0, 3), ByteRange(a, 5, 7), ByteRange(b, 9, 20), ByteRange(a, 0, 1)]
+    expected = [b"b01", b"45", b"89", b"a"]
+    assert LocalFetcher()(ranges) == expected
+    assert FsspecFetcher(fsspec.filesystem("file"))(ranges) == expected
+
+
+@pytest.mark.parametrize("fetch", [LocalFetcher(), FsspecFetcher(fsspec.filesystem("file"))])
+def test_an_absent_file_is_not_found(tmp_path, fetch):
+    (tmp_path / "a").write_bytes(b"x")
+    with pytest.raises(FileNotFoundError):
+        fetch([ByteRange(str(tmp_path / "a"), 0, 1), ByteRange(str(tmp_path / "b"), 0, 1)])
+
+
+def test_files_on_disk_are_read_without_fsspec(tmp_path):
+    assert isinstance(fetcher_for(fsspec.filesystem("file")), LocalFetcher)
+    assert isinstance(fetcher_for(fsspec.filesystem("memory")), FsspecFetcher)
+
+
+# Elsewhere
+
+
+class RangeHandler(BaseHTTPRequestHandler):
+    """Serves files with single byte ranges (RFC 9110, section 14)."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_HEAD(self):
+        self.answer(with_body=False)
+
+    def do_GET(self):
+        self.answer(with_body=True)
+
+    def answer(self, *, with_body):
+        path = self.server.folder / self.path.lstrip("/")
+        asked = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
+        self.server.requests.append((self.path, bool(asked)))
+        data = path.read_bytes() if path.is_file() else b""
+        status = 200 if path.is_file() else 404
+        whole = len(data)
+        if asked and status == 200:
+            first, last = int(asked[1]), min(int(asked[2]), whole - 1)
+            status, data = (206, data[first : last + 1]) if first < whole else (416, b"")
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(data)))
+        self.send_header("Accept-Ranges", "bytes")
+        if status == 206:
+            self.send_header("Content-Range", f"bytes {first}-{last}/{whole}")
+        self.end_headers()
+        if with_body:
+            self.wfile.write(data)
+
+    def log_message(self, *arguments):
+        """Keep quiet."""
+
+
+@pytest.fixture
+def served(copied):
+    """Serve the copied store; gives its URL and the requests so far."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), RangeHandler)
+    server.daemon_threads = True
+    server.folder, server.requests = copied.parent, []
+    thread = Thread(target=server.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}/{copied.name}", server.requests
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+def assert_equal_batches(found, expected):
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(one.image, other.image)
+        np.testing.assert_array_equal(one.label, other.label)
+        np.testing.assert_array_equal(one.start_zyx, other.start_zyx)
+        assert one.scan_id == other.scan_id
+
+
+def test_a_store_is_read_over_http(served, store):
+    url, requests = served
+    remote = spinezarr.open(url)
+    xr.testing.assert_identical(remote.table, store.table)
+    xr.testing.assert_identical(remote.scan(SCAN).load(), store.scan(SCAN).load())
+    wanted = {"batch_size": 2, "foreground": 0.5, "n_samples": 7}
+    assert_equal_batches(
+        remote.patches((20, 30, 30), **wanted), store.patches((20, 30, 30), **wanted)
+    )
+    shards = [ranged for path, ranged in requests if "/image/c/" in path]
+    assert shards
+    assert all(shards), "a shard was fetched whole"
+
+
+def test_no_store_over_http(served):
+    url, _ = served
+    with pytest.raises(StoreNotFoundError, match="there is no store"):
+        spinezarr.open(url + "x")
+    with pytest.raises(UnknownScanError):
+        spinezarr.open(url).scan("absent")
+
+
+@pytest.mark.parametrize("name", ["image", "label"])
+@pytest.mark.parametrize("kept", [None, b"", slice(0, 300), slice(0, -1)])
+def test_damage_over_http_is_an_error(served, copied, name, kept):
+    path = copied / "scans" / SCAN / name / SHARD
+    data = path.read_bytes()[kept] if isinstance(kept, slice) else kept
+    with replaced(path, data), pytest.raises(CorruptStoreError, match=f"scan '{SCAN}', {name} ch"):
+        read(served[0], name)
+
+
+def test_a_shard_cut_after_its_index_was_read_is_an_error_over_http(served, copied):
+    reader = StoreReader(served[0])
+    engine, spec = Engine(fetcher_for(reader.fs)), spec_of(reader, "image")
+    out = np.empty((1, 1, 1), np.int16)
+    engine.read_into(spec, Box((0, 0, 0), (1, 1, 1)), out)
+    path = copied / "scans" / SCAN / "image" / SHARD
+    with replaced(path, path.read_bytes()[:100]), pytest.raises(CorruptStoreError):
+        engine.read_into(spec, Box((0, 63, 63), (1, 64, 64)), out)
+
+
+def test_a_store_is_read_from_memory(store):
+    memory = fsspec.filesystem("memory")
+    memory.put(store.url, "/engine-test/ctspine1k.zarr", recursive=True)
+    try:
+        remote = spinezarr.open("memory://engine-test/ctspine1k.zarr")
+        xr.testing.assert_identical(remote.table, store.table)
+        assert_equal_batches(remote.patches(24, n_samples=4), store.patches(24, n_samples=4))
+        memory.rm(f"/engine-test/ctspine1k.zarr/scans/{SCAN}/image/{SHARD}")
+        with pytest.raises(CorruptStoreError, match=f"image chunk .*{SHARD} .*is missing"):
+            remote.scan(SCAN).image.load()
+    finally:
+        memory.rm("/engine-test", recursive=True)
