@@ -154,7 +154,7 @@ class Store:
         *,
         batch_size: int = 1,
         split: str | None = None,
-        scans: Sequence[str] | None = None,
+        scans: npt.ArrayLike | None = None,
         seed: int = 0,
         epoch: int = 0,
         foreground: float = 0.0,
@@ -198,12 +198,14 @@ class Store:
         (2, 16, 24, 24) int16 uint8
         (1, 16, 24, 24) int16 uint8
         """
-        size = (size_zyx,) * 3 if isinstance(size_zyx, int) else tuple(size_zyx)
-        if len(size) != 3:  # noqa: PLR2004
-            raise UsageError(f"patch size {size}: give three numbers (z, y, x), or one for a cube.")
+        size = np.atleast_1d(np.asarray(size_zyx))
+        if size.dtype.kind not in "iu" or size.shape not in {(1,), (3,)}:
+            raise UsageError(
+                f"patch size {size_zyx}: give three whole numbers (z, y, x), or one for a cube."
+            )
         return self._stream(
             self._select(split, scans, labels=labels),
-            size,
+            np.broadcast_to(size, 3).tolist(),
             None,
             batch_size=batch_size,
             seed=seed,
@@ -220,7 +222,7 @@ class Store:
         size: tuple[int, int] | None = None,
         batch_size: int = 1,
         split: str | None = None,
-        scans: Sequence[str] | None = None,
+        scans: npt.ArrayLike | None = None,
         seed: int = 0,
         epoch: int = 0,
         foreground: float = 0.0,
@@ -336,11 +338,11 @@ class Store:
         )
 
     def _select(
-        self, split: str | None, scans: Sequence[str] | None, *, labels: bool
+        self, split: str | None, scans: npt.ArrayLike | None, *, labels: bool
     ) -> xr.Dataset:
         table = self.table
         if scans is not None:
-            wanted = [str(name) for name in np.asarray(scans)]
+            wanted = [str(name) for name in np.atleast_1d(np.asarray(scans))]
             unknown = sorted(set(wanted) - set(table.scan.to_numpy().tolist()))
             if unknown:
                 raise UnknownScanError(f"{self.url}: has no scan {unknown[0]!r}.")

@@ -201,6 +201,14 @@ def test_the_oblique_angle_is_the_turn_about_an_axis(axcodes, degrees, axis, spa
     assert oblique_angle_deg(affine) == pytest.approx(abs(degrees), abs=1e-5)
 
 
+@given(grids(max_degrees=90))
+def test_the_oblique_angle_is_that_of_the_voxel_axis_furthest_from_its_world_axis(grid):
+    steps = grid.affine[:3, :3] / np.linalg.norm(grid.affine[:3, :3], axis=0)
+    to_world_axes = np.degrees(np.arccos(np.clip(np.abs(steps), 0, 1)))
+    furthest = max(min(to_world_axes[:, voxel_axis]) for voxel_axis in range(3))
+    assert oblique_angle_deg(grid.affine) == pytest.approx(furthest, abs=1e-5)
+
+
 @given(grids(), grids(max_degrees=5), st.floats(0, 1e-2))
 def test_no_voxel_of_two_grids_is_further_apart_than_their_corners(a, other, size):
     nearby = Grid(a.shape_ijk, a.affine + size * (other.affine - np.eye(4)))

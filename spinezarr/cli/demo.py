@@ -81,7 +81,7 @@ def _prepare(out: Path) -> None:
 def _rates(store: "spinezarr.Store", samples: int) -> dict[str, float]:
     """Stream random patches and slices; return samples a second by kind."""
     shortest = int(store.table.shape_zyx.min())
-    side = min(64, shortest)
+    side = min(128, shortest)
     streams = {
         f"{side} x {side} x {side} patches": store.patches(
             side, batch_size=2, foreground=1 / 3, n_samples=samples

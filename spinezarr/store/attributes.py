@@ -1,20 +1,57 @@
 """Attributes of a store's groups: what is written, and checked when it is read."""
 
+import json
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
 from spinezarr.recipe import LabelState
+from spinezarr.store.layout import FORMAT_VERSION
 from spinezarr.store.sharding import crc32c
 from spinezarr.strict_yaml import StrictModel
 
 __all__ = [
     "ManifestEntry",
+    "OtherFormatError",
     "RootAttributes",
     "ScanAttributes",
     "SourceRecord",
     "VertebraRecord",
+    "parse_root",
+    "seal",
+    "unseal",
 ]
+
+_CHECKSUM = "metadata_crc32c"
+"""Attribute of every group: checksum of its ``zarr.json`` without this attribute."""
+
+
+def seal(metadata: dict[str, Any]) -> bytes:
+    """Return a group's metadata as JSON that carries its own checksum."""
+    checksum = f"{crc32c(_as_json(metadata)):08x}"
+    attributes = {**metadata["attributes"], _CHECKSUM: checksum}
+    return _as_json({**metadata, "attributes": attributes})
+
+
+def unseal(data: bytes) -> dict[str, Any]:
+    """Read what :func:`seal` made.
+
+    Raises
+    ------
+    ValueError, KeyError, TypeError
+        If it was not made so, or is damaged.
+    """
+    metadata: dict[str, Any] = json.loads(data)
+    expected = metadata["attributes"].pop(_CHECKSUM)
+    found = f"{crc32c(_as_json(metadata)):08x}"
+    if found != expected:
+        raise ValueError(f"it has crc32c {found}, expected {expected}")
+    return metadata
+
+
+def _as_json(metadata: dict[str, Any]) -> bytes:
+    return json.dumps(metadata, allow_nan=False).encode()
+
 
 ZYX = tuple[float, float, float]
 IntZYX = tuple[int, int, int]
@@ -31,6 +68,32 @@ class RootAttributes(StrictModel):
     licence: str
     citation: str
     homepage: str | None = None
+
+
+class OtherFormatError(Exception):
+    """A store that spinezarr wrote in another format."""
+
+    def __init__(self, version: object) -> None:
+        self.version = version
+        super().__init__(f"format {version}, not {FORMAT_VERSION}")
+
+
+def parse_root(data: bytes) -> RootAttributes:
+    """Read the root's ``zarr.json``.
+
+    Raises
+    ------
+    OtherFormatError
+        If it is in another format; later ones may have fields that this version does not know.
+    ValueError, KeyError, TypeError
+        If spinezarr did not write it, or it is damaged.
+    """
+    attributes = json.loads(data)["attributes"]
+    if attributes["format"] != "spinezarr":
+        raise ValueError(f"its format is {attributes['format']!r}")
+    if attributes["format_version"] != FORMAT_VERSION:
+        raise OtherFormatError(attributes["format_version"])
+    return RootAttributes.model_validate_json(json.dumps(unseal(data)["attributes"]))
 
 
 class SourceRecord(StrictModel):

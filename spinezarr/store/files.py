@@ -11,6 +11,7 @@ __all__ = [
     "publish_file",
     "remove_folder",
     "replace_folder",
+    "superseded",
     "write_file",
 ]
 
@@ -45,12 +46,17 @@ def publish_file(fs: fsspec.AbstractFileSystem, path: str, data: bytes) -> None:
 
 def replace_folder(fs: fsspec.AbstractFileSystem, new: str, place: str) -> None:
     """Move the folder ``new`` to ``place``, over what is there."""
-    old = place + ".old" + PARTIAL
+    old = superseded(place)
     remove_folder(fs, old)
     if fs.exists(place):
         fs.mv(place, old, recursive=True)
     fs.mv(new, place, recursive=True)
     remove_folder(fs, old)
+
+
+def superseded(place: str) -> str:
+    """Name the place of a folder that a newer one is replacing."""
+    return place + ".old" + PARTIAL
 
 
 def remove_folder(fs: fsspec.AbstractFileSystem, path: str) -> None:

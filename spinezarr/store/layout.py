@@ -60,7 +60,11 @@ class BloscCodecSpec:
     clevel: int
     shuffle: Literal["noshuffle", "shuffle", "bitshuffle"]
     blocksize: int
-    """Bytes that decode on their own: one z-plane of a chunk costs two or three blocks."""
+    """Bytes asked for that decode on their own.
+
+    C-Blosc 1 takes it as it is for zstd and makes at least 64 KiB of it for lz4 and lz4hc
+    (``compute_blocksize`` in its ``blosc.c``).
+    """
 
 
 CODEC: Final = BloscCodecSpec("lz4hc", 9, "bitshuffle", 16 * 1024)

@@ -15,13 +15,14 @@ from zarr.codecs import BloscCodec, Crc32cCodec
 from zarr.storage import MemoryStore
 
 from spinezarr.geometry import ShapeZYX
-from spinezarr.store.attributes import ManifestEntry
+from spinezarr.store.attributes import ManifestEntry, seal
 from spinezarr.store.layout import (
     CHUNK_SHAPE_ZYX,
     CODEC,
     IMAGE,
     LABEL,
     LABEL_CHUNKS,
+    SCANS,
     fill_value,
     shard_shape_zyx,
 )
@@ -41,8 +42,9 @@ def root_files(attributes: Mapping[str, Any]) -> dict[str, bytes]:
     files: dict[str, Buffer] = {}
     store = MemoryStore(files)
     root = zarr.create_group(store, zarr_format=3, attributes=dict(attributes))
-    root.create_group("scans")
-    return {key: buffer.to_bytes() for key, buffer in files.items()}
+    root.create_group(SCANS)
+    data = {key: buffer.to_bytes() for key, buffer in files.items()}
+    return {**data, "zarr.json": seal(json.loads(data["zarr.json"]))}
 
 
 def scan_files(
@@ -111,7 +113,7 @@ def table_files(table: xr.Dataset) -> dict[str, bytes]:
     metadata["attributes"]["manifest"] = {
         key: ManifestEntry.of(content).model_dump() for key, content in sorted(data.items())
     }
-    return {**data, "zarr.json": json.dumps(metadata).encode()}
+    return {**data, "zarr.json": seal(metadata)}
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any, Final
@@ -9,15 +10,21 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 import xarray as xr
-from pydantic import ValidationError
 from zarr.abc.buffer import Buffer as AbstractBuffer
 from zarr.buffer.cpu import Buffer
 from zarr.storage import MemoryStore
 
 from spinezarr.errors import CorruptStoreError, StoreNotFoundError, UnknownScanError
 from spinezarr.geometry import ShapeZYX
-from spinezarr.store.attributes import ManifestEntry, RootAttributes, ScanAttributes
-from spinezarr.store.files import open_filesystem
+from spinezarr.store.attributes import (
+    ManifestEntry,
+    OtherFormatError,
+    RootAttributes,
+    ScanAttributes,
+    parse_root,
+    unseal,
+)
+from spinezarr.store.files import open_filesystem, superseded
 from spinezarr.store.layout import FORMAT_VERSION, LABEL_CHUNKS, TABLE, scan_key
 from spinezarr.store.sharding import ChunkDamagedError, decode_chunk
 
@@ -106,23 +113,23 @@ class StoreReader:
 
     def _read_root(self) -> RootAttributes:
         try:
-            metadata = json.loads(self.fs.cat_file(f"{self.path}/zarr.json"))
-            root = RootAttributes.model_validate_json(json.dumps(metadata["attributes"]))
+            data = self.fs.cat_file(f"{self.path}/zarr.json")
         except (FileNotFoundError, NotADirectoryError) as problem:
             raise StoreNotFoundError(
                 f"{self.url}: there is no store. 'spinezarr ingest' makes one."
             ) from problem
-        except (ValueError, KeyError, TypeError, ValidationError) as problem:
+        try:
+            return parse_root(data)
+        except OtherFormatError as problem:
             raise StoreNotFoundError(
-                f"{self.url}: is not a store that spinezarr wrote. "
+                f"{self.url}: is written in format {problem.version}; this spinezarr reads format "
+                f"{FORMAT_VERSION}. Install a matching version, or ingest again."
+            ) from problem
+        except (ValueError, KeyError, TypeError) as problem:
+            raise StoreNotFoundError(
+                f"{self.url}: is not a store that spinezarr wrote ({problem}). "
                 "Give the folder that 'spinezarr ingest' named with --out."
             ) from problem
-        if root.format_version != FORMAT_VERSION:
-            raise StoreNotFoundError(
-                f"{self.url}: is written in format {root.format_version}; this spinezarr reads "
-                f"format {FORMAT_VERSION}. Install a matching version, or ingest again."
-            )
-        return root
 
     @cached_property
     def table(self) -> xr.Dataset:
@@ -133,18 +140,34 @@ class StoreReader:
         CorruptStoreError
             If a file of it is missing or damaged.
         """
-        folder = f"{self.path}/{TABLE}"
         try:
-            raw = self.fs.cat_file(f"{folder}/zarr.json")
-        except FileNotFoundError as problem:
+            return self._read_table()
+        except CorruptStoreError:
+            # An ingest may have put a new table in its place just now.
+            return self._read_table()
+
+    def _read_table(self) -> xr.Dataset:
+        place = f"{self.path}/{TABLE}"
+        # While a table is replaced, the old one lies beside its place for a moment.
+        for folder in (place, superseded(place)):
+            with suppress(FileNotFoundError):
+                raw = self.fs.cat_file(f"{folder}/zarr.json")
+                break
+        else:
             raise CorruptStoreError(
-                f"{self.url}: has no scan table; an ingest was cut off before its first scan was "
-                "done, or while the table was replaced. Run the same 'spinezarr ingest' again."
+                f"{self.url}: has no scan table: an ingest was cut off before its first scan was "
+                "done. Run the same 'spinezarr ingest' again."
+            )
+        try:
+            manifest = {
+                key: ManifestEntry.model_validate(entry)
+                for key, entry in unseal(raw)["attributes"]["manifest"].items()
+            }
+        except (ValueError, KeyError, TypeError, AttributeError) as problem:
+            raise CorruptStoreError(
+                f"{folder}/zarr.json: is damaged ({problem}). "
+                "Run the same 'spinezarr ingest' again: it writes the table anew."
             ) from problem
-        manifest = {
-            key: ManifestEntry.model_validate(entry)
-            for key, entry in json.loads(raw)["attributes"]["manifest"].items()
-        }
         files: dict[str, AbstractBuffer] = {"zarr.json": Buffer.from_bytes(raw)}
         for key, entry in manifest.items():
             files[key] = Buffer.from_bytes(self._read_checked(f"{folder}/{key}", entry))
@@ -154,7 +177,8 @@ class StoreReader:
             name: (v.dims, v.to_numpy().astype(object) if v.dtype.kind == "T" else v.data, v.attrs)
             for name, v in table.variables.items()
         }
-        attributes = {k: v for k, v in table.attrs.items() if k != "manifest"}
+        described = self.root.model_dump(mode="json", exclude_none=True)
+        attributes = {k: v for k, v in table.attrs.items() if k in described}
         return xr.Dataset(plain, attrs=attributes).set_coords(list(table.coords))
 
     def _read_checked(self, path: str, entry: ManifestEntry) -> bytes:
@@ -181,14 +205,14 @@ class StoreReader:
             If its metadata are not those that spinezarr writes.
         """
         folder = f"{self.path}/{scan_key(scan_id)}"
-        if not scan_id or "/" in scan_id:
+        if scan_id in {"", ".", ".."} or "/" in scan_id or "\0" in scan_id:
             raise UnknownScanError(f"{self.url}: {scan_id!r} is no scan id.")
         try:
             raw = self.fs.cat_file(f"{folder}/zarr.json")
         except (FileNotFoundError, NotADirectoryError) as problem:
             raise UnknownScanError(f"{self.url}: has no scan {scan_id!r}.") from problem
         try:
-            metadata = json.loads(raw)
+            metadata = unseal(raw)
             attributes = ScanAttributes.model_validate_json(json.dumps(metadata["attributes"]))
             arrays = metadata["consolidated_metadata"]["metadata"]
             specs = {
@@ -199,7 +223,7 @@ class StoreReader:
             rows = arrays[LABEL_CHUNKS]["shape"][0] if LABEL_CHUNKS in arrays else 0
             described = {name: arrays[name]["attributes"] for name in (*specs, "z", "y", "x")}
             return ScanHandle(attributes, specs["image"], specs.get("label"), int(rows), described)
-        except (ValueError, KeyError, TypeError, IndexError, ValidationError) as problem:
+        except (ValueError, KeyError, TypeError, IndexError) as problem:
             raise CorruptStoreError(
                 f"{folder}/zarr.json: is not what spinezarr writes ({problem}). "
                 "Ingest this scan again."

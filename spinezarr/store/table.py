@@ -26,7 +26,7 @@ def natural_key(name: str) -> tuple[tuple[int, int | str], ...]:
     ['liver_9', 'liver_10']
     """
     parts = re.split(r"(\d+)", name)
-    return tuple((0, int(part)) if part.isdigit() else (1, part) for part in parts if part)
+    return tuple((0, int(part)) if part.isdecimal() else (1, part) for part in parts if part)
 
 
 def build_table(root: RootAttributes, scans: Iterable[ScanAttributes]) -> xr.Dataset:

@@ -7,11 +7,18 @@ from typing import Any, Final
 import fsspec
 import numpy as np
 import numpy.typing as npt
-from pydantic import ValidationError
 
 from spinezarr.errors import UsageError
 from spinezarr.geometry import axis_positions_mm
-from spinezarr.store.attributes import ManifestEntry, RootAttributes, ScanAttributes
+from spinezarr.store.attributes import (
+    ManifestEntry,
+    OtherFormatError,
+    RootAttributes,
+    ScanAttributes,
+    parse_root,
+    seal,
+    unseal,
+)
 from spinezarr.store.files import (
     PARTIAL,
     open_filesystem,
@@ -20,7 +27,7 @@ from spinezarr.store.files import (
     replace_folder,
     write_file,
 )
-from spinezarr.store.layout import TABLE, scan_key
+from spinezarr.store.layout import FORMAT_VERSION, TABLE, scan_key
 from spinezarr.store.metadata import root_files, scan_files, table_files
 from spinezarr.store.table import build_table
 from spinezarr.vertebrae import VALUE_OF_NAME
@@ -54,40 +61,54 @@ class StoreWriter:
 
     def _claim(self) -> None:
         metadata = f"{self._path}/{_METADATA}"
+        files = root_files(self.root.model_dump(mode="json"))
         if self._fs.exists(metadata):
-            try:
-                attributes = json.loads(self._fs.cat_file(metadata))["attributes"]
-                found = RootAttributes.model_validate_json(json.dumps(attributes))
-            except (ValueError, KeyError, TypeError, ValidationError) as problem:
-                raise UsageError(
-                    f"{self.url}: is a Zarr group that spinezarr did not write. "
-                    "Choose another place for the store."
-                ) from problem
-            if _identity(found) != _identity(self.root):
-                raise UsageError(
-                    f"{self.url}: holds {_describe(found)}, not {_describe(self.root)}. "
-                    "One store holds one dataset: choose another place."
-                )
-            return
-        if self._fs.exists(self._path) and (
-            self._fs.isfile(self._path) or self._fs.ls(self._path, detail=False)
-        ):
+            self._check_same_dataset(metadata)
+        elif self._taken():
             raise UsageError(
                 f"{self.url}: exists and is not a store. Choose an empty or new folder."
             )
-        files = root_files(self.root.model_dump(mode="json"))
-        own = files.pop(_METADATA)
+        else:
+            publish_file(self._fs, metadata, files[_METADATA])
         for key, data in files.items():
-            write_file(self._fs, f"{self._path}/{key}", data)
-        publish_file(self._fs, metadata, own)
+            if not self._fs.exists(f"{self._path}/{key}"):
+                publish_file(self._fs, f"{self._path}/{key}", data)
+
+    def _check_same_dataset(self, metadata: str) -> None:
+        try:
+            found = parse_root(self._fs.cat_file(metadata))
+        except OtherFormatError as problem:
+            raise UsageError(
+                f"{self.url}: is a store in format {problem.version}, not {FORMAT_VERSION}. "
+                "Choose another place, or a matching version of spinezarr."
+            ) from problem
+        except (ValueError, KeyError, TypeError) as problem:
+            raise UsageError(
+                f"{self.url}: is a Zarr group that this spinezarr did not write. "
+                "Choose another place for the store."
+            ) from problem
+        if _identity(found) != _identity(self.root):
+            raise UsageError(
+                f"{self.url}: holds {_describe(found)}, not {_describe(self.root)}. "
+                "One store holds one dataset: choose another place."
+            )
+
+    def _taken(self) -> bool:
+        """Whether anything lies there but the beginning of a store that was cut off."""
+        if not self._fs.exists(self._path):
+            return False
+        if self._fs.isfile(self._path):
+            return True
+        names = {path.rsplit("/", 1)[1] for path in self._fs.ls(self._path, detail=False)}
+        return bool(names - {_METADATA + PARTIAL})
 
     def whole_scan(self, scan_id: str) -> ScanAttributes | None:
         """Return a scan's attributes if it is published and every file of it has its size."""
         folder = f"{self._path}/{scan_key(scan_id)}"
         try:
-            metadata = json.loads(self._fs.cat_file(f"{folder}/{_METADATA}"))
-            scan = ScanAttributes.model_validate_json(json.dumps(metadata["attributes"]))
-        except (FileNotFoundError, ValueError, KeyError, TypeError, ValidationError):
+            attributes = unseal(self._fs.cat_file(f"{folder}/{_METADATA}"))["attributes"]
+            scan = ScanAttributes.model_validate_json(json.dumps(attributes))
+        except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError):
             return None
         sizes = {
             path[len(folder) + 1 :]: info["size"]
@@ -122,12 +143,12 @@ class StoreWriter:
         replace_folder(self._fs, new, place)
 
 
-def _identity(root: RootAttributes) -> tuple[str, str, int]:
-    return root.dataset, root.title, root.format_version
+def _identity(root: RootAttributes) -> tuple[str, str]:
+    return root.dataset, root.title
 
 
 def _describe(root: RootAttributes) -> str:
-    return f"the dataset {root.dataset!r} ({root.title}) in format {root.format_version}"
+    return f"the dataset {root.dataset!r} ({root.title})"
 
 
 class ScanWriter:
@@ -169,9 +190,7 @@ class ScanWriter:
             self.write(key, data)
         scan = scan.model_copy(update={"manifest": dict(sorted(self._manifest.items()))})
         metadata["attributes"] = scan.to_json()
-        publish_file(
-            self._fs, f"{self._folder}/{_METADATA}", json.dumps(metadata, allow_nan=False).encode()
-        )
+        publish_file(self._fs, f"{self._folder}/{_METADATA}", seal(metadata))
         return scan
 
     def discard(self) -> None:

@@ -111,7 +111,9 @@ class Sampler:
         find_voxel
             Asked once for a balanced draw, not at all for a uniform one.
         """
-        rng = np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=(epoch, index)))
+        # Two 32-bit words each: numpy splits larger numbers itself, and keys could then coincide.
+        key = (*divmod(epoch, 1 << 32), *divmod(index, 1 << 32))
+        rng = np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=key))
         if self.foreground and rng.random() < self.foreground:
             return self._balanced(rng, index, find_voxel)
         scan = int(rng.integers(len(self.scan_ids)))

@@ -46,6 +46,9 @@ class Engine:
         self._fetch = fetcher
         self._shard_index = lru_cache(_INDICES_KEPT)(self._read_index)
 
+    def __reduce__(self) -> tuple[type["Engine"], tuple[Fetcher]]:
+        return Engine, (self._fetch,)
+
     def read_into(self, array: ArraySpec, box: Box, out: npt.NDArray[Any]) -> None:
         """Fill ``out`` with the voxels of ``box``.
 

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from http import HTTPStatus
 from typing import Protocol
 
 import fsspec
@@ -64,13 +65,22 @@ class FsspecFetcher:
 
     def __call__(self, ranges: Sequence[ByteRange], /) -> list[bytes]:
         """See :class:`Fetcher`."""
-        found: list[bytes] = self._fs.cat_ranges(
+        found: list[bytes | Exception] = self._fs.cat_ranges(
             [item.path for item in ranges],
             [item.start for item in ranges],
             [item.stop for item in ranges],
-            on_error="raise",
+            on_error="return",
         )
-        return found
+        return [_content(item) for item in found]
+
+
+def _content(found: bytes | Exception) -> bytes:
+    """Return the bytes of one range; raise what kept them from coming."""
+    if isinstance(found, Exception):
+        if getattr(found, "status", None) == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
+            return b""  # the file ends before the range begins
+        raise found
+    return found
 
 
 def fetcher_for(fs: fsspec.AbstractFileSystem) -> Fetcher:

@@ -50,7 +50,8 @@ class _StoredArray:
     def __getitem__(self, index: tuple[slice | int, ...]) -> npt.NDArray[Any]:
         starts, stops, within = [], [], []
         for item, n in zip(index, self.shape, strict=True):
-            chosen = range(n)[item] if isinstance(item, slice) else range(n)[item : item + 1]
+            whole = range(n)
+            chosen = whole[item] if isinstance(item, slice) else whole[whole[item] :][:1]
             if not chosen:
                 return np.empty(self.shape, self.dtype)[index]
             low, high = min(chosen), max(chosen) + 1

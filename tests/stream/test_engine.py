@@ -1,4 +1,3 @@
-import json
 import re
 import shutil
 from contextlib import contextmanager
@@ -19,9 +18,9 @@ from spinezarr.geometry import Box
 from spinezarr.ingest.discover import discover
 from spinezarr.ingest.run import ingest
 from spinezarr.recipe import Recipe
-from spinezarr.store.attributes import ManifestEntry
+from spinezarr.store.attributes import ManifestEntry, seal, unseal
 from spinezarr.store.reader import StoreReader
-from spinezarr.store.sharding import assemble_shard, index_bytes, parse_index
+from spinezarr.store.sharding import ABSENT, assemble_shard, index_bytes, parse_index
 from spinezarr.stream.engine import Engine
 from spinezarr.stream.fetch import ByteRange, FsspecFetcher, LocalFetcher, fetcher_for
 from spinezarr.testing import NiftiForm, write_nifti
@@ -193,16 +192,16 @@ def test_a_shard_deleted_after_its_index_was_read_is_an_error(copied, name):
     engine.read_into(spec, Box((0, 0, 0), (1, 1, 1)), out)
     with (
         replaced(copied / "scans" / SCAN / name / SHARD, None),
-        pytest.raises(CorruptStoreError, match=rf"{name} chunk \(0, 1, 0\) in .*{SHARD} is gone"),
+        pytest.raises(CorruptStoreError, match=rf"{name} chunk \(0, 0, 0\) in .*{SHARD} is gone"),
     ):
-        engine.read_into(spec, Box((0, 63, 0), (1, 64, 1)), out)
+        engine.read_into(spec, Box((0, 47, 0), (1, 48, 1)), out)
 
 
 def edit_manifest(copied, change):
     path = copied / "scans" / SCAN / "zarr.json"
-    metadata = json.loads(path.read_text())
+    metadata = unseal(path.read_bytes())
     change(metadata["attributes"]["manifest"])
-    path.write_text(json.dumps(metadata))
+    path.write_bytes(seal(metadata))
 
 
 def test_an_image_shard_that_the_manifest_lacks_is_an_error(copied):
@@ -221,7 +220,8 @@ def drop_chunk(copied, name, position):
     path = copied / "scans" / SCAN / name / SHARD
     data = path.read_bytes()
     index = parse_index(data[-index_bytes(4) :], 4, len(data)).tolist()
-    chunks = {i: data[a : a + n] for i, (a, n) in enumerate(index) if i != position}
+    chunks = {i: data[a : a + n] for i, (a, n) in enumerate(index) if a != ABSENT}
+    del chunks[position]
     path.write_bytes(assemble_shard(chunks, 4))
     entry = ManifestEntry.of(path.read_bytes()).model_dump()
     edit_manifest(copied, lambda manifest: manifest.update({f"{name}/{SHARD}": entry}))
@@ -269,6 +269,18 @@ def test_an_absent_file_is_not_found(tmp_path, fetch):
     (tmp_path / "a").write_bytes(b"x")
     with pytest.raises(FileNotFoundError):
         fetch([ByteRange(str(tmp_path / "a"), 0, 1), ByteRange(str(tmp_path / "b"), 0, 1)])
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="counts open files in /proc")
+def test_files_are_closed_again(tmp_path):
+    (tmp_path / "a").write_bytes(b"x")
+    ranges = [ByteRange(str(tmp_path / "a"), 0, 1), ByteRange(str(tmp_path / "b"), 0, 1)]
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    for _ in range(20):
+        LocalFetcher()(ranges[:1])
+        with pytest.raises(FileNotFoundError):
+            LocalFetcher()(ranges)
+    assert len(list(Path("/proc/self/fd").iterdir())) < before + 10
 
 
 def test_files_on_disk_are_read_without_fsspec(tmp_path):
@@ -319,7 +331,7 @@ def served(copied):
     server = ThreadingHTTPServer(("127.0.0.1", 0), RangeHandler)
     server.daemon_threads = True
     server.folder, server.requests = copied.parent, []
-    thread = Thread(target=server.serve_forever)
+    thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
     thread.start()
     yield f"http://127.0.0.1:{server.server_port}/{copied.name}", server.requests
     server.shutdown()

@@ -1,0 +1,188 @@
+import importlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import xarray as xr
+
+import spinezarr
+from spinezarr.api import locate
+from spinezarr.errors import CatalogError, SpinezarrError, StoreNotFoundError
+
+CATALOG = """\
+datasets:
+  ctspine1k:
+    recipe: ctspine1k
+    store: {store}
+  absent:
+    recipe: ctspine1k
+    store: stores/absent.zarr
+"""
+
+
+@pytest.fixture
+def catalog(ctspine1k_url, tmp_path, monkeypatch):
+    """Catalog file that names the store, in a folder of its own."""
+    monkeypatch.delenv("SPINEZARR_CATALOG", raising=False)
+    path = tmp_path / "catalog.yaml"
+    path.write_text(CATALOG.format(store=ctspine1k_url))
+    return path
+
+
+@pytest.fixture
+def nowhere(tmp_path, monkeypatch):
+    """Work in an empty folder without a catalog."""
+    monkeypatch.delenv("SPINEZARR_CATALOG", raising=False)
+    empty = tmp_path / "nowhere"
+    empty.mkdir()
+    monkeypatch.chdir(empty)
+    return empty
+
+
+def run_python(code):
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return done.stdout
+
+
+# Opening
+
+
+@pytest.mark.parametrize(
+    "form",
+    [str, Path, "{}/".format, "file://{}".format, "local://{}".format],
+    ids=["text", "Path", "slash at the end", "file URL", "local URL"],
+)
+def test_a_store_opens_by_path_and_url(nowhere, ctspine1k_url, form):
+    store = spinezarr.open(form(ctspine1k_url))
+    assert store.table.sizes["scan"] == 6
+    assert store.scan("liver_0").image.shape == (35, 64, 64)
+    assert store.patches(8)[0].image.shape == (1, 8, 8, 8)
+
+
+def test_a_store_opens_by_a_relative_path(ctspine1k_url, monkeypatch):
+    monkeypatch.chdir(Path(ctspine1k_url).parent)
+    assert spinezarr.open("ctspine1k.zarr").table.sizes["scan"] == 6
+
+
+def test_a_store_opens_by_its_name_in_a_catalog(nowhere, catalog, ctspine1k_url, monkeypatch):
+    assert spinezarr.open("ctspine1k", catalog=catalog).url == ctspine1k_url
+    assert spinezarr.open("ctspine1k", catalog=str(catalog)).url == ctspine1k_url
+    monkeypatch.setenv("SPINEZARR_CATALOG", str(catalog))
+    assert spinezarr.open("ctspine1k").url == ctspine1k_url
+    monkeypatch.delenv("SPINEZARR_CATALOG")
+    monkeypatch.chdir(catalog.parent)
+    assert spinezarr.open("ctspine1k").url == ctspine1k_url
+
+
+def test_a_path_goes_before_a_name(nowhere, catalog, ctspine1k_url):
+    (nowhere / "ctspine1k").symlink_to(ctspine1k_url)
+    assert locate("ctspine1k", catalog) == "ctspine1k"
+    assert locate("s3://bucket/x.zarr", catalog) == "s3://bucket/x.zarr"
+
+
+def test_an_unknown_name_says_what_was_tried(nowhere, catalog):
+    with pytest.raises(StoreNotFoundError) as problem:
+        spinezarr.open("verse")
+    assert str(problem.value) == (
+        "'verse' is no store: there is no such path, and as a dataset name it is unknown "
+        "(no catalog was found)."
+    )
+    with pytest.raises(StoreNotFoundError) as problem:
+        spinezarr.open("verse", catalog=catalog)
+    assert str(problem.value) == (
+        "'verse' is no store: there is no such path, and as a dataset name it is unknown "
+        f"({catalog} names ctspine1k, absent)."
+    )
+    catalog.write_text("datasets: {}\n")
+    with pytest.raises(StoreNotFoundError, match="names no dataset"):
+        spinezarr.open("verse", catalog=catalog)
+
+
+def test_a_named_store_that_is_not_there(catalog):
+    with pytest.raises(StoreNotFoundError, match=r"stores/absent\.zarr: there is no store"):
+        spinezarr.open("absent", catalog=catalog)
+
+
+def test_a_named_catalog_that_is_not_there(nowhere):
+    with pytest.raises(CatalogError, match=r"gone\.yaml: no such catalog file"):
+        spinezarr.open("ctspine1k", catalog="gone.yaml")
+
+
+def test_a_missing_store_is_ours_and_a_builtin_error(nowhere):
+    for family in (SpinezarrError, FileNotFoundError, OSError):
+        with pytest.raises(family):
+            spinezarr.open("absent.zarr")
+
+
+# What a store says of itself
+
+
+def test_a_store_introduces_itself(store):
+    assert repr(store) == "<spinezarr.Store ctspine1k: 6 scans (1 test, 3 train, 2 validation)>"
+    assert store.splits == {"test": 1, "train": 3, "validation": 2}
+
+
+def test_a_store_knows_its_dataset(store, ctspine1k_url):
+    assert store.url == ctspine1k_url
+    assert store.attrs["format"] == "spinezarr"
+    assert store.attrs["dataset"] == "ctspine1k"
+    assert store.attrs["licence"] == "CC-BY-NC-SA-4.0"
+    assert "2105.14711" in store.attrs["citation"]
+    assert isinstance(store.table, xr.Dataset)
+    assert store.table is store.table
+
+
+# The package
+
+
+def test_public_names_are_there_and_documented():
+    names = {"Batch", "PatchStream", "SpinezarrError", "Store", "__version__", "open"}
+    assert set(spinezarr.__all__) == names
+    for name in spinezarr.__all__:
+        found = getattr(spinezarr, name)
+        if name != "__version__":
+            assert found.__doc__
+            assert len(found.__doc__.splitlines()[0]) > 10
+    for thing in (spinezarr.Store, spinezarr.PatchStream, spinezarr.Batch):
+        for name, member in vars(thing).items():
+            if not name.startswith("_") and (callable(member) or isinstance(member, property)):
+                assert member.__doc__, f"{thing.__name__}.{name}"
+
+
+def test_every_module_exports_what_it_names():
+    package = Path(spinezarr.__file__).parent
+    modules = [
+        ".".join(path.relative_to(package.parent).with_suffix("").parts)
+        for path in package.rglob("*.py")
+        if path.name != "__init__.py"
+    ]
+    assert len(modules) > 20
+    for name in modules:
+        module = importlib.import_module(name)
+        assert module.__doc__
+        for public in getattr(module, "__all__", ()):
+            assert hasattr(module, public), f"{name}.{public}"
+
+
+def test_a_name_that_is_not_there_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="module 'spinezarr' has no attribute 'opne'"):
+        _ = spinezarr.opne
+
+
+def test_importing_spinezarr_imports_nothing_heavy():
+    code = "import json, sys, spinezarr; print(json.dumps(sorted(sys.modules)))"
+    loaded = set(json.loads(run_python(code)))
+    heavy = {"numpy", "xarray", "zarr", "dask", "matplotlib", "nibabel", "fsspec", "pydantic"}
+    assert "spinezarr" in loaded
+    assert not loaded & heavy
+
+
+def test_a_fresh_python_opens_a_store_without_warnings(ctspine1k_url):
+    code = (
+        "import warnings; warnings.simplefilter('error'); import spinezarr; "
+        f"store = spinezarr.open({ctspine1k_url!r}); "
+        "print(store, store.patches(8)[0].image.shape, store.scan('liver_0').image.shape)"
+    )
+    assert "6 scans" in run_python(code)
