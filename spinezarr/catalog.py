@@ -14,6 +14,8 @@ CATALOG_VARIABLE = "SPINEZARR_CATALOG"
 """Environment variable that names a catalog file."""
 
 CATALOG_NAME = "catalog.yaml"
+_VARIABLE = re.compile(r"\$(?:\{(\w+)\}|(\w+))", re.ASCII)
+"""What :func:`os.path.expandvars` takes for a variable."""
 
 
 class _EntryModel(StrictModel):
@@ -60,13 +62,14 @@ class CatalogEntry:
         return self._locate(self.store)
 
     def _locate(self, value: str) -> str:
+        for braced, plain in _VARIABLE.findall(value):
+            if (braced or plain) not in os.environ:
+                raise CatalogError(
+                    f"{self.catalog_path}: dataset {self.name!r} uses the environment variable "
+                    f"{braced or plain}, which is not set. Set it, or write the path into the "
+                    "catalog."
+                )
         expanded = os.path.expandvars(value)
-        unset = re.search(r"\$\{?(\w+)\}?", expanded)
-        if unset:
-            raise CatalogError(
-                f"{self.catalog_path}: dataset {self.name!r} uses the environment variable "
-                f"{unset[1]}, which is not set. Set it, or write the path into the catalog."
-            )
         if "://" in expanded:
             return expanded
         return str(self.catalog_path.parent / Path(expanded).expanduser())

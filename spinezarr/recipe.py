@@ -17,12 +17,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources.abc import Traversable
+from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field, PrivateAttr, ValidationError
 
 from spinezarr.errors import RecipeError
-from spinezarr.resources import recipe_path
+from spinezarr.resources import recipe_path, resource
 from spinezarr.strict_yaml import StrictModel, load_strict_yaml
 
 __all__ = ["Ignored", "Labels", "Layout", "Lookup", "PathPattern", "Recipe", "Splits"]
@@ -84,7 +85,7 @@ def _compile(pattern: str) -> re.Pattern[str]:
         else:
             parts.append("(?:.*/)?" if folders else "[^/]*" if star else re.escape(literal))
     try:
-        return re.compile("".join(parts))
+        return re.compile("".join(parts), re.DOTALL)
     except re.error as problem:
         raise ValueError(f"pattern {pattern!r}: {problem}") from problem
 
@@ -109,9 +110,18 @@ def _checked_pattern(text: str) -> str:
     return text
 
 
+def _checked_template(text: str) -> str:
+    stray = re.search(r"[{}]", _TEMPLATE_NAME.sub("", text))
+    if stray:
+        raise ValueError(f"template {text!r}: stray {stray[0]!r}; write {{name}}")
+    return text
+
+
 PatternText = Annotated[str, AfterValidator(_checked_pattern)]
 Texts = Annotated[tuple[str, ...], BeforeValidator(_as_tuple)]
+TemplateText = Annotated[str, AfterValidator(_checked_template)]
 PatternTexts = Annotated[tuple[PatternText, ...], BeforeValidator(_as_tuple)]
+TemplateTexts = Annotated[tuple[TemplateText, ...], BeforeValidator(_as_tuple)]
 
 
 class Layout(StrictModel):
@@ -121,7 +131,7 @@ class Layout(StrictModel):
     """Which release or download this is."""
     image: PatternTexts
     """Patterns of the images; must remember what the scan id is made of."""
-    label: Texts = ()
+    label: TemplateTexts = ()
     """Templates of the mask that belongs to an image, tried in order."""
 
 
@@ -130,7 +140,7 @@ class Lookup(StrictModel):
 
     of: str
     """Name of the remembered text."""
-    values: dict[str, str]
+    values: dict[PatternText, str]
     """Pattern to value."""
 
     def get(self, texts: Mapping[str, str]) -> str | None:
@@ -225,13 +235,14 @@ class Recipe(StrictModel):
     homepage: str | None = None
     layouts: Annotated[dict[str, Layout], Field(min_length=1)]
     lookups: dict[str, Lookup] = Field(default_factory=dict)
-    scan_id: str = "{scan}"
-    patient_id: str = "{scan}"
-    source: str = ""
+    scan_id: TemplateText = "{scan}"
+    patient_id: TemplateText = "{scan}"
+    source: TemplateText = ""
     """Template of the collection that a scan comes from."""
     splits: Splits | None = None
     labels: Labels
     ignore: tuple[Ignored, ...] = ()
+    _file: Traversable | None = PrivateAttr(default=None)
 
     @classmethod
     def load(cls, name_or_path: str) -> "Recipe":
@@ -254,6 +265,7 @@ class Recipe(StrictModel):
         """Read the recipe file ``path``."""
         recipe = load_strict_yaml(path, cls, RecipeError)
         recipe.check_names(str(path))
+        recipe._file = path  # noqa: SLF001  its own
         return recipe
 
     @classmethod
@@ -280,34 +292,46 @@ class Recipe(StrictModel):
         """
         where = "--image and --label"
         try:
-            pattern = PathPattern(image)
-        except ValueError as problem:
-            raise RecipeError(f"{where}: {problem}.") from problem
-        layout = Layout(
-            about="images and masks paired by name",
-            image=(pattern.text,),
-            label=() if label is None else (label,),
-        )
-        recipe = cls(
-            name=name,
-            title=name,
-            licence=licence,
-            citation="",
-            layouts={"pairs": layout},
-            labels=Labels(scheme="canonical", state="unknown"),
-        )
+            recipe = cls(
+                name=name,
+                title=name,
+                licence=licence,
+                citation="",
+                layouts={
+                    "pairs": Layout(
+                        about="images and masks paired by name",
+                        image=(image,),
+                        label=() if label is None else (label,),
+                    )
+                },
+                labels=Labels(scheme="canonical", state="unknown"),
+            )
+        except ValidationError as problem:
+            reasons = "; ".join(
+                f"{details['msg']} (found {details['input']!r})" for details in problem.errors()
+            )
+            raise RecipeError(f"{where}: {reasons}.") from problem
         recipe.check_names(where)
         return recipe
 
     def check_names(self, where: str) -> None:
         """Raise :class:`RecipeError` if a template uses a name that nothing gives a value."""
+        if self.splits is not None and "scan" not in PathPattern(self.splits.entry).names:
+            raise RecipeError(
+                f"{where}: splits.entry {self.splits.entry!r} does not name {{scan}}, the scan "
+                "that a line lists."
+            )
         for key, layout in self.layouts.items():
             for pattern in layout.image:
                 known = PathPattern(pattern).names
                 for lookup_name, lookup in self.lookups.items():
                     if lookup.of in known:
                         known |= {lookup_name}
-                templates = [("scan_id", self.scan_id), ("patient_id", self.patient_id)]
+                templates = [
+                    ("scan_id", self.scan_id),
+                    ("patient_id", self.patient_id),
+                    ("source", self.source),
+                ]
                 templates += [(f"layouts.{key}.label", template) for template in layout.label]
                 for used_by, template in templates:
                     missing = sorted(set(_TEMPLATE_NAME.findall(template)) - known)
@@ -316,6 +340,22 @@ class Recipe(StrictModel):
                             f"{where}: {used_by} uses {{{missing[0]}}}, which the image pattern "
                             f"{pattern!r} does not name (it names: {', '.join(sorted(known))})."
                         )
+
+    def shipped_splits(self) -> dict[str, tuple[str, int]]:
+        """Read the split list that lies beside the recipe; empty if it names none.
+
+        Raises
+        ------
+        RecipeError
+            If the recipe names a list that is not there, or the list does not parse.
+        """
+        if self.splits is None or self.splits.shipped is None or self._file is None:
+            return {}
+        folder = self._file.parent if isinstance(self._file, Path) else resource("ingest")
+        listed = folder / self.splits.shipped
+        if not listed.is_file():
+            raise RecipeError(f"{self._file}: splits.shipped names {listed}, which is not there.")
+        return self.splits.parse(listed.read_text(encoding="utf-8-sig"), str(listed))
 
     def fill(self, template: str, texts: Mapping[str, str]) -> str | None:
         """Fill a template with remembered texts and looked-up values; None if one is missing."""

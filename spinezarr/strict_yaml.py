@@ -15,6 +15,9 @@ __all__ = ["StrictModel", "load_strict_yaml"]
 
 Model = TypeVar("Model", bound=BaseModel)
 
+_MERGE_KEY = "tag:yaml.org,2002:merge"
+_TEXT_KEYS = {"tag:yaml.org,2002:str", _MERGE_KEY}
+
 
 class StrictModel(BaseModel):
     """Base of all models at the edge: strict types, frozen, unknown keys refused."""
@@ -47,34 +50,40 @@ def load_strict_yaml(path: Traversable, model: type[Model], error: type[UsageErr
         raise error(f"{path}: cannot be read ({problem.strerror}).") from problem
     except (yaml.YAMLError, UnicodeDecodeError) as problem:
         raise error(f"{path}: is not valid YAML: {problem}") from problem
-    if root is None:
-        raise error(f"{path}: is empty; expected {model.__name__.lower()} keys.")
-    repeated = _first_repeated_key(root)
-    if repeated is not None:
-        line = repeated.start_mark.line + 1
-        raise error(f"{path}, line {line}: key {repeated.value!r} is given twice; keep one.")
+    except RecursionError as problem:
+        raise error(f"{path}: is nested too deeply.") from problem
+    if root is None or data is None:
+        known = ", ".join(model.model_fields)
+        raise error(f"{path}: is empty; expected at least some of the keys: {known}.")
     try:
+        _check_keys(root, path, error)
         # JSON mode: YAML lists become tuples, all else stays strict.
         return model.model_validate_json(json.dumps(data, default=str))
+    except RecursionError as problem:
+        raise error(f"{path}: is nested without end.") from problem
     except ValidationError as problem:
         lines = [_describe(path, root, details, model) for details in problem.errors()]
         raise error("\n".join(lines)) from problem
 
 
-def _first_repeated_key(node: yaml.Node) -> yaml.ScalarNode | None:
+def _check_keys(node: yaml.Node, path: Traversable, error: type[UsageError]) -> None:
+    """Refuse keys given twice, and keys that YAML reads as something else than their text."""
     if isinstance(node, yaml.MappingNode):
         seen: set[Any] = set()
         for key, value in node.value:
-            if key.value in seen and isinstance(key, yaml.ScalarNode):
-                return key
+            line = key.start_mark.line + 1
+            if key.tag not in _TEXT_KEYS:
+                raise error(
+                    f"{path}, line {line}: YAML does not read the key {key.value!r} as text. "
+                    "Put it in quotes."
+                )
+            if key.value in seen and key.tag != _MERGE_KEY:
+                raise error(f"{path}, line {line}: key {key.value!r} is given twice; keep one.")
             seen.add(key.value)
-            if (found := _first_repeated_key(value)) is not None:
-                return found
+            _check_keys(value, path, error)
     elif isinstance(node, yaml.SequenceNode):
         for value in node.value:
-            if (found := _first_repeated_key(value)) is not None:
-                return found
-    return None
+            _check_keys(value, path, error)
 
 
 def _describe(
@@ -94,7 +103,8 @@ def _describe(
         message = "this key is missing"
     elif details["type"] != "value_error":
         message = f"{message}, found {details['input']!r}"
-    return f"{path}, line {line}, {'.'.join(shown)}: {message}."
+    where = ", ".join(filter(None, (f"line {line}", ".".join(shown))))
+    return f"{path}, {where}: {message}."
 
 
 def _child(node: yaml.Node, part: str | int) -> yaml.Node | None:

@@ -104,7 +104,13 @@ class NiftiVolume:
             _skip(stream, header.data_offset, path)
             done = 0
             for thickness in thicknesses:
-                block = np.empty(thickness * slice_bytes, np.uint8)
+                try:
+                    block = np.empty(thickness * slice_bytes, np.uint8)
+                except (MemoryError, ValueError):
+                    raise FormatError(
+                        f"{path}: its header names {header.grid.shape_ijk} voxels: "
+                        f"{thickness} slices are more than fit into memory."
+                    ) from None
                 got = _read_into(stream, block, path)
                 if got < block.nbytes:
                     found, expected = done * slice_bytes + got, nk * slice_bytes
@@ -168,8 +174,12 @@ def _read_into(stream: io.BufferedIOBase, block: npt.NDArray[np.uint8], path: st
 
 
 def _skip(stream: io.BufferedIOBase, size: int, path: str) -> None:
-    if _read_into(stream, np.empty(size, np.uint8), path) < size:
-        raise FormatError(f"{path}: ends before its voxels start, at byte {size}.")
+    left = size
+    while left:
+        got = _read_into(stream, np.empty(min(left, _READ_BYTES), np.uint8), path)
+        if not got:
+            raise FormatError(f"{path}: ends before its voxels start, at byte {size}.")
+        left -= got
 
 
 def _read_header(stream: io.BufferedIOBase, path: str) -> _Header:
@@ -207,7 +217,10 @@ def _check_header(parsed: nib.Nifti1Header, path: str, header_size: int) -> _Hea
     notes: list[str] = []
     if parsed["sform_code"] == 0 and parsed["qform_code"] == 0:
         notes.append("the header states no orientation (sform and qform codes are 0); assumed LAS")
-    offset = int(parsed["vox_offset"]) or header_size + 4
+    stated = float(parsed["vox_offset"])
+    if not np.isfinite(stated):
+        raise FormatError(f"{path}: vox_offset is {stated}, expected a number of bytes.")
+    offset = int(stated) or header_size + 4
     if offset < header_size:
         raise FormatError(f"{path}: vox_offset {offset} lies inside the header.")
     grid = Grid(shape, _check_affine(parsed, path))
@@ -231,7 +244,7 @@ def _check_dtype(parsed: nib.Nifti1Header, path: str) -> np.dtype[Any]:
     code = int(parsed["datatype"])
     try:
         dtype: np.dtype[Any] = parsed.get_data_dtype()
-    except HeaderDataError as problem:
+    except (HeaderDataError, KeyError) as problem:
         raise FormatError(f"{path}: unknown NIfTI datatype {code}.") from problem
     if dtype.fields is not None:
         kind = "".join(dtype.fields)
@@ -242,6 +255,8 @@ def _check_dtype(parsed: nib.Nifti1Header, path: str) -> np.dtype[Any]:
 
 
 def _check_affine(parsed: nib.Nifti1Header, path: str) -> npt.NDArray[np.float64]:
+    if parsed["pixdim"][0] == 0:
+        parsed["pixdim"][0] = 1  # "if qfac is 0, use 1" (nifti1.h, method 2)
     try:
         affine = np.asarray(parsed.get_best_affine(), np.float64)
     except (HeaderDataError, ValueError) as problem:

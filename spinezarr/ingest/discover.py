@@ -1,16 +1,18 @@
 """Find the scans of a raw folder by a recipe's patterns, without opening any file."""
 
+import os
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
 import fsspec
+from fsspec.implementations.local import LocalFileSystem
 
 from spinezarr.errors import RecipeError, UsageError
 from spinezarr.recipe import PathPattern, Recipe
-from spinezarr.resources import resource
 
 __all__ = ["Discovery", "PathNote", "ScanSource", "UnpairedImage", "discover"]
 
@@ -113,10 +115,7 @@ def discover(recipe: Recipe, raw: str) -> Discovery:
             f"{recipe.title}.\n{_known_layouts(recipe)}"
         )
     root = root.rstrip("/")
-    sizes = {
-        path[len(root) + 1 :]: info["size"] or 0
-        for path, info in sorted(fs.find(root, detail=True).items())
-    }
+    sizes = dict(sorted(_files_below(fs, root)))
     paths = list(sizes)
     splits, split_file = _read_splits(recipe, fs, root, set(paths))
     images, ignored = _match_images(recipe, (path for path in paths if path != split_file))
@@ -138,6 +137,26 @@ def discover(recipe: Recipe, raw: str) -> Discovery:
         layouts=dict(Counter(image.layout for image in images)),
         split_file=split_file,
     )
+
+
+def _files_below(fs: fsspec.AbstractFileSystem, root: str) -> Iterator[tuple[str, int]]:
+    """Yield the relative path and size of every file; on disk, links to folders are followed."""
+    if not isinstance(fs, LocalFileSystem):
+        for path, info in fs.find(root, detail=True).items():
+            yield path[len(root) + 1 :], info["size"] or 0
+        return
+    seen: set[str] = set()
+    for folder, folders, names in os.walk(root, followlinks=True):
+        real = os.path.realpath(folder)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        for name in names:
+            path = Path(folder, name)
+            # A broken link counts as a file of no bytes: reading it says what is wrong.
+            size = path.stat().st_size if path.exists() else 0
+            yield path.relative_to(root).as_posix(), size
 
 
 def _match_images(recipe: Recipe, paths: Iterable[str]) -> tuple[list[_Image], list[PathNote]]:
@@ -219,14 +238,11 @@ def _read_splits(
     for path in recipe.splits.files:
         if path in present:
             try:
-                text = fs.cat_file(f"{root}/{path}").decode()
+                text = fs.cat_file(f"{root}/{path}").decode("utf-8-sig")
             except UnicodeDecodeError as problem:
                 raise RecipeError(f"split file {path} is not text: {problem}.") from problem
             return recipe.splits.parse(text, path), path
-    if recipe.splits.shipped is None:
-        return {}, None
-    shipped = resource(f"ingest/{recipe.splits.shipped}")
-    return recipe.splits.parse(shipped.read_text(), recipe.splits.shipped), None
+    return recipe.shipped_splits(), None
 
 
 def _sort_leftovers(recipe: Recipe, paths: Iterable[str]) -> tuple[list[PathNote], list[PathNote]]:

@@ -106,10 +106,11 @@ def encode_volume(
     in_flight: deque[list[Future[Encoded[Facts]]]] = deque()
 
     def finish_oldest() -> None:
-        for future in in_flight.popleft():
+        for future in in_flight[0]:
             encoded = future.result()
             facts[encoded.chunk_zyx] = encoded.facts
             shards.add(encoded.chunk_zyx, encoded.data)
+        in_flight.popleft()
 
     try:
         thicknesses = [box.shape_zyx[axis] for box in boxes]

@@ -384,6 +384,13 @@ def test_a_folder_further_up_is_refused_with_the_folder_that_matches(tmp_path, t
     assert len(found_in(tmp_path / below).scans) == 6
 
 
+@pytest.mark.parametrize(("near", "far"), [("a", "z/a"), ("z", "a/a")])
+def test_of_several_folders_that_match_the_nearest_is_named(tmp_path, near, far):
+    for folder in (near, far):
+        write_few(tmp_path / folder)
+    assert refusal(tmp_path).endswith(f"use --raw {tmp_path}/{near}")
+
+
 @pytest.mark.parametrize(
     ("tree", "inner"), [("official", "data"), ("huggingface", "raw_data"), ("official", "label")]
 )
@@ -423,6 +430,7 @@ def test_an_image_pattern_that_fits_its_masks_leaves_them_out(tmp_path):
         ("a.nii", "a_seg.nii"),
         ("b.nii", "b_seg.nii"),
     ]
+    assert (found.without_mask, found.without_image) == ((), ())
 
 
 def test_images_alone_need_no_mask(tmp_path):
