@@ -96,6 +96,14 @@ def test_an_image_may_be_kept_in_any_type(dtype):
     np.testing.assert_array_equal(decoded(encoded, dtype)[:3, :1, :1], voxels)
 
 
+def test_the_range_of_an_image_is_that_of_its_finite_voxels():
+    voxels = np.array([np.nan, -7, np.inf, 0.5, -np.inf], np.float32).reshape(5, 1, 1)
+    facts = ImageEncoder(voxels.dtype)(voxels, (0, 0, 0)).facts
+    assert (facts.lowest, facts.highest) == (-7, 0.5)
+    nothing = ImageEncoder(voxels.dtype)(voxels[:1], (0, 0, 0)).facts
+    assert (nothing.lowest, nothing.highest) == (np.inf, -np.inf)
+
+
 @pytest.mark.parametrize("value", [0.5, 32768.0, -32769.0, np.nan, np.inf])
 def test_an_image_value_that_int16_cannot_hold_is_named(value):
     voxels = np.full((2, 2, 2), 7.0)
