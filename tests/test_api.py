@@ -9,7 +9,7 @@ import xarray as xr
 
 import spinezarr
 from spinezarr.api import locate
-from spinezarr.errors import CatalogError, SpinezarrError, StoreNotFoundError
+from spinezarr.errors import CatalogError, SpinezarrError, StoreNotFoundError, UsageError
 
 CATALOG = """\
 datasets:
@@ -186,3 +186,16 @@ def test_a_fresh_python_opens_a_store_without_warnings(ctspine1k_url):
         "print(store, store.patches(8)[0].image.shape, store.scan('liver_0').image.shape)"
     )
     assert "6 scans" in run_python(code)
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("nothing://bucket/a.zarr", "nothing://"),
+        ("s3://bucket/a.zarr", r"pip install 'spinezarr\[s3\]'"),
+    ],
+)
+def test_a_url_that_nothing_reads_says_what_to_install(url, message, monkeypatch):
+    monkeypatch.setitem(sys.modules, "s3fs", None)
+    with pytest.raises(UsageError, match=message):
+        spinezarr.open(url)

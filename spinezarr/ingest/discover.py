@@ -13,6 +13,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from spinezarr.errors import RecipeError, UsageError
 from spinezarr.recipe import PathPattern, Recipe
+from spinezarr.store.files import open_filesystem
 
 __all__ = ["Discovery", "PathNote", "ScanSource", "UnpairedImage", "discover"]
 
@@ -107,14 +108,13 @@ def discover(recipe: Recipe, raw: str) -> Discovery:
         If ``raw`` is no folder, or no file in it matches: lists the layouts the recipe knows, what
         was seen instead, and a neighbouring folder that would match.
     """
-    fs, root = fsspec.url_to_fs(raw)
+    fs, root = open_filesystem(raw)
     if not fs.isdir(root):
         what = "is a file" if fs.exists(root) else "does not exist"
         raise UsageError(
             f"raw folder {raw!r} {what}. Give the folder that holds the downloaded files of "
             f"{recipe.title}.\n{_known_layouts(recipe)}"
         )
-    root = root.rstrip("/")
     sizes = dict(sorted(_files_below(fs, root)))
     paths = list(sizes)
     splits, split_file = _read_splits(recipe, fs, root, set(paths))

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any, Final
 
-import fsspec
 import numpy as np
 import numpy.typing as npt
 
@@ -29,6 +28,7 @@ from spinezarr.ingest.discover import ScanSource
 from spinezarr.ingest.encode import ChunkEncoder, Facts, encode_volume
 from spinezarr.recipe import Recipe
 from spinezarr.store.attributes import ScanAttributes
+from spinezarr.store.files import open_filesystem
 from spinezarr.store.layout import IMAGE, LABEL
 from spinezarr.store.writer import ScanWriter, StoreWriter
 from spinezarr.vertebrae import NAME_OF_VALUE
@@ -86,7 +86,7 @@ def ingest_scan(
     FormatError, GridMismatchError, LabelError
         If a file cannot be ingested; nothing of the scan is left in the store then.
     """
-    fs, root = fsspec.url_to_fs(raw)
+    fs, root = open_filesystem(raw)
     image = open_volume(fs, f"{root}/{source.image}")
     label = None if source.label is None else open_volume(fs, f"{root}/{source.label}")
     notes = [*image.notes]

@@ -1,9 +1,12 @@
 """Writing files so that each is either whole or absent, on disk and in object stores."""
 
 from pathlib import Path
+from typing import Final
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
+
+from spinezarr.errors import UsageError
 
 __all__ = [
     "PARTIAL",
@@ -15,14 +18,30 @@ __all__ = [
     "write_file",
 ]
 
-PARTIAL = ".partial"
+_EXTRAS: Final = {"s3": "s3", "http": "http", "https": "http"}
+"""Extra of this package that brings what a kind of URL needs."""
+PARTIAL: Final = ".partial"
 """Ending of names that are not yet, or no longer, part of a store."""
 
 
 def open_filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
-    """Return the file system of a path or URL, and the path there without a slash at its end."""
-    fs, path = fsspec.url_to_fs(url)
-    return fs, path.rstrip("/")
+    """Return the file system of a path or URL, and the path there without a slash at its end.
+
+    Raises
+    ------
+    UsageError
+        If nothing reads such URLs, or the package that does is not installed.
+    """
+    try:
+        fs, path = fsspec.url_to_fs(url)
+    except (ImportError, ValueError) as problem:
+        scheme = url.partition("://")[0]
+        extra = _EXTRAS.get(scheme)
+        advice = f" Install it with: pip install 'spinezarr[{extra}]'" if extra else ""
+        raise UsageError(f"{url}: URLs with {scheme}:// cannot be read: {problem}.{advice}") from (
+            problem
+        )
+    return fs, path.rstrip("/") or path
 
 
 def write_file(fs: fsspec.AbstractFileSystem, path: str, data: bytes) -> None:
