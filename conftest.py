@@ -1,14 +1,21 @@
 """What tests and doctests share: one small ingested dataset."""
 
+import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 import spinezarr
 from spinezarr.ingest.discover import discover
 from spinezarr.ingest.run import ingest
 from spinezarr.recipe import Recipe
 from spinezarr.testing import WrittenScan, write_ctspine1k
+
+# No deadline: shared machines pause. CI always draws the same examples; elsewhere they vary.
+settings.register_profile("default", deadline=None)
+settings.register_profile("ci", deadline=None, derandomize=True)
+settings.load_profile("ci" if os.environ.get("CI") else "default")
 
 
 @pytest.fixture(scope="session")
