@@ -91,6 +91,11 @@ class _Image:
     texts: dict[str, str]
     scan_id: str
 
+    @property
+    def listed_as(self) -> str:
+        """Name of the scan in a split list."""
+        return self.texts.get("scan", self.scan_id)
+
 
 def discover(recipe: Recipe, raw: str) -> Discovery:
     """Match every file below ``raw`` against the recipe.
@@ -126,7 +131,7 @@ def discover(recipe: Recipe, raw: str) -> Discovery:
     used |= {image.path for image in images} | {note.path for note in ignored}
     used |= {split_file} if split_file else set()
     orphans, leftover = _sort_leftovers(recipe, (path for path in paths if path not in used))
-    found = {image.scan_id for image in images}
+    found = {image.listed_as for image in images}
     return Discovery(
         raw=raw,
         scans=scans,
@@ -145,18 +150,19 @@ def _files_below(fs: fsspec.AbstractFileSystem, root: str) -> Iterator[tuple[str
         for path, info in fs.find(root, detail=True).items():
             yield path[len(root) + 1 :], info["size"] or 0
         return
-    seen: set[str] = set()
-    for folder, folders, names in os.walk(root, followlinks=True):
-        real = os.path.realpath(folder)
-        if real in seen:
-            folders.clear()
-            continue
-        seen.add(real)
-        for name in names:
-            path = Path(folder, name)
+    yield from _files_on_disk(Path(root), "", frozenset())
+
+
+def _files_on_disk(folder: Path, prefix: str, above: frozenset[str]) -> Iterator[tuple[str, int]]:
+    real = os.path.realpath(folder)
+    if real in above:
+        return  # a link to a folder it lies in
+    for path in folder.iterdir():
+        if path.is_dir():
+            yield from _files_on_disk(path, f"{prefix}{path.name}/", above | {real})
+        else:
             # A broken link counts as a file of no bytes: reading it says what is wrong.
-            size = path.stat().st_size if path.exists() else 0
-            yield path.relative_to(root).as_posix(), size
+            yield f"{prefix}{path.name}", path.stat().st_size if path.exists() else 0
 
 
 def _match_images(recipe: Recipe, paths: Iterable[str]) -> tuple[list[_Image], list[PathNote]]:
@@ -214,7 +220,7 @@ def _pair(
         if layout.label and label is None:
             without_mask.append(UnpairedImage(image.scan_id, image.path, tuple(candidates)))
             continue
-        split, position = splits.get(image.scan_id, ("", -1))
+        split, position = splits.get(image.listed_as, ("", -1))
         scans.append(
             ScanSource(
                 scan_id=image.scan_id,

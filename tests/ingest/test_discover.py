@@ -438,3 +438,26 @@ def test_images_alone_need_no_mask(tmp_path):
     found = discover(Recipe.of_pairs("{scan}.nii", None, name="images"), str(tmp_path))
     assert [(scan.scan_id, scan.label) for scan in found.scans] == [("a", None)]
     assert found.without_mask == ()
+
+
+def test_a_folder_linked_twice_is_read_in_both_places(tmp_path):
+    for name in ("a_ct.nii.gz", "a_seg.nii.gz"):
+        touch(tmp_path / "raw" / "images" / name)
+    (tmp_path / "raw" / "masks").symlink_to(tmp_path / "raw" / "images")
+    (tmp_path / "raw" / "images" / "loop").symlink_to(tmp_path / "raw")
+    recipe = Recipe.of_pairs("images/{scan}_ct.nii.gz", "masks/{scan}_seg.nii.gz", name="linked")
+    (scan,) = discover(recipe, str(tmp_path / "raw")).scans
+    assert scan.label == "masks/a_seg.nii.gz"
+
+
+def test_splits_list_what_the_pattern_remembers_as_scan(tmp_path):
+    text = resource("ingest/ctspine1k.yaml").read_text()
+    (tmp_path / "mine.yaml").write_text(
+        text.replace("splits:", 'scan_id: "ct-{scan}"\npatient_id: "{scan}"\nsplits:')
+    )
+    shutil.copy(resource("ingest/ctspine1k.data_split.txt"), tmp_path)
+    found = discover(Recipe.load(str(tmp_path / "mine.yaml")), str(write_few(tmp_path / "raw")))
+    assert {scan.scan_id for scan in found.scans if scan.split} == {
+        f"ct-{scan.patient_id}" for scan in found.scans
+    }
+    assert not set(found.absent) & {scan.patient_id for scan in found.scans}
