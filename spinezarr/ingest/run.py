@@ -168,7 +168,6 @@ class _Run:
             self._skipped.append(source.scan_id)
             self._listener.finished(source, "already in the store")
             return
-        self._scans.pop(source.scan_id, None)
         try:
             scan = ingest_scan(
                 source,

@@ -84,7 +84,7 @@ def ingest_scan(
     Raises
     ------
     FormatError, GridMismatchError, LabelError
-        If a file cannot be ingested; nothing of the scan is left in the store then.
+        If a file cannot be ingested; the store is then as it was before.
     """
     fs, root = open_filesystem(raw)
     image = open_volume(fs, f"{root}/{source.image}")

@@ -25,9 +25,10 @@ from spinezarr.store.files import (
     publish_file,
     remove_folder,
     replace_folder,
+    superseded,
     write_file,
 )
-from spinezarr.store.layout import FORMAT_VERSION, TABLE, scan_key
+from spinezarr.store.layout import FORMAT_VERSION, SCANS, TABLE, scan_key
 from spinezarr.store.metadata import root_files, scan_files, table_files
 from spinezarr.store.table import build_table
 from spinezarr.vertebrae import VALUE_OF_NAME
@@ -118,20 +119,30 @@ class StoreWriter:
         return scan if whole else None
 
     def published(self) -> list[ScanAttributes]:
-        """Return all whole scans of the store."""
-        folder = f"{self._path}/scans"
-        names = [path.rstrip("/").rsplit("/", 1)[1] for path in self._fs.ls(folder, detail=False)]
-        found = [self.whole_scan(name) for name in names if name != _METADATA]
+        """Return all whole scans of the store; put back those that a killed run was replacing."""
+        folder = f"{self._path}/{SCANS}"
+        paths = [path.rstrip("/") for path in self._fs.ls(folder, detail=False)]
+        names = {path.rsplit("/", 1)[1] for path in paths}
+        for name in sorted(names):
+            scan_id = name.removesuffix(superseded(""))
+            if scan_id != name and scan_id not in names:
+                self._fs.mv(f"{folder}/{name}", f"{folder}/{scan_id}", recursive=True)
+                names.add(scan_id)
+        found = [self.whole_scan(name) for name in names if not name.endswith(PARTIAL)]
         return [scan for scan in found if scan is not None]
 
     def new_scan(self, scan_id: str) -> "ScanWriter":
-        """Start a scan from nothing; what is left of it from before is removed first."""
-        folder = f"{self._path}/{scan_key(scan_id)}"
-        metadata = f"{folder}/{_METADATA}"
-        if self._fs.exists(metadata):
-            self._fs.rm_file(metadata)
-        remove_folder(self._fs, folder)
-        return ScanWriter(self._fs, folder)
+        """Start a scan from nothing.
+
+        One that is published stays as it is until the new one is; what a cut-off run left of it is
+        removed.
+        """
+        place = f"{self._path}/{scan_key(scan_id)}"
+        remove_folder(self._fs, place + PARTIAL)
+        if self._fs.exists(f"{place}/{_METADATA}"):
+            return ScanWriter(self._fs, place + PARTIAL, place)
+        remove_folder(self._fs, place)
+        return ScanWriter(self._fs, place, place)
 
     def write_table(self, scans: Iterable[ScanAttributes]) -> None:
         """Write the scan table anew and put it in the place of the old one."""
@@ -152,11 +163,22 @@ def _describe(root: RootAttributes) -> str:
 
 
 class ScanWriter:
-    """Writes one scan; nothing of it is visible before :meth:`publish`."""
+    """Writes one scan; nothing of it is visible before :meth:`publish`.
 
-    def __init__(self, fs: fsspec.AbstractFileSystem, folder: str) -> None:
+    Parameters
+    ----------
+    fs
+        Where the store lies.
+    folder
+        Where the files go.
+    place
+        Where the scan is published; the folder itself, unless a scan lies there already.
+    """
+
+    def __init__(self, fs: fsspec.AbstractFileSystem, folder: str, place: str) -> None:
         self._fs = fs
         self._folder = folder
+        self._place = place
         self._manifest: dict[str, ManifestEntry] = {}
 
     def write(self, key: str, data: bytes) -> None:
@@ -191,8 +213,10 @@ class ScanWriter:
         scan = scan.model_copy(update={"manifest": dict(sorted(self._manifest.items()))})
         metadata["attributes"] = scan.to_json()
         publish_file(self._fs, f"{self._folder}/{_METADATA}", seal(metadata))
+        if self._folder != self._place:
+            replace_folder(self._fs, self._folder, self._place)
         return scan
 
     def discard(self) -> None:
-        """Remove what has been written."""
+        """Remove what has been written; a scan that was published before stays."""
         remove_folder(self._fs, self._folder)

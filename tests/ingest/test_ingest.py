@@ -287,6 +287,19 @@ def test_running_again_redoes_what_is_missing_or_replaced(tmp_path):
     np.testing.assert_array_equal(stored, PHANTOM.image // 2)
 
 
+def test_a_replaced_source_that_is_broken_costs_no_stored_scan(tmp_path):
+    raw, out = tmp_path / "raw", tmp_path / "s.zarr"
+    for name in ("a", "b"):
+        write_pair(raw, name)
+    run(raw, out)
+    shutil.copytree(out, tmp_path / "before")
+    data = (raw / "a_seg.nii.gz").read_bytes()
+    (raw / "a_seg.nii.gz").write_bytes(data[:-40])
+    report = run(raw, out)
+    assert [failed.scan_id for failed in report.failed] == ["a"]
+    assert_same_files(out, tmp_path / "before")
+
+
 class StopsAt:
     """A listener that ends the ingest from within, as Ctrl-C does."""
 

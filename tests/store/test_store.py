@@ -449,8 +449,6 @@ def test_stray_files_do_not_disturb(copied):
 
 
 def test_a_scan_starts_from_nothing(copied):
-    StoreWriter(str(copied), root_of(copied)).new_scan("liver_0")
-    assert not (copied / "scans/liver_0").exists()
     (copied / "scans/HN_P001/zarr.json").unlink()
     StoreWriter(str(copied), root_of(copied)).new_scan("HN_P001")
     assert not (copied / "scans/HN_P001").exists()
@@ -508,33 +506,58 @@ def dying_writer(url, lives):
     return writer
 
 
-def test_a_scan_is_visible_only_once_it_is_whole(copied):
+def write_again(copied, lives):
+    """Write a scan from what is stored of it; die after some calls of the file system."""
+    store, stored = copied / "copied.zarr", copied / "source"
+    scan = dying_writer(store, lives).new_scan("liver_0")
+    for key in ("image/c/0/0/0", "label/c/0/0/0"):
+        scan.write(key, (stored / key).read_bytes())
+    reader = StoreReader(str(copied / "whole.zarr"))
+    facts = reader.scan("liver_0").attributes.model_dump(exclude={"manifest"})
+    return scan.publish(facts, reader.label_chunks("liver_0"))
+
+
+@pytest.fixture
+def source(copied, tmp_path):
+    """A folder with a store to change, the same store whole, and the files of one scan of it."""
+    shutil.copytree(copied, tmp_path / "whole.zarr")
+    shutil.copytree(copied / "scans/liver_0", tmp_path / "source")
+    return tmp_path
+
+
+def test_a_new_scan_is_visible_only_once_it_is_whole(copied, source):
     known = StoreReader(str(copied)).scan("liver_0").attributes
-    rows = StoreReader(str(copied)).label_chunks("liver_0")
-    shards = {
-        key: (copied / "scans/liver_0" / key).read_bytes()
-        for key in ("image/c/0/0/0", "label/c/0/0/0")
-    }
-    attributes = known.model_dump(exclude={"manifest"})
+    shutil.rmtree(copied / "scans/liver_0")
     for lives in count():
         try:
-            scan = dying_writer(copied, lives).new_scan("liver_0")
-            for key, data in shards.items():
-                scan.write(key, data)
-            done = scan.publish(attributes, rows)
+            done = write_again(source, lives)
         except Killed:
-            reader = StoreReader(str(copied))
-            try:
-                assert reader.scan("liver_0").attributes == known
-                assert lives == 0
-            except UnknownScanError:
-                assert lives > 0
+            with pytest.raises(UnknownScanError):
+                StoreReader(str(copied)).scan("liver_0")
         else:
             break
     assert lives > 12
     assert done == known
     assert StoreReader(str(copied)).scan("liver_0").attributes == known
     assert StoreWriter(str(copied), root_of(copied)).whole_scan("liver_0") == known
+
+
+def test_a_scan_that_is_replaced_is_never_lost(copied, source):
+    known = StoreReader(str(copied)).scan("liver_0").attributes
+    for lives in count():
+        try:
+            done = write_again(source, lives)
+        except Killed:
+            published = StoreWriter(str(copied), root_of(copied)).published()
+            assert known in published
+            assert len(published) == 6
+            assert StoreReader(str(copied)).scan("liver_0").attributes == known
+        else:
+            break
+    assert lives > 12
+    assert done == known
+    leftovers = [path.name for path in (copied / "scans").iterdir() if "partial" in path.name]
+    assert not leftovers
 
 
 def rewrite_table(copied, lives):
