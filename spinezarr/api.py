@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -49,8 +50,11 @@ def open(  # noqa: A001  spinezarr.open reads as xarray.open_zarr does
 
 def locate(store: str, catalog: str | os.PathLike[str] | None = None) -> str:
     """Return the path or URL that ``store``, itself one or a catalog name, stands for."""
-    if "://" in store or os.path.exists(store):  # noqa: PTH110  a trailing slash must stay
+    if "://" in store:
         return store
+    path = Path(store).expanduser()
+    if path.exists():
+        return str(path)
     found = load_catalog(catalog)
     entry = None if found is None else found.get(store)
     if entry is not None:

@@ -199,3 +199,9 @@ def test_a_url_that_nothing_reads_says_what_to_install(url, message, monkeypatch
     monkeypatch.setitem(sys.modules, "s3fs", None)
     with pytest.raises(UsageError, match=message):
         spinezarr.open(url)
+
+
+def test_a_path_may_start_at_home(ctspine1k_url, monkeypatch):
+    url = Path(ctspine1k_url)
+    monkeypatch.setenv("HOME", str(url.parent))
+    assert spinezarr.open(f"~/{url.name}").table.sizes["scan"] == 6
