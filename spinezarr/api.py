@@ -49,16 +49,21 @@ def open(  # noqa: A001  spinezarr.open reads as xarray.open_zarr does
 
 
 def locate(store: str, catalog: str | os.PathLike[str] | None = None) -> str:
-    """Return the path or URL that ``store``, itself one or a catalog name, stands for."""
+    """Return the path or URL that ``store``, itself one or a catalog name, stands for.
+
+    A folder with a store in it comes before a catalog name, any other folder after it.
+    """
+    path = Path(store).expanduser()
     if "://" in store:
         return store
-    path = Path(store).expanduser()
-    if path.exists():
+    if (path / "zarr.json").exists():
         return str(path)
     found = load_catalog(catalog)
     entry = None if found is None else found.get(store)
     if entry is not None:
         return entry.store_location
+    if path.exists():
+        return str(path)
     names = (
         "no catalog was found"
         if found is None

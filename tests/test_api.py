@@ -205,3 +205,16 @@ def test_a_path_may_start_at_home(ctspine1k_url, monkeypatch):
     url = Path(ctspine1k_url)
     monkeypatch.setenv("HOME", str(url.parent))
     assert spinezarr.open(f"~/{url.name}").table.sizes["scan"] == 6
+
+
+def test_a_folder_that_is_no_store_does_not_hide_a_name_of_the_catalog(
+    ctspine1k_url, tmp_path, monkeypatch
+):
+    (tmp_path / "demo").mkdir()
+    (tmp_path / "catalog.yaml").write_text(
+        f"datasets:\n  demo: {{recipe: ctspine1k, store: {ctspine1k_url}}}\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    assert spinezarr.open("demo").url == ctspine1k_url
+    with pytest.raises(StoreNotFoundError, match="there is no store"):
+        spinezarr.open("./demo")
