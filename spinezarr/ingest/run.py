@@ -164,7 +164,7 @@ class _Run:
         """Ingest one scan, whatever happens."""
         self._listener.started(source)
         known = self._scans.get(source.scan_id)
-        if known is not None and _stored_size(known) == source.size_bytes:
+        if known is not None and _is_current(known, source):
             self._skipped.append(source.scan_id)
             self._listener.finished(source, "already in the store")
             return
@@ -208,6 +208,13 @@ class _Run:
             ),
             seconds=seconds,
         )
+
+
+def _is_current(scan: ScanAttributes, source: ScanSource) -> bool:
+    """Whether a stored scan still is what its source files and the split list say."""
+    said = (source.patient_id, source.source, source.split, source.split_index)
+    stored = (scan.patient_id, scan.source, scan.split, scan.split_index)
+    return stored == said and _stored_size(scan) == source.size_bytes
 
 
 def _stored_size(scan: ScanAttributes) -> int:
