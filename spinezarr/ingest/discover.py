@@ -281,12 +281,25 @@ def _nothing_found(recipe: Recipe, raw: str, paths: list[str]) -> str:
         *examples,
         *more,
     ]
-    below = _folder_that_matches(recipe, paths)
+    below, above = _folder_that_matches(recipe, paths), _levels_above(recipe, raw, paths)
     if below:
         lines.append(
             f"The folder {below!r} inside it does match: use --raw {raw.rstrip('/')}/{below}"
         )
+    elif above:
+        parent = raw.rstrip("/").rsplit("/", above)[0]
+        lines.append(f"A folder above it does match: use --raw {parent}")
     return "\n".join(lines)
+
+
+def _levels_above(recipe: Recipe, raw: str, paths: list[str], highest: int = 3) -> int | None:
+    """Find how many folders above the raw folder the recipe would match."""
+    names = [name for name in raw.rstrip("/").split("/") if name]
+    for levels in range(1, min(highest, len(names) - 1) + 1):
+        prefix = "/".join(names[-levels:])
+        if _match_images(recipe, [f"{prefix}/{path}" for path in paths])[0]:
+            return levels
+    return None
 
 
 def _folder_that_matches(recipe: Recipe, paths: list[str], depth: int = 3) -> str | None:

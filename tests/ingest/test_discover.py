@@ -461,3 +461,11 @@ def test_splits_list_what_the_pattern_remembers_as_scan(tmp_path):
         f"ct-{scan.patient_id}" for scan in found.scans
     }
     assert not set(found.absent) & {scan.patient_id for scan in found.scans}
+
+
+@pytest.mark.parametrize("inside", ["raw_data", "raw_data/volumes", "raw_data/volumes/COLONOG"])
+def test_a_folder_too_deep_is_answered_with_the_one_above(tmp_path, inside):
+    root = tmp_path / "CTSpine1K"
+    for place in ("volumes/COLONOG/CTC-1.nii.gz", "labels/COLONOG/CTC-1_seg.nii.gz"):
+        touch(root / "raw_data" / place)
+    assert refusal(root / inside).endswith(f"A folder above it does match: use --raw {root}")
