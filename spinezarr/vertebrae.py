@@ -16,7 +16,6 @@ from typing import Final
 __all__ = [
     "ANATOMICAL_ORDER",
     "BACKGROUND",
-    "MAX_LABEL",
     "NAME_OF_VALUE",
     "VALUE_OF_NAME",
     "colour_of",
@@ -43,9 +42,6 @@ Examples
 
 VALUE_OF_NAME: Final[dict[str, int]] = {name: value for value, name in NAME_OF_VALUE.items()}
 """Label value of each vertebra name."""
-
-MAX_LABEL: Final = max(NAME_OF_VALUE)
-"""Largest label value of the scheme."""
 
 ANATOMICAL_ORDER: Final[tuple[str, ...]] = (
     *(f"C{n}" for n in range(1, 8)),

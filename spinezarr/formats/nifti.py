@@ -88,11 +88,6 @@ class NiftiVolume:
         """What a user should know of this file."""
         return self._header.notes
 
-    @property
-    def stored_dtype(self) -> np.dtype[Any]:
-        """Type of the stored values, before scaling."""
-        return self._header.stored_dtype
-
     def slabs(self, thicknesses: Iterable[int], /) -> Iterator[npt.NDArray[Any]]:
         """Yield the values in file order; see :meth:`spinezarr.formats.volume.Volume.slabs`."""
         header, path = self._header, self._path

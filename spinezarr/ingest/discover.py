@@ -17,7 +17,6 @@ from spinezarr.store.files import open_filesystem
 
 __all__ = ["Discovery", "PathNote", "ScanSource", "UnpairedImage", "discover"]
 
-
 _SCAN_ID: Final = re.compile(r"[^\W_][^/\\\x00-\x1f]*")
 
 

@@ -48,7 +48,6 @@ class ArraySpec:
     dtype: np.dtype[Any]
     chunk_shape_zyx: ShapeZYX
     shard_shape_zyx: ShapeZYX
-    fill_value: float
     shard_sizes: Mapping[ShapeZYX, int]
     """Bytes of each shard that exists, by its index."""
 
@@ -269,7 +268,6 @@ def _array_spec(
         for key, entry in scan.manifest.items()
         if key.startswith(prefix)
     }
-    fill = metadata["fill_value"]
     return ArraySpec(
         scan_id=scan.scan_id,
         name=name,
@@ -278,7 +276,6 @@ def _array_spec(
         dtype=np.dtype(metadata["data_type"]),
         chunk_shape_zyx=_zyx(inner["chunk_shape"]),
         shard_shape_zyx=_zyx(metadata["chunk_grid"]["configuration"]["chunk_shape"]),
-        fill_value=float("nan") if fill == "NaN" else fill,
         shard_sizes=sizes,
     )
 
