@@ -16,6 +16,7 @@ from typing import Final
 __all__ = [
     "ANATOMICAL_ORDER",
     "BACKGROUND",
+    "LEVELS",
     "NAME_OF_VALUE",
     "VALUE_OF_NAME",
     "colour_of",
@@ -56,6 +57,18 @@ Examples
 --------
 >>> ANATOMICAL_ORDER.index("T12") < ANATOMICAL_ORDER.index("T13") < ANATOMICAL_ORDER.index("L1")
 True
+"""
+
+LEVELS: Final[tuple[str, ...]] = (
+    *ANATOMICAL_ORDER[: ANATOMICAL_ORDER.index("sacrum")],
+    "S1",
+    "S2",
+    *ANATOMICAL_ORDER[ANATOMICAL_ORDER.index("sacrum") :],
+)
+"""All levels that a mask or a point may name, from head to tail.
+
+S1 and S2 are parts of the sacrum: some datasets annotate their centres, and no label value of the
+scheme is theirs.
 """
 
 _GOLDEN_ANGLE = 0.381966

@@ -98,6 +98,10 @@ def ingest_scan(
     try:
         facts = {
             **_identity(source, recipe),
+            "structures": {},
+            "centroids": {},
+            "columns": {},
+            "centroid_source": None,
             **_geometry(image.grid, notes),
             **_write_image(image, work, notes),
             "image_source": _source_record(source.image, image),

@@ -11,6 +11,8 @@ from spinezarr.store.sharding import crc32c
 from spinezarr.strict_yaml import StrictModel
 
 __all__ = [
+    "CentroidRecord",
+    "FileRecord",
     "ManifestEntry",
     "OtherFormatError",
     "RootAttributes",
@@ -96,6 +98,14 @@ def parse_root(data: bytes) -> RootAttributes:
     return RootAttributes.model_validate_json(json.dumps(unseal(data)["attributes"]))
 
 
+class FileRecord(StrictModel):
+    """A small file that facts of a scan were read from."""
+
+    file: str
+    """Path relative to the raw folder."""
+    size_bytes: int
+
+
 class SourceRecord(StrictModel):
     """The file that an array was made from, and how to give it back."""
 
@@ -119,6 +129,15 @@ class VertebraRecord(StrictModel):
     """Mean voxel index."""
     start_zyx: IntZYX
     stop_zyx: IntZYX
+
+
+class CentroidRecord(StrictModel):
+    """One vertebra's centre as annotated in a file of its own."""
+
+    position_zyx_mm: ZYX
+    """RAS+ mm."""
+    label_distance_mm: float | None
+    """To the nearest voxel of the vertebra's label, 0 inside it; None if the mask lacks it."""
 
 
 class ManifestEntry(StrictModel):
@@ -160,9 +179,16 @@ class ScanAttributes(StrictModel):
     """Hash of the voxels: equal if and only if two stored images are equal."""
     vertebrae: dict[str, VertebraRecord]
     other_labels: dict[str, int]
-    """Voxels of each value outside the label scheme."""
+    """Voxels of each value that is no vertebra."""
+    structures: dict[str, str]
+    """Names of such values, where the recipe knows them; the rest lie outside the scheme."""
+    centroids: dict[str, CentroidRecord]
+    """Annotated centres by level name; empty where the dataset has no such file."""
+    columns: dict[str, str]
+    """What the dataset's own tables say of the scan, by column."""
     image_source: SourceRecord
     label_source: SourceRecord | None
+    centroid_source: FileRecord | None
     written_by: str
     notes: tuple[str, ...]
     manifest: dict[str, ManifestEntry]

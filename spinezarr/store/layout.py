@@ -30,7 +30,7 @@ __all__ = [
     "shard_shape_zyx",
 ]
 
-FORMAT_VERSION: Final = 1
+FORMAT_VERSION: Final = 2
 """Raised when a reader of the old version could misread a new store."""
 
 CHUNK_SHAPE_ZYX: Final[ShapeZYX] = (64, 48, 48)

@@ -1,7 +1,7 @@
 """The scan table: one row a scan, so that choosing scans never opens them."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -9,9 +9,12 @@ import numpy.typing as npt
 import xarray as xr
 
 from spinezarr.store.attributes import RootAttributes, ScanAttributes
-from spinezarr.vertebrae import ANATOMICAL_ORDER
+from spinezarr.vertebrae import LEVELS
 
-__all__ = ["build_table", "natural_key"]
+__all__ = ["ANOMALY", "ERRATUM", "build_table", "natural_key"]
+
+ANOMALY, ERRATUM = "anomaly", "erratum"
+"""Columns for anatomical variants and for known errors of the annotation."""
 
 _STRING = np.dtypes.StringDType()
 _MM3_PER_CM3 = 1000.0
@@ -42,17 +45,21 @@ def build_table(root: RootAttributes, scans: Iterable[ScanAttributes]) -> xr.Dat
     Returns
     -------
     xarray.Dataset
-        Vertebrae in anatomical order. Positions are RAS+ mm in ``centroid_mm`` and voxel indices in
-        ``bbox_start_zyx`` and ``bbox_stop_zyx`` (half open); NaN and -1 where a vertebra is absent.
+        Vertebrae in anatomical order. Positions are RAS+ mm in ``centroid_mm`` (the mean of the
+        label's voxels) and ``annotated_centroid_mm`` (from the dataset's own centroid file), and
+        voxel indices in ``bbox_start_zyx`` and ``bbox_stop_zyx`` (half open); NaN and -1 where a
+        vertebra is absent. What the dataset's own tables say is text, by scan, in columns of
+        their names; ``anomaly`` and ``erratum`` are always there.
     """
     rows = sorted(scans, key=lambda scan: natural_key(scan.scan_id))
     variables: dict[str, tuple[tuple[str, ...], npt.NDArray[Any], dict[str, Any]]] = {
         **_scan_columns(rows),
         **_vertebra_columns(rows),
     }
+    variables |= _joined_columns(rows, taken={*variables, "scan", "vertebra", "axis"})
     coordinates = {
         "scan": ("scan", _strings(row.scan_id for row in rows)),
-        "vertebra": ("vertebra", _strings(ANATOMICAL_ORDER)),
+        "vertebra": ("vertebra", _strings(LEVELS)),
         "axis": ("axis", _strings("zyx")),
     }
     attributes = root.model_dump(mode="json", exclude={"format", "format_version"})
@@ -102,7 +109,7 @@ def _scan_columns(rows: Sequence[ScanAttributes]) -> dict[str, Any]:
         "image_max_hu": ("scan", ranges[:, 1], {"units": "HU"}),
         "other_label_voxels": (
             "scan",
-            numbers((sum(row.other_labels.values()) for row in rows), "i8"),
+            numbers(map(_outside_scheme, rows), "i8"),
             {"long_name": "voxels of values outside the label scheme"},
         ),
         "image_checksum": ("scan", _strings(row.image_checksum for row in rows), {}),
@@ -116,29 +123,59 @@ def _scan_columns(rows: Sequence[ScanAttributes]) -> dict[str, Any]:
     }
 
 
+def _outside_scheme(row: ScanAttributes) -> int:
+    """Voxels of values that are neither vertebrae nor structures the recipe names."""
+    return sum(n for value, n in row.other_labels.items() if value not in row.structures)
+
+
+def _joined_columns(rows: Sequence[ScanAttributes], taken: Collection[str]) -> dict[str, Any]:
+    """Return what the dataset's own tables say; a name that is ours gets ``_in_source`` behind."""
+    names = dict.fromkeys([ANOMALY, ERRATUM, *(name for row in rows for name in row.columns)])
+    return {
+        f"{name}_in_source" if name in taken else name: (
+            "scan",
+            _strings(row.columns.get(name, "") for row in rows),
+            {},
+        )
+        for name in names
+    }
+
+
 def _vertebra_columns(rows: Sequence[ScanAttributes]) -> dict[str, Any]:
-    shape = (len(rows), len(ANATOMICAL_ORDER))
+    shape = (len(rows), len(LEVELS))
     count = np.zeros(shape, "i8")
     volume = np.full(shape, np.nan)
     centroid = np.full((*shape, 3), np.nan)
     start = np.full((*shape, 3), -1, "i4")
     stop = np.full((*shape, 3), -1, "i4")
+    annotated = np.full((*shape, 3), np.nan)
+    distance = np.full(shape, np.nan)
     for i, row in enumerate(rows):
         affine = np.array(row.affine)
         voxel_mm3 = abs(float(np.linalg.det(affine[:3, :3])))
         for name, vertebra in row.vertebrae.items():
-            at = i, ANATOMICAL_ORDER.index(name)
+            at = i, LEVELS.index(name)
             count[at] = vertebra.voxel_count
             volume[at] = vertebra.voxel_count * voxel_mm3 / _MM3_PER_CM3
             centroid[at] = (affine @ (*vertebra.centroid_zyx[::-1], 1))[2::-1]
             start[at] = vertebra.start_zyx
             stop[at] = vertebra.stop_zyx
+        for name, point in row.centroids.items():
+            at = i, LEVELS.index(name)
+            annotated[at] = point.position_zyx_mm
+            distance[at] = np.nan if point.label_distance_mm is None else point.label_distance_mm
     by_vertebra = ("scan", "vertebra")
     by_axis = (*by_vertebra, "axis")
     return {
         "voxel_count": (by_vertebra, count, {}),
         "volume_cm3": (by_vertebra, volume, {"units": "cm3"}),
         "centroid_mm": (by_axis, centroid, {"units": "mm", "frame": "RAS+"}),
+        "annotated_centroid_mm": (by_axis, annotated, {"units": "mm", "frame": "RAS+"}),
+        "annotated_centroid_distance_mm": (
+            by_vertebra,
+            distance,
+            {"units": "mm", "long_name": "to the nearest voxel of the vertebra's label"},
+        ),
         "bbox_start_zyx": (by_axis, start, {"units": "voxel"}),
         "bbox_stop_zyx": (by_axis, stop, {"units": "voxel"}),
     }

@@ -140,7 +140,7 @@ def test_vertebrae_run_from_head_to_tail(store):
         *("L1", "L2", "L3", "L4", "L5", "L6"),
         *("sacrum", "coccyx"),
     ]
-    assert len(order) == 28
+    assert len(order) == 30
 
 
 def test_centroids_go_down_the_spine(store):
@@ -203,12 +203,12 @@ def test_the_table_can_be_filtered_grouped_and_exported(store):
     assert list(frame.index.names) == ["scan", "vertebra"]
     for name, group in frame.groupby("split"):
         assert int(counts.sel(split=name)) == group.voxel_count.sum()
-    assert len(table.to_dataframe()) == 6 * 28 * 3
+    assert len(table.to_dataframe()) == 6 * 30 * 3
 
 
 def test_an_empty_table_still_is_one(store):
     table = build_table(store._reader.root, [])
-    assert dict(table.sizes) == {"scan": 0, "vertebra": 28, "axis": 3}
+    assert dict(table.sizes) == {"scan": 0, "vertebra": 30, "axis": 3}
 
 
 @pytest.fixture(scope="module")
