@@ -135,10 +135,10 @@ def test_equal_images_and_only_they_have_equal_checksums(store, ctspine1k_raw):
 def test_vertebrae_run_from_head_to_tail(store):
     order = store.table.vertebra.to_numpy().tolist()
     assert order[:8] == ["C1", "C2", "C3", "C4", "C5", "C6", "C7", "T1"]
-    assert order[-11:] == [
+    assert order[-13:] == [
         *("T11", "T12", "T13"),
         *("L1", "L2", "L3", "L4", "L5", "L6"),
-        *("sacrum", "coccyx"),
+        *("S1", "S2", "sacrum", "coccyx"),
     ]
     assert len(order) == 30
 
