@@ -111,7 +111,7 @@ def test_levels_lie_from_head_to_tail_each_in_one_piece(levels):
     cut_share=st.sampled_from([0.0, 0.35]),
 )
 def test_the_centre_of_a_whole_body_lies_inside_its_label(
-    first, count, seed, shape, spacing, cut_share
+    *, first, count, seed, shape, spacing, cut_share
 ):
     levels = ANATOMICAL_ORDER[:-1][first : first + count]
     spec = PhantomSpec(seed, shape, spacing, levels, padding_hu=None, cut_share=cut_share)
