@@ -57,6 +57,8 @@ class ScanSource:
     """Value in the mask's file and value stored; empty if they are the same."""
     centroids: str | None = None
     """Path of the file with annotated centres."""
+    centroid_bytes: int = 0
+    """Size of that file."""
     centroid_convention: CentroidConvention | None = None
     sidecar: str | None = None
     """Path of a JSON file with further columns."""
@@ -218,6 +220,7 @@ def _scan_source(
         label_state=layout.label_state or recipe.labels.state,
         label_values=layout.stored_values,
         centroids=centroid_file,
+        centroid_bytes=folder.size_of(centroid_file) if centroid_file else 0,
         centroid_convention=centroids.convention if centroids and centroid_file else None,
         sidecar=_first(folder, recipe, layout.sidecar, image.texts),
         columns=dict(tables.columns.get(image.scan_id, {})),
