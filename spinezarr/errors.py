@@ -34,7 +34,7 @@ class CatalogError(UsageError):
 
 
 class FormatError(SpinezarrError, ValueError):
-    """A source file that is not a readable 3D volume: wrong kind, broken header, cut short."""
+    """A source file that cannot be read as what it is taken for: wrong kind, broken, cut short."""
 
 
 class GridMismatchError(SpinezarrError, ValueError):

@@ -11,7 +11,7 @@ from pydantic_core import ErrorDetails
 
 from spinezarr.errors import UsageError
 
-__all__ = ["StrictModel", "load_strict_yaml"]
+__all__ = ["StrictModel", "load_strict_yaml", "place_of_key"]
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -86,16 +86,27 @@ def _check_keys(node: yaml.Node, path: Traversable, error: type[UsageError]) -> 
             _check_keys(value, path, error)
 
 
-def _describe(
-    path: Traversable, root: yaml.Node, details: ErrorDetails, model: type[BaseModel]
-) -> str:
-    node, shown = root, []
-    for part in details["loc"]:
+def place_of_key(path: Traversable, location: tuple[str | int, ...]) -> str:
+    """Return file, line and key of a value in a YAML file that has loaded."""
+    root = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+    return _place(path, root, location)
+
+
+def _place(path: Traversable, root: yaml.Node | None, location: tuple[str | int, ...]) -> str:
+    if root is None:
+        return str(path)
+    node = root
+    for part in location:
         child = _child(node, part)
         if child is not None:
             node = child
-        shown.append(str(part))
     line = node.start_mark.line + 1
+    return f"{path}, {', '.join(filter(None, (f'line {line}', '.'.join(map(str, location)))))}"
+
+
+def _describe(
+    path: Traversable, root: yaml.Node, details: ErrorDetails, model: type[BaseModel]
+) -> str:
     message = details["msg"]
     if details["type"] == "extra_forbidden":
         message = "unknown key" + _suggest(model, details["loc"])
@@ -103,8 +114,7 @@ def _describe(
         message = "this key is missing"
     elif details["type"] != "value_error":
         message = f"{message}, found {details['input']!r}"
-    where = ", ".join(filter(None, (f"line {line}", ".".join(shown))))
-    return f"{path}, {where}: {message}."
+    return f"{_place(path, root, details['loc'])}: {message}."
 
 
 def _child(node: yaml.Node, part: str | int) -> yaml.Node | None:

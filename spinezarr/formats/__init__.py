@@ -1,7 +1,26 @@
-"""Source file formats: each opens as a :class:`~spinezarr.formats.volume.Volume`."""
+"""Source file formats.
 
+Each image format opens as a :class:`~spinezarr.formats.volume.Volume`; centroid files are read
+whole, as :class:`~spinezarr.formats.centroids.Centroids`.
+"""
+
+from spinezarr.formats.centroids import (
+    CentroidConvention,
+    Centroids,
+    out_of_order,
+    read_centroids,
+)
 from spinezarr.formats.nifti import NiftiVolume
 from spinezarr.formats.source_file import SourceFile
 from spinezarr.formats.volume import Volume, open_volume
 
-__all__ = ["NiftiVolume", "SourceFile", "Volume", "open_volume"]
+__all__ = [
+    "CentroidConvention",
+    "Centroids",
+    "NiftiVolume",
+    "SourceFile",
+    "Volume",
+    "open_volume",
+    "out_of_order",
+    "read_centroids",
+]

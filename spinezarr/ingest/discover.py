@@ -1,23 +1,34 @@
-"""Find the scans of a raw folder by a recipe's patterns, without opening any file."""
+"""Find the scans of a raw folder by a recipe's patterns; only tables and lists are opened."""
 
-import os
-import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Final
-
-import fsspec
-from fsspec.implementations.local import LocalFileSystem
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Literal
 
 from spinezarr.errors import RecipeError, UsageError
-from spinezarr.recipe import PathPattern, Recipe
+from spinezarr.ingest.images import (
+    LabelPart,
+    PairedImage,
+    PathNote,
+    choose_images,
+    mask_patterns,
+    match_images,
+)
+from spinezarr.ingest.raw_folder import RawFolder
+from spinezarr.ingest.tables import JoinedTables, TableUse, join_tables
+from spinezarr.recipe import CentroidConvention, LabelState, Layout, PathPattern, Recipe
+from spinezarr.recipe import path_pattern_of as pattern_of
 from spinezarr.store.files import open_filesystem
 
-__all__ = ["Discovery", "PathNote", "ScanSource", "UnpairedImage", "discover"]
-
-_SCAN_ID: Final = re.compile(r"[^\W_][^/\\\x00-\x1f]*")
+__all__ = [
+    "Discovery",
+    "LabelPart",
+    "PathNote",
+    "PatternUse",
+    "ScanSource",
+    "UnpairedImage",
+    "discover",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,19 +44,38 @@ class ScanSource:
     split_index: int
     """Position in its split's list, -1 if it is in none."""
     image: str
-    """Path of the image, relative to the raw folder."""
+    """Path of the image, relative to the raw folder; a folder of DICOM slices ends with ``/``."""
     label: str | None
     """Path of the mask, relative to the raw folder; None for an image without one."""
     size_bytes: int
-    """Of both files."""
+    """Of image and mask."""
+    label_parts: tuple[LabelPart, ...] = ()
+    """Instead of ``label``: binary masks, one a structure."""
+    label_state: LabelState = "unknown"
+    """Whether vertebrae cut by the end of the volume are annotated."""
+    label_values: tuple[tuple[int, int], ...] = ()
+    """Value in the mask's file and value stored; empty if they are the same."""
+    centroids: str | None = None
+    """Path of the file with annotated centres."""
+    centroid_bytes: int = 0
+    """Size of that file."""
+    centroid_convention: CentroidConvention | None = None
+    sidecar: str | None = None
+    """Path of a JSON file with further columns."""
+    columns: dict[str, str] = field(default_factory=dict)
+    """What the dataset's tables say of the scan."""
 
+    @property
+    def has_mask(self) -> bool:
+        """Whether there is a mask in any form."""
+        return self.label is not None or bool(self.label_parts)
 
-@dataclass(frozen=True, slots=True)
-class PathNote:
-    """A file that became no scan, and why."""
-
-    path: str
-    reason: str
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """All files and folders that the scan is read from."""
+        parts = (part.path for part in self.label_parts)
+        files = (self.image, self.label, *parts, self.centroids, self.sidecar)
+        return tuple(path for path in files if path is not None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +91,16 @@ class UnpairedImage:
     def reason(self) -> str:
         """Say what is missing."""
         return f"no mask for {self.path}; looked for {' and '.join(self.looked_for) or 'nothing'}"
+
+
+@dataclass(frozen=True, slots=True)
+class PatternUse:
+    """How many files of a raw folder one pattern of a recipe fits."""
+
+    layout: str
+    kind: Literal["image", "mask", "centroids", "sidecar", "list"]
+    pattern: str
+    files: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,19 +121,10 @@ class Discovery:
     """Scans found in each layout."""
     split_file: str | None
     """Where the splits were read; None if nothing lists them."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Image:
-    path: str
-    layout: str
-    texts: dict[str, str]
-    scan_id: str
-
-    @property
-    def listed_as(self) -> str:
-        """Name of the scan in a split list."""
-        return self.texts.get("scan", self.scan_id)
+    patterns: tuple[PatternUse, ...]
+    """Every pattern of the recipe, and how many files it fits."""
+    tables: tuple[TableUse, ...]
+    """Every table of the recipe, and what was read of it."""
 
 
 def discover(recipe: Recipe, raw: str) -> Discovery:
@@ -102,7 +133,7 @@ def discover(recipe: Recipe, raw: str) -> Discovery:
     Parameters
     ----------
     recipe
-        Patterns of images, masks and splits.
+        Patterns of images, masks, centroids, tables and splits.
     raw
         Folder path or fsspec URL.
 
@@ -111,6 +142,8 @@ def discover(recipe: Recipe, raw: str) -> Discovery:
     UsageError
         If ``raw`` is no folder, or no file in it matches: lists the layouts the recipe knows, what
         was seen instead, and a neighbouring folder that would match.
+    FormatError
+        If a table of the dataset cannot be read.
     """
     fs, root = open_filesystem(raw)
     if not fs.isdir(root):
@@ -119,131 +152,106 @@ def discover(recipe: Recipe, raw: str) -> Discovery:
             f"raw folder {raw!r} {what}. Give the folder that holds the downloaded files of "
             f"{recipe.title}.\n{_known_layouts(recipe)}"
         )
-    sizes = dict(sorted(_files_below(fs, root)))
-    paths = list(sizes)
-    splits, split_file = _read_splits(recipe, fs, root, set(paths))
-    images, ignored = _match_images(recipe, (path for path in paths if path != split_file))
-    if not images:
-        raise UsageError(_nothing_found(recipe, raw, paths))
-    scans, without_mask = _pair(recipe, images, sizes, splits)
-    used = {path for scan in scans for path in (scan.image, scan.label) if path}
-    used |= {image.path for image in images} | {note.path for note in ignored}
-    used |= {split_file} if split_file else set()
-    orphans, leftover = _sort_leftovers(recipe, (path for path in paths if path not in used))
-    found = {image.listed_as for image in images}
+    folder = RawFolder.list(fs, root)
+    splits, split_file = _read_splits(recipe, folder)
+    found, ignored = match_images(recipe, folder)
+    if not found:
+        raise UsageError(_nothing_found(recipe, raw, folder))
+    chosen = choose_images(recipe, folder, found)
+    images = [paired.image for paired in chosen.taken]
+    tables = join_tables(recipe, folder, images)
+    scans: list[ScanSource] = []
+    without_mask: list[UnpairedImage] = []
+    for paired in chosen.taken:
+        layout = recipe.layouts[paired.image.layout]
+        if paired.whole or layout.mask == "optional":
+            scans.append(_scan_source(recipe, folder, paired, splits, tables))
+        else:
+            wanted = _mask_candidates(recipe, layout, paired)
+            without_mask.append(UnpairedImage(paired.image.scan_id, paired.image.path, wanted))
+    used = {file for scan in scans for path in scan.paths for file in folder.files_of(path)}
+    used |= {file for image in found for file in folder.files_of(image.path)}
+    used |= {split_file or "", *(path for use in tables.uses for path in use.files)}
+    used |= set(_list_files(recipe, folder))
+    ignored = [note for note in ignored if note.path not in used]
+    used |= {note.path for note in ignored}
+    orphans, unmatched = _sort_leftovers(recipe, (p for p in folder.sizes if p not in used))
+    listed = {image.listed_as for image in images}
+    notes = (*ignored, *chosen.left, *unmatched)
     return Discovery(
         raw=raw,
-        scans=scans,
+        scans=tuple(scans),
         without_mask=tuple(without_mask),
         without_image=tuple(orphans),
-        ignored=tuple(sorted((*ignored, *leftover), key=lambda note: note.path)),
-        absent=tuple(name for name in splits if name not in found),
+        ignored=tuple(sorted(notes, key=lambda note: note.path)),
+        absent=tuple(name for name in splits if name not in listed),
         layouts=dict(Counter(image.layout for image in images)),
         split_file=split_file,
+        patterns=tuple(_pattern_uses(recipe, folder)),
+        tables=tables.uses,
     )
 
 
-def _files_below(fs: fsspec.AbstractFileSystem, root: str) -> Iterator[tuple[str, int]]:
-    """Yield the relative path and size of every file; on disk, links to folders are followed."""
-    if not isinstance(fs, LocalFileSystem):
-        for path, info in fs.find(root, detail=True).items():
-            yield path[len(root) + 1 :], info["size"] or 0
-        return
-    yield from _files_on_disk(Path(root), "", frozenset())
+def _scan_source(
+    recipe: Recipe,
+    folder: RawFolder,
+    paired: PairedImage,
+    splits: dict[str, tuple[str, int]],
+    tables: JoinedTables,
+) -> ScanSource:
+    image, layout = paired.image, recipe.layouts[paired.image.layout]
+    said = tables.splits.get(image.scan_id) or recipe.fill(recipe.split, image.texts) or ""
+    split, position = splits.get(image.listed_as, (said, -1))
+    masks = [part.path for part in paired.parts] + ([paired.label] if paired.label else [])
+    centroids = layout.centroids
+    centroid_file = None
+    if centroids is not None:
+        centroid_file = _first(folder, recipe, centroids.files, image.texts)
+    return ScanSource(
+        scan_id=image.scan_id,
+        patient_id=recipe.fill(recipe.patient_id, image.texts) or image.scan_id,
+        source=recipe.fill(recipe.source, image.texts) or "",
+        split=split,
+        split_index=position,
+        image=image.path,
+        label=paired.label,
+        size_bytes=sum(folder.size_of(path) for path in (image.path, *masks)),
+        label_parts=paired.parts,
+        label_state=layout.label_state or recipe.labels.state,
+        label_values=layout.stored_values,
+        centroids=centroid_file,
+        centroid_bytes=folder.size_of(centroid_file) if centroid_file else 0,
+        centroid_convention=centroids.convention if centroids and centroid_file else None,
+        sidecar=_first(folder, recipe, layout.sidecar, image.texts),
+        columns=dict(tables.columns.get(image.scan_id, {})),
+    )
 
 
-def _files_on_disk(folder: Path, prefix: str, above: frozenset[str]) -> Iterator[tuple[str, int]]:
-    real = os.path.realpath(folder)
-    if real in above:
-        return  # a link to a folder it lies in
-    for path in folder.iterdir():
-        if path.is_dir():
-            yield from _files_on_disk(path, f"{prefix}{path.name}/", above | {real})
-        else:
-            # A broken link counts as a file of no bytes: reading it says what is wrong.
-            yield f"{prefix}{path.name}", path.stat().st_size if path.exists() else 0
+def _first(
+    folder: RawFolder, recipe: Recipe, templates: Iterable[str], texts: dict[str, str]
+) -> str | None:
+    found = (folder.find(recipe, template, texts) for template in templates)
+    return next((path for path in found if path is not None), None)
 
 
-def _match_images(recipe: Recipe, paths: Iterable[str]) -> tuple[list[_Image], list[PathNote]]:
-    patterns = [
-        (key, PathPattern(text)) for key, layout in recipe.layouts.items() for text in layout.image
-    ]
-    ignore = [(PathPattern(item.path), item.because) for item in recipe.ignore]
-    first: dict[str, _Image] = {}
-    ignored: list[PathNote] = []
-    for path in paths:
-        reason = next((why for pattern, why in ignore if pattern.match(path) is not None), None)
-        if reason is not None:
-            ignored.append(PathNote(path, reason))
-            continue
-        for layout, pattern in patterns:
-            texts = pattern.match(path)
-            scan_id = None if texts is None else recipe.fill(recipe.scan_id, texts)
-            if texts is None or scan_id is None or recipe.fill(recipe.source, texts) is None:
-                continue
-            if _is_label(recipe, path):
-                continue
-            if not _SCAN_ID.fullmatch(scan_id):
-                raise RecipeError(
-                    f"{path}: gives the scan id {scan_id!r}, which cannot name a folder. An id "
-                    "starts with a letter or digit and holds no '/', '\\' or control characters."
-                )
-            if scan_id in first:
-                ignored.append(PathNote(path, f"same scan id {scan_id!r} as {first[scan_id].path}"))
-            else:
-                first[scan_id] = _Image(path, layout, texts, scan_id)
-            break
-    return list(first.values()), ignored
-
-
-def _label_patterns(recipe: Recipe) -> list[PathPattern]:
-    """Return the label templates as patterns: any text for any name."""
-    return [
-        PathPattern(template) for layout in recipe.layouts.values() for template in layout.label
-    ]
-
-
-def _is_label(recipe: Recipe, path: str) -> bool:
-    return any(pattern.match(path) is not None for pattern in _label_patterns(recipe))
-
-
-def _pair(
-    recipe: Recipe, images: list[_Image], sizes: dict[str, int], splits: dict[str, tuple[str, int]]
-) -> tuple[tuple[ScanSource, ...], list[UnpairedImage]]:
-    scans: list[ScanSource] = []
-    without_mask: list[UnpairedImage] = []
-    for image in images:
-        layout = recipe.layouts[image.layout]
-        candidates = list(recipe.label_candidates(layout, image.texts))
-        label = next((path for path in candidates if path in sizes), None)
-        if layout.label and label is None:
-            without_mask.append(UnpairedImage(image.scan_id, image.path, tuple(candidates)))
-            continue
-        split, position = splits.get(image.listed_as, ("", -1))
-        scans.append(
-            ScanSource(
-                scan_id=image.scan_id,
-                patient_id=recipe.fill(recipe.patient_id, image.texts) or image.scan_id,
-                source=recipe.fill(recipe.source, image.texts) or "",
-                split=split,
-                split_index=position,
-                image=image.path,
-                label=label,
-                size_bytes=sizes[image.path] + (sizes[label] if label else 0),
-            )
-        )
-    return tuple(scans), without_mask
+def _mask_candidates(recipe: Recipe, layout: Layout, paired: PairedImage) -> tuple[str, ...]:
+    """Say where the mask of an image was looked for."""
+    texts = paired.image.texts
+    filled = [recipe.fill(template, texts) for template in layout.label]
+    if layout.label_parts is not None:
+        filled.append(recipe.fill(layout.label_parts.file, {**texts, "part": "*"}))
+    return tuple(path for path in filled if path is not None)
 
 
 def _read_splits(
-    recipe: Recipe, fs: fsspec.AbstractFileSystem, root: str, present: set[str]
+    recipe: Recipe, folder: RawFolder
 ) -> tuple[dict[str, tuple[str, int]], str | None]:
     if recipe.splits is None:
         return {}, None
     for path in recipe.splits.files:
-        if path in present:
+        if path in folder.sizes:
             try:
-                text = fs.cat_file(f"{root}/{path}").decode("utf-8-sig")
+                text = folder.read(path).decode("utf-8-sig")
             except UnicodeDecodeError as problem:
                 raise RecipeError(f"split file {path} is not text: {problem}.") from problem
             return recipe.splits.parse(text, path), path
@@ -251,14 +259,46 @@ def _read_splits(
 
 
 def _sort_leftovers(recipe: Recipe, paths: Iterable[str]) -> tuple[list[PathNote], list[PathNote]]:
+    masks = mask_patterns(recipe)
     orphans: list[PathNote] = []
-    ignored: list[PathNote] = []
+    unmatched: list[PathNote] = []
     for path in paths:
-        if _is_label(recipe, path):
+        if any(pattern.fullmatch(path) for pattern in masks):
             orphans.append(PathNote(path, "mask without an image"))
         else:
-            ignored.append(PathNote(path, "matches no pattern of the recipe"))
-    return orphans, ignored
+            unmatched.append(PathNote(path, "matches no pattern of the recipe"))
+    return orphans, unmatched
+
+
+def _list_files(recipe: Recipe, folder: RawFolder) -> Iterable[str]:
+    """Yield the files that a layout's list of images may be."""
+    for layout in recipe.layouts.values():
+        for pattern in layout.listed.files if layout.listed else ():
+            yield from (path for path in folder.sizes if PathPattern(pattern).match(path))
+
+
+def _pattern_uses(recipe: Recipe, folder: RawFolder) -> Iterable[PatternUse]:
+    """Count the files that each pattern and template of the recipe fits, any text for any name."""
+    for key, layout in recipe.layouts.items():
+        for text in layout.image:
+            paths = folder.folders if text.endswith("/") else folder.sizes
+            matched = sum(PathPattern(text).match(path) is not None for path in paths)
+            yield PatternUse(key, "image", text, matched)
+        parts = (layout.label_parts.file,) if layout.label_parts else ()
+        centroids = layout.centroids.files if layout.centroids else ()
+        templates: tuple[tuple[Literal["mask", "centroids", "sidecar"], tuple[str, ...]], ...] = (
+            ("mask", (*layout.label, *parts)),
+            ("centroids", centroids),
+            ("sidecar", layout.sidecar),
+        )
+        for kind, texts in templates:
+            for text in texts:
+                pattern = pattern_of(text, None)
+                fits = sum(bool(pattern and pattern.fullmatch(path)) for path in folder.sizes)
+                yield PatternUse(key, kind, text, fits)
+        for text in layout.listed.files if layout.listed else ():
+            fits = sum(PathPattern(text).match(path) is not None for path in folder.sizes)
+            yield PatternUse(key, "list", text, fits)
 
 
 def _known_layouts(recipe: Recipe) -> str:
@@ -270,7 +310,8 @@ def _known_layouts(recipe: Recipe) -> str:
     return "\n".join(lines)
 
 
-def _nothing_found(recipe: Recipe, raw: str, paths: list[str]) -> str:
+def _nothing_found(recipe: Recipe, raw: str, folder: RawFolder) -> str:
+    paths = list(folder.sizes)
     examples = [f"    {path}" for path in paths[:5]] or ["    (nothing)"]
     more = [f"    ... and {len(paths) - 5} more"] if len(paths) > len(examples) else []
     lines = [
@@ -280,7 +321,7 @@ def _nothing_found(recipe: Recipe, raw: str, paths: list[str]) -> str:
         *examples,
         *more,
     ]
-    below, above = _folder_that_matches(recipe, paths), _levels_above(recipe, raw, paths)
+    below, above = _folder_that_matches(recipe, folder), _levels_above(recipe, raw, folder)
     if below:
         lines.append(
             f"The folder {below!r} inside it does match: use --raw {raw.rstrip('/')}/{below}"
@@ -291,25 +332,32 @@ def _nothing_found(recipe: Recipe, raw: str, paths: list[str]) -> str:
     return "\n".join(lines)
 
 
-def _levels_above(recipe: Recipe, raw: str, paths: list[str], highest: int = 3) -> int | None:
+def _matches(recipe: Recipe, folder: RawFolder, paths: Iterable[str]) -> bool:
+    """Whether files would be images if they lay at other paths."""
+    moved = RawFolder.of_files(folder.fs, folder.root, dict.fromkeys(paths, 0))
+    return bool(match_images(recipe, moved)[0])
+
+
+def _levels_above(recipe: Recipe, raw: str, folder: RawFolder, highest: int = 3) -> int | None:
     """Find how many folders above the raw folder the recipe would match."""
     names = [name for name in raw.rstrip("/").split("/") if name]
     for levels in range(1, min(highest, len(names) - 1) + 1):
         prefix = "/".join(names[-levels:])
-        if _match_images(recipe, [f"{prefix}/{path}" for path in paths])[0]:
+        if _matches(recipe, folder, (f"{prefix}/{path}" for path in folder.sizes)):
             return levels
     return None
 
 
-def _folder_that_matches(recipe: Recipe, paths: list[str], depth: int = 3) -> str | None:
+def _folder_that_matches(recipe: Recipe, folder: RawFolder, depth: int = 3) -> str | None:
     """Find a folder inside the raw folder from which the recipe would match."""
+    paths = list(folder.sizes)
     folders = {
         "/".join(parts[:n])
         for parts in (path.split("/")[:-1] for path in paths)
         for n in range(1, min(len(parts), depth) + 1)
     }
-    for folder in sorted(folders, key=lambda name: (name.count("/"), name)):
-        inside = [path[len(folder) + 1 :] for path in paths if path.startswith(folder + "/")]
-        if _match_images(recipe, inside)[0]:
-            return folder
+    for name in sorted(folders, key=lambda name: (name.count("/"), name)):
+        inside = (path[len(name) + 1 :] for path in paths if path.startswith(name + "/"))
+        if _matches(recipe, folder, inside):
+            return name
     return None

@@ -8,7 +8,7 @@ from typing import Final, Literal, Protocol
 
 from spinezarr.errors import SpinezarrError, UsageError
 from spinezarr.ingest.discover import Discovery, ScanSource
-from spinezarr.ingest.scan import ScanOptions, ingest_scan
+from spinezarr.ingest.scan import ScanOptions, identity, ingest_scan
 from spinezarr.recipe import Recipe
 from spinezarr.store.attributes import RootAttributes, ScanAttributes
 from spinezarr.store.layout import FORMAT_VERSION
@@ -20,7 +20,7 @@ _TABLE_EVERY_S: Final = 60.0
 """How often the scan table is renewed during a long ingest, for those who read along."""
 
 
-Outcome = Literal["done", "already in the store", "failed"]
+Outcome = Literal["done", "updated", "already in the store", "failed"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +37,8 @@ class IngestReport:
 
     store: str
     done: tuple[str, ...]
+    updated: tuple[str, ...]
+    """Whole in the store; what the recipe, splits and tables say of them is new."""
     skipped: tuple[str, ...]
     """Already whole in the store."""
     failed: tuple[FailedScan, ...]
@@ -156,6 +158,7 @@ class _Run:
         self._listener = listener
         self._scans = {scan.scan_id: scan for scan in store.published()}
         self._done: list[ScanAttributes] = []
+        self._updated: list[str] = []
         self._skipped: list[str] = []
         self._failed = [FailedScan(image.scan_id, image.reason) for image in discovery.without_mask]
         self._table_written = time.monotonic()
@@ -164,9 +167,8 @@ class _Run:
         """Ingest one scan, whatever happens."""
         self._listener.started(source)
         known = self._scans.get(source.scan_id)
-        if known is not None and _is_current(known, source):
-            self._skipped.append(source.scan_id)
-            self._listener.finished(source, "already in the store")
+        if known is not None and _same_files(known, source):
+            self._keep(known, source)
             return
         try:
             scan = ingest_scan(
@@ -188,6 +190,19 @@ class _Run:
         if time.monotonic() - self._table_written > _TABLE_EVERY_S:
             self.write_table()
 
+    def _keep(self, known: ScanAttributes, source: ScanSource) -> None:
+        """Skip a scan whose voxels are stored; renew what is said of it, if that has changed."""
+        said = identity(source, self._recipe)
+        scan = ScanAttributes.model_validate({**dict(known), **said})
+        if scan == known:
+            self._skipped.append(source.scan_id)
+            self._listener.finished(source, "already in the store")
+            return
+        self._store.amend(scan)
+        self._scans[source.scan_id] = scan
+        self._updated.append(source.scan_id)
+        self._listener.finished(source, "updated")
+
     def write_table(self) -> None:
         """Bring the store's scan table up to date."""
         self._store.write_table(self._scans.values())
@@ -195,14 +210,16 @@ class _Run:
 
     def report(self, seconds: float) -> IngestReport:
         """Sum up."""
-        mentioned = [*self._done, *(self._scans[scan_id] for scan_id in self._skipped)]
+        kept = (self._scans[scan_id] for scan_id in (*self._updated, *self._skipped))
+        mentioned = [*self._done, *kept]
         return IngestReport(
             store=self._store.url,
             done=tuple(scan.scan_id for scan in self._done),
+            updated=tuple(self._updated),
             skipped=tuple(self._skipped),
             failed=tuple(self._failed),
             notes={scan.scan_id: scan.notes for scan in mentioned if scan.notes},
-            source_bytes=sum(_stored_size(scan) for scan in self._done),
+            source_bytes=sum(scan.source_bytes for scan in self._done),
             stored_bytes=sum(
                 entry.size_bytes for scan in self._done for entry in scan.manifest.values()
             ),
@@ -210,17 +227,11 @@ class _Run:
         )
 
 
-def _is_current(scan: ScanAttributes, source: ScanSource) -> bool:
-    """Whether a stored scan still is what its source files and the split list say."""
-    said = (source.patient_id, source.source, source.split, source.split_index)
-    stored = (scan.patient_id, scan.source, scan.split, scan.split_index)
-    return stored == said and _stored_size(scan) == source.size_bytes
-
-
-def _stored_size(scan: ScanAttributes) -> int:
-    """Bytes of the files that a stored scan was made from."""
-    sources = (scan.image_source, scan.label_source)
-    return sum(source.size_bytes for source in sources if source is not None)
+def _same_files(scan: ScanAttributes, source: ScanSource) -> bool:
+    """Whether a stored scan was made from the files that are there now, by their sizes."""
+    stored = None if scan.centroid_source is None else scan.centroid_source.size_bytes
+    found = source.centroid_bytes if source.centroids else None
+    return (scan.source_bytes, stored) == (source.size_bytes, found)
 
 
 def _reason(error: Exception) -> str:

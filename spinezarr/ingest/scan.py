@@ -2,19 +2,22 @@
 
 import hashlib
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any, Final
 
+import fsspec
 import numpy as np
 import numpy.typing as npt
 
 from spinezarr.errors import LabelError
-from spinezarr.formats import Volume, open_volume
+from spinezarr.formats import MergedLabels, Volume, open_volume
 from spinezarr.geometry import AxisMap, Grid, ShapeZYX, oblique_angle_deg
 from spinezarr.ingest.align import aligned_label_grid
+from spinezarr.ingest.annotations import AnnotatedCentroids, read_annotated, read_sidecar
 from spinezarr.ingest.chunks import (
     HU_DTYPE,
     DoesNotFitError,
@@ -33,7 +36,7 @@ from spinezarr.store.layout import IMAGE, LABEL
 from spinezarr.store.writer import ScanWriter, StoreWriter
 from spinezarr.vertebrae import NAME_OF_VALUE
 
-__all__ = ["ScanOptions", "ingest_scan"]
+__all__ = ["ScanOptions", "identity", "ingest_scan"]
 
 _OBLIQUE_NOTE_DEG: Final = 0.1
 """Angle from which coordinates along the axes mislead by more than a voxel over 512 voxels."""
@@ -88,38 +91,74 @@ def ingest_scan(
     """
     fs, root = open_filesystem(raw)
     image = open_volume(fs, f"{root}/{source.image}")
-    label = None if source.label is None else open_volume(fs, f"{root}/{source.label}")
+    label = _open_label(fs, root, source)
     notes = [*image.notes]
     # Grids are compared before any voxel is inflated.
     label_grid = None if label is None else _label_grid(source, image, label, options, notes)
+    centroids = read_annotated(fs, root, source, image.grid)
+    sidecar = read_sidecar(fs, root, source.sidecar, notes)
     voxels_to_read = math.prod(image.grid.shape_ijk) * (1 if label is None else 2)
     writer = store.new_scan(source.scan_id)
     work = _Work(writer, pool, lambda voxels: on_share(voxels / voxels_to_read))
     try:
         facts = {
-            **_identity(source, recipe),
-            "structures": {},
-            "centroids": {},
-            "columns": {},
-            "centroid_source": None,
+            **identity(source, recipe),
             **_geometry(image.grid, notes),
             **_write_image(image, work, notes),
+            "sidecar": sidecar,
+            "source_bytes": source.size_bytes,
             "image_source": _source_record(source.image, image),
+            "centroid_source": _centroid_record(source),
+            "written_by": f"spinezarr {version('spinezarr')}",
         }
         label_chunks = None
-        if label is None or label_grid is None or source.label is None:
-            facts |= {"label_state": "none", "vertebrae": {}, "other_labels": {}}
-            facts["label_source"] = None
+        if label is None or label_grid is None:
+            facts |= {"vertebrae": {}, "other_labels": {}, "structures": {}}
+            facts |= {"centroids": centroids.records({}), "label_source": None}
         else:
-            label_facts = _write_label(source.label, label, label_grid, work)
+            label_facts = _write_label(source, label, label_grid, centroids, work)
             label_chunks = _label_chunks(label_facts)
-            facts |= _label_summary(label_facts, notes)
-            facts["label_state"] = recipe.labels.state
-            facts["label_source"] = _source_record(source.label, label)
+            facts |= _label_summary(label_facts, recipe, notes)
+            facts["centroids"] = centroids.records(_distances_mm(label_facts))
+            facts["label_source"] = _source_record(_label_path(source), label)
+            notes += _label_notes(label, label_facts)
+        notes += centroids.notes(facts["centroids"])
         return writer.publish({**facts, "notes": tuple(notes)}, label_chunks)
     except BaseException:
         writer.discard()
         raise
+
+
+def identity(source: ScanSource, recipe: Recipe) -> dict[str, Any]:
+    """Return what recipe, splits and tables say of a scan, which no voxel depends on."""
+    return {
+        "dataset": recipe.name,
+        "scan_id": source.scan_id,
+        "patient_id": source.patient_id,
+        "source": source.source,
+        "split": source.split,
+        "split_index": source.split_index,
+        "licence": recipe.licence,
+        "citation": recipe.citation,
+        "label_state": source.label_state if source.has_mask else "none",
+        "columns": source.columns,
+    }
+
+
+def _open_label(fs: fsspec.AbstractFileSystem, root: str, source: ScanSource) -> Volume | None:
+    if source.label_parts:
+        return MergedLabels(
+            [(part.value, open_volume(fs, f"{root}/{part.path}")) for part in source.label_parts],
+            [part.path for part in source.label_parts],
+        )
+    return None if source.label is None else open_volume(fs, f"{root}/{source.label}")
+
+
+def _label_path(source: ScanSource) -> str:
+    """Path of the mask; of one in parts, the folder of the first."""
+    if source.label_parts:
+        return source.label_parts[0].path.rpartition("/")[0] + "/"
+    return source.label or ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,25 +220,53 @@ def _write_image(image: Volume, work: _Work, notes: list[str]) -> dict[str, Any]
     return {"image_dtype": dtype.name, **_image_summary(facts)}
 
 
-def _write_label(path: str, label: Volume, grid: Grid, work: _Work) -> list[LabelFacts]:
+def _write_label(
+    source: ScanSource, label: Volume, grid: Grid, centroids: AnnotatedCentroids, work: _Work
+) -> list[LabelFacts]:
+    encoder = LabelEncoder(
+        values=source.label_values,
+        centroid_zyx=centroids.index_by_value(),
+        spacing_zyx_mm=grid.spacing_zyx_mm,
+    )
     try:
-        return work.encode(LABEL, label, grid, LabelEncoder())
+        return work.encode(LABEL, label, grid, encoder)
     except LabelError as problem:
-        raise LabelError(f"{path}: {problem}") from problem
+        raise LabelError(f"{_label_path(source)}: {problem}") from problem
 
 
-def _identity(source: ScanSource, recipe: Recipe) -> dict[str, Any]:
-    return {
-        "dataset": recipe.name,
-        "scan_id": source.scan_id,
-        "patient_id": source.patient_id,
-        "source": source.source,
-        "split": source.split,
-        "split_index": source.split_index,
-        "licence": recipe.licence,
-        "citation": recipe.citation,
-        "written_by": f"spinezarr {version('spinezarr')}",
-    }
+def _distances_mm(facts: Iterable[LabelFacts]) -> dict[int, float]:
+    """Distance from each annotated centroid to its label, by value."""
+    nearest: dict[int, float] = {}
+    for found in (found for fact in facts for found in fact.labels):
+        if found.centroid_distance_mm is not None:
+            known = nearest.get(found.value, found.centroid_distance_mm)
+            nearest[found.value] = min(known, found.centroid_distance_mm)
+    return nearest
+
+
+def _label_notes(label: Volume, facts: Iterable[LabelFacts]) -> list[str]:
+    notes = []
+    dropped: Counter[int] = Counter()
+    for fact in facts:
+        dropped.update(dict(fact.dropped))
+    if dropped:
+        values = ", ".join(map(str, sorted(dropped)))
+        notes.append(
+            f"{dropped.total()} mask voxels became background, as the recipe names no label for "
+            f"their values: {values}"
+        )
+    if isinstance(label, MergedLabels) and label.overlap_voxels:
+        notes.append(
+            f"{label.overlap_voxels} voxels lie in two masks; the one that the recipe names later "
+            "has them"
+        )
+    return notes
+
+
+def _centroid_record(source: ScanSource) -> dict[str, Any] | None:
+    if source.centroids is None:
+        return None
+    return {"file": source.centroids, "size_bytes": source.centroid_bytes}
 
 
 def _geometry(grid: Grid, notes: list[str]) -> dict[str, Any]:
@@ -251,7 +318,7 @@ def _label_chunks(facts: Iterable[LabelFacts]) -> npt.NDArray[np.uint32]:
     return np.array(rows, np.uint32).reshape(len(rows), 5)
 
 
-def _label_summary(facts: Iterable[LabelFacts], notes: list[str]) -> dict[str, Any]:
+def _label_summary(facts: Iterable[LabelFacts], recipe: Recipe, notes: list[str]) -> dict[str, Any]:
     by_value: dict[int, list[LabelInChunk]] = {}
     for fact in facts:
         for found in fact.labels:
@@ -272,6 +339,8 @@ def _label_summary(facts: Iterable[LabelFacts], notes: list[str]) -> dict[str, A
             "start_zyx": tuple(start.tolist()),
             "stop_zyx": tuple(stop.tolist()),
         }
-    if other:
-        notes.append(f"mask values outside the label scheme: {', '.join(other)}")
-    return {"vertebrae": vertebrae, "other_labels": other}
+    structures = {v: name for v, name in recipe.labels.structures.items() if v in other}
+    outside = [value for value in other if value not in structures]
+    if outside:
+        notes.append(f"mask values outside the label scheme: {', '.join(outside)}")
+    return {"vertebrae": vertebrae, "other_labels": other, "structures": structures}

@@ -186,6 +186,10 @@ class ScanAttributes(StrictModel):
     """Annotated centres by level name; empty where the dataset has no such file."""
     columns: dict[str, str]
     """What the dataset's own tables say of the scan, by column."""
+    sidecar: dict[str, str]
+    """What the JSON file beside the image says, by key."""
+    source_bytes: int
+    """Of all files of image and mask."""
     image_source: SourceRecord
     label_source: SourceRecord | None
     centroid_source: FileRecord | None

@@ -54,6 +54,7 @@ def scan_files(
     coordinates_mm: Mapping[str, npt.NDArray[np.float64]],
     label_chunks: npt.NDArray[np.uint32] | None,
     label_values: tuple[int, ...],
+    structures: Mapping[str, str],
 ) -> dict[str, bytes]:
     """Return all files of a scan but the shards of its arrays and the attributes of its group.
 
@@ -70,13 +71,15 @@ def scan_files(
         that chunk; None for a scan without mask.
     label_values
         Values that occur in the mask.
+    structures
+        Names of values that are no vertebrae.
     """
     files: dict[str, Buffer] = {}
     store = MemoryStore(files)
     group = zarr.create_group(store, zarr_format=3)
     arrays = {IMAGE: (image_dtype, _IMAGE_ATTRIBUTES)}
     if label_chunks is not None:
-        arrays[LABEL] = (np.dtype(np.uint8), _label_attributes(label_values))
+        arrays[LABEL] = (np.dtype(np.uint8), _label_attributes(label_values, structures))
     for name, (dtype, attributes) in arrays.items():
         group.create_array(
             name,
@@ -127,9 +130,10 @@ def _unspecified_allowed() -> Iterator[None]:
 _IMAGE_ATTRIBUTES: dict[str, Any] = {"long_name": "CT number", "units": "HU"}
 
 
-def _label_attributes(values: tuple[int, ...]) -> dict[str, Any]:
+def _label_attributes(values: tuple[int, ...], structures: Mapping[str, str]) -> dict[str, Any]:
     """Name the labels as CF does: https://cfconventions.org, section 3.5 "Flags"."""
-    names = [NAME_OF_VALUE.get(value, f"label_{value}") for value in values]
+    known = {**NAME_OF_VALUE, **{int(value): name for value, name in structures.items()}}
+    names = ["_".join(known.get(value, f"label_{value}").split()) for value in values]
     return {
         "long_name": "vertebra",
         "flag_values": [0, *values],

@@ -77,10 +77,6 @@ def _scan_columns(rows: Sequence[ScanAttributes]) -> dict[str, Any]:
     n = len(rows)
     ranges = numbers((row.image_range_hu or (np.nan,) * 2 for row in rows), "f8").reshape(n, 2)
     stored = [sum(entry.size_bytes for entry in row.manifest.values()) for row in rows]
-    source = [
-        row.image_source.size_bytes + (row.label_source.size_bytes if row.label_source else 0)
-        for row in rows
-    ]
     by_axis = ("scan", "axis")
     mm = {"units": "mm"}
     return {
@@ -118,7 +114,11 @@ def _scan_columns(rows: Sequence[ScanAttributes]) -> dict[str, Any]:
             _strings(row.image_source.sha256 for row in rows),
             {"long_name": "sha256 of the source image file"},
         ),
-        "source_bytes": ("scan", numbers(source, "i8"), {"units": "byte"}),
+        "source_bytes": (
+            "scan",
+            numbers((row.source_bytes for row in rows), "i8"),
+            {"units": "byte"},
+        ),
         "stored_bytes": ("scan", numbers(stored, "i8"), {"units": "byte"}),
     }
 
@@ -130,11 +130,12 @@ def _outside_scheme(row: ScanAttributes) -> int:
 
 def _joined_columns(rows: Sequence[ScanAttributes], taken: Collection[str]) -> dict[str, Any]:
     """Return what the dataset's own tables say; a name that is ours gets ``_in_source`` behind."""
-    names = dict.fromkeys([ANOMALY, ERRATUM, *(name for row in rows for name in row.columns)])
+    said = [{**row.sidecar, **row.columns} for row in rows]
+    names = dict.fromkeys([ANOMALY, ERRATUM, *(name for cells in said for name in cells)])
     return {
         f"{name}_in_source" if name in taken else name: (
             "scan",
-            _strings(row.columns.get(name, "") for row in rows),
+            _strings(cells.get(name, "") for cells in said),
             {},
         )
         for name in names

@@ -144,6 +144,12 @@ class StoreWriter:
         remove_folder(self._fs, place)
         return ScanWriter(self._fs, place, place)
 
+    def amend(self, scan: ScanAttributes) -> None:
+        """Write the attributes of a published scan anew; its arrays stay as they are."""
+        path = f"{self._path}/{scan_key(scan.scan_id)}/{_METADATA}"
+        metadata = unseal(self._fs.cat_file(path))
+        publish_file(self._fs, path, seal({**metadata, "attributes": scan.to_json()}))
+
     def write_table(self, scans: Iterable[ScanAttributes]) -> None:
         """Write the scan table anew and put it in the place of the old one."""
         place = f"{self._path}/{TABLE}"
@@ -206,6 +212,7 @@ class ScanWriter:
             coordinates_mm=axis_positions_mm(np.array(scan.affine), scan.shape_zyx),
             label_chunks=label_chunks,
             label_values=tuple(sorted(values)),
+            structures=scan.structures,
         )
         metadata = json.loads(files.pop(_METADATA))
         for key, data in files.items():

@@ -1,5 +1,6 @@
 """A synthetic spine worth testing on: phantoms with masks, as arrays, files or whole datasets."""
 
+from spinezarr.testing.centroids import VerseConvention, lml_text, verse_json
 from spinezarr.testing.ctspine1k import (
     CTSPINE1K_SCANS,
     Layout,
@@ -24,12 +25,15 @@ __all__ = [
     "PhantomSpec",
     "ScanPlan",
     "Split",
+    "VerseConvention",
     "WrittenScan",
     "all_axcodes",
+    "lml_text",
     "make_phantom",
     "resized",
     "source_of",
     "split_text",
+    "verse_json",
     "write_ctspine1k",
     "write_ctspine1k_names",
     "write_nifti",

@@ -308,10 +308,11 @@ def test_a_scan_present_in_two_layouts_counts_once(tmp_path):
     assert sorted(scan.scan_id for scan in found.scans) == sorted(chain(*FEW.values()))
     assert all(scan.image.startswith("data/") for scan in found.scans)
     assert all(scan.label.startswith("label/") for scan in found.scans)
-    twice = {note.path: note.reason for note in found.ignored if "same scan id" in note.reason}
+    twice = {note.path: note.reason for note in found.ignored if "another image" in note.reason}
     assert len(twice) == 6
     path = "raw_data/volumes/MSD-T10/liver_0.nii.gz"
-    assert twice[path] == "same scan id 'liver_0' as data/liver/liver_0.nii.gz"
+    reason = "another image of the scan 'liver_0', taken from data/liver/liver_0.nii.gz"
+    assert twice[path] == reason
 
 
 @pytest.mark.parametrize("tail", ["", "/"])

@@ -1,0 +1,220 @@
+r"""Annotated vertebra centres of centroid files, in RAS+ mm.
+
+Each convention comes down to one matrix from the coordinates in the file to voxel indices
+``(i, j, k)`` of the image; the image's affine, oblique or not, leads on to mm.
+
+========================= =========================================================================
+``verse``                 Subject-based VerSe release: X, Y, Z are voxel coordinates, 0 at the
+                          centre of the first voxel, along axes toward the three letters of the
+                          file's ``direction`` entry.
+``verse-2019-challenge``  No such entry: mm along axes toward I, P and L.
+``verse-2020-challenge``  No such entry: mm along axes toward P, I and R.
+``lml``                   Microsoft/UW spine: mm from the first voxel along the file's own axes, so
+                          that voxel = mm / spacing. Offset and direction come in by the affine
+                          alone.
+========================= =========================================================================
+
+**Flipped axes.** Where ``direction`` and the image's axes are opposed, voxel ``x`` of ``size`` is
+voxel ``size - 1 - x``: the same voxel, as when nibabel flips the array. VerSe's own
+``reorient_centroids_to`` computes ``size - x``, which is the next voxel [1]_.
+
+**Challenge files** are read as the published readers of both challenges do [2]_. The image is
+regarded with axes toward L, P and S, the centre of its first voxel at 0 mm, and an axis that runs
+the other way is flipped as ``size * spacing - x``, not ``(size - 1) * spacing - x``:
+
+* 2019: ``(l, p, s) = (Z, Y, size_s * spacing_s - X)``;
+* 2020: ``(l, p, s) = (size_l * spacing_l - Z, X, size_s * spacing_s - Y)``.
+
+**How exact.** Neither dataset states whether coordinates count from 0 or from 1, nor whether from
+the centre or the corner of a voxel. They are taken to count from 0 at the centre; the error is at
+most one voxel along each axis. A cross-check: a user quotes label 16 of a 2019 challenge file at
+(42, 78, 57), which seems to be that of verse004 [3]_. The subject-based file of sub-verse004 puts
+it at voxel (79.1, 40.9, 32.3) toward P, I and R; read as above, the quoted point is at voxel
+(78.0, 41.0, 31.5).
+
+References
+----------
+.. [1] https://github.com/anjany/verse, ``utils/data_utilities.py``
+.. [2] https://github.com/christianpayer/MedicalDataAugmentationTool-VerSe,
+   ``verse2019/other/preprocess_landmarks.py``
+.. [3] https://github.com/luiserrador/IndVertSeg_VerSe, issue 2
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Final, Literal, get_args
+
+import numpy as np
+import numpy.typing as npt
+
+from spinezarr.errors import FormatError
+from spinezarr.formats.landmarks import LandmarkFile, parse_lml, parse_verse_json
+from spinezarr.geometry import Grid, Matrix4x4
+from spinezarr.vertebrae import LEVELS
+
+__all__ = ["CentroidConvention", "Centroids", "out_of_order", "read_centroids"]
+
+CentroidConvention = Literal["verse", "verse-2019-challenge", "verse-2020-challenge", "lml"]
+"""In which frame and unit a centroid file states its points; see the top of this module."""
+
+_CHALLENGE_AXES: Final = {"verse-2019-challenge": "IPL", "verse-2020-challenge": "PIR"}
+"""Directions toward which X, Y and Z increase."""
+_AXIS_OF_LETTER: Final = {"R": 0, "L": 0, "A": 1, "P": 1, "S": 2, "I": 2}
+
+
+@dataclass(frozen=True, slots=True)
+class Centroids:
+    """Annotated vertebra centres of one scan."""
+
+    position_mm: dict[str, tuple[float, float, float]]
+    """Level name to RAS+ mm, in the order x, y, z; from head to tail."""
+    notes: tuple[str, ...]
+    """What a user should know of the file: points passed over, repeated or far off."""
+
+
+def read_centroids(
+    text: bytes, path: str, *, convention: CentroidConvention, grid: Grid
+) -> Centroids:
+    r"""Read a centroid file.
+
+    Points of no known level and points without a position are passed over, a level named again
+    keeps its first point, and points more than one voxel outside the image stay; the notes tell.
+
+    Parameters
+    ----------
+    text
+        The whole file.
+    path
+        Its name, for messages.
+    convention
+        What its coordinates mean. A ``direction`` entry counts more than a challenge convention.
+    grid
+        Of the image, in file order, on whose voxels the points were set.
+
+    Raises
+    ------
+    FormatError
+        If the file is not of this convention; names the entry or line.
+
+    Examples
+    --------
+    >>> grid = Grid((9, 9, 9), np.diag([-1.0, -1.0, 2.0, 1.0]))
+    >>> text = b"# 0\r\n200\tL1_center\t3\t4\t12\r\n"
+    >>> read_centroids(text, "scan.lml", convention="lml", grid=grid).position_mm
+    {'L1': (-3.0, -4.0, 12.0)}
+    """
+    if not text.strip():
+        raise FormatError(f"{path}: is empty. Download it again.")
+    if convention == "lml":
+        parsed = parse_lml(text, path)
+        to_index = _scaling(1 / np.linalg.norm(grid.affine[:3, :3], axis=0))
+    else:
+        parsed = parse_verse_json(text, path)
+        to_index = _verse_to_index(parsed, path, convention, grid)
+    return _placed(parsed, to_index, grid)
+
+
+def _verse_to_index(
+    parsed: LandmarkFile, path: str, convention: CentroidConvention, grid: Grid
+) -> Matrix4x4:
+    """Return 4 x 4, ``(X, Y, Z, 1)`` to voxel ``(i, j, k, 1)``."""
+    axcodes = grid.axis_map.axcodes
+    last_ijk = np.array(grid.shape_ijk) - 1
+    if parsed.direction is not None:
+        return _turn(parsed.direction, axcodes, last_ijk)
+    if convention == "verse":
+        raise FormatError(
+            f"{path}: its first entry states no 'direction', as files of the subject-based release "
+            f"do. There are the conventions {', '.join(get_args(CentroidConvention))}: "
+            "choose that of the challenge the file comes from."
+        )
+    spacing_lps = np.array(grid.spacing_zyx_mm[::-1])
+    extent_lps_mm = np.array(grid.shape_zyx[::-1]) * spacing_lps
+    to_lps_mm = _turn(_CHALLENGE_AXES[convention], "LPS", extent_lps_mm)
+    return _turn("LPS", axcodes, last_ijk) @ _scaling(1 / spacing_lps) @ to_lps_mm
+
+
+def _turn(source: str, target: str, flipped_zero: npt.NDArray[np.generic]) -> Matrix4x4:
+    """Return 4 x 4, coordinates along axes toward ``source`` to those along ``target``.
+
+    ``flipped_zero`` is, for each target axis, the coordinate that 0 becomes if it is flipped.
+    """
+    matrix = np.zeros((4, 4))
+    matrix[3, 3] = 1
+    world_axes = [_AXIS_OF_LETTER[letter] for letter in target]
+    for column, letter in enumerate(source):
+        row = world_axes.index(_AXIS_OF_LETTER[letter])
+        flipped = target[row] != letter
+        matrix[row, column] = -1 if flipped else 1
+        matrix[row, 3] = flipped_zero[row] if flipped else 0
+    return matrix
+
+
+def _scaling(factors: npt.NDArray[np.float64]) -> Matrix4x4:
+    """Return 4 x 4 that multiplies each coordinate."""
+    return np.diag([*factors, 1.0])
+
+
+def _placed(parsed: LandmarkFile, to_index: Matrix4x4, grid: Grid) -> Centroids:
+    """Turn what the file says into positions."""
+    placed: dict[str, tuple[float, float, float]] = {}
+    for landmark in parsed.landmarks:
+        index_ijk = (to_index @ [*landmark.coordinates, 1])[:3]
+        x, y, z = (grid.affine @ [*index_ijk, 1])[:3].tolist()
+        if landmark.level in placed:
+            apart_mm = np.linalg.norm(np.subtract(placed[landmark.level], (x, y, z)))
+            again = f"{landmark.level} ({apart_mm:.1f} mm apart)"
+            parsed.remark("named more than once; the first counts", again)
+            continue
+        placed[landmark.level] = (x, y, z)
+        outside_mm = _outside_mm(index_ijk, grid)
+        if outside_mm is not None:
+            off = f"{landmark.level} (by {outside_mm:.1f} mm)"
+            parsed.remark("outside the image", off)
+    notes = tuple(f"{about}: {', '.join(points)}" for about, points in parsed.remarks.items())
+    return Centroids({level: placed[level] for level in LEVELS if level in placed}, notes)
+
+
+def _outside_mm(index_ijk: npt.NDArray[np.float64], grid: Grid) -> float | None:
+    """Distance to the nearest voxel's centre; None within a voxel, which conventions differ by."""
+    beyond = np.maximum(-index_ijk, index_ijk - (np.array(grid.shape_ijk) - 1)).clip(min=0)
+    if beyond.max() <= 1:
+        return None
+    return float(np.linalg.norm(grid.affine[:3, :3] @ beyond))
+
+
+def out_of_order(
+    position_mm: Mapping[str, Sequence[float]],
+) -> tuple[tuple[str, str], ...]:
+    """List the pairs of levels that do not run from head to tail.
+
+    Of the levels present, neighbours are compared by their superior coordinate. Of S1, S2, sacrum
+    and coccyx only the uppermost present is compared, with the vertebra above it: in a
+    strongly tilted pelvis the sacrum lies nearly level, and the centre of the whole sacrum has no
+    fixed place among those of its parts.
+
+    Parameters
+    ----------
+    position_mm
+        Level name to RAS+ mm, in the order x, y, z.
+
+    Returns
+    -------
+    tuple
+        Pairs (level that should be above, level that should be below).
+
+    Examples
+    --------
+    >>> out_of_order({"T12": (0, 0, 60), "L1": (0, 0, 90), "L2": (0, 0, 30)})
+    (('T12', 'L1'),)
+    """
+    named = [level for level in LEVELS if level in position_mm]
+    sacral = LEVELS[LEVELS.index("S1") :]
+    first_sacral = next((level for level in named if level in sacral), None)
+    compared = [level for level in named if level not in sacral or level == first_sacral]
+    return tuple(
+        (upper, lower)
+        for upper, lower in pairwise(compared)
+        if not position_mm[lower][2] < position_mm[upper][2]
+    )

@@ -1,0 +1,218 @@
+r"""Vertebra landmarks as the text of their files states them, before any geometry.
+
+Two kinds of files are read:
+
+* the JSON list of VerSe [1]_: ``{"label": 16, "X": 79.1, "Y": 40.9, "Z": 32.3}`` for each point,
+  after ``{"direction": ["P", "I", "R"]}`` in the subject-based release; ``NaN``, which strict JSON
+  does not know, stands for a position that is missing;
+* the ``.lml`` files of the Microsoft/UW spine dataset [2]_: a header line, then
+  ``id<TAB>name<TAB>x<TAB>y<TAB>z`` for each point, e.g. ``180 T11_center 72.95 54.6734 240``.
+
+References
+----------
+.. [1] https://github.com/anjany/verse, ``utils/data_utilities.py``
+.. [2] Glocker et al., "Vertebrae localization in pathological spine CT via dense classification
+   from sparse annotations", MICCAI 2013, https://doi.org/10.1007/978-3-642-40763-5_33
+"""
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from reprlib import repr as short
+from typing import Any, Final
+
+from spinezarr.errors import FormatError
+from spinezarr.vertebrae import LEVELS, NAME_OF_VALUE
+
+__all__ = ["Landmark", "LandmarkFile", "parse_lml", "parse_verse_json"]
+
+_FARTHEST: Final = 1e6
+"""A kilometre: no coordinate in mm or voxels beyond it, nor NaN or infinity, is a position."""
+_VERSE_KEYS: Final = ("label", "X", "Y", "Z")
+_OPPOSITES: Final = ("RL", "AP", "SI")
+_LML_NUMBER: Final = re.compile(
+    r"[-+]?(?:(?:\d+(?:\.\d*)?|\.\d+)(?:e[-+]?\d+)?|nan|inf)", re.ASCII | re.IGNORECASE
+)
+_LML_COLUMNS: Final = 5
+_LML_LEVEL_OF_ID: Final[dict[str, str]] = {
+    str(10 * position): level
+    for position, level in enumerate((level for level in LEVELS if level not in {"T13", "L6"}), 1)
+    if level not in {"sacrum", "coccyx"}
+}
+"""10 = C1 ... 70 = C7, 80 = T1 ... 190 = T12, 200 = L1 ... 240 = L5, 250 = S1, 260 = S2."""
+
+
+@dataclass(frozen=True, slots=True)
+class Landmark:
+    """One point as its file states it."""
+
+    level: str
+    """One of :data:`spinezarr.vertebrae.LEVELS`."""
+    coordinates: tuple[float, float, float]
+    """In the order, unit and frame of the file; finite."""
+
+
+@dataclass(slots=True)
+class LandmarkFile:
+    """What one file says; filled while it is parsed."""
+
+    landmarks: list[Landmark] = field(default_factory=list)
+    """In the order of the file; a level may be named more than once."""
+    direction: str | None = None
+    """Letters toward which X, Y and Z increase, e.g. ``PIR``; None if the file names none."""
+    remarks: dict[str, list[str]] = field(default_factory=dict)
+    """What a user should know, to the points of which it is true."""
+
+    def remark(self, about: str, point: str) -> None:
+        """Remember that ``about`` is true of ``point``."""
+        self.remarks.setdefault(about, []).append(point)
+
+    def add(self, level: str, coordinates: Sequence[float]) -> None:
+        """Take a point, or remark that its position is none."""
+        if all(abs(number) <= _FARTHEST for number in coordinates):
+            x, y, z = map(float, coordinates)
+            self.landmarks.append(Landmark(level, (x, y, z)))
+        else:
+            self.remark("passed over, as they have no position", level)
+
+
+def parse_verse_json(text: bytes, path: str) -> LandmarkFile:
+    """Parse a centroid file of VerSe.
+
+    Parameters
+    ----------
+    text
+        The whole file.
+    path
+        Its name, for messages.
+
+    Raises
+    ------
+    FormatError
+        If it is no JSON list of points; names the entry.
+    """
+    try:
+        content: Any = json.loads(text)
+    except (ValueError, RecursionError) as problem:
+        raise FormatError(
+            f"{path}: is not JSON ({problem}); it starts with {text[:40]!r}. Download it again."
+        ) from problem
+    if not isinstance(content, list):
+        raise FormatError(
+            f"{path}: holds {_described(content)}, expected VerSe's list of points. "
+            "Other forms, such as TPTBox's or 3D Slicer's, must be converted first."
+        )
+    parsed = LandmarkFile()
+    if content and isinstance(content[0], dict) and "direction" in content[0]:
+        parsed.direction = _direction_of(content[0], path)
+        content = content[1:]
+    for number, entry in enumerate(content, 1 if parsed.direction is None else 2):
+        _add_verse_point(parsed, entry, f"{path}: entry {number}")
+    return parsed
+
+
+def _described(value: object) -> str:
+    """Name a JSON value by what tells it apart from others."""
+    if isinstance(value, dict):
+        return f"an object with the keys {short(list(value))}"
+    return f"the value {short(value)}"
+
+
+def _direction_of(header: dict[str, Any], path: str) -> str:
+    found = header["direction"]
+    if len(header) > 1:
+        raise FormatError(
+            f"{path}: its first entry is {_described(header)}, expected 'direction' alone as in "
+            "VerSe. Convert files of newer TPTBox versions first: their points and labels mean "
+            "something else."
+        )
+    is_one_of_each = (
+        isinstance(found, list)
+        and len(found) == len(_OPPOSITES)
+        and all(isinstance(code, str) and len(code) == 1 for code in found)
+        and all(sum(code in pair for code in found) == 1 for pair in _OPPOSITES)
+    )
+    if not is_one_of_each:
+        raise FormatError(
+            f"{path}: its direction is {short(found)}, expected three letters, one of each pair "
+            'R/L, A/P and S/I, such as ["P", "I", "R"].'
+        )
+    return "".join(found)
+
+
+def _add_verse_point(parsed: LandmarkFile, entry: object, where: str) -> None:
+    if not isinstance(entry, dict) or not all(key in entry for key in _VERSE_KEYS):
+        raise FormatError(f"{where} is {_described(entry)}, expected {', '.join(_VERSE_KEYS)}.")
+    for key in _VERSE_KEYS:
+        # A bool is an int in Python; null stands for a number that is missing.
+        if isinstance(entry[key], bool) or not isinstance(entry[key], int | float | None):
+            raise FormatError(f"{where}: its {key} is {short(entry[key])}, expected a number.")
+    level = NAME_OF_VALUE.get(entry["label"])
+    if level is None:
+        parsed.remark("passed over, as no level has this label", short(entry["label"]))
+    else:
+        coordinates = (float("nan") if entry[key] is None else entry[key] for key in "XYZ")
+        parsed.add(level, tuple(coordinates))
+
+
+def parse_lml(text: bytes, path: str) -> LandmarkFile:
+    """Parse an ``.lml`` file.
+
+    The name of a point counts more than its id, because no id is known for T13 and L6.
+
+    Parameters
+    ----------
+    text
+        The whole file, not empty. Line ends, blank lines and columns after the fifth do not matter.
+    path
+        Its name, for messages.
+
+    Raises
+    ------
+    FormatError
+        If a line is no landmark, which it names, or the file has none and no header either.
+    """
+    header, *lines = text.decode("utf-8", "replace").splitlines()
+    landmarks = [
+        (f"{path}: line {number}", line.split())
+        for number, line in enumerate(lines, 2)
+        if line.split()
+    ]
+    if not landmarks and not header.startswith("#"):
+        raise FormatError(
+            f"{path}: is no .lml file: no landmark follows its first line {short(header)}. "
+            "Download it again."
+        )
+    parsed = LandmarkFile()
+    if _is_landmark(header.split()):
+        parsed.remark("passed over, as line 1 is the header of an .lml file", short(header))
+    for where, columns in landmarks:
+        if not _is_landmark(columns):
+            raise FormatError(
+                f"{where} is {short(' '.join(columns))}, expected an id, a name and x, y and z "
+                "in mm."
+            )
+        _add_lml_point(parsed, *columns[:_LML_COLUMNS])
+    return parsed
+
+
+def _is_landmark(columns: Sequence[str]) -> bool:
+    """Whether the columns of a line are an id, a name, three numbers and anything after."""
+    numbers = columns[2:_LML_COLUMNS]
+    return len(columns) >= _LML_COLUMNS and all(map(_LML_NUMBER.fullmatch, numbers))
+
+
+def _add_lml_point(parsed: LandmarkFile, identifier: str, name: str, *numbers: str) -> None:
+    named = name.removesuffix("_center")
+    level_of_id = _LML_LEVEL_OF_ID.get(identifier)
+    quoted = f"{short(name)} with id {short(identifier)}"
+    if named in LEVELS:
+        if level_of_id not in {None, named}:
+            parsed.remark("names that contradict their ids; the names count", quoted)
+        parsed.add(named, [float(number) for number in numbers])
+    elif level_of_id is not None:
+        parsed.remark("names that are no level; the ids count", f"{quoted} ({level_of_id})")
+        parsed.add(level_of_id, [float(number) for number in numbers])
+    else:
+        parsed.remark("passed over, as neither name nor id is a level", quoted)

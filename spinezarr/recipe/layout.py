@@ -1,0 +1,143 @@
+"""How one release of a dataset lies on disk, and what the values of its masks mean."""
+
+from typing import Annotated, Final, Literal, Self
+
+from pydantic import AfterValidator, Field, model_validator
+
+from spinezarr.recipe.pattern import PatternTexts, TemplateText, TemplateTexts, template_names
+from spinezarr.recipe.table import Listed
+from spinezarr.strict_yaml import StrictModel
+from spinezarr.vertebrae import VALUE_OF_NAME
+
+__all__ = [
+    "CentroidConvention",
+    "CentroidFiles",
+    "LabelParts",
+    "LabelState",
+    "Labels",
+    "Layout",
+    "value_of",
+]
+
+LabelState = Literal["all-visible", "whole-only", "unknown"]
+"""Whether vertebrae cut by the end of the volume are annotated (all-visible) or background."""
+
+CentroidConvention = Literal["verse", "verse-2019-challenge", "verse-2020-challenge", "lml"]
+"""How a file of centroids is written; see :mod:`spinezarr.formats.centroids`."""
+
+_HIGHEST_VALUE: Final = 255
+
+
+def value_of(label: str) -> int:
+    """Return the stored value of a level name, or of a number as text.
+
+    Raises
+    ------
+    ValueError
+        If it is neither.
+
+    Examples
+    --------
+    >>> value_of("L1"), value_of("255")
+    (20, 255)
+    """
+    if label in VALUE_OF_NAME:
+        return VALUE_OF_NAME[label]
+    if label.isdecimal() and 1 <= int(label) <= _HIGHEST_VALUE:
+        return int(label)
+    raise ValueError(
+        f"{label!r} is neither a vertebra ({', '.join(VALUE_OF_NAME)}) nor a value from 1 to "
+        f"{_HIGHEST_VALUE}"
+    )
+
+
+def _checked_label(label: str) -> str:
+    value_of(label)
+    return label
+
+
+def _checked_number(text: str) -> str:
+    if not text.isdecimal():
+        raise ValueError(f"{text!r} is no mask value: give a whole number in quotes")
+    return text
+
+
+LabelText = Annotated[str, AfterValidator(_checked_label)]
+NumberText = Annotated[str, AfterValidator(_checked_number)]
+
+
+class LabelParts(StrictModel):
+    """Masks that come as one binary file a structure."""
+
+    file: TemplateText
+    """Template of a file; ``{part}`` is the name of the structure."""
+    values: Annotated[dict[str, LabelText], Field(min_length=1)]
+    """Name of the structure to vertebra or value; of two that overlap, the later is kept."""
+
+    @model_validator(mode="after")
+    def _names_the_part(self) -> Self:
+        if "part" not in template_names(self.file):
+            raise ValueError(f"'file' {self.file!r} does not name {{part}}")
+        return self
+
+
+class CentroidFiles(StrictModel):
+    """Files with the centres of vertebrae."""
+
+    files: TemplateTexts
+    """Templates, tried in order."""
+    convention: CentroidConvention
+
+
+class Layout(StrictModel):
+    """One way in which a dataset's files are laid out on disk."""
+
+    about: str
+    """Which release or download this is."""
+    image: PatternTexts
+    """Patterns of the images; must remember what the scan id is made of.
+
+    One that ends with ``/`` is a folder of DICOM slices.
+    """
+    label: TemplateTexts = ()
+    """Templates of the mask of an image, tried in order; ``*`` and ``**/`` stand for any text."""
+    label_parts: LabelParts | None = None
+    """Instead of ``label``: one binary file a vertebra."""
+    mask: Literal["required", "optional"] = "required"
+    """Whether an image without its mask is a failure, or a scan of its own."""
+    values: dict[NumberText, LabelText] = Field(default_factory=dict)
+    """Value in the mask's file to vertebra or value; what is not named becomes background."""
+    label_state: LabelState | None = None
+    """Where this layout differs from ``labels.state``."""
+    centroids: CentroidFiles | None = None
+    sidecar: TemplateTexts = ()
+    """Templates of a JSON file whose texts and numbers go into the scan table."""
+    listed: Listed | None = None
+    """Which image is meant where a scan has several."""
+
+    @model_validator(mode="after")
+    def _one_kind_of_mask(self) -> Self:
+        if self.label and self.label_parts is not None:
+            raise ValueError("give either 'label' or 'label_parts'")
+        return self
+
+    @property
+    def stored_values(self) -> tuple[tuple[int, int], ...]:
+        """Value in the mask's file and value stored; empty if they are the same."""
+        return tuple((int(found), value_of(label)) for found, label in self.values.items())
+
+    @property
+    def has_masks(self) -> bool:
+        """Whether its scans come with masks."""
+        return bool(self.label) or self.label_parts is not None
+
+
+class Labels(StrictModel):
+    """What the values of the masks mean."""
+
+    scheme: Literal["canonical"]
+    """``canonical``: the values of :mod:`spinezarr.vertebrae`."""
+    state: LabelState
+    """Whether vertebrae cut by the end of the volume are annotated."""
+    structures: dict[NumberText, str] = Field(default_factory=dict)
+    """Names of values that are no vertebrae; ``ignore`` marks voxels that nobody annotated."""
