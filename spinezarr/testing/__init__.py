@@ -6,7 +6,6 @@ from spinezarr.testing.ctspine1k import (
     Layout,
     ScanPlan,
     Split,
-    WrittenScan,
     resized,
     source_of,
     split_text,
@@ -14,11 +13,22 @@ from spinezarr.testing.ctspine1k import (
     write_ctspine1k_names,
 )
 from spinezarr.testing.nifti import DTYPES, NiftiForm, all_axcodes, write_nifti
-from spinezarr.testing.phantom import Phantom, PhantomSpec, make_phantom
+from spinezarr.testing.phantom import Phantom, PhantomSpec, make_phantom, usual_levels
+from spinezarr.testing.verse import VERSE_2019, VERSE_2020, VersePlan, VerseSplit, VerseYear
+from spinezarr.testing.verse_challenge import (
+    VERSE_2020_CHALLENGE,
+    write_verse_2019_challenge,
+    write_verse_2020_challenge,
+)
+from spinezarr.testing.verse_subjects import write_verse_subjects
+from spinezarr.testing.written import WrittenScan
 
 __all__ = [
     "CTSPINE1K_SCANS",
     "DTYPES",
+    "VERSE_2019",
+    "VERSE_2020",
+    "VERSE_2020_CHALLENGE",
     "Layout",
     "NiftiForm",
     "Phantom",
@@ -26,6 +36,9 @@ __all__ = [
     "ScanPlan",
     "Split",
     "VerseConvention",
+    "VersePlan",
+    "VerseSplit",
+    "VerseYear",
     "WrittenScan",
     "all_axcodes",
     "lml_text",
@@ -33,8 +46,12 @@ __all__ = [
     "resized",
     "source_of",
     "split_text",
+    "usual_levels",
     "verse_json",
     "write_ctspine1k",
     "write_ctspine1k_names",
     "write_nifti",
+    "write_verse_2019_challenge",
+    "write_verse_2020_challenge",
+    "write_verse_subjects",
 ]

@@ -7,14 +7,14 @@ from typing import Final, Literal
 
 from spinezarr.errors import UsageError
 from spinezarr.testing.nifti import NiftiForm, write_nifti
-from spinezarr.testing.phantom import PhantomSpec, make_phantom
+from spinezarr.testing.phantom import PhantomSpec, make_phantom, usual_levels
+from spinezarr.testing.written import WrittenScan, centres_in_file
 
 __all__ = [
     "CTSPINE1K_SCANS",
     "Layout",
     "ScanPlan",
     "Split",
-    "WrittenScan",
     "resized",
     "source_of",
     "split_text",
@@ -108,76 +108,50 @@ class ScanPlan:
         source_of(self.scan_id)
 
 
-@dataclass(frozen=True, slots=True)
-class WrittenScan:
-    """One scan on disk."""
-
-    scan_id: str
-    """File name without ``.nii.gz``."""
-    source: str
-    """Collection, as Hugging Face names its folder."""
-    split: Split
-    """Train, validation or test."""
-    image_path: Path
-    """The CT."""
-    label_path: Path
-    """Its mask."""
-    spec: PhantomSpec
-    """What was drawn: ``make_phantom(spec)`` gives the voxels again."""
-    image_form: NiftiForm
-    """How the image is stored."""
-    label_form: NiftiForm
-    """How the mask is stored."""
-
-
-def _levels(first: str, last: str) -> tuple[str, ...]:
-    """Usual levels from ``first`` to ``last``: 7 cervical, 12 thoracic, 5 lumbar."""
-    usual = [
-        f"{part}{n}" for part, count in (("C", 7), ("T", 12), ("L", 5)) for n in range(1, count + 1)
-    ]
-    return tuple(usual[usual.index(first) : usual.index(last) + 1])
-
-
 CTSPINE1K_SCANS: Final = (
     ScanPlan(
         "1.3.6.1.4.1.9328.50.4.0001",
         "train",
-        PhantomSpec(1, (200, 256, 256), (1.9, 1.4, 1.4), _levels("T8", "L5")),
+        PhantomSpec(1, (200, 256, 256), (1.9, 1.4, 1.4), usual_levels("T8", "L5")),
         NiftiForm("LPS"),
         NiftiForm("LPS", "float64"),
     ),
     ScanPlan(
         "liver_0",
         "train",
-        PhantomSpec(2, (140, 256, 256), (2.5, 1.5, 1.5), _levels("T9", "L5"), padding_hu=None),
+        PhantomSpec(2, (140, 256, 256), (2.5, 1.5, 1.5), usual_levels("T9", "L5"), padding_hu=None),
         NiftiForm("RAS", "int16", slope=1.0, inter=-1024.0),
         NiftiForm("RAS", "uint8"),
     ),
     ScanPlan(
         "HN_P001",
         "train",
-        PhantomSpec(3, (144, 224, 224), (2.0, 1.4, 1.4), _levels("C2", "T6"), padding_hu=-3024),
+        PhantomSpec(
+            3, (144, 224, 224), (2.0, 1.4, 1.4), usual_levels("C2", "T6"), padding_hu=-3024
+        ),
         NiftiForm("LPS"),
         NiftiForm("LPS", "int16"),
     ),
     ScanPlan(
         "CTC-1018399231",
         "validation",
-        PhantomSpec(4, (216, 256, 256), (1.6, 1.35, 1.35), (*_levels("T10", "L5"), "L6")),
+        PhantomSpec(4, (216, 256, 256), (1.6, 1.35, 1.35), (*usual_levels("T10", "L5"), "L6")),
         NiftiForm("LPS", "int32"),
         NiftiForm("LPS", "uint8"),
     ),
     ScanPlan(
         "volume-covid19-A-0377_ct",
         "validation",
-        PhantomSpec(5, (128, 256, 256), (2.5, 1.45, 1.45), _levels("T2", "L1")),
+        PhantomSpec(5, (128, 256, 256), (2.5, 1.45, 1.45), usual_levels("T2", "L1")),
         NiftiForm("LAS"),
         NiftiForm("LAS", "uint8"),
     ),
     ScanPlan(
         "1.3.6.1.4.1.9328.50.4.0505",
         "test",
-        PhantomSpec(6, (192, 256, 256), (2.0, 1.4, 1.4), _levels("T9", "L5"), padding_hu=-2048),
+        PhantomSpec(
+            6, (192, 256, 256), (2.0, 1.4, 1.4), usual_levels("T9", "L5"), padding_hu=-2048
+        ),
         NiftiForm("LPI", "int16"),
         NiftiForm("LPI", "uint8"),
     ),
@@ -290,14 +264,16 @@ def _write_scan(root: Path, layout: Layout, plan: ScanPlan) -> WrittenScan:
     write_nifti(image_path, phantom.image, phantom.affine_xyz, plan.image_form)
     write_nifti(label_path, phantom.label, phantom.affine_xyz, plan.label_form)
     return WrittenScan(
-        plan.scan_id,
-        source_of(plan.scan_id),
-        plan.split,
-        image_path,
-        label_path,
-        plan.spec,
-        plan.image_form,
-        plan.label_form,
+        scan_id=plan.scan_id,
+        patient=plan.scan_id,
+        source=source_of(plan.scan_id),
+        split=plan.split,
+        image_path=image_path,
+        label_path=label_path,
+        spec=plan.spec,
+        image_form=plan.image_form,
+        label_form=plan.label_form,
+        centres_mm=centres_in_file(phantom, plan.image_form.oblique_deg),
     )
 
 

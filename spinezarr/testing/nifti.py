@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import permutations, product
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import nibabel as nib
 import numpy as np
@@ -25,7 +25,7 @@ from spinezarr.errors import UsageError
 _nib: Any = nib
 _igzip: Any = igzip
 
-__all__ = ["DTYPES", "NiftiForm", "all_axcodes", "write_nifti"]
+__all__ = ["DTYPES", "NiftiForm", "all_axcodes", "oblique_affine", "write_nifti"]
 
 DTYPES: Final = (
     "uint8",
@@ -92,6 +92,8 @@ class NiftiForm:
     """0 leaves the qform out."""
     big_endian: bool = False
     """Whether numbers are stored with the most significant byte first."""
+    unit: Literal["mm", "unknown"] = "mm"
+    """What ``xyzt_units`` says of lengths, which are mm either way."""
 
     def __post_init__(self) -> None:
         if self.orientation not in all_axcodes():
@@ -143,7 +145,7 @@ def write_nifti(
     turn = _nib.orientations.ornt_transform(
         _nib.orientations.axcodes2ornt("RAS"), _nib.orientations.axcodes2ornt(form.orientation)
     )
-    affine = _oblique(affine_xyz, array_xyz.shape, form.oblique_deg)
+    affine = oblique_affine(affine_xyz, array_zyx.shape, form.oblique_deg)
     affine = affine @ _nib.orientations.inv_ornt_aff(turn, array_xyz.shape)
     array = _nib.orientations.apply_orientation(array_xyz, turn)
     _check_range(array, form, path)
@@ -162,20 +164,30 @@ def write_nifti(
         raise UsageError(f"{path}: a NIfTI file ends in .nii or .nii.gz")
 
 
-def _oblique(
-    affine: npt.NDArray[np.float64], shape: tuple[int, ...], degrees: float
+def oblique_affine(
+    affine_xyz: npt.NDArray[np.float64], shape_zyx: tuple[int, ...], degrees: float
 ) -> npt.NDArray[np.float64]:
-    """Turn the world about the middle of the volume (Rodrigues' formula)."""
+    """Turn the world about the middle of the volume (Rodrigues' formula).
+
+    Parameters
+    ----------
+    affine_xyz
+        Voxel ``(x, y, z, 1)`` to RAS+ mm before the turn.
+    shape_zyx
+        Voxels along z, y and x.
+    degrees
+        Angle; 0 gives the affine back.
+    """
     if degrees == 0:
-        return affine
+        return affine_xyz
     x, y, z = _OBLIQUE_AXIS
     cross = np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]])
     angle = np.radians(degrees)
     turn = np.eye(4)
     turn[:3, :3] += np.sin(angle) * cross + (1 - np.cos(angle)) * cross @ cross
-    middle = (affine @ [*((n - 1) / 2 for n in shape), 1])[:3]
+    middle = (affine_xyz @ [*((n - 1) / 2 for n in shape_zyx[::-1]), 1])[:3]
     turn[:3, 3] = middle - turn[:3, :3] @ middle
-    return np.asarray(turn @ affine)
+    return np.asarray(turn @ affine_xyz)
 
 
 def _scaled(values: npt.NDArray[Any], form: NiftiForm) -> npt.NDArray[Any]:
@@ -209,7 +221,7 @@ def _file_bytes(
     header.set_data_shape(array.shape)
     header.set_qform(affine, code=form.qform_code)
     header.set_sform(affine, code=form.sform_code)
-    header.set_xyzt_units("mm")
+    header.set_xyzt_units(form.unit)
     header["magic"] = b"n+1"
     header["vox_offset"] = 352  # 348 bytes of header, 4 that say: no extension
     header["scl_slope"] = form.slope or 0.0

@@ -25,7 +25,7 @@ from spinezarr.testing.spine import (
 from spinezarr.testing.texture import correlated_noise, soften
 from spinezarr.vertebrae import ANATOMICAL_ORDER, VALUE_OF_NAME
 
-__all__ = ["Phantom", "PhantomSpec", "make_phantom"]
+__all__ = ["Phantom", "PhantomSpec", "make_phantom", "usual_levels"]
 
 _SCANNER_MIN_HU: Final = -1024
 """Smallest value that scanners store inside the field of view."""
@@ -43,6 +43,18 @@ _LEAST_BONE_HU: Final = np.float32(130)
 """Bone stays bone where the blur mixes it with the air of lungs or bowel."""
 _MIN_VOXELS: Final = 8
 """Fewer along an axis cannot show a vertebra."""
+
+
+def usual_levels(first: str, last: str) -> tuple[str, ...]:
+    """List the levels from ``first`` to ``last`` of most people: no T13, no L6.
+
+    Examples
+    --------
+    >>> usual_levels("T12", "L2")
+    ('T12', 'L1', 'L2')
+    """
+    usual = [name for name in ANATOMICAL_ORDER if name not in {"T13", "L6"}]
+    return tuple(usual[usual.index(first) : usual.index(last) + 1])
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,53 @@
+"""The record of one scan that a synthetic dataset holds."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from spinezarr.testing.nifti import NiftiForm, oblique_affine
+from spinezarr.testing.phantom import Phantom, PhantomSpec
+
+__all__ = ["WrittenScan", "centres_in_file"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WrittenScan:
+    """One scan on disk."""
+
+    scan_id: str
+    """Name of the scan in its dataset, e.g. the file name without ``.nii.gz``."""
+    patient: str
+    """Name of the patient; scans of one patient share it."""
+    source: str
+    """Collection within the dataset, as its folder is named."""
+    split: str | None
+    """Subset that the dataset puts the scan in; None if it has none."""
+    image_path: Path
+    """The CT: a file, or the folder of a DICOM series."""
+    label_path: Path | None
+    """Its mask: a file, or the folder of one file a structure; None for none."""
+    points_path: Path | None = None
+    """Its file of vertebra centres; None for none."""
+    spec: PhantomSpec
+    """What was drawn: ``make_phantom(spec)`` gives the voxels again."""
+    image_form: NiftiForm
+    """How the image is stored."""
+    label_form: NiftiForm | None
+    """How the mask is stored; None without a mask."""
+    centres_mm: dict[str, tuple[float, float, float]] = field(repr=False, hash=False)
+    """RAS+ (x, y, z) in mm of the middle of each vertebral body, in the frame of the image file:
+    those that ``points_path`` names, or else all of the levels in the phantom's mask."""
+    year: int | None = None
+    """Release that the scan came with, where a dataset has several."""
+
+
+def centres_in_file(phantom: Phantom, oblique_deg: float) -> dict[str, tuple[float, float, float]]:
+    """RAS+ (x, y, z) in mm of the middles of bodies in a file that turns the phantom."""
+    affine = oblique_affine(phantom.affine_xyz, phantom.image.shape, oblique_deg)
+    turn = affine @ np.linalg.inv(phantom.affine_xyz)
+    centres = {}
+    for name, centre in phantom.centres_mm.items():
+        x, y, z = (turn[:3] @ [*centre, 1]).tolist()
+        centres[name] = (x, y, z)
+    return centres
