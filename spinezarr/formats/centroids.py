@@ -43,7 +43,7 @@ References
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Final, Literal, get_args
+from typing import Final, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -51,12 +51,10 @@ import numpy.typing as npt
 from spinezarr.errors import FormatError
 from spinezarr.formats.landmarks import LandmarkFile, parse_lml, parse_verse_json
 from spinezarr.geometry import Grid, Matrix4x4
+from spinezarr.recipe import CentroidConvention
 from spinezarr.vertebrae import LEVELS
 
 __all__ = ["CentroidConvention", "Centroids", "out_of_order", "read_centroids"]
-
-CentroidConvention = Literal["verse", "verse-2019-challenge", "verse-2020-challenge", "lml"]
-"""In which frame and unit a centroid file states its points; see the top of this module."""
 
 _CHALLENGE_AXES: Final = {"verse-2019-challenge": "IPL", "verse-2020-challenge": "PIR"}
 """Directions toward which X, Y and Z increase."""

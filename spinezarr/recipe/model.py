@@ -3,9 +3,9 @@
 from collections.abc import Iterator, Mapping
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Self
 
-from pydantic import Field, PrivateAttr, ValidationError
+from pydantic import Field, PrivateAttr, ValidationError, model_validator
 
 from spinezarr.errors import RecipeError
 from spinezarr.recipe.layout import Labels, Layout
@@ -25,21 +25,38 @@ __all__ = ["Ignored", "Lookup", "Recipe", "Splits"]
 
 
 class Lookup(StrictModel):
-    """A value found by matching a remembered text against patterns; the first match counts."""
+    """A value found by matching a remembered text against patterns; the first match counts.
 
-    of: str
-    """Name of the remembered text."""
-    values: dict[PatternText, str]
-    """Pattern to value."""
+    Examples
+    --------
+    >>> lookup = Lookup(of="stem", values={"sub-{id}_dir-*": "{id}", "{id}_CT*": "{id|lower}"})
+    >>> lookup.get({"stem": "sub-gl003_dir-ax"}), lookup.get({"stem": "GL017_CT_ax"})
+    ('gl003', 'gl017')
+    """
+
+    of: Texts
+    """Name of the remembered text; of several, the first that matches counts."""
+    values: dict[PatternText, TemplateText]
+    """Pattern to value; the value may use what the pattern remembers."""
+
+    @model_validator(mode="after")
+    def _values_use_known_names(self) -> Self:
+        for pattern, value in self.values.items():
+            unknown = sorted(template_names(value) - PathPattern(pattern).names)
+            if unknown:
+                raise ValueError(
+                    f"the value {value!r} uses {{{unknown[0]}}}, which its pattern {pattern!r} "
+                    "does not name"
+                )
+        return self
 
     def get(self, texts: Mapping[str, str]) -> str | None:
         """Return the value for remembered ``texts``, or None if no pattern matches."""
-        text = texts.get(self.of)
-        if text is None:
-            return None
-        for pattern, value in self.values.items():
-            if PathPattern(pattern).match(text) is not None:
-                return value
+        for name in self.of:
+            for pattern, value in self.values.items() if name in texts else ():
+                found = PathPattern(pattern).match(texts[name])
+                if found is not None:
+                    return fill(value, found)
         return None
 
 
@@ -210,7 +227,7 @@ class Recipe(StrictModel):
             )
         for name, layout in self.layouts.items():
             for pattern in layout.image:
-                known = self._known_names(PathPattern(pattern).names)
+                known = self._known_names(PathPattern(pattern).names | layout.texts.keys())
                 for key, template in self._templates(name, layout):
                     allowed = known | {"part"} if key[-2:] == ("label_parts", "file") else known
                     missing = sorted(template_names(template) - allowed)
@@ -224,7 +241,7 @@ class Recipe(StrictModel):
     def _known_names(self, remembered: frozenset[str]) -> frozenset[str]:
         known = remembered
         for name, lookup in self.lookups.items():
-            if lookup.of in known:
+            if known & set(lookup.of):
                 known |= {name}
         return known
 
