@@ -22,6 +22,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, PrivateAttr, ValidationError
 
+from spinezarr.card import Card
 from spinezarr.errors import RecipeError
 from spinezarr.resources import recipe_path, resource
 from spinezarr.strict_yaml import StrictModel, load_strict_yaml
@@ -233,6 +234,8 @@ class Recipe(StrictModel):
     """SPDX identifier where there is one."""
     citation: str
     homepage: str | None = None
+    card: str | None = None
+    """File beside the recipe with the figures that the dataset's published card prints."""
     layouts: Annotated[dict[str, Layout], Field(min_length=1)]
     lookups: dict[str, Lookup] = Field(default_factory=dict)
     scan_id: TemplateText = "{scan}"
@@ -351,11 +354,36 @@ class Recipe(StrictModel):
         """
         if self.splits is None or self.splits.shipped is None or self._file is None:
             return {}
-        folder = self._file.parent if isinstance(self._file, Path) else resource("ingest")
-        listed = folder / self.splits.shipped
-        if not listed.is_file():
-            raise RecipeError(f"{self._file}: splits.shipped names {listed}, which is not there.")
+        listed = self._beside(self._file, "splits.shipped", self.splits.shipped)
         return self.splits.parse(listed.read_text(encoding="utf-8-sig"), str(listed))
+
+    def shipped_card(self) -> Card | None:
+        """Read the card that lies beside the recipe; None if it names none.
+
+        Raises
+        ------
+        RecipeError
+            If the recipe names a card that is not there.
+        CardError
+            If the card does not load.
+
+        Examples
+        --------
+        >>> Recipe.load("ctspine1k").shipped_card().scans
+        1005
+        """
+        if self.card is None or self._file is None:
+            return None
+        return Card.load_file(self._beside(self._file, "card", self.card))
+
+    @staticmethod
+    def _beside(recipe_file: Traversable, key: str, name: str) -> Traversable:
+        """Return the file ``name`` in the recipe's folder, which ``key`` names."""
+        folder = recipe_file.parent if isinstance(recipe_file, Path) else resource("ingest")
+        found = folder / name
+        if not found.is_file():
+            raise RecipeError(f"{recipe_file}: {key} names {found}, which is not there.")
+        return found
 
     def fill(self, template: str, texts: Mapping[str, str]) -> str | None:
         """Fill a template with remembered texts and looked-up values; None if one is missing."""
