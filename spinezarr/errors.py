@@ -4,6 +4,7 @@ A message names the file or scan, what was found, what was expected and the next
 """
 
 __all__ = [
+    "CardError",
     "CatalogError",
     "CorruptStoreError",
     "FormatError",
@@ -27,6 +28,10 @@ class UsageError(SpinezarrError, ValueError):
 
 class RecipeError(UsageError):
     """A recipe file that does not load; the message points at the key and its line."""
+
+
+class CardError(UsageError):
+    """A card file that does not load, or a dataset that has none."""
 
 
 class CatalogError(UsageError):

@@ -7,6 +7,7 @@ from typing import Annotated, Self
 
 from pydantic import Field, PrivateAttr, ValidationError, model_validator
 
+from spinezarr.card import Card
 from spinezarr.errors import RecipeError
 from spinezarr.recipe.layout import Labels, Layout
 from spinezarr.recipe.pattern import (
@@ -130,6 +131,8 @@ class Recipe(StrictModel):
     """SPDX identifier where there is one."""
     citation: str
     homepage: str | None = None
+    card: str | None = None
+    """File beside the recipe with the figures that the dataset's published card prints."""
     layouts: Annotated[dict[str, Layout], Field(min_length=1)]
     lookups: dict[str, Lookup] = Field(default_factory=dict)
     scan_id: TemplateText = "{scan}"
@@ -275,6 +278,25 @@ class Recipe(StrictModel):
             return {}
         listed = self._shipped(self.splits.shipped, "splits.shipped")
         return self.splits.parse(listed.read_text(encoding="utf-8-sig"), str(listed))
+
+    def shipped_card(self) -> Card | None:
+        """Read the card that lies beside the recipe; None if it names none.
+
+        Raises
+        ------
+        RecipeError
+            If the recipe names a card that is not there.
+        CardError
+            If the card does not load.
+
+        Examples
+        --------
+        >>> Recipe.load("ctspine1k").shipped_card().scans
+        1005
+        """
+        if self.card is None or self._file is None:
+            return None
+        return Card.load_file(self._shipped(self.card, "card"))
 
     def shipped_table(self, name: str) -> Traversable | None:
         """Return the file of a table that lies beside the recipe; None if it names none.
