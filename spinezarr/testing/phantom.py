@@ -139,6 +139,9 @@ class Phantom:
     """Levels that the volume cuts, drawn or not in the mask."""
     labelled: tuple[str, ...]
     """Levels in the mask, from head to tail."""
+    centres_mm: dict[str, tuple[float, float, float]] = field(repr=False)
+    """RAS+ (x, y, z) in mm of the middle of the body of each level in the mask, from head to tail;
+    S1 and S2 are there if the sacrum is. Those of cut levels may lie outside the volume."""
 
 
 def make_phantom(spec: PhantomSpec) -> Phantom:
@@ -166,14 +169,36 @@ def make_phantom(spec: PhantomSpec) -> Phantom:
     soft = SoftTissue.make(tissue, spine, shape, spacing, ribs=spec.ribs)
     _draw_slices(spec, soft, seen, noise, image)
     drawn = set(np.unique(label).tolist())
+    labelled = tuple(name for name in spec.labelled if VALUE_OF_NAME[name] in drawn)
+    affine_xyz = _affine(place, shape, spacing)
     return Phantom(
         spec=spec,
         image=image,
         label=label,
-        affine_xyz=_affine(place, shape, spacing),
+        affine_xyz=affine_xyz,
         cut=cut,
-        labelled=tuple(name for name in spec.labelled if VALUE_OF_NAME[name] in drawn),
+        labelled=labelled,
+        centres_mm=_centres(spine, labelled, shape, affine_xyz),
     )
+
+
+def _centres(
+    spine: Spine,
+    labelled: tuple[str, ...],
+    shape_zyx: ShapeZYX,
+    affine_xyz: npt.NDArray[np.float64],
+) -> dict[str, tuple[float, float, float]]:
+    """RAS+ (x, y, z) of the middles of bodies; voxel 0 of an axis spans its first millimetres."""
+    spacing_zyx_mm = np.diag(affine_xyz)[2::-1]
+    shift = np.array([0, shape_zyx[1] / 2, shape_zyx[2] / 2]) - 0.5
+    centres = {}
+    for placed in spine.vertebrae:
+        if placed.name in labelled:
+            for name, centre_zyx_mm in placed.body_centres_zyx_mm.items():
+                index_xyz = (centre_zyx_mm / spacing_zyx_mm + shift)[::-1]
+                x, y, z = (affine_xyz[:3] @ [*index_xyz, 1]).tolist()
+                centres[name] = (x, y, z)
+    return centres
 
 
 def _affine(

@@ -41,6 +41,7 @@ _LARGEST_SCALE = 1.15
 """Of the width of vertebrae; taller volumes stretch them along z only."""
 _SPAN_MM = 110.0
 """Room in plane that a vertebra needs at natural scale, with some margin."""
+_SACRAL_SEGMENTS = 5
 _SWAY = 0.18
 """Share of the volume's depth that the curve of the spine may take up."""
 
@@ -83,6 +84,15 @@ class PlacedVertebra:
     def size(self) -> VertebraSize:
         """Measures at natural scale."""
         return size_of(self.name)
+
+    @property
+    def body_centres_zyx_mm(self) -> dict[str, npt.NDArray[np.float64]]:
+        """Middle of the body; of the sacrum also those of its upper two segments, S1 and S2."""
+        centre = np.array(self.centre_zyx_mm)
+        if self.name != "sacrum":
+            return {self.name: centre}
+        along_w = self.axes[2] * self.scale_z * self.size.height / _SACRAL_SEGMENTS
+        return {"S1": centre + 2 * along_w, "S2": centre + along_w, "sacrum": centre}
 
     @property
     def axes(self) -> npt.NDArray[np.float64]:

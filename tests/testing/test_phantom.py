@@ -101,6 +101,56 @@ def test_levels_lie_from_head_to_tail_each_in_one_piece(levels):
         assert count_pieces(phantom.label == VALUE_OF_NAME[name]) == 1, name
 
 
+@settings(deadline=None, max_examples=25)
+@given(
+    first=st.integers(0, ANATOMICAL_ORDER.index("L5")),
+    count=st.integers(2, 8),
+    seed=st.integers(0, 2**32),
+    shape=st.tuples(st.integers(40, 64), st.integers(32, 48), st.integers(32, 48)),
+    spacing=st.tuples(*[st.floats(2, 5)] * 3),
+    cut_share=st.sampled_from([0.0, 0.35]),
+)
+def test_the_centre_of_a_whole_body_lies_inside_its_label(
+    *, first, count, seed, shape, spacing, cut_share
+):
+    levels = ANATOMICAL_ORDER[:-1][first : first + count]
+    spec = PhantomSpec(seed, shape, spacing, levels, padding_hu=None, cut_share=cut_share)
+    phantom = make_phantom(spec)
+    points = set(phantom.centres_mm)
+    assert points - {"S1", "S2"} == set(phantom.labelled)
+    assert points >= {"S1", "S2"} if "sacrum" in phantom.labelled else not points & {"S1", "S2"}
+    to_voxel = np.linalg.inv(phantom.affine_xyz)
+    for name in set(phantom.labelled) - set(phantom.cut):
+        x, y, z = np.rint((to_voxel @ [*phantom.centres_mm[name], 1])[:3]).astype(int).tolist()
+        assert phantom.label[z, y, x] == VALUE_OF_NAME[name], name
+
+
+def test_the_centre_of_a_body_is_as_far_from_its_endplates_and_sides():
+    spec = PhantomSpec(4, (200, 100, 100), (0.9, 1.0, 1.0), ("L1", "L2", "L3"), padding_hu=None)
+    phantom = make_phantom(spec)
+    to_voxel = np.linalg.inv(phantom.affine_xyz)
+    x, y, z = (to_voxel @ [*phantom.centres_mm["L2"], 1])[:3]
+    mask = phantom.label == VALUE_OF_NAME["L2"]
+    for column, centre in (
+        (mask[:, round(y), round(x)], z),
+        (mask[round(z), round(y)], x),
+    ):
+        inside = np.flatnonzero(column)
+        assert inside.mean() == pytest.approx(centre, abs=0.3)
+
+
+def test_centres_run_from_head_to_tail_with_the_segments_of_the_sacrum():
+    spec = PhantomSpec(3, (120, 64, 64), (2.5, 3.0, 3.0), ("L3", "L4", "L5", "sacrum", "coccyx"))
+    phantom = make_phantom(spec)
+    assert list(phantom.centres_mm) == ["L3", "L4", "L5", "S1", "S2", "sacrum", "coccyx"]
+    heights = [z for _, _, z in phantom.centres_mm.values()]
+    assert heights == sorted(heights, reverse=True)
+    to_voxel = np.linalg.inv(phantom.affine_xyz)
+    for name in ("S1", "S2", "sacrum"):
+        x, y, z = np.rint((to_voxel @ [*phantom.centres_mm[name], 1])[:3]).astype(int).tolist()
+        assert phantom.label[z, y, x] == VALUE_OF_NAME["sacrum"], name
+
+
 def test_whole_vertebrae_have_a_body_an_arch_and_a_canal():
     phantom = make_phantom(replace(SHARP, noise_hu=0))
     mask = phantom.label == VALUE_OF_NAME["L2"]
