@@ -66,5 +66,5 @@ def place_of_point(scan: ScanAttributes, position_zyx_mm: npt.ArrayLike) -> Plac
     """Return a point in RAS+ mm, and the voxel nearest to it, which may lie outside."""
     z_mm, y_mm, x_mm = np.asarray(position_zyx_mm, float).tolist()
     x, y, z, _ = np.linalg.solve(np.array(scan.affine), (x_mm, y_mm, z_mm, 1))
-    at = (int(round(z)), int(round(y)), int(round(x)))
-    return Place(at, (round(x_mm, 3), round(y_mm, 3), round(z_mm, 3)))
+    z, y, x = np.rint((z, y, x)).astype(int).tolist()
+    return Place((z, y, x), (round(x_mm, 3), round(y_mm, 3), round(z_mm, 3)))

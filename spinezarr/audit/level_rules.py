@@ -208,51 +208,42 @@ def _about_pair(scan: ScanAttributes, rule: str, text: str, pair: tuple[Level, L
 
 
 def small_vertebra(scan: ScanAttributes) -> Iterator[Finding]:
-    """Find vertebrae too small to be whole that no end of the volume cuts, and mere fragments."""
+    """Find vertebrae too small to be whole that no face of the volume cuts, and mere fragments."""
     spine = _Spine.of(scan)
     whole = whole_cm3(spine.levels)
     for level in spine.levels:
-        if level.volume_cm3 >= whole.get(level.name, 0):
+        least = whole.get(level.name, 0.0)
+        uncut = not level.faces
+        if level.volume_cm3 >= least or not (uncut or level.name in spine.fragments):
             continue
-        size = f"{level.name} has {level.volume_cm3:.2f} cm3"
-        expected = f"a whole one here has at least {whole[level.name]:.1f} cm3"
-        if level.name in spine.strays:
-            text = f"{size} and no neighbour in the numbering: stray voxels"
-            yield _about_size(scan, "stray-label", "error", text, level, whole)
-        elif level.name in spine.fragments:
-            severity: Severity = "warning" if level.at_end else "error"
-            rest = "at the end of the volume" if level.at_end else f"inside the volume; {expected}"
-            yield _about_size(
-                scan, "fragment", severity, f"{size}: a fragment {rest}", level, whole
-            )
-        elif not level.faces:
-            yield _about_size(scan, "small", "warning", f"{size}; {expected}", level, whole)
+        rule, severity, what = _size_verdict(spine, level)
+        where = place_of_voxel(scan, level.centre_zyx)
+        yield Finding(
+            scan.scan_id,
+            rule,
+            severity,
+            f"{level.name} has {level.volume_cm3:.2f} cm3, whole at least {least:.1f}: {what}",
+            vertebra=level.name,
+            voxel_zyx=where.voxel_zyx,
+            position_mm=where.position_mm,
+            facts={
+                "voxel_count": scan.vertebrae[level.name].voxel_count,
+                "volume_cm3": round(level.volume_cm3, 3),
+                "least_whole_cm3": round(least, 2),
+                "faces": list(level.faces),
+            },
+        )
 
 
-def _about_size(
-    scan: ScanAttributes,
-    rule: str,
-    severity: Severity,
-    text: str,
-    level: Level,
-    whole: dict[str, float],
-) -> Finding:
-    where = place_of_voxel(scan, level.centre_zyx)
-    return Finding(
-        scan.scan_id,
-        rule,
-        severity,
-        text,
-        vertebra=level.name,
-        voxel_zyx=where.voxel_zyx,
-        position_mm=where.position_mm,
-        facts={
-            "voxel_count": scan.vertebrae[level.name].voxel_count,
-            "volume_cm3": round(level.volume_cm3, 3),
-            "least_whole_cm3": round(whole[level.name], 2),
-            "faces": list(level.faces),
-        },
-    )
+def _size_verdict(spine: _Spine, level: Level) -> tuple[str, Severity, str]:
+    """Return rule, severity and words for a vertebra that is too small."""
+    if level.name in spine.strays:
+        return "stray-label", "error", "a stray fragment, far from its place in the numbering"
+    if level.name not in spine.fragments:
+        return "small-vertebra", "warning", "incomplete, though no face of the volume cuts it"
+    if level.at_end:
+        return "fragment", "warning", "a fragment at the end of the volume"
+    return "fragment", "error", "a fragment inside the volume"
 
 
 _FACE_AT: Final[dict[str, tuple[int, int]]] = {

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 import cc3d
 import numpy as np
@@ -97,18 +97,18 @@ def connected_pieces(inside: npt.NDArray[np.bool_], start_zyx: ShapeZYX) -> Iter
     [(5, 0, 0), (5, 0, 3)]
     """
     parts = cc3d.connected_components(inside, connectivity=_CONNECTIVITY, binary_image=True)
-    measured: dict[str, Any] = cc3d.statistics(parts)
-    for number, count in enumerate(measured["voxel_counts"].tolist()):
+    measured = cc3d.statistics(parts)
+    counts = measured["voxel_counts"].tolist()
+    for number, slices in enumerate(measured["bounding_boxes"]):
         if number == 0:  # background
             continue
-        slices = measured["bounding_boxes"][number]
         at = np.argwhere(parts[slices] == number)
         off_mean = at - at.mean(axis=0)
         nearest = at[np.einsum("ij,ij->i", off_mean, off_mean).argmin()]
         corner = _index(s.start + first for s, first in zip(slices, start_zyx, strict=True))
         shape = _index(s.stop - s.start for s in slices)
         voxel = _index(n + first for n, first in zip(nearest.tolist(), corner, strict=True))
-        yield Piece(count, Box.at(corner, shape), voxel)
+        yield Piece(counts[number], Box.at(corner, shape), voxel)
 
 
 def _pieces_of_label(

@@ -192,7 +192,7 @@ class StoreWriter:
         """
         try:
             if is_read_only(self._fs):
-                raise PermissionError("web servers are only read")  # noqa: TRY301
+                raise PermissionError("web servers are only read")
             publish_file(self._fs, f"{self._path}/{AUDIT_FILE}", log.to_file())
         except (OSError, NotImplementedError) as problem:
             raise ReadOnlyStoreError(f"{self.url}: cannot be written: {problem}.") from problem
