@@ -10,6 +10,7 @@ __all__ = [
     "FormatError",
     "GridMismatchError",
     "LabelError",
+    "ReadOnlyStoreError",
     "RecipeError",
     "SpinezarrError",
     "StoreNotFoundError",
@@ -55,6 +56,10 @@ class StoreNotFoundError(SpinezarrError, FileNotFoundError):
 
     def __str__(self) -> str:
         return str(self.args[0])
+
+
+class ReadOnlyStoreError(SpinezarrError, OSError):
+    """A store that can be read and not written."""
 
 
 class UnknownScanError(SpinezarrError, KeyError):

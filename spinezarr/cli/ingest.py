@@ -24,9 +24,11 @@ from spinezarr.catalog import load_catalog
 from spinezarr.cli.console import (
     ERR,
     OUT,
+    SHOWN,
     errors_for_users,
     megabytes,
     new_table,
+    print_capped,
     print_heading,
     print_json,
 )
@@ -41,8 +43,6 @@ from spinezarr.recipe import Recipe
 __all__ = ["ProgressBar", "ingest", "print_report"]
 
 _PAIRS: Final = "pairs"
-_SHOWN: Final = 20
-"""Rows of a table before the rest is only counted; --json has them all."""
 
 
 def ingest(
@@ -225,20 +225,14 @@ def print_report(report: IngestReport, *, as_json: bool) -> None:
         )
     if report.failed:
         failures = new_table("Failed", "scan", "reason")
-        for failed in report.failed[:_SHOWN]:
+        for failed in report.failed[:SHOWN]:
             failures.add_row(escape(failed.scan_id), escape(failed.reason))
-        _print_capped(failures, len(report.failed))
+        print_capped(failures, len(report.failed))
     if report.notes:
         notes = new_table("Notes", "scan", "note")
-        for scan_id, texts in list(report.notes.items())[:_SHOWN]:
+        for scan_id, texts in list(report.notes.items())[:SHOWN]:
             notes.add_row(escape(scan_id), escape("\n".join(texts)))
-        _print_capped(notes, len(report.notes))
-
-
-def _print_capped(table: object, total: int) -> None:
-    OUT.print(table)
-    if total > _SHOWN:
-        OUT.print(f"... and {total - _SHOWN} more; --json lists them all.")
+        print_capped(notes, len(report.notes))
 
 
 def _print_discovery(recipe: Recipe, discovery: Discovery, *, as_json: bool) -> None:
@@ -308,6 +302,6 @@ def _print_notes(title: str, notes: Iterable[PathNote]) -> None:
         OUT.print(f"{title}: no files.")
         return
     table = new_table(f"{title}: {total} files", "files", "why", "for example", right=("files",))
-    for reason, paths in list(by_reason.items())[:_SHOWN]:
+    for reason, paths in list(by_reason.items())[:SHOWN]:
         table.add_row(str(len(paths)), escape(reason), escape(paths[0]))
-    _print_capped(table, len(by_reason))
+    print_capped(table, len(by_reason))
