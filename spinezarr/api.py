@@ -1,7 +1,7 @@
 """What a user holds in a notebook: an opened store."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ import numpy.typing as npt
 import xarray as xr
 from matplotlib.figure import Figure
 
+from spinezarr.audit.run import StoreAudit, audit_store, keep_audit
 from spinezarr.catalog import load_catalog
 from spinezarr.errors import StoreNotFoundError, UnknownScanError, UsageError
 from spinezarr.export.preview import PreviewPlane, draw_preview
@@ -300,6 +301,50 @@ class Store:
         known = [facts.dataset, facts.source, facts.split]
         caption = f"{', '.join(filter(None, known))}: {size} voxels of {spacing} mm (z, y, x)"
         return draw_preview(scan_id, planes, caption)
+
+    def audit(
+        self, scans: Sequence[str] | None = None, *, on_scan: Callable[[], None] = lambda: None
+    ) -> StoreAudit:
+        """Look for defects of annotation and data, scan by scan; nothing is written.
+
+        Parameters
+        ----------
+        scans
+            Scan ids; all of them if not given. Images and patients are always compared with those
+            of all scans.
+        on_scan
+            Called after each scan, for progress.
+
+        Returns
+        -------
+        StoreAudit
+            Findings with severity, vertebra, text, voxel and position in mm.
+
+        Raises
+        ------
+        UnknownScanError
+            If the store has no such scan.
+
+        Examples
+        --------
+        >>> audit = store.audit(["liver_0"])
+        >>> {finding.severity for finding in audit.findings} <= {"info", "warning"}
+        True
+        """
+        return audit_store(self._reader, self._engine, scans, on_scan=on_scan)
+
+    def keep_audit(self, audit: StoreAudit) -> None:
+        """Write an audit into the store: columns ``audit`` and ``audit_findings`` of the table.
+
+        What it says of a scan holds until that scan is ingested anew.
+
+        Raises
+        ------
+        ReadOnlyStoreError
+            If the store cannot be written.
+        """
+        keep_audit(self._reader, audit)
+        self._reader.forget_table()
 
     def _preview_position(self, scan: ScanHandle) -> ShapeZYX:
         """Choose where the planes cross: in the middle of the spine's bodies."""

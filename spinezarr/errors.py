@@ -4,11 +4,13 @@ A message names the file or scan, what was found, what was expected and the next
 """
 
 __all__ = [
+    "CardError",
     "CatalogError",
     "CorruptStoreError",
     "FormatError",
     "GridMismatchError",
     "LabelError",
+    "ReadOnlyStoreError",
     "RecipeError",
     "SpinezarrError",
     "StoreNotFoundError",
@@ -27,6 +29,10 @@ class UsageError(SpinezarrError, ValueError):
 
 class RecipeError(UsageError):
     """A recipe file that does not load; the message points at the key and its line."""
+
+
+class CardError(UsageError):
+    """A card file that does not load, or a dataset that has none."""
 
 
 class CatalogError(UsageError):
@@ -50,6 +56,10 @@ class StoreNotFoundError(SpinezarrError, FileNotFoundError):
 
     def __str__(self) -> str:
         return str(self.args[0])
+
+
+class ReadOnlyStoreError(SpinezarrError, OSError):
+    """A store that can be read and not written."""
 
 
 class UnknownScanError(SpinezarrError, KeyError):

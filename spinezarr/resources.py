@@ -30,8 +30,14 @@ def recipe_names() -> tuple[str, ...]:
     >>> "ctspine1k" in recipe_names()
     True
     """
-    shipped = resource("ingest").iterdir()
-    return tuple(sorted(f.name.removesuffix(".yaml") for f in shipped if f.name.endswith(".yaml")))
+    shipped = [file.name for file in resource("ingest").iterdir()]
+    return tuple(
+        sorted(
+            name.removesuffix(".yaml")
+            for name in shipped
+            if name.endswith(".yaml") and not name.endswith(".card.yaml")
+        )
+    )
 
 
 def recipe_path(recipe: str) -> Traversable:

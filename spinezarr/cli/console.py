@@ -13,12 +13,25 @@ from rich.table import Table
 
 from spinezarr.errors import SpinezarrError, StoreNotFoundError, UnknownScanError, UsageError
 
-__all__ = ["OUT", "errors_for_users", "megabytes", "new_table", "print_heading", "print_json"]
+__all__ = [
+    "ERR",
+    "OUT",
+    "SHOWN",
+    "errors_for_users",
+    "megabytes",
+    "new_table",
+    "print_capped",
+    "print_heading",
+    "print_json",
+]
 
 SOME_FAILED: Final = 1
 WRONG_USAGE: Final = 2
 INTERRUPTED: Final = 130
 """What a shell reports of a command that Ctrl-C ended."""
+
+SHOWN: Final = 20
+"""Rows of a table before the rest is only counted; --json has them all."""
 
 OUT: Final = Console(highlight=False)
 ERR: Final = Console(stderr=True, highlight=False)
@@ -61,6 +74,13 @@ def new_table(title: str, *columns: str, right: tuple[str, ...] = ()) -> Table:
             no_wrap=column in right,
         )
     return table
+
+
+def print_capped(table: Table, total: int) -> None:
+    """Print a table of the first :data:`SHOWN` of ``total`` rows, and how many are left out."""
+    OUT.print(table)
+    if total > SHOWN:
+        OUT.print(f"... and {total - SHOWN} more; --json lists them all.")
 
 
 def print_heading(text: str) -> None:

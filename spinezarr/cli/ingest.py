@@ -24,9 +24,11 @@ from spinezarr.catalog import load_catalog
 from spinezarr.cli.console import (
     ERR,
     OUT,
+    SHOWN,
     errors_for_users,
     megabytes,
     new_table,
+    print_capped,
     print_heading,
     print_json,
 )
@@ -41,8 +43,6 @@ from spinezarr.recipe import Recipe
 __all__ = ["ProgressBar", "ingest", "print_report"]
 
 _PAIRS: Final = "pairs"
-_SHOWN: Final = 20
-"""Rows of a table before the rest is only counted; --json has them all."""
 
 
 def ingest(
@@ -211,6 +211,8 @@ def print_report(report: IngestReport, *, as_json: bool) -> None:
     print_heading(f"Ingest into {report.store}")
     table = new_table("", "", "scans", right=("scans",))
     table.add_row("done", str(len(report.done)))
+    if report.updated:
+        table.add_row("updated, voxels unchanged", str(len(report.updated)))
     table.add_row("skipped, already whole", str(len(report.skipped)))
     table.add_row("failed", str(len(report.failed)), style="bold red" if report.failed else None)
     OUT.print(table)
@@ -223,20 +225,14 @@ def print_report(report: IngestReport, *, as_json: bool) -> None:
         )
     if report.failed:
         failures = new_table("Failed", "scan", "reason")
-        for failed in report.failed[:_SHOWN]:
+        for failed in report.failed[:SHOWN]:
             failures.add_row(escape(failed.scan_id), escape(failed.reason))
-        _print_capped(failures, len(report.failed))
+        print_capped(failures, len(report.failed))
     if report.notes:
         notes = new_table("Notes", "scan", "note")
-        for scan_id, texts in list(report.notes.items())[:_SHOWN]:
+        for scan_id, texts in list(report.notes.items())[:SHOWN]:
             notes.add_row(escape(scan_id), escape("\n".join(texts)))
-        _print_capped(notes, len(report.notes))
-
-
-def _print_capped(table: object, total: int) -> None:
-    OUT.print(table)
-    if total > _SHOWN:
-        OUT.print(f"... and {total - _SHOWN} more; --json lists them all.")
+        print_capped(notes, len(report.notes))
 
 
 def _print_discovery(recipe: Recipe, discovery: Discovery, *, as_json: bool) -> None:
@@ -255,14 +251,45 @@ def _print_discovery(recipe: Recipe, discovery: Discovery, *, as_json: bool) -> 
         row = [str(counts[split]) for split in splits]
         table.add_row(source or "(one)", *row, str(len(own)), megabytes(size))
     OUT.print(table)
-    layouts = ", ".join(f"{name} ({count})" for name, count in discovery.layouts.items())
-    OUT.print(f"Layout: {layouts}. Splits from: {discovery.split_file or 'the recipe'}.")
+    _print_patterns(recipe, discovery)
+    OUT.print(f"Splits from: {discovery.split_file or 'the recipe'}.")
     if discovery.absent:
         OUT.print(f"Listed in a split and not here: {len(discovery.absent)} scans.")
     unpaired = [PathNote(image.path, image.reason) for image in discovery.without_mask]
     unpaired += discovery.without_image
     _print_notes("Unpaired", unpaired)
     _print_notes("Ignored", discovery.ignored)
+
+
+def _print_patterns(recipe: Recipe, discovery: Discovery) -> None:
+    """Show what each pattern and table of the recipe matched, and what matched nothing."""
+    with_mask = sum(scan.has_mask for scan in discovery.scans)
+    with_centroids = sum(scan.centroids is not None for scan in discovery.scans)
+    OUT.print(f"{with_mask} scans have a mask, {with_centroids} have centroids.")
+    patterns = new_table(
+        "Patterns", "layout", "scans", "kind", "pattern", "files", right=("scans", "files")
+    )
+    shown = [use for use in discovery.patterns if use.layout in discovery.layouts]
+    for use in shown:
+        patterns.add_row(
+            escape(use.layout),
+            str(discovery.layouts[use.layout]) if use.kind == "image" else "",
+            use.kind,
+            escape(use.pattern),
+            str(use.files),
+            style=None if use.files else "yellow",
+        )
+    OUT.print(patterns)
+    empty = [name for name in recipe.layouts if name not in discovery.layouts]
+    if empty:
+        OUT.print(f"Layouts without a scan: {escape(', '.join(empty))}.")
+    if discovery.tables:
+        tables = new_table("Tables", "table", "files", "rows", "scans", right=("rows", "scans"))
+        for table in discovery.tables:
+            files = ", ".join(Path(file).name for file in table.files) or "none found"
+            row = (escape(table.name), escape(files), str(table.rows), str(table.matched))
+            tables.add_row(*row, style=None if table.files else "yellow")
+        OUT.print(tables)
 
 
 def _print_notes(title: str, notes: Iterable[PathNote]) -> None:
@@ -275,6 +302,6 @@ def _print_notes(title: str, notes: Iterable[PathNote]) -> None:
         OUT.print(f"{title}: no files.")
         return
     table = new_table(f"{title}: {total} files", "files", "why", "for example", right=("files",))
-    for reason, paths in list(by_reason.items())[:_SHOWN]:
+    for reason, paths in list(by_reason.items())[:SHOWN]:
         table.add_row(str(len(paths)), escape(reason), escape(paths[0]))
-    _print_capped(table, len(by_reason))
+    print_capped(table, len(by_reason))

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from spinezarr.cli.audit import audit
 from spinezarr.cli.demo import demo
 from spinezarr.cli.info import info
 from spinezarr.cli.ingest import ingest
@@ -20,8 +21,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-for command in (ingest, info, preview, init, demo):
-    app.command(no_args_is_help=command in (info, preview, ingest))(command)
+for command in (ingest, info, preview, audit, init, demo):
+    app.command(no_args_is_help=command in (info, preview, audit, ingest))(command)
 
 
 def _print_version(asked: bool) -> None:  # noqa: FBT001  typer's callback

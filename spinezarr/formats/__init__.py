@@ -1,22 +1,18 @@
 """Source file formats.
 
 Each image format opens as a :class:`~spinezarr.formats.volume.Volume`; centroid files are read
-whole, as :class:`~spinezarr.formats.centroids.Centroids`.
+whole, as :class:`~spinezarr.formats.centroids.Centroids`, tables as rows of text.
 """
 
-from spinezarr.formats.centroids import (
-    CentroidConvention,
-    Centroids,
-    out_of_order,
-    read_centroids,
-)
+from spinezarr.formats.centroids import Centroids, out_of_order, read_centroids
+from spinezarr.formats.dicom import DicomSeriesVolume
 from spinezarr.formats.nifti import NiftiVolume
 from spinezarr.formats.source_file import SourceFile
 from spinezarr.formats.volume import Volume, open_volume
 
 __all__ = [
-    "CentroidConvention",
     "Centroids",
+    "DicomSeriesVolume",
     "NiftiVolume",
     "SourceFile",
     "Volume",

@@ -28,9 +28,9 @@ the other way is flipped as ``size * spacing - x``, not ``(size - 1) * spacing -
 **How exact.** Neither dataset states whether coordinates count from 0 or from 1, nor whether from
 the centre or the corner of a voxel. They are taken to count from 0 at the centre; the error is at
 most one voxel along each axis. A cross-check: a user quotes label 16 of a 2019 challenge file at
-(42, 78, 57), which seems to be that of verse004 [3]_. The subject-based file of sub-verse004 puts
-it at voxel (79.1, 40.9, 32.3) toward P, I and R; read as above, the quoted point is at voxel
-(78.0, 41.0, 31.5).
+(42, 78, 57), in whole mm, which seems to be that of verse004 [3]_. The subject-based file of
+sub-verse004 puts it at voxel (79.1, 40.9, 32.3) toward P, I and R; read as above, the quoted point
+is at voxel (78.0, 41.0, 31.5).
 
 References
 ----------
@@ -43,7 +43,7 @@ References
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Final, Literal, get_args
+from typing import Final, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -51,12 +51,10 @@ import numpy.typing as npt
 from spinezarr.errors import FormatError
 from spinezarr.formats.landmarks import LandmarkFile, parse_lml, parse_verse_json
 from spinezarr.geometry import Grid, Matrix4x4
+from spinezarr.recipe import CentroidConvention
 from spinezarr.vertebrae import LEVELS
 
 __all__ = ["CentroidConvention", "Centroids", "out_of_order", "read_centroids"]
-
-CentroidConvention = Literal["verse", "verse-2019-challenge", "verse-2020-challenge", "lml"]
-"""In which frame and unit a centroid file states its points; see the top of this module."""
 
 _CHALLENGE_AXES: Final = {"verse-2019-challenge": "IPL", "verse-2020-challenge": "PIR"}
 """Directions toward which X, Y and Z increase."""

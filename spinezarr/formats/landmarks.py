@@ -131,7 +131,7 @@ def _direction_of(header: dict[str, Any], path: str) -> str:
         isinstance(found, list)
         and len(found) == len(_OPPOSITES)
         and all(isinstance(code, str) and len(code) == 1 for code in found)
-        and all(sum(code in pair for code in found) == 1 for pair in _OPPOSITES)
+        and all(any(code in pair for code in found) for pair in _OPPOSITES)
     )
     if not is_one_of_each:
         raise FormatError(

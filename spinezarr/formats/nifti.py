@@ -10,33 +10,30 @@ NIfTI-2: https://nifti.nimh.nih.gov/pub/dist/doc/nifti2.h
 """
 
 import io
-import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, BinaryIO, Final, Self, cast
+from typing import Any, BinaryIO, Final, Self
 
 import fsspec
 import nibabel as nib
 import numpy as np
 import numpy.typing as npt
-from isal import igzip, isal_zlib
+from isal import igzip
 from nibabel.spatialimages import HeaderDataError
 from nibabel.volumeutils import apply_read_scaling
 
 from spinezarr.errors import FormatError
+from spinezarr.formats.affine import check_affine
+from spinezarr.formats.slabs import GZIP_MAGIC, READ_BYTES, read_into, read_slabs, skip
 from spinezarr.formats.source_file import HashingFile, SourceFile
 from spinezarr.geometry import Grid
 
 __all__ = ["NiftiVolume"]
 
-_GZIP_MAGIC: Final = b"\x1f\x8b"
 _HEADER_CLASSES: Final[dict[int, Any]] = {348: nib.Nifti1Header, 540: nib.Nifti2Header}
 """By ``sizeof_hdr``, the first field of the header."""
 _MAGIC: Final = {348: (b"n+1\x00",), 540: (b"n+2\x00",)}
 """Single files only; ``.hdr``/``.img`` pairs have other magic."""
-_READ_BYTES: Final = 1 << 20
-# The stub of isal calls this class an instance.
-_ISAL_ERROR: Final = cast("type[Exception]", isal_zlib.error)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,33 +88,16 @@ class NiftiVolume:
     def slabs(self, thicknesses: Iterable[int], /) -> Iterator[npt.NDArray[Any]]:
         """Yield the values in file order; see :meth:`spinezarr.formats.volume.Volume.slabs`."""
         header, path = self._header, self._path
-        ni, nj, nk = header.grid.shape_ijk
-        slice_bytes = ni * nj * header.stored_dtype.itemsize
         with self._fs.open(path, "rb") as raw:
             self._read = HashingFile(raw)
-            stream = _decompressed(io.BufferedReader(self._read, _READ_BYTES), path)
-            _skip(stream, header.data_offset, path)
-            done = 0
-            for thickness in thicknesses:
-                try:
-                    block = np.empty(thickness * slice_bytes, np.uint8)
-                except (MemoryError, ValueError):
-                    raise FormatError(
-                        f"{path}: its header names {header.grid.shape_ijk} voxels: "
-                        f"{thickness} slices are more than fit into memory."
-                    ) from None
-                got = _read_into(stream, block, path)
-                if got < block.nbytes:
-                    found, expected = done * slice_bytes + got, nk * slice_bytes
-                    raise FormatError(
-                        f"{path}: cut short: its voxels end after about {found} of {expected} "
-                        "bytes. Download it again."
-                    )
-                done += thickness
-                stored = block.view(header.stored_dtype).reshape((thickness, nj, ni)).T
-                yield self._values(stored)
+            stream = _decompressed(io.BufferedReader(self._read, READ_BYTES), path)
+            skip(stream, header.data_offset, path)
+            stored = read_slabs(
+                stream, header.grid.shape_ijk, header.stored_dtype, thicknesses, path
+            )
+            yield from map(self._values, stored)
             # Reading on to the end checks gzip's own checksum and completes the hash.
-            while _read_into(stream, np.empty(_READ_BYTES, np.uint8), path):
+            while read_into(stream, np.empty(READ_BYTES, np.uint8), path):
                 pass
 
     def _values(self, stored: npt.NDArray[Any]) -> npt.NDArray[Any]:
@@ -143,43 +123,12 @@ def _decompressed(raw: BinaryIO | io.BufferedReader, path: str) -> io.BufferedIO
     start = buffered.peek(2)[:2]
     if not start:
         raise FormatError(f"{path}: is empty. Download it again.")
-    return igzip.IGzipFile(fileobj=buffered, mode="rb") if start == _GZIP_MAGIC else buffered
-
-
-def _read_into(stream: io.BufferedIOBase, block: npt.NDArray[np.uint8], path: str) -> int:
-    """Fill ``block`` as far as the stream goes; return the bytes read."""
-    view = block.data
-    filled = 0
-    try:
-        while filled < len(view):
-            got = stream.readinto(view[filled : filled + (_READ_BYTES << 3)])
-            if not got:
-                break
-            filled += got
-    except EOFError:
-        # gzip data that ends without its end mark: what came is not complete.
-        return filled
-    except (OSError, zlib.error, _ISAL_ERROR) as problem:
-        if isinstance(problem, OSError) and problem.errno is not None:
-            raise
-        raise FormatError(
-            f"{path}: does not decompress: {problem}. Download it again."
-        ) from problem
-    return filled
-
-
-def _skip(stream: io.BufferedIOBase, size: int, path: str) -> None:
-    left = size
-    while left:
-        got = _read_into(stream, np.empty(min(left, _READ_BYTES), np.uint8), path)
-        if not got:
-            raise FormatError(f"{path}: ends before its voxels start, at byte {size}.")
-        left -= got
+    return igzip.IGzipFile(fileobj=buffered, mode="rb") if start == GZIP_MAGIC else buffered
 
 
 def _read_header(stream: io.BufferedIOBase, path: str) -> _Header:
     start = np.zeros(4, np.uint8)
-    got = _read_into(stream, start, path)
+    got = read_into(stream, start, path)
     sizes = {int(start.view(order)[0]) for order in ("<i4", ">i4")}
     size = next((s for s in _HEADER_CLASSES if s in sizes), None)
     if got < start.nbytes or size is None:
@@ -188,7 +137,7 @@ def _read_header(stream: io.BufferedIOBase, path: str) -> _Header:
             "expected the header size 348 or 540."
         )
     rest = np.empty(size - 4, np.uint8)
-    if _read_into(stream, rest, path) < rest.nbytes:
+    if read_into(stream, rest, path) < rest.nbytes:
         raise FormatError(f"{path}: ends inside its {size}-byte header. Download it again.")
     parsed = _HEADER_CLASSES[size](start.tobytes() + rest.tobytes(), check=False)
     magic = bytes(parsed["magic"].tobytes()[:4])
@@ -218,7 +167,7 @@ def _check_header(parsed: nib.Nifti1Header, path: str, header_size: int) -> _Hea
     offset = int(stated) or header_size + 4
     if offset < header_size:
         raise FormatError(f"{path}: vox_offset {offset} lies inside the header.")
-    grid = Grid(shape, _check_affine(parsed, path))
+    grid = Grid(shape, _affine(parsed, path))
     return _Header(grid, dtype, slope, inter, offset, tuple(notes))
 
 
@@ -249,17 +198,12 @@ def _check_dtype(parsed: nib.Nifti1Header, path: str) -> np.dtype[Any]:
     return dtype
 
 
-def _check_affine(parsed: nib.Nifti1Header, path: str) -> npt.NDArray[np.float64]:
+def _affine(parsed: nib.Nifti1Header, path: str) -> npt.NDArray[np.float64]:
     if parsed["pixdim"][0] == 0:
         parsed["pixdim"][0] = 1  # "if qfac is 0, use 1" (nifti1.h, method 2)
     try:
         affine = np.asarray(parsed.get_best_affine(), np.float64)
     except (HeaderDataError, ValueError) as problem:
         raise FormatError(f"{path}: unusable orientation: {problem}.") from problem
-    lengths = np.linalg.norm(affine[:3, :3], axis=0)
-    if not np.isfinite(affine).all() or lengths.min() == 0:
-        raise FormatError(f"{path}: its affine places no voxel in space: {affine.tolist()}.")
-    # The volume of a voxel against that of a box with its edges: 1 when square, 0 when flat.
-    if abs(np.linalg.det(affine[:3, :3])) < 1e-3 * lengths.prod():
-        raise FormatError(f"{path}: its affine folds the volume flat: {affine.tolist()}.")
+    check_affine(affine, path)
     return affine

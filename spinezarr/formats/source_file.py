@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+from collections import deque
 from dataclasses import dataclass
 from typing import BinaryIO
 
@@ -12,17 +13,17 @@ __all__ = ["HashingFile", "SourceFile"]
 
 @dataclass(frozen=True, slots=True)
 class SourceFile:
-    """The bytes that a volume was read from."""
+    """The bytes that a volume was read from; of several files, those of one after the other."""
 
     size_bytes: int
     sha256: str
 
 
 class HashingFile(io.RawIOBase):
-    """Hashes and counts what is read from a file."""
+    """Hashes and counts what is read from a file, or from several, one after the other."""
 
-    def __init__(self, raw: BinaryIO) -> None:
-        self._raw = raw
+    def __init__(self, *raws: BinaryIO) -> None:
+        self._raws = deque(raws)
         self._sha256 = hashlib.sha256()
         self._size_bytes = 0
 
@@ -33,7 +34,9 @@ class HashingFile(io.RawIOBase):
     def readinto(self, buffer: Buffer, /) -> int:
         """Read as many bytes as ``buffer`` has room for; return how many came."""
         view = memoryview(buffer).cast("B")
-        block = self._raw.read(len(view))
+        block = b""
+        while self._raws and not (block := self._raws[0].read(len(view))):
+            self._raws.popleft()
         view[: len(block)] = block
         self._sha256.update(block)
         self._size_bytes += len(block)

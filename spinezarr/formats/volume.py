@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from spinezarr.errors import FormatError
+from spinezarr.formats.dicom import DicomSeriesVolume
 from spinezarr.formats.nifti import NiftiVolume
 from spinezarr.formats.source_file import SourceFile
 from spinezarr.geometry import Grid
@@ -16,7 +17,7 @@ __all__ = ["Volume", "open_volume"]
 
 
 class Volume(Protocol):
-    """An opened image file: its grid is known before any voxel is read.
+    """An opened image file or series: its grid is known before any voxel is read.
 
     Implementations never reorient or cast; the ingest does, the same way for all formats.
     """
@@ -56,23 +57,26 @@ class Volume(Protocol):
 _OPENERS: Final[dict[str, Callable[[fsspec.AbstractFileSystem, str], Volume]]] = {
     ".nii": NiftiVolume.open,
     ".nii.gz": NiftiVolume.open,
+    "/": DicomSeriesVolume.open,
 }
 
 
 def open_volume(fs: fsspec.AbstractFileSystem, path: str) -> Volume:
-    """Open a source file by the format that its name says.
+    """Open a source file by the format that its name says; a folder is a series of DICOM slices.
 
     Parameters
     ----------
     fs
         Where the file is.
     path
-        Its path there.
+        Its path there; that of a folder ends with a slash.
 
     Raises
     ------
     FormatError
         If no format has this ending, or the file is not what its name says.
+    UsageError
+        If the format needs a package that is not installed.
     """
     for ending, opener in _OPENERS.items():
         if path.lower().endswith(ending):

@@ -8,7 +8,7 @@ from typing import Final
 
 from spinezarr.errors import RecipeError
 from spinezarr.ingest.raw_folder import RawFolder
-from spinezarr.recipe import Layout, PathPattern, Recipe, path_pattern_of, value_of
+from spinezarr.recipe import Layout, PathPattern, Recipe, fill, path_pattern_of, value_of
 
 __all__ = ["ChosenImages", "FoundImage", "LabelPart", "PathNote", "choose_images", "match_images"]
 
@@ -110,17 +110,19 @@ def _fits(recipe: Recipe, path: str) -> Iterator[FoundImage]:
     """Yield the image that a path is in each layout; a layout's first matching pattern counts."""
     for key, layout in recipe.layouts.items():
         for pattern in layout.image:
-            texts = PathPattern(pattern).match(path)
-            scan_id = None if texts is None else recipe.fill(recipe.scan_id, texts)
-            if texts is None or scan_id is None or recipe.fill(recipe.source, texts) is None:
+            remembered = PathPattern(pattern).match(path)
+            if remembered is None:
+                continue
+            texts = recipe.known_texts({**layout.texts, **remembered})
+            scan_id = fill(recipe.scan_id, texts)
+            if scan_id is None or fill(recipe.source, texts) is None:
                 continue
             if not _SCAN_ID.fullmatch(scan_id):
                 raise RecipeError(
                     f"{path}: gives the scan id {scan_id!r}, which cannot name a folder. An id "
                     "starts with a letter or digit and holds no '/', '\\' or control characters."
                 )
-            same = recipe.fill(recipe.same_scan, texts) or scan_id
-            yield FoundImage(path, key, recipe.known_texts(texts), scan_id, same)
+            yield FoundImage(path, key, texts, scan_id, fill(recipe.same_scan, texts) or scan_id)
             break
 
 

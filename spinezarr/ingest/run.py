@@ -135,9 +135,11 @@ def _open_store(recipe: Recipe, out: str) -> StoreWriter:
         homepage=recipe.homepage,
     )
     try:
-        return StoreWriter(out, root)
+        store = StoreWriter(out, root)
+        store.audit_log()  # damage of it is met before any work is done
     except OSError as problem:
         raise UsageError(f"{out}: cannot be written: {problem.strerror or problem}.") from problem
+    return store
 
 
 class _Run:

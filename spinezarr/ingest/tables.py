@@ -2,7 +2,7 @@
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from spinezarr.errors import FormatError
@@ -57,7 +57,7 @@ def join_tables(recipe: Recipe, raw: RawFolder, images: Iterable[FoundImage]) ->
             wanted = recipe.fill(table.matches, image.texts)
             if wanted is not None:
                 scan_of[_normal(wanted)].append(image.scan_id)
-        files, rows, matched = _rows(recipe, raw, name, table), 0, 0
+        files, rows, matched = _rows(recipe, raw, name, scan_of.keys()), 0, 0
         for row in (row for listed in files.values() for row in listed):
             rows += 1
             scans = scan_of.get(_normal(row.scan), [])
@@ -88,8 +88,11 @@ class _Row:
     cells: dict[str, str]
 
 
-def _rows(recipe: Recipe, raw: RawFolder, name: str, table: Table) -> dict[str, list[_Row]]:
+def _rows(
+    recipe: Recipe, raw: RawFolder, name: str, wanted: Collection[str]
+) -> dict[str, list[_Row]]:
     """Read the rows of a table's files: the first there is in the raw folder, and the shipped."""
+    table = recipe.tables[name]
     files: dict[str, list[_Row]] = {}
     found = (
         path
@@ -99,29 +102,41 @@ def _rows(recipe: Recipe, raw: RawFolder, name: str, table: Table) -> dict[str, 
     )
     path = next(found, None)
     if path is not None:
-        files[path] = list(_parse(table, raw.read(path), path))
+        files[path] = list(_parse(table, raw.read(path), path, wanted))
     shipped = recipe.shipped_table(name)
     if shipped is not None:
-        files[str(shipped)] = list(_parse(table, shipped.read_bytes(), str(shipped)))
+        files[str(shipped)] = list(_parse(table, shipped.read_bytes(), str(shipped), wanted))
     return files
 
 
-def _parse(table: Table, data: bytes, path: str) -> Iterator[_Row]:
+def _parse(table: Table, data: bytes, path: str, wanted: Collection[str]) -> Iterator[_Row]:
     if table.find is not None:
         text = data.decode("utf-8-sig", "replace")
         for scan in dict.fromkeys(match[0] for match in re.finditer(table.find, text)):
             yield _Row(scan, "", table.set)
         return
     rows = read_sheet(data, path, delimiter=table.delimiter, header=table.header)
-    key = table.key or ""
     known = dict.fromkeys(column for row in rows for column in row)
+    key = table.key or _naming_column(rows, known, wanted)
     for column in filter(None, (key, table.split)):
         if rows and column not in known:
             raise FormatError(
                 f"{path}: has no column {column!r}, which the recipe names; its columns are: "
                 f"{', '.join(known)}. Correct the recipe's key, header or delimiter."
             )
-    for row in rows:
+    for row in rows if key else ():
         if key in row:
             cells = {column: text for column, text in row.items() if column != key}
             yield _Row(row[key], row.get(table.split or "", ""), {**cells, **table.set})
+
+
+def _naming_column(
+    rows: list[dict[str, str]], columns: Iterable[str], wanted: Collection[str]
+) -> str:
+    """Return the column in which most of the wanted scans are named; empty if none is."""
+    named = {
+        column: len({_normal(row[column]) for row in rows if column in row} & set(wanted))
+        for column in columns
+    }
+    best = max(named, key=named.__getitem__, default="")
+    return best if best and named[best] else ""

@@ -10,7 +10,7 @@ from spinezarr.recipe.layout import (
     value_of,
 )
 from spinezarr.recipe.model import Ignored, Lookup, Recipe, Splits
-from spinezarr.recipe.pattern import PathPattern, path_pattern_of
+from spinezarr.recipe.pattern import PathPattern, fill, path_pattern_of
 from spinezarr.recipe.table import Listed, Table
 
 __all__ = [
@@ -27,6 +27,7 @@ __all__ = [
     "Recipe",
     "Splits",
     "Table",
+    "fill",
     "path_pattern_of",
     "value_of",
 ]

@@ -99,6 +99,8 @@ class Layout(StrictModel):
 
     One that ends with ``/`` is a folder of DICOM slices.
     """
+    texts: dict[str, str] = Field(default_factory=dict)
+    """Further texts, the same for all its images."""
     label: TemplateTexts = ()
     """Templates of the mask of an image, tried in order; ``*`` and ``**/`` stand for any text."""
     label_parts: LabelParts | None = None

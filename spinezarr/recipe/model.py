@@ -3,10 +3,11 @@
 from collections.abc import Iterator, Mapping
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Self
 
-from pydantic import Field, PrivateAttr, ValidationError
+from pydantic import Field, PrivateAttr, ValidationError, model_validator
 
+from spinezarr.card import Card
 from spinezarr.errors import RecipeError
 from spinezarr.recipe.layout import Labels, Layout
 from spinezarr.recipe.pattern import (
@@ -25,21 +26,38 @@ __all__ = ["Ignored", "Lookup", "Recipe", "Splits"]
 
 
 class Lookup(StrictModel):
-    """A value found by matching a remembered text against patterns; the first match counts."""
+    """A value found by matching a remembered text against patterns; the first match counts.
 
-    of: str
-    """Name of the remembered text."""
-    values: dict[PatternText, str]
-    """Pattern to value."""
+    Examples
+    --------
+    >>> lookup = Lookup(of="stem", values={"sub-{id}_dir-*": "{id}", "{id}_CT*": "{id|lower}"})
+    >>> lookup.get({"stem": "sub-gl003_dir-ax"}), lookup.get({"stem": "GL017_CT_ax"})
+    ('gl003', 'gl017')
+    """
+
+    of: Texts
+    """Name of the remembered text; of several, the first that matches counts."""
+    values: dict[PatternText, TemplateText]
+    """Pattern to value; the value may use what the pattern remembers."""
+
+    @model_validator(mode="after")
+    def _values_use_known_names(self) -> Self:
+        for pattern, value in self.values.items():
+            unknown = sorted(template_names(value) - PathPattern(pattern).names)
+            if unknown:
+                raise ValueError(
+                    f"the value {value!r} uses {{{unknown[0]}}}, which its pattern {pattern!r} "
+                    "does not name"
+                )
+        return self
 
     def get(self, texts: Mapping[str, str]) -> str | None:
         """Return the value for remembered ``texts``, or None if no pattern matches."""
-        text = texts.get(self.of)
-        if text is None:
-            return None
-        for pattern, value in self.values.items():
-            if PathPattern(pattern).match(text) is not None:
-                return value
+        for name in self.of:
+            for pattern, value in self.values.items() if name in texts else ():
+                found = PathPattern(pattern).match(texts[name])
+                if found is not None:
+                    return fill(value, found)
         return None
 
 
@@ -113,6 +131,8 @@ class Recipe(StrictModel):
     """SPDX identifier where there is one."""
     citation: str
     homepage: str | None = None
+    card: str | None = None
+    """File beside the recipe with the figures that the dataset's published card prints."""
     layouts: Annotated[dict[str, Layout], Field(min_length=1)]
     lookups: dict[str, Lookup] = Field(default_factory=dict)
     scan_id: TemplateText = "{scan}"
@@ -210,7 +230,7 @@ class Recipe(StrictModel):
             )
         for name, layout in self.layouts.items():
             for pattern in layout.image:
-                known = self._known_names(PathPattern(pattern).names)
+                known = self._known_names(PathPattern(pattern).names | layout.texts.keys())
                 for key, template in self._templates(name, layout):
                     allowed = known | {"part"} if key[-2:] == ("label_parts", "file") else known
                     missing = sorted(template_names(template) - allowed)
@@ -224,7 +244,7 @@ class Recipe(StrictModel):
     def _known_names(self, remembered: frozenset[str]) -> frozenset[str]:
         known = remembered
         for name, lookup in self.lookups.items():
-            if lookup.of in known:
+            if known & set(lookup.of):
                 known |= {name}
         return known
 
@@ -258,6 +278,25 @@ class Recipe(StrictModel):
             return {}
         listed = self._shipped(self.splits.shipped, "splits.shipped")
         return self.splits.parse(listed.read_text(encoding="utf-8-sig"), str(listed))
+
+    def shipped_card(self) -> Card | None:
+        """Read the card that lies beside the recipe; None if it names none.
+
+        Raises
+        ------
+        RecipeError
+            If the recipe names a card that is not there.
+        CardError
+            If the card does not load.
+
+        Examples
+        --------
+        >>> Recipe.load("ctspine1k").shipped_card().scans
+        1005
+        """
+        if self.card is None or self._file is None:
+            return None
+        return Card.load_file(self._shipped(self.card, "card"))
 
     def shipped_table(self, name: str) -> Traversable | None:
         """Return the file of a table that lies beside the recipe; None if it names none.

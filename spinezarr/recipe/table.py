@@ -27,7 +27,7 @@ class Table(StrictModel):
     shipped: str | None = None
     """File beside the recipe; read as well as the one in the raw folder."""
     key: str | None = None
-    """Column that names the scan."""
+    """Column that names the scan; if not given, the one in which most scans are named."""
     find: Annotated[str, AfterValidator(_checked_regex)] | None = None
     """Regular expression that finds the names of scans in a text without columns."""
     matches: TemplateText = "{scan}"
@@ -43,14 +43,14 @@ class Table(StrictModel):
 
     @model_validator(mode="after")
     def _one_way_to_name_scans(self) -> Self:
-        if (self.key is None) == (self.find is None):
+        if self.key is not None and self.find is not None:
             raise ValueError(
                 "give either 'key', the column that names the scan, or 'find', a regular "
                 "expression for scan names in a text without columns"
             )
         if not self.files and self.shipped is None:
             raise ValueError("give 'files', 'shipped' or both")
-        if self.header and self.key not in self.header:
+        if self.header and self.key is not None and self.key not in self.header:
             raise ValueError(f"'key' {self.key!r} is not in 'header'")
         return self
 

@@ -10,6 +10,7 @@ from spinezarr.errors import UsageError
 
 __all__ = [
     "PARTIAL",
+    "is_read_only",
     "open_filesystem",
     "publish_file",
     "remove_folder",
@@ -42,6 +43,12 @@ def open_filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
             problem
         )
     return fs, path.rstrip("/") or path
+
+
+def is_read_only(fs: fsspec.AbstractFileSystem) -> bool:
+    """Whether nothing can be written there whoever asks: a web server."""
+    protocols = (fs.protocol,) if isinstance(fs.protocol, str) else fs.protocol
+    return not {"http", "https"}.isdisjoint(protocols)
 
 
 def write_file(fs: fsspec.AbstractFileSystem, path: str, data: bytes) -> None:

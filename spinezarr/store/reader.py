@@ -145,6 +145,10 @@ class StoreReader:
             # An ingest may have put a new table in its place just now.
             return self._read_table()
 
+    def forget_table(self) -> None:
+        """Read the scan table again when it is next asked for."""
+        self.__dict__.pop("table", None)
+
     def _read_table(self) -> xr.Dataset:
         place = f"{self.path}/{TABLE}"
         # While a table is replaced, the old one lies beside its place for a moment.

@@ -1,7 +1,7 @@
 """The scan table: one row a scan, so that choosing scans never opens them."""
 
 import re
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -9,6 +9,7 @@ import numpy.typing as npt
 import xarray as xr
 
 from spinezarr.store.attributes import RootAttributes, ScanAttributes
+from spinezarr.store.audit_log import AuditedScan
 from spinezarr.vertebrae import LEVELS
 
 __all__ = ["ANOMALY", "ERRATUM", "build_table", "natural_key"]
@@ -32,7 +33,11 @@ def natural_key(name: str) -> tuple[tuple[int, int | str], ...]:
     return tuple((0, int(part)) if part.isdecimal() else (1, part) for part in parts if part)
 
 
-def build_table(root: RootAttributes, scans: Iterable[ScanAttributes]) -> xr.Dataset:
+def build_table(
+    root: RootAttributes,
+    scans: Iterable[ScanAttributes],
+    audited: Mapping[str, AuditedScan] | None = None,
+) -> xr.Dataset:
     """Lay out scans as a table over ``scan``, ``vertebra`` and ``axis``.
 
     Parameters
@@ -41,6 +46,8 @@ def build_table(root: RootAttributes, scans: Iterable[ScanAttributes]) -> xr.Dat
         The dataset they belong to.
     scans
         In any order; rows come in natural order of the scan ids.
+    audited
+        What the audit found, by scan id; scans that it leaves out are not audited.
 
     Returns
     -------
@@ -54,6 +61,7 @@ def build_table(root: RootAttributes, scans: Iterable[ScanAttributes]) -> xr.Dat
     rows = sorted(scans, key=lambda scan: natural_key(scan.scan_id))
     variables: dict[str, tuple[tuple[str, ...], npt.NDArray[Any], dict[str, Any]]] = {
         **_scan_columns(rows),
+        **_audit_columns(rows, audited or {}),
         **_vertebra_columns(rows),
     }
     variables |= _joined_columns(rows, taken={*variables, "scan", "vertebra", "axis"})
@@ -120,6 +128,24 @@ def _scan_columns(rows: Sequence[ScanAttributes]) -> dict[str, Any]:
             {"units": "byte"},
         ),
         "stored_bytes": ("scan", numbers(stored, "i8"), {"units": "byte"}),
+    }
+
+
+def _audit_columns(
+    rows: Sequence[ScanAttributes], audited: Mapping[str, AuditedScan]
+) -> dict[str, Any]:
+    results = [audited.get(row.scan_id) for row in rows]
+    return {
+        "audit": (
+            "scan",
+            _strings("" if found is None else found.verdict for found in results),
+            {"long_name": "ok, or worst severity found; empty if not audited"},
+        ),
+        "audit_findings": (
+            "scan",
+            _strings("" if found is None else found.summary for found in results),
+            {},
+        ),
     }
 
 

@@ -8,7 +8,7 @@ import fsspec
 import numpy as np
 import numpy.typing as npt
 
-from spinezarr.errors import UsageError
+from spinezarr.errors import CorruptStoreError, ReadOnlyStoreError, UsageError
 from spinezarr.geometry import axis_positions_mm
 from spinezarr.store.attributes import (
     ManifestEntry,
@@ -19,8 +19,10 @@ from spinezarr.store.attributes import (
     seal,
     unseal,
 )
+from spinezarr.store.audit_log import AUDIT_FILE, AuditLog
 from spinezarr.store.files import (
     PARTIAL,
+    is_read_only,
     open_filesystem,
     publish_file,
     remove_folder,
@@ -151,13 +153,56 @@ class StoreWriter:
         publish_file(self._fs, path, seal({**metadata, "attributes": scan.to_json()}))
 
     def write_table(self, scans: Iterable[ScanAttributes]) -> None:
-        """Write the scan table anew and put it in the place of the old one."""
+        """Write the scan table anew and put it in the place of the old one.
+
+        Raises
+        ------
+        CorruptStoreError
+            If the results of the last audit, which the table shows, are damaged.
+        """
+        rows = list(scans)
+        audited = self.audit_log().current({scan.scan_id: scan for scan in rows})
         place = f"{self._path}/{TABLE}"
         new = place + PARTIAL
         remove_folder(self._fs, new)
-        for key, data in table_files(build_table(self.root, scans)).items():
+        for key, data in table_files(build_table(self.root, rows, audited)).items():
             write_file(self._fs, f"{new}/{key}", data)
         replace_folder(self._fs, new, place)
+
+    def audit_log(self) -> AuditLog:
+        """Read what the last audits found; empty if there was none.
+
+        Raises
+        ------
+        CorruptStoreError
+            If it is damaged.
+        """
+        path = f"{self._path}/{AUDIT_FILE}"
+        try:
+            return AuditLog.of_file(self._fs.cat_file(path))
+        except FileNotFoundError:
+            return AuditLog()
+        except (ValueError, KeyError, TypeError, AttributeError) as problem:
+            raise CorruptStoreError(
+                f"{path}: is not what spinezarr writes ({problem}). "
+                f"Run 'spinezarr audit {self.url}' over all scans again: it writes it anew."
+            ) from problem
+
+    def write_audit(self, log: AuditLog) -> None:
+        """Keep the results of an audit, then show them in the scan table.
+
+        Raises
+        ------
+        ReadOnlyStoreError
+            If the store cannot be written.
+        """
+        try:
+            if is_read_only(self._fs):
+                raise PermissionError("web servers are only read")
+            publish_file(self._fs, f"{self._path}/{AUDIT_FILE}", log.to_file())
+        except (OSError, NotImplementedError) as problem:
+            raise ReadOnlyStoreError(f"{self.url}: cannot be written: {problem}.") from problem
+        self.write_table(self.published())
 
 
 def _identity(root: RootAttributes) -> tuple[str, str]:

@@ -245,6 +245,7 @@ def test_a_level_named_again_keeps_its_first_point_and_the_note_says_how_far(con
         ((0, 0, 0), None),
         ((10, 20, 30), None),
         ((-1, 21, 31), None),
+        ((-1.1, 5, 5), "2.2"),
         ((-1.5, 5, 5), "3.0"),
         ((5, 23, 5), "3.0"),
         ((13, 5, -3), "6.2"),

@@ -1,0 +1,1 @@
+"""Finding defects of annotation and data in stores: rules, and running them."""

@@ -1,0 +1,99 @@
+"""Rules across scans and stores: what must not be in two splits."""
+
+from collections import defaultdict
+from collections.abc import Hashable, Iterable, Iterator
+from dataclasses import dataclass
+
+import xarray as xr
+
+from spinezarr.audit.finding import Finding
+
+__all__ = ["ScanKey", "keys_of", "same_image", "same_patient"]
+
+
+@dataclass(frozen=True, slots=True)
+class ScanKey:
+    """What tells scans and patients apart."""
+
+    url: str
+    """Of the store."""
+    dataset: str
+    scan_id: str
+    patient_id: str
+    split: str
+    image_checksum: str
+
+
+def keys_of(url: str, dataset: str, table: xr.Dataset) -> list[ScanKey]:
+    """Return the keys of a store's scans."""
+    columns = (table[name].to_numpy() for name in ("scan", "patient_id", "split", "image_checksum"))
+    return [ScanKey(url, dataset, *map(str, row)) for row in zip(*columns, strict=True)]
+
+
+def same_image(keys: Iterable[ScanKey]) -> Iterator[tuple[ScanKey, Finding]]:
+    """Find images that occur more than once: bit for bit the same voxels.
+
+    An error in two splits of a dataset, a warning in one split or in two datasets.
+    """
+    for group in _groups((key.image_checksum, key) for key in keys):
+        for key in group:
+            alike = [other for other in group if other != key]
+            leaks = [other for other in alike if _leaks(key, other)]
+            if leaks:
+                what = f"the image is also in split {_named(leaks)}"
+            elif any(other.dataset != key.dataset for other in alike):
+                what = f"the image is also in another dataset: {_named(alike)}"
+            else:
+                what = f"the image is there twice: {_named(alike)}"
+            yield key, _finding("same-image", key, leaks or alike, what, error=bool(leaks))
+
+
+def same_patient(keys: Iterable[ScanKey]) -> Iterator[tuple[ScanKey, Finding]]:
+    """Find patients of a dataset that are in two splits: tests then measure memory."""
+    for group in _groups(((key.dataset, key.patient_id), key) for key in keys):
+        for key in group:
+            leaks = [other for other in group if _leaks(key, other)]
+            if leaks:
+                what = f"patient {key.patient_id} is also in split {_named(leaks)}"
+                yield key, _finding("same-patient", key, leaks, what, error=True)
+
+
+def _groups(pairs: Iterable[tuple[Hashable, ScanKey]]) -> Iterator[list[ScanKey]]:
+    """Yield scans that share something with another."""
+    found: dict[Hashable, list[ScanKey]] = defaultdict(list)
+    for shared, key in pairs:
+        found[shared].append(key)
+    return (group for group in found.values() if len(group) > 1)
+
+
+def _leaks(key: ScanKey, other: ScanKey) -> bool:
+    """Whether two scans are in different splits of one dataset."""
+    return (
+        key.dataset == other.dataset
+        and "" not in {key.split, other.split}
+        and (key.split != other.split)
+    )
+
+
+def _named(others: list[ScanKey]) -> str:
+    first = others[0]
+    more = f" and {len(others) - 1} more" if len(others) > 1 else ""
+    where = f"{first.split} " if first.split else ""
+    return f"{where}({first.dataset}, {first.scan_id}{more})"
+
+
+def _finding(rule: str, key: ScanKey, others: list[ScanKey], text: str, *, error: bool) -> Finding:
+    return Finding(
+        key.scan_id,
+        rule,
+        "error" if error else "warning",
+        text,
+        facts={
+            "split": key.split,
+            "others": [
+                {"store": o.url, "dataset": o.dataset, "scan": o.scan_id, "split": o.split}
+                for o in others
+            ],
+        },
+        others=tuple(other.scan_id for other in others if other.url == key.url),
+    )

@@ -1,0 +1,94 @@
+"""Rules on centres that the dataset annotates in files of its own; no voxel is read."""
+
+from collections.abc import Iterator
+from itertools import pairwise
+from typing import Final
+
+import numpy as np
+
+from spinezarr.audit.finding import Finding, place_of_point, place_of_voxel
+from spinezarr.store.attributes import ScanAttributes
+from spinezarr.vertebrae import ANATOMICAL_ORDER, LEVELS
+
+__all__ = ["centroid_order", "centroid_outside", "centroid_unmatched"]
+
+_WRONG_MM: Final = 10.0
+"""A point further than this from its label is another vertebra's, or read in a wrong convention.
+
+Half the step between thoracic vertebrae (20 to 24 mm in lidc-idri-0001).
+"""
+
+
+def _tolerance_mm(scan: ScanAttributes) -> float:
+    """Return the diagonal of a voxel.
+
+    Points are annotated to a voxel, and whether they count from 0 or 1 is undecided.
+    """
+    return float(np.linalg.norm(scan.spacing_zyx_mm))
+
+
+def centroid_outside(scan: ScanAttributes) -> Iterator[Finding]:
+    """Find annotated centres outside the label of their vertebra."""
+    for name, point in scan.centroids.items():
+        distance = point.label_distance_mm
+        if distance is None or distance <= _tolerance_mm(scan):
+            continue
+        where = place_of_point(scan, point.position_zyx_mm)
+        yield Finding(
+            scan.scan_id,
+            "centroid-outside",
+            "error" if distance > max(_WRONG_MM, _tolerance_mm(scan)) else "warning",
+            f"the annotated centre of {name} lies {distance:.1f} mm outside its label",
+            vertebra=name,
+            voxel_zyx=where.voxel_zyx,
+            position_mm=where.position_mm,
+            facts={"label_distance_mm": distance},
+        )
+
+
+def centroid_unmatched(scan: ScanAttributes) -> Iterator[Finding]:
+    """Find centres without a label, and labels without a centre.
+
+    S1 and S2 have no label of their own, and a scan without mask or without points lacks them all.
+    """
+    if not scan.centroids or not scan.vertebrae:
+        return
+    for name in ANATOMICAL_ORDER:
+        point, record = scan.centroids.get(name), scan.vertebrae.get(name)
+        if point is not None and record is None:
+            where = place_of_point(scan, point.position_zyx_mm)
+            text = f"{name} has an annotated centre and no label"
+        elif point is None and record is not None:
+            where = place_of_voxel(scan, record.centroid_zyx)
+            text = f"{name} has a label and no annotated centre"
+        else:
+            continue
+        yield Finding(
+            scan.scan_id,
+            "centroid-unmatched",
+            "info",
+            text,
+            vertebra=name,
+            voxel_zyx=where.voxel_zyx,
+            position_mm=where.position_mm,
+        )
+
+
+def centroid_order(scan: ScanAttributes) -> Iterator[Finding]:
+    """Find annotated centres that do not run from head to tail."""
+    named = [(name, scan.centroids[name]) for name in LEVELS if name in scan.centroids]
+    for (upper, point), (lower, below) in pairwise(named):
+        depth = below.position_zyx_mm[0] - point.position_zyx_mm[0]
+        if depth <= 0:
+            continue
+        where = place_of_point(scan, point.position_zyx_mm)
+        yield Finding(
+            scan.scan_id,
+            "centroid-order",
+            "error",
+            f"the annotated centre of {upper} lies {depth:.0f} mm below that of {lower}",
+            vertebra=upper,
+            voxel_zyx=where.voxel_zyx,
+            position_mm=where.position_mm,
+            facts={"pair": [upper, lower], "depth_mm": round(depth, 2)},
+        )

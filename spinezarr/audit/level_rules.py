@@ -1,0 +1,297 @@
+"""Rules on which vertebrae are labelled, where they lie and how large they are; no voxel is read.
+
+Distances are between the means of the labels' voxels.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Final
+
+import numpy as np
+
+from spinezarr.audit.finding import Finding, place_of_voxel
+from spinezarr.audit.levels import (
+    NOT_SPACED,
+    Level,
+    fragments,
+    levels_between,
+    levels_of,
+    whole_cm3,
+)
+from spinezarr.store.attributes import ScanAttributes
+from spinezarr.store.audit_log import Severity
+
+__all__ = ["border_contact", "empty_mask", "label_order", "skipped_level", "small_vertebra"]
+
+_ROOM_STEPS: Final = 1.5
+"""Labels this many usual steps apart have room for a vertebra between them.
+
+Half way between none (one step, as between T11 and L1 of people without T12) and one (two steps).
+"""
+
+_FAR_STEPS: Final = 1.75
+"""Neighbours further apart than this many usual steps per level are not neighbours.
+
+In the real masks of lidc-idri-0001, sub-verse004 and the TotalSegmentator example no step is above
+1.3 times the median of those near it.
+"""
+
+_NEAR_PAIRS: Final = 4
+"""Pairs whose median is the usual step: few, because steps grow from 15 mm in the neck to 35 mm."""
+
+_STRAY_STEPS: Final = 3
+"""A fragment further than this many levels from every whole vertebra is no cut neighbour of it."""
+
+_VARIANT: Final = ("T12",)
+"""Levels that may truly be absent: 11 thoracic vertebrae, as in sub-verse544 and sub-verse642."""
+
+_LEAST_REVERSED: Final = 3
+"""Vertebrae in reverse order that are more than a swapped pair."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Spine:
+    """The labelled levels of a scan from head to tail, and what is known of each."""
+
+    levels: tuple[Level, ...]
+    fragments: frozenset[str]
+    """Too small for their centres to be those of vertebrae."""
+    strays: frozenset[str]
+    """Fragments that have no neighbour in the numbering."""
+
+    @classmethod
+    def of(cls, scan: ScanAttributes) -> "_Spine":
+        levels = levels_of(scan)
+        small = fragments(levels)
+        whole = [level.name for level in levels if level.name not in small]
+        strays = {
+            level.name
+            for level in levels
+            if level.name in small
+            and min((_steps(level.name, name) for name in whole), default=1) > _STRAY_STEPS
+        }
+        return cls(levels, small, frozenset(strays))
+
+    @property
+    def placed(self) -> tuple[Level, ...]:
+        """Levels whose centres say where the vertebra is."""
+        return tuple(level for level in self.levels if level.name not in self.fragments)
+
+    @property
+    def inverted(self) -> frozenset[str]:
+        """Levels that lie on the wrong side of a neighbour."""
+        pairs = [(a, b) for a, b in pairwise(self.placed) if _is_inverted(a, b)]
+        return frozenset(level.name for pair in pairs for level in pair)
+
+    def usual_step_mm(self, upper: Level, lower: Level) -> float | None:
+        """Median distance of the neighbouring levels nearest to a pair, itself left out."""
+        at = self.placed
+        unsure = self.inverted | NOT_SPACED
+        steps = [
+            (min(_steps(a.name, upper.name), _steps(b.name, lower.name)), _distance_mm(a, b))
+            for a, b in pairwise(at)
+            if (a.name, b.name) != (upper.name, lower.name)
+            and not levels_between(a.name, b.name)
+            and unsure.isdisjoint((a.name, b.name))
+        ]
+        near = [step for _, step in sorted(steps)[:_NEAR_PAIRS]]
+        return float(np.median(near)) if near else None
+
+
+def _steps(one: str, other: str) -> int:
+    """Levels from one vertebra to another, in either direction."""
+    return 1 + max(len(levels_between(one, other)), len(levels_between(other, one)))
+
+
+def _distance_mm(upper: Level, lower: Level) -> float:
+    return float(np.linalg.norm(upper.centre_mm - lower.centre_mm))
+
+
+def _is_inverted(upper: Level, lower: Level) -> bool:
+    return bool(upper.centre_mm[2] < lower.centre_mm[2])
+
+
+def skipped_level(scan: ScanAttributes) -> Iterator[Finding]:
+    """Find levels that are missing between two labelled ones.
+
+    Whether a vertebra is unlabelled, or the numbers jump, is told by the distance between the
+    labels above and below.
+    """
+    spine = _Spine.of(scan)
+    present = [level for level in spine.levels if level.name not in spine.strays]
+    for upper, lower in pairwise(present):
+        missing = levels_between(upper.name, lower.name)
+        if missing:
+            yield _skip(scan, spine, upper, lower, missing)
+
+
+def _skip(
+    scan: ScanAttributes, spine: _Spine, upper: Level, lower: Level, missing: tuple[str, ...]
+) -> Finding:
+    distance, step = _distance_mm(upper, lower), spine.usual_step_mm(upper, lower)
+    names = missing[0] if len(missing) == 1 else f"{missing[0]} to {missing[-1]}"
+    verb = "is" if len(missing) == 1 else "are"
+    text = f"{names} {verb} missing between {upper.name} and {lower.name}, {distance:.0f} mm apart"
+    severity: Severity = "error"
+    if step is None or not NOT_SPACED.isdisjoint((upper.name, lower.name)):
+        severity, step = "warning", None
+        text += "; no usual step to compare with"
+    elif distance > _ROOM_STEPS * step:
+        text += f", {distance / step:.1f} usual steps: unlabelled vertebra"
+    elif missing == _VARIANT:
+        severity = "info"
+        text += ", one usual step: a variant without it, or the labels below are one off"
+    else:
+        text += f", {distance / step:.1f} usual steps: the labels jump"
+    where = place_of_voxel(scan, np.mean([upper.centre_zyx, lower.centre_zyx], axis=0))
+    return Finding(
+        scan.scan_id,
+        "skipped-level",
+        severity,
+        text,
+        vertebra=missing[0],
+        voxel_zyx=where.voxel_zyx,
+        position_mm=where.position_mm,
+        facts={
+            "missing": list(missing),
+            "between": [upper.name, lower.name],
+            "distance_mm": round(distance, 2),
+            "usual_step_mm": None if step is None else round(step, 2),
+        },
+    )
+
+
+def label_order(scan: ScanAttributes) -> Iterator[Finding]:
+    """Find vertebrae above one they should be below, or far from where their neighbours are."""
+    spine = _Spine.of(scan)
+    pairs = list(pairwise(spine.placed))
+    inverted = [pair for pair in pairs if _is_inverted(*pair)]
+    if len(inverted) == len(pairs) and len(spine.placed) >= _LEAST_REVERSED:
+        text = "all labels run from tail to head: image, mask or numbering is upside down"
+        yield _about_pair(scan, "label-order", text, inverted[0])
+        return
+    for upper, lower in inverted:
+        depth = float(lower.centre_mm[2] - upper.centre_mm[2])
+        text = f"{upper.name} lies {depth:.0f} mm below {lower.name}: swapped or misplaced labels"
+        yield _about_pair(scan, "label-order", text, (upper, lower))
+    for upper, lower in pairs:
+        step = spine.usual_step_mm(upper, lower)
+        if step is None or not (spine.inverted | NOT_SPACED).isdisjoint((upper.name, lower.name)):
+            continue
+        expected = step * _steps(upper.name, lower.name)
+        if _distance_mm(upper, lower) > _FAR_STEPS * expected:
+            text = (
+                f"{upper.name} and {lower.name} are {_distance_mm(upper, lower):.0f} mm apart, "
+                f"{expected:.0f} mm are usual here: a label is misplaced or a vertebra unlabelled"
+            )
+            yield _about_pair(scan, "far-apart", text, (upper, lower))
+
+
+def _about_pair(scan: ScanAttributes, rule: str, text: str, pair: tuple[Level, Level]) -> Finding:
+    upper, lower = pair
+    where = place_of_voxel(scan, upper.centre_zyx)
+    return Finding(
+        scan.scan_id,
+        rule,
+        "error",
+        text,
+        vertebra=upper.name,
+        voxel_zyx=where.voxel_zyx,
+        position_mm=where.position_mm,
+        facts={
+            "pair": [upper.name, lower.name],
+            "distance_mm": round(_distance_mm(upper, lower), 2),
+            "centres_mm": [level.centre_mm.round(2).tolist() for level in pair],
+        },
+    )
+
+
+def small_vertebra(scan: ScanAttributes) -> Iterator[Finding]:
+    """Find vertebrae too small to be whole that no face of the volume cuts, and mere fragments."""
+    spine = _Spine.of(scan)
+    whole = whole_cm3(spine.levels)
+    for level in spine.levels:
+        least = whole.get(level.name, 0.0)
+        uncut = not level.faces
+        if level.volume_cm3 >= least or not (uncut or level.name in spine.fragments):
+            continue
+        rule, severity, what = _size_verdict(spine, level)
+        where = place_of_voxel(scan, level.centre_zyx)
+        yield Finding(
+            scan.scan_id,
+            rule,
+            severity,
+            f"{level.name} has {level.volume_cm3:.2f} cm3, whole at least {least:.1f}: {what}",
+            vertebra=level.name,
+            voxel_zyx=where.voxel_zyx,
+            position_mm=where.position_mm,
+            facts={
+                "voxel_count": scan.vertebrae[level.name].voxel_count,
+                "volume_cm3": round(level.volume_cm3, 3),
+                "least_whole_cm3": round(least, 2),
+                "faces": list(level.faces),
+            },
+        )
+
+
+def _size_verdict(spine: _Spine, level: Level) -> tuple[str, Severity, str]:
+    """Return rule, severity and words for a vertebra that is too small."""
+    if level.name in spine.strays:
+        return "stray-label", "error", "a stray fragment, far from its place in the numbering"
+    if level.name not in spine.fragments:
+        return "small-vertebra", "warning", "incomplete, though no face of the volume cuts it"
+    if level.at_end:
+        return "fragment", "warning", "a fragment at the end of the volume"
+    return "fragment", "error", "a fragment inside the volume"
+
+
+_FACE_AT: Final[dict[str, tuple[int, int]]] = {
+    "inferior": (0, 0),
+    "superior": (0, -1),
+    "posterior": (1, 0),
+    "anterior": (1, -1),
+    "left": (2, 0),
+    "right": (2, -1),
+}
+"""Axis of (z, y, x) and index of each face's voxels."""
+
+
+def border_contact(scan: ScanAttributes) -> Iterator[Finding]:
+    """Find vertebrae that reach a face of the volume, and so may be cut.
+
+    Of note where only whole vertebrae are annotated: VerSe leaves out those cut by the upper or
+    lower end. The position is that of the face next to the vertebra's centre.
+    """
+    for level in levels_of(scan):
+        if not level.faces:
+            continue
+        unexpected = scan.label_state == "whole-only" and level.at_end
+        at = list(level.centre_zyx)
+        for face in level.faces:
+            axis, index = _FACE_AT[face]
+            at[axis] = index % scan.shape_zyx[axis]
+        where = place_of_voxel(scan, at)
+        rest = ", where only whole vertebrae should be labelled" if unexpected else ""
+        yield Finding(
+            scan.scan_id,
+            "border-contact",
+            "warning" if unexpected else "info",
+            f"{level.name} reaches the {_listed(level.faces)} face{rest}",
+            vertebra=level.name,
+            voxel_zyx=where.voxel_zyx,
+            position_mm=where.position_mm,
+            facts={"faces": list(level.faces), "label_state": scan.label_state},
+        )
+
+
+def _listed(words: Sequence[str]) -> str:
+    return " and ".join(words)
+
+
+def empty_mask(scan: ScanAttributes) -> Iterator[Finding]:
+    """Find scans without a mask, and masks without a vertebra."""
+    if scan.label_state == "none":
+        yield Finding(scan.scan_id, "no-mask", "info", "the scan has no mask")
+    elif not scan.vertebrae:
+        yield Finding(scan.scan_id, "empty-mask", "error", "the mask shows no vertebra")

@@ -1,0 +1,232 @@
+"""A whole store: every rule on every scan, scan by scan, and what is kept of it."""
+
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Final
+
+from spinezarr.audit.across import ScanKey, keys_of, same_image, same_patient
+from spinezarr.audit.centroid_rules import centroid_order, centroid_outside, centroid_unmatched
+from spinezarr.audit.finding import Finding
+from spinezarr.audit.image_rules import geometry, image_type, image_values, spacing
+from spinezarr.audit.level_rules import (
+    border_contact,
+    empty_mask,
+    label_order,
+    skipped_level,
+    small_vertebra,
+)
+from spinezarr.audit.voxel_rules import mask_off_bone, several_pieces, stray_voxels, unknown_value
+from spinezarr.audit.voxels import VoxelFacts, read_voxel_facts
+from spinezarr.errors import CorruptStoreError, UnknownScanError
+from spinezarr.store.attributes import ScanAttributes
+from spinezarr.store.audit_log import SEVERITIES, AuditedScan, AuditLog, scan_identity
+from spinezarr.store.reader import StoreReader
+from spinezarr.store.writer import StoreWriter
+from spinezarr.stream.engine import Engine
+
+__all__ = ["StoreAudit", "audit_across", "audit_store", "keep_audit", "rank"]
+
+_FACT_RULES: Final[tuple[Callable[[ScanAttributes], Iterator[Finding]], ...]] = (
+    empty_mask,
+    skipped_level,
+    label_order,
+    small_vertebra,
+    border_contact,
+    centroid_outside,
+    centroid_unmatched,
+    centroid_order,
+    spacing,
+    image_values,
+    image_type,
+    geometry,
+)
+_VOXEL_RULES: Final[tuple[Callable[[ScanAttributes, VoxelFacts], Iterator[Finding]], ...]] = (
+    several_pieces,
+    stray_voxels,
+    unknown_value,
+    mask_off_bone,
+)
+_SCANS_AT_ONCE: Final = 4
+"""Scans read at once, at most: each holds the chunks of one label.
+
+More would wait for each other: cc3d keeps the GIL, reading and decoding free it.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class StoreAudit:
+    """What the audit of a store found."""
+
+    url: str
+    dataset: str
+    scans: tuple[str, ...]
+    """The scans that were audited."""
+    findings: tuple[Finding, ...]
+    """Scan by scan, the worst first."""
+
+    @property
+    def counts(self) -> dict[str, dict[str, int]]:
+        """Findings of each rule by severity."""
+        found: dict[str, Counter[str]] = {}
+        for finding in self.findings:
+            found.setdefault(finding.rule, Counter())[finding.severity] += 1
+        return {rule: dict(counted) for rule, counted in sorted(found.items())}
+
+    @property
+    def exit_code(self) -> int:
+        """1 if a finding is an error, else 0."""
+        return int(any(finding.severity == "error" for finding in self.findings))
+
+    def by_scan(self) -> dict[str, list[Finding]]:
+        """Return the findings of each audited scan."""
+        found: dict[str, list[Finding]] = {scan_id: [] for scan_id in self.scans}
+        for finding in self.findings:
+            found[finding.scan_id].append(finding)
+        return found
+
+    def to_json(self) -> dict[str, Any]:
+        """Return everything as plain data."""
+        return {
+            "url": self.url,
+            "dataset": self.dataset,
+            "scans": list(self.scans),
+            "counts": self.counts,
+            "findings": [
+                {name: getattr(finding, name) for name in Finding.__slots__}
+                for finding in self.findings
+            ],
+        }
+
+
+def audit_store(
+    reader: StoreReader,
+    engine: Engine,
+    scans: Sequence[str] | None = None,
+    *,
+    on_scan: Callable[[], None] = lambda: None,
+) -> StoreAudit:
+    """Apply every rule to a store.
+
+    A scan that cannot be read is a finding, not an exception.
+
+    Parameters
+    ----------
+    reader, engine
+        Of the store.
+    scans
+        Scan ids; all of them if not given.
+    on_scan
+        Called after each scan, for progress; from this thread.
+
+    Raises
+    ------
+    UnknownScanError
+        If the store has no such scan.
+    CorruptStoreError
+        If its table cannot be read.
+    """
+    keys = keys_of(reader.url, reader.root.dataset, reader.table)
+    known = [key.scan_id for key in keys]
+    wanted = known if scans is None else list(dict.fromkeys(scans))
+    unknown = sorted(set(wanted) - set(known))
+    if unknown:
+        raise UnknownScanError(f"{reader.url}: has no scan {unknown[0]!r}.")
+    found: dict[str, list[Finding]] = {name: [] for name in wanted}
+    for key, finding in (*same_image(keys), *same_patient(keys)):
+        if key.scan_id in found:
+            found[key.scan_id].append(finding)
+    pool = ThreadPoolExecutor(min(_SCANS_AT_ONCE, os.cpu_count() or 1), "spinezarr-audit")
+    try:
+        results = pool.map(lambda name: _audit_scan(reader, engine, name), wanted)
+        for name, findings in zip(wanted, results, strict=True):
+            found[name] += findings
+            on_scan()
+    finally:
+        pool.shutdown(cancel_futures=True)
+    ordered = tuple(f for name in wanted for f in sorted(found[name], key=rank))
+    return StoreAudit(reader.url, reader.root.dataset, tuple(wanted), ordered)
+
+
+def rank(finding: Finding) -> int:
+    """Sort key that puts the worst first."""
+    return -SEVERITIES.index(finding.severity)
+
+
+def _audit_scan(reader: StoreReader, engine: Engine, scan_id: str) -> list[Finding]:
+    findings: list[Finding] = []
+    try:
+        scan = reader.scan(scan_id)
+        facts = scan.attributes
+        findings += [finding for rule in _FACT_RULES for finding in rule(facts)]
+        voxels = read_voxel_facts(engine, scan, reader.label_chunks(scan_id))
+        findings += [finding for rule in _VOXEL_RULES for finding in rule(facts, voxels)]
+    except (CorruptStoreError, UnknownScanError) as problem:
+        findings.append(Finding(scan_id, "damaged", "error", str(problem)))
+    return findings
+
+
+def audit_across(keys: Iterable[ScanKey], audits: Iterable[StoreAudit]) -> list[StoreAudit]:
+    """Add to audits what concerns several stores: images and patients that they share.
+
+    Parameters
+    ----------
+    keys
+        Of all scans of all stores.
+    audits
+        One a store.
+    """
+    keys = list(keys)
+    shared: dict[tuple[str, str], list[Finding]] = {}
+    for key, finding in (*same_image(keys), *same_patient(keys)):
+        if any(other["store"] != key.url for other in finding.facts["others"]):
+            shared.setdefault((key.url, key.scan_id), []).append(finding)
+    return [_with_shared(audit, shared) for audit in audits]
+
+
+def _with_shared(audit: StoreAudit, shared: dict[tuple[str, str], list[Finding]]) -> StoreAudit:
+    findings = tuple(
+        finding
+        for scan_id, known in audit.by_scan().items()
+        for finding in sorted([*known, *shared.get((audit.url, scan_id), [])], key=rank)
+    )
+    return StoreAudit(audit.url, audit.dataset, audit.scans, findings)
+
+
+def keep_audit(reader: StoreReader, audit: StoreAudit) -> None:
+    """Write an audit into its store, and the scan table that shows it.
+
+    Results of scans that were not audited now stay, unless the scan is another one since.
+
+    Raises
+    ------
+    ReadOnlyStoreError
+        If the store cannot be written.
+    CorruptStoreError
+        If only some scans were audited and the results kept of the others are damaged.
+    """
+    writer = StoreWriter(reader.url, reader.root)
+    everything = set(reader.table.scan.to_numpy().tolist()) <= set(audit.scans)
+    kept = {} if everything else dict(writer.audit_log().scans)
+    identities = _identities(reader, audit)
+    for scan_id, findings in audit.by_scan().items():
+        if scan_id in identities:
+            records = tuple(finding.to_record(identities) for finding in findings)
+            kept[scan_id] = AuditedScan(identity=identities[scan_id], findings=records)
+        else:
+            kept.pop(scan_id, None)
+    writer.write_audit(AuditLog(scans=kept))
+
+
+def _identities(reader: StoreReader, audit: StoreAudit) -> dict[str, str]:
+    """Return the identity of each scan that can be read: those audited, and those they name."""
+    named = {*audit.scans, *(other for finding in audit.findings for other in finding.others)}
+    found: dict[str, str] = {}
+    for scan_id in sorted(named):
+        try:
+            found[scan_id] = scan_identity(reader.scan(scan_id).attributes)
+        except (CorruptStoreError, UnknownScanError):
+            continue
+    return found

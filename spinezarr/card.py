@@ -1,0 +1,257 @@
+"""A dataset's published card as data: the figures it prints, and what is doubtful about them."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.resources.abc import Traversable
+from typing import Annotated, Final, Literal, NamedTuple, Self
+
+from pydantic import AfterValidator, Field, model_validator
+
+from spinezarr.errors import CardError
+from spinezarr.strict_yaml import StrictModel, load_strict_yaml
+from spinezarr.vertebrae import LEVELS
+
+__all__ = ["REGIONS", "STATISTICS", "Card", "FigureKey", "PrintedFigure", "Region", "Statistic"]
+
+Region = Literal["cervical", "thoracic", "lumbar"]
+Statistic = Literal["min", "median", "max"]
+
+REGIONS: Final[dict[Region, tuple[str, ...]]] = {
+    "cervical": tuple(name for name in LEVELS if name.startswith("C")),
+    "thoracic": tuple(name for name in LEVELS if name.startswith("T")),
+    "lumbar": tuple(name for name in LEVELS if name.startswith("L")),
+}
+"""Vertebrae of each region; T13 is thoracic and L6 lumbar."""
+
+STATISTICS: Final[tuple[Statistic, ...]] = ("min", "median", "max")
+
+
+class FigureKey(NamedTuple):
+    """What a figure of a dataset is about.
+
+    Examples
+    --------
+    >>> str(FigureKey("vertebra", "L1", "volume_cm3_median"))
+    'vertebra L1 volume_cm3_median'
+    """
+
+    group: Literal["all", "split", "source", "axis", "region", "vertebra"]
+    """``all`` for the whole dataset; ``axis`` for an axis of the source files."""
+    name: str
+    """Which split, source, axis (``i``, ``j``, ``k``), region or vertebra; empty for ``all``."""
+    statistic: str
+    """What is counted or measured, with its unit."""
+
+    def __str__(self) -> str:
+        return " ".join(part for part in (self.group, self.name, self.statistic) if part != "all")
+
+
+@dataclass(frozen=True, slots=True)
+class PrintedFigure:
+    """A number that a card prints."""
+
+    value: float
+    decimals: int
+    """Decimals to which it is rounded."""
+    printed_as: str = ""
+    """Heading under which it stands, where that is not taken at its word."""
+
+    def is_rounded_from(self, value: float) -> bool:
+        """Whether ``value`` rounds to the printed one, a half either way.
+
+        Examples
+        --------
+        >>> PrintedFigure(3.28, 2).is_rounded_from(100 * 33 / 1005)
+        True
+        >>> PrintedFigure(34.49, 2).is_rounded_from(100 * 128 / 374)
+        False
+        """
+        return abs(value - self.value) <= 0.5 * 10.0**-self.decimals + 1e-9
+
+
+class _Spread(StrictModel):
+    """Least, middle and greatest value along each file axis, as printed."""
+
+    min: tuple[float, float, float]
+    median: tuple[float, float, float]
+    max: tuple[float, float, float]
+
+
+class _Volumes(StrictModel):
+    """Columns of volumes, under the heading they are printed."""
+
+    min: float | None = None
+    median: float | None = None
+    max: float | None = None
+
+
+class _Vertebra(StrictModel):
+    """A row of the card's table."""
+
+    scans: Annotated[int, Field(ge=0)]
+    """Scans that show the vertebra."""
+    detection_percent: float | None = None
+    """Share of all scans, with or without mask."""
+    volume_cm3: _Volumes = _Volumes()
+
+
+def _checked_levels(rows: dict[str, _Vertebra]) -> dict[str, _Vertebra]:
+    unknown = next((name for name in rows if name not in LEVELS), None)
+    if unknown is not None:
+        raise ValueError(f"{unknown!r} is no vertebra; known are {', '.join(LEVELS)}")
+    return rows
+
+
+class Card(StrictModel):
+    """The figures that a dataset's published card prints.
+
+    Sizes and spacings are in the order of the source file's axes, the last of which runs through
+    the slices. See ``ingest/README.md`` for a description of each key.
+    """
+
+    name: str
+    """Name of the dataset."""
+    title: str
+    source: str
+    """Where the card was read."""
+    as_of: str | None = None
+    """State of the source that was read."""
+    scans: Annotated[int, Field(ge=1)]
+    patients: int | None = None
+    slices: int | None = None
+    """Slices of all scans together."""
+    splits: dict[str, int] = Field(default_factory=dict)
+    """Scans in each split."""
+    regions: dict[Region, int] = Field(default_factory=dict)
+    """Vertebrae of each region, counted once in each scan."""
+    decimals: Annotated[int, Field(ge=0, le=6)] = 2
+    """Decimals to which spacings, rates and volumes are rounded; ends in 0 may be left out."""
+    spacing_mm: _Spread | None = None
+    size: _Spread | None = None
+    """Voxels."""
+    volume_read_as: dict[Statistic, Statistic] = Field(default_factory=dict)
+    """Which statistic a column of volumes must be, where its numbers contradict its heading."""
+    vertebrae: Annotated[dict[str, _Vertebra], AfterValidator(_checked_levels)] = Field(
+        default_factory=dict
+    )
+    doubts: tuple[str, ...] = ()
+    """What contradicts itself on the card, or is to be read with care."""
+
+    @model_validator(mode="after")
+    def _read_each_column_once(self) -> Self:
+        for name, row in self.vertebrae.items():
+            printed = [
+                heading for heading in STATISTICS if getattr(row.volume_cm3, heading) is not None
+            ]
+            read = [self.volume_read_as.get(heading, heading) for heading in printed]
+            if len(set(read)) < len(read):
+                raise ValueError(f"volume_read_as takes two volumes of {name} for one statistic")
+        return self
+
+    @classmethod
+    def load_file(cls, path: Traversable) -> "Card":
+        """Read the card file ``path``.
+
+        Raises
+        ------
+        CardError
+            If it does not load; points at the key and its line.
+        """
+        return load_strict_yaml(path, cls, CardError)
+
+    def figures(self) -> dict[FigureKey, PrintedFigure]:
+        """Return every printed figure; no volume of a vertebra that no scan shows."""
+        return dict(self._figures())
+
+    def contradictions(self) -> dict[FigureKey, str]:
+        """Return the figures that do not fit other figures of the card, and why."""
+        found: dict[FigureKey, str] = {}
+        for keys, reason in self._contradictions(self.figures()):
+            found |= dict.fromkeys(keys, reason)
+        return found
+
+    def _figures(self) -> Iterator[tuple[FigureKey, PrintedFigure]]:
+        whole = {"scans": self.scans, "patients": self.patients, "slices": self.slices}
+        for statistic, value in whole.items():
+            if value is not None:
+                yield FigureKey("all", "", statistic), PrintedFigure(value, 0)
+        for split, scans in self.splits.items():
+            yield FigureKey("split", split, "scans"), PrintedFigure(scans, 0)
+        for unit, spread, decimals in (
+            ("size", self.size, 0),
+            ("spacing_mm", self.spacing_mm, self.decimals),
+        ):
+            for statistic in STATISTICS if spread is not None else ():
+                for axis, value in zip("ijk", getattr(spread, statistic), strict=True):
+                    key = FigureKey("axis", axis, f"{unit}_{statistic}")
+                    yield key, PrintedFigure(value, decimals)
+        for region, count in self.regions.items():
+            yield FigureKey("region", region, "vertebrae"), PrintedFigure(count, 0)
+        for name, row in self.vertebrae.items():
+            yield from self._vertebra_figures(name, row)
+
+    def _vertebra_figures(
+        self, name: str, row: _Vertebra
+    ) -> Iterator[tuple[FigureKey, PrintedFigure]]:
+        yield FigureKey("vertebra", name, "scans"), PrintedFigure(row.scans, 0)
+        if row.detection_percent is not None:
+            key = FigureKey("vertebra", name, "detection_percent")
+            yield key, PrintedFigure(row.detection_percent, self.decimals)
+        for heading in STATISTICS if row.scans else ():
+            value = getattr(row.volume_cm3, heading)
+            if value is not None:
+                statistic = self.volume_read_as.get(heading, heading)
+                printed_as = "" if statistic == heading else heading
+                key = FigureKey("vertebra", name, f"volume_cm3_{statistic}")
+                yield key, PrintedFigure(value, self.decimals, printed_as)
+
+    def _contradictions(
+        self, figures: Mapping[FigureKey, PrintedFigure]
+    ) -> Iterator[tuple[Sequence[FigureKey], str]]:
+        """Yield figures that cannot all be true, and why."""
+        if self.splits and sum(self.splits.values()) != self.scans:
+            total = sum(self.splits.values())
+            keys = [key for key in figures if key.group == "split"]
+            reason = f"the splits add up to {total} scans, {self.scans} are printed"
+            yield [FigureKey("all", "", "scans"), *keys], reason
+        if self.slices is not None and self.size is not None:
+            low, high = (self.scans * spread[2] for spread in (self.size.min, self.size.max))
+            if not low <= self.slices <= high:
+                reason = f"{self.scans} scans of the printed sizes have {low:g} to {high:g} slices"
+                yield [FigureKey("all", "", "slices")], reason
+        for region, count in self.regions.items():
+            rows = [self.vertebrae[name] for name in REGIONS[region] if name in self.vertebrae]
+            total = sum(row.scans for row in rows)
+            if self.vertebrae and total != count:
+                reason = f"the scans of its vertebrae add up to {total}"
+                yield [FigureKey("region", region, "vertebrae")], reason
+        for name, row in self.vertebrae.items():
+            yield from self._wrong_rate(name, row, figures)
+        yield from _wrong_order(figures)
+
+    def _wrong_rate(
+        self, name: str, row: _Vertebra, figures: Mapping[FigureKey, PrintedFigure]
+    ) -> Iterator[tuple[Sequence[FigureKey], str]]:
+        count, rate = (FigureKey("vertebra", name, what) for what in ("scans", "detection_percent"))
+        percent = 100 * row.scans / self.scans
+        if rate in figures and not figures[rate].is_rounded_from(percent):
+            reason = f"{row.scans} of {self.scans} scans are {percent:.{self.decimals}f} %"
+            yield [count, rate], reason
+        elif row.scans > self.scans:
+            yield [count], f"there are {self.scans} scans"
+
+
+def _wrong_order(
+    figures: Mapping[FigureKey, PrintedFigure],
+) -> Iterator[tuple[Sequence[FigureKey], str]]:
+    """Yield spreads whose least, middle and greatest value do not ascend."""
+    spreads: dict[tuple[str, str, str], dict[str, FigureKey]] = {}
+    for key in figures:
+        of, _, statistic = key.statistic.rpartition("_")
+        if statistic in STATISTICS:
+            spreads.setdefault((key.group, key.name, of), {})[statistic] = key
+    for found in spreads.values():
+        keys = [found[statistic] for statistic in STATISTICS if statistic in found]
+        values = [figures[key].value for key in keys]
+        if values != sorted(values):
+            yield keys, "min, median and max do not ascend"

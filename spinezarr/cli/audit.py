@@ -1,0 +1,145 @@
+"""``spinezarr audit``: defects of annotation and data in stores."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+import spinezarr
+from spinezarr.audit.across import keys_of
+from spinezarr.audit.finding import Finding
+from spinezarr.audit.run import StoreAudit, audit_across, rank
+from spinezarr.cli.console import (
+    ERR,
+    OUT,
+    SHOWN,
+    errors_for_users,
+    new_table,
+    print_capped,
+    print_heading,
+    print_json,
+)
+from spinezarr.cli.options import AsJson, CatalogFile
+from spinezarr.errors import ReadOnlyStoreError, UnknownScanError
+from spinezarr.store.audit_log import SEVERITIES, Severity
+
+__all__ = ["audit"]
+
+_STYLES = {"error": "bold red", "warning": "yellow", "info": None}
+
+
+def audit(
+    stores: Annotated[
+        list[str], typer.Argument(metavar="URL...", help="Paths, URLs or catalog names of stores.")
+    ],
+    *,
+    scan: Annotated[
+        list[str] | None, typer.Option(metavar="ID", help="Only this scan; may be repeated.")
+    ] = None,
+    severity: Annotated[
+        Severity, typer.Option(help="Show findings of this severity and worse.")
+    ] = "info",
+    no_write: Annotated[
+        bool, typer.Option("--no-write", help="Report only; leave the stores as they are.")
+    ] = False,
+    as_json: AsJson = False,
+    catalog: CatalogFile = None,
+) -> None:
+    """Find defects: skipped, misplaced or split vertebrae, odd values, the same scan in two splits.
+
+    Findings are kept in the store and shown in its scan table, columns audit and audit_findings.
+    With several stores, images and patients are compared across them too.
+
+    Exit code 0: no finding is an error; 1: at least one is; 2: wrong usage.
+
+    Example:  spinezarr audit demo/ctspine1k.zarr --severity warning
+    """
+    with errors_for_users():
+        opened = [spinezarr.open(url, catalog=catalog) for url in dict.fromkeys(stores)]
+        audits = _run(opened, scan)
+        if not no_write:
+            for store, found in zip(opened, audits, strict=True):
+                _keep(store, found)
+        keys = [key for s in opened for key in keys_of(s.url, s.attrs["dataset"], s.table)]
+        audits = audit_across(keys, audits)
+        if as_json:
+            print_json([_selected(found, severity).to_json() for found in audits])
+        else:
+            for found in audits:
+                _print(found, severity)
+        raise typer.Exit(max(found.exit_code for found in audits))
+
+
+def _run(stores: Sequence["spinezarr.Store"], wanted: Sequence[str] | None) -> list[StoreAudit]:
+    """Audit the wanted scans of each store, with a progress bar."""
+    names = [_own_scans(store, wanted) for store in stores]
+    if wanted is not None and (absent := sorted(set(wanted).difference(*names))):
+        raise UnknownScanError(f"{', '.join(s.url for s in stores)}: no scan {absent[0]!r}.")
+    columns = (
+        TextColumn("[bold]audit"),
+        BarColumn(bar_width=None),
+        MofNCompleteColumn(),
+        TextColumn("scans"),
+        TimeRemainingColumn(elapsed_when_finished=True),
+    )
+    with Progress(*columns, console=ERR) as progress:
+        task = progress.add_task("audit", total=sum(map(len, names)))
+        return [
+            store.audit(own, on_scan=lambda: progress.advance(task))
+            for store, own in zip(stores, names, strict=True)
+        ]
+
+
+def _own_scans(store: "spinezarr.Store", wanted: Sequence[str] | None) -> list[str]:
+    known = store.table.scan.to_numpy().tolist()
+    return known if wanted is None else [name for name in wanted if name in known]
+
+
+def _keep(store: "spinezarr.Store", found: StoreAudit) -> None:
+    try:
+        store.keep_audit(found)
+    except ReadOnlyStoreError as problem:
+        ERR.print(f"{escape(str(problem))} The findings are only reported.", soft_wrap=True)
+
+
+def _selected(found: StoreAudit, severity: Severity) -> StoreAudit:
+    """Leave out what is less severe."""
+    least = SEVERITIES.index(severity)
+    kept = tuple(f for f in found.findings if SEVERITIES.index(f.severity) >= least)
+    return replace(found, findings=kept)
+
+
+def _print(found: StoreAudit, severity: Severity) -> None:
+    print_heading(f"Audit of {found.url}: {len(found.scans)} scans")
+    counts = new_table("", "rule", *reversed(SEVERITIES), right=SEVERITIES)
+    for rule, counted in found.counts.items():
+        counts.add_row(rule, *(str(counted.get(name, 0)) for name in reversed(SEVERITIES)))
+    if not found.findings:
+        OUT.print("Nothing was found.")
+        return
+    OUT.print(counts)
+    shown = sorted(_selected(found, severity).findings, key=rank)
+    if not shown:
+        return
+    columns = ("scan", "severity", "rule", "vertebra", "what", "mm (x, y, z)", "voxel (z, y, x)")
+    table = new_table("", *columns)
+    for finding in shown[:SHOWN]:
+        table.add_row(*map(escape, _row(finding)), style=_STYLES[finding.severity])
+    print_capped(table, len(shown))
+
+
+def _row(finding: Finding) -> tuple[str, ...]:
+    at_mm = () if finding.position_mm is None else finding.position_mm
+    at_voxel = () if finding.voxel_zyx is None else finding.voxel_zyx
+    return (
+        finding.scan_id,
+        finding.severity,
+        finding.rule,
+        finding.vertebra or "",
+        finding.text,
+        ", ".join(f"{mm:.0f}" for mm in at_mm),
+        ", ".join(map(str, at_voxel)),
+    )

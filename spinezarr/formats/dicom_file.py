@@ -1,0 +1,338 @@
+"""One DICOM file: what it is, where its slice lies, and its pixels. Needs pydicom and gdcm.
+
+pydicom parses and, with gdcm, decodes. Whatever either of them raises or warns of a file ends here.
+
+References
+----------
+DICOM PS3.3 sections C.7.6.3 (Image Pixel), C.8.2.1 (CT Image) and C.11.1 (Modality LUT);
+PS3.5 section 8 and annex A (pixel data and transfer syntaxes).
+"""
+
+import io
+import math
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Final
+
+import fsspec
+import numpy as np
+import numpy.typing as npt
+import pydicom
+from pydicom import uid
+from pydicom.encaps import get_frame
+from pydicom.pixels import get_decoder
+
+from spinezarr.errors import FormatError
+from spinezarr.formats.dicom_codestream import check_jpeg, check_jpeg2000
+from spinezarr.formats.dicom_stack import SliceHeader
+
+__all__ = ["DicomObject", "read_object", "read_pixels", "slice_header"]
+
+_PREAMBLE_BYTES: Final = 128
+_MAGIC: Final = b"DICM"
+_ENHANCED: Final = frozenset({uid.EnhancedCTImageStorage, uid.LegacyConvertedEnhancedCTImageStorage})
+_CT: Final = _ENHANCED | {uid.CTImageStorage}
+_LOSSY: Final = frozenset(
+    {uid.JPEGBaseline8Bit, uid.JPEGExtended12Bit, uid.JPEGLSNearLossless, uid.JPEG2000}
+)
+"""Transfer syntaxes that need not keep each value."""
+_BITS_ALLOCATED: Final = (8, 16, 32)
+"""CT images allocate 16 (PS3.3 table C.8-3); derived ones also others."""
+_MAX_NUMBER: Final = 1e6
+"""No scanner's table is a kilometre long, and no other number of a CT slice is as large."""
+_TAGS: Final[list[Any]] = [
+    "BitsAllocated",
+    "BitsStored",
+    "Columns",
+    "GantryDetectorTilt",
+    "HighBit",
+    "ImageOrientationPatient",
+    "ImagePositionPatient",
+    "ImageType",
+    "LossyImageCompression",
+    "NumberOfFrames",
+    "PhotometricInterpretation",
+    "PixelRepresentation",
+    "PixelSpacing",
+    "RescaleIntercept",
+    "RescaleSlope",
+    "RescaleType",
+    "Rows",
+    "SOPClassUID",
+    "SamplesPerPixel",
+    "SeriesDescription",
+    "SeriesInstanceUID",
+    "SeriesNumber",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class DicomObject:
+    """A DICOM file as far as it matters for choosing a series."""
+
+    path: str
+    """The file."""
+    other_kind: str | None
+    """What it is if it is no slice of a CT, e.g. ``'localizer'``."""
+    series_uid: str
+    """SeriesInstanceUID; empty if it states none."""
+    series_name: str
+    """SeriesNumber and SeriesDescription, for messages."""
+    dataset: pydicom.FileDataset
+    """Its header, without pixels."""
+
+
+def read_object(fs: fsspec.AbstractFileSystem, path: str) -> DicomObject | None:
+    """Read a file's header; None if it is no DICOM file and does not claim to be one.
+
+    Raises
+    ------
+    FormatError
+        If it is empty, named ``.dcm`` without being DICOM, or does not parse.
+    """
+    with fs.open(path, "rb") as raw:
+        start = raw.read(_PREAMBLE_BYTES + len(_MAGIC))
+        if start[_PREAMBLE_BYTES:] != _MAGIC:
+            if start and not path.lower().endswith(".dcm"):
+                return None
+            found = f"starts with {start[:8]!r}" if start else "is empty"
+            raise FormatError(
+                f"{path}: is not a DICOM file: it {found}; expected {_MAGIC!r} at byte "
+                f"{_PREAMBLE_BYTES}. Download it again, or take it out of the folder."
+            )
+        raw.seek(0)
+        with _parsing(path):
+            dataset = pydicom.dcmread(raw, stop_before_pixels=True, specific_tags=_TAGS)
+            return DicomObject(
+                path,
+                _other_kind(dataset, path),
+                str(dataset.get("SeriesInstanceUID") or ""),
+                f"series {dataset.get('SeriesNumber')} {str(dataset.get('SeriesDescription'))!r}",
+                dataset,
+            )
+
+
+def slice_header(found: DicomObject) -> SliceHeader:
+    """Check the header of a CT slice on its own.
+
+    Raises
+    ------
+    FormatError
+        If it is not a single slice of one number a pixel, or does not say where it lies.
+    """
+    dataset, path = found.dataset, found.path
+    with _parsing(path):
+        _check_frames(dataset, path)
+        _check_colour(dataset, path)
+        rows, columns = (_whole(dataset, keyword, path) for keyword in ("Rows", "Columns"))
+        allocated, stored, signed = _pixel_format(dataset, path)
+        between_rows, between_columns = _numbers(dataset, "PixelSpacing", 2, path)
+        if min(rows, columns) < 1 or min(between_rows, between_columns) <= 0:
+            raise FormatError(
+                f"{path}: has {rows} x {columns} pixels {between_rows} x {between_columns} mm "
+                "apart; expected more than 0. Export the series again."
+            )
+        slope, intercept = _rescale(dataset, path)
+        return SliceHeader(
+            path,
+            position_mm=_numbers(dataset, "ImagePositionPatient", 3, path),
+            cosines=_numbers(dataset, "ImageOrientationPatient", 6, path),
+            spacing_mm=(between_rows, between_columns),
+            shape_rc=(rows, columns),
+            bits_allocated=allocated,
+            bits_stored=stored,
+            signed=signed,
+            slope=slope,
+            intercept=intercept,
+            tilt_deg=_optional(dataset, "GantryDetectorTilt", path),
+            notes=_notes(dataset, path),
+        )
+
+
+def read_pixels(data: bytes, header: SliceHeader) -> npt.NDArray[Any]:
+    """Decode the stored values of a slice: integers of axes (row, column).
+
+    Parameters
+    ----------
+    data
+        All bytes of the file.
+    header
+        What its header said when it was first read.
+
+    Raises
+    ------
+    FormatError
+        If the pixels are cut short, do not decode or are not those of ``header``.
+    """
+    path, (rows, columns) = header.path, header.shape_rc
+    with _parsing(path):
+        dataset = pydicom.dcmread(io.BytesIO(data))
+        if slice_header(DicomObject(path, None, "", "", dataset)) != header:
+            raise FormatError(f"{path}: has changed while it was read. Ingest it again.")
+        pixels = dataset.get("PixelData") or b""
+        syntax = dataset.file_meta.TransferSyntaxUID
+        plugin = ""
+        if syntax.is_encapsulated:
+            plugin = "pydicom" if syntax == uid.RLELossless else "gdcm"
+            if not pixels:
+                raise FormatError(f"{path}: cut short: its pixels do not end. Download it again.")
+            code = get_frame(pixels, 0, number_of_frames=1)
+            if syntax in uid.JPEG2000TransferSyntaxes:
+                check_jpeg2000(code, header.shape_rc, header.bits_allocated)
+            elif syntax != uid.RLELossless:
+                check_jpeg(code, header.shape_rc, header.bits_allocated)
+        elif len(pixels) < (expected := rows * columns * header.bits_allocated // 8):
+            raise FormatError(
+                f"{path}: cut short: it holds {len(pixels)} of {expected} bytes of pixels. "
+                "Download it again."
+            )
+        decoded, _ = get_decoder(syntax).as_array(
+            dataset, index=0, raw=True, decoding_plugin=plugin
+        )
+    return decoded.reshape(rows, columns)
+
+
+@contextmanager
+def _parsing(path: str) -> Iterator[None]:
+    """Turn what a parser makes of broken bytes into a refusal, and hold back what it warns of."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            yield
+        except FormatError:
+            raise
+        except Exception as problem:
+            # An error of the disk or the network says nothing about the file.
+            if isinstance(problem, OSError) and problem.errno is not None:
+                raise
+            reason = str(problem) or type(problem).__name__
+            raise FormatError(
+                f"{path}: does not read as DICOM: {' '.join(reason.split())}. Download it again."
+            ) from problem
+
+
+def _other_kind(dataset: pydicom.FileDataset, path: str) -> str | None:
+    stated = (dataset.get("SOPClassUID"), dataset.file_meta.get("MediaStorageSOPClassUID"))
+    # Either will do: de-identified files may keep only the one outside the data set.
+    classes = [sop_class for sop_class in stated if sop_class]
+    if not classes:
+        raise FormatError(
+            f"{path}: states no SOPClassUID, so what it holds is unknown. Download it again."
+        )
+    if not _CT.intersection(classes):
+        return uid.UID(classes[0]).name
+    return "localizer" if "LOCALIZER" in _strings(dataset, "ImageType") else None
+
+
+def _strings(dataset: pydicom.Dataset, keyword: str) -> list[str]:
+    value = dataset.get(keyword)
+    if value is None:
+        return []
+    return [value] if isinstance(value, str) else [str(item) for item in value]
+
+
+def _numbers(
+    dataset: pydicom.Dataset, keyword: str, count: int, path: str
+) -> tuple[float, ...]:
+    """Return a multi-valued element as finite floats."""
+    value = dataset.get(keyword)
+    values = [] if value is None or value == "" else [value] if count == 1 else list(value)
+    if len(values) != count:
+        raise FormatError(
+            f"{path}: {keyword} holds {len(values)} numbers, expected {count}. "
+            "Export the series again with all its tags."
+        )
+    numbers = tuple(float(item) for item in values)
+    if not all(abs(number) <= _MAX_NUMBER for number in numbers):
+        raise FormatError(
+            f"{path}: {keyword} is {numbers}, expected numbers within {_MAX_NUMBER:g}. "
+            "Export the series again."
+        )
+    return numbers
+
+
+def _optional(dataset: pydicom.Dataset, keyword: str, path: str) -> float | None:
+    if dataset.get(keyword) in (None, ""):
+        return None
+    return _numbers(dataset, keyword, 1, path)[0]
+
+
+def _whole(dataset: pydicom.Dataset, keyword: str, path: str) -> int:
+    return int(_numbers(dataset, keyword, 1, path)[0])
+
+
+def _check_frames(dataset: pydicom.FileDataset, path: str) -> None:
+    frames = _optional(dataset, "NumberOfFrames", path)
+    enhanced = _ENHANCED.intersection(
+        {dataset.get("SOPClassUID"), dataset.file_meta.get("MediaStorageSOPClassUID")}
+    )
+    if enhanced or (frames or 1) != 1:
+        raise FormatError(
+            f"{path}: is a multi-frame object of {frames or 1:g} frames, expected one file a "
+            "slice. Convert it to single-frame CT images or to NIfTI first."
+        )
+
+
+def _check_colour(dataset: pydicom.Dataset, path: str) -> None:
+    samples = _whole(dataset, "SamplesPerPixel", path)
+    photometric = str(dataset.get("PhotometricInterpretation"))
+    if samples != 1 or photometric != "MONOCHROME2":
+        raise FormatError(
+            f"{path}: holds {samples} samples a pixel, {photometric}; expected 1, MONOCHROME2. "
+            "It is a picture, not CT numbers: take it out of the folder."
+        )
+
+
+def _pixel_format(dataset: pydicom.Dataset, path: str) -> tuple[int, int, bool]:
+    """Bits allocated, bits stored, and whether the value is signed."""
+    allocated, stored, representation = (
+        _whole(dataset, keyword, path)
+        for keyword in ("BitsAllocated", "BitsStored", "PixelRepresentation")
+    )
+    high = _optional(dataset, "HighBit", path)
+    if (
+        allocated not in _BITS_ALLOCATED
+        or not 1 <= stored <= allocated
+        or representation not in (0, 1)
+        or high not in (None, stored - 1)
+    ):
+        raise FormatError(
+            f"{path}: pixels of BitsAllocated {allocated}, BitsStored {stored}, HighBit {high}, "
+            f"PixelRepresentation {representation}; expected 8, 16 or 32 allocated, of which the "
+            "low ones are stored, and 0 or 1. Export the series again."
+        )
+    return allocated, stored, representation == 1
+
+
+def _rescale(dataset: pydicom.Dataset, path: str) -> tuple[float, float]:
+    slope = _optional(dataset, "RescaleSlope", path)
+    intercept = _optional(dataset, "RescaleIntercept", path)
+    if (slope is None) != (intercept is None) or slope == 0:
+        raise FormatError(
+            f"{path}: RescaleSlope is {slope} and RescaleIntercept {intercept}; expected a slope "
+            "other than 0 with an intercept. Export the series again."
+        )
+    return (1.0 if slope is None else slope), intercept or 0.0
+
+
+def _notes(dataset: pydicom.FileDataset, path: str) -> tuple[str, ...]:
+    syntax = dataset.file_meta.get("TransferSyntaxUID") or uid.UID("")
+    try:
+        get_decoder(syntax)
+    except NotImplementedError:
+        raise FormatError(
+            f"{path}: its TransferSyntaxUID is {syntax.name!r}, which is not read; expected "
+            "little or big endian, RLE, JPEG, JPEG-LS or JPEG 2000. Convert the series to "
+            "explicit little endian."
+        ) from None
+    notes = []
+    if syntax in _LOSSY or dataset.get("LossyImageCompression") == "01":
+        notes.append(f"lossy compression: {syntax.name}, values may differ from the scanner's")
+    if dataset.get("RescaleSlope") in (None, ""):
+        notes.append("no RescaleSlope: values as stored, which may not be HU")
+    unit = dataset.get("RescaleType")
+    if unit not in (None, "", "HU"):
+        notes.append(f"values in {str(unit)!r}, not HU (RescaleType)")
+    return tuple(notes)

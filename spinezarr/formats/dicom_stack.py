@@ -1,0 +1,309 @@
+"""DICOM slices stacked by position: whether they are one even block of voxels, and where it lies.
+
+DICOM's world is LPS+ millimetres; the :class:`~spinezarr.geometry.Grid` that comes out is RAS+.
+
+References
+----------
+DICOM PS3.3 section C.7.6.2.1.1, Image Position (Patient) and Image Orientation (Patient):
+https://dicom.nema.org/medical/dicom/current/output/chtml/part03/sect_C.7.6.2.html
+"""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from spinezarr.errors import FormatError
+from spinezarr.geometry import Grid
+
+__all__ = ["SliceHeader", "stack"]
+
+_COSINES: Final = 2e-3
+"""How far two direction cosines may be from unit length and from a right angle.
+
+Cosines rounded to three decimals are off by at most this; a rotation that is wrong is off by more.
+"""
+_SAME: Final = 1e-4
+"""How far cosines, and spacings relative to each other, may differ between slices.
+
+It moves the far corner of a slice of 512 pixels by a twentieth of a pixel.
+"""
+_SAME_POSITION_MM: Final = 0.01
+"""Slices nearer than this are at one position; CT slices are not spaced below a tenth of a mm."""
+_ROUNDING_MM: Final = 0.1
+"""Positions are decimal strings of at most 16 characters (PS3.5 section 6.2), and writers round.
+
+Between two positions rounded to a tenth of a mm, a distance along an axis is off by up to this.
+"""
+_POSITION: Final = 0.1
+"""Further deviation of a slice from its place, as a share of the smallest voxel spacing.
+
+The same share that an image and its mask may be apart; a missing slice is off by a whole spacing.
+"""
+_TILT_DEG: Final = 0.1
+"""Angle between the steps and the normal from which 512 slices slip by about a voxel."""
+
+_LPS_TO_RAS: Final = np.diag([-1.0, -1.0, 1.0, 1.0])
+_MAX_LISTED: Final = 3
+"""Places named in a message."""
+
+_Vectors = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class SliceHeader:
+    """What one file says of its slice, checked on its own."""
+
+    path: str
+    """The file."""
+    position_mm: tuple[float, ...]
+    """Centre of the first pixel, LPS+ mm."""
+    cosines: tuple[float, ...]
+    """LPS+ direction of increasing column index, then of increasing row index: six numbers."""
+    spacing_mm: tuple[float, float]
+    """Between rows, then between columns."""
+    shape_rc: tuple[int, int]
+    """Rows and columns."""
+    bits_allocated: int
+    """Of a stored pixel: 8, 16 or 32."""
+    bits_stored: int
+    """Of which so many hold the value."""
+    signed: bool
+    """Whether the value is a two's complement."""
+    slope: float
+    """What a stored value is multiplied with."""
+    intercept: float
+    """What is added then; the result is in HU."""
+    tilt_deg: float | None
+    """GantryDetectorTilt, where it is stated."""
+    notes: tuple[str, ...]
+    """What a user should know, in words that are the same for all slices it is true of."""
+
+    @property
+    def name(self) -> str:
+        """The file's name in its folder."""
+        return self.path.rsplit("/", 1)[-1]
+
+
+def stack(slices: Sequence[SliceHeader], folder: str) -> tuple[list[SliceHeader], Grid]:
+    """Order slices by position along their normal, and find the grid they make.
+
+    Parameters
+    ----------
+    slices
+        Of one series, in any order.
+    folder
+        For messages.
+
+    Returns
+    -------
+    tuple of list of SliceHeader, Grid
+        The slices along k. Axis i is the column index, j the row index and k increases along
+        the cross product of their directions. The affine's third column is the mean step
+        between the slices' own positions.
+
+    Raises
+    ------
+    FormatError
+        If the slices differ in more than position, or their positions are not one even row.
+    """
+    if len(slices) == 1:
+        raise FormatError(
+            f"{folder}: the series has a single slice, {slices[0].name}; expected at least 2. "
+            "Download the whole series."
+        )
+    _check_alike(slices, folder)
+    across, down = _directions(slices[0])
+    normal = np.cross(across, down)
+    normal /= np.linalg.norm(normal)
+    along = np.array([s.position_mm for s in slices]) @ normal
+    ordered = [slices[i] for i in np.argsort(along, kind="stable")]
+    positions = np.array([s.position_mm for s in ordered])
+    along = positions @ normal
+    between_rows, between_columns = ordered[0].spacing_mm
+    _check_repeated(ordered, along, folder)
+    # Of an even number of gaps the lower middle one: beside a missing slice it is the right one.
+    usual = float(np.percentile(np.diff(along), 50, method="lower"))
+    tolerance = _ROUNDING_MM + _POSITION * min(usual, between_rows, between_columns)
+    _check_tilt(ordered, positions[-1] - positions[0], normal, tolerance, folder)
+    _check_even(ordered, along, usual, tolerance, folder)
+    step = (positions[-1] - positions[0]) / (len(ordered) - 1)
+    _check_straight(ordered, positions, step, tolerance, folder)
+    affine = np.eye(4)
+    affine[:3, :3] = np.stack([across * between_columns, down * between_rows, step], axis=1)
+    affine[:3, 3] = positions[0]
+    rows, columns = ordered[0].shape_rc
+    return ordered, Grid((columns, rows, len(ordered)), _LPS_TO_RAS @ affine)
+
+
+def _directions(header: SliceHeader) -> tuple[_Vectors, _Vectors]:
+    """Unit vectors toward the next column and the next row."""
+    across, down = np.array(header.cosines).reshape(2, 3)
+    lengths = np.linalg.norm([across, down], axis=1)
+    if np.abs(lengths - 1).max() > _COSINES or abs(across @ down) > _COSINES:
+        raise FormatError(
+            f"{header.path}: ImageOrientationPatient {_text(header.cosines)} is not two unit "
+            f"vectors at a right angle: lengths {lengths[0]:.4f} and {lengths[1]:.4f}, product "
+            f"{across @ down:.4f}. Export the series again."
+        )
+    return across / lengths[0], down / lengths[1]
+
+
+def _check_alike(slices: Sequence[SliceHeader], folder: str) -> None:
+    """Refuse slices that differ in orientation, size, spacing or type."""
+    first = slices[0]
+
+    def close(a: tuple[float, ...], b: tuple[float, ...], tolerance: float) -> bool:
+        return max(abs(x - y) for x, y in zip(a, b, strict=True)) <= tolerance
+
+    def check(what: str, show: Callable[[SliceHeader], str], differing: bool) -> None:  # noqa: FBT001
+        if differing:
+            raise FormatError(
+                f"{folder}: the slices of the series differ in {what}: {_census(slices, show)}; "
+                "expected one. Keep the files of one of them in the folder."
+            )
+
+    check(
+        "size (rows x columns)",
+        lambda s: f"{s.shape_rc[0]} x {s.shape_rc[1]}",
+        any(s.shape_rc != first.shape_rc for s in slices),
+    )
+    check(
+        "type",
+        lambda s: (
+            f"{'signed' if s.signed else 'unsigned'}, "
+            f"{s.bits_stored} of {s.bits_allocated} bits stored"
+        ),
+        len({(s.signed, s.bits_stored, s.bits_allocated) for s in slices}) > 1,
+    )
+    check(
+        "PixelSpacing (mm)",
+        lambda s: _text(s.spacing_mm),
+        any(
+            not close(s.spacing_mm, first.spacing_mm, _SAME * min(first.spacing_mm)) for s in slices
+        ),
+    )
+    check(
+        "ImageOrientationPatient",
+        lambda s: _text(s.cosines),
+        any(not close(s.cosines, first.cosines, _SAME) for s in slices),
+    )
+
+
+def _census(slices: Sequence[SliceHeader], show: Callable[[SliceHeader], str]) -> str:
+    """List the values found, most frequent first, each with a file that has it."""
+    counts = Counter(show(s) for s in slices)
+    example = {show(s): s.name for s in reversed(slices)}
+    return _listed([f"{v} in {n} ({example[v]})" for v, n in counts.most_common()])
+
+
+def _check_repeated(ordered: Sequence[SliceHeader], along: _Vectors, folder: str) -> None:
+    pairs = [
+        f"{a.name} and {b.name} at {_text(a.position_mm)}"
+        for (a, b), gap in zip(pairwise(ordered), np.diff(along), strict=True)
+        if gap < _SAME_POSITION_MM
+    ]
+    if pairs:
+        raise FormatError(
+            f"{folder}: {len(pairs)} repeated slices, two files at one position (LPS mm): "
+            f"{_listed(pairs)}; expected each position once. Keep one file of each position."
+        )
+
+
+def _check_tilt(
+    ordered: Sequence[SliceHeader],
+    way_mm: _Vectors,
+    normal: _Vectors,
+    tolerance_mm: float,
+    folder: str,
+) -> None:
+    """Refuse slices that are stacked aslant; ``way_mm`` leads from the first to the last."""
+    along = float(way_mm @ normal)
+    aside = float(np.linalg.norm(way_mm - along * normal))
+    degrees = float(np.degrees(np.arctan2(aside, along)))
+    if degrees > _TILT_DEG and aside > tolerance_mm:
+        tilts = sorted({s.tilt_deg for s in ordered if s.tilt_deg is not None})
+        stated = f" GantryDetectorTilt is {_text(tilts)} degrees." if tilts else ""
+        raise FormatError(
+            f"{folder}: the slices are stacked {degrees:.2f} degrees off their normal: from "
+            f"{_text(ordered[0].position_mm)} to {_text(ordered[-1].position_mm)} (LPS mm) they "
+            f"slip {aside:.2f} mm sideways over {along:.2f} mm, expected at most "
+            f"{tolerance_mm:.2f} mm.{stated} A tilted gantry: resample the series to a straight "
+            "stack first."
+        )
+
+
+def _check_even(
+    ordered: Sequence[SliceHeader],
+    along: _Vectors,
+    usual: float,
+    tolerance_mm: float,
+    folder: str,
+) -> None:
+    """Refuse missing slices, and gaps or positions that are not even."""
+    gaps = np.diff(along)
+    places = np.linspace(along[0], along[-1], len(along))
+    astray = np.abs(along - places)
+    uneven = np.abs(gaps - usual) > tolerance_mm
+    if not uneven.any() and astray.max() <= tolerance_mm:
+        return
+    multiples = np.rint(gaps / usual).astype(int)
+    # Each of the steps across a gap may be off by as much as one.
+    whole = (multiples >= 1) & (np.abs(gaps - multiples * usual) <= tolerance_mm * multiples)
+    where = [
+        f"{gaps[k]:.3f} mm between {ordered[k].name} and {ordered[k + 1].name} at "
+        f"{along[k]:.3f} and {along[k + 1]:.3f} mm along the normal"
+        for k in np.flatnonzero(uneven)
+    ]
+    if uneven.any() and whole[uneven].all():
+        missing = [
+            f"{multiples[k] - 1} in {text}"
+            for k, text in zip(np.flatnonzero(uneven), where, strict=True)
+        ]
+        raise FormatError(
+            f"{folder}: {int((multiples[uneven] - 1).sum())} slices are missing: "
+            f"{_listed(missing)}; expected {usual:.3f} mm everywhere, within {tolerance_mm:.3f} "
+            "mm. Download the series again."
+        )
+    worst = int(astray.argmax())
+    raise FormatError(
+        f"{folder}: the slices are unevenly spaced, by {gaps.min():.3f} to {gaps.max():.3f} mm: "
+        f"{_listed(where) or f'{ordered[worst].name} is {astray[worst]:.3f} mm off its place'}; "
+        f"expected {usual:.3f} mm everywhere, within {tolerance_mm:.3f} mm. Keep the slices of "
+        "one even stretch in the folder, or resample the series."
+    )
+
+
+def _check_straight(
+    ordered: Sequence[SliceHeader],
+    positions: _Vectors,
+    step_mm: _Vectors,
+    tolerance_mm: float,
+    folder: str,
+) -> None:
+    """Refuse slices that lie beside the line from the first to the last."""
+    places = positions[0] + np.arange(len(ordered))[:, None] * step_mm
+    astray = np.linalg.norm(positions - places, axis=1)
+    worst = int(astray.argmax())
+    # Rounding moves a slice and both ends of the line, each in three coordinates.
+    allowed = tolerance_mm + _ROUNDING_MM
+    if astray[worst] > allowed:
+        raise FormatError(
+            f"{folder}: {ordered[worst].name} lies {astray[worst]:.3f} mm beside the line of the "
+            f"other slices: at {_text(ordered[worst].position_mm)} (LPS mm), expected "
+            f"{_text(places[worst].tolist())} within {allowed:.3f} mm. Check the series in a "
+            "viewer, and export it again."
+        )
+
+
+def _listed(texts: Sequence[str]) -> str:
+    more = len(texts) - _MAX_LISTED
+    return "; ".join([*texts[:_MAX_LISTED], *([f"{more} more"] if more > 0 else [])])
+
+
+def _text(numbers: Sequence[Any]) -> str:
+    return f"({', '.join(f'{n:.6g}' for n in numbers)})"

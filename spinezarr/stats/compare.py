@@ -1,0 +1,102 @@
+"""A dataset's figures against those of its card, one by one."""
+
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from spinezarr.card import Card, FigureKey, PrintedFigure
+from spinezarr.stats.statistics import Statistics
+
+__all__ = ["Comparison", "Line", "Verdict", "compare"]
+
+Verdict = Literal["equal", "differs", "missing here", "card contradicts itself"]
+"""In this order of precedence: ``equal`` within the printed rounding; ``missing here``, where
+the card counts or measures something that the store lacks; ``card contradicts itself``, where
+the card's figure does not fit others of its own; else ``differs``."""
+
+_COUNTS: Final = frozenset({"scans", "patients", "slices", "vertebrae", "detection_percent"})
+"""Statistics that are 0 of what is not there; all others have no value then."""
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One figure in the store and on the card."""
+
+    key: FigureKey
+    here: float | None
+    """None: there is nothing to measure."""
+    card: float
+    decimals: int
+    """To which the card rounds."""
+    verdict: Verdict
+    note: str
+    """What is to be known of the card's figure; often empty."""
+
+    @property
+    def difference(self) -> float | None:
+        """Here less the card; None where there is nothing here."""
+        return None if self.here is None else self.here - self.card
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """All figures of a card, each compared."""
+
+    dataset: str
+    """Of the store."""
+    title: str
+    """Of the card."""
+    source: str
+    """Where the card was read."""
+    as_of: str | None
+    """State of that source."""
+    lines: tuple[Line, ...]
+    doubts: tuple[str, ...]
+    """What contradicts itself on the card, or is to be read with care."""
+
+    @property
+    def agrees(self) -> bool:
+        """Whether no figure differs or is missing; where the card is wrong, none can be."""
+        return not any(line.verdict in {"differs", "missing here"} for line in self.lines)
+
+    @property
+    def verdicts(self) -> dict[str, int]:
+        """Number of lines of each verdict."""
+        found: dict[str, int] = {}
+        for line in self.lines:
+            found[line.verdict] = found.get(line.verdict, 0) + 1
+        return found
+
+
+def compare(statistics: Statistics, card: Card) -> Comparison:
+    """Compare each figure that ``card`` prints with the one found, in the card's order."""
+    found, wrong = statistics.figures(), card.contradictions()
+    lines = []
+    for key, printed in card.figures().items():
+        here = found.get(key, 0 if key.statistic in _COUNTS else None)
+        heading = f"printed as {printed.printed_as}" if printed.printed_as else ""
+        lines.append(
+            Line(
+                key=key,
+                here=here,
+                card=printed.value,
+                decimals=printed.decimals,
+                verdict=_verdict(here, printed, doubtful=key in wrong),
+                note="; ".join(filter(None, (heading, wrong.get(key)))),
+            )
+        )
+    return Comparison(
+        dataset=statistics.dataset,
+        title=card.title,
+        source=card.source,
+        as_of=card.as_of,
+        lines=tuple(lines),
+        doubts=card.doubts,
+    )
+
+
+def _verdict(here: float | None, printed: PrintedFigure, *, doubtful: bool) -> Verdict:
+    if here is not None and printed.is_rounded_from(here):
+        return "equal"
+    if not here:
+        return "missing here"
+    return "card contradicts itself" if doubtful else "differs"

@@ -1,0 +1,226 @@
+"""The figures of a dataset, from its scan table alone: no scan is opened.
+
+Sizes and spacings are in the order of the source file's axes ``(i, j, k)``, as the published cards
+print them; ``k`` is the axis that the slices of a file are counted along.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import xarray as xr
+
+from spinezarr.card import REGIONS, STATISTICS, FigureKey, Region
+from spinezarr.errors import UsageError
+from spinezarr.geometry import AxisMap
+from spinezarr.vertebrae import VALUE_OF_NAME
+
+__all__ = [
+    "Spread",
+    "Statistics",
+    "VertebraStatistics",
+    "compute_statistics",
+    "in_file_order",
+    "select_scans",
+    "volumes_cm3",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """Least, middle and greatest of some numbers."""
+
+    min: float
+    median: float
+    max: float
+
+    @classmethod
+    def of(cls, values: npt.ArrayLike) -> "Spread | None":
+        """Spread of all values; None if there are none.
+
+        Examples
+        --------
+        >>> Spread.of([3, 1, 2, 5])
+        Spread(min=1.0, median=2.5, max=5.0)
+        """
+        numbers = np.asarray(values, float)
+        if not numbers.size:
+            return None
+        return cls(float(numbers.min()), float(np.median(numbers)), float(numbers.max()))
+
+
+@dataclass(frozen=True, slots=True)
+class VertebraStatistics:
+    """One vertebra in all scans."""
+
+    value: int | None
+    """Its label; None for levels that only points name."""
+    scans: int
+    """Scans whose mask shows it."""
+    detection_percent: float
+    """Share of all scans, with or without mask, whose mask shows it."""
+    volume_cm3: Spread | None
+    """Of the scans that show it; cut vertebrae are not left out."""
+    annotated_centroids: int
+    """Scans in which the dataset's own centroid file names it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Statistics:
+    """The figures of a dataset, or of a part of it."""
+
+    dataset: str
+    title: str
+    scans: int
+    scans_with_mask: int
+    patients: int
+    slices: int
+    """Voxels along the files' third axis, of all scans together."""
+    scans_by_split: dict[str, int]
+    """Empty text: in no split."""
+    scans_by_source: dict[str, int]
+    size: dict[str, Spread]
+    """Voxels along the files' axes ``i``, ``j``, ``k``, each on its own; empty without scans."""
+    spacing_mm: dict[str, Spread]
+    """Likewise."""
+    vertebrae: dict[str, VertebraStatistics]
+    """Levels that at least one scan shows, from head to tail."""
+
+    @property
+    def vertebrae_by_region(self) -> dict[Region, int]:
+        """Vertebrae of each region, counted once in each scan."""
+        return {
+            region: sum(self.vertebrae[name].scans for name in names if name in self.vertebrae)
+            for region, names in REGIONS.items()
+        }
+
+    def figures(self) -> dict[FigureKey, float]:
+        """Return every figure under the key that a card's would have."""
+        return dict(self._figures())
+
+    def _figures(self) -> Iterator[tuple[FigureKey, float]]:
+        for statistic in ("scans", "scans_with_mask", "patients", "slices"):
+            yield FigureKey("all", "", statistic), getattr(self, statistic)
+        for split, scans in self.scans_by_split.items():
+            yield FigureKey("split", split, "scans"), scans
+        for source, scans in self.scans_by_source.items():
+            yield FigureKey("source", source, "scans"), scans
+        for unit, spreads in (("size", self.size), ("spacing_mm", self.spacing_mm)):
+            for axis, spread in spreads.items():
+                yield from _spread_figures("axis", axis, unit, spread)
+        for region, count in self.vertebrae_by_region.items():
+            yield FigureKey("region", region, "vertebrae"), count
+        for name, vertebra in self.vertebrae.items():
+            for statistic in ("scans", "detection_percent", "annotated_centroids"):
+                yield FigureKey("vertebra", name, statistic), getattr(vertebra, statistic)
+            if vertebra.volume_cm3 is not None:
+                yield from _spread_figures("vertebra", name, "volume_cm3", vertebra.volume_cm3)
+
+
+def _spread_figures(
+    group: Literal["axis", "vertebra"], name: str, unit: str, spread: Spread
+) -> Iterator[tuple[FigureKey, float]]:
+    for statistic in STATISTICS:
+        yield FigureKey(group, name, f"{unit}_{statistic}"), getattr(spread, statistic)
+
+
+def select_scans(
+    table: xr.Dataset, *, split: str | None = None, source: str | None = None
+) -> xr.Dataset:
+    """Return the rows of one split, of one source, or of one source in one split.
+
+    Raises
+    ------
+    UsageError
+        If no scan of the table has such a split or source; lists those there are.
+    """
+    keep = np.ones(table.sizes["scan"], bool)
+    for column, wanted in (("split", split), ("source", source)):
+        if wanted is not None:
+            values = table[column].to_numpy()
+            if wanted not in values:
+                known = ", ".join(repr(str(name)) for name in sorted(set(values)))
+                raise UsageError(f"{column} {wanted!r}: the store has {known}.")
+            keep &= values == wanted
+    return table.isel(scan=np.flatnonzero(keep))
+
+
+def in_file_order(table: xr.Dataset, column: str) -> npt.NDArray[Any]:
+    """Order a column over (z, y, x) as the axes of each scan's source file.
+
+    Returns
+    -------
+    numpy.ndarray
+        Shape (scans, 3), axes ``(i, j, k)`` of the file, same unit and type.
+    """
+    values_zyx = table[column].to_numpy()
+    source_axis_zyx = np.array(
+        [AxisMap.of_axcodes(str(codes)).source_axis_zyx for codes in table.orientation.to_numpy()],
+        np.intp,
+    ).reshape(-1, 3)
+    values_ijk = np.empty_like(values_zyx)
+    np.put_along_axis(values_ijk, source_axis_zyx, values_zyx, axis=1)
+    return values_ijk
+
+
+def volumes_cm3(table: xr.Dataset) -> dict[str, npt.NDArray[np.float64]]:
+    """Volumes of each vertebra that a mask shows, from head to tail, in the order of the scans."""
+    counts, volumes = (table[name].to_numpy() for name in ("voxel_count", "volume_cm3"))
+    return {
+        str(name): volumes[shown, at]
+        for at, name in enumerate(table.vertebra.to_numpy())
+        if (shown := counts[:, at] > 0).any()
+    }
+
+
+def compute_statistics(table: xr.Dataset) -> Statistics:
+    """Count and measure the scans of a table.
+
+    Parameters
+    ----------
+    table
+        As :func:`spinezarr.store.table.build_table` makes it.
+    """
+    sizes = in_file_order(table, "shape_zyx")
+    return Statistics(
+        dataset=table.attrs["dataset"],
+        title=table.attrs["title"],
+        scans=table.sizes["scan"],
+        scans_with_mask=int((table.label_state.to_numpy() != "none").sum()),
+        patients=len(set(table.patient_id.to_numpy())),
+        slices=int(sizes[:, 2].sum(dtype=np.int64)),
+        scans_by_split=_counts(table.split),
+        scans_by_source=_counts(table.source),
+        size=_by_axis(sizes),
+        spacing_mm=_by_axis(in_file_order(table, "spacing_mm")),
+        vertebrae=_vertebrae(table),
+    )
+
+
+def _counts(column: xr.DataArray) -> dict[str, int]:
+    names, counts = np.unique(column.to_numpy().astype(object), return_counts=True)
+    return dict(zip(names.tolist(), counts.tolist(), strict=True))
+
+
+def _by_axis(values_ijk: npt.NDArray[Any]) -> dict[str, Spread]:
+    spreads = {axis: Spread.of(values_ijk[:, at]) for at, axis in enumerate("ijk")}
+    return {axis: spread for axis, spread in spreads.items() if spread is not None}
+
+
+def _vertebrae(table: xr.Dataset) -> dict[str, VertebraStatistics]:
+    volumes: Mapping[str, npt.NDArray[np.float64]] = volumes_cm3(table)
+    points = np.isfinite(table.annotated_centroid_mm.to_numpy()).all(axis=2).sum(axis=0)
+    nothing = np.empty(0)
+    return {
+        name: VertebraStatistics(
+            value=VALUE_OF_NAME.get(name),
+            scans=(shown := volumes.get(name, nothing)).size,
+            detection_percent=100 * shown.size / table.sizes["scan"],
+            volume_cm3=Spread.of(shown),
+            annotated_centroids=int(annotated),
+        )
+        for name, annotated in zip(map(str, table.vertebra.to_numpy()), points, strict=True)
+        if name in volumes or annotated
+    }
