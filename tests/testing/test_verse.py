@@ -208,7 +208,7 @@ def test_masks_of_2019_have_the_header_of_the_measured_one(subjects):
     header = stored.header
     assert stored.get_data_dtype() == np.float64
     assert (int(header["qform_code"]), int(header["sform_code"])) == (0, 2)
-    assert (float(header["scl_slope"]), float(header["scl_inter"])) == (1.0, 0.0)
+    assert (stored.dataobj.slope, stored.dataobj.inter) == (1.0, 0.0)
     assert int(header["xyzt_units"]) == 0
     assert nib.aff2axcodes(stored.affine) == ("P", "I", "R")
     directions = stored.affine[:3, :3] / np.linalg.norm(stored.affine[:3, :3], axis=0)
