@@ -12,12 +12,15 @@ from spinezarr.testing.ctspine1k import (
     write_ctspine1k,
     write_ctspine1k_names,
 )
+from spinezarr.testing.dicom import DICOM_TRANSFER_SYNTAXES, DicomForm, write_dicom_series
 from spinezarr.testing.nifti import DTYPES, NiftiForm, all_axcodes, write_nifti
 from spinezarr.testing.phantom import Phantom, PhantomSpec, make_phantom
 
 __all__ = [
     "CTSPINE1K_SCANS",
+    "DICOM_TRANSFER_SYNTAXES",
     "DTYPES",
+    "DicomForm",
     "Layout",
     "NiftiForm",
     "Phantom",
@@ -32,5 +35,6 @@ __all__ = [
     "split_text",
     "write_ctspine1k",
     "write_ctspine1k_names",
+    "write_dicom_series",
     "write_nifti",
 ]
