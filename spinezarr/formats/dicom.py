@@ -160,9 +160,7 @@ def _is_int32(header: SliceHeader) -> bool:
     )
 
 
-def _objects(
-    fs: fsspec.AbstractFileSystem, folder: str
-) -> tuple[list["DicomObject"], list[str]]:
+def _objects(fs: fsspec.AbstractFileSystem, folder: str) -> tuple[list["DicomObject"], list[str]]:
     """Find the CT slices of a folder, and say what else is there."""
     from spinezarr.formats.dicom_file import read_object  # noqa: PLC0415  needs pydicom
 

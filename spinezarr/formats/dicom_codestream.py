@@ -1,7 +1,7 @@
 """Compressed DICOM pixels: whether a code stream is whole and of the slice, before it is decoded.
 
 The decoders trust a stream's own header: one that names another size than the DICOM header makes
-them write beyond their buffers, and one that is cut short comes out as pixels that were never there.
+them write beyond their buffers, and one that is cut short comes out as pixels that never were.
 
 References
 ----------

@@ -9,7 +9,6 @@ PS3.5 section 8 and annex A (pixel data and transfer syntaxes).
 """
 
 import io
-import math
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,12 +16,11 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import fsspec
-import numpy as np
 import numpy.typing as npt
 import pydicom
 from pydicom import uid
 from pydicom.encaps import get_frame
-from pydicom.pixels import get_decoder
+from pydicom.pixels.decoders.base import get_decoder
 
 from spinezarr.errors import FormatError
 from spinezarr.formats.dicom_codestream import check_jpeg, check_jpeg2000
@@ -32,7 +30,9 @@ __all__ = ["DicomObject", "read_object", "read_pixels", "slice_header"]
 
 _PREAMBLE_BYTES: Final = 128
 _MAGIC: Final = b"DICM"
-_ENHANCED: Final = frozenset({uid.EnhancedCTImageStorage, uid.LegacyConvertedEnhancedCTImageStorage})
+_ENHANCED: Final = frozenset(
+    {uid.EnhancedCTImageStorage, uid.LegacyConvertedEnhancedCTImageStorage}
+)
 _CT: Final = _ENHANCED | {uid.CTImageStorage}
 _LOSSY: Final = frozenset(
     {uid.JPEGBaseline8Bit, uid.JPEGExtended12Bit, uid.JPEGLSNearLossless, uid.JPEG2000}
@@ -233,9 +233,7 @@ def _strings(dataset: pydicom.Dataset, keyword: str) -> list[str]:
     return [value] if isinstance(value, str) else [str(item) for item in value]
 
 
-def _numbers(
-    dataset: pydicom.Dataset, keyword: str, count: int, path: str
-) -> tuple[float, ...]:
+def _numbers(dataset: pydicom.Dataset, keyword: str, count: int, path: str) -> tuple[float, ...]:
     """Return a multi-valued element as finite floats."""
     value = dataset.get(keyword)
     values = [] if value is None or value == "" else [value] if count == 1 else list(value)

@@ -141,7 +141,7 @@ def stack(slices: Sequence[SliceHeader], folder: str) -> tuple[list[SliceHeader]
 
 
 def _directions(header: SliceHeader) -> tuple[_Vectors, _Vectors]:
-    """Unit vectors toward the next column and the next row."""
+    """Return unit vectors toward the next column and the next row."""
     across, down = np.array(header.cosines).reshape(2, 3)
     lengths = np.linalg.norm([across, down], axis=1)
     if np.abs(lengths - 1).max() > _COSINES or abs(across @ down) > _COSINES:
@@ -257,7 +257,7 @@ def _check_even(
     where = [
         f"{gaps[k]:.3f} mm between {ordered[k].name} and {ordered[k + 1].name} at "
         f"{along[k]:.3f} and {along[k + 1]:.3f} mm along the normal"
-        for k in np.flatnonzero(uneven)
+        for k in np.flatnonzero(uneven).tolist()
     ]
     if uneven.any() and whole[uneven].all():
         missing = [

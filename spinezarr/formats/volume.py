@@ -81,4 +81,6 @@ def open_volume(fs: fsspec.AbstractFileSystem, path: str) -> Volume:
     for ending, opener in _OPENERS.items():
         if path.lower().endswith(ending):
             return opener(fs, path)
-    raise FormatError(f"{path}: unknown ending; expected one of {', '.join(_OPENERS)}.")
+    raise FormatError(
+        f"{path}: unknown ending; expected one of {', '.join(_OPENERS)} (a DICOM folder)."
+    )

@@ -12,6 +12,7 @@ from spinezarr.testing.ctspine1k import (
     write_ctspine1k,
     write_ctspine1k_names,
 )
+from spinezarr.testing.dicom import DICOM_TRANSFER_SYNTAXES, DicomForm, write_dicom_series
 from spinezarr.testing.nifti import DTYPES, NiftiForm, all_axcodes, write_nifti
 from spinezarr.testing.phantom import Phantom, PhantomSpec, make_phantom, usual_levels
 from spinezarr.testing.verse import VERSE_2019, VERSE_2020, VersePlan, VerseSplit, VerseYear
@@ -25,10 +26,12 @@ from spinezarr.testing.written import WrittenScan
 
 __all__ = [
     "CTSPINE1K_SCANS",
+    "DICOM_TRANSFER_SYNTAXES",
     "DTYPES",
     "VERSE_2019",
     "VERSE_2020",
     "VERSE_2020_CHALLENGE",
+    "DicomForm",
     "Layout",
     "NiftiForm",
     "Phantom",
@@ -50,6 +53,7 @@ __all__ = [
     "verse_json",
     "write_ctspine1k",
     "write_ctspine1k_names",
+    "write_dicom_series",
     "write_nifti",
     "write_verse_2019_challenge",
     "write_verse_2020_challenge",

@@ -1,0 +1,371 @@
+"""Writing volumes as folders of DICOM slices, in any transfer syntax, and with planted defects.
+
+Nothing here shares code with the reader under test. pydicom writes the files, gdcm compresses; both
+are imported when they are needed, so that the package can be used without them.
+
+References
+----------
+DICOM PS3.3 annex A.3 (CT Image IOD) and section C.7.6.2.1.1 (position and orientation);
+PS3.5 annex A (transfer syntaxes).
+"""
+
+import hashlib
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from spinezarr.errors import UsageError
+
+if TYPE_CHECKING:
+    from pydicom import Dataset
+    from pydicom.uid import UID
+
+__all__ = ["DICOM_TRANSFER_SYNTAXES", "DicomForm", "write_dicom_series"]
+
+DICOM_TRANSFER_SYNTAXES: Final = {
+    "implicit-le": "1.2.840.10008.1.2",
+    "explicit-le": "1.2.840.10008.1.2.1",
+    "deflated": "1.2.840.10008.1.2.1.99",
+    "explicit-be": "1.2.840.10008.1.2.2",
+    "rle": "1.2.840.10008.1.2.5",
+    "jpeg-lossless": "1.2.840.10008.1.2.4.70",
+    "jpeg-lossless-57": "1.2.840.10008.1.2.4.57",
+    "jpeg-ls": "1.2.840.10008.1.2.4.80",
+    "jpeg2000": "1.2.840.10008.1.2.4.90",
+    "jpeg2000-lossy": "1.2.840.10008.1.2.4.91",
+}
+"""Names of the transfer syntaxes that can be written, and their UIDs (PS3.6 annex A)."""
+
+_CT_IMAGE: Final = "1.2.840.10008.5.1.4.1.1.2"
+_SECONDARY_CAPTURE: Final = "1.2.840.10008.5.1.4.1.1.7"
+_BITS: Final = 16
+"""Allocated for a pixel, as all CT images do (PS3.3 table C.8-3)."""
+_LOCALIZER: Final = 10_000
+"""InstanceNumber of a localizer, beyond those of slices."""
+_JPEG2000_PIXELS: Final = 16
+"""gdcm was seen to crash when it compresses 7 x 5 pixels as JPEG 2000, and not from 16 x 16 on."""
+_SQUARE: Final = 1e-6
+"""How far the axes of a series that can be written may be from right angles, in radians."""
+
+
+@dataclass(frozen=True, slots=True)
+class DicomForm:
+    """How a series is stored, what lies beside it, and what is wrong with it.
+
+    Examples
+    --------
+    >>> DicomForm(transfer_syntax="jpeg")  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    ...
+    spinezarr.errors.UsageError: transfer_syntax must be one of implicit-le, ...; got 'jpeg'
+    """
+
+    transfer_syntax: str = "explicit-le"
+    """One of :data:`DICOM_TRANSFER_SYNTAXES`."""
+    slope: float = 1.0
+    """``RescaleSlope``."""
+    intercept: float = -1024.0
+    """``RescaleIntercept``, in HU."""
+    signed: bool = False
+    """Whether stored values are two's complements."""
+    bits_stored: int = 16
+    """Bits of the 16 allocated that hold the value; the others are zero."""
+    naming: Literal["number", "uid", "reversed"] = "number"
+    """``1.dcm`` and so on along k, from its other end, or SOPInstanceUIDs without an ending."""
+    localizer: bool = False
+    """Add a localizer to the series."""
+    secondary_capture: bool = False
+    """Add a colour picture as a series of its own."""
+    second_series: int = 0
+    """Add a series of so many of the slices, all values zero."""
+    missing: tuple[int, ...] = ()
+    """Indices k of slices to leave out."""
+    repeated: tuple[int, ...] = ()
+    """Indices k of slices to write twice, as different objects."""
+    moved_mm: tuple[tuple[int, float], ...] = ()
+    """Slices k to move along the k axis, and how far."""
+    gantry_tilt_deg: float = 0.0
+    """Stack the slices aslant, each further along j, and state the angle."""
+
+    def __post_init__(self) -> None:
+        if self.transfer_syntax not in DICOM_TRANSFER_SYNTAXES:
+            raise UsageError(
+                f"transfer_syntax must be one of {', '.join(DICOM_TRANSFER_SYNTAXES)}; "
+                f"got {self.transfer_syntax!r}"
+            )
+        if self.slope == 0:
+            raise UsageError("slope must be a number other than 0, got 0")
+        if not 1 < self.bits_stored <= _BITS:
+            raise UsageError(f"bits_stored must be within 2 and {_BITS}, got {self.bits_stored}")
+
+
+def write_dicom_series(
+    folder: Path,
+    array_ijk: npt.NDArray[np.integer[Any]],
+    affine_ijk: npt.NDArray[np.float64],
+    form: DicomForm,
+) -> tuple[Path, ...]:
+    """Write a folder of CT slices, the same bytes each time.
+
+    Parameters
+    ----------
+    folder
+        Where to; made if it is missing.
+    array_ijk
+        Values in HU; axis i becomes the columns, j the rows, and k the slices.
+    affine_ijk
+        Voxel ``(i, j, k, 1)`` to RAS+ mm; its axes at right angles, in either handedness.
+    form
+        How to store them.
+
+    Returns
+    -------
+    tuple of Path
+        The files of the series' slices along k: without those left out, and those written twice
+        with their copies at the end.
+
+    Raises
+    ------
+    UsageError
+        If a value cannot be stored in that form, or the axes are not at right angles.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    stored = _stored(array_ijk, form)
+    series = _Series(2, _study(array_ijk, affine_ijk, form), _Geometry.of(affine_ijk, form), form)
+    order = [k for k in range(array_ijk.shape[2]) if k not in form.missing]
+    order.extend(form.repeated)
+    written = []
+    for number, k in enumerate(order, start=1):
+        dataset = series.slice(stored[:, :, k], k, number)
+        written.append(folder / _name(number, len(order), str(dataset.SOPInstanceUID), form))
+        _save(dataset, written[-1], form.transfer_syntax)
+    for name, dataset in _beside(np.zeros(array_ijk.shape[:2], np.uint16), series):
+        _save(dataset, folder / name, "explicit-le")
+    return tuple(written)
+
+
+@dataclass(frozen=True, slots=True)
+class _Geometry:
+    """Where slices lie, LPS+ mm."""
+
+    across: npt.NDArray[np.float64]
+    down: npt.NDArray[np.float64]
+    origin: npt.NDArray[np.float64]
+    step: npt.NDArray[np.float64]
+    spacing_mm: tuple[float, float]
+    """Between rows, then between columns."""
+
+    @classmethod
+    def of(cls, affine_ijk: npt.NDArray[np.float64], form: DicomForm) -> "_Geometry":
+        lps = np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine_ijk
+        lengths = np.linalg.norm(lps[:3, :3], axis=0)
+        across, down, along = (lps[:3, :3] / lengths).T
+        worst = max(abs(across @ down), abs(across @ along), abs(down @ along))
+        if worst > _SQUARE:
+            raise UsageError(
+                f"the axes of the affine are not at right angles, by {np.degrees(worst):.3g} "
+                "degrees: DICOM slices lie across their stack; use gantry_tilt_deg to tilt them"
+            )
+        slip = np.tan(np.radians(form.gantry_tilt_deg)) * lengths[2] * down
+        step = lengths[2] * along + slip
+        return cls(across, down, lps[:3, 3], step, (float(lengths[1]), float(lengths[0])))
+
+    def position(self, k: int, form: DicomForm) -> npt.NDArray[np.float64]:
+        moved = dict(form.moved_mm).get(k, 0.0) * self.step / np.linalg.norm(self.step)
+        return np.asarray(self.origin + k * self.step + moved)
+
+
+def _stored(
+    array_ijk: npt.NDArray[np.integer[Any]], form: DicomForm
+) -> npt.NDArray[np.integer[Any]]:
+    """Undo the rescaling; refuse values that the form cannot hold exactly."""
+    exact = (array_ijk.astype(np.float64) - form.intercept) / form.slope
+    whole = np.rint(exact)
+    low = -(2 ** (form.bits_stored - 1)) if form.signed else 0
+    high = low + 2**form.bits_stored - 1
+    if (whole * form.slope + form.intercept != array_ijk).any():
+        raise UsageError(
+            f"values from {array_ijk.min()} to {array_ijk.max()} HU are not all whole multiples "
+            f"of slope {form.slope:g} above intercept {form.intercept:g}"
+        )
+    if whole.min() < low or whole.max() > high:
+        raise UsageError(
+            f"values from {array_ijk.min()} to {array_ijk.max()} HU would be stored as "
+            f"{whole.min():g} to {whole.max():g}, which {form.bits_stored} bits from {low} to "
+            f"{high} cannot hold; choose another intercept, slope or bits_stored"
+        )
+    return whole.astype(np.int16 if form.signed else np.uint16)
+
+
+def _study(
+    array_ijk: npt.NDArray[np.integer[Any]],
+    affine_ijk: npt.NDArray[np.float64],
+    form: DicomForm,
+) -> str:
+    """Make a StudyInstanceUID that the same series always gets."""
+    content = hashlib.sha256(array_ijk.tobytes() + affine_ijk.tobytes()).hexdigest()
+    return _uid(content, form)
+
+
+def _uid(*parts: object) -> str:
+    """Make a UID that the same parts always give: 2.25 and a number of 122 bits (PS3.5 annex B)."""
+    digest = hashlib.sha256("/".join(map(repr, parts)).encode()).digest()
+    return f"2.25.{int.from_bytes(digest) >> 134}"
+
+
+def _name(number: int, count: int, uid: str, form: DicomForm) -> str:
+    if form.naming == "uid":
+        return uid
+    return f"{number if form.naming == 'number' else count + 1 - number}.dcm"
+
+
+def _object(sop_class: str, study: str, series: int, number: int, modality: str) -> "Dataset":
+    """Return what all images have: identity, and one sample a pixel."""
+    from pydicom import Dataset  # noqa: PLC0415  only who writes DICOM needs pydicom
+    from pydicom.dataset import FileMetaDataset  # noqa: PLC0415
+
+    dataset = Dataset()
+    dataset.file_meta = FileMetaDataset()
+    dataset.SOPClassUID = sop_class
+    dataset.SOPInstanceUID = _uid(study, series, number)
+    dataset.StudyInstanceUID = study
+    dataset.SeriesInstanceUID = _uid(study, series)
+    dataset.SeriesNumber = series
+    dataset.SeriesDescription = f"Phantom {series}"
+    dataset.InstanceNumber = number
+    dataset.Modality = modality
+    dataset.PatientName = "Phantom"
+    dataset.PatientID = "phantom"
+    return dataset
+
+
+@dataclass(frozen=True, slots=True)
+class _Series:
+    number: int
+    study: str
+    geometry: _Geometry
+    form: DicomForm
+
+    def slice(self, stored_ij: npt.NDArray[np.integer[Any]], k: int, number: int) -> "Dataset":
+        """Return a CT image at the place of slice ``k``."""
+        dataset = _object(_CT_IMAGE, self.study, self.number, number, "CT")
+        dataset.ImageType = ["ORIGINAL", "PRIMARY", "AXIAL"]
+        dataset.ImagePositionPatient = _decimals(*self.geometry.position(k, self.form))
+        dataset.ImageOrientationPatient = _decimals(*self.geometry.across, *self.geometry.down)
+        dataset.PixelSpacing = _decimals(*self.geometry.spacing_mm)
+        dataset.GantryDetectorTilt = _decimals(self.form.gantry_tilt_deg)
+        dataset.RescaleSlope = _decimals(self.form.slope)
+        dataset.RescaleIntercept = _decimals(self.form.intercept)
+        dataset.RescaleType = "HU"
+        _set_pixels(dataset, stored_ij.T, self.form)
+        return dataset
+
+
+def _decimals(*values: float) -> Any:  # noqa: ANN401  whatever pydicom takes for DS
+    """Round to the 16 characters of a decimal string (PS3.5 section 6.2)."""
+    from pydicom.valuerep import DSfloat  # noqa: PLC0415  only who writes DICOM needs pydicom
+
+    numbers = [DSfloat(float(value), auto_format=True) for value in values]
+    return numbers if len(numbers) > 1 else numbers[0]
+
+
+def _set_pixels(
+    dataset: "Dataset", stored_rc: npt.NDArray[np.integer[Any]], form: DicomForm
+) -> None:
+    dataset.Rows, dataset.Columns = stored_rc.shape
+    dataset.SamplesPerPixel = 1
+    dataset.PhotometricInterpretation = "MONOCHROME2"
+    dataset.BitsAllocated = _BITS
+    dataset.BitsStored = form.bits_stored
+    dataset.HighBit = form.bits_stored - 1
+    dataset.PixelRepresentation = int(form.signed)
+    # Signed values that need fewer bits leave the rest zero, so that a reader must extend the sign.
+    bits = stored_rc.astype(np.int64) & (2**form.bits_stored - 1)
+    big_endian = form.transfer_syntax == "explicit-be"
+    dataset["PixelData"] = _pixel_element(bits.astype(">u2" if big_endian else "<u2").tobytes())
+
+
+def _pixel_element(pixels: bytes) -> Any:  # noqa: ANN401  pydicom's DataElement
+    from pydicom import DataElement  # noqa: PLC0415  only who writes DICOM needs pydicom
+
+    return DataElement("PixelData", "OW", pixels)
+
+
+def _beside(blank_ij: npt.NDArray[np.uint16], series: _Series) -> Iterator[tuple[str, "Dataset"]]:
+    """Yield the further objects that the form asks for, with their file names."""
+    form = replace(series.form, transfer_syntax="explicit-le")
+    beside = replace(series, form=form)
+    if form.localizer:
+        localizer = beside.slice(blank_ij, 0, _LOCALIZER)
+        localizer.ImageType = ["ORIGINAL", "PRIMARY", "LOCALIZER"]
+        yield "localizer.dcm", localizer
+    if form.secondary_capture:
+        picture = _object(_SECONDARY_CAPTURE, series.study, 999, 1, "OT")
+        _set_pixels(picture, blank_ij.T, form)
+        picture.SamplesPerPixel = 3
+        picture.PlanarConfiguration = 0
+        picture.PhotometricInterpretation = "RGB"
+        picture.BitsAllocated, picture.BitsStored, picture.HighBit = 8, 8, 7
+        picture.PixelRepresentation = 0
+        pixels = bytes(3 * blank_ij.size)
+        picture["PixelData"] = _pixel_element(pixels + bytes(len(pixels) % 2))
+        yield "picture.dcm", picture
+    for k in range(form.second_series):
+        yield f"other-{k}.dcm", replace(beside, number=3).slice(blank_ij, k, k + 1)
+
+
+def _save(dataset: "Dataset", path: Path, transfer_syntax: str) -> None:
+    from pydicom.uid import (  # noqa: PLC0415  only who writes DICOM needs pydicom
+        UID,
+        ExplicitVRLittleEndian,
+        RLELossless,
+    )
+
+    syntax = UID(DICOM_TRANSFER_SYNTAXES[transfer_syntax])
+    dataset.file_meta.TransferSyntaxUID = (
+        ExplicitVRLittleEndian if syntax.is_encapsulated else syntax
+    )
+    if syntax == RLELossless:
+        dataset.compress(RLELossless, generate_instance_uid=False, encoding_plugin="pydicom")
+    elif syntax.is_encapsulated:
+        _compress(dataset, syntax)
+    dataset.save_as(path, enforce_file_format=True)
+
+
+def _compress(dataset: "Dataset", syntax: "UID") -> None:
+    """Compress with gdcm, by way of files, and take over the pixels alone."""
+    import gdcm  # noqa: PLC0415  only who compresses needs gdcm
+    from pydicom import dcmread  # noqa: PLC0415
+    from pydicom.uid import JPEG2000TransferSyntaxes  # noqa: PLC0415
+
+    if syntax in JPEG2000TransferSyntaxes and min(dataset.Rows, dataset.Columns) < _JPEG2000_PIXELS:
+        raise UsageError(
+            f"gdcm compresses slices of at least {_JPEG2000_PIXELS} x {_JPEG2000_PIXELS} pixels "
+            f"as JPEG 2000, got {dataset.Rows} x {dataset.Columns}; choose another transfer_syntax"
+        )
+    with tempfile.TemporaryDirectory() as folder:
+        plain, packed = f"{folder}/plain.dcm", f"{folder}/packed.dcm"
+        dataset.save_as(plain, enforce_file_format=True)
+        reader, change, writer = (
+            gdcm.ImageReader(),
+            gdcm.ImageChangeTransferSyntax(),
+            gdcm.ImageWriter(),
+        )
+        reader.SetFileName(plain)
+        done = reader.Read()
+        change.SetTransferSyntax(gdcm.TransferSyntax(gdcm.TransferSyntax.GetTSType(syntax)))
+        change.SetInput(reader.GetImage())
+        done = done and change.Change()
+        writer.SetFileName(packed)
+        writer.SetFile(reader.GetFile())
+        writer.SetImage(change.GetOutput())
+        if not (done and writer.Write()):
+            raise UsageError(f"gdcm does not compress these pixels as {syntax}; choose another")
+        dataset["PixelData"] = dcmread(packed)["PixelData"]
+    dataset["PixelData"].is_undefined_length = True
+    dataset.file_meta.TransferSyntaxUID = syntax
