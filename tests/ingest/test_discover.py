@@ -168,12 +168,11 @@ def test_masks_of_verse_are_ignored_with_their_reason(tmp_path, path):
 def test_files_beside_the_scans_are_ignored_with_a_reason(tmp_path):
     root = write_few(tmp_path)
     known = [
-        "Path.csv",
         "readme.txt",
         "plans.pkl",
         "model_final_checkpoint.model",
         "model_final_checkpoint.model.pkl",
-        "data/metadata_colonog.xlsx",
+        "notes.xlsx",
         "label_new/trainset/gt/liver_0_seg.nii.gz",
     ]
     for path in (*known, "notes.docx", "data/liver/odd_name.nii.gz"):
