@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from spinezarr.errors import FormatError
+from spinezarr.formats.metaimage import MetaImageVolume
 from spinezarr.formats.nifti import NiftiVolume
 from spinezarr.formats.source_file import SourceFile
 from spinezarr.geometry import Grid
@@ -56,6 +57,8 @@ class Volume(Protocol):
 _OPENERS: Final[dict[str, Callable[[fsspec.AbstractFileSystem, str], Volume]]] = {
     ".nii": NiftiVolume.open,
     ".nii.gz": NiftiVolume.open,
+    ".mha": MetaImageVolume.open,
+    ".mhd": MetaImageVolume.open,
 }
 
 

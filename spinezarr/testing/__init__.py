@@ -12,13 +12,16 @@ from spinezarr.testing.ctspine1k import (
     write_ctspine1k,
     write_ctspine1k_names,
 )
-from spinezarr.testing.nifti import DTYPES, NiftiForm, all_axcodes, write_nifti
+from spinezarr.testing.metaimage import MetaImageForm, write_metaimage
+from spinezarr.testing.nifti import DTYPES, NiftiForm, write_nifti
+from spinezarr.testing.orientation import all_axcodes
 from spinezarr.testing.phantom import Phantom, PhantomSpec, make_phantom
 
 __all__ = [
     "CTSPINE1K_SCANS",
     "DTYPES",
     "Layout",
+    "MetaImageForm",
     "NiftiForm",
     "Phantom",
     "PhantomSpec",
@@ -32,5 +35,6 @@ __all__ = [
     "split_text",
     "write_ctspine1k",
     "write_ctspine1k_names",
+    "write_metaimage",
     "write_nifti",
 ]
