@@ -5,7 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from spinezarr.testing.nifti import NiftiForm, oblique_affine
+from spinezarr.testing.nifti import NiftiForm
+from spinezarr.testing.orientation import oblique_affine
 from spinezarr.testing.phantom import Phantom, PhantomSpec
 
 __all__ = ["WrittenScan", "centres_in_file"]

@@ -1,9 +1,7 @@
 import hashlib
-import io
 import re
 import shutil
 import sys
-from itertools import pairwise
 
 import nibabel as nib
 import numpy as np
@@ -12,7 +10,7 @@ import pytest
 import SimpleITK as sitk
 from fsspec.implementations.local import LocalFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydicom.encaps import encapsulate, get_frame
 
