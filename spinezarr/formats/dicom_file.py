@@ -77,7 +77,7 @@ class DicomObject:
     other_kind: str | None
     """What it is if it is no slice of a CT, e.g. ``'localizer'``."""
     series_uid: str
-    """SeriesInstanceUID; empty if it states none."""
+    """SeriesInstanceUID."""
     series_name: str
     """SeriesNumber and SeriesDescription, for messages."""
     dataset: pydicom.FileDataset
@@ -105,10 +105,20 @@ def read_object(fs: fsspec.AbstractFileSystem, path: str) -> DicomObject | None:
         raw.seek(0)
         with _parsing(path):
             dataset = pydicom.dcmread(raw, stop_before_pixels=True, specific_tags=_TAGS)
+            other_kind = _other_kind(dataset, path)
+            series_uid = str(dataset.get("SeriesInstanceUID") or "")
+            # A class or UID that is cut short must not pass for another kind or series, so the
+            # tags behind it must be there: Rows is the last of these in the order of tags.
+            if not series_uid or (other_kind is None and "Rows" not in dataset):
+                missing = "Rows" if series_uid else "SeriesInstanceUID"
+                raise FormatError(
+                    f"{path}: states no {missing}: it is cut short, or no image. Download it "
+                    "again, or take it out of the folder."
+                )
             return DicomObject(
                 path,
-                _other_kind(dataset, path),
-                str(dataset.get("SeriesInstanceUID") or ""),
+                other_kind,
+                series_uid,
                 f"series {dataset.get('SeriesNumber')} {str(dataset.get('SeriesDescription'))!r}",
                 dataset,
             )
