@@ -23,7 +23,7 @@ from pydicom.encaps import get_frame
 from pydicom.pixels.decoders.base import get_decoder
 
 from spinezarr.errors import FormatError
-from spinezarr.formats.dicom_codestream import check_jpeg, check_jpeg2000
+from spinezarr.formats.dicom_codestream import CodeStreamError, check_jpeg, check_jpeg2000
 from spinezarr.formats.dicom_stack import SliceHeader
 
 __all__ = ["DicomObject", "read_object", "read_pixels", "slice_header"]
@@ -213,6 +213,8 @@ def _parsing(path: str) -> Iterator[None]:
             yield
         except FormatError:
             raise
+        except CodeStreamError as problem:
+            raise FormatError(f"{path}: {problem}. Download it again.") from problem
         except Exception as problem:
             # An error of the disk or the network says nothing about the file.
             if isinstance(problem, OSError) and problem.errno is not None:
