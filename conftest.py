@@ -87,9 +87,9 @@ class _RangeHandler(BaseHTTPRequestHandler):
         whole = len(data)
         if asked and status == HTTPStatus.OK:
             first, last = int(asked[1]), min(int(asked[2]), whole - 1)
-            status, data = HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE, b""
-            if first < whole:
-                status, data = HTTPStatus.PARTIAL_CONTENT, data[first : last + 1]
+            data = data[first : last + 1]
+            outside = HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE
+            status = HTTPStatus.PARTIAL_CONTENT if first < whole else outside
         self.send_response(status)
         self.send_header("Content-Length", str(len(data)))
         self.send_header("Accept-Ranges", "bytes")
