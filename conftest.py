@@ -71,6 +71,7 @@ class _RangeHandler(BaseHTTPRequestHandler):
     """Serves files with single byte ranges (RFC 9110, section 14)."""
 
     protocol_version = "HTTP/1.1"
+    wbufsize = 1 << 16  # head and body in one packet: the body never waits for an answer
 
     def do_HEAD(self) -> None:
         self.answer(with_body=False)
