@@ -140,7 +140,9 @@ class Card(StrictModel):
     @model_validator(mode="after")
     def _read_each_column_once(self) -> Self:
         for name, row in self.vertebrae.items():
-            printed = [heading for heading in STATISTICS if getattr(row.volume_cm3, heading) is not None]
+            printed = [
+                heading for heading in STATISTICS if getattr(row.volume_cm3, heading) is not None
+            ]
             read = [self.volume_read_as.get(heading, heading) for heading in printed]
             if len(set(read)) < len(read):
                 raise ValueError(f"volume_read_as takes two volumes of {name} for one statistic")
