@@ -85,8 +85,8 @@ def stats(
     """Print the figures of published dataset cards, counted from the scan table; compare them.
 
     With --against, exit code 0 says that every figure is the card's, 1 that
-    one differs or is missing here. Figures with which the card contradicts
-    itself are shown and do not count.
+    one differs or is missing here. Where the card contradicts itself and the
+    store agrees with one side, that is shown and does not count.
 
     Example:  spinezarr stats demo/ctspine1k.zarr --format markdown
     """

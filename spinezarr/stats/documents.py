@@ -26,7 +26,7 @@ __all__ = [
     "verdict_line",
 ]
 
-_NOTHING: Final = "–"
+_NOTHING: Final = "-"
 """Stands where there is nothing to measure."""
 _VERTEBRA_TITLES: Final = {
     "detection_percent": "{} detection rate (%)",

@@ -40,6 +40,8 @@ _SOURCE_MARKS: Final = (
     ("#56B4E9", "v"),
     ("#D55E00", "P"),
 )
+_LONGEST_ACROSS: Final = 3
+"""Characters of a vertebra's name that fit below its bar."""
 _FEWEST_IN_A_BOX: Final = 10
 """Fewer values are drawn one by one: their percentiles say little."""
 
@@ -153,6 +155,8 @@ def _draw_values(axes: Axes, at: int, values: npt.NDArray[np.float64], colour: s
 
 def _name_vertebrae(axes: Axes, names: Sequence[str]) -> None:
     axes.set_xticks(range(len(names)), names)
+    for label in axes.get_xticklabels():
+        label.set_rotation(90 if len(label.get_text()) > _LONGEST_ACROSS else 0)
     axes.set_xlim(-0.6, max(len(names), 1) - 0.4)
     axes.tick_params(axis="x", length=0)
     used = dict.fromkeys(_colour(name) for name in names)
