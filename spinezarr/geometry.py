@@ -20,6 +20,7 @@ import numpy.typing as npt
 
 __all__ = [
     "FLAT_AXIS",
+    "GRID_TOLERANCE",
     "AxisMap",
     "Box",
     "Grid",
@@ -39,6 +40,11 @@ Plane = Literal["axial", "coronal", "sagittal"]
 """Orientation of a slice."""
 FLAT_AXIS: Final[dict[Plane, int]] = {"axial": 0, "coronal": 1, "sagittal": 2}
 """Axis of ``(z, y, x)`` across which a plane's slices lie."""
+GRID_TOLERANCE: Final = 0.1
+"""Largest distance between corners of files on one grid, as a share of the smallest voxel spacing.
+
+Far above the rounding of float32 affines and quaternions, far below what a mask can resolve.
+"""
 ShapeIJK = tuple[int, int, int]
 ShapeZYX = tuple[int, int, int]
 SpacingZYX = tuple[float, float, float]

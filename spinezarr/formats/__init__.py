@@ -6,6 +6,8 @@ whole, as :class:`~spinezarr.formats.centroids.Centroids`, tables as rows of tex
 
 from spinezarr.formats.centroids import Centroids, out_of_order, read_centroids
 from spinezarr.formats.dicom import DicomSeriesVolume
+from spinezarr.formats.merged import MergedLabels
+from spinezarr.formats.metaimage import MetaImageVolume
 from spinezarr.formats.nifti import NiftiVolume
 from spinezarr.formats.source_file import SourceFile
 from spinezarr.formats.volume import Volume, open_volume
@@ -13,6 +15,8 @@ from spinezarr.formats.volume import Volume, open_volume
 __all__ = [
     "Centroids",
     "DicomSeriesVolume",
+    "MergedLabels",
+    "MetaImageVolume",
     "NiftiVolume",
     "SourceFile",
     "Volume",

@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from spinezarr.errors import FormatError
 from spinezarr.formats.dicom import DicomSeriesVolume
+from spinezarr.formats.metaimage import MetaImageVolume
 from spinezarr.formats.nifti import NiftiVolume
 from spinezarr.formats.source_file import SourceFile
 from spinezarr.geometry import Grid
@@ -58,6 +59,8 @@ _OPENERS: Final[dict[str, Callable[[fsspec.AbstractFileSystem, str], Volume]]] =
     ".nii": NiftiVolume.open,
     ".nii.gz": NiftiVolume.open,
     "/": DicomSeriesVolume.open,
+    ".mha": MetaImageVolume.open,
+    ".mhd": MetaImageVolume.open,
 }
 
 

@@ -1,17 +1,9 @@
 """Whether a mask lies on its image's grid."""
 
-from typing import Final
-
 from spinezarr.errors import GridMismatchError
-from spinezarr.geometry import Grid, max_corner_distance_mm
+from spinezarr.geometry import GRID_TOLERANCE, Grid, max_corner_distance_mm
 
-__all__ = ["GRID_TOLERANCE", "aligned_label_grid"]
-
-GRID_TOLERANCE: Final = 0.1
-"""Largest distance between corners of image and mask, as a share of the smallest voxel spacing.
-
-Far above the rounding of float32 affines and quaternions, far below what a mask can resolve.
-"""
+__all__ = ["aligned_label_grid"]
 
 
 def aligned_label_grid(

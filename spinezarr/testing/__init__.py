@@ -13,7 +13,9 @@ from spinezarr.testing.ctspine1k import (
     write_ctspine1k_names,
 )
 from spinezarr.testing.dicom import DICOM_TRANSFER_SYNTAXES, DicomForm, write_dicom_series
-from spinezarr.testing.nifti import DTYPES, NiftiForm, all_axcodes, write_nifti
+from spinezarr.testing.metaimage import MetaImageForm, write_metaimage
+from spinezarr.testing.nifti import DTYPES, NiftiForm, write_nifti
+from spinezarr.testing.orientation import all_axcodes
 from spinezarr.testing.phantom import Phantom, PhantomSpec, make_phantom, usual_levels
 from spinezarr.testing.verse import VERSE_2019, VERSE_2020, VersePlan, VerseSplit, VerseYear
 from spinezarr.testing.verse_challenge import (
@@ -33,6 +35,7 @@ __all__ = [
     "VERSE_2020_CHALLENGE",
     "DicomForm",
     "Layout",
+    "MetaImageForm",
     "NiftiForm",
     "Phantom",
     "PhantomSpec",
@@ -54,6 +57,7 @@ __all__ = [
     "write_ctspine1k",
     "write_ctspine1k_names",
     "write_dicom_series",
+    "write_metaimage",
     "write_nifti",
     "write_verse_2019_challenge",
     "write_verse_2020_challenge",

@@ -10,7 +10,6 @@ References
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import permutations, product
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -20,12 +19,13 @@ import numpy.typing as npt
 from isal import igzip
 
 from spinezarr.errors import UsageError
+from spinezarr.testing.orientation import check_orientation, oriented
 
 # Both carry few annotations; strict mypy would refuse each call.
 _nib: Any = nib
 _igzip: Any = igzip
 
-__all__ = ["DTYPES", "NiftiForm", "all_axcodes", "oblique_affine", "write_nifti"]
+__all__ = ["DTYPES", "NiftiForm", "write_nifti"]
 
 DTYPES: Final = (
     "uint8",
@@ -41,27 +41,10 @@ DTYPES: Final = (
 )
 """Data types that a file may store."""
 
-_MAX_OBLIQUE_DEG: Final = 40.0
-"""Beyond about 45 degrees another orientation would be the closest."""
-_OBLIQUE_AXIS: Final = np.array([2.0, 2.0, 1.0]) / 3
-"""A unit vector off every axis, so that all entries of the affine change."""
 _GZIP_LEVEL: Final = 2
 """Between speed and size for ISA-L, whose levels are 0 to 3."""
 _SLAB_BYTES: Final = 1 << 25
 """Bytes written at once."""
-
-
-def all_axcodes() -> tuple[str, ...]:
-    """List all 48 orientations, sorted.
-
-    Examples
-    --------
-    >>> len(all_axcodes()), all_axcodes()[:3]
-    (48, ('AIL', 'AIR', 'ALI'))
-    """
-    pairs = ("RL", "AP", "SI")
-    codes = ("".join(c) for order in permutations(pairs) for c in product(*order))
-    return tuple(sorted(codes))
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,18 +79,11 @@ class NiftiForm:
     """What ``xyzt_units`` says of lengths, which are mm either way."""
 
     def __post_init__(self) -> None:
-        if self.orientation not in all_axcodes():
-            raise UsageError(
-                f"orientation must be one of 48 such as 'LPS', got {self.orientation!r}"
-            )
+        check_orientation(self.orientation, self.oblique_deg)
         if self.dtype not in DTYPES:
             raise UsageError(f"dtype must be one of {', '.join(DTYPES)}; got {self.dtype!r}")
         if self.slope == 0 or (self.slope is None and self.inter is not None):
             raise UsageError(f"inter {self.inter} needs a slope other than 0, got {self.slope}")
-        if abs(self.oblique_deg) > _MAX_OBLIQUE_DEG:
-            raise UsageError(
-                f"oblique_deg must be within {_MAX_OBLIQUE_DEG:g}, got {self.oblique_deg}"
-            )
         if not self.sform_code and not self.qform_code:
             raise UsageError("sform_code and qform_code are both 0: the file would have no place")
 
@@ -141,13 +117,7 @@ def write_nifti(
     UsageError
         If a value does not fit the stored type, or the suffix is another one.
     """
-    array_xyz = array_zyx.transpose(2, 1, 0)
-    turn = _nib.orientations.ornt_transform(
-        _nib.orientations.axcodes2ornt("RAS"), _nib.orientations.axcodes2ornt(form.orientation)
-    )
-    affine = oblique_affine(affine_xyz, array_zyx.shape, form.oblique_deg)
-    affine = affine @ _nib.orientations.inv_ornt_aff(turn, array_xyz.shape)
-    array = _nib.orientations.apply_orientation(array_xyz, turn)
+    array, affine = oriented(array_zyx, affine_xyz, form.orientation, form.oblique_deg)
     _check_range(array, form, path)
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.name.endswith(".nii.gz"):
@@ -162,32 +132,6 @@ def write_nifti(
             plain.writelines(_file_bytes(array, affine, form))
     else:
         raise UsageError(f"{path}: a NIfTI file ends in .nii or .nii.gz")
-
-
-def oblique_affine(
-    affine_xyz: npt.NDArray[np.float64], shape_zyx: tuple[int, ...], degrees: float
-) -> npt.NDArray[np.float64]:
-    """Turn the world about the middle of the volume (Rodrigues' formula).
-
-    Parameters
-    ----------
-    affine_xyz
-        Voxel ``(x, y, z, 1)`` to RAS+ mm before the turn.
-    shape_zyx
-        Voxels along z, y and x.
-    degrees
-        Angle; 0 gives the affine back.
-    """
-    if degrees == 0:
-        return affine_xyz
-    x, y, z = _OBLIQUE_AXIS
-    cross = np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]])
-    angle = np.radians(degrees)
-    turn = np.eye(4)
-    turn[:3, :3] += np.sin(angle) * cross + (1 - np.cos(angle)) * cross @ cross
-    middle = (affine_xyz @ [*((n - 1) / 2 for n in shape_zyx[::-1]), 1])[:3]
-    turn[:3, 3] = middle - turn[:3, :3] @ middle
-    return np.asarray(turn @ affine_xyz)
 
 
 def _scaled(values: npt.NDArray[Any], form: NiftiForm) -> npt.NDArray[Any]:

@@ -345,11 +345,11 @@ def test_other_magic_is_refused(folder, version, magic):
 
 
 @pytest.mark.parametrize(
-    "name", ["v.hdr", "v.img", "v.mha", "v", "v.gz", "v.nii.bz2", "v.nii.gz.x"]
+    "name", ["v.hdr", "v.img", "v.nrrd", "v", "v.gz", "v.nii.bz2", "v.nii.gz.x"]
 )
 def test_other_endings_are_refused(tmp_path, name):
     message = refusal(tmp_path / name, nifti_bytes())
-    assert "unknown ending; expected one of .nii, .nii.gz" in message
+    assert "unknown ending; expected one of .nii, .nii.gz, .mha, .mhd." in message
 
 
 def test_a_file_that_is_absent_is_not_a_broken_file(tmp_path):

@@ -1,0 +1,216 @@
+"""MetaImage files, ``.mha`` and ``.mhd`` with a data file beside it, read as a stream.
+
+The header is parsed by :mod:`spinezarr.formats.metaimage_header`. The voxels follow it in the same
+file, or are in a second one, which must be a plain file in the same folder, no link, of the size
+that the header implies. Both are known before any voxel is read: a header from the internet
+cannot make the reader open another file of the machine, or read voxels from the wrong place.
+
+Compressed voxels are one zlib or gzip stream, as in MetaIO, which reaches to the end of its file.
+What follows the stream is refused, as bytes after plain voxels are: such a file was not
+written as it is, whatever its first part inflates to.
+"""
+
+import io
+import math
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Final, Self
+
+import fsspec
+import numpy as np
+import numpy.typing as npt
+from isal import igzip_lib
+from typing_extensions import Buffer
+
+from spinezarr.errors import FormatError
+from spinezarr.formats.metaimage_header import HEADER_BYTES, MetaImageHeader, parse_header
+from spinezarr.formats.slabs import GZIP_MAGIC, READ_BYTES, read_into, read_slabs, skip
+from spinezarr.formats.source_file import HashingFile, SourceFile
+from spinezarr.geometry import Grid
+
+__all__ = ["MetaImageVolume"]
+
+_LARGEST_RATIO: Final = 1032
+"""Deflate cannot pack tighter: it spends at least two bits on 258 bytes (RFC 1951, 3.2.5)."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Source:
+    """Where the voxels are."""
+
+    paths: tuple[str, ...]
+    """The header's file, and that of the voxels if it is another."""
+    data_offset: int
+    """Bytes before the voxels, the files read one after the other."""
+
+
+class MetaImageVolume:
+    """An opened MetaImage; see :class:`spinezarr.formats.volume.Volume`."""
+
+    def __init__(
+        self, fs: fsspec.AbstractFileSystem, header: MetaImageHeader, source: _Source
+    ) -> None:
+        self._fs = fs
+        self._header = header
+        self._source = source
+        self._read: HashingFile | None = None
+
+    @classmethod
+    def open(cls, fs: fsspec.AbstractFileSystem, path: str) -> Self:
+        """Read the header of ``path`` and find its voxels.
+
+        Raises
+        ------
+        FormatError
+            If it is no MetaImage of one 3D volume of numbers with a place in space, or its data
+            file is absent, elsewhere, a link or of another size than the header implies.
+        """
+        with fs.open(path, "rb") as raw:
+            header = parse_header(raw.read(HEADER_BYTES), path)
+        return cls(fs, header, _find_voxels(fs, path, header))
+
+    @property
+    def grid(self) -> Grid:
+        """Shape and affine as the file states them, in RAS+ mm."""
+        return self._header.grid
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Type of the values, in the machine's byte order."""
+        return self._header.stored_dtype.newbyteorder("=")
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a user should know of this file."""
+        return self._header.notes
+
+    def slabs(self, thicknesses: Iterable[int], /) -> Iterator[npt.NDArray[Any]]:
+        """Yield the values in file order; see :meth:`spinezarr.formats.volume.Volume.slabs`."""
+        header, path = self._header, self._source.paths[-1]
+        with ExitStack() as files:
+            raws = [files.enter_context(self._fs.open(p, "rb")) for p in self._source.paths]
+            self._read = HashingFile(*raws)
+            buffered = io.BufferedReader(self._read, READ_BYTES)
+            skip(buffered, self._source.data_offset, path)
+            inflating = _InflatingFile(buffered) if header.compressed else None
+            stored = read_slabs(
+                inflating or buffered,
+                header.grid.shape_ijk,
+                header.stored_dtype,
+                thicknesses,
+                path,
+            )
+            yield from map(partial(np.asarray, dtype=self.dtype), stored)
+            if inflating:
+                inflating.check_end(path)
+            if buffered.read(1):
+                raise FormatError(f"{path}: goes on after its voxels. Download it again.")
+
+    def source_file(self) -> SourceFile:
+        """Size and hash of the file as read by :meth:`slabs`.
+
+        Of a header with a data file: of the bytes of both, one after the other, as
+        ``cat scan.mhd scan.raw | sha256sum`` gives it.
+        """
+        if self._read is None:
+            raise RuntimeError("source_file() before slabs()")
+        return self._read.source_file()
+
+
+class _InflatingFile(io.RawIOBase):
+    """The bytes of the one zlib or gzip stream that starts where ``packed`` stands."""
+
+    def __init__(self, packed: "io.BufferedReader[HashingFile]") -> None:
+        self._packed = packed
+        is_gzip = packed.peek(2)[:2] == GZIP_MAGIC
+        self._inflate = igzip_lib.IgzipDecompressor(
+            igzip_lib.DECOMP_GZIP if is_gzip else igzip_lib.DECOMP_ZLIB
+        )
+
+    def readable(self) -> bool:
+        """Answer yes."""
+        return True
+
+    def readinto(self, buffer: Buffer, /) -> int:
+        """Read at most as many bytes as ``buffer`` has room for; return how many came.
+
+        Raises
+        ------
+        EOFError
+            If the file ends before the stream does.
+        """
+        view = memoryview(buffer).cast("B")
+        while not self._inflate.eof:
+            needs_input = self._inflate.needs_input
+            packed = self._packed.read(READ_BYTES) if needs_input else b""
+            if needs_input and not packed:
+                raise EOFError
+            block = self._inflate.decompress(packed, len(view))
+            if block:
+                view[: len(block)] = block
+                return len(block)
+        return 0
+
+    def check_end(self, path: str) -> None:
+        """Refuse a stream that goes on, or that ends without the checksum of what it gave."""
+        if read_into(self, np.empty(1, np.uint8), path):
+            raise FormatError(f"{path}: holds more voxels than its header says.")
+        if not self._inflate.eof:
+            raise FormatError(
+                f"{path}: cut short: the checksum after its voxels is missing. Download it again."
+            )
+        if self._inflate.unused_data:
+            raise FormatError(f"{path}: goes on after its voxels. Download it again.")
+
+
+def _find_voxels(fs: fsspec.AbstractFileSystem, path: str, header: MetaImageHeader) -> _Source:
+    """Find the voxels, and check that their file is as long as the header implies."""
+    header_file_bytes = _size_bytes(fs, path, path)
+    if header.data_file is None:
+        data_path, size, earliest = path, header_file_bytes, header.text_bytes
+    else:
+        data_path = path[: path.rfind("/") + 1] + header.data_file
+        size, earliest = _size_bytes(fs, data_path, path), 0
+    voxel_bytes = math.prod(header.grid.shape_ijk) * header.stored_dtype.itemsize
+    start = size - voxel_bytes if header.header_size == -1 else header.header_size or earliest
+    found = size - max(start, earliest)
+    expected = header.compressed_bytes if header.compressed else voxel_bytes
+    voxels = f"{header.grid.shape_ijk} voxels of type {header.stored_dtype.name}"
+    if 0 < header.header_size < earliest:
+        raise FormatError(
+            f"{path}: HeaderSize {header.header_size} lies inside its header of {earliest} bytes."
+        )
+    if expected is not None and found != expected:
+        raise FormatError(
+            f"{data_path}: has {max(found, 0)} bytes for its voxels, but the header {path} says "
+            f"{expected} for {voxels}. Download both again."
+        )
+    if voxel_bytes > _LARGEST_RATIO * found:
+        raise FormatError(
+            f"{data_path}: {max(found, 0)} bytes cannot inflate to the {voxel_bytes} of {voxels} "
+            f"that the header {path} says. Download it again."
+        )
+    before = 0 if header.data_file is None else header_file_bytes
+    paths = (path,) if header.data_file is None else (path, data_path)
+    return _Source(paths, before + start)
+
+
+def _size_bytes(fs: fsspec.AbstractFileSystem, path: str, header_path: str) -> int:
+    """Return the size of the header's file, or of the plain file that it may name."""
+    try:
+        info = fs.info(path)
+    except FileNotFoundError as problem:
+        raise FormatError(
+            f"{header_path}: names the data file {path}, which is not there. Download it, too."
+        ) from problem
+    if path != header_path and (info["type"] != "file" or info.get("islink")):
+        raise FormatError(
+            f"{header_path}: names {path} as its data file, which is a link or no file; expected "
+            "a plain file. Copy the voxels there."
+        )
+    size: int | None = info.get("size")
+    if size is None:
+        raise FormatError(f"{path}: its size is not known. Copy it to a disk and read it there.")
+    return size

@@ -1,0 +1,316 @@
+"""The text at the start of a MetaImage file: what it says, or why it cannot be used.
+
+Keys, their other names and their defaults are those that MetaIO reads [1]_, but they may come in
+any order. What MetaIO would guess is refused: a spacing that is missing, a key or its other name
+with another value, numbers that are none. So is what would change values or places and ITK's
+reader ignores: intensity scaling, units other than mm, a ``FileFormatVersion``.
+
+References
+----------
+.. [1] https://github.com/Kitware/MetaIO, ``src/metaObject.cxx``, ``src/metaImage.cxx``
+"""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final, TypeVar
+
+import numpy as np
+
+from spinezarr.errors import FormatError
+from spinezarr.formats.affine import check_affine
+from spinezarr.geometry import Grid, Matrix4x4, ShapeIJK
+
+__all__ = ["HEADER_BYTES", "MetaImageHeader", "parse_header"]
+
+HEADER_BYTES: Final = 1 << 20
+"""The most that a header may take of its file."""
+_DTYPES: Final = {
+    "MET_CHAR": "i1",
+    "MET_UCHAR": "u1",
+    "MET_SHORT": "i2",
+    "MET_USHORT": "u2",
+    "MET_INT": "i4",
+    "MET_UINT": "u4",
+    "MET_LONG": "i4",
+    "MET_ULONG": "u4",
+    "MET_LONG_LONG": "i8",
+    "MET_ULONG_LONG": "u8",
+    "MET_FLOAT": "f4",
+    "MET_DOUBLE": "f8",
+}
+"""By ``ElementType``; sizes are those of ``MET_ValueTypeSize`` in MetaIO's ``metaTypes.h``."""
+_OFFSET: Final = ("Offset", "Position", "Origin", "ImagePosition")
+_MATRIX: Final = ("TransformMatrix", "Rotation", "Orientation")
+_BYTE_ORDER: Final = ("BinaryDataByteOrderMSB", "ElementByteOrderMSB")
+_LPS_TO_RAS: Final = np.diag([-1.0, -1.0, 1.0, 1.0])
+_LARGEST: Final = 1e6
+"""Of any position, spacing or direction: a kilometre is no patient's."""
+_SMALLEST_SPACING_MM: Final = 1e-6
+_UNIT_TOLERANCE: Final = 1e-3
+"""Of the length of a direction; room for cosines of four digits."""
+_NAME_BYTES: Final = 255
+"""Of the longest file name on common file systems."""
+_SHOWN: Final = 60
+"""Characters of a value in a message."""
+_INTEGER: Final = re.compile(r"[+-]?[0-9]{1,18}")
+_NUMBER: Final = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
+
+_Value = TypeVar("_Value")
+
+
+@dataclass(frozen=True, slots=True)
+class MetaImageHeader:
+    """What the header says."""
+
+    grid: Grid
+    """Shape, and voxel ``(i, j, k, 1)`` to RAS+ mm; the file itself counts toward LPS."""
+    stored_dtype: np.dtype[Any]
+    """Of the stored numbers, with byte order."""
+    data_file: str | None
+    """A file in the same folder that holds the voxels; None if they follow the header."""
+    header_size: int
+    """``HeaderSize``: bytes before the voxels in the file that holds them, from its start. 0 if
+    there are none but this header, -1 if the voxels end with the file."""
+    compressed: bool
+    compressed_bytes: int | None
+    """``CompressedDataSize``; None if not stated."""
+    text_bytes: int
+    """Length of the header."""
+    notes: tuple[str, ...]
+    """What a user should know of it."""
+
+
+def parse_header(start: bytes, path: str) -> MetaImageHeader:
+    """Parse the header.
+
+    Parameters
+    ----------
+    start
+        The first :data:`HEADER_BYTES` bytes of the file, or all.
+    path
+        For messages.
+
+    Raises
+    ------
+    FormatError
+        If it is not the header of one 3D volume of numbers that lies in space.
+    """
+    fields = _split(start, path)
+    _expect_one_image(fields)
+    notes: list[str] = []
+    grid = Grid(_shape(fields), _affine(fields, notes))
+    stored_dtype = _stored_dtype(fields, notes)
+    compressed = fields.get(_flag, "CompressedData") or False
+    compressed_bytes = fields.get(_integer, "CompressedDataSize") or 0
+    header_size = fields.get(_integer, "HeaderSize") or 0
+    if header_size < -1 or compressed_bytes < 0 or (compressed and header_size == -1):
+        raise FormatError(
+            f"{path}: HeaderSize {header_size} and CompressedDataSize {compressed_bytes} do not "
+            "say where its voxels start; expected 0 or more, or a HeaderSize of -1 for voxels "
+            "that are not compressed."
+        )
+    return MetaImageHeader(
+        grid=grid,
+        stored_dtype=stored_dtype,
+        data_file=_data_file(fields),
+        header_size=header_size,
+        compressed=compressed,
+        compressed_bytes=compressed_bytes or None,
+        text_bytes=fields.text_bytes,
+        notes=tuple(notes),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Fields:
+    path: str
+    """For messages."""
+    lines: tuple[tuple[str, str], ...]
+    """Key and value, in file order."""
+    text_bytes: int
+
+    def get(self, parse: Callable[[str], _Value], *names: str) -> _Value | None:
+        """Return the value that the file gives under any of ``names``, None if under none."""
+        found = [(key, value) for key, value in self.lines if key in names]
+        values = [self._parsed(parse, key, value) for key, value in found]
+        for (key, value), parsed in zip(found, values, strict=True):
+            if parsed != values[0]:
+                raise FormatError(
+                    f"{self.path}: its header says {found[0][0]} = {found[0][1][:_SHOWN]!r} and "
+                    f"{key} = {value[:_SHOWN]!r}. Find out which is right and remove the other."
+                )
+        return values[0] if values else None
+
+    def require(self, parse: Callable[[str], _Value], *names: str) -> _Value:
+        """Return the value that the file must give under one of ``names``."""
+        value = self.get(parse, *names)
+        if value is None:
+            raise FormatError(
+                f"{self.path}: its header has no {names[0]}. "
+                "Write it again with a program that states it."
+            )
+        return value
+
+    def _parsed(self, parse: Callable[[str], _Value], key: str, value: str) -> _Value:
+        try:
+            return parse(value)
+        except ValueError as problem:
+            raise FormatError(
+                f"{self.path}: its header says {key} = {value[:_SHOWN]!r}, expected {problem}."
+            ) from None
+
+
+def _split(start: bytes, path: str) -> _Fields:
+    """Split the header, which ends with the line of ``ElementDataFile``, into its fields."""
+    if not start:
+        raise FormatError(f"{path}: is empty. Download it again.")
+    lines: list[tuple[str, str]] = []
+    at = 0
+    while at < len(start):
+        newline = start.find(b"\n", at)
+        end = newline if newline >= 0 else len(start)
+        # A file name that is not UTF-8 gets a backslash here, for which it is refused.
+        text = start[at:end].decode("utf-8", "backslashreplace").strip()
+        at = min(end + 1, len(start))
+        # MetaIO takes a colon for an equals sign, and passes over lines with neither.
+        key, *value = re.split("[=:]", text, maxsplit=1)
+        if value:
+            lines.append((key.strip(), value[0].strip()))
+        if value and lines[-1][0] == "ElementDataFile":
+            return _Fields(path, tuple(lines), at)
+    raise FormatError(
+        f"{path}: is not a MetaImage: it starts with {start[:16]!r}, and no line in its first "
+        f"{len(start)} bytes is 'ElementDataFile = ...', with which a header ends."
+    )
+
+
+def _expect_one_image(fields: _Fields) -> None:
+    """Refuse what is no 3D image with one number a voxel, in binary, as is, in mm."""
+    fields.require(_one_of("3"), "NDims")
+    fields.get(_one_of("Image"), "ObjectType")
+    fields.get(_one_of("1"), "ElementNumberOfChannels")
+    fields.get(_one_of("mm", "?"), "DistanceUnits")
+    fields.get(_one_of("0"), "FileFormatVersion")
+    if fields.get(_flag, "BinaryData") is False:
+        raise FormatError(
+            f"{fields.path}: its voxels are text (BinaryData = False), expected binary ones. "
+            "Write it again as binary."
+        )
+    slope = fields.get(_numbers(1), "ElementToIntensityFunctionSlope") or (1.0,)
+    offset = fields.get(_numbers(1), "ElementToIntensityFunctionOffset") or (0.0,)
+    if (slope, offset) != ((1.0,), (0.0,)):
+        raise FormatError(
+            f"{fields.path}: its values are to be scaled by {slope[0]:g} and shifted by "
+            f"{offset[0]:g} (ElementToIntensityFunction), which ITK does not do. Write it again "
+            "with the values that are meant."
+        )
+
+
+def _shape(fields: _Fields) -> ShapeIJK:
+    i, j, k = fields.require(_sizes, "DimSize")
+    return (i, j, k)
+
+
+def _stored_dtype(fields: _Fields, notes: list[str]) -> np.dtype[Any]:
+    dtype = np.dtype(_DTYPES[fields.require(_one_of(*_DTYPES), "ElementType")])
+    big_endian = fields.get(_flag, *_BYTE_ORDER)
+    if big_endian is None and dtype.itemsize > 1:
+        notes.append("the header states no byte order; assumed little-endian")
+    return dtype.newbyteorder(">" if big_endian else "<")
+
+
+def _affine(fields: _Fields, notes: list[str]) -> Matrix4x4:
+    """Compose voxel ``(i, j, k, 1)`` to RAS+ mm; the header's own frame is LPS."""
+    # A voxel's size may differ from the distance to the next: the size is a last resort.
+    spacing = fields.get(_spacings, "ElementSpacing") or fields.require(_spacings, "ElementSize")
+    matrix = fields.get(_numbers(9), *_MATRIX)
+    if matrix is None:
+        notes.append("the header states no orientation (no TransformMatrix); assumed LPS")
+        matrix = tuple(np.eye(3).ravel().tolist())
+    offset = fields.get(_numbers(3), *_OFFSET)
+    if offset is None:
+        notes.append("the header states no position (no Offset); assumed 0, 0, 0")
+        offset = (0.0, 0.0, 0.0)
+    # Each three numbers of the file are the direction of one axis: a column of the affine.
+    directions = np.array(matrix).reshape(3, 3).T
+    lengths = np.linalg.norm(directions, axis=0)
+    if np.abs(lengths - 1).max() > _UNIT_TOLERANCE:
+        raise FormatError(
+            f"{fields.path}: its axes have directions of length {lengths.round(4).tolist()} "
+            f"(TransformMatrix), expected 1. Write the lengths to ElementSpacing."
+        )
+    affine = np.eye(4)
+    affine[:3, :3] = directions * spacing
+    affine[:3, 3] = offset
+    affine = _LPS_TO_RAS @ affine
+    check_affine(affine, fields.path)
+    return affine
+
+
+def _data_file(fields: _Fields) -> str | None:
+    name = fields.require(_file_name, "ElementDataFile")
+    return None if name.upper() == "LOCAL" else name
+
+
+def _file_name(text: str) -> str:
+    """Parse a name that stays in its folder; a header may not make us read any file."""
+    if (
+        text in ("", ".", "..")
+        or text.startswith("LIST")
+        or set(text) & set("/\\%")
+        or not text.isprintable()
+        or len(text.encode()) > _NAME_BYTES
+    ):
+        raise ValueError(
+            "LOCAL, or the name of one file in the same folder: paths, lists and patterns are "
+            "not followed. Join the files into one .mha"
+        )
+    return text
+
+
+def _one_of(*expected: str) -> Callable[[str], str]:
+    def parse(text: str) -> str:
+        if text not in expected:
+            raise ValueError(" or ".join(expected))
+        return text
+
+    return parse
+
+
+def _flag(text: str) -> bool:
+    """Parse as MetaIO does, by the first letter."""
+    if text[:1] not in tuple("TtFf10"):
+        raise ValueError("True or False")
+    return text[0] in "Tt1"
+
+
+def _integer(text: str) -> int:
+    if not _INTEGER.fullmatch(text):
+        raise ValueError("a whole number")
+    return int(text)
+
+
+def _sizes(text: str) -> tuple[int, ...]:
+    words = text.split()
+    if len(words) != 3 or not all(_INTEGER.fullmatch(w) and int(w) > 0 for w in words):  # noqa: PLR2004
+        raise ValueError("3 whole numbers above 0")
+    return tuple(map(int, words))
+
+
+def _numbers(count: int) -> Callable[[str], tuple[float, ...]]:
+    def parse(text: str) -> tuple[float, ...]:
+        words = text.split()
+        numbers = tuple(float(w) for w in words if _NUMBER.fullmatch(w))
+        if not len(words) == len(numbers) == count or max(map(abs, numbers)) > _LARGEST:
+            raise ValueError(f"{count} numbers within {_LARGEST:g}")
+        return numbers
+
+    return parse
+
+
+def _spacings(text: str) -> tuple[float, ...]:
+    numbers = _numbers(3)(text)
+    if min(numbers) < _SMALLEST_SPACING_MM:
+        raise ValueError(f"3 distances in mm from {_SMALLEST_SPACING_MM:g}")
+    return numbers

@@ -1,0 +1,98 @@
+"""Turning volumes into any orientation of file axes, by nibabel's transforms."""
+
+from itertools import permutations, product
+from typing import Any, Final
+
+import nibabel as nib
+import numpy as np
+import numpy.typing as npt
+
+from spinezarr.errors import UsageError
+
+# It carries few annotations; strict mypy would refuse each call.
+_nib: Any = nib
+
+__all__ = ["all_axcodes", "check_orientation", "oriented"]
+
+_MAX_OBLIQUE_DEG: Final = 40.0
+"""Beyond about 45 degrees another orientation would be the closest."""
+_OBLIQUE_AXIS: Final = np.array([2.0, 2.0, 1.0]) / 3
+"""A unit vector off every axis, so that all entries of the affine change."""
+
+
+def all_axcodes() -> tuple[str, ...]:
+    """List all 48 orientations, sorted.
+
+    Examples
+    --------
+    >>> len(all_axcodes()), all_axcodes()[:3]
+    (48, ('AIL', 'AIR', 'ALI'))
+    """
+    pairs = ("RL", "AP", "SI")
+    codes = ("".join(c) for order in permutations(pairs) for c in product(*order))
+    return tuple(sorted(codes))
+
+
+def check_orientation(orientation: str, oblique_deg: float) -> None:
+    """Refuse what :func:`oriented` cannot do.
+
+    Raises
+    ------
+    UsageError
+        If the orientation is none of 48, or the angle too large to keep it.
+    """
+    if orientation not in all_axcodes():
+        raise UsageError(f"orientation must be one of 48 such as 'LPS', got {orientation!r}")
+    if abs(oblique_deg) > _MAX_OBLIQUE_DEG:
+        raise UsageError(f"oblique_deg must be within {_MAX_OBLIQUE_DEG:g}, got {oblique_deg}")
+
+
+def oriented(
+    array_zyx: npt.NDArray[Any],
+    affine_xyz: npt.NDArray[np.float64],
+    orientation: str,
+    oblique_deg: float,
+) -> tuple[npt.NDArray[Any], npt.NDArray[np.float64]]:
+    """Turn a volume into file order.
+
+    Parameters
+    ----------
+    array_zyx
+        Values, axes z, y, x toward superior, anterior and right.
+    affine_xyz
+        Voxel ``(x, y, z, 1)`` to RAS+ mm.
+    orientation
+        Directions toward which the file's axes are to increase.
+    oblique_deg
+        Turn of the whole patient about the middle of the volume; no voxel is resampled.
+
+    Returns
+    -------
+    array_ijk
+        The values, axes in file order; a view.
+    affine_ijk_ras
+        Voxel ``(i, j, k, 1)`` to RAS+ mm.
+    """
+    array_xyz = array_zyx.transpose(2, 1, 0)
+    turn = _nib.orientations.ornt_transform(
+        _nib.orientations.axcodes2ornt("RAS"), _nib.orientations.axcodes2ornt(orientation)
+    )
+    affine = _oblique(affine_xyz, array_xyz.shape, oblique_deg)
+    affine = affine @ _nib.orientations.inv_ornt_aff(turn, array_xyz.shape)
+    return _nib.orientations.apply_orientation(array_xyz, turn), affine
+
+
+def _oblique(
+    affine: npt.NDArray[np.float64], shape: tuple[int, ...], degrees: float
+) -> npt.NDArray[np.float64]:
+    """Turn the world about the middle of the volume (Rodrigues' formula)."""
+    if degrees == 0:
+        return affine
+    x, y, z = _OBLIQUE_AXIS
+    cross = np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]])
+    angle = np.radians(degrees)
+    turn = np.eye(4)
+    turn[:3, :3] += np.sin(angle) * cross + (1 - np.cos(angle)) * cross @ cross
+    middle = (affine @ [*((n - 1) / 2 for n in shape), 1])[:3]
+    turn[:3, 3] = middle - turn[:3, :3] @ middle
+    return np.asarray(turn @ affine)
