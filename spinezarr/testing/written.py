@@ -23,7 +23,7 @@ class WrittenScan:
     patient: str
     """Name of the patient; scans of one patient share it."""
     source: str
-    """Collection within the dataset, as its folder is named."""
+    """Collection within the dataset; the name of the dataset if it has but one."""
     split: str | None
     """Subset that the dataset puts the scan in; None if it has none."""
     image_path: Path
