@@ -14,6 +14,13 @@ from spinezarr.testing.ctspine1k import (
 )
 from spinezarr.testing.dicom import DICOM_TRANSFER_SYNTAXES, DicomForm, write_dicom_series
 from spinezarr.testing.metaimage import MetaImageForm, write_metaimage
+from spinezarr.testing.metaimage_attack import (
+    plant_absolute_data_file,
+    plant_data_file_elsewhere,
+    plant_data_file_of_other_size,
+    plant_linked_data_file,
+)
+from spinezarr.testing.msr import MSR_SCANS, MsrPlan, write_msr, write_msr_nifti
 from spinezarr.testing.nifti import DTYPES, NiftiForm, write_nifti
 from spinezarr.testing.orientation import all_axcodes
 from spinezarr.testing.phantom import Phantom, PhantomSpec, make_phantom, usual_levels
@@ -30,12 +37,14 @@ __all__ = [
     "CTSPINE1K_SCANS",
     "DICOM_TRANSFER_SYNTAXES",
     "DTYPES",
+    "MSR_SCANS",
     "VERSE_2019",
     "VERSE_2020",
     "VERSE_2020_CHALLENGE",
     "DicomForm",
     "Layout",
     "MetaImageForm",
+    "MsrPlan",
     "NiftiForm",
     "Phantom",
     "PhantomSpec",
@@ -49,6 +58,10 @@ __all__ = [
     "all_axcodes",
     "lml_text",
     "make_phantom",
+    "plant_absolute_data_file",
+    "plant_data_file_elsewhere",
+    "plant_data_file_of_other_size",
+    "plant_linked_data_file",
     "resized",
     "source_of",
     "split_text",
@@ -58,6 +71,8 @@ __all__ = [
     "write_ctspine1k_names",
     "write_dicom_series",
     "write_metaimage",
+    "write_msr",
+    "write_msr_nifti",
     "write_nifti",
     "write_verse_2019_challenge",
     "write_verse_2020_challenge",

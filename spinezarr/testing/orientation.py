@@ -12,7 +12,7 @@ from spinezarr.errors import UsageError
 # It carries few annotations; strict mypy would refuse each call.
 _nib: Any = nib
 
-__all__ = ["all_axcodes", "check_orientation", "oblique_affine", "oriented"]
+__all__ = ["all_axcodes", "check_orientation", "oriented"]
 
 _MAX_OBLIQUE_DEG: Final = 40.0
 """Beyond about 45 degrees another orientation would be the closest."""
@@ -77,12 +77,12 @@ def oriented(
     turn = _nib.orientations.ornt_transform(
         _nib.orientations.axcodes2ornt("RAS"), _nib.orientations.axcodes2ornt(orientation)
     )
-    affine = oblique_affine(affine_xyz, array_zyx.shape, oblique_deg)
+    affine = _oblique_affine(affine_xyz, array_zyx.shape, oblique_deg)
     affine = affine @ _nib.orientations.inv_ornt_aff(turn, array_xyz.shape)
     return _nib.orientations.apply_orientation(array_xyz, turn), affine
 
 
-def oblique_affine(
+def _oblique_affine(
     affine_xyz: npt.NDArray[np.float64], shape_zyx: tuple[int, ...], degrees: float
 ) -> npt.NDArray[np.float64]:
     """Turn the world about the middle of the volume (Rodrigues' formula).

@@ -5,8 +5,10 @@ from pathlib import Path
 
 import numpy as np
 
+from spinezarr.testing.dicom import DicomForm
+from spinezarr.testing.metaimage import MetaImageForm
 from spinezarr.testing.nifti import NiftiForm
-from spinezarr.testing.orientation import oblique_affine
+from spinezarr.testing.orientation import oriented
 from spinezarr.testing.phantom import Phantom, PhantomSpec
 
 __all__ = ["WrittenScan", "centres_in_file"]
@@ -21,7 +23,7 @@ class WrittenScan:
     patient: str
     """Name of the patient; scans of one patient share it."""
     source: str
-    """Collection within the dataset, as its folder is named."""
+    """Collection within the dataset; the name of the dataset if it has but one."""
     split: str | None
     """Subset that the dataset puts the scan in; None if it has none."""
     image_path: Path
@@ -32,9 +34,9 @@ class WrittenScan:
     """Its file of vertebra centres; None for none."""
     spec: PhantomSpec
     """What was drawn: ``make_phantom(spec)`` gives the voxels again."""
-    image_form: NiftiForm
+    image_form: NiftiForm | MetaImageForm | DicomForm
     """How the image is stored."""
-    label_form: NiftiForm | None
+    label_form: NiftiForm | MetaImageForm | None
     """How the mask is stored; None without a mask."""
     centres_mm: dict[str, tuple[float, float, float]] = field(repr=False, hash=False)
     """RAS+ (x, y, z) in mm of the middle of each vertebral body, in the frame of the image file:
@@ -45,8 +47,8 @@ class WrittenScan:
 
 def centres_in_file(phantom: Phantom, oblique_deg: float) -> dict[str, tuple[float, float, float]]:
     """RAS+ (x, y, z) in mm of the middles of bodies in a file that turns the phantom."""
-    affine = oblique_affine(phantom.affine_xyz, phantom.image.shape, oblique_deg)
-    turn = affine @ np.linalg.inv(phantom.affine_xyz)
+    _, turned = oriented(phantom.image, phantom.affine_xyz, "RAS", oblique_deg)
+    turn = turned @ np.linalg.inv(phantom.affine_xyz)
     centres = {}
     for name, centre in phantom.centres_mm.items():
         x, y, z = (turn[:3] @ [*centre, 1]).tolist()
