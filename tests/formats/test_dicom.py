@@ -12,6 +12,7 @@ from fsspec.implementations.local import LocalFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from pydicom.data import get_testdata_file
 from pydicom.encaps import encapsulate, get_frame
 
 from spinezarr.errors import FormatError, UsageError
@@ -284,6 +285,20 @@ def test_lossy_compression_that_came_before_is_noted(tmp_path):
         edit(path, LossyImageCompression="01")
     (note,) = read(tmp_path)[0].notes
     assert note.startswith("lossy compression: Explicit VR Little Endian")
+
+
+@pytest.mark.parametrize("name", ["CT_small.dcm", "693_J2KI.dcm", "J2K_pixelrep_mismatch.dcm"])
+def test_slices_from_scanners_are_read_as_gdcm_reads_them(tmp_path, name):
+    # They come with pydicom. Two of them, a step along their normal apart, make a series.
+    for k in (0, 1):
+        path = tmp_path / f"{k}.dcm"
+        shutil.copy(get_testdata_file(name, download=False), path)
+        header = pydicom.dcmread(path)
+        normal = np.cross(*np.reshape(header.ImageOrientationPatient, (2, 3)).astype(float))
+        place = [round(x, 6) for x in np.array(header.ImagePositionPatient, float) + k * normal]
+        edit(path, ImagePositionPatient=place, SOPInstanceUID=f"1.2.{k}")
+    volume, values = read(tmp_path)
+    assert_read_as_gdcm_does(tmp_path, volume, values)
 
 
 # What lies in a folder
