@@ -436,6 +436,14 @@ def test_an_uneven_slice_is_refused_with_the_gaps(tmp_path, moved_mm):
     assert "within 0.150 mm" in message
 
 
+def test_a_gap_is_uneven_even_if_each_slice_is_near_its_place(tmp_path):
+    write(tmp_path, moved_mm=((1, 0.1), (2, -0.1)))
+    message = refusal(tmp_path)
+    assert "2.300 mm between 2.dcm and 3.dcm at" in message
+    write(tmp_path, moved_mm=((1, 0.1), (2, 0.1)))
+    np.testing.assert_array_equal(read(tmp_path)[1], VALUES)
+
+
 def test_gaps_that_slowly_grow_are_refused(tmp_path):
     values = np.zeros((2, 2, 30), int)
     write(tmp_path, values, moved_mm=tuple((k, 0.004 * k * k) for k in range(30)))
