@@ -84,6 +84,8 @@ def scan_of(label, affine=AFFINE, **changes):
         "image_source": source,
         "label_source": source,
         "centroid_source": None,
+        "sidecar": {},
+        "source_bytes": 1,
         "written_by": "test",
         "notes": (),
         "manifest": {},
