@@ -179,6 +179,9 @@ def read_pixels(data: bytes, header: SliceHeader) -> npt.NDArray[Any]:
     path = header.path
     with _parsing(path):
         dataset = pydicom.dcmread(io.BytesIO(data))
+        # pydicom gives up a whole data set in which compressed pixels have no end.
+        if len(dataset) == 0:
+            raise FormatError(f"{path}: cut short: its pixels do not end. Download it again.")
         if slice_header(DicomObject(path, None, "", "", dataset)) != header:
             raise FormatError(f"{path}: has changed while it was read. Ingest it again.")
         syntax = dataset.file_meta.TransferSyntaxUID
@@ -201,8 +204,6 @@ def _check_whole(pixels: bytes, syntax: uid.UID, header: SliceHeader) -> None:
                 "Download it again."
             )
         return
-    if not pixels:
-        raise FormatError(f"{header.path}: cut short: its pixels do not end. Download it again.")
     # The RLE decoder of pydicom counts what it gets.
     if syntax == uid.RLELossless:
         return

@@ -100,6 +100,7 @@ def refusal(folder, **options):
         read(folder, **options)
     message = str(caught.value)
     assert str(folder) in message
+    assert f"{folder}/:" not in message
     assert message.endswith(".")
     return message
 
@@ -267,6 +268,13 @@ def test_padding_values_are_left_as_they_are(tmp_path):
         dataset.add_new("PixelPaddingValue", "SS", -2000)
         dataset.save_as(path)
     np.testing.assert_array_equal(read(tmp_path)[1], values)
+
+
+def test_what_pydicom_warns_of_and_reads_is_read(tmp_path):
+    for path in write(tmp_path):
+        dataset = pydicom.dcmread(path)
+        edit(path, PixelData=dataset.PixelData + bytes(10))
+    np.testing.assert_array_equal(read(tmp_path)[1], VALUES)
 
 
 def test_missing_rescaling_and_other_units_are_noted(tmp_path):
