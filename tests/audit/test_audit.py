@@ -459,8 +459,11 @@ def test_damaged_findings_are_an_error_until_the_next_audit(kept, content):
     flipped = path.read_bytes().replace(b"C1 has", b"C2 has")
     path.write_bytes(flipped if content is None else content)
     table = (Path(store.url) / "table/zarr.json").read_bytes()
+    phantom = make_phantom(SPEC)
+    write_scan(raw, "e", phantom.image, phantom.label, phantom.affine_xyz)
     with pytest.raises(CorruptStoreError, match=r"audit/zarr\.json.*Run 'spinezarr audit"):
         ingest_all(raw, store.url)
+    assert not (Path(store.url) / "scans/e").exists(), "met before any work is done"
     with pytest.raises(CorruptStoreError, match="over all scans again"):
         store.keep_audit(store.audit(["d"]))
     assert (Path(store.url) / "table/zarr.json").read_bytes() == table
