@@ -12,6 +12,9 @@ from spinezarr.testing.ctspine1k import (
     write_ctspine1k,
     write_ctspine1k_names,
 )
+from spinezarr.testing.ctspine1k_tables import path_csv_text, series_of, write_ctspine1k_tables
+from spinezarr.testing.ctspine1k_tcia import CTSPINE1K_TCIA_SCANS, write_ctspine1k_tcia
+from spinezarr.testing.ctspine1k_verse import write_ctspine1k_verse
 from spinezarr.testing.ctspinopelvic1k import (
     CTSPINOPELVIC1K_SCANS,
     SpinoPelvicPlan,
@@ -49,6 +52,7 @@ from spinezarr.testing.xvertseg import XVERTSEG_SCANS, XVertSegPlan, write_xvert
 
 __all__ = [
     "CTSPINE1K_SCANS",
+    "CTSPINE1K_TCIA_SCANS",
     "CTSPINOPELVIC1K_SCANS",
     "DICOM_TRANSFER_SYNTAXES",
     "DTYPES",
@@ -80,11 +84,13 @@ __all__ = [
     "all_axcodes",
     "lml_text",
     "make_phantom",
+    "path_csv_text",
     "plant_absolute_data_file",
     "plant_data_file_elsewhere",
     "plant_data_file_of_other_size",
     "plant_linked_data_file",
     "resized",
+    "series_of",
     "source_of",
     "split_text",
     "totalsegmentator_values",
@@ -92,6 +98,9 @@ __all__ = [
     "verse_json",
     "write_ctspine1k",
     "write_ctspine1k_names",
+    "write_ctspine1k_tables",
+    "write_ctspine1k_tcia",
+    "write_ctspine1k_verse",
     "write_ctspinopelvic1k",
     "write_dicom_series",
     "write_metaimage",
