@@ -1,7 +1,13 @@
-"""What tests and doctests share: one small ingested dataset."""
+"""What tests and doctests share: one small ingested dataset, and a web server."""
 
 import os
+import re
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
 import pytest
 from hypothesis import settings
@@ -50,3 +56,65 @@ def _doctest_store(doctest_namespace: dict[str, object], request: pytest.Fixture
     """Give doctests that ask for it the name ``store``."""
     if isinstance(request.node, pytest.DoctestItem):
         doctest_namespace["store"] = request.getfixturevalue("store")
+
+
+class _FolderServer(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(("127.0.0.1", 0), _RangeHandler)
+        self.folder = folder
+        self.requests: list[tuple[str, bool]] = []
+
+
+class _RangeHandler(BaseHTTPRequestHandler):
+    """Serves files with single byte ranges (RFC 9110, section 14)."""
+
+    protocol_version = "HTTP/1.1"
+    wbufsize = 1 << 16  # head and body in one packet: the body never waits for an answer
+
+    def do_HEAD(self) -> None:
+        self.answer(with_body=False)
+
+    def do_GET(self) -> None:
+        self.answer(with_body=True)
+
+    def answer(self, *, with_body: bool) -> None:
+        path = self.server.folder / self.path.lstrip("/")
+        asked = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
+        self.server.requests.append((self.path, bool(asked)))
+        data = path.read_bytes() if path.is_file() else b""
+        status = HTTPStatus.OK if path.is_file() else HTTPStatus.NOT_FOUND
+        whole = len(data)
+        if asked and status == HTTPStatus.OK:
+            first, last = int(asked[1]), min(int(asked[2]), whole - 1)
+            data = data[first : last + 1]
+            outside = HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE
+            status = HTTPStatus.PARTIAL_CONTENT if first < whole else outside
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(data)))
+        self.send_header("Accept-Ranges", "bytes")
+        if status == HTTPStatus.PARTIAL_CONTENT:
+            self.send_header("Content-Range", f"bytes {first}-{last}/{whole}")
+        self.end_headers()
+        if with_body:
+            self.wfile.write(data)
+
+    def log_message(self, *_: object) -> None:
+        """Keep quiet."""
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[[Path], tuple[str, list[tuple[str, bool]]]]]:
+    """Serve folders over HTTP: gives the URL of one, and the requests (path, ranged) so far."""
+    with ExitStack() as running:
+
+        def start(folder: Path) -> tuple[str, list[tuple[str, bool]]]:
+            server = running.enter_context(_FolderServer(folder))
+            thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+            thread.start()
+            running.callback(thread.join)
+            running.callback(server.shutdown)
+            return f"http://127.0.0.1:{server.server_port}", server.requests
+
+        yield start

@@ -15,6 +15,7 @@ from spinezarr.catalog import load_catalog
 from spinezarr.errors import StoreNotFoundError, UnknownScanError, UsageError
 from spinezarr.export.preview import PreviewPlane, draw_preview
 from spinezarr.geometry import FLAT_AXIS, Box, Plane, ShapeZYX, axis_positions_mm
+from spinezarr.stats.statistics import Statistics, compute_statistics, select_scans
 from spinezarr.store.reader import ArraySpec, ScanHandle, StoreReader
 from spinezarr.stream.draw import Sampler
 from spinezarr.stream.engine import Engine
@@ -122,6 +123,26 @@ class Store:
         """Scans in each split."""
         names, counts = np.unique(self.table.split.to_numpy().astype(object), return_counts=True)
         return dict(zip(names.tolist(), counts.tolist(), strict=True))
+
+    def stats(self, *, split: str | None = None, source: str | None = None) -> Statistics:
+        """Count and measure what published dataset cards print; no scan is opened.
+
+        Parameters
+        ----------
+        split, source
+            Only the scans of this split, of this source.
+
+        Raises
+        ------
+        UsageError
+            If the store has no such split or source.
+
+        Examples
+        --------
+        >>> store.stats(split="train").vertebrae["L1"].scans
+        2
+        """
+        return compute_statistics(select_scans(self.table, split=split, source=source))
 
     def scan(self, scan_id: str) -> xr.Dataset:
         """Open one scan; voxels are read when they are computed.

@@ -1,6 +1,6 @@
 """A dataset's published card as data: the figures it prints, and what is doubtful about them."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib.resources.abc import Traversable
 from typing import Annotated, Final, Literal, NamedTuple, Self
@@ -11,7 +11,16 @@ from spinezarr.errors import CardError
 from spinezarr.strict_yaml import StrictModel, load_strict_yaml
 from spinezarr.vertebrae import LEVELS
 
-__all__ = ["REGIONS", "STATISTICS", "Card", "FigureKey", "PrintedFigure", "Region", "Statistic"]
+__all__ = [
+    "REGIONS",
+    "STATISTICS",
+    "Card",
+    "Contradiction",
+    "FigureKey",
+    "PrintedFigure",
+    "Region",
+    "Statistic",
+]
 
 Region = Literal["cervical", "thoracic", "lumbar"]
 Statistic = Literal["min", "median", "max"]
@@ -67,6 +76,15 @@ class PrintedFigure:
         False
         """
         return abs(value - self.value) <= 0.5 * 10.0**-self.decimals + 1e-9
+
+
+@dataclass(frozen=True, slots=True)
+class Contradiction:
+    """Why a printed figure cannot be true together with others of its card."""
+
+    reason: str
+    otherwise: float | None = None
+    """What the other figures make of it; None if they do not say."""
 
 
 class _Spread(StrictModel):
@@ -163,12 +181,14 @@ class Card(StrictModel):
         """Return every printed figure; no volume of a vertebra that no scan shows."""
         return dict(self._figures())
 
-    def contradictions(self) -> dict[FigureKey, str]:
-        """Return the figures that do not fit other figures of the card, and why."""
-        found: dict[FigureKey, str] = {}
-        for keys, reason in self._contradictions(self.figures()):
-            found |= dict.fromkeys(keys, reason)
-        return found
+    def contradictions(self) -> dict[FigureKey, Contradiction]:
+        """Return the figures that do not fit other figures of the card."""
+        figures = self.figures()
+        return {
+            **dict(_wrong_order(figures)),
+            **dict(self._wrong_totals()),
+            **dict(self._wrong_rates(figures)),
+        }
 
     def _figures(self) -> Iterator[tuple[FigureKey, PrintedFigure]]:
         whole = {"scans": self.scans, "patients": self.patients, "slices": self.slices}
@@ -205,45 +225,47 @@ class Card(StrictModel):
                 key = FigureKey("vertebra", name, f"volume_cm3_{statistic}")
                 yield key, PrintedFigure(value, self.decimals, printed_as)
 
-    def _contradictions(
-        self, figures: Mapping[FigureKey, PrintedFigure]
-    ) -> Iterator[tuple[Sequence[FigureKey], str]]:
-        """Yield figures that cannot all be true, and why."""
-        if self.splits and sum(self.splits.values()) != self.scans:
-            total = sum(self.splits.values())
-            keys = [key for key in figures if key.group == "split"]
+    def _wrong_totals(self) -> Iterator[tuple[FigureKey, Contradiction]]:
+        """Yield totals that are not those of their parts, and parts that leave a total wanting."""
+        total = sum(self.splits.values())
+        if self.splits and total != self.scans:
             reason = f"the splits add up to {total} scans, {self.scans} are printed"
-            yield [FigureKey("all", "", "scans"), *keys], reason
+            yield FigureKey("all", "", "scans"), Contradiction(reason, total)
+            for split, scans in self.splits.items():
+                rest = Contradiction(reason, self.scans - (total - scans))
+                yield FigureKey("split", split, "scans"), rest
         if self.slices is not None and self.size is not None:
-            low, high = (self.scans * spread[2] for spread in (self.size.min, self.size.max))
+            low, high = (self.scans * size_ijk[2] for size_ijk in (self.size.min, self.size.max))
             if not low <= self.slices <= high:
                 reason = f"{self.scans} scans of the printed sizes have {low:g} to {high:g} slices"
-                yield [FigureKey("all", "", "slices")], reason
+                yield FigureKey("all", "", "slices"), Contradiction(reason)
         for region, count in self.regions.items():
             rows = [self.vertebrae[name] for name in REGIONS[region] if name in self.vertebrae]
             total = sum(row.scans for row in rows)
-            if self.vertebrae and total != count:
+            if rows and total != count:
                 reason = f"the scans of its vertebrae add up to {total}"
-                yield [FigureKey("region", region, "vertebrae")], reason
-        for name, row in self.vertebrae.items():
-            yield from self._wrong_rate(name, row, figures)
-        yield from _wrong_order(figures)
+                yield FigureKey("region", region, "vertebrae"), Contradiction(reason, total)
 
-    def _wrong_rate(
-        self, name: str, row: _Vertebra, figures: Mapping[FigureKey, PrintedFigure]
-    ) -> Iterator[tuple[Sequence[FigureKey], str]]:
-        count, rate = (FigureKey("vertebra", name, what) for what in ("scans", "detection_percent"))
-        percent = 100 * row.scans / self.scans
-        if rate in figures and not figures[rate].is_rounded_from(percent):
-            reason = f"{row.scans} of {self.scans} scans are {percent:.{self.decimals}f} %"
-            yield [count, rate], reason
-        elif row.scans > self.scans:
-            yield [count], f"there are {self.scans} scans"
+    def _wrong_rates(
+        self, figures: Mapping[FigureKey, PrintedFigure]
+    ) -> Iterator[tuple[FigureKey, Contradiction]]:
+        """Yield counts and rates that are not each other's."""
+        for name, row in self.vertebrae.items():
+            percent = 100 * row.scans / self.scans
+            count = FigureKey("vertebra", name, "scans")
+            rate = FigureKey("vertebra", name, "detection_percent")
+            printed = figures.get(rate)
+            if printed is not None and not printed.is_rounded_from(percent):
+                reason = f"{row.scans} of {self.scans} scans are {percent:.{self.decimals}f} %"
+                yield count, Contradiction(reason, round(printed.value * self.scans / 100))
+                yield rate, Contradiction(reason, percent)
+            elif row.scans > self.scans:
+                yield count, Contradiction(f"there are {self.scans} scans")
 
 
 def _wrong_order(
     figures: Mapping[FigureKey, PrintedFigure],
-) -> Iterator[tuple[Sequence[FigureKey], str]]:
+) -> Iterator[tuple[FigureKey, Contradiction]]:
     """Yield spreads whose least, middle and greatest value do not ascend."""
     spreads: dict[tuple[str, str, str], dict[str, FigureKey]] = {}
     for key in figures:
@@ -254,4 +276,4 @@ def _wrong_order(
         keys = [found[statistic] for statistic in STATISTICS if statistic in found]
         values = [figures[key].value for key in keys]
         if values != sorted(values):
-            yield keys, "min, median and max do not ascend"
+            yield from ((key, Contradiction("min, median and max do not ascend")) for key in keys)

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import cc3d
 import numpy as np
@@ -96,7 +96,7 @@ def connected_pieces(inside: npt.NDArray[np.bool_], start_zyx: ShapeZYX) -> Iter
     >>> [piece.voxel_zyx for piece in connected_pieces(np.array([[[1, 1, 0, 1]]], bool), (5, 0, 0))]
     [(5, 0, 0), (5, 0, 3)]
     """
-    parts = cc3d.connected_components(inside, connectivity=_CONNECTIVITY, binary_image=True)
+    parts = _connected(inside)
     measured = cc3d.statistics(parts)
     counts = measured["voxel_counts"].tolist()
     for number, slices in enumerate(measured["bounding_boxes"]):
@@ -111,6 +111,14 @@ def connected_pieces(inside: npt.NDArray[np.bool_], start_zyx: ShapeZYX) -> Iter
         yield Piece(counts[number], Box.at(corner, shape), voxel)
 
 
+def _connected(inside: npt.NDArray[np.bool_]) -> npt.NDArray[Any]:
+    """Give each connected part of a mask a number, from 1.
+
+    As uint8: for booleans, cc3d 4.1.1 raises on masks such as ``[[[1, 0, 1]]]``.
+    """
+    return cc3d.connected_components(inside.view(np.uint8), connectivity=_CONNECTIVITY)
+
+
 def _pieces_of_label(
     engine: Engine, label: ArraySpec, value: int, chunks_zyx: npt.NDArray[np.uint32]
 ) -> Iterator[Piece]:
@@ -121,7 +129,7 @@ def _pieces_of_label(
     """
     grid = np.zeros(chunks_zyx.max(axis=0) + 1, np.bool_)
     grid[tuple(chunks_zyx.T)] = True
-    clusters = cc3d.connected_components(grid, connectivity=_CONNECTIVITY, binary_image=True)
+    clusters = _connected(grid)
     for cluster in range(1, int(clusters.max()) + 1):
         box = _box_of_chunks(np.argwhere(clusters == cluster), label.shape_zyx)
         voxels = np.empty(box.shape_zyx, np.uint8)

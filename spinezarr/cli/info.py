@@ -34,13 +34,13 @@ def summarise(store: "spinezarr.Store") -> dict[str, Any]:
     source = [str(name) for name in table.source.to_numpy()]
     split = [str(name) for name in table.split.to_numpy()]
     pairs = Counter(zip(source, split, strict=True))
-    vertebra_scans = (table.voxel_count > 0).sum("scan")
+    statistics = store.stats()
     return {
         "url": store.url,
         **store.attrs,
-        "scans": table.sizes["scan"],
-        "patients": len(set(table.patient_id.to_numpy())),
-        "scans_without_mask": int((table.label_state == "none").sum()),
+        "scans": statistics.scans,
+        "patients": statistics.patients,
+        "scans_without_mask": statistics.scans - statistics.scans_with_mask,
         "splits": store.splits,
         "scans_by_source_and_split": [
             {"source": name, "split": part, "scans": n} for (name, part), n in sorted(pairs.items())
@@ -62,9 +62,7 @@ def summarise(store: "spinezarr.Store") -> dict[str, Any]:
             )
         ),
         "scans_by_vertebra": {
-            str(name): int(n)
-            for name, n in zip(table.vertebra.to_numpy(), vertebra_scans.to_numpy(), strict=True)
-            if n
+            name: row.scans for name, row in statistics.vertebrae.items() if row.scans
         },
         "other_label_voxels": int(table.other_label_voxels.sum()),
     }

@@ -11,6 +11,7 @@ from spinezarr.cli.info import info
 from spinezarr.cli.ingest import ingest
 from spinezarr.cli.init import init
 from spinezarr.cli.preview import preview
+from spinezarr.cli.stats import stats
 
 __all__ = ["app", "main"]
 
@@ -21,8 +22,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-for command in (ingest, info, preview, audit, init, demo):
-    app.command(no_args_is_help=command in (info, preview, audit, ingest))(command)
+for command in (ingest, info, audit, stats, preview, init, demo):
+    app.command(no_args_is_help=command in (info, audit, stats, preview, ingest))(command)
 
 
 def _print_version(asked: bool) -> None:  # noqa: FBT001  typer's callback

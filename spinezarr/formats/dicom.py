@@ -209,8 +209,6 @@ def _chosen(
     """Choose one series, and note which others there are."""
     by_uid: dict[str, list[DicomObject]] = {}
     for found in objects:
-        if not found.series_uid:
-            raise FormatError(f"{found.path}: states no SeriesInstanceUID. Download it again.")
         by_uid.setdefault(found.series_uid, []).append(found)
     named = {
         uid: f"{members[0].series_name} ({len(members)} slices, {uid})"

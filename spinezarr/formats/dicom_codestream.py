@@ -61,7 +61,13 @@ def check_jpeg(code: bytes, shape_rc: tuple[int, int], bits_allocated: int) -> N
         if kind in _FRAMES:
             frames += 1
             found = (int.from_bytes(segment[1:3]), int.from_bytes(segment[3:5]))
-            _check_frame(found, shape_rc, segment[5:6] == b"\x01", segment[0], bits_allocated)
+            _check_frame(
+                found,
+                shape_rc,
+                segment[5:6] == b"\x01",
+                int.from_bytes(segment[:1]),
+                bits_allocated,
+            )
         elif kind not in _BEFORE_SCAN:
             raise CodeStreamError(f"unexpected marker FF{kind:02X} at byte {at} of its code stream")
         at += 2 + length

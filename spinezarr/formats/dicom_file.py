@@ -23,7 +23,7 @@ from pydicom.encaps import get_frame
 from pydicom.pixels.decoders.base import get_decoder
 
 from spinezarr.errors import FormatError
-from spinezarr.formats.dicom_codestream import check_jpeg, check_jpeg2000
+from spinezarr.formats.dicom_codestream import CodeStreamError, check_jpeg, check_jpeg2000
 from spinezarr.formats.dicom_stack import SliceHeader
 
 __all__ = ["DicomObject", "read_object", "read_pixels", "slice_header"]
@@ -77,7 +77,7 @@ class DicomObject:
     other_kind: str | None
     """What it is if it is no slice of a CT, e.g. ``'localizer'``."""
     series_uid: str
-    """SeriesInstanceUID; empty if it states none."""
+    """SeriesInstanceUID."""
     series_name: str
     """SeriesNumber and SeriesDescription, for messages."""
     dataset: pydicom.FileDataset
@@ -105,10 +105,20 @@ def read_object(fs: fsspec.AbstractFileSystem, path: str) -> DicomObject | None:
         raw.seek(0)
         with _parsing(path):
             dataset = pydicom.dcmread(raw, stop_before_pixels=True, specific_tags=_TAGS)
+            other_kind = _other_kind(dataset, path)
+            series_uid = str(dataset.get("SeriesInstanceUID") or "")
+            # A class or UID that is cut short must not pass for another kind or series, so the
+            # tags behind it must be there: Rows is the last of these in the order of tags.
+            if not series_uid or (other_kind is None and "Rows" not in dataset):
+                missing = "Rows" if series_uid else "SeriesInstanceUID"
+                raise FormatError(
+                    f"{path}: states no {missing}: it is cut short, or no image. Download it "
+                    "again, or take it out of the folder."
+                )
             return DicomObject(
                 path,
-                _other_kind(dataset, path),
-                str(dataset.get("SeriesInstanceUID") or ""),
+                other_kind,
+                series_uid,
                 f"series {dataset.get('SeriesNumber')} {str(dataset.get('SeriesDescription'))!r}",
                 dataset,
             )
@@ -203,6 +213,8 @@ def _parsing(path: str) -> Iterator[None]:
             yield
         except FormatError:
             raise
+        except CodeStreamError as problem:
+            raise FormatError(f"{path}: {problem}. Download it again.") from problem
         except Exception as problem:
             # An error of the disk or the network says nothing about the file.
             if isinstance(problem, OSError) and problem.errno is not None:

@@ -58,9 +58,9 @@ class Volume(Protocol):
 _OPENERS: Final[dict[str, Callable[[fsspec.AbstractFileSystem, str], Volume]]] = {
     ".nii": NiftiVolume.open,
     ".nii.gz": NiftiVolume.open,
-    "/": DicomSeriesVolume.open,
     ".mha": MetaImageVolume.open,
     ".mhd": MetaImageVolume.open,
+    "/": DicomSeriesVolume.open,
 }
 
 

@@ -11,13 +11,18 @@ from spinezarr.ingest.images import (
     PairedImage,
     PathNote,
     choose_images,
-    mask_patterns,
     match_images,
 )
 from spinezarr.ingest.raw_folder import RawFolder
 from spinezarr.ingest.tables import JoinedTables, TableUse, join_tables
-from spinezarr.recipe import CentroidConvention, LabelState, Layout, PathPattern, Recipe
-from spinezarr.recipe import path_pattern_of as pattern_of
+from spinezarr.recipe import (
+    CentroidConvention,
+    LabelState,
+    Layout,
+    PathPattern,
+    Recipe,
+    possible_pattern,
+)
 from spinezarr.store.files import open_filesystem
 
 __all__ = [
@@ -170,24 +175,24 @@ def discover(recipe: Recipe, raw: str) -> Discovery:
             wanted = _mask_candidates(recipe, layout, paired)
             without_mask.append(UnpairedImage(paired.image.scan_id, paired.image.path, wanted))
     used = {file for scan in scans for path in scan.paths for file in folder.files_of(path)}
-    used |= {file for image in found for file in folder.files_of(image.path)}
     used |= {split_file or "", *(path for use in tables.uses for path in use.files)}
     used |= set(_list_files(recipe, folder))
-    ignored = [note for note in ignored if note.path not in used]
-    used |= {note.path for note in ignored}
+    # A mask that lies beside an image which is not taken may be the mask of one that is.
+    explained = [note for note in (*ignored, *chosen.left) if note.path not in used]
+    used |= {file for image in found for file in folder.files_of(image.path)}
+    used |= {note.path for note in explained}
     orphans, unmatched = _sort_leftovers(recipe, (p for p in folder.sizes if p not in used))
     listed = {image.listed_as for image in images}
-    notes = (*ignored, *chosen.left, *unmatched)
     return Discovery(
         raw=raw,
         scans=tuple(scans),
         without_mask=tuple(without_mask),
         without_image=tuple(orphans),
-        ignored=tuple(sorted(notes, key=lambda note: note.path)),
+        ignored=tuple(sorted((*explained, *unmatched), key=lambda note: note.path)),
         absent=tuple(name for name in splits if name not in listed),
         layouts=dict(Counter(image.layout for image in images)),
         split_file=split_file,
-        patterns=tuple(_pattern_uses(recipe, folder)),
+        patterns=tuple(_pattern_uses(recipe, folder, ignored)),
         tables=tables.uses,
     )
 
@@ -259,7 +264,7 @@ def _read_splits(
 
 
 def _sort_leftovers(recipe: Recipe, paths: Iterable[str]) -> tuple[list[PathNote], list[PathNote]]:
-    masks = mask_patterns(recipe)
+    masks = [pattern for layout in recipe.layouts.values() for pattern in layout.mask_patterns()]
     orphans: list[PathNote] = []
     unmatched: list[PathNote] = []
     for path in paths:
@@ -277,11 +282,15 @@ def _list_files(recipe: Recipe, folder: RawFolder) -> Iterable[str]:
             yield from (path for path in folder.sizes if PathPattern(pattern).match(path))
 
 
-def _pattern_uses(recipe: Recipe, folder: RawFolder) -> Iterable[PatternUse]:
-    """Count the files that each pattern and template of the recipe fits, any text for any name."""
+def _pattern_uses(
+    recipe: Recipe, folder: RawFolder, ignored: Iterable[PathNote]
+) -> Iterable[PatternUse]:
+    """Count the files that each pattern and template of the recipe may mean."""
+    left_out = {note.path for note in ignored}
+    files = [path for path in folder.sizes if path not in left_out]
     for key, layout in recipe.layouts.items():
         for text in layout.image:
-            paths = folder.folders if text.endswith("/") else folder.sizes
+            paths = folder.folders if text.endswith("/") else files
             matched = sum(PathPattern(text).match(path) is not None for path in paths)
             yield PatternUse(key, "image", text, matched)
         parts = (layout.label_parts.file,) if layout.label_parts else ()
@@ -293,11 +302,11 @@ def _pattern_uses(recipe: Recipe, folder: RawFolder) -> Iterable[PatternUse]:
         )
         for kind, texts in templates:
             for text in texts:
-                pattern = pattern_of(text, None)
-                fits = sum(bool(pattern and pattern.fullmatch(path)) for path in folder.sizes)
+                patterns = {possible_pattern(text, image) for image in layout.image}
+                fits = sum(any(p.fullmatch(path) for p in patterns) for path in files)
                 yield PatternUse(key, kind, text, fits)
         for text in layout.listed.files if layout.listed else ():
-            fits = sum(PathPattern(text).match(path) is not None for path in folder.sizes)
+            fits = sum(PathPattern(text).match(path) is not None for path in files)
             yield PatternUse(key, "list", text, fits)
 
 

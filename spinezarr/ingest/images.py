@@ -8,10 +8,12 @@ from typing import Final
 
 from spinezarr.errors import RecipeError
 from spinezarr.ingest.raw_folder import RawFolder
-from spinezarr.recipe import Layout, PathPattern, Recipe, fill, path_pattern_of, value_of
+from spinezarr.recipe import Layout, PathPattern, Recipe, fill, value_of
 
 __all__ = ["ChosenImages", "FoundImage", "LabelPart", "PathNote", "choose_images", "match_images"]
 
+LEFT_OUT: Final = "image of a scan that is taken from another file"
+BESIDE_LEFT_OUT: Final = "belongs to such an image"
 _SCAN_ID: Final = re.compile(r"[^\W_][^/\\\x00-\x1f]*")
 
 
@@ -21,6 +23,9 @@ class PathNote:
 
     path: str
     reason: str
+    """The same for all files of a kind."""
+    detail: str = ""
+    """What is particular to this one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +86,7 @@ def match_images(recipe: Recipe, raw: RawFolder) -> tuple[list[FoundImage], list
         If the recipe makes a scan id of a path that cannot name a folder.
     """
     ignore = [(PathPattern(item.path), item.because) for item in recipe.ignore]
-    masks = mask_patterns(recipe)
+    masks = [pattern for layout in recipe.layouts.values() for pattern in layout.mask_patterns()]
     found: list[FoundImage] = []
     ignored: dict[str, PathNote] = {}
     for path in raw.sizes:
@@ -94,16 +99,6 @@ def match_images(recipe: Recipe, raw: RawFolder) -> tuple[list[FoundImage], list
         if not all(path in ignored for path in files):
             found.extend(_fits(recipe, folder))
     return found, list(ignored.values())
-
-
-def mask_patterns(recipe: Recipe) -> list[re.Pattern[str]]:
-    """Return what a path matches if it may be a mask: any text for any name of a template."""
-    templates = [template for layout in recipe.layouts.values() for template in layout.label]
-    templates += [
-        layout.label_parts.file for layout in recipe.layouts.values() if layout.label_parts
-    ]
-    patterns = (path_pattern_of(template, None) for template in templates)
-    return [pattern for pattern in patterns if pattern is not None]
 
 
 def _fits(recipe: Recipe, path: str) -> Iterator[FoundImage]:
@@ -152,11 +147,24 @@ def choose_images(recipe: Recipe, raw: RawFolder, found: Iterable[FoundImage]) -
         for image in group:
             if image.path not in paths:
                 of = next((p.image for p in chosen if p.image.scan_id == image.scan_id), None)
-                first = of or chosen[0].image
-                reason = f"another image of the scan {first.scan_id!r}, taken from {first.path}"
-                left[image.path] = PathNote(image.path, reason)
+                taken_from = (of or chosen[0].image).path
+                left[image.path] = PathNote(image.path, LEFT_OUT, f"taken from {taken_from}")
+                for path in _files_beside(recipe, raw, image):
+                    left.setdefault(path, PathNote(path, BESIDE_LEFT_OUT, f"of {image.path}"))
     taken.sort(key=lambda paired: paired.image.path)
     return ChosenImages(tuple(taken), tuple(left.values()))
+
+
+def _files_beside(recipe: Recipe, raw: RawFolder, image: FoundImage) -> Iterator[str]:
+    """Yield the mask, centroids and sidecar of an image that is not taken."""
+    layout = recipe.layouts[image.layout]
+    paired = _pair(recipe, layout, raw, image)
+    yield from (path for path in (paired.label, *(part.path for part in paired.parts)) if path)
+    centroids = layout.centroids.files if layout.centroids else ()
+    for template in (*centroids, *layout.sidecar):
+        path = raw.find(recipe, template, image.texts)
+        if path is not None:
+            yield path
 
 
 def _best_layout(recipe: Recipe, raw: RawFolder, group: Sequence[FoundImage]) -> list[PairedImage]:

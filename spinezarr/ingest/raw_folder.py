@@ -10,7 +10,7 @@ from typing import Self
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from spinezarr.recipe import Recipe, path_pattern_of
+from spinezarr.recipe import Recipe, filled_pattern
 
 __all__ = ["RawFolder"]
 
@@ -57,7 +57,7 @@ class RawFolder:
         if "*" not in template:
             path = recipe.fill(template, texts)
             return path if path in self.sizes else None
-        pattern = path_pattern_of(template, recipe.known_texts(texts))
+        pattern = filled_pattern(template, recipe.known_texts(texts))
         if pattern is None:
             return None
         last = template.rpartition("/")[2]

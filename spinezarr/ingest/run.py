@@ -136,9 +136,9 @@ def _open_store(recipe: Recipe, out: str) -> StoreWriter:
     )
     try:
         store = StoreWriter(out, root)
-        store.audit_log()  # damage of it is met before any work is done
     except OSError as problem:
         raise UsageError(f"{out}: cannot be written: {problem.strerror or problem}.") from problem
+    store.audit_log()  # the table shows it: met before any work is done if it is damaged
     return store
 
 

@@ -10,7 +10,7 @@ from spinezarr.recipe.layout import (
     value_of,
 )
 from spinezarr.recipe.model import Ignored, Lookup, Recipe, Splits
-from spinezarr.recipe.pattern import PathPattern, fill, path_pattern_of
+from spinezarr.recipe.pattern import PathPattern, fill, filled_pattern, possible_pattern
 from spinezarr.recipe.table import Listed, Table
 
 __all__ = [
@@ -28,6 +28,7 @@ __all__ = [
     "Splits",
     "Table",
     "fill",
-    "path_pattern_of",
+    "filled_pattern",
+    "possible_pattern",
     "value_of",
 ]

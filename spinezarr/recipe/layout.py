@@ -1,10 +1,18 @@
 """How one release of a dataset lies on disk, and what the values of its masks mean."""
 
+import re
+from collections.abc import Iterator
 from typing import Annotated, Final, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from spinezarr.recipe.pattern import PatternTexts, TemplateText, TemplateTexts, template_names
+from spinezarr.recipe.pattern import (
+    PatternTexts,
+    TemplateText,
+    TemplateTexts,
+    possible_pattern,
+    template_names,
+)
 from spinezarr.recipe.table import Listed
 from spinezarr.strict_yaml import StrictModel
 from spinezarr.vertebrae import VALUE_OF_NAME
@@ -122,6 +130,13 @@ class Layout(StrictModel):
         if self.label and self.label_parts is not None:
             raise ValueError("give either 'label' or 'label_parts'")
         return self
+
+    def mask_patterns(self) -> Iterator[re.Pattern[str]]:
+        """Yield what a path matches if it may be a mask of this layout."""
+        parts = (self.label_parts.file,) if self.label_parts else ()
+        for template in (*self.label, *parts):
+            for image in self.image:
+                yield possible_pattern(template, image)
 
     @property
     def stored_values(self) -> tuple[tuple[int, int], ...]:

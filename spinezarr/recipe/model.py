@@ -312,11 +312,11 @@ class Recipe(StrictModel):
         return self._shipped(shipped, f"tables.{name}.shipped")
 
     def _shipped(self, name: str, key: str) -> Traversable:
-        """Find a file beside the recipe."""
-        folder = self._file.parent if isinstance(self._file, Path) else resource("ingest")
-        found = folder / name
+        """Find a file beside the recipe; for a copy of a shipped recipe, beside that one."""
+        beside = self._file.parent / name if isinstance(self._file, Path) else None
+        found = beside if beside is not None and beside.is_file() else resource("ingest") / name
         if not found.is_file():
-            raise RecipeError(f"{self._file}: {key} names {found}, which is not there.")
+            raise RecipeError(f"{self._file}: {key} names {beside or found}, which is not there.")
         return found
 
     def known_texts(self, texts: Mapping[str, str]) -> dict[str, str]:

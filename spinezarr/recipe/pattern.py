@@ -15,7 +15,7 @@ A template is filled: ``{scan}`` is the remembered text, ``{scan|lower}`` the sa
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Annotated, Final
@@ -30,7 +30,8 @@ __all__ = [
     "TemplateTexts",
     "Texts",
     "fill",
-    "path_pattern_of",
+    "filled_pattern",
+    "possible_pattern",
     "template_names",
 ]
 
@@ -132,22 +133,40 @@ def _filtered(text: str, lower: str | None) -> str:
     return text.lower() if lower else text
 
 
-def path_pattern_of(template: str, values: Mapping[str, str] | None) -> re.Pattern[str] | None:
+def filled_pattern(template: str, values: Mapping[str, str]) -> re.Pattern[str] | None:
     """Return what a path must match to be a filled template, whose ``*`` and ``**/`` are wild.
 
-    With None for ``values`` each name stands for any text but ``/``. None if a name has no value.
+    None if a name has no value.
     """
-    if values is not None and template_names(template) - values.keys():
+    if template_names(template) - values.keys():
         return None
+    return _template_regex(template, lambda name, lower: re.escape(_filtered(values[name], lower)))
+
+
+def possible_pattern(template: str, image: str) -> re.Pattern[str]:
+    r"""Return what a path may look like that a template gives for any image of a pattern.
+
+    Examples
+    --------
+    >>> regex = possible_pattern("{scan}_seg.{ext}", r"{scan}.{ext:nii|nii\.gz}")
+    >>> [bool(regex.fullmatch(name)) for name in ("a_seg.nii.gz", "a_seg.png")]
+    [True, False]
+    """
+    expressions = {name: expression for name, expression, *_ in _TOKEN.findall(image) if expression}
+    # Backreferences have nothing to refer to outside their pattern.
+    plain = {k: v for k, v in expressions.items() if "(?P=" not in v}
+    return _template_regex(template, lambda name, _: f"(?:{plain.get(name, '[^/]*')})")
+
+
+def _template_regex(template: str, expression: Callable[[str, str], str]) -> re.Pattern[str]:
+    """Compile a template whose names stand for regular expressions."""
     parts: list[str] = []
     for piece in _TEMPLATE_PIECE.split(template):
         named = _TEMPLATE_NAME.fullmatch(piece)
         if named is None:
             parts.append(_wild(piece == "**/", piece == "*") or re.escape(piece))
-        elif values is None:
-            parts.append(_wild("", "*"))
         else:
-            parts.append(re.escape(_filtered(values[named[1]], named[2])))
+            parts.append(expression(named[1], named[2]))
     return _compile_regex("".join(parts))
 
 

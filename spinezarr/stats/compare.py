@@ -1,17 +1,18 @@
 """A dataset's figures against those of its card, one by one."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Literal
 
-from spinezarr.card import Card, FigureKey, PrintedFigure
+from spinezarr.card import Card, Contradiction, FigureKey, PrintedFigure
 from spinezarr.stats.statistics import Statistics
 
 __all__ = ["Comparison", "Line", "Verdict", "compare"]
 
 Verdict = Literal["equal", "differs", "missing here", "card contradicts itself"]
-"""In this order of precedence: ``equal`` within the printed rounding; ``missing here``, where
-the card counts or measures something that the store lacks; ``card contradicts itself``, where
-the card's figure does not fit others of its own; else ``differs``."""
+"""The first that holds: ``equal`` within the printed rounding; ``missing here``, where the card
+counts or measures something that the store lacks; ``card contradicts itself``, where the figure
+does not fit others of the card and the store agrees with those, or they do not tell; ``differs``.
+"""
 
 _COUNTS: Final = frozenset({"scans", "patients", "slices", "vertebrae", "detection_percent"})
 """Statistics that are 0 of what is not there; all others have no value then."""
@@ -55,7 +56,7 @@ class Comparison:
 
     @property
     def agrees(self) -> bool:
-        """Whether no figure differs or is missing; where the card is wrong, none can be."""
+        """Whether no figure differs or is missing; those where the card is wrong do not count."""
         return not any(line.verdict in {"differs", "missing here"} for line in self.lines)
 
     @property
@@ -74,14 +75,15 @@ def compare(statistics: Statistics, card: Card) -> Comparison:
     for key, printed in card.figures().items():
         here = found.get(key, 0 if key.statistic in _COUNTS else None)
         heading = f"printed as {printed.printed_as}" if printed.printed_as else ""
+        doubt = wrong.get(key)
         lines.append(
             Line(
                 key=key,
                 here=here,
                 card=printed.value,
                 decimals=printed.decimals,
-                verdict=_verdict(here, printed, doubtful=key in wrong),
-                note="; ".join(filter(None, (heading, wrong.get(key)))),
+                verdict=_verdict(here, printed, doubt),
+                note="; ".join(filter(None, (heading, doubt.reason if doubt else ""))),
             )
         )
     return Comparison(
@@ -94,9 +96,13 @@ def compare(statistics: Statistics, card: Card) -> Comparison:
     )
 
 
-def _verdict(here: float | None, printed: PrintedFigure, *, doubtful: bool) -> Verdict:
+def _verdict(here: float | None, printed: PrintedFigure, doubt: Contradiction | None) -> Verdict:
     if here is not None and printed.is_rounded_from(here):
         return "equal"
     if not here:
         return "missing here"
-    return "card contradicts itself" if doubtful else "differs"
+    if doubt is None:
+        return "differs"
+    if doubt.otherwise is None or replace(printed, value=doubt.otherwise).is_rounded_from(here):
+        return "card contradicts itself"
+    return "differs"

@@ -77,22 +77,32 @@ def oriented(
     turn = _nib.orientations.ornt_transform(
         _nib.orientations.axcodes2ornt("RAS"), _nib.orientations.axcodes2ornt(orientation)
     )
-    affine = _oblique(affine_xyz, array_xyz.shape, oblique_deg)
+    affine = _oblique_affine(affine_xyz, array_zyx.shape, oblique_deg)
     affine = affine @ _nib.orientations.inv_ornt_aff(turn, array_xyz.shape)
     return _nib.orientations.apply_orientation(array_xyz, turn), affine
 
 
-def _oblique(
-    affine: npt.NDArray[np.float64], shape: tuple[int, ...], degrees: float
+def _oblique_affine(
+    affine_xyz: npt.NDArray[np.float64], shape_zyx: tuple[int, ...], degrees: float
 ) -> npt.NDArray[np.float64]:
-    """Turn the world about the middle of the volume (Rodrigues' formula)."""
+    """Turn the world about the middle of the volume (Rodrigues' formula).
+
+    Parameters
+    ----------
+    affine_xyz
+        Voxel ``(x, y, z, 1)`` to RAS+ mm before the turn.
+    shape_zyx
+        Voxels along z, y and x.
+    degrees
+        Angle; 0 gives the affine back.
+    """
     if degrees == 0:
-        return affine
+        return affine_xyz
     x, y, z = _OBLIQUE_AXIS
     cross = np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]])
     angle = np.radians(degrees)
     turn = np.eye(4)
     turn[:3, :3] += np.sin(angle) * cross + (1 - np.cos(angle)) * cross @ cross
-    middle = (affine @ [*((n - 1) / 2 for n in shape), 1])[:3]
+    middle = (affine_xyz @ [*((n - 1) / 2 for n in shape_zyx[::-1]), 1])[:3]
     turn[:3, 3] = middle - turn[:3, :3] @ middle
-    return np.asarray(turn @ affine)
+    return np.asarray(turn @ affine_xyz)

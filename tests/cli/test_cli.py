@@ -12,7 +12,7 @@ from spinezarr.catalog import CATALOG_VARIABLE
 from spinezarr.cli.main import app
 from spinezarr.testing import NiftiForm, PhantomSpec, make_phantom, write_ctspine1k, write_nifti
 
-COMMANDS = ["ingest", "info", "preview", "init", "demo"]
+COMMANDS = ["ingest", "info", "stats", "preview", "init", "demo"]
 
 
 def run(*words, code=0):

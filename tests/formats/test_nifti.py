@@ -349,7 +349,7 @@ def test_other_magic_is_refused(folder, version, magic):
 )
 def test_other_endings_are_refused(tmp_path, name):
     message = refusal(tmp_path / name, nifti_bytes())
-    assert "unknown ending; expected one of .nii, .nii.gz, .mha, .mhd." in message
+    assert "unknown ending; expected one of .nii, .nii.gz, .mha, .mhd, / (a DICOM" in message
 
 
 def test_a_file_that_is_absent_is_not_a_broken_file(tmp_path):

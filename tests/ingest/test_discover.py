@@ -168,12 +168,11 @@ def test_masks_of_verse_are_ignored_with_their_reason(tmp_path, path):
 def test_files_beside_the_scans_are_ignored_with_a_reason(tmp_path):
     root = write_few(tmp_path)
     known = [
-        "Path.csv",
         "readme.txt",
         "plans.pkl",
         "model_final_checkpoint.model",
         "model_final_checkpoint.model.pkl",
-        "data/metadata_colonog.xlsx",
+        "notes.xlsx",
         "label_new/trainset/gt/liver_0_seg.nii.gz",
     ]
     for path in (*known, "notes.docx", "data/liver/odd_name.nii.gz"):
@@ -308,11 +307,13 @@ def test_a_scan_present_in_two_layouts_counts_once(tmp_path):
     assert sorted(scan.scan_id for scan in found.scans) == sorted(chain(*FEW.values()))
     assert all(scan.image.startswith("data/") for scan in found.scans)
     assert all(scan.label.startswith("label/") for scan in found.scans)
-    twice = {note.path: note.reason for note in found.ignored if "another image" in note.reason}
+    twice = {note.path: note.detail for note in found.ignored if "taken from" in note.detail}
     assert len(twice) == 6
-    path = "raw_data/volumes/MSD-T10/liver_0.nii.gz"
-    reason = "another image of the scan 'liver_0', taken from data/liver/liver_0.nii.gz"
-    assert twice[path] == reason
+    image = "raw_data/volumes/MSD-T10/liver_0.nii.gz"
+    assert twice[image] == "taken from data/liver/liver_0.nii.gz"
+    masks = {note.path: note.detail for note in found.ignored if "belongs to" in note.reason}
+    assert masks["raw_data/labels/MSD-T10/liver_0_seg.nii.gz"] == f"of {image}"
+    assert not found.without_image
 
 
 @pytest.mark.parametrize("tail", ["", "/"])

@@ -296,8 +296,10 @@ def test_a_changed_split_list_is_followed(tmp_path):
     moved = listed.replace(b"HN_P001.nii.gz\r\n", b"") + b"HN_P001.nii.gz\r\n"
     (raw / "data_split.txt").write_bytes(moved)
     again = ingest(recipe, discover(recipe, str(raw)), out)
-    assert "HN_P001" in again.done
+    assert "HN_P001" in again.updated
     assert again.skipped
+    assert not again.done
+    assert spinezarr.open(out).scan("HN_P001").image.max().compute() > 0
     table = spinezarr.open(out).table
     assert table.split.sel(scan="HN_P001").item() == "test"
 

@@ -1,9 +1,7 @@
 import re
 import shutil
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
 
 import fsspec
 import numpy as np
@@ -291,52 +289,11 @@ def test_files_on_disk_are_read_without_fsspec(tmp_path):
 # Elsewhere
 
 
-class RangeHandler(BaseHTTPRequestHandler):
-    """Serves files with single byte ranges (RFC 9110, section 14)."""
-
-    protocol_version = "HTTP/1.1"
-
-    def do_HEAD(self):
-        self.answer(with_body=False)
-
-    def do_GET(self):
-        self.answer(with_body=True)
-
-    def answer(self, *, with_body):
-        path = self.server.folder / self.path.lstrip("/")
-        asked = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
-        self.server.requests.append((self.path, bool(asked)))
-        data = path.read_bytes() if path.is_file() else b""
-        status = 200 if path.is_file() else 404
-        whole = len(data)
-        if asked and status == 200:
-            first, last = int(asked[1]), min(int(asked[2]), whole - 1)
-            status, data = (206, data[first : last + 1]) if first < whole else (416, b"")
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(data)))
-        self.send_header("Accept-Ranges", "bytes")
-        if status == 206:
-            self.send_header("Content-Range", f"bytes {first}-{last}/{whole}")
-        self.end_headers()
-        if with_body:
-            self.wfile.write(data)
-
-    def log_message(self, *arguments):
-        """Keep quiet."""
-
-
 @pytest.fixture
-def served(copied):
+def served(copied, serve):
     """Serve the copied store; gives its URL and the requests so far."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), RangeHandler)
-    server.daemon_threads = True
-    server.folder, server.requests = copied.parent, []
-    thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}/{copied.name}", server.requests
-    server.shutdown()
-    server.server_close()
-    thread.join()
+    url, requests = serve(copied.parent)
+    return f"{url}/{copied.name}", requests
 
 
 def assert_equal_batches(found, expected):

@@ -1,0 +1,186 @@
+"""``spinezarr stats``: a dataset's figures, beside those of its published card."""
+
+from collections.abc import Callable
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Final
+
+import typer
+from rich.markup import escape
+
+import spinezarr
+from spinezarr.card import Card
+from spinezarr.cli.console import ERR, OUT, SOME_FAILED, errors_for_users, new_table, print_heading
+from spinezarr.cli.options import CatalogFile, StoreUrl
+from spinezarr.errors import CardError, UsageError
+from spinezarr.recipe import Recipe
+from spinezarr.resources import recipe_names
+from spinezarr.stats.compare import Comparison, Verdict, compare
+from spinezarr.stats.documents import (
+    Sheet,
+    comparison_csv,
+    comparison_json,
+    comparison_markdown,
+    comparison_sheet,
+    statistics_csv,
+    statistics_json,
+    statistics_markdown,
+    statistics_sheets,
+    summary_lines,
+    verdict_line,
+)
+from spinezarr.stats.plots import draw_detection, draw_spacing, draw_volumes
+from spinezarr.stats.statistics import Statistics, select_scans
+
+__all__ = ["stats"]
+
+_VERDICT_STYLES: Final[dict[Verdict, str]] = {
+    "equal": "green",
+    "differs": "red",
+    "missing here": "yellow",
+    "card contradicts itself": "magenta",
+}
+_NARROW: Final = {
+    "Anatomy Structure": "Vertebra",
+    "Detection Count": "Scans",
+    "Detection Rate": "Rate",
+    "Min Volume (cm³)": "Min cm³",
+    "Median Volume (cm³)": "Median cm³",
+    "Max Volume (cm³)": "Max cm³",
+    "Annotated Centres": "Centres",
+}
+"""What the cards' headings become on a terminal of 80 columns."""
+
+
+class Format(StrEnum):
+    """What is printed."""
+
+    TABLE = "table"
+    MARKDOWN = "markdown"
+    JSON = "json"
+    CSV = "csv"
+
+
+def stats(
+    store: StoreUrl,
+    *,
+    split: Annotated[str | None, typer.Option(help="Only the scans of this split.")] = None,
+    source: Annotated[str | None, typer.Option(help="Only the scans of this source.")] = None,
+    output: Annotated[
+        Format, typer.Option("--format", help="One document on standard output.")
+    ] = Format.TABLE,
+    plots: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Also draw detection.png, volumes.png and spacing.png."),
+    ] = None,
+    against: Annotated[
+        str | None,
+        typer.Option(
+            metavar="card|FILE",
+            help="Compare with the dataset's published card, or with the card in a .yaml file.",
+        ),
+    ] = None,
+    catalog: CatalogFile = None,
+) -> None:
+    """Print the figures of published dataset cards, counted from the scan table; compare them.
+
+    With --against, exit code 0 says that every figure is the card's, 1 that
+    one differs or is missing here. Where the card contradicts itself and the
+    store agrees with one side, that is shown and does not count.
+
+    Example:  spinezarr stats demo/ctspine1k.zarr --format markdown
+    """
+    with errors_for_users():
+        if against is not None and (split is not None or source is not None):
+            raise UsageError(
+                "--against compares with the card of the whole dataset; leave out --split and "
+                "--source."
+            )
+        opened = spinezarr.open(store, catalog=catalog)
+        found = opened.stats(split=split, source=source)
+        comparison = None if against is None else compare(found, _card(opened, against))
+        if comparison is None:
+            _print(found, output)
+        else:
+            _print_comparison(comparison, output)
+        if plots is not None:
+            _draw(opened, found, plots, split=split, source=source)
+        if comparison is not None and not comparison.agrees:
+            raise typer.Exit(SOME_FAILED)
+
+
+def _card(store: "spinezarr.Store", against: str) -> Card:
+    """Read the card that the user asked for."""
+    if against != "card":
+        return Card.load_file(Path(against).expanduser())
+    dataset = store.attrs["dataset"]
+    card = Recipe.load(dataset).shipped_card() if dataset in recipe_names() else None
+    if card is None:
+        raise CardError(
+            f"{store.url}: no published card of the dataset {dataset!r} ships with spinezarr. "
+            "Give the path of one: --against FILE.card.yaml."
+        )
+    return card
+
+
+def _print(statistics: Statistics, output: Format) -> None:
+    if output is Format.TABLE:
+        OUT.print(f"[bold]{escape(statistics.title)}[/]")
+        for line in summary_lines(statistics):
+            OUT.print(f"{line}.", soft_wrap=True)
+        for sheet in statistics_sheets(statistics):
+            _print_sheet(sheet)
+        return
+    documents: dict[Format, Callable[[Statistics], str]] = {
+        Format.MARKDOWN: statistics_markdown,
+        Format.JSON: statistics_json,
+        Format.CSV: statistics_csv,
+    }
+    typer.echo(documents[output](statistics), nl=False)
+
+
+def _print_comparison(comparison: Comparison, output: Format) -> None:
+    if output is Format.TABLE:
+        print_heading(f"{comparison.title}: this store and the card")
+        OUT.print(escape(comparison.source), soft_wrap=True)
+        styles = [_VERDICT_STYLES[line.verdict] for line in comparison.lines]
+        _print_sheet(comparison_sheet(comparison), styles)
+        for text in comparison.doubts:
+            OUT.print(f"[bold]Doubt:[/] {escape(text)}", soft_wrap=True)
+        OUT.print(verdict_line(comparison))
+        return
+    documents: dict[Format, Callable[[Comparison], str]] = {
+        Format.MARKDOWN: comparison_markdown,
+        Format.JSON: comparison_json,
+        Format.CSV: comparison_csv,
+    }
+    typer.echo(documents[output](comparison), nl=False)
+
+
+def _print_sheet(sheet: Sheet, styles: list[str] | None = None) -> None:
+    columns = [_NARROW.get(column, column) for column in sheet.columns]
+    right = tuple(_NARROW.get(column, column) for column in sheet.numeric)
+    table = new_table(sheet.title, *columns, right=right)
+    for at, row in enumerate(sheet.rows):
+        table.add_row(*map(escape, row), style=styles[at] if styles else None)
+    OUT.print(table)
+
+
+def _draw(
+    store: "spinezarr.Store",
+    statistics: Statistics,
+    folder: Path,
+    *,
+    split: str | None,
+    source: str | None,
+) -> None:
+    table = select_scans(store.table, split=split, source=source)
+    figures = {
+        "detection.png": draw_detection(statistics),
+        "volumes.png": draw_volumes(table),
+        "spacing.png": draw_spacing(table),
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, figure in figures.items():
+        figure.savefig(folder / name)
+    ERR.print(f"Wrote {', '.join(figures)} to {escape(str(folder))}.", soft_wrap=True)

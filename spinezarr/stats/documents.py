@@ -1,0 +1,274 @@
+"""Figures and comparisons as one document each: Markdown laid out as the cards are, CSV, JSON."""
+
+import csv
+import io
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Final
+
+from spinezarr.card import STATISTICS, FigureKey
+from spinezarr.stats.compare import Comparison, Line
+from spinezarr.stats.statistics import Spread, Statistics, VertebraStatistics
+
+__all__ = [
+    "Sheet",
+    "comparison_csv",
+    "comparison_json",
+    "comparison_markdown",
+    "comparison_sheet",
+    "figure_title",
+    "statistics_csv",
+    "statistics_json",
+    "statistics_markdown",
+    "statistics_sheets",
+    "summary_lines",
+    "verdict_line",
+]
+
+_NOTHING: Final = "-"
+"""Stands where there is nothing to measure."""
+_VERTEBRA_TITLES: Final = {
+    "detection_percent": "{} detection rate (%)",
+    "annotated_centroids": "{} annotated centres",
+    **{f"volume_cm3_{name}": f"{{}} {name} volume (cm³)" for name in STATISTICS},
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Sheet:
+    """A table as text, for a terminal or a page."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    numeric: frozenset[str]
+    """Columns that hold numbers."""
+
+
+def summary_lines(statistics: Statistics) -> list[str]:
+    """Say in a few sentences what was counted, and of what the rates are shares."""
+    found = statistics
+    without = found.scans - found.scans_with_mask
+    return [
+        f"Number of scans: {found.scans:,}, of {found.patients:,} patients",
+        f"Number of slices of all data: {found.slices:,}",
+        f"Detection rates are shares of all {found.scans:,} scans"
+        + (f", {without:,} of which have no mask" if without else ""),
+        "Spacing and size are in the order of the source files' axes",
+    ]
+
+
+def statistics_sheets(statistics: Statistics) -> list[Sheet]:
+    """Lay figures out as the cards do; tables that would be empty are left out."""
+    by_split, by_source = statistics.scans_by_split, statistics.scans_by_source
+    resolution = [
+        (
+            name,
+            _triple(statistics.spacing_mm, name, "{:.2f}".format),
+            _triple(statistics.size, name, lambda voxels: _plain(voxels, 0)),
+        )
+        for name in (STATISTICS if statistics.size else ())
+    ]
+    sheets = [
+        _counts("Scans by split", "Split", by_split, "(no split)"),
+        _counts("Scans by source", "Source", by_source, "(one)"),
+        Sheet(
+            "Resolution Details",
+            ("Dataset Statistics", "spacing (mm)", "size"),
+            tuple(resolution),
+            frozenset(),
+        ),
+        _vertebra_sheet(statistics),
+    ]
+    return [sheet for sheet in sheets if sheet.rows]
+
+
+def comparison_sheet(comparison: Comparison) -> Sheet:
+    """Lay out a comparison with one row a figure."""
+    columns = ("Figure", "Here", "Card", "Difference", "Verdict", "Note")
+    rows = tuple(
+        (
+            figure_title(line.key),
+            _plain(line.here, line.decimals),
+            _plain(line.card, line.decimals),
+            "0" if line.verdict == "equal" else _plain(line.difference, line.decimals, sign="+"),
+            line.verdict,
+            line.note,
+        )
+        for line in comparison.lines
+    )
+    return Sheet("Comparison", columns, rows, frozenset({"Here", "Card", "Difference"}))
+
+
+def figure_title(key: FigureKey) -> str:
+    """Name a figure for people.
+
+    Examples
+    --------
+    >>> figure_title(FigureKey("vertebra", "L1", "volume_cm3_median"))
+    'L1 median volume (cm³)'
+    >>> figure_title(FigureKey("axis", "k", "spacing_mm_max"))
+    'max spacing k (mm)'
+    >>> figure_title(FigureKey("split", "train", "scans"))
+    'train scans'
+    """
+    if key.group == "axis":
+        of, _, statistic = key.statistic.rpartition("_")
+        return (
+            f"{statistic} size {key.name}"
+            if of == "size"
+            else f"{statistic} spacing {key.name} (mm)"
+        )
+    if key.statistic in _VERTEBRA_TITLES:
+        return _VERTEBRA_TITLES[key.statistic].format(key.name)
+    return f"{key.name} {key.statistic}".strip()
+
+
+def statistics_markdown(statistics: Statistics) -> str:
+    """Write figures as the cards print them."""
+    parts = [f"# {statistics.title}"]
+    parts += [f"{line}." for line in summary_lines(statistics)]
+    for sheet in statistics_sheets(statistics):
+        parts += [f"## {sheet.title}", _markdown_table(sheet)]
+    return "\n\n".join(parts) + "\n"
+
+
+def comparison_markdown(comparison: Comparison) -> str:
+    """Write a comparison as a page, with what is doubtful about the card."""
+    state = f" ({comparison.as_of})" if comparison.as_of else ""
+    parts = [
+        f"# {comparison.title}: this store and the card",
+        f"Card: {comparison.source}{state}.",
+        verdict_line(comparison),
+        _markdown_table(comparison_sheet(comparison)),
+    ]
+    if comparison.doubts:
+        parts += ["## Doubts about the card", "\n".join(f"- {text}" for text in comparison.doubts)]
+    return "\n\n".join(parts) + "\n"
+
+
+def verdict_line(comparison: Comparison) -> str:
+    """Say how many figures have which verdict."""
+    counts = ", ".join(f"{verdict} {n}" for verdict, n in comparison.verdicts.items())
+    return f"{len(comparison.lines)} figures: {counts}."
+
+
+def statistics_csv(statistics: Statistics) -> str:
+    """Write one row a figure: ``group, name, statistic, value``, unrounded."""
+    rows = [(*key, value) for key, value in statistics.figures().items()]
+    return _csv(("group", "name", "statistic", "value"), rows)
+
+
+def comparison_csv(comparison: Comparison) -> str:
+    """Write one row a figure, unrounded; nothing stands where there is nothing to measure."""
+    rows = [_record(line) for line in comparison.lines]
+    return _csv(
+        ("group", "name", "statistic", "here", "card", "difference", "verdict", "note"),
+        [tuple(row.values()) for row in rows],
+    )
+
+
+def statistics_json(statistics: Statistics) -> str:
+    """Write all figures, unrounded."""
+    regions = {"vertebrae_by_region": statistics.vertebrae_by_region}
+    return _json(asdict(statistics) | regions)
+
+
+def comparison_json(comparison: Comparison) -> str:
+    """Write a comparison, unrounded."""
+    return _json(
+        {
+            "dataset": comparison.dataset,
+            "card": comparison.title,
+            "source": comparison.source,
+            "as_of": comparison.as_of,
+            "agrees": comparison.agrees,
+            "verdicts": comparison.verdicts,
+            "lines": [_record(line) for line in comparison.lines],
+            "doubts": comparison.doubts,
+        }
+    )
+
+
+def _record(line: Line) -> dict[str, Any]:
+    return {
+        **line.key._asdict(),
+        "here": line.here,
+        "card": line.card,
+        "difference": line.difference,
+        "verdict": line.verdict,
+        "note": line.note,
+    }
+
+
+def _counts(title: str, column: str, counts: dict[str, int], unnamed: str) -> Sheet:
+    rows = tuple((name or unnamed, str(n)) for name, n in counts.items())
+    return Sheet(title, (column, "Scans"), rows, frozenset({"Scans"}))
+
+
+def _vertebra_sheet(statistics: Statistics) -> Sheet:
+    volumes = tuple(f"{name.capitalize()} Volume (cm³)" for name in STATISTICS)
+    columns = ("Label", "Anatomy Structure", "Detection Count", "Detection Rate", *volumes)
+    centroids = any(row.annotated_centroids for row in statistics.vertebrae.values())
+    if centroids:
+        columns += ("Annotated Centres",)
+    rows = tuple(
+        _vertebra_row(name, row)[: len(columns)] for name, row in statistics.vertebrae.items()
+    )
+    return Sheet(
+        "Label Information Statistics", columns, rows, frozenset(columns) - {"Anatomy Structure"}
+    )
+
+
+def _vertebra_row(name: str, row: VertebraStatistics) -> tuple[str, ...]:
+    spread = row.volume_cm3
+    return (
+        _NOTHING if row.value is None else str(row.value),
+        name,
+        str(row.scans),
+        f"{row.detection_percent:.2f}%",
+        *(_NOTHING if spread is None else f"{getattr(spread, s):.2f}" for s in STATISTICS),
+        str(row.annotated_centroids),
+    )
+
+
+def _triple(spreads: dict[str, Spread], statistic: str, show: Callable[[float], str]) -> str:
+    return f"({', '.join(show(getattr(spread, statistic)) for spread in spreads.values())})"
+
+
+def _plain(value: float | None, decimals: int, *, sign: str = "") -> str:
+    """Show a number to the decimals of the card, or the half between two whole ones."""
+    if value is None:
+        return _NOTHING
+    return f"{value:{sign}.{decimals or 1}f}".removesuffix("" if decimals else ".0")
+
+
+def _markdown_table(sheet: Sheet) -> str:
+    """Pad the columns, so that the table reads as well unrendered."""
+    lines = [sheet.columns, *sheet.rows]
+    header, *rows = [tuple(cell.replace("|", r"\|") for cell in cells) for cells in lines]
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+    right = [column in sheet.numeric for column in sheet.columns]
+
+    def line(cells: Iterable[str]) -> str:
+        padded = (
+            cell.rjust(width) if numeric else cell.ljust(width)
+            for cell, width, numeric in zip(cells, widths, right, strict=True)
+        )
+        return f"| {' | '.join(padded)} |"
+
+    rule = ["-" * (w - 1) + ":" if r else "-" * w for w, r in zip(widths, right, strict=True)]
+    return "\n".join(map(line, [header, rule, *rows]))
+
+
+def _csv(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def _json(value: object) -> str:
+    return json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"

@@ -1,0 +1,190 @@
+"""Plots of a dataset: which vertebrae it shows, how large they are, how finely it is sampled.
+
+Colours are those of Okabe and Ito [1]_, told apart with any colour vision.
+
+References
+----------
+.. [1] M. Okabe, K. Ito, "Color Universal Design", https://jfly.uni-koeln.de/color/
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+import xarray as xr
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.ticker import MultipleLocator
+
+from spinezarr.card import REGIONS
+from spinezarr.stats.statistics import Statistics, in_file_order, volumes_cm3
+
+__all__ = ["draw_detection", "draw_spacing", "draw_volumes"]
+
+_DPI: Final = 150
+_TEXT: Final = "#222222"
+_QUIET: Final = "#6b6b6b"
+_GRID: Final = "#e3e3e3"
+_REGION_COLOURS: Final = {"cervical": "#0072B2", "thoracic": "#009E73", "lumbar": "#E69F00"}
+_OTHER_COLOUR: Final = "#8c8c8c"
+_SMALL: Final = 7.5
+_SOURCE_MARKS: Final = (
+    ("#0072B2", "o"),
+    ("#E69F00", "s"),
+    ("#009E73", "^"),
+    ("#CC79A7", "D"),
+    ("#56B4E9", "v"),
+    ("#D55E00", "P"),
+)
+_LONGEST_ACROSS: Final = 3
+"""Characters of a vertebra's name that fit below its bar."""
+_FEWEST_IN_A_BOX: Final = 10
+"""Fewer values are drawn one by one: their percentiles say little."""
+
+
+def draw_detection(statistics: Statistics) -> Figure:
+    """Draw the share of scans whose mask shows each vertebra, from head to tail."""
+    names = [name for name, row in statistics.vertebrae.items() if row.scans]
+    rows = [statistics.vertebrae[name] for name in names]
+    figure, axes = _new_plot(
+        f"{statistics.title}: which vertebrae the scans show",
+        f"Share of all {statistics.scans:,} scans. Above each bar: number of scans.",
+    )
+    bars = axes.bar(
+        range(len(names)),
+        [row.detection_percent for row in rows],
+        color=[_colour(name) for name in names],
+        width=0.8,
+    )
+    counts = [str(row.scans) for row in rows]
+    for label in axes.bar_label(bars, counts, padding=2, fontsize=_SMALL, color=_TEXT):
+        label.set_bbox({"facecolor": "white", "edgecolor": "none", "pad": 0.5})
+    axes.set_ylim(0, 106)
+    axes.yaxis.set_major_locator(MultipleLocator(20))
+    axes.set_ylabel("Scans that show the vertebra (%)")
+    _name_vertebrae(axes, names)
+    return figure
+
+
+def draw_volumes(table: xr.Dataset) -> Figure:
+    """Draw the volumes of each vertebra, from head to tail: percentiles 5, 25, 50, 75 and 95."""
+    volumes = volumes_cm3(table)
+    figure, axes = _new_plot(
+        f"{table.attrs['title']}: volume of the vertebrae",
+        "Boxes: median and quartiles; whiskers: 5th to 95th percentile; dots: scans beyond, or all "
+        "where few. On top: number of scans.",
+    )
+    for at, (name, values) in enumerate(volumes.items()):
+        _draw_values(axes, at, values, _colour(name))
+        count = axes.text(at, 0.985, str(values.size), ha="center", va="top", fontsize=_SMALL)
+        count.set(transform=axes.get_xaxis_transform(), color=_TEXT)
+    largest = max((values.max() for values in volumes.values()), default=1.0)
+    axes.set_ylim(0, 1.1 * largest)
+    axes.set_ylabel("Volume (cm³)")
+    _name_vertebrae(axes, list(volumes))
+    return figure
+
+
+def draw_spacing(table: xr.Dataset) -> Figure:
+    """Draw the distance of slices against that of pixels in a slice, one mark a scan."""
+    spacing = in_file_order(table, "spacing_mm")
+    in_plane, between = np.sqrt(spacing[:, 0] * spacing[:, 1]), spacing[:, 2]
+    figure, axes = _new_plot(
+        f"{table.attrs['title']}: voxel spacing",
+        "One mark a scan. Slices are counted along the third axis of the source file.",
+    )
+    groups = _largest_groups([str(name) for name in table.source.to_numpy()])
+    for (name, rows), (colour, marker) in zip(groups.items(), _SOURCE_MARKS, strict=False):
+        marks = axes.scatter(in_plane[rows], between[rows], c=colour, marker=marker, s=30)
+        marks.set(alpha=0.5, linewidths=0, label=f"{name or 'scans'} ({len(rows):,})")
+    axes.axline((0, 0), slope=1, color=_QUIET, linewidth=1, dashes=(5, 4), label="isotropic")
+    if in_plane.size:
+        axes.set_xlim(0.93 * in_plane.min(), 1.07 * in_plane.max())
+        axes.set_ylim(0, 1.08 * between.max())
+    axes.set_xlabel("Pixel spacing in a slice (mm)")
+    axes.set_ylabel("Spacing of slices (mm)")
+    axes.grid(visible=True, axis="x", color=_GRID, linewidth=0.8)
+    _add_legend(axes)
+    return figure
+
+
+def _new_plot(title: str, subtitle: str) -> tuple[Figure, Axes]:
+    """Start a white figure with one plot; nothing global is read or set."""
+    layout = ConstrainedLayoutEngine(w_pad=0.14, h_pad=0.09)
+    figure = Figure((10, 5.6), dpi=_DPI, facecolor="white", layout=layout)
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    axes.set_title(title, loc="left", pad=28, fontsize=14, fontweight="bold", color=_TEXT)
+    above = axes.annotate(subtitle, (0, 1), (0, 10), "axes fraction", "offset points")
+    above.set(fontsize=9.5, color=_QUIET)
+    axes.set_axisbelow(True)
+    axes.grid(visible=True, axis="y", color=_GRID, linewidth=0.8)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.tick_params(colors=_TEXT, labelsize=9)
+    return figure, axes
+
+
+def _colour(name: str) -> str:
+    region = next((region for region, names in REGIONS.items() if name in names), "")
+    return _REGION_COLOURS.get(region, _OTHER_COLOUR)
+
+
+def _draw_values(axes: Axes, at: int, values: npt.NDArray[np.float64], colour: str) -> None:
+    """Draw a box and the values beyond its whiskers; few values one by one."""
+    if values.size < _FEWEST_IN_A_BOX:
+        axes.plot(np.full(values.size, at), values, "o", color=colour, markersize=5)
+        return
+    axes.boxplot(
+        values,
+        positions=[at],
+        widths=0.66,
+        whis=(5, 95),
+        patch_artist=True,
+        manage_ticks=False,
+        boxprops={"facecolor": colour, "edgecolor": _TEXT, "linewidth": 0.8},
+        medianprops={"color": "black", "linewidth": 1.6},
+        whiskerprops={"color": _TEXT, "linewidth": 0.8},
+        capprops={"color": _TEXT, "linewidth": 0.8},
+        flierprops={"marker": ".", "markersize": 3, "markeredgecolor": _QUIET, "alpha": 0.5},
+    )
+
+
+def _name_vertebrae(axes: Axes, names: Sequence[str]) -> None:
+    axes.set_xticks(range(len(names)), names)
+    for label in axes.get_xticklabels():
+        label.set_rotation(90 if len(label.get_text()) > _LONGEST_ACROSS else 0)
+    axes.set_xlim(-0.6, max(len(names), 1) - 0.4)
+    axes.tick_params(axis="x", length=0)
+    used = dict.fromkeys(_colour(name) for name in names)
+    regions = {colour: region for region, colour in _REGION_COLOURS.items()}
+    for colour in used:
+        axes.bar(0, 0, color=colour, label=regions.get(colour, "other"))
+    _add_legend(axes)
+
+
+def _add_legend(axes: Axes) -> None:
+    """Put a legend below the plot, where it covers nothing."""
+    handles, labels = axes.get_legend_handles_labels()
+    if not handles:
+        return
+    legend = axes.figure.legend(
+        handles, labels, loc="outside lower center", ncols=len(labels), frameon=False, fontsize=9
+    )
+    for handle in legend.legend_handles:
+        if handle is not None:
+            handle.set_alpha(1)
+
+
+def _largest_groups(names: Sequence[str]) -> dict[str, list[int]]:
+    """Return the rows of each name, the largest groups first; the smallest of many as one."""
+    ranked = [name for name, _ in Counter(names).most_common()]
+    alone = set(ranked if len(ranked) <= len(_SOURCE_MARKS) else ranked[: len(_SOURCE_MARKS) - 1])
+    groups: dict[str, list[int]] = {}
+    for name in ranked:
+        rows = [row for row, other in enumerate(names) if other == name]
+        groups.setdefault(name if name in alone else "others", []).extend(rows)
+    return groups

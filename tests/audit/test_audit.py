@@ -1,0 +1,468 @@
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import zarr
+
+import spinezarr
+from spinezarr.audit.voxels import read_voxel_facts
+from spinezarr.errors import CorruptStoreError, ReadOnlyStoreError, UnknownScanError
+from spinezarr.ingest.discover import discover
+from spinezarr.ingest.run import ingest
+from spinezarr.recipe import Recipe
+from spinezarr.store.audit_log import AUDIT_FILE
+from spinezarr.store.layout import CHUNK_SHAPE_ZYX, chunk_grid
+from spinezarr.testing import NiftiForm, PhantomSpec, make_phantom, write_nifti
+from spinezarr.testing.phantom import connected_part
+from spinezarr.vertebrae import NAME_OF_VALUE, VALUE_OF_NAME
+
+LEVELS = ("T10", "T11", "T12", "L1", "L2", "L3")
+SPEC = PhantomSpec(
+    shape_zyx=(48, 48, 48), spacing_zyx_mm=(4.5, 4.2, 4.2), levels=LEVELS, cut_share=0
+)
+RECIPE = Recipe.of_pairs("{scan}_ct.nii", "{scan}_seg.nii", name="planted")
+T11, T12, L1 = (VALUE_OF_NAME[name] for name in ("T11", "T12", "L1"))
+
+
+def write_scan(raw, name, image, label, affine, *, orientation="LPS"):
+    write_nifti(raw / f"{name}_ct.nii", image, affine, NiftiForm(orientation))
+    if label is not None:
+        write_nifti(raw / f"{name}_seg.nii", label, affine, NiftiForm(orientation, "uint8"))
+
+
+def ingest_all(raw, url, recipe=RECIPE, **changes):
+    """Ingest; ``changes`` are fields of the scan sources, by scan id."""
+    found = discover(recipe, str(raw))
+    sources = tuple(replace(s, **changes.get(s.scan_id, {})) for s in found.scans)
+    report = ingest(recipe, replace(found, scans=sources), str(url))
+    assert not report.failed, report.failed
+    return spinezarr.open(url)
+
+
+def short(findings):
+    return [(f.rule, f.severity, f.vertebra) for f in findings]
+
+
+# Each defect: changes image and mask in place, and says what is to be found and where.
+
+
+def middle_of(label, value):
+    return tuple(np.rint(np.argwhere(label == value).mean(axis=0)).astype(int).tolist())
+
+
+def skipped(image, label):
+    """The middle between the neighbours, not far from the vertebra itself."""
+    between = [np.argwhere(label == v).mean(axis=0) for v in (T11, L1)]
+    label[label == T12] = 0
+    return ("skipped-level", "error", "T12"), np.rint(np.mean(between, axis=0))
+
+
+def swapped(image, label):
+    at = middle_of(label, L1)
+    first, second = label == T12, label == L1
+    label[first], label[second] = L1, T12
+    return ("label-order", "error", "T12"), at
+
+
+def split(image, label):
+    z = middle_of(label, L1)[0]
+    label[z - 1 : z + 1][label[z - 1 : z + 1] == L1] = 0
+    return ("pieces", "error", "L1"), None
+
+
+def stray_near(image, label):
+    z, y, x = min(np.argwhere(label == L1).tolist(), key=lambda at: at[2])
+    label[z, y, x - 2] = L1
+    return ("stray-voxels", "info", "L1"), (z, y, x - 2)
+
+
+def stray_far(image, label):
+    label[2, 40, 3] = L1
+    return ("stray-voxels", "warning", "L1"), (2, 40, 3)
+
+
+def stray_label(image, label):
+    label[9, 8, 7:10] = VALUE_OF_NAME["C1"]
+    return ("stray-label", "error", "C1"), (9, 8, 8)
+
+
+def fragment(image, label):
+    at = np.argwhere(label == T11)
+    label[label == T11] = 0
+    label[tuple(at[len(at) // 2])] = T11
+    return ("fragment", "error", "T11"), at[len(at) // 2]
+
+
+def unknown_value(image, label):
+    label[5, 6, 7] = 40
+    return ("unknown-value", "error", None), (5, 6, 7)
+
+
+def moved_mask(image, label):
+    label[:] = np.roll(label, 16, axis=1)
+    image[label > 0] = -800
+    return ("mask-off-bone", "error", None), None
+
+
+def picture(image, label):
+    image[:] = np.interp(image, (-200, 600), (0, 255))
+    return ("image-values", "error", None), None
+
+
+def no_vertebra(image, label):
+    label[:] = 0
+    return ("empty-mask", "error", None), None
+
+
+def clean(image, label):
+    return None, None
+
+
+DEFECTS = {
+    plant.__name__: plant
+    for plant in (
+        clean,
+        skipped,
+        swapped,
+        split,
+        stray_near,
+        stray_far,
+        stray_label,
+        fragment,
+        unknown_value,
+        moved_mask,
+        picture,
+        no_vertebra,
+    )
+}
+
+
+@pytest.fixture(scope="module")
+def planted(tmp_path_factory):
+    """Store of a scan a defect, oriented each in its own way; and what was planted."""
+    raw = tmp_path_factory.mktemp("planted")
+    expected = {}
+    orientations = ("LPS", "RAS", "PIR", "ASL")
+    for seed, (name, plant) in enumerate(DEFECTS.items()):
+        phantom = make_phantom(replace(SPEC, seed=seed))
+        image, label = phantom.image.copy(), phantom.label.copy()
+        expected[name] = (*plant(image, label), label)
+        orientation = orientations[seed % len(orientations)]
+        write_scan(raw, name, image, label, phantom.affine_xyz, orientation=orientation)
+    return ingest_all(raw, tmp_path_factory.mktemp("store") / "planted.zarr"), expected
+
+
+@pytest.fixture(scope="module")
+def audited(planted):
+    return planted[0].audit().by_scan()
+
+
+@pytest.mark.parametrize("name", DEFECTS)
+def test_each_planted_defect_is_found_and_nothing_else(planted, audited, name):
+    expected, where, _ = planted[1][name]
+    findings = audited[name]
+    if expected is None:
+        assert findings == []
+        return
+    (finding,) = findings
+    rule, severity, vertebra = expected
+    assert (finding.rule, finding.severity) == (rule, severity)
+    assert vertebra in {None, finding.vertebra}
+    if where is not None:
+        assert finding.voxel_zyx == tuple(int(n) for n in where)
+    if finding.voxel_zyx is not None:
+        affine = np.array(planted[0].scan(name).attrs["affine"])
+        position = (affine @ [*finding.voxel_zyx[::-1], 1])[:3]
+        np.testing.assert_allclose(finding.position_mm, position, atol=1e-3)
+
+
+def test_the_parts_of_a_split_vertebra_are_those_of_a_flood_fill(planted, audited):
+    label = planted[1]["split"][2]
+    (finding,) = audited["split"]
+    parts = [connected_part(label == L1, tuple(p["voxel_zyx"])) for p in finding.facts["largest"]]
+    assert [part.sum() for part in parts] == [p["voxel_count"] for p in finding.facts["largest"]]
+    assert sum(part.sum() for part in parts) == (label == L1).sum()
+    assert parts[1][finding.voxel_zyx]
+
+
+def test_a_clean_dataset_has_no_error_or_warning(tmp_path):
+    specs = {
+        "cut": replace(SPEC, cut_share=0.35, seed=50),
+        "eleven": replace(SPEC, levels=("T9", "T10", "T11", "L1", "L2", "L3"), seed=51),
+        "thirteen": replace(SPEC, levels=("T11", "T12", "T13", "L1", "L2", "L3"), seed=52),
+        "lumbar": replace(SPEC, levels=("L1", "L2", "L3", "L4", "L5", "L6"), seed=53),
+        "thoracic": replace(SPEC, levels=("T5", "T6", "T7", "T8", "T9", "T10"), seed=54),
+    }
+    for name, spec in specs.items():
+        phantom = make_phantom(spec)
+        write_scan(tmp_path, name, phantom.image, phantom.label, phantom.affine_xyz)
+    findings = ingest_all(tmp_path, tmp_path / "clean.zarr").audit().by_scan()
+    assert short(findings["eleven"]) == [("skipped-level", "info", "T12")]
+    assert {f.vertebra for f in findings["cut"]} == {"T10", "L3"}
+    assert {f.severity for found in findings.values() for f in found} == {"info"}
+    assert all(not findings[name] for name in ("thirteen", "lumbar", "thoracic"))
+
+
+def test_a_scan_without_mask_is_noted(tmp_path):
+    phantom = make_phantom(SPEC)
+    write_scan(tmp_path, "a", phantom.image, None, phantom.affine_xyz)
+    images = Recipe.of_pairs("{scan}_ct.nii", None, name="images")
+    store = ingest_all(tmp_path, tmp_path / "images.zarr", images)
+    assert short(store.audit().findings) == [("no-mask", "info", None)]
+
+
+# Pieces over chunk borders
+
+
+def pieces_by_flood_fill(mask):
+    found = []
+    left = mask.copy()
+    while left.any():
+        part = connected_part(left, tuple(np.argwhere(left)[0]))
+        at = np.argwhere(part)
+        found.append((len(at), tuple(at.min(0).tolist()), tuple((at.max(0) + 1).tolist())))
+        left &= ~part
+    return sorted(found)
+
+
+def test_pieces_are_counted_once_over_all_chunks(tmp_path):
+    z, y, x = CHUNK_SHAPE_ZYX
+    rng = np.random.default_rng(3)
+    label = np.zeros((z + 6, 3 * y + 9, 3 * x + 5), np.uint8)
+    for value in (8, 9, 10):
+        for _ in range(25):
+            start = [int(rng.integers(0, n - 8)) for n in label.shape]
+            size = rng.integers(1, 9, 3)
+            label[tuple(slice(a, a + n) for a, n in zip(start, size, strict=True))] = value
+    # T4 fills a bow of chunks around a voxel of its own in a chunk that touches none of them.
+    bow = [(0, i) for i in range(4)] + [(i, 3) for i in range(4)]
+    for j, k in bow:
+        label[1:3, j * y : (j + 1) * y, k * x : (k + 1) * x] = 11
+    label[5, 2 * y + 3, x - 9] = 11
+    label[0, 0, 0] = 12
+    label[-1, -1, -1] = 12
+    affine = np.diag([1.0, 1.0, 1.0, 1.0])
+    write_scan(tmp_path, "a", np.zeros(label.shape, np.int16), label, affine)
+    store = ingest_all(tmp_path, tmp_path / "a.zarr")
+    reader = store._reader
+    facts = read_voxel_facts(store._engine, reader.scan("a"), reader.label_chunks("a"))
+    assert sorted(facts.pieces) == ["T1", "T2", "T3", "T4", "T5"]
+    for name, pieces in facts.pieces.items():
+        mask = label == VALUE_OF_NAME[name]
+        found = sorted((p.voxel_count, p.box.start_zyx, p.box.stop_zyx) for p in pieces)
+        assert found == pieces_by_flood_fill(mask), name
+        assert all(mask[piece.voxel_zyx] for piece in pieces)
+        counts = [piece.voxel_count for piece in pieces]
+        assert counts == sorted(counts, reverse=True)
+
+
+def test_bone_is_looked_at_where_most_of_a_vertebra_is(planted):
+    store, expected = planted
+    reader = store._reader
+    for name in ("clean", "split"):
+        label = expected[name][2]
+        found = read_voxel_facts(store._engine, reader.scan(name), reader.label_chunks(name)).bone
+        chunks = [
+            tuple(slice(i * n, (i + 1) * n) for i, n in zip(at, CHUNK_SHAPE_ZYX, strict=True))
+            for at in np.ndindex(chunk_grid(label.shape))
+        ]
+        most = max((label[at] == v).sum() for at in chunks for v in NAME_OF_VALUE)
+        assert found.voxel_count == most
+        image = store.scan(name).image.to_numpy()
+        value = VALUE_OF_NAME[found.vertebra]
+        inside = [image[at][label[at] == value] for at in chunks]
+        assert found.median_hu in [np.median(hu) for hu in inside if hu.size]
+        assert label[found.voxel_zyx] == VALUE_OF_NAME[found.vertebra]
+
+
+# Several scans
+
+
+@pytest.fixture(scope="module")
+def four(tmp_path_factory):
+    """Raw folder of four scans, of which a and b have one image; not to be changed."""
+    raw = tmp_path_factory.mktemp("four")
+    for seed, name in enumerate(["a", "b", "c", "d"]):
+        phantom = make_phantom(replace(SPEC, seed=max(1, seed)))
+        write_scan(raw, name, phantom.image, phantom.label, phantom.affine_xyz)
+    return raw
+
+
+@pytest.fixture
+def alike(four, tmp_path):
+    """A copy of that folder."""
+    return Path(shutil.copytree(four, tmp_path / "raw"))
+
+
+def test_a_scan_in_two_splits_is_an_error_of_both(alike, tmp_path):
+    splits = {"a": "train", "b": "test", "c": "train", "d": "validation"}
+    changes = {name: {"split": split} for name, split in splits.items()}
+    changes["d"]["patient_id"] = "c"
+    store = ingest_all(alike, tmp_path / "a.zarr", **changes)
+    audit = store.audit()
+    assert {name: short(found) for name, found in audit.by_scan().items()} == {
+        "a": [("same-image", "error", None)],
+        "b": [("same-image", "error", None)],
+        "c": [("same-patient", "error", None)],
+        "d": [("same-patient", "error", None)],
+    }
+    assert "test (planted, b)" in audit.findings[0].text
+    assert audit.exit_code == 1
+    assert short(store.audit(["b"]).findings) == [("same-image", "error", None)]
+
+
+def test_a_duplicate_in_one_split_is_a_warning(alike, tmp_path):
+    audit = ingest_all(alike, tmp_path / "a.zarr").audit()
+    assert short(audit.findings) == [("same-image", "warning", None)] * 2
+    assert audit.exit_code == 0
+    assert audit.counts == {"same-image": {"warning": 2}}
+
+
+def test_an_unknown_scan_is_named(store):
+    with pytest.raises(UnknownScanError, match="'nobody'"):
+        store.audit(["nobody"])
+
+
+def test_a_damaged_scan_is_a_finding_and_the_others_are_audited(alike, tmp_path):
+    store = ingest_all(alike, tmp_path / "a.zarr")
+    shutil.rmtree(tmp_path / "a.zarr/scans/c/label")
+    (tmp_path / "a.zarr/scans/d/zarr.json").write_text("{}")
+    found = spinezarr.open(store.url).audit().by_scan()
+    assert short(found["c"]) == short(found["d"]) == [("damaged", "error", None)]
+    assert "label chunk" in found["c"][0].text
+    assert short(found["a"]) == [("same-image", "warning", None)]
+
+
+# Kept in the store
+
+
+@pytest.fixture(scope="module")
+def prepared(four, tmp_path_factory):
+    """Folder with raw files and an audited store; not to be changed."""
+    folder = tmp_path_factory.mktemp("prepared")
+    shutil.copytree(four, folder / "raw")
+    write_defect(folder / "raw", "d")
+    store = ingest_all(folder / "raw", folder / "a.zarr")
+    store.keep_audit(store.audit())
+    return folder
+
+
+@pytest.fixture
+def kept(prepared, tmp_path):
+    """Raw folder and store of four scans, audited."""
+    shutil.copytree(prepared, tmp_path / "kept")
+    return tmp_path / "kept/raw", spinezarr.open(tmp_path / "kept/a.zarr")
+
+
+def write_defect(raw, name):
+    phantom = make_phantom(replace(SPEC, seed=9))
+    label = phantom.label.copy()
+    stray_label(phantom.image, label)
+    label[2, 40, 3] = L1
+    write_scan(raw, name, phantom.image, label, phantom.affine_xyz)
+
+
+def columns(store):
+    table = spinezarr.open(store.url).table
+    return dict(zip(table.scan.to_numpy(), table.audit.to_numpy(), strict=True))
+
+
+def test_before_an_audit_the_column_is_empty(store):
+    assert set(store.table.audit.to_numpy()) == {""}
+    assert set(store.table.audit_findings.to_numpy()) == {""}
+
+
+def test_the_table_shows_what_was_found(kept):
+    _, store = kept
+    assert columns(store) == {"a": "warning", "b": "warning", "c": "ok", "d": "error"}
+    texts = store.table.audit_findings
+    assert texts.sel(scan="c").item() == ""
+    first, second = texts.sel(scan="d").item().split("; ")
+    assert first.startswith("C1 has")
+    assert second.startswith("L1 has 1 stray voxels")
+
+
+def test_findings_are_a_group_that_zarr_reads(kept):
+    _, store = kept
+    attributes = zarr.open_group(f"{store.url}/audit", mode="r").attrs
+    (*_, stray) = attributes["scans"]["d"]["findings"]
+    assert stray["voxel_zyx"] == [2, 40, 3]
+    assert not list(Path(store.url).rglob("*.partial"))
+
+
+def test_findings_survive_the_table_being_rebuilt(kept, tmp_path):
+    raw, store = kept
+    before = columns(store)
+    shutil.rmtree(Path(store.url) / "table")
+    ingest_all(raw, store.url)
+    assert columns(store) == before
+
+
+def test_findings_are_dropped_with_the_voxels_they_are_of(kept):
+    raw, store = kept
+    phantom = make_phantom(replace(SPEC, seed=20))
+    label = phantom.label.copy()
+    label[label == T11] = 0
+    # The image stays, and another mask of the same size is not noticed: so another image.
+    write_nifti(raw / "b_ct.nii", phantom.image[:-1], phantom.affine_xyz, NiftiForm())
+    write_nifti(raw / "b_seg.nii", label[:-1], phantom.affine_xyz, NiftiForm(dtype="uint8"))
+    ingest_all(raw, store.url)
+    # The finding of a spoke of b, which is another scan now.
+    assert columns(store) == {"a": "ok", "b": "", "c": "ok", "d": "error"}
+
+
+def test_a_scan_in_another_split_is_not_audited(kept):
+    raw, store = kept
+    ingest_all(raw, store.url, c={"split": "test", "split_index": 0})
+    assert columns(store)["c"] == ""
+
+
+def test_an_audit_of_one_scan_leaves_the_others(kept):
+    raw, store = kept
+    phantom = make_phantom(replace(SPEC, seed=9, shape_zyx=(47, 48, 48)))
+    write_scan(raw, "d", phantom.image, phantom.label, phantom.affine_xyz)
+    ingest_all(raw, store.url)
+    assert columns(store)["d"] == ""
+    again = spinezarr.open(store.url)
+    again.keep_audit(again.audit(["d"]))
+    assert columns(store) == {"a": "warning", "b": "warning", "c": "ok", "d": "ok"}
+    assert again.table.audit.sel(scan="d").item() == "ok"
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"attributes": {}}', b"\xff", None])
+def test_damaged_findings_are_an_error_until_the_next_audit(kept, content):
+    raw, store = kept
+    path = Path(store.url) / AUDIT_FILE
+    flipped = path.read_bytes().replace(b"C1 has", b"C2 has")
+    path.write_bytes(flipped if content is None else content)
+    table = (Path(store.url) / "table/zarr.json").read_bytes()
+    with pytest.raises(CorruptStoreError, match=r"audit/zarr\.json.*Run 'spinezarr audit"):
+        ingest_all(raw, store.url)
+    with pytest.raises(CorruptStoreError, match="over all scans again"):
+        store.keep_audit(store.audit(["d"]))
+    assert (Path(store.url) / "table/zarr.json").read_bytes() == table
+    store.keep_audit(store.audit())
+    ingest_all(raw, store.url)
+    assert columns(store)["d"] == "error"
+
+
+def test_a_store_on_a_web_server_is_only_read(kept, serve):
+    _, store = kept
+    url, _ = serve(Path(store.url).parent)
+    remote = spinezarr.open(f"{url}/a.zarr")
+    audit = remote.audit(["d"])
+    assert audit.findings == store.audit(["d"]).findings
+    assert len(audit.findings) == 2
+    with pytest.raises(ReadOnlyStoreError, match="cannot be written"):
+        remote.keep_audit(audit)
+
+
+def test_an_audit_that_cannot_be_written_leaves_the_store_as_it_was(alike, tmp_path):
+    store = ingest_all(alike, tmp_path / "a.zarr")
+    (tmp_path / "a.zarr/audit").mkdir()
+    (tmp_path / "a.zarr/audit/zarr.json").mkdir()
+    with pytest.raises(ReadOnlyStoreError, match="cannot be written"):
+        store.keep_audit(store.audit())
+    assert set(columns(store).values()) == {""}
