@@ -15,11 +15,13 @@ __all__ = [
     "Layout",
     "ScanPlan",
     "Split",
+    "ctspine1k_paths",
     "resized",
     "source_of",
     "split_text",
     "write_ctspine1k",
     "write_ctspine1k_names",
+    "write_split_file",
 ]
 
 Layout = Literal["official", "huggingface"]
@@ -193,8 +195,8 @@ def split_text(names_by_split: Mapping[Split, Iterable[str]]) -> str:
     return "\r\n".join(sections)
 
 
-def _paths(root: Path, scan_id: str, layout: Layout) -> tuple[Path, Path]:
-    """Image and label of a scan."""
+def ctspine1k_paths(root: Path, scan_id: str, layout: Layout) -> tuple[Path, Path]:
+    """Return where image and label of a scan lie."""
     source = _source(scan_id)
     image, label = f"{scan_id}.nii.gz", f"{scan_id}_seg.nii.gz"
     if layout == "official":
@@ -208,7 +210,8 @@ def _paths(root: Path, scan_id: str, layout: Layout) -> tuple[Path, Path]:
     raise UsageError(f"layout must be official or huggingface, got {layout!r}")
 
 
-def _write_split(root: Path, names: Mapping[Split, Sequence[str]], layout: Layout) -> None:
+def write_split_file(root: Path, names: Mapping[Split, Sequence[str]], layout: Layout) -> None:
+    """Write ``data_split.txt`` where the layout has it."""
     path = root / "data_split.txt" if layout == "official" else root / "metadata/data_split.txt"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(split_text(names).encode("ascii"))
@@ -253,13 +256,15 @@ def write_ctspine1k(
             phantom = make_phantom(PhantomSpec(number, (32, 32, 32), (9.0, 4.0, 4.0)))
             form = NiftiForm("PIR", "uint8")
             write_nifti(root / name, phantom.label, phantom.affine_xyz, form)
-    _write_split(root, {s: [w.scan_id for w in written if w.split == s] for s in _SECTIONS}, layout)
+    write_split_file(
+        root, {s: [w.scan_id for w in written if w.split == s] for s in _SECTIONS}, layout
+    )
     return tuple(written)
 
 
 def _write_scan(root: Path, layout: Layout, plan: ScanPlan) -> WrittenScan:
     """Draw one scan and write its two files."""
-    image_path, label_path = _paths(root, plan.scan_id, layout)
+    image_path, label_path = ctspine1k_paths(root, plan.scan_id, layout)
     phantom = make_phantom(plan.spec)
     write_nifti(image_path, phantom.image, phantom.affine_xyz, plan.image_form)
     write_nifti(label_path, phantom.label, phantom.affine_xyz, plan.label_form)
@@ -290,7 +295,7 @@ def write_ctspine1k_names(
     }
     for listed in names.values():
         for scan_id in listed:
-            for path in _paths(root, scan_id, layout):
+            for path in ctspine1k_paths(root, scan_id, layout):
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.touch()
-    _write_split(root, names, layout)
+    write_split_file(root, names, layout)

@@ -1,9 +1,10 @@
 """The record of one scan that a synthetic dataset holds."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from spinezarr.testing.dicom import DicomForm
 from spinezarr.testing.metaimage import MetaImageForm
@@ -11,7 +12,7 @@ from spinezarr.testing.nifti import NiftiForm
 from spinezarr.testing.orientation import oriented
 from spinezarr.testing.phantom import Phantom, PhantomSpec
 
-__all__ = ["WrittenScan", "centres_in_file"]
+__all__ = ["WrittenScan", "centres_in_file", "with_affine"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,9 +49,14 @@ class WrittenScan:
 def centres_in_file(phantom: Phantom, oblique_deg: float) -> dict[str, tuple[float, float, float]]:
     """RAS+ (x, y, z) in mm of the middles of bodies in a file that turns the phantom."""
     _, turned = oriented(phantom.image, phantom.affine_xyz, "RAS", oblique_deg)
-    turn = turned @ np.linalg.inv(phantom.affine_xyz)
+    return with_affine(phantom, turned).centres_mm
+
+
+def with_affine(phantom: Phantom, affine_xyz: npt.NDArray[np.float64]) -> Phantom:
+    """Put the voxels of a phantom elsewhere; ``affine_xyz`` maps voxel to RAS+ mm."""
+    move = affine_xyz @ np.linalg.inv(phantom.affine_xyz)
     centres = {}
     for name, centre in phantom.centres_mm.items():
-        x, y, z = (turn[:3] @ [*centre, 1]).tolist()
+        x, y, z = (move[:3] @ [*centre, 1]).tolist()
         centres[name] = (x, y, z)
-    return centres
+    return replace(phantom, affine_xyz=affine_xyz, centres_mm=centres)

@@ -1,0 +1,185 @@
+"""Small copies of CTSpinoPelvic1K: spine, pelvis or both in the mask of a CT.
+
+References
+----------
+.. [1] https://github.com/Gregory-Schwing-MD-PhD/CTSpinoPelvic1K
+"""
+
+import csv
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from spinezarr.testing.nifti import NiftiForm, write_nifti
+from spinezarr.testing.phantom import Phantom, PhantomSpec, make_phantom, usual_levels
+from spinezarr.testing.structures import organ_box, s1_of_sacrum
+from spinezarr.testing.written import WrittenScan
+
+__all__ = ["CTSPINOPELVIC1K_SCANS", "SpinoPelvicPlan", "write_ctspinopelvic1k"]
+
+SpinoPelvicConfig = Literal["fused", "spine_only", "pelvic_native"]
+"""What the mask shows: both, or one of two acquisitions."""
+
+_FORM: Final = NiftiForm("PIR")
+_INFIX: Final[dict[SpinoPelvicConfig, str]] = {
+    "fused": "",
+    "spine_only": "_spine",
+    "pelvic_native": "_pelvic",
+}
+_S1: Final = 29
+_BONES: Final = {
+    30: (0.12, 0.45, 0.25),  # hips
+    31: (0.12, 0.45, 0.75),
+    32: (0.08, 0.7, 0.2),  # femora
+    33: (0.08, 0.7, 0.8),
+    34: (0.9, 0.4, 0.25),  # first and last of 24 ribs
+    57: (0.9, 0.4, 0.75),
+}
+"""Value of a structure, and where its box lies."""
+_RIBS: Final = range(34, 58)
+_IGNORE: Final = 255
+"""What an annotator of the other half left undone."""
+_FOLDS: Final = 5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SpinoPelvicPlan:
+    """One record to write."""
+
+    token: int
+    """Number of the patient."""
+    config: SpinoPelvicConfig
+    """What the mask shows."""
+    spec: PhantomSpec
+    """What to draw; the mask of the record follows ``config``."""
+    test: bool = False
+    """Whether the patient is held out of the five folds."""
+
+
+def _spec(seed: int, *more: str) -> PhantomSpec:
+    levels = (*usual_levels("T11", "L5"), *more, "sacrum")
+    return PhantomSpec(seed, (40, 40, 40), (6.5, 6.0, 6.0), levels)
+
+
+CTSPINOPELVIC1K_SCANS: Final = (
+    SpinoPelvicPlan(token=1, config="fused", spec=_spec(1)),
+    SpinoPelvicPlan(token=4, config="spine_only", spec=_spec(4)),
+    SpinoPelvicPlan(token=4, config="pelvic_native", spec=_spec(40)),
+    SpinoPelvicPlan(token=149, config="fused", spec=_spec(149, "L6"), test=True),
+)
+"""Four records of three patients: one with L6, one in two acquisitions."""
+
+
+def write_ctspinopelvic1k(
+    root: Path, scans: Sequence[SpinoPelvicPlan] = CTSPINOPELVIC1K_SCANS
+) -> tuple[WrittenScan, ...]:
+    """Write the dataset [1]_, with its manifests and folds.
+
+    Parameters
+    ----------
+    root
+        Folder of the dataset; made if it is missing.
+    scans
+        What to write.
+
+    Returns
+    -------
+    One record per pair of files, in the order of ``scans``.
+    """
+    written = tuple(_write_record(root, plan) for plan in scans)
+    rows = [_manifest_row(plan) for plan in scans]
+    (root / "manifest.json").write_text(json.dumps(rows, indent=1), encoding="utf-8")
+    with (root / "manifest.csv").open("w", encoding="utf-8", newline="") as file:
+        table = csv.DictWriter(file, list(rows[0]))
+        table.writeheader()
+        table.writerows(rows)
+    (root / "splits_5fold.json").write_text(json.dumps(_splits(scans)), encoding="utf-8")
+    return written
+
+
+def _spec_of_mask(plan: SpinoPelvicPlan) -> PhantomSpec:
+    """Say which levels of the phantom the mask of a record holds."""
+    hidden: dict[SpinoPelvicConfig, tuple[str, ...]] = {
+        "fused": (),
+        "spine_only": ("sacrum",),
+        "pelvic_native": tuple(name for name in plan.spec.levels if name != "sacrum"),
+    }
+    return replace(plan.spec, unlabelled=hidden[plan.config])
+
+
+def _names(plan: SpinoPelvicPlan) -> tuple[str, str]:
+    stem = f"{plan.token:04d}{_INFIX[plan.config]}"
+    return f"ct/{stem}_ct.nii.gz", f"labels/{stem}_label.nii.gz"
+
+
+def _write_record(root: Path, plan: SpinoPelvicPlan) -> WrittenScan:
+    image_name, label_name = _names(plan)
+    spec = _spec_of_mask(plan)
+    phantom = make_phantom(spec)
+    label_form = replace(_FORM, dtype="uint8")
+    write_nifti(root / image_name, phantom.image, phantom.affine_xyz, _FORM)
+    mask = _mask(phantom, make_phantom(plan.spec), plan.config)
+    write_nifti(root / label_name, mask, phantom.affine_xyz, label_form)
+    return WrittenScan(
+        scan_id=f"{plan.token:04d}{_INFIX[plan.config]}",
+        patient=f"{plan.token:04d}",
+        source="ctspinopelvic1k",
+        split="test" if plan.test else "trainval",
+        image_path=root / image_name,
+        label_path=root / label_name,
+        spec=spec,
+        image_form=_FORM,
+        label_form=label_form,
+        centres_mm=phantom.centres_mm,
+    )
+
+
+def _mask(phantom: Phantom, whole: Phantom, config: SpinoPelvicConfig) -> npt.NDArray[np.uint8]:
+    """Values of a record's mask, z, y, x: what is known, and what is to be ignored."""
+    mask = phantom.label.copy()
+    mask[s1_of_sacrum(phantom)] = _S1
+    for value, place_zyx in _BONES.items():
+        box = organ_box(whole, place_zyx)
+        if config == "fused" or (value in _RIBS) == (config == "spine_only"):
+            mask[box] = value
+        elif value not in _RIBS:
+            mask[box] = _IGNORE
+    mask[(whole.label > 0) & (phantom.label == 0)] = _IGNORE
+    return mask
+
+
+def _manifest_row(plan: SpinoPelvicPlan) -> dict[str, Any]:
+    image_name, label_name = _names(plan)
+    has_l6 = "L6" in plan.spec.levels
+    return {
+        "token": str(plan.token),
+        "config": plan.config,
+        "match_type": "fused" if plan.config == "fused" else "separate",
+        "position": "unknown",
+        "ct_file": image_name,
+        "label_file": label_name,
+        "lstv_class": int(has_l6),
+        "has_l6": has_l6,
+        "n_lumbar_labels": sum(name.startswith("L") for name in _spec_of_mask(plan).labelled),
+    }
+
+
+def _splits(scans: Sequence[SpinoPelvicPlan]) -> dict[str, Any]:
+    """Hold the test patients out; every fold validates on its share of the others."""
+    test = sorted({plan.token for plan in scans if plan.test})
+    others = sorted({plan.token for plan in scans} - set(test))
+    folds = []
+    for fold in range(_FOLDS):
+        validation = others[fold::_FOLDS]
+        folds.append(
+            {
+                "train_tokens": [str(token) for token in others if token not in validation],
+                "val_tokens": [str(token) for token in validation],
+            }
+        )
+    return {"schema_version": 4, "test_tokens": [str(token) for token in test], "folds": folds}

@@ -1,0 +1,25 @@
+"""Giving the slices of a written DICOM series the identity that a dataset states."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+__all__ = ["set_dicom_elements"]
+
+
+def set_dicom_elements(paths: Iterable[Path], **elements: str | int) -> None:
+    """Set elements, named by their DICOM keywords, in each of a series' files.
+
+    Parameters
+    ----------
+    paths
+        The files.
+    elements
+        Keyword and value, e.g. ``PatientID="CTC-1018399231"``.
+    """
+    from pydicom import dcmread  # noqa: PLC0415  only who writes DICOM needs pydicom
+
+    for path in paths:
+        dataset = dcmread(path)
+        for keyword, value in elements.items():
+            setattr(dataset, keyword, value)
+        dataset.save_as(path)
