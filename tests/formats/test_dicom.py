@@ -632,6 +632,15 @@ def test_a_code_stream_cut_short_in_a_whole_file_is_refused(tmp_path, syntax, sh
     assert message.startswith(f"{path}: ")
 
 
+@pytest.mark.parametrize("syntax", ["jpeg-lossless", "jpeg-lossless-57", "jpeg-ls", "jpeg2000"])
+def test_a_code_stream_with_zeros_for_its_end_is_refused(tmp_path, syntax):
+    path = write(tmp_path, transfer_syntax=syntax)[2]
+    frame = get_frame(pydicom.dcmread(path).PixelData, 0, number_of_frames=1)
+    half = len(frame) // 2
+    edit(path, PixelData=encapsulate([frame[:half] + bytes(len(frame) - half)]))
+    assert f"{path}: its code stream is cut short: it ends with" in refusal(tmp_path)
+
+
 @pytest.mark.parametrize("syntax", ["jpeg-lossless", "jpeg-ls", "jpeg2000"])
 def test_a_code_stream_of_another_size_is_refused(tmp_path, syntax):
     path = write(tmp_path, transfer_syntax=syntax)[2]
