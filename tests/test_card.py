@@ -191,10 +191,10 @@ def test_cards_are_no_recipes_and_recipes_find_theirs(tmp_path):
         assert card is None or card.name == name
     text = resource("ingest/ctspine1k.yaml").read_text()
     path = tmp_path / "mine.yaml"
-    path.write_text(text)
+    path.write_text(text.replace("ctspine1k.card.yaml", "ours.card.yaml"))
     with pytest.raises(RecipeError, match=r"mine\.yaml: card names .*, which is not there"):
         Recipe.load(str(path)).shipped_card()
-    (tmp_path / "ctspine1k.card.yaml").write_text(CARD)
+    (tmp_path / "ours.card.yaml").write_text(CARD)
     assert Recipe.load(str(path)).shipped_card().scans == 10
     path.write_text(text.replace("card: ctspine1k.card.yaml\n", ""))
     assert Recipe.load(str(path)).shipped_card() is None

@@ -210,23 +210,25 @@ def keep_audit(reader: StoreReader, audit: StoreAudit) -> None:
     writer = StoreWriter(reader.url, reader.root)
     everything = set(reader.table.scan.to_numpy().tolist()) <= set(audit.scans)
     kept = {} if everything else dict(writer.audit_log().scans)
-    identities = _identities(reader, audit)
+    named = {*audit.scans, *(other for finding in audit.findings for other in finding.others)}
+    identities = {name: scan_identity(scan) for name, scan in _readable(reader, named).items()}
     for scan_id, findings in audit.by_scan().items():
         if scan_id in identities:
             records = tuple(finding.to_record(identities) for finding in findings)
             kept[scan_id] = AuditedScan(identity=identities[scan_id], findings=records)
         else:
             kept.pop(scan_id, None)
-    writer.write_audit(AuditLog(scans=kept))
+    # An ingest may have written since the store was opened.
+    now = StoreReader(reader.url)
+    writer.write_audit(AuditLog(scans=kept), now.table, _readable(now, {*kept, *named}))
 
 
-def _identities(reader: StoreReader, audit: StoreAudit) -> dict[str, str]:
-    """Return the identity of each scan that can be read: those audited, and those they name."""
-    named = {*audit.scans, *(other for finding in audit.findings for other in finding.others)}
-    found: dict[str, str] = {}
-    for scan_id in sorted(named):
+def _readable(reader: StoreReader, scan_ids: Iterable[str]) -> dict[str, ScanAttributes]:
+    """Return the attributes of those scans that can be read."""
+    found: dict[str, ScanAttributes] = {}
+    for scan_id in scan_ids:
         try:
-            found[scan_id] = scan_identity(reader.scan(scan_id).attributes)
+            found[scan_id] = reader.scan(scan_id).attributes
         except (CorruptStoreError, UnknownScanError):
             continue
     return found

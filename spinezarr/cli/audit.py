@@ -58,11 +58,13 @@ def audit(
     Example:  spinezarr audit demo/ctspine1k.zarr --severity warning
     """
     with errors_for_users():
-        opened = [spinezarr.open(url, catalog=catalog) for url in dict.fromkeys(stores)]
+        named = (spinezarr.open(name, catalog=catalog) for name in stores)
+        opened = list({store.url: store for store in named}.values())
         audits = _run(opened, scan)
         if not no_write:
             for store, found in zip(opened, audits, strict=True):
-                _keep(store, found)
+                if found.scans:
+                    _keep(store, found)
         keys = [key for s in opened for key in keys_of(s.url, s.attrs["dataset"], s.table)]
         audits = audit_across(keys, audits)
         if as_json:

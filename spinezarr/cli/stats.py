@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated, Final
 
 import typer
+import xarray as xr
 from rich.markup import escape
 
 import spinezarr
@@ -30,7 +31,7 @@ from spinezarr.stats.documents import (
     verdict_line,
 )
 from spinezarr.stats.plots import draw_detection, draw_spacing, draw_volumes
-from spinezarr.stats.statistics import Statistics, select_scans
+from spinezarr.stats.statistics import Statistics, compute_statistics, select_scans
 
 __all__ = ["stats"]
 
@@ -97,14 +98,15 @@ def stats(
                 "--source."
             )
         opened = spinezarr.open(store, catalog=catalog)
-        found = opened.stats(split=split, source=source)
+        table = select_scans(opened.table, split=split, source=source)
+        found = compute_statistics(table)
         comparison = None if against is None else compare(found, _card(opened, against))
         if comparison is None:
             _print(found, output)
         else:
             _print_comparison(comparison, output)
         if plots is not None:
-            _draw(opened, found, plots, split=split, source=source)
+            _draw(table, found, plots)
         if comparison is not None and not comparison.agrees:
             raise typer.Exit(SOME_FAILED)
 
@@ -166,15 +168,7 @@ def _print_sheet(sheet: Sheet, styles: list[str] | None = None) -> None:
     OUT.print(table)
 
 
-def _draw(
-    store: "spinezarr.Store",
-    statistics: Statistics,
-    folder: Path,
-    *,
-    split: str | None,
-    source: str | None,
-) -> None:
-    table = select_scans(store.table, split=split, source=source)
+def _draw(table: xr.Dataset, statistics: Statistics, folder: Path) -> None:
     figures = {
         "detection.png": draw_detection(statistics),
         "volumes.png": draw_volumes(table),

@@ -176,32 +176,39 @@ def read_pixels(data: bytes, header: SliceHeader) -> npt.NDArray[Any]:
     FormatError
         If the pixels are cut short, do not decode or are not those of ``header``.
     """
-    path, (rows, columns) = header.path, header.shape_rc
+    path = header.path
     with _parsing(path):
         dataset = pydicom.dcmread(io.BytesIO(data))
+        # pydicom gives up a whole data set in which compressed pixels have no end.
+        if len(dataset) == 0:
+            raise FormatError(f"{path}: cut short: its pixels do not end. Download it again.")
         if slice_header(DicomObject(path, None, "", "", dataset)) != header:
             raise FormatError(f"{path}: has changed while it was read. Ingest it again.")
-        pixels = dataset.get("PixelData") or b""
         syntax = dataset.file_meta.TransferSyntaxUID
-        plugin = ""
-        if syntax.is_encapsulated:
-            plugin = "pydicom" if syntax == uid.RLELossless else "gdcm"
-            if not pixels:
-                raise FormatError(f"{path}: cut short: its pixels do not end. Download it again.")
-            code = get_frame(pixels, 0, number_of_frames=1)
-            if syntax in uid.JPEG2000TransferSyntaxes:
-                check_jpeg2000(code, header.shape_rc, header.bits_allocated)
-            elif syntax != uid.RLELossless:
-                check_jpeg(code, header.shape_rc, header.bits_allocated)
-        elif len(pixels) < (expected := rows * columns * header.bits_allocated // 8):
+        _check_whole(dataset.get("PixelData") or b"", syntax, header)
+        plugin = "pydicom" if syntax == uid.RLELossless else "gdcm"
+        decoded, _ = get_decoder(syntax).as_array(
+            dataset, index=0, raw=True, decoding_plugin=plugin if syntax.is_encapsulated else ""
+        )
+    return decoded
+
+
+def _check_whole(pixels: bytes, syntax: uid.UID, header: SliceHeader) -> None:
+    """Refuse pixels that end early, before a decoder fills in what is missing."""
+    rows, columns = header.shape_rc
+    expected = rows * columns * header.bits_allocated // 8
+    if not syntax.is_encapsulated:
+        if len(pixels) < expected:
             raise FormatError(
-                f"{path}: cut short: it holds {len(pixels)} of {expected} bytes of pixels. "
+                f"{header.path}: cut short: it holds {len(pixels)} of {expected} bytes of pixels. "
                 "Download it again."
             )
-        decoded, _ = get_decoder(syntax).as_array(
-            dataset, index=0, raw=True, decoding_plugin=plugin
-        )
-    return decoded.reshape(rows, columns)
+        return
+    # The RLE decoder of pydicom counts what it gets.
+    if syntax == uid.RLELossless:
+        return
+    check = check_jpeg2000 if syntax in uid.JPEG2000TransferSyntaxes else check_jpeg
+    check(get_frame(pixels, 0, number_of_frames=1), header.shape_rc, header.bits_allocated)
 
 
 @contextmanager

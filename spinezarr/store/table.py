@@ -12,7 +12,7 @@ from spinezarr.store.attributes import RootAttributes, ScanAttributes
 from spinezarr.store.audit_log import AuditedScan
 from spinezarr.vertebrae import LEVELS
 
-__all__ = ["ANOMALY", "ERRATUM", "build_table", "natural_key"]
+__all__ = ["ANOMALY", "ERRATUM", "build_table", "natural_key", "with_audit"]
 
 ANOMALY, ERRATUM = "anomaly", "erratum"
 """Columns for anatomical variants and for known errors of the annotation."""
@@ -61,7 +61,7 @@ def build_table(
     rows = sorted(scans, key=lambda scan: natural_key(scan.scan_id))
     variables: dict[str, tuple[tuple[str, ...], npt.NDArray[Any], dict[str, Any]]] = {
         **_scan_columns(rows),
-        **_audit_columns(rows, audited or {}),
+        **_audit_columns((row.scan_id for row in rows), audited or {}),
         **_vertebra_columns(rows),
     }
     variables |= _joined_columns(rows, taken={*variables, "scan", "vertebra", "axis"})
@@ -131,10 +131,22 @@ def _scan_columns(rows: Sequence[ScanAttributes]) -> dict[str, Any]:
     }
 
 
-def _audit_columns(
-    rows: Sequence[ScanAttributes], audited: Mapping[str, AuditedScan]
-) -> dict[str, Any]:
-    results = [audited.get(row.scan_id) for row in rows]
+def with_audit(table: xr.Dataset, audited: Mapping[str, AuditedScan]) -> xr.Dataset:
+    """Return a scan table that was read, ready to be written, with other audit results.
+
+    Rows of scans that cannot be read any more stay.
+    """
+    texts = {
+        name: variable.astype(_STRING)
+        for name, variable in table.variables.items()
+        if variable.dtype.kind == "O"
+    }
+    names = map(str, table.scan.to_numpy())
+    return table.assign(texts).assign(_audit_columns(names, audited))
+
+
+def _audit_columns(scan_ids: Iterable[str], audited: Mapping[str, AuditedScan]) -> dict[str, Any]:
+    results = [audited.get(scan_id) for scan_id in scan_ids]
     return {
         "audit": (
             "scan",

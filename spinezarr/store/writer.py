@@ -7,6 +7,7 @@ from typing import Any, Final
 import fsspec
 import numpy as np
 import numpy.typing as npt
+import xarray as xr
 
 from spinezarr.errors import CorruptStoreError, ReadOnlyStoreError, UsageError
 from spinezarr.geometry import axis_positions_mm
@@ -32,7 +33,7 @@ from spinezarr.store.files import (
 )
 from spinezarr.store.layout import FORMAT_VERSION, SCANS, TABLE, scan_key
 from spinezarr.store.metadata import root_files, scan_files, table_files
-from spinezarr.store.table import build_table
+from spinezarr.store.table import build_table, with_audit
 from spinezarr.vertebrae import VALUE_OF_NAME
 
 __all__ = ["ScanWriter", "StoreWriter"]
@@ -162,10 +163,13 @@ class StoreWriter:
         """
         rows = list(scans)
         audited = self.audit_log().current({scan.scan_id: scan for scan in rows})
+        self._replace_table(build_table(self.root, rows, audited))
+
+    def _replace_table(self, table: xr.Dataset) -> None:
         place = f"{self._path}/{TABLE}"
         new = place + PARTIAL
         remove_folder(self._fs, new)
-        for key, data in table_files(build_table(self.root, rows, audited)).items():
+        for key, data in table_files(table).items():
             write_file(self._fs, f"{new}/{key}", data)
         replace_folder(self._fs, new, place)
 
@@ -188,8 +192,19 @@ class StoreWriter:
                 f"Run 'spinezarr audit {self.url}' over all scans again: it writes it anew."
             ) from problem
 
-    def write_audit(self, log: AuditLog) -> None:
+    def write_audit(
+        self, log: AuditLog, table: xr.Dataset, scans: Mapping[str, ScanAttributes]
+    ) -> None:
         """Keep the results of an audit, then show them in the scan table.
+
+        Parameters
+        ----------
+        log
+            All results.
+        table
+            The scan table as it was read; keeps its rows.
+        scans
+            What the store holds of the scans in ``log``.
 
         Raises
         ------
@@ -202,7 +217,7 @@ class StoreWriter:
             publish_file(self._fs, f"{self._path}/{AUDIT_FILE}", log.to_file())
         except (OSError, NotImplementedError) as problem:
             raise ReadOnlyStoreError(f"{self.url}: cannot be written: {problem}.") from problem
-        self.write_table(self.published())
+        self._replace_table(with_audit(table, log.current(scans)))
 
 
 def _identity(root: RootAttributes) -> tuple[str, str]:

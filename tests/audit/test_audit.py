@@ -4,9 +4,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import xarray as xr
 import zarr
 
 import spinezarr
+from spinezarr.audit.across import keys_of
+from spinezarr.audit.run import audit_across
 from spinezarr.audit.voxels import read_voxel_facts
 from spinezarr.errors import CorruptStoreError, ReadOnlyStoreError, UnknownScanError
 from spinezarr.ingest.discover import discover
@@ -320,6 +323,16 @@ def test_a_duplicate_in_one_split_is_a_warning(alike, tmp_path):
     assert audit.counts == {"same-image": {"warning": 2}}
 
 
+def test_comparing_stores_does_not_repeat_what_each_has_alone(alike, tmp_path):
+    store = ingest_all(alike, tmp_path / "a.zarr")
+    audit = store.audit()
+    keys = keys_of(store.url, "planted", store.table)
+    assert audit_across(keys, [audit]) == [audit]
+    other = [replace(key, url="b.zarr", dataset="other") for key in keys]
+    (more,) = audit_across([*keys, *other], [audit])
+    assert {f.scan_id for f in more.findings} == {"a", "b", "c", "d"}
+
+
 def test_an_unknown_scan_is_named(store):
     with pytest.raises(UnknownScanError, match="'nobody'"):
         store.audit(["nobody"])
@@ -329,10 +342,17 @@ def test_a_damaged_scan_is_a_finding_and_the_others_are_audited(alike, tmp_path)
     store = ingest_all(alike, tmp_path / "a.zarr")
     shutil.rmtree(tmp_path / "a.zarr/scans/c/label")
     (tmp_path / "a.zarr/scans/d/zarr.json").write_text("{}")
-    found = spinezarr.open(store.url).audit().by_scan()
+    store = spinezarr.open(store.url)
+    audit = store.audit()
+    found = audit.by_scan()
     assert short(found["c"]) == short(found["d"]) == [("damaged", "error", None)]
     assert "label chunk" in found["c"][0].text
     assert short(found["a"]) == [("same-image", "warning", None)]
+    before = store.table
+    store.keep_audit(audit)
+    assert columns(store) == {"a": "warning", "b": "warning", "c": "error", "d": ""}
+    added = ["audit", "audit_findings"]
+    xr.testing.assert_identical(store.table.drop_vars(added), before.drop_vars(added))
 
 
 # Kept in the store
@@ -398,6 +418,7 @@ def test_findings_survive_the_table_being_rebuilt(kept, tmp_path):
     shutil.rmtree(Path(store.url) / "table")
     ingest_all(raw, store.url)
     assert columns(store) == before
+    xr.testing.assert_identical(spinezarr.open(store.url).table, store.table)
 
 
 def test_findings_are_dropped_with_the_voxels_they_are_of(kept):
@@ -438,8 +459,11 @@ def test_damaged_findings_are_an_error_until_the_next_audit(kept, content):
     flipped = path.read_bytes().replace(b"C1 has", b"C2 has")
     path.write_bytes(flipped if content is None else content)
     table = (Path(store.url) / "table/zarr.json").read_bytes()
+    phantom = make_phantom(SPEC)
+    write_scan(raw, "e", phantom.image, phantom.label, phantom.affine_xyz)
     with pytest.raises(CorruptStoreError, match=r"audit/zarr\.json.*Run 'spinezarr audit"):
         ingest_all(raw, store.url)
+    assert not (Path(store.url) / "scans/e").exists(), "met before any work is done"
     with pytest.raises(CorruptStoreError, match="over all scans again"):
         store.keep_audit(store.audit(["d"]))
     assert (Path(store.url) / "table/zarr.json").read_bytes() == table

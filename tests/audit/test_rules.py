@@ -84,6 +84,8 @@ def scan_of(label, affine=AFFINE, **changes):
         "image_source": source,
         "label_source": source,
         "centroid_source": None,
+        "sidecar": {},
+        "source_bytes": 1,
         "written_by": "test",
         "notes": (),
         "manifest": {},
@@ -123,6 +125,13 @@ def assert_at(finding, voxel_zyx, affine=AFFINE):
     assert finding.voxel_zyx == tuple(voxel_zyx)
     position = (affine @ [*voxel_zyx[::-1], 1])[:3]
     np.testing.assert_allclose(finding.position_mm, position, atol=1e-3)
+
+
+def relabelled(scan, names):
+    """Give vertebrae other names; None takes the label away."""
+    changed = {names.get(name, name): record for name, record in scan.vertebrae.items()}
+    changed.pop(None, None)
+    return scan.model_copy(update={"vertebrae": changed})
 
 
 def centre_of(label, name):
@@ -191,6 +200,27 @@ def test_an_unlabelled_vertebra_between_consecutive_numbers_is_seen():
     finding = only(scan_of(blocks(gap_below="T10")))
     assert short([finding]) == [("far-apart", "error", "T10")]
     assert finding.facts["pair"] == ["T10", "T11"]
+
+
+def test_one_other_step_is_enough_to_see_a_gap():
+    assert found(scan_of(blocks(("T9", "T10", "T11"), gap_below="T10"))) == [
+        ("far-apart", "error", "T10")
+    ]
+
+
+@pytest.mark.parametrize("gap_below", ["L4", "L5"])
+def test_the_step_to_the_sacrum_is_not_that_of_vertebrae(gap_below):
+    assert found(scan_of(blocks(("L4", "L5", "sacrum"), gap_below=gap_below))) == []
+
+
+def test_swapped_labels_do_not_change_what_is_usual():
+    label = blocks()
+    label[label == VALUE_OF_NAME["T12"]] = 0
+    names = {"T9": "T10", "T10": "T9"}
+    assert found(relabelled(scan_of(label), names)) == [
+        ("skipped-level", "error", "T12"),
+        ("label-order", "error", "T9"),
+    ]
 
 
 @pytest.mark.parametrize(("upper", "lower"), list(pairwise(SPINE)))
@@ -293,6 +323,18 @@ def test_an_incomplete_vertebra_inside_the_volume_is_a_warning():
 def test_a_small_patient_is_no_defect():
     shrunk = np.diag([0.7, 0.7, 0.7, 1]) @ AFFINE
     assert found(scan_of(blocks(), shrunk)) == []
+
+
+def test_a_large_patient_may_have_a_vertebra_of_usual_size():
+    grown = np.diag([1.25, 1.25, 1.25, 1]) @ AFFINE  # a voxel has 0.094 cm3
+    assert found(scan_of(shrink(blocks(), "T10", 160), grown)) == []
+    findings = found(scan_of(shrink(blocks(), "T10", 140), grown))
+    assert findings == [("small-vertebra", "warning", "T10")]
+
+
+def test_a_lone_fragment_is_one():
+    label = shrink(blocks(("L3",)), "L3", 5)
+    assert found(scan_of(label)) == [("fragment", "error", "L3")]
 
 
 @pytest.mark.parametrize("at", [(3, 3, 3), (40, 10, 25), (0, 10, 10)])
@@ -478,6 +520,12 @@ def test_pieces_and_stray_voxels_are_told_by_size_and_distance(sizes, gap, expec
     assert short(pieces_found(sizes, gap=gap)) == expected
 
 
+def test_the_furthest_of_the_stray_voxels_are_shown():
+    (finding,) = pieces_found((612, 2, 2), gap=3)
+    assert finding.text == "T10 has 4 stray voxels in 2 pieces, up to 32 mm away"
+    assert_at(finding, (0, 0, 10))
+
+
 def test_pieces_are_listed_with_volume_share_and_place():
     (finding,) = pieces_found((431, 185), gap=1)
     assert finding.text == "T10 is in 2 pieces: 70 %, 30 %"
@@ -554,13 +602,6 @@ EXPECTED = {
 
 def levels_in(scan):
     return [name for name in ANATOMICAL_ORDER if name in scan.vertebrae]
-
-
-def relabelled(scan, names):
-    """Give vertebrae other names; None takes the label away."""
-    changed = {names.get(name, name): record for name, record in scan.vertebrae.items()}
-    changed.pop(None, None)
-    return scan.model_copy(update={"vertebrae": changed})
 
 
 @pytest.fixture(scope="module", params=sorted(REAL_MASKS))

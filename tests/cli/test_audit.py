@@ -135,6 +135,12 @@ def test_one_scan_can_be_chosen(faulty):
     assert verdicts(faulty) == {"b": "", "c": "info"}
 
 
+def test_a_store_without_the_chosen_scan_is_left_alone(sound, faulty):
+    run("audit", sound, faulty, "--scan", "c")
+    assert verdicts(faulty) == {"b": "", "c": "info"}
+    assert not (sound / "audit").exists()
+
+
 def test_nothing_is_written_if_so_asked(faulty):
     run("audit", faulty, "--no-write", code=1)
     assert verdicts(faulty) == {"b": "", "c": ""}
@@ -154,7 +160,7 @@ def test_stores_are_compared(sound, faulty):
 
 
 def test_a_store_named_twice_is_audited_once(sound):
-    result = run("audit", sound, sound, "--json", "--severity", "warning")
+    result = run("audit", sound, f"{sound}/", "--json", "--severity", "warning")
     assert findings(result.stdout) == []
     assert len(json.loads(result.stdout)) == 1
 

@@ -203,9 +203,10 @@ def test_grids_that_differ_by_rounding_are_one(folder, share):
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        ({"affine": moved(1.05 * GRID_TOLERANCE * 0.7)}, "corners are 0.0735 mm apart"),
+        ({"affine": moved(1.01 * GRID_TOLERANCE * 0.7)}, "corners are 0.0707 mm apart"),
         ({"affine": moved(stretch=1.1)}, "corners are 0.14 mm apart"),
         ({"mask": np.zeros((5, 4, 4))}, "different shapes"),
+        ({"mask": np.zeros((6, 4, 3))}, "different shapes"),
         ({"mask": np.zeros((4, 5, 3))}, "different shapes"),
         ({"form": NiftiForm("LAS", "uint8")}, "axes in different directions"),
     ],

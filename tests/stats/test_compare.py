@@ -83,6 +83,7 @@ def test_what_is_not_there_at_all_is_missing(table_of, ctspine1k, ctspine1k_rows
         if row["split"] != "validation"
     ]
     lines = compared(table_of, rows, ctspine1k)
+    assert not compare(compute_statistics(table_of(rows)), ctspine1k).agrees
     missing = {key for key, line in lines.items() if line.verdict == "missing here"}
     assert missing == {
         FigureKey("split", "validation", "scans"),
@@ -143,6 +144,8 @@ def test_where_the_card_contradicts_itself_the_store_must_agree_with_one_side(ta
         rows = [{"volumes": {"L1": 1.0} if at < shown else {}} for at in range(8)]
         lines = compared(table_of, rows, card)
         assert (lines[count].verdict, lines[rate].verdict) == verdicts
+        agrees = compare(compute_statistics(table_of(rows)), card).agrees
+        assert agrees == ("equal" in verdicts)
         assert lines[rate].note == "4 of 8 scans are 50.00 %"
 
 

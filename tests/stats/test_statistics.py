@@ -17,7 +17,7 @@ rows = st.fixed_dictionaries(
         "patient": st.sampled_from("pqrs"),
         "source": names,
         "split": names,
-        "codes": st.sampled_from(["LPS", "RAS", "PIR", "LAS", "PSR", "SRA", "IPL"]),
+        "codes": st.sampled_from(["LPS", "RAS", "PIR", "LAS", "PSR", "SRA", "IPL", "RSA", "ARS"]),
         "size": st.tuples(*[st.integers(1, 2**30)] * 3),
         "spacing": st.tuples(lengths, lengths, lengths),
         "mask": st.booleans(),

@@ -1,0 +1,219 @@
+"""Synthetic copies of every layout, ingested by the recipes that ship."""
+
+import os
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+import spinezarr
+from spinezarr.ingest.discover import discover
+from spinezarr.ingest.run import ingest
+from spinezarr.recipe import Recipe
+from spinezarr.testing import (
+    make_phantom,
+    write_msr,
+    write_msr_nifti,
+    write_verse_2019_challenge,
+    write_verse_2020_challenge,
+    write_verse_subjects,
+)
+from spinezarr.vertebrae import ANATOMICAL_ORDER, NAME_OF_VALUE
+
+
+def run(name, raw, out, **options):
+    recipe = Recipe.load(name)
+    found = discover(recipe, str(raw))
+    report = ingest(recipe, found, str(out), **options)
+    return found, report, spinezarr.open(out)
+
+
+def canonical_zyx(path):
+    closest = nib.as_closest_canonical(nib.load(path))
+    return np.asanyarray(closest.dataobj).transpose(2, 1, 0)
+
+
+def by_image(root, written):
+    return {os.path.relpath(scan.image_path, root): scan for scan in written}
+
+
+def centroids_of(store, scan_id):
+    row = store.table.annotated_centroid_mm.sel(scan=scan_id, axis=["x", "y", "z"])
+    known = row.dropna("vertebra")
+    return dict(zip(known.vertebra.to_numpy().tolist(), known.to_numpy(), strict=True))
+
+
+def assert_stored_as_written(store, source, written):
+    """Image and mask are the phantom's; centroids lie where the bodies are."""
+    stored = store.scan(source.scan_id)
+    phantom = make_phantom(written.spec)
+    np.testing.assert_array_equal(stored.image.to_numpy(), phantom.image)
+    if written.label_path is None:
+        assert "label" not in stored
+        assert store.table.label_state.sel(scan=source.scan_id) == "none"
+    else:
+        np.testing.assert_array_equal(stored.label.to_numpy(), phantom.label)
+    return centroids_of(store, source.scan_id)
+
+
+@pytest.fixture(scope="module")
+def subjects(tmp_path_factory):
+    raw = tmp_path_factory.mktemp("verse")
+    written = write_verse_subjects(raw)
+    found, report, store = run("verse", raw, tmp_path_factory.mktemp("out") / "verse.zarr")
+    assert not report.failed, report.failed
+    return raw, written, found, store
+
+
+def test_verse_subjects_are_stored_as_written(subjects):
+    raw, written, found, store = subjects
+    of_image = by_image(raw, written)
+    assert len(found.scans) == len(written) == 13
+    assert {scan.image for scan in found.scans} == set(of_image)
+    for source in found.scans:
+        plan = of_image[source.image]
+        points = assert_stored_as_written(store, source, plan)
+        spacing = store.table.spacing_mm.sel(scan=source.scan_id).max().item()
+        assert set(points) == (set(plan.centres_mm) if plan.points_path else set())
+        for level, position in points.items():
+            # The files state a tenth of a voxel.
+            assert np.abs(position - plan.centres_mm[level]).max() < 0.1 * spacing
+            assert (
+                store.table.annotated_centroid_distance_mm.sel(scan=source.scan_id, vertebra=level)
+                < 2 * spacing
+            )
+
+
+def test_verse_scans_carry_patient_split_year_and_label_state(subjects):
+    raw, written, found, store = subjects
+    of_image = by_image(raw, written)
+    names = {"training": "train", "validation": "validation", "test": "test"}
+    for source in found.scans:
+        plan = of_image[source.image]
+        row = store.table.sel(scan=source.scan_id)
+        assert row.patient_id == plan.patient
+        assert row.split == names[plan.split]
+        assert row.source == f"VerSe {plan.year}"
+        assert row.label_state == ("none" if plan.label_path is None else "whole-only")
+        assert ("120" if plan.year == 2019 else "") == row.KVP
+    twins = store.table.scan[store.table.patient_id == "verse401"].to_numpy().tolist()
+    assert twins == ["verse201", "verse253"]
+
+
+def test_verse_keeps_rare_levels_in_anatomical_order(subjects):
+    _, _, _, store = subjects
+    order = store.table.vertebra.to_numpy().tolist()
+    assert order.index("T12") < order.index("T13") < order.index("L1") < order.index("L6")
+    shown = store.table.voxel_count > 0
+    assert shown.sel(vertebra="T13").any()
+    assert shown.sel(vertebra="L6").any()
+    without_t12 = shown.sel(vertebra=["T11", "T12", "L1"]).to_numpy().tolist()
+    assert [True, False, True] in without_t12
+
+
+def test_resource_forks_of_macs_are_ignored(subjects):
+    _, _, found, _ = subjects
+    forks = [note.path for note in found.ignored if "/._" in note.path or "__MACOSX" in note.path]
+    assert len(forks) > 50
+    assert not [note for note in found.ignored if "no pattern" in note.reason]
+    assert not found.without_image
+
+
+@pytest.mark.parametrize(("nested", "renamed"), [(True, False), (False, True), (True, True)])
+def test_verse_folders_may_be_nested_or_renamed(tmp_path, subjects, nested, renamed):
+    written = write_verse_subjects(tmp_path, nested=nested, renamed=renamed)
+    found = discover(Recipe.load("verse"), str(tmp_path))
+    known = {scan.scan_id: (scan.patient_id, scan.split, scan.source) for scan in subjects[2].scans}
+    assert {s.scan_id: (s.patient_id, s.split, s.source) for s in found.scans} == known
+    assert sum(scan.centroids is not None for scan in found.scans) == sum(
+        scan.points_path is not None for scan in written
+    )
+
+
+@pytest.mark.parametrize("year", [2019, 2020])
+def test_challenge_releases_are_stored_as_written(tmp_path, year):
+    write = {2019: write_verse_2019_challenge, 2020: write_verse_2020_challenge}[year]
+    written = by_image(tmp_path / "raw", write(tmp_path / "raw"))
+    found, report, store = run("verse", tmp_path / "raw", tmp_path / "verse.zarr")
+    assert not report.failed, report.failed
+    assert {scan.image for scan in found.scans} == set(written)
+    for source in found.scans:
+        plan = written[source.image]
+        points = assert_stored_as_written(store, source, plan)
+        assert source.source == f"VerSe {year}"
+        assert source.patient_id == plan.patient
+        spacing = store.table.spacing_mm.sel(scan=source.scan_id).max().item()
+        assert set(points) == (set(plan.centres_mm) if plan.points_path else set())
+        for level, position in points.items():
+            # Whole or tenths of a mm, by the rule of the challenge's readers.
+            assert np.abs(position - plan.centres_mm[level]).max() <= 0.51 + 1e-6
+            assert np.linalg.norm(position - plan.centres_mm[level]) < spacing
+
+
+def test_scans_met_in_several_releases_are_taken_once(tmp_path, subjects):
+    raw = tmp_path / "raw"
+    write_verse_subjects(raw / "complete")
+    write_verse_2019_challenge(raw / "miccai2019")
+    write_verse_2020_challenge(raw / "miccai2020")
+    found = discover(Recipe.load("verse"), str(raw))
+    assert {scan.scan_id for scan in found.scans} == {scan.scan_id for scan in subjects[2].scans}
+    assert all(scan.image.startswith("complete/") for scan in found.scans)
+    assert not found.without_image
+    assert not [note for note in found.ignored if "no pattern" in note.reason]
+    left = [note for note in found.ignored if "taken from" in note.detail]
+    assert len(left) == 15
+
+
+def test_a_mask_that_only_the_challenge_has_brings_its_image(tmp_path):
+    raw = tmp_path / "raw"
+    write_verse_subjects(raw / "complete")
+    write_verse_2019_challenge(raw / "miccai2019")
+    (mask,) = raw.glob("complete/**/sub-verse004*_msk.nii.gz")
+    mask.unlink()
+    found = discover(Recipe.load("verse"), str(raw))
+    (scan,) = (scan for scan in found.scans if scan.scan_id == "verse004")
+    assert scan.image == "miccai2019/verse004.nii.gz"
+    assert scan.label == "miccai2019/verse004_seg.nii.gz"
+
+
+@pytest.mark.parametrize("release", ["metaimage", "nifti"])
+def test_msr_is_stored_as_written(tmp_path, release):
+    raw = tmp_path / "raw"
+    written = by_image(raw, {"metaimage": write_msr, "nifti": write_msr_nifti}[release](raw))
+    found, report, store = run("msr", raw, tmp_path / "msr.zarr")
+    assert not report.failed, report.failed
+    assert {scan.image for scan in found.scans} == set(written)
+    for source in found.scans:
+        plan = written[source.image]
+        points = assert_stored_as_written(store, source, plan)
+        assert set(points) == set(plan.centres_mm)
+        for level, position in points.items():
+            # Six digits of a number below 1000.
+            np.testing.assert_allclose(position, plan.centres_mm[level], atol=1e-3)
+    assert not found.without_image
+    assert not [note for note in found.ignored if "no pattern" in note.reason]
+
+
+def test_msr_patients_and_folds_are_columns(tmp_path):
+    raw = tmp_path / "raw"
+    written = write_msr(raw)
+    _, _, store = run("msr", raw, tmp_path / "msr.zarr")
+    listed = {
+        number: set(Path(raw / f"fold{number}-miccai2013.txt").read_text().split())
+        for number in "12"
+    }
+    assert any(listed.values())
+    for scan in written:
+        row = store.table.sel(scan=scan.scan_id)
+        assert row.patient_id == scan.patient
+        folds = [number for number in "12" if scan.scan_id in listed[number]]
+        assert row.fold == "; ".join(folds)
+    patients = store.table.patient_id.to_numpy().tolist()
+    assert len(set(patients)) < len(patients)
+
+
+def test_vertebrae_have_an_anatomical_order_and_not_that_of_their_values():
+    by_value = [NAME_OF_VALUE[value] for value in sorted(NAME_OF_VALUE)]
+    assert by_value != list(ANATOMICAL_ORDER)
+    assert sorted(by_value) == sorted(ANATOMICAL_ORDER)
