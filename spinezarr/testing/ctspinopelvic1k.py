@@ -145,10 +145,8 @@ def _mask(phantom: Phantom, whole: Phantom, config: SpinoPelvicConfig) -> npt.ND
     mask[s1_of_sacrum(phantom)] = _S1
     for value, place_zyx in _BONES.items():
         box = organ_box(whole, place_zyx)
-        if config == "fused" or (value in _RIBS) == (config == "spine_only"):
-            mask[box] = value
-        elif value not in _RIBS:
-            mask[box] = _IGNORE
+        annotated = config == "fused" or (value in _RIBS) == (config == "spine_only")
+        mask[box] = value if annotated else _IGNORE
     mask[(whole.label > 0) & (phantom.label == 0)] = _IGNORE
     return mask
 

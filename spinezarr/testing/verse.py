@@ -79,12 +79,9 @@ class VersePlan:
 
 
 def _spec(seed: int, levels: tuple[str, ...], shape_zyx: tuple[int, int, int]) -> PhantomSpec:
-    """Cut at both ends, where VerSe annotates nothing, and no sacrum in the mask."""
+    """Cut at both ends, where VerSe annotates nothing."""
     z, y, x = (round(_SIDE_MM / n, 4) for n in shape_zyx)
-    unlabelled = tuple(name for name in levels if name == "sacrum")
-    return PhantomSpec(
-        seed, shape_zyx, (z, y, x), levels, unlabelled=unlabelled, label_cut_ends=False
-    )
+    return PhantomSpec(seed, shape_zyx, (z, y, x), levels, label_cut_ends=False)
 
 
 def _of_2019(

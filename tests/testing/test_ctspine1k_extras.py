@@ -1,5 +1,6 @@
 import json
 import zipfile
+from functools import cache
 from pathlib import Path
 
 import nibabel as nib
@@ -21,6 +22,9 @@ from spinezarr.testing import (
     write_ctspine1k_verse,
 )
 from spinezarr.vertebrae import VALUE_OF_NAME
+
+draw = cache(make_phantom)
+
 
 SCAN_IDS = [plan.scan_id for plan in CTSPINE1K_SCANS]
 COLON = ["1.3.6.1.4.1.9328.50.4.0001", "CTC-1018399231", "1.3.6.1.4.1.9328.50.4.0505"]
@@ -116,7 +120,7 @@ def test_completed_masks_fit_the_images_of_the_challenge(tmp_path):
     for scan in written:
         image, label = nib.load(scan.image_path), nib.load(scan.label_path)
         np.testing.assert_array_equal(image.affine, label.affine)
-        phantom = make_phantom(scan.spec)
+        phantom = draw(scan.spec)
         for stored, expected in ((image, phantom.image), (label, phantom.label)):
             voxels = np.asarray(nib.as_closest_canonical(stored).dataobj).transpose(2, 1, 0)
             np.testing.assert_array_equal(voxels, expected)
@@ -169,7 +173,7 @@ def read_zyx(folder):
 def test_the_named_series_fits_the_mask_and_the_other_does_not(tcia):
     root, written = tcia
     for scan in written:
-        phantom = make_phantom(scan.spec)
+        phantom = draw(scan.spec)
         assert scan.label_path.is_relative_to(root / "label")
         label = nib.as_closest_canonical(nib.load(scan.label_path))
         np.testing.assert_array_equal(np.asarray(label.dataobj).transpose(2, 1, 0), phantom.label)

@@ -1,5 +1,6 @@
 import csv
 import json
+from functools import cache
 
 import nibabel as nib
 import numpy as np
@@ -7,6 +8,8 @@ import pytest
 
 from spinezarr.testing import make_phantom, write_ctspinopelvic1k
 from spinezarr.vertebrae import VALUE_OF_NAME
+
+draw = cache(make_phantom)
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +38,7 @@ def test_files_are_pir_on_one_grid_and_hold_the_phantoms(dataset):
         image, label = nib.load(scan.image_path), nib.load(scan.label_path)
         assert "".join(nib.aff2axcodes(image.affine)) == "PIR"
         np.testing.assert_array_equal(image.affine, label.affine)
-        phantom = make_phantom(scan.spec)
+        phantom = draw(scan.spec)
         np.testing.assert_array_equal(read_zyx(scan.image_path), phantom.image)
         mask = read_zyx(scan.label_path)
         for name in set(phantom.labelled) - {"sacrum"}:

@@ -1,4 +1,5 @@
 import re
+from functools import cache
 
 import nibabel as nib
 import numpy as np
@@ -15,6 +16,8 @@ from spinezarr.testing import (
     write_msr,
     write_msr_nifti,
 )
+
+draw = cache(make_phantom)
 
 
 @pytest.fixture(scope="module")
@@ -130,7 +133,7 @@ def test_files_hold_the_phantoms_of_the_records(release):
     for scan in release:
         voxels, affine = read_ijk(scan.image_path)
         image = nib.as_closest_canonical(nib.Nifti1Image(voxels, affine))
-        phantom = make_phantom(scan.spec)
+        phantom = draw(scan.spec)
         np.testing.assert_array_equal(np.asarray(image.dataobj).transpose(2, 1, 0), phantom.image)
         assert voxels.dtype == np.int16
 
@@ -160,7 +163,7 @@ def test_landmarks_have_s1_and_s2_and_leave_a_visible_level_out(metaimage):
     _, written = metaimage
     points = points_of(written[1].points_path)
     assert list(points)[-3:] == [(240, "L5_center"), (250, "S1_center"), (260, "S2_center")]
-    assert "L2" in make_phantom(written[1].spec).labelled
+    assert "L2" in draw(written[1].spec).labelled
     assert (210, "L2_center") not in points
     headers = {scan.points_path.read_bytes()[:5] for scan in written}
     assert headers == {b"# 0\r\n", b"# 2\r\n"}

@@ -1,4 +1,5 @@
 import csv
+from functools import cache
 
 import nibabel as nib
 import numpy as np
@@ -8,6 +9,8 @@ import SimpleITK
 
 from spinezarr.testing import make_phantom, write_rsna
 from spinezarr.vertebrae import VALUE_OF_NAME
+
+draw = cache(make_phantom)
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +53,7 @@ def test_masks_are_plain_nifti_named_as_the_study_and_not_for_all(dataset):
         assert scan.label_path == root / "segmentations" / f"{scan.scan_id}.nii"
         label = nib.as_closest_canonical(nib.load(scan.label_path))
         voxels = np.asarray(label.dataobj).transpose(2, 1, 0)
-        np.testing.assert_array_equal(voxels, make_phantom(scan.spec).label)
+        np.testing.assert_array_equal(voxels, draw(scan.spec).label)
         for name, centre in scan.centres_mm.items():
             x, y, z = np.rint((np.linalg.inv(label.affine) @ [*centre, 1])[:3]).astype(int)
             assert voxels[z, y, x] == VALUE_OF_NAME[name]
@@ -61,7 +64,7 @@ def test_series_hold_the_phantoms_where_the_masks_lie(dataset):
     for scan in written:
         files = SimpleITK.ImageSeriesReader.GetGDCMSeriesFileNames(str(scan.image_path))
         image = SimpleITK.ReadImage(files)
-        phantom = make_phantom(scan.spec)
+        phantom = draw(scan.spec)
         voxels = SimpleITK.GetArrayFromImage(image)[:, ::-1, ::-1]
         np.testing.assert_array_equal(voxels, phantom.image)
         last_x, last_y = image.GetSize()[0] - 1, image.GetSize()[1] - 1

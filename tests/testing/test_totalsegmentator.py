@@ -1,4 +1,5 @@
 import csv
+from functools import cache
 
 import nibabel as nib
 import numpy as np
@@ -11,6 +12,9 @@ from spinezarr.testing import (
     write_totalsegmentator_multilabel,
 )
 from spinezarr.vertebrae import VALUE_OF_NAME
+
+draw = cache(make_phantom)
+
 
 LEVELS = (
     *(f"C{n}" for n in range(1, 8)),
@@ -49,7 +53,7 @@ def test_there_is_one_binary_file_a_structure_also_for_those_not_seen(binary):
 def test_masks_are_the_vertebrae_of_the_phantom_and_s1_a_part_of_its_sacrum(binary):
     _, written = binary
     for scan in written:
-        phantom = make_phantom(scan.spec)
+        phantom = draw(scan.spec)
         np.testing.assert_array_equal(read_zyx(scan.image_path), phantom.image)
         for level in LEVELS:
             mask = read_zyx(scan.label_path / f"vertebrae_{level}.nii.gz")
@@ -128,7 +132,7 @@ def test_one_file_holds_the_values_of_its_version(tmp_path, version):
     values = totalsegmentator_values(version)
     for scan in written:
         assert scan.label_path == tmp_path / scan.scan_id / "segmentations.nii.gz"
-        mask, phantom = read_zyx(scan.label_path), make_phantom(scan.spec)
+        mask, phantom = read_zyx(scan.label_path), draw(scan.spec)
         for level in LEVELS:
             expected = phantom.label == VALUE_OF_NAME[level]
             np.testing.assert_array_equal(mask == values[f"vertebrae_{level}"], expected)

@@ -1,5 +1,6 @@
 import json
 from dataclasses import replace
+from functools import cache
 
 import matplotlib.image
 import nibabel as nib
@@ -15,6 +16,9 @@ from spinezarr.testing import (
     write_verse_subjects,
 )
 from spinezarr.vertebrae import VALUE_OF_NAME
+
+draw = cache(make_phantom)
+
 
 SUBJECT_FILES = {
     "dataset-verse19training/{kind}/sub-verse004/sub-verse004",
@@ -94,7 +98,7 @@ def test_a_scan_without_mask_has_an_empty_folder_and_no_other_file(subjects):
     derived = root / "dataset-03test/derivatives/sub-gl279"
     assert derived.is_dir()
     assert not list(derived.iterdir())
-    assert set(scan.centres_mm) == set(make_phantom(scan.spec).labelled)
+    assert set(scan.centres_mm) == set(draw(scan.spec).labelled)
 
 
 def test_sidecars_of_2019_name_the_scanner(subjects):
@@ -173,7 +177,7 @@ def test_the_training_download_of_2020_holds_the_training_scans_only(tmp_path):
 def test_files_hold_the_phantoms_of_the_records(packing):
     _, written = packing
     for scan in written:
-        phantom = make_phantom(scan.spec)
+        phantom = draw(scan.spec)
         voxels, affine = canonical(scan.image_path)
         np.testing.assert_array_equal(voxels, phantom.image)
         if scan.label_path is not None:
@@ -254,7 +258,7 @@ def test_rare_vertebrae_are_there(subjects):
 def test_cut_vertebrae_are_not_annotated(packing):
     _, written = packing
     for scan in written:
-        phantom = make_phantom(scan.spec)
+        phantom = draw(scan.spec)
         assert phantom.cut
         assert not set(phantom.cut) & set(phantom.labelled)
         assert not phantom.label[[0, -1]].any()
@@ -293,7 +297,7 @@ def test_one_centroid_is_nan_and_one_is_missing(subjects):
     texts = {n: s.points_path.read_text() for n, s in scans.items() if s.points_path is not None}
     assert {name for name, text in texts.items() if "NaN" in text} == {"verse277"}
     assert scans["verse225"].points_path.name.endswith("_seg-vb_ctd.json")
-    labelled = set(make_phantom(scans["verse225"].spec).labelled)
+    labelled = set(draw(scans["verse225"].spec).labelled)
     assert labelled - set(scans["verse225"].centres_mm) == {"L3"}
 
 

@@ -1,10 +1,13 @@
 import csv
+from functools import cache
 
 import numpy as np
 import pytest
 import SimpleITK
 
 from spinezarr.testing import make_phantom, write_xvertseg
+
+draw = cache(make_phantom)
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +33,7 @@ def test_layout_is_that_of_the_release(dataset):
 def test_files_hold_the_phantoms_with_ten_times_their_labels(dataset):
     _, written = dataset
     for scan in written:
-        phantom = make_phantom(scan.spec)
+        phantom = draw(scan.spec)
         np.testing.assert_array_equal(read_zyx(scan.image_path), phantom.image)
         assert scan.split == ("Data2" if scan.label_path is None else "Data1")
         if scan.label_path is not None:
