@@ -5,7 +5,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Self
+from typing import Final, Self
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
@@ -13,6 +13,9 @@ from fsspec.implementations.local import LocalFileSystem
 from spinezarr.recipe import Recipe, filled_pattern
 
 __all__ = ["RawFolder"]
+
+_VOXEL_ENDINGS: Final = {"mhd": ("raw", "zraw")}
+"""Endings of the file with the voxels, by that of its header."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -49,8 +52,15 @@ class RawFolder:
         return sum(self.sizes[file] for file in self.files_of(path))
 
     def files_of(self, path: str) -> tuple[str, ...]:
-        """Return the file itself, or the files in a folder whose path ends with ``/``."""
-        return self.folders[path] if path.endswith("/") else (path,)
+        """Return the file itself, or the files in a folder whose path ends with ``/``.
+
+        With the header of a MetaImage, ``.mhd``, the file of its voxels where it is named alike.
+        """
+        if path.endswith("/"):
+            return self.folders[path]
+        stem, dot, ending = path.rpartition(".")
+        voxels = (f"{stem}{dot}{kind}" for kind in _VOXEL_ENDINGS.get(ending, ()))
+        return (path, *(file for file in voxels if file in self.sizes))
 
     def find(self, recipe: Recipe, template: str, texts: Mapping[str, str]) -> str | None:
         """Return the first file that a template filled with ``texts`` names, or None."""

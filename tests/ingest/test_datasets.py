@@ -13,11 +13,21 @@ from spinezarr.ingest.run import ingest
 from spinezarr.recipe import Recipe
 from spinezarr.testing import (
     make_phantom,
+    totalsegmentator_values,
+    write_ctspine1k,
+    write_ctspine1k_tables,
+    write_ctspine1k_tcia,
+    write_ctspine1k_verse,
+    write_ctspinopelvic1k,
     write_msr,
     write_msr_nifti,
+    write_rsna,
+    write_totalsegmentator,
+    write_totalsegmentator_multilabel,
     write_verse_2019_challenge,
     write_verse_2020_challenge,
     write_verse_subjects,
+    write_xvertseg,
 )
 from spinezarr.vertebrae import ANATOMICAL_ORDER, NAME_OF_VALUE
 
@@ -211,6 +221,176 @@ def test_msr_patients_and_folds_are_columns(tmp_path):
         assert row.fold == "; ".join(folds)
     patients = store.table.patient_id.to_numpy().tolist()
     assert len(set(patients)) < len(patients)
+
+
+NEIGHBOURS = {
+    "totalsegmentator": ("totalsegmentator", write_totalsegmentator),
+    "totalsegmentator, one mask": ("totalsegmentator", write_totalsegmentator_multilabel),
+    "totalsegmentator 1, one mask": (
+        "totalsegmentator-v1",
+        lambda root: write_totalsegmentator_multilabel(root, version="v1"),
+    ),
+    "rsna2022": ("rsna2022", write_rsna),
+    "xvertseg": ("xvertseg", write_xvertseg),
+    "ctspinopelvic1k": ("ctspinopelvic1k", write_ctspinopelvic1k),
+    "ctspine1k from TCIA": ("ctspine1k", write_ctspine1k_tcia),
+}
+
+
+@pytest.fixture(scope="module", params=NEIGHBOURS)
+def neighbour(request, tmp_path_factory):
+    recipe, write = NEIGHBOURS[request.param]
+    raw = tmp_path_factory.mktemp("raw")
+    written = by_image(raw, write(raw))
+    found, report, store = run(recipe, raw, tmp_path_factory.mktemp("out") / "store.zarr")
+    assert not report.failed, report.failed
+    return request.param, raw, written, found, report, store
+
+
+def test_neighbours_are_stored_as_written(neighbour):
+    name, _, written, found, _, store = neighbour
+    assert {scan.image.rstrip("/") for scan in found.scans} == set(written)
+    for source in found.scans:
+        plan = written[source.image.rstrip("/")]
+        stored = store.scan(source.scan_id)
+        phantom = make_phantom(plan.spec)
+        np.testing.assert_array_equal(stored.image.to_numpy(), phantom.image)
+        assert ("label" in stored) == (plan.label_path is not None)
+        if plan.label_path is None:
+            continue
+        label = stored.label.to_numpy()
+        vertebrae = np.isin(label, list(NAME_OF_VALUE))
+        drawn = np.isin(phantom.label, [v for v in NAME_OF_VALUE if v != 26])
+        # S1 is carved out of the sacrum, and a pelvic mask has no vertebrae above it.
+        if "pelvic" not in source.scan_id:
+            np.testing.assert_array_equal(label[drawn], phantom.label[drawn])
+        assert not (vertebrae & (phantom.label == 0)).any(), name
+
+
+def test_rerunning_a_neighbour_skips_every_scan(neighbour):
+    _, raw, _, found, _, store = neighbour
+    recipe = Recipe.load(store.attrs["dataset"])
+    again = ingest(recipe, discover(recipe, str(raw)), store.url)
+    assert len(again.skipped) == len(found.scans)
+    assert not again.done
+    assert not again.updated
+
+
+def test_dry_runs_leave_nothing_unexplained(neighbour):
+    _, _, _, found, _, _ = neighbour
+    strange = [note.path for note in found.ignored if "no pattern" in note.reason]
+    assert all(path.endswith(("train_bounding_boxes.csv",)) for path in strange), strange
+    assert not found.without_image
+    used = [use for use in found.patterns if use.layout in found.layouts and use.kind == "image"]
+    assert any(use.files for use in used)
+
+
+def test_totalsegmentator_masks_become_vertebrae_and_name_s1(tmp_path):
+    write_totalsegmentator(tmp_path / "raw")
+    _, _, store = run("totalsegmentator", tmp_path / "raw", tmp_path / "ts.zarr")
+    (scan_id, *_) = (s for s in store.table.scan.to_numpy() if 29 in store.scan(s).label.values)
+    flags = store.scan(scan_id).label.attrs
+    meanings = dict(zip(flags["flag_values"], flags["flag_meanings"].split(), strict=True))
+    assert meanings[29] == "S1"
+    assert store.table.other_label_voxels.sum() == 0
+    assert set(store.table.split.to_numpy()) <= {"train", "val", "test"}
+    assert store.splits.get("", 0) == 0
+
+
+def test_values_of_totalsegmentator_run_from_tail_to_head():
+    for version, recipe in (("v1", "totalsegmentator-v1"), ("v2", "totalsegmentator")):
+        values = dict(Recipe.load(recipe).layouts["multilabel"].values)
+        expected = {
+            str(value): {"vertebrae_S1": "29"}.get(name, name.removeprefix("vertebrae_"))
+            for name, value in totalsegmentator_values(version).items()
+        }
+        assert values == expected
+
+
+def test_ctspinopelvic1k_names_every_structure_and_joins_its_manifest(tmp_path):
+    write_ctspinopelvic1k(tmp_path / "raw")
+    _, _, store = run("ctspinopelvic1k", tmp_path / "raw", tmp_path / "sp.zarr")
+    assert store.table.other_label_voxels.sum() == 0
+    names = " ".join(
+        store.scan(scan_id).label.attrs["flag_meanings"] for scan_id in store.table.scan.to_numpy()
+    ).split()
+    assert {"S1", "left_hip", "ignore", "sacrum"} <= set(names)
+    pair = store.table.sel(scan=["0004_spine", "0004_pelvic"])
+    assert set(pair.patient_id.to_numpy()) == {"0004"}
+    assert (store.table["config"] != "").all()
+
+
+def test_rsna_scans_without_mask_are_scans_and_fractures_are_columns(tmp_path):
+    written = write_rsna(tmp_path / "raw")
+    found, _, store = run("rsna2022", tmp_path / "raw", tmp_path / "rsna.zarr")
+    states = store.table.label_state.to_series().to_dict()
+    assert {scan.scan_id: "unknown" if scan.label_path else "none" for scan in written} == states
+    assert set(store.table.patient_overall.to_numpy()) <= {"0", "1"}
+    assert all(scan.image.endswith("/") for scan in found.scans)
+
+
+def test_the_series_that_path_csv_names_is_taken(tmp_path):
+    write_ctspine1k_tcia(tmp_path / "raw")
+    recipe = Recipe.load("ctspine1k")
+    listed = discover(recipe, str(tmp_path / "raw"))
+    lines = (tmp_path / "raw/Path.csv").read_text().split("\n")
+    wanted = {line.strip() for line in lines if line.strip()}
+    assert {scan.image.rstrip("/") for scan in listed.scans} == wanted
+    assert all(scan.columns["SeriesDir"] in scan.image for scan in listed.scans)
+    others = [note for note in listed.ignored if note.path.endswith("/")]
+    assert len(others) == len(listed.scans)
+    (tmp_path / "raw/Path.csv").unlink()
+    unlisted = discover(recipe, str(tmp_path / "raw"))
+    assert {scan.scan_id for scan in unlisted.scans} == {scan.scan_id for scan in listed.scans}
+
+
+def test_ctspine1k_tables_variants_and_errata_are_columns(tmp_path):
+    written = write_ctspine1k(tmp_path / "raw", scale=0.15)
+    names = [scan.scan_id for scan in written]
+    before = run("ctspine1k", tmp_path / "raw", tmp_path / "c.zarr")[2].table
+    assert {"anomaly", "erratum"} <= set(before)
+    assert "Pathology" not in before
+    erratum = before.erratum.sel(scan="CTC-1018399231").item()
+    assert "L5 is in two pieces (82 % and 18 %)" in erratum
+    assert before.anomaly.sel(scan="liver_0") == ""
+    write_ctspine1k_tables(tmp_path / "raw", names)
+    found, report, store = run("ctspine1k", tmp_path / "raw", tmp_path / "c.zarr")
+    assert not report.done
+    assert set(report.updated) == {s for s in names if not s.startswith(("liver", "volume"))}
+    assert (store.table.Pathology != "").any()
+    assert store.table.SeriesDir.sel(scan="HN_P001").item().startswith("3.000000-HEADNECK")
+    uses = {use.name: use for use in found.tables}
+    assert uses["neck"].matched == 1
+    assert uses["colonog"].matched >= 1
+
+
+def test_lists_of_variants_and_errata_name_scans_of_the_dataset():
+    recipe = Recipe.load("ctspine1k")
+    known = set(recipe.shipped_splits())
+    text = recipe.shipped_table("cases").read_text(encoding="utf-8")
+    rows = [line.split(",") for line in text.splitlines()[1:]]
+    assert {row[0] for row in rows} <= known
+    variants = [row[1] for row in rows if row[1]]
+    assert variants.count("lumbarisation") == 17
+    assert variants.count("sacralisation") == 11
+    assert all(row[2].startswith("https://") for row in rows if row[1])
+    assert all(row[-1].startswith("https://") for row in rows if not row[1])
+
+
+def test_completed_verse_masks_are_joined_to_the_challenge_images(tmp_path):
+    raw = tmp_path / "raw"
+    written = by_image(raw, write_ctspine1k_verse(raw / "CTSpine1K", raw / "VerSe"))
+    found, report, store = run("ctspine1k-verse", raw, tmp_path / "v.zarr")
+    assert not report.failed, report.failed
+    assert {scan.image for scan in found.scans} == set(written)
+    for source in found.scans:
+        np.testing.assert_array_equal(
+            store.scan(source.scan_id).label, canonical_zyx(raw / source.label)
+        )
+        completed = "completed_annotation_verse" in source.label
+        state = store.table.label_state.sel(scan=source.scan_id)
+        assert state == ("all-visible" if completed else "unknown")
+    assert set(store.table.source.to_numpy()) == {"Verse", "completed_annotation_verse"}
 
 
 def test_vertebrae_have_an_anatomical_order_and_not_that_of_their_values():
