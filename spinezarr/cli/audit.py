@@ -126,22 +126,18 @@ def _print(found: StoreAudit, severity: Severity) -> None:
     shown = sorted(_selected(found, severity).findings, key=rank)
     if not shown:
         return
-    columns = ("scan", "severity", "rule", "vertebra", "what", "mm (x, y, z)", "voxel (z, y, x)")
-    table = new_table("", *columns)
+    table = new_table("", "scan", "severity", "what (rule)", "mm (x y z)\nvoxel (z y x)")
     for finding in shown[:SHOWN]:
         table.add_row(*map(escape, _row(finding)), style=_STYLES[finding.severity])
     print_capped(table, len(shown))
 
 
-def _row(finding: Finding) -> tuple[str, ...]:
-    at_mm = () if finding.position_mm is None else finding.position_mm
-    at_voxel = () if finding.voxel_zyx is None else finding.voxel_zyx
+def _row(finding: Finding) -> tuple[str, str, str, str]:
+    at_mm = " ".join(f"{mm:.0f}" for mm in finding.position_mm or ())
+    at_voxel = " ".join(map(str, finding.voxel_zyx or ()))
     return (
         finding.scan_id,
         finding.severity,
-        finding.rule,
-        finding.vertebra or "",
-        finding.text,
-        ", ".join(f"{mm:.0f}" for mm in at_mm),
-        ", ".join(map(str, at_voxel)),
+        f"{finding.text} ({finding.rule})",
+        f"{at_mm}\n{at_voxel}".strip(),
     )
