@@ -7,17 +7,28 @@ from pathlib import Path
 
 import spinezarr
 from spinezarr.recipe import Recipe
-from spinezarr.testing import write_ctspine1k
+from spinezarr.resources import recipe_names
+from spinezarr.testing import write_ctspine1k, write_verse_subjects
 
 here = Path.cwd()
 assert Path(spinezarr.__file__).is_relative_to(Path(sys.prefix)), spinezarr.__file__
-assert Recipe.load("ctspine1k").splits.shipped
+recipes = {name: Recipe.load(name) for name in recipe_names()}
+assert recipes["ctspine1k"].shipped_splits()
+assert recipes["ctspine1k"].shipped_table("cases").is_file()
+assert recipes["verse"].shipped_card().scans
 
 command = str(Path(sys.executable).parent / "spinezarr")
 write_ctspine1k(here / "data" / "CTSpine1K", scale=0.25)
 subprocess.run([command, "init"], check=True)
 environment = {**os.environ, "SPINE_DATA": str(here / "data")}
-for words in (["ingest", "ctspine1k"], ["info", "ctspine1k"]):
+write_verse_subjects(here / "data" / "VerSe")
+for words in (
+    ["ingest", "ctspine1k"],
+    ["info", "ctspine1k"],
+    ["audit", "ctspine1k", "--severity", "error"],
+    ["ingest", "verse"],
+    ["stats", "verse", "--format", "markdown"],
+):
     subprocess.run([command, *words], check=True, env=environment)
 os.environ["SPINE_DATA"] = environment["SPINE_DATA"]
 store = spinezarr.open("ctspine1k")
