@@ -5,6 +5,7 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+import openpyxl
 import pytest
 
 import spinezarr
@@ -128,6 +129,32 @@ def test_resource_forks_of_macs_are_ignored(subjects):
     assert len(forks) > 50
     assert not [note for note in found.ignored if "no pattern" in note.reason]
     assert not found.without_image
+
+
+def test_the_fracture_table_is_joined_by_the_number_of_the_scan(tmp_path):
+    raw = tmp_path / "raw"
+    write_verse_subjects(raw)
+    book = openpyxl.Workbook()
+    header = ["subject_ID", "verse_ID", "CT_device", "BMD", "N_Fx", "L1_fx-g", "L1_fx-s"]
+    rows = [
+        [4, 4, "Brilliance 64", 81.5, 1, 2, 1],
+        [401, 201, "iCT 256", 120.0, 0, 0, 0],
+        [401, 253, "iCT 256", None, 1, "x", "x"],
+        [999, 999, "not here", 1, 1, 1, 1],
+        [None] * 9,
+    ]
+    for row in (header, *rows):
+        book.active.append(row)
+    book.save(raw / "ryai190138_appendixe1.xlsx")
+    found, _, store = run("verse", raw, tmp_path / "verse.zarr")
+    (use,) = found.tables
+    assert (use.name, use.rows, use.matched) == ("fractures", 4, 3)
+    said = store.table[["BMD", "L1_fx-g", "subject_ID"]].sel(
+        scan=["verse004", "verse201", "verse253", "verse074"]
+    )
+    assert said.BMD.to_numpy().tolist() == ["81.5", "120", "", ""]
+    assert said["L1_fx-g"].to_numpy().tolist() == ["2", "0", "x", ""]
+    assert said.subject_ID.to_numpy().tolist() == ["4", "401", "401", ""]
 
 
 @pytest.mark.parametrize(("nested", "renamed"), [(True, False), (False, True), (True, True)])
