@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,8 +9,8 @@ import numpy.typing as npt
 import xarray as xr
 
 from spinezarr.audit.run import StoreAudit, audit_store, keep_audit
-from spinezarr.catalog import load_catalog
-from spinezarr.errors import StoreNotFoundError, UnknownScanError, UsageError
+from spinezarr.catalog import locate_store
+from spinezarr.errors import UnknownScanError, UsageError
 from spinezarr.geometry import FLAT_AXIS, Plane, ShapeZYX, axis_positions_mm
 from spinezarr.stats.statistics import Statistics, compute_statistics, select_scans
 from spinezarr.store.reader import StoreReader
@@ -24,7 +23,7 @@ from spinezarr.stream.stream import PatchStream
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["Store", "locate", "open"]
+__all__ = ["Store", "open"]
 
 
 def open(  # noqa: A001  spinezarr.open reads as xarray.open_zarr does
@@ -47,34 +46,7 @@ def open(  # noqa: A001  spinezarr.open reads as xarray.open_zarr does
     CatalogError
         If the catalog does not load.
     """
-    return Store(StoreReader(locate(os.fspath(store), catalog)))
-
-
-def locate(store: str, catalog: str | os.PathLike[str] | None = None) -> str:
-    """Return the path or URL that ``store``, itself one or a catalog name, stands for.
-
-    A folder with a store in it comes before a catalog name, any other folder after it.
-    """
-    path = Path(store).expanduser()
-    if "://" in store:
-        return store
-    if (path / "zarr.json").exists():
-        return str(path)
-    found = load_catalog(catalog)
-    entry = None if found is None else found.get(store)
-    if entry is not None:
-        return entry.store_location
-    if path.exists():
-        return str(path)
-    names = (
-        "no catalog was found"
-        if found is None
-        else (f"{found.path} names {', '.join(found.entries) or 'no dataset'}")
-    )
-    raise StoreNotFoundError(
-        f"{store!r} is no store: there is no such path, and as a dataset name it is unknown "
-        f"({names})."
-    )
+    return Store(StoreReader(locate_store(os.fspath(store), catalog)))
 
 
 class Store:
