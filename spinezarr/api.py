@@ -2,29 +2,28 @@
 
 import os
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 import xarray as xr
-from matplotlib.figure import Figure
 
 from spinezarr.audit.run import StoreAudit, audit_store, keep_audit
-from spinezarr.catalog import load_catalog
-from spinezarr.errors import StoreNotFoundError, UnknownScanError, UsageError
-from spinezarr.export.preview import PreviewPlane, draw_preview
-from spinezarr.geometry import FLAT_AXIS, Box, Plane, ShapeZYX, axis_positions_mm
+from spinezarr.catalog import locate_store
+from spinezarr.errors import UnknownScanError, UsageError
+from spinezarr.geometry import FLAT_AXIS, Plane, ShapeZYX, axis_positions_mm
 from spinezarr.stats.statistics import Statistics, compute_statistics, select_scans
-from spinezarr.store.reader import ArraySpec, ScanHandle, StoreReader
+from spinezarr.store.reader import StoreReader
 from spinezarr.stream.draw import Sampler
 from spinezarr.stream.engine import Engine
 from spinezarr.stream.fetch import fetcher_for
 from spinezarr.stream.lazy import lazy_array
 from spinezarr.stream.stream import PatchStream
-from spinezarr.vertebrae import ANATOMICAL_ORDER
 
-__all__ = ["Store", "locate", "open"]
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["Store", "open"]
 
 
 def open(  # noqa: A001  spinezarr.open reads as xarray.open_zarr does
@@ -47,34 +46,7 @@ def open(  # noqa: A001  spinezarr.open reads as xarray.open_zarr does
     CatalogError
         If the catalog does not load.
     """
-    return Store(StoreReader(locate(os.fspath(store), catalog)))
-
-
-def locate(store: str, catalog: str | os.PathLike[str] | None = None) -> str:
-    """Return the path or URL that ``store``, itself one or a catalog name, stands for.
-
-    A folder with a store in it comes before a catalog name, any other folder after it.
-    """
-    path = Path(store).expanduser()
-    if "://" in store:
-        return store
-    if (path / "zarr.json").exists():
-        return str(path)
-    found = load_catalog(catalog)
-    entry = None if found is None else found.get(store)
-    if entry is not None:
-        return entry.store_location
-    if path.exists():
-        return str(path)
-    names = (
-        "no catalog was found"
-        if found is None
-        else (f"{found.path} names {', '.join(found.entries) or 'no dataset'}")
-    )
-    raise StoreNotFoundError(
-        f"{store!r} is no store: there is no such path, and as a dataset name it is unknown "
-        f"({names})."
-    )
+    return Store(StoreReader(locate_store(os.fspath(store), catalog)))
 
 
 class Store:
@@ -299,11 +271,12 @@ class Store:
             labels=labels,
         )
 
-    def preview(self, scan_id: str) -> Figure:
+    def preview(self, scan_id: str) -> "Figure":
         """Draw three planes through the spine of a scan, vertebrae coloured and named.
 
         The planes pass through the vertebral bodies, the axial one through the middle vertebra, or
-        through the middle of a scan without mask. Save it with ``figure.savefig("preview.png")``.
+        through the middle of a scan without mask and annotated centres. Such centres are shown as
+        dots, projected onto the planes. Save it with ``figure.savefig("preview.png")``.
 
         Raises
         ------
@@ -312,16 +285,10 @@ class Store:
         CorruptStoreError
             If stored bytes are missing or damaged.
         """
-        scan = self._reader.scan(scan_id)
-        facts = scan.attributes
-        at_zyx = self._preview_position(scan)
-        order: tuple[Plane, ...] = ("sagittal", "coronal", "axial")
-        planes = [self._preview_plane(scan, plane, at_zyx) for plane in order]
-        size = " x ".join(str(n) for n in facts.shape_zyx)
-        spacing = " x ".join(f"{mm:.3g}" for mm in facts.spacing_zyx_mm)
-        known = [facts.dataset, facts.source, facts.split]
-        caption = f"{', '.join(filter(None, known))}: {size} voxels of {spacing} mm (z, y, x)"
-        return draw_preview(scan_id, planes, caption)
+        # matplotlib takes long to import, and those who train never draw.
+        from spinezarr.export.preview import preview_scan  # noqa: PLC0415
+
+        return preview_scan(self._reader.scan(scan_id), self._engine)
 
     def audit(
         self, scans: Sequence[str] | None = None, *, on_scan: Callable[[], None] = lambda: None
@@ -366,51 +333,6 @@ class Store:
         """
         keep_audit(self._reader, audit)
         self._reader.forget_table()
-
-    def _preview_position(self, scan: ScanHandle) -> ShapeZYX:
-        """Choose where the planes cross: in the middle of the spine's bodies."""
-        facts = scan.attributes
-        z, y, x = (n // 2 for n in facts.shape_zyx)
-        if scan.label is None or not facts.vertebrae:
-            return (z, y, x)
-        found = [facts.vertebrae[name] for name in ANATOMICAL_ORDER if name in facts.vertebrae]
-        centroids = np.array([vertebra.centroid_zyx for vertebra in found])
-        x = round(float(np.median(centroids[:, 2])))
-        sagittal = self._slice(scan.label, FLAT_AXIS["sagittal"], x) > 0
-        if not sagittal.any():
-            z, y, _ = np.rint(np.median(centroids, axis=0)).astype(int).tolist()
-            return (z, y, x)
-        # Bodies are taller and closer together than spinous processes.
-        y = int(sagittal.sum(axis=0).argmax())
-        middle = found[len(found) // 2]
-        rows = sagittal[middle.start_zyx[0] : middle.stop_zyx[0], y]
-        inside = np.flatnonzero(rows)
-        offset = inside[len(inside) // 2] if len(inside) else len(rows) // 2
-        return (int(middle.start_zyx[0] + offset), y, x)
-
-    def _slice(self, spec: ArraySpec, flat_axis: int, at: int) -> npt.NDArray[Any]:
-        """Read one slice across an axis."""
-        start, stop = [0, 0, 0], list(spec.shape_zyx)
-        start[flat_axis], stop[flat_axis] = at, at + 1
-        box = Box((start[0], start[1], start[2]), (stop[0], stop[1], stop[2]))
-        voxels = np.empty(box.shape_zyx, spec.dtype)
-        self._engine.read_into(spec, box, voxels)
-        return voxels.squeeze(flat_axis)
-
-    def _preview_plane(self, scan: ScanHandle, plane: Plane, at_zyx: ShapeZYX) -> PreviewPlane:
-        flat = FLAT_AXIS[plane]
-        voxels = {spec.name: self._slice(spec, flat, at_zyx[flat]) for spec in scan.arrays}
-        spacing = scan.attributes.spacing_zyx_mm
-        positions = list(axis_positions_mm(scan.affine, scan.image.shape_zyx).values())
-        rows, columns = (axis for axis in range(3) if axis != flat)
-        return PreviewPlane(
-            plane=plane,
-            image=voxels["image"],
-            label=voxels.get("label"),
-            spacing_mm=(spacing[rows], spacing[columns]),
-            position_mm=float(positions[flat][at_zyx[flat]]),
-            origin_mm=(float(positions[rows][0]), float(positions[columns][0])),
-        )
 
     def _select(
         self, split: str | None, scans: npt.ArrayLike | None, *, labels: bool

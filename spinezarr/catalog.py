@@ -5,10 +5,17 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from spinezarr.errors import CatalogError
+from spinezarr.errors import CatalogError, StoreNotFoundError
 from spinezarr.strict_yaml import StrictModel, load_strict_yaml
 
-__all__ = ["CATALOG_VARIABLE", "Catalog", "CatalogEntry", "find_catalog", "load_catalog"]
+__all__ = [
+    "CATALOG_VARIABLE",
+    "Catalog",
+    "CatalogEntry",
+    "find_catalog",
+    "load_catalog",
+    "locate_store",
+]
 
 CATALOG_VARIABLE = "SPINEZARR_CATALOG"
 """Environment variable that names a catalog file."""
@@ -126,3 +133,37 @@ def load_catalog(path: str | os.PathLike[str] | None = None) -> Catalog | None:
         for name, e in model.datasets.items()
     }
     return Catalog(absolute, entries)
+
+
+def locate_store(store: str, catalog: str | os.PathLike[str] | None = None) -> str:
+    """Return the path or URL that ``store``, itself one or a catalog name, stands for.
+
+    A folder with a store in it comes before a catalog name, any other folder after it.
+
+    Raises
+    ------
+    StoreNotFoundError
+        If there is neither such a path nor such a name; names what was tried.
+    CatalogError
+        If the catalog does not load.
+    """
+    path = Path(store).expanduser()
+    if "://" in store:
+        return store
+    if (path / "zarr.json").exists():
+        return str(path)
+    found = load_catalog(catalog)
+    entry = None if found is None else found.get(store)
+    if entry is not None:
+        return entry.store_location
+    if path.exists():
+        return str(path)
+    names = (
+        "no catalog was found"
+        if found is None
+        else (f"{found.path} names {', '.join(found.entries) or 'no dataset'}")
+    )
+    raise StoreNotFoundError(
+        f"{store!r} is no store: there is no such path, and as a dataset name it is unknown "
+        f"({names})."
+    )

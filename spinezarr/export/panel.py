@@ -1,0 +1,128 @@
+"""Where each slice stands on the picture, in pixels from its top left corner."""
+
+from dataclasses import dataclass
+from typing import Final
+
+from spinezarr.export.plane import PreviewPlane
+
+__all__ = [
+    "CAPTION_LINE",
+    "HEADER_STRIP",
+    "LETTER_STRIP",
+    "MARGIN",
+    "SCALE_STRIP",
+    "TITLE_HEIGHT",
+    "Panel",
+    "arrange",
+]
+
+TITLE_HEIGHT: Final = 42
+CAPTION_LINE: Final = 18
+MARGIN: Final = 16
+LETTER_STRIP: Final = 18
+HEADER_STRIP: Final = 22
+SCALE_STRIP: Final = 18
+_MAX_WIDTH: Final = 1600
+_MAX_HEIGHT: Final = 900
+_MIN_WIDTH: Final = 720
+_MIN_COLUMN: Final = 150
+_NAME_GUTTER: Final = 56
+_ABOVE: Final = HEADER_STRIP + LETTER_STRIP
+_BELOW: Final = LETTER_STRIP + SCALE_STRIP
+_ROOM: Final = _MAX_HEIGHT - TITLE_HEIGHT - MARGIN - CAPTION_LINE
+"""Pixels that title and one line of caption leave to the panels' height."""
+_AXIAL_ENLARGEMENT: Final = 2.0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Panel:
+    """A slice placed on the picture."""
+
+    content: PreviewPlane
+    px_per_mm: float
+    left: float
+    top: float
+    """Pixels from the edges of the picture to those of the slice."""
+
+    @property
+    def width(self) -> float:
+        """Pixels across."""
+        return self.content.size_mm[1] * self.px_per_mm
+
+    @property
+    def height(self) -> float:
+        """Pixels down."""
+        return self.content.size_mm[0] * self.px_per_mm
+
+    @property
+    def edges_mm(self) -> tuple[float, float, float, float]:
+        """Least and greatest column coordinate, least and greatest row coordinate."""
+        left, bottom = self.content.at(-0.5, -0.5)
+        height, width = self.content.size_mm
+        return left, left + width, bottom, bottom + height
+
+
+def arrange(planes: list[PreviewPlane]) -> tuple[list[Panel], float, float]:
+    """Place the slices: in a row, or the upright ones stacked, whichever shows them larger.
+
+    Returns the panels and the width and height that they need, without title and caption.
+    """
+    in_row = [[plane] for plane in planes]
+    upright = [plane for plane in planes if plane.plane != "axial"]
+    stacked = [column for column in (upright, planes[len(upright) :]) if column]
+    columns = max((in_row, stacked), key=_common_scale)
+    scales = [_common_scale(columns)] * len(columns)
+    if columns[-1][0].plane == "axial" and len(columns) > 1:
+        scales[-1] = _axial_scale(columns, scales[0])
+    inner = [_column_width(c, s) for c, s in zip(columns, scales, strict=True)]
+    gutters = [_gutter(column) for column in columns]
+    content_width = sum(inner) + sum(gutters) + len(columns) * LETTER_STRIP + 2 * MARGIN
+    width = max(content_width, _MIN_WIDTH)
+    panels: list[Panel] = []
+    x = MARGIN + (width - content_width) / 2
+    for column, scale, wide, gutter in zip(columns, scales, inner, gutters, strict=True):
+        top = float(TITLE_HEIGHT)
+        for plane in column:
+            left = x + gutter + (wide - plane.size_mm[1] * scale) / 2
+            panels.append(Panel(plane, scale, left, top + _ABOVE))
+            top += _column_height([plane], scale)
+        x += gutter + wide + LETTER_STRIP
+    return panels, width, max(map(_column_height, columns, scales))
+
+
+def _gutter(column: list[PreviewPlane]) -> float:
+    """Pixels left of a column's panels, for letters and the names of the sagittal one."""
+    named = any(p.plane == "sagittal" and (p.label is not None or p.points) for p in column)
+    return _NAME_GUTTER if named else LETTER_STRIP
+
+
+def _free_width(columns: list[list[PreviewPlane]]) -> float:
+    """Pixels that the panels of all columns may share."""
+    return _MAX_WIDTH - 2 * MARGIN - sum(_gutter(c) + LETTER_STRIP for c in columns)
+
+
+def _column_width(column: list[PreviewPlane], scale: float) -> float:
+    return max(max(p.size_mm[1] for p in column) * scale, _MIN_COLUMN)
+
+
+def _column_height(column: list[PreviewPlane], scale: float) -> float:
+    return sum(p.size_mm[0] * scale + _ABOVE + _BELOW for p in column)
+
+
+def _common_scale(columns: list[list[PreviewPlane]]) -> float:
+    """Pixels per millimetre at which all columns fit."""
+    width_mm = sum(max(p.size_mm[1] for p in column) for column in columns)
+    fits = [_free_width(columns) / width_mm]
+    for column in columns:
+        free = _ROOM - len(column) * (_ABOVE + _BELOW)
+        fits.append(free / sum(p.size_mm[0] for p in column))
+    return min(fits)
+
+
+def _axial_scale(columns: list[list[PreviewPlane]], scale: float) -> float:
+    """Enlarge the last column where the others leave space."""
+    others = sum(_column_width(column, scale) for column in columns[:-1])
+    height_mm, width_mm = columns[-1][0].size_mm
+    across = (_free_width(columns) - others) / width_mm
+    fits = min(across, (_ROOM - _ABOVE - _BELOW) / height_mm, scale * _AXIAL_ENLARGEMENT)
+    return max(fits, scale)

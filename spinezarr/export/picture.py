@@ -1,0 +1,233 @@
+"""One picture of a scan: slices through the spine, vertebrae coloured and named.
+
+Radiological display: head up, the patient's right on the left of the coronal and axial panels,
+anterior up in the axial and on the left of the sagittal panel. Panels are drawn in millimetres.
+"""
+
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from spinezarr.errors import UsageError
+from spinezarr.export.marks import (
+    POINT_PX,
+    Mark,
+    name_at_centre,
+    name_beside,
+    points_of,
+    regions_of,
+)
+from spinezarr.export.panel import (
+    CAPTION_LINE,
+    HEADER_STRIP,
+    LETTER_STRIP,
+    MARGIN,
+    SCALE_STRIP,
+    TITLE_HEIGHT,
+    Panel,
+    arrange,
+)
+from spinezarr.export.plane import PreviewPlane
+from spinezarr.export.text import (
+    DPI,
+    EM_PER_CHARACTER,
+    LETTER_FONT,
+    QUIET_COLOUR,
+    TEXT_COLOUR,
+    write,
+)
+from spinezarr.geometry import Plane
+
+__all__ = ["draw_preview"]
+
+
+@dataclass(frozen=True, slots=True)
+class _View:
+    """What a plane's axes are, in world directions."""
+
+    normal: str
+    rows: str
+    columns: str
+    left: str
+    right: str
+    up: str
+    down: str
+    colour: str
+
+
+_VIEWS: Final[dict[Plane, _View]] = {
+    "sagittal": _View("x", "z", "y", left="A", right="P", up="S", down="I", colour="#e6b566"),
+    "coronal": _View("y", "z", "x", left="R", right="L", up="S", down="I", colour="#6fc3df"),
+    "axial": _View("z", "y", "x", left="R", right="L", up="A", down="P", colour="#8fd18f"),
+}
+
+_CAPTION_PX: Final = 13
+_WINDOW_HU: Final = (-400.0, 1100.0)
+_FILL_ALPHA: Final = 0.38
+_BACKGROUND_COLOUR: Final = "#0d0e11"
+_SCALE_BARS_MM: Final = (50, 20, 10, 5, 2, 1)
+
+
+def draw_preview(scan_id: str, planes: Sequence[PreviewPlane], caption: str) -> Figure:
+    """Draw the slices of one scan side by side, all in millimetres.
+
+    Safe to call from many threads at once: nothing global is read or set.
+
+    Parameters
+    ----------
+    scan_id
+        Title of the picture.
+    planes
+        One to three slices, each of another orientation.
+    caption
+        Text below the panels; wrapped, never cut.
+
+    Returns
+    -------
+    Figure
+        With an Agg canvas, about 1600 x 900 pixels at most; a long caption makes it higher.
+
+    Raises
+    ------
+    UsageError
+        If there is no plane, or two of one orientation.
+    """
+    orientations = [plane.plane for plane in planes]
+    if not planes or len(set(orientations)) < len(orientations):
+        raise UsageError(f"{scan_id}: a preview needs one slice each, got {orientations}")
+    ordered = [plane for name in _VIEWS for plane in planes if plane.plane == name]
+    panels, width, height = arrange(ordered)
+    lines = _wrap(caption, width)
+    height += TITLE_HEIGHT + MARGIN + len(lines) * CAPTION_LINE
+    figure = Figure((width / DPI, height / DPI), dpi=DPI, facecolor=_BACKGROUND_COLOUR)
+    FigureCanvasAgg(figure)
+    for panel in panels:
+        _draw_panel(figure, panel, ordered)
+    title_px = min(19.0, (width - 2 * MARGIN) / (EM_PER_CHARACTER * max(len(scan_id), 1)))
+    middle = 1 - TITLE_HEIGHT / 2 / height
+    write(figure, (MARGIN / width, middle), scan_id, title_px, ha="left")
+    for below, line in enumerate(reversed(lines)):
+        at = (MARGIN / width, (MARGIN / 2 + below * CAPTION_LINE) / height)
+        write(figure, at, line, _CAPTION_PX, ha="left", va="bottom", color=QUIET_COLOUR)
+    return figure
+
+
+def _wrap(caption: str, width: float) -> list[str]:
+    """Break a caption into lines that fit."""
+    characters = int((width - 2 * MARGIN) / (EM_PER_CHARACTER * _CAPTION_PX))
+    return textwrap.wrap(caption, characters, break_on_hyphens=False)
+
+
+def _draw_panel(figure: Figure, panel: Panel, planes: Sequence[PreviewPlane]) -> None:
+    """Draw one slice, what is annotated in it, and its surroundings."""
+    width, height = figure.get_size_inches() * DPI
+    bottom = height - panel.top - panel.height
+    axes = figure.add_axes(
+        (panel.left / width, bottom / height, panel.width / width, panel.height / height),
+        label=panel.content.plane,
+    )
+    least, greatest, low, high = panel.edges_mm
+    axes.imshow(
+        np.clip(panel.content.image.astype(np.float32), *_WINDOW_HU),
+        cmap="gray",
+        vmin=_WINDOW_HU[0],
+        vmax=_WINDOW_HU[1],
+        origin="lower",
+        extent=panel.edges_mm,
+        aspect="equal",
+        interpolation="bicubic",
+    )
+    axes.set(xlim=(greatest, least), ylim=(low, high), xticks=[], yticks=[])
+    axes.spines[:].set(color="#3a3d44", linewidth=0.8)
+    _draw_cuts(axes, panel.content, planes)
+    regions, points = list(regions_of(panel.content)), points_of(panel.content)
+    for region in regions:
+        _draw_region(axes, panel.content, region)
+    for point in points:
+        _draw_point(axes, panel.content, point)
+    crossing = _draw_names(axes, panel, regions, points)
+    _draw_letters(axes, panel, raised=crossing)
+    _draw_scale_bar(axes, panel)
+
+
+def _draw_region(axes: Axes, content: PreviewPlane, region: Mark) -> None:
+    """Fill and outline one label along its voxels' edges."""
+    rows = np.arange(region.rows.min() - 1, region.rows.max() + 2)
+    columns = np.arange(region.columns.min() - 1, region.columns.max() + 2)
+    mask = np.zeros((rows.size, columns.size), np.float32)
+    mask[region.rows - rows[0], region.columns - columns[0]] = 1
+    x, y = content.at(rows, columns)
+    colour = [region.colour]
+    axes.contourf(x, y, mask, levels=[0.5, 2], colors=colour, alpha=_FILL_ALPHA)
+    axes.contour(x, y, mask, levels=[0.5], colors=colour, linewidths=1.1)
+
+
+def _draw_point(axes: Axes, content: PreviewPlane, point: Mark) -> None:
+    """Draw the annotated centre of a vertebra as a dot."""
+    x, y = content.at(point.rows, point.columns)
+    dot = Line2D(x, y, marker="o", markersize=POINT_PX * 72 / DPI, markeredgewidth=0.9)
+    dot.set(markerfacecolor=point.colour, markeredgecolor="black", linestyle="", zorder=3)
+    axes.add_line(dot)
+
+
+def _draw_names(axes: Axes, panel: Panel, regions: list[Mark], points: list[Mark]) -> bool:
+    """Name labels, and the centres of levels that no label shows.
+
+    Returns whether a name crosses the panel's left edge.
+    """
+    labelled = {region.name for region in regions}
+    alone = [point for point in points if point.name not in labelled]
+    if panel.content.plane == "sagittal":
+        return name_beside(axes, panel, regions + alone)
+    name_at_centre(axes, panel, regions, points)
+    return name_beside(axes, panel, alone)
+
+
+def _draw_cuts(axes: Axes, content: PreviewPlane, planes: Sequence[PreviewPlane]) -> None:
+    """Show where the other planes cut this one."""
+    if content.origin_mm is None:
+        return
+    view = _VIEWS[content.plane]
+    for other in planes:
+        cut = _VIEWS[other.plane]
+        draw = {view.columns: axes.axvline, view.rows: axes.axhline}.get(cut.normal)
+        if draw is not None:
+            draw(other.position_mm, color=cut.colour, linewidth=0.8, alpha=0.5, dashes=(6, 5))
+
+
+def _draw_letters(axes: Axes, panel: Panel, *, raised: bool) -> None:
+    """Write header and direction letters around a panel; the left one on top where names are."""
+    view = _VIEWS[panel.content.plane]
+    dx, dy = 1 / panel.width, 1 / panel.height
+    half = LETTER_STRIP / 2
+    for letter, at in (
+        (view.up, (0.5, 1 + half * dy)),
+        (view.down, (0.5, -half * dy)),
+        (view.left, (-half * dx, 1 + half * dy if raised else 0.5)),
+        (view.right, (1 + half * dx, 0.5)),
+    ):
+        write(axes, at, letter, 14, color=QUIET_COLOUR, family=LETTER_FONT)
+    header = f"{panel.content.plane}   {view.normal} = {panel.content.position_mm:.1f} mm"
+    above = 1 + (LETTER_STRIP + HEADER_STRIP / 2) * dy
+    write(axes, (0.5, above), header, 13, color=view.colour)
+
+
+def _draw_scale_bar(axes: Axes, panel: Panel) -> None:
+    """Draw a bar of 50 mm below a panel, or of less where that is wider than the panel."""
+    fitting = [mm for mm in _SCALE_BARS_MM if mm <= panel.content.size_mm[1]]
+    if not fitting:
+        return
+    end = fitting[0] / panel.content.size_mm[1]
+    y = -(LETTER_STRIP + SCALE_STRIP / 2) / panel.height
+    bar = Line2D([0, end], [y, y], linewidth=2, color=TEXT_COLOUR, solid_capstyle="butt")
+    bar.set(transform=axes.transAxes, clip_on=False)
+    axes.add_line(bar)
+    text_at = (end + 6 / panel.width, y)
+    write(axes, text_at, f"{fitting[0]} mm", 12, ha="left")
