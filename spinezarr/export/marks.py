@@ -60,10 +60,11 @@ def regions_of(content: PreviewPlane) -> Iterator[Mark]:
     """Yield the labels of a slice, background left out."""
     if content.label is None:
         return
+    names = {**content.structures, **NAME_OF_VALUE}
     for value in np.unique(content.label).tolist():
         if value != BACKGROUND:
             rows, columns = np.nonzero(content.label == value)
-            yield Mark(NAME_OF_VALUE.get(value, str(value)), rows, columns)
+            yield Mark(names.get(value, str(value)), rows, columns)
 
 
 def points_of(content: PreviewPlane) -> list[Mark]:

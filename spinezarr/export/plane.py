@@ -1,6 +1,7 @@
 """One slice of a scan, ready to be drawn."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import numpy as np
@@ -50,6 +51,8 @@ class PreviewPlane:
     """
     points: tuple[PreviewPoint, ...] = ()
     """Annotated centres, shown as dots; named where the label does not show their level."""
+    structures: Mapping[int, str] = field(default_factory=dict)
+    """Names of label values that are no vertebrae, where they are known."""
 
     def __post_init__(self) -> None:
         if self.image.ndim != 2 or not self.image.size:  # noqa: PLR2004

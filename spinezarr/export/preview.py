@@ -136,4 +136,7 @@ def _plane(
         position_mm=float(positions[flat][at_zyx[flat]]),
         origin_mm=(float(positions[rows][0]), float(positions[columns][0])),
         points=shown,
+        structures={
+            int(value): name.replace("_", " ") for value, name in scan.attributes.structures.items()
+        },
     )

@@ -7,7 +7,14 @@ import spinezarr
 from spinezarr.ingest.discover import discover
 from spinezarr.ingest.run import ingest
 from spinezarr.recipe import Recipe
-from spinezarr.testing import write_msr, write_verse_subjects
+from spinezarr.testing import (
+    NiftiForm,
+    PhantomSpec,
+    make_phantom,
+    write_msr,
+    write_nifti,
+    write_verse_subjects,
+)
 
 AXES = {"sagittal": (0, 1), "coronal": (0, 2), "axial": (1, 2)}
 """Axes of (z, y, x) that run up and across a panel."""
@@ -92,3 +99,20 @@ def test_a_scan_with_neither_mask_nor_centres_is_cut_in_its_middle(tmp_path):
     assert len(dots(labelled["sagittal"])) == 4, "the file leaves out L3 of five"
     names = [text.get_text() for text in labelled["sagittal"].texts]
     assert names.count("L2") == names.count("L3") == 1
+
+
+def test_structures_are_named_where_the_recipe_names_them(tmp_path):
+    phantom = make_phantom(PhantomSpec(shape_zyx=(40, 40, 40), spacing_zyx_mm=(4.0, 5.0, 5.0)))
+    label = phantom.label.copy()
+    label[5:35, 15:25, 2:12] = 30
+    write_nifti(tmp_path / "raw/a_ct.nii", phantom.image, phantom.affine_xyz, NiftiForm())
+    write_nifti(tmp_path / "raw/a_seg.nii", label, phantom.affine_xyz, NiftiForm(dtype="uint8"))
+    recipe = Recipe.of_pairs("{scan}_ct.nii", "{scan}_seg.nii", name="hips")
+    labels = recipe.labels.model_copy(update={"structures": {"30": "left_hip"}})
+    recipe = recipe.model_copy(update={"labels": labels})
+    ingest(recipe, discover(recipe, str(tmp_path / "raw")), str(tmp_path / "s.zarr"))
+    figure = spinezarr.open(tmp_path / "s.zarr").preview("a")
+    drawn = {text.get_text() for axes in figure.axes for text in axes.texts}
+    drawn |= {text.get_text() for text in figure.texts}
+    assert "left hip" in drawn
+    assert "30" not in drawn
