@@ -61,6 +61,8 @@ _NARROW: Final = {
 """What the cards' headings become on a terminal of 80 columns."""
 _NARROW_FIGURES: Final = {" detection rate (%)": " rate %", " volume (cm³)": " cm³", " (mm)": " mm"}
 """What the ends of figures' names become there."""
+_NOTED: Final = 3
+"""Figures named beside a note that more of them share."""
 
 
 class Format(StrEnum):
@@ -176,7 +178,9 @@ def _print_comparison(comparison: Comparison, output: Format) -> None:
         if line.note:
             notes.setdefault(line.note, []).append(figure)
     for note, noted in notes.items():
-        OUT.print(f"[bold]Note:[/] {escape(', '.join(noted))}: {escape(note)}", soft_wrap=True)
+        more = f" and {len(noted) - _NOTED} more" if len(noted) > _NOTED else ""
+        named = escape(f"{', '.join(noted[:_NOTED])}{more}")
+        OUT.print(f"[bold]Note:[/] {named}: {escape(note)}", soft_wrap=True)
     for text in comparison.doubts:
         OUT.print(f"[bold]Doubt:[/] {escape(text)}", soft_wrap=True)
     OUT.print(verdict_line(comparison))
