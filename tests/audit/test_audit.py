@@ -311,7 +311,7 @@ def test_a_scan_in_two_splits_is_an_error_of_both(alike, tmp_path):
         "c": [("same-patient", "error", None)],
         "d": [("same-patient", "error", None)],
     }
-    assert "test (planted, b)" in audit.findings[0].text
+    assert "split test: b of planted" in audit.findings[0].text
     assert audit.exit_code == 1
     assert short(store.audit(["b"]).findings) == [("same-image", "error", None)]
 
