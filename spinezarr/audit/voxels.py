@@ -182,14 +182,14 @@ def _bone_sample(
         return None
     name = max(vertebrae, key=lambda name: vertebrae[name].voxel_count)
     piece = vertebrae[name]
-    reach = np.maximum(2, np.rint(_AROUND_MM / np.array(scan.attributes.spacing_zyx_mm)))
-    box = _box_around(piece, reach.astype(int), label.shape_zyx)
+    reach_zyx = [max(2, round(_AROUND_MM / mm)) for mm in scan.attributes.spacing_zyx_mm]
+    box = _box_around(piece, np.array(reach_zyx) + 1, label.shape_zyx)
     image, labelled = np.empty(box.shape_zyx, scan.image.dtype), np.empty(box.shape_zyx, np.uint8)
     engine.read_into(scan.image, box, image)
     engine.read_into(label, box, labelled)
     inside = labelled == VALUE_OF_NAME[name]
     # Voxels at a border are of bone and not of bone.
-    around = _grown(inside, reach.astype(int).tolist()) & ~_grown(labelled > 0, (1, 1, 1))
+    around = _grown(inside, reach_zyx) & ~_grown(labelled > 0, (1, 1, 1))
     return BoneSample(
         vertebra=name,
         median_hu=float(np.median(image[inside])),
@@ -199,11 +199,11 @@ def _bone_sample(
     )
 
 
-def _box_around(piece: Piece, reach_zyx: npt.NDArray[np.int_], shape_zyx: ShapeZYX) -> Box:
+def _box_around(piece: Piece, margin_zyx: npt.NDArray[np.int_], shape_zyx: ShapeZYX) -> Box:
     """Return the box of a piece and its surroundings; of a large one that of its middle."""
     middle = np.array(piece.voxel_zyx)
-    start = np.maximum(piece.box.start_zyx - reach_zyx, middle - _MOST_VOXELS // 2)
-    stop = np.minimum(piece.box.stop_zyx + reach_zyx, middle + _MOST_VOXELS // 2)
+    start = np.maximum(piece.box.start_zyx - margin_zyx, middle - _MOST_VOXELS // 2)
+    stop = np.minimum(piece.box.stop_zyx + margin_zyx, middle + _MOST_VOXELS // 2)
     whole = Box((0, 0, 0), shape_zyx)
     return whole.intersect(Box(_index(start.tolist()), _index(stop.tolist()))) or whole
 
@@ -221,8 +221,8 @@ def _grown(mask: npt.NDArray[np.bool_], reach_zyx: Sequence[int]) -> npt.NDArray
         along = grown.swapaxes(0, axis)
         done = 0
         while done < reach:
-            # A run that has grown by n on each side may jump 2n + 1 without leaving a gap.
-            step = min(2 * done + 1, reach - done)
+            # What has grown by n may jump n + 1 without leaving a gap, at the borders too.
+            step = min(done + 1, reach - done)
             before = along.copy()
             along[step:] |= before[:-step]
             along[:-step] |= before[step:]
