@@ -32,7 +32,7 @@ __all__ = ["Batch", "PatchStream", "SpinezarrError", "Store", "__version__", "op
 
 
 def __getattr__(name: str) -> object:
-    """Import what is used when it is used: the command line starts without xarray and zarr."""
+    """Import what is used when it is used: ``import spinezarr`` loads neither xarray nor zarr."""
     if name in _HOMES:
         found: object = getattr(import_module(_HOMES[name]), name)
         return found

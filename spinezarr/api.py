@@ -65,8 +65,9 @@ class Store:
     def __repr__(self) -> str:
         table = self.table
         splits = ", ".join(f"{n} {name or 'in no split'}" for name, n in self.splits.items())
+        by_split = f" ({splits})" if splits else ""
         return (
-            f"<spinezarr.Store {self._reader.root.dataset}: {table.sizes['scan']} scans ({splits})>"
+            f"<spinezarr.Store {self._reader.root.dataset}: {table.sizes['scan']} scans{by_split}>"
         )
 
     def __reduce__(self) -> tuple[type["Store"], tuple[StoreReader]]:

@@ -40,11 +40,11 @@ def same_image(keys: Iterable[ScanKey]) -> Iterator[tuple[ScanKey, Finding]]:
             alike = [other for other in group if other != key]
             leaks = [other for other in alike if _leaks(key, other)]
             if leaks:
-                what = f"the image is also in split {_named(leaks)}"
+                what = f"the image is also in split {leaks[0].split}: {_named(leaks)}"
             elif any(other.dataset != key.dataset for other in alike):
                 what = f"the image is also in another dataset: {_named(alike)}"
             else:
-                what = f"the image is there twice: {_named(alike)}"
+                what = f"the image is there more than once: also {_named(alike)}"
             yield key, _finding("same-image", key, leaks or alike, what, error=bool(leaks))
 
 
@@ -54,7 +54,9 @@ def same_patient(keys: Iterable[ScanKey]) -> Iterator[tuple[ScanKey, Finding]]:
         for key in group:
             leaks = [other for other in group if _leaks(key, other)]
             if leaks:
-                what = f"patient {key.patient_id} is also in split {_named(leaks)}"
+                what = (
+                    f"patient {key.patient_id} is also in split {leaks[0].split}: {_named(leaks)}"
+                )
                 yield key, _finding("same-patient", key, leaks, what, error=True)
 
 
@@ -76,10 +78,8 @@ def _leaks(key: ScanKey, other: ScanKey) -> bool:
 
 
 def _named(others: list[ScanKey]) -> str:
-    first = others[0]
     more = f" and {len(others) - 1} more" if len(others) > 1 else ""
-    where = f"{first.split} " if first.split else ""
-    return f"{where}({first.dataset}, {first.scan_id}{more})"
+    return f"{others[0].scan_id} of {others[0].dataset}{more}"
 
 
 def _finding(rule: str, key: ScanKey, others: list[ScanKey], text: str, *, error: bool) -> Finding:

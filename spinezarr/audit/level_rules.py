@@ -13,6 +13,7 @@ import numpy as np
 from spinezarr.audit.finding import Finding, place_of_voxel
 from spinezarr.audit.levels import (
     NOT_SPACED,
+    WHOLE_CM3,
     Level,
     fragments,
     levels_between,
@@ -22,7 +23,14 @@ from spinezarr.audit.levels import (
 from spinezarr.store.attributes import ScanAttributes
 from spinezarr.store.audit_log import Severity
 
-__all__ = ["border_contact", "empty_mask", "label_order", "skipped_level", "small_vertebra"]
+__all__ = [
+    "border_contact",
+    "empty_mask",
+    "label_order",
+    "large_vertebra",
+    "skipped_level",
+    "small_vertebra",
+]
 
 _ROOM_STEPS: Final = 1.5
 """Labels this many usual steps apart have room for a vertebra between them.
@@ -45,6 +53,16 @@ _STRAY_STEPS: Final = 3
 
 _VARIANT: Final = ("T12",)
 """Levels that may truly be absent: 11 thoracic vertebrae, as in sub-verse544 and sub-verse642."""
+
+_LARGE: Final = 1.6
+"""Size against the neighbours from which a label may hold two vertebrae.
+
+No whole vertebra in the real masks of lidc-idri-0001, sub-verse004 and the TotalSegmentator example
+is above 1.2 times those near it, each as a share of VerSe's median of its level.
+"""
+
+_LEAST_NEIGHBOURS: Final = 2
+"""Whole vertebrae that tell how large another should be."""
 
 _LEAST_REVERSED: Final = 3
 """Vertebrae in reverse order that are more than a swapped pair."""
@@ -244,6 +262,41 @@ def _size_verdict(spine: _Spine, level: Level) -> tuple[str, Severity, str]:
     if level.at_end:
         return "fragment", "warning", "a fragment at the end of the volume"
     return "fragment", "error", "a fragment inside the volume"
+
+
+def large_vertebra(scan: ScanAttributes) -> Iterator[Finding]:
+    """Find vertebrae so much larger than their neighbours that the label may hold two."""
+    spine = _Spine.of(scan)
+    share = {
+        level.name: level.volume_cm3 / WHOLE_CM3[level.name][1]
+        for level in spine.placed
+        if level.name in WHOLE_CM3
+    }
+    uncut = [level.name for level in spine.placed if level.name in share and not level.faces]
+    for level in spine.placed:
+        others = [name for name in uncut if name != level.name]
+        if level.name not in share or len(others) < _LEAST_NEIGHBOURS:
+            continue
+        near = sorted(others, key=lambda name: _steps(name, level.name))[:_NEAR_PAIRS]
+        times = share[level.name] / float(np.median([share[name] for name in near]))
+        if times <= _LARGE:
+            continue
+        where = place_of_voxel(scan, level.centre_zyx)
+        yield Finding(
+            scan.scan_id,
+            "large-vertebra",
+            "warning",
+            f"{level.name} has {level.volume_cm3:.1f} cm3, {times:.1f} times as much as its "
+            "neighbours suggest: two vertebrae under one label?",
+            vertebra=level.name,
+            voxel_zyx=where.voxel_zyx,
+            position_mm=where.position_mm,
+            facts={
+                "volume_cm3": round(level.volume_cm3, 3),
+                "times_expected": round(times, 2),
+                "neighbours": near,
+            },
+        )
 
 
 _FACE_AT: Final[dict[str, tuple[int, int]]] = {

@@ -15,6 +15,7 @@ from spinezarr.audit.level_rules import (
     border_contact,
     empty_mask,
     label_order,
+    large_vertebra,
     skipped_level,
     small_vertebra,
 )
@@ -34,6 +35,7 @@ _FACT_RULES: Final[tuple[Callable[[ScanAttributes], Iterator[Finding]], ...]] = 
     skipped_level,
     label_order,
     small_vertebra,
+    large_vertebra,
     border_contact,
     centroid_outside,
     centroid_unmatched,
@@ -50,7 +52,7 @@ _VOXEL_RULES: Final[tuple[Callable[[ScanAttributes, VoxelFacts], Iterator[Findin
     mask_off_bone,
 )
 _SCANS_AT_ONCE: Final = 4
-"""Scans read at once, at most: each holds the chunks of one label.
+"""Scans read at once, at most: each holds the chunks of one label, or a vertebra in the image.
 
 More would wait for each other: cc3d keeps the GIL, reading and decoding free it.
 """

@@ -32,6 +32,16 @@ _BONE_MEDIAN_HU: Final = (0.0, 1000.0)
 87, 182 and 193 HU in the CT of TPTBox, TotalSegmentator and LIDC-IDRI that it was tried on.
 """
 
+_OFF_BONE_SHARE: Final = 0.65
+"""How often, at least, a voxel of bone is brighter than one of its surroundings.
+
+Of the vertebrae in the CT of TPTBox, LIDC-IDRI and TotalSegmentator that it was tried on, none is
+below 0.79; with the mask moved 18 mm to a side or mirrored front to back, the median is 0.5 to 0.6.
+"""
+
+_BESIDE_BONE_SHARE: Final = 0.72
+"""Below this the mask may be moved by less: the median is 0.57 to 0.70 at 9 mm to a side."""
+
 
 def several_pieces(scan: ScanAttributes, voxels: VoxelFacts) -> Iterator[Finding]:
     """Find vertebrae in several parts of some size.
@@ -147,17 +157,34 @@ def unknown_value(scan: ScanAttributes, voxels: VoxelFacts) -> Iterator[Finding]
 def mask_off_bone(scan: ScanAttributes, voxels: VoxelFacts) -> Iterator[Finding]:
     """Find scans whose image shows no bone under the mask: moved, mirrored or shifted in HU."""
     bone, (low, high) = voxels.bone, _BONE_MEDIAN_HU
-    if bone is None or low <= bone.median_hu <= high:
+    if bone is None:
+        return
+    share = bone.brighter_share
+    severity: Severity = "error"
+    if not low <= bone.median_hu <= high:
+        text = f"{bone.vertebra} has a median of {bone.median_hu:g} HU: the mask is not on this "
+        text += "image's bone, or the values are shifted"
+    elif share is not None and share < _BESIDE_BONE_SHARE:
+        text = f"a voxel of {bone.vertebra} is brighter than one around it in only {share:.0%} of "
+        if share < _OFF_BONE_SHARE:
+            text += "pairs: the mask is not on this image's bone"
+        else:
+            severity = "warning"
+            text += "pairs: the mask may lie beside the bone"
+    else:
         return
     where = place_of_voxel(scan, bone.voxel_zyx)
     yield Finding(
         scan.scan_id,
         "mask-off-bone",
-        "error",
-        f"{bone.vertebra} has a median of {bone.median_hu:g} HU: the mask is not on this image's "
-        "bone, or the values are shifted",
+        severity,
+        text,
         vertebra=bone.vertebra,
         voxel_zyx=where.voxel_zyx,
         position_mm=where.position_mm,
-        facts={"median_hu": bone.median_hu, "voxel_count": bone.voxel_count},
+        facts={
+            "median_hu": bone.median_hu,
+            "voxel_count": bone.voxel_count,
+            "brighter_share": share,
+        },
     )

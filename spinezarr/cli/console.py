@@ -4,6 +4,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, is_dataclass
+from pathlib import Path
 from typing import Final
 
 import typer
@@ -18,6 +19,7 @@ __all__ = [
     "OUT",
     "SHOWN",
     "errors_for_users",
+    "make_folder",
     "megabytes",
     "new_table",
     "print_capped",
@@ -55,6 +57,22 @@ def errors_for_users() -> Iterator[None]:
 def _fail(message: str, code: int) -> None:
     ERR.print(f"[bold red]Error:[/] {escape(message)}", soft_wrap=True)
     raise typer.Exit(code)
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder for output, or take one that is there.
+
+    Raises
+    ------
+    UsageError
+        If it, or one above it, is a file.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as problem:
+        raise UsageError(
+            f"{folder}: there is a file of this name, or above it. Give the name of a folder."
+        ) from problem
 
 
 def new_table(title: str, *columns: str, right: tuple[str, ...] = ()) -> Table:

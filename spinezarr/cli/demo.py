@@ -12,7 +12,15 @@ from rich.markup import escape
 from rich.progress import Progress, track
 
 import spinezarr
-from spinezarr.cli.console import ERR, OUT, errors_for_users, megabytes, new_table, print_heading
+from spinezarr.cli.console import (
+    ERR,
+    OUT,
+    errors_for_users,
+    make_folder,
+    megabytes,
+    new_table,
+    print_heading,
+)
 from spinezarr.cli.ingest import ProgressBar, print_report
 from spinezarr.cli.preview import write_previews
 from spinezarr.errors import UsageError
@@ -70,11 +78,12 @@ def demo(
 
 def _prepare(out: Path) -> None:
     """Empty the folder of an earlier demo; touch nothing else."""
-    if out.exists() and any(out.iterdir()):
+    make_folder(out)
+    if any(out.iterdir()):
         if not (out / _MARKER).exists():
             raise UsageError(f"{out}: is not empty, and no demo made it. Give --out NEW_FOLDER.")
         shutil.rmtree(out)
-    out.mkdir(parents=True, exist_ok=True)
+        make_folder(out)
     (out / _MARKER).touch()
 
 

@@ -64,6 +64,12 @@ def summarise(store: "spinezarr.Store") -> dict[str, Any]:
         "scans_by_vertebra": {
             name: row.scans for name, row in statistics.vertebrae.items() if row.scans
         },
+        "scans_by_annotated_centroid": {
+            name: row.annotated_centroids
+            for name, row in statistics.vertebrae.items()
+            if row.annotated_centroids
+        },
+        "scans_by_audit": dict(Counter(str(verdict) for verdict in table.audit.to_numpy())),
         "other_label_voxels": int(table.other_label_voxels.sum()),
     }
 
@@ -107,10 +113,23 @@ def _print(summary: dict[str, Any]) -> None:
         voxels = " x ".join(f"{n:g}" for n in summary["shape_zyx"][name])
         spacing = " x ".join(f"{n:.3g}" for n in summary["spacing_zyx_mm"][name])
         shapes.add_row(name, voxels, spacing)
-    OUT.print(Columns([scans, sizes, shapes], padding=(0, 3)))
-    vertebrae = "  ".join(
-        f"{name} [bold]{n}[/]" for name, n in summary["scans_by_vertebra"].items()
-    )
-    OUT.print(f"[bold]Scans that show each vertebra[/]\n{vertebrae or 'none'}")
+    tables = [scans, sizes, shapes] if summary["scans"] else [scans, sizes]
+    OUT.print(Columns(tables, padding=(0, 3)))
+    _print_counts("Scans that show each vertebra", summary["scans_by_vertebra"])
+    centroids = summary["scans_by_annotated_centroid"]
+    if centroids:
+        _print_counts("Scans that annotate the centre of each vertebra", centroids)
     if summary["other_label_voxels"]:
         OUT.print(f"{summary['other_label_voxels']} mask voxels lie outside the label scheme.")
+    audit = ", ".join(
+        f"{n} {verdict or 'not audited'}"
+        for verdict, n in sorted(summary["scans_by_audit"].items())
+    )
+    OUT.print(f"[bold]Audit[/]: {audit or 'no scans'}")
+
+
+def _print_counts(title: str, counts: dict[str, int]) -> None:
+    """Print numbers of scans by vertebra in columns, so that no pair is torn apart."""
+    OUT.print(f"[bold]{title}[/]")
+    pairs = [f"{name:>3} [bold]{n}[/]" for name, n in counts.items()]
+    OUT.print(Columns(pairs, padding=(0, 2)) if pairs else "none")

@@ -4,8 +4,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 
-from spinezarr.cli.console import OUT, errors_for_users
+from spinezarr.cli.console import OUT, errors_for_users, make_folder
 from spinezarr.errors import UsageError
 from spinezarr.resources import resource
 
@@ -13,7 +14,7 @@ __all__ = ["init"]
 
 
 def init(
-    path: Annotated[Path, typer.Argument(metavar="[FILE]", help="Where to write it.")] = Path(
+    path: Annotated[Path, typer.Argument(metavar="FILE", help="Where to write it.")] = Path(
         "catalog.yaml"
     ),
 ) -> None:
@@ -24,5 +25,6 @@ def init(
     with errors_for_users():
         if path.exists():
             raise UsageError(f"{path}: exists already; it is left as it is. Give another name.")
+        make_folder(path.parent)
         path.write_text(resource("catalog.yaml").read_text(encoding="utf-8"), encoding="utf-8")
-        OUT.print(f"Wrote {path}. Edit its paths, then: spinezarr ingest ctspine1k")
+        OUT.print(f"Wrote {escape(str(path))}. Edit its paths, then: spinezarr ingest ctspine1k")

@@ -4,11 +4,13 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 from rich.progress import track
 
 import spinezarr
-from spinezarr.cli.console import ERR, OUT, errors_for_users
+from spinezarr.cli.console import ERR, OUT, errors_for_users, make_folder
 from spinezarr.cli.options import CatalogFile, StoreUrl
+from spinezarr.errors import UnknownScanError
 
 __all__ = ["preview", "write_previews"]
 
@@ -24,19 +26,26 @@ def preview(
 ) -> None:
     """Draw a PNG a scan: sagittal, coronal and axial through the spine, vertebrae named.
 
+    Annotated centres are shown as dots.
+
     Example:  spinezarr preview demo/ctspine1k.zarr --out previews
     """
     with errors_for_users():
         written = write_previews(spinezarr.open(store, catalog=catalog), out, scan)
-        OUT.print(f"Wrote {len(written)} pictures to {out}.")
+        pictures = "picture" if len(written) == 1 else "pictures"
+        OUT.print(f"Wrote {len(written)} {pictures} to {escape(str(out))}.", soft_wrap=True)
 
 
 def write_previews(
     store: "spinezarr.Store", folder: Path, scans: list[str] | None = None
 ) -> list[Path]:
     """Write the preview of each scan to ``folder`` as ``<scan_id>.png``; return the paths."""
-    folder.mkdir(parents=True, exist_ok=True)
-    names = scans or [str(name) for name in store.table.scan.to_numpy()]
+    known = [str(name) for name in store.table.scan.to_numpy()]
+    names = known if scans is None else scans
+    unknown = sorted(set(names) - set(known))
+    if unknown:
+        raise UnknownScanError(f"{store.url}: has no scan {unknown[0]!r}.")
+    make_folder(folder)
     paths = []
     for name in track(names, "preview", console=ERR):
         path = folder / f"{name}.png"

@@ -1,6 +1,7 @@
 """``spinezarr stats``: a dataset's figures, beside those of its published card."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Final
@@ -11,7 +12,15 @@ from rich.markup import escape
 
 import spinezarr
 from spinezarr.card import Card
-from spinezarr.cli.console import ERR, OUT, SOME_FAILED, errors_for_users, new_table, print_heading
+from spinezarr.cli.console import (
+    ERR,
+    OUT,
+    SOME_FAILED,
+    errors_for_users,
+    make_folder,
+    new_table,
+    print_heading,
+)
 from spinezarr.cli.options import CatalogFile, StoreUrl
 from spinezarr.errors import CardError, UsageError
 from spinezarr.recipe import Recipe
@@ -30,7 +39,6 @@ from spinezarr.stats.documents import (
     summary_lines,
     verdict_line,
 )
-from spinezarr.stats.plots import draw_detection, draw_spacing, draw_volumes
 from spinezarr.stats.statistics import Statistics, compute_statistics, select_scans
 
 __all__ = ["stats"]
@@ -51,6 +59,10 @@ _NARROW: Final = {
     "Annotated Centres": "Centres",
 }
 """What the cards' headings become on a terminal of 80 columns."""
+_NARROW_FIGURES: Final = {" detection rate (%)": " rate %", " volume (cm³)": " cm³", " (mm)": " mm"}
+"""What the ends of figures' names become there."""
+_NOTED: Final = 3
+"""Figures named beside a note that more of them share."""
 
 
 class Format(StrEnum):
@@ -60,6 +72,18 @@ class Format(StrEnum):
     MARKDOWN = "markdown"
     JSON = "json"
     CSV = "csv"
+
+
+_STATISTICS_AS: Final[dict[Format, Callable[[Statistics], str]]] = {
+    Format.MARKDOWN: statistics_markdown,
+    Format.JSON: statistics_json,
+    Format.CSV: statistics_csv,
+}
+_COMPARISON_AS: Final[dict[Format, Callable[[Comparison], str]]] = {
+    Format.MARKDOWN: comparison_markdown,
+    Format.JSON: comparison_json,
+    Format.CSV: comparison_csv,
+}
 
 
 def stats(
@@ -98,6 +122,8 @@ def stats(
                 "--source."
             )
         opened = spinezarr.open(store, catalog=catalog)
+        if plots is not None:
+            make_folder(plots)
         table = select_scans(opened.table, split=split, source=source)
         found = compute_statistics(table)
         comparison = None if against is None else compare(found, _card(opened, against))
@@ -126,37 +152,44 @@ def _card(store: "spinezarr.Store", against: str) -> Card:
 
 
 def _print(statistics: Statistics, output: Format) -> None:
-    if output is Format.TABLE:
-        OUT.print(f"[bold]{escape(statistics.title)}[/]")
-        for line in summary_lines(statistics):
-            OUT.print(f"{line}.", soft_wrap=True)
-        for sheet in statistics_sheets(statistics):
-            _print_sheet(sheet)
+    if output is not Format.TABLE:
+        typer.echo(_STATISTICS_AS[output](statistics), nl=False)
         return
-    documents: dict[Format, Callable[[Statistics], str]] = {
-        Format.MARKDOWN: statistics_markdown,
-        Format.JSON: statistics_json,
-        Format.CSV: statistics_csv,
-    }
-    typer.echo(documents[output](statistics), nl=False)
+    print_heading(statistics.title)
+    for line in summary_lines(statistics):
+        OUT.print(f"{line}.", soft_wrap=True)
+    for sheet in statistics_sheets(statistics):
+        _print_sheet(sheet)
 
 
 def _print_comparison(comparison: Comparison, output: Format) -> None:
-    if output is Format.TABLE:
-        print_heading(f"{comparison.title}: this store and the card")
-        OUT.print(escape(comparison.source), soft_wrap=True)
-        styles = [_VERDICT_STYLES[line.verdict] for line in comparison.lines]
-        _print_sheet(comparison_sheet(comparison), styles)
-        for text in comparison.doubts:
-            OUT.print(f"[bold]Doubt:[/] {escape(text)}", soft_wrap=True)
-        OUT.print(verdict_line(comparison))
+    if output is not Format.TABLE:
+        typer.echo(_COMPARISON_AS[output](comparison), nl=False)
         return
-    documents: dict[Format, Callable[[Comparison], str]] = {
-        Format.MARKDOWN: comparison_markdown,
-        Format.JSON: comparison_json,
-        Format.CSV: comparison_csv,
-    }
-    typer.echo(documents[output](comparison), nl=False)
+    print_heading(f"{comparison.title}: this store and the card")
+    OUT.print(escape(comparison.source), soft_wrap=True)
+    sheet = comparison_sheet(comparison)
+    figures = [_narrow_figure(row[0]) for row in sheet.rows]
+    rows = tuple((figure, *row[1:-1]) for figure, row in zip(figures, sheet.rows, strict=True))
+    styles = [_VERDICT_STYLES[line.verdict] for line in comparison.lines]
+    _print_sheet(replace(sheet, columns=sheet.columns[:-1], rows=rows), styles)
+    notes: dict[str, list[str]] = {}
+    for figure, line in zip(figures, comparison.lines, strict=True):
+        if line.note:
+            notes.setdefault(line.note, []).append(figure)
+    for note, noted in notes.items():
+        more = f" and {len(noted) - _NOTED} more" if len(noted) > _NOTED else ""
+        named = escape(f"{', '.join(noted[:_NOTED])}{more}")
+        OUT.print(f"[bold]Note:[/] {named}: {escape(note)}", soft_wrap=True)
+    for text in comparison.doubts:
+        OUT.print(f"[bold]Doubt:[/] {escape(text)}", soft_wrap=True)
+    OUT.print(verdict_line(comparison))
+
+
+def _narrow_figure(title: str) -> str:
+    for end, short in _NARROW_FIGURES.items():
+        title = title.replace(end, short)
+    return title
 
 
 def _print_sheet(sheet: Sheet, styles: list[str] | None = None) -> None:
@@ -169,12 +202,18 @@ def _print_sheet(sheet: Sheet, styles: list[str] | None = None) -> None:
 
 
 def _draw(table: xr.Dataset, statistics: Statistics, folder: Path) -> None:
+    # matplotlib takes long to import, and most who ask for figures want no plots.
+    from spinezarr.stats.plots import (  # noqa: PLC0415
+        draw_detection,
+        draw_spacing,
+        draw_volumes,
+    )
+
     figures = {
         "detection.png": draw_detection(statistics),
         "volumes.png": draw_volumes(table),
         "spacing.png": draw_spacing(table),
     }
-    folder.mkdir(parents=True, exist_ok=True)
     for name, figure in figures.items():
         figure.savefig(folder / name)
     ERR.print(f"Wrote {', '.join(figures)} to {escape(str(folder))}.", soft_wrap=True)

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from spinezarr.card import STATISTICS, FigureKey
 from spinezarr.stats.compare import Comparison, Line
-from spinezarr.stats.statistics import Spread, Statistics, VertebraStatistics
+from spinezarr.stats.statistics import Spread, Statistics
 
 __all__ = [
     "Sheet",
@@ -50,11 +50,13 @@ def summary_lines(statistics: Statistics) -> list[str]:
     """Say in a few sentences what was counted, and of what the rates are shares."""
     found = statistics
     without = found.scans - found.scans_with_mask
+    rates = f"Detection rates are shares of all {found.scans:,} scans"
+    if without:
+        rates += f", {without:,} of them without a mask"
     return [
         f"Number of scans: {found.scans:,}, of {found.patients:,} patients",
         f"Number of slices of all data: {found.slices:,}",
-        f"Detection rates are shares of all {found.scans:,} scans"
-        + (f", {without:,} of which have no mask" if without else ""),
+        rates if found.scans_with_mask else "No scan has a mask",
         "Spacing and size are in the order of the source files' axes",
     ]
 
@@ -208,28 +210,27 @@ def _counts(title: str, column: str, counts: dict[str, int], unnamed: str) -> Sh
 
 
 def _vertebra_sheet(statistics: Statistics) -> Sheet:
-    volumes = tuple(f"{name.capitalize()} Volume (cm³)" for name in STATISTICS)
-    columns = ("Label", "Anatomy Structure", "Detection Count", "Detection Rate", *volumes)
-    centroids = any(row.annotated_centroids for row in statistics.vertebrae.values())
-    if centroids:
-        columns += ("Annotated Centres",)
-    rows = tuple(
-        _vertebra_row(name, row)[: len(columns)] for name, row in statistics.vertebrae.items()
-    )
+    """One row a vertebra; without masks, or without centroid files, their columns are left out."""
+    rows = statistics.vertebrae
+    columns: dict[str, list[str]] = {
+        "Label": [_NOTHING if row.value is None else str(row.value) for row in rows.values()],
+        "Anatomy Structure": list(rows),
+    }
+    if statistics.scans_with_mask:
+        columns["Detection Count"] = [str(row.scans) for row in rows.values()]
+        columns["Detection Rate"] = [f"{row.detection_percent:.2f}%" for row in rows.values()]
+        for name in STATISTICS:
+            columns[f"{name.capitalize()} Volume (cm³)"] = [
+                _NOTHING if row.volume_cm3 is None else f"{getattr(row.volume_cm3, name):.2f}"
+                for row in rows.values()
+            ]
+    if any(row.annotated_centroids for row in rows.values()):
+        columns["Annotated Centres"] = [str(row.annotated_centroids) for row in rows.values()]
     return Sheet(
-        "Label Information Statistics", columns, rows, frozenset(columns) - {"Anatomy Structure"}
-    )
-
-
-def _vertebra_row(name: str, row: VertebraStatistics) -> tuple[str, ...]:
-    spread = row.volume_cm3
-    return (
-        _NOTHING if row.value is None else str(row.value),
-        name,
-        str(row.scans),
-        f"{row.detection_percent:.2f}%",
-        *(_NOTHING if spread is None else f"{getattr(spread, s):.2f}" for s in STATISTICS),
-        str(row.annotated_centroids),
+        "Label Information Statistics",
+        tuple(columns),
+        tuple(zip(*columns.values(), strict=True)),
+        frozenset(columns) - {"Anatomy Structure"},
     )
 
 

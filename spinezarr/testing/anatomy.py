@@ -219,8 +219,10 @@ def _half_arch(size: VertebraSize, side: int) -> list[Solid]:
     post = size.canal_u + size.pedicle_u
     back = middle - size.canal_v - 1.5
     thick = 1.6 + size.pedicle_w / 4
+    # A cervical canal is wider than the body: its pedicles start at the body and go outward.
+    root = min(post, 0.4 * size.width + size.pedicle_u)
     pedicle = Capsule(
-        (side * post, -0.3 * size.depth, 0.17 * height),
+        (side * root, -0.3 * size.depth, 0.17 * height),
         (side * post, middle - 0.35 * size.canal_v, 0.13 * height),
         (size.pedicle_u, size.pedicle_u + 1, size.pedicle_w),
         canal,

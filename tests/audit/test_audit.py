@@ -2,21 +2,25 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
 import xarray as xr
 import zarr
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
 
 import spinezarr
 from spinezarr.audit.across import keys_of
 from spinezarr.audit.run import audit_across
-from spinezarr.audit.voxels import read_voxel_facts
+from spinezarr.audit.voxels import _grown, read_voxel_facts
 from spinezarr.errors import CorruptStoreError, ReadOnlyStoreError, UnknownScanError
 from spinezarr.ingest.discover import discover
 from spinezarr.ingest.run import ingest
 from spinezarr.recipe import Recipe
 from spinezarr.store.audit_log import AUDIT_FILE
-from spinezarr.store.layout import CHUNK_SHAPE_ZYX, chunk_grid
+from spinezarr.store.layout import CHUNK_SHAPE_ZYX
 from spinezarr.testing import NiftiForm, PhantomSpec, make_phantom, write_nifti
 from spinezarr.testing.phantom import connected_part
 from spinezarr.vertebrae import NAME_OF_VALUE, VALUE_OF_NAME
@@ -26,6 +30,7 @@ SPEC = PhantomSpec(
     shape_zyx=(48, 48, 48), spacing_zyx_mm=(4.5, 4.2, 4.2), levels=LEVELS, cut_share=0
 )
 RECIPE = Recipe.of_pairs("{scan}_ct.nii", "{scan}_seg.nii", name="planted")
+REAL = Path(__file__).parents[3] / "shared/data/real"
 T11, T12, L1 = (VALUE_OF_NAME[name] for name in ("T11", "T12", "L1"))
 
 
@@ -104,7 +109,16 @@ def unknown_value(image, label):
 
 
 def moved_mask(image, label):
-    label[:] = np.roll(label, 16, axis=1)
+    label[:] = np.roll(label, 8, axis=2)
+    return ("mask-off-bone", "error", None), None
+
+
+def mask_beside_bone(image, label):
+    label[:] = np.roll(label, 4, axis=2)
+    return ("mask-off-bone", "warning", None), None
+
+
+def mask_in_air(image, label):
     image[label > 0] = -800
     return ("mask-off-bone", "error", None), None
 
@@ -136,6 +150,8 @@ DEFECTS = {
         fragment,
         unknown_value,
         moved_mask,
+        mask_beside_bone,
+        mask_in_air,
         picture,
         no_vertebra,
     )
@@ -261,23 +277,86 @@ def test_pieces_are_counted_once_over_all_chunks(tmp_path):
         assert counts == sorted(counts, reverse=True)
 
 
-def test_bone_is_looked_at_where_most_of_a_vertebra_is(planted):
+def bone_by_numpy(image, label, spacing_zyx, reach_mm=6.0):
+    """Vertebra, median, voxels and share of brighter pairs, over the whole volume at once."""
+    values = [value for value in np.unique(label).tolist() if value in NAME_OF_VALUE]
+    value = max(values, key=lambda value: (label == value).sum())
+    inside = label == value
+    steps = [max(2, round(reach_mm / mm)) for mm in spacing_zyx]
+    near, beside = np.zeros_like(inside), np.zeros_like(inside)
+    for z, y, x in np.argwhere(inside).tolist():
+        near[
+            tuple(slice(max(0, i - n), i + n + 1) for i, n in zip((z, y, x), steps, strict=True))
+        ] = True
+    for z, y, x in np.argwhere(label > 0).tolist():
+        beside[tuple(slice(max(0, i - 1), i + 2) for i in (z, y, x))] = True
+    hu, around = (image[where].astype(float) for where in (inside, near & ~beside))
+    pairs = (hu[:, None] > around).mean() + (hu[:, None] == around).mean() / 2
+    return NAME_OF_VALUE[value], np.median(hu), inside.sum(), pairs
+
+
+def test_bone_is_compared_with_what_lies_around_it(planted):
     store, expected = planted
     reader = store._reader
-    for name in ("clean", "split"):
-        label = expected[name][2]
+    for name in ("clean", "split", "moved_mask", "mask_beside_bone"):
+        scan = store.scan(name)
+        image, label = scan.image.to_numpy(), expected[name][2]
         found = read_voxel_facts(store._engine, reader.scan(name), reader.label_chunks(name)).bone
-        chunks = [
-            tuple(slice(i * n, (i + 1) * n) for i, n in zip(at, CHUNK_SHAPE_ZYX, strict=True))
-            for at in np.ndindex(chunk_grid(label.shape))
-        ]
-        most = max((label[at] == v).sum() for at in chunks for v in NAME_OF_VALUE)
-        assert found.voxel_count == most
-        image = store.scan(name).image.to_numpy()
-        value = VALUE_OF_NAME[found.vertebra]
-        inside = [image[at][label[at] == value] for at in chunks]
-        assert found.median_hu in [np.median(hu) for hu in inside if hu.size]
-        assert label[found.voxel_zyx] == VALUE_OF_NAME[found.vertebra]
+        vertebra, median, count, share = bone_by_numpy(image, label, scan.attrs["spacing_zyx_mm"])
+        assert (found.vertebra, found.median_hu, found.voxel_count) == (vertebra, median, count)
+        assert found.brighter_share == pytest.approx(share)
+        assert label[found.voxel_zyx] == VALUE_OF_NAME[vertebra]
+
+
+def test_of_a_large_label_the_middle_is_looked_at_and_sacrum_is_no_sample(tmp_path):
+    label = np.zeros((4, 300, 260), np.uint8)
+    label[:1] = 20
+    label[1:] = 26
+    image = np.where(label == 20, 500, 40).astype(np.int16)
+    write_scan(tmp_path, "a", image, label, np.eye(4))
+    store = ingest_all(tmp_path, tmp_path / "a.zarr")
+    reader = store._reader
+    bone = read_voxel_facts(store._engine, reader.scan("a"), reader.label_chunks("a")).bone
+    assert (bone.vertebra, bone.median_hu, bone.brighter_share) == ("L1", 500, None)
+    assert bone.voxel_count == 192 * 192
+
+
+@given(st.data())
+def test_growing_is_a_box_around_each_voxel(data):
+    shape = data.draw(st.tuples(*[st.integers(1, 9)] * 3))
+    reach = data.draw(st.tuples(*[st.integers(0, 9)] * 3))
+    mask = data.draw(hnp.arrays(bool, shape))
+    expected = np.zeros(shape, bool)
+    for at in np.argwhere(mask).tolist():
+        expected[tuple(slice(max(0, i - n), i + n + 1) for i, n in zip(at, reach, strict=True))] = (
+            True
+        )
+    np.testing.assert_array_equal(_grown(mask, reach), expected)
+
+
+REAL_PAIRS = {
+    "tptbox": ("tptbox/sub-ct_label-22_ct.nii.gz", "tptbox/sub-ct_seg-vert_label-22_msk.nii.gz"),
+    "totalseg": ("totalsegmentator/example_ct.nii.gz", "totalsegmentator/example_seg.nii.gz"),
+}
+REAL_PAIRS = {name: pair for name, pair in REAL_PAIRS.items() if (REAL / pair[0]).exists()}
+
+
+class TestRealBone:
+    """There only where the real files are."""
+
+    __test__ = bool(REAL_PAIRS)
+
+    @pytest.mark.parametrize("name", REAL_PAIRS)
+    def test_a_mask_is_told_from_a_mirrored_one(self, name, tmp_path):
+        image, label = (nib.as_closest_canonical(nib.load(REAL / p)) for p in REAL_PAIRS[name])
+        voxels = [np.asarray(v.dataobj).transpose(2, 1, 0) for v in (image, label)]
+        image_zyx, label_zyx = voxels[0].astype(np.int16), voxels[1].astype(np.uint8)
+        write_scan(tmp_path, "as_it_is", image_zyx, label_zyx, image.affine)
+        write_scan(tmp_path, "mirrored", image_zyx, label_zyx[:, ::-1], image.affine)
+        found = ingest_all(tmp_path, tmp_path / "a.zarr").audit().by_scan()
+        rules = {scan: [(f.rule, f.severity) for f in fs] for scan, fs in found.items()}
+        assert "mask-off-bone" not in dict(rules["as_it_is"])
+        assert ("mask-off-bone", "error") in rules["mirrored"]
 
 
 # Several scans
@@ -311,7 +390,7 @@ def test_a_scan_in_two_splits_is_an_error_of_both(alike, tmp_path):
         "c": [("same-patient", "error", None)],
         "d": [("same-patient", "error", None)],
     }
-    assert "test (planted, b)" in audit.findings[0].text
+    assert "split test: b of planted" in audit.findings[0].text
     assert audit.exit_code == 1
     assert short(store.audit(["b"]).findings) == [("same-image", "error", None)]
 

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from spinezarr.audit.across import ScanKey, same_image, same_patient
+from spinezarr.audit.levels import levels_of
 from spinezarr.audit.run import _FACT_RULES
 from spinezarr.audit.voxel_rules import several_pieces, stray_voxels
 from spinezarr.audit.voxels import Piece, VoxelFacts, connected_pieces
@@ -318,6 +319,25 @@ def test_the_lower_end_is_inferior():
 def test_an_incomplete_vertebra_inside_the_volume_is_a_warning():
     finding = only(scan_of(shrink(blocks(), "T10", 150)))
     assert short([finding]) == [("small-vertebra", "warning", "T10")]
+
+
+@pytest.mark.parametrize("upper", SPINE[1:-2])
+def test_two_vertebrae_under_one_label_are_a_warning(upper):
+    lower = SPINE[SPINE.index(upper) + 1]
+    label = blocks()
+    label[label == VALUE_OF_NAME[lower]] = VALUE_OF_NAME[upper]
+    large = [f for f in findings_of(scan_of(label)) if f.rule == "large-vertebra"]
+    assert short(large) == [("large-vertebra", "warning", upper)]
+    assert 1.6 < large[0].facts["times_expected"] < 2.6
+    assert len(large[0].facts["neighbours"]) == 4
+
+
+def test_a_large_vertebra_needs_whole_neighbours_to_be_one():
+    label = blocks(("T11", "T12", "L1", "L2"))
+    label[label == VALUE_OF_NAME["T12"]] = VALUE_OF_NAME["T11"]
+    assert ("large-vertebra", "warning", "T11") in found(scan_of(label))
+    cut = label[np.argwhere(label)[:, 0].min() :]
+    assert "large-vertebra" not in {rule for rule, *_ in found(scan_of(cut))}
 
 
 def test_a_small_patient_is_no_defect():
@@ -630,6 +650,19 @@ class TestRealMasks:
             new = [f for f in findings if (f.rule, f.severity, f.vertebra) not in known]
             assert short(new) == [("skipped-level", "error", name)]
             assert "unlabelled" in new[0].text
+
+    def test_two_under_one_label_are_found(self, real):
+        _, scan = real
+        whole = [level.name for level in levels_of(scan) if not level.faces]
+        for upper, lower in pairwise(whole if len(whole) > 3 else []):
+            both = [scan.vertebrae[name] for name in (upper, lower)]
+            count = sum(record.voxel_count for record in both)
+            merged = both[0].model_copy(update={"voxel_count": count})
+            one = {upper: merged, lower: None}
+            vertebrae = {n: one.get(n, record) for n, record in scan.vertebrae.items()}
+            vertebrae = {n: record for n, record in vertebrae.items() if record is not None}
+            findings = findings_of(scan.model_copy(update={"vertebrae": vertebrae}))
+            assert [f.vertebra for f in findings if f.rule == "large-vertebra"] == [upper]
 
     def test_swapped_neighbours_are_found(self, real):
         _, scan = real

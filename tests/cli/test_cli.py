@@ -1,6 +1,7 @@
 import json
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,14 @@ from typer.testing import CliRunner
 import spinezarr
 from spinezarr.catalog import CATALOG_VARIABLE
 from spinezarr.cli.main import app
-from spinezarr.testing import NiftiForm, PhantomSpec, make_phantom, write_ctspine1k, write_nifti
+from spinezarr.testing import (
+    NiftiForm,
+    PhantomSpec,
+    make_phantom,
+    write_ctspine1k,
+    write_msr,
+    write_nifti,
+)
 
 COMMANDS = ["ingest", "info", "stats", "preview", "init", "demo"]
 
@@ -132,6 +140,24 @@ def test_wrong_usage_ends_with_2_and_a_message(words, message, tmp_path, monkeyp
     assert message in " ".join(run(*words, code=2).stderr.split())
 
 
+@pytest.mark.parametrize(
+    "words",
+    [["preview", "{url}", "--out"], ["demo", "--out"], ["init"]],
+    ids=lambda words: words[0],
+)
+def test_a_file_where_a_folder_should_be_is_wrong_usage(words, ctspine1k_url, tmp_path):
+    (tmp_path / "file").write_text("precious")
+    place = tmp_path / "file" / "catalog.yaml" if words == ["init"] else tmp_path / "file"
+    stderr = run(*(word.format(url=ctspine1k_url) for word in words), place, code=2).stderr
+    assert "Give the name of a folder" in " ".join(stderr.split())
+    assert (tmp_path / "file").read_text() == "precious"
+
+
+def test_init_makes_the_folder_of_the_catalog(tmp_path):
+    run("init", tmp_path / "new" / "mine.yaml")
+    assert (tmp_path / "new" / "mine.yaml").is_file()
+
+
 def test_an_existing_folder_is_not_taken_for_a_store(pairs, tmp_path):
     out = tmp_path / "mine"
     out.mkdir()
@@ -204,6 +230,27 @@ def test_info_shows_splits_sizes_and_vertebrae(ctspine1k_url):
     assert summary["stored_bytes"] < summary["uncompressed_bytes"]
 
 
+def test_info_tears_no_count_from_its_vertebra_and_says_what_was_audited(ctspine1k_url):
+    output = run("info", ctspine1k_url).output
+    counts = json.loads(run("info", ctspine1k_url, "--json").stdout)["scans_by_vertebra"]
+    for name, scans in counts.items():
+        assert f" {name} {scans} " in output.replace("\n", " \n")
+    assert "Audit: 6 not audited" in output
+    assert "annotate the centre" not in output
+
+
+def test_info_counts_annotated_centres(tmp_path):
+    written = write_msr(tmp_path / "raw")
+    run("ingest", "msr", "--raw", tmp_path / "raw", "--out", tmp_path / "a.zarr")
+    run("audit", tmp_path / "a.zarr")
+    output = run("info", tmp_path / "a.zarr").output
+    assert "Scans that annotate the centre of each vertebra\n" in output
+    found = json.loads(run("info", tmp_path / "a.zarr", "--json").stdout)
+    expected = Counter(name for scan in written for name in scan.centres_mm)
+    assert found["scans_by_annotated_centroid"] == expected
+    assert found["scans_by_audit"] == {"info": 1, "warning": 3}
+
+
 def test_preview_writes_a_picture_a_scan(ctspine1k_url, tmp_path):
     run("preview", ctspine1k_url, "--out", tmp_path / "all")
     assert len(list((tmp_path / "all").glob("*.png"))) == 6
@@ -211,8 +258,9 @@ def test_preview_writes_a_picture_a_scan(ctspine1k_url, tmp_path):
     (picture,) = (tmp_path / "one").iterdir()
     assert picture.name == "liver_0.png"
     assert picture.read_bytes().startswith(b"\x89PNG")
-    missing = run("preview", ctspine1k_url, "--out", tmp_path, "--scan", "nobody", code=2)
+    missing = run("preview", ctspine1k_url, "--out", tmp_path / "no", "--scan", "nobody", code=2)
     assert "'nobody'" in missing.stderr
+    assert not (tmp_path / "no").exists()
 
 
 def test_preview_of_a_damaged_store_ends_with_1(pairs, tmp_path):

@@ -70,6 +70,13 @@ def test_each_format_is_one_document(ctspine1k_url, store, tmp_path):
     assert "| Dataset Statistics | spacing (mm)" in as_markdown
 
 
+def test_a_file_where_plots_should_lie_is_wrong_usage(ctspine1k_url, tmp_path):
+    (tmp_path / "plots").write_text("mine")
+    result = run(ctspine1k_url, "--plots", tmp_path / "plots" / "new", code=2)
+    assert "Give the name of a folder" in result.stderr
+    assert not result.stdout
+
+
 def test_filters_count_and_draw_a_part(ctspine1k_url, tmp_path):
     words = [ctspine1k_url, "--split", "train", "--source", "COLONOG", "--format", "json"]
     assert json.loads(run(*words).stdout)["scans"] == 1
@@ -90,7 +97,8 @@ def test_the_demo_is_not_a_whole_ctspine1k(ctspine1k_url):
     result = run(ctspine1k_url, "--against", "card", code=1)
     assert "123 figures: differs" in result.output
     assert "printed as" in result.output
-    assert "Min Volume" in result.output
+    assert "Note: C1 max cm³, C2 max cm³, C3 max cm³ and 22 more: printed as min\n" in result.output
+    assert "│ median spacing k mm │ " in result.output, "no name is torn apart"
     lines = json.loads(run(ctspine1k_url, "--against", "card", "--format", "json", code=1).stdout)
     split = next(line for line in lines["lines"] if line["name"] == "train")
     assert (split["here"], split["card"], split["difference"]) == (3, 610, -607)
@@ -126,5 +134,5 @@ def test_a_dataset_without_a_card_says_so(tmp_path):
     stderr = " ".join(run(out, "--against", "card", code=2).stderr.split())
     assert "no published card" in stderr
     assert "--against FILE.card.yaml" in stderr
-    assert "1 of which have no mask" in run(out).stdout
+    assert "No scan has a mask" in run(out).stdout
     assert spinezarr.open(out).stats().scans_with_mask == 0

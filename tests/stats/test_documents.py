@@ -91,10 +91,11 @@ def test_markdown_reads_back_as_the_same_figures_rounded(table_of, made):
     found = compute_statistics(table_of(made))
     text = statistics_markdown(found)
     assert f"Number of slices of all data: {found.slices:,}." in text
-    assert f"of all {found.scans:,} scans" in text
-    assert (f"{found.scans - found.scans_with_mask} of which have no mask" in text) == (
-        found.scans > found.scans_with_mask
-    )
+    masked = found.scans_with_mask
+    assert (f"of all {found.scans:,} scans" in text) == (masked > 0)
+    assert ("No scan has a mask" in text) == (masked == 0)
+    without = f"{found.scans - masked} of them without a mask"
+    assert (without in text) == (found.scans > masked > 0)
     tables = {heading: (columns, body) for heading, columns, body in markdown_tables(text)}
     for heading, unnamed, counts in (
         ("Scans by split", "(no split)", found.scans_by_split),
@@ -113,19 +114,24 @@ def test_markdown_reads_back_as_the_same_figures_rounded(table_of, made):
     assert [row[1] for row in body] == list(found.vertebrae)
     for row, vertebra in zip(body, found.vertebrae.values(), strict=True):
         volume = vertebra.volume_cm3
-        expected = [
-            vertebra.value,
-            vertebra.scans,
-            round(vertebra.detection_percent, 2),
-            *(
-                None if volume is None else round(getattr(volume, s), 2)
+        measured = {
+            "Label": vertebra.value,
+            "Detection Count": vertebra.scans,
+            "Detection Rate": round(vertebra.detection_percent, 2),
+            **{
+                f"{s.capitalize()} Volume (cm³)": volume and round(getattr(volume, s), 2)
                 for s in ("min", "median", "max")
-            ),
-        ]
-        assert [number(cell) for at, cell in enumerate(row) if at != 1][:6] == expected
-        if "Annotated Centres" in columns:
-            assert int(row[7]) == vertebra.annotated_centroids
-    assert ("Annotated Centres" in columns) == any(row.get("centroids") for row in made)
+            },
+            "Annotated Centres": vertebra.annotated_centroids,
+        }
+        cells = dict(zip(columns, row, strict=True))
+        del cells["Anatomy Structure"]
+        assert {name: number(cell) for name, cell in cells.items()} == {
+            name: measured[name] for name in cells
+        }
+    if body:
+        assert ("Annotated Centres" in columns) == any(row.get("centroids") for row in made)
+        assert ("Detection Count" in columns) == ("Max Volume (cm³)" in columns) == (masked > 0)
 
 
 @given(made=made_tables)

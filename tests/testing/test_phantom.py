@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spinezarr.errors import UsageError
-from spinezarr.testing import PhantomSpec, make_phantom
+from spinezarr.testing import PhantomSpec, make_phantom, usual_levels
+from spinezarr.testing.anatomy import size_of
 from spinezarr.vertebrae import ANATOMICAL_ORDER, VALUE_OF_NAME
 
 SMALL = PhantomSpec(shape_zyx=(64, 60, 56), spacing_zyx_mm=(5.0, 4.0, 4.0))
@@ -244,3 +245,18 @@ def test_noise_is_correlated_in_plane_and_can_be_turned_off():
 def test_bad_specs_are_refused_with_a_reason(change, message):
     with pytest.raises(UsageError, match=message):
         PhantomSpec(**change)
+
+
+@pytest.mark.parametrize(
+    ("levels", "height"),
+    [
+        (usual_levels("C1", "C7"), 80),
+        (usual_levels("T1", "T12"), 170),
+        (usual_levels("L1", "L5"), 120),
+    ],
+)
+def test_every_whole_vertebra_has_its_arch(levels, height):
+    phantom = make_phantom(PhantomSpec(5, (height, 75, 75), (2.0, 2.0, 2.0), levels, cut_share=0))
+    for name in levels:
+        y = np.nonzero(phantom.label == VALUE_OF_NAME[name])[1]
+        assert 2.0 * np.ptp(y) > 2 * size_of(name).depth, f"{name} is a body alone"
