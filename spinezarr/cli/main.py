@@ -1,5 +1,7 @@
 """``spinezarr``: every command, and what they share."""
 
+import io
+import sys
 from importlib.metadata import version
 from typing import Annotated
 
@@ -44,5 +46,8 @@ def _options(
 
 
 def main() -> None:
-    """Run the command line."""
+    """Run the command line; what the terminal's encoding lacks is shown as a question mark."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     app()

@@ -21,6 +21,7 @@ from spinezarr.testing.ctspinopelvic1k import (
     write_ctspinopelvic1k,
 )
 from spinezarr.testing.dicom import DICOM_TRANSFER_SYNTAXES, DicomForm, write_dicom_series
+from spinezarr.testing.form import DTYPES
 from spinezarr.testing.metaimage import MetaImageForm, write_metaimage
 from spinezarr.testing.metaimage_attack import (
     plant_absolute_data_file,
@@ -29,7 +30,7 @@ from spinezarr.testing.metaimage_attack import (
     plant_linked_data_file,
 )
 from spinezarr.testing.msr import MSR_SCANS, MsrPlan, write_msr, write_msr_nifti
-from spinezarr.testing.nifti import DTYPES, NiftiForm, write_nifti
+from spinezarr.testing.nifti import NiftiForm, write_nifti
 from spinezarr.testing.orientation import all_axcodes
 from spinezarr.testing.phantom import Phantom, PhantomSpec, make_phantom, usual_levels
 from spinezarr.testing.rsna import RSNA_SCANS, RsnaPlan, write_rsna

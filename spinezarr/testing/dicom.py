@@ -13,6 +13,7 @@ import hashlib
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
@@ -132,8 +133,13 @@ def write_dicom_series(
     Raises
     ------
     UsageError
-        If a value cannot be stored in that form, or the axes are not at right angles.
+        If a value cannot be stored in that form, the axes are not at right angles, or pydicom and
+        gdcm are not installed.
     """
+    if any(find_spec(module) is None for module in ("pydicom", "gdcm")):
+        raise UsageError(
+            f"{folder}: writing DICOM needs pydicom and gdcm: pip install 'spinezarr[dicom]'"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     stored = _stored(array_ijk, form)
     series = _Series(2, _study(array_ijk, affine_ijk, form), _Geometry.of(affine_ijk, form), form)

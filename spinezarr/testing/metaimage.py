@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from spinezarr.errors import UsageError
-from spinezarr.testing.nifti import DTYPES
-from spinezarr.testing.orientation import check_orientation, oriented
+from spinezarr.testing.form import DTYPES, VolumeForm
+from spinezarr.testing.orientation import oriented
 
 __all__ = ["MetaImageForm", "write_metaimage"]
 
@@ -42,38 +42,11 @@ _ZLIB_LEVEL: Final = 2
 
 
 @dataclass(frozen=True, slots=True)
-class MetaImageForm:
-    """How a volume is stored; whether with its header or beside it, the file's suffix says.
+class MetaImageForm(VolumeForm):
+    """How a volume is stored; whether with its header or beside it, the file's suffix says."""
 
-    Examples
-    --------
-    >>> MetaImageForm(dtype="float16")
-    Traceback (most recent call last):
-    ...
-    spinezarr.errors.UsageError: dtype must be one of uint8, int8, uint16, int16, uint32, int32, \
-uint64, int64, float32, float64; got 'float16'
-    """
-
-    orientation: str = "LPS"
-    """Directions toward which the file's axes increase."""
-    dtype: str = "int16"
-    """Of the stored numbers, one of :data:`~spinezarr.testing.DTYPES`."""
     compressed: bool = False
     """Whether the voxels are one zlib stream."""
-    oblique_deg: float = 0.0
-    """Turn of the whole patient about the middle of the volume; no voxel is resampled."""
-    big_endian: bool = False
-    """Whether numbers are stored with the most significant byte first."""
-
-    def __post_init__(self) -> None:
-        check_orientation(self.orientation, self.oblique_deg)
-        if self.dtype not in DTYPES:
-            raise UsageError(f"dtype must be one of {', '.join(DTYPES)}; got {self.dtype!r}")
-
-    @property
-    def stored_dtype(self) -> np.dtype[Any]:
-        """Data type with byte order."""
-        return np.dtype(self.dtype).newbyteorder(">" if self.big_endian else "<")
 
 
 def write_metaimage(

@@ -19,27 +19,14 @@ import numpy.typing as npt
 from isal import igzip
 
 from spinezarr.errors import UsageError
-from spinezarr.testing.orientation import check_orientation, oriented
+from spinezarr.testing.form import VolumeForm
+from spinezarr.testing.orientation import oriented
 
 # Both carry few annotations; strict mypy would refuse each call.
 _nib: Any = nib
 _igzip: Any = igzip
 
-__all__ = ["DTYPES", "NiftiForm", "write_nifti"]
-
-DTYPES: Final = (
-    "uint8",
-    "int8",
-    "uint16",
-    "int16",
-    "uint32",
-    "int32",
-    "uint64",
-    "int64",
-    "float32",
-    "float64",
-)
-"""Data types that a file may store."""
+__all__ = ["NiftiForm", "write_nifti"]
 
 _GZIP_LEVEL: Final = 2
 """Between speed and size for ISA-L, whose levels are 0 to 3."""
@@ -48,49 +35,26 @@ _SLAB_BYTES: Final = 1 << 25
 
 
 @dataclass(frozen=True, slots=True)
-class NiftiForm:
-    """How a volume is stored.
+class NiftiForm(VolumeForm):
+    """How a volume is stored."""
 
-    Examples
-    --------
-    >>> NiftiForm(orientation="LRS")
-    Traceback (most recent call last):
-    ...
-    spinezarr.errors.UsageError: orientation must be one of 48 such as 'LPS', got 'LRS'
-    """
-
-    orientation: str = "LPS"
-    """Directions toward which the file's axes increase."""
-    dtype: str = "int16"
-    """Of the stored numbers, one of :data:`DTYPES`."""
     slope: float | None = None
     """``scl_slope``; None stores 0, which means that values are not scaled [1]_."""
     inter: float | None = None
     """``scl_inter``; needs a slope."""
-    oblique_deg: float = 0.0
-    """Turn of the whole patient about the middle of the volume; no voxel is resampled."""
     sform_code: int = 1
     """0 leaves the sform out."""
     qform_code: int = 1
     """0 leaves the qform out."""
-    big_endian: bool = False
-    """Whether numbers are stored with the most significant byte first."""
     unit: Literal["mm", "unknown"] = "mm"
     """What ``xyzt_units`` says of lengths, which are mm either way."""
 
     def __post_init__(self) -> None:
-        check_orientation(self.orientation, self.oblique_deg)
-        if self.dtype not in DTYPES:
-            raise UsageError(f"dtype must be one of {', '.join(DTYPES)}; got {self.dtype!r}")
+        VolumeForm.__post_init__(self)
         if self.slope == 0 or (self.slope is None and self.inter is not None):
             raise UsageError(f"inter {self.inter} needs a slope other than 0, got {self.slope}")
         if not self.sform_code and not self.qform_code:
             raise UsageError("sform_code and qform_code are both 0: the file would have no place")
-
-    @property
-    def stored_dtype(self) -> np.dtype[Any]:
-        """Data type with byte order."""
-        return np.dtype(self.dtype).newbyteorder(">" if self.big_endian else "<")
 
 
 def write_nifti(

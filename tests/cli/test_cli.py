@@ -1,4 +1,5 @@
 import json
+import os
 import subprocess
 import sys
 from collections import Counter
@@ -73,6 +74,14 @@ def test_the_installed_command_runs_and_reports_wrong_usage_with_2():
     assert done.returncode == 2
     assert b"nowhere" in done.stderr
     assert b"Traceback" not in done.stderr
+
+
+def test_a_terminal_that_lacks_a_letter_shows_a_question_mark(ctspine1k_url):
+    command = [Path(sys.executable).parent / "spinezarr", "stats", ctspine1k_url]
+    variables = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(command, capture_output=True, check=False, env=variables)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert b"Min cm?" in done.stdout
 
 
 def test_pairs_are_ingested_skipped_and_reported_as_json(pairs, tmp_path):

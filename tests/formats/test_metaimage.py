@@ -179,7 +179,7 @@ def test_every_kind_of_file_is_read_as_simpleitk_reads_it(
     folder, dtype, big_endian, packed, suffix
 ):
     path = folder / f"kind{suffix}"
-    form = MetaImageForm("PIR", dtype, packed, 9, big_endian)
+    form = MetaImageForm("PIR", dtype, oblique_deg=9, big_endian=big_endian, compressed=packed)
     write_metaimage(path, np.abs(VALUES) % 120, np.diag([0.7, 0.8, 2.5, 1]), form)
     assert assert_read_as_simpleitk_does(path, [1, 2]).dtype == np.dtype(dtype)
 

@@ -90,3 +90,11 @@ def test_slices_too_small_for_jpeg_2000_are_refused(tmp_path):
 def test_importing_does_not_need_pydicom(package):
     code = f"import sys; sys.modules.update(pydicom=None, gdcm=None); import {package}"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("module", ["pydicom", "gdcm"])
+def test_without_its_packages_the_error_says_what_to_install(tmp_path, monkeypatch, module):
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(UsageError, match=r"pip install 'spinezarr\[dicom\]'"):
+        write(tmp_path / "new")
+    assert not (tmp_path / "new").exists()

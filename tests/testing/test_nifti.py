@@ -74,7 +74,7 @@ def test_every_dtype_is_stored_as_asked(tmp_path, dtype, big_endian):
 def test_scaling_gives_back_integral_values_exactly(tmp_path_factory, dtype, slope, inter):
     path = tmp_path_factory.mktemp("scaled") / "v.nii.gz"
     values = (VOLUME * 2).astype(np.int16)
-    form = NiftiForm("LAS", dtype, slope, inter)
+    form = NiftiForm("LAS", dtype, slope=slope, inter=inter)
     stored = (values - (inter or 0)) / slope
     if dtype == "uint16" and stored.min() < 0:
         with pytest.raises(UsageError, match="cannot hold"):
@@ -89,7 +89,7 @@ def test_scaling_gives_back_integral_values_exactly(tmp_path_factory, dtype, slo
 def test_a_coarse_slope_quantises_to_the_nearest_step(tmp_path):
     path = tmp_path / "v.nii.gz"
     values = np.linspace(-1000, 1000, 60).reshape(5, 4, 3)
-    write_nifti(path, values, AFFINE, NiftiForm("RAS", "uint8", 8.0, -1024.0))
+    write_nifti(path, values, AFFINE, NiftiForm("RAS", "uint8", slope=8.0, inter=-1024.0))
     assert np.abs(reload(path)[0] - values).max() <= 4
 
 
