@@ -5,14 +5,16 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal
 
-from spinezarr.errors import RecipeError, UsageError
+from spinezarr.errors import UsageError
 from spinezarr.ingest.images import (
     LabelPart,
     PairedImage,
     PathNote,
     choose_images,
+    mask_matcher,
     match_images,
 )
+from spinezarr.ingest.nothing_found import known_layouts, nothing_found
 from spinezarr.ingest.raw_folder import RawFolder
 from spinezarr.ingest.tables import JoinedTables, TableUse, join_tables
 from spinezarr.recipe import (
@@ -21,7 +23,7 @@ from spinezarr.recipe import (
     Layout,
     PathPattern,
     Recipe,
-    possible_pattern,
+    fill,
 )
 from spinezarr.store.files import open_filesystem
 
@@ -155,13 +157,13 @@ def discover(recipe: Recipe, raw: str) -> Discovery:
         what = "is a file" if fs.exists(root) else "does not exist"
         raise UsageError(
             f"raw folder {raw!r} {what}. Give the folder that holds the downloaded files of "
-            f"{recipe.title}.\n{_known_layouts(recipe)}"
+            f"{recipe.title}.\n{known_layouts(recipe)}"
         )
     folder = RawFolder.list(fs, root)
     splits, split_file = _read_splits(recipe, folder)
     found, ignored = match_images(recipe, folder)
     if not found:
-        raise UsageError(_nothing_found(recipe, raw, folder))
+        raise UsageError(nothing_found(recipe, raw, folder))
     chosen = choose_images(recipe, folder, found)
     images = [paired.image for paired in chosen.taken]
     tables = join_tables(recipe, folder, images)
@@ -172,7 +174,7 @@ def discover(recipe: Recipe, raw: str) -> Discovery:
         if paired.whole or layout.mask == "optional":
             scans.append(_scan_source(recipe, folder, paired, splits, tables))
         else:
-            wanted = _mask_candidates(recipe, layout, paired)
+            wanted = _mask_candidates(layout, paired)
             without_mask.append(UnpairedImage(paired.image.scan_id, paired.image.path, wanted))
     used = {file for scan in scans for path in scan.paths for file in folder.files_of(path)}
     used |= {split_file or "", *(path for use in tables.uses for path in use.files)}
@@ -205,46 +207,39 @@ def _scan_source(
     tables: JoinedTables,
 ) -> ScanSource:
     image, layout = paired.image, recipe.layouts[paired.image.layout]
-    said = tables.splits.get(image.scan_id) or recipe.fill(recipe.split, image.texts) or ""
+    said = tables.splits.get(image.scan_id) or fill(recipe.split, image.texts) or ""
     split, position = splits.get(image.listed_as, (said, -1))
-    masks = [part.path for part in paired.parts] + ([paired.label] if paired.label else [])
     centroids = layout.centroids
-    centroid_file = None
-    if centroids is not None:
-        centroid_file = _first(folder, recipe, centroids.files, image.texts)
+    centroid_file = _first(folder, layout.centroid_templates, image.texts)
     return ScanSource(
         scan_id=image.scan_id,
-        patient_id=recipe.fill(recipe.patient_id, image.texts) or image.scan_id,
-        source=recipe.fill(recipe.source, image.texts) or "",
+        patient_id=fill(recipe.patient_id, image.texts) or image.scan_id,
+        source=fill(recipe.source, image.texts) or "",
         split=split,
         split_index=position,
         image=image.path,
         label=paired.label,
-        size_bytes=sum(folder.size_of(path) for path in (image.path, *masks)),
+        size_bytes=sum(folder.size_of(path) for path in (image.path, *paired.masks)),
         label_parts=paired.parts,
         label_state=layout.label_state or recipe.labels.state,
         label_values=layout.stored_values,
         centroids=centroid_file,
         centroid_bytes=folder.size_of(centroid_file) if centroid_file else 0,
         centroid_convention=centroids.convention if centroids and centroid_file else None,
-        sidecar=_first(folder, recipe, layout.sidecar, image.texts),
+        sidecar=_first(folder, layout.sidecar, image.texts),
         columns=dict(tables.columns.get(image.scan_id, {})),
     )
 
 
-def _first(
-    folder: RawFolder, recipe: Recipe, templates: Iterable[str], texts: dict[str, str]
-) -> str | None:
-    found = (folder.find(recipe, template, texts) for template in templates)
+def _first(folder: RawFolder, templates: Iterable[str], texts: dict[str, str]) -> str | None:
+    found = (folder.find(template, texts) for template in templates)
     return next((path for path in found if path is not None), None)
 
 
-def _mask_candidates(recipe: Recipe, layout: Layout, paired: PairedImage) -> tuple[str, ...]:
+def _mask_candidates(layout: Layout, paired: PairedImage) -> tuple[str, ...]:
     """Say where the mask of an image was looked for."""
-    texts = paired.image.texts
-    filled = [recipe.fill(template, texts) for template in layout.label]
-    if layout.label_parts is not None:
-        filled.append(recipe.fill(layout.label_parts.file, {**texts, "part": "*"}))
+    texts = {**paired.image.texts, **({"part": "*"} if layout.label_parts else {})}
+    filled = [fill(template, texts) for template in layout.mask_templates]
     return tuple(path for path in filled if path is not None)
 
 
@@ -255,20 +250,16 @@ def _read_splits(
         return {}, None
     for path in recipe.splits.files:
         if path in folder.sizes:
-            try:
-                text = folder.read(path).decode("utf-8-sig")
-            except UnicodeDecodeError as problem:
-                raise RecipeError(f"split file {path} is not text: {problem}.") from problem
-            return recipe.splits.parse(text, path), path
+            return recipe.splits.parse_bytes(folder.read(path), path), path
     return recipe.shipped_splits(), None
 
 
 def _sort_leftovers(recipe: Recipe, paths: Iterable[str]) -> tuple[list[PathNote], list[PathNote]]:
-    masks = [pattern for layout in recipe.layouts.values() for pattern in layout.mask_patterns()]
+    is_mask = mask_matcher(recipe)
     orphans: list[PathNote] = []
     unmatched: list[PathNote] = []
     for path in paths:
-        if any(pattern.fullmatch(path) for pattern in masks):
+        if is_mask(path):
             orphans.append(PathNote(path, "mask without an image"))
         else:
             unmatched.append(PathNote(path, "matches no pattern of the recipe"))
@@ -293,80 +284,16 @@ def _pattern_uses(
             paths = folder.folders if text.endswith("/") else files
             matched = sum(PathPattern(text).match(path) is not None for path in paths)
             yield PatternUse(key, "image", text, matched)
-        parts = (layout.label_parts.file,) if layout.label_parts else ()
-        centroids = layout.centroids.files if layout.centroids else ()
         templates: tuple[tuple[Literal["mask", "centroids", "sidecar"], tuple[str, ...]], ...] = (
-            ("mask", (*layout.label, *parts)),
-            ("centroids", centroids),
+            ("mask", layout.mask_templates),
+            ("centroids", layout.centroid_templates),
             ("sidecar", layout.sidecar),
         )
         for kind, texts in templates:
             for text in texts:
-                patterns = {possible_pattern(text, image) for image in layout.image}
+                patterns = recipe.possible_paths(layout, text)
                 fits = sum(any(p.fullmatch(path) for p in patterns) for path in files)
                 yield PatternUse(key, kind, text, fits)
         for text in layout.listed.files if layout.listed else ():
             fits = sum(PathPattern(text).match(path) is not None for path in files)
             yield PatternUse(key, "list", text, fits)
-
-
-def _known_layouts(recipe: Recipe) -> str:
-    lines = [f"Layouts that the recipe {recipe.name!r} knows, relative to the raw folder:"]
-    for key, layout in recipe.layouts.items():
-        lines.append(f"  {key}: {layout.about}")
-        lines.extend(f"    image  {text}" for text in layout.image)
-        lines.extend(f"    mask   {text}" for text in layout.label)
-    return "\n".join(lines)
-
-
-def _nothing_found(recipe: Recipe, raw: str, folder: RawFolder) -> str:
-    paths = list(folder.sizes)
-    examples = [f"    {path}" for path in paths[:5]] or ["    (nothing)"]
-    more = [f"    ... and {len(paths) - 5} more"] if len(paths) > len(examples) else []
-    lines = [
-        f"no image of {recipe.title} found in {raw!r}.",
-        _known_layouts(recipe),
-        f"What is there ({len(paths)} files):",
-        *examples,
-        *more,
-    ]
-    below, above = _folder_that_matches(recipe, folder), _levels_above(recipe, raw, folder)
-    if below:
-        lines.append(
-            f"The folder {below!r} inside it does match: use --raw {raw.rstrip('/')}/{below}"
-        )
-    elif above:
-        parent = raw.rstrip("/").rsplit("/", above)[0]
-        lines.append(f"A folder above it does match: use --raw {parent}")
-    return "\n".join(lines)
-
-
-def _matches(recipe: Recipe, folder: RawFolder, paths: Iterable[str]) -> bool:
-    """Whether files would be images if they lay at other paths."""
-    moved = RawFolder.of_files(folder.fs, folder.root, dict.fromkeys(paths, 0))
-    return bool(match_images(recipe, moved)[0])
-
-
-def _levels_above(recipe: Recipe, raw: str, folder: RawFolder, highest: int = 3) -> int | None:
-    """Find how many folders above the raw folder the recipe would match."""
-    names = [name for name in raw.rstrip("/").split("/") if name]
-    for levels in range(1, min(highest, len(names) - 1) + 1):
-        prefix = "/".join(names[-levels:])
-        if _matches(recipe, folder, (f"{prefix}/{path}" for path in folder.sizes)):
-            return levels
-    return None
-
-
-def _folder_that_matches(recipe: Recipe, folder: RawFolder, depth: int = 3) -> str | None:
-    """Find a folder inside the raw folder from which the recipe would match."""
-    paths = list(folder.sizes)
-    folders = {
-        "/".join(parts[:n])
-        for parts in (path.split("/")[:-1] for path in paths)
-        for n in range(1, min(len(parts), depth) + 1)
-    }
-    for name in sorted(folders, key=lambda name: (name.count("/"), name)):
-        inside = (path[len(name) + 1 :] for path in paths if path.startswith(name + "/"))
-        if _matches(recipe, folder, inside):
-            return name
-    return None

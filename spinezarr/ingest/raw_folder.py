@@ -1,8 +1,9 @@
 """The files of a raw folder: listed once, found by templates, read where they are small."""
 
 import os
+from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Self
@@ -10,12 +11,14 @@ from typing import Final, Self
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from spinezarr.recipe import Recipe, filled_pattern
+from spinezarr.errors import FormatError
+from spinezarr.recipe import PathPattern, fill, filled_pattern
 
 __all__ = ["RawFolder"]
 
 _VOXEL_ENDINGS: Final = {"mhd": ("raw", "zraw")}
 """Endings of the file with the voxels, by that of its header."""
+_AFTER_ALL_TEXT: Final = "\U0010ffff"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -28,24 +31,32 @@ class RawFolder:
     """Bytes of each file, ordered by path."""
     folders: Mapping[str, tuple[str, ...]]
     """The files directly in each folder, whose path ends with ``/``."""
-    _by_name: Mapping[str, tuple[str, ...]] = field(repr=False)
+    _paths: Sequence[str] = field(repr=False)
+    _reversed: Sequence[str] = field(repr=False)
+    """The paths read from their ends, in order, to find those that end alike."""
 
     @classmethod
     def list(cls, fs: fsspec.AbstractFileSystem, root: str) -> Self:
         """List a folder; on disk, links to folders are followed."""
-        return cls.of_files(fs, root, dict(sorted(_files_below(fs, root))))
+        return cls.of_files(fs, root, dict(_files_below(fs, root)))
 
     @classmethod
     def of_files(cls, fs: fsspec.AbstractFileSystem, root: str, sizes: Mapping[str, int]) -> Self:
-        """Take the files as they are given."""
+        """Take files whose sizes are known, in any order."""
+        paths = sorted(sizes)
         folders: dict[str, list[str]] = defaultdict(list)
-        by_name: dict[str, list[str]] = defaultdict(list)
-        for path in sizes:
-            folder, slash, name = path.rpartition("/")
+        for path in paths:
+            folder, slash, _ = path.rpartition("/")
             if slash:
                 folders[folder + slash].append(path)
-            by_name[name].append(path)
-        return cls(fs, root, sizes, _frozen(folders), _frozen(by_name))
+        return cls(
+            fs,
+            root,
+            {path: sizes[path] for path in paths},
+            {folder: tuple(files) for folder, files in folders.items()},
+            paths,
+            sorted(path[::-1] for path in paths),
+        )
 
     def size_of(self, path: str) -> int:
         """Bytes of a file, or of the files in a folder whose path ends with ``/``."""
@@ -62,27 +73,55 @@ class RawFolder:
         voxels = (f"{stem}{dot}{kind}" for kind in _VOXEL_ENDINGS.get(ending, ()))
         return (path, *(file for file in voxels if file in self.sizes))
 
-    def find(self, recipe: Recipe, template: str, texts: Mapping[str, str]) -> str | None:
+    def find(self, template: str, texts: Mapping[str, str]) -> str | None:
         """Return the first file that a template filled with ``texts`` names, or None."""
         if "*" not in template:
-            path = recipe.fill(template, texts)
+            path = fill(template, texts)
             return path if path in self.sizes else None
-        pattern = filled_pattern(template, recipe.known_texts(texts))
+        pattern = filled_pattern(template, texts)
         if pattern is None:
             return None
-        last = template.rpartition("/")[2]
-        name = recipe.fill(last, texts) if "*" not in last else None
-        among = self.sizes if name is None else self._by_name.get(name, ())
-        return next((path for path in among if pattern.fullmatch(path) is not None), None)
+        fits = (path for path in self._among(template, texts) if pattern.fullmatch(path))
+        return min(fits, default=None)
+
+    def _among(self, template: str, texts: Mapping[str, str]) -> Iterator[str]:
+        """Yield the files that begin, or else those that end, as a template with ``*`` does."""
+        start = fill(template.partition("*")[0], texts) or ""
+        end = (fill(template.rpartition("*")[2], texts) or "").removeprefix("/")
+        begun, ended = _span(self._paths, start), _span(self._reversed, end[::-1])
+        if len(begun) <= len(ended):
+            return (self._paths[i] for i in begun)
+        return (self._reversed[i][::-1] for i in ended)
+
+    def first(self, patterns: Sequence[str]) -> str | None:
+        """Return the first file that one of several patterns fits; earlier patterns come first."""
+        for pattern in map(PathPattern, patterns):
+            for path in self.sizes:
+                if pattern.match(path) is not None:
+                    return path
+        return None
 
     def read(self, path: str) -> bytes:
-        """Return the bytes of a small file."""
-        data: bytes = self.fs.cat_file(f"{self.root}/{path}")
+        """Return the bytes of a small file.
+
+        Raises
+        ------
+        FormatError
+            If it cannot be read.
+        """
+        try:
+            data: bytes = self.fs.cat_file(f"{self.root}/{path}")
+        except OSError as problem:
+            raise FormatError(
+                f"{path}: cannot be read ({problem.strerror or problem}). "
+                "Put the file there again, or remove what is left of it."
+            ) from problem
         return data
 
 
-def _frozen(lists: Mapping[str, list[str]]) -> dict[str, tuple[str, ...]]:
-    return {key: tuple(paths) for key, paths in lists.items()}
+def _span(paths: Sequence[str], start: str) -> range:
+    """Return where in a list in order the paths lie that begin with ``start``."""
+    return range(bisect_left(paths, start), bisect_left(paths, start + _AFTER_ALL_TEXT))
 
 
 def _files_below(fs: fsspec.AbstractFileSystem, root: str) -> Iterator[tuple[str, int]]:
@@ -91,16 +130,22 @@ def _files_below(fs: fsspec.AbstractFileSystem, root: str) -> Iterator[tuple[str
         for path, info in fs.find(root, detail=True).items():
             yield path[len(root) + 1 :], info["size"] or 0
         return
-    yield from _files_on_disk(Path(root), "", frozenset())
+    for path, size in _files_on_disk(root, "", frozenset()):
+        # A name that is no text can be shown, and not opened.
+        yield path.encode(errors="backslashreplace").decode(), size
 
 
-def _files_on_disk(folder: Path, prefix: str, above: frozenset[str]) -> Iterator[tuple[str, int]]:
+def _files_on_disk(folder: str, prefix: str, above: frozenset[str]) -> Iterator[tuple[str, int]]:
     real = os.path.realpath(folder)
     if real in above:
         return  # a link to a folder it lies in
-    for path in folder.iterdir():
-        if path.is_dir():
-            yield from _files_on_disk(path, f"{prefix}{path.name}/", above | {real})
-        else:
-            # A broken link counts as a file of no bytes: reading it says what is wrong.
-            yield f"{prefix}{path.name}", path.stat().st_size if path.exists() else 0
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            path = f"{prefix}{entry.name}"
+            if entry.is_dir():
+                yield from _files_on_disk(entry.path, f"{path}/", above | {real})
+            elif entry.is_file():
+                yield path, entry.stat().st_size
+            elif entry.is_symlink() and not Path(entry.path).exists():
+                # A broken link counts as a file of no bytes: reading it says what is wrong.
+                yield path, 0

@@ -2,14 +2,14 @@
 
 import re
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from spinezarr.errors import FormatError
-from spinezarr.formats.sheet import read_sheet
+from spinezarr.formats.sheet import Sheet, read_sheet
 from spinezarr.ingest.images import FoundImage
 from spinezarr.ingest.raw_folder import RawFolder
-from spinezarr.recipe import PathPattern, Recipe, Table
+from spinezarr.recipe import Recipe, Table, fill
 
 __all__ = ["JoinedTables", "TableUse", "join_tables"]
 
@@ -52,21 +52,18 @@ def join_tables(recipe: Recipe, raw: RawFolder, images: Iterable[FoundImage]) ->
     splits: dict[str, str] = {}
     uses = []
     for name, table in recipe.tables.items():
-        scan_of: dict[str, list[str]] = defaultdict(list)
-        for image in images:
-            wanted = recipe.fill(table.matches, image.texts)
-            if wanted is not None:
-                scan_of[_normal(wanted)].append(image.scan_id)
-        files, rows, matched = _rows(recipe, raw, name, scan_of.keys()), 0, 0
+        named = _ScansByName(table, images)
+        files, rows, matched = _rows(recipe, raw, name, named.names), 0, 0
         for row in (row for listed in files.values() for row in listed):
             rows += 1
-            scans = scan_of.get(_normal(row.scan), [])
+            scans = named.get(row.scan)
             matched += bool(scans)
             for scan_id in scans:
                 for column, text in row.cells.items():
                     columns[scan_id][column][text] = None
-                if row.split:
-                    splits[scan_id] = row.split
+                split = row.cells.get(table.split or "")
+                if split:
+                    splits[scan_id] = split
         uses.append(TableUse(name, tuple(files), rows, matched))
     joined = {
         scan_id: {column: "; ".join(texts) for column, texts in cells.items()}
@@ -75,32 +72,47 @@ def join_tables(recipe: Recipe, raw: RawFolder, images: Iterable[FoundImage]) ->
     return JoinedTables(joined, splits, tuple(uses))
 
 
+class _ScansByName:
+    """Scans by what a table calls them."""
+
+    def __init__(self, table: Table, images: Iterable[FoundImage]) -> None:
+        self._exactly: dict[str, list[str]] = defaultdict(list)
+        self._nearly: dict[str, list[str]] = defaultdict(list)
+        for image in images:
+            name = fill(table.matches, image.texts)
+            if name is not None:
+                self._exactly[name.strip()].append(image.scan_id)
+                self._nearly[_normal(name)].append(image.scan_id)
+
+    @property
+    def names(self) -> frozenset[str]:
+        """All names, numbers without leading zeros."""
+        return frozenset(self._nearly)
+
+    def get(self, name: str) -> list[str]:
+        """Return the scans with a name; failing that, those that differ in leading zeros."""
+        return self._exactly.get(name.strip()) or self._nearly.get(_normal(name), [])
+
+
 def _normal(text: str) -> str:
     """Write a scan's name in one way; numbers without leading zeros."""
     text = text.strip()
-    return str(int(text)) if text.isdecimal() else text
+    return (text.lstrip("0") or "0") if text.isdecimal() else text
 
 
 @dataclass(frozen=True, slots=True)
 class _Row:
     scan: str
-    split: str
     cells: dict[str, str]
 
 
 def _rows(
-    recipe: Recipe, raw: RawFolder, name: str, wanted: Collection[str]
+    recipe: Recipe, raw: RawFolder, name: str, wanted: frozenset[str]
 ) -> dict[str, list[_Row]]:
     """Read the rows of a table's files: the first there is in the raw folder, and the shipped."""
     table = recipe.tables[name]
     files: dict[str, list[_Row]] = {}
-    found = (
-        path
-        for pattern in map(PathPattern, table.files)
-        for path in raw.sizes
-        if pattern.match(path) is not None
-    )
-    path = next(found, None)
+    path = raw.first(table.files)
     if path is not None:
         files[path] = list(_parse(table, raw.read(path), path, wanted))
     shipped = recipe.shipped_table(name)
@@ -109,34 +121,31 @@ def _rows(
     return files
 
 
-def _parse(table: Table, data: bytes, path: str, wanted: Collection[str]) -> Iterator[_Row]:
+def _parse(table: Table, data: bytes, path: str, wanted: frozenset[str]) -> Iterator[_Row]:
     if table.find is not None:
         text = data.decode("utf-8-sig", "replace")
         for scan in dict.fromkeys(match[0] for match in re.finditer(table.find, text)):
-            yield _Row(scan, "", table.set)
+            yield _Row(scan, table.set)
         return
-    rows = read_sheet(data, path, delimiter=table.delimiter, header=table.header)
-    known = dict.fromkeys(column for row in rows for column in row)
-    key = table.key or _naming_column(rows, known, wanted)
+    sheet = read_sheet(data, path, delimiter=table.delimiter, header=table.header)
+    key = table.key or _naming_column(sheet, wanted)
     for column in filter(None, (key, table.split)):
-        if rows and column not in known:
+        if column not in sheet.columns and column not in table.set:
             raise FormatError(
                 f"{path}: has no column {column!r}, which the recipe names; its columns are: "
-                f"{', '.join(known)}. Correct the recipe's key, header or delimiter."
+                f"{', '.join(sheet.columns)}. Correct the recipe's key, header or delimiter."
             )
-    for row in rows if key else ():
+    for row in sheet.rows:
         if key in row:
             cells = {column: text for column, text in row.items() if column != key}
-            yield _Row(row[key], row.get(table.split or "", ""), {**cells, **table.set})
+            yield _Row(row[key], {**cells, **table.set})
 
 
-def _naming_column(
-    rows: list[dict[str, str]], columns: Iterable[str], wanted: Collection[str]
-) -> str:
+def _naming_column(sheet: Sheet, wanted: frozenset[str]) -> str:
     """Return the column in which most of the wanted scans are named; empty if none is."""
     named = {
-        column: len({_normal(row[column]) for row in rows if column in row} & set(wanted))
-        for column in columns
+        column: len({_normal(row[column]) for row in sheet.rows if column in row} & wanted)
+        for column in sheet.columns
     }
     best = max(named, key=named.__getitem__, default="")
     return best if best and named[best] else ""

@@ -1,21 +1,19 @@
 """How one release of a dataset lies on disk, and what the values of its masks mean."""
 
 import re
-from collections.abc import Iterator
 from typing import Annotated, Final, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
 from spinezarr.recipe.pattern import (
+    PathTemplate,
     PatternTexts,
-    TemplateText,
     TemplateTexts,
-    possible_pattern,
     template_names,
 )
 from spinezarr.recipe.table import Listed
 from spinezarr.strict_yaml import StrictModel
-from spinezarr.vertebrae import VALUE_OF_NAME
+from spinezarr.vertebrae import NAME_OF_VALUE, VALUE_OF_NAME
 
 __all__ = [
     "CentroidConvention",
@@ -34,6 +32,8 @@ CentroidConvention = Literal["verse", "verse-2019-challenge", "verse-2020-challe
 """How a file of centroids is written; see :mod:`spinezarr.formats.centroids`."""
 
 _HIGHEST_VALUE: Final = 255
+_HIGHEST_FOUND: Final = 65535
+_DIGITS: Final = re.compile("[1-9][0-9]{0,4}")
 
 
 def value_of(label: str) -> int:
@@ -51,7 +51,7 @@ def value_of(label: str) -> int:
     """
     if label in VALUE_OF_NAME:
         return VALUE_OF_NAME[label]
-    if label.isdecimal() and 1 <= int(label) <= _HIGHEST_VALUE:
+    if _DIGITS.fullmatch(label) and int(label) <= _HIGHEST_VALUE:
         return int(label)
     raise ValueError(
         f"{label!r} is neither a vertebra ({', '.join(VALUE_OF_NAME)}) nor a value from 1 to "
@@ -64,20 +64,35 @@ def _checked_label(label: str) -> str:
     return label
 
 
-def _checked_number(text: str) -> str:
-    if not text.isdecimal():
-        raise ValueError(f"{text!r} is no mask value: give a whole number in quotes")
+def _checked_found(text: str) -> str:
+    return _checked_number(text, _HIGHEST_FOUND)
+
+
+def _checked_structure(text: str) -> str:
+    number = _checked_number(text, _HIGHEST_VALUE)
+    if int(number) in NAME_OF_VALUE:
+        raise ValueError(f"{text} is {NAME_OF_VALUE[int(number)]} in the label scheme")
+    return number
+
+
+def _checked_number(text: str, highest: int) -> str:
+    """Refuse what is no value of a mask but background; each has one way to write it."""
+    if not (_DIGITS.fullmatch(text) and int(text) <= highest):
+        raise ValueError(
+            f"{text!r} is no mask value: give a whole number from 1 to {highest} in quotes"
+        )
     return text
 
 
 LabelText = Annotated[str, AfterValidator(_checked_label)]
-NumberText = Annotated[str, AfterValidator(_checked_number)]
+FoundText = Annotated[str, AfterValidator(_checked_found)]
+StructureText = Annotated[str, AfterValidator(_checked_structure)]
 
 
 class LabelParts(StrictModel):
     """Masks that come as one binary file a structure."""
 
-    file: TemplateText
+    file: PathTemplate
     """Template of a file; ``{part}`` is the name of the structure."""
     values: Annotated[dict[str, LabelText], Field(min_length=1)]
     """Name of the structure to vertebra or value; of two that overlap, the later is kept."""
@@ -102,7 +117,7 @@ class Layout(StrictModel):
 
     about: str
     """Which release or download this is."""
-    image: PatternTexts
+    image: Annotated[PatternTexts, Field(min_length=1)]
     """Patterns of the images; must remember what the scan id is made of.
 
     One that ends with ``/`` is a folder of DICOM slices.
@@ -115,7 +130,7 @@ class Layout(StrictModel):
     """Instead of ``label``: one binary file a vertebra."""
     mask: Literal["required", "optional"] = "required"
     """Whether an image without its mask is a failure, or a scan of its own."""
-    values: dict[NumberText, LabelText] = Field(default_factory=dict)
+    values: dict[FoundText, LabelText] = Field(default_factory=dict)
     """Value in the mask's file to vertebra or value; what is not named becomes background."""
     label_state: LabelState | None = None
     """Where this layout differs from ``labels.state``."""
@@ -129,14 +144,19 @@ class Layout(StrictModel):
     def _one_kind_of_mask(self) -> Self:
         if self.label and self.label_parts is not None:
             raise ValueError("give either 'label' or 'label_parts'")
+        if self.values and self.label_parts is not None:
+            raise ValueError("'values' goes with 'label'; 'label_parts' has values of its own")
         return self
 
-    def mask_patterns(self) -> Iterator[re.Pattern[str]]:
-        """Yield what a path matches if it may be a mask of this layout."""
-        parts = (self.label_parts.file,) if self.label_parts else ()
-        for template in (*self.label, *parts):
-            for image in self.image:
-                yield possible_pattern(template, image)
+    @property
+    def mask_templates(self) -> tuple[str, ...]:
+        """Templates of its masks, in parts or whole."""
+        return (*self.label, *((self.label_parts.file,) if self.label_parts else ()))
+
+    @property
+    def centroid_templates(self) -> tuple[str, ...]:
+        """Templates of its files of centroids."""
+        return self.centroids.files if self.centroids else ()
 
     @property
     def stored_values(self) -> tuple[tuple[int, int], ...]:
@@ -156,5 +176,5 @@ class Labels(StrictModel):
     """``canonical``: the values of :mod:`spinezarr.vertebrae`."""
     state: LabelState
     """Whether vertebrae cut by the end of the volume are annotated."""
-    structures: dict[NumberText, str] = Field(default_factory=dict)
+    structures: dict[StructureText, str] = Field(default_factory=dict)
     """Names of values that are no vertebrae; ``ignore`` marks voxels that nobody annotated."""

@@ -1,5 +1,6 @@
 """What one dataset alone knows, as data: where its files lie and what they mean."""
 
+import re
 from collections.abc import Iterator, Mapping
 from importlib.resources.abc import Traversable
 from pathlib import Path
@@ -16,6 +17,8 @@ from spinezarr.recipe.pattern import (
     TemplateText,
     Texts,
     fill,
+    possible_expression,
+    possible_pattern,
     template_names,
 )
 from spinezarr.recipe.table import Table
@@ -110,6 +113,22 @@ class Splits(StrictModel):
             found[matched["scan"]] = (split, position)
             position += 1
         return found
+
+    def parse_bytes(self, data: bytes, where: str) -> dict[str, tuple[str, int]]:
+        """Read a split file as :meth:`parse` does.
+
+        Raises
+        ------
+        RecipeError
+            If it is not text, too.
+        """
+        try:
+            text = data.decode("utf-8-sig")
+        except UnicodeDecodeError as problem:
+            raise RecipeError(
+                f"split file {where} is not text: {problem}. Save it as UTF-8."
+            ) from problem
+        return self.parse(text, where)
 
 
 class Ignored(StrictModel):
@@ -255,14 +274,16 @@ class Recipe(StrictModel):
         for table_name, table in self.tables.items():
             yield ("tables", table_name, "matches"), table.matches
         at = ("layouts", name)
-        for key, templates in (("label", layout.label), ("sidecar", layout.sidecar)):
+        lists: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
+            (("label",), layout.label),
+            (("sidecar",), layout.sidecar),
+            (("centroids", "files"), layout.centroid_templates),
+        )
+        for keys, templates in lists:
             for template in templates:
-                yield (*at, key), template
+                yield (*at, *keys), template
         if layout.label_parts is not None:
             yield (*at, "label_parts", "file"), layout.label_parts.file
-        if layout.centroids is not None:
-            for template in layout.centroids.files:
-                yield (*at, "centroids", "files"), template
         if layout.listed is not None:
             yield (*at, "listed", "entry"), layout.listed.entry
 
@@ -277,7 +298,7 @@ class Recipe(StrictModel):
         if self.splits is None or self.splits.shipped is None or self._file is None:
             return {}
         listed = self._shipped(self.splits.shipped, "splits.shipped")
-        return self.splits.parse(listed.read_text(encoding="utf-8-sig"), str(listed))
+        return self.splits.parse_bytes(listed.read_bytes(), str(listed))
 
     def shipped_card(self) -> Card | None:
         """Read the card that lies beside the recipe; None if it names none.
@@ -328,6 +349,11 @@ class Recipe(StrictModel):
                 values[name] = value
         return values
 
-    def fill(self, template: str, texts: Mapping[str, str]) -> str | None:
-        """Fill a template with remembered texts and looked-up values; None if one is missing."""
-        return fill(template, self.known_texts(texts))
+    def possible_paths(self, layout: Layout, template: str) -> list[re.Pattern[str]]:
+        """Return what a path may look like that a template gives for any image of a layout."""
+        further = {name: re.escape(text) for name, text in layout.texts.items()}
+        for name, lookup in self.lookups.items():
+            ways = [possible_expression(value, key) for key, value in lookup.values.items()]
+            further[name] = "|".join([further[name], *ways] if name in further else ways)
+        patterns = (possible_pattern(template, image, further) for image in layout.image)
+        return list(dict.fromkeys(patterns))

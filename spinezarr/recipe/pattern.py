@@ -12,6 +12,9 @@ all else                itself
 ======================= =====================================================================
 
 A template is filled: ``{scan}`` is the remembered text, ``{scan|lower}`` the same in small letters.
+
+Regular expressions are Python's, and a careless one such as ``(a+)+`` may take without end on a
+name that does not match: recipes are as trusted as code.
 """
 
 import re
@@ -24,6 +27,7 @@ from pydantic import AfterValidator, BeforeValidator
 
 __all__ = [
     "PathPattern",
+    "PathTemplate",
     "PatternText",
     "PatternTexts",
     "TemplateText",
@@ -31,6 +35,7 @@ __all__ = [
     "Texts",
     "fill",
     "filled_pattern",
+    "possible_expression",
     "possible_pattern",
     "template_names",
 ]
@@ -38,6 +43,9 @@ __all__ = [
 _TOKEN: Final = re.compile(r"\{(\w+)(?::((?:[^{}]|\{[^{}]*\})+))?\}|(\*\*/)|(\*)|([^{}*]+)|(.)")
 _TEMPLATE_PIECE: Final = re.compile(r"(\*\*/|\*|\{\w+(?:\|lower)?\})")
 _TEMPLATE_NAME: Final = re.compile(r"\{(\w+)(\|lower)?\}")
+_BACKREFERENCE: Final = re.compile(r"\(\?P=(\w+)\)")
+_NUMBERED_BACKREFERENCE: Final = re.compile(r"(?<!\\)(?:\\\\)*\\[1-9]")
+_ANY_TEXT: Final = "[^/]*"
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +95,7 @@ def _compile(pattern: str) -> re.Pattern[str]:
             parts.append(f"(?P={name})")
         elif name:
             seen.add(name)
+            _check_expression(pattern, name, expression)
             parts.append(f"(?P<{name}>{expression or '[^/]+'})")
         else:
             parts.append(_wild(folders, star) or re.escape(literal))
@@ -94,6 +103,19 @@ def _compile(pattern: str) -> re.Pattern[str]:
         return re.compile("".join(parts), re.DOTALL)
     except re.error as problem:
         raise ValueError(f"pattern {pattern!r}: {problem}") from problem
+
+
+def _check_expression(pattern: str, name: str, expression: str) -> None:
+    """Refuse what would mean something else inside the pattern than by itself."""
+    where = f"pattern {pattern!r}: the expression of {{{name}}}"
+    try:
+        alone = re.compile(_BACKREFERENCE.sub("(?:)", expression))
+    except re.error as problem:
+        raise ValueError(f"{where}: {problem}") from problem
+    if alone.groupindex:
+        raise ValueError(f"{where} names a group; write {{name:...}} beside it instead")
+    if _NUMBERED_BACKREFERENCE.search(expression):
+        raise ValueError(f"{where} refers to a group by number; write (?P=name)")
 
 
 def _wild(folders: object, star: object) -> str:
@@ -140,11 +162,25 @@ def filled_pattern(template: str, values: Mapping[str, str]) -> re.Pattern[str] 
     """
     if template_names(template) - values.keys():
         return None
-    return _template_regex(template, lambda name, lower: re.escape(_filtered(values[name], lower)))
+    filled = _template_expression(
+        template, lambda name, lower: re.escape(_filtered(values[name], lower))
+    )
+    return _compile_regex(filled)
 
 
-def possible_pattern(template: str, image: str) -> re.Pattern[str]:
+def possible_pattern(
+    template: str, image: str, further: Mapping[str, str] | None = None
+) -> re.Pattern[str]:
     r"""Return what a path may look like that a template gives for any image of a pattern.
+
+    Parameters
+    ----------
+    template
+        The template.
+    image
+        Pattern of the images.
+    further
+        Regular expressions of names that something else gives.
 
     Examples
     --------
@@ -152,14 +188,28 @@ def possible_pattern(template: str, image: str) -> re.Pattern[str]:
     >>> [bool(regex.fullmatch(name)) for name in ("a_seg.nii.gz", "a_seg.png")]
     [True, False]
     """
-    expressions = {name: expression for name, expression, *_ in _TOKEN.findall(image) if expression}
-    # Backreferences have nothing to refer to outside their pattern.
-    plain = {k: v for k, v in expressions.items() if "(?P=" not in v}
-    return _template_regex(template, lambda name, _: f"(?:{plain.get(name, '[^/]*')})")
+    return _compile_regex(possible_expression(template, image, further))
 
 
-def _template_regex(template: str, expression: Callable[[str, str], str]) -> re.Pattern[str]:
-    """Compile a template whose names stand for regular expressions."""
+def possible_expression(template: str, image: str, further: Mapping[str, str] | None = None) -> str:
+    """Return the regular expression of :func:`possible_pattern`."""
+    remembered: dict[str, str] = {}
+    for name, expression, *_ in _TOKEN.findall(image):
+        if name and name not in remembered:
+            # A text that is referred to may stand elsewhere in the template, or not at all.
+            remembered[name] = _BACKREFERENCE.sub(
+                lambda found: f"(?:{remembered[found[1]]})", expression or _ANY_TEXT
+            )
+
+    def any_of(name: str, lower: str) -> str:
+        ways = [of[name] for of in (remembered, further or {}) if name in of] or [_ANY_TEXT]
+        return f"(?{'i' if lower else ''}:{'|'.join(ways)})"
+
+    return _template_expression(template, any_of)
+
+
+def _template_expression(template: str, expression: Callable[[str, str], str]) -> str:
+    """Translate a template whose names stand for regular expressions."""
     parts: list[str] = []
     for piece in _TEMPLATE_PIECE.split(template):
         named = _TEMPLATE_NAME.fullmatch(piece)
@@ -167,7 +217,7 @@ def _template_regex(template: str, expression: Callable[[str, str], str]) -> re.
             parts.append(_wild(piece == "**/", piece == "*") or re.escape(piece))
         else:
             parts.append(expression(named[1], named[2]))
-    return _compile_regex("".join(parts))
+    return "".join(parts)
 
 
 def _as_tuple(value: object) -> object:
@@ -187,8 +237,23 @@ def _checked_template(text: str) -> str:
     return text
 
 
+def _checked_path(text: str) -> str:
+    """Refuse what no path in the raw folder can be."""
+    literal = "x".join(found[4] for found in _TOKEN.findall(text))
+    steps = text.split("/")
+    if text.startswith("/") or "." in steps or ".." in steps or "\\" in literal:
+        raise ValueError(
+            f"{text!r} is no path in the raw folder: write folder/name, with '/' between folders, "
+            "and neither '/' in front nor '.' or '..'"
+        )
+    return text
+
+
 PatternText = Annotated[str, AfterValidator(_checked_pattern)]
 Texts = Annotated[tuple[str, ...], BeforeValidator(_as_tuple)]
 TemplateText = Annotated[str, AfterValidator(_checked_template)]
-PatternTexts = Annotated[tuple[PatternText, ...], BeforeValidator(_as_tuple)]
-TemplateTexts = Annotated[tuple[TemplateText, ...], BeforeValidator(_as_tuple)]
+PathTemplate = Annotated[TemplateText, AfterValidator(_checked_path)]
+PatternTexts = Annotated[
+    tuple[Annotated[PatternText, AfterValidator(_checked_path)], ...], BeforeValidator(_as_tuple)
+]
+TemplateTexts = Annotated[tuple[PathTemplate, ...], BeforeValidator(_as_tuple)]

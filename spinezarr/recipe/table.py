@@ -39,7 +39,7 @@ class Table(StrictModel):
     set: dict[str, str] = Field(default_factory=dict)
     """Further columns with the same text for each scan named."""
     split: str | None = None
-    """Column that says the scan's split."""
+    """Column that says the scan's split; may be one of ``set``."""
 
     @model_validator(mode="after")
     def _one_way_to_name_scans(self) -> Self:
@@ -50,6 +50,10 @@ class Table(StrictModel):
             )
         if not self.files and self.shipped is None:
             raise ValueError("give 'files', 'shipped' or both")
+        if self.find is not None and self.split is not None and self.split not in self.set:
+            raise ValueError(
+                f"'split' {self.split!r} is no column: with 'find' there are those of 'set' alone"
+            )
         if self.header and self.key is not None and self.key not in self.header:
             raise ValueError(f"'key' {self.key!r} is not in 'header'")
         return self
