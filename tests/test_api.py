@@ -179,6 +179,11 @@ def test_importing_spinezarr_imports_nothing_heavy():
     assert not loaded & heavy
 
 
+def test_only_those_who_draw_import_matplotlib(ctspine1k_url):
+    code = f"import sys, spinezarr; spinezarr.open({ctspine1k_url!r}).patches(8)[0]; print("
+    assert "False" in run_python(f"{code}'matplotlib' in sys.modules)")
+
+
 def test_a_fresh_python_opens_a_store_without_warnings(ctspine1k_url):
     code = (
         "import warnings; warnings.simplefilter('error'); import spinezarr; "

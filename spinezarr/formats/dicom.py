@@ -53,9 +53,7 @@ class DicomSeriesVolume:
         self._source: SourceFile | None = None
 
     @classmethod
-    def open(
-        cls, fs: fsspec.AbstractFileSystem, folder: str, *, series_uid: str | None = None
-    ) -> Self:
+    def open(cls, fs: fsspec.AbstractFileSystem, folder: str) -> Self:
         """Read the headers of all files directly in ``folder`` and stack one series.
 
         Files that are no DICOM, and DICOM objects that are no CT slices (localizers, secondary
@@ -68,8 +66,6 @@ class DicomSeriesVolume:
             Where the folder is.
         folder
             Its path there, with or without a slash at the end.
-        series_uid
-            SeriesInstanceUID of the series to take.
 
         Raises
         ------
@@ -78,7 +74,7 @@ class DicomSeriesVolume:
             large, or the slices are not one even stack of numbers; see
             :func:`spinezarr.formats.dicom_stack.stack`.
         UsageError
-            If ``series_uid`` is not in the folder, or pydicom and gdcm are not installed.
+            If pydicom and gdcm are not installed.
         """
         if any(find_spec(module) is None for module in ("pydicom", "gdcm")):
             raise UsageError(
@@ -88,7 +84,7 @@ class DicomSeriesVolume:
 
         folder = folder.rstrip("/")
         objects, notes = _objects(fs, folder)
-        chosen = _chosen(objects, folder, series_uid, notes)
+        chosen = _chosen(objects, folder, notes)
         slices, grid = stack([slice_header(found) for found in chosen], folder)
         counts = Counter(note for header in slices for note in header.notes)
         notes += [
@@ -203,31 +199,22 @@ def _objects(fs: fsspec.AbstractFileSystem, folder: str) -> tuple[list["DicomObj
     return slices, notes
 
 
-def _chosen(
-    objects: Sequence["DicomObject"], folder: str, series_uid: str | None, notes: list[str]
-) -> list["DicomObject"]:
-    """Choose one series, and note which others there are."""
+def _chosen(objects: Sequence["DicomObject"], folder: str, notes: list[str]) -> list["DicomObject"]:
+    """Choose the series with the most slices, and note which others there are."""
     by_uid: dict[str, list[DicomObject]] = {}
     for found in objects:
         by_uid.setdefault(found.series_uid, []).append(found)
-    named = {
-        uid: f"{members[0].series_name} ({len(members)} slices, {uid})"
-        for uid, members in sorted(by_uid.items(), key=lambda item: (-len(item[1]), item[0]))
-    }
-    if series_uid is not None and series_uid not in by_uid:
-        raise UsageError(
-            f"{folder}: has no CT series {series_uid}; expected one of {'; '.join(named.values())}"
-        )
-    largest = next(iter(named))
-    tied = [uid for uid in named if len(by_uid[uid]) == len(by_uid[largest])]
-    if series_uid is None and len(tied) > 1:
+    ranked = sorted(by_uid.values(), key=lambda members: (-len(members), members[0].series_uid))
+    named = [
+        f"{members[0].series_name} ({len(members)} slices, {members[0].series_uid})"
+        for members in ranked
+    ]
+    tied = sum(len(members) == len(ranked[0]) for members in ranked)
+    if tied > 1:
         raise FormatError(
-            f"{folder}: {len(tied)} series have the most slices: "
-            f"{'; '.join(named[uid] for uid in tied)}; expected one. Keep the files of one series "
-            "in the folder, or choose it by its series_uid."
+            f"{folder}: {tied} series have the most slices: {'; '.join(named[:tied])}; expected "
+            "one. Keep the files of one series in the folder."
         )
-    chosen = series_uid or largest
-    others = [name for uid, name in named.items() if uid != chosen]
-    if others:
-        notes.append(f"took {named[chosen]}, not {'; '.join(others)}")
-    return by_uid[chosen]
+    if len(ranked) > 1:
+        notes.append(f"took {named[0]}, not {'; '.join(named[1:])}")
+    return ranked[0]
