@@ -165,8 +165,9 @@ class _Run:
         self._listener = listener
         self._raw = open_filesystem(discovery.raw)
         self._scans = {scan.scan_id: scan for scan in store.published()}
-        found = {found.scan_id for found in (*discovery.scans, *discovery.without_mask)}
-        self._others = tuple(sorted(self._scans.keys() - found, key=natural_key))
+        here = {source.scan_id for source in discovery.scans}
+        here |= {image.scan_id for image in discovery.without_mask}
+        self._others = tuple(sorted(self._scans.keys() - here, key=natural_key))
         self._done: list[ScanAttributes] = []
         self._updated: list[str] = []
         self._skipped: list[str] = []
