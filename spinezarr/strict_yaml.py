@@ -16,6 +16,8 @@ __all__ = ["StrictModel", "load_strict_yaml", "place_of_key"]
 Model = TypeVar("Model", bound=BaseModel)
 
 _MERGE_KEY = "tag:yaml.org,2002:merge"
+_WRONG_SCALAR = (ValueError, LookupError, AttributeError)
+"""What PyYAML raises for scalars such as ``2020-13-45``, ``!!bool x`` and ``!!timestamp x``."""
 _TEXT_KEYS = {"tag:yaml.org,2002:str", _MERGE_KEY}
 
 
@@ -52,6 +54,11 @@ def load_strict_yaml(path: Traversable, model: type[Model], error: type[UsageErr
         raise error(f"{path}: is not valid YAML: {problem}") from problem
     except RecursionError as problem:
         raise error(f"{path}: is nested too deeply.") from problem
+    except _WRONG_SCALAR as problem:
+        raise error(
+            f"{path}: holds a number, date or tagged value that is none ({problem}). "
+            "Put texts in quotes."
+        ) from problem
     if root is None or data is None:
         known = ", ".join(model.model_fields)
         raise error(f"{path}: is empty; expected at least some of the keys: {known}.")

@@ -216,6 +216,11 @@ def print_report(report: IngestReport, *, as_json: bool) -> None:
     table.add_row("skipped, already whole", str(len(report.skipped)))
     table.add_row("failed", str(len(report.failed)), style="bold red" if report.failed else None)
     OUT.print(table)
+    if report.others:
+        OUT.print(
+            f"In the store from before, and not found in the raw folder: {len(report.others)} "
+            "scans. They stay; for a store without them choose another place."
+        )
     if report.done:
         share = report.stored_bytes / report.source_bytes
         speed = report.source_bytes / report.seconds

@@ -14,7 +14,13 @@ from spinezarr.ingest.discover import ScanSource
 from spinezarr.store.attributes import CentroidRecord
 from spinezarr.vertebrae import VALUE_OF_NAME
 
-__all__ = ["AnnotatedCentroids", "read_annotated", "read_sidecar"]
+__all__ = [
+    "SIDECAR_NOTE",
+    "AnnotatedCentroids",
+    "BesideImage",
+    "annotated_centroids",
+    "read_beside",
+]
 
 NEAR_LABEL_MM: Final = 5.0
 """Distance from its label up to which an annotated centroid is taken to be right.
@@ -22,6 +28,7 @@ NEAR_LABEL_MM: Final = 5.0
 Centroids are drawn by hand or by a rule of their own, to a voxel at best, and slices are up to 5 mm
 apart in the datasets at hand.
 """
+SIDECAR_NOTE: Final = "the sidecar "
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -63,40 +70,67 @@ class AnnotatedCentroids:
         return notes
 
 
-def read_annotated(
-    fs: fsspec.AbstractFileSystem, root: str, source: ScanSource, grid: Grid
-) -> AnnotatedCentroids:
-    """Read the centroids of a scan; none if it has no such file.
+@dataclass(frozen=True, slots=True)
+class BesideImage:
+    """The small files beside an image, as they are now."""
+
+    centroids: bytes | None
+    """Content of the file of centroids."""
+    sidecar: dict[str, str]
+    """Texts and numbers of the JSON sidecar."""
+    notes: tuple[str, ...]
+    """Why a sidecar was passed over; each begins with :data:`SIDECAR_NOTE`."""
+
+
+def read_beside(fs: fsspec.AbstractFileSystem, root: str, source: ScanSource) -> BesideImage:
+    """Read the small files of a scan.
+
+    Raises
+    ------
+    OSError
+        If one that was found cannot be read.
+    """
+    centroids: bytes | None = None
+    if source.centroids is not None:
+        centroids = fs.cat_file(f"{root}/{source.centroids}")
+    if source.sidecar is None:
+        return BesideImage(centroids, {}, ())
+    sidecar, problem = _parse_sidecar(fs.cat_file(f"{root}/{source.sidecar}"))
+    notes = (f"{SIDECAR_NOTE}{source.sidecar} was passed over: {problem}",) if problem else ()
+    return BesideImage(centroids, sidecar, notes)
+
+
+def annotated_centroids(source: ScanSource, data: bytes | None, grid: Grid) -> AnnotatedCentroids:
+    """Parse the file of centroids of a scan; none if it has no such file.
 
     Raises
     ------
     FormatError
         If the file is not what the recipe says.
     """
-    if source.centroids is None or source.centroid_convention is None:
+    if data is None or source.centroids is None or source.centroid_convention is None:
         return AnnotatedCentroids(Centroids({}, ()), grid)
-    data = fs.cat_file(f"{root}/{source.centroids}")
     convention = source.centroid_convention
     found = read_centroids(data, source.centroids, convention=convention, grid=grid)
     return AnnotatedCentroids(found, grid)
 
 
-def read_sidecar(
-    fs: fsspec.AbstractFileSystem, root: str, path: str | None, notes: list[str]
-) -> dict[str, str]:
-    """Read the texts and numbers of a JSON file; one that is none is noted and passed over."""
-    if path is None:
-        return {}
+def _parse_sidecar(data: bytes) -> tuple[dict[str, str], str]:
+    """Return the texts and numbers of a JSON object, and what is wrong with it."""
     try:
-        said: Any = json.loads(fs.cat_file(f"{root}/{path}"))
+        said: Any = json.loads(data)
     except (ValueError, RecursionError) as problem:
-        notes.append(f"{path}: passed over, as it is not JSON ({problem})")
-        return {}
+        return {}, f"it is not JSON ({problem})"
     if not isinstance(said, dict):
-        notes.append(f"{path}: passed over, as it is not a JSON object")
-        return {}
-    return {
-        key: str(value)
+        return {}, "it is not a JSON object"
+    texts = {
+        _as_text(key): _as_text(value)
         for key, value in said.items()
         if isinstance(value, str | int | float) and key
     }
+    return texts, ""
+
+
+def _as_text(value: float | str) -> str:
+    """Write what JSON holds; halves of characters, which it allows, become question marks."""
+    return str(value).encode(errors="replace").decode()

@@ -7,11 +7,14 @@ from dataclasses import dataclass
 from typing import Final, Literal, Protocol
 
 from spinezarr.errors import SpinezarrError, UsageError
+from spinezarr.ingest.annotations import BesideImage, read_beside
 from spinezarr.ingest.discover import Discovery, ScanSource
-from spinezarr.ingest.scan import ScanOptions, identity, ingest_scan
+from spinezarr.ingest.scan import ScanOptions, ingest_scan, said_of, source_key
 from spinezarr.recipe import Recipe
 from spinezarr.store.attributes import RootAttributes, ScanAttributes
+from spinezarr.store.files import open_filesystem
 from spinezarr.store.layout import FORMAT_VERSION
+from spinezarr.store.table import natural_key
 from spinezarr.store.writer import StoreWriter
 
 __all__ = ["FailedScan", "IngestReport", "Listener", "Outcome", "ingest"]
@@ -38,10 +41,12 @@ class IngestReport:
     store: str
     done: tuple[str, ...]
     updated: tuple[str, ...]
-    """Whole in the store; what the recipe, splits and tables say of them is new."""
+    """Whole in the store; what the recipe, splits, tables and sidecars say of them is new."""
     skipped: tuple[str, ...]
     """Already whole in the store."""
     failed: tuple[FailedScan, ...]
+    others: tuple[str, ...]
+    """In the store from before, and not found in the raw folder; they stay."""
     notes: dict[str, tuple[str, ...]]
     """What a user should know of scans that are done or were there."""
     source_bytes: int
@@ -158,7 +163,11 @@ class _Run:
         self._store = store
         self._options = options
         self._listener = listener
+        self._raw = open_filesystem(discovery.raw)
         self._scans = {scan.scan_id: scan for scan in store.published()}
+        here = {source.scan_id for source in discovery.scans}
+        here |= {image.scan_id for image in discovery.without_mask}
+        self._others = tuple(sorted(self._scans.keys() - here, key=natural_key))
         self._done: list[ScanAttributes] = []
         self._updated: list[str] = []
         self._skipped: list[str] = []
@@ -168,42 +177,45 @@ class _Run:
     def one(self, source: ScanSource, pool: Executor) -> None:
         """Ingest one scan, whatever happens."""
         self._listener.started(source)
-        known = self._scans.get(source.scan_id)
-        if known is not None and _same_files(known, source):
-            self._keep(known, source)
-            return
         try:
-            scan = ingest_scan(
-                source,
-                self._recipe,
-                self._discovery.raw,
-                self._store,
-                pool=pool,
-                options=self._options,
-                on_share=self._listener.advanced,
-            )
+            outcome = self._ingest(source, pool)
         except Exception as error:  # noqa: BLE001  one bad scan never stops the others
             self._failed.append(FailedScan(source.scan_id, _reason(error)))
-            self._listener.finished(source, "failed")
-        else:
-            self._scans[source.scan_id] = scan
-            self._done.append(scan)
-            self._listener.finished(source, "done")
+            outcome = "failed"
+        self._listener.finished(source, outcome)
         if time.monotonic() - self._table_written > _TABLE_EVERY_S:
             self.write_table()
 
-    def _keep(self, known: ScanAttributes, source: ScanSource) -> None:
-        """Skip a scan whose voxels are stored; renew what is said of it, if that has changed."""
-        said = identity(source, self._recipe)
-        scan = ScanAttributes.model_validate({**dict(known), **said})
-        if scan == known:
-            self._skipped.append(source.scan_id)
-            self._listener.finished(source, "already in the store")
-            return
-        self._store.amend(scan)
+    def _ingest(self, source: ScanSource, pool: Executor) -> Outcome:
+        beside = read_beside(*self._raw, source)
+        known = self._scans.get(source.scan_id)
+        if known is not None and _same_files(known, source, beside):
+            return self._keep(known, source, beside)
+        scan = ingest_scan(
+            source,
+            self._recipe,
+            self._discovery.raw,
+            self._store,
+            beside=beside,
+            pool=pool,
+            options=self._options,
+            on_share=self._listener.advanced,
+        )
         self._scans[source.scan_id] = scan
+        self._done.append(scan)
+        return "done"
+
+    def _keep(self, known: ScanAttributes, source: ScanSource, beside: BesideImage) -> Outcome:
+        """Skip a scan whose voxels are stored; renew what is said of it, if that has changed."""
+        said = said_of(source, self._recipe, beside, known.other_labels, known.notes)
+        scan = ScanAttributes.model_validate({**dict(known), **said})
+        # As text: the order of columns counts too.
+        if scan.model_dump_json() == known.model_dump_json():
+            self._skipped.append(source.scan_id)
+            return "already in the store"
+        self._scans[source.scan_id] = self._store.amend(scan)
         self._updated.append(source.scan_id)
-        self._listener.finished(source, "updated")
+        return "updated"
 
     def write_table(self) -> None:
         """Bring the store's scan table up to date."""
@@ -220,6 +232,7 @@ class _Run:
             updated=tuple(self._updated),
             skipped=tuple(self._skipped),
             failed=tuple(self._failed),
+            others=self._others,
             notes={scan.scan_id: scan.notes for scan in mentioned if scan.notes},
             source_bytes=sum(scan.source_bytes for scan in self._done),
             stored_bytes=sum(
@@ -229,11 +242,10 @@ class _Run:
         )
 
 
-def _same_files(scan: ScanAttributes, source: ScanSource) -> bool:
-    """Whether a stored scan was made from the files that are there now, by their sizes."""
-    stored = None if scan.centroid_source is None else scan.centroid_source.size_bytes
-    found = source.centroid_bytes if source.centroids else None
-    return (scan.source_bytes, stored) == (source.size_bytes, found)
+def _same_files(scan: ScanAttributes, source: ScanSource, beside: BesideImage) -> bool:
+    """Whether a stored scan was made from the files that are there now; of voxels, by size."""
+    now = (source.size_bytes, source_key(source, beside))
+    return (scan.source_bytes, scan.source_key) == now
 
 
 def _reason(error: Exception) -> str:

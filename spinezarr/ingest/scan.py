@@ -1,6 +1,7 @@
 """One scan: open, check, orient, shard, encode, publish."""
 
 import hashlib
+import json
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -17,7 +18,12 @@ from spinezarr.errors import LabelError
 from spinezarr.formats import MergedLabels, Volume, open_volume
 from spinezarr.geometry import AxisMap, Grid, ShapeZYX, oblique_angle_deg
 from spinezarr.ingest.align import aligned_label_grid
-from spinezarr.ingest.annotations import AnnotatedCentroids, read_annotated, read_sidecar
+from spinezarr.ingest.annotations import (
+    SIDECAR_NOTE,
+    AnnotatedCentroids,
+    BesideImage,
+    annotated_centroids,
+)
 from spinezarr.ingest.chunks import (
     HU_DTYPE,
     DoesNotFitError,
@@ -36,10 +42,11 @@ from spinezarr.store.layout import IMAGE, LABEL
 from spinezarr.store.writer import ScanWriter, StoreWriter
 from spinezarr.vertebrae import NAME_OF_VALUE
 
-__all__ = ["ScanOptions", "identity", "ingest_scan"]
+__all__ = ["ScanOptions", "ingest_scan", "said_of", "source_key"]
 
 _OBLIQUE_NOTE_DEG: Final = 0.1
 """Angle from which coordinates along the axes mislead by more than a voxel over 512 voxels."""
+_OUTSIDE_NOTE: Final = "mask values outside the label scheme: "
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +63,7 @@ def ingest_scan(
     raw: str,
     store: StoreWriter,
     *,
+    beside: BesideImage,
     pool: Executor,
     options: ScanOptions,
     on_share: Callable[[float], None],
@@ -72,6 +80,8 @@ def ingest_scan(
         Folder or URL the paths are relative to.
     store
         Where to write.
+    beside
+        The small files beside the image.
     pool
         Threads that encode chunks.
     options
@@ -95,42 +105,67 @@ def ingest_scan(
     notes = [*image.notes]
     # Grids are compared before any voxel is inflated.
     label_grid = None if label is None else _label_grid(source, image, label, options, notes)
-    centroids = read_annotated(fs, root, source, image.grid)
-    sidecar = read_sidecar(fs, root, source.sidecar, notes)
+    centroids = annotated_centroids(source, beside.centroids, image.grid)
     voxels_to_read = math.prod(image.grid.shape_ijk) * (1 if label is None else 2)
     writer = store.new_scan(source.scan_id)
     work = _Work(writer, pool, lambda voxels: on_share(voxels / voxels_to_read))
     try:
         facts = {
-            **identity(source, recipe),
             **_geometry(image.grid, notes),
             **_write_image(image, work, notes),
-            "sidecar": sidecar,
             "source_bytes": source.size_bytes,
+            "source_key": source_key(source, beside),
             "image_source": _source_record(source.image, image),
             "centroid_source": _centroid_record(source),
             "written_by": f"spinezarr {version('spinezarr')}",
         }
         label_chunks = None
         if label is None or label_grid is None:
-            facts |= {"vertebrae": {}, "other_labels": {}, "structures": {}}
+            facts |= {"vertebrae": {}, "other_labels": {}}
             facts |= {"centroids": centroids.records({}), "label_source": None}
         else:
             label_facts = _write_label(source, label, label_grid, centroids, work)
             label_chunks = _label_chunks(label_facts)
-            facts |= _label_summary(label_facts, recipe, notes)
+            facts |= _label_summary(label_facts)
             facts["centroids"] = centroids.records(_distances_mm(label_facts))
             facts["label_source"] = _source_record(_label_path(source), label)
             notes += _label_notes(label, label_facts)
         notes += centroids.notes(facts["centroids"])
-        return writer.publish({**facts, "notes": tuple(notes)}, label_chunks)
+        facts |= said_of(source, recipe, beside, facts["other_labels"], notes)
+        return writer.publish(facts, label_chunks)
     except BaseException:
         writer.discard()
         raise
 
 
-def identity(source: ScanSource, recipe: Recipe) -> dict[str, Any]:
-    """Return what recipe, splits and tables say of a scan, which no voxel depends on."""
+def said_of(
+    source: ScanSource,
+    recipe: Recipe,
+    beside: BesideImage,
+    other_labels: Iterable[str],
+    notes: Iterable[str],
+) -> dict[str, Any]:
+    """Return what recipe, splits, tables and sidecar say of a scan, which no voxel depends on.
+
+    Parameters
+    ----------
+    source
+        Its files, and what the recipe knows of it.
+    recipe
+        Of the dataset.
+    beside
+        The small files beside the image.
+    other_labels
+        Values in its mask that are no vertebrae.
+    notes
+        What is known of it so far; what was said so before is replaced.
+    """
+    structures = {
+        value: name for value, name in recipe.labels.structures.items() if value in other_labels
+    }
+    outside = [value for value in other_labels if value not in structures]
+    said = [f"{_OUTSIDE_NOTE}{', '.join(outside)}"] if outside else []
+    read = (note for note in notes if not note.startswith((SIDECAR_NOTE, _OUTSIDE_NOTE)))
     return {
         "dataset": recipe.name,
         "scan_id": source.scan_id,
@@ -142,7 +177,19 @@ def identity(source: ScanSource, recipe: Recipe) -> dict[str, Any]:
         "citation": recipe.citation,
         "label_state": source.label_state if source.has_mask else "none",
         "columns": source.columns,
+        "sidecar": beside.sidecar,
+        "structures": structures,
+        "notes": (*read, *beside.notes, *said),
     }
+
+
+def source_key(source: ScanSource, beside: BesideImage) -> str:
+    """Return a hash of which files a scan is read from and how; not of their voxels."""
+    points = None if beside.centroids is None else hashlib.sha256(beside.centroids).hexdigest()
+    parts = [(part.value, part.path) for part in source.label_parts]
+    files = [source.image, source.label, parts, source.label_values]
+    key = json.dumps([*files, source.centroids, source.centroid_convention, points])
+    return hashlib.sha256(key.encode()).hexdigest()[:32]
 
 
 def _open_label(fs: fsspec.AbstractFileSystem, root: str, source: ScanSource) -> Volume | None:
@@ -199,7 +246,7 @@ def _label_grid(
         image.grid,
         label.grid,
         image_path=source.image,
-        label_path=source.label or "",
+        label_path=_label_path(source),
         take_image_grid=options.take_image_grid,
     )
     notes += label.notes
@@ -318,7 +365,7 @@ def _label_chunks(facts: Iterable[LabelFacts]) -> npt.NDArray[np.uint32]:
     return np.array(rows, np.uint32).reshape(len(rows), 5)
 
 
-def _label_summary(facts: Iterable[LabelFacts], recipe: Recipe, notes: list[str]) -> dict[str, Any]:
+def _label_summary(facts: Iterable[LabelFacts]) -> dict[str, Any]:
     by_value: dict[int, list[LabelInChunk]] = {}
     for fact in facts:
         for found in fact.labels:
@@ -339,8 +386,4 @@ def _label_summary(facts: Iterable[LabelFacts], recipe: Recipe, notes: list[str]
             "start_zyx": tuple(start.tolist()),
             "stop_zyx": tuple(stop.tolist()),
         }
-    structures = {v: name for v, name in recipe.labels.structures.items() if v in other}
-    outside = [value for value in other if value not in structures]
-    if outside:
-        notes.append(f"mask values outside the label scheme: {', '.join(outside)}")
-    return {"vertebrae": vertebrae, "other_labels": other, "structures": structures}
+    return {"vertebrae": vertebrae, "other_labels": other}

@@ -19,6 +19,10 @@ ANOMALY, ERRATUM = "anomaly", "erratum"
 
 _STRING = np.dtypes.StringDType()
 _MM3_PER_CM3 = 1000.0
+_NO_NAME = re.compile(r"[/\\\x00-\x1f\x7f\ud800-\udfff]")
+"""What names of arrays, and so of folders, do not hold."""
+_NAME_BYTES = 200
+"""Length of names; file systems allow 255 bytes."""
 
 
 def natural_key(name: str) -> tuple[tuple[int, int | str], ...]:
@@ -167,17 +171,41 @@ def _outside_scheme(row: ScanAttributes) -> int:
 
 
 def _joined_columns(rows: Sequence[ScanAttributes], taken: Collection[str]) -> dict[str, Any]:
-    """Return what the dataset's own tables say; a name that is ours gets ``_in_source`` behind."""
+    """Return what the dataset's own tables say; a name that is ours gets ``_in_source`` behind.
+
+    Names that cannot be a Zarr array's are changed; ``long_name`` then holds them as they were.
+    """
     said = [{**row.sidecar, **row.columns} for row in rows]
     names = dict.fromkeys([ANOMALY, ERRATUM, *(name for cells in said for name in cells)])
-    return {
-        f"{name}_in_source" if name in taken else name: (
-            "scan",
-            _strings(cells.get(name, "") for cells in said),
-            {},
-        )
-        for name in names
-    }
+    columns: dict[str, Any] = {}
+    used = set(taken)
+    for name in names:
+        texts = _strings(cells.get(name, "") for cells in said)
+        column = _free_name(name, used, names)
+        used.add(column)
+        columns[column] = ("scan", texts, {} if column == name else {"long_name": name})
+    return columns
+
+
+def _free_name(name: str, taken: Collection[str], wanted: Collection[str]) -> str:
+    """Return a name that an array can have and no other column has or will have.
+
+    References
+    ----------
+    Zarr v3, "Node names": https://zarr-specs.readthedocs.io/en/latest/v3/core/
+    """
+    column = _NO_NAME.sub("_", name)
+    while len(column.encode()) > _NAME_BYTES:
+        column = column[:-1]
+    if not column.strip(".") or column.startswith("__") or column == "zarr.json":
+        column = f"column_{column}"
+    if column in taken:
+        column = f"{column}_in_source"
+    free, count = column, 1
+    while free in taken or (free != name and free in wanted):
+        count += 1
+        free = f"{column}_{count}"
+    return free
 
 
 def _vertebra_columns(rows: Sequence[ScanAttributes]) -> dict[str, Any]:

@@ -31,7 +31,7 @@ from spinezarr.store.files import (
     superseded,
     write_file,
 )
-from spinezarr.store.layout import FORMAT_VERSION, SCANS, TABLE, scan_key
+from spinezarr.store.layout import FORMAT_VERSION, LABEL_CHUNKS, SCANS, TABLE, scan_key
 from spinezarr.store.metadata import root_files, scan_files, table_files
 from spinezarr.store.table import build_table, with_audit
 from spinezarr.vertebrae import VALUE_OF_NAME
@@ -67,7 +67,8 @@ class StoreWriter:
         metadata = f"{self._path}/{_METADATA}"
         files = root_files(self.root.model_dump(mode="json"))
         if self._fs.exists(metadata):
-            self._check_same_dataset(metadata)
+            if self._root_of_same_dataset(metadata) != self.root:
+                publish_file(self._fs, metadata, files[_METADATA])
         elif self._taken():
             raise UsageError(
                 f"{self.url}: exists and is not a store. Choose an empty or new folder."
@@ -78,7 +79,7 @@ class StoreWriter:
             if not self._fs.exists(f"{self._path}/{key}"):
                 publish_file(self._fs, f"{self._path}/{key}", data)
 
-    def _check_same_dataset(self, metadata: str) -> None:
+    def _root_of_same_dataset(self, metadata: str) -> RootAttributes:
         try:
             found = parse_root(self._fs.cat_file(metadata))
         except OtherFormatError as problem:
@@ -96,6 +97,7 @@ class StoreWriter:
                 f"{self.url}: holds {_describe(found)}, not {_describe(self.root)}. "
                 "One store holds one dataset: choose another place."
             )
+        return found
 
     def _taken(self) -> bool:
         """Whether anything lies there but the beginning of a store that was cut off."""
@@ -147,11 +149,33 @@ class StoreWriter:
         remove_folder(self._fs, place)
         return ScanWriter(self._fs, place, place)
 
-    def amend(self, scan: ScanAttributes) -> None:
-        """Write the attributes of a published scan anew; its arrays stay as they are."""
-        path = f"{self._path}/{scan_key(scan.scan_id)}/{_METADATA}"
-        metadata = unseal(self._fs.cat_file(path))
-        publish_file(self._fs, path, seal({**metadata, "attributes": scan.to_json()}))
+    def amend(self, scan: ScanAttributes) -> ScanAttributes:
+        """Write the metadata of a published scan anew; its voxels stay as they are.
+
+        Returns
+        -------
+        ScanAttributes
+            What is published now: the manifest names the new metadata.
+        """
+        folder = f"{self._path}/{scan_key(scan.scan_id)}"
+        arrays = unseal(self._fs.cat_file(f"{folder}/{_METADATA}"))["consolidated_metadata"][
+            "metadata"
+        ]
+        label_chunks = None
+        if LABEL_CHUNKS in arrays:
+            label_chunks = np.zeros(arrays[LABEL_CHUNKS]["shape"], np.uint32)
+        # The sampling's voxel counts stay too: only the metadata are taken of what is made here.
+        files = _small_files(scan, label_chunks)
+        manifest = dict(scan.manifest)
+        for key, data in files.items():
+            entry = ManifestEntry.of(data)
+            if key.endswith(f"/{_METADATA}") and manifest[key] != entry:
+                publish_file(self._fs, f"{folder}/{key}", data)
+                manifest[key] = entry
+        scan = scan.model_copy(update={"manifest": manifest})
+        metadata = {**json.loads(files[_METADATA]), "attributes": scan.to_json()}
+        publish_file(self._fs, f"{folder}/{_METADATA}", seal(metadata))
+        return scan
 
     def write_table(self, scans: Iterable[ScanAttributes]) -> None:
         """Write the scan table anew and put it in the place of the old one.
@@ -228,6 +252,21 @@ def _describe(root: RootAttributes) -> str:
     return f"the dataset {root.dataset!r} ({root.title})"
 
 
+def _small_files(
+    scan: ScanAttributes, label_chunks: npt.NDArray[np.uint32] | None
+) -> dict[str, bytes]:
+    """Return all files of a scan but its shards; the attributes of its group are left out."""
+    values = {VALUE_OF_NAME[name] for name in scan.vertebrae} | set(map(int, scan.other_labels))
+    return scan_files(
+        shape_zyx=scan.shape_zyx,
+        image_dtype=np.dtype(scan.image_dtype),
+        coordinates_mm=axis_positions_mm(np.array(scan.affine), scan.shape_zyx),
+        label_chunks=label_chunks,
+        label_values=tuple(sorted(values)),
+        structures=scan.structures,
+    )
+
+
 class ScanWriter:
     """Writes one scan; nothing of it is visible before :meth:`publish`.
 
@@ -265,15 +304,7 @@ class ScanWriter:
             See :func:`spinezarr.store.metadata.scan_files`.
         """
         scan = ScanAttributes.model_validate({**facts, "manifest": {}})
-        values = {VALUE_OF_NAME[name] for name in scan.vertebrae} | set(map(int, scan.other_labels))
-        files = scan_files(
-            shape_zyx=scan.shape_zyx,
-            image_dtype=np.dtype(scan.image_dtype),
-            coordinates_mm=axis_positions_mm(np.array(scan.affine), scan.shape_zyx),
-            label_chunks=label_chunks,
-            label_values=tuple(sorted(values)),
-            structures=scan.structures,
-        )
+        files = _small_files(scan, label_chunks)
         metadata = json.loads(files.pop(_METADATA))
         for key, data in files.items():
             self.write(key, data)

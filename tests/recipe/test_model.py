@@ -1,12 +1,11 @@
 import re
-from itertools import pairwise
 
 import pytest
-from hypothesis import example, given
+from hypothesis import given
 from hypothesis import strategies as st
 
 from spinezarr.errors import RecipeError
-from spinezarr.recipe import Lookup, PathPattern, Recipe, Splits
+from spinezarr.recipe import Lookup, Recipe, Splits, fill
 from spinezarr.resources import recipe_names, recipe_path, resource
 
 RECIPE = """\
@@ -27,113 +26,6 @@ splits:
   entry: "{scan}.nii.gz"
 labels: {scheme: canonical, state: unknown}
 """
-
-# Whatever a regular expression gives a meaning to, but the braces and stars of patterns.
-literals = st.text("ab.+?()[]|^$\\ -_é/", min_size=1, max_size=5)
-file_names = st.text("ab.+?()[]|^$\\ -_é{}*", min_size=1, max_size=5)
-paths = st.lists(file_names, min_size=1, max_size=4).map("/".join)
-parts = st.one_of(
-    st.sampled_from(["{scan}", "{folder}", "*", "**/"]), st.sampled_from("ab./ "), literals
-)
-
-
-def matchings(pattern, path, known=()):
-    """Yield every way in which a list of parts covers a path; tries all, uses no regex."""
-    if not pattern:
-        if path == "":
-            yield dict(known)
-        return
-    part, *rest = pattern
-    if part == "**/":
-        ends = [0, *(at + 1 for at, letter in enumerate(path) if letter == "/")]
-    elif part == "*" or part[0] == "{":
-        first_slash = path.find("/") if "/" in path else len(path)
-        ends = range(part != "*", first_slash + 1)
-    else:
-        ends = [len(part)] if path.startswith(part) else []
-    for end in ends:
-        if part[0] != "{":
-            yield from matchings(rest, path[end:], known)
-        elif dict(known).get(part[1:-1], path[:end]) == path[:end]:
-            yield from matchings(rest, path[end:], {**dict(known), part[1:-1]: path[:end]})
-
-
-def no_stars_side_by_side(pattern):
-    """Two stars and a slash are one part, ``**/``."""
-    return all(pair != ("*", "*") for pair in pairwise(pattern))
-
-
-@given(st.lists(parts, max_size=6).filter(no_stars_side_by_side), paths)
-@example(["**/", "{scan}", ".nii"], "x/y.z/a.1.nii")
-@example(["{scan}", "/", "{scan}", ".nii"], "a/b.nii")
-@example(["{scan}", "/", "{scan}", ".nii"], "a/a.nii")
-@example(["a", "**/", "b"], "a/b")
-def test_a_pattern_matches_what_trying_all_ways_matches(pattern, path):
-    ways = list(matchings(pattern, path))
-    found = PathPattern("".join(pattern)).match(path)
-    assert found in ways if ways else found is None
-
-
-@given(literals, paths)
-def test_literal_text_matches_itself_and_nothing_else(literal, path):
-    assert PathPattern(literal).match(literal) == {}
-    assert (PathPattern(literal).match(path) is not None) == (path == literal)
-
-
-@given(file_names, file_names, literals)
-@example("1.3.6.1.4.1.9328.50.4.0001", "colon", "/")
-@example("volume-covid19-A-0202_0_ct", "COVID-19", "/")
-@example("my scan {1}", "a b", ".x/")
-def test_names_with_dots_spaces_and_braces_stay_whole(scan, folder, between):
-    path = f"data/{folder}/{scan}.nii.gz"
-    assert PathPattern("data/{folder}/{scan}.nii.gz").match(path) == {
-        "folder": folder,
-        "scan": scan,
-    }
-    for miss in (f"x{path}", f"{path}x", path.replace(".nii.gz", "xnii.gz"), f"data/{path}"):
-        assert PathPattern("data/{folder}/{scan}.nii.gz").match(miss) is None
-    assert PathPattern("{scan}").match(f"{scan}/{between}") is None
-
-
-@pytest.mark.parametrize(
-    ("pattern", "path", "texts"),
-    [
-        (r"{scan}.{ext:nii|nii\.gz}", "a.b.nii.gz", {"scan": "a.b", "ext": "nii.gz"}),
-        (r"{scan}.{ext:nii|nii\.gz}", "a.nii", {"scan": "a", "ext": "nii"}),
-        (r"{scan}.{ext:nii|nii\.gz}", "a.niixgz", None),
-        (r"x{n:\d{3}}y", "x123y", {"n": "123"}),
-        (r"x{n:\d{3}}y", "x12y", None),
-        ("{top:raw_?data}/{scan}", "rawdata/a", {"top": "rawdata", "scan": "a"}),
-        ("{top:raw_?data}/{scan}", "raw-data/a", None),
-        ("{a:x|y}{a}", "xx", {"a": "x"}),
-        ("{a:x|y}{a}", "xy", None),
-        ("{a:x|y}z", "x", None),
-        ("**/x", "a/b/x", {}),
-        ("**/x", "x", {}),
-        ("**/x", "ax", None),
-        ("**/x", "new\nline/x", {}),
-        ("a/**/x", "a/x", {}),
-        ("*.txt", ".txt", {}),
-        ("*.txt", "a/b.txt", None),
-        ("", "", {}),
-        ("", "a", None),
-        ("{scan}", "", None),
-    ],
-)
-def test_the_grammar_of_patterns(pattern, path, texts):
-    assert PathPattern(pattern).match(path) == texts
-
-
-def test_a_pattern_knows_its_names():
-    assert PathPattern("{a}/*/{b:x|y}/{a}").names == {"a", "b"}
-
-
-@pytest.mark.parametrize(
-    "pattern", ["{scan", "scan}", "{}", "{a b}", "{a:}", "{a:(}", "{1a}", "{a:[}", "{{a}}"]
-)
-def test_a_broken_pattern_is_refused_by_its_text(pattern):
-    with pytest.raises(ValueError, match=re.escape(repr(pattern))):
-        PathPattern(pattern)
 
 
 def test_the_first_matching_pattern_of_a_lookup_counts():
@@ -171,10 +63,10 @@ def test_one_text_may_stand_for_a_list(recipe_file):
 
 def test_templates_are_filled_with_texts_and_looked_up_values(recipe_file):
     recipe = load(recipe_file, RECIPE)
-    assert recipe.fill("{site}:{scan}:{scan}", {"folder": "ab", "scan": "{x}"}) == "Aachen:{x}:{x}"
-    assert recipe.fill("{site}", {"folder": "c"}) is None
-    assert recipe.fill("{scan}", {"folder": "c"}) is None
-    assert recipe.fill("plain", {}) == "plain"
+    texts = recipe.known_texts({"folder": "ab", "scan": "{x}"})
+    assert fill("{site}:{scan}:{scan}", texts) == "Aachen:{x}:{x}"
+    assert fill("{site}", recipe.known_texts({"folder": "c"})) is None
+    assert fill("plain", recipe.known_texts({})) == "plain"
 
 
 @pytest.mark.parametrize(
@@ -273,7 +165,7 @@ def test_a_recipe_that_is_not_shipped_lists_those_that_are():
 def test_the_shipped_recipe_knows_the_prefixes_of_all_scans():
     recipe = Recipe.load("ctspine1k")
     names = recipe.splits.parse(resource(f"ingest/{recipe.splits.shipped}").read_text(), "shipped")
-    sources = [recipe.fill(recipe.source, {"scan": name}) for name in names]
+    sources = [fill(recipe.source, recipe.known_texts({"scan": name})) for name in names]
     assert {source: sources.count(source) for source in set(sources)} == {
         "COLONOG": 784,
         "MSD-T10": 150,
