@@ -33,7 +33,7 @@ _STYLES = {"error": "bold red", "warning": "yellow", "info": None}
 
 def audit(
     stores: Annotated[
-        list[str], typer.Argument(metavar="URL...", help="Paths, URLs or catalog names of stores.")
+        list[str], typer.Argument(metavar="URL", help="Paths, URLs or catalog names of stores.")
     ],
     *,
     scan: Annotated[
