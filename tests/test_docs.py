@@ -4,7 +4,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import nibabel as nib
+import numpy as np
 import pytest
+
+import spinezarr
 
 ROOT = Path(__file__).parent.parent
 PAGES = [
@@ -75,3 +79,24 @@ def test_links_between_pages_lead_somewhere():
         for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
             if "://" not in target:
                 assert (page.parent / target).exists(), f"{page}: {target}"
+
+
+def test_a_dataset_of_ones_own_takes_ten_lines_and_no_code(working_folder):
+    page = ROOT / "docs" / "add-a-dataset.md"
+    (recipe,) = (code for language, code in blocks(page) if language == "yaml")
+    assert len(recipe.splitlines()) <= 10
+    commands = [code for language, code in blocks(page) if language == "bash"]
+    own = working_folder / "own"
+    own.mkdir()
+    (own / "demo").symlink_to(working_folder / "demo")
+    (own / "block.yaml").write_text(recipe)
+    for code in commands:
+        run_bash(code, own)
+    store = spinezarr.open(own / "hospital.zarr")
+    assert store.table.scan.to_numpy().tolist() == ["2023-11-02", "2024-01-15"]
+    for scan_id, patient in (("2024-01-15", "P0007"), ("2023-11-02", "P0012")):
+        stored = store.scan(scan_id)
+        for array, kind in ((stored.image, "ct"), (stored.label, "mask")):
+            file = nib.load(own / "hospital" / patient / f"{scan_id}_{kind}.nii.gz")
+            closest = np.asanyarray(nib.as_closest_canonical(file).dataobj)
+            np.testing.assert_array_equal(array, closest.transpose(2, 1, 0))

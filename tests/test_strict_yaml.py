@@ -232,3 +232,21 @@ def test_models_are_frozen():
 def test_a_shared_anchor_is_read_in_both_places(path):
     text = GOOD.replace("hall:", "hall: &hall").replace("- width: 1", "- *hall")
     assert load(Path(path), text).doors == (Room(width=3),)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "2020-13-45",
+        "!!int x",
+        "!!int ''",
+        "!!bool maybe",
+        "!!timestamp x",
+        "!!float ''",
+        "1" * 5000,
+    ],
+)
+def test_a_number_or_date_that_is_none_is_refused(path, value):
+    message = refusal(path, GOOD.replace("home", value))
+    assert message.startswith("FILE: holds a number, date or tagged value that is none")
+    assert "quotes" in message

@@ -142,10 +142,11 @@ def _files_on_disk(folder: str, prefix: str, above: frozenset[str]) -> Iterator[
     with os.scandir(folder) as entries:
         for entry in entries:
             path = f"{prefix}{entry.name}"
-            if entry.is_dir():
+            linked = Path(entry.path) if entry.is_symlink() else None
+            if (linked or entry).is_dir():
                 yield from _files_on_disk(entry.path, f"{path}/", above | {real})
-            elif entry.is_file():
+            elif (linked or entry).is_file():
                 yield path, entry.stat().st_size
-            elif entry.is_symlink() and not Path(entry.path).exists():
+            elif linked is not None and not linked.exists():
                 # A broken link counts as a file of no bytes: reading it says what is wrong.
                 yield path, 0

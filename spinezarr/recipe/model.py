@@ -355,5 +355,7 @@ class Recipe(StrictModel):
         for name, lookup in self.lookups.items():
             ways = [possible_expression(value, key) for key, value in lookup.values.items()]
             further[name] = "|".join([further[name], *ways] if name in further else ways)
+        if layout.label_parts is not None and template == layout.label_parts.file:
+            further["part"] = "|".join(map(re.escape, layout.label_parts.values))
         patterns = (possible_pattern(template, image, further) for image in layout.image)
         return list(dict.fromkeys(patterns))

@@ -1,4 +1,5 @@
 import re
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -174,3 +175,64 @@ def test_a_value_that_is_no_label_is_named(dtype, value):
 
 def test_minus_zero_is_background():
     assert LabelEncoder()(np.full((2, 2, 2), -0.0), (0, 0, 0)).data is None
+
+
+file_values = st.dictionaries(
+    st.integers(1, 65535), st.sampled_from([1, 19, 28, 29, 255]), min_size=1, max_size=5
+)
+
+
+@settings(max_examples=60)
+@given(st.data(), file_values, st.sampled_from(["uint16", "int32", "float64"]))
+@example(None, {65535: 1}, "uint16")
+def test_values_are_mapped_and_what_is_dropped_is_counted(data, values, dtype):
+    if data is None:
+        voxels = np.array([[[0, 65535, 65534, 65534]]])
+    else:
+        numbers = st.sampled_from([0, 1, 7, 65534, *values])
+        shape = st.tuples(*[st.integers(1, 4)] * 3)
+        voxels = data.draw(arrays(np.int64, shape, elements=numbers))
+    encoded = LabelEncoder(values=tuple(values.items()))(voxels.astype(dtype), (0, 0, 0))
+    expected = np.zeros_like(voxels)
+    for value, stored in values.items():
+        expected[voxels == value] = stored
+    dropped = {v: n for v, n in Counter(voxels.ravel().tolist()).items() if v and v not in values}
+    assert dict(encoded.facts.dropped) == dropped
+    counts = {label.value: label.voxel_count for label in encoded.facts.labels}
+    assert counts == {v: n for v, n in Counter(expected.ravel().tolist()).items() if v}
+    if counts:
+        inside = decoded(encoded, np.uint8)[tuple(map(slice, voxels.shape))]
+        np.testing.assert_array_equal(inside, expected)
+    else:
+        assert encoded.data is None
+
+
+@pytest.mark.parametrize("value", [-1.0, 0.5, 65536.0, np.nan])
+def test_a_value_that_cannot_be_mapped_is_named(value):
+    voxels = np.full((2, 2, 2), 200.0)
+    voxels[1, 0, 1] = value
+    shown = re.escape(repr(value))
+    with pytest.raises(LabelError, match=rf"the value {shown}; .* whole numbers from 0 to 65535"):
+        LabelEncoder(values=((200, 20),))(voxels, (0, 0, 0))
+
+
+coordinates = st.tuples(*[st.floats(-60, 200)] * 3)
+sizes_mm = st.tuples(*[st.floats(0.2, 5)] * 3)
+
+
+@settings(max_examples=60)
+@given(masks(), st.tuples(*[st.integers(0, 2)] * 3), coordinates, sizes_mm)
+@example(np.ones((1, 1, 1), np.uint8), (0, 0, 0), (0.5, -0.5, 0.5), (1.0, 2.0, 3.0))
+@example(np.ones((1, 1, 1), np.uint8), (1, 0, 0), (66.5, 0.0, 0.0), (3.0, 1.0, 1.0))
+def test_the_distance_to_a_label_is_that_to_its_nearest_voxel(mask, chunk_zyx, point, spacing):
+    encoder = LabelEncoder(centroid_zyx={1: point, 200: point}, spacing_zyx_mm=spacing)
+    labels = {label.value: label for label in encoder(mask, chunk_zyx).facts.labels}
+    origin = np.multiply(chunk_zyx, CHUNK_SHAPE_ZYX)
+    for value, label in labels.items():
+        if value not in {1, 200}:
+            assert label.centroid_distance_mm is None
+            continue
+        low = np.argwhere(mask == value) + origin - 0.5
+        nearest = np.clip(point, low, low + 1)
+        expected = np.linalg.norm((nearest - point) * spacing, axis=1).min()
+        assert label.centroid_distance_mm == pytest.approx(expected, abs=1e-6)
