@@ -149,8 +149,10 @@ def discover(recipe: Recipe, raw: str) -> Discovery:
     UsageError
         If ``raw`` is no folder, or no file in it matches: lists the layouts the recipe knows, what
         was seen instead, and a neighbouring folder that would match.
+    RecipeError
+        If scans would share an id or a mask, or an id cannot name a folder.
     FormatError
-        If a table of the dataset cannot be read.
+        If a table or list of the dataset cannot be read.
     """
     fs, root = open_filesystem(raw)
     if not fs.isdir(root):

@@ -97,7 +97,7 @@ class _ScansByName:
 def _normal(text: str) -> str:
     """Write a scan's name in one way; numbers without leading zeros."""
     text = text.strip()
-    return (text.lstrip("0") or "0") if text.isdecimal() else text
+    return text.lstrip("0") if text.isdecimal() else text
 
 
 @dataclass(frozen=True, slots=True)

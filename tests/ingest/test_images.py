@@ -93,6 +93,14 @@ def test_the_image_that_a_list_names_is_taken(tmp_path, load):
     assert details["b/y/"] == "taken from b/x/"
 
 
+def test_the_list_counts_more_than_a_mask(tmp_path, load):
+    text = LISTED.replace('"**/{scan}_seg.nii"', '"{scan}/{series}_seg.nii"')
+    (tmp_path / "list.txt").write_text("a y\n")
+    files = ["a/x/1", "a/x_seg.nii", "a/y/1", "list.txt"]
+    assert pairs(choice(load(text), files, tmp_path)) == {"a": ("a/y/",)}
+    assert pairs(choice(load(text), files[:-1], tmp_path)) == {"a": ("a/x/", "a/x_seg.nii")}
+
+
 TWICE = """\
 layouts:
   flat:

@@ -25,6 +25,8 @@ def folder_of(files):
 
 @given(st.lists(paths, unique=True, max_size=12), templates, names)
 @example(["a/b_seg.nii", "b_seg.nii", "x/b_1_seg.nii"], "**/{scan}_*seg.nii", "b")
+@example(["aab_seg.nii", "b_seg.nii", "x"], "*{scan}_seg.nii", "b")
+@example(["b.nii", "x", "y"], "**/{scan}.nii", "b")
 @example(["masks/10.nii", "masks/1_x.nii"], "masks/{scan}*.nii", "1")
 def test_the_file_found_is_the_first_of_all_that_fit(files, template, scan):
     pattern = filled_pattern(template, {"scan": scan})

@@ -56,7 +56,7 @@ def raw(tmp_path):
         (folder / f"{scan}.json").write_text(points(0))
         (folder / f"{scan}_side.json").write_text('{"KVP": 120}')
     (folder / "split.txt").write_text("one:\na\ntwo:\nb\n")
-    (folder / "clinic.csv").write_text("Scan,Age\na,61\nb,40\n")
+    (folder / "clinic.csv").write_text("Scan,Age,Sex\na,61,f\nb,40,m\n")
     return folder
 
 
@@ -116,8 +116,8 @@ AMENDED = {
     "sidecar with odd texts": (write("a_side.json", '{"a/b": "\\ud800", "": 1, "n": NaN}'), None),
     "sidecar is gone": (lambda raw: (raw / "a_side.json").unlink(), None),
     "split": (write("split.txt", "one:\nb\na\n"), None),
-    "table": (write("clinic.csv", "Scan,Age,Sex\na,62,f\nb,40,\n"), None),
-    "order of columns": (write("clinic.csv", "Age,Scan,Z\n1,a,2\n"), None),
+    "table": (write("clinic.csv", "Scan,Age,Sex\na,62,f\nb,40,m\n"), None),
+    "order of columns": (write("clinic.csv", "Sex,Scan,Age\nf,a,61\nm,b,40\n"), None),
     "table is gone": (lambda raw: (raw / "clinic.csv").unlink(), None),
     "licence": (None, ("CC0-1.0", "CC-BY-4.0")),
     "citation": (None, ("citation: nobody", "citation: somebody")),
@@ -197,6 +197,17 @@ def test_parts_with_other_values_are_read_anew(raw, tmp_path):
     assert differing(tmp_path / "s.zarr", tmp_path / "fresh.zarr") == []
     stored = spinezarr.open(tmp_path / "s.zarr").scan("a").label.to_numpy()
     np.testing.assert_array_equal(stored == 22, PHANTOM.label == 19)
+
+
+def test_centroids_of_another_convention_are_read_anew(raw, tmp_path):
+    for scan in "ab":
+        (raw / f"{scan}.json").write_text('[{"label": 20, "X": 90, "Y": 80, "Z": 70}]')
+    text = RECIPE.replace("convention: verse", "convention: verse-2019-challenge")
+    run(raw, tmp_path / "s.zarr", text)
+    text = text.replace("2019", "2020")
+    assert run(raw, tmp_path / "s.zarr", text).done == ("a", "b")
+    run(raw, tmp_path / "fresh.zarr", text)
+    assert differing(tmp_path / "s.zarr", tmp_path / "fresh.zarr") == []
 
 
 def test_structures_are_named_anew_where_labels_are_described(raw, tmp_path):

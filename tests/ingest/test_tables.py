@@ -102,6 +102,13 @@ def test_a_plain_list_may_say_the_split(raw):
     assert columns(discovery)["11"] == {"fold": "1", "part": "test"}
 
 
+def test_a_table_of_one_split_may_say_so(raw):
+    (raw / "t.csv").write_text("Id,Age\na,61\n")
+    tables = "  t: {files: t.csv, key: Id, set: {part: test}, split: part}\n"
+    discovery = found(raw, tables, "ab")
+    assert [scan.split for scan in discovery.scans] == ["test", ""]
+
+
 def test_all_scans_of_a_patient_have_the_row_of_the_patient(raw):
     (raw / "t.csv").write_text("Id,Age\nP1,61\n")
     text = RECIPE.replace('"{scan}.nii"', '"{patient}_{scan}.nii"')
