@@ -11,7 +11,7 @@ from pydantic_core import ErrorDetails
 
 from spinezarr.errors import UsageError
 
-__all__ = ["StrictModel", "load_strict_yaml", "place_of_key"]
+__all__ = ["StrictModel", "load_strict_yaml", "place_of_key", "reason_of"]
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -93,6 +93,11 @@ def _check_keys(node: yaml.Node, path: Traversable, error: type[UsageError]) -> 
             _check_keys(value, path, error)
 
 
+def reason_of(details: ErrorDetails) -> str:
+    """Return what a validator of ours says, without pydantic's words before it."""
+    return details["msg"].removeprefix("Value error, ")
+
+
 def place_of_key(path: Traversable, location: tuple[str | int, ...]) -> str:
     """Return file, line and key of a value in a YAML file that has loaded."""
     root = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
@@ -114,7 +119,7 @@ def _place(path: Traversable, root: yaml.Node | None, location: tuple[str | int,
 def _describe(
     path: Traversable, root: yaml.Node, details: ErrorDetails, model: type[BaseModel]
 ) -> str:
-    message = details["msg"]
+    message = reason_of(details)
     if details["type"] == "extra_forbidden":
         message = "unknown key" + _suggest(model, details["loc"])
     elif details["type"] == "missing":

@@ -86,8 +86,11 @@ def ingest(
 ) -> None:
     """Bring a dataset's raw files into one store; run it again to do what is missing.
 
-    Exit code 0: every scan is in the store; 1: some scans failed, all others are done; 2: wrong
-    usage.
+    Exit code 0: every scan is in the store.
+
+    Exit code 1: some scans failed, all others are done.
+
+    Exit code 2: wrong usage.
 
     Example:  spinezarr ingest ctspine1k --raw CTSpine1K --out ctspine1k.zarr
 

@@ -23,7 +23,7 @@ from spinezarr.recipe.pattern import (
 )
 from spinezarr.recipe.table import Table
 from spinezarr.resources import recipe_path, resource
-from spinezarr.strict_yaml import StrictModel, load_strict_yaml, place_of_key
+from spinezarr.strict_yaml import StrictModel, load_strict_yaml, place_of_key, reason_of
 
 __all__ = ["Ignored", "Lookup", "Recipe", "Splits"]
 
@@ -233,7 +233,7 @@ class Recipe(StrictModel):
             )
         except ValidationError as problem:
             reasons = "; ".join(
-                f"{details['msg']} (found {details['input']!r})" for details in problem.errors()
+                f"{reason_of(details)} (found {details['input']!r})" for details in problem.errors()
             )
             raise RecipeError(f"{where}: {reasons}.") from problem
         for key, mistake in recipe.problems():
