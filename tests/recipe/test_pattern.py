@@ -160,7 +160,8 @@ def test_a_filled_template_matches_what_trying_all_ways_matches(template, texts,
     if data is not None and data.draw(st.booleans()):
         # A path that fits: wild parts stand for something.
         wild = {"*": st.text("ab.", max_size=2), "**/": st.sampled_from(["", "a/", "b/a/"])}
-        path = "".join(data.draw(wild[p]) if p in wild else p for p in pieces)
+        both = zip(template, pieces, strict=True)
+        path = "".join(data.draw(wild[part]) if part in wild else piece for part, piece in both)
         assert filled_pattern("".join(template), texts).fullmatch(path)
     literal_or_wild = [
         piece if part in {"*", "**/"} else f"={piece}"
@@ -204,7 +205,7 @@ def test_a_template_without_a_value_fills_nothing():
 @example(["{scan}", ".nii"], ["{scan|lower}", "_seg"], {"scan": "GL01", "folder": "a"})
 def test_what_a_template_gives_for_an_image_is_possible(image, template, texts):
     wild = {"*": "", "**/": "x/"}
-    path = "".join(wild.get(part) or by_hand(part, texts).removeprefix("*") for part in image)
+    path = "".join(wild[part] if part in wild else by_hand(part, texts) for part in image)
     remembered = PathPattern("".join(image)).match(path)
     assert remembered is not None
     filled = fill("".join(template), remembered)
