@@ -160,10 +160,8 @@ def test_a_filled_template_matches_what_trying_all_ways_matches(template, texts,
     if data is not None and data.draw(st.booleans()):
         # A path that fits: wild parts stand for something.
         wild = {"*": st.text("ab.", max_size=2), "**/": st.sampled_from(["", "a/", "b/a/"])}
-        path = "".join(
-            data.draw(wild[part]) if part in wild else piece
-            for part, piece in zip(template, pieces, strict=True)
-        )
+        both = zip(template, pieces, strict=True)
+        path = "".join(data.draw(wild[part]) if part in wild else piece for part, piece in both)
         assert filled_pattern("".join(template), texts).fullmatch(path)
     literal_or_wild = [
         piece if part in {"*", "**/"} else f"={piece}"
