@@ -261,7 +261,7 @@ def _write_image(image: Volume, work: _Work, notes: list[str]) -> dict[str, Any]
     try:
         facts = work.encode(IMAGE, image, image.grid, ImageEncoder(dtype))
     except DoesNotFitError as problem:
-        notes.append(f"image kept as {image.dtype}: it holds {problem.value!r}, which int16 cannot")
+        notes.append(f"image kept as {image.dtype}: it holds {problem.value:g}, which int16 cannot")
         dtype = image.dtype
         facts = work.encode(IMAGE, image, image.grid, ImageEncoder(dtype))
     return {"image_dtype": dtype.name, **_image_summary(facts)}
