@@ -358,6 +358,8 @@ def test_rsna_scans_without_mask_are_scans_and_fractures_are_columns(tmp_path):
 
 def test_the_series_that_path_csv_names_is_taken(tmp_path):
     write_ctspine1k_tcia(tmp_path / "raw")
+    for folder in list((tmp_path / "raw").glob("*/*/9.*")):
+        folder.rename(folder.with_name(folder.name.replace("9.", "1.", 1)))  # first by name
     recipe = Recipe.load("ctspine1k")
     listed = discover(recipe, str(tmp_path / "raw"))
     lines = (tmp_path / "raw/Path.csv").read_text().split("\n")
