@@ -10,7 +10,6 @@ import numpy.typing as npt
 
 from spinezarr.audit.levels import NOT_SPACED
 from spinezarr.geometry import Box, ShapeZYX
-from spinezarr.store.layout import CHUNK_SHAPE_ZYX
 from spinezarr.store.reader import ArraySpec, ScanHandle
 from spinezarr.stream.engine import Engine
 from spinezarr.vertebrae import NAME_OF_VALUE, VALUE_OF_NAME
@@ -147,26 +146,27 @@ def _pieces_of_label(
     grid[tuple(chunks_zyx.T)] = True
     clusters = _connected(grid)
     for cluster in range(1, int(clusters.max()) + 1):
-        box = _box_of_chunks(np.argwhere(clusters == cluster), label.shape_zyx)
+        box = _box_of_chunks(label, np.argwhere(clusters == cluster))
         voxels = np.empty(box.shape_zyx, np.uint8)
         engine.read_into(label, box, voxels)
         for piece in connected_pieces(voxels == value, box.start_zyx):
             # The box may reach over chunks of another cluster.
-            chunk = _index(n // c for n, c in zip(piece.voxel_zyx, CHUNK_SHAPE_ZYX, strict=True))
+            in_chunks = zip(piece.voxel_zyx, label.chunk_shape_zyx, strict=True)
+            chunk = _index(n // c for n, c in in_chunks)
             if clusters[chunk] == cluster:
                 yield piece
 
 
-def _box_of_chunks(chunks_zyx: npt.NDArray[np.int_], shape_zyx: ShapeZYX) -> Box:
-    start = chunks_zyx.min(axis=0) * CHUNK_SHAPE_ZYX
-    stop = np.minimum((chunks_zyx.max(axis=0) + 1) * CHUNK_SHAPE_ZYX, shape_zyx)
+def _box_of_chunks(label: ArraySpec, chunks_zyx: npt.NDArray[np.int_]) -> Box:
+    start = chunks_zyx.min(axis=0) * label.chunk_shape_zyx
+    stop = np.minimum((chunks_zyx.max(axis=0) + 1) * label.chunk_shape_zyx, label.shape_zyx)
     return Box(_index(start.tolist()), _index(stop.tolist()))
 
 
 def _voxel_of(engine: Engine, label: ArraySpec, rows: npt.NDArray[np.uint32]) -> ShapeZYX:
     """Return a voxel of a label, from the chunk that holds most of it."""
     value, *chunk, _ = rows[rows[:, 4].argmax()].tolist()
-    box = _box_of_chunks(np.array([chunk]), label.shape_zyx)
+    box = _box_of_chunks(label, np.array([chunk]))
     voxels = np.empty(box.shape_zyx, np.uint8)
     engine.read_into(label, box, voxels)
     pieces = connected_pieces(voxels == value, box.start_zyx)

@@ -190,7 +190,7 @@ class ScanAttributes(StrictModel):
     """What the JSON file beside the image says, by key."""
     source_bytes: int
     """Of all files of image and mask."""
-    source_key: str = ""
+    source_key: str
     """Hash of which files the scan was read from, and how; with another, it is read anew."""
     image_source: SourceRecord
     label_source: SourceRecord | None

@@ -87,6 +87,7 @@ def scan_of(label, affine=AFFINE, **changes):
         "centroid_source": None,
         "sidecar": {},
         "source_bytes": 1,
+        "source_key": "",
         "written_by": "test",
         "notes": (),
         "manifest": {},
