@@ -225,7 +225,8 @@ class _Known:
         ledger = store.ledger()
         if ledger is not None and not recover and not repair:
             table = store.table()
-            if table is not None and set(table.scan.to_numpy().tolist()) == ledger.scans.keys():
+            names = set() if table is None else set(table.scan.to_numpy().tolist())
+            if names == ledger.scans.keys() and names <= store.scan_folders():
                 return cls(store, table, dict(ledger.scans), {})
         was = {} if ledger is None else ledger.scans
         scans = store.recover({} if ledger is None or repair else ledger.identities)

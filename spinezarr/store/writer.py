@@ -5,6 +5,7 @@ there is written beside it first, under chunk keys with the other separator.
 """
 
 import json
+import os
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
@@ -15,6 +16,7 @@ import fsspec
 import numpy as np
 import numpy.typing as npt
 import xarray as xr
+from fsspec.implementations.local import LocalFileSystem
 
 from spinezarr.errors import CorruptStoreError, ReadOnlyStoreError, UsageError
 from spinezarr.geometry import ShapeZYX, axis_positions_mm
@@ -189,6 +191,15 @@ class StoreWriter:
         parsed = _parse(data)
         return None if parsed is None else parsed[0]
 
+    def scan_folders(self) -> set[str]:
+        """List the names of the folders that hold scans, without looking into them."""
+        place = f"{self._path}/{SCANS}"
+        if isinstance(self._fs, LocalFileSystem):
+            with os.scandir(place) as entries:
+                return {entry.name for entry in entries if entry.is_dir()}
+        paths: list[str] = self._fs.ls(place, detail=False)
+        return {path.rstrip("/").rsplit("/", 1)[1] for path in paths}
+
     def recover(self, trusted: Mapping[str, str] | None = None) -> dict[str, ScanAttributes]:
         """List the whole store, remove what killed runs left, and return all whole scans.
 
@@ -319,14 +330,13 @@ class StoreWriter:
         if self._guard is not None:
             self._guard(at_once=True)
         place = f"{self._path}/{TABLE}"
-        old: set[str] = set()
+        old = list_sizes(self._fs, place).keys()
         separator: Separator = "/"
         with suppress(FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
             group = unseal(self._fs.cat_file(f"{place}/{_METADATA}"))
             separator = other_separator(separator_of(group))
-            old = set(group["attributes"]["manifest"])
         files = table_files(table, separator)
-        _switch(self._fs, place, files, replaces=bool(old))
+        _switch(self._fs, place, files, replaces=_METADATA in old)
         remove_files(self._fs, place, old - files.keys())
 
     def audit_log(self) -> AuditLog:
