@@ -13,7 +13,7 @@ from spinezarr.ingest.scan import ScanOptions, ingest_scan, said_of, source_key
 from spinezarr.recipe import Recipe
 from spinezarr.store.attributes import RootAttributes, ScanAttributes
 from spinezarr.store.files import open_filesystem
-from spinezarr.store.layout import FORMAT_VERSION
+from spinezarr.store.layout import FORMAT_VERSION, profile_named
 from spinezarr.store.table import natural_key
 from spinezarr.store.writer import StoreWriter
 
@@ -88,6 +88,7 @@ def ingest(
     *,
     options: ScanOptions | None = None,
     licence: str | None = None,
+    codec: str | None = None,
     listener: Listener | None = None,
 ) -> IngestReport:
     """Bring every scan of ``discovery`` into the store at ``out``.
@@ -107,18 +108,20 @@ def ingest(
         Choices for all scans.
     licence
         Licence of the data, where it differs from the recipe's.
+    codec
+        Name of the codec profile; by default that of the store, or ``balanced`` for a new one.
     listener
         Hears of progress.
 
     Raises
     ------
     UsageError
-        If something else lies at ``out``, or it cannot be written.
+        If something else lies at ``out``, it cannot be written, or it has another codec profile.
     """
     if licence is not None:
         recipe = recipe.model_copy(update={"licence": licence})
     started = time.monotonic()
-    store = _open_store(recipe, out)
+    store = _open_store(recipe, out, codec)
     run = _Run(recipe, discovery, store, options or ScanOptions(), listener or _Silent())
     threads = os.cpu_count() or 1
     with ThreadPoolExecutor(threads, thread_name_prefix="spinezarr-encode") as pool:
@@ -130,7 +133,7 @@ def ingest(
     return run.report(time.monotonic() - started)
 
 
-def _open_store(recipe: Recipe, out: str) -> StoreWriter:
+def _open_store(recipe: Recipe, out: str, codec: str | None) -> StoreWriter:
     root = RootAttributes(
         format_version=FORMAT_VERSION,
         dataset=recipe.name,
@@ -138,6 +141,7 @@ def _open_store(recipe: Recipe, out: str) -> StoreWriter:
         licence=recipe.licence,
         citation=recipe.citation,
         homepage=recipe.homepage,
+        codec_profile=None if codec is None else profile_named(codec).name,
     )
     try:
         store = StoreWriter(out, root)

@@ -31,8 +31,16 @@ from spinezarr.store.files import (
     superseded,
     write_file,
 )
-from spinezarr.store.layout import FORMAT_VERSION, LABEL_CHUNKS, SCANS, TABLE, scan_key
-from spinezarr.store.metadata import root_files, scan_files, table_files
+from spinezarr.store.layout import (
+    FORMAT_VERSION,
+    LABEL_CHUNKS,
+    SCANS,
+    TABLE,
+    Profile,
+    profile_named,
+    scan_key,
+)
+from spinezarr.store.metadata import root_files, scan_files, table_files, with_stored_encoding
 from spinezarr.store.table import build_table, with_audit
 from spinezarr.vertebrae import VALUE_OF_NAME
 
@@ -49,12 +57,13 @@ class StoreWriter:
     url
         Path or URL of the store.
     root
-        The dataset; a store that exists must be of the same one.
+        The dataset; a store that exists must be of the same one. If it names no codec profile, that
+        of the store is taken, or the default for a new one.
 
     Raises
     ------
     UsageError
-        If something else lies at ``url``.
+        If something else lies at ``url``, or it is written with another codec profile.
     """
 
     def __init__(self, url: str, root: RootAttributes) -> None:
@@ -65,9 +74,13 @@ class StoreWriter:
 
     def _claim(self) -> None:
         metadata = f"{self._path}/{_METADATA}"
+        exists = self._fs.exists(metadata)
+        found = self._root_of_same_dataset(metadata) if exists else self.root
+        profile = profile_named(found.codec_profile).name
+        self.root = self.root.model_copy(update={"codec_profile": profile})
         files = root_files(self.root.model_dump(mode="json"))
-        if self._fs.exists(metadata):
-            if self._root_of_same_dataset(metadata) != self.root:
+        if exists:
+            if found != self.root:
                 publish_file(self._fs, metadata, files[_METADATA])
         elif self._taken():
             raise UsageError(
@@ -78,6 +91,11 @@ class StoreWriter:
         for key, data in files.items():
             if not self._fs.exists(f"{self._path}/{key}"):
                 publish_file(self._fs, f"{self._path}/{key}", data)
+
+    @property
+    def profile(self) -> Profile:
+        """Chunks and codecs of new scans."""
+        return profile_named(self.root.codec_profile)
 
     def _root_of_same_dataset(self, metadata: str) -> RootAttributes:
         try:
@@ -96,6 +114,12 @@ class StoreWriter:
             raise UsageError(
                 f"{self.url}: holds {_describe(found)}, not {_describe(self.root)}. "
                 "One store holds one dataset: choose another place."
+            )
+        asked, held = self.root.codec_profile, profile_named(found.codec_profile).name
+        if asked is not None and asked != held:
+            raise UsageError(
+                f"{self.url}: is written with the codec profile {held!r}, not {asked!r}. "
+                "One store has one profile: leave --codec out, or choose another place."
             )
         return found
 
@@ -145,9 +169,9 @@ class StoreWriter:
         place = f"{self._path}/{scan_key(scan_id)}"
         remove_folder(self._fs, place + PARTIAL)
         if self._fs.exists(f"{place}/{_METADATA}"):
-            return ScanWriter(self._fs, place + PARTIAL, place)
+            return ScanWriter(self._fs, place + PARTIAL, place, self.profile)
         remove_folder(self._fs, place)
-        return ScanWriter(self._fs, place, place)
+        return ScanWriter(self._fs, place, place, self.profile)
 
     def amend(self, scan: ScanAttributes) -> ScanAttributes:
         """Write the metadata of a published scan anew; its voxels stay as they are.
@@ -165,7 +189,7 @@ class StoreWriter:
         if LABEL_CHUNKS in arrays:
             label_chunks = np.zeros(arrays[LABEL_CHUNKS]["shape"], np.uint32)
         # The sampling's voxel counts stay too: only the metadata are taken of what is made here.
-        files = _small_files(scan, label_chunks)
+        files = with_stored_encoding(_small_files(scan, label_chunks, self.profile), arrays)
         manifest = dict(scan.manifest)
         for key, data in files.items():
             entry = ManifestEntry.of(data)
@@ -253,11 +277,12 @@ def _describe(root: RootAttributes) -> str:
 
 
 def _small_files(
-    scan: ScanAttributes, label_chunks: npt.NDArray[np.uint32] | None
+    scan: ScanAttributes, label_chunks: npt.NDArray[np.uint32] | None, profile: Profile
 ) -> dict[str, bytes]:
     """Return all files of a scan but its shards; the attributes of its group are left out."""
     values = {VALUE_OF_NAME[name] for name in scan.vertebrae} | set(map(int, scan.other_labels))
     return scan_files(
+        profile,
         shape_zyx=scan.shape_zyx,
         image_dtype=np.dtype(scan.image_dtype),
         coordinates_mm=axis_positions_mm(np.array(scan.affine), scan.shape_zyx),
@@ -278,9 +303,14 @@ class ScanWriter:
         Where the files go.
     place
         Where the scan is published; the folder itself, unless a scan lies there already.
+    profile
+        Chunks and codecs of image and mask.
     """
 
-    def __init__(self, fs: fsspec.AbstractFileSystem, folder: str, place: str) -> None:
+    def __init__(
+        self, fs: fsspec.AbstractFileSystem, folder: str, place: str, profile: Profile
+    ) -> None:
+        self.profile = profile
         self._fs = fs
         self._folder = folder
         self._place = place
@@ -304,7 +334,7 @@ class ScanWriter:
             See :func:`spinezarr.store.metadata.scan_files`.
         """
         scan = ScanAttributes.model_validate({**facts, "manifest": {}})
-        files = _small_files(scan, label_chunks)
+        files = _small_files(scan, label_chunks, self.profile)
         metadata = json.loads(files.pop(_METADATA))
         for key, data in files.items():
             self.write(key, data)
