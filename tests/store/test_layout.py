@@ -11,11 +11,10 @@ from hypothesis import strategies as st
 
 from spinezarr.store.attributes import ManifestEntry
 from spinezarr.store.layout import (
-    CHUNK_SHAPE_ZYX,
+    BALANCED,
     chunk_grid,
     fill_value,
     scan_key,
-    shard_shape_zyx,
 )
 
 SCAN = "liver_0"
@@ -31,9 +30,11 @@ def test_blocks_cover_a_volume_and_none_lies_outside(shape, block):
 
 @given(shapes)
 def test_a_shard_is_whole_chunks_no_more_than_the_volume_needs(shape):
-    shard, chunks = shard_shape_zyx(shape), chunk_grid(shape)
+    shard, chunks = BALANCED.shard_shape_zyx(shape), BALANCED.chunk_grid(shape)
     limits = (2, 16, 16)
-    for side, size, needed, most in zip(shard, CHUNK_SHAPE_ZYX, chunks, limits, strict=True):
+    for side, size, needed, most in zip(
+        shard, BALANCED.chunk_shape_zyx, chunks, limits, strict=True
+    ):
         assert side == min(needed, most) * size
 
 
