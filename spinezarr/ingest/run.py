@@ -9,6 +9,7 @@ from typing import Final, Literal, Protocol
 from spinezarr.errors import SpinezarrError, UsageError
 from spinezarr.ingest.annotations import BesideImage, read_beside
 from spinezarr.ingest.discover import Discovery, ScanSource
+from spinezarr.ingest.pseudonyms import Pseudonyms
 from spinezarr.ingest.scan import ScanOptions, ingest_scan, said_of, source_key
 from spinezarr.recipe import Recipe
 from spinezarr.store.attributes import RootAttributes, ScanAttributes
@@ -118,7 +119,7 @@ def ingest(
     if licence is not None:
         recipe = recipe.model_copy(update={"licence": licence})
     started = time.monotonic()
-    store = _open_store(recipe, out)
+    store = _open_store(recipe, out, None if options is None else options.pseudonyms)
     run = _Run(recipe, discovery, store, options or ScanOptions(), listener or _Silent())
     threads = os.cpu_count() or 1
     with ThreadPoolExecutor(threads, thread_name_prefix="spinezarr-encode") as pool:
@@ -130,7 +131,7 @@ def ingest(
     return run.report(time.monotonic() - started)
 
 
-def _open_store(recipe: Recipe, out: str) -> StoreWriter:
+def _open_store(recipe: Recipe, out: str, pseudonyms: Pseudonyms | None) -> StoreWriter:
     root = RootAttributes(
         format_version=FORMAT_VERSION,
         dataset=recipe.name,
@@ -138,6 +139,7 @@ def _open_store(recipe: Recipe, out: str) -> StoreWriter:
         licence=recipe.licence,
         citation=recipe.citation,
         homepage=recipe.homepage,
+        pseudonym_key=None if pseudonyms is None else pseudonyms.fingerprint,
     )
     try:
         store = StoreWriter(out, root)
@@ -189,7 +191,7 @@ class _Run:
     def _ingest(self, source: ScanSource, pool: Executor) -> Outcome:
         beside = read_beside(*self._raw, source)
         known = self._scans.get(source.scan_id)
-        if known is not None and _same_files(known, source, beside):
+        if known is not None and _same_files(known, source, beside, self._options):
             return self._keep(known, source, beside)
         scan = ingest_scan(
             source,
@@ -242,10 +244,14 @@ class _Run:
         )
 
 
-def _same_files(scan: ScanAttributes, source: ScanSource, beside: BesideImage) -> bool:
+def _same_files(
+    scan: ScanAttributes, source: ScanSource, beside: BesideImage, options: ScanOptions
+) -> bool:
     """Whether a stored scan was made from the files that are there now; of voxels, by size."""
-    now = (source.size_bytes, source_key(source, beside))
-    return (scan.source_bytes, scan.source_key) == now
+    key = source_key(source, beside)
+    if options.pseudonyms is not None:
+        key = options.pseudonyms.keyed(key)
+    return (scan.source_bytes, scan.source_key) == (source.size_bytes, key)
 
 
 def _reason(error: Exception) -> str:

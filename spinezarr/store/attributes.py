@@ -70,6 +70,8 @@ class RootAttributes(StrictModel):
     licence: str
     citation: str
     homepage: str | None = None
+    pseudonym_key: str | None = None
+    """Fingerprint of the key that its ids are hashed with; None if they are the dataset's own."""
 
 
 class OtherFormatError(Exception):

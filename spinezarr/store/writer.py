@@ -97,6 +97,12 @@ class StoreWriter:
                 f"{self.url}: holds {_describe(found)}, not {_describe(self.root)}. "
                 "One store holds one dataset: choose another place."
             )
+        if found.pseudonym_key != self.root.pseudonym_key:
+            made = "without pseudonyms" if found.pseudonym_key is None else "with pseudonyms"
+            raise UsageError(
+                f"{self.url}: was made {made}, or those of another key. Give --pseudonymize and "
+                "--pseudonyms as before, or choose another place."
+            )
         return found
 
     def _taken(self) -> bool:
