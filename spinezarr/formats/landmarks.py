@@ -42,6 +42,9 @@ _KEYS: Final = frozenset(
         "rotation",
         "format",
         "markups",
+        "centroids",
+        "vert_label",
+        "coordinate_system",
     }
 )
 """Keys of VerSe, TPTBox and 3D Slicer, which messages may show."""

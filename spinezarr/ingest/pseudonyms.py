@@ -83,7 +83,7 @@ class Pseudonyms:
         Examples
         --------
         >>> Pseudonyms(bytes(32)).of("scan", "liver_0")
-        'scan-w6pzfeawtiogjyxc'
+        'scan-ua4mef3nwejdef5q'
         """
         digest = base64.b32encode(self._digest(kind, text)).decode().lower()
         return f"{kind}-{digest[:_HASH_CHARACTERS]}"

@@ -68,6 +68,8 @@ def build_table(
         **_audit_columns((row.scan_id for row in rows), audited or {}),
         **_vertebra_columns(rows),
     }
+    if root.pseudonym_key is not None:
+        variables["image_sha256"][2]["long_name"] = "keyed hash of the sha256 of the source image"
     variables |= _joined_columns(rows, taken={*variables, "scan", "vertebra", "axis"})
     coordinates = {
         "scan": ("scan", _strings(row.scan_id for row in rows)),

@@ -305,7 +305,7 @@ names_of_files = st.from_regex(r"[QXZJKVW][QXZJKVW!#=+]{4,11}", fullmatch=True)
 
 
 @settings(
-    max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(st.lists(st.tuples(names_of_files, names_of_files), min_size=1, max_size=3, unique=True))
 def test_no_piece_of_any_name_is_in_the_store(tmp_path_factory, bytes_of_store, scans):
