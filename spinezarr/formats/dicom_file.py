@@ -10,16 +10,18 @@ PS3.5 section 8 and annex A (pixel data and transfer syntaxes).
 
 import io
 import warnings
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, BinaryIO, Final
 
 import fsspec
 import numpy.typing as npt
 import pydicom
 from pydicom import uid
 from pydicom.encaps import get_frame
+from pydicom.filereader import read_dataset, read_preamble
 from pydicom.pixels.decoders.base import get_decoder
 
 from spinezarr.errors import FormatError
@@ -40,6 +42,10 @@ _LOSSY: Final = frozenset(
 """Transfer syntaxes that need not keep each value."""
 _BITS_ALLOCATED: Final = (8, 16, 32)
 """CT images allocate 16 (PS3.3 table C.8-3); derived ones also others."""
+_FILE_META: Final = 2
+"""Group of the elements before the data set, which are never deflated."""
+_MAX_VALUE_BYTES: Final = 4096
+"""Of one header element that is read: at most a few dozen numbers, or 64 characters."""
 _MAX_NUMBER: Final = 1e6
 """No scanner's table is a kilometre long, and no other number of a CT slice is as large."""
 _TAGS: Final[list[Any]] = [
@@ -84,13 +90,20 @@ class DicomObject:
     """Its header, without pixels."""
 
 
-def read_object(fs: fsspec.AbstractFileSystem, path: str) -> DicomObject | None:
+def read_object(fs: fsspec.AbstractFileSystem, path: str, most_bytes: int) -> DicomObject | None:
     """Read a file's header; None if it is no DICOM file and does not claim to be one.
+
+    Parameters
+    ----------
+    fs, path
+        Where it is.
+    most_bytes
+        That the file may have, and that it may inflate to.
 
     Raises
     ------
     FormatError
-        If it is empty, named ``.dcm`` without being DICOM, or does not parse.
+        If it is empty, named ``.dcm`` without being DICOM, too large, or does not parse.
     """
     with fs.open(path, "rb") as raw:
         start = raw.read(_PREAMBLE_BYTES + len(_MAGIC))
@@ -102,9 +115,11 @@ def read_object(fs: fsspec.AbstractFileSystem, path: str) -> DicomObject | None:
                 f"{path}: is not a DICOM file: it {found}; expected {_MAGIC!r} at byte "
                 f"{_PREAMBLE_BYTES}. Download it again, or take it out of the folder."
             )
-        raw.seek(0)
         with _parsing(path):
+            _check_size(raw, path, most_bytes)
+            raw.seek(0)
             dataset = pydicom.dcmread(raw, stop_before_pixels=True, specific_tags=_TAGS)
+            _check_values(dataset, path)
             other_kind = _other_kind(dataset, path)
             series_uid = str(dataset.get("SeriesInstanceUID") or "")
             # A class or UID that is cut short must not pass for another kind or series, so the
@@ -121,6 +136,39 @@ def read_object(fs: fsspec.AbstractFileSystem, path: str) -> DicomObject | None:
                 series_uid,
                 f"series {dataset.get('SeriesNumber')} {str(dataset.get('SeriesDescription'))!r}",
                 dataset,
+            )
+
+
+def _check_size(raw: BinaryIO, path: str, most_bytes: int) -> None:
+    """Refuse a file that is too large, or inflates to too much."""
+    size = raw.seek(0, io.SEEK_END)
+    raw.seek(0)
+    read_preamble(raw, force=False)
+    meta = read_dataset(
+        raw,
+        is_implicit_VR=False,
+        is_little_endian=True,
+        stop_when=lambda tag, _vr, _length: tag.group != _FILE_META,
+    )
+    if size <= most_bytes and meta.get("TransferSyntaxUID") == uid.DeflatedExplicitVRLittleEndian:
+        # pydicom inflates all of it at once.
+        inflate = zlib.decompressobj(-zlib.MAX_WBITS)
+        size += len(inflate.decompress(raw.read(), max_length=most_bytes))
+    if size > most_bytes:
+        raise FormatError(
+            f"{path}: has more than {most_bytes} bytes, expected the file of one CT slice. Take it "
+            "out of the folder."
+        )
+
+
+def _check_values(dataset: pydicom.Dataset, path: str) -> None:
+    """Refuse an element that is longer than any of its kind: all headers are held at once."""
+    for tag in dataset.keys():  # noqa: SIM118  iterating a Dataset parses its elements
+        value = dataset.get_item(tag).value
+        if isinstance(value, bytes) and len(value) > _MAX_VALUE_BYTES:
+            raise FormatError(
+                f"{path}: {pydicom.datadict.keyword_for_tag(tag)} has {len(value)} bytes, expected "
+                f"at most {_MAX_VALUE_BYTES}. Export the series again."
             )
 
 
@@ -184,6 +232,9 @@ def read_pixels(data: bytes, header: SliceHeader) -> npt.NDArray[Any]:
             raise FormatError(f"{path}: cut short: its pixels do not end. Download it again.")
         if slice_header(DicomObject(path, None, "", "", dataset)) != header:
             raise FormatError(f"{path}: has changed while it was read. Ingest it again.")
+        # The decoder would follow it to a code stream that was not checked; a frame needs none.
+        for keyword in ("ExtendedOffsetTable", "ExtendedOffsetTableLengths"):
+            dataset.pop(keyword, None)
         syntax = dataset.file_meta.TransferSyntaxUID
         _check_whole(dataset.get("PixelData") or b"", syntax, header)
         plugin = "pydicom" if syntax == uid.RLELossless else "gdcm"
