@@ -34,7 +34,7 @@ class Limits:
 
     axis_voxels: int = 8192
     """Along each axis."""
-    volume_bytes: int = 32 << 30
+    volume_bytes: int = 32_000_000_000
     """Of all voxels, as they are stored or after scaling, whichever are more."""
     slice_bytes: int = 128 << 20
     """Of one slice along the file's slowest axis, counted likewise: a volume is held by slices."""
@@ -49,6 +49,10 @@ class Limits:
     """Of one folder."""
     dicom_file_bytes: int = 64 << 20
     """Of one DICOM file, and of what a deflated one inflates to."""
+    annotation_bytes: int = 1 << 20
+    """Of a file of centroids or a sidecar."""
+    table_bytes: int = 16 << 20
+    """Of a table or list of a dataset."""
 
     def check_grid(self, grid: Grid, value_bytes: int, path: str) -> None:
         """Refuse a grid that is too large, too fine, too coarse or too far off.

@@ -187,7 +187,7 @@ class _Run:
             self.write_table()
 
     def _ingest(self, source: ScanSource, pool: Executor) -> Outcome:
-        beside = read_beside(*self._raw, source)
+        beside = read_beside(*self._raw, source, self._options.limits)
         known = self._scans.get(source.scan_id)
         if known is not None and _same_files(known, source, beside):
             return self._keep(known, source, beside)

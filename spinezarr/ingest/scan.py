@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from spinezarr.errors import LabelError
-from spinezarr.formats import MergedLabels, Volume, open_volume
+from spinezarr.formats import DEFAULT_LIMITS, Limits, MergedLabels, Volume, open_volume
 from spinezarr.geometry import AxisMap, Grid, ShapeZYX, oblique_angle_deg
 from spinezarr.ingest.align import aligned_label_grid
 from spinezarr.ingest.annotations import (
@@ -55,6 +55,8 @@ class ScanOptions:
 
     take_image_grid: bool = False
     """Give a mask the affine of its image where both have the same shape."""
+    limits: Limits = DEFAULT_LIMITS
+    """How large the source files may be."""
 
 
 def ingest_scan(
@@ -100,8 +102,8 @@ def ingest_scan(
         If a file cannot be ingested; the store is then as it was before.
     """
     fs, root = open_filesystem(raw)
-    image = open_volume(fs, f"{root}/{source.image}")
-    label = _open_label(fs, root, source)
+    image = open_volume(fs, f"{root}/{source.image}", options.limits)
+    label = _open_label(fs, root, source, options.limits)
     notes = [*image.notes]
     # Grids are compared before any voxel is inflated.
     label_grid = None if label is None else _label_grid(source, image, label, options, notes)
@@ -192,13 +194,16 @@ def source_key(source: ScanSource, beside: BesideImage) -> str:
     return hashlib.sha256(key.encode()).hexdigest()[:32]
 
 
-def _open_label(fs: fsspec.AbstractFileSystem, root: str, source: ScanSource) -> Volume | None:
+def _open_label(
+    fs: fsspec.AbstractFileSystem, root: str, source: ScanSource, limits: Limits
+) -> Volume | None:
     if source.label_parts:
-        return MergedLabels(
-            [(part.value, open_volume(fs, f"{root}/{part.path}")) for part in source.label_parts],
-            [part.path for part in source.label_parts],
-        )
-    return None if source.label is None else open_volume(fs, f"{root}/{source.label}")
+        parts = [
+            (part.value, open_volume(fs, f"{root}/{part.path}", limits))
+            for part in source.label_parts
+        ]
+        return MergedLabels(parts, [part.path for part in source.label_parts])
+    return None if source.label is None else open_volume(fs, f"{root}/{source.label}", limits)
 
 
 def _label_path(source: ScanSource) -> str:
