@@ -174,7 +174,7 @@ def _objects(
     from spinezarr.formats.dicom_file import read_object  # noqa: PLC0415  needs pydicom
 
     entries = fs.ls(folder, detail=True)
-    paths = sorted(entry["name"] for entry in entries if entry["type"] != "directory")
+    paths = sorted(entry["name"] for entry in entries if _is_file(fs, entry))
     if len(paths) > limits.dicom_files:
         raise FormatError(
             f"{folder}: holds {len(paths)} files, expected at most {limits.dicom_files}. Keep the "
@@ -215,6 +215,13 @@ def _objects(
             "files of one CT series."
         )
     return slices, notes
+
+
+def _is_file(fs: fsspec.AbstractFileSystem, entry: dict[str, Any]) -> bool:
+    """Whether it can be read without waiting for ever; broken links count, as slices not there."""
+    if entry["type"] in ("file", "directory"):
+        return bool(entry["type"] == "file")
+    return fs.isfile(entry["name"]) or not fs.exists(entry["name"])
 
 
 def _chosen(objects: Sequence["DicomObject"], folder: str, notes: list[str]) -> list["DicomObject"]:

@@ -25,7 +25,12 @@ from pydicom.filereader import read_dataset, read_preamble
 from pydicom.pixels.decoders.base import get_decoder
 
 from spinezarr.errors import FormatError
-from spinezarr.formats.dicom_codestream import CodeStreamError, check_jpeg, check_jpeg2000
+from spinezarr.formats.dicom_codestream import (
+    CodeStreamError,
+    check_jpeg,
+    check_jpeg2000,
+    check_rle,
+)
 from spinezarr.formats.dicom_stack import SliceHeader
 
 __all__ = ["DicomObject", "read_object", "read_pixels", "slice_header"]
@@ -40,6 +45,15 @@ _LOSSY: Final = frozenset(
     {uid.JPEGBaseline8Bit, uid.JPEGExtended12Bit, uid.JPEGLSNearLossless, uid.JPEG2000}
 )
 """Transfer syntaxes that need not keep each value."""
+_FRAMES_OF: Final = {
+    uid.JPEGBaseline8Bit: {0xC0},
+    uid.JPEGExtended12Bit: {0xC0, 0xC1},
+    uid.JPEGLossless: {0xC3},
+    uid.JPEGLosslessSV1: {0xC3},
+    uid.JPEGLSLossless: {0xF7},
+    uid.JPEGLSNearLossless: {0xF7},
+}
+"""Second bytes of the frame markers of each transfer syntax (PS3.5 sections 8.2.1 and 8.2.3)."""
 _BITS_ALLOCATED: Final = (8, 16, 32)
 """CT images allocate 16 (PS3.3 table C.8-3); derived ones also others."""
 _FILE_META: Final = 2
@@ -255,11 +269,13 @@ def _check_whole(pixels: bytes, syntax: uid.UID, header: SliceHeader) -> None:
                 "Download it again."
             )
         return
-    # The RLE decoder of pydicom counts what it gets.
+    code = get_frame(pixels, 0, number_of_frames=1)
     if syntax == uid.RLELossless:
-        return
-    check = check_jpeg2000 if syntax in uid.JPEG2000TransferSyntaxes else check_jpeg
-    check(get_frame(pixels, 0, number_of_frames=1), header.shape_rc, header.bits_allocated)
+        check_rle(code, header.shape_rc, header.bits_allocated)
+    elif syntax in uid.JPEG2000TransferSyntaxes:
+        check_jpeg2000(code, header.shape_rc, header.bits_allocated)
+    else:
+        check_jpeg(code, header.shape_rc, header.bits_allocated, _FRAMES_OF[syntax])
 
 
 @contextmanager

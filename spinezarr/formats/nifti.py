@@ -268,7 +268,8 @@ def _affine(parsed: nib.Nifti1Header, path: str) -> npt.NDArray[np.float64]:
     if parsed["pixdim"][0] == 0:
         parsed["pixdim"][0] = 1  # "if qfac is 0, use 1" (nifti1.h, method 2)
     try:
-        affine = np.asarray(parsed.get_best_affine(), np.float64)
+        with np.errstate(over="ignore", invalid="ignore"):
+            affine = np.asarray(parsed.get_best_affine(), np.float64)
     except (HeaderDataError, ValueError) as problem:
         raise FormatError(f"{path}: unusable orientation: {problem}.") from problem
     check_affine(affine, path)

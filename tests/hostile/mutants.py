@@ -40,11 +40,11 @@ WORDS += ["True", "False", "LOCAL", "LIST", "..", "/etc/passwd", "", " ", "%03d"
 WORDS += ["MET_UCHAR", "MET_LONG_LONG", "MET_NONE", "Image", "mm", "\0", "\u00e9" * 9, "9" * 5000]
 
 
-def image_zyx() -> np.ndarray:
+def image_zyx(shape_zyx: tuple[int, int, int] = SHAPE_ZYX) -> np.ndarray:
     """Smooth and noisy parts, so that compressors use all they have."""
     rng = np.random.default_rng(7)
-    values = rng.integers(-1000, 2000, SHAPE_ZYX)
-    values[:, :9] = np.arange(20) * 37 - 500
+    values = rng.integers(-1000, 2000, shape_zyx)
+    values[:, : shape_zyx[1] // 2] = np.arange(shape_zyx[2]) * 37 - 500
     return values.astype(np.int16)
 
 
@@ -108,7 +108,8 @@ def _dicom_seeds(folder: Path) -> list[Seed]:
             form = DicomForm(
                 transfer_syntax=syntax, signed=signed, intercept=0.0 if signed else -1024.0
             )
-            write_dicom_series(into, image_zyx().transpose(2, 1, 0), AFFINE, form)
+            image = image_zyx((2, 66, 70) if signed else SHAPE_ZYX)
+            write_dicom_series(into, image.transpose(2, 1, 0), AFFINE, form)
             files = {f"series/{path.name}": path.read_bytes() for path in sorted(into.iterdir())}
             found.append(Seed("dicom", into.name, "series/", files))
     return found
