@@ -199,7 +199,9 @@ def _read_header(stream: io.BufferedIOBase, path: str) -> _Header:
     rest = np.empty(size - 4, np.uint8)
     if read_into(stream, rest, path) < rest.nbytes:
         raise FormatError(f"{path}: ends inside its {size}-byte header. Download it again.")
-    parsed = _HEADER_CLASSES[size](start.tobytes() + rest.tobytes(), check=False)
+    # nibabel would go by dim[0], which may lie.
+    order = "<" if start.view("<i4")[0] == size else ">"
+    parsed = _HEADER_CLASSES[size](start.tobytes() + rest.tobytes(), order, check=False)
     magic = bytes(parsed["magic"].tobytes()[:4])
     if magic not in _MAGIC[size]:
         raise FormatError(

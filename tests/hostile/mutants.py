@@ -35,7 +35,17 @@ INTEGERS += [2**31, 2**32 - 8, 2**32 - 1, 2**40, 2**62, 2**63 - 1, 2**63, 2**64 
 NUMBERS = [0.0, -0.0, 1.0, -1.0, 0.5, 2.0, 1e-45, 1e-30, 1e-6, 1e-3, 10, 255, 1e3, 1e4, 1e6, 1e7]
 NUMBERS += [2.0**31, 1e15, 1e19, 1e30, 3.4e38, 1e300, 1.8e308, np.nan, np.inf, -np.inf, -1e30]
 WORDS = ["0", "1", "-1", "2", "3", "16", "18", "20", "255", "4096", "8192", "8193", "65536"]
-WORDS += ["2147483648", "99999999999999999999", "1e3", "1e-7", "1e400", "nan", "inf", "-inf", "0x10"]
+WORDS += [
+    "2147483648",
+    "99999999999999999999",
+    "1e3",
+    "1e-7",
+    "1e400",
+    "nan",
+    "inf",
+    "-inf",
+    "0x10",
+]
 WORDS += ["True", "False", "LOCAL", "LIST", "..", "/etc/passwd", "", " ", "%03d", "MET_DOUBLE"]
 WORDS += ["MET_UCHAR", "MET_LONG_LONG", "MET_NONE", "Image", "mm", "\0", "\u00e9" * 9, "9" * 5000]
 
@@ -62,7 +72,12 @@ class Seed:
 
 def seeds(folder: Path) -> list[Seed]:
     """Write all seeds below ``folder``, and take them up."""
-    return [*_nifti_seeds(folder), *_metaimage_seeds(folder), *_dicom_seeds(folder), *_small_seeds()]
+    return [
+        *_nifti_seeds(folder),
+        *_metaimage_seeds(folder),
+        *_dicom_seeds(folder),
+        *_small_seeds(),
+    ]
 
 
 def _nifti_seeds(folder: Path) -> list[Seed]:
@@ -119,7 +134,7 @@ def _small_seeds() -> list[Seed]:
     verse = verse_json(POINTS, (20, 18, 3), AFFINE, "verse").encode()
     challenge = verse_json(POINTS, (20, 18, 3), AFFINE, "verse-2019-challenge").encode()
     lml = lml_text(POINTS, AFFINE).encode()
-    csv = b"scan;age;sex\r\ns1;61;f\r\ns2;\"7;1\";m\r\n"
+    csv = b'scan;age;sex\r\ns1;61;f\r\ns2;"7;1";m\r\n'
     book = openpyxl.Workbook()
     for row in (["scan", "age", "when"], ["s1", 61, None], ["s2", 7.5, "x"]):
         book.active.append(row)
@@ -150,7 +165,7 @@ def mutant(among: list[Seed], seed: int, number: int) -> tuple[Seed, dict[str, b
     return chosen, files
 
 
-def _some(rng: np.random.Generator, values: list) -> object:  # noqa: ANN401
+def _some(rng: np.random.Generator, values: list) -> object:
     return values[int(rng.integers(len(values)))]
 
 
@@ -256,7 +271,13 @@ def _damaged_metaimage(data: bytes, donor: bytes, rng: np.random.Generator) -> b
                 del lines[at]
             case _:
                 extra = ["HeaderSize", "CompressedDataSize", "ElementNumberOfChannels", "Rotation"]
-                extra += ["Position", "ElementSize", "DistanceUnits", "BinaryData", "FileFormatVersion"]
+                extra += [
+                    "Position",
+                    "ElementSize",
+                    "DistanceUnits",
+                    "BinaryData",
+                    "FileFormatVersion",
+                ]
                 lines.insert(0, f"{_some(rng, extra)} = {_some(rng, WORDS)}")
     voxels = data[end:]
     return "\n".join(lines).encode("utf-8", "surrogatepass") + voxels
@@ -343,7 +364,9 @@ def _other_element(body: bytes, rng: np.random.Generator) -> bytes:
             content[value_at - width : value_at] = value.to_bytes(width, "little")
         case 3 | 4:
             text = str(_some(rng, [*WORDS, *map(str, NUMBERS)])).encode()
-            fill = (text * (1 + length // max(1, len(text))))[:length] if rng.random() < 0.3 else text
+            fill = (
+                (text * (1 + length // max(1, len(text))))[:length] if rng.random() < 0.3 else text
+            )
             content[value_at:value_end] = fill.ljust(length)[:length]
         case 5 | 6:
             width = int(_some(rng, [1, 2, 4]))
@@ -370,7 +393,10 @@ def _elements(body: bytes) -> list[tuple[int, int, int]]:
         if not (vr.isalpha() and vr.isupper()):
             length, value_at = struct.unpack("<I", body[at + 4 : at + 8])[0], at + 8
         elif vr in _LONG:
-            length, value_at = struct.unpack("<I", body[at + 8 : at + 12].ljust(4, b"\0"))[0], at + 12
+            length, value_at = (
+                struct.unpack("<I", body[at + 8 : at + 12].ljust(4, b"\0"))[0],
+                at + 12,
+            )
         else:
             length, value_at = struct.unpack("<H", body[at + 6 : at + 8])[0], at + 8
         found.append((at, value_at, min(length, len(body) - value_at)))
@@ -385,7 +411,18 @@ def _damaged_small(data: bytes, donor: bytes, rng: np.random.Generator) -> bytes
         return _damaged_bytes(data, donor, rng)
     words = data.decode("utf-8", "replace").split(" ")
     for _ in range(int(rng.integers(1, 4))):
-        extra = ["null", "[]", "{}", "[" * 3000, '"' * 3, "1e999", "NaN", "-Infinity", "9" * 5000, "\t"]
+        extra = [
+            "null",
+            "[]",
+            "{}",
+            "[" * 3000,
+            '"' * 3,
+            "1e999",
+            "NaN",
+            "-Infinity",
+            "9" * 5000,
+            "\t",
+        ]
         words[int(rng.integers(len(words)))] = str(_some(rng, [*WORDS, *extra]))
     return " ".join(words).encode("utf-8", "surrogatepass")
 
