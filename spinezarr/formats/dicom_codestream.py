@@ -11,6 +11,7 @@ JPEG 2000: ITU-T T.800, annex A; RLE: DICOM PS3.5, annex G.
 
 import math
 import re
+from collections.abc import Iterator
 from collections.abc import Set as AbstractSet
 from typing import Final
 
@@ -32,6 +33,14 @@ _STRAY: Final = re.compile(rb"\xff[\x80-\xcf\xd8-\xfe]")
 """A marker other than a restart within entropy-coded pixels; 0xFF alone is followed by less."""
 _MAX_TILES: Final = 1024
 """Of 16 x 16 pixels in a slice of 512 x 512; the decoder keeps kilobytes for each."""
+_MAX_BLOCKS: Final = 1 << 16
+"""Precincts or code blocks of a slice, for each of which the decoder keeps some 2 kB."""
+_MAX_LAYERS: Final = 256
+_COD, _COC, _SOT = 0x52, 0x53, 0x90
+_DATA: Final = b"\xff\x93"
+"""SOD, after which the rest of a tile part has no markers."""
+_CODING_BYTES: Final = 5
+"""Levels, both exponents of a code block, its style and the transform, before the precincts."""
 _RLE_HEADER: Final = 64
 _RLE_REPEAT: Final = 129
 """A control byte from here on says that the next byte is repeated 257 minus itself times."""
@@ -100,7 +109,7 @@ def check_jpeg(
 
 
 def check_jpeg2000(code: bytes, shape_rc: tuple[int, int], bits_allocated: int) -> None:
-    """Check the size segment and the end of a JPEG 2000 stream; see :func:`check_jpeg`."""
+    """Check the headers and the end of a JPEG 2000 stream; see :func:`check_jpeg`."""
     _check_ends(code, _JPEG2000_START)
     siz = code[4 : 4 + _SIZ_BYTES]
     right, bottom, left, top = (int.from_bytes(siz[at : at + 4]) for at in (4, 8, 12, 16))
@@ -114,6 +123,57 @@ def check_jpeg2000(code: bytes, shape_rc: tuple[int, int], bits_allocated: int) 
     if tiles > _MAX_TILES:
         raise CodeStreamError(
             f"its code stream is cut into {tiles} tiles, expected at most {_MAX_TILES}"
+        )
+    _check_coding(code, math.prod(shape_rc))
+
+
+def _check_coding(code: bytes, pixels: int) -> None:
+    """Refuse coding that takes much memory, in the main header or those of tiles."""
+    for kind, segment, in_tile in _segments(code):
+        if in_tile and kind in (_COD, _COC):
+            raise CodeStreamError("the tiles of its code stream are not coded alike")
+        if kind == _COD:
+            layers = int.from_bytes(segment[2:4])
+            if layers > _MAX_LAYERS:
+                raise CodeStreamError(
+                    f"its code stream has {layers} layers, expected at most {_MAX_LAYERS}"
+                )
+            _check_blocks(segment[:1], segment[5:], pixels)
+        elif kind == _COC:
+            _check_blocks(segment[1:2], segment[2:], pixels)
+
+
+def _segments(code: bytes) -> Iterator[tuple[int, bytes, bool]]:
+    """Yield marker, content and whether it is of a tile, for all headers of a JPEG 2000 stream."""
+    at, part, part_bytes = len(_JPEG_START), 0, 0
+    while code[at : at + 2] != _END:
+        if part and code[at : at + 2] == _DATA:
+            if part_bytes == 0:  # the last, which ends with the stream
+                return
+            at, part = max(part + part_bytes, at + 2), 0
+            continue
+        length = int.from_bytes(code[at + 2 : at + 4])
+        segment = code[at + 4 : at + 2 + length]
+        if code[at : at + 1] != b"\xff" or len(segment) != length - 2:
+            raise CodeStreamError(f"no marker segment at byte {at} of its code stream")
+        kind = code[at + 1]
+        if kind == _SOT:
+            part, part_bytes = at, int.from_bytes(segment[2:6])
+        yield kind, segment, part > 0
+        at += 2 + length
+
+
+def _check_blocks(style: bytes, coding: bytes, pixels: int) -> None:
+    """Count code blocks and, where ``style`` says that they are stated, precincts."""
+    if len(coding) < _CODING_BYTES:
+        raise CodeStreamError("its code stream does not say how it is coded")
+    areas = [coding[1] + 2 + coding[2] + 2]
+    if style[0] & 1:
+        areas += [(size & 15) + (size >> 4) for size in coding[_CODING_BYTES:]]
+    blocks = pixels >> min(areas)
+    if blocks > _MAX_BLOCKS:
+        raise CodeStreamError(
+            f"its code stream is cut into {blocks} blocks, expected at most {_MAX_BLOCKS}"
         )
 
 

@@ -335,6 +335,46 @@ def link_to_nothing(folder):
     (folder / "4.dcm").symlink_to(folder / "absent")
 
 
+def coding(layers=1, block=4, precincts=b"", mark=b"\xff\x52"):
+    """Replace how JPEG 2000 says that it is coded."""
+
+    def change(code):
+        at = code.index(b"\xff\x52")
+        style = bytes([1 if precincts else 0])
+        general = b"\0" + struct.pack(">HB", layers, 0) if mark == b"\xff\x52" else b""
+        segment = style + general + bytes([5, block, block, 0, 1]) + precincts
+        if mark != b"\xff\x52":
+            at, segment = code.index(b"\xff\x5c"), b"\0" + segment
+            return code[:at] + mark + struct.pack(">H", len(segment) + 2) + segment + code[at:]
+        length = struct.unpack(">H", code[at + 2 : at + 4])[0]
+        head = code[:at] + mark + struct.pack(">H", len(segment) + 2)
+        return head + segment + code[at + 2 + length :]
+
+    return change
+
+
+def wide(change):
+    """Spoil a slice of 520 x 520 pixels."""
+
+    def make(folder):
+        values = np.zeros((520, 520, 2), np.int16)
+        form = DicomForm(transfer_syntax="jpeg2000")
+        write_dicom_series(folder, values, AFFINE, form)
+        dataset = pydicom.dcmread(folder / "2.dcm")
+        code = get_frame(dataset.PixelData, 0, number_of_frames=1)
+        dataset.PixelData = encapsulate([change(code)])
+        dataset.save_as(folder / "2.dcm")
+
+    return make
+
+
+def coding_of_a_tile(code):
+    """Put a coding style into the header of the first tile part."""
+    at = code.index(b"\xff\x90")
+    segment = b"\xff\x52" + struct.pack(">H", 12) + bytes([0, 0, 0, 1, 0, 5, 4, 4, 0, 1])
+    return code[: at + 12] + segment + code[at + 12 :]
+
+
 SIZ = 2 + 2 + 2 + 2
 """Start of Xsiz: after SOC, SIZ, Lsiz and Rsiz."""
 DICOM = {
@@ -380,6 +420,21 @@ DICOM = {
     ),
     "JPEG 2000 of tiles beside it": (
         frame("jpeg2000", set_bytes(SIZ + 24, b"\xff" * 8)), "tiles of its code stream",
+    ),
+    "JPEG 2000 of a pixel a precinct": (
+        wide(coding(precincts=b"\0" * 6)), "cut into 270400 blocks",
+    ),
+    "JPEG 2000 of four pixels a precinct": (
+        wide(coding(precincts=b"\xff" * 5 + b"\x11")), "cut into 67600 blocks",
+    ),
+    "the same for its one component": (
+        wide(coding(precincts=b"\x11" * 6, mark=b"\xff\x53")), "cut into 67600 blocks",
+    ),
+    "the same for a tile": (wide(coding_of_a_tile), "tiles .* are not coded alike"),
+    "JPEG 2000 of 65,535 layers": (wide(coding(layers=65535)), "65535 layers"),
+    "JPEG 2000 of tile parts in a ring": (
+        frame("jpeg2000", lambda c: set_bytes(c.index(b"\xff\x90") + 6, b"\0\0\0\1")(c)),
+        "no marker segment at byte",
     ),
     "a pipe": (waits_for_ever, None),
 }  # fmt: skip

@@ -29,11 +29,11 @@ def test_a_failure_is_reported(tmp_path):
         "import fuzz\n"
         "def read_volume(path):\n"
         "    if 'sound' in path: return 'read'\n"
-        "    import os; os._exit(7) if '/1/' in path else 1 / 0\n"
+        "    import os; os._exit(7) if '/11/' in path else 1 / 0\n"
         "fuzz.read_volume = read_volume\n"
         "fuzz.INGEST_EVERY = 10**9\n"
         "if __name__ == '__main__':\n"
-        "    found = fuzz.run(4, 0, 1, [101, 1, 102])\n"
+        "    found = fuzz.run(4, 0, 1, [101, 11, 102])\n"
         "    print([failure['outcome'] for failure in found['failed']])\n"
     )
     done = subprocess.run([sys.executable, script], check=True, capture_output=True, text=True)
