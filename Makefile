@@ -3,13 +3,18 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: bench demo test lint types layers wheel clean
+.PHONY: bench demo test test-hostile lint types layers wheel clean
 
 demo: $(VENV)/.installed
 	$(BIN)/spinezarr demo --out demo
 
 test: $(VENV)/.installed
 	$(BIN)/python -m pytest -n 2
+
+# Ten thousand damaged files, each read in a process of its own; some hundreds are in 'make test'.
+test-hostile: $(VENV)/.installed
+	mkdir -p build
+	$(BIN)/python tests/hostile/fuzz.py --count 12000 --json build/hostile.json
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
