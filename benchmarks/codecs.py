@@ -382,14 +382,14 @@ def print_points(points: list[dict[str, Any]], scan: str) -> None:
 
 
 def draw(points: list[dict[str, Any]], scan: str, path: Path) -> None:
-    """Draw size against decode speed and against patch speed; name what lies on the frontier."""
+    """Draw size against speeds, up to the size of the source; name what lies on the frontier."""
     figure = Figure((12, 6.2), dpi=90, facecolor="white", layout="constrained")
     panels = figure.subplots(1, 2)
     _draw_panel(panels[0], points, lambda p: p["decode_mb_s"], "decoded MB/s of one core")
     _draw_panel(
         panels[1], points, lambda p: p["patches_s"]["128^3"], "128³ patches a second of one core"
     )
-    panels[0].legend(loc="lower right", fontsize=8, title="large: chunks of a profile")
+    panels[0].legend(loc="lower right", fontsize=8, title="large: chunk shape of the profiles")
     figure.suptitle(f"{scan}, image and mask: fewer bytes to the left, faster upwards", fontsize=11)
     figure.savefig(path)
 
@@ -408,8 +408,8 @@ def _draw_panel(
             axes.scatter(
                 [p["size"] for p in chosen],
                 [speed(p) for p in chosen],
-                s=34 if large else 11,
-                alpha=0.9 if large else 0.45,
+                s=38 if large else 10,
+                alpha=0.9 if large else 0.4,
                 color=colour,
                 linewidths=0,
                 label=family if large and chosen else None,
@@ -420,22 +420,28 @@ def _draw_panel(
     for i, name in profile_names(points).items():
         at = (points[i]["size"], speed(points[i]))
         axes.scatter(*at, s=190, marker="*", color="black", zorder=4)
-        axes.annotate(name, at, (9, 7), textcoords="offset points", weight="bold", fontsize=10)
+        axes.annotate(name, at, (12, -4), textcoords="offset points", weight="bold", fontsize=11)
+    room = max(ys) / 28
+    taken = [speed(points[i]) for i in profile_names(points)]
     for i in edge:
         point = points[i]
         z, y, x = point["chunk_shape_zyx"]
         at = (point["size"], speed(point))
+        if any(abs(at[1] - other) < room for other in taken):
+            continue
+        taken.append(at[1])
         axes.annotate(
             f"{point['codec'].removeprefix('blosc ')}, {z}·{y}·{x}",
             at,
-            (4, -11),
+            (7, -3),
             textcoords="offset points",
-            fontsize=6.5,
+            fontsize=8,
             color="0.25",
         )
     axes.set_xlabel("stored bytes / bytes of the .nii.gz files")
     axes.set_ylabel(text)
     axes.set_ylim(bottom=0)
+    axes.set_xlim(right=1.02)
     axes.grid(color="0.92")
     axes.set_axisbelow(True)
 
