@@ -23,6 +23,7 @@ import nibabel as nib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
 from numcodecs import Blosc, Delta, GZip, Shuffle, Zstd, blosc
 from numcodecs.pcodec import PCodec
 from patches import boxes, machine, phantom_pair
@@ -50,6 +51,7 @@ COLOURS = {
     "blosc lz4": "#6baed6", "blosc lz4hc": "#08519c", "blosc zstd": "#d94801", "zstd": "#fdae6b",
     "gzip": "#969696", "numcodecs": "#74c476", "pcodec": "#6a3d9a",
 }  # fmt: skip
+HALO = [withStroke(linewidth=3, foreground="white")]
 CONSOLE = Console(width=140)
 KIB = 1024
 BLOSC: tuple[tuple[Any, ...], ...] = (
@@ -389,7 +391,7 @@ def draw(points: list[dict[str, Any]], scan: str, path: Path) -> None:
     _draw_panel(
         panels[1], points, lambda p: p["patches_s"]["128^3"], "128³ patches a second of one core"
     )
-    panels[0].legend(loc="lower right", fontsize=8, title="large: chunk shape of the profiles")
+    panels[0].legend(loc="upper left", fontsize=8, title="large: chunk shape of the profiles")
     figure.suptitle(f"{scan}, image and mask: fewer bytes to the left, faster upwards", fontsize=11)
     figure.savefig(path)
 
@@ -420,7 +422,15 @@ def _draw_panel(
     for i, name in profile_names(points).items():
         at = (points[i]["size"], speed(points[i]))
         axes.scatter(*at, s=190, marker="*", color="black", zorder=4)
-        axes.annotate(name, at, (12, -4), textcoords="offset points", weight="bold", fontsize=11)
+        axes.annotate(
+            name,
+            at,
+            (12, -4),
+            textcoords="offset points",
+            weight="bold",
+            fontsize=11,
+            path_effects=HALO,
+        )
     room = max(ys) / 28
     taken = [speed(points[i]) for i in profile_names(points)]
     for i in edge:
@@ -436,7 +446,8 @@ def _draw_panel(
             (7, -3),
             textcoords="offset points",
             fontsize=8,
-            color="0.25",
+            color="0.2",
+            path_effects=HALO,
         )
     axes.set_xlabel("stored bytes / bytes of the .nii.gz files")
     axes.set_ylabel(text)
