@@ -3,7 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: bench demo test test-hostile lint types layers wheel clean
+.PHONY: bench bench-codecs demo test test-hostile lint types layers wheel clean
 
 demo: $(VENV)/.installed
 	$(BIN)/spinezarr demo --out demo
@@ -44,6 +44,11 @@ $(VENV)/.installed: pyproject.toml
 bench: $(VENV)/.installed
 	mkdir -p build
 	$(BIN)/python benchmarks/patches.py --json build/patches.json
+
+# SCANS='CT.nii.gz,MASK.nii.gz ...' measures scans of your own too, and draws the first.
+bench-codecs: $(VENV)/.installed
+	mkdir -p build
+	$(BIN)/python benchmarks/codecs.py $(SCANS) --json build/codecs.json --png build/codecs.png
 
 clean:
 	rm -rf $(VENV) build dist demo
