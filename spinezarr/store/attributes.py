@@ -7,16 +7,19 @@ from pydantic import Field
 
 from spinezarr.recipe import LabelState
 from spinezarr.store.layout import FORMAT_VERSION
-from spinezarr.store.sharding import crc32c
+from spinezarr.store.sharding import CHECKSUM_BYTES, crc32c
 from spinezarr.strict_yaml import StrictModel
 
 __all__ = [
     "CentroidRecord",
     "FileRecord",
+    "LabelSourceRecord",
     "ManifestEntry",
+    "NiftiRecord",
     "OtherFormatError",
     "RootAttributes",
     "ScanAttributes",
+    "ShardEntry",
     "SourceRecord",
     "VertebraRecord",
     "parse_root",
@@ -58,6 +61,7 @@ def _as_json(metadata: dict[str, Any]) -> bytes:
 ZYX = tuple[float, float, float]
 IntZYX = tuple[int, int, int]
 Matrix = tuple[tuple[float, ...], ...]
+Crc32c = Annotated[str, Field(pattern=r"^[0-9a-f]{8}$")]
 
 
 class RootAttributes(StrictModel):
@@ -106,6 +110,23 @@ class FileRecord(StrictModel):
     size_bytes: int
 
 
+class NiftiRecord(StrictModel):
+    """Where a NIfTI header places the voxels, number for number; the sform is ``affine_ijk``.
+
+    The fields are those of ``nifti1.h``, https://nifti.nimh.nih.gov/pub/dist/src/niftilib/nifti1.h
+    """
+
+    version: Literal[1, 2]
+    sform_code: int
+    """0: the affine is that of the qform, or, if its code is 0 too, of ``pixdim`` alone."""
+    qform_code: int
+    pixdim: Annotated[tuple[float, ...], Field(min_length=4, max_length=4)]
+    """qfac, then mm."""
+    quatern_bcd: tuple[float, float, float]
+    qoffset_xyz: tuple[float, float, float]
+    xyzt_units: int
+
+
 class SourceRecord(StrictModel):
     """The file that an array was made from, and how to give it back."""
 
@@ -118,7 +139,22 @@ class SourceRecord(StrictModel):
     affine_ijk: Matrix
     """4 x 4, voxel ``(i, j, k, 1)`` of the file to RAS+ mm."""
     orientation: str
-    """Directions toward which the file's axes increase, e.g. ``LPS``."""
+    """Directions toward which the file's axes increase, e.g. ``LPS``: those it was turned by."""
+    stored_dtype: str
+    """Type of the numbers in the file, before scaling, with byte order, e.g. ``<i2``."""
+    scaling: tuple[float, float] | None
+    """Slope and intercept that the file itself applies to all its numbers."""
+    nifti: NiftiRecord | None
+    """None for other formats."""
+
+
+class LabelSourceRecord(SourceRecord):
+    """The same of a mask, and what was made of its values."""
+
+    parts: tuple[tuple[int, str], ...]
+    """Label and path of each file, of a mask that is one file a structure; later ones win."""
+    values: tuple[tuple[int, int], ...]
+    """Value in the file and value stored, all else became background; empty: as they are."""
 
 
 class VertebraRecord(StrictModel):
@@ -144,12 +180,25 @@ class ManifestEntry(StrictModel):
     """One stored file."""
 
     size_bytes: int
-    crc32c: Annotated[str, Field(pattern=r"^[0-9a-f]{8}$")]
+    crc32c: Crc32c
 
     @classmethod
     def of(cls, data: bytes) -> "ManifestEntry":
         """Describe a file's content."""
         return cls(size_bytes=len(data), crc32c=f"{crc32c(data):08x}")
+
+
+class ShardEntry(ManifestEntry):
+    """One stored shard; its index is checked whenever it is read, and so is never another's."""
+
+    index_crc32c: Crc32c
+    """The last four bytes of the shard, as a number."""
+
+    @classmethod
+    def of(cls, data: bytes) -> "ShardEntry":
+        """Describe a shard."""
+        index_crc32c = int.from_bytes(data[-CHECKSUM_BYTES:], "little")
+        return cls(**ManifestEntry.of(data).model_dump(), index_crc32c=f"{index_crc32c:08x}")
 
 
 class ScanAttributes(StrictModel):
@@ -193,11 +242,11 @@ class ScanAttributes(StrictModel):
     source_key: str
     """Hash of which files the scan was read from, and how; with another, it is read anew."""
     image_source: SourceRecord
-    label_source: SourceRecord | None
+    label_source: LabelSourceRecord | None
     centroid_source: FileRecord | None
     written_by: str
     notes: tuple[str, ...]
-    manifest: dict[str, ManifestEntry]
+    manifest: dict[str, ShardEntry | ManifestEntry]
     """Every file of the scan but its own ``zarr.json``."""
 
     def to_json(self) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from spinezarr.store.attributes import (
     OtherFormatError,
     RootAttributes,
     ScanAttributes,
+    ShardEntry,
     parse_root,
     unseal,
 )
@@ -50,6 +51,8 @@ class ArraySpec:
     shard_shape_zyx: ShapeZYX
     shard_sizes: Mapping[ShapeZYX, int]
     """Bytes of each shard that exists, by its index."""
+    shard_index_crc32c: Mapping[ShapeZYX, str]
+    """Checksum of the index of each shard."""
 
     @property
     def chunks_per_shard_zyx(self) -> ShapeZYX:
@@ -217,6 +220,7 @@ class StoreReader:
         try:
             metadata = unseal(raw)
             attributes = ScanAttributes.model_validate_json(json.dumps(metadata["attributes"]))
+            self._check_place(attributes, scan_id)
             arrays = metadata["consolidated_metadata"]["metadata"]
             specs = {
                 name: _array_spec(attributes, name, f"{folder}/{name}", arrays[name])
@@ -231,6 +235,12 @@ class StoreReader:
                 f"{folder}/zarr.json: is not what spinezarr writes ({problem}). "
                 "Ingest this scan again."
             ) from problem
+
+    def _check_place(self, scan: ScanAttributes, scan_id: str) -> None:
+        """Refuse a scan that was put in the place of another."""
+        found, expected = (scan.dataset, scan.scan_id), (self.root.dataset, scan_id)
+        if found != expected:
+            raise ValueError(f"it is of dataset and scan {found}, expected {expected}")
 
     def _read_label_chunks(self, scan_id: str) -> npt.NDArray[np.uint32]:
         """Voxels of each label in each chunk of a scan's mask.
@@ -267,11 +277,12 @@ def _array_spec(
     if inner.get("index_location", "end") != "end":
         raise ValueError(f"{name} has its shard index at the start")
     prefix = f"{name}/c/"
-    sizes = {
-        _zyx(key.removeprefix(prefix).split("/")): entry.size_bytes
-        for key, entry in scan.manifest.items()
-        if key.startswith(prefix)
-    }
+    shards: dict[ShapeZYX, ShardEntry] = {}
+    for key, entry in scan.manifest.items():
+        if key.startswith(prefix):
+            if not isinstance(entry, ShardEntry):
+                raise ValueError(f"the manifest has no checksum of the index of {key}")
+            shards[_zyx(key.removeprefix(prefix).split("/"))] = entry
     return ArraySpec(
         scan_id=scan.scan_id,
         name=name,
@@ -280,7 +291,8 @@ def _array_spec(
         dtype=np.dtype(metadata["data_type"]),
         chunk_shape_zyx=_zyx(inner["chunk_shape"]),
         shard_shape_zyx=_zyx(metadata["chunk_grid"]["configuration"]["chunk_shape"]),
-        shard_sizes=sizes,
+        shard_sizes={shard: entry.size_bytes for shard, entry in shards.items()},
+        shard_index_crc32c={shard: entry.index_crc32c for shard, entry in shards.items()},
     )
 
 

@@ -16,6 +16,7 @@ from spinezarr.store.attributes import (
     OtherFormatError,
     RootAttributes,
     ScanAttributes,
+    ShardEntry,
     parse_root,
     seal,
     unseal,
@@ -31,7 +32,15 @@ from spinezarr.store.files import (
     superseded,
     write_file,
 )
-from spinezarr.store.layout import FORMAT_VERSION, LABEL_CHUNKS, SCANS, TABLE, scan_key
+from spinezarr.store.layout import (
+    FORMAT_VERSION,
+    IMAGE,
+    LABEL,
+    LABEL_CHUNKS,
+    SCANS,
+    TABLE,
+    scan_key,
+)
 from spinezarr.store.metadata import root_files, scan_files, table_files
 from spinezarr.store.table import build_table, with_audit
 from spinezarr.vertebrae import VALUE_OF_NAME
@@ -289,7 +298,8 @@ class ScanWriter:
     def write(self, key: str, data: bytes) -> None:
         """Write a file of the scan and enter it in the manifest."""
         write_file(self._fs, f"{self._folder}/{key}", data)
-        self._manifest[key] = ManifestEntry.of(data)
+        is_shard = key.startswith((f"{IMAGE}/c/", f"{LABEL}/c/"))
+        self._manifest[key] = (ShardEntry if is_shard else ManifestEntry).of(data)
 
     def publish(
         self, facts: Mapping[str, Any], label_chunks: npt.NDArray[np.uint32] | None

@@ -19,6 +19,7 @@ from spinezarr.store.layout import LABEL
 from spinezarr.store.reader import ArraySpec
 from spinezarr.store.sharding import (
     ABSENT,
+    CHECKSUM_BYTES,
     ChunkDamagedError,
     decode_chunk,
     index_bytes,
@@ -119,7 +120,12 @@ class Engine:
         n_chunks = math.prod(array.chunks_per_shard_zyx)
         tail = ByteRange(array.shard_path(shard_zyx), max(0, size - index_bytes(n_chunks)), size)
         (data,) = self._fetch([tail])
-        return parse_index(data, n_chunks, size)
+        index = parse_index(data, n_chunks, size)
+        found = f"{int.from_bytes(data[-CHECKSUM_BYTES:], 'little'):08x}"
+        expected = array.shard_index_crc32c[shard_zyx]
+        if found != expected:
+            raise ChunkDamagedError(f"is another shard's: crc32c {found}, expected {expected}")
+        return index
 
 
 def _corrupt(array: ArraySpec, read: ChunkRead | None, problem: str) -> CorruptStoreError:
