@@ -7,7 +7,7 @@ from pydantic import Field
 
 from spinezarr.recipe import LabelState
 from spinezarr.store.layout import FORMAT_VERSION
-from spinezarr.store.sharding import CHECKSUM_BYTES, crc32c
+from spinezarr.store.sharding import CHECKSUM_BYTES, crc32, crc32c
 from spinezarr.strict_yaml import StrictModel
 
 __all__ = [
@@ -61,7 +61,7 @@ def _as_json(metadata: dict[str, Any]) -> bytes:
 ZYX = tuple[float, float, float]
 IntZYX = tuple[int, int, int]
 Matrix = tuple[tuple[float, ...], ...]
-Crc32c = Annotated[str, Field(pattern=r"^[0-9a-f]{8}$")]
+Crc32 = Annotated[str, Field(pattern=r"^[0-9a-f]{8}$")]
 
 
 class RootAttributes(StrictModel):
@@ -177,21 +177,26 @@ class CentroidRecord(StrictModel):
 
 
 class ManifestEntry(StrictModel):
-    """One stored file."""
+    """One stored file.
+
+    Its checksum is CRC-32 (RFC 1952), not the CRC-32C that chunks end with: a checksum over data
+    that end with the same checksum of themselves depends on their length alone, and so would not
+    tell two chunks, or two shards, of equal sizes apart.
+    """
 
     size_bytes: int
-    crc32c: Crc32c
+    crc32: Crc32
 
     @classmethod
     def of(cls, data: bytes) -> "ManifestEntry":
         """Describe a file's content."""
-        return cls(size_bytes=len(data), crc32c=f"{crc32c(data):08x}")
+        return cls(size_bytes=len(data), crc32=f"{crc32(data):08x}")
 
 
 class ShardEntry(ManifestEntry):
     """One stored shard; its index is checked whenever it is read, and so is never another's."""
 
-    index_crc32c: Crc32c
+    index_crc32c: Crc32
     """The last four bytes of the shard, as a number."""
 
     @classmethod

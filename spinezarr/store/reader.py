@@ -29,7 +29,7 @@ from spinezarr.store.files import open_filesystem, superseded
 from spinezarr.store.layout import FORMAT_VERSION, LABEL_CHUNKS, TABLE, scan_key
 from spinezarr.store.sharding import ChunkDamagedError, decode_chunk
 
-__all__ = ["ArraySpec", "ScanHandle", "StoreReader"]
+__all__ = ["ArraySpec", "ScanHandle", "StoreReader", "parse_scan"]
 
 _CHUNK_CODECS: Final = ["bytes", "blosc", "crc32c"]
 _SCANS_KEPT: Final = 4096
@@ -195,8 +195,8 @@ class StoreReader:
         found = ManifestEntry.of(data)
         if found != entry:
             raise CorruptStoreError(
-                f"{path}: is damaged: {found.size_bytes} bytes with crc32c {found.crc32c}, "
-                f"expected {entry.size_bytes} bytes with {entry.crc32c}. Ingest it again."
+                f"{path}: is damaged: {found.size_bytes} bytes with crc32 {found.crc32}, "
+                f"expected {entry.size_bytes} bytes with {entry.crc32}. Ingest it again."
             )
         return data
 
@@ -218,18 +218,9 @@ class StoreReader:
         except (FileNotFoundError, NotADirectoryError) as problem:
             raise UnknownScanError(f"{self.url}: has no scan {scan_id!r}.") from problem
         try:
-            metadata = unseal(raw)
-            attributes = ScanAttributes.model_validate_json(json.dumps(metadata["attributes"]))
-            self._check_place(attributes, scan_id)
-            arrays = metadata["consolidated_metadata"]["metadata"]
-            specs = {
-                name: _array_spec(attributes, name, f"{folder}/{name}", arrays[name])
-                for name in ("image", "label")
-                if name in arrays
-            }
-            rows = arrays[LABEL_CHUNKS]["shape"][0] if LABEL_CHUNKS in arrays else 0
-            described = {name: arrays[name]["attributes"] for name in (*specs, "z", "y", "x")}
-            return ScanHandle(attributes, specs["image"], specs.get("label"), int(rows), described)
+            scan = parse_scan(raw, folder)
+            self._check_place(scan.attributes, scan_id)
+            return scan
         except (ValueError, KeyError, TypeError, IndexError) as problem:
             raise CorruptStoreError(
                 f"{folder}/zarr.json: is not what spinezarr writes ({problem}). "
@@ -263,6 +254,34 @@ class StoreReader:
         except ChunkDamagedError as problem:
             raise CorruptStoreError(f"{path}: {problem}.") from problem
         return out
+
+
+def parse_scan(data: bytes, folder: str) -> ScanHandle:
+    """Read the ``zarr.json`` of a scan.
+
+    Parameters
+    ----------
+    data
+        Its content.
+    folder
+        Where the scan lies in the store's file system.
+
+    Raises
+    ------
+    ValueError, KeyError, TypeError, IndexError
+        If spinezarr did not write it, or it is damaged.
+    """
+    metadata = unseal(data)
+    attributes = ScanAttributes.model_validate_json(json.dumps(metadata["attributes"]))
+    arrays = metadata["consolidated_metadata"]["metadata"]
+    specs = {
+        name: _array_spec(attributes, name, f"{folder}/{name}", arrays[name])
+        for name in ("image", "label")
+        if name in arrays
+    }
+    rows = arrays[LABEL_CHUNKS]["shape"][0] if LABEL_CHUNKS in arrays else 0
+    described = {name: arrays[name]["attributes"] for name in (*specs, "z", "y", "x")}
+    return ScanHandle(attributes, specs["image"], specs.get("label"), int(rows), described)
 
 
 def _array_spec(

@@ -16,6 +16,7 @@ from typing import Any, Final
 import google_crc32c
 import numpy as np
 import numpy.typing as npt
+from isal import isal_zlib
 from numcodecs import blosc
 from typing_extensions import Buffer
 
@@ -26,6 +27,7 @@ __all__ = [
     "CHECKSUM_BYTES",
     "ChunkDamagedError",
     "assemble_shard",
+    "crc32",
     "crc32c",
     "decode_chunk",
     "encode_chunk",
@@ -56,6 +58,17 @@ def crc32c(data: Buffer) -> int:
     view = np.frombuffer(memoryview(data), np.uint8)
     view.flags.writeable = False  # all that google_crc32c takes without a copy
     return int(google_crc32c.value(view))
+
+
+def crc32(data: Buffer, value: int = 0) -> int:
+    """Return the CRC-32 (RFC 1952) of ``data`` that goes on after data of CRC-32 ``value``.
+
+    Examples
+    --------
+    >>> hex(crc32(b"6789", crc32(b"12345")))  # the check value of the catalogue of CRCs
+    '0xcbf43926'
+    """
+    return isal_zlib.crc32(data, value)
 
 
 def encode_chunk(chunk: npt.NDArray[Any], codec: BloscCodecSpec) -> bytes:
