@@ -220,12 +220,12 @@ class StoreReader:
         try:
             scan = parse_scan(raw, folder)
             self._check_place(scan.attributes, scan_id)
-            return scan
         except (ValueError, KeyError, TypeError, IndexError) as problem:
             raise CorruptStoreError(
                 f"{folder}/zarr.json: is not what spinezarr writes ({problem}). "
                 "Ingest this scan again."
             ) from problem
+        return scan
 
     def _check_place(self, scan: ScanAttributes, scan_id: str) -> None:
         """Refuse a scan that was put in the place of another."""
