@@ -9,6 +9,7 @@ import typer
 
 from spinezarr.cli.audit import audit
 from spinezarr.cli.demo import demo
+from spinezarr.cli.export import app as export_app
 from spinezarr.cli.info import info
 from spinezarr.cli.ingest import ingest
 from spinezarr.cli.init import init
@@ -27,6 +28,8 @@ app = typer.Typer(
 )
 for command in (ingest, info, audit, verify, stats, preview, init, demo):
     app.command(no_args_is_help=command not in (init, demo))(command)
+
+app.add_typer(export_app, name="export")
 
 
 def _print_version(asked: bool) -> None:  # noqa: FBT001  typer's callback

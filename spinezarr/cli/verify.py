@@ -90,8 +90,14 @@ def _verify(url: str, scans: list[str] | None) -> Verification:
 
 def _compare(found: Verification, raw: str) -> Verification:
     """Compare the scans that are whole with their source files."""
-    broken = {fault.scan_id for fault in found.faults if fault.kind != "disagrees"}
+    broken = {fault.scan_id for fault in found.faults if fault.kind not in {"disagrees", "extra"}}
+    if "zarr.json" in {fault.path for fault in found.faults}:
+        broken.update(found.scans)
     whole = [name for name in found.scans if name not in broken]
+    if len(whole) < len(found.scans):
+        ERR.print(f"Not compared: {len(found.scans) - len(whole)} scans that are not whole.")
+    if not whole:
+        return found
     with _progress() as progress:
         task = progress.add_task("compare", total=None)
         faults = compare_with_source(
@@ -107,20 +113,19 @@ def _compare(found: Verification, raw: str) -> Verification:
 def _print(found: Verification, raw: str | None) -> None:
     print_heading(f"Check of {found.url}: {len(found.scans)} scans")
     if not found.listed:
-        OUT.print(
-            "A web server cannot be listed: files that no manifest names were not looked for."
-        )
+        OUT.print("A web server cannot be listed: files that are too many were not looked for.")
     if found.leftovers:
+        names = ", ".join(found.leftovers)
         OUT.print(
-            f"Left by an ingest that is running or was cut off: {escape(', '.join(found.leftovers))}"
-            ". If none is running, run the same 'spinezarr ingest' again: it removes them.",
+            f"Left by an ingest that runs or was cut off: {escape(names)}. If none runs, run the "
+            "same 'spinezarr ingest' again: it removes them.",
             soft_wrap=True,
         )
     if not found.faults:
         same = "" if raw is None else f" Every voxel is that of its source file in {escape(raw)}."
         OUT.print(f"Every byte is as it was written.{same}", soft_wrap=True)
         return
-    table = new_table(f"{len(found.faults)} faults", "scan", "file", "fault", "found", "expected")
+    table = new_table("Faults", "scan", "file", "fault", "found", "expected")
     for fault in found.faults[:SHOWN]:
         row = (fault.scan_id or "", fault.path, fault.kind, fault.found, fault.expected)
         table.add_row(*map(escape, row))
