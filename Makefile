@@ -3,13 +3,17 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: bench demo test lint types layers wheel clean
+.PHONY: bench demo flips test lint types layers wheel clean
 
 demo: $(VENV)/.installed
 	$(BIN)/spinezarr demo --out demo
 
 test: $(VENV)/.installed
 	$(BIN)/python -m pytest -n 2
+
+# Flips a thousand bytes of a store, one by one: each must be found, and none become data.
+flips: $(VENV)/.installed
+	SPINEZARR_FLIPS=1000 $(BIN)/python -m pytest tests/verify -k flipped
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
