@@ -51,8 +51,8 @@ class ArraySpec:
     shard_shape_zyx: ShapeZYX
     shard_sizes: Mapping[ShapeZYX, int]
     """Bytes of each shard that exists, by its index."""
-    shard_index_crc32c: Mapping[ShapeZYX, str]
-    """Checksum of the index of each shard."""
+    shards: Mapping[ShapeZYX, ShardEntry]
+    """What the manifest says of each of them: the checksums of its index and chunks."""
 
     @property
     def chunks_per_shard_zyx(self) -> ShapeZYX:
@@ -311,7 +311,7 @@ def _array_spec(
         chunk_shape_zyx=_zyx(inner["chunk_shape"]),
         shard_shape_zyx=_zyx(metadata["chunk_grid"]["configuration"]["chunk_shape"]),
         shard_sizes={shard: entry.size_bytes for shard, entry in shards.items()},
-        shard_index_crc32c={shard: entry.index_crc32c for shard, entry in shards.items()},
+        shards=shards,
     )
 
 

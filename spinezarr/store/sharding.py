@@ -27,6 +27,7 @@ __all__ = [
     "CHECKSUM_BYTES",
     "ChunkDamagedError",
     "assemble_shard",
+    "chunk_checksums",
     "crc32",
     "crc32c",
     "decode_chunk",
@@ -120,6 +121,21 @@ def assemble_shard(chunks: Mapping[int, bytes], n_chunks: int) -> bytes:
     packed_index = index.tobytes()
     checksum = crc32c(packed_index).to_bytes(CHECKSUM_BYTES, "little")
     return b"".join([*(chunks[position] for position in sorted(chunks)), packed_index, checksum])
+
+
+def chunk_checksums(shard: bytes) -> list[int]:
+    """Return the crc32c that each chunk of a whole shard ends with, by position; absent ones not.
+
+    A shard does not say how many chunks it has room for: its index is as long as its checksum fits.
+    """
+    checksum = shard[-CHECKSUM_BYTES:]
+    for n_chunks in range(1, len(shard) // 16 + 1):
+        packed = shard[-index_bytes(n_chunks) : -CHECKSUM_BYTES]
+        if crc32c(packed).to_bytes(CHECKSUM_BYTES, "little") == checksum:
+            index = parse_index(shard[-index_bytes(n_chunks) :], n_chunks, len(shard)).tolist()
+            ends = [offset + size for offset, size in index if offset != ABSENT]
+            return [int.from_bytes(shard[end - CHECKSUM_BYTES : end], "little") for end in ends]
+    raise ValueError("no index at the end of a shard")
 
 
 def index_bytes(n_chunks: int) -> int:

@@ -218,7 +218,7 @@ def test_exchanged_shards_are_found_and_never_read(copied, shard):
             spinezarr.open(copied).scan(name).load()
 
 
-def test_shards_of_equal_sizes_that_were_exchanged_are_found(tmp_path):
+def test_shards_of_equal_sizes_that_were_exchanged_are_found_and_never_read(tmp_path):
     rng = np.random.default_rng(0)
     for name in "ab":
         # Noise over all of int16 does not compress, so that the indices are equal, too.
@@ -234,6 +234,9 @@ def test_shards_of_equal_sizes_that_were_exchanged_are_found(tmp_path):
         ("a", "misplaced"),
         ("b", "misplaced"),
     ]
+    for name in "ab":
+        with pytest.raises(CorruptStoreError, match=rf"scan '{name}', image chunk .* ends with"):
+            spinezarr.open(url).scan(name).load()
 
 
 def test_exchanged_scans_are_found_and_never_read(copied):
