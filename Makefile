@@ -3,7 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: bench bench-codecs demo test test-hostile lint types layers wheel clean
+.PHONY: bench bench-codecs demo flips test test-hostile lint types layers wheel clean
 
 demo: $(VENV)/.installed
 	$(BIN)/spinezarr demo --out demo
@@ -15,6 +15,10 @@ test: $(VENV)/.installed
 test-hostile: $(VENV)/.installed
 	mkdir -p build
 	$(BIN)/python tests/hostile/fuzz.py --count 12000 --json build/hostile.json
+
+# Flips a thousand bytes of a store, one by one: each must be found, and none become data.
+flips: $(VENV)/.installed
+	SPINEZARR_FLIPS=1000 $(BIN)/python -m pytest tests/verify -k flipped
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

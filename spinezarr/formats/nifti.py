@@ -13,7 +13,7 @@ import io
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, BinaryIO, Final, Self
+from typing import Any, BinaryIO, Final, Literal, Self
 
 import fsspec
 import nibabel as nib
@@ -31,7 +31,7 @@ from spinezarr.formats.slabs import GZIP_MAGIC, READ_BYTES, read_into, read_slab
 from spinezarr.formats.source_file import HashingFile, SourceFile
 from spinezarr.geometry import Grid
 
-__all__ = ["NiftiVolume"]
+__all__ = ["NiftiNumbers", "NiftiVolume"]
 
 _HEADER_CLASSES: Final[dict[int, Any]] = {348: nib.Nifti1Header, 540: nib.Nifti2Header}
 """By ``sizeof_hdr``, the first field of the header."""
@@ -42,12 +42,44 @@ _PADDING_BYTES: Final = 4 << 20
 
 
 @dataclass(frozen=True, slots=True)
+class NiftiNumbers:
+    """Fields of a header from which a file with the same type and affine can be written."""
+
+    version: Literal[1, 2]
+    sform_code: int
+    qform_code: int
+    pixdim: tuple[float, ...]
+    """The first four: qfac, then mm."""
+    quatern_bcd: tuple[float, ...]
+    qoffset_xyz: tuple[float, ...]
+    xyzt_units: int
+
+    @classmethod
+    def of(cls, parsed: nib.Nifti1Header) -> Self:
+        """Take them from a header; a number that is not finite, which places nothing, is 0."""
+
+        def numbers(*values: Any) -> tuple[float, ...]:  # noqa: ANN401  zero-dimensional arrays
+            return tuple(float(value) if np.isfinite(value) else 0.0 for value in values)
+
+        return cls(
+            version=2 if isinstance(parsed, nib.Nifti2Header) else 1,
+            sform_code=int(parsed["sform_code"]),
+            qform_code=int(parsed["qform_code"]),
+            pixdim=numbers(*parsed["pixdim"][:4]),
+            quatern_bcd=numbers(*(parsed[f"quatern_{name}"] for name in "bcd")),
+            qoffset_xyz=numbers(*(parsed[f"qoffset_{name}"] for name in "xyz")),
+            xyzt_units=int(parsed["xyzt_units"]),
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class _Header:
     grid: Grid
     stored_dtype: np.dtype[Any]
     slope: float | None
     inter: float | None
     data_offset: int
+    numbers: NiftiNumbers
     notes: tuple[str, ...]
 
     @property
@@ -102,6 +134,22 @@ class NiftiVolume:
     def dtype(self) -> np.dtype[Any]:
         """Type of the values after scaling: float64 if the file scales, as in nibabel."""
         return self._header.dtype
+
+    @property
+    def stored_dtype(self) -> np.dtype[Any]:
+        """Type of the numbers in the file, before scaling, in its byte order."""
+        return self._header.stored_dtype
+
+    @property
+    def scaling(self) -> tuple[float, float] | None:
+        """Slope and intercept that the file applies to its numbers."""
+        slope, inter = self._header.slope, self._header.inter
+        return None if slope is None or inter is None else (float(slope), float(inter))
+
+    @property
+    def numbers(self) -> NiftiNumbers:
+        """What else of the header makes the affine."""
+        return self._header.numbers
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -226,7 +274,7 @@ def _check_header(parsed: nib.Nifti1Header, path: str, header_size: int) -> _Hea
     if offset < header_size:
         raise FormatError(f"{path}: vox_offset {offset} lies inside the header.")
     grid = Grid(shape, _affine(parsed, path))
-    return _Header(grid, dtype, slope, inter, offset, tuple(notes))
+    return _Header(grid, dtype, slope, inter, offset, NiftiNumbers.of(parsed), tuple(notes))
 
 
 def _scaling(parsed: nib.Nifti1Header, path: str) -> tuple[float | None, float | None]:

@@ -13,6 +13,7 @@ from spinezarr.ingest.scan import (
     ScanOptions,
     ingest_scan,
     open_label,
+    parts_of,
     said_of,
     source_key,
 )
@@ -127,7 +128,7 @@ def _made_of(job: IngestJob, task: ScanTask, known: ScanAttributes, beside: Besi
     fs, root = open_filesystem(job.raw, job.raw_options)
     hashes = [known.image_source.sha256]
     volumes: list[Volume] = [open_volume(fs, f"{root}/{source.image}", job.options.limits)]
-    label = open_label(fs, root, source, job.options.limits)
+    label = open_label(fs, root, source.label, parts_of(source), job.options.limits)
     if label is not None and known.label_source is not None:
         hashes.append(known.label_source.sha256)
         volumes.append(label)
