@@ -1,10 +1,12 @@
 """Writing files so that each is either whole or absent, on disk and in object stores."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
+from typing_extensions import Buffer
 
 from spinezarr.errors import UsageError
 
@@ -17,6 +19,7 @@ __all__ = [
     "replace_folder",
     "superseded",
     "write_file",
+    "write_parts",
 ]
 
 _EXTRAS: Final = {"s3": "s3", "http": "http", "https": "http"}
@@ -56,6 +59,15 @@ def write_file(fs: fsspec.AbstractFileSystem, path: str, data: bytes) -> None:
     if isinstance(fs, LocalFileSystem):
         fs.makedirs(path.rsplit("/", 1)[0], exist_ok=True)
     fs.pipe_file(path, data)
+
+
+def write_parts(fs: fsspec.AbstractFileSystem, path: str, parts: Iterable[Buffer]) -> None:
+    """Write a file as :func:`write_file` does, without ever holding it whole."""
+    if isinstance(fs, LocalFileSystem):
+        fs.makedirs(path.rsplit("/", 1)[0], exist_ok=True)
+    with fs.open(path, "wb") as file:
+        for part in parts:
+            file.write(part)
 
 
 def publish_file(fs: fsspec.AbstractFileSystem, path: str, data: bytes) -> None:

@@ -31,6 +31,7 @@ __all__ = [
     "encode_chunk",
     "index_bytes",
     "parse_index",
+    "shard_index",
 ]
 
 ABSENT: Final = 2**64 - 1
@@ -45,8 +46,8 @@ class ChunkDamagedError(Exception):
     """Bytes that are not a whole chunk or index; the caller adds which one."""
 
 
-def crc32c(data: Buffer) -> int:
-    """Return the CRC-32C (Castagnoli) of ``data``.
+def crc32c(data: Buffer, before: int = 0) -> int:
+    """Return the CRC-32C (Castagnoli) of ``data``, which follows bytes of the crc32c ``before``.
 
     Examples
     --------
@@ -55,7 +56,7 @@ def crc32c(data: Buffer) -> int:
     """
     view = np.frombuffer(memoryview(data), np.uint8)
     view.flags.writeable = False  # all that google_crc32c takes without a copy
-    return int(google_crc32c.value(view))
+    return int(google_crc32c.extend(before, view))
 
 
 def encode_chunk(chunk: npt.NDArray[Any], codec: BloscCodecSpec) -> bytes:
@@ -99,14 +100,20 @@ def decode_chunk(encoded: bytes | memoryview, out: npt.NDArray[Any]) -> None:
 
 def assemble_shard(chunks: Mapping[int, bytes], n_chunks: int) -> bytes:
     """Join encoded chunks, by their position in the shard (C order), into one shard."""
+    sizes = {position: len(chunk) for position, chunk in chunks.items()}
+    parts = [chunks[position] for position in sorted(chunks)]
+    return b"".join([*parts, shard_index(sizes, n_chunks)])
+
+
+def shard_index(sizes: Mapping[int, int], n_chunks: int) -> bytes:
+    """Return what ends a shard whose chunks, by position, have these sizes and lie in C order."""
     index = np.full((n_chunks, 2), ABSENT, "<u8")
     offset = 0
-    for position in sorted(chunks):
-        index[position] = offset, len(chunks[position])
-        offset += len(chunks[position])
+    for position in sorted(sizes):
+        index[position] = offset, sizes[position]
+        offset += sizes[position]
     packed_index = index.tobytes()
-    checksum = crc32c(packed_index).to_bytes(CHECKSUM_BYTES, "little")
-    return b"".join([*(chunks[position] for position in sorted(chunks)), packed_index, checksum])
+    return packed_index + crc32c(packed_index).to_bytes(CHECKSUM_BYTES, "little")
 
 
 def index_bytes(n_chunks: int) -> int:

@@ -1,13 +1,14 @@
 """Writing a store: scans one by one, each visible only when it is whole; then the table."""
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final
 
 import fsspec
 import numpy as np
 import numpy.typing as npt
 import xarray as xr
+from typing_extensions import Buffer
 
 from spinezarr.errors import CorruptStoreError, ReadOnlyStoreError, UsageError
 from spinezarr.geometry import axis_positions_mm
@@ -30,9 +31,11 @@ from spinezarr.store.files import (
     replace_folder,
     superseded,
     write_file,
+    write_parts,
 )
 from spinezarr.store.layout import FORMAT_VERSION, LABEL_CHUNKS, SCANS, TABLE, scan_key
 from spinezarr.store.metadata import root_files, scan_files, table_files
+from spinezarr.store.sharding import crc32c
 from spinezarr.store.table import build_table, with_audit
 from spinezarr.vertebrae import VALUE_OF_NAME
 
@@ -290,6 +293,20 @@ class ScanWriter:
         """Write a file of the scan and enter it in the manifest."""
         write_file(self._fs, f"{self._folder}/{key}", data)
         self._manifest[key] = ManifestEntry.of(data)
+
+    def write_parts(self, key: str, parts: Iterable[Buffer]) -> None:
+        """Write a file of the scan as its parts come; may be called from several threads."""
+        size_bytes, checksum = 0, 0
+
+        def counted() -> Iterator[Buffer]:
+            nonlocal size_bytes, checksum
+            for part in parts:
+                size_bytes += memoryview(part).nbytes
+                checksum = crc32c(part, checksum)
+                yield part
+
+        write_parts(self._fs, f"{self._folder}/{key}", counted())
+        self._manifest[key] = ManifestEntry(size_bytes=size_bytes, crc32c=f"{checksum:08x}")
 
     def publish(
         self, facts: Mapping[str, Any], label_chunks: npt.NDArray[np.uint32] | None
