@@ -1,5 +1,6 @@
 """What the ingest does to the voxels of one chunk: check, cast, encode, count."""
 
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -62,7 +63,7 @@ class ImageEncoder:
 
     def __call__(self, voxels: npt.NDArray[Any], chunk_zyx: ShapeZYX, /) -> Encoded[ImageFacts]:
         """Cast and encode one chunk; see :class:`spinezarr.ingest.encode.ChunkEncoder`."""
-        chunk = _padded(self.cast(voxels), fill_value(IMAGE, self.dtype))
+        chunk = _BUFFERS.padded(self.cast(voxels), fill_value(IMAGE, self.dtype))
         inside = chunk[tuple(slice(0, n) for n in voxels.shape)]
         finite = inside[np.isfinite(inside)] if self.dtype.kind == "f" else inside
         facts = ImageFacts(
@@ -73,13 +74,24 @@ class ImageEncoder:
         return Encoded(chunk_zyx, encode_chunk(chunk, CODEC), facts)
 
 
-def _padded(voxels: npt.NDArray[Any], fill: float) -> npt.NDArray[Any]:
-    """Copy voxels into a whole chunk in C order."""
-    if voxels.shape == CHUNK_SHAPE_ZYX:
-        return np.array(voxels, order="C")
-    chunk = np.full(CHUNK_SHAPE_ZYX, fill, voxels.dtype)
-    chunk[tuple(slice(0, n) for n in voxels.shape)] = voxels
-    return chunk
+class _Buffers(threading.local):
+    """One array a thread and type for the chunk at hand: new memory costs more than the copy."""
+
+    def __init__(self) -> None:
+        self._arrays: dict[np.dtype[Any], npt.NDArray[Any]] = {}
+
+    def padded(self, voxels: npt.NDArray[Any], fill: float) -> npt.NDArray[Any]:
+        """Copy voxels into a whole chunk in C order; it is overwritten by the next call."""
+        chunk = self._arrays.get(voxels.dtype)
+        if chunk is None:
+            chunk = self._arrays[voxels.dtype] = np.empty(CHUNK_SHAPE_ZYX, voxels.dtype)
+        if voxels.shape != CHUNK_SHAPE_ZYX:
+            chunk.fill(fill)
+        chunk[tuple(slice(0, n) for n in voxels.shape)] = voxels
+        return chunk
+
+
+_BUFFERS: Final = _Buffers()
 
 
 def cast_losslessly(values: npt.NDArray[Any], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
@@ -161,7 +173,7 @@ class LabelEncoder:
         LabelError
             See :meth:`cast`.
         """
-        chunk = _padded(self.cast(voxels), 0)
+        chunk = _BUFFERS.padded(self.cast(voxels), 0)
         dropped: tuple[tuple[int, int], ...] = ()
         if not chunk.any():
             return Encoded(chunk_zyx, None, LabelFacts(chunk_zyx, ()))

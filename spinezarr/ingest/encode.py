@@ -8,7 +8,7 @@ while the next one is read.
 
 import math
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass
 from typing import Any, Final, Generic, Protocol, TypeVar
@@ -29,6 +29,8 @@ _LAYERS_IN_MEMORY: Final = 2
 """One is gathered while the other is encoded; what is too large for that goes to disk."""
 _BLOCKS_IN_MEMORY: Final = 6
 """Blocks of a layer on disk that are held at once: enough that no thread waits for the next."""
+_CHUNKS_A_TASK: Final = 4
+"""Fewer cost time to hand over, more leave threads without work at the end."""
 
 Facts = TypeVar("Facts")
 
@@ -139,7 +141,7 @@ class _Encoding(Generic[Facts]):
         self._layer: Layer | None = None
         self._waiting: deque[_Block] = deque()
         """Blocks of the layer on disk before the one that is gathered."""
-        self._in_flight: deque[tuple[int, list[Future[tuple[ShapeZYX, Facts]]]]] = deque()
+        self._in_flight: deque[tuple[int, list[Future[list[tuple[ShapeZYX, Facts]]]]]] = deque()
         """Bytes of voxels, and the chunks that are made of them."""
         self._facts: dict[ShapeZYX, Facts] = {}
 
@@ -220,26 +222,34 @@ class _Encoding(Generic[Facts]):
         if block.is_last:
             block.layer.close()
         first = tuple(a // c for a, c in zip(block.box.start_zyx, CHUNK_SHAPE_ZYX, strict=True))
-        futures: list[Future[tuple[ShapeZYX, Facts]]] = []
+        futures: list[Future[list[tuple[ShapeZYX, Facts]]]] = []
         self._in_flight.append((block.size_bytes, futures))
+        chunks: list[tuple[npt.NDArray[Any], ShapeZYX]] = []
         for step in np.ndindex(chunk_grid(block.box.shape_zyx)):
             at = tuple(
                 slice(i * c, (i + 1) * c) for i, c in zip(step, CHUNK_SHAPE_ZYX, strict=True)
             )
             z, y, x = (a + i for a, i in zip(first, step, strict=True))
-            futures.append(self._pool.submit(self._encode_chunk, voxels[at], (z, y, x)))
+            chunks.append((voxels[at], (z, y, x)))
+        for i in range(0, len(chunks), _CHUNKS_A_TASK):
+            some = chunks[i : i + _CHUNKS_A_TASK]
+            futures.append(self._pool.submit(self._encode_chunks, some))
 
-    def _encode_chunk(
-        self, voxels: npt.NDArray[Any], chunk_zyx: ShapeZYX
-    ) -> tuple[ShapeZYX, Facts]:
-        """Encode a chunk and pass it on; called by threads of the pool."""
-        encoded = self._encoder(voxels, chunk_zyx)
-        self._shards.add(chunk_zyx, encoded.data)
-        return chunk_zyx, encoded.facts
+    def _encode_chunks(
+        self, chunks: Iterable[tuple[npt.NDArray[Any], ShapeZYX]]
+    ) -> list[tuple[ShapeZYX, Facts]]:
+        """Encode chunks and pass them on; called by threads of the pool."""
+        facts = []
+        for voxels, chunk_zyx in chunks:
+            encoded = self._encoder(voxels, chunk_zyx)
+            self._shards.add(chunk_zyx, encoded.data)
+            facts.append((chunk_zyx, encoded.facts))
+        return facts
 
     def _finish_oldest(self) -> None:
         size_bytes, futures = self._in_flight[0]
-        self._facts.update(future.result() for future in futures)
+        for future in futures:
+            self._facts.update(future.result())
         self._in_flight.popleft()
         self._workspace.voxels.give(size_bytes)
 
