@@ -32,7 +32,6 @@ from spinezarr.store.sharding import encode_chunk
 
 THREADS = 2
 PATTERNS = ("{scan}_ct.nii.gz", "{scan}_seg.nii.gz")
-RAW_NAMES = ("scan_ct.nii.gz", "scan_seg.nii.gz")
 
 
 def measured(call: Callable[[], object], out: Path | None = None) -> Cost:
@@ -48,8 +47,8 @@ def build_arrow(raw: Path, out: Path) -> None:
     import datasets  # noqa: PLC0415  only the benchmark has it
 
     datasets.disable_progress_bars()
-    paths = [raw / name for name in RAW_NAMES]
-    plane = nib.load(paths[0]).shape[:2]
+    scans = sorted(path.name.removesuffix("_ct.nii.gz") for path in raw.glob("*_ct.nii.gz"))
+    plane = nib.load(raw / PATTERNS[0].format(scan=scans[0])).shape[:2]
     features = datasets.Features(
         image=datasets.Array3D((None, *plane), "float32"),
         segmentation=datasets.Array3D((None, *plane), "int32"),
@@ -58,13 +57,14 @@ def build_arrow(raw: Path, out: Path) -> None:
     )
 
     def rows() -> Iterator[dict[str, object]]:
-        image, mask = (nib.load(path) for path in paths)
-        yield {
-            "image": image.get_fdata(dtype=np.float32).transpose(2, 0, 1),
-            "segmentation": np.asanyarray(mask.dataobj).astype(np.int32).transpose(2, 0, 1),
-            "patient_id": "scan",
-            "index": 0,
-        }
+        for index, scan in enumerate(scans):
+            image, mask = (nib.load(raw / pattern.format(scan=scan)) for pattern in PATTERNS)
+            yield {
+                "image": image.get_fdata(dtype=np.float32).transpose(2, 0, 1),
+                "segmentation": np.asanyarray(mask.dataobj).astype(np.int32).transpose(2, 0, 1),
+                "patient_id": scan,
+                "index": index,
+            }
 
     datasets.Dataset.from_generator(
         rows, features=features, cache_dir=str(out), writer_batch_size=1
@@ -103,12 +103,13 @@ def cut_chunks(path: Path, array: str) -> list[np.ndarray]:
     return chunks
 
 
-def ways(pair: list[Path], work: Path) -> dict[str, Callable[[], Cost]]:
+def ways(pair: list[Path], copies: int, work: Path) -> dict[str, Callable[[], Cost]]:
     """Return every way by name; each starts from nothing."""
     raw = work / "raw"
     raw.mkdir()
-    for path, name in zip(pair, RAW_NAMES, strict=True):
-        (raw / name).symlink_to(path.resolve())
+    for copy in range(copies):
+        for path, pattern in zip(pair, PATTERNS, strict=True):
+            (raw / pattern.format(scan=f"scan{copy}")).symlink_to(path.resolve())
     chunks = [c for p, a in zip(pair, (IMAGE, LABEL), strict=True) for c in cut_chunks(p, a)]
 
     def fresh(name: str) -> Path:
@@ -117,8 +118,8 @@ def ways(pair: list[Path], work: Path) -> dict[str, Callable[[], Cost]]:
 
     def bound() -> None:
         with ThreadPoolExecutor(THREADS) as pool:
-            jobs = [pool.submit(inflate, path) for path in pair]
-            jobs += [pool.submit(encode_chunk, chunk, CODEC) for chunk in chunks]
+            jobs = [pool.submit(inflate, path) for path in pair * copies]
+            jobs += [pool.submit(encode_chunk, chunk, CODEC) for chunk in chunks * copies]
             for job in jobs:
                 job.result()
 
@@ -149,14 +150,16 @@ def ways(pair: list[Path], work: Path) -> dict[str, Callable[[], Cost]]:
         "spinezarr": spinezarr_here,
         "Arrow": arrow_here,
         "bound: inflate + encode alone": lambda: measured(bound),
-        "inflate alone": lambda: measured(lambda: [inflate(path) for path in pair]),
-        "encode alone": lambda: measured(lambda: [encode_chunk(c, CODEC) for c in chunks]),
+        "inflate alone": lambda: measured(lambda: [inflate(path) for path in pair * copies]),
+        "encode alone": lambda: measured(
+            lambda: [encode_chunk(chunk, CODEC) for chunk in chunks * copies]
+        ),
     }
 
 
-def measure(pair: list[Path], work: Path, rounds: int) -> dict[str, object]:
+def measure(pair: list[Path], copies: int, rounds: int, work: Path) -> dict[str, object]:
     """Run every way once a round, in turns, after one round that warms up."""
-    run = ways(pair, work)
+    run = ways(pair, copies, work)
     costs: dict[str, list[Cost]] = {name: [] for name in run}
     for turn in range(rounds + 1):
         for name, way in run.items():
@@ -220,6 +223,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("pair", nargs="*", type=Path, help="CT.nii.gz and MASK.nii.gz")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--copies", type=int, default=1, help="of the pair, as scans of one set")
     parser.add_argument("--json", type=Path, help="where to write the figures")
     parser.add_argument("--build-arrow", nargs=2, type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -229,8 +233,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         pair = options.pair or list(phantom_pair(work))
-        result = measure(pair, work, options.rounds)
-    result = {"data": pair[0].name, **machine("datasets", "pyarrow"), **result}
+        result = measure(pair, options.copies, options.rounds, work)
+    result = {
+        "data": pair[0].name,
+        "copies": options.copies,
+        **machine("datasets", "pyarrow"),
+        **result,
+    }
     show(result)
     if options.json:
         options.json.write_text(json.dumps(result, indent=2))

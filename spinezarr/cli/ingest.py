@@ -78,6 +78,13 @@ def ingest(
             help="Give a mask its image's affine where both have the same shape.",
         ),
     ] = False,
+    scratch: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DIR",
+            help="Folder for what does not fit into memory; a local store's own by default.",
+        ),
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show what was found and write nothing.")
     ] = False,
@@ -126,7 +133,7 @@ def ingest(
                 recipe,
                 discovery,
                 out,
-                options=ScanOptions(take_image_grid=take_image_grid),
+                options=ScanOptions(take_image_grid=take_image_grid, scratch=scratch),
                 licence=licence or (None if entry is None else entry.licence),
                 listener=progress,
             )

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 import spinezarr
 from spinezarr.errors import UsageError
 from spinezarr.ingest.discover import discover
+from spinezarr.ingest.memory import MemoryBudget
 from spinezarr.ingest.run import ingest
 from spinezarr.ingest.scan import ScanOptions
 from spinezarr.recipe import Recipe
@@ -419,7 +420,9 @@ def test_progress_adds_up_to_one_a_scan(tmp_path):
     (tmp_path / "c_ct.nii.gz").write_bytes((tmp_path / "a_ct.nii.gz").read_bytes()[:99])
     (tmp_path / "c_seg.nii.gz").write_bytes((tmp_path / "a_seg.nii.gz").read_bytes())
     heard = Records()
-    run(tmp_path, tmp_path / "s.zarr", listener=heard)
+    # A few planes at once, so that some are done before the value that does not fit.
+    options = ScanOptions(memory=MemoryBudget(strip_bytes=1 << 14))
+    run(tmp_path, tmp_path / "s.zarr", listener=heard, options=options)
     assert heard.outcomes == {"a": "done", "b": "done", "c": "failed"}
     assert heard.shares["a"][-1] == pytest.approx(1)
     assert heard.shares["b"][-1] == pytest.approx(1)
