@@ -40,9 +40,9 @@ def test_the_ingest_is_measured_beside_the_arrow_form_and_the_bound(tmp_path):
 
 def test_peak_memory_is_measured_in_every_orientation(tmp_path):
     options = ["--shape", "60", "70", "80", "--folder", tmp_path, "--json", tmp_path / "out.json"]
-    run("memory.py", "LPS", "SAR", *options)
+    run("memory.py", "LPS", "SAR", "--dtype", "float64", "--mask", *options)
     rows = json.loads((tmp_path / "out.json").read_text())["rows"]
     assert [row["axcodes"] for row in rows] == ["LPS", "SAR"]
     assert all(50 < row["peak_mb"] < 700 for row in rows)
-    assert rows[0]["voxels_gb"] == pytest.approx(60 * 70 * 80 * 2 / 1e9)
+    assert rows[0]["voxels_gb"] == pytest.approx(60 * 70 * 80 * 8 / 1e9)
     assert [path.name for path in tmp_path.iterdir()] == ["out.json"]
