@@ -132,7 +132,8 @@ def main() -> None:
     for row in rows:
         table.add_row(
             row["axcodes"], row["dtype"], "yes" if row["mask"] else "",
-            f"{row['voxels_gb']:.2f}", f"{row['source_gb']:.2f}", f"{row['stored_gb']:.2f}", f"{row['peak_mb']:.0f}", f"{row['wall_s']:.0f}", f"{row['core_s']:.0f}",
+            f"{row['voxels_gb']:.2f}", f"{row['source_gb']:.2f}", f"{row['stored_gb']:.2f}",
+            f"{row['peak_mb']:.0f}", f"{row['wall_s']:.0f}", f"{row['core_s']:.0f}",
         )  # fmt: skip
     Console().print(table)
     if options.json:
