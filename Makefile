@@ -3,7 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: bench bench-codecs demo flips test test-hostile lint types layers wheel clean
+.PHONY: bench bench-codecs bench-ingest bench-memory demo flips test test-hostile lint types layers wheel clean
 
 demo: $(VENV)/.installed
 	$(BIN)/spinezarr demo --out demo
@@ -53,6 +53,17 @@ bench: $(VENV)/.installed
 bench-codecs: $(VENV)/.installed
 	mkdir -p build
 	$(BIN)/python benchmarks/codecs.py $(SCANS) --json build/codecs.json --png build/codecs.png
+
+# The Arrow form to compare with needs 'datasets', which nothing else does.
+bench-ingest: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --editable '.[bench]'
+	mkdir -p build
+	$(BIN)/python benchmarks/ingest.py --json build/ingest.json
+
+# Makes and ingests volumes of 8 GB, one after the other: minutes, and 15 GB of disk.
+bench-memory: $(VENV)/.installed
+	mkdir -p build
+	$(BIN)/python benchmarks/memory.py --folder build --json build/memory.json
 
 clean:
 	rm -rf $(VENV) build dist demo

@@ -17,6 +17,8 @@ import spinezarr
 from spinezarr.ingest.discover import discover
 from spinezarr.ingest.run import ingest
 from spinezarr.recipe import Recipe
+from spinezarr.store.attributes import ManifestEntry, ShardEntry
+from spinezarr.store.sharding import ABSENT, CHECKSUM_BYTES, index_bytes, parse_index
 from spinezarr.testing import WrittenScan, write_ctspine1k
 
 # A program of its own, which the tests beside it start.
@@ -161,3 +163,20 @@ def _differing(a: Path, b: Path) -> list[str]:
 def differing() -> Callable[[Path, Path], list[str]]:
     """Name the files whose content differs between two stores, or that are in one alone."""
     return _differing
+
+
+def _shard_entry(shard: bytes, n_chunks: int) -> ShardEntry:
+    index = parse_index(shard[-index_bytes(n_chunks) :], n_chunks, len(shard)).tolist()
+    ends = [offset + size for offset, size in index if offset != ABSENT]
+    checksums = [int.from_bytes(shard[end - CHECKSUM_BYTES : end], "little") for end in ends]
+    return ShardEntry(
+        **ManifestEntry.of(shard).model_dump(),
+        index_crc32c=f"{int.from_bytes(shard[-CHECKSUM_BYTES:], 'little'):08x}",
+        chunk_crc32c="".join(f"{checksum:08x}" for checksum in checksums),
+    )
+
+
+@pytest.fixture(scope="session")
+def shard_entry() -> Callable[[bytes, int], ShardEntry]:
+    """Return what a manifest says of a shard with room for so many chunks."""
+    return _shard_entry

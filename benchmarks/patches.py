@@ -5,12 +5,8 @@ the ratio to the first reader. Data: a CT and its mask as NIfTI, or a phantom if
 """
 
 import argparse
-import importlib.metadata
 import json
-import os
-import platform
 import statistics
-import subprocess
 import tempfile
 import time
 from collections.abc import Callable
@@ -21,6 +17,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import zarr
+from common import folder_bytes, machine, phantom_pair
 from rich.console import Console
 from rich.table import Table
 
@@ -31,7 +28,6 @@ from spinezarr.recipe import Recipe
 from spinezarr.store.reader import StoreReader
 from spinezarr.stream.engine import Engine
 from spinezarr.stream.fetch import LocalFetcher
-from spinezarr.testing import NiftiForm, PhantomSpec, make_phantom, write_nifti
 
 Read = Callable[[Box], object]
 
@@ -59,11 +55,6 @@ def boxes(kind: str, shape_zyx: tuple[int, ...], seed: int, n: int) -> list[Box]
     room = np.subtract(shape_zyx, size)
     starts = rng.integers(0, room, (n, 3), endpoint=True).tolist()
     return [Box.at(tuple(start), size) for start in starts]
-
-
-def folder_bytes(*folders: Path) -> int:
-    """Return the size of all files below some folders."""
-    return sum(f.stat().st_size for d in folders for f in d.rglob("*") if f.is_file())
 
 
 def make_readers(image: Path, label: Path, work: Path) -> tuple[list[Reader], tuple[int, ...]]:
@@ -141,31 +132,6 @@ def measure(
             for reader in readers
         ]
     return rows
-
-
-def machine() -> dict[str, object]:
-    """Say where and with what this was measured."""
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"],  # noqa: S607
-        cwd=Path(__file__).parent, capture_output=True, text=True, check=False,
-    ).stdout.strip()  # fmt: skip
-    packages = ("spinezarr", "zarr", "numcodecs", "numpy", "nibabel")
-    return {
-        "commit": commit,
-        "cpus": os.cpu_count(),
-        "machine": platform.machine(),
-        "python": platform.python_version(),
-        "versions": {name: importlib.metadata.version(name) for name in packages},
-    }
-
-
-def phantom_pair(work: Path) -> tuple[Path, Path]:
-    """Write a phantom of the size of an ordinary chest CT."""
-    phantom = make_phantom(PhantomSpec(shape_zyx=(133, 512, 512), spacing_zyx_mm=(2.5, 0.7, 0.7)))
-    image, label = work / "phantom_ct.nii.gz", work / "phantom_seg.nii.gz"
-    write_nifti(image, phantom.image, phantom.affine_xyz, NiftiForm())
-    write_nifti(label, phantom.label, phantom.affine_xyz, NiftiForm(dtype="uint8"))
-    return image, label
 
 
 def main() -> None:

@@ -113,6 +113,13 @@ def ingest(
         float,
         typer.Option(metavar="GB", min=0, help="Most GB of voxels that a source file may name."),
     ] = DEFAULT_LIMITS.volume_bytes / 1e9,
+    scratch: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DIR",
+            help="Folder for what does not fit into memory; a local store's own by default.",
+        ),
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show what was found and write nothing.")
     ] = False,
@@ -163,7 +170,7 @@ def ingest(
         if out is None:
             raise UsageError("no store: give --out URL, or name the dataset in a catalog.")
         limits = Limits(axis_voxels=max_axis, volume_bytes=int(max_volume * 1e9))
-        options = ScanOptions(take_image_grid=take_image_grid, limits=limits)
+        options = ScanOptions(take_image_grid=take_image_grid, limits=limits, scratch=scratch)
         if pseudonymize:
             place = map_file(out, pseudonyms)
             discovery, names = hidden(discovery, recipe, out, place)

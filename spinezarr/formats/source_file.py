@@ -4,7 +4,7 @@ import hashlib
 import io
 from collections import deque
 from dataclasses import dataclass
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
 from typing_extensions import Buffer
 
@@ -23,7 +23,7 @@ class HashingFile(io.RawIOBase):
     """Hashes and counts what is read from a file, or from several, one after the other."""
 
     def __init__(self, *raws: BinaryIO) -> None:
-        self._raws = deque(raws)
+        self._raws = deque(cast("io.BufferedIOBase", raw) for raw in raws)
         self._sha256 = hashlib.sha256()
         self._size_bytes = 0
 
@@ -34,13 +34,12 @@ class HashingFile(io.RawIOBase):
     def readinto(self, buffer: Buffer, /) -> int:
         """Read as many bytes as ``buffer`` has room for; return how many came."""
         view = memoryview(buffer).cast("B")
-        block = b""
-        while self._raws and not (block := self._raws[0].read(len(view))):
+        got = 0
+        while self._raws and not (got := self._raws[0].readinto(view)):
             self._raws.popleft()
-        view[: len(block)] = block
-        self._sha256.update(block)
-        self._size_bytes += len(block)
-        return len(block)
+        self._sha256.update(view[:got])
+        self._size_bytes += got
+        return got
 
     def source_file(self) -> SourceFile:
         """Describe what has been read so far."""

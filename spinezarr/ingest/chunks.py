@@ -1,5 +1,6 @@
 """What the ingest does to the voxels of one chunk: check, cast, encode, count."""
 
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -58,11 +59,15 @@ class ImageEncoder:
     profile: Profile
     dtype: np.dtype[Any]
 
+    def cast(self, values: npt.NDArray[Any], /) -> npt.NDArray[Any]:
+        """Return values as ``dtype``; see :class:`spinezarr.ingest.encode.ChunkEncoder`."""
+        return cast_losslessly(values, self.dtype)
+
     def __call__(self, voxels: npt.NDArray[Any], chunk_zyx: ShapeZYX, /) -> Encoded[ImageFacts]:
         """Cast and encode one chunk; see :class:`spinezarr.ingest.encode.ChunkEncoder`."""
-        chunk = np.full(self.profile.chunk_shape_zyx, fill_value(IMAGE, self.dtype), self.dtype)
+        fill = fill_value(IMAGE, self.dtype)
+        chunk = _BUFFERS.padded(self.cast(voxels), self.profile.chunk_shape_zyx, fill)
         inside = chunk[tuple(slice(0, n) for n in voxels.shape)]
-        inside[...] = cast_losslessly(voxels, self.dtype)
         finite = inside[np.isfinite(inside)] if self.dtype.kind == "f" else inside
         facts = ImageFacts(
             checksum=crc32c(chunk.data),
@@ -70,6 +75,28 @@ class ImageEncoder:
             highest=float(finite.max()) if finite.size else -np.inf,
         )
         return Encoded(chunk_zyx, encode_chunk(chunk, self.profile.image), facts)
+
+
+class _Buffers(threading.local):
+    """One array a thread and type for the chunk at hand: new memory costs more than the copy."""
+
+    def __init__(self) -> None:
+        self._arrays: dict[np.dtype[Any], npt.NDArray[Any]] = {}
+
+    def padded(
+        self, voxels: npt.NDArray[Any], shape_zyx: ShapeZYX, fill: float
+    ) -> npt.NDArray[Any]:
+        """Copy voxels into a whole chunk in C order; it is overwritten by the next call."""
+        chunk = self._arrays.get(voxels.dtype)
+        if chunk is None or chunk.shape != shape_zyx:
+            chunk = self._arrays[voxels.dtype] = np.empty(shape_zyx, voxels.dtype)
+        if voxels.shape != shape_zyx:
+            chunk.fill(fill)
+        chunk[tuple(slice(0, n) for n in voxels.shape)] = voxels
+        return chunk
+
+
+_BUFFERS: Final = _Buffers()
 
 
 def cast_losslessly(values: npt.NDArray[Any], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
@@ -88,8 +115,8 @@ def cast_losslessly(values: npt.NDArray[Any], dtype: np.dtype[Any]) -> npt.NDArr
     Traceback (most recent call last):
     spinezarr.ingest.chunks.DoesNotFitError: 0.5
     """
-    if values.dtype == dtype:
-        return values
+    if np.can_cast(values.dtype, dtype, "safe"):
+        return values.astype(dtype, copy=False)
     with np.errstate(invalid="ignore", over="ignore"):
         cast = values.astype(dtype)
     same = cast == values
@@ -134,43 +161,72 @@ class LabelEncoder:
     spacing_zyx_mm: SpacingZYX = (1.0, 1.0, 1.0)
     """Distance between neighbouring voxels."""
 
-    def __call__(self, voxels: npt.NDArray[Any], chunk_zyx: ShapeZYX, /) -> Encoded[LabelFacts]:
-        """Check and encode one chunk; see :class:`spinezarr.ingest.encode.ChunkEncoder`.
+    def cast(self, values: npt.NDArray[Any], /) -> npt.NDArray[Any]:
+        """Return values as uint8, or uint16 where they are mapped.
 
         Raises
         ------
         LabelError
             If a value is not a whole number from 0 to 255, or to 65535 where values are mapped.
         """
-        chunk = np.zeros(self.profile.chunk_shape_zyx, np.uint8)
-        inside = chunk[tuple(slice(0, n) for n in voxels.shape)]
-        inside[...], dropped = stored_labels(voxels, self.values)
-        counts = np.bincount(chunk.ravel(), minlength=_LABEL_MAX + 1)
-        present = np.flatnonzero(counts[1:]) + 1
-        origin = np.multiply(chunk_zyx, self.profile.chunk_shape_zyx)
-        labels = tuple(self._locate(chunk, int(value), origin) for value in present)
+        return _as_labels(values, np.dtype(np.uint16 if self.values else np.uint8))
+
+    def __call__(self, voxels: npt.NDArray[Any], chunk_zyx: ShapeZYX, /) -> Encoded[LabelFacts]:
+        """Check and encode one chunk; see :class:`spinezarr.ingest.encode.ChunkEncoder`.
+
+        Raises
+        ------
+        LabelError
+            See :meth:`cast`.
+        """
+        chunk = _BUFFERS.padded(self.cast(voxels), self.profile.chunk_shape_zyx, 0)
+        if not chunk.any():
+            return Encoded(chunk_zyx, None, LabelFacts(chunk_zyx, ()))
+        chunk, dropped = stored_labels(chunk, self.values)
+        labels = self._located(chunk, chunk_zyx)
         data = encode_chunk(chunk, self.profile.label) if labels else None
         return Encoded(chunk_zyx, data, LabelFacts(chunk_zyx, labels, dropped))
 
-    def _locate(
-        self, chunk: npt.NDArray[np.uint8], value: int, origin_zyx: npt.NDArray[np.int_]
-    ) -> LabelInChunk:
-        indices = np.array(np.nonzero(chunk == value)) + origin_zyx[:, None]
-        start, stop, total = indices.min(1), indices.max(1) + 1, indices.sum(1)
-        return LabelInChunk(
-            value=value,
-            voxel_count=indices.shape[1],
-            index_sum_zyx=(int(total[0]), int(total[1]), int(total[2])),
-            start_zyx=(int(start[0]), int(start[1]), int(start[2])),
-            stop_zyx=(int(stop[0]), int(stop[1]), int(stop[2])),
-            centroid_distance_mm=self._distance_mm(indices, value),
+    def _located(
+        self, chunk: npt.NDArray[np.uint8], chunk_zyx: ShapeZYX
+    ) -> tuple[LabelInChunk, ...]:
+        """Find all labels at once; only voxels that are not background are looked at."""
+        flat = np.flatnonzero(chunk)
+        values = chunk.ravel()[flat]
+        counts = np.bincount(values, minlength=_LABEL_MAX + 1)
+        present = np.flatnonzero(counts)
+        row_of_value = np.zeros(_LABEL_MAX + 1, np.intp)
+        row_of_value[present] = range(len(present))
+        rows = row_of_value[values]
+        origin_zyx = np.multiply(chunk_zyx, chunk.shape)
+        indices_zyx = np.array(np.unravel_index(flat, chunk.shape))
+        start, stop, total = np.empty((3, 3, len(present)), np.int64)
+        for axis, n in enumerate(chunk.shape):
+            # How many voxels of each label have each index along this axis.
+            spread = np.bincount(rows * n + indices_zyx[axis], minlength=len(present) * n)
+            spread = spread.reshape(len(present), n)
+            start[axis] = origin_zyx[axis] + (spread > 0).argmax(1)
+            stop[axis] = origin_zyx[axis] + n - (spread[:, ::-1] > 0).argmax(1)
+            total[axis] = spread @ np.arange(n) + origin_zyx[axis] * counts[present]
+        return tuple(
+            LabelInChunk(
+                value=value,
+                voxel_count=int(counts[value]),
+                index_sum_zyx=_as_zyx(total[:, row]),
+                start_zyx=_as_zyx(start[:, row]),
+                stop_zyx=_as_zyx(stop[:, row]),
+                centroid_distance_mm=self._distance_mm(
+                    indices_zyx[:, rows == row] + origin_zyx[:, None], value
+                )
+                if value in self.centroid_zyx
+                else None,
+            )
+            for row, value in enumerate(present.tolist())
         )
 
-    def _distance_mm(self, indices: npt.NDArray[np.int_], value: int) -> float | None:
-        if value not in self.centroid_zyx:
-            return None
+    def _distance_mm(self, indices_zyx: npt.NDArray[np.int_], value: int) -> float:
         # A voxel reaches half its size around its index.
-        gap = np.abs(indices - np.array(self.centroid_zyx[value])[:, None]) - _HALF_VOXEL
+        gap = np.abs(indices_zyx - np.array(self.centroid_zyx[value])[:, None]) - _HALF_VOXEL
         gap_mm = np.maximum(gap, 0) * np.array(self.spacing_zyx_mm)[:, None]
         return float(np.linalg.norm(gap_mm, axis=0).min())
 
@@ -208,6 +264,11 @@ def stored_labels(
         table[value] = stored
     lost = np.flatnonzero(counts[1:] * (table[1 : len(counts)] == 0)) + 1
     return table[found], tuple((int(value), int(counts[value])) for value in lost)
+
+
+def _as_zyx(values: npt.NDArray[np.int64]) -> tuple[int, int, int]:
+    z, y, x = values.tolist()
+    return (z, y, x)
 
 
 def _as_labels(voxels: npt.NDArray[Any], dtype: np.dtype[Any]) -> npt.NDArray[Any]:

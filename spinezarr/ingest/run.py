@@ -293,7 +293,8 @@ class _Run:
 
     def tasks(self) -> Iterator[ScanTask]:
         """Yield what is to be done; skip what is as it was."""
-        shared = repr((self._job.recipe, self._job.options))
+        options = self._job.options
+        shared = repr((self._job.recipe, options.take_image_grid, options.limits))
         for source in self._discovery.scans:
             inputs = self._keyed(hashlib.sha256(f"{shared}{source!r}".encode()).hexdigest()[:32])
             entry = self._known.entries.get(source.scan_id)

@@ -3,16 +3,18 @@
 import hashlib
 import json
 import math
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import Executor
-from dataclasses import asdict, dataclass
+from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from typing import Any, Final
 
 import fsspec
 import numpy as np
 import numpy.typing as npt
+from typing_extensions import Buffer
 
 from spinezarr.errors import LabelError
 from spinezarr.formats import (
@@ -42,6 +44,7 @@ from spinezarr.ingest.chunks import (
 )
 from spinezarr.ingest.discover import ScanSource
 from spinezarr.ingest.encode import ChunkEncoder, Facts, encode_volume
+from spinezarr.ingest.memory import MemoryBudget, Workspace
 from spinezarr.ingest.pseudonyms import Pseudonyms
 from spinezarr.recipe import Recipe
 from spinezarr.store.attributes import ScanAttributes
@@ -53,6 +56,9 @@ __all__ = ["ScanOptions", "ingest_scan", "open_label", "said_of", "source_key"]
 
 _OBLIQUE_NOTE_DEG: Final = 0.1
 """Angle from which coordinates along the axes mislead by more than a voxel over 512 voxels."""
+_IMAGE_THIRDS: Final = 2
+"""Of the memory; the mask, whose voxels are half as large, has the rest."""
+_TELL_EVERY_S: Final = 0.1
 _OUTSIDE_NOTE: Final = "mask values outside the label scheme: "
 
 
@@ -66,6 +72,10 @@ class ScanOptions:
     """What hides names of files; the scans must be under their pseudonyms already."""
     limits: Limits = DEFAULT_LIMITS
     """How large the source files may be."""
+    memory: MemoryBudget = field(default_factory=MemoryBudget)
+    """What one scan may hold."""
+    scratch: str | None = None
+    """Folder for what does not fit; by default a local store's own, else the system's."""
 
 
 def ingest_scan(
@@ -117,13 +127,28 @@ def ingest_scan(
     # Grids are compared before any voxel is inflated.
     label_grid = None if label is None else _label_grid(source, image, label, options, notes)
     centroids = annotated_centroids(source, beside.centroids, image.grid)
-    voxels_to_read = math.prod(image.grid.shape_ijk) * (1 if label is None else 2)
     writer = store.new_scan(source.scan_id)
-    work = _Work(writer, pool, lambda voxels: on_share(voxels / voxels_to_read))
+    work = _Work(
+        writer, pool, _Progress(image.grid, label_grid, on_share), options, store.local_folder
+    )
     try:
+        # The mask is read beside the image, so that neither the start nor the end of one leaves
+        # threads without work.
+        with ThreadPoolExecutor(1, thread_name_prefix="spinezarr-mask") as mask_thread:
+            try:
+                label_job = None
+                if label is not None and label_grid is not None:
+                    label_job = mask_thread.submit(
+                        _write_label, source, label, label_grid, centroids, work
+                    )
+                image_facts = _write_image(image, work, notes)
+                label_facts = None if label_job is None else work.wait_for(label_job)
+            except BaseException:
+                work.progress.stop()
+                raise
         facts = {
             **_geometry(image.grid, notes),
-            **_write_image(image, work, notes),
+            **image_facts,
             "source_bytes": source.size_bytes,
             "source_key": source_key(source, beside),
             "image_source": _source_record(source.image, image, image.grid),
@@ -131,11 +156,10 @@ def ingest_scan(
             "written_by": f"spinezarr {version('spinezarr')}",
         }
         label_chunks = None
-        if label is None or label_grid is None:
+        if label is None or label_grid is None or label_facts is None:
             facts |= {"vertebrae": {}, "other_labels": {}}
             facts |= {"centroids": centroids.records({}), "label_source": None}
         else:
-            label_facts = _write_label(source, label, label_grid, centroids, work)
             label_chunks = _label_chunks(label_facts)
             facts |= _label_summary(label_facts)
             facts["centroids"] = centroids.records(_distances_mm(label_facts))
@@ -235,16 +259,59 @@ def _label_path(source: ScanSource) -> str:
     return source.label or ""
 
 
+class _StoppedError(Exception):
+    """What a thread raises whose result no one needs any more."""
+
+
+class _Progress:
+    """How much of a scan is done; several threads count, the one that runs the scan tells."""
+
+    def __init__(
+        self, image_grid: Grid, label_grid: Grid | None, on_share: Callable[[float], None]
+    ) -> None:
+        self._voxels = math.prod(image_grid.shape_ijk) * (1 if label_grid is None else 2)
+        self._on_share = on_share
+        self._lock = threading.Lock()
+        self._untold = 0
+        self._stopped = False
+
+    def count(self, voxels: int) -> None:
+        """Hear of voxels that are done, or undone; called by any thread."""
+        if self._stopped:
+            raise _StoppedError
+        with self._lock:
+            self._untold += voxels
+
+    def tell(self) -> None:
+        """Tell of what was counted since the last time."""
+        with self._lock:
+            voxels, self._untold = self._untold, 0
+        if voxels:
+            self._on_share(voxels / self._voxels)
+
+    def stop(self) -> None:
+        """Make whoever counts next stop its work."""
+        self._stopped = True
+
+
 @dataclass(frozen=True, slots=True)
 class _Work:
     """Where the voxels of one scan go."""
 
     writer: ScanWriter
     pool: Executor
-    on_voxels: Callable[[int], None]
+    progress: _Progress
+    options: ScanOptions
+    store_folder: str | None
+    """Of a store on this machine's disks."""
 
     def encode(
-        self, array: str, volume: Volume, grid: Grid, encoder: ChunkEncoder[Facts]
+        self,
+        array: str,
+        volume: Volume,
+        grid: Grid,
+        encoder: ChunkEncoder[Facts],
+        on_voxels: Callable[[int], None],
     ) -> list[Facts]:
         """Encode a volume into the shards of ``array``; what is undone leaves the progress."""
         done = 0
@@ -252,10 +319,10 @@ class _Work:
         def count(voxels: int) -> None:
             nonlocal done
             done += voxels
-            self.on_voxels(voxels)
+            on_voxels(voxels)
 
-        def write(shard_zyx: ShapeZYX, data: bytes) -> None:
-            self.writer.write_shard(array, shard_zyx, data)
+        def write(shard_zyx: ShapeZYX, parts: Iterable[Buffer]) -> None:
+            self.writer.write_shard(array, shard_zyx, parts)
 
         try:
             return encode_volume(
@@ -266,10 +333,24 @@ class _Work:
                 write_shard=write,
                 pool=self.pool,
                 on_voxels=count,
+                workspace=self._workspace(array),
             )
         except DoesNotFitError:
-            self.on_voxels(-done)
+            on_voxels(-done)
             raise
+
+    def wait_for(self, job: Future[list[LabelFacts]]) -> list[LabelFacts]:
+        """Return what another thread makes; tell of the progress meanwhile."""
+        while not wait([job], _TELL_EVERY_S).done:
+            self.progress.tell()
+        self.progress.tell()
+        return job.result()
+
+    def _workspace(self, array: str) -> Workspace:
+        part = _IMAGE_THIRDS if array == IMAGE else 3 - _IMAGE_THIRDS
+        return Workspace(
+            self.options.memory.share(part, 3), self.options.scratch or self.store_folder
+        )
 
 
 def _label_grid(
@@ -290,13 +371,23 @@ def _label_grid(
 
 def _write_image(image: Volume, work: _Work, notes: list[str]) -> dict[str, Any]:
     """Encode as int16, and start again in the file's own type if a value does not fit."""
+
+    def encode(dtype: np.dtype[Any]) -> list[ImageFacts]:
+        return work.encode(
+            IMAGE, image, image.grid, ImageEncoder(work.writer.profile, dtype), count
+        )
+
+    def count(voxels: int) -> None:
+        work.progress.count(voxels)
+        work.progress.tell()
+
     dtype = HU_DTYPE
     try:
-        facts = work.encode(IMAGE, image, image.grid, ImageEncoder(work.writer.profile, dtype))
+        facts = encode(dtype)
     except DoesNotFitError as problem:
         notes.append(f"image kept as {image.dtype}: it holds {problem.value:g}, which int16 cannot")
         dtype = image.dtype
-        facts = work.encode(IMAGE, image, image.grid, ImageEncoder(work.writer.profile, dtype))
+        facts = encode(dtype)
     return {"image_dtype": dtype.name, **_image_summary(facts)}
 
 
@@ -310,7 +401,7 @@ def _write_label(
         spacing_zyx_mm=grid.spacing_zyx_mm,
     )
     try:
-        return work.encode(LABEL, label, grid, encoder)
+        return work.encode(LABEL, label, grid, encoder, work.progress.count)
     except LabelError as problem:
         raise LabelError(f"{_label_path(source)}: {problem}") from problem
 

@@ -7,7 +7,7 @@ from pydantic import Field
 
 from spinezarr.recipe import LabelState
 from spinezarr.store.layout import FORMAT_VERSION
-from spinezarr.store.sharding import CHECKSUM_BYTES, chunk_checksums, crc32, crc32c
+from spinezarr.store.sharding import crc32, crc32c
 from spinezarr.strict_yaml import StrictModel
 
 __all__ = [
@@ -204,16 +204,6 @@ class ShardEntry(ManifestEntry):
     """The last four bytes of the shard, as a number."""
     chunk_crc32c: Annotated[str, Field(pattern=r"^([0-9a-f]{8})*$")]
     """The last four bytes of each chunk that is present, by position, one after the other."""
-
-    @classmethod
-    def of(cls, data: bytes) -> "ShardEntry":
-        """Describe a shard."""
-        index_crc32c = int.from_bytes(data[-CHECKSUM_BYTES:], "little")
-        return cls(
-            **ManifestEntry.of(data).model_dump(),
-            index_crc32c=f"{index_crc32c:08x}",
-            chunk_crc32c="".join(f"{checksum:08x}" for checksum in chunk_checksums(data)),
-        )
 
 
 class ScanAttributes(StrictModel):

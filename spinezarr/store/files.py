@@ -8,6 +8,7 @@ from typing import Any, Final
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
+from typing_extensions import Buffer
 
 from spinezarr.errors import UsageError
 
@@ -21,6 +22,7 @@ __all__ = [
     "remove_files",
     "write_file",
     "write_files",
+    "write_parts",
 ]
 
 _EXTRAS: Final = {"s3": "s3", "http": "http", "https": "http"}
@@ -72,11 +74,7 @@ def write_file(fs: fsspec.AbstractFileSystem, path: str, data: bytes) -> None:
     On disk it is there to stay when this returns, whatever happens to the machine.
     """
     if isinstance(fs, LocalFileSystem):
-        fs.makedirs(path.rsplit("/", 1)[0], exist_ok=True)
-        with Path(path).open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+        write_parts(fs, path, [data])
     else:
         fs.pipe_file(path, data)
 
@@ -113,6 +111,21 @@ def read_files(fs: fsspec.AbstractFileSystem, paths: Iterable[str]) -> dict[str,
             raise answer
         found[path] = answer
     return found
+
+
+def write_parts(fs: fsspec.AbstractFileSystem, path: str, parts: Iterable[Buffer]) -> None:
+    """Write a file as :func:`write_file` does, without ever holding it whole."""
+    if not isinstance(fs, LocalFileSystem):
+        with fs.open(path, "wb") as remote:
+            for part in parts:
+                remote.write(part)
+        return
+    fs.makedirs(path.rsplit("/", 1)[0], exist_ok=True)
+    with Path(path).open("wb") as file:
+        for part in parts:
+            file.write(part)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def publish_file(fs: fsspec.AbstractFileSystem, path: str, data: bytes) -> None:

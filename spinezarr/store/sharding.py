@@ -27,13 +27,13 @@ __all__ = [
     "CHECKSUM_BYTES",
     "ChunkDamagedError",
     "assemble_shard",
-    "chunk_checksums",
     "crc32",
     "crc32c",
     "decode_chunk",
     "encode_chunk",
     "index_bytes",
     "parse_index",
+    "shard_index",
 ]
 
 ABSENT: Final = 2**64 - 1
@@ -48,8 +48,8 @@ class ChunkDamagedError(Exception):
     """Bytes that are not a whole chunk or index; the caller adds which one."""
 
 
-def crc32c(data: Buffer) -> int:
-    """Return the CRC-32C (Castagnoli) of ``data``.
+def crc32c(data: Buffer, before: int = 0) -> int:
+    """Return the CRC-32C (Castagnoli) of ``data``, which follows bytes of the crc32c ``before``.
 
     Examples
     --------
@@ -58,7 +58,7 @@ def crc32c(data: Buffer) -> int:
     """
     view = np.frombuffer(memoryview(data), np.uint8)
     view.flags.writeable = False  # all that google_crc32c takes without a copy
-    return int(google_crc32c.value(view))
+    return int(google_crc32c.extend(before, view))
 
 
 def crc32(data: Buffer, value: int = 0) -> int:
@@ -113,29 +113,20 @@ def decode_chunk(encoded: bytes | memoryview, out: npt.NDArray[Any]) -> None:
 
 def assemble_shard(chunks: Mapping[int, bytes], n_chunks: int) -> bytes:
     """Join encoded chunks, by their position in the shard (C order), into one shard."""
+    sizes = {position: len(chunk) for position, chunk in chunks.items()}
+    parts = [chunks[position] for position in sorted(chunks)]
+    return b"".join([*parts, shard_index(sizes, n_chunks)])
+
+
+def shard_index(sizes: Mapping[int, int], n_chunks: int) -> bytes:
+    """Return what ends a shard whose chunks, by position, have these sizes and lie in C order."""
     index = np.full((n_chunks, 2), ABSENT, "<u8")
     offset = 0
-    for position in sorted(chunks):
-        index[position] = offset, len(chunks[position])
-        offset += len(chunks[position])
+    for position in sorted(sizes):
+        index[position] = offset, sizes[position]
+        offset += sizes[position]
     packed_index = index.tobytes()
-    checksum = crc32c(packed_index).to_bytes(CHECKSUM_BYTES, "little")
-    return b"".join([*(chunks[position] for position in sorted(chunks)), packed_index, checksum])
-
-
-def chunk_checksums(shard: bytes) -> list[int]:
-    """Return the crc32c that each chunk of a whole shard ends with, by position; absent ones not.
-
-    A shard does not say how many chunks it has room for: its index is as long as its checksum fits.
-    """
-    checksum = shard[-CHECKSUM_BYTES:]
-    for n_chunks in range(1, len(shard) // 16 + 1):
-        packed = shard[-index_bytes(n_chunks) : -CHECKSUM_BYTES]
-        if crc32c(packed).to_bytes(CHECKSUM_BYTES, "little") == checksum:
-            index = parse_index(shard[-index_bytes(n_chunks) :], n_chunks, len(shard)).tolist()
-            ends = [offset + size for offset, size in index if offset != ABSENT]
-            return [int.from_bytes(shard[end - CHECKSUM_BYTES : end], "little") for end in ends]
-    raise ValueError("no index at the end of a shard")
+    return packed_index + crc32c(packed_index).to_bytes(CHECKSUM_BYTES, "little")
 
 
 def index_bytes(n_chunks: int) -> int:

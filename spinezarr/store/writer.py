@@ -8,7 +8,7 @@ import json
 import os
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Any, Final
 
@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 from fsspec.implementations.local import LocalFileSystem
+from typing_extensions import Buffer
 
 from spinezarr.errors import CorruptStoreError, ReadOnlyStoreError, UsageError
 from spinezarr.geometry import ShapeZYX, axis_positions_mm
@@ -39,8 +40,8 @@ from spinezarr.store.files import (
     publish_file,
     read_files,
     remove_files,
-    write_file,
     write_files,
+    write_parts,
 )
 from spinezarr.store.layout import (
     BALANCED,
@@ -65,6 +66,7 @@ from spinezarr.store.metadata import (
     with_stored_encoding,
 )
 from spinezarr.store.reader import read_table
+from spinezarr.store.sharding import CHECKSUM_BYTES, crc32
 from spinezarr.store.table import build_table, renew_table, with_audit
 from spinezarr.vertebrae import VALUE_OF_NAME
 
@@ -192,6 +194,11 @@ class StoreWriter:
             return True
         names = {path.rsplit("/", 1)[1] for path in self._fs.ls(self._path, detail=False)}
         return bool(names - {_METADATA + PARTIAL})
+
+    @property
+    def local_folder(self) -> str | None:
+        """Folder of a store on this machine's disks; None for one in a bucket."""
+        return self._path if isinstance(self._fs, LocalFileSystem) else None
 
     def ledger(self) -> Ledger | None:
         """Read what the last ingest knew; None if none ended as it should."""
@@ -515,15 +522,48 @@ class ScanWriter:
         if replaced is not None:
             self._old = set(replaced["attributes"]["manifest"])
             self._separator = other_separator(separator_of(replaced))
+        self._started: set[str] = set()
+        """Keys of shards that are written, or that a thread began to write."""
         self._manifest: dict[str, ManifestEntry] = {}
 
-    def write_shard(self, array: str, shard_zyx: ShapeZYX, data: bytes) -> None:
-        """Write a shard of ``image`` or ``label`` and enter it in the manifest."""
+    def write_shard(self, array: str, shard_zyx: ShapeZYX, parts: Iterable[Buffer]) -> None:
+        """Write a shard of ``image`` or ``label`` and enter it in the manifest.
+
+        May be called from several threads.
+
+        Parameters
+        ----------
+        array
+            Its name.
+        shard_zyx
+            Index of the shard.
+        parts
+            Its encoded chunks in the order of their positions, then its index.
+        """
         if self._guard is not None:
             self._guard()
         key = f"{array}/{chunk_key(shard_zyx, self._separator)}"
-        write_file(self._fs, f"{self._folder}/{key}", data)
-        self._manifest[key] = ShardEntry.of(data)
+        self._started.add(key)
+        size_bytes, checksum = 0, 0
+        ends: list[int] = []
+
+        def counted() -> Iterator[Buffer]:
+            nonlocal size_bytes, checksum
+            for part in parts:
+                view = memoryview(part)
+                size_bytes += view.nbytes
+                checksum = crc32(view, checksum)
+                ends.append(int.from_bytes(view[-CHECKSUM_BYTES:], "little"))
+                yield part
+
+        write_parts(self._fs, f"{self._folder}/{key}", counted())
+        *chunks, index = (f"{end:08x}" for end in ends)
+        self._manifest[key] = ShardEntry(
+            size_bytes=size_bytes,
+            crc32=f"{checksum:08x}",
+            index_crc32c=index,
+            chunk_crc32c="".join(chunks),
+        )
 
     def publish(
         self, facts: Mapping[str, Any], label_chunks: npt.NDArray[np.uint32] | None
@@ -553,4 +593,4 @@ class ScanWriter:
 
     def discard(self) -> None:
         """Remove what has been written; a scan that was published before stays."""
-        remove_files(self._fs, self._folder, self._manifest.keys() - self._old)
+        remove_files(self._fs, self._folder, (self._started | self._manifest.keys()) - self._old)

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 import spinezarr
 from spinezarr.errors import UsageError
 from spinezarr.ingest.discover import discover
+from spinezarr.ingest.memory import MemoryBudget
 from spinezarr.ingest.run import ingest
 from spinezarr.ingest.scan import ScanOptions
 from spinezarr.recipe import Recipe
@@ -83,9 +84,10 @@ def assert_same_files(a, b):
     label_dtype=st.sampled_from(["uint8", "int16", "int64", "float32", "float64"]),
     scaling=st.sampled_from([(None, None), (1.0, -1024.0), (2.0, 0.0)]),
     oblique_deg=st.sampled_from([0.0, 8.0]),
+    memory=st.sampled_from([MemoryBudget(), MemoryBudget(9, 9, 0)]),
 )
 def test_stored_voxels_and_affine_are_the_sources(  # noqa: PLR0917  hypothesis names them
-    image_axes, label_axes, image_dtype, label_dtype, scaling, oblique_deg, tmp_path_factory
+    image_axes, label_axes, image_dtype, label_dtype, scaling, oblique_deg, memory, tmp_path_factory
 ):
     folder = tmp_path_factory.mktemp("pair")
     image = PHANTOM.image.astype(np.int16)
@@ -99,7 +101,7 @@ def test_stored_voxels_and_affine_are_the_sources(  # noqa: PLR0917  hypothesis 
     )
     label_form = NiftiForm(orientation=label_axes, dtype=label_dtype, oblique_deg=oblique_deg)
     paths = write_pair(folder, image=image, forms=(image_form, label_form))
-    report = run(folder, folder / "s.zarr")
+    report = run(folder, folder / "s.zarr", options=ScanOptions(memory=memory))
     assert report.done == ("a",), report.failed
     for scan in (
         spinezarr.open(folder / "s.zarr").scan("a"),
@@ -487,7 +489,9 @@ def test_progress_adds_up_to_one_a_scan(tmp_path):
     (tmp_path / "c_ct.nii.gz").write_bytes((tmp_path / "a_ct.nii.gz").read_bytes()[:99])
     (tmp_path / "c_seg.nii.gz").write_bytes((tmp_path / "a_seg.nii.gz").read_bytes())
     heard = Records()
-    run(tmp_path, tmp_path / "s.zarr", listener=heard)
+    # A few planes at once, so that some are done before the value that does not fit.
+    options = ScanOptions(memory=MemoryBudget(strip_bytes=1 << 14))
+    run(tmp_path, tmp_path / "s.zarr", listener=heard, options=options)
     assert heard.outcomes == {"a": "done", "b": "done", "c": "failed"}
     assert heard.shares["a"][-1] == pytest.approx(1)
     assert heard.shares["b"][-1] == pytest.approx(1)

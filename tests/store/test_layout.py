@@ -9,7 +9,7 @@ import zarr
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spinezarr.store.attributes import ManifestEntry, ShardEntry
+from spinezarr.store.attributes import ManifestEntry
 from spinezarr.store.layout import (
     BALANCED,
     chunk_grid,
@@ -109,7 +109,7 @@ def test_consolidated_metadata_repeat_those_of_each_array(ctspine1k_url):
         }
 
 
-def test_the_manifest_names_every_file_of_a_scan(ctspine1k_url):
+def test_the_manifest_names_every_file_of_a_scan(ctspine1k_url, shard_entry):
     folder = Path(ctspine1k_url) / scan_key(SCAN)
     files = {
         path.relative_to(folder).as_posix(): path.read_bytes()
@@ -121,7 +121,7 @@ def test_the_manifest_names_every_file_of_a_scan(ctspine1k_url):
     shards = {key for key in files if key.startswith(("image/c/", "label/c/"))}
     assert len(shards) == 2
     assert manifest == {
-        key: (ShardEntry if key in shards else ManifestEntry).of(data).model_dump()
+        key: (shard_entry(data, 4) if key in shards else ManifestEntry.of(data)).model_dump()
         for key, data in files.items()
     }
 

@@ -16,7 +16,6 @@ from spinezarr.store.sharding import (
     CHECKSUM_BYTES,
     ChunkDamagedError,
     assemble_shard,
-    chunk_checksums,
     crc32,
     crc32c,
     decode_chunk,
@@ -231,18 +230,6 @@ def test_an_index_of_another_length_is_refused(length):
     data = (index_of([(0, 1), (1, 1)]) + b"\0")[:length]
     with pytest.raises(ChunkDamagedError, match=rf"has {length} bytes, expected 36"):
         parse_index(data, 2, 100)
-
-
-@given(st.dictionaries(st.integers(0, 40), st.binary(min_size=1, max_size=9), max_size=9))
-def test_the_checksums_of_a_shards_chunks_are_found_whatever_their_number(contents):
-    chunks = {position: with_checksum(data) for position, data in contents.items()}
-    shard = assemble_shard(chunks, 41)
-    assert chunk_checksums(shard) == [crc32c(contents[position]) for position in sorted(contents)]
-
-
-def test_a_shard_without_an_index_has_no_checksums():
-    with pytest.raises(ValueError, match="no index"):
-        chunk_checksums(bytes(range(200)))
 
 
 def test_crc32_tells_two_chunks_of_equal_sizes_apart_and_crc32c_does_not():

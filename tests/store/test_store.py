@@ -28,7 +28,7 @@ from spinezarr.recipe import Recipe
 from spinezarr.store.audit_log import scan_identity
 from spinezarr.store.ledger import LedgerEntry
 from spinezarr.store.reader import StoreReader
-from spinezarr.store.sharding import assemble_shard
+from spinezarr.store.sharding import ABSENT, index_bytes, parse_index, shard_index
 from spinezarr.store.writer import StoreWriter
 from spinezarr.stream.lazy import _StoredArray
 from spinezarr.testing import NiftiForm, write_nifti
@@ -474,7 +474,7 @@ def test_what_a_killed_run_left_is_removed(copied):
 
 def test_a_discarded_scan_leaves_nothing(copied):
     scan = StoreWriter(str(copied), root_of(copied)).new_scan("new")
-    scan.write_shard("image", (0, 0, 0), assemble_shard({0: b"chunk"}, 1))
+    scan.write_shard("image", (0, 0, 0), [b"chunk", shard_index({0: 5}, 1)])
     scan.discard()
     assert not (copied / "scans/new").exists()
 
@@ -510,17 +510,26 @@ def dying_after(lives):
 real_open = Path.open
 
 
+def parts_of(path):
+    """Chunks and index of a shard with room for four."""
+    shard, size = path.read_bytes(), index_bytes(4)
+    index = parse_index(shard[-size:], 4, len(shard)).tolist()
+    chunks = [shard[at : at + n] for at, n in index if at != ABSENT]
+    assert b"".join(chunks) == shard[:-size]
+    return [*chunks, shard[-size:]]
+
+
 def write_again(copied, lives):
     """Write a scan from what is stored of it; die after some changes on disk."""
     store, stored = copied / "copied.zarr", copied / "source"
     reader = StoreReader(str(copied / "whole.zarr"))
     facts = reader.scan("liver_0").attributes.model_dump(exclude={"manifest"})
     label_chunks = reader.label_chunks("liver_0")
-    shards = {name: (stored / name / "c/0/0/0").read_bytes() for name in ("image", "label")}
+    shards = {name: parts_of(stored / name / "c/0/0/0") for name in ("image", "label")}
     with dying_after(lives):
         scan = StoreWriter(str(store), reader.root).new_scan("liver_0")
-        for name, data in shards.items():
-            scan.write_shard(name, (0, 0, 0), data)
+        for name, parts in shards.items():
+            scan.write_shard(name, (0, 0, 0), parts)
         return scan.publish(facts, label_chunks)
 
 

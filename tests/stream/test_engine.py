@@ -16,7 +16,7 @@ from spinezarr.geometry import Box
 from spinezarr.ingest.discover import discover
 from spinezarr.ingest.run import ingest
 from spinezarr.recipe import Recipe
-from spinezarr.store.attributes import ShardEntry, seal, unseal
+from spinezarr.store.attributes import seal, unseal
 from spinezarr.store.reader import StoreReader
 from spinezarr.store.sharding import ABSENT, assemble_shard, index_bytes, parse_index
 from spinezarr.stream.engine import Engine
@@ -213,7 +213,7 @@ def test_a_label_shard_that_the_manifest_lacks_is_background(copied):
     assert not read(copied, "label").any()
 
 
-def drop_chunk(copied, name, position):
+def drop_chunk(copied, name, position, shard_entry):
     """Write a shard anew, with valid checksums, but without one of its chunks."""
     path = copied / "scans" / SCAN / name / SHARD
     data = path.read_bytes()
@@ -221,22 +221,22 @@ def drop_chunk(copied, name, position):
     chunks = {i: data[a : a + n] for i, (a, n) in enumerate(index) if a != ABSENT}
     del chunks[position]
     path.write_bytes(assemble_shard(chunks, 4))
-    entry = ShardEntry.of(path.read_bytes()).model_dump()
+    entry = shard_entry(path.read_bytes(), 4).model_dump()
     edit_manifest(copied, lambda manifest: manifest.update({f"{name}/{SHARD}": entry}))
 
 
-def test_an_image_chunk_that_its_shard_lacks_is_an_error(copied):
+def test_an_image_chunk_that_its_shard_lacks_is_an_error(copied, shard_entry):
     expected = read(copied, "image")
-    drop_chunk(copied, "image", 2)
+    drop_chunk(copied, "image", 2, shard_entry)
     with pytest.raises(CorruptStoreError, match=r"image chunk \(0, 1, 0\) in .* is missing from"):
         read(copied, "image")
     beside = Box((0, 0, 0), (35, 48, 64))
     np.testing.assert_array_equal(read(copied, "image", beside), expected[beside.slices])
 
 
-def test_a_label_chunk_that_its_shard_lacks_is_background(copied):
+def test_a_label_chunk_that_its_shard_lacks_is_background(copied, shard_entry):
     expected = read(copied, "label")
-    drop_chunk(copied, "label", 0)
+    drop_chunk(copied, "label", 0, shard_entry)
     assert expected[:, :48, :48].any()
     expected[:, :48, :48] = 0
     np.testing.assert_array_equal(read(copied, "label"), expected)

@@ -16,7 +16,7 @@ from spinezarr.errors import CorruptStoreError, SpinezarrError, StoreNotFoundErr
 from spinezarr.ingest.discover import discover
 from spinezarr.ingest.run import ingest
 from spinezarr.recipe import Recipe
-from spinezarr.store.attributes import ShardEntry, seal, unseal
+from spinezarr.store.attributes import seal, unseal
 from spinezarr.store.ledger import LEDGER_FILE, Ledger
 from spinezarr.store.reader import StoreReader
 from spinezarr.store.sharding import assemble_shard
@@ -374,10 +374,10 @@ def test_a_manifest_that_lacks_an_image_shard_is_a_fault(copied):
 
 
 @pytest.mark.parametrize("name", ["image", "label"])
-def test_a_shard_without_a_chunk_is_a_fault_though_all_checksums_hold(copied, name):
+def test_a_shard_without_a_chunk_is_a_fault_though_all_checksums_hold(copied, name, shard_entry):
     path = copied / f"scans/a/{name}/c/0/0/0"
     path.write_bytes(assemble_shard({}, 4))
-    entry = ShardEntry.of(path.read_bytes()).model_dump()
+    entry = shard_entry(path.read_bytes(), 4).model_dump()
     rewrite(copied, lambda m: m["attributes"]["manifest"].update({f"{name}/c/0/0/0": entry}))
     assert {f.found for f in faults_of(copied) if f.kind == "missing"} >= {"no chunk (0, 0, 0)"}
 

@@ -1,0 +1,77 @@
+"""What the benchmarks share: the machine they ran on, and a phantom when no scan is given."""
+
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from spinezarr.testing import NiftiForm, PhantomSpec, make_phantom, write_nifti
+
+PACKAGES = ("spinezarr", "zarr", "numcodecs", "numpy", "nibabel", "isal")
+
+# Runs a process and says what it took. A process of its own, as a child's peak memory counts from
+# the fork on, and so includes that of whoever started it.
+_LAUNCHER = """
+import json, os, subprocess, sys, time
+started = time.perf_counter()
+child = subprocess.Popen(sys.argv[1:], stdout=subprocess.DEVNULL)
+_, status, usage = os.wait4(child.pid, 0)
+seconds = time.perf_counter() - started
+unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss
+peak_mb = usage.ru_maxrss * unit / 1e6
+core_s = usage.ru_utime + usage.ru_stime
+print(json.dumps([os.waitstatus_to_exitcode(status), seconds, core_s, peak_mb]))
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What one run took."""
+
+    wall_s: float
+    core_s: float
+    peak_mb: float | None = None
+    written_bytes: int | None = None
+
+
+def run_process(arguments: list[str]) -> Cost:
+    """Run Python with ``arguments`` to its end."""
+    launcher = [sys.executable, "-S", "-c", _LAUNCHER, sys.executable, *arguments]
+    done = subprocess.run(launcher, check=True, stdout=subprocess.PIPE)  # noqa: S603
+    exit_code, wall_s, core_s, peak_mb = json.loads(done.stdout)
+    if exit_code:
+        raise SystemExit(f"{' '.join(arguments)}: exit code {exit_code}")
+    return Cost(wall_s, core_s, peak_mb)
+
+
+def machine(*packages: str) -> dict[str, object]:
+    """Say where and with what this was measured."""
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"],  # noqa: S607
+        cwd=Path(__file__).parent, capture_output=True, text=True, check=False,
+    ).stdout.strip()  # fmt: skip
+    return {
+        "commit": commit,
+        "cpus": os.cpu_count(),
+        "machine": platform.machine(),
+        "python": platform.python_version(),
+        "versions": {name: importlib.metadata.version(name) for name in (*PACKAGES, *packages)},
+    }
+
+
+def phantom_pair(work: Path) -> tuple[Path, Path]:
+    """Write a phantom of the size of an ordinary chest CT."""
+    phantom = make_phantom(PhantomSpec(shape_zyx=(133, 512, 512), spacing_zyx_mm=(2.5, 0.7, 0.7)))
+    image, label = work / "phantom_ct.nii.gz", work / "phantom_seg.nii.gz"
+    write_nifti(image, phantom.image, phantom.affine_xyz, NiftiForm())
+    write_nifti(label, phantom.label, phantom.affine_xyz, NiftiForm(dtype="uint8"))
+    return image, label
+
+
+def folder_bytes(*folders: Path) -> int:
+    """Return the size of all files below some folders."""
+    return sum(f.stat().st_size for d in folders for f in d.rglob("*") if f.is_file())

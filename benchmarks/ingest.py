@@ -1,0 +1,256 @@
+"""Ingest of one CT and its mask: spinezarr beside the Hugging Face Arrow form, same files, one run.
+
+All ways take turns within a round, so that a slow moment of a shared machine hits all of them; what
+counts are the ratios. The bound is what no ingest into this form can beat: both files inflated with
+isal, every chunk encoded with the store's codec, and nothing else, on two threads.
+"""
+
+import argparse
+import json
+import shutil
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+from common import Cost, folder_bytes, machine, phantom_pair, run_process
+from isal import igzip
+from rich.console import Console
+from rich.table import Table
+
+from spinezarr.geometry import AxisMap
+from spinezarr.ingest.discover import discover
+from spinezarr.ingest.run import ingest
+from spinezarr.recipe import Recipe
+from spinezarr.store.layout import BALANCED, IMAGE, LABEL, fill_value
+from spinezarr.store.sharding import encode_chunk
+
+THREADS = 2
+PATTERNS = ("{scan}_ct.nii.gz", "{scan}_seg.nii.gz")
+
+
+def measured(call: Callable[[], object], out: Path | None = None) -> Cost:
+    """Run ``call`` in this process."""
+    wall, core = time.perf_counter(), time.process_time()
+    call()
+    seconds, core_s = time.perf_counter() - wall, time.process_time() - core
+    return Cost(seconds, core_s, written_bytes=None if out is None else folder_bytes(out))
+
+
+def build_arrow(raw: Path, out: Path) -> None:
+    """Build the Arrow form as a dataset script does: float32 image, int32 mask, one row a scan."""
+    import datasets  # noqa: PLC0415  only the benchmark has it
+
+    datasets.disable_progress_bars()
+    scans = sorted(path.name.removesuffix("_ct.nii.gz") for path in raw.glob("*_ct.nii.gz"))
+    plane = nib.load(raw / PATTERNS[0].format(scan=scans[0])).shape[:2]
+    features = datasets.Features(
+        image=datasets.Array3D((None, *plane), "float32"),
+        segmentation=datasets.Array3D((None, *plane), "int32"),
+        patient_id=datasets.Value("string"),
+        index=datasets.Value("int32"),
+    )
+
+    def rows() -> Iterator[dict[str, object]]:
+        for index, scan in enumerate(scans):
+            image, mask = (nib.load(raw / pattern.format(scan=scan)) for pattern in PATTERNS)
+            yield {
+                "image": image.get_fdata(dtype=np.float32).transpose(2, 0, 1),
+                "segmentation": np.asanyarray(mask.dataobj).astype(np.int32).transpose(2, 0, 1),
+                "patient_id": scan,
+                "index": index,
+            }
+
+    datasets.Dataset.from_generator(
+        rows, features=features, cache_dir=str(out), writer_batch_size=1
+    )
+
+
+def ingest_pair(raw: Path, out: Path) -> None:
+    """Ingest in this process."""
+    recipe = Recipe.of_pairs(*PATTERNS, name="bench")
+    report = ingest(recipe, discover(recipe, str(raw)), str(out))
+    if report.failed:
+        raise SystemExit(report.failed[0].reason)
+
+
+def inflate(path: Path) -> None:
+    """Inflate a file and let the bytes go."""
+    block = bytearray(1 << 20)
+    with igzip.open(path, "rb") as stream:
+        while stream.readinto(block):
+            pass
+
+
+def cut_chunks(path: Path, array: str) -> list[np.ndarray]:
+    """Return all chunks that a store holds of a file, ready to be encoded."""
+    source = nib.load(path)
+    values = np.asanyarray(source.dataobj)
+    voxels = AxisMap.of_affine(source.affine).to_zyx(values)
+    voxels = voxels.astype(np.int16 if array == IMAGE else np.uint8)
+    chunks = []
+    for index in np.ndindex(BALANCED.chunk_grid(voxels.shape)):
+        shape = BALANCED.chunk_shape_zyx
+        at = tuple(slice(i * n, (i + 1) * n) for i, n in zip(index, shape, strict=True))
+        chunk = np.full(shape, fill_value(array, voxels.dtype), voxels.dtype)
+        chunk[tuple(map(slice, voxels[at].shape))] = voxels[at]
+        if array == IMAGE or chunk.any():
+            chunks.append(chunk)
+    return chunks
+
+
+def ways(pair: list[Path], copies: int, work: Path) -> dict[str, Callable[[], Cost]]:
+    """Return every way by name; each starts from nothing."""
+    raw = work / "raw"
+    raw.mkdir()
+    for copy in range(copies):
+        for path, pattern in zip(pair, PATTERNS, strict=True):
+            (raw / pattern.format(scan=f"scan{copy}")).symlink_to(path.resolve())
+    chunks = [
+        (chunk, codec)
+        for path, array, codec in zip(
+            pair, (IMAGE, LABEL), (BALANCED.image, BALANCED.label), strict=True
+        )
+        for chunk in cut_chunks(path, array)
+    ]
+
+    def fresh(name: str) -> Path:
+        shutil.rmtree(work / name, ignore_errors=True)
+        return work / name
+
+    def bound() -> None:
+        with ThreadPoolExecutor(THREADS) as pool:
+            jobs = [pool.submit(inflate, path) for path in pair * copies]
+            jobs += [pool.submit(encode_chunk, *chunk) for chunk in chunks * copies]
+            for job in jobs:
+                job.result()
+
+    def spinezarr_process() -> Cost:
+        out = fresh("p.zarr")
+        image, label = PATTERNS
+        cli = ["-c", "from spinezarr.cli.main import main; main()", "ingest", "pairs"]
+        options = ["--raw", str(raw), "--image", image, "--label", label, "--out", str(out)]
+        cost = run_process([*cli, *options, "--json"])
+        return replace(cost, written_bytes=folder_bytes(out))
+
+    def arrow_process() -> Cost:
+        out = fresh("p.arrow")
+        cost = run_process([__file__, "--build-arrow", str(raw), str(out)])
+        return replace(cost, written_bytes=folder_bytes(out))
+
+    def spinezarr_here() -> Cost:
+        out = fresh("h.zarr")
+        return measured(lambda: ingest_pair(raw, out), out)
+
+    def arrow_here() -> Cost:
+        out = fresh("h.arrow")
+        return measured(lambda: build_arrow(raw, out), out)
+
+    return {
+        "spinezarr, whole process": spinezarr_process,
+        "Arrow, whole process": arrow_process,
+        "spinezarr": spinezarr_here,
+        "Arrow": arrow_here,
+        "bound: inflate + encode alone": lambda: measured(bound),
+        "inflate alone": lambda: measured(lambda: [inflate(path) for path in pair * copies]),
+        "encode alone": lambda: measured(
+            lambda: [encode_chunk(*chunk) for chunk in chunks * copies]
+        ),
+    }
+
+
+def measure(pair: list[Path], copies: int, rounds: int, work: Path) -> dict[str, object]:
+    """Run every way once a round, in turns, after one round that warms up."""
+    run = ways(pair, copies, work)
+    costs: dict[str, list[Cost]] = {name: [] for name in run}
+    for turn in range(rounds + 1):
+        for name, way in run.items():
+            cost = way()
+            if turn:
+                costs[name].append(cost)
+
+    def median(name: str, field: str) -> float:
+        return statistics.median(getattr(cost, field) for cost in costs[name])
+
+    def ratio(slow: str, fast: str, field: str) -> float:
+        """Median over rounds of the ratio within a round."""
+        pairs = zip(costs[slow], costs[fast], strict=True)
+        return statistics.median(getattr(a, field) / getattr(b, field) for a, b in pairs)
+
+    bound = "bound: inflate + encode alone"
+    return {
+        "rows": [
+            {
+                "way": name,
+                "wall_s_median": median(name, "wall_s"),
+                "wall_s_min": min(cost.wall_s for cost in found),
+                "wall_s_max": max(cost.wall_s for cost in found),
+                "core_s_median": median(name, "core_s"),
+                "peak_mb": max((cost.peak_mb or 0 for cost in found), default=0) or None,
+                "written_bytes": found[-1].written_bytes,
+            }
+            for name, found in costs.items()
+        ],
+        "times_faster_than_arrow": {
+            "whole process": ratio("Arrow, whole process", "spinezarr, whole process", "wall_s"),
+            "in process": ratio("Arrow", "spinezarr", "wall_s"),
+        },
+        "share_of_bound": {
+            "wall, both on two threads": ratio(bound, "spinezarr", "wall_s"),
+            "core seconds": ratio(bound, "spinezarr", "core_s"),
+        },
+        "bound_core_s": median("inflate alone", "core_s") + median("encode alone", "core_s"),
+    }
+
+
+def show(result: dict[str, object]) -> None:
+    """Print the figures."""
+    table = Table("", "wall s", "min to max", "core s", "peak MB", "written MB")
+    for row in result["rows"]:
+        table.add_row(
+            row["way"], f"{row['wall_s_median']:.2f}",
+            f"{row['wall_s_min']:.2f} to {row['wall_s_max']:.2f}", f"{row['core_s_median']:.2f}",
+            "" if row["peak_mb"] is None else f"{row['peak_mb']:.0f}",
+            "" if row["written_bytes"] is None else f"{row['written_bytes'] / 1e6:.1f}",
+        )  # fmt: skip
+    console = Console()
+    console.print(table)
+    for name in ("times_faster_than_arrow", "share_of_bound"):
+        for kind, value in result[name].items():
+            console.print(f"{name.replace('_', ' ')}, {kind}: {value:.2f}")
+
+
+def main() -> None:
+    """Measure, print a table and write JSON."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("pair", nargs="*", type=Path, help="CT.nii.gz and MASK.nii.gz")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--copies", type=int, default=1, help="of the pair, as scans of one set")
+    parser.add_argument("--json", type=Path, help="where to write the figures")
+    parser.add_argument("--build-arrow", nargs=2, type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.build_arrow:
+        build_arrow(*options.build_arrow)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        work = Path(folder)
+        pair = options.pair or list(phantom_pair(work))
+        result = measure(pair, options.copies, options.rounds, work)
+    result = {
+        "data": pair[0].name,
+        "copies": options.copies,
+        **machine("datasets", "pyarrow"),
+        **result,
+    }
+    show(result)
+    if options.json:
+        options.json.write_text(json.dumps(result, indent=2))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,161 @@
+"""How much memory the ingest of one scan may take, and where goes what does not fit."""
+
+import threading
+from dataclasses import dataclass
+from tempfile import TemporaryFile
+from typing import Final, Self
+
+from typing_extensions import Buffer
+
+from spinezarr.errors import UsageError
+
+__all__ = ["Allowance", "MemoryBudget", "ScratchFile", "Workspace"]
+
+_MIB: Final = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryBudget:
+    """Bytes of one scan that an ingest holds at once; what does not fit goes to scratch files.
+
+    The defaults keep a whole process, the libraries included, under 700 MB.
+    """
+
+    strip_bytes: int = 4 * _MIB
+    """Read at once from a source file; never less than one plane of it."""
+    voxel_bytes: int = 192 * _MIB
+    """Voxels that wait to be encoded."""
+    encoded_bytes: int = 128 * _MIB
+    """Encoded chunks that wait for the others of their shard."""
+
+    def share(self, part: int, of: int) -> "MemoryBudget":
+        """Return ``part`` of ``of`` equal shares, for what is held side by side.
+
+        Examples
+        --------
+        >>> MemoryBudget(300, 600, 900).share(2, 3)
+        MemoryBudget(strip_bytes=200, voxel_bytes=400, encoded_bytes=600)
+        """
+        return MemoryBudget(
+            self.strip_bytes * part // of,
+            self.voxel_bytes * part // of,
+            self.encoded_bytes * part // of,
+        )
+
+
+class Allowance:
+    """Counts held bytes against a limit; shared by threads.
+
+    Examples
+    --------
+    >>> allowance = Allowance(100)
+    >>> allowance.take_if_room(60), allowance.take_if_room(60)
+    (True, False)
+    """
+
+    def __init__(self, limit_bytes: int) -> None:
+        self.limit_bytes: Final = limit_bytes
+        self._held_bytes = 0
+        self._lock = threading.Lock()
+
+    @property
+    def held_bytes(self) -> int:
+        """Bytes taken and not given back."""
+        return self._held_bytes
+
+    def take_if_room(self, size_bytes: int) -> bool:
+        """Take bytes, unless that would pass the limit; say whether they were taken."""
+        with self._lock:
+            fits = self._held_bytes + size_bytes <= self.limit_bytes
+            if fits:
+                self._held_bytes += size_bytes
+        return fits
+
+    def take(self, size_bytes: int) -> None:
+        """Take bytes that must be held even if they pass the limit."""
+        with self._lock:
+            self._held_bytes += size_bytes
+
+    def give(self, size_bytes: int) -> None:
+        """Give back bytes that were taken."""
+        with self._lock:
+            self._held_bytes -= size_bytes
+
+
+class Workspace:
+    """What encoding one volume may hold.
+
+    Parameters
+    ----------
+    budget
+        The limits.
+    scratch
+        Folder of the scratch files; None for that of the system (``TMPDIR``).
+    """
+
+    def __init__(self, budget: MemoryBudget | None = None, scratch: str | None = None) -> None:
+        budget = budget or MemoryBudget()
+        self.strip_bytes: Final = budget.strip_bytes
+        self.voxels: Final = Allowance(budget.voxel_bytes)
+        self.encoded: Final = Allowance(budget.encoded_bytes)
+        self.scratch: Final = scratch
+
+
+class ScratchFile:
+    """A file without a name that is gone when it is closed; shared by threads.
+
+    It is read and written by calls: pages of a memory map would count as memory of the process.
+
+    Raises
+    ------
+    UsageError
+        From any method, if the folder cannot be written or is full.
+    """
+
+    def __init__(self, folder: str | None) -> None:
+        self._folder = folder
+        self._lock = threading.Lock()
+        try:
+            file = TemporaryFile(buffering=0, dir=folder)  # noqa: SIM115  closed by close()
+        except OSError as problem:
+            raise self._refused(problem) from problem
+        self._file = file
+
+    def write_at(self, offset: int, data: Buffer) -> None:
+        """Write all of ``data``."""
+        view = memoryview(data).cast("B")
+        try:
+            with self._lock:
+                self._file.seek(offset)
+                while view:
+                    view = view[self._file.write(view) :]
+        except OSError as problem:
+            raise self._refused(problem) from problem
+
+    def read_at(self, offset: int, out: Buffer) -> None:
+        """Fill ``out`` with what was written there."""
+        view = memoryview(out).cast("B")
+        with self._lock:
+            self._file.seek(offset)
+            while view:
+                got = self._file.readinto(view)
+                if not got:
+                    raise RuntimeError("a scratch file is shorter than what was written to it")
+                view = view[got:]
+
+    def close(self) -> None:
+        """Give the space back."""
+        self._file.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _refused(self, problem: OSError) -> UsageError:
+        where = self._folder or "the system's folder for temporary files"
+        return UsageError(
+            f"{where}: cannot hold scratch files: {problem.strerror or problem}. "
+            "Name a folder with room with --scratch."
+        )
