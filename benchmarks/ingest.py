@@ -43,7 +43,12 @@ def measured(call: Callable[[], object], out: Path | None = None) -> Cost:
 
 
 def build_arrow(raw: Path, out: Path) -> None:
-    """Build the Arrow form as a dataset script does: float32 image, int32 mask, one row a scan."""
+    """Build the Arrow form as the script of CTSpine1K does: read as float64, one row a scan.
+
+    References
+    ----------
+    ``CTSpine1K.py`` in https://huggingface.co/datasets/alexanderdann/CTSpine1K
+    """
     import datasets  # noqa: PLC0415  only the benchmark has it
 
     datasets.disable_progress_bars()
