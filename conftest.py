@@ -1,14 +1,19 @@
-"""What tests and doctests share: one small ingested dataset, and a web server."""
+"""What tests and doctests share: one small ingested dataset, a web server and an S3 server."""
 
 import os
 import re
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from dataclasses import dataclass, field
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
+from typing import Any
 
+import boto3
 import pytest
 from hypothesis import settings
 
@@ -118,3 +123,62 @@ def serve() -> Iterator[Callable[[Path], tuple[str, list[tuple[str, bool]]]]]:
             return f"http://127.0.0.1:{server.server_port}", server.requests
 
         yield start
+
+
+@dataclass(frozen=True)
+class S3Server:
+    """A running S3 server with the key ``test`` and any secret."""
+
+    endpoint_url: str
+    client: Any
+    """From boto3."""
+    buckets: list[str] = field(default_factory=list)
+
+    @property
+    def storage_options(self) -> dict[str, str]:
+        """What opens its URLs in Python."""
+        return {"endpoint_url": self.endpoint_url, "key": "test", "secret": "test"}
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What the command line needs to reach it, with nothing of the user's own."""
+        own = {name: text for name, text in os.environ.items() if not name.startswith("AWS_")}
+        return {
+            **own,
+            "AWS_ACCESS_KEY_ID": "test",
+            "AWS_SECRET_ACCESS_KEY": "test",
+            "AWS_CONFIG_FILE": os.devnull,
+            "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
+            "AWS_EC2_METADATA_DISABLED": "true",
+            "AWS_ENDPOINT_URL": self.endpoint_url,
+        }
+
+    def new_bucket(self) -> str:
+        """Make an empty bucket and return its name."""
+        name = f"bucket-{len(self.buckets)}"
+        self.client.create_bucket(Bucket=name)
+        self.buckets.append(name)
+        return name
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[S3Server]:
+    """Run moto's S3 server in a process of its own, on a port that it chooses."""
+    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", "0"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:  # noqa: S603
+        said = ""
+        for line in process.stderr:
+            said += line
+            if found := re.search(r"Running on (http://\S+)", line):
+                break
+        else:
+            raise RuntimeError(f"moto did not start: {said}")
+        # It reports every request: read on, or it waits for room to do so.
+        drain = Thread(target=process.stderr.read)
+        drain.start()
+        keys = {"aws_access_key_id": "test", "aws_secret_access_key": "test"}
+        client = boto3.client("s3", endpoint_url=found[1], region_name="us-east-1", **keys)
+        yield S3Server(found[1], client)
+        client.close()
+        process.terminate()
+        drain.join()
