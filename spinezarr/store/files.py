@@ -23,10 +23,9 @@ __all__ = [
     "write_files",
 ]
 
-_EXTRAS: Final = {"s3": "s3", "http": "http", "https": "http"}
+_EXTRAS: Final = {"s3": "s3", "s3a": "s3", "http": "http", "https": "http"}
 """Extra of this package that brings what a kind of URL needs."""
-_OPTIONS: Final[dict[str, dict[str, Any]]] = {"s3": {"use_listings_cache": False}}
-"""Options of file systems that others write to while we read."""
+_S3: Final = {"s3", "s3a"}
 PARTIAL: Final = ".partial"
 """Ending of a file on disk that is being written beside the place it will be moved to."""
 
@@ -46,12 +45,26 @@ def open_filesystem(
     Raises
     ------
     UsageError
-        If nothing reads such URLs, or the package that does is not installed.
+        If nothing reads such URLs, the package that does is not installed, or the options do not
+        fit.
     """
-    scheme = url.partition("://")[0]
+    scheme, separator, _ = url.partition("://")
+    if storage_options and not separator:
+        raise UsageError(
+            f"{url}: is a path; endpoint, profile and other storage options are for URLs such as "
+            "s3://bucket/name."
+        )
     try:
-        fs, path = fsspec.url_to_fs(url, **_OPTIONS.get(scheme, {}), **(storage_options or {}))
-    except (ImportError, ValueError) as problem:
+        if scheme in _S3:
+            # s3fs, which is optional, takes long to import.
+            from spinezarr.store.s3 import S3  # noqa: PLC0415
+
+            fs, path = S3(**(storage_options or {})), str(fsspec.core.strip_protocol(url))
+        else:
+            fs, path = fsspec.url_to_fs(url, **(storage_options or {}))
+    except ValueError as problem:
+        raise UsageError(f"{url}: cannot be opened: {problem}.") from problem
+    except ImportError as problem:
         extra = _EXTRAS.get(scheme)
         advice = f" Install it with: pip install 'spinezarr[{extra}]'" if extra else ""
         raise UsageError(f"{url}: URLs with {scheme}:// cannot be read: {problem}.{advice}") from (

@@ -160,6 +160,13 @@ def _cause(problem: BaseException) -> BaseException:
 
 def _explained(problem: Exception, where: str, *, exclusive: bool) -> OSError:
     """Say in plain words what went wrong, keeping the class of what s3fs raised."""
+    # Some of botocore's own errors are OSErrors too, and made from other arguments.
+    if isinstance(problem, NoCredentialsError | PartialCredentialsError | ProfileNotFound):
+        return PermissionError(errno.EACCES, f"{_sentence(problem)} {_CREDENTIALS}", where)
+    if isinstance(problem, BotoConnectionError | HTTPClientError):
+        return ConnectionError(errno.EHOSTUNREACH, f"{_sentence(problem)} {_ENDPOINT}", where)
+    if isinstance(problem, ParamValidationError):
+        return OSError(errno.EINVAL, " ".join(str(problem).split()), where)
     if isinstance(problem, OSError):
         code = _code(problem)
         text = _REFUSED.get(code) or problem.strerror or str(problem)
@@ -167,12 +174,6 @@ def _explained(problem: Exception, where: str, *, exclusive: bool) -> OSError:
             return FileExistsError(errno.EEXIST, text, where)
         number = _NUMBERS.get(type(problem), problem.errno or errno.EIO)
         return type(problem)(number, text, where)
-    if isinstance(problem, NoCredentialsError | PartialCredentialsError | ProfileNotFound):
-        return PermissionError(errno.EACCES, f"{_sentence(problem)} {_CREDENTIALS}", where)
-    if isinstance(problem, BotoConnectionError | HTTPClientError):
-        return ConnectionError(errno.EHOSTUNREACH, f"{_sentence(problem)} {_ENDPOINT}", where)
-    if isinstance(problem, ParamValidationError):
-        return OSError(errno.EINVAL, " ".join(str(problem).split()), where)
     return OSError(errno.EIO, str(problem), where)
 
 

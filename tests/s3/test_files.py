@@ -1,2 +1,0 @@
-def test_x(s3_server):
-    print(s3_server.new_bucket())
