@@ -3,7 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: bench demo test lint types layers wheel clean
+.PHONY: bench bench-s3 demo test lint types layers wheel clean
 
 demo: $(VENV)/.installed
 	$(BIN)/spinezarr demo --out demo
@@ -39,6 +39,11 @@ $(VENV)/.installed: pyproject.toml
 bench: $(VENV)/.installed
 	mkdir -p build
 	$(BIN)/python benchmarks/patches.py --json build/patches.json
+
+# Needs Ceph: apt-get install --no-install-recommends ceph-common ceph-mgr ceph-mon ceph-osd radosgw
+bench-s3: $(VENV)/.installed
+	mkdir -p build
+	$(BIN)/python benchmarks/s3.py --json build/s3.json
 
 clean:
 	rm -rf $(VENV) build dist demo

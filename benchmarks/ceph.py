@@ -15,6 +15,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from http import HTTPStatus
 from pathlib import Path
 
 PROGRAMS = {
@@ -92,6 +93,17 @@ class Request:
     path: str
     status: int
     answer_bytes: int
+
+    @property
+    def kind(self) -> str:
+        """Method, and what sets it apart: a listing, a part of an upload, an error."""
+        _, _, query = self.path.partition("?")
+        name = self.method
+        if "list-type=2" in query:
+            name = "LIST"
+        elif "uploads" in query or "uploadId" in query:
+            name += " multipart"
+        return name if self.status < HTTPStatus.BAD_REQUEST else f"{name} {self.status}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,8 +22,9 @@ from s3fs.core import S3_RETRYABLE_ERRORS
 
 __all__ = ["S3"]
 
-_PATIENCE: Final = {"connect_timeout": 5, "read_timeout": 30}
-"""Seconds of one attempt. botocore makes five (AWS_MAX_ATTEMPTS) and waits in between."""
+_BOTOCORE: Final = {"connect_timeout": 5, "read_timeout": 30, "max_pool_connections": 32}
+"""Seconds of one attempt, of which botocore makes five (AWS_MAX_ATTEMPTS) and waits in between; and
+requests that are under way at once."""
 _BLOCK_BYTES: Final = 4 << 20
 _BLOCKS_KEPT: Final = 4
 """Of a file that is read from start to end; the next one is fetched meanwhile."""
@@ -91,7 +92,7 @@ class S3(S3FileSystem):  # type: ignore[misc]  # s3fs is untyped
         own = {"use_listings_cache": False, "max_concurrency": 1}
         super().__init__(
             endpoint_url=endpoint_url,
-            config_kwargs={**_PATIENCE, **(config_kwargs or {})},
+            config_kwargs={**_BOTOCORE, **(config_kwargs or {})},
             **{**own, **options},
         )
 
