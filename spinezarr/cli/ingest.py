@@ -50,6 +50,7 @@ from spinezarr.ingest.run import ingest as run_ingest
 from spinezarr.ingest.scan import ScanOptions
 from spinezarr.ingest.task import Outcome
 from spinezarr.recipe import Recipe
+from spinezarr.store.layout import PROFILES
 
 __all__ = ["ProgressBar", "ingest", "print_report"]
 
@@ -81,6 +82,14 @@ def ingest(
     ] = None,
     licence: Annotated[
         str | None, typer.Option(metavar="SPDX", help="Licence of the data, if not the recipe's.")
+    ] = None,
+    codec: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PROFILE",
+            help=f"Chunks and codecs: {', '.join(PROFILES)}; by default the store's own, or "
+            "balanced for a new store.",
+        ),
     ] = None,
     take_image_grid: Annotated[
         bool,
@@ -160,6 +169,7 @@ def ingest(
                 out,
                 options=ScanOptions(take_image_grid=take_image_grid),
                 licence=licence or (None if entry is None else entry.licence),
+                codec=codec,
                 listener=progress,
                 raw_options=raw_options,
                 # Options that the raw folder has taken need not fit the store.
