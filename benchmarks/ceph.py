@@ -33,7 +33,7 @@ DISK_BYTES = 6 << 30
 
 _PATIENCE_S = 120.0
 _ACCESS = re.compile(rb'beast: \S+: \S+ - \S+ \[[^\]]*\] "(\w+) (\S+) HTTP/[\d.]+" (\d+) (\d+)')
-"""A request in the gateway's log: method, path, status, bytes of the answer."""
+"""A request in the gateway's log: method, path, status, bytes of the body."""
 
 # cephx is off and msgr2 unencrypted: radosgw asks for a secure connection to the monitor unless
 # told otherwise, and cannot have one without cephx. One copy of each object is all a test needs.
@@ -92,7 +92,8 @@ class Request:
     method: str
     path: str
     status: int
-    answer_bytes: int
+    body_bytes: int
+    """Of the object or text that was sent either way."""
 
     @property
     def kind(self) -> str:

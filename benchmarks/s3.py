@@ -33,6 +33,7 @@ BUCKET = "bench"
 RECIPE = Recipe.of_pairs("{scan}_ct.nii.gz", "{scan}_seg.nii.gz", name="bench")
 KINDS = {"128^3": (128, 128, 128), "96^3": (96, 96, 96), "64^3": (64, 64, 64)}
 BATCH = 4
+PLACES = {False: "disk", True: "bucket"}
 
 
 @dataclass
@@ -61,10 +62,12 @@ class Row:
             **{k: v for k, v in asdict(self).items() if k != "requests"},
             "rate_median": self.rate,
             "requests_each": self.requests_each(),
-            "megabytes_answered_each": sum(r.answer_bytes for r in self.requests)
-            / 1e6
-            / self.count,
+            "megabytes_moved_each": sum(r.body_bytes for r in self.requests) / 1e6 / self.count,
         }
+
+    def megabytes_each(self) -> float:
+        """Return the MB sent and received for each scan or patch."""
+        return sum(request.body_bytes for request in self.requests) / 1e6 / self.count
 
     def requests_each(self) -> dict[str, float]:
         """Return requests by method, and those for what is not there, for each scan or patch."""
@@ -133,41 +136,39 @@ def measure(bench: Bench, pair: Sequence[Path], scans: int, rounds: int, patches
     for path in raw.iterdir():
         fs.pipe_file(f"{BUCKET}/raw/{path.name}", path.read_bytes())
     megabytes = scans * sum(path.stat().st_size for path in pair) / 1e6
-    ways = [(False, False), (False, True), (True, False), (True, True)]
     for turn in range(rounds):
-        for from_bucket, to_bucket in ways:
-            source = bench.url("raw", in_bucket=from_bucket)
-            store = bench.url(f"store{turn}-{from_bucket}.zarr", in_bucket=to_bucket)
-            names = {False: "disk", True: "bucket"}
-            way = f"{names[from_bucket]} to {names[to_bucket]}"
-            bench.measure(
-                Row("ingest", way, "MB/s of source", megabytes, scans),
-                lambda a=source, b=store: bench.ingest(a, b),
-            )
-            if from_bucket == to_bucket:
-                bench.measure(
-                    Row("ingest again, nothing new", way, "MB/s of source", megabytes, scans),
-                    lambda a=source, b=store: bench.ingest(a, b),
-                )
-        for in_bucket in (False, True):
-            where = "bucket" if in_bucket else "disk"
-            url = bench.url(f"store{turn}-{in_bucket}.zarr", in_bucket=in_bucket)
-            bench.measure(
-                Row("open, read the table", where, "a second", 1, 1),
-                lambda u=url: spinezarr.open(u, storage_options=bench.of(u)).table,
-            )
-        for kind, size in KINDS.items():
-            for in_bucket in (False, True):
-                where = "bucket" if in_bucket else "disk"
-                url = bench.url(f"store{turn}-{in_bucket}.zarr", in_bucket=in_bucket)
-                opened = spinezarr.open(url, storage_options=bench.of(url))
-                stream = opened.patches(size, batch_size=BATCH, n_samples=patches, seed=turn)
-                for _ in stream.at_epoch(1):  # metadata and shard indices are read once
-                    pass
-                bench.measure(
-                    Row(f"{kind} patches", where, "patches/s", patches, patches),
-                    lambda s=stream: sum(1 for _ in s),
-                )
+        measure_ingests(bench, turn, scans, megabytes)
+        measure_reads(bench, turn, patches)
+
+
+def measure_ingests(bench: Bench, turn: int, scans: int, megabytes: float) -> None:
+    """Ingest from and to both places, and once more where nothing is new."""
+    for from_bucket, to_bucket in ((False, False), (False, True), (True, False), (True, True)):
+        source = bench.url("raw", in_bucket=from_bucket)
+        store = bench.url(f"store{turn}-{from_bucket}.zarr", in_bucket=to_bucket)
+        way = f"{PLACES[from_bucket]} to {PLACES[to_bucket]}"
+        again = ["ingest again, nothing new"] if from_bucket == to_bucket else []
+        for what in ("ingest", *again):
+            row = Row(what, way, "MB/s of source", megabytes, scans)
+            bench.measure(row, lambda a=source, b=store: bench.ingest(a, b))
+
+
+def measure_reads(bench: Bench, turn: int, patches: int) -> None:
+    """Open the stores of this turn, and stream patches from them."""
+    opened: dict[bool, spinezarr.Store] = {}
+    for in_bucket, where in PLACES.items():
+        url = bench.url(f"store{turn}-{in_bucket}.zarr", in_bucket=in_bucket)
+        opened[in_bucket] = spinezarr.open(url, storage_options=bench.of(url))
+        row = Row("open, read the table", where, "a second", 1, 1)
+        bench.measure(row, lambda u=url: spinezarr.open(u, storage_options=bench.of(u)).table)
+    for kind, size in KINDS.items():
+        for in_bucket, where in PLACES.items():
+            store = opened[in_bucket]
+            stream = store.patches(size, batch_size=BATCH, n_samples=patches, seed=turn)
+            for _ in stream.at_epoch(1):  # metadata and shard indices are read once
+                pass
+            row = Row(f"{kind} patches", where, "patches/s", patches, patches)
+            bench.measure(row, lambda s=stream: sum(1 for _ in s))
 
 
 def show(rows: Sequence[Row]) -> None:
@@ -176,9 +177,10 @@ def show(rows: Sequence[Row]) -> None:
     table = Table("what", "where", "rate", "of disk", "requests for each scan or patch")
     for row in rows:
         each = ", ".join(f"{kind} {n:.1f}" for kind, n in row.requests_each().items())
+        each += f"; {row.megabytes_each():.2f} MB" if each else "none"
         table.add_row(
             row.what, row.where, f"{row.rate:.1f} {row.unit}",
-            f"{row.rate / first[row.what]:.2f} x", each or "none",
+            f"{row.rate / first[row.what]:.2f} x", each,
         )  # fmt: skip
     Console(width=140).print(table)
 
