@@ -8,6 +8,7 @@ scans, or a phantom if none is given.
 
 import argparse
 import json
+import signal
 import statistics
 import sys
 import tempfile
@@ -194,6 +195,7 @@ def main() -> None:
     parser.add_argument("--patches", type=int, default=64, help="of each kind and round")
     parser.add_argument("--json", type=Path, help="where to write the figures")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("bench-s3: ended"))  # and so does Ceph
     try:
         with ceph_gateway() as gateway, tempfile.TemporaryDirectory() as folder:
             work = Path(folder)
