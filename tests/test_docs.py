@@ -47,7 +47,7 @@ def make_targets():
 
 @pytest.fixture
 def buckets(s3_server, working_folder, monkeypatch):
-    """Set what the page of buckets needs: a server, an empty bucket, a public one with raw files."""
+    """Set what the page of buckets needs: a server, an empty bucket, a public one with files."""
     own, public = s3_server.new_bucket(), s3_server.new_bucket()
     for path in (working_folder / "demo" / "raw").rglob("*"):
         if path.is_file():
