@@ -25,7 +25,14 @@ from nibabel.volumeutils import apply_read_scaling
 from spinezarr.errors import FormatError
 from spinezarr.formats.affine import check_affine
 from spinezarr.formats.described import described_bytes
-from spinezarr.formats.slabs import GZIP_MAGIC, READ_BYTES, read_into, read_slabs, skip
+from spinezarr.formats.slabs import (
+    GZIP_MAGIC,
+    HEADER_BLOCK_BYTES,
+    READ_BYTES,
+    read_into,
+    read_slabs,
+    skip,
+)
 from spinezarr.formats.source_file import HashingFile, SourceFile
 from spinezarr.geometry import Grid
 
@@ -66,7 +73,7 @@ class NiftiVolume:
             If the file is empty, no NIfTI file, not 3D, of a type that is no number, or its
             affine does not place voxels in space.
         """
-        with fs.open(path, "rb") as raw:
+        with fs.open(path, "rb", block_size=HEADER_BLOCK_BYTES) as raw:
             header = _read_header(_decompressed(raw, path), path)
         return cls(fs, path, header)
 
