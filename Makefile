@@ -3,7 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: bench bench-s3 demo test lint types layers wheel clean
+.PHONY: bench bench-s3 demo test test-ceph lint types layers wheel clean
 
 demo: $(VENV)/.installed
 	$(BIN)/spinezarr demo --out demo
@@ -40,7 +40,11 @@ bench: $(VENV)/.installed
 	mkdir -p build
 	$(BIN)/python benchmarks/patches.py --json build/patches.json
 
-# Needs Ceph: apt-get install --no-install-recommends ceph-common ceph-mgr ceph-mon ceph-osd radosgw
+# The tests of buckets on a real gateway. Both need Ceph:
+# apt-get install --no-install-recommends ceph-common ceph-mgr ceph-mon ceph-osd radosgw
+test-ceph: $(VENV)/.installed
+	SPINEZARR_TEST_S3=ceph $(BIN)/python -m pytest tests/s3
+
 bench-s3: $(VENV)/.installed
 	mkdir -p build
 	$(BIN)/python benchmarks/s3.py --json build/s3.json

@@ -55,7 +55,7 @@ def buckets(s3_server, working_folder, monkeypatch):
             s3_server.client.put_object(Bucket=public, Key=key, Body=path.read_bytes())
     anyone = {"Effect": "Allow", "Principal": "*", "Action": "s3:*"}
     arn = f"arn:aws:s3:::{public}"
-    policy = {"Statement": [{**anyone, "Resource": [arn, f"{arn}/*"]}]}
+    policy = {"Version": "2012-10-17", "Statement": [{**anyone, "Resource": [arn, f"{arn}/*"]}]}
     s3_server.client.put_bucket_policy(Bucket=public, Policy=json.dumps(policy))
     for name, text in s3_server.environment.items():
         monkeypatch.setenv(name, text)

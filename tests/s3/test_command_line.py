@@ -150,7 +150,10 @@ def test_every_command_reads_from_a_bucket(ingested, cli, ctspine1k_url, tmp_pat
 def test_the_options_are_those_of_the_aws_command_line(ingested, s3_server, cli, tmp_path):
     bucket, url, _ = ingested
     (tmp_path / "config").write_text(f"[profile lab]\nendpoint_url = {s3_server.endpoint_url}\n")
-    (tmp_path / "keys").write_text("[lab]\naws_access_key_id = a\naws_secret_access_key = b\n")
+    (tmp_path / "keys").write_text(
+        f"[lab]\naws_access_key_id = {s3_server.access_key}\n"
+        f"aws_secret_access_key = {s3_server.secret_key}\n"
+    )
     nothing = {"AWS_ENDPOINT_URL": None, "AWS_ACCESS_KEY_ID": None, "AWS_SECRET_ACCESS_KEY": None}
     lab = {
         **nothing,
@@ -166,7 +169,10 @@ def test_the_options_are_those_of_the_aws_command_line(ingested, s3_server, cli,
     asked = ("info", url, "--endpoint-url", s3_server.endpoint_url, "--no-sign-request")
     assert "access is denied" in cli(*asked, code=1, **nothing)
     everybody = {"Effect": "Allow", "Principal": "*", "Action": ["s3:GetObject", "s3:ListBucket"]}
-    policy = {"Statement": [{**everybody, "Resource": [f"arn:aws:s3:::{bucket}/*"]}]}
+    policy = {
+        "Version": "2012-10-17",
+        "Statement": [{**everybody, "Resource": [f"arn:aws:s3:::{bucket}/*"]}],
+    }
     s3_server.client.put_bucket_policy(Bucket=bucket, Policy=json.dumps(policy))
     try:
         assert "6 scans" in cli(*asked, **nothing)
@@ -183,7 +189,7 @@ def test_a_catalog_says_how_a_bucket_is_reached(ingested, s3_server, cli, tmp_pa
     (tmp_path / "catalog.yaml").write_text(text)
     assert "6 scans" in cli("info", "ct", AWS_ENDPOINT_URL=None)
     monkeypatch.chdir(tmp_path)
-    keys = {"key": "test", "secret": "test"}
+    keys = s3_server.storage_options
     assert spinezarr.open("ct", storage_options=keys).table.sizes["scan"] == SCANS
     (tmp_path / "catalog.yaml").write_text(text.replace("endpoint_url", "secret"))
     assert "secret" in cli("info", "ct", code=2)
@@ -275,7 +281,9 @@ def test_a_bucket_that_refuses_one_scan_gets_the_others(s3_server, bucket, cli, 
         "Action": "s3:PutObject",
         "Resource": f"arn:aws:s3:::{bucket}/mine.zarr/scans/b/*",
     }
-    s3_server.client.put_bucket_policy(Bucket=bucket, Policy=json.dumps({"Statement": [deny]}))
+    s3_server.client.put_bucket_policy(
+        Bucket=bucket, Policy=json.dumps({"Version": "2012-10-17", "Statement": [deny]})
+    )
     words = (*pairs[1], "--out", f"s3://{bucket}/mine.zarr", "--json")
     report = json.loads(cli(*words, code=1))
     assert report["done"] == ["a", "c", "d"]
