@@ -3,13 +3,18 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: bench bench-s3 demo test test-ceph lint types layers wheel clean
+.PHONY: bench bench-codecs bench-s3 demo test test-ceph test-hostile lint types layers wheel clean
 
 demo: $(VENV)/.installed
 	$(BIN)/spinezarr demo --out demo
 
 test: $(VENV)/.installed
 	$(BIN)/python -m pytest -n 2
+
+# Ten thousand damaged files, each read in a process of its own; some hundreds are in 'make test'.
+test-hostile: $(VENV)/.installed
+	mkdir -p build
+	$(BIN)/python tests/hostile/fuzz.py --count 12000 --json build/hostile.json
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
@@ -40,14 +45,20 @@ bench: $(VENV)/.installed
 	mkdir -p build
 	$(BIN)/python benchmarks/patches.py --json build/patches.json
 
+# SCANS='CT.nii.gz,MASK.nii.gz ...' measures scans of your own too, and draws the first.
+bench-codecs: $(VENV)/.installed
+	mkdir -p build
+	$(BIN)/python benchmarks/codecs.py $(SCANS) --json build/codecs.json --png build/codecs.png
+
 # The tests of buckets on a real gateway. Both need Ceph:
 # apt-get install --no-install-recommends ceph-common ceph-mgr ceph-mon ceph-osd radosgw
 test-ceph: $(VENV)/.installed
 	SPINEZARR_TEST_S3=ceph $(BIN)/python -m pytest tests/s3
 
+# PAIR='CT.nii.gz MASK.nii.gz' measures a scan of your own.
 bench-s3: $(VENV)/.installed
 	mkdir -p build
-	$(BIN)/python benchmarks/s3.py --json build/s3.json
+	$(BIN)/python benchmarks/s3.py $(PAIR) --json build/s3.json
 
 clean:
 	rm -rf $(VENV) build dist demo

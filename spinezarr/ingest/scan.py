@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from spinezarr.errors import LabelError
-from spinezarr.formats import MergedLabels, Volume, open_volume
+from spinezarr.formats import DEFAULT_LIMITS, Limits, MergedLabels, Volume, open_volume
 from spinezarr.geometry import AxisMap, Grid, ShapeZYX, oblique_angle_deg
 from spinezarr.ingest.align import aligned_label_grid
 from spinezarr.ingest.annotations import (
@@ -57,6 +57,8 @@ class ScanOptions:
     """Give a mask the affine of its image where both have the same shape."""
     pseudonyms: Pseudonyms | None = None
     """What hides names of files; the scans must be under their pseudonyms already."""
+    limits: Limits = DEFAULT_LIMITS
+    """How large the source files may be."""
 
 
 def ingest_scan(
@@ -102,8 +104,8 @@ def ingest_scan(
     FormatError, GridMismatchError, LabelError
         If a file cannot be ingested; the store is then as it was before.
     """
-    image = open_volume(fs, f"{root}/{source.image}")
-    label = open_label(fs, root, source)
+    image = open_volume(fs, f"{root}/{source.image}", options.limits)
+    label = open_label(fs, root, source, options.limits)
     notes = [*image.notes]
     # Grids are compared before any voxel is inflated.
     label_grid = None if label is None else _label_grid(source, image, label, options, notes)
@@ -196,14 +198,17 @@ def source_key(source: ScanSource, beside: BesideImage) -> str:
     return hashlib.sha256(key.encode()).hexdigest()[:32]
 
 
-def open_label(fs: fsspec.AbstractFileSystem, root: str, source: ScanSource) -> Volume | None:
+def open_label(
+    fs: fsspec.AbstractFileSystem, root: str, source: ScanSource, limits: Limits
+) -> Volume | None:
     """Open the mask of a scan, whether one file or one a structure; None if it has none."""
     if source.label_parts:
-        return MergedLabels(
-            [(part.value, open_volume(fs, f"{root}/{part.path}")) for part in source.label_parts],
-            [part.path for part in source.label_parts],
-        )
-    return None if source.label is None else open_volume(fs, f"{root}/{source.label}")
+        parts = [
+            (part.value, open_volume(fs, f"{root}/{part.path}", limits))
+            for part in source.label_parts
+        ]
+        return MergedLabels(parts, [part.path for part in source.label_parts])
+    return None if source.label is None else open_volume(fs, f"{root}/{source.label}", limits)
 
 
 def _label_path(source: ScanSource) -> str:

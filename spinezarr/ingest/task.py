@@ -93,7 +93,7 @@ def _run(
 ) -> ScanResult:
     source = task.source
     fs, root = open_filesystem(job.raw, job.raw_options)
-    beside = read_beside(fs, root, source)
+    beside = read_beside(fs, root, source, job.options.limits)
     known = job.store.published_scan(source.scan_id) if task.stored else None
     if known is not None and _made_of(job, task, known, beside):
         return _keep(job, source, known, beside)
@@ -126,8 +126,8 @@ def _made_of(job: IngestJob, task: ScanTask, known: ScanAttributes, beside: Besi
     # Other times, and the same names and sizes: only the content tells.
     fs, root = open_filesystem(job.raw, job.raw_options)
     hashes = [known.image_source.sha256]
-    volumes: list[Volume] = [open_volume(fs, f"{root}/{source.image}")]
-    label = open_label(fs, root, source)
+    volumes: list[Volume] = [open_volume(fs, f"{root}/{source.image}", job.options.limits)]
+    label = open_label(fs, root, source, job.options.limits)
     if label is not None and known.label_source is not None:
         hashes.append(known.label_source.sha256)
         volumes.append(label)

@@ -295,8 +295,7 @@ def _tag_of(fs: fsspec.AbstractFileSystem, path: str, expected: bytes) -> str | 
         found = fs.cat_file(path)
     except FileNotFoundError:
         return None
-    # Without quotes: every server takes that, and Ceph 16 never finds a quoted one equal.
-    return tag.strip('"') if found == expected else None
+    return tag if found == expected else None
 
 
 def _is_unmet(problem: OSError) -> bool:

@@ -17,11 +17,11 @@ from zarr.storage import MemoryStore
 from spinezarr.geometry import ShapeZYX
 from spinezarr.store.attributes import ManifestEntry, seal
 from spinezarr.store.layout import (
-    BALANCED,
     IMAGE,
     LABEL,
     LABEL_CHUNKS,
     SCANS,
+    SMALL_ARRAY,
     BloscCodecSpec,
     Profile,
     fill_value,
@@ -247,7 +247,7 @@ def _small_array(
         chunks=tuple(max(1, n) for n in values.shape),
         dtype=values.dtype,
         fill_value=0,
-        compressors=[_blosc(BALANCED.label, values.dtype), Crc32cCodec()],
+        compressors=[_blosc(SMALL_ARRAY, values.dtype), Crc32cCodec()],
         dimension_names=dimensions,
         attributes=dict(attributes),
         config={"write_empty_chunks": True},

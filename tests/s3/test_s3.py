@@ -10,7 +10,7 @@ import pytest
 
 from spinezarr.errors import StoreBusyError, UsageError
 from spinezarr.store.files import open_filesystem
-from spinezarr.store.lock import StoreLock
+from spinezarr.store.lock import StoreLock, _put
 
 
 @pytest.fixture
@@ -100,6 +100,15 @@ def test_a_bucket_has_one_lock(fs, bucket):
     ):
         other.__enter__()
     assert not fs.exists(f"{bucket}/ingest.lock")
+
+
+def test_a_lock_is_made_and_replaced_only_as_it_was(fs, bucket):
+    path = f"{bucket}/lock"
+    assert _put(fs, path, b"1", None)
+    assert not _put(fs, path, b"2", None)
+    assert _put(fs, path, b"2", b"1")
+    assert not _put(fs, path, b"3", b"1")
+    assert fs.cat_file(path) == b"2"
 
 
 def test_a_missing_object_and_a_missing_bucket_are_told_apart(fs, bucket):

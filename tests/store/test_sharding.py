@@ -203,8 +203,8 @@ def test_a_shard_is_what_zarr_python_would_write(tmp_path, dtype):
 
 def test_the_header_of_a_chunk_names_the_codec():
     _, _, flags, typesize, size, _, packed = struct.unpack_from("<4B3I", encode_chunk(LARGE, CODEC))
-    memcpyed, bitshuffled, format_lz4 = 1 << 1, 1 << 2, 1 << 5
-    assert flags & (bitshuffled | format_lz4) == bitshuffled | format_lz4
+    shuffled, memcpyed, format_lz4 = 1 << 0, 1 << 1, 1 << 5
+    assert flags & (shuffled | format_lz4) == shuffled | format_lz4
     assert not flags & memcpyed
     assert (typesize, size) == (2, LARGE.nbytes)
     assert packed == len(encode_chunk(LARGE, CODEC)) - CHECKSUM_BYTES
