@@ -202,6 +202,7 @@ def test_a_fresh_python_opens_a_store_without_warnings(ctspine1k_url):
 )
 def test_a_url_that_nothing_reads_says_what_to_install(url, message, monkeypatch):
     monkeypatch.setitem(sys.modules, "s3fs", None)
+    monkeypatch.delitem(sys.modules, "spinezarr.store.s3", raising=False)
     with pytest.raises(UsageError, match=message):
         spinezarr.open(url)
 
