@@ -3,7 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: bench bench-codecs bench-ingest bench-memory demo flips test test-hostile lint types layers wheel clean
+.PHONY: bench bench-codecs bench-ingest bench-memory bench-s3 demo flips test test-ceph test-hostile lint types layers wheel clean
 
 demo: $(VENV)/.installed
 	$(BIN)/spinezarr demo --out demo
@@ -64,6 +64,16 @@ bench-ingest: $(VENV)/.installed
 bench-memory: $(VENV)/.installed
 	mkdir -p build
 	$(BIN)/python benchmarks/memory.py --folder build --json build/memory.json
+
+# The tests of buckets on a real gateway. Both need Ceph:
+# apt-get install --no-install-recommends ceph-common ceph-mgr ceph-mon ceph-osd radosgw
+test-ceph: $(VENV)/.installed
+	SPINEZARR_TEST_S3=ceph $(BIN)/python -m pytest tests/s3
+
+# PAIR='CT.nii.gz MASK.nii.gz' measures a scan of your own.
+bench-s3: $(VENV)/.installed
+	mkdir -p build
+	$(BIN)/python benchmarks/s3.py $(PAIR) --json build/s3.json
 
 clean:
 	rm -rf $(VENV) build dist demo

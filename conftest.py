@@ -1,14 +1,19 @@
-"""What tests and doctests share: one small ingested dataset, and a web server."""
+"""What tests and doctests share: one small ingested dataset, a web server and an S3 server."""
 
 import json
 import os
 import re
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from threading import Thread
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -124,6 +129,92 @@ def serve() -> Iterator[Callable[[Path], tuple[str, list[tuple[str, bool]]]]]:
             return f"http://127.0.0.1:{server.server_port}", server.requests
 
         yield start
+
+
+@dataclass(frozen=True)
+class S3Server:
+    """A running S3 server."""
+
+    endpoint_url: str
+    access_key: str
+    secret_key: str
+    client: Any
+    """From boto3."""
+    buckets: list[str] = field(default_factory=list)
+
+    @property
+    def storage_options(self) -> dict[str, str]:
+        """What opens its URLs in Python."""
+        return {
+            "endpoint_url": self.endpoint_url,
+            "key": self.access_key,
+            "secret": self.secret_key,
+        }
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What the command line needs to reach it, with nothing of the user's own."""
+        own = {name: text for name, text in os.environ.items() if not name.startswith("AWS_")}
+        return {
+            **own,
+            "AWS_ACCESS_KEY_ID": self.access_key,
+            "AWS_SECRET_ACCESS_KEY": self.secret_key,
+            "AWS_CONFIG_FILE": os.devnull,
+            "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
+            "AWS_EC2_METADATA_DISABLED": "true",
+            "AWS_ENDPOINT_URL": self.endpoint_url,
+        }
+
+    def new_bucket(self) -> str:
+        """Make an empty bucket and return its name."""
+        name = f"bucket-{len(self.buckets)}"
+        self.client.create_bucket(Bucket=name)
+        self.buckets.append(name)
+        return name
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[S3Server]:
+    """Run an S3 server: moto's, or Ceph's where ``SPINEZARR_TEST_S3=ceph`` asks for it."""
+    import boto3  # noqa: PLC0415  takes long, and few tests need it
+
+    running = _ceph if os.environ.get("SPINEZARR_TEST_S3") == "ceph" else _moto
+    with running() as (endpoint_url, access_key, secret_key):
+        keys = {"aws_access_key_id": access_key, "aws_secret_access_key": secret_key}
+        client = boto3.client("s3", endpoint_url=endpoint_url, region_name="us-east-1", **keys)
+        yield S3Server(endpoint_url, access_key, secret_key, client)
+        client.close()
+
+
+@contextmanager
+def _moto() -> Iterator[tuple[str, str, str]]:
+    """Run moto's server in a process of its own, on a port that it chooses."""
+    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", "0"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:  # noqa: S603
+        said = ""
+        for line in process.stderr:
+            said += line
+            if found := re.search(r"Running on (http://\S+)", line):
+                break
+        else:
+            raise RuntimeError(f"moto did not start: {said}")
+        # It reports every request: read on, or it waits for room to do so.
+        drain = Thread(target=process.stderr.read)
+        drain.start()
+        yield found[1], "test", "test"
+        process.terminate()
+        drain.join()
+
+
+@contextmanager
+def _ceph() -> Iterator[tuple[str, str, str]]:
+    """Run the gateway of the benchmarks."""
+    path = Path(__file__).parent / "benchmarks" / "ceph.py"
+    spec = spec_from_file_location("ceph", path)
+    module = sys.modules["ceph"] = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    with module.ceph_gateway() as gateway:
+        yield gateway.endpoint_url, gateway.access_key, gateway.secret_key
 
 
 def _canonical(store: Path) -> dict[str, object]:

@@ -46,7 +46,7 @@ def open(  # noqa: A001  spinezarr.open reads as xarray.open_zarr does
         The catalog file; else ``$SPINEZARR_CATALOG``, else ``catalog.yaml`` in the working folder.
     storage_options
         For the file system of a URL, as in xarray: ``{"endpoint_url": ..., "profile": ...}`` or
-        ``{"anon": True}`` for a bucket.
+        ``{"anon": True}`` for a bucket. They go before those in the catalog.
 
     Raises
     ------
@@ -55,7 +55,8 @@ def open(  # noqa: A001  spinezarr.open reads as xarray.open_zarr does
     CatalogError
         If the catalog does not load.
     """
-    return Store(StoreReader(locate_store(os.fspath(store), catalog), storage_options))
+    url, options = locate_store(os.fspath(store), catalog)
+    return Store(StoreReader(url, {**options, **(storage_options or {})}))
 
 
 class Store:

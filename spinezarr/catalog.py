@@ -2,8 +2,10 @@
 
 import os
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from spinezarr.errors import CatalogError, StoreNotFoundError
 from spinezarr.strict_yaml import StrictModel, load_strict_yaml
@@ -25,6 +27,14 @@ _VARIABLE = re.compile(r"\$(?:\{(\w+)\}|(\w+))", re.ASCII)
 """What :func:`os.path.expandvars` takes for a variable."""
 
 
+class _StorageModel(StrictModel):
+    """Where a bucket is and who asks; keys and secrets belong in ``~/.aws`` or the environment."""
+
+    endpoint_url: str | None = None
+    profile: str | None = None
+    anon: bool | None = None
+
+
 class _EntryModel(StrictModel):
     recipe: str
     """Name of a shipped recipe, or the path of a ``.yaml`` file."""
@@ -34,6 +44,10 @@ class _EntryModel(StrictModel):
     """Path or URL of the store."""
     licence: str | None = None
     """Licence of the data, where it differs from the recipe's."""
+    storage_options: _StorageModel = _StorageModel()
+    """How to reach the store, if it is in a bucket."""
+    raw_storage_options: _StorageModel | None = None
+    """How to reach the raw folder, if that is otherwise."""
 
 
 class _CatalogModel(StrictModel):
@@ -50,6 +64,10 @@ class CatalogEntry:
     store: str
     licence: str | None
     catalog_path: Path
+    storage_options: Mapping[str, Any]
+    """For the store's file system, if it is a URL."""
+    raw_storage_options: Mapping[str, Any] | None
+    """For that of the raw folder, where they differ from the store's."""
 
     @property
     def recipe_location(self) -> str:
@@ -129,16 +147,34 @@ def load_catalog(path: str | os.PathLike[str] | None = None) -> Catalog | None:
     model = load_strict_yaml(found, _CatalogModel, CatalogError)
     absolute = found.resolve()
     entries = {
-        name: CatalogEntry(name, e.recipe, e.raw, e.store, e.licence, absolute)
-        for name, e in model.datasets.items()
+        name: CatalogEntry(
+            name=name,
+            recipe=entry.recipe,
+            raw=entry.raw,
+            store=entry.store,
+            licence=entry.licence,
+            catalog_path=absolute,
+            storage_options=entry.storage_options.model_dump(exclude_none=True),
+            raw_storage_options=None
+            if entry.raw_storage_options is None
+            else entry.raw_storage_options.model_dump(exclude_none=True),
+        )
+        for name, entry in model.datasets.items()
     }
     return Catalog(absolute, entries)
 
 
-def locate_store(store: str, catalog: str | os.PathLike[str] | None = None) -> str:
-    """Return the path or URL that ``store``, itself one or a catalog name, stands for.
+def locate_store(
+    store: str, catalog: str | os.PathLike[str] | None = None
+) -> tuple[str, Mapping[str, Any]]:
+    """Find what ``store``, a path, a URL or a catalog name, stands for.
 
     A folder with a store in it comes before a catalog name, any other folder after it.
+
+    Returns
+    -------
+    tuple
+        Path or URL, and the catalog's options for its file system.
 
     Raises
     ------
@@ -149,15 +185,15 @@ def locate_store(store: str, catalog: str | os.PathLike[str] | None = None) -> s
     """
     path = Path(store).expanduser()
     if "://" in store:
-        return store
+        return store, {}
     if (path / "zarr.json").exists():
-        return str(path)
+        return str(path), {}
     found = load_catalog(catalog)
     entry = None if found is None else found.get(store)
     if entry is not None:
-        return entry.store_location
+        return entry.store_location, entry.storage_options
     if path.exists():
-        return str(path)
+        return str(path), {}
     names = (
         "no catalog was found"
         if found is None

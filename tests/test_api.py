@@ -78,8 +78,8 @@ def test_a_store_opens_by_its_name_in_a_catalog(nowhere, catalog, ctspine1k_url,
 
 def test_a_path_goes_before_a_name(nowhere, catalog, ctspine1k_url):
     (nowhere / "ctspine1k").symlink_to(ctspine1k_url)
-    assert locate_store("ctspine1k", catalog) == "ctspine1k"
-    assert locate_store("s3://bucket/x.zarr", catalog) == "s3://bucket/x.zarr"
+    assert locate_store("ctspine1k", catalog) == ("ctspine1k", {})
+    assert locate_store("s3://bucket/x.zarr", catalog) == ("s3://bucket/x.zarr", {})
 
 
 def test_an_unknown_name_says_what_was_tried(nowhere, catalog):
@@ -202,6 +202,7 @@ def test_a_fresh_python_opens_a_store_without_warnings(ctspine1k_url):
 )
 def test_a_url_that_nothing_reads_says_what_to_install(url, message, monkeypatch):
     monkeypatch.setitem(sys.modules, "s3fs", None)
+    monkeypatch.delitem(sys.modules, "spinezarr.store.s3", raising=False)
     with pytest.raises(UsageError, match=message):
         spinezarr.open(url)
 

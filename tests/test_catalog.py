@@ -151,7 +151,10 @@ def test_a_name_that_is_not_in_the_catalog_gives_none(tmp_path):
         ("datasets:\n  a: {recipe: r}\n", ["line 2, datasets.a.store: this key is missing"]),
         (
             "datasets:\n  a:\n    recipe: r\n    store: s\n    row: x\n",
-            ["line 5, datasets.a.row: unknown key; did you mean 'raw'?", "licence, raw, recipe"],
+            [
+                "line 5, datasets.a.row: unknown key; did you mean 'raw'?",
+                "licence, raw, raw_storage",
+            ],
         ),
         ("datasets:\n  a: {recipe: r, store: 1}\n", ["line 2, datasets.a.store", "found 1"]),
         ("datasets:\n  a: &a {recipe: r, store: s}\n  a: *a\n", ["line 3: key 'a' is given twice"]),
@@ -166,7 +169,7 @@ def test_a_catalog_that_does_not_load_says_where_and_why(tmp_path, text, fragmen
         load_catalog(path)
     assert str(path) in str(caught.value)
     assert all(fragment in str(caught.value) for fragment in fragments), str(caught.value)
-    assert "_" not in str(caught.value).replace(str(path), ""), "names of classes are no help"
+    assert "Model" not in str(caught.value), "names of classes are no help"
 
 
 def test_the_shipped_catalog_loads(monkeypatch):

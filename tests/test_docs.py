@@ -1,3 +1,4 @@
+import json
 import os
 import re
 import subprocess
@@ -41,19 +42,39 @@ def working_folder(tmp_path_factory):
 
 
 def make_targets():
-    return set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    return set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+
+
+@pytest.fixture
+def buckets(s3_server, working_folder, monkeypatch):
+    """Set what the page of buckets needs: a server, an empty bucket, a public one with files."""
+    own, public = s3_server.new_bucket(), s3_server.new_bucket()
+    for path in (working_folder / "demo" / "raw").rglob("*"):
+        if path.is_file():
+            key = str(path.relative_to(working_folder / "demo"))
+            s3_server.client.put_object(Bucket=public, Key=key, Body=path.read_bytes())
+    anyone = {"Effect": "Allow", "Principal": "*", "Action": "s3:*"}
+    arn = f"arn:aws:s3:::{public}"
+    policy = {"Version": "2012-10-17", "Statement": [{**anyone, "Resource": [arn, f"{arn}/*"]}]}
+    s3_server.client.put_bucket_policy(Bucket=public, Policy=json.dumps(policy))
+    for name, text in s3_server.environment.items():
+        monkeypatch.setenv(name, text)
+    monkeypatch.setenv("BUCKET", own)
+    monkeypatch.setenv("PUBLIC_BUCKET", public)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_every_block_of_a_page_runs(page, working_folder, monkeypatch):
+def test_every_block_of_a_page_runs(page, working_folder, monkeypatch, request):
     monkeypatch.chdir(working_folder)
+    if page.name == "s3.md":
+        request.getfixturevalue("buckets")
     namespace = {}
     for language, code in blocks(page):
         if language == "python":
             exec(compile(code, str(page), "exec"), namespace)  # noqa: S102  that is the test
         elif language == "bash" and "make " in code:
             # A test cannot run itself: .ci/run calls the targets of the README.
-            wanted = re.findall(r"^make (\w+)", code, re.MULTILINE)
+            wanted = re.findall(r"^make ([\w-]+)", code, re.MULTILINE)
             assert wanted
             assert set(wanted) <= make_targets()
             if page.parent == ROOT:

@@ -22,7 +22,14 @@ from spinezarr.cli.console import (
     print_heading,
     print_json,
 )
-from spinezarr.cli.options import AsJson, CatalogFile
+from spinezarr.cli.options import (
+    AsJson,
+    CatalogFile,
+    EndpointUrl,
+    NoSignRequest,
+    Profile,
+    storage_options,
+)
 from spinezarr.errors import ReadOnlyStoreError, UnknownScanError
 from spinezarr.store.audit_log import SEVERITIES, Severity
 
@@ -47,6 +54,9 @@ def audit(
     ] = False,
     as_json: AsJson = False,
     catalog: CatalogFile = None,
+    endpoint_url: EndpointUrl = None,
+    profile: Profile = None,
+    no_sign_request: NoSignRequest = False,
 ) -> None:
     """Find defects: skipped, misplaced or split vertebrae, odd values, the same scan in two splits.
 
@@ -58,7 +68,8 @@ def audit(
     Example:  spinezarr audit demo/ctspine1k.zarr --severity warning
     """
     with errors_for_users():
-        named = (spinezarr.open(name, catalog=catalog) for name in stores)
+        options = storage_options(endpoint_url, profile, no_sign_request=no_sign_request)
+        named = (spinezarr.open(name, catalog=catalog, storage_options=options) for name in stores)
         opened = list({store.url: store for store in named}.values())
         audits = _run(opened, scan)
         if not no_write:

@@ -32,7 +32,15 @@ from spinezarr.cli.console import (
     print_capped,
     print_json,
 )
-from spinezarr.cli.options import AsJson, CatalogFile, StoreUrl
+from spinezarr.cli.options import (
+    AsJson,
+    CatalogFile,
+    EndpointUrl,
+    NoSignRequest,
+    Profile,
+    StoreUrl,
+    storage_options,
+)
 from spinezarr.errors import SpinezarrError, UnknownScanError, UsageError
 from spinezarr.export.nifti import ExportedScan, file_name
 
@@ -70,6 +78,9 @@ def nifti(
     ] = False,
     as_json: AsJson = False,
     catalog: CatalogFile = None,
+    endpoint_url: EndpointUrl = None,
+    profile: Profile = None,
+    no_sign_request: NoSignRequest = False,
 ) -> None:
     """Write each scan as NIfTI: the source's voxels, type, axis order and affine, bit for bit.
 
@@ -80,7 +91,8 @@ def nifti(
     Example:  spinezarr export nifti demo/ctspine1k.zarr --out nifti
     """
     with errors_for_users():
-        opened = spinezarr.open(store, catalog=catalog)
+        options = storage_options(endpoint_url, profile, no_sign_request=no_sign_request)
+        opened = spinezarr.open(store, catalog=catalog, storage_options=options)
         names = _chosen(opened, scan)
         make_folder(out)
         if not overwrite:

@@ -9,18 +9,35 @@ from rich.markup import escape
 
 import spinezarr
 from spinezarr.cli.console import OUT, errors_for_users, megabytes, new_table, print_json
-from spinezarr.cli.options import AsJson, CatalogFile, StoreUrl
+from spinezarr.cli.options import (
+    AsJson,
+    CatalogFile,
+    EndpointUrl,
+    NoSignRequest,
+    Profile,
+    StoreUrl,
+    storage_options,
+)
 
 __all__ = ["info"]
 
 
-def info(store: StoreUrl, *, as_json: AsJson = False, catalog: CatalogFile = None) -> None:
+def info(
+    store: StoreUrl,
+    *,
+    as_json: AsJson = False,
+    catalog: CatalogFile = None,
+    endpoint_url: EndpointUrl = None,
+    profile: Profile = None,
+    no_sign_request: NoSignRequest = False,
+) -> None:
     """Show what a store holds: splits, sizes, compression, vertebra counts.
 
     Example:  spinezarr info demo/ctspine1k.zarr
     """
     with errors_for_users():
-        summary = summarise(spinezarr.open(store, catalog=catalog))
+        options = storage_options(endpoint_url, profile, no_sign_request=no_sign_request)
+        summary = summarise(spinezarr.open(store, catalog=catalog, storage_options=options))
         if as_json:
             print_json(summary)
         else:

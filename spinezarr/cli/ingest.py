@@ -32,7 +32,17 @@ from spinezarr.cli.console import (
     print_heading,
     print_json,
 )
-from spinezarr.cli.options import AsJson, CatalogFile
+from spinezarr.cli.options import (
+    AsJson,
+    CatalogFile,
+    EndpointUrl,
+    NoSignRequest,
+    Profile,
+    RawEndpointUrl,
+    RawNoSignRequest,
+    RawProfile,
+    storage_options,
+)
 from spinezarr.errors import UsageError
 from spinezarr.formats import DEFAULT_LIMITS, Limits
 from spinezarr.ingest.discover import Discovery, PathNote, ScanSource, discover
@@ -131,6 +141,12 @@ def ingest(
     ] = False,
     as_json: AsJson = False,
     catalog: CatalogFile = None,
+    endpoint_url: EndpointUrl = None,
+    profile: Profile = None,
+    no_sign_request: NoSignRequest = False,
+    raw_endpoint_url: RawEndpointUrl = None,
+    raw_profile: RawProfile = None,
+    raw_no_sign_request: RawNoSignRequest = False,
 ) -> None:
     """Bring a dataset's raw files into one store; run it again to do what is missing.
 
@@ -144,6 +160,9 @@ def ingest(
 
     Example:  spinezarr ingest pairs --raw DIR --image '{scan}_ct.nii.gz'
     --label '{scan}_seg.nii.gz' --out mine.zarr
+
+    Raw folder and store may be in buckets, s3://bucket/name, which the options of S3 then hold for
+    both; those with --raw hold for the raw folder instead, if any is given.
     """
     with errors_for_users():
         entry = None
@@ -156,13 +175,19 @@ def ingest(
             entry = None if found is None else found.get(dataset)
             recipe = Recipe.load(dataset if entry is None else entry.recipe_location)
         # Only what no option gives is asked of the catalog: its variables need not all be set.
-        raw = raw or (None if entry is None else entry.raw_location)
+        of_store = storage_options(endpoint_url, profile, no_sign_request=no_sign_request)
+        if out is None and entry is not None:
+            of_store = {**entry.storage_options, **of_store}
+        of_raw = storage_options(raw_endpoint_url, raw_profile, no_sign_request=raw_no_sign_request)
+        if raw is None and entry is not None:
+            raw, of_raw = entry.raw_location, {**(entry.raw_storage_options or {}), **of_raw}
         if raw is None:
             raise UsageError(
                 f"no raw folder: give --raw DIR, or name {dataset!r} in a catalog "
                 "('spinezarr init' writes one)."
             )
-        discovery = discover(recipe, raw)
+        raw_options = of_raw or (of_store if "://" in raw else {})
+        discovery = discover(recipe, raw, raw_options)
         if dry_run:
             _print_discovery(recipe, discovery, as_json=as_json)
             return
@@ -186,6 +211,9 @@ def ingest(
                 licence=licence or (None if entry is None else entry.licence),
                 codec=codec,
                 listener=progress,
+                raw_options=raw_options,
+                # Options that the raw folder has taken need not fit the store.
+                out_options={} if raw_options and "://" not in out else of_store,
                 repair=repair,
             )
         print_report(report, as_json=as_json)

@@ -9,7 +9,14 @@ from rich.progress import track
 
 import spinezarr
 from spinezarr.cli.console import ERR, OUT, errors_for_users, make_folder
-from spinezarr.cli.options import CatalogFile, StoreUrl
+from spinezarr.cli.options import (
+    CatalogFile,
+    EndpointUrl,
+    NoSignRequest,
+    Profile,
+    StoreUrl,
+    storage_options,
+)
 from spinezarr.errors import UnknownScanError
 
 __all__ = ["preview", "write_previews"]
@@ -23,6 +30,9 @@ def preview(
         list[str] | None, typer.Option(metavar="ID", help="Only this scan; may be repeated.")
     ] = None,
     catalog: CatalogFile = None,
+    endpoint_url: EndpointUrl = None,
+    profile: Profile = None,
+    no_sign_request: NoSignRequest = False,
 ) -> None:
     """Draw a PNG a scan: sagittal, coronal and axial through the spine, vertebrae named.
 
@@ -31,7 +41,9 @@ def preview(
     Example:  spinezarr preview demo/ctspine1k.zarr --out previews
     """
     with errors_for_users():
-        written = write_previews(spinezarr.open(store, catalog=catalog), out, scan)
+        options = storage_options(endpoint_url, profile, no_sign_request=no_sign_request)
+        opened = spinezarr.open(store, catalog=catalog, storage_options=options)
+        written = write_previews(opened, out, scan)
         pictures = "picture" if len(written) == 1 else "pictures"
         OUT.print(f"Wrote {len(written)} {pictures} to {escape(str(out))}.", soft_wrap=True)
 

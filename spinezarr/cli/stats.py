@@ -21,7 +21,14 @@ from spinezarr.cli.console import (
     new_table,
     print_heading,
 )
-from spinezarr.cli.options import CatalogFile, StoreUrl
+from spinezarr.cli.options import (
+    CatalogFile,
+    EndpointUrl,
+    NoSignRequest,
+    Profile,
+    StoreUrl,
+    storage_options,
+)
 from spinezarr.errors import CardError, UsageError
 from spinezarr.recipe import Recipe
 from spinezarr.resources import recipe_names
@@ -106,6 +113,9 @@ def stats(
         ),
     ] = None,
     catalog: CatalogFile = None,
+    endpoint_url: EndpointUrl = None,
+    profile: Profile = None,
+    no_sign_request: NoSignRequest = False,
 ) -> None:
     """Print the figures of published dataset cards, counted from the scan table; compare them.
 
@@ -121,7 +131,8 @@ def stats(
                 "--against compares with the card of the whole dataset; leave out --split and "
                 "--source."
             )
-        opened = spinezarr.open(store, catalog=catalog)
+        options = storage_options(endpoint_url, profile, no_sign_request=no_sign_request)
+        opened = spinezarr.open(store, catalog=catalog, storage_options=options)
         if plots is not None:
             make_folder(plots)
         table = select_scans(opened.table, split=split, source=source)

@@ -1,7 +1,8 @@
 """``spinezarr verify``: whether a store is whole."""
 
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.markup import escape
@@ -25,7 +26,18 @@ from spinezarr.cli.console import (
     print_heading,
     print_json,
 )
-from spinezarr.cli.options import AsJson, CatalogFile, StoreUrl
+from spinezarr.cli.options import (
+    AsJson,
+    CatalogFile,
+    EndpointUrl,
+    NoSignRequest,
+    Profile,
+    RawEndpointUrl,
+    RawNoSignRequest,
+    RawProfile,
+    StoreUrl,
+    storage_options,
+)
 from spinezarr.verify.against import compare_with_source
 from spinezarr.verify.store import Verification, verify_store
 
@@ -44,6 +56,12 @@ def verify(
     ] = None,
     as_json: AsJson = False,
     catalog: CatalogFile = None,
+    endpoint_url: EndpointUrl = None,
+    profile: Profile = None,
+    no_sign_request: NoSignRequest = False,
+    raw_endpoint_url: RawEndpointUrl = None,
+    raw_profile: RawProfile = None,
+    raw_no_sign_request: RawNoSignRequest = False,
 ) -> None:
     """Read every byte of a store: each file against its manifest, each chunk against its checksum.
 
@@ -55,10 +73,14 @@ def verify(
     Example:  spinezarr verify demo/ctspine1k.zarr --against demo/raw
     """
     with errors_for_users():
-        url = locate_store(store, catalog)
-        found = _verify(url, scan)
+        url, options = locate_store(store, catalog)
+        given = storage_options(endpoint_url, profile, no_sign_request=no_sign_request)
+        of_raw = storage_options(raw_endpoint_url, raw_profile, no_sign_request=raw_no_sign_request)
+        options = {**options, **given}
+        found = _verify(url, scan, options)
         if against is not None:
-            found = _compare(found, against)
+            raw_options = of_raw or (options if "://" in against else {})
+            found = _compare(found, against, options, raw_options)
         if as_json:
             print_json(found.to_json())
         else:
@@ -77,18 +99,21 @@ def _progress() -> Progress:
     )
 
 
-def _verify(url: str, scans: list[str] | None) -> Verification:
+def _verify(url: str, scans: list[str] | None, options: Mapping[str, Any]) -> Verification:
     with _progress() as progress:
         task = progress.add_task("verify", total=None)
         return verify_store(
             url,
             scans,
+            storage_options=options,
             on_total=lambda size: progress.update(task, total=size or None),
             on_bytes=lambda size: progress.advance(task, size),
         )
 
 
-def _compare(found: Verification, raw: str) -> Verification:
+def _compare(
+    found: Verification, raw: str, options: Mapping[str, Any], raw_options: Mapping[str, Any]
+) -> Verification:
     """Compare the scans that are whole with their source files."""
     broken = {fault.scan_id for fault in found.faults if fault.kind not in {"disagrees", "extra"}}
     if "zarr.json" in {fault.path for fault in found.faults}:
@@ -104,6 +129,8 @@ def _compare(found: Verification, raw: str) -> Verification:
             found.url,
             raw,
             whole,
+            storage_options=options,
+            raw_options=raw_options,
             on_total=lambda size: progress.update(task, total=size),
             on_bytes=lambda size: progress.advance(task, size),
         )

@@ -27,7 +27,14 @@ from typing_extensions import Buffer
 from spinezarr.errors import FormatError
 from spinezarr.formats.limits import DEFAULT_LIMITS, Limits, check_inflates
 from spinezarr.formats.metaimage_header import HEADER_BYTES, MetaImageHeader, parse_header
-from spinezarr.formats.slabs import GZIP_MAGIC, READ_BYTES, read_into, read_slabs, skip
+from spinezarr.formats.slabs import (
+    GZIP_MAGIC,
+    HEADER_BLOCK_BYTES,
+    READ_BYTES,
+    read_into,
+    read_slabs,
+    skip,
+)
 from spinezarr.formats.source_file import HashingFile, SourceFile
 from spinezarr.geometry import Grid
 
@@ -68,7 +75,7 @@ class MetaImageVolume:
             or its data file is absent, elsewhere, a link or of another size than the header
             implies.
         """
-        with fs.open(path, "rb") as raw:
+        with fs.open(path, "rb", block_size=HEADER_BLOCK_BYTES) as raw:
             header = parse_header(raw.read(HEADER_BYTES), path)
         limits.check_grid(header.grid, header.stored_dtype.itemsize, path)
         source = _find_voxels(fs, path, header)

@@ -27,7 +27,14 @@ from spinezarr.errors import FormatError
 from spinezarr.formats.affine import check_affine
 from spinezarr.formats.described import described_bytes
 from spinezarr.formats.limits import DEFAULT_LIMITS, Limits, check_inflates
-from spinezarr.formats.slabs import GZIP_MAGIC, READ_BYTES, read_into, read_slabs, skip
+from spinezarr.formats.slabs import (
+    GZIP_MAGIC,
+    HEADER_BLOCK_BYTES,
+    READ_BYTES,
+    read_into,
+    read_slabs,
+    skip,
+)
 from spinezarr.formats.source_file import HashingFile, SourceFile
 from spinezarr.geometry import Grid
 
@@ -110,7 +117,7 @@ class NiftiVolume:
             If the file is empty, no NIfTI file, not 3D, of a type that is no number, shorter
             than its header says, over a limit, or its affine does not place voxels in space.
         """
-        with fs.open(path, "rb") as raw:
+        with fs.open(path, "rb", block_size=HEADER_BLOCK_BYTES) as raw:
             stream = _decompressed(raw, path)
             header = _read_header(stream, path)
         limits.check_grid(

@@ -12,12 +12,14 @@ from isal import igzip_lib
 from spinezarr.errors import FormatError
 from spinezarr.geometry import ShapeIJK
 
-__all__ = ["GZIP_MAGIC", "READ_BYTES", "read_into", "read_slabs", "skip"]
+__all__ = ["GZIP_MAGIC", "HEADER_BLOCK_BYTES", "READ_BYTES", "read_into", "read_slabs", "skip"]
 
 GZIP_MAGIC: Final = b"\x1f\x8b"
 """The first two bytes of gzip data."""
 READ_BYTES: Final = 1 << 20
 """Read at once from a file."""
+HEADER_BLOCK_BYTES: Final = 1 << 19
+"""Asked for at once from afar where only a header is wanted."""
 # The stub of isal calls this class an instance.
 _ISAL_ERROR: Final = cast("type[Exception]", igzip_lib.error)
 

@@ -25,10 +25,9 @@ __all__ = [
     "write_parts",
 ]
 
-_EXTRAS: Final = {"s3": "s3", "http": "http", "https": "http"}
+_EXTRAS: Final = {"s3": "s3", "s3a": "s3", "http": "http", "https": "http"}
 """Extra of this package that brings what a kind of URL needs."""
-_OPTIONS: Final[dict[str, dict[str, Any]]] = {"s3": {"use_listings_cache": False}}
-"""Options of file systems that others write to while we read."""
+_S3: Final = {"s3", "s3a"}
 PARTIAL: Final = ".partial"
 """Ending of a file on disk that is being written beside the place it will be moved to."""
 
@@ -48,12 +47,26 @@ def open_filesystem(
     Raises
     ------
     UsageError
-        If nothing reads such URLs, or the package that does is not installed.
+        If nothing reads such URLs, the package that does is not installed, or the options do not
+        fit.
     """
-    scheme = url.partition("://")[0]
+    scheme, separator, _ = url.partition("://")
+    if storage_options and not separator:
+        raise UsageError(
+            f"{url}: is a path; endpoint, profile and other storage options are for URLs such as "
+            "s3://bucket/name."
+        )
     try:
-        fs, path = fsspec.url_to_fs(url, **_OPTIONS.get(scheme, {}), **(storage_options or {}))
-    except (ImportError, ValueError) as problem:
+        if scheme in _S3:
+            # s3fs, which is optional, takes long to import.
+            from spinezarr.store.s3 import S3  # noqa: PLC0415
+
+            fs, path = S3(**(storage_options or {})), str(fsspec.core.strip_protocol(url))
+        else:
+            fs, path = fsspec.url_to_fs(url, **(storage_options or {}))
+    except ValueError as problem:
+        raise UsageError(f"{url}: cannot be opened: {problem}.") from problem
+    except ImportError as problem:
         extra = _EXTRAS.get(scheme)
         advice = f" Install it with: pip install 'spinezarr[{extra}]'" if extra else ""
         raise UsageError(f"{url}: URLs with {scheme}:// cannot be read: {problem}.{advice}") from (
@@ -113,17 +126,11 @@ def read_files(fs: fsspec.AbstractFileSystem, paths: Iterable[str]) -> dict[str,
     return found
 
 
-def write_parts(fs: fsspec.AbstractFileSystem, path: str, parts: Iterable[Buffer]) -> None:
-    """Write a file as :func:`write_file` does, without ever holding it whole."""
-    if not isinstance(fs, LocalFileSystem):
-        with fs.open(path, "wb") as remote:
-            for part in parts:
-                remote.write(part)
-        return
+def write_parts(fs: LocalFileSystem, path: str, parts: Iterable[Buffer]) -> None:
+    """Write a file on disk as :func:`write_file` does, without ever holding it whole."""
     fs.makedirs(path.rsplit("/", 1)[0], exist_ok=True)
     with Path(path).open("wb") as file:
-        for part in parts:
-            file.write(part)
+        file.writelines(parts)
         file.flush()
         os.fsync(file.fileno())
 

@@ -124,7 +124,8 @@ class StoreReader:
             data = self.fs.cat_file(f"{self.path}/zarr.json")
         except (FileNotFoundError, NotADirectoryError) as problem:
             raise StoreNotFoundError(
-                f"{self.url}: there is no store. 'spinezarr ingest' makes one."
+                f"{self.url}: there is no store: {problem.strerror or 'not found'}. "
+                "'spinezarr ingest' makes one."
             ) from problem
         try:
             return parse_root(data)

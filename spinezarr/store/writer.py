@@ -41,7 +41,6 @@ from spinezarr.store.files import (
     read_files,
     remove_files,
     write_files,
-    write_parts,
 )
 from spinezarr.store.layout import (
     BALANCED,
@@ -68,6 +67,7 @@ from spinezarr.store.metadata import (
 from spinezarr.store.reader import read_table
 from spinezarr.store.sharding import CHECKSUM_BYTES, crc32
 from spinezarr.store.table import build_table, renew_table, with_audit
+from spinezarr.store.uploads import Uploads
 from spinezarr.vertebrae import VALUE_OF_NAME
 
 __all__ = ["ScanWriter", "StoreWriter"]
@@ -525,11 +525,13 @@ class ScanWriter:
         self._started: set[str] = set()
         """Keys of shards that are written, or that a thread began to write."""
         self._manifest: dict[str, ManifestEntry] = {}
+        self._uploads = Uploads(fs)
 
     def write_shard(self, array: str, shard_zyx: ShapeZYX, parts: Iterable[Buffer]) -> None:
         """Write a shard of ``image`` or ``label`` and enter it in the manifest.
 
-        May be called from several threads.
+        May be called from several threads. In a bucket it may still be under way when this returns,
+        see :class:`~spinezarr.store.uploads.Uploads`.
 
         Parameters
         ----------
@@ -556,7 +558,7 @@ class ScanWriter:
                 ends.append(int.from_bytes(view[-CHECKSUM_BYTES:], "little"))
                 yield part
 
-        write_parts(self._fs, f"{self._folder}/{key}", counted())
+        self._uploads.write(f"{self._folder}/{key}", counted())
         *chunks, index = (f"{end:08x}" for end in ends)
         self._manifest[key] = ShardEntry(
             size_bytes=size_bytes,
@@ -583,6 +585,7 @@ class ScanWriter:
         self._manifest |= {key: ManifestEntry.of(data) for key, data in files.items()}
         scan = scan.model_copy(update={"manifest": dict(sorted(self._manifest.items()))})
         metadata["attributes"] = scan.to_json()
+        self._uploads.finish()
         if self._guard is not None:
             self._guard(at_once=True)
         _switch(
@@ -593,4 +596,5 @@ class ScanWriter:
 
     def discard(self) -> None:
         """Remove what has been written; a scan that was published before stays."""
+        self._uploads.stop()
         remove_files(self._fs, self._folder, (self._started | self._manifest.keys()) - self._old)

@@ -1,12 +1,14 @@
 import re
 import shutil
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 
 import fsspec
 import numpy as np
 import pytest
 import xarray as xr
+from fsspec.implementations.local import LocalFileSystem
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -260,6 +262,52 @@ def test_ranges_come_back_in_order_and_short_at_the_end(tmp_path):
     expected = [b"b01", b"45", b"89", b"a"]
     assert LocalFetcher()(ranges) == expected
     assert FsspecFetcher(fsspec.filesystem("file"))(ranges) == expected
+
+
+class CountingFileSystem(LocalFileSystem):
+    """Files on disk; notes what was asked for."""
+
+    cachable = False
+
+    def __init__(self):
+        super().__init__()
+        self.asked = []
+
+    def cat_ranges(self, paths, starts, ends, **options):
+        self.asked += zip(paths, starts, ends, strict=True)
+        return super().cat_ranges(paths, starts, ends, **options)
+
+
+@given(
+    spans=st.lists(st.tuples(st.integers(0, 1), st.integers(0, 120), st.integers(1, 30))),
+    gap=st.integers(0, 20),
+    longest=st.integers(1, 60),
+)
+def test_ranges_close_together_are_one_request(tmp_path_factory, spans, gap, longest):
+    folder = tmp_path_factory.mktemp("ranges")
+    paths = [str(folder / name) for name in "ab"]
+    for path, length in zip(paths, (100, 90), strict=True):
+        Path(path).write_bytes(bytes(range(length)))
+    ranges = [ByteRange(paths[file], start, start + size) for file, start, size in spans]
+    fs = CountingFileSystem()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("spinezarr.stream.fetch._GAP_BYTES", gap)
+        patch.setattr("spinezarr.stream.fetch._RUN_BYTES", longest)
+        assert FsspecFetcher(fs)(ranges) == LocalFetcher()(ranges)
+    single = {(item.path, item.start, item.stop) for item in ranges}
+    for request in fs.asked:
+        assert request[2] - request[1] <= longest or request in single
+    for (path, first, stop), (after, start, end) in pairwise(sorted(fs.asked)):
+        # Neighbours are apart because of the gap, or they would be too long together.
+        assert path != after or start - stop > gap or max(stop, end) - first > longest
+
+
+def test_a_row_of_chunks_is_one_request(tmp_path):
+    (tmp_path / "shard").write_bytes(bytes(1000))
+    fs = CountingFileSystem()
+    path = str(tmp_path / "shard")
+    FsspecFetcher(fs)([ByteRange(path, start, start + 100) for start in (300, 0, 100, 200)])
+    assert fs.asked == [(path, 0, 400)]
 
 
 @pytest.mark.parametrize("fetch", [LocalFetcher(), FsspecFetcher(fsspec.filesystem("file"))])

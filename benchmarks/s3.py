@@ -1,0 +1,216 @@
+"""Ingest into and out of a bucket, and patches from it, beside the same on disk, in one run.
+
+The bucket is that of a Ceph gateway which this script starts and ends; requests and bytes are those
+of the gateway's own access log. Disk and bucket take turns, so that a slow moment of a shared
+machine hits both; what counts is the ratio. Data: a CT and its mask as NIfTI, linked as several
+scans, or a phantom if none is given.
+"""
+
+import argparse
+import json
+import signal
+import statistics
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ceph import Gateway, MissingProgramsError, Request, ceph_gateway
+from patches import machine, phantom_pair
+from rich.console import Console
+from rich.table import Table
+
+import spinezarr
+from spinezarr.ingest.discover import discover
+from spinezarr.ingest.run import IngestReport, ingest
+from spinezarr.recipe import Recipe
+from spinezarr.store.files import open_filesystem
+
+BUCKET = "bench"
+RECIPE = Recipe.of_pairs("{scan}_ct.nii.gz", "{scan}_seg.nii.gz", name="bench")
+KINDS = {"128^3": (128, 128, 128), "96^3": (96, 96, 96), "64^3": (64, 64, 64)}
+BATCH = 4
+PLACES = {False: "disk", True: "bucket"}
+
+
+@dataclass
+class Row:
+    """One thing that was measured, over all rounds."""
+
+    what: str
+    where: str
+    unit: str
+    amount: float
+    """MB of source, or patches, of one round."""
+    count: int
+    """Scans, or patches, that the requests of one round are for."""
+    seconds: list[float] = field(default_factory=list)
+    requests: list[Request] = field(default_factory=list)
+    """Of the last round."""
+
+    @property
+    def rate(self) -> float:
+        """Amount a second, median of the rounds."""
+        return self.amount / statistics.median(self.seconds)
+
+    def to_json(self) -> dict[str, object]:
+        """Return the figures."""
+        return {
+            **{k: v for k, v in asdict(self).items() if k != "requests"},
+            "rate_median": self.rate,
+            "requests_each": self.requests_each(),
+            "megabytes_moved_each": sum(r.body_bytes for r in self.requests) / 1e6 / self.count,
+        }
+
+    def megabytes_each(self) -> float:
+        """Return the MB sent and received for each scan or patch."""
+        return sum(request.body_bytes for request in self.requests) / 1e6 / self.count
+
+    def requests_each(self) -> dict[str, float]:
+        """Return requests by method, and those for what is not there, for each scan or patch."""
+        counts = Counter(request.kind for request in self.requests)
+        return {kind: n / self.count for kind, n in sorted(counts.items())}
+
+
+class Bench:
+    """A gateway, a folder, and what was measured."""
+
+    def __init__(self, gateway: Gateway, work: Path) -> None:
+        self.gateway = gateway
+        self.work = work
+        self.options = {
+            "endpoint_url": gateway.endpoint_url,
+            "key": gateway.access_key,
+            "secret": gateway.secret_key,
+        }
+        self.rows: dict[tuple[str, str], Row] = {}
+
+    def measure(self, row: Row, action: Callable[[], object]) -> None:
+        """Time an action, and note the requests that it makes."""
+        row = self.rows.setdefault((row.what, row.where), row)
+        before = len(self.gateway.requests())
+        started = time.perf_counter()
+        action()
+        row.seconds.append(time.perf_counter() - started)
+        row.requests = self._requests_after(before)
+
+    def _requests_after(self, before: int) -> list[Request]:
+        """Return requests that the log has by now; it is written with a delay."""
+        found = self.gateway.requests()
+        while True:
+            time.sleep(0.3)
+            again = self.gateway.requests()
+            if len(again) == len(found):
+                return again[before:]
+            found = again
+
+    def url(self, name: str, *, in_bucket: bool) -> str:
+        """Return where a raw folder or store of this name is."""
+        return f"s3://{BUCKET}/{name}" if in_bucket else str(self.work / name)
+
+    def of(self, url: str) -> dict[str, Any]:
+        """Return the storage options of a place."""
+        return self.options if "://" in url else {}
+
+    def ingest(self, raw: str, out: str) -> IngestReport:
+        """Ingest, and insist on success."""
+        found = discover(RECIPE, raw, self.of(raw))
+        report = ingest(RECIPE, found, out, raw_options=self.of(raw), out_options=self.of(out))
+        if report.exit_code:
+            raise SystemExit(f"{report.failed} {report.problem}")
+        return report
+
+
+def measure(bench: Bench, pair: Sequence[Path], scans: int, rounds: int, patches: int) -> None:
+    """Measure all, round after round."""
+    raw = bench.work / "raw"
+    raw.mkdir()
+    for n in range(scans):
+        for path, ending in zip(pair, ("ct", "seg"), strict=True):
+            (raw / f"scan{n}_{ending}.nii.gz").symlink_to(path.resolve())
+    fs, _ = open_filesystem(f"s3://{BUCKET}", bench.options)
+    fs.call_s3("create_bucket", Bucket=BUCKET)
+    for path in raw.iterdir():
+        fs.pipe_file(f"{BUCKET}/raw/{path.name}", path.read_bytes())
+    megabytes = scans * sum(path.stat().st_size for path in pair) / 1e6
+    for turn in range(rounds):
+        measure_ingests(bench, turn, scans, megabytes)
+        measure_reads(bench, turn, patches)
+
+
+def measure_ingests(bench: Bench, turn: int, scans: int, megabytes: float) -> None:
+    """Ingest from and to both places, and once more where nothing is new."""
+    for from_bucket, to_bucket in ((False, False), (False, True), (True, False), (True, True)):
+        source = bench.url("raw", in_bucket=from_bucket)
+        store = bench.url(f"store{turn}-{from_bucket}.zarr", in_bucket=to_bucket)
+        way = f"{PLACES[from_bucket]} to {PLACES[to_bucket]}"
+        again = ["ingest again, nothing new"] if from_bucket == to_bucket else []
+        for what in ("ingest", *again):
+            row = Row(what, way, "MB/s of source", megabytes, scans)
+            bench.measure(row, lambda a=source, b=store: bench.ingest(a, b))
+
+
+def measure_reads(bench: Bench, turn: int, patches: int) -> None:
+    """Open the stores of this turn, and stream patches from them."""
+    opened: dict[bool, spinezarr.Store] = {}
+    for in_bucket, where in PLACES.items():
+        url = bench.url(f"store{turn}-{in_bucket}.zarr", in_bucket=in_bucket)
+        opened[in_bucket] = spinezarr.open(url, storage_options=bench.of(url))
+        row = Row("open, read the table", where, "a second", 1, 1)
+        bench.measure(row, lambda u=url: spinezarr.open(u, storage_options=bench.of(u)).table)
+    for kind, size in KINDS.items():
+        for in_bucket, where in PLACES.items():
+            store = opened[in_bucket]
+            stream = store.patches(size, batch_size=BATCH, n_samples=patches, seed=turn)
+            for _ in stream.at_epoch(1):  # metadata and shard indices are read once
+                pass
+            row = Row(f"{kind} patches", where, "patches/s", patches, patches)
+            bench.measure(row, lambda s=stream: sum(1 for _ in s))
+
+
+def show(rows: Sequence[Row]) -> None:
+    """Print a table."""
+    first = {row.what: row.rate for row in reversed(rows)}
+    table = Table("what", "where", "rate", "of disk", "requests for each scan or patch")
+    for row in rows:
+        each = ", ".join(f"{kind} {n:.1f}" for kind, n in row.requests_each().items())
+        each += f"; {row.megabytes_each():.2f} MB" if each else "none"
+        table.add_row(
+            row.what, row.where, f"{row.rate:.1f} {row.unit}",
+            f"{row.rate / first[row.what]:.2f} x", each,
+        )  # fmt: skip
+    Console(width=140).print(table)
+
+
+def main() -> None:
+    """Measure, print a table and write JSON."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("pair", nargs="*", type=Path, help="CT.nii.gz and MASK.nii.gz")
+    parser.add_argument("--scans", type=int, default=3, help="how many scans the pair is linked as")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--patches", type=int, default=64, help="of each kind and round")
+    parser.add_argument("--json", type=Path, help="where to write the figures")
+    options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("bench-s3: ended"))  # and so does Ceph
+    try:
+        with ceph_gateway() as gateway, tempfile.TemporaryDirectory() as folder:
+            work = Path(folder)
+            pair = options.pair or phantom_pair(work)
+            bench = Bench(gateway, work)
+            measure(bench, pair, options.scans, options.rounds, options.patches)
+    except MissingProgramsError as problem:
+        sys.exit(f"bench-s3: {problem}")
+    rows = list(bench.rows.values())
+    show(rows)
+    if options.json:
+        figures = [row.to_json() for row in rows]
+        result = {"data": pair[0].name, "scans": options.scans, **machine(), "rows": figures}
+        options.json.write_text(json.dumps(result, indent=2))
+
+
+if __name__ == "__main__":
+    main()

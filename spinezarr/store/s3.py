@@ -1,0 +1,182 @@
+"""S3 as spinezarr uses it: few requests, bounded patience, and failures that say what to do."""
+
+import errno
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+from botocore.exceptions import (
+    BotoCoreError,
+    HTTPClientError,
+    NoCredentialsError,
+    ParamValidationError,
+    PartialCredentialsError,
+    ProfileNotFound,
+)
+from botocore.exceptions import (
+    ConnectionError as BotoConnectionError,
+)
+from fsspec.asyn import sync_wrapper
+from fsspec.spec import AbstractBufferedFile
+from s3fs import S3FileSystem
+from s3fs.core import S3_RETRYABLE_ERRORS
+
+__all__ = ["S3"]
+
+_BOTOCORE: Final = {"connect_timeout": 5, "read_timeout": 30, "max_pool_connections": 32}
+"""Seconds of one attempt, of which botocore makes five (AWS_MAX_ATTEMPTS) and waits in between; and
+requests that are under way at once."""
+_BLOCK_BYTES: Final = 4 << 20
+_BLOCKS_KEPT: Final = 4
+"""Of a file that is read from start to end; the next one is fetched meanwhile."""
+_CREDENTIALS: Final = (
+    "Give a profile (--profile, AWS_PROFILE), or set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY. "
+    "A public bucket is read without (--no-sign-request, storage option 'anon')"
+)
+_ENDPOINT: Final = "Check the endpoint (--endpoint-url, AWS_ENDPOINT_URL) and the network"
+_REFUSED: Final = {
+    "403": "access is denied. Check credentials, profile, endpoint and the rights of the account",
+    "AccessDenied": "access is denied. Check credentials, profile and the rights of the account",
+    "ExpiredToken": "the credentials have expired. Get new ones",
+    "InvalidAccessKeyId": "the server does not know the access key. Check profile and endpoint",
+    "NoSuchBucket": "there is no such bucket. Check its name, profile and endpoint",
+    "NoSuchKey": "there is no such object",
+    "PreconditionFailed": "another writer was there first",
+    "SignatureDoesNotMatch": "the secret key is wrong. Check profile and endpoint",
+}
+"""What S3's error codes mean; some servers send no text with them.
+
+References
+----------
+https://docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html
+"""
+_NUMBERS: Final = {
+    PermissionError: errno.EACCES,
+    FileNotFoundError: errno.ENOENT,
+    FileExistsError: errno.EEXIST,
+}
+
+
+class S3(S3FileSystem):  # type: ignore[misc]  # s3fs is untyped
+    """Buckets of S3 and of servers like it, every failure an OSError with path and next step.
+
+    A write that must be the first (``mode="create"``) and is not, raises FileExistsError on every
+    server. A byte range that begins behind the end of an object is empty, as on disk. Listings are
+    not cached, and whole objects are read with one request.
+
+    Parameters
+    ----------
+    endpoint_url
+        Where the server is; if not given, botocore asks the environment and ``~/.aws/config``.
+    config_kwargs
+        Settings of botocore, over the ones chosen here.
+    **options
+        As for :class:`s3fs.S3FileSystem`: ``profile``, ``anon`` and others.
+
+    Raises
+    ------
+    ValueError
+        If ``endpoint_url`` is no URL of a server.
+    """
+
+    retries = 2  # botocore repeats by itself; here only what breaks off while it is read
+
+    def __init__(
+        self,
+        endpoint_url: str | None = None,
+        config_kwargs: dict[str, Any] | None = None,
+        **options: Any,  # noqa: ANN401  whatever s3fs takes
+    ) -> None:
+        if endpoint_url is not None and urlsplit(endpoint_url).scheme not in {"http", "https"}:
+            raise ValueError(f"endpoint {endpoint_url!r} does not start with http:// or https://")
+        # More than one transfer a file makes s3fs ask for the size before it reads.
+        own = {"use_listings_cache": False, "max_concurrency": 1}
+        super().__init__(
+            endpoint_url=endpoint_url,
+            config_kwargs={**_BOTOCORE, **(config_kwargs or {})},
+            **{**own, **options},
+        )
+
+    async def _call_s3(self, method: str, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+        try:
+            return await super()._call_s3(method, *args, **kwargs)
+        except (BotoCoreError, OSError, ValueError) as problem:
+            where = "/".join(str(kwargs[name]) for name in ("Bucket", "Key") if name in kwargs)
+            exclusive = "IfNoneMatch" in kwargs
+            raise _explained(problem, f"s3://{where}", exclusive=exclusive) from _cause(problem)
+
+    call_s3 = sync_wrapper(_call_s3)
+
+    async def _cat_file(
+        self,
+        path: str,
+        version_id: str | None = None,
+        start: int | None = None,
+        end: int | None = None,
+        **kwargs: Any,  # noqa: ANN401
+    ) -> bytes:
+        try:
+            data: bytes = await super()._cat_file(path, version_id, start, end, **kwargs)
+        except S3_RETRYABLE_ERRORS as problem:
+            raise ConnectionError(
+                errno.EIO, f"the answer broke off ({problem}). {_ENDPOINT}", f"s3://{path}"
+            ) from problem
+        except OSError as problem:
+            if _code(problem) in {"InvalidRange", "416"}:
+                return b""
+            raise
+        return data
+
+    def _open(self, path: str, mode: str = "rb", **kwargs: Any) -> AbstractBufferedFile:  # noqa: ANN401
+        if mode != "rb":
+            return super()._open(path, mode, **kwargs)
+        return _ObjectFile(
+            self,
+            path,
+            mode,
+            block_size=kwargs.get("block_size") or _BLOCK_BYTES,
+            cache_type="background",
+            cache_options={"maxblocks": _BLOCKS_KEPT},
+            size=kwargs.get("size"),
+        )
+
+
+class _ObjectFile(AbstractBufferedFile):  # type: ignore[misc]  # fsspec is untyped
+    """An object that is read from start to end."""
+
+    def _fetch_range(self, start: int, end: int) -> bytes:
+        data: bytes = self.fs.cat_file(self.path, start=start, end=end)
+        return data
+
+
+def _code(problem: BaseException) -> str:
+    """Return S3's own code of an error, or nothing."""
+    response = getattr(_cause(problem), "response", None) or {}
+    return str(response.get("Error", {}).get("Code", ""))
+
+
+def _cause(problem: BaseException) -> BaseException:
+    """Return what botocore raised."""
+    return problem.__cause__ or problem
+
+
+def _explained(problem: Exception, where: str, *, exclusive: bool) -> OSError:
+    """Say in plain words what went wrong, keeping the class of what s3fs raised."""
+    # Some of botocore's own errors are OSErrors too, and made from other arguments.
+    if isinstance(problem, NoCredentialsError | PartialCredentialsError | ProfileNotFound):
+        return PermissionError(errno.EACCES, f"{_sentence(problem)} {_CREDENTIALS}", where)
+    if isinstance(problem, BotoConnectionError | HTTPClientError):
+        return ConnectionError(errno.EHOSTUNREACH, f"{_sentence(problem)} {_ENDPOINT}", where)
+    if isinstance(problem, ParamValidationError):
+        return OSError(errno.EINVAL, " ".join(str(problem).split()), where)
+    if isinstance(problem, OSError):
+        code = _code(problem)
+        text = _REFUSED.get(code) or problem.strerror or str(problem)
+        if code == "PreconditionFailed" and exclusive:
+            return FileExistsError(errno.EEXIST, text, where)
+        number = _NUMBERS.get(type(problem), problem.errno or errno.EIO)
+        return type(problem)(number, text, where)
+    return OSError(errno.EIO, str(problem), where)
+
+
+def _sentence(problem: Exception) -> str:
+    return f"{str(problem).rstrip('.')}."

@@ -1,0 +1,87 @@
+"""Writing large files behind the back of whoever makes them."""
+
+import threading
+from collections.abc import Iterable
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from typing import Final
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+from typing_extensions import Buffer
+
+from spinezarr.store.files import write_file, write_parts
+
+__all__ = ["Uploads"]
+
+_IN_FLIGHT: Final = 2
+"""Files under way at once, each held in memory: one is sent while another is finished."""
+
+
+class Uploads:
+    """Writes files, a few at a time; may be used from several threads.
+
+    On disk, each is there when :meth:`write` returns. In a bucket it is sent meanwhile, and a
+    failure is raised by a later :meth:`write` or by :meth:`finish`.
+    """
+
+    def __init__(self, fs: fsspec.AbstractFileSystem) -> None:
+        self._fs = fs
+        self._room = threading.BoundedSemaphore(_IN_FLIGHT)
+        self._pool: ThreadPoolExecutor | None = None
+        self._lock = threading.Lock()
+        self._futures: dict[str, Future[None]] = {}
+        """By path."""
+
+    def write(self, path: str, parts: Iterable[Buffer]) -> None:
+        """Write a file from its parts; wait until there is room.
+
+        The parts have been asked for, and are not needed any more, when this returns.
+
+        Raises
+        ------
+        OSError
+            If this file, or one before it, could not be written.
+        """
+        if isinstance(self._fs, LocalFileSystem):
+            write_parts(self._fs, path, parts)
+            return
+        before = self._futures.get(path)
+        if before is not None:
+            before.result()  # or the older content might come last
+        self._room.acquire()
+        try:
+            data = b"".join(parts)
+        except BaseException:
+            self._room.release()
+            raise
+        with self._lock:
+            if self._pool is None:
+                self._pool = ThreadPoolExecutor(_IN_FLIGHT, thread_name_prefix="spinezarr-upload")
+            self._futures[path] = self._pool.submit(self._send, path, data)
+            done = [future for future in self._futures.values() if future.done()]
+        for future in done:
+            future.result()
+
+    def _send(self, path: str, data: bytes) -> None:
+        try:
+            write_file(self._fs, path, data)
+        finally:
+            self._room.release()
+
+    def finish(self) -> None:
+        """Wait until all is written.
+
+        Raises
+        ------
+        OSError
+            If a file could not be written.
+        """
+        self.stop()
+        for future in self._futures.values():
+            future.result()
+
+    def stop(self) -> None:
+        """Wait until nothing is under way any more, whatever has become of it."""
+        wait(self._futures.values())
+        if self._pool is not None:
+            self._pool.shutdown()
