@@ -7,10 +7,11 @@ alone.
 import hashlib
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final, Protocol
 
 import xarray as xr
@@ -75,8 +76,8 @@ class Listener(Protocol):
     def started(self, source: ScanSource) -> None:
         """Hear that a scan begins."""
 
-    def advanced(self, share: float) -> None:
-        """Hear that a further ``share`` of the current scan is done."""
+    def advanced(self, source: ScanSource, share: float) -> None:
+        """Hear that a further ``share`` of a scan is done; below 0 if a part is done again."""
 
     def finished(self, source: ScanSource, outcome: Outcome) -> None:
         """Hear how a scan ended."""
@@ -85,7 +86,7 @@ class Listener(Protocol):
 class _Silent:
     def started(self, source: ScanSource) -> None: ...
 
-    def advanced(self, share: float) -> None: ...
+    def advanced(self, source: ScanSource, share: float) -> None: ...
 
     def finished(self, source: ScanSource, outcome: Outcome) -> None: ...
 
@@ -95,8 +96,11 @@ class Workers(Protocol):
 
     def run(
         self, job: IngestJob, tasks: Iterable[ScanTask], listener: Listener
-    ) -> Iterator[ScanResult]:
-        """Yield the results as they come; ``tasks`` is asked for more as workers are free."""
+    ) -> Generator[ScanResult]:
+        """Yield the results as they come; ``tasks`` is asked for more as workers are free.
+
+        When the generator is closed, no worker writes any more.
+        """
         ...
 
 
@@ -105,13 +109,13 @@ class LocalThreads:
 
     def run(
         self, job: IngestJob, tasks: Iterable[ScanTask], listener: Listener
-    ) -> Iterator[ScanResult]:
+    ) -> Generator[ScanResult]:
         """See :class:`Workers`."""
         threads = os.cpu_count() or 1
         with ThreadPoolExecutor(threads, thread_name_prefix="spinezarr-encode") as pool:
             for task in tasks:
                 listener.started(task.source)
-                yield run_task(job, task, pool, listener.advanced)
+                yield run_task(job, task, pool, partial(listener.advanced, task.source))
 
 
 def ingest(
@@ -177,8 +181,9 @@ def ingest(
         job = IngestJob(recipe, discovery.raw, raw_options or {}, store, options or ScanOptions())
         run = _Run(job, discovery, known, listener)
         try:
-            for result in (workers or LocalThreads()).run(job, run.tasks(), listener):
-                run.take(result)
+            with closing((workers or LocalThreads()).run(job, run.tasks(), listener)) as results:
+                for result in results:
+                    run.take(result)
         except LostLockError:
             raise
         except BaseException:

@@ -216,6 +216,13 @@ class StoreWriter:
                 found[scan_id] = scan
         return found
 
+    def tidy_scan(self, scan_id: str) -> ScanAttributes | None:
+        """Remove what workers that died left of one scan; return it if it is whole."""
+        folder = f"{self._path}/{scan_key(scan_id)}"
+        sizes = list_sizes(self._fs, folder)
+        metadata = read_files(self._fs, [f"{folder}/{_METADATA}"]).get(f"{folder}/{_METADATA}")
+        return self._recover_scan(scan_id, sizes, metadata, None)
+
     def _recover_scan(
         self, scan_id: str, sizes: dict[str, int], metadata: bytes | None, trusted: str | None
     ) -> ScanAttributes | None:
@@ -503,5 +510,13 @@ class ScanWriter:
         return scan
 
     def discard(self) -> None:
-        """Remove what has been written; a scan that was published before stays."""
+        """Remove what has been written; a scan that was published before stays.
+
+        Nothing is removed if another run has taken the store over: it may have written it anew.
+        """
+        if self._guard is not None:
+            try:
+                self._guard(at_once=True)
+            except OSError:
+                return
         remove_files(self._fs, self._folder, self._manifest.keys() - self._old)
