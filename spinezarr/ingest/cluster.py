@@ -253,6 +253,8 @@ class _Run:
         self._in_flight: dict[str, _InFlight] = {}
         self._redone: dict[str, tuple[ScanTask, ScanResult]] = {}
         """Results of scans that several workers have begun."""
+        self._started: set[str] = set()
+        """Scans that the listener knows."""
         self._inbox: SimpleQueue[_Heard | _Ended] = SimpleQueue()
         self._threads = 0
         self._looked: float | None = None
@@ -292,7 +294,8 @@ class _Run:
         futures = [sent.future for sent in self._in_flight.values()]
         with suppress(OSError, TimeoutError, CancelledError):
             self._client.run(_stop, self._token, on_error="ignore")
-            wait(futures, timeout=_STOP_S)
+            with self._client.as_current():
+                wait(futures, timeout=_STOP_S)
 
     def close(self) -> None:
         """Hear no more; forget what is in flight."""
@@ -353,9 +356,10 @@ class _Run:
             self._listener.advanced(source, share)
             return
         sent.begun += 1
-        if sent.begun == 1 and not sent.rounds:
+        if source.scan_id not in self._started:
+            self._started.add(source.scan_id)
             self._listener.started(source)
-        else:
+        elif sent.share:
             self._listener.advanced(source, -sent.share)
         sent.share = 0.0
 

@@ -189,6 +189,14 @@ class StoreWriter:
         parsed = _parse(data)
         return None if parsed is None else parsed[0]
 
+    def whole_scan(self, scan_id: str) -> ScanAttributes | None:
+        """Read the attributes of a scan; None if it, or a file that its manifest names, is not."""
+        scan = self.published_scan(scan_id)
+        if scan is None:
+            return None
+        sizes = list_sizes(self._fs, f"{self._path}/{scan_key(scan_id)}")
+        return scan if _is_whole(scan, sizes) else None
+
     def recover(self, trusted: Mapping[str, str] | None = None) -> dict[str, ScanAttributes]:
         """List the whole store, remove what killed runs left, and return all whole scans.
 
@@ -237,8 +245,7 @@ class StoreWriter:
             sizes |= self._renew_metadata(scan, group)
         extra = [key for key in sizes if key not in scan.manifest and _OURS.fullmatch(key)]
         remove_files(self._fs, folder, extra)
-        whole = all(sizes.get(key) == entry.size_bytes for key, entry in scan.manifest.items())
-        return scan if whole else None
+        return scan if _is_whole(scan, sizes) else None
 
     def _renew_metadata(self, scan: ScanAttributes, group: Mapping[str, Any]) -> dict[str, int]:
         """Write those metadata of arrays again that a killed run left as they were; their sizes."""
@@ -312,7 +319,7 @@ class StoreWriter:
         CorruptStoreError
             If the results of the last audit, which the table shows, are damaged.
         """
-        ledger = Ledger(scans=dict(entries))
+        ledger = Ledger(scans=dict(sorted(entries.items())))
         audited = self.audit_log().current(ledger.identities)
         if known is None:
             table = build_table(self.root, changed.values(), audited)
@@ -397,6 +404,10 @@ def _parse(metadata: bytes) -> tuple[ScanAttributes, dict[str, Any]] | None:
         return ScanAttributes.model_validate_json(json.dumps(group["attributes"])), group
     except (ValueError, KeyError, TypeError, AttributeError):
         return None
+
+
+def _is_whole(scan: ScanAttributes, sizes: Mapping[str, int]) -> bool:
+    return all(sizes.get(key) == entry.size_bytes for key, entry in scan.manifest.items())
 
 
 def _small_files(
