@@ -4,7 +4,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Final, Self
 
@@ -36,11 +36,13 @@ from spinezarr.cli.console import (
 from spinezarr.cli.options import AsJson, CatalogFile
 from spinezarr.errors import UsageError
 from spinezarr.ingest.discover import Discovery, PathNote, ScanSource, discover
+from spinezarr.ingest.pseudonyms import hidden, map_file
 from spinezarr.ingest.run import IngestReport, Listener, Workers
 from spinezarr.ingest.run import ingest as run_ingest
 from spinezarr.ingest.scan import ScanOptions
 from spinezarr.ingest.task import Outcome
 from spinezarr.recipe import Recipe
+from spinezarr.store.layout import PROFILES
 
 __all__ = ["ProgressBar", "ingest", "print_report"]
 
@@ -73,6 +75,14 @@ def ingest(
     licence: Annotated[
         str | None, typer.Option(metavar="SPDX", help="Licence of the data, if not the recipe's.")
     ] = None,
+    codec: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PROFILE",
+            help=f"Chunks and codecs: {', '.join(PROFILES)}; by default the store's own, or "
+            "balanced for a new store.",
+        ),
+    ] = None,
     take_image_grid: Annotated[
         bool,
         typer.Option(
@@ -80,6 +90,21 @@ def ingest(
             help="Give a mask its image's affine where both have the same shape.",
         ),
     ] = False,
+    pseudonymize: Annotated[
+        bool,
+        typer.Option(
+            "--pseudonymize",
+            help="Store keyed hashes for scan and patient ids; key and map stay outside the store.",
+        ),
+    ] = False,
+    pseudonyms: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="With --pseudonymize: the map, a .csv with its .key beside it; by default beside "
+            "the store.",
+        ),
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show what was found and write nothing.")
     ] = False,
@@ -139,6 +164,13 @@ def ingest(
         out = out or (None if entry is None else entry.store_location)
         if out is None:
             raise UsageError("no store: give --out URL, or name the dataset in a catalog.")
+        options = ScanOptions(take_image_grid=take_image_grid)
+        if pseudonymize:
+            place = map_file(out, pseudonyms)
+            discovery, names = hidden(discovery, recipe, out, place)
+            options = replace(options, pseudonyms=names)
+        elif pseudonyms is not None:
+            raise UsageError("--pseudonyms goes with --pseudonymize.")
         with (
             _cluster(workers, scheduler) as cluster,
             ProgressBar(discovery.scans) as progress,
@@ -147,8 +179,9 @@ def ingest(
                 recipe,
                 discovery,
                 out,
-                options=ScanOptions(take_image_grid=take_image_grid),
+                options=options,
                 licence=licence or (None if entry is None else entry.licence),
+                codec=codec,
                 listener=progress,
                 workers=cluster,
                 repair=repair,

@@ -35,6 +35,7 @@ from spinezarr.ingest.chunks import (
 )
 from spinezarr.ingest.discover import ScanSource
 from spinezarr.ingest.encode import ChunkEncoder, Facts, encode_volume
+from spinezarr.ingest.pseudonyms import Pseudonyms
 from spinezarr.recipe import Recipe
 from spinezarr.store.attributes import ScanAttributes
 from spinezarr.store.layout import IMAGE, LABEL
@@ -54,6 +55,8 @@ class ScanOptions:
 
     take_image_grid: bool = False
     """Give a mask the affine of its image where both have the same shape."""
+    pseudonyms: Pseudonyms | None = None
+    """What hides names of files; the scans must be under their pseudonyms already."""
 
 
 def ingest_scan(
@@ -131,6 +134,8 @@ def ingest_scan(
             notes += _label_notes(label, label_facts)
         notes += centroids.notes(facts["centroids"])
         facts |= said_of(source, recipe, beside, facts["other_labels"], notes)
+        if options.pseudonyms is not None:
+            facts = options.pseudonyms.facts(facts, source.scan_id)
         return writer.publish(facts, label_chunks)
     except BaseException:
         writer.discard()
@@ -232,7 +237,13 @@ class _Work:
 
         try:
             return encode_volume(
-                volume, grid, encoder, write_shard=write, pool=self.pool, on_voxels=count
+                volume,
+                grid,
+                encoder,
+                profile=self.writer.profile,
+                write_shard=write,
+                pool=self.pool,
+                on_voxels=count,
             )
         except DoesNotFitError:
             self.on_voxels(-done)
@@ -259,11 +270,11 @@ def _write_image(image: Volume, work: _Work, notes: list[str]) -> dict[str, Any]
     """Encode as int16, and start again in the file's own type if a value does not fit."""
     dtype = HU_DTYPE
     try:
-        facts = work.encode(IMAGE, image, image.grid, ImageEncoder(dtype))
+        facts = work.encode(IMAGE, image, image.grid, ImageEncoder(work.writer.profile, dtype))
     except DoesNotFitError as problem:
         notes.append(f"image kept as {image.dtype}: it holds {problem.value:g}, which int16 cannot")
         dtype = image.dtype
-        facts = work.encode(IMAGE, image, image.grid, ImageEncoder(dtype))
+        facts = work.encode(IMAGE, image, image.grid, ImageEncoder(work.writer.profile, dtype))
     return {"image_dtype": dtype.name, **_image_summary(facts)}
 
 
@@ -271,6 +282,7 @@ def _write_label(
     source: ScanSource, label: Volume, grid: Grid, centroids: AnnotatedCentroids, work: _Work
 ) -> list[LabelFacts]:
     encoder = LabelEncoder(
+        work.writer.profile,
         values=source.label_values,
         centroid_zyx=centroids.index_by_value(),
         spacing_zyx_mm=grid.spacing_zyx_mm,

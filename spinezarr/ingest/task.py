@@ -5,14 +5,10 @@ from concurrent.futures import Executor
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-import fsspec
-
 from spinezarr.errors import LostLockError, SpinezarrError
 from spinezarr.formats import Volume, open_volume
-from spinezarr.geometry import Grid
 from spinezarr.ingest.annotations import BesideImage, read_beside
 from spinezarr.ingest.discover import ScanSource
-from spinezarr.ingest.encode import plan_slabs
 from spinezarr.ingest.scan import (
     ScanOptions,
     ingest_scan,
@@ -100,7 +96,7 @@ def _run(
     beside = read_beside(fs, root, source)
     # Another worker may have published it in this very run, and died before it could say so.
     known = (job.store.published_scan if task.stored else job.store.whole_scan)(source.scan_id)
-    if known is not None and _made_of(known, fs, root, task, beside):
+    if known is not None and _made_of(job, task, known, beside):
         kept = _keep(job, source, known, beside)
         return kept if task.stored else replace(kept, outcome="done")
     scan = ingest_scan(
@@ -117,35 +113,32 @@ def _run(
     return ScanResult(source.scan_id, "done", scan)
 
 
-def _made_of(
-    known: ScanAttributes,
-    fs: fsspec.AbstractFileSystem,
-    root: str,
-    task: ScanTask,
-    beside: BesideImage,
-) -> bool:
+def _made_of(job: IngestJob, task: ScanTask, known: ScanAttributes, beside: BesideImage) -> bool:
     """Whether a stored scan was made from the files that are there now."""
-    source = task.source
-    now = (source.size_bytes, source_key(source, beside))
+    source, names = task.source, job.options.pseudonyms
+
+    def stored(digest: str) -> str:
+        return digest if names is None else names.keyed(digest)
+
+    now = (source.size_bytes, stored(source_key(source, beside)))
     if (known.source_bytes, known.source_key) != now:
         return False
     if task.same_files:
         return True
     # Other times, and the same names and sizes: only the content tells.
+    fs, root = open_filesystem(job.raw, job.raw_options)
     hashes = [known.image_source.sha256]
     volumes: list[Volume] = [open_volume(fs, f"{root}/{source.image}")]
     label = open_label(fs, root, source)
     if label is not None and known.label_source is not None:
         hashes.append(known.label_source.sha256)
         volumes.append(label)
-    return hashes == [_sha256(volume) for volume in volumes]
+    return hashes == [stored(_sha256(volume)) for volume in volumes]
 
 
 def _sha256(volume: Volume) -> str:
     """Read a source file to its end for its hash."""
-    grid: Grid = volume.grid
-    axis = grid.axis_map.source_axis_zyx.index(2)
-    for _ in volume.slabs([box.shape_zyx[axis] for box in plan_slabs(grid)]):
+    for _ in volume.slabs([1] * volume.grid.shape_ijk[2]):
         pass
     return volume.source_file().sha256
 

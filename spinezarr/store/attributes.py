@@ -70,6 +70,10 @@ class RootAttributes(StrictModel):
     licence: str
     citation: str
     homepage: str | None = None
+    codec_profile: str | None = None
+    """Chunks and codecs of scans to come, by name; None stands for the default."""
+    pseudonym_key: str | None = None
+    """Fingerprint of the key that its ids are hashed with; None if they are the dataset's own."""
 
 
 class OtherFormatError(Exception):
