@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
+from itertools import count
 from logging import ERROR
 from queue import Empty, SimpleQueue
 from typing import Any, Final
@@ -256,6 +257,7 @@ class _Run:
         self._started: set[str] = set()
         """Scans that the listener knows."""
         self._inbox: SimpleQueue[_Heard | _Ended] = SimpleQueue()
+        self._sent = count()
         self._threads = 0
         self._looked: float | None = None
         client.subscribe_topic(_topic(self._token), self._hear)
@@ -325,11 +327,15 @@ class _Run:
             task,
             self._token,
             self._encode_threads,
-            # Dask groups tasks by the words before the first that is no word.
-            key=f"ingest-{self._token}{rounds}-{scan_id}",
+            # No result that the scheduler keeps has this key. It groups tasks by what stands before
+            # the first part that is no word.
+            key=f"ingest-{self._token}{next(self._sent)}-{scan_id}",
             pure=False,
         )
         self._in_flight[scan_id] = _InFlight(task, future, rounds)
+        self._await_end(scan_id, future)
+
+    def _await_end(self, scan_id: str, future: Future[ScanResult]) -> None:
         future.add_done_callback(lambda _: self._inbox.put(_Ended(scan_id)))
 
     def _next_result(self) -> Iterator[ScanResult]:
@@ -348,6 +354,8 @@ class _Run:
         elif sent.future.done():
             del self._in_flight[message.scan_id]
             yield from self._take(sent)
+        else:  # its worker died with the result
+            self._await_end(message.scan_id, sent.future)
 
     def _progress(self, sent: _InFlight, share: float | None) -> None:
         source = sent.task.source

@@ -46,7 +46,7 @@ def start(module, *words, **environment):
 class Cluster:
     """A scheduler and workers, each a process as a user would start it."""
 
-    def __init__(self, folder):
+    def __init__(self, folder, n_workers=2):
         self.file = folder / "scheduler.json"
         self.folder = folder
         self.scheduler = start(
@@ -56,7 +56,7 @@ class Cluster:
         )  # fmt: skip
         self.workers = {}
         self.count = 0
-        for _ in range(2):
+        for _ in range(n_workers):
             self.add_worker()
         until(self.file.exists)
         self.address = json.loads(self.file.read_text())["address"]
@@ -223,8 +223,6 @@ def test_two_processes_of_its_own_make_the_same_store(raw, expected, tmp_path):
     process = begin(raw.name, tmp_path / "s.zarr", "--workers", "2", cwd=raw.parent)
     assert report_of(process)["exit_code"] == 0
     assert_same_store(tmp_path / "s.zarr", expected)
-    again = begin(raw, tmp_path / "s.zarr", "--workers", "1")
-    assert report_of(again)["skipped"] == list(SCANS)
 
 
 def test_a_scan_that_kills_its_workers_fails_alone(cluster, raw, tmp_path):
@@ -367,11 +365,14 @@ def test_a_lost_lock_ends_the_run(cluster, raw, tmp_path):
         run(raw, out, DaskWorkers(cluster.client), listener=takes)
 
 
-def test_a_scheduler_that_goes_ends_the_run(raw, tmp_path):
+def test_a_scheduler_without_workers_and_one_that_goes(raw, tmp_path, monkeypatch):
     with ExitStack() as stack:
         stack.enter_context(dask.config.set({"distributed.comm.timeouts.connect": "1s"}))
-        doomed = Cluster(tmp_path)
+        doomed = Cluster(tmp_path, n_workers=0)
         stack.callback(doomed.close)
+        monkeypatch.setattr(cluster_module, "_FIRST_WORKER_S", 0.1)
+        with pytest.raises(UsageError, match="has had no worker"):
+            DaskWorkers(doomed.client)
         doomed.with_two_workers()
         out = tmp_path / "s.zarr"
         ends = Watches(doomed.scheduler.kill)
