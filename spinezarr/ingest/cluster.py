@@ -448,6 +448,8 @@ def _ingest_on_worker(
 ) -> ScanResult:
     worker = get_worker()
     scan_id = task.source.scan_id
+    if token in _STOPPED:
+        return ScanResult(scan_id, "failed", reason="the client wants no more.")
 
     def say(share: float | None) -> None:
         worker.log_event(_topic(token), {"scan": scan_id, "share": share})
@@ -465,7 +467,6 @@ class _Shares:
         self._say = say
         self._untold = 0.0
         self._told = time.monotonic()
-        self(0.0)
 
     def __call__(self, share: float) -> None:
         if self._token in _STOPPED:

@@ -88,28 +88,14 @@ class Cluster:
         worker.send_signal(number)
         worker.wait()
 
-    def running(self, store):
-        """Scans that a worker has begun and not ended, with its name; newest last."""
-        begun = {
-            said["scan"]
-            for topic, events in self.client.get_events().items()
-            if topic.startswith("spinezarr-ingest-")
-            for _, said in events
-        }
-        names = self.names()
-        return {
-            key.split("-", 2)[2]: names[address]
-            for address, keys in self.client.processing().items()
-            for key in keys
-            if key.split("-", 2)[2] in begun and address in names
-            if not (store / "scans" / key.split("-", 2)[2] / "zarr.json").exists()
-        }
-
     def catch(self, store, scan_ids=SCANS):
         """Stop a worker in the middle of a scan and name both."""
         while True:
-            for scan_id, name in self.running(store).items():
-                if scan_id in scan_ids:
+            for address, stacks in self.client.call_stack().items():
+                for key, frames in stacks.items():
+                    scan_id, name = key.split("-", 2)[2], self.names().get(address)
+                    if name is None or scan_id not in scan_ids or "ingest_scan" not in str(frames):
+                        continue
                     self.workers[name].send_signal(signal.SIGSTOP)
                     folder = store / "scans" / scan_id
                     if folder.exists() and not (folder / "zarr.json").exists():
