@@ -37,6 +37,7 @@ from spinezarr.store.files import (
     open_filesystem,
     publish_file,
     read_files,
+    remove_empty_folders,
     remove_files,
     write_file,
     write_files,
@@ -268,7 +269,9 @@ class StoreWriter:
         folder = f"{self._path}/{scan_key(scan_id)}"
         sizes = list_sizes(self._fs, folder)
         metadata = read_files(self._fs, [f"{folder}/{_METADATA}"]).get(f"{folder}/{_METADATA}")
-        return self._recover_scan(scan_id, sizes, metadata, None)
+        scan = self._recover_scan(scan_id, sizes, metadata, None)
+        remove_empty_folders(self._fs, folder)
+        return scan
 
     def _recover_scan(
         self, scan_id: str, sizes: dict[str, int], metadata: bytes | None, trusted: str | None
