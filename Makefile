@@ -3,13 +3,22 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: bench demo test lint types layers wheel clean
+.PHONY: bench bench-codecs demo flips test test-hostile lint types layers wheel clean
 
 demo: $(VENV)/.installed
 	$(BIN)/spinezarr demo --out demo
 
 test: $(VENV)/.installed
 	$(BIN)/python -m pytest -n 2
+
+# Ten thousand damaged files, each read in a process of its own; some hundreds are in 'make test'.
+test-hostile: $(VENV)/.installed
+	mkdir -p build
+	$(BIN)/python tests/hostile/fuzz.py --count 12000 --json build/hostile.json
+
+# Flips a thousand bytes of a store, one by one: each must be found, and none become data.
+flips: $(VENV)/.installed
+	SPINEZARR_FLIPS=1000 $(BIN)/python -m pytest tests/verify -k flipped
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
@@ -39,6 +48,11 @@ $(VENV)/.installed: pyproject.toml
 bench: $(VENV)/.installed
 	mkdir -p build
 	$(BIN)/python benchmarks/patches.py --json build/patches.json
+
+# SCANS='CT.nii.gz,MASK.nii.gz ...' measures scans of your own too, and draws the first.
+bench-codecs: $(VENV)/.installed
+	mkdir -p build
+	$(BIN)/python benchmarks/codecs.py $(SCANS) --json build/codecs.json --png build/codecs.png
 
 clean:
 	rm -rf $(VENV) build dist demo

@@ -19,6 +19,9 @@ from spinezarr.ingest.run import ingest
 from spinezarr.recipe import Recipe
 from spinezarr.testing import WrittenScan, write_ctspine1k
 
+# A program of its own, which the tests beside it start.
+collect_ignore = ["tests/hostile/fuzz.py"]
+
 # No deadline: shared machines pause. CI always draws the same examples; elsewhere they vary.
 settings.register_profile("default", deadline=None)
 settings.register_profile("ci", deadline=None, derandomize=True)

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,6 +23,8 @@ from spinezarr.stream.stream import PatchStream
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+    from spinezarr.export.nifti import ExportedScan
 
 __all__ = ["Store", "open"]
 
@@ -296,6 +299,46 @@ class Store:
         from spinezarr.export.preview import preview_scan  # noqa: PLC0415
 
         return preview_scan(self._reader.scan(scan_id), self._engine)
+
+    def export_nifti(
+        self,
+        scan_id: str,
+        folder: str | os.PathLike[str],
+        *,
+        compressed: bool = True,
+        on_bytes: Callable[[int], None] = lambda _: None,
+    ) -> "ExportedScan":
+        """Write image and mask of a scan as NIfTI: the source's voxels, type, axes and affine.
+
+        Parameters
+        ----------
+        scan_id
+            The scan.
+        folder
+            Where ``<scan_id>_ct.nii.gz`` and ``<scan_id>_seg.nii.gz`` go; it must be there, and
+            files of these names are replaced.
+        compressed
+            Write ``.nii.gz``, else ``.nii``.
+        on_bytes
+            Called with each further number of bytes of stored voxels that are done.
+
+        Raises
+        ------
+        UnknownScanError
+            If the store has no such scan.
+        CorruptStoreError
+            If stored bytes are missing or damaged; nothing is left of that file.
+        """
+        # nibabel takes long to import, and those who train never export.
+        from spinezarr.export.nifti import export_scan  # noqa: PLC0415
+
+        return export_scan(
+            self._reader.scan(scan_id),
+            self._engine,
+            Path(folder),
+            compressed=compressed,
+            on_bytes=on_bytes,
+        )
 
     def audit(
         self, scans: Sequence[str] | None = None, *, on_scan: Callable[[], None] = lambda: None

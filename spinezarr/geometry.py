@@ -174,6 +174,25 @@ class AxisMap:
         inverse = tuple(self.source_axis_zyx.index(axis) for axis in range(3))
         return array_zyx[flips].transpose(inverse)
 
+    def slabs(self, shape_zyx: ShapeZYX, thickness_zyx: ShapeZYX) -> list[Box]:
+        """Return the boxes of stored voxels that slabs across the slowest source axis hold.
+
+        They come in source order, and begin at multiples of the thickness along the stored axis.
+
+        Examples
+        --------
+        >>> boxes = AxisMap.of_axcodes("RAI").slabs((100, 4, 4), (64, 48, 48))
+        >>> [(box.start_zyx[0], box.stop_zyx[0]) for box in boxes]
+        [(64, 100), (0, 64)]
+        """
+        axis = self.source_axis_zyx.index(2)
+        boxes = []
+        for start in range(0, shape_zyx[axis], thickness_zyx[axis]):
+            low, high = [0, 0, 0], list(shape_zyx)
+            low[axis], high[axis] = start, min(start + thickness_zyx[axis], shape_zyx[axis])
+            boxes.append(Box((low[0], low[1], low[2]), (high[0], high[1], high[2])))
+        return boxes[::-1] if self.flip_zyx[axis] else boxes
+
     def shape_zyx(self, shape_ijk: ShapeIJK) -> ShapeZYX:
         """Order a source shape as ``(z, y, x)``."""
         z, y, x = (shape_ijk[axis] for axis in self.source_axis_zyx)

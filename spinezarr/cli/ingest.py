@@ -35,6 +35,7 @@ from spinezarr.cli.console import (
 )
 from spinezarr.cli.options import AsJson, CatalogFile
 from spinezarr.errors import UsageError
+from spinezarr.formats import DEFAULT_LIMITS, Limits
 from spinezarr.ingest.discover import Discovery, PathNote, ScanSource, discover
 from spinezarr.ingest.pseudonyms import hidden, map_file
 from spinezarr.ingest.run import IngestReport, Listener, Workers
@@ -105,6 +106,14 @@ def ingest(
             "the store.",
         ),
     ] = None,
+    max_axis: Annotated[
+        int,
+        typer.Option(metavar="N", min=1, help="Most voxels of a source file along an axis."),
+    ] = DEFAULT_LIMITS.axis_voxels,
+    max_volume: Annotated[
+        float,
+        typer.Option(metavar="GB", min=0, help="Most GB of voxels that a source file may name."),
+    ] = DEFAULT_LIMITS.volume_bytes / 1e9,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show what was found and write nothing.")
     ] = False,
@@ -164,7 +173,8 @@ def ingest(
         out = out or (None if entry is None else entry.store_location)
         if out is None:
             raise UsageError("no store: give --out URL, or name the dataset in a catalog.")
-        options = ScanOptions(take_image_grid=take_image_grid)
+        limits = Limits(axis_voxels=max_axis, volume_bytes=int(max_volume * 1e9))
+        options = ScanOptions(take_image_grid=take_image_grid, limits=limits)
         if pseudonymize:
             place = map_file(out, pseudonyms)
             discovery, names = hidden(discovery, recipe, out, place)

@@ -9,11 +9,13 @@ import typer
 
 from spinezarr.cli.audit import audit
 from spinezarr.cli.demo import demo
+from spinezarr.cli.export import app as export_app
 from spinezarr.cli.info import info
 from spinezarr.cli.ingest import ingest
 from spinezarr.cli.init import init
 from spinezarr.cli.preview import preview
 from spinezarr.cli.stats import stats
+from spinezarr.cli.verify import verify
 
 __all__ = ["app", "main"]
 
@@ -24,8 +26,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-for command in (ingest, info, audit, stats, preview, init, demo):
-    app.command(no_args_is_help=command in (info, audit, stats, preview, ingest))(command)
+for command in (ingest, info, audit, verify, stats, preview, init, demo):
+    app.command(no_args_is_help=command not in (init, demo))(command)
+
+app.add_typer(export_app, name="export")
 
 
 def _print_version(asked: bool) -> None:  # noqa: FBT001  typer's callback

@@ -1,6 +1,6 @@
 """Which slices show a scan best: through the vertebral bodies, labelled or annotated as points."""
 
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -8,12 +8,13 @@ from matplotlib.figure import Figure
 
 from spinezarr.export.picture import draw_preview
 from spinezarr.export.plane import PreviewPlane, PreviewPoint
+from spinezarr.export.voxels import VoxelReader
 from spinezarr.geometry import FLAT_AXIS, Box, Plane, ShapeZYX, axis_positions_mm
 from spinezarr.store.attributes import VertebraRecord
 from spinezarr.store.reader import ArraySpec, ScanHandle
 from spinezarr.vertebrae import ANATOMICAL_ORDER, LEVELS
 
-__all__ = ["VoxelReader", "preview_scan"]
+__all__ = ["preview_scan"]
 
 _PLANES: Final[tuple[Plane, ...]] = ("sagittal", "coronal", "axial")
 _AXIAL_REACH_MM: Final = 7.5
@@ -24,14 +25,6 @@ The spine runs along the other planes, so they show all of them.
 
 _Points = dict[str, npt.NDArray[np.float64]]
 """Voxel index (z, y, x) of each level's annotated centre, from head to tail."""
-
-
-class VoxelReader(Protocol):
-    """Reads voxels of a store, as :class:`spinezarr.stream.engine.Engine` does."""
-
-    def read_into(self, array: ArraySpec, box: Box, out: npt.NDArray[Any]) -> None:
-        """Fill ``out``, of the box's shape ``(z, y, x)``, with the voxels of ``box``."""
-        ...
 
 
 def preview_scan(scan: ScanHandle, voxels: VoxelReader) -> Figure:

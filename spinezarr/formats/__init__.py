@@ -6,6 +6,7 @@ whole, as :class:`~spinezarr.formats.centroids.Centroids`, tables as rows of tex
 
 from spinezarr.formats.centroids import Centroids, out_of_order, read_centroids
 from spinezarr.formats.dicom import DicomSeriesVolume
+from spinezarr.formats.limits import DEFAULT_LIMITS, Limits
 from spinezarr.formats.merged import MergedLabels
 from spinezarr.formats.metaimage import MetaImageVolume
 from spinezarr.formats.nifti import NiftiVolume
@@ -13,8 +14,10 @@ from spinezarr.formats.source_file import SourceFile
 from spinezarr.formats.volume import Volume, open_volume
 
 __all__ = [
+    "DEFAULT_LIMITS",
     "Centroids",
     "DicomSeriesVolume",
+    "Limits",
     "MergedLabels",
     "MetaImageVolume",
     "NiftiVolume",

@@ -23,8 +23,9 @@ def check_affine(affine: Matrix4x4, path: str) -> None:
     FormatError
         If it is not finite, an axis has no length, or the axes lie in one plane.
     """
-    lengths = np.linalg.norm(affine[:3, :3], axis=0)
-    if not np.isfinite(affine).all() or lengths.min() == 0:
+    with np.errstate(over="ignore", invalid="ignore"):
+        lengths = np.linalg.norm(affine[:3, :3], axis=0)
+    if not np.isfinite([*affine.ravel(), *lengths]).all() or lengths.min() == 0:
         raise FormatError(f"{path}: its affine places no voxel in space: {affine.tolist()}.")
     # The volume of a voxel against that of a box with its edges: 1 when square, 0 when flat.
     if abs(np.linalg.det(affine[:3, :3])) < 1e-3 * lengths.prod():

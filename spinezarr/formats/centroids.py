@@ -60,6 +60,9 @@ _CHALLENGE_AXES: Final = {"verse-2019-challenge": "IPL", "verse-2020-challenge":
 """Directions toward which X, Y and Z increase."""
 _AXIS_OF_LETTER: Final = {"R": 0, "L": 0, "A": 1, "P": 1, "S": 2, "I": 2}
 
+_MAX_LISTED: Final = 30
+"""Points named in a note; there are 28 levels."""
+
 
 @dataclass(frozen=True, slots=True)
 class Centroids:
@@ -170,8 +173,13 @@ def _placed(parsed: LandmarkFile, to_index: Matrix4x4, grid: Grid) -> Centroids:
         if outside_mm is not None:
             off = f"{landmark.level} (by {outside_mm:.1f} mm)"
             parsed.remark("outside the image", off)
-    notes = tuple(f"{about}: {', '.join(points)}" for about, points in parsed.remarks.items())
+    notes = tuple(f"{about}: {_listed(points)}" for about, points in parsed.remarks.items())
     return Centroids({level: placed[level] for level in LEVELS if level in placed}, notes)
+
+
+def _listed(points: Sequence[str]) -> str:
+    more = len(points) - _MAX_LISTED
+    return ", ".join([*points[:_MAX_LISTED], *([f"{more} more"] if more > 0 else [])])
 
 
 def _outside_mm(index_ijk: npt.NDArray[np.float64], grid: Grid) -> float | None:

@@ -20,6 +20,7 @@ import numpy.typing as npt
 
 from spinezarr.errors import FormatError, UsageError
 from spinezarr.formats.dicom_stack import SliceHeader, stack
+from spinezarr.formats.limits import DEFAULT_LIMITS, Limits
 from spinezarr.formats.source_file import SourceFile
 from spinezarr.geometry import Grid
 
@@ -47,11 +48,13 @@ class DicomSeriesVolume:
         self._slices = slices
         self._grid = grid
         self._notes = notes
-        self._dtype = np.dtype(np.int32 if all(map(_is_int32, slices)) else np.float64)
+        self._dtype = _dtype_of(slices)
         self._source: SourceFile | None = None
 
     @classmethod
-    def open(cls, fs: fsspec.AbstractFileSystem, folder: str) -> Self:
+    def open(
+        cls, fs: fsspec.AbstractFileSystem, folder: str, limits: Limits = DEFAULT_LIMITS
+    ) -> Self:
         """Read the headers of all files directly in ``folder`` and stack one series.
 
         Files that are no DICOM, and DICOM objects that are no CT slices (localizers, secondary
@@ -64,12 +67,14 @@ class DicomSeriesVolume:
             Where the folder is.
         folder
             Its path there, with or without a slash at the end.
+        limits
+            How many files it may hold, and how large they may be.
 
         Raises
         ------
         FormatError
-            If a file is damaged, the folder has no CT slices, its largest series are equally
-            large, or the slices are not one even stack of numbers; see
+            If a file is damaged or over a limit, the folder has no CT slices, its largest series
+            are equally large, or the slices are not one even stack of numbers; see
             :func:`spinezarr.formats.dicom_stack.stack`.
         UsageError
             If pydicom and gdcm are not installed.
@@ -81,9 +86,10 @@ class DicomSeriesVolume:
         from spinezarr.formats.dicom_file import slice_header  # noqa: PLC0415  needs pydicom
 
         folder = folder.rstrip("/")
-        objects, notes = _objects(fs, folder)
+        objects, notes = _objects(fs, folder, limits)
         chosen = _chosen(objects, folder, notes)
         slices, grid = stack([slice_header(found) for found in chosen], folder)
+        limits.check_grid(grid, _dtype_of(slices).itemsize, folder)
         counts = Counter(note for header in slices for note in header.notes)
         notes += [
             note if count == len(slices) else f"{count} of {len(slices)} slices: {note}"
@@ -140,6 +146,11 @@ class DicomSeriesVolume:
         return self._source
 
 
+def _dtype_of(slices: Sequence[SliceHeader]) -> np.dtype[Any]:
+    """Type of the values after rescaling."""
+    return np.dtype(np.int32 if all(map(_is_int32, slices)) else np.float64)
+
+
 def _is_int32(header: SliceHeader) -> bool:
     """Whether all values that a slice can hold are int32 after rescaling."""
     if not (header.slope.is_integer() and header.intercept.is_integer()):
@@ -154,12 +165,19 @@ def _is_int32(header: SliceHeader) -> bool:
     )
 
 
-def _objects(fs: fsspec.AbstractFileSystem, folder: str) -> tuple[list["DicomObject"], list[str]]:
+def _objects(
+    fs: fsspec.AbstractFileSystem, folder: str, limits: Limits
+) -> tuple[list["DicomObject"], list[str]]:
     """Find the CT slices of a folder, and say what else is there."""
     from spinezarr.formats.dicom_file import read_object  # noqa: PLC0415  needs pydicom
 
     entries = fs.ls(folder, detail=True)
-    paths = sorted(entry["name"] for entry in entries if entry["type"] != "directory")
+    paths = sorted(entry["name"] for entry in entries if _is_file(fs, entry))
+    if len(paths) > limits.dicom_files:
+        raise FormatError(
+            f"{folder}: holds {len(paths)} files, expected at most {limits.dicom_files}. Keep the "
+            "files of one series in the folder."
+        )
     slices: list[DicomObject] = []
     kinds: Counter[str] = Counter()
     unknown = 0
@@ -171,7 +189,7 @@ def _objects(fs: fsspec.AbstractFileSystem, folder: str) -> tuple[list["DicomObj
             or name.lower().endswith(_PASSED_OVER_ENDINGS)
         ):
             continue
-        found = read_object(fs, path)
+        found = read_object(fs, path, limits.dicom_file_bytes)
         if found is None:
             unknown += 1
         elif found.other_kind is not None:
@@ -192,6 +210,13 @@ def _objects(fs: fsspec.AbstractFileSystem, folder: str) -> tuple[list["DicomObj
             "files of one CT series."
         )
     return slices, notes
+
+
+def _is_file(fs: fsspec.AbstractFileSystem, entry: dict[str, Any]) -> bool:
+    """Whether it can be read without waiting for ever; broken links count, as slices not there."""
+    if entry["type"] in ("file", "directory"):
+        return bool(entry["type"] == "file")
+    return fs.isfile(entry["name"]) or not fs.exists(entry["name"])
 
 
 def _chosen(objects: Sequence["DicomObject"], folder: str, notes: list[str]) -> list["DicomObject"]:

@@ -6,12 +6,16 @@ them write beyond their buffers, and one that is cut short comes out as pixels t
 References
 ----------
 JPEG and JPEG Lossless: ITU-T T.81, annex B; JPEG-LS: ITU-T T.87, annex C;
-JPEG 2000: ITU-T T.800, annex A.
+JPEG 2000: ITU-T T.800, annex A; RLE: DICOM PS3.5, annex G.
 """
 
+import math
+import re
+from collections.abc import Iterator
+from collections.abc import Set as AbstractSet
 from typing import Final
 
-__all__ = ["CodeStreamError", "check_jpeg", "check_jpeg2000"]
+__all__ = ["CodeStreamError", "check_jpeg", "check_jpeg2000", "check_rle"]
 
 _JPEG_START: Final = b"\xff\xd8"
 _JPEG2000_START: Final = b"\xff\x4f\xff\x51"
@@ -25,14 +29,34 @@ _BEFORE_SCAN: Final = frozenset({0xC4, 0xDB, 0xDD, 0xF8, 0xFE, *range(0xE0, 0xF0
 """DHT, DQT, DRI, LSE, COM and APP0 to APP15."""
 _SIZ_BYTES: Final = 41
 """Length of SIZ with one component, its marker not counted."""
+_STRAY: Final = re.compile(rb"\xff[\x80-\xcf\xd8-\xfe]")
+"""A marker other than a restart within entropy-coded pixels; 0xFF alone is followed by less."""
+_MAX_TILES: Final = 1024
+"""Of 16 x 16 pixels in a slice of 512 x 512; the decoder keeps kilobytes for each."""
+_MAX_BLOCKS: Final = 1 << 16
+"""Precincts or code blocks of a slice, for each of which the decoder keeps some 2 kB."""
+_MAX_LAYERS: Final = 256
+_COD, _COC, _SOT = 0x52, 0x53, 0x90
+_DATA: Final = b"\xff\x93"
+"""SOD, after which the rest of a tile part has no markers."""
+_CODING_BYTES: Final = 5
+"""Levels, both exponents of a code block, its style and the transform, before the precincts."""
+_RLE_HEADER: Final = 64
+_RLE_REPEAT: Final = 129
+"""A control byte from here on says that the next byte is repeated 257 minus itself times."""
+_RLE_NOTHING: Final = 128
+_RLE_PADDING: Final = 128
+"""Pixels that a segment may hold too many: what one control byte can add."""
 
 
 class CodeStreamError(ValueError):
     """A code stream that is not whole, or not of this slice; without the file's name."""
 
 
-def check_jpeg(code: bytes, shape_rc: tuple[int, int], bits_allocated: int) -> None:
-    """Check the marker segments before the first scan, and the end, of a JPEG or JPEG-LS stream.
+def check_jpeg(
+    code: bytes, shape_rc: tuple[int, int], bits_allocated: int, frames: AbstractSet[int]
+) -> None:
+    """Check the marker segments, of which one is a scan, and the end of a JPEG or JPEG-LS stream.
 
     Parameters
     ----------
@@ -42,14 +66,16 @@ def check_jpeg(code: bytes, shape_rc: tuple[int, int], bits_allocated: int) -> N
         Rows and columns that the DICOM header states.
     bits_allocated
         Of a decoded pixel.
+    frames
+        Second bytes of the SOF markers that the transfer syntax allows.
 
     Raises
     ------
     CodeStreamError
-        If the stream is cut short, of another size, or not one component.
+        If the stream is cut short, of another size or process, or not one component in one scan.
     """
     _check_ends(code, _JPEG_START)
-    at, frames = len(_JPEG_START), 0
+    at, seen = len(_JPEG_START), 0
     while True:
         marker, length = code[at + 1 : at + 2], int.from_bytes(code[at + 2 : at + 4])
         if code[at : at + 1] != b"\xff" or at + 2 + length > len(code):
@@ -58,8 +84,8 @@ def check_jpeg(code: bytes, shape_rc: tuple[int, int], bits_allocated: int) -> N
         kind = marker[0]
         if kind == _SCAN:
             break
-        if kind in _FRAMES:
-            frames += 1
+        if kind in _FRAMES & frames:
+            seen += 1
             found = (int.from_bytes(segment[1:3]), int.from_bytes(segment[3:5]))
             _check_frame(
                 found,
@@ -71,18 +97,128 @@ def check_jpeg(code: bytes, shape_rc: tuple[int, int], bits_allocated: int) -> N
         elif kind not in _BEFORE_SCAN:
             raise CodeStreamError(f"unexpected marker FF{kind:02X} at byte {at} of its code stream")
         at += 2 + length
-    if frames != 1:
-        raise CodeStreamError(f"its code stream has {frames} frame headers, expected 1")
+    if seen != 1:
+        raise CodeStreamError(f"its code stream has {seen} frame headers, expected 1")
+    end = len(code.rstrip(b"\0")) - len(_END)
+    stray = _STRAY.search(code, at + 2 + length, end)
+    if stray is not None:
+        raise CodeStreamError(
+            f"marker {stray[0].hex().upper()} within the pixels of its code stream, at byte "
+            f"{stray.start()}"
+        )
 
 
 def check_jpeg2000(code: bytes, shape_rc: tuple[int, int], bits_allocated: int) -> None:
-    """Check the size segment and the end of a JPEG 2000 stream; see :func:`check_jpeg`."""
+    """Check the headers and the end of a JPEG 2000 stream; see :func:`check_jpeg`."""
     _check_ends(code, _JPEG2000_START)
     siz = code[4 : 4 + _SIZ_BYTES]
     right, bottom, left, top = (int.from_bytes(siz[at : at + 4]) for at in (4, 8, 12, 16))
     one = siz[:2] == _SIZ_BYTES.to_bytes(2) and siz[36:38] == b"\0\x01" and siz[39:41] == b"\1\1"
     precision = (siz[38] & 0x7F) + 1 if one else 0
     _check_frame((bottom - top, right - left), shape_rc, one, precision, bits_allocated)
+    width, height, first_x, first_y = (int.from_bytes(siz[at : at + 4]) for at in (20, 24, 28, 32))
+    if min(width, height) < 1 or first_x > left or first_y > top:
+        raise CodeStreamError("the tiles of its code stream do not cover it")
+    tiles = math.ceil((right - first_x) / width) * math.ceil((bottom - first_y) / height)
+    if tiles > _MAX_TILES:
+        raise CodeStreamError(
+            f"its code stream is cut into {tiles} tiles, expected at most {_MAX_TILES}"
+        )
+    _check_coding(code, math.prod(shape_rc))
+
+
+def _check_coding(code: bytes, pixels: int) -> None:
+    """Refuse coding that takes much memory, in the main header or those of tiles."""
+    for kind, segment, in_tile in _segments(code):
+        if in_tile and kind in (_COD, _COC):
+            raise CodeStreamError("the tiles of its code stream are not coded alike")
+        if kind == _COD:
+            layers = int.from_bytes(segment[2:4])
+            if layers > _MAX_LAYERS:
+                raise CodeStreamError(
+                    f"its code stream has {layers} layers, expected at most {_MAX_LAYERS}"
+                )
+            _check_blocks(segment[:1], segment[5:], pixels)
+        elif kind == _COC:
+            _check_blocks(segment[1:2], segment[2:], pixels)
+
+
+def _segments(code: bytes) -> Iterator[tuple[int, bytes, bool]]:
+    """Yield marker, content and whether it is of a tile, for all headers of a JPEG 2000 stream."""
+    at, part, part_bytes = len(_JPEG_START), 0, 0
+    while code[at : at + 2] != _END:
+        if part and code[at : at + 2] == _DATA:
+            if part_bytes == 0:  # the last, which ends with the stream
+                return
+            at, part = max(part + part_bytes, at + 2), 0
+            continue
+        length = int.from_bytes(code[at + 2 : at + 4])
+        segment = code[at + 4 : at + 2 + length]
+        if code[at : at + 1] != b"\xff" or len(segment) != length - 2:
+            raise CodeStreamError(f"no marker segment at byte {at} of its code stream")
+        kind = code[at + 1]
+        if kind == _SOT:
+            part, part_bytes = at, int.from_bytes(segment[2:6])
+        yield kind, segment, part > 0
+        at += 2 + length
+
+
+def _check_blocks(style: bytes, coding: bytes, pixels: int) -> None:
+    """Count code blocks and, where ``style`` says that they are stated, precincts."""
+    if len(coding) < _CODING_BYTES:
+        raise CodeStreamError("its code stream does not say how it is coded")
+    areas = [coding[1] + 2 + coding[2] + 2]
+    if style[0] & 1:
+        areas += [(size & 15) + (size >> 4) for size in coding[_CODING_BYTES:]]
+    blocks = pixels >> min(areas)
+    if blocks > _MAX_BLOCKS:
+        raise CodeStreamError(
+            f"its code stream is cut into {blocks} blocks, expected at most {_MAX_BLOCKS}"
+        )
+
+
+def check_rle(code: bytes, shape_rc: tuple[int, int], bits_allocated: int) -> None:
+    """Check that RLE segments, which may expand 64 times, give one byte of each pixel.
+
+    The decoder counts what it gets, but only after it has made room for all of it.
+
+    Raises
+    ------
+    CodeStreamError
+        If their number or their length is another one.
+    """
+    count = int.from_bytes(code[:4], "little")
+    if len(code) < _RLE_HEADER or count != bits_allocated // 8:
+        raise CodeStreamError(
+            f"its code stream has {count} RLE segments, expected {bits_allocated // 8}"
+        )
+    starts = [int.from_bytes(code[4 * n : 4 * n + 4], "little") for n in range(1, count + 1)]
+    ends = [*starts[1:], len(code)]
+    expected = math.prod(shape_rc)
+    for start, end in zip(starts, ends, strict=True):
+        if not _RLE_HEADER <= start <= end <= len(code):
+            raise CodeStreamError(f"an RLE segment is at byte {start} to {end} of its code stream")
+        found = _rle_bytes(code, start, end, expected)
+        if not expected <= found <= expected + _RLE_PADDING:
+            raise CodeStreamError(
+                f"an RLE segment of its code stream holds {found} pixels, expected {expected}"
+            )
+
+
+def _rle_bytes(code: bytes, at: int, end: int, most: int) -> int:
+    """Count what a segment expands to, not much further than ``most``."""
+    found = 0
+    while at < end and found <= most + _RLE_PADDING:
+        control = code[at]
+        if control >= _RLE_REPEAT:
+            found += 257 - control if at + 1 < end else 0
+            at += 2
+        elif control < _RLE_NOTHING:
+            found += min(control + 1, end - at - 1)
+            at += control + 2
+        else:
+            at += 1
+    return found
 
 
 def _check_ends(code: bytes, start: bytes) -> None:

@@ -11,21 +11,28 @@ PS3.5 section 8 and annex A (pixel data and transfer syntaxes).
 import io
 import logging
 import warnings
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, BinaryIO, Final
 
 import fsspec
 import numpy.typing as npt
 import pydicom
 from pydicom import uid
 from pydicom.encaps import get_frame
+from pydicom.filereader import read_dataset, read_preamble
 from pydicom.pixels.decoders.base import get_decoder
 
 from spinezarr.errors import FormatError
 from spinezarr.formats.described import described_bytes, described_text
-from spinezarr.formats.dicom_codestream import CodeStreamError, check_jpeg, check_jpeg2000
+from spinezarr.formats.dicom_codestream import (
+    CodeStreamError,
+    check_jpeg,
+    check_jpeg2000,
+    check_rle,
+)
 from spinezarr.formats.dicom_stack import SliceHeader
 
 __all__ = ["DicomObject", "read_object", "read_pixels", "slice_header"]
@@ -40,8 +47,21 @@ _LOSSY: Final = frozenset(
     {uid.JPEGBaseline8Bit, uid.JPEGExtended12Bit, uid.JPEGLSNearLossless, uid.JPEG2000}
 )
 """Transfer syntaxes that need not keep each value."""
+_FRAMES_OF: Final = {
+    uid.JPEGBaseline8Bit: {0xC0},
+    uid.JPEGExtended12Bit: {0xC0, 0xC1},
+    uid.JPEGLossless: {0xC3},
+    uid.JPEGLosslessSV1: {0xC3},
+    uid.JPEGLSLossless: {0xF7},
+    uid.JPEGLSNearLossless: {0xF7},
+}
+"""Second bytes of the frame markers of each transfer syntax (PS3.5 sections 8.2.1 and 8.2.3)."""
 _BITS_ALLOCATED: Final = (8, 16, 32)
 """CT images allocate 16 (PS3.3 table C.8-3); derived ones also others."""
+_FILE_META: Final = 2
+"""Group of the elements before the data set, which are never deflated."""
+_MAX_VALUE_BYTES: Final = 4096
+"""Of one header element that is read: at most a few dozen numbers, or 64 characters."""
 _MAX_NUMBER: Final = 1e6
 """No scanner's table is a kilometre long, and no other number of a CT slice is as large."""
 _PHOTOMETRIC: Final = frozenset(
@@ -92,13 +112,20 @@ class DicomObject:
     """Its header, without pixels."""
 
 
-def read_object(fs: fsspec.AbstractFileSystem, path: str) -> DicomObject | None:
+def read_object(fs: fsspec.AbstractFileSystem, path: str, most_bytes: int) -> DicomObject | None:
     """Read a file's header; None if it is no DICOM file and does not claim to be one.
+
+    Parameters
+    ----------
+    fs, path
+        Where it is.
+    most_bytes
+        That the file may have, and that it may inflate to.
 
     Raises
     ------
     FormatError
-        If it is empty, named ``.dcm`` without being DICOM, or does not parse.
+        If it is empty, named ``.dcm`` without being DICOM, too large, or does not parse.
     """
     with fs.open(path, "rb") as raw:
         start = raw.read(_PREAMBLE_BYTES + len(_MAGIC))
@@ -110,9 +137,11 @@ def read_object(fs: fsspec.AbstractFileSystem, path: str) -> DicomObject | None:
                 f"{path}: is not a DICOM file: it {found}; expected {_MAGIC!r} at byte "
                 f"{_PREAMBLE_BYTES}. Download it again, or take it out of the folder."
             )
-        raw.seek(0)
         with _parsing(path):
+            _check_size(raw, path, most_bytes)
+            raw.seek(0)
             dataset = pydicom.dcmread(raw, stop_before_pixels=True, specific_tags=_TAGS)
+            _check_values(dataset, path)
             other_kind = _other_kind(dataset, path)
             series_uid = str(dataset.get("SeriesInstanceUID") or "")
             # A class or UID that is cut short must not pass for another kind or series, so the
@@ -129,6 +158,39 @@ def read_object(fs: fsspec.AbstractFileSystem, path: str) -> DicomObject | None:
                 series_uid,
                 f"series {described_text(str(dataset.get('SeriesNumber')), ('None',))}",
                 dataset,
+            )
+
+
+def _check_size(raw: BinaryIO, path: str, most_bytes: int) -> None:
+    """Refuse a file that is too large, or inflates to too much."""
+    size = raw.seek(0, io.SEEK_END)
+    raw.seek(0)
+    read_preamble(raw, force=False)
+    meta = read_dataset(
+        raw,
+        is_implicit_VR=False,
+        is_little_endian=True,
+        stop_when=lambda tag, _vr, _length: tag.group != _FILE_META,
+    )
+    if size <= most_bytes and meta.get("TransferSyntaxUID") == uid.DeflatedExplicitVRLittleEndian:
+        # pydicom inflates all of it at once.
+        inflate = zlib.decompressobj(-zlib.MAX_WBITS)
+        size += len(inflate.decompress(raw.read(), max_length=most_bytes))
+    if size > most_bytes:
+        raise FormatError(
+            f"{path}: has more than {most_bytes} bytes, expected the file of one CT slice. Take it "
+            "out of the folder."
+        )
+
+
+def _check_values(dataset: pydicom.Dataset, path: str) -> None:
+    """Refuse an element that is longer than any of its kind: all headers are held at once."""
+    for tag in dataset.keys():  # noqa: SIM118  iterating a Dataset parses its elements
+        value = dataset.get_item(tag).value
+        if isinstance(value, bytes) and len(value) > _MAX_VALUE_BYTES:
+            raise FormatError(
+                f"{path}: {pydicom.datadict.keyword_for_tag(tag)} has {len(value)} bytes, expected "
+                f"at most {_MAX_VALUE_BYTES}. Export the series again."
             )
 
 
@@ -192,6 +254,9 @@ def read_pixels(data: bytes, header: SliceHeader) -> npt.NDArray[Any]:
             raise FormatError(f"{path}: cut short: its pixels do not end. Download it again.")
         if slice_header(DicomObject(path, None, "", "", dataset)) != header:
             raise FormatError(f"{path}: has changed while it was read. Ingest it again.")
+        # The decoder would follow it to a code stream that was not checked; a frame needs none.
+        for keyword in ("ExtendedOffsetTable", "ExtendedOffsetTableLengths"):
+            dataset.pop(keyword, None)
         syntax = dataset.file_meta.TransferSyntaxUID
         _check_whole(dataset.get("PixelData") or b"", syntax, header)
         plugin = "pydicom" if syntax == uid.RLELossless else "gdcm"
@@ -212,11 +277,13 @@ def _check_whole(pixels: bytes, syntax: uid.UID, header: SliceHeader) -> None:
                 "Download it again."
             )
         return
-    # The RLE decoder of pydicom counts what it gets.
+    code = get_frame(pixels, 0, number_of_frames=1)
     if syntax == uid.RLELossless:
-        return
-    check = check_jpeg2000 if syntax in uid.JPEG2000TransferSyntaxes else check_jpeg
-    check(get_frame(pixels, 0, number_of_frames=1), header.shape_rc, header.bits_allocated)
+        check_rle(code, header.shape_rc, header.bits_allocated)
+    elif syntax in uid.JPEG2000TransferSyntaxes:
+        check_jpeg2000(code, header.shape_rc, header.bits_allocated)
+    else:
+        check_jpeg(code, header.shape_rc, header.bits_allocated, _FRAMES_OF[syntax])
 
 
 def _name_of(stated: str, otherwise: str) -> str:

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Final, Self
+from typing import Any, Self
 
 import fsspec
 import numpy as np
@@ -25,15 +25,13 @@ from isal import igzip_lib
 from typing_extensions import Buffer
 
 from spinezarr.errors import FormatError
+from spinezarr.formats.limits import DEFAULT_LIMITS, Limits, check_inflates
 from spinezarr.formats.metaimage_header import HEADER_BYTES, MetaImageHeader, parse_header
 from spinezarr.formats.slabs import GZIP_MAGIC, READ_BYTES, read_into, read_slabs, skip
 from spinezarr.formats.source_file import HashingFile, SourceFile
 from spinezarr.geometry import Grid
 
 __all__ = ["MetaImageVolume"]
-
-_LARGEST_RATIO: Final = 1032
-"""Deflate cannot pack tighter: it spends at least two bits on 258 bytes (RFC 1951, 3.2.5)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,18 +56,28 @@ class MetaImageVolume:
         self._read: HashingFile | None = None
 
     @classmethod
-    def open(cls, fs: fsspec.AbstractFileSystem, path: str) -> Self:
+    def open(
+        cls, fs: fsspec.AbstractFileSystem, path: str, limits: Limits = DEFAULT_LIMITS
+    ) -> Self:
         """Read the header of ``path`` and find its voxels.
 
         Raises
         ------
         FormatError
-            If it is no MetaImage of one 3D volume of numbers with a place in space, or its data
-            file is absent, elsewhere, a link or of another size than the header implies.
+            If it is no MetaImage of one 3D volume of numbers with a place in space, over a limit,
+            or its data file is absent, elsewhere, a link or of another size than the header
+            implies.
         """
         with fs.open(path, "rb") as raw:
             header = parse_header(raw.read(HEADER_BYTES), path)
-        return cls(fs, header, _find_voxels(fs, path, header))
+        limits.check_grid(header.grid, header.stored_dtype.itemsize, path)
+        source = _find_voxels(fs, path, header)
+        if source.data_offset > limits.header_bytes:
+            raise FormatError(
+                f"{path}: its voxels start at byte {source.data_offset} (HeaderSize), expected at "
+                f"most {limits.header_bytes}. Download it again."
+            )
+        return cls(fs, header, source)
 
     @property
     def grid(self) -> Grid:
@@ -187,11 +195,7 @@ def _find_voxels(fs: fsspec.AbstractFileSystem, path: str, header: MetaImageHead
             f"{data_path}: has {max(found, 0)} bytes for its voxels, but the header {path} says "
             f"{expected} for {voxels}. Download both again."
         )
-    if voxel_bytes > _LARGEST_RATIO * found:
-        raise FormatError(
-            f"{data_path}: {max(found, 0)} bytes cannot inflate to the {voxel_bytes} of {voxels} "
-            f"that the header {path} says. Download it again."
-        )
+    check_inflates(found, voxel_bytes, data_path)
     before = 0 if header.data_file is None else header_file_bytes
     paths = (path,) if header.data_file is None else (path, data_path)
     return _Source(paths, before + start)

@@ -10,9 +10,10 @@ NIfTI-2: https://nifti.nimh.nih.gov/pub/dist/doc/nifti2.h
 """
 
 import io
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, BinaryIO, Final, Self
+from typing import Any, BinaryIO, Final, Literal, Self
 
 import fsspec
 import nibabel as nib
@@ -25,16 +26,50 @@ from nibabel.volumeutils import apply_read_scaling
 from spinezarr.errors import FormatError
 from spinezarr.formats.affine import check_affine
 from spinezarr.formats.described import described_bytes
+from spinezarr.formats.limits import DEFAULT_LIMITS, Limits, check_inflates
 from spinezarr.formats.slabs import GZIP_MAGIC, READ_BYTES, read_into, read_slabs, skip
 from spinezarr.formats.source_file import HashingFile, SourceFile
 from spinezarr.geometry import Grid
 
-__all__ = ["NiftiVolume"]
+__all__ = ["NiftiNumbers", "NiftiVolume"]
 
 _HEADER_CLASSES: Final[dict[int, Any]] = {348: nib.Nifti1Header, 540: nib.Nifti2Header}
 """By ``sizeof_hdr``, the first field of the header."""
 _MAGIC: Final = {348: (b"n+1\x00",), 540: (b"n+2\x00",)}
 """Single files only; ``.hdr``/``.img`` pairs have other magic."""
+_PADDING_BYTES: Final = 4 << 20
+"""Zeros that may follow the voxels, as some file systems and tapes add."""
+
+
+@dataclass(frozen=True, slots=True)
+class NiftiNumbers:
+    """Fields of a header from which a file with the same type and affine can be written."""
+
+    version: Literal[1, 2]
+    sform_code: int
+    qform_code: int
+    pixdim: tuple[float, ...]
+    """The first four: qfac, then mm."""
+    quatern_bcd: tuple[float, ...]
+    qoffset_xyz: tuple[float, ...]
+    xyzt_units: int
+
+    @classmethod
+    def of(cls, parsed: nib.Nifti1Header) -> Self:
+        """Take them from a header; a number that is not finite, which places nothing, is 0."""
+
+        def numbers(*values: Any) -> tuple[float, ...]:  # noqa: ANN401  zero-dimensional arrays
+            return tuple(float(value) if np.isfinite(value) else 0.0 for value in values)
+
+        return cls(
+            version=2 if isinstance(parsed, nib.Nifti2Header) else 1,
+            sform_code=int(parsed["sform_code"]),
+            qform_code=int(parsed["qform_code"]),
+            pixdim=numbers(*parsed["pixdim"][:4]),
+            quatern_bcd=numbers(*(parsed[f"quatern_{name}"] for name in "bcd")),
+            qoffset_xyz=numbers(*(parsed[f"qoffset_{name}"] for name in "xyz")),
+            xyzt_units=int(parsed["xyzt_units"]),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +79,14 @@ class _Header:
     slope: float | None
     inter: float | None
     data_offset: int
+    numbers: NiftiNumbers
     notes: tuple[str, ...]
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Type of the values after scaling."""
+        scaled = self.slope is not None
+        return np.dtype(np.float64) if scaled else self.stored_dtype.newbyteorder("=")
 
 
 class NiftiVolume:
@@ -57,17 +99,30 @@ class NiftiVolume:
         self._read: HashingFile | None = None
 
     @classmethod
-    def open(cls, fs: fsspec.AbstractFileSystem, path: str) -> Self:
+    def open(
+        cls, fs: fsspec.AbstractFileSystem, path: str, limits: Limits = DEFAULT_LIMITS
+    ) -> Self:
         """Read the header of ``path``.
 
         Raises
         ------
         FormatError
-            If the file is empty, no NIfTI file, not 3D, of a type that is no number, or its
-            affine does not place voxels in space.
+            If the file is empty, no NIfTI file, not 3D, of a type that is no number, shorter
+            than its header says, over a limit, or its affine does not place voxels in space.
         """
         with fs.open(path, "rb") as raw:
-            header = _read_header(_decompressed(raw, path), path)
+            stream = _decompressed(raw, path)
+            header = _read_header(stream, path)
+        limits.check_grid(
+            header.grid, max(header.dtype.itemsize, header.stored_dtype.itemsize), path
+        )
+        if header.data_offset > limits.header_bytes:
+            raise FormatError(
+                f"{path}: its voxels start at byte {header.data_offset} (vox_offset), expected at "
+                f"most {limits.header_bytes}. Download it again."
+            )
+        packed = isinstance(stream, igzip.IGzipFile)
+        _check_length(fs.info(path).get("size"), header, path, packed=packed)
         return cls(fs, path, header)
 
     @property
@@ -78,8 +133,23 @@ class NiftiVolume:
     @property
     def dtype(self) -> np.dtype[Any]:
         """Type of the values after scaling: float64 if the file scales, as in nibabel."""
-        scaled = self._header.slope is not None
-        return np.dtype(np.float64) if scaled else self._header.stored_dtype.newbyteorder("=")
+        return self._header.dtype
+
+    @property
+    def stored_dtype(self) -> np.dtype[Any]:
+        """Type of the numbers in the file, before scaling, in its byte order."""
+        return self._header.stored_dtype
+
+    @property
+    def scaling(self) -> tuple[float, float] | None:
+        """Slope and intercept that the file applies to its numbers."""
+        slope, inter = self._header.slope, self._header.inter
+        return None if slope is None or inter is None else (float(slope), float(inter))
+
+    @property
+    def numbers(self) -> NiftiNumbers:
+        """What else of the header makes the affine."""
+        return self._header.numbers
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -97,18 +167,24 @@ class NiftiVolume:
                 stream, header.grid.shape_ijk, header.stored_dtype, thicknesses, path
             )
             yield from map(self._values, stored)
-            # Reading on to the end checks gzip's own checksum and completes the hash.
-            while read_into(stream, np.empty(READ_BYTES, np.uint8), path):
-                pass
+            _read_padding(stream, path)
 
     def _values(self, stored: npt.NDArray[Any]) -> npt.NDArray[Any]:
         if self._header.slope is None:
             return stored.astype(self.dtype, copy=False)
-        values: npt.NDArray[Any] = apply_read_scaling(
-            stored.astype(stored.dtype.newbyteorder("="), copy=False),
-            self._header.slope,
-            self._header.inter,
-        )
+        try:
+            # A float that is no number stays one.
+            with np.errstate(over="raise", invalid="ignore"):
+                values: npt.NDArray[Any] = apply_read_scaling(
+                    stored.astype(stored.dtype.newbyteorder("="), copy=False),
+                    self._header.slope,
+                    self._header.inter,
+                )
+        except FloatingPointError:
+            raise FormatError(
+                f"{self._path}: its scl_slope {self._header.slope:g} and scl_inter "
+                f"{self._header.inter:g} scale a voxel beyond the range of numbers. Correct them."
+            ) from None
         return values.astype(np.float64, copy=False)
 
     def source_file(self) -> SourceFile:
@@ -127,6 +203,38 @@ def _decompressed(raw: BinaryIO | io.BufferedReader, path: str) -> io.BufferedIO
     return igzip.IGzipFile(fileobj=buffered, mode="rb") if start == GZIP_MAGIC else buffered
 
 
+def _check_length(size: int | None, header: _Header, path: str, *, packed: bool) -> None:
+    """Refuse a file that is too short for what its header says; ``size`` in bytes, if known."""
+    if size is None:
+        return
+    voxel_bytes = math.prod(header.grid.shape_ijk) * header.stored_dtype.itemsize
+    if packed:
+        check_inflates(size, voxel_bytes, path)
+    elif size < header.data_offset:
+        raise FormatError(
+            f"{path}: ends before its voxels start, at byte {header.data_offset}. "
+            "Download it again."
+        )
+    elif size < header.data_offset + voxel_bytes:
+        raise FormatError(
+            f"{path}: cut short: its voxels end after about {size - header.data_offset} of "
+            f"{voxel_bytes} bytes. Download it again."
+        )
+
+
+def _read_padding(stream: io.BufferedIOBase, path: str) -> None:
+    """Read on to the end, which checks gzip's own checksum and completes the hash."""
+    block = np.empty(READ_BYTES, np.uint8)
+    left = _PADDING_BYTES
+    while got := read_into(stream, block, path):
+        left -= got
+        if left < 0 or block[:got].any():
+            raise FormatError(
+                f"{path}: goes on after its voxels: its header names too few, or something else "
+                "was appended. Download it again."
+            )
+
+
 def _read_header(stream: io.BufferedIOBase, path: str) -> _Header:
     start = np.zeros(4, np.uint8)
     got = read_into(stream, start, path)
@@ -140,7 +248,9 @@ def _read_header(stream: io.BufferedIOBase, path: str) -> _Header:
     rest = np.empty(size - 4, np.uint8)
     if read_into(stream, rest, path) < rest.nbytes:
         raise FormatError(f"{path}: ends inside its {size}-byte header. Download it again.")
-    parsed = _HEADER_CLASSES[size](start.tobytes() + rest.tobytes(), check=False)
+    # nibabel would go by dim[0], which may lie.
+    order = "<" if start.view("<i4")[0] == size else ">"
+    parsed = _HEADER_CLASSES[size](start.tobytes() + rest.tobytes(), order, check=False)
     magic = bytes(parsed["magic"].tobytes()[:4])
     if magic not in _MAGIC[size]:
         raise FormatError(
@@ -153,12 +263,7 @@ def _read_header(stream: io.BufferedIOBase, path: str) -> _Header:
 def _check_header(parsed: nib.Nifti1Header, path: str, header_size: int) -> _Header:
     shape = _check_shape(parsed, path)
     dtype = _check_dtype(parsed, path)
-    try:
-        slope, inter = parsed.get_slope_inter()
-    except HeaderDataError as problem:
-        raise FormatError(f"{path}: unusable scl_slope or scl_inter: {problem}.") from problem
-    if (slope, inter) == (1.0, 0.0):
-        slope, inter = None, None
+    slope, inter = _scaling(parsed, path)
     notes: list[str] = []
     if parsed["sform_code"] == 0 and parsed["qform_code"] == 0:
         notes.append("the header states no orientation (sform and qform codes are 0); assumed LAS")
@@ -169,7 +274,18 @@ def _check_header(parsed: nib.Nifti1Header, path: str, header_size: int) -> _Hea
     if offset < header_size:
         raise FormatError(f"{path}: vox_offset {offset} lies inside the header.")
     grid = Grid(shape, _affine(parsed, path))
-    return _Header(grid, dtype, slope, inter, offset, tuple(notes))
+    return _Header(grid, dtype, slope, inter, offset, NiftiNumbers.of(parsed), tuple(notes))
+
+
+def _scaling(parsed: nib.Nifti1Header, path: str) -> tuple[float | None, float | None]:
+    """Slope and intercept; None for values as stored, as nibabel has it for a slope of NaN, too."""
+    if np.isinf(parsed["scl_slope"]):
+        raise FormatError(f"{path}: unusable scl_slope or scl_inter: {parsed['scl_slope']}.")
+    try:
+        slope, inter = parsed.get_slope_inter()
+    except HeaderDataError as problem:
+        raise FormatError(f"{path}: unusable scl_slope or scl_inter: {problem}.") from problem
+    return (None, None) if (slope, inter) == (1.0, 0.0) else (slope, inter)
 
 
 def _check_shape(parsed: nib.Nifti1Header, path: str) -> tuple[int, int, int]:
@@ -203,7 +319,8 @@ def _affine(parsed: nib.Nifti1Header, path: str) -> npt.NDArray[np.float64]:
     if parsed["pixdim"][0] == 0:
         parsed["pixdim"][0] = 1  # "if qfac is 0, use 1" (nifti1.h, method 2)
     try:
-        affine = np.asarray(parsed.get_best_affine(), np.float64)
+        with np.errstate(over="ignore", invalid="ignore"):
+            affine = np.asarray(parsed.get_best_affine(), np.float64)
     except (HeaderDataError, ValueError) as problem:
         raise FormatError(f"{path}: unusable orientation: {problem}.") from problem
     check_affine(affine, path)

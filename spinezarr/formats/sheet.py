@@ -4,14 +4,24 @@ import csv
 import datetime as dt
 import io
 import warnings
+import zipfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
+from typing import Final
 
 import openpyxl
 
 from spinezarr.errors import FormatError
 
 __all__ = ["Sheet", "read_sheet"]
+
+_MOST_ROWS: Final = 200_000
+"""More than any dataset has scans, and half a second's reading of empty rows."""
+_MOST_CELLS: Final = 2_000_000
+"""A thousand columns of two thousand scans."""
+_MOST_INFLATED_BYTES: Final = 32 << 20
+"""Of a workbook, whose cells take about 20 bytes each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,20 +63,40 @@ def read_sheet(data: bytes, path: str, *, delimiter: str, header: Sequence[str] 
         if path.lower().endswith(".xlsx")
         else _text_rows(data, path, delimiter)
     )
-    cells = ([cell.strip() for cell in row] for row in rows)
+    cells = _counted(([cell.strip() for cell in row] for row in rows), path)
     numbered = ((number, row) for number, row in enumerate(cells, 1) if any(row))
     columns = _told_apart(header or next(numbered, (0, []))[1])
     return Sheet(tuple(filter(None, columns)), tuple(_by_column(numbered, path, columns)))
 
 
+def _counted(rows: Iterable[list[str]], path: str) -> Iterator[list[str]]:
+    """Yield the rows, and refuse those too many."""
+    cells = 0
+    for number, row in enumerate(rows, 1):
+        cells += len(row)
+        if number > _MOST_ROWS or cells > _MOST_CELLS:
+            raise _too_many(path)
+        yield row
+
+
+def _too_many(path: str) -> FormatError:
+    return FormatError(
+        f"{path}: has more than {_MOST_ROWS} rows or {_MOST_CELLS} cells, which no table of scans "
+        "has. Remove what is empty, or split it."
+    )
+
+
 def _told_apart(names: Iterable[str]) -> list[str]:
     """Return column names, those that are met again with a number behind."""
     columns: list[str] = []
+    taken: set[str] = set()
+    counts: dict[str, int] = {}
     for name in names:
-        column, count = name, 1
-        while name and column in columns:
-            count += 1
-            column = f"{name} ({count})"
+        column = name
+        while name and column in taken:
+            counts[name] = counts.get(name, 1) + 1
+            column = f"{name} ({counts[name]})"
+        taken.add(column)
         columns.append(column)
     return columns
 
@@ -93,6 +123,8 @@ def _text_rows(data: bytes, path: str, delimiter: str) -> Iterator[list[str]]:
         raise FormatError(
             f"{path}: is not text in UTF-8: {problem}. Save it again as UTF-8."
         ) from problem
+    if text.count(delimiter) > _MOST_CELLS:
+        raise _too_many(path)
     try:
         # strict: a quote that nothing closes would take all rows below it into one cell.
         yield from csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
@@ -106,10 +138,15 @@ def _workbook_rows(data: bytes, path: str) -> Iterator[list[str]]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of styles and extensions, which no cell depends on
+            _check_inflated(data, path)
             book = openpyxl.load_workbook(io.BytesIO(data), read_only=True, data_only=True)
             sheet = book.worksheets[0]
             sheet.reset_dimensions()  # programs that write workbooks state them wrongly
-            rows = [[_text(value) for value in row] for row in sheet.iter_rows(values_only=True)]
+            raw = ([_text(value) for value in row] for row in sheet.iter_rows(values_only=True))
+            # Rows without content, of which formats make very many, keep their place alone.
+            rows = [row if any(row) else [] for row in islice(raw, _MOST_ROWS + 1)]
+    except FormatError:
+        raise
     except Exception as problem:  # a broken workbook makes openpyxl raise anything
         raise FormatError(
             f"{path}: is not a workbook that can be read ({type(problem).__name__}). "
@@ -117,7 +154,18 @@ def _workbook_rows(data: bytes, path: str) -> Iterator[list[str]]:
         ) from problem
     # A note beside a table has no column, and is none of a row's cells too many.
     width = max(map(len, rows), default=0)
-    yield from (row + [""] * (width - len(row)) for row in rows)
+    yield from (row + [""] * (width - len(row)) if row else [] for row in rows)
+
+
+def _check_inflated(data: bytes, path: str) -> None:
+    """Refuse a bomb; zipfile inflates each file no further than to the size it is said to have."""
+    with zipfile.ZipFile(io.BytesIO(data)) as book:
+        inflated = sum(file.file_size for file in book.infolist())
+    if inflated > _MOST_INFLATED_BYTES:
+        raise FormatError(
+            f"{path}: it inflates to {inflated} bytes, expected at most {_MOST_INFLATED_BYTES}. "
+            "Remove what is empty, or split it."
+        )
 
 
 def _text(value: object) -> str:

@@ -92,7 +92,8 @@ def read_into(
     except EOFError:
         # Compressed data that end without their end mark: what came is not complete.
         return filled
-    except (OSError, zlib.error, _ISAL_ERROR) as problem:
+    # OverflowError: the header of a gzip member does not end.
+    except (OSError, OverflowError, zlib.error, _ISAL_ERROR) as problem:
         if isinstance(problem, OSError) and problem.errno is not None:
             raise
         raise FormatError(

@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from spinezarr.errors import FormatError
 from spinezarr.formats.dicom import DicomSeriesVolume
+from spinezarr.formats.limits import DEFAULT_LIMITS, Limits
 from spinezarr.formats.metaimage import MetaImageVolume
 from spinezarr.formats.nifti import NiftiVolume
 from spinezarr.formats.source_file import SourceFile
@@ -55,7 +56,7 @@ class Volume(Protocol):
         ...
 
 
-_OPENERS: Final[dict[str, Callable[[fsspec.AbstractFileSystem, str], Volume]]] = {
+_OPENERS: Final[dict[str, Callable[[fsspec.AbstractFileSystem, str, Limits], Volume]]] = {
     ".nii": NiftiVolume.open,
     ".nii.gz": NiftiVolume.open,
     ".mha": MetaImageVolume.open,
@@ -64,7 +65,9 @@ _OPENERS: Final[dict[str, Callable[[fsspec.AbstractFileSystem, str], Volume]]] =
 }
 
 
-def open_volume(fs: fsspec.AbstractFileSystem, path: str) -> Volume:
+def open_volume(
+    fs: fsspec.AbstractFileSystem, path: str, limits: Limits = DEFAULT_LIMITS
+) -> Volume:
     """Open a source file by the format that its name says; a folder is a series of DICOM slices.
 
     Parameters
@@ -73,17 +76,19 @@ def open_volume(fs: fsspec.AbstractFileSystem, path: str) -> Volume:
         Where the file is.
     path
         Its path there; that of a folder ends with a slash.
+    limits
+        How large it may be.
 
     Raises
     ------
     FormatError
-        If no format has this ending, or the file is not what its name says.
+        If no format has this ending, the file is not what its name says, or it is over a limit.
     UsageError
         If the format needs a package that is not installed.
     """
     for ending, opener in _OPENERS.items():
         if path.lower().endswith(ending):
-            return opener(fs, path)
+            return opener(fs, path, limits)
     raise FormatError(
         f"{path}: unknown ending; expected one of {', '.join(_OPENERS)} (a DICOM folder)."
     )

@@ -8,7 +8,10 @@ from typing import Any, Final
 import fsspec
 import numpy as np
 
+from spinezarr.errors import FormatError
 from spinezarr.formats.centroids import Centroids, out_of_order, read_centroids
+from spinezarr.formats.limits import DEFAULT_LIMITS, Limits
+from spinezarr.formats.small_file import read_small_file
 from spinezarr.geometry import Grid
 from spinezarr.ingest.discover import ScanSource
 from spinezarr.recipe import PathPattern
@@ -83,21 +86,31 @@ class BesideImage:
     """Why a sidecar was passed over; each begins with :data:`SIDECAR_NOTE`."""
 
 
-def read_beside(fs: fsspec.AbstractFileSystem, root: str, source: ScanSource) -> BesideImage:
+def read_beside(
+    fs: fsspec.AbstractFileSystem, root: str, source: ScanSource, limits: Limits = DEFAULT_LIMITS
+) -> BesideImage:
     """Read the small files of a scan.
 
     Raises
     ------
     OSError
         If one that was found cannot be read.
+    FormatError
+        If the file of centroids is over its limit.
     """
     centroids: bytes | None = None
     if source.centroids is not None:
-        centroids = fs.cat_file(f"{root}/{source.centroids}")
+        path = f"{root}/{source.centroids}"
+        centroids = read_small_file(fs, path, limits.annotation_bytes)
     if source.sidecar is None:
         return BesideImage(centroids, {}, ())
     wanted = [PathPattern(text) for text in source.sidecar_keys]
-    sidecar, problem = _parse_sidecar(fs.cat_file(f"{root}/{source.sidecar}"), wanted)
+    try:
+        data = read_small_file(fs, f"{root}/{source.sidecar}", limits.annotation_bytes)
+    except FormatError:
+        sidecar, problem = dict[str, str](), f"it has more than {limits.annotation_bytes} bytes"
+    else:
+        sidecar, problem = _parse_sidecar(data, wanted)
     notes = (f"{SIDECAR_NOTE}was passed over: {problem}",) if problem else ()
     return BesideImage(centroids, sidecar, notes)
 

@@ -20,6 +20,7 @@ __all__ = [
     "LabelEncoder",
     "LabelFacts",
     "LabelInChunk",
+    "stored_labels",
 ]
 
 HU_DTYPE: Final = np.dtype(np.int16)
@@ -143,28 +144,13 @@ class LabelEncoder:
         """
         chunk = np.zeros(self.profile.chunk_shape_zyx, np.uint8)
         inside = chunk[tuple(slice(0, n) for n in voxels.shape)]
-        if self.values:
-            inside[...], dropped = self._mapped(voxels)
-        else:
-            inside[...], dropped = _as_labels(voxels, inside.dtype), ()
+        inside[...], dropped = stored_labels(voxels, self.values)
         counts = np.bincount(chunk.ravel(), minlength=_LABEL_MAX + 1)
         present = np.flatnonzero(counts[1:]) + 1
         origin = np.multiply(chunk_zyx, self.profile.chunk_shape_zyx)
         labels = tuple(self._locate(chunk, int(value), origin) for value in present)
         data = encode_chunk(chunk, self.profile.label) if labels else None
         return Encoded(chunk_zyx, data, LabelFacts(chunk_zyx, labels, dropped))
-
-    def _mapped(
-        self, voxels: npt.NDArray[Any]
-    ) -> tuple[npt.NDArray[np.uint8], tuple[tuple[int, int], ...]]:
-        """Replace the values of the file; return what became background, too."""
-        found = _as_labels(voxels, np.dtype(np.uint16))
-        counts = np.bincount(found.ravel())
-        table = np.zeros(max(len(counts), max(value for value, _ in self.values) + 1), np.uint8)
-        for value, stored in self.values:
-            table[value] = stored
-        lost = np.flatnonzero(counts[1:] * (table[1 : len(counts)] == 0)) + 1
-        return table[found], tuple((int(value), int(counts[value])) for value in lost)
 
     def _locate(
         self, chunk: npt.NDArray[np.uint8], value: int, origin_zyx: npt.NDArray[np.int_]
@@ -187,6 +173,41 @@ class LabelEncoder:
         gap = np.abs(indices - np.array(self.centroid_zyx[value])[:, None]) - _HALF_VOXEL
         gap_mm = np.maximum(gap, 0) * np.array(self.spacing_zyx_mm)[:, None]
         return float(np.linalg.norm(gap_mm, axis=0).min())
+
+
+def stored_labels(
+    voxels: npt.NDArray[Any], values: tuple[tuple[int, int], ...]
+) -> tuple[npt.NDArray[np.uint8], tuple[tuple[int, int], ...]]:
+    """Return the labels stored for the values of a file.
+
+    Parameters
+    ----------
+    voxels
+        Values of the file.
+    values
+        Value in the file and value stored; all else becomes background. Empty: as they are.
+
+    Returns
+    -------
+    labels
+        uint8, of the same shape.
+    dropped
+        Values of the file that became background, and their voxels.
+
+    Raises
+    ------
+    LabelError
+        If a value is not a whole number from 0 to 255, or to 65535 where values are mapped.
+    """
+    if not values:
+        return _as_labels(voxels, np.dtype(np.uint8)), ()
+    found = _as_labels(voxels, np.dtype(np.uint16))
+    counts = np.bincount(found.ravel())
+    table = np.zeros(max(len(counts), max(value for value, _ in values) + 1), np.uint8)
+    for value, stored in values:
+        table[value] = stored
+    lost = np.flatnonzero(counts[1:] * (table[1 : len(counts)] == 0)) + 1
+    return table[found], tuple((int(value), int(counts[value])) for value in lost)
 
 
 def _as_labels(voxels: npt.NDArray[Any], dtype: np.dtype[Any]) -> npt.NDArray[Any]:

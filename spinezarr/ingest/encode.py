@@ -57,14 +57,7 @@ def plan_slabs(grid: Grid, chunk_shape_zyx: ShapeZYX) -> list[Box]:
     >>> [(box.start_zyx[0], box.stop_zyx[0]) for box in plan_slabs(flipped, (64, 48, 48))]
     [(64, 100), (0, 64)]
     """
-    axis_map, shape = grid.axis_map, grid.shape_zyx
-    axis = axis_map.source_axis_zyx.index(2)
-    boxes = []
-    for start in range(0, shape[axis], chunk_shape_zyx[axis]):
-        low, high = [0, 0, 0], list(shape)
-        low[axis], high[axis] = start, min(start + chunk_shape_zyx[axis], shape[axis])
-        boxes.append(Box((low[0], low[1], low[2]), (high[0], high[1], high[2])))
-    return boxes[::-1] if axis_map.flip_zyx[axis] else boxes
+    return grid.axis_map.slabs(grid.shape_zyx, chunk_shape_zyx)
 
 
 def encode_volume(

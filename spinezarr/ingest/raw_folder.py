@@ -14,6 +14,8 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from spinezarr.errors import FormatError
+from spinezarr.formats.limits import DEFAULT_LIMITS
+from spinezarr.formats.small_file import read_small_file
 from spinezarr.recipe import PathPattern, fill, filled_pattern
 
 __all__ = ["RawFolder"]
@@ -129,16 +131,15 @@ class RawFolder:
         Raises
         ------
         FormatError
-            If it cannot be read.
+            If it cannot be read, or is over the limit for tables.
         """
         try:
-            data: bytes = self.fs.cat_file(f"{self.root}/{path}")
+            return read_small_file(self.fs, f"{self.root}/{path}", DEFAULT_LIMITS.table_bytes)
         except OSError as problem:
             raise FormatError(
                 f"{path}: cannot be read ({problem.strerror or problem}). "
                 "Put the file there again, or remove what is left of it."
             ) from problem
-        return data
 
 
 def _span(paths: Sequence[str], start: str) -> range:

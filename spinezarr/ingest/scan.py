@@ -6,7 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from typing import Any, Final
 
@@ -15,8 +15,15 @@ import numpy as np
 import numpy.typing as npt
 
 from spinezarr.errors import LabelError
-from spinezarr.formats import MergedLabels, Volume, open_volume
-from spinezarr.geometry import AxisMap, Grid, ShapeZYX, oblique_angle_deg
+from spinezarr.formats import (
+    DEFAULT_LIMITS,
+    Limits,
+    MergedLabels,
+    NiftiVolume,
+    Volume,
+    open_volume,
+)
+from spinezarr.geometry import Grid, ShapeZYX, oblique_angle_deg
 from spinezarr.ingest.align import aligned_label_grid
 from spinezarr.ingest.annotations import (
     SIDECAR_NOTE,
@@ -57,6 +64,8 @@ class ScanOptions:
     """Give a mask the affine of its image where both have the same shape."""
     pseudonyms: Pseudonyms | None = None
     """What hides names of files; the scans must be under their pseudonyms already."""
+    limits: Limits = DEFAULT_LIMITS
+    """How large the source files may be."""
 
 
 def ingest_scan(
@@ -102,8 +111,8 @@ def ingest_scan(
     FormatError, GridMismatchError, LabelError
         If a file cannot be ingested; the store is then as it was before.
     """
-    image = open_volume(fs, f"{root}/{source.image}")
-    label = open_label(fs, root, source)
+    image = open_volume(fs, f"{root}/{source.image}", options.limits)
+    label = open_label(fs, root, source.label, parts_of(source), options.limits)
     notes = [*image.notes]
     # Grids are compared before any voxel is inflated.
     label_grid = None if label is None else _label_grid(source, image, label, options, notes)
@@ -117,7 +126,7 @@ def ingest_scan(
             **_write_image(image, work, notes),
             "source_bytes": source.size_bytes,
             "source_key": source_key(source, beside),
-            "image_source": _source_record(source.image, image),
+            "image_source": _source_record(source.image, image, image.grid),
             "centroid_source": _centroid_record(source),
             "written_by": f"spinezarr {version('spinezarr')}",
         }
@@ -130,7 +139,11 @@ def ingest_scan(
             label_chunks = _label_chunks(label_facts)
             facts |= _label_summary(label_facts)
             facts["centroids"] = centroids.records(_distances_mm(label_facts))
-            facts["label_source"] = _source_record(_label_path(source), label)
+            facts["label_source"] = {
+                **_source_record(_label_path(source), label, label_grid),
+                "parts": tuple((part.value, part.path) for part in source.label_parts),
+                "values": source.label_values,
+            }
             notes += _label_notes(label, label_facts)
         notes += centroids.notes(facts["centroids"])
         facts |= said_of(source, recipe, beside, facts["other_labels"], notes)
@@ -196,14 +209,23 @@ def source_key(source: ScanSource, beside: BesideImage) -> str:
     return hashlib.sha256(key.encode()).hexdigest()[:32]
 
 
-def open_label(fs: fsspec.AbstractFileSystem, root: str, source: ScanSource) -> Volume | None:
-    """Open the mask of a scan, whether one file or one a structure; None if it has none."""
-    if source.label_parts:
-        return MergedLabels(
-            [(part.value, open_volume(fs, f"{root}/{part.path}")) for part in source.label_parts],
-            [part.path for part in source.label_parts],
-        )
-    return None if source.label is None else open_volume(fs, f"{root}/{source.label}")
+def open_label(
+    fs: fsspec.AbstractFileSystem,
+    root: str,
+    label: str | None,
+    parts: Sequence[tuple[int, str]],
+    limits: Limits = DEFAULT_LIMITS,
+) -> Volume | None:
+    """Open a mask: one file, or those of its parts, by label and path; None if there is none."""
+    if parts:
+        volumes = [(value, open_volume(fs, f"{root}/{path}", limits)) for value, path in parts]
+        return MergedLabels(volumes, [path for _, path in parts])
+    return None if label is None else open_volume(fs, f"{root}/{label}", limits)
+
+
+def parts_of(source: ScanSource) -> list[tuple[int, str]]:
+    """Return label and path of each part of a mask that comes in parts."""
+    return [(part.value, part.path) for part in source.label_parts]
 
 
 def _label_path(source: ScanSource) -> str:
@@ -347,8 +369,10 @@ def _rows(matrix: npt.NDArray[np.float64]) -> tuple[tuple[float, ...], ...]:
     return tuple(tuple(row) for row in matrix.tolist())
 
 
-def _source_record(path: str, volume: Volume) -> dict[str, Any]:
+def _source_record(path: str, volume: Volume, grid: Grid) -> dict[str, Any]:
+    """Describe a file that was read to its end, turned by the axes of ``grid``."""
     file = volume.source_file()
+    nifti = volume if isinstance(volume, NiftiVolume) else None
     return {
         "file": path,
         "size_bytes": file.size_bytes,
@@ -356,7 +380,10 @@ def _source_record(path: str, volume: Volume) -> dict[str, Any]:
         "dtype": volume.dtype.name,
         "shape_ijk": volume.grid.shape_ijk,
         "affine_ijk": _rows(volume.grid.affine),
-        "orientation": AxisMap.of_affine(volume.grid.affine).axcodes,
+        "orientation": grid.axis_map.axcodes,
+        "stored_dtype": (nifti.stored_dtype if nifti else volume.dtype).str,
+        "scaling": nifti.scaling if nifti else None,
+        "nifti": asdict(nifti.numbers) if nifti else None,
     }
 
 

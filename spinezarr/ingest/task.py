@@ -13,6 +13,7 @@ from spinezarr.ingest.scan import (
     ScanOptions,
     ingest_scan,
     open_label,
+    parts_of,
     said_of,
     source_key,
 )
@@ -93,7 +94,7 @@ def _run(
 ) -> ScanResult:
     source = task.source
     fs, root = open_filesystem(job.raw, job.raw_options)
-    beside = read_beside(fs, root, source)
+    beside = read_beside(fs, root, source, job.options.limits)
     # Another worker may have published it in this very run, and died before it could say so.
     known = (job.store.published_scan if task.stored else job.store.whole_scan)(source.scan_id)
     if known is not None and _made_of(job, task, known, beside):
@@ -128,8 +129,8 @@ def _made_of(job: IngestJob, task: ScanTask, known: ScanAttributes, beside: Besi
     # Other times, and the same names and sizes: only the content tells.
     fs, root = open_filesystem(job.raw, job.raw_options)
     hashes = [known.image_source.sha256]
-    volumes: list[Volume] = [open_volume(fs, f"{root}/{source.image}")]
-    label = open_label(fs, root, source)
+    volumes: list[Volume] = [open_volume(fs, f"{root}/{source.image}", job.options.limits)]
+    label = open_label(fs, root, source.label, parts_of(source), job.options.limits)
     if label is not None and known.label_source is not None:
         hashes.append(known.label_source.sha256)
         volumes.append(label)

@@ -7,16 +7,19 @@ from pydantic import Field
 
 from spinezarr.recipe import LabelState
 from spinezarr.store.layout import FORMAT_VERSION
-from spinezarr.store.sharding import crc32c
+from spinezarr.store.sharding import CHECKSUM_BYTES, chunk_checksums, crc32, crc32c
 from spinezarr.strict_yaml import StrictModel
 
 __all__ = [
     "CentroidRecord",
     "FileRecord",
+    "LabelSourceRecord",
     "ManifestEntry",
+    "NiftiRecord",
     "OtherFormatError",
     "RootAttributes",
     "ScanAttributes",
+    "ShardEntry",
     "SourceRecord",
     "VertebraRecord",
     "parse_root",
@@ -58,6 +61,7 @@ def _as_json(metadata: dict[str, Any]) -> bytes:
 ZYX = tuple[float, float, float]
 IntZYX = tuple[int, int, int]
 Matrix = tuple[tuple[float, ...], ...]
+Crc32 = Annotated[str, Field(pattern=r"^[0-9a-f]{8}$")]
 
 
 class RootAttributes(StrictModel):
@@ -110,6 +114,23 @@ class FileRecord(StrictModel):
     size_bytes: int
 
 
+class NiftiRecord(StrictModel):
+    """Where a NIfTI header places the voxels, number for number; the sform is ``affine_ijk``.
+
+    The fields are those of ``nifti1.h``, https://nifti.nimh.nih.gov/pub/dist/src/niftilib/nifti1.h
+    """
+
+    version: Literal[1, 2]
+    sform_code: int
+    """0: the affine is that of the qform, or, if its code is 0 too, of ``pixdim`` alone."""
+    qform_code: int
+    pixdim: Annotated[tuple[float, ...], Field(min_length=4, max_length=4)]
+    """qfac, then mm."""
+    quatern_bcd: tuple[float, float, float]
+    qoffset_xyz: tuple[float, float, float]
+    xyzt_units: int
+
+
 class SourceRecord(StrictModel):
     """The file that an array was made from, and how to give it back."""
 
@@ -122,7 +143,22 @@ class SourceRecord(StrictModel):
     affine_ijk: Matrix
     """4 x 4, voxel ``(i, j, k, 1)`` of the file to RAS+ mm."""
     orientation: str
-    """Directions toward which the file's axes increase, e.g. ``LPS``."""
+    """Directions toward which the file's axes increase, e.g. ``LPS``: those it was turned by."""
+    stored_dtype: str
+    """Type of the numbers in the file, before scaling, with byte order, e.g. ``<i2``."""
+    scaling: tuple[float, float] | None
+    """Slope and intercept that the file itself applies to all its numbers."""
+    nifti: NiftiRecord | None
+    """None for other formats."""
+
+
+class LabelSourceRecord(SourceRecord):
+    """The same of a mask, and what was made of its values."""
+
+    parts: tuple[tuple[int, str], ...]
+    """Label and path of each file, of a mask that is one file a structure; later ones win."""
+    values: tuple[tuple[int, int], ...]
+    """Value in the file and value stored, all else became background; empty: as they are."""
 
 
 class VertebraRecord(StrictModel):
@@ -145,15 +181,39 @@ class CentroidRecord(StrictModel):
 
 
 class ManifestEntry(StrictModel):
-    """One stored file."""
+    """One stored file.
+
+    Its checksum is CRC-32 (RFC 1952), not the CRC-32C that chunks end with: a checksum over data
+    that end with the same checksum of themselves depends on their length alone, and so would not
+    tell two chunks, or two shards, of equal sizes apart.
+    """
 
     size_bytes: int
-    crc32c: Annotated[str, Field(pattern=r"^[0-9a-f]{8}$")]
+    crc32: Crc32
 
     @classmethod
     def of(cls, data: bytes) -> "ManifestEntry":
         """Describe a file's content."""
-        return cls(size_bytes=len(data), crc32c=f"{crc32c(data):08x}")
+        return cls(size_bytes=len(data), crc32=f"{crc32(data):08x}")
+
+
+class ShardEntry(ManifestEntry):
+    """One stored shard: its index and each chunk are known, so none is taken for another's."""
+
+    index_crc32c: Crc32
+    """The last four bytes of the shard, as a number."""
+    chunk_crc32c: Annotated[str, Field(pattern=r"^([0-9a-f]{8})*$")]
+    """The last four bytes of each chunk that is present, by position, one after the other."""
+
+    @classmethod
+    def of(cls, data: bytes) -> "ShardEntry":
+        """Describe a shard."""
+        index_crc32c = int.from_bytes(data[-CHECKSUM_BYTES:], "little")
+        return cls(
+            **ManifestEntry.of(data).model_dump(),
+            index_crc32c=f"{index_crc32c:08x}",
+            chunk_crc32c="".join(f"{checksum:08x}" for checksum in chunk_checksums(data)),
+        )
 
 
 class ScanAttributes(StrictModel):
@@ -197,11 +257,11 @@ class ScanAttributes(StrictModel):
     source_key: str
     """Hash of which files the scan was read from, and how; with another, it is read anew."""
     image_source: SourceRecord
-    label_source: SourceRecord | None
+    label_source: LabelSourceRecord | None
     centroid_source: FileRecord | None
     written_by: str
     notes: tuple[str, ...]
-    manifest: dict[str, ManifestEntry]
+    manifest: dict[str, ShardEntry | ManifestEntry]
     """Every file of the scan but its own ``zarr.json``."""
 
     def to_json(self) -> dict[str, Any]:

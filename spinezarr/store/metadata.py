@@ -2,7 +2,7 @@
 
 import json
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Literal
 
@@ -17,11 +17,11 @@ from zarr.storage import MemoryStore
 from spinezarr.geometry import ShapeZYX
 from spinezarr.store.attributes import ManifestEntry, seal
 from spinezarr.store.layout import (
-    BALANCED,
     IMAGE,
     LABEL,
     LABEL_CHUNKS,
     SCANS,
+    SMALL_ARRAY,
     BloscCodecSpec,
     Profile,
     fill_value,
@@ -30,6 +30,7 @@ from spinezarr.vertebrae import NAME_OF_VALUE
 
 __all__ = [
     "Separator",
+    "chunk_key",
     "other_separator",
     "root_files",
     "scan_files",
@@ -56,6 +57,17 @@ References
 ----------
 .. [1] https://zarr-specs.readthedocs.io/en/latest/v3/chunk-key-encodings/default/
 """
+
+
+def chunk_key(index: Iterable[int], separator: Separator) -> str:
+    """Return the key of a chunk or shard within its array.
+
+    Examples
+    --------
+    >>> chunk_key((0, 1, 2), ".")
+    'c.0.1.2'
+    """
+    return separator.join(("c", *map(str, index)))
 
 
 def other_separator(separator: Separator) -> Separator:
@@ -247,7 +259,7 @@ def _small_array(
         chunks=tuple(max(1, n) for n in values.shape),
         dtype=values.dtype,
         fill_value=0,
-        compressors=[_blosc(BALANCED.label, values.dtype), Crc32cCodec()],
+        compressors=[_blosc(SMALL_ARRAY, values.dtype), Crc32cCodec()],
         dimension_names=dimensions,
         attributes=dict(attributes),
         config={"write_empty_chunks": True},

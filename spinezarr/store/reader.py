@@ -21,15 +21,16 @@ from spinezarr.store.attributes import (
     OtherFormatError,
     RootAttributes,
     ScanAttributes,
+    ShardEntry,
     parse_root,
     unseal,
 )
 from spinezarr.store.files import open_filesystem, read_files
 from spinezarr.store.layout import FORMAT_VERSION, LABEL_CHUNKS, TABLE, scan_key
-from spinezarr.store.metadata import Separator
+from spinezarr.store.metadata import Separator, chunk_key
 from spinezarr.store.sharding import ChunkDamagedError, decode_chunk
 
-__all__ = ["ArraySpec", "ScanHandle", "StoreReader", "read_table"]
+__all__ = ["ArraySpec", "ScanHandle", "StoreReader", "parse_scan", "read_table"]
 
 _CHUNK_CODECS: Final = ["bytes", "blosc", "crc32c"]
 _SCANS_KEPT: Final = 4096
@@ -53,6 +54,8 @@ class ArraySpec:
     """Bytes of each shard that exists, by its index."""
     separator: Separator
     """Between the parts of a shard's key."""
+    shards: Mapping[ShapeZYX, ShardEntry]
+    """What the manifest says of each of them: the checksums of its index and chunks."""
 
     @property
     def chunks_per_shard_zyx(self) -> ShapeZYX:
@@ -62,7 +65,7 @@ class ArraySpec:
 
     def shard_path(self, shard_zyx: ShapeZYX) -> str:
         """Path of a shard in the store's file system."""
-        return f"{self.path}/{self.separator.join(('c', *map(str, shard_zyx)))}"
+        return f"{self.path}/{chunk_key(shard_zyx, self.separator)}"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -176,22 +179,20 @@ class StoreReader:
         except (FileNotFoundError, NotADirectoryError) as problem:
             raise UnknownScanError(f"{self.url}: has no scan {scan_id!r}.") from problem
         try:
-            metadata = unseal(raw)
-            attributes = ScanAttributes.model_validate_json(json.dumps(metadata["attributes"]))
-            arrays = metadata["consolidated_metadata"]["metadata"]
-            specs = {
-                name: _array_spec(attributes, name, f"{folder}/{name}", arrays[name])
-                for name in ("image", "label")
-                if name in arrays
-            }
-            rows = arrays[LABEL_CHUNKS]["shape"][0] if LABEL_CHUNKS in arrays else 0
-            described = {name: arrays[name]["attributes"] for name in (*specs, "z", "y", "x")}
-            return ScanHandle(attributes, specs["image"], specs.get("label"), int(rows), described)
+            scan = parse_scan(raw, folder)
+            self._check_place(scan.attributes, scan_id)
         except (ValueError, KeyError, TypeError, IndexError) as problem:
             raise CorruptStoreError(
                 f"{folder}/zarr.json: is not what spinezarr writes ({problem}). "
                 "Ingest this scan again."
             ) from problem
+        return scan
+
+    def _check_place(self, scan: ScanAttributes, scan_id: str) -> None:
+        """Refuse a scan that was put in the place of another."""
+        found, expected = (scan.dataset, scan.scan_id), (self.root.dataset, scan_id)
+        if found != expected:
+            raise ValueError(f"it is of dataset and scan {found}, expected {expected}")
 
     def _read_label_chunks(self, scan_id: str) -> npt.NDArray[np.uint32]:
         """Voxels of each label in each chunk of a scan's mask.
@@ -206,7 +207,7 @@ class StoreReader:
         out = np.empty((scan.label_chunk_rows, 5), np.uint32)
         if not scan.label_chunk_rows:
             return out
-        key = f"{LABEL_CHUNKS}/{scan.image.separator.join('c00')}"
+        key = f"{LABEL_CHUNKS}/{chunk_key((0, 0), scan.image.separator)}"
         path = f"{self.path}/{scan_key(scan_id)}/{key}"
         data = _checked(path, read_files(self.fs, [path]).get(path), scan.attributes.manifest[key])
         try:
@@ -277,10 +278,38 @@ def _checked(path: str, data: bytes | None, entry: ManifestEntry) -> bytes:
     found = ManifestEntry.of(data)
     if found != entry:
         raise CorruptStoreError(
-            f"{path}: is damaged: {found.size_bytes} bytes with crc32c {found.crc32c}, "
-            f"expected {entry.size_bytes} bytes with {entry.crc32c}. Ingest it again."
+            f"{path}: is damaged: {found.size_bytes} bytes with crc32 {found.crc32}, "
+            f"expected {entry.size_bytes} bytes with {entry.crc32}. Ingest it again."
         )
     return data
+
+
+def parse_scan(data: bytes, folder: str) -> ScanHandle:
+    """Read the ``zarr.json`` of a scan.
+
+    Parameters
+    ----------
+    data
+        Its content.
+    folder
+        Where the scan lies in the store's file system.
+
+    Raises
+    ------
+    ValueError, KeyError, TypeError, IndexError
+        If spinezarr did not write it, or it is damaged.
+    """
+    metadata = unseal(data)
+    attributes = ScanAttributes.model_validate_json(json.dumps(metadata["attributes"]))
+    arrays = metadata["consolidated_metadata"]["metadata"]
+    specs = {
+        name: _array_spec(attributes, name, f"{folder}/{name}", arrays[name])
+        for name in ("image", "label")
+        if name in arrays
+    }
+    rows = arrays[LABEL_CHUNKS]["shape"][0] if LABEL_CHUNKS in arrays else 0
+    described = {name: arrays[name]["attributes"] for name in (*specs, "z", "y", "x")}
+    return ScanHandle(attributes, specs["image"], specs.get("label"), int(rows), described)
 
 
 def _array_spec(
@@ -296,11 +325,12 @@ def _array_spec(
         raise ValueError(f"{name} has its shard index at the start")
     separator: Separator = metadata["chunk_key_encoding"]["configuration"]["separator"]
     prefix = f"{name}/c{separator}"
-    sizes = {
-        _zyx(key.removeprefix(prefix).split(separator)): entry.size_bytes
-        for key, entry in scan.manifest.items()
-        if key.startswith(prefix)
-    }
+    shards: dict[ShapeZYX, ShardEntry] = {}
+    for key, entry in scan.manifest.items():
+        if key.startswith(prefix):
+            if not isinstance(entry, ShardEntry):
+                raise ValueError(f"the manifest has no checksum of the index of {key}")
+            shards[_zyx(key.removeprefix(prefix).split(separator))] = entry
     return ArraySpec(
         scan_id=scan.scan_id,
         name=name,
@@ -309,8 +339,9 @@ def _array_spec(
         dtype=np.dtype(metadata["data_type"]),
         chunk_shape_zyx=_zyx(inner["chunk_shape"]),
         shard_shape_zyx=_zyx(metadata["chunk_grid"]["configuration"]["chunk_shape"]),
-        shard_sizes=sizes,
+        shard_sizes={shard: entry.size_bytes for shard, entry in shards.items()},
         separator=separator,
+        shards=shards,
     )
 
 

@@ -16,6 +16,7 @@ from typing import Any, Final
 import google_crc32c
 import numpy as np
 import numpy.typing as npt
+from isal import isal_zlib
 from numcodecs import blosc
 from typing_extensions import Buffer
 
@@ -26,6 +27,8 @@ __all__ = [
     "CHECKSUM_BYTES",
     "ChunkDamagedError",
     "assemble_shard",
+    "chunk_checksums",
+    "crc32",
     "crc32c",
     "decode_chunk",
     "encode_chunk",
@@ -56,6 +59,17 @@ def crc32c(data: Buffer) -> int:
     view = np.frombuffer(memoryview(data), np.uint8)
     view.flags.writeable = False  # all that google_crc32c takes without a copy
     return int(google_crc32c.value(view))
+
+
+def crc32(data: Buffer, value: int = 0) -> int:
+    """Return the CRC-32 (RFC 1952) of ``data`` that goes on after data of CRC-32 ``value``.
+
+    Examples
+    --------
+    >>> hex(crc32(b"6789", crc32(b"12345")))  # the check value of the catalogue of CRCs
+    '0xcbf43926'
+    """
+    return isal_zlib.crc32(data, value)
 
 
 def encode_chunk(chunk: npt.NDArray[Any], codec: BloscCodecSpec) -> bytes:
@@ -107,6 +121,21 @@ def assemble_shard(chunks: Mapping[int, bytes], n_chunks: int) -> bytes:
     packed_index = index.tobytes()
     checksum = crc32c(packed_index).to_bytes(CHECKSUM_BYTES, "little")
     return b"".join([*(chunks[position] for position in sorted(chunks)), packed_index, checksum])
+
+
+def chunk_checksums(shard: bytes) -> list[int]:
+    """Return the crc32c that each chunk of a whole shard ends with, by position; absent ones not.
+
+    A shard does not say how many chunks it has room for: its index is as long as its checksum fits.
+    """
+    checksum = shard[-CHECKSUM_BYTES:]
+    for n_chunks in range(1, len(shard) // 16 + 1):
+        packed = shard[-index_bytes(n_chunks) : -CHECKSUM_BYTES]
+        if crc32c(packed).to_bytes(CHECKSUM_BYTES, "little") == checksum:
+            index = parse_index(shard[-index_bytes(n_chunks) :], n_chunks, len(shard)).tolist()
+            ends = [offset + size for offset, size in index if offset != ABSENT]
+            return [int.from_bytes(shard[end - CHECKSUM_BYTES : end], "little") for end in ends]
+    raise ValueError("no index at the end of a shard")
 
 
 def index_bytes(n_chunks: int) -> int:

@@ -25,6 +25,7 @@ from spinezarr.store.attributes import (
     OtherFormatError,
     RootAttributes,
     ScanAttributes,
+    ShardEntry,
     parse_root,
     seal,
     unseal,
@@ -56,6 +57,7 @@ from spinezarr.store.ledger import LEDGER_FILE, Ledger, LedgerEntry
 from spinezarr.store.lock import LockGuard, StoreLock
 from spinezarr.store.metadata import (
     Separator,
+    chunk_key,
     other_separator,
     root_files,
     scan_files,
@@ -540,9 +542,9 @@ class ScanWriter:
         """Write a shard of ``image`` or ``label`` and enter it in the manifest."""
         if self._guard is not None:
             self._guard()
-        key = f"{array}/{self._separator.join(('c', *map(str, shard_zyx)))}"
+        key = f"{array}/{chunk_key(shard_zyx, self._separator)}"
         write_file(self._fs, f"{self._folder}/{key}", data)
-        self._manifest[key] = ManifestEntry.of(data)
+        self._manifest[key] = ShardEntry.of(data)
 
     def publish(
         self, facts: Mapping[str, Any], label_chunks: npt.NDArray[np.uint32] | None

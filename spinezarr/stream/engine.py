@@ -19,6 +19,7 @@ from spinezarr.store.layout import LABEL
 from spinezarr.store.reader import ArraySpec
 from spinezarr.store.sharding import (
     ABSENT,
+    CHECKSUM_BYTES,
     ChunkDamagedError,
     decode_chunk,
     index_bytes,
@@ -30,7 +31,7 @@ from spinezarr.stream.plan import ChunkRead, plan_reads
 __all__ = ["Engine"]
 
 _INDICES_KEPT: Final = 8192
-"""Shard indices kept in memory, about 4 kB each."""
+"""Shard indices kept in memory, about 6 kB each."""
 
 
 class Engine:
@@ -78,10 +79,18 @@ class Engine:
         chunk = np.empty(array.chunk_shape_zyx, array.dtype)
         for read, data in zip(reads, self._get(array, reads, ranges), strict=True):
             try:
+                self._check_place(array, read, data)
                 decode_chunk(data, chunk)
             except ChunkDamagedError as problem:
                 raise _corrupt(array, read, str(problem)) from problem
             out[read.within_box.slices] = chunk[read.within_chunk.slices]
+
+    def _check_place(self, array: ArraySpec, read: ChunkRead, data: bytes) -> None:
+        """Refuse a chunk, whole in itself or not, that is not the one the manifest names."""
+        found = int.from_bytes(data[-CHECKSUM_BYTES:], "little")
+        expected = int(self._shard_index(array, read.shard_zyx)[read.position, 2])
+        if found != expected:
+            raise ChunkDamagedError(f"ends with crc32c {found:08x}, expected {expected:08x}")
 
     def _get(
         self, array: ArraySpec, reads: Iterable[ChunkRead], ranges: list[ByteRange]
@@ -107,7 +116,7 @@ class Engine:
                 else f"the index of its shard {problem}"
             )
             raise _corrupt(array, read, f"cannot be found: {what}") from problem
-        offset, size = (int(value) for value in index[read.position])
+        offset, size = (int(value) for value in index[read.position, :2])
         if offset != ABSENT:
             return ByteRange(array.shard_path(read.shard_zyx), offset, offset + size)
         if array.name == LABEL:
@@ -115,11 +124,23 @@ class Engine:
         raise _corrupt(array, read, "is missing from its shard")
 
     def _read_index(self, array: ArraySpec, shard_zyx: ShapeZYX) -> npt.NDArray[np.uint64]:
+        """Return offset, size and crc32c of each chunk of a shard, by position."""
         size = array.shard_sizes[shard_zyx]
         n_chunks = math.prod(array.chunks_per_shard_zyx)
         tail = ByteRange(array.shard_path(shard_zyx), max(0, size - index_bytes(n_chunks)), size)
         (data,) = self._fetch([tail])
-        return parse_index(data, n_chunks, size)
+        index = parse_index(data, n_chunks, size)
+        entry = array.shards[shard_zyx]
+        found = f"{int.from_bytes(data[-CHECKSUM_BYTES:], 'little'):08x}"
+        if found != entry.index_crc32c:
+            raise ChunkDamagedError(
+                f"is another shard's: crc32c {found}, expected {entry.index_crc32c}"
+            )
+        checksums = np.full((n_chunks, 1), ABSENT, np.uint64)
+        checksums[index[:, 0] != ABSENT, 0] = np.frombuffer(
+            bytes.fromhex(entry.chunk_crc32c), ">u4"
+        )
+        return np.hstack([index, checksums])
 
 
 def _corrupt(array: ArraySpec, read: ChunkRead | None, problem: str) -> CorruptStoreError:

@@ -686,7 +686,15 @@ def test_where_compressed_voxels_end_a_file_they_start_nowhere_known(folder):
     assert "do not say where its voxels start" in refusal_unread(folder / "v.mha", content)
 
 
-@pytest.mark.parametrize("size", [100_000, 10**6, 10**12, 10**17])
+@pytest.mark.parametrize("size", [8193, 100_000, 10**12, 10**17])
+def test_a_volume_over_a_limit_is_refused_unread(folder, size):
+    for sizes in (f"{size} 1 1", f"1 {size} 1", f"1 1 {size}"):
+        for content in (header(DimSize=sizes) + VOXELS, packed_header(DimSize=sizes) + PACKED):
+            message = refusal_unread(folder / "v.mha", content)
+            assert re.search("at most 8192 along an axis.*--max-axis", message)
+
+
+@pytest.mark.parametrize("size", [2000, 2500])
 def test_a_volume_larger_than_its_file_can_hold_is_refused_unread(folder, size):
     sizes = f"{size} {size} {size}"
     plain = refusal_unread(folder / "v.mha", header(DimSize=sizes) + VOXELS)

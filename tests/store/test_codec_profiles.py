@@ -1,22 +1,39 @@
 """Codec profiles from ingest to readers."""
 
 import json
+import struct
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
+import hypothesis.extra.numpy as hnp
 import numpy as np
 import pytest
+import xarray as xr
+import zarr
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import spinezarr
-from spinezarr.errors import UsageError
+from spinezarr.errors import CorruptStoreError, UsageError
 from spinezarr.ingest.discover import discover
 from spinezarr.ingest.run import ingest
 from spinezarr.recipe import Recipe
 from spinezarr.store import layout
 from spinezarr.store.layout import BALANCED, PROFILES, BloscCodecSpec, profile_named
 from spinezarr.store.reader import StoreReader
+from spinezarr.store.sharding import (
+    CHECKSUM_BYTES,
+    ChunkDamagedError,
+    crc32c,
+    decode_chunk,
+    encode_chunk,
+)
 from spinezarr.testing import NiftiForm, write_nifti
 
+REAL = Path(__file__).parents[3] / "shared/data/real/lidc-idri"
+PROMISED = {"balanced": 0.88, "fast": 1.0, "small": 0.76}
+"""Bytes of the lidc-idri-0001 scan in the store, by those of its two .nii.gz files, at most."""
 PAIRS = Recipe.of_pairs("{scan}_ct.nii", "{scan}_seg.nii", name="pairs")
 AFFINE = np.diag([0.8, 0.8, 1.5, 1.0])
 
@@ -101,3 +118,146 @@ def test_amending_a_scan_leaves_the_description_of_its_voxels(tmp_path, monkeypa
     scan = spinezarr.open(out).scan("a")
     np.testing.assert_array_equal(scan.image, image)
     np.testing.assert_array_equal(scan.label, label)
+
+
+# Chunks
+
+
+@given(
+    st.sampled_from(list(PROFILES.values())),
+    st.sampled_from(["image", "label"]),
+    st.data(),
+    st.sampled_from(["int16", "float32", "float64", "uint8"]),
+)
+@settings(max_examples=60)
+def test_a_chunk_of_a_profile_comes_back_bit_for_bit(profile, array, data, dtype):
+    shape = data.draw(hnp.array_shapes(min_dims=3, max_dims=3, max_side=40))
+    seed = data.draw(st.integers(0, 2**32))
+    most = data.draw(st.sampled_from([0, 1, 40, 255]))  # from all alike to noise
+    rng = np.random.default_rng(seed)
+    n_bytes = np.dtype(dtype).itemsize * int(np.prod(shape))
+    raw = rng.integers(0, most, n_bytes, np.uint8, endpoint=True)
+    chunk = raw.view(dtype).reshape(shape)  # with every bit pattern a NaN may have
+    out = np.full(shape, 99, dtype)
+    decode_chunk(encode_chunk(chunk, getattr(profile, array)), out)
+    assert out.tobytes() == chunk.tobytes()
+
+
+@pytest.mark.parametrize("array", ["image", "label"])
+@pytest.mark.parametrize("name", PROFILES)
+def test_no_chunk_writes_past_the_voxels_it_may_fill(name, array):
+    """A chunk with a true checksum may still hold more than its header says."""
+    codec = getattr(PROFILES[name], array)
+    large = encode_chunk(np.arange(2**16, dtype=np.int16) % 300, codec)
+    packed = bytearray(large[:-CHECKSUM_BYTES])
+    for size in (64, 2**15, 2**17 - 2):
+        struct.pack_into("<I", packed, 4, size)
+        forged = bytes(packed) + crc32c(bytes(packed)).to_bytes(CHECKSUM_BYTES, "little")
+        room = np.full(2**17, 99, np.uint8)
+        with pytest.raises(ChunkDamagedError):
+            decode_chunk(forged, room[:size])
+        assert (room[size:] == 99).all()
+
+
+# Stores
+
+
+@pytest.fixture(scope="module", params=PROFILES)
+def profiled(request, tmp_path_factory):
+    """Name of a profile, a store in it, and image and mask of its scans."""
+    raw = tmp_path_factory.mktemp("raw")
+    pairs = {dtype: write_pair(raw, dtype, dtype) for dtype in ("int16", "float32", "float64")}
+    out = tmp_path_factory.mktemp("stores") / f"{request.param}.zarr"
+    report = bring(raw, out, codec=request.param)
+    assert not report.failed, report.failed
+    return request.param, out, pairs
+
+
+def test_every_reader_gives_the_voxels_of_the_files(profiled):
+    _, out, pairs = profiled
+    store = spinezarr.open(out)
+    for scan_id, voxels in pairs.items():
+        ours, plain = store.scan(scan_id), xr.open_zarr(out / "scans" / scan_id)
+        group = zarr.open_group(out / "scans" / scan_id, mode="r")
+        for name, expected in zip(("image", "label"), voxels, strict=True):
+            assert ours[name].dtype == expected.dtype
+            for found in (ours[name].to_numpy(), plain[name].to_numpy(), group[name][:]):
+                np.testing.assert_array_equal(found, expected)
+
+
+if find_spec("tensorstore"):
+
+    def test_tensorstore_gives_the_voxels_of_the_files(profiled):
+        import tensorstore  # noqa: PLC0415
+
+        _, out, pairs = profiled
+        for scan_id, voxels in pairs.items():
+            for name, expected in zip(("image", "label"), voxels, strict=True):
+                place = {"driver": "file", "path": str(out / "scans" / scan_id / name)}
+                array = tensorstore.open({"driver": "zarr3", "kvstore": place}).result()
+                np.testing.assert_array_equal(array.read().result(), expected)
+
+
+if find_spec("zarrs"):
+
+    def test_zarrs_gives_the_voxels_of_the_files(profiled):
+        _, out, pairs = profiled
+        with zarr.config.set({"codec_pipeline.path": "zarrs.ZarrsCodecPipeline"}):
+            for scan_id, voxels in pairs.items():
+                group = zarr.open_group(out / "scans" / scan_id, mode="r")
+                for name, expected in zip(("image", "label"), voxels, strict=True):
+                    np.testing.assert_array_equal(group[name][:], expected)
+
+
+def test_the_arrays_have_the_codecs_of_the_profile_and_those_are_specified(profiled):
+    name, out, _ = profiled
+    profile = PROFILES[name]
+    for array, spec in (("image", profile.image), ("label", profile.label)):
+        metadata = array_metadata(out, "int16", array)
+        (sharding,) = metadata["codecs"]
+        inner = sharding["configuration"]
+        assert sharding["name"] == "sharding_indexed"
+        assert inner["chunk_shape"] == list(profile.chunk_shape_zyx)
+        assert [codec["name"] for codec in inner["codecs"]] == ["bytes", "blosc", "crc32c"]
+        assert inner["codecs"][1]["configuration"] == {
+            "typesize": 2 if array == "image" else 1,
+            "cname": spec.cname,
+            "clevel": spec.clevel,
+            "shuffle": spec.shuffle,
+            "blocksize": spec.blocksize,
+        }
+
+
+@pytest.mark.parametrize("array", ["image", "label"])
+def test_no_damaged_chunk_is_read(profiled, array, tmp_path):
+    _, out, _ = profiled
+    path = out / "scans/int16" / array / "c/0/0/0"
+    sound = path.read_bytes()
+    try:
+        for at in (0, 5, len(sound) // 3):
+            damaged = bytearray(sound)
+            damaged[at] ^= 0x10
+            path.write_bytes(damaged)
+            with pytest.raises(CorruptStoreError, match=rf"'int16', {array} chunk .* has crc32c"):
+                spinezarr.open(out).scan("int16")[array].to_numpy()
+    finally:
+        path.write_bytes(sound)
+
+
+if REAL.is_dir():
+
+    @pytest.mark.parametrize("name", PROFILES)
+    def test_a_real_scan_is_as_small_as_promised(tmp_path, name):
+        raw, out = tmp_path / "raw", tmp_path / "s.zarr"
+        raw.mkdir()
+        source_bytes = 0
+        for part in ("ct", "seg"):
+            file = REAL / f"lidc-idri-0001_{part}.nii.gz"
+            source_bytes += file.stat().st_size
+            (raw / f"one_{part}.nii.gz").symlink_to(file)
+        recipe = Recipe.of_pairs("{scan}_ct.nii.gz", "{scan}_seg.nii.gz", name="pairs")
+        report = ingest(recipe, discover(recipe, str(raw)), str(out), codec=name)
+        assert not report.failed, report.failed
+        files = (out / "scans/one").rglob("*")
+        stored = sum(file.stat().st_size for file in files if file.is_file())
+        assert stored / source_bytes <= PROMISED[name]

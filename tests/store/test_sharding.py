@@ -16,6 +16,8 @@ from spinezarr.store.sharding import (
     CHECKSUM_BYTES,
     ChunkDamagedError,
     assemble_shard,
+    chunk_checksums,
+    crc32,
     crc32c,
     decode_chunk,
     encode_chunk,
@@ -203,8 +205,8 @@ def test_a_shard_is_what_zarr_python_would_write(tmp_path, dtype):
 
 def test_the_header_of_a_chunk_names_the_codec():
     _, _, flags, typesize, size, _, packed = struct.unpack_from("<4B3I", encode_chunk(LARGE, CODEC))
-    memcpyed, bitshuffled, format_lz4 = 1 << 1, 1 << 2, 1 << 5
-    assert flags & (bitshuffled | format_lz4) == bitshuffled | format_lz4
+    shuffled, memcpyed, format_lz4 = 1 << 0, 1 << 1, 1 << 5
+    assert flags & (shuffled | format_lz4) == shuffled | format_lz4
     assert not flags & memcpyed
     assert (typesize, size) == (2, LARGE.nbytes)
     assert packed == len(encode_chunk(LARGE, CODEC)) - CHECKSUM_BYTES
@@ -229,3 +231,21 @@ def test_an_index_of_another_length_is_refused(length):
     data = (index_of([(0, 1), (1, 1)]) + b"\0")[:length]
     with pytest.raises(ChunkDamagedError, match=rf"has {length} bytes, expected 36"):
         parse_index(data, 2, 100)
+
+
+@given(st.dictionaries(st.integers(0, 40), st.binary(min_size=1, max_size=9), max_size=9))
+def test_the_checksums_of_a_shards_chunks_are_found_whatever_their_number(contents):
+    chunks = {position: with_checksum(data) for position, data in contents.items()}
+    shard = assemble_shard(chunks, 41)
+    assert chunk_checksums(shard) == [crc32c(contents[position]) for position in sorted(contents)]
+
+
+def test_a_shard_without_an_index_has_no_checksums():
+    with pytest.raises(ValueError, match="no index"):
+        chunk_checksums(bytes(range(200)))
+
+
+def test_crc32_tells_two_chunks_of_equal_sizes_apart_and_crc32c_does_not():
+    one, other = with_checksum(b"one chunk"), with_checksum(b"and other")
+    assert crc32c(one) == crc32c(other)
+    assert crc32(one) != crc32(other)

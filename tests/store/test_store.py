@@ -28,6 +28,7 @@ from spinezarr.recipe import Recipe
 from spinezarr.store.audit_log import scan_identity
 from spinezarr.store.ledger import LedgerEntry
 from spinezarr.store.reader import StoreReader
+from spinezarr.store.sharding import assemble_shard
 from spinezarr.store.writer import StoreWriter
 from spinezarr.stream.lazy import _StoredArray
 from spinezarr.testing import NiftiForm, write_nifti
@@ -473,7 +474,7 @@ def test_what_a_killed_run_left_is_removed(copied):
 
 def test_a_discarded_scan_leaves_nothing(copied):
     scan = StoreWriter(str(copied), root_of(copied)).new_scan("new")
-    scan.write_shard("image", (0, 0, 0), b"x")
+    scan.write_shard("image", (0, 0, 0), assemble_shard({0: b"chunk"}, 1))
     scan.discard()
     assert not (copied / "scans/new").exists()
 

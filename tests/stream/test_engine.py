@@ -16,7 +16,7 @@ from spinezarr.geometry import Box
 from spinezarr.ingest.discover import discover
 from spinezarr.ingest.run import ingest
 from spinezarr.recipe import Recipe
-from spinezarr.store.attributes import ManifestEntry, seal, unseal
+from spinezarr.store.attributes import ShardEntry, seal, unseal
 from spinezarr.store.reader import StoreReader
 from spinezarr.store.sharding import ABSENT, assemble_shard, index_bytes, parse_index
 from spinezarr.stream.engine import Engine
@@ -221,7 +221,7 @@ def drop_chunk(copied, name, position):
     chunks = {i: data[a : a + n] for i, (a, n) in enumerate(index) if a != ABSENT}
     del chunks[position]
     path.write_bytes(assemble_shard(chunks, 4))
-    entry = ManifestEntry.of(path.read_bytes()).model_dump()
+    entry = ShardEntry.of(path.read_bytes()).model_dump()
     edit_manifest(copied, lambda manifest: manifest.update({f"{name}/{SHARD}": entry}))
 
 

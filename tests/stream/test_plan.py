@@ -15,7 +15,7 @@ small = st.tuples(*[st.integers(1, 3)] * 3)
 
 def array_of(shape, chunk, per_shard):
     shard = tuple(c * n for c, n in zip(chunk, per_shard, strict=True))
-    return ArraySpec("scan", "image", "p", shape, np.dtype("i2"), chunk, shard, {})
+    return ArraySpec("scan", "image", "p", shape, np.dtype("i2"), chunk, shard, {}, "/", {})
 
 
 @st.composite

@@ -1,0 +1,500 @@
+"""Size against decode and patch speed of chunk codecs and chunk shapes, on CT and mask.
+
+Every candidate packs the chunks of the same scans, is read back and compared voxel by voxel, then
+decodes all chunks and reads the same random patches, turn by turn with the others, round after
+round. Speeds are of one core: bytes of the volume, or patches, by the processor time of the thread,
+which a busy machine changes less than the time of the clock. What counts are the ratios to the
+default codec in the same turn. Background chunks of masks are not stored, as in a store; every
+chunk's crc32c is checked before it is decoded.
+"""
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
+from numcodecs import Blosc, Delta, GZip, Shuffle, Zstd, blosc
+from numcodecs.pcodec import PCodec
+from patches import boxes, machine, phantom_pair
+from rich.console import Console
+from rich.table import Table
+
+from spinezarr.geometry import Box, ShapeZYX
+from spinezarr.store.layout import PROFILES, BloscCodecSpec, chunk_grid, fill_value
+from spinezarr.store.reader import ArraySpec
+from spinezarr.store.sharding import crc32c, index_bytes
+from spinezarr.stream.plan import plan_reads
+
+Voxels = np.ndarray[Any, Any]
+
+SHAPES: tuple[ShapeZYX, ...] = (
+    (64, 48, 48), (64, 64, 64), (64, 64, 32), (32, 48, 48), (32, 32, 32),
+)  # fmt: skip
+KINDS = {"128^3": 6, "96^3": 12, "axial": 4, "sagittal": 4}
+"""Patches of each kind that every candidate reads in a turn."""
+SLOW = frozenset({"blosc zstd 9 byte", "gzip 6", "pcodec 12", "delta, shuffle, zstd 9"})
+"""Measured in the chunks of the profiles alone."""
+MASK_CODEC = "blosc zstd 5 -"
+"""Of the mask, beside an image codec that does not take uint8."""
+COLOURS = {
+    "blosc lz4": "#6baed6", "blosc lz4hc": "#08519c", "blosc zstd": "#d94801", "zstd": "#fdae6b",
+    "gzip": "#969696", "numcodecs": "#74c476", "pcodec": "#6a3d9a",
+}  # fmt: skip
+HALO = [withStroke(linewidth=3, foreground="white")]
+CONSOLE = Console(width=140)
+KIB = 1024
+BLOSC: tuple[tuple[Any, ...], ...] = (
+    ("lz4", 5, "bitshuffle", 16 * KIB), ("lz4", 5, "shuffle", 0), ("lz4", 5, "noshuffle", 0),
+    ("lz4hc", 3, "shuffle", 0), ("lz4hc", 5, "shuffle", 0), ("lz4hc", 7, "shuffle", 0),
+    ("lz4hc", 9, "shuffle", 16 * KIB), ("lz4hc", 9, "shuffle", 0), ("lz4hc", 9, "bitshuffle", 0),
+    ("zstd", 1, "shuffle", 1024 * KIB), ("zstd", 3, "shuffle", 16 * KIB),
+    ("zstd", 3, "shuffle", 32 * KIB), ("zstd", 3, "shuffle", 1024 * KIB),
+    ("zstd", 5, "shuffle", 64 * KIB), ("zstd", 5, "shuffle", 0), ("zstd", 6, "shuffle", 0),
+    ("zstd", 7, "shuffle", 0), ("zstd", 8, "shuffle", 128 * KIB), ("zstd", 9, "shuffle", 0),
+    ("zstd", 5, "bitshuffle", 1024 * KIB), ("zstd", 8, "noshuffle", 0),
+)  # fmt: skip
+"""Compressor, level, shuffle and bytes of a block; 0: as Blosc chooses."""
+SPECIFIED = frozenset({"blosc lz4", "blosc lz4hc", "blosc zstd", "zstd", "gzip"})
+"""Families that the Zarr v3 specification has."""
+SHUFFLES = {"noshuffle": "-", "shuffle": "byte", "bitshuffle": "bit"}
+
+
+@dataclass(frozen=True, slots=True)
+class Codec:
+    """A way to pack a chunk."""
+
+    name: str
+    family: str
+    encode: Callable[[Voxels], bytes]
+    decode: Callable[[bytes, Voxels], object]
+
+
+def blosc_name(spec: BloscCodecSpec) -> str:
+    """Name a Blosc codec in a few letters; 0 KiB blocks stand for Blosc's own choice."""
+    size = f" {spec.blocksize // 1024}K" if spec.blocksize else ""
+    return f"blosc {spec.cname} {spec.clevel} {SHUFFLES[spec.shuffle]}{size}"
+
+
+def of_blosc(spec: BloscCodecSpec) -> Codec:
+    """Return a candidate of C-Blosc 1."""
+    shuffle = list(SHUFFLES).index(spec.shuffle)
+    codec = Blosc(spec.cname, spec.clevel, shuffle, spec.blocksize)
+    return Codec(blosc_name(spec), f"blosc {spec.cname}", codec.encode, blosc.decompress)
+
+
+def chain(name: str, family: str, *codecs: Any) -> Codec:  # noqa: ANN401
+    """Return a candidate of numcodecs' codecs, one after the other."""
+
+    def encode(chunk: Voxels) -> bytes:
+        data: Any = chunk
+        for codec in codecs:
+            data = codec.encode(data)
+        return bytes(data)
+
+    def decode(data: bytes, out: Voxels) -> None:
+        packed: Any = data
+        for codec in codecs[:0:-1]:
+            packed = codec.decode(packed)
+        if len(codecs) > 1:
+            out.reshape(-1)[...] = np.asarray(codecs[0].decode(packed)).view(out.dtype).reshape(-1)
+        else:
+            codecs[0].decode(packed, out)
+
+    return Codec(name, family, encode, decode)
+
+
+def candidates(itemsize: int, *, quick: bool) -> list[Codec]:
+    """Return all candidates for voxels of ``itemsize`` bytes; speeds are compared to the first."""
+    chosen = [
+        *(of_blosc(spec) for spec in dict.fromkeys(_profile_codecs())),
+        of_blosc(BloscCodecSpec("lz4hc", 9, "bitshuffle", 16 * KIB)),
+        of_blosc(BloscCodecSpec("zstd", 5, "noshuffle", 0)),
+        chain("zstd 3", "zstd", Zstd(3)),
+    ]
+    if not quick:
+        chosen += [of_blosc(BloscCodecSpec(*numbers)) for numbers in BLOSC]
+        chosen += [
+            chain("gzip 6", "gzip", GZip(6)),
+            chain("zstd 9", "zstd", Zstd(9)),
+            chain("shuffle, zstd 9", "numcodecs", Shuffle(itemsize), Zstd(9)),
+        ]
+    if itemsize > 1:
+        chosen += [
+            chain(
+                "delta, shuffle, zstd 9", "numcodecs", Delta(f"<i{itemsize}"), Shuffle(2), Zstd(9)
+            ),
+            chain("pcodec 8", "pcodec", PCodec(8)),
+        ]
+        if not quick:
+            chosen += [chain(f"pcodec {level}", "pcodec", PCodec(level)) for level in (4, 12)]
+    return list({codec.name: codec for codec in chosen}.values())
+
+
+def _profile_codecs() -> Iterator[BloscCodecSpec]:
+    for profile in PROFILES.values():
+        yield from (profile.image, profile.label)
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """An array of a scan, and the size of its file."""
+
+    scan: str
+    array: str
+    voxels: Voxels
+    source_bytes: int
+
+
+def load(scan: str, array: str, path: Path) -> Source:
+    """Read a NIfTI file as the ingest stores it."""
+    image = nib.as_closest_canonical(nib.load(path))
+    voxels = np.asanyarray(image.dataobj).transpose(2, 1, 0)
+    dtype = np.dtype(np.int16 if array == "image" else np.uint8)
+    if not np.array_equal(voxels.astype(dtype), voxels):
+        raise SystemExit(f"{path}: does not fit {dtype}")
+    return Source(scan, array, np.ascontiguousarray(voxels, dtype), path.stat().st_size)
+
+
+def cut(source: Source, shape_zyx: ShapeZYX) -> Iterator[tuple[ShapeZYX, Voxels]]:
+    """Yield the chunks that a store holds, padded as it pads them."""
+    fill = fill_value(source.array, source.voxels.dtype)
+    for index in product(*map(range, chunk_grid(source.voxels.shape, shape_zyx))):
+        at = tuple(slice(i * n, (i + 1) * n) for i, n in zip(index, shape_zyx, strict=True))
+        inside = source.voxels[at]
+        if source.array == "label" and not inside.any():
+            continue
+        chunk = np.full(shape_zyx, fill, source.voxels.dtype)
+        chunk[tuple(slice(0, n) for n in inside.shape)] = inside
+        yield index, chunk
+
+
+class Packed:
+    """A source packed by one codec in one chunk shape."""
+
+    def __init__(self, source: Source, shape_zyx: ShapeZYX, codec: Codec) -> None:
+        self.codec = codec
+        self._source = source
+        chunks = list(cut(source, shape_zyx))
+        started = time.thread_time()
+        packed = [codec.encode(chunk) for _, chunk in chunks]
+        self.encode_s = time.thread_time() - started
+        self._chunks = {
+            index: (data, crc32c(data)) for (index, _), data in zip(chunks, packed, strict=True)
+        }
+        shape = source.voxels.shape
+        shard = tuple(n * c for n, c in zip(chunk_grid(shape, shape_zyx), shape_zyx, strict=True))
+        self._spec = ArraySpec(
+            source.scan, source.array, "", shape, source.voxels.dtype, shape_zyx, shard, {}
+        )
+        self._out = np.empty(shape_zyx, source.voxels.dtype)
+        n_chunks = int(np.prod(chunk_grid(shape, shape_zyx)))
+        self.stored_bytes = sum(len(data) + 4 for data in packed) + index_bytes(n_chunks)
+        whole = Box((0, 0, 0), shape)
+        if not np.array_equal(self.read(whole), source.voxels):
+            raise AssertionError(f"{codec.name} does not give the voxels back")
+
+    def _decode(self, index: ShapeZYX) -> Voxels:
+        data, checksum = self._chunks[index]
+        if crc32c(data) != checksum:
+            raise AssertionError("a chunk is damaged")
+        self.codec.decode(data, self._out)
+        return self._out
+
+    def decode_all(self) -> float:
+        """Return the seconds of the processor that decoding every chunk takes."""
+        started = time.thread_time()
+        for index in self._chunks:
+            self._decode(index)
+        return time.thread_time() - started
+
+    def read(self, box: Box) -> Voxels:
+        """Read a box as the engine does: plan, decode whole chunks, copy the wanted part."""
+        out = np.empty(box.shape_zyx, self._source.voxels.dtype)
+        for read in plan_reads(box, self._spec):
+            present = read.chunk_zyx in self._chunks
+            part = self._decode(read.chunk_zyx)[read.within_chunk.slices] if present else 0
+            out[read.within_box.slices] = part
+        return out
+
+    def read_all(self, wanted: Iterable[Box]) -> float:
+        """Return the seconds of the processor that some patches take."""
+        started = time.thread_time()
+        for box in wanted:
+            self.read(box)
+        return time.thread_time() - started
+
+
+def spread(seconds: list[float], amount: float) -> dict[str, float]:
+    """Return median, lowest and highest of ``amount`` by second."""
+    rates = [amount / max(s, 1e-9) for s in seconds]
+    return {"median": statistics.median(rates), "min": min(rates), "max": max(rates)}
+
+
+def measure(
+    source: Source, shape_zyx: ShapeZYX, codecs: list[Codec], rounds: int
+) -> list[dict[str, Any]]:
+    """Measure all codecs in turn, round after round, on one source and chunk shape."""
+    packed = [Packed(source, shape_zyx, codec) for codec in codecs]
+    decode_s: list[list[float]] = [[] for _ in packed]
+    patch_s: list[dict[str, list[float]]] = [{kind: [] for kind in KINDS} for _ in packed]
+    for turn in range(rounds):
+        for each, seconds in zip(packed, decode_s, strict=True):
+            seconds.append(each.decode_all())
+        for kind, n in KINDS.items():
+            wanted = boxes(kind, source.voxels.shape, turn, n)
+            for each, by_kind in zip(packed, patch_s, strict=True):
+                by_kind[kind].append(each.read_all(wanted))
+    first = statistics.median(decode_s[0])
+    return [
+        {
+            "scan": source.scan,
+            "array": source.array,
+            "chunk_shape_zyx": shape_zyx,
+            "codec": each.codec.name,
+            "family": each.codec.family,
+            "specified": each.codec.family in SPECIFIED,
+            "stored_bytes": each.stored_bytes,
+            "source_bytes": source.source_bytes,
+            "encode_mb_s": source.voxels.nbytes / 1e6 / each.encode_s,
+            "decode_mb_s": spread(seconds, source.voxels.nbytes / 1e6),
+            "decode_times_first": first / statistics.median(seconds),
+            "patches_s": {kind: spread(found, KINDS[kind]) for kind, found in by_kind.items()},
+        }
+        for each, seconds, by_kind in zip(packed, decode_s, patch_s, strict=True)
+    ]
+
+
+def together(rows: list[dict[str, Any]], scan: str) -> list[dict[str, Any]]:
+    """Join each image row of a scan with its mask's: bytes and times add up."""
+    label_rows = {
+        (tuple(row["chunk_shape_zyx"]), row["codec"]): row
+        for row in rows
+        if (row["scan"], row["array"]) == (scan, "label")
+    }
+    return [
+        _joined(row, label_rows, row["codec"])
+        for row in rows
+        if (row["scan"], row["array"]) == (scan, "image")
+    ]
+
+
+def _joined(
+    image: dict[str, Any], label_rows: dict[tuple[ShapeZYX, str], dict[str, Any]], mask_codec: str
+) -> dict[str, Any]:
+    shape = tuple(image["chunk_shape_zyx"])
+    label = label_rows.get((shape, mask_codec), label_rows.get((shape, MASK_CODEC)))
+    parts = [image] if label is None else [image, label]
+
+    def rate(pick: Callable[[dict[str, Any]], float]) -> float:
+        return 1 / sum(1 / pick(part) for part in parts)
+
+    return {
+        "codec": image["codec"],
+        "mask_codec": None if label is None else label["codec"],
+        "family": image["family"],
+        "specified": image["specified"],
+        "chunk_shape_zyx": shape,
+        "size": sum(p["stored_bytes"] for p in parts) / sum(p["source_bytes"] for p in parts),
+        "encode_mb_s": image["encode_mb_s"],
+        "decode_mb_s": image["decode_mb_s"]["median"],
+        "patches_s": {
+            kind: rate(lambda part, kind=kind: part["patches_s"][kind]["median"]) for kind in KINDS
+        },
+    }
+
+
+def frontier(points: list[dict[str, Any]], speed: Callable[[dict[str, Any]], float]) -> list[int]:
+    """Return the points than which none is both smaller and faster, smallest first."""
+    order = sorted(range(len(points)), key=lambda i: (points[i]["size"], -speed(points[i])))
+    best, kept = 0.0, []
+    for i in order:
+        if speed(points[i]) > best:
+            best = speed(points[i])
+            kept.append(i)
+    return kept
+
+
+def profile_names(points: list[dict[str, Any]]) -> dict[int, str]:
+    """Say which points are the images of the project's profiles."""
+    found: dict[int, list[str]] = {}
+    for profile in PROFILES.values():
+        wanted = (blosc_name(profile.image), profile.chunk_shape_zyx)
+        for i, point in enumerate(points):
+            if (point["codec"], point["chunk_shape_zyx"]) == wanted:
+                found.setdefault(i, []).append(profile.name)
+    return {i: " = ".join(names) for i, names in found.items()}
+
+
+def parse_scan(text: str) -> tuple[str, Path, Path | None]:
+    """Split ``CT.nii.gz,MASK.nii.gz`` or ``CT.nii.gz``."""
+    image, _, label = text.partition(",")
+    name = Path(image).name.removesuffix(".nii.gz").removesuffix("_ct")
+    return name, Path(image), Path(label) if label else None
+
+
+def measure_scan(
+    name: str, image: Path, label: Path | None, options: argparse.Namespace, *, first: bool
+) -> list[dict[str, Any]]:
+    """Measure a scan: every chunk shape of the first, the profiles' shapes of the others."""
+    own = tuple(dict.fromkeys(profile.chunk_shape_zyx for profile in PROFILES.values()))
+    shapes = tuple(dict.fromkeys((*own, *SHAPES))) if first and not options.quick else own
+    sources = [load(name, "image", image)]
+    if label is not None:
+        sources.append(load(name, "label", label))
+    rows = []
+    for source, shape in product(sources, shapes):
+        CONSOLE.log(f"{name} {source.array} {shape}")
+        codecs = candidates(source.voxels.itemsize, quick=options.quick)
+        if shape not in own:
+            codecs = [codec for codec in codecs if codec.name not in SLOW]
+        rows += measure(source, shape, codecs, options.rounds)
+    return rows
+
+
+def print_points(points: list[dict[str, Any]], scan: str) -> None:
+    """Print image and mask together, smallest first; a star marks a profile."""
+    names = profile_names(points)
+    reference = next(p for p in points if p["codec"] == points[0]["codec"])
+    table = Table(
+        "codec", "chunk z, y, x", "size", "encode MB/s", "decode MB/s", *KINDS, title=scan
+    )
+    for i in sorted(range(len(points)), key=lambda i: points[i]["size"]):
+        point = points[i]
+        table.add_row(
+            point["codec"] + (f"  * {names[i]}" if i in names else ""),
+            " x ".join(map(str, point["chunk_shape_zyx"])),
+            f"{point['size']:.3f}",
+            f"{point['encode_mb_s']:.0f}",
+            f"{point['decode_mb_s']:.0f}",
+            *(f"{point['patches_s'][k] / reference['patches_s'][k]:.2f} x" for k in KINDS),
+            style=None if point["specified"] else "dim",
+        )
+    CONSOLE.print(table)
+
+
+def draw(points: list[dict[str, Any]], scan: str, path: Path) -> None:
+    """Draw size against speeds, up to the size of the source; name what lies on the frontier."""
+    figure = Figure((12, 6.2), dpi=90, facecolor="white", layout="constrained")
+    panels = figure.subplots(1, 2)
+    _draw_panel(panels[0], points, lambda p: p["decode_mb_s"], "decoded MB/s of one core")
+    _draw_panel(
+        panels[1], points, lambda p: p["patches_s"]["128^3"], "128³ patches a second of one core"
+    )
+    panels[0].legend(loc="upper left", fontsize=8, title="large: chunk shape of the profiles")
+    figure.suptitle(f"{scan}, image and mask: fewer bytes to the left, faster upwards", fontsize=11)
+    figure.savefig(path)
+
+
+def _draw_panel(
+    axes: Axes, points: list[dict[str, Any]], speed: Callable[[dict[str, Any]], float], text: str
+) -> None:
+    own = {profile.chunk_shape_zyx for profile in PROFILES.values()}
+    for family, colour in COLOURS.items():
+        for large in (True, False):
+            chosen = [
+                p
+                for p in points
+                if p["family"] == family and (p["chunk_shape_zyx"] in own) == large
+            ]
+            axes.scatter(
+                [p["size"] for p in chosen],
+                [speed(p) for p in chosen],
+                s=38 if large else 10,
+                alpha=0.9 if large else 0.4,
+                color=colour,
+                linewidths=0,
+                label=family if large and chosen else None,
+            )
+    edge = frontier(points, speed)
+    xs, ys = [points[i]["size"] for i in edge], [speed(points[i]) for i in edge]
+    axes.step(xs, ys, where="post", color="0.55", linewidth=1, zorder=0)
+    for i, name in profile_names(points).items():
+        at = (points[i]["size"], speed(points[i]))
+        axes.scatter(*at, s=190, marker="*", color="black", zorder=4)
+        axes.annotate(
+            name,
+            at,
+            (12, -4),
+            textcoords="offset points",
+            weight="bold",
+            fontsize=11,
+            path_effects=HALO,
+        )
+    room = max(ys) / 28
+    taken = [speed(points[i]) for i in profile_names(points)]
+    for i in edge:
+        point = points[i]
+        z, y, x = point["chunk_shape_zyx"]
+        at = (point["size"], speed(point))
+        if any(abs(at[1] - other) < room for other in taken):
+            continue
+        taken.append(at[1])
+        axes.annotate(
+            f"{point['codec'].removeprefix('blosc ')}, {z}·{y}·{x}",
+            at,
+            (7, -3),
+            textcoords="offset points",
+            fontsize=8,
+            color="0.2",
+            path_effects=HALO,
+        )
+    axes.set_xlabel("stored bytes / bytes of the .nii.gz files")
+    axes.set_ylabel(text)
+    axes.set_ylim(bottom=0)
+    axes.set_xlim(right=1.02)
+    axes.grid(color="0.92")
+    axes.set_axisbelow(True)
+
+
+def main() -> None:
+    """Measure, print a table, write JSON and a plot."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        "scans", nargs="*", help="CT.nii.gz,MASK.nii.gz or CT.nii.gz; else a phantom"
+    )
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--quick", action="store_true", help="few candidates, one chunk shape")
+    parser.add_argument("--json", type=Path, help="where to write the figures")
+    parser.add_argument("--png", type=Path, help="where to draw the first scan's frontier")
+    parser.add_argument("--again", type=Path, help="show the figures of an earlier --json")
+    options = parser.parse_args()
+    blosc.set_nthreads(1)
+    if options.again:
+        rows = json.loads(options.again.read_text())["rows"]
+    else:
+        rows = measure_scans([parse_scan(text) for text in options.scans], options)
+    first = rows[0]["scan"]
+    points = together(rows, first)
+    print_points(points, first)
+    if options.png:
+        draw(points, first, options.png)
+
+
+def measure_scans(
+    scans: list[tuple[str, Path, Path | None]], options: argparse.Namespace
+) -> list[dict[str, Any]]:
+    """Measure scans, and a phantom; write the figures after each."""
+    rows: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as folder:
+        if not options.quick or not scans:
+            scans.append(("phantom", *phantom_pair(Path(folder))))
+        for name, image, label in scans:
+            rows += measure_scan(name, image, label, options, first=name == scans[0][0])
+            if options.json:
+                options.json.write_text(json.dumps({**machine(), "rows": rows}, indent=1))
+    return rows
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,183 @@
+"""``spinezarr export``: a store's scans as files of other formats."""
+
+import math
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from threading import Event
+from typing import Annotated, Final
+
+import numpy as np
+import typer
+from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
+
+import spinezarr
+from spinezarr.cli.console import (
+    ERR,
+    OUT,
+    SHOWN,
+    SOME_FAILED,
+    errors_for_users,
+    make_folder,
+    new_table,
+    print_capped,
+    print_json,
+)
+from spinezarr.cli.options import AsJson, CatalogFile, StoreUrl
+from spinezarr.errors import SpinezarrError, UnknownScanError, UsageError
+from spinezarr.export.nifti import ExportedScan, file_name
+
+__all__ = ["app"]
+
+_COLUMNS: Final = (
+    TextColumn("[bold]export"),
+    BarColumn(bar_width=None),
+    DownloadColumn(),
+    TransferSpeedColumn(),
+    TimeRemainingColumn(elapsed_when_finished=True),
+)
+
+app = typer.Typer(help="Give scans back as files of other formats.", no_args_is_help=True)
+
+
+@app.callback()
+def _export() -> None:
+    """Give scans back as files of other formats."""
+
+
+@app.command(no_args_is_help=True)
+def nifti(
+    store: StoreUrl,
+    *,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the files.")],
+    scan: Annotated[
+        list[str] | None, typer.Option(metavar="ID", help="Only this scan; may be repeated.")
+    ] = None,
+    uncompressed: Annotated[
+        bool, typer.Option("--uncompressed", help="Write .nii, not .nii.gz.")
+    ] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace files that are there.")
+    ] = False,
+    as_json: AsJson = False,
+    catalog: CatalogFile = None,
+) -> None:
+    """Write each scan as NIfTI: the source's voxels, type, axis order and affine, bit for bit.
+
+    Image and mask become DIR/SCAN_ct.nii.gz and DIR/SCAN_seg.nii.gz.
+
+    Exit code 0: every scan is written; 1: some failed, all others are; 2: wrong usage.
+
+    Example:  spinezarr export nifti demo/ctspine1k.zarr --out nifti
+    """
+    with errors_for_users():
+        opened = spinezarr.open(store, catalog=catalog)
+        names = _chosen(opened, scan)
+        make_folder(out)
+        if not overwrite:
+            _refuse_to_replace(names, out, compressed=not uncompressed)
+        done, failed = _export_all(opened, names, out, compressed=not uncompressed)
+        if as_json:
+            print_json({"done": [_plain(d) for d in done], "failed": failed})
+        else:
+            _print(done, failed, out)
+        raise typer.Exit(SOME_FAILED if failed else 0)
+
+
+def _plain(exported: ExportedScan) -> dict[str, object]:
+    return {
+        "scan_id": exported.scan_id,
+        "files": list(exported.files),
+        "notes": list(exported.notes),
+    }
+
+
+def _chosen(store: "spinezarr.Store", wanted: Sequence[str] | None) -> list[str]:
+    known = [str(name) for name in store.table.scan.to_numpy()]
+    if wanted is None:
+        return known
+    if unknown := sorted(set(wanted) - set(known)):
+        raise UnknownScanError(f"{store.url}: has no scan {unknown[0]!r}.")
+    return list(dict.fromkeys(wanted))
+
+
+def _export_all(
+    store: "spinezarr.Store", names: Sequence[str], out: Path, *, compressed: bool
+) -> tuple[list[ExportedScan], dict[str, str]]:
+    """Export scans side by side; return what was written, and why others were not."""
+    done: list[ExportedScan] = []
+    failed: dict[str, str] = {}
+    interrupted = Event()
+    with Progress(*_COLUMNS, console=ERR) as progress:
+        task = progress.add_task("export", total=_voxel_bytes(store, names))
+
+        def advance(size_bytes: int) -> None:
+            if interrupted.is_set():
+                raise KeyboardInterrupt
+            progress.advance(task, size_bytes)
+
+        def export(name: str) -> ExportedScan | str:
+            try:
+                return store.export_nifti(name, out, compressed=compressed, on_bytes=advance)
+            except SpinezarrError as problem:
+                return str(problem)
+
+        pool = ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="spinezarr-export")
+        try:
+            for name, result in zip(names, pool.map(export, names), strict=True):
+                if isinstance(result, ExportedScan):
+                    done.append(result)
+                else:
+                    failed[name] = result
+        except BaseException:
+            interrupted.set()
+            raise
+        finally:
+            pool.shutdown(cancel_futures=True)
+    return done, failed
+
+
+def _voxel_bytes(store: "spinezarr.Store", names: Sequence[str]) -> int:
+    """Sum up the stored voxels of image and mask."""
+    table = store.table.sel(scan=list(names))
+    columns = (table.shape_zyx, table.image_dtype, table.label_state)
+    return sum(
+        math.prod(shape) * (np.dtype(str(dtype)).itemsize + (state != "none"))
+        for shape, dtype, state in zip(*(c.to_numpy().tolist() for c in columns), strict=True)
+    )
+
+
+def _refuse_to_replace(names: Sequence[str], out: Path, *, compressed: bool) -> None:
+    for name in names:
+        for array in ("image", "label"):
+            path = out / file_name(name, array, compressed=compressed)
+            if path.exists():
+                raise UsageError(
+                    f"{path}: is there already. Choose another folder, or give --overwrite."
+                )
+
+
+def _print(done: Sequence[ExportedScan], failed: dict[str, str], out: Path) -> None:
+    files = sum(len(exported.files) for exported in done)
+    OUT.print(f"Wrote {files} files of {len(done)} scans to {escape(str(out))}.", soft_wrap=True)
+    notes = [(exported.scan_id, note) for exported in done for note in exported.notes]
+    _print_rows("Notes", "note", notes)
+    _print_rows("Failed", "reason", list(failed.items()))
+
+
+def _print_rows(title: str, column: str, rows: Sequence[tuple[str, str]]) -> None:
+    if not rows:
+        return
+    table = new_table(title, "scan", column)
+    for row in rows[:SHOWN]:
+        table.add_row(*map(escape, row))
+    print_capped(table, len(rows))

@@ -1,0 +1,1 @@
+"""Whether a store is whole: every byte against the manifests, every voxel against the source."""

@@ -1,0 +1,178 @@
+"""Whether stored voxels are those of the source files, compared slab by slab."""
+
+import math
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import fsspec
+import numpy as np
+import numpy.typing as npt
+
+from spinezarr.errors import SpinezarrError, UsageError
+from spinezarr.formats import Volume, open_volume
+from spinezarr.geometry import AxisMap, ShapeZYX
+from spinezarr.ingest.chunks import stored_labels
+from spinezarr.ingest.scan import open_label
+from spinezarr.store.attributes import LabelSourceRecord, SourceRecord
+from spinezarr.store.files import open_filesystem
+from spinezarr.store.reader import ArraySpec, ScanHandle, StoreReader
+from spinezarr.stream.engine import Engine
+from spinezarr.stream.fetch import fetcher_for
+from spinezarr.verify.fault import Fault
+from spinezarr.verify.files import OnBytes
+
+__all__ = ["compare_with_source"]
+
+
+def compare_with_source(
+    url: str,
+    raw: str,
+    scans: Sequence[str],
+    *,
+    storage_options: Mapping[str, Any] | None = None,
+    raw_options: Mapping[str, Any] | None = None,
+    on_total: OnBytes = lambda _: None,
+    on_bytes: OnBytes = lambda _: None,
+) -> list[Fault]:
+    """Read the source files of scans again and compare them with what is stored, voxel by voxel.
+
+    Parameters
+    ----------
+    url
+        Path or URL of the store.
+    raw
+        Folder or URL that the paths of the source files are relative to.
+    scans
+        Scan ids.
+    storage_options, raw_options
+        For the file systems of the store and of ``raw``.
+    on_total
+        Called first with the bytes of all voxels that will be compared, as stored.
+    on_bytes
+        Called with each further number of them, from several threads.
+
+    Raises
+    ------
+    UsageError
+        If ``raw`` is no folder, the store has pseudonyms, or the format of a file needs a package
+        that is not installed.
+    CorruptStoreError, UnknownScanError
+        If a scan cannot be read.
+    """
+    reader = StoreReader(url, storage_options)
+    if reader.root.pseudonym_key is not None:
+        raise UsageError(
+            f"{url}: hides the names of its source files, so they cannot be found in {raw}. "
+            "Compare a store that is made without --pseudonymize."
+        )
+    fs, root = open_filesystem(raw, raw_options)
+    if not fs.isdir(root):
+        raise UsageError(f"raw folder {raw!r} is no folder. Give the one that was ingested.")
+    handles = [reader.scan(name) for name in scans]
+    specs = [spec for scan in handles for spec in scan.arrays]
+    on_total(sum(math.prod(spec.shape_zyx) * spec.dtype.itemsize for spec in specs))
+    engine = Engine(fetcher_for(reader.fs))
+
+    def compare(scan: ScanHandle) -> list[Fault]:
+        return [*_compare_scan(scan, engine, fs, root, on_bytes)]
+
+    pool = ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="spinezarr-compare")
+    try:
+        return [fault for faults in pool.map(compare, handles) for fault in faults]
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _compare_scan(
+    scan: ScanHandle, engine: Engine, fs: fsspec.AbstractFileSystem, root: str, on_bytes: OnBytes
+) -> Iterator[Fault]:
+    facts = scan.attributes
+    records = {"image": facts.image_source, "label": facts.label_source}
+    for spec in scan.arrays:
+        record = records[spec.name]
+        if record is None:
+            continue
+        try:
+            yield from _compare_array(spec, record, _open(fs, root, record), engine, on_bytes)
+        except UsageError:
+            raise
+        except (SpinezarrError, OSError) as problem:
+            what = f"no such file: {problem}" if _is_absent(problem) else str(problem)
+            yield Fault(facts.scan_id, record.file, "source", what, _described(record))
+
+
+def _is_absent(problem: Exception) -> bool:
+    return isinstance(problem, FileNotFoundError)
+
+
+def _described(record: SourceRecord) -> str:
+    return f"{record.size_bytes} bytes with sha256 {record.sha256}"
+
+
+def _open(fs: fsspec.AbstractFileSystem, root: str, record: SourceRecord) -> Volume:
+    if isinstance(record, LabelSourceRecord) and record.parts:
+        merged = open_label(fs, root, None, record.parts)
+        if merged is not None:
+            return merged
+    return open_volume(fs, f"{root}/{record.file}")
+
+
+@dataclass(slots=True)
+class _Difference:
+    """The voxels that differ so far."""
+
+    count: int = 0
+    first_zyx: ShapeZYX | None = None
+    words: tuple[str, str] = ("", "")
+
+    def add(self, stored: npt.NDArray[Any], source: npt.NDArray[Any], start_zyx: ShapeZYX) -> None:
+        differs = stored != source
+        if stored.dtype.kind == "f":
+            differs &= ~(np.isnan(stored) & np.isnan(source))
+        if not differs.any():
+            return
+        self.count += int(np.count_nonzero(differs))
+        at = np.unravel_index(int(differs.argmax()), differs.shape)
+        z, y, x = (int(i) + start for i, start in zip(at, start_zyx, strict=True))
+        if self.first_zyx is None or (z, y, x) < self.first_zyx:
+            self.first_zyx = (z, y, x)
+            self.words = (str(stored[at]), str(source[at]))
+
+
+def _compare_array(
+    spec: ArraySpec, record: SourceRecord, volume: Volume, engine: Engine, on_bytes: OnBytes
+) -> Iterator[Fault]:
+    """Compare one array with its source; a mask after its values are mapped as the ingest does."""
+    grid = (volume.grid.shape_ijk, volume.grid.affine.tolist())
+    if grid != (record.shape_ijk, [list(row) for row in record.affine_ijk]):
+        found = f"another grid: {volume.grid.describe()}"
+        yield Fault(spec.scan_id, record.file, "source", found, _described(record))
+        return
+    axis_map = AxisMap.of_axcodes(record.orientation)
+    boxes = axis_map.slabs(spec.shape_zyx, spec.chunk_shape_zyx)
+    axis = axis_map.source_axis_zyx.index(2)
+    difference = _Difference()
+    slabs = volume.slabs([box.shape_zyx[axis] for box in boxes])
+    # strict: asking for one slab more makes the volume check its file to the end.
+    for box, slab in zip(boxes, slabs, strict=True):
+        source = axis_map.to_zyx(slab)
+        if isinstance(record, LabelSourceRecord):
+            source, _ = stored_labels(source, record.values)
+        stored = np.empty(box.shape_zyx, spec.dtype)
+        engine.read_into(spec, box, stored)
+        difference.add(stored, source, box.start_zyx)
+        on_bytes(stored.nbytes)
+    file = volume.source_file()
+    if (file.size_bytes, file.sha256) != (record.size_bytes, record.sha256):
+        found = f"{file.size_bytes} bytes with sha256 {file.sha256}"
+        yield Fault(spec.scan_id, record.file, "source", found, _described(record))
+    if difference.count:
+        stored_word, source_word = difference.words
+        found = (
+            f"{difference.count} voxels differ, first {spec.name} {difference.first_zyx} "
+            f"(z, y, x): {stored_word}"
+        )
+        yield Fault(spec.scan_id, record.file, "voxels", found, f"{source_word}, as in the source")

@@ -1,0 +1,167 @@
+"""One scan: its metadata, and every file that its manifest names."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import product
+
+import numpy as np
+
+from spinezarr.geometry import ShapeZYX
+from spinezarr.store.attributes import RootAttributes, ScanAttributes, unseal
+from spinezarr.store.layout import LABEL, LABEL_CHUNKS, chunk_grid, scan_key
+from spinezarr.store.metadata import chunk_key
+from spinezarr.store.reader import ArraySpec, ScanHandle, parse_scan
+from spinezarr.store.sharding import ChunkDamagedError, decode_chunk
+from spinezarr.verify.fault import Fault
+from spinezarr.verify.files import OnBytes, StoreFiles, read_error, seal_problem, unreadable
+from spinezarr.verify.shard import check_shard
+
+__all__ = ["CheckedScan", "check_scan"]
+
+
+@dataclass(frozen=True, slots=True)
+class CheckedScan:
+    """What was found of one scan."""
+
+    scan_id: str
+    attributes: ScanAttributes | None
+    """None if they cannot be read."""
+    faults: tuple[Fault, ...]
+
+
+def check_scan(
+    files: StoreFiles, scan_id: str, root: RootAttributes | None, on_bytes: OnBytes
+) -> CheckedScan:
+    """Read every byte of a scan.
+
+    Parameters
+    ----------
+    files
+        Of the store.
+    scan_id
+        Name of the scan's folder.
+    root
+        The dataset that it must be of, if that is known.
+    on_bytes
+        Hears of progress.
+    """
+    key = f"{scan_key(scan_id)}/zarr.json"
+    written = "the metadata of this scan as spinezarr wrote them"
+    try:
+        raw = files.read(key)
+    except OSError as problem:
+        return CheckedScan(scan_id, None, (read_error(scan_id, key, problem, written),))
+    on_bytes(len(raw))
+    if (found := seal_problem(raw)) is not None:
+        return CheckedScan(scan_id, None, (Fault(scan_id, key, "damaged", found, written),))
+    try:
+        scan = parse_scan(raw, f"{files.path}/{scan_key(scan_id)}")
+    except (ValueError, KeyError, TypeError, IndexError) as error:
+        return CheckedScan(
+            scan_id, None, (Fault(scan_id, key, "damaged", unreadable(error), written),)
+        )
+    check = _Check(files, scan_id, scan, unseal(raw)["consolidated_metadata"]["metadata"], on_bytes)
+    faults = (*_place_faults(scan.attributes, scan_id, key, root), *check.faults())
+    return CheckedScan(scan_id, scan.attributes, faults)
+
+
+def _place_faults(
+    scan: ScanAttributes, scan_id: str, key: str, root: RootAttributes | None
+) -> Iterator[Fault]:
+    if scan.scan_id != scan_id:
+        yield Fault(scan_id, key, "misplaced", f"scan {scan.scan_id!r}", f"scan {scan_id!r}")
+    if root is not None and scan.dataset != root.dataset:
+        found, expected = f"a scan of dataset {scan.dataset!r}", f"one of {root.dataset!r}"
+        yield Fault(scan_id, key, "misplaced", found, expected)
+
+
+class _Check:
+    """Goes through the files of a scan whose metadata can be read."""
+
+    def __init__(
+        self,
+        files: StoreFiles,
+        scan_id: str,
+        scan: ScanHandle,
+        consolidated: dict[str, dict[str, object]],
+        on_bytes: OnBytes,
+    ) -> None:
+        self._files = files
+        self._scan_id = scan_id
+        self._scan = scan
+        self._consolidated = consolidated
+        self._on_bytes = on_bytes
+        self._folder = scan_key(scan_id)
+
+    def faults(self) -> Iterator[Fault]:
+        manifest = self._scan.attributes.manifest
+        chunks = {spec.name: self._chunks(spec) for spec in self._scan.arrays}
+        shards = {
+            f"{spec.name}/{chunk_key(shard, spec.separator)}": (spec, shard, entry)
+            for spec in self._scan.arrays
+            for shard, entry in spec.shards.items()
+        }
+        for key, entry in manifest.items():
+            if key in shards:
+                spec, shard, known = shards[key]
+                yield from check_shard(
+                    self._files,
+                    spec,
+                    shard,
+                    known,
+                    chunks=chunks[spec.name],
+                    on_bytes=self._on_bytes,
+                )
+                continue
+            place = f"{self._folder}/{key}"
+            found = self._files.check(self._scan_id, place, entry, self._on_bytes)
+            yield from found or self._metadata_faults(key)
+        yield from self._absent_shards()
+        yield from self._absent_metadata()
+
+    def _metadata_faults(self, key: str) -> Iterator[Fault]:
+        """Compare the metadata of an array with the copy of them that readers use."""
+        name, slash, file = key.rpartition("/")
+        if not slash or file != "zarr.json":
+            return
+        own = json.loads(self._files.read(f"{self._folder}/{key}"))
+        copy = dict(self._consolidated.get(name, {}))
+        if copy.get("node_type") == "group":
+            copy.pop("consolidated_metadata", None)
+        if own != copy:
+            place, said = f"{self._folder}/{key}", f"what {self._folder}/zarr.json says of it"
+            yield Fault(self._scan_id, place, "damaged", "other metadata", said)
+
+    def _absent_shards(self) -> Iterator[Fault]:
+        """Find shards that the manifest must name and does not."""
+        for spec in self._scan.arrays:
+            chunks = self._chunks(spec)
+            per_shard = spec.chunks_per_shard_zyx
+            needed = {
+                tuple(i // n for i, n in zip(chunk, per_shard, strict=True))
+                for chunk in chunks or ()
+            }
+            for shard in sorted(needed - set(spec.shard_sizes)):
+                place = f"{self._folder}/{spec.name}/{chunk_key(shard, spec.separator)}"
+                yield Fault(self._scan_id, place, "missing", "not in the manifest", "a shard")
+
+    def _absent_metadata(self) -> Iterator[Fault]:
+        for name in self._consolidated:
+            if f"{name}/zarr.json" not in self._scan.attributes.manifest:
+                place = f"{self._folder}/{name}/zarr.json"
+                yield Fault(self._scan_id, place, "missing", "not in the manifest", "metadata")
+
+    def _chunks(self, spec: ArraySpec) -> frozenset[ShapeZYX] | None:
+        """Return the chunks that an array must hold; None if that cannot be known."""
+        if spec.name != LABEL:
+            nz, ny, nx = chunk_grid(spec.shape_zyx, spec.chunk_shape_zyx)
+            return frozenset(product(range(nz), range(ny), range(nx)))
+        counts = np.empty((self._scan.label_chunk_rows, 5), np.uint32)
+        if counts.size:
+            try:
+                key = f"{LABEL_CHUNKS}/{chunk_key((0, 0), spec.separator)}"
+                decode_chunk(self._files.read(f"{self._folder}/{key}"), counts)
+            except (OSError, ChunkDamagedError):
+                return None  # which is a fault of that file
+        return frozenset((z, y, x) for z, y, x in counts[:, 1:4].tolist())

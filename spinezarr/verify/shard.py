@@ -1,0 +1,174 @@
+"""One shard: its size, its index, each chunk's checksum, and that no byte belongs to none."""
+
+import math
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from typing import BinaryIO, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from spinezarr.geometry import ShapeZYX
+from spinezarr.store.attributes import ShardEntry
+from spinezarr.store.reader import ArraySpec
+from spinezarr.store.sharding import (
+    ABSENT,
+    CHECKSUM_BYTES,
+    ChunkDamagedError,
+    crc32,
+    crc32c,
+    index_bytes,
+    parse_index,
+)
+from spinezarr.verify.fault import Fault, Kind
+from spinezarr.verify.files import OnBytes, StoreFiles, read_error
+
+__all__ = ["check_shard"]
+
+_BLOCK_BYTES: Final = 1 << 22
+
+
+@dataclass(frozen=True, slots=True)
+class _Problem:
+    kind: Kind
+    found: str
+    expected: str
+
+
+def check_shard(
+    files: StoreFiles,
+    array: ArraySpec,
+    shard_zyx: ShapeZYX,
+    entry: ShardEntry,
+    *,
+    chunks: Collection[ShapeZYX] | None,
+    on_bytes: OnBytes,
+) -> list[Fault]:
+    """Read a whole shard, one chunk in memory at a time.
+
+    Parameters
+    ----------
+    files
+        Of the store.
+    array
+        Which the shard belongs to.
+    shard_zyx
+        Its index.
+    entry
+        What the manifest says of it.
+    chunks
+        Those that the array must hold, and no others; None if that is not known.
+    on_bytes
+        Hears of progress.
+    """
+    key = array.shard_path(shard_zyx)[len(files.path) + 1 :]
+    try:
+        with files.open(key) as raw:
+            size = raw.seek(0, 2)
+            if size == entry.size_bytes:
+                reading = _Reading(raw, array, shard_zyx, chunks, on_bytes)
+                problems = [*reading.problems(entry)]
+            else:
+                on_bytes(size)
+                of_size = _Problem("damaged", f"{size} bytes", f"{entry.size_bytes} bytes")
+                problems = [of_size]
+    except OSError as problem:
+        expected = f"{entry.size_bytes} bytes with crc32 {entry.crc32}"
+        return [read_error(array.scan_id, key, problem, expected)]
+    return [Fault(array.scan_id, key, p.kind, p.found, p.expected) for p in problems]
+
+
+class _Reading:
+    """One pass over a shard."""
+
+    def __init__(
+        self,
+        raw: BinaryIO,
+        array: ArraySpec,
+        shard_zyx: ShapeZYX,
+        chunks: Collection[ShapeZYX] | None,
+        on_bytes: OnBytes,
+    ) -> None:
+        self._raw = raw
+        self._array = array
+        self._shard_zyx = shard_zyx
+        self._chunks = chunks
+        self._on_bytes = on_bytes
+        self._crc32 = 0
+
+    def problems(self, entry: ShardEntry) -> Iterator[_Problem]:
+        """Yield what is wrong, in the order of the bytes."""
+        n_chunks = math.prod(self._array.chunks_per_shard_zyx)
+        end = entry.size_bytes - index_bytes(n_chunks)
+        self._raw.seek(max(0, end))
+        tail = self._raw.read()
+        self._raw.seek(0)
+        known = False
+        try:
+            index = parse_index(tail, n_chunks, entry.size_bytes)
+        except ChunkDamagedError as problem:
+            known = True
+            yield _Problem("damaged", f"an index that {problem}", "the index of this shard")
+        else:
+            for found in self._chunk_problems(index, end):
+                known = True
+                yield found
+        self._read(entry.size_bytes - self._raw.tell())
+        found_crc32 = f"{self._crc32:08x}"
+        if found_crc32 != entry.crc32 and not known:
+            yield _Problem(
+                "misplaced", f"a whole shard with crc32 {found_crc32}", f"crc32 {entry.crc32}"
+            )
+
+    def _read(self, size: int) -> None:
+        """Read on without keeping what is read."""
+        while size > 0 and (block := self._raw.read(min(size, _BLOCK_BYTES))):
+            self._count(block)
+            size -= len(block)
+
+    def _count(self, block: bytes) -> None:
+        self._crc32 = crc32(block, self._crc32)
+        self._on_bytes(len(block))
+
+    def _chunk_problems(self, index: npt.NDArray[np.uint64], end: int) -> Iterator[_Problem]:
+        present = {i: (int(a), int(n)) for i, (a, n) in enumerate(index.tolist()) if a != ABSENT}
+        yield from self._presence_problems(present)
+        at = 0
+        for position, (offset, size) in sorted(present.items(), key=lambda item: item[1]):
+            if offset != at:
+                between = "overlap" if offset < at else "leave bytes between them"
+                yield _Problem("damaged", f"chunks that {between} at byte {at}", "none such")
+                return
+            block = self._raw.read(size)
+            self._count(block)
+            at += size
+            found = crc32c(block[:-CHECKSUM_BYTES])
+            expected = int.from_bytes(block[-CHECKSUM_BYTES:], "little")
+            if found != expected:
+                yield _Problem(
+                    "damaged",
+                    f"chunk {self._chunk_zyx(position)} with crc32c {found:08x}",
+                    f"crc32c {expected:08x}",
+                )
+        if at != end:
+            yield _Problem("damaged", f"{end - at} bytes after the last chunk", "none")
+
+    def _presence_problems(self, present: Collection[int]) -> Iterator[_Problem]:
+        """Compare the chunks that the shard holds with those that it must hold."""
+        if self._chunks is None:
+            return
+        for position in range(math.prod(self._array.chunks_per_shard_zyx)):
+            chunk = self._chunk_zyx(position)
+            if chunk in self._chunks and position not in present:
+                yield _Problem("missing", f"no chunk {chunk}", "a chunk")
+            if chunk not in self._chunks and position in present:
+                yield _Problem("extra", f"a chunk {chunk}", "none")
+
+    def _chunk_zyx(self, position: int) -> ShapeZYX:
+        """Index in the array of the chunk at a position in the shard's index."""
+        per_shard = self._array.chunks_per_shard_zyx
+        within = np.unravel_index(position, per_shard)
+        z, y, x = (
+            s * n + int(i) for s, n, i in zip(self._shard_zyx, per_shard, within, strict=True)
+        )
+        return (z, y, x)

@@ -1,0 +1,338 @@
+"""A whole store: every file read, and no file that does not belong to it."""
+
+import os
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Final, TypeVar
+
+import xarray as xr
+
+from spinezarr.errors import StoreNotFoundError, UnknownScanError
+from spinezarr.store.attributes import (
+    ManifestEntry,
+    OtherFormatError,
+    RootAttributes,
+    parse_root,
+)
+from spinezarr.store.audit_log import AUDIT_FILE, AuditLog, scan_identity
+from spinezarr.store.files import PARTIAL
+from spinezarr.store.layout import FORMAT_VERSION, SCANS, TABLE, scan_key
+from spinezarr.store.ledger import LEDGER_FILE, Ledger
+from spinezarr.store.lock import LOCK_FILE
+from spinezarr.store.reader import StoreReader
+from spinezarr.store.table import natural_key
+from spinezarr.verify.fault import Fault
+from spinezarr.verify.files import (
+    OnBytes,
+    StoreFiles,
+    group_problem,
+    read_error,
+    seal_problem,
+    unreadable,
+)
+from spinezarr.verify.scan import CheckedScan, check_scan
+from spinezarr.verify.table import check_table_files, compare_table, read_table
+
+__all__ = ["Verification", "verify_store"]
+
+_Sealed = TypeVar("_Sealed", AuditLog, Ledger)
+_ROOT: Final = "zarr.json"
+_SCANS_GROUP: Final = f"{SCANS}/zarr.json"
+_LARGEST_POOL: Final = 16
+"""Scans read at once; each holds one chunk and what the file system reads ahead."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verification:
+    """What a check of a store found."""
+
+    url: str
+    scans: tuple[str, ...]
+    """The scans that were read, in natural order."""
+    faults: tuple[Fault, ...]
+    leftovers: tuple[str, ...]
+    """What a running or cut-off ingest leaves: no part of the store, and no fault."""
+    listed: bool
+    """Whether the store could be listed, so that files which no manifest names were found."""
+
+    @property
+    def exit_code(self) -> int:
+        """0 if nothing is wrong, else 1."""
+        return 1 if self.faults else 0
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values."""
+        return {
+            "url": self.url,
+            "scans": list(self.scans),
+            "faults": [fault.to_json() for fault in self.faults],
+            "leftovers": list(self.leftovers),
+            "listed": self.listed,
+            "exit_code": self.exit_code,
+        }
+
+
+def verify_store(
+    url: str,
+    scans: Sequence[str] | None = None,
+    *,
+    storage_options: Mapping[str, Any] | None = None,
+    on_total: OnBytes = lambda _: None,
+    on_bytes: OnBytes = lambda _: None,
+) -> Verification:
+    """Read every byte of a store and compare it with what the store says of itself.
+
+    Parameters
+    ----------
+    url
+        Path or fsspec URL. A web server cannot be listed: there, the table names the scans, and
+        files that no manifest names are not looked for.
+    scans
+        Only these scans, beside the table and the root; all of them if not given.
+    storage_options
+        For the file system of ``url``.
+    on_total
+        Called first with the bytes that will be read, if they can be known.
+    on_bytes
+        Called with each further number of bytes that were read, from several threads.
+
+    Raises
+    ------
+    StoreNotFoundError
+        If there is no store, or one of another format.
+    UnknownScanError
+        If neither table nor folders know a scan that was asked for.
+    """
+    files = StoreFiles.of_url(url, storage_options)
+    on_total(_total_bytes(files, scans))
+    return _Check(url, files, storage_options, on_bytes).run(scans)
+
+
+def _total_bytes(files: StoreFiles, scans: Sequence[str] | None) -> int:
+    return sum(
+        size
+        for key, size in (files.sizes or {}).items()
+        if scans is None or not key.startswith(f"{SCANS}/") or key.split("/")[1] in scans
+    )
+
+
+class _Check:
+    """One check of one store."""
+
+    def __init__(
+        self,
+        url: str,
+        files: StoreFiles,
+        storage_options: Mapping[str, Any] | None,
+        on_bytes: OnBytes,
+    ) -> None:
+        self._url = url
+        self._storage_options = storage_options
+        self._files = files
+        self._on_bytes = on_bytes
+        self._faults: list[Fault] = []
+        self._known = {_ROOT, _SCANS_GROUP, AUDIT_FILE, LEDGER_FILE, f"{TABLE}/zarr.json"}
+        """Keys of files that belong to the store."""
+        self._table_manifest: dict[str, ManifestEntry] | None = None
+
+    def run(self, wanted: Sequence[str] | None) -> Verification:
+        root = self._root()
+        self._scans_group()
+        log = self._audit_log()
+        manifest, faults = check_table_files(self._files, self._on_bytes)
+        self._faults += faults
+        self._table_manifest = manifest
+        self._known |= set(manifest or ())
+        table = None
+        if root is not None and manifest is not None and not faults:
+            table, unread = read_table(StoreReader(self._url, self._storage_options))
+            self._faults += unread
+        in_table = set() if table is None else set(table.scan.to_numpy().tolist())
+        on_disk = self._scans_on_disk()
+        names = sorted(in_table | on_disk, key=natural_key)
+        if wanted is not None:
+            if unknown := sorted(set(wanted) - set(names)):
+                raise UnknownScanError(f"{self._url}: has no scan {unknown[0]!r}.")
+            names = [name for name in names if name in wanted]
+        unfinished = self._unfinished(names, in_table if table is not None else None)
+        read = [name for name in names if name not in unfinished]
+        checked = self._check_scans(read, root)
+        self._compare(root, table, log, checked, every_scan=wanted is None)
+        self._compare_ledger(checked, every_scan=wanted is None)
+        leftovers = self._leftovers_and_extras(checked, unfinished, whole=wanted is None)
+        order = {None: -1, **{name: i for i, name in enumerate(names)}}
+        faults = sorted(self._faults, key=lambda fault: order.get(fault.scan_id, len(order)))
+        listed = self._files.sizes is not None
+        return Verification(self._url, tuple(read), tuple(faults), leftovers, listed)
+
+    def _root(self) -> RootAttributes | None:
+        written = "the root's metadata as spinezarr wrote them"
+        try:
+            raw = self._files.read(_ROOT)
+            problem = seal_problem(raw)
+            if problem is None:
+                self._on_bytes(len(raw))
+                return parse_root(raw)
+            fault = Fault(None, _ROOT, "damaged", problem, written)
+        except OSError as error:
+            fault = read_error(None, _ROOT, error, written)
+        except OtherFormatError as error:
+            raise StoreNotFoundError(
+                f"{self._url}: is written in format {error.version}; this spinezarr checks format "
+                f"{FORMAT_VERSION}. Install a matching version."
+            ) from error
+        except (ValueError, KeyError, TypeError) as error:
+            fault = Fault(None, _ROOT, "damaged", unreadable(error), written)
+        if not any(self._exists(key) for key in (_SCANS_GROUP, f"{TABLE}/zarr.json")):
+            StoreReader(self._url, self._storage_options)  # which says that there is no store
+        self._faults.append(fault)
+        return None
+
+    def _exists(self, key: str) -> bool:
+        if self._files.sizes is not None:
+            return key in self._files.sizes
+        return bool(self._files.fs.exists(f"{self._files.path}/{key}"))
+
+    def _scans_group(self) -> None:
+        written = "the group of all scans as spinezarr wrote it"
+        try:
+            raw = self._files.read(_SCANS_GROUP)
+        except OSError as problem:
+            self._faults.append(read_error(None, _SCANS_GROUP, problem, written))
+            return
+        self._on_bytes(len(raw))
+        if (found := group_problem(raw)) is not None:
+            self._faults.append(Fault(None, _SCANS_GROUP, "damaged", found, written))
+
+    def _audit_log(self) -> AuditLog | None:
+        """Read what the last audit found; None if it is damaged."""
+        return self._sealed(AUDIT_FILE, "the findings as spinezarr wrote them", AuditLog)
+
+    def _compare_ledger(self, checked: Iterable[CheckedScan], *, every_scan: bool) -> None:
+        """Find scans that are other than the next ingest will take them for."""
+        written = "the ledger as spinezarr wrote it"
+        if self._table_manifest is not None and not self._exists(LEDGER_FILE):
+            self._faults.append(Fault(None, LEDGER_FILE, "missing", "no such file", written))
+            return
+        ledger = self._sealed(LEDGER_FILE, written, Ledger)
+        if ledger is None:
+            return
+        attributes = {scan.scan_id: scan.attributes for scan in checked}
+        for scan_id, scan in attributes.items():
+            if scan is not None and ledger.identities.get(scan_id) != scan_identity(scan):
+                found, expected = "an entry of another version", "one of the scan as it is stored"
+                self._faults.append(Fault(scan_id, LEDGER_FILE, "disagrees", found, expected))
+        for scan_id in sorted(ledger.scans.keys() - attributes.keys() if every_scan else ()):
+            found, expected = "an entry of this scan", "none: the store has no such scan"
+            self._faults.append(Fault(scan_id, LEDGER_FILE, "disagrees", found, expected))
+
+    def _sealed(self, key: str, written: str, model: type[_Sealed]) -> _Sealed | None:
+        """Read a sealed group; an empty one if it is absent, None if it is damaged."""
+        try:
+            raw = self._files.read(key)
+            self._on_bytes(len(raw))
+            if (found := seal_problem(raw)) is None:
+                return model.of_file(raw)
+        except FileNotFoundError:
+            return model()
+        except OSError as problem:
+            self._faults.append(read_error(None, key, problem, written))
+            return None
+        except (ValueError, KeyError, TypeError, AttributeError) as problem:
+            found = unreadable(problem)
+        self._faults.append(Fault(None, key, "damaged", found, written))
+        return None
+
+    def _scans_on_disk(self) -> set[str]:
+        """Return the folders in which files of scans lie; none where they cannot be listed."""
+        parts = (key.split("/") for key in self._files.sizes or ())
+        return {
+            part[1]
+            for part in parts
+            if part[0] == SCANS and len(part) > 2 and not _is_leftover(part)  # noqa: PLR2004
+        }
+
+    def _unfinished(self, names: Iterable[str], in_table: Collection[str] | None) -> set[str]:
+        """Find scans that were never published: no metadata, and no row in the table."""
+        if self._files.sizes is None or in_table is None:
+            return set()
+        found = set()
+        for name in names:
+            metadata = f"{scan_key(name)}/zarr.json"
+            if name not in in_table and metadata not in self._files.sizes:
+                found.add(name)
+                what = "files of a scan that was never finished"
+                self._faults.append(Fault(name, scan_key(name), "unfinished", what, metadata))
+        return found
+
+    def _check_scans(self, names: Sequence[str], root: RootAttributes | None) -> list[CheckedScan]:
+        def check(name: str) -> CheckedScan:
+            return check_scan(self._files, name, root, self._on_bytes)
+
+        threads = min(_LARGEST_POOL, 4 * (os.cpu_count() or 1))
+        pool = ThreadPoolExecutor(threads, thread_name_prefix="spinezarr-verify")
+        try:
+            checked = list(pool.map(check, names))
+        finally:
+            pool.shutdown(cancel_futures=True)
+        self._faults += [fault for scan in checked for fault in scan.faults]
+        return checked
+
+    def _compare(
+        self,
+        root: RootAttributes | None,
+        table: xr.Dataset | None,
+        log: AuditLog | None,
+        checked: Iterable[CheckedScan],
+        *,
+        every_scan: bool,
+    ) -> None:
+        if root is None or table is None or log is None:
+            return
+        rows = set(table.scan.to_numpy().tolist())
+        readable = [s.attributes for s in checked if s.attributes is not None]
+        for scan in checked:
+            if scan.scan_id not in rows:
+                found, expected = "no row of this scan", "one, as the scan is whole in the store"
+                self._faults.append(Fault(scan.scan_id, TABLE, "disagrees", found, expected))
+            every_scan = every_scan and scan.attributes is not None
+        self._faults += compare_table(table, root, readable, log, every_scan=every_scan)
+
+    def _leftovers_and_extras(
+        self, checked: Iterable[CheckedScan], unfinished: set[str], *, whole: bool
+    ) -> tuple[str, ...]:
+        """Look at every file that was listed; return what an ingest left."""
+        chosen, unknown = set(), set(unfinished)
+        for scan in checked:
+            folder = scan_key(scan.scan_id)
+            chosen.add(scan.scan_id)
+            self._known.add(f"{folder}/zarr.json")
+            if scan.attributes is None:
+                unknown.add(scan.scan_id)  # its manifest cannot be asked
+            else:
+                self._known |= {f"{folder}/{key}" for key in scan.attributes.manifest}
+        leftovers: dict[str, None] = {}
+        for key in self._files.sizes or ():
+            parts = key.split("/")
+            if parts[0] == TABLE and self._table_manifest is None:
+                continue
+            name = parts[1] if parts[0] == SCANS and len(parts) > 2 else None  # noqa: PLR2004
+            if key in self._known or name in unknown:
+                continue
+            if _is_leftover(parts):
+                leftovers[_leftover(parts)] = None
+            elif name is None or name in chosen or whole:
+                what = f"a file of {(self._files.sizes or {})[key]} bytes"
+                self._faults.append(Fault(name, key, "extra", what, "none: no manifest names it"))
+        return tuple(leftovers)
+
+
+def _is_leftover(parts: Sequence[str]) -> bool:
+    return list(parts) == [LOCK_FILE] or any(part.endswith(PARTIAL) for part in parts)
+
+
+def _leftover(parts: Sequence[str]) -> str:
+    """Name the file, or the folder that all of it is left in."""
+    end = next((i for i, part in enumerate(parts) if part.endswith(PARTIAL)), 0)
+    return "/".join(parts[: end + 1])

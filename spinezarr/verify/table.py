@@ -1,0 +1,137 @@
+"""The scan table: its files, and whether it says what the scans say."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import xarray as xr
+
+from spinezarr.errors import CorruptStoreError
+from spinezarr.store.attributes import ManifestEntry, RootAttributes, ScanAttributes, unseal
+from spinezarr.store.audit_log import AuditLog, scan_identity
+from spinezarr.store.layout import TABLE
+from spinezarr.store.reader import StoreReader
+from spinezarr.store.table import build_table
+from spinezarr.verify.fault import Fault
+from spinezarr.verify.files import OnBytes, StoreFiles, read_error, seal_problem, unreadable
+
+__all__ = ["check_table_files", "compare_table", "read_table"]
+
+_METADATA = f"{TABLE}/zarr.json"
+
+
+def check_table_files(
+    files: StoreFiles, on_bytes: OnBytes
+) -> tuple[dict[str, ManifestEntry] | None, list[Fault]]:
+    """Read every byte of the table.
+
+    Returns
+    -------
+    manifest
+        The files that it names, by key in the store; None if it cannot be read.
+    faults
+        What is wrong.
+    """
+    written = "the scan table's metadata as spinezarr wrote them"
+    try:
+        raw = files.read(_METADATA)
+    except OSError as problem:
+        return None, [read_error(None, _METADATA, problem, written)]
+    on_bytes(len(raw))
+    if (found := seal_problem(raw)) is not None:
+        return None, [Fault(None, _METADATA, "damaged", found, written)]
+    try:
+        manifest = {
+            f"{TABLE}/{key}": ManifestEntry.model_validate(entry)
+            for key, entry in unseal(raw)["attributes"]["manifest"].items()
+        }
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        return None, [Fault(None, _METADATA, "damaged", unreadable(error), written)]
+    faults = [f for key, entry in manifest.items() for f in files.check(None, key, entry, on_bytes)]
+    return manifest, faults
+
+
+def read_table(reader: StoreReader) -> tuple[xr.Dataset | None, list[Fault]]:
+    """Read a table whose files are all whole."""
+    try:
+        return reader.table, []
+    except (CorruptStoreError, ValueError, KeyError) as problem:
+        return None, [Fault(None, _METADATA, "damaged", unreadable(problem), "a table")]
+
+
+def compare_table(
+    table: xr.Dataset,
+    root: RootAttributes,
+    scans: Iterable[ScanAttributes],
+    log: AuditLog,
+    *,
+    every_scan: bool,
+) -> Iterator[Fault]:
+    """Find rows that do not say what the attributes of their scans say.
+
+    Parameters
+    ----------
+    table
+        As it was read.
+    root
+        The dataset.
+    scans
+        Those whose attributes could be read.
+    log
+        The results of the last audit.
+    every_scan
+        Whether these are all scans of the store, so that no other can have a column of its own.
+    """
+    known = {scan.scan_id: scan for scan in scans}
+    identities = {scan_id: scan_identity(scan) for scan_id, scan in known.items()}
+    expected = build_table(root, known.values(), log.current(identities))
+    names = table.scan.to_numpy().tolist()
+    if len(set(names)) != len(names):
+        yield Fault(None, TABLE, "disagrees", "several rows of one scan", "one row a scan")
+    if every_scan:
+        for name in sorted(map(str, set(table.variables) - set(expected.variables))):
+            yield Fault(None, TABLE, "disagrees", f"a column {name!r}", "none: no scan has it")
+        if table.attrs != expected.attrs:
+            said = f"{expected.attrs}, as the root says"
+            yield Fault(None, TABLE, "disagrees", f"{table.attrs}", said)
+    else:
+        # What was found of one scan may depend on scans that are not at hand.
+        expected = expected.drop_vars(["audit", "audit_findings"])
+    shared = [name for name in expected.scan.to_numpy().tolist() if name in names]
+    wanted = expected.isel(scan=np.isin(expected.scan.to_numpy().astype(object), shared))
+    yield from _cell_faults(table.isel(scan=[names.index(name) for name in shared]), wanted, shared)
+
+
+def _cell_faults(table: xr.Dataset, expected: xr.Dataset, names: Sequence[str]) -> Iterator[Fault]:
+    """Compare two tables of the same scans, row by row; one fault a scan."""
+    wrong: dict[int, str] = {}
+    for name, variable in expected.variables.items():
+        if name not in table.variables:
+            yield Fault(None, TABLE, "disagrees", f"no column {name!r}", "one, as the scans have")
+            continue
+        found = table.variables[name]
+        cells, said = found.to_numpy(), variable.to_numpy()
+        if (found.dims, found.attrs) != (variable.dims, variable.attrs):
+            yield Fault(None, TABLE, "disagrees", f"{name} {found.attrs}", f"{variable.attrs}")
+        elif "scan" not in found.dims:
+            if cells.tolist() != said.tolist():
+                yield Fault(None, TABLE, "disagrees", f"{name} {cells}", f"{said}")
+        else:
+            for row in _differing(cells, said):
+                what = f"{name} {cells[row].tolist() if cells.ndim > 1 else cells[row]}"
+                wrong.setdefault(row, what)
+    for row, what in sorted(wrong.items()):
+        said_by = "what the scan's attributes say"
+        yield Fault(names[row], TABLE, "disagrees", what, said_by)
+
+
+def _differing(found: npt.NDArray[Any], expected: npt.NDArray[Any]) -> list[int]:
+    """Return the rows in which two arrays differ; NaN equals NaN."""
+    if found.shape != expected.shape:
+        return list(range(len(expected)))
+    same = found == (expected.astype(object) if expected.dtype.kind == "T" else expected)
+    if expected.dtype.kind == "f":
+        same |= np.isnan(found) & np.isnan(expected)
+    rows: list[int] = np.flatnonzero(~np.all(same, axis=tuple(range(1, same.ndim)))).tolist()
+    return rows

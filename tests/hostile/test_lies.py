@@ -1,0 +1,630 @@
+"""Files made by hand to mislead: refused for their lie, in bounded memory, or read rightly."""
+
+import gzip
+import io
+import json
+import os
+import re
+import struct
+import time
+import zipfile
+import zlib
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import openpyxl
+import pydicom
+import pytest
+from fsspec.implementations.local import LocalFileSystem
+from pydicom.encaps import encapsulate, get_frame
+
+from spinezarr.errors import FormatError
+from spinezarr.formats import Limits, open_volume, read_centroids
+from spinezarr.formats.sheet import read_sheet
+from spinezarr.formats.small_file import read_small_file
+from spinezarr.geometry import Grid
+from spinezarr.testing import DicomForm, MetaImageForm, write_dicom_series, write_metaimage
+
+MOST_BYTES = 512 << 20
+"""Resident above what the process had before."""
+VALUES = (np.arange(20 * 18 * 3).reshape(20, 18, 3) * 37 % 2000 - 1000).astype(np.int16)
+AFFINE = np.diag([-0.8, -0.9, 2.5, 1.0])
+RESET = Path("/proc/self/clear_refs")
+"""Linux sets the peak of resident memory back when 5 is written here."""
+
+
+def peak_bytes():
+    status = Path("/proc/self/status").read_text(encoding="ascii")
+    return int(status.split("VmHWM:")[1].split()[0]) << 10
+
+
+def assert_bounded(work, record):
+    """Run ``work``; hold it to the memory that a lie may take."""
+    if not RESET.exists():  # not Linux
+        return work()
+    RESET.write_text("5", encoding="ascii")
+    before, began = peak_bytes(), time.monotonic()
+    try:
+        return work()
+    finally:
+        record("seconds", round(time.monotonic() - began, 3))
+        record("megabytes", (peak_bytes() - before) >> 20)
+        assert peak_bytes() - before < MOST_BYTES
+
+
+def read_all(path, limits):
+    """Read by the way of the ingest: the grid, then all slabs to the end of the file."""
+    volume = open_volume(LocalFileSystem(), str(path), limits)
+    ni, nj, nk = volume.grid.shape_ijk
+    thick = max(1, (8 << 20) // (ni * nj * volume.dtype.itemsize))
+    thicknesses = [min(thick, nk - k) for k in range(0, nk, thick)]
+    kept = [slab if slab.size < 1e6 else slab[:1, :1] for slab in volume.slabs(thicknesses)]
+    return np.concatenate(kept, axis=2)
+
+
+def nifti(version=1, voxels=VALUES, between=bytes(4), **fields):
+    header = {1: nib.Nifti1Header, 2: nib.Nifti2Header}[version]()
+    header.set_data_dtype(voxels.dtype)
+    header.set_data_shape(voxels.shape)
+    header.set_sform(AFFINE, code=1)
+    header["magic"] = header.single_magic
+    header["vox_offset"] = header.single_vox_offset
+    for name, value in fields.items():
+        header[name] = value
+    return header.binaryblock + between + voxels.tobytes(order="F")
+
+
+def dims(*shape, version=1):
+    padded = [3, *shape, 1, 1, 1, 1]
+    return nifti(version, dim=padded)
+
+
+ZEROS = gzip.compress(bytes(16 << 20), 6, mtime=0)
+"""A member that inflates to a thousand times its size; as many as wanted make one file."""
+
+
+def packed(content, *after):
+    return gzip.compress(content, 1, mtime=0) + b"".join(after)
+
+
+def named_gzip(content):
+    """A gzip header whose file name is 50 MB long."""
+    plain = gzip.compress(content, 1, mtime=0)
+    flags = bytes([plain[3] | 8])
+    return plain[:3] + flags + plain[4:10] + b"n" * 50_000_000 + b"\0" + plain[10:]
+
+
+PLAIN = "v.nii"
+GZ = "v.nii.gz"
+NIFTI = {
+    "no voxels along an axis": (PLAIN, dims(20, 0, 3), "has an empty dimension"),
+    "fewer than no voxels": (PLAIN, dims(20, -18, 3), "has an empty dimension"),
+    "the largest int16 thrice": (PLAIN, dims(32767, 32767, 32767), "--max-axis"),
+    "the same in gzip": (GZ, packed(dims(32767, 32767, 32767)), "--max-axis"),
+    "a product that is 0 modulo 2**64": (PLAIN, dims(2**22, 2**21, 2**21, version=2), "--max-axis"),
+    "2**62 voxels": (PLAIN, dims(2**62, 1, 1, version=2), "--max-axis"),
+    "a terabyte": (PLAIN, dims(8192, 8192, 8192), "1099.5 GB; expected at most 32.0 GB.*--max-v"),
+    "slices of a gigabyte": (
+        PLAIN, nifti(dim=[3, 8192, 8192, 2, 1, 1, 1, 1], scl_slope=2), "slices of 8192 x 8192",
+    ),
+    "30 GB that are not there": (PLAIN, dims(4096, 4096, 900), "cut short: .* 2160 of 3019898880"),
+    "30 GB that gzip cannot hold": (GZ, packed(dims(4096, 4096, 900)), "cannot inflate to"),
+    "gigabytes after the voxels": (GZ, packed(nifti(), *[ZEROS] * 640), "goes on after its voxels"),
+    "gigabytes after them, not in gzip": (PLAIN, nifti() + bytes(5 << 20), "goes on after"),
+    "another volume after the voxels": (PLAIN, nifti() + VALUES.tobytes(), "goes on after"),
+    "gigabytes before the voxels": (
+        GZ, packed(nifti(vox_offset=2**33), *[ZEROS] * 640), "vox_offset.*at most 67108864",
+    ),
+    "as much before them as a header may have": (
+        GZ, packed(nifti(vox_offset=2**26)), "ends before its voxels start",
+    ),
+    "200,000 empty members": (GZ, packed(nifti(), gzip.compress(b"", mtime=0) * 200_000), None),
+    "a name without end": (GZ, named_gzip(nifti()), "does not decompress"),
+    "slope 0": (PLAIN, nifti(scl_slope=0), None),
+    "slope NaN": (PLAIN, nifti(scl_slope=np.nan), None),
+    "slope infinite": (PLAIN, nifti(scl_slope=np.inf), "unusable scl_slope"),
+    "slope 1e30": (PLAIN, nifti(scl_slope=1e30), None),
+    "slope beyond all numbers": (
+        PLAIN, nifti(2, VALUES.astype("f8") * 1e10, scl_slope=1e300), "beyond the range of numbers",
+    ),
+    "intercept NaN": (PLAIN, nifti(scl_slope=1, scl_inter=np.nan), "unusable .* scl_inter"),
+    "affine NaN": (PLAIN, nifti(srow_y=np.nan), "places no voxel in space"),
+    "affine too large to square": (PLAIN, nifti(2, srow_x=[1e300, 0, 0, 0]), "places no voxel"),
+    "affine flat": (PLAIN, nifti(srow_x=[1, 1, 0, 0], srow_y=[1, 1, 0, 0]), "folds the volume"),
+    "voxels of an atom": (PLAIN, nifti(srow_x=[1e-7, 0, 0, 0]), "voxels are 1e-07 x 0.9 x 2.5 mm"),
+    "voxels of a house": (PLAIN, nifti(srow_z=[0, 0, 2e4, 0]), "0.8 x 0.9 x 2e"),
+    "a patient on the moon": (PLAIN, nifti(srow_z=[0, 0, 1, 3.8e11]), "first voxel lies at"),
+    "quaternion beyond all numbers": (
+        PLAIN, nifti(2, sform_code=0, qform_code=1, quatern_b=1e300), "orientation|no voxel",
+    ),
+    "magic of a pair": (PLAIN, nifti(magic=b"ni1\0"), "another magic"),
+    "no magic": (PLAIN, nifti(magic=b"\xff\xff\xff\xff"), "another magic"),
+    "a type that is none": (PLAIN, nifti(datatype=4096), "unknown NIfTI datatype"),
+    "128 bits a number": (PLAIN, nifti(datatype=1536), "expected integers or floats|unknown"),
+    "7 axes": (PLAIN, nifti(dim=[7] * 8), "has 7 dimensions"),
+    "30,000 axes": (PLAIN, nifti(dim=[30_000] * 8), "has 30000 dimensions \\(30000"),
+    "voxels in the header": (PLAIN, nifti(vox_offset=4), "lies inside the header"),
+    "voxels before the file": (PLAIN, nifti(vox_offset=-(2.0**40)), "lies inside the header"),
+    "voxels at no number": (PLAIN, nifti(vox_offset=np.nan), "vox_offset is nan"),
+    "an extension of 2 GB": (
+        PLAIN, nifti(between=b"\1\0\0\0" + struct.pack("<ii", 2**31 - 1, 6)), "goes on after",
+    ),
+    "nothing": (PLAIN, b"", "is empty"),
+    "gzip of nothing": (GZ, gzip.compress(b""), "is not a NIfTI file"),
+    "half a gzip file": (GZ, packed(nifti())[:200], "is not a NIfTI file|ends inside"),
+}  # fmt: skip
+
+
+def bomb(mib):
+    """One zlib stream of zeros: a block that refers to nothing before it, as often as wanted."""
+    deflate = zlib.compressobj(9)
+    first = deflate.compress(bytes(1 << 20)) + deflate.flush(zlib.Z_FULL_FLUSH)
+    again = deflate.compress(bytes(1 << 20)) + deflate.flush(zlib.Z_FULL_FLUSH)
+    return first + again * (mib - 1)
+
+
+RAW = VALUES.tobytes(order="F")
+ZLIB = zlib.compress(RAW)
+
+
+def metaimage(data=RAW, **changes):
+    fields = {
+        "NDims": "3",
+        "DimSize": "20 18 3",
+        "ElementSpacing": "0.8 0.9 2.5",
+        "ElementType": "MET_SHORT",
+        "BinaryDataByteOrderMSB": "False",
+    } | changes
+    data_file = fields.pop("ElementDataFile", "LOCAL")
+    lines = [f"{key} = {value}" for key, value in fields.items()]
+    return "\n".join([*lines, f"ElementDataFile = {data_file}\n"]).encode() + data
+
+
+METAIMAGE = {
+    "no voxels": (metaimage(DimSize="0 0 0"), "DimSize"),
+    "9999999 voxels an axis": (metaimage(DimSize="9999999 9999999 9999999"), "--max-axis"),
+    "20 digits": (metaimage(DimSize="99999999999999999999 1 1"), "DimSize"),
+    "a terabyte": (metaimage(DimSize="8192 8192 8192"), "--max-volume"),
+    "30 GB that are not there": (metaimage(DimSize="4096 4096 900"), "has 2160 bytes"),
+    "a billion axes": (metaimage(NDims="1000000000"), "NDims"),
+    "spacing 0": (metaimage(ElementSpacing="0 1 1"), "ElementSpacing"),
+    "spacing NaN": (metaimage(ElementSpacing="nan 1 1"), "ElementSpacing"),
+    "voxels of an atom": (metaimage(ElementSpacing="1e-5 1 1"), "voxels are 1e-05 x 1 x 1 mm"),
+    "voxels of a house": (metaimage(ElementSpacing="1e5 1 1"), "voxels are 1e[+]05 x 1 x 1 mm"),
+    "offset beyond all numbers": (metaimage(Offset="1e999 0 0"), "Offset"),
+    "directions of no length": (metaimage(TransformMatrix="0 0 0 0 0 0 0 0 0"), "TransformMatrix"),
+    "a 9 of 100,000 digits": (metaimage(HeaderSize="9" * 100_000), "HeaderSize"),
+    "HeaderSize beyond the file": (metaimage(HeaderSize=10**17), "has 0 bytes"),
+    "HeaderSize beyond all files": (metaimage(HeaderSize=2**64), "HeaderSize"),
+    "HeaderSize before the file": (metaimage(HeaderSize=-2), "HeaderSize"),
+    "CompressedDataSize beyond": (
+        metaimage(ZLIB, CompressedData="True", CompressedDataSize=10**17), "bytes for its voxels",
+    ),
+    "a bomb for 2 kB": (metaimage(bomb(4096), CompressedData="True"), "holds more voxels"),
+    "a bomb cut short": (
+        metaimage(bomb(256), CompressedData="True", DimSize="2048 2048 128"), "cut short",
+    ),
+    "30 GB that zlib cannot hold": (
+        metaimage(ZLIB, CompressedData="True", DimSize="4096 4096 900"), "cannot inflate",
+    ),
+    "10 MB without a line": (b"N" * 10_000_000, "is not a MetaImage"),
+    "100,000 keys": (b"a = 1\n" * 100_000 + metaimage(), None),
+    "100,000 times NDims": (b"NDims = 3\n" * 99_000 + metaimage(), None),
+    "a file of the machine": (metaimage(b"", ElementDataFile="/etc/passwd"), "ElementDataFile"),
+    "a file of the folder above": (metaimage(b"", ElementDataFile="../v.raw"), "ElementDataFile"),
+    "itself": (metaimage(b"", ElementDataFile="v.mha"), "bytes for its voxels"),
+    "a pattern": (metaimage(b"", ElementDataFile="%03d.raw"), "ElementDataFile"),
+    "a list": (metaimage(b"v.raw\n" * 9, ElementDataFile="LIST"), "ElementDataFile"),
+    "its folder": (metaimage(b"", ElementDataFile="."), "ElementDataFile"),
+}  # fmt: skip
+
+
+def series(folder, syntax="explicit-le", **form):
+    form = DicomForm(transfer_syntax=syntax, **form)
+    write_dicom_series(folder, VALUES, np.diag([-0.8, -0.9, 2.5, 1.0]), form)
+    return folder / "2.dcm"
+
+
+def elements(syntax="explicit-le", **changes):
+    def make(folder):
+        path = series(folder, syntax)
+        # Values that no writer would let pass are put in as bytes.
+        dataset = pydicom.dcmread(path)
+        for keyword, value in changes.items():
+            tag = pydicom.datadict.tag_for_keyword(keyword)
+            if isinstance(value, bytes):
+                raw = pydicom.dataelem.RawDataElement(
+                    pydicom.tag.Tag(tag), pydicom.datadict.dictionary_VR(tag), len(value), value,
+                    0, False, True,
+                )  # fmt: skip
+                dataset._dict[pydicom.tag.Tag(tag)] = raw
+            else:
+                setattr(dataset, keyword, value)
+        dataset.save_as(path)
+
+    return make
+
+
+def frame(syntax, change):
+    """Change the code stream of one slice."""
+
+    def make(folder):
+        path = series(folder, syntax)
+        dataset = pydicom.dcmread(path)
+        code = bytearray(get_frame(dataset.PixelData, 0, number_of_frames=1))
+        dataset.PixelData = encapsulate([bytes(change(code))])
+        dataset.save_as(path)
+
+    return make
+
+
+def set_bytes(at, value):
+    def change(code):
+        code[at : at + len(value)] = value
+        return code
+
+    return change
+
+
+def other_frame(code):
+    """Give JPEG Lossless the frame marker of progressive JPEG."""
+    return code.replace(b"\xff\xc3", b"\xff\xc2", 1)
+
+
+def second_scan(code):
+    return code[:-2] + code[code.index(b"\xff\xda") :]
+
+
+def rle_bomb(code):
+    return code[:64] + b"\x81\0" * 4_000_000
+
+
+def raw_bytes(change):
+    """Change the bytes of one file."""
+
+    def make(folder):
+        path = series(folder)
+        path.write_bytes(change(path.read_bytes()))
+
+    return make
+
+
+def deflated_bomb(folder):
+    path = series(folder, "deflated")
+    data = path.read_bytes()
+    start = 144 + struct.unpack("<I", data[140:144])[0]
+    plain = zlib.decompress(data[start:], -zlib.MAX_WBITS)
+    deflate = zlib.compressobj(9, wbits=-zlib.MAX_WBITS)
+    first = deflate.compress(plain) + deflate.flush(zlib.Z_FULL_FLUSH)
+    block = deflate.compress(bytes(1 << 20)) + deflate.flush(zlib.Z_FULL_FLUSH)
+    path.write_bytes(data[:start] + first + block * 2000 + deflate.flush())
+
+
+def nested(folder):
+    """Put a sequence into a sequence, 5,000 deep, before the tags that are read."""
+    path = series(folder)
+    data = path.read_bytes()
+    at = data.index(b"\x08\0\x08\0CS")
+    deep = b"\x08\0\x05\x11SQ\0\0\xff\xff\xff\xff\xfe\xff\0\xe0\xff\xff\xff\xff" * 5000
+    path.write_bytes(data[:at] + deep + data[at:])
+
+
+def other_offset_table(folder):
+    """Name a second code stream, of another size, by an extended offset table."""
+    path = series(folder, "jpeg-ls")
+    dataset = pydicom.dcmread(path)
+    code = get_frame(dataset.PixelData, 0, number_of_frames=1)
+    wide = bytearray(code)
+    at = wide.index(b"\xff\xf7")
+    wide[at + 5 : at + 9] = b"\x20\0\x20\0"
+    dataset.PixelData = encapsulate([bytes(code), bytes(wide)], has_bot=False)
+    start = 8 + len(code) + len(code) % 2
+    dataset.ExtendedOffsetTable = struct.pack("<Q", start)
+    dataset.ExtendedOffsetTableLengths = struct.pack("<Q", len(wide))
+    dataset.save_as(path)
+
+
+def waits_for_ever(folder):
+    series(folder)
+    os.mkfifo(folder / "4.dcm")
+
+
+def link_to_nothing(folder):
+    series(folder)
+    (folder / "4.dcm").symlink_to(folder / "absent")
+
+
+def coding(layers=1, block=4, precincts=b"", mark=b"\xff\x52"):
+    """Replace how JPEG 2000 says that it is coded."""
+
+    def change(code):
+        at = code.index(b"\xff\x52")
+        style = bytes([1 if precincts else 0])
+        general = b"\0" + struct.pack(">HB", layers, 0) if mark == b"\xff\x52" else b""
+        segment = style + general + bytes([5, block, block, 0, 1]) + precincts
+        if mark != b"\xff\x52":
+            at, segment = code.index(b"\xff\x5c"), b"\0" + segment
+            return code[:at] + mark + struct.pack(">H", len(segment) + 2) + segment + code[at:]
+        length = struct.unpack(">H", code[at + 2 : at + 4])[0]
+        head = code[:at] + mark + struct.pack(">H", len(segment) + 2)
+        return head + segment + code[at + 2 + length :]
+
+    return change
+
+
+def wide(change):
+    """Spoil a slice of 520 x 520 pixels."""
+
+    def make(folder):
+        values = np.zeros((520, 520, 2), np.int16)
+        form = DicomForm(transfer_syntax="jpeg2000")
+        write_dicom_series(folder, values, AFFINE, form)
+        dataset = pydicom.dcmread(folder / "2.dcm")
+        code = get_frame(dataset.PixelData, 0, number_of_frames=1)
+        dataset.PixelData = encapsulate([change(code)])
+        dataset.save_as(folder / "2.dcm")
+
+    return make
+
+
+def coding_of_a_tile(code):
+    """Put a coding style into the header of the first tile part."""
+    at = code.index(b"\xff\x90")
+    segment = b"\xff\x52" + struct.pack(">H", 12) + bytes([0, 0, 0, 1, 0, 5, 4, 4, 0, 1])
+    return code[: at + 12] + segment + code[at + 12 :]
+
+
+SIZ = 2 + 2 + 2 + 2
+"""Start of Xsiz: after SOC, SIZ, Lsiz and Rsiz."""
+DICOM = {
+    "65,535 rows": (elements(Rows=65535), "65535"),
+    "no columns": (elements(Columns=0), "more than 0"),
+    "a billion frames": (elements(NumberOfFrames="1000000000"), "NumberOfFrames is"),
+    "a thousand frames": (elements(NumberOfFrames="1000"), "multi-frame"),
+    "64 bits": (elements(BitsAllocated=64), "BitsAllocated 64"),
+    "more bits than there are": (elements(BitsStored=17), "BitsStored 17"),
+    "slope NaN": (elements(RescaleSlope=b"nan "), "RescaleSlope"),
+    "slope 1e308": (elements(RescaleSlope=b"1e308 "), "RescaleSlope is"),
+    "slope 0": (elements(RescaleSlope=0), "slope other than 0"),
+    "a number of 1,000 digits": (elements(RescaleSlope=b"9" * 1000), "RescaleSlope|DICOM"),
+    "a million numbers": (elements(PixelSpacing=b"1\\" * 10**4), "PixelSpacing has 20000 bytes"),
+    "a name of a megabyte": (
+        elements("implicit-le", RescaleType=b"n" * 10**6), "RescaleType has 1000000",
+    ),
+    "spacing 0": (elements(PixelSpacing=[0, 1]), "apart; expected more than 0"),
+    "spacing of an atom": (
+        lambda folder: [elements(PixelSpacing=["1e-7", "1e-7"])(folder)]
+        and [p.write_bytes((folder / "2.dcm").read_bytes()) for p in [folder / "9.dcm"]],
+        "differ in PixelSpacing",
+    ),
+    "position on the moon": (elements(ImagePositionPatient=["0", "0", "4e11"]), "within 1e[+]06"),
+    "directions that are none": (elements(ImageOrientationPatient=[0] * 6), "Orientation"),
+    "an element of 4 GB": (
+        raw_bytes(lambda d: d.replace(b"\x60\0CS\2\0", b"\x60\0UN\0\0\xf0\xff\xff\xff")),
+        "SeriesInstanceUID|Rows|DICOM",
+    ),
+    "sequences 5,000 deep": (nested, "DICOM|states no"),
+    "deflated gigabytes": (deflated_bomb, "more than 67108864 bytes"),
+    "RLE that expands to gigabytes": (frame("rle", rle_bomb), "RLE segment"),
+    "RLE of 15 segments": (frame("rle", set_bytes(0, b"\x0f")), "15 RLE segments"),
+    "RLE beyond its end": (frame("rle", set_bytes(4, b"\xff\xff\xff\x7f")), "RLE segment is at"),
+    "progressive JPEG": (frame("jpeg-lossless", other_frame), "unexpected marker FFC2"),
+    "JPEG of two scans": (frame("jpeg-lossless", second_scan), "marker FFDA within the pixels"),
+    "JPEG-LS of other pixels": (other_offset_table, "."),
+    "JPEG 2000 of 2**32 pixels": (
+        frame("jpeg2000", set_bytes(SIZ, b"\xff\xff\xff\xff")), "code stream is of",
+    ),
+    "JPEG 2000 of tiles of no size": (
+        frame("jpeg2000", set_bytes(SIZ + 16, bytes(8))), "tiles of its code stream",
+    ),
+    "JPEG 2000 of tiles beside it": (
+        frame("jpeg2000", set_bytes(SIZ + 24, b"\xff" * 8)), "tiles of its code stream",
+    ),
+    "JPEG 2000 of a pixel a precinct": (
+        wide(coding(precincts=b"\0" * 6)), "cut into 270400 blocks",
+    ),
+    "JPEG 2000 of four pixels a precinct": (
+        wide(coding(precincts=b"\xff" * 5 + b"\x11")), "cut into 67600 blocks",
+    ),
+    "the same for its one component": (
+        wide(coding(precincts=b"\x11" * 6, mark=b"\xff\x53")), "cut into 67600 blocks",
+    ),
+    "the same for a tile": (wide(coding_of_a_tile), "tiles .* are not coded alike"),
+    "JPEG 2000 of 65,535 layers": (wide(coding(layers=65535)), "65535 layers"),
+    "JPEG 2000 of tile parts in a ring": (
+        frame("jpeg2000", lambda c: set_bytes(c.index(b"\xff\x90") + 6, b"\0\0\0\1")(c)),
+        "no marker segment at byte",
+    ),
+    "a pipe": (waits_for_ever, None),
+}  # fmt: skip
+
+
+def check(work, expected, record):
+    if expected is None:
+        return assert_bounded(work, record)
+    with pytest.raises(FormatError) as caught:
+        assert_bounded(work, record)
+    assert re.search(expected, str(caught.value), re.DOTALL), caught.value
+    return None
+
+
+@pytest.mark.parametrize("lie", NIFTI)
+def test_nifti(lie, tmp_path, record_property):
+    name, content, expected = NIFTI[lie]
+    (tmp_path / name).write_bytes(content)
+    values = check(lambda: read_all(tmp_path / name, Limits()), expected, record_property)
+    assert values is None or values.shape == VALUES.shape
+    assert values is None or np.isfinite(values).all()
+
+
+@pytest.mark.parametrize("lie", METAIMAGE)
+def test_metaimage(lie, tmp_path, record_property):
+    content, expected = METAIMAGE[lie]
+    (tmp_path / "v.mha").write_bytes(content)
+    values = check(lambda: read_all(tmp_path / "v.mha", Limits()), expected, record_property)
+    assert values is None or np.array_equal(values, VALUES)
+
+
+@pytest.mark.parametrize("lie", DICOM)
+def test_dicom(lie, tmp_path, record_property):
+    make, expected = DICOM[lie]
+    make(tmp_path)
+    values = check(lambda: read_all(f"{tmp_path}/", Limits()), expected, record_property)
+    assert values is None or np.array_equal(values, VALUES)
+
+
+def test_a_slice_that_is_a_link_to_nothing_is_not_passed_over(tmp_path):
+    link_to_nothing(tmp_path)
+    with pytest.raises(FileNotFoundError):
+        read_all(f"{tmp_path}/", Limits())
+
+
+GRID = Grid((20, 18, 3), AFFINE)
+POINT = '{"label": 20, "X": 1, "Y": 2, "Z": 3}'
+CENTROIDS = {
+    "lists 100,000 deep": ("verse", b"[" * 100_000, "is not JSON"),
+    "objects 100,000 deep": ("verse", b'{"a":' * 100_000, "is not JSON"),
+    "a label of 5,000 digits": ("verse", f"[{POINT.replace('20', '9' * 5000)}]".encode(), "JSON"),
+    "positions beyond all numbers": ("verse-2019-challenge", POINT.replace("1", "1e999"), None),
+    "10,000 points": ("verse-2019-challenge", f"[{', '.join([POINT] * 10_000)}]".encode(), None),
+    "10,000 levels": ("verse-2019-challenge", POINT.replace("20", "99"), None),
+    "a line of a megabyte": ("lml", b"# 0\n200\tL1\t" + b"1" * 10**6 + b"\t2\t3", None),
+    "half a million words": ("lml", b"# 0\n" + b"a " * 500_000, "expected an id"),
+    "bytes that are no text": ("lml", bytes(range(128, 256)) * 9, "is no .lml file"),
+}
+
+
+@pytest.mark.parametrize("lie", CENTROIDS)
+def test_centroids(lie, record_property):
+    convention, content, expected = CENTROIDS[lie]
+    if isinstance(content, str):
+        content = f"[{', '.join([content] * 1000)}]".encode()
+
+    def work():
+        return read_centroids(content, "points", convention=convention, grid=GRID)
+
+    found = check(work, expected, record_property)
+    assert found is None or len(found.position_mm) <= 1
+    assert found is None or all(len(note) < 2000 for note in found.notes)
+
+
+def workbook(change):
+    """Write a small workbook and change the sheet in it."""
+    book = openpyxl.Workbook()
+    book.active.append(["scan", "age"])
+    book.active.append(["s1", "61"])
+    plain, out = io.BytesIO(), io.BytesIO()
+    book.save(plain)
+    with zipfile.ZipFile(plain) as old, zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as new:
+        for name in old.namelist():
+            content = old.read(name)
+            new.writestr(name, change(content) if name.endswith("sheet1.xml") else content)
+    return out.getvalue()
+
+
+def rows(text):
+    return lambda sheet: sheet.replace(b"</sheetData>", text + b"</sheetData>")
+
+
+LAUGHS = b"".join(
+    b'<!ENTITY a%d "%s">' % (n, b"&a%d;" % (n - 1) * 10 if n else b"ha") for n in range(12)
+)
+
+
+def entities(sheet):
+    head, _, tail = sheet.partition(b"<worksheet")
+    return (
+        head + b"<!DOCTYPE worksheet [" + LAUGHS + b"]><worksheet"
+        + tail.replace(b"</sheetData>", b"<row><c><v>&a11;</v></c></row></sheetData>")
+    )  # fmt: skip
+
+
+TABLES = {
+    "a sheet of gigabytes": (workbook(rows(b" " * (100 << 20))), "t.xlsx", "it inflates to"),
+    "a row at the end of the world": (
+        workbook(rows(b'<row r="99999999999"><c><v>1</v></c></row>')), "t.xlsx", "has more than",
+    ),
+    "a cell at the end of the last row": (
+        workbook(rows(b'<row r="1048576"><c r="XFD1048576"><v>1</v></c></row>')), "t.xlsx",
+        "has more than",
+    ),
+    "a wide row 200 times": (
+        workbook(rows(b'<row><c r="XFD1"><v>1</v></c></row>' * 200)), "t.xlsx", "has more than",
+    ),
+    "entities of entities": (workbook(entities), "t.xlsx", "is not a workbook"),
+    "16 million columns": (b";" * (16 << 20), "t.csv", "has more than .* cells"),
+    "10 million rows": (b"\n" * (10 << 20), "t.csv", "has more than 200000 rows"),
+    "10,000 columns of one name": (b";".join([b"a"] * 10_000), "t.csv", None),
+    "a quote without end": (b'"' + b"a;" * 10**6, "t.csv", "is not a table"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("lie", TABLES)
+def test_tables(lie, record_property):
+    content, name, expected = TABLES[lie]
+    check(lambda: read_sheet(content, name, delimiter=";"), expected, record_property)
+
+
+def test_small_files_are_read_no_further_than_to_their_limit(tmp_path, record_property):
+    path = tmp_path / "points.json"
+    with path.open("wb") as sparse:
+        sparse.truncate(100 << 30)
+    fs = LocalFileSystem()
+    check(lambda: read_small_file(fs, str(path), 1 << 20), "more than 1048576", record_property)
+    path.write_bytes(b"x" * 100)
+    assert read_small_file(fs, str(path), 100) == b"x" * 100
+    with pytest.raises(FormatError):
+        read_small_file(fs, str(path), 99)
+
+
+@pytest.mark.parametrize(
+    ("limits", "expected"),
+    [
+        (Limits(axis_voxels=19), "--max-axis"),
+        (Limits(volume_bytes=2 * VALUES.nbytes - 1), "--max-volume"),
+        (Limits(slice_bytes=2 * VALUES[..., 0].nbytes - 1), "slices of 20 x 18"),
+        (Limits(spacing_mm=(0.81, 10)), "expected 0.81 to 10"),
+        (Limits(spacing_mm=(0.1, 2.4)), "expected 0.1 to 2.4"),
+        (Limits(dicom_files=2), "holds 3 files, expected at most 2"),
+        (Limits(dicom_file_bytes=700), "more than 700 bytes"),
+        (Limits(position_mm=2.49), "first voxel lies at"),
+    ],
+)
+def test_each_limit_holds_and_can_be_raised(limits, expected, tmp_path):
+    affine = AFFINE + np.outer([0, 0, 1, 0], [0, 0, 0, 2.5])
+    write_dicom_series(tmp_path / "series", VALUES, affine, DicomForm())
+    np.testing.assert_array_equal(read_all(f"{tmp_path}/series/", Limits()), VALUES)
+    with pytest.raises(FormatError, match=expected):
+        read_all(f"{tmp_path}/series/", limits)
+
+
+def test_limits_at_their_bounds_are_kept(tmp_path):
+    path = tmp_path / "v.nii"
+    path.write_bytes(nifti())
+    exact = Limits(
+        axis_voxels=20,
+        volume_bytes=VALUES.nbytes,
+        slice_bytes=VALUES[..., 0].nbytes,
+        spacing_mm=(0.79999, 2.50001),
+        position_mm=0,
+        header_bytes=352,
+    )
+    np.testing.assert_array_equal(read_all(path, exact), VALUES)
+    with pytest.raises(FormatError, match="vox_offset"):
+        read_all(path, Limits(header_bytes=351))
+    write_metaimage(tmp_path / "v.mhd", VALUES.transpose(2, 1, 0), AFFINE, MetaImageForm())
+    with pytest.raises(FormatError, match="HeaderSize"):
+        read_all(tmp_path / "v.mhd", Limits(header_bytes=9))
+
+
+def test_the_largest_public_scan_is_within_the_limits_in_any_type():
+    grid = Grid((960, 2048, 2023), np.diag([0.2, 0.2, 0.2, 1.0]))
+    Limits().check_grid(grid, 8, "v.nii")
+
+
+def test_json_of_any_depth_is_a_note(tmp_path):
+    """Python's own limits differ by version; what it raises is ours to catch."""
+    deep = json.dumps("x") + "[" * 1_000_000
+    with pytest.raises(FormatError):
+        read_centroids(deep.encode(), "p", convention="verse", grid=GRID)

@@ -1,0 +1,505 @@
+import json
+import os
+import shutil
+from contextlib import contextmanager
+from pathlib import Path
+
+import fsspec
+import numpy as np
+import pytest
+import xarray as xr
+from typer.testing import CliRunner
+
+import spinezarr
+from spinezarr.cli.main import app
+from spinezarr.errors import CorruptStoreError, SpinezarrError, StoreNotFoundError
+from spinezarr.ingest.discover import discover
+from spinezarr.ingest.run import ingest
+from spinezarr.recipe import Recipe
+from spinezarr.store.attributes import ShardEntry, seal, unseal
+from spinezarr.store.ledger import LEDGER_FILE, Ledger
+from spinezarr.store.reader import StoreReader
+from spinezarr.store.sharding import assemble_shard
+from spinezarr.store.writer import StoreWriter
+from spinezarr.testing import NiftiForm, write_nifti, write_totalsegmentator
+from spinezarr.verify.store import verify_store
+
+SHAPE = (140, 30, 60)
+"""Two shards of two and one chunks along z, and two chunks along x."""
+FLIPS = int(os.environ.get("SPINEZARR_FLIPS", "60"))
+"""Bytes to flip; 'make flips' takes a thousand."""
+SHARDS = [f"{name}/c/{z}/0/0" for name in ("image", "label") for z in (0, 1)]
+
+
+@pytest.fixture(scope="session")
+def pristine(tmp_path_factory):
+    """Raw folder and store of two audited scans; not to be changed."""
+    folder = tmp_path_factory.mktemp("verify")
+    rng = np.random.default_rng(0)
+    for name in ("a", "b"):
+        image = rng.integers(-1024, 1024, SHAPE).astype(np.int16)
+        write_nifti(folder / f"raw/{name}_ct.nii", image, np.eye(4), NiftiForm())
+        label = np.zeros(SHAPE, np.uint8)
+        label[5:70, 5 : 10 + rng.integers(9), 5:30] = 20
+        label[72:138, 5 : 10 + rng.integers(9), 25:57] = 21
+        write_nifti(folder / f"raw/{name}_seg.nii", label, np.eye(4), NiftiForm(dtype="uint8"))
+    recipe = Recipe.of_pairs("{scan}_ct.nii", "{scan}_seg.nii", name="noise")
+    report = ingest(recipe, discover(recipe, str(folder / "raw")), str(folder / "noise.zarr"))
+    assert not report.failed
+    store = spinezarr.open(folder / "noise.zarr")
+    store.keep_audit(store.audit())
+    return folder
+
+
+@pytest.fixture
+def copied(pristine, tmp_path):
+    """Copy of that store, to damage."""
+    return Path(shutil.copytree(pristine / "noise.zarr", tmp_path / "noise.zarr"))
+
+
+@contextmanager
+def holding(path, data):
+    """Give a file other content, or none, for a while."""
+    before = path.read_bytes()
+    path.unlink()
+    if data is not None:
+        path.write_bytes(data)
+    try:
+        yield
+    finally:
+        path.write_bytes(before)
+
+
+def files_of(store):
+    return sorted(path for path in store.rglob("*") if path.is_file())
+
+
+def faults_of(store, **options):
+    return verify_store(str(store), **options).faults
+
+
+def found_in(store, path):
+    """Whether some fault names the file."""
+    key = path.relative_to(store).as_posix()
+    return any(fault.path == key for fault in faults_of(store))
+
+
+def flip(data, at, mask):
+    return data[:at] + bytes([data[at] ^ mask]) + data[at + 1 :]
+
+
+def flips(store, number, seed):
+    """Files and places of single flipped bytes: half by byte of the store, half by file."""
+    rng = np.random.default_rng(seed)
+    files = files_of(store)
+    sizes = np.array([path.stat().st_size for path in files])
+    for i in range(number):
+        weights = sizes / sizes.sum() if i % 2 else np.full(len(files), 1 / len(files))
+        chosen = int(rng.choice(len(files), p=weights))
+        mask = int(rng.choice([1, 2, 32, 128, 255]))
+        yield files[chosen], int(rng.integers(sizes[chosen])), mask
+
+
+def read_all(store):
+    """Everything that the reader gives of a store."""
+    opened = spinezarr.open(store)
+    table = opened.table
+    scans = {name: opened.scan(name).load() for name in ("a", "b")}
+    counts = {name: opened._reader.label_chunks(name) for name in ("a", "b")}
+    return table, scans, counts
+
+
+def assert_same(found, expected):
+    xr.testing.assert_identical(found[0], expected[0])
+    for name in ("a", "b"):
+        xr.testing.assert_identical(found[1][name], expected[1][name])
+        np.testing.assert_array_equal(found[2][name], expected[2][name])
+
+
+def test_a_whole_store_has_no_faults(pristine, ctspine1k_url, serve):
+    for url in (pristine / "noise.zarr", ctspine1k_url):
+        total, done = [], []
+        found = verify_store(str(url), on_total=total.append, on_bytes=done.append)
+        assert (found.faults, found.leftovers, found.listed, found.exit_code) == ((), (), True, 0)
+        sizes = sum(path.stat().st_size for path in files_of(Path(url)))
+        assert total == [sizes]
+        assert sum(done) == sizes
+    assert verify_store(str(pristine / "noise.zarr"), ["b"]).scans == ("b",)
+    url, _ = serve(pristine)
+    served = verify_store(f"{url}/noise.zarr")
+    assert (served.faults, served.scans, served.listed) == ((), ("a", "b"), False)
+
+
+def test_each_flipped_byte_is_found(copied):
+    missed = []
+    for path, at, mask in flips(copied, FLIPS, seed=1):
+        with holding(path, flip(path.read_bytes(), at, mask)):
+            if not found_in(copied, path):
+                missed.append((path, at, mask))
+    assert not missed
+    assert not faults_of(copied)
+
+
+def test_no_flipped_byte_becomes_data(copied):
+    expected = read_all(copied)
+    raised = 0
+    for path, at, mask in flips(copied, FLIPS, seed=2):
+        with holding(path, flip(path.read_bytes(), at, mask)):
+            try:
+                found = read_all(copied)
+            except SpinezarrError:
+                raised += 1
+                continue
+        assert_same(found, expected)
+    assert raised > FLIPS / 3
+
+
+def test_each_file_that_is_deleted_cut_or_longer_is_found(copied):
+    expected = read_all(copied)
+    # The table's files are many and alike.
+    files = [
+        path for i, path in enumerate(files_of(copied)) if i % 9 == 0 or "table" not in str(path)
+    ]
+    for i, path in enumerate(files):
+        data = path.read_bytes()
+        damages = [None, data[: len(data) // 2], data + b"\0"]
+        for damaged in damages:
+            with holding(path, damaged):
+                # A store that was never audited has no such file.
+                if "audit" not in path.parts or damaged is not None:
+                    assert found_in(copied, path), (path, damaged and len(damaged))
+                if damaged != damages[i % 3]:
+                    continue
+                try:
+                    found = read_all(copied)
+                except SpinezarrError:
+                    continue
+                assert_same(found, expected)
+
+
+def swapped(one, other):
+    """Exchange two files or folders."""
+    aside = one.with_name("aside")
+    one.rename(aside)
+    other.rename(one)
+    aside.rename(other)
+
+
+def test_each_pair_of_exchanged_files_is_found(copied):
+    expected = read_all(copied)
+    of_equal_size = 0
+    files = [path for path in files_of(copied) if path.name != "zarr.json"]
+    groups = {}
+    for path in files:
+        groups.setdefault(path.parts[-4:][0] if "table" in path.parts else "scans", []).append(path)
+    for group in groups.values():
+        for one, other in zip(group, [*group[7:], *group[:7]], strict=True):
+            if one.read_bytes() == other.read_bytes():
+                continue
+            of_equal_size += one.stat().st_size == other.stat().st_size
+            swapped(one, other)
+            assert found_in(copied, one), (one, other)
+            assert found_in(copied, other), (one, other)
+            try:
+                found = read_all(copied)
+            except SpinezarrError:
+                pass
+            else:
+                assert_same(found, expected)
+            swapped(one, other)
+    assert of_equal_size
+
+
+@pytest.mark.parametrize("shard", SHARDS)
+def test_exchanged_shards_are_found_and_never_read(copied, shard):
+    swapped(*(copied / "scans" / name / shard for name in "ab"))
+    assert {fault.scan_id for fault in faults_of(copied)} == {"a", "b"}
+    for name in "ab":
+        with pytest.raises(CorruptStoreError, match=rf"scan '{name}', {shard.split('/')[0]} chunk"):
+            spinezarr.open(copied).scan(name).load()
+
+
+def test_shards_of_equal_sizes_that_were_exchanged_are_found_and_never_read(tmp_path):
+    rng = np.random.default_rng(0)
+    for name in "ab":
+        # Noise over all of int16 does not compress, so that the indices are equal, too.
+        image = rng.integers(-(2**15) + 1, 2**15, (64, 48, 96)).astype(np.int16)
+        write_nifti(tmp_path / f"raw/{name}.nii", image, np.eye(4), NiftiForm())
+    recipe = Recipe.of_pairs("{scan}.nii", None, name="noise")
+    url = tmp_path / "noise.zarr"
+    assert not ingest(recipe, discover(recipe, str(tmp_path / "raw")), str(url)).failed
+    one, other = (url / f"scans/{name}/{SHARDS[0]}" for name in "ab")
+    assert one.read_bytes()[-36:] == other.read_bytes()[-36:]
+    swapped(one, other)
+    assert [(fault.scan_id, fault.kind) for fault in faults_of(url)] == [
+        ("a", "misplaced"),
+        ("b", "misplaced"),
+    ]
+    for name in "ab":
+        with pytest.raises(CorruptStoreError, match=rf"scan '{name}', image chunk .* ends with"):
+            spinezarr.open(url).scan(name).load()
+
+
+def test_exchanged_scans_are_found_and_never_read(copied):
+    swapped(copied / "scans/a", copied / "scans/b")
+    found = faults_of(copied)
+    assert {(f.path, f.kind) for f in found if f.kind == "misplaced"} == {
+        ("scans/a/zarr.json", "misplaced"),
+        ("scans/b/zarr.json", "misplaced"),
+    }
+    with pytest.raises(CorruptStoreError, match="it is of dataset and scan"):
+        spinezarr.open(copied).scan("a")
+
+
+def test_a_scan_of_another_dataset_is_found(copied, ctspine1k_url):
+    shutil.copytree(Path(ctspine1k_url) / "scans/liver_0", copied / "scans/liver_0")
+    kinds = {(f.path, f.kind) for f in faults_of(copied)}
+    assert kinds == {
+        ("scans/liver_0/zarr.json", "misplaced"),
+        ("table", "disagrees"),
+        ("ingest/zarr.json", "disagrees"),
+    }
+    with pytest.raises(CorruptStoreError, match="ctspine1k"):
+        spinezarr.open(copied).scan("liver_0")
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "extra",
+        ".DS_Store",
+        "scans/notes.txt",
+        "scans/a/image/c/0/0/1",
+        "scans/a/label/c/9/9/9",
+        "scans/b/other/zarr.json",
+        "table/split/c/1",
+        "audit/c/0",
+    ],
+)
+def test_a_file_that_no_manifest_names_is_found(copied, key):
+    (copied / key).parent.mkdir(parents=True, exist_ok=True)
+    (copied / key).write_bytes(b"x")
+    (fault,) = faults_of(copied)
+    assert (fault.path, fault.kind) == (key, "extra")
+    inside = key.startswith("scans/") and key.count("/") > 1
+    assert fault.scan_id == (key.split("/")[1] if inside else None)
+
+
+def test_leftovers_are_no_faults(copied):
+    (copied / "ingest.lock").write_bytes(b"")
+    for name in ("table.partial", "table.old.partial", "scans/a.partial", "scans/c.partial"):
+        (copied / name / "image").mkdir(parents=True)
+        (copied / name / "image/zarr.json").write_bytes(b"{")
+        (copied / name / "zarr.json").write_bytes(b"{")
+    (copied / "zarr.json.partial").write_bytes(b"{")
+    found = verify_store(str(copied))
+    assert found.exit_code == 0
+    assert set(found.leftovers) == {
+        "ingest.lock",
+        "table.partial",
+        "table.old.partial",
+        "scans/a.partial",
+        "scans/c.partial",
+        "zarr.json.partial",
+    }
+
+
+def test_a_scan_that_was_never_finished_is_found(copied):
+    shutil.copytree(copied / "scans/a", copied / "scans/c")
+    (copied / "scans/c/zarr.json").unlink()
+    (fault,) = faults_of(copied)
+    assert (fault.scan_id, fault.kind) == ("c", "unfinished")
+    shutil.rmtree(copied / "scans/c")
+    shutil.rmtree(copied / "scans/b")
+    (fault,) = faults_of(copied)
+    assert (fault.scan_id, fault.kind, fault.path) == ("b", "missing", "scans/b/zarr.json")
+
+
+def test_rows_that_do_not_say_what_the_scans_say_are_found(copied):
+    reader = StoreReader(str(copied))
+    writer = StoreWriter(str(copied), reader.root)
+    first, second = (reader.scan(name).attributes for name in "ab")
+    entries = writer.ledger().scans
+
+    def write_table(*scans):
+        writer.write_table(None, {scan.scan_id: scan for scan in scans}, entries)
+
+    write_table(first.model_copy(update={"split": "test"}), second)
+    (fault,) = [f for f in faults_of(copied) if "split" in f.found]
+    assert (fault.scan_id, fault.path, fault.kind) == ("a", "table", "disagrees")
+    write_table(first)
+    (fault,) = faults_of(copied)
+    assert (fault.scan_id, fault.path, fault.found) == ("b", "table", "no row of this scan")
+    write_table(first, second, first.model_copy(update={"scan_id": "c", "columns": {"x": "y"}}))
+    kinds = {(f.scan_id, f.path, f.kind) for f in faults_of(copied)}
+    assert kinds == {("c", "scans/c/zarr.json", "missing")}
+    write_table(first.model_copy(update={"columns": {"x": "y"}}), second)
+    assert {f.found for f in faults_of(copied)} >= {"a column 'x'"}
+
+
+def test_a_ledger_of_other_scans_is_found(copied):
+    writer = StoreWriter(str(copied), StoreReader(str(copied)).root)
+    entries = writer.ledger().scans
+    other = entries["b"].model_copy(update={"identity": "another"})
+    for wrong, scan_id in (
+        ({**entries, "b": other}, "b"),
+        ({"a": entries["a"]}, "b"),
+        ({**entries, "c": entries["a"]}, "c"),
+    ):
+        (copied / LEDGER_FILE).write_bytes(Ledger(scans=wrong).to_file())
+        (fault,) = faults_of(copied)
+        assert (fault.scan_id, fault.path, fault.kind) == (scan_id, LEDGER_FILE, "disagrees")
+
+
+def rewrite(copied, change):
+    """Change a scan's sealed metadata."""
+    path = copied / "scans/a/zarr.json"
+    metadata = unseal(path.read_bytes())
+    change(metadata)
+    path.write_bytes(seal(metadata))
+
+
+def test_metadata_that_differ_from_the_arrays_own_are_found(copied):
+    def change(metadata):
+        metadata["consolidated_metadata"]["metadata"]["z"]["fill_value"] = 3
+
+    rewrite(copied, change)
+    assert {f.path for f in faults_of(copied)} >= {"scans/a/z/zarr.json"}
+
+
+def test_a_manifest_that_lacks_an_image_shard_is_a_fault(copied):
+    rewrite(copied, lambda metadata: metadata["attributes"]["manifest"].pop(SHARDS[0]))
+    kinds = {(f.path, f.kind) for f in faults_of(copied)}
+    assert {(f"scans/a/{SHARDS[0]}", "missing"), (f"scans/a/{SHARDS[0]}", "extra")} <= kinds
+
+
+@pytest.mark.parametrize("name", ["image", "label"])
+def test_a_shard_without_a_chunk_is_a_fault_though_all_checksums_hold(copied, name):
+    path = copied / f"scans/a/{name}/c/0/0/0"
+    path.write_bytes(assemble_shard({}, 4))
+    entry = ShardEntry.of(path.read_bytes()).model_dump()
+    rewrite(copied, lambda m: m["attributes"]["manifest"].update({f"{name}/c/0/0/0": entry}))
+    assert {f.found for f in faults_of(copied) if f.kind == "missing"} >= {"no chunk (0, 0, 0)"}
+
+
+def test_a_store_in_memory_is_checked(pristine):
+    memory = fsspec.filesystem("memory")
+    memory.put(str(pristine / "noise.zarr"), "/verify-test/noise.zarr", recursive=True)
+    try:
+        assert not faults_of("memory://verify-test/noise.zarr")
+        memory.rm(f"/verify-test/noise.zarr/scans/a/{SHARDS[2]}")
+        (fault,) = faults_of("memory://verify-test/noise.zarr")
+        assert (fault.path, fault.kind) == (f"scans/a/{SHARDS[2]}", "missing")
+    finally:
+        memory.rm("/verify-test", recursive=True)
+
+
+def test_damage_behind_a_web_server_is_found(copied, serve):
+    url, _ = serve(copied.parent)
+    for key in (SHARDS[0], "z/c/0", "zarr.json"):
+        path = copied / "scans/b" / key
+        for damaged in (None, flip(path.read_bytes(), 30, 4), path.read_bytes()[:-1]):
+            with holding(path, damaged):
+                assert {f.path for f in faults_of(f"{url}/noise.zarr")} >= {f"scans/b/{key}"}
+
+
+def test_no_store(tmp_path, ctspine1k_url):
+    for place in (tmp_path, tmp_path / "absent", Path(ctspine1k_url) / "scans/liver_0"):
+        with pytest.raises(StoreNotFoundError):
+            verify_store(str(place))
+
+
+# Against the source
+
+
+def run(*words, code=0):
+    result = CliRunner().invoke(app, [str(word) for word in words])
+    assert result.exit_code == code, result.output + repr(result.exception)
+    assert "Traceback" not in result.output
+    return result
+
+
+def against(store, raw, code=0):
+    said = json.loads(run("verify", store, "--against", raw, "--json", code=code).stdout)
+    return [(f["scan_id"], f["kind"], f["found"]) for f in said["faults"]]
+
+
+def test_voxels_are_those_of_the_source(pristine, ctspine1k_url, ctspine1k_raw):
+    assert against(pristine / "noise.zarr", pristine / "raw") == []
+    assert against(ctspine1k_url, ctspine1k_raw[0]) == []
+
+
+def test_mapped_and_merged_masks_are_compared(tmp_path):
+    write_totalsegmentator(tmp_path / "raw")
+    recipe = Recipe.load("totalsegmentator")
+    report = ingest(recipe, discover(recipe, str(tmp_path / "raw")), str(tmp_path / "t.zarr"))
+    assert not report.failed
+    assert against(tmp_path / "t.zarr", tmp_path / "raw") == []
+
+
+def test_a_voxel_that_differs_is_named(pristine, tmp_path):
+    raw = Path(shutil.copytree(pristine / "raw", tmp_path / "raw"))
+    path = raw / "b_ct.nii"
+    data = bytearray(path.read_bytes())
+    # LPS, (i, j, k): the last voxel but one of the first slice is at x 1, y 0, z 0.
+    at = 352 + 2 * (SHAPE[2] * SHAPE[1] - 2)
+    was = int.from_bytes(data[at : at + 2], "little", signed=True)
+    data[at : at + 2] = (7).to_bytes(2, "little")
+    path.write_bytes(data)
+    found = against(pristine / "noise.zarr", raw, code=1)
+    assert [(scan, kind) for scan, kind, _ in found] == [("b", "source"), ("b", "voxels")]
+    assert found[1][2] == f"1 voxels differ, first image (0, 0, 1) (z, y, x): {was}"
+    output = " ".join(
+        run("verify", pristine / "noise.zarr", "--against", raw, code=1).output.split()
+    )
+    assert "ingest" in output
+
+
+def test_a_source_that_is_gone_or_another_is_a_fault(pristine, tmp_path):
+    raw = Path(shutil.copytree(pristine / "raw", tmp_path / "raw"))
+    (raw / "a_ct.nii").unlink()
+    write_nifti(raw / "b_seg.nii", np.zeros((3, 4, 5), np.uint8), np.eye(4), NiftiForm())
+    found = against(pristine / "noise.zarr", raw, code=1)
+    assert [(scan, kind) for scan, kind, _ in found] == [("a", "source"), ("b", "source")]
+    run("verify", pristine / "noise.zarr", "--against", tmp_path / "nowhere", code=2)
+
+
+# The command line
+
+
+def test_a_whole_store_ends_with_0(pristine):
+    assert "Every byte is as it was written" in run("verify", pristine / "noise.zarr").output
+    help_text = " ".join(run("verify", "--help").output.split())
+    assert "Exit code 0: the store is whole; 1: it is not; 2: wrong usage." in help_text
+
+
+def test_faults_end_with_1_and_say_which_scan_which_file_and_what_to_do(copied):
+    path = copied / f"scans/b/{SHARDS[0]}"
+    path.write_bytes(flip(path.read_bytes(), 77, 1))
+    output = "".join(run("verify", copied, code=1).output.split())
+    assert "--repair" in output
+    assert "chunk" in output
+    said = json.loads(run("verify", copied, "--json", code=1).stdout)
+    (fault,) = said["faults"]
+    assert (fault["scan_id"], fault["path"]) == ("b", f"scans/b/{SHARDS[0]}")
+    assert "--repair" in fault["advice"]
+    assert run("verify", copied, "--scan", "a")
+    run("verify", copied, "--scan", "b", code=1)
+
+
+def test_a_damaged_root_is_a_fault(copied, pristine):
+    (copied / "zarr.json").write_bytes(b"{")
+    result = run("verify", copied, "--against", pristine / "raw", "--json", code=1)
+    assert [f["path"] for f in json.loads(result.stdout)["faults"]] == ["zarr.json"]
+
+
+def test_what_is_left_and_what_was_not_looked_for_is_said(copied, serve):
+    (copied / "ingest.lock").write_bytes(b"")
+    assert "ingest.lock" in run("verify", copied).output
+    url, _ = serve(copied.parent)
+    assert "cannot be listed" in run("verify", f"{url}/noise.zarr").output
+
+
+def test_wrong_usage_ends_with_2(pristine, tmp_path):
+    run("verify", tmp_path / "nowhere", code=2)
+    run("verify", pristine / "noise.zarr", "--scan", "c", code=2)
