@@ -10,6 +10,7 @@ __all__ = [
     "FormatError",
     "GridMismatchError",
     "LabelError",
+    "LostClusterError",
     "LostLockError",
     "ReadOnlyStoreError",
     "RecipeError",
@@ -70,6 +71,10 @@ class StoreBusyError(UsageError):
 
 class LostLockError(SpinezarrError, OSError):
     """A store that another process has taken over, because this one gave no sign of life."""
+
+
+class LostClusterError(SpinezarrError, ConnectionError):
+    """A Dask cluster that does not answer any more."""
 
 
 class UnknownScanError(SpinezarrError, KeyError):

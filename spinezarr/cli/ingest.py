@@ -2,7 +2,8 @@
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Final, Self
@@ -20,7 +21,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from spinezarr.catalog import load_catalog
+from spinezarr.catalog import CatalogEntry, load_catalog
 from spinezarr.cli.console import (
     ERR,
     OUT,
@@ -47,7 +48,7 @@ from spinezarr.errors import UsageError
 from spinezarr.formats import DEFAULT_LIMITS, Limits
 from spinezarr.ingest.discover import Discovery, PathNote, ScanSource, discover
 from spinezarr.ingest.pseudonyms import hidden, map_file
-from spinezarr.ingest.run import IngestReport, Listener
+from spinezarr.ingest.run import IngestReport, Listener, Workers
 from spinezarr.ingest.run import ingest as run_ingest
 from spinezarr.ingest.scan import ScanOptions
 from spinezarr.ingest.task import Outcome
@@ -133,6 +134,14 @@ def ingest(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show what was found and write nothing.")
     ] = False,
+    workers: Annotated[
+        int | None,
+        typer.Option(metavar="N", min=1, help="Do N scans at once, in processes of their own."),
+    ] = None,
+    scheduler: Annotated[
+        str | None,
+        typer.Option(metavar="URL", help="Do the scans on a Dask cluster: tcp://HOST:8786."),
+    ] = None,
     repair: Annotated[
         bool,
         typer.Option(
@@ -165,15 +174,11 @@ def ingest(
     both; those with --raw hold for the raw folder instead, if any is given.
     """
     with errors_for_users():
-        entry = None
-        if dataset == _PAIRS:
-            recipe = _pairs_recipe(image, label, out)
-        else:
-            if image is not None or label is not None:
-                raise UsageError("--image and --label go with the dataset 'pairs' only.")
-            found = load_catalog(catalog)
-            entry = None if found is None else found.get(dataset)
-            recipe = Recipe.load(dataset if entry is None else entry.recipe_location)
+        if workers is not None and scheduler is not None:
+            raise UsageError("--workers starts a cluster, --scheduler takes one: give one of them.")
+        if pseudonyms is not None and not pseudonymize:
+            raise UsageError("--pseudonyms goes with --pseudonymize.")
+        recipe, entry = _recipe_and_entry(dataset, image, label, out, catalog)
         # Only what no option gives is asked of the catalog: its variables need not all be set.
         of_store = storage_options(endpoint_url, profile, no_sign_request=no_sign_request)
         if out is None and entry is not None:
@@ -196,13 +201,16 @@ def ingest(
             raise UsageError("no store: give --out URL, or name the dataset in a catalog.")
         limits = Limits(axis_voxels=max_axis, volume_bytes=int(max_volume * 1e9))
         options = ScanOptions(take_image_grid=take_image_grid, limits=limits, scratch=scratch)
+        # Options that the raw folder has taken need not fit the store.
+        out_options = {} if raw_options and "://" not in out else of_store
         if pseudonymize:
             place = map_file(out, pseudonyms)
-            discovery, names = hidden(discovery, recipe, out, place)
+            discovery, names = hidden(discovery, recipe, out, place, out_options)
             options = replace(options, pseudonyms=names)
-        elif pseudonyms is not None:
-            raise UsageError("--pseudonyms goes with --pseudonymize.")
-        with ProgressBar(discovery.scans) as progress:
+        with (
+            _cluster(workers, scheduler) as cluster,
+            ProgressBar(discovery.scans) as progress,
+        ):
             report = run_ingest(
                 recipe,
                 discovery,
@@ -212,12 +220,42 @@ def ingest(
                 codec=codec,
                 listener=progress,
                 raw_options=raw_options,
-                # Options that the raw folder has taken need not fit the store.
-                out_options={} if raw_options and "://" not in out else of_store,
+                out_options=out_options,
+                workers=cluster,
                 repair=repair,
             )
         print_report(report, as_json=as_json)
         raise typer.Exit(report.exit_code)
+
+
+@contextmanager
+def _cluster(n_workers: int | None, scheduler: str | None) -> Iterator[Workers | None]:
+    """Start or join the cluster that is asked for, if any, and say where it can be watched."""
+    if n_workers is None and scheduler is None:
+        yield None
+        return
+    # Dask's scheduler takes half a second to import.
+    from spinezarr.ingest.cluster import existing_cluster, local_cluster  # noqa: PLC0415
+
+    with (
+        local_cluster(n_workers) if n_workers is not None else existing_cluster(scheduler or "")
+    ) as cluster:
+        if cluster.dashboard:
+            ERR.print(f"Dashboard: {cluster.dashboard}", soft_wrap=True)
+        yield cluster
+
+
+def _recipe_and_entry(
+    dataset: str, image: str | None, label: str | None, out: str | None, catalog: Path | None
+) -> tuple[Recipe, CatalogEntry | None]:
+    """Return how to read a dataset, and what the catalog says of it."""
+    if dataset == _PAIRS:
+        return _pairs_recipe(image, label, out), None
+    if image is not None or label is not None:
+        raise UsageError("--image and --label go with the dataset 'pairs' only.")
+    found = load_catalog(catalog)
+    entry = None if found is None else found.get(dataset)
+    return Recipe.load(dataset if entry is None else entry.recipe_location), entry
 
 
 def _pairs_recipe(image: str | None, label: str | None, out: str | None) -> Recipe:
@@ -260,8 +298,8 @@ class ProgressBar(Listener):
             "ingest", total=sum(scan.size_bytes for scan in scans), scans=0, of=len(scans)
         )
         self._ended = 0
-        self._current_bytes = 0
-        self._current_share = 0.0
+        self._shares: dict[str, float] = {}
+        """What is done of each scan that is under way."""
 
     def __enter__(self) -> Self:
         self._progress.start()
@@ -272,24 +310,32 @@ class ProgressBar(Listener):
 
     def started(self, source: ScanSource) -> None:
         """Name the scan."""
-        self._current_bytes, self._current_share = source.size_bytes, 0.0
-        self._progress.update(self._task, description=source.scan_id)
+        self._shares[source.scan_id] = 0.0
+        self._describe()
 
-    def advanced(self, share: float) -> None:
-        """Move the bar by the share of the current scan's bytes."""
-        self._current_share += share
-        self._progress.advance(self._task, share * self._current_bytes)
+    def advanced(self, source: ScanSource, share: float) -> None:
+        """Move the bar by the share of the scan's bytes."""
+        self._shares[source.scan_id] += share
+        self._progress.advance(self._task, share * source.size_bytes)
 
     def finished(self, source: ScanSource, outcome: Outcome) -> None:
         """Count the scan; one that was not read leaves the total, so that MB/s stay true."""
         self._ended += 1
-        rest = (1 - self._current_share) * source.size_bytes
+        rest = (1 - self._shares.pop(source.scan_id, 0.0)) * source.size_bytes
         if outcome == "done":
             self._progress.advance(self._task, rest)
         else:
             total = self._progress.tasks[0].total or 0
             self._progress.update(self._task, total=total - rest)
         self._progress.update(self._task, scans=self._ended)
+        self._describe()
+
+    def _describe(self) -> None:
+        """Name the scan that is under way longest, and count the others."""
+        if self._shares:
+            first, *others = self._shares
+            more = f" + {len(others)}" if others else ""
+            self._progress.update(self._task, description=f"{escape(first)}{more}")
 
 
 def print_report(report: IngestReport, *, as_json: bool) -> None:

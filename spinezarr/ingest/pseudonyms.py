@@ -204,7 +204,13 @@ def key_file(place: Path) -> Path:
     return place.with_suffix(".key")
 
 
-def hidden(found: Discovery, recipe: Recipe, out: str, place: Path) -> tuple[Discovery, Pseudonyms]:
+def hidden(
+    found: Discovery,
+    recipe: Recipe,
+    out: str,
+    place: Path,
+    storage_options: Mapping[str, Any] | None = None,
+) -> tuple[Discovery, Pseudonyms]:
     """Bring what was found under pseudonyms, and write key and map before any scan is stored.
 
     Parameters
@@ -217,13 +223,15 @@ def hidden(found: Discovery, recipe: Recipe, out: str, place: Path) -> tuple[Dis
         Path or URL of the store.
     place
         Of the map, see :func:`map_file`.
+    storage_options
+        For the file system of the store.
 
     Raises
     ------
     UsageError
         If key or map are damaged, those of another store, or lost while the store is there.
     """
-    root = _root_of(out)
+    root = _root_of(out, storage_options)
     stored = None if root is None else root.pseudonym_key
     if root is not None and stored is None:
         raise UsageError(
@@ -253,9 +261,9 @@ def hidden(found: Discovery, recipe: Recipe, out: str, place: Path) -> tuple[Dis
     return names.discovery(found, recipe), names
 
 
-def _root_of(out: str) -> RootAttributes | None:
+def _root_of(out: str, storage_options: Mapping[str, Any] | None) -> RootAttributes | None:
     """Return what a store says of itself; None if there is none."""
-    fs, path = open_filesystem(out)
+    fs, path = open_filesystem(out, storage_options)
     try:
         return parse_root(fs.cat_file(f"{path}/zarr.json"))
     except (OSError, ValueError, KeyError, TypeError, OtherFormatError):

@@ -7,10 +7,11 @@ alone.
 import hashlib
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final, Protocol
 
 import xarray as xr
@@ -76,8 +77,8 @@ class Listener(Protocol):
     def started(self, source: ScanSource) -> None:
         """Hear that a scan begins."""
 
-    def advanced(self, share: float) -> None:
-        """Hear that a further ``share`` of the current scan is done."""
+    def advanced(self, source: ScanSource, share: float) -> None:
+        """Hear that a further ``share`` of a scan is done; below 0 if a part is done again."""
 
     def finished(self, source: ScanSource, outcome: Outcome) -> None:
         """Hear how a scan ended."""
@@ -86,7 +87,7 @@ class Listener(Protocol):
 class _Silent:
     def started(self, source: ScanSource) -> None: ...
 
-    def advanced(self, share: float) -> None: ...
+    def advanced(self, source: ScanSource, share: float) -> None: ...
 
     def finished(self, source: ScanSource, outcome: Outcome) -> None: ...
 
@@ -96,8 +97,11 @@ class Workers(Protocol):
 
     def run(
         self, job: IngestJob, tasks: Iterable[ScanTask], listener: Listener
-    ) -> Iterator[ScanResult]:
-        """Yield the results as they come; ``tasks`` is asked for more as workers are free."""
+    ) -> Generator[ScanResult]:
+        """Yield the results as they come; ``tasks`` is asked for more as workers are free.
+
+        When the generator is closed, no worker writes any more.
+        """
         ...
 
 
@@ -106,13 +110,13 @@ class LocalThreads:
 
     def run(
         self, job: IngestJob, tasks: Iterable[ScanTask], listener: Listener
-    ) -> Iterator[ScanResult]:
+    ) -> Generator[ScanResult]:
         """See :class:`Workers`."""
         threads = os.cpu_count() or 1
         with ThreadPoolExecutor(threads, thread_name_prefix="spinezarr-encode") as pool:
             for task in tasks:
                 listener.started(task.source)
-                yield run_task(job, task, pool, listener.advanced)
+                yield run_task(job, task, pool, partial(listener.advanced, task.source))
 
 
 def ingest(
@@ -182,11 +186,13 @@ def ingest(
         job = IngestJob(recipe, discovery.raw, raw_options or {}, store, options)
         run = _Run(job, discovery, known, listener)
         try:
-            for result in (workers or LocalThreads()).run(job, run.tasks(), listener):
-                run.take(result)
+            with closing((workers or LocalThreads()).run(job, run.tasks(), listener)) as results:
+                for result in results:
+                    run.take(result)
         except LostLockError:
             raise
         except BaseException:
+            run.take_unheard()
             run.write_table()
             raise
         run.write_table()
@@ -284,6 +290,7 @@ class _Run:
         self._others = tuple(sorted(known.entries.keys() - here, key=natural_key))
         self._sources = {source.scan_id: source for source in discovery.scans}
         self._inputs: dict[str, str] = {}
+        """Hash of what is known of each scan that workers have."""
         self._done: list[ScanAttributes] = []
         self._updated: list[ScanAttributes] = []
         self._skipped: list[str] = []
@@ -314,11 +321,12 @@ class _Run:
     def take(self, result: ScanResult) -> None:
         """Take in the result of a task."""
         source = self._sources[result.scan_id]
+        inputs = self._inputs.pop(result.scan_id)
         if result.scan is None:
             self._failed.append(FailedScan(result.scan_id, result.reason))
         else:
             stamp = self._keyed(source.stamp)
-            self._known.change(result.scan, self._inputs[result.scan_id], stamp)
+            self._known.change(result.scan, inputs, stamp)
             if result.outcome == "done":
                 self._done.append(result.scan)
             elif result.outcome == "updated":
@@ -328,6 +336,13 @@ class _Run:
         self._listener.finished(source, result.outcome)
         if time.monotonic() - self._table_written > _TABLE_EVERY_S:
             self.write_table()
+
+    def take_unheard(self) -> None:
+        """Take in scans that workers published and could not tell of any more."""
+        for scan_id in self._inputs:
+            scan = self._job.store.published_scan(scan_id)
+            if scan is not None:
+                self._known.change(scan, "", "")  # the next run looks what it was made from
 
     def write_table(self) -> None:
         """Bring the store's scan table up to date, or remember why that failed."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from spinezarr.errors import LostLockError, SpinezarrError
@@ -95,9 +95,11 @@ def _run(
     source = task.source
     fs, root = open_filesystem(job.raw, job.raw_options)
     beside = read_beside(fs, root, source, job.options.limits)
-    known = job.store.published_scan(source.scan_id) if task.stored else None
+    # Another worker may have published it in this very run, and died before it could say so.
+    known = (job.store.published_scan if task.stored else job.store.whole_scan)(source.scan_id)
     if known is not None and _made_of(job, task, known, beside):
-        return _keep(job, source, known, beside)
+        kept = _keep(job, source, known, beside)
+        return kept if task.stored else replace(kept, outcome="done")
     scan = ingest_scan(
         source,
         job.recipe,

@@ -19,6 +19,7 @@ __all__ = [
     "open_filesystem",
     "publish_file",
     "read_files",
+    "remove_empty_folders",
     "remove_files",
     "write_file",
     "write_files",
@@ -176,3 +177,11 @@ def remove_files(fs: fsspec.AbstractFileSystem, folder: str, keys: Iterable[str]
     for parent in sorted(inside, key=lambda parent: -len(parent.parts)):
         with suppress(OSError):  # not empty
             parent.rmdir()
+
+
+def remove_empty_folders(fs: fsspec.AbstractFileSystem, folder: str) -> None:
+    """Delete a folder on disk, or those below it, where no file is left in them."""
+    if isinstance(fs, LocalFileSystem):
+        for path, _, _ in os.walk(folder, topdown=False):
+            with suppress(OSError):  # not empty
+                Path(path).rmdir()

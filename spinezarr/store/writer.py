@@ -39,6 +39,7 @@ from spinezarr.store.files import (
     open_filesystem,
     publish_file,
     read_files,
+    remove_empty_folders,
     remove_files,
     write_files,
 )
@@ -228,6 +229,14 @@ class StoreWriter:
         parsed = _parse(data)
         return None if parsed is None else parsed[0]
 
+    def whole_scan(self, scan_id: str) -> ScanAttributes | None:
+        """Read the attributes of a scan; None if it, or a file that its manifest names, is not."""
+        scan = self.published_scan(scan_id)
+        if scan is None:
+            return None
+        sizes = list_sizes(self._fs, f"{self._path}/{scan_key(scan_id)}")
+        return scan if _is_whole(scan, sizes) else None
+
     def scan_folders(self) -> set[str]:
         """List the names of the folders that hold scans, without looking into them."""
         place = f"{self._path}/{SCANS}"
@@ -264,6 +273,15 @@ class StoreWriter:
                 found[scan_id] = scan
         return found
 
+    def tidy_scan(self, scan_id: str) -> ScanAttributes | None:
+        """Remove what workers that died left of one scan; return it if it is whole."""
+        folder = f"{self._path}/{scan_key(scan_id)}"
+        sizes = list_sizes(self._fs, folder)
+        metadata = read_files(self._fs, [f"{folder}/{_METADATA}"]).get(f"{folder}/{_METADATA}")
+        scan = self._recover_scan(scan_id, sizes, metadata, None)
+        remove_empty_folders(self._fs, folder)
+        return scan
+
     def _recover_scan(
         self, scan_id: str, sizes: dict[str, int], metadata: bytes | None, trusted: str | None
     ) -> ScanAttributes | None:
@@ -278,8 +296,7 @@ class StoreWriter:
             sizes |= self._renew_metadata(scan, group)
         extra = [key for key in sizes if key not in scan.manifest and _OURS.fullmatch(key)]
         remove_files(self._fs, folder, extra)
-        whole = all(sizes.get(key) == entry.size_bytes for key, entry in scan.manifest.items())
-        return scan if whole else None
+        return scan if _is_whole(scan, sizes) else None
 
     def _renew_metadata(self, scan: ScanAttributes, group: Mapping[str, Any]) -> dict[str, int]:
         """Write those metadata of arrays again that a killed run left as they were; their sizes."""
@@ -353,7 +370,7 @@ class StoreWriter:
         CorruptStoreError
             If the results of the last audit, which the table shows, are damaged.
         """
-        ledger = Ledger(scans=dict(entries))
+        ledger = Ledger(scans=dict(sorted(entries.items())))
         audited = self.audit_log().current(ledger.identities)
         if known is None:
             table = build_table(self.root, changed.values(), audited)
@@ -437,6 +454,10 @@ def _parse(metadata: bytes) -> tuple[ScanAttributes, dict[str, Any]] | None:
         return ScanAttributes.model_validate_json(json.dumps(group["attributes"])), group
     except (ValueError, KeyError, TypeError, AttributeError):
         return None
+
+
+def _is_whole(scan: ScanAttributes, sizes: Mapping[str, int]) -> bool:
+    return all(sizes.get(key) == entry.size_bytes for key, entry in scan.manifest.items())
 
 
 def _small_files(
@@ -595,6 +616,14 @@ class ScanWriter:
         return scan
 
     def discard(self) -> None:
-        """Remove what has been written; a scan that was published before stays."""
+        """Remove what has been written; a scan that was published before stays.
+
+        Nothing is removed if another run has taken the store over: it may have written it anew.
+        """
         self._uploads.stop()
+        if self._guard is not None:
+            try:
+                self._guard(at_once=True)
+            except OSError:
+                return
         remove_files(self._fs, self._folder, (self._started | self._manifest.keys()) - self._old)

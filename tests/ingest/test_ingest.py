@@ -394,10 +394,10 @@ class StopsAt:
         self.scan_id = scan_id
 
     def started(self, source):
-        self.current = source.scan_id
+        pass
 
-    def advanced(self, share):
-        if share and self.current == self.scan_id:
+    def advanced(self, source, share):
+        if share and source.scan_id == self.scan_id:
             raise KeyboardInterrupt
 
     def finished(self, source, outcome):
@@ -473,8 +473,8 @@ class Records:
     def started(self, source):
         self.shares[source.scan_id] = [0.0]
 
-    def advanced(self, share):
-        (*_, current) = self.shares.values()
+    def advanced(self, source, share):
+        current = self.shares[source.scan_id]
         current.append(current[-1] + share)
 
     def finished(self, source, outcome):
