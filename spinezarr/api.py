@@ -1,7 +1,7 @@
 """What a user holds in a notebook: an opened store."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -27,7 +27,10 @@ __all__ = ["Store", "open"]
 
 
 def open(  # noqa: A001  spinezarr.open reads as xarray.open_zarr does
-    store: str | os.PathLike[str], *, catalog: str | os.PathLike[str] | None = None
+    store: str | os.PathLike[str],
+    *,
+    catalog: str | os.PathLike[str] | None = None,
+    storage_options: Mapping[str, Any] | None = None,
 ) -> "Store":
     """Open a store.
 
@@ -38,6 +41,9 @@ def open(  # noqa: A001  spinezarr.open reads as xarray.open_zarr does
         the catalog.
     catalog
         The catalog file; else ``$SPINEZARR_CATALOG``, else ``catalog.yaml`` in the working folder.
+    storage_options
+        For the file system of a URL, as in xarray: ``{"endpoint_url": ..., "profile": ...}`` or
+        ``{"anon": True}`` for a bucket.
 
     Raises
     ------
@@ -46,7 +52,7 @@ def open(  # noqa: A001  spinezarr.open reads as xarray.open_zarr does
     CatalogError
         If the catalog does not load.
     """
-    return Store(StoreReader(locate_store(os.fspath(store), catalog)))
+    return Store(StoreReader(locate_store(os.fspath(store), catalog), storage_options))
 
 
 class Store:

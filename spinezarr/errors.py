@@ -10,9 +10,11 @@ __all__ = [
     "FormatError",
     "GridMismatchError",
     "LabelError",
+    "LostLockError",
     "ReadOnlyStoreError",
     "RecipeError",
     "SpinezarrError",
+    "StoreBusyError",
     "StoreNotFoundError",
     "UnknownScanError",
     "UsageError",
@@ -60,6 +62,14 @@ class StoreNotFoundError(SpinezarrError, FileNotFoundError):
 
 class ReadOnlyStoreError(SpinezarrError, OSError):
     """A store that can be read and not written."""
+
+
+class StoreBusyError(UsageError):
+    """A store that another process is writing."""
+
+
+class LostLockError(SpinezarrError, OSError):
+    """A store that another process has taken over, because this one gave no sign of life."""
 
 
 class UnknownScanError(SpinezarrError, KeyError):

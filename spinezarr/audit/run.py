@@ -206,23 +206,26 @@ def keep_audit(reader: StoreReader, audit: StoreAudit) -> None:
     ------
     ReadOnlyStoreError
         If the store cannot be written.
+    StoreBusyError
+        If another process is writing the store.
     CorruptStoreError
         If only some scans were audited and the results kept of the others are damaged.
     """
-    writer = StoreWriter(reader.url, reader.root)
-    everything = set(reader.table.scan.to_numpy().tolist()) <= set(audit.scans)
-    kept = {} if everything else dict(writer.audit_log().scans)
-    named = {*audit.scans, *(other for finding in audit.findings for other in finding.others)}
-    identities = {name: scan_identity(scan) for name, scan in _readable(reader, named).items()}
-    for scan_id, findings in audit.by_scan().items():
-        if scan_id in identities:
-            records = tuple(finding.to_record(identities) for finding in findings)
-            kept[scan_id] = AuditedScan(identity=identities[scan_id], findings=records)
-        else:
-            kept.pop(scan_id, None)
-    # An ingest may have written since the store was opened.
-    now = StoreReader(reader.url)
-    writer.write_audit(AuditLog(scans=kept), now.table, _readable(now, {*kept, *named}))
+    writer = StoreWriter(reader.url, reader.root, reader.storage_options)
+    with writer.lock("an audit"):
+        everything = set(reader.table.scan.to_numpy().tolist()) <= set(audit.scans)
+        kept = {} if everything else dict(writer.audit_log().scans)
+        named = {*audit.scans, *(other for finding in audit.findings for other in finding.others)}
+        identities = {name: scan_identity(scan) for name, scan in _readable(reader, named).items()}
+        for scan_id, findings in audit.by_scan().items():
+            if scan_id in identities:
+                records = tuple(finding.to_record(identities) for finding in findings)
+                kept[scan_id] = AuditedScan(identity=identities[scan_id], findings=records)
+            else:
+                kept.pop(scan_id, None)
+        # An ingest may have written since the store was opened.
+        now = StoreReader(reader.url, reader.storage_options)
+        writer.write_audit(AuditLog(scans=kept), now.table, _readable(now, {*kept, *named}))
 
 
 def _readable(reader: StoreReader, scan_ids: Iterable[str]) -> dict[str, ScanAttributes]:

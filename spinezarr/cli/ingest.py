@@ -35,9 +35,10 @@ from spinezarr.cli.console import (
 from spinezarr.cli.options import AsJson, CatalogFile
 from spinezarr.errors import UsageError
 from spinezarr.ingest.discover import Discovery, PathNote, ScanSource, discover
-from spinezarr.ingest.run import IngestReport, Listener, Outcome
+from spinezarr.ingest.run import IngestReport, Listener
 from spinezarr.ingest.run import ingest as run_ingest
 from spinezarr.ingest.scan import ScanOptions
+from spinezarr.ingest.task import Outcome
 from spinezarr.recipe import Recipe
 
 __all__ = ["ProgressBar", "ingest", "print_report"]
@@ -80,6 +81,12 @@ def ingest(
     ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show what was found and write nothing.")
+    ] = False,
+    repair: Annotated[
+        bool,
+        typer.Option(
+            "--repair", help="Look at every stored file, and redo scans that are not whole."
+        ),
     ] = False,
     as_json: AsJson = False,
     catalog: CatalogFile = None,
@@ -129,6 +136,7 @@ def ingest(
                 options=ScanOptions(take_image_grid=take_image_grid),
                 licence=licence or (None if entry is None else entry.licence),
                 listener=progress,
+                repair=repair,
             )
         print_report(report, as_json=as_json)
         raise typer.Exit(report.exit_code)
@@ -231,6 +239,8 @@ def print_report(report: IngestReport, *, as_json: bool) -> None:
             f"{megabytes(report.source_bytes)} of source became {megabytes(report.stored_bytes)} "
             f"({share:.2f} x) in {report.seconds:.1f} s ({megabytes(speed)}/s)."
         )
+    if report.problem:
+        OUT.print(f"[bold red]{escape(report.problem)}[/]", soft_wrap=True)
     if report.failed:
         failures = new_table("Failed", "scan", "reason")
         for failed in report.failed[:SHOWN]:

@@ -1,9 +1,9 @@
 """Find the scans of a raw folder by a recipe's patterns; only tables and lists are opened."""
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from spinezarr.errors import UsageError
 from spinezarr.ingest.images import (
@@ -71,6 +71,8 @@ class ScanSource:
     """Path of a JSON file with further columns."""
     columns: dict[str, str] = field(default_factory=dict)
     """What the dataset's tables say of the scan."""
+    stamp: str = ""
+    """Hash of names, sizes and times of all its files."""
 
     @property
     def has_mask(self) -> bool:
@@ -134,7 +136,9 @@ class Discovery:
     """Every table of the recipe, and what was read of it."""
 
 
-def discover(recipe: Recipe, raw: str) -> Discovery:
+def discover(
+    recipe: Recipe, raw: str, storage_options: Mapping[str, Any] | None = None
+) -> Discovery:
     """Match every file below ``raw`` against the recipe.
 
     Parameters
@@ -143,6 +147,8 @@ def discover(recipe: Recipe, raw: str) -> Discovery:
         Patterns of images, masks, centroids, tables and splits.
     raw
         Folder path or fsspec URL.
+    storage_options
+        For the file system of ``raw``.
 
     Raises
     ------
@@ -154,7 +160,7 @@ def discover(recipe: Recipe, raw: str) -> Discovery:
     FormatError
         If a table or list of the dataset cannot be read.
     """
-    fs, root = open_filesystem(raw)
+    fs, root = open_filesystem(raw, storage_options)
     if not fs.isdir(root):
         what = "is a file" if fs.exists(root) else "does not exist"
         raise UsageError(
@@ -213,6 +219,8 @@ def _scan_source(
     split, position = splits.get(image.listed_as, (said, -1))
     centroids = layout.centroids
     centroid_file = _first(folder, layout.centroid_templates, image.texts)
+    sidecar = _first(folder, layout.sidecar, image.texts)
+    beside = [path for path in (centroid_file, sidecar) if path is not None]
     return ScanSource(
         scan_id=image.scan_id,
         patient_id=fill(recipe.patient_id, image.texts) or image.scan_id,
@@ -228,8 +236,9 @@ def _scan_source(
         centroids=centroid_file,
         centroid_bytes=folder.size_of(centroid_file) if centroid_file else 0,
         centroid_convention=centroids.convention if centroids and centroid_file else None,
-        sidecar=_first(folder, layout.sidecar, image.texts),
+        sidecar=sidecar,
         columns=dict(tables.columns.get(image.scan_id, {})),
+        stamp=folder.stamp_of((image.path, *paired.masks, *beside)),
     )
 
 

@@ -1,9 +1,11 @@
 """The files of a raw folder: listed once, found by templates, read where they are small."""
 
+import hashlib
+import json
 import os
 from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Self
@@ -29,6 +31,8 @@ class RawFolder:
     root: str
     sizes: Mapping[str, int]
     """Bytes of each file, ordered by path."""
+    stamps: Mapping[str, str]
+    """Time of the last change of each file, or its entity tag; empty where neither is known."""
     folders: Mapping[str, tuple[str, ...]]
     """The files directly in each folder, whose path ends with ``/``."""
     _paths: Sequence[str] = field(repr=False)
@@ -38,10 +42,18 @@ class RawFolder:
     @classmethod
     def list(cls, fs: fsspec.AbstractFileSystem, root: str) -> Self:
         """List a folder; on disk, links to folders are followed."""
-        return cls.of_files(fs, root, dict(_files_below(fs, root)))
+        files = list(_files_below(fs, root))
+        stamps = {path: stamp for path, _, stamp in files}
+        return cls.of_files(fs, root, {path: size for path, size, _ in files}, stamps)
 
     @classmethod
-    def of_files(cls, fs: fsspec.AbstractFileSystem, root: str, sizes: Mapping[str, int]) -> Self:
+    def of_files(
+        cls,
+        fs: fsspec.AbstractFileSystem,
+        root: str,
+        sizes: Mapping[str, int],
+        stamps: Mapping[str, str] | None = None,
+    ) -> Self:
         """Take files whose sizes are known, in any order."""
         paths = sorted(sizes)
         folders: dict[str, list[str]] = defaultdict(list)
@@ -53,6 +65,7 @@ class RawFolder:
             fs,
             root,
             {path: sizes[path] for path in paths},
+            stamps or {},
             {folder: tuple(files) for folder, files in folders.items()},
             paths,
             sorted(path[::-1] for path in paths),
@@ -72,6 +85,15 @@ class RawFolder:
         stem, dot, ending = path.rpartition(".")
         voxels = (f"{stem}{dot}{kind}" for kind in _VOXEL_ENDINGS.get(ending, ()))
         return (path, *(file for file in voxels if file in self.sizes))
+
+    def stamp_of(self, paths: Iterable[str]) -> str:
+        """Hash names, sizes and times of some files; another hash means that one may have changed.
+
+        A path that ends with ``/`` stands for the files in that folder.
+        """
+        files = sorted({file for path in paths for file in self.files_of(path)})
+        known = [(file, self.sizes[file], self.stamps.get(file, "")) for file in files]
+        return hashlib.sha256(json.dumps(known).encode()).hexdigest()[:32]
 
     def find(self, template: str, texts: Mapping[str, str]) -> str | None:
         """Return the first file that a template filled with ``texts`` names, or None."""
@@ -124,18 +146,21 @@ def _span(paths: Sequence[str], start: str) -> range:
     return range(bisect_left(paths, start), bisect_left(paths, start + _AFTER_ALL_TEXT))
 
 
-def _files_below(fs: fsspec.AbstractFileSystem, root: str) -> Iterator[tuple[str, int]]:
-    """Yield the relative path and size of every file."""
+def _files_below(fs: fsspec.AbstractFileSystem, root: str) -> Iterator[tuple[str, int, str]]:
+    """Yield the relative path, size and stamp of every file."""
     if not isinstance(fs, LocalFileSystem):
         for path, info in fs.find(root, detail=True).items():
-            yield path[len(root) + 1 :], info["size"] or 0
+            stamp = info.get("ETag") or info.get("LastModified") or info.get("created") or ""
+            yield path[len(root) + 1 :], info["size"] or 0, str(stamp)
         return
-    for path, size in _files_on_disk(root, "", frozenset()):
+    for path, size, stamp in _files_on_disk(root, "", frozenset()):
         # A name that is no text can be shown, and not opened.
-        yield path.encode(errors="backslashreplace").decode(), size
+        yield path.encode(errors="backslashreplace").decode(), size, stamp
 
 
-def _files_on_disk(folder: str, prefix: str, above: frozenset[str]) -> Iterator[tuple[str, int]]:
+def _files_on_disk(
+    folder: str, prefix: str, above: frozenset[str]
+) -> Iterator[tuple[str, int, str]]:
     real = os.path.realpath(folder)
     if real in above:
         return  # a link to a folder it lies in
@@ -146,7 +171,8 @@ def _files_on_disk(folder: str, prefix: str, above: frozenset[str]) -> Iterator[
             if (linked or entry).is_dir():
                 yield from _files_on_disk(entry.path, f"{path}/", above | {real})
             elif (linked or entry).is_file():
-                yield path, entry.stat().st_size
+                status = entry.stat()
+                yield path, status.st_size, str(status.st_mtime_ns)
             elif linked is not None and not linked.exists():
                 # A broken link counts as a file of no bytes: reading it says what is wrong.
-                yield path, 0
+                yield path, 0, ""

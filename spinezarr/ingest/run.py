@@ -1,29 +1,36 @@
-"""A whole dataset: every scan once, none stopped by another, and a report of what happened."""
+"""A whole dataset: every scan once, none stopped by another, and a report of what happened.
 
+The scans are tasks for workers. What they share, the scan table and the ledger, is written here
+alone.
+"""
+
+import hashlib
 import os
 import time
-from concurrent.futures import Executor, ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Final, Literal, Protocol
+from typing import Any, Final, Protocol
 
-from spinezarr.errors import SpinezarrError, UsageError
-from spinezarr.ingest.annotations import BesideImage, read_beside
+import xarray as xr
+
+from spinezarr.errors import LostLockError, ReadOnlyStoreError, UsageError
 from spinezarr.ingest.discover import Discovery, ScanSource
-from spinezarr.ingest.scan import ScanOptions, ingest_scan, said_of, source_key
+from spinezarr.ingest.scan import ScanOptions
+from spinezarr.ingest.task import IngestJob, Outcome, ScanResult, ScanTask, run_task
 from spinezarr.recipe import Recipe
 from spinezarr.store.attributes import RootAttributes, ScanAttributes
-from spinezarr.store.files import open_filesystem
+from spinezarr.store.audit_log import scan_identity
 from spinezarr.store.layout import FORMAT_VERSION
-from spinezarr.store.table import natural_key
+from spinezarr.store.ledger import LedgerEntry
+from spinezarr.store.table import natural_key, table_attributes
 from spinezarr.store.writer import StoreWriter
 
-__all__ = ["FailedScan", "IngestReport", "Listener", "Outcome", "ingest"]
+__all__ = ["FailedScan", "IngestReport", "Listener", "LocalThreads", "Workers", "ingest"]
 
 _TABLE_EVERY_S: Final = 60.0
 """How often the scan table is renewed during a long ingest, for those who read along."""
-
-
-Outcome = Literal["done", "updated", "already in the store", "failed"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,16 +55,18 @@ class IngestReport:
     others: tuple[str, ...]
     """In the store from before, and not found in the raw folder; they stay."""
     notes: dict[str, tuple[str, ...]]
-    """What a user should know of scans that are done or were there."""
+    """What a user should know of scans that are done or updated."""
     source_bytes: int
     """Of the files of the scans that are done."""
     stored_bytes: int
     seconds: float
+    problem: str = ""
+    """Why the scan table could not be written; the scans that are done are in the store."""
 
     @property
     def exit_code(self) -> int:
-        """0 if every scan is in the store, else 1."""
-        return 1 if self.failed else 0
+        """0 if every scan is in the store and in its table, else 1."""
+        return 1 if self.failed or self.problem else 0
 
 
 class Listener(Protocol):
@@ -81,6 +90,30 @@ class _Silent:
     def finished(self, source: ScanSource, outcome: Outcome) -> None: ...
 
 
+class Workers(Protocol):
+    """Does tasks, and bounds how many are under way."""
+
+    def run(
+        self, job: IngestJob, tasks: Iterable[ScanTask], listener: Listener
+    ) -> Iterator[ScanResult]:
+        """Yield the results as they come; ``tasks`` is asked for more as workers are free."""
+        ...
+
+
+class LocalThreads:
+    """One scan after the other in this process, its chunks encoded by all cores."""
+
+    def run(
+        self, job: IngestJob, tasks: Iterable[ScanTask], listener: Listener
+    ) -> Iterator[ScanResult]:
+        """See :class:`Workers`."""
+        threads = os.cpu_count() or 1
+        with ThreadPoolExecutor(threads, thread_name_prefix="spinezarr-encode") as pool:
+            for task in tasks:
+                listener.started(task.source)
+                yield run_task(job, task, pool, listener.advanced)
+
+
 def ingest(
     recipe: Recipe,
     discovery: Discovery,
@@ -89,11 +122,15 @@ def ingest(
     options: ScanOptions | None = None,
     licence: str | None = None,
     listener: Listener | None = None,
+    workers: Workers | None = None,
+    raw_options: Mapping[str, Any] | None = None,
+    out_options: Mapping[str, Any] | None = None,
+    repair: bool = False,
 ) -> IngestReport:
     """Bring every scan of ``discovery`` into the store at ``out``.
 
-    Scans that are already whole there are skipped, so that running it again does only what is
-    missing. An image whose mask is absent counts as failed.
+    Scans that are already there and whose files have not changed are skipped, so that running it
+    again does only what is missing. An image whose mask is absent counts as failed.
 
     Parameters
     ----------
@@ -109,28 +146,49 @@ def ingest(
         Licence of the data, where it differs from the recipe's.
     listener
         Hears of progress.
+    workers
+        Who does the work; threads of this process if not given.
+    raw_options, out_options
+        For the file systems of the raw folder and of the store.
+    repair
+        Look at every file of the store, and redo scans that are not whole.
 
     Raises
     ------
     UsageError
         If something else lies at ``out``, or it cannot be written.
+    StoreBusyError
+        If another process is writing the store.
+    LostLockError
+        If another process has taken the store over meanwhile.
     """
     if licence is not None:
         recipe = recipe.model_copy(update={"licence": licence})
+    listener = listener or _Silent()
     started = time.monotonic()
-    store = _open_store(recipe, out)
-    run = _Run(recipe, discovery, store, options or ScanOptions(), listener or _Silent())
-    threads = os.cpu_count() or 1
-    with ThreadPoolExecutor(threads, thread_name_prefix="spinezarr-encode") as pool:
+    store = _open_store(recipe, out, out_options)
+    with ExitStack() as stack:
         try:
-            for source in discovery.scans:
-                run.one(source, pool)
-        finally:
+            lock = stack.enter_context(store.lock("an ingest"))
+        except ReadOnlyStoreError as problem:
+            raise UsageError(str(problem)) from problem
+        store.audit_log()  # the table shows it: met before any work is done if it is damaged
+        known = _Known.load(store, recover=lock.took_over, repair=repair)
+        job = IngestJob(recipe, discovery.raw, raw_options or {}, store, options or ScanOptions())
+        run = _Run(job, discovery, known, listener)
+        try:
+            for result in (workers or LocalThreads()).run(job, run.tasks(), listener):
+                run.take(result)
+        except LostLockError:
+            raise
+        except BaseException:
             run.write_table()
-    return run.report(time.monotonic() - started)
+            raise
+        run.write_table()
+        return run.report(time.monotonic() - started)
 
 
-def _open_store(recipe: Recipe, out: str) -> StoreWriter:
+def _open_store(recipe: Recipe, out: str, options: Mapping[str, Any] | None) -> StoreWriter:
     root = RootAttributes(
         format_version=FORMAT_VERSION,
         dataset=recipe.name,
@@ -140,118 +198,149 @@ def _open_store(recipe: Recipe, out: str) -> StoreWriter:
         homepage=recipe.homepage,
     )
     try:
-        store = StoreWriter(out, root)
+        return StoreWriter(out, root, options)
     except OSError as problem:
         raise UsageError(f"{out}: cannot be written: {problem.strerror or problem}.") from problem
-    store.audit_log()  # the table shows it: met before any work is done if it is damaged
-    return store
+
+
+class _Known:
+    """What the store holds: as the last run wrote it, and what has changed since."""
+
+    def __init__(
+        self,
+        store: StoreWriter,
+        table: xr.Dataset | None,
+        entries: dict[str, LedgerEntry],
+        changed: dict[str, ScanAttributes],
+    ) -> None:
+        self._store = store
+        self._table = table
+        self.entries = entries
+        self._changed = changed
+        self._is_written = table is not None and table.attrs == table_attributes(store.root)
+
+    @classmethod
+    def load(cls, store: StoreWriter, *, recover: bool, repair: bool) -> "_Known":
+        """Read table and ledger, or, unless the last run ended as it should, the whole store."""
+        ledger = store.ledger()
+        if ledger is not None and not recover and not repair:
+            table = store.table()
+            if table is not None and set(table.scan.to_numpy().tolist()) == ledger.scans.keys():
+                return cls(store, table, dict(ledger.scans), {})
+        was = {} if ledger is None else ledger.scans
+        scans = store.recover({} if ledger is None or repair else ledger.identities)
+        entries: dict[str, LedgerEntry] = {}
+        for scan_id, scan in scans.items():
+            identity = scan_identity(scan)
+            entry = was.get(scan_id)
+            if entry is None or entry.identity != identity:
+                entry = LedgerEntry(inputs="", stamp="", identity=identity)
+            entries[scan_id] = entry
+        return cls(store, None, entries, scans)
+
+    def change(self, scan: ScanAttributes, inputs: str, stamp: str) -> None:
+        """Take in what a worker has published, or found to be as it should."""
+        entry = LedgerEntry(inputs=inputs, stamp=stamp, identity=scan_identity(scan))
+        old = self.entries.get(scan.scan_id)
+        if old is None or old.identity != entry.identity:
+            self._changed[scan.scan_id] = scan
+        self.entries[scan.scan_id] = entry
+        self._is_written = False
+
+    def write(self) -> None:
+        """Bring the store's scan table up to date, if anything has changed."""
+        if not self._is_written:
+            self._table = self._store.write_table(self._table, self._changed, self.entries)
+            self._changed = {}
+            self._is_written = True
 
 
 class _Run:
     """The state of one ingest."""
 
     def __init__(
-        self,
-        recipe: Recipe,
-        discovery: Discovery,
-        store: StoreWriter,
-        options: ScanOptions,
-        listener: Listener,
+        self, job: IngestJob, discovery: Discovery, known: _Known, listener: Listener
     ) -> None:
-        self._recipe = recipe
+        self._job = job
         self._discovery = discovery
-        self._store = store
-        self._options = options
+        self._known = known
         self._listener = listener
-        self._raw = open_filesystem(discovery.raw)
-        self._scans = {scan.scan_id: scan for scan in store.published()}
         here = {source.scan_id for source in discovery.scans}
         here |= {image.scan_id for image in discovery.without_mask}
-        self._others = tuple(sorted(self._scans.keys() - here, key=natural_key))
+        self._others = tuple(sorted(known.entries.keys() - here, key=natural_key))
+        self._sources = {source.scan_id: source for source in discovery.scans}
+        self._inputs: dict[str, str] = {}
         self._done: list[ScanAttributes] = []
-        self._updated: list[str] = []
+        self._updated: list[ScanAttributes] = []
         self._skipped: list[str] = []
         self._failed = [FailedScan(image.scan_id, image.reason) for image in discovery.without_mask]
+        self._problem = ""
         self._table_written = time.monotonic()
 
-    def one(self, source: ScanSource, pool: Executor) -> None:
-        """Ingest one scan, whatever happens."""
-        self._listener.started(source)
-        try:
-            outcome = self._ingest(source, pool)
-        except Exception as error:  # noqa: BLE001  one bad scan never stops the others
-            self._failed.append(FailedScan(source.scan_id, _reason(error)))
-            outcome = "failed"
-        self._listener.finished(source, outcome)
+    def tasks(self) -> Iterator[ScanTask]:
+        """Yield what is to be done; skip what is as it was."""
+        shared = repr((self._job.recipe, self._job.options))
+        for source in self._discovery.scans:
+            inputs = hashlib.sha256(f"{shared}{source!r}".encode()).hexdigest()[:32]
+            entry = self._known.entries.get(source.scan_id)
+            if entry is not None and entry.inputs == inputs:
+                self._skipped.append(source.scan_id)
+                self._listener.finished(source, "already in the store")
+                continue
+            self._inputs[source.scan_id] = inputs
+            same_files = entry is not None and entry.stamp == source.stamp
+            yield ScanTask(source, stored=entry is not None, same_files=same_files)
+
+    def take(self, result: ScanResult) -> None:
+        """Take in the result of a task."""
+        source = self._sources[result.scan_id]
+        if result.scan is None:
+            self._failed.append(FailedScan(result.scan_id, result.reason))
+        else:
+            self._known.change(result.scan, self._inputs[result.scan_id], source.stamp)
+            if result.outcome == "done":
+                self._done.append(result.scan)
+            elif result.outcome == "updated":
+                self._updated.append(result.scan)
+            else:
+                self._skipped.append(result.scan_id)
+        self._listener.finished(source, result.outcome)
         if time.monotonic() - self._table_written > _TABLE_EVERY_S:
             self.write_table()
 
-    def _ingest(self, source: ScanSource, pool: Executor) -> Outcome:
-        beside = read_beside(*self._raw, source)
-        known = self._scans.get(source.scan_id)
-        if known is not None and _same_files(known, source, beside):
-            return self._keep(known, source, beside)
-        scan = ingest_scan(
-            source,
-            self._recipe,
-            self._discovery.raw,
-            self._store,
-            beside=beside,
-            pool=pool,
-            options=self._options,
-            on_share=self._listener.advanced,
-        )
-        self._scans[source.scan_id] = scan
-        self._done.append(scan)
-        return "done"
-
-    def _keep(self, known: ScanAttributes, source: ScanSource, beside: BesideImage) -> Outcome:
-        """Skip a scan whose voxels are stored; renew what is said of it, if that has changed."""
-        said = said_of(source, self._recipe, beside, known.other_labels, known.notes)
-        scan = ScanAttributes.model_validate({**dict(known), **said})
-        # As text: the order of columns counts too.
-        if scan.model_dump_json() == known.model_dump_json():
-            self._skipped.append(source.scan_id)
-            return "already in the store"
-        self._scans[source.scan_id] = self._store.amend(scan)
-        self._updated.append(source.scan_id)
-        return "updated"
-
     def write_table(self) -> None:
-        """Bring the store's scan table up to date."""
-        self._store.write_table(self._scans.values())
+        """Bring the store's scan table up to date, or remember why that failed."""
+        try:
+            self._known.write()
+            self._problem = ""
+        except LostLockError:
+            raise
+        except OSError as problem:
+            self._problem = (
+                f"{self._job.store.url}: the scan table could not be written: "
+                f"{problem.strerror or problem}. The scans that are done are in the store: run "
+                "the same command again once it can be written."
+            )
+            self._job.store.forget_ledger()
         self._table_written = time.monotonic()
 
     def report(self, seconds: float) -> IngestReport:
-        """Sum up."""
-        kept = (self._scans[scan_id] for scan_id in (*self._updated, *self._skipped))
-        mentioned = [*self._done, *kept]
-        return IngestReport(
-            store=self._store.url,
-            done=tuple(scan.scan_id for scan in self._done),
-            updated=tuple(self._updated),
-            skipped=tuple(self._skipped),
-            failed=tuple(self._failed),
-            others=self._others,
-            notes={scan.scan_id: scan.notes for scan in mentioned if scan.notes},
-            source_bytes=sum(scan.source_bytes for scan in self._done),
-            stored_bytes=sum(
-                entry.size_bytes for scan in self._done for entry in scan.manifest.values()
-            ),
-            seconds=seconds,
+        """Sum up, in the order of the sources."""
+        place = {scan_id: i for i, scan_id in enumerate(self._sources)}
+        done, updated = (
+            sorted(scans, key=lambda scan: place[scan.scan_id])
+            for scans in (self._done, self._updated)
         )
-
-
-def _same_files(scan: ScanAttributes, source: ScanSource, beside: BesideImage) -> bool:
-    """Whether a stored scan was made from the files that are there now; of voxels, by size."""
-    now = (source.size_bytes, source_key(source, beside))
-    return (scan.source_bytes, scan.source_key) == now
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, SpinezarrError):
-        return str(error)
-    if isinstance(error, OSError):
-        where = f"{error.filename}: " if error.filename else ""
-        return f"{where}{error.strerror or error}."
-    return f"unexpected {type(error).__name__}: {error}. Please report this."
+        return IngestReport(
+            store=self._job.store.url,
+            done=tuple(scan.scan_id for scan in done),
+            updated=tuple(scan.scan_id for scan in updated),
+            skipped=tuple(sorted(self._skipped, key=place.__getitem__)),
+            failed=tuple(sorted(self._failed, key=lambda scan: place.get(scan.scan_id, -1))),
+            others=self._others,
+            notes={scan.scan_id: scan.notes for scan in (*done, *updated) if scan.notes},
+            source_bytes=sum(scan.source_bytes for scan in done),
+            stored_bytes=sum(entry.size_bytes for scan in done for entry in scan.manifest.values()),
+            seconds=seconds,
+            problem=self._problem,
+        )

@@ -37,12 +37,11 @@ from spinezarr.ingest.discover import ScanSource
 from spinezarr.ingest.encode import ChunkEncoder, Facts, encode_volume
 from spinezarr.recipe import Recipe
 from spinezarr.store.attributes import ScanAttributes
-from spinezarr.store.files import open_filesystem
 from spinezarr.store.layout import IMAGE, LABEL
 from spinezarr.store.writer import ScanWriter, StoreWriter
 from spinezarr.vertebrae import NAME_OF_VALUE
 
-__all__ = ["ScanOptions", "ingest_scan", "said_of", "source_key"]
+__all__ = ["ScanOptions", "ingest_scan", "open_label", "said_of", "source_key"]
 
 _OBLIQUE_NOTE_DEG: Final = 0.1
 """Angle from which coordinates along the axes mislead by more than a voxel over 512 voxels."""
@@ -60,7 +59,8 @@ class ScanOptions:
 def ingest_scan(
     source: ScanSource,
     recipe: Recipe,
-    raw: str,
+    fs: fsspec.AbstractFileSystem,
+    root: str,
     store: StoreWriter,
     *,
     beside: BesideImage,
@@ -76,8 +76,8 @@ def ingest_scan(
         Its files.
     recipe
         What they mean.
-    raw
-        Folder or URL the paths are relative to.
+    fs, root
+        Folder that the paths are relative to.
     store
         Where to write.
     beside
@@ -99,9 +99,8 @@ def ingest_scan(
     FormatError, GridMismatchError, LabelError
         If a file cannot be ingested; the store is then as it was before.
     """
-    fs, root = open_filesystem(raw)
     image = open_volume(fs, f"{root}/{source.image}")
-    label = _open_label(fs, root, source)
+    label = open_label(fs, root, source)
     notes = [*image.notes]
     # Grids are compared before any voxel is inflated.
     label_grid = None if label is None else _label_grid(source, image, label, options, notes)
@@ -192,7 +191,8 @@ def source_key(source: ScanSource, beside: BesideImage) -> str:
     return hashlib.sha256(key.encode()).hexdigest()[:32]
 
 
-def _open_label(fs: fsspec.AbstractFileSystem, root: str, source: ScanSource) -> Volume | None:
+def open_label(fs: fsspec.AbstractFileSystem, root: str, source: ScanSource) -> Volume | None:
+    """Open the mask of a scan, whether one file or one a structure; None if it has none."""
     if source.label_parts:
         return MergedLabels(
             [(part.value, open_volume(fs, f"{root}/{part.path}")) for part in source.label_parts],
@@ -228,7 +228,7 @@ class _Work:
             self.on_voxels(voxels)
 
         def write(shard_zyx: ShapeZYX, data: bytes) -> None:
-            self.writer.write(f"{array}/c/{'/'.join(map(str, shard_zyx))}", data)
+            self.writer.write_shard(array, shard_zyx, data)
 
         try:
             return encode_volume(

@@ -78,9 +78,14 @@ class AuditLog(StrictModel):
 
     scans: dict[str, AuditedScan] = Field(default_factory=dict)
 
-    def current(self, scans: Mapping[str, ScanAttributes]) -> dict[str, AuditedScan]:
-        """Return the results that still hold for the scans of a store, by scan id."""
-        identities = {scan_id: scan_identity(scan) for scan_id, scan in scans.items() if self.scans}
+    def current(self, identities: Mapping[str, str]) -> dict[str, AuditedScan]:
+        """Return the results that still hold for the scans of a store, by scan id.
+
+        Parameters
+        ----------
+        identities
+            :func:`scan_identity` of each scan as it is stored now.
+        """
         found: dict[str, AuditedScan] = {}
         for scan_id, audited in self.scans.items():
             if identities.get(scan_id) != audited.identity:

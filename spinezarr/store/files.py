@@ -1,7 +1,10 @@
 """Writing files so that each is either whole or absent, on disk and in object stores."""
 
+import os
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
@@ -11,32 +14,44 @@ from spinezarr.errors import UsageError
 __all__ = [
     "PARTIAL",
     "is_read_only",
+    "list_sizes",
     "open_filesystem",
     "publish_file",
-    "remove_folder",
-    "replace_folder",
-    "superseded",
+    "read_files",
+    "remove_files",
     "write_file",
+    "write_files",
 ]
 
 _EXTRAS: Final = {"s3": "s3", "http": "http", "https": "http"}
 """Extra of this package that brings what a kind of URL needs."""
+_OPTIONS: Final[dict[str, dict[str, Any]]] = {"s3": {"use_listings_cache": False}}
+"""Options of file systems that others write to while we read."""
 PARTIAL: Final = ".partial"
-"""Ending of names that are not yet, or no longer, part of a store."""
+"""Ending of a file on disk that is being written beside the place it will be moved to."""
 
 
-def open_filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
+def open_filesystem(
+    url: str, storage_options: Mapping[str, Any] | None = None
+) -> tuple[fsspec.AbstractFileSystem, str]:
     """Return the file system of a path or URL, and the path there without a slash at its end.
+
+    Parameters
+    ----------
+    url
+        A path or fsspec URL.
+    storage_options
+        For the file system, as in xarray: ``{"endpoint_url": ..., "profile": ..., "anon": True}``.
 
     Raises
     ------
     UsageError
         If nothing reads such URLs, or the package that does is not installed.
     """
+    scheme = url.partition("://")[0]
     try:
-        fs, path = fsspec.url_to_fs(url)
+        fs, path = fsspec.url_to_fs(url, **_OPTIONS.get(scheme, {}), **(storage_options or {}))
     except (ImportError, ValueError) as problem:
-        scheme = url.partition("://")[0]
         extra = _EXTRAS.get(scheme)
         advice = f" Install it with: pip install 'spinezarr[{extra}]'" if extra else ""
         raise UsageError(f"{url}: URLs with {scheme}:// cannot be read: {problem}.{advice}") from (
@@ -52,10 +67,52 @@ def is_read_only(fs: fsspec.AbstractFileSystem) -> bool:
 
 
 def write_file(fs: fsspec.AbstractFileSystem, path: str, data: bytes) -> None:
-    """Write ``path`` and the folders above it; a reader may meet half of it."""
+    """Write ``path`` and the folders above it; a reader may meet half of it on disk.
+
+    On disk it is there to stay when this returns, whatever happens to the machine.
+    """
     if isinstance(fs, LocalFileSystem):
         fs.makedirs(path.rsplit("/", 1)[0], exist_ok=True)
-    fs.pipe_file(path, data)
+        with Path(path).open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+    else:
+        fs.pipe_file(path, data)
+
+
+def write_files(fs: fsspec.AbstractFileSystem, files: Mapping[str, bytes]) -> None:
+    """Write many small files; in an object store, side by side."""
+    if isinstance(fs, LocalFileSystem):
+        for path, data in files.items():
+            write_file(fs, path, data)
+    elif files:
+        fs.pipe(dict(files))
+
+
+def read_files(fs: fsspec.AbstractFileSystem, paths: Iterable[str]) -> dict[str, bytes]:
+    """Read many small files; from afar, side by side. Those that are absent are left out.
+
+    Raises
+    ------
+    OSError
+        If one that is there cannot be read.
+    """
+    found: dict[str, bytes] = {}
+    wanted = list(paths)
+    if isinstance(fs, LocalFileSystem):
+        for path in wanted:
+            with suppress(FileNotFoundError, NotADirectoryError):
+                found[path] = Path(path).read_bytes()
+        return found
+    answers = fs.cat_ranges(wanted, None, None, on_error="return") if wanted else []
+    for path, answer in zip(wanted, answers, strict=True):
+        if isinstance(answer, FileNotFoundError):
+            continue
+        if isinstance(answer, Exception):
+            raise answer
+        found[path] = answer
+    return found
 
 
 def publish_file(fs: fsspec.AbstractFileSystem, path: str, data: bytes) -> None:
@@ -63,29 +120,39 @@ def publish_file(fs: fsspec.AbstractFileSystem, path: str, data: bytes) -> None:
 
     An object store does that by itself; on disk the file is renamed into place.
     """
-    if isinstance(fs, LocalFileSystem):
-        write_file(fs, path + PARTIAL, data)
-        Path(path + PARTIAL).replace(path)
-    else:
+    if not isinstance(fs, LocalFileSystem):
         fs.pipe_file(path, data)
+        return
+    write_file(fs, path + PARTIAL, data)
+    Path(path + PARTIAL).replace(path)
+    folder = os.open(path.rsplit("/", 1)[0], os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
 
 
-def replace_folder(fs: fsspec.AbstractFileSystem, new: str, place: str) -> None:
-    """Move the folder ``new`` to ``place``, over what is there."""
-    old = superseded(place)
-    remove_folder(fs, old)
-    if fs.exists(place):
-        fs.mv(place, old, recursive=True)
-    fs.mv(new, place, recursive=True)
-    remove_folder(fs, old)
+def list_sizes(fs: fsspec.AbstractFileSystem, folder: str) -> dict[str, int]:
+    """Return the sizes of all files below a folder, by their paths relative to it."""
+    return {
+        path[len(folder) + 1 :]: int(info["size"] or 0)
+        for path, info in fs.find(folder, detail=True).items()
+    }
 
 
-def superseded(place: str) -> str:
-    """Name the place of a folder that a newer one is replacing."""
-    return place + ".old" + PARTIAL
-
-
-def remove_folder(fs: fsspec.AbstractFileSystem, path: str) -> None:
-    """Delete a folder with all in it, if it is there."""
-    if fs.exists(path):
-        fs.rm(path, recursive=True)
+def remove_files(fs: fsspec.AbstractFileSystem, folder: str, keys: Iterable[str]) -> None:
+    """Delete files below a folder, and on disk the folders that become empty, its own included."""
+    paths = [f"{folder}/{key}" for key in keys]
+    if not isinstance(fs, LocalFileSystem):
+        if paths:
+            with suppress(FileNotFoundError):
+                fs.rm(paths)
+        return
+    for path in paths:
+        with suppress(FileNotFoundError, NotADirectoryError):
+            Path(path).unlink()
+    above = {parent for path in paths for parent in Path(path).parents}
+    inside = [parent for parent in above if parent.is_relative_to(folder)]
+    for parent in sorted(inside, key=lambda parent: -len(parent.parts)):
+        with suppress(OSError):  # not empty
+            parent.rmdir()

@@ -4,7 +4,7 @@ import json
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -28,13 +28,63 @@ from spinezarr.store.layout import (
 )
 from spinezarr.vertebrae import NAME_OF_VALUE
 
-__all__ = ["root_files", "scan_files", "table_files"]
+__all__ = [
+    "Separator",
+    "other_separator",
+    "root_files",
+    "scan_files",
+    "separator_of",
+    "table_files",
+]
 
+_METADATA = "zarr.json"
 _AXIS_ATTRIBUTES = {
     "z": {"axis": "Z", "long_name": "toward superior"},
     "y": {"axis": "Y", "long_name": "toward anterior"},
     "x": {"axis": "X", "long_name": "toward the patient's right"},
 }
+
+
+Separator = Literal["/", "."]
+"""Between the parts of a chunk's key: ``c/0/1/2`` or ``c.0.1.2``, both of the specification [1]_.
+
+What replaces a scan or the table is written under the keys that the old one does not use, so that
+both lie side by side until one write of ``zarr.json`` changes from one to the other.
+
+References
+----------
+.. [1] https://zarr-specs.readthedocs.io/en/latest/v3/chunk-key-encodings/default/
+"""
+
+
+def other_separator(separator: Separator) -> Separator:
+    """Return the one that is free."""
+    return "." if separator == "/" else "/"
+
+
+def separator_of(group: Mapping[str, Any]) -> Separator:
+    """Return the separator that the arrays of a group use; its metadata are consolidated."""
+    members = group["consolidated_metadata"]["metadata"].values()
+    encodings = [member["chunk_key_encoding"] for member in members if "shape" in member]
+    found = {encoding["configuration"]["separator"] for encoding in encodings}
+    return "." if "." in found else "/"
+
+
+def _with_separator(files: Mapping[str, bytes], separator: Separator) -> dict[str, bytes]:
+    """Return the files of a group with their chunks under other keys."""
+    if separator == "/":
+        return dict(files)
+    changed: dict[str, bytes] = {}
+    for key, data in files.items():
+        array, is_chunk, chunk = key.rpartition("/c/")
+        if is_chunk:
+            changed[f"{array}/c.{chunk.replace('/', '.')}"] = data
+        elif key.endswith(_METADATA):
+            old, new = (f'"separator": "{mark}"'.encode() for mark in ("/", separator))
+            changed[key] = data.replace(old, new)
+        else:
+            changed[key] = data
+    return changed
 
 
 def root_files(attributes: Mapping[str, Any]) -> dict[str, bytes]:
@@ -55,6 +105,7 @@ def scan_files(
     label_chunks: npt.NDArray[np.uint32] | None,
     label_values: tuple[int, ...],
     structures: Mapping[str, str],
+    separator: Separator,
 ) -> dict[str, bytes]:
     """Return all files of a scan but the shards of its arrays and the attributes of its group.
 
@@ -73,6 +124,8 @@ def scan_files(
         Values that occur in the mask.
     structures
         Names of values that are no vertebrae.
+    separator
+        In the keys of chunks and shards.
     """
     files: dict[str, Buffer] = {}
     store = MemoryStore(files)
@@ -98,10 +151,10 @@ def scan_files(
         columns = {"columns": ["label", "chunk_z", "chunk_y", "chunk_x", "voxel_count"]}
         _small_array(group, LABEL_CHUNKS, label_chunks, ("entry", "column"), columns)
     _consolidate(store)
-    return {key: buffer.to_bytes() for key, buffer in files.items()}
+    return _with_separator({key: buffer.to_bytes() for key, buffer in files.items()}, separator)
 
 
-def table_files(table: xr.Dataset) -> dict[str, bytes]:
+def table_files(table: xr.Dataset, separator: Separator) -> dict[str, bytes]:
     """Return the files of the scan table; its ``manifest`` names all but ``zarr.json``."""
     files: dict[str, Buffer] = {}
     store = MemoryStore(files)
@@ -111,8 +164,8 @@ def table_files(table: xr.Dataset) -> dict[str, bytes]:
     }
     with _unspecified_allowed():
         table.to_zarr(store, zarr_format=3, encoding=encoding, consolidated=True)
-    data = {key: buffer.to_bytes() for key, buffer in files.items()}
-    metadata = json.loads(data.pop("zarr.json"))
+    data = _with_separator({key: buffer.to_bytes() for key, buffer in files.items()}, separator)
+    metadata = json.loads(data.pop(_METADATA))
     metadata["attributes"]["manifest"] = {
         key: ManifestEntry.of(content).model_dump() for key, content in sorted(data.items())
     }

@@ -2,11 +2,11 @@
 
 import json
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any, Final
 
+import fsspec
 import numpy as np
 import numpy.typing as npt
 import xarray as xr
@@ -24,11 +24,12 @@ from spinezarr.store.attributes import (
     parse_root,
     unseal,
 )
-from spinezarr.store.files import open_filesystem, superseded
+from spinezarr.store.files import open_filesystem, read_files
 from spinezarr.store.layout import FORMAT_VERSION, LABEL_CHUNKS, TABLE, scan_key
+from spinezarr.store.metadata import Separator
 from spinezarr.store.sharding import ChunkDamagedError, decode_chunk
 
-__all__ = ["ArraySpec", "ScanHandle", "StoreReader"]
+__all__ = ["ArraySpec", "ScanHandle", "StoreReader", "read_table"]
 
 _CHUNK_CODECS: Final = ["bytes", "blosc", "crc32c"]
 _SCANS_KEPT: Final = 4096
@@ -50,6 +51,8 @@ class ArraySpec:
     shard_shape_zyx: ShapeZYX
     shard_sizes: Mapping[ShapeZYX, int]
     """Bytes of each shard that exists, by its index."""
+    separator: Separator
+    """Between the parts of a shard's key."""
 
     @property
     def chunks_per_shard_zyx(self) -> ShapeZYX:
@@ -59,8 +62,7 @@ class ArraySpec:
 
     def shard_path(self, shard_zyx: ShapeZYX) -> str:
         """Path of a shard in the store's file system."""
-        z, y, x = shard_zyx
-        return f"{self.path}/c/{z}/{y}/{x}"
+        return f"{self.path}/{self.separator.join(('c', *map(str, shard_zyx)))}"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -93,6 +95,9 @@ class StoreReader:
     ----------
     url
         Path or fsspec URL.
+    storage_options
+        For the file system of ``url``; see
+        :func:`spinezarr.store.files.open_filesystem`.
 
     Raises
     ------
@@ -100,15 +105,16 @@ class StoreReader:
         If there is no spinezarr store.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, storage_options: Mapping[str, Any] | None = None) -> None:
         self.url = url
-        self.fs, self.path = open_filesystem(url)
+        self.storage_options = storage_options
+        self.fs, self.path = open_filesystem(url, storage_options)
         self.root = self._read_root()
         self.scan = lru_cache(_SCANS_KEPT)(self._read_scan)
         self.label_chunks = lru_cache(_SCANS_KEPT)(self._read_label_chunks)
 
-    def __reduce__(self) -> tuple[type["StoreReader"], tuple[str]]:
-        return StoreReader, (self.url,)
+    def __reduce__(self) -> tuple[type["StoreReader"], tuple[str, Mapping[str, Any] | None]]:
+        return StoreReader, (self.url, self.storage_options)
 
     def _read_root(self) -> RootAttributes:
         try:
@@ -150,52 +156,7 @@ class StoreReader:
         self.__dict__.pop("table", None)
 
     def _read_table(self) -> xr.Dataset:
-        place = f"{self.path}/{TABLE}"
-        # While a table is replaced, the old one lies beside its place for a moment.
-        for folder in (place, superseded(place)):
-            with suppress(FileNotFoundError):
-                raw = self.fs.cat_file(f"{folder}/zarr.json")
-                break
-        else:
-            raise CorruptStoreError(
-                f"{self.url}: has no scan table: an ingest was cut off before its first scan was "
-                "done. Run the same 'spinezarr ingest' again."
-            )
-        try:
-            manifest = {
-                key: ManifestEntry.model_validate(entry)
-                for key, entry in unseal(raw)["attributes"]["manifest"].items()
-            }
-        except (ValueError, KeyError, TypeError, AttributeError) as problem:
-            raise CorruptStoreError(
-                f"{folder}/zarr.json: is damaged ({problem}). "
-                "Run the same 'spinezarr ingest' again: it writes the table anew."
-            ) from problem
-        files: dict[str, AbstractBuffer] = {"zarr.json": Buffer.from_bytes(raw)}
-        for key, entry in manifest.items():
-            files[key] = Buffer.from_bytes(self._read_checked(f"{folder}/{key}", entry))
-        table = xr.open_zarr(MemoryStore(files), chunks=None, zarr_format=3).load()
-        # NumPy's StringDType cannot hold the NaN that where() and reindex() put in.
-        plain = {
-            name: (v.dims, v.to_numpy().astype(object) if v.dtype.kind == "T" else v.data, v.attrs)
-            for name, v in table.variables.items()
-        }
-        described = self.root.model_dump(mode="json", exclude_none=True)
-        attributes = {k: v for k, v in table.attrs.items() if k in described}
-        return xr.Dataset(plain, attrs=attributes).set_coords(list(table.coords))
-
-    def _read_checked(self, path: str, entry: ManifestEntry) -> bytes:
-        try:
-            data: bytes = self.fs.cat_file(path)
-        except FileNotFoundError as problem:
-            raise CorruptStoreError(f"{path}: is missing from the store.") from problem
-        found = ManifestEntry.of(data)
-        if found != entry:
-            raise CorruptStoreError(
-                f"{path}: is damaged: {found.size_bytes} bytes with crc32c {found.crc32c}, "
-                f"expected {entry.size_bytes} bytes with {entry.crc32c}. Ingest it again."
-            )
-        return data
+        return read_table(self.fs, f"{self.path}/{TABLE}", self.url, self.root)
 
     def _read_scan(self, scan_id: str) -> ScanHandle:
         """Open one scan.
@@ -245,14 +206,81 @@ class StoreReader:
         out = np.empty((scan.label_chunk_rows, 5), np.uint32)
         if not scan.label_chunk_rows:
             return out
-        key = f"{LABEL_CHUNKS}/c/0/0"
+        key = f"{LABEL_CHUNKS}/{scan.image.separator.join('c00')}"
         path = f"{self.path}/{scan_key(scan_id)}/{key}"
-        data = self._read_checked(path, scan.attributes.manifest[key])
+        data = _checked(path, read_files(self.fs, [path]).get(path), scan.attributes.manifest[key])
         try:
             decode_chunk(data, out)
         except ChunkDamagedError as problem:
             raise CorruptStoreError(f"{path}: {problem}.") from problem
         return out
+
+
+def read_table(
+    fs: fsspec.AbstractFileSystem, place: str, url: str, root: RootAttributes
+) -> xr.Dataset:
+    """Read the scan table of a store into memory; text as NumPy objects.
+
+    Parameters
+    ----------
+    fs, place
+        Where the table lies.
+    url
+        Of the store, for messages.
+    root
+        The dataset.
+
+    Raises
+    ------
+    CorruptStoreError
+        If a file of it is missing or damaged.
+    """
+    try:
+        raw = fs.cat_file(f"{place}/zarr.json")
+    except (FileNotFoundError, NotADirectoryError) as problem:
+        raise CorruptStoreError(
+            f"{url}: has no scan table: an ingest was cut off before its first scan was "
+            "done. Run the same 'spinezarr ingest' again."
+        ) from problem
+    try:
+        manifest = {
+            key: ManifestEntry.model_validate(entry)
+            for key, entry in unseal(raw)["attributes"]["manifest"].items()
+        }
+    except (ValueError, KeyError, TypeError, AttributeError) as problem:
+        raise CorruptStoreError(
+            f"{place}/zarr.json: is damaged ({problem}). "
+            "Run the same 'spinezarr ingest' again with --repair: it writes the table anew."
+        ) from problem
+    # The metadata of the columns stand in those of the table.
+    chunks = {f"{place}/{key}": e for key, e in manifest.items() if not key.endswith("zarr.json")}
+    there = read_files(fs, chunks)
+    files: dict[str, AbstractBuffer] = {"zarr.json": Buffer.from_bytes(raw)}
+    for path, entry in chunks.items():
+        data = _checked(path, there.get(path), entry)
+        files[path[len(place) + 1 :]] = Buffer.from_bytes(data)
+    table = xr.open_zarr(MemoryStore(files), chunks=None, zarr_format=3).load()
+    # NumPy's StringDType cannot hold the NaN that where() and reindex() put in.
+    plain = {
+        name: (v.dims, v.to_numpy().astype(object) if v.dtype.kind == "T" else v.data, v.attrs)
+        for name, v in table.variables.items()
+    }
+    described = root.model_dump(mode="json", exclude_none=True)
+    attributes = {k: v for k, v in table.attrs.items() if k in described}
+    return xr.Dataset(plain, attrs=attributes).set_coords(list(table.coords))
+
+
+def _checked(path: str, data: bytes | None, entry: ManifestEntry) -> bytes:
+    """Return the content of a file if it is what the manifest says."""
+    if data is None:
+        raise CorruptStoreError(f"{path}: is missing from the store.")
+    found = ManifestEntry.of(data)
+    if found != entry:
+        raise CorruptStoreError(
+            f"{path}: is damaged: {found.size_bytes} bytes with crc32c {found.crc32c}, "
+            f"expected {entry.size_bytes} bytes with {entry.crc32c}. Ingest it again."
+        )
+    return data
 
 
 def _array_spec(
@@ -266,9 +294,10 @@ def _array_spec(
         raise ValueError(f"{name} has codecs {sharding['name']}({', '.join(names)})")
     if inner.get("index_location", "end") != "end":
         raise ValueError(f"{name} has its shard index at the start")
-    prefix = f"{name}/c/"
+    separator: Separator = metadata["chunk_key_encoding"]["configuration"]["separator"]
+    prefix = f"{name}/c{separator}"
     sizes = {
-        _zyx(key.removeprefix(prefix).split("/")): entry.size_bytes
+        _zyx(key.removeprefix(prefix).split(separator)): entry.size_bytes
         for key, entry in scan.manifest.items()
         if key.startswith(prefix)
     }
@@ -281,6 +310,7 @@ def _array_spec(
         chunk_shape_zyx=_zyx(inner["chunk_shape"]),
         shard_shape_zyx=_zyx(metadata["chunk_grid"]["configuration"]["chunk_shape"]),
         shard_sizes=sizes,
+        separator=separator,
     )
 
 

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,15 @@ from spinezarr.store.attributes import RootAttributes, ScanAttributes
 from spinezarr.store.audit_log import AuditedScan
 from spinezarr.vertebrae import LEVELS
 
-__all__ = ["ANOMALY", "ERRATUM", "build_table", "natural_key", "with_audit"]
+__all__ = [
+    "ANOMALY",
+    "ERRATUM",
+    "build_table",
+    "natural_key",
+    "renew_table",
+    "table_attributes",
+    "with_audit",
+]
 
 ANOMALY, ERRATUM = "anomaly", "erratum"
 """Columns for anatomical variants and for known errors of the annotation."""
@@ -62,40 +71,127 @@ def build_table(
         vertebra is absent. What the dataset's own tables say is text, by scan, in columns of
         their names; ``anomaly`` and ``erratum`` are always there.
     """
-    rows = sorted(scans, key=lambda scan: natural_key(scan.scan_id))
-    variables: dict[str, tuple[tuple[str, ...], npt.NDArray[Any], dict[str, Any]]] = {
-        **_scan_columns(rows),
-        **_audit_columns((row.scan_id for row in rows), audited or {}),
-        **_vertebra_columns(rows),
+    return _laid_out(root, _rows_of_scans(list(scans)), audited or {})
+
+
+def table_attributes(root: RootAttributes) -> dict[str, str]:
+    """Return what the table says of its dataset."""
+    attributes = root.model_dump(mode="json", exclude={"format", "format_version"})
+    return {name: value for name, value in attributes.items() if value}
+
+
+def renew_table(
+    root: RootAttributes,
+    known: xr.Dataset,
+    changed: Mapping[str, ScanAttributes],
+    audited: Mapping[str, AuditedScan],
+) -> xr.Dataset:
+    """Return the table that :func:`build_table` would make of all scans, from a few of them.
+
+    Parameters
+    ----------
+    root
+        The dataset they belong to.
+    known
+        The table as it was read; no row of it is opened.
+    changed
+        Scans that take the place of a row, or are new.
+    audited
+        As in :func:`build_table`, of all scans.
+    """
+    names = known.scan.to_numpy().tolist()
+    stays = np.array([name not in changed for name in names], bool)
+    rows = _rows_of_table(known.isel(scan=np.flatnonzero(stays)))
+    return _laid_out(root, rows.joined(_rows_of_scans(list(changed.values()))), audited)
+
+
+Columns = dict[str, tuple[tuple[str, ...], npt.NDArray[Any], dict[str, Any]]]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Rows:
+    """Rows of the table in any order, before the columns of the dataset's own tables are named."""
+
+    scan_ids: list[str]
+    columns: Columns
+    said: list[dict[str, str]]
+    """What the dataset's own tables say of each scan; no empty texts."""
+
+    def joined(self, other: "_Rows") -> "_Rows":
+        columns = {
+            name: (dims, np.concatenate([values, other.columns[name][1]]), attributes)
+            for name, (dims, values, attributes) in self.columns.items()
+        }
+        return _Rows(self.scan_ids + other.scan_ids, columns, self.said + other.said)
+
+
+def _rows_of_scans(scans: Sequence[ScanAttributes]) -> _Rows:
+    said = [{**scan.sidecar, **scan.columns} for scan in scans]
+    return _Rows(
+        [scan.scan_id for scan in scans],
+        {**_scan_columns(scans), **_vertebra_columns(scans)},
+        [{name: text for name, text in cells.items() if text} for cells in said],
+    )
+
+
+def _rows_of_table(table: xr.Dataset) -> _Rows:
+    """Take a table that was read apart again."""
+    layout = _rows_of_scans([]).columns
+    columns: Columns = {
+        name: (dims, table[name].to_numpy().astype(empty.dtype), attributes)
+        for name, (dims, empty, attributes) in layout.items()
     }
-    variables |= _joined_columns(rows, taken={*variables, "scan", "vertebra", "axis"})
+    theirs = set(map(str, table.data_vars)) - columns.keys() - _audit_columns((), {}).keys()
+    texts = {
+        str(table[name].attrs.get("long_name", name)): table[name].to_numpy().tolist()
+        for name in sorted(theirs)
+    }
+    scan_ids = [str(name) for name in table.scan.to_numpy()]
+    said = [
+        {name: text for name, column in texts.items() if (text := column[i])}
+        for i in range(len(scan_ids))
+    ]
+    return _Rows(scan_ids, columns, said)
+
+
+def _laid_out(root: RootAttributes, rows: _Rows, audited: Mapping[str, AuditedScan]) -> xr.Dataset:
+    """Order rows, and name the columns of the dataset's own tables."""
+    keys = [natural_key(name) for name in rows.scan_ids]
+    order = sorted(range(len(keys)), key=keys.__getitem__)
+    scan_ids = [rows.scan_ids[i] for i in order]
+    columns: Columns = {
+        name: (dims, values[order], attributes)
+        for name, (dims, values, attributes) in rows.columns.items()
+    }
+    columns |= _audit_columns(scan_ids, audited)
+    said = [rows.said[i] for i in order]
+    columns |= _joined_columns(said, taken={*columns, "scan", "vertebra", "axis"})
     coordinates = {
-        "scan": ("scan", _strings(row.scan_id for row in rows)),
+        "scan": ("scan", _strings(scan_ids)),
         "vertebra": ("vertebra", _strings(LEVELS)),
         "axis": ("axis", _strings("zyx")),
     }
-    attributes = root.model_dump(mode="json", exclude={"format", "format_version"})
-    return xr.Dataset(variables, coordinates, {k: v for k, v in attributes.items() if v})
+    return xr.Dataset(columns, coordinates, table_attributes(root))
 
 
 def _strings(values: Iterable[str]) -> npt.NDArray[Any]:
     return np.array(list(values), dtype=_STRING)
 
 
-def _scan_columns(rows: Sequence[ScanAttributes]) -> dict[str, Any]:
+def _scan_columns(rows: Sequence[ScanAttributes]) -> Columns:
     def numbers(values: Iterable[Any], dtype: str) -> npt.NDArray[Any]:
         return np.array(list(values), dtype)
 
     n = len(rows)
     ranges = numbers((row.image_range_hu or (np.nan,) * 2 for row in rows), "f8").reshape(n, 2)
     stored = [sum(entry.size_bytes for entry in row.manifest.values()) for row in rows]
-    by_axis = ("scan", "axis")
+    by_scan, by_axis = ("scan",), ("scan", "axis")
     mm = {"units": "mm"}
     return {
-        "patient_id": ("scan", _strings(row.patient_id for row in rows), {}),
-        "source": ("scan", _strings(row.source for row in rows), {}),
-        "split": ("scan", _strings(row.split for row in rows), {}),
-        "split_index": ("scan", numbers((row.split_index for row in rows), "i4"), {}),
+        "patient_id": (by_scan, _strings(row.patient_id for row in rows), {}),
+        "source": (by_scan, _strings(row.source for row in rows), {}),
+        "split": (by_scan, _strings(row.split for row in rows), {}),
+        "split_index": (by_scan, numbers((row.split_index for row in rows), "i4"), {}),
         "shape_zyx": (
             by_axis,
             numbers((row.shape_zyx for row in rows), "i4").reshape(n, 3),
@@ -107,31 +203,31 @@ def _scan_columns(rows: Sequence[ScanAttributes]) -> dict[str, Any]:
             mm,
         ),
         "orientation": (
-            "scan",
+            by_scan,
             _strings(row.image_source.orientation for row in rows),
             {"long_name": "directions of the source file's axes"},
         ),
-        "label_state": ("scan", _strings(row.label_state for row in rows), {}),
-        "image_dtype": ("scan", _strings(row.image_dtype for row in rows), {}),
-        "image_min_hu": ("scan", ranges[:, 0], {"units": "HU"}),
-        "image_max_hu": ("scan", ranges[:, 1], {"units": "HU"}),
+        "label_state": (by_scan, _strings(row.label_state for row in rows), {}),
+        "image_dtype": (by_scan, _strings(row.image_dtype for row in rows), {}),
+        "image_min_hu": (by_scan, ranges[:, 0], {"units": "HU"}),
+        "image_max_hu": (by_scan, ranges[:, 1], {"units": "HU"}),
         "other_label_voxels": (
-            "scan",
+            by_scan,
             numbers(map(_outside_scheme, rows), "i8"),
             {"long_name": "voxels of values outside the label scheme"},
         ),
-        "image_checksum": ("scan", _strings(row.image_checksum for row in rows), {}),
+        "image_checksum": (by_scan, _strings(row.image_checksum for row in rows), {}),
         "image_sha256": (
-            "scan",
+            by_scan,
             _strings(row.image_source.sha256 for row in rows),
             {"long_name": "sha256 of the source image file"},
         ),
         "source_bytes": (
-            "scan",
+            by_scan,
             numbers((row.source_bytes for row in rows), "i8"),
             {"units": "byte"},
         ),
-        "stored_bytes": ("scan", numbers(stored, "i8"), {"units": "byte"}),
+        "stored_bytes": (by_scan, numbers(stored, "i8"), {"units": "byte"}),
     }
 
 
@@ -149,16 +245,16 @@ def with_audit(table: xr.Dataset, audited: Mapping[str, AuditedScan]) -> xr.Data
     return table.assign(texts).assign(_audit_columns(names, audited))
 
 
-def _audit_columns(scan_ids: Iterable[str], audited: Mapping[str, AuditedScan]) -> dict[str, Any]:
+def _audit_columns(scan_ids: Iterable[str], audited: Mapping[str, AuditedScan]) -> Columns:
     results = [audited.get(scan_id) for scan_id in scan_ids]
     return {
         "audit": (
-            "scan",
+            ("scan",),
             _strings("" if found is None else found.verdict for found in results),
             {"long_name": "ok, or worst severity found; empty if not audited"},
         ),
         "audit_findings": (
-            "scan",
+            ("scan",),
             _strings("" if found is None else found.summary for found in results),
             {},
         ),
@@ -170,20 +266,22 @@ def _outside_scheme(row: ScanAttributes) -> int:
     return sum(n for value, n in row.other_labels.items() if value not in row.structures)
 
 
-def _joined_columns(rows: Sequence[ScanAttributes], taken: Collection[str]) -> dict[str, Any]:
+def _joined_columns(said: Sequence[Mapping[str, str]], taken: Collection[str]) -> Columns:
     """Return what the dataset's own tables say; a name that is ours gets ``_in_source`` behind.
 
     Names that cannot be a Zarr array's are changed; ``long_name`` then holds them as they were.
+    Columns without any text are left out, and the order is that of the names: so the table depends
+    on its scans alone, not on which of them were added when.
     """
-    said = [{**row.sidecar, **row.columns} for row in rows]
-    names = dict.fromkeys([ANOMALY, ERRATUM, *(name for cells in said for name in cells)])
-    columns: dict[str, Any] = {}
+    found = sorted({name for cells in said for name in cells} - {ANOMALY, ERRATUM})
+    names = [ANOMALY, ERRATUM, *found]
+    columns: Columns = {}
     used = set(taken)
     for name in names:
         texts = _strings(cells.get(name, "") for cells in said)
         column = _free_name(name, used, names)
         used.add(column)
-        columns[column] = ("scan", texts, {} if column == name else {"long_name": name})
+        columns[column] = (("scan",), texts, {} if column == name else {"long_name": name})
     return columns
 
 
@@ -208,7 +306,7 @@ def _free_name(name: str, taken: Collection[str], wanted: Collection[str]) -> st
     return free
 
 
-def _vertebra_columns(rows: Sequence[ScanAttributes]) -> dict[str, Any]:
+def _vertebra_columns(rows: Sequence[ScanAttributes]) -> Columns:
     shape = (len(rows), len(LEVELS))
     count = np.zeros(shape, "i8")
     volume = np.full(shape, np.nan)

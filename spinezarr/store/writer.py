@@ -1,7 +1,14 @@
-"""Writing a store: scans one by one, each visible only when it is whole; then the table."""
+"""Writing a store: scans one by one, each visible only when it is whole; then the table.
+
+One write of ``zarr.json`` makes a scan, or the table, what readers see. What replaces one that is
+there is written beside it first, under chunk keys with the other separator.
+"""
 
 import json
-from collections.abc import Iterable, Mapping
+import re
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any, Final
 
 import fsspec
@@ -10,7 +17,7 @@ import numpy.typing as npt
 import xarray as xr
 
 from spinezarr.errors import CorruptStoreError, ReadOnlyStoreError, UsageError
-from spinezarr.geometry import axis_positions_mm
+from spinezarr.geometry import ShapeZYX, axis_positions_mm
 from spinezarr.store.attributes import (
     ManifestEntry,
     OtherFormatError,
@@ -20,29 +27,44 @@ from spinezarr.store.attributes import (
     seal,
     unseal,
 )
-from spinezarr.store.audit_log import AUDIT_FILE, AuditLog
+from spinezarr.store.audit_log import AUDIT_FILE, AuditLog, scan_identity
 from spinezarr.store.files import (
     PARTIAL,
     is_read_only,
+    list_sizes,
     open_filesystem,
     publish_file,
-    remove_folder,
-    replace_folder,
-    superseded,
+    read_files,
+    remove_files,
     write_file,
+    write_files,
 )
 from spinezarr.store.layout import FORMAT_VERSION, LABEL_CHUNKS, SCANS, TABLE, scan_key
-from spinezarr.store.metadata import root_files, scan_files, table_files
-from spinezarr.store.table import build_table, with_audit
+from spinezarr.store.ledger import LEDGER_FILE, Ledger, LedgerEntry
+from spinezarr.store.lock import LockGuard, StoreLock
+from spinezarr.store.metadata import (
+    Separator,
+    other_separator,
+    root_files,
+    scan_files,
+    separator_of,
+    table_files,
+)
+from spinezarr.store.reader import read_table
+from spinezarr.store.table import build_table, renew_table, with_audit
 from spinezarr.vertebrae import VALUE_OF_NAME
 
 __all__ = ["ScanWriter", "StoreWriter"]
 
 _METADATA: Final = "zarr.json"
+_OURS: Final = re.compile(
+    r"zarr\.json\.partial|(image|label|z|y|x|sampling|sampling/label_chunks)/(c[./].*|zarr\.json.*)"
+)
+"""What a killed run may leave in the folder of a scan."""
 
 
 class StoreWriter:
-    """Writes one dataset's store.
+    """Writes one dataset's store. Can be pickled; a worker's copy writes scans only.
 
     Parameters
     ----------
@@ -50,6 +72,8 @@ class StoreWriter:
         Path or URL of the store.
     root
         The dataset; a store that exists must be of the same one.
+    storage_options
+        For the file system of ``url``.
 
     Raises
     ------
@@ -57,31 +81,60 @@ class StoreWriter:
         If something else lies at ``url``.
     """
 
-    def __init__(self, url: str, root: RootAttributes) -> None:
+    def __init__(
+        self, url: str, root: RootAttributes, storage_options: Mapping[str, Any] | None = None
+    ) -> None:
         self.url = url
         self.root = root
-        self._fs, self._path = open_filesystem(url)
+        self._fs, self._path = open_filesystem(url, storage_options)
+        self._guard: LockGuard | None = None
         self._claim()
+
+    @contextmanager
+    def lock(self, what: str) -> Iterator[StoreLock]:
+        """Be the only writer; ``what`` is told to others who want to be.
+
+        Raises
+        ------
+        StoreBusyError
+            If there is another one.
+        ReadOnlyStoreError
+            If the store cannot be written.
+        """
+        with ExitStack() as stack:
+            try:
+                if is_read_only(self._fs):
+                    raise PermissionError("web servers are only read")
+                lock = stack.enter_context(StoreLock(self._fs, self._path, self.url, what))
+            except (OSError, NotImplementedError) as problem:
+                raise ReadOnlyStoreError(f"{self.url}: cannot be written: {problem}.") from problem
+            self._claim()  # another one may have made a store here just now
+            self._guard = lock.guard
+            yield lock
 
     def _claim(self) -> None:
         metadata = f"{self._path}/{_METADATA}"
         files = root_files(self.root.model_dump(mode="json"))
-        if self._fs.exists(metadata):
-            if self._root_of_same_dataset(metadata) != self.root:
-                publish_file(self._fs, metadata, files[_METADATA])
-        elif self._taken():
-            raise UsageError(
-                f"{self.url}: exists and is not a store. Choose an empty or new folder."
-            )
-        else:
-            publish_file(self._fs, metadata, files[_METADATA])
-        for key, data in files.items():
-            if not self._fs.exists(f"{self._path}/{key}"):
-                publish_file(self._fs, f"{self._path}/{key}", data)
-
-    def _root_of_same_dataset(self, metadata: str) -> RootAttributes:
         try:
-            found = parse_root(self._fs.cat_file(metadata))
+            found = self._fs.cat_file(metadata)
+        except (FileNotFoundError, NotADirectoryError):
+            if self._taken():
+                raise UsageError(
+                    f"{self.url}: exists and is not a store. Choose an empty or new folder."
+                ) from None
+            publish_file(self._fs, metadata, files[_METADATA])
+        else:
+            if self._root_of_same_dataset(found) != self.root:
+                publish_file(self._fs, metadata, files[_METADATA])
+        below = {f"{self._path}/{key}": data for key, data in files.items() if key != _METADATA}
+        there = read_files(self._fs, below)
+        for path, data in below.items():
+            if path not in there:
+                publish_file(self._fs, path, data)
+
+    def _root_of_same_dataset(self, metadata: bytes) -> RootAttributes:
+        try:
+            found = parse_root(metadata)
         except OtherFormatError as problem:
             raise UsageError(
                 f"{self.url}: is a store in format {problem.version}, not {FORMAT_VERSION}. "
@@ -108,46 +161,106 @@ class StoreWriter:
         names = {path.rsplit("/", 1)[1] for path in self._fs.ls(self._path, detail=False)}
         return bool(names - {_METADATA + PARTIAL})
 
-    def whole_scan(self, scan_id: str) -> ScanAttributes | None:
-        """Return a scan's attributes if it is published and every file of it has its size."""
-        folder = f"{self._path}/{scan_key(scan_id)}"
+    def ledger(self) -> Ledger | None:
+        """Read what the last ingest knew; None if none ended as it should."""
         try:
-            attributes = unseal(self._fs.cat_file(f"{folder}/{_METADATA}"))["attributes"]
-            scan = ScanAttributes.model_validate_json(json.dumps(attributes))
-        except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError):
+            return Ledger.of_file(self._fs.cat_file(f"{self._path}/{LEDGER_FILE}"))
+        except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
             return None
-        sizes = {
-            path[len(folder) + 1 :]: info["size"]
-            for path, info in self._fs.find(folder, detail=True).items()
-        }
+
+    def forget_ledger(self) -> None:
+        """Let the next ingest look at every file: this one could not end as it should."""
+        with suppress(OSError):
+            remove_files(self._fs, self._path, [LEDGER_FILE])
+
+    def table(self) -> xr.Dataset | None:
+        """Read the scan table; None if there is none that is whole."""
+        try:
+            return read_table(self._fs, f"{self._path}/{TABLE}", self.url, self.root)
+        except CorruptStoreError:
+            return None
+
+    def published_scan(self, scan_id: str) -> ScanAttributes | None:
+        """Read the attributes of a scan; None if it is not published."""
+        try:
+            data = self._fs.cat_file(f"{self._path}/{scan_key(scan_id)}/{_METADATA}")
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        parsed = _parse(data)
+        return None if parsed is None else parsed[0]
+
+    def recover(self, trusted: Mapping[str, str] | None = None) -> dict[str, ScanAttributes]:
+        """List the whole store, remove what killed runs left, and return all whole scans.
+
+        A scan is whole if every file that its manifest names is there with its size. Others stay as
+        they are, and are not returned.
+
+        Parameters
+        ----------
+        trusted
+            Identities of scans that were whole when a run wrote the ledger; of others, metadata of
+            arrays are read too.
+        """
+        place = f"{self._path}/{SCANS}"
+        folders: dict[str, dict[str, int]] = defaultdict(dict)
+        for key, size in list_sizes(self._fs, place).items():
+            scan_id, slash, name = key.partition("/")
+            if slash:
+                folders[scan_id][name] = size
+        metadata = read_files(self._fs, [f"{place}/{name}/{_METADATA}" for name in folders])
+        found: dict[str, ScanAttributes] = {}
+        for scan_id, sizes in folders.items():
+            data = metadata.get(f"{place}/{scan_id}/{_METADATA}")
+            scan = self._recover_scan(scan_id, sizes, data, (trusted or {}).get(scan_id))
+            if scan is not None:
+                found[scan_id] = scan
+        return found
+
+    def _recover_scan(
+        self, scan_id: str, sizes: dict[str, int], metadata: bytes | None, trusted: str | None
+    ) -> ScanAttributes | None:
+        folder = f"{self._path}/{scan_key(scan_id)}"
+        parsed = None if metadata is None else _parse(metadata)
+        if parsed is None or parsed[0].scan_id != scan_id:
+            if metadata is None:
+                remove_files(self._fs, folder, filter(_OURS.fullmatch, sizes))
+            return None
+        scan, group = parsed
+        if scan_identity(scan) != trusted:
+            sizes |= self._renew_metadata(scan, group)
+        extra = [key for key in sizes if key not in scan.manifest and _OURS.fullmatch(key)]
+        remove_files(self._fs, folder, extra)
         whole = all(sizes.get(key) == entry.size_bytes for key, entry in scan.manifest.items())
         return scan if whole else None
 
-    def published(self) -> list[ScanAttributes]:
-        """Return all whole scans of the store; put back those that a killed run was replacing."""
-        folder = f"{self._path}/{SCANS}"
-        paths = [path.rstrip("/") for path in self._fs.ls(folder, detail=False)]
-        names = {path.rsplit("/", 1)[1] for path in paths}
-        for name in sorted(names):
-            scan_id = name.removesuffix(superseded(""))
-            if scan_id != name and scan_id not in names:
-                self._fs.mv(f"{folder}/{name}", f"{folder}/{scan_id}", recursive=True)
-                names.add(scan_id)
-        found = [self.whole_scan(name) for name in names if not name.endswith(PARTIAL)]
-        return [scan for scan in found if scan is not None]
+    def _renew_metadata(self, scan: ScanAttributes, group: Mapping[str, Any]) -> dict[str, int]:
+        """Write those metadata of arrays again that a killed run left as they were; their sizes."""
+        folder = f"{self._path}/{scan_key(scan.scan_id)}"
+        files = {
+            f"{folder}/{key}": data
+            for key, data in _metadata_files(scan, group).items()
+            if scan.manifest.get(key) == ManifestEntry.of(data)
+        }
+        there = read_files(self._fs, files)
+        changed = {path: data for path, data in files.items() if there.get(path) != data}
+        for path, data in changed.items():
+            publish_file(self._fs, path, data)
+        return {path[len(folder) + 1 :]: len(data) for path, data in changed.items()}
 
     def new_scan(self, scan_id: str) -> "ScanWriter":
-        """Start a scan from nothing.
-
-        One that is published stays as it is until the new one is; what a cut-off run left of it is
-        removed.
-        """
-        place = f"{self._path}/{scan_key(scan_id)}"
-        remove_folder(self._fs, place + PARTIAL)
-        if self._fs.exists(f"{place}/{_METADATA}"):
-            return ScanWriter(self._fs, place + PARTIAL, place)
-        remove_folder(self._fs, place)
-        return ScanWriter(self._fs, place, place)
+        """Start a scan from nothing; one that is published stays as it is until the new one is."""
+        folder = f"{self._path}/{scan_key(scan_id)}"
+        try:
+            metadata = self._fs.cat_file(f"{folder}/{_METADATA}")
+        except (FileNotFoundError, NotADirectoryError):
+            return ScanWriter(self._fs, folder, None, self._guard)
+        parsed = _parse(metadata)
+        if parsed is not None:
+            return ScanWriter(self._fs, folder, parsed[1], self._guard)
+        # Damaged metadata: nobody can read this scan.
+        remove_files(self._fs, folder, [_METADATA])
+        remove_files(self._fs, folder, filter(_OURS.fullmatch, list_sizes(self._fs, folder)))
+        return ScanWriter(self._fs, folder, None, self._guard)
 
     def amend(self, scan: ScanAttributes) -> ScanAttributes:
         """Write the metadata of a published scan anew; its voxels stay as they are.
@@ -158,44 +271,63 @@ class StoreWriter:
             What is published now: the manifest names the new metadata.
         """
         folder = f"{self._path}/{scan_key(scan.scan_id)}"
-        arrays = unseal(self._fs.cat_file(f"{folder}/{_METADATA}"))["consolidated_metadata"][
-            "metadata"
-        ]
-        label_chunks = None
-        if LABEL_CHUNKS in arrays:
-            label_chunks = np.zeros(arrays[LABEL_CHUNKS]["shape"], np.uint32)
-        # The sampling's voxel counts stay too: only the metadata are taken of what is made here.
-        files = _small_files(scan, label_chunks)
-        manifest = dict(scan.manifest)
-        for key, data in files.items():
-            entry = ManifestEntry.of(data)
-            if key.endswith(f"/{_METADATA}") and manifest[key] != entry:
-                publish_file(self._fs, f"{folder}/{key}", data)
-                manifest[key] = entry
-        scan = scan.model_copy(update={"manifest": manifest})
+        files = _metadata_files(scan, unseal(self._fs.cat_file(f"{folder}/{_METADATA}")))
+        entries = {key: ManifestEntry.of(data) for key, data in files.items() if key != _METADATA}
+        changed = {key: entry for key, entry in entries.items() if scan.manifest[key] != entry}
+        scan = scan.model_copy(update={"manifest": {**scan.manifest, **changed}})
         metadata = {**json.loads(files[_METADATA]), "attributes": scan.to_json()}
+        if self._guard is not None:
+            self._guard(at_once=True)
         publish_file(self._fs, f"{folder}/{_METADATA}", seal(metadata))
+        for key in changed:
+            publish_file(self._fs, f"{folder}/{key}", files[key])
         return scan
 
-    def write_table(self, scans: Iterable[ScanAttributes]) -> None:
-        """Write the scan table anew and put it in the place of the old one.
+    def write_table(
+        self,
+        known: xr.Dataset | None,
+        changed: Mapping[str, ScanAttributes],
+        entries: Mapping[str, LedgerEntry],
+    ) -> xr.Dataset:
+        """Write the scan table and the ledger anew.
+
+        Parameters
+        ----------
+        known
+            The table as it is; its rows stay but those of scans in ``changed``.
+        changed
+            Scans that are new or other than in ``known``.
+        entries
+            What is known of every scan of the store.
 
         Raises
         ------
         CorruptStoreError
             If the results of the last audit, which the table shows, are damaged.
         """
-        rows = list(scans)
-        audited = self.audit_log().current({scan.scan_id: scan for scan in rows})
-        self._replace_table(build_table(self.root, rows, audited))
+        ledger = Ledger(scans=dict(entries))
+        audited = self.audit_log().current(ledger.identities)
+        if known is None:
+            table = build_table(self.root, changed.values(), audited)
+        else:
+            table = renew_table(self.root, known, changed, audited)
+        self._publish_table(table)
+        publish_file(self._fs, f"{self._path}/{LEDGER_FILE}", ledger.to_file())
+        return table
 
-    def _replace_table(self, table: xr.Dataset) -> None:
+    def _publish_table(self, table: xr.Dataset) -> None:
+        if self._guard is not None:
+            self._guard(at_once=True)
         place = f"{self._path}/{TABLE}"
-        new = place + PARTIAL
-        remove_folder(self._fs, new)
-        for key, data in table_files(table).items():
-            write_file(self._fs, f"{new}/{key}", data)
-        replace_folder(self._fs, new, place)
+        old: set[str] = set()
+        separator: Separator = "/"
+        with suppress(FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
+            group = unseal(self._fs.cat_file(f"{place}/{_METADATA}"))
+            separator = other_separator(separator_of(group))
+            old = set(group["attributes"]["manifest"])
+        files = table_files(table, separator)
+        _switch(self._fs, place, files, replaces=bool(old))
+        remove_files(self._fs, place, old - files.keys())
 
     def audit_log(self) -> AuditLog:
         """Read what the last audits found; empty if there was none.
@@ -236,12 +368,11 @@ class StoreWriter:
             If the store cannot be written.
         """
         try:
-            if is_read_only(self._fs):
-                raise PermissionError("web servers are only read")
             publish_file(self._fs, f"{self._path}/{AUDIT_FILE}", log.to_file())
-        except (OSError, NotImplementedError) as problem:
+        except OSError as problem:
             raise ReadOnlyStoreError(f"{self.url}: cannot be written: {problem}.") from problem
-        self._replace_table(with_audit(table, log.current(scans)))
+        identities = {scan_id: scan_identity(scan) for scan_id, scan in scans.items()}
+        self._publish_table(with_audit(table, log.current(identities)))
 
 
 def _identity(root: RootAttributes) -> tuple[str, str]:
@@ -252,8 +383,17 @@ def _describe(root: RootAttributes) -> str:
     return f"the dataset {root.dataset!r} ({root.title})"
 
 
+def _parse(metadata: bytes) -> tuple[ScanAttributes, dict[str, Any]] | None:
+    """Read a scan's ``zarr.json``: its attributes, and all of it; None if it is damaged."""
+    try:
+        group = unseal(metadata)
+        return ScanAttributes.model_validate_json(json.dumps(group["attributes"])), group
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
 def _small_files(
-    scan: ScanAttributes, label_chunks: npt.NDArray[np.uint32] | None
+    scan: ScanAttributes, label_chunks: npt.NDArray[np.uint32] | None, separator: Separator
 ) -> dict[str, bytes]:
     """Return all files of a scan but its shards; the attributes of its group are left out."""
     values = {VALUE_OF_NAME[name] for name in scan.vertebrae} | set(map(int, scan.other_labels))
@@ -264,7 +404,37 @@ def _small_files(
         label_chunks=label_chunks,
         label_values=tuple(sorted(values)),
         structures=scan.structures,
+        separator=separator,
     )
+
+
+def _metadata_files(scan: ScanAttributes, group: Mapping[str, Any]) -> dict[str, bytes]:
+    """Return the metadata of a published scan as they should be, without those of its chunks."""
+    arrays = group["consolidated_metadata"]["metadata"]
+    label_chunks = None
+    if LABEL_CHUNKS in arrays:
+        label_chunks = np.zeros(arrays[LABEL_CHUNKS]["shape"], np.uint32)
+    # The sampling's voxel counts stay: only the metadata are taken of what is made here.
+    files = _small_files(scan, label_chunks, separator_of(group))
+    return {key: data for key, data in files.items() if key.endswith(_METADATA)}
+
+
+def _switch(
+    fs: fsspec.AbstractFileSystem, folder: str, files: Mapping[str, bytes], *, replaces: bool
+) -> None:
+    """Write the files of a group; its own metadata make them visible at once.
+
+    Metadata of arrays have one name in both versions. They are written last where there was a
+    version before: readers take them from the group's.
+    """
+    paths = {f"{folder}/{key}": data for key, data in files.items() if key != _METADATA}
+    members = {path: data for path, data in paths.items() if path.endswith(f"/{_METADATA}")}
+    chunks = {path: data for path, data in paths.items() if path not in members}
+    write_files(fs, chunks if replaces else paths)
+    publish_file(fs, f"{folder}/{_METADATA}", files[_METADATA])
+    if replaces:
+        for path, data in members.items():
+            publish_file(fs, path, data)
 
 
 class ScanWriter:
@@ -272,22 +442,37 @@ class ScanWriter:
 
     Parameters
     ----------
-    fs
-        Where the store lies.
-    folder
-        Where the files go.
-    place
-        Where the scan is published; the folder itself, unless a scan lies there already.
+    fs, folder
+        Where the scan lies.
+    replaced
+        Metadata of the version that is published; None if there is none.
+    guard
+        Raises if another run has taken the store over.
     """
 
-    def __init__(self, fs: fsspec.AbstractFileSystem, folder: str, place: str) -> None:
+    def __init__(
+        self,
+        fs: fsspec.AbstractFileSystem,
+        folder: str,
+        replaced: Mapping[str, Any] | None,
+        guard: LockGuard | None,
+    ) -> None:
         self._fs = fs
         self._folder = folder
-        self._place = place
+        self._guard = guard
+        self._replaces = replaced is not None
+        self._old: set[str] = set()
+        self._separator: Separator = "/"
+        if replaced is not None:
+            self._old = set(replaced["attributes"]["manifest"])
+            self._separator = other_separator(separator_of(replaced))
         self._manifest: dict[str, ManifestEntry] = {}
 
-    def write(self, key: str, data: bytes) -> None:
-        """Write a file of the scan and enter it in the manifest."""
+    def write_shard(self, array: str, shard_zyx: ShapeZYX, data: bytes) -> None:
+        """Write a shard of ``image`` or ``label`` and enter it in the manifest."""
+        if self._guard is not None:
+            self._guard()
+        key = f"{array}/{self._separator.join(('c', *map(str, shard_zyx)))}"
         write_file(self._fs, f"{self._folder}/{key}", data)
         self._manifest[key] = ManifestEntry.of(data)
 
@@ -304,17 +489,19 @@ class ScanWriter:
             See :func:`spinezarr.store.metadata.scan_files`.
         """
         scan = ScanAttributes.model_validate({**facts, "manifest": {}})
-        files = _small_files(scan, label_chunks)
+        files = _small_files(scan, label_chunks, self._separator)
         metadata = json.loads(files.pop(_METADATA))
-        for key, data in files.items():
-            self.write(key, data)
+        self._manifest |= {key: ManifestEntry.of(data) for key, data in files.items()}
         scan = scan.model_copy(update={"manifest": dict(sorted(self._manifest.items()))})
         metadata["attributes"] = scan.to_json()
-        publish_file(self._fs, f"{self._folder}/{_METADATA}", seal(metadata))
-        if self._folder != self._place:
-            replace_folder(self._fs, self._folder, self._place)
+        if self._guard is not None:
+            self._guard(at_once=True)
+        _switch(
+            self._fs, self._folder, {**files, _METADATA: seal(metadata)}, replaces=self._replaces
+        )
+        remove_files(self._fs, self._folder, self._old - scan.manifest.keys())
         return scan
 
     def discard(self) -> None:
         """Remove what has been written; a scan that was published before stays."""
-        remove_folder(self._fs, self._folder)
+        remove_files(self._fs, self._folder, self._manifest.keys() - self._old)

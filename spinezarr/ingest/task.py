@@ -1,0 +1,169 @@
+"""What a worker does for one scan, here or on another machine: nothing is shared but the files."""
+
+from collections.abc import Callable, Mapping
+from concurrent.futures import Executor
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import fsspec
+
+from spinezarr.errors import LostLockError, SpinezarrError
+from spinezarr.formats import Volume, open_volume
+from spinezarr.geometry import Grid
+from spinezarr.ingest.annotations import BesideImage, read_beside
+from spinezarr.ingest.discover import ScanSource
+from spinezarr.ingest.encode import plan_slabs
+from spinezarr.ingest.scan import (
+    ScanOptions,
+    ingest_scan,
+    open_label,
+    said_of,
+    source_key,
+)
+from spinezarr.recipe import Recipe
+from spinezarr.store.attributes import ScanAttributes
+from spinezarr.store.files import open_filesystem
+from spinezarr.store.writer import StoreWriter
+
+__all__ = ["IngestJob", "Outcome", "ScanResult", "ScanTask", "run_task"]
+
+Outcome = Literal["done", "updated", "already in the store", "failed"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class IngestJob:
+    """What all scans of one ingest share."""
+
+    recipe: Recipe
+    raw: str
+    """Folder or URL of the source files."""
+    raw_options: Mapping[str, Any] = field(repr=False)
+    store: StoreWriter
+    options: ScanOptions
+
+
+@dataclass(frozen=True, slots=True)
+class ScanTask:
+    """One scan that may have to be read."""
+
+    source: ScanSource
+    stored: bool
+    """Whether the store has a scan of this id."""
+    same_files: bool
+    """Whether size and time of all its files are what they were then."""
+
+
+@dataclass(frozen=True, slots=True)
+class ScanResult:
+    """How it ended."""
+
+    scan_id: str
+    outcome: Outcome
+    scan: ScanAttributes | None = None
+    """What is stored now; None if it failed, and what was stored before still is."""
+    reason: str = ""
+    """Why it failed."""
+
+
+def run_task(
+    job: IngestJob, task: ScanTask, pool: Executor, on_share: Callable[[float], None]
+) -> ScanResult:
+    """Bring one scan into the store, or say why that failed.
+
+    Parameters
+    ----------
+    job, task
+        What to do.
+    pool
+        Threads that encode.
+    on_share
+        Called with each further share of the scan that is done.
+
+    Raises
+    ------
+    LostLockError
+        If another run has taken over the store.
+    """
+    try:
+        return _run(job, task, pool, on_share)
+    except LostLockError:
+        raise
+    except Exception as error:  # noqa: BLE001  one bad scan never stops the others
+        return ScanResult(task.source.scan_id, "failed", reason=_reason(error))
+
+
+def _run(
+    job: IngestJob, task: ScanTask, pool: Executor, on_share: Callable[[float], None]
+) -> ScanResult:
+    source = task.source
+    fs, root = open_filesystem(job.raw, job.raw_options)
+    beside = read_beside(fs, root, source)
+    known = job.store.published_scan(source.scan_id) if task.stored else None
+    if known is not None and _made_of(known, fs, root, task, beside):
+        return _keep(job, source, known, beside)
+    scan = ingest_scan(
+        source,
+        job.recipe,
+        fs,
+        root,
+        job.store,
+        beside=beside,
+        pool=pool,
+        options=job.options,
+        on_share=on_share,
+    )
+    return ScanResult(source.scan_id, "done", scan)
+
+
+def _made_of(
+    known: ScanAttributes,
+    fs: fsspec.AbstractFileSystem,
+    root: str,
+    task: ScanTask,
+    beside: BesideImage,
+) -> bool:
+    """Whether a stored scan was made from the files that are there now."""
+    source = task.source
+    now = (source.size_bytes, source_key(source, beside))
+    if (known.source_bytes, known.source_key) != now:
+        return False
+    if task.same_files:
+        return True
+    # Other times, and the same names and sizes: only the content tells.
+    hashes = [known.image_source.sha256]
+    volumes: list[Volume] = [open_volume(fs, f"{root}/{source.image}")]
+    label = open_label(fs, root, source)
+    if label is not None and known.label_source is not None:
+        hashes.append(known.label_source.sha256)
+        volumes.append(label)
+    return hashes == [_sha256(volume) for volume in volumes]
+
+
+def _sha256(volume: Volume) -> str:
+    """Read a source file to its end for its hash."""
+    grid: Grid = volume.grid
+    axis = grid.axis_map.source_axis_zyx.index(2)
+    for _ in volume.slabs([box.shape_zyx[axis] for box in plan_slabs(grid)]):
+        pass
+    return volume.source_file().sha256
+
+
+def _keep(
+    job: IngestJob, source: ScanSource, known: ScanAttributes, beside: BesideImage
+) -> ScanResult:
+    """Skip a scan whose voxels are stored; renew what is said of it, if that has changed."""
+    said = said_of(source, job.recipe, beside, known.other_labels, known.notes)
+    scan = ScanAttributes.model_validate({**dict(known), **said})
+    # As text: the order of columns counts too.
+    if scan.model_dump_json() == known.model_dump_json():
+        return ScanResult(source.scan_id, "already in the store", known)
+    return ScanResult(source.scan_id, "updated", job.store.amend(scan))
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, SpinezarrError):
+        return str(error)
+    if isinstance(error, OSError):
+        where = f"{error.filename}: " if error.filename else ""
+        return f"{where}{error.strerror or error}."
+    return f"unexpected {type(error).__name__}: {error}. Please report this."

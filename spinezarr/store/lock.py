@@ -1,0 +1,376 @@
+"""One writer a store: a lock file in it, which a writer that died does not keep.
+
+The holder renews the file every few seconds. Another writer takes it over at once if the holder was
+a process of this machine that is gone, and else if the file has not been renewed for a minute, by
+its own time and by what the other has seen of it. On disk the file is made and replaced by hard
+link and rename, in a bucket by conditional requests [1]_.
+
+References
+----------
+.. [1] https://docs.aws.amazon.com/AmazonS3/latest/userguide/conditional-writes.html
+"""
+
+import errno
+import json
+import os
+import secrets
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final, Self
+
+import fsspec
+import psutil
+from fsspec.implementations.local import LocalFileSystem
+
+from spinezarr.errors import LostLockError, StoreBusyError
+from spinezarr.store.files import PARTIAL
+from spinezarr.strict_yaml import StrictModel
+
+__all__ = ["LOCK_FILE", "LockGuard", "StoreLock"]
+
+LOCK_FILE: Final = "ingest.lock"
+RENEW_S: Final = 10.0
+"""How often the holder renews the file."""
+LEASE_S: Final = 60.0
+"""Age from which a file that is not renewed belongs to nobody; several renewals may fail before."""
+_WATCH_S: Final = 2.5 * RENEW_S
+"""How long an old file of another machine, whose clock may differ, is watched for a renewal."""
+_CLOCK_S: Final = 5.0
+"""By how much two readings of when a process began may differ: clocks are set."""
+_UNMET: Final = {"PreconditionFailed", "412", "ConditionalRequestConflict", "409"}
+"""How a bucket says that the condition of a request does not hold."""
+_CHECK_S: Final = 5.0
+"""How often a worker looks whether its run still holds the lock."""
+
+
+class _Holder(StrictModel):
+    """Content of the lock file."""
+
+    token: str
+    what: str
+    host: str
+    boot: str
+    """Which start of the machine: process ids are given anew after it."""
+    process: int
+    process_started: float
+    """Seconds since 1970."""
+    since: str
+    renewed: float
+    """Seconds since 1970, by the holder's clock."""
+
+    @classmethod
+    def parse(cls, data: bytes) -> "_Holder | None":
+        """Read a lock file; None if it is damaged, which an unlucky machine may leave behind."""
+        with suppress(ValueError):
+            return cls.model_validate_json(data)
+        return None
+
+    def to_file(self) -> bytes:
+        return json.dumps(self.model_dump()).encode()
+
+    def is_gone(self) -> bool:
+        """Whether the holder was a process of this machine that is not there any more."""
+        if (self.host, self.boot) != (socket.gethostname(), _boot()):
+            return False
+        started = _process_started(self.process)
+        return started is None or abs(started - self.process_started) > _CLOCK_S
+
+    def describe(self) -> str:
+        return f"{self.what} (process {self.process} on {self.host}, since {self.since})"
+
+
+class StoreLock:
+    """The right to write a store; a context manager.
+
+    Parameters
+    ----------
+    fs, folder
+        Where the store lies.
+    url
+        For messages.
+    what
+        What the holder does, for the messages of others.
+
+    Raises
+    ------
+    StoreBusyError
+        On entering, if another writer holds the lock; names it.
+    """
+
+    def __init__(self, fs: fsspec.AbstractFileSystem, folder: str, url: str, what: str) -> None:
+        self._fs = fs
+        self._path = f"{folder}/{LOCK_FILE}"
+        self._url = url
+        self._what = what
+        self.token = secrets.token_hex(16)
+        self.took_over = False
+        """Whether another writer died with the lock, so that the store may hold leftovers."""
+        self._since = ""
+        self._content = b""
+        self._lost = False
+        self._ended = threading.Event()
+        self._renewer = threading.Thread(target=self._keep, name="spinezarr-lock", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._since = datetime.now(UTC).isoformat(timespec="seconds")
+        self._acquire()
+        self._renewer.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._renewer.join()
+        with suppress(OSError):
+            if not self._lost and self._read() == self._content:
+                self._fs.rm_file(self._path)
+
+    @property
+    def guard(self) -> "LockGuard":
+        """What a worker, here or elsewhere, needs to see that the lock is still held."""
+        return LockGuard(self._fs, self._path, self._url, self.token)
+
+    def check(self) -> None:
+        """Raise :class:`LostLockError` if another writer has taken the lock over."""
+        if self._lost:
+            raise LostLockError(_lost(self._url))
+
+    def _mine(self) -> bytes:
+        holder = _Holder(
+            token=self.token,
+            what=self._what,
+            host=socket.gethostname(),
+            boot=_boot(),
+            process=os.getpid(),
+            process_started=psutil.Process().create_time(),
+            since=self._since,
+            renewed=time.time(),
+        )
+        return holder.to_file()
+
+    def _acquire(self) -> None:
+        while True:
+            mine = self._mine()
+            if _put(self._fs, self._path, mine, None):
+                self._content = mine
+                return
+            found = self._read()
+            if found is None:
+                continue  # the other one has just ended
+            holder = _Holder.parse(found)
+            if holder is not None and holder.token == self.token:
+                self._content = found  # the answer to our own request was lost
+                return
+            if holder is not None and not holder.is_gone():
+                self._wait_for_renewal(found, holder)
+            mine = self._mine()
+            if _put(self._fs, self._path, mine, found):
+                self._content, self.took_over = mine, True
+                return
+
+    def _wait_for_renewal(self, found: bytes, holder: _Holder) -> None:
+        """Return if the holder shows no sign of life; raise if it does."""
+        if time.time() - holder.renewed > LEASE_S:
+            ends = time.monotonic() + _WATCH_S
+            while time.monotonic() < ends:
+                time.sleep(1)
+                if self._read() != found:
+                    break
+            else:
+                return
+        raise StoreBusyError(
+            f"{self._url}: {holder.describe()} is writing this store. Wait until it has ended; if "
+            f"it is gone, this is noticed {LEASE_S:.0f} seconds after its last sign of life: run "
+            "the command again then."
+        )
+
+    def _read(self) -> bytes | None:
+        try:
+            data: bytes = self._fs.cat_file(self._path)
+        except FileNotFoundError:
+            return None
+        return data
+
+    def _keep(self) -> None:
+        """Renew the file until the end; called in a thread of its own."""
+        renewed = time.monotonic()
+        while not self._ended.wait(RENEW_S):
+            mine = self._mine()
+            try:
+                if _put(self._fs, self._path, mine, self._content):
+                    self._content, renewed = mine, time.monotonic()
+                    continue
+                found = self._read()
+                holder = None if found is None else _Holder.parse(found)
+                if found is not None and holder is not None and holder.token == self.token:
+                    self._content, renewed = found, time.monotonic()
+                    continue
+                self._lost = True
+            except OSError:
+                # A network may be away for a moment; the file says how long that may last.
+                self._lost = time.monotonic() - renewed > LEASE_S
+            if self._lost:
+                return
+
+
+class LockGuard:
+    """Sees, every few seconds and before a write, that a run still holds its lock.
+
+    Can be pickled and sent to the process that writes.
+    """
+
+    def __init__(self, fs: fsspec.AbstractFileSystem, path: str, url: str, token: str) -> None:
+        self._fs = fs
+        self._path = path
+        self._url = url
+        self._token = token
+        self._checked: float | None = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return LockGuard, (self._fs, self._path, self._url, self._token)
+
+    def __call__(self, *, at_once: bool = False) -> None:
+        """Look at the file, unless that was done a moment ago.
+
+        Raises
+        ------
+        LostLockError
+            If the lock is another writer's, or was not renewed.
+        """
+        now = time.monotonic()
+        if not at_once and self._checked is not None and now - self._checked < _CHECK_S:
+            return
+        try:
+            holder = _Holder.parse(self._fs.cat_file(self._path))
+        except FileNotFoundError:
+            holder = None
+        if holder is None or holder.token != self._token:
+            raise LostLockError(_lost(self._url))
+        self._checked = now
+
+
+def _lost(url: str) -> str:
+    return (
+        f"{url}: another run has taken over writing this store, as this one gave no sign of life "
+        f"for {LEASE_S:.0f} seconds. Nothing more is written here; look at what the other run does."
+    )
+
+
+def _put(fs: fsspec.AbstractFileSystem, path: str, data: bytes, expected: bytes | None) -> bool:
+    """Write ``path`` if it holds ``expected``, or if that is None, if it is absent."""
+    if isinstance(fs, LocalFileSystem):
+        return _put_on_disk(path, data, expected)
+    condition: dict[str, Any] = {}
+    if "s3" in _protocols(fs):
+        if expected is None:
+            condition = {"IfNoneMatch": "*"}
+        else:
+            tag = _tag_of(fs, path, expected)
+            if tag is None:
+                return False
+            condition = {"IfMatch": tag}
+    elif (fs.cat_file(path) if fs.exists(path) else None) != expected:
+        return False
+    try:
+        fs.pipe_file(path, data, **condition)
+    except OSError as problem:
+        if _is_unmet(problem):
+            return False
+        raise
+    return True
+
+
+def _tag_of(fs: fsspec.AbstractFileSystem, path: str, expected: bytes) -> str | None:
+    """Return the entity tag of an object with this content; None if it has another one."""
+    try:
+        tag: str = fs.info(path, refresh=True)["ETag"]
+        found = fs.cat_file(path)
+    except FileNotFoundError:
+        return None
+    return tag if found == expected else None
+
+
+def _is_unmet(problem: OSError) -> bool:
+    """Whether a bucket refused a conditional request, as its condition does not hold."""
+    response = getattr(problem.__cause__, "response", None) or {}
+    return isinstance(problem, FileExistsError) or response.get("Error", {}).get("Code") in _UNMET
+
+
+def _protocols(fs: fsspec.AbstractFileSystem) -> tuple[str, ...]:
+    return (fs.protocol,) if isinstance(fs.protocol, str) else tuple(fs.protocol)
+
+
+def _put_on_disk(path: str, data: bytes, expected: bytes | None) -> bool:
+    new = Path(f"{path}.{secrets.token_hex(4)}{PARTIAL}")
+    new.write_bytes(data)
+    try:
+        if expected is None:
+            return _link(new, path)
+        with _held(path) as found:
+            if found != expected:
+                return False
+            new.replace(path)
+            return True
+    finally:
+        new.unlink(missing_ok=True)
+
+
+def _link(new: Path, path: str) -> bool:
+    try:
+        os.link(new, path)
+    except FileExistsError:
+        return False
+    except OSError as problem:
+        if problem.errno not in {errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EACCES}:
+            raise
+        return _create(path, new.read_bytes())  # a file system without hard links
+    return True
+
+
+def _create(path: str, data: bytes) -> bool:
+    try:
+        with Path(path).open("xb") as file:
+            file.write(data)
+    except FileExistsError:
+        return False
+    return True
+
+
+@contextmanager
+def _held(path: str) -> Iterator[bytes | None]:
+    """Yield what a file holds, while no other process of this machine may replace it."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except FileNotFoundError:
+        yield None
+        return
+    with os.fdopen(descriptor, "rb") as file:
+        with suppress(ImportError):  # Windows has no fcntl
+            import fcntl  # noqa: PLC0415
+
+            fcntl.flock(file, fcntl.LOCK_EX)
+        try:
+            same = os.fstat(file.fileno()).st_ino == Path(path).stat().st_ino
+        except FileNotFoundError:
+            same = False
+        yield file.read() if same else None
+
+
+def _boot() -> str:
+    """Name this start of this machine."""
+    with suppress(OSError):
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    return ""
+
+
+def _process_started(process: int) -> float | None:
+    """Say when a process of this machine began, in seconds since 1970; None if there is none."""
+    try:
+        found = psutil.Process(process)
+        return None if found.status() == psutil.STATUS_ZOMBIE else found.create_time()
+    except psutil.NoSuchProcess:
+        return None
