@@ -8,10 +8,11 @@ import hashlib
 import json
 import math
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import wraps
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import fsspec
 import google_crc32c
@@ -28,6 +29,7 @@ from spinezarr.errors import CorruptStoreError, StoreNotFoundError
 from killing.dataset import Truth
 
 __all__ = [
+    "MIXED",
     "Fault",
     "Files",
     "Reference",
@@ -42,6 +44,8 @@ __all__ = [
 Files = dict[str, bytes]
 """Content of a store by key; a folder without files is a key that ends with a slash."""
 
+MIXED: Final = "versions mixed without consolidated metadata"
+"""Only for clients that open arrays one by one, and only until the next run."""
 _METADATA: Final = "zarr.json"
 _NOT_CONTENT: Final = {"manifest", "metadata_crc32c"}
 """Attributes that say how a scan is stored, not what it is."""
@@ -52,7 +56,8 @@ class Fault:
     """One thing that must not be."""
 
     kind: str
-    """``unreadable``, ``silently incomplete``, ``lost``, ``left over`` or ``not identical``."""
+    """``unreadable``, ``silently incomplete``, ``lost``, ``left over``, ``not identical`` or
+    :data:`MIXED`."""
     text: str
 
 
@@ -62,6 +67,8 @@ class Reference:
 
     versions: Mapping[str, frozenset[str]]
     """Digests that a scan may have on the way, by scan id."""
+    arrays: Mapping[tuple[str, str], tuple[str | None, str | None]]
+    """Digests of values in the old and the new version, by scan id and array."""
     before: frozenset[str]
     """Scans that were there from the start: they never vanish."""
     table_before: bool
@@ -75,10 +82,12 @@ class Reference:
     def of(cls, before: Files, end: Files) -> "Reference":
         """Take both from the stores of runs that ended well."""
         old, new = (
-            {name: digest(decoded(files, name)) for name in scan_ids(files)}
+            {name: _digest(files, name) for name in scan_ids(files)}
             for files in (before, end)
         )
+        values = [_values_by_array(files) for files in (before, end)]
         return cls(
+            arrays={key: (values[0].get(key), values[1].get(key)) for key in {*values[0], *values[1]}},
             versions={
                 name: frozenset({d[name] for d in (old, new) if name in d})
                 for name in {*old, *new}
@@ -124,6 +133,27 @@ def scan_ids(files: Files) -> list[str]:
     return sorted(p[1] for p in parts if len(p) == 3 and (p[0], p[2]) == ("scans", _METADATA))
 
 
+_Result = TypeVar("_Result")
+_Named = Callable[[Files, str], _Result]
+
+
+def _remembered(read: _Named[_Result]) -> _Named[_Result]:
+    """Read each scan once: the next kill leaves most as they were."""
+    known: dict[str, _Result] = {}
+
+    @wraps(read)
+    def remembered(files: Files, name: str) -> _Result:
+        content = hashlib.sha256(name.encode())
+        for key, data in sorted(_below(files, f"scans/{name}").items()):
+            content.update(f"{key} {len(data)} ".encode() + data)
+        key = content.hexdigest()
+        if key not in known:
+            known[key] = read(files, name)
+        return known[key]
+
+    return remembered
+
+
 def _below(files: Files, folder: str) -> Files:
     start = f"{folder}/"
     return {key.removeprefix(start): data for key, data in files.items() if key.startswith(start)}
@@ -140,6 +170,7 @@ def _opened(files: Files, group: str | None = None) -> xr.Dataset:
         return xr.open_zarr(_memory(files), group=group, **options).load()
 
 
+@_remembered
 def decoded(files: Files, scan_id: str) -> list[xr.Dataset]:
     """Read a scan as any user of xarray and zarr-python does."""
     scan = _below(files, f"scans/{scan_id}")
@@ -187,24 +218,67 @@ def faults_after_kill(files: Files, url: str, reference: Reference) -> list[Faul
 
 def _judge_scan(files: Files, name: str, reference: Reference, faults: _Faults) -> None:
     try:
-        found = decoded(files, name)
+        found = _digest(files, name)
     except Exception as problem:  # noqa: BLE001  whatever it is, the scan cannot be read
         faults.add("unreadable", f"{name}: zarr-python: {type(problem).__name__}: {problem}")
         return
-    if digest(found) not in reference.versions[name]:
+    if found not in reference.versions[name]:
         faults.add("silently incomplete", f"{name}: zarr-python reads what no version holds")
-    for text in _manifest_faults(files, name):
+    for text in _manifest_faults(files, name, with_metadata=False):
         faults.add("silently incomplete", f"{name}: {text}")
+    _judge_arrays(files, name, reference, faults)
 
 
-def _manifest_faults(files: Files, name: str) -> list[str]:
-    """Hold a scan's manifest against its files, and its image's shards against the manifest."""
+def _judge_arrays(files: Files, name: str, reference: Reference, faults: _Faults) -> None:
+    """Judge what clients see that open each array by its own metadata."""
+    try:
+        found = _array_values(files, name)
+    except Exception as problem:  # noqa: BLE001  whatever it is, an array cannot be read
+        faults.add("unreadable", f"{name}: an array: {type(problem).__name__}: {problem}")
+        return
+    possible = {0, 1}
+    for array, values in found.items():
+        known = reference.arrays[name, array]
+        if values not in known:
+            faults.add("silently incomplete", f"{name}: {array} is of no version")
+        possible &= {version for version in (0, 1) if known[version] == values}
+    if not possible:
+        faults.add(MIXED, f"{name}: arrays of two versions")
+
+
+@_remembered
+def _array_values(files: Files, name: str) -> dict[str, str]:
+    group = zarr.open_group(_memory(_below(files, f"scans/{name}")), mode="r", use_consolidated=False)
+    values = {}
+    for path, array in group.members(max_depth=None):
+        if isinstance(array, zarr.Array):
+            content = array[...]
+            shown = f"{content.shape} {content.dtype}".encode()
+            values[path] = hashlib.sha256(shown + content.tobytes()).hexdigest()
+    return values
+
+
+def _values_by_array(files: Files) -> dict[tuple[str, str], str]:
+    return {
+        (name, array): values
+        for name in scan_ids(files)
+        for array, values in _array_values(files, name).items()
+    }
+
+
+def _manifest_faults(files: Files, name: str, *, with_metadata: bool) -> list[str]:
+    """Hold a scan's manifest against its files, and its image's shards against the manifest.
+
+    On the way, metadata of single arrays may still be those of the version before.
+    """
     scan = _below(files, f"scans/{name}")
     metadata = json.loads(scan[_METADATA])
     manifest = metadata["attributes"]["manifest"]
     faults = []
     for key, entry in manifest.items():
         data = scan.get(key)
+        if key.endswith(_METADATA) and not with_metadata:
+            continue
         if data is None:
             faults.append(f"the manifest names {key}, which is not there")
         elif (entry["size_bytes"], entry["crc32c"]) != (len(data), _crc32c(data)):
@@ -245,7 +319,7 @@ def _judge_with_spinezarr(files: Files, url: str, reference: Reference, faults: 
         except Exception as problem:  # noqa: BLE001  whatever it is, the scan cannot be read
             faults.add("unreadable", f"{name}: spinezarr: {type(problem).__name__}: {problem}")
             continue
-        if not _same_voxels(scan, _opened(_below(files, f"scans/{name}"))):
+        if not _same_voxels(scan, decoded(files, name)[0]):
             faults.add("silently incomplete", f"{name}: spinezarr reads other voxels")
 
 
@@ -257,7 +331,7 @@ def _same_voxels(a: xr.Dataset, b: xr.Dataset) -> bool:
 
 def left_over(files: Files) -> list[str]:
     """Return the files that no manifest names, and folders without files."""
-    named = {_METADATA, f"scans/{_METADATA}", "audit/zarr.json"}
+    named = {_METADATA, f"scans/{_METADATA}", "audit/zarr.json", "ingest/zarr.json"}
     groups = ["table", *(f"scans/{name}" for name in scan_ids(files))]
     for group in groups:
         metadata = files.get(f"{group}/{_METADATA}")
@@ -280,6 +354,9 @@ def faults_at_end(files: Files, url: str, reference: Reference) -> list[Fault]:
             faults.add("not identical", f"{name}: is there")
         elif _digest_or_none(files, name) != reference.end[name]:
             faults.add("not identical", f"{name}: is not what a run that nobody killed makes")
+        else:
+            for text in _manifest_faults(files, name, with_metadata=True):
+                faults.add("not identical", f"{name}: {text}")
     try:
         table = digest([_table(files)])
     except Exception as problem:  # noqa: BLE001  whatever it is, there is no table
@@ -290,9 +367,14 @@ def faults_at_end(files: Files, url: str, reference: Reference) -> list[Fault]:
     return faults.found
 
 
+@_remembered
+def _digest(files: Files, name: str) -> str:
+    return digest(decoded(files, name))
+
+
 def _digest_or_none(files: Files, name: str) -> str | None:
     try:
-        return digest(decoded(files, name))
+        return _digest(files, name)
     except Exception:  # noqa: BLE001  told by _judge_scan
         return None
 

@@ -84,5 +84,6 @@ def write_raw(folder: Path, version: int) -> dict[str, Truth]:
         write_nifti(folder / f"{name}_ct.nii.gz", image, affine, NiftiForm(dtype="int32"))
         if label is not None:
             write_nifti(folder / f"{name}_seg.nii.gz", label, affine, NiftiForm(dtype="uint8"))
-    (folder / "clinic.csv").write_text(f"Scan,Age\nkept,50\namended,{60 + version}\n")
+    tables = {1: "Scan,Age,Ward\namended,61,east\n", 2: "Scan,Age\namended,62\n"}
+    (folder / "clinic.csv").write_text(tables[version])
     return truth
