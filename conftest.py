@@ -1,5 +1,6 @@
 """What tests and doctests share: one small ingested dataset, and a web server."""
 
+import json
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -118,3 +119,42 @@ def serve() -> Iterator[Callable[[Path], tuple[str, list[tuple[str, bool]]]]]:
             return f"http://127.0.0.1:{server.server_port}", server.requests
 
         yield start
+
+
+def _canonical(store: Path) -> dict[str, object]:
+    """Return what a store holds, whichever of the two kinds of chunk keys its groups use."""
+    found: dict[str, object] = {}
+    for path in sorted(store.rglob("*")):
+        if path.is_file():
+            name = str(path.relative_to(store))
+            data = path.read_bytes()
+            found[_plain_key(name)] = _plain_metadata(data) if name.endswith("zarr.json") else data
+    return found
+
+
+def _plain_key(name: str) -> str:
+    return re.sub(r"/c\.([\d.]+)$", lambda match: f"/c/{match[1].replace('.', '/')}", name)
+
+
+def _plain_metadata(data: bytes) -> object:
+    metadata = json.loads(data.replace(b'"separator": "."', b'"separator": "/"'))
+    attributes = metadata["attributes"]
+    attributes.pop("metadata_crc32c", None)
+    for name, entry in list(attributes.get("manifest", {}).items()):
+        del attributes["manifest"][name]
+        if not name.endswith("zarr.json"):
+            attributes["manifest"][_plain_key(name)] = entry
+    for entry in attributes.get("scans", {}).values():
+        del entry["identity"]
+    return metadata
+
+
+def _differing(a: Path, b: Path) -> list[str]:
+    ours, theirs = _canonical(a), _canonical(b)
+    return sorted(key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key))
+
+
+@pytest.fixture(scope="session")
+def differing() -> Callable[[Path, Path], list[str]]:
+    """Name the files whose content differs between two stores, or that are in one alone."""
+    return _differing

@@ -40,6 +40,7 @@ from spinezarr.ingest.run import ingest as run_ingest
 from spinezarr.ingest.scan import ScanOptions
 from spinezarr.ingest.task import Outcome
 from spinezarr.recipe import Recipe
+from spinezarr.store.layout import PROFILES
 
 __all__ = ["ProgressBar", "ingest", "print_report"]
 
@@ -71,6 +72,14 @@ def ingest(
     ] = None,
     licence: Annotated[
         str | None, typer.Option(metavar="SPDX", help="Licence of the data, if not the recipe's.")
+    ] = None,
+    codec: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PROFILE",
+            help=f"Chunks and codecs: {', '.join(PROFILES)}; by default the store's own, or "
+            "balanced for a new store.",
+        ),
     ] = None,
     take_image_grid: Annotated[
         bool,
@@ -135,6 +144,7 @@ def ingest(
                 out,
                 options=ScanOptions(take_image_grid=take_image_grid),
                 licence=licence or (None if entry is None else entry.licence),
+                codec=codec,
                 listener=progress,
                 repair=repair,
             )

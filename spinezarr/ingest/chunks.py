@@ -10,7 +10,7 @@ import numpy.typing as npt
 from spinezarr.errors import LabelError
 from spinezarr.geometry import ShapeZYX, SpacingZYX
 from spinezarr.ingest.encode import Encoded
-from spinezarr.store.layout import CHUNK_SHAPE_ZYX, CODEC, IMAGE, fill_value
+from spinezarr.store.layout import IMAGE, Profile, fill_value
 from spinezarr.store.sharding import crc32c, encode_chunk
 
 __all__ = [
@@ -54,11 +54,12 @@ class ImageFacts:
 class ImageEncoder:
     """Encodes image chunks as ``dtype``; raises :class:`DoesNotFitError` if one does not fit."""
 
+    profile: Profile
     dtype: np.dtype[Any]
 
     def __call__(self, voxels: npt.NDArray[Any], chunk_zyx: ShapeZYX, /) -> Encoded[ImageFacts]:
         """Cast and encode one chunk; see :class:`spinezarr.ingest.encode.ChunkEncoder`."""
-        chunk = np.full(CHUNK_SHAPE_ZYX, fill_value(IMAGE, self.dtype), self.dtype)
+        chunk = np.full(self.profile.chunk_shape_zyx, fill_value(IMAGE, self.dtype), self.dtype)
         inside = chunk[tuple(slice(0, n) for n in voxels.shape)]
         inside[...] = cast_losslessly(voxels, self.dtype)
         finite = inside[np.isfinite(inside)] if self.dtype.kind == "f" else inside
@@ -67,7 +68,7 @@ class ImageEncoder:
             lowest=float(finite.min()) if finite.size else np.inf,
             highest=float(finite.max()) if finite.size else -np.inf,
         )
-        return Encoded(chunk_zyx, encode_chunk(chunk, CODEC), facts)
+        return Encoded(chunk_zyx, encode_chunk(chunk, self.profile.image), facts)
 
 
 def cast_losslessly(values: npt.NDArray[Any], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
@@ -124,6 +125,7 @@ class LabelFacts:
 class LabelEncoder:
     """Encodes mask chunks as uint8 and finds the labels in them; background is not stored."""
 
+    profile: Profile
     values: tuple[tuple[int, int], ...] = ()
     """Value in the file and value stored; all else becomes background. Empty: as they are."""
     centroid_zyx: Mapping[int, ZYX] = field(default_factory=dict)
@@ -139,7 +141,7 @@ class LabelEncoder:
         LabelError
             If a value is not a whole number from 0 to 255, or to 65535 where values are mapped.
         """
-        chunk = np.zeros(CHUNK_SHAPE_ZYX, np.uint8)
+        chunk = np.zeros(self.profile.chunk_shape_zyx, np.uint8)
         inside = chunk[tuple(slice(0, n) for n in voxels.shape)]
         if self.values:
             inside[...], dropped = self._mapped(voxels)
@@ -147,9 +149,9 @@ class LabelEncoder:
             inside[...], dropped = _as_labels(voxels, inside.dtype), ()
         counts = np.bincount(chunk.ravel(), minlength=_LABEL_MAX + 1)
         present = np.flatnonzero(counts[1:]) + 1
-        origin = np.multiply(chunk_zyx, CHUNK_SHAPE_ZYX)
+        origin = np.multiply(chunk_zyx, self.profile.chunk_shape_zyx)
         labels = tuple(self._locate(chunk, int(value), origin) for value in present)
-        data = encode_chunk(chunk, CODEC) if labels else None
+        data = encode_chunk(chunk, self.profile.label) if labels else None
         return Encoded(chunk_zyx, data, LabelFacts(chunk_zyx, labels, dropped))
 
     def _mapped(

@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from spinezarr.formats import Volume
 from spinezarr.geometry import Box, Grid, ShapeZYX
-from spinezarr.store.layout import CHUNK_SHAPE_ZYX, chunk_grid, shard_shape_zyx
+from spinezarr.store.layout import Profile, chunk_grid
 from spinezarr.store.sharding import assemble_shard
 
 __all__ = ["Encoded", "encode_volume", "plan_slabs"]
@@ -46,7 +46,7 @@ class ChunkEncoder(Protocol[Facts]):
         ...
 
 
-def plan_slabs(grid: Grid) -> list[Box]:
+def plan_slabs(grid: Grid, chunk_shape_zyx: ShapeZYX) -> list[Box]:
     """Return the boxes of stored voxels that the slabs of a source file hold, in file order.
 
     Each is one chunk thick along the stored axis that the file's slowest axis becomes.
@@ -54,15 +54,15 @@ def plan_slabs(grid: Grid) -> list[Box]:
     Examples
     --------
     >>> flipped = Grid((4, 4, 100), np.diag([1.0, 1.0, -1.0, 1.0]))
-    >>> [(box.start_zyx[0], box.stop_zyx[0]) for box in plan_slabs(flipped)]
+    >>> [(box.start_zyx[0], box.stop_zyx[0]) for box in plan_slabs(flipped, (64, 48, 48))]
     [(64, 100), (0, 64)]
     """
     axis_map, shape = grid.axis_map, grid.shape_zyx
     axis = axis_map.source_axis_zyx.index(2)
     boxes = []
-    for start in range(0, shape[axis], CHUNK_SHAPE_ZYX[axis]):
+    for start in range(0, shape[axis], chunk_shape_zyx[axis]):
         low, high = [0, 0, 0], list(shape)
-        low[axis], high[axis] = start, min(start + CHUNK_SHAPE_ZYX[axis], shape[axis])
+        low[axis], high[axis] = start, min(start + chunk_shape_zyx[axis], shape[axis])
         boxes.append(Box((low[0], low[1], low[2]), (high[0], high[1], high[2])))
     return boxes[::-1] if axis_map.flip_zyx[axis] else boxes
 
@@ -72,6 +72,7 @@ def encode_volume(
     grid: Grid,
     encoder: ChunkEncoder[Facts],
     *,
+    profile: Profile,
     write_shard: Callable[[ShapeZYX, bytes], None],
     pool: Executor,
     on_voxels: Callable[[int], None],
@@ -86,6 +87,8 @@ def encode_volume(
         The grid by which its axes are turned.
     encoder
         Encodes one chunk.
+    profile
+        Shapes of chunks and shards.
     write_shard
         Called once for each shard that holds a chunk, with its index and bytes.
     pool
@@ -98,10 +101,11 @@ def encode_volume(
     list
         The facts of all chunks, in C order of the chunks.
     """
-    boxes = plan_slabs(grid)
+    chunk_shape_zyx = profile.chunk_shape_zyx
+    boxes = plan_slabs(grid, chunk_shape_zyx)
     axis_map = grid.axis_map
     axis = axis_map.source_axis_zyx.index(2)
-    shards = _Shards(grid.shape_zyx, write_shard)
+    shards = _Shards(grid.shape_zyx, profile, write_shard)
     facts: dict[ShapeZYX, Facts] = {}
     in_flight: deque[list[Future[Encoded[Facts]]]] = deque()
 
@@ -116,7 +120,8 @@ def encode_volume(
         thicknesses = [box.shape_zyx[axis] for box in boxes]
         # strict: asking for one slab more makes the volume check its file to the end.
         for box, slab in zip(boxes, volume.slabs(thicknesses), strict=True):
-            in_flight.append(_submit(pool, encoder, axis_map.to_zyx(slab), box))
+            turned = axis_map.to_zyx(slab)
+            in_flight.append(_submit(pool, encoder, turned, box, chunk_shape_zyx))
             if len(in_flight) >= _SLABS_IN_FLIGHT:
                 finish_oldest()
             on_voxels(slab.size)
@@ -129,13 +134,17 @@ def encode_volume(
 
 
 def _submit(
-    pool: Executor, encoder: ChunkEncoder[Facts], slab: npt.NDArray[Any], box: Box
+    pool: Executor,
+    encoder: ChunkEncoder[Facts],
+    slab: npt.NDArray[Any],
+    box: Box,
+    chunk_shape_zyx: ShapeZYX,
 ) -> list[Future[Encoded[Facts]]]:
     """Hand the chunks of a slab, stored voxels ``box``, to the pool."""
-    first = tuple(a // c for a, c in zip(box.start_zyx, CHUNK_SHAPE_ZYX, strict=True))
+    first = tuple(a // c for a, c in zip(box.start_zyx, chunk_shape_zyx, strict=True))
     futures = []
-    for step in product(*(range(n) for n in chunk_grid(box.shape_zyx))):
-        at = tuple(slice(i * c, (i + 1) * c) for i, c in zip(step, CHUNK_SHAPE_ZYX, strict=True))
+    for step in product(*(range(n) for n in chunk_grid(box.shape_zyx, chunk_shape_zyx))):
+        at = tuple(slice(i * c, (i + 1) * c) for i, c in zip(step, chunk_shape_zyx, strict=True))
         z, y, x = (a + i for a, i in zip(first, step, strict=True))
         futures.append(pool.submit(encoder, slab[at], (z, y, x)))
     return futures
@@ -144,11 +153,12 @@ def _submit(
 class _Shards:
     """Collects chunks and writes each shard when its last chunk has come."""
 
-    def __init__(self, shape_zyx: ShapeZYX, write: Callable[[ShapeZYX, bytes], None]) -> None:
+    def __init__(
+        self, shape_zyx: ShapeZYX, profile: Profile, write: Callable[[ShapeZYX, bytes], None]
+    ) -> None:
         self._write = write
-        self._grid = chunk_grid(shape_zyx)
-        shard = shard_shape_zyx(shape_zyx)
-        self._per_shard = chunk_grid(shard)
+        self._grid = profile.chunk_grid(shape_zyx)
+        self._per_shard = profile.chunk_grid(profile.shard_shape_zyx(shape_zyx))
         self._waiting: dict[ShapeZYX, int] = {}
         self._chunks: dict[ShapeZYX, dict[int, bytes]] = {}
 

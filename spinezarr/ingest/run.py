@@ -22,7 +22,7 @@ from spinezarr.ingest.task import IngestJob, Outcome, ScanResult, ScanTask, run_
 from spinezarr.recipe import Recipe
 from spinezarr.store.attributes import RootAttributes, ScanAttributes
 from spinezarr.store.audit_log import scan_identity
-from spinezarr.store.layout import FORMAT_VERSION
+from spinezarr.store.layout import FORMAT_VERSION, profile_named
 from spinezarr.store.ledger import LedgerEntry
 from spinezarr.store.table import natural_key, table_attributes
 from spinezarr.store.writer import StoreWriter
@@ -121,6 +121,7 @@ def ingest(
     *,
     options: ScanOptions | None = None,
     licence: str | None = None,
+    codec: str | None = None,
     listener: Listener | None = None,
     workers: Workers | None = None,
     raw_options: Mapping[str, Any] | None = None,
@@ -144,6 +145,8 @@ def ingest(
         Choices for all scans.
     licence
         Licence of the data, where it differs from the recipe's.
+    codec
+        Name of the codec profile; by default that of the store, or ``balanced`` for a new one.
     listener
         Hears of progress.
     workers
@@ -156,7 +159,7 @@ def ingest(
     Raises
     ------
     UsageError
-        If something else lies at ``out``, or it cannot be written.
+        If something else lies at ``out``, it cannot be written, or it has another codec profile.
     StoreBusyError
         If another process is writing the store.
     LostLockError
@@ -166,7 +169,7 @@ def ingest(
         recipe = recipe.model_copy(update={"licence": licence})
     listener = listener or _Silent()
     started = time.monotonic()
-    store = _open_store(recipe, out, out_options)
+    store = _open_store(recipe, out, codec, out_options)
     with ExitStack() as stack:
         try:
             lock = stack.enter_context(store.lock("an ingest"))
@@ -188,7 +191,9 @@ def ingest(
         return run.report(time.monotonic() - started)
 
 
-def _open_store(recipe: Recipe, out: str, options: Mapping[str, Any] | None) -> StoreWriter:
+def _open_store(
+    recipe: Recipe, out: str, codec: str | None, options: Mapping[str, Any] | None
+) -> StoreWriter:
     root = RootAttributes(
         format_version=FORMAT_VERSION,
         dataset=recipe.name,
@@ -196,6 +201,7 @@ def _open_store(recipe: Recipe, out: str, options: Mapping[str, Any] | None) -> 
         licence=recipe.licence,
         citation=recipe.citation,
         homepage=recipe.homepage,
+        codec_profile=None if codec is None else profile_named(codec).name,
     )
     try:
         return StoreWriter(out, root, options)
@@ -225,7 +231,8 @@ class _Known:
         ledger = store.ledger()
         if ledger is not None and not recover and not repair:
             table = store.table()
-            if table is not None and set(table.scan.to_numpy().tolist()) == ledger.scans.keys():
+            names = set() if table is None else set(table.scan.to_numpy().tolist())
+            if names == ledger.scans.keys() and names <= store.scan_folders():
                 return cls(store, table, dict(ledger.scans), {})
         was = {} if ledger is None else ledger.scans
         scans = store.recover({} if ledger is None or repair else ledger.identities)

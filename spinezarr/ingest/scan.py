@@ -232,7 +232,13 @@ class _Work:
 
         try:
             return encode_volume(
-                volume, grid, encoder, write_shard=write, pool=self.pool, on_voxels=count
+                volume,
+                grid,
+                encoder,
+                profile=self.writer.profile,
+                write_shard=write,
+                pool=self.pool,
+                on_voxels=count,
             )
         except DoesNotFitError:
             self.on_voxels(-done)
@@ -259,11 +265,11 @@ def _write_image(image: Volume, work: _Work, notes: list[str]) -> dict[str, Any]
     """Encode as int16, and start again in the file's own type if a value does not fit."""
     dtype = HU_DTYPE
     try:
-        facts = work.encode(IMAGE, image, image.grid, ImageEncoder(dtype))
+        facts = work.encode(IMAGE, image, image.grid, ImageEncoder(work.writer.profile, dtype))
     except DoesNotFitError as problem:
         notes.append(f"image kept as {image.dtype}: it holds {problem.value:g}, which int16 cannot")
         dtype = image.dtype
-        facts = work.encode(IMAGE, image, image.grid, ImageEncoder(dtype))
+        facts = work.encode(IMAGE, image, image.grid, ImageEncoder(work.writer.profile, dtype))
     return {"image_dtype": dtype.name, **_image_summary(facts)}
 
 
@@ -271,6 +277,7 @@ def _write_label(
     source: ScanSource, label: Volume, grid: Grid, centroids: AnnotatedCentroids, work: _Work
 ) -> list[LabelFacts]:
     encoder = LabelEncoder(
+        work.writer.profile,
         values=source.label_values,
         centroid_zyx=centroids.index_by_value(),
         spacing_zyx_mm=grid.spacing_zyx_mm,

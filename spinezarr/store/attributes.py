@@ -70,6 +70,8 @@ class RootAttributes(StrictModel):
     licence: str
     citation: str
     homepage: str | None = None
+    codec_profile: str | None = None
+    """Chunks and codecs of scans to come, by name; None stands for the default."""
 
 
 class OtherFormatError(Exception):

@@ -12,39 +12,30 @@
         sampling/label_chunks voxels of each label in each chunk, for balanced draws
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Final, Literal
 
 import numpy as np
 
+from spinezarr.errors import UsageError
 from spinezarr.geometry import ShapeZYX
 
 __all__ = [
-    "CHUNK_SHAPE_ZYX",
-    "CODEC",
+    "BALANCED",
     "FORMAT_VERSION",
+    "PROFILES",
     "BloscCodecSpec",
+    "Profile",
     "chunk_grid",
     "fill_value",
+    "profile_named",
     "scan_key",
-    "shard_shape_zyx",
 ]
 
 FORMAT_VERSION: Final = 2
 """Raised when a reader of the old version could misread a new store."""
-
-CHUNK_SHAPE_ZYX: Final[ShapeZYX] = (64, 48, 48)
-"""Voxels of one chunk of image or mask.
-
-Of the shapes measured, the one with the highest rate of random 128³ and 96³ patches; a slice of any
-plane still touches few chunks. See "Chunks" in ``docs/architecture.md``.
-"""
-
-_MAX_SHARD_CHUNKS_ZYX: Final[ShapeZYX] = (2, 16, 16)
-"""A shard covers the whole plane of an ordinary CT and 128 slices.
-
-A 128³ patch then lies in one or two shards, and a shard is a dask chunk of about 70 MB.
-"""
 
 IMAGE, LABEL = "image", "label"
 LABEL_CHUNKS = "sampling/label_chunks"
@@ -67,37 +58,87 @@ class BloscCodecSpec:
     """
 
 
-CODEC: Final = BloscCodecSpec("lz4hc", 9, "bitshuffle", 16 * 1024)
-"""Decodes twice as fast as zstd 3 at about 9 % more bytes; 0.86 of the ``.nii.gz`` (LIDC-IDRI)."""
-
-
-def chunk_grid(shape_zyx: ShapeZYX, block_zyx: ShapeZYX = CHUNK_SHAPE_ZYX) -> ShapeZYX:
+def chunk_grid(shape_zyx: ShapeZYX, block_zyx: ShapeZYX) -> ShapeZYX:
     """Return how many blocks cover a volume along each axis.
 
     Examples
     --------
-    >>> chunk_grid((133, 512, 512))
+    >>> chunk_grid((133, 512, 512), (64, 48, 48))
     (3, 11, 11)
     """
     z, y, x = (-(-n // c) for n, c in zip(shape_zyx, block_zyx, strict=True))
     return (z, y, x)
 
 
-def shard_shape_zyx(shape_zyx: ShapeZYX) -> ShapeZYX:
-    """Return the voxels of one shard of a volume, whole chunks along each axis.
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """How the voxels of new scans are cut and compressed; a user chooses one by name.
 
-    Examples
-    --------
-    >>> shard_shape_zyx((535, 512, 512)), shard_shape_zyx((60, 50, 40))
-    ((128, 528, 528), (64, 96, 48))
+    What a stored array has is said by its own Zarr metadata, and readers go by that alone.
     """
-    z, y, x = (
-        min(most, n) * c
-        for most, n, c in zip(
-            _MAX_SHARD_CHUNKS_ZYX, chunk_grid(shape_zyx), CHUNK_SHAPE_ZYX, strict=True
+
+    name: str
+    chunk_shape_zyx: ShapeZYX
+    """Voxels of one chunk of image or mask."""
+    max_shard_chunks_zyx: ShapeZYX
+    """Chunks of one shard along each axis; small volumes have fewer."""
+    image: BloscCodecSpec
+    label: BloscCodecSpec
+
+    def chunk_grid(self, shape_zyx: ShapeZYX) -> ShapeZYX:
+        """Return how many chunks cover a volume along each axis."""
+        return chunk_grid(shape_zyx, self.chunk_shape_zyx)
+
+    def shard_shape_zyx(self, shape_zyx: ShapeZYX) -> ShapeZYX:
+        """Return the voxels of one shard of a volume, whole chunks along each axis.
+
+        Examples
+        --------
+        >>> BALANCED.shard_shape_zyx((535, 512, 512)), BALANCED.shard_shape_zyx((60, 50, 40))
+        ((128, 528, 528), (64, 96, 48))
+        """
+        z, y, x = (
+            min(most, n) * c
+            for most, n, c in zip(
+                self.max_shard_chunks_zyx,
+                self.chunk_grid(shape_zyx),
+                self.chunk_shape_zyx,
+                strict=True,
+            )
         )
-    )
-    return (z, y, x)
+        return (z, y, x)
+
+
+_LZ4HC: Final = BloscCodecSpec("lz4hc", 9, "bitshuffle", 16 * 1024)
+
+# Of the chunk shapes measured, the one with the highest rate of random 128³ and 96³ patches; a
+# slice of any plane still touches few chunks. A shard covers the plane of an ordinary CT and 128
+# slices: a 128³ patch lies in one or two, and a shard is a dask chunk of about 70 MB.
+BALANCED: Final = Profile("balanced", (64, 48, 48), (2, 16, 16), _LZ4HC, _LZ4HC)
+"""Decodes twice as fast as zstd 3 at about 9 % more bytes; 0.86 of the ``.nii.gz`` (LIDC-IDRI)."""
+
+FAST: Final = Profile("fast", (64, 48, 48), (2, 16, 16), _LZ4HC, _LZ4HC)
+
+SMALL: Final = Profile("small", (64, 48, 48), (2, 16, 16), _LZ4HC, _LZ4HC)
+
+PROFILES: Final[Mapping[str, Profile]] = MappingProxyType(
+    {profile.name: profile for profile in (BALANCED, FAST, SMALL)}
+)
+
+
+def profile_named(name: str | None) -> Profile:
+    """Return a profile by its name, the default for None.
+
+    Raises
+    ------
+    UsageError
+        If there is none of that name.
+    """
+    if name is None:
+        return BALANCED
+    if name not in PROFILES:
+        raise UsageError(f"there is no codec profile {name!r}; choose {', '.join(PROFILES)}.")
+    return PROFILES[name]
 
 
 def fill_value(array: str, dtype: np.dtype[Any]) -> int | float:

@@ -278,16 +278,20 @@ def _put(fs: fsspec.AbstractFileSystem, path: str, data: bytes, expected: bytes 
     try:
         fs.pipe_file(path, data, **condition)
     except OSError as problem:
-        if _is_unmet(problem):
+        gone = expected is not None and isinstance(problem, FileNotFoundError)
+        if gone or _is_unmet(problem):
             return False
         raise
     return True
 
 
 def _tag_of(fs: fsspec.AbstractFileSystem, path: str, expected: bytes) -> str | None:
-    """Return the entity tag of an object with this content; None if it has another one."""
+    """Return the entity tag of an object with this content; None if it has another one.
+
+    Without its quotation marks: Ceph 16 compares it as it is.
+    """
     try:
-        tag: str = fs.info(path, refresh=True)["ETag"]
+        tag: str = fs.info(path)["ETag"].strip('"')
         found = fs.cat_file(path)
     except FileNotFoundError:
         return None

@@ -17,14 +17,14 @@ from zarr.storage import MemoryStore
 from spinezarr.geometry import ShapeZYX
 from spinezarr.store.attributes import ManifestEntry, seal
 from spinezarr.store.layout import (
-    CHUNK_SHAPE_ZYX,
-    CODEC,
+    BALANCED,
     IMAGE,
     LABEL,
     LABEL_CHUNKS,
     SCANS,
+    BloscCodecSpec,
+    Profile,
     fill_value,
-    shard_shape_zyx,
 )
 from spinezarr.vertebrae import NAME_OF_VALUE
 
@@ -35,6 +35,7 @@ __all__ = [
     "scan_files",
     "separator_of",
     "table_files",
+    "with_stored_encoding",
 ]
 
 _METADATA = "zarr.json"
@@ -98,6 +99,7 @@ def root_files(attributes: Mapping[str, Any]) -> dict[str, bytes]:
 
 
 def scan_files(
+    profile: Profile,
     *,
     shape_zyx: ShapeZYX,
     image_dtype: np.dtype[Any],
@@ -111,6 +113,8 @@ def scan_files(
 
     Parameters
     ----------
+    profile
+        Chunks and codecs of image and mask.
     shape_zyx
         Voxels of image and mask.
     image_dtype
@@ -130,18 +134,19 @@ def scan_files(
     files: dict[str, Buffer] = {}
     store = MemoryStore(files)
     group = zarr.create_group(store, zarr_format=3)
-    arrays = {IMAGE: (image_dtype, _IMAGE_ATTRIBUTES)}
+    arrays = {IMAGE: (image_dtype, profile.image, _IMAGE_ATTRIBUTES)}
     if label_chunks is not None:
-        arrays[LABEL] = (np.dtype(np.uint8), _label_attributes(label_values, structures))
-    for name, (dtype, attributes) in arrays.items():
+        attributes = _label_attributes(label_values, structures)
+        arrays[LABEL] = (np.dtype(np.uint8), profile.label, attributes)
+    for name, (dtype, codec, attributes) in arrays.items():
         group.create_array(
             name,
             shape=shape_zyx,
-            chunks=CHUNK_SHAPE_ZYX,
-            shards=shard_shape_zyx(shape_zyx),
+            chunks=profile.chunk_shape_zyx,
+            shards=profile.shard_shape_zyx(shape_zyx),
             dtype=dtype,
             fill_value=fill_value(name, dtype),
-            compressors=[_blosc(dtype), Crc32cCodec()],
+            compressors=[_blosc(codec, dtype), Crc32cCodec()],
             dimension_names=("z", "y", "x"),
             attributes=attributes,
         )
@@ -152,6 +157,31 @@ def scan_files(
         _small_array(group, LABEL_CHUNKS, label_chunks, ("entry", "column"), columns)
     _consolidate(store)
     return _with_separator({key: buffer.to_bytes() for key, buffer in files.items()}, separator)
+
+
+def with_stored_encoding(
+    files: Mapping[str, bytes], arrays: Mapping[str, Mapping[str, Any]]
+) -> dict[str, bytes]:
+    """Return a scan's files with image and mask described as they are stored.
+
+    The profile of that name may have had other numbers when the voxels were written.
+
+    Parameters
+    ----------
+    files
+        What :func:`scan_files` made; of image and mask only the attributes are kept.
+    arrays
+        Metadata of the arrays as they are stored, by name.
+    """
+    scan = json.loads(files["zarr.json"])
+    together = scan["consolidated_metadata"]["metadata"]
+    data = dict(files)
+    for name in (IMAGE, LABEL):
+        if name in arrays:
+            new = together[name]
+            together[name] = {**new, **arrays[name], "attributes": new["attributes"]}
+            data[f"{name}/zarr.json"] = json.dumps(together[name], indent=2).encode()
+    return {**data, "zarr.json": json.dumps(scan).encode()}
 
 
 def table_files(table: xr.Dataset, separator: Separator) -> dict[str, bytes]:
@@ -194,12 +224,12 @@ def _label_attributes(values: tuple[int, ...], structures: Mapping[str, str]) ->
     }
 
 
-def _blosc(dtype: np.dtype[Any]) -> BloscCodec:
+def _blosc(codec: BloscCodecSpec, dtype: np.dtype[Any]) -> BloscCodec:
     return BloscCodec(
-        cname=CODEC.cname,
-        clevel=CODEC.clevel,
-        shuffle=CODEC.shuffle,
-        blocksize=CODEC.blocksize,
+        cname=codec.cname,
+        clevel=codec.clevel,
+        shuffle=codec.shuffle,
+        blocksize=codec.blocksize,
         typesize=dtype.itemsize,
     )
 
@@ -217,7 +247,7 @@ def _small_array(
         chunks=tuple(max(1, n) for n in values.shape),
         dtype=values.dtype,
         fill_value=0,
-        compressors=[_blosc(values.dtype), Crc32cCodec()],
+        compressors=[_blosc(BALANCED.label, values.dtype), Crc32cCodec()],
         dimension_names=dimensions,
         attributes=dict(attributes),
         config={"write_empty_chunks": True},

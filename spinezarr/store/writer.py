@@ -5,6 +5,7 @@ there is written beside it first, under chunk keys with the other separator.
 """
 
 import json
+import os
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
@@ -15,6 +16,7 @@ import fsspec
 import numpy as np
 import numpy.typing as npt
 import xarray as xr
+from fsspec.implementations.local import LocalFileSystem
 
 from spinezarr.errors import CorruptStoreError, ReadOnlyStoreError, UsageError
 from spinezarr.geometry import ShapeZYX, axis_positions_mm
@@ -39,7 +41,16 @@ from spinezarr.store.files import (
     write_file,
     write_files,
 )
-from spinezarr.store.layout import FORMAT_VERSION, LABEL_CHUNKS, SCANS, TABLE, scan_key
+from spinezarr.store.layout import (
+    BALANCED,
+    FORMAT_VERSION,
+    LABEL_CHUNKS,
+    SCANS,
+    TABLE,
+    Profile,
+    profile_named,
+    scan_key,
+)
 from spinezarr.store.ledger import LEDGER_FILE, Ledger, LedgerEntry
 from spinezarr.store.lock import LockGuard, StoreLock
 from spinezarr.store.metadata import (
@@ -49,6 +60,7 @@ from spinezarr.store.metadata import (
     scan_files,
     separator_of,
     table_files,
+    with_stored_encoding,
 )
 from spinezarr.store.reader import read_table
 from spinezarr.store.table import build_table, renew_table, with_audit
@@ -71,14 +83,15 @@ class StoreWriter:
     url
         Path or URL of the store.
     root
-        The dataset; a store that exists must be of the same one.
+        The dataset; a store that exists must be of the same one. If it names no codec profile, that
+        of the store is taken, or the default for a new one.
     storage_options
         For the file system of ``url``.
 
     Raises
     ------
     UsageError
-        If something else lies at ``url``.
+        If something else lies at ``url``, or it is written with another codec profile.
     """
 
     def __init__(
@@ -112,20 +125,25 @@ class StoreWriter:
             self._guard = lock.guard
             yield lock
 
+    @property
+    def profile(self) -> Profile:
+        """Chunks and codecs of new scans."""
+        return profile_named(self.root.codec_profile)
+
     def _claim(self) -> None:
         metadata = f"{self._path}/{_METADATA}"
+        found: RootAttributes | None = None
+        with suppress(FileNotFoundError, NotADirectoryError):
+            found = self._root_of_same_dataset(self._fs.cat_file(metadata))
+        if found is None and self._taken():
+            raise UsageError(
+                f"{self.url}: exists and is not a store. Choose an empty or new folder."
+            )
+        profile = profile_named((found or self.root).codec_profile).name
+        self.root = self.root.model_copy(update={"codec_profile": profile})
         files = root_files(self.root.model_dump(mode="json"))
-        try:
-            found = self._fs.cat_file(metadata)
-        except (FileNotFoundError, NotADirectoryError):
-            if self._taken():
-                raise UsageError(
-                    f"{self.url}: exists and is not a store. Choose an empty or new folder."
-                ) from None
+        if found != self.root:
             publish_file(self._fs, metadata, files[_METADATA])
-        else:
-            if self._root_of_same_dataset(found) != self.root:
-                publish_file(self._fs, metadata, files[_METADATA])
         below = {f"{self._path}/{key}": data for key, data in files.items() if key != _METADATA}
         there = read_files(self._fs, below)
         for path, data in below.items():
@@ -149,6 +167,12 @@ class StoreWriter:
             raise UsageError(
                 f"{self.url}: holds {_describe(found)}, not {_describe(self.root)}. "
                 "One store holds one dataset: choose another place."
+            )
+        asked, held = self.root.codec_profile, profile_named(found.codec_profile).name
+        if asked is not None and asked != held:
+            raise UsageError(
+                f"{self.url}: is written with the codec profile {held!r}, not {asked!r}. "
+                "One store has one profile: leave --codec out, or choose another place."
             )
         return found
 
@@ -188,6 +212,15 @@ class StoreWriter:
             return None
         parsed = _parse(data)
         return None if parsed is None else parsed[0]
+
+    def scan_folders(self) -> set[str]:
+        """List the names of the folders that hold scans, without looking into them."""
+        place = f"{self._path}/{SCANS}"
+        if isinstance(self._fs, LocalFileSystem):
+            with os.scandir(place) as entries:
+                return {entry.name for entry in entries if entry.is_dir()}
+        paths: list[str] = self._fs.ls(place, detail=False)
+        return {path.rstrip("/").rsplit("/", 1)[1] for path in paths}
 
     def recover(self, trusted: Mapping[str, str] | None = None) -> dict[str, ScanAttributes]:
         """List the whole store, remove what killed runs left, and return all whole scans.
@@ -253,14 +286,14 @@ class StoreWriter:
         try:
             metadata = self._fs.cat_file(f"{folder}/{_METADATA}")
         except (FileNotFoundError, NotADirectoryError):
-            return ScanWriter(self._fs, folder, None, self._guard)
+            return ScanWriter(self._fs, folder, None, self.profile, self._guard)
         parsed = _parse(metadata)
         if parsed is not None:
-            return ScanWriter(self._fs, folder, parsed[1], self._guard)
+            return ScanWriter(self._fs, folder, parsed[1], self.profile, self._guard)
         # Damaged metadata: nobody can read this scan.
         remove_files(self._fs, folder, [_METADATA])
         remove_files(self._fs, folder, filter(_OURS.fullmatch, list_sizes(self._fs, folder)))
-        return ScanWriter(self._fs, folder, None, self._guard)
+        return ScanWriter(self._fs, folder, None, self.profile, self._guard)
 
     def amend(self, scan: ScanAttributes) -> ScanAttributes:
         """Write the metadata of a published scan anew; its voxels stay as they are.
@@ -319,14 +352,13 @@ class StoreWriter:
         if self._guard is not None:
             self._guard(at_once=True)
         place = f"{self._path}/{TABLE}"
-        old: set[str] = set()
+        old = list_sizes(self._fs, place).keys()
         separator: Separator = "/"
         with suppress(FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
             group = unseal(self._fs.cat_file(f"{place}/{_METADATA}"))
             separator = other_separator(separator_of(group))
-            old = set(group["attributes"]["manifest"])
         files = table_files(table, separator)
-        _switch(self._fs, place, files, replaces=bool(old))
+        _switch(self._fs, place, files, replaces=_METADATA in old)
         remove_files(self._fs, place, old - files.keys())
 
     def audit_log(self) -> AuditLog:
@@ -393,11 +425,15 @@ def _parse(metadata: bytes) -> tuple[ScanAttributes, dict[str, Any]] | None:
 
 
 def _small_files(
-    scan: ScanAttributes, label_chunks: npt.NDArray[np.uint32] | None, separator: Separator
+    scan: ScanAttributes,
+    label_chunks: npt.NDArray[np.uint32] | None,
+    profile: Profile,
+    separator: Separator,
 ) -> dict[str, bytes]:
     """Return all files of a scan but its shards; the attributes of its group are left out."""
     values = {VALUE_OF_NAME[name] for name in scan.vertebrae} | set(map(int, scan.other_labels))
     return scan_files(
+        profile,
         shape_zyx=scan.shape_zyx,
         image_dtype=np.dtype(scan.image_dtype),
         coordinates_mm=axis_positions_mm(np.array(scan.affine), scan.shape_zyx),
@@ -415,7 +451,8 @@ def _metadata_files(scan: ScanAttributes, group: Mapping[str, Any]) -> dict[str,
     if LABEL_CHUNKS in arrays:
         label_chunks = np.zeros(arrays[LABEL_CHUNKS]["shape"], np.uint32)
     # The sampling's voxel counts stay: only the metadata are taken of what is made here.
-    files = _small_files(scan, label_chunks, separator_of(group))
+    files = _small_files(scan, label_chunks, BALANCED, separator_of(group))
+    files = with_stored_encoding(files, arrays)
     return {key: data for key, data in files.items() if key.endswith(_METADATA)}
 
 
@@ -446,6 +483,8 @@ class ScanWriter:
         Where the scan lies.
     replaced
         Metadata of the version that is published; None if there is none.
+    profile
+        Chunks and codecs of image and mask.
     guard
         Raises if another run has taken the store over.
     """
@@ -455,8 +494,10 @@ class ScanWriter:
         fs: fsspec.AbstractFileSystem,
         folder: str,
         replaced: Mapping[str, Any] | None,
+        profile: Profile,
         guard: LockGuard | None,
     ) -> None:
+        self.profile = profile
         self._fs = fs
         self._folder = folder
         self._guard = guard
@@ -489,7 +530,7 @@ class ScanWriter:
             See :func:`spinezarr.store.metadata.scan_files`.
         """
         scan = ScanAttributes.model_validate({**facts, "manifest": {}})
-        files = _small_files(scan, label_chunks, self._separator)
+        files = _small_files(scan, label_chunks, self.profile, self._separator)
         metadata = json.loads(files.pop(_METADATA))
         self._manifest |= {key: ManifestEntry.of(data) for key, data in files.items()}
         scan = scan.model_copy(update={"manifest": dict(sorted(self._manifest.items()))})

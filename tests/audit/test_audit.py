@@ -20,7 +20,7 @@ from spinezarr.ingest.discover import discover
 from spinezarr.ingest.run import ingest
 from spinezarr.recipe import Recipe
 from spinezarr.store.audit_log import AUDIT_FILE
-from spinezarr.store.layout import CHUNK_SHAPE_ZYX
+from spinezarr.store.layout import BALANCED
 from spinezarr.testing import NiftiForm, PhantomSpec, make_phantom, write_nifti
 from spinezarr.testing.phantom import connected_part
 from spinezarr.vertebrae import NAME_OF_VALUE, VALUE_OF_NAME
@@ -247,7 +247,7 @@ def pieces_by_flood_fill(mask):
 
 
 def test_pieces_are_counted_once_over_all_chunks(tmp_path):
-    z, y, x = CHUNK_SHAPE_ZYX
+    z, y, x = BALANCED.chunk_shape_zyx
     rng = np.random.default_rng(3)
     label = np.zeros((z + 6, 3 * y + 9, 3 * x + 5), np.uint8)
     for value in (8, 9, 10):

@@ -9,7 +9,7 @@ from hypothesis.extra.numpy import arrays
 
 from spinezarr.errors import LabelError
 from spinezarr.ingest.chunks import DoesNotFitError, ImageEncoder, LabelEncoder, cast_losslessly
-from spinezarr.store.layout import CHUNK_SHAPE_ZYX, fill_value
+from spinezarr.store.layout import BALANCED, fill_value
 from spinezarr.store.sharding import crc32c, decode_chunk
 from spinezarr.testing import DTYPES
 
@@ -41,7 +41,7 @@ def exact(number):
 
 
 def decoded(encoded, dtype):
-    out = np.zeros(CHUNK_SHAPE_ZYX, dtype)
+    out = np.zeros(BALANCED.chunk_shape_zyx, dtype)
     decode_chunk(encoded.data, out)
     return out
 
@@ -79,8 +79,8 @@ def test_a_cast_to_the_same_type_keeps_everything(data, dtype):
     chunk_indices,
 )
 def test_an_image_chunk_decodes_to_its_voxels_and_padding(voxels, chunk_zyx):
-    encoded = ImageEncoder(np.dtype(np.int16))(voxels.astype(np.float64), chunk_zyx)
-    expected = np.full(CHUNK_SHAPE_ZYX, fill_value("image", np.dtype(np.int16)), np.int16)
+    encoded = ImageEncoder(BALANCED, np.dtype(np.int16))(voxels.astype(np.float64), chunk_zyx)
+    expected = np.full(BALANCED.chunk_shape_zyx, fill_value("image", np.dtype(np.int16)), np.int16)
     expected[tuple(map(slice, voxels.shape))] = voxels
     np.testing.assert_array_equal(decoded(encoded, np.int16), expected)
     assert encoded.chunk_zyx == chunk_zyx
@@ -93,15 +93,15 @@ def test_an_image_may_be_kept_in_any_type(dtype):
     dtype = np.dtype(dtype)
     limits = np.finfo(dtype) if dtype.kind == "f" else np.iinfo(dtype)
     voxels = np.array([limits.min, 3, limits.max], dtype).reshape(3, 1, 1)
-    encoded = ImageEncoder(dtype)(voxels, (0, 0, 0))
+    encoded = ImageEncoder(BALANCED, dtype)(voxels, (0, 0, 0))
     np.testing.assert_array_equal(decoded(encoded, dtype)[:3, :1, :1], voxels)
 
 
 def test_the_range_of_an_image_is_that_of_its_finite_voxels():
     voxels = np.array([np.nan, -7, np.inf, 0.5, -np.inf], np.float32).reshape(5, 1, 1)
-    facts = ImageEncoder(voxels.dtype)(voxels, (0, 0, 0)).facts
+    facts = ImageEncoder(BALANCED, voxels.dtype)(voxels, (0, 0, 0)).facts
     assert (facts.lowest, facts.highest) == (-7, 0.5)
-    nothing = ImageEncoder(voxels.dtype)(voxels[:1], (0, 0, 0)).facts
+    nothing = ImageEncoder(BALANCED, voxels.dtype)(voxels[:1], (0, 0, 0)).facts
     assert (nothing.lowest, nothing.highest) == (np.inf, -np.inf)
 
 
@@ -110,7 +110,7 @@ def test_an_image_value_that_int16_cannot_hold_is_named(value):
     voxels = np.full((2, 2, 2), 7.0)
     voxels[1, 1, 1] = value
     with pytest.raises(DoesNotFitError) as caught:
-        ImageEncoder(np.dtype(np.int16))(voxels, (0, 0, 0))
+        ImageEncoder(BALANCED, np.dtype(np.int16))(voxels, (0, 0, 0))
     np.testing.assert_equal(caught.value.value, value)
 
 
@@ -130,11 +130,11 @@ def masks(draw):
 @given(masks(), chunk_indices, dtypes.filter(lambda dtype: dtype != "int8"))
 @example(np.full((64, 48, 48), 255, np.uint8), (9999, 9999, 9999), np.dtype(np.float64))
 def test_labels_are_counted_and_placed_as_numpy_counts_and_places_them(mask, chunk_zyx, dtype):
-    encoded = LabelEncoder()(mask.astype(dtype), chunk_zyx)
+    encoded = LabelEncoder(BALANCED)(mask.astype(dtype), chunk_zyx)
     assert encoded.chunk_zyx == encoded.facts.chunk_zyx == chunk_zyx
     found = {label.value: label for label in encoded.facts.labels}
     assert list(found) == sorted(set(np.unique(mask).tolist()) - {0})
-    origin = [i * n for i, n in zip(chunk_zyx, CHUNK_SHAPE_ZYX, strict=True)]
+    origin = [i * n for i, n in zip(chunk_zyx, BALANCED.chunk_shape_zyx, strict=True)]
     for value, label in found.items():
         indices = np.argwhere(mask == value) + origin
         assert label.voxel_count == len(indices)
@@ -142,7 +142,7 @@ def test_labels_are_counted_and_placed_as_numpy_counts_and_places_them(mask, chu
         assert label.start_zyx == tuple(indices.min(0).tolist())
         assert label.stop_zyx == tuple((indices.max(0) + 1).tolist())
     if found:
-        stored = np.zeros(CHUNK_SHAPE_ZYX, np.uint8)
+        stored = np.zeros(BALANCED.chunk_shape_zyx, np.uint8)
         stored[tuple(map(slice, mask.shape))] = mask
         np.testing.assert_array_equal(decoded(encoded, np.uint8), stored)
     else:
@@ -170,11 +170,11 @@ def test_a_value_that_is_no_label_is_named(dtype, value):
     voxels[2, 0, 1] = value
     shown = re.escape(repr(voxels[2, 0, 1].item()))
     with pytest.raises(LabelError, match=rf"the value {shown}; .* whole numbers from 0 to 255"):
-        LabelEncoder()(voxels, (0, 0, 0))
+        LabelEncoder(BALANCED)(voxels, (0, 0, 0))
 
 
 def test_minus_zero_is_background():
-    assert LabelEncoder()(np.full((2, 2, 2), -0.0), (0, 0, 0)).data is None
+    assert LabelEncoder(BALANCED)(np.full((2, 2, 2), -0.0), (0, 0, 0)).data is None
 
 
 file_values = st.dictionaries(
@@ -192,7 +192,7 @@ def test_values_are_mapped_and_what_is_dropped_is_counted(data, values, dtype):
         numbers = st.sampled_from([0, 1, 7, 65534, *values])
         shape = st.tuples(*[st.integers(1, 4)] * 3)
         voxels = data.draw(arrays(np.int64, shape, elements=numbers))
-    encoded = LabelEncoder(values=tuple(values.items()))(voxels.astype(dtype), (0, 0, 0))
+    encoded = LabelEncoder(BALANCED, values=tuple(values.items()))(voxels.astype(dtype), (0, 0, 0))
     expected = np.zeros_like(voxels)
     for value, stored in values.items():
         expected[voxels == value] = stored
@@ -213,7 +213,7 @@ def test_a_value_that_cannot_be_mapped_is_named(value):
     voxels[1, 0, 1] = value
     shown = re.escape(repr(value))
     with pytest.raises(LabelError, match=rf"the value {shown}; .* whole numbers from 0 to 65535"):
-        LabelEncoder(values=((200, 20),))(voxels, (0, 0, 0))
+        LabelEncoder(BALANCED, values=((200, 20),))(voxels, (0, 0, 0))
 
 
 coordinates = st.tuples(*[st.floats(-60, 200)] * 3)
@@ -225,9 +225,9 @@ sizes_mm = st.tuples(*[st.floats(0.2, 5)] * 3)
 @example(np.ones((1, 1, 1), np.uint8), (0, 0, 0), (0.5, -0.5, 0.5), (1.0, 2.0, 3.0))
 @example(np.ones((1, 1, 1), np.uint8), (1, 0, 0), (66.5, 0.0, 0.0), (3.0, 1.0, 1.0))
 def test_the_distance_to_a_label_is_that_to_its_nearest_voxel(mask, chunk_zyx, point, spacing):
-    encoder = LabelEncoder(centroid_zyx={1: point, 200: point}, spacing_zyx_mm=spacing)
+    encoder = LabelEncoder(BALANCED, centroid_zyx={1: point, 200: point}, spacing_zyx_mm=spacing)
     labels = {label.value: label for label in encoder(mask, chunk_zyx).facts.labels}
-    origin = np.multiply(chunk_zyx, CHUNK_SHAPE_ZYX)
+    origin = np.multiply(chunk_zyx, BALANCED.chunk_shape_zyx)
     for value, label in labels.items():
         if value not in {1, 200}:
             assert label.centroid_distance_mm is None

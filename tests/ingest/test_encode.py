@@ -12,9 +12,11 @@ from spinezarr.formats import SourceFile
 from spinezarr.geometry import Grid
 from spinezarr.ingest.chunks import ImageEncoder, LabelEncoder
 from spinezarr.ingest.encode import Encoded, encode_volume, plan_slabs
-from spinezarr.store.layout import CHUNK_SHAPE_ZYX, chunk_grid, fill_value, shard_shape_zyx
+from spinezarr.store.layout import BALANCED, chunk_grid, fill_value
 from spinezarr.store.sharding import ABSENT, decode_chunk, index_bytes, parse_index
 from spinezarr.testing import all_axcodes
+
+CHUNK_SHAPE_ZYX = BALANCED.chunk_shape_zyx
 
 
 class MemoryVolume:
@@ -60,7 +62,7 @@ class Shards:
 
     def chunks(self):
         """Yield the index of each chunk that is stored, and its bytes."""
-        per_shard = chunk_grid(shard_shape_zyx(self._shape_zyx))
+        per_shard = BALANCED.chunk_grid(BALANCED.shard_shape_zyx(self._shape_zyx))
         n_chunks = math.prod(per_shard)
         for shard, data in self._shards.items():
             index = parse_index(data[-index_bytes(n_chunks) :], n_chunks, len(data))
@@ -71,7 +73,7 @@ class Shards:
 
     def decoded(self, dtype, fill):
         """Put all chunks together, padding included."""
-        grid = chunk_grid(self._shape_zyx)
+        grid = BALANCED.chunk_grid(self._shape_zyx)
         whole = np.full([n * c for n, c in zip(grid, CHUNK_SHAPE_ZYX, strict=True)], fill, dtype)
         for chunk, data in self.chunks():
             out = np.empty(CHUNK_SHAPE_ZYX, dtype)
@@ -86,7 +88,7 @@ def voxels_of(chunk_zyx):
 
 def encode(volume, encoder, *, pool=None, write=None, on_voxels=lambda _: None):
     shards = Shards(volume.grid.shape_zyx)
-    options = {"write_shard": write or shards.write, "on_voxels": on_voxels}
+    options = {"profile": BALANCED, "write_shard": write or shards.write, "on_voxels": on_voxels}
     if pool is not None:
         return encode_volume(volume, volume.grid, encoder, pool=pool, **options), shards
     with ThreadPoolExecutor(3) as threads:
@@ -109,7 +111,7 @@ def scattered(shape, dtype=np.int16):
 
 def expected_facts(array_zyx):
     facts = []
-    for chunk in product(*map(range, chunk_grid(array_zyx.shape))):
+    for chunk in product(*map(range, BALANCED.chunk_grid(array_zyx.shape))):
         voxels = array_zyx[voxels_of(chunk)]
         facts.append((chunk, voxels.shape, int(voxels.astype(np.int64).sum())))
     return facts
@@ -121,7 +123,7 @@ def test_slabs_cover_the_volume_once_in_file_order(axcodes, shape):
     numbers = np.arange(math.prod(shape)).reshape(shape)
     volume = MemoryVolume(numbers, axcodes)
     axis_map = volume.grid.axis_map
-    boxes = plan_slabs(volume.grid)
+    boxes = plan_slabs(volume.grid, CHUNK_SHAPE_ZYX)
     axis = axis_map.source_axis_zyx.index(2)
     slabs = list(volume.slabs([box.shape_zyx[axis] for box in boxes]))
     assert volume.read_to_its_end
@@ -129,7 +131,7 @@ def test_slabs_cover_the_volume_once_in_file_order(axcodes, shape):
         np.testing.assert_array_equal(axis_map.to_zyx(slab), numbers[box.slices])
         assert box.start_zyx[axis] % CHUNK_SHAPE_ZYX[axis] == 0
         assert box.shape_zyx[axis] <= CHUNK_SHAPE_ZYX[axis]
-    assert len(boxes) == chunk_grid(shape)[axis]
+    assert len(boxes) == BALANCED.chunk_grid(shape)[axis]
 
 
 @pytest.mark.parametrize("axcodes", all_axcodes())
@@ -164,7 +166,7 @@ def test_shards_along_every_axis_are_told_apart(axcodes, shape):
     array = scattered(shape)
     facts, shards = encode(MemoryVolume(array, axcodes), name_chunk)
     assert facts == expected_facts(array)
-    grid = chunk_grid(shape, shard_shape_zyx(shape))
+    grid = chunk_grid(shape, BALANCED.shard_shape_zyx(shape))
     assert shards.keys == set(np.ndindex(grid))
     assert len(shards.keys) > 1
     assert dict(shards.chunks()) == {fact[0]: repr(fact).encode() for fact in facts}
@@ -173,13 +175,13 @@ def test_shards_along_every_axis_are_told_apart(axcodes, shape):
 @pytest.mark.parametrize("axcodes", ["LPS", "RAS", "PIR", "SAL"])
 def test_the_shards_of_an_image_decode_to_the_image(axcodes):
     array = scattered(SHAPE)
-    facts, shards = encode(MemoryVolume(array, axcodes), ImageEncoder(np.dtype(np.int16)))
+    facts, shards = encode(MemoryVolume(array, axcodes), ImageEncoder(BALANCED, np.dtype(np.int16)))
     fill = fill_value("image", np.dtype(np.int16))
     stored = shards.decoded(np.int16, 99)
     np.testing.assert_array_equal(stored[tuple(map(slice, SHAPE))], array)
     stored[tuple(map(slice, SHAPE))] = fill
     assert (stored == fill).all(), "what lies outside the volume is the fill value"
-    assert len(facts) == math.prod(chunk_grid(SHAPE))
+    assert len(facts) == math.prod(BALANCED.chunk_grid(SHAPE))
 
 
 @pytest.mark.parametrize("axcodes", ["LPS", "RAS", "PIR", "SAL"])
@@ -187,19 +189,19 @@ def test_chunks_and_shards_of_a_mask_that_hold_only_background_are_absent(axcode
     array = np.zeros(SHAPE, np.float64)
     array[100:128, 49, 97:] = 25
     array[3, 3, 3] = 1
-    facts, shards = encode(MemoryVolume(array, axcodes), LabelEncoder())
+    facts, shards = encode(MemoryVolume(array, axcodes), LabelEncoder(BALANCED))
     assert {chunk for chunk, _ in shards.chunks()} == {(1, 1, 2), (0, 0, 0)}
     assert shards.keys == {(0, 0, 0)}
     np.testing.assert_array_equal(shards.decoded(np.uint8, 0)[tuple(map(slice, SHAPE))], array)
-    assert [fact.chunk_zyx for fact in facts] == list(np.ndindex(chunk_grid(SHAPE)))
+    assert [fact.chunk_zyx for fact in facts] == list(np.ndindex(BALANCED.chunk_grid(SHAPE)))
     counts = {label.value: label.voxel_count for fact in facts for label in fact.labels}
     assert counts == {25: 28 * 1 * 3, 1: 1}
 
 
 def test_a_mask_without_any_label_writes_nothing():
-    facts, shards = encode(MemoryVolume(np.zeros(SHAPE, np.uint8), "LPS"), LabelEncoder())
+    facts, shards = encode(MemoryVolume(np.zeros(SHAPE, np.uint8), "LPS"), LabelEncoder(BALANCED))
     assert shards.keys == set()
-    assert len(facts) == math.prod(chunk_grid(SHAPE))
+    assert len(facts) == math.prod(BALANCED.chunk_grid(SHAPE))
 
 
 class PatientPool(Executor):

@@ -11,11 +11,10 @@ from hypothesis import strategies as st
 
 from spinezarr.store.attributes import ManifestEntry
 from spinezarr.store.layout import (
-    CHUNK_SHAPE_ZYX,
+    BALANCED,
     chunk_grid,
     fill_value,
     scan_key,
-    shard_shape_zyx,
 )
 
 SCAN = "liver_0"
@@ -31,9 +30,11 @@ def test_blocks_cover_a_volume_and_none_lies_outside(shape, block):
 
 @given(shapes)
 def test_a_shard_is_whole_chunks_no_more_than_the_volume_needs(shape):
-    shard, chunks = shard_shape_zyx(shape), chunk_grid(shape)
+    shard, chunks = BALANCED.shard_shape_zyx(shape), BALANCED.chunk_grid(shape)
     limits = (2, 16, 16)
-    for side, size, needed, most in zip(shard, CHUNK_SHAPE_ZYX, chunks, limits, strict=True):
+    for side, size, needed, most in zip(
+        shard, BALANCED.chunk_shape_zyx, chunks, limits, strict=True
+    ):
         assert side == min(needed, most) * size
 
 
@@ -122,7 +123,7 @@ def test_the_manifest_names_every_file_of_a_scan(ctspine1k_url):
 
 def test_zarr_lists_the_groups_of_a_store(ctspine1k_url, ctspine1k_raw):
     root = zarr.open_group(ctspine1k_url, mode="r")
-    assert sorted(root) == ["scans", "table"]
+    assert sorted(root) == ["ingest", "scans", "table"]
     assert sorted(root["scans"]) == sorted(scan.scan_id for scan in ctspine1k_raw[1])
     assert root.attrs["format"] == "spinezarr"
     assert root.attrs["format_version"] == 2

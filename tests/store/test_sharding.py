@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from zarr.codecs import BloscCodec, Crc32cCodec
 
-from spinezarr.store.layout import CODEC, BloscCodecSpec
+from spinezarr.store.layout import BALANCED, BloscCodecSpec
 from spinezarr.store.sharding import (
     ABSENT,
     CHECKSUM_BYTES,
@@ -23,6 +23,7 @@ from spinezarr.store.sharding import (
     parse_index,
 )
 
+CODEC = BALANCED.image
 DTYPES = ("int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "float32", "float64")
 CHUNK = np.arange(60, dtype=np.int16).reshape(3, 4, 5) * 7 - 90
 LARGE = np.arange(8 * 24 * 24, dtype=np.int16).reshape(8, 24, 24) % 250

@@ -223,7 +223,10 @@ def copied(ctspine1k_url, tmp_path_factory):
 
 def table_files(url, *, own):
     files = [path for path in sorted((url / "table").rglob("*")) if path.is_file()]
-    return [path for path in files if (path == url / "table/zarr.json") == own]
+    if own:
+        return [url / "table/zarr.json"]
+    # The metadata of columns stand in those of the table, where they are read.
+    return [path for path in files if path.name != "zarr.json"]
 
 
 def assert_damage_is_seen(url, path, data, expected):
@@ -246,7 +249,7 @@ def flipped(data, at, mask=0x01):
 def test_a_flipped_byte_of_the_table_is_an_error(copied):
     rng = np.random.default_rng(0)
     files = table_files(copied, own=False)
-    assert len(files) > 40
+    assert len(files) > 20
     for path in files:
         data = path.read_bytes()
         path.write_bytes(flipped(data, rng.integers(len(data)), rng.choice([1, 16, 255])))
