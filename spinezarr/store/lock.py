@@ -51,7 +51,7 @@ _CHECK_S: Final = 5.0
 class _Holder(StrictModel):
     """Content of the lock file."""
 
-    token: str
+    run_id: str
     what: str
     host: str
     boot: str
@@ -107,7 +107,7 @@ class StoreLock:
         self._path = f"{folder}/{LOCK_FILE}"
         self._url = url
         self._what = what
-        self.token = secrets.token_hex(16)
+        self.run_id = secrets.token_hex(16)
         self.took_over = False
         """Whether another writer died with the lock, so that the store may hold leftovers."""
         self._since = ""
@@ -132,7 +132,7 @@ class StoreLock:
     @property
     def guard(self) -> "LockGuard":
         """What a worker, here or elsewhere, needs to see that the lock is still held."""
-        return LockGuard(self._fs, self._path, self._url, self.token)
+        return LockGuard(self._fs, self._path, self._url, self.run_id)
 
     def check(self) -> None:
         """Raise :class:`LostLockError` if another writer has taken the lock over."""
@@ -141,7 +141,7 @@ class StoreLock:
 
     def _mine(self) -> bytes:
         holder = _Holder(
-            token=self.token,
+            run_id=self.run_id,
             what=self._what,
             host=socket.gethostname(),
             boot=_boot(),
@@ -162,7 +162,7 @@ class StoreLock:
             if found is None:
                 continue  # the other one has just ended
             holder = _Holder.parse(found)
-            if holder is not None and holder.token == self.token:
+            if holder is not None and holder.run_id == self.run_id:
                 self._content = found  # the answer to our own request was lost
                 return
             if holder is not None and not holder.is_gone():
@@ -206,7 +206,7 @@ class StoreLock:
                     continue
                 found = self._read()
                 holder = None if found is None else _Holder.parse(found)
-                if found is not None and holder is not None and holder.token == self.token:
+                if found is not None and holder is not None and holder.run_id == self.run_id:
                     self._content, renewed = found, time.monotonic()
                     continue
                 self._lost = True
@@ -223,11 +223,11 @@ class LockGuard:
     Can be pickled and sent to the process that writes.
     """
 
-    def __init__(self, fs: fsspec.AbstractFileSystem, path: str, url: str, token: str) -> None:
+    def __init__(self, fs: fsspec.AbstractFileSystem, path: str, url: str, run_id: str) -> None:
         self._fs = fs
         self._path = path
         self._url = url
-        self._token = token
+        self._token = run_id
         self._checked: float | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -248,7 +248,7 @@ class LockGuard:
             holder = _Holder.parse(self._fs.cat_file(self._path))
         except FileNotFoundError:
             holder = None
-        if holder is None or holder.token != self._token:
+        if holder is None or holder.run_id != self._token:
             raise LostLockError(_lost(self._url))
         self._checked = now
 

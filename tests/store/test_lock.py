@@ -1,0 +1,221 @@
+"""One writer a store: who gets the lock, who is told to wait, and what becomes of a dead one's."""
+
+import json
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import fsspec
+import pytest
+from fsspec.implementations.local import LocalFileSystem
+
+from spinezarr.errors import LostLockError, StoreBusyError
+from spinezarr.store import lock as lock_module
+from spinezarr.store.lock import LOCK_FILE, StoreLock
+
+HOLD = """
+import sys, time
+from fsspec.implementations.local import LocalFileSystem
+from spinezarr.store.lock import StoreLock
+with StoreLock(LocalFileSystem(), sys.argv[1], sys.argv[1], "a test"):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def make(folder, what="this test"):
+    return StoreLock(LocalFileSystem(), str(folder), str(folder), what)
+
+
+@pytest.fixture
+def other(tmp_path):
+    """Another process that holds the lock of ``tmp_path``."""
+    command = [sys.executable, "-c", HOLD, str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "held\n"
+        yield process
+        process.kill()
+
+
+def edit(path, **values):
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+
+def test_the_lock_leaves_nothing(tmp_path):
+    with make(tmp_path) as held:
+        assert [path.name for path in tmp_path.iterdir()] == [LOCK_FILE]
+        assert not held.took_over
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_second_writer_is_told_who_writes(tmp_path, other):
+    with pytest.raises(StoreBusyError) as raised, make(tmp_path):
+        pass
+    for text in (str(tmp_path), "a test", f"process {other.pid}", "run the command again"):
+        assert text in str(raised.value)
+    assert [path.name for path in tmp_path.iterdir()] == [LOCK_FILE]
+
+
+def test_a_killed_holder_of_this_machine_is_followed_at_once(tmp_path, other):
+    other.send_signal(signal.SIGKILL)
+    other.wait()
+    with make(tmp_path) as held:
+        assert held.took_over
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_holder_that_is_not_waited_for_is_gone_too(tmp_path, other):
+    other.send_signal(signal.SIGKILL)
+    while Path(f"/proc/{other.pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z":
+        time.sleep(0.01)
+    with make(tmp_path) as held:
+        assert held.took_over
+
+
+def test_another_process_of_the_same_number_is_not_the_holder(tmp_path, other):
+    edit(tmp_path / LOCK_FILE, process_started=1.0)
+    with make(tmp_path) as held:
+        assert held.took_over
+
+
+@pytest.mark.parametrize("change", [{"host": "elsewhere"}, {"boot": "another"}])
+def test_a_process_of_another_machine_is_not_looked_up(tmp_path, other, change):
+    other.send_signal(signal.SIGKILL)
+    other.wait()
+    edit(tmp_path / LOCK_FILE, **change)
+    with pytest.raises(StoreBusyError), make(tmp_path):
+        pass
+
+
+def test_a_holder_elsewhere_without_a_sign_of_life_is_followed(tmp_path, other, monkeypatch):
+    monkeypatch.setattr(lock_module, "_WATCH_S", 1.5)
+    edit(tmp_path / LOCK_FILE, host="elsewhere", renewed=time.time() - 61)
+    with make(tmp_path) as held:
+        assert held.took_over
+
+
+def test_a_holder_whose_clock_is_late_is_seen_to_live(tmp_path, other, monkeypatch):
+    monkeypatch.setattr(lock_module, "_WATCH_S", 30)
+    edit(tmp_path / LOCK_FILE, host="elsewhere", renewed=time.time() - 3600)
+    renew = threading.Timer(0.5, edit, [tmp_path / LOCK_FILE], {"renewed": time.time() - 3590})
+    renew.start()
+    with pytest.raises(StoreBusyError), make(tmp_path):
+        pass
+    renew.join()
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b'{"run_id": "x"}'])
+def test_a_lock_that_a_failing_machine_left_damaged_is_followed(tmp_path, content):
+    (tmp_path / LOCK_FILE).write_bytes(content)
+    with make(tmp_path) as held:
+        assert held.took_over
+
+
+@pytest.mark.parametrize("stale", [False, True])
+def test_of_many_writers_at_once_one_wins(tmp_path, stale):
+    """Each in a process of its own, all at the same moment."""
+    if stale:
+        (tmp_path / LOCK_FILE).write_bytes(b"")
+    code = HOLD.replace(
+        "with StoreLock", "time.sleep(max(0, float(sys.argv[2]) - time.time()))\nwith StoreLock"
+    )
+    code = code.replace("time.sleep(60)", "sys.stdin.read()")
+    start = str(time.time() + 6)
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, str(tmp_path), start],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )
+        for _ in range(4)
+    ]  # fmt: skip
+    while sum(process.poll() is None for process in processes) > 1:
+        time.sleep(0.05)
+    ended = [process.communicate(timeout=60) for process in processes]
+    assert sorted(out for out, _ in ended) == [*[""] * 3, "held\n"]
+    assert sum("StoreBusyError" in err for _, err in ended) == 3
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_threads_of_one_process_are_writers_too(tmp_path):
+    barrier = threading.Barrier(8)
+
+    def attempt(_):
+        barrier.wait()
+        try:
+            with make(tmp_path):
+                barrier.wait()
+        except StoreBusyError:
+            barrier.wait()
+            return False
+        return True
+
+    with ThreadPoolExecutor(8) as pool:
+        assert sorted(pool.map(attempt, range(8))) == [*[False] * 7, True]
+
+
+def test_the_holder_renews(tmp_path, monkeypatch):
+    monkeypatch.setattr(lock_module, "RENEW_S", 0.05)
+    with make(tmp_path) as held:
+        seen = {json.loads((tmp_path / LOCK_FILE).read_text())["renewed"]}
+        while len(seen) < 4:
+            seen.add(json.loads((tmp_path / LOCK_FILE).read_text())["renewed"])
+        held.check()
+        held.guard(at_once=True)
+
+
+def test_a_holder_whose_lock_was_taken_stops_and_leaves_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(lock_module, "RENEW_S", 0.05)
+    with make(tmp_path) as held:
+        guard = pickle.loads(pickle.dumps(held.guard))  # noqa: S301  as sent to a worker
+        guard(at_once=True)
+        edit(tmp_path / LOCK_FILE, run_id="another")
+        with pytest.raises(LostLockError, match="another run has taken over"):
+            guard(at_once=True)
+        held._renewer.join(10)
+        with pytest.raises(LostLockError):
+            held.check()
+    assert json.loads((tmp_path / LOCK_FILE).read_text())["run_id"] == "another"
+
+
+def test_a_worker_sees_a_lock_that_is_gone(tmp_path):
+    with make(tmp_path) as held:
+        guard = held.guard
+    with pytest.raises(LostLockError):
+        guard()
+
+
+def test_a_worker_looks_only_now_and_then(tmp_path, monkeypatch):
+    with make(tmp_path) as held:
+        guard = held.guard
+        guard()
+        (tmp_path / LOCK_FILE).unlink()
+        guard()
+        monkeypatch.setattr(lock_module, "_CHECK_S", 0)
+        with pytest.raises(LostLockError):
+            guard()
+
+
+def test_a_file_system_without_links_and_conditions_still_has_one_writer():
+    fs = fsspec.filesystem("memory")
+    fs.pipe_file("/locked/zarr.json", b"")
+    with StoreLock(fs, "/locked", "memory://locked", "one"):
+        with pytest.raises(StoreBusyError), StoreLock(fs, "/locked", "memory://locked", "two"):
+            pass
+        assert fs.exists(f"/locked/{LOCK_FILE}")
+    assert not fs.exists(f"/locked/{LOCK_FILE}")
+
+
+def test_a_disk_without_hard_links_still_has_one_writer(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise PermissionError(1, "no links here")
+
+    monkeypatch.setattr(os, "link", refuse)
+    with make(tmp_path), pytest.raises(StoreBusyError), make(tmp_path):
+        pass
+    assert list(tmp_path.iterdir()) == []
