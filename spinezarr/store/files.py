@@ -18,6 +18,7 @@ __all__ = [
     "open_filesystem",
     "publish_file",
     "read_files",
+    "remove_empty_folders",
     "remove_files",
     "write_file",
     "write_files",
@@ -156,3 +157,12 @@ def remove_files(fs: fsspec.AbstractFileSystem, folder: str, keys: Iterable[str]
     for parent in sorted(inside, key=lambda parent: -len(parent.parts)):
         with suppress(OSError):  # not empty
             parent.rmdir()
+
+
+def remove_empty_folders(fs: fsspec.AbstractFileSystem, folder: str) -> None:
+    """Delete the folders below a folder that hold no file; object stores have none."""
+    if isinstance(fs, LocalFileSystem):
+        for place, folders, _ in os.walk(folder, topdown=False):
+            for name in folders:
+                with suppress(OSError):  # not empty, or a link
+                    Path(place, name).rmdir()

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 from fsspec.implementations.local import LocalFileSystem
+from fsspec.implementations.local import LocalFileSystem
 
 from spinezarr.errors import CorruptStoreError, ReadOnlyStoreError, UsageError
 from spinezarr.geometry import ShapeZYX, axis_positions_mm
@@ -37,6 +38,7 @@ from spinezarr.store.files import (
     open_filesystem,
     publish_file,
     read_files,
+    remove_empty_folders,
     remove_files,
     write_file,
     write_files,
@@ -247,7 +249,20 @@ class StoreWriter:
             scan = self._recover_scan(scan_id, sizes, data, (trusted or {}).get(scan_id))
             if scan is not None:
                 found[scan_id] = scan
+        self._recover_rest()
         return found
+
+    def _recover_rest(self) -> None:
+        """Remove what killed runs left outside the scans, and folders without files."""
+        place = f"{self._path}/{TABLE}"
+        named = {_METADATA}
+        with suppress(FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
+            named |= set(unseal(self._fs.cat_file(f"{place}/{_METADATA}"))["attributes"]["manifest"])
+        remove_files(self._fs, place, list_sizes(self._fs, place).keys() - named)
+        if isinstance(self._fs, LocalFileSystem):
+            own = (_METADATA, f"{SCANS}/{_METADATA}", AUDIT_FILE, LEDGER_FILE)
+            remove_files(self._fs, self._path, (key + PARTIAL for key in own))
+        remove_empty_folders(self._fs, self._path)
 
     def _recover_scan(
         self, scan_id: str, sizes: dict[str, int], metadata: bytes | None, trusted: str | None

@@ -95,6 +95,7 @@ class Bucket:
         action = self._before(number, change)
         if action == "cut":
             environ["werkzeug.socket"].shutdown(socket.SHUT_RDWR)
+            start_response("500 Internal Server Error", [])  # nobody hears it
             return []
         if action != "pass":
             return _refuse(start_response, *_REFUSALS[action])
