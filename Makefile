@@ -3,13 +3,18 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: bench demo test lint types layers wheel clean
+.PHONY: bench demo test test-crash lint types layers wheel clean
 
 demo: $(VENV)/.installed
 	$(BIN)/spinezarr demo --out demo
 
 test: $(VENV)/.installed
 	$(BIN)/python -m pytest -n 2
+
+# Hundreds of kills on disk and in a bucket, beside plain zarr-python; about 20 minutes on two cores.
+test-crash: $(VENV)/.installed
+	$(BIN)/python tests/crash/long.py --json build/crash.json
+	CRASH_ROUNDS=10 $(BIN)/python -m pytest -n 2 tests/crash/test_together.py tests/crash/test_faults.py
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

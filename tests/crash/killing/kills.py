@@ -94,6 +94,9 @@ class Workshop:
 class Place(Protocol):
     """Where stores lie, and how runs are killed there."""
 
+    environment: dict[str, str]
+    """What a client needs to find them."""
+
     def new(self, files: Files) -> str:
         """Return the URL of a new store that holds these files."""
 
@@ -117,6 +120,7 @@ class FolderPlace:
         self._folder = folder
         self._driver = driver
         self._store = folder / "s.zarr"
+        self.environment: dict[str, str] = {}
 
     def new(self, files: Files) -> str:
         """Return the URL of a new store that holds these files."""
@@ -149,6 +153,7 @@ class BucketPlace:
         self._bucket = bucket
         self._driver = driver
         self._count = 0
+        self.environment = bucket.environment
 
     def new(self, files: Files) -> str:
         """Return the URL of a new store that holds these files."""
