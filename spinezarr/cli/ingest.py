@@ -3,7 +3,7 @@
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Final, Self
 
@@ -35,6 +35,7 @@ from spinezarr.cli.console import (
 from spinezarr.cli.options import AsJson, CatalogFile
 from spinezarr.errors import UsageError
 from spinezarr.ingest.discover import Discovery, PathNote, ScanSource, discover
+from spinezarr.ingest.pseudonyms import hidden, map_file
 from spinezarr.ingest.run import IngestReport, Listener
 from spinezarr.ingest.run import ingest as run_ingest
 from spinezarr.ingest.scan import ScanOptions
@@ -88,6 +89,21 @@ def ingest(
             help="Give a mask its image's affine where both have the same shape.",
         ),
     ] = False,
+    pseudonymize: Annotated[
+        bool,
+        typer.Option(
+            "--pseudonymize",
+            help="Store keyed hashes for scan and patient ids; key and map stay outside the store.",
+        ),
+    ] = False,
+    pseudonyms: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="With --pseudonymize: the map, a .csv with its .key beside it; by default beside "
+            "the store.",
+        ),
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show what was found and write nothing.")
     ] = False,
@@ -137,12 +153,19 @@ def ingest(
         out = out or (None if entry is None else entry.store_location)
         if out is None:
             raise UsageError("no store: give --out URL, or name the dataset in a catalog.")
+        options = ScanOptions(take_image_grid=take_image_grid)
+        if pseudonymize:
+            place = map_file(out, pseudonyms)
+            discovery, names = hidden(discovery, recipe, out, place)
+            options = replace(options, pseudonyms=names)
+        elif pseudonyms is not None:
+            raise UsageError("--pseudonyms goes with --pseudonymize.")
         with ProgressBar(discovery.scans) as progress:
             report = run_ingest(
                 recipe,
                 discovery,
                 out,
-                options=ScanOptions(take_image_grid=take_image_grid),
+                options=options,
                 licence=licence or (None if entry is None else entry.licence),
                 codec=codec,
                 listener=progress,

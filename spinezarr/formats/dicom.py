@@ -31,8 +31,6 @@ __all__ = ["DicomSeriesVolume"]
 _PASSED_OVER: Final = frozenset({"DICOMDIR", "LICENSE"})
 """Names of files that come with a series, in capitals."""
 _PASSED_OVER_ENDINGS: Final = (".csv", ".txt")
-_MAX_NAMED: Final = 3
-"""Files named in a note."""
 
 
 class DicomSeriesVolume:
@@ -164,7 +162,7 @@ def _objects(fs: fsspec.AbstractFileSystem, folder: str) -> tuple[list["DicomObj
     paths = sorted(entry["name"] for entry in entries if entry["type"] != "directory")
     slices: list[DicomObject] = []
     kinds: Counter[str] = Counter()
-    unknown = []
+    unknown = 0
     for path in paths:
         name = path.rsplit("/", 1)[-1]
         if (
@@ -175,7 +173,7 @@ def _objects(fs: fsspec.AbstractFileSystem, folder: str) -> tuple[list["DicomObj
             continue
         found = read_object(fs, path)
         if found is None:
-            unknown.append(name)
+            unknown += 1
         elif found.other_kind is not None:
             kinds[found.other_kind] += 1
         else:
@@ -185,11 +183,8 @@ def _objects(fs: fsspec.AbstractFileSystem, folder: str) -> tuple[list["DicomObj
         counts = ", ".join(f"{count} x {kind}" for kind, count in sorted(kinds.items()))
         notes.append(f"passed over what is no CT slice: {counts}")
     if unknown:
-        more = f" and {len(unknown) - _MAX_NAMED} more" if len(unknown) > _MAX_NAMED else ""
-        notes.append(
-            f"passed over {len(unknown)} files that are not DICOM: "
-            f"{', '.join(unknown[:_MAX_NAMED])}{more}"
-        )
+        # Notes are stored, and names of files may name a patient.
+        notes.append(f"passed over {unknown} files that are not DICOM")
     if not slices:
         raise FormatError(
             f"{folder}: holds no CT slices among its {len(paths)} files"
@@ -205,14 +200,15 @@ def _chosen(objects: Sequence["DicomObject"], folder: str, notes: list[str]) -> 
     for found in objects:
         by_uid.setdefault(found.series_uid, []).append(found)
     ranked = sorted(by_uid.values(), key=lambda members: (-len(members), members[0].series_uid))
-    named = [
-        f"{members[0].series_name} ({len(members)} slices, {members[0].series_uid})"
-        for members in ranked
-    ]
-    tied = sum(len(members) == len(ranked[0]) for members in ranked)
-    if tied > 1:
+    named = [f"{members[0].series_name} ({len(members)} slices)" for members in ranked]
+    tied = [members for members in ranked if len(members) == len(ranked[0])]
+    if len(tied) > 1:
+        files = "; ".join(
+            f"{name}, e.g. {members[0].path.rsplit('/', 1)[-1]}"
+            for name, members in zip(named, tied, strict=False)
+        )
         raise FormatError(
-            f"{folder}: {tied} series have the most slices: {'; '.join(named[:tied])}; expected "
+            f"{folder}: {len(tied)} series have the most slices: {files}; expected "
             "one. Keep the files of one series in the folder."
         )
     if len(ranked) > 1:

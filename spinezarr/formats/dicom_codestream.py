@@ -87,12 +87,10 @@ def check_jpeg2000(code: bytes, shape_rc: tuple[int, int], bits_allocated: int) 
 
 def _check_ends(code: bytes, start: bytes) -> None:
     if not code.startswith(start):
-        raise CodeStreamError(f"its code stream starts with {code[:4]!r}, expected {start!r}")
+        raise CodeStreamError(f"its code stream does not start with {start!r}")
     whole = code.rstrip(b"\0")
     if not whole.endswith(_END):
-        raise CodeStreamError(
-            f"its code stream is cut short: it ends with {whole[-2:]!r}, expected {_END!r}"
-        )
+        raise CodeStreamError(f"its code stream is cut short: it does not end with {_END!r}")
 
 
 def _check_frame(

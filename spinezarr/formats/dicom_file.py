@@ -9,6 +9,7 @@ PS3.5 section 8 and annex A (pixel data and transfer syntaxes).
 """
 
 import io
+import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,6 +24,7 @@ from pydicom.encaps import get_frame
 from pydicom.pixels.decoders.base import get_decoder
 
 from spinezarr.errors import FormatError
+from spinezarr.formats.described import described_bytes, described_text
 from spinezarr.formats.dicom_codestream import CodeStreamError, check_jpeg, check_jpeg2000
 from spinezarr.formats.dicom_stack import SliceHeader
 
@@ -42,6 +44,13 @@ _BITS_ALLOCATED: Final = (8, 16, 32)
 """CT images allocate 16 (PS3.3 table C.8-3); derived ones also others."""
 _MAX_NUMBER: Final = 1e6
 """No scanner's table is a kilometre long, and no other number of a CT slice is as large."""
+_PHOTOMETRIC: Final = frozenset(
+    {"MONOCHROME1", "MONOCHROME2", "PALETTE COLOR", "RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT"}
+    | {"YBR_RCT", "YBR_PARTIAL_420", "HSV", "ARGB", "CMYK", "XYB", "None"}
+)
+"""Terms of PS3.3 C.7.6.3.1.2, which messages may show."""
+_RESCALE_TYPES: Final = frozenset({"HU", "OD", "US", "MGML", "Z_EFF", "ED", "EDW", "HU_MOD", "PCT"})
+"""Terms of PS3.3 C.11.1.1.2, which messages may show."""
 _TAGS: Final[list[Any]] = [
     "BitsAllocated",
     "BitsStored",
@@ -62,7 +71,6 @@ _TAGS: Final[list[Any]] = [
     "Rows",
     "SOPClassUID",
     "SamplesPerPixel",
-    "SeriesDescription",
     "SeriesInstanceUID",
     "SeriesNumber",
 ]
@@ -79,7 +87,7 @@ class DicomObject:
     series_uid: str
     """SeriesInstanceUID."""
     series_name: str
-    """SeriesNumber and SeriesDescription, for messages."""
+    """SeriesNumber, for messages; a description may name the patient."""
     dataset: pydicom.FileDataset
     """Its header, without pixels."""
 
@@ -97,7 +105,7 @@ def read_object(fs: fsspec.AbstractFileSystem, path: str) -> DicomObject | None:
         if start[_PREAMBLE_BYTES:] != _MAGIC:
             if start and not path.lower().endswith(".dcm"):
                 return None
-            found = f"starts with {start[:8]!r}" if start else "is empty"
+            found = f"looks like {described_bytes(start[:8])}" if start else "is empty"
             raise FormatError(
                 f"{path}: is not a DICOM file: it {found}; expected {_MAGIC!r} at byte "
                 f"{_PREAMBLE_BYTES}. Download it again, or take it out of the folder."
@@ -119,7 +127,7 @@ def read_object(fs: fsspec.AbstractFileSystem, path: str) -> DicomObject | None:
                 path,
                 other_kind,
                 series_uid,
-                f"series {dataset.get('SeriesNumber')} {str(dataset.get('SeriesDescription'))!r}",
+                f"series {described_text(str(dataset.get('SeriesNumber')), ('None',))}",
                 dataset,
             )
 
@@ -211,10 +219,27 @@ def _check_whole(pixels: bytes, syntax: uid.UID, header: SliceHeader) -> None:
     check(get_frame(pixels, 0, number_of_frames=1), header.shape_rc, header.bits_allocated)
 
 
+def _name_of(stated: str, otherwise: str) -> str:
+    """Return the name that the DICOM standard gives a UID; any other may say who made it."""
+    name = uid.UID(stated).name
+    return otherwise if name == stated else name
+
+
+@contextmanager
+def _unlogged() -> Iterator[None]:
+    """Hold back what pydicom logs, whatever the program does with logs: it quotes values."""
+    logger = logging.getLogger("pydicom")
+    before, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = before
+
+
 @contextmanager
 def _parsing(path: str) -> Iterator[None]:
     """Turn what a parser makes of broken bytes into a refusal, and hold back what it warns of."""
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), _unlogged():
         warnings.simplefilter("ignore")
         try:
             yield
@@ -226,9 +251,9 @@ def _parsing(path: str) -> Iterator[None]:
             # An error of the disk or the network says nothing about the file.
             if isinstance(problem, OSError) and problem.errno is not None:
                 raise
-            reason = str(problem) or type(problem).__name__
+            # Its text is left out: pydicom quotes values, which may name a patient.
             raise FormatError(
-                f"{path}: does not read as DICOM: {' '.join(reason.split())}. Download it again."
+                f"{path}: does not read as DICOM ({type(problem).__name__}). Download it again."
             ) from problem
 
 
@@ -241,7 +266,7 @@ def _other_kind(dataset: pydicom.FileDataset, path: str) -> str | None:
             f"{path}: states no SOPClassUID, so what it holds is unknown. Download it again."
         )
     if not _CT.intersection(classes):
-        return uid.UID(classes[0]).name
+        return _name_of(classes[0], "object of an unknown class")
     return "localizer" if "LOCALIZER" in _strings(dataset, "ImageType") else None
 
 
@@ -295,9 +320,10 @@ def _check_frames(dataset: pydicom.FileDataset, path: str) -> None:
 def _check_colour(dataset: pydicom.Dataset, path: str) -> None:
     samples = _whole(dataset, "SamplesPerPixel", path)
     photometric = str(dataset.get("PhotometricInterpretation"))
+    shown = described_text(photometric, _PHOTOMETRIC)
     if samples != 1 or photometric != "MONOCHROME2":
         raise FormatError(
-            f"{path}: holds {samples} samples a pixel, {photometric}; expected 1, MONOCHROME2. "
+            f"{path}: holds {samples} samples a pixel, {shown}; expected 1, MONOCHROME2. "
             "It is a picture, not CT numbers: take it out of the folder."
         )
 
@@ -340,7 +366,8 @@ def _notes(dataset: pydicom.FileDataset, path: str) -> tuple[str, ...]:
         get_decoder(syntax)
     except NotImplementedError:
         raise FormatError(
-            f"{path}: its TransferSyntaxUID is {syntax.name!r}, which is not read; expected "
+            f"{path}: its TransferSyntaxUID is "
+            f"{_name_of(syntax, 'of no known syntax')!r}, which is not read; expected "
             "little or big endian, RLE, JPEG, JPEG-LS or JPEG 2000. Convert the series to "
             "explicit little endian."
         ) from None
@@ -351,5 +378,6 @@ def _notes(dataset: pydicom.FileDataset, path: str) -> tuple[str, ...]:
         notes.append("no RescaleSlope: values as stored, which may not be HU")
     unit = dataset.get("RescaleType")
     if unit not in (None, "", "HU"):
-        notes.append(f"values in {str(unit)!r}, not HU (RescaleType)")
+        shown = described_text(str(unit), _RESCALE_TYPES)
+        notes.append(f"values in {shown}, not HU (RescaleType)")
     return tuple(notes)

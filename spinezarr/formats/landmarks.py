@@ -19,16 +19,37 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from reprlib import repr as short
 from typing import Any, Final
 
 from spinezarr.errors import FormatError
+from spinezarr.formats.described import described_bytes, described_text
 from spinezarr.vertebrae import LEVELS, NAME_OF_VALUE
 
 __all__ = ["Landmark", "LandmarkFile", "parse_lml", "parse_verse_json"]
 
 _FARTHEST: Final = 1e6
 """A kilometre: no coordinate in mm or voxels beyond it, nor NaN or infinity, is a position."""
+_KEYS: Final = frozenset(
+    {
+        "label",
+        "X",
+        "Y",
+        "Z",
+        "direction",
+        "zoom",
+        "shape",
+        "origin",
+        "rotation",
+        "format",
+        "markups",
+        "centroids",
+        "vert_label",
+        "coordinate_system",
+    }
+)
+"""Keys of VerSe, TPTBox and 3D Slicer, which messages may show."""
+_MAX_KEYS: Final = 8
+"""Keys named in a message."""
 _VERSE_KEYS: Final = ("label", "X", "Y", "Z")
 _OPPOSITES: Final = ("RL", "AP", "SI")
 _LML_NUMBER: Final = re.compile(
@@ -41,6 +62,8 @@ _LML_LEVEL_OF_ID: Final[dict[str, str]] = {
     if level not in {"sacrum", "coccyx"}
 }
 """10 = C1 ... 70 = C7, 80 = T1 ... 190 = T12, 200 = L1 ... 240 = L5, 250 = S1, 260 = S2."""
+_LML_NAME: Final = re.compile(r"([CTLS][0-9]{1,2}|sacrum|coccyx)(_center)?")
+"""What looks like the name of a level, and may be shown."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +119,8 @@ def parse_verse_json(text: bytes, path: str) -> LandmarkFile:
         content: Any = json.loads(text)
     except (ValueError, RecursionError) as problem:
         raise FormatError(
-            f"{path}: is not JSON ({problem}); it starts with {text[:40]!r}. Download it again."
+            f"{path}: is not JSON ({problem}); it looks like "
+            f"{described_bytes(text[:40])}. Download it again."
         ) from problem
     if not isinstance(content, list):
         raise FormatError(
@@ -113,10 +137,13 @@ def parse_verse_json(text: bytes, path: str) -> LandmarkFile:
 
 
 def _described(value: object) -> str:
-    """Name a JSON value by what tells it apart from others."""
+    """Say what kind of JSON value it is."""
     if isinstance(value, dict):
-        return f"an object with the keys {short(list(value))}"
-    return f"the value {short(value)}"
+        keys = [described_text(key, _KEYS) for key in list(value)[:_MAX_KEYS]]
+        return f"an object with the keys [{', '.join(keys)}]"
+    if isinstance(value, list):
+        return f"a list of {len(value)} values"
+    return described_text(value) if isinstance(value, str) else f"the value {value}"
 
 
 def _direction_of(header: dict[str, Any], path: str) -> str:
@@ -135,8 +162,8 @@ def _direction_of(header: dict[str, Any], path: str) -> str:
     )
     if not is_one_of_each:
         raise FormatError(
-            f"{path}: its direction is {short(found)}, expected three letters, one of each pair "
-            'R/L, A/P and S/I, such as ["P", "I", "R"].'
+            f"{path}: its direction is {_described(found)}, expected three letters, one of each "
+            'pair R/L, A/P and S/I, such as ["P", "I", "R"].'
         )
     return "".join(found)
 
@@ -147,10 +174,10 @@ def _add_verse_point(parsed: LandmarkFile, entry: object, where: str) -> None:
     for key in _VERSE_KEYS:
         # A bool is an int in Python; null stands for a number that is missing.
         if isinstance(entry[key], bool) or not isinstance(entry[key], int | float | None):
-            raise FormatError(f"{where}: its {key} is {short(entry[key])}, expected a number.")
+            raise FormatError(f"{where}: its {key} is {_described(entry[key])}, expected a number.")
     level = NAME_OF_VALUE.get(entry["label"])
     if level is None:
-        parsed.remark("passed over, as no level has this label", short(entry["label"]))
+        parsed.remark("passed over, as no level has this label", str(entry["label"]))
     else:
         coordinates = (float("nan") if entry[key] is None else entry[key] for key in "XYZ")
         parsed.add(level, tuple(coordinates))
@@ -181,17 +208,15 @@ def parse_lml(text: bytes, path: str) -> LandmarkFile:
     ]
     if not landmarks and not header.startswith("#"):
         raise FormatError(
-            f"{path}: is no .lml file: no landmark follows its first line {short(header)}. "
-            "Download it again."
+            f"{path}: is no .lml file: no landmark follows its first line. Download it again."
         )
     parsed = LandmarkFile()
     if _is_landmark(header.split()):
-        parsed.remark("passed over, as line 1 is the header of an .lml file", short(header))
+        parsed.remark("passed over, as line 1 is the header of an .lml file", "a landmark")
     for where, columns in landmarks:
         if not _is_landmark(columns):
             raise FormatError(
-                f"{where} is {short(' '.join(columns))}, expected an id, a name and x, y and z "
-                "in mm."
+                f"{where} is no landmark, expected an id, a name and x, y and z in mm."
             )
         _add_lml_point(parsed, *columns[:_LML_COLUMNS])
     return parsed
@@ -206,7 +231,8 @@ def _is_landmark(columns: Sequence[str]) -> bool:
 def _add_lml_point(parsed: LandmarkFile, identifier: str, name: str, *numbers: str) -> None:
     named = name.removesuffix("_center")
     level_of_id = _LML_LEVEL_OF_ID.get(identifier)
-    quoted = f"{short(name)} with id {short(identifier)}"
+    known = (name,) if _LML_NAME.fullmatch(name) else ()
+    quoted = f"{described_text(name, known)} with id {described_text(identifier)}"
     if named in LEVELS:
         if level_of_id not in {None, named}:
             parsed.remark("names that contradict their ids; the names count", quoted)

@@ -203,7 +203,8 @@ def _size_bytes(fs: fsspec.AbstractFileSystem, path: str, header_path: str) -> i
         info = fs.info(path)
     except FileNotFoundError as problem:
         raise FormatError(
-            f"{header_path}: names the data file {path}, which is not there. Download it, too."
+            f"{header_path}: names a data file (ElementDataFile) which is not there. "
+            "Download it, too."
         ) from problem
     if path != header_path and (info["type"] != "file" or info.get("islink")):
         raise FormatError(

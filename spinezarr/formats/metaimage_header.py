@@ -19,6 +19,7 @@ import numpy as np
 
 from spinezarr.errors import FormatError
 from spinezarr.formats.affine import check_affine
+from spinezarr.formats.described import described_bytes, described_text
 from spinezarr.geometry import Grid, Matrix4x4, ShapeIJK
 
 __all__ = ["HEADER_BYTES", "MetaImageHeader", "parse_header"]
@@ -51,8 +52,11 @@ _UNIT_TOLERANCE: Final = 1e-3
 """Of the length of a direction; room for cosines of four digits."""
 _NAME_BYTES: Final = 255
 """Of the longest file name on common file systems."""
-_SHOWN: Final = 60
-"""Characters of a value in a message."""
+_WORDS: Final = frozenset(
+    {*_DTYPES, "MET_NONE", "MET_ASCII_CHAR", "MET_STRING", "MET_OTHER", "True", "False"}
+    | {"mm", "cm", "m", "um", "?", "Image", "Mesh", "Tube", "Scene", "LOCAL", "LIST"}
+)
+"""Words of the format, which messages may show."""
 _INTEGER: Final = re.compile(r"[+-]?[0-9]{1,18}")
 _NUMBER: Final = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 
@@ -137,8 +141,10 @@ class _Fields:
         for (key, value), parsed in zip(found, values, strict=True):
             if parsed != values[0]:
                 raise FormatError(
-                    f"{self.path}: its header says {found[0][0]} = {found[0][1][:_SHOWN]!r} and "
-                    f"{key} = {value[:_SHOWN]!r}. Find out which is right and remove the other."
+                    f"{self.path}: its header says {found[0][0]} = "
+                    f"{described_text(found[0][1], _WORDS)} and {key} = "
+                    f"{described_text(value, _WORDS)}. Find out which is "
+                    "right and remove the other."
                 )
         return values[0] if values else None
 
@@ -157,7 +163,8 @@ class _Fields:
             return parse(value)
         except ValueError as problem:
             raise FormatError(
-                f"{self.path}: its header says {key} = {value[:_SHOWN]!r}, expected {problem}."
+                f"{self.path}: its header says {key} = {described_text(value, _WORDS)}, "
+                f"expected {problem}."
             ) from None
 
 
@@ -180,8 +187,8 @@ def _split(start: bytes, path: str) -> _Fields:
         if value and lines[-1][0] == "ElementDataFile":
             return _Fields(path, tuple(lines), at)
     raise FormatError(
-        f"{path}: is not a MetaImage: it starts with {start[:16]!r}, and no line in its first "
-        f"{len(start)} bytes is 'ElementDataFile = ...', with which a header ends."
+        f"{path}: is not a MetaImage: it looks like {described_bytes(start[:16])}, and no line in "
+        f"its first {len(start)} bytes is 'ElementDataFile = ...', with which a header ends."
     )
 
 

@@ -24,6 +24,7 @@ from nibabel.volumeutils import apply_read_scaling
 
 from spinezarr.errors import FormatError
 from spinezarr.formats.affine import check_affine
+from spinezarr.formats.described import described_bytes
 from spinezarr.formats.slabs import GZIP_MAGIC, READ_BYTES, read_into, read_slabs, skip
 from spinezarr.formats.source_file import HashingFile, SourceFile
 from spinezarr.geometry import Grid
@@ -133,8 +134,8 @@ def _read_header(stream: io.BufferedIOBase, path: str) -> _Header:
     size = next((s for s in _HEADER_CLASSES if s in sizes), None)
     if got < start.nbytes or size is None:
         raise FormatError(
-            f"{path}: is not a NIfTI file: it starts with {start[:got].tobytes()!r}, "
-            "expected the header size 348 or 540."
+            f"{path}: is not a NIfTI file: it looks like "
+            f"{described_bytes(start[:got].tobytes())}, expected the header size 348 or 540."
         )
     rest = np.empty(size - 4, np.uint8)
     if read_into(stream, rest, path) < rest.nbytes:
@@ -143,7 +144,7 @@ def _read_header(stream: io.BufferedIOBase, path: str) -> _Header:
     magic = bytes(parsed["magic"].tobytes()[:4])
     if magic not in _MAGIC[size]:
         raise FormatError(
-            f"{path}: header magic is {magic!r}, expected {_MAGIC[size][0]!r}: "
+            f"{path}: its header has another magic than {_MAGIC[size][0]!r}: "
             "only single NIfTI files are read, not .hdr/.img pairs."
         )
     return _check_header(parsed, path, size)

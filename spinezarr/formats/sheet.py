@@ -78,8 +78,8 @@ def _by_column(
         surplus = [cell for cell in cells[len(columns) :] if cell]
         if surplus:
             raise FormatError(
-                f"{path}, row {number}: has the cell {surplus[0]!r} beyond its {len(columns)} "
-                f"columns ({', '.join(columns)}). Mend the file, or give the right delimiter and "
+                f"{path}, row {number}: has {len(surplus)} cells beyond its {len(columns)} "
+                f"columns. Mend the file, or give the right delimiter and "
                 "header in the recipe."
             )
         named = zip(columns, cells, strict=False)
@@ -112,7 +112,8 @@ def _workbook_rows(data: bytes, path: str) -> Iterator[list[str]]:
             rows = [[_text(value) for value in row] for row in sheet.iter_rows(values_only=True)]
     except Exception as problem:  # a broken workbook makes openpyxl raise anything
         raise FormatError(
-            f"{path}: is not a workbook that can be read: {problem!r}. Save it again as .xlsx."
+            f"{path}: is not a workbook that can be read ({type(problem).__name__}). "
+            "Save it again as .xlsx."
         ) from problem
     # A note beside a table has no column, and is none of a row's cells too many.
     width = max(map(len, rows), default=0)

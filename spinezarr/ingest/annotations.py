@@ -1,7 +1,7 @@
 """Small files beside an image: annotated centroids and JSON sidecars."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -11,6 +11,7 @@ import numpy as np
 from spinezarr.formats.centroids import Centroids, out_of_order, read_centroids
 from spinezarr.geometry import Grid
 from spinezarr.ingest.discover import ScanSource
+from spinezarr.recipe import PathPattern
 from spinezarr.store.attributes import CentroidRecord
 from spinezarr.vertebrae import VALUE_OF_NAME
 
@@ -77,7 +78,7 @@ class BesideImage:
     centroids: bytes | None
     """Content of the file of centroids."""
     sidecar: dict[str, str]
-    """Texts and numbers of the JSON sidecar."""
+    """Texts and numbers of the JSON sidecar, under the keys that the recipe names."""
     notes: tuple[str, ...]
     """Why a sidecar was passed over; each begins with :data:`SIDECAR_NOTE`."""
 
@@ -95,8 +96,9 @@ def read_beside(fs: fsspec.AbstractFileSystem, root: str, source: ScanSource) ->
         centroids = fs.cat_file(f"{root}/{source.centroids}")
     if source.sidecar is None:
         return BesideImage(centroids, {}, ())
-    sidecar, problem = _parse_sidecar(fs.cat_file(f"{root}/{source.sidecar}"))
-    notes = (f"{SIDECAR_NOTE}{source.sidecar} was passed over: {problem}",) if problem else ()
+    wanted = [PathPattern(text) for text in source.sidecar_keys]
+    sidecar, problem = _parse_sidecar(fs.cat_file(f"{root}/{source.sidecar}"), wanted)
+    notes = (f"{SIDECAR_NOTE}was passed over: {problem}",) if problem else ()
     return BesideImage(centroids, sidecar, notes)
 
 
@@ -115,18 +117,23 @@ def annotated_centroids(source: ScanSource, data: bytes | None, grid: Grid) -> A
     return AnnotatedCentroids(found, grid)
 
 
-def _parse_sidecar(data: bytes) -> tuple[dict[str, str], str]:
-    """Return the texts and numbers of a JSON object, and what is wrong with it."""
+def _parse_sidecar(data: bytes, wanted: Sequence[PathPattern]) -> tuple[dict[str, str], str]:
+    """Return the wanted texts and numbers of a JSON object, and what is wrong with it."""
     try:
         said: Any = json.loads(data)
     except (ValueError, RecursionError) as problem:
         return {}, f"it is not JSON ({problem})"
     if not isinstance(said, dict):
         return {}, "it is not a JSON object"
+
+    def is_wanted(key: str) -> bool:
+        return any(pattern.match(_as_text(key)) is not None for pattern in wanted)
+
+    # Other keys may name the patient: nothing is copied that the recipe does not name.
     texts = {
         _as_text(key): _as_text(value)
         for key, value in said.items()
-        if isinstance(value, str | int | float) and key
+        if isinstance(value, str | int | float) and is_wanted(key)
     }
     return texts, ""
 

@@ -69,6 +69,8 @@ class ScanSource:
     centroid_convention: CentroidConvention | None = None
     sidecar: str | None = None
     """Path of a JSON file with further columns."""
+    sidecar_keys: tuple[str, ...] = ()
+    """Patterns of the keys in it that are kept."""
     columns: dict[str, str] = field(default_factory=dict)
     """What the dataset's tables say of the scan."""
     stamp: str = ""
@@ -237,6 +239,7 @@ def _scan_source(
         centroid_bytes=folder.size_of(centroid_file) if centroid_file else 0,
         centroid_convention=centroids.convention if centroids and centroid_file else None,
         sidecar=sidecar,
+        sidecar_keys=layout.sidecar_keys,
         columns=dict(tables.columns.get(image.scan_id, {})),
         stamp=folder.stamp_of((image.path, *paired.masks, *beside)),
     )

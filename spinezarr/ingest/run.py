@@ -17,6 +17,7 @@ import xarray as xr
 
 from spinezarr.errors import LostLockError, ReadOnlyStoreError, UsageError
 from spinezarr.ingest.discover import Discovery, ScanSource
+from spinezarr.ingest.pseudonyms import Pseudonyms
 from spinezarr.ingest.scan import ScanOptions
 from spinezarr.ingest.task import IngestJob, Outcome, ScanResult, ScanTask, run_task
 from spinezarr.recipe import Recipe
@@ -169,7 +170,8 @@ def ingest(
         recipe = recipe.model_copy(update={"licence": licence})
     listener = listener or _Silent()
     started = time.monotonic()
-    store = _open_store(recipe, out, codec, out_options)
+    options = options or ScanOptions()
+    store = _open_store(recipe, out, codec, options.pseudonyms, out_options)
     with ExitStack() as stack:
         try:
             lock = stack.enter_context(store.lock("an ingest"))
@@ -177,7 +179,7 @@ def ingest(
             raise UsageError(str(problem)) from problem
         store.audit_log()  # the table shows it: met before any work is done if it is damaged
         known = _Known.load(store, recover=lock.took_over, repair=repair)
-        job = IngestJob(recipe, discovery.raw, raw_options or {}, store, options or ScanOptions())
+        job = IngestJob(recipe, discovery.raw, raw_options or {}, store, options)
         run = _Run(job, discovery, known, listener)
         try:
             for result in (workers or LocalThreads()).run(job, run.tasks(), listener):
@@ -192,7 +194,11 @@ def ingest(
 
 
 def _open_store(
-    recipe: Recipe, out: str, codec: str | None, options: Mapping[str, Any] | None
+    recipe: Recipe,
+    out: str,
+    codec: str | None,
+    pseudonyms: Pseudonyms | None,
+    storage_options: Mapping[str, Any] | None,
 ) -> StoreWriter:
     root = RootAttributes(
         format_version=FORMAT_VERSION,
@@ -202,9 +208,10 @@ def _open_store(
         citation=recipe.citation,
         homepage=recipe.homepage,
         codec_profile=None if codec is None else profile_named(codec).name,
+        pseudonym_key=None if pseudonyms is None else pseudonyms.fingerprint,
     )
     try:
-        return StoreWriter(out, root, options)
+        return StoreWriter(out, root, storage_options)
     except OSError as problem:
         raise UsageError(f"{out}: cannot be written: {problem.strerror or problem}.") from problem
 
@@ -288,15 +295,20 @@ class _Run:
         """Yield what is to be done; skip what is as it was."""
         shared = repr((self._job.recipe, self._job.options))
         for source in self._discovery.scans:
-            inputs = hashlib.sha256(f"{shared}{source!r}".encode()).hexdigest()[:32]
+            inputs = self._keyed(hashlib.sha256(f"{shared}{source!r}".encode()).hexdigest()[:32])
             entry = self._known.entries.get(source.scan_id)
             if entry is not None and entry.inputs == inputs:
                 self._skipped.append(source.scan_id)
                 self._listener.finished(source, "already in the store")
                 continue
             self._inputs[source.scan_id] = inputs
-            same_files = entry is not None and entry.stamp == source.stamp
+            same_files = entry is not None and entry.stamp == self._keyed(source.stamp)
             yield ScanTask(source, stored=entry is not None, same_files=same_files)
+
+    def _keyed(self, digest: str) -> str:
+        """Return a hash over names of files as it may be stored."""
+        names = self._job.options.pseudonyms
+        return digest if names is None else names.keyed(digest)
 
     def take(self, result: ScanResult) -> None:
         """Take in the result of a task."""
@@ -304,7 +316,8 @@ class _Run:
         if result.scan is None:
             self._failed.append(FailedScan(result.scan_id, result.reason))
         else:
-            self._known.change(result.scan, self._inputs[result.scan_id], source.stamp)
+            stamp = self._keyed(source.stamp)
+            self._known.change(result.scan, self._inputs[result.scan_id], stamp)
             if result.outcome == "done":
                 self._done.append(result.scan)
             elif result.outcome == "updated":

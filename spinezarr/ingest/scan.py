@@ -35,6 +35,7 @@ from spinezarr.ingest.chunks import (
 )
 from spinezarr.ingest.discover import ScanSource
 from spinezarr.ingest.encode import ChunkEncoder, Facts, encode_volume
+from spinezarr.ingest.pseudonyms import Pseudonyms
 from spinezarr.recipe import Recipe
 from spinezarr.store.attributes import ScanAttributes
 from spinezarr.store.layout import IMAGE, LABEL
@@ -54,6 +55,8 @@ class ScanOptions:
 
     take_image_grid: bool = False
     """Give a mask the affine of its image where both have the same shape."""
+    pseudonyms: Pseudonyms | None = None
+    """What hides names of files; the scans must be under their pseudonyms already."""
 
 
 def ingest_scan(
@@ -131,6 +134,8 @@ def ingest_scan(
             notes += _label_notes(label, label_facts)
         notes += centroids.notes(facts["centroids"])
         facts |= said_of(source, recipe, beside, facts["other_labels"], notes)
+        if options.pseudonyms is not None:
+            facts = options.pseudonyms.facts(facts, source.scan_id)
         return writer.publish(facts, label_chunks)
     except BaseException:
         writer.discard()

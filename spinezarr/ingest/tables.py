@@ -132,8 +132,8 @@ def _parse(table: Table, data: bytes, path: str, wanted: frozenset[str]) -> Iter
     for column in filter(None, (key, table.split)):
         if column not in sheet.columns and column not in table.set:
             raise FormatError(
-                f"{path}: has no column {column!r}, which the recipe names; its columns are: "
-                f"{', '.join(sheet.columns)}. Correct the recipe's key, header or delimiter."
+                f"{path}: has no column {column!r}, which the recipe names; among its "
+                f"{len(sheet.columns)}. Correct the recipe's key, header or delimiter."
             )
     for row in sheet.rows:
         if key in row:

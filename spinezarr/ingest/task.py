@@ -5,8 +5,6 @@ from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-import fsspec
-
 from spinezarr.errors import LostLockError, SpinezarrError
 from spinezarr.formats import Volume, open_volume
 from spinezarr.ingest.annotations import BesideImage, read_beside
@@ -97,7 +95,7 @@ def _run(
     fs, root = open_filesystem(job.raw, job.raw_options)
     beside = read_beside(fs, root, source)
     known = job.store.published_scan(source.scan_id) if task.stored else None
-    if known is not None and _made_of(known, fs, root, task, beside):
+    if known is not None and _made_of(job, task, known, beside):
         return _keep(job, source, known, beside)
     scan = ingest_scan(
         source,
@@ -113,28 +111,27 @@ def _run(
     return ScanResult(source.scan_id, "done", scan)
 
 
-def _made_of(
-    known: ScanAttributes,
-    fs: fsspec.AbstractFileSystem,
-    root: str,
-    task: ScanTask,
-    beside: BesideImage,
-) -> bool:
+def _made_of(job: IngestJob, task: ScanTask, known: ScanAttributes, beside: BesideImage) -> bool:
     """Whether a stored scan was made from the files that are there now."""
-    source = task.source
-    now = (source.size_bytes, source_key(source, beside))
+    source, names = task.source, job.options.pseudonyms
+
+    def stored(digest: str) -> str:
+        return digest if names is None else names.keyed(digest)
+
+    now = (source.size_bytes, stored(source_key(source, beside)))
     if (known.source_bytes, known.source_key) != now:
         return False
     if task.same_files:
         return True
     # Other times, and the same names and sizes: only the content tells.
+    fs, root = open_filesystem(job.raw, job.raw_options)
     hashes = [known.image_source.sha256]
     volumes: list[Volume] = [open_volume(fs, f"{root}/{source.image}")]
     label = open_label(fs, root, source)
     if label is not None and known.label_source is not None:
         hashes.append(known.label_source.sha256)
         volumes.append(label)
-    return hashes == [_sha256(volume) for volume in volumes]
+    return hashes == [stored(_sha256(volume)) for volume in volumes]
 
 
 def _sha256(volume: Volume) -> str:

@@ -136,7 +136,9 @@ class Layout(StrictModel):
     """Where this layout differs from ``labels.state``."""
     centroids: CentroidFiles | None = None
     sidecar: TemplateTexts = ()
-    """Templates of a JSON file whose texts and numbers go into the scan table."""
+    """Templates of a JSON file beside the image."""
+    sidecar_keys: PatternTexts = ()
+    """Patterns of the keys of that file whose texts and numbers go into the scan table."""
     listed: Listed | None = None
     """Which image is meant where a scan has several."""
 

@@ -105,11 +105,11 @@ class Splits(StrictModel):
             matched = pattern.match(entry)
             if matched is None or split is None:
                 raise RecipeError(
-                    f"{where}, line {number}: {entry!r} is neither a section header "
+                    f"{where}, line {number}: is neither a section header "
                     f"({', '.join(self.sections)}) nor an entry like {self.entry!r} below one."
                 )
             if matched["scan"] in found:
-                raise RecipeError(f"{where}, line {number}: {entry!r} is listed twice.")
+                raise RecipeError(f"{where}, line {number}: its scan is listed before, too.")
             found[matched["scan"]] = (split, position)
             position += 1
         return found

@@ -38,6 +38,11 @@ class Table(StrictModel):
     """Between the columns of a text file."""
     set: dict[str, str] = Field(default_factory=dict)
     """Further columns with the same text for each scan named."""
+    safe: PatternTexts = ()
+    """Patterns of the columns that name no one: with pseudonyms, only they are stored.
+
+    Those of ``set`` are among them.
+    """
     split: str | None = None
     """Column that says the scan's split; may be one of ``set``."""
 

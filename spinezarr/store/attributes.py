@@ -72,6 +72,8 @@ class RootAttributes(StrictModel):
     homepage: str | None = None
     codec_profile: str | None = None
     """Chunks and codecs of scans to come, by name; None stands for the default."""
+    pseudonym_key: str | None = None
+    """Fingerprint of the key that its ids are hashed with; None if they are the dataset's own."""
 
 
 class OtherFormatError(Exception):

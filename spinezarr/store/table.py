@@ -164,6 +164,8 @@ def _laid_out(root: RootAttributes, rows: _Rows, audited: Mapping[str, AuditedSc
         for name, (dims, values, attributes) in rows.columns.items()
     }
     columns |= _audit_columns(scan_ids, audited)
+    if root.pseudonym_key is not None:
+        columns["image_sha256"][2]["long_name"] = "keyed hash of the sha256 of the source image"
     said = [rows.said[i] for i in order]
     columns |= _joined_columns(said, taken={*columns, "scan", "vertebra", "axis"})
     coordinates = {

@@ -176,6 +176,12 @@ class StoreWriter:
                 f"{self.url}: is written with the codec profile {held!r}, not {asked!r}. "
                 "One store has one profile: leave --codec out, or choose another place."
             )
+        if found.pseudonym_key != self.root.pseudonym_key:
+            made = "without pseudonyms" if found.pseudonym_key is None else "with pseudonyms"
+            raise UsageError(
+                f"{self.url}: was made {made}, or those of another key. Give --pseudonymize and "
+                "--pseudonyms as before, or choose another place."
+            )
         return found
 
     def _taken(self) -> bool:

@@ -286,7 +286,8 @@ def test_every_lml_id_and_name_is_known():
         assert named.notes == ()
         by_id = read(lml(f"{10 * number} spine 1 2 3"), "lml")
         assert by_id.position_mm == named.position_mm
-        note = f"names that are no level; the ids count: 'spine' with id '{10 * number}' ({level})"
+        quoted = f"a text of 5 characters with id '{10 * number}' ({level})"
+        note = f"names that are no level; the ids count: {quoted}"
         assert by_id.notes == (note,)
 
 
@@ -300,7 +301,7 @@ def test_the_name_counts_more_than_the_id(level):
     assert read(lml(f"990 {level} 1 2 3"), "lml").notes == ()
 
 
-@pytest.mark.parametrize("identifier", ["0", "185", "270", "-10", "x"])
+@pytest.mark.parametrize("identifier", ["0", "185", "270", "-10"])
 def test_lml_points_of_no_level_are_passed_over(identifier):
     found = read(lml(f"{identifier} L7_center 1 2 3", "200 L1_center 1 2 3"), "lml")
     assert list(found.position_mm) == ["L1"]
@@ -311,9 +312,7 @@ def test_lml_points_of_no_level_are_passed_over(identifier):
 def test_a_first_line_that_is_a_landmark_is_told_of():
     found = read(lml("210 L2_center 1 2 3", header="200 L1_center 1 2 3"), "lml")
     assert list(found.position_mm) == ["L2"]
-    assert found.notes == (
-        "passed over, as line 1 is the header of an .lml file: '200 L1_center 1 2 3'",
-    )
+    assert found.notes == ("passed over, as line 1 is the header of an .lml file: a landmark",)
 
 
 @pytest.mark.parametrize(
@@ -321,7 +320,7 @@ def test_a_first_line_that_is_a_landmark_is_told_of():
     [
         ("", "is empty"),
         (" \r\n", "is empty"),
-        ("[", r"is not JSON .*starts with b'\['"),
+        ("[", "is not JSON .*looks like text"),
         ("<!DOCTYPE html>", "is not JSON"),
         (b"\xff\xfe\xfd", "is not JSON"),
         ("[" * 100_000, "is not JSON"),
@@ -336,13 +335,13 @@ def test_a_first_line_that_is_a_landmark_is_told_of():
         ('[{"coordinate_system": "itk"}]', "entry 1 is .*coordinate_system"),
         ('[{"direction": ["P","I","R"], "zoom": [1,1,1], "format": "POI"}]', "zoom.*TPTBox"),
         (json.dumps([entry(), {"direction": list("PIR")}]), r"entry 2 is .*\['direction'\]"),
-        (verse([20, 1, 2, 3]), r"entry 2 is the value \[20, 1, 2, 3\], expected label, X, Y, Z"),
+        (verse([20, 1, 2, 3]), "entry 2 is a list of 4 values, expected label, X, Y, Z"),
         (verse(entry(), {"label": 20, "X": 1, "Y": 2}), "entry 3 is an object with the keys"),
         (verse(entry(x="5")), "entry 2: its X is '5', expected a number"),
-        (verse(entry(z=[5])), r"entry 2: its Z is \[5\]"),
-        (verse(entry("L1")), "entry 2: its label is 'L1'"),
-        (verse(entry(label=True)), "entry 2: its label is True"),
-        (verse(entry(y=False)), "entry 2: its Y is False"),
+        (verse(entry(z=[5])), "entry 2: its Z is a list of 1 values"),
+        (verse(entry("L1")), "entry 2: its label is a text of 2 characters"),
+        (verse(entry(label=True)), "entry 2: its label is the value True"),
+        (verse(entry(y=False)), "entry 2: its Y is the value False"),
         *(
             (json.dumps([{"direction": found}]), "its direction is .*expected three letters")
             for found in (None, "PIR", "", 5, [], ["P", "I"], [*"PIRL"], [*"PIS"], [*"PPR"])
@@ -361,10 +360,10 @@ def test_what_is_no_verse_file_is_refused(text, reason):
     ("text", "reason"),
     [
         ("", "is empty"),
-        ("<html>404</html>", "is no .lml file.*its first line '<html>404</html>'"),
+        ("<html>404</html>", "is no .lml file.*its first line"),
         (verse(entry()), "is no .lml file"),
-        (lml("200 L1_center 1 2"), "line 2 is '200 L1_center 1 2', expected an id, a name"),
-        (lml("", "", "200 L1_center 1 2 z"), "line 4 is '200 L1_center 1 2 z'"),
+        (lml("200 L1_center 1 2"), "line 2 is no landmark, expected an id, a name"),
+        (lml("", "", "200 L1_center 1 2 z"), "line 4 is no landmark"),
         *(
             (lml(f"200 L1_center 1 {number} 3"), "line 2 is")
             for number in (
@@ -379,7 +378,7 @@ def test_what_is_no_verse_file_is_refused(text, reason):
                 "9" * 100_000 + "x",
             )
         ),
-        ("# 0\n# 0\n", "line 2 is '# 0'"),
+        ("# 0\n# 0\n", "line 2 is no landmark"),
         ("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 3\n", "line 2 is"),
         (lml("200\tL1_center\t1\t2\t3").encode("utf-16"), "line 2 is"),
         (bytes(range(256)) * 4, "line|is no .lml"),

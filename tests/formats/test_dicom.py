@@ -332,12 +332,12 @@ def test_files_that_are_not_dicom_are_noted(tmp_path):
     for name in "abcd":
         (tmp_path / name).write_bytes(b"anything")
     (note,) = read(tmp_path)[0].notes
-    assert note == "passed over 4 files that are not DICOM: a, b, c and 1 more"
+    assert note == "passed over 4 files that are not DICOM"
 
 
 @pytest.mark.parametrize(
     ("name", "content", "found"),
-    [("x", b"", "is empty"), ("x.dcm", b"<!DOCTYPE html>", "starts with b'<!DOCTYP'")],
+    [("x", b"", "is empty"), ("x.dcm", b"<!DOCTYPE html>", "looks like a web page")],
 )
 def test_a_file_that_may_be_a_slice_and_is_not_dicom_is_refused(tmp_path, name, content, found):
     write(tmp_path)
@@ -374,19 +374,16 @@ def test_the_largest_series_is_taken_and_the_others_are_named(tmp_path):
     volume, values = read(tmp_path)
     np.testing.assert_array_equal(values, VALUES)
     (note,) = volume.notes
-    assert re.fullmatch(
-        r"took series 2 'Phantom 2' \(5 slices, 2\.25\.\d+\), "
-        r"not series 3 'Phantom 3' \(4 slices, 2\.25\.\d+\)",
-        note,
-    )
+    assert note == "took series '2' (5 slices), not series '3' (4 slices)"
 
 
 def test_series_of_equal_size_are_refused_with_their_names(tmp_path):
     write(tmp_path, second_series=5)
     message = refusal(tmp_path)
     assert "2 series have the most slices" in message
-    uids = re.findall(r"series (\d) '.*?' \(5 slices, ([\d.]+)\)", message)
-    assert sorted(number for number, _ in uids) == ["2", "3"]
+    named = re.findall(r"series '(\d)' \(5 slices\), e\.g\. ([^;]+\.dcm)", message)
+    assert sorted(number for number, _ in named) == ["2", "3"]
+    assert all((tmp_path / file).is_file() for _, file in named)
 
 
 # Slices that are not one even stack
@@ -538,8 +535,8 @@ def test_slices_that_differ_are_refused_with_what_they_are(tmp_path, elements, w
     [
         ({"NumberOfFrames": 12}, "is a multi-frame object of 12 frames, expected one file a slice"),
         ({"SOPClassUID": "1.2.840.10008.5.1.4.1.1.2.1"}, "is a multi-frame object of 1 frames"),
-        ({"PhotometricInterpretation": "MONOCHROME1"}, "1 samples a pixel, MONOCHROME1; exp"),
-        ({"SamplesPerPixel": 3, "PhotometricInterpretation": "RGB"}, "3 samples a pixel, RGB"),
+        ({"PhotometricInterpretation": "MONOCHROME1"}, "1 samples a pixel, 'MONOCHROME1'; exp"),
+        ({"SamplesPerPixel": 3, "PhotometricInterpretation": "RGB"}, "3 samples a pixel, 'RGB'"),
         ({"ImagePositionPatient": None}, "ImagePositionPatient holds 0 numbers, expected 3"),
         ({"ImageOrientationPatient": None}, "ImageOrientationPatient holds 0 numbers, expected 6"),
         ({"ImageOrientationPatient": [1, 0, 0]}, "ImageOrientationPatient holds 3 numbers"),
@@ -582,7 +579,7 @@ def test_an_unknown_transfer_syntax_is_refused(tmp_path):
     data = path.read_bytes().replace(b"1.2.840.10008.1.2.1\0", b"1.2.840.10008.1.2.9\0")
     assert dataset.file_meta.TransferSyntaxUID == "1.2.840.10008.1.2.1"
     path.write_bytes(data)
-    assert "its TransferSyntaxUID is '1.2.840.10008.1.2.9', which is not read" in refusal(tmp_path)
+    assert "its TransferSyntaxUID is 'of no known syntax', which is not read" in refusal(tmp_path)
 
 
 # Damage
@@ -628,7 +625,7 @@ def test_a_code_stream_with_zeros_for_its_end_is_refused(tmp_path, syntax):
     frame = get_frame(pydicom.dcmread(path).PixelData, 0, number_of_frames=1)
     half = len(frame) // 2
     edit(path, PixelData=encapsulate([frame[:half] + bytes(len(frame) - half)]))
-    assert f"{path}: its code stream is cut short: it ends with" in refusal(tmp_path)
+    assert f"{path}: its code stream is cut short: it does not end with" in refusal(tmp_path)
 
 
 @pytest.mark.parametrize("syntax", ["jpeg-lossless", "jpeg-ls", "jpeg2000"])

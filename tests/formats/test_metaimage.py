@@ -438,7 +438,8 @@ def test_a_data_file_that_is_no_plain_name_is_refused(tmp_path, name):
     for place in (tmp_path / "sub", tmp_path, tmp_path.parent):
         (place / "v.raw").write_bytes(VOXELS)
     message = refusal_unread(tmp_path / "v.mhd", header(ElementDataFile=name))
-    assert f"ElementDataFile = {name[:60]!r}, expected LOCAL, or the name of one file" in message
+    assert ", expected LOCAL, or the name of one file" in message
+    assert name in {"", ".", "..", "LIST"} or name[:20] not in message
     assert "Join the files into one .mha" in message
 
 
@@ -478,7 +479,7 @@ def test_a_data_file_that_is_missing_is_refused(tmp_path):
     (tmp_path / "dangling").symlink_to("nowhere")
     for name in ("v.raw", "dangling"):
         message = refusal_unread(tmp_path / "v.mhd", header(ElementDataFile=name))
-        assert f"{tmp_path / name}, which is not there. Download it, too." in message
+        assert "names a data file (ElementDataFile) which is not there. Download" in message
 
 
 @pytest.mark.parametrize("size", [0, 1, len(VOXELS) - 1, len(VOXELS) + 1, 10 * len(VOXELS)])
@@ -597,8 +598,8 @@ def test_a_large_stream_is_refused_where_it_breaks(folder, large):
     ("content", "reason"),
     [
         (b"", "is empty. Download it again"),
-        (b"<!DOCTYPE html><html>404</html>" * 30, "is not a MetaImage: it starts with b'<!DO"),
-        (bytes(1000), r"is not a MetaImage: it starts with b'\\x00"),
+        (b"<!DOCTYPE html><html>404</html>" * 30, "is not a MetaImage: it looks like a web page"),
+        (bytes(1000), "is not a MetaImage: it looks like zeros"),
         (b"\n" * 1000, "is not a MetaImage"),
         (gzip.compress(header() + VOXELS), "is not a MetaImage|has no NDims"),
         (header()[:100], "first 100 bytes is 'ElementDataFile"),

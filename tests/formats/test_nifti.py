@@ -271,11 +271,11 @@ def test_qfac_0_counts_as_1(folder):
         (b"", "is empty"),
         (b"n", "is not a NIfTI file"),
         (b"\x1f", "is not a NIfTI file"),
-        (b"<!DOCTYPE html><html>404</html>" * 30, r"is not a NIfTI file: it starts with b'<!DO'"),
+        (b"<!DOCTYPE html><html>404</html>" * 30, "is not a NIfTI file: it looks like a web page"),
         (b"version https://git-lfs.github.com/spec/v1\n", "is not a NIfTI file"),
         (bytes(1000), "is not a NIfTI file"),
         (gzip.compress(b"", mtime=0), "is not a NIfTI file"),
-        (gzip.compress(b"text" * 300, mtime=0), "it starts with b'text'"),
+        (gzip.compress(b"text" * 300, mtime=0), "it looks like text"),
         (nifti_bytes()[:340], "ends inside its 348-byte header"),
         (nifti_bytes(version=2)[:348], "ends inside its 540-byte header"),
         (nifti_bytes()[:350], "ends before its voxels start"),
@@ -340,7 +340,7 @@ def test_a_vox_offset_that_is_no_number_is_refused(folder, vox_offset):
 )
 def test_other_magic_is_refused(folder, version, magic):
     message = refusal(folder / "v.nii", nifti_bytes(version=version, magic=magic))
-    assert repr(magic.ljust(4, b"\0")) in message
+    assert "another magic than b'n+" in message
     assert ".hdr/.img" in message
 
 

@@ -255,7 +255,7 @@ def test_the_list_in_the_raw_folder_counts_more_than_the_shipped_one(tmp_path):
 def test_a_split_file_that_is_wrong_is_refused_by_name_and_line(tmp_path):
     root = write_few(tmp_path)
     (root / "data_split.txt").write_text("trainset:\nliver_0\n")
-    with pytest.raises(RecipeError, match=r"data_split\.txt, line 2: 'liver_0'"):
+    with pytest.raises(RecipeError, match=r"data_split\.txt, line 2: is neither"):
         found_in(root)
     (root / "data_split.txt").write_bytes(b"\xff\xfe\0")
     with pytest.raises(RecipeError, match=r"data_split\.txt is not text"):

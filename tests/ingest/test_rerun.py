@@ -30,6 +30,7 @@ layouts:
     values: {"19": T12, "20": L1, "26": "30", "7": "31"}
     centroids: {files: "{scan}.json", convention: verse}
     sidecar: "{scan}_side.json"
+    sidecar_keys: "{any:.*}"
 splits: {files: split.txt, sections: {one: train, two: test}, entry: "{scan}"}
 labels: {scheme: canonical, state: unknown, structures: {"30": left_hip}}
 tables:
@@ -101,6 +102,7 @@ AMENDED = {
     "sidecar is broken": (write("a_side.json", b"\xff{"), None),
     "sidecar with odd texts": (write("a_side.json", '{"a/b": "\\ud800", "": 1, "n": NaN}'), None),
     "sidecar is gone": (lambda raw: (raw / "a_side.json").unlink(), None),
+    "keys of the sidecar": (None, ('"{any:.*}"', "Name")),
     "split": (write("split.txt", "one:\nb\na\n"), None),
     "table": (write("clinic.csv", "Scan,Age,Sex\na,62,f\nb,40,m\n"), None),
     "order of columns": (write("clinic.csv", "Sex,Scan,Age\nf,a,61\nm,b,40\n"), None),
@@ -226,7 +228,7 @@ def test_notes_of_sidecars_and_values_come_and_go(raw, tmp_path):
     outside = "mask values outside the label scheme: 31"
     assert run(raw, out).notes["a"][-1] == outside
     (raw / "a_side.json").write_text("[1]")
-    passed_over = "the sidecar a_side.json was passed over: it is not a JSON object"
+    passed_over = "the sidecar was passed over: it is not a JSON object"
     assert run(raw, out).notes["a"][-2:] == (passed_over, outside)
     edit_structures = RECIPE.replace('"30": left_hip', '"31": right_hip')
     assert run(raw, out, edit_structures).notes["a"][-1] == outside.replace("31", "30")
