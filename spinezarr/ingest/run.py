@@ -289,6 +289,7 @@ class _Run:
         self._skipped: list[str] = []
         self._failed = [FailedScan(image.scan_id, image.reason) for image in discovery.without_mask]
         self._problem = ""
+        self._unclean = False
         self._table_written = time.monotonic()
 
     def tasks(self) -> Iterator[ScanTask]:
@@ -315,6 +316,7 @@ class _Run:
         source = self._sources[result.scan_id]
         if result.scan is None:
             self._failed.append(FailedScan(result.scan_id, result.reason))
+            self._unclean |= result.unclean
         else:
             stamp = self._keyed(source.stamp)
             self._known.change(result.scan, self._inputs[result.scan_id], stamp)
@@ -333,6 +335,8 @@ class _Run:
         try:
             self._known.write()
             self._problem = ""
+            if self._unclean:
+                self._job.store.forget_ledger()
         except LostLockError:
             raise
         except OSError as problem:

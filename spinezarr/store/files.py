@@ -124,8 +124,14 @@ def publish_file(fs: fsspec.AbstractFileSystem, path: str, data: bytes) -> None:
     if not isinstance(fs, LocalFileSystem):
         fs.pipe_file(path, data)
         return
-    write_file(fs, path + PARTIAL, data)
-    Path(path + PARTIAL).replace(path)
+    new = Path(path + PARTIAL)
+    try:
+        write_file(fs, str(new), data)
+        new.replace(path)
+    except OSError:
+        with suppress(OSError):
+            new.unlink()
+        raise
     folder = os.open(path.rsplit("/", 1)[0], os.O_RDONLY)
     try:
         os.fsync(folder)

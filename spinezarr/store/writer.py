@@ -529,14 +529,15 @@ class ScanWriter:
             self._old = set(replaced["attributes"]["manifest"])
             self._separator = other_separator(separator_of(replaced))
         self._manifest: dict[str, ManifestEntry] = {}
+        self._metadata = b""
 
     def write_shard(self, array: str, shard_zyx: ShapeZYX, data: bytes) -> None:
         """Write a shard of ``image`` or ``label`` and enter it in the manifest."""
         if self._guard is not None:
             self._guard()
         key = f"{array}/{self._separator.join(('c', *map(str, shard_zyx)))}"
+        self._manifest[key] = ManifestEntry.of(data)  # first: half of it may be written
         write_file(self._fs, f"{self._folder}/{key}", data)
-        self._manifest[key] = ManifestEntry.of(data)
 
     def publish(
         self, facts: Mapping[str, Any], label_chunks: npt.NDArray[np.uint32] | None
@@ -558,12 +559,21 @@ class ScanWriter:
         metadata["attributes"] = scan.to_json()
         if self._guard is not None:
             self._guard(at_once=True)
+        self._metadata = seal(metadata)
         _switch(
-            self._fs, self._folder, {**files, _METADATA: seal(metadata)}, replaces=self._replaces
+            self._fs, self._folder, {**files, _METADATA: self._metadata}, replaces=self._replaces
         )
         remove_files(self._fs, self._folder, self._old - scan.manifest.keys())
         return scan
 
     def discard(self) -> None:
-        """Remove what has been written; a scan that was published before stays."""
+        """Remove what has been written, unless it may be published; the version before stays."""
+        if self._metadata:
+            try:
+                if self._fs.cat_file(f"{self._folder}/{_METADATA}") == self._metadata:
+                    return
+            except FileNotFoundError:
+                pass
+            except OSError:
+                return  # nobody knows: the next run looks
         remove_files(self._fs, self._folder, self._manifest.keys() - self._old)

@@ -1,6 +1,8 @@
 """What goes wrong outside: a clear error for each scan it hits, the rest done, nothing lost."""
 
+import json
 import os
+import re
 import shutil
 import subprocess
 from contextlib import contextmanager
@@ -32,8 +34,6 @@ def judge(files, url, shop):
 
 def failures(run):
     """Scans that failed, and why, as ``--json`` tells them."""
-    import json
-
     assert "Traceback" not in run.output
     assert "Please report this" not in run.output
     text = run.output
@@ -262,6 +262,49 @@ def test_a_bucket_that_refuses_one_scan(shop, bucket, store, action, said):
     assert "scans/new/" in failed["new"]
     assert said in failed["new"]
     judge(place.files(url), url, shop)
+    runs_well(shop, url, lambda: place.files(url), Plan(environment=bucket.environment))
+
+
+@pytest.mark.parametrize(
+    "refused",
+    [
+        "PUT .*/scans/other-voxels/image/zarr.json",
+        "PUT .*/scans/no-mask-now/x/zarr.json",
+        "PUT .*/scans/(fewer-shards|new)/zarr.json",
+        r"POST .*\?delete",
+    ],
+)
+def test_a_bucket_that_refuses_what_comes_after_the_switch(shop, bucket, store, refused):
+    place, url = store
+    code, run = run_in_bucket(
+        shop,
+        bucket,
+        url,
+        lambda _, change: "refuse" if re.match(refused, " ".join(change)) else "pass",
+    )
+    assert code == 1, run.output
+    failures(run)
+    assert faults_after_kill(place.files(url), url, shop.references[REFERENCE]) == []
+    runs_well(shop, url, lambda: place.files(url), Plan(environment=bucket.environment))
+
+
+@pytest.mark.parametrize("scan", ["new", "other-voxels"])
+def test_the_answer_to_the_last_write_is_lost(shop, bucket, store, scan):
+    place, url = store
+    cut = []
+
+    def before(_, change):
+        # The bucket has done it when it is asked again; the client never hears of it.
+        if change[0] == "PUT" and change[1].endswith(f"/scans/{scan}/zarr.json"):
+            cut.append(change)
+            return "pass then cut"
+        return "pass"
+
+    code, run = run_in_bucket(shop, bucket, url, before)
+    assert cut
+    assert code in {0, 1}, run.output
+    assert set(failures(run)) <= {scan}
+    assert faults_after_kill(place.files(url), url, shop.references[REFERENCE]) == []
     runs_well(shop, url, lambda: place.files(url), Plan(environment=bucket.environment))
 
 

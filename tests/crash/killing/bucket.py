@@ -24,7 +24,7 @@ _REFUSALS: Final = {
     "fail": ("500 Internal Server Error", "InternalError", "We encountered an internal error."),
 }
 
-Action = Literal["pass", "refuse", "fail", "cut"]
+Action = Literal["pass", "refuse", "fail", "cut", "pass then cut"]
 Change = tuple[str, str]
 """Method and key of a request that changes something."""
 _Start = Callable[..., Any]
@@ -97,9 +97,11 @@ class Bucket:
             environ["werkzeug.socket"].shutdown(socket.SHUT_RDWR)
             start_response("500 Internal Server Error", [])  # nobody hears it
             return []
-        if action != "pass":
+        if action in _REFUSALS:
             return _refuse(start_response, *_REFUSALS[action])
         answer = self._moto(environ, start_response)
+        if action == "pass then cut":
+            environ["werkzeug.socket"].shutdown(socket.SHUT_RDWR)
         self._after(number, change)
         return answer
 

@@ -160,7 +160,8 @@ def _below(files: Files, folder: str) -> Files:
 
 
 def _memory(files: Files) -> MemoryStore:
-    return MemoryStore({k: Buffer.from_bytes(v) for k, v in files.items() if not k.endswith("/")})
+    whole = {k: v for k, v in files.items() if not k.endswith(("/", ".partial"))}
+    return MemoryStore({key: Buffer.from_bytes(data) for key, data in whole.items()})
 
 
 def _opened(files: Files, group: str | None = None) -> xr.Dataset:
