@@ -17,7 +17,6 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 from fsspec.implementations.local import LocalFileSystem
-from fsspec.implementations.local import LocalFileSystem
 
 from spinezarr.errors import CorruptStoreError, ReadOnlyStoreError, UsageError
 from spinezarr.geometry import ShapeZYX, axis_positions_mm
@@ -263,7 +262,9 @@ class StoreWriter:
         place = f"{self._path}/{TABLE}"
         named = {_METADATA}
         with suppress(FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
-            named |= set(unseal(self._fs.cat_file(f"{place}/{_METADATA}"))["attributes"]["manifest"])
+            named |= set(
+                unseal(self._fs.cat_file(f"{place}/{_METADATA}"))["attributes"]["manifest"]
+            )
         remove_files(self._fs, place, list_sizes(self._fs, place).keys() - named)
         if isinstance(self._fs, LocalFileSystem):
             own = (_METADATA, f"{SCANS}/{_METADATA}", AUDIT_FILE, LEDGER_FILE)

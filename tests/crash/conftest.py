@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-
 from killing.bucket import Bucket, serve_bucket
 from killing.driver import Driver
 from killing.kills import BucketPlace, FolderPlace, Place, Workshop, in_memory

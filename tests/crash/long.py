@@ -38,7 +38,15 @@ from killing.kills import (
 PART = 15
 """Kills that one process does."""
 
-KINDS = ("unreadable", "silently incomplete", "lost", "not resumed", "left over", "not identical", MIXED)
+KINDS = (
+    "unreadable",
+    "silently incomplete",
+    "lost",
+    "not resumed",
+    "left over",
+    "not identical",
+    MIXED,
+)
 
 
 def main() -> int:
@@ -109,7 +117,9 @@ def show(results: dict[str, Counts], baseline: dict[str, int]) -> None:
         kills = f"{counts.kills} + {counts.second_kills} again"
         table.add_row(name, kills, *(str(counts.faults[kind]) for kind in KINDS))
     plain = [str(baseline.get(kind, 0)) for kind in KINDS[:2]]
-    table.add_row("plain zarr-python", str(sum(baseline.values())), *plain, *("-" * (len(KINDS) - 2)))
+    table.add_row(
+        "plain zarr-python", str(sum(baseline.values())), *plain, *("-" * (len(KINDS) - 2))
+    )
     out.print(table)
     stages = Table("killed at", *results, title="Where the runs were")
     for stage in sorted({stage for counts in results.values() for stage in counts.stages}):

@@ -6,10 +6,10 @@ import re
 import shutil
 import subprocess
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
-
-from killing.check import faults_after_kill, faults_at_end, folder_files, left_over, write_folder
+from killing.check import faults_at_end, folder_files, harm_after_kill, left_over, write_folder
 from killing.driver import Plan
 from killing.kills import BucketPlace
 
@@ -28,7 +28,7 @@ def words(shop, raw, url):
 
 def judge(files, url, shop):
     """Nothing is lost, mixed or left over after a run that met a fault."""
-    assert faults_after_kill(files, url, shop.references[REFERENCE]) == []
+    assert harm_after_kill(files, url, shop.references[REFERENCE]) == []
     assert left_over(files) == []
 
 
@@ -59,6 +59,17 @@ def mounted(folder, *options):
         yield lambda change: subprocess.run([mount, "-o", f"remount,{change}", folder], check=True)
     finally:
         subprocess.run([shutil.which("umount"), "-l", folder], check=True)
+
+
+@contextmanager
+def closed(place):
+    """Let nobody write in a folder, nor in those below."""
+    folders = [Path(folder) for folder, _, _ in os.walk(place)]
+    for folder in folders:
+        folder.chmod(0o555)
+    yield
+    for folder in folders:
+        folder.chmod(0o755)
 
 
 def test_a_full_disk(shop, work):
@@ -107,13 +118,9 @@ def test_a_target_that_is_read_only(shop, work, start):
 
 def test_a_target_where_others_may_write(shop, disk):
     url = disk.new(shop.stores[REFERENCE])
-    folders = [folder for folder, _, _ in os.walk(url)]
-    for folder in folders:
-        os.chmod(folder, 0o555)
     plan = Plan(plain_user=True)
-    code, run = shop.driver.run(words(shop, shop.folder / "raw2", url), url, plan)
-    for folder in folders:
-        os.chmod(folder, 0o755)
+    with closed(url):
+        code, run = shop.driver.run(words(shop, shop.folder / "raw2", url), url, plan)
     assert code == 2, run.output
     assert "Traceback" not in run.output
     assert f"{url}: cannot be written" in run.output
@@ -123,13 +130,9 @@ def test_a_target_where_others_may_write(shop, disk):
 
 def test_one_scan_where_others_may_write(shop, disk):
     url = disk.new(shop.stores[REFERENCE])
-    folders = [folder for folder, _, _ in os.walk(f"{url}/scans/other-voxels")]
-    for folder in folders:
-        os.chmod(folder, 0o555)
     plan = Plan(plain_user=True)
-    code, run = shop.driver.run(words(shop, shop.folder / "raw2", url), url, plan)
-    for folder in folders:
-        os.chmod(folder, 0o755)
+    with closed(f"{url}/scans/other-voxels"):
+        code, run = shop.driver.run(words(shop, shop.folder / "raw2", url), url, plan)
     assert code == 1, run.output
     failed = failures(run)
     assert set(failed) == {"other-voxels"}
@@ -221,12 +224,12 @@ def test_a_mask_that_is_replaced_while_its_scan_is_read(shop, disk, raw):
     plan = Plan(pause_at="open scans/other-voxels/image")
     run = shop.driver.start(words(shop, raw, url), url, plan)
     run.wait_until_paused()
-    os.replace(other, ours)
+    Path(other).replace(ours)
     run.go_on()
     run.wait()
     assert set(failures(run)) <= {"other-voxels"}
     assert left_over(disk.files(url)) == []
-    os.replace(raw.parent / "kept", ours)
+    (raw.parent / "kept").replace(ours)
     runs_well(shop, url, lambda: disk.files(url), raw=raw)
 
 
@@ -284,7 +287,7 @@ def test_a_bucket_that_refuses_what_comes_after_the_switch(shop, bucket, store, 
     )
     assert code == 1, run.output
     failures(run)
-    assert faults_after_kill(place.files(url), url, shop.references[REFERENCE]) == []
+    assert harm_after_kill(place.files(url), url, shop.references[REFERENCE]) == []
     runs_well(shop, url, lambda: place.files(url), Plan(environment=bucket.environment))
 
 
@@ -304,7 +307,7 @@ def test_the_answer_to_the_last_write_is_lost(shop, bucket, store, scan):
     assert cut
     assert code in {0, 1}, run.output
     assert set(failures(run)) <= {scan}
-    assert faults_after_kill(place.files(url), url, shop.references[REFERENCE]) == []
+    assert harm_after_kill(place.files(url), url, shop.references[REFERENCE]) == []
     runs_well(shop, url, lambda: place.files(url), Plan(environment=bucket.environment))
 
 
@@ -319,9 +322,7 @@ def test_a_bucket_that_fails_now_and_then(shop, bucket, store):
 
 def test_a_bucket_that_refuses_all_writes(shop, bucket, store):
     place, url = store
-    code, run = run_in_bucket(
-        shop, bucket, url, lambda number, _: "refuse" if number else "pass"
-    )
+    code, run = run_in_bucket(shop, bucket, url, lambda number, _: "refuse" if number else "pass")
     assert code == 2, run.output
     assert "Traceback" not in run.output
     assert f"{url}: cannot be written" in run.output
@@ -342,5 +343,5 @@ def test_a_network_that_is_cut(shop, bucket, store, number_of_cut):
     assert code in {1, 2}, run.output
     assert "Traceback" not in run.output
     assert "Please report this" not in run.output
-    assert faults_after_kill(place.files(url), url, shop.references[REFERENCE]) == []
+    assert harm_after_kill(place.files(url), url, shop.references[REFERENCE]) == []
     runs_well(shop, url, lambda: place.files(url), Plan(environment=bucket.environment))

@@ -6,8 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-
-from killing.check import MIXED, faults_after_kill, faults_at_end, left_over
+from killing.check import MIXED, faults_at_end, harm_after_kill, left_over
 from killing.driver import Plan
 from killing.kills import count_kills
 
@@ -43,7 +42,7 @@ def test_a_kill_where_a_scan_or_the_table_appears_does_no_harm(shop, disk, start
     run.kill()
     assert run.wait() == -9
     reference = shop.references[start]
-    assert faults_after_kill(disk.files(url), url, reference) == []
+    assert harm_after_kill(disk.files(url), url, reference) == []
     code, run = shop.driver.run(words, url)
     assert code == 0, run.output
     assert faults_at_end(disk.files(url), url, reference) == []

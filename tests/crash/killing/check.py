@@ -12,21 +12,19 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import wraps
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Final, TypeVar
 
 import fsspec
 import google_crc32c
 import numpy as np
-import numpy.typing as npt
 import xarray as xr
 import zarr
 from zarr.buffer.cpu import Buffer
 from zarr.storage import MemoryStore
 
 import spinezarr
-from spinezarr.errors import CorruptStoreError, StoreNotFoundError
-
 from killing.dataset import Truth
+from spinezarr.errors import CorruptStoreError, StoreNotFoundError
 
 __all__ = [
     "MIXED",
@@ -36,6 +34,7 @@ __all__ = [
     "faults_after_kill",
     "faults_at_end",
     "folder_files",
+    "harm_after_kill",
     "left_over",
     "scan_ids",
     "write_folder",
@@ -82,15 +81,15 @@ class Reference:
     def of(cls, before: Files, end: Files) -> "Reference":
         """Take both from the stores of runs that ended well."""
         old, new = (
-            {name: _digest(files, name) for name in scan_ids(files)}
-            for files in (before, end)
+            {name: _digest(files, name) for name in scan_ids(files)} for files in (before, end)
         )
         values = [_values_by_array(files) for files in (before, end)]
         return cls(
-            arrays={key: (values[0].get(key), values[1].get(key)) for key in {*values[0], *values[1]}},
+            arrays={
+                key: (values[0].get(key), values[1].get(key)) for key in {*values[0], *values[1]}
+            },
             versions={
-                name: frozenset({d[name] for d in (old, new) if name in d})
-                for name in {*old, *new}
+                name: frozenset({d[name] for d in (old, new) if name in d}) for name in {*old, *new}
             },
             before=frozenset(old),
             table_before="table/zarr.json" in before,
@@ -217,6 +216,11 @@ def faults_after_kill(files: Files, url: str, reference: Reference) -> list[Faul
     return faults.found
 
 
+def harm_after_kill(files: Files, url: str, reference: Reference) -> list[Fault]:
+    """Return the faults but those of kind :data:`MIXED`, which the next run mends."""
+    return [fault for fault in faults_after_kill(files, url, reference) if fault.kind != MIXED]
+
+
 def _judge_scan(files: Files, name: str, reference: Reference, faults: _Faults) -> None:
     try:
         found = _digest(files, name)
@@ -249,7 +253,9 @@ def _judge_arrays(files: Files, name: str, reference: Reference, faults: _Faults
 
 @_remembered
 def _array_values(files: Files, name: str) -> dict[str, str]:
-    group = zarr.open_group(_memory(_below(files, f"scans/{name}")), mode="r", use_consolidated=False)
+    group = zarr.open_group(
+        _memory(_below(files, f"scans/{name}")), mode="r", use_consolidated=False
+    )
     values = {}
     for path, array in group.members(max_depth=None):
         if isinstance(array, zarr.Array):
@@ -391,5 +397,3 @@ def same_as_written(files: Files, truth: Mapping[str, Truth]) -> bool:
         if label is not None and not np.array_equal(scan["label"], label):
             return False
     return True
-
-

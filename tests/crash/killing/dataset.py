@@ -1,4 +1,4 @@
-"""Two versions of a raw folder: an ingest of the second over the first meets every case there is."""
+"""Two versions of a raw folder: an ingest of the second over the first meets every case."""
 
 from dataclasses import dataclass
 from pathlib import Path

@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Self
 
 __all__ = ["Driver", "Plan", "Run"]
 
@@ -111,7 +111,7 @@ class Driver:
             env={**os.environ, "COLUMNS": "400"},
         )
 
-    def __enter__(self) -> "Driver":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -279,8 +279,9 @@ class _Changes:
 
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parents[1]))
-    import killing.baseline
     import s3fs  # noqa: F401
+
+    import killing.baseline  # noqa: F401
     import spinezarr.cli.main  # noqa: F401
 
     _serve()()

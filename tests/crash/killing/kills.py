@@ -27,7 +27,15 @@ from killing.check import (
 from killing.dataset import RECIPE, write_raw
 from killing.driver import Driver, Plan, Run
 
-__all__ = ["BucketPlace", "Counts", "FolderPlace", "Workshop", "count_baseline", "count_kills", "in_memory"]
+__all__ = [
+    "BucketPlace",
+    "Counts",
+    "FolderPlace",
+    "Workshop",
+    "count_baseline",
+    "count_kills",
+    "in_memory",
+]
 
 Start = Literal["nothing", "version 1"]
 _KILLED: Final = -9
@@ -298,9 +306,7 @@ def _profile(shop: Workshop, place: Place, start: Start) -> tuple[float, dict[st
     return seconds, by_stage
 
 
-def _killed(
-    shop: Workshop, place: Place, words: list[str], url: str, point: Point
-) -> str | None:
+def _killed(shop: Workshop, place: Place, words: list[str], url: str, point: Point) -> str | None:
     """Kill a run at a point; return the stage, or None if it ended before."""
     run = place.start(words, url, point)
     if point.after_s is not None:
@@ -348,5 +354,3 @@ def count_baseline(folder: Path, driver: Driver, kills: int, *, seed: int) -> Co
         if run.wait() == _KILLED:
             found[read_array(place)] += 1
     return found
-
-
