@@ -3,6 +3,8 @@
 A message names the file or scan, what was found, what was expected and the next step.
 """
 
+from typing import Final
+
 __all__ = [
     "CardError",
     "CatalogError",
@@ -18,6 +20,7 @@ __all__ = [
     "StoreNotFoundError",
     "UnknownScanError",
     "UsageError",
+    "is_from_network",
 ]
 
 
@@ -81,3 +84,12 @@ class UnknownScanError(SpinezarrError, KeyError):
 
 class CorruptStoreError(SpinezarrError, OSError):
     """Stored bytes that are missing, short or fail their checksum; never returned as data."""
+
+
+_NETWORK: Final = {"aiobotocore", "aiohttp", "botocore"}
+"""Packages whose errors of connections and credentials are no :class:`OSError`."""
+
+
+def is_from_network(error: Exception) -> bool:
+    """Whether a server could not be reached or refused to answer."""
+    return type(error).__module__.partition(".")[0] in _NETWORK

@@ -12,7 +12,13 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from spinezarr.errors import SpinezarrError, StoreNotFoundError, UnknownScanError, UsageError
+from spinezarr.errors import (
+    SpinezarrError,
+    StoreNotFoundError,
+    UnknownScanError,
+    UsageError,
+    is_from_network,
+)
 
 __all__ = [
     "ERR",
@@ -50,6 +56,10 @@ def errors_for_users() -> Iterator[None]:
     except OSError as problem:
         where = f"{problem.filename}: " if problem.filename else ""
         _fail(f"{where}{problem.strerror or problem}", SOME_FAILED)
+    except Exception as problem:
+        if not is_from_network(problem):
+            raise
+        _fail(str(problem), SOME_FAILED)
     except KeyboardInterrupt:
         _fail("interrupted; what was done is kept, run it again to go on.", INTERRUPTED)
 

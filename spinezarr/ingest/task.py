@@ -5,7 +5,7 @@ from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from spinezarr.errors import LostLockError, SpinezarrError
+from spinezarr.errors import LostLockError, SpinezarrError, is_from_network
 from spinezarr.formats import Volume, open_volume
 from spinezarr.ingest.annotations import BesideImage, read_beside
 from spinezarr.ingest.discover import ScanSource
@@ -162,4 +162,6 @@ def _reason(error: Exception) -> str:
     if isinstance(error, OSError):
         where = f"{error.filename}: " if error.filename else ""
         return f"{where}{error.strerror or error}."
+    if is_from_network(error):
+        return f"{error}"
     return f"unexpected {type(error).__name__}: {error}. Please report this."

@@ -1,8 +1,8 @@
 """Writing files so that each is either whole or absent, on disk and in object stores."""
 
 import os
-from collections.abc import Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -79,7 +79,8 @@ def write_file(fs: fsspec.AbstractFileSystem, path: str, data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
     else:
-        fs.pipe_file(path, data)
+        with _naming(path):
+            fs.pipe_file(path, data)
 
 
 def write_files(fs: fsspec.AbstractFileSystem, files: Mapping[str, bytes]) -> None:
@@ -88,7 +89,19 @@ def write_files(fs: fsspec.AbstractFileSystem, files: Mapping[str, bytes]) -> No
         for path, data in files.items():
             write_file(fs, path, data)
     elif files:
-        fs.pipe(dict(files))
+        with _naming(os.path.commonpath(list(files))):
+            fs.pipe(dict(files))
+
+
+@contextmanager
+def _naming(path: str) -> Iterator[None]:
+    """Add to an error from afar which file it is about."""
+    try:
+        yield
+    except OSError as problem:
+        if problem.filename is None:
+            problem.filename = path
+        raise
 
 
 def read_files(fs: fsspec.AbstractFileSystem, paths: Iterable[str]) -> dict[str, bytes]:
@@ -122,7 +135,7 @@ def publish_file(fs: fsspec.AbstractFileSystem, path: str, data: bytes) -> None:
     An object store does that by itself; on disk the file is renamed into place.
     """
     if not isinstance(fs, LocalFileSystem):
-        fs.pipe_file(path, data)
+        write_file(fs, path, data)
         return
     new = Path(path + PARTIAL)
     try:

@@ -212,7 +212,7 @@ class StoreLock:
                     self._content, renewed = found, time.monotonic()
                     continue
                 self._lost = True
-            except OSError:
+            except Exception:  # noqa: BLE001  not all errors of a network are OSError
                 # A network may be away for a moment; the file says how long that may last.
                 self._lost = time.monotonic() - renewed > LEASE_S
             if self._lost:

@@ -201,8 +201,11 @@ class StoreWriter:
 
     def forget_ledger(self) -> None:
         """Let the next ingest look at every file: this one could not end as it should."""
-        with suppress(OSError):
+        try:
             remove_files(self._fs, self._path, [LEDGER_FILE])
+        except OSError:  # buckets may allow writing and no deleting
+            with suppress(OSError):
+                publish_file(self._fs, f"{self._path}/{LEDGER_FILE}", Ledger().to_file())
 
     def table(self) -> xr.Dataset | None:
         """Read the scan table; None if there is none that is whole."""

@@ -208,7 +208,7 @@ def test_a_source_that_changes_while_its_scan_is_read(shop, disk, raw, name, cha
     # What was read before the change may be all of it.
     assert (code, set(failed)) in [(0, set()), (1, {"other-voxels"})]
     assert all(name in reason for reason in failed.values())
-    if name.endswith("_seg.nii.gz"):
+    if name.endswith("_seg.nii.gz") and change is not made_longer:  # gzip lets zeros follow
         assert failed
     judge(disk.files(url), url, shop)
     (raw / name).write_bytes(whole)
