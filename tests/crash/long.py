@@ -75,6 +75,8 @@ def run(work: Path, chosen: argparse.Namespace) -> tuple[dict[str, Counts], dict
     parts = [("disk", kills) for kills in _parts(chosen.local)]
     parts += [("S3", kills) for kills in _parts(chosen.s3)]
     results = {"disk": Counts(), "S3": Counts()}
+    with Driver(work) as driver:
+        baseline = dict(count_baseline(work, driver, chosen.baseline, seed=chosen.seed))
     with (
         ProcessPoolExecutor(chosen.jobs, mp_context=get_context("spawn")) as pool,
         Progress(console=Console(stderr=True)) as progress,
@@ -87,8 +89,7 @@ def run(work: Path, chosen: argparse.Namespace) -> tuple[dict[str, Counts], dict
         for done in as_completed(running):
             results[running[done]].add(done.result())
             progress.advance(task, done.result().kills)
-    with Driver(work) as driver:
-        return results, dict(count_baseline(work, driver, chosen.baseline, seed=chosen.seed))
+    return results, baseline
 
 
 def _parts(kills: int) -> list[int]:

@@ -77,11 +77,15 @@ class Run:
             raise TimeoutError(f"the process did not end; it printed:\n{self.output}")
         return code
 
+    def ended_within(self, seconds: float) -> bool:
+        """Wait no longer than ``seconds``; whether it has ended by then."""
+        return self._driver.ask({"ended": self.pid, "within": seconds})["ended"]
+
     def wait_until_paused(self) -> None:
         """Return when it waits before the change that was asked for."""
         end = time.monotonic() + _LONGEST_S
         while not self.changes or self.changes[-1] != PAUSED:
-            if time.monotonic() > end or self._driver.ask({"ended": self.pid})["ended"]:
+            if time.monotonic() > end or self.ended_within(0):
                 raise TimeoutError(f"it never paused: {self.changes}\n{self.output}")
             time.sleep(0.005)
 
@@ -152,9 +156,13 @@ def _serve() -> Callable[[], None]:
     for line in sys.stdin:
         request = json.loads(line)
         if "wait" in request:
-            answer = {"code": _wait(request["wait"], children, _LONGEST_S)}
+            code = _wait(request["wait"], children, _LONGEST_S)
+            if code is None:
+                os.killpg(request["wait"], signal.SIGKILL)
+                os.waitpid(request["wait"], 0)
+            answer = {"code": code}
         elif "ended" in request:
-            answer = {"ended": _wait(request["ended"], children, 0.0) is not None}
+            answer = {"ended": _wait(request["ended"], children, request["within"]) is not None}
         else:
             ready, told = os.pipe()
             pid = os.fork()
@@ -176,9 +184,6 @@ def _wait(pid: int, children: dict[int, int | None], seconds: float) -> int | No
         if ended:
             children[pid] = os.waitstatus_to_exitcode(status)
         elif time.monotonic() >= end:
-            if seconds:
-                os.killpg(pid, signal.SIGKILL)
-                os.waitpid(pid, 0)
             return None
         else:
             time.sleep(0.001)

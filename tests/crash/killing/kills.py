@@ -342,15 +342,16 @@ def count_baseline(folder: Path, driver: Driver, kills: int, *, seed: int) -> Co
     """Kill processes that write one sharded array with plain zarr-python, and read what is left."""
     rng = np.random.default_rng(seed)
     place = folder / "plain.zarr"
-    begun = time.monotonic()
-    driver.run(["plain-zarr", place], str(place))
-    seconds = time.monotonic() - begun
+    seconds = 60.0
     found: Counter[str] = Counter()
     while found.total() < kills:
         shutil.rmtree(place, ignore_errors=True)
         run = driver.start(["plain-zarr", place], str(place))
-        time.sleep(rng.uniform(0, seconds))
-        run.kill()
+        begun = time.monotonic()
+        if not run.ended_within(rng.uniform(0, seconds)):
+            run.kill()
         if run.wait() == _KILLED:
             found[read_array(place)] += 1
+        else:
+            seconds = time.monotonic() - begun  # draw from the time that it takes now
     return found
