@@ -1,5 +1,6 @@
 """Writing files so that each is either whole or absent, on disk and in object stores."""
 
+import errno
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -99,9 +100,10 @@ def _naming(path: str) -> Iterator[None]:
     try:
         yield
     except OSError as problem:
-        if problem.filename is None:
-            problem.filename = path
-        raise
+        if problem.filename is not None:
+            raise
+        code, text = problem.errno or errno.EIO, problem.strerror or str(problem).rstrip(".")
+        raise OSError(code, text, path) from problem
 
 
 def read_files(fs: fsspec.AbstractFileSystem, paths: Iterable[str]) -> dict[str, bytes]:
