@@ -11,7 +11,6 @@ import sys
 import tempfile
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import ExitStack
-from dataclasses import asdict
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -63,7 +62,7 @@ def main() -> int:
         results, baseline = run(Path(work), chosen)
     show(results, baseline)
     if chosen.json:
-        counted = {name: asdict(counts) for name, counts in results.items()}
+        counted = {name: counts.to_json() for name, counts in results.items()}
         chosen.json.parent.mkdir(parents=True, exist_ok=True)
         text = json.dumps({**counted, "plain zarr-python": baseline}, indent=2)
         chosen.json.write_text(text)

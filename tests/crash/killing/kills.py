@@ -5,7 +5,7 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from threading import Event
 from typing import Final, Literal, Protocol
@@ -230,6 +230,10 @@ class Counts:
         self.faults += other.faults
         self.stages += other.stages
         self.examples += other.examples
+
+    def to_json(self) -> dict[str, object]:
+        """Return all counts."""
+        return {one.name: getattr(self, one.name) for one in fields(self)}
 
     def note(self, point: Point, stage: str, faults: Sequence[Fault]) -> None:
         """Count each kind of fault once a kill."""
