@@ -111,7 +111,7 @@ def run_part(work: Path, name: str, kills: int, seed: int) -> Counts:
 
 def show(results: dict[str, Counts], baseline: dict[str, int]) -> None:
     """Print the counts as a table."""
-    out = Console()
+    out = Console(width=180)
     table = Table("", "kills", *KINDS, title="Killed with SIGKILL")
     for name, counts in results.items():
         kills = f"{counts.kills} + {counts.second_kills} again"
