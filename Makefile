@@ -3,7 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: bench bench-codecs bench-ingest bench-memory bench-s3 demo flips test test-ceph test-hostile lint types layers wheel clean
+.PHONY: bench bench-codecs bench-ingest bench-memory bench-s3 demo flips test test-ceph test-crash test-hostile lint types layers wheel clean
 
 demo: $(VENV)/.installed
 	$(BIN)/spinezarr demo --out demo
@@ -19,6 +19,11 @@ test-hostile: $(VENV)/.installed
 # Flips a thousand bytes of a store, one by one: each must be found, and none become data.
 flips: $(VENV)/.installed
 	SPINEZARR_FLIPS=1000 $(BIN)/python -m pytest tests/verify -k flipped
+
+# Hundreds of kills on disk and in a bucket, beside plain zarr-python; about 20 minutes on two cores.
+test-crash: $(VENV)/.installed
+	$(BIN)/python tests/crash/long.py --json build/crash.json
+	CRASH_ROUNDS=10 $(BIN)/python -m pytest -n 2 tests/crash/test_together.py tests/crash/test_faults.py
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

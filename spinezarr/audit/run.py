@@ -212,7 +212,9 @@ def keep_audit(reader: StoreReader, audit: StoreAudit) -> None:
         If only some scans were audited and the results kept of the others are damaged.
     """
     writer = StoreWriter(reader.url, reader.root, reader.storage_options)
-    with writer.lock("an audit"):
+    with writer.lock("an audit") as lock:
+        if lock.took_over:
+            writer.forget_ledger()  # what a killed ingest left is for the next one to find
         everything = set(reader.table.scan.to_numpy().tolist()) <= set(audit.scans)
         kept = {} if everything else dict(writer.audit_log().scans)
         named = {*audit.scans, *(other for finding in audit.findings for other in finding.others)}

@@ -296,6 +296,7 @@ class _Run:
         self._skipped: list[str] = []
         self._failed = [FailedScan(image.scan_id, image.reason) for image in discovery.without_mask]
         self._problem = ""
+        self._unclean = False
         self._table_written = time.monotonic()
 
     def tasks(self) -> Iterator[ScanTask]:
@@ -324,6 +325,7 @@ class _Run:
         inputs = self._inputs.pop(result.scan_id)
         if result.scan is None:
             self._failed.append(FailedScan(result.scan_id, result.reason))
+            self._unclean |= result.unclean
         else:
             stamp = self._keyed(source.stamp)
             self._known.change(result.scan, inputs, stamp)
@@ -349,6 +351,8 @@ class _Run:
         try:
             self._known.write()
             self._problem = ""
+            if self._unclean:
+                self._job.store.forget_ledger()
         except LostLockError:
             raise
         except OSError as problem:

@@ -60,6 +60,8 @@ class ScanResult:
     """What is stored now; None if it failed, and what was stored before still is."""
     reason: str = ""
     """Why it failed."""
+    unclean: bool = False
+    """Whether it failed in a way that may have hit a write: the store may hold leftovers."""
 
 
 def run_task(
@@ -86,7 +88,8 @@ def run_task(
     except LostLockError:
         raise
     except Exception as error:  # noqa: BLE001  one bad scan never stops the others
-        return ScanResult(task.source.scan_id, "failed", reason=_reason(error))
+        reason, unclean = _reason(error), not isinstance(error, SpinezarrError)
+        return ScanResult(task.source.scan_id, "failed", reason=reason, unclean=unclean)
 
 
 def _run(

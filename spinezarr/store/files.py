@@ -142,10 +142,16 @@ def publish_file(fs: fsspec.AbstractFileSystem, path: str, data: bytes) -> None:
     An object store does that by itself; on disk the file is renamed into place.
     """
     if not isinstance(fs, LocalFileSystem):
-        fs.pipe_file(path, data)
+        write_file(fs, path, data)
         return
-    write_file(fs, path + PARTIAL, data)
-    Path(path + PARTIAL).replace(path)
+    new = Path(path + PARTIAL)
+    try:
+        write_file(fs, str(new), data)
+        new.replace(path)
+    except OSError:
+        with suppress(OSError):
+            new.unlink()
+        raise
     folder = os.open(path.rsplit("/", 1)[0], os.O_RDONLY)
     try:
         os.fsync(folder)

@@ -119,6 +119,8 @@ class StoreLock:
     def __enter__(self) -> Self:
         self._since = datetime.now(UTC).isoformat(timespec="seconds")
         self._acquire()
+        if isinstance(self._fs, LocalFileSystem):
+            _remove_partial(Path(self._path))
         self._renewer.start()
         return self
 
@@ -308,6 +310,12 @@ def _protocols(fs: fsspec.AbstractFileSystem) -> tuple[str, ...]:
     return (fs.protocol,) if isinstance(fs.protocol, str) else tuple(fs.protocol)
 
 
+def _remove_partial(lock: Path) -> None:
+    """Delete what killed writers left beside the lock file; one that lives writes it again."""
+    for left in lock.parent.glob(f"{lock.name}.*{PARTIAL}"):
+        left.unlink(missing_ok=True)
+
+
 def _put_on_disk(path: str, data: bytes, expected: bytes | None) -> bool:
     new = Path(f"{path}.{secrets.token_hex(4)}{PARTIAL}")
     new.write_bytes(data)
@@ -319,6 +327,8 @@ def _put_on_disk(path: str, data: bytes, expected: bytes | None) -> bool:
                 return False
             new.replace(path)
             return True
+    except FileNotFoundError:
+        return False  # another writer has the lock now, and took this for a leftover
     finally:
         new.unlink(missing_ok=True)
 

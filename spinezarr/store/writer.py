@@ -210,8 +210,11 @@ class StoreWriter:
 
     def forget_ledger(self) -> None:
         """Let the next ingest look at every file: this one could not end as it should."""
-        with suppress(OSError):
+        try:
             remove_files(self._fs, self._path, [LEDGER_FILE])
+        except OSError:  # buckets may allow writing and no deleting
+            with suppress(OSError):
+                publish_file(self._fs, f"{self._path}/{LEDGER_FILE}", Ledger().to_file())
 
     def table(self) -> xr.Dataset | None:
         """Read the scan table; None if there is none that is whole."""
@@ -271,6 +274,7 @@ class StoreWriter:
             scan = self._recover_scan(scan_id, sizes, data, (trusted or {}).get(scan_id))
             if scan is not None:
                 found[scan_id] = scan
+        self._recover_rest()
         return found
 
     def tidy_scan(self, scan_id: str) -> ScanAttributes | None:
@@ -281,6 +285,20 @@ class StoreWriter:
         scan = self._recover_scan(scan_id, sizes, metadata, None)
         remove_empty_folders(self._fs, folder)
         return scan
+
+    def _recover_rest(self) -> None:
+        """Remove what killed runs left outside the scans, and folders without files."""
+        place = f"{self._path}/{TABLE}"
+        named = {_METADATA}
+        with suppress(FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
+            named |= set(
+                unseal(self._fs.cat_file(f"{place}/{_METADATA}"))["attributes"]["manifest"]
+            )
+        remove_files(self._fs, place, list_sizes(self._fs, place).keys() - named)
+        if isinstance(self._fs, LocalFileSystem):
+            own = (_METADATA, f"{SCANS}/{_METADATA}", AUDIT_FILE, LEDGER_FILE)
+            remove_files(self._fs, self._path, (key + PARTIAL for key in own))
+        remove_empty_folders(self._fs, self._path)
 
     def _recover_scan(
         self, scan_id: str, sizes: dict[str, int], metadata: bytes | None, trusted: str | None
@@ -547,6 +565,7 @@ class ScanWriter:
         """Keys of shards that are written, or that a thread began to write."""
         self._manifest: dict[str, ManifestEntry] = {}
         self._uploads = Uploads(fs)
+        self._metadata = b""
 
     def write_shard(self, array: str, shard_zyx: ShapeZYX, parts: Iterable[Buffer]) -> None:
         """Write a shard of ``image`` or ``label`` and enter it in the manifest.
@@ -609,21 +628,25 @@ class ScanWriter:
         self._uploads.finish()
         if self._guard is not None:
             self._guard(at_once=True)
+        self._metadata = seal(metadata)
         _switch(
-            self._fs, self._folder, {**files, _METADATA: seal(metadata)}, replaces=self._replaces
+            self._fs, self._folder, {**files, _METADATA: self._metadata}, replaces=self._replaces
         )
         remove_files(self._fs, self._folder, self._old - scan.manifest.keys())
         return scan
 
     def discard(self) -> None:
-        """Remove what has been written; a scan that was published before stays.
+        """Remove what has been written, unless it may be published; the version before stays.
 
         Nothing is removed if another run has taken the store over: it may have written it anew.
         """
         self._uploads.stop()
-        if self._guard is not None:
-            try:
+        try:
+            if self._guard is not None:
                 self._guard(at_once=True)
-            except OSError:
+            path = f"{self._folder}/{_METADATA}"
+            if self._metadata and read_files(self._fs, [path]).get(path) == self._metadata:
                 return
+        except OSError:
+            return  # nobody knows: the next run looks
         remove_files(self._fs, self._folder, (self._started | self._manifest.keys()) - self._old)

@@ -1,0 +1,45 @@
+"""Processes, raw folders and stores that the tests of this folder share."""
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from killing.bucket import Bucket, serve_bucket
+from killing.driver import Driver
+from killing.kills import BucketPlace, FolderPlace, Place, Workshop, in_memory
+
+
+@pytest.fixture(scope="session")
+def shop() -> Iterator[Workshop]:
+    """Raw folders of two versions, and the stores they become; not to be changed."""
+    with tempfile.TemporaryDirectory(dir=in_memory()) as name, Driver(Path(name)) as driver:
+        yield Workshop.of(Path(name), driver)
+
+
+@pytest.fixture
+def work() -> Iterator[Path]:
+    """Folder for one test."""
+    with tempfile.TemporaryDirectory(dir=in_memory()) as name:
+        yield Path(name)
+
+
+@pytest.fixture(scope="module")
+def bucket() -> Iterator[Bucket]:
+    """Serve a bucket."""
+    with serve_bucket() as served:
+        yield served
+
+
+@pytest.fixture
+def disk(work: Path, shop: Workshop) -> FolderPlace:
+    """Stores on disk."""
+    return FolderPlace(work, shop.driver)
+
+
+@pytest.fixture(params=["disk", "S3"])
+def place(request: pytest.FixtureRequest, work: Path, shop: Workshop) -> Place:
+    """Stores on disk, then in a bucket."""
+    if request.param == "disk":
+        return FolderPlace(work, shop.driver)
+    return BucketPlace(request.getfixturevalue("bucket"), shop.driver)

@@ -1,0 +1,361 @@
+"""The kill loops: end a run with SIGKILL at many points, judge what is left, run it again."""
+
+import os
+import shutil
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from threading import Event
+from typing import Final, Literal, Protocol
+
+import numpy as np
+
+from killing.baseline import read_array
+from killing.bucket import BUCKET, Action, Bucket, Change
+from killing.check import (
+    Fault,
+    Files,
+    Reference,
+    faults_after_kill,
+    faults_at_end,
+    folder_files,
+    same_as_written,
+    write_folder,
+)
+from killing.dataset import RECIPE, write_raw
+from killing.driver import Driver, Plan, Run
+
+__all__ = [
+    "BucketPlace",
+    "Counts",
+    "FolderPlace",
+    "Workshop",
+    "count_baseline",
+    "count_kills",
+    "in_memory",
+]
+
+Start = Literal["nothing", "version 1"]
+_KILLED: Final = -9
+_LATER_S: Final = 0.003
+"""Longest time from a change to the kill: files are then half written."""
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """Where a run is killed."""
+
+    start: Start
+    after_s: float | None = None
+    """Time from the start; else at a change:"""
+    change: int = 0
+    later_s: float = 0.0
+    answered: bool = False
+    """In a bucket: whether the server has done it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Workshop:
+    """Raw folders, their stores, and what makes them."""
+
+    folder: Path
+    driver: Driver
+    stores: dict[Start, Files]
+    """What each start begins with."""
+    references: dict[Start, Reference]
+
+    @classmethod
+    def of(cls, folder: Path, driver: Driver) -> "Workshop":
+        """Write both versions of the raw folder, and make the stores of runs that nobody kills."""
+        truth = {version: write_raw(folder / f"raw{version}", version) for version in (1, 2)}
+        (folder / "recipe.yaml").write_text(RECIPE)
+        shop = cls(folder, driver, {"nothing": {}}, {})
+        first = shop._unkilled({}, 1, audit=True)
+        shop.stores["version 1"] = first
+        for start, before in shop.stores.items():
+            end = shop._unkilled(before, 2)
+            if not same_as_written(first, truth[1]) or not same_as_written(end, truth[2]):
+                raise AssertionError("a run that nobody killed does not store what was written")
+            shop.references[start] = Reference.of(before, end)
+        return shop
+
+    def words(self, url: str, version: int = 2) -> list[str]:
+        """Return the command line of an ingest."""
+        raw = str(self.folder / f"raw{version}")
+        return ["ingest", str(self.folder / "recipe.yaml"), "--raw", raw, "--out", url]
+
+    def _unkilled(self, before: Files, version: int, *, audit: bool = False) -> Files:
+        out = self.folder / "unkilled.zarr"
+        write_folder(before, out)
+        code, run = self.driver.run(self.words(str(out), version), str(out))
+        if code:
+            raise AssertionError(run.output)
+        if audit:
+            self.driver.run(["audit", str(out)], str(out))  # random voxels have findings: exit 1
+        files = folder_files(out)
+        shutil.rmtree(out)
+        return files
+
+
+class Place(Protocol):
+    """Where stores lie, and how runs are killed there."""
+
+    environment: dict[str, str]
+    """What a client needs to find them."""
+
+    def new(self, files: Files) -> str:
+        """Return the URL of a new store that holds these files."""
+
+    def files(self, url: str) -> Files:
+        """Read all files of a store."""
+
+    def start(self, words: Sequence[str], url: str, point: Point | None) -> Run:
+        """Start a run that will be killed; one that will not without a point."""
+
+    def changes(self, run: Run) -> list[str]:
+        """What a run was about to change, in order."""
+
+    def points(self, start: Start, number: int, later: float) -> Point:
+        """Return a point at a change; ``later`` is from 0 to 1."""
+
+
+class FolderPlace:
+    """Stores on disk."""
+
+    def __init__(self, folder: Path, driver: Driver) -> None:
+        self._folder = folder
+        self._driver = driver
+        self._store = folder / "s.zarr"
+        self.environment: dict[str, str] = {}
+
+    def new(self, files: Files) -> str:
+        """Return the URL of a new store that holds these files."""
+        shutil.rmtree(self._store, ignore_errors=True)
+        write_folder(files, self._store)
+        return str(self._store)
+
+    def files(self, url: str) -> Files:
+        """Read all files of a store."""
+        return folder_files(Path(url))
+
+    def start(self, words: Sequence[str], url: str, point: Point | None) -> Run:
+        """Start a run that will be killed; one that will not without a point."""
+        plan = Plan() if point is None else Plan(kill_at=point.change, kill_delay_s=point.later_s)
+        return self._driver.start(words, url, plan)
+
+    def changes(self, run: Run) -> list[str]:
+        """What a run was about to change, in order."""
+        return run.changes
+
+    def points(self, start: Start, number: int, later: float) -> Point:
+        """Return a point at a change; half of them just before it."""
+        return Point(start, change=number, later_s=max(0.0, 2 * later - 1) * _LATER_S)
+
+
+class BucketPlace:
+    """Stores in a bucket."""
+
+    def __init__(self, bucket: Bucket, driver: Driver) -> None:
+        self._bucket = bucket
+        self._driver = driver
+        self._count = 0
+        self.environment = bucket.environment
+
+    def new(self, files: Files) -> str:
+        """Return the URL of a new store that holds these files."""
+        self._count += 1
+        prefix = f"{self._count}/s.zarr"
+        self._bucket.put(prefix, {k: v for k, v in files.items() if not k.endswith("/")})
+        return f"s3://{BUCKET}/{prefix}"
+
+    def files(self, url: str) -> Files:
+        """Read all files of a store."""
+        return self._bucket.files(url.removeprefix(f"s3://{BUCKET}/"))
+
+    def start(self, words: Sequence[str], url: str, point: Point | None) -> Run:
+        """Start a run that will be killed; one that will not without a point."""
+        known = Event()
+        runs: list[Run] = []
+
+        def reached(number: int) -> bool:
+            if point is None or number != point.change or number == 0:
+                return False
+            known.wait()
+            runs[0].kill()
+            return True
+
+        def before(number: int, _change: Change) -> Action:
+            answered = point is not None and point.answered
+            return "cut" if not answered and reached(number) else "pass"
+
+        def after(number: int, _change: Change) -> None:
+            if point is not None and point.answered:
+                reached(number)
+
+        self._bucket.rule(before, after)
+        run = self._driver.start(words, url, Plan(environment=self._bucket.environment))
+        runs.append(run)
+        known.set()
+        return run
+
+    def changes(self, run: Run) -> list[str]:
+        """What a run asked the bucket to change, in order."""
+        del run
+        return [f"{method} {key.partition('s.zarr/')[2]}" for method, key in self._bucket.changes]
+
+    def points(self, start: Start, number: int, later: float) -> Point:
+        """Return a point at a change; half of them after the server has done it."""
+        return Point(start, change=number, answered=later > 0.5)
+
+
+@dataclass(slots=True)
+class Counts:
+    """What many kills did."""
+
+    kills: int = 0
+    second_kills: int = 0
+    """Of runs that went on after a kill."""
+    faults: Counter[str] = field(default_factory=Counter)
+    """Kills by the worst that each kind of fault did."""
+    stages: Counter[str] = field(default_factory=Counter)
+    """Where the runs were when they were killed."""
+    examples: list[str] = field(default_factory=list)
+
+    def add(self, other: "Counts") -> None:
+        """Take in the counts of other kills."""
+        self.kills += other.kills
+        self.second_kills += other.second_kills
+        self.faults += other.faults
+        self.stages += other.stages
+        self.examples += other.examples
+
+    def to_json(self) -> dict[str, object]:
+        """Return all counts."""
+        return {one.name: getattr(self, one.name) for one in fields(self)}
+
+    def note(self, point: Point, stage: str, faults: Sequence[Fault]) -> None:
+        """Count each kind of fault once a kill."""
+        for kind in {fault.kind for fault in faults}:
+            self.faults[kind] += 1
+        self.examples += [f"{point} at {stage!r}: {fault.kind}: {fault.text}" for fault in faults]
+
+
+def in_memory() -> str | None:
+    """Name a folder in memory, if there is one: a killed process loses nothing by that.
+
+    Stores are forced to disk file by file, which takes most of the time elsewhere.
+    """
+    place = "/dev/shm"  # noqa: S108  made by the system
+    return place if os.access(place, os.W_OK) else None
+
+
+def count_kills(shop: Workshop, place: Place, kills: int, *, seed: int) -> Counts:
+    """Kill ``kills`` runs; after each, judge the store, run again, and judge it again.
+
+    One in four second runs is killed too.
+    """
+    rng = np.random.default_rng(seed)
+    counts = Counts()
+    drawn = _draw_points(shop, place, rng)
+    while counts.kills < kills:
+        point = next(drawn)
+        reference = shop.references[point.start]
+        url = place.new(shop.stores[point.start])
+        words = shop.words(url)
+        stage = _killed(shop, place, words, url, point)
+        if stage is None:
+            continue
+        counts.kills += 1
+        counts.stages[stage] += 1
+        faults = faults_after_kill(place.files(url), url, reference)
+        if rng.random() < 0.25:
+            again = Point(point.start, after_s=rng.uniform(0.05, 0.5))
+            if (stage_again := _killed(shop, place, words, url, again)) is not None:
+                stage = f"{stage}, then {stage_again}"
+                counts.second_kills += 1
+                faults += faults_after_kill(place.files(url), url, reference)
+        run = place.start(words, url, None)
+        if code := run.wait():
+            faults.append(Fault("not resumed", f"exit code {code}: {run.output[-2000:]}"))
+        faults += faults_at_end(place.files(url), url, reference)
+        counts.note(point, stage, faults)
+    return counts
+
+
+def _draw_points(shop: Workshop, place: Place, rng: np.random.Generator) -> Iterator[Point]:
+    """Draw points evenly: by time, and by stage and change, from each start in turn."""
+    starts = list(shop.stores)
+    profiles = {start: _profile(shop, place, start) for start in starts}
+    while True:
+        for start in ("version 1", "nothing", "version 1"):
+            seconds, by_stage = profiles[start]
+            yield Point(start, after_s=rng.uniform(0, seconds))
+            stage = rng.choice(sorted(by_stage))
+            yield place.points(start, int(rng.choice(by_stage[stage])), rng.random())
+
+
+def _profile(shop: Workshop, place: Place, start: Start) -> tuple[float, dict[str, list[int]]]:
+    """Measure how long a run takes that nobody kills, and number its changes by stage."""
+    url = place.new(shop.stores[start])
+    begun = time.monotonic()
+    run = place.start(shop.words(url), url, None)
+    if run.wait():
+        raise AssertionError(run.output)
+    seconds = time.monotonic() - begun
+    by_stage: dict[str, list[int]] = {}
+    for number, change in enumerate(place.changes(run), start=1):
+        by_stage.setdefault(_stage(change, shop.references[start].before), []).append(number)
+    return seconds, by_stage
+
+
+def _killed(shop: Workshop, place: Place, words: list[str], url: str, point: Point) -> str | None:
+    """Kill a run at a point; return the stage, or None if it ended before."""
+    run = place.start(words, url, point)
+    if point.after_s is not None:
+        time.sleep(point.after_s)
+        run.kill()
+    code = run.wait()
+    if code not in {_KILLED, 0}:
+        raise AssertionError(f"a run failed by itself: {code}\n{run.output}")
+    changes = place.changes(run)
+    before = shop.references[point.start].before
+    return _stage(changes[-1] if changes else "", before) if code == _KILLED else None
+
+
+def _stage(change: str, before: frozenset[str]) -> str:
+    """Say what a run was doing."""
+    action, _, path = change.partition(" ")
+    parts = path.removesuffix(".partial").split("/")
+    if not change:
+        return "before its first change"
+    if "lock" in parts[0]:
+        return "lock"
+    if action in {"remove", "rmdir", "DELETE", "POST"}:
+        return "removing files"
+    if parts[0] == "table":
+        return "table: metadata" if parts[-1] == "zarr.json" and len(parts) == 2 else "table"
+    if parts[0] == "scans" and len(parts) > 1 and parts[1] != "zarr.json":
+        kind = "a scan that was there" if parts[1].split(".")[0] in before else "a new scan"
+        return f"{kind}: publishing" if parts[2:] == ["zarr.json"] else f"{kind}: files"
+    return "the store's own files"
+
+
+def count_baseline(folder: Path, driver: Driver, kills: int, *, seed: int) -> Counter[str]:
+    """Kill processes that write one sharded array with plain zarr-python, and read what is left."""
+    rng = np.random.default_rng(seed)
+    place = folder / "plain.zarr"
+    seconds = 60.0
+    found: Counter[str] = Counter()
+    while found.total() < kills:
+        shutil.rmtree(place, ignore_errors=True)
+        run = driver.start(["plain-zarr", place], str(place))
+        begun = time.monotonic()
+        if not run.ended_within(rng.uniform(0, seconds)):
+            run.kill()
+        if run.wait() == _KILLED:
+            found[read_array(place)] += 1
+        else:
+            seconds = time.monotonic() - begun  # draw from the time that it takes now
+    return found

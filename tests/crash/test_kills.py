@@ -1,0 +1,76 @@
+"""The short form of the kill loops; ``make test-crash`` runs the long one."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from killing.check import MIXED, faults_at_end, harm_after_kill, left_over
+from killing.driver import Plan
+from killing.kills import count_kills
+
+LONG = Path(__file__).parent / "long.py"
+
+
+@pytest.mark.parametrize(("place", "kills"), [("disk", 12), ("S3", 3)], indirect=["place"])
+def test_kills_do_no_harm(shop, place, kills):
+    counts = count_kills(shop, place, kills, seed=1)
+    assert counts.kills == kills
+    assert set(counts.faults) <= {MIXED}, counts.examples
+
+
+@pytest.mark.parametrize("start", ["nothing", "version 1"])
+@pytest.mark.parametrize(
+    "change",
+    [
+        "scans/fewer-shards/zarr.json.partial",
+        "rename scans/fewer-shards/zarr.json.partial",
+        "rename scans/new/zarr.json.partial",
+        "rename scans/amended/zarr.json.partial",
+        "open table/zarr.json.partial",
+        "rename table/zarr.json.partial",
+        "rename ingest/zarr.json.partial",
+        "ingest.lock",
+    ],
+)
+def test_a_kill_where_a_scan_or_the_table_appears_does_no_harm(shop, disk, start, change):
+    url = disk.new(shop.stores[start])
+    words = shop.words(url)
+    run = shop.driver.start(words, url, Plan(pause_at=change))
+    run.wait_until_paused()
+    run.kill()
+    assert run.wait() == -9
+    reference = shop.references[start]
+    assert harm_after_kill(disk.files(url), url, reference) == []
+    code, run = shop.driver.run(words, url)
+    assert code == 0, run.output
+    assert faults_at_end(disk.files(url), url, reference) == []
+
+
+def test_an_audit_after_a_kill_leaves_the_rest_to_the_next_ingest(shop, disk):
+    url = disk.new(shop.stores["version 1"])
+    words = shop.words(url)
+    run = shop.driver.start(words, url, Plan(pause_at="open scans/new/label"))
+    run.wait_until_paused()
+    run.kill()
+    assert run.wait() == -9
+    code, run = shop.driver.run(["audit", url], url)
+    assert code == 1, run.output  # random voxels have findings
+    assert left_over(disk.files(url))  # what this test is about
+    (shop.folder / "raw2" / "new_ct.nii.gz").rename(shop.folder / "new_ct.nii.gz")
+    try:
+        code, run = shop.driver.run(words, url)
+    finally:
+        (shop.folder / "new_ct.nii.gz").rename(shop.folder / "raw2" / "new_ct.nii.gz")
+    assert code == 0, run.output
+    assert left_over(disk.files(url)) == []
+
+
+def test_the_long_form_counts_kills_beside_those_of_plain_zarr(tmp_path):
+    options = ["--local", "1", "--s3", "0", "--baseline", "2", "--json", tmp_path / "counts.json"]
+    done = subprocess.run([sys.executable, LONG, *options], capture_output=True, check=True)
+    counts = json.loads((tmp_path / "counts.json").read_text())
+    assert counts["disk"]["kills"] == 1
+    assert sum(counts["plain zarr-python"].values()) == 2
+    assert b"silently incomplete" in done.stdout
