@@ -3,7 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: bench bench-codecs bench-ingest bench-memory bench-s3 demo flips test test-ceph test-crash test-hostile lint types layers wheel clean
+.PHONY: bench bench-codecs bench-ingest bench-memory bench-s3 bench-scans demo flips test test-ceph test-crash test-hostile lint types layers wheel clean
 
 demo: $(VENV)/.installed
 	$(BIN)/spinezarr demo --out demo
@@ -69,6 +69,11 @@ bench-ingest: $(VENV)/.installed
 bench-memory: $(VENV)/.installed
 	mkdir -p build
 	$(BIN)/python benchmarks/memory.py --folder build --json build/memory.json
+
+# Stores of 10, 1,005 and 10,000 tiny scans: opening them, and adding one scan.
+bench-scans: $(VENV)/.installed
+	mkdir -p build
+	$(BIN)/python benchmarks/scans.py --json build/scans.json
 
 # The tests of buckets on a real gateway. Both need Ceph:
 # apt-get install --no-install-recommends ceph-common ceph-mgr ceph-mon ceph-osd radosgw

@@ -195,7 +195,7 @@ class Packed:
         shape = source.voxels.shape
         shard = tuple(n * c for n, c in zip(chunk_grid(shape, shape_zyx), shape_zyx, strict=True))
         self._spec = ArraySpec(
-            source.scan, source.array, "", shape, source.voxels.dtype, shape_zyx, shard, {}
+            source.scan, source.array, "", shape, source.voxels.dtype, shape_zyx, shard, {}, "/", {}
         )
         self._out = np.empty(shape_zyx, source.voxels.dtype)
         n_chunks = int(np.prod(chunk_grid(shape, shape_zyx)))

@@ -65,8 +65,8 @@ def build_arrow(raw: Path, out: Path) -> None:
         for index, scan in enumerate(scans):
             image, mask = (nib.load(raw / pattern.format(scan=scan)) for pattern in PATTERNS)
             yield {
-                "image": image.get_fdata(dtype=np.float32).transpose(2, 0, 1),
-                "segmentation": np.asanyarray(mask.dataobj).astype(np.int32).transpose(2, 0, 1),
+                "image": np.transpose(image.get_fdata(), (2, 0, 1)),
+                "segmentation": np.transpose(mask.get_fdata(), (2, 0, 1)).astype(np.uint32),
                 "patient_id": scan,
                 "index": index,
             }

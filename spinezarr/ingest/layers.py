@@ -94,7 +94,9 @@ class LayerInMemory:
     def __init__(self, grid: Grid, box: Box, dtype: np.dtype[Any]) -> None:
         self._grid = grid
         self._box = box
-        self._planes_kji = np.empty(_shape_kji(grid, box), dtype)
+        self._shape_kji = _shape_kji(grid, box)
+        self._dtype = dtype
+        self._planes_kji: npt.NDArray[Any] | None = None
 
     @property
     def in_memory(self) -> bool:
@@ -102,8 +104,14 @@ class LayerInMemory:
         return True
 
     def put(self, start: int, values_ijk: npt.NDArray[Any]) -> None:
-        """See :class:`Layer`."""
-        self._planes_kji[start : start + values_ijk.shape[2]] = values_ijk.T
+        """See :class:`Layer`; planes that are all of the layer are kept without a copy."""
+        planes = values_ijk.T
+        if planes.shape == self._shape_kji and planes.flags.c_contiguous:
+            self._planes_kji = planes
+            return
+        if self._planes_kji is None:
+            self._planes_kji = np.empty(self._shape_kji, self._dtype)
+        self._planes_kji[start : start + len(planes)] = planes
 
     def blocks(self) -> list[Box]:
         """Return the whole layer; see :class:`Layer`."""
@@ -112,6 +120,8 @@ class LayerInMemory:
     def read(self, box: Box) -> npt.NDArray[Any]:
         """View all voxels; see :class:`Layer`."""
         del box
+        if self._planes_kji is None:
+            raise RuntimeError("a layer is read before it is gathered")
         return self._grid.axis_map.to_zyx(self._planes_kji.T)
 
     def close(self) -> None:

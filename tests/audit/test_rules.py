@@ -62,6 +62,9 @@ def scan_of(label, affine=AFFINE, **changes):
         "shape_ijk": label.shape[::-1],
         "affine_ijk": tuple(map(tuple, affine.tolist())),
         "orientation": "RAS",
+        "stored_dtype": "<i2",
+        "scaling": None,
+        "nifti": None,
     }
     facts = {
         "dataset": "blocks",
@@ -83,7 +86,7 @@ def scan_of(label, affine=AFFINE, **changes):
         "centroids": {},
         "columns": {},
         "image_source": source,
-        "label_source": source,
+        "label_source": {**source, "parts": (), "values": ()},
         "centroid_source": None,
         "sidecar": {},
         "source_bytes": 1,

@@ -24,7 +24,7 @@ def work() -> Iterator[Path]:
         yield Path(name)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def bucket() -> Iterator[Bucket]:
     """Serve a bucket."""
     with serve_bucket() as served:

@@ -56,7 +56,9 @@ def test_a_sidecar_or_table_over_its_limit_stops_no_scan(tmp_path):
     write_nifti(raw / "a.nii", VALUES, np.eye(4), NiftiForm())
     (raw / "a.json").write_text('{"key": "text"}')
     recipe = Recipe.of_pairs("{scan}.nii", None, name="x")
-    known = recipe.layouts["pairs"].model_copy(update={"sidecar": ("{scan}.json",)})
+    known = recipe.layouts["pairs"].model_copy(
+        update={"sidecar": ("{scan}.json",), "sidecar_keys": ("key",)}
+    )
     recipe = recipe.model_copy(update={"layouts": {"pairs": known}})
     (source,) = discover(recipe, str(raw)).scans
     fs = LocalFileSystem()

@@ -1,6 +1,7 @@
 import hashlib
 import shutil
 from collections import Counter
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 
@@ -330,7 +331,11 @@ def test_the_raw_folder_may_be_a_url(tmp_path):
         if path.is_file():
             memory.pipe_file(f"/raw/{path.relative_to(root)}", path.read_bytes())
     found = discover(RECIPE, "memory://raw")
-    assert found.scans == found_in(root).scans
+    here = found_in(root).scans
+    # Times are those of each file system.
+    assert [replace(scan, stamp="") for scan in found.scans] == [
+        replace(scan, stamp="") for scan in here
+    ]
     assert found.split_file == "data_split.txt"
     memory.rm("/raw", recursive=True)
 

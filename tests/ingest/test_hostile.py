@@ -74,11 +74,11 @@ ATTACKS = {
         lambda root: plant_absolute_data_file(root, root.parent / "x.raw"),
         ["ElementDataFile"],
     ),
-    "elsewhere": (plant_data_file_elsewhere, [f"../../{PLANTED}.raw"]),
+    "elsewhere": (plant_data_file_elsewhere, ["ElementDataFile"]),
     "linked": (lambda root: plant_linked_data_file(root, root.parent / "x.raw"), ["link"]),
     "longer": (lambda root: plant_data_file_of_other_size(root, 3), ["3459", "3456"]),
     "shorter": (lambda root: plant_data_file_of_other_size(root, -1), ["3455", "3456"]),
-    "names /etc/passwd": (name_passwd, ["/etc/passwd"]),
+    "names /etc/passwd": (name_passwd, ["ElementDataFile"]),
     "links to /etc/passwd": (link_passwd, ["link"]),
 }
 

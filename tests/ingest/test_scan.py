@@ -74,7 +74,8 @@ def test_a_failed_image_stops_the_mask(tmp_path):
     image, _ = write_pair(tmp_path / "raw")
     image.write_bytes(image.read_bytes()[:-2000])
     assert run(tmp_path / "raw", tmp_path / "s.zarr", options=ALL_ON_DISK).failed
-    assert not [t for t in threading.enumerate() if t.name.startswith("spinezarr")]
+    ours = ("spinezarr-encode", "spinezarr-mask")
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith(ours)]
 
 
 def test_progress_is_told_by_the_thread_that_ingests(tmp_path):
@@ -85,7 +86,7 @@ def test_progress_is_told_by_the_thread_that_ingests(tmp_path):
         def started(self, source):
             pass
 
-        def advanced(self, share):
+        def advanced(self, _source, share):
             self.shares += (share,)
             self.threads |= {threading.get_ident()}
 

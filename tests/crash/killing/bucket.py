@@ -10,10 +10,10 @@ from typing import Any, Final, Literal
 from moto.core import DEFAULT_ACCOUNT_ID
 from moto.s3.models import S3Backend, s3_backends
 from moto.server import DomainDispatcherApplication, create_backend_app
-from s3fs import S3FileSystem
 from werkzeug.serving import WSGIRequestHandler, make_server
 
 from killing.check import Files
+from spinezarr.store.s3 import S3
 
 __all__ = ["BUCKET", "Action", "Bucket", "Change", "serve_bucket"]
 
@@ -132,11 +132,12 @@ def serve_bucket() -> Iterator[Bucket]:
         "AWS_ACCESS_KEY_ID": "nobody",
         "AWS_SECRET_ACCESS_KEY": "nothing",
         "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_MAX_ATTEMPTS": "2",  # the waits between more would be most of a test
         "AWS_ENDPOINT_URL": f"http://127.0.0.1:{server.server_port}",
     }
     known = {name: os.environ.get(name) for name in bucket.environment}
     os.environ.update(bucket.environment)
-    S3FileSystem.clear_instance_cache()  # one may know another server
+    S3.clear_instance_cache()  # one may know another server
     thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
     thread.start()
     try:
@@ -145,7 +146,7 @@ def serve_bucket() -> Iterator[Bucket]:
         server.shutdown()
         thread.join()
         server.server_close()
-        S3FileSystem.clear_instance_cache()
+        S3.clear_instance_cache()
         _restore(known)
 
 

@@ -1,0 +1,151 @@
+"""Stores of very many tiny scans: what opening the table, one scan, and adding one scan cost.
+
+Stores of different sizes take turns within a round; what counts are the ratios. Adding a scan is
+measured as a whole process over the whole raw folder, as a user would run it.
+"""
+
+import argparse
+import functools
+import json
+import os
+import statistics
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import xarray as xr
+from common import machine, run_process
+from rich.console import Console
+from rich.table import Table
+
+import spinezarr
+from spinezarr.testing import NiftiForm, PhantomSpec, make_phantom, write_nifti
+
+PATTERNS = ("{scan}_ct.nii.gz", "{scan}_seg.nii.gz")
+CLI = ["-c", "from spinezarr.cli.main import main; main()"]
+
+
+class Handler(SimpleHTTPRequestHandler):
+    """A web server that counts what it is asked for."""
+
+    protocol_version = "HTTP/1.1"
+    asked: list[str]
+
+    def log_message(self, *_: object) -> None:
+        """Count instead."""
+        self.asked.append(self.path)
+
+
+@contextmanager
+def served(folder: Path) -> Iterator[tuple[str, list[str]]]:
+    """Serve a folder; yield its URL and the list of what is asked for."""
+    asked: list[str] = []
+    handler = functools.partial(type("Counting", (Handler,), {"asked": asked}), directory=folder)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}", asked
+    finally:
+        server.shutdown()
+
+
+def add_scans(raw: Path, numbers: range) -> None:
+    """Put scans into a raw folder; all are links to one."""
+    raw.mkdir(exist_ok=True)
+    first = [raw.parent / pattern.format(scan="one") for pattern in PATTERNS]
+    if not first[0].exists():
+        spec = PhantomSpec(
+            shape_zyx=(12, 12, 12), spacing_zyx_mm=(12.0, 16.0, 16.0), levels=("T12", "L1")
+        )
+        phantom = make_phantom(spec)
+        write_nifti(first[0], phantom.image, phantom.affine_xyz, NiftiForm())
+        write_nifti(first[1], phantom.label, phantom.affine_xyz, NiftiForm(dtype="uint8"))
+    for number in numbers:
+        for path, pattern in zip(first, PATTERNS, strict=True):
+            os.link(path, raw / pattern.format(scan=f"scan{number}"))
+
+
+def ingest(raw: Path, out: Path) -> float:
+    """Ingest in a process of its own; return its seconds."""
+    image, label = PATTERNS
+    words = ["ingest", "pairs", "--raw", str(raw), "--image", image, "--label", label]
+    return run_process([*CLI, *words, "--out", str(out)]).wall_s
+
+
+def opening(store: Path) -> dict[str, float]:
+    """Count requests and seconds of opening, from a web server and from disk."""
+    figures: dict[str, float] = {}
+    with served(store.parent) as (url, asked):
+        opened = spinezarr.open(f"{url}/{store.name}")
+        opened.scan("scan3")
+        figures["requests_scan"] = len(asked)
+        figures["requests_of_other_scans"] = sum("/scans/scan3/" not in p for p in asked) - 1
+        asked.clear()
+        xr.open_zarr(f"{url}/{store.name}/scans/scan4", zarr_format=3, consolidated=True)
+        figures["requests_scan_by_xarray"] = len(asked)
+        asked.clear()
+        len(opened.table)
+        figures["requests_table"] = len(asked)
+    for name, call in (
+        ("table_s", lambda: len(spinezarr.open(store).table)),
+        ("table_by_xarray_s", lambda: xr.open_zarr(store / "table").load()),
+    ):
+        seconds = []
+        for _ in range(5):
+            started = time.perf_counter()
+            call()
+            seconds.append(time.perf_counter() - started)
+        figures[name] = statistics.median(seconds)
+    return figures
+
+
+def measure(sizes: list[int], rounds: int, work: Path) -> list[dict[str, float]]:
+    """Make a store of each size, then add scans to all of them in turn."""
+    places = {size: (work / f"raw{size}", work / f"{size}.zarr") for size in sizes}
+    built = {}
+    for size, (raw, out) in places.items():
+        add_scans(raw, range(size))
+        built[size] = ingest(raw, out)
+    added: dict[int, list[float]] = {size: [] for size in sizes}
+    for turn in range(rounds):
+        for size, (raw, out) in places.items():
+            add_scans(raw, range(size + turn, size + turn + 1))
+            added[size].append(ingest(raw, out))
+    smallest = statistics.median(added[sizes[0]])
+    return [
+        {
+            "scans": size,
+            "ingest_s": built[size],
+            **opening(places[size][1]),
+            "add_one_s_median": statistics.median(added[size]),
+            "add_one_s_min": min(added[size]),
+            "add_one_s_max": max(added[size]),
+            "add_one_times_smallest": statistics.median(added[size]) / smallest,
+        }
+        for size in sizes
+    ]
+
+
+def main() -> None:
+    """Measure, print a table and write JSON."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--sizes", type=int, nargs="+", default=[10, 1005, 10_000])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--json", type=Path, help="where to write the figures")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        rows = measure(options.sizes, options.rounds, Path(folder))
+    table = Table("", *(f"{row['scans']:.0f} scans" for row in rows))
+    for name in list(rows[0])[1:]:
+        table.add_row(name, *(f"{row[name]:.3g}" for row in rows))
+    Console().print(table)
+    if options.json:
+        options.json.write_text(json.dumps({**machine(), "rows": rows}, indent=2))
+
+
+if __name__ == "__main__":
+    main()
