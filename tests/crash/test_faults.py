@@ -208,8 +208,6 @@ def test_a_source_that_changes_while_its_scan_is_read(shop, disk, raw, name, cha
     # What was read before the change may be all of it.
     assert (code, set(failed)) in [(0, set()), (1, {"other-voxels"})]
     assert all(name in reason for reason in failed.values())
-    if name.endswith("_seg.nii.gz") and change is not made_longer:  # gzip lets zeros follow
-        assert failed
     if change is made_longer and not failed:  # its record tells the file's new size
         assert left_over(disk.files(url)) == []
     else:
@@ -252,7 +250,7 @@ def run_in_bucket(shop, bucket, url, before):
 
 
 @pytest.mark.parametrize(
-    ("action", "said"), [("refuse", "Access Denied"), ("fail", "internal error")]
+    ("action", "said"), [("refuse", "access is denied"), ("fail", "internal error")]
 )
 def test_a_bucket_that_refuses_one_scan(shop, bucket, store, action, said):
     place, url = store

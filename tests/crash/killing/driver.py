@@ -84,7 +84,7 @@ class Run:
     def wait_until_paused(self) -> None:
         """Return when it waits before the change that was asked for."""
         end = time.monotonic() + _LONGEST_S
-        while not self.changes or self.changes[-1] != PAUSED:
+        while PAUSED not in self.changes:
             if time.monotonic() > end or self.ended_within(0):
                 raise TimeoutError(f"it never paused: {self.changes}\n{self.output}")
             time.sleep(0.005)
@@ -243,20 +243,19 @@ class _Changes:
         change = self._change(event, args)
         if change is None:
             return
-        with self._lock:
+        with self._lock:  # while one thread waits, no other changes anything
             self._number += 1
-            number = self._number
-        os.write(self._file, f"{change}\n".encode())
-        if number == self._plan.kill_at:
-            if self._plan.kill_delay_s:
-                threading.Thread(target=self._kill_later, daemon=True).start()
-            else:
-                os.killpg(0, signal.SIGKILL)
-        if self._pause is not None and self._pause.search(change):
-            self._pause = None
-            os.write(self._file, f"{PAUSED}\n".encode())
-            while not self._go.exists():
-                time.sleep(0.002)
+            os.write(self._file, f"{change}\n".encode())
+            if self._number == self._plan.kill_at:
+                if self._plan.kill_delay_s:
+                    threading.Thread(target=self._kill_later, daemon=True).start()
+                else:
+                    os.killpg(0, signal.SIGKILL)
+            if self._pause is not None and self._pause.search(change):
+                self._pause = None
+                os.write(self._file, f"{PAUSED}\n".encode())
+                while not self._go.exists():
+                    time.sleep(0.002)
 
     def _kill_later(self) -> None:
         time.sleep(self._plan.kill_delay_s)

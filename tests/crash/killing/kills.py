@@ -1,6 +1,7 @@
 """The kill loops: end a run with SIGKILL at many points, judge what is left, run it again."""
 
 import os
+import secrets
 import shutil
 import time
 from collections import Counter
@@ -160,13 +161,11 @@ class BucketPlace:
     def __init__(self, bucket: Bucket, driver: Driver) -> None:
         self._bucket = bucket
         self._driver = driver
-        self._count = 0
         self.environment = bucket.environment
 
     def new(self, files: Files) -> str:
         """Return the URL of a new store that holds these files."""
-        self._count += 1
-        prefix = f"{self._count}/s.zarr"
+        prefix = f"{secrets.token_hex(4)}/s.zarr"  # other tests use the bucket, too
         self._bucket.put(prefix, {k: v for k, v in files.items() if not k.endswith("/")})
         return f"s3://{BUCKET}/{prefix}"
 
