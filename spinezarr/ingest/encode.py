@@ -27,6 +27,8 @@ __all__ = ["ChunkEncoder", "Encoded", "encode_volume"]
 
 _LAYERS_IN_MEMORY: Final = 2
 """One is gathered while the other is encoded; what is too large for that goes to disk."""
+_WHOLE_LAYERS: Final = 4
+"""Layers of which so many fit into the budget are read at once."""
 _BLOCKS_IN_MEMORY: Final = 6
 """Blocks of a layer on disk that are held at once: enough that no thread waits for the next."""
 _CHUNKS_A_TASK: Final = 4
@@ -102,6 +104,9 @@ def encode_volume(
     """
     plane_bytes = math.prod(volume.grid.shape_ijk[:2]) * volume.dtype.itemsize
     planes = max(1, workspace.strip_bytes // plane_bytes)
+    depth = profile.chunk_shape_zyx[grid.axis_map.source_axis_zyx.index(2)]
+    if _WHOLE_LAYERS * depth * plane_bytes <= workspace.voxels.limit_bytes:
+        planes = depth  # the layer of an ordinary CT is kept as it is read, without a copy
     strips = plan_strips(grid, profile.chunk_shape_zyx, planes)
     shards = ShardCollector(grid.shape_zyx, profile, write_shard, workspace)
     encoding = _Encoding(

@@ -21,11 +21,8 @@ class MemoryBudget:
     The defaults keep a whole process, the libraries included, under 700 MB.
     """
 
-    strip_bytes: int = 64 * _MIB
-    """Read at once from a source file; never less than one plane of it.
-
-    The image's share holds a layer of an ordinary CT, which then is not copied.
-    """
+    strip_bytes: int = 4 * _MIB
+    """Read at once from a source file, if a layer of it is large; never less than one plane."""
     voxel_bytes: int = 192 * _MIB
     """Voxels that wait to be encoded."""
     encoded_bytes: int = 128 * _MIB
