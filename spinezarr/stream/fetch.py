@@ -94,7 +94,8 @@ def _runs(ranges: Sequence[ByteRange]) -> list[list[int]]:
     """Group ranges, by their places in the sequence, that are better asked for together."""
     runs: list[list[int]] = []
     path, start, stop = "", 0, 0
-    for i in sorted(range(len(ranges)), key=lambda i: (ranges[i].path, ranges[i].start)):
+    ordered = sorted((item.path, item.start, item.stop, i) for i, item in enumerate(ranges))
+    for *_, i in ordered:
         item = ranges[i]
         near = item.path == path and item.start - stop <= _GAP_BYTES
         if runs and near and max(stop, item.stop) - start <= _RUN_BYTES:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import xarray as xr
 from fsspec.implementations.local import LocalFileSystem
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import spinezarr
@@ -278,6 +278,7 @@ class CountingFileSystem(LocalFileSystem):
         return super().cat_ranges(paths, starts, ends, **options)
 
 
+@example(spans=[(0, 0, 1), (0, 0, 2), (0, 0, 1)], gap=0, longest=1)
 @given(
     spans=st.lists(st.tuples(st.integers(0, 1), st.integers(0, 120), st.integers(1, 30))),
     gap=st.integers(0, 20),
