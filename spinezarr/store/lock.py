@@ -136,11 +136,6 @@ class StoreLock:
         """What a worker, here or elsewhere, needs to see that the lock is still held."""
         return LockGuard(self._fs, self._path, self._url, self.run_id)
 
-    def check(self) -> None:
-        """Raise :class:`LostLockError` if another writer has taken the lock over."""
-        if self._lost:
-            raise LostLockError(_lost(self._url))
-
     def _mine(self) -> bytes:
         holder = _Holder(
             run_id=self.run_id,
