@@ -1,6 +1,7 @@
 """S3 as spinezarr uses it: few requests, bounded patience, and failures that say what to do."""
 
 import errno
+import os
 from typing import Any, Final
 from urllib.parse import urlsplit
 
@@ -56,6 +57,13 @@ _NUMBERS: Final = {
 }
 
 
+class _Environment:
+    """The settings that botocore reads of the environment, as they are when they are asked for."""
+
+    def __get__(self, instance: object, owner: type) -> tuple[tuple[str, str], ...]:
+        return tuple(sorted((k, v) for k, v in os.environ.items() if k.startswith("AWS_")))
+
+
 class S3(S3FileSystem):  # type: ignore[misc]  # s3fs is untyped
     """Buckets of S3 and of servers like it, every failure an OSError with path and next step.
 
@@ -78,6 +86,9 @@ class S3(S3FileSystem):  # type: ignore[misc]  # s3fs is untyped
         If ``endpoint_url`` is no URL of a server.
     """
 
+    # fsspec gives the instance that it made before where options and these attributes are equal.
+    environment = _Environment()
+    _extra_tokenize_attributes = (*S3FileSystem._extra_tokenize_attributes, "environment")
     retries = 2  # botocore repeats by itself; here only what breaks off while it is read
 
     def __init__(

@@ -15,7 +15,6 @@ from typer.testing import CliRunner
 import spinezarr
 from spinezarr.cli.main import app
 from spinezarr.errors import StoreNotFoundError, UsageError
-from spinezarr.store.s3 import S3
 from spinezarr.testing import NiftiForm, PhantomSpec, make_phantom, write_ctspine1k, write_nifti
 
 COMMAND = [sys.executable, "-c", "from spinezarr.cli.main import main; main()"]
@@ -33,7 +32,6 @@ def cli(s3_server, tmp_path, monkeypatch):
     """Run a command in this process, with nothing of the user's own AWS settings."""
 
     def run(*words, code=0, **variables):
-        S3.clear_instance_cache()  # it takes no note of the environment
         with monkeypatch.context() as patch:
             patch.chdir(tmp_path)
             for name, text in {**s3_server.environment, **variables}.items():

@@ -134,12 +134,20 @@ def test_without_credentials_the_error_says_how_to_give_them(s3_server, monkeypa
         monkeypatch.setenv(name, text)
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
-    fs, _ = open_filesystem("s3://bucket", {"skip_instance_cache": True})
+    fs, _ = open_filesystem("s3://bucket")
     text = refused(fs, "bucket/a", PermissionError)
     assert "--profile" in text
     assert "--no-sign-request" in text
     fs, _ = open_filesystem("s3://bucket", {"profile": "nobody"})
     assert "profile (nobody) could not be found" in refused(fs, "bucket/a", PermissionError)
+
+
+def test_settings_of_the_environment_hold_for_what_is_opened_next(monkeypatch):
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
+    first, _ = open_filesystem("s3://bucket")
+    assert open_filesystem("s3://bucket")[0] is first
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:2")
+    assert open_filesystem("s3://bucket")[0] is not first
 
 
 @pytest.fixture
