@@ -7,6 +7,7 @@ carries a checksum, so lost or damaged data raise :class:`~spinezarr.errors.Corr
 
 import math
 from collections.abc import Iterable
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Final
 
@@ -28,10 +29,21 @@ from spinezarr.store.sharding import (
 from spinezarr.stream.fetch import ByteRange, Fetcher
 from spinezarr.stream.plan import ChunkRead, plan_reads
 
-__all__ = ["Engine"]
+__all__ = ["BoxRead", "Engine"]
 
 _INDICES_KEPT: Final = 8192
 """Shard indices kept in memory, about 6 kB each."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class BoxRead:
+    """A box of a stored array, and where its voxels go."""
+
+    array: ArraySpec
+    box: Box
+    """Voxels inside the array."""
+    out: npt.NDArray[Any]
+    """Of shape ``box.shape_zyx``; may be a strided view of any type that holds the voxels."""
 
 
 class Engine:
@@ -49,6 +61,17 @@ class Engine:
 
     def __reduce__(self) -> tuple[type["Engine"], tuple[Fetcher]]:
         return Engine, (self._fetch,)
+
+    def read(self, reads: Iterable[BoxRead]) -> None:
+        """Fill the arrays of many boxes; a chunk that several of them need is read once.
+
+        Raises
+        ------
+        CorruptStoreError
+            If a shard or chunk is missing or damaged; names scan, array, chunk and shard.
+        """
+        for read in reads:
+            self.read_into(read.array, read.box, read.out)
 
     def read_into(self, array: ArraySpec, box: Box, out: npt.NDArray[Any]) -> None:
         """Fill ``out`` with the voxels of ``box``.

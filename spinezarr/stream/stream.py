@@ -3,7 +3,7 @@
 import math
 import os
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cache
@@ -17,7 +17,7 @@ from spinezarr.geometry import Box, ShapeZYX
 from spinezarr.store.reader import ArraySpec, StoreReader
 from spinezarr.stream.batch import Batch
 from spinezarr.stream.draw import PatchRequest, Sampler
-from spinezarr.stream.engine import Engine
+from spinezarr.stream.engine import BoxRead, Engine
 from spinezarr.vertebrae import VALUE_OF_NAME
 
 __all__ = ["PADDING_HU", "PatchStream"]
@@ -98,8 +98,20 @@ class PatchStream:
         """Draw sample ``index`` of the epoch, without reading it."""
         return self.sampler.draw(self.epoch, index, self._find_voxel)
 
-    def read(self, requests: list[PatchRequest]) -> Batch:
+    def read(self, requests: Sequence[PatchRequest]) -> Batch:
         """Read patches of the stream's size into one batch."""
+        (batch,) = self.read_together([requests])
+        return batch
+
+    def read_together(self, groups: Sequence[Sequence[PatchRequest]]) -> list[Batch]:
+        """Read several batches; a chunk that several of them need is read once."""
+        reads: list[BoxRead] = []
+        batches = [self._plan(requests, reads) for requests in groups]
+        self.engine.read(reads)
+        return batches
+
+    def _plan(self, requests: Sequence[PatchRequest], reads: list[BoxRead]) -> Batch:
+        """Allocate a batch, and add what fills it to ``reads``."""
         n, size = len(requests), self.sampler.size_zyx
         image = np.empty((n, *size), self.image_dtype)
         label = np.empty((n, *size), np.uint8) if self.with_label else None
@@ -107,11 +119,11 @@ class PatchStream:
         affine = np.empty((n, 4, 4))
         for i, request in enumerate(requests):
             scan = self.reader.scan(request.scan_id)
-            self._fill(scan.image, request.box, image[i], PADDING_HU)
+            reads += _inside(scan.image, request.box, image[i], PADDING_HU)
             if label is not None:
                 if scan.label is None:
                     raise UsageError(f"scan {request.scan_id!r} has no mask; read without labels.")
-                self._fill(scan.label, request.box, label[i], 0)
+                reads += _inside(scan.label, request.box, label[i], 0)
             padding[i] = _padding(request.box, scan.image.shape_zyx)
             affine[i] = _shifted(scan.affine, request.box.start_zyx)
         kept = [axis for axis in range(3) if axis != self.flat_axis]
@@ -127,14 +139,6 @@ class PatchStream:
             vertebra=tuple(request.vertebra for request in requests),
             index=np.array([request.index for request in requests]),
         )
-
-    def _fill(self, array: ArraySpec, box: Box, out: npt.NDArray[Any], outside: int) -> None:
-        inside = box.intersect(Box((0, 0, 0), array.shape_zyx))
-        if inside != box:
-            out[...] = outside
-        if inside is not None:
-            z, y, x = (-start for start in box.start_zyx)
-            self.engine.read_into(array, inside, out[inside.shift((z, y, x)).slices])
 
     def _find_voxel(self, scan_id: str, vertebra: str, k: int) -> ShapeZYX:
         """Find the k-th voxel of a vertebra: chunk by the stored counts, then inside that chunk."""
@@ -155,6 +159,18 @@ class PatchStream:
         at = np.flatnonzero(voxels == value)[rank]
         z, y, x = (int(i) for i in np.unravel_index(at, voxels.shape))
         return (origin[0] + z, origin[1] + y, origin[2] + x)
+
+
+def _inside(
+    array: ArraySpec, box: Box, out: npt.NDArray[Any], outside: int
+) -> Iterator[BoxRead]:
+    """Yield what is to be read of a box that may leave the volume; fill the rest of ``out``."""
+    inside = box.intersect(Box((0, 0, 0), array.shape_zyx))
+    if inside != box:
+        out[...] = outside
+    if inside is not None:
+        z, y, x = (-start for start in box.start_zyx)
+        yield BoxRead(array, inside, out[inside.shift((z, y, x)).slices])
 
 
 def _padding(box: Box, shape_zyx: ShapeZYX) -> npt.NDArray[np.int64]:
