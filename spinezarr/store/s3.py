@@ -88,7 +88,7 @@ class S3(S3FileSystem):  # type: ignore[misc]  # s3fs is untyped
 
     # fsspec gives the instance that it made before where options and these attributes are equal.
     environment = _Environment()
-    _extra_tokenize_attributes = (*S3FileSystem._extra_tokenize_attributes, "environment")
+    _extra_tokenize_attributes = ("default_block_size", "environment")
     retries = 2  # botocore repeats by itself; here only what breaks off while it is read
 
     def __init__(
