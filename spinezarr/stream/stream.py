@@ -161,9 +161,7 @@ class PatchStream:
         return (origin[0] + z, origin[1] + y, origin[2] + x)
 
 
-def _inside(
-    array: ArraySpec, box: Box, out: npt.NDArray[Any], outside: int
-) -> Iterator[BoxRead]:
+def _inside(array: ArraySpec, box: Box, out: npt.NDArray[Any], outside: int) -> Iterator[BoxRead]:
     """Yield what is to be read of a box that may leave the volume; fill the rest of ``out``."""
     inside = box.intersect(Box((0, 0, 0), array.shape_zyx))
     if inside != box:
