@@ -20,6 +20,8 @@ from spinezarr.stream.engine import Engine
 from spinezarr.stream.fetch import fetcher_for
 from spinezarr.stream.lazy import lazy_array
 from spinezarr.stream.stream import PatchStream
+from spinezarr.stream.volumes import StoredVolumes
+from spinezarr.stream.window import Shuffle, window_sampler
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -174,6 +176,9 @@ class Store:
         foreground: float = 0.0,
         n_samples: int | None = None,
         labels: bool = True,
+        shuffle: Shuffle = "exact",
+        window_scans: int | None = None,
+        samples_per_scan: int | None = None,
     ) -> PatchStream:
         """Stream random 3D patches of image and mask.
 
@@ -198,6 +203,16 @@ class Store:
             Patches of an epoch; one for each chosen scan if not given.
         labels
             Read masks too, and draw only from scans that have one.
+        shuffle
+            ``"exact"`` draws each sample by itself. ``"window"`` is several times faster: it takes
+            several samples of each place that is decoded, and mixes them over a window of scans.
+            Each sample is still as likely as ever; see ``docs/sampling.md`` for what it costs.
+        window_scans
+            Scans of a window, 8 if not given. A batch of at most so many samples has no two of one
+            scan, if there are so many scans.
+        samples_per_scan
+            Samples of each place of a window. If not given, as many as decode no more voxels than
+            they hold, within bounds: 32 samples, and 256 MiB a window.
 
         Raises
         ------
@@ -227,6 +242,9 @@ class Store:
             foreground=foreground,
             n_samples=n_samples,
             labels=labels,
+            shuffle=shuffle,
+            window_scans=window_scans,
+            samples_per_scan=samples_per_scan,
         )
 
     def slices(
@@ -242,6 +260,9 @@ class Store:
         foreground: float = 0.0,
         n_samples: int | None = None,
         labels: bool = True,
+        shuffle: Shuffle = "exact",
+        window_scans: int | None = None,
+        samples_per_scan: int | None = None,
     ) -> PatchStream:
         """Stream random 2D slices of image and mask.
 
@@ -252,7 +273,9 @@ class Store:
         size
             Voxels of a slice along its two axes, cut at random or padded; if not given, those of
             the largest chosen scan, to which smaller ones are padded.
-        batch_size, split, scans, seed, epoch, foreground, n_samples, labels
+        batch_size, split, scans, seed, epoch, foreground, n_samples, labels, shuffle
+            As in :meth:`patches`.
+        window_scans, samples_per_scan
             As in :meth:`patches`.
 
         Raises
@@ -280,6 +303,9 @@ class Store:
             foreground=foreground,
             n_samples=n_samples,
             labels=labels,
+            shuffle=shuffle,
+            window_scans=window_scans,
+            samples_per_scan=samples_per_scan,
         )
 
     def preview(self, scan_id: str) -> "Figure":
@@ -420,17 +446,31 @@ class Store:
         foreground: float,
         n_samples: int | None,
         labels: bool,
+        shuffle: Shuffle,
+        window_scans: int | None,
+        samples_per_scan: int | None,
     ) -> PatchStream:
         z, y, x = (int(n) for n in size_zyx)
         dtypes = {np.dtype(str(name)) for name in table.image_dtype.to_numpy()}
+        image_dtype = np.result_type(np.int16, *dtypes)
+        sampler = Sampler.of_table(table, size_zyx=(z, y, x), seed=seed, foreground=foreground)
+        window = window_sampler(
+            sampler,
+            StoredVolumes(self._reader, self._engine),
+            shuffle=shuffle,
+            window_scans=window_scans,
+            samples_per_scan=samples_per_scan,
+            voxel_bytes=image_dtype.itemsize + int(labels),
+        )
         return PatchStream(
             reader=self._reader,
             engine=self._engine,
-            sampler=Sampler.of_table(table, size_zyx=(z, y, x), seed=seed, foreground=foreground),
+            sampler=sampler,
             batch_size=batch_size,
             n_samples=table.sizes["scan"] if n_samples is None else n_samples,
             epoch=epoch,
             with_label=labels,
-            image_dtype=np.result_type(np.int16, *dtypes),
+            image_dtype=image_dtype,
             flat_axis=flat_axis,
+            window=window,
         )

@@ -117,8 +117,8 @@ class Sampler:
         if self.foreground and rng.random() < self.foreground:
             return self._balanced(rng, index, find_voxel)
         scan = int(rng.integers(len(self.scan_ids)))
-        room = np.maximum(self.shapes_zyx[scan] - self.size_zyx, 0)
-        return self._request(index, scan, rng.integers(0, room, endpoint=True), None)
+        start = rng.integers(0, self.room_zyx(scan), endpoint=True)
+        return self.place(index, scan, start, None)
 
     def _balanced(
         self, rng: np.random.Generator, index: int, find_voxel: VoxelFinder
@@ -130,11 +130,32 @@ class Sampler:
         k = int(rng.integers(self.voxel_count[scan, vertebra]))
         name = self.vertebrae[vertebra]
         voxel = np.array(find_voxel(self.scan_ids[scan], name, k))
-        room = np.maximum(self.shapes_zyx[scan] - self.size_zyx, 0)
-        start = np.clip(voxel - np.array(self.size_zyx) // 2, 0, room)
-        return self._request(index, scan, start, name)
+        return self.place(index, scan, self.starts_around(scan, voxel), name)
 
-    def _request(
+    def chances(self) -> npt.NDArray[np.float64]:
+        """Say how likely each kind of draw is, shape ``(n, 1 + v)``; the sum is 1.
+
+        Rows are scans; the first column is that of uniform draws, the others are of balanced draws
+        of each vertebra.
+        """
+        n = len(self.scan_ids)
+        uniform = np.full((n, 1), (1 - self.foreground) / n)
+        shows = self.voxel_count > 0
+        scans = np.maximum(shows.sum(axis=0), 1)
+        shown = max(int(shows.any(axis=0).sum()), 1)
+        return np.hstack([uniform, self.foreground * (shows / scans / shown)])
+
+    def room_zyx(self, scan: int) -> npt.NDArray[np.int_]:
+        """Return the largest start of a patch inside a scan; 0 where the scan is smaller."""
+        room: npt.NDArray[np.int_] = np.maximum(self.shapes_zyx[scan] - self.size_zyx, 0)
+        return room
+
+    def starts_around(self, scan: int, voxels_zyx: npt.NDArray[np.int_]) -> npt.NDArray[np.int_]:
+        """Return the starts, shape ``(..., 3)``, of patches centred on voxels of a scan."""
+        starts: npt.NDArray[np.int_] = voxels_zyx - np.array(self.size_zyx) // 2
+        return starts.clip(0, self.room_zyx(scan))
+
+    def place(
         self, index: int, scan: int, start_zyx: npt.NDArray[Any], vertebra: str | None
     ) -> PatchRequest:
         """Centre the patch on each axis along which the volume is smaller than it."""

@@ -18,7 +18,8 @@ from spinezarr.store.reader import ArraySpec, StoreReader
 from spinezarr.stream.batch import Batch
 from spinezarr.stream.draw import PatchRequest, Sampler
 from spinezarr.stream.engine import BoxRead, Engine
-from spinezarr.vertebrae import VALUE_OF_NAME
+from spinezarr.stream.volumes import StoredVolumes
+from spinezarr.stream.window import WindowSampler
 
 __all__ = ["PADDING_HU", "PatchStream"]
 
@@ -47,6 +48,8 @@ class PatchStream:
     image_dtype: np.dtype[Any]
     flat_axis: int | None
     """Axis (0, 1, 2 for z, y, x) that slices leave out; None for patches."""
+    window: WindowSampler | None = None
+    """Draws the samples close together; without it each is drawn by itself."""
 
     def __post_init__(self) -> None:
         for name, value in (("batch_size", self.batch_size), ("n_samples", self.n_samples)):
@@ -66,14 +69,14 @@ class PatchStream:
     def __iter__(self) -> Iterator[Batch]:
         """Yield the batches of the epoch; a few are read ahead."""
         pool = _pool(os.getpid())
-        waiting: deque[Future[Batch]] = deque()
+        waiting: deque[Future[list[Batch]]] = deque()
         try:
-            for number in range(len(self)):
-                waiting.append(pool.submit(self.__getitem__, number))
+            for number in range(math.ceil(len(self) / self.unit_batches)):
+                waiting.append(pool.submit(self.read_unit, number))
                 if len(waiting) > _threads():
-                    yield waiting.popleft().result()
+                    yield from waiting.popleft().result()
             while waiting:
-                yield waiting.popleft().result()
+                yield from waiting.popleft().result()
         finally:
             for future in waiting:
                 future.cancel()
@@ -90,12 +93,35 @@ class PatchStream:
         """
         if not 0 <= number < len(self):
             raise IndexError(f"batch {number} of an epoch of {len(self)}")
+        return self.read(self._requests(number))
+
+    @property
+    def unit_batches(self) -> int:
+        """Batches in a row that are read together: about a window; the last unit may have fewer."""
+        return 1 if self.window is None else max(1, self.window.n_samples // self.batch_size)
+
+    def read_unit(self, number: int) -> list[Batch]:
+        """Read the batches of unit ``number`` of the epoch.
+
+        Raises
+        ------
+        CorruptStoreError
+            If stored bytes are missing or damaged.
+        """
+        first = number * self.unit_batches
+        last = min(first + self.unit_batches, len(self))
+        return self.read_together([self._requests(batch) for batch in range(first, last)])
+
+    def _requests(self, number: int) -> list[PatchRequest]:
+        """Draw the samples of a batch."""
         first = number * self.batch_size
         last = min(first + self.batch_size, self.n_samples)
-        return self.read([self.request(index) for index in range(first, last)])
+        return [self.request(index) for index in range(first, last)]
 
     def request(self, index: int) -> PatchRequest:
         """Draw sample ``index`` of the epoch, without reading it."""
+        if self.window is not None:
+            return self.window.draw(self.epoch, index)
         return self.sampler.draw(self.epoch, index, self._find_voxel)
 
     def read(self, requests: Sequence[PatchRequest]) -> Batch:
@@ -141,24 +167,9 @@ class PatchStream:
         )
 
     def _find_voxel(self, scan_id: str, vertebra: str, k: int) -> ShapeZYX:
-        """Find the k-th voxel of a vertebra: chunk by the stored counts, then inside that chunk."""
-        value = VALUE_OF_NAME[vertebra]
-        table = self.reader.label_chunks(scan_id)
-        rows = table[table[:, 0] == value]
-        ends = np.cumsum(rows[:, 4])
-        row = int(np.searchsorted(ends, k, side="right"))
-        rank = k - int(ends[row] - rows[row, 4])
-        label = self.reader.scan(scan_id).label
-        if label is None:
-            raise UsageError(f"scan {scan_id!r} has no mask.")
-        origin = [int(i) * n for i, n in zip(rows[row, 1:4], label.chunk_shape_zyx, strict=True)]
-        whole = Box.at((origin[0], origin[1], origin[2]), label.chunk_shape_zyx)
-        inside = whole.intersect(Box((0, 0, 0), label.shape_zyx)) or whole
-        voxels = np.empty(inside.shape_zyx, np.uint8)
-        self.engine.read_into(label, inside, voxels)
-        at = np.flatnonzero(voxels == value)[rank]
-        z, y, x = (int(i) for i in np.unravel_index(at, voxels.shape))
-        return (origin[0] + z, origin[1] + y, origin[2] + x)
+        voxels, rank = StoredVolumes(self.reader, self.engine).voxels_around(scan_id, vertebra, k)
+        z, y, x = voxels[rank].tolist()
+        return (z, y, x)
 
 
 def _inside(array: ArraySpec, box: Box, out: npt.NDArray[Any], outside: int) -> Iterator[BoxRead]:

@@ -1,0 +1,54 @@
+"""What draws ask of stored scans: chunk shapes, and voxels of a vertebra."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from spinezarr.errors import UsageError
+from spinezarr.geometry import Box, ShapeZYX
+from spinezarr.store.reader import StoreReader
+from spinezarr.stream.engine import Engine
+from spinezarr.vertebrae import VALUE_OF_NAME
+
+__all__ = ["StoredVolumes"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class StoredVolumes:
+    """The scans of a store; see :class:`spinezarr.stream.window.Volumes`."""
+
+    reader: StoreReader
+    engine: Engine
+
+    def chunk_shape_zyx(self, scan_id: str) -> ShapeZYX:
+        """Return the voxels of a chunk of a scan's image and mask."""
+        return self.reader.scan(scan_id).image.chunk_shape_zyx
+
+    def voxels_around(
+        self, scan_id: str, vertebra: str, k: int
+    ) -> tuple[npt.NDArray[np.int64], int]:
+        """Find the k-th voxel of a vertebra: chunk by the stored counts, then inside that chunk.
+
+        Returns
+        -------
+        numpy.ndarray
+            Voxels of the vertebra in that chunk, shape ``(m, 3)``: z, y, x in the scan.
+        int
+            Which of them is the k-th.
+        """
+        value = VALUE_OF_NAME[vertebra]
+        table = self.reader.label_chunks(scan_id)
+        rows = table[table[:, 0] == value]
+        ends = np.cumsum(rows[:, 4])
+        row = int(np.searchsorted(ends, k, side="right"))
+        rank = k - int(ends[row] - rows[row, 4])
+        label = self.reader.scan(scan_id).label
+        if label is None:
+            raise UsageError(f"scan {scan_id!r} has no mask.")
+        origin = [int(i) * n for i, n in zip(rows[row, 1:4], label.chunk_shape_zyx, strict=True)]
+        whole = Box.at((origin[0], origin[1], origin[2]), label.chunk_shape_zyx)
+        inside = whole.intersect(Box((0, 0, 0), label.shape_zyx)) or whole
+        voxels = np.empty(inside.shape_zyx, np.uint8)
+        self.engine.read_into(label, inside, voxels)
+        return np.argwhere(voxels == value) + origin, rank
