@@ -86,10 +86,8 @@ class _Pass:
     """Where each ends."""
     windows: npt.NDArray[np.int_]
     """Order of the windows."""
-    first: int
-    """Point at which the first one begins."""
     offset: float
-    """Of each point, in distances between two of them."""
+    """Of the first point, in distances between two of them."""
 
 
 class WindowSampler:
@@ -131,7 +129,6 @@ class WindowSampler:
         # Relative to the largest: whole numbers where scans are equally likely.
         self._length = of_scan[self._scans] / of_scan.max()
         self.n_neighbourhoods = _neighbourhoods(window_scans, len(self._scans))
-        self._turns = self.n_neighbourhoods // min(window_scans, len(self._scans))
         self._pass_windows = max(1, len(self._scans) // self.n_neighbourhoods)
         self._window = lru_cache(_KEPT)(self._draw_window)
         self._pass = lru_cache(_KEPT)(self._draw_pass)
@@ -152,8 +149,8 @@ class WindowSampler:
 
     def _draw_window(self, epoch: int, window: int) -> tuple[PatchRequest, ...]:
         """Draw the samples of a window, in order."""
-        scans = self._scans_of(epoch, window).tolist()
         rng = self._rng(epoch, window, _WINDOW)
+        scans = self._scans_of(epoch, window, rng).tolist()
         # Spread evenly, so that about the same share of every window is balanced.
         kinds = _fractions(rng, len(scans)).tolist()
         rows = [
@@ -192,19 +189,16 @@ class WindowSampler:
             starts.append(cell.start + spread(rng, self.samples_per_scan, len(cell)))
         return np.stack(starts, axis=1)
 
-    def _scans_of(self, epoch: int, window: int) -> npt.NDArray[np.int_]:
-        """Return the scan of each neighbourhood of a window."""
+    def _scans_of(self, epoch: int, window: int, rng: np.random.Generator) -> npt.NDArray[np.int_]:
+        """Draw the scan of each neighbourhood of a window."""
         number, within = divmod(window, self._pass_windows)
         line = self._pass(epoch, number)
-        n = self.n_neighbourhoods
-        # Neighbours on the circle, of one scan where scans are few, do not follow each other.
-        turns = np.arange(n).reshape(-1, self._turns).T.ravel()
-        points = self._pass_windows * turns + line.windows[within] + line.first
-        n_points = n * self._pass_windows
-        places = (points % n_points + line.offset) * (line.ends[-1] / n_points)
-        at = np.searchsorted(line.ends, places, side="right")
-        scans: npt.NDArray[np.int_] = line.scans[np.minimum(at, len(line.scans) - 1)]
-        return scans
+        points = np.arange(self.n_neighbourhoods) * self._pass_windows + line.windows[within]
+        distance = line.ends[-1] / (self.n_neighbourhoods * self._pass_windows)
+        at = np.searchsorted(line.ends, (points + line.offset) * distance, side="right")
+        scans = line.scans[np.minimum(at, len(line.scans) - 1)]
+        # Begun anywhere, so that what comes first in this order is no likelier to be drawn first.
+        return np.roll(scans[_apart(scans)], rng.integers(len(scans)))
 
     def _draw_pass(self, epoch: int, number: int) -> _Pass:
         rng = self._rng(epoch, number, _PASS)
@@ -213,7 +207,6 @@ class WindowSampler:
             scans=self._scans[order],
             ends=np.cumsum(self._length[order]),
             windows=rng.permutation(self._pass_windows),
-            first=int(rng.integers(self.n_neighbourhoods * self._pass_windows)),
             offset=float(rng.random()),
         )
 
@@ -254,13 +247,16 @@ def window_sampler(
         return None
     if shuffle != "window":
         raise UsageError(f"shuffle {shuffle!r}: must be {' or '.join(get_args(Shuffle))}.")
-    scans = _WINDOW_SCANS if window_scans is None else window_scans
+    sample_bytes = math.prod(sampler.size_zyx) * voxel_bytes
+    scans = window_scans
+    if scans is None:
+        scans = min(_WINDOW_SCANS, _at_most(_WINDOW_BYTES // (2 * sample_bytes)))
     if samples_per_scan is None:
-        samples_per_scan = _default_samples(sampler, max(scans, 1), voxel_bytes)
+        samples_per_scan = _default_samples(sampler, max(scans, 1), sample_bytes)
     return WindowSampler(sampler, volumes, window_scans=scans, samples_per_scan=samples_per_scan)
 
 
-def _default_samples(sampler: Sampler, window_scans: int, voxel_bytes: int) -> int:
+def _default_samples(sampler: Sampler, window_scans: int, sample_bytes: int) -> int:
     """Choose how many samples a neighbourhood gives: a power of two.
 
     As many as it takes to decode no more voxels than are given, within bounds.
@@ -269,18 +265,29 @@ def _default_samples(sampler: Sampler, window_scans: int, voxel_bytes: int) -> i
     of_scan = -(-sampler.shapes_zyx.max(axis=0) // chunk)
     of_cell = 1 - (1 - np.array(sampler.size_zyx)) // chunk
     decoded = math.prod((np.minimum(of_scan, of_cell) * chunk).tolist())
-    voxels = math.prod(sampler.size_zyx)
+    enough = 1
+    while enough * math.prod(sampler.size_zyx) < decoded:
+        enough *= 2
     n = _neighbourhoods(window_scans, len(sampler.scan_ids))
-    most = max(1, min(_MOST_SAMPLES, _WINDOW_BYTES // (n * voxels * voxel_bytes)))
-    enough: int = 1 << (math.ceil(decoded / voxels) - 1).bit_length()
-    affordable: int = 1 << (most.bit_length() - 1)
-    return min(enough, affordable)
+    return min(enough, _MOST_SAMPLES, _at_most(_WINDOW_BYTES // (n * sample_bytes)))
+
+
+def _at_most(n: int) -> int:
+    """Return the largest power of two that is no larger, 1 at least."""
+    return 1 << max(n.bit_length() - 1, 0)
 
 
 def _neighbourhoods(window_scans: int, n_scans: int) -> int:
     """Return how many a window has: as many of each scan, where there are few."""
     of_each = -(-window_scans // n_scans)
     return min(window_scans, n_scans) * of_each
+
+
+def _apart(scans: npt.NDArray[np.int_]) -> npt.NDArray[np.intp]:
+    """Order neighbourhoods so that those of one scan are far apart: round after round of scans."""
+    _, first, of = np.unique(scans, return_index=True, return_inverse=True)
+    before = np.tril(scans[:, np.newaxis] == scans, -1).sum(axis=1)
+    return np.lexsort((first[of], before))
 
 
 def cell_around(start: int, n_starts: int, chunk: int) -> range:
@@ -305,20 +312,21 @@ def cell_around(start: int, n_starts: int, chunk: int) -> range:
 
 
 def spread(rng: np.random.Generator, n: int, length: int) -> npt.NDArray[np.int64]:
-    """Draw ``n`` of the numbers 0 to ``length - 1``, each equally likely, spread over all of them.
+    """Draw ``n`` of the numbers 0 to ``length - 1``, each equally likely, as far apart as can be.
 
-    One lies in each n-th part of the range, in random order; this is Latin hypercube
-    sampling [1]_ along one axis. No two are equal if ``n <= length``.
+    They are equally far apart, to the next whole number, and come in random order: systematic
+    sampling along this axis, and so a Latin hypercube [1]_ over several. No two are equal if
+    ``n <= length``.
 
     References
     ----------
     .. [1] McKay, Beckman and Conover, "A comparison of three methods for selecting values of input
        variables in the analysis of output from a computer code", Technometrics 21 (1979), 239-245
     """
-    # Multiples of 1/n, so that borders between parts need not be whole numbers.
-    return (rng.permutation(n) * length + rng.integers(length, size=n)) // n
+    # In n-ths of a step, so that the parts need not be whole numbers.
+    return (rng.permutation(n) * length + rng.integers(length)) // n
 
 
 def _fractions(rng: np.random.Generator, n: int) -> npt.NDArray[np.float64]:
     """Draw ``n`` numbers from 0 to below 1, uniform and spread as by :func:`spread`."""
-    return (rng.permutation(n) + rng.random(n)) / n
+    return (rng.permutation(n) + rng.random()) / n
