@@ -68,4 +68,3 @@ class KernelHook(BuildHookInterface):
         build_data["pure_python"] = False
         build_data["tag"] = f"py3-none-{platform}"
         build_data["artifacts"] = [f"/{built.relative_to(self.root).as_posix()}"]
-

@@ -422,7 +422,7 @@ static int read_file(const Chunk *chunk, uint8_t *out) {
     return 1;
 }
 
-static int fill(const Chunk *chunk, const Share *shares, uint8_t *packed, uint8_t *scratch) {
+static int fill(const Chunk *chunk, const Share *shares, uint8_t *scratch, int64_t packed_bytes) {
     if (chunk->size == ABSENT) {
         for (int32_t i = 0; i < chunk->n_shares; i++) fill_zero(chunk, shares + i);
         return DONE;
@@ -431,15 +431,15 @@ static int fill(const Chunk *chunk, const Share *shares, uint8_t *packed, uint8_
         copy_shares(chunk, shares, whole_chunk(chunk, chunk->data));
         return DONE;
     }
+    const int64_t n = chunk->size - TAIL;
+    if (n < HEADER || chunk->size > packed_bytes) return DAMAGED;
     const uint8_t *data = chunk->data;
     if (!data) {
-        if (!read_file(chunk, packed)) return NOT_READ;
-        data = packed;
+        if (!read_file(chunk, scratch)) return NOT_READ;
+        data = scratch;
     }
-    const int64_t n = chunk->size - TAIL;
-    if (n < HEADER || load32(data + n) != chunk->crc32c || crc32c(data, n) != chunk->crc32c)
-        return DAMAGED;
-    return decode(chunk, shares, data, scratch);
+    if (load32(data + n) != chunk->crc32c || crc32c(data, n) != chunk->crc32c) return DAMAGED;
+    return decode(chunk, shares, data, scratch + packed_bytes + SLACK);
 }
 
 /* Interface ---------------------------------------------------------------------------------- */
@@ -455,7 +455,8 @@ EXPORT int32_t spinezarr_kernel_version(void) {
     return VERSION;
 }
 
-/* Bytes of ``scratch`` that spinezarr_fill needs for chunks of at most so many bytes. */
+/* Bytes of ``scratch`` that spinezarr_fill needs. Encoded chunks of more than ``packed_bytes`` are
+ * taken for damaged, and none is larger than ``decoded_bytes`` when it is decoded. */
 EXPORT int64_t spinezarr_scratch_bytes(int64_t packed_bytes, int64_t decoded_bytes) {
     return packed_bytes + SLACK + 2 * decoded_bytes + (MAX_ITEMSIZE + 1) * SLACK;
 }
@@ -464,8 +465,7 @@ EXPORT int64_t spinezarr_scratch_bytes(int64_t packed_bytes, int64_t decoded_byt
 EXPORT void spinezarr_fill(Chunk *chunks, int64_t first, int64_t last, const Share *shares,
                            uint8_t *scratch, int64_t packed_bytes) {
     for (int64_t i = first; i < last; i++)
-        chunks[i].status = fill(chunks + i, shares + chunks[i].first_share, scratch,
-                                scratch + packed_bytes + SLACK);
+        chunks[i].status = fill(chunks + i, shares + chunks[i].first_share, scratch, packed_bytes);
 }
 
 /* For tests: by instruction, where the machine has it, and by table. */

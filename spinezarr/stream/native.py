@@ -22,9 +22,8 @@ __all__ = [
     "ABSENT_CHUNK",
     "CHUNKS",
     "DONE",
-    "MOST_OVERHEAD_BYTES",
-    "NO_KERNEL",
     "NOT_TRIED",
+    "NO_KERNEL",
     "SHARES",
     "VOXELS",
     "Kernel",
@@ -39,7 +38,7 @@ DONE, NOT_TRIED = 0, -1
 """Status of a chunk whose shares are filled, and of one that the kernel has not seen."""
 ABSENT_CHUNK, VOXELS = 0, -1
 """Sizes of chunks that are not encoded: background, and bare voxels."""
-MOST_OVERHEAD_BYTES: Final = 16 + CHECKSUM_BYTES
+_OVERHEAD_BYTES: Final = 16 + CHECKSUM_BYTES
 """By which an encoded chunk is longer than its voxels at most (``BLOSC_MAX_OVERHEAD``)."""
 
 # As the structures of kernel.c.
@@ -112,14 +111,13 @@ class Kernel:
         ----------
         chunks, shares
             Of types :data:`CHUNKS` and :data:`SHARES`. The memory that they name is the caller's;
-            every share lies inside its chunk and its output, and no encoded chunk is more than
-            :data:`MOST_OVERHEAD_BYTES` longer than ``decoded_bytes``.
+            every share lies inside its chunk and its output.
         first, last
             Which chunks.
         decoded_bytes
             Of the largest chunk.
         """
-        packed_bytes = decoded_bytes + MOST_OVERHEAD_BYTES
+        packed_bytes = decoded_bytes + _OVERHEAD_BYTES
         size = self._scratch_bytes(packed_bytes, decoded_bytes)
         scratch: npt.NDArray[np.uint8] | None = getattr(self._scratch, "bytes", None)
         if scratch is None or scratch.nbytes < size:
