@@ -3,7 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: bench bench-codecs bench-ingest bench-memory bench-s3 bench-scans demo flips test test-ceph test-crash test-hostile lint types layers wheel clean
+.PHONY: bench bench-codecs bench-ingest bench-memory bench-s3 bench-scans bench-window demo flips test test-ceph test-crash test-hostile lint types layers wheel clean
 
 demo: $(VENV)/.installed
 	$(BIN)/spinezarr demo --out demo
@@ -74,6 +74,11 @@ bench-memory: $(VENV)/.installed
 bench-scans: $(VENV)/.installed
 	mkdir -p build
 	$(BIN)/python benchmarks/scans.py --json build/scans.json
+
+# What windows of samples trade; reads nothing.
+bench-window: $(VENV)/.installed
+	mkdir -p build
+	$(BIN)/python benchmarks/window.py --json build/window.json
 
 # The tests of buckets on a real gateway. Both need Ceph:
 # apt-get install --no-install-recommends ceph-common ceph-mgr ceph-mon ceph-osd radosgw

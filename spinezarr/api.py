@@ -211,8 +211,8 @@ class Store:
             Scans of a window, 8 if not given. A batch of at most so many samples has no two of one
             scan, if there are so many scans.
         samples_per_scan
-            Samples of each place of a window. If not given, as many as decode no more voxels than
-            they hold, within bounds: 32 samples, and 256 MiB a window.
+            Samples of each place of a window. If not given, as many as bring the voxels to decode
+            down to 1.5 for each that is given, but at most 32, and 256 MiB a window.
 
         Raises
         ------

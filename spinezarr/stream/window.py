@@ -44,8 +44,11 @@ Shuffle = Literal["exact", "window"]
 """Whether each sample is drawn by itself."""
 _WINDOW_SCANS: Final = 8
 """Scans of a window unless told otherwise."""
+_DECODED_PER_VOXEL: Final = 1.5
+"""So many decoded voxels for each that is given are worth it: with fewer, samples are ever more
+alike, and hardly cheaper, as copying takes longer than decoding (``benchmarks/README.md``)."""
 _MOST_SAMPLES: Final = 32
-"""More of one neighbourhood are hardly cheaper to read, and ever more alike."""
+"""Of one neighbourhood, unless told otherwise: there are few other scans meanwhile."""
 _WINDOW_BYTES: Final = 256 << 20
 """Largest window that is chosen without being asked for; a few are read ahead."""
 _KEPT: Final = 32
@@ -259,14 +262,14 @@ def window_sampler(
 def _default_samples(sampler: Sampler, window_scans: int, sample_bytes: int) -> int:
     """Choose how many samples a neighbourhood gives: a power of two.
 
-    As many as it takes to decode no more voxels than are given, within bounds.
+    As many as it takes to decode few voxels for each that is given, within bounds.
     """
     chunk = np.array(BALANCED.chunk_shape_zyx)
     of_scan = -(-sampler.shapes_zyx.max(axis=0) // chunk)
     of_cell = 1 - (1 - np.array(sampler.size_zyx)) // chunk
     decoded = math.prod((np.minimum(of_scan, of_cell) * chunk).tolist())
     enough = 1
-    while enough * math.prod(sampler.size_zyx) < decoded:
+    while enough * math.prod(sampler.size_zyx) * _DECODED_PER_VOXEL < decoded:
         enough *= 2
     n = _neighbourhoods(window_scans, len(sampler.scan_ids))
     return min(enough, _MOST_SAMPLES, _at_most(_WINDOW_BYTES // (n * sample_bytes)))

@@ -1,0 +1,170 @@
+"""What windows of samples trade: how much less is decoded, and how much more alike samples are.
+
+Nothing is read: draws and chunks are counted, over as many scans of one shape as are asked for. So
+the figures are the same on every machine.
+"""
+
+import argparse
+import json
+from collections import defaultdict
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+from common import machine
+from rich.console import Console
+from rich.table import Table
+
+from spinezarr.geometry import Box, ShapeZYX
+from spinezarr.store.layout import BALANCED
+from spinezarr.stream.draw import PatchRequest, Sampler
+from spinezarr.stream.window import window_sampler
+
+KINDS = {"128^3": (128, 128, 128), "96^3": (96, 96, 96), "64^3": (64, 64, 64)}
+PLANES = {"axial": 0, "sagittal": 2}
+VOXEL_BYTES = 3
+"""Of image and mask together."""
+MIXED = 1000
+"""Samples of which scans are counted."""
+POINTS = 2000
+"""Voxels of each scan at which it is counted how many samples show them."""
+
+
+@dataclass(frozen=True, slots=True)
+class EqualVolumes:
+    """Scans in chunks of one shape."""
+
+    def chunk_shape_zyx(self, scan_id: str) -> ShapeZYX:  # noqa: ARG002  all have one
+        """Return the chunks of the default store."""
+        return BALANCED.chunk_shape_zyx
+
+    def voxels_around(self, scan_id: str, vertebra: str, k: int) -> tuple[np.ndarray, int]:
+        """Return nothing: only uniform draws are counted."""
+        raise NotImplementedError(scan_id, vertebra, k)
+
+
+def sampler_of(size_zyx: ShapeZYX, shape_zyx: ShapeZYX, n_scans: int) -> Sampler:
+    """Draw uniformly from equal scans."""
+    return Sampler(
+        scan_ids=tuple(f"scan-{i}" for i in range(n_scans)),
+        shapes_zyx=np.array([shape_zyx] * n_scans),
+        vertebrae=(),
+        voxel_count=np.zeros((n_scans, 0), int),
+        size_zyx=size_zyx,
+        seed=0,
+        foreground=0.0,
+    )
+
+
+def no_voxel(scan_id: str, vertebra: str, k: int) -> ShapeZYX:
+    """Refuse: uniform draws ask for none."""
+    raise NotImplementedError(scan_id, vertebra, k)
+
+
+def chunks_of(box: Box) -> set[ShapeZYX]:
+    """Return the chunks that a box meets."""
+    sides = zip(box.start_zyx, box.stop_zyx, BALANCED.chunk_shape_zyx, strict=True)
+    z, y, x = (range(a // side, -(-b // side)) for a, b, side in sides)
+    return {(i, j, k) for i in z for j in y for k in x}
+
+
+def overlap(one: Box, other: Box) -> float:
+    """Return the voxels that two boxes share, as a share of those that they have together."""
+    both = one.intersect(other)
+    shared = 0 if both is None else int(np.prod(both.shape_zyx))
+    return shared / (2 * int(np.prod(one.shape_zyx)) - shared)
+
+
+def seen_once(requests: list[PatchRequest], shape_zyx: ShapeZYX) -> float:
+    """Return how many different voxels samples hold, as a share of all that they hold."""
+    points = np.random.default_rng(0).integers(0, shape_zyx, (POINTS, 3))
+    shown: dict[str, np.ndarray] = defaultdict(lambda: np.zeros(POINTS, int))
+    for request in requests:
+        inside = (points >= request.box.start_zyx) & (points < request.box.stop_zyx)
+        shown[request.scan_id] += inside.all(axis=1)
+    counts = np.stack(list(shown.values()))
+    return float((counts > 0).sum() / counts.sum())
+
+
+def figures(groups: list[list[PatchRequest]], shape_zyx: ShapeZYX) -> dict[str, float]:
+    """Describe samples; those of a group are read together."""
+    in_turn = sorted((r for group in groups for r in group), key=lambda request: request.index)
+    voxels = int(np.prod(in_turn[0].box.shape_zyx))
+    decoded = sum(len(set().union(*(chunks_of(r.box) for r in group))) for group in groups)
+    pairs = [pair for group in groups for pair in combinations(group, 2)]
+    return {
+        "decoded_per_voxel": decoded
+        * int(np.prod(BALANCED.chunk_shape_zyx))
+        / voxels
+        / len(in_turn),
+        "overlap_of_two": float(np.mean([overlap(a.box, b.box) for a, b in pairs] or [0.0])),
+        "different_voxels": seen_once(in_turn, shape_zyx),
+        "scans_in_1000": len({request.scan_id for request in in_turn[:MIXED]}),
+    }
+
+
+def measure(
+    size_zyx: ShapeZYX, shape_zyx: ShapeZYX, n_scans: int, n_samples: int
+) -> list[dict[str, object]]:
+    """Describe exact draws, and windows of several samples a scan."""
+    sampler = sampler_of(size_zyx, shape_zyx, n_scans)
+    exact = [sampler.draw(0, i, no_voxel) for i in range(n_samples)]
+    rows = [{"samples_per_scan": 1, "default": False} | figures([[r] for r in exact], shape_zyx)]
+    # Two exact draws of one scan, for comparison.
+    one_scan = sampler_of(size_zyx, shape_zyx, 1)
+    pairs = [[one_scan.draw(0, 2 * i + j, no_voxel).box for j in (0, 1)] for i in range(n_samples)]
+    rows[0]["overlap_of_two"] = float(np.mean([overlap(*pair) for pair in pairs]))
+    chosen = window_sampler(
+        sampler, EqualVolumes(), shuffle="window", window_scans=None, samples_per_scan=None,
+        voxel_bytes=VOXEL_BYTES,
+    ).samples_per_scan  # fmt: skip
+    for samples_per_scan in sorted({2, 4, 8, 16, 32, chosen}):
+        windows = window_sampler(
+            sampler, EqualVolumes(), shuffle="window", window_scans=None,
+            samples_per_scan=samples_per_scan, voxel_bytes=VOXEL_BYTES,
+        )  # fmt: skip
+        groups: dict[tuple[int, int], list[PatchRequest]] = defaultdict(list)
+        for i in range(n_samples // windows.n_samples * windows.n_samples):
+            groups[i // windows.n_samples, i % windows.n_neighbourhoods].append(windows.draw(0, i))
+        about = {"samples_per_scan": samples_per_scan, "default": samples_per_scan == chosen}
+        rows.append(about | figures(list(groups.values()), shape_zyx))
+    return rows
+
+
+def main() -> None:
+    """Count, print a table and write JSON."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--shape", type=int, nargs=3, default=(535, 512, 512), help="z y x")
+    parser.add_argument("--scans", type=int, default=1005)
+    parser.add_argument("--samples", type=int, default=4096)
+    parser.add_argument("--json", type=Path, help="where to write the figures")
+    options = parser.parse_args()
+    shape_zyx = tuple(options.shape)
+    sizes = {kind: tuple(map(min, size, shape_zyx)) for kind, size in KINDS.items()}
+    for plane, axis in PLANES.items():
+        sizes[plane] = tuple(1 if i == axis else n for i, n in enumerate(shape_zyx))
+    rows = []
+    table = Table("kind", "samples a scan", "decoded", "overlap", "different", "scans in 1,000")
+    for kind, size in sizes.items():
+        for row in measure(size, shape_zyx, options.scans, options.samples):
+            rows.append({"kind": kind, **row})
+            table.add_row(
+                kind, f"{row['samples_per_scan']}{' (default)' if row['default'] else ''}",
+                f"{row['decoded_per_voxel']:.2f}", f"{row['overlap_of_two']:.3f}",
+                f"{row['different_voxels']:.3f}", str(row["scans_in_1000"]),
+            )  # fmt: skip
+    Console().print(table)
+    if options.json:
+        result = {
+            "shape_zyx": shape_zyx,
+            "scans": options.scans,
+            "samples": options.samples,
+            **machine(),
+            "rows": rows,
+        }
+        options.json.write_text(json.dumps(result, indent=2))
+
+
+if __name__ == "__main__":
+    main()
