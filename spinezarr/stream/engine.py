@@ -19,6 +19,7 @@ import numpy.typing as npt
 from spinezarr.geometry import Box
 from spinezarr.store.reader import ArraySpec
 from spinezarr.store.sharding import CHECKSUM_BYTES, ChunkDamagedError, decode_chunk
+from spinezarr.stream.buffers import Buffers
 from spinezarr.stream.fetch import Fetcher, LocalFetcher
 from spinezarr.stream.indices import Places, ShardIndices, corrupt
 from spinezarr.stream.native import (
@@ -58,6 +59,7 @@ class Engine:
     """
 
     def __init__(self, fetch: Fetcher) -> None:
+        self.buffers = Buffers()
         self._fetch = fetch
         self._indices = ShardIndices(fetch)
 
