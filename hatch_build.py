@@ -10,7 +10,6 @@ import shutil
 import subprocess
 import sys
 import sysconfig
-from importlib.util import find_spec
 from pathlib import Path
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface

@@ -22,6 +22,17 @@ _SMALLEST_BYTES: Final = 1 << 18
 _Block = npt.NDArray[np.uint8]
 
 
+class _Lease:
+    """What arrays in a block hold on to.
+
+    NumPy lets a view of a view hold the first array alone; so that each of them holds the same
+    thing, and nothing else holds it, it is no array itself.
+    """
+
+    def __init__(self, block: _Block) -> None:
+        self.__array_interface__ = block.__array_interface__
+
+
 class Buffers:
     """Gives arrays, and takes their memory back when the last view of one is gone.
 
@@ -44,9 +55,9 @@ class Buffers:
             block = self._free[n_bytes].pop()
         except (KeyError, IndexError):
             block = np.empty(n_bytes, np.uint8)
-        # Views of this array hold it, and not the block: its own base is no array.
-        array: npt.NDArray[Any] = np.ndarray(shape, dtype, memoryview(block))
-        weakref.finalize(array, self._give, block).atexit = False
+        lease = _Lease(block)
+        weakref.finalize(lease, self._give, block).atexit = False
+        array: npt.NDArray[Any] = np.asarray(lease).view(dtype).reshape(shape)
         return array
 
     @property
