@@ -10,7 +10,6 @@ import shutil
 import subprocess
 import sys
 import sysconfig
-from importlib.util import find_spec
 from pathlib import Path
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
@@ -42,8 +41,8 @@ def build_kernel(root: Path) -> Path:
     command = compiler() or [sys.executable, "-m", "ziglang", "cc"]
     new = built.with_name(f"{built.name}.{os.getpid()}")
     try:
-        # Warnings are shown; the file appears at once, as processes may be using the old one.
-        subprocess.run([*command, *FLAGS, str(source), "-o", str(new)], check=True)
+        # It appears at once: processes may be using the old one.
+        subprocess.run([*command, *FLAGS, str(source), "-o", str(new)], check=True)  # noqa: S603
         new.replace(built)
     finally:
         new.unlink(missing_ok=True)

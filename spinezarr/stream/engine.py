@@ -19,6 +19,7 @@ import numpy.typing as npt
 from spinezarr.geometry import Box
 from spinezarr.store.reader import ArraySpec
 from spinezarr.store.sharding import CHECKSUM_BYTES, ChunkDamagedError, decode_chunk
+from spinezarr.stream.buffers import Buffers
 from spinezarr.stream.fetch import Fetcher, LocalFetcher
 from spinezarr.stream.indices import Places, ShardIndices, corrupt
 from spinezarr.stream.native import (
@@ -58,6 +59,7 @@ class Engine:
     """
 
     def __init__(self, fetch: Fetcher) -> None:
+        self.buffers = Buffers()
         self._fetch = fetch
         self._indices = ShardIndices(fetch)
 
@@ -197,14 +199,8 @@ def _fill_slowly(
             decode_chunk(data, voxels)
         except ChunkDamagedError as problem:
             raise corrupt(plan, chunk, str(problem)) from problem
-    for share in range(plan.first_share[chunk], plan.first_share[chunk + 1]):
-        size = plan.shape_zyx[share].tolist()
-        taken = _block(plan.within_chunk_zyx[share].tolist(), size)
-        outputs[plan.box[share]][_block(plan.within_box_zyx[share].tolist(), size)] = voxels[taken]
-
-
-def _block(start_zyx: Sequence[int], shape_zyx: Sequence[int]) -> tuple[slice, ...]:
-    return tuple(slice(a, a + n) for a, n in zip(start_zyx, shape_zyx, strict=True))
+    for box, within_chunk, within_box in plan.shares(chunk):
+        outputs[box][within_box.slices] = voxels[within_chunk.slices]
 
 
 @cache

@@ -1,11 +1,13 @@
 """Where chunks lie: the indices of shards, each read once and kept."""
 
 import math
+import os
 from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from threading import Lock
+from types import TracebackType
 from typing import Final
 
 import numpy as np
@@ -53,6 +55,24 @@ class Places:
         return ByteRange(self.paths[self.file[chunk]], start, start + size)
 
 
+class _ProcessLock:
+    """A lock that a forked process finds open."""
+
+    def __init__(self) -> None:
+        self._locks: dict[int, Lock] = {}
+
+    def __enter__(self) -> None:
+        self._locks.setdefault(os.getpid(), Lock()).acquire()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        problem: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._locks[os.getpid()].release()
+
+
 class ShardIndices:
     """Indices of shards, read when they are first needed. Shared between threads.
 
@@ -66,7 +86,7 @@ class ShardIndices:
         self._fetch = fetch
         self._kept: OrderedDict[tuple[ArraySpec, ShapeZYX], npt.NDArray[np.void]] = OrderedDict()
         self._kept_bytes = 0
-        self._lock = Lock()
+        self._lock = _ProcessLock()
 
     def locate(self, plan: ReadPlan) -> Places:
         """Find the chunks of a plan; indices that are not known are fetched together.

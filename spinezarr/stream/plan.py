@@ -1,6 +1,6 @@
 """Which chunks some boxes of voxels need: plans are data, made without any I/O."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -46,11 +46,6 @@ class ReadPlan:
         """Return the number of chunks."""
         return len(self.position)
 
-    @property
-    def chunk_of_share(self) -> Rows:
-        """Which chunk a share is of, shape ``(shares,)``."""
-        return np.repeat(np.arange(len(self)), np.diff(self.first_share))
-
     def chunk_index(self, chunk: int) -> ShapeZYX:
         """Return the index of a chunk in its array."""
         z, y, x = self.chunk_zyx[chunk].tolist()
@@ -60,6 +55,15 @@ class ReadPlan:
         """Return the index of the shard that holds a chunk."""
         z, y, x = self.shard_zyx[chunk].tolist()
         return (z, y, x)
+
+    def shares(self, chunk: int) -> Iterator[tuple[int, Box, Box]]:
+        """Yield whose shares a chunk has: the box, and the voxels within the chunk and the box."""
+        for share in range(self.first_share[chunk], self.first_share[chunk + 1]):
+            (a, b, c), (d, e, f) = self.within_chunk_zyx[share], self.within_box_zyx[share]
+            z, y, x = self.shape_zyx[share].tolist()
+            within_chunk = Box.at((int(a), int(b), int(c)), (z, y, x))
+            within_box = Box.at((int(d), int(e), int(f)), (z, y, x))
+            yield int(self.box[share]), within_chunk, within_box
 
 
 def plan_reads(boxes: Sequence[tuple[ArraySpec, Box]]) -> ReadPlan:

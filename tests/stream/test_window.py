@@ -1,8 +1,8 @@
 import pickle
 from collections import Counter
+from dataclasses import replace
 from fractions import Fraction
 from itertools import permutations, product
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 from spinezarr.errors import UsageError
 from spinezarr.geometry import FLAT_AXIS
 from spinezarr.stream.draw import Sampler
+from spinezarr.stream.engine import Engine
+from spinezarr.stream.fetch import LocalFetcher
 from spinezarr.stream.plan import plan_reads
 from spinezarr.stream.volumes import StoredVolumes
 from spinezarr.stream.window import WindowSampler, _Pass, cell_around, spread, window_sampler
@@ -354,8 +356,12 @@ def test_batches_of_a_window_are_read_together(store):
     n = stream.window.n_samples
     assert stream.unit_batches == n // 2
     calls = []
-    engine = SimpleNamespace(read=lambda reads: calls.append(list(reads)))
-    object.__setattr__(stream, "engine", engine)
+
+    class Counted(Engine):
+        def read(self, reads, **_):
+            calls.append(list(reads))
+
+    stream = replace(stream, engine=Counted(LocalFetcher()))
     units = [stream.read_unit(number) for number in range(-(-30 // n))]
     assert [batch.index.tolist() for unit in units for batch in unit] == [
         [i, i + 1] for i in range(0, 30, 2)
