@@ -1,11 +1,14 @@
 """What windows of samples trade: how much less is decoded, and how much more alike samples are.
 
-Nothing is read: draws and chunks are counted, over as many scans of one shape as are asked for. So
-the figures are the same on every machine.
+Draws and chunks are counted, over as many scans of one shape as are asked for; nothing is read, so
+these figures are the same on every machine. With ``--store``, samples of a store are read too: what
+counts is the core time of one sample, against that of an exact draw in the same run.
 """
 
 import argparse
 import json
+import statistics
+import time
 from collections import defaultdict
 from dataclasses import dataclass
 from itertools import combinations
@@ -16,11 +19,15 @@ from common import machine
 from rich.console import Console
 from rich.table import Table
 
+import spinezarr
 from spinezarr.geometry import Box, ShapeZYX
 from spinezarr.store.layout import BALANCED
 from spinezarr.stream.draw import PatchRequest, Sampler
+from spinezarr.stream.stream import PatchStream
 from spinezarr.stream.window import window_sampler
 
+SAMPLES = (2, 4, 8, 16, 32)
+"""Samples a scan that are looked at."""
 KINDS = {"128^3": (128, 128, 128), "96^3": (96, 96, 96), "64^3": (64, 64, 64)}
 PLANES = {"axial": 0, "sagittal": 2}
 VOXEL_BYTES = 3
@@ -119,7 +126,7 @@ def measure(
         sampler, EqualVolumes(), shuffle="window", window_scans=None, samples_per_scan=None,
         voxel_bytes=VOXEL_BYTES,
     ).samples_per_scan  # fmt: skip
-    for samples_per_scan in sorted({2, 4, 8, 16, 32, chosen}):
+    for samples_per_scan in SAMPLES:
         windows = window_sampler(
             sampler, EqualVolumes(), shuffle="window", window_scans=None,
             samples_per_scan=samples_per_scan, voxel_bytes=VOXEL_BYTES,
@@ -132,27 +139,72 @@ def measure(
     return rows
 
 
+def core_s(stream: PatchStream, n_samples: int) -> float:
+    """Return the core time of one sample, in seconds, of about so many."""
+    stream.read_unit(0)  # memory and shard indices are there from now on
+    started, done, unit = time.thread_time(), 0, 0
+    while done < n_samples:
+        unit += 1
+        done += sum(map(len, stream.read_unit(unit)))
+    return (time.thread_time() - started) / done
+
+
+def core_times(
+    url: str, kinds: list[str], rounds: int, n_samples: int
+) -> dict[str, dict[int, float]]:
+    """Measure the core time of samples of a store against that of exact draws, by kind."""
+    store = spinezarr.open(url)
+    found: dict[str, dict[int, float]] = {}
+    for kind in kinds:
+        wanted = {"batch_size": 8, "n_samples": 1 << 20}
+        times = defaultdict(list)
+        for _ in range(rounds):
+            for k in (1, *SAMPLES):
+                how = {"shuffle": "window", "samples_per_scan": k} if k > 1 else {}
+                stream = (
+                    store.slices(kind, **wanted, **how)
+                    if kind in PLANES
+                    else store.patches(KINDS[kind], **wanted, **how)
+                )
+                times[k].append(core_s(stream, n_samples))
+        median = {k: statistics.median(of_k) for k, of_k in times.items()}
+        found[kind] = {k: median[k] / median[1] for k in median}
+    return found
+
+
 def main() -> None:
     """Count, print a table and write JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--shape", type=int, nargs=3, default=(535, 512, 512), help="z y x")
     parser.add_argument("--scans", type=int, default=1005)
     parser.add_argument("--samples", type=int, default=4096)
+    kinds = [*KINDS, *PLANES]
+    parser.add_argument("--kinds", nargs="+", choices=kinds, default=kinds)
+    parser.add_argument("--store", help="read samples of it too")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--read", type=int, default=128, help="samples of each round and kind")
     parser.add_argument("--json", type=Path, help="where to write the figures")
     options = parser.parse_args()
     shape_zyx = tuple(options.shape)
     sizes = {kind: tuple(map(min, size, shape_zyx)) for kind, size in KINDS.items()}
     for plane, axis in PLANES.items():
         sizes[plane] = tuple(1 if i == axis else n for i, n in enumerate(shape_zyx))
+    times = {}
+    if options.store:
+        times = core_times(options.store, options.kinds, options.rounds, options.read)
     rows = []
-    table = Table("kind", "samples a scan", "decoded", "overlap", "different", "scans in 1,000")
-    for kind, size in sizes.items():
-        for row in measure(size, shape_zyx, options.scans, options.samples):
-            rows.append({"kind": kind, **row})
+    table = Table(
+        "kind", "samples a scan", "decoded", "overlap", "different", "scans in 1,000", "core time"
+    )
+    for kind in options.kinds:
+        for row in measure(sizes[kind], shape_zyx, options.scans, options.samples):
+            core = times.get(kind, {}).get(row["samples_per_scan"])
+            rows.append({"kind": kind, **row, "core_time": core})
             table.add_row(
                 kind, f"{row['samples_per_scan']}{' (default)' if row['default'] else ''}",
                 f"{row['decoded_per_voxel']:.2f}", f"{row['overlap_of_two']:.3f}",
                 f"{row['different_voxels']:.3f}", str(row["scans_in_1000"]),
+                "" if core is None else f"{core:.2f}",
             )  # fmt: skip
     Console().print(table)
     if options.json:

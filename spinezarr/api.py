@@ -212,7 +212,7 @@ class Store:
             scan, if there are so many scans.
         samples_per_scan
             Samples of each place of a window. If not given, as many as bring the voxels to decode
-            down to 1.5 for each that is given, but at most 32, and 256 MiB a window.
+            down to 1.5 for each that is given, but at most 16, and 256 MiB a window.
 
         Raises
         ------

@@ -45,10 +45,9 @@ Shuffle = Literal["exact", "window"]
 _WINDOW_SCANS: Final = 8
 """Scans of a window unless told otherwise."""
 _DECODED_PER_VOXEL: Final = 1.5
-"""So many decoded voxels for each that is given are worth it: with fewer, samples are ever more
-alike, and hardly cheaper, as copying takes longer than decoding (``benchmarks/README.md``)."""
-_MOST_SAMPLES: Final = 32
-"""Of one neighbourhood, unless told otherwise: there are few other scans meanwhile."""
+"""Few enough: with fewer, samples are ever more alike and hardly cheaper (``docs/sampling.md``)."""
+_MOST_SAMPLES: Final = 16
+"""Of one neighbourhood, unless told otherwise: with more, few scans are seen in a while."""
 _WINDOW_BYTES: Final = 256 << 20
 """Largest window that is chosen without being asked for; a few are read ahead."""
 _KEPT: Final = 32
