@@ -248,6 +248,8 @@ def test_passes_take_scans_in_other_orders():
     ]
     assert all(len(set(one)) == 6 for one in passes)
     assert len(set(passes)) > 15
+    orders = [tuple(windows._pass(0, number).windows.tolist()) for number in range(40)]
+    assert set(orders) == {(0, 1), (1, 0)}
 
 
 @pytest.mark.parametrize("foreground", [0.0, 0.5])
@@ -446,6 +448,7 @@ def test_what_cannot_be_shuffled_is_refused(store, kind, wanted, message):
         ((64, 64, 64), 8, 8),
         ((16, 16, 16), 8, 16),
         ((1, 512, 512), 8, 16),
+        ((160, 160, 160), 8, 2),
         ((192, 192, 192), 4, 2),
         ((512, 512, 512), 1, 1),
     ],
