@@ -56,15 +56,17 @@ def sampler_of(size_zyx: ShapeZYX, shape_zyx: ShapeZYX, n_scans: int) -> Sampler
     return Sampler(
         scan_ids=tuple(f"scan-{i}" for i in range(n_scans)),
         shapes_zyx=np.array([shape_zyx] * n_scans),
+        spacings_mm=np.ones((n_scans, 3)),
         vertebrae=(),
         voxel_count=np.zeros((n_scans, 0), int),
+        annotated=np.zeros((n_scans, 0), bool),
         size_zyx=size_zyx,
         seed=0,
         foreground=0.0,
     )
 
 
-def no_voxel(scan_id: str, vertebra: str, k: int) -> ShapeZYX:
+def no_voxel(scan_id: str, vertebra: str, k: int | None) -> ShapeZYX:
     """Refuse: uniform draws ask for none."""
     raise NotImplementedError(scan_id, vertebra, k)
 

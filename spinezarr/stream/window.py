@@ -249,6 +249,11 @@ def window_sampler(
         return None
     if shuffle != "window":
         raise UsageError(f"shuffle {shuffle!r}: must be {' or '.join(get_args(Shuffle))}.")
+    if sampler.centers != "voxel":
+        raise UsageError(
+            'shuffle="window": there is one centroid of a vertebra in a scan, so samples would be '
+            'equal. Give centers="voxel", or shuffle="exact".'
+        )
     sample_bytes = math.prod(sampler.size_zyx) * voxel_bytes
     scans = window_scans
     if scans is None:

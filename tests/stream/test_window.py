@@ -24,15 +24,18 @@ COUNTS = np.array([[0, 7, 2], [0, 0, 5], [0, 0, 0]])
 """Voxels of vertebrae a, b and c in scans 0, 1 and 2."""
 
 
-def sampler_of(size=(2, 2, 2), *, shapes=SHAPES, counts=COUNTS, seed=0, foreground=0.0):
+def sampler_of(size=(2, 2, 2), *, shapes=SHAPES, counts=COUNTS, seed=0, foreground=0.0, **options):
     return Sampler(
         scan_ids=tuple(f"s{i}" for i in range(len(shapes))),
         shapes_zyx=np.array(shapes),
+        spacings_mm=np.ones((len(shapes), 3)),
         vertebrae=("a", "b", "c"),
         voxel_count=np.array(counts),
+        annotated=np.zeros((len(shapes), 3), bool),
         size_zyx=size,
         seed=seed,
         foreground=foreground,
+        **options,
     )
 
 
@@ -142,8 +145,8 @@ def test_chances_are_those_of_exact_draws(foreground):
     expected[0, 2] = foreground / 2  # of the vertebrae that occur, b and c, in the one scan with b
     expected[:2, 3] = foreground / 4
     found = sampler_of(foreground=foreground).chances()
-    np.testing.assert_allclose(found, expected, rtol=1e-15)
-    assert found.sum() == pytest.approx(1, rel=1e-15)
+    np.testing.assert_allclose(found, expected, rtol=1e-14)
+    assert found.sum() == pytest.approx(1, rel=1e-14)
 
 
 @pytest.mark.parametrize("window_scans", [1, 2, 3, 5])
@@ -208,6 +211,13 @@ def test_every_balanced_sample_is_uniform_over_vertebrae_then_scans_then_voxels(
             expected[vertebra, f"s{scan}", voxel] = Fraction(1, share * int(count))
     for found in drawn:
         assert_as_likely(found, expected)
+
+
+def test_weights_hold_in_windows():
+    sampler, volumes = equal_scans(4, foreground=1.0, weights={"a": 0, "b": 3})
+    windows = windows_of(sampler, volumes)
+    drawn = Counter(windows.draw(epoch, 0).vertebra for epoch in range(3000))
+    assert_as_likely(drawn, {"b": Fraction(3, 4), "c": Fraction(1, 4)})
 
 
 @pytest.mark.parametrize("foreground", [1 / 3, 0.5, 0.9])
@@ -404,6 +414,14 @@ def test_balanced_windows_show_their_vertebra(store):
             assert (label == VALUE_OF_NAME[vertebra]).any()
 
 
+def test_resampled_windows_are_read_as_their_batches(store):
+    stream = store.patches(
+        (6, 9, 8), spacing_mm=(4.0, 3.0, 2.5), batch_size=3, n_samples=24, foreground=0.5,
+        shuffle="window",
+    )  # fmt: skip
+    assert samples_of(stream) == samples_of(stream[number] for number in range(8))
+
+
 def test_all_voxels_of_a_vertebra_in_a_chunk_are_found(store):
     volumes = StoredVolumes(store._reader, store._engine)
     for scan_id in store.table.scan.to_numpy()[:2]:
@@ -431,6 +449,10 @@ def test_all_voxels_of_a_vertebra_in_a_chunk_are_found(store):
         ({"shuffle": "windows"}, "shuffle 'windows': must be exact or window"),
         ({"window_scans": 3}, 'window_scans and samples_per_scan go with shuffle="window"'),
         ({"samples_per_scan": 3}, 'window_scans and samples_per_scan go with shuffle="window"'),
+        (
+            {"shuffle": "window", "foreground": 1.0, "centers": "centroid"},
+            "there is one centroid of a vertebra in a scan",
+        ),
         ({"shuffle": "window", "window_scans": 0}, "window_scans 0: must be at least 1"),
         ({"shuffle": "window", "samples_per_scan": 0}, "samples_per_scan 0: must be at least 1"),
     ],
