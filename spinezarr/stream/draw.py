@@ -214,6 +214,11 @@ class Sampler:
         room: npt.NDArray[np.int64] = self._room_zyx[scan]
         return room
 
+    def grid_step_zyx(self, scan: int) -> npt.NDArray[np.float64]:
+        """Return the voxels of a scan from one voxel of the patch's grid to the next."""
+        step: npt.NDArray[np.float64] = self._step_zyx[scan]
+        return step
+
     def starts_around(self, scan: int, positions_zyx: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
         """Return the starts of patches centred on positions in a scan.
 

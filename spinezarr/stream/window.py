@@ -185,8 +185,9 @@ class WindowSampler:
     def _in_a_cell(self, rng: np.random.Generator, scan: int) -> npt.NDArray[np.int_]:
         """Draw starts in one cell, each start of the scan equally likely."""
         chunk = self._volumes.chunk_shape_zyx(self.sampler.scan_ids[scan])
+        sides = np.rint(chunk / self.sampler.grid_step_zyx(scan)).clip(1).astype(int).tolist()
         starts = []
-        for n_starts, side in zip((self.sampler.room_zyx(scan) + 1).tolist(), chunk, strict=True):
+        for n_starts, side in zip((self.sampler.room_zyx(scan) + 1).tolist(), sides, strict=True):
             cell = cell_around(int(rng.integers(n_starts)), n_starts, side)
             starts.append(cell.start + spread(rng, self.samples_per_scan, len(cell)))
         return np.stack(starts, axis=1)
