@@ -14,8 +14,8 @@ import numpy.typing as npt
 
 __all__ = ["Buffers"]
 
-_FREE_BYTES: Final = 192 << 20
-"""Kept of what nobody holds."""
+_FREE_BYTES: Final = 288 << 20
+"""Kept of what nobody holds: a little more than the largest window that is chosen unasked."""
 _SMALLEST_BYTES: Final = 1 << 18
 """Less is taken from the heap by C's ``malloc``, which keeps it too."""
 
