@@ -3,7 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: bench bench-codecs bench-ingest bench-memory bench-s3 bench-scans demo flips test test-ceph test-crash test-hostile lint types layers wheel clean
+.PHONY: bench bench-codecs bench-ingest bench-memory bench-s3 bench-scans demo flips fuzz-kernel test test-ceph test-crash test-hostile lint types layers wheel clean
 
 demo: $(VENV)/.installed
 	$(BIN)/spinezarr demo --out demo
@@ -15,6 +15,10 @@ test: $(VENV)/.installed
 test-hostile: $(VENV)/.installed
 	mkdir -p build
 	$(BIN)/python tests/hostile/fuzz.py --count 12000 --json build/hostile.json
+
+# Chunks that somebody made up, on a kernel that is built to notice every access outside its memory.
+fuzz-kernel: $(VENV)/.installed
+	$(BIN)/python tests/stream/test_native.py --count 20000
 
 # Flips a thousand bytes of a store, one by one: each must be found, and none become data.
 flips: $(VENV)/.installed
@@ -44,7 +48,7 @@ wheel: $(VENV)/.installed
 	build/wheel/venv/bin/python -m pip check
 	cd "$$(mktemp -d)" && "$(CURDIR)/build/wheel/venv/bin/python" "$(CURDIR)/.ci/use_wheel.py"
 
-$(VENV)/.installed: pyproject.toml
+$(VENV)/.installed: pyproject.toml hatch_build.py spinezarr/stream/kernel.c
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'

@@ -220,12 +220,15 @@ class Packed:
         return time.thread_time() - started
 
     def read(self, box: Box) -> Voxels:
-        """Read a box as the engine does: plan, decode whole chunks, copy the wanted part."""
+        """Read a box as any codec can be read: plan, decode whole chunks, copy the wanted part."""
         out = np.empty(box.shape_zyx, self._source.voxels.dtype)
-        for read in plan_reads(box, self._spec):
-            present = read.chunk_zyx in self._chunks
-            part = self._decode(read.chunk_zyx)[read.within_chunk.slices] if present else 0
-            out[read.within_box.slices] = part
+        plan = plan_reads([(self._spec, box)])
+        for chunk in range(len(plan)):
+            index = plan.chunk_index(chunk)
+            ((_, within_chunk, within_box),) = plan.shares(chunk)
+            present = index in self._chunks
+            part = self._decode(index)[within_chunk.slices] if present else 0
+            out[within_box.slices] = part
         return out
 
     def read_all(self, wanted: Iterable[Box]) -> float:

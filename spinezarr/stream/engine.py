@@ -5,34 +5,37 @@ says which shards exist and how long they are, image chunks are never absent, an
 carries a checksum, so lost or damaged data raise :class:`~spinezarr.errors.CorruptStoreError`.
 """
 
-import math
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import Any, Final
+from functools import cache
+from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from spinezarr.errors import CorruptStoreError
-from spinezarr.geometry import Box, ShapeZYX
-from spinezarr.store.layout import LABEL
+from spinezarr.geometry import Box
 from spinezarr.store.reader import ArraySpec
-from spinezarr.store.sharding import (
-    ABSENT,
-    CHECKSUM_BYTES,
-    ChunkDamagedError,
-    decode_chunk,
-    index_bytes,
-    parse_index,
+from spinezarr.store.sharding import CHECKSUM_BYTES, ChunkDamagedError, decode_chunk
+from spinezarr.stream.buffers import Buffers
+from spinezarr.stream.fetch import Fetcher, LocalFetcher
+from spinezarr.stream.indices import Places, ShardIndices, corrupt
+from spinezarr.stream.native import (
+    CHUNKS,
+    DONE,
+    NOT_TRIED,
+    SHARES,
+    Kernel,
+    address,
+    kernel,
 )
-from spinezarr.stream.fetch import ByteRange, Fetcher
-from spinezarr.stream.plan import ChunkRead, plan_reads
+from spinezarr.stream.plan import ReadPlan, plan_reads
 
 __all__ = ["BoxRead", "Engine"]
 
-_INDICES_KEPT: Final = 8192
-"""Shard indices kept in memory, about 6 kB each."""
+Voxels = npt.NDArray[Any]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -42,7 +45,7 @@ class BoxRead:
     array: ArraySpec
     box: Box
     """Voxels inside the array."""
-    out: npt.NDArray[Any]
+    out: Voxels
     """Of shape ``box.shape_zyx``; may be a strided view of any type that holds the voxels."""
 
 
@@ -51,124 +54,155 @@ class Engine:
 
     Parameters
     ----------
-    fetcher
+    fetch
         Where the bytes come from.
     """
 
-    def __init__(self, fetcher: Fetcher) -> None:
-        self._fetch = fetcher
-        self._shard_index = lru_cache(_INDICES_KEPT)(self._read_index)
+    def __init__(self, fetch: Fetcher) -> None:
+        self.buffers = Buffers()
+        self._fetch = fetch
+        self._indices = ShardIndices(fetch)
 
     def __reduce__(self) -> tuple[type["Engine"], tuple[Fetcher]]:
         return Engine, (self._fetch,)
 
-    def read(self, reads: Iterable[BoxRead]) -> None:
+    def read_into(self, array: ArraySpec, box: Box, out: Voxels) -> None:
+        """Fill ``out`` with the voxels of one box; see :class:`BoxRead` and :meth:`read`."""
+        self.read([BoxRead(array, box, out)])
+
+    def read(self, reads: Iterable[BoxRead], *, threads: int = 1) -> None:
         """Fill the arrays of many boxes; a chunk that several of them need is read once.
-
-        Raises
-        ------
-        CorruptStoreError
-            If a shard or chunk is missing or damaged; names scan, array, chunk and shard.
-        """
-        for read in reads:
-            self.read_into(read.array, read.box, read.out)
-
-    def read_into(self, array: ArraySpec, box: Box, out: npt.NDArray[Any]) -> None:
-        """Fill ``out`` with the voxels of ``box``.
 
         Parameters
         ----------
-        array
-            Where they are stored.
-        box
-            Voxels inside the array.
-        out
-            Of shape ``box.shape_zyx``; may be a strided view of any type that holds the voxels.
+        reads
+            What to read; no two of their outputs overlap.
+        threads
+            How many decode at once.
 
         Raises
         ------
         CorruptStoreError
-            If a shard or chunk is missing or damaged; names scan, array, chunk and shard.
+            If a shard or chunk is missing or damaged; names scan, array, chunk and shard. What the
+            outputs hold then is not defined.
         """
-        reads: list[ChunkRead] = []
-        ranges: list[ByteRange] = []
-        for read in plan_reads(box, array):
-            located = self._locate(array, read)
-            if located is None:
-                out[read.within_box.slices] = 0
+        wanted = list(reads)
+        plan = plan_reads([(read.array, read.box) for read in wanted])
+        places = self._indices.locate(plan)
+        outputs = [_plain(read) for read in wanted]
+        self._fill(plan, places, outputs, threads)
+        for read, output in zip(wanted, outputs, strict=True):
+            if output is not read.out:
+                read.out[...] = output
+
+    def _fill(
+        self, plan: ReadPlan, places: Places, outputs: Sequence[Voxels], threads: int
+    ) -> None:
+        decode = kernel()
+        data: dict[int, bytes] = {}
+        chunks, shares = _tables(plan, places, outputs)
+        try:
+            if decode is not None and isinstance(self._fetch, LocalFetcher):
+                with self._fetch.opened(places.paths) as descriptors:
+                    chunks["fd"] = np.array([*descriptors, -1], np.int32)[places.file]
+                    _run(decode, chunks, shares, threads)
             else:
-                reads.append(read)
-                ranges.append(located)
-        chunk = np.empty(array.chunk_shape_zyx, array.dtype)
-        for read, data in zip(reads, self._get(array, reads, ranges), strict=True):
-            try:
-                self._check_place(array, read, data)
-                decode_chunk(data, chunk)
-            except ChunkDamagedError as problem:
-                raise _corrupt(array, read, str(problem)) from problem
-            out[read.within_box.slices] = chunk[read.within_chunk.slices]
-
-    def _check_place(self, array: ArraySpec, read: ChunkRead, data: bytes) -> None:
-        """Refuse a chunk, whole in itself or not, that is not the one the manifest names."""
-        found = int.from_bytes(data[-CHECKSUM_BYTES:], "little")
-        expected = int(self._shard_index(array, read.shard_zyx)[read.position, 2])
-        if found != expected:
-            raise ChunkDamagedError(f"ends with crc32c {found:08x}, expected {expected:08x}")
-
-    def _get(
-        self, array: ArraySpec, reads: Iterable[ChunkRead], ranges: list[ByteRange]
-    ) -> list[bytes]:
-        try:
-            return self._fetch(ranges) if ranges else []
+                data = self._get(places)
+                if decode is not None:
+                    for chunk, encoded in data.items():
+                        if len(encoded) == places.size[chunk]:
+                            chunks["data"][chunk] = address(np.frombuffer(encoded, np.uint8))
+                    _run(decode, chunks, shares, threads)
+            for chunk in np.flatnonzero(chunks["status"] != DONE).tolist():
+                if places.size[chunk] and chunk not in data:
+                    (data[chunk],) = self._fetch([places.range_of(chunk)])
+                _fill_slowly(plan, places, chunk, data.get(chunk), outputs)
         except FileNotFoundError as problem:
-            gone = next((r for r in reads if array.shard_path(r.shard_zyx) in str(problem)), None)
-            raise _corrupt(array, gone, "is gone: its shard is missing") from problem
+            named = [path in str(problem) for path in places.paths]
+            gone = int(np.flatnonzero(places.file == named.index(True))[0]) if any(named) else 0
+            raise corrupt(plan, gone, "is gone: its shard is missing") from problem
 
-    def _locate(self, array: ArraySpec, read: ChunkRead) -> ByteRange | None:
-        """Return where a chunk lies; None if it is background that is not stored."""
-        if read.shard_zyx not in array.shard_sizes:
-            if array.name == LABEL:
-                return None
-            raise _corrupt(array, read, "is missing: the manifest lacks its shard")
+    def _get(self, places: Places) -> dict[int, bytes]:
+        """Fetch the chunks that are stored."""
+        stored = np.flatnonzero(places.size).tolist()
+        found = self._fetch([places.range_of(chunk) for chunk in stored]) if stored else []
+        return dict(zip(stored, found, strict=True))
+
+
+def _plain(read: BoxRead) -> Voxels:
+    """Return where the voxels are written to in the type that they have."""
+    if read.out.shape != read.box.shape_zyx:
+        raise ValueError(f"an output of shape {read.out.shape} for {read.box}")
+    if read.out.dtype == read.array.dtype and read.out.flags.writeable:
+        return read.out
+    return np.empty(read.out.shape, read.array.dtype)
+
+
+def _tables(
+    plan: ReadPlan, places: Places, outputs: Sequence[Voxels]
+) -> tuple[npt.NDArray[np.void], npt.NDArray[np.void]]:
+    """Write a plan as the kernel reads it."""
+    strides = np.array([out.strides for out in outputs], np.int64).reshape(-1, 3)[plan.box]
+    starts = np.array([address(out) for out in outputs], np.uintp)[plan.box]
+    shares = np.empty(len(plan.box), SHARES)
+    shares["out"] = starts + (plan.within_box_zyx * strides).sum(axis=1).view(np.uintp)
+    shares["stride_zyx"] = strides
+    shares["start_zyx"] = plan.within_chunk_zyx
+    shares["shape_zyx"] = plan.shape_zyx
+    chunks = np.empty(len(plan), CHUNKS)
+    chunks["data"] = 0
+    chunks["offset"], chunks["size"], chunks["crc32c"] = places.offset, places.size, places.crc32c
+    chunks["first_share"], chunks["n_shares"] = plan.first_share[:-1], np.diff(plan.first_share)
+    itemsizes = np.array([array.dtype.itemsize for array in plan.arrays], np.int32)
+    shapes = np.array([array.chunk_shape_zyx for array in plan.arrays], np.int32)
+    chunks["itemsize"], chunks["shape_zyx"] = itemsizes[plan.array], shapes[plan.array]
+    chunks["fd"], chunks["status"] = -1, NOT_TRIED
+    return chunks, shares
+
+
+def _run(
+    decode: Kernel, chunks: npt.NDArray[np.void], shares: npt.NDArray[np.void], threads: int
+) -> None:
+    """Let the kernel fill all shares, chunks dealt out to threads by their encoded bytes."""
+    if not len(chunks):
+        return
+    decoded_bytes = int((chunks["itemsize"] * chunks["shape_zyx"].prod(axis=1)).max())
+    parts = min(threads, len(chunks))
+    if parts == 1:
+        decode.fill(chunks, shares, 0, len(chunks), decoded_bytes)
+        return
+    done = np.cumsum(chunks["size"])
+    borders = np.searchsorted(done, done[-1] * np.arange(1, parts) / parts).tolist()
+    borders = [0, *borders, len(chunks)]
+    pool = _pool(os.getpid())
+    others = [
+        pool.submit(decode.fill, chunks, shares, first, last, decoded_bytes)
+        for first, last in pairwise(borders[1:])
+    ]
+    decode.fill(chunks, shares, 0, borders[1], decoded_bytes)
+    for other in others:
+        other.result()
+
+
+def _fill_slowly(
+    plan: ReadPlan, places: Places, chunk: int, data: bytes | None, outputs: Sequence[Voxels]
+) -> None:
+    """Fill the shares of one chunk without the kernel, or say what is wrong with the chunk."""
+    array = plan.arrays[plan.array[chunk]]
+    voxels = np.zeros(array.chunk_shape_zyx, array.dtype)
+    if data is not None:
+        found, expected = int.from_bytes(data[-CHECKSUM_BYTES:], "little"), places.crc32c[chunk]
+        if found != expected:
+            text = f"ends with crc32c {found:08x}, expected {expected:08x}"
+            raise corrupt(plan, chunk, text)
         try:
-            index = self._shard_index(array, read.shard_zyx)
-        except (ChunkDamagedError, FileNotFoundError) as problem:
-            what = (
-                "its shard is missing"
-                if isinstance(problem, FileNotFoundError)
-                else f"the index of its shard {problem}"
-            )
-            raise _corrupt(array, read, f"cannot be found: {what}") from problem
-        offset, size = (int(value) for value in index[read.position, :2])
-        if offset != ABSENT:
-            return ByteRange(array.shard_path(read.shard_zyx), offset, offset + size)
-        if array.name == LABEL:
-            return None
-        raise _corrupt(array, read, "is missing from its shard")
-
-    def _read_index(self, array: ArraySpec, shard_zyx: ShapeZYX) -> npt.NDArray[np.uint64]:
-        """Return offset, size and crc32c of each chunk of a shard, by position."""
-        size = array.shard_sizes[shard_zyx]
-        n_chunks = math.prod(array.chunks_per_shard_zyx)
-        tail = ByteRange(array.shard_path(shard_zyx), max(0, size - index_bytes(n_chunks)), size)
-        (data,) = self._fetch([tail])
-        index = parse_index(data, n_chunks, size)
-        entry = array.shards[shard_zyx]
-        found = f"{int.from_bytes(data[-CHECKSUM_BYTES:], 'little'):08x}"
-        if found != entry.index_crc32c:
-            raise ChunkDamagedError(
-                f"is another shard's: crc32c {found}, expected {entry.index_crc32c}"
-            )
-        checksums = np.full((n_chunks, 1), ABSENT, np.uint64)
-        checksums[index[:, 0] != ABSENT, 0] = np.frombuffer(
-            bytes.fromhex(entry.chunk_crc32c), ">u4"
-        )
-        return np.hstack([index, checksums])
+            decode_chunk(data, voxels)
+        except ChunkDamagedError as problem:
+            raise corrupt(plan, chunk, str(problem)) from problem
+    for box, within_chunk, within_box in plan.shares(chunk):
+        outputs[box][within_box.slices] = voxels[within_chunk.slices]
 
 
-def _corrupt(array: ArraySpec, read: ChunkRead | None, problem: str) -> CorruptStoreError:
-    where = "" if read is None else f" {read.chunk_zyx} in {array.shard_path(read.shard_zyx)}"
-    return CorruptStoreError(
-        f"scan {array.scan_id!r}, {array.name} chunk{where} {problem}. "
-        "Ingest this scan again, or copy the store again."
-    )
+@cache
+def _pool(process: int) -> ThreadPoolExecutor:  # noqa: ARG001  a forked process needs its own
+    return ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="spinezarr-decode")

@@ -1,7 +1,8 @@
 """Fetching byte ranges: the only part of the engine that knows where a store lies."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Final, Protocol
@@ -44,16 +45,33 @@ class LocalFetcher:
 
     def __call__(self, ranges: Sequence[ByteRange], /) -> list[bytes]:
         """See :class:`Fetcher`."""
-        files: dict[str, int] = {}
-        try:
-            for item in ranges:
-                if item.path not in files:
-                    files[item.path] = os.open(item.path, os.O_RDONLY)
+        paths = list(dict.fromkeys(item.path for item in ranges))
+        with self.opened(paths) as descriptors:
+            files = dict(zip(paths, descriptors, strict=True))
             return [
                 os.pread(files[item.path], item.stop - item.start, item.start) for item in ranges
             ]
+
+    @contextmanager
+    def opened(self, paths: Iterable[str]) -> Iterator[list[int]]:
+        """Open files for a while, for code that reads them by itself.
+
+        Yields
+        ------
+        list of int
+            Their descriptors.
+
+        Raises
+        ------
+        OSError
+            If one cannot be opened.
+        """
+        descriptors: list[int] = []
+        try:
+            descriptors += (os.open(path, os.O_RDONLY) for path in paths)
+            yield descriptors
         finally:
-            for descriptor in files.values():
+            for descriptor in descriptors:
                 os.close(descriptor)
 
 

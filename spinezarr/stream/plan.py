@@ -1,64 +1,156 @@
-"""Which chunks a box of voxels needs: plans are data, made without any I/O."""
+"""Which chunks some boxes of voxels need: plans are data, made without any I/O."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import product
+
+import numpy as np
+import numpy.typing as npt
 
 from spinezarr.geometry import Box, ShapeZYX
 from spinezarr.store.reader import ArraySpec
 
-__all__ = ["ChunkRead", "plan_reads"]
+__all__ = ["ReadPlan", "plan_reads"]
+
+Rows = npt.NDArray[np.int64]
 
 
-@dataclass(frozen=True, slots=True)
-class ChunkRead:
-    """One chunk's share of a box."""
+@dataclass(frozen=True, slots=True, eq=False)
+class ReadPlan:
+    """The chunks that boxes need, each once, and the share of each box in each of them.
 
-    chunk_zyx: ShapeZYX
-    """Index of the chunk in the array."""
-    shard_zyx: ShapeZYX
-    """Index of its shard."""
-    position: int
-    """Place of the chunk in the shard's index."""
-    within_chunk: Box
-    """Voxels to take, in the chunk's own coordinates."""
-    within_box: Box
-    """Where they go, in the box's coordinates; same shape as ``within_chunk``."""
+    Chunks are ordered by array, shard and place in the shard. The shares of chunk ``c`` are
+    ``first_share[c]`` to ``first_share[c + 1]``; those of one box are disjoint and cover it.
+    """
+
+    arrays: tuple[ArraySpec, ...]
+    array: Rows
+    """Which array a chunk is of, shape ``(chunks,)``."""
+    chunk_zyx: Rows
+    """Index of the chunk in the array, shape ``(chunks, 3)``."""
+    shard_zyx: Rows
+    """Index of its shard, shape ``(chunks, 3)``."""
+    position: Rows
+    """Place of the chunk in the shard's index, shape ``(chunks,)``."""
+    first_share: Rows
+    """Shape ``(chunks + 1,)``."""
+    box: Rows
+    """Which box a share is of, shape ``(shares,)``."""
+    within_chunk_zyx: Rows
+    """First voxel of a share in its chunk, shape ``(shares, 3)``."""
+    within_box_zyx: Rows
+    """First voxel of a share in its box, shape ``(shares, 3)``."""
+    shape_zyx: Rows
+    """Voxels of a share, shape ``(shares, 3)``."""
+
+    def __len__(self) -> int:
+        """Return the number of chunks."""
+        return len(self.position)
+
+    def chunk_index(self, chunk: int) -> ShapeZYX:
+        """Return the index of a chunk in its array."""
+        z, y, x = self.chunk_zyx[chunk].tolist()
+        return (z, y, x)
+
+    def shard_index(self, chunk: int) -> ShapeZYX:
+        """Return the index of the shard that holds a chunk."""
+        z, y, x = self.shard_zyx[chunk].tolist()
+        return (z, y, x)
+
+    def shares(self, chunk: int) -> Iterator[tuple[int, Box, Box]]:
+        """Yield whose shares a chunk has: the box, and the voxels within the chunk and the box."""
+        for share in range(self.first_share[chunk], self.first_share[chunk + 1]):
+            (a, b, c), (d, e, f) = self.within_chunk_zyx[share], self.within_box_zyx[share]
+            z, y, x = self.shape_zyx[share].tolist()
+            within_chunk = Box.at((int(a), int(b), int(c)), (z, y, x))
+            within_box = Box.at((int(d), int(e), int(f)), (z, y, x))
+            yield int(self.box[share]), within_chunk, within_box
 
 
-def plan_reads(box: Box, array: ArraySpec) -> Iterator[ChunkRead]:
-    """Split ``box`` along chunk borders; the shares are disjoint and cover it.
+def plan_reads(boxes: Sequence[tuple[ArraySpec, Box]]) -> ReadPlan:
+    """Split boxes along chunk borders.
 
     Parameters
     ----------
-    box
-        Voxels inside the array.
-    array
-        Where they are stored.
+    boxes
+        Arrays, and voxels inside them.
 
     Raises
     ------
     ValueError
-        If the box leaves the array.
+        If a box leaves its array.
     """
-    shape, chunk, per_shard = array.shape_zyx, array.chunk_shape_zyx, array.chunks_per_shard_zyx
-    if box.intersect(Box((0, 0, 0), shape)) != box:
-        raise ValueError(f"{box} leaves the array of shape {shape} (z, y, x)")
-    ranges = (
-        range(a // c, -(-b // c))
-        for a, b, c in zip(box.start_zyx, box.stop_zyx, chunk, strict=True)
+    arrays = tuple({id(array): array for array, _ in boxes}.values())
+    number = {id(array): i for i, array in enumerate(arrays)}
+    of_array = np.array([number[id(array)] for array, _ in boxes], np.int64)
+    starts, stops = _corners(boxes)
+    chunk_shape = _triples([array.chunk_shape_zyx for array in arrays])
+    per_shard = _triples([array.chunks_per_shard_zyx for array in arrays])
+    shard_grid = -(-_triples([array.shape_zyx for array in arrays]) // (chunk_shape * per_shard))
+
+    # Every box meets a block of first to first + count chunks: list them all, one row a share.
+    sides = chunk_shape[of_array]
+    first = starts // sides
+    count = -(-stops // sides) - first
+    n_shares = count.prod(axis=1)
+    box = np.repeat(np.arange(len(boxes)), n_shares)
+    ends = np.cumsum(n_shares)
+    nth = np.arange(len(box)) - np.repeat(ends - n_shares, n_shares)
+    along_y, along_x = count[box, 1], count[box, 2]
+    chunk = np.empty((len(box), 3), np.int64)
+    rest, chunk[:, 2] = np.divmod(nth, along_x)
+    chunk[:, 0], chunk[:, 1] = np.divmod(rest, along_y)
+    chunk += first[box]
+
+    array = of_array[box]
+    origin = chunk * sides[box]
+    begin = np.maximum(starts[box], origin)
+    shape = np.minimum(stops[box], origin + sides[box]) - begin
+
+    # Equal numbers mean equal chunks; their order is that of arrays, shards and positions.
+    shard, inner = np.divmod(chunk, per_shard[array])
+    position = _number(inner, per_shard[array])
+    per_array = shard_grid.prod(axis=1) * per_shard.prod(axis=1)
+    base = np.cumsum(per_array) - per_array
+    key = base[array] + _number(shard, shard_grid[array]) * per_shard.prod(axis=1)[array] + position
+    order = np.argsort(key, kind="stable")
+    key = key[order]
+    is_new = np.ones(len(key), bool)
+    np.not_equal(key[1:], key[:-1], out=is_new[1:])
+    first_share = np.flatnonzero(is_new)
+    of_chunk = order[first_share]
+    return ReadPlan(
+        arrays=arrays,
+        array=array[of_chunk],
+        chunk_zyx=chunk[of_chunk],
+        shard_zyx=shard[of_chunk],
+        position=position[of_chunk],
+        first_share=np.append(first_share, len(key)),
+        box=box[order],
+        within_chunk_zyx=(begin - origin)[order],
+        within_box_zyx=(begin - starts[box])[order],
+        shape_zyx=shape[order],
     )
-    for z, y, x in product(*ranges):
-        origin = (z * chunk[0], y * chunk[1], x * chunk[2])
-        share = box.intersect(Box.at(origin, chunk))
-        if share is None:
-            raise AssertionError("a planned chunk does not meet its box")
-        shard = (z // per_shard[0], y // per_shard[1], x // per_shard[2])
-        within = (z % per_shard[0], y % per_shard[1], x % per_shard[2])
-        yield ChunkRead(
-            chunk_zyx=(z, y, x),
-            shard_zyx=shard,
-            position=(within[0] * per_shard[1] + within[1]) * per_shard[2] + within[2],
-            within_chunk=share.shift((-origin[0], -origin[1], -origin[2])),
-            within_box=share.shift((-box.start_zyx[0], -box.start_zyx[1], -box.start_zyx[2])),
-        )
+
+
+def _corners(boxes: Sequence[tuple[ArraySpec, Box]]) -> tuple[Rows, Rows]:
+    starts = _triples([box.start_zyx for _, box in boxes])
+    stops = _triples([box.stop_zyx for _, box in boxes])
+    shapes = _triples([array.shape_zyx for array, _ in boxes])
+    outside = ((starts < 0) | (stops > shapes)).any(axis=1)
+    if outside.any():
+        array, box = boxes[int(outside.argmax())]
+        raise ValueError(f"{box} leaves the array of shape {array.shape_zyx} (z, y, x)")
+    return starts, stops
+
+
+def _triples(values: Sequence[ShapeZYX]) -> Rows:
+    return np.array(values, np.int64).reshape(-1, 3)
+
+
+def _number(index_zyx: Rows, shape_zyx: Rows) -> Rows:
+    """Return the numbers of places of a grid, counted in C order."""
+    numbers: Rows = index_zyx[:, 0] * shape_zyx[:, 1]
+    numbers += index_zyx[:, 1]
+    numbers *= shape_zyx[:, 2]
+    numbers += index_zyx[:, 2]
+    return numbers

@@ -113,8 +113,8 @@ class PatchStream:
     def _plan(self, requests: Sequence[PatchRequest], reads: list[BoxRead]) -> Batch:
         """Allocate a batch, and add what fills it to ``reads``."""
         n, size = len(requests), self.sampler.size_zyx
-        image = np.empty((n, *size), self.image_dtype)
-        label = np.empty((n, *size), np.uint8) if self.with_label else None
+        image = self.engine.buffers.empty((n, *size), self.image_dtype)
+        label = self.engine.buffers.empty((n, *size), np.uint8) if self.with_label else None
         padding = np.zeros((n, 3, 2), np.int64)
         affine = np.empty((n, 4, 4))
         for i, request in enumerate(requests):

@@ -18,40 +18,67 @@ def array_of(shape, chunk, per_shard):
     return ArraySpec("scan", "image", "p", shape, np.dtype("i2"), chunk, shard, {}, "/", {})
 
 
+arrays = st.builds(array_of, st.tuples(*[st.integers(1, 17)] * 3), triples, triples)
+
+
 @st.composite
 def arrays_and_boxes(draw):
-    shape = draw(st.tuples(*[st.integers(1, 17)] * 3))
-    starts = [draw(st.integers(0, n - 1)) for n in shape]
-    stops = [draw(st.integers(a + 1, n)) for a, n in zip(starts, shape, strict=True)]
-    return array_of(shape, draw(triples), draw(triples)), Box(tuple(starts), tuple(stops))
+    """Some boxes, several of them in one array."""
+    chosen = []
+    for array in draw(st.lists(arrays, min_size=1, max_size=3)):
+        for _ in range(draw(st.integers(1, 3))):
+            starts = [draw(st.integers(0, n - 1)) for n in array.shape_zyx]
+            stops = [
+                draw(st.integers(a + 1, n)) for a, n in zip(starts, array.shape_zyx, strict=True)
+            ]
+            chosen.append((array, Box(tuple(starts), tuple(stops))))
+    return draw(st.permutations(chosen))
 
 
 @given(arrays_and_boxes())
 @settings(deadline=None)
-def test_shares_are_disjoint_and_cover_the_box(case):
-    array, box = case
-    volume = np.arange(np.prod(array.shape_zyx)).reshape(array.shape_zyx)
-    out = np.full(box.shape_zyx, -1)
-    for read in plan_reads(box, array):
-        origin = np.multiply(read.chunk_zyx, array.chunk_shape_zyx)
-        stop = origin + array.chunk_shape_zyx
-        chunk = volume[tuple(map(slice, origin, stop))]
-        assert (out[read.within_box.slices] == -1).all(), "two reads write one voxel"
-        assert read.within_box.shape_zyx == read.within_chunk.shape_zyx
-        out[read.within_box.slices] = chunk[read.within_chunk.slices]
-    np.testing.assert_array_equal(out, volume[box.slices])
-
-
-@given(arrays_and_boxes())
-@settings(deadline=None)
-def test_exactly_the_chunks_that_the_box_meets_are_read(case):
-    array, box = case
-    met = {
-        tuple(i // c for i, c in zip(voxel, array.chunk_shape_zyx, strict=True))
-        for voxel in product(*map(range, box.start_zyx, box.stop_zyx))
+def test_the_shares_of_a_box_are_disjoint_and_cover_it(boxes):
+    volumes = {
+        id(array): np.arange(np.prod(array.shape_zyx)).reshape(array.shape_zyx)
+        for array, _ in boxes
     }
-    chunks = [read.chunk_zyx for read in plan_reads(box, array)]
-    assert chunks == sorted(met)
+    outs = [np.full(box.shape_zyx, -1) for _, box in boxes]
+    plan = plan_reads(boxes)
+    for chunk in range(len(plan)):
+        array = plan.arrays[plan.array[chunk]]
+        origin = np.multiply(plan.chunk_index(chunk), array.chunk_shape_zyx)
+        stop = origin + array.chunk_shape_zyx
+        voxels = volumes[id(array)][tuple(map(slice, origin, stop))]
+        for number, within_chunk, within_box in plan.shares(chunk):
+            assert boxes[number][0] is array
+            out = outs[number][within_box.slices]
+            assert (out == -1).all(), "two shares write one voxel"
+            assert within_box.shape_zyx == within_chunk.shape_zyx
+            out[...] = voxels[within_chunk.slices]
+    for (array, box), out in zip(boxes, outs, strict=True):
+        np.testing.assert_array_equal(out, volumes[id(array)][box.slices])
+
+
+@given(arrays_and_boxes())
+@settings(deadline=None)
+def test_each_chunk_that_a_box_meets_is_read_once_in_the_order_of_the_files(boxes):
+    met = set()
+    for array, box in boxes:
+        number = next(i for i, (other, _) in enumerate(boxes) if other is array)
+        for voxel in product(*map(range, box.start_zyx, box.stop_zyx)):
+            chunk = tuple(i // c for i, c in zip(voxel, array.chunk_shape_zyx, strict=True))
+            shard = tuple(i // n for i, n in zip(chunk, array.chunks_per_shard_zyx, strict=True))
+            within = tuple(i % n for i, n in zip(chunk, array.chunks_per_shard_zyx, strict=True))
+            met.add((number, shard, within, chunk))
+    plan = plan_reads(boxes)
+    firsts = [
+        next(i for i, (other, _) in enumerate(boxes) if other is array) for array in plan.arrays
+    ]
+    assert firsts == sorted(firsts)
+    planned = [
+        (firsts[plan.array[i]], plan.shard_index(i), plan.chunk_index(i)) for i in range(len(plan))
+    ]
+    assert planned == [(number, shard, chunk) for number, shard, _, chunk in sorted(met)]
 
 
 @given(triples, small, small)
@@ -62,10 +89,14 @@ def test_each_chunk_has_its_place_in_its_shard(chunk, per_shard, shards):
     for shard in product(*map(range, shards)):
         for position, within in enumerate(product(*map(range, per_shard))):
             place_of[tuple((np.multiply(shard, per_shard) + within).tolist())] = shard, position
-    array = array_of(shape, chunk, per_shard)
-    reads = list(plan_reads(Box((0, 0, 0), shape), array))
-    assert {read.chunk_zyx: (read.shard_zyx, read.position) for read in reads} == place_of
-    assert len(reads) == len(place_of)
+    plan = plan_reads([(array_of(shape, chunk, per_shard), Box((0, 0, 0), shape))])
+    found = {plan.chunk_index(i): (plan.shard_index(i), plan.position[i]) for i in range(len(plan))}
+    assert found == place_of
+    assert len(plan) == len(place_of)
+
+
+def test_no_box_needs_no_chunk():
+    assert len(plan_reads([])) == 0
 
 
 @pytest.mark.parametrize(
@@ -80,4 +111,4 @@ def test_each_chunk_has_its_place_in_its_shard(chunk, per_shard, shards):
 def test_a_box_that_leaves_the_array_is_refused(start, stop):
     array = array_of((8, 4, 4), (2, 2, 2), (2, 2, 2))
     with pytest.raises(ValueError, match=r"leaves the array of shape \(8, 4, 4\)"):
-        list(plan_reads(Box(start, stop), array))
+        plan_reads([(array, Box((0, 0, 0), (1, 1, 1))), (array, Box(start, stop))])

@@ -1,0 +1,474 @@
+/* Decodes chunks of a sharded Zarr array and copies boxes out of them, without Python.
+ *
+ * A chunk is a Blosc 1 buffer and the crc32c of it. Decoded here are LZ4 streams, bytes shuffled or
+ * not, which is what the default profile writes; whatever else there is comes back as UNKNOWN, for
+ * the caller to decode by other means. Only what the wanted voxels need is decoded: blocks without
+ * any are skipped, and a stream is left where its last wanted byte is done. Shuffled bytes are put
+ * together on their way into the output.
+ *
+ * Sources: Blosc 1 chunk format (README_CHUNK_FORMAT.rst of C-Blosc), LZ4 block format
+ * (lz4_Block_format.md of LZ4), CRC-32C (RFC 3720, appendix B.4).
+ *
+ * Buffers are never trusted: every length and offset is checked, checksum or not.
+ */
+#include <errno.h>
+#include <stdint.h>
+#include <string.h>
+#include <unistd.h>
+
+#if defined(__x86_64__)
+#define X86 1
+#include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
+#endif
+
+#define EXPORT __attribute__((visibility("default")))
+
+/* What became of a chunk; the caller looks at those that are not DONE by other means. */
+enum { DONE = 0, UNKNOWN = 1, DAMAGED = 2, NOT_READ = 3 };
+enum { VERSION = 1, MAX_ITEMSIZE = 8, SLACK = 64, HEADER = 16, TAIL = 4 };
+/* Sizes of chunks that are not encoded. */
+enum { ABSENT = 0, VOXELS = -1 };
+
+typedef struct {
+    const uint8_t *data; /* bytes of the chunk; NULL to read them from ``fd`` */
+    int64_t offset;      /* in the file */
+    int64_t size;        /* with the checksum; or ABSENT for zeros, VOXELS for bare voxels */
+    int64_t first_share; /* shares[first_share : first_share + n_shares] are filled */
+    int32_t n_shares;
+    int32_t fd;
+    int32_t itemsize;
+    int32_t shape_zyx[3];
+    uint32_t crc32c; /* expected */
+    int32_t status;
+} Chunk;
+
+typedef struct {
+    uint8_t *out; /* first voxel */
+    int64_t stride_zyx[3];
+    int32_t start_zyx[3]; /* in the chunk */
+    int32_t shape_zyx[3];
+} Share;
+
+static uint32_t load32(const uint8_t *p) {
+    return (uint32_t)p[0] | (uint32_t)p[1] << 8 | (uint32_t)p[2] << 16 | (uint32_t)p[3] << 24;
+}
+
+/* crc32c ------------------------------------------------------------------------------------- */
+
+#if X86
+/* Three independent streams hide the latency of the instruction; they are joined by multiplying
+ * with x^(8 * n) modulo the polynomial, from a table for the one length in use. */
+enum { STRIPE = 1024 };
+static uint32_t shift_table[2][4][256];
+
+static uint32_t multiply(uint32_t a, uint32_t b) { /* polynomials over GF(2), reflected */
+    uint32_t product = 0;
+    for (uint32_t bit = 0x80000000u; bit; bit >>= 1) {
+        if (a & bit) product ^= b;
+        b = b & 1 ? b >> 1 ^ 0x82F63B78u : b >> 1;
+    }
+    return product;
+}
+
+static void make_shift_tables(void) {
+    for (int which = 0; which < 2; which++) {
+        uint32_t power = 0x80000000u; /* x^0 */
+        for (int64_t i = 0; i < 8 * STRIPE * (which + 1); i++)
+            power = power & 1 ? power >> 1 ^ 0x82F63B78u : power >> 1;
+        for (int byte = 0; byte < 4; byte++)
+            for (uint32_t value = 0; value < 256; value++)
+                shift_table[which][byte][value] = multiply(power, value << 8 * byte);
+    }
+}
+
+static uint32_t shifted(uint32_t crc, int which) {
+    return shift_table[which][0][crc & 255] ^ shift_table[which][1][crc >> 8 & 255] ^
+           shift_table[which][2][crc >> 16 & 255] ^ shift_table[which][3][crc >> 24];
+}
+
+__attribute__((target("sse4.2"))) static uint32_t crc32c_fast(const uint8_t *p, int64_t n) {
+    uint64_t crc = 0xFFFFFFFFu;
+    for (; n >= 3 * STRIPE; p += 3 * STRIPE, n -= 3 * STRIPE) {
+        uint64_t second = 0, third = 0, word;
+        for (int i = 0; i < STRIPE; i += 8) {
+            memcpy(&word, p + i, 8), crc = _mm_crc32_u64(crc, word);
+            memcpy(&word, p + STRIPE + i, 8), second = _mm_crc32_u64(second, word);
+            memcpy(&word, p + 2 * STRIPE + i, 8), third = _mm_crc32_u64(third, word);
+        }
+        crc = shifted((uint32_t)crc, 1) ^ shifted((uint32_t)second, 0) ^ (uint32_t)third;
+    }
+    for (; n >= 8; p += 8, n -= 8) {
+        uint64_t word;
+        memcpy(&word, p, 8);
+        crc = _mm_crc32_u64(crc, word);
+    }
+    for (; n > 0; p++, n--) crc = _mm_crc32_u8((uint32_t)crc, *p);
+    return ~(uint32_t)crc;
+}
+#endif
+
+static uint32_t byte_table[8][256];
+
+static void make_byte_tables(void) {
+    for (uint32_t value = 0; value < 256; value++) {
+        uint32_t crc = value;
+        for (int bit = 0; bit < 8; bit++) crc = crc & 1 ? crc >> 1 ^ 0x82F63B78u : crc >> 1;
+        byte_table[0][value] = crc;
+    }
+    for (int i = 1; i < 8; i++)
+        for (int value = 0; value < 256; value++) {
+            uint32_t before = byte_table[i - 1][value];
+            byte_table[i][value] = before >> 8 ^ byte_table[0][before & 255];
+        }
+}
+
+static uint32_t crc32c_by_table(const uint8_t *p, int64_t n) {
+    uint32_t crc = 0xFFFFFFFFu;
+    for (; n >= 8; p += 8, n -= 8) {
+        uint32_t low = load32(p) ^ crc, high = load32(p + 4);
+        crc = byte_table[7][low & 255] ^ byte_table[6][low >> 8 & 255] ^
+              byte_table[5][low >> 16 & 255] ^ byte_table[4][low >> 24] ^
+              byte_table[3][high & 255] ^ byte_table[2][high >> 8 & 255] ^
+              byte_table[1][high >> 16 & 255] ^ byte_table[0][high >> 24];
+    }
+    for (; n > 0; p++, n--) crc = crc >> 8 ^ byte_table[0][(crc ^ *p) & 255];
+    return ~crc;
+}
+
+static int has_crc;
+
+static uint32_t crc32c(const uint8_t *p, int64_t n) {
+#if X86
+    if (has_crc) return crc32c_fast(p, n);
+#endif
+    return crc32c_by_table(p, n);
+}
+
+/* LZ4 ---------------------------------------------------------------------------------------- */
+
+static void copy16(uint8_t *to, const uint8_t *from) {
+    uint64_t a, b;
+    memcpy(&a, from, 8), memcpy(&b, from + 8, 8);
+    memcpy(to, &a, 8), memcpy(to + 8, &b, 8);
+}
+
+/* Decodes at least the first ``wanted`` of ``size`` bytes. ``out`` has SLACK bytes behind ``size``.
+ * Returns whether all that was met is valid. */
+static int lz4(const uint8_t *in, int64_t n, uint8_t *out, int64_t size, int64_t wanted) {
+    const uint8_t *const in_end = in + n;
+    uint8_t *const start = out, *const out_end = out + size, *const enough = out + wanted;
+    while (out < enough) {
+        if (in >= in_end) return 0;
+        const unsigned token = *in++;
+        int64_t length = token >> 4;
+        if (length < 15 && in_end - in >= 16 && out_end - out >= length) {
+            copy16(out, in);
+        } else {
+            if (length == 15) {
+                unsigned more;
+                do {
+                    if (in >= in_end) return 0;
+                    length += more = *in++;
+                } while (more == 255);
+            }
+            if (length > in_end - in || length > out_end - out) return 0;
+            memcpy(out, in, (size_t)length);
+        }
+        in += length, out += length;
+        if (in == in_end) return out == out_end;
+        if (out >= enough) return 1;
+        if (in_end - in < 2) return 0;
+        const int64_t offset = in[0] | in[1] << 8;
+        in += 2;
+        if (offset == 0 || offset > out - start) return 0;
+        length = token & 15;
+        const uint8_t *from = out - offset;
+        if (length < 15 && offset >= 16) {
+            length += 4;
+            if (length > out_end - out) return 0;
+            copy16(out, from), memcpy(out + 16, from + 16, 2);
+            out += length;
+            continue;
+        }
+        if (length == 15) {
+            unsigned more;
+            do {
+                if (in >= in_end) return 0;
+                length += more = *in++;
+            } while (more == 255);
+        }
+        length += 4;
+        if (length > out_end - out) return 0;
+        uint8_t *const stop = out + length;
+        if (offset >= 16) {
+            do {
+                copy16(out, from), copy16(out + 16, from + 16);
+                out += 32, from += 32;
+            } while (out < stop);
+        } else if (offset == 1) {
+            memset(out, *from, (size_t)length);
+        } else if (offset >= 8) {
+            do {
+                memcpy(out, from, 8);
+                out += 8, from += 8;
+            } while (out < stop);
+        } else {
+            while (out < stop) *out++ = *from++;
+        }
+        out = stop;
+    }
+    return 1;
+}
+
+/* Copying ------------------------------------------------------------------------------------ */
+
+/* Where the bytes of a block are: byte ``b`` of its voxel ``i`` is plane[b][i], or with
+ * ``shuffled`` unset, plane[0][i * itemsize + b]. */
+typedef struct {
+    const uint8_t *plane[MAX_ITEMSIZE];
+    int64_t first, count; /* voxels of the chunk that are in the block */
+    int shuffled;
+} Block;
+
+static inline void pair16(uint8_t *out, const uint8_t *low, const uint8_t *high) {
+#if X86
+    const __m128i a = _mm_loadu_si128((const __m128i *)low);
+    const __m128i b = _mm_loadu_si128((const __m128i *)high);
+    _mm_storeu_si128((__m128i *)out, _mm_unpacklo_epi8(a, b));
+    _mm_storeu_si128((__m128i *)(out + 16), _mm_unpackhi_epi8(a, b));
+#elif defined(__aarch64__)
+    vst2q_u8(out, (uint8x16x2_t){{vld1q_u8(low), vld1q_u8(high)}});
+#else
+    for (int i = 0; i < 16; i++) out[2 * i] = low[i], out[2 * i + 1] = high[i];
+#endif
+}
+
+static void copy_row(const Block *block, int64_t at, uint8_t *out, int64_t n, int itemsize) {
+    if (!block->shuffled) {
+        memcpy(out, block->plane[0] + at * itemsize, (size_t)(n * itemsize));
+    } else if (itemsize == 2) {
+        const uint8_t *low = block->plane[0] + at, *high = block->plane[1] + at;
+        int64_t i = 0;
+        if (n >= 16) {
+            for (; i <= n - 16; i += 16) pair16(out + 2 * i, low + i, high + i);
+            if (i < n) pair16(out + 2 * (n - 16), low + n - 16, high + n - 16);
+        } else {
+            for (; i < n; i++) out[2 * i] = low[i], out[2 * i + 1] = high[i];
+        }
+    } else {
+        for (int64_t i = 0; i < n; i++)
+            for (int b = 0; b < itemsize; b++) out[i * itemsize + b] = block->plane[b][at + i];
+    }
+}
+
+static void copy_apart(const Block *block, int64_t at, uint8_t *out, int64_t stride, int64_t n,
+                       int itemsize) {
+    for (int64_t i = 0; i < n; i++, out += stride)
+        for (int b = 0; b < itemsize; b++)
+            out[b] = block->shuffled ? block->plane[b][at + i]
+                                     : block->plane[0][(at + i) * itemsize + b];
+}
+
+static int64_t n_voxels(const Chunk *chunk) {
+    return (int64_t)chunk->shape_zyx[0] * chunk->shape_zyx[1] * chunk->shape_zyx[2];
+}
+
+static void copy_share(const Chunk *chunk, const Block *block, const Share *share) {
+    const int64_t row = chunk->shape_zyx[2], plane = row * chunk->shape_zyx[1];
+    const int64_t block_end = block->first + block->count;
+    const int64_t x0 = share->start_zyx[2], nx = share->shape_zyx[2];
+    for (int64_t z = 0; z < share->shape_zyx[0]; z++) {
+        const int64_t of_plane = (share->start_zyx[0] + z) * plane;
+        if (of_plane + plane <= block->first) continue;
+        if (of_plane >= block_end) break;
+        for (int64_t y = 0; y < share->shape_zyx[1]; y++) {
+            const int64_t of_row = of_plane + (share->start_zyx[1] + y) * row + x0;
+            int64_t from = of_row, to = of_row + nx;
+            if (from < block->first) from = block->first;
+            if (to > block_end) to = block_end;
+            if (from >= to) continue;
+            uint8_t *out = share->out + z * share->stride_zyx[0] + y * share->stride_zyx[1] +
+                           (from - of_row) * share->stride_zyx[2];
+            if (share->stride_zyx[2] == chunk->itemsize)
+                copy_row(block, from - block->first, out, to - from, chunk->itemsize);
+            else
+                copy_apart(block, from - block->first, out, share->stride_zyx[2], to - from,
+                           chunk->itemsize);
+        }
+    }
+}
+
+static void copy_shares(const Chunk *chunk, const Share *shares, Block block) {
+    for (int32_t i = 0; i < chunk->n_shares; i++) copy_share(chunk, &block, shares + i);
+}
+
+/* A block of all voxels of a chunk, one after the other. */
+static Block whole_chunk(const Chunk *chunk, const uint8_t *voxels) {
+    const Block block = {{voxels}, 0, n_voxels(chunk), 0};
+    return block;
+}
+
+/* Voxels [*from, *to) of the chunk hold all that the shares want of [first, last). */
+static void wanted(const Chunk *chunk, const Share *shares, int64_t first, int64_t last,
+                   int64_t *from, int64_t *to) {
+    const int64_t row = chunk->shape_zyx[2], plane = row * chunk->shape_zyx[1];
+    *from = last, *to = first;
+    for (int32_t i = 0; i < chunk->n_shares; i++) {
+        const Share *share = shares + i;
+        int64_t z = share->start_zyx[0], z_end = z + share->shape_zyx[0];
+        /* Planes that lie in the block as a whole or in part. */
+        if (z < first / plane) z = first / plane;
+        if (z_end > (last - 1) / plane + 1) z_end = (last - 1) / plane + 1;
+        if (z >= z_end) continue;
+        int64_t low = z * plane + share->start_zyx[1] * row + share->start_zyx[2];
+        int64_t high = (z_end - 1) * plane +
+                       (share->start_zyx[1] + share->shape_zyx[1] - 1) * row +
+                       share->start_zyx[2] + share->shape_zyx[2];
+        if (low < first) low = first;
+        if (high > last) high = last;
+        if (low < *from) *from = low;
+        if (high > *to) *to = high;
+    }
+}
+
+/* Chunks ------------------------------------------------------------------------------------- */
+
+static int decode(const Chunk *chunk, const Share *shares, const uint8_t *data, uint8_t *scratch) {
+    const int64_t packed = chunk->size - TAIL;
+    const int flags = data[2], itemsize = data[3];
+    const int64_t n_bytes = load32(data + 4), block_bytes = load32(data + 8);
+    if (n_bytes != n_voxels(chunk) * chunk->itemsize) return DAMAGED;
+    if (load32(data + 12) != (uint64_t)packed) return DAMAGED;
+    if (flags & 2) { /* stored as it is */
+        if (packed - HEADER < n_bytes) return DAMAGED;
+        copy_shares(chunk, shares, whole_chunk(chunk, data + HEADER));
+        return DONE;
+    }
+    const int is_lz4 = flags >> 5 == 1, bits_shuffled = flags & 4;
+    if (data[0] != 2 || !is_lz4 || bits_shuffled) return UNKNOWN;
+    if (itemsize != chunk->itemsize || itemsize > MAX_ITEMSIZE) return UNKNOWN;
+    if (block_bytes <= 0 || block_bytes % itemsize) return DAMAGED;
+    const int64_t n_blocks = (n_bytes + block_bytes - 1) / block_bytes;
+    if (n_blocks > (packed - HEADER) / 4) return DAMAGED;
+    for (int64_t number = 0; number < n_blocks; number++) {
+        const int64_t offset = number * block_bytes;
+        const int64_t bytes = n_bytes - offset < block_bytes ? n_bytes - offset : block_bytes;
+        Block block = {{0}, offset / itemsize, bytes / itemsize, (flags & 1) && itemsize > 1};
+        int64_t from, to;
+        wanted(chunk, shares, block.first, block.first + block.count, &from, &to);
+        if (from >= to) continue;
+        const int64_t last = to - block.first;
+        const int split = !(flags & 16) && block_bytes / itemsize >= 128 && bytes == block_bytes;
+        const int64_t n_streams = split ? itemsize : 1, stream_bytes = bytes / n_streams;
+        int64_t at = load32(data + HEADER + 4 * number);
+        uint8_t *out = scratch;
+        for (int64_t stream = 0; stream < n_streams; stream++) {
+            if (at < HEADER || at > packed - 4) return DAMAGED;
+            const int64_t size = load32(data + at);
+            at += 4;
+            if (size > packed - at) return DAMAGED;
+            const uint8_t *decoded = out;
+            if (size == stream_bytes) {
+                decoded = data + at;
+            } else {
+                int64_t need = stream_bytes;
+                if (!block.shuffled && n_streams == 1) need = last * itemsize;
+                if (block.shuffled)
+                    need = n_streams > 1 ? last : (itemsize - 1) * block.count + last;
+                if (!lz4(data + at, size, out, stream_bytes, need)) return DAMAGED;
+                out += stream_bytes + SLACK;
+            }
+            at += size;
+            block.plane[stream] = decoded;
+        }
+        if (block.shuffled && n_streams == 1)
+            for (int b = 1; b < itemsize; b++)
+                block.plane[b] = block.plane[0] + b * block.count;
+        if (!block.shuffled && n_streams > 1) { /* streams are pieces: put them side by side */
+            uint8_t *whole = out;
+            for (int64_t stream = 0; stream < n_streams; stream++)
+                memcpy(whole + stream * stream_bytes, block.plane[stream], (size_t)stream_bytes);
+            block.plane[0] = whole;
+        }
+        copy_shares(chunk, shares, block);
+    }
+    return DONE;
+}
+
+static void fill_zero(const Chunk *chunk, const Share *share) {
+    const int64_t n = share->shape_zyx[2];
+    for (int64_t z = 0; z < share->shape_zyx[0]; z++)
+        for (int64_t y = 0; y < share->shape_zyx[1]; y++) {
+            uint8_t *out = share->out + z * share->stride_zyx[0] + y * share->stride_zyx[1];
+            if (share->stride_zyx[2] == chunk->itemsize)
+                memset(out, 0, (size_t)(n * chunk->itemsize));
+            else
+                for (int64_t x = 0; x < n; x++, out += share->stride_zyx[2])
+                    memset(out, 0, (size_t)chunk->itemsize);
+        }
+}
+
+static int read_file(const Chunk *chunk, uint8_t *out) {
+    int64_t got = 0;
+    while (got < chunk->size) {
+        const ssize_t n = pread(chunk->fd, out + got, (size_t)(chunk->size - got),
+                                (off_t)(chunk->offset + got));
+        if (n < 0 && errno == EINTR) continue;
+        if (n <= 0) return 0;
+        got += n;
+    }
+    return 1;
+}
+
+static int fill(const Chunk *chunk, const Share *shares, uint8_t *scratch, int64_t packed_bytes) {
+    if (chunk->size == ABSENT) {
+        for (int32_t i = 0; i < chunk->n_shares; i++) fill_zero(chunk, shares + i);
+        return DONE;
+    }
+    if (chunk->size == VOXELS) {
+        copy_shares(chunk, shares, whole_chunk(chunk, chunk->data));
+        return DONE;
+    }
+    const int64_t n = chunk->size - TAIL;
+    if (n < HEADER || chunk->size > packed_bytes) return DAMAGED;
+    const uint8_t *data = chunk->data;
+    if (!data) {
+        if (!read_file(chunk, scratch)) return NOT_READ;
+        data = scratch;
+    }
+    if (load32(data + n) != chunk->crc32c || crc32c(data, n) != chunk->crc32c) return DAMAGED;
+    return decode(chunk, shares, data, scratch + packed_bytes + SLACK);
+}
+
+/* Interface ---------------------------------------------------------------------------------- */
+
+/* Must be called once, before anything else. */
+EXPORT int32_t spinezarr_kernel_version(void) {
+    make_byte_tables();
+#if X86
+    __builtin_cpu_init();
+    has_crc = __builtin_cpu_supports("sse4.2");
+    make_shift_tables();
+#endif
+    return VERSION;
+}
+
+/* Bytes of ``scratch`` that spinezarr_fill needs. Encoded chunks of more than ``packed_bytes`` are
+ * taken for damaged, and none is larger than ``decoded_bytes`` when it is decoded. */
+EXPORT int64_t spinezarr_scratch_bytes(int64_t packed_bytes, int64_t decoded_bytes) {
+    return packed_bytes + SLACK + 2 * decoded_bytes + (MAX_ITEMSIZE + 1) * SLACK;
+}
+
+/* Fills the shares of chunks[first:last], and sets the status of each of these. */
+EXPORT void spinezarr_fill(Chunk *chunks, int64_t first, int64_t last, const Share *shares,
+                           uint8_t *scratch, int64_t packed_bytes) {
+    for (int64_t i = first; i < last; i++)
+        chunks[i].status = fill(chunks + i, shares + chunks[i].first_share, scratch, packed_bytes);
+}
+
+/* For tests: by instruction, where the machine has it, and by table. */
+EXPORT uint32_t spinezarr_crc32c(const uint8_t *data, int64_t n, int32_t by_table) {
+    return by_table ? crc32c_by_table(data, n) : crc32c(data, n);
+}
