@@ -35,7 +35,7 @@ from peers.reader import Turn, Way
 from rich.console import Console
 from rich.table import Table
 from scans import add_scans, ingest
-from targets import TARGETS, Figures, Measured
+from targets import OURS, TARGETS, Figures, Measured
 
 CONSOLE = Console(width=150)
 SHARED = Path(__file__).parents[2] / "shared" / "data" / "real" / "lidc-idri"
@@ -173,7 +173,7 @@ def measure_memory(
     """Say what a process of our own holds beside its batches and the bound of its cache."""
     rows = []
     for entry in entries:
-        if not entry.peer.startswith("spinezarr") or entry.kind not in {"128^3", "axial"}:
+        if not entry.peer.startswith(OURS) or entry.kind not in {"128^3", "axial"}:
             continue
         with children.fresh(entry.way) as child:
             rate(child.ask, entry.kind, entry.turn, 1, seconds)

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 from draws import KINDS, size_zyx
+from targets import GROUPED
 
 from peers.data import DTYPES, Data, files_below
 from peers.reader import Located, StreamReader, Turn, Way
@@ -107,9 +108,6 @@ def _torchio(samples: int, data: Data) -> StreamReader:
         [data.image, data.label], ahead=0, least=length,
     )  # fmt: skip
 
-
-GROUPED = ("MONAI, 4 a volume", "TorchIO, 10 a volume")
-"""Several patches of each volume read: not exact draws, but what a window is to be held against."""
 
 WAYS = (
     *(

@@ -1,7 +1,8 @@
 """spinezarr: the engine on given boxes, and the streams of a store."""
 
+import importlib
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,7 @@ def array_folders(data: Data, profile: str, scan: int = 0) -> list[Path]:
     return [store_of(data, profile) / "scans" / f"scan{scan}" / name for name in ("image", "label")]
 
 
-def _engine(profile: str, data: Data) -> BoxReader:
+def _engine(profile: str, threads: int, data: Data) -> BoxReader:
     """Read with the engine that is behind every stream."""
     stream = spinezarr.open(store_of(data, profile)).patches(1)
     engine = stream.engine
@@ -51,12 +52,12 @@ def _engine(profile: str, data: Data) -> BoxReader:
         for draw in draws:
             image, label = scans[draw.scan].arrays
             pair = (
-                np.empty(draw.box.shape_zyx, image.dtype),
-                np.empty(draw.box.shape_zyx, label.dtype),
+                engine.buffers.empty(draw.box.shape_zyx, image.dtype),
+                engine.buffers.empty(draw.box.shape_zyx, label.dtype),
             )
             reads += [BoxRead(image, draw.box, pair[0]), BoxRead(label, draw.box, pair[1])]
             pairs.append(pair)
-        engine.read(reads)
+        engine.read(reads, threads=threads)
         return pairs
 
     return BoxReader(data, read, array_folders(data, profile))
@@ -82,7 +83,7 @@ def _locate(kind: str, batch: Any) -> list[Located]:  # noqa: ANN401  a batch of
     ]  # fmt: skip
 
 
-def _stream(options: dict[str, Any], data: Data) -> StreamReader:
+def _stream(options: dict[str, Any], kept: dict[str, int], data: Data) -> StreamReader:
     """Iterate over ``store.patches`` and ``store.slices``."""
     kinds: list[str] = []
 
@@ -92,20 +93,50 @@ def _stream(options: dict[str, Any], data: Data) -> StreamReader:
 
     return StreamReader(
         data, start, len, lambda batch: _locate(kinds[0], batch),
-        array_folders(data, "balanced"), ahead=8,
+        array_folders(data, "balanced"), **{"ahead": 8, **kept},
     )  # fmt: skip
 
 
-_TURNS = tuple(Turn(callers, per_call) for callers in (1, 2) for per_call in (1, 4))
+def _torch(data: Data) -> StreamReader:
+    """Iterate over the PyTorch loader; batches are tensors with an axis for channels."""
+    loaders: Any = importlib.import_module(_TORCH)
+
+    def locate(batch: dict[str, Any]) -> list[Located]:
+        starts, images, labels = (np.asarray(batch[k]) for k in ("start_zyx", "image", "label"))
+        return [
+            Located(tuple(start.tolist()), image[0], label[0])
+            for start, image, label in zip(starts, images, labels, strict=True)
+        ]
+
+    return StreamReader(
+        data, lambda kind: iter(loaders.PatchLoader(_patches(data, kind))),
+        lambda batch: len(batch["image"]), locate, array_folders(data, "balanced"), ahead=8,
+    )  # fmt: skip
+
+
+_TORCH = "spinezarr.loaders.torch"
+_WINDOW_BYTES = 256 << 20
+"""Most that a window keeps, unless told."""
+_WINDOW = {"ahead": 64, "least": 256, "kept_bytes": _WINDOW_BYTES}
+"""Turns are of whole windows of 8 scans with at most 32 samples each."""
+_SIDE_BY_SIDE = (Turn(1), Turn(2), Turn(2, 4))
+_ONE_CALLER = (Turn(1), Turn(1, 4), Turn(1, 8))
 
 
 def _ways() -> Iterator[Way]:
-    for profile, peer in (("balanced", "spinezarr"), ("fast", "spinezarr, fast")):
-        yield Way(f"engine, {profile}", (peer,), partial(_engine, profile), KINDS, _TURNS)
-    yield Way("stream", ("spinezarr, stream",), partial(_stream, {}), KINDS, (Turn(),))
-    open_window: Callable[[Data], StreamReader] = partial(_stream, {"shuffle": "window"})
+    for threads, turns in ((1, _SIDE_BY_SIDE), (2, _ONE_CALLER)):
+        for profile, peer in (("balanced", "spinezarr"), ("fast", "spinezarr, fast")):
+            name = f"engine, {profile}, {threads} threads a call"
+            yield Way(name, (peer,), partial(_engine, profile, threads), KINDS, turns)
+    yield Way("stream", ("spinezarr, stream",), partial(_stream, {}, {}), KINDS, (Turn(),))
     if "shuffle" in inspect.signature(spinezarr.Store.patches).parameters:
-        yield Way("window", ("spinezarr, window",), open_window, ("128^3", "axial"), (Turn(),))
+        opener = partial(_stream, {"shuffle": "window"}, _WINDOW)
+        yield Way("window", ("spinezarr, window",), opener, ("128^3", "96^3", "axial"), (Turn(),))
+    if (Path(spinezarr.__file__).parent / "loaders" / "torch.py").exists():
+        yield Way(
+            "PyTorch loader", ("spinezarr, PyTorch",), _torch, ("128^3", "96^3"), (Turn(),),
+            ("torch",),
+        )  # fmt: skip
 
 
 WAYS = tuple(_ways())

@@ -12,7 +12,7 @@ from peers.data import ARRAYS, Data
 from peers.ours import array_folders
 from peers.reader import BoxReader, Pair, Turn, Way
 
-OURS = "ours"
+OURS = "our store"
 CODECS: dict[str, dict[str, Any]] = {
     "zstd 3": {"cname": "zstd", "clevel": 3, "shuffle": "shuffle"},
     "lz4hc 9 bit": {"cname": "lz4hc", "clevel": 9, "shuffle": "bitshuffle"},
@@ -30,7 +30,10 @@ ZARRS_SETTINGS: dict[str, dict[str, Any]] = {
     "2 chunks at once": {"codec_pipeline.chunk_concurrent_minimum": 2},
     "1 worker": {"threading.max_workers": 1},
 }
-CACHES = {"no cache": 0, "cache 4 MB": 4_000_000, "cache 100 MB": 100_000_000}
+SMALL_CACHE = "cache 4 MB"
+CACHES = {"no cache": 0, SMALL_CACHE: 4_000_000, "cache 100 MB": 100_000_000}
+TRIED_FURTHER = (OURS, "32³ lz4hc 7")
+"""The forms on which all settings are tried; on the others one."""
 MEMORY_MAP = "memory map"
 
 
@@ -116,7 +119,7 @@ def _python_ways(
 ) -> Iterator[Way]:
     """Try all forms with the defaults, then the settings on the forms that matter."""
     for layout, setting in product((*LAYOUTS, OURS), settings):
-        if setting != "defaults" and layout not in {OURS, "64³ lz4hc 7"}:
+        if setting != "defaults" and layout not in TRIED_FURTHER:
             continue
         yield Way(
             f"{peer}, {layout}, {setting}",
@@ -132,7 +135,9 @@ def _tensorstore_ways() -> Iterator[Way]:
         peers = ("tensorstore", "tensorstore, our store") if layout == OURS else ("tensorstore",)
         mapped: dict[str, Any] = {"file_io_mode": {"mode": "memmap"}}
         for text, kvstore in (("", {}), (f", {MEMORY_MAP}", mapped)):
-            if kvstore and cache != "cache 4 MB":
+            if layout not in TRIED_FURTHER and (kvstore or cache != SMALL_CACHE):
+                continue
+            if kvstore and cache != SMALL_CACHE:
                 continue
             opener: Callable[[Data], BoxReader] = partial(_tensorstore, layout, cache, kvstore)
             yield Way(
