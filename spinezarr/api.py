@@ -34,6 +34,7 @@ def open(  # noqa: A001  spinezarr.open reads as xarray.open_zarr does
     *,
     catalog: str | os.PathLike[str] | None = None,
     storage_options: Mapping[str, Any] | None = None,
+    cache_bytes: int = 0,
 ) -> "Store":
     """Open a store.
 
@@ -47,6 +48,9 @@ def open(  # noqa: A001  spinezarr.open reads as xarray.open_zarr does
     storage_options
         For the file system of a URL, as in xarray: ``{"endpoint_url": ..., "profile": ...}`` or
         ``{"anon": True}`` for a bucket. They go before those in the catalog.
+    cache_bytes
+        Of decoded chunks that are kept in memory for the next reads. It pays for those who look
+        at the same places again; random patches of a store that is larger are read faster without.
 
     Raises
     ------
@@ -54,9 +58,17 @@ def open(  # noqa: A001  spinezarr.open reads as xarray.open_zarr does
         If there is no store; names what was tried.
     CatalogError
         If the catalog does not load.
+    UsageError
+        If ``cache_bytes`` is negative.
     """
+    if cache_bytes < 0:
+        raise UsageError(f"cache_bytes {cache_bytes}: must not be negative.")
     url, options = locate_store(os.fspath(store), catalog)
-    return Store(StoreReader(url, {**options, **(storage_options or {})}))
+    return Store(StoreReader(url, {**options, **(storage_options or {})}), cache_bytes=cache_bytes)
+
+
+def _store(reader: StoreReader, cache_bytes: int) -> "Store":
+    return Store(reader, cache_bytes=cache_bytes)
 
 
 class Store:
@@ -66,11 +78,13 @@ class Store:
     ----------
     reader
         Reads its files.
+    cache_bytes
+        Of decoded chunks that are kept in memory.
     """
 
-    def __init__(self, reader: StoreReader) -> None:
+    def __init__(self, reader: StoreReader, *, cache_bytes: int = 0) -> None:
         self._reader = reader
-        self._engine = Engine(fetcher_for(reader.fs))
+        self._engine = Engine(fetcher_for(reader.fs), cache_bytes=cache_bytes)
 
     def __repr__(self) -> str:
         table = self.table
@@ -80,8 +94,8 @@ class Store:
             f"<spinezarr.Store {self._reader.root.dataset}: {table.sizes['scan']} scans{by_split}>"
         )
 
-    def __reduce__(self) -> tuple[type["Store"], tuple[StoreReader]]:
-        return Store, (self._reader,)
+    def __reduce__(self) -> tuple[Callable[..., "Store"], tuple[StoreReader, int]]:
+        return _store, (self._reader, self._engine.cache_bytes)
 
     @property
     def url(self) -> str:

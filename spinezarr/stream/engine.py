@@ -5,8 +5,9 @@ says which shards exist and how long they are, image chunks are never absent, an
 carries a checksum, so lost or damaged data raise :class:`~spinezarr.errors.CorruptStoreError`.
 """
 
+import math
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
@@ -16,11 +17,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from spinezarr.geometry import Box
+from spinezarr.geometry import Box, ShapeZYX
 from spinezarr.store.reader import ArraySpec
 from spinezarr.store.sharding import CHECKSUM_BYTES, ChunkDamagedError, decode_chunk
 from spinezarr.stream.buffers import Buffers
-from spinezarr.stream.fetch import Fetcher, LocalFetcher
+from spinezarr.stream.cache import BoundedCache
+from spinezarr.stream.explain import ReadSummary
+from spinezarr.stream.fetch import Fetcher, LocalFetcher, n_requests
 from spinezarr.stream.indices import Places, ShardIndices, corrupt
 from spinezarr.stream.native import (
     CHUNKS,
@@ -36,6 +39,7 @@ from spinezarr.stream.plan import ReadPlan, plan_reads
 __all__ = ["BoxRead", "Engine"]
 
 Voxels = npt.NDArray[Any]
+_Chunk = tuple[ArraySpec, ShapeZYX]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -56,15 +60,23 @@ class Engine:
     ----------
     fetch
         Where the bytes come from.
+    cache_bytes
+        Of decoded chunks that are kept for the next reads.
     """
 
-    def __init__(self, fetch: Fetcher) -> None:
+    def __init__(self, fetch: Fetcher, *, cache_bytes: int = 0) -> None:
         self.buffers = Buffers()
         self._fetch = fetch
         self._indices = ShardIndices(fetch)
+        self._cache: BoundedCache[_Chunk, Voxels] = BoundedCache(cache_bytes)
 
-    def __reduce__(self) -> tuple[type["Engine"], tuple[Fetcher]]:
-        return Engine, (self._fetch,)
+    def __reduce__(self) -> tuple[Callable[..., "Engine"], tuple[Fetcher, int]]:
+        return _engine, (self._fetch, self.cache_bytes)
+
+    @property
+    def cache_bytes(self) -> int:
+        """Most bytes of decoded chunks that are kept."""
+        return self._cache.limit_bytes
 
     def read_into(self, array: ArraySpec, box: Box, out: Voxels) -> None:
         """Fill ``out`` with the voxels of one box; see :class:`BoxRead` and :meth:`read`."""
@@ -87,6 +99,63 @@ class Engine:
             outputs hold then is not defined.
         """
         wanted = list(reads)
+        if self.cache_bytes:
+            self._read_cached(wanted, threads)
+        else:
+            self._read_stored(wanted, threads)
+
+    def explain(self, boxes: Sequence[tuple[ArraySpec, Box]]) -> ReadSummary:
+        """Say what reading some boxes would take; only indices of shards are read."""
+        plan = plan_reads(boxes)
+        places = self._indices.locate(plan)
+        keys = _keys(plan)
+        kept = self._cache.find(keys)
+        fetched = [
+            chunk for chunk in np.flatnonzero(places.size).tolist() if keys[chunk] not in kept
+        ]
+        decoded = sum(
+            math.prod(keys[chunk][0].chunk_shape_zyx) * keys[chunk][0].dtype.itemsize
+            for chunk in fetched
+        )
+        ranges = [places.range_of(chunk) for chunk in fetched]
+        return ReadSummary(
+            boxes=len(boxes),
+            scans=len({array.scan_id for array, _ in boxes}),
+            shards=len({item.path for item in ranges}),
+            chunks=len(fetched),
+            shared_chunks=int((np.diff(plan.first_share) > 1).sum()),
+            cached_chunks=len(kept),
+            background_chunks=int((places.size == 0).sum()),
+            requests=n_requests(self._fetch, ranges),
+            fetched_bytes=sum(item.stop - item.start for item in ranges),
+            decoded_bytes=decoded,
+            voxel_bytes=sum(
+                math.prod(box.shape_zyx) * array.dtype.itemsize for array, box in boxes
+            ),
+            kernel=kernel() is not None,
+        )
+
+    def _read_cached(self, wanted: Sequence[BoxRead], threads: int) -> None:
+        """Take chunks from the cache; read those that it lacks whole, and keep them."""
+        plan = plan_reads([(read.array, read.box) for read in wanted])
+        keys = _keys(plan)
+        voxels = self._cache.find(keys)
+        missing = {}
+        for chunk, key in enumerate(keys):
+            if key not in voxels:
+                box = _box_of(plan, chunk)
+                missing[key] = BoxRead(key[0], box, np.empty(box.shape_zyx, key[0].dtype))
+        self._read_stored(list(missing.values()), threads)
+        new = {key: read.out for key, read in missing.items()}
+        self._cache.keep(new)
+        voxels.update(new)
+        for chunk, key in enumerate(keys):
+            for box_number, within_chunk, within_box in plan.shares(chunk):
+                wanted[box_number].out[within_box.slices] = voxels[key][within_chunk.slices]
+
+    def _read_stored(self, wanted: Sequence[BoxRead], threads: int) -> None:
+        if not wanted:
+            return
         plan = plan_reads([(read.array, read.box) for read in wanted])
         places = self._indices.locate(plan)
         outputs = [_plain(read) for read in wanted]
@@ -127,6 +196,23 @@ class Engine:
         stored = np.flatnonzero(places.size).tolist()
         found = self._fetch([places.range_of(chunk) for chunk in stored]) if stored else []
         return dict(zip(stored, found, strict=True))
+
+
+def _engine(fetch: Fetcher, cache_bytes: int) -> Engine:
+    return Engine(fetch, cache_bytes=cache_bytes)
+
+
+def _keys(plan: ReadPlan) -> list[_Chunk]:
+    """Name the chunks of a plan for as long as its arrays are known."""
+    return [(plan.arrays[plan.array[chunk]], plan.chunk_index(chunk)) for chunk in range(len(plan))]
+
+
+def _box_of(plan: ReadPlan, chunk: int) -> Box:
+    """Return the voxels of the array that a chunk holds."""
+    array, index = plan.arrays[plan.array[chunk]], plan.chunk_index(chunk)
+    z, y, x = (i * n for i, n in zip(index, array.chunk_shape_zyx, strict=True))
+    whole = Box.at((z, y, x), array.chunk_shape_zyx)
+    return whole.intersect(Box((0, 0, 0), array.shape_zyx)) or whole
 
 
 def _plain(read: BoxRead) -> Voxels:

@@ -10,7 +10,7 @@ from typing import Final, Protocol
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-__all__ = ["ByteRange", "Fetcher", "FsspecFetcher", "LocalFetcher", "fetcher_for"]
+__all__ = ["ByteRange", "Fetcher", "FsspecFetcher", "LocalFetcher", "fetcher_for", "n_requests"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +106,11 @@ class FsspecFetcher:
             for i in run:
                 data[i] = content[ranges[i].start - start : ranges[i].stop - start]
         return data
+
+
+def n_requests(fetch: Fetcher, ranges: Sequence[ByteRange]) -> int:
+    """Return how many times a fetcher asks for these ranges: requests, or system calls."""
+    return len(_runs(ranges)) if isinstance(fetch, FsspecFetcher) else len(ranges)
 
 
 def _runs(ranges: Sequence[ByteRange]) -> list[list[int]]:

@@ -1,13 +1,9 @@
 """Where chunks lie: the indices of shards, each read once and kept."""
 
 import math
-import os
-from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
-from threading import Lock
-from types import TracebackType
 from typing import Final
 
 import numpy as np
@@ -24,6 +20,7 @@ from spinezarr.store.sharding import (
     index_bytes,
     parse_index,
 )
+from spinezarr.stream.cache import BoundedCache
 from spinezarr.stream.fetch import ByteRange, Fetcher
 from spinezarr.stream.plan import ReadPlan
 
@@ -55,24 +52,6 @@ class Places:
         return ByteRange(self.paths[self.file[chunk]], start, start + size)
 
 
-class _ProcessLock:
-    """A lock that a forked process finds open."""
-
-    def __init__(self) -> None:
-        self._locks: dict[int, Lock] = {}
-
-    def __enter__(self) -> None:
-        self._locks.setdefault(os.getpid(), Lock()).acquire()
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        problem: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._locks[os.getpid()].release()
-
-
 class ShardIndices:
     """Indices of shards, read when they are first needed. Shared between threads.
 
@@ -84,9 +63,7 @@ class ShardIndices:
 
     def __init__(self, fetch: Fetcher) -> None:
         self._fetch = fetch
-        self._kept: OrderedDict[tuple[ArraySpec, ShapeZYX], npt.NDArray[np.void]] = OrderedDict()
-        self._kept_bytes = 0
-        self._lock = _ProcessLock()
+        self._kept: BoundedCache[_Shard, npt.NDArray[np.void]] = BoundedCache(_KEPT_BYTES)
 
     def locate(self, plan: ReadPlan) -> Places:
         """Find the chunks of a plan; indices that are not known are fetched together.
@@ -97,7 +74,7 @@ class ShardIndices:
             If a shard is missing, or its index is damaged or lacks a chunk of an image.
         """
         runs = list(_runs(plan))
-        known = self._known([shard for shard, _ in runs])
+        known = self._kept.find(shard for shard, _ in runs)
         lacking = {
             shard: chunks.start
             for shard, chunks in runs
@@ -126,24 +103,6 @@ class ShardIndices:
             crc32c=rows["crc32c"],
         )
 
-    def _known(self, shards: list[_Shard]) -> dict[_Shard, npt.NDArray[np.void]]:
-        found = {}
-        with self._lock:
-            for shard in shards:
-                if shard in self._kept:
-                    self._kept.move_to_end(shard)
-                    found[shard] = self._kept[shard]
-        return found
-
-    def _keep(self, indices: dict[_Shard, npt.NDArray[np.void]]) -> None:
-        with self._lock:
-            for shard, index in indices.items():
-                if shard not in self._kept:
-                    self._kept[shard] = index
-                    self._kept_bytes += index.nbytes
-            while self._kept_bytes > _KEPT_BYTES and len(self._kept) > 1:
-                self._kept_bytes -= self._kept.popitem(last=False)[1].nbytes
-
     def _read(
         self, plan: ReadPlan, shards: dict[_Shard, int]
     ) -> dict[_Shard, npt.NDArray[np.void]]:
@@ -168,7 +127,7 @@ class ShardIndices:
             except ChunkDamagedError as problem:
                 text = f"cannot be found: the index of its shard {problem}"
                 raise corrupt(plan, chunk, text) from problem
-        self._keep(indices)
+        self._kept.keep(indices)
         return indices
 
 

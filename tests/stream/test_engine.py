@@ -1,3 +1,4 @@
+import pickle
 import re
 import shutil
 from contextlib import contextmanager
@@ -21,8 +22,14 @@ from spinezarr.recipe import Recipe
 from spinezarr.store.attributes import seal, unseal
 from spinezarr.store.reader import StoreReader
 from spinezarr.store.sharding import ABSENT, assemble_shard, index_bytes, parse_index
-from spinezarr.stream.engine import Engine
-from spinezarr.stream.fetch import ByteRange, FsspecFetcher, LocalFetcher, fetcher_for
+from spinezarr.stream.engine import BoxRead, Engine
+from spinezarr.stream.fetch import (
+    ByteRange,
+    FsspecFetcher,
+    LocalFetcher,
+    fetcher_for,
+    n_requests,
+)
 from spinezarr.testing import NiftiForm, write_nifti
 
 SCAN = "liver_0"
@@ -406,3 +413,118 @@ def test_a_store_is_read_from_memory(store):
             remote.scan(SCAN).image.load()
     finally:
         memory.rm("/engine-test", recursive=True)
+
+
+# Memory
+
+
+def read_all(engine, reads):
+    outs = [np.full(box.shape_zyx, 77, spec.dtype) for spec, box in reads]
+    engine.read([BoxRead(*read, out) for read, out in zip(reads, outs, strict=True)])
+    return outs
+
+
+@given(st.data())
+@settings(deadline=None, max_examples=40)
+@pytest.mark.parametrize("cache_bytes", [1, 300_000, 1 << 30])
+def test_a_cache_changes_no_voxel(large, cache_bytes, data):
+    reader, stored = large
+    engine = Engine(LocalFetcher(), cache_bytes=cache_bytes)
+    for _ in range(3):
+        scans = data.draw(st.lists(st.sampled_from(["deep", "wide"]), min_size=1, max_size=3))
+        names = [data.draw(st.sampled_from(["image", "label"])) for _ in scans]
+        arrays = [stored[scan][name] for scan, name in zip(scans, names, strict=True)]
+        reads = [
+            (spec_of(reader, name, scan), data.draw(boxes_in(array.shape)))
+            for scan, name, array in zip(scans, names, arrays, strict=True)
+        ]
+        for out, array, (_, box) in zip(read_all(engine, reads), arrays, reads, strict=True):
+            np.testing.assert_array_equal(out, array[box.slices])
+        assert engine._cache._kept_bytes <= cache_bytes
+        kept = sum(voxels.nbytes for voxels in engine._cache._kept.values())
+        assert kept == engine._cache._kept_bytes
+
+
+def test_cached_chunks_are_not_fetched_again(large):
+    reader, stored = large
+    fetched = []
+
+    def fetch(ranges):
+        fetched.extend(ranges)
+        return LocalFetcher()(ranges)
+
+    engine, spec = Engine(fetch, cache_bytes=1 << 30), spec_of(reader, "image", "deep")
+    box = Box((60, 0, 40), (70, 60, 50))
+    assert engine.explain([(spec, box)]).cached_chunks == 0
+    read_all(engine, [(spec, box)])
+    before, said = len(fetched), engine.explain([(spec, box)])
+    assert (said.cached_chunks, said.chunks, said.requests, said.fetched_bytes) == (8, 0, 0, 0)
+    (out,) = read_all(engine, [(spec, box)])
+    assert len(fetched) == before
+    np.testing.assert_array_equal(out, stored["deep"]["image"][box.slices])
+
+
+@pytest.mark.parametrize("fetcher", [LocalFetcher(), FsspecFetcher(LocalFileSystem())])
+def test_what_is_explained_is_what_is_read(large, fetcher):
+    reader, _ = large
+    fetched = []
+
+    def fetch(ranges):
+        fetched.extend(ranges)
+        return fetcher(ranges)
+
+    image, label = spec_of(reader, "image", "deep"), spec_of(reader, "label", "deep")
+    boxes = [
+        (image, Box((0, 0, 0), (70, 50, 50))),
+        (image, Box((60, 40, 40), (100, 60, 90))),
+        (label, Box((0, 0, 0), (140, 60, 100))),
+    ]
+    engine = Engine(fetch)
+    said = engine.explain(boxes)
+    indices = len(fetched)
+    read_all(engine, boxes)
+    chunks = fetched[indices:]
+    assert said.chunks == len(chunks) == len(set(chunks))
+    assert said.fetched_bytes == sum(item.stop - item.start for item in chunks)
+    assert said.shards == len({item.path for item in chunks})
+    assert (said.boxes, said.scans, said.shared_chunks) == (3, 1, 8)
+    assert said.chunks + said.background_chunks == 8 + 18
+    assert said.background_chunks > 0
+    assert said.voxel_bytes == 2 * (70 * 50 * 50 + 40 * 20 * 50) + 140 * 60 * 100
+    assert said.amplification == said.decoded_bytes / said.voxel_bytes
+    assert "26 chunks" in str(said)
+    assert Engine(fetcher).explain(boxes).requests == n_requests(fetcher, chunks)
+
+
+def test_threads_share_the_chunks_of_one_call(large):
+    reader, stored = large
+    spec, whole = spec_of(reader, "image", "wide"), Box((0, 0, 0), WIDE)
+    for threads in (1, 2, 3, 100):
+        out = np.full(WIDE, 77, np.int16)
+        Engine(LocalFetcher()).read([BoxRead(spec, whole, out)], threads=threads)
+        np.testing.assert_array_equal(out, stored["wide"]["image"])
+
+
+def test_an_engine_is_pickled_with_its_bounds():
+    engine = pickle.loads(pickle.dumps(Engine(LocalFetcher(), cache_bytes=5)))  # noqa: S301
+    assert engine.cache_bytes == 5
+
+
+def test_an_output_of_another_shape_is_refused(large):
+    spec = spec_of(large[0], "image", "wide")
+    with pytest.raises(ValueError, match="an output of shape"):
+        Engine(LocalFetcher()).read_into(spec, Box((0, 0, 0), (1, 1, 2)), np.empty((1, 2, 1), "i2"))
+
+
+def test_shards_that_end_while_they_are_read_are_errors(copied):
+    """Cut behind the back of an engine that knows the index."""
+    reader = StoreReader(str(copied))
+    engine, spec = Engine(LocalFetcher()), spec_of(reader, "image")
+    whole = Box((0, 0, 0), spec.shape_zyx)
+    out = np.empty(spec.shape_zyx, spec.dtype)
+    engine.read_into(spec, whole, out)
+    path = copied / "scans" / SCAN / "image" / SHARD
+    data = path.read_bytes()
+    for kept in (0, 10, len(data) // 2):
+        with replaced(path, data[:kept]), pytest.raises(CorruptStoreError, match="image chunk"):
+            engine.read_into(spec, whole, out)

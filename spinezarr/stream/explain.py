@@ -1,0 +1,54 @@
+"""What reading some boxes takes, counted before it is done."""
+
+from dataclasses import dataclass
+
+__all__ = ["ReadSummary"]
+
+
+@dataclass(frozen=True, slots=True)
+class ReadSummary:
+    """What a batch will read; ``print`` it."""
+
+    boxes: int
+    """Boxes of images and masks."""
+    scans: int
+    shards: int
+    """Files that bytes are read from."""
+    chunks: int
+    """Chunks that are fetched and decoded, each once."""
+    shared_chunks: int
+    """Chunks that more than one box needs."""
+    cached_chunks: int
+    """Chunks that are in memory already."""
+    background_chunks: int
+    """Chunks of masks that are not stored, as no vertebra is there; they cost nothing."""
+    requests: int
+    """Requests, or system calls where the store is on disk."""
+    fetched_bytes: int
+    decoded_bytes: int
+    """Voxels of all fetched chunks; of slices, the kernel decodes only a part of them."""
+    voxel_bytes: int
+    """Voxels of the boxes."""
+    kernel: bool
+    """Whether C code decodes; see :mod:`spinezarr.stream.native`."""
+
+    @property
+    def amplification(self) -> float:
+        """Bytes of voxels that are fetched, for each byte that is wanted."""
+        return self.decoded_bytes / self.voxel_bytes if self.voxel_bytes else 0.0
+
+    def __str__(self) -> str:
+        known = self.chunks + self.cached_chunks + self.background_chunks
+        slowly = "" if self.kernel else "; without the kernel, so slowly"
+        return (
+            f"{self.boxes} boxes of {self.scans} scans, {_mb(self.voxel_bytes)} of voxels\n"
+            f"{known} chunks: {self.chunks} to fetch, {self.cached_chunks} in the cache, "
+            f"{self.background_chunks} background; {self.shared_chunks} are for several boxes\n"
+            f"{self.requests} requests to {self.shards} shards, {_mb(self.fetched_bytes)}\n"
+            f"{_mb(self.decoded_bytes)} decoded, "
+            f"{self.amplification:.2f} times what is wanted{slowly}"
+        )
+
+
+def _mb(n_bytes: int) -> str:
+    return f"{n_bytes / 1e6:.1f} MB"

@@ -1,0 +1,97 @@
+import gc
+import pickle
+import threading
+
+import numpy as np
+import pytest
+
+from spinezarr.stream import buffers
+from spinezarr.stream.buffers import Buffers
+
+SHAPE = (5, 40, 64, 70)
+N_BYTES = 2 * 5 * 40 * 64 * 70
+
+
+def derived(array):
+    """Everything that can be left of an array."""
+    yield array
+    yield array[2]
+    yield array[1:3, ::-1, 4:][0]
+    yield array.reshape(5, -1)
+    yield array.view(np.uint8)[0, 0]
+    yield memoryview(array)
+    yield np.asarray(memoryview(array))
+    yield [array[0]]
+
+
+@pytest.mark.parametrize("number", range(8))
+def test_memory_comes_back_with_the_last_view(number):
+    pool = Buffers()
+    array = pool.empty(SHAPE, np.int16)
+    assert array.shape == SHAPE
+    assert array.dtype == np.int16
+    assert array.flags.writeable
+    assert array.flags.c_contiguous
+    left = list(derived(array))[number]
+    del array
+    assert pool.free_bytes == 0
+    other = pool.empty(SHAPE, np.int16)
+    assert not np.shares_memory(np.asarray(left if number != 7 else left[0]), other)
+    del left
+    assert pool.free_bytes == N_BYTES
+    again = pool.empty((N_BYTES,), np.uint8)
+    assert pool.free_bytes == 0
+    del again, other
+    assert pool.free_bytes == 2 * N_BYTES
+
+
+def test_free_memory_is_bounded(monkeypatch):
+    monkeypatch.setattr(buffers, "_FREE_BYTES", 3 * N_BYTES)
+    pool = Buffers()
+    held = [pool.empty(SHAPE, np.int16) for _ in range(5)]
+    held += [pool.empty((N_BYTES // 2,), np.uint8) for _ in range(5)]
+    del held
+    assert 2 * N_BYTES < pool.free_bytes <= 3 * N_BYTES
+    one = pool.empty((3 * N_BYTES,), np.uint8)
+    del one
+    assert pool.free_bytes == 3 * N_BYTES
+    larger = pool.empty((4 * N_BYTES,), np.uint8)
+    del larger
+    assert pool.free_bytes == 0
+
+
+def test_small_arrays_are_plain():
+    pool = Buffers()
+    small = pool.empty((3, 3), np.float32)
+    assert small.base is None
+    del small
+    assert pool.free_bytes == 0
+
+
+def test_many_threads_and_the_garbage_collector_share_it():
+    pool, wrong = Buffers(), []
+
+    def use(number):
+        for _ in range(60):
+            cycle = [pool.empty((1 << 18,), np.uint8)]
+            cycle[0][...] = number
+            cycle.append(cycle)  # only the garbage collector finds it
+            one = pool.empty((1 << 18,), np.uint8)
+            one[...] = number
+            if (cycle[0] != number).any() or (one != number).any():
+                wrong.append(number)
+
+    threads = [threading.Thread(target=use, args=(number,)) for number in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    gc.collect()
+    assert not wrong
+
+
+def test_it_is_pickled_empty():
+    pool = Buffers()
+    pool.empty(SHAPE, np.int16)
+    assert pool.free_bytes
+    assert pickle.loads(pickle.dumps(pool)).free_bytes == 0  # noqa: S301
