@@ -14,7 +14,7 @@ import statistics
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -63,8 +63,10 @@ class Entry:
     tried: float
     """Patches a second when the settings were tried."""
     slow: bool
+    stored_bytes: int
     rates: list[float] = field(default_factory=list)
     """Patches a second, by round."""
+    failed: bool = False
 
 
 def pair_of(options: argparse.Namespace, work: Path) -> tuple[Path, Path]:
@@ -95,27 +97,66 @@ def say(text: str) -> None:
     CONSOLE.print(f"{time.strftime('%H:%M:%S')} {text}", style="dim")
 
 
-def tune(
-    children: Children, ways: Iterable[Way], kinds: Sequence[str], seconds: float, left: list[str]
-) -> list[Entry]:
+@dataclass(slots=True)
+class Run:
+    """What is measured so far."""
+
+    options: argparse.Namespace
+    data: Data
+    entries: list[Entry] = field(default_factory=list)
+    tried: list[dict[str, Any]] = field(default_factory=list)
+    """Every setting, when settings were tried."""
+    cold: list[dict[str, Any]] = field(default_factory=list)
+    memory: list[dict[str, Any]] = field(default_factory=list)
+    first_batch: list[dict[str, float]] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
+    load: list[float] = field(default_factory=list)
+
+    def result(self) -> dict[str, Any]:
+        """Return it all as plain values."""
+        measured = [Measured(e.kind, e.peer, e.rates) for e in self.entries if e.rates]
+        figures = Figures(measured, self.memory, self.first_batch)
+        ours = {entry.kind: entry.rates for entry in self.entries if entry.peer == OURS}
+        return {
+            "data": self.data.image.name,
+            "shape_zyx": self.data.shape_zyx,
+            "scans": self.data.scans,
+            **machine(*(tool for tool in TOOLS if tool_is_there(tool))),
+            "load": self.load,
+            "seconds": self.options.seconds,
+            "rows": [row_of(e, ours.get(e.kind, ())) for e in self.entries if e.rates],
+            "targets": [asdict(target.reach(figures)) for target in TARGETS],
+            "cold": self.cold,
+            "memory": self.memory,
+            "first_batch": self.first_batch,
+            "left_out": self.left_out,
+            "tried": self.tried,
+        }
+
+
+def tune(run: Run, children: Children, ways: Iterable[Way]) -> None:
     """Try every setting once on each kind, and keep the fastest of each peer."""
     best: dict[tuple[str, str], Entry] = {}
     for way in ways:
         try:
             with children.fresh(way.name) as child:
-                for kind in (kind for kind in way.kinds if kind in kinds):
+                stored = child.ask("stored")["bytes"]
+                for kind in (kind for kind in way.kinds if kind in run.options.kinds):
                     child.ask("check", kind=kind)
                     for turn in way.turns:
+                        seconds = run.options.seconds / 3
                         tried = 0.0 if way.slow else rate(child.ask, kind, turn, 0, seconds)
+                        run.tried.append(
+                            {"setting": way.name, "kind": kind, **asdict(turn), "per_s": tried}
+                        )
                         for peer in way.peers:
+                            entry = Entry(kind, peer, way.name, turn, tried, way.slow, stored)
                             if (kind, peer) not in best or tried > best[kind, peer].tried:
-                                best[kind, peer] = Entry(
-                                    kind, peer, way.name, turn, tried, way.slow
-                                )
+                                best[kind, peer] = entry
         except PeerError as problem:
-            left.append(str(problem))
+            run.left_out.append(str(problem))
         say(f"tried {way.name}")
-    return list(best.values())
+    run.entries = list(best.values())
 
 
 def rate(
@@ -126,23 +167,34 @@ def rate(
     return float(done["patches"] / done["seconds"])
 
 
-def take_turns(children: Children, entries: list[Entry], rounds: int, seconds: float) -> None:
-    """Measure all peers of each kind, round after round."""
-    for kind in KINDS:
-        some = [entry for entry in entries if entry.kind == kind]
-        for entry in some:
-            if not entry.slow:  # opens and warms
-                rate(children[entry.way].ask, kind, entry.turn, 0, seconds / 4)
-        for number in range(1, rounds + 1):
-            known: dict[tuple[str, Turn], float] = {}
+def take_turns(run: Run, children: Children) -> Iterator[None]:
+    """Measure all peers, kind after kind, round after round; stop after each kind."""
+    for kind in run.options.kinds:
+        some = [entry for entry in run.entries if entry.kind == kind]
+        for number in range(run.options.rounds + 1):
+            known: dict[tuple[str, Turn], float | None] = {}
             for entry in some if number % 2 else some[::-1]:
                 key = entry.way, entry.turn
-                if entry.slow and number > SLOW_ROUNDS:
+                if entry.failed or (entry.slow and not 1 <= number <= SLOW_ROUNDS):
                     continue
                 if key not in known:
-                    known[key] = rate(children[entry.way].ask, kind, entry.turn, number, seconds)
-                entry.rates.append(known[key])
+                    known[key] = turn_of(run, children, entry, number)
+                found = known[key]
+                entry.failed = found is None
+                if number and found is not None:
+                    entry.rates.append(found)
         say(f"measured {kind}")
+        yield
+
+
+def turn_of(run: Run, children: Children, entry: Entry, number: int) -> float | None:
+    """Measure a reader once, if it still works; round 0 opens and warms."""
+    seconds = run.options.seconds if number else run.options.seconds / 4
+    try:
+        return rate(children[entry.way].ask, entry.kind, entry.turn, number, seconds)
+    except PeerError as problem:
+        run.left_out.append(f"{problem}, {entry.kind}, round {number}")
+        return None
 
 
 def measure_cold(children: Children, entries: list[Entry], patches: int) -> list[dict[str, Any]]:
@@ -197,8 +249,8 @@ def measure_first_batch(work: Path, scans: int, rounds: int) -> list[dict[str, f
     return [json.loads(run.stdout) for run in done]
 
 
-def row_of(entry: Entry, ours: Sequence[float], stored_bytes: int) -> dict[str, Any]:
-    """Return the figures of one peer and kind."""
+def row_of(entry: Entry, ours: Sequence[float]) -> dict[str, Any]:
+    """Return the figures of one peer and kind, beside spinezarr's in the same rounds."""
     ratios = [mine / theirs for mine, theirs in zip(ours, entry.rates, strict=False)]
     return {
         "kind": entry.kind,
@@ -210,17 +262,8 @@ def row_of(entry: Entry, ours: Sequence[float], stored_bytes: int) -> dict[str, 
         "per_s_min": min(entry.rates),
         "per_s_max": max(entry.rates),
         "spinezarr_over_this": statistics.median(ratios) if ratios else None,
-        "stored_bytes": stored_bytes,
+        "stored_bytes": entry.stored_bytes,
     }
-
-
-def rows_of(children: Children, entries: list[Entry]) -> list[dict[str, Any]]:
-    """Return the figures of all, each beside spinezarr's in the same round."""
-    ours = {entry.kind: entry.rates for entry in entries if entry.peer == "spinezarr"}
-    return [
-        row_of(entry, ours.get(entry.kind, ()), children[entry.way].ask("stored")["bytes"])
-        for entry in entries
-    ]
 
 
 def print_rows(rows: list[dict[str, Any]]) -> None:
@@ -264,37 +307,23 @@ def print_rest(result: dict[str, Any]) -> None:
         CONSOLE.print(f"left out: {line}")
 
 
-def measure(options: argparse.Namespace, work: Path) -> dict[str, Any]:
-    """Measure everything that the options ask for."""
+def measure(options: argparse.Namespace, work: Path) -> Iterator[dict[str, Any]]:
+    """Measure everything that the options ask for; give what is known so far, again and again."""
     image, label = pair_of(options, work)
-    data = Data.make(work / "data", image, label, options.scans)
-    left_out: list[str] = []
-    load = [os.getloadavg()[0]]
-    with Children(data) as children:
-        ways = chosen_ways(options.peers, options.quick, left_out)
-        entries = tune(children, ways, options.kinds, options.seconds / 3, left_out)
-        take_turns(children, entries, options.rounds, options.seconds)
-        rows = rows_of(children, entries)
-    with Children(data) as children:  # none but the one measured has the files mapped
-        cold = measure_cold(children, entries, options.cold)
-        memory = measure_memory(children, entries, 2 * options.seconds)
-    first = measure_first_batch(work, options.many, options.rounds) if options.many else []
-    load.append(os.getloadavg()[0])
-    figures = Figures([Measured(e.kind, e.peer, e.rates) for e in entries], memory, first)
-    return {
-        "data": image.name,
-        "shape_zyx": data.shape_zyx,
-        "scans": data.scans,
-        **machine(*(tool for tool in TOOLS if tool_is_there(tool))),
-        "load_before_and_after": load,
-        "seconds": options.seconds,
-        "rows": rows,
-        "targets": [asdict(target.reach(figures)) for target in TARGETS],
-        "cold": cold,
-        "memory": memory,
-        "first_batch": first,
-        "left_out": left_out,
-    }
+    run = Run(options, Data.make(work / "data", image, label, options.scans))
+    with Children(run.data) as children:
+        tune(run, children, chosen_ways(options.peers, options.quick, run.left_out))
+        run.load.append(os.getloadavg()[0])
+        for _ in take_turns(run, children):
+            run.load.append(os.getloadavg()[0])
+            yield run.result()
+    with Children(run.data) as children:  # none but the one measured has the files mapped
+        run.cold = measure_cold(children, run.entries, options.cold)
+        run.memory = measure_memory(children, run.entries, 2 * options.seconds)
+    yield run.result()
+    if options.many:
+        run.first_batch = measure_first_batch(work, options.many, options.rounds)
+        yield run.result()
 
 
 def tool_is_there(name: str) -> bool:
@@ -324,11 +353,12 @@ def main() -> None:
     """Measure, print tables, write JSON and a chart."""
     options = parse()
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
-        result = measure(options, Path(folder))
+        result = {}
+        for result in measure(options, Path(folder)):
+            if options.json:  # a long run that is stopped has not been for nothing
+                options.json.write_text(json.dumps(result, indent=1))
     print_rows(result["rows"])
     print_rest(result)
-    if options.json:
-        options.json.write_text(json.dumps(result, indent=1))
     if options.png:
         draw_rates(result, options.png)
 

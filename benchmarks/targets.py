@@ -123,7 +123,11 @@ def _same_store(figures: Figures) -> tuple[float | None, str]:
 
 def _memory(figures: Figures) -> tuple[float | None, str]:
     return max(
-        ((row["beside_bytes"] / MB, f"{row['peer']}, {row['kind']}") for row in figures.memory),
+        (
+            (row["beside_bytes"] / MB, f"{row['peer']}, {row['kind']}")
+            for row in figures.memory
+            if "PyTorch" not in row["peer"]  # whose libraries alone are more
+        ),
         default=(None, ""),
     )
 
