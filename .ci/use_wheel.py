@@ -8,10 +8,12 @@ from pathlib import Path
 import spinezarr
 from spinezarr.recipe import Recipe
 from spinezarr.resources import recipe_names
+from spinezarr.stream.native import kernel
 from spinezarr.testing import write_ctspine1k, write_verse_subjects
 
 here = Path.cwd()
 assert Path(spinezarr.__file__).is_relative_to(Path(sys.prefix)), spinezarr.__file__
+assert kernel() is not None, "the wheel has no kernel that works"
 recipes = {name: Recipe.load(name) for name in recipe_names()}
 assert recipes["ctspine1k"].shipped_splits()
 assert recipes["ctspine1k"].shipped_table("cases").is_file()

@@ -1,6 +1,8 @@
 """Running an ingest again gives the store that a fresh ingest gives."""
 
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -67,6 +69,33 @@ def run(raw, out, text=RECIPE):
     report = ingest(recipe, discover(recipe, str(raw)), str(out))
     assert not report.failed, report.failed
     return report
+
+
+HOLD = """
+import sys, time
+from fsspec.implementations.local import LocalFileSystem
+from spinezarr.store.lock import StoreLock
+with StoreLock(LocalFileSystem(), sys.argv[1], sys.argv[1], "a test"):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_what_a_killed_run_left_goes_with_the_next_one(raw, tmp_path):
+    """Only then: running again after a run that ended lists no scan's files."""
+    out = tmp_path / "s.zarr"
+    run(raw, out)
+    left = out / "scans" / "a" / "image" / "c" / "9" / "9" / "9"
+    left.parent.mkdir(parents=True)
+    left.write_bytes(b"half a shard")
+    run(raw, out)
+    assert left.exists()
+    command = [sys.executable, "-c", HOLD, str(out)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "held\n"
+        process.kill()
+    run(raw, out)
+    assert not left.exists()
 
 
 def times_of_shards(store):
