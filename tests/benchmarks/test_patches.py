@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from spinezarr.testing import NiftiForm, PhantomSpec, make_phantom, write_nifti
 
@@ -23,6 +24,12 @@ def run_python(code, *arguments):
     command = [sys.executable, "-c", code, *map(str, arguments)]
     done = subprocess.run(command, cwd=FOLDER, check=True, capture_output=True, text=True)
     return json.loads(done.stdout)
+
+
+def file_system(path):
+    mounts = [line.split()[1:3] for line in Path("/proc/mounts").read_text().splitlines()]
+    holding = [(len(at), kind) for at, kind in mounts if path.resolve().is_relative_to(at)]
+    return max(holding)[1]
 
 
 def test_the_benchmark_measures_every_reader_on_every_kind(tmp_path):
@@ -50,7 +57,8 @@ def test_the_benchmark_measures_every_reader_on_every_kind(tmp_path):
         ("128^3", "spinezarr"), ("axial", "spinezarr"),
     }  # fmt: skip
     assert all(row["cached_bytes"] > 0 for row in result["cold"])
-    assert all(row["left_bytes"] == 0 for row in result["cold"])
+    if file_system(tmp_path) not in {"tmpfs", "ramfs"}:
+        assert all(row["left_bytes"] == 0 for row in result["cold"])
     assert len(result["first_batch"]) == 1
     assert result["versions"]["zarr"]
     assert (tmp_path / "out.png").read_bytes().startswith(b"\x89PNG")
@@ -99,6 +107,8 @@ def test_a_reader_that_gives_other_voxels_is_refused_before_it_is_timed(tmp_path
 def test_an_evicted_file_is_counted_as_it_comes_back(tmp_path):
     file = tmp_path / "file"
     file.write_bytes(np.random.default_rng(0).bytes(1 << 20))
+    if file_system(file) in {"tmpfs", "ramfs"}:
+        pytest.skip("these files are in memory alone")
     code = """if True:
         import json, mmap, sys
         from pathlib import Path
