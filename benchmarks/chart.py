@@ -10,6 +10,8 @@ from targets import OURS, ROOF
 
 _COLOURS = {OURS: "#08519c", ROOF: "#bdbdbd"}
 _OTHER = "#fd8d3c"
+_LEAST = 0.1
+"""Where all bars begin."""
 _TITLES = {"128^3": "128³", "96^3": "96³"}
 
 
@@ -51,7 +53,7 @@ def _draw_kind(axes: Axes, kind: str, rows: list[dict[str, Any]]) -> None:
         )  # fmt: skip
     axes.set_yticks(range(len(rows)), [row["reader"] for row in rows], fontsize=8)
     axes.set_xscale("log")
-    axes.set_xlim(right=max(row["per_s_max"] for row in rows) * 3)
+    axes.set_xlim(_LEAST, max(row["per_s_max"] for row in rows) * 3)
     axes.set_title(_TITLES.get(kind, kind), fontsize=10)
     axes.grid(axis="x", color="0.92")
     axes.set_axisbelow(True)

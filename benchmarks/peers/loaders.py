@@ -105,7 +105,7 @@ def _torchio(samples: int, data: Data) -> StreamReader:
 
     return StreamReader(
         data, start, lambda batch: len(batch["location"]), locate,
-        [data.image, data.label], ahead=0, least=length,
+        [data.image, data.label], ahead=0, least=length, anew=True,
     )  # fmt: skip
 
 

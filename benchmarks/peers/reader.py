@@ -94,7 +94,8 @@ class BoxReader:
 class StreamReader:
     """Draws for itself, uniformly, and gives batch after batch.
 
-    A stream goes on between turns; what it read ahead while it waited is not counted.
+    A stream goes on between turns; what it read ahead while it waited is not counted. One that
+    reads whole volumes ahead starts anew for each turn, and its start counts.
     """
 
     data: Data
@@ -109,6 +110,8 @@ class StreamReader:
     """Batches that may wait ready-made when a turn begins."""
     least: int = 1
     """Patches of a turn, at least: what is read together."""
+    anew: bool = False
+    """Whether each turn starts another stream."""
     held: int = 4
     """Batches in memory at once, for the account of memory."""
     kept_bytes: int = 0
@@ -117,10 +120,15 @@ class StreamReader:
 
     def rate(self, kind: str, seed: int, seconds: float, turn: Turn) -> tuple[int, float]:  # noqa: ARG002  it draws for itself
         """Take batches for about ``seconds``; return patches and seconds."""
+        if self.anew:
+            self.running.clear()
+        started = time.perf_counter()
         stream = self._stream(kind)
         for _ in range(self.ahead):
             next(stream)
-        done, started = 0, time.perf_counter()
+        done = 0
+        if not self.anew:
+            started = time.perf_counter()
         while done < self.least or time.perf_counter() - started < seconds:
             done += self.count(next(stream))
         return done, time.perf_counter() - started
