@@ -50,6 +50,8 @@ def _monai(samples: int, workers: int, data: Data) -> StreamReader:
             ),
             cache_dir=cache,
         )
+        for item in range(len(items)):
+            dataset[item]  # fills the cache
         sampler = torch.utils.data.RandomSampler(dataset, replacement=True, num_samples=_ENDLESS)
         return iter(
             DataLoader(
