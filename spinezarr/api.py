@@ -12,13 +12,14 @@ import xarray as xr
 from spinezarr.audit.run import StoreAudit, audit_store, keep_audit
 from spinezarr.catalog import locate_store
 from spinezarr.errors import UnknownScanError, UsageError
-from spinezarr.geometry import FLAT_AXIS, Plane, ShapeZYX, axis_positions_mm
+from spinezarr.geometry import FLAT_AXIS, Plane, ShapeZYX, SpacingZYX, axis_positions_mm
 from spinezarr.stats.statistics import Statistics, compute_statistics, select_scans
 from spinezarr.store.reader import StoreReader
-from spinezarr.stream.draw import Sampler
+from spinezarr.stream.draw import Centers, Sampler
 from spinezarr.stream.engine import Engine
 from spinezarr.stream.fetch import fetcher_for
 from spinezarr.stream.lazy import lazy_array
+from spinezarr.stream.spacing import OWN_SPACING, TargetZYX, patch_size, target_spacing
 from spinezarr.stream.stream import PatchStream
 
 if TYPE_CHECKING:
@@ -178,14 +179,18 @@ class Store:
 
     def patches(
         self,
-        size_zyx: ShapeZYX | int,
+        size_zyx: ShapeZYX | int | None = None,
         *,
+        size_mm: SpacingZYX | float | None = None,
+        spacing_mm: SpacingZYX | float | None = None,
         batch_size: int = 1,
         split: str | None = None,
         scans: npt.ArrayLike | None = None,
         seed: int = 0,
         epoch: int = 0,
         foreground: float = 0.0,
+        weights: Mapping[str, float] | None = None,
+        centers: Centers = "voxel",
         n_samples: int | None = None,
         labels: bool = True,
     ) -> PatchStream:
@@ -196,6 +201,18 @@ class Store:
         size_zyx
             Voxels of a patch along z, y and x, or one number for a cube. A smaller volume is
             padded, and the batch says by how much.
+        size_mm
+            In place of ``size_zyx``: mm that a patch covers, rounded to whole voxels, at least
+            one. All patches of a stream have one shape, so scans of several spacings need
+            ``spacing_mm`` too.
+        spacing_mm
+            Resample each patch to this distance between voxels along z, y and x, or one number for
+            all. It is what would be cut out of the scan if the whole of it were resampled, from its
+            first voxel on: the image linearly, rounded if its type is an integer; the mask by the
+            nearest voxel. Only the voxels needed are read. A scan of that spacing, to one part in a
+            million, is taken as it is. Nothing is smoothed first: at a spacing more than about
+            twice the scan's own, voxels in between are skipped, so noise stays and thin structures
+            may break up.
         batch_size
             Patches in a batch.
         split
@@ -206,8 +223,16 @@ class Store:
             Every sample is a pure function of (seed, epoch, index).
         foreground
             Share of draws that are balanced over vertebrae: a vertebra, a scan that shows it and
-            one of its voxels, each equally likely; the patch is centred there. The other draws
-            are uniform over scans, then positions.
+            one of its voxels, each equally likely; the patch is centred there, and moved inside the
+            volume. The other draws are uniform over scans, then positions.
+        weights
+            Relative weights of vertebrae in balanced draws, such as ``{"L6": 5.0, "T13": 5.0}``;
+            those not named weigh 1. A vertebra that no chosen scan shows is left out.
+        centers
+            ``"centroid"`` centres balanced draws on the vertebra's centroid in place of one of its
+            voxels: the annotated one, unless it lies more than 5 mm off the mask's vertebra, else
+            the mean of its voxels. With ``labels=False``, scans without mask are drawn too where
+            centroids are annotated.
         n_samples
             Patches of an epoch; one for each chosen scan if not given.
         labels
@@ -225,20 +250,26 @@ class Store:
         ...     print(batch.image.shape, batch.image.dtype, batch.label.dtype)
         (2, 16, 24, 24) int16 uint8
         (1, 16, 24, 24) int16 uint8
+
+        Cubes of 64 mm around the centroids of vertebrae, in voxels of 2 mm:
+
+        >>> batch = store.patches(size_mm=64, spacing_mm=2, foreground=1.0, centers="centroid")[0]
+        >>> batch.image.shape, batch.spacing_zyx_mm.round(6).tolist()
+        ((1, 32, 32, 32), [[2.0, 2.0, 2.0]])
         """
-        size = np.atleast_1d(np.asarray(size_zyx))
-        if size.dtype.kind not in "iu" or size.shape not in {(1,), (3,)}:
-            raise UsageError(
-                f"patch size {size_zyx}: give three whole numbers (z, y, x), or one for a cube."
-            )
+        table = self._select(split, scans, labels=labels)
+        spacing_zyx_mm = target_spacing("zyx", spacing_mm)
         return self._stream(
-            self._select(split, scans, labels=labels),
-            np.broadcast_to(size, 3).tolist(),
+            table,
+            patch_size("zyx", size_zyx, size_mm, spacing_zyx_mm, table),
             None,
+            spacing_zyx_mm=spacing_zyx_mm,
             batch_size=batch_size,
             seed=seed,
             epoch=epoch,
             foreground=foreground,
+            weights=weights,
+            centers=centers,
             n_samples=n_samples,
             labels=labels,
         )
@@ -248,52 +279,77 @@ class Store:
         plane: Plane,
         *,
         size: tuple[int, int] | None = None,
+        size_mm: tuple[float, float] | None = None,
+        spacing_mm: tuple[float, float] | float | None = None,
+        neighbours: int = 0,
+        neighbour_step_mm: float | None = None,
         batch_size: int = 1,
         split: str | None = None,
         scans: npt.ArrayLike | None = None,
         seed: int = 0,
         epoch: int = 0,
         foreground: float = 0.0,
+        weights: Mapping[str, float] | None = None,
+        centers: Centers = "voxel",
         n_samples: int | None = None,
         labels: bool = True,
     ) -> PatchStream:
-        """Stream random 2D slices of image and mask.
+        """Stream random 2D slices of image and mask, or 2.5D ones.
 
         Parameters
         ----------
         plane
             ``"axial"`` gives (y, x), ``"coronal"`` (z, x) and ``"sagittal"`` (z, y).
         size
-            Voxels of a slice along its two axes, cut at random or padded; if not given, those of
-            the largest chosen scan, to which smaller ones are padded.
-        batch_size, split, scans, seed, epoch, foreground, n_samples, labels
+            Voxels of a slice along its two axes, cut at random or padded; if neither it nor
+            ``size_mm`` is given, those of the largest chosen scan, to which smaller ones are
+            padded.
+        size_mm, spacing_mm
+            As in :meth:`patches`, along the two axes of the slice. Slices are always the scan's
+            own: nothing is interpolated between them.
+        neighbours
+            Slices of the image to add on either side, as a first axis ``slice`` of
+            ``2 * neighbours + 1``, ordered toward superior, anterior or right. The mask is that of
+            the slice in the middle. Beyond the volume its outermost slice is repeated.
+        neighbour_step_mm
+            Distance between these slices: the scan's own nearest to each multiple are taken. If
+            not given, they are next to each other, however thick.
+        batch_size, split, scans, seed, epoch, foreground, weights, centers, n_samples, labels
             As in :meth:`patches`.
 
         Raises
         ------
         UsageError
             If no scan is left to draw from, or a value is out of range.
+
+        Examples
+        --------
+        >>> stream = store.slices("sagittal", size=(48, 64), neighbours=2, foreground=1.0)
+        >>> batch = stream[0]
+        >>> batch.dims, batch.image.shape, batch.label.shape
+        (('slice', 'z', 'y'), (1, 5, 48, 64), (1, 48, 64))
         """
         if plane not in FLAT_AXIS:
             raise UsageError(f"plane {plane!r}: must be one of {', '.join(FLAT_AXIS)}.")
         flat = FLAT_AXIS[plane]
         table = self._select(split, scans, labels=labels)
-        if size is not None and len(size) != 2:  # noqa: PLR2004
-            raise UsageError(f"slice size {size}: give two numbers.")
-        size_zyx = table.shape_zyx.to_numpy().max(axis=0).tolist()
-        if size is not None:
-            size_zyx = [*size[:flat], 1, *size[flat:]]
-        size_zyx[flat] = 1
+        axes = "zyx".replace("zyx"[flat], "")
+        spacing_zyx_mm = target_spacing(axes, spacing_mm)
         return self._stream(
             table,
-            size_zyx,
+            patch_size(axes, size, size_mm, spacing_zyx_mm, table),
             flat,
+            spacing_zyx_mm=spacing_zyx_mm,
             batch_size=batch_size,
             seed=seed,
             epoch=epoch,
             foreground=foreground,
+            weights=weights,
+            centers=centers,
             n_samples=n_samples,
             labels=labels,
+            neighbours=neighbours,
+            neighbour_step_mm=neighbour_step_mm,
         )
 
     def preview(self, scan_id: str) -> "Figure":
@@ -425,7 +481,7 @@ class Store:
     def _stream(
         self,
         table: xr.Dataset,
-        size_zyx: Sequence[int],
+        size_zyx: ShapeZYX,
         flat_axis: int | None,
         *,
         batch_size: int,
@@ -434,17 +490,31 @@ class Store:
         foreground: float,
         n_samples: int | None,
         labels: bool,
+        weights: Mapping[str, float] | None = None,
+        centers: Centers = "voxel",
+        spacing_zyx_mm: TargetZYX = OWN_SPACING,
+        neighbours: int = 0,
+        neighbour_step_mm: float | None = None,
     ) -> PatchStream:
-        z, y, x = (int(n) for n in size_zyx)
         dtypes = {np.dtype(str(name)) for name in table.image_dtype.to_numpy()}
         return PatchStream(
             reader=self._reader,
             engine=self._engine,
-            sampler=Sampler.of_table(table, size_zyx=(z, y, x), seed=seed, foreground=foreground),
+            sampler=Sampler.of_table(
+                table,
+                size_zyx=size_zyx,
+                seed=seed,
+                foreground=foreground,
+                weights=weights,
+                centers=centers,
+                spacing_zyx_mm=spacing_zyx_mm,
+            ),
             batch_size=batch_size,
             n_samples=table.sizes["scan"] if n_samples is None else n_samples,
             epoch=epoch,
             with_label=labels,
             image_dtype=np.result_type(np.int16, *dtypes),
             flat_axis=flat_axis,
+            neighbours=neighbours,
+            neighbour_step_mm=neighbour_step_mm,
         )

@@ -26,12 +26,6 @@ __all__ = [
     "read_beside",
 ]
 
-NEAR_LABEL_MM: Final = 5.0
-"""Distance from its label up to which an annotated centroid is taken to be right.
-
-Centroids are drawn by hand or by a rule of their own, to a voxel at best, and slices are up to 5 mm
-apart in the datasets at hand.
-"""
 SIDECAR_NOTE: Final = "the sidecar "
 
 
@@ -67,7 +61,7 @@ class AnnotatedCentroids:
         notes = list(self.found.notes)
         for name, record in records.items():
             distance = record.label_distance_mm
-            if distance is not None and distance > NEAR_LABEL_MM:
+            if distance is not None and not record.is_near_label:
                 notes.append(f"the centroid of {name} lies {distance:.1f} mm from its label")
         for above, below in out_of_order(self.found.position_mm):
             notes.append(f"the centroid of {below} does not lie below that of {above}")

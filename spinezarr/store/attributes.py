@@ -1,7 +1,7 @@
 """Attributes of a store's groups: what is written, and checked when it is read."""
 
 import json
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import Field
 
@@ -58,6 +58,12 @@ def _as_json(metadata: dict[str, Any]) -> bytes:
     return json.dumps(metadata, allow_nan=False).encode()
 
 
+NEAR_LABEL_MM: Final = 5.0
+"""Distance from its label up to which an annotated centroid is taken to be right.
+
+Centroids are drawn by hand or by a rule of their own, to a voxel at best, and slices are up to 5 mm
+apart in the datasets at hand.
+"""
 ZYX = tuple[float, float, float]
 IntZYX = tuple[int, int, int]
 Matrix = tuple[tuple[float, ...], ...]
@@ -178,6 +184,11 @@ class CentroidRecord(StrictModel):
     """RAS+ mm."""
     label_distance_mm: float | None
     """To the nearest voxel of the vertebra's label, 0 inside it; None if the mask lacks it."""
+
+    @property
+    def is_near_label(self) -> bool:
+        """Whether it is taken to be right; where the mask lacks the vertebra, nothing says no."""
+        return self.label_distance_mm is None or self.label_distance_mm <= NEAR_LABEL_MM
 
 
 class ManifestEntry(StrictModel):

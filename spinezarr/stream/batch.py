@@ -14,18 +14,25 @@ class Batch:
     """Patches or slices of one batch, and where each lies.
 
     Axes after the first are those of :attr:`dims`: ``(z, y, x)`` for patches, and for slices the
-    two that are left, e.g. ``(z, y)`` for sagittal ones.
+    two that are left, e.g. ``(z, y)`` for sagittal ones, after ``slice`` if neighbours were asked
+    for. Voxels are those of the scan, or of the scan resampled to the spacing that was asked for.
     """
 
     image: npt.NDArray[Any]
     """``(n, ...)`` CT numbers in HU; int16 unless a scan needs a wider type."""
     label: npt.NDArray[np.uint8] | None
-    """``(n, ...)`` label values of :mod:`spinezarr.vertebrae`; None if none were asked for."""
+    """``(n, ...)`` label values of :mod:`spinezarr.vertebrae`; None if none were asked for.
+
+    It never has the axis ``slice``: it is that of the slice in the middle.
+    """
     dims: tuple[str, ...]
-    """Names of the axes after the first."""
+    """Names of the axes of the image after the first."""
     scan_id: tuple[str, ...]
     start_zyx: npt.NDArray[np.int64]
-    """``(n, 3)`` voxel of the scan at which the patch starts; negative where it is padded."""
+    """``(n, 3)`` voxel at which the patch starts; negative where it is padded.
+
+    Of slices with neighbours, it is that of the one in the middle.
+    """
     padding_zyx: npt.NDArray[np.int64]
     """``(n, 3, 2)`` voxels added before and after the volume along each axis, mostly 0.
 
@@ -33,6 +40,8 @@ class Batch:
     """
     affine: npt.NDArray[np.float64]
     """``(n, 4, 4)`` patch voxel ``(x, y, z, 1)`` to RAS+ mm."""
+    spacing_zyx_mm: npt.NDArray[np.float64]
+    """``(n, 3)`` distance between neighbouring voxels of the patch."""
     vertebra: tuple[str | None, ...]
     """Vertebra each was drawn for; None for a uniform draw."""
     index: npt.NDArray[np.int64]

@@ -14,11 +14,13 @@ import numpy.typing as npt
 
 from spinezarr.errors import UsageError
 from spinezarr.geometry import Box, ShapeZYX
-from spinezarr.store.reader import ArraySpec, StoreReader
+from spinezarr.store.reader import ScanHandle, StoreReader
 from spinezarr.stream.batch import Batch
-from spinezarr.stream.draw import PatchRequest, Sampler
+from spinezarr.stream.draw import PatchRequest, PositionZYX, Sampler
 from spinezarr.stream.engine import BoxRead, Engine
-from spinezarr.vertebrae import VALUE_OF_NAME
+from spinezarr.stream.resample import Resampling, Source
+from spinezarr.stream.spacing import Positions, StepZYX, grid_shape_zyx, positions_along, step_zyx
+from spinezarr.vertebrae import BACKGROUND, VALUE_OF_NAME
 
 __all__ = ["PADDING_HU", "PatchStream"]
 
@@ -47,13 +49,24 @@ class PatchStream:
     image_dtype: np.dtype[Any]
     flat_axis: int | None
     """Axis (0, 1, 2 for z, y, x) that slices leave out; None for patches."""
+    neighbours: int = 0
+    """Further slices of the image on either side of each slice."""
+    neighbour_step_mm: float | None = None
+    """Distance between them; None for the scan's own slices, one after the other."""
 
     def __post_init__(self) -> None:
         for name, value in (("batch_size", self.batch_size), ("n_samples", self.n_samples)):
             if value < 1:
                 raise UsageError(f"{name} {value}: must be at least 1.")
-        if self.epoch < 0:
-            raise UsageError(f"epoch {self.epoch}: must not be negative.")
+        if self.neighbours < 0:
+            raise UsageError(f"neighbours {self.neighbours}: must not be negative.")
+        step_mm = self.neighbour_step_mm
+        if step_mm is not None and not (self.neighbours and 0 < step_mm < math.inf):
+            raise UsageError(
+                f"neighbour_step_mm {step_mm}: must be above 0, beside neighbours of 1 or more."
+            )
+        if not 0 <= self.epoch < 1 << 64:
+            raise UsageError(f"epoch {self.epoch}: must not be negative, nor 2**64 or more.")
 
     def __len__(self) -> int:
         """Return the number of batches of one epoch; the last may be smaller."""
@@ -96,7 +109,7 @@ class PatchStream:
 
     def request(self, index: int) -> PatchRequest:
         """Draw sample ``index`` of the epoch, without reading it."""
-        return self.sampler.draw(self.epoch, index, self._find_voxel)
+        return self.sampler.draw(self.epoch, index, self._find_centre)
 
     def read(self, requests: Sequence[PatchRequest]) -> Batch:
         """Read patches of the stream's size into one batch."""
@@ -106,39 +119,138 @@ class PatchStream:
     def read_together(self, groups: Sequence[Sequence[PatchRequest]]) -> list[Batch]:
         """Read several batches; a chunk that several of them need is read once."""
         reads: list[BoxRead] = []
-        batches = [self._plan(requests, reads) for requests in groups]
+        resamplings: list[Resampling] = []
+        batches = [self._plan(requests, reads, resamplings) for requests in groups]
         self.engine.read(reads)
+        for resampling in resamplings:
+            resampling.run()
         return batches
 
-    def _plan(self, requests: Sequence[PatchRequest], reads: list[BoxRead]) -> Batch:
-        """Allocate a batch, and add what fills it to ``reads``."""
+    def _plan(
+        self,
+        requests: Sequence[PatchRequest],
+        reads: list[BoxRead],
+        resamplings: list[Resampling],
+    ) -> Batch:
+        """Allocate a batch, and add what fills it to ``reads``, then ``resamplings``."""
         n, size = len(requests), self.sampler.size_zyx
-        image = self.engine.buffers.empty((n, *size), self.image_dtype)
-        label = self.engine.buffers.empty((n, *size), np.uint8) if self.with_label else None
+        kept = [axis for axis in range(3) if axis != self.flat_axis]
+        shape = tuple(size[axis] for axis in kept)
+        slices = (2 * self.neighbours + 1,) if self.neighbours else ()
+        empty = self.engine.buffers.empty
+        image = empty((n, *slices, *shape), self.image_dtype)
+        label = empty((n, *shape), np.uint8) if self.with_label else None
         padding = np.zeros((n, 3, 2), np.int64)
         affine = np.empty((n, 4, 4))
         for i, request in enumerate(requests):
             scan = self.reader.scan(request.scan_id)
-            reads += _inside(scan.image, request.box, image[i], PADDING_HU)
-            if label is not None:
-                if scan.label is None:
-                    raise UsageError(f"scan {request.scan_id!r} has no mask; read without labels.")
-                reads += _inside(scan.label, request.box, label[i], 0)
-            padding[i] = _padding(request.box, scan.image.shape_zyx)
-            affine[i] = _shifted(scan.affine, request.box.start_zyx)
-        kept = [axis for axis in range(3) if axis != self.flat_axis]
-        shape = (n, *(size[axis] for axis in kept))
+            step = step_zyx(scan.attributes.spacing_zyx_mm, self.sampler.spacing_zyx_mm)
+            volume = Box((0, 0, 0), grid_shape_zyx(scan.image.shape_zyx, step))
+            fills = self._fill(
+                scan,
+                request.box,
+                step,
+                volume,
+                image=image[i],
+                label=None if label is None else label[i],
+            )
+            for fill in fills:
+                if isinstance(fill, Resampling):
+                    resamplings.append(fill)
+                    reads.append(fill.read)
+                else:
+                    reads.append(fill)
+            padding[i] = _padding(request.box, volume)
+            affine[i] = _moved(scan.affine, request.box.start_zyx, step)
         return Batch(
-            image=image.reshape(shape),
-            label=None if label is None else label.reshape(shape),
-            dims=tuple(_AXES[axis] for axis in kept),
+            image=image,
+            label=label,
+            dims=(*("slice" for _ in slices), *(_AXES[axis] for axis in kept)),
             scan_id=tuple(request.scan_id for request in requests),
             start_zyx=np.array([request.box.start_zyx for request in requests]),
             padding_zyx=padding,
             affine=affine,
+            spacing_zyx_mm=np.linalg.norm(affine[:, :3, 2::-1], axis=1),
             vertebra=tuple(request.vertebra for request in requests),
             index=np.array([request.index for request in requests]),
         )
+
+    def _fill(
+        self,
+        scan: ScanHandle,
+        box: Box,
+        step: StepZYX,
+        volume: Box,
+        *,
+        image: npt.NDArray[Any],
+        label: npt.NDArray[np.uint8] | None,
+    ) -> Iterator[BoxRead | Resampling]:
+        """Yield what fills image and label of one patch; fill what lies outside the volume."""
+        if label is not None and scan.label is None:
+            raise UsageError(f"scan {scan.attributes.scan_id!r} has no mask; read without labels.")
+        inside = box.intersect(volume)
+        if inside != box:
+            image[...] = PADDING_HU
+            if label is not None:
+                label[...] = BACKGROUND
+        if inside is None:
+            return
+        z, y, x = (-start for start in box.start_zyx)
+        within = inside.shift((z, y, x)).slices
+        positions = [
+            positions_along(*along)
+            for along in zip(
+                inside.start_zyx, inside.stop_zyx, step, scan.image.shape_zyx, strict=True
+            )
+        ]
+        source = around = Source.of(positions)
+        channels = [*within]
+        flat = self.flat_axis
+        if flat is not None:
+            if self.neighbours:
+                positions[flat] = self._slices_around(scan, flat, inside.start_zyx[flat])
+                around = Source.of(positions)
+                channels[flat] = slice(None)
+                image = np.moveaxis(image, 0, flat)
+            else:
+                image = np.expand_dims(image, flat)
+            label = None if label is None else np.expand_dims(label, flat)
+        yield around.plan(scan.image, image[tuple(channels)], linear=True)
+        if label is not None and scan.label is not None:
+            yield source.plan(scan.label, label[within], linear=False)
+
+    def _slices_around(self, scan: ScanHandle, axis: int, centre: int) -> Positions:
+        """Return the slices beside one; beyond the volume its outermost slice is repeated."""
+        k = self.neighbours
+        last = scan.image.shape_zyx[axis] - 1
+        if self.neighbour_step_mm is None:
+            if k <= centre <= last - k:
+                return range(centre - k, centre + k + 1)
+            ratio = 1.0
+        else:
+            ratio = self.neighbour_step_mm / scan.attributes.spacing_zyx_mm[axis]
+        nearest: npt.NDArray[np.float64] = centre + np.rint(np.arange(-k, k + 1) * ratio)
+        return nearest.clip(0, last)
+
+    def _find_centre(self, scan_id: str, vertebra: str, k: int | None) -> PositionZYX:
+        """Find the k-th voxel of a vertebra, or for None its centroid."""
+        if k is None:
+            return self._centroid(scan_id, vertebra)
+        return self._find_voxel(scan_id, vertebra, k)
+
+    def _centroid(self, scan_id: str, vertebra: str) -> PositionZYX:
+        """Find a vertebra's annotated centroid, unless it is off its label; else the label's."""
+        scan = self.reader.scan(scan_id)
+        annotated = scan.attributes.centroids.get(vertebra)
+        labelled = scan.attributes.vertebrae.get(vertebra)
+        if annotated is not None and (labelled is None or annotated.is_near_label):
+            affine = scan.affine
+            offset = np.array(annotated.position_zyx_mm[::-1]) - affine[:3, 3]
+            x, y, z = np.linalg.solve(affine[:3, :3], offset).tolist()
+            return (z, y, x)
+        if labelled is None:
+            raise UsageError(f"scan {scan_id!r} has no centroid of {vertebra}.")
+        return labelled.centroid_zyx
 
     def _find_voxel(self, scan_id: str, vertebra: str, k: int) -> ShapeZYX:
         """Find the k-th voxel of a vertebra: chunk by the stored counts, then inside that chunk."""
@@ -161,26 +273,23 @@ class PatchStream:
         return (origin[0] + z, origin[1] + y, origin[2] + x)
 
 
-def _inside(array: ArraySpec, box: Box, out: npt.NDArray[Any], outside: int) -> Iterator[BoxRead]:
-    """Yield what is to be read of a box that may leave the volume; fill the rest of ``out``."""
-    inside = box.intersect(Box((0, 0, 0), array.shape_zyx))
-    if inside != box:
-        out[...] = outside
-    if inside is not None:
-        z, y, x = (-start for start in box.start_zyx)
-        yield BoxRead(array, inside, out[inside.shift((z, y, x)).slices])
+def _padding(box: Box, volume: Box) -> list[tuple[int, int]]:
+    """Return how many voxels of a box lie before and after a volume along each axis."""
+    starts = zip(box.start_zyx, volume.start_zyx, strict=True)
+    stops = zip(box.stop_zyx, volume.stop_zyx, strict=True)
+    return [
+        (max(first - start, 0), max(stop - last, 0))
+        for (start, first), (stop, last) in zip(starts, stops, strict=True)
+    ]
 
 
-def _padding(box: Box, shape_zyx: ShapeZYX) -> npt.NDArray[np.int64]:
-    before = np.maximum(-np.array(box.start_zyx), 0)
-    after = np.maximum(np.array(box.stop_zyx) - shape_zyx, 0)
-    return np.stack([before, after], axis=1)
-
-
-def _shifted(affine: npt.NDArray[np.float64], start_zyx: ShapeZYX) -> npt.NDArray[np.float64]:
-    """Move the origin of an affine to the voxel at which a patch starts."""
+def _moved(
+    affine: npt.NDArray[np.float64], start_zyx: ShapeZYX, step: StepZYX
+) -> npt.NDArray[np.float64]:
+    """Move the origin of an affine to the voxel of a grid at which a patch starts."""
     moved = affine.copy()
-    moved[:3, 3] = (affine @ (*start_zyx[::-1], 1.0))[:3]
+    moved[:3, :3] *= step[::-1]
+    moved[:3, 3] += moved[:3, :3] @ start_zyx[::-1]
     return moved
 
 

@@ -1,3 +1,4 @@
+import pickle
 from collections import Counter
 from itertools import product
 
@@ -8,7 +9,7 @@ from hypothesis import strategies as st
 
 from spinezarr.errors import UsageError
 from spinezarr.geometry import Box
-from spinezarr.stream.draw import Sampler
+from spinezarr.stream.draw import Sampler, _Numbers
 
 SHAPES = ((4, 3, 5), (2, 6, 3), (3, 3, 3))
 COUNTS = np.array([[0, 7, 2], [0, 0, 5], [0, 0, 0]])
@@ -16,16 +17,28 @@ COUNTS = np.array([[0, 7, 2], [0, 0, 5], [0, 0, 0]])
 
 
 def sampler_of(
-    size=(2, 2, 2), *, shapes=SHAPES, counts=COUNTS, vertebrae="abc", seed=0, foreground=0.0
+    size=(2, 2, 2),
+    *,
+    shapes=SHAPES,
+    counts=COUNTS,
+    vertebrae="abc",
+    seed=0,
+    foreground=0.0,
+    annotated=False,
+    spacings=(1, 1, 1),
+    **options,
 ):
     return Sampler(
         scan_ids=tuple(f"s{i}" for i in range(len(shapes))),
         shapes_zyx=np.array(shapes),
+        spacings_mm=np.broadcast_to(spacings, (len(shapes), 3)),
         vertebrae=tuple(vertebrae),
         voxel_count=np.array(counts),
+        annotated=np.broadcast_to(annotated, np.shape(counts)),
         size_zyx=size,
         seed=seed,
         foreground=foreground,
+        **options,
     )
 
 
@@ -37,11 +50,12 @@ def numbered_voxel(shape_of_scan):
     """Count voxels in C order, as if a vertebra began at the first one."""
 
     def find(scan_id, vertebra, k):
-        return tuple(int(i) for i in np.unravel_index(k, shape_of_scan[scan_id]))
+        return CENTROID if k is None else at_rank(shape_of_scan[scan_id])(k)
 
     return find
 
 
+CENTROID = (1, 1, 2)
 FIND = numbered_voxel({f"s{i}": shape for i, shape in enumerate(SHAPES)})
 
 
@@ -53,6 +67,50 @@ def assert_equally_likely(found, expected):
     chi_square = sum((found[item] - mean) ** 2 / mean for item in expected)
     freedom = max(len(expected) - 1, 1)
     assert chi_square < freedom + 5.6 * np.sqrt(2 * freedom) + 20
+
+
+def assert_as_likely(found, chances):
+    """Pearson's test again, of chances that differ."""
+    n = found.total()
+    assert sum(chances.values()) == pytest.approx(1, abs=1e-12)
+    assert set(found) <= {item for item, chance in chances.items() if chance}
+    expected = {item: n * chance for item, chance in chances.items() if chance}
+    assert min(expected.values()) > 10
+    chi_square = sum((found[item] - mean) ** 2 / mean for item, mean in expected.items())
+    freedom = max(len(expected) - 1, 1)
+    assert chi_square < freedom + 5.6 * np.sqrt(2 * freedom) + 20
+
+
+def enumerate_draws(
+    size, *, foreground=0.0, weights=None, centers="voxel", shapes=SHAPES, counts=COUNTS
+):
+    """Chances of every (scan, vertebra, start): go through all that can happen, one by one."""
+    chances = Counter()
+
+    def clipped(at, shape):
+        return tuple(
+            min(max(a - s // 2, 0), n - s) for a, s, n in zip(at, size, shape, strict=True)
+        )
+
+    for i, shape in enumerate(shapes):
+        starts = list(product(*(range(n - s + 1) for n, s in zip(shape, size, strict=True))))
+        for start in starts:
+            chances[f"s{i}", None, start] += (1 - foreground) / len(shapes) / len(starts)
+    weight = {v: (weights or {}).get(name, 1) for v, name in enumerate("abc") if counts[:, v].any()}
+    for v, own in weight.items():
+        showing = [i for i in range(len(shapes)) if counts[i, v]]
+        chance = foreground * own / sum(weight.values()) / len(showing)
+        for i in showing:
+            count = counts[i, v]
+            voxels = [CENTROID] if centers == "centroid" else map(at_rank(shapes[i]), range(count))
+            for voxel in voxels:
+                of_voxel = chance if centers == "centroid" else chance / count
+                chances[f"s{i}", "abc"[v], clipped(voxel, shapes[i])] += of_voxel
+    return chances
+
+
+def at_rank(shape):
+    return lambda k: tuple(int(n) for n in np.unravel_index(k, shape))
 
 
 def draw_many(sampler, n, find=FIND, epoch=0):
@@ -185,6 +243,125 @@ def test_the_drawn_voxel_lies_in_the_patch():
         assert box.intersect(voxel) == voxel
 
 
+@pytest.mark.parametrize("foreground", [0.0, 0.4, 1.0])
+@pytest.mark.parametrize("weights", [None, {"b": 5.0}, {"c": 0.25, "a": 3}, {"b": 0}])
+@pytest.mark.parametrize("centers", ["voxel", "centroid"])
+def test_every_draw_is_as_likely_as_enumeration_says(foreground, weights, centers):
+    if not foreground:
+        weights, centers = None, "voxel"
+    options = {"foreground": foreground, "weights": weights, "centers": centers}
+    chances = enumerate_draws((2, 2, 2), **options)
+    sampler = sampler_of((2, 2, 2), **{**options, "weights": weights or {}}, seed=3)
+    found = Counter((r.scan_id, r.vertebra, r.box.start_zyx) for r in draw_many(sampler, 6000))
+    assert_as_likely(found, chances)
+    of_kind = sampler.chances()
+    for i in range(3):
+        for column, vertebra in enumerate((None, "a", "b", "c")):
+            expected = sum(
+                chance for (s, v, _), chance in chances.items() if (s, v) == (f"s{i}", vertebra)
+            )
+            assert of_kind[i, column] == pytest.approx(expected, abs=1e-12)
+
+
+def test_weights_far_apart_are_kept():
+    sampler = sampler_of(foreground=1.0, weights={"b": 1e308, "a": 1e308, "c": 1e-300})
+    assert {request.vertebra for request in draw_many(sampler, 200)} == {"b"}
+    sampler = sampler_of(foreground=1.0, weights={"b": 1.7e308, "c": 10**308})
+    assert {request.vertebra for request in draw_many(sampler, 200)} == {"b", "c"}
+    sampler = sampler_of(foreground=1.0, weights={"b": 10**308, "c": np.float32(0)})
+    assert {request.vertebra for request in draw_many(sampler, 20)} == {"b"}
+
+
+def test_a_vertebra_has_the_numbers_from_the_end_of_the_one_before():
+    balance = sampler_of(foreground=1.0)._balance
+    below = 1 - 2**-53
+    found = [balance.vertebra_at(share) for share in (0.0, 0.5 - 2**-53, 0.5, below)]
+    assert found == [1, 1, 2, 2]
+
+
+def test_no_number_of_one_sample_is_that_of_another():
+    key = np.array([5, 6], np.uint64)
+    words = [
+        numbers._word()
+        for epoch, index in product(range(3), repeat=2)
+        for numbers in [_Numbers(key, epoch, index)]
+        for _ in range(100)
+    ]
+    assert len(set(words)) == 900
+
+
+def test_numbers_below_a_bound_are_equally_likely_to_the_last_bit():
+    # Scaling 64 bits to three quarters of their range without rejecting any makes a third of the
+    # numbers twice as likely as the others.
+    numbers = _Numbers(np.array([1, 2], np.uint64), 0, 0)
+    found = Counter(numbers.below(3 << 62) % 3 for _ in range(3000))
+    assert_equally_likely(found, range(3))
+    assert {numbers.below(1) for _ in range(20)} == {0}
+    assert max(numbers.below(2**64) for _ in range(50)) > 2**62
+
+
+@given(
+    st.lists(st.floats(0.5, 40), min_size=3, max_size=3),
+    st.tuples(*[st.integers(1, 9)] * 3),
+    st.sampled_from([1.0, 0.5, 2.0, 0.7]),
+)
+def test_a_patch_is_centred_as_well_as_voxels_allow(centre, size, step):
+    shapes = [(60, 60, 60)]
+    sampler = sampler_of(
+        size,
+        shapes=shapes,
+        counts=[[1]],
+        vertebrae="a",
+        foreground=1.0,
+        centers="centroid",
+        spacing_zyx_mm=(step,) * 3,
+    )
+    box = sampler.draw(0, 0, lambda *_: tuple(centre)).box
+    room = sampler.room_zyx(0)
+    for at, start, n, most in zip(centre, box.start_zyx, size, room, strict=True):
+        middle = start + (n - 1) / 2
+        if 0 < start < most:
+            assert abs(middle - at / step) <= 0.5 + 1e-9
+        else:
+            assert start in (0, most)
+
+
+@pytest.mark.parametrize("step", [0.5, 2.0, 0.75, 3.0])
+def test_a_resampled_scan_has_other_positions(step):
+    shapes = ((7, 5, 6), (4, 4, 9))
+    sampler = sampler_of((2, 1, 2), shapes=shapes, counts=np.zeros((2, 3)), spacings=(1, 2, 1),
+                         spacing_zyx_mm=(step, None, 1.0))  # fmt: skip
+    drawn = Counter((r.scan_id, r.box.start_zyx) for r in draw_many(sampler, 9000, no_voxels))
+    expected = {}
+    for i, (z, y, x) in enumerate(shapes):
+        in_z = sum(k * step <= z - 1 for k in range(100))
+        starts = list(product(range(max(in_z - 1, 1)), range(y), range(x - 1)))
+        if in_z < 2:
+            starts = [(0, *rest) for _, *rest in starts]
+        expected |= {(f"s{i}", start): 0.5 / len(starts) for start in starts}
+    assert_as_likely(drawn, expected)
+
+
+def test_scans_with_annotated_centroids_are_drawn_around_centroids_alone():
+    annotated = np.array([[0, 0, 0], [0, 0, 0], [1, 0, 1]], bool)
+    around = sampler_of(foreground=1.0, centers="centroid", annotated=annotated)
+    shown = Counter((r.scan_id, r.vertebra) for r in draw_many(around, 3000))
+    each = {("s2", "a"): 1 / 3, ("s0", "b"): 1 / 3}
+    assert_as_likely(shown, each | {(f"s{i}", "c"): 1 / 9 for i in range(3)})
+    on_voxels = sampler_of(foreground=1.0, annotated=annotated)
+    assert {r.scan_id for r in draw_many(on_voxels, 100)} == {"s0", "s1"}
+    bare = np.zeros((3, 3), int)
+    assert sampler_of(foreground=1.0, centers="centroid", annotated=annotated, counts=bare)
+    with pytest.raises(UsageError, match="no chosen scan has a vertebra with a centroid"):
+        sampler_of(foreground=1.0, centers="centroid", counts=bare)
+
+
+def test_a_pickled_sampler_draws_the_same():
+    sampler = sampler_of(foreground=0.5, weights={"b": 3})
+    before = draw_many(sampler, 20)
+    assert draw_many(pickle.loads(pickle.dumps(sampler)), 20) == before  # noqa: S301  our own
+
+
 # Arguments
 
 
@@ -199,6 +376,18 @@ def test_the_drawn_voxel_lies_in_the_patch():
         ({"foreground": float("nan")}, "foreground nan: must lie between 0 and 1"),
         ({"shapes": []}, "no scan to draw from"),
         ({"foreground": 0.5, "counts": np.zeros((3, 3), int)}, "no chosen scan has a labelled"),
+        ({"foreground": 1, "weights": {"d": 1}}, "no vertebra is 'd'; known are a, b, c"),
+        ({"foreground": 1, "weights": {"b": -1}}, "that of b is -1; give a number from 0"),
+        ({"foreground": 1, "weights": {"b": float("nan")}}, "that of b is nan"),
+        ({"foreground": 1, "weights": {"b": float("inf")}}, "that of b is inf"),
+        ({"foreground": 1, "weights": {"b": 10**400}}, "that of b is 1000"),
+        ({"foreground": 1, "weights": {"b": "5"}}, "that of b is '5'"),
+        ({"foreground": 1, "weights": {"b": None}}, "that of b is None"),
+        ({"foreground": 1, "weights": {"b": 0, "c": 0}}, "that the chosen scans show are 0"),
+        ({"weights": {"b": 2}}, "weights: only balanced draws have them, and foreground is 0"),
+        ({"weights": {"d": 2}}, "no vertebra is 'd'"),
+        ({"centers": "centroid"}, "centers: only balanced draws have them"),
+        ({"foreground": 1, "centers": "centre"}, "'centre': must be 'voxel' or 'centroid'"),
     ],
 )
 def test_what_cannot_be_drawn_is_refused(change, message):

@@ -1,0 +1,491 @@
+import math
+from collections import Counter
+from itertools import product
+
+import numpy as np
+import pytest
+import SimpleITK
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import spinezarr
+from spinezarr.errors import UsageError
+from spinezarr.geometry import FLAT_AXIS
+from spinezarr.ingest.discover import discover
+from spinezarr.ingest.run import ingest
+from spinezarr.recipe import Recipe
+from spinezarr.stream import resample as resample_module
+from spinezarr.stream.resample import resample
+from spinezarr.stream.spacing import grid_shape_zyx, step_zyx
+from spinezarr.testing import NiftiForm, write_nifti
+from spinezarr.vertebrae import VALUE_OF_NAME
+
+PADDING = -1024
+TURN = np.linalg.qr(np.random.default_rng(7).normal(size=(3, 3)) * 0.2 + np.eye(3))[0]
+TURN *= np.sign(np.diag(TURN))
+
+
+def affine_of(spacing_xyz, origin):
+    affine = np.eye(4)
+    affine[:3, :3] = TURN * spacing_xyz
+    affine[:3, 3] = origin
+    return affine
+
+
+def volumes():
+    """Image, mask and affine of scans that differ in spacing, direction, type and size."""
+    rng = np.random.default_rng(5)
+    found = {}
+    for name, shape, spacing_xyz, dtype in (
+        ("thick", (14, 30, 26), (0.7, 0.8, 2.5), np.int16),
+        ("fine", (40, 22, 24), (1.0, 1.0, 0.5), np.int16),
+        ("tiny", (4, 5, 3), (1.5, 1.5, 1.5), np.int16),
+        ("flat", (1, 40, 9), (1.2, 0.6, 3.0), np.int16),
+        ("real", (12, 11, 13), (0.9, 1.1, 2.0), np.float32),
+        ("wide", (12, 11, 13), (0.9, 1.1, 2.0), np.int32),
+    ):
+        span = 10**9 if dtype == np.int32 else 3000
+        image = rng.integers(-span, span, shape).astype(dtype)
+        if dtype == np.float32:
+            image = (image / 7).astype(np.float32)
+        label = rng.integers(18, 22, shape).astype(np.uint8)
+        found[name] = image, label, affine_of(spacing_xyz, rng.normal(size=3) * 100)
+    return found
+
+
+@pytest.fixture(scope="module")
+def spaced(tmp_path_factory):
+    """Store of :func:`volumes`, and they, with the affines that it holds."""
+    raw, stored = tmp_path_factory.mktemp("spaced"), volumes()
+    for name, (image, label, affine) in stored.items():
+        write_nifti(raw / f"{name}_ct.nii", image, affine, NiftiForm("RAS", str(image.dtype)))
+        write_nifti(raw / f"{name}_seg.nii", label, affine, NiftiForm("RAS", "uint8"))
+    url = str(tmp_path_factory.mktemp("spaced-store") / "spaced.zarr")
+    recipe = Recipe.of_pairs("{scan}_ct.nii", "{scan}_seg.nii", name="spaced")
+    report = ingest(recipe, discover(recipe, str(raw)), url)
+    assert not report.failed, report.failed
+    store = spinezarr.open(url)
+    return store, {
+        name: (image, label, np.array(store.scan(name).attrs["affine"]))
+        for name, (image, label, _) in stored.items()
+    }
+
+
+# Values
+
+
+def trilinear(volume, z, y, x):
+    """Interpolate from the eight corners, in float64; positions broadcast."""
+    found = 0.0
+    low = [np.floor(np.asarray(at)).astype(int) for at in (z, y, x)]
+    for corner in product((0, 1), repeat=3):
+        weight = 1.0
+        index = []
+        for at, first, side, n in zip((z, y, x), low, corner, volume.shape, strict=True):
+            weight = weight * (at - first if side else 1 - (at - first))
+            index.append(np.minimum(first + side, n - 1))
+        found = found + weight * volume[tuple(index)].astype(float)
+    return found
+
+
+def positions_in(n):
+    """Rising positions between the first and the last of ``n`` voxels, on voxels too."""
+    place = st.floats(0, n - 1) | st.integers(0, n - 1).map(float)
+    return st.lists(place, min_size=1, max_size=9).map(lambda found: np.array(sorted(found)))
+
+
+@given(
+    st.data(),
+    st.tuples(*[st.integers(1, 7)] * 3),
+    st.sampled_from(["int16", "uint8", "int32", "float32", "float64"]),
+    st.sampled_from([1, 20, 1 << 18]),
+    st.integers(0, 2**32),
+)
+@settings(max_examples=150)
+def test_values_between_voxels_are_those_of_the_eight_around(data, shape, dtype, block, seed):
+    rng = np.random.default_rng(seed)
+    low, high = (0, 255) if dtype == "uint8" else (-30000, 30000)
+    volume = rng.integers(low, high, shape).astype(dtype)
+    positions = tuple(data.draw(positions_in(n)) for n in shape)
+    grid = np.ix_(*positions)
+    sizes = [len(at) for at in positions]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(resample_module, "_BLOCK_VALUES", block)
+        for out_dtype in {volume.dtype, np.result_type(volume.dtype, np.float32)}:
+            wide = np.full((*sizes, 2), 77, out_dtype)
+            resample(volume, positions, wide[..., 0], linear=True)
+            rounding = 0.5 if out_dtype.kind in "iu" else 0
+            found = wide[..., 0].astype(float)
+            assert np.abs(found - trilinear(volume, *grid)).max() <= rounding + 0.01
+            assert (wide[..., 1] == 77).all()
+        nearest = np.empty(sizes, volume.dtype)
+        resample(volume, positions, nearest, linear=False)
+    at = np.ix_(*(np.floor(along + 0.5).astype(int) for along in positions))
+    np.testing.assert_array_equal(nearest, volume[at])
+
+
+def test_large_numbers_are_interpolated_in_double_precision():
+    volume = np.array([2**31 - 2, -(2**31)], np.int32).reshape(1, 1, 2)
+    out = np.empty((1, 1, 3), np.int32)
+    at = (np.zeros(1), np.zeros(1), np.array([0, 0.5, 1]))
+    resample(volume, at, out, linear=True)
+    assert out.ravel().tolist() == [2**31 - 2, -1, -(2**31)]
+
+
+def test_whole_positions_give_the_voxels_themselves():
+    volume = np.array([np.inf, 1.5, -np.inf, np.nan, 2**24 + 1], np.float64).reshape(5, 1, 1)
+    at = (np.array([0.0, 0, 1, 2, 3, 4]), np.zeros(1), np.zeros(1))
+    out = np.empty((6, 1, 1))
+    resample(volume, at, out, linear=True)
+    np.testing.assert_array_equal(out, volume[[0, 0, 1, 2, 3, 4]])
+
+
+# Where voxels lie
+
+
+@given(st.integers(1, 700), st.floats(0.05, 6), st.floats(0.05, 6))
+def test_a_grid_ends_with_the_last_voxel_inside(n, own_mm, target_mm):
+    step, *_ = step_zyx((own_mm,) * 3, (target_mm, None, None))
+    length, same, _ = grid_shape_zyx((n, n, n), (step, 1.0, 1.0))
+    assert same == n
+    assert (length - 1) * step <= n - 1 + 1e-5
+    assert length * step > n - 1
+
+
+def test_equal_spacings_are_not_resampled(spaced):
+    store, _ = spaced
+    own = store.table.spacing_mm.sel(scan="thick").to_numpy()
+    plain = store.patches((5, 9, 11), scans=["thick"], n_samples=6, batch_size=6)
+    for target in (own, own * (1 + 9e-7)):
+        stream = store.patches(
+            (5, 9, 11), scans=["thick"], n_samples=6, batch_size=6, spacing_mm=tuple(target)
+        )
+        (expected,), (found,) = plain, stream
+        for name in ("image", "label", "affine", "start_zyx", "spacing_zyx_mm", "padding_zyx"):
+            np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))
+
+
+def assert_is_resampled(batch, stored, spacing_zyx):
+    """Hold a batch to its own affines, eight corners and nearest voxels."""
+    for i, scan_id in enumerate(batch.scan_id):
+        image, label, affine = stored[scan_id]
+        sides = np.linalg.norm(affine[:3, :3], axis=0)
+        wanted = np.broadcast_to(spacing_zyx, 3)
+        spacing = np.where(np.abs(wanted / sides[::-1] - 1) < 1e-6, sides[::-1], wanted)
+        np.testing.assert_allclose(batch.spacing_zyx_mm[i], spacing, rtol=1e-12)
+        expected = affine.copy()
+        expected[:3, :3] = affine[:3, :3] / sides * spacing[::-1]
+        expected[:3, 3] += expected[:3, :3] @ batch.start_zyx[i][::-1]
+        np.testing.assert_allclose(batch.affine[i], expected, atol=1e-9)
+        size = batch.image[i].shape
+        zyx = np.indices(size).reshape(3, -1)
+        world = batch.affine[i] @ np.vstack([zyx[::-1], np.ones(zyx.shape[1])])
+        at = (np.linalg.inv(affine) @ world)[2::-1]
+        last = np.array(image.shape)[:, np.newaxis] - 1
+        inside = ((at > -1e-6) & (at < last + 1e-6)).all(axis=0)
+        at = np.clip(at, 0, last)
+        values = np.where(inside, trilinear(image, *at), PADDING)
+        rounding = 0.5 if batch.image.dtype.kind == "i" else 0
+        scale = 1e-6 * np.abs(image.astype(float)).max()
+        assert np.abs(batch.image[i].ravel() - values).max() <= rounding + 0.01 + scale
+        # Of two voxels about equally near, either will do.
+        exact = np.abs(at % 1 - 0.5).min(axis=0) > 1e-6
+        nearest = np.where(inside, label[tuple(np.rint(at).astype(int))], 0)
+        np.testing.assert_array_equal(batch.label[i].ravel()[exact], nearest[exact])
+        outside = ~inside.reshape(size)
+        for axis, (before, after) in enumerate(batch.padding_zyx[i].tolist()):
+            others = tuple(a for a in range(3) if a != axis)
+            padded = outside.all(axis=others)
+            assert padded[:before].all()
+            assert padded[size[axis] - after :].all()
+            assert not padded[before : size[axis] - after].any()
+
+
+@given(
+    st.sampled_from(["thick", "fine", "tiny", "flat", "real", "wide"]),
+    st.tuples(*[st.integers(1, 30)] * 3),
+    st.tuples(*[st.floats(0.3, 6)] * 3) | st.sampled_from([0.5, 1.0, 2.5]),
+    st.integers(0, 2**40),
+)
+@settings(max_examples=60)
+def test_a_patch_is_cut_out_of_the_resampled_scan(spaced, scan_id, size, spacing, seed):
+    store, stored = spaced
+    (batch,) = store.patches(
+        size, spacing_mm=spacing, scans=[scan_id], n_samples=2, batch_size=2, seed=seed,
+        foreground=0.5,
+    )  # fmt: skip
+    assert batch.image.shape == batch.label.shape == (2, *size)
+    assert batch.image.dtype == stored[scan_id][0].dtype
+    assert_is_resampled(batch, stored, spacing)
+
+
+@pytest.mark.parametrize("scan_id", ["thick", "fine", "real"])
+@pytest.mark.parametrize("spacing", [0.5, 1.25, (3.1, 0.9, 1.7)])
+def test_simpleitk_resamples_alike(spaced, scan_id, spacing):
+    store, stored = spaced
+    (batch,) = store.patches(
+        (12, 20, 16), spacing_mm=spacing, scans=[scan_id], n_samples=5, batch_size=5
+    )
+    image, label, affine = stored[scan_id]
+    for i in range(5):
+        grid = SimpleITK.Image(16, 20, 12, SimpleITK.sitkFloat64)
+        place(grid, batch.affine[i])
+        found = []
+        for volume, how in ((image, SimpleITK.sitkLinear), (label, SimpleITK.sitkNearestNeighbor)):
+            source = SimpleITK.GetImageFromArray(volume.astype(float))
+            place(source, affine)
+            whole = SimpleITK.Resample(source, grid, SimpleITK.Transform(), how, np.nan)
+            found.append(SimpleITK.GetArrayFromImage(whole))
+        inside = np.zeros((12, 20, 16), bool)
+        (z0, z1), (y0, y1), (x0, x1) = batch.padding_zyx[i]
+        inside[z0 : 12 - z1, y0 : 20 - y1, x0 : 16 - x1] = True
+        assert inside.any()
+        assert np.abs(batch.image[i] - found[0])[inside].max() <= 0.51
+        assert (batch.image[i][~inside] == PADDING).all()
+        assert (batch.label[i][~inside] == 0).all()
+        same = batch.label[i] == found[1]
+        # Of two voxels about equally near, ITK may take the other.
+        assert same[inside].mean() > (0.4 if spacing in (0.5, 1.25) else 0.999)
+
+
+def place(image, affine_xyz):
+    """Put an ITK image, whose frame is LPS, where an affine to RAS+ says."""
+    lps = np.diag([-1, -1, 1]) @ affine_xyz[:3]
+    sides = np.linalg.norm(lps[:, :3], axis=0)
+    image.SetSpacing(sides.tolist())
+    image.SetDirection((lps[:, :3] / sides).ravel().tolist())
+    image.SetOrigin(lps[:, 3].tolist())
+
+
+def test_only_the_voxels_around_a_patch_are_read(spaced):
+    store, stored = spaced
+    stream = store.patches(4, spacing_mm=1.3, scans=["thick", "fine"], n_samples=40)
+    for index in range(40):
+        request = stream.request(index)
+        reads, later = [], []
+        stream._plan([request], reads, later)
+        assert [read.array.name for read in reads] == ["image", "label"]
+        for read in reads:
+            shape = stored[request.scan_id][0].shape
+            step = 1.3 / store.table.spacing_mm.sel(scan=request.scan_id).to_numpy()
+            for axis in range(3):
+                first = request.box.start_zyx[axis] * step[axis]
+                last = min(first + 3 * step[axis], shape[axis] - 1)
+                assert read.box.start_zyx[axis] == math.floor(max(first, 0) + 1e-9)
+                assert read.box.stop_zyx[axis] == math.ceil(last - 1e-9) + 1
+
+
+def test_samples_of_a_resampled_stream_do_not_depend_on_the_batch(spaced):
+    store, _ = spaced
+    one = store.patches((6, 7, 8), spacing_mm=1.1, n_samples=9, foreground=0.5)
+    (whole,) = store.patches((6, 7, 8), spacing_mm=1.1, n_samples=9, foreground=0.5, batch_size=9)
+    np.testing.assert_array_equal(np.concatenate([batch.image for batch in one]), whole.image)
+    np.testing.assert_array_equal(np.concatenate([batch.label for batch in one]), whole.label)
+
+
+# Slices
+
+
+@pytest.mark.parametrize("plane", list(FLAT_AXIS))
+def test_slices_are_resampled_within_their_plane(spaced, plane):
+    store, stored = spaced
+    flat = FLAT_AXIS[plane]
+    spacing = (1.3, 0.8)
+    stream = store.slices(
+        plane, size=(17, 21), spacing_mm=spacing, n_samples=12, batch_size=12, foreground=0.5,
+        scans=["thick", "fine", "tiny", "flat"],
+    )  # fmt: skip
+    (batch,) = stream
+    assert batch.image.shape == batch.label.shape == (12, 17, 21)
+    for i, scan_id in enumerate(batch.scan_id):
+        whole = list(spacing)
+        whole.insert(flat, float(store.table.spacing_mm.sel(scan=scan_id)[flat]))
+        size = [17, 21]
+        size.insert(flat, 1)
+        patches = store.patches(tuple(size), spacing_mm=tuple(whole), scans=[scan_id])
+        again = patches.read([stream.request(i)])
+        np.testing.assert_array_equal(batch.image[i], again.image[0].squeeze(flat))
+        np.testing.assert_array_equal(batch.label[i], again.label[0].squeeze(flat))
+        assert_is_resampled(again, stored, whole)
+
+
+def test_resampled_slices_are_as_large_as_the_largest_scan(spaced):
+    store, _ = spaced
+    thick = store.slices("sagittal", spacing_mm=1.0, scans=["thick"])
+    assert thick[0].image.shape == (1, 33, 24)  # 13 * 2.5 and 29 * 0.8 mm
+    both = store.slices("sagittal", spacing_mm=(1.0, 0.5), scans=["thick", "flat"])
+    assert both[0].image.shape == (1, 33, 47)
+
+
+@given(
+    st.sampled_from(list(FLAT_AXIS)),
+    st.integers(1, 5),
+    st.sampled_from([(None, None), (1.0, None), (0.4, 1.1), (2.5, 1.1), (None, 1.1), (100, None)]),
+    st.integers(0, 2**40),
+)
+@settings(max_examples=60)
+def test_neighbours_are_the_slices_beside_or_the_outermost(spaced, plane, k, steps, seed):
+    step, spacing = steps
+    store, stored = spaced
+    flat = FLAT_AXIS[plane]
+    wanted = {"size": (15, 18), "spacing_mm": spacing, "n_samples": 4, "batch_size": 4}
+    wanted |= {"seed": seed, "scans": ["thick", "fine", "tiny"]}
+    (single,) = store.slices(plane, **wanted)
+    (batch,) = store.slices(plane, neighbours=k, neighbour_step_mm=step, **wanted)
+    assert batch.dims == ("slice", *single.dims)
+    assert batch.image.shape == (4, 2 * k + 1, 15, 18)
+    np.testing.assert_array_equal(batch.image[:, k], single.image)
+    for name in ("label", "affine", "start_zyx", "padding_zyx", "spacing_zyx_mm"):
+        np.testing.assert_array_equal(getattr(batch, name), getattr(single, name))
+    stream = store.slices(plane, **wanted)
+    for i, scan_id in enumerate(batch.scan_id):
+        n = stored[scan_id][0].shape[flat]
+        own = store.table.spacing_mm.sel(scan=scan_id).to_numpy()[flat]
+        box = stream.request(i).box
+        for channel, offset in enumerate(range(-k, k + 1)):
+            moved = [0, 0, 0]
+            away = offset if step is None else np.rint(offset * step / own)
+            moved[flat] = int(np.clip(box.start_zyx[flat] + away, 0, n - 1)) - box.start_zyx[flat]
+            request = type(stream.request(i))(0, scan_id, box.shift(tuple(moved)), None)
+            expected = stream.read([request]).image[0]
+            np.testing.assert_array_equal(batch.image[i, channel], expected)
+
+
+def test_slices_between_others_are_read_into_the_batch_itself(spaced):
+    stream = spaced[0].slices("coronal", neighbours=2, scans=["fine"], n_samples=40)
+    direct = Counter()
+    for index in range(40):
+        reads, later = [], []
+        request = stream.request(index)
+        batch = stream._plan([request], reads, later)
+        inside = 2 <= request.box.start_zyx[1] < 20
+        assert (later == []) == inside
+        assert np.shares_memory(reads[0].out, batch.image) == inside
+        direct[inside] += 1
+    assert len(direct) == 2
+
+
+# Sizes in mm
+
+
+def test_sizes_in_mm_are_rounded_to_voxels(spaced):
+    store, _ = spaced
+    for size_mm, spacing, size in (
+        (20, 2, (10, 10, 10)),
+        ((20, 30, 41), (3, 1, 2), (7, 30, 20)),
+        (0.2, 1, (1, 1, 1)),
+        (5.4, 0.5, (11, 11, 11)),
+    ):
+        stream = store.patches(size_mm=size_mm, spacing_mm=spacing)
+        assert stream.sampler.size_zyx == size
+    own = store.patches(size_mm=20, scans=["thick"])
+    assert own[0].image.shape == (1, 8, 25, 29)
+    alike = store.patches(size_mm=(20, 10, 10), scans=["real", "wide"])
+    assert alike.sampler.size_zyx == (10, 9, 11)
+    coarse = store.patches(size_mm=1, scans=["thick", "tiny"])  # a voxel each, whatever the spacing
+    assert coarse.sampler.size_zyx == (1, 1, 1)
+    sagittal = store.slices("sagittal", size_mm=(20, 30), spacing_mm=2)
+    assert sagittal[0].image.shape == (1, 10, 15)
+    assert store.slices("axial", size_mm=(8, 7), scans=["thick"])[0].image.shape == (1, 10, 10)
+
+
+def test_sizes_in_mm_of_scans_that_differ_need_a_spacing(spaced):
+    store, _ = spaced
+    with pytest.raises(
+        UsageError,
+        match=r"size_mm \(20, 20, 20\): the chosen scans have voxels of 0\.5 x 0\.8 x 0\.7 to "
+        r"2\.5 x 1 x 1 mm \(z, y, x\), so patches would differ in shape\. Give spacing_mm too",
+    ):
+        store.patches(size_mm=20, scans=["thick", "fine"])
+    with pytest.raises(UsageError, match=r"voxels of .* mm \(z, y\)"):
+        store.slices("sagittal", size_mm=(20, 20), scans=["thick", "fine"])
+
+
+@pytest.mark.parametrize(
+    ("wanted", "message"),
+    [
+        ({}, "patch size: none is given; give size_zyx in voxels, or size_mm"),
+        ({"size_zyx": 8, "size_mm": 8}, "patch size 8, size_mm 8: give one of the two"),
+        ({"size_mm": (8, 8)}, r"size_mm \(8, 8\): give three numbers above 0 \(z, y, x\), or one"),
+        ({"size_mm": 0}, "size_mm 0: give three numbers above 0"),
+        ({"size_mm": "8"}, "size_mm 8: give three numbers"),
+        ({"size_mm": ((1, 2), 3)}, "give three numbers"),
+        ({"size_mm": float("nan")}, "size_mm nan"),
+        ({"size_zyx": 8, "spacing_mm": 0}, "spacing_mm 0: give three numbers above 0"),
+        ({"size_zyx": 8, "spacing_mm": -1.0}, "spacing_mm -1.0"),
+        ({"size_zyx": 8, "spacing_mm": float("inf")}, "spacing_mm inf"),
+        ({"size_zyx": 8, "spacing_mm": (1, 2)}, r"spacing_mm \(1, 2\): give three numbers above"),
+        ({"size_zyx": 8, "spacing_mm": True}, "spacing_mm True"),
+    ],
+)
+def test_grids_that_are_none_are_refused(spaced, wanted, message):
+    with pytest.raises(UsageError, match=message):
+        spaced[0].patches(**wanted)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "message"),
+    [
+        ({"size": (8, 8), "size_mm": (8, 8)}, "give one of the two"),
+        ({"size_mm": (8, 8, 8), "spacing_mm": 1}, r"give two numbers above 0 \(y, x\), or one"),
+        ({"spacing_mm": (1, 2, 3)}, r"spacing_mm \(1, 2, 3\): give two numbers above 0 \(y, x\)"),
+        ({"size": 8}, r"slice size 8: give two whole numbers \(y, x\)\."),
+        ({"size": (8.5, 8)}, "give two whole numbers"),
+        ({"neighbours": -1}, "neighbours -1: must not be negative"),
+        ({"neighbour_step_mm": 1}, "neighbour_step_mm 1: must be above 0, beside neighbours of 1"),
+        ({"neighbours": 1, "neighbour_step_mm": 0}, "neighbour_step_mm 0: must be above 0"),
+        ({"neighbours": 1, "neighbour_step_mm": float("nan")}, "neighbour_step_mm nan"),
+        ({"neighbours": 1, "neighbour_step_mm": float("inf")}, "neighbour_step_mm inf"),
+    ],
+)
+def test_slices_that_are_none_are_refused(spaced, wanted, message):
+    with pytest.raises(UsageError, match=message):
+        spaced[0].slices("axial", **wanted)
+
+
+# Draws of whole streams
+
+
+def test_streams_draw_as_enumeration_says(spaced):
+    """Chi-square against every voxel of small scans, resampled, weighted, half of it balanced."""
+    store, stored = spaced
+    names = ["tiny", "flat", "thick"]
+    size, target, weights = (1, 12, 1), (3.0, 2.0, 6.0), {"T11": 4.0, "L1": 0.5}
+    chances = Counter()
+    values = {name: VALUE_OF_NAME[name] for name in ("T11", "T12", "L1", "L2")}
+    weight = {name: weights.get(name, 1.0) for name in values}
+    for scan_id in names:
+        _, label, affine = stored[scan_id]
+        spacing = np.linalg.norm(affine[:3, :3], axis=0)[::-1]
+        grid = [int((n - 1) * own / mm + 1e-9) + 1
+                for n, own, mm in zip(label.shape, spacing, target, strict=True)]  # fmt: skip
+        room = [max(n - s, 0) for n, s in zip(grid, size, strict=True)]
+        before = [max(s - n, 0) // 2 for n, s in zip(grid, size, strict=True)]
+        starts = list(product(*(range(n + 1) for n in room)))
+        for start in starts:
+            at = tuple(np.subtract(start, before).tolist())
+            chances[scan_id, None, at] += 0.5 / len(names) / len(starts)
+        for name, value in values.items():
+            voxels = np.argwhere(label == value)
+            for voxel in voxels:
+                wanted = np.ceil(voxel * spacing / target - np.array(size) / 2)
+                at = tuple((np.clip(wanted, 0, room) - before).astype(int).tolist())
+                share = weight[name] / sum(weight.values()) / len(names) / len(voxels)
+                chances[scan_id, name, at] += 0.5 * share
+    stream = store.patches(
+        size, spacing_mm=target, weights=weights, foreground=0.5, scans=names, seed=2
+    )
+    n = 8000
+    found = Counter()
+    for index in range(n):
+        request = stream.request(index)
+        found[request.scan_id, request.vertebra, request.box.start_zyx] += 1
+    assert set(found) <= set(chances)
+    assert sum(chances.values()) == pytest.approx(1)
+    # Rare ones together, as Pearson's test needs some of each.
+    rare = {item for item, chance in chances.items() if chance * n < 10}
+    cells = [(found[item], chance * n) for item, chance in chances.items() if item not in rare]
+    cells.append((sum(found[item] for item in rare), sum(chances[item] for item in rare) * n))
+    chi_square = sum((seen - mean) ** 2 / mean for seen, mean in cells if mean)
+    assert len(cells) > 60
+    assert chi_square < len(cells) + 5.6 * np.sqrt(2 * len(cells)) + 20
