@@ -54,9 +54,11 @@ $(VENV)/.installed: pyproject.toml hatch_build.py spinezarr/stream/kernel.c
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	touch $@
 
+# All peers, about 20 minutes. PAIR='CT.nii.gz MASK.nii.gz' measures a scan of your own.
 bench: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --editable '.[bench]'
 	mkdir -p build
-	$(BIN)/python benchmarks/patches.py --json build/patches.json
+	$(BIN)/python benchmarks/patches.py $(PAIR) --folder build --json build/patches.json --png build/patches.png
 
 # SCANS='CT.nii.gz,MASK.nii.gz ...' measures scans of your own too, and draws the first.
 bench-codecs: $(VENV)/.installed

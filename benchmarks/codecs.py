@@ -21,12 +21,13 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
+from common import machine, phantom_pair
+from draws import boxes
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 from numcodecs import Blosc, Delta, GZip, Shuffle, Zstd, blosc
 from numcodecs.pcodec import PCodec
-from patches import boxes, machine, phantom_pair
 from rich.console import Console
 from rich.table import Table
 

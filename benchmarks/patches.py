@@ -1,163 +1,366 @@
-"""Random patches and slices a second of one scan: spinezarr beside its peers, same draws, one run.
+"""Random patches and slices a second of one scan: spinezarr beside all its peers, one run.
 
-The readers take turns, so that a slow moment of a shared machine hits all of them; what counts is
-the ratio to the first reader. Data: a CT and its mask as NIfTI, or a phantom if none is given.
+Every reader is opened in a child process of its own; all get the same seeded draws. First each
+peer's settings are tried, and the best of each kind of patch is kept. Then the readers take turns,
+round after round, while all others wait, so that a slow moment of a shared machine hits all of
+them: what counts are the ratios within a round. Data: a CT and its mask as NIfTI; else the scan of
+the folder ``shared`` beside the checkout; else a phantom.
 """
 
 import argparse
 import json
+import os
 import statistics
+import subprocess
 import tempfile
 import time
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
-import nibabel as nib
-import numpy as np
-import zarr
-from common import folder_bytes, machine, phantom_pair
+from chart import draw_rates
+from common import machine, phantom_pair
+from draws import KINDS
+from peers.data import Data
+from peers.parent import (
+    Children,
+    PeerError,
+    all_ways,
+    environment,
+    missing,
+    python_module,
+)
+from peers.reader import Turn, Way
 from rich.console import Console
 from rich.table import Table
+from scans import add_scans, ingest
+from targets import OURS, TARGETS, Figures, Measured
 
-from spinezarr.geometry import Box
-from spinezarr.ingest.discover import discover
-from spinezarr.ingest.run import ingest
-from spinezarr.recipe import Recipe
-from spinezarr.store.reader import StoreReader
-from spinezarr.stream.engine import Engine
-from spinezarr.stream.fetch import LocalFetcher
+CONSOLE = Console(width=150)
+SHARED = Path(__file__).parents[2] / "shared" / "data" / "real" / "lidc-idri"
+TOOLS = ("tensorstore", "zarrs", "blosc2", "datasets", "torch", "monai", "torchio")
+FULL_SCANS = 1005
+"""Scans of CTSpine1K."""
+COLD = {
+    "spinezarr": ("128^3", "axial"),
+    "tensorstore, our store": ("128^3", "axial"),
+    "blosc2": ("128^3", "axial"),
+    "Arrow 3D": ("128^3",),
+    "Arrow 2D": ("axial",),
+}
+SLOW_ROUNDS = 2
 
-Read = Callable[[Box], object]
 
-THREADS = 2
-SIDES = {"128^3": (128, 128, 128), "96^3": (96, 96, 96)}
-PLANES = {"axial": 0, "coronal": 1, "sagittal": 2}
+@dataclass(slots=True)
+class Entry:
+    """One peer on one kind of patch, with the setting that was fastest."""
 
-
-@dataclass(frozen=True, slots=True)
-class Reader:
-    """One way to read image and mask of a box."""
-
-    name: str
-    read: Read
+    kind: str
+    peer: str
+    way: str
+    turn: Turn
+    tried: float
+    """Patches a second when the settings were tried."""
+    slow: bool
     stored_bytes: int
+    rates: list[float] = field(default_factory=list)
+    """Patches a second, by round."""
+    failed: bool = False
 
 
-def boxes(kind: str, shape_zyx: tuple[int, ...], seed: int, n: int) -> list[Box]:
-    """Draw ``n`` boxes of a kind, each position equally likely."""
-    if kind in SIDES:
-        size = tuple(min(a, b) for a, b in zip(SIDES[kind], shape_zyx, strict=True))
-    else:
-        size = tuple(1 if axis == PLANES[kind] else n for axis, n in enumerate(shape_zyx))
-    rng = np.random.default_rng(seed)
-    room = np.subtract(shape_zyx, size)
-    starts = rng.integers(0, room, (n, 3), endpoint=True).tolist()
-    return [Box.at(tuple(start), size) for start in starts]
+def pair_of(options: argparse.Namespace, work: Path) -> tuple[Path, Path]:
+    """Return the scan to read."""
+    if options.pair:
+        image, label = options.pair
+        return image, label
+    shared = SHARED / "lidc-idri-0001_ct.nii.gz", SHARED / "lidc-idri-0001_seg.nii.gz"
+    return shared if all(path.exists() for path in shared) else phantom_pair(work)
 
 
-def make_readers(image: Path, label: Path, work: Path) -> tuple[list[Reader], tuple[int, ...]]:
-    """Ingest the scan and open it in every way."""
-    raw, out = work / "raw", work / "store.zarr"
-    raw.mkdir()
-    (raw / "scan_ct.nii.gz").symlink_to(image.resolve())
-    (raw / "scan_seg.nii.gz").symlink_to(label.resolve())
-    recipe = Recipe.of_pairs("{scan}_ct.nii.gz", "{scan}_seg.nii.gz", name="bench")
-    report = ingest(recipe, discover(recipe, str(raw)), str(out))
-    if report.failed:
-        raise SystemExit(report.failed[0].reason)
-    scan = StoreReader(str(out)).scan("scan")
-    group = zarr.open_group(out / "scans" / "scan", mode="r")
-    arrays = {name: group[name] for name in ("image", "label")}
-    for name, array in arrays.items():
-        np.save(work / f"{name}.npy", array[...])
-    flat = [np.load(work / f"{name}.npy", mmap_mode="r") for name in arrays]
-    engine = Engine(LocalFetcher())
-
-    def ours(box: Box) -> None:
-        for spec in scan.arrays:
-            engine.read_into(spec, box, np.empty(box.shape_zyx, spec.dtype))
-
-    def whole_file(box: Box) -> None:
-        for path in (image, label):
-            np.ascontiguousarray(np.asanyarray(nib.load(path).dataobj).T[box.slices])
-
-    stored = folder_bytes(out / "scans" / "scan" / "image", out / "scans" / "scan" / "label")
-    source = image.stat().st_size + label.stat().st_size
-    readers = [
-        Reader("spinezarr", ours, stored),
-        Reader(
-            "zarr-python, same store", lambda b: [a[b.slices] for a in arrays.values()], stored
-        ),
-        Reader(".nii.gz, whole file", whole_file, source),
-        Reader(".npy memory map (roof)", lambda b: [np.array(a[b.slices]) for a in flat],
-               sum(a.nbytes for a in flat)),
-    ]  # fmt: skip
-    return readers, scan.image.shape_zyx
+def chosen_ways(peers: Sequence[str], quick: bool, left_out: list[str]) -> list[Way]:  # noqa: FBT001  a plain switch
+    """Return the ways to measure; say which are left out."""
+    ways = []
+    for _, way in all_ways():
+        absent = missing(way)
+        if peers and not set(way.peers) & set(peers):
+            continue
+        if absent:
+            left_out.append(f"{way.name}: {', '.join(absent)} is not installed")
+        elif not quick or set(way.peers) - {peer for other in ways for peer in other.peers}:
+            ways.append(way)
+    return ways
 
 
-def rate(read: Read, wanted: list[Box], seconds: float) -> float:
-    """Read boxes with ``THREADS`` threads for about ``seconds``; return boxes a second."""
-    done = 0
-    started = time.perf_counter()
-    with ThreadPoolExecutor(THREADS) as pool:
-        while done < len(wanted) and time.perf_counter() - started < seconds:
-            done += len(list(pool.map(read, wanted[done : done + 2 * THREADS])))
-    return done / (time.perf_counter() - started)
+def say(text: str) -> None:
+    """Tell how far the run is."""
+    CONSOLE.print(f"{time.strftime('%H:%M:%S')} {text}", style="dim")
 
 
-def measure(
-    readers: list[Reader], shape_zyx: tuple[int, ...], rounds: int, seconds: float
-) -> list[dict[str, object]]:
-    """Measure every reader in turn, round after round."""
-    rows: list[dict[str, object]] = []
-    for kind in (*SIDES, *PLANES):
-        rates: dict[str, list[float]] = {reader.name: [] for reader in readers}
-        for turn in range(rounds):
-            wanted = boxes(kind, shape_zyx, turn, 4096)
-            for reader in readers:
-                rates[reader.name].append(rate(reader.read, wanted, seconds))
-        first = statistics.median(rates[readers[0].name])
-        rows += [
+@dataclass(slots=True)
+class Run:
+    """What is measured so far."""
+
+    options: argparse.Namespace
+    data: Data
+    entries: list[Entry] = field(default_factory=list)
+    tried: list[dict[str, Any]] = field(default_factory=list)
+    """Every setting, when settings were tried."""
+    cold: list[dict[str, Any]] = field(default_factory=list)
+    memory: list[dict[str, Any]] = field(default_factory=list)
+    first_batch: list[dict[str, float]] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
+    load: list[float] = field(default_factory=list)
+
+    def result(self) -> dict[str, Any]:
+        """Return it all as plain values."""
+        measured = [Measured(e.kind, e.peer, e.rates) for e in self.entries if e.rates]
+        figures = Figures(measured, self.memory, self.first_batch)
+        ours = {entry.kind: entry.rates for entry in self.entries if entry.peer == OURS}
+        return {
+            "data": self.data.image.name,
+            "shape_zyx": self.data.shape_zyx,
+            "scans": self.data.scans,
+            **machine(*(tool for tool in TOOLS if tool_is_there(tool))),
+            "load": self.load,
+            "seconds": self.options.seconds,
+            "rows": [row_of(e, ours.get(e.kind, ())) for e in self.entries if e.rates],
+            "targets": [asdict(target.reach(figures)) for target in TARGETS],
+            "cold": self.cold,
+            "memory": self.memory,
+            "first_batch": self.first_batch,
+            "left_out": self.left_out,
+            "tried": self.tried,
+        }
+
+
+def tune(run: Run, children: Children, ways: Iterable[Way]) -> None:
+    """Try every setting once on each kind, and keep the fastest of each peer."""
+    best: dict[tuple[str, str], Entry] = {}
+    for way in ways:
+        try:
+            with children.fresh(way.name) as child:
+                stored = child.ask("stored")["bytes"]
+                for kind in (kind for kind in way.kinds if kind in run.options.kinds):
+                    child.ask("check", kind=kind)
+                    for turn in way.turns:
+                        seconds = run.options.seconds / 3
+                        tried = 0.0 if way.slow else rate(child.ask, kind, turn, 0, seconds)
+                        run.tried.append(
+                            {"setting": way.name, "kind": kind, **asdict(turn), "per_s": tried}
+                        )
+                        for peer in way.peers:
+                            entry = Entry(kind, peer, way.name, turn, tried, way.slow, stored)
+                            if (kind, peer) not in best or tried > best[kind, peer].tried:
+                                best[kind, peer] = entry
+        except PeerError as problem:
+            run.left_out.append(str(problem))
+        say(f"tried {way.name}")
+    run.entries = list(best.values())
+
+
+def rate(
+    ask: Callable[..., dict[str, Any]], kind: str, turn: Turn, seed: int, seconds: float
+) -> float:
+    """Have a child read for a while; return its patches a second."""
+    done = ask("rate", kind=kind, seed=seed, seconds=seconds, **asdict(turn))
+    return float(done["patches"] / done["seconds"])
+
+
+def take_turns(run: Run, children: Children) -> Iterator[None]:
+    """Measure all peers, kind after kind, round after round; stop after each kind."""
+    for kind in run.options.kinds:
+        some = [entry for entry in run.entries if entry.kind == kind]
+        for number in range(run.options.rounds + 1):
+            known: dict[tuple[str, Turn], float | None] = {}
+            for entry in some if number % 2 else some[::-1]:
+                key = entry.way, entry.turn
+                if entry.failed or (entry.slow and not 1 <= number <= SLOW_ROUNDS):
+                    continue
+                if key not in known:
+                    known[key] = turn_of(run, children, entry, number)
+                found = known[key]
+                entry.failed = found is None
+                if number and found is not None:
+                    entry.rates.append(found)
+        say(f"measured {kind}")
+        yield
+
+
+def turn_of(run: Run, children: Children, entry: Entry, number: int) -> float | None:
+    """Measure a reader once, if it still works; round 0 opens and warms."""
+    seconds = run.options.seconds if number else run.options.seconds / 4
+    try:
+        return rate(children[entry.way].ask, entry.kind, entry.turn, number, seconds)
+    except PeerError as problem:
+        run.left_out.append(f"{problem}, {entry.kind}, round {number}")
+        return None
+
+
+def measure_cold(children: Children, entries: list[Entry], patches: int) -> list[dict[str, Any]]:
+    """Count the bytes that a patch fetches from the disk when nothing is in memory."""
+    rows = []
+    for entry in entries:
+        if entry.kind not in COLD.get(entry.peer, ()):
+            continue
+        with children.fresh(entry.way) as child:
+            found = child.ask("cold", kind=entry.kind, seed=3, patches=patches)
+        rows.append(
             {
-                "kind": kind,
-                "reader": reader.name,
-                "per_s_median": statistics.median(rates[reader.name]),
-                "per_s_min": min(rates[reader.name]),
-                "per_s_max": max(rates[reader.name]),
-                "times_slower_than_first": first / statistics.median(rates[reader.name]),
-                "stored_bytes": reader.stored_bytes,
+                "kind": entry.kind,
+                "peer": entry.peer,
+                "way": entry.way,
+                "disk_bytes": statistics.mean(found["disk"]),
+                "cached_bytes": statistics.mean(found["cached"]),
+                "left_bytes": max(found["left"]),
+                "seconds": statistics.median(found["seconds"]),
             }
-            for reader in readers
-        ]
+        )
     return rows
 
 
-def main() -> None:
-    """Measure, print a table and write JSON."""
+def measure_memory(
+    children: Children, entries: list[Entry], seconds: float
+) -> list[dict[str, Any]]:
+    """Say what a process of our own holds beside its batches and the bound of its cache."""
+    rows = []
+    for entry in entries:
+        if not entry.peer.startswith(OURS) or entry.kind not in {"128^3", "axial"}:
+            continue
+        with children.fresh(entry.way) as child:
+            rate(child.ask, entry.kind, entry.turn, 1, seconds)
+            found = child.ask("memory", kind=entry.kind, **asdict(entry.turn))
+        beside = found["peak_bytes"] - found["batch_bytes"] - found["cache_bytes"]
+        rows.append({"kind": entry.kind, "peer": entry.peer, "beside_bytes": beside, **found})
+    return rows
+
+
+def measure_first_batch(work: Path, scans: int, rounds: int) -> list[dict[str, float]]:
+    """Time the first batch of a store of many scans, each time in a process of its own."""
+    raw, store = work / "many" / "raw", work / "many.zarr"
+    raw.parent.mkdir()
+    add_scans(raw, range(scans))
+    ingest(raw, store)
+    command = [*python_module("peers.first_batch"), str(store)]
+    done = [
+        subprocess.run(command, check=True, stdout=subprocess.PIPE, env=environment())  # noqa: S603
+        for _ in range(rounds)
+    ]
+    return [json.loads(run.stdout) for run in done]
+
+
+def row_of(entry: Entry, ours: Sequence[float]) -> dict[str, Any]:
+    """Return the figures of one peer and kind, beside spinezarr's in the same rounds."""
+    ratios = [mine / theirs for mine, theirs in zip(ours, entry.rates, strict=False)]
+    return {
+        "kind": entry.kind,
+        "reader": entry.peer,
+        "setting": entry.way,
+        **asdict(entry.turn),
+        "per_s": entry.rates,
+        "per_s_median": statistics.median(entry.rates),
+        "per_s_min": min(entry.rates),
+        "per_s_max": max(entry.rates),
+        "spinezarr_over_this": statistics.median(ratios) if ratios else None,
+        "stored_bytes": entry.stored_bytes,
+    }
+
+
+def print_rows(rows: list[dict[str, Any]]) -> None:
+    """Print what was measured, kind by kind, the fastest first."""
+    table = Table("kind", "reader", "a second", "min to max", "spinezarr is", "MB", "setting")
+    for kind in KINDS:
+        some = [row for row in rows if row["kind"] == kind]
+        for row in sorted(some, key=lambda row: -row["per_s_median"]):
+            ratio = row["spinezarr_over_this"]
+            table.add_row(
+                kind, row["reader"], f"{row['per_s_median']:.1f}",
+                f"{row['per_s_min']:.1f} to {row['per_s_max']:.1f}",
+                "" if ratio is None else f"{ratio:.2f} x", f"{row['stored_bytes'] / 1e6:.1f}",
+                f"{row['setting']}, {row['callers']} x {row['per_call']}",
+            )  # fmt: skip
+        table.add_section()
+    CONSOLE.print(table)
+
+
+def print_rest(result: dict[str, Any]) -> None:
+    """Print the targets, and what is not a rate."""
+    table = Table("row", "reached", "must reach", "aim", "beside")
+    for line in result["targets"]:
+        reached = line["reached"]
+        met = reached is not None and (
+            reached <= line["must"] if line["less"] else reached >= line["must"]
+        )
+        style = "dim" if reached is None else "green" if met else "red"
+        table.add_row(
+            line["row"], "not measured" if reached is None else f"{reached:.2f}",
+            f"{'≤' if line['less'] else ''}{line['must']}", str(line["aim"] or ""), line["beside"],
+            style=style,
+        )  # fmt: skip
+    CONSOLE.print(table)
+    for row in result["cold"]:
+        CONSOLE.print(
+            f"cold, {row['kind']}, {row['peer']}: {row['disk_bytes'] / 1e6:.2f} MB from disk a "
+            f"patch, {row['seconds'] * 1e3:.0f} ms; {row['left_bytes']} bytes were left in memory"
+        )
+    for line in result["left_out"]:
+        CONSOLE.print(f"left out: {line}")
+
+
+def measure(options: argparse.Namespace, work: Path) -> Iterator[dict[str, Any]]:
+    """Measure everything that the options ask for; give what is known so far, again and again."""
+    image, label = pair_of(options, work)
+    run = Run(options, Data.make(work / "data", image, label, options.scans))
+    with Children(run.data) as children:
+        tune(run, children, chosen_ways(options.peers, options.quick, run.left_out))
+        run.load.append(os.getloadavg()[0])
+        for _ in take_turns(run, children):
+            run.load.append(os.getloadavg()[0])
+            yield run.result()
+    with Children(run.data) as children:  # none but the one measured has the files mapped
+        run.cold = measure_cold(children, run.entries, options.cold)
+        run.memory = measure_memory(children, run.entries, 2 * options.seconds)
+    yield run.result()
+    if options.many:
+        run.first_batch = measure_first_batch(work, options.many, options.rounds)
+        yield run.result()
+
+
+def tool_is_there(name: str) -> bool:
+    """Say whether a peer's package is installed."""
+    return not missing(Way(name, (), lambda _: NotImplemented, (), needs=(name,)))
+
+
+def parse() -> argparse.Namespace:
+    """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("pair", nargs="*", type=Path, help="CT.nii.gz and MASK.nii.gz")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=1.0, help="of each reader and round")
+    parser.add_argument("--scans", type=int, default=8, help="copies of the scan to draw from")
+    parser.add_argument("--peers", nargs="+", default=[], help="measure only these")
+    parser.add_argument("--kinds", nargs="+", default=KINDS, choices=KINDS)
+    parser.add_argument("--quick", action="store_true", help="one setting of each peer")
+    parser.add_argument("--cold", type=int, default=12, help="patches read with a cold cache")
+    parser.add_argument("--many", type=int, default=FULL_SCANS, help="scans of the large store")
+    parser.add_argument("--folder", type=Path, help="where to work; a temporary folder")
     parser.add_argument("--json", type=Path, help="where to write the figures")
-    options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        work = Path(folder)
-        image, label = options.pair or phantom_pair(work)
-        readers, shape_zyx = make_readers(image, label, work)
-        rows = measure(readers, shape_zyx, options.rounds, options.seconds)
-    table = Table("kind", "reader", "a second", "min to max", "slower than spinezarr", "MB")
-    for row in rows:
-        table.add_row(
-            str(row["kind"]), str(row["reader"]), f"{row['per_s_median']:.1f}",
-            f"{row['per_s_min']:.1f} to {row['per_s_max']:.1f}",
-            f"{row['times_slower_than_first']:.2f} x", f"{row['stored_bytes'] / 1e6:.1f}",
-        )  # fmt: skip
-    Console().print(table)
-    if options.json:
-        result = {"data": image.name, "shape_zyx": shape_zyx, **machine(), "rows": rows}
-        options.json.write_text(json.dumps(result, indent=2))
+    parser.add_argument("--png", type=Path, help="where to draw them")
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Measure, print tables, write JSON and a chart."""
+    options = parse()
+    with tempfile.TemporaryDirectory(dir=options.folder) as folder:
+        result = {}
+        for result in measure(options, Path(folder)):
+            if options.json:  # a long run that is stopped has not been for nothing
+                options.json.write_text(json.dumps(result, indent=1))
+    print_rows(result["rows"])
+    print_rest(result)
+    if options.png:
+        draw_rates(result, options.png)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from ceph import Gateway, MissingProgramsError, Request, ceph_gateway
-from patches import machine, phantom_pair
+from common import machine, phantom_pair
 from rich.console import Console
 from rich.table import Table
 

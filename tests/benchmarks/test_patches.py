@@ -3,22 +3,153 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
+import pytest
+
 from spinezarr.testing import NiftiForm, PhantomSpec, make_phantom, write_nifti
 
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "patches.py"
+FOLDER = Path(__file__).parents[2] / "benchmarks"
+PEERS = ["spinezarr", "spinezarr, stream", ".npy (roof)", "zarr-python"]
+
+
+def phantom_pair(folder):
+    phantom = make_phantom(PhantomSpec(shape_zyx=(60, 70, 80), spacing_zyx_mm=(3.0, 4.0, 4.0)))
+    pair = folder / "ct.nii.gz", folder / "seg.nii.gz"
+    write_nifti(pair[0], phantom.image, phantom.affine_xyz, NiftiForm())
+    write_nifti(pair[1], phantom.label, phantom.affine_xyz, NiftiForm(dtype="uint8"))
+    return pair
+
+
+def run_python(code, *arguments):
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    done = subprocess.run(command, cwd=FOLDER, check=True, capture_output=True, text=True)
+    return json.loads(done.stdout)
+
+
+def file_system(path):
+    mounts = [line.split()[1:3] for line in Path("/proc/mounts").read_text().splitlines()]
+    holding = [(len(at), kind) for at, kind in mounts if path.resolve().is_relative_to(at)]
+    return max(holding)[1]
 
 
 def test_the_benchmark_measures_every_reader_on_every_kind(tmp_path):
-    phantom = make_phantom(PhantomSpec(shape_zyx=(60, 70, 80), spacing_zyx_mm=(3.0, 4.0, 4.0)))
-    pair = tmp_path / "ct.nii.gz", tmp_path / "seg.nii.gz"
-    write_nifti(pair[0], phantom.image, phantom.affine_xyz, NiftiForm())
-    write_nifti(pair[1], phantom.label, phantom.affine_xyz, NiftiForm(dtype="uint8"))
-    options = ["--rounds", "1", "--seconds", "0.01", "--json", tmp_path / "out.json"]
-    subprocess.run([sys.executable, SCRIPT, *pair, *options], check=True, capture_output=True)
+    short = ["--quick", "--rounds", "1", "--seconds", "0.02", "--scans", "2", "--cold", "2"]
+    outputs = ["--json", tmp_path / "out.json", "--png", tmp_path / "out.png", "--folder", tmp_path]
+    options = [*short, "--many", "3", *outputs, "--peers", *PEERS]
+    subprocess.run(
+        [sys.executable, FOLDER / "patches.py", *phantom_pair(tmp_path), *options],
+        check=True,
+        capture_output=True,
+    )
     result = json.loads((tmp_path / "out.json").read_text())
-    assert {row["kind"] for row in result["rows"]} == {
-        "128^3", "96^3", "axial", "coronal", "sagittal",
+    assert result["left_out"] == []
+    assert {(row["kind"], row["reader"]) for row in result["rows"]} == {
+        (kind, peer) for kind in ("128^3", "96^3", "axial", "coronal", "sagittal") for peer in PEERS
+    }
+    assert all(row["per_s_min"] > 0 for row in result["rows"])
+    ours = [row for row in result["rows"] if row["reader"] == "spinezarr"]
+    assert all(row["spinezarr_over_this"] == 1 for row in ours)
+    reached = {row["row"]: row["reached"] for row in result["targets"]}
+    assert reached["exact 128³, to the best peer"] > 0
+    assert reached["exact slices, worst plane"] > 0
+    assert reached["to tensorstore on our store, worst kind"] is None
+    assert {(row["kind"], row["peer"]) for row in result["cold"]} == {
+        ("128^3", "spinezarr"), ("axial", "spinezarr"),
     }  # fmt: skip
-    assert len(result["rows"]) == 4 * 5
-    assert all(row["per_s_median"] > 0 for row in result["rows"])
+    assert all(row["cached_bytes"] > 0 for row in result["cold"])
+    if file_system(tmp_path) not in {"tmpfs", "ramfs"}:
+        assert all(row["left_bytes"] == 0 for row in result["cold"])
+    assert len(result["first_batch"]) == 1
     assert result["versions"]["zarr"]
+    assert (tmp_path / "out.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_reader_that_gives_other_voxels_is_refused_before_it_is_timed(tmp_path):
+    code = """if True:
+        import json, sys
+        from pathlib import Path
+        import numpy as np
+        from peers.data import Data
+        from peers.reader import BoxReader
+        data = Data.make(Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]), 2)
+        image, label = (np.array(values) for values in data.voxels())
+        def told(change):
+            def read(draws):
+                boxes = [draw.box.slices for draw in draws]
+                return [change(image[box].copy(), label[box].copy()) for box in boxes]
+            try:
+                BoxReader(data, read, []).check("96^3")
+            except AssertionError as problem:
+                return str(problem)
+            return None
+        def off_by_one(image, label):
+            image[-1, -1, -1] += 1
+            return image, label
+        shared = image.copy(), label.copy()
+        print(json.dumps([
+            told(lambda image, label: (image, label)),
+            told(off_by_one),
+            told(lambda image, label: (image, label.astype("i4"))),
+            told(lambda image, label: (np.asfortranarray(image), label)),
+            told(lambda *_: shared),
+        ]))
+    """
+    right, voxels, dtype, order, same = run_python(code, tmp_path / "data", *phantom_pair(tmp_path))
+    assert right is None
+    assert "image" in voxels
+    assert "other voxels" in voxels
+    assert "label" in dtype
+    assert "int32" in dtype
+    assert "not contiguous" in order
+    assert "share an array" in same
+
+
+def test_an_evicted_file_is_counted_as_it_comes_back(tmp_path):
+    file = tmp_path / "file"
+    file.write_bytes(np.random.default_rng(0).bytes(1 << 20))
+    if file_system(file) in {"tmpfs", "ramfs"}:
+        pytest.skip("these files are in memory alone")
+    code = """if True:
+        import json, mmap, sys
+        from pathlib import Path
+        from peers.cold import cached_bytes, evict
+        path = Path(sys.argv[1])
+        with path.open("rb") as opened:
+            mapped = mmap.mmap(opened.fileno(), 0, prot=mmap.PROT_READ)
+            mapped.read()
+            full = cached_bytes([path])
+            evict([path])
+            empty = cached_bytes([path])
+        with path.open("rb", buffering=0) as opened:
+            opened.read(10)
+        print(json.dumps([full, empty, cached_bytes([path])]))
+    """
+    full, empty, after = run_python(code, file)
+    assert full == 1 << 20
+    assert empty == 0
+    assert 0 < after <= 1 << 20
+
+
+def test_ratios_are_those_within_a_round():
+    code = """if True:
+        import json
+        from dataclasses import asdict
+        from targets import TARGETS, Figures, Measured
+        measured = [
+            Measured("128^3", "spinezarr", [200.0, 20.0, 300.0]),
+            Measured("128^3", "tensorstore", [100.0, 10.0, 50.0]),
+            Measured("128^3", "MONAI, 4 a volume", [900.0, 900.0, 900.0]),
+            Measured("128^3", ".npy (roof)", [1000.0, 1000.0, 1000.0]),
+            Measured("128^3", "spinezarr, window", [500.0, 600.0, 600.0]),
+        ]
+        memory = [{"kind": "128^3", "peer": "spinezarr", "beside_bytes": 2e8}]
+        figures = Figures(measured, memory, [{"import_s": 0.5, "open_s": 0.25}])
+        print(json.dumps([asdict(target.reach(figures)) for target in TARGETS]))
+    """
+    reached = {row["row"]: (row["reached"], row["beside"]) for row in run_python(code)}
+    assert reached["exact 128³, to the best peer"] == (2.0, "tensorstore")
+    assert reached["exact 96³, to the best peer"] == (None, "")
+    assert reached["window 128³, to the best peer"] == (600 / 900, "MONAI, 4 a volume")
+    assert reached["window 128³, to the roof"] == (0.6, ".npy (roof)")
+    assert reached["MB beside batches and cache"] == (200.0, "spinezarr, 128^3")
+    assert reached["s to the first batch of a large store"][0] == 0.25

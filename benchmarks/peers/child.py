@@ -1,0 +1,108 @@
+"""Serves one way to read to the parent: a JSON line in, a JSON line out, until the input ends."""
+
+import importlib
+import json
+import os
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from draws import draws
+
+from peers.cold import cached_bytes, disk_bytes, evict
+from peers.data import Data, files_below
+from peers.reader import BoxReader, Reader, Turn, Way
+
+
+def find_way(module: str, name: str) -> Way:
+    """Return a way by the module that has it and its name."""
+    ways: tuple[Way, ...] = importlib.import_module(f"peers.{module}").WAYS
+    return next(way for way in ways if way.name == name)
+
+
+class Server:
+    """Answers what the parent asks about one reader."""
+
+    def __init__(self, reader: Reader) -> None:
+        self._reader = reader
+
+    def check(self, kind: str) -> dict[str, Any]:
+        """Compare with the uncompressed voxels."""
+        self._reader.check(kind)
+        return {}
+
+    def rate(
+        self, kind: str, seed: int, seconds: float, callers: int, per_call: int
+    ) -> dict[str, Any]:
+        """Read for a while."""
+        patches, took = self._reader.rate(kind, seed, seconds, Turn(callers, per_call))
+        return {"patches": patches, "seconds": took}
+
+    def memory(self, kind: str, callers: int, per_call: int) -> dict[str, Any]:
+        """Say what the process has held at most, and what of it was patches and cache."""
+        status = Path("/proc/self/status").read_text()
+        kib = {
+            name: int(rest.split()[0])
+            for name, rest in (line.split(":") for line in status.splitlines())
+            if rest.endswith("kB")
+        }
+        return {
+            "peak_bytes": kib["VmHWM"] * 1024,
+            "file_bytes": kib["RssFile"] * 1024,
+            "batch_bytes": self._reader.batch_bytes(kind, Turn(callers, per_call)),
+            "cache_bytes": self._reader.kept_bytes,
+        }
+
+    def stored(self) -> dict[str, Any]:
+        """Say what the reader stores for one scan."""
+        files = files_below(list(self._reader.files))
+        return {"bytes": sum(path.stat().st_size for path in files)}
+
+    def cold(self, kind: str, seed: int, patches: int) -> dict[str, Any]:
+        """Read patches one by one, each with nothing of the files in memory."""
+        reader = self._reader
+        if not isinstance(reader, BoxReader):
+            raise TypeError("a stream reads ahead: it cannot be measured patch by patch")
+        data = reader.data
+        files = files_below(list(reader.files))
+        wanted = draws(kind, data.shape_zyx, 1, seed, patches + 1)
+        reader.read(wanted[:1])  # what is read once, such as shard indices, is not a patch's
+        disk, cached, left, seconds = [], [], [], []
+        for draw in wanted[1:]:
+            evict(files)
+            left.append(cached_bytes(files))
+            before, started = disk_bytes(), time.perf_counter()
+            reader.read([draw])
+            seconds.append(time.perf_counter() - started)
+            disk.append(disk_bytes() - before)
+            cached.append(cached_bytes(files))
+        return {"disk": disk, "cached": cached, "left": left, "seconds": seconds}
+
+
+def main() -> None:
+    """Open the reader, say so, then answer."""
+    warnings.simplefilter("ignore")  # of the peers, on the parent's terminal
+    folder, module, name = sys.argv[1:]
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what a package prints is no answer
+    server = Server(find_way(module, name).open(Data.open(Path(folder))))
+
+    def answer(value: dict[str, Any]) -> None:
+        print(json.dumps(value), file=answers, flush=True)
+
+    answer({})
+    for line in sys.stdin:
+        do, arguments = json.loads(line)
+        method: Callable[..., dict[str, Any]] = getattr(server, do)
+        try:
+            answer(method(**arguments))
+        except Exception as problem:  # noqa: BLE001  the parent says which reader it was
+            answer({"problem": f"{type(problem).__name__}: {problem}"})
+    os._exit(0)  # workers and thread pools of the peers are not waited for
+
+
+if __name__ == "__main__":
+    main()

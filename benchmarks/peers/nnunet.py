@@ -1,0 +1,73 @@
+"""blosc2 arrays as nnU-Net 2.x writes them: memory-mapped, one decoding thread a caller."""
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from draws import KINDS, Draw
+
+from peers.data import ARRAYS, Data
+from peers.reader import BoxReader, Pair, Turn, Way
+
+BLOCK_ZYX = (64, 32, 32)
+"""128 KiB of int16, the most that nnU-Net 2.8 lets a block have."""
+CHUNK = 128
+"""Voxels along each axis for patches of 128³: 4 MiB, of the 6 MiB that it lets a chunk have."""
+SETTINGS: dict[str, tuple[str, int, str]] = {
+    "LZ4HC 5, bytes shuffled": ("LZ4HC", 5, "SHUFFLE"),
+    "LZ4HC 5, no filter": ("LZ4HC", 5, "NOFILTER"),
+    "LZ4HC 5, bits shuffled": ("LZ4HC", 5, "BITSHUFFLE"),
+    "ZSTD 8, bytes shuffled": ("ZSTD", 8, "SHUFFLE"),
+}
+"""nnU-Net 2.8 takes the better of the first two by trial; up to 2.7 it took the last."""
+
+
+def _write(data: Data, setting: str, folder: Path) -> None:
+    import blosc2  # noqa: PLC0415  only the benchmark has it
+
+    codec, level, shuffle = SETTINGS[setting]
+    folder.mkdir()
+    for name, values in zip(ARRAYS, data.voxels(), strict=True):
+        chunk = tuple(min(n, CHUNK) for n in values.shape)
+        blosc2.asarray(
+            np.ascontiguousarray(values),
+            chunks=chunk,
+            blocks=tuple(min(a, b) for a, b in zip(BLOCK_ZYX, chunk, strict=True)),
+            urlpath=str(folder / f"{name}.b2nd"),
+            mode="w",
+            cparams={
+                "codec": blosc2.Codec[codec],
+                "clevel": level,
+                "filters": [blosc2.Filter[shuffle]],
+            },
+        )
+
+
+def _blosc(setting: str, threads: int, data: Data) -> BoxReader:
+    import blosc2  # noqa: PLC0415  only the benchmark has it
+
+    folder = data.once(f"blosc2 {setting}", partial(_write, data, setting))
+    blosc2.set_nthreads(threads)
+    files = [folder / f"{name}.b2nd" for name in ARRAYS]
+    image, label = (
+        blosc2.open(str(path), mode="r", mmap_mode="r", dparams={"nthreads": threads})
+        for path in files
+    )  # type: tuple[Any, Any]
+
+    def read(draws: Sequence[Draw]) -> list[Pair]:
+        return [(image[draw.box.slices], label[draw.box.slices]) for draw in draws]
+
+    return BoxReader(data, read, files)
+
+
+WAYS = (
+    *(
+        Way(f"blosc2, {name}", ("blosc2",), partial(_blosc, name, 1), KINDS, needs=("blosc2",))
+        for name in SETTINGS
+    ),
+    Way(
+        "blosc2, LZ4HC 5, bytes shuffled, 2 decoding threads", ("blosc2",),
+        partial(_blosc, "LZ4HC 5, bytes shuffled", 2), KINDS, (Turn(1),), ("blosc2",),
+    ),
+)  # fmt: skip

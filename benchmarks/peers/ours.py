@@ -1,0 +1,142 @@
+"""spinezarr: the engine on given boxes, and the streams of a store."""
+
+import importlib
+import inspect
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from draws import KINDS, SIDES, Draw, size_zyx
+
+import spinezarr
+from peers.data import Data
+from peers.reader import BoxReader, Located, Pair, StreamReader, Turn, Way
+from spinezarr.ingest.discover import discover
+from spinezarr.ingest.run import ingest
+from spinezarr.recipe import Recipe
+from spinezarr.stream.engine import BoxRead
+
+_ENDLESS = 10**9
+_BATCH = 4
+
+
+def store_of(data: Data, profile: str) -> Path:
+    """Return the store of a codec profile; ingest the scan into it if it is not there."""
+
+    def make(path: Path) -> None:
+        recipe = Recipe.of_pairs("{scan}_image.nii.gz", "{scan}_label.nii.gz", name="bench")
+        found = discover(recipe, str(data.folder / "raw"))
+        report = ingest(recipe, found, str(path), codec=profile)
+        if report.failed:
+            raise SystemExit(report.failed[0].reason)
+
+    return data.once(f"{profile}.zarr", make)
+
+
+def array_folders(data: Data, profile: str, scan: int = 0) -> list[Path]:
+    """Return where image and mask of a scan lie in our store."""
+    return [store_of(data, profile) / "scans" / f"scan{scan}" / name for name in ("image", "label")]
+
+
+def _engine(profile: str, threads: int, data: Data) -> BoxReader:
+    """Read with the engine that is behind every stream."""
+    stream = spinezarr.open(store_of(data, profile)).patches(1)
+    engine = stream.engine
+    scans = [stream.reader.scan(f"scan{i}") for i in range(data.scans)]
+
+    def read(draws: Sequence[Draw]) -> list[Pair]:
+        pairs: list[Pair] = []
+        reads: list[BoxRead] = []
+        for draw in draws:
+            image, label = scans[draw.scan].arrays
+            pair = (
+                engine.buffers.empty(draw.box.shape_zyx, image.dtype),
+                engine.buffers.empty(draw.box.shape_zyx, label.dtype),
+            )
+            reads += [BoxRead(image, draw.box, pair[0]), BoxRead(label, draw.box, pair[1])]
+            pairs.append(pair)
+        engine.read(reads, threads=threads)
+        return pairs
+
+    return BoxReader(data, read, array_folders(data, profile))
+
+
+def _patches(data: Data, kind: str, **options: Any) -> Any:  # noqa: ANN401  a stream of any kind
+    store = spinezarr.open(store_of(data, "balanced"))
+    if kind in SIDES:
+        size = size_zyx(kind, data.shape_zyx)
+        return store.patches(size, batch_size=_BATCH, n_samples=_ENDLESS, **options)
+    return store.slices(kind, batch_size=_BATCH, n_samples=_ENDLESS, **options)
+
+
+def _locate(kind: str, batch: Any) -> list[Located]:  # noqa: ANN401  a batch of any form
+    starts = np.asarray(batch.start_zyx)
+    pairs = zip(np.asarray(batch.image), np.asarray(batch.label), strict=True)
+    axis = {"axial": 0, "coronal": 1, "sagittal": 2}.get(kind)
+    return [
+        Located(tuple(int(n) for n in start), *(
+            values if axis is None else np.expand_dims(values, axis) for values in pair
+        ))
+        for start, pair in zip(starts, pairs, strict=True)
+    ]  # fmt: skip
+
+
+def _stream(options: dict[str, Any], kept: dict[str, int], data: Data) -> StreamReader:
+    """Iterate over ``store.patches`` and ``store.slices``."""
+    kinds: list[str] = []
+
+    def start(kind: str) -> Iterator[Any]:
+        kinds[:] = [kind]
+        return iter(_patches(data, kind, **options))
+
+    return StreamReader(
+        data, start, len, lambda batch: _locate(kinds[0], batch),
+        array_folders(data, "balanced"), **{"ahead": 8, **kept},
+    )  # fmt: skip
+
+
+def _torch(data: Data) -> StreamReader:
+    """Iterate over the PyTorch loader; batches are tensors with an axis for channels."""
+    loaders: Any = importlib.import_module(_TORCH)
+
+    def locate(batch: dict[str, Any]) -> list[Located]:
+        starts, images, labels = (np.asarray(batch[k]) for k in ("start_zyx", "image", "label"))
+        return [
+            Located(tuple(start.tolist()), image[0], label[0])
+            for start, image, label in zip(starts, images, labels, strict=True)
+        ]
+
+    return StreamReader(
+        data, lambda kind: iter(loaders.PatchLoader(_patches(data, kind))),
+        lambda batch: len(batch["image"]), locate, array_folders(data, "balanced"), ahead=8,
+    )  # fmt: skip
+
+
+_TORCH = "spinezarr.loaders.torch"
+_WINDOW_BYTES = 256 << 20
+"""Most that a window keeps, unless told."""
+_WINDOW = {"ahead": 64, "least": 256, "kept_bytes": _WINDOW_BYTES}
+"""Turns are of whole windows of 8 scans with at most 32 samples each."""
+_SIDE_BY_SIDE = (Turn(1), Turn(2), Turn(2, 4))
+_ONE_CALLER = (Turn(1), Turn(1, 4), Turn(1, 8))
+
+
+def _ways() -> Iterator[Way]:
+    for threads, turns in ((1, _SIDE_BY_SIDE), (2, _ONE_CALLER)):
+        for profile, peer in (("balanced", "spinezarr"), ("fast", "spinezarr, fast")):
+            name = f"engine, {profile}, {threads} threads a call"
+            yield Way(name, (peer,), partial(_engine, profile, threads), KINDS, turns)
+    yield Way("stream", ("spinezarr, stream",), partial(_stream, {}, {}), KINDS, (Turn(),))
+    if "shuffle" in inspect.signature(spinezarr.Store.patches).parameters:
+        opener = partial(_stream, {"shuffle": "window"}, _WINDOW)
+        yield Way("window", ("spinezarr, window",), opener, ("128^3", "96^3", "axial"), (Turn(),))
+    if (Path(spinezarr.__file__).parent / "loaders" / "torch.py").exists():
+        yield Way(
+            "PyTorch loader", ("spinezarr, PyTorch",), _torch, ("128^3", "96^3"), (Turn(),),
+            ("torch",),
+        )  # fmt: skip
+
+
+WAYS = tuple(_ways())

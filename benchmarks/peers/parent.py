@@ -1,0 +1,124 @@
+"""Readers in child processes: started, asked one after the other, and ended by the parent."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, Self
+
+from peers import arrow, loaders, nnunet, ours, plain, zarr_stores
+from peers.data import Data
+from peers.reader import Way
+
+_MODULES = (ours, plain, arrow, nnunet, zarr_stores, loaders)
+_FOLDER = Path(__file__).parents[1]
+
+
+class PeerError(Exception):
+    """A reader failed, or gave other voxels."""
+
+
+def all_ways() -> Iterator[tuple[str, Way]]:
+    """Yield every way to read, with the module that has it."""
+    for module in _MODULES:
+        for way in module.WAYS:
+            yield module.__name__.rpartition(".")[2], way
+
+
+def missing(way: Way) -> list[str]:
+    """Return the packages that a way needs and that are not installed."""
+    return [name for name in way.needs if importlib.util.find_spec(name) is None]
+
+
+def environment() -> dict[str, str]:
+    """Return the variables of a process that runs a module of the benchmarks."""
+    paths = [str(_FOLDER), *filter(None, [os.environ.get("PYTHONPATH")])]
+    quiet = {"PYTHONWARNINGS": "ignore", "HF_DATASETS_OFFLINE": "1", "HF_HUB_OFFLINE": "1"}
+    return {**os.environ, **quiet, "PYTHONPATH": os.pathsep.join(paths)}
+
+
+def python_module(name: str) -> list[str]:
+    """Return the command that runs a module."""
+    return [sys.executable, "-m", name]
+
+
+class Child:
+    """A process that has opened one reader."""
+
+    def __init__(self, data: Data, module: str, way: Way) -> None:
+        self._way = way
+        command = [*python_module("peers.child"), str(data.folder), module, way.name]
+        self._log = (data.folder / "children.log").open("a")
+        self._process = subprocess.Popen(  # noqa: S603
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, text=True,
+            env=environment(),
+        )  # fmt: skip
+        self._answer()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def ask(self, do: str, **arguments: Any) -> dict[str, Any]:  # noqa: ANN401  JSON
+        """Have the child do something while all others wait."""
+        if self._process.stdin is None:
+            raise PeerError(f"{self._way.name}: has no input")
+        try:
+            self._process.stdin.write(f"{json.dumps([do, arguments])}\n")
+            self._process.stdin.flush()
+        except BrokenPipeError:
+            pass  # it has ended: the answer is missing too
+        return self._answer()
+
+    def close(self) -> None:
+        """End the process."""
+        if self._process.stdin is not None:
+            self._process.stdin.close()
+        try:
+            self._process.wait(10)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._log.close()
+
+    def _answer(self) -> dict[str, Any]:
+        line = "" if self._process.stdout is None else self._process.stdout.readline()
+        if not line:
+            log = Path(self._log.name).read_text().splitlines()
+            raise PeerError(f"{self._way.name}: ended; {log[-1] if log else 'it said nothing'}")
+        answer: dict[str, Any] = json.loads(line)
+        if "problem" in answer:
+            raise PeerError(f"{self._way.name}: {answer['problem']}")
+        return answer
+
+
+class Children:
+    """The children that are open, by the names of their ways."""
+
+    def __init__(self, data: Data) -> None:
+        self._data = data
+        self._modules = {way.name: (module, way) for module, way in all_ways()}
+        self._open: dict[str, Child] = {}
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def __getitem__(self, name: str) -> Child:
+        """Return the child of a way; start it if it is not there."""
+        if name not in self._open:
+            self._open[name] = self._stack.enter_context(self.fresh(name))
+        return self._open[name]
+
+    def fresh(self, name: str) -> Child:
+        """Start another child of a way, which the caller closes."""
+        return Child(self._data, *self._modules[name])

@@ -1,0 +1,162 @@
+"""What spinezarr is to reach beside its peers, and what a run shows of it."""
+
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from draws import KINDS, PLANES
+
+OURS, ROOF = "spinezarr", ".npy (roof)"
+ZARR_OR_BLOSC2 = ("zarr-python", "zarrs", "tensorstore", "blosc2")
+GROUPED = ("MONAI, 4 a volume", "TorchIO, 10 a volume")
+"""Several patches of each volume read: not exact draws; they count beside a window alone."""
+EXACT = (*ZARR_OR_BLOSC2, "Arrow 2D", "Arrow 3D", "MONAI", "TorchIO", ".nii.gz")
+MB = 1e6
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """Patches a second of a peer, by round."""
+
+    kind: str
+    peer: str
+    rates: Sequence[float]
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """All that a run measured."""
+
+    rates: Sequence[Measured]
+    memory: Sequence[dict[str, Any]]
+    first_batch: Sequence[dict[str, float]]
+
+    def of(self, kind: str, peer: str) -> Sequence[float] | None:
+        """Return the rates of a peer on a kind."""
+        return next((m.rates for m in self.rates if (m.kind, m.peer) == (kind, peer)), None)
+
+    def best(self, kind: str, peers: Sequence[str]) -> str | None:
+        """Return the fastest of some peers."""
+        found = {p: statistics.median(r) for p in peers if (r := self.of(kind, p))}
+        return max(found, key=found.__getitem__, default=None)
+
+    def ratio(self, kind: str, ours: str, theirs: str | None) -> float | None:
+        """Return the median of the ratios within each round."""
+        mine, other = self.of(kind, ours), None if theirs is None else self.of(kind, theirs)
+        if not mine or not other:
+            return None
+        return statistics.median(a / b for a, b in zip(mine, other, strict=False))
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """One row of the targets, with what was reached."""
+
+    row: str
+    reached: float | None
+    must: float
+    aim: float | None
+    beside: str
+    """What it was held against."""
+    less: bool
+    """Whether less is better."""
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """One row of the targets."""
+
+    row: str
+    must: float
+    aim: float | None
+    find: Callable[[Figures], tuple[float | None, str]]
+    less: bool = False
+
+    def reach(self, figures: Figures) -> Outcome:
+        """Say what a run reached."""
+        reached, beside = self.find(figures)
+        return Outcome(self.row, reached, self.must, self.aim, beside, self.less)
+
+
+def _beside(
+    kind: str, ours: str, peers: Sequence[str]
+) -> Callable[[Figures], tuple[float | None, str]]:
+    """Compare with the fastest of some peers."""
+
+    def find(figures: Figures) -> tuple[float | None, str]:
+        best = figures.best(kind, peers)
+        return figures.ratio(kind, ours, best), best or ""
+
+    return find
+
+
+def _planes(figures: Figures) -> dict[str, tuple[float, str]]:
+    found = {}
+    for kind in PLANES:
+        best = figures.best(kind, ZARR_OR_BLOSC2)
+        ratio = figures.ratio(kind, OURS, best)
+        if ratio is not None and best is not None:
+            found[kind] = (ratio, f"{kind} {ratio:.2f} x {best}")
+    return found
+
+
+def _mean_plane(figures: Figures) -> tuple[float | None, str]:
+    planes = _planes(figures)
+    if len(planes) < len(PLANES):
+        return None, ""
+    return statistics.geometric_mean(r for r, _ in planes.values()), "; ".join(
+        text for _, text in planes.values()
+    )
+
+
+def _worst_plane(figures: Figures) -> tuple[float | None, str]:
+    return min(_planes(figures).values(), default=(None, ""))
+
+
+def _same_store(figures: Figures) -> tuple[float | None, str]:
+    peer = "tensorstore, our store"
+    found = {k: r for k in KINDS if (r := figures.ratio(k, OURS, peer)) is not None}
+    text = "; ".join(f"{kind} {ratio:.2f}" for kind, ratio in found.items())
+    return min(found.values(), default=None), text
+
+
+def _memory(figures: Figures) -> tuple[float | None, str]:
+    return max(
+        (
+            (row["beside_bytes"] / MB, f"{row['peer']}, {row['kind']}")
+            for row in figures.memory
+            if "PyTorch" not in row["peer"]  # whose libraries alone are more
+        ),
+        default=(None, ""),
+    )
+
+
+def _first_batch(figures: Figures) -> tuple[float | None, str]:
+    if not figures.first_batch:
+        return None, ""
+    imports = statistics.median(row["import_s"] for row in figures.first_batch)
+    opened = statistics.median(row["open_s"] for row in figures.first_batch)
+    return opened, f"and {imports:.2f} s to import"
+
+
+_ALL = (*EXACT, *GROUPED)
+_WINDOW = f"{OURS}, window"
+TARGETS = (
+    Target("exact 128³, to the best peer", 1.8, 2.5, _beside("128^3", OURS, EXACT)),
+    Target("exact 96³, to the best peer", 1.8, 2.5, _beside("96^3", OURS, EXACT)),
+    Target("exact slices, mean of planes, to Zarr or blosc2", 2.5, 4, _mean_plane),
+    Target("exact slices, worst plane", 1.5, None, _worst_plane),
+    Target("to tensorstore on our store, worst kind", 1.3, 2, _same_store),
+    Target("window 128³, to the best peer", 4, None, _beside("128^3", _WINDOW, _ALL)),
+    Target("window 128³, to the roof", 0, 0.5, _beside("128^3", _WINDOW, (ROOF,))),
+    Target("window axial, to Arrow 2D", 1.5, 3, _beside("axial", _WINDOW, ("Arrow 2D",))),
+    Target(
+        "PyTorch loader 128³, to the stream",
+        0.85,
+        0.95,
+        _beside("128^3", f"{OURS}, PyTorch", (f"{OURS}, stream",)),
+    ),
+    Target("MB beside batches and cache", 300, None, _memory, less=True),
+    Target("s to the first batch of a large store", 1, None, _first_batch, less=True),
+)
