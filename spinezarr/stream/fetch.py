@@ -68,7 +68,11 @@ class LocalFetcher:
         """
         descriptors: list[int] = []
         try:
-            descriptors += (os.open(path, os.O_RDONLY) for path in paths)
+            for path in paths:
+                descriptors.append(os.open(path, os.O_RDONLY))
+                if hasattr(os, "posix_fadvise"):
+                    # Or the system reads on behind each chunk: four times what is wanted.
+                    os.posix_fadvise(descriptors[-1], 0, 0, os.POSIX_FADV_RANDOM)
             yield descriptors
         finally:
             for descriptor in descriptors:

@@ -11,9 +11,12 @@
  *
  * Buffers are never trusted: every length and offset is checked, checksum or not.
  */
+#define _GNU_SOURCE
 #include <errno.h>
+#include <fcntl.h>
 #include <stdint.h>
 #include <string.h>
+#include <sys/uio.h>
 #include <unistd.h>
 
 #if defined(__x86_64__)
@@ -27,7 +30,7 @@
 
 /* What became of a chunk; the caller looks at those that are not DONE by other means. */
 enum { DONE = 0, UNKNOWN = 1, DAMAGED = 2, NOT_READ = 3 };
-enum { VERSION = 1, MAX_ITEMSIZE = 8, SLACK = 64, HEADER = 16, TAIL = 4 };
+enum { VERSION = 1, MAX_ITEMSIZE = 8, SLACK = 64, HEADER = 16, TAIL = 4, AT_ONCE = 64 };
 /* Sizes of chunks that are not encoded. */
 enum { ABSENT = 0, VOXELS = -1 };
 
@@ -410,6 +413,17 @@ static void fill_zero(const Chunk *chunk, const Share *share) {
         }
 }
 
+/* Whether all of a chunk was in the page cache, and was read. */
+static int read_at_once(const Chunk *chunk, uint8_t *out) {
+#ifdef RWF_NOWAIT
+    const struct iovec into = {out, (size_t)chunk->size};
+    return preadv2(chunk->fd, &into, 1, (off_t)chunk->offset, RWF_NOWAIT) == chunk->size;
+#else
+    (void)chunk, (void)out;
+    return 0;
+#endif
+}
+
 static int read_file(const Chunk *chunk, uint8_t *out) {
     int64_t got = 0;
     while (got < chunk->size) {
@@ -422,7 +436,33 @@ static int read_file(const Chunk *chunk, uint8_t *out) {
     return 1;
 }
 
-static int fill(const Chunk *chunk, const Share *shares, uint8_t *scratch, int64_t packed_bytes) {
+/* Chunks of one call that are not read yet. */
+typedef struct {
+    const Chunk *next, *end;
+} Ahead;
+
+/* Let the system fetch this chunk and those behind it side by side, before one is waited for. */
+static void fetch_ahead(const Chunk *chunk, Ahead *ahead) {
+#ifdef POSIX_FADV_WILLNEED
+    const Chunk *const until = ahead->end - chunk < AT_ONCE ? ahead->end : chunk + AT_ONCE;
+    if (ahead->next < chunk) ahead->next = chunk;
+    while (ahead->next < until) {
+        const Chunk *const first = ahead->next++;
+        if (first->size <= 0 || first->data || first->fd < 0) continue;
+        int64_t stop = first->offset + first->size; /* with neighbours in the file */
+        for (; ahead->next < until && ahead->next->fd == first->fd && ahead->next->offset == stop;
+             ahead->next++)
+            stop += ahead->next->size > 0 ? ahead->next->size : 0;
+        posix_fadvise(first->fd, (off_t)first->offset, (off_t)(stop - first->offset),
+                      POSIX_FADV_WILLNEED);
+    }
+#else
+    (void)chunk, (void)ahead;
+#endif
+}
+
+static int fill(const Chunk *chunk, const Share *shares, uint8_t *scratch, int64_t packed_bytes,
+                Ahead *ahead) {
     if (chunk->size == ABSENT) {
         for (int32_t i = 0; i < chunk->n_shares; i++) fill_zero(chunk, shares + i);
         return DONE;
@@ -435,7 +475,10 @@ static int fill(const Chunk *chunk, const Share *shares, uint8_t *scratch, int64
     if (n < HEADER || chunk->size > packed_bytes) return DAMAGED;
     const uint8_t *data = chunk->data;
     if (!data) {
-        if (!read_file(chunk, scratch)) return NOT_READ;
+        if (!read_at_once(chunk, scratch)) {
+            fetch_ahead(chunk, ahead);
+            if (!read_file(chunk, scratch)) return NOT_READ;
+        }
         data = scratch;
     }
     if (load32(data + n) != chunk->crc32c || crc32c(data, n) != chunk->crc32c) return DAMAGED;
@@ -464,8 +507,10 @@ EXPORT int64_t spinezarr_scratch_bytes(int64_t packed_bytes, int64_t decoded_byt
 /* Fills the shares of chunks[first:last], and sets the status of each of these. */
 EXPORT void spinezarr_fill(Chunk *chunks, int64_t first, int64_t last, const Share *shares,
                            uint8_t *scratch, int64_t packed_bytes) {
+    Ahead ahead = {chunks + first, chunks + last};
     for (int64_t i = first; i < last; i++)
-        chunks[i].status = fill(chunks + i, shares + chunks[i].first_share, scratch, packed_bytes);
+        chunks[i].status =
+            fill(chunks + i, shares + chunks[i].first_share, scratch, packed_bytes, &ahead);
 }
 
 /* For tests: by instruction, where the machine has it, and by table. */
