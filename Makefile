@@ -2,8 +2,10 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
 BIN := $(VENV)/bin
+# Installed first, so that an index of CPU builds, PIP_EXTRA_INDEX_URL say, can serve it.
+TORCH ?= torch==2.13.0
 
-.PHONY: bench bench-codecs bench-ingest bench-memory bench-s3 bench-scans bench-window demo flips fuzz-kernel test test-ceph test-crash test-hostile lint types layers wheel clean
+.PHONY: bench bench-codecs bench-ingest bench-loaders bench-memory bench-s3 bench-scans bench-window demo flips fuzz-kernel test test-ceph test-crash test-hostile lint types layers wheel clean
 
 demo: $(VENV)/.installed
 	$(BIN)/spinezarr demo --out demo
@@ -51,6 +53,7 @@ wheel: $(VENV)/.installed
 $(VENV)/.installed: pyproject.toml hatch_build.py spinezarr/stream/kernel.c
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet '$(TORCH)'
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	touch $@
 
@@ -70,6 +73,11 @@ bench-ingest: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --editable '.[bench]'
 	mkdir -p build
 	$(BIN)/python benchmarks/ingest.py --json build/ingest.json
+
+# Rates through the loaders beside the engine alone; the first batch of a store of 1,005 scans.
+bench-loaders: $(VENV)/.installed
+	mkdir -p build
+	$(BIN)/python benchmarks/loaders.py --json build/loaders.json
 
 # Makes and ingests volumes of 8 GB, one after the other: minutes, and 15 GB of disk.
 bench-memory: $(VENV)/.installed

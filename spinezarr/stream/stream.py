@@ -2,15 +2,13 @@
 
 import math
 import os
-from collections import deque
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import JsonValue
 
 from spinezarr.errors import UsageError
 from spinezarr.geometry import Box, ShapeZYX
@@ -18,8 +16,11 @@ from spinezarr.store.reader import ScanHandle, StoreReader
 from spinezarr.stream.batch import Batch
 from spinezarr.stream.draw import PatchRequest, PositionZYX, Sampler
 from spinezarr.stream.engine import BoxRead, Engine
+from spinezarr.stream.iterate import BatchIterator
 from spinezarr.stream.resample import Resampling, Source
+from spinezarr.stream.share import EpochUnits, Share
 from spinezarr.stream.spacing import Positions, StepZYX, grid_shape_zyx, positions_along, step_zyx
+from spinezarr.stream.state import StreamState, describe_fields
 from spinezarr.stream.volumes import StoredVolumes
 from spinezarr.stream.window import WindowSampler
 from spinezarr.vertebrae import BACKGROUND
@@ -29,6 +30,12 @@ __all__ = ["PADDING_HU", "PatchStream"]
 PADDING_HU: Final = -1024
 """Image value outside the volume: air."""
 _AXES: Final = ("z", "y", "x")
+_READING: Final = ("prefetch_bytes", "threads")
+_PREFETCH_BYTES: Final = 512 << 20
+"""Read ahead unless told otherwise: a few batches of large patches, and no risk on a laptop."""
+_NOT_THE_SEQUENCE: Final = ("reader", "engine", "sampler", "window", "epoch", "share", *_READING)
+"""Fields that are described by themselves, or that the sequence does not depend on."""
+_WHOLE: Final = Share()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -57,9 +64,20 @@ class PatchStream:
     """Distance between them; None for the scan's own slices, one after the other."""
     window: WindowSampler | None = None
     """Draws the samples close together; without it each is drawn by itself."""
+    share: Share = _WHOLE
+    """The part of the epoch to give; see :meth:`shard` and :meth:`resume`."""
+    prefetch_bytes: int = _PREFETCH_BYTES
+    """Bytes of batches that may be read ahead of the one that is used; at least one is."""
+    threads: int = os.cpu_count() or 1
+    """Threads that read ahead."""
 
     def __post_init__(self) -> None:
-        for name, value in (("batch_size", self.batch_size), ("n_samples", self.n_samples)):
+        for name, value in (
+            ("batch_size", self.batch_size),
+            ("n_samples", self.n_samples),
+            ("prefetch_bytes", self.prefetch_bytes),
+            ("threads", self.threads),
+        ):
             if value < 1:
                 raise UsageError(f"{name} {value}: must be at least 1.")
         if self.neighbours < 0:
@@ -73,46 +91,113 @@ class PatchStream:
             raise UsageError(f"epoch {self.epoch}: must not be negative, nor 2**64 or more.")
 
     def __len__(self) -> int:
-        """Return the number of batches of one epoch; the last may be smaller."""
-        return math.ceil(self.n_samples / self.batch_size)
-
-    def at_epoch(self, epoch: int) -> "PatchStream":
-        """Return the same stream with the draws of another epoch."""
-        return replace(self, epoch=epoch)
-
-    def __iter__(self) -> Iterator[Batch]:
-        """Yield the batches of the epoch; a few are read ahead."""
-        pool = _pool(os.getpid())
-        waiting: deque[Future[list[Batch]]] = deque()
-        try:
-            for number in range(math.ceil(len(self) / self.unit_batches)):
-                waiting.append(pool.submit(self.read_unit, number))
-                if len(waiting) > _threads():
-                    yield from waiting.popleft().result()
-            while waiting:
-                yield from waiting.popleft().result()
-        finally:
-            for future in waiting:
-                future.cancel()
-
-    def __getitem__(self, number: int) -> Batch:
-        """Read batch ``number`` of the epoch.
-
-        Raises
-        ------
-        IndexError
-            If the epoch has no such batch.
-        CorruptStoreError
-            If stored bytes are missing or damaged.
-        """
-        if not 0 <= number < len(self):
-            raise IndexError(f"batch {number} of an epoch of {len(self)}")
-        return self.read(self._requests(number))
+        """Return the number of batches that iterating gives; the epoch's last may be smaller."""
+        return self.share.n_batches(self.epoch_units)
 
     @property
     def unit_batches(self) -> int:
         """Batches in a row that are read together: about a window; the last unit may have fewer."""
         return 1 if self.window is None else max(1, self.window.n_samples // self.batch_size)
+
+    @property
+    def unit_threads(self) -> int:
+        """Threads that read one unit: all of them where it is large, else each has its own."""
+        return self.threads if self.unit_batches > 1 else 1
+
+    @property
+    def epoch_units(self) -> EpochUnits:
+        """How the batches of the whole epoch lie in units that are read together."""
+        return EpochUnits(math.ceil(self.n_samples / self.batch_size), self.unit_batches)
+
+    @property
+    def batch_bytes(self) -> int:
+        """Bytes of the voxels of a batch."""
+        slices = 2 * self.neighbours + 1
+        voxel = slices * self.image_dtype.itemsize + int(self.with_label)
+        return min(self.batch_size, self.n_samples) * math.prod(self.sampler.size_zyx) * voxel
+
+    @property
+    def unit_bytes(self) -> int:
+        """Bytes of the voxels of a unit."""
+        return self.unit_batches * self.batch_bytes
+
+    def at_epoch(self, epoch: int) -> "PatchStream":
+        """Return the same stream with the draws of another epoch, from its start."""
+        return replace(self, epoch=epoch, share=replace(self.share, done=0, skip=0))
+
+    def shard(self, index: int, count: int, *, even: bool = False) -> "PatchStream":
+        """Return one of ``count`` shares of this stream, e.g. that of a rank or a worker.
+
+        Units ``index``, ``index + count``, … of this stream: each batch is in one share, all of
+        them in turn are this stream, and a share can be shared again.
+
+        Parameters
+        ----------
+        index, count
+            Which share, and how many there are.
+        even
+            All shares get as many batches as the smallest, and the rest of the epoch is dropped,
+            as ranks that wait for each other must take equally many steps. Nothing is dropped
+            where ``n_samples`` is a multiple of ``batch_size`` times ``count``.
+
+        Raises
+        ------
+        UsageError
+            If there is no such share, or even ones are asked for of what is a share already.
+        """
+        return replace(self, share=self.share.split(index, count, even=even))
+
+    def resume(self, state: Mapping[str, Any]) -> "PatchStream":
+        """Return the stream that goes on where an iterator over this one was.
+
+        Parameters
+        ----------
+        state
+            What :meth:`~spinezarr.stream.iterate.BatchIterator.state_dict` returned. Shares among
+            equally many can go on from one state if all of them were equally far, as ranks are.
+
+        Raises
+        ------
+        UsageError
+            If it is the state of another stream; names what differs.
+        """
+        found = StreamState.parse(state, self.describe())
+        return replace(
+            self,
+            epoch=found.epoch,
+            share=replace(self.share, done=found.done, skip=found.skip),
+        )
+
+    def describe(self) -> dict[str, JsonValue]:
+        """Return all that the sequence depends on, but the place in it, as small values."""
+        return {
+            **describe_fields(self, _NOT_THE_SEQUENCE),
+            **describe_fields(self.sampler),
+            "window_scans": None if self.window is None else self.window.window_scans,
+            "samples_per_scan": None if self.window is None else self.window.samples_per_scan,
+            "shares": self.share.count,
+            "even_shares": self.share.even,
+        }
+
+    def __iter__(self) -> BatchIterator:
+        """Yield the batches of the epoch; a few are read ahead."""
+        return BatchIterator(self)
+
+    def __getitem__(self, number: int) -> Batch:
+        """Read batch ``number`` of those that iterating gives.
+
+        Raises
+        ------
+        IndexError
+            If there is no such batch.
+        CorruptStoreError
+            If stored bytes are missing or damaged.
+        """
+        if not 0 <= number < len(self):
+            raise IndexError(f"batch {number} of an epoch of {len(self)}")
+        place, within = divmod(self.share.skip + number, self.unit_batches)
+        unit = self.share.units(self.epoch_units)[place]
+        return self.read(self._requests(unit * self.unit_batches + within))
 
     def read_unit(self, number: int) -> list[Batch]:
         """Read the batches of unit ``number`` of the epoch.
@@ -123,11 +208,12 @@ class PatchStream:
             If stored bytes are missing or damaged.
         """
         first = number * self.unit_batches
-        last = min(first + self.unit_batches, len(self))
-        return self.read_together([self._requests(batch) for batch in range(first, last)])
+        last = min(first + self.unit_batches, self.epoch_units.n_batches)
+        groups = [self._requests(batch) for batch in range(first, last)]
+        return self.read_together(groups, threads=self.unit_threads)
 
     def _requests(self, number: int) -> list[PatchRequest]:
-        """Draw the samples of a batch."""
+        """Draw the samples of batch ``number`` of the epoch."""
         first = number * self.batch_size
         last = min(first + self.batch_size, self.n_samples)
         return [self.request(index) for index in range(first, last)]
@@ -140,15 +226,17 @@ class PatchStream:
 
     def read(self, requests: Sequence[PatchRequest]) -> Batch:
         """Read patches of the stream's size into one batch."""
-        (batch,) = self.read_together([requests])
+        (batch,) = self.read_together([requests], threads=self.threads)
         return batch
 
-    def read_together(self, groups: Sequence[Sequence[PatchRequest]]) -> list[Batch]:
+    def read_together(
+        self, groups: Sequence[Sequence[PatchRequest]], *, threads: int
+    ) -> list[Batch]:
         """Read several batches; a chunk that several of them need is read once."""
         reads: list[BoxRead] = []
         resamplings: list[Resampling] = []
         batches = [self._plan(requests, reads, resamplings) for requests in groups]
-        self.engine.read(reads)
+        self.engine.read(reads, threads=threads)
         for resampling in resamplings:
             resampling.run()
         return batches
@@ -303,12 +391,3 @@ def _moved(
     moved[:3, :3] *= step[::-1]
     moved[:3, 3] += moved[:3, :3] @ start_zyx[::-1]
     return moved
-
-
-def _threads() -> int:
-    return os.cpu_count() or 1
-
-
-@cache
-def _pool(process: int) -> ThreadPoolExecutor:  # noqa: ARG001  a forked process needs its own
-    return ThreadPoolExecutor(_threads(), thread_name_prefix="spinezarr-stream")

@@ -1,14 +1,9 @@
 import multiprocessing
 import operator
-import os
 import pickle
 import shutil
-import time
 from collections import Counter
-from concurrent.futures import wait
-from dataclasses import replace
 from pathlib import Path
-from threading import Event
 
 import nibabel as nib
 import numpy as np
@@ -23,9 +18,6 @@ from spinezarr.ingest.discover import discover
 from spinezarr.ingest.run import ingest
 from spinezarr.recipe import Recipe
 from spinezarr.stream.draw import PatchRequest
-from spinezarr.stream.engine import Engine
-from spinezarr.stream.fetch import LocalFetcher
-from spinezarr.stream.stream import _pool, _threads
 from spinezarr.testing import NiftiForm, write_nifti
 from spinezarr.vertebrae import VALUE_OF_NAME
 
@@ -450,45 +442,6 @@ def test_sizes_that_are_none_are_refused(store):
 
 
 # Threads
-
-
-@pytest.fixture
-def counted(store):
-    """Endless stream of one-patch batches, and the list of what it fetched."""
-    fetched = []
-
-    def fetch(ranges):
-        fetched.append(ranges)
-        return LocalFetcher()(ranges)
-
-    stream = store.patches(8, n_samples=1000, labels=False, scans=["liver_0"])
-    return replace(stream, engine=Engine(fetch)), fetched
-
-
-def test_only_a_few_batches_are_read_ahead(counted):
-    stream, fetched = counted
-    iterator = iter(stream)
-    next(iterator)
-    time.sleep(0.1)
-    # One call for each batch, and at most one a thread for the index.
-    assert len(fetched) <= 2 * _threads() + 2
-    iterator.close()
-
-
-def test_leaving_early_cancels_what_was_read_ahead(counted, store):
-    stream, fetched = counted
-    iterator = iter(stream)
-    next(iterator)
-    time.sleep(0.1)
-    gate = Event()
-    waiting = [_pool(os.getpid()).submit(gate.wait, 30) for _ in range(_threads())]
-    next(iterator)
-    before = len(fetched)
-    iterator.close()
-    gate.set()
-    wait(waiting)
-    assert len(list(store.patches(8, n_samples=20))) == 20
-    assert len(fetched) == before
 
 
 def test_two_epochs_can_be_read_at_once(store):

@@ -1,0 +1,233 @@
+"""Batches a second through iterator and PyTorch loaders, beside the engine alone on the same draws.
+
+The ways take turns within a round, so that a slow moment of a shared machine hits all of them; what
+counts is the ratio to the engine. Then, each in processes of their own: seconds to the first batch
+of a store of many scans, and the memory of a run beside its batches.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from common import machine, phantom_pair
+from rich.console import Console
+from rich.table import Table
+from scans import add_scans
+from scans import ingest as ingest_many
+from torch.utils.data import DataLoader
+
+import spinezarr
+from spinezarr.ingest.discover import discover
+from spinezarr.ingest.run import ingest
+from spinezarr.loaders.torch import PatchDataset, PatchLoader, as_tensors
+from spinezarr.recipe import Recipe
+from spinezarr.stream.stream import PatchStream
+
+ENGINE = "engine alone"
+
+# What a training script does up to its first batch; then how far memory grew while it went on.
+# A small process between, as a child's peak memory includes that of whoever started it.
+_BETWEEN = "import subprocess, sys; sys.exit(subprocess.call(sys.argv[1:]))"
+_FRESH = """
+import json, resource, sys, time
+began = time.perf_counter()
+url, size, batch_size, n_batches, with_torch = json.loads(sys.argv[1])
+if with_torch:
+    import torch
+torch_s = time.perf_counter() - began
+began = time.perf_counter()
+import spinezarr.api
+if with_torch:
+    from spinezarr.loaders.torch import PatchLoader
+import_s = time.perf_counter() - began
+imported_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
+began = time.perf_counter()
+store = spinezarr.open(url)
+n_samples = batch_size * n_batches
+stream = store.patches(size, batch_size=batch_size, n_samples=n_samples, foreground=0.5)
+batches = iter(PatchLoader(stream) if with_torch else stream)
+next(batches)
+first_s = time.perf_counter() - began
+for batch in batches:
+    pass
+peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
+ahead = min(2 * stream.threads, max(1, stream.prefetch_bytes // stream.unit_bytes), n_batches - 1)
+batches_mb = (1 + ahead) * stream.unit_bytes / 1e6
+print(json.dumps({"torch_s": torch_s, "import_s": import_s, "first_batch_s": first_s,
+                  "imported_mb": imported_mb, "peak_mb": peak_mb, "batches_mb": batches_mb,
+                  "beside_batches_mb": peak_mb - batches_mb}))
+"""
+
+
+def engine_alone(stream: PatchStream) -> Iterable[object]:
+    """Read the batches with as many threads as the stream has; where they lie is drawn before."""
+    drawn = [
+        [stream.request(index) for index in range(first, first + stream.batch_size)]
+        for first in range(0, stream.n_samples, stream.batch_size)
+    ]
+    yield None  # the clock starts
+    with ThreadPoolExecutor(stream.threads) as pool:
+        waiting = deque(pool.submit(stream.read, some) for some in drawn[: 2 * stream.threads])
+        for some in [*drawn[2 * stream.threads :], *[None] * len(waiting)]:
+            batch = waiting.popleft().result()
+            if some is not None:
+                waiting.append(pool.submit(stream.read, some))
+            yield batch
+
+
+def started(batches: Iterable[object]) -> Iterable[object]:
+    """Give nothing first, when the clock starts."""
+    yield None
+    yield from batches
+
+
+WAYS: dict[str, Callable[[PatchStream], Iterable[object]]] = {
+    ENGINE: engine_alone,
+    "iter(stream)": started,
+    "iter(stream), as tensors": lambda stream: started(map(as_tensors, stream)),
+    "DataLoader, no workers": lambda stream: started(
+        DataLoader(PatchDataset(stream), batch_size=None)
+    ),
+    "PatchLoader, no workers": lambda stream: started(PatchLoader(stream)),
+    "PatchLoader, 2 workers": lambda stream: started(PatchLoader(stream, num_workers=2)),
+}
+
+
+def rate(batches: Iterable[object]) -> tuple[float, float]:
+    """Return batches a second, and a core-second, from the first ``None`` on.
+
+    The start of threads or workers is included, and core-seconds are those of workers too.
+    """
+    given = iter(batches)
+    next(given)
+    began, cores = time.perf_counter(), sum(os.times()[:4])
+    n = sum(1 for _ in given)
+    wall_s = time.perf_counter() - began
+    del given  # workers are waited for
+    # They are counted in hundredths of a second.
+    return n / wall_s, n / max(sum(os.times()[:4]) - cores, 0.01)
+
+
+def spread(name: str, values: list[float]) -> dict[str, float]:
+    """Return median, smallest and largest."""
+    return {
+        f"{name}_median": statistics.median(values),
+        f"{name}_min": min(values),
+        f"{name}_max": max(values),
+    }
+
+
+def measure(
+    store: spinezarr.Store, kinds: list[tuple[str, int]], rounds: int, n_batches: int
+) -> list[dict[str, object]]:
+    """Measure every way in turn, round after round; each round draws other patches."""
+    rows: list[dict[str, object]] = []
+    for kind, batch_size in kinds:
+        wanted = {"batch_size": batch_size, "n_samples": batch_size * n_batches}
+        stream = (
+            store.patches(int(kind), **wanted) if kind.isdigit() else store.slices(kind, **wanted)
+        )
+        rates: dict[str, list[tuple[float, float]]] = {name: [] for name in WAYS}
+        for turn in range(rounds + 1):  # the first warms all up
+            names = list(WAYS)[turn % len(WAYS) :] + list(WAYS)[: turn % len(WAYS)]
+            for name in names:
+                found = rate(WAYS[name](stream.at_epoch(turn)))
+                if turn:
+                    rates[name].append(found)
+        engine = rates[ENGINE]
+        for name, found in rates.items():
+            pairs = list(zip(found, engine, strict=True))
+            rows.append({
+                "kind": kind, "batch_size": batch_size, "way": name,
+                **spread("batches_per_s", [one[0] for one in found]),
+                **spread("of_engine", [one[0] / other[0] for one, other in pairs]),
+                **spread("of_engine_by_core_s", [one[1] / other[1] for one, other in pairs]),
+            })  # fmt: skip
+    return rows
+
+
+def fresh(rounds: int, url: Path, *what: object) -> dict[str, float]:
+    """Run the script in new processes; return the median of each figure."""
+    between = [sys.executable, "-S", "-c", _BETWEEN]
+    command = [*between, sys.executable, "-c", _FRESH, json.dumps([str(url), *what])]
+    found = [
+        json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)  # noqa: S603
+        for _ in range(rounds)
+    ]
+    return {name: statistics.median(one[name] for one in found) for name in found[0]}
+
+
+def ingested(image: Path, label: Path, work: Path) -> Path:
+    """Ingest one scan."""
+    raw, out = work / "raw", work / "one.zarr"
+    raw.mkdir()
+    (raw / "scan_ct.nii.gz").symlink_to(image.resolve())
+    (raw / "scan_seg.nii.gz").symlink_to(label.resolve())
+    recipe = Recipe.of_pairs("{scan}_ct.nii.gz", "{scan}_seg.nii.gz", name="bench")
+    report = ingest(recipe, discover(recipe, str(raw)), str(out))
+    if report.failed:
+        raise SystemExit(report.failed[0].reason)
+    return out
+
+
+def print_tables(rows: list[dict[str, object]], runs: dict[str, dict[str, float]]) -> None:
+    """Print what was measured."""
+    table = Table("kind", "way", "batches a second", "of the engine", "by core-seconds")
+    for row in rows:
+        figures = (
+            f"{row[f'{name}_median']:.3g} ({row[f'{name}_min']:.3g} to {row[f'{name}_max']:.3g})"
+            for name in ("batches_per_s", "of_engine", "of_engine_by_core_s")
+        )
+        table.add_row(f"{row['kind']} x {row['batch_size']}", str(row["way"]), *figures)
+    Console(width=140).print(table)
+    table = Table("", *runs)
+    for name in next(iter(runs.values())):
+        table.add_row(name, *(f"{run[name]:.3g}" for run in runs.values()))
+    Console(width=140).print(table)
+
+
+def main() -> None:
+    """Measure, print tables and write JSON."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("pair", nargs="*", type=Path, help="CT.nii.gz and MASK.nii.gz")
+    parser.add_argument(
+        "--kinds", nargs="+", default=["128:2", "96:4", "64:8", "axial:8", "sagittal:8"],
+        help="side or plane, and batch size",
+    )  # fmt: skip
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--batches", type=int, default=60, help="of each way and round")
+    parser.add_argument("--scans", type=int, default=1005, help="of the store of many scans")
+    parser.add_argument("--json", type=Path, help="where to write the figures")
+    options = parser.parse_args()
+    kinds = [(kind, int(n)) for kind, n in (text.split(":") for text in options.kinds)]
+    with tempfile.TemporaryDirectory() as folder:
+        work = Path(folder)
+        one = ingested(*(options.pair or phantom_pair(work)), work)
+        rows = measure(spinezarr.open(one), kinds, options.rounds, options.batches)
+        add_scans(work / "many", range(options.scans))
+        ingest_many(work / "many", work / "many.zarr")
+        side = next((int(kind) for kind, _ in kinds if kind.isdigit()), 64)
+        n = options.rounds
+        runs = {
+            f"{options.scans} scans": fresh(n, work / "many.zarr", 8, 4, 300, False),
+            f"{options.scans} scans, torch": fresh(n, work / "many.zarr", 8, 4, 300, True),
+            "one scan": fresh(n, one, side, 2, options.batches, False),
+            "one scan, torch": fresh(n, one, side, 2, options.batches, True),
+        }
+    print_tables(rows, runs)
+    if options.json:
+        result = {**machine("torch"), "threads": os.cpu_count(), "rows": rows, "runs": runs}
+        options.json.write_text(json.dumps(result, indent=2))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Streams in the form that training libraries expect; each module needs its own library."""

@@ -1,0 +1,337 @@
+"""Streams as PyTorch datasets and loaders.
+
+Whole batches come as dicts of tensors that share memory with the arrays they were read into:
+
+========================= ==================================================================
+``image``                 ``(n, 1, z, y, x)`` HU, int16 unless a scan needs a wider type; of
+                          slices ``(n, 1, y, x)`` and the like: the axis of channels is 1, and
+                          neighbouring slices are channels
+``label``                 ``(n, 1, ...)`` uint8; not there if no labels were asked for
+``scan_id``, ``vertebra`` lists of ``n`` names; a vertebra is ``""`` for a uniform draw
+others                    as in :class:`spinezarr.stream.batch.Batch`, as tensors
+========================= ==================================================================
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields, replace
+from itertools import islice
+from typing import Any
+
+import numpy as np
+from pydantic import JsonValue
+
+from spinezarr.errors import UsageError
+from spinezarr.stream.batch import Batch
+from spinezarr.stream.iterate import BatchIterator, Progress
+from spinezarr.stream.state import shares_of
+from spinezarr.stream.stream import PatchStream
+
+try:
+    import torch
+    from torch import distributed
+    from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
+except ImportError as problem:  # pragma: no cover  tests have it
+    raise ImportError(f"{problem}: pip install 'spinezarr[torch]'") from problem
+
+__all__ = ["PatchDataset", "PatchLoader", "PatchMapDataset", "TensorBatch", "as_tensors"]
+
+TensorBatch = dict[str, Any]
+"""Tensors and lists of one batch or sample, by name."""
+
+
+def as_tensors(batch: Batch) -> TensorBatch:
+    """Return a batch as tensors, without a copy."""
+    found: TensorBatch = {}
+    for field in fields(batch):
+        value = getattr(batch, field.name)
+        if isinstance(value, np.ndarray):
+            found[field.name] = torch.from_numpy(value)
+        elif value is not None and field.name != "dims":
+            found[field.name] = ["" if item is None else item for item in value]
+    if "slice" not in batch.dims:
+        found["image"] = found["image"].unsqueeze(1)
+    if "label" in found:
+        found["label"] = found["label"].unsqueeze(1)
+    return found
+
+
+class PatchDataset(IterableDataset[TensorBatch]):
+    """The batches of a stream, for ``DataLoader(dataset, batch_size=None)``.
+
+    Each worker of a loader reads its share with one thread, and the loader gives the batches in the
+    stream's own order, whatever the number of workers. Without workers, threads read ahead.
+    Ranks get equally many batches each; see :meth:`spinezarr.stream.stream.PatchStream.shard`.
+
+    Parameters
+    ----------
+    stream
+        What to read.
+    rank, ranks
+        Which of how many processes that train together; if not given, those of
+        ``torch.distributed`` where it is initialised, else there is one.
+
+    Raises
+    ------
+    UsageError
+        When iterated by several workers, if the stream reads several batches together: their
+        order would change. :class:`PatchLoader` keeps it.
+    """
+
+    def __init__(
+        self, stream: PatchStream, *, rank: int | None = None, ranks: int | None = None
+    ) -> None:
+        if (rank is None) != (ranks is None):
+            raise UsageError("rank and ranks: give both or none.")
+        self._stream = stream
+        self._given_ranks = None if rank is None or ranks is None else (rank, ranks)
+        self._epoch = _shared(stream.epoch)
+        self._state: Mapping[str, Any] | None = None
+        self._iterator: BatchIterator | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Threads stay behind, and torch.distributed is not initialised in a spawned worker.
+        return {**self.__dict__, "_iterator": None, "_given_ranks": self._ranks()}
+
+    def __len__(self) -> int:
+        """Return the number of batches of an epoch of this rank."""
+        return len(self.of_rank())
+
+    def __iter__(self) -> Iterator[TensorBatch]:
+        """Yield the batches of this rank and worker."""
+        stream = self.of_worker()
+        worker = get_worker_info()
+        if worker is not None and worker.num_workers > 1 and stream.unit_batches > 1:
+            raise UsageError(
+                "several batches of this stream are read together, so that workers would mix their "
+                "order: use spinezarr.loaders.torch.PatchLoader, or num_workers=0, which reads "
+                "with threads."
+            )
+        return self.tensors_of(stream)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch of the iterations to come; that of the stream if never called."""
+        self._epoch.fill_(self._stream.at_epoch(epoch).epoch)
+        if self._state is not None and self._state["epoch"] != epoch:
+            self.start_over()
+
+    def state_dict(self) -> dict[str, JsonValue]:
+        """Say where the last iteration is, in this process."""
+        if self._iterator is not None:
+            return self._iterator.state_dict()
+        return Progress(self.of_worker()).state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Let the next iteration go on from a state; those after it start at their beginning.
+
+        Raises
+        ------
+        UsageError
+            If it is the state of another stream; names what differs.
+        """
+        before, self._state = self._state, state
+        try:
+            self.of_worker()
+        except UsageError:
+            self._state = before
+            raise
+        self._iterator = None
+
+    def start_over(self) -> None:
+        """Forget a state that was loaded."""
+        self._state = None
+
+    def of_rank(self) -> PatchStream:
+        """Return the share of this rank, of the chosen epoch."""
+        stream = self._stream.at_epoch(int(self._epoch))
+        rank, ranks = self._ranks()
+        return stream.shard(rank, ranks, even=True) if ranks > 1 else stream
+
+    def of_worker(self) -> PatchStream:
+        """Return what this worker is to read next."""
+        stream, state = self.of_rank(), self._state
+        shares = stream.share.count
+        if state is not None and shares_of(state) == shares:
+            stream, state = stream.resume(state), None
+        if worker := get_worker_info():
+            stream = replace(stream.shard(worker.id, worker.num_workers), threads=1)
+        # What is left was saved by a worker for itself.
+        return stream if state is None else stream.resume(state)
+
+    def tensors_of(self, stream: PatchStream) -> Iterator[TensorBatch]:
+        """Read a share; :meth:`state_dict` tells how far that is."""
+        self._state = None
+        self._iterator = iterator = iter(stream)
+        return _closing(iterator)
+
+    def _ranks(self) -> tuple[int, int]:
+        if self._given_ranks is not None:
+            return self._given_ranks
+        if distributed.is_available() and distributed.is_initialized():
+            return distributed.get_rank(), distributed.get_world_size()
+        return 0, 1
+
+
+def _shared(epoch: int) -> torch.Tensor:
+    """Return a number that workers which stay alive see change."""
+    storage = torch.tensor([epoch])
+    storage.untyped_storage().share_memory_()
+    return storage
+
+
+def _closing(iterator: BatchIterator) -> Iterator[TensorBatch]:
+    try:
+        yield from map(as_tensors, iterator)
+    finally:
+        iterator.close()
+
+
+class PatchMapDataset(Dataset[TensorBatch]):
+    """The samples of an epoch by number, for samplers and ``DataLoader(dataset, batch_size=8)``.
+
+    A sample is a dict as of a batch, without the first axis. Slower than :class:`PatchDataset`: the
+    loader copies samples into batches, and reads each batch by itself.
+
+    Parameters
+    ----------
+    stream
+        What to read; its own batch size, share and place in the epoch do not matter.
+    """
+
+    def __init__(self, stream: PatchStream) -> None:
+        self._stream = stream
+        self._epoch = _shared(stream.epoch)
+
+    def __len__(self) -> int:
+        """Return the number of samples of an epoch."""
+        return self._stream.n_samples
+
+    def __getitem__(self, index: int) -> TensorBatch:
+        """Read one sample."""
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: Sequence[int]) -> list[TensorBatch]:
+        """Read several samples together.
+
+        Raises
+        ------
+        IndexError
+            If an epoch has no such sample.
+        """
+        for index in indices:
+            if not 0 <= index < len(self):
+                raise IndexError(f"sample {index} of an epoch of {len(self)}")
+        stream = self._stream.at_epoch(int(self._epoch))
+        batch = as_tensors(stream.read([stream.request(int(index)) for index in indices]))
+        return [{name: value[i] for name, value in batch.items()} for i in range(len(indices))]
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch; that of the stream if never called."""
+        self._epoch.fill_(self._stream.at_epoch(epoch).epoch)
+
+
+class PatchLoader:
+    """A ready loader: batches as tensors in the stream's order, whatever the number of workers.
+
+    Its state does not depend on the number of workers either: what was saved with none goes on with
+    two. All ranks go on from the state of one, as all are equally far.
+
+    Parameters
+    ----------
+    stream
+        What to read.
+    num_workers
+        Processes that read. None are needed: reading frees the interpreter's lock, and threads
+        pass batches on without copying them.
+    rank, ranks
+        As of :class:`PatchDataset`.
+    **options
+        Further ones of :class:`torch.utils.data.DataLoader`: ``pin_memory``,
+        ``multiprocessing_context``, ``persistent_workers``, ``prefetch_factor``, ``timeout``.
+    """
+
+    def __init__(
+        self,
+        stream: PatchStream,
+        *,
+        num_workers: int = 0,
+        rank: int | None = None,
+        ranks: int | None = None,
+        **options: Any,  # noqa: ANN401  those of torch
+    ) -> None:
+        self._dataset = PatchDataset(stream, rank=rank, ranks=ranks)
+        self._by_unit = num_workers > 1 and stream.unit_batches > 1
+        self._options = {**options, "num_workers": num_workers, "batch_size": None}
+        if self._by_unit:
+            self._options.setdefault("prefetch_factor", 1)  # a unit is many batches
+        self._loader = self._make_loader()
+        self._progress: Progress | None = None
+        self._state: Mapping[str, Any] | None = None
+
+    def __len__(self) -> int:
+        """Return the number of batches of an epoch of this rank."""
+        return len(self._dataset)
+
+    def __iter__(self) -> Iterator[TensorBatch]:
+        """Yield the batches of this rank."""
+        self._progress = progress = Progress(self._to_give())
+        if self._state is not None:
+            self._dataset.load_state_dict(self._state)
+            self._loader = self._make_loader()  # workers that are there already do not know it
+            self._state = None
+        items = iter(self._loader)
+        self._dataset.start_over()  # the workers have it now
+        for item in items:
+            for batch in item if self._by_unit else [item]:
+                progress.given += 1
+                yield batch
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch of the iterations to come; that of the stream if never called.
+
+        Another epoch than that of a state that was loaded starts at its beginning.
+        """
+        self._dataset.set_epoch(epoch)
+        if self._state is not None and self._state["epoch"] != epoch:
+            self._state = None
+
+    def state_dict(self) -> dict[str, JsonValue]:
+        """Say which batches the last iteration has given."""
+        if self._progress is None:
+            return Progress(self._to_give()).state_dict()
+        return self._progress.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Let the next iteration go on from a state; those after it start at their beginning.
+
+        Raises
+        ------
+        UsageError
+            If it is the state of another stream; names what differs.
+        """
+        self._dataset.set_epoch(self._dataset.of_rank().resume(state).epoch)
+        self._state = state
+        self._progress = None
+
+    def _to_give(self) -> PatchStream:
+        stream = self._dataset.of_rank()
+        return stream if self._state is None else stream.resume(self._state)
+
+    def _make_loader(self) -> "DataLoader[Any]":
+        dataset = _Units(self._dataset) if self._by_unit else self._dataset
+        return DataLoader(dataset, **self._options)
+
+
+class _Units(IterableDataset[list[TensorBatch]]):
+    """The units of a dataset, each as a list, so that a loader takes turns among whole units."""
+
+    def __init__(self, dataset: PatchDataset) -> None:
+        self._dataset = dataset
+
+    def __iter__(self) -> Iterator[list[TensorBatch]]:
+        stream = self._dataset.of_worker()
+        share, epoch = stream.share, stream.epoch_units
+        batches = self._dataset.tensors_of(stream)
+        skip = share.skip
+        for unit in share.units(epoch):
+            yield list(islice(batches, share.batches_of_unit(unit, epoch) - skip))
+            skip = 0

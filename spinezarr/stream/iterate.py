@@ -1,0 +1,173 @@
+"""Iterating over a stream: units are read ahead by threads, and given in order."""
+
+import os
+import threading
+import weakref
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from pydantic import JsonValue
+
+from spinezarr.stream.batch import Batch
+from spinezarr.stream.state import StreamState
+
+if TYPE_CHECKING:
+    from spinezarr.stream.stream import PatchStream
+
+__all__ = ["BatchIterator", "Progress"]
+
+_ReadUnit = Callable[[int], list[Batch]]
+
+
+class Progress:
+    """How many batches of a stream have been given.
+
+    Parameters
+    ----------
+    stream
+        Whose.
+    """
+
+    def __init__(self, stream: "PatchStream") -> None:
+        self.given = 0
+        self._stream = stream
+
+    def state_dict(self) -> dict[str, JsonValue]:
+        """Return a state for :meth:`spinezarr.stream.stream.PatchStream.resume`.
+
+        Returns
+        -------
+        dict
+            Small, and as it was after being written as JSON and read again.
+        """
+        rest = self._stream.share.after(self.given, self._stream.epoch_units)
+        return StreamState(
+            epoch=self._stream.epoch, done=rest.done, skip=rest.skip, stream=self._described
+        ).model_dump()
+
+    @cached_property
+    def _described(self) -> dict[str, JsonValue]:
+        return self._stream.describe()
+
+
+class BatchIterator(Iterator[Batch]):
+    """The batches of a stream, in order; what comes next is read by threads of its own.
+
+    Threads start with the first batch. They end with the last one, with :meth:`close`, with an
+    error, and when the iterator is let go, so a loop may be left at any time.
+
+    Parameters
+    ----------
+    stream
+        What to read.
+    """
+
+    def __init__(self, stream: "PatchStream") -> None:
+        self._stream = stream
+        self._epoch = stream.epoch_units
+        self._units = stream.share.units(self._epoch)
+        self._progress = Progress(stream)
+        self._taken_units = 0
+        self._waiting: deque[Future[list[Batch]]] = deque()
+        self._ready: deque[Batch] = deque()
+        self._readers: _Readers | None = None
+        self._closed = False
+
+    def __next__(self) -> Batch:
+        """Return the next batch.
+
+        Raises
+        ------
+        CorruptStoreError
+            If stored bytes of it are missing or damaged; what came before it has been given.
+        """
+        if self._closed:
+            raise StopIteration
+        try:
+            if not self._ready:
+                self._take_unit()
+            batch = self._ready.popleft()
+            self._read_ahead()
+        except BaseException:  # an interrupt too
+            self.close()
+            raise
+        self._progress.given += 1
+        return batch
+
+    def state_dict(self) -> dict[str, JsonValue]:
+        """Say where the iterator is, for :meth:`spinezarr.stream.stream.PatchStream.resume`.
+
+        Returns
+        -------
+        dict
+            Small, and as it was after being written as JSON and read again.
+        """
+        return self._progress.state_dict()
+
+    def close(self) -> None:
+        """Stop reading ahead: the iterator is at its end. Waits for what is being read just now."""
+        self._closed = True
+        self._waiting.clear()
+        self._ready.clear()
+        if self._readers is not None:
+            self._readers.stop()
+
+    def _take_unit(self) -> None:
+        """Wait for the batches of the next unit that has some to give."""
+        while not self._ready:
+            if self._taken_units == len(self._units):
+                raise StopIteration
+            self._read_ahead()
+            batches = self._waiting.popleft().result()
+            share = self._stream.share
+            wanted = share.batches_of_unit(self._units[self._taken_units], self._epoch)
+            skip = 0 if self._taken_units else share.skip
+            self._taken_units += 1
+            self._ready.extend(batches[skip:wanted])
+
+    def _read_ahead(self) -> None:
+        """Ask for further units, one at least if none is held, and no more than may be held."""
+        stream, readers = self._stream, self._running_readers()
+        while (asked := self._taken_units + len(self._waiting)) < len(self._units):
+            held = (1 + len(self._waiting)) * stream.unit_bytes
+            held += len(self._ready) * stream.batch_bytes
+            enough = held > stream.prefetch_bytes or len(self._waiting) >= 2 * readers.threads
+            if enough and (self._waiting or self._ready):
+                break
+            self._waiting.append(readers.submit(stream.read_unit, self._units[asked]))
+
+    def _running_readers(self) -> "_Readers":
+        if self._readers is None or not self._readers.of_this_process():
+            # A forked child has none of its parent's threads: it goes on with its own.
+            self._waiting.clear()
+            self._readers = _Readers(self._stream.threads // self._stream.unit_threads)
+            weakref.finalize(self, self._readers.stop)
+        return self._readers
+
+
+class _Readers:
+    """Threads of one iterator in one process."""
+
+    def __init__(self, threads: int) -> None:
+        self.threads = threads
+        self._process = os.getpid()
+        self._own: set[int] = set()
+        self._pool = ThreadPoolExecutor(
+            threads, "spinezarr-read", lambda: self._own.add(threading.get_ident())
+        )
+
+    def of_this_process(self) -> bool:
+        return self._process == os.getpid()
+
+    def submit(self, read_unit: _ReadUnit, number: int) -> Future[list[Batch]]:
+        return self._pool.submit(read_unit, number)
+
+    def stop(self) -> None:
+        """Cancel what waits, and wait for the threads to end."""
+        if self.of_this_process():
+            # Garbage may be collected in one of these threads, which cannot wait for itself.
+            itself = threading.get_ident() in self._own
+            self._pool.shutdown(wait=not itself, cancel_futures=True)

@@ -1,0 +1,473 @@
+import gc
+import hashlib
+import itertools
+import json
+import multiprocessing
+import os
+import pickle
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from dataclasses import fields, replace
+
+import numpy as np
+import pytest
+import torch
+from torch import distributed
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader, DistributedSampler
+from torchdata.stateful_dataloader import StatefulDataLoader
+
+import spinezarr
+from spinezarr.errors import CorruptStoreError, SpinezarrError, UsageError
+from spinezarr.loaders.torch import PatchDataset, PatchLoader, PatchMapDataset, as_tensors
+from spinezarr.stream.stream import PatchStream
+
+# Python 3.12 warns of any fork beside threads; trainers do it, so it must work.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:.*multi-threaded, use of fork:DeprecationWarning",
+    # More workers than cores are asked for on purpose.
+    "ignore:This DataLoader will create:UserWarning",
+    # torchdata 0.11 calls what torch 2.13 warns of.
+    "ignore:.set_vital. is deprecated:UserWarning",
+)
+
+
+def digest(batch):
+    """Hash of all that a batch of tensors holds."""
+    found = hashlib.sha256()
+    for name, value in sorted(batch.items()):
+        data = value.numpy().tobytes() if isinstance(value, torch.Tensor) else repr(value).encode()
+        found.update(name.encode() + data)
+    return found.hexdigest()
+
+
+def digests(batches):
+    return [digest(batch) for batch in batches]
+
+
+def error_of(loader):
+    """The error that iterating raises, without its frames: torch is slow to end what they hold."""
+    try:
+        list(loader)
+    except SpinezarrError as error:
+        return error.with_traceback(None)
+
+
+@pytest.fixture
+def stream(store):
+    """Eleven batches, the last smaller."""
+    return store.patches((9, 10, 11), batch_size=2, n_samples=21, foreground=0.4, seed=3)
+
+
+@pytest.fixture
+def expected(stream):
+    return digests(map(as_tensors, stream))
+
+
+def whole(stream):
+    return DataLoader(PatchDataset(stream), batch_size=None)
+
+
+# Tensors
+
+
+def test_tensors_share_memory_with_the_batch(stream):
+    batch = stream[0]
+    tensors = as_tensors(batch)
+    for name in ("image", "label", "start_zyx", "padding_zyx", "affine", "index"):
+        array, tensor = getattr(batch, name), tensors[name]
+        assert tensor.data_ptr() == array.ctypes.data
+        np.testing.assert_array_equal(tensor.numpy().reshape(array.shape), array)
+    assert tensors["image"].shape == tensors["label"].shape == (2, 1, 9, 10, 11)
+    assert (tensors["image"].dtype, tensors["label"].dtype) == (torch.int16, torch.uint8)
+    assert tensors["scan_id"] == list(batch.scan_id)
+    assert tensors["vertebra"] == [name or "" for name in batch.vertebra]
+    assert "dims" not in tensors
+
+
+def test_tensors_that_are_held_stay_as_they_were(store):
+    stream = store.patches(64, batch_size=2, n_samples=20)
+    expected = digests(map(as_tensors, stream))  # the memory of each batch is used again
+    held = list(PatchLoader(stream))
+    list(stream)
+    assert digests(held) == expected
+    images = [batch["image"][0] for batch in PatchLoader(stream)]
+    list(stream)
+    for image, batch in zip(images, held, strict=True):
+        assert torch.equal(image, batch["image"][0])
+
+
+def test_slices_are_two_dimensional_and_labels_may_lack(store):
+    (tensors,) = whole(store.slices("sagittal", size=(20, 30), batch_size=6, labels=False))
+    assert tensors["image"].shape == (6, 1, 20, 30)
+    assert "label" not in tensors
+
+
+def test_neighbouring_slices_are_channels(store):
+    stream = store.slices("axial", size=(20, 30), batch_size=6, neighbours=2)
+    (tensors,), (batch,) = whole(stream), stream
+    assert tensors["label"].shape == (6, 1, 20, 30)
+    np.testing.assert_array_equal(tensors["image"], batch.image)
+    assert batch.image.shape == (6, 5, 20, 30)
+
+
+# Whole batches
+
+
+@pytest.mark.parametrize(
+    ("kind", "num_workers", "method"),
+    [
+        ("dataset", 0, None),
+        ("dataset", 1, "fork"),
+        ("dataset", 2, "fork"),
+        ("dataset", 8, "fork"),
+        ("loader", 0, None),
+        ("loader", 2, "fork"),
+        ("loader", 2, "spawn"),
+    ],
+)
+def test_the_number_of_workers_changes_nothing(stream, expected, kind, num_workers, method):
+    options = {"num_workers": num_workers, "multiprocessing_context": method}
+    if kind == "dataset":
+        loader = DataLoader(PatchDataset(stream), batch_size=None, **options)
+    else:
+        loader = PatchLoader(stream, **options)
+    assert len(loader) == 11
+    assert digests(loader) == expected
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_four_ranks_take_turns(stream, expected, num_workers):
+    shares = []
+    for rank in range(4):
+        dataset = PatchDataset(stream, rank=rank, ranks=4)
+        loader = DataLoader(dataset, batch_size=None, num_workers=num_workers)
+        assert len(loader) == 2
+        shares.append(digests(loader))
+    assert [item for turn in zip(*shares, strict=True) for item in turn] == expected[:8]
+
+
+@pytest.mark.parametrize("persistent", [False, True])
+@pytest.mark.parametrize("kind", ["dataset", "loader"])
+def test_workers_see_a_new_epoch(stream, kind, persistent):
+    options = {"num_workers": 2, "persistent_workers": persistent}
+    dataset = PatchDataset(stream)
+    loader = DataLoader(dataset, batch_size=None, **options)
+    if kind == "loader":
+        dataset = loader = PatchLoader(stream, **options)
+    for epoch in (0, 1, 1, 3):
+        dataset.set_epoch(epoch)
+        assert digests(loader) == digests(map(as_tensors, stream.at_epoch(epoch)))
+
+
+def test_the_epoch_is_the_streams_unless_told(stream, expected):
+    assert digests(whole(stream.at_epoch(2))) == digests(map(as_tensors, stream.at_epoch(2)))
+    with pytest.raises(UsageError, match="epoch -1"):
+        PatchDataset(stream).set_epoch(-1)
+    assert digests(PatchLoader(stream)) == expected
+
+
+def test_a_loader_left_early_leaves_no_thread_behind(stream, expected):
+    before = set(threading.enumerate())
+    for loader in (whole(stream), PatchLoader(stream), PatchLoader(stream, num_workers=2)):
+        for batch in loader:
+            assert digest(batch) == expected[0]
+            break
+    gc.collect()
+    assert set(threading.enumerate()) == before
+
+
+def test_a_damaged_store_is_an_error_in_a_worker_too(stream):
+    class Gone:
+        def __call__(self, ranges):
+            raise FileNotFoundError(ranges[0].path)
+
+    broken = replace(stream, engine=type(stream.engine)(Gone()))
+    for num_workers in (0, 2):
+        error = error_of(PatchLoader(broken, num_workers=num_workers))
+        assert isinstance(error, CorruptStoreError)
+        assert "its shard is missing" in str(error)
+
+
+def test_a_rank_alone_is_refused(stream):
+    with pytest.raises(UsageError, match="rank and ranks: give both or none"):
+        PatchDataset(stream, rank=1)
+    with pytest.raises(UsageError, match="share 4 of 4"):
+        len(PatchDataset(stream, rank=4, ranks=4))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="pinning needs CUDA")
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_batches_are_pinned(stream, expected, num_workers):
+    for i, batch in enumerate(PatchLoader(stream, num_workers=num_workers, pin_memory=True)):
+        assert batch["image"].is_pinned()
+        assert batch["label"].is_pinned()
+        assert digest(batch) == expected[i]
+
+
+# Units of several batches
+
+
+class InUnits(PatchStream):
+    """A stream that reads four batches together."""
+
+    @property
+    def unit_batches(self):
+        return 4
+
+
+@pytest.fixture
+def in_units(stream):
+    return InUnits(**{field.name: getattr(stream, field.name) for field in fields(stream)})
+
+
+@pytest.mark.parametrize("num_workers", [0, 1, 2, 5])
+def test_units_are_given_in_order_whatever_the_number_of_workers(in_units, expected, num_workers):
+    loader = PatchLoader(in_units, num_workers=num_workers)
+    found = digests(itertools.islice(loader, 6))
+    rest = PatchLoader(in_units, num_workers=2 - min(num_workers, 2))
+    rest.load_state_dict(loader.state_dict())
+    assert found + digests(rest) == expected
+
+
+def test_workers_that_would_mix_units_are_refused(in_units, expected):
+    dataset = PatchDataset(in_units)
+    for num_workers in (0, 1):
+        loader = DataLoader(dataset, batch_size=None, num_workers=num_workers)
+        assert digests(loader) == expected
+    error = error_of(DataLoader(dataset, batch_size=None, num_workers=2))
+    assert isinstance(error, UsageError)
+    assert "workers would mix their order: use spinezarr.loaders.torch.PatchLoader" in str(error)
+
+
+# Samples by number
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_samples_by_number_make_the_same_batches(stream, num_workers):
+    loader = DataLoader(PatchMapDataset(stream), batch_size=2, num_workers=num_workers)
+    assert len(loader) == 11
+    for found, wanted in zip(loader, whole(stream), strict=True):
+        assert digest(found) == digest(wanted)
+
+
+def test_samples_by_number_work_with_samplers(stream):
+    dataset = PatchMapDataset(stream)
+    everything = [digest(dataset[i]) for i in range(21)]
+    assert len(set(everything)) == 21
+    sampler = DistributedSampler(dataset, num_replicas=2, rank=1, shuffle=True, drop_last=True)
+    found = [digest(sample) for sample in DataLoader(dataset, batch_size=None, sampler=sampler)]
+    assert found == [everything[i] for i in sampler]
+    dataset.set_epoch(1)
+    assert digest(dataset[0]) not in everything
+    with pytest.raises(IndexError, match="sample 21 of an epoch of 21"):
+        dataset[21]
+    with pytest.raises(IndexError, match="sample -1"):
+        dataset[-1]
+
+
+def test_a_sample_has_no_axis_of_samples(stream):
+    sample = PatchMapDataset(stream)[3]
+    assert sample["image"].shape == sample["label"].shape == (1, 9, 10, 11)
+    assert sample["affine"].shape == (4, 4)
+    assert int(sample["index"]) == 3
+    assert isinstance(sample["scan_id"], str)
+
+
+# State
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("given", [0, 1, 4, 11])
+def test_torchdata_goes_on_in_the_middle_of_an_epoch(stream, num_workers, given):
+    def make():
+        return StatefulDataLoader(PatchDataset(stream), batch_size=None, num_workers=num_workers)
+
+    expected = digests(map(as_tensors, stream))
+    loader = make()
+    found = digests(itertools.islice(loader, given))
+    state = pickle.loads(pickle.dumps(loader.state_dict()))  # noqa: S301  our own bytes
+    rest = make()
+    rest.load_state_dict(state)
+    assert found + digests(rest) == expected
+    assert digests(rest) == expected
+
+
+@pytest.mark.parametrize(("before", "after"), [(0, 0), (0, 2), (2, 0), (2, 3)])
+@pytest.mark.parametrize("given", [0, 1, 4, 10, 11])
+def test_a_loader_goes_on_with_any_number_of_workers(stream, before, after, given):
+    epoch = stream.at_epoch(5)
+    expected = digests(map(as_tensors, epoch))
+    loader = PatchLoader(epoch, num_workers=before)
+    found = digests(itertools.islice(loader, given))
+    state = json.loads(json.dumps(loader.state_dict()))
+    rest = PatchLoader(stream, num_workers=after)
+    rest.load_state_dict(state)
+    assert rest.state_dict() == state
+    rest.set_epoch(5)
+    assert found + digests(rest) == expected
+    assert digests(rest) == expected
+    rest.set_epoch(6)
+    assert digests(rest) == digests(map(as_tensors, stream.at_epoch(6)))
+
+
+@pytest.mark.parametrize("kind", [PatchDataset, PatchLoader])
+def test_another_epoch_forgets_a_state(stream, expected, kind):
+    first = PatchLoader(stream)
+    next(iter(first))
+    made = kind(stream)
+    made.load_state_dict(first.state_dict())
+    made.set_epoch(1)
+    assert digests(made) == digests(map(as_tensors, stream.at_epoch(1)))
+    made.set_epoch(0)
+    assert digests(made) == expected
+
+
+def test_ranks_go_on_from_the_state_of_the_first(stream, expected):
+    first = PatchLoader(stream, rank=0, ranks=4)
+    next(iter(first))
+    for rank in range(4):
+        loader = PatchLoader(stream, rank=rank, ranks=4)
+        loader.load_state_dict(first.state_dict())
+        assert digests(loader) == [expected[4 + rank]]
+
+
+@pytest.mark.parametrize("kind", [PatchDataset, PatchLoader])
+def test_the_state_of_another_stream_is_refused(store, stream, kind):
+    state = kind(stream).state_dict()
+    other = kind(store.patches((9, 10, 11), batch_size=2, n_samples=21, foreground=0.4, seed=4))
+    with pytest.raises(UsageError, match="seed is 3 there and 4 here"):
+        other.load_state_dict(state)
+    assert other.state_dict()["stream"]["seed"] == 4
+    with pytest.raises(UsageError, match="no state of a stream"):
+        other.load_state_dict({"epoch": 0})
+
+
+# Interrupts
+
+INTERRUPTED = """
+import sys, spinezarr
+from spinezarr.loaders.torch import PatchLoader
+
+stream = spinezarr.open(sys.argv[1]).patches(8, n_samples=1_000_000, batch_size=10)
+for batch in PatchLoader(stream, num_workers=int(sys.argv[2])):
+    print("reading", flush=True)
+"""
+
+
+@pytest.mark.parametrize("num_workers", ["0", "2"])
+def test_a_training_program_ends_promptly_on_an_interrupt(ctspine1k_url, num_workers):
+    command = [sys.executable, "-c", INTERRUPTED, ctspine1k_url, num_workers]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    ) as process:
+        try:
+            assert process.stdout.readline() == "reading\n"
+            process.send_signal(signal.SIGINT)
+            process.communicate(timeout=30)
+        finally:
+            process.kill()
+    assert process.returncode == -signal.SIGINT
+
+
+# Training
+
+
+@pytest.fixture
+def _one_thread():
+    """Let torch leave the other core to what is read."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def network():
+    torch.manual_seed(0)
+    return torch.nn.Sequential(
+        torch.nn.Conv3d(1, 6, 3, padding=1),
+        torch.nn.ReLU(),
+        torch.nn.Conv3d(6, 2, 3, padding=1),
+    )
+
+
+def loss_of(net, batch):
+    image = batch["image"].float().clamp(-200, 1000) / 500
+    return torch.nn.functional.cross_entropy(net(image), (batch["label"][:, 0] > 0).long())
+
+
+def train(net, loader, epochs):
+    """Train, and return the mean loss of each epoch."""
+    optimiser = torch.optim.Adam(net.parameters(), lr=0.02)
+    means = []
+    for epoch in range(epochs):
+        loader.set_epoch(epoch)
+        losses = []
+        for batch in loader:
+            optimiser.zero_grad()
+            loss = loss_of(net, batch)
+            loss.backward()
+            optimiser.step()
+            losses.append(loss.item())
+        means.append(sum(losses) / len(losses))
+    return means
+
+
+@pytest.mark.usefixtures("_one_thread")
+def test_a_network_learns_to_find_vertebrae(store):
+    stream = store.patches(16, batch_size=4, n_samples=24, foreground=0.7, split="train")
+    losses = train(network(), PatchLoader(stream), 5)
+    assert losses[-1] < 0.5 * losses[0]
+    assert train(network(), PatchLoader(stream, num_workers=2), 2) == losses[:2]
+
+
+def train_rank(url, port, rank, ranks, send):
+    """Train two epochs as one of several ranks; send what was seen and learnt."""
+    torch.set_num_threads(1)
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    distributed.init_process_group("gloo", rank=rank, world_size=ranks)
+    stream = spinezarr.open(url).patches(12, batch_size=2, n_samples=16, foreground=0.5)
+    # A spawned worker knows nothing of the ranks but what it is told.
+    workers = {"num_workers": 1, "multiprocessing_context": "spawn"} if rank else {}
+    loader = PatchLoader(stream, **workers)
+    net = DistributedDataParallel(network())
+    optimiser = torch.optim.SGD(net.parameters(), lr=0.1)
+    seen = []
+    for epoch in range(2):
+        loader.set_epoch(epoch)
+        for batch in loader:
+            seen.append(digest(batch))
+            optimiser.zero_grad()
+            loss_of(net, batch).backward()
+            optimiser.step()
+    weights = [parameter.tolist() for parameter in net.parameters()]
+    send.send((seen, weights))
+    distributed.destroy_process_group()
+
+
+def test_two_ranks_train_together(store):
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = found.getsockname()[1]
+    context = multiprocessing.get_context("spawn")
+    pipes = [context.Pipe(duplex=False) for _ in range(2)]
+    processes = [
+        context.Process(target=train_rank, args=(store.url, port, rank, 2, pipes[rank][1]))
+        for rank in range(2)
+    ]
+    for process in processes:
+        process.start()
+    try:
+        assert all(receive.poll(120) for receive, _ in pipes)
+        (seen, weights), (others_seen, others_weights) = (receive.recv() for receive, _ in pipes)
+    finally:
+        for process in processes:
+            process.join(30)
+            process.kill()
+    stream = store.patches(12, batch_size=2, n_samples=16, foreground=0.5)
+    expected = [digest(as_tensors(b)) for epoch in range(2) for b in stream.at_epoch(epoch)]
+    assert [item for turn in zip(seen, others_seen, strict=True) for item in turn] == expected
+    assert weights == others_weights

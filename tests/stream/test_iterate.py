@@ -1,0 +1,530 @@
+import gc
+import hashlib
+import json
+import multiprocessing
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import fields, replace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from spinezarr.errors import UsageError
+from spinezarr.stream.engine import Engine
+from spinezarr.stream.fetch import LocalFetcher
+from spinezarr.stream.iterate import BatchIterator
+from spinezarr.stream.share import EpochUnits, Share
+from spinezarr.stream.stream import PatchStream
+
+
+def digest(batch):
+    """Hash of all that a batch holds."""
+    found = hashlib.sha256()
+    for name in ("image", "label", "start_zyx", "padding_zyx", "affine", "index"):
+        found.update(np.ascontiguousarray(getattr(batch, name)))
+    found.update(repr((batch.scan_id, batch.vertebra, batch.dims)).encode())
+    return found.hexdigest()
+
+
+def digests(stream):
+    return [digest(batch) for batch in stream]
+
+
+def through_json(state):
+    return json.loads(json.dumps(state))
+
+
+@pytest.fixture
+def stream(store):
+    """Eleven batches, the last smaller."""
+    return store.patches((9, 10, 11), batch_size=2, n_samples=21, foreground=0.4, seed=3)
+
+
+def ours():
+    return [thread for thread in threading.enumerate() if thread.name.startswith("spinezarr-read")]
+
+
+@pytest.fixture(autouse=True)
+def _no_thread_is_left_behind():
+    assert not ours()
+    yield
+    gc.collect()
+    assert not ours()
+
+
+# The parts of an epoch
+
+EPOCHS = st.builds(EpochUnits, st.integers(1, 60), st.integers(1, 7))
+
+
+def batches_of(share, epoch):
+    """The batches of a share by brute force: (unit, batch within it)."""
+    listed = [
+        (unit, within)
+        for unit in share.units(epoch)
+        for within in range(share.batches_of_unit(unit, epoch))
+    ]
+    return listed[share.skip :]
+
+
+@given(EPOCHS, st.lists(st.integers(1, 5), max_size=3))
+def test_shares_of_shares_are_the_epoch_each_batch_once(epoch, counts):
+    shares = [Share()]
+    for count in counts:
+        shares = [share.split(i, count, even=False) for share in shares for i in range(count)]
+    found = [item for share in shares for item in batches_of(share, epoch)]
+    assert sorted(found) == batches_of(Share(), epoch)
+    assert len(found) == epoch.n_batches
+    for share in shares:
+        assert share.n_batches(epoch) == len(batches_of(share, epoch))
+
+
+@given(EPOCHS, st.integers(1, 5), st.integers(1, 4))
+def test_taking_turns_the_shares_give_the_units_of_the_epoch_in_order(epoch, ranks, workers):
+    shares = [
+        Share().split(rank, ranks, even=False).split(worker, workers, even=False)
+        for worker in range(workers)
+        for rank in range(ranks)
+    ]
+    rows = [list(share.units(epoch)) for share in shares]
+    turns = [row[i] for i in range(epoch.n_units) for row in rows if i < len(row)]
+    assert turns == list(range(epoch.n_units))
+
+
+@given(EPOCHS, st.integers(1, 5), st.integers(1, 4))
+def test_even_shares_have_equally_many_batches_and_drop_little(epoch, ranks, workers):
+    shares = [Share().split(rank, ranks, even=True) for rank in range(ranks)]
+    lengths = [share.n_batches(epoch) for share in shares]
+    assert len(set(lengths)) == 1
+    assert [len(batches_of(share, epoch)) for share in shares] == lengths
+    assert lengths[0] == min(
+        Share().split(rank, ranks, even=False).n_batches(epoch) for rank in range(ranks)
+    )
+    for share in shares:
+        of_workers = [share.split(worker, workers, even=False) for worker in range(workers)]
+        found = [item for worker in of_workers for item in batches_of(worker, epoch)]
+        assert sorted(found) == batches_of(share, epoch)
+
+
+@given(EPOCHS, st.integers(1, 4), st.booleans(), st.lists(st.integers(0, 9), max_size=4), st.data())
+def test_what_is_left_of_a_share_follows_what_was_given(epoch, count, even, steps, data):
+    index = data.draw(st.integers(0, count - 1))
+    share = Share().split(index, count, even=even)
+    rest = batches_of(share, epoch)
+    for step in steps:
+        given_now = min(step, len(rest))
+        share, rest = share.after(given_now, epoch), rest[given_now:]
+        assert batches_of(share, epoch) == rest
+        assert share.n_batches(epoch) == len(rest)
+        workers = [share.split(i, 3, even=False) for i in range(3)]
+        found = [item for worker in workers for item in batches_of(worker, epoch)]
+        assert sorted(found) == rest
+
+
+def test_shares_that_are_none_are_refused(stream):
+    for index, count in ((0, 0), (-1, 2), (2, 2)):
+        with pytest.raises(UsageError, match=f"share {index} of {count}: must lie between"):
+            stream.shard(index, count)
+    with pytest.raises(UsageError, match="split the whole stream by ranks first"):
+        stream.shard(0, 2).shard(0, 2, even=True)
+
+
+def test_shares_of_a_stream_are_the_epoch_in_turn(stream):
+    expected = digests(stream)
+    for counts in ((1, 1), (4, 1), (2, 3)):
+        shares = [
+            digests(stream.shard(rank, counts[0]).shard(worker, counts[1]))
+            for worker in range(counts[1])
+            for rank in range(counts[0])
+        ]
+        turns = [share[i] for i in range(11) for share in shares if i < len(share)]
+        assert turns == expected
+    shares = [stream.shard(rank, 4, even=True) for rank in range(4)]
+    assert [len(share) for share in shares] == [2] * 4
+    assert [digests(share) for share in shares] == [expected[rank:8:4] for rank in range(4)]
+    assert digests(shares[1].at_epoch(1)) == digests(stream.at_epoch(1))[1:8:4]
+
+
+def test_a_share_is_a_sequence_too(stream):
+    share = stream.shard(1, 3)
+    assert len(share) == 4
+    assert [digest(share[number]) for number in range(4)] == digests(share)
+    with pytest.raises(IndexError, match="batch 4 of an epoch of 4"):
+        share[4]
+
+
+# State
+
+
+@pytest.mark.parametrize("given_before", [0, 1, 5, 10, 11])
+def test_a_stream_goes_on_in_the_middle_of_an_epoch(stream, given_before):
+    stream = stream.at_epoch(2)
+    expected = digests(stream)
+    iterator = iter(stream)
+    found = [digest(next(iterator)) for _ in range(given_before)]
+    state = through_json(iterator.state_dict())
+    iterator.close()
+    rest = stream.at_epoch(0).resume(state)
+    assert rest.epoch == 2
+    assert len(rest) == 11 - given_before
+    assert found + digests(rest) == expected
+    assert [digest(rest[number]) for number in range(len(rest))] == expected[given_before:]
+    assert digests(rest.at_epoch(2)) == expected
+
+
+def test_a_resumed_stream_can_be_shared_and_resumed_again(stream):
+    expected = digests(stream)
+    iterator = iter(stream)
+    for _ in range(3):
+        next(iterator)
+    rest = stream.resume(iterator.state_dict())
+    iterator.close()
+    shares = [digests(rest.shard(worker, 2)) for worker in range(2)]
+    assert [shares[i % 2][i // 2] for i in range(8)] == expected[3:]
+    second = iter(rest.shard(1, 2))
+    next(second)
+    again = stream.shard(1, 2).resume(through_json(second.state_dict()))
+    second.close()
+    assert digests(again) == expected[6::2]
+
+
+class InUnits(PatchStream):
+    """A stream that reads three batches together."""
+
+    @property
+    def unit_batches(self):
+        return 3
+
+
+@pytest.mark.parametrize("given_before", range(12))
+@pytest.mark.parametrize("prefetch_bytes", [1, 1 << 30])
+def test_a_stream_goes_on_inside_a_unit(stream, given_before, prefetch_bytes):
+    expected = digests(stream)
+    stream = InUnits(**{field.name: getattr(stream, field.name) for field in fields(stream)})
+    stream = replace(stream, prefetch_bytes=prefetch_bytes)
+    iterator = iter(stream)
+    found = [digest(next(iterator)) for _ in range(given_before)]
+    state = through_json(iterator.state_dict())
+    assert (state["done"], state["skip"]) == {11: (4, 0)}.get(given_before, divmod(given_before, 3))
+    iterator.close()
+    rest = stream.resume(state)
+    assert len(rest) == 11 - given_before
+    assert [digest(rest[number]) for number in range(len(rest))] == expected[given_before:]
+    assert found + digests(rest) == expected
+    shares = [digests(rest.shard(worker, 2)) for worker in range(2)]
+    assert sorted(shares[0] + shares[1]) == sorted(expected[given_before:])
+    assert shares[0][: 3 - given_before % 3] == expected[given_before:][: 3 - given_before % 3]
+
+
+def test_even_shares_of_whole_units_are_cut(stream):
+    expected = digests(stream)
+    stream = InUnits(**{field.name: getattr(stream, field.name) for field in fields(stream)})
+    shares = [digests(stream.shard(rank, 2, even=True)) for rank in range(2)]
+    assert shares == [expected[:3] + expected[6:8], expected[3:6] + expected[9:]]
+    middle = iter(stream)
+    next(middle)
+    with pytest.raises(UsageError, match="goes on inside a unit: split it first, then resume"):
+        stream.resume(middle.state_dict()).shard(0, 2, even=True)
+    middle.close()
+
+
+def test_ranks_that_are_equally_far_go_on_from_one_state(stream):
+    first = iter(stream.shard(0, 4, even=True))
+    next(first)
+    state = first.state_dict()
+    first.close()
+    expected = digests(stream)
+    for rank in range(4):
+        rest = stream.shard(rank, 4, even=True).resume(state)
+        assert digests(rest) == [expected[4 + rank]]
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        (lambda store: store.patches(9, batch_size=2, n_samples=21), r"size_zyx is \[9, 10, 11\]"),
+        (lambda store: store.patches((9, 10, 11), batch_size=2), "n_samples is 21 there and 6"),
+        (lambda store: store.patches((9, 10, 11), seed=4), "seed is 3 there and 4 here"),
+        (lambda store: store.patches((9, 10, 11)), "batch_size is 2 there and 1 here"),
+        (lambda store: store.patches((9, 10, 11), foreground=1), "foreground is 0.4 there and 1"),
+        (lambda store: store.patches((9, 10, 11), labels=False), "with_label is True there"),
+        (lambda store: store.patches((9, 10, 11), split="train"), "scan_ids is "),
+        (lambda store: store.slices("axial"), "flat_axis is None there and 0 here"),
+        (lambda store: store.patches((9, 10, 11)).shard(0, 2), "shares is 1 there and 2 here"),
+    ],
+)
+def test_the_state_of_another_stream_is_refused(store, stream, other, message):
+    state = iter(stream).state_dict()
+    with pytest.raises(UsageError, match=f"the state of another stream: .*{message}"):
+        other(store).resume(state)
+
+
+@pytest.mark.parametrize("state", [{}, {"epoch": 1}, 3, None, "epoch"])
+def test_what_is_no_state_is_refused(stream, state):
+    with pytest.raises(UsageError, match="no state of a stream"):
+        stream.resume(state)
+
+
+def test_the_order_of_weights_is_none_of_the_sequence(store):
+    weights = {"L1": 2.0, "L2": 3.0}
+    one = store.patches(9, foreground=1, weights=weights)
+    same = store.patches(9, foreground=1, weights=dict(reversed(weights.items())))
+    assert digests(same.resume(iter(one).state_dict())) == digests(one)
+    with pytest.raises(UsageError, match="weights is "):
+        store.patches(9, foreground=1).resume(iter(one).state_dict())
+
+
+def test_what_is_held_is_counted_in_bytes(store):
+    for stream in (
+        store.patches(9, batch_size=4),
+        store.patches(9, batch_size=4, labels=False),
+        store.slices("axial", batch_size=2, neighbours=3),
+    ):
+        batch = stream[0]
+        label_bytes = 0 if batch.label is None else batch.label.nbytes
+        assert stream.batch_bytes == stream.unit_bytes == batch.image.nbytes + label_bytes
+
+
+def test_a_state_is_small_and_that_of_an_equal_stream(store, stream):
+    state = iter(stream).state_dict()
+    assert len(json.dumps(state)) < 2000
+    again = pickle.loads(pickle.dumps(stream))  # noqa: S301  our own bytes
+    assert iter(again).state_dict() == state
+    assert digests(replace(again, threads=1, prefetch_bytes=1).resume(state)) == digests(stream)
+
+
+# Reading ahead
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5])
+@pytest.mark.parametrize("prefetch_bytes", [1, 20_000, 1 << 30])
+def test_threads_and_bounds_change_nothing(stream, threads, prefetch_bytes):
+    bounded = replace(stream, threads=threads, prefetch_bytes=prefetch_bytes)
+    assert digests(bounded) == digests(stream)
+
+
+@pytest.mark.parametrize("name", ["threads", "prefetch_bytes"])
+def test_bounds_that_are_none_are_refused(stream, name):
+    with pytest.raises(UsageError, match=f"{name} 0: must be at least 1"):
+        replace(stream, **{name: 0})
+
+
+@pytest.fixture
+def counted(store):
+    """Long stream of one-patch batches of 1024 bytes, and the list of what it fetched."""
+    fetched = []
+
+    def fetch(ranges):
+        fetched.append(ranges)
+        return LocalFetcher()(ranges)
+
+    stream = store.patches(8, n_samples=1000, labels=False, scans=["liver_0"])
+    stream = replace(stream, engine=Engine(fetch), threads=2)
+    next(iter(stream))  # the shard's index is known from here on
+    fetched.clear()
+    return stream, fetched
+
+
+@pytest.mark.parametrize(
+    ("prefetch_bytes", "ahead"), [(1, 1), (1024, 1), (2047, 1), (2048, 2), (3072, 3), (1 << 30, 4)]
+)
+def test_what_is_read_ahead_is_bounded(counted, prefetch_bytes, ahead):
+    stream, fetched = counted
+    iterator = iter(replace(stream, prefetch_bytes=prefetch_bytes))
+    for given_before in (1, 2, 3):
+        next(iterator)
+        while len(fetched) < given_before + ahead:
+            time.sleep(0.01)
+    assert len(iterator._waiting) == ahead
+    iterator.close()
+    assert len(fetched) == 3 + ahead
+
+
+def test_nothing_is_read_before_the_first_batch_is_asked_for(counted):
+    stream, fetched = counted
+    iterator = iter(stream)
+    assert isinstance(iterator, BatchIterator)
+    assert not ours()
+    assert not fetched
+    iterator.close()
+    assert list(iterator) == []
+
+
+def gated(stream, first):
+    """The stream, whose units from one on wait at a gate, and the list of those that began."""
+    gate, begun = threading.Event(), []
+
+    class Gated(PatchStream):
+        def read_unit(self, number):
+            begun.append(number)
+            assert number < first or gate.wait(30)
+            return super().read_unit(number)
+
+    return (
+        Gated(**{field.name: getattr(stream, field.name) for field in fields(stream)}),
+        gate,
+        begun,
+    )
+
+
+def test_leaving_early_cancels_what_waits(counted):
+    stream, gate, begun = gated(counted[0], 1)
+    iterator = iter(stream)
+    next(iterator)
+    while len(begun) < 3:  # both threads stand at the gate
+        time.sleep(0.01)
+    threading.Timer(0.2, gate.set).start()
+    iterator.close()
+    assert not ours()
+    assert sorted(begun) == [0, 1, 2]
+
+
+def fail_over(stream):
+    for _ in stream:
+        _ = 1 / 0
+
+
+@pytest.mark.parametrize("how", ["break", "delete", "raise", "end", "close"])
+def test_leaving_leaves_no_thread_behind(stream, how):
+    iterator = iter(stream)
+    next(iterator)
+    assert ours()
+    if how == "end":
+        list(iterator)
+    elif how == "close":
+        iterator.close()
+        assert list(iterator) == []
+        iterator.close()
+    elif how == "delete":
+        del iterator
+    elif how == "break":
+        iterator.close()
+        for _ in stream:
+            break
+    else:
+        iterator.close()
+        with pytest.raises(ZeroDivisionError):
+            fail_over(stream)
+        gc.collect()
+    assert not ours()
+
+
+def test_an_iterator_let_go_in_one_of_its_own_threads_ends_them(stream):
+    done = threading.Event()
+    holder = []
+
+    class Dropping:
+        """Lets the iterator go while it reads the second unit."""
+
+        def __call__(self, ranges):
+            if len(holder) == 2:
+                holder.clear()
+                gc.collect()
+                done.set()
+            return LocalFetcher()(ranges)
+
+    iterator = iter(replace(stream, engine=Engine(Dropping()), threads=1))
+    next(iterator)
+    threads = ours()
+    holder += [iterator, None]
+    iterator._waiting.clear()
+    iterator._readers.submit(iterator._stream.read_unit, 5)
+    del iterator
+    assert done.wait(10)
+    for thread in threads:
+        thread.join(10)
+    assert not ours()
+
+
+def test_an_interrupt_while_waiting_ends_the_threads(counted):
+    stream, gate, begun = gated(counted[0], 0)
+
+    def interrupt():
+        while not begun:
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.2)
+        gate.set()
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    iterator = iter(stream)
+    with pytest.raises(KeyboardInterrupt):
+        next(iterator)
+    thread.join()
+    assert not ours()
+
+
+INTERRUPTED = """
+import sys, time
+from dataclasses import fields
+import spinezarr
+from spinezarr.stream.stream import PatchStream
+
+class Slow(PatchStream):
+    def read_unit(self, number):
+        time.sleep(number and 0.5)
+        return super().read_unit(number)
+
+stream = spinezarr.open(sys.argv[1]).patches(8, n_samples=1000)
+stream = Slow(**{field.name: getattr(stream, field.name) for field in fields(stream)})
+for batch in (iterator := iter(stream)):
+    print("reading", flush=True)
+    if sys.argv[2] == "training":
+        time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("when", ["reading", "training"])
+def test_a_program_ends_promptly_on_an_interrupt(ctspine1k_url, when):
+    command = [sys.executable, "-c", INTERRUPTED, ctspine1k_url, when]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            assert process.stdout.readline() == "reading\n"
+            process.send_signal(signal.SIGINT)
+            said = process.communicate(timeout=30)[1]
+        finally:
+            process.kill()
+    assert process.returncode == -signal.SIGINT
+    assert said.rstrip().endswith("KeyboardInterrupt")
+    assert said.count("Traceback") == 1
+
+
+# Processes
+
+
+def go_on(iterator, send):
+    send.send(digests(iterator))
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
+def test_a_forked_child_goes_on_with_threads_of_its_own(stream):
+    expected = digests(stream)
+    iterator = iter(stream)
+    for _ in range(2):
+        next(iterator)
+    context = multiprocessing.get_context("fork")
+    receive, send = context.Pipe(duplex=False)
+    process = context.Process(target=go_on, args=(iterator, send), daemon=True)
+    process.start()
+    try:
+        send.close()
+        assert receive.poll(60), "the child hangs"
+        assert receive.recv() == expected[2:]
+        assert digests(iterator) == expected[2:]
+        process.join(30)
+        assert process.exitcode == 0
+    finally:
+        receive.close()
+        process.kill()
+        process.join()
+        process.close()
