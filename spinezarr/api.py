@@ -18,6 +18,7 @@ from spinezarr.store.reader import StoreReader
 from spinezarr.stream.draw import Centers, Sampler
 from spinezarr.stream.engine import Engine
 from spinezarr.stream.fetch import fetcher_for
+from spinezarr.stream.grid import GridStream, Tiling
 from spinezarr.stream.lazy import lazy_array
 from spinezarr.stream.spacing import OWN_SPACING, TargetZYX, patch_size, target_spacing
 from spinezarr.stream.stream import PatchStream
@@ -377,6 +378,77 @@ class Store:
             neighbour_step_mm=neighbour_step_mm,
         )
 
+    def grid(
+        self,
+        scan_id: str,
+        size_zyx: ShapeZYX | int,
+        *,
+        overlap_zyx: ShapeZYX | int | None = None,
+        batch_size: int = 1,
+        labels: bool = False,
+    ) -> GridStream:
+        """Cover a scan with patches, for inference.
+
+        They are spread evenly from the first voxel to the last, as few as overlap at least so far;
+        none leaves the volume, unless the volume is smaller than the patch: then it lies in the
+        middle of its padding.
+
+        Parameters
+        ----------
+        scan_id
+            The scan.
+        size_zyx
+            Voxels of a patch along z, y and x, or one number for a cube.
+        overlap_zyx
+            Voxels that neighbours have in common at least; half the patch if not given, as in
+            nnU-Net.
+        batch_size
+            Patches in a batch.
+        labels
+            Read the mask too.
+
+        Returns
+        -------
+        GridStream
+            Its batches come by z, then y, then x, and each chunk is read once. Its ``merger()``
+            puts predictions back into one volume.
+
+        Raises
+        ------
+        UnknownScanError
+            If the store has no such scan.
+        UsageError
+            If the scan has no mask and one is asked for, or a value is out of range.
+
+        Examples
+        --------
+        >>> grid = store.grid("liver_0", (24, 32, 32), overlap_zyx=8, batch_size=2)
+        >>> merger = grid.merger("gaussian")
+        >>> for batch in grid:
+        ...     merger.add(batch, batch.image[:, None] > 300)  # (n, c, z, y, x)
+        >>> merger.merge().shape == (1, *grid.tiling.shape_zyx)
+        True
+        """
+        z, y, x = _zyx("patch size", size_zyx)
+        half = (z // 2, y // 2, x // 2)
+        overlap = half if overlap_zyx is None else _zyx("overlap", overlap_zyx)
+        stream = self._stream(
+            self._select(None, [scan_id], labels=labels),
+            (z, y, x),
+            None,
+            batch_size=batch_size,
+            seed=0,
+            epoch=0,
+            foreground=0.0,
+            n_samples=1,
+            labels=labels,
+            shuffle="exact",
+            window_scans=None,
+            samples_per_scan=None,
+        )
+        shape_zyx = self._reader.scan(scan_id).image.shape_zyx
+        return GridStream(stream, scan_id, Tiling.cover(shape_zyx, (z, y, x), overlap))
+
     def preview(self, scan_id: str) -> "Figure":
         """Draw three planes through the spine of a scan, vertebrae coloured and named.
 
@@ -435,6 +507,34 @@ class Store:
             compressed=compressed,
             on_bytes=on_bytes,
         )
+
+    def write_nifti(
+        self, scan_id: str, values_zyx: npt.ArrayLike, path: str | os.PathLike[str]
+    ) -> None:
+        """Write numbers on a scan's grid, such as a predicted mask, as NIfTI.
+
+        The file has the axes and the affine of the file that the scan's image was made from.
+
+        Parameters
+        ----------
+        scan_id
+            The scan.
+        values_zyx
+            A number for each stored voxel, ``(z, y, x)``, e.g. a channel of what a merger gives.
+        path
+            Ends in ``.nii.gz`` or ``.nii``; a file that is there is replaced.
+
+        Raises
+        ------
+        UnknownScanError
+            If the store has no such scan.
+        UsageError
+            If the shape is not the scan's, the name ends otherwise, or NIfTI has no such type.
+        """
+        # nibabel takes long to import, and those who train never export.
+        from spinezarr.export.nifti import write_on_image_grid  # noqa: PLC0415
+
+        write_on_image_grid(Path(path), self._reader.scan(scan_id), np.asarray(values_zyx))
 
     def audit(
         self, scans: Sequence[str] | None = None, *, on_scan: Callable[[], None] = lambda: None
@@ -557,3 +657,12 @@ class Store:
             neighbours=neighbours,
             neighbour_step_mm=neighbour_step_mm,
         )
+
+
+def _zyx(what: str, value: ShapeZYX | int) -> ShapeZYX:
+    """Read three numbers, or one for all axes."""
+    numbers = np.atleast_1d(np.asarray(value))
+    if numbers.dtype.kind not in "iu" or numbers.shape not in {(1,), (3,)}:
+        raise UsageError(f"{what} {value}: give three whole numbers (z, y, x), or one for a cube.")
+    z, y, x = np.broadcast_to(numbers, 3).tolist()
+    return (z, y, x)

@@ -23,13 +23,14 @@ import numpy.typing as npt
 from isal import igzip
 from nibabel.volumeutils import apply_read_scaling
 
+from spinezarr.errors import UsageError
 from spinezarr.export.voxels import VoxelReader
-from spinezarr.geometry import AxisMap
+from spinezarr.geometry import AxisMap, Box
 from spinezarr.store.attributes import LabelSourceRecord, NiftiRecord, SourceRecord
 from spinezarr.store.files import PARTIAL
 from spinezarr.store.reader import ArraySpec, ScanHandle
 
-__all__ = ["ExportedScan", "export_scan", "file_name"]
+__all__ = ["ExportedScan", "export_scan", "file_name", "write_on_image_grid"]
 
 # Both carry few annotations; strict mypy would refuse each call.
 _nib: Any = nib
@@ -40,6 +41,11 @@ _GZIP_LEVEL: Final = 2
 """Between speed and size for ISA-L, whose levels are 0 to 3."""
 _NIFTI_2: Final = 2
 _SINGLE_FILE: Final = {1: b"n+1", 2: b"n+2"}
+_WIDENED: Final[dict[str, np.dtype[Any]]] = {
+    "bool": np.dtype(np.uint8),
+    "float16": np.dtype(np.float32),
+}
+"""Types that NIfTI lacks, and those that hold their numbers."""
 _UNITS_MM: Final = 2
 """``xyzt_units`` of millimetres."""
 _SCANNER: Final = 1
@@ -222,7 +228,7 @@ def _write(
     voxels: VoxelReader,
     on_bytes: Callable[[int], None],
 ) -> None:
-    """Write one file; it is there whole, or not at all."""
+    """Write one file, packed if its name ends so; it is there whole, or not at all."""
     done = 0
     partial = path.with_name(path.name + PARTIAL)
     try:
@@ -247,6 +253,50 @@ def _slabs(spec: ArraySpec, form: _Form, voxels: VoxelReader) -> Iterator[npt.ND
         block = np.empty(box.shape_zyx, spec.dtype)
         voxels.read_into(spec, box, block)
         yield axis_map.from_zyx(block)
+
+
+def write_on_image_grid(path: Path, scan: ScanHandle, values_zyx: npt.NDArray[Any]) -> None:
+    """Write numbers on a scan's grid, in the axes and with the affine of its image's file.
+
+    Parameters
+    ----------
+    path
+        Ends in ``.nii.gz`` or ``.nii``; a file that is there is replaced.
+    scan
+        The scan.
+    values_zyx
+        A number for each stored voxel; booleans become uint8, float16 float32.
+
+    Raises
+    ------
+    UsageError
+        If the name ends otherwise, the shape is not the scan's, or NIfTI has no such type.
+    """
+    if not path.name.endswith((".nii", ".nii.gz")):
+        raise UsageError(f"{path}: the name must end in .nii or .nii.gz.")
+    if values_zyx.shape != scan.image.shape_zyx:
+        raise UsageError(
+            f"{path}: values of shape {values_zyx.shape} for scan {scan.image.scan_id!r}, which "
+            f"has {scan.image.shape_zyx} (z, y, x)."
+        )
+    dtype: np.dtype[Any] = _WIDENED.get(values_zyx.dtype.name, values_zyx.dtype)
+    form = replace(_Form.of(scan.attributes.image_source), dtype=dtype, scaling=None)
+    try:
+        form.header()
+    except _nib.spatialimages.HeaderDataError as problem:
+        raise UsageError(f"{path}: NIfTI has no type {dtype.name}; cast the values.") from problem
+    spec = replace(scan.image, dtype=dtype)
+    _write(path, spec, form, _InMemory(values_zyx), lambda _: None)
+
+
+class _InMemory:
+    """Numbers that a caller has."""
+
+    def __init__(self, values_zyx: npt.NDArray[Any]) -> None:
+        self._values_zyx = values_zyx
+
+    def read_into(self, array: ArraySpec, box: Box, out: npt.NDArray[Any]) -> None:  # noqa: ARG002
+        out[...] = self._values_zyx[box.slices]
 
 
 @contextmanager

@@ -1,17 +1,27 @@
-"""Stored arrays as dask sees them, read by the engine and not by zarr-python."""
+"""Stored arrays and epochs as dask sees them, read by the engine and not by zarr-python."""
 
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import dask.array as da
 import numpy as np
 import numpy.typing as npt
+import xarray as xr
 from dask.base import tokenize
+from dask.delayed import delayed
 
 from spinezarr.geometry import Box
 from spinezarr.store.reader import ArraySpec
+from spinezarr.stream.batch import Batch
+from spinezarr.stream.draw import PatchRequest
 from spinezarr.stream.engine import Engine
+from spinezarr.stream.ship import ShippedStream
+from spinezarr.vertebrae import VALUE_OF_NAME
 
-__all__ = ["lazy_array"]
+if TYPE_CHECKING:
+    from spinezarr.stream.stream import PatchStream
+
+__all__ = ["lazy_array", "lazy_epoch"]
 
 
 def lazy_array(engine: Engine, spec: ArraySpec, url: str) -> da.Array:
@@ -64,3 +74,60 @@ class _StoredArray:
         voxels = np.empty(box.shape_zyx, self.dtype)
         self._engine.read_into(self._spec, box, voxels)
         return voxels[tuple(within)]
+
+
+def lazy_epoch(stream: "PatchStream") -> xr.Dataset:
+    """Return an epoch as a dataset that is drawn and read when it is computed.
+
+    See :meth:`spinezarr.stream.stream.PatchStream.to_dask`.
+    """
+    one = stream.read([stream.request(0)])
+    voxels = {"image": one.image, "label": one.label}
+    shipped = ShippedStream(stream)
+    token = tokenize(shipped)
+    names = {
+        "scan_id": f"<U{max(map(len, stream.sampler.scan_ids))}",
+        "vertebra": f"<U{max(map(len, VALUE_OF_NAME))}",
+    }
+    parts: dict[str, list[da.Array]] = {}
+    source = delayed(shipped, name=f"stream-{token}", traverse=False)
+    for first in range(0, stream.n_samples, stream.batch_size):
+        last = min(first + stream.batch_size, stream.n_samples)
+        requests = delayed(_draw)(source, first, last, dask_key_name=f"draw-{token}-{first}")
+        batch = delayed(_read)(source, requests, dask_key_name=f"read-{token}-{first}")
+        n = last - first
+        for name, example in voxels.items():
+            if example is not None:
+                part = da.from_delayed(
+                    getattr(batch, name), (n, *example.shape[1:]), meta=example[:0]
+                )
+                parts.setdefault(name, []).append(part)
+        for name, dtype in names.items():
+            part = da.from_delayed(delayed(_names)(requests, name, dtype), (n,), np.dtype(dtype))
+            parts.setdefault(name, []).append(part)
+        starts = da.from_delayed(delayed(_starts)(requests), (n, 3), np.dtype(np.int64))
+        parts.setdefault("start_zyx", []).append(starts)
+    whole = {name: da.concatenate(arrays) for name, arrays in parts.items()}
+    spatial = [axis for axis in one.dims if axis in "zyx"]
+    dims = {"image": one.dims, "label": spatial, "start_zyx": ["axis"]}
+    variables = {name: (["sample", *dims.get(name, [])], array) for name, array in whole.items()}
+    return xr.Dataset(
+        {name: variables.pop(name) for name in voxels if name in variables},
+        variables | {"sample": np.arange(stream.n_samples), "axis": list("zyx")},
+    )
+
+
+def _draw(shipped: ShippedStream, first: int, last: int) -> list[PatchRequest]:
+    return [shipped.stream.request(index) for index in range(first, last)]
+
+
+def _read(shipped: ShippedStream, requests: Sequence[PatchRequest]) -> Batch:
+    return shipped.stream.read(requests)
+
+
+def _names(requests: Sequence[PatchRequest], field: str, dtype: str) -> npt.NDArray[np.str_]:
+    return np.array([getattr(request, field) or "" for request in requests], dtype)
+
+
+def _starts(requests: Sequence[PatchRequest]) -> npt.NDArray[np.int64]:
+    return np.array([request.box.start_zyx for request in requests])

@@ -3,8 +3,9 @@
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -19,11 +20,15 @@ from spinezarr.stream.engine import BoxRead, Engine
 from spinezarr.stream.iterate import BatchIterator
 from spinezarr.stream.resample import Resampling, Source
 from spinezarr.stream.share import EpochUnits, Share
+from spinezarr.stream.ship import read_elsewhere
 from spinezarr.stream.spacing import Positions, StepZYX, grid_shape_zyx, positions_along, step_zyx
 from spinezarr.stream.state import StreamState, describe_fields
 from spinezarr.stream.volumes import StoredVolumes
 from spinezarr.stream.window import WindowSampler
 from spinezarr.vertebrae import BACKGROUND
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 __all__ = ["PADDING_HU", "PatchStream"]
 
@@ -240,6 +245,59 @@ class PatchStream:
         for resampling in resamplings:
             resampling.run()
         return batches
+
+    def read_by(self, executor: Executor, *, ahead: int = 4) -> Iterator[Batch]:
+        """Iterate as usual, but let an executor read: other processes, or a cluster.
+
+        Parameters
+        ----------
+        executor
+            A ``concurrent.futures`` executor, such as ``dask.distributed.Client.get_executor()``.
+            Its processes open the store by the same path or URL, each once.
+        ahead
+            Batches, at most, that are being read or wait here, beside the one that is used.
+
+        Yields
+        ------
+        Batch
+            The same as iterating gives, in the same order.
+
+        Raises
+        ------
+        UsageError
+            If nothing may be read ahead.
+        CorruptStoreError
+            If stored bytes are missing or damaged.
+        """
+        return read_elsewhere(self, executor, ahead=ahead)
+
+    def to_dask(self) -> "xr.Dataset":
+        """Return the epoch as a dataset of dask arrays, one chunk a batch, read when computed.
+
+        One patch is read at once, for shapes and types.
+
+        Returns
+        -------
+        xarray.Dataset
+            ``image`` and ``label`` over ``sample``, ``z``, ``y`` and ``x`` (slices have two of
+            these); coordinates ``scan_id``, ``start_zyx`` and ``vertebra`` (``""`` for a uniform
+            draw) of each sample, which need no voxels of the patches.
+
+        Raises
+        ------
+        CorruptStoreError
+            When computed, if stored bytes are missing or damaged.
+
+        Examples
+        --------
+        >>> epoch = store.patches((16, 24, 24), batch_size=2, n_samples=5).to_dask()
+        >>> epoch.image.chunks[0]
+        (2, 2, 1)
+        """
+        # dask takes long to import, and those who train have no need of it.
+        from spinezarr.stream.lazy import lazy_epoch  # noqa: PLC0415
+
+        return lazy_epoch(self)
 
     def _plan(
         self,

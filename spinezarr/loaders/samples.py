@@ -1,0 +1,122 @@
+"""What map-style datasets of single patches have in common.
+
+Spatial axes are (x, y, z), each increasing toward right, anterior and superior, as nibabel shows a
+NIfTI file in RAS+: views of the stored (z, y, x), beside the affine for exactly this order.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch.utils.data import Dataset
+
+from spinezarr.stream.batch import Batch
+from spinezarr.stream.grid import GridStream
+from spinezarr.stream.stream import PatchStream
+
+__all__ = ["Sample", "SampleDataset"]
+
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Sample:
+    """One patch, channel first."""
+
+    image: torch.Tensor
+    """``(1, x, y, z)``, HU, in the stored type."""
+    label: torch.Tensor | None
+    """``(1, x, y, z)`` uint8."""
+    affine: npt.NDArray[np.float64]
+    """4 x 4, patch voxel ``(x, y, z, 1)`` to RAS+ mm."""
+    facts: dict[str, Any]
+    """``scan_id``, ``index``, ``start_zyx``, ``padding_zyx``, and ``vertebra``, ``""`` for none."""
+
+
+def _samples_of(batch: Batch) -> Iterator[Sample]:
+    for i, scan_id in enumerate(batch.scan_id):
+        yield Sample(
+            _channel_first(batch.image[i], batch.dims),
+            None if batch.label is None else _channel_first(batch.label[i], batch.dims),
+            batch.affine[i],
+            {
+                "scan_id": scan_id,
+                "index": int(batch.index[i]),
+                "start_zyx": torch.from_numpy(batch.start_zyx[i]),
+                "padding_zyx": torch.from_numpy(batch.padding_zyx[i]),
+                "vertebra": batch.vertebra[i] or "",
+            },
+        )
+
+
+def _channel_first(voxels: npt.NDArray[Any], dims: Sequence[str]) -> torch.Tensor:
+    """View voxels as ``(c, x, y, z)``; the axis that slices leave out has one voxel.
+
+    What has one axis more than there are in space has its channels there.
+    """
+    left_out = [1 + axis for axis, name in enumerate("zyx") if name not in dims]
+    channels = voxels if voxels.ndim + len(left_out) > len("zyx") else voxels[None]
+    return torch.from_numpy(np.expand_dims(channels, left_out).transpose(0, 3, 2, 1))
+
+
+class SampleDataset(Dataset[Item], ABC, Generic[Item]):
+    """An epoch of a stream as a map-style dataset.
+
+    A data loader asks for all samples of a batch at once, and a chunk that several of them need is
+    read once; so the loader's batch size counts, not the stream's. Samples are random already.
+
+    Parameters
+    ----------
+    stream
+        Of patches or slices, or a grid.
+    """
+
+    def __init__(self, stream: PatchStream | GridStream) -> None:
+        self.stream = stream
+        # Workers that live on see it change: they hold the same memory.
+        self._epoch = torch.tensor(0).share_memory_()
+        if isinstance(stream, PatchStream):
+            self._epoch.fill_(stream.epoch)
+
+    def __len__(self) -> int:
+        """Return the number of patches of an epoch."""
+        return self.stream.n_samples
+
+    def __getitem__(self, index: int) -> Item:
+        """Read one patch.
+
+        Raises
+        ------
+        IndexError
+            If the epoch has no such patch.
+        CorruptStoreError
+            If stored bytes are missing or damaged; names scan, array, chunk and shard.
+        """
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: Sequence[int]) -> list[Item]:
+        """Read the patches of a batch together; see :meth:`__getitem__`."""
+        stream = self._of_epoch(int(self._epoch))
+        known = range(len(self))
+        batch = stream.read([stream.request(known[index]) for index in indices])
+        return [self._item(sample) for sample in _samples_of(batch)]
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the draws of another epoch, before a data loader is iterated over again.
+
+        A grid has the same patches in each.
+        """
+        self._of_epoch(epoch)
+        self._epoch.fill_(epoch)
+
+    def _of_epoch(self, epoch: int) -> PatchStream | GridStream:
+        stream = self.stream
+        return stream if isinstance(stream, GridStream) else stream.at_epoch(epoch)
+
+    @abstractmethod
+    def _item(self, sample: Sample) -> Item:
+        """Return what the library knows as a sample, transformed."""

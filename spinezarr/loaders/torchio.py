@@ -1,0 +1,156 @@
+"""Streams and whole scans as TorchIO subjects."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+try:
+    import torchio as tio
+except ImportError as problem:
+    raise ImportError(f"{problem}: pip install 'spinezarr[torchio]'") from problem
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from spinezarr.geometry import Box
+from spinezarr.loaders.samples import Sample, SampleDataset
+from spinezarr.store.reader import StoreReader
+from spinezarr.stream.engine import Engine
+from spinezarr.stream.grid import GridStream
+from spinezarr.stream.stream import PatchStream
+
+__all__ = ["TorchioPatches", "scan_subjects"]
+
+
+class TorchioPatches(SampleDataset[tio.Subject], tio.SubjectsDataset):
+    """Patches as subjects, for TorchIO's transforms and ``torchio.SubjectsLoader``.
+
+    A subject has ``image`` (:class:`torchio.ScalarImage`) and ``label``
+    (:class:`torchio.LabelMap`) of shape ``(1, x, y, z)``, RAS+, in the stored type and with the
+    patch's own affine; and ``scan_id``, ``index``, ``start_zyx``, ``padding_zyx`` and ``vertebra``
+    (``""`` for a uniform draw). A patch is read when it is asked for.
+
+    Parameters
+    ----------
+    stream
+        Of patches or slices, or a grid: ``store.patches(...)``. Slices have one voxel along their
+        third axis.
+    transform
+        Applied to each subject.
+
+    Examples
+    --------
+    >>> dataset = TorchioPatches(store.patches((16, 24, 32), n_samples=4))
+    >>> dataset[0].spatial_shape, dataset[0].image.orientation
+    ((32, 24, 16), ('R', 'A', 'S'))
+    """
+
+    def __init__(
+        self,
+        stream: PatchStream | GridStream,
+        transform: Callable[[tio.Subject], tio.Subject] | None = None,
+    ) -> None:
+        # TorchIO's own constructor goes through all subjects, which would read the whole epoch.
+        super().__init__(stream)
+        self.set_transform(transform)
+        self.load_getitem = True
+
+    def dry_iter(self) -> Sequence[tio.Subject]:
+        """Return the subjects without transform; each is read when it is asked for."""
+        return cast("Sequence[tio.Subject]", TorchioPatches(self.stream))
+
+    def _item(self, sample: Sample) -> tio.Subject:
+        images: dict[str, Any] = {
+            "image": tio.ScalarImage(tensor=sample.image, affine=sample.affine)
+        }
+        if sample.label is not None:
+            images["label"] = tio.LabelMap(tensor=sample.label, affine=sample.affine)
+        subject = tio.Subject(images | sample.facts)
+        return subject if self._transform is None else self._transform(subject)
+
+
+class _Store(Protocol):
+    """What is needed of :class:`spinezarr.Store`, which lies above."""
+
+    def patches(
+        self, size_zyx: int, *, split: str | None, scans: npt.ArrayLike | None, labels: bool
+    ) -> PatchStream: ...
+
+
+def scan_subjects(
+    store: _Store,
+    *,
+    split: str | None = None,
+    scans: npt.ArrayLike | None = None,
+    labels: bool = True,
+) -> list[tio.Subject]:
+    """Return whole scans as subjects that read their voxels when these are asked for.
+
+    For ``torchio.SubjectsDataset``, and so for ``torchio.Queue`` and its samplers. To train on
+    patches, :class:`TorchioPatches` reads far less.
+
+    Parameters
+    ----------
+    store
+        The opened store.
+    split, scans, labels
+        As in :meth:`spinezarr.Store.patches`.
+
+    Raises
+    ------
+    UsageError
+        If no scan is left.
+    CorruptStoreError
+        When voxels are read, if stored bytes are missing or damaged.
+
+    Examples
+    --------
+    >>> (subject,) = scan_subjects(store, scans=["liver_0"])
+    >>> subject.scan_id, subject.image.orientation
+    ('liver_0', ('R', 'A', 'S'))
+    """
+    stream = store.patches(1, split=split, scans=scans, labels=labels)
+    kinds: dict[str, Any] = {"image": _StoredImage, "label": _StoredLabelMap}
+    subjects = []
+    for scan_id in stream.sampler.scan_ids:
+        images: dict[str, Any] = {
+            name: kinds[name](scan_id, reader=_ScanReader(stream.reader, stream.engine, name))
+            for name in (kinds if labels else ("image",))
+        }
+        subjects.append(tio.Subject(images, scan_id=scan_id))
+    return subjects
+
+
+class _StoredImage(tio.ScalarImage):
+    """An image whose path is a scan's name and no file, in copies of it too."""
+
+    def __init__(self, *args: Any, **known: Any) -> None:  # noqa: ANN401  TorchIO's own
+        super().__init__(*args, **{**known, "verify_path": False})  # type: ignore[no-untyped-call]
+
+
+class _StoredLabelMap(tio.LabelMap):
+    """The same of a mask."""
+
+    def __init__(self, *args: Any, **known: Any) -> None:  # noqa: ANN401  TorchIO's own
+        super().__init__(*args, **{**known, "verify_path": False})  # type: ignore[no-untyped-call]
+
+
+class _ScanReader:
+    """Reads image or mask of a scan as TorchIO reads a file, whose name is the scan's."""
+
+    def __init__(self, reader: StoreReader, engine: Engine, name: str) -> None:
+        self._reader = reader
+        self._engine = engine
+        self._name = name
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "_ScanReader":
+        """Share the opened store: TorchIO copies every subject before it loads it."""
+        return self
+
+    def __call__(self, path: Path) -> tuple[torch.Tensor, npt.NDArray[np.float64]]:
+        scan = self._reader.scan(path.name)
+        (spec,) = (spec for spec in scan.arrays if spec.name == self._name)
+        voxels = np.empty(spec.shape_zyx, spec.dtype)
+        self._engine.read_into(spec, Box((0, 0, 0), spec.shape_zyx), voxels)
+        return torch.from_numpy(voxels.transpose(2, 1, 0)[None]), scan.affine
