@@ -15,6 +15,7 @@ __version__ = version("spinezarr")
 
 if TYPE_CHECKING:
     from spinezarr.api import Store as Store
+    from spinezarr.api import load_dataset as load_dataset
     from spinezarr.api import open as open  # noqa: A004
     from spinezarr.errors import SpinezarrError as SpinezarrError
     from spinezarr.stream.batch import Batch as Batch
@@ -25,10 +26,19 @@ _HOMES = {
     "PatchStream": "spinezarr.stream.stream",
     "SpinezarrError": "spinezarr.errors",
     "Store": "spinezarr.api",
+    "load_dataset": "spinezarr.api",
     "open": "spinezarr.api",
 }
 
-__all__ = ["Batch", "PatchStream", "SpinezarrError", "Store", "__version__", "open"]
+__all__ = [
+    "Batch",
+    "PatchStream",
+    "SpinezarrError",
+    "Store",
+    "__version__",
+    "load_dataset",
+    "open",
+]
 
 
 def __getattr__(name: str) -> object:

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +13,7 @@ from spinezarr.audit.run import StoreAudit, audit_store, keep_audit
 from spinezarr.catalog import locate_store
 from spinezarr.errors import UnknownScanError, UsageError
 from spinezarr.geometry import FLAT_AXIS, Plane, ShapeZYX, SpacingZYX, axis_positions_mm
+from spinezarr.loaders.huggingface import SplitDataset, load_splits
 from spinezarr.stats.statistics import Statistics, compute_statistics, select_scans
 from spinezarr.store.reader import StoreReader
 from spinezarr.stream.draw import Centers, Sampler
@@ -29,8 +30,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from spinezarr.export.nifti import ExportedScan
+    from spinezarr.export.nnunet import NnunetExport
 
-__all__ = ["Store", "open"]
+__all__ = ["Store", "load_dataset", "open"]
 
 
 def open(  # noqa: A001  spinezarr.open reads as xarray.open_zarr does
@@ -73,6 +75,53 @@ def open(  # noqa: A001  spinezarr.open reads as xarray.open_zarr does
 
 def _store(reader: StoreReader, cache_bytes: int) -> "Store":
     return Store(reader, cache_bytes=cache_bytes)
+
+
+def load_dataset(
+    store: str | os.PathLike[str],
+    name: Literal["2d", "3d"],
+    *,
+    split: str | None = None,
+    catalog: str | os.PathLike[str] | None = None,
+    storage_options: Mapping[str, Any] | None = None,
+) -> SplitDataset | dict[str, SplitDataset]:
+    """Load a store as the Hugging Face script ``CTSpine1K.py`` gave the dataset.
+
+    Records come in the script's order, axes and types, voxel for voxel; see
+    :class:`spinezarr.loaders.huggingface.SplitDataset`. Nothing is copied first: a record reads
+    the chunks it needs.
+
+    Parameters
+    ----------
+    store, catalog, storage_options
+        As in :func:`open`.
+    name
+        ``"2d"`` gives a record a slice, ``"3d"`` one a scan.
+    split
+        ``"train"``, ``"validation"`` or ``"test"``; a dict of all splits if not given.
+
+    Raises
+    ------
+    StoreNotFoundError
+        If there is no store.
+    UsageError
+        If it has no such split, or there is no such configuration.
+
+    Examples
+    --------
+    >>> record = load_dataset(store.url, "3d", split="train")[0]
+    >>> record["image"].dtype, record["segmentation"].dtype, record["index"]
+    (dtype('float32'), dtype('int32'), 0)
+    """
+    opened = open(store, catalog=catalog, storage_options=storage_options)
+    splits = load_splits(opened._reader, opened._engine, name)  # noqa: SLF001  one module
+    if split is None:
+        return splits
+    if split not in splits:
+        raise UsageError(
+            f"split {split!r}: {opened.url} has {', '.join(map(repr, splits)) or 'none'}."
+        )
+    return splits[split]
 
 
 class Store:
@@ -535,6 +584,50 @@ class Store:
         from spinezarr.export.nifti import write_on_image_grid  # noqa: PLC0415
 
         write_on_image_grid(Path(path), self._reader.scan(scan_id), np.asarray(values_zyx))
+
+    def export_nnunet(
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        dataset_id: int = 501,
+        name: str | None = None,
+        splits: Sequence[str] | None = None,
+        preprocessed: str | os.PathLike[str] | None = None,
+        compressed: bool = True,
+    ) -> "NnunetExport":
+        """Plan a raw dataset of nnU-Net v2; nothing is written yet.
+
+        Parameters
+        ----------
+        folder
+            Where ``Dataset<dataset_id>_<name>`` goes, that is ``$nnUNet_raw``.
+        dataset_id, name
+            What nnU-Net calls it, 1 to 999; the store's title if no name is given.
+        splits
+            Only the scans of these splits.
+        preprocessed
+            ``$nnUNet_preprocessed``, where nnU-Net looks for splits.
+        compressed
+            Write ``.nii.gz``, else ``.nii``.
+
+        Raises
+        ------
+        UsageError
+            If there are no scans to train on, or nnU-Net takes no such name.
+        """
+        # nibabel takes long to import, and those who train never export.
+        from spinezarr.export.nnunet import NnunetExport  # noqa: PLC0415
+
+        return NnunetExport.plan(
+            self._reader,
+            self._engine,
+            Path(folder),
+            dataset_id=dataset_id,
+            name=name,
+            splits=splits,
+            preprocessed=None if preprocessed is None else Path(preprocessed),
+            compressed=compressed,
+        )
 
     def audit(
         self, scans: Sequence[str] | None = None, *, on_scan: Callable[[], None] = lambda: None

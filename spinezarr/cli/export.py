@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Event
@@ -54,6 +54,8 @@ _COLUMNS: Final = (
     TimeRemainingColumn(elapsed_when_finished=True),
 )
 
+OnBytes = Callable[[int], None]
+
 app = typer.Typer(help="Give scans back as files of other formats.", no_args_is_help=True)
 
 
@@ -97,11 +99,91 @@ def nifti(
         make_folder(out)
         if not overwrite:
             _refuse_to_replace(names, out, compressed=not uncompressed)
-        done, failed = _export_all(opened, names, out, compressed=not uncompressed)
+
+        def export(name: str, on_bytes: OnBytes) -> ExportedScan:
+            return opened.export_nifti(name, out, compressed=not uncompressed, on_bytes=on_bytes)
+
+        done, failed = _export_all(names, _voxel_bytes(opened, names), export)
         if as_json:
             print_json({"done": [_plain(d) for d in done], "failed": failed})
         else:
             _print(done, failed, out)
+        raise typer.Exit(SOME_FAILED if failed else 0)
+
+
+@app.command(no_args_is_help=True)
+def nnunet(
+    store: StoreUrl,
+    *,
+    out: Annotated[
+        Path,
+        typer.Option(metavar="DIR", envvar="nnUNet_raw", help="Folder of nnU-Net's raw datasets."),
+    ],
+    dataset_id: Annotated[
+        int, typer.Option(min=1, max=999, help="Number of the dataset in nnU-Net.")
+    ] = 501,
+    name: Annotated[
+        str | None, typer.Option(help="Its name there; else the title of the store.")
+    ] = None,
+    split: Annotated[
+        list[str] | None, typer.Option(help="Only scans of this split; may be repeated.")
+    ] = None,
+    preprocessed: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            envvar="nnUNet_preprocessed",
+            help="Folder of nnU-Net's preprocessed datasets, where it looks for the splits.",
+        ),
+    ] = None,
+    uncompressed: Annotated[
+        bool, typer.Option("--uncompressed", help="Write .nii, not .nii.gz.")
+    ] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace files that are there.")
+    ] = False,
+    as_json: AsJson = False,
+    catalog: CatalogFile = None,
+    endpoint_url: EndpointUrl = None,
+    profile: Profile = None,
+    no_sign_request: NoSignRequest = False,
+) -> None:
+    """Write a raw dataset of nnU-Net v2, with dataset.json and the splits.
+
+    It becomes DIR/Dataset501_NAME. Scans of train and validation go to imagesTr and labelsTr, those
+    of test to imagesTs and labelsTs. Labels are numbered as nnU-Net demands, from 1 without gaps;
+    dataset.json says which label of the store each one is. It is written last, and only if every
+    scan was.
+
+    Exit code 0: the dataset is whole; 1: some scans failed; 2: wrong usage.
+
+    Example:  spinezarr export nnunet demo/ctspine1k.zarr --out nnUNet_raw
+    """
+    with errors_for_users():
+        options = storage_options(endpoint_url, profile, no_sign_request=no_sign_request)
+        opened = spinezarr.open(store, catalog=catalog, storage_options=options)
+        export = opened.export_nnunet(
+            out,
+            dataset_id=dataset_id,
+            name=name,
+            splits=split,
+            preprocessed=preprocessed,
+            compressed=not uncompressed,
+        )
+        export.make_folders(overwrite=overwrite)
+        done, failed = _export_all(
+            export.scan_ids, _voxel_bytes(opened, export.scan_ids), export.write
+        )
+        written = [] if failed else export.finish()
+        if as_json:
+            files = [str(path) for path in written]
+            print_json({"done": [_plain(d) for d in done], "failed": failed, "files": files})
+        else:
+            _print(done, failed, export.folder)
+            for path in written:
+                OUT.print(f"Wrote {escape(str(path))}.", soft_wrap=True)
+            if failed:
+                OUT.print("No dataset.json: nnU-Net takes whole datasets only.")
         raise typer.Exit(SOME_FAILED if failed else 0)
 
 
@@ -123,29 +205,29 @@ def _chosen(store: "spinezarr.Store", wanted: Sequence[str] | None) -> list[str]
 
 
 def _export_all(
-    store: "spinezarr.Store", names: Sequence[str], out: Path, *, compressed: bool
+    names: Sequence[str], size_bytes: int, export: Callable[[str, OnBytes], ExportedScan]
 ) -> tuple[list[ExportedScan], dict[str, str]]:
     """Export scans side by side; return what was written, and why others were not."""
     done: list[ExportedScan] = []
     failed: dict[str, str] = {}
     interrupted = Event()
     with Progress(*_COLUMNS, console=ERR) as progress:
-        task = progress.add_task("export", total=_voxel_bytes(store, names))
+        task = progress.add_task("export", total=size_bytes)
 
         def advance(size_bytes: int) -> None:
             if interrupted.is_set():
                 raise KeyboardInterrupt
             progress.advance(task, size_bytes)
 
-        def export(name: str) -> ExportedScan | str:
+        def attempt(name: str) -> ExportedScan | str:
             try:
-                return store.export_nifti(name, out, compressed=compressed, on_bytes=advance)
+                return export(name, advance)
             except SpinezarrError as problem:
                 return str(problem)
 
         pool = ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="spinezarr-export")
         try:
-            for name, result in zip(names, pool.map(export, names), strict=True):
+            for name, result in zip(names, pool.map(attempt, names), strict=True):
                 if isinstance(result, ExportedScan):
                     done.append(result)
                 else:

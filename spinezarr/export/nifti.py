@@ -30,7 +30,14 @@ from spinezarr.store.attributes import LabelSourceRecord, NiftiRecord, SourceRec
 from spinezarr.store.files import PARTIAL
 from spinezarr.store.reader import ArraySpec, ScanHandle
 
-__all__ = ["ExportedScan", "export_scan", "file_name", "write_on_image_grid"]
+__all__ = [
+    "ExportedScan",
+    "export_scan",
+    "file_name",
+    "write_array",
+    "write_label_on_image",
+    "write_on_image_grid",
+]
 
 # Both carry few annotations; strict mypy would refuse each call.
 _nib: Any = nib
@@ -122,20 +129,79 @@ def export_scan(
         record = records[spec.name]
         if record is None:
             continue
-        form = _Form.of(record)
         path = folder / file_name(facts.scan_id, spec.name, compressed=compressed)
-        notes += [f"{path.name}: {note}" for note in form.notes]
-        try:
-            _write(path, spec, form, voxels, on_bytes)
-        except _NotScaledBackError:
-            form = replace(form, dtype=np.dtype(record.dtype), scaling=None)
-            notes.append(f"{path.name}: holds the scaled values, which its slope does not give")
-            _write(path, spec, form, voxels, on_bytes)
+        notes += write_array(path, spec, record, voxels, on_bytes)
         files.append(str(path))
     return ExportedScan(facts.scan_id, tuple(files), tuple(notes))
 
 
-@dataclass(frozen=True, slots=True)
+def write_array(
+    path: Path,
+    spec: ArraySpec,
+    record: SourceRecord,
+    voxels: VoxelReader,
+    on_bytes: Callable[[int], None],
+) -> list[str]:
+    """Write one array as its source file had it; return how the file differs from that.
+
+    Parameters
+    ----------
+    path
+        Ends in ``.nii.gz`` or ``.nii``; a file that is there is replaced.
+    spec, record
+        The array, and the file that it was made from.
+    voxels, on_bytes
+        As in :func:`export_scan`.
+
+    Raises
+    ------
+    CorruptStoreError
+        If stored bytes are missing or damaged; nothing is left of the file.
+    """
+    form = _Form.of(record)
+    notes = [f"{path.name}: {note}" for note in form.notes]
+    try:
+        _write(path, spec, form, voxels, on_bytes)
+    except _NotScaledBackError:
+        form = replace(form, dtype=np.dtype(record.dtype), scaling=None)
+        notes.append(f"{path.name}: holds the scaled values, which its slope does not give")
+        _write(path, spec, form, voxels, on_bytes)
+    return notes
+
+
+def write_label_on_image(
+    path: Path,
+    spec: ArraySpec,
+    image: SourceRecord,
+    voxels: VoxelReader,
+    on_bytes: Callable[[int], None],
+    *,
+    values: npt.NDArray[np.uint8],
+) -> None:
+    """Write a mask as uint8 in the axes and with the affine of its image's file.
+
+    Parameters
+    ----------
+    path, voxels, on_bytes
+        As in :func:`write_array`.
+    spec
+        The mask.
+    image
+        The file that its image was made from.
+    values
+        ``(256,)``: what is written for each stored label.
+
+    Raises
+    ------
+    CorruptStoreError
+        If stored bytes are missing or damaged; nothing is left of the file.
+    """
+    form = _Form.of(image)
+    form = replace(form, dtype=np.dtype(np.uint8), scaling=None, values=values)
+    _write(path, spec, form, voxels, on_bytes)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class _Form:
     """How a file is written."""
 
@@ -146,6 +212,8 @@ class _Form:
     nifti: NiftiRecord
     sform: npt.NDArray[np.float64]
     notes: tuple[str, ...]
+    values: npt.NDArray[np.uint8] | None = None
+    """``(256,)``: what is written for each stored label; None: as it is."""
 
     @classmethod
     def of(cls, record: SourceRecord) -> "_Form":
@@ -191,6 +259,8 @@ class _Form:
 
     def numbers(self, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """Turn stored values into the numbers of the file."""
+        if self.values is not None:
+            values = self.values[values]
         if self.scaling is None:
             return values.astype(self.dtype, copy=False)
         slope, inter = self.scaling

@@ -1,1 +1,1 @@
-"""Streams in the form that training libraries expect; each module needs its own library."""
+"""Stores and streams as training libraries take them; most modules need a library of their own."""

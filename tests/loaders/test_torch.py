@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from dataclasses import fields, replace
 
 import numpy as np
@@ -177,7 +178,10 @@ def test_a_loader_left_early_leaves_no_thread_behind(stream, expected):
             assert digest(batch) == expected[0]
             break
     gc.collect()
-    assert set(threading.enumerate()) == before
+    until = time.monotonic() + 20  # the threads of torch's own queues end a little later
+    while set(threading.enumerate()) - before and time.monotonic() < until:
+        time.sleep(0.01)
+    assert not set(threading.enumerate()) - before
 
 
 def test_a_damaged_store_is_an_error_in_a_worker_too(stream):
@@ -199,13 +203,14 @@ def test_a_rank_alone_is_refused(stream):
         len(PatchDataset(stream, rank=4, ranks=4))
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="pinning needs CUDA")
-@pytest.mark.parametrize("num_workers", [0, 2])
-def test_batches_are_pinned(stream, expected, num_workers):
-    for i, batch in enumerate(PatchLoader(stream, num_workers=num_workers, pin_memory=True)):
-        assert batch["image"].is_pinned()
-        assert batch["label"].is_pinned()
-        assert digest(batch) == expected[i]
+if torch.cuda.is_available():
+
+    @pytest.mark.parametrize("num_workers", [0, 2])
+    def test_batches_are_pinned(stream, expected, num_workers):
+        for i, batch in enumerate(PatchLoader(stream, num_workers=num_workers, pin_memory=True)):
+            assert batch["image"].is_pinned()
+            assert batch["label"].is_pinned()
+            assert digest(batch) == expected[i]
 
 
 # Units of several batches

@@ -1,0 +1,273 @@
+"""A store as a raw dataset of nnU-Net v2.
+
+Images are the source's voxels; masks are written on the grid of their image, with labels numbered
+from 1 without gaps, as nnU-Net demands [1]_. ``dataset.json``, which nnU-Net copies beside each
+model, says which label of the store each of them is.
+
+References
+----------
+.. [1] https://github.com/MIC-DKFZ/nnUNet/blob/master/documentation/dataset_format.md; the rules
+   are checked by ``nnunetv2.experiment_planning.verify_dataset_integrity``.
+"""
+
+import json
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from spinezarr.errors import UsageError
+from spinezarr.export.nifti import ExportedScan, write_array, write_label_on_image
+from spinezarr.export.voxels import VoxelReader
+from spinezarr.store.files import PARTIAL
+from spinezarr.store.reader import ScanHandle, StoreReader
+from spinezarr.vertebrae import BACKGROUND, VALUE_OF_NAME
+
+__all__ = ["NnunetExport", "NnunetLabels"]
+
+Part = Literal["train", "validation", "test"]
+
+_IGNORE: Final = "ignore"
+"""The name of nnU-Net for voxels that training leaves out; it must have the highest number."""
+_READER: Final = "NibabelIOWithReorient"
+"""The reader of nnU-Net that turns all images the same way; sources have various axes."""
+_NAME: Final = re.compile(r"[A-Za-z0-9_-]+")
+_SPLITS: Final = "splits_final.json"
+_DATASET: Final = "dataset.json"
+
+
+@dataclass(frozen=True, slots=True)
+class NnunetLabels:
+    """Labels as nnU-Net numbers them."""
+
+    numbers: dict[str, int]
+    """Number of each name, ``background`` first."""
+    stored: dict[int, int]
+    """Label of the store for each number."""
+
+    @classmethod
+    def of(cls, scans: Sequence[ScanHandle]) -> "NnunetLabels":
+        """Give the labels that masks hold numbers in the order of their values, ``ignore`` last.
+
+        It takes all scans of a store, so that its parts are numbered alike.
+        """
+        names: dict[int, str] = {}
+        for facts in (scan.attributes for scan in scans):
+            names |= {VALUE_OF_NAME[name]: name for name in facts.vertebrae}
+            for value in facts.other_labels:
+                names[int(value)] = facts.structures.get(value, f"label_{value}")
+        values = sorted(names, key=lambda value: (names[value] == _IGNORE, value))
+        numbers = {names[value]: number for number, value in enumerate(values, 1)}
+        return cls({"background": BACKGROUND, **numbers}, dict(enumerate(values, 1)))
+
+    @property
+    def of_stored(self) -> npt.NDArray[np.uint8]:
+        """``(256,)``: the number of each label of the store."""
+        table = np.zeros(256, np.uint8)
+        for number, value in self.stored.items():
+            table[value] = number
+        return table
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class NnunetExport:
+    """A planned dataset: :meth:`make_folders`, :meth:`write` each scan, then :meth:`finish`.
+
+    Made by :meth:`spinezarr.Store.export_nnunet`. Scans of splits named ``test`` go to ``imagesTs``
+    and ``labelsTs``, all others to ``imagesTr`` and ``labelsTr``; those without mask, on which
+    nothing can be trained, to ``imagesTs``.
+    """
+
+    reader: StoreReader
+    voxels: VoxelReader
+    folder: Path
+    """``Dataset<number>_<name>``."""
+    preprocessed: Path | None
+    """``$nnUNet_preprocessed``, where nnU-Net looks for splits."""
+    ending: str
+    parts: dict[str, Part]
+    """By scan id."""
+    labels: NnunetLabels
+
+    @classmethod
+    def plan(
+        cls,
+        reader: StoreReader,
+        voxels: VoxelReader,
+        folder: Path,
+        *,
+        dataset_id: int,
+        name: str | None,
+        splits: Sequence[str] | None,
+        preprocessed: Path | None,
+        compressed: bool,
+    ) -> "NnunetExport":
+        """Choose scans and labels; see :meth:`spinezarr.Store.export_nnunet`."""
+        name = name or re.sub(r"[^A-Za-z0-9_-]+", "_", reader.root.title)
+        if not _NAME.fullmatch(name) or not 1 <= dataset_id <= 999:  # noqa: PLR2004
+            raise UsageError(
+                f"dataset {dataset_id}, {name!r}: nnU-Net takes numbers from 1 to 999, and names "
+                "of letters, digits, _ and -."
+            )
+        table = reader.table
+        columns = (table.scan, table.split, table.label_state)
+        rows = list(zip(*(column.to_numpy().tolist() for column in columns), strict=True))
+        known = {split for _, split, _ in rows}
+        for split in splits or ():
+            if split not in known:
+                had = ", ".join(map(repr, sorted(known)))
+                raise UsageError(f"split {split!r}: the store has {had}.")
+        parts = {
+            scan_id: _part(split, has_mask=state != "none")
+            for scan_id, split, state in rows
+            if splits is None or split in splits
+        }
+        if not {"train", "validation"} & set(parts.values()):
+            raise UsageError(f"{reader.url}: there are no scans with masks to train on.")
+        masks = [reader.scan(scan_id) for scan_id, _, state in rows if state != "none"]
+        return cls(
+            reader,
+            voxels,
+            folder / f"Dataset{dataset_id:03}_{name}",
+            preprocessed,
+            ".nii.gz" if compressed else ".nii",
+            parts,
+            NnunetLabels.of(masks),
+        )
+
+    @property
+    def scan_ids(self) -> list[str]:
+        """Scans, which are the cases of nnU-Net under the same names."""
+        return list(self.parts)
+
+    def files(self, scan_id: str) -> tuple[Path, Path | None]:
+        """Return where image and mask of a scan go; None if it has no mask."""
+        kind = "Ts" if self.parts[scan_id] == "test" else "Tr"
+        image = self.folder / f"images{kind}" / f"{scan_id}_0000{self.ending}"
+        has_mask = self.reader.scan(scan_id).label is not None
+        label = self.folder / f"labels{kind}" / f"{scan_id}{self.ending}"
+        return image, label if has_mask else None
+
+    def make_folders(self, *, overwrite: bool = False) -> None:
+        """Make the folders.
+
+        Parameters
+        ----------
+        overwrite
+            Replace files that are there.
+
+        Raises
+        ------
+        UsageError
+            If files are there already, or files that this dataset does not have, or another
+            dataset of this number.
+        """
+        number = self.folder.name.partition("_")[0]
+        for other in self.folder.parent.glob(f"{number}_*"):
+            if other.name != self.folder.name:
+                raise UsageError(
+                    f"{other}: has the same number, which nnU-Net refuses. Give another one."
+                )
+        planned = {path for scan_id in self.parts for path in self.files(scan_id) if path}
+        for path in self.folder.glob("*/*"):
+            if path not in planned and not path.name.endswith(PARTIAL):
+                raise UsageError(f"{path}: is not a file of this dataset. Choose another folder.")
+        there = (*planned, self.folder / _DATASET, *self._split_files())
+        present = next((path for path in there if path.exists()), None)
+        if present is not None and not overwrite:
+            raise UsageError(
+                f"{present}: is there already. Choose another folder, or replace what is there "
+                "(--overwrite)."
+            )
+        try:
+            # Until all is written anew, this is no dataset.
+            (self.folder / _DATASET).unlink(missing_ok=True)
+            for folder in {path.parent for path in (*planned, *self._split_files())}:
+                folder.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError) as problem:
+            raise UsageError(
+                f"{problem.filename}: there is a file of this name, or above it. "
+                "Choose another folder."
+            ) from problem
+
+    def write(self, scan_id: str, on_bytes: Callable[[int], None] = lambda _: None) -> ExportedScan:
+        """Write image and mask of a scan.
+
+        Parameters
+        ----------
+        scan_id
+            The scan.
+        on_bytes
+            Called with each further number of bytes of stored voxels that are done.
+
+        Raises
+        ------
+        CorruptStoreError
+            If stored bytes are missing or damaged; nothing is left of that file.
+        """
+        scan = self.reader.scan(scan_id)
+        image, label = self.files(scan_id)
+        record = scan.attributes.image_source
+        notes = write_array(image, scan.image, record, self.voxels, on_bytes)
+        if label is not None and scan.label is not None:
+            write_label_on_image(
+                label, scan.label, record, self.voxels, on_bytes, values=self.labels.of_stored
+            )
+        files = tuple(str(path) for path in (image, label) if path is not None)
+        return ExportedScan(scan_id, files, tuple(notes))
+
+    def finish(self) -> list[Path]:
+        """Write the splits and, last, ``dataset.json``; return their paths.
+
+        There are no splits to write unless there are scans for both training and validation; then
+        nnU-Net makes its own.
+        """
+        written = self._split_files()
+        for path in written:
+            _write_json(path, [{"train": self._of("train"), "val": self._of("validation")}])
+        _write_json(self.folder / _DATASET, self._dataset())
+        return [*written, self.folder / _DATASET]
+
+    def _of(self, part: Part) -> list[str]:
+        return sorted(scan_id for scan_id, found in self.parts.items() if found == part)
+
+    def _split_files(self) -> list[Path]:
+        """Return where the splits go: nnU-Net reads those beside its preprocessed data."""
+        if not self._of("train") or not self._of("validation"):
+            return []
+        folders = [self.folder]
+        if self.preprocessed is not None:
+            folders.append(self.preprocessed / self.folder.name)
+        return [folder / _SPLITS for folder in folders]
+
+    def _dataset(self) -> dict[str, Any]:
+        root = self.reader.root
+        return {
+            "channel_names": {"0": "CT"},
+            "labels": self.labels.numbers,
+            "numTraining": sum(part != "test" for part in self.parts.values()),
+            "file_ending": self.ending,
+            "overwrite_image_reader_writer": _READER,
+            "name": root.title,
+            "reference": root.citation,
+            "licence": root.licence,
+            "converted_by": f"spinezarr {version('spinezarr')}",
+            "stored_labels": {str(n): value for n, value in self.labels.stored.items()},
+        }
+
+
+def _part(split: str, *, has_mask: bool) -> Part:
+    if not has_mask or split.startswith("test"):
+        return "test"
+    return "validation" if split.startswith("val") else "train"
+
+
+def _write_json(path: Path, content: object) -> None:
+    partial = path.with_name(path.name + PARTIAL)
+    partial.write_text(json.dumps(content, indent=2) + "\n")
+    partial.replace(path)

@@ -1,0 +1,426 @@
+"""A store as the Hugging Face script ``CTSpine1K.py`` gave the dataset.
+
+The script [1]_ reads ``nibabel.load(path).get_fdata()`` of image and mask, turns the axes of each
+to ``(k, i, j)``, the file's last axis first, and orients nothing. Its cases come in the order of
+the split's list. Here the same records come out of a store: only the chunks that hold a slice are
+read, nothing is copied first.
+
+References
+----------
+.. [1] https://huggingface.co/datasets/alexanderdann/CTSpine1K; ``datasets`` runs no scripts since
+   version 4.
+"""
+
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any, Final, Literal, overload
+
+import numpy as np
+import numpy.typing as npt
+import xarray as xr
+
+from spinezarr.errors import UsageError
+from spinezarr.geometry import AxisMap, Box, ShapeIJK
+from spinezarr.store.attributes import LabelSourceRecord, SourceRecord
+from spinezarr.store.reader import ArraySpec, ScanHandle, StoreReader
+from spinezarr.stream.engine import BoxRead, Engine
+
+__all__ = ["Column", "SplitDataset", "load_splits"]
+
+Record = dict[str, Any]
+
+_TYPES: Final[dict[str, np.dtype[Any]]] = {
+    "image": np.dtype(np.float32),
+    "segmentation": np.dtype(np.int32),
+}
+"""Columns of voxels."""
+_FACTS: Final[dict[str, tuple[str, ...]]] = {
+    "2d": ("patient_id", "index", "slice_index"),
+    "3d": ("patient_id", "index"),
+}
+"""The other columns of each configuration."""
+_ORDER: Final = ("train", "validation", "test")
+"""In which the script names its splits."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Case:
+    """One scan of a split."""
+
+    scan_id: str
+    index: int
+    """Its place in the split's list."""
+    n_slices: int
+    """Voxels along the last axis of its image file."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _SourceArray:
+    """A stored array in the axes of its file, the last one first: ``(k, i, j)``."""
+
+    spec: ArraySpec
+    axes: AxisMap
+    shape_ijk: ShapeIJK
+    dtype: np.dtype[Any]
+    """Of the values that are given."""
+    labels: tuple[tuple[int, int], ...] = ()
+    """Value in the file and value stored; empty if they are the same."""
+
+    @classmethod
+    def of(
+        cls,
+        spec: ArraySpec,
+        record: SourceRecord,
+        column: str,
+        labels: tuple[tuple[int, int], ...] = (),
+    ) -> "_SourceArray":
+        """Take an array and what is known of its file."""
+        axes = AxisMap.of_axcodes(record.orientation)
+        return cls(spec, axes, record.shape_ijk, _TYPES[column], labels)
+
+    def slab(self, k: int) -> tuple[int, int]:
+        """Return the slices, first and one past the last, that share their chunks with ``k``."""
+        axis = self.axes.source_axis_zyx.index(2)
+        thickness, n = self.spec.chunk_shape_zyx[axis], self.shape_ijk[2]
+        at = n - 1 - k if self.axes.flip_zyx[axis] else k
+        low = at - at % thickness
+        high = min(low + thickness, n)
+        return (n - high, n - low) if self.axes.flip_zyx[axis] else (low, high)
+
+    def plan(self, start: int, stop: int, out_kij: npt.NDArray[Any]) -> BoxRead:
+        """Return what fills ``out_kij`` with the slices ``start`` to ``stop``."""
+        axis = self.axes.source_axis_zyx.index(2)
+        n = self.shape_ijk[2]
+        low, high = [0, 0, 0], list(self.spec.shape_zyx)
+        flipped = self.axes.flip_zyx[axis]
+        low[axis], high[axis] = (n - stop, n - start) if flipped else (start, stop)
+        box = Box((low[0], low[1], low[2]), (high[0], high[1], high[2]))
+        return BoxRead(self.spec, box, self.axes.to_zyx(out_kij.transpose(1, 2, 0)))
+
+    def empty(self, n_slices: int, dtype: np.dtype[Any] | None = None) -> npt.NDArray[Any]:
+        """Allocate slices; in the type to give if that holds what is stored."""
+        i, j, _ = self.shape_ijk
+        if dtype is None:
+            fits = np.can_cast(self.spec.dtype, self.dtype)
+            dtype = self.dtype if fits else self.spec.dtype
+        return np.empty((n_slices, i, j), dtype)
+
+    def given(self, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """Turn stored values into those that the script gave."""
+        if self.labels:
+            table = np.zeros(256, self.dtype)
+            for value, stored in self.labels:
+                table[stored] = value
+            mapped: npt.NDArray[Any] = table[values]
+            return mapped
+        if values.dtype.kind in "iu" and not np.can_cast(values.dtype, self.dtype):
+            # get_fdata() is float64, and rounding twice can differ from rounding once.
+            values = values.astype(np.float64)
+        with np.errstate(over="ignore"):
+            given: npt.NDArray[Any] = values.astype(self.dtype, copy=False)
+        return given
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Slab:
+    """Slices that were decoded together."""
+
+    case: int
+    start: int
+    values: npt.NDArray[Any]
+    """``(k, i, j)`` as stored."""
+
+    def find(self, case: int, k: int) -> npt.NDArray[Any] | None:
+        """Return a copy of one slice, ``(1, i, j)``, if it is here."""
+        at = k - self.start
+        inside = self.case == case and 0 <= at < len(self.values)
+        return self.values[at : at + 1].copy() if inside else None
+
+
+class SplitDataset:
+    """The records of one split, as ``datasets.Dataset`` gives them, arrays as NumPy arrays.
+
+    ``len``, a number, a negative one, slices and lists of numbers, iteration and columns by name
+    work as there; a slice or list gives a dict of lists. PyTorch's ``DataLoader`` takes it as it
+    is. Safe to pickle. Slices that are asked for in order are decoded once, a layer of chunks at a
+    time, the last of which is kept: 33 MB of an image of 512 x 512 and half as much of its mask.
+
+    Parameters
+    ----------
+    reader, engine
+        The store.
+    name
+        ``"2d"``: a record a slice; ``"3d"``: a record a scan.
+    cases
+        Scans of the split, in the order of its list.
+    """
+
+    def __init__(
+        self, reader: StoreReader, engine: Engine, name: Literal["2d", "3d"], cases: list[_Case]
+    ) -> None:
+        self._reader = reader
+        self._engine = engine
+        self._name: Literal["2d", "3d"] = name
+        self._cases = cases
+        lengths = (case.n_slices if name == "2d" else 1 for case in cases)
+        self._ends = list(accumulate(lengths))
+        self._slabs: dict[str, _Slab] = {}
+        self._last = (-1, -1)
+
+    def __reduce__(self) -> tuple[type["SplitDataset"], tuple[Any, ...]]:
+        return SplitDataset, (self._reader, self._engine, self._name, self._cases)
+
+    def __repr__(self) -> str:
+        columns = ", ".join(self.column_names)
+        return f"<spinezarr {self._name} dataset: {len(self)} records ({columns})>"
+
+    def __len__(self) -> int:
+        """Return the number of records."""
+        return self._ends[-1] if self._ends else 0
+
+    @property
+    def num_rows(self) -> int:
+        """Number of records."""
+        return len(self)
+
+    @property
+    def column_names(self) -> list[str]:
+        """Keys of each record."""
+        return [*_TYPES, *_FACTS[self._name]]
+
+    @overload
+    def __getitem__(self, key: int) -> Record: ...
+    @overload
+    def __getitem__(self, key: str) -> Sequence[Any]: ...
+    @overload
+    def __getitem__(self, key: slice | Iterable[int]) -> dict[str, list[Any]]: ...
+    def __getitem__(self, key: int | slice | Iterable[int] | str) -> Any:
+        """Read one record, several, or a column.
+
+        Parameters
+        ----------
+        key
+            A number gives a record; a slice or several numbers give a dict of lists; the name of a
+            column gives all its values, voxels as a :class:`Column` that reads them when asked.
+
+        Returns
+        -------
+        dict
+            ``image`` float32 and ``segmentation`` int32, ``(i, j)`` or ``(k, i, j)`` in the axes
+            of the source file; ``patient_id``, the file's name; ``index``, its place in the list
+            of the split; ``slice_index``, k, in 2d.
+
+        Raises
+        ------
+        IndexError
+            If there is no such record.
+        KeyError
+            If there is no such column.
+        CorruptStoreError
+            If stored bytes are missing or damaged; names scan, array, chunk and shard.
+        UsageError
+            If image and mask file have no equal number of slices, or labels cannot be mapped back.
+        """
+        if isinstance(key, str):
+            return self._column(key)
+        if isinstance(key, slice):
+            return self._columns_of(range(len(self))[key])
+        if isinstance(key, Iterable):
+            return self._columns_of(key)
+        return self.__getitems__([key])[0]
+
+    def __getitems__(self, keys: Iterable[int]) -> list[Record]:
+        """Read several records with one call; ``torch.utils.data.DataLoader`` asks for it."""
+        records, reads, planned = [], list[BoxRead](), []
+        for number in (self._number(key) for key in keys):
+            case, k = self._place(number)
+            arrays = self._arrays(case)
+            voxels = {
+                name: self._plan_slice(name, array, case, k, reads)
+                if self._name == "2d"
+                else self._plan_volume(array, reads)
+                for name, array in arrays.items()
+            }
+            self._last = (case, k)
+            records.append(dict.fromkeys(_TYPES) | self._facts(case, k))
+            planned.append((arrays, voxels))
+        if reads:
+            self._engine.read(reads)
+        for record, (arrays, voxels) in zip(records, planned, strict=True):
+            for name, array in arrays.items():
+                values = array.given(voxels[name])
+                record[name] = values[0] if self._name == "2d" else values
+        return records
+
+    def __iter__(self) -> Iterator[Record]:
+        """Yield the records in order."""
+        for number in range(len(self)):
+            yield self[number]
+
+    def _number(self, key: int) -> int:
+        n = len(self)
+        number = int(key) + n if key < 0 else int(key)
+        if not 0 <= number < n:
+            raise IndexError(f"record {key} of {n}")
+        return number
+
+    def _place(self, number: int) -> tuple[int, int]:
+        """Return which case a record is of, and its slice (0 in 3d)."""
+        case = bisect_right(self._ends, number)
+        return case, number - (self._ends[case - 1] if case else 0)
+
+    def _facts(self, case: int, k: int) -> Record:
+        scan = self._cases[case]
+        facts = {"patient_id": scan.scan_id, "index": scan.index, "slice_index": k}
+        return {name: facts[name] for name in _FACTS[self._name]}
+
+    def _columns_of(self, keys: Iterable[int]) -> dict[str, list[Any]]:
+        records = self.__getitems__(keys)
+        return {name: [record[name] for record in records] for name in self.column_names}
+
+    def _column(self, name: str) -> Sequence[Any]:
+        if name in _TYPES:
+            return Column(self, name)
+        if name not in self.column_names:
+            raise KeyError(f"no column {name!r}: there are {', '.join(self.column_names)}")
+        places = (self._place(number) for number in range(len(self)))
+        return [self._facts(case, k)[name] for case, k in places]
+
+    def _arrays(self, case: int) -> dict[str, _SourceArray]:
+        """Return the arrays of a case, by column."""
+        scan = self._reader.scan(self._cases[case].scan_id)
+        image = _SourceArray.of(scan.image, scan.attributes.image_source, "image")
+        mask = _mask(scan)
+        if mask.shape_ijk[2] != image.shape_ijk[2]:
+            raise UsageError(
+                f"scan {scan.attributes.scan_id!r}: its image file has {image.shape_ijk[2]} slices "
+                f"(axes {image.axes.axcodes}), its mask file {mask.shape_ijk[2]} "
+                f"({mask.axes.axcodes}): the script refuses such pairs. Use spinezarr.open() and "
+                "store.slices(), which turn both the same way."
+            )
+        return {"image": image, "segmentation": mask}
+
+    def _plan_volume(self, array: _SourceArray, reads: list[BoxRead]) -> npt.NDArray[Any]:
+        n = array.shape_ijk[2]
+        out = array.empty(n)
+        reads.append(array.plan(0, n, out))
+        return out
+
+    def _plan_slice(
+        self, name: str, array: _SourceArray, case: int, k: int, reads: list[BoxRead]
+    ) -> npt.NDArray[Any]:
+        """Return a slice, ``(1, i, j)``: from the last slab, or filled once ``reads`` are."""
+        kept = self._slabs.get(name)
+        found = None if kept is None else kept.find(case, k)
+        if found is None and case == self._last[0] and abs(k - self._last[1]) == 1:
+            # Slices are asked for in order: the next ones are in the same chunks.
+            start, stop = array.slab(k)
+            values = array.empty(stop - start, array.spec.dtype)
+            self._engine.read([array.plan(start, stop, values)])
+            slab = self._slabs[name] = _Slab(case, start, values)
+            found = slab.find(case, k)
+        if found is None:
+            found = array.empty(1)
+            reads.append(array.plan(k, k + 1, found))
+        return found
+
+
+class Column(Sequence[npt.NDArray[Any]]):
+    """One column of voxels, read record by record.
+
+    Parameters
+    ----------
+    records
+        Of the dataset.
+    name
+        ``image`` or ``segmentation``.
+    """
+
+    def __init__(self, records: SplitDataset, name: str) -> None:
+        self._records = records
+        self._name = name
+
+    def __len__(self) -> int:
+        """Return the number of records."""
+        return len(self._records)
+
+    @overload
+    def __getitem__(self, key: int) -> npt.NDArray[Any]: ...
+    @overload
+    def __getitem__(self, key: slice) -> list[npt.NDArray[Any]]: ...
+    def __getitem__(self, key: int | slice) -> Any:
+        """Read one value, or a list of several."""
+        return self._records[key][self._name]
+
+
+def _mask(scan: ScanHandle) -> _SourceArray:
+    """Return the mask of a scan in its file's axes and values."""
+    spec, record = scan.label, scan.attributes.label_source
+    if spec is None or record is None:
+        raise UsageError(f"scan {scan.attributes.scan_id!r} has no mask.")
+    return _SourceArray.of(spec, record, "segmentation", _labels(scan.attributes.scan_id, record))
+
+
+def _labels(scan_id: str, record: LabelSourceRecord) -> tuple[tuple[int, int], ...]:
+    """Return value in the file and value stored; those of a mask in parts are the scheme's own."""
+    if record.parts:
+        return ()
+    stored = [value for _, value in record.values]
+    if len(set(stored)) < len(stored):
+        raise UsageError(
+            f"scan {scan_id!r}: several values of its mask file became one label, so the file's "
+            "cannot be given back. Use spinezarr.open(), which gives the labels of the scheme."
+        )
+    return record.values
+
+
+def load_splits(
+    reader: StoreReader, engine: Engine, name: Literal["2d", "3d"]
+) -> dict[str, SplitDataset]:
+    """Return the records of each split of a store.
+
+    Parameters
+    ----------
+    reader, engine
+        The store.
+    name
+        Configuration of the script.
+
+    Returns
+    -------
+    dict
+        By the split's name, those of the script first. Scans without mask are left out, as are
+        those in no split. Scans whose place in a list is not known (of pseudonymised stores, or
+        where a table tells the splits) come in the table's order, which then is their ``index``.
+
+    Raises
+    ------
+    UsageError
+        If there is no such configuration.
+    """
+    if name not in _FACTS:
+        raise UsageError(f"configuration {name!r}: must be one of {', '.join(_FACTS)}.")
+    table = reader.table
+    table = table.isel(scan=np.flatnonzero(table.label_state.to_numpy() != "none"))
+    found = set(table.split.to_numpy().tolist()) - {""}
+    names = [*(split for split in _ORDER if split in found), *sorted(found - {*_ORDER})]
+    return {split: SplitDataset(reader, engine, name, _cases(table, split)) for split in names}
+
+
+def _cases(table: xr.Dataset, split: str) -> list[_Case]:
+    """Return the scans of a split in the order of its list."""
+    rows = table.isel(scan=np.flatnonzero(table.split.to_numpy() == split))
+    columns = (rows.scan, rows.split_index, rows.orientation, rows.shape_zyx)
+    cases = [
+        _Case(
+            scan_id,
+            listed if listed >= 0 else row,
+            shape_zyx[AxisMap.of_axcodes(orientation).source_axis_zyx.index(2)],
+        )
+        for row, (scan_id, listed, orientation, shape_zyx) in enumerate(
+            zip(*(column.to_numpy().tolist() for column in columns), strict=True)
+        )
+    ]
+    return sorted(cases, key=lambda case: case.index)

@@ -1,0 +1,581 @@
+"""nnU-Net v2 trained straight from a store: its dataset class, without preprocessed copies.
+
+nnU-Net asks its dataset class for a case's arrays and slices a patch out of them [1]_. Those of
+:class:`StoreDataset` are computed when they are sliced: the voxels around the patch are read from
+the store, normalised and resampled as nnU-Net's preprocessing does for whole volumes [2]_.
+
+References
+----------
+.. [1] ``nnunetv2/training/dataloading/nnunet_dataset.py`` and ``data_loader.py``, nnU-Net 2.8
+.. [2] ``nnunetv2/preprocessing/preprocessors/default_preprocessor.py`` and
+   ``preprocessing/resampling/default_resampling.py``
+"""
+
+import json
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Final, Self
+
+import numpy as np
+import numpy.typing as npt
+from scipy import ndimage
+
+from spinezarr.errors import FormatError, UsageError
+from spinezarr.geometry import AxisMap, Box
+from spinezarr.store.reader import ArraySpec, ScanHandle, StoreReader
+from spinezarr.stream.engine import Engine
+from spinezarr.stream.fetch import fetcher_for
+
+__all__ = ["StoreDataset", "link_store"]
+
+Array = npt.NDArray[Any]
+Span = tuple[int, int]
+"""First voxel, and one past the last."""
+
+_LINK: Final = "store.spinezarr"
+"""File that stands in a folder of preprocessed cases, in their place."""
+_SEPARATE_RATIO: Final = 3.0
+"""Ratio of spacings from which nnU-Net leaves the coarse axis out (``ANISO_THRESHOLD``)."""
+_RESAMPLING: Final = "resample_data_or_seg_to_shape"
+_NORMALIZATION: Final = "CTNormalization"
+_SPLINE_REACH: Final = 16
+"""Voxels beside a crop that its values depend on: a cubic spline forgets by 0.27 a voxel."""
+_LEAST_STD: Final = 1e-8
+"""Of nnU-Net, against a division by 0."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Scheme:
+    """How a configuration of the plans preprocesses; axes in the network's order."""
+
+    transpose: tuple[int, ...]
+    """Stored axis (0, 1, 2 for z, y, x) of each axis of the network."""
+    spacing_mm: tuple[float, ...]
+    """Target; without the first axis for 2D configurations."""
+    image_order: int
+    label_order: int
+    separate: bool | None
+    """Whether to leave the coarsest axis out; None: where spacings differ by 3 or more."""
+    lowest: float
+    highest: float
+    mean: float
+    std: float
+
+    @classmethod
+    def of_plans(cls, plans: dict[str, Any], configuration: str) -> Self:
+        """Read them from ``nnUNetPlans.json``."""
+        found = plans["configurations"][configuration]
+        image, label = found["resampling_fn_data_kwargs"], found["resampling_fn_seg_kwargs"]
+        numbers = plans["foreground_intensity_properties_per_channel"]["0"]
+        unknown = [
+            *({found["resampling_fn_data"], found["resampling_fn_seg"]} - {_RESAMPLING}),
+            *(set(found["normalization_schemes"]) - {_NORMALIZATION}),
+            *(f"order_z {kind['order_z']}" for kind in (image, label) if kind["order_z"]),
+        ]
+        if unknown or any(found["use_mask_for_norm"]):
+            raise UsageError(
+                f"configuration {configuration!r} of the plans preprocesses by "
+                f"{', '.join(unknown) or 'a mask'}; from a store, only {_RESAMPLING} and "
+                f"{_NORMALIZATION} can be done. Preprocess it with nnU-Net."
+            )
+        return cls(
+            tuple(plans["transpose_forward"]),
+            tuple(found["spacing"]),
+            image["order"],
+            label["order"],
+            image["force_separate_z"],
+            numbers["percentile_00_5"],
+            numbers["percentile_99_5"],
+            numbers["mean"],
+            numbers["std"],
+        )
+
+    def normalised(self, values: Array) -> npt.NDArray[np.float32]:
+        """Do what ``CTNormalization`` does."""
+        image = np.clip(values.astype(np.float32), self.lowest, self.highest)
+        image -= self.mean
+        image /= max(self.std, _LEAST_STD)
+        return image
+
+    def target_mm(self, spacing_mm: tuple[float, ...]) -> tuple[float, ...]:
+        """Return the spacing to come to; 2D configurations leave the first axis."""
+        missing = len(spacing_mm) - len(self.spacing_mm)
+        return (*spacing_mm[:missing], *self.spacing_mm)
+
+    def coarse_axis(self, spacing_mm: tuple[float, ...]) -> int | None:
+        """Return the axis along which voxels are repeated, not interpolated."""
+        if self.separate is False:
+            return None
+        candidates = (spacing_mm, self.target_mm(spacing_mm))
+        for spacing in candidates:
+            if self.separate or max(spacing) / min(spacing) > _SEPARATE_RATIO:
+                coarsest = [axis for axis, mm in enumerate(spacing) if mm == max(spacing)]
+                return coarsest[0] if len(coarsest) == 1 else None
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class _Axis:
+    """One axis of a resampled array."""
+
+    n: int
+    """Voxels stored."""
+    n_out: int
+
+    @property
+    def scale(self) -> float:
+        """Stored voxels a voxel."""
+        return self.n / self.n_out
+
+    def position(self, index: int) -> float:
+        """Return where a voxel lies, in stored voxels; volumes, not voxel centres, coincide."""
+        return self.scale * (index + 0.5) - 0.5
+
+    def needed(self, span: Span, reach: int) -> Span:
+        """Return the stored voxels that a span of voxels depends on."""
+        first, last = self.position(span[0]), self.position(span[1] - 1)
+        low, high = int(np.floor(first)) - reach, int(np.ceil(last)) + reach + 1
+        return min(max(low, 0), self.n - 1), max(min(high, self.n), 1)
+
+    def nearest(self, span: Span) -> npt.NDArray[np.intp]:
+        """Return the stored voxel nearest to each voxel of a span."""
+        at = np.floor(self.scale * (np.arange(*span) + 0.5))
+        inside: npt.NDArray[np.intp] = np.clip(at, 0, self.n - 1).astype(np.intp)
+        return inside
+
+
+@dataclass(frozen=True, slots=True)
+class _Grid:
+    """Where the voxels of a resampled array lie among those stored; the network's axis order."""
+
+    transpose: tuple[int, ...]
+    axes: tuple[_Axis, ...]
+    coarse: int | None
+
+    @classmethod
+    def of(cls, scan: ScanHandle, scheme: _Scheme) -> Self:
+        """Compute the shape that nnU-Net's preprocessing gives."""
+        spacing_zyx = _spacing_zyx_mm(scan)
+        spacing = tuple(spacing_zyx[axis] for axis in scheme.transpose)
+        stored = [scan.image.shape_zyx[axis] for axis in scheme.transpose]
+        target = scheme.target_mm(spacing)
+        axes = tuple(
+            _Axis(n, round(mm / wanted * n))
+            for n, mm, wanted in zip(stored, spacing, target, strict=True)
+        )
+        return cls(scheme.transpose, axes, scheme.coarse_axis(spacing))
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the resampled array."""
+        return tuple(axis.n_out for axis in self.axes)
+
+    @property
+    def as_stored(self) -> bool:
+        """Whether there is nothing to resample."""
+        return all(axis.n == axis.n_out for axis in self.axes)
+
+    def block(self, spans: Sequence[Span], order: int) -> "_Block":
+        """Plan a block of the resampled array, interpolated by splines of an order."""
+        reaches = [
+            0 if self.as_stored else (_SPLINE_REACH if order > 1 and axis != self.coarse else 1)
+            for axis in range(3)
+        ]
+        needed = tuple(
+            axis.needed(span, reach)
+            for axis, span, reach in zip(self.axes, spans, reaches, strict=True)
+        )
+        return _Block(self, tuple(spans), needed)
+
+
+@dataclass(frozen=True, slots=True)
+class _Block:
+    """A block of a resampled array."""
+
+    grid: _Grid
+    spans: tuple[Span, ...]
+    needed: tuple[Span, ...]
+    """Stored voxels along each axis."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the block."""
+        return tuple(stop - start for start, stop in self.spans)
+
+    def read(self, engine: Engine, spec: ArraySpec) -> Array:
+        """Read the stored voxels that it depends on."""
+        low, high = [0, 0, 0], [0, 0, 0]
+        for axis, (start, stop) in zip(self.grid.transpose, self.needed, strict=True):
+            low[axis], high[axis] = start, stop
+        box = Box((low[0], low[1], low[2]), (high[0], high[1], high[2]))
+        stored = np.empty(box.shape_zyx, spec.dtype)
+        engine.read_into(spec, box, stored)
+        return stored.transpose(self.grid.transpose)
+
+    def nearest(self, axis: int) -> npt.NDArray[np.intp]:
+        """Return the stored voxel nearest to each voxel along an axis, from the first needed."""
+        return self.grid.axes[axis].nearest(self.spans[axis]) - self.needed[axis][0]
+
+    def of_whole_planes(self) -> "_Block":
+        """Return a block that needs the whole planes across the coarse axis."""
+        needed = tuple(
+            span if axis == self.grid.coarse else (0, self.grid.axes[axis].n)
+            for axis, span in enumerate(self.needed)
+        )
+        return _Block(self.grid, self.spans, needed)
+
+    def resized(self, values: Array, order: int) -> Array:
+        """Do what ``skimage.transform.resize`` does to a volume, for this block of it."""
+        for axis, (n, (start, stop)) in enumerate(zip(self.grid.axes, self.needed, strict=True)):
+            if axis == self.grid.coarse:
+                values = values.take(self.nearest(axis), axis)
+            else:
+                first, last = self.spans[axis]
+                weights = _weights(
+                    n.scale, n.position(first) - start, last - first, stop - start, order
+                )
+                values = np.moveaxis(np.tensordot(weights, values, (1, axis)), 0, axis)
+        return values
+
+
+@lru_cache(256)
+def _weights(
+    scale: float, offset: float, n_out: int, n: int, order: int
+) -> npt.NDArray[np.float64]:
+    """Return ``(n_out, n)``: what interpolation by splines makes of each voxel along an axis.
+
+    Splines are separable and linear, so that three small matrices stand for all of it, prefilter
+    and edges included; a product with them takes less time than to evaluate the spline.
+    """
+    columns = [
+        ndimage.affine_transform(unit, [scale], offset, (n_out,), order=order, mode="nearest")
+        for unit in np.eye(n)
+    ]
+    return np.stack(columns, axis=1)
+
+
+class _Lazy:
+    """An array ``(1, a, b, c)`` that is computed when it is sliced.
+
+    Parameters
+    ----------
+    shape
+        Without the channel.
+    dtype
+        Of its values.
+    compute
+        Gives a block, without the channel.
+    """
+
+    ndim = 4
+
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        dtype: npt.DTypeLike,
+        compute: Callable[[list[Span]], Array],
+    ) -> None:
+        self.shape = (1, *shape)
+        self.dtype = np.dtype(dtype)
+        self._compute = compute
+
+    def __getitem__(self, index: slice | tuple[slice, ...]) -> Array:
+        """Compute a block; slices have no steps."""
+        given = index if isinstance(index, tuple) else (index,)
+        full = (*given, *[slice(None)] * (self.ndim - len(given)))
+        spans: list[Span] = []
+        for item, n in zip(full, self.shape, strict=True):
+            start, stop, step = item.indices(n)
+            if step != 1:
+                raise UsageError(f"slices of a case have no steps, got {item}.")
+            spans.append((start, max(start, stop)))
+        shape = tuple(stop - start for start, stop in spans)
+        if 0 in shape:
+            return np.empty(shape, self.dtype)
+        return self._compute(spans[1:])[None]
+
+
+@dataclass(frozen=True, slots=True)
+class _Locations:
+    """Where the voxels of one label lie, ``(channel, a, b, c)``; looked up when asked for."""
+
+    reader: StoreReader
+    engine: Engine
+    scan_id: str
+    value: int
+    """As stored."""
+    voxels: int
+    grid: _Grid
+
+    def __len__(self) -> int:
+        """Return the number of stored voxels."""
+        return self.voxels
+
+    def __getitem__(self, k: int) -> npt.NDArray[np.int64]:
+        """Return where voxel ``k`` lies after resampling."""
+        table = self.reader.label_chunks(self.scan_id)
+        rows = table[table[:, 0] == self.value]
+        ends = np.cumsum(rows[:, 4])
+        row = int(np.searchsorted(ends, k, side="right"))
+        label = self.reader.scan(self.scan_id).label
+        if label is None:
+            raise UsageError(f"scan {self.scan_id!r} has no mask.")
+        z, y, x = (int(i) * n for i, n in zip(rows[row, 1:4], label.chunk_shape_zyx, strict=True))
+        whole = Box.at((z, y, x), label.chunk_shape_zyx)
+        inside = whole.intersect(Box((0, 0, 0), label.shape_zyx)) or whole
+        voxels = np.empty(inside.shape_zyx, np.uint8)
+        self.engine.read_into(label, inside, voxels)
+        at = np.flatnonzero(voxels == self.value)[k - int(ends[row] - rows[row, 4])]
+        zyx = np.add(np.unravel_index(at, voxels.shape), inside.start_zyx)
+        place = [0]
+        for stored, axis in zip(self.grid.transpose, self.grid.axes, strict=True):
+            place.append(int((zyx[stored] + 0.5) / axis.scale))
+        return np.array(place)
+
+
+class StoreDataset:
+    """Cases of a store as nnU-Net's ``nnUNetBaseDataset``.
+
+    nnU-Net makes it itself, once it is told that files ending in ``.spinezarr`` mean this class.
+
+    Parameters
+    ----------
+    folder
+        Folder of a configuration, in which :func:`link_store` wrote what it needs.
+    identifiers
+        Cases; all of them if not given.
+    folder_with_segs_from_previous_stage
+        Must be None: cascades are trained on preprocessed data.
+
+    Raises
+    ------
+    UsageError
+        If the plans preprocess in a way that cannot be done for patches, or the store has labels
+        to ignore.
+    """
+
+    def __init__(
+        self,
+        folder: str,
+        identifiers: list[str] | None = None,
+        folder_with_segs_from_previous_stage: str | None = None,
+    ) -> None:
+        if folder_with_segs_from_previous_stage is not None:
+            raise UsageError("a cascade: trained from a store, a network has no previous stage.")
+        self.source_folder = folder
+        self.folder_with_segs_from_previous_stage = None
+        self.identifiers = sorted(
+            self.get_identifiers(folder) if identifiers is None else identifiers
+        )
+        link = _read_json(Path(folder) / _LINK)
+        plans = _read_json(Path(folder).parent / f"{link['plans']}.json")
+        dataset = _read_json(Path(folder).parent / "dataset.json")
+        if "ignore" in dataset["labels"]:
+            raise UsageError(
+                f"{folder}: the store has labels to ignore, which need nnU-Net's preprocessing."
+            )
+        self._scheme = _Scheme.of_plans(plans, link["configuration"])
+        self._stored = {int(n): int(value) for n, value in dataset["stored_labels"].items()}
+        self._numbers = np.zeros(256, np.int16)
+        self._numbers[list(self._stored.values())] = list(self._stored)
+        self._reader = StoreReader(link["store"])
+        self._engine = Engine(fetcher_for(self._reader.fs))
+
+    @staticmethod
+    def get_identifiers(folder: str) -> list[str]:
+        """Return all cases."""
+        cases: list[str] = _read_json(Path(folder) / _LINK)["cases"]
+        return cases
+
+    @staticmethod
+    def unpack_dataset(*_: object, **__: object) -> None:
+        """Do nothing: there is nothing to unpack."""
+
+    def __getitem__(self, identifier: str) -> tuple[_Lazy, _Lazy, None, dict[str, Any]]:
+        """Return what :meth:`load_case` does."""
+        return self.load_case(identifier)
+
+    def load_case(self, identifier: str) -> tuple[_Lazy, _Lazy, None, dict[str, Any]]:
+        """Return image, mask, nothing, and properties of a case; no voxel is read yet.
+
+        Returns
+        -------
+        tuple
+            Image float32 and mask int16, both ``(1, a, b, c)`` in the axes, spacing and intensities
+            of the plans, to be sliced; None; and a dict with what nnU-Net's preprocessing says of a
+            case, ``class_locations`` among it.
+
+        Raises
+        ------
+        UnknownScanError
+            If the store has no such scan.
+        CorruptStoreError
+            When sliced, if stored bytes are missing or damaged.
+        """
+        scan = self._reader.scan(identifier)
+        grid = _Grid.of(scan, self._scheme)
+        mask = scan.label
+        if mask is None:
+            raise UsageError(f"scan {identifier!r} has no mask.")
+        image = _Lazy(grid.shape, np.float32, lambda spans: self._image(scan, grid, spans))
+        label = _Lazy(grid.shape, np.int16, lambda spans: self._label(mask, grid, spans))
+        return image, label, None, self._properties(scan, grid)
+
+    def _image(self, scan: ScanHandle, grid: _Grid, spans: list[Span]) -> Array:
+        order = self._scheme.image_order
+        block = grid.block(spans, order)
+        image = self._scheme.normalised(block.read(self._engine, scan.image))
+        if grid.as_stored:
+            return image
+        resized = np.clip(block.resized(image, order), *self._ends(scan, block))
+        return resized.astype(np.float32)
+
+    def _ends(self, scan: ScanHandle, block: _Block) -> tuple[Array, Array]:
+        """Return what a resized image is clipped to: the values that it, or its plane, had."""
+        coarse = block.grid.coarse
+        if coarse is None:
+            low, high = self._scheme.normalised(np.array(scan.attributes.image_range_hu or (0, 0)))
+            return low, high
+        planes = block.of_whole_planes().read(self._engine, scan.image)
+        fine = tuple(axis for axis in range(3) if axis != coarse)
+        low, high = (
+            self._scheme.normalised(extreme(planes, fine, keepdims=True)).take(
+                block.nearest(coarse), coarse
+            )
+            for extreme in (np.min, np.max)
+        )
+        return low, high
+
+    def _label(self, spec: ArraySpec, grid: _Grid, spans: list[Span]) -> Array:
+        """Resample each label by itself; the strongest wins, of equal ones the nearest."""
+        order = self._scheme.label_order
+        block = grid.block(spans, order)
+        numbers: Array = self._numbers[block.read(self._engine, spec)]
+        if grid.as_stored:
+            return numbers
+        nearest = numbers[np.ix_(*map(block.nearest, range(3)))]
+        best, of_nearest = np.full((2, *block.shape), -np.inf)
+        won = np.empty(block.shape, np.int16)
+        for number in np.unique(numbers).tolist():
+            score = block.resized(numbers == number, order)
+            won[score > best] = number
+            np.maximum(best, score, out=best)
+            at = nearest == number
+            of_nearest[at] = score[at]
+        won[of_nearest == best] = nearest[of_nearest == best]
+        return won
+
+    def _properties(self, scan: ScanHandle, grid: _Grid) -> dict[str, Any]:
+        """Return what the default preprocessor keeps of a case, and the export needs."""
+        facts = scan.attributes
+        shape = tuple(axis.n for axis in grid.axes)
+        return {
+            "spacing": list(_spacing_zyx_mm(scan)),
+            "shape_before_cropping": shape,
+            "bbox_used_for_cropping": [[0, n] for n in shape],
+            "shape_after_cropping_and_before_resampling": shape,
+            "nibabel_stuff": {
+                "original_affine": np.array(facts.image_source.affine_ijk),
+                "reoriented_affine": scan.affine,
+            },
+            "class_locations": dict(self._locations(scan, grid)),
+        }
+
+    def _locations(self, scan: ScanHandle, grid: _Grid) -> Iterator[tuple[int, _Locations]]:
+        table = self._reader.label_chunks(scan.attributes.scan_id)
+        for number, value in self._stored.items():
+            voxels = int(table[table[:, 0] == value, 4].sum())
+            yield (
+                number,
+                _Locations(
+                    self._reader, self._engine, scan.attributes.scan_id, value, voxels, grid
+                ),
+            )
+
+
+def link_store(
+    store: str, raw: str | Path, preprocessed: str | Path, *, plans: str = "nnUNetPlans"
+) -> list[Path]:
+    """Put a store in the place of the preprocessed cases of an nnU-Net dataset.
+
+    Parameters
+    ----------
+    store
+        Path or URL.
+    raw
+        ``$nnUNet_raw/Dataset501_NAME``, as ``spinezarr export nnunet`` wrote it.
+    preprocessed
+        ``$nnUNet_preprocessed/Dataset501_NAME``, where ``nnUNetv2_plan_and_preprocess --no_pp``
+        left its plans.
+    plans
+        Name of the plans.
+
+    Returns
+    -------
+    list of pathlib.Path
+        Folder of each configuration that can be trained so.
+
+    Raises
+    ------
+    UsageError
+        If there are no plans, or a configuration is preprocessed already.
+    """
+    raw, preprocessed = Path(raw), Path(preprocessed)
+    found = _read_json(preprocessed / f"{plans}.json")
+    ending = _read_json(raw / "dataset.json")["file_ending"]
+    masks = sorted((raw / "labelsTr").glob(f"*{ending}"))
+    truth = preprocessed / "gt_segmentations"
+    truth.mkdir(exist_ok=True)
+    for mask in masks:
+        if not (truth / mask.name).exists():
+            shutil.copyfile(mask, truth / mask.name)
+    folders = []
+    for name, configuration in found["configurations"].items():
+        if "data_identifier" not in configuration or configuration.get("previous_stage"):
+            continue
+        _Scheme.of_plans(found, name)
+        folder = preprocessed / configuration["data_identifier"]
+        folder.mkdir(exist_ok=True)
+        other = next((path for path in folder.iterdir() if path.name != _LINK), None)
+        if other is not None:
+            raise UsageError(f"{other}: this configuration is preprocessed already.")
+        link = {
+            "store": str(store) if "://" in str(store) else str(Path(store).resolve()),
+            "plans": plans,
+            "configuration": name,
+            "cases": [mask.name.removesuffix(ending) for mask in masks],
+        }
+        (folder / _LINK).write_text(json.dumps(link, indent=2) + "\n")
+        folders.append(folder)
+    return folders
+
+
+@lru_cache(4096)
+def _spacing_of(orientation: str, affine: tuple[tuple[float, ...], ...]) -> tuple[float, ...]:
+    lengths = np.linalg.norm(np.array(affine)[:3, :3], axis=0).astype(np.float32).tolist()
+    return tuple(lengths[axis] for axis in AxisMap.of_axcodes(orientation).source_axis_zyx)
+
+
+def _spacing_zyx_mm(scan: ScanHandle) -> tuple[float, ...]:
+    """Return the spacing as nnU-Net reads it: the header's float32, from the affine if turned."""
+    source = scan.attributes.image_source
+    if source.nifti is not None and source.orientation == "RAS":
+        x, y, z = source.nifti.pixdim[1:]
+        return (z, y, x)
+    return _spacing_of(source.orientation, source.affine_ijk)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content: dict[str, Any] = json.loads(path.read_text())
+    except FileNotFoundError as problem:
+        raise UsageError(
+            f"{path}: is not there. 'spinezarr export nnunet', then 'nnUNetv2_plan_and_preprocess "
+            "--no_pp' and spinezarr.loaders.nnunet.link_store make it."
+        ) from problem
+    except ValueError as problem:
+        raise FormatError(f"{path}: is no JSON ({problem}). Make it again.") from problem
+    return content

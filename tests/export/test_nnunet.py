@@ -1,0 +1,273 @@
+import json
+import re
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+
+import nibabel as nib
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+import spinezarr
+from spinezarr.cli.main import app
+from spinezarr.errors import UsageError
+from spinezarr.export.nnunet import NnunetLabels
+from spinezarr.ingest.discover import discover
+from spinezarr.ingest.run import ingest
+from spinezarr.recipe import Recipe
+from spinezarr.testing import (
+    NiftiForm,
+    all_axcodes,
+    write_ctspinopelvic1k,
+    write_nifti,
+    write_xvertseg,
+)
+
+SHAPE = (67, 5, 50)
+AFFINE = np.array([[0.7, 0, 0, -31.3], [0, 0.8, 0, 12.1], [0, 0, 2.5, -700.7], [0, 0, 0, 1]])
+TRAIN = ["1.3.6.1.4.1.9328.50.4.0001", "HN_P001", "liver_0"]
+VALIDATION = ["CTC-1018399231", "volume-covid19-A-0377_ct"]
+TEST = ["1.3.6.1.4.1.9328.50.4.0505"]
+
+
+def run(*words, code=0, **environment):
+    result = CliRunner().invoke(app, [str(word) for word in words], env=environment)
+    assert result.exit_code == code, result.output + repr(result.exception)
+    assert "Traceback" not in result.output
+    return result
+
+
+def files(folder):
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+def assert_keeps_the_rules(folder):
+    """Rules of nnU-Net's dataset_format.md and verify_dataset_integrity."""
+    facts = json.loads((folder / "dataset.json").read_text())
+    assert {"channel_names", "labels", "numTraining", "file_ending"} <= facts.keys()
+    assert facts["channel_names"] == {"0": "CT"}
+    labels = facts["labels"]
+    assert labels["background"] == 0
+    assert sorted(labels.values()) == list(range(len(labels)))
+    if "ignore" in labels:
+        assert labels["ignore"] == max(labels.values())
+    ending = facts["file_ending"]
+    # As its get_filenames_of_train_images_and_targets finds them.
+    crop = len(ending) + 5
+    cases = sorted({path.name[:-crop] for path in (folder / "imagesTr").iterdir()})
+    assert len(cases) == facts["numTraining"]
+    for case in cases:
+        name = re.compile(re.escape(case) + r"_\d\d\d\d" + re.escape(ending))
+        (image,) = (p for p in (folder / "imagesTr").iterdir() if name.fullmatch(p.name))
+        found, mask = nib.load(image), nib.load(folder / "labelsTr" / f"{case}{ending}")
+        assert found.shape == mask.shape
+        np.testing.assert_array_equal(found.affine, mask.affine)
+        assert found.header.get_zooms() == mask.header.get_zooms()
+        assert set(np.unique(mask.dataobj).tolist()) <= set(labels.values())
+        assert not np.isnan(found.get_fdata()).any()
+    return facts
+
+
+def test_a_dataset_is_whole_and_keeps_the_rules(ctspine1k_raw, ctspine1k_url, tmp_path):
+    out = tmp_path / "raw"
+    output = run("export", "nnunet", ctspine1k_url, "--out", out, nnUNet_preprocessed="").output
+    folder = out / "Dataset501_CTSpine1K"
+    assert "Wrote 12 files of 6 scans" in output
+    expected = [f"imagesTr/{scan}_0000.nii.gz" for scan in TRAIN + VALIDATION]
+    expected += [f"labelsTr/{scan}.nii.gz" for scan in TRAIN + VALIDATION]
+    expected += [f"imagesTs/{TEST[0]}_0000.nii.gz", f"labelsTs/{TEST[0]}.nii.gz"]
+    assert files(folder) == sorted([*expected, "dataset.json", "splits_final.json"])
+    facts = assert_keeps_the_rules(folder)
+    assert json.loads((folder / "splits_final.json").read_text()) == [
+        {"train": sorted(TRAIN), "val": sorted(VALIDATION)}
+    ]
+    assert facts["overwrite_image_reader_writer"] == "NibabelIOWithReorient"
+    assert facts["licence"] == "CC-BY-NC-SA-4.0"
+    back = np.zeros(256, np.uint8)
+    for number, value in facts["stored_labels"].items():
+        back[int(number)] = value
+    names = {number: name for name, number in facts["labels"].items()}
+    store = spinezarr.open(ctspine1k_url)
+    seen = set()
+    for scan in ctspine1k_raw[1]:
+        kind = "Ts" if scan.scan_id in TEST else "Tr"
+        image = nib.load(folder / f"images{kind}/{scan.scan_id}_0000.nii.gz")
+        source = nib.load(scan.image_path)
+        assert image.get_data_dtype() == source.get_data_dtype()
+        np.testing.assert_array_equal(image.get_fdata(), source.get_fdata())
+        np.testing.assert_array_equal(image.affine, source.affine)
+        mask = nib.load(folder / f"labels{kind}/{scan.scan_id}.nii.gz")
+        assert mask.get_data_dtype() == np.uint8
+        numbers = np.asarray(mask.dataobj)
+        np.testing.assert_array_equal(back[numbers], nib.load(scan.label_path).get_fdata())
+        seen |= set(np.unique(numbers).tolist())
+        flags = store.scan(scan.scan_id).label.attrs
+        meanings = dict(zip(flags["flag_values"], flags["flag_meanings"].split(), strict=True))
+        for number in set(np.unique(numbers).tolist()) - {0}:
+            assert names[number] == meanings[back[number]]
+    # Every number is used, by the order of the stored values.
+    assert seen == set(facts["labels"].values())
+    assert list(facts["stored_labels"].values()) == sorted(facts["stored_labels"].values())
+
+
+def test_the_splits_go_where_nnunet_reads_them(ctspine1k_url, tmp_path):
+    words = ("export", "nnunet", ctspine1k_url, "--dataset-id", "7", "--name", "Spine-1")
+    given = {"nnUNet_raw": str(tmp_path / "raw"), "nnUNet_preprocessed": str(tmp_path / "pre")}
+    said = json.loads(run(*words, "--uncompressed", "--json", **given).stdout)
+    splits = tmp_path / "pre/Dataset007_Spine-1/splits_final.json"
+    assert [fold.keys() for fold in json.loads(splits.read_text())] == [{"train", "val"}]
+    folder = tmp_path / "raw/Dataset007_Spine-1"
+    written = [folder / "splits_final.json", splits, folder / "dataset.json"]
+    assert said["files"] == [str(path) for path in written]
+    assert said["failed"] == {}
+    assert {name.split(".", 1)[1] for name in files(folder) if "liver" in name} == {"nii"}
+    assert_keeps_the_rules(folder)
+
+
+def test_parts_of_a_store_are_numbered_alike(ctspine1k_url, tmp_path):
+    run("export", "nnunet", ctspine1k_url, "--out", tmp_path / "all")
+    run("export", "nnunet", ctspine1k_url, "--out", tmp_path / "one", "--split", "validation")
+    parts = [tmp_path / name / "Dataset501_CTSpine1K" for name in ("all", "one")]
+    whole, part = map(assert_keeps_the_rules, parts)
+    assert part["labels"] == whole["labels"]
+    assert (whole["numTraining"], part["numTraining"]) == (5, 2)
+    # Nothing to hold against each other: nnU-Net makes its own splits.
+    assert not (parts[1] / "splits_final.json").exists()
+    assert not (parts[1] / "imagesTs").exists()
+
+
+def test_a_label_to_ignore_has_the_highest_number(tmp_path):
+    write_ctspinopelvic1k(tmp_path / "pelvic")
+    recipe = Recipe.load("ctspinopelvic1k")
+    report = ingest(recipe, discover(recipe, str(tmp_path / "pelvic")), str(tmp_path / "p.zarr"))
+    assert not report.failed
+    run("export", "nnunet", tmp_path / "p.zarr", "--out", tmp_path / "raw", "--name", "p")
+    facts = assert_keeps_the_rules(tmp_path / "raw/Dataset501_p")
+    assert facts["labels"]["ignore"] == len(facts["labels"]) - 1
+    assert facts["stored_labels"][str(facts["labels"]["ignore"])] == 255
+
+
+def test_the_label_to_ignore_comes_last_whatever_its_value():
+    facts = SimpleNamespace(
+        vertebrae={"L5": None, "C1": None},
+        other_labels={"30": 5, "31": 5},
+        structures={"30": "ignore", "31": "hip"},
+    )
+    labels = NnunetLabels.of([SimpleNamespace(attributes=facts)])
+    assert labels.numbers == {"background": 0, "C1": 1, "L5": 2, "hip": 3, "ignore": 4}
+    assert labels.stored == {1: 1, 2: 24, 3: 31, 4: 30}
+    assert labels.of_stored[[0, 1, 24, 30, 31, 99]].tolist() == [0, 1, 2, 4, 3, 0]
+
+
+def pairs(folder, forms):
+    """A store of scans whose masks may have other axes than their images; values 3, 99 and 7."""
+    rng = np.random.default_rng(8)
+    for i, (image_axes, label_axes) in enumerate(forms):
+        image = rng.integers(-900, 900, SHAPE).astype(np.int16)
+        write_nifti(folder / f"raw/{i}_ct.nii", image, AFFINE, NiftiForm(image_axes))
+        label = rng.choice(np.array([0, 3, 7, 99], np.uint8), SHAPE)
+        write_nifti(folder / f"raw/{i}_seg.nii", label, AFFINE, NiftiForm(label_axes, "uint8"))
+    recipe = Recipe.of_pairs("{scan}_ct.nii", "{scan}_seg.nii", name="pairs")
+    report = ingest(recipe, discover(recipe, str(folder / "raw")), str(folder / "pairs.zarr"))
+    assert not report.failed, report.failed
+    return folder / "pairs.zarr"
+
+
+def test_masks_lie_on_the_grid_of_their_image_whatever_their_axes(tmp_path):
+    url = pairs(tmp_path, [*zip(all_axcodes()[::6], all_axcodes()[1::6], strict=True)])
+    run("export", "nnunet", url, "--out", tmp_path / "out", "--name", "pairs")
+    folder = tmp_path / "out/Dataset501_pairs"
+    facts = assert_keeps_the_rules(folder)
+    assert facts["labels"] == {"background": 0, "C3": 1, "C7": 2, "label_99": 3}
+    assert facts["stored_labels"] == {"1": 3, "2": 7, "3": 99}
+    for path in (folder / "labelsTr").iterdir():
+        case = path.name.removesuffix(".nii.gz")
+        found = nib.as_closest_canonical(nib.load(path))
+        wanted = nib.as_closest_canonical(nib.load(tmp_path / f"raw/{case}_seg.nii"))
+        values = np.array([0, 3, 7, 99])[np.asarray(found.dataobj)]
+        np.testing.assert_array_equal(values, np.asarray(wanted.dataobj))
+
+
+def test_scans_without_mask_are_nothing_to_train_on(tmp_path):
+    write_xvertseg(tmp_path / "x")
+    recipe = Recipe.load("xvertseg")
+    report = ingest(recipe, discover(recipe, str(tmp_path / "x")), str(tmp_path / "x.zarr"))
+    assert not report.failed
+    table = spinezarr.open(tmp_path / "x.zarr").table
+    bare = table.scan.to_numpy()[table.label_state.to_numpy() == "none"].tolist()
+    masked = sorted({*table.scan.to_numpy().tolist()} - {*bare})
+    assert bare
+    assert masked
+    run("export", "nnunet", tmp_path / "x.zarr", "--out", tmp_path / "out", "--name", "x")
+    folder = tmp_path / "out/Dataset501_x"
+    assert assert_keeps_the_rules(folder)["numTraining"] == len(masked)
+    assert sorted(path.name for path in (folder / "imagesTs").iterdir()) == [
+        f"{scan}_0000.nii.gz" for scan in sorted(bare)
+    ]
+    assert not (folder / "labelsTs").exists()
+    shutil.rmtree(tmp_path / "x/Data1")
+    only = ingest(recipe, discover(recipe, str(tmp_path / "x")), str(tmp_path / "bare.zarr"))
+    assert not only.failed
+    export = spinezarr.open(tmp_path / "bare.zarr").export_nnunet
+    with pytest.raises(UsageError, match="no scans with masks to train on"):
+        export(tmp_path / "none")
+
+
+# Failures
+
+
+def test_a_dataset_is_none_until_every_scan_is_there(ctspine1k_url, tmp_path):
+    broken = Path(shutil.copytree(ctspine1k_url, tmp_path / "broken.zarr"))
+    shard = broken / "scans/liver_0/label/c/0/0/0"
+    good = shard.read_bytes()
+    shard.write_bytes(good[:100] + b"\0\1" + good[102:])
+    words = ("export", "nnunet", broken, "--out", tmp_path / "raw")
+    output = run(*words, code=1).output
+    assert "label chunk" in output
+    assert "No dataset.json" in output
+    folder = tmp_path / "raw/Dataset501_CTSpine1K"
+    assert {"dataset.json", "splits_final.json"}.isdisjoint(files(folder))
+    assert "labelsTr/liver_0.nii.gz" not in files(folder)
+    shard.write_bytes(good)
+    assert "is there already" in " ".join(run(*words, code=2).stderr.split())
+    run(*words, "--overwrite")
+    assert_keeps_the_rules(folder)
+    # What was whole is none while it is written again.
+    shard.unlink()
+    run(*words, "--overwrite", code=1)
+    assert "dataset.json" not in files(folder)
+
+
+def test_what_nnunet_would_refuse_is_refused_first(ctspine1k_url, tmp_path):
+    out = tmp_path / "raw"
+    words = ("export", "nnunet", ctspine1k_url, "--out", out)
+    (out / "Dataset501_Other").mkdir(parents=True)
+    assert "same number" in " ".join(run(*words, code=2).stderr.split())
+    words = (*words, "--dataset-id", "502")
+    said = run(*words, "--name", "a b", code=2)
+    assert "letters, digits" in " ".join(said.stderr.split())
+    said = run(*words, "--split", "dev", code=2)
+    assert "the store has 'test', 'train', 'validation'" in " ".join(said.stderr.split())
+    said = run(*words, "--split", "test", code=2)
+    assert "no scans with masks to train on" in " ".join(said.stderr.split())
+    stray = out / "Dataset502_CTSpine1K/imagesTr/mine_0000.nii.gz"
+    stray.parent.mkdir(parents=True)
+    stray.write_bytes(b"mine")
+    said = run(*words, "--overwrite", code=2)
+    assert "is not a file of this dataset" in " ".join(said.stderr.split())
+    assert stray.read_bytes() == b"mine"
+    (tmp_path / "file").write_text("x")
+    run("export", "nnunet", ctspine1k_url, "--out", tmp_path / "file", code=2)
+    with pytest.raises(UsageError, match="numbers from 1 to 999"):
+        spinezarr.open(ctspine1k_url).export_nnunet(out, dataset_id=1000)
+
+
+def test_scans_can_be_written_one_by_one(ctspine1k_url, tmp_path):
+    export = spinezarr.open(ctspine1k_url).export_nnunet(tmp_path, splits=["train", "validation"])
+    assert export.scan_ids == TRAIN[:1] + VALIDATION[:1] + TRAIN[1:] + VALIDATION[1:]
+    export.make_folders()
+    for scan_id in export.scan_ids:
+        export.write(scan_id)
+    assert export.finish()[-1].name == "dataset.json"
+    assert_keeps_the_rules(export.folder)
