@@ -17,6 +17,7 @@ from spinezarr.store.reader import ScanHandle, StoreReader
 from spinezarr.stream.batch import Batch
 from spinezarr.stream.draw import PatchRequest, PositionZYX, Sampler
 from spinezarr.stream.engine import BoxRead, Engine
+from spinezarr.stream.explain import ReadSummary
 from spinezarr.stream.iterate import BatchIterator
 from spinezarr.stream.resample import Resampling, Source
 from spinezarr.stream.share import EpochUnits, Share
@@ -198,11 +199,42 @@ class PatchStream:
         CorruptStoreError
             If stored bytes are missing or damaged.
         """
+        unit, within = self._unit_of(number)
+        return self.read(self._requests(unit * self.unit_batches + within))
+
+    def explain(self, number: int = 0) -> ReadSummary:
+        """Say what batch ``number`` reads, and those that are read together with it.
+
+        Returns
+        -------
+        ReadSummary
+            Chunks, requests, bytes, amplification and what is in the cache; ``print`` it. Only
+            indices of shards are read, and what it takes to draw.
+
+        Raises
+        ------
+        IndexError
+            If there is no such batch.
+        CorruptStoreError
+            If what is read is missing or damaged.
+        """
+        reads: list[BoxRead] = []
+        for requests in self._groups(self._unit_of(number)[0]):
+            self._plan(requests, reads, [])
+        return self.engine.explain([(read.array, read.box) for read in reads])
+
+    def _unit_of(self, number: int) -> tuple[int, int]:
+        """Return the unit of the epoch in which a batch of this stream lies, and its place."""
         if not 0 <= number < len(self):
             raise IndexError(f"batch {number} of an epoch of {len(self)}")
         place, within = divmod(self.share.skip + number, self.unit_batches)
-        unit = self.share.units(self.epoch_units)[place]
-        return self.read(self._requests(unit * self.unit_batches + within))
+        return self.share.units(self.epoch_units)[place], within
+
+    def _groups(self, unit: int) -> list[list[PatchRequest]]:
+        """Draw the batches of a unit of the epoch."""
+        first = unit * self.unit_batches
+        last = min(first + self.unit_batches, self.epoch_units.n_batches)
+        return [self._requests(batch) for batch in range(first, last)]
 
     def read_unit(self, number: int) -> list[Batch]:
         """Read the batches of unit ``number`` of the epoch.
@@ -212,10 +244,7 @@ class PatchStream:
         CorruptStoreError
             If stored bytes are missing or damaged.
         """
-        first = number * self.unit_batches
-        last = min(first + self.unit_batches, self.epoch_units.n_batches)
-        groups = [self._requests(batch) for batch in range(first, last)]
-        return self.read_together(groups, threads=self.unit_threads)
+        return self.read_together(self._groups(number), threads=self.unit_threads)
 
     def _requests(self, number: int) -> list[PatchRequest]:
         """Draw the samples of batch ``number`` of the epoch."""

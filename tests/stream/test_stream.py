@@ -468,3 +468,26 @@ def test_an_error_is_raised_where_its_batch_would_be(ctspine1k_url, tmp_path):
     for number, batch in enumerate(expected):
         if batch.scan_id[0] != damaged:
             assert_equal_batches(stream[number], batch)
+
+
+# What it takes
+
+
+def test_a_batch_is_explained_before_it_is_read(store, monkeypatch):
+    stream = store.patches((16, 24, 24), batch_size=3, n_samples=7)
+    said = stream.explain(1)
+    assert said.boxes == 6
+    assert said.voxel_bytes == 3 * 16 * 24 * 24 * 3
+    assert said.fetched_bytes > 0
+    assert stream.explain(2).boxes == 2
+    with pytest.raises(IndexError):
+        stream.explain(3)
+    window = store.patches(
+        (16, 24, 24), batch_size=2, n_samples=12, shuffle="window", window_scans=2,
+        samples_per_scan=3,
+    )  # fmt: skip
+    together = window.explain(1)
+    assert together.boxes == 2 * 6
+    assert together.scans == 2
+    assert together.shared_chunks > 0
+    assert str(together) == str(window.explain(0)) != str(window.explain(3))
