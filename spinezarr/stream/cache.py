@@ -7,7 +7,7 @@ from threading import Lock
 from types import TracebackType
 from typing import Generic, Protocol, TypeVar
 
-__all__ = ["BoundedCache"]
+__all__ = ["BoundedCache", "ProcessLock"]
 
 
 class _Sized(Protocol):
@@ -34,7 +34,7 @@ class BoundedCache(Generic[K, V]):
         self.limit_bytes = limit_bytes
         self._kept: OrderedDict[K, V] = OrderedDict()
         self._kept_bytes = 0
-        self._lock = _ProcessLock()
+        self._lock = ProcessLock()
 
     def find(self, keys: Iterable[K]) -> dict[K, V]:
         """Return what is kept of ``keys``."""
@@ -57,7 +57,7 @@ class BoundedCache(Generic[K, V]):
                 self._kept_bytes -= self._kept.popitem(last=False)[1].nbytes
 
 
-class _ProcessLock:
+class ProcessLock:
     """A lock that a forked process finds open."""
 
     def __init__(self) -> None:

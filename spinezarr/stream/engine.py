@@ -6,13 +6,11 @@ carries a checksum, so lost or damaged data raise :class:`~spinezarr.errors.Corr
 """
 
 import math
-import os
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cache
 from itertools import pairwise
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +19,7 @@ from spinezarr.geometry import Box, ShapeZYX
 from spinezarr.store.reader import ArraySpec
 from spinezarr.store.sharding import CHECKSUM_BYTES, ChunkDamagedError, decode_chunk
 from spinezarr.stream.buffers import Buffers
-from spinezarr.stream.cache import BoundedCache
+from spinezarr.stream.cache import BoundedCache, ProcessLock
 from spinezarr.stream.explain import ReadSummary
 from spinezarr.stream.fetch import Fetcher, LocalFetcher, n_requests
 from spinezarr.stream.indices import Places, ShardIndices, corrupt
@@ -40,6 +38,10 @@ __all__ = ["BoxRead", "Engine"]
 
 Voxels = npt.NDArray[Any]
 _Chunk = tuple[ArraySpec, ShapeZYX]
+
+
+_TURNS: Final = ProcessLock()
+"""Calls that decode with several threads take turns: one is done early, and none of them late."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -169,33 +171,30 @@ class Engine:
     ) -> None:
         decode = kernel()
         data: dict[int, bytes] = {}
-        chunks, shares = _tables(plan, places, outputs)
+        stored = _clear_background(plan, places, outputs)
+        chunks, shares = _tables(plan, places, outputs, stored)
         try:
             if decode is not None and isinstance(self._fetch, LocalFetcher):
                 with self._fetch.opened(places.paths) as descriptors:
-                    chunks["fd"] = np.array([*descriptors, -1], np.int32)[places.file]
-                    _run(decode, chunks, shares, threads)
+                    chunks["fd"] = np.array(descriptors, np.int32)[places.file[stored]]
+                    _run(decode, (outputs, data), chunks, shares, threads)
             else:
-                data = self._get(places)
+                ranges = [places.range_of(chunk) for chunk in stored.tolist()]
+                found = self._fetch(ranges) if ranges else []
+                data = dict(zip(stored.tolist(), found, strict=True))
                 if decode is not None:
-                    for chunk, encoded in data.items():
-                        if len(encoded) == places.size[chunk]:
-                            chunks["data"][chunk] = address(np.frombuffer(encoded, np.uint8))
-                    _run(decode, chunks, shares, threads)
-            for chunk in np.flatnonzero(chunks["status"] != DONE).tolist():
-                if places.size[chunk] and chunk not in data:
+                    for row, encoded in enumerate(found):
+                        if len(encoded) == chunks["size"][row]:
+                            chunks["data"][row] = address(np.frombuffer(encoded, np.uint8))
+                    _run(decode, (outputs, data), chunks, shares, threads)
+            for chunk in stored[chunks["status"] != DONE].tolist():
+                if chunk not in data:
                     (data[chunk],) = self._fetch([places.range_of(chunk)])
-                _fill_slowly(plan, places, chunk, data.get(chunk), outputs)
+                _fill_slowly(plan, places, chunk, data[chunk], outputs)
         except FileNotFoundError as problem:
             named = [path in str(problem) for path in places.paths]
             gone = int(np.flatnonzero(places.file == named.index(True))[0]) if any(named) else 0
             raise corrupt(plan, gone, "is gone: its shard is missing") from problem
-
-    def _get(self, places: Places) -> dict[int, bytes]:
-        """Fetch the chunks that are stored."""
-        stored = np.flatnonzero(places.size).tolist()
-        found = self._fetch([places.range_of(chunk) for chunk in stored]) if stored else []
-        return dict(zip(stored, found, strict=True))
 
 
 def _engine(fetch: Fetcher, cache_bytes: int) -> Engine:
@@ -224,10 +223,22 @@ def _plain(read: BoxRead) -> Voxels:
     return np.empty(read.out.shape, read.array.dtype)
 
 
-def _tables(
+def _clear_background(
     plan: ReadPlan, places: Places, outputs: Sequence[Voxels]
+) -> npt.NDArray[np.intp]:
+    """Clear the boxes that have background that is not stored; return the chunks that are."""
+    stored = np.flatnonzero(places.size)
+    if len(stored) < len(plan):
+        is_background = np.repeat(places.size == 0, np.diff(plan.first_share))
+        for box in np.unique(plan.box[is_background]).tolist():
+            outputs[box][...] = 0
+    return stored
+
+
+def _tables(
+    plan: ReadPlan, places: Places, outputs: Sequence[Voxels], stored: npt.NDArray[np.intp]
 ) -> tuple[npt.NDArray[np.void], npt.NDArray[np.void]]:
-    """Write a plan as the kernel reads it."""
+    """Write the stored chunks of a plan, and all shares, as the kernel reads them."""
     strides = np.array([out.strides for out in outputs], np.int64).reshape(-1, 3)[plan.box]
     starts = np.array([address(out) for out in outputs], np.uintp)[plan.box]
     shares = np.empty(len(plan.box), SHARES)
@@ -235,21 +246,31 @@ def _tables(
     shares["stride_zyx"] = strides
     shares["start_zyx"] = plan.within_chunk_zyx
     shares["shape_zyx"] = plan.shape_zyx
-    chunks = np.empty(len(plan), CHUNKS)
-    chunks["data"] = 0
-    chunks["offset"], chunks["size"], chunks["crc32c"] = places.offset, places.size, places.crc32c
-    chunks["first_share"], chunks["n_shares"] = plan.first_share[:-1], np.diff(plan.first_share)
+    chunks = np.zeros(len(stored), CHUNKS)
+    chunks["offset"], chunks["size"] = places.offset[stored], places.size[stored]
+    chunks["crc32c"] = places.crc32c[stored]
+    chunks["first_share"] = plan.first_share[stored]
+    chunks["n_shares"] = plan.first_share[stored + 1] - plan.first_share[stored]
     itemsizes = np.array([array.dtype.itemsize for array in plan.arrays], np.int32)
     shapes = np.array([array.chunk_shape_zyx for array in plan.arrays], np.int32)
-    chunks["itemsize"], chunks["shape_zyx"] = itemsizes[plan.array], shapes[plan.array]
+    of_array = plan.array[stored]
+    chunks["itemsize"], chunks["shape_zyx"] = itemsizes[of_array], shapes[of_array]
     chunks["fd"], chunks["status"] = -1, NOT_TRIED
     return chunks, shares
 
 
 def _run(
-    decode: Kernel, chunks: npt.NDArray[np.void], shares: npt.NDArray[np.void], threads: int
+    decode: Kernel,
+    held: object,
+    chunks: npt.NDArray[np.void],
+    shares: npt.NDArray[np.void],
+    threads: int,
 ) -> None:
-    """Let the kernel fill all shares, chunks dealt out to threads by their encoded bytes."""
+    """Let the kernel fill all shares, chunks dealt out to threads by their encoded bytes.
+
+    ``held`` is what the tables name by its address: it lives until the last thread is done, also if
+    the caller is interrupted.
+    """
     if not len(chunks):
         return
     decoded_bytes = int((chunks["itemsize"] * chunks["shape_zyx"].prod(axis=1)).max())
@@ -260,35 +281,29 @@ def _run(
     done = np.cumsum(chunks["size"])
     borders = np.searchsorted(done, done[-1] * np.arange(1, parts) / parts).tolist()
     borders = [0, *borders, len(chunks)]
-    pool = _pool(os.getpid())
-    others = [
-        pool.submit(decode.fill, chunks, shares, first, last, decoded_bytes)
-        for first, last in pairwise(borders[1:])
-    ]
-    decode.fill(chunks, shares, 0, borders[1], decoded_bytes)
-    for other in others:
-        other.result()
+
+    def fill(first: int, last: int, _: object = held) -> None:
+        decode.fill(chunks, shares, first, last, decoded_bytes)
+
+    with _TURNS, ThreadPoolExecutor(parts - 1, "spinezarr-decode") as pool:
+        others = [pool.submit(fill, *part) for part in pairwise(borders[1:])]
+        fill(0, borders[1])
+        for other in others:
+            other.result()
 
 
 def _fill_slowly(
-    plan: ReadPlan, places: Places, chunk: int, data: bytes | None, outputs: Sequence[Voxels]
+    plan: ReadPlan, places: Places, chunk: int, data: bytes, outputs: Sequence[Voxels]
 ) -> None:
     """Fill the shares of one chunk without the kernel, or say what is wrong with the chunk."""
     array = plan.arrays[plan.array[chunk]]
-    voxels = np.zeros(array.chunk_shape_zyx, array.dtype)
-    if data is not None:
-        found, expected = int.from_bytes(data[-CHECKSUM_BYTES:], "little"), places.crc32c[chunk]
-        if found != expected:
-            text = f"ends with crc32c {found:08x}, expected {expected:08x}"
-            raise corrupt(plan, chunk, text)
-        try:
-            decode_chunk(data, voxels)
-        except ChunkDamagedError as problem:
-            raise corrupt(plan, chunk, str(problem)) from problem
+    voxels = np.empty(array.chunk_shape_zyx, array.dtype)
+    found, expected = int.from_bytes(data[-CHECKSUM_BYTES:], "little"), places.crc32c[chunk]
+    if found != expected:
+        raise corrupt(plan, chunk, f"ends with crc32c {found:08x}, expected {expected:08x}")
+    try:
+        decode_chunk(data, voxels)
+    except ChunkDamagedError as problem:
+        raise corrupt(plan, chunk, str(problem)) from problem
     for box, within_chunk, within_box in plan.shares(chunk):
         outputs[box][within_box.slices] = voxels[within_chunk.slices]
-
-
-@cache
-def _pool(process: int) -> ThreadPoolExecutor:  # noqa: ARG001  a forked process needs its own
-    return ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="spinezarr-decode")

@@ -30,14 +30,14 @@
 
 /* What became of a chunk; the caller looks at those that are not DONE by other means. */
 enum { DONE = 0, UNKNOWN = 1, DAMAGED = 2, NOT_READ = 3 };
-enum { VERSION = 1, MAX_ITEMSIZE = 8, SLACK = 64, HEADER = 16, TAIL = 4, AT_ONCE = 64 };
-/* Sizes of chunks that are not encoded. */
-enum { ABSENT = 0, VOXELS = -1 };
+enum { VERSION = 1, MAX_ITEMSIZE = 8, SLACK = 128, HEADER = 16, TAIL = 4, AT_ONCE = 64, ROWS_AHEAD = 6 };
+/* Size of a chunk that is not encoded. */
+enum { VOXELS = -1 };
 
 typedef struct {
     const uint8_t *data; /* bytes of the chunk; NULL to read them from ``fd`` */
     int64_t offset;      /* in the file */
-    int64_t size;        /* with the checksum; or ABSENT for zeros, VOXELS for bare voxels */
+    int64_t size;        /* with the checksum; or VOXELS */
     int64_t first_share; /* shares[first_share : first_share + n_shares] are filled */
     int32_t n_shares;
     int32_t fd;
@@ -151,76 +151,84 @@ static uint32_t crc32c(const uint8_t *p, int64_t n) {
 
 /* LZ4 ---------------------------------------------------------------------------------------- */
 
-static void copy16(uint8_t *to, const uint8_t *from) {
+static inline void copy16(uint8_t *to, const uint8_t *from) {
     uint64_t a, b;
     memcpy(&a, from, 8), memcpy(&b, from + 8, 8);
     memcpy(to, &a, 8), memcpy(to + 8, &b, 8);
 }
 
+/* Copies n bytes or a few more, at least 16 bytes apart, as if one byte after the other. */
+static inline void copy_on(uint8_t *to, const uint8_t *from, int64_t n) {
+    for (const uint8_t *const end = to + n; to < end; to += 32, from += 32)
+        copy16(to, from), copy16(to + 16, from + 16);
+}
+
+/* Reads what a length of 15 is followed by. Returns where that ends, NULL behind the end. */
+static inline const uint8_t *longer(const uint8_t *in, const uint8_t *in_end, int64_t *length) {
+    unsigned more;
+    do {
+        if (in >= in_end) return NULL;
+        *length += more = *in++;
+    } while (more == 255);
+    return in;
+}
+
+/* Repeats what is less than 16 bytes before. */
+static void copy_near(uint8_t *out, int64_t offset, int64_t n) {
+    const uint8_t *from = out - offset, *const end = out + n;
+    if (offset == 1) {
+        memset(out, *from, (size_t)n);
+    } else if (offset >= 8) {
+        for (; out < end; out += 8, from += 8) memcpy(out, from, 8);
+    } else {
+        while (out < end) *out++ = *from++;
+    }
+}
+
 /* Decodes at least the first ``wanted`` of ``size`` bytes. ``out`` has SLACK bytes behind ``size``.
- * Returns whether all that was met is valid. */
+ * Returns whether all that was met is valid.
+ *
+ * Lengths of CT bytes are hard to foretell, and a wrong guess of the processor costs more than a
+ * sequence: so short lengths are read without a branch, and more is copied than is needed. */
 static int lz4(const uint8_t *in, int64_t n, uint8_t *out, int64_t size, int64_t wanted) {
     const uint8_t *const in_end = in + n;
     uint8_t *const start = out, *const out_end = out + size, *const enough = out + wanted;
     while (out < enough) {
+        const int far = in_end - in >= 64; /* from the end of the input */
         if (in >= in_end) return 0;
         const unsigned token = *in++;
         int64_t length = token >> 4;
-        if (length < 15 && in_end - in >= 16 && out_end - out >= length) {
-            copy16(out, in);
-        } else {
-            if (length == 15) {
-                unsigned more;
-                do {
-                    if (in >= in_end) return 0;
-                    length += more = *in++;
-                } while (more == 255);
-            }
-            if (length > in_end - in || length > out_end - out) return 0;
-            memcpy(out, in, (size_t)length);
+        if (far) {
+            const unsigned more = *in, is_long = length == 15;
+            length += is_long ? more : 0;
+            in += is_long;
+            if (is_long && more == 255 && !(in = longer(in, in_end, &length))) return 0;
+        } else if (length == 15 && !(in = longer(in, in_end, &length))) {
+            return 0;
         }
+        if (length > in_end - in || length > out_end - out) return 0;
+        if (far && length <= 32)
+            copy16(out, in), copy16(out + 16, in + 16);
+        else
+            memcpy(out, in, (size_t)length);
         in += length, out += length;
         if (in == in_end) return out == out_end;
         if (out >= enough) return 1;
-        if (in_end - in < 2) return 0;
+        if (in_end - in < 3) return 0; /* never the end: that is literals */
         const int64_t offset = in[0] | in[1] << 8;
         in += 2;
-        if (offset == 0 || offset > out - start) return 0;
-        length = token & 15;
-        const uint8_t *from = out - offset;
-        if (length < 15 && offset >= 16) {
-            length += 4;
-            if (length > out_end - out) return 0;
-            copy16(out, from), memcpy(out + 16, from + 16, 2);
-            out += length;
-            continue;
-        }
-        if (length == 15) {
-            unsigned more;
-            do {
-                if (in >= in_end) return 0;
-                length += more = *in++;
-            } while (more == 255);
-        }
-        length += 4;
-        if (length > out_end - out) return 0;
-        uint8_t *const stop = out + length;
+        const unsigned more = *in, is_long = (token & 15) == 15;
+        length = 4 + (token & 15) + (is_long ? more : 0);
+        in += is_long;
+        if (is_long && more == 255 && !(in = longer(in, in_end, &length))) return 0;
+        if (offset == 0 || offset > out - start || length > out_end - out) return 0;
         if (offset >= 16) {
-            do {
-                copy16(out, from), copy16(out + 16, from + 16);
-                out += 32, from += 32;
-            } while (out < stop);
-        } else if (offset == 1) {
-            memset(out, *from, (size_t)length);
-        } else if (offset >= 8) {
-            do {
-                memcpy(out, from, 8);
-                out += 8, from += 8;
-            } while (out < stop);
+            copy_on(out, out - offset, 64);
+            if (length > 64) copy_on(out + 64, out + 64 - offset, length - 64);
         } else {
-            while (out < stop) *out++ = *from++;
+            copy_near(out, offset, length);
         }
-        out = stop;
+        out += length;
     }
     return 1;
 }
@@ -248,18 +256,21 @@ static inline void pair16(uint8_t *out, const uint8_t *low, const uint8_t *high)
 #endif
 }
 
+static inline void pair_row(uint8_t *out, const uint8_t *low, const uint8_t *high, int64_t n) {
+    int64_t i = 0;
+    for (; i <= n - 16; i += 16) pair16(out + 2 * i, low + i, high + i);
+    if (i == n) return;
+    if (n >= 16)
+        pair16(out + 2 * (n - 16), low + n - 16, high + n - 16);
+    else
+        for (; i < n; i++) out[2 * i] = low[i], out[2 * i + 1] = high[i];
+}
+
 static void copy_row(const Block *block, int64_t at, uint8_t *out, int64_t n, int itemsize) {
     if (!block->shuffled) {
         memcpy(out, block->plane[0] + at * itemsize, (size_t)(n * itemsize));
     } else if (itemsize == 2) {
-        const uint8_t *low = block->plane[0] + at, *high = block->plane[1] + at;
-        int64_t i = 0;
-        if (n >= 16) {
-            for (; i <= n - 16; i += 16) pair16(out + 2 * i, low + i, high + i);
-            if (i < n) pair16(out + 2 * (n - 16), low + n - 16, high + n - 16);
-        } else {
-            for (; i < n; i++) out[2 * i] = low[i], out[2 * i + 1] = high[i];
-        }
+        pair_row(out, block->plane[0] + at, block->plane[1] + at, n);
     } else {
         for (int64_t i = 0; i < n; i++)
             for (int b = 0; b < itemsize; b++) out[i * itemsize + b] = block->plane[b][at + i];
@@ -303,8 +314,39 @@ static void copy_share(const Chunk *chunk, const Block *block, const Share *shar
     }
 }
 
+/* Shares of shuffled int16, what most chunks are, in a block that holds all of the chunk. */
+static void copy_pairs(const Chunk *chunk, const Block *block, const Share *share) {
+    const int64_t row = chunk->shape_zyx[2], nx = share->shape_zyx[2];
+    const int one_apart = share->stride_zyx[2] == 2;
+    for (int64_t z = 0; z < share->shape_zyx[0]; z++) {
+        int64_t at = ((share->start_zyx[0] + z) * chunk->shape_zyx[1] + share->start_zyx[1]) * row +
+                     share->start_zyx[2];
+        uint8_t *out = share->out + z * share->stride_zyx[0];
+        const uint8_t *low = block->plane[0] + at, *high = block->plane[1] + at;
+        if (nx == 1) {
+            for (int64_t y = 0; y < share->shape_zyx[1]; y++, out += share->stride_zyx[1])
+                out[0] = low[y * row], out[1] = high[y * row];
+        } else if (one_apart) {
+            for (int64_t y = 0; y < share->shape_zyx[1]; y++, out += share->stride_zyx[1]) {
+                /* Rows are too short for the processor to see where they lead. */
+                __builtin_prefetch(out + ROWS_AHEAD * share->stride_zyx[1], 1);
+                __builtin_prefetch(out + ROWS_AHEAD * share->stride_zyx[1] + 64, 1);
+                pair_row(out, low + y * row, high + y * row, nx);
+            }
+        } else {
+            for (int64_t y = 0; y < share->shape_zyx[1]; y++, out += share->stride_zyx[1], at += row)
+                copy_apart(block, at, out, share->stride_zyx[2], nx, 2);
+        }
+    }
+}
+
 static void copy_shares(const Chunk *chunk, const Share *shares, Block block) {
-    for (int32_t i = 0; i < chunk->n_shares; i++) copy_share(chunk, &block, shares + i);
+    const int whole = block.shuffled && chunk->itemsize == 2 && block.count == n_voxels(chunk);
+    for (int32_t i = 0; i < chunk->n_shares; i++)
+        if (whole)
+            copy_pairs(chunk, &block, shares + i);
+        else
+            copy_share(chunk, &block, shares + i);
 }
 
 /* A block of all voxels of a chunk, one after the other. */
@@ -400,19 +442,6 @@ static int decode(const Chunk *chunk, const Share *shares, const uint8_t *data, 
     return DONE;
 }
 
-static void fill_zero(const Chunk *chunk, const Share *share) {
-    const int64_t n = share->shape_zyx[2];
-    for (int64_t z = 0; z < share->shape_zyx[0]; z++)
-        for (int64_t y = 0; y < share->shape_zyx[1]; y++) {
-            uint8_t *out = share->out + z * share->stride_zyx[0] + y * share->stride_zyx[1];
-            if (share->stride_zyx[2] == chunk->itemsize)
-                memset(out, 0, (size_t)(n * chunk->itemsize));
-            else
-                for (int64_t x = 0; x < n; x++, out += share->stride_zyx[2])
-                    memset(out, 0, (size_t)chunk->itemsize);
-        }
-}
-
 /* Whether all of a chunk was in the page cache, and was read. */
 static int read_at_once(const Chunk *chunk, uint8_t *out) {
 #ifdef RWF_NOWAIT
@@ -463,10 +492,6 @@ static void fetch_ahead(const Chunk *chunk, Ahead *ahead) {
 
 static int fill(const Chunk *chunk, const Share *shares, uint8_t *scratch, int64_t packed_bytes,
                 Ahead *ahead) {
-    if (chunk->size == ABSENT) {
-        for (int32_t i = 0; i < chunk->n_shares; i++) fill_zero(chunk, shares + i);
-        return DONE;
-    }
     if (chunk->size == VOXELS) {
         copy_shares(chunk, shares, whole_chunk(chunk, chunk->data));
         return DONE;

@@ -19,7 +19,6 @@ from spinezarr.store.layout import BloscCodecSpec
 from spinezarr.store.sharding import CHECKSUM_BYTES, encode_chunk
 
 __all__ = [
-    "ABSENT_CHUNK",
     "CHUNKS",
     "DONE",
     "NOT_TRIED",
@@ -36,8 +35,8 @@ NO_KERNEL: Final = "SPINEZARR_NO_KERNEL"
 _VERSION: Final = 1
 DONE, NOT_TRIED = 0, -1
 """Status of a chunk whose shares are filled, and of one that the kernel has not seen."""
-ABSENT_CHUNK, VOXELS = 0, -1
-"""Sizes of chunks that are not encoded: background, and bare voxels."""
+VOXELS: Final = -1
+"""Size of a chunk that is not encoded, but bare voxels."""
 _OVERHEAD_BYTES: Final = 16 + CHECKSUM_BYTES
 """By which an encoded chunk is longer than its voxels at most (``BLOSC_MAX_OVERHEAD``)."""
 

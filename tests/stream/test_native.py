@@ -184,13 +184,10 @@ def test_default_chunks_are_known(kernel, profile):
         case.check_guards()
 
 
-def test_bare_voxels_and_background(kernel):
+def test_bare_voxels(kernel):
     for seed in range(40):
         case = Case(np.random.default_rng(seed))
         assert case.run(kernel, case.voxels.tobytes(), VOXELS) == DONE
-        case.check_outputs()
-        case.voxels[...] = 0
-        assert case.run(kernel, b"", native.ABSENT_CHUNK) == DONE
         case.check_outputs()
         case.check_guards()
 
