@@ -9,7 +9,6 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
-from spinezarr.audit.run import StoreAudit, audit_store, keep_audit
 from spinezarr.catalog import locate_store
 from spinezarr.errors import UnknownScanError, UsageError
 from spinezarr.geometry import FLAT_AXIS, Plane, ShapeZYX, SpacingZYX, axis_positions_mm
@@ -20,7 +19,6 @@ from spinezarr.stream.draw import Centers, Sampler
 from spinezarr.stream.engine import Engine
 from spinezarr.stream.fetch import fetcher_for
 from spinezarr.stream.grid import GridStream, Tiling
-from spinezarr.stream.lazy import lazy_array
 from spinezarr.stream.spacing import OWN_SPACING, TargetZYX, patch_size, target_spacing
 from spinezarr.stream.stream import PatchStream
 from spinezarr.stream.volumes import StoredVolumes
@@ -29,6 +27,7 @@ from spinezarr.stream.window import Shuffle, window_sampler
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from spinezarr.audit.run import StoreAudit
     from spinezarr.export.nifti import ExportedScan
     from spinezarr.export.nnunet import NnunetExport
 
@@ -211,6 +210,9 @@ class Store:
         CorruptStoreError
             When computed, if stored bytes are missing or damaged: never fill values.
         """
+        # dask takes long to import, and those who train never compute with it.
+        from spinezarr.stream.lazy import lazy_array  # noqa: PLC0415
+
         scan = self._reader.scan(scan_id)
         described = scan.variable_attributes
         positions = axis_positions_mm(scan.affine, scan.image.shape_zyx)
@@ -631,7 +633,7 @@ class Store:
 
     def audit(
         self, scans: Sequence[str] | None = None, *, on_scan: Callable[[], None] = lambda: None
-    ) -> StoreAudit:
+    ) -> "StoreAudit":
         """Look for defects of annotation and data, scan by scan; nothing is written.
 
         Parameters
@@ -658,9 +660,12 @@ class Store:
         >>> {finding.severity for finding in audit.findings} <= {"info", "warning"}
         True
         """
+        # It brings what those who train never need.
+        from spinezarr.audit.run import audit_store  # noqa: PLC0415
+
         return audit_store(self._reader, self._engine, scans, on_scan=on_scan)
 
-    def keep_audit(self, audit: StoreAudit) -> None:
+    def keep_audit(self, audit: "StoreAudit") -> None:
         """Write an audit into the store: columns ``audit`` and ``audit_findings`` of the table.
 
         What it says of a scan holds until that scan is ingested anew.
@@ -670,6 +675,8 @@ class Store:
         ReadOnlyStoreError
             If the store cannot be written.
         """
+        from spinezarr.audit.run import keep_audit  # noqa: PLC0415
+
         keep_audit(self._reader, audit)
         self._reader.forget_table()
 

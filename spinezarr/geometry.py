@@ -11,10 +11,11 @@ References
 """
 
 from dataclasses import dataclass, field
+from importlib import import_module
 from itertools import product
+from types import ModuleType
 from typing import Any, Final, Literal, Self
 
-import nibabel.orientations as nib_orientations
 import numpy as np
 import numpy.typing as npt
 
@@ -109,6 +110,11 @@ class Box:
         return Box((start[0], start[1], start[2]), (stop[0], stop[1], stop[2]))
 
 
+def _orientations() -> ModuleType:
+    # nibabel takes long to import, and those who train turn no axes.
+    return import_module("nibabel.orientations")
+
+
 @dataclass(frozen=True, slots=True)
 class AxisMap:
     """Which source axis, in which direction, becomes each stored axis.
@@ -132,7 +138,7 @@ class AxisMap:
     @classmethod
     def of_affine(cls, affine: Matrix4x4) -> Self:
         """Find the permutation and flips closest to an affine (voxel ``ijk`` to RAS+ mm)."""
-        return cls._of_orientation(nib_orientations.io_orientation(affine))
+        return cls._of_orientation(_orientations().io_orientation(affine))
 
     @classmethod
     def of_axcodes(cls, axcodes: str) -> Self:
@@ -143,7 +149,7 @@ class AxisMap:
         >>> AxisMap.of_axcodes("PIR").source_axis_zyx
         (1, 0, 2)
         """
-        return cls._of_orientation(nib_orientations.axcodes2ornt(tuple(axcodes)))
+        return cls._of_orientation(_orientations().axcodes2ornt(tuple(axcodes)))
 
     @classmethod
     def _of_orientation(cls, orientation: npt.NDArray[np.float64]) -> Self:

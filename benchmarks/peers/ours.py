@@ -115,9 +115,9 @@ def _torch(data: Data) -> StreamReader:
 
 
 _TORCH = "spinezarr.loaders.torch"
-_WINDOW_BYTES = 256 << 20
-"""Most that a window keeps, unless told."""
-_WINDOW = {"ahead": 64, "least": 256, "kept_bytes": _WINDOW_BYTES}
+_PREFETCH_BYTES = 512 << 20
+"""Most that the batches of a stream take that are read ahead, unless told."""
+_WINDOW = {"ahead": 64, "least": 256, "kept_bytes": _PREFETCH_BYTES}
 """Turns are of whole windows of 8 scans with at most 32 samples each."""
 _SIDE_BY_SIDE = (Turn(1), Turn(2), Turn(2, 4))
 _ONE_CALLER = (Turn(1), Turn(1, 4), Turn(1, 8))

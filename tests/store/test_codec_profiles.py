@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 import spinezarr
 from spinezarr.errors import CorruptStoreError, UsageError
+from spinezarr.geometry import Box
 from spinezarr.ingest.discover import discover
 from spinezarr.ingest.run import ingest
 from spinezarr.recipe import Recipe
@@ -29,6 +30,9 @@ from spinezarr.store.sharding import (
     decode_chunk,
     encode_chunk,
 )
+from spinezarr.stream.engine import Engine
+from spinezarr.stream.fetch import LocalFetcher
+from spinezarr.stream.native import kernel
 from spinezarr.testing import NiftiForm, write_nifti
 
 REAL = Path(__file__).parents[3] / "shared/data/real/lidc-idri"
@@ -261,3 +265,39 @@ if REAL.is_dir():
         files = (out / "scans/one").rglob("*")
         stored = sum(file.stat().st_size for file in files if file.is_file())
         assert stored / source_bytes <= PROMISED[name]
+
+
+@pytest.fixture(scope="module")
+def in_every_profile(tmp_path_factory):
+    """Readers of a scan of several chunks along each axis, and zarr-python's arrays of it."""
+    folder = tmp_path_factory.mktemp("profiles")
+    write_pair(folder / "raw", "a", shape_zyx=(140, 100, 110))
+    opened = {}
+    for name in PROFILES:
+        bring(folder / "raw", folder / name, codec=name)
+        group = zarr.open_group(folder / name / "scans/a", mode="r")
+        opened[name] = StoreReader(str(folder / name)).scan("a"), group
+    return opened
+
+
+@given(st.data(), st.sampled_from(sorted(PROFILES)), st.sampled_from(["image", "label"]))
+@settings(deadline=None, max_examples=60)
+def test_every_way_to_read_gives_what_zarr_python_gives(in_every_profile, data, profile, name):
+    scan, group = in_every_profile[profile]
+    spec = getattr(scan, name)
+    starts = [data.draw(st.integers(0, n - 1)) for n in spec.shape_zyx]
+    stops = [data.draw(st.integers(a + 1, n)) for a, n in zip(starts, spec.shape_zyx, strict=True)]
+    box = Box(tuple(starts), tuple(stops))
+    expected = group[name][box.slices]
+    ways = {
+        "kernel": (Engine(LocalFetcher()), kernel()),
+        "kernel on fetched bytes": (Engine(LocalFetcher().__call__), kernel()),
+        "numcodecs": (Engine(LocalFetcher()), None),
+        "cache": (Engine(LocalFetcher(), cache_bytes=1 << 24), kernel()),
+    }
+    for way, (engine, used) in ways.items():
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("spinezarr.stream.engine.kernel", lambda used=used: used)
+            out = np.full(box.shape_zyx, 77, spec.dtype)
+            engine.read_into(spec, box, out)
+            np.testing.assert_array_equal(out, expected, err_msg=way)

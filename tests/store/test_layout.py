@@ -92,7 +92,7 @@ def test_arrays_have_only_codecs_of_the_specification(ctspine1k_url, name, dtype
             "cname": "lz4hc",
             "clevel": 7,
             "shuffle": "shuffle" if name == "image" else "noshuffle",
-            "blocksize": 0,
+            "blocksize": 16 * 1024,
         },
     }
 
