@@ -91,7 +91,13 @@ static uint32_t shifted(uint32_t crc, int which) {
            shift_table[which][2][crc >> 16 & 255] ^ shift_table[which][3][crc >> 24];
 }
 
-__attribute__((target("sse4.2"))) static uint32_t crc32c_fast(const uint8_t *p, int64_t n) {
+#if defined(__clang__)
+#define WITH_CRC32 __attribute__((target("crc32")))
+#else
+#define WITH_CRC32 __attribute__((target("sse4.2")))
+#endif
+
+WITH_CRC32 static uint32_t crc32c_fast(const uint8_t *p, int64_t n) {
     uint64_t crc = 0xFFFFFFFFu;
     for (; n >= 3 * STRIPE; p += 3 * STRIPE, n -= 3 * STRIPE) {
         uint64_t second = 0, third = 0, word;
@@ -140,7 +146,9 @@ static uint32_t crc32c_by_table(const uint8_t *p, int64_t n) {
     return ~crc;
 }
 
+#if X86
 static int has_crc;
+#endif
 
 static uint32_t crc32c(const uint8_t *p, int64_t n) {
 #if X86
@@ -250,7 +258,8 @@ static inline void pair16(uint8_t *out, const uint8_t *low, const uint8_t *high)
     _mm_storeu_si128((__m128i *)out, _mm_unpacklo_epi8(a, b));
     _mm_storeu_si128((__m128i *)(out + 16), _mm_unpackhi_epi8(a, b));
 #elif defined(__aarch64__)
-    vst2q_u8(out, (uint8x16x2_t){{vld1q_u8(low), vld1q_u8(high)}});
+    const uint8x16x2_t both = {{vld1q_u8(low), vld1q_u8(high)}};
+    vst2q_u8(out, both);
 #else
     for (int i = 0; i < 16; i++) out[2 * i] = low[i], out[2 * i + 1] = high[i];
 #endif
