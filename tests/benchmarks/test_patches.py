@@ -9,7 +9,7 @@ import pytest
 from spinezarr.testing import NiftiForm, PhantomSpec, make_phantom, write_nifti
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
-PEERS = ["spinezarr", "spinezarr, stream", ".npy (roof)", "zarr-python"]
+PEERS = ["spinezarr", ".npy (roof)", "zarr-python"]
 
 
 def phantom_pair(folder):

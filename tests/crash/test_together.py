@@ -12,7 +12,7 @@ from killing.check import faults_at_end, harm_after_kill, left_over
 from killing.driver import Plan
 
 RANDOM = np.random.default_rng()
-ROUNDS = int(os.environ.get("CRASH_ROUNDS", "2"))
+ROUNDS = int(os.environ.get("CRASH_ROUNDS", "1"))
 
 
 def says_who(run, other):
