@@ -298,6 +298,28 @@ static int64_t n_voxels(const Chunk *chunk) {
     return (int64_t)chunk->shape_zyx[0] * chunk->shape_zyx[1] * chunk->shape_zyx[2];
 }
 
+/* A plane of shuffled int16, what most voxels are; its first voxel is ``at`` in the block. */
+static void copy_pairs(const Block *block, int64_t at, int64_t row, uint8_t *out,
+                       const Share *share) {
+    const int64_t ny = share->shape_zyx[1], nx = share->shape_zyx[2];
+    const int64_t step = share->stride_zyx[1];
+    const uint8_t *low = block->plane[0] + at, *high = block->plane[1] + at;
+    if (nx == 1) {
+        for (int64_t y = 0; y < ny; y++, out += step)
+            out[0] = low[y * row], out[1] = high[y * row];
+    } else if (share->stride_zyx[2] == 2) {
+        for (int64_t y = 0; y < ny; y++, out += step) {
+            /* Rows are too short for the processor to see where they lead. */
+            __builtin_prefetch(out + ROWS_AHEAD * step, 1);
+            __builtin_prefetch(out + ROWS_AHEAD * step + 64, 1);
+            pair_row(out, low + y * row, high + y * row, nx);
+        }
+    } else {
+        for (int64_t y = 0; y < ny; y++, out += step)
+            copy_apart(block, at + y * row, out, share->stride_zyx[2], nx, 2);
+    }
+}
+
 static void copy_share(const Chunk *chunk, const Block *block, const Share *share) {
     const int64_t row = chunk->shape_zyx[2], plane = row * chunk->shape_zyx[1];
     const int64_t block_end = block->first + block->count;
@@ -306,6 +328,12 @@ static void copy_share(const Chunk *chunk, const Block *block, const Share *shar
         const int64_t of_plane = (share->start_zyx[0] + z) * plane;
         if (of_plane + plane <= block->first) continue;
         if (of_plane >= block_end) break;
+        if (block->shuffled && chunk->itemsize == 2 && of_plane >= block->first &&
+            of_plane + plane <= block_end) {
+            copy_pairs(block, of_plane + share->start_zyx[1] * row + x0 - block->first, row,
+                       share->out + z * share->stride_zyx[0], share);
+            continue;
+        }
         for (int64_t y = 0; y < share->shape_zyx[1]; y++) {
             const int64_t of_row = of_plane + (share->start_zyx[1] + y) * row + x0;
             int64_t from = of_row, to = of_row + nx;
@@ -323,39 +351,8 @@ static void copy_share(const Chunk *chunk, const Block *block, const Share *shar
     }
 }
 
-/* Shares of shuffled int16, what most chunks are, in a block that holds all of the chunk. */
-static void copy_pairs(const Chunk *chunk, const Block *block, const Share *share) {
-    const int64_t row = chunk->shape_zyx[2], nx = share->shape_zyx[2];
-    const int one_apart = share->stride_zyx[2] == 2;
-    for (int64_t z = 0; z < share->shape_zyx[0]; z++) {
-        int64_t at = ((share->start_zyx[0] + z) * chunk->shape_zyx[1] + share->start_zyx[1]) * row +
-                     share->start_zyx[2];
-        uint8_t *out = share->out + z * share->stride_zyx[0];
-        const uint8_t *low = block->plane[0] + at, *high = block->plane[1] + at;
-        if (nx == 1) {
-            for (int64_t y = 0; y < share->shape_zyx[1]; y++, out += share->stride_zyx[1])
-                out[0] = low[y * row], out[1] = high[y * row];
-        } else if (one_apart) {
-            for (int64_t y = 0; y < share->shape_zyx[1]; y++, out += share->stride_zyx[1]) {
-                /* Rows are too short for the processor to see where they lead. */
-                __builtin_prefetch(out + ROWS_AHEAD * share->stride_zyx[1], 1);
-                __builtin_prefetch(out + ROWS_AHEAD * share->stride_zyx[1] + 64, 1);
-                pair_row(out, low + y * row, high + y * row, nx);
-            }
-        } else {
-            for (int64_t y = 0; y < share->shape_zyx[1]; y++, out += share->stride_zyx[1], at += row)
-                copy_apart(block, at, out, share->stride_zyx[2], nx, 2);
-        }
-    }
-}
-
 static void copy_shares(const Chunk *chunk, const Share *shares, Block block) {
-    const int whole = block.shuffled && chunk->itemsize == 2 && block.count == n_voxels(chunk);
-    for (int32_t i = 0; i < chunk->n_shares; i++)
-        if (whole)
-            copy_pairs(chunk, &block, shares + i);
-        else
-            copy_share(chunk, &block, shares + i);
+    for (int32_t i = 0; i < chunk->n_shares; i++) copy_share(chunk, &block, shares + i);
 }
 
 /* A block of all voxels of a chunk, one after the other. */
