@@ -28,6 +28,7 @@ from spinezarr.geometry import AxisMap, Box
 from spinezarr.store.reader import ArraySpec, ScanHandle, StoreReader
 from spinezarr.stream.engine import Engine
 from spinezarr.stream.fetch import fetcher_for
+from spinezarr.stream.volumes import StoredVolumes
 
 __all__ = ["StoreDataset", "link_store"]
 
@@ -316,20 +317,9 @@ class _Locations:
 
     def __getitem__(self, k: int) -> npt.NDArray[np.int64]:
         """Return where voxel ``k`` lies after resampling."""
-        table = self.reader.label_chunks(self.scan_id)
-        rows = table[table[:, 0] == self.value]
-        ends = np.cumsum(rows[:, 4])
-        row = int(np.searchsorted(ends, k, side="right"))
-        label = self.reader.scan(self.scan_id).label
-        if label is None:
-            raise UsageError(f"scan {self.scan_id!r} has no mask.")
-        z, y, x = (int(i) * n for i, n in zip(rows[row, 1:4], label.chunk_shape_zyx, strict=True))
-        whole = Box.at((z, y, x), label.chunk_shape_zyx)
-        inside = whole.intersect(Box((0, 0, 0), label.shape_zyx)) or whole
-        voxels = np.empty(inside.shape_zyx, np.uint8)
-        self.engine.read_into(label, inside, voxels)
-        at = np.flatnonzero(voxels == self.value)[k - int(ends[row] - rows[row, 4])]
-        zyx = np.add(np.unravel_index(at, voxels.shape), inside.start_zyx)
+        volumes = StoredVolumes(self.reader, self.engine)
+        voxels, rank = volumes.labelled_around(self.scan_id, self.value, k)
+        zyx = voxels[rank]
         place = [0]
         for stored, axis in zip(self.grid.transpose, self.grid.axes, strict=True):
             place.append(int((zyx[stored] + 0.5) / axis.scale))

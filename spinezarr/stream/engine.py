@@ -101,6 +101,9 @@ class Engine:
             outputs hold then is not defined.
         """
         wanted = list(reads)
+        for read in wanted:
+            if read.out.shape != read.box.shape_zyx:
+                raise ValueError(f"an output of shape {read.out.shape} for {read.box}")
         if self.cache_bytes:
             self._read_cached(wanted, threads)
         else:
@@ -216,8 +219,6 @@ def _box_of(plan: ReadPlan, chunk: int) -> Box:
 
 def _plain(read: BoxRead) -> Voxels:
     """Return where the voxels are written to in the type that they have."""
-    if read.out.shape != read.box.shape_zyx:
-        raise ValueError(f"an output of shape {read.out.shape} for {read.box}")
     if read.out.dtype == read.array.dtype and read.out.flags.writeable:
         return read.out
     return np.empty(read.out.shape, read.array.dtype)

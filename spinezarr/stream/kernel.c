@@ -31,13 +31,10 @@
 /* What became of a chunk; the caller looks at those that are not DONE by other means. */
 enum { DONE = 0, UNKNOWN = 1, DAMAGED = 2, NOT_READ = 3 };
 enum { VERSION = 1, MAX_ITEMSIZE = 8, SLACK = 128, HEADER = 16, TAIL = 4, AT_ONCE = 64, ROWS_AHEAD = 6 };
-/* Size of a chunk that is not encoded. */
-enum { VOXELS = -1 };
-
 typedef struct {
     const uint8_t *data; /* bytes of the chunk; NULL to read them from ``fd`` */
     int64_t offset;      /* in the file */
-    int64_t size;        /* with the checksum; or VOXELS */
+    int64_t size;        /* with the checksum */
     int64_t first_share; /* shares[first_share : first_share + n_shares] are filled */
     int32_t n_shares;
     int32_t fd;
@@ -498,10 +495,6 @@ static void fetch_ahead(const Chunk *chunk, Ahead *ahead) {
 
 static int fill(const Chunk *chunk, const Share *shares, uint8_t *scratch, int64_t packed_bytes,
                 Ahead *ahead) {
-    if (chunk->size == VOXELS) {
-        copy_shares(chunk, shares, whole_chunk(chunk, chunk->data));
-        return DONE;
-    }
     const int64_t n = chunk->size - TAIL;
     if (n < HEADER || chunk->size > packed_bytes) return DAMAGED;
     const uint8_t *data = chunk->data;

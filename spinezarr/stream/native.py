@@ -24,7 +24,6 @@ __all__ = [
     "NOT_TRIED",
     "NO_KERNEL",
     "SHARES",
-    "VOXELS",
     "Kernel",
     "address",
     "kernel",
@@ -35,8 +34,6 @@ NO_KERNEL: Final = "SPINEZARR_NO_KERNEL"
 _VERSION: Final = 1
 DONE, NOT_TRIED = 0, -1
 """Status of a chunk whose shares are filled, and of one that the kernel has not seen."""
-VOXELS: Final = -1
-"""Size of a chunk that is not encoded, but bare voxels."""
 _OVERHEAD_BYTES: Final = 16 + CHECKSUM_BYTES
 """By which an encoded chunk is longer than its voxels at most (``BLOSC_MAX_OVERHEAD``)."""
 

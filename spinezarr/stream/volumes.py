@@ -28,16 +28,21 @@ class StoredVolumes:
     def voxels_around(
         self, scan_id: str, vertebra: str, k: int
     ) -> tuple[npt.NDArray[np.int64], int]:
-        """Find the k-th voxel of a vertebra: chunk by the stored counts, then inside that chunk.
+        """Find the k-th voxel of a vertebra, and the others in its chunk."""
+        return self.labelled_around(scan_id, VALUE_OF_NAME[vertebra], k)
+
+    def labelled_around(
+        self, scan_id: str, value: int, k: int
+    ) -> tuple[npt.NDArray[np.int64], int]:
+        """Find the k-th voxel of a label: chunk by the stored counts, then inside that chunk.
 
         Returns
         -------
         numpy.ndarray
-            Voxels of the vertebra in that chunk, shape ``(m, 3)``: z, y, x in the scan.
+            Voxels of that label in that chunk, shape ``(m, 3)``: z, y, x in the scan.
         int
             Which of them is the k-th.
         """
-        value = VALUE_OF_NAME[vertebra]
         table = self.reader.label_chunks(scan_id)
         rows = table[table[:, 0] == value]
         ends = np.cumsum(rows[:, 4])

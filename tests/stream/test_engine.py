@@ -510,10 +510,12 @@ def test_an_engine_is_pickled_with_its_bounds():
     assert engine.cache_bytes == 5
 
 
-def test_an_output_of_another_shape_is_refused(large):
+@pytest.mark.parametrize("cache_bytes", [0, 1 << 20])
+def test_an_output_of_another_shape_is_refused(large, cache_bytes):
     spec = spec_of(large[0], "image", "wide")
+    engine = Engine(LocalFetcher(), cache_bytes=cache_bytes)
     with pytest.raises(ValueError, match="an output of shape"):
-        Engine(LocalFetcher()).read_into(spec, Box((0, 0, 0), (1, 1, 2)), np.empty((1, 2, 1), "i2"))
+        engine.read_into(spec, Box((0, 0, 0), (1, 1, 2)), np.empty((1, 2, 1), "i2"))
 
 
 def test_shards_that_end_while_they_are_read_are_errors(copied):
