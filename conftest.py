@@ -3,8 +3,10 @@
 import json
 import os
 import re
+import struct
 import subprocess
 import sys
+from base64 import b64encode
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -258,12 +260,15 @@ def differing() -> Callable[[Path, Path], list[str]]:
 
 def _shard_entry(shard: bytes, n_chunks: int) -> ShardEntry:
     index = parse_index(shard[-index_bytes(n_chunks) :], n_chunks, len(shard)).tolist()
-    ends = [offset + size for offset, size in index if offset != ABSENT]
-    checksums = [int.from_bytes(shard[end - CHECKSUM_BYTES : end], "little") for end in ends]
+    rows = b"".join(
+        struct.pack("<II", position, size) + shard[offset + size - CHECKSUM_BYTES : offset + size]
+        for position, (offset, size) in enumerate(index)
+        if offset != ABSENT
+    )
     return ShardEntry(
         **ManifestEntry.of(shard).model_dump(),
         index_crc32c=f"{int.from_bytes(shard[-CHECKSUM_BYTES:], 'little'):08x}",
-        chunk_crc32c="".join(f"{checksum:08x}" for checksum in checksums),
+        chunks=b64encode(rows).decode(),
     )
 
 

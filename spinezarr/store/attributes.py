@@ -1,13 +1,16 @@
 """Attributes of a store's groups: what is written, and checked when it is read."""
 
 import json
+from base64 import b64decode
 from typing import Annotated, Any, Final, Literal
 
+import numpy as np
+import numpy.typing as npt
 from pydantic import Field
 
 from spinezarr.recipe import LabelState
 from spinezarr.store.layout import FORMAT_VERSION
-from spinezarr.store.sharding import crc32, crc32c
+from spinezarr.store.sharding import CHUNK_ROW, crc32, crc32c, index_bytes
 from spinezarr.strict_yaml import StrictModel
 
 __all__ = [
@@ -209,12 +212,34 @@ class ManifestEntry(StrictModel):
 
 
 class ShardEntry(ManifestEntry):
-    """One stored shard: its index and each chunk are known, so none is taken for another's."""
+    """One stored shard, chunk by chunk: none is taken for another's, and no index is asked for."""
 
     index_crc32c: Crc32
     """The last four bytes of the shard, as a number."""
-    chunk_crc32c: Annotated[str, Field(pattern=r"^([0-9a-f]{8})*$")]
-    """The last four bytes of each chunk that is present, by position, one after the other."""
+    chunks: Annotated[str, Field(pattern=r"^([A-Za-z0-9+/]{16})*$")]
+    """Base64 (RFC 4648, section 4) of :data:`~spinezarr.store.sharding.CHUNK_ROW`, one row a chunk.
+
+    Chunks lie one after the other from the start of the shard: sums of sizes are offsets.
+    """
+
+    def chunk_rows(self, n_chunks: int) -> npt.NDArray[np.void]:
+        """Return :attr:`chunks` as rows; ``n_chunks`` have room in the shard.
+
+        Raises
+        ------
+        ValueError
+            If they are not the chunks of such a shard of :attr:`size_bytes` bytes.
+        """
+        rows = np.frombuffer(b64decode(self.chunks), CHUNK_ROW)
+        position, size = rows["position"].astype(np.int64), rows["size"]
+        if (np.diff(position, prepend=-1, append=n_chunks) <= 0).any():
+            raise ValueError(f"its table of chunks is not in order, or leaves {n_chunks} places")
+        if not size.all():
+            raise ValueError("its table has a chunk without bytes")
+        found = int(size.sum(dtype=np.int64)) + index_bytes(n_chunks)
+        if found != self.size_bytes:
+            raise ValueError(f"its chunks and index are {found} bytes, expected {self.size_bytes}")
+        return rows
 
 
 class ScanAttributes(StrictModel):

@@ -35,7 +35,7 @@ __all__ = [
     "scan_key",
 ]
 
-FORMAT_VERSION: Final = 2
+FORMAT_VERSION: Final = 3
 """Raised when a reader of the old version could misread a new store."""
 
 IMAGE, LABEL = "image", "label"

@@ -1,6 +1,7 @@
 """Opening a store: the dataset, the table, and the arrays of each scan as plain values."""
 
 import json
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -55,7 +56,7 @@ class ArraySpec:
     separator: Separator
     """Between the parts of a shard's key."""
     shards: Mapping[ShapeZYX, ShardEntry]
-    """What the manifest says of each of them: the checksums of its index and chunks."""
+    """What the manifest says of each of them: where its chunks lie, and their checksums."""
 
     @property
     def chunks_per_shard_zyx(self) -> ShapeZYX:
@@ -330,9 +331,9 @@ def _array_spec(
     for key, entry in scan.manifest.items():
         if key.startswith(prefix):
             if not isinstance(entry, ShardEntry):
-                raise ValueError(f"the manifest has no checksum of the index of {key}")
+                raise ValueError(f"the manifest has no table of the chunks of {key}")
             shards[_zyx(key.removeprefix(prefix).split(separator))] = entry
-    return ArraySpec(
+    spec = ArraySpec(
         scan_id=scan.scan_id,
         name=name,
         path=path,
@@ -344,6 +345,9 @@ def _array_spec(
         separator=separator,
         shards=shards,
     )
+    for entry in shards.values():
+        entry.chunk_rows(math.prod(spec.chunks_per_shard_zyx))
+    return spec
 
 
 def _zyx(values: Iterable[int | str]) -> ShapeZYX:

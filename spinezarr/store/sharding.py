@@ -10,7 +10,7 @@ References
 """
 
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import google_crc32c
@@ -25,8 +25,10 @@ from spinezarr.store.layout import BloscCodecSpec
 __all__ = [
     "ABSENT",
     "CHECKSUM_BYTES",
+    "CHUNK_ROW",
     "ChunkDamagedError",
     "assemble_shard",
+    "chunk_rows",
     "crc32",
     "crc32c",
     "decode_chunk",
@@ -39,6 +41,8 @@ __all__ = [
 ABSENT: Final = 2**64 - 1
 """Offset and size of a chunk that a shard does not hold."""
 CHECKSUM_BYTES: Final = 4
+CHUNK_ROW: Final = np.dtype([("position", "<u4"), ("size", "<u4"), ("crc32c", "<u4")])
+"""A chunk that a shard holds: its place in the index, its bytes, and the checksum that ends it."""
 _BLOSC_HEADER: Final = struct.Struct("<BBBBIII")
 """version, versionlz, flags, typesize, nbytes, blocksize, cbytes (C-Blosc 1, chunk format)."""
 _SHUFFLES: Final = {"noshuffle": 0, "shuffle": 1, "bitshuffle": 2}
@@ -132,6 +136,28 @@ def shard_index(sizes: Mapping[int, int], n_chunks: int) -> bytes:
 def index_bytes(n_chunks: int) -> int:
     """Return the size of the index at the end of a shard of ``n_chunks`` chunks."""
     return 16 * n_chunks + CHECKSUM_BYTES
+
+
+def chunk_rows(index: Buffer, checksums: Sequence[int]) -> npt.NDArray[np.void]:
+    """Tabulate the chunks of a shard.
+
+    Parameters
+    ----------
+    index
+        What :func:`shard_index` made for it.
+    checksums
+        The crc32c of each chunk that is present, in C order.
+
+    Returns
+    -------
+    numpy.ndarray
+        One :data:`CHUNK_ROW` for each of them, in the order in which they lie in the shard.
+    """
+    pairs = np.frombuffer(memoryview(index)[:-CHECKSUM_BYTES], "<u8").reshape(-1, 2)
+    positions = np.flatnonzero(pairs[:, 0] != ABSENT)
+    rows = np.empty(len(positions), CHUNK_ROW)
+    rows["position"], rows["size"], rows["crc32c"] = positions, pairs[positions, 1], checksums
+    return rows
 
 
 def parse_index(data: bytes, n_chunks: int, shard_size: int) -> npt.NDArray[np.uint64]:

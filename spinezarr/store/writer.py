@@ -7,6 +7,7 @@ there is written beside it first, under chunk keys with the other separator.
 import json
 import os
 import re
+from base64 import b64encode
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
@@ -66,7 +67,7 @@ from spinezarr.store.metadata import (
     with_stored_encoding,
 )
 from spinezarr.store.reader import read_table
-from spinezarr.store.sharding import CHECKSUM_BYTES, crc32
+from spinezarr.store.sharding import CHECKSUM_BYTES, chunk_rows, crc32
 from spinezarr.store.table import build_table, renew_table, with_audit
 from spinezarr.store.uploads import Uploads
 from spinezarr.vertebrae import VALUE_OF_NAME
@@ -587,11 +588,13 @@ class ScanWriter:
         key = f"{array}/{chunk_key(shard_zyx, self._separator)}"
         self._started.add(key)
         size_bytes, checksum = 0, 0
+        index: Buffer = b""
         ends: list[int] = []
 
         def counted() -> Iterator[Buffer]:
-            nonlocal size_bytes, checksum
+            nonlocal size_bytes, checksum, index
             for part in parts:
+                index = part  # the last one is
                 view = memoryview(part)
                 size_bytes += view.nbytes
                 checksum = crc32(view, checksum)
@@ -599,12 +602,12 @@ class ScanWriter:
                 yield part
 
         self._uploads.write(f"{self._folder}/{key}", counted())
-        *chunks, index = (f"{end:08x}" for end in ends)
+        *chunks, index_checksum = ends
         self._manifest[key] = ShardEntry(
             size_bytes=size_bytes,
             crc32=f"{checksum:08x}",
-            index_crc32c=index,
-            chunk_crc32c="".join(chunks),
+            index_crc32c=f"{index_checksum:08x}",
+            chunks=b64encode(chunk_rows(index, chunks).tobytes()).decode(),
         )
 
     def publish(

@@ -22,7 +22,7 @@ from spinezarr.stream.buffers import Buffers
 from spinezarr.stream.cache import BoundedCache, ProcessLock
 from spinezarr.stream.explain import ReadSummary
 from spinezarr.stream.fetch import Fetcher, LocalFetcher, n_requests
-from spinezarr.stream.indices import Places, ShardIndices, corrupt
+from spinezarr.stream.places import ChunkTables, Places, corrupt
 from spinezarr.stream.native import (
     CHUNKS,
     DONE,
@@ -69,7 +69,7 @@ class Engine:
     def __init__(self, fetch: Fetcher, *, cache_bytes: int = 0) -> None:
         self.buffers = Buffers()
         self._fetch = fetch
-        self._indices = ShardIndices(fetch)
+        self._tables = ChunkTables()
         self._cache: BoundedCache[_Chunk, Voxels] = BoundedCache(cache_bytes)
 
     def __reduce__(self) -> tuple[Callable[..., "Engine"], tuple[Fetcher, int]]:
@@ -110,9 +110,9 @@ class Engine:
             self._read_stored(wanted, threads)
 
     def explain(self, boxes: Sequence[tuple[ArraySpec, Box]]) -> ReadSummary:
-        """Say what reading some boxes would take; only indices of shards are read."""
+        """Say what reading some boxes would take; nothing is read."""
         plan = plan_reads(boxes)
-        places = self._indices.locate(plan)
+        places = self._tables.locate(plan)
         keys = _keys(plan)
         kept = self._cache.find(keys)
         fetched = [
@@ -162,7 +162,7 @@ class Engine:
         if not wanted:
             return
         plan = plan_reads([(read.array, read.box) for read in wanted])
-        places = self._indices.locate(plan)
+        places = self._tables.locate(plan)
         outputs = [_plain(read) for read in wanted]
         self._fill(plan, places, outputs, threads)
         for read, output in zip(wanted, outputs, strict=True):

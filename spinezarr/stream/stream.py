@@ -209,7 +209,7 @@ class PatchStream:
         -------
         ReadSummary
             Chunks, requests, bytes, amplification and what is in the cache; ``print`` it. Only
-            indices of shards are read, and what it takes to draw.
+            what it takes to draw is read.
 
         Raises
         ------

@@ -1,4 +1,7 @@
-"""One shard: its size, its index, each chunk's checksum, and that no byte belongs to none."""
+"""One shard: its size, its index, each chunk's checksum, and that no byte belongs to none.
+
+spinezarr reads by the chunks that the manifest lists, other readers by the index: both must agree.
+"""
 
 import math
 from collections.abc import Collection, Iterator
@@ -19,6 +22,7 @@ from spinezarr.store.sharding import (
     crc32c,
     index_bytes,
     parse_index,
+    shard_index,
 )
 from spinezarr.verify.fault import Fault, Kind
 from spinezarr.verify.files import OnBytes, StoreFiles, read_error
@@ -95,6 +99,8 @@ class _Reading:
         self._chunks = chunks
         self._on_bytes = on_bytes
         self._crc32 = 0
+        self._checksums: list[int] = []
+        """At the end of each chunk, in the order of the bytes."""
 
     def problems(self, entry: ShardEntry) -> Iterator[_Problem]:
         """Yield what is wrong, in the order of the bytes."""
@@ -115,10 +121,30 @@ class _Reading:
                 yield found
         self._read(entry.size_bytes - self._raw.tell())
         found_crc32 = f"{self._crc32:08x}"
-        if found_crc32 != entry.crc32 and not known:
+        if known:
+            return
+        if found_crc32 != entry.crc32:
             yield _Problem(
                 "misplaced", f"a whole shard with crc32 {found_crc32}", f"crc32 {entry.crc32}"
             )
+        else:
+            yield from self._manifest_problems(tail, entry)
+
+    def _manifest_problems(self, index: bytes, entry: ShardEntry) -> Iterator[_Problem]:
+        """Compare the index and the chunks of a whole shard with what the manifest lists."""
+        found = f"{int.from_bytes(index[-CHECKSUM_BYTES:], 'little'):08x}"
+        if found != entry.index_crc32c:
+            expected = f"crc32c {entry.index_crc32c}, as the manifest says"
+            yield _Problem("damaged", f"an index with crc32c {found}", expected)
+        n_chunks = math.prod(self._array.chunks_per_shard_zyx)
+        rows = entry.chunk_rows(n_chunks)
+        sizes = dict(zip(rows["position"].tolist(), rows["size"].tolist(), strict=True))
+        if shard_index(sizes, n_chunks) != index:
+            expected = "the chunks that the manifest lists"
+            yield _Problem("damaged", "an index of other chunks", expected)
+        elif rows["crc32c"].tolist() != self._checksums:
+            expected = "the checksums that the manifest lists"
+            yield _Problem("damaged", "chunks with other checksums", expected)
 
     def _read(self, size: int) -> None:
         """Read on without keeping what is read."""
@@ -144,6 +170,7 @@ class _Reading:
             at += size
             found = crc32c(block[:-CHECKSUM_BYTES])
             expected = int.from_bytes(block[-CHECKSUM_BYTES:], "little")
+            self._checksums.append(expected)
             if found != expected:
                 yield _Problem(
                     "damaged",

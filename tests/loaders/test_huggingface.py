@@ -435,7 +435,7 @@ def counted(url, name):
 def test_a_slice_reads_its_own_chunks_and_no_others(deep):
     dataset, fetch = counted(deep, "2d")
     dataset[70]
-    fetch.take()  # with it, the indices of the shards
+    fetch.take()
     dataset[100]
     # Chunks are 64 x 48 x 48: a plane of 60 x 70 has four of them, in image and in mask.
     assert len(fetch.take()) == 8

@@ -258,7 +258,7 @@ def test_a_file_is_no_store(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "attributes", [{}, {"format": "other"}, {"format": "spinezarr", "format_version": 2}]
+    "attributes", [{}, {"format": "other"}, {"format": "spinezarr", "format_version": 3}]
 )
 def test_a_foreign_group_is_no_store(tmp_path, attributes):
     zarr.create_group(tmp_path / "other.zarr", attributes=attributes)
@@ -273,12 +273,14 @@ def test_a_damaged_root_is_no_store(copied, content):
         StoreReader(str(copied))
 
 
+@pytest.mark.parametrize("version", [2, 4])
 @pytest.mark.parametrize("more", [{}, {"a_new_field": 1}], ids=["same fields", "new field"])
-def test_a_future_format_is_named(copied, more):
+def test_another_format_is_named(copied, version, more):
     edit_json(
-        copied / "zarr.json", lambda root: root["attributes"].update(format_version=3, **more)
+        copied / "zarr.json", lambda root: root["attributes"].update(format_version=version, **more)
     )
-    with pytest.raises(StoreNotFoundError, match="is written in format 3; this spinezarr reads"):
+    said = f"is written in format {version}; this spinezarr reads format 3. .* or ingest again"
+    with pytest.raises(StoreNotFoundError, match=said):
         StoreReader(str(copied))
 
 
@@ -398,8 +400,8 @@ def test_another_dataset_is_refused(copied):
 
 def test_a_store_of_another_format_is_refused(copied):
     root = root_of(copied)
-    edit_json(copied / "zarr.json", lambda root: root["attributes"].update(format_version=3))
-    with pytest.raises(UsageError, match=r"in format 3, not 2"):
+    edit_json(copied / "zarr.json", lambda root: root["attributes"].update(format_version=2))
+    with pytest.raises(UsageError, match=r"in format 2, not 3"):
         StoreWriter(str(copied), root)
 
 

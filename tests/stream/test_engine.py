@@ -118,7 +118,7 @@ def test_the_output_may_be_strided_and_wider(large, engine, data, dtype):
     assert (around[untouched] == 77).all()
 
 
-def test_a_shard_s_index_is_read_once(large):
+def test_nothing_but_chunks_is_read(large):
     reader, _ = large
     fetched = []
 
@@ -129,10 +129,8 @@ def test_a_shard_s_index_is_read_once(large):
     engine, spec = Engine(fetch), spec_of(reader, "image", "deep")
     for z in (0, 1, 2):
         engine.read_into(spec, Box((z, 0, 0), (z + 1, 1, 1)), np.empty((1, 1, 1), np.int16))
-    index = index_bytes(12)
-    sizes = [item.stop - item.start for item in fetched]
-    assert sizes.count(index) == 1
-    assert len(fetched) == 4
+    assert len(fetched) == 3
+    assert len(set(fetched)) == 1
 
 
 # Damage
@@ -155,8 +153,7 @@ def replaced(path, data):
 def test_no_flipped_byte_of_a_shard_becomes_a_voxel(copied, name):
     path = copied / "scans" / SCAN / name / SHARD
     data, rng = path.read_bytes(), np.random.default_rng(0)
-    tail = range(len(data) - index_bytes(4), len(data))
-    for at in [*rng.choice(len(data) - len(tail), 140, replace=False), *tail]:
+    for at in rng.choice(len(data) - index_bytes(4), 140, replace=False):
         flipped = data[:at] + bytes([data[at] ^ rng.choice([1, 64, 255])]) + data[at + 1 :]
         with replaced(path, flipped), pytest.raises(CorruptStoreError) as problem:
             read(copied, name)
@@ -165,7 +162,7 @@ def test_no_flipped_byte_of_a_shard_becomes_a_voxel(copied, name):
 
 
 @pytest.mark.parametrize("name", ["image", "label"])
-@pytest.mark.parametrize("length", [0, 1, 100, 0.5, -70, -1])
+@pytest.mark.parametrize("length", [0, 1, 100, 0.5, -70, -69])
 def test_a_cut_shard_is_an_error(copied, name, length):
     path = copied / "scans" / SCAN / name / SHARD
     data = path.read_bytes()
@@ -175,9 +172,10 @@ def test_a_cut_shard_is_an_error(copied, name, length):
 
 
 @pytest.mark.parametrize("name", ["image", "label"])
-def test_a_longer_shard_shows_its_voxels_or_an_error(copied, name):
+@pytest.mark.parametrize("kept", [-68, -1, None], ids=["no index", "a cut index", "more"])
+def test_the_voxels_do_not_depend_on_the_index(copied, name, kept):
     path, expected = copied / "scans" / SCAN / name / SHARD, read(copied, name)
-    with replaced(path, path.read_bytes() + b"more"):
+    with replaced(path, path.read_bytes()[:kept] + (b"more" if kept is None else b"")):
         np.testing.assert_array_equal(read(copied, name), expected)
 
 
@@ -192,7 +190,7 @@ def test_a_deleted_shard_is_an_error(copied, name):
 
 
 @pytest.mark.parametrize("name", ["image", "label"])
-def test_a_shard_deleted_after_its_index_was_read_is_an_error(copied, name):
+def test_a_shard_deleted_after_a_read_is_an_error(copied, name):
     reader = StoreReader(str(copied))
     engine, spec = Engine(fetcher_for(reader.fs)), spec_of(reader, name)
     out = np.empty((1, 1, 1), spec.dtype)
@@ -383,7 +381,7 @@ def test_no_store_over_http(served):
 
 
 @pytest.mark.parametrize("name", ["image", "label"])
-@pytest.mark.parametrize("kept", [None, b"", slice(0, 300), slice(0, -1)])
+@pytest.mark.parametrize("kept", [None, b"", slice(0, 300), slice(0, -69)])
 def test_damage_over_http_is_an_error(served, copied, name, kept):
     path = copied / "scans" / SCAN / name / SHARD
     data = path.read_bytes()[kept] if isinstance(kept, slice) else kept
@@ -481,9 +479,9 @@ def test_what_is_explained_is_what_is_read(large, fetcher):
     ]
     engine = Engine(fetch)
     said = engine.explain(boxes)
-    indices = len(fetched)
+    assert not fetched
     read_all(engine, boxes)
-    chunks = fetched[indices:]
+    chunks = fetched[:]
     assert said.chunks == len(chunks) == len(set(chunks))
     assert said.fetched_bytes == sum(item.stop - item.start for item in chunks)
     assert said.shards == len({item.path for item in chunks})

@@ -1,4 +1,4 @@
-"""Where chunks lie: the indices of shards, each read once and kept."""
+"""Where chunks lie: scans' metadata say it, so nothing is read for it."""
 
 import math
 from collections.abc import Iterator
@@ -13,21 +13,14 @@ from spinezarr.errors import CorruptStoreError
 from spinezarr.geometry import ShapeZYX
 from spinezarr.store.layout import LABEL
 from spinezarr.store.reader import ArraySpec
-from spinezarr.store.sharding import (
-    ABSENT,
-    CHECKSUM_BYTES,
-    ChunkDamagedError,
-    index_bytes,
-    parse_index,
-)
 from spinezarr.stream.cache import BoundedCache
-from spinezarr.stream.fetch import ByteRange, Fetcher
+from spinezarr.stream.fetch import ByteRange
 from spinezarr.stream.plan import ReadPlan
 
-__all__ = ["Places", "ShardIndices", "corrupt"]
+__all__ = ["ChunkTables", "Places", "corrupt"]
 
 _KEPT_BYTES: Final = 64 << 20
-"""Of indices in memory: some 2,700 ordinary scans with their masks."""
+"""Of tables in memory: some 1,400 scans of 512 x 512 x 600 voxels with their masks."""
 _ROW: Final = np.dtype([("offset", np.int64), ("size", np.int64), ("crc32c", np.uint32)])
 _Shard = tuple[ArraySpec, ShapeZYX]
 
@@ -52,35 +45,32 @@ class Places:
         return ByteRange(self.paths[self.file[chunk]], start, start + size)
 
 
-class ShardIndices:
-    """Indices of shards, read when they are first needed. Shared between threads.
+class ChunkTables:
+    """The chunks of shards by their positions, as scans' manifests list them.
 
-    Parameters
-    ----------
-    fetch
-        Where the bytes come from.
+    Those that were used last are kept. Shared between threads.
     """
 
-    def __init__(self, fetch: Fetcher) -> None:
-        self._fetch = fetch
+    def __init__(self) -> None:
         self._kept: BoundedCache[_Shard, npt.NDArray[np.void]] = BoundedCache(_KEPT_BYTES)
 
     def locate(self, plan: ReadPlan) -> Places:
-        """Find the chunks of a plan; indices that are not known are fetched together.
+        """Find the chunks of a plan.
 
         Raises
         ------
         CorruptStoreError
-            If a shard is missing, or its index is damaged or lacks a chunk of an image.
+            If the manifest lacks a shard of an image, or a chunk of one.
         """
         runs = list(_runs(plan))
         known = self._kept.find(shard for shard, _ in runs)
-        lacking = {
-            shard: chunks.start
-            for shard, chunks in runs
-            if shard not in known and shard[1] in shard[0].shard_sizes
+        new = {
+            shard: _by_position(*shard)
+            for shard, _ in runs
+            if shard not in known and shard[1] in shard[0].shards
         }
-        known.update(self._read(plan, lacking))
+        self._kept.keep(new)
+        known |= new
         rows = np.zeros(len(plan), _ROW)
         file = np.full(len(plan), -1)
         paths: list[str] = []
@@ -103,33 +93,6 @@ class ShardIndices:
             crc32c=rows["crc32c"],
         )
 
-    def _read(
-        self, plan: ReadPlan, shards: dict[_Shard, int]
-    ) -> dict[_Shard, npt.NDArray[np.void]]:
-        """Read the indices of shards, of each of which some chunk of the plan is given."""
-        if not shards:
-            return {}
-        tails = [_tail(array, shard_zyx) for array, shard_zyx in shards]
-        try:
-            found = self._fetch(tails)
-        except FileNotFoundError as problem:
-            gone = [
-                chunk
-                for (array, shard_zyx), chunk in shards.items()
-                if array.shard_path(shard_zyx) in str(problem)
-            ]
-            chunk = (gone or list(shards.values()))[0]
-            raise corrupt(plan, chunk, "cannot be found: its shard is missing") from problem
-        indices = {}
-        for (shard, chunk), data in zip(shards.items(), found, strict=True):
-            try:
-                indices[shard] = _parse(*shard, data)
-            except ChunkDamagedError as problem:
-                text = f"cannot be found: the index of its shard {problem}"
-                raise corrupt(plan, chunk, text) from problem
-        self._kept.keep(indices)
-        return indices
-
 
 def _runs(plan: ReadPlan) -> Iterator[tuple[_Shard, slice]]:
     """Yield the shards of a plan, and the chunks of each, which are neighbours."""
@@ -142,26 +105,15 @@ def _runs(plan: ReadPlan) -> Iterator[tuple[_Shard, slice]]:
         yield (array, plan.shard_index(start)), slice(start, stop)
 
 
-def _tail(array: ArraySpec, shard_zyx: ShapeZYX) -> ByteRange:
-    size = array.shard_sizes[shard_zyx]
+def _by_position(array: ArraySpec, shard_zyx: ShapeZYX) -> npt.NDArray[np.void]:
+    """Return offset, size and crc32c of each chunk of a shard; zeros for those it lacks."""
     n_chunks = math.prod(array.chunks_per_shard_zyx)
-    return ByteRange(array.shard_path(shard_zyx), max(0, size - index_bytes(n_chunks)), size)
-
-
-def _parse(array: ArraySpec, shard_zyx: ShapeZYX, data: bytes) -> npt.NDArray[np.void]:
-    """Check an index, and return offset, size and crc32c of each chunk of its shard."""
-    n_chunks = math.prod(array.chunks_per_shard_zyx)
-    index = parse_index(data, n_chunks, array.shard_sizes[shard_zyx])
-    entry = array.shards[shard_zyx]
-    found = f"{int.from_bytes(data[-CHECKSUM_BYTES:], 'little'):08x}"
-    if found != entry.index_crc32c:
-        raise ChunkDamagedError(
-            f"is another shard's: crc32c {found}, expected {entry.index_crc32c}"
-        )
-    present = index[:, 0] != ABSENT
+    listed = array.shards[shard_zyx].chunk_rows(n_chunks)
+    size = listed["size"].astype(np.int64)
     rows = np.zeros(n_chunks, _ROW)
-    rows["offset"][present], rows["size"][present] = index[present].T
-    rows["crc32c"][present] = np.frombuffer(bytes.fromhex(entry.chunk_crc32c), ">u4")
+    rows["offset"][listed["position"]] = np.cumsum(size) - size
+    rows["size"][listed["position"]] = size
+    rows["crc32c"][listed["position"]] = listed["crc32c"]
     return rows
 
 
