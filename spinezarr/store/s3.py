@@ -21,6 +21,8 @@ from fsspec.spec import AbstractBufferedFile
 from s3fs import S3FileSystem
 from s3fs.core import S3_RETRYABLE_ERRORS
 
+from spinezarr.store.s3_errors import CREDENTIALS, ENDPOINT, REFUSED
+
 __all__ = ["S3"]
 
 _BOTOCORE: Final = {"connect_timeout": 5, "read_timeout": 30, "max_pool_connections": 32}
@@ -29,27 +31,6 @@ requests that are under way at once."""
 _BLOCK_BYTES: Final = 4 << 20
 _BLOCKS_KEPT: Final = 4
 """Of a file that is read from start to end; the next one is fetched meanwhile."""
-_CREDENTIALS: Final = (
-    "Give a profile (--profile, AWS_PROFILE), or set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY. "
-    "A public bucket is read without (--no-sign-request, storage option 'anon')"
-)
-_ENDPOINT: Final = "Check the endpoint (--endpoint-url, AWS_ENDPOINT_URL) and the network"
-_REFUSED: Final = {
-    "403": "access is denied. Check credentials, profile, endpoint and the rights of the account",
-    "AccessDenied": "access is denied. Check credentials, profile and the rights of the account",
-    "ExpiredToken": "the credentials have expired. Get new ones",
-    "InvalidAccessKeyId": "the server does not know the access key. Check profile and endpoint",
-    "NoSuchBucket": "there is no such bucket. Check its name, profile and endpoint",
-    "NoSuchKey": "there is no such object",
-    "PreconditionFailed": "another writer was there first",
-    "SignatureDoesNotMatch": "the secret key is wrong. Check profile and endpoint",
-}
-"""What S3's error codes mean; some servers send no text with them.
-
-References
-----------
-https://docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html
-"""
 _NUMBERS: Final = {
     PermissionError: errno.EACCES,
     FileNotFoundError: errno.ENOENT,
@@ -128,14 +109,45 @@ class S3(S3FileSystem):  # type: ignore[misc]  # s3fs is untyped
         try:
             data: bytes = await super()._cat_file(path, version_id, start, end, **kwargs)
         except S3_RETRYABLE_ERRORS as problem:
-            raise ConnectionError(
-                errno.EIO, f"the answer broke off ({problem}). {_ENDPOINT}", f"s3://{path}"
-            ) from problem
+            raise _interrupted(problem, path) from problem
         except OSError as problem:
             if _code(problem) in {"InvalidRange", "416"}:
                 return b""
             raise
         return data
+
+    async def get_object(self, path: str, byte_range: str) -> tuple[bytes, str | None]:
+        """Return bytes of an object, and what the server says they are.
+
+        Parameters
+        ----------
+        path
+            ``bucket/key``.
+        byte_range
+            Value of the header Range, or nothing for all of it.
+
+        Returns
+        -------
+        bytes
+            The content of the answer.
+        str or None
+            Content-Range; None if the answer is the whole object.
+
+        Raises
+        ------
+        OSError
+            If the server refuses, or the answer breaks off (ConnectionError).
+        """
+        bucket, key, version = self.split_path(path)
+        wanted = {"Range": byte_range} if byte_range else {}
+        if version:
+            wanted["VersionId"] = version
+        try:
+            answer = await self._call_s3("get_object", Bucket=bucket, Key=key, **wanted)
+            async with answer["Body"] as body:
+                return await body.read(), answer.get("ContentRange")
+        except S3_RETRYABLE_ERRORS as problem:
+            raise _interrupted(problem, path) from problem
 
     def _open(self, path: str, mode: str = "rb", **kwargs: Any) -> AbstractBufferedFile:  # noqa: ANN401
         if mode != "rb":
@@ -159,6 +171,11 @@ class _ObjectFile(AbstractBufferedFile):  # type: ignore[misc]  # fsspec is unty
         return data
 
 
+def _interrupted(problem: BaseException, path: str) -> OSError:
+    text = f"the answer broke off ({problem}). {ENDPOINT}"
+    return ConnectionError(errno.EIO, text, f"s3://{path}")
+
+
 def _code(problem: BaseException) -> str:
     """Return S3's own code of an error, or nothing."""
     response = getattr(_cause(problem), "response", None) or {}
@@ -174,14 +191,14 @@ def _explained(problem: Exception, where: str, *, exclusive: bool) -> OSError:
     """Say in plain words what went wrong, keeping the class of what s3fs raised."""
     # Some of botocore's own errors are OSErrors too, and made from other arguments.
     if isinstance(problem, NoCredentialsError | PartialCredentialsError | ProfileNotFound):
-        return PermissionError(errno.EACCES, f"{_sentence(problem)} {_CREDENTIALS}", where)
+        return PermissionError(errno.EACCES, f"{_sentence(problem)} {CREDENTIALS}", where)
     if isinstance(problem, BotoConnectionError | HTTPClientError):
-        return ConnectionError(errno.EHOSTUNREACH, f"{_sentence(problem)} {_ENDPOINT}", where)
+        return ConnectionError(errno.EHOSTUNREACH, f"{_sentence(problem)} {ENDPOINT}", where)
     if isinstance(problem, ParamValidationError):
         return OSError(errno.EINVAL, " ".join(str(problem).split()), where)
     if isinstance(problem, OSError):
         code = _code(problem)
-        text = _REFUSED.get(code) or problem.strerror or str(problem)
+        text = REFUSED.get(code) or problem.strerror or str(problem)
         if code == "PreconditionFailed" and exclusive:
             return FileExistsError(errno.EEXIST, text, where)
         number = _NUMBERS.get(type(problem), problem.errno or errno.EIO)

@@ -1,0 +1,137 @@
+"""Objects through obstore, which asks for many at once with little work in Python."""
+
+import asyncio
+import re
+from http import HTTPStatus
+from threading import Lock
+from typing import Any, Final, Protocol
+
+import obstore
+from obstore.exceptions import BaseError, NotSupportedError
+from typing_extensions import Buffer
+
+from spinezarr.store.s3_errors import ENDPOINT
+from spinezarr.store.transport_errors import (
+    answer_error,
+    broken_off,
+    broken_trust,
+    public_url,
+)
+
+__all__ = ["CLIENT", "NO_RETRIES", "NotServedError", "ObstoreTransport", "Stores", "is_plain_key"]
+
+CLIENT: Final[dict[str, Any]] = {
+    "allow_http": True,
+    "connect_timeout": "5s",
+    "timeout": "120s",
+    "pool_max_idle_per_host": "128",
+}
+"""obstore's own bound of 30 s for a request would end large ones over a slow link."""
+NO_RETRIES: Final[Any] = {"max_retries": 0}
+_STATUS: Final = re.compile(r"status code: (\d{3})")
+_CODE: Final = re.compile(r"<Code>([A-Za-z0-9]+)</Code>")
+_NOT_SERVED: Final = (
+    "Received redirect without LOCATION",  # another region, which botocore finds
+    "Content-Length Header missing",
+    "Failed to parse value for CONTENT_RANGE",  # of unknown total size
+)
+"""Answers that HTTP allows and obstore does not take."""
+_DROPPED_SEGMENTS: Final = {"", ".", ".."}
+
+
+class NotServedError(Exception):
+    """What obstore cannot do, so that fsspec has to."""
+
+
+class Stores(Protocol):
+    """Where paths lie for obstore."""
+
+    def locate(self, path: str) -> tuple[str, str] | None:
+        """Return the name of a store and the key in it, or None where fsspec has to ask."""
+        ...
+
+    def open(self, name: str) -> Any:  # noqa: ANN401  one of obstore's stores
+        """Return that store; may take long.
+
+        Raises
+        ------
+        NotServedError
+            If obstore cannot.
+        PermissionError
+            If there are no credentials.
+        """
+        ...
+
+
+class ObstoreTransport:
+    """Asks for objects through obstore; see :class:`spinezarr.store.transport.Transport`."""
+
+    def __init__(self, url: str, stores: Stores) -> None:
+        self._scheme = url.partition("://")[0]
+        self._stores = stores
+        self._open: dict[str, Any] = {}
+        self._lock = Lock()
+
+    async def get(self, path: str, start: int | None = None, stop: int | None = None) -> Buffer:
+        """See :class:`spinezarr.store.transport.Transport`.
+
+        Raises
+        ------
+        NotServedError
+            If fsspec has to be asked instead.
+        """
+        located = self._stores.locate(path)
+        if located is None:
+            raise NotServedError
+        name, key = located
+        store: Any = self._open.get(name) or await asyncio.to_thread(self._opened, name)
+        where = public_url(path if "://" in path else f"{self._scheme}://{path}")
+        try:
+            answer = await obstore.get_async(store, key, options=_options(start, stop))
+            data = await answer.bytes_async()
+        except (BaseError, OSError) as caught:
+            problem: Exception | None = _explained(caught, where)
+        else:
+            first, last = answer.range
+            if len(data) == last - first:
+                return data
+            problem = broken_off(where, f"{len(data)} bytes came of {last - first}")
+        # Not in the handler: obstore's own text holds the URL with all that is secret in it.
+        if problem is None:
+            return b""
+        raise problem
+
+    def _opened(self, name: str) -> Any:  # noqa: ANN401
+        with self._lock:
+            if name not in self._open:
+                self._open[name] = self._stores.open(name)
+            return self._open[name]
+
+
+def _options(start: int | None, stop: int | None) -> Any:  # noqa: ANN401  as obstore takes them
+    if stop is not None:
+        return {"range": (start or 0, stop)}
+    return {"range": {"offset": start}} if start else None
+
+
+def _explained(problem: Exception, where: str) -> Exception | None:
+    """Return the error to raise, or None where the object ends before the range begins."""
+    text = str(problem)
+    if any(answer in text for answer in _NOT_SERVED):
+        return NotServedError()
+    found, code = _STATUS.search(text), _CODE.search(text)
+    if found is not None:
+        status = int(found[1])
+        if status == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
+            return None
+        return answer_error(status, code[1] if code else "", where)
+    if isinstance(problem, NotSupportedError) or "non-partial response" in text:
+        return broken_off(where, "the server sent the whole object instead of the range")
+    if "certificate" in text and "invalid peer" in text:
+        return broken_trust(where)
+    return broken_off(where, f"the answer broke off or never came. {ENDPOINT}")
+
+
+def is_plain_key(key: str) -> bool:
+    """Whether obstore asks for a key as it is: it refuses or drops some parts of a path."""
+    return key.isprintable() and _DROPPED_SEGMENTS.isdisjoint(key.split("/"))
