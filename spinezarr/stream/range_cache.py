@@ -17,6 +17,7 @@ checksums, so those who read them find out, and call :meth:`RangeCache.forget`.
 
 import errno
 import hashlib
+import math
 import os
 import re
 import secrets
@@ -24,7 +25,6 @@ import stat
 import time
 import warnings
 import weakref
-from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -120,7 +120,8 @@ class Mirror:
 
     def __init__(self, path: Path, descriptor: int, size: int) -> None:
         self.descriptor = descriptor
-        self.used = True
+        self.used_s = time.monotonic()
+        self._noted_s = -math.inf
         self._path = path
         self._size = size
         self._marks_start = _round_up(size)
@@ -174,10 +175,10 @@ class Mirror:
             return False
         if not os.path.samestat(there, opened) or not self._is_whole(create=False):
             return False
-        if self.used and abs(time.time() - there.st_mtime) > _RECENT_S:
+        if self.used_s > self._noted_s and abs(time.time() - there.st_mtime) > _RECENT_S:
             with suppress(OSError):
                 os.utime(self.descriptor)
-        self.used = False
+        self._noted_s = self.used_s
         return True
 
     def has(self, start: int, stop: int) -> bool:
@@ -192,11 +193,11 @@ class Mirror:
 
     def read(self, start: int, stop: int) -> bytes | None:
         """Return bytes that are there; None if the disk does not give them."""
-        with suppress(OSError):
+        try:
             data = os.pread(self.descriptor, stop - start, start)
-            if len(data) == stop - start:
-                return data
-        return None
+        except OSError:
+            return None
+        return data if len(data) == stop - start else None
 
     def write(self, first: int, pages: memoryview) -> None:
         """Write those of some pages that are not there, then mark them."""
@@ -248,9 +249,9 @@ class RangeCache:
         self.settings = settings
         self._folder = settings.folder / _VERSION
         self._lock = ProcessLock()
-        self._open: OrderedDict[tuple[str, int], Mirror] = OrderedDict()
+        self._open: dict[tuple[str, int], Mirror] = {}
         self._distrusted: set[tuple[str, int]] = set()
-        self._tidied = 0.0
+        self._tidied_s = -math.inf
         self._keeps = True
         self._process = 0
         self._unseen_bytes = 0
@@ -277,10 +278,12 @@ class RangeCache:
         found
             Whether it has each range: it can be read at its own offset from ``mirror.descriptor``.
         """
-        with suppress(OSError):
+        try:
             mirror = self._mirror(key, size, create=False)
             if mirror is not None:
                 return mirror, [mirror.has(start, stop) for start, stop in ranges]
+        except OSError:
+            pass  # a disk that fails has nothing
         return None, [False] * len(ranges)
 
     def find(self, key: str, size: int, ranges: Sequence[tuple[int, int]]) -> list[bytes | None]:
@@ -288,13 +291,12 @@ class RangeCache:
         mirror, there = self.locate(key, size, ranges)
         if mirror is None:
             return [None] * len(ranges)
-        found = [
-            mirror.read(*wanted) if is_there else None
-            for wanted, is_there in zip(ranges, there, strict=True)
-        ]
-        for (start, stop), is_there, data in zip(ranges, there, found, strict=True):
+        found: list[bytes | None] = []
+        for (start, stop), is_there in zip(ranges, there, strict=True):
+            data = mirror.read(start, stop) if is_there else None
             if is_there and data is None:
                 self.forget(key, size, start, stop)
+            found.append(data)
         return found
 
     @staticmethod
@@ -335,44 +337,44 @@ class RangeCache:
             # What cannot be taken back there must not be found again here.
             with self._lock:
                 self._distrusted.add((key, size))
+                self._open.pop((key, size), None)
 
     def usage_bytes(self) -> int:
         """Return the disk space that is taken."""
         return sum(size for _, size, _ in self._files())
 
     def _mirror(self, key: str, size: int, *, create: bool) -> Mirror | None:
-        shard = (key, size)
-        with self._lock:
-            if time.monotonic() - self._tidied > _TIDY_S:
-                self._tidy()
-            if shard in self._distrusted:
-                return None
-            mirror = self._open.get(shard)
-            if mirror is not None:
-                self._open.move_to_end(shard)
-                mirror.used = True
-                return mirror
-        mirror = self._open_file(key, size, create=create)
-        if mirror is not None:
+        shard, now_s = (key, size), time.monotonic()
+        mirror = self._open.get(shard)
+        if mirror is None or now_s - self._tidied_s > _TIDY_S:
             with self._lock:
-                self._open[shard] = mirror
-                while len(self._open) > _OPEN_FILES:
-                    self._open.popitem(last=False)
+                if now_s - self._tidied_s > _TIDY_S:
+                    self._tidy()
+                mirror = self._open.get(shard)
+                if mirror is None and shard not in self._distrusted:
+                    mirror = self._open_file(shard, create=create)
+        if mirror is not None:
+            mirror.used_s = now_s
         return mirror
 
-    def _open_file(self, key: str, size: int, *, create: bool) -> Mirror | None:
+    def _open_file(self, shard: tuple[str, int], *, create: bool) -> Mirror | None:
+        key, size = shard
         name = hashlib.sha256(f"{size} {key}".encode()).hexdigest()[:40]
         path = self._folder / name[:2] / f"{name}.ranges"
         for _ in range(_TRIES if create else 1):
             mirror = Mirror.open(path, size, create=create)
-            if mirror is not None or not create:
+            if mirror is not None:
+                if len(self._open) >= _OPEN_FILES:
+                    del self._open[min(self._open, key=lambda other: self._open[other].used_s)]
+                self._open[shard] = mirror
                 return mirror
-            _make_folder(self.settings.folder, _VERSION, name[:2])
+            if create:
+                _make_folder(self.settings.folder, _VERSION, name[:2])
         return None
 
     def _tidy(self) -> None:
         """Close files that were removed or cut, and let the others say when they were used."""
-        self._tidied = time.monotonic()
+        self._tidied_s = time.monotonic()
         for shard, mirror in list(self._open.items()):
             if not mirror.is_current():
                 del self._open[shard]
