@@ -1,0 +1,743 @@
+import errno
+import multiprocessing
+import os
+import pickle
+import random
+import resource
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import warnings
+from functools import cache as remember
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+
+from spinezarr.errors import UsageError
+from spinezarr.stream import range_cache
+from spinezarr.stream.range_cache import CacheWarning, DiskCache, RangeCache, shared_range_cache
+
+PAGE = 4096
+KILLS = int(os.environ.get("SPINEZARR_KILLS", "20"))
+"""Processes that are killed while they write."""
+NAMESPACE = ["unshare", "--user", "--map-root-user", "--mount"]
+"""What runs a program that may mount, as any user."""
+
+
+@remember
+def true_bytes(key, size):
+    """What the shard of a key holds."""
+    return np.random.default_rng([size, *key.encode()]).bytes(size)
+
+
+KEY, SIZE = "a", 40 * PAGE + 123
+TRUE = true_bytes(KEY, SIZE)
+SHARDS = [("a", SIZE), ("b", 17), ("c", 8 * PAGE), ("c", 8 * PAGE - 1), ("d", 0)]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def cache(folder):
+    return RangeCache(DiskCache(folder))
+
+
+def keep(cache, start, stop, key=KEY, size=SIZE):
+    cache.keep(key, size, start, true_bytes(key, size)[start:stop])
+
+
+def find(cache, start=0, stop=SIZE, key=KEY, size=SIZE):
+    return cache.find(key, size, [(start, stop)])[0]
+
+
+def mirrors(folder):
+    return sorted(Path(folder).rglob("*.ranges"))
+
+
+@st.composite
+def ranges(draw, size):
+    borders = st.sampled_from([*range(0, size, PAGE), size])
+    place = st.integers(0, size) | borders
+    start, stop = sorted((draw(place), draw(place)))
+    return start, stop
+
+
+class Model(RuleBasedStateMachine):
+    """Two caches over one folder, and which bytes must be there."""
+
+    def __init__(self):
+        super().__init__()
+        self.folder = tempfile.mkdtemp()
+        self.caches = [self.new_cache() for _ in range(2)]
+        self.there = {shard: np.zeros(shard[1], bool) for shard in SHARDS}
+
+    def new_cache(self):
+        return RangeCache(DiskCache(Path(self.folder)))
+
+    def teardown(self):
+        shutil.rmtree(self.folder)
+
+    @rule(data=st.data(), which=st.integers(0, 1), shard=st.sampled_from(SHARDS))
+    def keep(self, data, which, shard):
+        start, stop = data.draw(ranges(shard[1]))
+        keep(self.caches[which], start, stop, *shard)
+        first, last = -(-start // PAGE) * PAGE, stop if stop == shard[1] else stop // PAGE * PAGE
+        self.there[shard][first:last] = True
+
+    @rule(data=st.data(), which=st.integers(0, 1), shard=st.sampled_from(SHARDS))
+    def keep_widened(self, data, which, shard):
+        start, stop = data.draw(ranges(shard[1]))
+        first, last = self.caches[which].widen(start, stop, shard[1])
+        assert 0 <= first <= start <= stop <= last <= shard[1]
+        assert start - first < PAGE
+        assert last - stop < PAGE
+        keep(self.caches[which], first, last, *shard)
+        self.there[shard][first:last] = True
+
+    @rule(data=st.data(), which=st.integers(0, 1), shard=st.sampled_from(SHARDS))
+    def forget(self, data, which, shard):
+        start, stop = data.draw(ranges(shard[1]))
+        self.caches[which].forget(*shard, start, stop)
+        if start < stop:
+            first, last = RangeCache.widen(start, stop, shard[1])
+            self.there[shard][first:last] = False
+        self.caches[1 - which] = self.new_cache()  # it may remember
+
+    @rule(which=st.integers(0, 1))
+    def open_anew(self, which):
+        self.caches[which] = self.new_cache()
+
+    @rule(data=st.data(), which=st.integers(0, 1), shard=st.sampled_from(SHARDS))
+    def find(self, data, which, shard):
+        self.check(self.caches[which], shard, data.draw(st.lists(ranges(shard[1]), max_size=5)))
+
+    @invariant()
+    def each_page_is_known(self):
+        for shard in SHARDS:
+            size = shard[1]
+            pages = [(start, min(start + PAGE, size)) for start in range(0, size, PAGE)]
+            self.check(self.caches[1], shard, [*pages, (0, size)])
+
+    def check(self, cache, shard, wanted):
+        found = cache.find(*shard, wanted)
+        for (start, stop), data in zip(wanted, found, strict=True):
+            assert data in {None, true_bytes(*shard)[start:stop]}
+            if start < stop:
+                assert (data is not None) == self.there[shard][start:stop].all()
+
+
+TestModel = Model.TestCase
+TestModel.settings = settings(max_examples=40, stateful_step_count=20)
+
+
+def test_ranges_outside_a_shard(cache):
+    keep(cache, 0, SIZE)
+    for wanted in ((0, SIZE + 1), (-1, 5), (SIZE + 1, SIZE + 2), (7, 3)):
+        assert find(cache, *wanted) is None
+    for start in (-1, 1):
+        with pytest.raises(ValueError, match="of a shard of"):
+            cache.keep(KEY, SIZE, start, TRUE)
+
+
+def test_a_shard_of_another_key_or_size_is_another(cache):
+    keep(cache, 0, SIZE)
+    assert find(cache, 0, 5) == TRUE[:5]
+    assert find(cache, 0, 5, "b") is None
+    assert find(cache, 0, 5, size=SIZE - 1) is None
+
+
+# --- several processes
+
+
+def use(cache, seed, rounds, shards, longest):
+    """Read ranges of shards through a cache; return how many it had, and how many were wrong."""
+    choose = random.Random(seed)  # noqa: S311
+    hits = wrong = 0
+    for _ in range(rounds):
+        key, size = choose.choice(shards)
+        start = choose.randrange(size)
+        stop = min(size, start + choose.randrange(1, longest))
+        (found,) = cache.find(key, size, [(start, stop)])
+        if found is None:
+            start, stop = cache.widen(start, stop, size)
+            cache.keep(key, size, start, true_bytes(key, size)[start:stop])
+        else:
+            hits += 1
+            wrong += found != true_bytes(key, size)[start:stop]
+            if choose.random() < 0.02:
+                cache.forget(key, size, start, stop)
+    return hits, wrong
+
+
+MANY = [(f"shard {n}", 64 * PAGE - 10 * n) for n in range(16)]
+
+
+def use_and_say(cache, seed, answers):
+    answers.put(use(cache, seed, 1500, MANY, 3 * PAGE))
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_processes_share_a_folder_within_its_bound(folder, method):
+    limit = 1 << 21
+    cache = RangeCache(DiskCache(folder, max_bytes=limit))
+    use(cache, 99, 200, MANY, 3 * PAGE)  # descriptors are open when forks begin
+    context = multiprocessing.get_context(method)
+    answers = context.SimpleQueue()
+    processes = [
+        context.Process(target=use_and_say, args=(cache, seed, answers)) for seed in range(4)
+    ]
+    for process in processes:
+        process.start()
+    usages = []
+    while running := [process.pid for process in processes if process.is_alive()]:
+        time.sleep(0.02)
+        # Nobody must change what is counted.
+        for pid in running:
+            os.kill(pid, signal.SIGSTOP)
+        for pid in running:
+            os.waitid(os.P_PID, pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
+        usages.append(cache.usage_bytes())
+        for pid in running:
+            os.kill(pid, signal.SIGCONT)
+    for process in processes:
+        process.join()
+        assert process.exitcode == 0
+    found = [answers.get() for _ in processes]
+    assert sum(wrong for _, wrong in found) == 0
+    assert min(hits for hits, _ in found) > 100
+    assert limit / 2 < max(usages) <= limit
+    assert sum(path.stat().st_blocks * 512 for path in mirrors(folder)) <= limit
+
+
+def test_threads_share_a_cache(folder, monkeypatch):
+    monkeypatch.setattr(range_cache, "_OPEN_FILES", 3)
+    monkeypatch.setattr(range_cache, "_TIDY_S", 0.0)
+    cache = RangeCache(DiskCache(folder, max_bytes=1 << 21))
+    found = []
+    threads = [
+        threading.Thread(
+            target=lambda seed=seed: found.append(use(cache, seed, 400, MANY, 5 * PAGE))
+        )
+        for seed in range(6)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == len(threads)
+    assert sum(wrong for _, wrong in found) == 0
+    assert min(hits for hits, _ in found) > 10
+    assert cache.usage_bytes() <= 1 << 21
+
+
+LONG = [(f"long {n}", 300 * PAGE + n) for n in range(6)]
+
+
+def keep_for_ever(settings_, seed, begun):
+    choose = random.Random(seed)  # noqa: S311
+    cache = RangeCache(settings_)
+    begun.set()
+    while True:
+        key, size = choose.choice(LONG)
+        start, stop = sorted(choose.randrange(size + 1) for _ in range(2))
+        cache.keep(key, size, start, true_bytes(key, size)[start:stop])
+        if choose.random() < 0.1:
+            cache.forget(key, size, start, stop)
+
+
+def test_processes_killed_while_they_write(folder):
+    settings_ = DiskCache(folder, max_bytes=5 << 20)
+    for shard in LONG:
+        true_bytes(*shard)
+    context = multiprocessing.get_context("fork")
+    pages = 0
+    for seed in range(KILLS):
+        begun = context.Event()
+        process = context.Process(target=keep_for_ever, args=(settings_, seed, begun))
+        process.start()
+        begun.wait()
+        time.sleep(random.Random(seed).uniform(0, 0.03))  # noqa: S311
+        process.kill()
+        process.join()
+        assert process.exitcode == -signal.SIGKILL
+        cache = RangeCache(settings_)
+        for key, size in LONG:
+            wanted = [(start, min(start + PAGE, size)) for start in range(0, size, PAGE)]
+            for (start, stop), data in zip(wanted, cache.find(key, size, wanted), strict=True):
+                if data is not None:
+                    pages += 1
+                    assert data == true_bytes(key, size)[start:stop]
+        # Whoever comes next can go on, and make room.
+        use(cache, seed, 20, LONG, 30 * PAGE)
+        assert cache.usage_bytes() <= settings_.max_bytes
+        if seed % 4 == 3:
+            shutil.rmtree(folder)
+    assert pages > 100 * KILLS
+
+
+# --- what others do to the folder
+
+
+def test_a_file_removed_under_a_reader(cache, folder, monkeypatch):
+    keep(cache, 0, SIZE)
+    held, there = cache.locate(KEY, SIZE, [(5, 50)])
+    assert there == [True]
+    (file,) = mirrors(folder)
+    file.unlink()
+    assert find(cache) == TRUE  # it is still open
+    monkeypatch.setattr(range_cache, "_TIDY_S", 0.0)
+    assert find(cache) is None
+    keep(cache, 0, PAGE)
+    assert mirrors(folder) == [file]
+    assert find(cache, 0, PAGE) == TRUE[:PAGE]
+    assert find(cache) is None
+    assert os.pread(held.descriptor, 45, 5) == TRUE[5:50]
+    number = held.descriptor
+    del held
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(number)
+
+
+def test_a_folder_removed_while_it_is_used(cache, folder, monkeypatch):
+    monkeypatch.setattr(range_cache, "_TIDY_S", 0.0)
+    for _ in range(2):
+        keep(cache, 0, SIZE)
+        assert find(cache) == TRUE
+        shutil.rmtree(folder)
+        assert find(cache) is None
+        assert cache.usage_bytes() == 0
+    keep(cache, 0, SIZE)
+    assert find(cache) == TRUE
+
+
+def cut_data(file):
+    os.truncate(file, 20 * PAGE)
+
+
+def cut_marks(file):
+    os.truncate(file, file.stat().st_size - 20)
+
+
+def cut_all(file):
+    os.truncate(file, 0)
+
+
+def lengthen(file):
+    os.truncate(file, file.stat().st_size + 1)
+
+
+def spoil_marks(file):
+    with file.open("r+b") as stream:
+        stream.seek(-41, os.SEEK_END)
+        stream.write(random.Random(0).randbytes(41))  # noqa: S311
+
+
+def clear_marks(file):
+    with file.open("r+b") as stream:
+        stream.seek(-41, os.SEEK_END)
+        stream.write(bytes(41))
+
+
+def link_elsewhere(file):
+    elsewhere = file.parents[3] / "elsewhere"
+    file.replace(elsewhere)
+    file.symlink_to(elsewhere)
+
+
+def link_to_nothing(file):
+    file.unlink()
+    file.symlink_to(file.parents[3] / "nothing")
+
+
+def name_twice(file):
+    os.link(file, file.parents[3] / "elsewhere")
+
+
+def pipe(file):
+    file.unlink()
+    os.mkfifo(file)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        cut_data,
+        cut_marks,
+        cut_all,
+        lengthen,
+        spoil_marks,
+        clear_marks,
+        link_elsewhere,
+        link_to_nothing,
+        name_twice,
+        pipe,
+    ],
+)
+@pytest.mark.parametrize("is_open", [True, False])
+def test_a_file_that_is_not_as_we_left_it(folder, monkeypatch, change, is_open):
+    monkeypatch.setattr(range_cache, "_TIDY_S", 0.0)
+    cache = RangeCache(DiskCache(folder))
+    keep(cache, 0, SIZE)
+    (file,) = mirrors(folder)
+    change(file)
+    if not is_open:
+        cache = RangeCache(cache.settings)
+    if not (is_open and change in {spoil_marks, clear_marks}):  # what is known is not read again
+        assert find(cache) is None
+    elsewhere = {path: path.read_bytes() for path in folder.parent.glob("elsewhere")}
+    keep(cache, 0, SIZE)
+    assert find(cache) == TRUE
+    (file,) = mirrors(folder)
+    assert file.is_file()
+    assert not file.is_symlink()
+    assert all(path.read_bytes() == content for path, content in elsewhere.items())
+    assert not (folder.parent / "nothing").exists()
+
+
+def test_a_file_cut_while_it_is_open(cache, folder):
+    keep(cache, 0, SIZE)
+    (file,) = mirrors(folder)
+    os.truncate(file, 20 * PAGE)
+    assert find(cache, 0, PAGE) == TRUE[:PAGE]
+    assert find(cache, 19 * PAGE, 21 * PAGE) is None
+    keep(cache, 19 * PAGE, 21 * PAGE)
+    assert find(cache, 19 * PAGE, 21 * PAGE) == TRUE[19 * PAGE : 21 * PAGE]
+    again = RangeCache(cache.settings)
+    keep(again, 0, SIZE)
+    assert find(again) == TRUE
+
+
+def test_what_is_forgotten_is_forgotten_by_all(cache, folder):
+    other = RangeCache(cache.settings)
+    keep(cache, 0, SIZE)
+    (file,) = mirrors(folder)
+    with file.open("r+b") as stream:
+        stream.seek(5 * PAGE + 100)
+        stream.write(bytes(50))
+    wanted = (5 * PAGE + 90, 6 * PAGE + 90)
+    assert find(other, *wanted) != TRUE[slice(*wanted)]
+    cache.forget(KEY, SIZE, *wanted)
+    assert find(cache, *wanted) is None
+    assert find(RangeCache(cache.settings), *wanted) is None
+    assert find(cache, 0, 5 * PAGE) == TRUE[: 5 * PAGE]
+    assert find(cache, 7 * PAGE) == TRUE[7 * PAGE :]
+    keep(cache, *cache.widen(*wanted, SIZE))
+    for one in (cache, other):  # also the one that knew nothing of it
+        assert find(one) == TRUE
+
+
+def test_what_cannot_be_forgotten_on_disk_is_not_found_again(cache, monkeypatch):
+    keep(cache, 0, SIZE)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pwrite", failing(errno.EROFS))
+        cache.forget(KEY, SIZE, 0, 1)
+    assert find(cache) is None
+    cache.keep(KEY, SIZE, 0, TRUE)
+    assert find(cache) is None
+
+
+# --- disks that fail
+
+
+def failing(number):
+    def fail(*_):
+        raise OSError(number, os.strerror(number))
+
+    return fail
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO, errno.EDQUOT, errno.EROFS])
+@pytest.mark.parametrize("call", ["pwrite", "ftruncate", "open"])
+def test_a_disk_that_takes_nothing_is_said_once(cache, folder, monkeypatch, number, call):
+    keep(cache, 0, 8 * PAGE, "c", 8 * PAGE)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, call, failing(number))
+        with pytest.warns(CacheWarning, match=os.strerror(number)) as said:
+            keep(cache, 0, SIZE)
+        assert str(folder) in str(said[0].message)
+        keep(cache, 0, SIZE)
+        assert find(cache) is None
+    keep(cache, 0, SIZE)
+    assert find(cache) is None
+    assert find(cache, 0, 8 * PAGE, "c", 8 * PAGE) == true_bytes("c", 8 * PAGE)
+
+
+def test_a_disk_that_gives_nothing(cache, monkeypatch):
+    keep(cache, 0, SIZE)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pread", failing(errno.EIO))
+        assert find(cache, 0, PAGE) is None
+    assert find(cache, 0, PAGE) is None  # it was forgotten
+    assert find(cache, PAGE) == TRUE[PAGE:]
+    keep(cache, 0, PAGE)
+    assert find(cache) == TRUE
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pread", failing(errno.EIO))
+        assert find(RangeCache(cache.settings)) is None
+
+
+def in_namespace(code, *words):
+    """Run code in a process that may mount; skip the test where the system does not let it."""
+    tried = subprocess.run(
+        [*NAMESPACE, "mount", "-t", "tmpfs", "none", "/mnt"], check=False, capture_output=True
+    )
+    if tried.returncode:
+        pytest.skip("this system lets nobody mount")
+    here = f"import sys; sys.path.insert(0, {str(Path(range_cache.__file__).parents[2])!r})\n"
+    command = [*NAMESPACE, sys.executable, "-W", "error", "-c", here + code, *map(str, words)]
+    subprocess.run(command, check=True)
+
+
+FULL_DISK = """
+import subprocess, sys, warnings
+from pathlib import Path
+from spinezarr.stream.range_cache import CacheWarning, DiskCache, RangeCache
+folder = Path(sys.argv[1])
+subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "none", folder], check=True)
+cache, size = RangeCache(DiskCache(folder / "cache")), 1 << 18
+shards = {str(number): bytes([number]) * size for number in range(1, 9)}
+with warnings.catch_warnings(record=True) as said:
+    warnings.simplefilter("always")
+    for key, data in shards.items():
+        for start in range(0, size, 5 << 12):
+            cache.keep(key, size, start, data[start:start + (5 << 12)])
+assert [warning.category for warning in said] == [CacheWarning], said
+assert "No space left" in str(said[0].message)
+kept = 0
+for one in (cache, RangeCache(cache.settings)):
+    for key, data in shards.items():
+        pages = [(start, start + 4096) for start in range(0, size, 4096)]
+        for (start, stop), found in zip(pages, one.find(key, size, pages), strict=True):
+            assert found in (None, data[start:stop])
+            kept += found is not None
+assert kept > 2 * 150, kept
+"""
+
+
+def test_a_full_disk(tmp_path):
+    in_namespace(FULL_DISK, tmp_path)
+
+
+READ_ONLY = """
+import os, subprocess, sys, warnings
+from pathlib import Path
+from spinezarr.errors import UsageError
+from spinezarr.stream.range_cache import CacheWarning, DiskCache, RangeCache
+folder = Path(sys.argv[1])
+subprocess.run(["mount", "--bind", folder, folder], check=True)
+settings = DiskCache(folder / "cache")
+RangeCache(settings).keep("a", 5000, 0, bytes(5000))
+subprocess.run(["mount", "-o", "remount,bind,ro", folder], check=True)
+cache = RangeCache(settings)
+with warnings.catch_warnings(record=True) as said:
+    warnings.simplefilter("always")
+    for _ in range(2):
+        assert cache.find("a", 5000, [(0, 10)]) == [None]
+        cache.keep("a", 5000, 0, bytes(5000))
+        cache.forget("a", 5000, 0, 10)
+assert [warning.category for warning in said] == [CacheWarning], said
+assert "Read-only" in str(said[0].message)
+for place in (folder / "cache", folder / "other"):
+    try:
+        DiskCache(place)
+    except UsageError as problem:
+        assert str(place) in str(problem) and "Read-only" in str(problem), problem
+    else:
+        raise AssertionError(place)
+"""
+
+
+def test_a_read_only_folder(tmp_path):
+    in_namespace(READ_ONLY, tmp_path)
+
+
+def keep_with_small_files(settings_, answers):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20 * PAGE, 20 * PAGE))
+    cache = RangeCache(settings_)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        for _ in range(2):
+            keep(cache, 0, SIZE)
+    answers.put(([warning.category for warning in said], find(cache)))
+
+
+def test_a_limit_of_file_sizes(folder):
+    context = multiprocessing.get_context("fork")
+    answers = context.SimpleQueue()
+    process = context.Process(target=keep_with_small_files, args=(DiskCache(folder), answers))
+    process.start()
+    process.join()
+    assert answers.get() == ([CacheWarning], None)
+
+
+# --- bounds
+
+
+def age(file, seconds):
+    os.utime(file, (time.time() - seconds,) * 2)
+
+
+def test_what_was_not_used_for_longest_goes_first(folder):
+    limit = 10 * 9 * PAGE
+    settings_ = DiskCache(folder, max_bytes=limit)
+    size, files = 8 * PAGE, {}
+    for number, key in enumerate("abcdefghi"):
+        keep(RangeCache(settings_), 0, size, key, size)
+        (files[key],) = set(mirrors(folder)) - set(files.values())
+        age(files[key], 1000 - number)
+    assert RangeCache(settings_).usage_bytes() == 0.9 * limit
+    reader = RangeCache(settings_)
+    assert find(reader, 0, 5, "a", size) == true_bytes("a", size)[:5]
+    recent = time.time()
+    assert abs(files["a"].stat().st_mtime - recent) < 100
+    keep(reader, 0, size, "j", size)
+    there = {key for key in "abcdefghij" if find(RangeCache(settings_), 0, size, key, size)}
+    assert there == set("adefghij")  # no more than 80 %, with the new one
+    assert reader.usage_bytes() <= 0.8 * limit
+
+
+def test_use_is_noted_at_most_once_a_minute(cache, folder, monkeypatch):
+    keep(cache, 0, SIZE)
+    (file,) = mirrors(folder)
+    monkeypatch.setattr(range_cache, "_TIDY_S", 0.0)
+    for seconds, is_noted in ((50, False), (70, True)):
+        age(file, seconds)
+        before = file.stat().st_mtime
+        find(cache)
+        find(cache)
+        assert (file.stat().st_mtime > before) == is_noted
+    age(file, 70)
+    before = file.stat().st_mtime
+    find(cache, key="b")  # another one
+    find(cache, key="b")
+    assert file.stat().st_mtime > before  # for the call before
+    age(file, 70)
+    before = file.stat().st_mtime
+    find(cache, key="b")
+    assert file.stat().st_mtime == before
+
+
+def test_what_is_larger_than_the_bound_is_not_kept(folder):
+    cache = RangeCache(DiskCache(folder, max_bytes=10 * PAGE))
+    keep(cache, 0, 10 * PAGE)
+    assert cache.usage_bytes() == 0
+    keep(cache, 0, 9 * PAGE)
+    assert find(cache, 0, 9 * PAGE) == TRUE[: 9 * PAGE]
+    assert cache.usage_bytes() == 10 * PAGE
+
+
+def test_holes_take_no_room(cache):
+    size = 1 << 33
+    cache.keep("huge", size, 1 << 32, bytes(PAGE))
+    assert cache.find("huge", size, [(1 << 32, (1 << 32) + PAGE), (0, 1)]) == [bytes(PAGE), None]
+    assert cache.usage_bytes() < 64 * PAGE
+
+
+def test_files_of_others_are_neither_counted_nor_removed(folder):
+    cache = RangeCache(DiskCache(folder, max_bytes=20 * PAGE))
+    keep(cache, 0, 10 * PAGE)
+    (file,) = mirrors(folder)
+    others = [
+        folder / "mine",
+        folder / "v1" / "mine",
+        file.with_suffix(".txt"),
+        file.with_name("mine.ranges"),
+        folder / "v1" / "our" / file.name,
+        folder / "v2" / "ab" / file.name,
+    ]
+    for other in others:
+        other.parent.mkdir(exist_ok=True, parents=True)
+        other.write_bytes(bytes(30 * PAGE))
+    (folder / "v1" / "zz").symlink_to(folder / "v1" / "our")
+    assert cache.usage_bytes() == 11 * PAGE
+    keep(cache, 0, 15 * PAGE, "b", SIZE)
+    assert not file.exists()
+    assert all(other.exists() for other in others)
+
+
+def test_open_files_are_bounded(folder):
+    cache = RangeCache(DiskCache(folder))
+    shards = [(str(number), 5000) for number in range(2 * range_cache._OPEN_FILES)]
+    for shard in shards:
+        keep(cache, 0, 5000, *shard)
+    for shard in [*shards, *shards]:
+        assert find(cache, 100, 4500, *shard) == true_bytes(*shard)[100:4500]
+    descriptors = [os.path.realpath(path) for path in Path("/dev/fd").iterdir()]
+    ours = [path for path in descriptors if path.startswith(os.path.realpath(folder))]
+    assert 0 < len(ours) <= range_cache._OPEN_FILES
+
+
+def hold_the_lock(folder, begun):
+    with range_cache._alone(folder / "v1" / "lock") as is_alone:
+        assert is_alone
+        begun.set()
+        time.sleep(1000)
+
+
+def test_nothing_is_written_while_another_process_makes_room(cache, folder):
+    context = multiprocessing.get_context("fork")
+    begun = context.Event()
+    process = context.Process(target=hold_the_lock, args=(folder, begun))
+    process.start()
+    begun.wait()
+    keep(cache, 0, SIZE)
+    assert find(cache) is None
+    process.kill()  # which ends its lock
+    process.join()
+    keep(cache, 0, SIZE)
+    assert find(cache) == TRUE
+
+
+# --- what a user gives
+
+
+def test_folders_are_for_their_owner_alone(tmp_path):
+    before = os.umask(0)
+    try:
+        cache = RangeCache(DiskCache(tmp_path / "new" / "cache"))
+        keep(cache, 0, SIZE)
+    finally:
+        os.umask(before)
+    made = [tmp_path / "new" / "cache", *(tmp_path / "new" / "cache").rglob("*")]
+    assert len(made) == 5
+    for path in made:
+        expected = 0o700 if path.is_dir() else 0o600
+        assert stat.S_IMODE(path.stat().st_mode) == expected, path
+    names = " ".join(path.name for path in made[1:])
+    cache.keep("s3://bucket/secret", 10, 0, bytes(10))
+    assert "secret" not in names
+
+
+def test_settings_that_cannot_be(tmp_path):
+    for max_bytes in (0, -1):
+        with pytest.raises(UsageError, match=f"max_bytes {max_bytes} .*must be positive"):
+            DiskCache(tmp_path, max_bytes=max_bytes)
+    (tmp_path / "file").touch()
+    for folder in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(UsageError, match=r"cannot be used as a cache.*Give a folder"):
+            DiskCache(folder)
+
+
+def test_the_folder_may_be_at_home_or_relative(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    assert DiskCache(Path("~/cache")) == DiskCache(Path("cache")) == DiskCache(tmp_path / "cache")
+
+
+def test_a_process_has_one_cache_of_the_same_settings(cache):
+    keep(cache, 0, SIZE)
+    first, second = (pickle.loads(pickle.dumps(cache)) for _ in range(2))  # noqa: S301
+    assert first is second is shared_range_cache(cache.settings)
+    assert find(first) == TRUE
