@@ -47,6 +47,7 @@ _PIECE_BYTES = 1 << 16
 _LEAST_PIECE_BYTES = 1 << 12
 _PIECE_S = 0.002
 """Connections take turns on a slow link at least so often, where pieces can be so small."""
+_BACKLOG = 1024
 _PATIENCE_S = 10.0
 _FIELDS = re.compile(
     rb"\r\n(?i:(range|if-match|if-range|content-length|transfer-encoding|connection)):"
@@ -203,7 +204,11 @@ def proxy(
     ------
     RuntimeError
         If it does not start; its own message is on stderr.
+    ValueError
+        Unless there is either a folder or an upstream.
     """
+    if (folder is None) == (upstream is None):
+        raise ValueError("a proxy needs either a folder or an upstream")
     origin = ["--folder", str(folder)] if folder else ["--upstream", str(upstream)]
     command = [sys.executable, __file__, *origin, "--control"]
     with subprocess.Popen(  # noqa: S603  this file
@@ -228,9 +233,6 @@ def _end(process: subprocess.Popen[str]) -> None:
 class _Request:
     """One request: its head, and what becomes of it."""
 
-    __slots__ = ("due", "fault", "fields", "head", "keep_alive", "method", "stall_s", "target",
-                 "upload", "where")  # fmt: skip
-
     def __init__(self, head: bytes) -> None:
         line, _, _ = head.partition(b"\r\n")
         method, target, version = line.decode("utf-8", "surrogateescape").split(" ")
@@ -240,7 +242,9 @@ class _Request:
         self.method = method
         self.target = target
         self.fields = _fields(head)
-        self.keep_alive = version != "HTTP/1.0" and self.fields.get("connection", "") != "close"
+        self.keep_alive = (
+            version != "HTTP/1.0" and self.fields.get("connection", "").lower() != "close"
+        )
         self.upload: _Upload | None = None
         self.fault = ""
         self.where = 0.0
@@ -406,9 +410,9 @@ class _Upload:
 
     def flow_to(self, sink: asyncio.Transport) -> None:
         self._sink = sink
+        self._source.resume_reading()
         sink.writelines(self._kept)
         self._kept.clear()
-        self._source.resume_reading()
 
 
 class _Link:
@@ -531,7 +535,7 @@ class _Client(asyncio.Protocol):
         self._unread = b""
         self._waiting: deque[_Request] = deque()
         self._request: _Request | None = None
-        self._last: _Request | None = None
+        self._upload: _Upload | None = None
         self._parts: deque[_Part] = deque()
         self._parts_bytes = 0
         self._held = False
@@ -558,30 +562,27 @@ class _Client(asyncio.Protocol):
             self.source.abandon()
 
     def data_received(self, data: bytes) -> None:
-        data = self._unread + data
-        while data and not self._closing:
-            upload = self._last.upload if self._last is not None else None
-            try:
-                if upload is not None and not upload.done:
-                    data = data[upload.take(data) :]
+        data, at = self._unread + data, 0
+        try:
+            while at < len(data) and not self._closing:
+                if self._upload is not None and not self._upload.done:
+                    at += self._upload.take(data[at:])
                     continue
-                end = data.find(_HEAD_END) + len(_HEAD_END)
-                if end < len(_HEAD_END) and len(data) < _HEAD_BYTES:
+                end = data.find(_HEAD_END, at) + len(_HEAD_END)
+                if end < len(_HEAD_END) and len(data) - at < _HEAD_BYTES:
                     break
-                request = _Request(data[:end])
-                framing = _framing(request.fields)
-            except ValueError:
-                self.transport.abort()
-                return
-            data = data[end:]
-            if framing is not None and not framing.done:
-                request.upload = _Upload(framing, self.transport)
-            self._begin(request)
-        self._unread = data
+                self._begin(_Request(data[at:end]))
+                at = end
+        except ValueError:  # this is no HTTP
+            self.transport.abort()
+        self._unread = data[at:]
 
     def _begin(self, request: _Request) -> None:
+        framing = _framing(request.fields)
+        if framing is not None and not framing.done:
+            request.upload = _Upload(framing, self.transport)
+        self._upload = request.upload
         self._service.begin(request)
-        self._last = request
         self._waiting.append(request)
         if self._request is None:
             self._next()
@@ -731,9 +732,9 @@ class _Origin(Protocol):
 class _OpenFile:
     """A file that is open as long as anything refers to it."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, descriptor: int) -> None:
         self.path = path
-        self.descriptor = os.open(path, os.O_RDONLY)
+        self.descriptor = descriptor
         status = os.fstat(self.descriptor)
         self.is_file = stat.S_ISREG(status.st_mode)
         self.n_bytes = status.st_size
@@ -762,6 +763,8 @@ class _Folder:
     """Files of a folder, with single byte ranges (RFC 9110, section 14)."""
 
     def __init__(self, folder: Path) -> None:
+        if not folder.is_dir():
+            raise ValueError(f"{folder} is not a folder")
         self._folder = folder
         self._files: OrderedDict[str, _OpenFile] = OrderedDict()
 
@@ -795,7 +798,8 @@ class _Folder:
         path = unquote(target.partition("?")[0], errors="surrogateescape")
         if ".." in path.split("/"):
             raise ValueError(f"{target} is outside the folder")
-        file = _OpenFile(self._folder / path.lstrip("/"))
+        found = self._folder / path.lstrip("/")
+        file = _OpenFile(found, os.open(found, os.O_RDONLY))
         if not file.is_file:
             raise ValueError(f"{target} is not a file")
         return file
@@ -889,7 +893,7 @@ class _Exchange:
         bodiless = self.request.method == HTTPMethod.HEAD or self.status in _BODILESS
         self.framing = _Sized(0) if bodiless else _framing(found) or _Sized(None)
         closed = found.get("connection", "").lower() == "close" or line.startswith(b"HTTP/1.0")
-        self.keep_alive = self.request.keep_alive and not closed
+        self.keep_alive = self.request.keep_alive and not closed and not self.ends_with_connection
         if self.request.fault and not self.framing.done:
             self.kept = []
 
@@ -985,6 +989,7 @@ class _Upstream(asyncio.Protocol):
         """Hand over the end of the answer; the connection is free for another request."""
         self._exchange = exchange.client.source = None
         self._transport.resume_reading()
+        exchange.client.transport.resume_reading()
         upload = exchange.request.upload
         if upload is not None and not upload.done:
             # Whether the rest of it still comes, no one knows.
@@ -1041,7 +1046,8 @@ class _Control(asyncio.Protocol):
 
     def _obey(self, command: dict[str, Any]) -> dict[str, object]:
         if "set" in command:
-            self._service.set(Conditions(**command["set"]))
+            kinds = tuple(command["set"].pop("fault_kinds"))
+            self._service.set(Conditions(**command["set"], fault_kinds=kinds))
         elif "reset" in command:
             self._service.reset()
         else:
@@ -1056,15 +1062,17 @@ def _say(message: dict[str, object]) -> None:
     print(json.dumps(message), flush=True)
 
 
-async def _serve(options: argparse.Namespace) -> None:
+async def _serve(options: argparse.Namespace, origin: _Origin, conditions: Conditions) -> None:
     loop = asyncio.get_running_loop()
-    origin = _Folder(options.folder) if options.folder else _Pool(options.upstream)
     service = _Service(origin, N_ASKED)
-    service.set(_conditions(options))
+    service.set(conditions)
     stop = asyncio.Event()
-    server = await loop.create_server(
-        lambda: _Client(service), options.host, options.port, backlog=1024
-    )
+    try:
+        server = await loop.create_server(
+            lambda: _Client(service), options.host, options.port, backlog=_BACKLOG
+        )
+    except OSError as error:
+        raise SystemExit(f"port {options.port} of {options.host}: {error}") from None
     url = f"http://{options.host}:{server.sockets[0].getsockname()[1]}"
     if options.control:
         _say({"url": url})
@@ -1093,7 +1101,7 @@ def _conditions(options: argparse.Namespace) -> Conditions:
     )
 
 
-def _options() -> argparse.Namespace:
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     origin = parser.add_mutually_exclusive_group(required=True)
     origin.add_argument("--folder", type=Path, help="serve its files")
@@ -1108,8 +1116,20 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--stall-s", type=float, default=30.0)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--control", action="store_true", help=argparse.SUPPRESS)
-    return parser.parse_args()
+    return parser
+
+
+def main() -> None:
+    """Run the proxy that the command line describes."""
+    parser = _parser()
+    options = parser.parse_args()
+    try:
+        conditions = _conditions(options)
+        origin = _Folder(options.folder) if options.folder else _Pool(options.upstream)
+    except (ValueError, re.error) as error:
+        parser.error(str(error))
+    asyncio.run(_serve(options, origin, conditions))
 
 
 if __name__ == "__main__":
-    asyncio.run(_serve(_options()))
+    main()
