@@ -7,7 +7,7 @@ import struct
 import subprocess
 import sys
 from base64 import b64encode
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from http import HTTPStatus
@@ -19,6 +19,7 @@ from typing import Any
 
 import pytest
 from hypothesis import settings
+from typing_extensions import Buffer
 
 import spinezarr
 from spinezarr.ingest.discover import discover
@@ -26,6 +27,7 @@ from spinezarr.ingest.run import ingest
 from spinezarr.recipe import Recipe
 from spinezarr.store.attributes import ManifestEntry, ShardEntry
 from spinezarr.store.sharding import ABSENT, CHECKSUM_BYTES, index_bytes, parse_index
+from spinezarr.stream.fetch import ByteRange, Fetcher, LocalFetcher
 from spinezarr.testing import WrittenScan, write_ctspine1k
 
 # A program of its own, which the tests beside it start.
@@ -35,6 +37,30 @@ collect_ignore = ["tests/hostile/fuzz.py"]
 settings.register_profile("default", deadline=None)
 settings.register_profile("ci", deadline=None, derandomize=True)
 settings.load_profile("ci" if os.environ.get("CI") else "default")
+
+
+class NotingFetcher(Fetcher):
+    """Hands on what another fetches, and notes what it was asked for, call by call."""
+
+    def __init__(self, fetch: Fetcher | None = None) -> None:
+        self.calls: list[list[ByteRange]] = []
+        self._fetch = fetch or LocalFetcher()
+
+    def __call__(self, ranges: Sequence[ByteRange]) -> Sequence[Buffer]:
+        """See :class:`Fetcher`."""
+        self.calls.append(list(ranges))
+        return self._fetch(ranges)
+
+    @property
+    def fetched(self) -> list[ByteRange]:
+        """What it was asked for, in one list."""
+        return [item for call in self.calls for item in call]
+
+
+@pytest.fixture(scope="session")
+def noting_fetcher() -> type[NotingFetcher]:
+    """Make a fetcher that notes what it fetches."""
+    return NotingFetcher
 
 
 @pytest.fixture(scope="session")

@@ -136,7 +136,7 @@ class Store:
 
     def __init__(self, reader: StoreReader, *, cache_bytes: int = 0) -> None:
         self._reader = reader
-        self._engine = Engine(fetcher_for(reader.fs), cache_bytes=cache_bytes)
+        self._engine = Engine(fetcher_for(reader.objects), cache_bytes=cache_bytes)
 
     def __repr__(self) -> str:
         table = self.table

@@ -372,7 +372,7 @@ class StoreDataset:
         self._numbers = np.zeros(256, np.int16)
         self._numbers[list(self._stored.values())] = list(self._stored)
         self._reader = StoreReader(link["store"])
-        self._engine = Engine(fetcher_for(self._reader.fs))
+        self._engine = Engine(fetcher_for(self._reader.objects))
 
     @staticmethod
     def get_identifiers(folder: str) -> list[str]:

@@ -29,6 +29,7 @@ from spinezarr.store.attributes import (
 from spinezarr.store.files import open_filesystem, read_files
 from spinezarr.store.layout import FORMAT_VERSION, LABEL_CHUNKS, TABLE, scan_key
 from spinezarr.store.metadata import Separator, chunk_key
+from spinezarr.store.objects import open_objects
 from spinezarr.store.sharding import ChunkDamagedError, decode_chunk
 
 __all__ = ["ArraySpec", "ScanHandle", "StoreReader", "parse_scan", "read_table"]
@@ -112,7 +113,8 @@ class StoreReader:
     def __init__(self, url: str, storage_options: Mapping[str, Any] | None = None) -> None:
         self.url = url
         self.storage_options = storage_options
-        self.fs, self.path = open_filesystem(url, storage_options)
+        self.objects = open_objects(url, storage_options)
+        self.path = self.objects.path
         self.root = self._read_root()
         self.scan = lru_cache(_SCANS_KEPT)(self._read_scan)
         self.label_chunks = lru_cache(_SCANS_KEPT)(self._read_label_chunks)
@@ -122,7 +124,8 @@ class StoreReader:
 
     def _read_root(self) -> RootAttributes:
         try:
-            data = self.fs.cat_file(f"{self.path}/zarr.json")
+            path = f"{self.path}/zarr.json"
+            data = self.objects.read([path])[path]
         except (FileNotFoundError, NotADirectoryError) as problem:
             raise StoreNotFoundError(
                 f"{self.url}: there is no store: {problem.strerror or 'not found'}. "
@@ -140,6 +143,11 @@ class StoreReader:
                 f"{self.url}: is not a store that spinezarr wrote ({problem}). "
                 "Give the folder that 'spinezarr ingest' named with --out."
             ) from problem
+
+    @cached_property
+    def fs(self) -> fsspec.AbstractFileSystem:
+        """The file system, for those who list or read in their own way."""
+        return open_filesystem(self.url, self.storage_options)[0]
 
     @cached_property
     def table(self) -> xr.Dataset:
@@ -177,8 +185,9 @@ class StoreReader:
         if scan_id in {"", ".", ".."} or "/" in scan_id or "\0" in scan_id:
             raise UnknownScanError(f"{self.url}: {scan_id!r} is no scan id.")
         try:
-            raw = self.fs.cat_file(f"{folder}/zarr.json")
-        except (FileNotFoundError, NotADirectoryError) as problem:
+            path = f"{folder}/zarr.json"
+            raw = self.objects.read([path])[path]
+        except KeyError as problem:
             raise UnknownScanError(f"{self.url}: has no scan {scan_id!r}.") from problem
         try:
             scan = parse_scan(raw, folder)
@@ -211,7 +220,7 @@ class StoreReader:
             return out
         key = f"{LABEL_CHUNKS}/{chunk_key((0, 0), scan.image.separator)}"
         path = f"{self.path}/{scan_key(scan_id)}/{key}"
-        data = _checked(path, read_files(self.fs, [path]).get(path), scan.attributes.manifest[key])
+        data = _checked(path, self.objects.read([path]).get(path), scan.attributes.manifest[key])
         try:
             decode_chunk(data, out)
         except ChunkDamagedError as problem:

@@ -56,6 +56,12 @@ class BoundedCache(Generic[K, V]):
             while self._kept_bytes > self.limit_bytes:
                 self._kept_bytes -= self._kept.popitem(last=False)[1].nbytes
 
+    def forget(self, key: K) -> None:
+        """Keep something no longer."""
+        with self._lock:
+            if key in self._kept:
+                self._kept_bytes -= self._kept.pop(key).nbytes
+
 
 class ProcessLock:
     """A lock that a forked process finds open."""

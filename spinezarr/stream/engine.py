@@ -14,6 +14,7 @@ from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
+from typing_extensions import Buffer
 
 from spinezarr.geometry import Box, ShapeZYX
 from spinezarr.store.reader import ArraySpec
@@ -21,8 +22,7 @@ from spinezarr.store.sharding import CHECKSUM_BYTES, ChunkDamagedError, decode_c
 from spinezarr.stream.buffers import Buffers
 from spinezarr.stream.cache import BoundedCache, ProcessLock
 from spinezarr.stream.explain import ReadSummary
-from spinezarr.stream.fetch import Fetcher, LocalFetcher, n_requests
-from spinezarr.stream.places import ChunkTables, Places, corrupt
+from spinezarr.stream.fetch import Fetcher, LocalFetcher
 from spinezarr.stream.native import (
     CHUNKS,
     DONE,
@@ -32,6 +32,7 @@ from spinezarr.stream.native import (
     address,
     kernel,
 )
+from spinezarr.stream.places import ChunkTables, Places, corrupt
 from spinezarr.stream.plan import ReadPlan, plan_reads
 
 __all__ = ["BoxRead", "Engine"]
@@ -74,6 +75,11 @@ class Engine:
 
     def __reduce__(self) -> tuple[Callable[..., "Engine"], tuple[Fetcher, int]]:
         return _engine, (self._fetch, self.cache_bytes)
+
+    @property
+    def calls_at_once(self) -> int:
+        """Reads that are best under way at once, though most of them only wait."""
+        return self._fetch.calls_at_once
 
     @property
     def cache_bytes(self) -> int:
@@ -126,12 +132,12 @@ class Engine:
         return ReadSummary(
             boxes=len(boxes),
             scans=len({array.scan_id for array, _ in boxes}),
-            shards=len({item.path for item in ranges}),
+            shards=len({item.shard for item in ranges}),
             chunks=len(fetched),
             shared_chunks=int((np.diff(plan.first_share) > 1).sum()),
             cached_chunks=len(kept),
             background_chunks=int((places.size == 0).sum()),
-            requests=n_requests(self._fetch, ranges),
+            requests=self._fetch.n_requests(ranges),
             fetched_bytes=sum(item.stop - item.start for item in ranges),
             decoded_bytes=decoded,
             voxel_bytes=sum(
@@ -173,13 +179,13 @@ class Engine:
         self, plan: ReadPlan, places: Places, outputs: Sequence[Voxels], threads: int
     ) -> None:
         decode = kernel()
-        data: dict[int, bytes] = {}
+        data: dict[int, Buffer] = {}
         stored = _clear_background(plan, places, outputs)
         chunks, shares = _tables(plan, places, outputs, stored)
         try:
             if decode is not None and isinstance(self._fetch, LocalFetcher):
-                with self._fetch.opened(places.paths) as descriptors:
-                    chunks["fd"] = np.array(descriptors, np.int32)[places.file[stored]]
+                with self._fetch.opened([shard.path for shard in places.shards]) as descriptors:
+                    chunks["fd"] = np.array(descriptors, np.int32)[places.shard[stored]]
                     _run(decode, (outputs, data), chunks, shares, threads)
             else:
                 ranges = [places.range_of(chunk) for chunk in stored.tolist()]
@@ -187,17 +193,42 @@ class Engine:
                 data = dict(zip(stored.tolist(), found, strict=True))
                 if decode is not None:
                     for row, encoded in enumerate(found):
-                        if len(encoded) == chunks["size"][row]:
-                            chunks["data"][row] = address(np.frombuffer(encoded, np.uint8))
+                        view = np.frombuffer(memoryview(encoded), np.uint8)
+                        if len(view) == chunks["size"][row]:
+                            chunks["data"][row] = address(view)
                     _run(decode, (outputs, data), chunks, shares, threads)
             for chunk in stored[chunks["status"] != DONE].tolist():
-                if chunk not in data:
-                    (data[chunk],) = self._fetch([places.range_of(chunk)])
-                _fill_slowly(plan, places, chunk, data[chunk], outputs)
+                self._fill_slowly(plan, places, chunk, data.get(chunk), outputs)
         except FileNotFoundError as problem:
-            named = [path in str(problem) for path in places.paths]
-            gone = int(np.flatnonzero(places.file == named.index(True))[0]) if any(named) else 0
+            named = [shard.path in str(problem) for shard in places.shards]
+            gone = int(np.flatnonzero(places.shard == named.index(True))[0]) if any(named) else 0
             raise corrupt(plan, gone, "is gone: its shard is missing") from problem
+
+    def _fill_slowly(
+        self,
+        plan: ReadPlan,
+        places: Places,
+        chunk: int,
+        data: Buffer | None,
+        outputs: Sequence[Voxels],
+    ) -> None:
+        """Fill the shares of one chunk without the kernel, or say what is wrong with the chunk.
+
+        What came damaged over a network is fetched again.
+        """
+        where = places.range_of(chunk)
+        if data is None:
+            (data,) = self._fetch([where])
+        for rereads_left in reversed(range(1 + self._fetch.rereads)):
+            try:
+                voxels = _decoded(plan, places, chunk, memoryview(data))
+                break
+            except ChunkDamagedError as problem:
+                if not rereads_left:
+                    raise corrupt(plan, chunk, str(problem)) from problem
+                data = self._fetch.afresh(where)
+        for box, within_chunk, within_box in plan.shares(chunk):
+            outputs[box][within_box.slices] = voxels[within_chunk.slices]
 
 
 def _engine(fetch: Fetcher, cache_bytes: int) -> Engine:
@@ -293,18 +324,12 @@ def _run(
             other.result()
 
 
-def _fill_slowly(
-    plan: ReadPlan, places: Places, chunk: int, data: bytes, outputs: Sequence[Voxels]
-) -> None:
-    """Fill the shares of one chunk without the kernel, or say what is wrong with the chunk."""
+def _decoded(plan: ReadPlan, places: Places, chunk: int, data: memoryview) -> Voxels:
+    """Decode a chunk with numcodecs; raise ChunkDamagedError if it is not the one in its place."""
     array = plan.arrays[plan.array[chunk]]
     voxels = np.empty(array.chunk_shape_zyx, array.dtype)
     found, expected = int.from_bytes(data[-CHECKSUM_BYTES:], "little"), places.crc32c[chunk]
     if found != expected:
-        raise corrupt(plan, chunk, f"ends with crc32c {found:08x}, expected {expected:08x}")
-    try:
-        decode_chunk(data, voxels)
-    except ChunkDamagedError as problem:
-        raise corrupt(plan, chunk, str(problem)) from problem
-    for box, within_chunk, within_box in plan.shares(chunk):
-        outputs[box][within_box.slices] = voxels[within_chunk.slices]
+        raise ChunkDamagedError(f"ends with crc32c {found:08x}, expected {expected:08x}")
+    decode_chunk(data, voxels)
+    return voxels

@@ -143,7 +143,7 @@ class BatchIterator(Iterator[Batch]):
         if self._readers is None or not self._readers.of_this_process():
             # A forked child has none of its parent's threads: it goes on with its own.
             self._waiting.clear()
-            self._readers = _Readers(self._stream.threads)
+            self._readers = _Readers(self._stream.units_at_once)
             weakref.finalize(self, self._readers.stop)
         return self._readers
 

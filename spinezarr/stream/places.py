@@ -1,5 +1,6 @@
 """Where chunks lie: scans' metadata say it, so nothing is read for it."""
 
+import hashlib
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from spinezarr.geometry import ShapeZYX
 from spinezarr.store.layout import LABEL
 from spinezarr.store.reader import ArraySpec
 from spinezarr.stream.cache import BoundedCache
-from spinezarr.stream.fetch import ByteRange
+from spinezarr.stream.fetch import ByteRange, StoredShard
 from spinezarr.stream.plan import ReadPlan
 
 __all__ = ["ChunkTables", "Places", "corrupt"]
@@ -26,12 +27,24 @@ _Shard = tuple[ArraySpec, ShapeZYX]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class _Table:
+    """The chunks of a shard, by position."""
+
+    shard: StoredShard
+    rows: npt.NDArray[np.void]
+
+    @property
+    def nbytes(self) -> int:
+        return self.rows.nbytes
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Places:
     """Where the chunks of a plan lie, one row each."""
 
-    paths: tuple[str, ...]
-    """Files, and the number of each by ``file``."""
-    file: npt.NDArray[np.int64]
+    shards: tuple[StoredShard, ...]
+    """Those that hold them, and the number of each by ``shard``."""
+    shard: npt.NDArray[np.int64]
     """Of a chunk; -1 for background whose shard does not exist."""
     offset: npt.NDArray[np.int64]
     size: npt.NDArray[np.int64]
@@ -42,7 +55,7 @@ class Places:
     def range_of(self, chunk: int) -> ByteRange:
         """Return the bytes of a chunk."""
         start, size = int(self.offset[chunk]), int(self.size[chunk])
-        return ByteRange(self.paths[self.file[chunk]], start, start + size)
+        return ByteRange(self.shards[self.shard[chunk]], start, start + size)
 
 
 class ChunkTables:
@@ -52,7 +65,7 @@ class ChunkTables:
     """
 
     def __init__(self) -> None:
-        self._kept: BoundedCache[_Shard, npt.NDArray[np.void]] = BoundedCache(_KEPT_BYTES)
+        self._kept: BoundedCache[_Shard, _Table] = BoundedCache(_KEPT_BYTES)
 
     def locate(self, plan: ReadPlan) -> Places:
         """Find the chunks of a plan.
@@ -65,29 +78,28 @@ class ChunkTables:
         runs = list(_runs(plan))
         known = self._kept.find(shard for shard, _ in runs)
         new = {
-            shard: _by_position(*shard)
+            shard: _table(*shard)
             for shard, _ in runs
             if shard not in known and shard[1] in shard[0].shards
         }
         self._kept.keep(new)
         known |= new
         rows = np.zeros(len(plan), _ROW)
-        file = np.full(len(plan), -1)
-        paths: list[str] = []
+        number = np.full(len(plan), -1)
+        shards: list[StoredShard] = []
         for shard, chunks in runs:
-            array, shard_zyx = shard
             if shard in known:
-                rows[chunks] = known[shard][plan.position[chunks]]
-                file[chunks] = len(paths)
-                paths.append(array.shard_path(shard_zyx))
-            elif array.name != LABEL:
+                rows[chunks] = known[shard].rows[plan.position[chunks]]
+                number[chunks] = len(shards)
+                shards.append(known[shard].shard)
+            elif shard[0].name != LABEL:
                 raise corrupt(plan, chunks.start, "is missing: the manifest lacks its shard")
         for chunk in np.flatnonzero(rows["size"] == 0).tolist():
             if plan.arrays[plan.array[chunk]].name != LABEL:
                 raise corrupt(plan, chunk, "is missing from its shard")
         return Places(
-            paths=tuple(paths),
-            file=file,
+            shards=tuple(shards),
+            shard=number,
             offset=rows["offset"],
             size=rows["size"],
             crc32c=rows["crc32c"],
@@ -105,16 +117,18 @@ def _runs(plan: ReadPlan) -> Iterator[tuple[_Shard, slice]]:
         yield (array, plan.shard_index(start)), slice(start, stop)
 
 
-def _by_position(array: ArraySpec, shard_zyx: ShapeZYX) -> npt.NDArray[np.void]:
-    """Return offset, size and crc32c of each chunk of a shard; zeros for those it lacks."""
+def _table(array: ArraySpec, shard_zyx: ShapeZYX) -> _Table:
+    """List the chunks of a shard; zeros for those it lacks."""
     n_chunks = math.prod(array.chunks_per_shard_zyx)
-    listed = array.shards[shard_zyx].chunk_rows(n_chunks)
+    entry = array.shards[shard_zyx]
+    listed = entry.chunk_rows(n_chunks)
     size = listed["size"].astype(np.int64)
     rows = np.zeros(n_chunks, _ROW)
     rows["offset"][listed["position"]] = np.cumsum(size) - size
     rows["size"][listed["position"]] = size
     rows["crc32c"][listed["position"]] = listed["crc32c"]
-    return rows
+    content = hashlib.sha256(entry.model_dump_json().encode()).hexdigest()
+    return _Table(StoredShard(array.shard_path(shard_zyx), entry.size_bytes, content), rows)
 
 
 def corrupt(plan: ReadPlan, chunk: int, problem: str) -> CorruptStoreError:

@@ -75,7 +75,7 @@ class PatchStream:
     prefetch_bytes: int = _PREFETCH_BYTES
     """Bytes of batches that may be read ahead of the one that is used; at least one is."""
     threads: int = os.cpu_count() or 1
-    """Threads that read ahead."""
+    """Threads that decode what is read ahead."""
 
     def __post_init__(self) -> None:
         for name, value in (
@@ -109,6 +109,11 @@ class PatchStream:
     def unit_threads(self) -> int:
         """Threads that read one unit: all of them where it is large, else each has its own."""
         return self.threads if self.unit_batches > 1 else 1
+
+    @property
+    def units_at_once(self) -> int:
+        """Units that may be read at once: more than there are threads where reading is waiting."""
+        return max(self.threads, self.engine.calls_at_once)
 
     @property
     def epoch_units(self) -> EpochUnits:

@@ -74,7 +74,7 @@ def compare_with_source(
     handles = [reader.scan(name) for name in scans]
     specs = [spec for scan in handles for spec in scan.arrays]
     on_total(sum(math.prod(spec.shape_zyx) * spec.dtype.itemsize for spec in specs))
-    engine = Engine(fetcher_for(reader.fs))
+    engine = Engine(fetcher_for(reader.objects))
 
     def compare(scan: ScanHandle) -> list[Fault]:
         return [*_compare_scan(scan, engine, fs, root, on_bytes)]

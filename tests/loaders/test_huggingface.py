@@ -17,7 +17,7 @@ from spinezarr.loaders.huggingface import load_splits
 from spinezarr.recipe import Recipe
 from spinezarr.store.reader import StoreReader
 from spinezarr.stream.engine import Engine
-from spinezarr.stream.fetch import LocalFetcher
+from spinezarr.stream.fetch import Fetcher, LocalFetcher
 from spinezarr.testing import (
     CTSPINE1K_SCANS,
     DTYPES,
@@ -400,7 +400,7 @@ def test_a_name_in_a_catalog_will_do(url, tmp_path):
 # What is read
 
 
-class CountingFetcher:
+class CountingFetcher(Fetcher):
     def __init__(self):
         self.ranges = []
         self.local = LocalFetcher()

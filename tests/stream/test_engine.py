@@ -2,15 +2,13 @@ import pickle
 import re
 import shutil
 from contextlib import contextmanager
-from itertools import pairwise
 from pathlib import Path
 
 import fsspec
 import numpy as np
 import pytest
 import xarray as xr
-from fsspec.implementations.local import LocalFileSystem
-from hypothesis import example, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import spinezarr
@@ -25,10 +23,9 @@ from spinezarr.store.sharding import ABSENT, assemble_shard, index_bytes, parse_
 from spinezarr.stream.engine import BoxRead, Engine
 from spinezarr.stream.fetch import (
     ByteRange,
-    FsspecFetcher,
     LocalFetcher,
+    StoredShard,
     fetcher_for,
-    n_requests,
 )
 from spinezarr.testing import NiftiForm, write_nifti
 
@@ -58,7 +55,7 @@ def large(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def engine(large):
-    return Engine(fetcher_for(large[0].fs))
+    return Engine(fetcher_for(large[0].objects))
 
 
 @pytest.fixture
@@ -78,7 +75,7 @@ def read(url, name, box=None, scan_id=SCAN):
     spec = spec_of(reader, name, scan_id)
     box = box or Box((0, 0, 0), spec.shape_zyx)
     out = np.full(box.shape_zyx, 77, spec.dtype)
-    Engine(fetcher_for(reader.fs)).read_into(spec, box, out)
+    Engine(fetcher_for(reader.objects)).read_into(spec, box, out)
     return out
 
 
@@ -118,19 +115,14 @@ def test_the_output_may_be_strided_and_wider(large, engine, data, dtype):
     assert (around[untouched] == 77).all()
 
 
-def test_nothing_but_chunks_is_read(large):
+def test_nothing_but_chunks_is_read(large, noting_fetcher):
     reader, _ = large
-    fetched = []
-
-    def fetch(ranges):
-        fetched.extend(ranges)
-        return LocalFetcher()(ranges)
-
+    fetch = noting_fetcher()
     engine, spec = Engine(fetch), spec_of(reader, "image", "deep")
     for z in (0, 1, 2):
         engine.read_into(spec, Box((z, 0, 0), (z + 1, 1, 1)), np.empty((1, 1, 1), np.int16))
-    assert len(fetched) == 3
-    assert len(set(fetched)) == 1
+    assert len(fetch.fetched) == 3
+    assert len(set(fetch.fetched)) == 1
 
 
 # Damage
@@ -192,7 +184,7 @@ def test_a_deleted_shard_is_an_error(copied, name):
 @pytest.mark.parametrize("name", ["image", "label"])
 def test_a_shard_deleted_after_a_read_is_an_error(copied, name):
     reader = StoreReader(str(copied))
-    engine, spec = Engine(fetcher_for(reader.fs)), spec_of(reader, name)
+    engine, spec = Engine(fetcher_for(reader.objects)), spec_of(reader, name)
     out = np.empty((1, 1, 1), spec.dtype)
     engine.read_into(spec, Box((0, 0, 0), (1, 1, 1)), out)
     with (
@@ -259,85 +251,36 @@ def test_a_damaged_scan_never_computes(copied):
 # Fetching
 
 
+def in_file(path, start, stop):
+    return ByteRange(StoredShard(str(path), Path(path).stat().st_size, str(path)), start, stop)
+
+
 def test_ranges_come_back_in_order_and_short_at_the_end(tmp_path):
     for name in ("a", "b"):
         (tmp_path / name).write_bytes(name.encode() + b"0123456789")
-    a, b = str(tmp_path / "a"), str(tmp_path / "b")
-    ranges = [ByteRange(b, 0, 3), ByteRange(a, 5, 7), ByteRange(b, 9, 20), ByteRange(a, 0, 1)]
-    expected = [b"b01", b"45", b"89", b"a"]
-    assert LocalFetcher()(ranges) == expected
-    assert FsspecFetcher(fsspec.filesystem("file"))(ranges) == expected
+    a, b = tmp_path / "a", tmp_path / "b"
+    ranges = [in_file(b, 0, 3), in_file(a, 5, 7), in_file(b, 9, 20), in_file(a, 0, 1)]
+    assert LocalFetcher()(ranges) == [b"b01", b"45", b"89", b"a"]
 
 
-class CountingFileSystem(LocalFileSystem):
-    """Files on disk; notes what was asked for."""
-
-    cachable = False
-
-    def __init__(self):
-        super().__init__()
-        self.asked = []
-
-    def cat_ranges(self, paths, starts, ends, **options):
-        self.asked += zip(paths, starts, ends, strict=True)
-        return super().cat_ranges(paths, starts, ends, **options)
-
-
-@example(spans=[(0, 0, 1), (0, 0, 2), (0, 0, 1)], gap=0, longest=1)
-@given(
-    spans=st.lists(st.tuples(st.integers(0, 1), st.integers(0, 120), st.integers(1, 30))),
-    gap=st.integers(0, 20),
-    longest=st.integers(1, 60),
-)
-def test_ranges_close_together_are_one_request(tmp_path_factory, spans, gap, longest):
-    folder = tmp_path_factory.mktemp("ranges")
-    paths = [str(folder / name) for name in "ab"]
-    for path, length in zip(paths, (100, 90), strict=True):
-        Path(path).write_bytes(bytes(range(length)))
-    ranges = [ByteRange(paths[file], start, start + size) for file, start, size in spans]
-    fs = CountingFileSystem()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("spinezarr.stream.fetch._GAP_BYTES", gap)
-        patch.setattr("spinezarr.stream.fetch._RUN_BYTES", longest)
-        assert FsspecFetcher(fs)(ranges) == LocalFetcher()(ranges)
-    single = {(item.path, item.start, item.stop) for item in ranges}
-    for request in fs.asked:
-        assert request[2] - request[1] <= longest or request in single
-    for (path, first, stop), (after, start, end) in pairwise(sorted(fs.asked)):
-        # Neighbours are apart because of the gap, or they would be too long together.
-        assert path != after or start - stop > gap or max(stop, end) - first > longest
-
-
-def test_a_row_of_chunks_is_one_request(tmp_path):
-    (tmp_path / "shard").write_bytes(bytes(1000))
-    fs = CountingFileSystem()
-    path = str(tmp_path / "shard")
-    FsspecFetcher(fs)([ByteRange(path, start, start + 100) for start in (300, 0, 100, 200)])
-    assert fs.asked == [(path, 0, 400)]
-
-
-@pytest.mark.parametrize("fetch", [LocalFetcher(), FsspecFetcher(fsspec.filesystem("file"))])
-def test_an_absent_file_is_not_found(tmp_path, fetch):
+def test_an_absent_file_is_not_found(tmp_path):
     (tmp_path / "a").write_bytes(b"x")
+    gone = ByteRange(StoredShard(str(tmp_path / "b"), 1, ""), 0, 1)
     with pytest.raises(FileNotFoundError):
-        fetch([ByteRange(str(tmp_path / "a"), 0, 1), ByteRange(str(tmp_path / "b"), 0, 1)])
+        LocalFetcher()([in_file(tmp_path / "a", 0, 1), gone])
 
 
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="counts open files in /proc")
 def test_files_are_closed_again(tmp_path):
     (tmp_path / "a").write_bytes(b"x")
-    ranges = [ByteRange(str(tmp_path / "a"), 0, 1), ByteRange(str(tmp_path / "b"), 0, 1)]
+    gone = ByteRange(StoredShard(str(tmp_path / "b"), 1, ""), 0, 1)
+    ranges = [in_file(tmp_path / "a", 0, 1), gone]
     before = len(list(Path("/proc/self/fd").iterdir()))
     for _ in range(20):
         LocalFetcher()(ranges[:1])
         with pytest.raises(FileNotFoundError):
             LocalFetcher()(ranges)
     assert len(list(Path("/proc/self/fd").iterdir())) < before + 10
-
-
-def test_files_on_disk_are_read_without_fsspec(tmp_path):
-    assert isinstance(fetcher_for(fsspec.filesystem("file")), LocalFetcher)
-    assert isinstance(fetcher_for(fsspec.filesystem("memory")), FsspecFetcher)
 
 
 # Elsewhere
@@ -391,7 +334,7 @@ def test_damage_over_http_is_an_error(served, copied, name, kept):
 
 def test_a_shard_cut_after_its_index_was_read_is_an_error_over_http(served, copied):
     reader = StoreReader(served[0])
-    engine, spec = Engine(fetcher_for(reader.fs)), spec_of(reader, "image")
+    engine, spec = Engine(fetcher_for(reader.objects)), spec_of(reader, "image")
     out = np.empty((1, 1, 1), np.int16)
     engine.read_into(spec, Box((0, 0, 0), (1, 1, 1)), out)
     path = copied / "scans" / SCAN / "image" / SHARD
@@ -443,34 +386,23 @@ def test_a_cache_changes_no_voxel(large, cache_bytes, data):
         assert kept == engine._cache._kept_bytes
 
 
-def test_cached_chunks_are_not_fetched_again(large):
+def test_cached_chunks_are_not_fetched_again(large, noting_fetcher):
     reader, stored = large
-    fetched = []
-
-    def fetch(ranges):
-        fetched.extend(ranges)
-        return LocalFetcher()(ranges)
-
+    fetch = noting_fetcher()
     engine, spec = Engine(fetch, cache_bytes=1 << 30), spec_of(reader, "image", "deep")
     box = Box((60, 0, 40), (70, 60, 50))
     assert engine.explain([(spec, box)]).cached_chunks == 0
     read_all(engine, [(spec, box)])
-    before, said = len(fetched), engine.explain([(spec, box)])
+    before, said = len(fetch.calls), engine.explain([(spec, box)])
     assert (said.cached_chunks, said.chunks, said.requests, said.fetched_bytes) == (8, 0, 0, 0)
     (out,) = read_all(engine, [(spec, box)])
-    assert len(fetched) == before
+    assert len(fetch.calls) == before
     np.testing.assert_array_equal(out, stored["deep"]["image"][box.slices])
 
 
-@pytest.mark.parametrize("fetcher", [LocalFetcher(), FsspecFetcher(LocalFileSystem())])
-def test_what_is_explained_is_what_is_read(large, fetcher):
+def test_what_is_explained_is_what_is_read(large, noting_fetcher):
     reader, _ = large
-    fetched = []
-
-    def fetch(ranges):
-        fetched.extend(ranges)
-        return fetcher(ranges)
-
+    fetch = noting_fetcher()
     image, label = spec_of(reader, "image", "deep"), spec_of(reader, "label", "deep")
     boxes = [
         (image, Box((0, 0, 0), (70, 50, 50))),
@@ -479,19 +411,19 @@ def test_what_is_explained_is_what_is_read(large, fetcher):
     ]
     engine = Engine(fetch)
     said = engine.explain(boxes)
-    assert not fetched
+    assert not fetch.calls
     read_all(engine, boxes)
-    chunks = fetched[:]
+    chunks = fetch.fetched
     assert said.chunks == len(chunks) == len(set(chunks))
     assert said.fetched_bytes == sum(item.stop - item.start for item in chunks)
-    assert said.shards == len({item.path for item in chunks})
+    assert said.shards == len({item.shard for item in chunks})
     assert (said.boxes, said.scans, said.shared_chunks) == (3, 1, 8)
     assert said.chunks + said.background_chunks == 8 + 18
     assert said.background_chunks > 0
     assert said.voxel_bytes == 2 * (70 * 50 * 50 + 40 * 20 * 50) + 140 * 60 * 100
     assert said.amplification == said.decoded_bytes / said.voxel_bytes
     assert "26 chunks" in str(said)
-    assert Engine(fetcher).explain(boxes).requests == n_requests(fetcher, chunks)
+    assert said.requests == len(chunks)
 
 
 def test_threads_share_the_chunks_of_one_call(large):

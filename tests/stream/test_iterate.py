@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from spinezarr.errors import UsageError
 from spinezarr.stream.engine import Engine
-from spinezarr.stream.fetch import LocalFetcher
+from spinezarr.stream.fetch import Fetcher, LocalFetcher
 from spinezarr.stream.iterate import BatchIterator
 from spinezarr.stream.share import EpochUnits, Share
 from spinezarr.stream.stream import PatchStream
@@ -317,19 +317,12 @@ def test_bounds_that_are_none_are_refused(stream, name):
 
 
 @pytest.fixture
-def counted(store):
+def counted(store, noting_fetcher):
     """Long stream of one-patch batches of 1024 bytes, and the list of what it fetched."""
-    fetched = []
-
-    def fetch(ranges):
-        fetched.append(ranges)
-        return LocalFetcher()(ranges)
-
+    fetch = noting_fetcher()
     stream = store.patches(8, n_samples=1000, labels=False, scans=["liver_0"])
     stream = replace(stream, engine=Engine(fetch), threads=2)
-    next(iter(stream))  # the shard's index is known from here on
-    fetched.clear()
-    return stream, fetched
+    return stream, fetch.calls
 
 
 @pytest.mark.parametrize(
@@ -420,7 +413,7 @@ def test_an_iterator_let_go_in_one_of_its_own_threads_ends_them(stream):
     done = threading.Event()
     holder = []
 
-    class Dropping:
+    class Dropping(Fetcher):
         """Lets the iterator go while it reads the second unit."""
 
         def __call__(self, ranges):

@@ -1,0 +1,62 @@
+"""Reading whole files of a store, on disk or far away."""
+
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from fsspec.core import split_protocol
+
+from spinezarr.store.files import open_filesystem
+from spinezarr.store.remote import IN_FLIGHT, RemoteObjects
+
+__all__ = ["LocalObjects", "Objects", "open_objects"]
+
+
+class LocalObjects:
+    """Reads of a store on disk."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def read(self, paths: Sequence[str]) -> dict[str, bytes]:
+        """Read whole files. Those that are absent are left out.
+
+        Raises
+        ------
+        OSError
+            If one that is there cannot be read.
+        """
+        found: dict[str, bytes] = {}
+        for path in paths:
+            with suppress(FileNotFoundError, NotADirectoryError):
+                found[path] = Path(path).read_bytes()
+        return found
+
+
+Objects = LocalObjects | RemoteObjects
+"""Reads of a store, wherever it lies."""
+
+
+def open_objects(
+    url: str, storage_options: Mapping[str, Any] | None = None, *, in_flight: int = IN_FLIGHT
+) -> Objects:
+    """Return the reads of a store.
+
+    Parameters
+    ----------
+    url
+        Path or fsspec URL.
+    storage_options
+        As for :func:`spinezarr.store.files.open_filesystem`.
+    in_flight
+        Requests that may be under way at once, if it lies far away.
+
+    Raises
+    ------
+    UsageError
+        If nothing reads such URLs, or the options do not fit.
+    """
+    if split_protocol(url)[0] in {None, "file", "local"}:
+        return LocalObjects(open_filesystem(url, storage_options)[1])
+    return RemoteObjects(url, storage_options, in_flight=in_flight)

@@ -1,0 +1,380 @@
+"""Objects of a bucket or web server: many asked for at once, and again where an answer fails.
+
+A :class:`~spinezarr.store.transport.Transport` asks once. This module decides how many requests are
+under way, when one is repeated, and when waiting is over.
+"""
+
+import asyncio
+import os
+import random
+import statistics
+from collections import deque
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, TypeVar
+
+from fsspec.asyn import get_loop
+from typing_extensions import Buffer
+
+from spinezarr.store.transport import TransientError, Transport, open_transport
+
+__all__ = ["IN_FLIGHT", "RemoteObjects"]
+
+T = TypeVar("T")
+
+IN_FLIGHT: Final = 64
+"""Requests that are under way at once, of a store in a process. Measured: see
+``benchmarks/README.md``."""
+_IN_FLIGHT_BYTES: Final = 256 << 20
+"""What they ask for together, at most; memory that answers take until they are decoded."""
+_PATIENCE_S: Final = 90.0
+"""How long a request is repeated, once the server has answered at all; a restart of a server, or
+a minute without network, ends no training."""
+_ATTEMPTS: Final = 5
+"""Of a request, at the least; and all that a server gets which has never answered."""
+_BACKOFF_S: Final = (0.1, 8.0)
+"""Before the second attempt, and at most. It doubles each time, less a random part of up to half
+of it, so that many clients do not come back at once [1]_.
+
+References
+----------
+.. [1] M. Brooker, "Exponential Backoff And Jitter",
+   https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/
+"""
+_SHORT_ANSWERS: Final = 3
+"""How often an answer may be shorter than asked for before the object is taken to be that short."""
+_LATE: Final = 5.0
+"""An answer is late at so many times the usual time, and is asked for a second time beside it [1]_.
+
+References
+----------
+.. [1] Dean and Barroso, "The Tail at Scale", https://doi.org/10.1145/2408776.2408794
+"""
+_LATE_S: Final = (0.25, 10.0)
+"""At the least, and as long as nothing is known of the server."""
+_LATE_SHARE: Final = 4
+"""One in so many of the requests under way may be a second one."""
+_TIMED: Final = 256
+"""Answers whose times tell what is usual."""
+_OVERHEAD_BYTES: Final = 1 << 18
+"""Bytes that take about as long as a request itself: times are compared by size plus this."""
+_GAP_BYTES: Final = (1 << 18, 1 << 21)
+"""Between two ranges, so many bytes are read and thrown away rather than asked around: at the
+least, and at most. Measured: see ``benchmarks/README.md``."""
+_REQUEST_WORTH: Final = 4
+"""So many times its time is what a request is worth: buckets bill requests, and answer only some
+thousands a second [1]_.
+
+References
+----------
+.. [1] "Best practices design patterns: optimizing Amazon S3 performance",
+   https://docs.aws.amazon.com/AmazonS3/latest/userguide/optimizing-performance.html
+"""
+_SMALL_BYTES: Final = 1 << 15
+"""What an object of unknown size is taken to have: metadata."""
+
+
+class RemoteObjects:
+    """Reads of one store that is far away. Safe to share between threads, processes and to pickle.
+
+    Parameters
+    ----------
+    url
+        Of the store.
+    storage_options
+        As for :func:`spinezarr.store.files.open_filesystem`.
+    in_flight
+        Requests that are under way at once, in each process.
+
+    Raises
+    ------
+    UsageError
+        If nothing reads such URLs.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        storage_options: Mapping[str, Any] | None = None,
+        *,
+        in_flight: int = IN_FLIGHT,
+    ) -> None:
+        self.transport, self.path = open_transport(url, storage_options)
+        self.in_flight = in_flight
+        self._opened = (url, storage_options)
+        self._requests: tuple[int, _Requests] | None = None
+
+    def __reduce__(self) -> tuple[Callable[..., "RemoteObjects"], tuple[object, ...]]:
+        return _objects, (*self._opened, self.in_flight)
+
+    def read(self, paths: Sequence[str]) -> dict[str, bytes]:
+        """Read whole objects, side by side. Those that are absent are left out.
+
+        Raises
+        ------
+        OSError
+            If one that is there cannot be read; names it, and no secret.
+        """
+        found = self._run(self._in_this_process().all([(path, None, None) for path in paths]))
+        return {
+            path: bytes(data) for path, data in zip(paths, found, strict=True) if data is not None
+        }
+
+    def read_ranges(self, ranges: Sequence[tuple[str, int, int]]) -> list[Buffer]:
+        """Read bytes ``start <= i < stop`` of objects, given as path, start, stop; side by side.
+
+        One that is shorter than asked for, after being asked for again, is what the object has.
+
+        Raises
+        ------
+        FileNotFoundError
+            If an object is absent.
+        OSError
+            If it cannot be read; names it, and no secret.
+        """
+        found = self._run(self._in_this_process().all(ranges))
+        data: list[Buffer] = []
+        for (path, *_), answer in zip(ranges, found, strict=True):
+            if answer is None:
+                raise FileNotFoundError(f"{path}: there is no such object")
+            data.append(answer)
+        return data
+
+    @property
+    def gap_bytes(self) -> int:
+        """Bytes between two ranges of an object that are cheaper to read than to ask around.
+
+        What a place among the requests under way costs: a request holds it for the latency, and
+        for as long as its bytes take at present. So few bytes are wasted on a link that is full,
+        and few requests made on one that is not.
+        """
+        return self._in_this_process().times.gap_bytes
+
+    def _in_this_process(self) -> "_Requests":
+        # A forked child shares neither connections nor what its parent has under way.
+        if self._requests is None or self._requests[0] != os.getpid():
+            self._requests = os.getpid(), _Requests(self.transport, self.in_flight)
+        return self._requests[1]
+
+    @staticmethod
+    def _run(work: Coroutine[Any, Any, T]) -> T:
+        """Wait for what runs on the thread that all remote reads share."""
+        future = asyncio.run_coroutine_threadsafe(work, get_loop())
+        try:
+            return future.result()
+        except BaseException:  # an interrupt too: nobody waits for the rest
+            future.cancel()
+            raise
+
+
+def _objects(url: str, storage_options: Mapping[str, Any] | None, in_flight: int) -> RemoteObjects:
+    return RemoteObjects(url, storage_options, in_flight=in_flight)
+
+
+class _Requests:
+    """The requests of one store in one process; all of it runs on one event loop."""
+
+    def __init__(self, transport: Transport, in_flight: int) -> None:
+        self.transport = transport
+        self.times = _Times()
+        self.extra = 0
+        """Requests under way beside others for the same bytes."""
+        self.most_extra = max(1, in_flight // _LATE_SHARE)
+        self._gate = _Gate(in_flight, _IN_FLIGHT_BYTES)
+        self._has_answered = False
+
+    async def all(
+        self, wanted: Sequence[tuple[str, int | None, int | None]]
+    ) -> list[Buffer | None]:
+        """Ask for all; None where an object is absent."""
+        tasks = [asyncio.ensure_future(self._until_answered(*item)) for item in wanted]
+        try:
+            return await asyncio.gather(*tasks)
+        finally:
+            for task in tasks:
+                task.cancel()
+
+    async def _until_answered(
+        self, path: str, start: int | None, stop: int | None
+    ) -> Buffer | None:
+        """Ask for a range until it comes whole, or patience ends."""
+        size = _SMALL_BYTES if start is None or stop is None else stop - start
+        began = asyncio.get_running_loop().time()
+        attempts = short = 0
+        while True:
+            try:
+                async with self._gate.room_for(size):
+                    data = await _Question(self, path, start, stop, size).answered()
+            except FileNotFoundError:
+                self._has_answered = True
+                return None
+            except TransientError as problem:
+                attempts += 1
+                waited_s = asyncio.get_running_loop().time() - began
+                patience_s = _PATIENCE_S if self._has_answered else 0.0
+                if attempts >= _ATTEMPTS and waited_s >= patience_s:
+                    raise ConnectionError(
+                        f"{problem} (after {attempts} attempts in {waited_s:.0f} s). "
+                        "Check the server and the network"
+                    ) from None
+                await asyncio.sleep(max(problem.retry_after_s or 0.0, _backoff_s(attempts)))
+                continue
+            self._has_answered = True
+            whole = stop is None or memoryview(data).nbytes == size
+            if whole or short == _SHORT_ANSWERS:
+                return data
+            short += 1
+
+
+class _Question:
+    """A range that is asked for once, and again beside it while the answer is late."""
+
+    def __init__(
+        self, requests: "_Requests", path: str, start: int | None, stop: int | None, size: int
+    ) -> None:
+        self._requests = requests
+        self._wanted = path, start, stop
+        self._size = size
+        self._loop = asyncio.get_running_loop()
+        self._began = self._loop.time()
+        self._answer: asyncio.Future[Buffer] = self._loop.create_future()
+        self._attempts: set[asyncio.Task[Buffer]] = set()
+        self._late_s = requests.times.late_s(size)
+        self._timer = self._loop.call_later(self._late_s, self._ask_again)
+        self._extra = 0
+
+    async def answered(self) -> Buffer:
+        """Return the first good answer, or raise what the last bad one said."""
+        self._ask()
+        try:
+            return await self._answer
+        finally:
+            self._timer.cancel()
+            self._requests.extra -= self._extra
+            for attempt in self._attempts:
+                attempt.cancel()
+
+    def _ask(self) -> None:
+        attempt = self._loop.create_task(self._requests.transport.get(*self._wanted))
+        self._attempts.add(attempt)
+        attempt.add_done_callback(self._ended)
+
+    def _ask_again(self) -> None:
+        if self._requests.extra < self._requests.most_extra:
+            self._requests.extra += 1
+            self._extra += 1
+            self._ask()
+        self._timer = self._loop.call_later(self._late_s * 2**self._extra, self._ask_again)
+
+    def _ended(self, attempt: asyncio.Task[Buffer]) -> None:
+        self._attempts.discard(attempt)
+        problem = None if attempt.cancelled() else attempt.exception()
+        if self._answer.done():
+            return
+        if attempt.cancelled():
+            self._answer.cancel()
+        elif problem is None:
+            self._requests.times.add(self._loop.time() - self._began, self._size)
+            self._answer.set_result(attempt.result())
+        elif not self._attempts or not isinstance(problem, TransientError):
+            self._answer.set_exception(problem)
+
+
+def _backoff_s(attempts: int) -> float:
+    first, most = _BACKOFF_S
+    # Nobody's samples depend on it, and nobody's secrets.
+    return min(most, first * 2.0 ** (attempts - 1)) * random.uniform(0.5, 1.0)  # noqa: S311
+
+
+class _Times:
+    """How long requests take at present."""
+
+    def __init__(self) -> None:
+        self.gap_bytes = _GAP_BYTES[0]
+        self._answers: deque[tuple[float, int]] = deque(maxlen=_TIMED)
+        self._s_per_byte = 0.0
+        self._since = 0
+
+    def add(self, seconds: float, size: int) -> None:
+        """Note how long an answer took."""
+        self._answers.append((seconds, size))
+        self._since += 1
+        if self._since < len(self._answers) // 8:
+            return
+        self._since = 0
+        self._s_per_byte = statistics.median(s / (n + _OVERHEAD_BYTES) for s, n in self._answers)
+        latency_s = min(s for s, _ in self._answers)
+        sent_s = sum(s for s, _ in self._answers) - len(self._answers) * latency_s
+        sent_bytes = sum(n for _, n in self._answers)
+        least, most = _GAP_BYTES
+        worth = _REQUEST_WORTH * latency_s * sent_bytes
+        self.gap_bytes = int(min(most, max(least, worth / sent_s))) if sent_s else least
+
+    def late_s(self, size: int) -> float:
+        """Return the time after which a range of this size is late."""
+        least, unknown = _LATE_S
+        if not self._answers:
+            return unknown
+        return max(least, _LATE * self._s_per_byte * (size + _OVERHEAD_BYTES))
+
+
+class _Gate:
+    """Lets so many requests through at once, and so many bytes; first come, first served."""
+
+    def __init__(self, requests: int, n_bytes: int) -> None:
+        self._requests = requests
+        self._bytes = n_bytes
+        self._inside = 0
+        self._inside_bytes = 0
+        self._waiting: deque[tuple[asyncio.Future[None], int]] = deque()
+
+    def room_for(self, size: int) -> "_Room":
+        return _Room(self, size)
+
+    def _fits(self, size: int) -> bool:
+        few = self._inside < self._requests
+        return few and (not self._inside or self._inside_bytes + size <= self._bytes)
+
+    async def enter(self, size: int) -> None:
+        if self._waiting or not self._fits(size):
+            turn = asyncio.get_running_loop().create_future()
+            self._waiting.append((turn, size))
+            try:
+                await turn
+            except asyncio.CancelledError:
+                if turn.done() and not turn.cancelled():
+                    self.leave(size)
+                else:
+                    self._waiting.remove((turn, size))
+                    self._admit()
+                raise
+        else:
+            self._take(size)
+
+    def leave(self, size: int) -> None:
+        self._inside -= 1
+        self._inside_bytes -= size
+        self._admit()
+
+    def _take(self, size: int) -> None:
+        self._inside += 1
+        self._inside_bytes += size
+
+    def _admit(self) -> None:
+        while self._waiting and self._fits(self._waiting[0][1]):
+            turn, size = self._waiting.popleft()
+            if not turn.cancelled():
+                self._take(size)
+                turn.set_result(None)
+
+
+@dataclass(frozen=True, slots=True)
+class _Room:
+    gate: _Gate
+    size: int
+
+    async def __aenter__(self) -> None:
+        await self.gate.enter(self.size)
+
+    async def __aexit__(self, *_: object) -> None:
+        self.gate.leave(self.size)
