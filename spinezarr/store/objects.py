@@ -1,9 +1,9 @@
 """Reading whole files of a store, on disk or far away."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from fsspec.core import split_protocol
 
@@ -13,11 +13,22 @@ from spinezarr.store.remote import IN_FLIGHT, RemoteObjects
 __all__ = ["LocalObjects", "Objects", "open_objects"]
 
 
+T = TypeVar("T")
+R = TypeVar("R")
+
+
 class LocalObjects:
     """Reads of a store on disk."""
 
     def __init__(self, path: str) -> None:
         self.path = path
+
+    rereads = 0
+    """How often what proves damaged is worth reading again."""
+
+    def each(self, function: Callable[[T], R], items: Iterable[T]) -> list[R]:
+        """Call a function that reads for each item."""
+        return [function(item) for item in items]
 
     def read(self, paths: Sequence[str]) -> dict[str, bytes]:
         """Read whole files. Those that are absent are left out.

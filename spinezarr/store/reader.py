@@ -117,6 +117,7 @@ class StoreReader:
         self.path = self.objects.path
         self.root = self._read_root()
         self.scan = lru_cache(_SCANS_KEPT)(self._read_scan)
+        self._opened: set[str] = set()
         self.label_chunks = lru_cache(_SCANS_KEPT)(self._read_label_chunks)
 
     def __reduce__(self) -> tuple[type["StoreReader"], tuple[str, Mapping[str, Any] | None]]:
@@ -198,6 +199,13 @@ class StoreReader:
                 "Ingest this scan again."
             ) from problem
         return scan
+
+    def open_scans(self, scan_ids: Iterable[str]) -> None:
+        """Open scans side by side, so that :meth:`scan` need not wait for one after the other."""
+        new = [scan_id for scan_id in dict.fromkeys(scan_ids) if scan_id not in self._opened]
+        if len(new) > 1:
+            self.objects.each(self.scan, new)
+        self._opened.update(new)
 
     def _check_place(self, scan: ScanAttributes, scan_id: str) -> None:
         """Refuse a scan that was put in the place of another."""

@@ -9,7 +9,8 @@ import os
 import random
 import statistics
 from collections import deque
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
@@ -21,6 +22,7 @@ from spinezarr.store.transport import TransientError, Transport, open_transport
 __all__ = ["IN_FLIGHT", "RemoteObjects"]
 
 T = TypeVar("T")
+R = TypeVar("R")
 
 IN_FLIGHT: Final = 64
 """Requests that are under way at once, of a store in a process. Measured: see
@@ -70,6 +72,9 @@ References
 .. [1] "Best practices design patterns: optimizing Amazon S3 performance",
    https://docs.aws.amazon.com/AmazonS3/latest/userguide/optimizing-performance.html
 """
+_CALLERS: Final = 16
+"""Threads that wait for metadata side by side."""
+_REREADS: Final = 3
 _SMALL_BYTES: Final = 1 << 15
 """What an object of unknown size is taken to have: metadata."""
 
@@ -106,6 +111,16 @@ class RemoteObjects:
 
     def __reduce__(self) -> tuple[Callable[..., "RemoteObjects"], tuple[object, ...]]:
         return _objects, (*self._opened, self.in_flight)
+
+    rereads = _REREADS
+    """How often what proves damaged is worth reading again."""
+
+    def each(self, function: Callable[[T], R], items: Iterable[T]) -> list[R]:
+        """Call a function that reads for each item, side by side, as it mostly waits."""
+        wanted = list(items)
+        if len(wanted) == 1:
+            return [function(wanted[0])]
+        return list(self._in_this_process().callers.map(function, wanted))
 
     def read(self, paths: Sequence[str]) -> dict[str, bytes]:
         """Read whole objects, side by side. Those that are absent are left out.
@@ -180,6 +195,7 @@ class _Requests:
         self.extra = 0
         """Requests under way beside others for the same bytes."""
         self.most_extra = max(1, in_flight // _LATE_SHARE)
+        self.callers = ThreadPoolExecutor(_CALLERS, "spinezarr-wait")
         self._gate = _Gate(in_flight, _IN_FLIGHT_BYTES)
         self._has_answered = False
 

@@ -161,6 +161,11 @@ class Sampler:
             spacing_zyx_mm=spacing_zyx_mm,
         )
 
+    @property
+    def reads_voxels(self) -> bool:
+        """Whether a draw may have to look into a mask."""
+        return self.foreground > 0 and self.centers == "voxel"
+
     def draw(self, epoch: int, index: int, find_centre: CentreFinder) -> PatchRequest:
         """Draw one patch.
 

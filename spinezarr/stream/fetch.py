@@ -122,7 +122,6 @@ _SMALL_SHARD_BYTES: Final = 1 << 19
 """A shard up to this size is fetched whole, and kept: that of a mask, as a rule."""
 _KEPT_BYTES: Final = 128 << 20
 """Of such shards; the masks of a thousand ordinary scans."""
-_REREADS: Final = 3
 _CALLS: Final = 32
 """Batches of one patch need as many to keep the requests under way that there may be."""
 
@@ -149,7 +148,7 @@ class RemoteFetcher(Fetcher):
         Where to keep what came.
     """
 
-    rereads = _REREADS
+    rereads = RemoteObjects.rereads
     calls_at_once = _CALLS
 
     def __init__(self, objects: RemoteObjects, cache: DiskCache | None = None) -> None:

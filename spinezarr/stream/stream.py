@@ -255,7 +255,10 @@ class PatchStream:
         """Draw the samples of batch ``number`` of the epoch."""
         first = number * self.batch_size
         last = min(first + self.batch_size, self.n_samples)
-        return [self.request(index) for index in range(first, last)]
+        indices = range(first, last)
+        if self.window is None and self.sampler.reads_voxels:
+            return self.reader.objects.each(self.request, indices)
+        return [self.request(index) for index in indices]
 
     def request(self, index: int) -> PatchRequest:
         """Draw sample ``index`` of the epoch, without reading it."""
@@ -274,6 +277,7 @@ class PatchStream:
         """Read several batches; a chunk that several of them need is read once."""
         reads: list[BoxRead] = []
         resamplings: list[Resampling] = []
+        self.reader.open_scans(request.scan_id for requests in groups for request in requests)
         batches = [self._plan(requests, reads, resamplings) for requests in groups]
         self.engine.read(reads, threads=threads)
         for resampling in resamplings:

@@ -1,5 +1,6 @@
 """What draws ask of stored scans: chunk shapes, and voxels of a vertebra."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,6 +21,10 @@ class StoredVolumes:
 
     reader: StoreReader
     engine: Engine
+
+    def open_scans(self, scan_ids: Iterable[str]) -> None:
+        """Read what is known of some scans, together."""
+        self.reader.open_scans(scan_ids)
 
     def chunk_shape_zyx(self, scan_id: str) -> ShapeZYX:
         """Return the voxels of a chunk of a scan's image and mask."""

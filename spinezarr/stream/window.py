@@ -25,6 +25,7 @@ References
 """
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from itertools import product
@@ -58,6 +59,10 @@ _PASS, _WINDOW = 0, 1
 
 class Volumes(Protocol):
     """What must be known of the stored scans to draw close together."""
+
+    def open_scans(self, scan_ids: Iterable[str]) -> None:
+        """Get ready for being asked of these scans."""
+        ...
 
     def chunk_shape_zyx(self, scan_id: str) -> ShapeZYX:
         """Return the voxels of a chunk of a scan's image and mask."""
@@ -153,6 +158,7 @@ class WindowSampler:
         """Draw the samples of a window, in order."""
         rng = self._rng(epoch, window, _WINDOW)
         scans = self._scans_of(epoch, window, rng).tolist()
+        self._volumes.open_scans(self.sampler.scan_ids[scan] for scan in scans)
         # Spread evenly, so that about the same share of every window is balanced.
         kinds = _fractions(rng, len(scans)).tolist()
         rows = [
