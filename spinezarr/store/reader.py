@@ -1,16 +1,16 @@
 """Opening a store: the dataset, the table, and the arrays of each scan as plain values."""
 
-import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any, Final
 
-import fsspec
 import numpy as np
 import numpy.typing as npt
 import xarray as xr
+from fsspec.implementations.local import LocalFileSystem
 from zarr.abc.buffer import Buffer as AbstractBuffer
 from zarr.buffer.cpu import Buffer
 from zarr.storage import MemoryStore
@@ -25,8 +25,10 @@ from spinezarr.store.attributes import (
     ShardEntry,
     parse_root,
     unseal,
+    unseal_scan,
 )
-from spinezarr.store.files import open_filesystem, read_files
+from spinezarr.store.bundle import TABLE_BUNDLE, unbundle_files
+from spinezarr.store.files import open_filesystem, read_each, read_files
 from spinezarr.store.layout import FORMAT_VERSION, LABEL_CHUNKS, TABLE, scan_key
 from spinezarr.store.metadata import Separator, chunk_key
 from spinezarr.store.sharding import ChunkDamagedError, decode_chunk
@@ -35,7 +37,10 @@ __all__ = ["ArraySpec", "ScanHandle", "StoreReader", "parse_scan", "read_table"]
 
 _CHUNK_CODECS: Final = ["bytes", "blosc", "crc32c"]
 _SCANS_KEPT: Final = 4096
-"""Scans whose metadata are kept in memory, about 10 kB each."""
+"""Scans whose metadata are kept in memory, some 30 kB each."""
+
+ReadFiles = Callable[[Iterable[str]], Mapping[str, bytes]]
+"""Returns the contents of files by path; those that are absent are left out."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -102,6 +107,8 @@ class StoreReader:
     storage_options
         For the file system of ``url``; see
         :func:`spinezarr.store.files.open_filesystem`.
+    with_table
+        Whether :attr:`table` is likely to be asked for: of a store far away it is fetched at once.
 
     Raises
     ------
@@ -109,20 +116,53 @@ class StoreReader:
         If there is no spinezarr store.
     """
 
-    def __init__(self, url: str, storage_options: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        url: str,
+        storage_options: Mapping[str, Any] | None = None,
+        *,
+        with_table: bool = True,
+    ) -> None:
         self.url = url
         self.storage_options = storage_options
         self.fs, self.path = open_filesystem(url, storage_options)
-        self.root = self._read_root()
+        self._bundle: bytes | Exception | None = None
+        """What was answered when the root was asked for; None if it is to be asked for."""
+        self.root = self._read_root(with_table=with_table and not self._is_local)
         self.scan = lru_cache(_SCANS_KEPT)(self._read_scan)
         self.label_chunks = lru_cache(_SCANS_KEPT)(self._read_label_chunks)
 
-    def __reduce__(self) -> tuple[type["StoreReader"], tuple[str, Mapping[str, Any] | None]]:
-        return StoreReader, (self.url, self.storage_options)
+    def __reduce__(
+        self,
+    ) -> tuple[Callable[..., "StoreReader"], tuple[str, Mapping[str, Any] | None]]:
+        return _reopened, (self.url, self.storage_options)
 
-    def _read_root(self) -> RootAttributes:
+    @property
+    def _is_local(self) -> bool:
+        return isinstance(self.fs, LocalFileSystem)
+
+    def _get(self, path: str) -> bytes:
+        """Return the content of a file, or raise why not."""
+        data: bytes = self.fs.cat_file(path)
+        return data
+
+    def _get_each(self, paths: Sequence[str]) -> list[bytes | Exception]:
+        """Ask for some files at once; what goes wrong stands in a file's place."""
+        return read_each(self.fs, paths)
+
+    def _get_present(self, paths: Iterable[str]) -> dict[str, bytes]:
+        """Ask for some files at once, and return those that are there by path."""
+        return read_files(self.fs, paths)
+
+    def _read_root(self, *, with_table: bool) -> RootAttributes:
+        path = f"{self.path}/zarr.json"
         try:
-            data = self.fs.cat_file(f"{self.path}/zarr.json")
+            if with_table:
+                data, self._bundle = self._get_each([path, self._bundle_path])
+                if isinstance(data, Exception):
+                    raise data
+            else:
+                data = self._get(path)
         except (FileNotFoundError, NotADirectoryError) as problem:
             raise StoreNotFoundError(
                 f"{self.url}: there is no store: {problem.strerror or 'not found'}. "
@@ -160,8 +200,21 @@ class StoreReader:
         """Read the scan table again when it is next asked for."""
         self.__dict__.pop("table", None)
 
+    @property
+    def _bundle_path(self) -> str:
+        return f"{self.path}/{TABLE_BUNDLE}"
+
     def _read_table(self) -> xr.Dataset:
-        return read_table(self.fs, f"{self.path}/{TABLE}", self.url, self.root)
+        """Read the table from its one file or, where that is not there or damaged, its many."""
+        place = f"{self.path}/{TABLE}"
+        bundle, self._bundle = self._bundle, None
+        if bundle is None:
+            (bundle,) = self._get_each([self._bundle_path])
+        if isinstance(bundle, bytes):
+            with suppress(ValueError, KeyError, TypeError, AttributeError, CorruptStoreError):
+                files = {f"{place}/{key}": data for key, data in unbundle_files(bundle).items()}
+                return read_table(lambda _: files, place, self.url, self.root)
+        return read_table(self._get_present, place, self.url, self.root)
 
     def _read_scan(self, scan_id: str) -> ScanHandle:
         """Open one scan.
@@ -177,7 +230,7 @@ class StoreReader:
         if scan_id in {"", ".", ".."} or "/" in scan_id or "\0" in scan_id:
             raise UnknownScanError(f"{self.url}: {scan_id!r} is no scan id.")
         try:
-            raw = self.fs.cat_file(f"{folder}/zarr.json")
+            raw = self._get(f"{folder}/zarr.json")
         except (FileNotFoundError, NotADirectoryError) as problem:
             raise UnknownScanError(f"{self.url}: has no scan {scan_id!r}.") from problem
         try:
@@ -211,7 +264,7 @@ class StoreReader:
             return out
         key = f"{LABEL_CHUNKS}/{chunk_key((0, 0), scan.image.separator)}"
         path = f"{self.path}/{scan_key(scan_id)}/{key}"
-        data = _checked(path, read_files(self.fs, [path]).get(path), scan.attributes.manifest[key])
+        data = _checked(path, self._get_present([path]).get(path), scan.attributes.manifest[key])
         try:
             decode_chunk(data, out)
         except ChunkDamagedError as problem:
@@ -219,15 +272,20 @@ class StoreReader:
         return out
 
 
-def read_table(
-    fs: fsspec.AbstractFileSystem, place: str, url: str, root: RootAttributes
-) -> xr.Dataset:
+def _reopened(url: str, storage_options: Mapping[str, Any] | None) -> StoreReader:
+    """Open a store where another process, which has seen the table, sends its reader."""
+    return StoreReader(url, storage_options, with_table=False)
+
+
+def read_table(read: ReadFiles, place: str, url: str, root: RootAttributes) -> xr.Dataset:
     """Read the scan table of a store into memory; text as NumPy objects.
 
     Parameters
     ----------
-    fs, place
-        Where the table lies.
+    read
+        Reads its files.
+    place
+        Where they lie.
     url
         Of the store, for messages.
     root
@@ -238,13 +296,12 @@ def read_table(
     CorruptStoreError
         If a file of it is missing or damaged.
     """
-    try:
-        raw = fs.cat_file(f"{place}/zarr.json")
-    except (FileNotFoundError, NotADirectoryError) as problem:
+    raw = read([f"{place}/zarr.json"]).get(f"{place}/zarr.json")
+    if raw is None:
         raise CorruptStoreError(
             f"{url}: has no scan table: an ingest was cut off before its first scan was "
             "done. Run the same 'spinezarr ingest' again."
-        ) from problem
+        )
     try:
         manifest = {
             key: ManifestEntry.model_validate(entry)
@@ -257,7 +314,7 @@ def read_table(
         ) from problem
     # The metadata of the columns stand in those of the table.
     chunks = {f"{place}/{key}": e for key, e in manifest.items() if not key.endswith("zarr.json")}
-    there = read_files(fs, chunks)
+    there = read(chunks)
     files: dict[str, AbstractBuffer] = {"zarr.json": Buffer.from_bytes(raw)}
     for path, entry in chunks.items():
         data = _checked(path, there.get(path), entry)
@@ -301,8 +358,7 @@ def parse_scan(data: bytes, folder: str) -> ScanHandle:
     ValueError, KeyError, TypeError, IndexError
         If spinezarr did not write it, or it is damaged.
     """
-    metadata = unseal(data)
-    attributes = ScanAttributes.model_validate_json(json.dumps(metadata["attributes"]))
+    attributes, metadata = unseal_scan(data)
     arrays = metadata["consolidated_metadata"]["metadata"]
     specs = {
         name: _array_spec(attributes, name, f"{folder}/{name}", arrays[name])

@@ -22,7 +22,6 @@ from spinezarr.stream.buffers import Buffers
 from spinezarr.stream.cache import BoundedCache, ProcessLock
 from spinezarr.stream.explain import ReadSummary
 from spinezarr.stream.fetch import Fetcher, LocalFetcher, n_requests
-from spinezarr.stream.places import ChunkTables, Places, corrupt
 from spinezarr.stream.native import (
     CHUNKS,
     DONE,
@@ -32,6 +31,7 @@ from spinezarr.stream.native import (
     address,
     kernel,
 )
+from spinezarr.stream.places import ChunkTables, Places, corrupt
 from spinezarr.stream.plan import ReadPlan, plan_reads
 
 __all__ = ["BoxRead", "Engine"]
