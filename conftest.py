@@ -26,6 +26,7 @@ from spinezarr.ingest.discover import discover
 from spinezarr.ingest.run import ingest
 from spinezarr.recipe import Recipe
 from spinezarr.store.attributes import ManifestEntry, ShardEntry
+from spinezarr.store.bundle import TABLE_BUNDLE, unbundle_files
 from spinezarr.store.sharding import ABSENT, CHECKSUM_BYTES, index_bytes, parse_index
 from spinezarr.stream.fetch import ByteRange, Fetcher, LocalFetcher
 from spinezarr.testing import WrittenScan, write_ctspine1k
@@ -247,13 +248,17 @@ def _ceph() -> Iterator[tuple[str, str, str]]:
 
 def _canonical(store: Path) -> dict[str, object]:
     """Return what a store holds, whichever of the two kinds of chunk keys its groups use."""
-    found: dict[str, object] = {}
-    for path in sorted(store.rglob("*")):
-        if path.is_file():
-            name = str(path.relative_to(store))
-            data = path.read_bytes()
-            found[_plain_key(name)] = _plain_metadata(data) if name.endswith("zarr.json") else data
-    return found
+    files = {
+        str(path.relative_to(store)): path.read_bytes()
+        for path in store.rglob("*")
+        if path.is_file()
+    }
+    if bundle := files.pop(TABLE_BUNDLE, None):
+        files |= {f"{TABLE_BUNDLE}/{key}": data for key, data in unbundle_files(bundle).items()}
+    return {
+        _plain_key(name): _plain_metadata(data) if name.endswith("zarr.json") else data
+        for name, data in files.items()
+    }
 
 
 def _plain_key(name: str) -> str:

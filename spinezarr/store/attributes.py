@@ -1,12 +1,13 @@
 """Attributes of a store's groups: what is written, and checked when it is read."""
 
 import json
-from base64 import b64decode
+from binascii import a2b_base64
 from typing import Annotated, Any, Final, Literal
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import Field
+from pydantic import BaseModel, ConfigDict, Field
+from pydantic_core import from_json
 
 from spinezarr.recipe import LabelState
 from spinezarr.store.layout import FORMAT_VERSION
@@ -28,10 +29,11 @@ __all__ = [
     "parse_root",
     "seal",
     "unseal",
+    "unseal_scan",
 ]
 
 _CHECKSUM = "metadata_crc32c"
-"""Attribute of every group: checksum of its ``zarr.json`` without this attribute."""
+"""Attribute of every group, its last: checksum of its ``zarr.json`` without this attribute."""
 
 
 def seal(metadata: dict[str, Any]) -> bytes:
@@ -49,12 +51,22 @@ def unseal(data: bytes) -> dict[str, Any]:
     ValueError, KeyError, TypeError
         If it was not made so, or is damaged.
     """
-    metadata: dict[str, Any] = json.loads(data)
-    expected = metadata["attributes"].pop(_CHECKSUM)
-    found = f"{crc32c(_as_json(metadata)):08x}"
+    return _unsealed(data)[0]
+
+
+def _unsealed(data: bytes) -> tuple[dict[str, Any], bytes]:
+    """Read what :func:`seal` made; return it also as the bytes that the checksum is of."""
+    metadata: dict[str, Any] = from_json(data)
+    attributes = metadata["attributes"]
+    if not isinstance(attributes, dict):
+        raise TypeError("its attributes are no object")
+    expected = attributes.pop(_CHECKSUM)
+    before, _, after = data.rpartition(f'"{_CHECKSUM}": "{expected}"'.encode())
+    content = before.removesuffix(b", ") + after
+    found = f"{crc32c(content):08x}"
     if found != expected:
         raise ValueError(f"it has crc32c {found}, expected {expected}")
-    return metadata
+    return metadata, content
 
 
 def _as_json(metadata: dict[str, Any]) -> bytes:
@@ -230,9 +242,9 @@ class ShardEntry(ManifestEntry):
         ValueError
             If they are not the chunks of such a shard of :attr:`size_bytes` bytes.
         """
-        rows = np.frombuffer(b64decode(self.chunks), CHUNK_ROW)
-        position, size = rows["position"].astype(np.int64), rows["size"]
-        if (np.diff(position, prepend=-1, append=n_chunks) <= 0).any():
+        rows = np.frombuffer(a2b_base64(self.chunks), CHUNK_ROW)
+        position, size = rows["position"], rows["size"]
+        if (position[-1:] >= n_chunks).any() or (position[1:] <= position[:-1]).any():
             raise ValueError(f"its table of chunks is not in order, or leaves {n_chunks} places")
         if not size.all():
             raise ValueError("its table has a chunk without bytes")
@@ -293,3 +305,22 @@ class ScanAttributes(StrictModel):
     def to_json(self) -> dict[str, Any]:
         """Return what is stored."""
         return self.model_dump(mode="json")
+
+
+class _ScanGroup(BaseModel):
+    """The ``zarr.json`` of a scan; its arrays, which zarr-python describes, are left out."""
+
+    model_config = ConfigDict(strict=True, frozen=True)
+    attributes: ScanAttributes
+
+
+def unseal_scan(data: bytes) -> tuple[ScanAttributes, dict[str, Any]]:
+    """Read the ``zarr.json`` of a scan: its attributes, and all of it.
+
+    Raises
+    ------
+    ValueError, KeyError, TypeError, AttributeError
+        If spinezarr did not write it, or it is damaged.
+    """
+    metadata, content = _unsealed(data)
+    return _ScanGroup.model_validate_json(content).attributes, metadata

@@ -5,6 +5,7 @@
     <dataset>.zarr/
       zarr.json               dataset, licence, citation, format version
       table/                  the scan table, one xarray.Dataset
+      table_bundle/           the files of table/ as one, for readers far away
       scans/<scan_id>/
         zarr.json             written last: metadata of everything below, and the manifest
         image/ label/         (z, y, x), sharded

@@ -1,6 +1,6 @@
 """Reading whole files of a store, on disk or far away."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,14 +23,20 @@ class LocalObjects:
     def __init__(self, path: str) -> None:
         self.path = path
 
+    is_remote = False
     rereads = 0
     """How often what proves damaged is worth reading again."""
+
+    @staticmethod
+    def name(path: str) -> str:
+        """Return a path as messages give it."""
+        return path
 
     def each(self, function: Callable[[T], R], items: Iterable[T]) -> list[R]:
         """Call a function that reads for each item."""
         return [function(item) for item in items]
 
-    def read(self, paths: Sequence[str]) -> dict[str, bytes]:
+    def read(self, paths: Iterable[str]) -> dict[str, bytes]:
         """Read whole files. Those that are absent are left out.
 
         Raises

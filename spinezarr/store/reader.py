@@ -1,11 +1,11 @@
 """Opening a store: the dataset, the table, and the arrays of each scan as plain values."""
 
-import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import fsspec
 import numpy as np
@@ -25,18 +25,37 @@ from spinezarr.store.attributes import (
     ShardEntry,
     parse_root,
     unseal,
+    unseal_scan,
 )
-from spinezarr.store.files import open_filesystem, read_files
+from spinezarr.store.bundle import TABLE_BUNDLE, unbundle_files
+from spinezarr.store.files import open_filesystem
 from spinezarr.store.layout import FORMAT_VERSION, LABEL_CHUNKS, TABLE, scan_key
 from spinezarr.store.metadata import Separator, chunk_key
 from spinezarr.store.objects import open_objects
+from spinezarr.store.remote import IN_FLIGHT
 from spinezarr.store.sharding import ChunkDamagedError, decode_chunk
+from spinezarr.store.transport_errors import public_url
 
 __all__ = ["ArraySpec", "ScanHandle", "StoreReader", "parse_scan", "read_table"]
 
+T = TypeVar("T")
+
+_DAMAGED: Final = (
+    ValueError,
+    KeyError,
+    TypeError,
+    IndexError,
+    AttributeError,
+    OtherFormatError,
+    CorruptStoreError,
+)
+"""What parsing raises if a file is not as it was written."""
 _CHUNK_CODECS: Final = ["bytes", "blosc", "crc32c"]
 _SCANS_KEPT: Final = 4096
-"""Scans whose metadata are kept in memory, about 10 kB each."""
+"""Scans whose metadata are kept in memory, some 30 kB each."""
+
+ReadFiles = Callable[[Iterable[str]], Mapping[str, bytes]]
+"""Returns the contents of files by path; those that are absent are left out."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -103,6 +122,10 @@ class StoreReader:
     storage_options
         For the file system of ``url``; see
         :func:`spinezarr.store.files.open_filesystem`.
+    with_table
+        Whether :attr:`table` is likely to be asked for: of a store far away it is fetched at once.
+    in_flight
+        Requests that may be under way at once, if it is far away.
 
     Raises
     ------
@@ -110,45 +133,81 @@ class StoreReader:
         If there is no spinezarr store.
     """
 
-    def __init__(self, url: str, storage_options: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        url: str,
+        storage_options: Mapping[str, Any] | None = None,
+        *,
+        with_table: bool = True,
+        in_flight: int = IN_FLIGHT,
+    ) -> None:
         self.url = url
         self.storage_options = storage_options
-        self.objects = open_objects(url, storage_options)
+        self._in_flight = in_flight
+        self.objects = open_objects(url, storage_options, in_flight=in_flight)
         self.path = self.objects.path
-        self.root = self._read_root()
-        self.scan = lru_cache(_SCANS_KEPT)(self._read_scan)
+        self._bundle: bytes | None = None
+        """What came with the root; None if it is to be asked for."""
+        self.root = self._read_root(with_table=with_table and self.objects.is_remote)
         self._opened: set[str] = set()
+        self.scan = lru_cache(_SCANS_KEPT)(self._read_scan)
         self.label_chunks = lru_cache(_SCANS_KEPT)(self._read_label_chunks)
 
-    def __reduce__(self) -> tuple[type["StoreReader"], tuple[str, Mapping[str, Any] | None]]:
-        return StoreReader, (self.url, self.storage_options)
+    def __reduce__(
+        self,
+    ) -> tuple[Callable[..., "StoreReader"], tuple[str, Mapping[str, Any] | None, int]]:
+        return _reopened, (self.url, self.storage_options, self._in_flight)
 
-    def _read_root(self) -> RootAttributes:
-        try:
-            path = f"{self.path}/zarr.json"
-            data = self.objects.read([path])[path]
-        except (FileNotFoundError, NotADirectoryError) as problem:
+    @property
+    def name(self) -> str:
+        """Its path or URL, for messages: without user, password or signature."""
+        return public_url(self.url)
+
+    @cached_property
+    def fs(self) -> fsspec.AbstractFileSystem:
+        """The file system, for those who list, or read in their own way."""
+        return open_filesystem(self.url, self.storage_options)[0]
+
+    def _read(self, path: str, parse: Callable[[bytes], T], first: bytes | None = None) -> T | None:
+        """Read and parse a file, again if it came damaged from afar; None if it is absent.
+
+        ``first`` is what came before, if it has been asked for.
+        """
+        for rereads_left in reversed(range(1 + self.objects.rereads)):
+            data = first or self.objects.read([path]).get(path)
+            if data is None:
+                return None
+            try:
+                return parse(data)
+            except _DAMAGED:
+                first = None
+                if not rereads_left:
+                    raise
+        return None
+
+    def _read_root(self, *, with_table: bool) -> RootAttributes:
+        path = f"{self.path}/zarr.json"
+        found = self.objects.read([path, self._bundle_path] if with_table else [path])
+        self._bundle = found.get(self._bundle_path)
+        if path not in found:
             raise StoreNotFoundError(
-                f"{self.url}: there is no store: {problem.strerror or 'not found'}. "
-                "'spinezarr ingest' makes one."
-            ) from problem
+                f"{self.name}: there is no store. 'spinezarr ingest' makes one."
+            )
         try:
-            return parse_root(data)
+            root = self._read(path, parse_root, found[path])
         except OtherFormatError as problem:
             raise StoreNotFoundError(
-                f"{self.url}: is written in format {problem.version}; this spinezarr reads format "
+                f"{self.name}: is written in format {problem.version}; this spinezarr reads format "
                 f"{FORMAT_VERSION}. Install a matching version, or ingest again."
             ) from problem
         except (ValueError, KeyError, TypeError) as problem:
             raise StoreNotFoundError(
-                f"{self.url}: is not a store that spinezarr wrote ({problem}). "
+                f"{self.name}: is not a store that spinezarr wrote ({problem}). "
                 "Give the folder that 'spinezarr ingest' named with --out."
             ) from problem
-
-    @cached_property
-    def fs(self) -> fsspec.AbstractFileSystem:
-        """The file system, for those who list or read in their own way."""
-        return open_filesystem(self.url, self.storage_options)[0]
+        if root is None:
+            raise StoreNotFoundError(f"{self.name}: was removed just now.")
+        return root
 
     @cached_property
     def table(self) -> xr.Dataset:
@@ -169,8 +228,24 @@ class StoreReader:
         """Read the scan table again when it is next asked for."""
         self.__dict__.pop("table", None)
 
+    @property
+    def _bundle_path(self) -> str:
+        return f"{self.path}/{TABLE_BUNDLE}"
+
     def _read_table(self) -> xr.Dataset:
-        return read_table(self.fs, f"{self.path}/{TABLE}", self.url, self.root)
+        """Read the table from its one file or, where that is not there or damaged, its many."""
+        place = f"{self.path}/{TABLE}"
+
+        def parse(bundle: bytes) -> xr.Dataset:
+            files = {f"{place}/{key}": data for key, data in unbundle_files(bundle).items()}
+            return read_table(lambda _: files, place, self.name, self.root)
+
+        first, self._bundle = self._bundle, None
+        with suppress(*_DAMAGED):
+            table = self._read(self._bundle_path, parse, first)
+            if table is not None:
+                return table
+        return read_table(self.objects.read, place, self.name, self.root)
 
     def _read_scan(self, scan_id: str) -> ScanHandle:
         """Open one scan.
@@ -184,20 +259,23 @@ class StoreReader:
         """
         folder = f"{self.path}/{scan_key(scan_id)}"
         if scan_id in {"", ".", ".."} or "/" in scan_id or "\0" in scan_id:
-            raise UnknownScanError(f"{self.url}: {scan_id!r} is no scan id.")
-        try:
-            path = f"{folder}/zarr.json"
-            raw = self.objects.read([path])[path]
-        except KeyError as problem:
-            raise UnknownScanError(f"{self.url}: has no scan {scan_id!r}.") from problem
-        try:
+            raise UnknownScanError(f"{self.name}: {scan_id!r} is no scan id.")
+        path = f"{folder}/zarr.json"
+
+        def parse(raw: bytes) -> ScanHandle:
             scan = parse_scan(raw, folder)
             self._check_place(scan.attributes, scan_id)
-        except (ValueError, KeyError, TypeError, IndexError) as problem:
+            return scan
+
+        try:
+            scan = self._read(path, parse)
+        except _DAMAGED as problem:
             raise CorruptStoreError(
-                f"{folder}/zarr.json: is not what spinezarr writes ({problem}). "
+                f"{self.objects.name(path)}: is not what spinezarr writes ({problem}). "
                 "Ingest this scan again."
             ) from problem
+        if scan is None:
+            raise UnknownScanError(f"{self.name}: has no scan {scan_id!r}.")
         return scan
 
     def open_scans(self, scan_ids: Iterable[str]) -> None:
@@ -228,23 +306,33 @@ class StoreReader:
             return out
         key = f"{LABEL_CHUNKS}/{chunk_key((0, 0), scan.image.separator)}"
         path = f"{self.path}/{scan_key(scan_id)}/{key}"
-        data = _checked(path, self.objects.read([path]).get(path), scan.attributes.manifest[key])
-        try:
-            decode_chunk(data, out)
-        except ChunkDamagedError as problem:
-            raise CorruptStoreError(f"{path}: {problem}.") from problem
-        return out
+
+        def parse(data: bytes | None) -> npt.NDArray[np.uint32]:
+            checked = _checked(path, data, scan.attributes.manifest[key])
+            try:
+                decode_chunk(checked, out)
+            except ChunkDamagedError as problem:
+                raise CorruptStoreError(f"{path}: {problem}.") from problem
+            return out
+
+        found = self._read(path, parse)
+        return parse(None) if found is None else found
 
 
-def read_table(
-    fs: fsspec.AbstractFileSystem, place: str, url: str, root: RootAttributes
-) -> xr.Dataset:
+def _reopened(url: str, storage_options: Mapping[str, Any] | None, in_flight: int) -> StoreReader:
+    """Open a store where another process, which has seen the table, sends its reader."""
+    return StoreReader(url, storage_options, with_table=False, in_flight=in_flight)
+
+
+def read_table(read: ReadFiles, place: str, url: str, root: RootAttributes) -> xr.Dataset:
     """Read the scan table of a store into memory; text as NumPy objects.
 
     Parameters
     ----------
-    fs, place
-        Where the table lies.
+    read
+        Reads its files.
+    place
+        Where they lie.
     url
         Of the store, for messages.
     root
@@ -255,13 +343,12 @@ def read_table(
     CorruptStoreError
         If a file of it is missing or damaged.
     """
-    try:
-        raw = fs.cat_file(f"{place}/zarr.json")
-    except (FileNotFoundError, NotADirectoryError) as problem:
+    raw = read([f"{place}/zarr.json"]).get(f"{place}/zarr.json")
+    if raw is None:
         raise CorruptStoreError(
             f"{url}: has no scan table: an ingest was cut off before its first scan was "
             "done. Run the same 'spinezarr ingest' again."
-        ) from problem
+        )
     try:
         manifest = {
             key: ManifestEntry.model_validate(entry)
@@ -274,7 +361,7 @@ def read_table(
         ) from problem
     # The metadata of the columns stand in those of the table.
     chunks = {f"{place}/{key}": e for key, e in manifest.items() if not key.endswith("zarr.json")}
-    there = read_files(fs, chunks)
+    there = read(chunks)
     files: dict[str, AbstractBuffer] = {"zarr.json": Buffer.from_bytes(raw)}
     for path, entry in chunks.items():
         data = _checked(path, there.get(path), entry)
@@ -318,8 +405,7 @@ def parse_scan(data: bytes, folder: str) -> ScanHandle:
     ValueError, KeyError, TypeError, IndexError
         If spinezarr did not write it, or it is damaged.
     """
-    metadata = unseal(data)
-    attributes = ScanAttributes.model_validate_json(json.dumps(metadata["attributes"]))
+    attributes, metadata = unseal_scan(data)
     arrays = metadata["consolidated_metadata"]["metadata"]
     specs = {
         name: _array_spec(attributes, name, f"{folder}/{name}", arrays[name])

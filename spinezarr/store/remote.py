@@ -18,6 +18,7 @@ from fsspec.asyn import get_loop
 from typing_extensions import Buffer
 
 from spinezarr.store.transport import TransientError, Transport, open_transport
+from spinezarr.store.transport_errors import public_url
 
 __all__ = ["IN_FLIGHT", "RemoteObjects"]
 
@@ -112,8 +113,14 @@ class RemoteObjects:
     def __reduce__(self) -> tuple[Callable[..., "RemoteObjects"], tuple[object, ...]]:
         return _objects, (*self._opened, self.in_flight)
 
+    is_remote = True
     rereads = _REREADS
     """How often what proves damaged is worth reading again."""
+
+    def name(self, path: str) -> str:
+        """Return the URL of a path as messages give it: without user, password or signature."""
+        scheme = self._opened[0].partition("://")[0]
+        return public_url(path if "://" in path else f"{scheme}://{path}")
 
     def each(self, function: Callable[[T], R], items: Iterable[T]) -> list[R]:
         """Call a function that reads for each item, side by side, as it mostly waits."""
@@ -122,7 +129,7 @@ class RemoteObjects:
             return [function(wanted[0])]
         return list(self._in_this_process().callers.map(function, wanted))
 
-    def read(self, paths: Sequence[str]) -> dict[str, bytes]:
+    def read(self, paths: Iterable[str]) -> dict[str, bytes]:
         """Read whole objects, side by side. Those that are absent are left out.
 
         Raises
@@ -130,9 +137,10 @@ class RemoteObjects:
         OSError
             If one that is there cannot be read; names it, and no secret.
         """
-        found = self._run(self._in_this_process().all([(path, None, None) for path in paths]))
+        wanted = list(paths)
+        found = self._run(self._in_this_process().all([(path, None, None) for path in wanted]))
         return {
-            path: bytes(data) for path, data in zip(paths, found, strict=True) if data is not None
+            path: bytes(data) for path, data in zip(wanted, found, strict=True) if data is not None
         }
 
     def read_ranges(self, ranges: Sequence[tuple[str, int, int]]) -> list[Buffer]:
@@ -233,7 +241,8 @@ class _Requests:
                         f"{problem} (after {attempts} attempts in {waited_s:.0f} s). "
                         "Check the server and the network"
                     ) from None
-                await asyncio.sleep(max(problem.retry_after_s or 0.0, _backoff_s(attempts)))
+                wished_s = min(problem.retry_after_s or 0.0, _PATIENCE_S)
+                await asyncio.sleep(max(wished_s, _backoff_s(attempts)))
                 continue
             self._has_answered = True
             whole = stop is None or memoryview(data).nbytes == size

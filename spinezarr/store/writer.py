@@ -11,6 +11,7 @@ from base64 import b64encode
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from typing import Any, Final
 
 import fsspec
@@ -31,8 +32,10 @@ from spinezarr.store.attributes import (
     parse_root,
     seal,
     unseal,
+    unseal_scan,
 )
 from spinezarr.store.audit_log import AUDIT_FILE, AuditLog, scan_identity
+from spinezarr.store.bundle import TABLE_BUNDLE, bundle_files
 from spinezarr.store.files import (
     PARTIAL,
     is_read_only,
@@ -220,7 +223,8 @@ class StoreWriter:
     def table(self) -> xr.Dataset | None:
         """Read the scan table; None if there is none that is whole."""
         try:
-            return read_table(self._fs, f"{self._path}/{TABLE}", self.url, self.root)
+            read = partial(read_files, self._fs)
+            return read_table(read, f"{self._path}/{TABLE}", self.url, self.root)
         except CorruptStoreError:
             return None
 
@@ -297,7 +301,7 @@ class StoreWriter:
             )
         remove_files(self._fs, place, list_sizes(self._fs, place).keys() - named)
         if isinstance(self._fs, LocalFileSystem):
-            own = (_METADATA, f"{SCANS}/{_METADATA}", AUDIT_FILE, LEDGER_FILE)
+            own = (_METADATA, f"{SCANS}/{_METADATA}", TABLE_BUNDLE, AUDIT_FILE, LEDGER_FILE)
             remove_files(self._fs, self._path, (key + PARTIAL for key in own))
         remove_empty_folders(self._fs, self._path)
 
@@ -409,8 +413,21 @@ class StoreWriter:
             group = unseal(self._fs.cat_file(f"{place}/{_METADATA}"))
             separator = other_separator(separator_of(group))
         files = table_files(table, separator)
+        # Removed first: whoever finds it there finds in it what the folder holds.
+        self._remove_bundle()
         _switch(self._fs, place, files, replaces=_METADATA in old)
         remove_files(self._fs, place, old - files.keys())
+        if self._guard is not None:
+            self._guard(at_once=True)
+        bundled = {key: data for key, data in files.items() if not key.endswith(f"/{_METADATA}")}
+        publish_file(self._fs, f"{self._path}/{TABLE_BUNDLE}", bundle_files(bundled))
+
+    def _remove_bundle(self) -> None:
+        """Let readers ask for the table's own files."""
+        try:
+            remove_files(self._fs, self._path, [TABLE_BUNDLE])
+        except OSError:  # buckets may allow writing and no deleting
+            publish_file(self._fs, f"{self._path}/{TABLE_BUNDLE}", b"")
 
     def audit_log(self) -> AuditLog:
         """Read what the last audits found; empty if there was none.
@@ -469,8 +486,7 @@ def _describe(root: RootAttributes) -> str:
 def _parse(metadata: bytes) -> tuple[ScanAttributes, dict[str, Any]] | None:
     """Read a scan's ``zarr.json``: its attributes, and all of it; None if it is damaged."""
     try:
-        group = unseal(metadata)
-        return ScanAttributes.model_validate_json(json.dumps(group["attributes"])), group
+        return unseal_scan(metadata)
     except (ValueError, KeyError, TypeError, AttributeError):
         return None
 

@@ -3,6 +3,8 @@
 from dataclasses import asdict, dataclass
 from typing import Any, Final, Literal
 
+from spinezarr.store.bundle import TABLE_BUNDLE
+from spinezarr.store.layout import TABLE
 from spinezarr.store.ledger import LEDGER_FILE
 
 __all__ = ["Fault", "Kind"]
@@ -56,7 +58,8 @@ class Fault:
             return _AUDIT_ADVICE
         if self.path == LEDGER_FILE:
             return _LEDGER_ADVICE
-        return _TABLE_ADVICE if self.path.split("/")[0] == "table" else _ADVICE[self.kind]
+        in_table = self.path == TABLE_BUNDLE or self.path.split("/")[0] == TABLE
+        return _TABLE_ADVICE if in_table else _ADVICE[self.kind]
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values."""

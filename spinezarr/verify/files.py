@@ -99,7 +99,7 @@ def seal_problem(data: bytes) -> str | None:
         sealed = seal(metadata)
     except (ValueError, KeyError, TypeError, AttributeError) as problem:
         return unreadable(problem)
-    # The seal is of the values: white space and the spelling of a text can change beside it.
+    # The seal's own white space and spelling can change beside it.
     return None if sealed == data else "other bytes for the same values"
 
 

@@ -16,6 +16,7 @@ from spinezarr.store.attributes import (
     parse_root,
 )
 from spinezarr.store.audit_log import AUDIT_FILE, AuditLog, scan_identity
+from spinezarr.store.bundle import TABLE_BUNDLE
 from spinezarr.store.files import PARTIAL
 from spinezarr.store.layout import FORMAT_VERSION, SCANS, TABLE, scan_key
 from spinezarr.store.ledger import LEDGER_FILE, Ledger
@@ -132,7 +133,10 @@ class _Check:
         self._files = files
         self._on_bytes = on_bytes
         self._faults: list[Fault] = []
-        self._known = {_ROOT, _SCANS_GROUP, AUDIT_FILE, LEDGER_FILE, f"{TABLE}/zarr.json"}
+        self._known = {
+            *(_ROOT, _SCANS_GROUP, AUDIT_FILE, LEDGER_FILE),
+            *(f"{TABLE}/zarr.json", TABLE_BUNDLE),
+        }
         """Keys of files that belong to the store."""
         self._table_manifest: dict[str, ManifestEntry] | None = None
 
@@ -146,7 +150,7 @@ class _Check:
         self._known |= set(manifest or ())
         table = None
         if root is not None and manifest is not None and not faults:
-            table, unread = read_table(StoreReader(self._url, self._storage_options))
+            table, unread = read_table(self._files, self._url, root)
             self._faults += unread
         in_table = set() if table is None else set(table.scan.to_numpy().tolist())
         on_disk = self._scans_on_disk()

@@ -1,6 +1,7 @@
 """The scan table: its files, and whether it says what the scans say."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -10,8 +11,10 @@ import xarray as xr
 from spinezarr.errors import CorruptStoreError
 from spinezarr.store.attributes import ManifestEntry, RootAttributes, ScanAttributes, unseal
 from spinezarr.store.audit_log import AuditLog, scan_identity
+from spinezarr.store.bundle import TABLE_BUNDLE, unbundle_files
+from spinezarr.store.files import read_files
 from spinezarr.store.layout import TABLE
-from spinezarr.store.reader import StoreReader
+from spinezarr.store.reader import read_table as read_table_files
 from spinezarr.store.table import build_table
 from spinezarr.verify.fault import Fault
 from spinezarr.verify.files import OnBytes, StoreFiles, read_error, seal_problem, unreadable
@@ -24,7 +27,7 @@ _METADATA = f"{TABLE}/zarr.json"
 def check_table_files(
     files: StoreFiles, on_bytes: OnBytes
 ) -> tuple[dict[str, ManifestEntry] | None, list[Fault]]:
-    """Read every byte of the table.
+    """Read every byte of the table, and of the one file that holds it once more.
 
     Returns
     -------
@@ -49,13 +52,43 @@ def check_table_files(
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         return None, [Fault(None, _METADATA, "damaged", unreadable(error), written)]
     faults = [f for key, entry in manifest.items() for f in files.check(None, key, entry, on_bytes)]
+    # The metadata of the columns stand in those of the table.
+    bundled = {key: e for key, e in manifest.items() if not key.endswith("/zarr.json")}
+    bundled[_METADATA] = ManifestEntry.of(raw)
+    faults += _bundle_faults(files, bundled, on_bytes)
     return manifest, faults
 
 
-def read_table(reader: StoreReader) -> tuple[xr.Dataset | None, list[Fault]]:
-    """Read a table whose files are all whole."""
+def _bundle_faults(
+    files: StoreFiles, table: Mapping[str, ManifestEntry], on_bytes: OnBytes
+) -> Iterator[Fault]:
+    """Compare the one file with the many; ``table`` describes these by key in the store."""
+    written = f"the files of {TABLE}/, as spinezarr wrote them"
     try:
-        return reader.table, []
+        data = files.read(TABLE_BUNDLE)
+    except OSError as problem:
+        yield read_error(None, TABLE_BUNDLE, problem, written)
+        return
+    on_bytes(len(data))
+    if (problem_found := seal_problem(data)) is not None:
+        yield Fault(None, TABLE_BUNDLE, "damaged", problem_found, written)
+        return
+    try:
+        found = {f"{TABLE}/{key}": content for key, content in unbundle_files(data).items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        yield Fault(None, TABLE_BUNDLE, "damaged", unreadable(error), written)
+        return
+    if {key: ManifestEntry.of(content) for key, content in found.items()} != table:
+        yield Fault(None, TABLE_BUNDLE, "damaged", "other files", written)
+
+
+def read_table(
+    files: StoreFiles, url: str, root: RootAttributes
+) -> tuple[xr.Dataset | None, list[Fault]]:
+    """Read a table whose files are all whole."""
+    read = partial(read_files, files.fs)
+    try:
+        return read_table_files(read, f"{files.path}/{TABLE}", url, root), []
     except (CorruptStoreError, ValueError, KeyError) as problem:
         return None, [Fault(None, _METADATA, "damaged", unreadable(problem), "a table")]
 

@@ -128,7 +128,7 @@ def test_the_manifest_names_every_file_of_a_scan(ctspine1k_url, shard_entry):
 
 def test_zarr_lists_the_groups_of_a_store(ctspine1k_url, ctspine1k_raw):
     root = zarr.open_group(ctspine1k_url, mode="r")
-    assert sorted(root) == ["ingest", "scans", "table"]
+    assert sorted(root) == ["ingest", "scans", "table", "table_bundle"]
     assert sorted(root["scans"]) == sorted(scan.scan_id for scan in ctspine1k_raw[1])
     assert root.attrs["format"] == "spinezarr"
     assert root.attrs["format_version"] == 3

@@ -9,6 +9,7 @@ import json
 import math
 import warnings
 import zlib
+from base64 import b64encode
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import wraps
@@ -46,6 +47,7 @@ Files = dict[str, bytes]
 MIXED: Final = "versions mixed without consolidated metadata"
 """Only for clients that open arrays one by one, and only until the next run."""
 _METADATA: Final = "zarr.json"
+_BUNDLE: Final = "table_bundle/zarr.json"
 _NOT_CONTENT: Final = {"manifest", "metadata_crc32c"}
 """Attributes that say how a scan is stored, not what it is."""
 
@@ -212,6 +214,7 @@ def faults_after_kill(files: Files, url: str, reference: Reference) -> list[Faul
         faults.add("lost", f"{name}: was published and is gone")
     for name in shown:
         _judge_scan(files, name, reference, faults)
+    _judge_bundle(files, faults)
     _judge_with_spinezarr(files, url, reference, faults)
     return faults.found
 
@@ -219,6 +222,16 @@ def faults_after_kill(files: Files, url: str, reference: Reference) -> list[Faul
 def harm_after_kill(files: Files, url: str, reference: Reference) -> list[Fault]:
     """Return the faults but those of kind :data:`MIXED`, which the next run mends."""
     return [fault for fault in faults_after_kill(files, url, reference) if fault.kind != MIXED]
+
+
+def _judge_bundle(files: Files, faults: _Faults) -> None:
+    """Whoever reads the one file and whoever reads the many see the same table."""
+    if _BUNDLE not in files:
+        return
+    texts = json.loads(files[_BUNDLE])["attributes"]["files"]
+    table = _below(files, "table")
+    if texts != {key: b64encode(table.get(key, b"")).decode() for key in texts}:
+        faults.add("silently incomplete", f"{_BUNDLE} holds another table")
 
 
 def _judge_scan(files: Files, name: str, reference: Reference, faults: _Faults) -> None:
@@ -334,7 +347,7 @@ def _same_voxels(a: xr.Dataset, b: xr.Dataset) -> bool:
 
 def left_over(files: Files) -> list[str]:
     """Return the files that no manifest names, and folders without files."""
-    named = {_METADATA, f"scans/{_METADATA}", "audit/zarr.json", "ingest/zarr.json"}
+    named = {_METADATA, f"scans/{_METADATA}", "audit/zarr.json", "ingest/zarr.json", _BUNDLE}
     groups = ["table", *(f"scans/{name}" for name in scan_ids(files))]
     for group in groups:
         metadata = files.get(f"{group}/{_METADATA}")
@@ -360,6 +373,13 @@ def faults_at_end(files: Files, url: str, reference: Reference) -> list[Fault]:
         else:
             for text in _manifest_faults(files, name, with_metadata=True):
                 faults.add("not identical", f"{name}: {text}")
+    _judge_table_at_end(files, reference, faults)
+    return faults.found
+
+
+def _judge_table_at_end(files: Files, reference: Reference, faults: _Faults) -> None:
+    if _BUNDLE not in files:
+        faults.add("not identical", f"{_BUNDLE} is not there")
     try:
         table = digest([_table(files)])
     except Exception as problem:  # noqa: BLE001  whatever it is, there is no table
@@ -367,7 +387,6 @@ def faults_at_end(files: Files, url: str, reference: Reference) -> list[Fault]:
     else:
         if table != reference.table:
             faults.add("not identical", "the scan table")
-    return faults.found
 
 
 @_remembered

@@ -1,0 +1,33 @@
+"""The files of the scan table as one, so that a reader far away asks once for all of them.
+
+It is a Zarr group without members, as the ledger is, so that clients which list a store meet
+nothing that is no part of a Zarr hierarchy.
+"""
+
+from base64 import b64decode, b64encode
+from collections.abc import Mapping
+from typing import Final
+
+from spinezarr.store.attributes import seal, unseal
+
+__all__ = ["TABLE_BUNDLE", "bundle_files", "unbundle_files"]
+
+TABLE_BUNDLE: Final = "table_bundle/zarr.json"
+
+
+def bundle_files(files: Mapping[str, bytes]) -> bytes:
+    """Return small files, by key, as one; the same files give the same bytes."""
+    texts = {key: b64encode(data).decode() for key, data in sorted(files.items())}
+    return seal({"attributes": {"files": texts}, "zarr_format": 3, "node_type": "group"})
+
+
+def unbundle_files(data: bytes) -> dict[str, bytes]:
+    """Return the files that :func:`bundle_files` took.
+
+    Raises
+    ------
+    ValueError, KeyError, TypeError, AttributeError
+        If it did not make these bytes, or they are damaged.
+    """
+    texts = unseal(data)["attributes"]["files"]
+    return {key: b64decode(text, validate=True) for key, text in texts.items()}

@@ -1,0 +1,115 @@
+"""What a scan's manifest says of a shard, and how a group's metadata are sealed."""
+
+import json
+from base64 import b64encode
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from spinezarr.store.attributes import ShardEntry, seal, unseal
+from spinezarr.store.sharding import (
+    ABSENT,
+    CHUNK_ROW,
+    assemble_shard,
+    chunk_rows,
+    index_bytes,
+    parse_index,
+    shard_index,
+)
+
+N_CHUNKS = 6
+texts = st.text(st.characters(codec="utf-8"))
+chunks_of_shards = st.dictionaries(st.integers(0, N_CHUNKS - 1), st.binary(min_size=4, max_size=50))
+
+
+def entry_of(rows, size_bytes=None, n_chunks=N_CHUNKS):
+    """Describe a shard of these rows ``(position, size, crc32c)``."""
+    table = np.array(rows, CHUNK_ROW)
+    return ShardEntry(
+        size_bytes=(
+            int(table["size"].sum()) + index_bytes(n_chunks) if size_bytes is None else size_bytes
+        ),
+        crc32="00000000",
+        index_crc32c="00000000",
+        chunks=b64encode(table.tobytes()).decode(),
+    )
+
+
+@given(chunks_of_shards)
+def test_a_shard_s_table_says_what_its_index_says(chunks):
+    shard = assemble_shard(chunks, N_CHUNKS)
+    index = shard_index({position: len(chunk) for position, chunk in chunks.items()}, N_CHUNKS)
+    ends = [int.from_bytes(chunks[position][-4:], "little") for position in sorted(chunks)]
+    rows = entry_of(chunk_rows(index, ends), len(shard)).chunk_rows(N_CHUNKS)
+    assert rows["crc32c"].tolist() == ends
+    found, offset = np.full((N_CHUNKS, 2), ABSENT, np.uint64), 0
+    for position, size, _ in rows.tolist():
+        found[position] = offset, size
+        offset += size
+    np.testing.assert_array_equal(found, parse_index(index, N_CHUNKS, len(shard)))
+
+
+@pytest.mark.parametrize(
+    ("rows", "more", "said"),
+    [
+        ([(0, 9, 1), (0, 9, 2)], 0, "not in order"),
+        ([(3, 9, 1), (2, 9, 2)], 0, "not in order"),
+        ([(5, 9, 1), (6, 9, 2)], 0, "leaves 6 places"),
+        ([(2**32 - 1, 9, 1)], 0, "leaves 6 places"),
+        ([(0, 9, 1), (1, 0, 2)], 0, "without bytes"),
+        ([(0, 9, 1), (1, 9, 2)], 1, "118 bytes, expected 119"),
+        ([(0, 9, 1), (1, 9, 2)], -1, "118 bytes, expected 117"),
+        ([], 1, "100 bytes, expected 101"),
+        ([(i, 2**32 - 1, 0) for i in range(3)], -(3 * 2**32), "bytes, expected"),
+    ],
+)
+def test_a_table_of_no_shard_is_refused(rows, more, said):
+    whole = entry_of(rows)
+    entry = whole.model_copy(update={"size_bytes": whole.size_bytes + more})
+    with pytest.raises(ValueError, match=said):
+        entry.chunk_rows(N_CHUNKS)
+
+
+@pytest.mark.parametrize(
+    "text", ["A", "A" * 15, "A" * 17, "A" * 12 + "===="[:4], "-" * 16, "é" * 16]
+)
+def test_a_table_is_whole_rows_in_base64(text):
+    with pytest.raises(ValidationError, match="chunks"):
+        ShardEntry(size_bytes=1, crc32="0" * 8, index_crc32c="0" * 8, chunks=text)
+
+
+@given(st.dictionaries(texts, texts), st.dictionaries(texts, texts))
+def test_what_is_sealed_is_unsealed(attributes, more):
+    metadata = {"attributes": attributes, "more": more}
+    assert unseal(seal(metadata)) == metadata
+
+
+def test_a_text_that_looks_like_a_seal_is_a_text():
+    nested = {"columns": {"metadata_crc32c": "00000000"}, "note": '"metadata_crc32c": "00000000"'}
+    assert unseal(seal({"attributes": nested})) == {"attributes": nested}
+
+
+@given(st.data())
+def test_no_byte_of_what_is_sealed_changes_unseen(data):
+    metadata = {"attributes": {"a": [1, 2.5], "b": "text"}, "node_type": "group"}
+    sealed = seal(metadata)
+    at, mask = data.draw(st.integers(0, len(sealed) - 1)), data.draw(st.integers(1, 255))
+    damaged = sealed[:at] + bytes([sealed[at] ^ mask]) + sealed[at + 1 :]
+    try:
+        found = unseal(damaged)
+    except (ValueError, KeyError, TypeError):
+        return
+    # White space around the seal itself is all that may.
+    assert found == metadata
+    assert json.loads(damaged) == json.loads(sealed)
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"[]", b'{"attributes": "x"}', b'{"attributes": {}}', b"[" * 9999]
+)
+def test_what_was_never_sealed_is_refused(data):
+    with pytest.raises((ValueError, KeyError, TypeError)):
+        unseal(data)

@@ -1,0 +1,218 @@
+"""The table as one object: equal to the many, and never beside others."""
+
+import pickle
+import shutil
+from pathlib import Path
+
+import fsspec
+import numpy as np
+import pytest
+import xarray as xr
+from hypothesis import given
+from hypothesis import strategies as st
+
+import spinezarr
+from spinezarr.errors import CorruptStoreError, StoreNotFoundError
+from spinezarr.store.attributes import seal, unseal
+from spinezarr.store.bundle import TABLE_BUNDLE, bundle_files, unbundle_files
+from spinezarr.store.reader import StoreReader
+from spinezarr.store.writer import StoreWriter
+from spinezarr.verify.store import verify_store
+
+
+@pytest.fixture
+def copied(ctspine1k_url, tmp_path):
+    """Copy of the store, to change."""
+    return Path(shutil.copytree(ctspine1k_url, tmp_path / "copied.zarr"))
+
+
+def renew_table(url):
+    """Write the table again with the rows it has."""
+    writer = StoreWriter(url, StoreReader(url).root)
+    names = StoreReader(url).table.scan.to_numpy().tolist()
+    scans = {name: StoreReader(url).scan(name).attributes for name in names}
+    writer.write_table(None, scans, writer.ledger().scans)
+
+
+@given(st.dictionaries(st.text(st.characters(codec="utf-8")), st.binary()))
+def test_files_come_back_from_a_bundle(files):
+    assert unbundle_files(bundle_files(files)) == files
+    assert bundle_files(dict(reversed(files.items()))) == bundle_files(files)
+
+
+def test_the_bundle_holds_what_readers_need_of_the_table(ctspine1k_url):
+    table = Path(ctspine1k_url) / "table"
+    files = {str(p.relative_to(table)): p.read_bytes() for p in table.rglob("*") if p.is_file()}
+    wanted = {key: data for key, data in files.items() if not key.endswith("/zarr.json")}
+    assert "zarr.json" in wanted
+    assert unbundle_files((Path(ctspine1k_url) / TABLE_BUNDLE).read_bytes()) == wanted
+
+
+def test_the_bundle_alone_is_read(copied):
+    expected = StoreReader(str(copied)).table
+    shutil.rmtree(copied / "table")
+    xr.testing.assert_identical(StoreReader(str(copied)).table, expected)
+
+
+def edited(data, change):
+    """Change what a sealed group holds, and seal it again."""
+    metadata = unseal(data)
+    change(metadata["attributes"]["files"])
+    return seal(metadata)
+
+
+DAMAGED = {
+    "missing": lambda _: None,
+    "empty": lambda _: b"",
+    "cut": lambda data: data[:-1],
+    "flipped": lambda data: data.replace(b"A", b"B", 1),
+    "without files": lambda _: seal({"attributes": {}}),
+    "with a list": lambda _: seal({"attributes": {"files": []}}),
+    "of no files": lambda data: edited(data, dict.clear),
+    "of no table": lambda data: edited(data, lambda files: files.update({"zarr.json": "e30="})),
+    "of other bytes": lambda data: edited(data, lambda files: files.update({"scan/c/0": "AAAA"})),
+    "of no base64": lambda data: edited(data, lambda files: files.update({"scan/c/0": "A"})),
+    "of no text": lambda data: edited(data, lambda files: files.update({"scan/c/0": 3})),
+    "without a file": lambda data: edited(data, lambda files: files.pop("scan/c/0")),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGED)
+def test_a_bundle_that_is_not_whole_is_passed_over_and_found(copied, damage):
+    expected, path = StoreReader(str(copied)).table, copied / TABLE_BUNDLE
+    whole = path.read_bytes()
+    path.unlink()
+    if (damaged := DAMAGED[damage](whole)) is not None:
+        path.write_bytes(damaged)
+    xr.testing.assert_identical(StoreReader(str(copied)).table, expected)
+    (fault,) = verify_store(str(copied)).faults
+    assert (fault.path, fault.kind) == (TABLE_BUNDLE, "missing" if damaged is None else "damaged")
+    assert "--repair" in fault.advice
+    shutil.rmtree(copied / "table")
+    with pytest.raises(CorruptStoreError, match="has no scan table"):
+        _ = StoreReader(str(copied)).table
+
+
+def test_a_bundle_of_another_table_is_found(copied):
+    path = copied / TABLE_BUNDLE
+    changed = edited(path.read_bytes(), lambda files: files.update({"more": "AAAA"}))
+    path.write_bytes(changed)
+    (fault,) = verify_store(str(copied)).faults
+    assert (fault.path, fault.found) == (TABLE_BUNDLE, "other files")
+
+
+def test_renewing_the_table_gives_the_same_bundle_but_for_names_of_chunks(copied):
+    before = (copied / TABLE_BUNDLE).read_bytes()
+    renew_table(str(copied))
+    assert (copied / TABLE_BUNDLE).read_bytes() != before
+    renew_table(str(copied))
+    assert (copied / TABLE_BUNDLE).read_bytes() == before
+    assert not verify_store(str(copied)).faults
+
+
+def test_a_store_that_allows_no_deleting_never_shows_an_old_bundle(copied, monkeypatch):
+    """As in a bucket without the right to delete: what cannot be removed is emptied."""
+    memory = fsspec.filesystem("memory")
+    memory.put(str(copied), "/bundle-test/a.zarr", recursive=True)
+    asked = []
+
+    def refuse(path, *_, **__):
+        asked.append(path)
+        raise PermissionError("no deleting here")
+
+    seen = []
+    pipe = type(memory).pipe_file
+
+    def noting(self, path, value, **options):
+        if path.endswith("/table/zarr.json"):
+            seen.append(self.cat_file("/bundle-test/a.zarr/" + TABLE_BUNDLE))
+        pipe(self, path, value, **options)
+
+    try:
+        monkeypatch.setattr(type(memory), "rm", refuse)
+        monkeypatch.setattr(type(memory), "pipe_file", noting)
+        with pytest.raises(PermissionError):  # the old chunks, when the new ones are published
+            renew_table("memory://bundle-test/a.zarr")
+        assert seen == [b""]
+        assert asked
+        monkeypatch.undo()
+        expected = StoreReader(str(copied)).table
+        xr.testing.assert_identical(StoreReader("memory://bundle-test/a.zarr").table, expected)
+    finally:
+        monkeypatch.undo()
+        memory.rm("/bundle-test", recursive=True)
+
+
+# Requests
+
+
+def paths_of(requests):
+    return [path for path, _ in requests]
+
+
+def test_root_and_table_take_two_requests(copied, serve, ctspine1k_url):
+    url, requests = serve(copied.parent)
+    opened = spinezarr.open(f"{url}/copied.zarr")
+    xr.testing.assert_identical(opened.table, StoreReader(ctspine1k_url).table)
+    assert sorted(paths_of(requests)) == [
+        f"/copied.zarr/{TABLE_BUNDLE}",
+        "/copied.zarr/zarr.json",
+    ]
+    assert not any(ranged for _, ranged in requests)
+
+
+def test_a_first_patch_takes_five_requests(copied, serve, ctspine1k_url):
+    url, requests = serve(copied.parent)
+    wanted = {"batch_size": 1, "n_samples": 1}
+    (batch,) = spinezarr.open(f"{url}/copied.zarr").patches((20, 30, 30), **wanted)
+    (expected,) = spinezarr.open(ctspine1k_url).patches((20, 30, 30), **wanted)
+    np.testing.assert_array_equal(batch.image, expected.image)
+    np.testing.assert_array_equal(batch.label, expected.label)
+    scan = f"/copied.zarr/scans/{batch.scan_id[0]}"
+    assert sorted(paths_of(requests)) == sorted(
+        [
+            f"/copied.zarr/{TABLE_BUNDLE}",
+            "/copied.zarr/zarr.json",
+            f"{scan}/zarr.json",
+            f"{scan}/image/c/0/0/0",
+            f"{scan}/label/c/0/0/0",
+        ]
+    )
+
+
+def test_a_store_without_a_bundle_is_read_from_afar(copied, serve, ctspine1k_url):
+    (copied / TABLE_BUNDLE).unlink()
+    url, requests = serve(copied.parent)
+    table = spinezarr.open(f"{url}/copied.zarr").table
+    xr.testing.assert_identical(table, StoreReader(ctspine1k_url).table)
+    assert paths_of(requests).count(f"/copied.zarr/{TABLE_BUNDLE}") == 1
+
+
+def test_a_table_that_is_forgotten_is_asked_for_again(copied, serve):
+    url, requests = serve(copied.parent)
+    reader = StoreReader(f"{url}/copied.zarr")
+    assert reader.table.sizes["scan"] == 6
+    reader.forget_table()
+    assert reader.table.sizes["scan"] == 6
+    assert paths_of(requests).count(f"/copied.zarr/{TABLE_BUNDLE}") == 2
+
+
+def test_a_reader_that_was_sent_elsewhere_asks_for_the_root_alone(copied, serve):
+    url, requests = serve(copied.parent)
+    sent = pickle.dumps(StoreReader(f"{url}/copied.zarr"))
+    del requests[:]
+    reader = pickle.loads(sent)  # noqa: S301  our own
+    assert paths_of(requests) == ["/copied.zarr/zarr.json"]
+    assert reader.table.sizes["scan"] == 6
+
+
+def test_what_is_wrong_with_the_root_is_told_whatever_the_bundle_is(copied, serve):
+    url, _ = serve(copied.parent)
+    (copied / "zarr.json").write_bytes(b"{}")
+    with pytest.raises(StoreNotFoundError, match="is not a store that spinezarr wrote"):
+        spinezarr.open(f"{url}/copied.zarr")
+    (copied / "zarr.json").unlink()
+    with pytest.raises(StoreNotFoundError, match="there is no store"):
+        spinezarr.open(f"{url}/copied.zarr")
+    with pytest.raises(OSError, match="Cannot connect"):
+        spinezarr.open("http://127.0.0.1:9/copied.zarr")
