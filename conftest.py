@@ -15,6 +15,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from threading import Thread
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -238,12 +239,24 @@ def _moto() -> Iterator[tuple[str, str, str]]:
 @contextmanager
 def _ceph() -> Iterator[tuple[str, str, str]]:
     """Run the gateway of the benchmarks."""
-    path = Path(__file__).parent / "benchmarks" / "ceph.py"
-    spec = spec_from_file_location("ceph", path)
-    module = sys.modules["ceph"] = module_from_spec(spec)
-    spec.loader.exec_module(module)
-    with module.ceph_gateway() as gateway:
+    with _benchmark("ceph").ceph_gateway() as gateway:
         yield gateway.endpoint_url, gateway.access_key, gateway.secret_key
+
+
+@pytest.fixture(scope="session")
+def proxies() -> ModuleType:
+    """Give the module of the proxy that adds latency, a bandwidth cap and faults."""
+    return _benchmark("proxy")
+
+
+def _benchmark(name: str) -> ModuleType:
+    """Import a module of the benchmarks, which are no package."""
+    if name not in sys.modules:
+        path = Path(__file__).parent / "benchmarks" / f"{name}.py"
+        spec = spec_from_file_location(name, path)
+        module = sys.modules[name] = module_from_spec(spec)
+        spec.loader.exec_module(module)
+    return sys.modules[name]
 
 
 def _canonical(store: Path) -> dict[str, object]:

@@ -147,7 +147,7 @@ class StoreReader:
         self.objects = open_objects(url, storage_options, in_flight=in_flight)
         self.path = self.objects.path
         self._bundle: bytes | None = None
-        """What came with the root; None if it is to be asked for."""
+        """What came with the root, empty if nothing did; None if it is to be asked for."""
         self.root = self._read_root(with_table=with_table and self.objects.is_remote)
         self._opened: set[str] = set()
         self.scan = lru_cache(_SCANS_KEPT)(self._read_scan)
@@ -188,7 +188,8 @@ class StoreReader:
     def _read_root(self, *, with_table: bool) -> RootAttributes:
         path = f"{self.path}/zarr.json"
         found = self.objects.read([path, self._bundle_path] if with_table else [path])
-        self._bundle = found.get(self._bundle_path)
+        if with_table:
+            self._bundle = found.get(self._bundle_path, b"")
         if path not in found:
             raise StoreNotFoundError(
                 f"{self.name}: there is no store. 'spinezarr ingest' makes one."
@@ -242,7 +243,7 @@ class StoreReader:
 
         first, self._bundle = self._bundle, None
         with suppress(*_DAMAGED):
-            table = self._read(self._bundle_path, parse, first)
+            table = None if first == b"" else self._read(self._bundle_path, parse, first)
             if table is not None:
                 return table
         return read_table(self.objects.read, place, self.name, self.root)

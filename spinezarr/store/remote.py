@@ -5,6 +5,7 @@ under way, when one is repeated, and when waiting is over.
 """
 
 import asyncio
+import errno
 import os
 import random
 import statistics
@@ -237,9 +238,9 @@ class _Requests:
                 waited_s = asyncio.get_running_loop().time() - began
                 patience_s = _PATIENCE_S if self._has_answered else 0.0
                 if attempts >= _ATTEMPTS and waited_s >= patience_s:
+                    text = f"{attempts} attempts in {waited_s:.0f} s: {problem.strerror or problem}"
                     raise ConnectionError(
-                        f"{problem} (after {attempts} attempts in {waited_s:.0f} s). "
-                        "Check the server and the network"
+                        problem.errno or errno.EIO, text, problem.filename
                     ) from None
                 wished_s = min(problem.retry_after_s or 0.0, _PATIENCE_S)
                 await asyncio.sleep(max(wished_s, _backoff_s(attempts)))
