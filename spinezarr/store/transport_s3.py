@@ -301,12 +301,7 @@ def _renewed(credentials: Any) -> Callable[[], Any]:  # noqa: ANN401  botocore i
     """Return what gives obstore credentials of botocore, which renews them in time."""
 
     def provide() -> dict[str, Any]:
-        try:
-            now = credentials.get_frozen_credentials()
-        except Exception:  # noqa: BLE001  obstore shows the whole traceback
-            now = None
-        if now is None:
-            raise PermissionError(errno.EACCES, "credentials cannot be renewed")
+        now = credentials.get_frozen_credentials()
         return {
             "access_key_id": now.access_key,
             "secret_access_key": now.secret_key,

@@ -1,6 +1,7 @@
 """One attempt for one object, over the wire, through obstore and through fsspec."""
 
 import asyncio
+import errno
 import logging
 import os
 import pickle
@@ -32,6 +33,7 @@ from hypothesis import strategies as st
 from spinezarr.errors import UsageError
 from spinezarr.store.transport import TransientError, open_transport
 from spinezarr.store.transport_errors import public_url
+from spinezarr.store.transport_fsspec import _explained
 from spinezarr.store.transport_s3 import _endpoint, _Options, _settings
 
 N = 1024
@@ -134,6 +136,8 @@ class Server:
     def _plan(self, head):
         name = head.split()[1].partition("?")[0].rpartition("/")[2]
         found = self.answers.get(name)
+        if callable(found):
+            found = found(head)
         if found is self.STALL or isinstance(found, tuple):
             return found
         if found is not None:
@@ -284,6 +288,7 @@ FAULTS = {
     "short body": (part(10, 110, body=LONG[:50]), TransientError),
     "long body": (part(10, 110, body=LONG * 2), TransientError),
     "short range": (part(10, 60), TransientError),
+    "longer range": (part(9, 110), TransientError),
     "other range": (part(11, 111), TransientError),
     "unnamed range": (answer("206 Partial Content", LONG), TransientError),
     "nonsense range": (answer("206 x", LONG, "Content-Range: bytes x"), TransientError),
@@ -356,6 +361,23 @@ def test_what_s3_says_is_explained(server, way, name):
 
 
 @pytest.mark.parametrize("way", ["obstore", "fsspec"])
+def test_a_bucket_in_another_region_is_found(server, way):
+    wrong = code("AuthorizationHeaderMalformed").replace(
+        b"</Error>", b"<Region>eu-west-1</Region></Error>"
+    )
+    server.answers["a"] = lambda head: (
+        None
+        if "/eu-west-1/s3/" in head
+        else answer("400 x", wrong, "x-amz-bucket-region: eu-west-1")
+    )
+    transport, path = opened(server, "s3", way)
+    assert get(transport, f"{path}/a", 3, 9) == DATA[3:9]
+    asked = len(server.heads)
+    assert get(transport, f"{path}/a", 3, 9) == DATA[3:9]
+    assert len(server.heads) == asked + 1
+
+
+@pytest.mark.parametrize("way", ["obstore", "fsspec"])
 @pytest.mark.parametrize("kind", ["http", "s3"])
 def test_nobody_there_is_transient(own_server, way, kind):
     transport, path = opened(own_server, kind, way)
@@ -385,6 +407,12 @@ def test_cancelling_frees_the_connection(place, server):
         return bytes(await transport.get(f"{path}/b", 0, 10))
 
     assert asyncio.run(leave()) == DATA[:10]
+
+
+@pytest.mark.parametrize("where", ["https://host/a", "s3://bucket/a"])
+def test_only_a_server_says_that_an_object_is_absent(where):
+    found = _explained(FileNotFoundError(errno.ENOENT, "certificates"), where)
+    assert type(found) is OSError
 
 
 # Secrets
