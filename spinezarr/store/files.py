@@ -11,6 +11,7 @@ from fsspec.implementations.local import LocalFileSystem
 from typing_extensions import Buffer
 
 from spinezarr.errors import UsageError
+from spinezarr.store.transport_errors import public_url
 
 __all__ = [
     "PARTIAL",
@@ -53,9 +54,10 @@ def open_filesystem(
         fit.
     """
     scheme, separator, _ = url.partition("://")
+    shown = public_url(url)
     if storage_options and not separator:
         raise UsageError(
-            f"{url}: is a path; endpoint, profile and other storage options are for URLs such as "
+            f"{shown}: is a path; endpoint, profile and other storage options are for URLs such as "
             "s3://bucket/name."
         )
     try:
@@ -67,13 +69,13 @@ def open_filesystem(
         else:
             fs, path = fsspec.url_to_fs(url, **(storage_options or {}))
     except ValueError as problem:
-        raise UsageError(f"{url}: cannot be opened: {problem}.") from problem
+        raise UsageError(f"{shown}: cannot be opened: {problem}.") from problem
     except ImportError as problem:
         extra = _EXTRAS.get(scheme)
         advice = f" Install it with: pip install 'spinezarr[{extra}]'" if extra else ""
-        raise UsageError(f"{url}: URLs with {scheme}:// cannot be read: {problem}.{advice}") from (
-            problem
-        )
+        raise UsageError(
+            f"{shown}: URLs with {scheme}:// cannot be read: {problem}.{advice}"
+        ) from (problem)
     return fs, path.rstrip("/") or path
 
 

@@ -22,6 +22,7 @@ from s3fs import S3FileSystem
 from s3fs.core import S3_RETRYABLE_ERRORS
 
 from spinezarr.store.s3_errors import CREDENTIALS, ENDPOINT, REFUSED
+from spinezarr.store.transport_errors import public_url
 
 __all__ = ["S3"]
 
@@ -79,7 +80,9 @@ class S3(S3FileSystem):  # type: ignore[misc]  # s3fs is untyped
         **options: Any,  # noqa: ANN401  whatever s3fs takes
     ) -> None:
         if endpoint_url is not None and urlsplit(endpoint_url).scheme not in {"http", "https"}:
-            raise ValueError(f"endpoint {endpoint_url!r} does not start with http:// or https://")
+            raise ValueError(
+                f"endpoint {public_url(endpoint_url)!r} does not start with http:// or https://"
+            )
         # More than one transfer a file makes s3fs ask for the size before it reads.
         own = {"use_listings_cache": False, "max_concurrency": 1}
         super().__init__(
@@ -142,8 +145,8 @@ class S3(S3FileSystem):  # type: ignore[misc]  # s3fs is untyped
         wanted = {"Range": byte_range} if byte_range else {}
         if version:
             wanted["VersionId"] = version
+        answer = await self._call_s3("get_object", Bucket=bucket, Key=key, **wanted)
         try:
-            answer = await self._call_s3("get_object", Bucket=bucket, Key=key, **wanted)
             async with answer["Body"] as body:
                 return await body.read(), answer.get("ContentRange")
         except S3_RETRYABLE_ERRORS as problem:

@@ -106,6 +106,8 @@ class _Transport:
     def __init__(self, url: str, options: dict[str, Any]) -> None:
         self._url = url
         self._options = options
+        # Of the processes that this one was forked from: it cannot end what their threads served.
+        self._parents: list[Any] = []
         self._start()
 
     def _start(self) -> None:
@@ -128,6 +130,7 @@ class _Transport:
         if stop is not None and stop <= (start or 0):
             return b""
         if self._pid != os.getpid():
+            self._parents.append((self._fast, self._general))
             self._start()
         if self._fast is not None:
             from spinezarr.store.transport_obstore import NotServedError  # noqa: PLC0415  optional

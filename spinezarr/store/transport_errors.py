@@ -7,9 +7,16 @@ from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 from typing import Final
 
-from spinezarr.store.s3_errors import REFUSED
+from spinezarr.store.s3_errors import ENDPOINT, REFUSED
 
-__all__ = ["TransientError", "answer_error", "broken_off", "broken_trust", "public_url"]
+__all__ = [
+    "TransientError",
+    "answer_error",
+    "broken_off",
+    "broken_trust",
+    "public_url",
+    "unanswered",
+]
 
 _WORTH_ASKING_AGAIN: Final = {
     HTTPStatus.REQUEST_TIMEOUT,
@@ -86,23 +93,32 @@ def answer_error(
     status
         Of HTTP; 0 if it is not known.
     code
-        S3's own, or nothing.
+        S3's own, or nothing; of no meaning elsewhere.
     where
         A URL without secrets.
     headers
         Of the answer, names in lower case.
     """
+    code = code if _is_s3(where) else ""
     named = f"the server answered {' '.join(filter(None, (str(status or ''), code)))}"
     if code in _TRANSIENT_CODES or _is_transient(status):
         return broken_off(where, named, _retry_after_s(headers or {}))
     if code in _CREDENTIAL_CODES or status in {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN}:
-        text = REFUSED.get(code) or REFUSED.get(str(status), named)
+        text = f"{named}. Check the URL, and user, password or headers"
+        if _is_s3(where):
+            text = REFUSED.get(code) or REFUSED.get(str(status), named)
         return PermissionError(errno.EACCES, text, where)
     if code in REFUSED and code != "NoSuchKey":
         return OSError(errno.EIO, REFUSED[code], where)
     if status in {HTTPStatus.NOT_FOUND, HTTPStatus.GONE}:
         return FileNotFoundError(errno.ENOENT, REFUSED["NoSuchKey"], where)
     return OSError(errno.EIO, named, where)
+
+
+def unanswered(where: str) -> TransientError:
+    """Return the error for an answer that was cut, or never came."""
+    step = ENDPOINT if _is_s3(where) else "Check the URL and the network"
+    return broken_off(where, f"the answer broke off or never came. {step}")
 
 
 def broken_off(where: str, text: str, retry_after_s: float | None = None) -> TransientError:
@@ -116,6 +132,10 @@ def broken_trust(where: str) -> OSError:
     """Return the error for a server that cannot prove who it is."""
     text = "the server's certificate is not trusted. Check the URL, and AWS_CA_BUNDLE or verify"
     return OSError(errno.EIO, text, where)
+
+
+def _is_s3(where: str) -> bool:
+    return where.startswith(("s3://", "s3a://"))
 
 
 def _is_transient(status: int) -> bool:

@@ -14,12 +14,13 @@ from fsspec.asyn import AsyncFileSystem
 from typing_extensions import Buffer
 
 from spinezarr.store.files import open_filesystem
-from spinezarr.store.s3_errors import CREDENTIALS, ENDPOINT
+from spinezarr.store.s3_errors import CREDENTIALS
 from spinezarr.store.transport_errors import (
     answer_error,
     broken_off,
     broken_trust,
     public_url,
+    unanswered,
 )
 
 __all__ = ["FsspecTransport"]
@@ -30,6 +31,9 @@ _TOTAL_S: Final = 120
 _CONNECT_S: Final = 5
 _CONTENT_RANGE: Final = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
 _WHOLE: Final = "the server sent the whole object instead of the range"
+_BUCKETS: Final = ("s3://", "s3a://")
+_ANSWERING: Final = ("http://", "https://", *_BUCKETS)
+"""Where only the server can say that an object is absent."""
 _TRANSIENT_NUMBERS: Final = {
     errno.EAGAIN,
     errno.EBUSY,
@@ -50,6 +54,13 @@ _TRANSIENT_NAMES: Final = {
     "TransportError",  # httpx
 }
 """Classes of the libraries below fsspec, which do not agree on a builtin one."""
+_NO_CREDENTIALS: Final = {
+    "CredentialRetrievalError",
+    "MetadataRetrievalError",
+    "SSOError",
+    "TokenRetrievalError",
+}
+"""Of botocore, besides those that it has no credentials at all."""
 _DISTRUST: Final = {"ClientConnectorCertificateError", "ClientSSLError", "SSLError"}
 
 
@@ -188,6 +199,8 @@ def _explained(problem: Exception, where: str) -> Exception | None:
     """Return the error to raise, or None where the object ends before the range begins."""
     if isinstance(problem, _BrokenError):
         return broken_off(where, str(problem))
+    if "HttpProcessingError" in _names(problem):
+        return unanswered(where)
     status, code, headers = _answer(problem)
     if status == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
         return None
@@ -197,22 +210,35 @@ def _explained(problem: Exception, where: str) -> Exception | None:
 
 
 def _without_answer(problem: Exception, where: str) -> OSError:
-    names = {
-        kind.__name__ for raised in (problem, problem.__cause__) for kind in type(raised).__mro__
-    }
+    names = _names(problem)
     if not _DISTRUST.isdisjoint(names):
         return broken_trust(where)
     number = getattr(problem, "errno", None)
     lost = isinstance(problem, ConnectionError | TimeoutError) or number in _TRANSIENT_NUMBERS
     if lost or not _TRANSIENT_NAMES.isdisjoint(names):
-        return broken_off(where, f"the answer broke off or never came. {ENDPOINT}")
-    if isinstance(problem, PermissionError):
-        return PermissionError(errno.EACCES, f"access is denied. {CREDENTIALS}", where)
-    if isinstance(problem, FileNotFoundError):
+        return unanswered(where)
+    if isinstance(problem, PermissionError) or not _NO_CREDENTIALS.isdisjoint(names):
+        return _denied(problem, where)
+    if isinstance(problem, FileNotFoundError) and not where.startswith(_ANSWERING):
         return FileNotFoundError(errno.ENOENT, "there is no such object", where)
-    if isinstance(problem, OSError) and number:
+    if isinstance(problem, OSError) and number and number != errno.ENOENT:
         return OSError(number, os.strerror(number), where)
     return OSError(errno.EIO, f"it cannot be read ({type(problem).__name__})", where)
+
+
+def _denied(problem: Exception, where: str) -> PermissionError:
+    text = "access is denied"
+    if where.startswith(_BUCKETS):
+        text = f"the credentials cannot be found or renewed. {CREDENTIALS}"
+        if isinstance(problem, PermissionError):
+            text = problem.strerror or text  # as this package says it
+    return PermissionError(errno.EACCES, text, where)
+
+
+def _names(problem: Exception) -> set[str]:
+    """Return the names of the classes of an error and of what caused it."""
+    raised = [problem, problem.__cause__]
+    return {kind.__name__ for item in raised for kind in type(item).__mro__}
 
 
 def _answer(problem: Exception) -> tuple[int, str, dict[str, str]]:

@@ -36,7 +36,7 @@ class HttpStores:
     """One store an origin."""
 
     def __init__(self, headers: Mapping[str, str]) -> None:
-        self._headers = dict(headers)
+        self._headers = {name.title(): text for name, text in headers.items()}
 
     def locate(self, path: str) -> tuple[str, str] | None:
         """See :class:`spinezarr.store.transport_obstore.Stores`."""
@@ -45,32 +45,49 @@ class HttpStores:
         except ValueError:
             return None
         key = _key(parts.path)
-        if key is None or parts.query or parts.fragment or path.endswith(("?", "#")):
+        is_login_given_twice = "@" in parts.netloc and "Authorization" in self._headers
+        if (
+            key is None
+            or is_login_given_twice
+            or parts.query
+            or parts.fragment
+            or path.endswith(("?", "#"))
+        ):
             return None
         return f"{parts.scheme}://{parts.netloc}", key
 
     def open(self, name: str) -> HTTPStore:
         """See :class:`spinezarr.store.transport_obstore.Stores`."""
-        client: Any = {**CLIENT, "default_headers": self._headers}
-        return HTTPStore.from_url(name, client_options=client, retry_config=NO_RETRIES)
+        parts, headers = urlsplit(name), dict(self._headers)
+        login, _, host = parts.netloc.rpartition("@")
+        if login:
+            user, _, password = login.partition(":")
+            headers["Authorization"] = _basic(unquote(user), unquote(password), "utf-8")
+        client: Any = {**CLIENT, "default_headers": headers}
+        origin = f"{parts.scheme}://{host}"
+        return HTTPStore.from_url(origin, client_options=client, retry_config=NO_RETRIES)
 
 
 def http_stores(options: Mapping[str, Any]) -> HttpStores | None:
     """Return the stores for fsspec's options, or None if obstore has no way to say them."""
     rest = {name: value for name, value in options.items() if name not in _OF_NO_MATTER}
-    client = dict(rest.pop("client_kwargs", None) or {})
-    headers = {**(client.pop("headers", None) or {}), **(rest.pop("headers", None) or {})}
+    client, own = rest.pop("client_kwargs", None) or {}, rest.pop("headers", None) or {}
+    if not isinstance(client, Mapping) or not isinstance(own, Mapping):
+        return None
+    client = dict(client)
+    headers = {**(client.pop("headers", None) or {}), **own}
     logins = [x for x in (client.pop("auth", None), rest.pop("auth", None)) if x is not None]
     if rest or client or not all(isinstance(x, str) for pair in headers.items() for x in pair):
         return None
     if logins:
-        headers["Authorization"] = _basic(logins[-1])
+        login = logins[-1]  # aiohttp.BasicAuth, which takes long to import
+        headers["Authorization"] = _basic(login.login, login.password, login.encoding)
     return HttpStores(headers)
 
 
-def _basic(login: Any) -> str:  # noqa: ANN401  aiohttp.BasicAuth, which takes long to import
-    text = f"{login.login}:{login.password}".encode(login.encoding)
-    return f"Basic {b64encode(text).decode('ascii')}"
+def _basic(user: str, password: str, encoding: str) -> str:
+    """Return the value of a header (RFC 7617)."""
+    return f"Basic {b64encode(f'{user}:{password}'.encode(encoding)).decode('ascii')}"
 
 
 def _key(path: str) -> str | None:

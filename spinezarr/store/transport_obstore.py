@@ -1,21 +1,23 @@
 """Objects through obstore, which asks for many at once with little work in Python."""
 
 import asyncio
+import errno
 import re
 from http import HTTPStatus
 from threading import Lock
 from typing import Any, Final, Protocol
 
 import obstore
-from obstore.exceptions import BaseError, NotSupportedError
+from obstore.exceptions import BaseError, NotSupportedError, UnauthenticatedError
 from typing_extensions import Buffer
 
-from spinezarr.store.s3_errors import ENDPOINT
+from spinezarr.store.s3_errors import CREDENTIALS
 from spinezarr.store.transport_errors import (
     answer_error,
     broken_off,
     broken_trust,
     public_url,
+    unanswered,
 )
 
 __all__ = ["CLIENT", "NO_RETRIES", "NotServedError", "ObstoreTransport", "Stores", "is_plain_key"]
@@ -28,10 +30,15 @@ CLIENT: Final[dict[str, Any]] = {
 }
 """obstore's own bound of 30 s for a request would end large ones over a slow link."""
 NO_RETRIES: Final[Any] = {"max_retries": 0}
-_STATUS: Final = re.compile(r"status code: (\d{3})")
+_STATUS: Final = re.compile(r"Server returned non-2xx status code: (\d{3})")
 _CODE: Final = re.compile(r"<Code>([A-Za-z0-9]+)</Code>")
+_OTHER_REGION: Final = (
+    "Received redirect without LOCATION",
+    "<Code>AuthorizationHeaderMalformed</Code>",
+    "<Code>PermanentRedirect</Code>",
+)
+"""Answers after which botocore asks the bucket for its region."""
 _NOT_SERVED: Final = (
-    "Received redirect without LOCATION",  # another region, which botocore finds
     "Content-Length Header missing",
     "Failed to parse value for CONTENT_RANGE",  # of unknown total size
 )
@@ -70,6 +77,8 @@ class ObstoreTransport:
         self._scheme = url.partition("://")[0]
         self._stores = stores
         self._open: dict[str, Any] = {}
+        self._left: set[str] = set()
+        """Names of stores that fsspec has to ask from now on."""
         self._lock = Lock()
 
     async def get(self, path: str, start: int | None = None, stop: int | None = None) -> Buffer:
@@ -80,16 +89,17 @@ class ObstoreTransport:
         NotServedError
             If fsspec has to be asked instead.
         """
-        located = self._stores.locate(path)
-        if located is None:
+        name, key = self._stores.locate(path) or ("", "")
+        if not name or name in self._left:
             raise NotServedError
-        name, key = located
-        store: Any = self._open.get(name) or await asyncio.to_thread(self._opened, name)
         where = public_url(path if "://" in path else f"{self._scheme}://{path}")
+        store: Any = self._open.get(name) or await asyncio.to_thread(self._opened, name, where)
         try:
             answer = await obstore.get_async(store, key, options=_options(start, stop))
             data = await answer.bytes_async()
         except (BaseError, OSError) as caught:
+            if any(answer in str(caught) for answer in _OTHER_REGION):
+                self._left.add(name)
             problem: Exception | None = _explained(caught, where)
         else:
             first, last = answer.range
@@ -101,10 +111,18 @@ class ObstoreTransport:
             return b""
         raise problem
 
-    def _opened(self, name: str) -> Any:  # noqa: ANN401
+    def _opened(self, name: str, where: str) -> Any:  # noqa: ANN401
         with self._lock:
             if name not in self._open:
-                self._open[name] = self._stores.open(name)
+                try:
+                    self._open[name] = self._stores.open(name)
+                except PermissionError as problem:
+                    problem.filename = where
+                    raise
+                except (BaseError, NotServedError, ValueError, OSError):
+                    self._left.add(name)
+            if name in self._left:
+                raise NotServedError
             return self._open[name]
 
 
@@ -117,19 +135,26 @@ def _options(start: int | None, stop: int | None) -> Any:  # noqa: ANN401  as ob
 def _explained(problem: Exception, where: str) -> Exception | None:
     """Return the error to raise, or None where the object ends before the range begins."""
     text = str(problem)
-    if any(answer in text for answer in _NOT_SERVED):
+    if any(answer in text for answer in _OTHER_REGION + _NOT_SERVED):
         return NotServedError()
     found, code = _STATUS.search(text), _CODE.search(text)
-    if found is not None:
-        status = int(found[1])
-        if status == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
-            return None
-        return answer_error(status, code[1] if code else "", where)
+    if found is None:
+        return _without_status(problem, where)
+    if int(found[1]) == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
+        return None
+    return answer_error(int(found[1]), code[1] if code else "", where)
+
+
+def _without_status(problem: Exception, where: str) -> OSError:
+    text = str(problem)
+    if isinstance(problem, UnauthenticatedError):  # what gives the credentials failed
+        text = f"the credentials cannot be renewed. {CREDENTIALS}"
+        return PermissionError(errno.EACCES, text, where)
     if isinstance(problem, NotSupportedError) or "non-partial response" in text:
         return broken_off(where, "the server sent the whole object instead of the range")
-    if "certificate" in text and "invalid peer" in text:
+    if "InvalidCertificate" in text:
         return broken_trust(where)
-    return broken_off(where, f"the answer broke off or never came. {ENDPOINT}")
+    return unanswered(where)
 
 
 def is_plain_key(key: str) -> bool:

@@ -48,8 +48,8 @@ https://docs.aws.amazon.com/AmazonS3/latest/userguide/bucketnamingrules.html
 _REGION: Final = re.compile(r"(af|ap|ca|cn|eu|il|me|mx|sa|us)(-gov)?-[a-z]+-\d+")
 """Those whose servers are named as below; botocore knows the others."""
 _DEFAULT_REGION: Final = "us-east-1"
-_ASKED_AGAIN_AFTER: Final = timedelta(minutes=10)
-"""botocore renews credentials 10 to 15 minutes before they end."""
+_ASKED_AGAIN_AFTER: Final = timedelta(minutes=1)
+"""botocore, which is asked, renews credentials 10 to 15 minutes before they end."""
 _TRUE: Final = {"1", "true", "yes"}
 
 
@@ -114,9 +114,9 @@ class _Options:
             If obstore has no way to say one of them.
         """
         rest = {name: value for name, value in options.items() if name not in _OF_NO_MATTER}
-        client = dict(rest.pop("client_kwargs", None) or {})
-        config = dict(rest.pop("config_kwargs", None) or {})
-        s3 = dict(config.pop("s3", None) or {})
+        client = _settings_of(rest.pop("client_kwargs", None))
+        config = _settings_of(rest.pop("config_kwargs", None))
+        s3 = _settings_of(config.pop("s3", None))
         names = ("key", "secret", "token", "username", "password")
         given = {name: rest.pop(name, None) for name in names}
         understood = cls(
@@ -138,6 +138,12 @@ class _Options:
         if left or bool(understood.key) != bool(understood.secret):
             raise NotServedError
         return understood
+
+
+def _settings_of(value: object) -> dict[str, Any]:
+    if not isinstance(value, Mapping | None):
+        raise NotServedError
+    return dict(value or {})
 
 
 def s3_stores(options: Mapping[str, Any]) -> S3Stores | None:
@@ -312,7 +318,10 @@ def _store(bucket: str, settings: _Settings) -> S3Store:
     if settings.verify is False:
         client["allow_invalid_certificates"] = True
     elif isinstance(settings.verify, str):
-        client["root_certificate"] = Path(settings.verify).read_bytes()
+        try:
+            client["root_certificate"] = Path(settings.verify).read_bytes()
+        except OSError:
+            raise NotServedError from None
     config: Any = {
         "region": settings.region,
         # Both, or a variable of the environment would go before.
