@@ -396,6 +396,7 @@ def test_a_cut_answer_is_the_first_half_of_what_it_promises(served, asked):
         raw(served.url, request("/small", f"Range: bytes={asked[0]}-{asked[1]}"))
     )
     assert (status, fields["content-length"]) == (206, str(len(expected)))
+    assert "connection" not in fields
     assert body == expected[: len(expected) // 2]
     assert served.counts().faults == {"cut": 1}
     assert served.counts().body_bytes == len(body)
