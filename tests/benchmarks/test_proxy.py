@@ -14,12 +14,12 @@ import sys
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import replace
 from importlib.util import module_from_spec, spec_from_file_location
 from itertools import pairwise
 from pathlib import Path
-from threading import Thread
+from threading import Event, Thread
 from urllib.parse import urlsplit
 
 import aiohttp
@@ -737,6 +737,95 @@ def test_faults_of_answers_of_all_kinds(kind):
         one.set(faulty("cut"))
         _, fields, body = parted(raw(one.url, request("/")))
         assert (fields["content-length"], body) == ("400000", LONG[:200_000])
+
+
+@pytest.mark.parametrize("kind", ["cut", "short", "flip"])
+def test_faults_of_a_body_spare_errors_of_the_server(kind):
+    missing = b"HTTP/1.1 404 Not Found\r\nContent-Length: 2\r\n\r\nno"
+    with scripted([missing]) as (url, _), proxy(upstream=url, conditions=faulty(kind)) as one:
+        answer, body = get(one.url, "/")
+        assert (answer.status, body) == (404, b"no")
+        assert one.counts().faults == {}
+
+
+def test_no_more_is_read_from_a_server_than_the_link_carries(running, folder):
+    with (folder / "huge").open("wb") as file:
+        file.truncate(200_000_000)
+    running["folder"].set(Conditions())
+    running["folder"].reset()
+    with proxy(upstream=running["folder"].url, conditions=Conditions(bytes_per_s=2e6)) as one:
+        with connected(one.url) as connection:
+            connection.request("GET", "/huge")
+            until(lambda: one.counts().body_bytes > 500_000)
+            # What the buffers of two sockets hold, at most 36 MiB here.
+            assert running["folder"].counts().body_bytes < 100_000_000
+            one.set(Conditions())
+            assert sum(len(piece) for piece in whole(connection.getresponse())) == 200_000_000
+        assert one.counts().body_bytes == 200_000_000
+
+
+def whole(answer):
+    while piece := answer.read(1 << 20):
+        yield piece
+
+
+def send_zeros(to, n_bytes):
+    """Send so many, or as many as are taken; return how many."""
+    piece, sent = bytes(1 << 20), 0
+    with suppress(TimeoutError):
+        while sent < n_bytes:
+            sent += to.send(piece[: n_bytes - sent])
+    return sent
+
+
+def test_no_more_of_an_upload_is_read_than_the_server_takes():
+    n_bytes, taken, go = 300 << 20, [], Event()
+
+    def serve():
+        one, _ = listener.accept()
+        with one:
+            go.wait(PATIENCE_S)
+            left = len(head) + n_bytes
+            while left:
+                left -= len(one.recv(1 << 20))
+            taken.append(True)
+            one.sendall(OK)
+
+    head = request("/x", f"Content-Length: {n_bytes}", LAST, method="PUT")
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = Thread(target=serve, daemon=True)
+        thread.start()
+        with proxy(upstream=f"http://127.0.0.1:{listener.getsockname()[1]}") as one:
+            parts = urlsplit(one.url)
+            with socket.create_connection((parts.hostname, parts.port)) as client:
+                client.sendall(head)
+                client.settimeout(0.3)
+                sent = send_zeros(client, n_bytes)
+                assert sent < n_bytes
+                go.set()
+                client.settimeout(PATIENCE_S)
+                assert send_zeros(client, n_bytes - sent) == n_bytes - sent
+                assert parted(client.recv(1 << 16))[::2] == (200, b"ok")
+        thread.join(PATIENCE_S)
+    assert taken == [True]
+
+
+def test_who_leaves_early_holds_nothing_back(served):
+    served.set(Conditions(bytes_per_s=200_000))
+    for _ in range(5):
+        with connected(served.url) as connection:
+            connection.request("GET", LARGE_PATH)
+            until(lambda: served.counts().body_bytes > 0)
+        served.reset()
+    served.set(Conditions(latency_s=0.05))
+    with connected(served.url) as connection:
+        connection.request("GET", LARGE_PATH)
+    served.set(Conditions())
+    with connected(served.url) as connection:
+        connection.request("GET", LARGE_PATH)  # more than the buffers of sockets need not take
+    assert get(served.url, LARGE_PATH)[1] == LARGE
+    n_open = len(list(Path(f"/proc/{served._process.pid}/fd").iterdir()))
+    assert n_open < 60
 
 
 def test_answers_without_a_body():
