@@ -354,6 +354,13 @@ def test_a_cap_leaves_time_that_passed_unused(served):
         assert time.monotonic() - begin >= 0.1
 
 
+def test_a_piece_comes_when_the_link_has_carried_all_of_it(served):
+    served.set(Conditions(bytes_per_s=10_000))
+    begin = time.monotonic()
+    get(served.url, "/small")
+    assert time.monotonic() - begin >= len(SMALL) / 10_000
+
+
 def test_a_small_answer_need_not_wait_for_a_large_one(served):
     served.set(Conditions(bytes_per_s=20_000))  # the large one takes minutes
     with connected(served.url) as large:
@@ -590,16 +597,24 @@ def is_dead(pid):
 
 
 def test_the_context_ends_it_after_an_error_and_with_forked_children(folder):
-    context = proxy(folder=folder)
-    one = context.__enter__()
-    child = os.fork()
-    if not child:
-        time.sleep(1000)
-    error = KeyError("x")
-    assert not context.__exit__(KeyError, error, error.__traceback__)
-    assert one._process.poll() == 0
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
+    def fork_and_fail():
+        with proxy(folder=folder) as one:
+            child = os.fork()
+            if not child:
+                time.sleep(PATIENCE_S)
+                os._exit(0)
+            ran.extend([one, child])
+            raise KeyError
+
+    ran = []
+    try:
+        with pytest.raises(KeyError):
+            fork_and_fail()
+    finally:
+        one, child = ran
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    assert one._process.returncode == 0
     with pytest.raises(ConnectionRefusedError):
         get(one.url, "/small")
 
