@@ -220,6 +220,11 @@ def test_head_says_what_get_would_and_brings_no_body(served):
             assert int(whole.headers["Content-Length"]) == len(body)
 
 
+def test_nothing_follows_the_answer_to_head(served):
+    status, fields, body = parted(raw(served.url, request("/small", LAST, method="HEAD")))
+    assert (status, fields["content-length"], body) == (200, str(len(SMALL)), b"")
+
+
 def test_one_connection_serves_many_requests(served):
     with connected(served.url) as connection:
         first = connection.sock
