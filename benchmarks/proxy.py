@@ -620,19 +620,20 @@ class _Client(asyncio.Protocol):
         """Answer the request as a whole, with the fault of the body that was drawn for it."""
         request = self._asked_for
         n_bytes = body.left if body else 0
-        if body and n_bytes and status in _GOOD and request.fault in ("cut", "short", "flip"):
-            self._service.faults[request.fault] += 1
-            if request.fault == "flip":
+        fault = request.fault if n_bytes and status in _GOOD else ""
+        if body and fault:
+            self._service.faults[fault] += 1
+            if fault == "flip":
                 body = body.flipped(request.where)
             else:
                 body.left = n_bytes // 2
-            if request.fault == "cut":
-                self._closing = True
-            if request.fault == "short":
+            if fault == "short":
                 status, n_bytes = HTTPStatus.OK, body.left
                 fields = [f for f in fields if not f.lower().startswith(b"content-range:")]
         parts = [body] if body and body.left and request.method != HTTPMethod.HEAD else []
         self.send_head(status, [*fields, b"Content-Length: %d" % n_bytes], has_body=bool(parts))
+        if fault == "cut":
+            self._closing = True  # of which its head says nothing
         self.send(parts, complete=True)
 
     def send_head(self, status: int, fields: Iterable[bytes], *, has_body: bool) -> None:

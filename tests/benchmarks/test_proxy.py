@@ -14,12 +14,12 @@ import sys
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import replace
 from importlib.util import module_from_spec, spec_from_file_location
 from itertools import pairwise
 from pathlib import Path
-from threading import Thread
+from threading import Event, Thread
 from urllib.parse import urlsplit
 
 import aiohttp
@@ -156,6 +156,10 @@ def until(condition):
         time.sleep(0.005)
 
 
+def n_open(one):
+    return len(list(Path(f"/proc/{one._process.pid}/fd").iterdir()))
+
+
 positions = st.integers(0, len(SMALL) + 3)
 RANGES = st.one_of(
     st.tuples(positions, positions).map(lambda ends: (f"bytes={ends[0]}-{ends[1]}", *ends)),
@@ -214,6 +218,11 @@ def test_head_says_what_get_would_and_brings_no_body(served):
             assert nothing == b""
             assert (head.status, head.getheaders()) == (whole.status, whole.getheaders())
             assert int(whole.headers["Content-Length"]) == len(body)
+
+
+def test_nothing_follows_the_answer_to_head(served):
+    status, fields, body = parted(raw(served.url, request("/small", LAST, method="HEAD")))
+    assert (status, fields["content-length"], body) == (200, str(len(SMALL)), b"")
 
 
 def test_one_connection_serves_many_requests(served):
@@ -278,7 +287,7 @@ def test_more_files_than_are_kept_open(running, tmp_path):
     with proxy(folder=tmp_path) as one, connected(one.url) as connection:
         for n in [*range(300), *range(300)]:
             assert ask(connection, f"/{n}")[1] == str(n).encode()
-        assert len(list(Path(f"/proc/{one._process.pid}/fd").iterdir())) < 200
+        assert n_open(one) < 200
 
 
 def test_requests_sent_at_once_are_answered_in_order(served):
@@ -354,6 +363,13 @@ def test_a_cap_leaves_time_that_passed_unused(served):
         assert time.monotonic() - begin >= 0.1
 
 
+def test_a_piece_comes_when_the_link_has_carried_all_of_it(served):
+    served.set(Conditions(bytes_per_s=10_000))
+    begin = time.monotonic()
+    get(served.url, "/small")
+    assert time.monotonic() - begin >= len(SMALL) / 10_000
+
+
 def test_a_small_answer_need_not_wait_for_a_large_one(served):
     served.set(Conditions(bytes_per_s=20_000))  # the large one takes minutes
     with connected(served.url) as large:
@@ -396,6 +412,7 @@ def test_a_cut_answer_is_the_first_half_of_what_it_promises(served, asked):
         raw(served.url, request("/small", f"Range: bytes={asked[0]}-{asked[1]}"))
     )
     assert (status, fields["content-length"]) == (206, str(len(expected)))
+    assert "connection" not in fields
     assert body == expected[: len(expected) // 2]
     assert served.counts().faults == {"cut": 1}
     assert served.counts().body_bytes == len(body)
@@ -589,16 +606,24 @@ def is_dead(pid):
 
 
 def test_the_context_ends_it_after_an_error_and_with_forked_children(folder):
-    context = proxy(folder=folder)
-    one = context.__enter__()
-    child = os.fork()
-    if not child:
-        time.sleep(1000)
-    error = KeyError("x")
-    assert not context.__exit__(KeyError, error, error.__traceback__)
-    assert one._process.poll() == 0
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
+    def fork_and_fail():
+        with proxy(folder=folder) as one:
+            child = os.fork()
+            if not child:
+                time.sleep(PATIENCE_S)
+                os._exit(0)
+            ran.extend([one, child])
+            raise KeyError
+
+    ran = []
+    try:
+        with pytest.raises(KeyError):
+            fork_and_fail()
+    finally:
+        one, child = ran
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    assert one._process.returncode == 0
     with pytest.raises(ConnectionRefusedError):
         get(one.url, "/small")
 
@@ -736,6 +761,97 @@ def test_faults_of_answers_of_all_kinds(kind):
         one.set(faulty("cut"))
         _, fields, body = parted(raw(one.url, request("/")))
         assert (fields["content-length"], body) == ("400000", LONG[:200_000])
+
+
+@pytest.mark.parametrize("kind", ["cut", "short", "flip"])
+def test_faults_of_a_body_spare_errors_of_the_server(kind):
+    missing = b"HTTP/1.1 404 Not Found\r\nContent-Length: 2\r\n\r\nno"
+    with scripted([missing]) as (url, _), proxy(upstream=url, conditions=faulty(kind)) as one:
+        answer, body = get(one.url, "/")
+        assert (answer.status, body) == (404, b"no")
+        assert one.counts().faults == {}
+
+
+def test_no_more_is_read_from_a_server_than_the_link_carries(running, folder):
+    with (folder / "huge").open("wb") as file:
+        file.truncate(200_000_000)
+    running["folder"].set(Conditions())
+    running["folder"].reset()
+    with proxy(upstream=running["folder"].url, conditions=Conditions(bytes_per_s=2e6)) as one:
+        with connected(one.url) as connection:
+            connection.request("GET", "/huge")
+            until(lambda: one.counts().body_bytes > 500_000)
+            # What the buffers of two sockets hold, at most 36 MiB here.
+            assert running["folder"].counts().body_bytes < 100_000_000
+            one.set(Conditions())
+            assert sum(len(piece) for piece in whole(connection.getresponse())) == 200_000_000
+        assert one.counts().body_bytes == 200_000_000
+
+
+def whole(answer):
+    while piece := answer.read(1 << 20):
+        yield piece
+
+
+def send_zeros(to, n_bytes):
+    """Send so many, or as many as are taken; return how many."""
+    piece, sent = bytes(1 << 20), 0
+    with suppress(TimeoutError):
+        while sent < n_bytes:
+            sent += to.send(piece[: n_bytes - sent])
+    return sent
+
+
+def test_no_more_of_an_upload_is_read_than_the_server_takes():
+    n_bytes, taken, go = 300 << 20, [], Event()
+
+    def serve():
+        one, _ = listener.accept()
+        with one:
+            go.wait(PATIENCE_S)
+            left = len(head) + n_bytes
+            while left:
+                left -= len(one.recv(1 << 20))
+            taken.append(True)
+            one.sendall(OK)
+
+    head = request("/x", f"Content-Length: {n_bytes}", LAST, method="PUT")
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = Thread(target=serve, daemon=True)
+        thread.start()
+        with proxy(upstream=f"http://127.0.0.1:{listener.getsockname()[1]}") as one:
+            parts = urlsplit(one.url)
+            with socket.create_connection((parts.hostname, parts.port)) as client:
+                client.sendall(head)
+                client.settimeout(0.3)
+                sent = send_zeros(client, n_bytes)
+                assert sent < n_bytes
+                go.set()
+                client.settimeout(PATIENCE_S)
+                assert send_zeros(client, n_bytes - sent) == n_bytes - sent
+                assert parted(client.recv(1 << 16))[::2] == (200, b"ok")
+        thread.join(PATIENCE_S)
+    assert taken == [True]
+
+
+def test_who_leaves_early_holds_nothing_back(served):
+    get(served.url, "/small")
+    before = n_open(served)
+    served.reset()
+    served.set(Conditions(bytes_per_s=200_000))
+    for _ in range(5):
+        with connected(served.url) as connection:
+            connection.request("GET", LARGE_PATH)
+            until(lambda: served.counts().body_bytes > 0)
+        served.reset()
+    served.set(Conditions(latency_s=0.05))
+    with connected(served.url) as connection:
+        connection.request("GET", LARGE_PATH)
+    served.set(Conditions())
+    with connected(served.url) as connection:
+        connection.request("GET", LARGE_PATH)  # more than the buffers of sockets need not take
+    assert get(served.url, LARGE_PATH)[1] == LARGE
+    until(lambda: n_open(served) <= before + 1)  # it keeps one more file open
 
 
 def test_answers_without_a_body():
