@@ -110,9 +110,8 @@ class Model(RuleBasedStateMachine):
     def forget(self, data, which, shard):
         start, stop = data.draw(ranges(shard[1]))
         self.caches[which].forget(*shard, start, stop)
-        if start < stop:
-            first, last = RangeCache.widen(start, stop, shard[1])
-            self.there[shard][first:last] = False
+        first, last = RangeCache.widen(start, stop, shard[1])
+        self.there[shard][first:last] = False
         self.caches[1 - which] = self.new_cache()  # it may remember
 
     @rule(which=st.integers(0, 1))
