@@ -321,6 +321,28 @@ def test_a_folder_removed_while_it_is_used(cache, folder, monkeypatch):
     assert find(cache) == TRUE
 
 
+def test_a_folder_removed_again_and_again(folder, monkeypatch):
+    monkeypatch.setattr(range_cache, "_TIDY_S", 0.001)
+    cache = RangeCache(DiskCache(folder, max_bytes=1 << 21))
+    found = []
+    threads = [
+        threading.Thread(
+            target=lambda seed=seed: found.append(use(cache, seed, 600, MANY, 5 * PAGE))
+        )
+        for seed in range(2)
+    ]
+    for thread in threads:
+        thread.start()
+    while any(thread.is_alive() for thread in threads):
+        shutil.rmtree(folder, ignore_errors=True)
+        time.sleep(0.001)
+    for thread in threads:
+        thread.join()
+    assert [wrong for _, wrong in found] == [0, 0]
+    keep(cache, 0, SIZE)
+    assert find(cache) == TRUE
+
+
 def cut_data(file):
     os.truncate(file, 20 * PAGE)
 
