@@ -459,9 +459,10 @@ def _round_up(n_bytes: int) -> int:
 def _make_folder(folder: Path, *below: str) -> None:
     """Make a folder, and folders in it, for their owner alone."""
     folder.parent.mkdir(parents=True, exist_ok=True)
-    for place in (folder, *(folder.joinpath(*below[: n + 1]) for n in range(len(below)))):
+    for name in ("", *below):
+        folder /= name
         with suppress(FileExistsError):
-            place.mkdir(mode=0o700)
+            folder.mkdir(mode=0o700)
 
 
 def _open(path: Path, *, create: bool) -> int:
