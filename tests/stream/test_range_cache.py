@@ -684,6 +684,15 @@ def test_what_was_not_used_for_longest_goes_first(folder):
     assert reader.usage_bytes() <= 0.8 * limit
 
 
+def test_what_a_process_removed_it_keeps_anew(folder):
+    cache = RangeCache(DiskCache(folder, max_bytes=20 * PAGE))
+    keep(cache, 0, 10 * PAGE)
+    keep(cache, 0, 15 * PAGE, "b", SIZE)
+    assert find(cache, 0, PAGE) is None
+    keep(cache, 0, 3 * PAGE)
+    assert find(RangeCache(cache.settings), 0, 3 * PAGE) == TRUE[: 3 * PAGE]
+
+
 def test_use_is_noted_at_most_once_a_minute(cache, folder, monkeypatch):
     keep(cache, 0, SIZE)
     (file,) = mirrors(folder)
