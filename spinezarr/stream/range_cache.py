@@ -324,6 +324,8 @@ class RangeCache:
             mirror = self._mirror(key, size, create=True) if self._has_room(needed) else None
             if mirror is not None:
                 mirror.write(aligned // _PAGE_BYTES, content[aligned - start : end - start])
+        except FileNotFoundError:
+            pass  # somebody is removing the folder: next time
         except OSError as problem:
             self._stop_keeping(problem)
 
@@ -456,10 +458,11 @@ def _round_up(n_bytes: int) -> int:
 
 def _make_folder(folder: Path, *below: str) -> None:
     """Make a folder, and folders in it, for their owner alone."""
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    for name in below:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    for name in ("", *below):
         folder /= name
-        folder.mkdir(mode=0o700, exist_ok=True)
+        with suppress(FileExistsError):
+            folder.mkdir(mode=0o700)
 
 
 def _open(path: Path, *, create: bool) -> int:
