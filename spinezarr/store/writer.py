@@ -141,13 +141,13 @@ class StoreWriter:
 
     def _claim(self) -> None:
         metadata = f"{self._path}/{_METADATA}"
-        found: RootAttributes | None = None
-        with suppress(FileNotFoundError, NotADirectoryError):
-            found = self._root_of_same_dataset(self._fs.cat_file(metadata))
+        found = self._found_root()
         if found is None and self._taken():
-            raise UsageError(
-                f"{self.url}: exists and is not a store. Choose an empty or new folder."
-            )
+            found = self._found_root()  # another one may have made it meanwhile
+            if found is None:
+                raise UsageError(
+                    f"{self.url}: exists and is not a store. Choose an empty or new folder."
+                )
         profile = profile_named((found or self.root).codec_profile).name
         self.root = self.root.model_copy(update={"codec_profile": profile})
         files = root_files(self.root.model_dump(mode="json"))
@@ -158,6 +158,11 @@ class StoreWriter:
         for path, data in below.items():
             if path not in there:
                 publish_file(self._fs, path, data)
+
+    def _found_root(self) -> RootAttributes | None:
+        with suppress(FileNotFoundError, NotADirectoryError):
+            return self._root_of_same_dataset(self._fs.cat_file(f"{self._path}/{_METADATA}"))
+        return None
 
     def _root_of_same_dataset(self, metadata: bytes) -> RootAttributes:
         try:
@@ -416,11 +421,11 @@ class StoreWriter:
         # Removed first: whoever finds it there finds in it what the folder holds.
         self._remove_bundle()
         _switch(self._fs, place, files, replaces=_METADATA in old)
-        remove_files(self._fs, place, old - files.keys())
         if self._guard is not None:
             self._guard(at_once=True)
         bundled = {key: data for key, data in files.items() if not key.endswith(f"/{_METADATA}")}
         publish_file(self._fs, f"{self._path}/{TABLE_BUNDLE}", bundle_files(bundled))
+        remove_files(self._fs, place, old - files.keys())
 
     def _remove_bundle(self) -> None:
         """Let readers ask for the table's own files."""

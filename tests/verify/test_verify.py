@@ -1,6 +1,7 @@
 import json
 import os
 import shutil
+from base64 import b64encode
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -380,6 +381,51 @@ def test_a_shard_without_a_chunk_is_a_fault_though_all_checksums_hold(copied, na
     entry = shard_entry(path.read_bytes(), 4).model_dump()
     rewrite(copied, lambda m: m["attributes"]["manifest"].update({f"{name}/c/0/0/0": entry}))
     assert {f.found for f in faults_of(copied) if f.kind == "missing"} >= {"no chunk (0, 0, 0)"}
+
+
+def other_chunks(entry, change):
+    """Describe a shard by a changed table of its chunks."""
+    rows = entry.chunk_rows(4).copy()
+    change(rows)
+    return {**entry.model_dump(), "chunks": b64encode(rows.tobytes()).decode()}
+
+
+def exchange(rows):
+    rows["size"][[0, 1]] = rows["size"][[1, 0]]
+
+
+@pytest.mark.parametrize(
+    ("change", "found"),
+    [
+        (
+            lambda entry: {**entry.model_dump(), "index_crc32c": "00000000"},
+            "an index with crc32c",
+        ),
+        (
+            lambda entry: other_chunks(entry, lambda rows: rows["crc32c"].put(1, 7)),
+            "chunks with other checksums",
+        ),
+        (lambda entry: other_chunks(entry, exchange), "an index of other chunks"),
+    ],
+)
+def test_a_whole_shard_that_the_manifest_lists_wrongly_is_a_fault(copied, change, found):
+    entry = StoreReader(str(copied)).scan("a").image.shards[0, 0, 0]
+    assert len(set(entry.chunk_rows(4)["size"][:2].tolist())) == 2
+    rewrite(copied, lambda m: m["attributes"]["manifest"].update({SHARDS[0]: change(entry)}))
+    (fault,) = [fault for fault in faults_of(copied) if fault.path == f"scans/a/{SHARDS[0]}"]
+    assert fault.kind == "damaged"
+    assert fault.found.startswith(found)
+
+
+def test_a_table_of_chunks_that_cannot_be_is_a_fault(copied):
+    entry = StoreReader(str(copied)).scan("a").image.shards[0, 0, 0]
+    changed = other_chunks(entry, lambda rows: rows["size"].put(0, 7))
+    rewrite(copied, lambda m: m["attributes"]["manifest"].update({SHARDS[0]: changed}))
+    (fault,) = [fault for fault in faults_of(copied) if fault.path == "scans/a/zarr.json"]
+    assert fault.kind == "damaged"
+    assert "chunks and index are" in fault.found
+    with pytest.raises(CorruptStoreError, match=r"is not what spinezarr writes .its chunks and"):
+        spinezarr.open(copied).scan("a")
 
 
 def test_a_store_in_memory_is_checked(pristine):
