@@ -19,10 +19,12 @@ if TYPE_CHECKING:
     from spinezarr.api import open as open  # noqa: A004
     from spinezarr.errors import SpinezarrError as SpinezarrError
     from spinezarr.stream.batch import Batch as Batch
+    from spinezarr.stream.range_cache import DiskCache as DiskCache
     from spinezarr.stream.stream import PatchStream as PatchStream
 
 _HOMES = {
     "Batch": "spinezarr.stream.batch",
+    "DiskCache": "spinezarr.stream.range_cache",
     "PatchStream": "spinezarr.stream.stream",
     "SpinezarrError": "spinezarr.errors",
     "Store": "spinezarr.api",
@@ -32,6 +34,7 @@ _HOMES = {
 
 __all__ = [
     "Batch",
+    "DiskCache",
     "PatchStream",
     "SpinezarrError",
     "Store",

@@ -15,10 +15,12 @@ from spinezarr.geometry import FLAT_AXIS, Plane, ShapeZYX, SpacingZYX, axis_posi
 from spinezarr.loaders.huggingface import SplitDataset, load_splits
 from spinezarr.stats.statistics import Statistics, compute_statistics, select_scans
 from spinezarr.store.reader import StoreReader
+from spinezarr.store.remote import IN_FLIGHT
 from spinezarr.stream.draw import Centers, Sampler
 from spinezarr.stream.engine import Engine
 from spinezarr.stream.fetch import fetcher_for
 from spinezarr.stream.grid import GridStream, Tiling
+from spinezarr.stream.range_cache import DiskCache
 from spinezarr.stream.spacing import OWN_SPACING, TargetZYX, patch_size, target_spacing
 from spinezarr.stream.stream import PatchStream
 from spinezarr.stream.volumes import StoredVolumes
@@ -39,7 +41,9 @@ def open(  # noqa: A001  spinezarr.open reads as xarray.open_zarr does
     *,
     catalog: str | os.PathLike[str] | None = None,
     storage_options: Mapping[str, Any] | None = None,
+    cache: DiskCache | str | os.PathLike[str] | None = None,
     cache_bytes: int = 0,
+    in_flight: int = IN_FLIGHT,
 ) -> "Store":
     """Open a store.
 
@@ -53,9 +57,15 @@ def open(  # noqa: A001  spinezarr.open reads as xarray.open_zarr does
     storage_options
         For the file system of a URL, as in xarray: ``{"endpoint_url": ..., "profile": ...}`` or
         ``{"anon": True}`` for a bucket. They go before those in the catalog.
+    cache
+        A folder on disk, or :class:`DiskCache`, that keeps the compressed bytes that come from a
+        URL, for the next epoch and other processes. Not used for stores on disk.
     cache_bytes
         Of decoded chunks that are kept in memory for the next reads. It pays for those who look
         at the same places again; random patches of a store that is larger are read faster without.
+    in_flight
+        Requests to a URL that are under way at once, in each process. More of them bridge longer
+        distances, and are refused by servers that limit them.
 
     Raises
     ------
@@ -64,16 +74,21 @@ def open(  # noqa: A001  spinezarr.open reads as xarray.open_zarr does
     CatalogError
         If the catalog does not load.
     UsageError
-        If ``cache_bytes`` is negative.
+        If a number is out of range, or the cache cannot be used.
     """
     if cache_bytes < 0:
         raise UsageError(f"cache_bytes {cache_bytes}: must not be negative.")
+    if in_flight < 1:
+        raise UsageError(f"in_flight {in_flight}: must be at least 1.")
     url, options = locate_store(os.fspath(store), catalog)
-    return Store(StoreReader(url, {**options, **(storage_options or {})}), cache_bytes=cache_bytes)
+    reader = StoreReader(url, {**options, **(storage_options or {})}, in_flight=in_flight)
+    if cache is not None and not isinstance(cache, DiskCache):
+        cache = DiskCache(Path(cache))
+    return Store(reader, cache=cache, cache_bytes=cache_bytes)
 
 
-def _store(reader: StoreReader, cache_bytes: int) -> "Store":
-    return Store(reader, cache_bytes=cache_bytes)
+def _store(reader: StoreReader, cache: DiskCache | None, cache_bytes: int) -> "Store":
+    return Store(reader, cache=cache, cache_bytes=cache_bytes)
 
 
 def load_dataset(
@@ -130,13 +145,18 @@ class Store:
     ----------
     reader
         Reads its files.
+    cache
+        Keeps on disk what comes from afar.
     cache_bytes
         Of decoded chunks that are kept in memory.
     """
 
-    def __init__(self, reader: StoreReader, *, cache_bytes: int = 0) -> None:
+    def __init__(
+        self, reader: StoreReader, *, cache: DiskCache | None = None, cache_bytes: int = 0
+    ) -> None:
         self._reader = reader
-        self._engine = Engine(fetcher_for(reader.objects), cache_bytes=cache_bytes)
+        self._cache = cache
+        self._engine = Engine(fetcher_for(reader.objects, cache), cache_bytes=cache_bytes)
 
     def __repr__(self) -> str:
         table = self.table
@@ -146,8 +166,8 @@ class Store:
             f"<spinezarr.Store {self._reader.root.dataset}: {table.sizes['scan']} scans{by_split}>"
         )
 
-    def __reduce__(self) -> tuple[Callable[..., "Store"], tuple[StoreReader, int]]:
-        return _store, (self._reader, self._engine.cache_bytes)
+    def __reduce__(self) -> tuple[Callable[..., "Store"], tuple[object, ...]]:
+        return _store, (self._reader, self._cache, self._engine.cache_bytes)
 
     @property
     def url(self) -> str:

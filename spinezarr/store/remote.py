@@ -74,6 +74,7 @@ References
 .. [1] "Best practices design patterns: optimizing Amazon S3 performance",
    https://docs.aws.amazon.com/AmazonS3/latest/userguide/optimizing-performance.html
 """
+_NO_TIME_S: Final = 1e-9
 _CALLERS: Final = 16
 """Threads that wait for metadata side by side."""
 _REREADS: Final = 3
@@ -334,7 +335,7 @@ class _Times:
         sent_bytes = sum(n for _, n in self._answers)
         least, most = _GAP_BYTES
         worth = _REQUEST_WORTH * latency_s * sent_bytes
-        self.gap_bytes = int(min(most, max(least, worth / sent_s))) if sent_s else least
+        self.gap_bytes = int(min(most, max(least, worth / max(sent_s, _NO_TIME_S))))
 
     def late_s(self, size: int) -> float:
         """Return the time after which a range of this size is late."""

@@ -32,7 +32,7 @@ from spinezarr.stream.native import (
     address,
     kernel,
 )
-from spinezarr.stream.places import ChunkTables, Places, corrupt
+from spinezarr.stream.places import ChunkTables, Places
 from spinezarr.stream.plan import ReadPlan, plan_reads
 
 __all__ = ["BoxRead", "Engine"]
@@ -70,7 +70,7 @@ class Engine:
     def __init__(self, fetch: Fetcher, *, cache_bytes: int = 0) -> None:
         self.buffers = Buffers()
         self._fetch = fetch
-        self._tables = ChunkTables()
+        self._tables = ChunkTables(fetch.name)
         self._cache: BoundedCache[_Chunk, Voxels] = BoundedCache(cache_bytes)
 
     def __reduce__(self) -> tuple[Callable[..., "Engine"], tuple[Fetcher, int]]:
@@ -202,7 +202,7 @@ class Engine:
         except FileNotFoundError as problem:
             named = [shard.path in str(problem) for shard in places.shards]
             gone = int(np.flatnonzero(places.shard == named.index(True))[0]) if any(named) else 0
-            raise corrupt(plan, gone, "is gone: its shard is missing") from problem
+            raise self._tables.corrupt(plan, gone, "is gone: its shard is missing") from problem
 
     def _fill_slowly(
         self,
@@ -225,7 +225,7 @@ class Engine:
                 break
             except ChunkDamagedError as problem:
                 if not rereads_left:
-                    raise corrupt(plan, chunk, str(problem)) from problem
+                    raise self._tables.corrupt(plan, chunk, str(problem)) from problem
                 data = self._fetch.afresh(where)
         for box, within_chunk, within_box in plan.shares(chunk):
             outputs[box][within_box.slices] = voxels[within_chunk.slices]

@@ -13,7 +13,7 @@ from typing_extensions import Buffer
 from spinezarr.store.objects import Objects
 from spinezarr.store.remote import RemoteObjects
 from spinezarr.stream.cache import BoundedCache
-from spinezarr.stream.range_cache import DiskCache, RangeCache
+from spinezarr.stream.range_cache import DiskCache, RangeCache, shared_range_cache
 
 __all__ = [
     "ByteRange",
@@ -74,6 +74,10 @@ class Fetcher(ABC):
     def n_requests(self, ranges: Sequence[ByteRange], /) -> int:
         """Return how many times these ranges are asked for: requests, or system calls."""
         return len(ranges)
+
+    def name(self, path: str) -> str:
+        """Return a path as messages give it."""
+        return path
 
 
 class LocalFetcher(Fetcher):
@@ -151,14 +155,13 @@ class RemoteFetcher(Fetcher):
     rereads = RemoteObjects.rereads
     calls_at_once = _CALLS
 
-    def __init__(self, objects: RemoteObjects, cache: DiskCache | None = None) -> None:
+    def __init__(self, objects: RemoteObjects, cache: RangeCache | None = None) -> None:
         self._objects = objects
-        self._cache_settings = cache
-        self._cache = None if cache is None else RangeCache(cache)
+        self._cache = cache
         self._small: BoundedCache[StoredShard, _SmallShard] = BoundedCache(_KEPT_BYTES)
 
     def __reduce__(self) -> tuple[Callable[..., "RemoteFetcher"], tuple[object, ...]]:
-        return RemoteFetcher, (self._objects, self._cache_settings)
+        return RemoteFetcher, (self._objects, self._cache)
 
     def __call__(self, ranges: Sequence[ByteRange], /) -> list[memoryview]:
         """See :class:`Fetcher`."""
@@ -178,6 +181,10 @@ class RemoteFetcher(Fetcher):
             whole = _whole_if_small(damaged)
             self._cache.forget(shard.content, shard.size_bytes, whole.start, whole.stop)
         return self([damaged])[0]
+
+    def name(self, path: str) -> str:
+        """See :class:`Fetcher`."""
+        return self._objects.name(path)
 
     def n_requests(self, ranges: Sequence[ByteRange], /) -> int:
         """See :class:`Fetcher`."""
@@ -256,7 +263,7 @@ def _is_near(run: Sequence[ByteRange], item: ByteRange, gap_bytes: int) -> bool:
 
 
 def fetcher_for(objects: Objects, cache: DiskCache | None = None) -> Fetcher:
-    """Return the fetcher of a store's chunks."""
+    """Return the fetcher of a store's chunks; files on disk need no cache."""
     if isinstance(objects, RemoteObjects):
-        return RemoteFetcher(objects, cache)
+        return RemoteFetcher(objects, None if cache is None else shared_range_cache(cache))
     return LocalFetcher()

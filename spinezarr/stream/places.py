@@ -2,7 +2,7 @@
 
 import hashlib
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Final
@@ -18,7 +18,7 @@ from spinezarr.stream.cache import BoundedCache
 from spinezarr.stream.fetch import ByteRange, StoredShard
 from spinezarr.stream.plan import ReadPlan
 
-__all__ = ["ChunkTables", "Places", "corrupt"]
+__all__ = ["ChunkTables", "Places"]
 
 _KEPT_BYTES: Final = 64 << 20
 """Of tables in memory: some 1,400 scans of 512 x 512 x 600 voxels with their masks."""
@@ -62,9 +62,15 @@ class ChunkTables:
     """The chunks of shards by their positions, as scans' manifests list them.
 
     Those that were used last are kept. Shared between threads.
+
+    Parameters
+    ----------
+    name
+        Gives the name of a path for messages.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, name: Callable[[str], str]) -> None:
+        self._name = name
         self._kept: BoundedCache[_Shard, _Table] = BoundedCache(_KEPT_BYTES)
 
     def locate(self, plan: ReadPlan) -> Places:
@@ -93,16 +99,25 @@ class ChunkTables:
                 number[chunks] = len(shards)
                 shards.append(known[shard].shard)
             elif shard[0].name != LABEL:
-                raise corrupt(plan, chunks.start, "is missing: the manifest lacks its shard")
+                raise self.corrupt(plan, chunks.start, "is missing: the manifest lacks its shard")
         for chunk in np.flatnonzero(rows["size"] == 0).tolist():
             if plan.arrays[plan.array[chunk]].name != LABEL:
-                raise corrupt(plan, chunk, "is missing from its shard")
+                raise self.corrupt(plan, chunk, "is missing from its shard")
         return Places(
             shards=tuple(shards),
             shard=number,
             offset=rows["offset"],
             size=rows["size"],
             crc32c=rows["crc32c"],
+        )
+
+    def corrupt(self, plan: ReadPlan, chunk: int, problem: str) -> CorruptStoreError:
+        """Say what is wrong with a chunk of a plan."""
+        array = plan.arrays[plan.array[chunk]]
+        return CorruptStoreError(
+            f"scan {array.scan_id!r}, {array.name} chunk {plan.chunk_index(chunk)} in "
+            f"{self._name(array.shard_path(plan.shard_index(chunk)))} {problem}. "
+            "Ingest this scan again, or copy the store again."
         )
 
 
@@ -129,13 +144,3 @@ def _table(array: ArraySpec, shard_zyx: ShapeZYX) -> _Table:
     rows["crc32c"][listed["position"]] = listed["crc32c"]
     content = hashlib.sha256(entry.model_dump_json().encode()).hexdigest()
     return _Table(StoredShard(array.shard_path(shard_zyx), entry.size_bytes, content), rows)
-
-
-def corrupt(plan: ReadPlan, chunk: int, problem: str) -> CorruptStoreError:
-    """Say what is wrong with a chunk of a plan."""
-    array = plan.arrays[plan.array[chunk]]
-    return CorruptStoreError(
-        f"scan {array.scan_id!r}, {array.name} chunk {plan.chunk_index(chunk)} in "
-        f"{array.shard_path(plan.shard_index(chunk))} {problem}. "
-        "Ingest this scan again, or copy the store again."
-    )

@@ -1,0 +1,392 @@
+import asyncio
+import multiprocessing
+import os
+import pickle
+import random
+import signal
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from spinezarr.store import remote
+from spinezarr.store.remote import RemoteObjects
+from spinezarr.store.transport import TransientError
+
+DATA = random.Random(5).randbytes(3_000_000)  # noqa: S311
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory, proxies):
+    folder = tmp_path_factory.mktemp("served")
+    (folder / "large").write_bytes(DATA)
+    for n in range(9):
+        (folder / f"small{n}").write_bytes(bytes([n]) * n)
+    with proxies.proxy(folder=folder) as running:
+        yield running
+
+
+@pytest.fixture
+def proxy(served, proxies):
+    served.set(proxies.Conditions())
+    served.reset()
+    return served
+
+
+class Scripted:
+    """A transport that does what it is told, and notes how much of it is under way."""
+
+    def __init__(self, answer):
+        self.answer = answer
+        self.asked = []
+        self.under_way = self.most_under_way = self.most_bytes = self.bytes = self.left = 0
+
+    async def get(self, path, start=None, stop=None):
+        number, size = len(self.asked), (stop or 0) - (start or 0)
+        self.asked.append((path, start, stop))
+        self.under_way += 1
+        self.bytes += size
+        self.most_under_way = max(self.most_under_way, self.under_way)
+        self.most_bytes = max(self.most_bytes, self.bytes)
+        try:
+            return await self.answer(number, path, start, stop)
+        except asyncio.CancelledError:
+            self.left += 1
+            raise
+        finally:
+            self.under_way -= 1
+            self.bytes -= size
+
+
+@pytest.fixture
+def scripted(monkeypatch):
+    """Make objects behind a scripted transport."""
+
+    def start(answer, **options):
+        transport = Scripted(answer)
+        monkeypatch.setattr(remote, "open_transport", lambda *_: (transport, "p"))
+        return RemoteObjects("s3://bucket/p", **options), transport
+
+    return start
+
+
+async def whole(_number, _path, start, stop):
+    await asyncio.sleep(0.002)
+    return DATA[start:stop]
+
+
+# What comes back
+
+
+@given(
+    st.lists(
+        st.tuples(st.integers(0, len(DATA) - 1), st.integers(1, 200_000)), min_size=1, max_size=20
+    )
+)
+@settings(max_examples=20)
+def test_ranges_come_back_in_order_whatever_fails(served, proxies, spans):
+    kinds = tuple(kind for kind in proxies.FAULTS if kind not in {"flip", "stall"})
+    served.set(proxies.Conditions(fault_rate=0.2, fault_kinds=kinds))
+    wanted = [(f"{served.url}/large", a, min(a + n, len(DATA))) for a, n in spans]
+    found = RemoteObjects(served.url).read_ranges(wanted)
+    assert [bytes(data) for data in found] == [DATA[a:b] for _, a, b in wanted]
+
+
+def test_objects_come_back_whole_and_absent_ones_are_left_out(proxy):
+    paths = [f"{proxy.url}/small{n}" for n in (*range(9), 77)]
+    found = RemoteObjects(proxy.url).read(paths)
+    assert found == {path: bytes([n]) * n for n, path in enumerate(paths[:9])}
+
+
+def test_an_absent_object_has_no_ranges(proxy):
+    with pytest.raises(FileNotFoundError, match="absent: there is no such object"):
+        RemoteObjects(proxy.url).read_ranges([(f"{proxy.url}/absent", 0, 5)])
+
+
+def test_an_object_that_is_shorter_is_asked_for_again_and_comes_back_short(proxy):
+    path = f"{proxy.url}/small5"
+    (data,) = RemoteObjects(proxy.url).read_ranges([(path, 0, 9)])
+    assert bytes(data) == bytes([5]) * 5
+    assert proxy.counts().requests == 4
+
+
+def test_objects_are_read_after_pickling_and_in_forked_processes(proxy):
+    objects = RemoteObjects(proxy.url, in_flight=3)
+    wanted = [(f"{proxy.url}/large", 7, 99)]
+    assert bytes(objects.read_ranges(wanted)[0]) == DATA[7:99]
+    again = pickle.loads(pickle.dumps(objects))  # noqa: S301  our own
+    assert again.in_flight == 3
+    for method in ("fork", "spawn"):
+        with multiprocessing.get_context(method).Pool(1) as pool:
+            asked = pool.apply_async(_read, (again, wanted))
+            assert asked.get(60) == DATA[7:99]
+
+
+def _read(objects, wanted):
+    return bytes(objects.read_ranges(wanted)[0])
+
+
+def test_a_process_forked_while_others_read_reads_too(proxy):
+    objects = RemoteObjects(proxy.url)
+    wanted = [(f"{proxy.url}/large", n, n + 5000) for n in range(50)]
+    done = threading.Event()
+
+    def read_on():
+        while not done.is_set():
+            objects.read_ranges(wanted)
+
+    with ThreadPoolExecutor(2) as threads:
+        running = [threads.submit(read_on) for _ in range(2)]
+        time.sleep(0.1)
+        with multiprocessing.get_context("fork").Pool(2) as pool:
+            found = pool.starmap_async(_read, [(objects, wanted[:1])] * 4).get(60)
+        done.set()
+        for thread in running:
+            thread.result()
+    assert found == [DATA[:5000]] * 4
+
+
+# How many at once
+
+
+def test_no_more_requests_are_under_way_than_may_be(scripted):
+    objects, transport = scripted(whole, in_flight=4)
+
+    def read(first):
+        return objects.read_ranges([("p", first + i, first + i + 2) for i in range(30)])
+
+    with ThreadPoolExecutor(5) as threads:
+        found = list(threads.map(read, range(10)))
+    assert found == [[DATA[a + i : a + i + 2] for i in range(30)] for a in range(10)]
+    assert transport.most_under_way == 4
+    assert len(transport.asked) == 300
+
+
+def test_no_more_bytes_are_under_way_than_may_be(scripted, monkeypatch):
+    monkeypatch.setattr(remote, "_IN_FLIGHT_BYTES", 1000)
+    objects, transport = scripted(whole)
+    objects.read_ranges([("p", i, i + 300) for i in range(40)] + [("p", 0, 5000)])
+    assert 900 <= transport.most_bytes <= 5000
+    small = scripted(whole)[0], None
+    assert small[0].read_ranges([("p", 0, 5000)]) == [DATA[:5000]]
+
+
+def test_what_is_left_makes_room_for_others(scripted):
+    """Requests that wait for their turn, and those under way, go when nobody waits for them."""
+
+    async def slow(number, _path, start, stop):
+        await asyncio.sleep(0 if number >= 2 else 30)
+        return DATA[start:stop]
+
+    objects, transport = scripted(slow, in_flight=2)
+    with pytest.raises(ZeroDivisionError), interrupted(ZeroDivisionError):
+        objects.read_ranges([("p", i, i + 2) for i in range(9)])
+    assert objects.read_ranges([("p", 5, 9)] * 6) == [DATA[5:9]] * 6
+    assert transport.left == 2
+    assert len(transport.asked) == 8
+
+
+class interrupted:  # noqa: N801  reads as a verb
+    """Raise an error in the main thread a moment later, as an interrupt would."""
+
+    def __init__(self, problem):
+        self._problem = problem
+
+    def __enter__(self):
+        self._before = signal.signal(signal.SIGALRM, self._raise)
+        signal.setitimer(signal.ITIMER_REAL, 0.3)
+
+    def _raise(self, *_):
+        raise self._problem
+
+    def __exit__(self, *_):
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, self._before)
+
+
+# Asking again
+
+
+def failing(times, problem):
+    async def answer(number, _path, start, stop):
+        if number < times:
+            raise problem
+        return DATA[start:stop]
+
+    return answer
+
+
+def transient(wait_s=None):
+    problem = TransientError(5, "the server answered 503", "s3://bucket/p")
+    problem.retry_after_s = wait_s
+    return problem
+
+
+def test_what_fails_is_asked_for_again(scripted, monkeypatch):
+    monkeypatch.setattr(remote, "_BACKOFF_S", (0.001, 0.002))
+    objects, transport = scripted(failing(4, transient()))
+    assert objects.read_ranges([("p", 3, 8)]) == [DATA[3:8]]
+    assert transport.asked == [("p", 3, 8)] * 5
+
+
+def test_a_server_that_never_answered_is_given_up_soon(scripted, monkeypatch):
+    monkeypatch.setattr(remote, "_BACKOFF_S", (0.001, 0.002))
+    objects, transport = scripted(failing(99, transient()))
+    with pytest.raises(ConnectionError, match="5 attempts in 0 s: the server answered 503") as told:
+        objects.read(["p"])
+    assert told.value.filename == "s3://bucket/p"
+    assert len(transport.asked) == 5
+
+
+def test_a_server_that_has_answered_is_given_time(scripted, monkeypatch):
+    monkeypatch.setattr(remote, "_BACKOFF_S", (0.01, 0.01))
+    monkeypatch.setattr(remote, "_PATIENCE_S", 0.3)
+
+    async def answer(number, _path, start, stop):
+        if number:
+            raise transient()
+        return DATA[start:stop]
+
+    objects, transport = scripted(answer)
+    objects.read_ranges([("p", 0, 1)])
+    began = time.monotonic()
+    with pytest.raises(ConnectionError):
+        objects.read_ranges([("p", 0, 1)])
+    assert time.monotonic() - began >= 0.3
+    assert len(transport.asked) > 6
+
+
+def test_a_server_is_left_alone_for_as_long_as_it_wishes(scripted):
+    objects, _ = scripted(failing(1, transient(0.4)))
+    began = time.monotonic()
+    objects.read_ranges([("p", 0, 1)])
+    assert time.monotonic() - began >= 0.4
+
+
+@pytest.mark.parametrize("problem", [PermissionError(13, "refused"), OSError(5, "no such bucket")])
+def test_what_will_not_change_is_not_asked_for_again(scripted, problem):
+    objects, transport = scripted(failing(9, problem))
+    with pytest.raises(type(problem), match=problem.strerror):
+        objects.read_ranges([("p", 0, 1)])
+    assert len(transport.asked) == 1
+
+
+# Late answers
+
+
+def test_a_late_answer_is_asked_for_a_second_time(scripted, monkeypatch):
+    monkeypatch.setattr(remote, "_LATE_S", (0.05, 0.05))
+
+    async def answer(number, _path, start, stop):
+        if number == 0:
+            await asyncio.sleep(60)
+        return DATA[start:stop]
+
+    objects, transport = scripted(answer)
+    assert objects.read_ranges([("p", 3, 8)]) == [DATA[3:8]]
+    assert len(transport.asked) == 2
+    time.sleep(0.05)
+    assert transport.left == 1
+
+
+def test_a_late_answer_is_used_if_it_comes_first(scripted, monkeypatch):
+    monkeypatch.setattr(remote, "_LATE_S", (0.05, 0.05))
+
+    async def answer(number, _path, start, stop):
+        await asyncio.sleep((0.2, 60)[min(number, 1)])
+        return DATA[start:stop]
+
+    assert scripted(answer)[0].read_ranges([("p", 3, 8)]) == [DATA[3:8]]
+
+
+def test_a_failure_beside_a_late_answer_is_no_failure(scripted, monkeypatch):
+    monkeypatch.setattr(remote, "_LATE_S", (0.05, 0.05))
+
+    async def answer(number, _path, start, stop):
+        await asyncio.sleep((0.3, 0.01)[min(number, 1)])
+        if number == 1:
+            raise transient()
+        return DATA[start:stop]
+
+    objects, transport = scripted(answer)
+    assert objects.read_ranges([("p", 3, 8)]) == [DATA[3:8]]
+    assert 2 <= len(transport.asked) <= 4
+
+
+def test_few_requests_are_second_ones(scripted, monkeypatch):
+    monkeypatch.setattr(remote, "_LATE_S", (0.02, 0.02))
+
+    async def answer(_number, _path, start, stop):
+        await asyncio.sleep(0.5)
+        return DATA[start:stop]
+
+    objects, transport = scripted(answer, in_flight=8)
+    objects.read_ranges([("p", i, i + 1) for i in range(8)])
+    assert transport.most_under_way == 8 + 8 // 4
+
+
+def test_an_answer_is_late_by_what_is_usual_for_its_size():
+    times = remote._Times()
+    assert times.late_s(0) == remote._LATE_S[1]
+    for _ in range(100):
+        times.add(0.2, 0)
+    assert times.late_s(0) == pytest.approx(remote._LATE * 0.2)
+    assert times.late_s(remote._OVERHEAD_BYTES) == pytest.approx(2 * remote._LATE * 0.2)
+    for _ in range(300):
+        times.add(0.0001, 0)
+    assert times.late_s(0) == remote._LATE_S[0]
+
+
+# What lies between two ranges
+
+
+def gap_bytes(latency_s, s_per_byte):
+    times, rng = remote._Times(), random.Random(3)  # noqa: S311
+    for _ in range(500):
+        size = rng.randrange(1 << 20)
+        times.add(latency_s + s_per_byte * size, size)
+    return times.gap_bytes
+
+
+def test_few_bytes_are_read_for_nothing_on_a_link_that_is_full():
+    full = 64 / 100e6  # 64 requests share 100 MB/s
+    assert gap_bytes(0.02, full) == remote._GAP_BYTES[0]
+    assert gap_bytes(0.0, full) == remote._GAP_BYTES[0]
+
+
+def test_few_requests_are_made_where_the_link_is_free():
+    assert gap_bytes(0.02, 1e-9) == remote._GAP_BYTES[1]
+    assert gap_bytes(0.0, 0.0) == remote._GAP_BYTES[0]
+
+
+@given(st.floats(0, 0.3), st.floats(0, 1e-6), st.floats(1, 3))
+@settings(max_examples=50)
+def test_the_gap_grows_with_latency_and_shrinks_with_load(latency_s, s_per_byte, factor):
+    least, most = remote._GAP_BYTES
+    gap = gap_bytes(latency_s, s_per_byte)
+    assert least <= gap <= most
+    assert gap_bytes(latency_s * factor, s_per_byte) >= gap - 1
+    assert gap_bytes(latency_s, s_per_byte * factor) <= gap + 1
+
+
+# Names
+
+
+def test_names_hold_no_secret():
+    assert RemoteObjects("http://me:pass@host:80/a.zarr").name(
+        "http://me:pass@host:80/a.zarr/x"
+    ) == ("http://host:80/a.zarr/x")
+    assert RemoteObjects("s3://bucket/a.zarr", {"anon": True}).name("bucket/a.zarr/x") == (
+        "s3://bucket/a.zarr/x"
+    )
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/fd"), reason="counts threads in /proc")  # noqa: PTH110
+def test_threads_are_few(proxy):
+    before = threading.active_count()
+    for _ in range(20):
+        RemoteObjects(proxy.url).read_ranges([(f"{proxy.url}/large", 0, 9)])
+    assert threading.active_count() <= before + 2
