@@ -587,8 +587,8 @@ shards = {str(number): bytes([number]) * size for number in range(1, 9)}
 with warnings.catch_warnings(record=True) as said:
     warnings.simplefilter("always")
     for key, data in shards.items():
-        for start in range(0, size, 5 << 12):
-            cache.keep(key, size, start, data[start:start + (5 << 12)])
+        for start in range(0, size, 7 << 12):
+            cache.keep(key, size, start, data[start:start + (7 << 12)])
 assert [warning.category for warning in said] == [CacheWarning], said
 assert "No space left" in str(said[0].message)
 kept = 0
