@@ -86,7 +86,7 @@ def assert_same_files(a, b):
     oblique_deg=st.sampled_from([0.0, 8.0]),
     memory=st.sampled_from([MemoryBudget(), MemoryBudget(9, 9, 0)]),
 )
-def test_stored_voxels_and_affine_are_the_sources(  # noqa: PLR0917  hypothesis names them
+def test_stored_voxels_and_affine_are_the_sources(
     image_axes, label_axes, image_dtype, label_dtype, scaling, oblique_deg, memory, tmp_path_factory
 ):
     folder = tmp_path_factory.mktemp("pair")

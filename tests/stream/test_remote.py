@@ -1,0 +1,314 @@
+"""Streams from afar: the same samples, few requests, and no fault that becomes data."""
+
+import multiprocessing
+import os
+import pickle
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+from torch.utils.data import DataLoader
+
+import spinezarr
+from spinezarr.errors import CorruptStoreError
+from spinezarr.ingest.discover import discover
+from spinezarr.ingest.run import ingest
+from spinezarr.loaders.torch import PatchDataset
+from spinezarr.recipe import Recipe
+from spinezarr.stream import fetch
+from spinezarr.testing import NiftiForm, write_nifti
+
+SIZE = (20, 30, 30)
+
+
+@pytest.fixture(scope="module")
+def served(ctspine1k_url, proxies):
+    with proxies.proxy(folder=Path(ctspine1k_url).parent) as running:
+        yield running
+
+
+@pytest.fixture
+def proxy(served, proxies):
+    """Serve the CTSpine1K store, nothing added."""
+    served.set(proxies.Conditions())
+    served.reset()
+    return served
+
+
+@pytest.fixture
+def url(proxy):
+    return f"{proxy.url}/ctspine1k.zarr"
+
+
+@pytest.fixture
+def by_range(monkeypatch):
+    """Ask for chunks, as of stores that are larger, and not for shards."""
+    monkeypatch.setattr(fetch, "_SMALL_SHARD_BYTES", 0)
+
+
+@pytest.fixture
+def hasty(monkeypatch):
+    """Take answers to be late soon."""
+    monkeypatch.setattr("spinezarr.store.remote._LATE_S", (0.1, 0.3))
+
+
+def chunk_requests(proxy):
+    asked = proxy.counts().asked
+    return [(path, span) for _, path, span in asked if re.search("/(image|label)/c", path)]
+
+
+def assert_equal_streams(found, expected):
+    pairs = list(zip(found, expected, strict=True))
+    assert pairs
+    for one, other in pairs:
+        np.testing.assert_array_equal(one.image, other.image)
+        np.testing.assert_array_equal(one.label, other.label)
+        assert one.scan_id == other.scan_id
+
+
+# The same samples
+
+
+@pytest.mark.parametrize("shuffle", ["exact", "window"])
+def test_faults_of_a_server_change_no_sample(proxy, proxies, url, store, shuffle, hasty, by_range):
+    proxy.set(proxies.Conditions(fault_rate=0.2, stall_s=20))
+    wanted = {"batch_size": 3, "foreground": 0.5, "n_samples": 60, "shuffle": shuffle}
+    assert_equal_streams(spinezarr.open(url).patches(SIZE, **wanted), store.patches(SIZE, **wanted))
+    assert len(proxy.counts().faults) > 3
+
+
+def test_a_store_opens_through_faults(proxy, proxies, url, store):
+    for seed in range(8):
+        proxy.set(proxies.Conditions(fault_rate=0.4, fault_kinds=("flip", "cut"), seed=seed))
+        remote = spinezarr.open(url)
+        assert remote.table.identical(store.table)
+        assert remote.scan("liver_0").identical(store.scan("liver_0"))
+    assert proxy.counts().faults["flip"] > 3
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_workers_of_a_data_loader_read_from_afar(url, store, method):
+    def batches(opened):
+        stream = opened.patches(SIZE, batch_size=2, n_samples=8)
+        loader = DataLoader(
+            PatchDataset(stream),
+            batch_size=None,
+            num_workers=2,
+            multiprocessing_context=method,
+            timeout=100,
+        )
+        return sorted(batch["image"].numpy().tobytes() for batch in loader)
+
+    remote = spinezarr.open(url)
+    next(iter(remote.patches(SIZE)))  # what a parent has under way, its children do not have
+    assert batches(remote) == batches(store)
+
+
+def test_two_ranks_stream_from_one_server_and_share_the_samples(url, store):
+    expected = [b.index.tolist() for b in store.patches(SIZE, batch_size=2, n_samples=24)]
+    with multiprocessing.get_context("spawn").Pool(2) as pool:
+        found = pool.starmap(_indices_of_rank, [(url, 0), (url, 1)])
+    assert sorted(found[0] + found[1]) == expected
+    assert len(found[0]) == len(found[1]) == 6
+
+
+def _indices_of_rank(url, rank):
+    stream = spinezarr.open(url).patches(SIZE, batch_size=2, n_samples=24)
+    return [batch.index.tolist() for batch in stream.shard(rank, 2)]
+
+
+# Few requests
+
+
+def test_the_first_batch_takes_few_requests(proxy, url):
+    for foreground, requests in ((0.0, 5), (1.0, 6)):
+        proxy.reset()
+        next(iter(spinezarr.open(url).patches(SIZE, n_samples=1, foreground=foreground)))
+        # The root, the table, the scan, image and mask; for a balanced draw also where labels lie.
+        assert proxy.counts().requests <= requests
+
+
+def test_a_shard_is_asked_for_once_where_its_chunks_lie_together(proxy, url, by_range):
+    store = spinezarr.open(url)
+    scan = store._reader.scan("liver_0")
+    (batch,) = store.patches(scan.image.shape_zyx, scans=["liver_0"], n_samples=1)
+    assert batch.padding_zyx.sum() == 0
+    asked = chunk_requests(proxy)
+    assert len(asked) == len({path for path, _ in asked})
+    shards = len(scan.image.shards) + len(scan.label.shards)
+    assert len(asked) == shards
+
+
+def test_what_is_explained_is_what_is_asked_for(proxy, url, by_range, monkeypatch):
+    stream = spinezarr.open(url).patches((64, 60, 60), batch_size=4, n_samples=4)
+    for gap in (0, 5000, 1 << 20):
+        monkeypatch.setattr(
+            "spinezarr.store.remote.RemoteObjects.gap_bytes", property(lambda _, gap=gap: gap)
+        )
+        said = stream.explain()
+        proxy.reset()
+        next(iter(stream))
+        asked = chunk_requests(proxy)
+        assert said.requests == len(asked)
+        spans = sorted((path, *map(int, re.findall(r"\d+", span))) for path, span in asked)
+        for (path, _, last), (after, first, _) in pairwise(spans):
+            assert path != after or first - last - 1 > gap
+    assert said.requests < said.chunks
+
+
+def test_no_run_is_longer_than_it_may_be(proxy, url, by_range, monkeypatch):
+    monkeypatch.setattr(fetch, "_RUN_BYTES", 30_000)
+    store = spinezarr.open(url)
+    longest = max(
+        int(entry.chunk_rows(np.prod(spec.chunks_per_shard_zyx))["size"].max())
+        for scan in map(store._reader.scan, store.table.scan.to_numpy())
+        for spec in scan.arrays
+        for entry in spec.shards.values()
+    )
+    for _ in store.patches((64, 60, 60), n_samples=6):
+        pass
+    spans = [re.findall(r"\d+", span) for _, span in chunk_requests(proxy)]
+    assert max(int(last) + 1 - int(first) for first, last in spans) <= max(30_000, longest)
+    assert len(spans) > 10
+
+
+def test_small_shards_are_asked_for_once(proxy, url):
+    stream = spinezarr.open(url).patches(SIZE, batch_size=2, n_samples=20)
+    list(stream)
+    proxy.reset()
+    list(stream)
+    assert proxy.counts().requests == 0
+
+
+# Damage
+
+
+def test_what_stays_damaged_is_an_error_that_names_url_and_chunk(
+    ctspine1k_url, tmp_path, proxies, by_range
+):
+    copy = shutil.copytree(ctspine1k_url, tmp_path / "damaged.zarr")
+    path = copy / "scans" / "liver_0" / "image" / "c" / "0" / "0" / "0"
+    damaged = bytearray(path.read_bytes())
+    damaged[5000] ^= 8
+    path.write_bytes(damaged)
+    with proxies.proxy(folder=tmp_path) as proxy:
+        secret = proxy.url.replace("http://", "http://me:geheim@")
+        remote = spinezarr.open(f"{secret}/damaged.zarr")
+        shape = remote._reader.scan("liver_0").image.shape_zyx
+        stream = remote.patches(shape, scans=["liver_0"], n_samples=1, labels=False)
+        proxy.reset()
+        with pytest.raises(CorruptStoreError) as told:
+            list(stream)
+        # Once with the others, and three times alone.
+        assert len(chunk_requests(proxy)) == 1 + 3
+    assert f"{proxy.url}/damaged.zarr/scans/liver_0/image/c/0/0/0" in str(told.value)
+    assert "image chunk (0, 0, 0)" in str(told.value)
+    assert "geheim" not in str(told.value)
+
+
+# A cache on disk
+
+
+def cached(url, folder, **options):
+    return spinezarr.open(url, cache=folder, **options)
+
+
+@pytest.mark.parametrize("small", [0, 1 << 19])
+def test_what_was_read_is_not_asked_for_again(proxy, url, store, tmp_path, monkeypatch, small):
+    monkeypatch.setattr(fetch, "_SMALL_SHARD_BYTES", small)
+    wanted = {"batch_size": 2, "n_samples": 12, "foreground": 0.5}
+    assert_equal_streams(
+        cached(url, tmp_path / "cache").patches(SIZE, **wanted), store.patches(SIZE, **wanted)
+    )
+    assert chunk_requests(proxy)
+    proxy.reset()
+    again = pickle.loads(pickle.dumps(cached(url, tmp_path / "cache")))  # noqa: S301  our own
+    assert_equal_streams(again.patches(SIZE, **wanted), store.patches(SIZE, **wanted))
+    assert not chunk_requests(proxy)
+
+
+def test_damage_in_a_cache_is_mended(proxy, url, store, tmp_path, by_range):
+    wanted = {"batch_size": 2, "n_samples": 12}
+    list(cached(url, tmp_path / "cache").patches(SIZE, **wanted))
+    mirrors = list((tmp_path / "cache").rglob("*.ranges"))
+    for path in mirrors:
+        data = bytearray(path.read_bytes())
+        for place in range(100, len(data) // 2, 1000):
+            data[place] ^= 1
+        path.write_bytes(data)
+    proxy.reset()
+    opened = cached(url, tmp_path / "cache")
+    assert_equal_streams(opened.patches(SIZE, **wanted), store.patches(SIZE, **wanted))
+    assert chunk_requests(proxy)
+    proxy.reset()
+    assert_equal_streams(
+        cached(url, tmp_path / "cache").patches(SIZE, **wanted), store.patches(SIZE, **wanted)
+    )
+    assert not chunk_requests(proxy)
+
+
+def test_a_cache_survives_processes_that_are_killed(proxy, proxies, url, store, tmp_path):
+    proxy.set(proxies.Conditions(latency_s=0.002))
+    code = (
+        "import sys, spinezarr\n"
+        "store = spinezarr.open(sys.argv[1], cache=sys.argv[2])\n"
+        "print('on', flush=True)\n"
+        "while True:\n"
+        "    for batch in store.patches((20, 30, 30), batch_size=2, n_samples=20): pass\n"
+        "    store = spinezarr.open(sys.argv[1], cache=sys.argv[2])\n"
+    )
+    command = [sys.executable, "-c", code, url, str(tmp_path / "cache")]
+    for wait_s in (0.0, 0.05, 0.2):
+        running = [subprocess.Popen(command, stdout=subprocess.PIPE) for _ in range(2)]
+        for process in running:
+            process.stdout.readline()
+        time.sleep(wait_s)
+        for process in running:
+            os.kill(process.pid, signal.SIGKILL)
+            process.communicate()
+        wanted = {"batch_size": 2, "n_samples": 20}
+        opened = cached(url, tmp_path / "cache")
+        assert_equal_streams(opened.patches(SIZE, **wanted), store.patches(SIZE, **wanted))
+
+
+def test_a_cache_is_bounded(url, store, tmp_path, by_range):
+    bound = spinezarr.DiskCache(tmp_path / "cache", max_bytes=400_000)
+    wanted = {"batch_size": 2, "n_samples": 40}
+    assert_equal_streams(cached(url, bound).patches(SIZE, **wanted), store.patches(SIZE, **wanted))
+    used = sum(path.stat().st_blocks * 512 for path in bound.folder.rglob("*.ranges"))
+    assert 0 < used <= 400_000
+
+
+def test_a_cache_holds_no_url_and_no_secret(proxy, tmp_path):
+    secret = proxy.url.replace("http://", "http://me:geheim@")
+    list(cached(f"{secret}/ctspine1k.zarr", tmp_path / "cache").patches(SIZE, n_samples=4))
+    found = [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
+    assert len(found) > 2
+    for path in found:
+        text = str(path).encode() + path.read_bytes()
+        assert b"geheim" not in text
+        assert b"http" not in text
+
+
+def test_two_versions_of_a_scan_share_a_cache_and_no_byte(tmp_path, proxies):
+    """Their paths are equal, and the sizes of their shards are."""
+    for version in range(2):
+        raw, out = tmp_path / f"raw{version}", tmp_path / str(version)
+        rng = np.random.default_rng(version)
+        image = rng.integers(-1000, 1000, (30, 40, 50)).astype(np.int16)
+        write_nifti(raw / "a_ct.nii", image, np.eye(4), NiftiForm("RAS"))
+        recipe = Recipe.of_pairs("{scan}_ct.nii", None, name="versions")
+        report = ingest(recipe, discover(recipe, str(raw)), str(out / "a.zarr"))
+        assert not report.failed
+        with proxies.proxy(folder=out) as proxy:
+            remote = cached(f"{proxy.url}/a.zarr", tmp_path / "cache")
+            (batch,) = remote.patches((30, 40, 50), n_samples=1, labels=False)
+            assert chunk_requests(proxy)
+        np.testing.assert_array_equal(batch.image[0], image)
