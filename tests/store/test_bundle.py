@@ -2,7 +2,10 @@
 
 import pickle
 import shutil
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Barrier, Thread
 
 import fsspec
 import numpy as np
@@ -159,6 +162,32 @@ def test_root_and_table_take_two_requests(copied, serve, ctspine1k_url):
         "/copied.zarr/zarr.json",
     ]
     assert not any(ranged for _, ranged in requests)
+
+
+class Paired(SimpleHTTPRequestHandler):
+    """Answers when two requests are there, or never."""
+
+    together = Barrier(2, timeout=20)
+
+    def do_GET(self):
+        self.together.wait()
+        super().do_GET()
+
+    def log_message(self, *_):
+        """Keep quiet."""
+
+
+def test_root_and_table_are_asked_for_at_once(ctspine1k_url):
+    handler = partial(Paired, directory=ctspine1k_url)
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+        thread.start()
+        try:
+            table = spinezarr.open(f"http://127.0.0.1:{server.server_port}").table
+        finally:
+            server.shutdown()
+            thread.join()
+    xr.testing.assert_identical(table, StoreReader(ctspine1k_url).table)
 
 
 def test_a_first_patch_takes_five_requests(copied, serve, ctspine1k_url):
