@@ -5,7 +5,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Self
@@ -57,14 +57,22 @@ class Child:
         Starts it; it serves by :func:`peers.child.serve`.
     folder
         Where what it says of errors is kept.
+    variables
+        Its environment, if it needs one of its own.
     """
 
-    def __init__(self, name: str, command: Sequence[str], folder: Path) -> None:
+    def __init__(
+        self,
+        name: str,
+        command: Sequence[str],
+        folder: Path,
+        variables: Mapping[str, str] | None = None,
+    ) -> None:
         self._name = name
         self._log = (folder / "children.log").open("a")
         self._process = subprocess.Popen(  # noqa: S603
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, text=True,
-            env=environment(),
+            env=variables or environment(),
         )  # fmt: skip
         self._answer()
 

@@ -32,10 +32,8 @@ from isal import igzip
 
 from peers.data import ARRAYS, DTYPES, Data, Voxels
 from peers.reader import Pair
-from peers.zarr_stores import LAYOUTS
 from spinezarr.geometry import AxisMap
 
-OUR_STORE = "our store"
 OUR_NAME = "balanced.zarr"
 _INDICES_BYTES = 64_000_000
 _CORES = 2
@@ -139,14 +137,6 @@ class RemoteWay:
     def name(self) -> str:
         """What it is called."""
         return f"{self.peer}, {self.setting}"
-
-
-def store_name(layout: str) -> str:
-    """Return the name of the store of a layout, which stands in URLs."""
-    if layout == OUR_STORE:
-        return OUR_NAME
-    side, codec = LAYOUTS[layout]
-    return f"{side}-{codec.replace(' ', '-')}.zarr"
 
 
 def _array_path(store: str, scan: int, name: str) -> str:

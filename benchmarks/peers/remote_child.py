@@ -22,9 +22,8 @@ from draws import Draw
 import spinezarr
 from peers.child import serve
 from peers.data import DTYPES, Data
-from peers.ours import store_of
 from peers.reader import Pair
-from peers.remote import WAYS, Peer, Place
+from peers.remote import OUR_NAME, WAYS, Peer, Place
 from spinezarr.geometry import Box, ShapeZYX
 from spinezarr.stream.batch import Batch
 from spinezarr.stream.stream import PatchStream
@@ -137,7 +136,7 @@ class PeerServer:
         self._data = data
         self._has_indices = has_indices
         self._truth = Truth(data)
-        self._store = spinezarr.open(store_of(data, "balanced"))
+        self._store = spinezarr.open(data.folder / OUR_NAME)
 
     def warm(self) -> dict[str, Any]:
         """Read a voxel of every shard, so that metadata and shard indices are known."""
@@ -201,7 +200,7 @@ class OurServer:
             if not hasattr(fetch, name):
                 raise AttributeError(f"{fetch.__name__} has no {name}: name its limits anew here")
             setattr(fetch, name, value)
-        url = f"{place.url}/balanced.zarr"
+        url = f"{place.url}/{OUR_NAME}"
         self._store = spinezarr.open(url, storage_options=place.options)
         self._data = data
         self._shuffle = shuffle
@@ -263,20 +262,18 @@ class OurServer:
 
     def rank(self, kind: str, index: int, count: int, n: int) -> dict[str, Any]:
         """Take the share of a rank; say which samples it had, and when."""
-        tally = Tally()
-        stream = self._stream(kind, 0, n).shard(index, count)
         indices: list[int] = []
         started = time.time()
-        for batch in stream:
+        for batch in self._stream(kind, 0, n).shard(index, count):
             indices += batch.index.tolist()
-        ended = time.time()
-        for batch in stream.at_epoch(1):
+        return {"indices": indices, "started": started, "ended": time.time()}
+
+    def compare_rank(self, kind: str, index: int, count: int, n: int) -> dict[str, Any]:
+        """Take the share of a rank again, and compare it."""
+        tally = Tally()
+        for batch in self._stream(kind, 0, n).shard(index, count):
             self._compare(kind, batch, tally)
-        counts = tally.result()
-        return {
-            "indices": indices, "started": started, "ended": ended, "wrong": counts["wrong"],
-            "compared": counts["read"],
-        }  # fmt: skip
+        return tally.result()
 
     def _stream(self, kind: str, epoch: int, n: int) -> PatchStream:
         stream = stream_of(self._store, kind, self._data.shape_zyx, n, shuffle=self._shuffle)
