@@ -115,7 +115,7 @@ bench-remote: $(VENV)/.installed
 bench-remote-s3: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --editable '.[bench]'
 	mkdir -p build
-	$(BIN)/python benchmarks/remote.py $(PAIR) --s3 --scans 8 --folder build --json build/remote-s3.json --png build/remote-s3.png
+	$(BIN)/python benchmarks/remote.py $(PAIR) --s3 --scans 32 --layouts '64³ lz4hc 7' '32³ lz4hc 7' --folder build --json build/remote-s3.json --png build/remote-s3.png
 
 clean:
 	rm -rf $(VENV) build dist demo
