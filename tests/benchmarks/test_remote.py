@@ -153,3 +153,42 @@ def test_a_stream_goes_on_behind_a_batch_that_failed(tmp_path):
     assert damaged["wrong"] == 0
     assert damaged["failed"] >= 4
     assert "scan1" in damaged["problems"][0]
+
+
+def test_targets_hold_us_against_the_fastest_store_of_a_peer():
+    code = """if True:
+        import json
+        from remote_report import CAP, Row, targets_of
+        def row(reader, link, rates, ratio, bytes_per_s=0.0):
+            return Row("128^3", link, reader, "", 8, rates, 6.0, 1e6, bytes_per_s, ratio).plain()
+        rows = [
+            row("spinezarr", "20 ms", [90.0, 100.0, 300.0], 1.0),
+            row("zarr-python, obstore", "20 ms", [5.0], 20.0),
+            row("zarr-python, fsspec", "20 ms", [4.0], 25.0),
+            row("zarr-python, fsspec, our store", "20 ms", [50.0], 2.0),
+            row("tensorstore", "100 ms", [10.0], 10.0),
+            row("spinezarr", CAP, [80.0], 1.0, 95e6),
+        ]
+        faults = [
+            {"reader": "spinezarr", "rate": 0.03, "asked": 10, "wrong": 0, "failed": 0},
+            {"reader": "spinezarr", "rate": 0.1, "asked": 10, "wrong": 1, "failed": 2},
+            {"reader": "tensorstore", "rate": 0.03, "asked": 10, "wrong": 5, "failed": 5},
+        ]
+        ranks = {"in_both": 1, "missing": 2, "samples": 8, "share_of_link": 0.5}
+        cold = {"scans": 5, "requests": [7, 9], "open_s": [0.5], "import_s": [1.0]}
+        result = {"rows": rows, "faults": faults, "two_ranks": ranks, "cold": cold}
+        print(json.dumps([rows[0]["per_s_median"], targets_of(result)]))
+    """
+    median, targets = run_python(code)
+    assert median == 100
+    assert {line["row"]: (line["reached"], line["met"]) for line in targets} == {
+        "requests a 128^3 patch and array, 20 ms": (3.0, False),
+        "128^3 to zarr-python, 20 ms": (20.0, True),
+        "128^3, share of a link of 100 MB/s": (0.95, True),
+        "wrong through faults": (1, False),
+        "failed through faults, up to 3%": (0, True),
+        "two ranks: samples in both, or missing": (3, False),
+        "two ranks: share of the link": (0.5, False),
+        "first batch of 5 scans, cold: requests": (9, False),
+        "first batch of 5 scans, cold: s": (0.5, True),
+    }
