@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # Installed first, so that an index of CPU builds, PIP_EXTRA_INDEX_URL say, can serve it.
 TORCH ?= torch==2.13.0
 
-.PHONY: bench bench-codecs bench-ingest bench-loaders bench-memory bench-s3 bench-scans bench-window demo flips fuzz-kernel test test-ceph test-crash test-hostile lint types layers wheel clean
+.PHONY: bench bench-codecs bench-ingest bench-loaders bench-memory bench-remote bench-remote-s3 bench-s3 bench-scans bench-window demo flips fuzz-kernel test test-ceph test-crash test-hostile lint types layers wheel clean
 
 demo: $(VENV)/.installed
 	$(BIN)/spinezarr demo --out demo
@@ -103,6 +103,19 @@ test-ceph: $(VENV)/.installed
 bench-s3: $(VENV)/.installed
 	mkdir -p build
 	$(BIN)/python benchmarks/s3.py $(PAIR) --json build/s3.json
+
+# Peers beside us over HTTP, on slow and faulty links; about an hour. PAIR as above. Ten thousand
+# patches through faults: python benchmarks/remote.py --faults --fault-patches 10000
+bench-remote: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --editable '.[bench]'
+	mkdir -p build
+	$(BIN)/python benchmarks/remote.py $(PAIR) --folder build --json build/remote.json --png build/remote.png
+
+# The same from a bucket; needs Ceph.
+bench-remote-s3: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --editable '.[bench]'
+	mkdir -p build
+	$(BIN)/python benchmarks/remote.py $(PAIR) --s3 --scans 32 --layouts '64³ lz4hc 7' '32³ lz4hc 7' --folder build --json build/remote-s3.json --png build/remote-s3.png
 
 clean:
 	rm -rf $(VENV) build dist demo

@@ -25,7 +25,9 @@ def draw_rates(result: dict[str, Any], path: Path) -> None:
     for axes in panels[len(kinds) :]:
         axes.set_visible(False)
     for axes, kind in zip(panels, kinds, strict=False):
-        _draw_kind(axes, kind, [row for row in result["rows"] if row["kind"] == kind])
+        draw_bars(
+            axes, _TITLES.get(kind, kind), [row for row in result["rows"] if row["kind"] == kind]
+        )
     figure.suptitle(
         f"{result['data'].removesuffix('.nii.gz')}: patches of image and mask a second, "
         f"{result['cpus']} cores, hot page cache; median, and min to max",
@@ -34,7 +36,8 @@ def draw_rates(result: dict[str, Any], path: Path) -> None:
     figure.savefig(path)
 
 
-def _draw_kind(axes: Axes, kind: str, rows: list[dict[str, Any]]) -> None:
+def draw_bars(axes: Axes, title: str, rows: list[dict[str, Any]]) -> None:
+    """Draw the rates of some readers, the fastest on top."""
     rows = sorted(rows, key=lambda row: row["per_s_median"])
     values = [row["per_s_median"] for row in rows]
     spread = [
@@ -54,6 +57,6 @@ def _draw_kind(axes: Axes, kind: str, rows: list[dict[str, Any]]) -> None:
     axes.set_yticks(range(len(rows)), [row["reader"] for row in rows], fontsize=8)
     axes.set_xscale("log")
     axes.set_xlim(_LEAST, max(row["per_s_max"] for row in rows) * 3)
-    axes.set_title(_TITLES.get(kind, kind), fontsize=10)
+    axes.set_title(title, fontsize=10)
     axes.grid(axis="x", color="0.92")
     axes.set_axisbelow(True)

@@ -9,6 +9,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from spinezarr.geometry import ShapeZYX
 from spinezarr.testing import NiftiForm, PhantomSpec, make_phantom, write_nifti
 
 PACKAGES = ("spinezarr", "zarr", "numcodecs", "numpy", "nibabel", "isal")
@@ -63,9 +64,11 @@ def machine(*packages: str) -> dict[str, object]:
     }
 
 
-def phantom_pair(work: Path) -> tuple[Path, Path]:
-    """Write a phantom of the size of an ordinary chest CT."""
-    phantom = make_phantom(PhantomSpec(shape_zyx=(133, 512, 512), spacing_zyx_mm=(2.5, 0.7, 0.7)))
+def phantom_pair(work: Path, shape_zyx: ShapeZYX = (133, 512, 512)) -> tuple[Path, Path]:
+    """Write a phantom; unless told otherwise, of the size of an ordinary chest CT."""
+    z, y, x = shape_zyx
+    spacing_zyx_mm = (2.5 * 133 / z, 0.7 * 512 / y, 0.7 * 512 / x)
+    phantom = make_phantom(PhantomSpec(shape_zyx=shape_zyx, spacing_zyx_mm=spacing_zyx_mm))
     image, label = work / "phantom_ct.nii.gz", work / "phantom_seg.nii.gz"
     write_nifti(image, phantom.image, phantom.affine_xyz, NiftiForm())
     write_nifti(label, phantom.label, phantom.affine_xyz, NiftiForm(dtype="uint8"))

@@ -82,13 +82,12 @@ class Server:
         return {"disk": disk, "cached": cached, "left": left, "seconds": seconds}
 
 
-def main() -> None:
-    """Open the reader, say so, then answer."""
+def serve(start: Callable[[], object]) -> None:
+    """Start a server, say so, then answer by its methods until the input ends."""
     warnings.simplefilter("ignore")  # of the peers, on the parent's terminal
-    folder, module, name = sys.argv[1:]
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what a package prints is no answer
-    server = Server(find_way(module, name).open(Data.open(Path(folder))))
+    server = start()
 
     def answer(value: dict[str, Any]) -> None:
         print(json.dumps(value), file=answers, flush=True)
@@ -102,6 +101,12 @@ def main() -> None:
         except Exception as problem:  # noqa: BLE001  the parent says which reader it was
             answer({"problem": f"{type(problem).__name__}: {problem}"})
     os._exit(0)  # workers and thread pools of the peers are not waited for
+
+
+def main() -> None:
+    """Open a reader, and serve it."""
+    folder, module, name = sys.argv[1:]
+    serve(lambda: Server(find_way(module, name).open(Data.open(Path(folder)))))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,7 @@
-"""Seconds from opening a store to its first batch, and from the start of Python."""
+"""Seconds from opening a store to its first batch, and from the start of Python.
+
+Arguments are the store and, if the epoch is not to be of 64 patches, how many it has.
+"""
 
 import json
 import sys
@@ -7,11 +10,11 @@ import time
 
 def main() -> None:
     """Open the store that is named, and take one batch of two 128³ patches."""
-    began, store = time.perf_counter(), sys.argv[1]
-    import spinezarr  # noqa: PLC0415  what is timed
+    began, (store, *epoch) = time.perf_counter(), sys.argv[1:]
+    import spinezarr.api  # noqa: PLC0415  what is timed; its parts come when they are used
 
     imported = time.perf_counter()
-    stream = spinezarr.open(store).patches(128, batch_size=2, n_samples=64)
+    stream = spinezarr.open(store).patches(128, batch_size=2, n_samples=int(*epoch or [64]))
     batch = next(iter(stream))
     done = time.perf_counter()
     print(json.dumps({"open_s": done - imported, "import_s": imported - began, "n": len(batch)}))

@@ -5,7 +5,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Self
@@ -47,15 +47,32 @@ def python_module(name: str) -> list[str]:
 
 
 class Child:
-    """A process that has opened one reader."""
+    """A process that has opened one reader.
 
-    def __init__(self, data: Data, module: str, way: Way) -> None:
-        self._way = way
-        command = [*python_module("peers.child"), str(data.folder), module, way.name]
-        self._log = (data.folder / "children.log").open("a")
+    Parameters
+    ----------
+    name
+        What errors call it.
+    command
+        Starts it; it serves by :func:`peers.child.serve`.
+    folder
+        Where what it says of errors is kept.
+    variables
+        Its environment, if it needs one of its own.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        command: Sequence[str],
+        folder: Path,
+        variables: Mapping[str, str] | None = None,
+    ) -> None:
+        self._name = name
+        self._log = (folder / "children.log").open("a")
         self._process = subprocess.Popen(  # noqa: S603
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, text=True,
-            env=environment(),
+            env=variables or environment(),
         )  # fmt: skip
         self._answer()
 
@@ -68,7 +85,7 @@ class Child:
     def ask(self, do: str, **arguments: Any) -> dict[str, Any]:  # noqa: ANN401  JSON
         """Have the child do something while all others wait."""
         if self._process.stdin is None:
-            raise PeerError(f"{self._way.name}: has no input")
+            raise PeerError(f"{self._name}: has no input")
         try:
             self._process.stdin.write(f"{json.dumps([do, arguments])}\n")
             self._process.stdin.flush()
@@ -91,10 +108,10 @@ class Child:
         line = "" if self._process.stdout is None else self._process.stdout.readline()
         if not line:
             log = Path(self._log.name).read_text().splitlines()
-            raise PeerError(f"{self._way.name}: ended; {log[-1] if log else 'it said nothing'}")
+            raise PeerError(f"{self._name}: ended; {log[-1] if log else 'it said nothing'}")
         answer: dict[str, Any] = json.loads(line)
         if "problem" in answer:
-            raise PeerError(f"{self._way.name}: {answer['problem']}")
+            raise PeerError(f"{self._name}: {answer['problem']}")
         return answer
 
 
@@ -121,4 +138,6 @@ class Children:
 
     def fresh(self, name: str) -> Child:
         """Start another child of a way, which the caller closes."""
-        return Child(self._data, *self._modules[name])
+        module, way = self._modules[name]
+        command = [*python_module("peers.child"), str(self._data.folder), module, way.name]
+        return Child(name, command, self._data.folder)

@@ -37,7 +37,8 @@ TRIED_FURTHER = (OURS, "32³ lz4hc 7")
 MEMORY_MAP = "memory map"
 
 
-def _write(data: Data, layout: str, folder: Path) -> None:
+def write_layout(data: Data, layout: str, folder: Path) -> None:
+    """Write the scan as a store of its own in one of the layouts; further scans are links."""
     import zarr  # noqa: PLC0415  not needed where our store is read
     from zarr.codecs import BloscCodec  # noqa: PLC0415
 
@@ -60,7 +61,7 @@ def _write(data: Data, layout: str, folder: Path) -> None:
 def _folders(data: Data, layout: str, scan: int = 0) -> list[Path]:
     if layout == OURS:
         return array_folders(data, "balanced", scan)
-    folder = data.once(f"zarr {layout}", partial(_write, data, layout))
+    folder = data.once(f"zarr {layout}", partial(write_layout, data, layout))
     return [folder / f"scan{scan}" / name for name in ARRAYS]
 
 

@@ -1,0 +1,277 @@
+"""Readers of patches over HTTP and S3, each with the settings that serve it best.
+
+All keep their arrays open. Which of the settings below, and how many reads in flight, is tried
+under every condition.
+
+zarr-python
+    ``async.concurrency`` 128 in place of 10, as many chunks as a patch has in flight at once where
+    its codecs ask for them side by side; two workers to decode, as there are cores; 8, 16 or 32
+    threads that read. Over fsspec (aiohttp, s3fs) and over obstore.
+tensorstore
+    One pool of 64 MB in all for what is cached, so that shard indices stay, and metadata and
+    indices that are not checked again; two threads to copy; its own limit of 32 requests, or 128
+    of them; 8, 32 or 64 patches in flight as futures; image and mask in one batch, or not.
+whole files
+    Both ``.nii.gz`` of the scan, side by side, over obstore or fsspec, 2, 4 or 8 scans in flight;
+    inflated by igzip (three times as fast as zlib), read by nibabel from memory, and cropped.
+
+Retries and timeouts are the defaults of each.
+"""
+
+import itertools
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Protocol
+
+import nibabel as nib
+import numpy as np
+from draws import Draw
+from isal import igzip
+
+from peers.data import ARRAYS, DTYPES, Data, Voxels
+from peers.reader import Pair
+from spinezarr.geometry import AxisMap
+
+OUR_NAME = "balanced.zarr"
+_INDICES_BYTES = 64_000_000
+_CORES = 2
+_THREADS = 128
+"""Most that read: more than are in flight, as one that hangs is given up, and stays."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A web server, or a bucket, that has all stores."""
+
+    url: str
+    """``http://host:port`` or ``s3://bucket``."""
+    endpoint_url: str = ""
+    key: str = ""
+    secret: str = ""
+
+    @property
+    def is_bucket(self) -> bool:
+        """Whether it speaks S3."""
+        return self.url.startswith("s3://")
+
+    @property
+    def bucket(self) -> str:
+        """Name of the bucket."""
+        return self.url.removeprefix("s3://")
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What fsspec needs to read from it."""
+        if not self.is_bucket:
+            return {}
+        return {"endpoint_url": self.endpoint_url, "key": self.key, "secret": self.secret}
+
+
+class Peer(Protocol):
+    """Reads boxes, many at once."""
+
+    def start(self, draw: Draw, done: Callable[[], object], /) -> Callable[[], Pair]:
+        """Start to read; call ``done`` at its end, when what is returned gives the voxels."""
+        ...
+
+
+class Threaded:
+    """A peer whose reads wait: each has a thread."""
+
+    def __init__(self, read: Callable[[Draw], Pair]) -> None:
+        self._read = read
+        self._pool = ThreadPoolExecutor(_THREADS)
+
+    def start(self, draw: Draw, done: Callable[[], object], /) -> Callable[[], Pair]:
+        """See :class:`Peer`."""
+        future = self._pool.submit(self._read, draw)
+        future.add_done_callback(lambda _: done())
+        return future.result
+
+
+class Tensorstore:
+    """Arrays of tensorstore; its reads are futures."""
+
+    def __init__(self, arrays: Sequence[Sequence[Any]], batched: bool) -> None:  # noqa: FBT001  a plain switch
+        import tensorstore as ts  # noqa: PLC0415  only the benchmark has it
+
+        self._batch: Callable[[], Any] = ts.Batch if batched else lambda: None
+        self._arrays = arrays
+
+    def start(self, draw: Draw, done: Callable[[], object], /) -> Callable[[], Pair]:
+        """See :class:`Peer`."""
+        batch = self._batch()
+        arrays = self._arrays[draw.scan]
+        image, label = (array[draw.box.slices].read(batch=batch) for array in arrays)
+        if batch is not None:
+            batch.submit()
+        left = itertools.count(1)
+
+        def count(_: object) -> None:
+            if next(left) == len(arrays):
+                done()
+
+        for future in (image, label):
+            future.add_done_callback(count)
+        return lambda: (image.result(), label.result())
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteWay:
+    """A peer with one setting."""
+
+    peer: str
+    setting: str
+    open: Callable[[Place, Data, str], Peer]
+    """From the place, the data and the name of the store."""
+    in_flight: tuple[int, ...]
+    """Patches that are read at once, to choose from; the first is tried with every layout."""
+    needs: str
+    """The package."""
+    has_layouts: bool = True
+    """Whether it reads Zarr, and so has layouts to choose from, ours among them."""
+
+    @property
+    def name(self) -> str:
+        """What it is called."""
+        return f"{self.peer}, {self.setting}"
+
+
+def _array_path(store: str, scan: int, name: str) -> str:
+    scans = "scans/" if store == OUR_NAME else ""
+    return f"{store}/{scans}scan{scan}/{name}"
+
+
+def _obstore(place: Place) -> Any:  # noqa: ANN401  a store of any kind
+    from obstore.store import HTTPStore, S3Store  # noqa: PLC0415  only the benchmark has it
+
+    plain: dict[str, Any] = {"allow_http": True}
+    if not place.is_bucket:
+        return HTTPStore.from_url(place.url, client_options=plain)
+    return S3Store(
+        place.bucket, endpoint=place.endpoint_url, access_key_id=place.key,
+        secret_access_key=place.secret, region="us-east-1", client_options=plain,
+    )  # fmt: skip
+
+
+def _zarr(over: str, place: Place, data: Data, store: str) -> Peer:
+    import zarr  # noqa: PLC0415  its settings are those of the process
+    from zarr.storage import FsspecStore, ObjectStore  # noqa: PLC0415
+
+    zarr.config.set({"async.concurrency": 128, "threading.max_workers": _CORES})
+    source: Any = (
+        ObjectStore(_obstore(place), read_only=True)
+        if over == "obstore"
+        else FsspecStore.from_url(place.url, storage_options=place.options, read_only=True)
+    )
+    arrays: list[list[Any]] = [
+        [
+            zarr.open_array(source, path=_array_path(store, i, name), mode="r", zarr_format=3)
+            for name in ARRAYS
+        ]
+        for i in range(data.scans)
+    ]
+
+    def read(draw: Draw) -> Pair:
+        image, label = (array[draw.box.slices] for array in arrays[draw.scan])
+        return image, label
+
+    return Threaded(read)
+
+
+def _tensorstore(
+    requests: int,
+    batched: bool,  # noqa: FBT001  a plain switch
+    place: Place,
+    data: Data,
+    store: str,
+) -> Peer:
+    import tensorstore as ts  # noqa: PLC0415  only the benchmark has it
+
+    kind = "s3" if place.is_bucket else "http"
+    context = ts.Context({
+        "cache_pool": {"total_bytes_limit": _INDICES_BYTES},
+        "data_copy_concurrency": {"limit": _CORES},
+        f"{kind}_request_concurrency": {"limit": requests},
+    })  # fmt: skip
+
+    def opened(scan: int, name: str) -> Any:  # noqa: ANN401  it ships no types
+        path = _array_path(store, scan, name)
+        kvstore: dict[str, Any] = {"driver": "http", "base_url": f"{place.url}/{path}/"}
+        if place.is_bucket:
+            kvstore = {
+                "driver": "s3", "bucket": place.bucket, "path": f"{path}/",
+                "endpoint": place.endpoint_url, "aws_region": "us-east-1",
+                "aws_credentials": {"type": "environment"},
+            }  # fmt: skip
+        spec = {
+            "driver": "zarr3",
+            "kvstore": kvstore,
+            "recheck_cached_data": "open",
+            "recheck_cached_metadata": "open",
+        }
+        return ts.open(spec, context=context, read=True, open=True).result()
+
+    arrays = [[opened(i, name) for name in ARRAYS] for i in range(data.scans)]
+    return Tensorstore(arrays, batched)
+
+
+def _whole_files(over: str, place: Place, data: Data, store: str) -> Peer:  # noqa: ARG001  files are no store
+    if over == "obstore":
+        source = _obstore(place)
+
+        def get(path: str) -> bytes:
+            return bytes(source.get(path).bytes())
+
+    else:
+        import fsspec  # noqa: PLC0415  beside obstore
+
+        fs, root = fsspec.url_to_fs(place.url, **place.options)
+
+        def get(path: str) -> bytes:
+            return bytes(fs.cat_file(f"{root}/{path}"))
+
+    pool = ThreadPoolExecutor(_THREADS)
+
+    def read(draw: Draw) -> Pair:
+        names = [f"raw/{data.raw(name, draw.scan).name}" for name in ARRAYS]
+        image, label = pool.map(
+            partial(_crop, draw), map(partial(pool.submit, get), names), DTYPES.values()
+        )
+        return image, label
+
+    return Threaded(read)
+
+
+def _crop(draw: Draw, file: Any, dtype: np.dtype[Any]) -> Voxels:  # noqa: ANN401  a future
+    source = nib.Nifti1Image.from_bytes(igzip.decompress(file.result()))
+    values = AxisMap.of_affine(source.affine).to_zyx(np.asanyarray(source.dataobj))
+    return np.array(values[draw.box.slices], dtype, order="C")
+
+
+WAYS = (
+    *(
+        RemoteWay("tensorstore", setting, partial(_tensorstore, requests, batched), (32, 8, 64),
+            "tensorstore")
+        for setting, requests, batched in (
+            ("32 requests", 32, False), ("128 requests", 128, False), ("128, batched", 128, True)
+        )
+    ),
+    *(
+        RemoteWay(
+            f"zarr-python, {over}",
+            "128 at once",
+            partial(_zarr, over),
+            (16, 8, 32),
+            over,
+        )
+        for over in ("obstore", "fsspec")
+    ),
+    *(
+        RemoteWay("whole files", over, partial(_whole_files, over), (4, 2, 8), over,
+            has_layouts=False)
+        for over in ("obstore", "fsspec")
+    ),
+)  # fmt: skip

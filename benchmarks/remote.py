@@ -1,0 +1,677 @@
+"""Random patches a second over HTTP and S3: spinezarr beside its peers, on slow and faulty links.
+
+A proxy (``proxy.py``) stands between the stores and all readers. It adds latency, a cap on bytes a
+second, and faults, and counts requests and bytes. Every reader is a process of its own, and all
+read the boxes that spinezarr draws. Metadata and shard indices are known before anything is timed.
+The scan is linked as many scans, so that reads that are under way together seldom want one chunk:
+of 4 scans, tensorstore with 64 patches in flight fetched a quarter of the bytes that it would of a
+real dataset, of 16 two thirds.
+First the layouts and settings of each peer are tried; the best go on. Then the readers take turns,
+round after round, while all others wait; what counts are ratios within a round. Before it is timed,
+every reader is compared with the source voxel by voxel; through faults, every answer is.
+
+Parts: the table, faults, two ranks on one link, and the first batch of a cold process; all of them,
+unless some are named. ``--gaps`` and ``--runs`` try limits of merging ranges.
+"""
+
+import argparse
+import json
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from ceph import MissingProgramsError, ceph_gateway
+from common import machine, phantom_pair
+from patches import pair_of
+from peers.data import Data
+from peers.ours import store_of
+from peers.parent import Child, PeerError, environment, python_module
+from peers.remote import OUR_NAME, WAYS, Place, RemoteWay
+from peers.remote_child import BATCH, KINDS
+from peers.zarr_stores import LAYOUTS, write_layout
+from peers.zarr_stores import OURS as OUR_STORE
+from proxy import Conditions, Proxy, proxy
+from remote_report import CAP, LINKS, OURS, Row, print_report, targets_of
+from remote_report import draw as draw_chart
+from rich.console import Console
+from scans import add_scans
+from scans import ingest as ingest_many
+
+from spinezarr.store.files import open_filesystem
+
+CONSOLE = Console(width=150)
+BUCKET = "bench"
+PACKAGES = ("tensorstore", "obstore", "fsspec", "s3fs", "aiohttp")
+RATES = (0.0, 0.01, 0.03, 0.1)
+"""Shares of requests that fail."""
+DIRECT = Conditions()
+TRIED_AT = "20 ms"
+"""The link on which layouts are tried."""
+USUAL = "64³ lz4hc 7"
+"""The layout of peers in parts that try none."""
+COMPARED = 8
+"""Patches of each reader and kind that are compared before it is timed."""
+GUESSES = 3
+SLOW_ROUNDS = 2
+SLOW_TIMES = 3
+"""Times as long as a turn should be, that is slow."""
+COLD_BATCH = 2
+"""Of ``peers/first_batch.py``."""
+
+
+SHORT_SHAPE = (80, 160, 160)
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """A reader as one process has it."""
+
+    reader: str
+    setting: str
+    arguments: tuple[str, ...]
+    """Of ``peers/remote_child.py``."""
+
+
+@dataclass(slots=True)
+class Entry:
+    """A reader that takes turns."""
+
+    reader: str
+    setup: Setup
+    in_flight: int
+    guess: float
+    """Patches a second when it was tried."""
+    slow: bool = False
+    failed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """What one turn gave."""
+
+    patches: int
+    seconds: float
+    requests: int
+    body_bytes: int
+
+    @property
+    def per_s(self) -> float:
+        """Patches a second."""
+        return self.patches / self.seconds
+
+
+def store_name(layout: str) -> str:
+    """Return the name of the store of a layout, which stands in URLs."""
+    if layout == OUR_STORE:
+        return OUR_NAME
+    side, codec = LAYOUTS[layout]
+    return f"{side}-{codec.replace(' ', '-')}.zarr"
+
+
+def ours(shuffle: str, reader: str = "", **limits: int) -> Setup:
+    """Return spinezarr, with limits of merging that are not its own."""
+    name = reader or (OURS if shuffle == "exact" else f"{OURS}, {shuffle}")
+    named = [f"{key}={value}" for key, value in limits.items()]
+    return Setup(name, shuffle, ("spinezarr", shuffle, *named))
+
+
+def peer(way: RemoteWay, layout: str) -> Setup:
+    """Return a peer on a store."""
+    text = f"{layout}, {way.setting}" if way.has_layouts else way.setting
+    return Setup(way.peer, text, (way.name, store_name(layout)))
+
+
+class Bench:
+    """The scans, where they are served, and the readers that are open."""
+
+    def __init__(
+        self, options: argparse.Namespace, data: Data, place: Place, link: Proxy,
+        upload: Callable[[Path], object],
+    ) -> None:  # fmt: skip
+        self.options = options
+        self.data = data
+        self.place = place
+        self.link = link
+        self.left_out: list[str] = []
+        self._upload = upload
+        self._provided: set[str] = set()
+        self._open: dict[Setup, Child] = {}
+        self._stack = ExitStack()
+        store_of(data, "balanced")
+        self.provide_file(OUR_NAME)
+        self.provide_file("raw")
+
+    def close(self) -> None:
+        """End all readers."""
+        self._stack.close()
+        self._open.clear()
+
+    @property
+    def variables(self) -> dict[str, str]:
+        """Return the environment of a reader."""
+        account = {
+            "AWS_ENDPOINT_URL": self.place.endpoint_url,
+            "AWS_ACCESS_KEY_ID": self.place.key,
+            "AWS_SECRET_ACCESS_KEY": self.place.secret,
+        }
+        return {
+            **environment(),
+            "REMOTE_URL": self.place.url,
+            **(account if self.place.is_bucket else {}),
+        }
+
+    def layouts(self) -> list[str]:
+        """Return the layouts that peers choose from, ours last."""
+        return [*self.options.layouts, OUR_STORE]
+
+    def provide(self, layout: str) -> None:
+        """Have a store of a layout served."""
+        if layout != OUR_STORE:
+            self.data.once(store_name(layout), partial(write_layout, self.data, layout))
+        self.provide_file(store_name(layout))
+
+    def provide_file(self, name: str) -> None:
+        """Have a file or folder served."""
+        if name not in self._provided:
+            self._upload(self.data.folder / name)
+            self._provided.add(name)
+
+    def fresh(self, setup: Setup) -> Child:
+        """Open a reader without any delay, and let it see metadata and shard indices."""
+        self.link.set(DIRECT)
+        command = [*python_module("peers.remote_child"), str(self.data.folder), *setup.arguments]
+        child = Child(f"{setup.reader}, {setup.setting}", command, self.data.folder, self.variables)
+        child.ask("warm")
+        return child
+
+    def __getitem__(self, setup: Setup) -> Child:
+        """Return an open reader; one that is new is compared with the source first."""
+        if setup not in self._open:
+            child = self._stack.enter_context(self.fresh(setup))
+            for kind in self.options.kinds:
+                asked = {"kind": kind, "epoch": 0, "n": COMPARED, "in_flight": COMPARED}
+                found = child.ask("compare", **asked, patience_s=self.options.patience)
+                if found["wrong"] or found["failed"]:
+                    raise PeerError(f"{setup.reader}, {setup.setting}, {kind}: {found}")
+            self._open[setup] = child
+        return self._open[setup]
+
+    def turn(self, entry: Entry, kind: str, conditions: Conditions, number: int) -> Turn:
+        """Have a reader read for a while under some conditions."""
+        child = self[entry.setup]
+        self.link.set(conditions)
+        self.link.reset()
+        seconds = self.options.seconds if number else self.options.seconds / 3
+        done = child.ask(
+            "rate", kind=kind, epoch=number + 1, seconds=seconds, in_flight=entry.in_flight,
+            guess=entry.guess, patience_s=self.options.patience,
+        )  # fmt: skip
+        counts = self.link.counts()
+        return Turn(done["patches"], done["seconds"], counts.requests, counts.body_bytes)
+
+
+def say(text: str) -> None:
+    """Tell how far the run is."""
+    CONSOLE.print(f"{time.strftime('%H:%M:%S')} {text}", style="dim")
+
+
+def present(bench: Bench) -> list[RemoteWay]:
+    """Return the ways of the chosen peers that are installed; say which are not."""
+    ways = [way for way in WAYS if way.peer in bench.options.peers or not bench.options.peers]
+    for way in ways:
+        if find_spec(way.needs) is None:
+            bench.left_out.append(f"{way.name}: {way.needs} is not installed")
+    ways = [way for way in ways if find_spec(way.needs) is not None]
+    if bench.options.quick:
+        ways = list({way.peer: way for way in reversed(ways)}.values())[::-1]
+    return ways
+
+
+def best_of(bench: Bench, entries: Iterable[Entry], kind: str, link: str) -> Entry | None:
+    """Try entries for a moment; return the fastest, with its rate."""
+    best = None
+    entries = list(entries)
+    if bench.options.quick and len(entries) == 1 and entries[0].in_flight:
+        return entries[0]  # nothing to choose, nor to guess
+    for entry in entries:
+        try:
+            turn = bench.turn(entry, kind, LINKS[link], 0)
+        except PeerError as problem:
+            bench.left_out.append(f"{problem}, {kind}, {link}")
+            continue
+        entry.guess = turn.per_s
+        entry.slow = turn.seconds > SLOW_TIMES * bench.options.seconds
+        if best is None or entry.guess > best.guess:
+            best = entry
+    return best
+
+
+def guessed(bench: Bench, entry: Entry, kind: str, link: str) -> Entry | None:
+    """Find about how fast ours is, so that its epochs take as long as a turn should."""
+    found = None
+    for _ in range(GUESSES):  # the first are short, and so too slow
+        found = best_of(bench, [entry], kind, link)
+    return found
+
+
+def choose_layouts(bench: Bench, ways: Sequence[RemoteWay], kind: str) -> dict[str, str]:
+    """Try every layout on one link; return the fastest of each peer."""
+    chosen: dict[str, str] = {}
+    link = TRIED_AT if TRIED_AT in bench.options.links else bench.options.links[0]
+    with_layouts = [way for way in ways if way.has_layouts]
+    if len(bench.options.layouts) == 1:
+        (layout,) = bench.options.layouts
+        bench.provide(layout)
+        return {way.peer: layout for way in with_layouts}
+    for way in {way.peer: way for way in reversed(with_layouts)}.values():
+        tried = []
+        for layout in bench.layouts():
+            bench.provide(layout)
+            tried.append(Entry(way.peer, peer(way, layout), way.in_flight[0], 0.0))
+        best = best_of(bench, tried, kind, link)
+        if best is not None:
+            chosen[way.peer] = best.setup.setting.split(",")[0]
+            say(f"{kind}: the layout of {way.peer} is {chosen[way.peer]}")
+    return chosen
+
+
+def choose_settings(
+    bench: Bench, ways: Sequence[RemoteWay], layouts: dict[str, str], kind: str, link: str
+) -> list[Entry]:
+    """Try every setting of each peer, on its layout and on our store; return the fastest."""
+    entries = []
+    for shuffle in ("exact", "window"):
+        setup = ours(shuffle)
+        entries.append(guessed(bench, Entry(setup.reader, setup, 0, 1.0), kind, link))
+    for name in dict.fromkeys(way.peer for way in ways):
+        of_peer = [way for way in ways if way.peer == name]
+        own = [layouts[name]] if name in layouts else []
+        for layout in dict.fromkeys([*own, OUR_STORE]) if own else [""]:
+            reader = f"{name}, {OUR_STORE}" if own and layout == OUR_STORE else name
+            tried = [
+                Entry(reader, peer(way, layout or OUR_STORE), in_flight, 0.0)
+                for way in of_peer
+                for in_flight in way.in_flight[: 1 if bench.options.quick else None]
+            ]
+            best = best_of(bench, tried, kind, link)
+            entries.append(best)
+            if best is not None and own == [OUR_STORE]:
+                entries.append(replace(best, reader=name))
+    return [entry for entry in entries if entry is not None]
+
+
+def measure_table(bench: Bench) -> Iterator[list[Row]]:
+    """Measure all readers on every link and kind; give the rows so far."""
+    ways = present(bench)
+    rows: list[Row] = []
+    for kind in bench.options.kinds:
+        layouts = choose_layouts(bench, ways, kind)
+        bench.close()  # those that were only tried
+        for link in bench.options.links:
+            entries = choose_settings(bench, ways, layouts, kind, link)
+            turns = take_turns(bench, entries, kind, link)
+            rows += [row_of(entry, kind, link, turns[entry.reader], turns.get(OURS, []))
+                     for entry in entries if turns[entry.reader]]  # fmt: skip
+            say(f"{kind}, {link}: measured")
+            yield rows
+        bench.close()  # the next kind has other layouts
+
+
+def take_turns(
+    bench: Bench, entries: Sequence[Entry], kind: str, link: str
+) -> dict[str, list[Turn]]:
+    """Let all readers read in turn, round after round."""
+    turns: dict[str, list[Turn]] = {entry.reader: [] for entry in entries}
+    for number in range(1, bench.options.rounds + 1):
+        known: dict[tuple[Setup, int], Turn] = {}
+        for entry in entries if number % 2 else entries[::-1]:
+            if entry.failed or (entry.slow and number > SLOW_ROUNDS):
+                continue
+            try:
+                key = entry.setup, entry.in_flight
+                if key not in known:
+                    known[key] = bench.turn(entry, kind, LINKS[link], number)
+                entry.guess = known[key].per_s
+                turns[entry.reader].append(known[key])
+            except PeerError as problem:
+                entry.failed = True
+                bench.left_out.append(f"{problem}, {kind}, {link}, round {number}")
+    return turns
+
+
+def row_of(entry: Entry, kind: str, link: str, turns: Sequence[Turn], ours: Sequence[Turn]) -> Row:
+    """Sum up the turns of a reader."""
+    rates = [turn.per_s for turn in turns]
+    ratios = [mine.per_s / theirs for mine, theirs in zip(ours, rates, strict=False)]
+    return Row(
+        kind=kind, link=link, reader=entry.reader, setting=entry.setup.setting,
+        in_flight=entry.in_flight, per_s=rates,
+        requests_each=statistics.median(turn.requests / turn.patches for turn in turns),
+        bytes_each=statistics.median(turn.body_bytes / turn.patches for turn in turns),
+        bytes_per_s=statistics.median(turn.body_bytes / turn.seconds for turn in turns),
+        ours_over_this=statistics.median(ratios) if ratios else None,
+    )  # fmt: skip
+
+
+def measure_faults(bench: Bench, rows: Sequence[Row]) -> Iterator[list[dict[str, Any]]]:
+    """Read through faults, each rate in a new process; give what is known so far."""
+    kind = bench.options.fault_kind
+    found: list[dict[str, Any]] = []
+    for setup, in_flight, n in fault_setups(bench, rows, kind):
+        seconds_each = None
+        for rate in bench.options.rates:
+            done = through_faults(bench, setup, in_flight, n, rate)
+            if not rate and done["read"]:
+                seconds_each = done["seconds"] / done["read"]
+            each = done["seconds"] / max(1, done["read"])
+            done["slow_down"] = each / seconds_each if seconds_each and done["read"] else None
+            found.append(done)
+            say(f"faults, {setup.reader}, {rate:.0%}: {done['wrong']} wrong, "
+                f"{done['failed']} failed of {done['asked']}")  # fmt: skip
+            yield found
+
+
+def fault_setups(bench: Bench, rows: Sequence[Row], kind: str) -> Iterator[tuple[Setup, int, int]]:
+    """Yield the readers, how many patches they have in flight, and how many they read."""
+    yield ours("exact"), 0, bench.options.fault_patches
+    measured = {row.reader: row for row in rows if (row.kind, row.link) == (kind, TRIED_AT)}
+    for name in dict.fromkeys(way.peer for way in present(bench)):
+        for reader in (name, f"{name}, {OUR_STORE}")[: 1 if bench.options.quick else None]:
+            way = next(way for way in WAYS if way.peer == name)
+            layout = OUR_STORE if reader != name else USUAL
+            in_flight = way.in_flight[0]
+            if reader in measured:
+                row = measured[reader]
+                layout = row.setting.split(",")[0] if way.has_layouts else ""
+                in_flight = row.in_flight
+                way = next(w for w in WAYS if peer(w, layout or USUAL).setting == row.setting
+                           and w.peer == name)  # fmt: skip
+            if not way.has_layouts and reader != name:
+                continue
+            if way.has_layouts:
+                bench.provide(layout)
+            setup = replace(peer(way, layout or OUR_STORE), reader=reader)
+            yield setup, in_flight, bench.options.peer_fault_patches
+
+
+def through_faults(
+    bench: Bench, setup: Setup, in_flight: int, n: int, rate: float
+) -> dict[str, Any]:
+    """Have a reader read ``n`` patches while a share of the requests fails."""
+    what = {"reader": setup.reader, "setting": setup.setting, "in_flight": in_flight}
+    nothing = {"read": 0, "wrong": 0, "failed": n, "seconds": 0.0, "faults": {}}
+    try:
+        with bench.fresh(setup) as child:
+            faulty = replace(LINKS[TRIED_AT], fault_rate=rate, stall_s=bench.options.stall)
+            bench.link.set(faulty)
+            bench.link.reset()
+            done = child.ask(
+                "compare", kind=bench.options.fault_kind, epoch=1, n=n, in_flight=in_flight,
+                patience_s=bench.options.patience,
+            )  # fmt: skip
+            counts = bench.link.counts()
+    except PeerError as problem:
+        done = {**nothing, "problems": [str(problem)]}
+    else:
+        done.update(faults=counts.faults, requests=counts.requests)
+    return {**what, "rate": rate, "kind": bench.options.fault_kind, "asked": n, **done}
+
+
+def measure_ranks(bench: Bench) -> dict[str, Any]:
+    """Let two ranks share an epoch through one link of a known width."""
+    kind, n = bench.options.kinds[0], bench.options.rank_patches
+    with bench.fresh(ours("exact")) as one, bench.fresh(ours("exact")) as other:
+        bench.link.set(LINKS[CAP])
+        bench.link.reset()
+        with ThreadPoolExecutor(2) as pool:
+            asked = [
+                pool.submit(child.ask, "rank", kind=kind, index=rank, count=2, n=n)
+                for rank, child in enumerate((one, other))
+            ]
+            done = [item.result() for item in asked]
+        counts = bench.link.counts()
+        compared = [child.ask("compare_rank", kind=kind, index=rank, count=2, n=n)
+                    for rank, child in enumerate((one, other))]  # fmt: skip
+    taken = [index for rank in done for index in rank["indices"]]
+    seconds = max(r["ended"] for r in done) - min(r["started"] for r in done)
+    cap = LINKS[CAP].bytes_per_s or 0.0
+    return {
+        "kind": kind, "samples": n, "of_each": [len(rank["indices"]) for rank in done],
+        "in_both": len(taken) - len(set(taken)), "missing": len(set(range(n)) - set(taken)),
+        "wrong": sum(rank["wrong"] for rank in compared), "seconds": seconds,
+        "per_s": n / seconds, "requests": counts.requests, "body_bytes": counts.body_bytes,
+        "bytes_per_s": counts.body_bytes / seconds,
+        "share_of_link": counts.body_bytes / seconds / cap,
+    }  # fmt: skip
+
+
+def measure_cold(bench: Bench) -> dict[str, Any]:
+    """Start processes on a store of many scans; count requests and seconds to the first batch."""
+    store = bench.data.folder / "many.zarr"
+    raw = bench.data.folder / "many"
+    add_scans(raw, range(bench.options.cold_scans))
+    ingest_many(raw, store)
+    bench.provide_file(store.name)
+    command = [*python_module("peers.first_batch"), f"{bench.place.url}/{store.name}"]
+    rows: dict[str, list[Any]] = {"requests": [], "open_s": [], "import_s": [], "asked": []}
+    for number in range(2 * bench.options.rounds):
+        alone = number % 2 == 0
+        bench.link.set(LINKS[TRIED_AT])
+        bench.link.reset()
+        # Reading ahead asks for more at once: requests are counted of an epoch of one batch.
+        epoch = [str(COLD_BATCH)] if alone else []
+        done = subprocess.run(  # noqa: S603
+            [*command, *epoch], check=True, stdout=subprocess.PIPE, env=bench.variables
+        )
+        counts = bench.link.counts()
+        if alone:
+            rows["requests"].append(counts.requests)
+            rows["asked"] = [list(one) for one in counts.asked]
+        else:
+            found = json.loads(done.stdout)
+            rows["open_s"].append(found["open_s"])
+            rows["import_s"].append(found["import_s"])
+    return {"scans": bench.options.cold_scans, **rows}
+
+
+def measure_limits(bench: Bench) -> list[Row]:
+    """Read by ours with other limits of merging, in turn; each row says which."""
+    setups = [ours("exact")]
+    for name, values in (("_GAP_BYTES", bench.options.gaps), ("_RUN_BYTES", bench.options.runs)):
+        setups += [ours("exact", f"{name} {value}", **{name: value}) for value in values]
+    rows = []
+    for kind in bench.options.kinds:
+        for link in bench.options.links:
+            new = [Entry(setup.reader, setup, 0, 1.0) for setup in setups]
+            entries = [entry for entry in new if guessed(bench, entry, kind, link)]
+            turns = take_turns(bench, entries, kind, link)
+            rows += [row_of(e, kind, link, turns[e.reader], turns[OURS]) for e in entries]
+            say(f"limits, {kind}, {link}: measured")
+    bench.close()
+    return rows
+
+
+@dataclass(slots=True)
+class Result:
+    """What is measured so far."""
+
+    bench: Bench
+    rows: list[Row] = field(default_factory=list)
+    faults: list[dict[str, Any]] = field(default_factory=list)
+    ranks: dict[str, Any] | None = None
+    cold: dict[str, Any] | None = None
+    limits: list[Row] = field(default_factory=list)
+    load: list[float] = field(default_factory=list)
+
+    def plain(self) -> dict[str, Any]:
+        """Return it all as plain values."""
+        bench = self.bench
+        packages = [name for name in PACKAGES if find_spec(name) is not None]
+        found: dict[str, Any] = {
+            "data": bench.data.image.name,
+            "shape_zyx": bench.data.shape_zyx,
+            "scans": bench.data.scans,
+            "place": "s3" if bench.place.is_bucket else "http",
+            **machine(*packages),
+            "load": self.load,
+            "seconds": bench.options.seconds,
+            "rows": [row.plain() for row in self.rows],
+            "faults": self.faults,
+            "two_ranks": self.ranks,
+            "cold": self.cold,
+            "limits": [row.plain() for row in self.limits],
+            "left_out": bench.left_out,
+        }
+        return {**found, "targets": targets_of(found)}
+
+
+def measure(bench: Bench, parts: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """Measure the parts that are asked for; give what is known so far, again and again."""
+    result = Result(bench)
+
+    def known() -> dict[str, Any]:
+        result.load.append(os.getloadavg()[0])
+        return result.plain()
+
+    if "table" in parts:
+        for rows in measure_table(bench):
+            result.rows = rows
+            yield known()
+    if "limits" in parts:
+        result.limits = measure_limits(bench)
+        yield known()
+    if "faults" in parts:
+        for found in measure_faults(bench, result.rows):
+            result.faults = found
+            yield known()
+    if "ranks" in parts:
+        result.ranks = measure_ranks(bench)
+        yield known()
+    if "cold" in parts:
+        result.cold = measure_cold(bench)
+        yield known()
+
+
+@contextmanager
+def served(options: argparse.Namespace, data: Data) -> Iterator[Bench]:
+    """Serve the scans by the proxy itself, or by a Ceph gateway behind it."""
+    with ExitStack() as stack:
+        if not options.s3:
+            link = stack.enter_context(proxy(folder=data.folder))
+            bench = Bench(options, data, Place(link.url), link, lambda _: None)
+        else:
+            gateway = stack.enter_context(ceph_gateway())
+            link = stack.enter_context(proxy(upstream=gateway.endpoint_url))
+            keys = gateway.access_key, gateway.secret_key
+            direct = Place(f"s3://{BUCKET}", gateway.endpoint_url, *keys)
+            fs, _ = open_filesystem(direct.url, direct.options)
+            fs.call_s3("create_bucket", Bucket=BUCKET)
+            bench = Bench(
+                options, data, replace(direct, endpoint_url=link.url), link,
+                partial(upload, fs),
+            )  # fmt: skip
+        stack.callback(bench.close)
+        yield bench
+
+
+def upload(fs: Any, folder: Path) -> None:  # noqa: ANN401  fsspec ships no types
+    """Copy a folder into the bucket, what links lead to included."""
+    files = [
+        Path(at) / name for at, _, names in os.walk(folder, followlinks=True) for name in names
+    ]
+    keys = [f"{BUCKET}/{path.relative_to(folder.parent)}" for path in files]
+    fs.put([str(path) for path in files], keys)
+
+
+def parse() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("pair", nargs="*", type=Path, help="CT.nii.gz and MASK.nii.gz")
+    for part in ("table", "faults", "two-ranks", "cold"):
+        parser.add_argument(f"--{part}", action="store_true", help="measure only such parts")
+    parser.add_argument("--gaps", type=int, nargs="+", default=[], help="bytes, to try")
+    parser.add_argument("--runs", type=int, nargs="+", default=[], help="bytes, to try")
+    parser.add_argument("--s3", action="store_true", help="from a Ceph gateway in place of HTTP")
+    parser.add_argument("--short", action="store_true", help="a look, and a test: few patches")
+    parser.add_argument("--quick", action="store_true", help="one setting of each peer")
+    parser.add_argument("--kinds", nargs="+", default=["128^3", "64^3"], choices=KINDS)
+    parser.add_argument("--links", nargs="+", default=list(LINKS), choices=LINKS)
+    parser.add_argument("--layouts", nargs="*", default=list(LAYOUTS), choices=[*LAYOUTS])
+    parser.add_argument("--peers", nargs="+", default=[], choices=sorted({w.peer for w in WAYS}))
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=3.0, help="of each reader and round")
+    parser.add_argument("--scans", type=int, default=64, help="names that the scan is linked as")
+    parser.add_argument("--fault-kind", default="64^3", choices=KINDS)
+    parser.add_argument("--fault-patches", type=int, default=1000, help="of ours, at each rate")
+    parser.add_argument("--peer-fault-patches", type=int, default=200, help="of each peer")
+    parser.add_argument("--rates", type=float, nargs="+", default=RATES, help="of faults")
+    parser.add_argument("--stall", type=float, default=30.0, help="seconds of a stalled request")
+    parser.add_argument("--patience", type=float, default=120.0, help="seconds of one read")
+    parser.add_argument("--rank-patches", type=int, default=384, help="of both ranks together")
+    parser.add_argument("--cold-scans", type=int, default=1005)
+    parser.add_argument("--folder", type=Path, help="where to work; a temporary folder")
+    parser.add_argument("--json", type=Path, help="where to write the figures")
+    parser.add_argument("--png", type=Path, help="where to draw them")
+    options = parser.parse_args()
+    return shortened(options) if options.short else options
+
+
+def shortened(options: argparse.Namespace) -> argparse.Namespace:
+    """Return options of a run of half a minute, which shows that all works and no more."""
+    options.quick = True
+    options.links = [link for link in options.links if link in {"0 ms", TRIED_AT}]
+    options.layouts = [USUAL]
+    options.rounds, options.seconds, options.scans = 1, 0.3, 2
+    options.kinds = options.kinds[-1:]
+    options.fault_patches, options.peer_fault_patches, options.rates = 16, 8, [0.03]
+    options.stall = 1.0
+    options.rank_patches, options.cold_scans = 4 * BATCH, 5
+    return options
+
+
+def parts_of(options: argparse.Namespace) -> list[str]:
+    """Return the parts to measure."""
+    named = {
+        "table": options.table, "limits": bool(options.gaps or options.runs),
+        "faults": options.faults, "ranks": options.two_ranks, "cold": options.cold,
+    }  # fmt: skip
+    some = [part for part, wanted in named.items() if wanted]
+    return some or ["table", "faults", "ranks", "cold"]
+
+
+def main() -> None:
+    """Measure, print tables, write JSON and a chart."""
+    options = parse()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("bench-remote: ended"))  # and so do children
+    result: dict[str, Any] = {}
+    try:
+        with tempfile.TemporaryDirectory(dir=options.folder) as folder:
+            work = Path(folder)
+            small = options.short and not options.pair
+            pair = phantom_pair(work, SHORT_SHAPE) if small else pair_of(options, work)
+            data = Data.make(work / "data", *pair, options.scans)
+            with served(options, data) as bench:
+                for result in measure(bench, parts_of(options)):
+                    if options.json:  # a long run that is stopped has not been for nothing
+                        options.json.write_text(json.dumps(result, indent=1))
+    except MissingProgramsError as problem:
+        sys.exit(f"bench-remote-s3: {problem}")
+    print_report(result, CONSOLE)
+    if options.png and result["rows"]:
+        draw_chart(result, options.png)
+
+
+if __name__ == "__main__":
+    main()

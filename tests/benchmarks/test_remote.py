@@ -1,0 +1,194 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from spinezarr.testing import NiftiForm, PhantomSpec, make_phantom, write_nifti
+
+FOLDER = Path(__file__).parents[2] / "benchmarks"
+OURS = {"spinezarr", "spinezarr, window"}
+ZARR = {"zarr-python, fsspec", "zarr-python, fsspec, our store"}
+WHOLE = {"whole files"}
+
+
+def phantom_pair(folder):
+    phantom = make_phantom(PhantomSpec(shape_zyx=(70, 80, 90), spacing_zyx_mm=(3.0, 4.0, 4.0)))
+    pair = folder / "ct.nii.gz", folder / "seg.nii.gz"
+    write_nifti(pair[0], phantom.image, phantom.affine_xyz, NiftiForm())
+    write_nifti(pair[1], phantom.label, phantom.affine_xyz, NiftiForm(dtype="uint8"))
+    return pair
+
+
+def run_python(code, *arguments):
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    done = subprocess.run(command, cwd=FOLDER, check=True, capture_output=True, text=True)
+    return json.loads(done.stdout)
+
+
+def measure(tmp_path, *options):
+    outputs = ["--json", tmp_path / "out.json", "--png", tmp_path / "out.png", "--folder", tmp_path]
+    command = [sys.executable, FOLDER / "remote.py", *phantom_pair(tmp_path), *outputs, *options]
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return json.loads((tmp_path / "out.json").read_text())
+
+
+def test_the_short_form_measures_every_part(tmp_path):
+    some = ["--peers", "zarr-python, fsspec", "whole files"]
+    result = measure(tmp_path, "--short", *some)
+    rows = {(row["link"], row["reader"]): row for row in result["rows"]}
+    assert set(rows) == {
+        (link, reader) for link in ("0 ms", "20 ms") for reader in OURS | ZARR | WHOLE
+    }
+    for row in rows.values():
+        assert row["per_s_min"] > 0
+        assert row["requests_each"] > 0
+        assert row["bytes_each"] > 0
+    files = [row for (_, reader), row in rows.items() if reader in WHOLE]
+    assert all(row["requests_each"] == 2 for row in files)
+    assert rows["0 ms", "spinezarr"]["ours_over_this"] == 1
+    faults = {row["reader"]: row for row in result["faults"]}
+    assert set(faults) == {"spinezarr", "zarr-python, fsspec", "whole files"}
+    assert all(row["read"] + row["failed"] == row["asked"] for row in faults.values())
+    assert faults["spinezarr"]["wrong"] == 0
+    ranks = result["two_ranks"]
+    assert ranks["of_each"] == [8, 8]
+    assert ranks["in_both"] == ranks["missing"] == ranks["wrong"] == 0
+    assert ranks["body_bytes"] > 0
+    assert result["cold"]["requests"][0] == len(result["cold"]["asked"]) > 0
+    assert result["left_out"] == []
+    assert (tmp_path / "out.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_limits_of_merging_are_tried_and_must_be_there(tmp_path):
+    short = ["--short", "--links", "0 ms", "--scans", "1"]
+    rows = measure(tmp_path, *short, "--gaps", "0", "--runs", "1")["limits"]
+    requests = {row["reader"]: row["requests_each"] for row in rows}
+    assert set(requests) == {"spinezarr", "_GAP_BYTES 0", "_RUN_BYTES 1"}
+    assert requests["_RUN_BYTES 1"] > requests["spinezarr"] > 0
+    code = """if True:
+        import json
+        from pathlib import Path
+        from peers.remote import Place
+        from peers.remote_child import OurServer
+        try:
+            OurServer(Place("http://127.0.0.1:1"), None, "exact", {"_NO_SUCH": 1})
+        except AttributeError as problem:
+            print(json.dumps(str(problem)))
+    """
+    assert "_NO_SUCH" in run_python(code)
+
+
+@pytest.mark.parametrize("kind", ["64^3", "axial"])
+def test_wrong_failed_and_hung_reads_are_told_apart(tmp_path, kind):
+    code = """if True:
+        import json, sys, threading
+        from concurrent.futures import ThreadPoolExecutor
+        from pathlib import Path
+        import numpy as np
+        from peers.data import Data
+        from peers.ours import store_of
+        from peers.remote import Threaded
+        from peers.remote_child import PeerServer
+        data = Data.make(Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]), 2)
+        store_of(data, "balanced")
+        image, label = (np.array(values) for values in data.voxels())
+        seen = []
+        def read(draw):
+            seen.append(draw)
+            box = draw.box.slices
+            pair = image[box].copy(), label[box].copy()
+            match len(seen):
+                case 2: pair[0][-1, -1, -1] ^= 1
+                case 3: pair[1][0, 0, 0] ^= 1
+                case 4: raise OSError("gone")
+                case 5: pair = pair[0].astype("i4"), pair[1]
+                case 6: threading.Event().wait()
+            return pair
+        server = PeerServer(Threaded(read), data, has_indices=False)
+        asked = {"kind": sys.argv[4], "epoch": 0, "patience_s": 0.5}
+        found = server.compare(**asked, n=12, in_flight=1)
+        again = server.compare(**asked, n=30, in_flight=4)
+        drawn = len({(draw.scan, draw.box) for draw in seen})
+        print(json.dumps([found, again, drawn]), flush=True)
+        import os
+        os._exit(0)
+    """
+    found, again, drawn = run_python(code, tmp_path / "data", *phantom_pair(tmp_path), kind)
+    del found["seconds"]
+    assert found == {
+        "read": 10, "wrong": 3, "failed": 2,
+        "problems": ["OSError: gone", "TimeoutError: no answer in 0 s"],
+    }  # fmt: skip
+    assert (again["read"], again["wrong"], again["failed"]) == (30, 0, 0)
+    assert drawn > 12
+
+
+def test_a_stream_goes_on_behind_a_batch_that_failed(tmp_path):
+    code = """if True:
+        import json, sys
+        from pathlib import Path
+        from peers.data import Data
+        from peers.ours import store_of
+        from peers.remote import OUR_NAME, Place
+        from peers.remote_child import OurServer
+        from proxy import Conditions, proxy
+        data = Data.make(Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]), 3)
+        store_of(data, "balanced")
+        with proxy(folder=data.folder) as link:
+            server = OurServer(Place(link.url), data, "exact", {})
+            server.warm()
+            asked = {"kind": "64^3", "epoch": 0, "in_flight": 0, "patience_s": 60}
+            whole = server.compare(**asked, n=25)
+            shards = data.folder / OUR_NAME / "scans" / "scan1" / "image" / "c"
+            for path in filter(Path.is_file, shards.rglob("*")):
+                path.write_bytes(bytes(path.stat().st_size))
+            print(json.dumps([whole, server.compare(**asked, n=25)]))
+    """
+    whole, damaged = run_python(code, tmp_path / "data", *phantom_pair(tmp_path))
+    assert (whole["read"], whole["wrong"], whole["failed"]) == (25, 0, 0)
+    assert damaged["read"] + damaged["failed"] == 25
+    assert damaged["wrong"] == 0
+    assert damaged["failed"] >= 4
+    assert "scan1" in damaged["problems"][0]
+
+
+def test_targets_hold_us_against_the_fastest_store_of_a_peer():
+    code = """if True:
+        import json
+        from remote_report import CAP, Row, targets_of
+        def row(reader, link, rates, ratio, bytes_per_s=0.0):
+            return Row("128^3", link, reader, "", 8, rates, 6.0, 1e6, bytes_per_s, ratio).plain()
+        rows = [
+            row("spinezarr", "20 ms", [90.0, 100.0, 300.0], 1.0),
+            row("zarr-python, obstore", "20 ms", [5.0], 20.0),
+            row("zarr-python, fsspec", "20 ms", [4.0], 25.0),
+            row("zarr-python, fsspec, our store", "20 ms", [50.0], 2.0),
+            row("tensorstore", "100 ms", [10.0], 10.0),
+            row("spinezarr", CAP, [80.0], 1.0, 95e6),
+        ]
+        faults = [
+            {"reader": "spinezarr", "rate": 0.03, "asked": 10, "wrong": 0, "failed": 0},
+            {"reader": "spinezarr", "rate": 0.1, "asked": 10, "wrong": 1, "failed": 2},
+            {"reader": "tensorstore", "rate": 0.03, "asked": 10, "wrong": 5, "failed": 5},
+        ]
+        ranks = {"in_both": 1, "missing": 2, "samples": 8, "share_of_link": 0.5}
+        cold = {"scans": 5, "requests": [7, 9], "open_s": [0.5], "import_s": [1.0]}
+        result = {"rows": rows, "faults": faults, "two_ranks": ranks, "cold": cold}
+        print(json.dumps([rows[0]["per_s_median"], targets_of(result)]))
+    """
+    median, targets = run_python(code)
+    assert median == 100
+    assert {line["row"]: (line["reached"], line["met"]) for line in targets} == {
+        "requests a 128^3 patch and array, 20 ms": (3.0, False),
+        "128^3 to zarr-python, 20 ms": (20.0, True),
+        "128^3, share of a link of 100 MB/s": (0.95, True),
+        "wrong through faults": (1, False),
+        "failed through faults, up to 3%": (0, True),
+        "two ranks: samples in both, or missing": (3, False),
+        "two ranks: share of the link": (0.5, False),
+        "first batch of 5 scans, cold: requests": (9, False),
+        "first batch of 5 scans, cold: s": (0.5, True),
+    }
