@@ -34,7 +34,7 @@ from spinezarr.store.metadata import Separator, chunk_key
 from spinezarr.store.objects import open_objects
 from spinezarr.store.remote import IN_FLIGHT
 from spinezarr.store.sharding import ChunkDamagedError, decode_chunk
-from spinezarr.store.transport_errors import public_url
+from spinezarr.store.transport_errors import NoSuchBucketError, public_url
 
 __all__ = ["ArraySpec", "ScanHandle", "StoreReader", "parse_scan", "read_table"]
 
@@ -187,7 +187,12 @@ class StoreReader:
 
     def _read_root(self, *, with_table: bool) -> RootAttributes:
         path = f"{self.path}/zarr.json"
-        found = self.objects.read([path, self._bundle_path] if with_table else [path])
+        try:
+            found = self.objects.read([path, self._bundle_path] if with_table else [path])
+        except NoSuchBucketError as problem:
+            raise StoreNotFoundError(
+                f"{self.name}: there is no store: {problem.strerror}."
+            ) from problem
         if with_table:
             self._bundle = found.get(self._bundle_path, b"")
         if path not in found:

@@ -69,6 +69,10 @@ class TransientError(ConnectionError):
     retry_after_s: float | None = None
 
 
+class NoSuchBucketError(OSError):
+    """A bucket that is not there, and so none of its objects."""
+
+
 def public_url(url: str) -> str:
     """Return a URL without what may be secret in it: userinfo, query and fragment."""
     scheme, separator, rest = url.partition("://")
@@ -108,6 +112,8 @@ def answer_error(
         if _is_s3(where):
             text = REFUSED.get(code) or REFUSED.get(str(status), named)
         return PermissionError(errno.EACCES, text, where)
+    if code == "NoSuchBucket":
+        return NoSuchBucketError(errno.EIO, REFUSED[code], where)
     if code in REFUSED and code != "NoSuchKey":
         return OSError(errno.EIO, REFUSED[code], where)
     if status in {HTTPStatus.NOT_FOUND, HTTPStatus.GONE}:

@@ -31,6 +31,7 @@ CLIENT: Final[dict[str, Any]] = {
 """obstore's own bound of 30 s for a request would end large ones over a slow link."""
 NO_RETRIES: Final[Any] = {"max_retries": 0}
 _STATUS: Final = re.compile(r"Server returned non-2xx status code: (\d{3})")
+_ASKED: Final = re.compile(r"performing [A-Z]+ (https?://\S+)")
 _CODE: Final = re.compile(r"<Code>([A-Za-z0-9]+)</Code>")
 _OTHER_REGION: Final = (
     "Received redirect without LOCATION",

@@ -24,6 +24,7 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 import spinezarr
 from spinezarr.errors import CorruptStoreError, SpinezarrError, UsageError
 from spinezarr.loaders.torch import PatchDataset, PatchLoader, PatchMapDataset, as_tensors
+from spinezarr.stream.fetch import Fetcher
 from spinezarr.stream.stream import PatchStream
 
 # Python 3.12 warns of any fork beside threads; trainers do it, so it must work.
@@ -185,9 +186,9 @@ def test_a_loader_left_early_leaves_no_thread_behind(stream, expected):
 
 
 def test_a_damaged_store_is_an_error_in_a_worker_too(stream):
-    class Gone:
+    class Gone(Fetcher):
         def __call__(self, ranges):
-            raise FileNotFoundError(ranges[0].path)
+            raise FileNotFoundError(ranges[0].shard.path)
 
     broken = replace(stream, engine=type(stream.engine)(Gone()))
     for num_workers in (0, 2):

@@ -111,9 +111,7 @@ def test_the_recipe_without_a_mistake_loads(file):
 @pytest.mark.parametrize(
     ("old", "new", "line", "key", "fragment"), MISTAKES, ids=[f"{m[1]}" for m in MISTAKES]
 )
-def test_a_mistake_is_answered_with_its_file_line_and_key(
-    file, old, new, line, key, fragment
-):
+def test_a_mistake_is_answered_with_its_file_line_and_key(file, old, new, line, key, fragment):
     assert old in RECIPE
     file.write_text(RECIPE.replace(old, new, 1))
     with pytest.raises(RecipeError) as caught:
