@@ -28,7 +28,8 @@ class Transport(Protocol):
     async def get(self, path: str, start: int | None = None, stop: int | None = None) -> Buffer:
         """Return bytes ``start <= i < stop`` of an object, all of it if both are None.
 
-        May be awaited on any loop, many at once; cancelling frees the connection. One attempt.
+        May be awaited on any loop, many at once; cancelling frees the connection. One attempt, or
+        two where the first did not come whole and does not tell why.
         A range that reaches behind the end of an object comes back short or empty, as on disk.
         Over HTTP and S3 a short answer that has no such reason is a TransientError; of other file
         systems it is returned, so a caller that knows the length checks it.

@@ -96,6 +96,10 @@ class ObstoreTransport:
         where = public_url(path if "://" in path else f"{self._scheme}://{path}")
         store: Any = self._open.get(name) or await asyncio.to_thread(self._opened, name, where)
         try:
+            if start is not None and stop is not None:
+                quick = await _quickly(store, key, start, stop)
+                if quick is not None:
+                    return quick
             answer = await obstore.get_async(store, key, options=_options(start, stop))
             data = await answer.bytes_async()
         except (BaseError, OSError) as caught:
@@ -125,6 +129,17 @@ class ObstoreTransport:
             if name in self._left:
                 raise NotServedError
             return self._open[name]
+
+
+async def _quickly(store: Any, key: str, start: int, stop: int) -> Buffer | None:  # noqa: ANN401
+    """Return a range that came whole; None for any other answer, which does not say enough."""
+    try:
+        data: Buffer = await obstore.get_range_async(store, key, start=start, end=stop)
+    except (BaseError, OSError) as problem:
+        if "Requested" in str(problem):  # the object may end inside the range
+            return None
+        raise
+    return data if memoryview(data).nbytes == stop - start else None
 
 
 def _options(start: int | None, stop: int | None) -> Any:  # noqa: ANN401  as obstore takes them

@@ -32,7 +32,7 @@ from hypothesis import strategies as st
 
 from spinezarr.errors import UsageError
 from spinezarr.store.transport import TransientError, open_transport
-from spinezarr.store.transport_errors import public_url
+from spinezarr.store.transport_errors import NoSuchBucketError, public_url
 from spinezarr.store.transport_fsspec import _explained
 from spinezarr.store.transport_s3 import _endpoint, _Options, _settings
 
@@ -296,8 +296,16 @@ FAULTS = {
 }
 
 
-TWICE = {"nonsense range", "cut head", "hung up", "no HTTP"}
-"""What obstore leaves to fsspec; and where aiohttp takes a connection for one that was idle."""
+LEFT_TO_FSSPEC = {"nonsense range"}
+TAKEN_FOR_IDLE = {"cut head", "hung up", "no HTTP"}
+"""Connections of aiohttp."""
+WRONG_LENGTH = {
+    f"{kind} {what}"
+    for kind in ("short", "long", "longer", "later", "other")
+    for what in ("body", "range")
+}
+"""obstore is asked again with a call that tells what came."""
+TWICE = LEFT_TO_FSSPEC | TAKEN_FOR_IDLE | WRONG_LENGTH
 
 
 @pytest.mark.parametrize("fault", FAULTS)
@@ -334,7 +342,7 @@ def test_the_time_a_server_asks_for_is_kept(server, kind):
 
 
 S3_FAULTS = {
-    "NoSuchBucket": ("404 x", OSError, "no such bucket"),
+    "NoSuchBucket": ("404 x", NoSuchBucketError, "no such bucket"),
     "NoSuchKey": ("404 x", FileNotFoundError, "no such object"),
     "AccessDenied": ("403 x", PermissionError, "rights of the account"),
     "ExpiredToken": ("400 x", PermissionError, "Get new ones"),
