@@ -7,7 +7,7 @@ import struct
 import subprocess
 import sys
 from base64 import b64encode
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from http import HTTPStatus
@@ -20,7 +20,6 @@ from typing import Any
 
 import pytest
 from hypothesis import settings
-from typing_extensions import Buffer
 
 import spinezarr
 from spinezarr.ingest.discover import discover
@@ -29,7 +28,7 @@ from spinezarr.recipe import Recipe
 from spinezarr.store.attributes import ManifestEntry, ShardEntry
 from spinezarr.store.bundle import TABLE_BUNDLE, unbundle_files
 from spinezarr.store.sharding import ABSENT, CHECKSUM_BYTES, index_bytes, parse_index
-from spinezarr.stream.fetch import ByteRange, Fetcher, LocalFetcher
+from spinezarr.stream.fetch import ByteRange, ByteRanges, Fetcher, LocalFetcher, Pieces
 from spinezarr.testing import WrittenScan, write_ctspine1k
 
 # A program of its own, which the tests beside it start.
@@ -45,12 +44,12 @@ class NotingFetcher(Fetcher):
     """Hands on what another fetches, and notes what it was asked for, call by call."""
 
     def __init__(self, fetch: Fetcher | None = None) -> None:
-        self.calls: list[list[ByteRange]] = []
+        self.calls: list[ByteRanges] = []
         self._fetch = fetch or LocalFetcher()
 
-    def __call__(self, ranges: Sequence[ByteRange]) -> Sequence[Buffer]:
+    def __call__(self, ranges: ByteRanges) -> Pieces:
         """See :class:`Fetcher`."""
-        self.calls.append(list(ranges))
+        self.calls.append(ranges)
         return self._fetch(ranges)
 
     @property

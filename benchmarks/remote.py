@@ -11,7 +11,7 @@ round after round, while all others wait; what counts are ratios within a round.
 every reader is compared with the source voxel by voxel; through faults, every answer is.
 
 Parts: the table, faults, two ranks on one link, and the first batch of a cold process; all of them,
-unless some are named. ``--gaps`` and ``--runs`` try limits of merging ranges.
+unless some are named. ``--gaps``, ``--runs`` and ``--in-flight`` try limits of ours.
 """
 
 import argparse
@@ -489,7 +489,12 @@ def measure_cold(bench: Bench) -> dict[str, Any]:
 def measure_limits(bench: Bench) -> list[Row]:
     """Read by ours with other limits of merging, in turn; each row says which."""
     setups = [ours("exact")]
-    for name, values in (("_GAP_BYTES", bench.options.gaps), ("_RUN_BYTES", bench.options.runs)):
+    tried = (
+        ("gap", bench.options.gaps),
+        ("run", bench.options.runs),
+        ("in_flight", bench.options.in_flight),
+    )
+    for name, values in tried:
         setups += [ours("exact", f"{name} {value}", **{name: value}) for value in values]
     rows = []
     for kind in bench.options.kinds:
@@ -603,6 +608,7 @@ def parse() -> argparse.Namespace:
         parser.add_argument(f"--{part}", action="store_true", help="measure only such parts")
     parser.add_argument("--gaps", type=int, nargs="+", default=[], help="bytes, to try")
     parser.add_argument("--runs", type=int, nargs="+", default=[], help="bytes, to try")
+    parser.add_argument("--in-flight", type=int, nargs="+", default=[], help="requests, to try")
     parser.add_argument("--s3", action="store_true", help="from a Ceph gateway in place of HTTP")
     parser.add_argument("--short", action="store_true", help="a look, and a test: few patches")
     parser.add_argument("--quick", action="store_true", help="one setting of each peer")
@@ -644,7 +650,7 @@ def shortened(options: argparse.Namespace) -> argparse.Namespace:
 def parts_of(options: argparse.Namespace) -> list[str]:
     """Return the parts to measure."""
     named = {
-        "table": options.table, "limits": bool(options.gaps or options.runs),
+        "table": options.table, "limits": bool(options.gaps or options.runs or options.in_flight),
         "faults": options.faults, "ranks": options.two_ranks, "cold": options.cold,
     }  # fmt: skip
     some = [part for part, wanted in named.items() if wanted]

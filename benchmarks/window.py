@@ -10,6 +10,7 @@ import json
 import statistics
 import time
 from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -41,6 +42,9 @@ POINTS = 2000
 @dataclass(frozen=True, slots=True)
 class EqualVolumes:
     """Scans in chunks of one shape."""
+
+    def open_scans(self, scan_ids: Iterable[str]) -> None:
+        """Do nothing: there are no files."""
 
     def chunk_shape_zyx(self, scan_id: str) -> ShapeZYX:  # noqa: ARG002  all have one
         """Return the chunks of the default store."""

@@ -25,6 +25,7 @@ from peers.data import DTYPES, Data
 from peers.reader import Pair
 from peers.remote import OUR_NAME, WAYS, Peer, Place
 from spinezarr.geometry import Box, ShapeZYX
+from spinezarr.store.remote import IN_FLIGHT
 from spinezarr.stream.batch import Batch
 from spinezarr.stream.stream import PatchStream
 
@@ -191,17 +192,26 @@ class PeerServer:
             yield Draw(int(request.scan_id.removeprefix("scan")), request.box)
 
 
+LIMITS = {
+    "gap": ("spinezarr.store.remote", "_GAP_BYTES"),
+    "run": ("spinezarr.stream.fetch", "_RUN_BYTES"),
+}
+"""What of spinezarr's own can be tried: the gap is one, or within two bounds chosen by it."""
+
+
 class OurServer:
     """Iterates over the streams of a store, as a user does."""
 
     def __init__(self, place: Place, data: Data, shuffle: str, limits: dict[str, int]) -> None:
-        fetch = importlib.import_module("spinezarr.stream.fetch")
+        in_flight = limits.pop("in_flight", IN_FLIGHT)
         for name, value in limits.items():
-            if not hasattr(fetch, name):
-                raise AttributeError(f"{fetch.__name__} has no {name}: name its limits anew here")
-            setattr(fetch, name, value)
+            where, limit = LIMITS[name]
+            module = importlib.import_module(where)
+            if not hasattr(module, limit):
+                raise AttributeError(f"{where} has no {limit}: name its limits anew here")
+            setattr(module, limit, (value, value) if name == "gap" else value)
         url = f"{place.url}/{OUR_NAME}"
-        self._store = spinezarr.open(url, storage_options=place.options)
+        self._store = spinezarr.open(url, storage_options=place.options, in_flight=in_flight)
         self._data = data
         self._shuffle = shuffle
         self._truth = Truth(data)

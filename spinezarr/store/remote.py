@@ -26,7 +26,7 @@ __all__ = ["IN_FLIGHT", "RemoteObjects"]
 T = TypeVar("T")
 R = TypeVar("R")
 
-IN_FLIGHT: Final = 64
+IN_FLIGHT: Final = 128
 """Requests that are under way at once, of a store in a process. Measured: see
 ``benchmarks/README.md``."""
 _IN_FLIGHT_BYTES: Final = 256 << 20
@@ -317,7 +317,7 @@ class _Times:
     """How long requests take at present."""
 
     def __init__(self) -> None:
-        self.gap_bytes = _GAP_BYTES[0]
+        self.gap_bytes = _GAP_BYTES[1]  # few requests, until more is known
         self._answers: deque[tuple[float, int]] = deque(maxlen=_TIMED)
         self._s_per_byte = 0.0
         self._since = 0

@@ -14,7 +14,6 @@ from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
-from typing_extensions import Buffer
 
 from spinezarr.geometry import Box, ShapeZYX
 from spinezarr.store.reader import ArraySpec
@@ -22,7 +21,7 @@ from spinezarr.store.sharding import CHECKSUM_BYTES, ChunkDamagedError, decode_c
 from spinezarr.stream.buffers import Buffers
 from spinezarr.stream.cache import BoundedCache, ProcessLock
 from spinezarr.stream.explain import ReadSummary
-from spinezarr.stream.fetch import Fetcher, LocalFetcher
+from spinezarr.stream.fetch import Fetcher, LocalFetcher, Pieces
 from spinezarr.stream.native import (
     CHUNKS,
     DONE,
@@ -128,17 +127,17 @@ class Engine:
             math.prod(keys[chunk][0].chunk_shape_zyx) * keys[chunk][0].dtype.itemsize
             for chunk in fetched
         )
-        ranges = [places.range_of(chunk) for chunk in fetched]
+        ranges = places.ranges_of(np.array(fetched, np.intp))
         return ReadSummary(
             boxes=len(boxes),
             scans=len({array.scan_id for array, _ in boxes}),
-            shards=len({item.shard for item in ranges}),
+            shards=len(np.unique(ranges.shard)),
             chunks=len(fetched),
             shared_chunks=int((np.diff(plan.first_share) > 1).sum()),
             cached_chunks=len(kept),
             background_chunks=int((places.size == 0).sum()),
             requests=self._fetch.n_requests(ranges),
-            fetched_bytes=sum(item.stop - item.start for item in ranges),
+            fetched_bytes=int((ranges.stop - ranges.start).sum()),
             decoded_bytes=decoded,
             voxel_bytes=sum(
                 math.prod(box.shape_zyx) * array.dtype.itemsize for array, box in boxes
@@ -179,26 +178,22 @@ class Engine:
         self, plan: ReadPlan, places: Places, outputs: Sequence[Voxels], threads: int
     ) -> None:
         decode = kernel()
-        data: dict[int, Buffer] = {}
+        found: Pieces | None = None
         stored = _clear_background(plan, places, outputs)
         chunks, shares = _tables(plan, places, outputs, stored)
         try:
             if decode is not None and isinstance(self._fetch, LocalFetcher):
                 with self._fetch.opened([shard.path for shard in places.shards]) as descriptors:
                     chunks["fd"] = np.array(descriptors, np.int32)[places.shard[stored]]
-                    _run(decode, (outputs, data), chunks, shares, threads)
+                    _run(decode, outputs, chunks, shares, threads)
             else:
-                ranges = [places.range_of(chunk) for chunk in stored.tolist()]
-                found = self._fetch(ranges) if ranges else []
-                data = dict(zip(stored.tolist(), found, strict=True))
-                if decode is not None:
-                    for row, encoded in enumerate(found):
-                        view = np.frombuffer(memoryview(encoded), np.uint8)
-                        if len(view) == chunks["size"][row]:
-                            chunks["data"][row] = address(view)
-                    _run(decode, (outputs, data), chunks, shares, threads)
-            for chunk in stored[chunks["status"] != DONE].tolist():
-                self._fill_slowly(plan, places, chunk, data.get(chunk), outputs)
+                found = self._fetch(places.ranges_of(stored)) if len(stored) else None
+                if decode is not None and found is not None:
+                    chunks["data"] = np.where(found.is_whole, found.addresses, 0)
+                    _run(decode, (outputs, found), chunks, shares, threads)
+            for row in np.flatnonzero(chunks["status"] != DONE).tolist():
+                data = None if found is None else found[row]
+                self._fill_slowly(plan, places, int(stored[row]), data, outputs)
         except FileNotFoundError as problem:
             named = [shard.path in str(problem) for shard in places.shards]
             gone = int(np.flatnonzero(places.shard == named.index(True))[0]) if any(named) else 0
@@ -209,7 +204,7 @@ class Engine:
         plan: ReadPlan,
         places: Places,
         chunk: int,
-        data: Buffer | None,
+        data: memoryview | None,
         outputs: Sequence[Voxels],
     ) -> None:
         """Fill the shares of one chunk without the kernel, or say what is wrong with the chunk.
@@ -218,10 +213,10 @@ class Engine:
         """
         where = places.range_of(chunk)
         if data is None:
-            (data,) = self._fetch([where])
+            data = self._fetch(places.ranges_of(np.array([chunk])))[0]
         for rereads_left in reversed(range(1 + self._fetch.rereads)):
             try:
-                voxels = _decoded(plan, places, chunk, memoryview(data))
+                voxels = _decoded(plan, places, chunk, data)
                 break
             except ChunkDamagedError as problem:
                 if not rereads_left:

@@ -2,27 +2,35 @@
 
 import os
 from abc import ABC, abstractmethod
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Final
 
+import numpy as np
+import numpy.typing as npt
 from typing_extensions import Buffer
 
 from spinezarr.store.objects import Objects
 from spinezarr.store.remote import RemoteObjects
 from spinezarr.stream.cache import BoundedCache
+from spinezarr.stream.native import address
 from spinezarr.stream.range_cache import DiskCache, RangeCache, shared_range_cache
 
 __all__ = [
     "ByteRange",
+    "ByteRanges",
     "Fetcher",
     "LocalFetcher",
+    "Pieces",
     "RemoteFetcher",
     "StoredShard",
     "fetcher_for",
 ]
+
+
+Rows = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +53,94 @@ class ByteRange:
     stop: int
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class ByteRanges:
+    """Several of them, one row each."""
+
+    shards: tuple[StoredShard, ...]
+    shard: Rows
+    """Which of the shards, by its number."""
+    start: Rows
+    stop: Rows
+
+    @classmethod
+    def of(cls, ranges: Iterable[ByteRange]) -> "ByteRanges":
+        """Write ranges as rows."""
+        items = list(ranges)
+        shards = tuple(dict.fromkeys(item.shard for item in items))
+        number = {shard: i for i, shard in enumerate(shards)}
+        return cls(
+            shards,
+            np.array([number[item.shard] for item in items], np.int64),
+            np.array([item.start for item in items], np.int64),
+            np.array([item.stop for item in items], np.int64),
+        )
+
+    def __len__(self) -> int:
+        """Return how many there are."""
+        return len(self.shard)
+
+    def __iter__(self) -> Iterator[ByteRange]:
+        """Yield one after the other."""
+        rows = zip(self.shard.tolist(), self.start.tolist(), self.stop.tolist(), strict=True)
+        return (ByteRange(self.shards[shard], start, stop) for shard, start, stop in rows)
+
+    def rows_of(self, shard: int) -> Rows:
+        """Return which rows are of a shard, by their starts."""
+        rows = np.flatnonzero(self.shard == shard)
+        return rows[np.argsort(self.start[rows], kind="stable")]
+
+
+class Pieces:
+    """The bytes of ranges, each in one of a few buffers.
+
+    Parameters
+    ----------
+    ranges
+        That were asked for.
+    """
+
+    def __init__(self, ranges: ByteRanges) -> None:
+        self._ranges = ranges
+        self._buffers: list[memoryview] = []
+        self._buffer = np.zeros(len(ranges), np.int64)
+        self._origin = np.zeros(len(ranges), np.int64)
+
+    def put(self, rows: Rows, buffer: Buffer, origin: int) -> None:
+        """Say that ranges lie in a buffer, which begins at byte ``origin`` of their shard."""
+        self._buffer[rows] = len(self._buffers)
+        self._origin[rows] = origin
+        self._buffers.append(memoryview(buffer).cast("B"))
+
+    def __len__(self) -> int:
+        """Return how many ranges there are."""
+        return len(self._ranges)
+
+    def __getitem__(self, row: int) -> memoryview:
+        """Return the bytes of a range; short where they came short."""
+        if not 0 <= row < len(self):
+            raise IndexError(f"range {row} of {len(self)}")
+        origin = self._origin[row]
+        start, stop = self._ranges.start[row] - origin, self._ranges.stop[row] - origin
+        buffer: memoryview = self._buffers[self._buffer[row]]
+        return buffer[start:stop]
+
+    @property
+    def is_whole(self) -> npt.NDArray[np.bool_]:
+        """Whether all bytes of a range came."""
+        sizes = np.array([len(buffer) for buffer in self._buffers], np.int64)
+        whole: npt.NDArray[np.bool_] = self._ranges.stop - self._origin <= sizes[self._buffer]
+        return whole
+
+    @property
+    def addresses(self) -> npt.NDArray[np.uintp]:
+        """Where the first byte of each range is, as long as this object is there."""
+        starts = [address(np.frombuffer(buffer, np.uint8)) for buffer in self._buffers]
+        offsets = (self._ranges.start - self._origin).astype(np.uintp)
+        found: npt.NDArray[np.uintp] = np.array(starts, np.uintp)[self._buffer] + offsets
+        return found
+
+
 class Fetcher(ABC):
     """Fetches byte ranges; called from many threads at once."""
 
@@ -54,8 +150,8 @@ class Fetcher(ABC):
     """Calls that are best under way at once, though most of them only wait."""
 
     @abstractmethod
-    def __call__(self, ranges: Sequence[ByteRange], /) -> Sequence[Buffer]:
-        """Return the bytes of each range, in order.
+    def __call__(self, ranges: ByteRanges, /) -> Pieces:
+        """Return the bytes of ranges.
 
         A range that the file ends inside comes back short; the caller checks what it gets.
 
@@ -67,11 +163,11 @@ class Fetcher(ABC):
             If it cannot be read.
         """
 
-    def afresh(self, damaged: ByteRange, /) -> Buffer:
+    def afresh(self, damaged: ByteRange, /) -> memoryview:
         """Return the bytes of a range that proved damaged, from where they were written."""
-        return self([damaged])[0]
+        return self(ByteRanges.of([damaged]))[0]
 
-    def n_requests(self, ranges: Sequence[ByteRange], /) -> int:
+    def n_requests(self, ranges: ByteRanges, /) -> int:
         """Return how many times these ranges are asked for: requests, or system calls."""
         return len(ranges)
 
@@ -83,15 +179,15 @@ class Fetcher(ABC):
 class LocalFetcher(Fetcher):
     """Fetches from disk with one system call a range."""
 
-    def __call__(self, ranges: Sequence[ByteRange], /) -> list[bytes]:
+    def __call__(self, ranges: ByteRanges, /) -> Pieces:
         """See :class:`Fetcher`."""
-        paths = list(dict.fromkeys(item.shard.path for item in ranges))
-        with self.opened(paths) as descriptors:
-            files = dict(zip(paths, descriptors, strict=True))
-            return [
-                os.pread(files[item.shard.path], item.stop - item.start, item.start)
-                for item in ranges
-            ]
+        found = Pieces(ranges)
+        with self.opened([shard.path for shard in ranges.shards]) as descriptors:
+            for row, item in enumerate(zip(ranges.shard, ranges.start, ranges.stop, strict=True)):
+                shard, start, stop = map(int, item)
+                data = os.pread(descriptors[shard], stop - start, start)
+                found.put(np.array([row]), data, start)
+        return found
 
     @contextmanager
     def opened(self, paths: Iterable[str]) -> Iterator[list[int]]:
@@ -163,103 +259,123 @@ class RemoteFetcher(Fetcher):
     def __reduce__(self) -> tuple[Callable[..., "RemoteFetcher"], tuple[object, ...]]:
         return RemoteFetcher, (self._objects, self._cache)
 
-    def __call__(self, ranges: Sequence[ByteRange], /) -> list[memoryview]:
+    def __call__(self, ranges: ByteRanges, /) -> Pieces:
         """See :class:`Fetcher`."""
-        wanted = [_whole_if_small(item) for item in ranges]
-        held = self._held(wanted)
-        runs = self._merged(item for item in wanted if item not in held)
-        found = self._fetch([run for run, _ in runs])
-        for (run, items), content in zip(runs, found, strict=True):
-            held |= {item: _part(content, run, item) for item in items}
-        return [_part(held[whole], whole, item) for item, whole in zip(ranges, wanted, strict=True)]
+        found, runs = self._find(ranges)
+        if runs:
+            for run, data in zip(runs, self._fetch([run.asked for run in runs]), strict=True):
+                found.put(run.rows, data, run.asked.start)
+        return found
 
     def afresh(self, damaged: ByteRange, /) -> memoryview:
         """See :class:`Fetcher`."""
         shard = damaged.shard
         self._small.forget(shard)
         if self._cache is not None:
-            whole = _whole_if_small(damaged)
-            self._cache.forget(shard.content, shard.size_bytes, whole.start, whole.stop)
-        return self([damaged])[0]
+            span = (0, shard.size_bytes) if _is_small(shard) else (damaged.start, damaged.stop)
+            self._cache.forget(shard.content, shard.size_bytes, *span)
+        return super().afresh(damaged)
 
     def name(self, path: str) -> str:
         """See :class:`Fetcher`."""
         return self._objects.name(path)
 
-    def n_requests(self, ranges: Sequence[ByteRange], /) -> int:
+    def n_requests(self, ranges: ByteRanges, /) -> int:
         """See :class:`Fetcher`."""
-        wanted = [_whole_if_small(item) for item in ranges]
-        held = self._held(wanted)
-        return len(self._merged(item for item in wanted if item not in held))
+        return len(self._find(ranges)[1])
 
-    def _merged(self, ranges: Iterable[ByteRange]) -> list[tuple[ByteRange, list[ByteRange]]]:
-        """Group ranges that are better asked for together: what to ask for, and what is in it."""
+    def _find(self, ranges: ByteRanges) -> tuple[Pieces, list["_Run"]]:
+        """Return what is in memory and on disk, and what else to ask for."""
+        found = Pieces(ranges)
+        runs: list[_Run] = []
         gap_bytes = self._objects.gap_bytes
-        runs: list[list[ByteRange]] = []
-        for item in sorted(set(ranges), key=lambda item: (item.shard.path, item.start)):
-            if runs and _is_near(runs[-1], item, gap_bytes):
-                runs[-1].append(item)
-            else:
-                runs.append([item])
-        return [(ByteRange(run[0].shard, run[0].start, run[-1].stop), run) for run in runs]
+        in_memory = self._small.find(ranges.shards)
+        for number, shard in enumerate(ranges.shards):
+            rows = ranges.rows_of(number)
+            if shard in in_memory:
+                found.put(rows, in_memory[shard], 0)
+            elif len(rows) and _is_small(shard):
+                (whole,) = self._on_disk(shard, [(0, shard.size_bytes)])
+                if whole is None:
+                    runs.append(_Run(ByteRange(shard, 0, shard.size_bytes), rows))
+                else:
+                    found.put(rows, whole, 0)
+            elif len(rows):
+                missing = self._put_from_disk(found, shard, rows, ranges)
+                runs += _merged(shard, missing, ranges, gap_bytes)
+        return found, runs
 
-    def _held(self, wanted: Iterable[ByteRange]) -> dict[ByteRange, Buffer]:
-        """Return what is in memory and on disk."""
-        by_shard: dict[StoredShard, dict[ByteRange, None]] = defaultdict(dict)
-        for item in wanted:
-            by_shard[item.shard][item] = None
-        held: dict[ByteRange, Buffer] = {}
-        small = self._small.find(by_shard)
-        for shard, items in by_shard.items():
-            if shard in small:
-                held |= dict.fromkeys(items, small[shard])
-            elif self._cache is not None:
-                places = [(item.start, item.stop) for item in items]
-                found = self._cache.find(shard.content, shard.size_bytes, places)
-                held |= {
-                    item: data for item, data in zip(items, found, strict=True) if data is not None
-                }
-        return held
+    def _put_from_disk(
+        self, found: Pieces, shard: StoredShard, rows: Rows, ranges: ByteRanges
+    ) -> Rows:
+        """Put what the cache has of some rows, and return the others."""
+        if self._cache is None:
+            return rows
+        spans = zip(ranges.start[rows].tolist(), ranges.stop[rows].tolist(), strict=True)
+        there = self._on_disk(shard, list(spans))
+        for row, data in zip(rows, there, strict=True):
+            if data is not None:
+                found.put(np.array([row]), data, int(ranges.start[row]))
+        return rows[[data is None for data in there]]
 
-    def _fetch(self, runs: Sequence[ByteRange]) -> list[Buffer]:
+    def _on_disk(self, shard: StoredShard, spans: list[tuple[int, int]]) -> list[bytes | None]:
+        if self._cache is None:
+            return [None] * len(spans)
+        return self._cache.find(shard.content, shard.size_bytes, spans)
+
+    def _fetch(self, runs: Sequence[ByteRange]) -> list[memoryview]:
         """Fetch runs, and keep them as far as they may be."""
-        if not runs:
-            return []
-        asked = list(runs)
+        spans = [(run.start, run.stop) for run in runs]
         if self._cache is not None:
-            asked = [
-                ByteRange(run.shard, *self._cache.widen(run.start, run.stop, run.shard.size_bytes))
-                for run in runs
+            spans = [
+                self._cache.widen(*span, run.shard.size_bytes)
+                for run, span in zip(runs, spans, strict=True)
             ]
-        found = self._objects.read_ranges([(run.shard.path, run.start, run.stop) for run in asked])
-        for run, data in zip(asked, found, strict=True):
-            if run == _whole_if_small(run) and _is_small(run.shard):
-                self._small.keep({run.shard: _SmallShard(data)})
-            if self._cache is not None and memoryview(data).nbytes == run.stop - run.start:
-                self._cache.keep(run.shard.content, run.shard.size_bytes, run.start, data)
-        return [_part(data, a, run) for data, a, run in zip(found, asked, runs, strict=True)]
+        found = self._objects.read_ranges(
+            [(run.shard.path, *span) for run, span in zip(runs, spans, strict=True)]
+        )
+        data = []
+        for run, (start, stop), content in zip(runs, spans, found, strict=True):
+            view = memoryview(content)
+            if view.nbytes == stop - start:
+                self._keep(run.shard, start, view)
+            data.append(view[run.start - start : run.stop - start])
+        return data
+
+    def _keep(self, shard: StoredShard, start: int, data: memoryview) -> None:
+        if data.nbytes == shard.size_bytes and _is_small(shard):
+            self._small.keep({shard: _SmallShard(data)})
+        if self._cache is not None:
+            self._cache.keep(shard.content, shard.size_bytes, start, data)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Run:
+    """What is asked for at once, and whose ranges lie in it."""
+
+    asked: ByteRange
+    rows: Rows
 
 
 def _is_small(shard: StoredShard) -> bool:
     return shard.size_bytes <= _SMALL_SHARD_BYTES
 
 
-def _whole_if_small(item: ByteRange) -> ByteRange:
-    return ByteRange(item.shard, 0, item.shard.size_bytes) if _is_small(item.shard) else item
-
-
-def _part(content: Buffer, of: ByteRange, wanted: ByteRange) -> memoryview:
-    """Cut a range out of a longer one; short where that came short."""
-    return memoryview(content)[wanted.start - of.start : wanted.stop - of.start]
-
-
-def _is_near(run: Sequence[ByteRange], item: ByteRange, gap_bytes: int) -> bool:
-    first, last = run[0], run[-1]
-    return (
-        item.shard == last.shard
-        and item.start - last.stop <= gap_bytes
-        and item.stop - first.start <= _RUN_BYTES
-    )
+def _merged(shard: StoredShard, rows: Rows, ranges: ByteRanges, gap_bytes: int) -> Iterator[_Run]:
+    """Group rows of a shard, which are in order, that are better asked for together."""
+    if not len(rows):
+        return
+    start, stop = ranges.start[rows], np.maximum.accumulate(ranges.stop[rows])
+    borders = [0, *(np.flatnonzero(start[1:] - stop[:-1] > gap_bytes) + 1).tolist(), len(rows)]
+    for first, last in pairwise(borders):
+        begin = first
+        while begin < last:
+            # Of a run that is too long, as much as fits; one range at the least.
+            fits = np.searchsorted(stop[begin:last], start[begin] + _RUN_BYTES, side="right")
+            end = begin + max(1, int(fits))
+            asked = ByteRange(shard, int(start[begin]), int(stop[end - 1]))
+            yield _Run(asked, rows[begin:end])
+            begin = end
 
 
 def fetcher_for(objects: Objects, cache: DiskCache | None = None) -> Fetcher:

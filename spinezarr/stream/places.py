@@ -15,7 +15,7 @@ from spinezarr.geometry import ShapeZYX
 from spinezarr.store.layout import LABEL
 from spinezarr.store.reader import ArraySpec
 from spinezarr.stream.cache import BoundedCache
-from spinezarr.stream.fetch import ByteRange, StoredShard
+from spinezarr.stream.fetch import ByteRange, ByteRanges, StoredShard
 from spinezarr.stream.plan import ReadPlan
 
 __all__ = ["ChunkTables", "Places"]
@@ -56,6 +56,11 @@ class Places:
         """Return the bytes of a chunk."""
         start, size = int(self.offset[chunk]), int(self.size[chunk])
         return ByteRange(self.shards[self.shard[chunk]], start, start + size)
+
+    def ranges_of(self, chunks: npt.NDArray[np.intp]) -> ByteRanges:
+        """Return the bytes of some chunks."""
+        start = self.offset[chunks]
+        return ByteRanges(self.shards, self.shard[chunks], start, start + self.size[chunks])
 
 
 class ChunkTables:

@@ -188,7 +188,7 @@ def test_a_loader_left_early_leaves_no_thread_behind(stream, expected):
 def test_a_damaged_store_is_an_error_in_a_worker_too(stream):
     class Gone(Fetcher):
         def __call__(self, ranges):
-            raise FileNotFoundError(ranges[0].shard.path)
+            raise FileNotFoundError(ranges.shards[0].path)
 
     broken = replace(stream, engine=type(stream.engine)(Gone()))
     for num_workers in (0, 2):

@@ -23,6 +23,7 @@ from spinezarr.store.sharding import ABSENT, assemble_shard, index_bytes, parse_
 from spinezarr.stream.engine import BoxRead, Engine
 from spinezarr.stream.fetch import (
     ByteRange,
+    ByteRanges,
     LocalFetcher,
     StoredShard,
     fetcher_for,
@@ -260,14 +261,14 @@ def test_ranges_come_back_in_order_and_short_at_the_end(tmp_path):
         (tmp_path / name).write_bytes(name.encode() + b"0123456789")
     a, b = tmp_path / "a", tmp_path / "b"
     ranges = [in_file(b, 0, 3), in_file(a, 5, 7), in_file(b, 9, 20), in_file(a, 0, 1)]
-    assert LocalFetcher()(ranges) == [b"b01", b"45", b"89", b"a"]
+    assert list(LocalFetcher()(ByteRanges.of(ranges))) == [b"b01", b"45", b"89", b"a"]
 
 
 def test_an_absent_file_is_not_found(tmp_path):
     (tmp_path / "a").write_bytes(b"x")
     gone = ByteRange(StoredShard(str(tmp_path / "b"), 1, ""), 0, 1)
     with pytest.raises(FileNotFoundError):
-        LocalFetcher()([in_file(tmp_path / "a", 0, 1), gone])
+        LocalFetcher()(ByteRanges.of([in_file(tmp_path / "a", 0, 1), gone]))
 
 
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="counts open files in /proc")
@@ -277,9 +278,9 @@ def test_files_are_closed_again(tmp_path):
     ranges = [in_file(tmp_path / "a", 0, 1), gone]
     before = len(list(Path("/proc/self/fd").iterdir()))
     for _ in range(20):
-        LocalFetcher()(ranges[:1])
+        LocalFetcher()(ByteRanges.of(ranges[:1]))
         with pytest.raises(FileNotFoundError):
-            LocalFetcher()(ranges)
+            LocalFetcher()(ByteRanges.of(ranges))
     assert len(list(Path("/proc/self/fd").iterdir())) < before + 10
 
 

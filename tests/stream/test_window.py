@@ -52,11 +52,17 @@ class Counting:
 
     def __init__(self, shapes=SHAPES, counts=COUNTS, chunk=(2, 2, 2)):
         self.shapes, self.counts, self.chunk = shapes, counts, chunk
+        self.opened = set()
 
-    def chunk_shape_zyx(self, _):
+    def open_scans(self, scan_ids):
+        self.opened |= set(scan_ids)
+
+    def chunk_shape_zyx(self, scan_id):
+        assert scan_id in self.opened
         return self.chunk
 
     def voxels_around(self, scan_id, vertebra, k):
+        assert scan_id in self.opened
         scan = int(scan_id[1:])
         n = self.counts[scan]["abc".index(vertebra)]
         voxels = np.stack(np.unravel_index(range(n), self.shapes[scan]), axis=1)
