@@ -195,6 +195,7 @@ class PeerServer:
 LIMITS = {
     "gap": ("spinezarr.store.remote", "_GAP_BYTES"),
     "run": ("spinezarr.stream.fetch", "_RUN_BYTES"),
+    "small": ("spinezarr.stream.fetch", "_SMALL_SHARD_BYTES"),
 }
 """What of spinezarr's own can be tried: the gap is one, or within two bounds chosen by it."""
 
