@@ -8,7 +8,7 @@ import subprocess
 import sys
 from base64 import b64encode
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -47,7 +47,7 @@ class NotingFetcher(Fetcher):
         self.calls: list[ByteRanges] = []
         self._fetch = fetch or LocalFetcher()
 
-    def __call__(self, ranges: ByteRanges) -> Pieces:
+    def __call__(self, ranges: ByteRanges) -> AbstractContextManager[Pieces]:
         """See :class:`Fetcher`."""
         self.calls.append(ranges)
         return self._fetch(ranges)

@@ -10,9 +10,9 @@ import os
 import random
 import statistics
 from collections import deque
-from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import contextmanager
 from typing import Any, Final, TypeVar
 
 from fsspec.asyn import get_loop
@@ -29,8 +29,8 @@ R = TypeVar("R")
 IN_FLIGHT: Final = 128
 """Requests that are under way at once, of a store in a process. Measured: see
 ``benchmarks/README.md``."""
-_IN_FLIGHT_BYTES: Final = 256 << 20
-"""What they ask for together, at most; memory that answers take until they are decoded."""
+_HELD_BYTES: Final = 512 << 20
+"""Of ranges that are asked for, or wait to be decoded, of a store in a process."""
 _PATIENCE_S: Final = 90.0
 """How long a request is repeated, once the server has answered at all; a restart of a server, or
 a minute without network, ends no training."""
@@ -145,10 +145,16 @@ class RemoteObjects:
             path: bytes(data) for path, data in zip(wanted, found, strict=True) if data is not None
         }
 
-    def read_ranges(self, ranges: Sequence[tuple[str, int, int]]) -> list[Buffer]:
+    @contextmanager
+    def ranges(self, wanted: Sequence[tuple[str, int, int]]) -> Iterator[list[Buffer]]:
         """Read bytes ``start <= i < stop`` of objects, given as path, start, stop; side by side.
 
-        One that is shorter than asked for, after being asked for again, is what the object has.
+        Their memory counts against a bound as long as the context lasts.
+
+        Yields
+        ------
+        list of Buffer
+            One that is shorter than asked for, after being asked for again, is what the object has.
 
         Raises
         ------
@@ -157,13 +163,17 @@ class RemoteObjects:
         OSError
             If it cannot be read; names it, and no secret.
         """
-        found = self._run(self._in_this_process().all(ranges))
-        data: list[Buffer] = []
-        for (path, *_), answer in zip(ranges, found, strict=True):
-            if answer is None:
-                raise FileNotFoundError(f"{path}: there is no such object")
-            data.append(answer)
-        return data
+        requests, n_bytes = self._in_this_process(), sum(stop - start for _, start, stop in wanted)
+        found = self._run(requests.all_held(wanted, n_bytes))
+        try:
+            data: list[Buffer] = []
+            for (path, *_), answer in zip(wanted, found, strict=True):
+                if answer is None:
+                    raise FileNotFoundError(f"{path}: there is no such object")
+                data.append(answer)
+            yield data
+        finally:
+            get_loop().call_soon_threadsafe(requests.give_back, n_bytes)
 
     @property
     def gap_bytes(self) -> int:
@@ -206,8 +216,24 @@ class _Requests:
         """Requests under way beside others for the same bytes."""
         self.most_extra = max(1, in_flight // _LATE_SHARE)
         self.callers = ThreadPoolExecutor(_CALLERS, "spinezarr-wait")
-        self._gate = _Gate(in_flight, _IN_FLIGHT_BYTES)
+        self._gate = _Gate(in_flight)
+        self._memory = _Gate(_HELD_BYTES)
         self._has_answered = False
+
+    async def all_held(
+        self, wanted: Sequence[tuple[str, int, int]], n_bytes: int
+    ) -> list[Buffer | None]:
+        """Ask for all once there is memory; whoever gets them gives it back."""
+        await self._memory.enter(n_bytes)
+        try:
+            return await self.all(wanted)
+        except BaseException:
+            self._memory.leave(n_bytes)
+            raise
+
+    def give_back(self, n_bytes: int) -> None:
+        """Say that memory is free again; to be called on the loop."""
+        self._memory.leave(n_bytes)
 
     async def all(
         self, wanted: Sequence[tuple[str, int | None, int | None]]
@@ -229,8 +255,11 @@ class _Requests:
         attempts = short = 0
         while True:
             try:
-                async with self._gate.room_for(size):
+                await self._gate.enter(1)
+                try:
                     data = await _Question(self, path, start, stop, size).answered()
+                finally:
+                    self._gate.leave(1)
             except FileNotFoundError:
                 self._has_answered = True
                 return None
@@ -346,62 +375,41 @@ class _Times:
 
 
 class _Gate:
-    """Lets so many requests through at once, and so many bytes; first come, first served."""
+    """Lets so much through at once; first come, first served. What is too much goes alone."""
 
-    def __init__(self, requests: int, n_bytes: int) -> None:
-        self._requests = requests
-        self._bytes = n_bytes
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
         self._inside = 0
-        self._inside_bytes = 0
         self._waiting: deque[tuple[asyncio.Future[None], int]] = deque()
 
-    def room_for(self, size: int) -> "_Room":
-        return _Room(self, size)
+    async def enter(self, amount: int) -> None:
+        """Wait for room, and take it."""
+        if not self._waiting and self._fits(amount):
+            self._inside += amount
+            return
+        turn = asyncio.get_running_loop().create_future()
+        self._waiting.append((turn, amount))
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if turn.done() and not turn.cancelled():
+                self.leave(amount)  # the turn had come
+            else:
+                self._waiting.remove((turn, amount))
+                self._admit()
+            raise
 
-    def _fits(self, size: int) -> bool:
-        few = self._inside < self._requests
-        return few and (not self._inside or self._inside_bytes + size <= self._bytes)
-
-    async def enter(self, size: int) -> None:
-        if self._waiting or not self._fits(size):
-            turn = asyncio.get_running_loop().create_future()
-            self._waiting.append((turn, size))
-            try:
-                await turn
-            except asyncio.CancelledError:
-                if turn.done() and not turn.cancelled():
-                    self.leave(size)
-                else:
-                    self._waiting.remove((turn, size))
-                    self._admit()
-                raise
-        else:
-            self._take(size)
-
-    def leave(self, size: int) -> None:
-        self._inside -= 1
-        self._inside_bytes -= size
+    def leave(self, amount: int) -> None:
+        """Give room back."""
+        self._inside -= amount
         self._admit()
 
-    def _take(self, size: int) -> None:
-        self._inside += 1
-        self._inside_bytes += size
+    def _fits(self, amount: int) -> bool:
+        return not self._inside or self._inside + amount <= self._limit
 
     def _admit(self) -> None:
         while self._waiting and self._fits(self._waiting[0][1]):
-            turn, size = self._waiting.popleft()
+            turn, amount = self._waiting.popleft()
             if not turn.cancelled():
-                self._take(size)
+                self._inside += amount
                 turn.set_result(None)
-
-
-@dataclass(frozen=True, slots=True)
-class _Room:
-    gate: _Gate
-    size: int
-
-    async def __aenter__(self) -> None:
-        await self.gate.enter(self.size)
-
-    async def __aexit__(self, *_: object) -> None:
-        self.gate.leave(self.size)

@@ -21,7 +21,7 @@ from spinezarr.store.sharding import CHECKSUM_BYTES, ChunkDamagedError, decode_c
 from spinezarr.stream.buffers import Buffers
 from spinezarr.stream.cache import BoundedCache, ProcessLock
 from spinezarr.stream.explain import ReadSummary
-from spinezarr.stream.fetch import Fetcher, LocalFetcher, Pieces
+from spinezarr.stream.fetch import Fetcher, LocalFetcher
 from spinezarr.stream.native import (
     CHUNKS,
     DONE,
@@ -178,22 +178,25 @@ class Engine:
         self, plan: ReadPlan, places: Places, outputs: Sequence[Voxels], threads: int
     ) -> None:
         decode = kernel()
-        found: Pieces | None = None
         stored = _clear_background(plan, places, outputs)
+        if not len(stored):
+            return
         chunks, shares = _tables(plan, places, outputs, stored)
         try:
             if decode is not None and isinstance(self._fetch, LocalFetcher):
                 with self._fetch.opened([shard.path for shard in places.shards]) as descriptors:
                     chunks["fd"] = np.array(descriptors, np.int32)[places.shard[stored]]
                     _run(decode, outputs, chunks, shares, threads)
-            else:
-                found = self._fetch(places.ranges_of(stored)) if len(stored) else None
-                if decode is not None and found is not None:
+                for chunk in stored[chunks["status"] != DONE].tolist():
+                    with self._fetch(places.ranges_of(np.array([chunk]))) as found:
+                        self._fill_slowly(plan, places, chunk, found[0], outputs)
+                return
+            with self._fetch(places.ranges_of(stored)) as found:
+                if decode is not None:
                     chunks["data"] = np.where(found.is_whole, found.addresses, 0)
                     _run(decode, (outputs, found), chunks, shares, threads)
-            for row in np.flatnonzero(chunks["status"] != DONE).tolist():
-                data = None if found is None else found[row]
-                self._fill_slowly(plan, places, int(stored[row]), data, outputs)
+                for row in np.flatnonzero(chunks["status"] != DONE).tolist():
+                    self._fill_slowly(plan, places, int(stored[row]), found[row], outputs)
         except FileNotFoundError as problem:
             named = [shard.path in str(problem) for shard in places.shards]
             gone = int(np.flatnonzero(places.shard == named.index(True))[0]) if any(named) else 0
@@ -204,26 +207,27 @@ class Engine:
         plan: ReadPlan,
         places: Places,
         chunk: int,
-        data: memoryview | None,
+        data: memoryview,
         outputs: Sequence[Voxels],
     ) -> None:
         """Fill the shares of one chunk without the kernel, or say what is wrong with the chunk.
 
         What came damaged over a network is fetched again.
         """
-        where = places.range_of(chunk)
-        if data is None:
-            data = self._fetch(places.ranges_of(np.array([chunk])))[0]
-        for rereads_left in reversed(range(1 + self._fetch.rereads)):
-            try:
-                voxels = _decoded(plan, places, chunk, data)
-                break
-            except ChunkDamagedError as problem:
-                if not rereads_left:
-                    raise self._tables.corrupt(plan, chunk, str(problem)) from problem
-                data = self._fetch.afresh(where)
+        voxels = self._decoded(plan, places, chunk, data, rereads=self._fetch.rereads)
         for box, within_chunk, within_box in plan.shares(chunk):
             outputs[box][within_box.slices] = voxels[within_chunk.slices]
+
+    def _decoded(
+        self, plan: ReadPlan, places: Places, chunk: int, data: memoryview, *, rereads: int
+    ) -> Voxels:
+        try:
+            return _decoded(plan, places, chunk, data)
+        except ChunkDamagedError as problem:
+            if not rereads:
+                raise self._tables.corrupt(plan, chunk, str(problem)) from problem
+        with self._fetch.afresh(places.range_of(chunk)) as again:
+            return self._decoded(plan, places, chunk, again[0], rereads=rereads - 1)
 
 
 def _engine(fetch: Fetcher, cache_bytes: int) -> Engine:

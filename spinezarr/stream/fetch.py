@@ -2,8 +2,8 @@
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Final
@@ -150,8 +150,8 @@ class Fetcher(ABC):
     """Calls that are best under way at once, though most of them only wait."""
 
     @abstractmethod
-    def __call__(self, ranges: ByteRanges, /) -> Pieces:
-        """Return the bytes of ranges.
+    def __call__(self, ranges: ByteRanges, /) -> AbstractContextManager[Pieces]:
+        """Fetch the bytes of ranges, and hold their memory as long as the context lasts.
 
         A range that the file ends inside comes back short; the caller checks what it gets.
 
@@ -163,9 +163,9 @@ class Fetcher(ABC):
             If it cannot be read.
         """
 
-    def afresh(self, damaged: ByteRange, /) -> memoryview:
-        """Return the bytes of a range that proved damaged, from where they were written."""
-        return self(ByteRanges.of([damaged]))[0]
+    def afresh(self, damaged: ByteRange, /) -> AbstractContextManager[Pieces]:
+        """Fetch a range that proved damaged from where it was written."""
+        return self(ByteRanges.of([damaged]))
 
     def n_requests(self, ranges: ByteRanges, /) -> int:
         """Return how many times these ranges are asked for: requests, or system calls."""
@@ -179,7 +179,8 @@ class Fetcher(ABC):
 class LocalFetcher(Fetcher):
     """Fetches from disk with one system call a range."""
 
-    def __call__(self, ranges: ByteRanges, /) -> Pieces:
+    @contextmanager
+    def __call__(self, ranges: ByteRanges, /) -> Iterator[Pieces]:
         """See :class:`Fetcher`."""
         found = Pieces(ranges)
         with self.opened([shard.path for shard in ranges.shards]) as descriptors:
@@ -187,7 +188,7 @@ class LocalFetcher(Fetcher):
                 shard, start, stop = map(int, item)
                 data = os.pread(descriptors[shard], stop - start, start)
                 found.put(np.array([row]), data, start)
-        return found
+        yield found
 
     @contextmanager
     def opened(self, paths: Iterable[str]) -> Iterator[list[int]]:
@@ -259,15 +260,24 @@ class RemoteFetcher(Fetcher):
     def __reduce__(self) -> tuple[Callable[..., "RemoteFetcher"], tuple[object, ...]]:
         return RemoteFetcher, (self._objects, self._cache)
 
-    def __call__(self, ranges: ByteRanges, /) -> Pieces:
+    @contextmanager
+    def __call__(self, ranges: ByteRanges, /) -> Iterator[Pieces]:
         """See :class:`Fetcher`."""
         found, runs = self._find(ranges)
-        if runs:
-            for run, data in zip(runs, self._fetch([run.asked for run in runs]), strict=True):
-                found.put(run.rows, data, run.asked.start)
-        return found
+        if not runs:
+            yield found
+            return
+        spans = [self._widened(run.asked) for run in runs]
+        wanted = [(run.asked.shard.path, *span) for run, span in zip(runs, spans, strict=True)]
+        with self._objects.ranges(wanted) as data:
+            for run, (start, stop), content in zip(runs, spans, data, strict=True):
+                view = memoryview(content)
+                if view.nbytes == stop - start:
+                    self._keep(run.asked.shard, start, view)
+                found.put(run.rows, view, start)
+            yield found
 
-    def afresh(self, damaged: ByteRange, /) -> memoryview:
+    def afresh(self, damaged: ByteRange, /) -> AbstractContextManager[Pieces]:
         """See :class:`Fetcher`."""
         shard = damaged.shard
         self._small.forget(shard)
@@ -323,24 +333,11 @@ class RemoteFetcher(Fetcher):
             return [None] * len(spans)
         return self._cache.find(shard.content, shard.size_bytes, spans)
 
-    def _fetch(self, runs: Sequence[ByteRange]) -> list[memoryview]:
-        """Fetch runs, and keep them as far as they may be."""
-        spans = [(run.start, run.stop) for run in runs]
-        if self._cache is not None:
-            spans = [
-                self._cache.widen(*span, run.shard.size_bytes)
-                for run, span in zip(runs, spans, strict=True)
-            ]
-        found = self._objects.read_ranges(
-            [(run.shard.path, *span) for run, span in zip(runs, spans, strict=True)]
-        )
-        data = []
-        for run, (start, stop), content in zip(runs, spans, found, strict=True):
-            view = memoryview(content)
-            if view.nbytes == stop - start:
-                self._keep(run.shard, start, view)
-            data.append(view[run.start - start : run.stop - start])
-        return data
+    def _widened(self, run: ByteRange) -> tuple[int, int]:
+        """Return what to ask for, so that it can be kept whole."""
+        if self._cache is None:
+            return run.start, run.stop
+        return self._cache.widen(run.start, run.stop, run.shard.size_bytes)
 
     def _keep(self, shard: StoredShard, start: int, data: memoryview) -> None:
         if data.nbytes == shard.size_bytes and _is_small(shard):

@@ -261,14 +261,16 @@ def test_ranges_come_back_in_order_and_short_at_the_end(tmp_path):
         (tmp_path / name).write_bytes(name.encode() + b"0123456789")
     a, b = tmp_path / "a", tmp_path / "b"
     ranges = [in_file(b, 0, 3), in_file(a, 5, 7), in_file(b, 9, 20), in_file(a, 0, 1)]
-    assert list(LocalFetcher()(ByteRanges.of(ranges))) == [b"b01", b"45", b"89", b"a"]
+    with LocalFetcher()(ByteRanges.of(ranges)) as found:
+        assert list(found) == [b"b01", b"45", b"89", b"a"]
 
 
 def test_an_absent_file_is_not_found(tmp_path):
     (tmp_path / "a").write_bytes(b"x")
     gone = ByteRange(StoredShard(str(tmp_path / "b"), 1, ""), 0, 1)
-    with pytest.raises(FileNotFoundError):
-        LocalFetcher()(ByteRanges.of([in_file(tmp_path / "a", 0, 1), gone]))
+    wanted = ByteRanges.of([in_file(tmp_path / "a", 0, 1), gone])
+    with pytest.raises(FileNotFoundError), LocalFetcher()(wanted):
+        pass
 
 
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="counts open files in /proc")
@@ -278,9 +280,10 @@ def test_files_are_closed_again(tmp_path):
     ranges = [in_file(tmp_path / "a", 0, 1), gone]
     before = len(list(Path("/proc/self/fd").iterdir()))
     for _ in range(20):
-        LocalFetcher()(ByteRanges.of(ranges[:1]))
-        with pytest.raises(FileNotFoundError):
-            LocalFetcher()(ByteRanges.of(ranges))
+        with LocalFetcher()(ByteRanges.of(ranges[:1])):
+            pass
+        with pytest.raises(FileNotFoundError), LocalFetcher()(ByteRanges.of(ranges)):
+            pass
     assert len(list(Path("/proc/self/fd").iterdir())) < before + 10
 
 
