@@ -29,7 +29,7 @@ R = TypeVar("R")
 IN_FLIGHT: Final = 128
 """Requests that are under way at once, of a store in a process. Measured: see
 ``benchmarks/README.md``."""
-_HELD_BYTES: Final = 512 << 20
+_HELD_BYTES: Final = 256 << 20
 """Of ranges that are asked for, or wait to be decoded, of a store in a process."""
 _PATIENCE_S: Final = 90.0
 """How long a request is repeated, once the server has answered at all; a restart of a server, or
