@@ -36,6 +36,9 @@ class LocalObjects:
         """Call a function that reads for each item."""
         return [function(item) for item in items]
 
+    def abandon(self, threads: Iterable[int]) -> None:
+        """Do nothing: reads from disk end by themselves."""
+
     def read(self, paths: Iterable[str]) -> dict[str, bytes]:
         """Read whole files. Those that are absent are left out.
 

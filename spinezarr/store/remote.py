@@ -9,9 +9,10 @@ import errno
 import os
 import random
 import statistics
+import threading
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any, Final, TypeVar
 
@@ -111,6 +112,8 @@ class RemoteObjects:
         self.in_flight = in_flight
         self._opened = (url, storage_options)
         self._requests: tuple[int, _Requests] | None = None
+        self._thread = threading.local()
+        self._waiting: dict[int, set[Future[Any]]] = {}
 
     def __reduce__(self) -> tuple[Callable[..., "RemoteObjects"], tuple[object, ...]]:
         return _objects, (*self._opened, self.in_flight)
@@ -129,7 +132,19 @@ class RemoteObjects:
         wanted = list(items)
         if len(wanted) == 1:
             return [function(wanted[0])]
-        return list(self._in_this_process().callers.map(function, wanted))
+        owner = self._owner()
+
+        def call(item: T) -> R:
+            self._thread.owner = owner
+            return function(item)
+
+        return list(self._in_this_process().callers.map(call, wanted))
+
+    def abandon(self, threads: Iterable[int]) -> None:
+        """End what some threads wait for, by their identifiers: CancelledError is raised there."""
+        for thread in threads:
+            for future in tuple(self._waiting.get(thread, ())):
+                future.cancel()
 
     def read(self, paths: Iterable[str]) -> dict[str, bytes]:
         """Read whole objects, side by side. Those that are absent are left out.
@@ -163,17 +178,16 @@ class RemoteObjects:
         OSError
             If it cannot be read; names it, and no secret.
         """
-        requests, n_bytes = self._in_this_process(), sum(stop - start for _, start, stop in wanted)
-        found = self._run(requests.all_held(wanted, n_bytes))
+        found = self._run(self._in_this_process().all_held(wanted))
         try:
             data: list[Buffer] = []
-            for (path, *_), answer in zip(wanted, found, strict=True):
+            for (path, *_), answer in zip(wanted, found.answers, strict=True):
                 if answer is None:
                     raise FileNotFoundError(f"{path}: there is no such object")
                 data.append(answer)
             yield data
         finally:
-            get_loop().call_soon_threadsafe(requests.give_back, n_bytes)
+            found.give_back()
 
     @property
     def gap_bytes(self) -> int:
@@ -191,15 +205,23 @@ class RemoteObjects:
             self._requests = os.getpid(), _Requests(self.transport, self.in_flight)
         return self._requests[1]
 
-    @staticmethod
-    def _run(work: Coroutine[Any, Any, T]) -> T:
+    def _owner(self) -> int:
+        """Return the thread on whose behalf this one reads."""
+        owner: int = getattr(self._thread, "owner", threading.get_ident())
+        return owner
+
+    def _run(self, work: Coroutine[Any, Any, T]) -> T:
         """Wait for what runs on the thread that all remote reads share."""
         future = asyncio.run_coroutine_threadsafe(work, get_loop())
+        waiting = self._waiting.setdefault(self._owner(), set())
+        waiting.add(future)
         try:
             return future.result()
         except BaseException:  # an interrupt too: nobody waits for the rest
             future.cancel()
             raise
+        finally:
+            waiting.discard(future)
 
 
 def _objects(url: str, storage_options: Mapping[str, Any] | None, in_flight: int) -> RemoteObjects:
@@ -220,20 +242,13 @@ class _Requests:
         self._memory = _Gate(_HELD_BYTES)
         self._has_answered = False
 
-    async def all_held(
-        self, wanted: Sequence[tuple[str, int, int]], n_bytes: int
-    ) -> list[Buffer | None]:
-        """Ask for all once there is memory; whoever gets them gives it back."""
-        await self._memory.enter(n_bytes)
-        try:
-            return await self.all(wanted)
-        except BaseException:
-            self._memory.leave(n_bytes)
-            raise
-
-    def give_back(self, n_bytes: int) -> None:
-        """Say that memory is free again; to be called on the loop."""
-        self._memory.leave(n_bytes)
+    async def all_held(self, wanted: Sequence[tuple[str, int, int]]) -> "_Held":
+        """Ask for all once there is memory."""
+        held = _Held(self._memory, sum(stop - start for _, start, stop in wanted))
+        await self._memory.enter(held.n_bytes)
+        held.is_inside = True
+        held.answers = await self.all(wanted)
+        return held
 
     async def all(
         self, wanted: Sequence[tuple[str, int | None, int | None]]
@@ -372,6 +387,25 @@ class _Times:
         if not self._answers:
             return unknown
         return max(least, _LATE * self._s_per_byte * (size + _OVERHEAD_BYTES))
+
+
+class _Held:
+    """Answers, and the room that they take, until somebody gives it back or forgets them."""
+
+    def __init__(self, memory: "_Gate", n_bytes: int) -> None:
+        self.n_bytes = n_bytes
+        self.answers: list[Buffer | None] = []
+        self.is_inside = False
+        self._memory = memory
+        self._loop = asyncio.get_running_loop()
+
+    def give_back(self) -> None:
+        if self.is_inside:
+            self.is_inside = False
+            self._loop.call_soon_threadsafe(self._memory.leave, self.n_bytes)
+
+    def __del__(self) -> None:
+        self.give_back()
 
 
 class _Gate:

@@ -5,12 +5,13 @@ import threading
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from pydantic import JsonValue
 
+from spinezarr.store.objects import Objects
 from spinezarr.stream.batch import Batch
 from spinezarr.stream.state import StreamState
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["BatchIterator", "Progress"]
 
+_MOMENT_S: Final = 0.05
 _ReadUnit = Callable[[int], list[Batch]]
 
 
@@ -143,7 +145,7 @@ class BatchIterator(Iterator[Batch]):
         if self._readers is None or not self._readers.of_this_process():
             # A forked child has none of its parent's threads: it goes on with its own.
             self._waiting.clear()
-            self._readers = _Readers(self._stream.units_at_once)
+            self._readers = _Readers(self._stream.units_at_once, self._stream.reader.objects)
             weakref.finalize(self, self._readers.stop)
         return self._readers
 
@@ -151,10 +153,12 @@ class BatchIterator(Iterator[Batch]):
 class _Readers:
     """Threads of one iterator in one process."""
 
-    def __init__(self, threads: int) -> None:
+    def __init__(self, threads: int, objects: Objects) -> None:
         self.threads = threads
+        self._objects = objects
         self._process = os.getpid()
         self._own: set[int] = set()
+        self._asked: set[Future[list[Batch]]] = set()
         self._pool = ThreadPoolExecutor(
             threads, "spinezarr-read", lambda: self._own.add(threading.get_ident())
         )
@@ -163,11 +167,19 @@ class _Readers:
         return self._process == os.getpid()
 
     def submit(self, read_unit: _ReadUnit, number: int) -> Future[list[Batch]]:
-        return self._pool.submit(read_unit, number)
+        future = self._pool.submit(read_unit, number)
+        self._asked.add(future)
+        future.add_done_callback(self._asked.discard)
+        return future
 
     def stop(self) -> None:
-        """Cancel what waits, and wait for the threads to end."""
-        if self.of_this_process():
-            # Garbage may be collected in one of these threads, which cannot wait for itself.
-            itself = threading.get_ident() in self._own
-            self._pool.shutdown(wait=not itself, cancel_futures=True)
+        """Cancel what waits, here and for answers from afar, and wait for the threads to end."""
+        if not self.of_this_process():
+            return
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        # Garbage may be collected in one of these threads, which cannot wait for itself.
+        if threading.get_ident() not in self._own:
+            while any(future.running() for future in tuple(self._asked)):
+                self._objects.abandon(self._own)
+                wait(tuple(self._asked), _MOMENT_S)
+            self._pool.shutdown(wait=True)

@@ -6,7 +6,7 @@ import random
 import signal
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 
 import pytest
 from hypothesis import given, settings
@@ -225,6 +225,32 @@ class interrupted:  # noqa: N801  reads as a verb
     def __exit__(self, *_):
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, self._before)
+
+
+def test_what_is_abandoned_ends_and_gives_all_room_back(scripted, monkeypatch):
+    monkeypatch.setattr(remote, "_HELD_BYTES", 1000)
+
+    async def slow(number, _path, start, stop):
+        await asyncio.sleep(0 if number >= 2 else 60)
+        return DATA[start:stop]
+
+    objects, transport = scripted(slow)
+
+    def read_each(first):
+        return objects.each(lambda i: read_ranges(objects, [("p", i, i + 450)]), [first, first + 1])
+
+    with ThreadPoolExecutor(1) as thread:
+        (ident,) = thread.map(lambda _: threading.get_ident(), [0])
+        waiting = thread.submit(read_each, 5)
+        while transport.under_way < 2:
+            time.sleep(0.01)
+        objects.abandon([ident])
+        with pytest.raises(CancelledError):
+            waiting.result(30)
+        # The thread itself is as good as ever.
+        assert thread.submit(read_each, 7).result(30) == [[DATA[7:457]], [DATA[8:458]]]
+    assert transport.left == 2
+    objects.abandon([12345])
 
 
 # Asking again

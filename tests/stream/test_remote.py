@@ -8,7 +8,10 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import CancelledError
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 
@@ -122,6 +125,30 @@ def test_two_ranks_stream_from_one_server_and_share_the_samples(url, store):
 def _indices_of_rank(url, rank):
     stream = spinezarr.open(url).patches(SIZE, batch_size=2, n_samples=24)
     return [batch.index.tolist() for batch in stream.shard(rank, 2)]
+
+
+@pytest.mark.parametrize("foreground", [0.0, 1.0])
+def test_a_loop_that_is_left_waits_for_no_answer(proxy, proxies, url, by_range, foreground):
+    stream = spinezarr.open(url).patches(SIZE, n_samples=500, foreground=foreground)
+    batches = iter(stream)
+    next(batches)
+    proxy.set(proxies.Conditions(latency_s=60))
+
+    def read_on():
+        with suppress(CancelledError):
+            for _ in batches:
+                pass
+
+    reading = threading.Thread(target=read_on)
+    reading.start()
+    reading.join(0.5)
+    assert reading.is_alive()
+    batches.close()
+    reading.join(20)
+    assert not reading.is_alive()
+    assert not [one for one in threading.enumerate() if one.name.startswith("spinezarr-read")]
+    proxy.set(proxies.Conditions())
+    next(iter(stream.at_epoch(1)))  # room in flight, and memory, were given back
 
 
 # Few requests
