@@ -247,7 +247,11 @@ class _Requests:
         held = _Held(self._memory, sum(stop - start for _, start, stop in wanted))
         await self._memory.enter(held.n_bytes)
         held.is_inside = True
-        held.answers = await self.all(wanted)
+        try:
+            held.answers = await self.all(wanted)
+        except BaseException:
+            held.give_back()
+            raise
         return held
 
     async def all(
