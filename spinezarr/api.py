@@ -98,6 +98,7 @@ def load_dataset(
     split: str | None = None,
     catalog: str | os.PathLike[str] | None = None,
     storage_options: Mapping[str, Any] | None = None,
+    cache: DiskCache | str | os.PathLike[str] | None = None,
 ) -> SplitDataset | dict[str, SplitDataset]:
     """Load a store as the Hugging Face script ``CTSpine1K.py`` gave the dataset.
 
@@ -107,7 +108,7 @@ def load_dataset(
 
     Parameters
     ----------
-    store, catalog, storage_options
+    store, catalog, storage_options, cache
         As in :func:`open`.
     name
         ``"2d"`` gives a record a slice, ``"3d"`` one a scan.
@@ -127,7 +128,7 @@ def load_dataset(
     >>> record["image"].dtype, record["segmentation"].dtype, record["index"]
     (dtype('float32'), dtype('int32'), 0)
     """
-    opened = open(store, catalog=catalog, storage_options=storage_options)
+    opened = open(store, catalog=catalog, storage_options=storage_options, cache=cache)
     splits = load_splits(opened._reader, opened._engine, name)  # noqa: SLF001  one module
     if split is None:
         return splits

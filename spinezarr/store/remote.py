@@ -6,6 +6,7 @@ under way, when one is repeated, and when waiting is over.
 
 import asyncio
 import errno
+import math
 import os
 import random
 import statistics
@@ -13,8 +14,9 @@ import threading
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
-from typing import Any, Final, TypeVar
+from contextlib import contextmanager, suppress
+from functools import partial
+from typing import Any, Final, Generic, TypeVar
 
 from fsspec.asyn import get_loop
 from typing_extensions import Buffer
@@ -24,6 +26,7 @@ from spinezarr.store.transport_errors import public_url
 
 __all__ = ["IN_FLIGHT", "RemoteObjects"]
 
+Span = tuple[int, int]
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -66,16 +69,9 @@ _OVERHEAD_BYTES: Final = 1 << 18
 _GAP_BYTES: Final = (1 << 18, 1 << 21)
 """Between two ranges, so many bytes are read and thrown away rather than asked around: at the
 least, and at most. Measured: see ``benchmarks/README.md``."""
-_REQUEST_WORTH: Final = 4
-"""So many times its time is what a request is worth: buckets bill requests, and answer only some
-thousands a second [1]_.
-
-References
-----------
-.. [1] "Best practices design patterns: optimizing Amazon S3 performance",
-   https://docs.aws.amazon.com/AmazonS3/latest/userguide/optimizing-performance.html
-"""
 _NO_TIME_S: Final = 1e-9
+_TOGETHER: Final = 8
+"""Ranges of an object that are asked for with one call; obstore asks for ten side by side."""
 _CALLERS: Final = 16
 """Threads that wait for metadata side by side."""
 _REREADS: Final = 3
@@ -155,7 +151,7 @@ class RemoteObjects:
             If one that is there cannot be read; names it, and no secret.
         """
         wanted = list(paths)
-        found = self._run(self._in_this_process().all([(path, None, None) for path in wanted]))
+        found = self._run(self._in_this_process().whole(wanted))
         return {
             path: bytes(data) for path, data in zip(wanted, found, strict=True) if data is not None
         }
@@ -189,13 +185,15 @@ class RemoteObjects:
         finally:
             found.give_back()
 
+    largest_gap_bytes = _GAP_BYTES[1]
+
     @property
     def gap_bytes(self) -> int:
         """Bytes between two ranges of an object that are cheaper to read than to ask around.
 
-        What a place among the requests under way costs: a request holds it for the latency, and
-        for as long as its bytes take at present. So few bytes are wasted on a link that is full,
-        and few requests made on one that is not.
+        All requests under way together bring so many bytes in the time of one: that, divided by
+        their number, is what a request costs. So few bytes are wasted on a link that is full or
+        near, and few requests made over a long one.
         """
         return self._in_this_process().times.gap_bytes
 
@@ -232,8 +230,8 @@ class _Requests:
     """The requests of one store in one process; all of it runs on one event loop."""
 
     def __init__(self, transport: Transport, in_flight: int) -> None:
-        self.transport = transport
-        self.times = _Times()
+        self._transport = transport
+        self.times = _Times(in_flight)
         self.extra = 0
         """Requests under way beside others for the same bytes."""
         self.most_extra = max(1, in_flight // _LATE_SHARE)
@@ -248,22 +246,42 @@ class _Requests:
         await self._memory.enter(held.n_bytes)
         held.is_inside = True
         try:
-            held.answers = await self.all(wanted)
+            groups = list(_by_object(wanted))
+            found = await _gathered(self._together(path, spans) for path, spans in groups)
+            held.answers = [answer for answers in found for answer in answers]
         except BaseException:
             held.give_back()
             raise
         return held
 
-    async def all(
-        self, wanted: Sequence[tuple[str, int | None, int | None]]
-    ) -> list[Buffer | None]:
-        """Ask for all; None where an object is absent."""
-        tasks = [asyncio.ensure_future(self._until_answered(*item)) for item in wanted]
+    async def whole(self, paths: Iterable[str]) -> list[Buffer | None]:
+        """Ask for whole objects; None where one is absent."""
+        return await _gathered(self._until_answered(path, None, None) for path in paths)
+
+    async def _together(self, path: str, spans: Sequence[Span]) -> list[Buffer | None]:
+        """Ask for some ranges of an object with one call, and again for those that fail."""
+        if len(spans) == 1:
+            return [await self._until_answered(path, *spans[0])]
+        size = sum(stop - start for start, stop in spans)
+        data: Sequence[Buffer] | None = None
+        with suppress(TransientError):
+            ask = partial(self._transport.get_together, path, spans)
+            data = await self._asked(ask, len(spans), size)
+        found: list[Buffer | None] = [None] * len(spans) if data is None else [*data]
+        failed = [i for i, span in enumerate(spans) if not _is_whole(found[i], span)]
+        again = await _gathered(self._until_answered(path, *spans[i]) for i in failed)
+        for i, answer in zip(failed, again, strict=True):
+            found[i] = answer
+        return found
+
+    async def _asked(
+        self, ask: Callable[[], Coroutine[Any, Any, T]], n_requests: int, size: int
+    ) -> T:
+        await self._gate.enter(n_requests)
         try:
-            return await asyncio.gather(*tasks)
+            return await _Question(self, ask, size).answered()
         finally:
-            for task in tasks:
-                task.cancel()
+            self._gate.leave(n_requests)
 
     async def _until_answered(
         self, path: str, start: int | None, stop: int | None
@@ -274,11 +292,8 @@ class _Requests:
         attempts = short = 0
         while True:
             try:
-                await self._gate.enter(1)
-                try:
-                    data = await _Question(self, path, start, stop, size).answered()
-                finally:
-                    self._gate.leave(1)
+                ask = partial(self._transport.get, path, start, stop)
+                data = await self._asked(ask, 1, size)
             except FileNotFoundError:
                 self._has_answered = True
                 return None
@@ -301,24 +316,51 @@ class _Requests:
             short += 1
 
 
-class _Question:
-    """A range that is asked for once, and again beside it while the answer is late."""
+def _by_object(wanted: Sequence[tuple[str, int, int]]) -> Iterator[tuple[str, list[Span]]]:
+    """Group ranges of an object, a few at a time; obstore would join those without a gap."""
+    path, spans = "", list[Span]()
+    for of, start, stop in wanted:
+        if spans and (of != path or len(spans) == _TOGETHER or spans[-1][1] == start):
+            yield path, spans
+            spans = []
+        path = of
+        spans.append((start, stop))
+    if spans:
+        yield path, spans
+
+
+def _is_whole(answer: Buffer | None, span: Span) -> bool:
+    return answer is not None and memoryview(answer).nbytes == span[1] - span[0]
+
+
+async def _gathered(works: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
+    """Run all side by side; if one fails, none goes on."""
+    tasks = [asyncio.ensure_future(work) for work in works]
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+
+
+class _Question(Generic[T]):
+    """Something that is asked for once, and again beside it while the answer is late."""
 
     def __init__(
-        self, requests: "_Requests", path: str, start: int | None, stop: int | None, size: int
+        self, requests: "_Requests", ask: Callable[[], Coroutine[Any, Any, T]], size: int
     ) -> None:
         self._requests = requests
-        self._wanted = path, start, stop
+        self._ask_for_it = ask
         self._size = size
         self._loop = asyncio.get_running_loop()
-        self._began = self._loop.time()
-        self._answer: asyncio.Future[Buffer] = self._loop.create_future()
-        self._attempts: set[asyncio.Task[Buffer]] = set()
+        self._began_s = self._loop.time()
+        self._answer: asyncio.Future[T] = self._loop.create_future()
+        self._attempts: set[asyncio.Task[T]] = set()
         self._late_s = requests.times.late_s(size)
         self._timer = self._loop.call_later(self._late_s, self._ask_again)
         self._extra = 0
 
-    async def answered(self) -> Buffer:
+    async def answered(self) -> T:
         """Return the first good answer, or raise what the last bad one said."""
         self._ask()
         try:
@@ -330,7 +372,7 @@ class _Question:
                 attempt.cancel()
 
     def _ask(self) -> None:
-        attempt = self._loop.create_task(self._requests.transport.get(*self._wanted))
+        attempt = self._loop.create_task(self._ask_for_it())
         self._attempts.add(attempt)
         attempt.add_done_callback(self._ended)
 
@@ -341,7 +383,7 @@ class _Question:
             self._ask()
         self._timer = self._loop.call_later(self._late_s * 2**self._extra, self._ask_again)
 
-    def _ended(self, attempt: asyncio.Task[Buffer]) -> None:
+    def _ended(self, attempt: asyncio.Task[T]) -> None:
         self._attempts.discard(attempt)
         problem = None if attempt.cancelled() else attempt.exception()
         if self._answer.done():
@@ -349,7 +391,8 @@ class _Question:
         if attempt.cancelled():
             self._answer.cancel()
         elif problem is None:
-            self._requests.times.add(self._loop.time() - self._began, self._size)
+            if attempt.result() is not None:
+                self._requests.times.add(self._began_s, self._loop.time(), self._size)
             self._answer.set_result(attempt.result())
         elif not self._attempts or not isinstance(problem, TransientError):
             self._answer.set_exception(problem)
@@ -362,28 +405,33 @@ def _backoff_s(attempts: int) -> float:
 
 
 class _Times:
-    """How long requests take at present."""
+    """How long requests take at present, and what that says of the link."""
 
-    def __init__(self) -> None:
-        self.gap_bytes = _GAP_BYTES[1]  # few requests, until more is known
-        self._answers: deque[tuple[float, int]] = deque(maxlen=_TIMED)
+    def __init__(self, in_flight: int) -> None:
+        self.gap_bytes = _GAP_BYTES[0]
+        self._in_flight = in_flight
+        self._answers: deque[tuple[float, float, int]] = deque(maxlen=_TIMED)
+        self._latency_s = math.inf
         self._s_per_byte = 0.0
         self._since = 0
 
-    def add(self, seconds: float, size: int) -> None:
-        """Note how long an answer took."""
-        self._answers.append((seconds, size))
+    def add(self, began_s: float, ended_s: float, size: int) -> None:
+        """Note when a request began and ended, and how many bytes it brought."""
+        # Of all time: while the link is full, each request waits for the others too.
+        self._latency_s = min(self._latency_s, ended_s - began_s)
+        self._answers.append((began_s, ended_s, size))
         self._since += 1
         if self._since < len(self._answers) // 8:
             return
         self._since = 0
-        self._s_per_byte = statistics.median(s / (n + _OVERHEAD_BYTES) for s, n in self._answers)
-        latency_s = min(s for s, _ in self._answers)
-        sent_s = sum(s for s, _ in self._answers) - len(self._answers) * latency_s
-        sent_bytes = sum(n for _, n in self._answers)
+        self._s_per_byte = statistics.median(
+            (ended - began) / (n + _OVERHEAD_BYTES) for began, ended, n in self._answers
+        )
+        took_s = ended_s - min(began for began, _, _ in self._answers)
+        bytes_per_s = sum(n for _, _, n in self._answers) / max(took_s, _NO_TIME_S)
         least, most = _GAP_BYTES
-        worth = _REQUEST_WORTH * latency_s * sent_bytes
-        self.gap_bytes = int(min(most, max(least, worth / max(sent_s, _NO_TIME_S))))
+        worth = self._latency_s * bytes_per_s / self._in_flight
+        self.gap_bytes = int(min(most, max(least, worth)))
 
     def late_s(self, size: int) -> float:
         """Return the time after which a range of this size is late."""

@@ -7,7 +7,7 @@ repeated here: an error says whether that may help.
 import asyncio
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from threading import Lock
 from typing import Any, Final, Protocol
@@ -51,6 +51,16 @@ class Transport(Protocol):
             If it may succeed when it is asked for again.
         OSError
             If it cannot be read for another reason: there is no such bucket.
+        """
+        ...
+
+    async def get_together(
+        self, path: str, spans: Sequence[tuple[int, int]]
+    ) -> Sequence[Buffer] | None:
+        """Return several ranges of an object, given by start and stop, with little work.
+
+        None, or ranges of another length, where one of them fails or there is no such way:
+        :meth:`get` then tells why.
         """
         ...
 
@@ -127,12 +137,24 @@ class _Transport:
     def is_fast(self) -> bool:
         return self._fast is not None
 
-    async def get(self, path: str, start: int | None = None, stop: int | None = None) -> Buffer:
-        if stop is not None and stop <= (start or 0):
-            return b""
+    async def get_together(
+        self, path: str, spans: Sequence[tuple[int, int]]
+    ) -> Sequence[Buffer] | None:
+        self._start_in_a_child()
+        if self._fast is None:
+            return None
+        found: Sequence[Buffer] | None = await self._fast.get_together(path, spans)
+        return found
+
+    def _start_in_a_child(self) -> None:
         if self._pid != os.getpid():
             self._parents.append((self._fast, self._general))
             self._start()
+
+    async def get(self, path: str, start: int | None = None, stop: int | None = None) -> Buffer:
+        if stop is not None and stop <= (start or 0):
+            return b""
+        self._start_in_a_child()
         if self._fast is not None:
             from spinezarr.store.transport_obstore import NotServedError  # noqa: PLC0415  optional
 

@@ -3,6 +3,7 @@
 import asyncio
 import errno
 import re
+from collections.abc import Sequence
 from http import HTTPStatus
 from threading import Lock
 from typing import Any, Final, Protocol
@@ -115,6 +116,20 @@ class ObstoreTransport:
         if problem is None:
             return b""
         raise problem
+
+    async def get_together(
+        self, path: str, spans: Sequence[tuple[int, int]]
+    ) -> Sequence[Buffer] | None:
+        """See :class:`spinezarr.store.transport.Transport`."""
+        name, key = self._stores.locate(path) or ("", "")
+        store = self._open.get(name)
+        if store is None or name in self._left:
+            return None
+        starts, stops = zip(*spans, strict=True)
+        try:
+            return await obstore.get_ranges_async(store, key, starts=starts, ends=stops, coalesce=0)
+        except (BaseError, OSError):
+            return None
 
     def _opened(self, name: str, where: str) -> Any:  # noqa: ANN401
         with self._lock:

@@ -255,6 +255,7 @@ class RemoteFetcher(Fetcher):
     def __init__(self, objects: RemoteObjects, cache: RangeCache | None = None) -> None:
         self._objects = objects
         self._cache = cache
+        self._has_begun = False
         self._small: BoundedCache[StoredShard, _SmallShard] = BoundedCache(_KEPT_BYTES)
 
     def __reduce__(self) -> tuple[Callable[..., "RemoteFetcher"], tuple[object, ...]]:
@@ -263,7 +264,10 @@ class RemoteFetcher(Fetcher):
     @contextmanager
     def __call__(self, ranges: ByteRanges, /) -> Iterator[Pieces]:
         """See :class:`Fetcher`."""
-        found, runs = self._find(ranges)
+        # Nothing is known of the link yet, and somebody waits for the first batch.
+        gap_bytes = None if self._has_begun else self._objects.largest_gap_bytes
+        self._has_begun = True
+        found, runs = self._find(ranges, gap_bytes)
         if not runs:
             yield found
             return
@@ -294,11 +298,13 @@ class RemoteFetcher(Fetcher):
         """See :class:`Fetcher`."""
         return len(self._find(ranges)[1])
 
-    def _find(self, ranges: ByteRanges) -> tuple[Pieces, list["_Run"]]:
+    def _find(
+        self, ranges: ByteRanges, gap_bytes: int | None = None
+    ) -> tuple[Pieces, list["_Run"]]:
         """Return what is in memory and on disk, and what else to ask for."""
         found = Pieces(ranges)
         runs: list[_Run] = []
-        gap_bytes = self._objects.gap_bytes
+        gap_bytes = gap_bytes or self._objects.gap_bytes
         in_memory = self._small.find(ranges.shards)
         for number, shard in enumerate(ranges.shards):
             rows = ranges.rows_of(number)
