@@ -191,9 +191,9 @@ class RemoteObjects:
     def gap_bytes(self) -> int:
         """Bytes between two ranges of an object that are cheaper to read than to ask around.
 
-        All requests under way together bring so many bytes in the time of one: that, divided by
-        their number, is what a request costs. So few bytes are wasted on a link that is full or
-        near, and few requests made over a long one.
+        What a place among the requests under way costs: a request holds it for the latency, and
+        for as long as its bytes take at present; both are measured. So few bytes are read for
+        nothing on a link that is full, and few requests made over a long one that is not.
         """
         return self._in_this_process().times.gap_bytes
 
@@ -231,7 +231,7 @@ class _Requests:
 
     def __init__(self, transport: Transport, in_flight: int) -> None:
         self._transport = transport
-        self.times = _Times(in_flight)
+        self.times = _Times()
         self.extra = 0
         """Requests under way beside others for the same bytes."""
         self.most_extra = max(1, in_flight // _LATE_SHARE)
@@ -279,7 +279,7 @@ class _Requests:
     ) -> T:
         await self._gate.enter(n_requests)
         try:
-            return await _Question(self, ask, size).answered()
+            return await _Question(self, ask, n_requests, size).answered()
         finally:
             self._gate.leave(n_requests)
 
@@ -347,10 +347,15 @@ class _Question(Generic[T]):
     """Something that is asked for once, and again beside it while the answer is late."""
 
     def __init__(
-        self, requests: "_Requests", ask: Callable[[], Coroutine[Any, Any, T]], size: int
+        self,
+        requests: "_Requests",
+        ask: Callable[[], Coroutine[Any, Any, T]],
+        n_requests: int,
+        size: int,
     ) -> None:
         self._requests = requests
         self._ask_for_it = ask
+        self._n_requests = n_requests
         self._size = size
         self._loop = asyncio.get_running_loop()
         self._began_s = self._loop.time()
@@ -392,7 +397,8 @@ class _Question(Generic[T]):
             self._answer.cancel()
         elif problem is None:
             if attempt.result() is not None:
-                self._requests.times.add(self._began_s, self._loop.time(), self._size)
+                seconds = self._loop.time() - self._began_s
+                self._requests.times.add(seconds, self._n_requests, self._size)
             self._answer.set_result(attempt.result())
         elif not self._attempts or not isinstance(problem, TransientError):
             self._answer.set_exception(problem)
@@ -407,30 +413,29 @@ def _backoff_s(attempts: int) -> float:
 class _Times:
     """How long requests take at present, and what that says of the link."""
 
-    def __init__(self, in_flight: int) -> None:
+    def __init__(self) -> None:
         self.gap_bytes = _GAP_BYTES[0]
-        self._in_flight = in_flight
-        self._answers: deque[tuple[float, float, int]] = deque(maxlen=_TIMED)
+        self._answers: deque[tuple[float, int, int]] = deque(maxlen=_TIMED)
         self._latency_s = math.inf
         self._s_per_byte = 0.0
         self._since = 0
 
-    def add(self, began_s: float, ended_s: float, size: int) -> None:
-        """Note when a request began and ended, and how many bytes it brought."""
+    def add(self, seconds: float, n_requests: int, size: int) -> None:
+        """Note how long some requests at once took, and how many bytes they brought together."""
         # Of all time: while the link is full, each request waits for the others too.
-        self._latency_s = min(self._latency_s, ended_s - began_s)
-        self._answers.append((began_s, ended_s, size))
+        self._latency_s = min(self._latency_s, seconds)
+        self._answers.append((seconds, n_requests, size))
         self._since += 1
         if self._since < len(self._answers) // 8:
             return
         self._since = 0
         self._s_per_byte = statistics.median(
-            (ended - began) / (n + _OVERHEAD_BYTES) for began, ended, n in self._answers
+            seconds / (size + _OVERHEAD_BYTES) for seconds, _, size in self._answers
         )
-        took_s = ended_s - min(began for began, _, _ in self._answers)
-        bytes_per_s = sum(n for _, _, n in self._answers) / max(took_s, _NO_TIME_S)
+        brought = sum(size for _, _, size in self._answers)
+        held_s = sum(n * (seconds - self._latency_s) for seconds, n, _ in self._answers)
         least, most = _GAP_BYTES
-        worth = self._latency_s * bytes_per_s / self._in_flight
+        worth = self._latency_s * brought / max(held_s, _NO_TIME_S)
         self.gap_bytes = int(min(most, max(least, worth)))
 
     def late_s(self, size: int) -> float:
