@@ -83,6 +83,11 @@ class Setup:
     arguments: tuple[str, ...]
     """Of ``peers/remote_child.py``."""
 
+    @property
+    def is_ours(self) -> bool:
+        """Whether it is spinezarr."""
+        return self.arguments[0] == "spinezarr"
+
 
 @dataclass(slots=True)
 class Entry:
@@ -147,7 +152,7 @@ class Bench:
         self.left_out: list[str] = []
         self._upload = upload
         self._provided: set[str] = set()
-        self._open: dict[Setup, Child] = {}
+        self._open: dict[tuple[Setup, Conditions], Child] = {}
         self._stack = ExitStack()
         store_of(data, "balanced")
         self.provide_file(OUR_NAME)
@@ -188,29 +193,33 @@ class Bench:
             self._upload(self.data.folder / name)
             self._provided.add(name)
 
-    def fresh(self, setup: Setup) -> Child:
-        """Open a reader without any delay, and let it see metadata and shard indices."""
-        self.link.set(DIRECT)
+    def fresh(self, setup: Setup, conditions: Conditions = DIRECT) -> Child:
+        """Open a reader, and let it see metadata and shard indices.
+
+        Peers do so without any delay; ours must see the link that it is for, as it measures it.
+        """
+        self.link.set(conditions if setup.is_ours else DIRECT)
         command = [*python_module("peers.remote_child"), str(self.data.folder), *setup.arguments]
         child = Child(f"{setup.reader}, {setup.setting}", command, self.data.folder, self.variables)
         child.ask("warm")
         return child
 
-    def __getitem__(self, setup: Setup) -> Child:
+    def reader(self, setup: Setup, conditions: Conditions) -> Child:
         """Return an open reader; one that is new is compared with the source first."""
-        if setup not in self._open:
-            child = self._stack.enter_context(self.fresh(setup))
+        key = setup, conditions if setup.is_ours else DIRECT
+        if key not in self._open:
+            child = self._stack.enter_context(self.fresh(setup, conditions))
             for kind in self.options.kinds:
                 asked = {"kind": kind, "epoch": 0, "n": COMPARED, "in_flight": COMPARED}
                 found = child.ask("compare", **asked, patience_s=self.options.patience)
                 if found["wrong"] or found["failed"]:
                     raise PeerError(f"{setup.reader}, {setup.setting}, {kind}: {found}")
-            self._open[setup] = child
-        return self._open[setup]
+            self._open[key] = child
+        return self._open[key]
 
     def turn(self, entry: Entry, kind: str, conditions: Conditions, number: int) -> Turn:
         """Have a reader read for a while under some conditions."""
-        child = self[entry.setup]
+        child = self.reader(entry.setup, conditions)
         self.link.set(conditions)
         self.link.reset()
         seconds = self.options.seconds if number else self.options.seconds / 3

@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -219,9 +220,13 @@ class OurServer:
 
     def warm(self) -> dict[str, Any]:
         """Read a plane across all shards of every scan."""
-        for scan in range(self._data.scans):
+
+        def see(scan: int) -> None:
             for _ in self._store.slices("sagittal", n_samples=1, scans=[f"scan{scan}"]):
                 pass
+
+        with ThreadPoolExecutor(16) as threads:
+            list(threads.map(see, range(self._data.scans)))
         return {}
 
     def rate(
