@@ -3,6 +3,7 @@
 import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -85,27 +86,23 @@ _Found = tuple[str, float, float, bool, str]
 
 
 def _of_rows(result: dict[str, Any]) -> Iterator[_Found]:
-    for kind in _KINDS:
+    for kind, ours in product(_KINDS, (OURS, f"{OURS}, window")):
+        name = f"{kind}{ours.removeprefix(OURS)}"
         at = [row for row in result["rows"] if (row["kind"], row["link"]) == (kind, _AT)]
-        for row in at:
-            if row["reader"] == OURS:
-                each = row["requests_each_array"]
-                yield f"requests a {kind} patch and array, {_AT}", each, _REQUESTS, True, ""
-        for peer, (readers, must) in _BESIDE.items():
-            some = [row for row in at if row["reader"] in readers and row["ours_over_this"]]
-            if some:
-                best = max(some, key=lambda row: row["per_s_median"])
-                ratio = best["ours_over_this"]
-                yield f"{kind} to {peer}, {_AT}", ratio, must, False, best["setting"]
+        own = next((row for row in at if row["reader"] == ours), None)
+        if own is not None:
+            each = own["requests_each_array"]
+            yield f"{name}, requests a patch and array, {_AT}", each, _REQUESTS, True, ""
+            for peer, (readers, must) in _BESIDE.items():
+                some = [row for row in at if row["reader"] in readers]
+                if some:
+                    best = max(some, key=lambda row: row["per_s_median"])
+                    ratio = own["per_s_median"] / best["per_s_median"]
+                    yield f"{name} to {peer}, {_AT}", ratio, must, False, best["setting"]
         for row in result["rows"]:
-            if (row["kind"], row["link"], row["reader"]) == (kind, CAP, OURS):
-                yield (
-                    f"{kind}, share of a link of {CAP}",
-                    row["share_of_link"],
-                    _LINK_SHARE,
-                    (False),
-                    "",
-                )
+            if (row["kind"], row["link"], row["reader"]) == (kind, CAP, ours):
+                share = row["share_of_link"]
+                yield f"{name}, share of a link of {CAP}", share, _LINK_SHARE, False, ""
 
 
 def _of_parts(result: dict[str, Any]) -> Iterator[_Found]:

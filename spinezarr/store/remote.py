@@ -107,7 +107,7 @@ class RemoteObjects:
         self.transport, self.path = open_transport(url, storage_options)
         self.in_flight = in_flight
         self._opened = (url, storage_options)
-        self._requests: tuple[int, _Requests] | None = None
+        self._requests = os.getpid(), _Requests(self.transport, in_flight)
         self._thread = threading.local()
         self._waiting: dict[int, set[Future[Any]]] = {}
 
@@ -199,7 +199,7 @@ class RemoteObjects:
 
     def _in_this_process(self) -> "_Requests":
         # A forked child shares neither connections nor what its parent has under way.
-        if self._requests is None or self._requests[0] != os.getpid():
+        if self._requests[0] != os.getpid():
             self._requests = os.getpid(), _Requests(self.transport, self.in_flight)
         return self._requests[1]
 

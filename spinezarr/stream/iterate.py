@@ -136,7 +136,9 @@ class BatchIterator(Iterator[Batch]):
         while (asked := self._taken_units + len(self._waiting)) < len(self._units):
             held = (1 + len(self._waiting)) * stream.unit_bytes
             held += len(self._ready) * stream.batch_bytes
-            enough = held > stream.prefetch_bytes or len(self._waiting) >= 2 * readers.threads
+            # Before the first batch, which somebody waits for, no more than can be decoded.
+            at_once = readers.threads if self._progress.given else stream.threads
+            enough = held > stream.prefetch_bytes or len(self._waiting) >= 2 * at_once
             if enough and (self._waiting or self._ready):
                 break
             self._waiting.append(readers.submit(stream.read_unit, self._units[asked]))

@@ -172,7 +172,7 @@ def test_targets_hold_us_against_the_fastest_store_of_a_peer():
     median, targets = run_python(code)
     assert median == 100
     assert {line["row"]: (line["reached"], line["met"]) for line in targets} == {
-        "requests a 128^3 patch and array, 20 ms": (3.0, False),
+        "128^3, requests a patch and array, 20 ms": (3.0, False),
         "128^3 to zarr-python, 20 ms": (20.0, True),
         "128^3, share of a link of 100 MB/s": (0.95, True),
         "wrong through faults": (1, False),
