@@ -83,7 +83,7 @@ def opening(store: Path) -> dict[str, float]:
         opened = spinezarr.open(f"{url}/{store.name}")
         opened.scan("scan3")
         figures["requests_scan"] = len(asked)
-        figures["requests_of_other_scans"] = sum("/scans/scan3/" not in p for p in asked) - 1
+        figures["requests_of_other_scans"] = sum("/scans/scan3/" not in p for p in asked) - 2
         asked.clear()
         xr.open_zarr(f"{url}/{store.name}/scans/scan4", zarr_format=3, consolidated=True)
         figures["requests_scan_by_xarray"] = len(asked)

@@ -121,10 +121,10 @@ def answer_error(
     return OSError(errno.EIO, named, where)
 
 
-def unanswered(where: str) -> TransientError:
+def unanswered(where: str, server: str = "the server") -> TransientError:
     """Return the error for an answer that was cut, or never came."""
     step = ENDPOINT if _is_s3(where) else "Check the URL and the network"
-    return broken_off(where, f"the answer broke off or never came. {step}")
+    return broken_off(where, f"the answer of {server} broke off or never came. {step}")
 
 
 def broken_off(where: str, text: str, retry_after_s: float | None = None) -> TransientError:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from http import HTTPStatus
 from threading import Lock
 from typing import Any, Final, Protocol
+from urllib.parse import urlsplit
 
 import obstore
 from obstore.exceptions import BaseError, NotSupportedError, UnauthenticatedError
@@ -185,7 +186,11 @@ def _without_status(problem: Exception, where: str) -> OSError:
         return broken_off(where, "the server sent the whole object instead of the range")
     if "InvalidCertificate" in text:
         return broken_trust(where)
-    return unanswered(where)
+    asked = _ASKED.search(text)
+    if asked is None:
+        return unanswered(where)
+    url = urlsplit(public_url(asked[1]))
+    return unanswered(where, f"{url.scheme}://{url.netloc}")
 
 
 def is_plain_key(key: str) -> bool:

@@ -7,6 +7,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from spinezarr.store.transport import open_transport
+from spinezarr.store.transport_errors import NoSuchBucketError
 
 DATA = bytes(range(256)) * 8
 GENERAL = {"version_aware": False}
@@ -56,7 +57,7 @@ def test_what_is_absent_and_what_is_refused(place, s3_server):
         get(transport, f"{path}/b", 0, 5)
     with pytest.raises(OSError, match="no such bucket") as caught:
         get(transport, "bucket-that-is-not/a")
-    assert type(caught.value) is OSError
+    assert type(caught.value) is NoSuchBucketError
     with pytest.raises(OSError, match=r"s3://a b/c"):
         get(transport, "a b/c")
 
