@@ -36,7 +36,7 @@ collect_ignore = ["tests/hostile/fuzz.py"]
 
 # No deadline: shared machines pause. CI always draws the same examples; elsewhere they vary.
 settings.register_profile("default", deadline=None)
-settings.register_profile("ci", deadline=None, derandomize=True)
+settings.register_profile("ci", deadline=None, derandomize=True, max_examples=60)
 settings.load_profile("ci" if os.environ.get("CI") else "default")
 
 
