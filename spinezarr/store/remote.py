@@ -157,10 +157,14 @@ class RemoteObjects:
         }
 
     @contextmanager
-    def ranges(self, wanted: Sequence[tuple[str, int, int]]) -> Iterator[list[Buffer]]:
+    def ranges(
+        self, wanted: Sequence[tuple[str, int, int]], *, bounded: bool = True
+    ) -> Iterator[list[Buffer]]:
         """Read bytes ``start <= i < stop`` of objects, given as path, start, stop; side by side.
 
-        Their memory counts against a bound as long as the context lasts.
+        Their memory counts against a bound as long as the context lasts. Whoever reads inside
+        such a context must not wait for room, which others may have asked for before: it reads
+        with ``bounded=False``.
 
         Yields
         ------
@@ -174,7 +178,8 @@ class RemoteObjects:
         OSError
             If it cannot be read; names it, and no secret.
         """
-        found = self._run(self._in_this_process().all_held(wanted))
+        n_bytes = sum(stop - start for _, start, stop in wanted) if bounded else 0
+        found = self._run(self._in_this_process().all_held(wanted, n_bytes))
         try:
             data: list[Buffer] = []
             for (path, *_), answer in zip(wanted, found.answers, strict=True):
@@ -240,11 +245,12 @@ class _Requests:
         self._memory = _Gate(_HELD_BYTES)
         self._has_answered = False
 
-    async def all_held(self, wanted: Sequence[tuple[str, int, int]]) -> "_Held":
-        """Ask for all once there is memory."""
-        held = _Held(self._memory, sum(stop - start for _, start, stop in wanted))
-        await self._memory.enter(held.n_bytes)
-        held.is_inside = True
+    async def all_held(self, wanted: Sequence[tuple[str, int, int]], n_bytes: int) -> "_Held":
+        """Ask for all once there is room for so many bytes."""
+        held = _Held(self._memory, n_bytes)
+        if n_bytes:
+            await self._memory.enter(n_bytes)
+            held.is_inside = True
         try:
             groups = list(_by_object(wanted))
             found = await _gathered(self._together(path, spans) for path, spans in groups)

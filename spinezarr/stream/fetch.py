@@ -267,13 +267,20 @@ class RemoteFetcher(Fetcher):
         # Nothing is known of the link yet, and somebody waits for the first batch.
         gap_bytes = None if self._has_begun else self._objects.largest_gap_bytes
         self._has_begun = True
+        with self._fetched(ranges, gap_bytes, bounded=True) as found:
+            yield found
+
+    @contextmanager
+    def _fetched(
+        self, ranges: ByteRanges, gap_bytes: int | None, *, bounded: bool
+    ) -> Iterator[Pieces]:
         found, runs = self._find(ranges, gap_bytes)
         if not runs:
             yield found
             return
         spans = [self._widened(run.asked) for run in runs]
         wanted = [(run.asked.shard.path, *span) for run, span in zip(runs, spans, strict=True)]
-        with self._objects.ranges(wanted) as data:
+        with self._objects.ranges(wanted, bounded=bounded) as data:
             for run, (start, stop), content in zip(runs, spans, data, strict=True):
                 view = memoryview(content)
                 if view.nbytes == stop - start:
@@ -288,7 +295,8 @@ class RemoteFetcher(Fetcher):
         if self._cache is not None:
             span = (0, shard.size_bytes) if _is_small(shard) else (damaged.start, damaged.stop)
             self._cache.forget(shard.content, shard.size_bytes, *span)
-        return super().afresh(damaged)
+        # The caller holds what it fetched before.
+        return self._fetched(ByteRanges.of([damaged]), None, bounded=False)
 
     def name(self, path: str) -> str:
         """See :class:`Fetcher`."""

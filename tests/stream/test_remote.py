@@ -241,6 +241,18 @@ def test_what_stays_damaged_is_an_error_that_names_url_and_chunk(
     assert "geheim" not in str(told.value)
 
 
+def test_reading_again_waits_for_no_memory(proxy, proxies, url, by_range, monkeypatch):
+    """Others wait for what the reader holds, which itself needs a chunk once more."""
+    monkeypatch.setattr("spinezarr.store.remote._HELD_BYTES", 1)
+    stream = spinezarr.open(url).patches(SIZE, n_samples=60)
+    proxy.set(proxies.Conditions(fault_rate=0.3, fault_kinds=("flip",), latency_s=0.005))
+    reading = threading.Thread(target=list, args=(stream,), daemon=True)
+    reading.start()
+    reading.join(60)
+    assert not reading.is_alive()
+    assert proxy.counts().faults["flip"] > 10
+
+
 # A cache on disk
 
 
