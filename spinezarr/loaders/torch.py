@@ -333,5 +333,5 @@ class _Units(IterableDataset[list[TensorBatch]]):
         batches = self._dataset.tensors_of(stream)
         skip = share.skip
         for unit in share.units(epoch):
-            yield list(islice(batches, share.batches_of_unit(unit, epoch) - skip))
+            yield list(islice(batches, len(epoch.batches(unit)) - skip))
             skip = 0

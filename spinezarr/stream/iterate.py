@@ -13,6 +13,7 @@ from pydantic import JsonValue
 
 from spinezarr.store.objects import Objects
 from spinezarr.stream.batch import Batch
+from spinezarr.stream.cache import ProcessLock
 from spinezarr.stream.state import StreamState
 
 if TYPE_CHECKING:
@@ -59,7 +60,8 @@ class BatchIterator(Iterator[Batch]):
     """The batches of a stream, in order; what comes next is read by threads of its own.
 
     Threads start with the first batch. They end with the last one, with :meth:`close`, with an
-    error, and when the iterator is let go, so a loop may be left at any time.
+    error, and when the iterator is let go, so a loop may be left at any time. Several threads may
+    use one iterator: each batch goes to one of them.
 
     Parameters
     ----------
@@ -69,14 +71,15 @@ class BatchIterator(Iterator[Batch]):
 
     def __init__(self, stream: "PatchStream") -> None:
         self._stream = stream
-        self._epoch = stream.epoch_units
-        self._units = stream.share.units(self._epoch)
+        self._units = stream.share.units(stream.epoch_units)
         self._progress = Progress(stream)
         self._taken_units = 0
         self._waiting: deque[Future[list[Batch]]] = deque()
         self._ready: deque[Batch] = deque()
         self._readers: _Readers | None = None
         self._closed = False
+        self._turn = ProcessLock()
+        """Held by the thread that takes a batch."""
 
     def __next__(self) -> Batch:
         """Return the next batch.
@@ -86,18 +89,15 @@ class BatchIterator(Iterator[Batch]):
         CorruptStoreError
             If stored bytes of it are missing or damaged; what came before it has been given.
         """
-        if self._closed:
-            raise StopIteration
-        try:
-            if not self._ready:
-                self._take_unit()
-            batch = self._ready.popleft()
-            self._read_ahead()
-        except BaseException:  # an interrupt too
-            self.close()
-            raise
-        self._progress.given += 1
-        return batch
+        with self._turn:
+            try:
+                return self._take_batch()
+            except BaseException as problem:  # an interrupt too
+                closed_meanwhile = self._closed and isinstance(problem, Exception)
+                self.close()
+                if closed_meanwhile:
+                    raise StopIteration from None
+                raise
 
     def state_dict(self) -> dict[str, JsonValue]:
         """Say where the iterator is, for :meth:`spinezarr.stream.stream.PatchStream.resume`.
@@ -117,6 +117,18 @@ class BatchIterator(Iterator[Batch]):
         if self._readers is not None:
             self._readers.stop()
 
+    def _take_batch(self) -> Batch:
+        """Return the next batch, and ask for what comes after it."""
+        if not self._closed and not self._ready:
+            self._take_unit()
+        if not self._closed:
+            batch = self._ready.popleft()
+            self._read_ahead()
+        if self._closed:
+            raise StopIteration
+        self._progress.given += 1
+        return batch
+
     def _take_unit(self) -> None:
         """Wait for the batches of the next unit that has some to give."""
         while not self._ready:
@@ -124,11 +136,9 @@ class BatchIterator(Iterator[Batch]):
                 raise StopIteration
             self._read_ahead()
             batches = self._waiting.popleft().result()
-            share = self._stream.share
-            wanted = share.batches_of_unit(self._units[self._taken_units], self._epoch)
-            skip = 0 if self._taken_units else share.skip
+            skip = 0 if self._taken_units else self._stream.share.skip
             self._taken_units += 1
-            self._ready.extend(batches[skip:wanted])
+            self._ready.extend(batches[skip:])
 
     def _read_ahead(self) -> None:
         """Ask for further units, one at least if none is held, and no more than may be held."""

@@ -13,16 +13,50 @@ __all__ = ["EpochUnits", "Share"]
 
 @dataclass(frozen=True, slots=True)
 class EpochUnits:
-    """How the batches of an epoch lie in units; the last unit may be shorter."""
+    """How the batches of an epoch lie in units.
+
+    Units have :attr:`unit_batches` batches as long as every rank gets a whole one. The batches
+    after these are one last round of shorter units, equally long, one for each rank. So all ranks
+    get equally many batches, and fewer batches than there are ranks are dropped at the end.
+
+    Examples
+    --------
+    >>> units = EpochUnits(n_batches=11, unit_batches=2, ranks=4)
+    >>> [list(units.batches(unit)) for unit in range(units.n_units)]
+    [[0, 1], [2, 3], [4, 5], [6, 7]]
+    >>> units = EpochUnits(n_batches=13, unit_batches=2, ranks=4)
+    >>> [list(units.batches(unit)) for unit in range(4, units.n_units)]
+    [[8], [9], [10], [11]]
+    """
 
     n_batches: int
+    """Batches of the epoch, with those that are dropped."""
     unit_batches: int
     """Batches of a whole unit."""
+    ranks: int = 1
+    """Shares that get equally many batches."""
 
     @property
     def n_units(self) -> int:
-        """Units of the epoch."""
-        return -(-self.n_batches // self.unit_batches)
+        """Units of the epoch; a multiple of :attr:`ranks`."""
+        return self._n_whole + (self.ranks if self._short_batches else 0)
+
+    def batches(self, unit: int) -> range:
+        """Return the numbers, in the epoch, of the batches of one unit."""
+        further = unit - self._n_whole
+        if further < 0:
+            return range(unit * self.unit_batches, (unit + 1) * self.unit_batches)
+        start = self._n_whole * self.unit_batches + further * self._short_batches
+        return range(start, start + self._short_batches)
+
+    @property
+    def _n_whole(self) -> int:
+        return self.n_batches // (self.unit_batches * self.ranks) * self.ranks
+
+    @property
+    def _short_batches(self) -> int:
+        """Batches of each unit of the last round."""
+        return (self.n_batches - self._n_whole * self.unit_batches) // self.ranks
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,8 +68,8 @@ class Share:
 
     index: int = 0
     count: int = 1
-    even: int = 1
-    """Shares that must have equally many batches: what is left over at the end is dropped."""
+    ranks: int = 1
+    """Shares that the epoch is cut for, so that they get equally many batches."""
     done: int = 0
     """Units of the epoch that all shares have given before."""
     skip: int = 0
@@ -47,49 +81,41 @@ class Share:
         Raises
         ------
         UsageError
-            If there is no such share, or equal ones are asked for of a share of another.
+            If there is no such share, or equal ones are asked for of what is not the whole epoch.
         """
         if count < 1 or not 0 <= index < count:
             raise UsageError(f"share {index} of {count}: must lie between 0 and {count - 1}.")
         if even and self.count > 1:
             raise UsageError("even shares: split the whole stream by ranks first, then by workers.")
-        if even and count > 1 and self.skip:
+        if even and count > 1 and (self.done or self.skip):
             raise UsageError(
-                "even shares of a stream that goes on inside a unit: split it first, then resume."
+                "even shares of a stream that goes on in the middle of an epoch: split it first, "
+                "then resume."
             )
         return replace(
             self,
             index=self.index + index * self.count,
             count=self.count * count,
-            even=count if even else self.even,
+            ranks=count if even else self.ranks,
             skip=0 if index else self.skip,
         )
 
     def units(self, epoch: EpochUnits) -> range:
         """Return the numbers of the units to give."""
-        return range(self.done, self._end(epoch))[self.index :: self.count]
-
-    def batches_of_unit(self, number: int, epoch: EpochUnits) -> int:
-        """Return how many batches of a unit count: as many as of each other in its round."""
-        end = self._end(epoch)
-        shortest = end - 1 if number >= end - self.even else number
-        return min(epoch.unit_batches, epoch.n_batches - shortest * epoch.unit_batches)
+        return range(self.done, epoch.n_units)[self.index :: self.count]
 
     def n_batches(self, epoch: EpochUnits) -> int:
         """Return the number of batches to give."""
         units = self.units(epoch)
         if not units:
             return 0
-        whole = (len(units) - 1) * epoch.unit_batches
-        return max(0, whole + self.batches_of_unit(units[-1], epoch) - self.skip)
+        whole = (len(units) - 1) * epoch.unit_batches  # only the last unit can be shorter
+        return whole + len(epoch.batches(units[-1])) - self.skip
 
     def after(self, n_batches: int, epoch: EpochUnits) -> "Share":
         """Return what is left when so many further batches have been given."""
         units, skip = divmod(self.skip + n_batches, epoch.unit_batches)
         done = self.done + units * self.count
-        if skip and skip == self.batches_of_unit(done + self.index, epoch):  # the short last one
+        if skip and skip == len(epoch.batches(done + self.index)):  # a short one, and so the last
             done, skip = done + self.count, 0
         return replace(self, done=done, skip=skip)
-
-    def _end(self, epoch: EpochUnits) -> int:
-        return epoch.n_units - max(0, epoch.n_units - self.done) % self.even

@@ -102,7 +102,7 @@ class PatchStream:
 
     @property
     def unit_batches(self) -> int:
-        """Batches in a row that are read together: about a window; the last unit may have fewer."""
+        """Batches in a row that are read together, about a window; the last may be fewer."""
         return 1 if self.window is None else max(1, self.window.n_samples // self.batch_size)
 
     @property
@@ -118,7 +118,8 @@ class PatchStream:
     @property
     def epoch_units(self) -> EpochUnits:
         """How the batches of the whole epoch lie in units that are read together."""
-        return EpochUnits(math.ceil(self.n_samples / self.batch_size), self.unit_batches)
+        n_batches = math.ceil(self.n_samples / self.batch_size)
+        return EpochUnits(n_batches, self.unit_batches, self.share.ranks)
 
     @property
     def batch_bytes(self) -> int:
@@ -139,24 +140,34 @@ class PatchStream:
     def shard(self, index: int, count: int, *, even: bool = False) -> "PatchStream":
         """Return one of ``count`` shares of this stream, e.g. that of a rank or a worker.
 
-        Units ``index``, ``index + count``, … of this stream: each batch is in one share, all of
-        them in turn are this stream, and a share can be shared again.
+        Batches that are read together stay together, and units of them are dealt out: unit
+        ``index``, then every ``count``-th. Each batch is in one share, and a share can be shared
+        again. Where there are fewer units than shares, some shares are empty.
 
         Parameters
         ----------
         index, count
             Which share, and how many there are.
         even
-            All shares get as many batches as the smallest, and the rest of the epoch is dropped,
-            as ranks that wait for each other must take equally many steps. Nothing is dropped
-            where ``n_samples`` is a multiple of ``batch_size`` times ``count``.
+            For ranks, which wait for each other and so must take equally many steps: all shares
+            get equally many batches. Fewer than ``count`` batches are dropped at the end of the
+            epoch, and none where their number is a multiple of ``count``.
 
         Raises
         ------
         UsageError
-            If there is no such share, or even ones are asked for of what is a share already.
+            If there is no such share; or if even ones are asked for and there are fewer batches
+            than shares, or this stream is a share already, or goes on in the middle of an epoch.
         """
-        return replace(self, share=self.share.split(index, count, even=even))
+        stream = replace(self, share=self.share.split(index, count, even=even))
+        n_batches = stream.epoch_units.n_batches
+        if even and n_batches < count:
+            raise UsageError(
+                f"an epoch of {self.n_samples} samples is {n_batches} batches of "
+                f"{self.batch_size}, too few for {count} ranks: each must get one at least. Give "
+                f"n_samples={self.batch_size * count} or more, or a smaller batch_size."
+            )
+        return stream
 
     def resume(self, state: Mapping[str, Any]) -> "PatchStream":
         """Return the stream that goes on where an iterator over this one was.
@@ -187,7 +198,7 @@ class PatchStream:
             "window_scans": None if self.window is None else self.window.window_scans,
             "samples_per_scan": None if self.window is None else self.window.samples_per_scan,
             "shares": self.share.count,
-            "even_shares": self.share.even,
+            "ranks": self.share.ranks,
         }
 
     def __iter__(self) -> BatchIterator:
@@ -205,7 +216,7 @@ class PatchStream:
             If stored bytes are missing or damaged.
         """
         unit, within = self._unit_of(number)
-        return self.read(self._requests(unit * self.unit_batches + within))
+        return self.read(self._requests(self.epoch_units.batches(unit)[within]))
 
     def explain(self, number: int = 0) -> ReadSummary:
         """Say what batch ``number`` reads, and those that are read together with it.
@@ -237,9 +248,7 @@ class PatchStream:
 
     def _groups(self, unit: int) -> list[list[PatchRequest]]:
         """Draw the batches of a unit of the epoch."""
-        first = unit * self.unit_batches
-        last = min(first + self.unit_batches, self.epoch_units.n_batches)
-        return [self._requests(batch) for batch in range(first, last)]
+        return [self._requests(batch) for batch in self.epoch_units.batches(unit)]
 
     def read_unit(self, number: int) -> list[Batch]:
         """Read the batches of unit ``number`` of the epoch.

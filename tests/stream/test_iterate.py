@@ -9,13 +9,16 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields, replace
+from itertools import chain
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import spinezarr
 from spinezarr.errors import UsageError
 from spinezarr.stream.engine import Engine
 from spinezarr.stream.fetch import Fetcher, LocalFetcher
@@ -65,12 +68,8 @@ EPOCHS = st.builds(EpochUnits, st.integers(1, 60), st.integers(1, 7))
 
 
 def batches_of(share, epoch):
-    """The batches of a share by brute force: (unit, batch within it)."""
-    listed = [
-        (unit, within)
-        for unit in share.units(epoch)
-        for within in range(share.batches_of_unit(unit, epoch))
-    ]
+    """The batches of a share by brute force: their numbers in the epoch."""
+    listed = [batch for unit in share.units(epoch) for batch in epoch.batches(unit)]
     return listed[share.skip :]
 
 
@@ -98,25 +97,27 @@ def test_taking_turns_the_shares_give_the_units_of_the_epoch_in_order(epoch, ran
     assert turns == list(range(epoch.n_units))
 
 
-@given(EPOCHS, st.integers(1, 5), st.integers(1, 4))
-def test_even_shares_have_equally_many_batches_and_drop_little(epoch, ranks, workers):
+@given(EPOCHS, st.integers(1, 9), st.integers(1, 4))
+def test_ranks_get_equally_many_batches_and_fewer_than_ranks_are_dropped(epoch, ranks, workers):
+    epoch = replace(epoch, ranks=ranks)
     shares = [Share().split(rank, ranks, even=True) for rank in range(ranks)]
-    lengths = [share.n_batches(epoch) for share in shares]
-    assert len(set(lengths)) == 1
-    assert [len(batches_of(share, epoch)) for share in shares] == lengths
-    assert lengths[0] == min(
-        Share().split(rank, ranks, even=False).n_batches(epoch) for rank in range(ranks)
-    )
-    for share in shares:
+    found = [batches_of(share, epoch) for share in shares]
+    assert {len(batches) for batches in found} == {epoch.n_batches // ranks}
+    assert sorted(chain(*found)) == list(range(epoch.n_batches // ranks * ranks))
+    for share, batches in zip(shares, found, strict=True):
+        assert share.n_batches(epoch) == len(batches)
         of_workers = [share.split(worker, workers, even=False) for worker in range(workers)]
-        found = [item for worker in of_workers for item in batches_of(worker, epoch)]
-        assert sorted(found) == batches_of(share, epoch)
+        assert sorted(chain(*(batches_of(worker, epoch) for worker in of_workers))) == batches
+    # Taking turns, unit by unit, they give the sequence of one.
+    turns = [epoch.batches(unit) for unit in range(epoch.n_units)]
+    assert list(chain(*turns)) == sorted(chain(*found))
 
 
 @given(EPOCHS, st.integers(1, 4), st.booleans(), st.lists(st.integers(0, 9), max_size=4), st.data())
 def test_what_is_left_of_a_share_follows_what_was_given(epoch, count, even, steps, data):
     index = data.draw(st.integers(0, count - 1))
     share = Share().split(index, count, even=even)
+    epoch = replace(epoch, ranks=share.ranks)
     rest = batches_of(share, epoch)
     for step in steps:
         given_now = min(step, len(rest))
@@ -223,16 +224,65 @@ def test_a_stream_goes_on_inside_a_unit(stream, given_before, prefetch_bytes):
     assert shares[0][: 3 - given_before % 3] == expected[given_before:][: 3 - given_before % 3]
 
 
-def test_even_shares_of_whole_units_are_cut(stream):
+def test_even_shares_of_units_end_with_shorter_units(stream):
     expected = digests(stream)
     stream = InUnits(**{field.name: getattr(stream, field.name) for field in fields(stream)})
     shares = [digests(stream.shard(rank, 2, even=True)) for rank in range(2)]
-    assert shares == [expected[:3] + expected[6:8], expected[3:6] + expected[9:]]
-    middle = iter(stream)
-    next(middle)
-    with pytest.raises(UsageError, match="goes on inside a unit: split it first, then resume"):
-        stream.resume(middle.state_dict()).shard(0, 2, even=True)
-    middle.close()
+    assert shares == [expected[:3] + expected[6:8], expected[3:6] + expected[8:10]]
+    shares = [digests(stream.shard(rank, 5, even=True)) for rank in range(5)]
+    assert shares == [expected[2 * rank : 2 * rank + 2] for rank in range(5)]
+    for given_before in (1, 3):
+        middle = iter(stream)
+        for _ in range(given_before):
+            next(middle)
+        rest = stream.resume(middle.state_dict())
+        middle.close()
+        with pytest.raises(UsageError, match="in the middle of an epoch: split it first, then"):
+            rest.shard(0, 2, even=True)
+
+
+@pytest.mark.parametrize("options", [{}, {"shuffle": "window"}])
+def test_an_epoch_of_fewer_batches_than_ranks_is_refused(store, options):
+    stream = store.patches(8, batch_size=4, n_samples=26, **options)
+    assert len(stream.shard(6, 7, even=True)) == 1
+    with pytest.raises(UsageError, match="26 samples is 7 batches of 4, too few for 8 ranks") as e:
+        stream.shard(0, 8, even=True)
+    assert "n_samples=32 or more" in str(e.value)
+    assert len(store.patches(8, batch_size=4, n_samples=32, **options).shard(7, 8, even=True)) == 1
+
+
+@settings(max_examples=40)
+@given(
+    n_samples=st.integers(1, 400),
+    batch_size=st.integers(1, 9),
+    ranks=st.integers(1, 9),
+    window=st.none() | st.tuples(st.integers(1, 5), st.integers(1, 5)),
+)
+def test_no_rank_is_empty_and_no_sample_is_lost(
+    ctspine1k_url, n_samples, batch_size, ranks, window
+):
+    options = {}
+    if window is not None:
+        options = {"shuffle": "window", "window_scans": window[0], "samples_per_scan": window[1]}
+    stream = spinezarr.open(ctspine1k_url).patches(
+        8, batch_size=batch_size, n_samples=n_samples, **options
+    )
+    n_batches = -(-n_samples // batch_size)
+    if n_batches < ranks:
+        with pytest.raises(UsageError, match=f"too few for {ranks} ranks"):
+            stream.shard(0, ranks, even=True)
+        return
+    shares = [stream.shard(rank, ranks, even=True) for rank in range(ranks)]
+    assert {len(share) for share in shares} == {n_batches // ranks}
+    given = [
+        request.index
+        for share in shares
+        for unit in share.share.units(share.epoch_units)
+        for requests in share._groups(unit)
+        for request in requests
+    ]
+    kept = n_batches // ranks * ranks
+    assert sorted(given) == list(range(min(n_samples, kept * batch_size)))
 
 
 def test_ranks_that_are_equally_far_go_on_from_one_state(stream):
@@ -521,3 +571,38 @@ def test_a_forked_child_goes_on_with_threads_of_its_own(stream):
         process.kill()
         process.join()
         process.close()
+
+
+# Several threads
+
+
+@pytest.mark.parametrize("prefetch_bytes", [1, 1 << 30])
+def test_threads_that_share_an_iterator_get_each_batch_once(stream, prefetch_bytes):
+    expected = digests(stream)
+    iterator = iter(replace(stream, prefetch_bytes=prefetch_bytes))
+    with ThreadPoolExecutor(4) as pool:
+        found = [future.result() for future in [pool.submit(digests, iterator) for _ in range(4)]]
+    assert sorted(chain(*found)) == sorted(expected)
+    assert iterator.state_dict()["done"] == len(expected)
+
+
+def test_an_iterator_is_closed_while_another_thread_waits_for_it(stream):
+    reading, go_on = threading.Event(), threading.Event()
+
+    class Waiting(LocalFetcher):
+        def opened(self, paths):
+            reading.set()
+            go_on.wait()
+            return super().opened(paths)
+
+    iterator = iter(replace(stream, engine=Engine(Waiting()), threads=1))
+    with ThreadPoolExecutor(2) as pool:
+        taken = pool.submit(list, iterator)
+        reading.wait()
+        closed = pool.submit(iterator.close)
+        while not iterator._closed:
+            time.sleep(0.001)
+        go_on.set()
+        closed.result()
+        assert taken.result() == []
+    assert list(iterator) == []
