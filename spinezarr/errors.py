@@ -14,6 +14,8 @@ __all__ = [
     "LostLockError",
     "ReadOnlyStoreError",
     "RecipeError",
+    "ScanChangedError",
+    "ScanRewrittenError",
     "SpinezarrError",
     "StoreBusyError",
     "StoreNotFoundError",
@@ -82,6 +84,14 @@ class UnknownScanError(SpinezarrError, KeyError):
 
     def __str__(self) -> str:
         return str(self.args[0])
+
+
+class ScanChangedError(SpinezarrError, RuntimeError):
+    """A stored scan that is another version than the one a session knows."""
+
+
+class ScanRewrittenError(ScanChangedError):
+    """A scan that was written again with the same voxels: whoever opens it again can go on."""
 
 
 class CorruptStoreError(SpinezarrError, OSError):

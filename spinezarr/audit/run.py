@@ -21,7 +21,7 @@ from spinezarr.audit.level_rules import (
 )
 from spinezarr.audit.voxel_rules import mask_off_bone, several_pieces, stray_voxels, unknown_value
 from spinezarr.audit.voxels import VoxelFacts, read_voxel_facts
-from spinezarr.errors import CorruptStoreError, UnknownScanError
+from spinezarr.errors import CorruptStoreError, ScanChangedError, UnknownScanError
 from spinezarr.store.attributes import ScanAttributes
 from spinezarr.store.audit_log import SEVERITIES, AuditedScan, AuditLog, scan_identity
 from spinezarr.store.reader import StoreReader
@@ -165,7 +165,7 @@ def _audit_scan(reader: StoreReader, engine: Engine, scan_id: str) -> list[Findi
         findings += [finding for rule in _FACT_RULES for finding in rule(facts)]
         voxels = read_voxel_facts(engine, scan, reader.label_chunks(scan_id))
         findings += [finding for rule in _VOXEL_RULES for finding in rule(facts, voxels)]
-    except (CorruptStoreError, UnknownScanError) as problem:
+    except (CorruptStoreError, ScanChangedError, UnknownScanError) as problem:
         findings.append(Finding(scan_id, "damaged", "error", str(problem)))
     return findings
 
@@ -236,6 +236,6 @@ def _readable(reader: StoreReader, scan_ids: Iterable[str]) -> dict[str, ScanAtt
     for scan_id in scan_ids:
         try:
             found[scan_id] = reader.scan(scan_id).attributes
-        except (CorruptStoreError, UnknownScanError):
+        except (CorruptStoreError, ScanChangedError, UnknownScanError):
             continue
     return found

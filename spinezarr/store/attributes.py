@@ -1,5 +1,6 @@
 """Attributes of a store's groups: what is written, and checked when it is read."""
 
+import hashlib
 import json
 from binascii import a2b_base64
 from typing import Annotated, Any, Final, Literal
@@ -10,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from pydantic_core import from_json
 
 from spinezarr.recipe import LabelState
-from spinezarr.store.layout import FORMAT_VERSION
+from spinezarr.store.layout import FORMAT_VERSION, LABEL
 from spinezarr.store.sharding import CHUNK_ROW, crc32, crc32c, index_bytes
 from spinezarr.strict_yaml import StrictModel
 
@@ -305,6 +306,18 @@ class ScanAttributes(StrictModel):
     def to_json(self) -> dict[str, Any]:
         """Return what is stored."""
         return self.model_dump(mode="json")
+
+    @property
+    def content_checksum(self) -> str:
+        """Hash of grid, type and voxels of image and mask; the same files give the same."""
+        mask = sorted(
+            (key.replace(".", "/"), entry.size_bytes, entry.crc32)
+            for key, entry in self.manifest.items()
+            if key.startswith((f"{LABEL}/c/", f"{LABEL}/c."))
+        )
+        grid = (self.shape_zyx, self.affine, self.image_dtype)
+        text = json.dumps([*grid, self.image_checksum, mask])
+        return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 class _ScanGroup(BaseModel):

@@ -15,7 +15,13 @@ from zarr.abc.buffer import Buffer as AbstractBuffer
 from zarr.buffer.cpu import Buffer
 from zarr.storage import MemoryStore
 
-from spinezarr.errors import CorruptStoreError, StoreNotFoundError, UnknownScanError
+from spinezarr.errors import (
+    CorruptStoreError,
+    ScanChangedError,
+    ScanRewrittenError,
+    StoreNotFoundError,
+    UnknownScanError,
+)
 from spinezarr.geometry import ShapeZYX
 from spinezarr.store.attributes import (
     ManifestEntry,
@@ -58,6 +64,10 @@ ReadFiles = Callable[[Iterable[str]], Mapping[str, bytes]]
 """Returns the contents of files by path; those that are absent are left out."""
 
 
+def _find_no_change(_: "ArraySpec") -> None:
+    """Know of no other version."""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class ArraySpec:
     """One stored array ``(z, y, x)``: everything a reader must know but its voxels."""
@@ -77,6 +87,8 @@ class ArraySpec:
     """Between the parts of a shard's key."""
     shards: Mapping[ShapeZYX, ShardEntry]
     """What the manifest says of each of them: where its chunks lie, and their checksums."""
+    find_change: Callable[["ArraySpec"], ScanChangedError | None] = _find_no_change
+    """Asked when it cannot be read: says if the store has another version of it by now."""
 
     @property
     def chunks_per_shard_zyx(self) -> ShapeZYX:
@@ -115,6 +127,10 @@ class ScanHandle:
 class StoreReader:
     """Reads one store. Safe to share between threads and to pickle.
 
+    Once it has read the scan table, it gives scans as that table describes them. A scan that was
+    ingested anew since then is an error, so that what was planned from the table is never filled
+    with other voxels.
+
     Parameters
     ----------
     url
@@ -126,6 +142,8 @@ class StoreReader:
         Whether :attr:`table` is likely to be asked for: of a store far away it is fetched at once.
     in_flight
         Requests that may be under way at once, if it is far away.
+    contents
+        ``content_checksum`` of scans, by scan id, as a table that was read before says.
 
     Raises
     ------
@@ -140,6 +158,7 @@ class StoreReader:
         *,
         with_table: bool = True,
         in_flight: int = IN_FLIGHT,
+        contents: Mapping[str, str] | None = None,
     ) -> None:
         self.url = url
         self.storage_options = storage_options
@@ -149,14 +168,17 @@ class StoreReader:
         self._bundle: bytes | None = None
         """What came with the root, empty if nothing did; None if it is to be asked for."""
         self.root = self._read_root(with_table=with_table and self.objects.is_remote)
+        self._contents = dict(contents or {})
         self._opened: set[str] = set()
         self.scan = lru_cache(_SCANS_KEPT)(self._read_scan)
         self.label_chunks = lru_cache(_SCANS_KEPT)(self._read_label_chunks)
 
     def __reduce__(
         self,
-    ) -> tuple[Callable[..., "StoreReader"], tuple[str, Mapping[str, Any] | None, int]]:
-        return _reopened, (self.url, self.storage_options, self._in_flight)
+    ) -> tuple[
+        Callable[..., "StoreReader"], tuple[str, Mapping[str, Any] | None, int, dict[str, str]]
+    ]:
+        return _reopened, (self.url, self.storage_options, self._in_flight, self._contents)
 
     @property
     def name(self) -> str:
@@ -225,10 +247,15 @@ class StoreReader:
             If a file of it is missing or damaged.
         """
         try:
-            return self._read_table()
+            table = self._read_table()
         except CorruptStoreError:
             # An ingest may have put a new table in its place just now.
-            return self._read_table()
+            table = self._read_table()
+        contents = _contents_of(table)
+        if contents != self._contents:
+            self._contents = contents
+            self._forget_scans()
+        return table
 
     def forget_table(self) -> None:
         """Read the scan table again when it is next asked for."""
@@ -262,14 +289,25 @@ class StoreReader:
             If the store has no such scan.
         CorruptStoreError
             If its metadata are not those that spinezarr writes.
+        ScanChangedError
+            If it is another version than the scan table describes.
         """
+        scan = self._stored_scan(scan_id)
+        found = scan.attributes.content_checksum
+        if self._contents.get(scan_id, found) != found:
+            raise self._change(scan_id, found)
+        return scan
+
+    def _stored_scan(self, scan_id: str) -> ScanHandle:
+        """Read the metadata of a scan, of whichever version is stored now."""
         folder = f"{self.path}/{scan_key(scan_id)}"
         if scan_id in {"", ".", ".."} or "/" in scan_id or "\0" in scan_id:
             raise UnknownScanError(f"{self.name}: {scan_id!r} is no scan id.")
         path = f"{folder}/zarr.json"
+        change = _ChangeFinder(self.url, self.storage_options, self._in_flight, self)
 
         def parse(raw: bytes) -> ScanHandle:
-            scan = parse_scan(raw, folder)
+            scan = parse_scan(raw, folder, find_change=change)
             self._check_place(scan.attributes, scan_id)
             return scan
 
@@ -283,6 +321,55 @@ class StoreReader:
         if scan is None:
             raise UnknownScanError(f"{self.name}: has no scan {scan_id!r}.")
         return scan
+
+    def find_change(self, array: ArraySpec) -> ScanChangedError | None:
+        """Say whether an array that could not be read is stored in another version by now.
+
+        Returns
+        -------
+        ScanChangedError or None
+            The error to raise; None if this version is still the one that is stored.
+        """
+        try:
+            now = self._stored_scan(array.scan_id)
+        except UnknownScanError:
+            return ScanChangedError(
+                f"{self.name}: scan {array.scan_id!r} is no longer in the store. Open it again."
+            )
+        except (CorruptStoreError, OSError):
+            return None
+        for spec in now.arrays:
+            if spec.name == array.name and (spec.separator, spec.shards) == (
+                array.separator,
+                array.shards,
+            ):
+                return None
+        self._forget_scans()
+        return self._change(array.scan_id, now.attributes.content_checksum)
+
+    def _change(self, scan_id: str, found: str) -> ScanChangedError:
+        """Describe what became of a scan, whose ``content_checksum`` is ``found`` now."""
+        scan = f"{self.name}: scan {scan_id!r}"
+        if self._contents.get(scan_id) == found:
+            return ScanRewrittenError(f"{scan} was written again meanwhile. Open it again.")
+        in_table: str | None = found
+        with suppress(CorruptStoreError, OSError):
+            in_table = _contents_of(self._read_table()).get(scan_id)
+        if in_table == found:
+            return ScanChangedError(
+                f"{scan} has changed since the store was opened. Open the store again."
+            )
+        return ScanChangedError(
+            f"{scan} is another version than the scan table describes: an ingest is running, or "
+            "was cut off. Wait for its end, or run the same 'spinezarr ingest' again. Then open "
+            "the store again."
+        )
+
+    def _forget_scans(self) -> None:
+        """Open scans again when they are next asked for."""
+        self.scan.cache_clear()
+        self.label_chunks.cache_clear()
+        self._opened.clear()
 
     def open_scans(self, scan_ids: Iterable[str]) -> None:
         """Open scans side by side, so that :meth:`scan` need not wait for one after the other."""
@@ -321,13 +408,46 @@ class StoreReader:
                 raise CorruptStoreError(f"{path}: {problem}.") from problem
             return out
 
-        found = self._read(path, parse)
-        return parse(None) if found is None else found
+        try:
+            found = self._read(path, parse)
+            return parse(None) if found is None else found
+        except CorruptStoreError as problem:
+            raise self.find_change(scan.image) or problem from problem
 
 
-def _reopened(url: str, storage_options: Mapping[str, Any] | None, in_flight: int) -> StoreReader:
+@dataclass(frozen=True, slots=True, eq=False)
+class _ChangeFinder:
+    """:meth:`StoreReader.find_change`; in another process it opens the store when it is asked."""
+
+    url: str
+    storage_options: Mapping[str, Any] | None
+    in_flight: int
+    reader: StoreReader | None = None
+
+    def __call__(self, array: ArraySpec) -> ScanChangedError | None:
+        reader = self.reader or _reopened(self.url, self.storage_options, self.in_flight, {})
+        return reader.find_change(array)
+
+    def __reduce__(self) -> tuple[Callable[..., "_ChangeFinder"], tuple[Any, ...]]:
+        return _ChangeFinder, (self.url, self.storage_options, self.in_flight)
+
+
+def _reopened(
+    url: str,
+    storage_options: Mapping[str, Any] | None,
+    in_flight: int,
+    contents: Mapping[str, str],
+) -> StoreReader:
     """Open a store where another process, which has seen the table, sends its reader."""
-    return StoreReader(url, storage_options, with_table=False, in_flight=in_flight)
+    return StoreReader(
+        url, storage_options, with_table=False, in_flight=in_flight, contents=contents
+    )
+
+
+def _contents_of(table: xr.Dataset) -> dict[str, str]:
+    """Return the ``content_checksum`` of each scan."""
+    columns = (table.scan.to_numpy().tolist(), table.content_checksum.to_numpy().tolist())
+    return dict(zip(*columns, strict=True))
 
 
 def read_table(read: ReadFiles, place: str, url: str, root: RootAttributes) -> xr.Dataset:
@@ -396,7 +516,12 @@ def _checked(path: str, data: bytes | None, entry: ManifestEntry) -> bytes:
     return data
 
 
-def parse_scan(data: bytes, folder: str) -> ScanHandle:
+def parse_scan(
+    data: bytes,
+    folder: str,
+    *,
+    find_change: Callable[[ArraySpec], ScanChangedError | None] = _find_no_change,
+) -> ScanHandle:
     """Read the ``zarr.json`` of a scan.
 
     Parameters
@@ -405,6 +530,8 @@ def parse_scan(data: bytes, folder: str) -> ScanHandle:
         Its content.
     folder
         Where the scan lies in the store's file system.
+    find_change
+        Of its arrays.
 
     Raises
     ------
@@ -414,7 +541,7 @@ def parse_scan(data: bytes, folder: str) -> ScanHandle:
     attributes, metadata = unseal_scan(data)
     arrays = metadata["consolidated_metadata"]["metadata"]
     specs = {
-        name: _array_spec(attributes, name, f"{folder}/{name}", arrays[name])
+        name: _array_spec(attributes, name, f"{folder}/{name}", arrays[name], find_change)
         for name in ("image", "label")
         if name in arrays
     }
@@ -424,7 +551,11 @@ def parse_scan(data: bytes, folder: str) -> ScanHandle:
 
 
 def _array_spec(
-    scan: ScanAttributes, name: str, path: str, metadata: Mapping[str, Any]
+    scan: ScanAttributes,
+    name: str,
+    path: str,
+    metadata: Mapping[str, Any],
+    find_change: Callable[[ArraySpec], ScanChangedError | None],
 ) -> ArraySpec:
     """Read an array's Zarr metadata; raise KeyError or ValueError unless it is as we write it."""
     (sharding,) = metadata["codecs"]
@@ -453,6 +584,7 @@ def _array_spec(
         shard_sizes={shard: entry.size_bytes for shard, entry in shards.items()},
         separator=separator,
         shards=shards,
+        find_change=find_change,
     )
     for entry in shards.values():
         entry.chunk_rows(math.prod(spec.chunks_per_shard_zyx))

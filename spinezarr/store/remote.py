@@ -492,7 +492,8 @@ class _Gate:
             if turn.done() and not turn.cancelled():
                 self.leave(amount)  # the turn had come
             else:
-                self._waiting.remove((turn, amount))
+                with suppress(ValueError):  # passed over meanwhile
+                    self._waiting.remove((turn, amount))
                 self._admit()
             raise
 

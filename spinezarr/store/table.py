@@ -219,6 +219,11 @@ def _scan_columns(rows: Sequence[ScanAttributes]) -> Columns:
             {"long_name": "voxels of values outside the label scheme"},
         ),
         "image_checksum": (by_scan, _strings(row.image_checksum for row in rows), {}),
+        "content_checksum": (
+            by_scan,
+            _strings(row.content_checksum for row in rows),
+            {"long_name": "hash of grid, type and voxels of image and mask"},
+        ),
         "image_sha256": (
             by_scan,
             _strings(row.image_source.sha256 for row in rows),

@@ -10,7 +10,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from spinezarr.errors import CorruptStoreError
+from spinezarr.errors import CorruptStoreError, ScanChangedError
 from spinezarr.geometry import ShapeZYX
 from spinezarr.store.layout import LABEL
 from spinezarr.store.reader import ArraySpec
@@ -116,10 +116,12 @@ class ChunkTables:
             crc32c=rows["crc32c"],
         )
 
-    def corrupt(self, plan: ReadPlan, chunk: int, problem: str) -> CorruptStoreError:
-        """Say what is wrong with a chunk of a plan."""
+    def corrupt(
+        self, plan: ReadPlan, chunk: int, problem: str
+    ) -> CorruptStoreError | ScanChangedError:
+        """Say what is wrong with a chunk of a plan, or that its scan is another one by now."""
         array = plan.arrays[plan.array[chunk]]
-        return CorruptStoreError(
+        return array.find_change(array) or CorruptStoreError(
             f"scan {array.scan_id!r}, {array.name} chunk {plan.chunk_index(chunk)} in "
             f"{self._name(array.shard_path(plan.shard_index(chunk)))} {problem}. "
             "Ingest this scan again, or copy the store again."

@@ -24,7 +24,7 @@ from spinezarr.stream.share import EpochUnits, Share
 from spinezarr.stream.ship import read_elsewhere
 from spinezarr.stream.spacing import Positions, StepZYX, grid_shape_zyx, positions_along, step_zyx
 from spinezarr.stream.state import StreamState, describe_fields
-from spinezarr.stream.volumes import StoredVolumes
+from spinezarr.stream.volumes import StoredVolumes, as_stored_now
 from spinezarr.stream.window import WindowSampler
 from spinezarr.vertebrae import BACKGROUND
 
@@ -284,6 +284,11 @@ class PatchStream:
         self, groups: Sequence[Sequence[PatchRequest]], *, threads: int
     ) -> list[Batch]:
         """Read several batches; a chunk that several of them need is read once."""
+        return as_stored_now(lambda: self._read_together(groups, threads=threads))
+
+    def _read_together(
+        self, groups: Sequence[Sequence[PatchRequest]], *, threads: int
+    ) -> list[Batch]:
         reads: list[BoxRead] = []
         resamplings: list[Resampling] = []
         self.reader.open_scans(request.scan_id for requests in groups for request in requests)

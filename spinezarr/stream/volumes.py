@@ -1,18 +1,33 @@
 """What draws ask of stored scans: chunk shapes, and voxels of a vertebra."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Final, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from spinezarr.errors import UsageError
+from spinezarr.errors import ScanRewrittenError, UsageError
 from spinezarr.geometry import Box, ShapeZYX
 from spinezarr.store.reader import StoreReader
 from spinezarr.stream.engine import Engine
 from spinezarr.vertebrae import VALUE_OF_NAME
 
-__all__ = ["StoredVolumes"]
+__all__ = ["StoredVolumes", "as_stored_now"]
+
+T = TypeVar("T")
+_REREADS: Final = 3
+"""How often a scan may be written again while it is read."""
+
+
+def as_stored_now(read: Callable[[], T]) -> T:
+    """Call ``read`` again where a scan was written again meanwhile, with the same voxels."""
+    for _ in range(_REREADS):
+        try:
+            return read()
+        except ScanRewrittenError:
+            continue
+    return read()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -48,6 +63,11 @@ class StoredVolumes:
         int
             Which of them is the k-th.
         """
+        return as_stored_now(lambda: self._labelled_around(scan_id, value, k))
+
+    def _labelled_around(
+        self, scan_id: str, value: int, k: int
+    ) -> tuple[npt.NDArray[np.int64], int]:
         table = self.reader.label_chunks(scan_id)
         rows = table[table[:, 0] == value]
         ends = np.cumsum(rows[:, 4])

@@ -446,3 +446,18 @@ def test_threads_are_few(proxy):
     for _ in range(20):
         read_ranges(RemoteObjects(proxy.url), [(f"{proxy.url}/large", 0, 9)])
     assert threading.active_count() <= before + 2
+
+
+def test_a_turn_that_nobody_waits_for_any_more_is_passed_over():
+    async def run():
+        gate = remote._Gate(1)
+        await gate.enter(1)
+        waiting = asyncio.create_task(gate.enter(1))
+        await asyncio.sleep(0)
+        waiting.cancel()
+        gate.leave(1)  # before the task hears that it is cancelled
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+        await asyncio.wait_for(gate.enter(1), 1)
+
+    asyncio.run(run())
