@@ -22,7 +22,7 @@ from spinezarr.stream.fetch import fetcher_for
 from spinezarr.stream.grid import GridStream, Tiling
 from spinezarr.stream.range_cache import DiskCache
 from spinezarr.stream.spacing import OWN_SPACING, TargetZYX, patch_size, target_spacing
-from spinezarr.stream.stream import PatchStream
+from spinezarr.stream.stream import OnChange, PatchStream, image_dtype_of
 from spinezarr.stream.volumes import StoredVolumes
 from spinezarr.stream.window import Shuffle, window_sampler
 
@@ -271,6 +271,7 @@ class Store:
         shuffle: Shuffle = "exact",
         window_scans: int | None = None,
         samples_per_scan: int | None = None,
+        on_change: OnChange = "error",
     ) -> PatchStream:
         """Stream random 3D patches of image and mask.
 
@@ -325,6 +326,10 @@ class Store:
         samples_per_scan
             Samples of each place of a window. If not given, as many as bring the voxels to decode
             down to 1.5 for each that is given, but at most 16, and 256 MiB a window.
+        on_change
+            What iterating does when it meets a scan that was ingested anew since the store was
+            opened. ``"error"`` raises :class:`~spinezarr.errors.ScanChangedError`. ``"follow"``
+            opens the store again and goes on with its present version; see ``docs/training.md``.
 
         Raises
         ------
@@ -363,6 +368,7 @@ class Store:
             shuffle=shuffle,
             window_scans=window_scans,
             samples_per_scan=samples_per_scan,
+            on_change=on_change,
         )
 
     def slices(
@@ -387,6 +393,7 @@ class Store:
         shuffle: Shuffle = "exact",
         window_scans: int | None = None,
         samples_per_scan: int | None = None,
+        on_change: OnChange = "error",
     ) -> PatchStream:
         """Stream random 2D slices of image and mask, or 2.5D ones.
 
@@ -409,7 +416,7 @@ class Store:
             Distance between these slices: the scan's own nearest to each multiple are taken. If
             not given, they are next to each other, however thick.
         batch_size, split, scans, seed, epoch, foreground, weights, centers, n_samples, labels,
-        shuffle, window_scans, samples_per_scan
+        shuffle, window_scans, samples_per_scan, on_change
             As in :meth:`patches`.
 
         Raises
@@ -446,6 +453,7 @@ class Store:
             shuffle=shuffle,
             window_scans=window_scans,
             samples_per_scan=samples_per_scan,
+            on_change=on_change,
             neighbours=neighbours,
             neighbour_step_mm=neighbour_step_mm,
         )
@@ -739,14 +747,14 @@ class Store:
         shuffle: Shuffle,
         window_scans: int | None,
         samples_per_scan: int | None,
+        on_change: OnChange = "error",
         weights: Mapping[str, float] | None = None,
         centers: Centers = "voxel",
         spacing_zyx_mm: TargetZYX = OWN_SPACING,
         neighbours: int = 0,
         neighbour_step_mm: float | None = None,
     ) -> PatchStream:
-        dtypes = {np.dtype(str(name)) for name in table.image_dtype.to_numpy()}
-        image_dtype = np.result_type(np.int16, *dtypes)
+        image_dtype = image_dtype_of(table)
         sampler = Sampler.of_table(
             table,
             size_zyx=size_zyx,
@@ -777,6 +785,7 @@ class Store:
             window=window,
             neighbours=neighbours,
             neighbour_step_mm=neighbour_step_mm,
+            on_change=on_change,
         )
 
 

@@ -89,6 +89,13 @@ class UnknownScanError(SpinezarrError, KeyError):
 class ScanChangedError(SpinezarrError, RuntimeError):
     """A stored scan that is another version than the one a session knows."""
 
+    def __init__(self, message: str, scan_id: str = "") -> None:
+        super().__init__(message, scan_id)
+        self.scan_id = scan_id
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
 
 class ScanRewrittenError(ScanChangedError):
     """A scan that was written again with the same voxels: whoever opens it again can go on."""

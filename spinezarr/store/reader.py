@@ -40,6 +40,7 @@ from spinezarr.store.metadata import Separator, chunk_key
 from spinezarr.store.objects import open_objects
 from spinezarr.store.remote import IN_FLIGHT
 from spinezarr.store.sharding import ChunkDamagedError, decode_chunk
+from spinezarr.store.table import renew_table
 from spinezarr.store.transport_errors import NoSuchBucketError, public_url
 
 __all__ = ["ArraySpec", "ScanHandle", "StoreReader", "parse_scan", "read_table"]
@@ -169,6 +170,8 @@ class StoreReader:
         """What came with the root, empty if nothing did; None if it is to be asked for."""
         self.root = self._read_root(with_table=with_table and self.objects.is_remote)
         self._contents = dict(contents or {})
+        self._newer: frozenset[str] = frozenset()
+        """Scans whose rows in :attr:`table` are made from themselves, as it was older."""
         self._opened: set[str] = set()
         self.scan = lru_cache(_SCANS_KEPT)(self._read_scan)
         self.label_chunks = lru_cache(_SCANS_KEPT)(self._read_label_chunks)
@@ -334,7 +337,9 @@ class StoreReader:
             now = self._stored_scan(array.scan_id)
         except UnknownScanError:
             return ScanChangedError(
-                f"{self.name}: scan {array.scan_id!r} is no longer in the store. Open it again."
+                f"{self.name}: scan {array.scan_id!r} is no longer in the store. Open the store "
+                "again.",
+                array.scan_id,
             )
         except (CorruptStoreError, OSError):
             return None
@@ -351,19 +356,52 @@ class StoreReader:
         """Describe what became of a scan, whose ``content_checksum`` is ``found`` now."""
         scan = f"{self.name}: scan {scan_id!r}"
         if self._contents.get(scan_id) == found:
-            return ScanRewrittenError(f"{scan} was written again meanwhile. Open it again.")
+            return ScanRewrittenError(
+                f"{scan} was written again meanwhile, with the same voxels. Open the store again.",
+                scan_id,
+            )
         in_table: str | None = found
         with suppress(CorruptStoreError, OSError):
             in_table = _contents_of(self._read_table()).get(scan_id)
         if in_table == found:
             return ScanChangedError(
-                f"{scan} has changed since the store was opened. Open the store again."
+                f"{scan} has changed since the store was opened. Open the store again.", scan_id
             )
         return ScanChangedError(
             f"{scan} is another version than the scan table describes: an ingest is running, or "
             "was cut off. Wait for its end, or run the same 'spinezarr ingest' again. Then open "
-            "the store again."
+            "the store again.",
+            scan_id,
         )
+
+    def renewed(self, changed: str) -> "StoreReader":
+        """Open the store again, as it is now.
+
+        Parameters
+        ----------
+        changed
+            A scan that is known to have changed. Where an ingest that still runs has replaced it,
+            its row in the table is older. The row is then made from the scan itself, as were those
+            of scans that had changed before.
+
+        Raises
+        ------
+        StoreNotFoundError, UnknownScanError
+            If the store or that scan is no longer there.
+        CorruptStoreError
+            If its table or the scan cannot be read.
+        """
+        new = StoreReader(self.url, self.storage_options, in_flight=self._in_flight)
+        table, newer = new.table, {}
+        for scan_id in self._newer | {changed}:
+            scan = new._stored_scan(scan_id).attributes
+            if new._contents.get(scan_id) != scan.content_checksum:
+                newer[scan_id] = scan
+        if newer:
+            new.__dict__["table"] = table = renew_table(new.root, table, newer, {})
+            new._contents = _contents_of(table)
+            new._newer = frozenset(newer)
+        return new
 
     def _forget_scans(self) -> None:
         """Open scans again when they are next asked for."""

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 from pydantic import JsonValue
 
+from spinezarr.errors import ScanChangedError
 from spinezarr.store.objects import Objects
 from spinezarr.stream.batch import Batch
 from spinezarr.stream.cache import ProcessLock
@@ -71,6 +72,7 @@ class BatchIterator(Iterator[Batch]):
 
     def __init__(self, stream: "PatchStream") -> None:
         self._stream = stream
+        self._source = _Source(stream)
         self._units = stream.share.units(stream.epoch_units)
         self._progress = Progress(stream)
         self._taken_units = 0
@@ -151,7 +153,7 @@ class BatchIterator(Iterator[Batch]):
             enough = held > stream.prefetch_bytes or len(self._waiting) >= 2 * at_once
             if enough and (self._waiting or self._ready):
                 break
-            self._waiting.append(readers.submit(stream.read_unit, self._units[asked]))
+            self._waiting.append(readers.submit(self._source.read_unit, self._units[asked]))
 
     def _running_readers(self) -> "_Readers":
         if self._readers is None or not self._readers.of_this_process():
@@ -160,6 +162,26 @@ class BatchIterator(Iterator[Batch]):
             self._readers = _Readers(self._stream.units_at_once, self._stream.reader.objects)
             weakref.finalize(self, self._readers.stop)
         return self._readers
+
+
+class _Source:
+    """Reads the units of a stream, of its present version where scans change and it follows."""
+
+    def __init__(self, stream: "PatchStream") -> None:
+        self._stream = stream
+        self._renewing = ProcessLock()
+
+    def read_unit(self, number: int) -> list[Batch]:
+        while True:
+            stream = self._stream
+            try:
+                return stream.read_unit(number)
+            except ScanChangedError as problem:
+                if stream.on_change == "error":
+                    raise
+                with self._renewing:
+                    if self._stream is stream:
+                        self._stream = stream.renewed(problem.scan_id)
 
 
 class _Readers:

@@ -5,13 +5,13 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
 from pydantic import JsonValue
 
-from spinezarr.errors import UsageError
+from spinezarr.errors import UnknownScanError, UsageError
 from spinezarr.geometry import Box, ShapeZYX
 from spinezarr.store.reader import ScanHandle, StoreReader
 from spinezarr.stream.batch import Batch
@@ -31,12 +31,14 @@ from spinezarr.vertebrae import BACKGROUND
 if TYPE_CHECKING:
     import xarray as xr
 
-__all__ = ["PADDING_HU", "PatchStream"]
+__all__ = ["PADDING_HU", "OnChange", "PatchStream", "image_dtype_of"]
 
+OnChange = Literal["error", "follow"]
+"""What a stream does when a scan was ingested anew since the store was opened."""
 PADDING_HU: Final = -1024
 """Image value outside the volume: air."""
 _AXES: Final = ("z", "y", "x")
-_READING: Final = ("prefetch_bytes", "threads")
+_READING: Final = ("prefetch_bytes", "threads", "on_change")
 _PREFETCH_BYTES: Final = 512 << 20
 """Read ahead unless told otherwise: a few batches of large patches, and no risk on a laptop."""
 _NOT_THE_SEQUENCE: Final = ("reader", "engine", "sampler", "window", "epoch", "share", *_READING)
@@ -76,8 +78,14 @@ class PatchStream:
     """Bytes of batches that may be read ahead of the one that is used; at least one is."""
     threads: int = os.cpu_count() or 1
     """Threads that decode what is read ahead."""
+    on_change: OnChange = "error"
+    """What iterating does when a scan was ingested anew since the store was opened."""
 
     def __post_init__(self) -> None:
+        if self.on_change not in get_args(OnChange):
+            raise UsageError(
+                f"on_change {self.on_change!r}: must be {' or '.join(get_args(OnChange))}."
+            )
         for name, value in (
             ("batch_size", self.batch_size),
             ("n_samples", self.n_samples),
@@ -168,6 +176,49 @@ class PatchStream:
                 f"n_samples={self.batch_size * count} or more, or a smaller batch_size."
             )
         return stream
+
+    def renewed(self, changed: str) -> "PatchStream":
+        """Return the same stream over the store as it is now.
+
+        Parameters
+        ----------
+        changed
+            A scan that was ingested anew: see
+            :attr:`spinezarr.errors.ScanChangedError.scan_id`.
+
+        Raises
+        ------
+        UnknownScanError
+            If a scan of this stream is no longer in the store.
+        UsageError
+            If nothing can be drawn any more as this stream does.
+        CorruptStoreError
+            If what is read is missing or damaged.
+        """
+        reader, old = self.reader.renewed(changed), self.sampler
+        gone = sorted(set(old.scan_ids) - set(reader.table.scan.to_numpy().tolist()))
+        if gone:
+            raise UnknownScanError(f"{reader.name}: has no scan {gone[0]!r} any more.")
+        table = reader.table.sel(scan=list(old.scan_ids))
+        sampler = Sampler.of_table(
+            table,
+            size_zyx=old.size_zyx,
+            seed=old.seed,
+            foreground=old.foreground,
+            weights=old.weights,
+            centers=old.centers,
+            spacing_zyx_mm=old.spacing_zyx_mm,
+        )
+        window = self.window
+        if window is not None:
+            window = WindowSampler(
+                sampler,
+                StoredVolumes(reader, self.engine),
+                window_scans=window.window_scans,
+                samples_per_scan=window.samples_per_scan,
+            )
+        dtype = image_dtype_of(table)
+        return replace(self, reader=reader, sampler=sampler, window=window, image_dtype=dtype)
 
     def resume(self, state: Mapping[str, Any]) -> "PatchStream":
         """Return the stream that goes on where an iterator over this one was.
@@ -481,6 +532,12 @@ class PatchStream:
         voxels, rank = StoredVolumes(self.reader, self.engine).voxels_around(scan_id, vertebra, k)
         z, y, x = voxels[rank].tolist()
         return (z, y, x)
+
+
+def image_dtype_of(table: "xr.Dataset") -> np.dtype[Any]:
+    """Return the type that holds the image values of all rows of a scan table; int16 at least."""
+    dtypes = {np.dtype(str(name)) for name in table.image_dtype.to_numpy()}
+    return np.result_type(np.int16, *dtypes)
 
 
 def _padding(box: Box, volume: Box) -> list[tuple[int, int]]:

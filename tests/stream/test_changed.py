@@ -1,0 +1,262 @@
+"""Scans that are ingested anew while a session has the store open."""
+
+import pickle
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import spinezarr
+from spinezarr.errors import CorruptStoreError, ScanChangedError, UnknownScanError
+from spinezarr.ingest.discover import discover
+from spinezarr.ingest.run import ingest
+from spinezarr.loaders.torch import PatchLoader
+from spinezarr.recipe import Recipe
+from spinezarr.store.reader import StoreReader
+from spinezarr.stream.stream import PADDING_HU
+from spinezarr.testing import NiftiForm, write_nifti
+
+SHAPE = (70, 50, 60)
+AFFINE = np.diag([0.7, 0.8, 2.5, 1.0])
+RECIPE = Recipe.of_pairs("{scan}_ct.nii", "{scan}_seg.nii", name="changing")
+SCANS = ("a", "b", "c")
+OPTIONS = {"batch_size": 2, "n_samples": 12, "seed": 5}
+
+
+def image(scan, dtype="int16", shape=SHAPE):
+    rng = np.random.default_rng(ord(scan))
+    return rng.integers(0, 3000, shape).astype(dtype)
+
+
+def mask(shape=SHAPE, value=20):
+    label = np.zeros(shape, np.uint8)
+    label[5:30, 10:30, 8:40] = value
+    return label
+
+
+def write(raw, scan, voxels, label):
+    write_nifti(raw / f"{scan}_ct.nii", voxels, AFFINE, NiftiForm("LPS", str(voxels.dtype)))
+    write_nifti(raw / f"{scan}_seg.nii", label, AFFINE, NiftiForm("LPS", "uint8"))
+
+
+class Shop:
+    """A raw folder and its store."""
+
+    def __init__(self, folder):
+        self.raw, self.url = folder / "raw", str(folder / "changing.zarr")
+
+    def ingest(self, **options):
+        report = ingest(RECIPE, discover(RECIPE, str(self.raw)), self.url, **options)
+        assert not report.failed, report.failed
+        return report
+
+    def change(self, scan, voxels, label):
+        write(self.raw, scan, voxels, label)
+        assert self.ingest().done == (scan,)
+
+
+@pytest.fixture(scope="module")
+def pristine(tmp_path_factory):
+    shop = Shop(tmp_path_factory.mktemp("changing"))
+    for scan in SCANS:
+        write(shop.raw, scan, image(scan), mask())
+    shop.ingest()
+    return shop
+
+
+@pytest.fixture
+def shop(pristine, tmp_path):
+    shutil.copytree(pristine.raw, tmp_path / "raw")
+    shutil.copytree(pristine.url, tmp_path / "changing.zarr")
+    return Shop(tmp_path)
+
+
+CHANGES = {
+    "uint16": (image("a", "uint16") + np.uint16(39_000), mask()),
+    "int32": (image("a", "int32") + 70_000, mask()),
+    "float32": (image("a", "float32") + np.float32(0.5), mask()),
+    "values": (image("x"), mask()),
+    "mask": (image("a"), mask(value=22)),
+    "no label": (image("a"), mask(value=0)),
+    "smaller": (image("a", shape=(30, 40, 20)), mask((30, 40, 20))),
+    "larger": (image("a", shape=(80, 60, 70)), mask((80, 60, 70))),
+}
+KINDS = {
+    "uniform": {},
+    "balanced": {"foreground": 1.0},
+    "window": {"shuffle": "window", "window_scans": 3, "samples_per_scan": 2},
+    "mm": {"spacing_mm": 1.1},
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_stream_never_gives_voxels_of_another_version(shop, change):
+    streams = [
+        spinezarr.open(shop.url).patches(24, **OPTIONS, **options)
+        for options in KINDS.values()
+        for _ in range(2)
+    ]
+    for stream in streams[::2]:
+        for scan in SCANS:
+            stream.reader.scan(scan)
+            stream.reader.label_chunks(scan)
+    shop.change("a", *CHANGES[change])
+    for stream in streams:
+        with pytest.raises(ScanChangedError) as told:
+            list(stream)
+        assert told.value.scan_id == "a"
+        assert str(told.value) == (
+            f"{shop.url}: scan 'a' has changed since the store was opened. Open the store again."
+        )
+    for options in KINDS.values():
+        for batch in spinezarr.open(shop.url).patches(24, **OPTIONS, **options):
+            assert (batch.image[batch.image != PADDING_HU] >= 0).all()
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_stream_that_follows_gives_what_one_opened_anew_gives(shop, change):
+    streams = {
+        kind: spinezarr.open(shop.url).patches(24, **OPTIONS, **options, on_change="follow")
+        for kind, options in KINDS.items()
+    }
+    under_way = [iter(replace(stream, prefetch_bytes=1)) for stream in streams.values()]
+    for batches in under_way:
+        next(batches)
+    shop.change("a", *CHANGES[change])
+    store = spinezarr.open(shop.url)
+    for kind, stream in streams.items():
+        expected = list(store.patches(24, **OPTIONS, **KINDS[kind]))
+        for epoch in (stream, stream.at_epoch(0)):
+            for batch, other in zip(epoch, expected, strict=True):
+                if "a" in batch.scan_id:
+                    assert batch.scan_id == other.scan_id
+                    assert batch.image.dtype == other.image.dtype
+                    np.testing.assert_array_equal(batch.image, other.image)
+                    np.testing.assert_array_equal(batch.label, other.label)
+    assert [1 + len(list(batches)) for batches in under_way] == [6] * len(KINDS)
+
+
+def test_two_scans_change_while_an_ingest_runs(shop):
+    """The scan table of a running ingest is older than the scans that it has published."""
+    stream = spinezarr.open(shop.url).patches(24, **OPTIONS, scans=["a", "b"])
+    for scan in ("a", "b"):
+        write(shop.raw, scan, image(scan, "uint16") + np.uint16(39_000), mask())
+    table = {
+        path: path.read_bytes()
+        for folder in ("table", "table_bundle")
+        for path in Path(shop.url, folder).rglob("*")
+        if path.is_file()
+    }
+    shop.ingest()
+    for path in Path(shop.url, "table").rglob("c.*"):
+        path.unlink()
+    for path, data in table.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+    with pytest.raises(ScanChangedError, match="an ingest is running, or was cut off"):
+        list(stream)
+    with pytest.raises(ScanChangedError, match="an ingest is running, or was cut off"):
+        list(spinezarr.open(shop.url).patches(24, **OPTIONS))
+    (finding,) = spinezarr.open(shop.url).audit(["a"]).findings
+    assert finding.severity == "error"
+    found = [batch for batch in replace(stream, on_change="follow") if "b" in batch.scan_id]
+    assert found
+    for batch in found:
+        assert batch.image.dtype == np.int32
+        assert (batch.image >= 39_000).all()
+
+
+def test_the_same_voxels_written_again_disturb_nobody(shop):
+    """As ``--repair`` writes them; under other keys, so that what was open is gone."""
+    streams = [
+        spinezarr.open(shop.url).patches(24, **OPTIONS, **options) for options in KINDS.values()
+    ]
+    expected = [[batch.image for batch in stream] for stream in streams]
+    before = {scan: StoreReader(shop.url).scan(scan).image.separator for scan in SCANS}
+    for scan in SCANS:
+        path = next(Path(shop.url, "scans", scan, "image").rglob("c/*/*/*"))
+        path.write_bytes(path.read_bytes()[:-1])
+    assert set(shop.ingest(repair=True).done) == set(SCANS)
+    after = {scan: StoreReader(shop.url).scan(scan).image.separator for scan in SCANS}
+    assert all(after[scan] != before[scan] for scan in SCANS)
+    for stream, images in zip(streams, expected, strict=True):
+        for given, wanted in zip(stream, images, strict=True):
+            np.testing.assert_array_equal(given.image, wanted)
+
+
+def test_a_scan_that_is_damaged_is_not_taken_for_another_version(shop):
+    stream = spinezarr.open(shop.url).patches(24, **OPTIONS)
+    path = next(Path(shop.url, "scans/a/image").rglob("c/*/*/*"))
+    path.unlink()
+    with pytest.raises(CorruptStoreError, match="its shard is missing"):
+        list(stream)
+
+
+def test_whole_scans_and_grids_are_of_one_version(shop):
+    store = spinezarr.open(shop.url)
+    scan, grid = store.scan("a"), store.grid("a", 24)
+    shop.change("a", *CHANGES["uint16"])
+    message = "scan 'a' has changed since the store was opened"
+    for read in (scan.image.compute, lambda: list(grid), lambda: store.scan("a")):
+        with pytest.raises(ScanChangedError, match=message):
+            read()
+    assert int(spinezarr.open(shop.url).scan("a").image.min()) >= 39_000
+
+
+def test_a_scan_is_read_by_itself_without_the_table(shop):
+    scan = spinezarr.open(shop.url).scan("a")
+    shop.change("a", *CHANGES["uint16"])
+    with pytest.raises(ScanChangedError, match="has changed since the store was opened"):
+        scan.image.compute()
+
+
+def test_a_scan_that_was_opened_before_the_table_is_opened_again(shop):
+    store = spinezarr.open(shop.url)
+    store._reader.label_chunks("a")
+    shop.change("a", image("a"), np.full(SHAPE, 22, np.uint8))
+    batches = store.patches(24, **OPTIONS, scans=["a"], foreground=1.0)
+    assert all((batch.label == 22).all() for batch in batches)
+
+
+def test_another_process_knows_what_the_session_knew(shop):
+    stream = spinezarr.open(shop.url).patches(24, **OPTIONS)
+    sent = pickle.dumps(stream)
+    lazy = pickle.dumps(spinezarr.open(shop.url).scan("a").image)
+    shop.change("a", *CHANGES["uint16"])
+    with pytest.raises(ScanChangedError, match="has changed since the store was opened"):
+        list(pickle.loads(sent))  # noqa: S301
+    with pytest.raises(ScanChangedError, match="scan 'a' has changed"):
+        pickle.loads(lazy).compute(scheduler="synchronous")  # noqa: S301
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_loader_names_the_scan_or_follows_it(shop, num_workers):
+    stream = spinezarr.open(shop.url).patches(24, **OPTIONS)
+    loaders = [
+        PatchLoader(replace(stream, on_change=on_change), num_workers=num_workers)
+        for on_change in ("error", "follow")
+    ]
+    shop.change("a", *CHANGES["uint16"])
+    with pytest.raises(ScanChangedError, match="scan 'a' has changed"):
+        list(loaders[0])
+    expected = list(spinezarr.open(shop.url).patches(24, **OPTIONS))
+    for batch, other in zip(loaders[1], expected, strict=True):
+        np.testing.assert_array_equal(batch["image"][:, 0].numpy(), other.image)
+
+
+def test_a_scan_that_is_gone_is_named(shop):
+    stream = spinezarr.open(shop.url).patches(24, **OPTIONS)
+    (shop.raw / "a_ct.nii").unlink()
+    (shop.raw / "a_seg.nii").unlink()
+    for path in sorted(Path(shop.url).rglob("*"), reverse=True):
+        path.rmdir() if path.is_dir() else path.unlink()
+    shop.ingest()
+    with pytest.raises(UnknownScanError, match="has no scan 'a'"):
+        list(stream)
+
+
+def test_every_other_way_to_react_is_refused(shop):
+    with pytest.raises(ValueError, match="on_change 'ignore': must be error or follow"):
+        spinezarr.open(shop.url).patches(24, on_change="ignore")
