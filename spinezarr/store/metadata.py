@@ -11,7 +11,7 @@ import numpy.typing as npt
 import xarray as xr
 import zarr
 from zarr.abc.buffer import Buffer
-from zarr.codecs import BloscCodec, Crc32cCodec
+from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
 from zarr.storage import MemoryStore
 
 from spinezarr.geometry import ShapeZYX
@@ -201,7 +201,10 @@ def table_files(table: xr.Dataset, separator: Separator) -> dict[str, bytes]:
     files: dict[str, Buffer] = {}
     store = MemoryStore(files)
     encoding = {
-        name: {"chunks": tuple(max(1, n) for n in variable.shape)}
+        name: {
+            "chunks": tuple(max(1, n) for n in variable.shape),
+            "compressors": [ZstdCodec(), Crc32cCodec()],
+        }
         for name, variable in table.variables.items()
     }
     with _unspecified_allowed():

@@ -1,3 +1,4 @@
+import json
 import shutil
 from collections import Counter
 from pathlib import Path
@@ -256,6 +257,28 @@ def test_a_flipped_byte_of_the_table_is_an_error(copied):
         with pytest.raises(CorruptStoreError, match="is damaged"):
             _ = StoreReader(str(copied)).table
         path.write_bytes(data)
+
+
+def test_plain_xarray_sees_a_flipped_byte_of_the_table_too(copied):
+    rng = np.random.default_rng(1)
+    for path in table_files(copied, own=False):
+        data = path.read_bytes()
+        path.write_bytes(flipped(data, rng.integers(len(data)), rng.choice([1, 16, 255])))
+        with pytest.raises(ValueError, match="checksum do not match"):
+            xr.open_zarr(copied / "table").load()
+        path.write_bytes(data)
+
+
+def test_every_array_of_a_store_has_checksums(ctspine1k_url):
+    arrays = 0
+    for path in Path(ctspine1k_url).rglob("zarr.json"):
+        metadata = json.loads(path.read_text())
+        if metadata["node_type"] == "array":
+            codecs = metadata["codecs"]
+            inner = codecs[0].get("configuration", {}).get("codecs", codecs)
+            assert inner[-1]["name"] == "crc32c", path
+            arrays += 1
+    assert arrays > 60
 
 
 def test_a_flipped_byte_of_the_table_s_metadata_is_an_error_or_without_effect(copied):
