@@ -1,8 +1,8 @@
 """Writing files so that each is either whole or absent, on disk and in object stores."""
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,6 +15,7 @@ from spinezarr.store.transport_errors import public_url
 
 __all__ = [
     "PARTIAL",
+    "Holding",
     "is_read_only",
     "list_sizes",
     "open_filesystem",
@@ -33,6 +34,8 @@ _EXTRAS: Final = {"s3": "s3", "s3a": "s3", "http": "http", "https": "http"}
 _S3: Final = {"s3", "s3a"}
 PARTIAL: Final = ".partial"
 """Ending of a file on disk that is being written beside the place it will be moved to."""
+Holding = Callable[[], AbstractContextManager[None]]
+"""Makes a context in which the store may be changed."""
 
 
 def open_filesystem(
@@ -141,10 +144,17 @@ def _read_local(path: str) -> bytes | OSError:
         return problem
 
 
-def write_parts(fs: LocalFileSystem, path: str, parts: Iterable[Buffer]) -> None:
-    """Write a file on disk as :func:`write_file` does, without ever holding it whole."""
+def write_parts(
+    fs: LocalFileSystem, path: str, parts: Iterable[Buffer], holding: Holding = nullcontext
+) -> None:
+    """Write a file on disk as :func:`write_file` does, without ever holding it whole.
+
+    ``holding`` gives the context in which a file of that name may be replaced.
+    """
     fs.makedirs(path.rsplit("/", 1)[0], exist_ok=True)
-    with Path(path).open("wb") as file:
+    with ExitStack() as opened:
+        with holding():
+            file = opened.enter_context(Path(path).open("wb"))
         file.writelines(parts)
         file.flush()
         os.fsync(file.fileno())

@@ -5,9 +5,16 @@ a process of this machine that is gone, and else if the file has not been renewe
 its own time and by what the other has seen of it. On disk the file is made and replaced by hard
 link and rename, in a bucket by conditional requests [1]_.
 
+A holder that was stopped for longer and then goes on must not write over what another has written
+since. On disk it locks the store's folder, shared, with ``flock`` [2]_ while it makes something
+visible, and nobody takes the store over in that time. In a bucket nothing can be locked so: the
+holder looks at the file before and after. If it came too late, it leaves a mark, and the next run
+looks at the whole store.
+
 References
 ----------
 .. [1] https://docs.aws.amazon.com/AmazonS3/latest/userguide/conditional-writes.html
+.. [2] https://man7.org/linux/man-pages/man2/flock.2.html
 """
 
 import errno
@@ -15,10 +22,11 @@ import json
 import os
 import secrets
 import socket
+import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, Self
@@ -31,9 +39,14 @@ from spinezarr.errors import LostLockError, StoreBusyError
 from spinezarr.store.files import PARTIAL
 from spinezarr.strict_yaml import StrictModel
 
-__all__ = ["LOCK_FILE", "LockGuard", "StoreLock"]
+if sys.platform != "win32":
+    import fcntl
+
+__all__ = ["LATE_FILE", "LOCK_FILE", "LockGuard", "StoreLock"]
 
 LOCK_FILE: Final = "ingest.lock"
+LATE_FILE: Final = "ingest.late"
+"""The mark of a run that wrote after it had lost the lock."""
 RENEW_S: Final = 10.0
 """How often the holder renews the file."""
 LEASE_S: Final = 60.0
@@ -42,6 +55,10 @@ _WATCH_S: Final = 2.5 * RENEW_S
 """How long an old file of another machine, whose clock may differ, is watched for a renewal."""
 _CLOCK_S: Final = 5.0
 """By how much two readings of when a process began may differ: clocks are set."""
+_HELD_S: Final = 5.0
+"""How long one waits for processes that keep a file or folder locked; they rarely need a second."""
+_NO_FLOCK: Final = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF}
+"""What file systems say that know no ``flock``."""
 _UNMET: Final = {"PreconditionFailed", "412", "ConditionalRequestConflict", "409"}
 """How a bucket says that the condition of a request does not hold."""
 _CHECK_S: Final = 5.0
@@ -165,14 +182,31 @@ class StoreLock:
             if holder is not None and not holder.is_gone():
                 self._wait_for_renewal(found, holder)
             mine = self._mine()
-            if _put(self._fs, self._path, mine, found):
+            try:
+                with self._nobody_changes_it():
+                    taken = _put(self._fs, self._path, mine, found)
+            except BlockingIOError:
+                who = "the run before" if holder is None else holder.describe()
+                raise StoreBusyError(
+                    f"{self._url}: {who} was stopped while it changed this store. Let it go on, "
+                    "or end it: then run the command again."
+                ) from None
+            if taken:
                 self._content, self.took_over = mine, True
                 return
 
+    def _nobody_changes_it(self) -> AbstractContextManager[None]:
+        """Wait until the holder is not within a change, and let it begin none."""
+        is_local = isinstance(self._fs, LocalFileSystem)
+        return _folder_locked(self._path, shared=False) if is_local else nullcontext()
+
     def _wait_for_renewal(self, found: bytes, holder: _Holder) -> None:
         """Return if the holder shows no sign of life; raise if it does."""
-        if time.time() - holder.renewed > LEASE_S:
-            ends = time.monotonic() + _WATCH_S
+        age_s = time.time() - holder.renewed
+        if age_s > LEASE_S or age_s < -_CLOCK_S:
+            # A clock that is ahead says nothing about the age, so it is watched for as long as
+            # a file may go without a renewal.
+            ends = time.monotonic() + (_WATCH_S if age_s > 0 else LEASE_S)
             while time.monotonic() < ends:
                 time.sleep(1)
                 if self._read() != found:
@@ -248,6 +282,32 @@ class LockGuard:
         if holder is None or holder.run_id != self._token:
             raise LostLockError(_lost(self._url))
         self._checked = now
+
+    @contextmanager
+    def holding(self) -> Iterator[None]:
+        """Change the store while no other run can take it over.
+
+        Raises
+        ------
+        LostLockError
+            Before anything is changed, if the lock is lost; in a bucket also afterwards. The next
+            run then looks at the whole store.
+        """
+        if isinstance(self._fs, LocalFileSystem):
+            with _folder_locked(self._path, shared=True):
+                self(at_once=True)
+                yield
+            return
+        self(at_once=True)
+        yield
+        try:
+            self(at_once=True)
+        except LostLockError:
+            self._fs.pipe_file(f"{self._path.rpartition('/')[0]}/{LATE_FILE}", _LATE)
+            raise
+
+
+_LATE: Final = b"A run wrote to this store after another had taken it over.\n"
 
 
 def _lost(url: str) -> str:
@@ -353,20 +413,66 @@ def _create(path: str, data: bytes) -> bool:
 def _held(path: str) -> Iterator[bytes | None]:
     """Yield what a file holds, while no other process of this machine may replace it."""
     try:
-        descriptor = os.open(path, os.O_RDONLY)
+        # NFS gives an exclusive lock only on a file that is open for writing.
+        descriptor = os.open(path, os.O_RDWR if os.access(path, os.W_OK) else os.O_RDONLY)
     except FileNotFoundError:
         yield None
         return
-    with os.fdopen(descriptor, "rb") as file:
-        with suppress(ImportError):  # Windows has no fcntl
-            import fcntl  # noqa: PLC0415
-
-            fcntl.flock(file, fcntl.LOCK_EX)
+    with os.fdopen(descriptor, "rb") as file, _flocked(descriptor, shared=False):
         try:
-            same = os.fstat(file.fileno()).st_ino == Path(path).stat().st_ino
+            same = os.fstat(descriptor).st_ino == Path(path).stat().st_ino
         except FileNotFoundError:
             same = False
         yield file.read() if same else None
+
+
+@contextmanager
+def _folder_locked(path: str, *, shared: bool) -> Iterator[None]:
+    """Lock the folder of a file while the context lasts.
+
+    Raises
+    ------
+    BlockingIOError
+        If other processes keep it locked.
+    """
+    descriptor = os.open(path.rpartition("/")[0], os.O_RDONLY)
+    try:
+        with _flocked(descriptor, shared=shared):
+            yield
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _flocked(descriptor: int, *, shared: bool) -> Iterator[None]:
+    """Lock what is open, where the file system can; processes forked meanwhile do not keep it."""
+    is_locked = _flock(descriptor, shared=shared)
+    try:
+        yield
+    finally:
+        if is_locked and sys.platform != "win32":
+            fcntl.flock(descriptor, fcntl.LOCK_UN)
+
+
+def _flock(descriptor: int, *, shared: bool) -> bool:
+    """Wait for a lock; False if the system, or this file system, knows none."""
+    if sys.platform == "win32":
+        return False
+    how = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+    ends = time.monotonic() + _HELD_S
+    while True:
+        try:
+            fcntl.flock(descriptor, how | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > ends:
+                raise
+            time.sleep(0.005)
+        except OSError as problem:
+            if problem.errno not in _NO_FLOCK:
+                raise
+            return False
+        else:
+            return True
 
 
 def _boot() -> str:

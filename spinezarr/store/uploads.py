@@ -3,13 +3,14 @@
 import threading
 from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import nullcontext
 from typing import Final
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 from typing_extensions import Buffer
 
-from spinezarr.store.files import write_file, write_parts
+from spinezarr.store.files import Holding, write_file, write_parts
 
 __all__ = ["Uploads"]
 
@@ -22,10 +23,18 @@ class Uploads:
 
     On disk, each is there when :meth:`write` returns. In a bucket it is sent meanwhile, and a
     failure is raised by a later :meth:`write` or by :meth:`finish`.
+
+    Parameters
+    ----------
+    fs
+        Where the files go.
+    holding
+        Gives the context in which a file on disk may be replaced.
     """
 
-    def __init__(self, fs: fsspec.AbstractFileSystem) -> None:
+    def __init__(self, fs: fsspec.AbstractFileSystem, holding: Holding = nullcontext) -> None:
         self._fs = fs
+        self._holding = holding
         self._room = threading.BoundedSemaphore(_IN_FLIGHT)
         self._pool: ThreadPoolExecutor | None = None
         self._lock = threading.Lock()
@@ -43,7 +52,7 @@ class Uploads:
             If this file, or one before it, could not be written.
         """
         if isinstance(self._fs, LocalFileSystem):
-            write_parts(self._fs, path, parts)
+            write_parts(self._fs, path, parts, self._holding)
             return
         before = self._futures.get(path)
         if before is not None:

@@ -10,7 +10,7 @@ import re
 from base64 import b64encode
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from functools import partial
 from typing import Any, Final
 
@@ -21,7 +21,12 @@ import xarray as xr
 from fsspec.implementations.local import LocalFileSystem
 from typing_extensions import Buffer
 
-from spinezarr.errors import CorruptStoreError, ReadOnlyStoreError, UsageError
+from spinezarr.errors import (
+    CorruptStoreError,
+    LostLockError,
+    ReadOnlyStoreError,
+    UsageError,
+)
 from spinezarr.geometry import ShapeZYX, axis_positions_mm
 from spinezarr.store.attributes import (
     ManifestEntry,
@@ -38,6 +43,7 @@ from spinezarr.store.audit_log import AUDIT_FILE, AuditLog, scan_identity
 from spinezarr.store.bundle import TABLE_BUNDLE, bundle_files
 from spinezarr.store.files import (
     PARTIAL,
+    Holding,
     is_read_only,
     list_sizes,
     open_filesystem,
@@ -58,7 +64,7 @@ from spinezarr.store.layout import (
     scan_key,
 )
 from spinezarr.store.ledger import LEDGER_FILE, Ledger, LedgerEntry
-from spinezarr.store.lock import LockGuard, StoreLock
+from spinezarr.store.lock import LATE_FILE, LockGuard, StoreLock
 from spinezarr.store.metadata import (
     Separator,
     chunk_key,
@@ -110,6 +116,8 @@ class StoreWriter:
         self.root = root
         self._fs, self._path = open_filesystem(url, storage_options)
         self._guard: LockGuard | None = None
+        self._written_late = False
+        """Whether a run wrote after it had lost the lock, since the store was last looked at."""
         self._claim()
 
     @contextmanager
@@ -128,11 +136,18 @@ class StoreWriter:
                 if is_read_only(self._fs):
                     raise PermissionError("web servers are only read")
                 lock = stack.enter_context(StoreLock(self._fs, self._path, self.url, what))
+                self._written_late = self._fs.exists(f"{self._path}/{LATE_FILE}")
+                lock.took_over |= self._written_late
             except (OSError, NotImplementedError) as problem:
                 raise ReadOnlyStoreError(f"{self.url}: cannot be written: {problem}.") from problem
             self._claim()  # another one may have made a store here just now
             self._guard = lock.guard
             yield lock
+
+    @property
+    def _holding(self) -> Holding:
+        """Makes a context in which the store may be changed."""
+        return nullcontext if self._guard is None else self._guard.holding
 
     @property
     def profile(self) -> Profile:
@@ -220,7 +235,9 @@ class StoreWriter:
     def forget_ledger(self) -> None:
         """Let the next ingest look at every file: this one could not end as it should."""
         try:
-            remove_files(self._fs, self._path, [LEDGER_FILE])
+            self._remove(self._path, [LEDGER_FILE])
+        except LostLockError:
+            raise
         except OSError:  # buckets may allow writing and no deleting
             with suppress(OSError):
                 publish_file(self._fs, f"{self._path}/{LEDGER_FILE}", Ledger().to_file())
@@ -304,11 +321,18 @@ class StoreWriter:
             named |= set(
                 unseal(self._fs.cat_file(f"{place}/{_METADATA}"))["attributes"]["manifest"]
             )
-        remove_files(self._fs, place, list_sizes(self._fs, place).keys() - named)
+        self._remove(place, list_sizes(self._fs, place).keys() - named)
         if isinstance(self._fs, LocalFileSystem):
             own = (_METADATA, f"{SCANS}/{_METADATA}", TABLE_BUNDLE, AUDIT_FILE, LEDGER_FILE)
             remove_files(self._fs, self._path, (key + PARTIAL for key in own))
         remove_empty_folders(self._fs, self._path)
+
+    def _remove(self, folder: str, keys: Iterable[str]) -> None:
+        """Delete files, while no other run can take the store over and write them."""
+        wanted = list(keys)
+        if wanted:
+            with self._holding():
+                remove_files(self._fs, folder, wanted)
 
     def _recover_scan(
         self, scan_id: str, sizes: dict[str, int], metadata: bytes | None, trusted: str | None
@@ -317,13 +341,13 @@ class StoreWriter:
         parsed = None if metadata is None else _parse(metadata)
         if parsed is None or parsed[0].scan_id != scan_id:
             if metadata is None:
-                remove_files(self._fs, folder, filter(_OURS.fullmatch, sizes))
+                self._remove(folder, filter(_OURS.fullmatch, sizes))
             return None
         scan, group = parsed
         if scan_identity(scan) != trusted:
             sizes |= self._renew_metadata(scan, group)
         extra = [key for key in sizes if key not in scan.manifest and _OURS.fullmatch(key)]
-        remove_files(self._fs, folder, extra)
+        self._remove(folder, extra)
         return scan if _is_whole(scan, sizes) else None
 
     def _renew_metadata(self, scan: ScanAttributes, group: Mapping[str, Any]) -> dict[str, int]:
@@ -336,8 +360,9 @@ class StoreWriter:
         }
         there = read_files(self._fs, files)
         changed = {path: data for path, data in files.items() if there.get(path) != data}
-        for path, data in changed.items():
-            publish_file(self._fs, path, data)
+        with self._holding() if changed else nullcontext():
+            for path, data in changed.items():
+                publish_file(self._fs, path, data)
         return {path[len(folder) + 1 :]: len(data) for path, data in changed.items()}
 
     def new_scan(self, scan_id: str) -> "ScanWriter":
@@ -351,8 +376,8 @@ class StoreWriter:
         if parsed is not None:
             return ScanWriter(self._fs, folder, parsed[1], self.profile, self._guard)
         # Damaged metadata: nobody can read this scan.
-        remove_files(self._fs, folder, [_METADATA])
-        remove_files(self._fs, folder, filter(_OURS.fullmatch, list_sizes(self._fs, folder)))
+        left = filter(_OURS.fullmatch, list_sizes(self._fs, folder))
+        self._remove(folder, [_METADATA, *left])
         return ScanWriter(self._fs, folder, None, self.profile, self._guard)
 
     def amend(self, scan: ScanAttributes) -> ScanAttributes:
@@ -369,11 +394,10 @@ class StoreWriter:
         changed = {key: entry for key, entry in entries.items() if scan.manifest[key] != entry}
         scan = scan.model_copy(update={"manifest": {**scan.manifest, **changed}})
         metadata = {**json.loads(files[_METADATA]), "attributes": scan.to_json()}
-        if self._guard is not None:
-            self._guard(at_once=True)
-        publish_file(self._fs, f"{folder}/{_METADATA}", seal(metadata))
-        for key in changed:
-            publish_file(self._fs, f"{folder}/{key}", files[key])
+        with self._holding():
+            publish_file(self._fs, f"{folder}/{_METADATA}", seal(metadata))
+            for key in changed:
+                publish_file(self._fs, f"{folder}/{key}", files[key])
         return scan
 
     def write_table(
@@ -404,13 +428,15 @@ class StoreWriter:
             table = build_table(self.root, changed.values(), audited)
         else:
             table = renew_table(self.root, known, changed, audited)
-        self._publish_table(table)
-        publish_file(self._fs, f"{self._path}/{LEDGER_FILE}", ledger.to_file())
+        with self._holding():
+            self._publish_table(table)
+            publish_file(self._fs, f"{self._path}/{LEDGER_FILE}", ledger.to_file())
+            if self._written_late:
+                remove_files(self._fs, self._path, [LATE_FILE])
+                self._written_late = False
         return table
 
     def _publish_table(self, table: xr.Dataset) -> None:
-        if self._guard is not None:
-            self._guard(at_once=True)
         place = f"{self._path}/{TABLE}"
         old = list_sizes(self._fs, place).keys()
         separator: Separator = "/"
@@ -421,8 +447,6 @@ class StoreWriter:
         # Removed first: whoever finds it there finds in it what the folder holds.
         self._remove_bundle()
         _switch(self._fs, place, files, replaces=_METADATA in old)
-        if self._guard is not None:
-            self._guard(at_once=True)
         bundled = {key: data for key, data in files.items() if not key.endswith(f"/{_METADATA}")}
         publish_file(self._fs, f"{self._path}/{TABLE_BUNDLE}", bundle_files(bundled))
         remove_files(self._fs, place, old - files.keys())
@@ -472,12 +496,13 @@ class StoreWriter:
         ReadOnlyStoreError
             If the store cannot be written.
         """
-        try:
-            publish_file(self._fs, f"{self._path}/{AUDIT_FILE}", log.to_file())
-        except OSError as problem:
-            raise ReadOnlyStoreError(f"{self.url}: cannot be written: {problem}.") from problem
         identities = {scan_id: scan_identity(scan) for scan_id, scan in scans.items()}
-        self._publish_table(with_audit(table, log.current(identities)))
+        with self._holding():
+            try:
+                publish_file(self._fs, f"{self._path}/{AUDIT_FILE}", log.to_file())
+            except OSError as problem:
+                raise ReadOnlyStoreError(f"{self.url}: cannot be written: {problem}.") from problem
+            self._publish_table(with_audit(table, log.current(identities)))
 
 
 def _identity(root: RootAttributes) -> tuple[str, str]:
@@ -586,7 +611,8 @@ class ScanWriter:
         self._started: set[str] = set()
         """Keys of shards that are written, or that a thread began to write."""
         self._manifest: dict[str, ManifestEntry] = {}
-        self._uploads = Uploads(fs)
+        self._holding: Holding = nullcontext if guard is None else guard.holding
+        self._uploads = Uploads(fs, self._holding)
         self._metadata = b""
 
     def write_shard(self, array: str, shard_zyx: ShapeZYX, parts: Iterable[Buffer]) -> None:
@@ -650,13 +676,11 @@ class ScanWriter:
         scan = scan.model_copy(update={"manifest": dict(sorted(self._manifest.items()))})
         metadata["attributes"] = scan.to_json()
         self._uploads.finish()
-        if self._guard is not None:
-            self._guard(at_once=True)
         self._metadata = seal(metadata)
-        _switch(
-            self._fs, self._folder, {**files, _METADATA: self._metadata}, replaces=self._replaces
-        )
-        remove_files(self._fs, self._folder, self._old - scan.manifest.keys())
+        files[_METADATA] = self._metadata
+        with self._holding():
+            _switch(self._fs, self._folder, files, replaces=self._replaces)
+            remove_files(self._fs, self._folder, self._old - scan.manifest.keys())
         return scan
 
     def discard(self) -> None:
@@ -665,12 +689,9 @@ class ScanWriter:
         Nothing is removed if another run has taken the store over: it may have written it anew.
         """
         self._uploads.stop()
-        try:
-            if self._guard is not None:
-                self._guard(at_once=True)
-            path = f"{self._folder}/{_METADATA}"
+        path = f"{self._folder}/{_METADATA}"
+        written = (self._started | self._manifest.keys()) - self._old
+        with suppress(OSError), self._holding():  # where nobody knows, the next run looks
             if self._metadata and read_files(self._fs, [path]).get(path) == self._metadata:
                 return
-        except OSError:
-            return  # nobody knows: the next run looks
-        remove_files(self._fs, self._folder, (self._started | self._manifest.keys()) - self._old)
+            remove_files(self._fs, self._folder, written)

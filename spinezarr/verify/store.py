@@ -20,7 +20,7 @@ from spinezarr.store.bundle import TABLE_BUNDLE
 from spinezarr.store.files import PARTIAL
 from spinezarr.store.layout import FORMAT_VERSION, SCANS, TABLE, scan_key
 from spinezarr.store.ledger import LEDGER_FILE, Ledger
-from spinezarr.store.lock import LOCK_FILE
+from spinezarr.store.lock import LATE_FILE, LOCK_FILE
 from spinezarr.store.reader import StoreReader
 from spinezarr.store.table import natural_key
 from spinezarr.verify.fault import Fault
@@ -333,7 +333,9 @@ class _Check:
 
 
 def _is_leftover(parts: Sequence[str]) -> bool:
-    return list(parts) == [LOCK_FILE] or any(part.endswith(PARTIAL) for part in parts)
+    return list(parts) in ([LOCK_FILE], [LATE_FILE]) or any(
+        part.endswith(PARTIAL) for part in parts
+    )
 
 
 def _leftover(parts: Sequence[str]) -> str:

@@ -17,7 +17,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from spinezarr.errors import LostLockError, StoreBusyError
 from spinezarr.store import lock as lock_module
-from spinezarr.store.lock import LOCK_FILE, StoreLock
+from spinezarr.store.lock import LATE_FILE, LOCK_FILE, StoreLock
 
 HOLD = """
 import sys, time
@@ -104,6 +104,23 @@ def test_a_holder_whose_clock_is_late_is_seen_to_live(tmp_path, other, monkeypat
     monkeypatch.setattr(lock_module, "_WATCH_S", 30)
     edit(tmp_path / LOCK_FILE, host="elsewhere", renewed=time.time() - 3600)
     renew = threading.Timer(0.5, edit, [tmp_path / LOCK_FILE], {"renewed": time.time() - 3590})
+    renew.start()
+    with pytest.raises(StoreBusyError), make(tmp_path):
+        pass
+    renew.join()
+
+
+def test_a_holder_whose_clock_is_ahead_is_followed(tmp_path, other, monkeypatch):
+    monkeypatch.setattr(lock_module, "LEASE_S", 1.5)
+    edit(tmp_path / LOCK_FILE, host="elsewhere", renewed=time.time() + 86_400)
+    with make(tmp_path) as held:
+        assert held.took_over
+
+
+def test_a_holder_whose_clock_is_ahead_is_seen_to_live(tmp_path, other, monkeypatch):
+    monkeypatch.setattr(lock_module, "LEASE_S", 30)
+    edit(tmp_path / LOCK_FILE, host="elsewhere", renewed=time.time() + 86_400)
+    renew = threading.Timer(0.5, edit, [tmp_path / LOCK_FILE], {"renewed": time.time() + 86_410})
     renew.start()
     with pytest.raises(StoreBusyError), make(tmp_path):
         pass
@@ -216,3 +233,75 @@ def test_a_disk_without_hard_links_still_has_one_writer(tmp_path, monkeypatch):
     with make(tmp_path), pytest.raises(StoreBusyError), make(tmp_path):
         pass
     assert list(tmp_path.iterdir()) == []
+
+
+# Holders that were stopped
+
+CHANGE = """
+import os, signal, sys
+from fsspec.implementations.local import LocalFileSystem
+from spinezarr.store.lock import StoreLock
+with StoreLock(LocalFileSystem(), sys.argv[1], sys.argv[1], "a test") as lock:
+    with lock.guard.holding():
+        print("held", flush=True)
+        os.kill(os.getpid(), signal.SIGSTOP)
+    print("done", flush=True)
+"""
+
+
+def test_nobody_takes_over_from_one_that_was_stopped_within_a_change(tmp_path, monkeypatch):
+    monkeypatch.setattr(lock_module, "_WATCH_S", 1.5)
+    monkeypatch.setattr(lock_module, "_HELD_S", 0.3)
+    command = [sys.executable, "-c", CHANGE, str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "held\n"
+        while Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[0] != "T":
+            time.sleep(0.01)
+        edit(tmp_path / LOCK_FILE, host="elsewhere", renewed=time.time() - 61)
+        with pytest.raises(StoreBusyError) as told, make(tmp_path):
+            pass
+        assert f"a test (process {process.pid} on elsewhere" in str(told.value)
+        assert "was stopped while it changed this store. Let it go on, or end it" in str(told.value)
+        process.send_signal(signal.SIGCONT)
+        assert process.stdout.readline() == "done\n"
+    with make(tmp_path):
+        pass
+
+
+def test_one_that_was_stopped_before_a_change_makes_none(tmp_path):
+    with make(tmp_path) as held:
+        guard = held.guard
+        edit(tmp_path / LOCK_FILE, run_id="another")
+        with pytest.raises(LostLockError), guard.holding():
+            pytest.fail("it may change the store")
+
+
+def test_a_lock_is_renewed_between_changes(tmp_path, monkeypatch):
+    monkeypatch.setattr(lock_module, "RENEW_S", 0.02)
+    with make(tmp_path) as held, ThreadPoolExecutor(4) as pool:
+        ends = time.monotonic() + 1.5
+
+        def change(_):
+            changes = 0
+            while time.monotonic() < ends:
+                with held.guard.holding():
+                    time.sleep(0.002)
+                changes += 1
+            return changes
+
+        first = json.loads((tmp_path / LOCK_FILE).read_text())["renewed"]
+        assert min(pool.map(change, range(4))) > 20
+        assert json.loads((tmp_path / LOCK_FILE).read_text())["renewed"] > first + 0.5
+        assert not held._lost
+
+
+def test_where_nothing_can_be_held_a_late_change_leaves_a_mark():
+    fs = fsspec.filesystem("memory")
+    with StoreLock(fs, "/late", "memory://late", "one") as held:
+        with held.guard.holding():
+            pass
+        assert not fs.exists(f"/late/{LATE_FILE}")
+        with pytest.raises(LostLockError), held.guard.holding():
+            fs.pipe_file(f"/late/{LOCK_FILE}", b"{}")
+        assert fs.exists(f"/late/{LATE_FILE}")
+    fs.rm("/late", recursive=True)

@@ -1,0 +1,152 @@
+"""Runs that are stopped for so long that another takes the store over, and then go on."""
+
+import json
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from spinezarr.errors import LostLockError, StoreBusyError
+from spinezarr.ingest.discover import discover
+from spinezarr.ingest.run import ingest
+from spinezarr.recipe import Recipe
+from spinezarr.store import lock, writer
+from spinezarr.store.lock import LATE_FILE, LOCK_FILE
+from spinezarr.store.reader import StoreReader
+from spinezarr.store.writer import StoreWriter
+from spinezarr.testing import NiftiForm, write_nifti
+from spinezarr.verify.store import verify_store
+
+RECIPE = Recipe.of_pairs("{scan}.nii", None, name="taken")
+AFFINE = np.diag([1.0, 1.0, 2.0, 1.0])
+
+
+def write(raw, value):
+    for scan in "ab":
+        voxels = np.full((70, 20, 30), value, np.int16)
+        write_nifti(raw / f"{scan}.nii", voxels, AFFINE, NiftiForm("RAS", "int16"))
+
+
+def run(raw, url, options=None):
+    return ingest(RECIPE, discover(RECIPE, str(raw)), url, out_options=options)
+
+
+@pytest.fixture
+def store(tmp_path):
+    write(tmp_path / "raw", 1)
+    url = str(tmp_path / "taken.zarr")
+    run(tmp_path / "raw", url)
+    return url
+
+
+@contextmanager
+def stopped(monkeypatch, store, name):
+    """Run an ingest of other files, stopped at the first call of a function of the writer.
+
+    Yields what lets it go on and returns its result.
+    """
+    for constant, seconds in {"RENEW_S": 1000, "_WATCH_S": 1.1, "_HELD_S": 0.2}.items():
+        monkeypatch.setattr(lock, constant, seconds)
+    raw = Path(store).parent / "raw"
+    write(raw, 2)
+    reached, go_on = threading.Event(), threading.Event()
+    real = getattr(writer, name)
+
+    def waiting(*args, **options):
+        if not reached.is_set():
+            reached.set()
+            go_on.wait()
+        return real(*args, **options)
+
+    with ThreadPoolExecutor(1) as pool:
+        monkeypatch.setattr(writer, name, waiting)
+        first = pool.submit(run, raw, store)
+        reached.wait()
+        path = Path(store, LOCK_FILE)
+        held = json.loads(path.read_text())
+        path.write_text(json.dumps({**held, "host": "elsewhere", "renewed": time.time() - 61}))
+
+        def finish():
+            go_on.set()
+            return first.result()
+
+        try:
+            yield finish
+        finally:
+            go_on.set()
+
+
+def assert_whole(url, value, options=None):
+    assert verify_store(url, storage_options=options).faults == ()
+    reader = StoreReader(url, options)
+    for scan in "ab":
+        assert reader.scan(scan).attributes.image_range_hu == (value, value)
+
+
+def test_one_that_is_stopped_before_it_publishes_changes_nothing(store, monkeypatch):
+    raw = Path(store).parent / "raw"
+    with stopped(monkeypatch, store, "_small_files") as finish:
+        write(raw, 3)
+        assert run(raw, store).done == ("a", "b")
+        with pytest.raises(LostLockError, match="another run has taken over"):
+            finish()
+    assert_whole(store, 3)
+    assert run(raw, store).skipped == ("a", "b")
+
+
+def test_one_that_is_stopped_while_it_publishes_is_waited_for(store, monkeypatch):
+    raw = Path(store).parent / "raw"
+    with stopped(monkeypatch, store, "_switch") as finish:
+        with pytest.raises(StoreBusyError, match="was stopped while it changed this store"):
+            run(raw, store)
+        assert finish().done == ("a", "b")
+    assert_whole(store, 2)
+
+
+def test_one_that_is_stopped_before_it_tidies_up_removes_nothing(store):
+    opened = StoreWriter(store, StoreReader(store).root)
+    left = Path(store, "scans/a/image/c/9/9/9")
+    left.parent.mkdir(parents=True)
+    left.touch()
+    with opened.lock("a test"):
+        held = Path(store, LOCK_FILE)
+        held.write_text(json.dumps({**json.loads(held.read_text()), "run_id": "another"}))
+        with pytest.raises(LostLockError):
+            opened.recover()
+        assert left.exists()
+        held.unlink()
+
+
+def test_what_comes_too_late_in_a_bucket_is_noticed_by_the_next_run(
+    s3_server, tmp_path, monkeypatch
+):
+    """A request that was under way when the store was taken over cannot be called back."""
+    url, options = f"s3://{s3_server.new_bucket()}/taken.zarr", s3_server.storage_options
+    raw = tmp_path / "raw"
+    write(raw, 1)
+    run(raw, url, options)
+    real = writer._switch
+
+    def taken_over(fs, folder, files, *, replaces):
+        if folder.endswith("scans/a"):
+            fs.pipe_file(f"{folder.removesuffix('/scans/a')}/{LOCK_FILE}", b"{}")
+        real(fs, folder, files, replaces=replaces)
+        if folder.endswith("scans/a"):  # as the run that took over removes what it does not know
+            manifest = json.loads(files["zarr.json"])["attributes"]["manifest"]
+            fs.rm([f"{folder}/{key}" for key in manifest if key.startswith("image/c")])
+
+    write(raw, 2)
+    monkeypatch.setattr(writer, "_switch", taken_over)
+    with pytest.raises(LostLockError):
+        run(raw, url, options)
+    monkeypatch.undo()
+    opened = StoreWriter(url, StoreReader(url, options).root, options)
+    opened._fs.rm(f"{opened._path}/{LOCK_FILE}")
+    assert verify_store(url, storage_options=options).leftovers == (LATE_FILE,)
+    assert run(raw, url, options).done == ("a", "b")
+    assert verify_store(url, storage_options=options).leftovers == ()
+    assert_whole(url, 2, options)
