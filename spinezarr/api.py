@@ -526,7 +526,7 @@ class Store:
             window_scans=None,
             samples_per_scan=None,
         )
-        shape_zyx = self._reader.scan(scan_id).image.shape_zyx
+        shape_zyx = self._reader.planned_scan(scan_id).image.shape_zyx
         return GridStream(stream, scan_id, Tiling.cover(shape_zyx, (z, y, x), overlap))
 
     def preview(self, scan_id: str) -> "Figure":

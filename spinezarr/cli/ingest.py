@@ -2,11 +2,12 @@
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Final, Self
+from typing import Annotated, Any, Final, Self
 
 import typer
 from rich.markup import escape
@@ -54,6 +55,7 @@ from spinezarr.ingest.scan import ScanOptions
 from spinezarr.ingest.task import Outcome
 from spinezarr.recipe import Recipe
 from spinezarr.store.layout import PROFILES
+from spinezarr.verify.store import verify_store
 
 __all__ = ["ProgressBar", "ingest", "print_report"]
 
@@ -145,7 +147,8 @@ def ingest(
     repair: Annotated[
         bool,
         typer.Option(
-            "--repair", help="Look at every stored file, and redo scans that are not whole."
+            "--repair",
+            help="Check every stored byte as 'verify' does, and write anew what is damaged.",
         ),
     ] = False,
     as_json: AsJson = False,
@@ -222,7 +225,7 @@ def ingest(
                 raw_options=raw_options,
                 out_options=out_options,
                 workers=cluster,
-                repair=repair,
+                find_damaged=partial(progress.check, out, out_options) if repair else None,
             )
         print_report(report, as_json=as_json)
         raise typer.Exit(report.exit_code)
@@ -278,7 +281,7 @@ class _Scans(ProgressColumn):
     """Scans that ended, of all."""
 
     def render(self, task: Task) -> Text:
-        return Text(f"{task.fields['scans']}/{task.fields['of']} scans")
+        return Text(f"{task.fields['scans']}/{task.fields['of']} scans" if task.fields else "")
 
 
 class ProgressBar(Listener):
@@ -307,6 +310,21 @@ class ProgressBar(Listener):
 
     def __exit__(self, *_: object) -> None:
         self._progress.stop()
+
+    def check(self, url: str, storage_options: Mapping[str, Any]) -> frozenset[str]:
+        """Check a store, show how far that is, and return the scans that are damaged."""
+        task = self._progress.add_task("check", total=None)
+        found = verify_store(
+            url,
+            storage_options=storage_options,
+            on_total=lambda size: self._progress.update(task, total=size or None),
+            on_bytes=lambda size: self._progress.advance(task, size),
+        )
+        self._progress.remove_task(task)
+        self._progress.console.print(
+            f"The check found {len(found.faults)} faults, in {len(found.damaged_scans)} scans."
+        )
+        return found.damaged_scans
 
     def started(self, source: ScanSource) -> None:
         """Name the scan."""

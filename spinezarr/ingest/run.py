@@ -7,7 +7,7 @@ alone.
 import hashlib
 import os
 import time
-from collections.abc import Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
@@ -31,6 +31,10 @@ from spinezarr.store.writer import StoreWriter
 
 __all__ = ["FailedScan", "IngestReport", "Listener", "LocalThreads", "Workers", "ingest"]
 
+_BEYOND_REPAIR: Final = (
+    "what is stored of it is damaged, and its source files are not in the raw folder. Put them "
+    "there and run the command again, or copy the scan from a store that is whole."
+)
 _TABLE_EVERY_S: Final = 60.0
 """How often the scan table is renewed during a long ingest, for those who read along."""
 
@@ -131,7 +135,7 @@ def ingest(
     workers: Workers | None = None,
     raw_options: Mapping[str, Any] | None = None,
     out_options: Mapping[str, Any] | None = None,
-    repair: bool = False,
+    find_damaged: Callable[[], Collection[str]] | None = None,
 ) -> IngestReport:
     """Bring every scan of ``discovery`` into the store at ``out``.
 
@@ -158,8 +162,11 @@ def ingest(
         Who does the work; threads of this process if not given.
     raw_options, out_options
         For the file systems of the raw folder and of the store.
-    repair
-        Look at every file of the store, and redo scans that are not whole.
+    find_damaged
+        Repair the store: called once it is locked, this returns the scans of which a stored file
+        is damaged, such as :attr:`spinezarr.verify.store.Verification.damaged_scans`. They are
+        read again from their source files, and everything that is kept about scans is written
+        anew. If not given, the store is taken to be as it was written.
 
     Raises
     ------
@@ -175,16 +182,20 @@ def ingest(
     listener = listener or _Silent()
     started = time.monotonic()
     options = options or ScanOptions()
-    store = _open_store(recipe, out, codec, options.pseudonyms, out_options)
+    repair = find_damaged is not None
+    store = _open_store(recipe, out, codec, options.pseudonyms, out_options, repair=repair)
     with ExitStack() as stack:
         try:
             lock = stack.enter_context(store.lock("an ingest"))
         except ReadOnlyStoreError as problem:
             raise UsageError(str(problem)) from problem
+        if repair:
+            store.drop_damaged_audit()
         store.audit_log()  # the table shows it: met before any work is done if it is damaged
         known = _Known.load(store, recover=lock.took_over, repair=repair)
+        damaged = frozenset(find_damaged() if find_damaged is not None else ())
         job = IngestJob(recipe, discovery.raw, raw_options or {}, store, options)
-        run = _Run(job, discovery, known, listener)
+        run = _Run(job, discovery, known, listener, damaged)
         try:
             with closing((workers or LocalThreads()).run(job, run.tasks(), listener)) as results:
                 for result in results:
@@ -205,6 +216,8 @@ def _open_store(
     codec: str | None,
     pseudonyms: Pseudonyms | None,
     storage_options: Mapping[str, Any] | None,
+    *,
+    repair: bool,
 ) -> StoreWriter:
     root = RootAttributes(
         format_version=FORMAT_VERSION,
@@ -217,7 +230,7 @@ def _open_store(
         pseudonym_key=None if pseudonyms is None else pseudonyms.fingerprint,
     )
     try:
-        return StoreWriter(out, root, storage_options)
+        return StoreWriter(out, root, storage_options, repair=repair)
     except OSError as problem:
         raise UsageError(f"{out}: cannot be written: {problem.strerror or problem}.") from problem
 
@@ -279,9 +292,15 @@ class _Run:
     """The state of one ingest."""
 
     def __init__(
-        self, job: IngestJob, discovery: Discovery, known: _Known, listener: Listener
+        self,
+        job: IngestJob,
+        discovery: Discovery,
+        known: _Known,
+        listener: Listener,
+        damaged: frozenset[str],
     ) -> None:
         self._job = job
+        self._damaged = damaged
         self._discovery = discovery
         self._known = known
         self._listener = listener
@@ -295,6 +314,10 @@ class _Run:
         self._updated: list[ScanAttributes] = []
         self._skipped: list[str] = []
         self._failed = [FailedScan(image.scan_id, image.reason) for image in discovery.without_mask]
+        self._failed += [
+            FailedScan(scan_id, _BEYOND_REPAIR)
+            for scan_id in sorted(damaged - here, key=natural_key)
+        ]
         self._problem = ""
         self._unclean = False
         self._table_written = time.monotonic()
@@ -306,13 +329,15 @@ class _Run:
         for source in self._discovery.scans:
             inputs = self._keyed(hashlib.sha256(f"{shared}{source!r}".encode()).hexdigest()[:32])
             entry = self._known.entries.get(source.scan_id)
-            if entry is not None and entry.inputs == inputs:
+            damaged = source.scan_id in self._damaged
+            if entry is not None and entry.inputs == inputs and not damaged:
                 self._skipped.append(source.scan_id)
                 self._listener.finished(source, "already in the store")
                 continue
             self._inputs[source.scan_id] = inputs
             same_files = entry is not None and entry.stamp == self._keyed(source.stamp)
-            yield ScanTask(source, stored=entry is not None, same_files=same_files)
+            stored = entry is not None
+            yield ScanTask(source, stored=stored, same_files=same_files, damaged=damaged)
 
     def _keyed(self, digest: str) -> str:
         """Return a hash over names of files as it may be stored."""

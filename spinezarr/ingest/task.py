@@ -48,6 +48,8 @@ class ScanTask:
     """Whether the store has a scan of this id."""
     same_files: bool
     """Whether size and time of all its files are what they were then."""
+    damaged: bool = False
+    """Whether what is stored of it is damaged, so that it is read again in any case."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +102,7 @@ def _run(
     beside = read_beside(fs, root, source, job.options.limits)
     # Another worker may have published it in this very run, and died before it could say so.
     known = (job.store.published_scan if task.stored else job.store.whole_scan)(source.scan_id)
-    if known is not None and _made_of(job, task, known, beside):
+    if known is not None and not task.damaged and _made_of(job, task, known, beside):
         kept = _keep(job, source, known, beside)
         return kept if task.stored else replace(kept, outcome="done")
     scan = ingest_scan(

@@ -290,7 +290,7 @@ class SplitDataset:
 
     def _arrays(self, case: int) -> dict[str, _SourceArray]:
         """Return the arrays of a case, by column."""
-        scan = self._reader.scan(self._cases[case].scan_id)
+        scan = self._reader.planned_scan(self._cases[case].scan_id)
         image = _SourceArray.of(scan.image, scan.attributes.image_source, "image")
         mask = _mask(scan)
         if mask.shape_ijk[2] != image.shape_ijk[2]:

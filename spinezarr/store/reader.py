@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from typing import Any, Final, TypeVar
 
@@ -88,6 +88,8 @@ class ArraySpec:
     """Between the parts of a shard's key."""
     shards: Mapping[ShapeZYX, ShardEntry]
     """What the manifest says of each of them: where its chunks lie, and their checksums."""
+    content_checksum: str = ""
+    """Of the version of the scan that this is an array of."""
     find_change: Callable[["ArraySpec"], ScanChangedError | None] = _find_no_change
     """Asked when it cannot be read: says if the store has another version of it by now."""
 
@@ -115,6 +117,11 @@ class ScanHandle:
     """Units, label names and the like of ``image``, ``label``, ``z``, ``y`` and ``x``."""
 
     @property
+    def content_checksum(self) -> str:
+        """See :attr:`spinezarr.store.attributes.ScanAttributes.content_checksum`."""
+        return self.image.content_checksum
+
+    @property
     def arrays(self) -> tuple[ArraySpec, ...]:
         """The image and, if there is one, the mask."""
         return (self.image,) if self.label is None else (self.image, self.label)
@@ -127,10 +134,6 @@ class ScanHandle:
 
 class StoreReader:
     """Reads one store. Safe to share between threads and to pickle.
-
-    Once it has read the scan table, it gives scans as that table describes them. A scan that was
-    ingested anew since then is an error, so that what was planned from the table is never filled
-    with other voxels.
 
     Parameters
     ----------
@@ -150,6 +153,8 @@ class StoreReader:
     ------
     StoreNotFoundError
         If there is no spinezarr store.
+    CorruptStoreError
+        If the root of the store is damaged.
     """
 
     def __init__(
@@ -221,6 +226,7 @@ class StoreReader:
         if with_table:
             self._bundle = found.get(self._bundle_path, b"")
         if path not in found:
+            self._refuse_without_root("is missing")
             raise StoreNotFoundError(
                 f"{self.name}: there is no store. 'spinezarr ingest' makes one."
             )
@@ -232,6 +238,7 @@ class StoreReader:
                 f"{FORMAT_VERSION}. Install a matching version, or ingest again."
             ) from problem
         except (ValueError, KeyError, TypeError) as problem:
+            self._refuse_without_root("is damaged")
             raise StoreNotFoundError(
                 f"{self.name}: is not a store that spinezarr wrote ({problem}). "
                 "Give the folder that 'spinezarr ingest' named with --out."
@@ -239,6 +246,14 @@ class StoreReader:
         if root is None:
             raise StoreNotFoundError(f"{self.name}: was removed just now.")
         return root
+
+    def _refuse_without_root(self, problem: str) -> None:
+        """Say that a store is damaged if there is one, as its scan table shows."""
+        if self.objects.read([f"{self.path}/{TABLE}/zarr.json"]):
+            raise CorruptStoreError(
+                f"{self.objects.name(self.path)}/zarr.json: the root of the store {problem}. Run "
+                "the same 'spinezarr ingest' again with --repair: it writes the root anew."
+            )
 
     @cached_property
     def table(self) -> xr.Dataset:
@@ -284,7 +299,7 @@ class StoreReader:
         return read_table(self.objects.read, place, self.name, self.root)
 
     def _read_scan(self, scan_id: str) -> ScanHandle:
-        """Open one scan.
+        """Open one scan, of whichever version is stored now.
 
         Raises
         ------
@@ -292,17 +307,7 @@ class StoreReader:
             If the store has no such scan.
         CorruptStoreError
             If its metadata are not those that spinezarr writes.
-        ScanChangedError
-            If it is another version than the scan table describes.
         """
-        scan = self._stored_scan(scan_id)
-        found = scan.attributes.content_checksum
-        if self._contents.get(scan_id, found) != found:
-            raise self._change(scan_id, found)
-        return scan
-
-    def _stored_scan(self, scan_id: str) -> ScanHandle:
-        """Read the metadata of a scan, of whichever version is stored now."""
         folder = f"{self.path}/{scan_key(scan_id)}"
         if scan_id in {"", ".", ".."} or "/" in scan_id or "\0" in scan_id:
             raise UnknownScanError(f"{self.name}: {scan_id!r} is no scan id.")
@@ -325,6 +330,24 @@ class StoreReader:
             raise UnknownScanError(f"{self.name}: has no scan {scan_id!r}.")
         return scan
 
+    def planned_scan(self, scan_id: str) -> ScanHandle:
+        """Open one scan as the scan table describes it.
+
+        What was planned from the table is so never filled with voxels of another version.
+
+        Raises
+        ------
+        ScanChangedError
+            If the table describes another version than the one that is stored.
+        UnknownScanError, CorruptStoreError
+            As :attr:`scan`.
+        """
+        scan: ScanHandle = self.scan(scan_id)
+        found = scan.content_checksum
+        if self._contents.get(scan_id, found) != found:
+            raise self._change(scan_id, found)
+        return scan
+
     def find_change(self, array: ArraySpec) -> ScanChangedError | None:
         """Say whether an array that could not be read is stored in another version by now.
 
@@ -334,7 +357,7 @@ class StoreReader:
             The error to raise; None if this version is still the one that is stored.
         """
         try:
-            now = self._stored_scan(array.scan_id)
+            now = self._read_scan(array.scan_id)
         except UnknownScanError:
             return ScanChangedError(
                 f"{self.name}: scan {array.scan_id!r} is no longer in the store. Open the store "
@@ -350,16 +373,17 @@ class StoreReader:
             ):
                 return None
         self._forget_scans()
-        return self._change(array.scan_id, now.attributes.content_checksum)
+        if now.content_checksum == array.content_checksum:
+            return ScanRewrittenError(
+                f"{self.name}: scan {array.scan_id!r} was written again meanwhile, with the same "
+                "voxels. Open it again.",
+                array.scan_id,
+            )
+        return self._change(array.scan_id, now.content_checksum)
 
     def _change(self, scan_id: str, found: str) -> ScanChangedError:
         """Describe what became of a scan, whose ``content_checksum`` is ``found`` now."""
         scan = f"{self.name}: scan {scan_id!r}"
-        if self._contents.get(scan_id) == found:
-            return ScanRewrittenError(
-                f"{scan} was written again meanwhile, with the same voxels. Open the store again.",
-                scan_id,
-            )
         in_table: str | None = found
         with suppress(CorruptStoreError, OSError):
             in_table = _contents_of(self._read_table()).get(scan_id)
@@ -394,7 +418,7 @@ class StoreReader:
         new = StoreReader(self.url, self.storage_options, in_flight=self._in_flight)
         table, newer = new.table, {}
         for scan_id in self._newer | {changed}:
-            scan = new._stored_scan(scan_id).attributes
+            scan = new.scan(scan_id).attributes
             if new._contents.get(scan_id) != scan.content_checksum:
                 newer[scan_id] = scan
         if newer:
@@ -413,7 +437,7 @@ class StoreReader:
         """Open scans side by side, so that :meth:`scan` need not wait for one after the other."""
         new = [scan_id for scan_id in dict.fromkeys(scan_ids) if scan_id not in self._opened]
         if len(new) > 1:
-            self.objects.each(self.scan, new)
+            self.objects.each(self.planned_scan, new)
         self._opened.update(new)
 
     def _check_place(self, scan: ScanAttributes, scan_id: str) -> None:
@@ -578,8 +602,13 @@ def parse_scan(
     """
     attributes, metadata = unseal_scan(data)
     arrays = metadata["consolidated_metadata"]["metadata"]
+    content = attributes.content_checksum
     specs = {
-        name: _array_spec(attributes, name, f"{folder}/{name}", arrays[name], find_change)
+        name: replace(
+            _array_spec(attributes, name, f"{folder}/{name}", arrays[name]),
+            content_checksum=content,
+            find_change=find_change,
+        )
         for name in ("image", "label")
         if name in arrays
     }
@@ -589,11 +618,7 @@ def parse_scan(
 
 
 def _array_spec(
-    scan: ScanAttributes,
-    name: str,
-    path: str,
-    metadata: Mapping[str, Any],
-    find_change: Callable[[ArraySpec], ScanChangedError | None],
+    scan: ScanAttributes, name: str, path: str, metadata: Mapping[str, Any]
 ) -> ArraySpec:
     """Read an array's Zarr metadata; raise KeyError or ValueError unless it is as we write it."""
     (sharding,) = metadata["codecs"]
@@ -622,7 +647,6 @@ def _array_spec(
         shard_sizes={shard: entry.size_bytes for shard, entry in shards.items()},
         separator=separator,
         shards=shards,
-        find_change=find_change,
     )
     for entry in shards.values():
         entry.chunk_rows(math.prod(spec.chunks_per_shard_zyx))

@@ -9,8 +9,9 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
-from spinezarr.store.attributes import RootAttributes, ScanAttributes
+from spinezarr.store.attributes import RootAttributes, ScanAttributes, unseal
 from spinezarr.store.audit_log import AuditedScan
+from spinezarr.store.layout import FORMAT_VERSION
 from spinezarr.vertebrae import LEVELS
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "build_table",
     "natural_key",
     "renew_table",
+    "root_of_table",
     "table_attributes",
     "with_audit",
 ]
@@ -78,6 +80,19 @@ def table_attributes(root: RootAttributes) -> dict[str, str]:
     """Return what the table says of its dataset."""
     attributes = root.model_dump(mode="json", exclude={"format", "format_version"})
     return {name: value for name, value in attributes.items() if value}
+
+
+def root_of_table(metadata: bytes) -> RootAttributes:
+    """Return the dataset that a table's ``zarr.json`` names; undoes :func:`table_attributes`.
+
+    Raises
+    ------
+    ValueError, KeyError, TypeError, AttributeError
+        If spinezarr did not write it, or it is damaged.
+    """
+    said = unseal(metadata)["attributes"]
+    known = {name: said[name] for name in RootAttributes.model_fields if name in said}
+    return RootAttributes(**{"format_version": FORMAT_VERSION, "citation": "", **known})
 
 
 def renew_table(

@@ -40,7 +40,7 @@ from spinezarr.store.attributes import (
     unseal_scan,
 )
 from spinezarr.store.audit_log import AUDIT_FILE, AuditLog, scan_identity
-from spinezarr.store.bundle import TABLE_BUNDLE, bundle_files
+from spinezarr.store.bundle import TABLE_BUNDLE, bundle_files, unbundle_files
 from spinezarr.store.files import (
     PARTIAL,
     Holding,
@@ -77,7 +77,7 @@ from spinezarr.store.metadata import (
 )
 from spinezarr.store.reader import read_table
 from spinezarr.store.sharding import CHECKSUM_BYTES, chunk_rows, crc32
-from spinezarr.store.table import build_table, renew_table, with_audit
+from spinezarr.store.table import build_table, renew_table, root_of_table, with_audit
 from spinezarr.store.uploads import Uploads
 from spinezarr.vertebrae import VALUE_OF_NAME
 
@@ -102,6 +102,9 @@ class StoreWriter:
         of the store is taken, or the default for a new one.
     storage_options
         For the file system of ``url``.
+    repair
+        Take what the scan table says of the dataset where the store's root is gone or damaged,
+        and write the root anew.
 
     Raises
     ------
@@ -110,10 +113,16 @@ class StoreWriter:
     """
 
     def __init__(
-        self, url: str, root: RootAttributes, storage_options: Mapping[str, Any] | None = None
+        self,
+        url: str,
+        root: RootAttributes,
+        storage_options: Mapping[str, Any] | None = None,
+        *,
+        repair: bool = False,
     ) -> None:
         self.url = url
         self.root = root
+        self._repair = repair
         self._fs, self._path = open_filesystem(url, storage_options)
         self._guard: LockGuard | None = None
         self._written_late = False
@@ -156,42 +165,67 @@ class StoreWriter:
 
     def _claim(self) -> None:
         metadata = f"{self._path}/{_METADATA}"
-        found = self._found_root()
+        stored = found = self._stored_root()
         if found is None and self._taken():
-            found = self._found_root()  # another one may have made it meanwhile
+            stored = found = self._stored_root()  # another one may have made it meanwhile
             if found is None:
-                raise UsageError(
-                    f"{self.url}: exists and is not a store. Choose an empty or new folder."
-                )
+                found = self._root_of_table()
+        if found is not None:
+            self._check_root(found)
         profile = profile_named((found or self.root).codec_profile).name
         self.root = self.root.model_copy(update={"codec_profile": profile})
         files = root_files(self.root.model_dump(mode="json"))
-        if found != self.root:
+        if stored != self.root:
             publish_file(self._fs, metadata, files[_METADATA])
         below = {f"{self._path}/{key}": data for key, data in files.items() if key != _METADATA}
         there = read_files(self._fs, below)
         for path, data in below.items():
-            if path not in there:
+            if there.get(path) != data:
                 publish_file(self._fs, path, data)
 
-    def _found_root(self) -> RootAttributes | None:
-        with suppress(FileNotFoundError, NotADirectoryError):
-            return self._root_of_same_dataset(self._fs.cat_file(f"{self._path}/{_METADATA}"))
-        return None
-
-    def _root_of_same_dataset(self, metadata: bytes) -> RootAttributes:
+    def _stored_root(self) -> RootAttributes | None:
+        """Read the root; None if there is none that is whole."""
         try:
-            found = parse_root(metadata)
+            data = self._fs.cat_file(f"{self._path}/{_METADATA}")
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        try:
+            if self._repair:
+                unseal(data)  # or a flipped digit would pass for another format
+            return parse_root(data)
         except OtherFormatError as problem:
             raise UsageError(
                 f"{self.url}: is a store in format {problem.version}, not {FORMAT_VERSION}. "
                 "Choose another place, or a matching version of spinezarr."
             ) from problem
-        except (ValueError, KeyError, TypeError) as problem:
+        except (ValueError, KeyError, TypeError):
+            return None
+
+    def _root_of_table(self) -> RootAttributes:
+        """Return what the scan table says of the dataset, where the root is gone or damaged."""
+        places = [f"{self._path}/{TABLE}/{_METADATA}", f"{self._path}/{TABLE_BUNDLE}"]
+        found = read_files(self._fs, places)
+        if not found:
             raise UsageError(
-                f"{self.url}: is a Zarr group that this spinezarr did not write. "
-                "Choose another place for the store."
-            ) from problem
+                f"{self.url}: exists and is not a store. Choose an empty or new folder."
+            )
+        if not self._repair:
+            raise UsageError(
+                f"{self.url}: the root of the store, zarr.json, is missing or damaged. Run the "
+                "same command again with --repair: it writes it anew from the scan table."
+            )
+        for path, data in found.items():
+            with suppress(ValueError, KeyError, TypeError, AttributeError):
+                is_bundle = path.endswith(TABLE_BUNDLE)
+                return root_of_table(unbundle_files(data)[_METADATA] if is_bundle else data)
+        raise UsageError(
+            f"{self.url}: the root of the store and its scan table are both damaged. Copy one of "
+            "them, zarr.json or table/zarr.json, from another copy of the store, or ingest into a "
+            "new place."
+        )
+
+    def _check_root(self, found: RootAttributes) -> None:
+        """Refuse a store of another dataset, codec profile or key."""
         if _identity(found) != _identity(self.root):
             raise UsageError(
                 f"{self.url}: holds {_describe(found)}, not {_describe(self.root)}. "
@@ -209,7 +243,6 @@ class StoreWriter:
                 f"{self.url}: was made {made}, or those of another key. Give --pseudonymize and "
                 "--pseudonyms as before, or choose another place."
             )
-        return found
 
     def _taken(self) -> bool:
         """Whether anything lies there but the beginning of a store that was cut off."""
@@ -476,6 +509,13 @@ class StoreWriter:
                 f"{path}: is not what spinezarr writes ({problem}). "
                 f"Run 'spinezarr audit {self.url}' over all scans again: it writes it anew."
             ) from problem
+
+    def drop_damaged_audit(self) -> None:
+        """Forget what audits found where it cannot be read; the next audit finds it again."""
+        try:
+            self.audit_log()
+        except CorruptStoreError:
+            self._remove(self._path, [AUDIT_FILE])
 
     def write_audit(
         self, log: AuditLog, table: xr.Dataset, scans: Mapping[str, ScanAttributes]

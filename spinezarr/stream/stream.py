@@ -419,7 +419,7 @@ class PatchStream:
         padding = np.zeros((n, 3, 2), np.int64)
         affine = np.empty((n, 4, 4))
         for i, request in enumerate(requests):
-            scan = self.reader.scan(request.scan_id)
+            scan = self.reader.planned_scan(request.scan_id)
             step = step_zyx(scan.attributes.spacing_zyx_mm, self.sampler.spacing_zyx_mm)
             volume = Box((0, 0, 0), grid_shape_zyx(scan.image.shape_zyx, step))
             fills = self._fill(
@@ -516,7 +516,7 @@ class PatchStream:
 
     def _centroid(self, scan_id: str, vertebra: str) -> PositionZYX:
         """Find a vertebra's annotated centroid, unless it is off its label; else the label's."""
-        scan = self.reader.scan(scan_id)
+        scan = self.reader.planned_scan(scan_id)
         annotated = scan.attributes.centroids.get(vertebra)
         labelled = scan.attributes.vertebrae.get(vertebra)
         if annotated is not None and (labelled is None or annotated.is_near_label):

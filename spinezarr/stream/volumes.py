@@ -43,7 +43,7 @@ class StoredVolumes:
 
     def chunk_shape_zyx(self, scan_id: str) -> ShapeZYX:
         """Return the voxels of a chunk of a scan's image and mask."""
-        return self.reader.scan(scan_id).image.chunk_shape_zyx
+        return self.reader.planned_scan(scan_id).image.chunk_shape_zyx
 
     def voxels_around(
         self, scan_id: str, vertebra: str, k: int
@@ -68,14 +68,14 @@ class StoredVolumes:
     def _labelled_around(
         self, scan_id: str, value: int, k: int
     ) -> tuple[npt.NDArray[np.int64], int]:
+        label = self.reader.planned_scan(scan_id).label
+        if label is None:
+            raise UsageError(f"scan {scan_id!r} has no mask.")
         table = self.reader.label_chunks(scan_id)
         rows = table[table[:, 0] == value]
         ends = np.cumsum(rows[:, 4])
         row = int(np.searchsorted(ends, k, side="right"))
         rank = k - int(ends[row] - rows[row, 4])
-        label = self.reader.scan(scan_id).label
-        if label is None:
-            raise UsageError(f"scan {scan_id!r} has no mask.")
         origin = [int(i) * n for i, n in zip(rows[row, 1:4], label.chunk_shape_zyx, strict=True)]
         whole = Box.at((origin[0], origin[1], origin[2]), label.chunk_shape_zyx)
         inside = whole.intersect(Box((0, 0, 0), label.shape_zyx)) or whole

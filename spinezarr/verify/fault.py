@@ -3,9 +3,7 @@
 from dataclasses import asdict, dataclass
 from typing import Any, Final, Literal
 
-from spinezarr.store.bundle import TABLE_BUNDLE
-from spinezarr.store.layout import TABLE
-from spinezarr.store.ledger import LEDGER_FILE
+from spinezarr.store.layout import SCANS
 
 __all__ = ["Fault", "Kind"]
 
@@ -14,25 +12,22 @@ Kind = Literal[
 ]
 
 _REPAIR: Final = (
-    "Run the same 'spinezarr ingest' again with --repair: it redoes the scans that are not whole. "
-    "Or copy the files again from a store that is whole."
+    "Run the same 'spinezarr ingest' again with --repair: it reads these scans again from their "
+    "source files. Or copy the files again from a store that is whole."
+)
+_REPAIR_FILE: Final = (
+    "Run the same 'spinezarr ingest' again with --repair: it writes this file anew."
 )
 _ADVICE: Final[dict[Kind, str]] = {
     "missing": _REPAIR,
     "damaged": _REPAIR,
     "misplaced": _REPAIR,
-    "disagrees": "Run the same 'spinezarr ingest' again with --repair: it writes the table anew.",
+    "disagrees": _REPAIR_FILE,
     "extra": "No reader uses it. Look at what it is, then delete it.",
     "unfinished": "Run the same 'spinezarr ingest' again: it starts this scan from nothing.",
     "source": "Give the raw folder that was ingested. If it has changed, ingest it again.",
     "voxels": "Ingest this scan again into a new store, and report it if it still differs.",
 }
-_ROOT_ADVICE: Final = (
-    "Copy this file again from a store that is whole; without one, ingest into a new place."
-)
-_AUDIT_ADVICE: Final = "Run 'spinezarr audit' over all scans again: it writes this file anew."
-_LEDGER_ADVICE: Final = "Run the same 'spinezarr ingest' again with --repair: it writes it anew."
-_TABLE_ADVICE: Final = "Run the same 'spinezarr ingest' again with --repair: it writes it anew."
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,14 +47,8 @@ class Fault:
         """What the user may do."""
         if self.kind in {"extra", "source", "voxels"}:
             return _ADVICE[self.kind]
-        if self.path in {"zarr.json", "scans/zarr.json"}:
-            return _ROOT_ADVICE
-        if self.path.startswith("audit/"):
-            return _AUDIT_ADVICE
-        if self.path == LEDGER_FILE:
-            return _LEDGER_ADVICE
-        in_table = self.path == TABLE_BUNDLE or self.path.split("/")[0] == TABLE
-        return _TABLE_ADVICE if in_table else _ADVICE[self.kind]
+        in_scan = self.path.startswith(f"{SCANS}/") and self.path != f"{SCANS}/zarr.json"
+        return _ADVICE[self.kind] if in_scan else _REPAIR_FILE
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values."""

@@ -189,7 +189,7 @@ class _Reading:
             if chunk in self._chunks and position not in present:
                 yield _Problem("missing", f"no chunk {chunk}", "a chunk")
             if chunk not in self._chunks and position in present:
-                yield _Problem("extra", f"a chunk {chunk}", "none")
+                yield _Problem("damaged", f"a chunk {chunk}", "none")
 
     def _chunk_zyx(self, position: int) -> ShapeZYX:
         """Index in the array of the chunk at a position in the shard's index."""

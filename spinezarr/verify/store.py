@@ -58,6 +58,15 @@ class Verification:
     """Whether the store could be listed, so that files which no manifest names were found."""
 
     @property
+    def damaged_scans(self) -> frozenset[str]:
+        """Scans of which a stored file is missing or is not as it was written."""
+        return frozenset(
+            fault.scan_id
+            for fault in self.faults
+            if fault.scan_id is not None and fault.kind in {"missing", "damaged", "misplaced"}
+        )
+
+    @property
     def exit_code(self) -> int:
         """0 if nothing is wrong, else 1."""
         return 1 if self.faults else 0

@@ -31,6 +31,7 @@ from spinezarr.testing import (
     write_ctspine1k,
     write_nifti,
 )
+from spinezarr.verify.store import verify_store
 
 PAIRS = Recipe.of_pairs("{scan}_ct.nii.gz", "{scan}_seg.nii.gz", name="pairs-test")
 IMAGES = Recipe.of_pairs("{scan}_ct.nii.gz", None, name="images-test")
@@ -280,7 +281,7 @@ def test_running_again_redoes_what_is_missing_or_replaced(tmp_path, differing):
     (out / "scans" / "b" / "zarr.json").unlink()
     shard = shards(out, "c", "label")[0]
     shard.write_bytes(shard.read_bytes()[:-1])
-    again = run(raw, out, repair=True)
+    again = run(raw, out, find_damaged=lambda: verify_store(str(out)).damaged_scans)
     assert (again.done, again.skipped) == (("a", "b", "c"), ("d",))
     assert differing(out, complete) == []
     write_pair(raw, "d", image=PHANTOM.image // 2)

@@ -238,9 +238,12 @@ def test_a_reader_that_was_sent_elsewhere_asks_for_the_root_alone(copied, serve)
 def test_what_is_wrong_with_the_root_is_told_whatever_the_bundle_is(copied, serve):
     url, _ = serve(copied.parent)
     (copied / "zarr.json").write_bytes(b"{}")
-    with pytest.raises(StoreNotFoundError, match="is not a store that spinezarr wrote"):
+    with pytest.raises(CorruptStoreError, match=r"zarr\.json: the root of the store is damaged"):
         spinezarr.open(f"{url}/copied.zarr")
     (copied / "zarr.json").unlink()
+    with pytest.raises(CorruptStoreError, match=r"zarr\.json: the root of the store is missing"):
+        spinezarr.open(f"{url}/copied.zarr")
+    shutil.rmtree(copied / "table")
     with pytest.raises(StoreNotFoundError, match="there is no store"):
         spinezarr.open(f"{url}/copied.zarr")
     with pytest.raises(OSError, match="5 attempts in"):

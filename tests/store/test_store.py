@@ -268,8 +268,11 @@ def test_a_foreign_group_is_no_store(tmp_path, attributes):
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b'"x"', b"\xff", b'{"attributes": null}'])
-def test_a_damaged_root_is_no_store(copied, content):
+def test_a_damaged_root_says_how_it_is_mended(copied, content):
     (copied / "zarr.json").write_bytes(content)
+    with pytest.raises(CorruptStoreError, match=r"the root of the store is damaged.* --repair"):
+        StoreReader(str(copied))
+    shutil.rmtree(copied / "table")
     with pytest.raises(StoreNotFoundError, match="is not a store that spinezarr wrote"):
         StoreReader(str(copied))
 

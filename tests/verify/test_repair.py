@@ -1,0 +1,206 @@
+"""What ``verify`` finds, ``ingest --repair`` mends from the source files."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from spinezarr.cli.main import app
+from spinezarr.errors import UsageError
+from spinezarr.ingest.discover import discover
+from spinezarr.ingest.run import ingest
+from spinezarr.recipe import Recipe
+from spinezarr.testing import NiftiForm, write_nifti
+from spinezarr.verify.store import verify_store
+
+AFFINE = np.diag([1.0, 1.5, 2.0, 1.0])
+SHAPE = (130, 50, 60)
+RECIPE = Recipe.of_pairs("{scan}_ct.nii", "{scan}_seg.nii", name="mended")
+WITHOUT_VOXELS = [
+    "zarr.json",
+    "scans/zarr.json",
+    "table/zarr.json",
+    "table/scan/c.0",
+    "table_bundle/zarr.json",
+    "ingest/zarr.json",
+    "audit/zarr.json",
+    "scans/b/image/zarr.json",
+]
+OF_VOXELS = [
+    "zarr.json",
+    "image/c/0/0/0",
+    "image/c/1/0/0",
+    "label/c/0/0/0",
+    "z/c/0",
+    "sampling/label_chunks/c/0/0",
+]
+
+
+@pytest.fixture(scope="module")
+def pristine(tmp_path_factory):
+    """Raw folder and store of three scans, with an audit."""
+    folder = tmp_path_factory.mktemp("mended")
+    for number, scan in enumerate("abc"):
+        rng = np.random.default_rng(number)
+        image = rng.integers(-1000, 2000, SHAPE).astype(np.int16)
+        label = np.zeros(SHAPE, np.uint8)
+        label[10:40, 10:40, 10:40] = 20
+        write_nifti(folder / f"raw/{scan}_ct.nii", image, AFFINE, NiftiForm())
+        write_nifti(folder / f"raw/{scan}_seg.nii", label, AFFINE, NiftiForm(dtype="uint8"))
+    ingest(RECIPE, discover(RECIPE, str(folder / "raw")), str(folder / "mended.zarr"))
+    CliRunner().invoke(app, ["audit", str(folder / "mended.zarr")])
+    return folder
+
+
+@pytest.fixture
+def folder(pristine, tmp_path):
+    shutil.copytree(pristine / "raw", tmp_path / "raw")
+    shutil.copytree(pristine / "mended.zarr", tmp_path / "mended.zarr")
+    return tmp_path
+
+
+def repair(folder, url=None):
+    url = str(url or folder / "mended.zarr")
+    return ingest(
+        RECIPE,
+        discover(RECIPE, str(folder / "raw")),
+        url,
+        find_damaged=lambda: verify_store(url).damaged_scans,
+    )
+
+
+def batched(items, n):
+    return [items[i : i + n] for i in range(0, len(items), n)]
+
+
+def flip(data, rng):
+    at = int(rng.integers(len(data)))
+    return data[:at] + bytes([data[at] ^ (1 << int(rng.integers(8)))]) + data[at + 1 :]
+
+
+DAMAGES = {
+    "flipped": lambda path, rng: path.write_bytes(flip(path.read_bytes(), rng)),
+    "cut": lambda path, _: path.write_bytes(path.read_bytes()[:-1]),
+    "empty": lambda path, _: path.write_bytes(b""),
+    "gone": lambda path, _: path.unlink(),
+}
+
+
+def assert_mended(folder, pristine, differing, *, audited):
+    """Whole, and byte for byte what it was; ``audited`` says whether the audit still holds."""
+    assert verify_store(str(folder / "mended.zarr")).faults == ()
+    left = differing(folder / "mended.zarr", pristine / "mended.zarr")
+    of_audit = ("audit/zarr.json", "table/zarr.json", "table/audit", "table_bundle/")
+    assert audited == (not left)
+    assert all(name.startswith(of_audit) for name in left), left
+
+
+@pytest.mark.parametrize("damage", ["flipped", "gone"])
+@pytest.mark.parametrize("name", WITHOUT_VOXELS)
+def test_what_holds_no_voxels_is_written_anew(folder, pristine, differing, name, damage):
+    DAMAGES[damage](folder / "mended.zarr" / name, np.random.default_rng())
+    report = repair(folder)
+    assert (report.done, report.skipped, report.failed) == ((), ("a", "b", "c"), ())
+    assert_mended(folder, pristine, differing, audited=name != "audit/zarr.json")
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_scans_are_read_again(folder, pristine, differing, damage):
+    url = folder / "mended.zarr"
+    for names in batched(OF_VOXELS, 2):
+        damaged = dict(zip("ab", names, strict=False))
+        for scan, name in damaged.items():
+            DAMAGES[damage](url / "scans" / scan / name, np.random.default_rng())
+        report = repair(folder)
+        assert set(report.done) == set(damaged)
+        assert set(report.skipped) == set("abc") - set(damaged)
+        assert_mended(folder, pristine, differing, audited=False)
+        # The scans are under the other keys now; what is damaged next has the first ones.
+        shutil.rmtree(url)
+        shutil.copytree(pristine / "mended.zarr", url)
+
+
+def test_everything_at_once(folder, pristine, differing):
+    rng = np.random.default_rng()
+    for name in ("zarr.json", "scans/zarr.json", "table_bundle/zarr.json", "ingest/zarr.json"):
+        DAMAGES["flipped"](folder / "mended.zarr" / name, rng)
+    for scan, name in zip("abc", OF_VOXELS, strict=False):
+        DAMAGES["flipped"](folder / "mended.zarr/scans" / scan / name, rng)
+    shutil.copy(
+        folder / "mended.zarr/scans/a/label/c/0/0/0", folder / "mended.zarr/scans/b/image/c/1/0/0"
+    )
+    assert repair(folder).done == ("a", "b", "c")
+    assert_mended(folder, pristine, differing, audited=False)
+
+
+def test_a_plain_ingest_mends_the_group_of_all_scans(folder, pristine, differing):
+    DAMAGES["flipped"](folder / "mended.zarr/scans/zarr.json", np.random.default_rng())
+    ingest(RECIPE, discover(RECIPE, str(folder / "raw")), str(folder / "mended.zarr"))
+    assert_mended(folder, pristine, differing, audited=True)
+
+
+def test_what_cannot_be_read_again_is_said_and_stays(folder):
+    url = folder / "mended.zarr"
+    DAMAGES["flipped"](url / "scans/b/image/c/0/0/0", np.random.default_rng())
+    for path in folder.glob("raw/b_*"):
+        path.unlink()
+    report = repair(folder)
+    (failed,) = report.failed
+    assert failed.scan_id == "b"
+    assert "its source files are not in the raw folder" in failed.reason
+    assert report.exit_code == 1
+    assert verify_store(str(url)).damaged_scans == {"b"}
+
+
+def test_a_flipped_version_of_the_format_is_no_other_format(folder, pristine, differing):
+    path = folder / "mended.zarr/zarr.json"
+    path.write_bytes(path.read_bytes().replace(b'"format_version": ', b'"format_version": 1'))
+    repair(folder)
+    assert_mended(folder, pristine, differing, audited=True)
+
+
+def test_root_and_table_that_are_both_damaged_are_refused(folder):
+    for name in ("zarr.json", "table/zarr.json", "table_bundle/zarr.json"):
+        DAMAGES["flipped"](folder / "mended.zarr" / name, np.random.default_rng())
+    before = (folder / "mended.zarr/zarr.json").read_bytes()
+    with pytest.raises(UsageError, match="are both damaged"):
+        repair(folder)
+    assert (folder / "mended.zarr/zarr.json").read_bytes() == before
+
+
+def test_the_root_is_not_written_anew_for_another_dataset(folder):
+    DAMAGES["flipped"](folder / "mended.zarr/zarr.json", np.random.default_rng())
+    other = Recipe.of_pairs("{scan}_ct.nii", "{scan}_seg.nii", name="other")
+    with pytest.raises(UsageError, match="holds the dataset 'mended'"):
+        ingest(
+            other,
+            discover(other, str(folder / "raw")),
+            str(folder / "mended.zarr"),
+            find_damaged=frozenset,
+        )
+
+
+def test_the_command_line_says_what_was_found_and_mends_it(folder):
+    url = folder / "mended.zarr"
+
+    def run(*words):
+        return CliRunner().invoke(app, [str(word) for word in words])
+
+    words = ["ingest", "pairs", "--raw", folder / "raw", "--out", url]
+    words += ["--image", "{scan}_ct.nii", "--label", "{scan}_seg.nii"]
+    for name in ("zarr.json", "scans/b/image/c/0/0/0"):
+        DAMAGES["flipped"](url / name, np.random.default_rng())
+    for command in (["info", url], words):
+        said = run(*command)
+        assert said.exit_code != 0
+        assert "--repair" in said.output
+    result = run(*words, "--repair")
+    assert result.exit_code == 0, result.output
+    assert "The check found 1 fault" in " ".join(result.output.split())
+    assert run("verify", url).exit_code == 0
+    assert json.loads(run(*words, "--repair", "--json").stdout)["done"] == []
+    new = [folder / "new.zarr" if word == url else word for word in words]
+    assert run(*new, "--repair").exit_code == 0
+    assert run("verify", folder / "new.zarr").exit_code == 0
