@@ -4,21 +4,32 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 # Installed first, so that an index of CPU builds, PIP_EXTRA_INDEX_URL say, can serve it.
 TORCH ?= torch==2.13.0
+NNUNET ?= nnunetv2==2.8.1
 
-.PHONY: bench bench-codecs bench-ingest bench-loaders bench-memory bench-remote bench-remote-s3 bench-s3 bench-scans bench-window demo flips fuzz-kernel test test-ceph test-crash test-hostile lint types layers wheel clean
+.PHONY: bench bench-codecs bench-ingest bench-loaders bench-memory bench-remote bench-remote-s3 bench-s3 bench-scans bench-window demo flips fuzz-kernel test test-ceph test-crash test-hostile test-long lint types layers wheel clean
 
 demo: $(VENV)/.installed
 	$(BIN)/spinezarr demo --out demo
 
+# One process more than cores, as some tests wait for others' processes and for slow servers.
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 3 -m 'not long'
 
-# Ten thousand damaged files, each read in a process of its own; some hundreds are in 'make test'.
+# Processes that are killed, disks and networks that fail, benchmarks in their short forms.
+test-long: $(VENV)/.installed
+	$(BIN)/python -m pytest -n 2 -m long tests
+
+# Ten thousand damaged files, twenty thousand pairs of a lying store and what is done with it, and
+# four thousand lying catalogs, recipes, cards and tables, each given to a command; all in processes
+# with limits. Some are in 'make test', some hundreds in 'make test-long'.
 test-hostile: $(VENV)/.installed
 	mkdir -p build
 	$(BIN)/python tests/hostile/fuzz.py --count 12000 --json build/hostile.json
+	$(BIN)/python tests/hostile/stores_fuzz.py --count 20000 --json build/hostile-stores.json
+	$(BIN)/python tests/hostile/strangers.py --count 4000 --json build/strangers.json
 
-# Chunks that somebody made up, on a kernel that is built to notice every access outside its memory.
+# Chunks and tables that somebody made up, on a kernel that is built to notice every access outside
+# its memory and all undefined behavior; then chunks on the kernel as it is, beside numcodecs.
 fuzz-kernel: $(VENV)/.installed
 	$(BIN)/python tests/stream/test_native.py --count 20000
 
@@ -55,6 +66,8 @@ $(VENV)/.installed: pyproject.toml hatch_build.py spinezarr/stream/kernel.c
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet '$(TORCH)'
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	# Its readers only: training needs packages that are not wanted here.
+	$(BIN)/python -m pip install --quiet --no-deps '$(NNUNET)'
 	touch $@
 
 # All peers, about 20 minutes. PAIR='CT.nii.gz MASK.nii.gz' measures a scan of your own.

@@ -1,5 +1,7 @@
 """What tests and doctests share: one small ingested dataset, a web server and an S3 server."""
 
+import ctypes
+import gc
 import json
 import os
 import re
@@ -16,28 +18,60 @@ from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from threading import Thread
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 from hypothesis import settings
+from killing.memory import in_memory
 
 import spinezarr
+from spinezarr.geometry import corner_distance_mm
 from spinezarr.ingest.discover import discover
 from spinezarr.ingest.run import ingest
 from spinezarr.recipe import Recipe
 from spinezarr.store.attributes import ManifestEntry, ShardEntry
 from spinezarr.store.bundle import TABLE_BUNDLE, unbundle_files
 from spinezarr.store.sharding import ABSENT, CHECKSUM_BYTES, index_bytes, parse_index
+from spinezarr.store.store_folder import StoreFolder
 from spinezarr.stream.fetch import ByteRange, ByteRanges, Fetcher, LocalFetcher, Pieces
 from spinezarr.testing import WrittenScan, write_ctspine1k
 
-# A program of its own, which the tests beside it start.
-collect_ignore = ["tests/hostile/fuzz.py"]
+if TYPE_CHECKING:
+    import SimpleITK
+
+# Programs of their own, which the tests beside them start.
+collect_ignore = [
+    "tests/hostile/fuzz.py",
+    "tests/hostile/stores_fuzz.py",
+    "tests/hostile/stores_verbs.py",
+]
 
 # No deadline: shared machines pause. CI always draws the same examples; elsewhere they vary.
-settings.register_profile("default", deadline=None)
-settings.register_profile("ci", deadline=None, derandomize=True, max_examples=60)
+settings.register_profile("default", deadline=None, max_examples=60)
+settings.register_profile("ci", settings.get_profile("default"), derandomize=True)
 settings.load_profile("ci" if os.environ.get("CI") else "default")
+
+
+def pytest_configure() -> None:
+    """Let tests write to memory: stores are forced to disk file by file, which takes long."""
+    folder = in_memory()
+    if folder is not None:
+        os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", folder)
+
+
+def pytest_collection_finish() -> None:
+    """Keep the collector of garbage from going through all modules and tests each time."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _frozen_after_each_module() -> Iterator[None]:
+    """Do the same for what a module of tests has imported."""
+    yield
+    gc.collect()
+    gc.freeze()
 
 
 class NotingFetcher(Fetcher):
@@ -45,7 +79,7 @@ class NotingFetcher(Fetcher):
 
     def __init__(self, fetch: Fetcher | None = None) -> None:
         self.calls: list[ByteRanges] = []
-        self._fetch = fetch or LocalFetcher()
+        self._fetch = fetch or LocalFetcher(StoreFolder.at("/"))
 
     def __call__(self, ranges: ByteRanges) -> AbstractContextManager[Pieces]:
         """See :class:`Fetcher`."""
@@ -96,6 +130,35 @@ def _doctest_store(doctest_namespace: dict[str, object], request: pytest.Fixture
     """Give doctests that ask for it the name ``store``."""
     if isinstance(request.node, pytest.DoctestItem):
         doctest_namespace["store"] = request.getfixturevalue("store")
+
+
+def give_up_capabilities() -> Callable[[], None]:
+    """Leave user 0 with what the modes of files allow their owner; give what takes it back.
+
+    The thread, and those it starts, give up their effective capabilities (``capset(2)``).
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    header = (ctypes.c_uint32 * 2)(0x20080522, 0)  # _LINUX_CAPABILITY_VERSION_3, this thread
+    held = (ctypes.c_uint32 * 6)()
+    assert not libc.capget(header, held)
+    # Twice effective, permitted and inheritable.
+    assert not libc.capset(header, (ctypes.c_uint32 * 6)(0, *held[1:3], 0, *held[4:]))
+
+    def take_back() -> None:
+        assert not libc.capset(header, held)
+
+    return take_back
+
+
+@pytest.fixture
+def plain_user() -> Iterator[None]:
+    """Leave user 0 with what the modes of files allow their owner, while a test runs."""
+    if os.geteuid():
+        yield
+        return
+    take_back = give_up_capabilities()
+    yield
+    take_back()
 
 
 class _FolderServer(ThreadingHTTPServer):
@@ -319,3 +382,57 @@ def _shard_entry(shard: bytes, n_chunks: int) -> ShardEntry:
 def shard_entry() -> Callable[[bytes, int], ShardEntry]:
     """Return what a manifest says of a shard with room for so many chunks."""
     return _shard_entry
+
+
+def _affine_of_itk(image: "SimpleITK.Image") -> np.ndarray:
+    """Return where SimpleITK places voxels ``(i, j, k, 1)``, in RAS+ mm; ITK's are LPS+."""
+    to_ras = np.diag([-1.0, -1.0, 1.0])
+    affine = np.eye(4)
+    directions = np.array(image.GetDirection()).reshape(3, 3)
+    affine[:3, :3] = to_ras @ directions * image.GetSpacing()
+    affine[:3, 3] = to_ras @ image.GetOrigin()
+    return affine
+
+
+@pytest.fixture(scope="session")
+def affine_of_itk() -> "Callable[[SimpleITK.Image], np.ndarray]":
+    """Give where SimpleITK places an image's voxels, in RAS+ mm."""
+    return _affine_of_itk
+
+
+def _assert_read_alike(path: Path | str, apart_mm: float = 0.01) -> None:
+    """Check that SimpleITK, nibabel and nnU-Net find the same voxels at the same places in a file.
+
+    MONAI and TorchIO read through one of the first two, and ITK-SNAP and 3D Slicer through the
+    library below SimpleITK.
+    """
+    import nibabel  # noqa: PLC0415  takes long
+    import SimpleITK  # noqa: PLC0415
+    from nnunetv2.imageio.nibabel_reader_writer import NibabelIO  # noqa: PLC0415
+    from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO  # noqa: PLC0415
+
+    itk, file = SimpleITK.ReadImage(str(path)), nibabel.load(path)
+    assert isinstance(file, nibabel.Nifti1Image)
+    assert itk.GetSize() == file.shape
+    values = SimpleITK.GetArrayFromImage(itk).T
+    # ITK scales in float32.
+    scaled = (file.dataobj.slope, file.dataobj.inter) != (1.0, 0.0)
+    tolerance = {"rtol": 1e-5, "atol": 1e-3} if scaled else {"rtol": 0}
+    np.testing.assert_allclose(values, np.asarray(file.dataobj), **tolerance)
+    assert corner_distance_mm(file.shape, _affine_of_itk(itk), file.affine) <= apart_mm
+    np.testing.assert_allclose(itk.GetSpacing(), file.header.get_zooms(), rtol=1e-5)
+    for reader, expected in ((SimpleITKIO, values), (NibabelIO, np.asarray(file.dataobj))):
+        (voxels,), facts = reader().read_images([str(path)])
+        np.testing.assert_array_equal(voxels, expected.T.astype(np.float32))
+        np.testing.assert_allclose(facts["spacing"], itk.GetSpacing()[::-1], rtol=1e-5)
+
+
+@pytest.fixture(scope="session")
+def assert_read_alike() -> Callable[..., None]:
+    """Give the check that programs read a NIfTI file alike."""
+    return _assert_read_alike
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the pages, which take longest: at the end, other processes would wait for one."""
+    items.sort(key=lambda item: item.path.name != "test_docs.py")

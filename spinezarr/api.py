@@ -10,21 +10,23 @@ import numpy.typing as npt
 import xarray as xr
 
 from spinezarr.catalog import locate_store
-from spinezarr.errors import UnknownScanError, UsageError
+from spinezarr.errors import UsageError
 from spinezarr.geometry import FLAT_AXIS, Plane, ShapeZYX, SpacingZYX, axis_positions_mm
 from spinezarr.loaders.huggingface import SplitDataset, load_splits
 from spinezarr.stats.statistics import Statistics, compute_statistics, select_scans
-from spinezarr.store.reader import StoreReader
+from spinezarr.store.reader import StoreReader, named_scans
 from spinezarr.store.remote import IN_FLIGHT
 from spinezarr.stream.draw import Centers, Sampler
 from spinezarr.stream.engine import Engine
 from spinezarr.stream.fetch import fetcher_for
 from spinezarr.stream.grid import GridStream, Tiling
+from spinezarr.stream.nonfinite import Nonfinite, refuse_nonfinite
 from spinezarr.stream.range_cache import DiskCache
 from spinezarr.stream.spacing import OWN_SPACING, TargetZYX, patch_size, target_spacing
 from spinezarr.stream.stream import OnChange, PatchStream, image_dtype_of
 from spinezarr.stream.volumes import StoredVolumes
 from spinezarr.stream.window import Shuffle, window_sampler
+from spinezarr.text import composed, counted, printable, printable_values
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
     from spinezarr.audit.run import StoreAudit
     from spinezarr.export.nifti import ExportedScan
     from spinezarr.export.nnunet import NnunetExport
+    from spinezarr.serve.run import BackgroundServer
 
 __all__ = ["Store", "load_dataset", "open"]
 
@@ -99,6 +102,7 @@ def load_dataset(
     catalog: str | os.PathLike[str] | None = None,
     storage_options: Mapping[str, Any] | None = None,
     cache: DiskCache | str | os.PathLike[str] | None = None,
+    nonfinite: Nonfinite = "refuse",
 ) -> SplitDataset | dict[str, SplitDataset]:
     """Load a store as the Hugging Face script ``CTSpine1K.py`` gave the dataset.
 
@@ -114,13 +118,16 @@ def load_dataset(
         ``"2d"`` gives a record a slice, ``"3d"`` one a scan.
     split
         ``"train"``, ``"validation"`` or ``"test"``; a dict of all splits if not given.
+    nonfinite
+        As in :meth:`Store.patches`; ``"keep"`` gives NaN and infinity as the script does.
 
     Raises
     ------
     StoreNotFoundError
         If there is no store.
     UsageError
-        If it has no such split, or there is no such configuration.
+        If it has no such split, there is no such configuration, or scans hold voxels that are NaN
+        or infinite.
 
     Examples
     --------
@@ -129,14 +136,14 @@ def load_dataset(
     (dtype('float32'), dtype('int32'), 0)
     """
     opened = open(store, catalog=catalog, storage_options=storage_options, cache=cache)
-    splits = load_splits(opened._reader, opened._engine, name)  # noqa: SLF001  one module
-    if split is None:
-        return splits
-    if split not in splits:
-        raise UsageError(
-            f"split {split!r}: {opened.url} has {', '.join(map(repr, splits)) or 'none'}."
-        )
-    return splits[split]
+    splits = load_splits(
+        opened._reader,  # noqa: SLF001  one module
+        opened._engine,  # noqa: SLF001
+        name,
+        split=None if split is None else composed(split),
+        nonfinite=nonfinite,
+    )
+    return splits if split is None else splits[composed(split)]
 
 
 class Store:
@@ -163,8 +170,9 @@ class Store:
         table = self.table
         splits = ", ".join(f"{n} {name or 'in no split'}" for name, n in self.splits.items())
         by_split = f" ({splits})" if splits else ""
-        return (
-            f"<spinezarr.Store {self._reader.root.dataset}: {table.sizes['scan']} scans{by_split}>"
+        return printable(
+            f"<spinezarr.Store {self._reader.root.dataset}: "
+            f"{counted(table.sizes['scan'], 'scan')}{by_split}>"
         )
 
     def __reduce__(self) -> tuple[Callable[..., "Store"], tuple[object, ...]]:
@@ -184,9 +192,17 @@ class Store:
     def table(self) -> xr.Dataset:
         """The scan table: a dataset over ``scan``, ``vertebra`` and ``axis`` (z, y, x), in memory.
 
-        Choosing scans never opens them: ``table.volume_cm3.sel(vertebra="L1").median()``.
+        Choosing scans never opens them: ``table.volume_cm3.sel(vertebra="L1").median()``. Texts in
+        the attributes are fit to print, as xarray prints them raw.
         """
-        return self._reader.table
+        table = self._reader.table
+        all_attrs = [table.attrs, *(column.attrs for column in table.variables.values())]
+        if printable_values(all_attrs) == all_attrs:
+            return table
+        table = table.copy()
+        for column in table.variables.values():
+            column.attrs = printable_values(column.attrs)
+        return table.assign_attrs(printable_values(table.attrs))
 
     @property
     def splits(self) -> dict[str, int]:
@@ -212,7 +228,7 @@ class Store:
         >>> store.stats(split="train").vertebrae["L1"].scans
         2
         """
-        return compute_statistics(select_scans(self.table, split=split, source=source))
+        return compute_statistics(select_scans(self._reader.table, split=split, source=source))
 
     def scan(self, scan_id: str) -> xr.Dataset:
         """Open one scan; voxels are read when they are computed.
@@ -235,9 +251,9 @@ class Store:
         from spinezarr.stream.lazy import lazy_array  # noqa: PLC0415
 
         scan = self._reader.scan(scan_id)
-        described = scan.variable_attributes
+        described = printable_values(scan.variable_attributes)
         positions = axis_positions_mm(scan.affine, scan.image.shape_zyx)
-        attributes = scan.attributes.to_json()
+        attributes = printable_values(scan.attributes.to_json())
         del attributes["manifest"]
         return xr.Dataset(
             {
@@ -272,6 +288,7 @@ class Store:
         window_scans: int | None = None,
         samples_per_scan: int | None = None,
         on_change: OnChange = "error",
+        nonfinite: Nonfinite = "refuse",
     ) -> PatchStream:
         """Stream random 3D patches of image and mask.
 
@@ -330,11 +347,17 @@ class Store:
             What iterating does when it meets a scan that was ingested anew since the store was
             opened. ``"error"`` raises :class:`~spinezarr.errors.ScanChangedError`. ``"follow"``
             opens the store again and goes on with its present version; see ``docs/training.md``.
+        nonfinite
+            What to do with scans that hold voxels that are NaN or infinite: ``"refuse"`` them,
+            ``"keep"`` such voxels, or a number to put in their place, such as -1024 for air. It is
+            put there before anything is interpolated. The scan table says which scans hold any;
+            for others it changes nothing.
 
         Raises
         ------
         UsageError
-            If no scan is left to draw from, or a value is out of range.
+            If no scan is left to draw from, a value is out of range, or scans hold voxels that are
+            NaN or infinite.
 
         Examples
         --------
@@ -369,6 +392,7 @@ class Store:
             window_scans=window_scans,
             samples_per_scan=samples_per_scan,
             on_change=on_change,
+            nonfinite=nonfinite,
         )
 
     def slices(
@@ -394,6 +418,7 @@ class Store:
         window_scans: int | None = None,
         samples_per_scan: int | None = None,
         on_change: OnChange = "error",
+        nonfinite: Nonfinite = "refuse",
     ) -> PatchStream:
         """Stream random 2D slices of image and mask, or 2.5D ones.
 
@@ -416,13 +441,14 @@ class Store:
             Distance between these slices: the scan's own nearest to each multiple are taken. If
             not given, they are next to each other, however thick.
         batch_size, split, scans, seed, epoch, foreground, weights, centers, n_samples, labels,
-        shuffle, window_scans, samples_per_scan, on_change
+        shuffle, window_scans, samples_per_scan, on_change, nonfinite
             As in :meth:`patches`.
 
         Raises
         ------
         UsageError
-            If no scan is left to draw from, or a value is out of range.
+            If no scan is left to draw from, a value is out of range, or scans hold voxels that are
+            NaN or infinite.
 
         Examples
         --------
@@ -454,6 +480,7 @@ class Store:
             window_scans=window_scans,
             samples_per_scan=samples_per_scan,
             on_change=on_change,
+            nonfinite=nonfinite,
             neighbours=neighbours,
             neighbour_step_mm=neighbour_step_mm,
         )
@@ -466,6 +493,7 @@ class Store:
         overlap_zyx: ShapeZYX | int | None = None,
         batch_size: int = 1,
         labels: bool = False,
+        nonfinite: Nonfinite = "refuse",
     ) -> GridStream:
         """Cover a scan with patches, for inference.
 
@@ -486,6 +514,8 @@ class Store:
             Patches in a batch.
         labels
             Read the mask too.
+        nonfinite
+            As in :meth:`patches`.
 
         Returns
         -------
@@ -498,7 +528,8 @@ class Store:
         UnknownScanError
             If the store has no such scan.
         UsageError
-            If the scan has no mask and one is asked for, or a value is out of range.
+            If the scan has no mask and one is asked for, a value is out of range, or the scan holds
+            voxels that are NaN or infinite.
 
         Examples
         --------
@@ -525,8 +556,10 @@ class Store:
             shuffle="exact",
             window_scans=None,
             samples_per_scan=None,
+            nonfinite=nonfinite,
         )
-        shape_zyx = self._reader.planned_scan(scan_id).image.shape_zyx
+        scan = self._reader.planned_scan(scan_id)
+        shape_zyx, scan_id = scan.image.shape_zyx, scan.attributes.scan_id
         return GridStream(stream, scan_id, Tiling.cover(shape_zyx, (z, y, x), overlap))
 
     def preview(self, scan_id: str) -> "Figure":
@@ -554,9 +587,14 @@ class Store:
         folder: str | os.PathLike[str],
         *,
         compressed: bool = True,
+        exact: bool = False,
         on_bytes: Callable[[int], None] = lambda _: None,
     ) -> "ExportedScan":
-        """Write image and mask of a scan as NIfTI: the source's voxels, type, axes and affine.
+        """Write image and mask of a scan as NIfTI, in the source's axes.
+
+        What was a NIfTI file comes back bit for bit: voxels, type and place. Where SimpleITK,
+        ITK-SNAP or nibabel would not read it, or not alike, and of other formats, NIfTI-1 in the
+        narrowest type that holds the values is written; the notes say what differs.
 
         Parameters
         ----------
@@ -567,6 +605,9 @@ class Store:
             files of these names are replaced.
         compressed
             Write ``.nii.gz``, else ``.nii``.
+        exact
+            Keep the source's own type and affine bit for bit, as NIfTI-2 where NIfTI-1 would round
+            the affine. Not all programs read such files.
         on_bytes
             Called with each further number of bytes of stored voxels that are done.
 
@@ -576,6 +617,8 @@ class Store:
             If the store has no such scan.
         CorruptStoreError
             If stored bytes are missing or damaged; nothing is left of that file.
+        UsageError
+            If a file of such a name and the other ending lies there: SimpleITK would mix them up.
         """
         # nibabel takes long to import, and those who train never export.
         from spinezarr.export.nifti import export_scan  # noqa: PLC0415
@@ -585,6 +628,7 @@ class Store:
             self._engine,
             Path(folder),
             compressed=compressed,
+            exact=exact,
             on_bytes=on_bytes,
         )
 
@@ -593,7 +637,7 @@ class Store:
     ) -> None:
         """Write numbers on a scan's grid, such as a predicted mask, as NIfTI.
 
-        The file has the axes and the affine of the file that the scan's image was made from.
+        The file lies as the exported image does: in the axes of the file that it was made from.
 
         Parameters
         ----------
@@ -601,6 +645,8 @@ class Store:
             The scan.
         values_zyx
             A number for each stored voxel, ``(z, y, x)``, e.g. a channel of what a merger gives.
+            64-bit integers, which not all programs read, become the narrowest type that holds
+            them.
         path
             Ends in ``.nii.gz`` or ``.nii``; a file that is there is replaced.
 
@@ -609,7 +655,8 @@ class Store:
         UnknownScanError
             If the store has no such scan.
         UsageError
-            If the shape is not the scan's, the name ends otherwise, or NIfTI has no such type.
+            If the shape is not the scan's, the name ends otherwise, a file of that name and the
+            other ending lies there, or no type holds the values.
         """
         # nibabel takes long to import, and those who train never export.
         from spinezarr.export.nifti import write_on_image_grid  # noqa: PLC0415
@@ -659,6 +706,41 @@ class Store:
             preprocessed=None if preprocessed is None else Path(preprocessed),
             compressed=compressed,
         )
+
+    def serve(self, port: int = 0) -> "BackgroundServer":
+        """Serve this store to programs of this machine, in the background of this one.
+
+        Parameters
+        ----------
+        port
+            Of TCP; 0 takes one that is free.
+
+        Returns
+        -------
+        BackgroundServer
+            Its ``url`` and, below it, ``/zarr/<name>`` for every Zarr client; a context that ends
+            it. It ends with the program anyway.
+
+        Raises
+        ------
+        UsageError
+            If the store is not on disk, the port is taken, or the package that serves is not
+            installed.
+
+        Examples
+        --------
+        >>> import spinezarr
+        >>> with store.serve() as server:
+        ...     len(spinezarr.open(f"{server.url}/zarr/ctspine1k").table.scan)
+        6
+        """
+        # What serves is an extra.
+        from spinezarr.serve.run import BackgroundServer  # noqa: PLC0415
+        from spinezarr.serve.settings import ServeSettings  # noqa: PLC0415
+
+        if self._reader.objects.is_remote:
+            raise UsageError(f"{self._reader.name}: is not on disk. Serve it where it lies.")
+        return BackgroundServer(ServeSettings(paths=(self._reader.path,)), port)
 
     def audit(
         self, scans: Sequence[str] | None = None, *, on_scan: Callable[[], None] = lambda: None
@@ -714,12 +796,10 @@ class Store:
     ) -> xr.Dataset:
         table = self.table
         if scans is not None:
-            wanted = [str(name) for name in np.atleast_1d(np.asarray(scans))]
-            unknown = sorted(set(wanted) - set(table.scan.to_numpy().tolist()))
-            if unknown:
-                raise UnknownScanError(f"{self.url}: has no scan {unknown[0]!r}.")
-            table = table.sel(scan=wanted)
+            wanted = np.atleast_1d(np.asarray(scans)).tolist()
+            table = table.sel(scan=named_scans(wanted, table.scan.to_numpy().tolist(), self.url))
         if split is not None:
+            split = composed(split)
             if split not in self.splits:
                 raise UsageError(
                     f"split {split!r}: the store has {', '.join(repr(s) for s in self.splits)}."
@@ -729,7 +809,7 @@ class Store:
             table = table.isel(scan=np.flatnonzero(table.label_state.to_numpy() != "none"))
         if not table.sizes["scan"]:
             masks = " that have a mask (labels=False reads images alone)" if labels else ""
-            raise UsageError(f"{self.url}: there are no scans to draw from{masks}.")
+            raise UsageError(f"{self._reader.name}: there are no scans to draw from{masks}.")
         return table
 
     def _stream(
@@ -747,6 +827,7 @@ class Store:
         shuffle: Shuffle,
         window_scans: int | None,
         samples_per_scan: int | None,
+        nonfinite: Nonfinite,
         on_change: OnChange = "error",
         weights: Mapping[str, float] | None = None,
         centers: Centers = "voxel",
@@ -754,6 +835,7 @@ class Store:
         neighbours: int = 0,
         neighbour_step_mm: float | None = None,
     ) -> PatchStream:
+        refuse_nonfinite(table, nonfinite, self._reader.name)
         image_dtype = image_dtype_of(table)
         sampler = Sampler.of_table(
             table,
@@ -783,6 +865,7 @@ class Store:
             image_dtype=image_dtype,
             flat_axis=flat_axis,
             window=window,
+            nonfinite=nonfinite,
             neighbours=neighbours,
             neighbour_step_mm=neighbour_step_mm,
             on_change=on_change,

@@ -9,6 +9,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from spinezarr.errors import CardError
 from spinezarr.strict_yaml import StrictModel, load_strict_yaml
+from spinezarr.text import printable
 from spinezarr.vertebrae import LEVELS
 
 __all__ = [
@@ -52,7 +53,8 @@ class FigureKey(NamedTuple):
     """What is counted or measured, with its unit."""
 
     def __str__(self) -> str:
-        return " ".join(part for part in (self.group, self.name, self.statistic) if part != "all")
+        parts = (part for part in (self.group, self.name, self.statistic) if part != "all")
+        return printable(" ".join(parts))
 
 
 @dataclass(frozen=True, slots=True)

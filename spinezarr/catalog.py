@@ -1,19 +1,31 @@
-"""The datasets a user has: name, recipe, raw folder and store, read from ``catalog.yaml``."""
+"""The datasets a user has: name, recipe, raw folder and store, read from ``catalog.yaml``.
+
+A catalog that the user names, by an option, an argument or ``$SPINEZARR_CATALOG``, is theirs: it
+may use variables of the environment, and buckets are asked with the keys that the user has. The
+``catalog.yaml`` that lies in the working folder may have come with somebody's files. It is read for
+what it can only point at, and neither variables nor keys go anywhere on its word: see
+:class:`CatalogEntry`.
+"""
 
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Final, NamedTuple
+
+from pydantic import AfterValidator, Field
 
 from spinezarr.errors import CatalogError, StoreNotFoundError
+from spinezarr.regular_file import irregular_kind, without_tilde
 from spinezarr.strict_yaml import StrictModel, load_strict_yaml
+from spinezarr.text import composed
 
 __all__ = [
     "CATALOG_VARIABLE",
     "Catalog",
     "CatalogEntry",
+    "FoundCatalog",
     "find_catalog",
     "load_catalog",
     "locate_store",
@@ -23,8 +35,14 @@ CATALOG_VARIABLE = "SPINEZARR_CATALOG"
 """Environment variable that names a catalog file."""
 
 CATALOG_NAME = "catalog.yaml"
-_VARIABLE = re.compile(r"\$(?:\{(\w+)\}|(\w+))", re.ASCII)
-"""What :func:`os.path.expandvars` takes for a variable."""
+_VARIABLE: Final = re.compile(r"\$\{([A-Za-z_]\w*)\}", re.ASCII)
+_BARE_VARIABLE: Final = re.compile(r"\$[A-Za-z_]\w*", re.ASCII)
+_LONGEST_NAME: Final = 255
+"""Bytes of a name of the usual file systems (NAME_MAX in limits.h)."""
+_BUCKETS: Final = {"s3", "s3a"}
+_SHOWN: Final = 20
+_PUBLIC: Final = {"file", "http", "https"}
+"""Kinds of URLs that are asked without keys."""
 
 
 class _StorageModel(StrictModel):
@@ -35,12 +53,27 @@ class _StorageModel(StrictModel):
     anon: bool | None = None
 
 
+def _checked_place(text: str) -> str:
+    bare = _BARE_VARIABLE.search(text)
+    if bare:
+        raise ValueError(f"variables are written ${{{bare[0][1:]}}}, found {bare[0]!r}")
+    names = [] if "://" in text else text.encode(errors="replace").split(b"/")
+    if len(text.splitlines()) > 1 or max(map(len, names), default=0) > _LONGEST_NAME:
+        raise ValueError(
+            f"it is no path or URL: give one line, with names of at most {_LONGEST_NAME} bytes"
+        )
+    return text
+
+
+_Place = Annotated[str, Field(min_length=1), AfterValidator(_checked_place)]
+
+
 class _EntryModel(StrictModel):
-    recipe: str
+    recipe: _Place
     """Name of a shipped recipe, or the path of a ``.yaml`` file."""
-    raw: str | None = None
+    raw: _Place | None = None
     """Folder or URL of the files as they were downloaded; not needed to read a store."""
-    store: str
+    store: _Place
     """Path or URL of the store."""
     licence: str | None = None
     """Licence of the data, where it differs from the recipe's."""
@@ -56,48 +89,91 @@ class _CatalogModel(StrictModel):
 
 @dataclass(frozen=True, slots=True)
 class CatalogEntry:
-    """One dataset of a catalog, as written in the file."""
+    """One dataset of a catalog, as written in the file.
+
+    Its locations raise CatalogError where they use a variable that is not set, and if the user has
+    not named the catalog:
+
+    * where they use any variable, which could be a secret, and the URL that of a server;
+    * where they have an endpoint or a profile, or are in a bucket without ``anon: true``, as keys
+      would be sent on the word of the catalog;
+    * where they are URLs of another kind than ``http``, ``https``, ``file`` and ``s3``.
+    """
 
     name: str
     recipe: str
-    raw: str | None
-    store: str
+    raw: str | None = field(repr=False)
+    store: str = field(repr=False)
     licence: str | None
     catalog_path: Path
-    storage_options: Mapping[str, Any]
+    is_named: bool
+    """Whether the user has named the catalog."""
+    storage_options: Mapping[str, Any] = field(repr=False)
     """For the store's file system, if it is a URL."""
-    raw_storage_options: Mapping[str, Any] | None
+    raw_storage_options: Mapping[str, Any] | None = field(repr=False)
     """For that of the raw folder, where they differ from the store's."""
 
     @property
     def recipe_location(self) -> str:
         """Recipe name, or the path of its file."""
         if self.recipe.endswith((".yaml", ".yml")):
-            return self._locate(self.recipe)
+            return self._path(self._expanded(self.recipe))
         return self.recipe
 
     @property
     def raw_location(self) -> str | None:
         """Raw folder, variables expanded, relative paths taken from the catalog's folder."""
-        return None if self.raw is None else self._locate(self.raw)
+        if self.raw is None:
+            return None
+        options = self.raw_storage_options
+        return self._locate(self.raw, self.storage_options if options is None else options)
 
     @property
     def store_location(self) -> str:
         """Store path or URL, variables expanded, relative paths taken from the catalog's folder."""
-        return self._locate(self.store)
+        return self._locate(self.store, self.storage_options)
 
-    def _locate(self, value: str) -> str:
-        for braced, plain in _VARIABLE.findall(value):
-            if (braced or plain) not in os.environ:
+    def _locate(self, value: str, options: Mapping[str, Any]) -> str:
+        expanded = self._expanded(value)
+        scheme, separator, _ = expanded.partition("://")
+        if not separator:
+            return self._path(expanded)
+        if not self.is_named:
+            self._check_sends_no_keys(scheme, options)
+        return expanded
+
+    def _check_sends_no_keys(self, scheme: str, options: Mapping[str, Any]) -> None:
+        own = sorted({"endpoint_url", "profile"} & options.keys())
+        if own:
+            raise self._needs_word(f"names its own {own[0]}")
+        if scheme in _BUCKETS and not options.get("anon"):
+            raise self._needs_word(
+                "is in a bucket, which would be asked with your keys,",
+                "add 'anon: true' to it, or ",
+            )
+        if scheme not in _BUCKETS | _PUBLIC:
+            raise self._needs_word(f"has a URL with {scheme[:_SHOWN]}://")
+
+    def _expanded(self, value: str) -> str:
+        for name in _VARIABLE.findall(value):
+            if not self.is_named:
+                raise self._needs_word(f"uses the environment variable {name}")
+            if name not in os.environ:
                 raise CatalogError(
                     f"{self.catalog_path}: dataset {self.name!r} uses the environment variable "
-                    f"{braced or plain}, which is not set. Set it, or write the path into the "
-                    "catalog."
+                    f"{name}, which is not set. Set it, or write the path into the catalog."
                 )
-        expanded = os.path.expandvars(value)
-        if "://" in expanded:
-            return expanded
-        return str(self.catalog_path.parent / Path(expanded).expanduser())
+        return _VARIABLE.sub(lambda found: os.environ[found[1]], value)
+
+    def _needs_word(self, what: str, otherwise: str = "") -> CatalogError:
+        return CatalogError(
+            f"{self.catalog_path}: dataset {self.name!r} {what} and the catalog was only found in "
+            f"the working folder. If you trust it, {otherwise}name it: --catalog {CATALOG_NAME}, "
+            f"catalog=... in Python, or {CATALOG_VARIABLE}={self.catalog_path}."
+        )
+
+    def _path(self, path: str) -> str:
+        return str(self.catalog_path.parent / without_tilde(path))
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,29 +184,52 @@ class Catalog:
     entries: dict[str, CatalogEntry]
 
     def get(self, name: str) -> CatalogEntry | None:
-        """Return the entry ``name``, or None."""
-        return self.entries.get(name)
+        """Return the entry ``name``, in any Unicode form, or None."""
+        return self.entries.get(composed(name))
 
 
-def find_catalog(path: str | os.PathLike[str] | None = None) -> Path | None:
+class FoundCatalog(NamedTuple):
+    """Where a catalog is."""
+
+    path: Path
+    is_named: bool
+    """Whether the user has named it."""
+
+
+def find_catalog(path: str | os.PathLike[str] | None = None) -> FoundCatalog | None:
     """Find the catalog file: ``path``, else ``$SPINEZARR_CATALOG``, else ``./catalog.yaml``.
 
     Raises
     ------
     CatalogError
-        If a catalog was named, by argument or variable, and is not a file.
+        If a catalog was named, by argument or variable, and is not a file; if the variable names it
+        by a relative path, which would be another file in each folder; or if there is a
+        ``catalog.yaml`` in the working folder that is no file.
     """
-    for named, where in ((path, "--catalog"), (os.environ.get(CATALOG_VARIABLE), CATALOG_VARIABLE)):
+    variable = os.environ.get(CATALOG_VARIABLE)
+    for named, where in ((path, "--catalog"), (variable, CATALOG_VARIABLE)):
         if named:
-            found = Path(named).expanduser()
-            if not found.is_file():
+            found = without_tilde(named)
+            if where == CATALOG_VARIABLE and not found.is_absolute():
                 raise CatalogError(
-                    f"{found}: no such catalog file (named by {where}). "
-                    "'spinezarr init' writes one to start from."
+                    f"{found}: is a relative path (named by {where}), which is another file in "
+                    "each folder. Give the whole path."
                 )
-            return found
+            if not found.is_file():
+                kind = irregular_kind(found)
+                raise CatalogError(
+                    f"{found}: {f'is {kind}, expected a' if kind else 'no such'} catalog file "
+                    f"(named by {where}). 'spinezarr init' writes one to start from."
+                )
+            return FoundCatalog(found, is_named=True)
     here = Path(CATALOG_NAME)
-    return here if here.is_file() else None
+    kind = irregular_kind(here)
+    if kind:
+        raise CatalogError(
+            f"{here}: is {kind}, expected a catalog file. Move it away, or name a catalog by "
+            "--catalog FILE."
+        )
+    return FoundCatalog(here, is_named=False) if here.is_file() else None
 
 
 def load_catalog(path: str | os.PathLike[str] | None = None) -> Catalog | None:
@@ -144,16 +243,17 @@ def load_catalog(path: str | os.PathLike[str] | None = None) -> Catalog | None:
     found = find_catalog(path)
     if found is None:
         return None
-    model = load_strict_yaml(found, _CatalogModel, CatalogError)
-    absolute = found.resolve()
+    model = load_strict_yaml(found.path, _CatalogModel, CatalogError)
+    absolute = found.path.resolve()
     entries = {
-        name: CatalogEntry(
-            name=name,
+        composed(name): CatalogEntry(
+            name=composed(name),
             recipe=entry.recipe,
             raw=entry.raw,
             store=entry.store,
             licence=entry.licence,
             catalog_path=absolute,
+            is_named=found.is_named,
             storage_options=entry.storage_options.model_dump(exclude_none=True),
             raw_storage_options=None
             if entry.raw_storage_options is None
@@ -183,7 +283,7 @@ def locate_store(
     CatalogError
         If the catalog does not load.
     """
-    path = Path(store).expanduser()
+    path = without_tilde(store)
     if "://" in store:
         return store, {}
     if (path / "zarr.json").exists():
@@ -201,5 +301,5 @@ def locate_store(
     )
     raise StoreNotFoundError(
         f"{store!r} is no store: there is no such path, and as a dataset name it is unknown "
-        f"({names})."
+        f"({names}). 'spinezarr ingest' makes a store."
     )

@@ -3,6 +3,12 @@
 A message names the file or scan, what was found, what was expected and the next step.
 """
 
+import re
+from typing import Final
+
+from spinezarr.public_url import without_secrets
+from spinezarr.text import Lines
+
 __all__ = [
     "CardError",
     "CatalogError",
@@ -14,6 +20,7 @@ __all__ = [
     "LostLockError",
     "ReadOnlyStoreError",
     "RecipeError",
+    "RecipeLimitError",
     "ScanChangedError",
     "ScanRewrittenError",
     "SpinezarrError",
@@ -24,8 +31,27 @@ __all__ = [
 ]
 
 
+_END_OF_LINE: Final = re.compile(r"\s*[\n\r]\s*")
+
+
 class SpinezarrError(Exception):
-    """Base class: ``except SpinezarrError`` catches all of ours and none of our bugs."""
+    """Base class: ``except SpinezarrError`` catches all of ours and none of our bugs.
+
+    Whoever prints it, a message is fit to print: it holds names of strangers.
+
+    Parameters
+    ----------
+    message
+        One line, or :class:`~spinezarr.text.Lines`.
+    *more
+        What a subclass takes besides.
+    """
+
+    def __init__(self, message: str = "", *more: object) -> None:
+        lines = message.split("\n") if isinstance(message, Lines) else [message]
+        # Other packages' messages have several lines, in the midst of one of ours.
+        shown = (without_secrets(_END_OF_LINE.sub(" ", line)) for line in lines)
+        super().__init__(Lines(*shown), *more)
 
 
 class UsageError(SpinezarrError, ValueError):
@@ -34,6 +60,10 @@ class UsageError(SpinezarrError, ValueError):
 
 class RecipeError(UsageError):
     """A recipe file that does not load; the message points at the key and its line."""
+
+
+class RecipeLimitError(RecipeError):
+    """A recipe that asks for more time or text than any dataset needs; names what does."""
 
 
 class CardError(UsageError):

@@ -22,6 +22,7 @@ import numpy.typing as npt
 __all__ = [
     "FLAT_AXIS",
     "GRID_TOLERANCE",
+    "LEAST_SHEAR_DEG",
     "AxisMap",
     "Box",
     "Grid",
@@ -31,8 +32,10 @@ __all__ = [
     "ShapeZYX",
     "SpacingZYX",
     "axis_positions_mm",
+    "corner_distance_mm",
     "max_corner_distance_mm",
     "oblique_angle_deg",
+    "shear_deg",
 ]
 
 
@@ -45,6 +48,11 @@ GRID_TOLERANCE: Final = 0.1
 """Largest distance between corners of files on one grid, as a share of the smallest voxel spacing.
 
 Far above the rounding of float32 affines and quaternions, far below what a mask can resolve.
+"""
+LEAST_SHEAR_DEG: Final = 0.1
+"""Angle of the axes off 90 degrees above rounding.
+
+TotalSegmentator's directions are perpendicular to 2e-4, which is 0.01 degrees.
 """
 ShapeIJK = tuple[int, int, int]
 ShapeZYX = tuple[int, int, int]
@@ -262,13 +270,41 @@ def max_corner_distance_mm(a: Grid, b: Grid) -> float:
     Two affine grids of one shape coincide everywhere if and only if their corners do.
     """
     x, y, z = a.shape_zyx[::-1]
-    corners = np.array([(*c, 1) for c in product((0, x - 1), (0, y - 1), (0, z - 1))], float).T
-    distance = (a.affine_xyz - b.affine_xyz)[:3] @ corners
-    return float(np.linalg.norm(distance, axis=0).max())
+    return corner_distance_mm((x, y, z), a.affine_xyz, b.affine_xyz)
+
+
+def corner_distance_mm(shape: ShapeIJK, a: Matrix4x4, b: Matrix4x4) -> float:
+    """Largest distance between where two affines place a voxel of an array of ``shape``.
+
+    Examples
+    --------
+    >>> corner_distance_mm((3, 5, 5), np.eye(4), np.diag([1.5, 1.0, 1.0, 1.0]))
+    1.0
+    """
+    corners = np.array([(*c, 1) for c in product(*((0, n - 1) for n in shape))], float).T
+    return float(np.linalg.norm((a - b)[:3] @ corners, axis=0).max())
+
+
+def shear_deg(affine: Matrix4x4) -> float:
+    """Largest deviation of two voxel axes from a right angle.
+
+    Examples
+    --------
+    >>> sheared = np.eye(4)
+    >>> sheared[1, 2] = np.tan(np.radians(15))
+    >>> round(shear_deg(sheared), 6), round(oblique_angle_deg(sheared), 6)
+    (15.0, 7.5)
+    """
+    directions = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
+    cosine = np.abs(directions.T @ directions - np.eye(3)).max()
+    return float(np.degrees(np.arcsin(min(1.0, cosine))))
 
 
 def oblique_angle_deg(affine: Matrix4x4) -> float:
     """Largest angle between a voxel axis and the world axis it follows most closely.
+
+    Of a sheared grid it is that of the perpendicular axes nearest to its own, those of the polar
+    decomposition: what is left of a shear of some angle is half of it.
 
     Examples
     --------
@@ -276,6 +312,9 @@ def oblique_angle_deg(affine: Matrix4x4) -> float:
     0.0
     """
     directions = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
+    if shear_deg(affine) > LEAST_SHEAR_DEG:
+        left, _, right = np.linalg.svd(directions)
+        directions = left @ right
     return float(np.degrees(np.arccos(np.clip(np.abs(directions).max(axis=0), -1, 1))).max())
 
 

@@ -5,6 +5,7 @@ from importlib.resources.abc import Traversable
 from pathlib import Path
 
 from spinezarr.errors import RecipeError
+from spinezarr.regular_file import irregular_kind, without_tilde
 
 __all__ = ["recipe_names", "recipe_path", "resource"]
 
@@ -49,10 +50,12 @@ def recipe_path(recipe: str) -> Traversable:
         If there is no such recipe; lists those that ship with spinezarr.
     """
     if recipe.endswith((".yaml", ".yml")):
-        path = Path(recipe).expanduser()
+        path = without_tilde(recipe)
         if path.is_file():
             return path
-        raise RecipeError(f"{recipe}: no such recipe file.")
+        kind = irregular_kind(path)
+        what = f"is {kind}, expected a file" if kind else "no such recipe file"
+        raise RecipeError(f"{recipe}: {what}. Shipped recipes: {', '.join(recipe_names())}.")
     if recipe in recipe_names():
         return resource(f"ingest/{recipe}.yaml")
     raise RecipeError(

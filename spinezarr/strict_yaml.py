@@ -1,24 +1,45 @@
 """YAML files read strictly: every mistake is reported with its file, line and key."""
 
+import datetime as dt
 import difflib
 import json
+from collections.abc import Callable, Iterable
+from functools import cache
 from importlib.resources.abc import Traversable
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import ErrorDetails
 
 from spinezarr.errors import UsageError
+from spinezarr.regular_file import read_regular_file
+from spinezarr.text import Lines, composed, printable
 
-__all__ = ["StrictModel", "load_strict_yaml", "place_of_key", "reason_of"]
+__all__ = ["StrictModel", "load_strict_yaml", "reason_of"]
 
 Model = TypeVar("Model", bound=BaseModel)
+Problems = Iterable[tuple[tuple[str | int, ...], str]]
+"""Keys, and what is wrong with their values."""
 
 _MERGE_KEY = "tag:yaml.org,2002:merge"
 _WRONG_SCALAR = (ValueError, LookupError, AttributeError)
 """What PyYAML raises for scalars such as ``2020-13-45``, ``!!bool x`` and ``!!timestamp x``."""
+_NULL = "tag:yaml.org,2002:null"
 _TEXT_KEYS = {"tag:yaml.org,2002:str", _MERGE_KEY}
+_MOST_BYTES: Final = 128 << 10
+"""A catalog of 600 datasets; the longest recipe that ships has 7 kB."""
+_MOST_NODES: Final = 10_000
+"""Keys, values and lists; the largest recipe that ships has 230."""
+_MOST_CHARACTERS: Final = 256 << 10
+"""Of all texts, those that aliases stand for included."""
+_LONGEST_TEXT: Final = 4_000
+_DEEPEST: Final = 32
+_GREATEST: Final = 2**53
+"""Up to here a float holds every integer."""
+_MOST_LINES: Final = 20
+_MOST_SHOWN: Final = 200
+_BREAKS: Final = str.maketrans("", "", "\t\n\r\x85")
 
 
 class StrictModel(BaseModel):
@@ -27,70 +48,214 @@ class StrictModel(BaseModel):
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
 
 
-def load_strict_yaml(path: Traversable, model: type[Model], error: type[UsageError]) -> Model:
-    """Read ``path`` with ``yaml.safe_load`` into ``model``.
+class _FileError(Exception):
+    """What is wrong with a YAML file, or what it has too much of."""
+
+    def __init__(self, line: int, problem: str) -> None:
+        super().__init__(problem)
+        self.line = line
+
+
+class _Loader(yaml.SafeLoader):
+    """PyYAML's safe loader, which gives up as soon as a file holds more than it may.
+
+    Every alias counts as what it stands for, so that a few lines cannot become a billion values.
+    """
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self._depth = self._nodes = self._characters = 0
+        self._costs: dict[str, tuple[int, int]] = {}
+        """Nodes and characters of what has an anchor."""
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        event: yaml.Event = self.peek_event()  # type: ignore[no-untyped-call]
+        line = _line_of(event)
+        if isinstance(event, yaml.AliasEvent):
+            if event.anchor in self.anchors and event.anchor not in self._costs:
+                raise _FileError(line, f"{event.anchor!r} is nested without end")
+            self._add(line, *self._costs.get(event.anchor or "", (0, 0)))
+            return super().compose_node(parent, index)
+        before = (self._nodes, self._characters)
+        self._depth += 1
+        if self._depth > _DEEPEST:
+            raise _FileError(line, f"is nested too deeply, expected at most {_DEEPEST} levels")
+        value = event.value if isinstance(event, yaml.ScalarEvent) else ""
+        self._add(line, 1, len(value))
+        _check_text(line, value)
+        node = super().compose_node(parent, index)
+        self._depth -= 1
+        if isinstance(event, yaml.NodeEvent) and event.anchor is not None:
+            self._costs[event.anchor] = (self._nodes - before[0], self._characters - before[1])
+        return node
+
+    def _add(self, line: int, nodes: int, characters: int) -> None:
+        self._nodes += nodes
+        self._characters += characters
+        if self._nodes > _MOST_NODES or self._characters > _MOST_CHARACTERS:
+            raise _FileError(
+                line,
+                f"holds more than {_MOST_NODES} keys and values or {_MOST_CHARACTERS} characters, "
+                "with all that its aliases stand for",
+            )
+
+
+def _check_text(line: int, text: str) -> None:
+    if len(text) > _LONGEST_TEXT:
+        raise _FileError(
+            line, f"holds a text of {len(text)} characters, expected at most {_LONGEST_TEXT}"
+        )
+    unbroken = text.translate(_BREAKS)
+    if printable(unbroken, longest=None) != unbroken:
+        raise _FileError(
+            line,
+            f"holds control characters, {printable(text)[:_MOST_SHOWN]!r}; expected what a person "
+            "can read",
+        )
+
+
+def _bounded_number(read: Callable[[Any, yaml.ScalarNode], float]) -> Any:  # noqa: ANN401
+    def bounded(loader: _Loader, node: yaml.ScalarNode) -> float:
+        number = read(loader, node)
+        if not abs(number) <= _GREATEST:
+            raise _FileError(
+                _line_of(node),
+                f"holds the number {node.value[:_MOST_SHOWN]}, expected one within {_GREATEST}",
+            )
+        return number
+
+    return bounded
+
+
+for _kind in ("int", "float"):
+    _Loader.add_constructor(
+        f"tag:yaml.org,2002:{_kind}",
+        _bounded_number(getattr(yaml.SafeLoader, f"construct_yaml_{_kind}")),
+    )
+
+
+def load_strict_yaml(
+    path: Traversable,
+    model: type[Model],
+    error: type[UsageError],
+    *,
+    names_only: bool = False,
+    check: Callable[[Model], Problems] | None = None,
+) -> Model:
+    """Read ``path`` with PyYAML's safe loader into ``model``.
 
     Parameters
     ----------
     path
-        The YAML file.
+        The YAML file: a regular one, of a size that people write.
     model
         What it must hold.
     error
         Raised for anything wrong, with one line for each mistake.
+    names_only
+        Whether its texts are compared with names and open no file: they are then read in NFC.
+    check
+        Yields what else is wrong with the whole of it; the first is reported.
 
     Raises
     ------
     UsageError
-        As ``error``: unreadable file, broken YAML, repeated or unknown key, wrong value.
+        As ``error``: unreadable file, broken YAML, repeated or unknown key, wrong value, or more of
+        anything than a file of its kind has.
     """
+    text = _read(path, error)
+    known = ", ".join(model.model_fields)
+    expected = f"expected at least some of the keys: {known}. Give a file with them."
+    root, plain = _parsed(composed(text) if names_only else text, path, error)
+    if root is None or root.tag == _NULL:
+        raise error(f"{path}: is empty; {expected}")
+    if not isinstance(root, yaml.MappingNode):
+        raise error(f"{path}, line {_line_of(root)}: found no keys; {expected}")
     try:
-        text = path.read_text(encoding="utf-8")
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
-        data = yaml.safe_load(text)
-    except OSError as problem:
-        raise error(f"{path}: cannot be read ({problem.strerror}).") from problem
-    except (yaml.YAMLError, UnicodeDecodeError) as problem:
-        raise error(f"{path}: is not valid YAML: {problem}") from problem
-    except RecursionError as problem:
-        raise error(f"{path}: is nested too deeply.") from problem
+        # JSON mode: YAML lists become tuples, all else stays strict.
+        loaded = model.model_validate_json(plain)
+    except ValidationError as problem:
+        found = problem.errors()
+        lines = [_describe(path, root, details, model) for details in found[:_MOST_LINES]]
+        if len(found) > _MOST_LINES:
+            lines.append(f"... and {len(found) - _MOST_LINES} mistakes more.")
+        raise error(Lines(*lines)) from problem
+    for key, mistake in check(loaded) if check is not None else ():
+        raise error(f"{_place(path, root, key)} {mistake}")
+    return loaded
+
+
+def _parsed(text: str, path: Traversable, error: type[UsageError]) -> tuple[yaml.Node | None, str]:
+    """Return the nodes of a file, for its lines, and what it says as JSON."""
+    try:
+        loader = _Loader(text)
+        root = loader.get_single_node()
+        if root is None:
+            return None, ""
+        _check_keys(root)
+        return root, json.dumps(
+            loader.construct_document(root), default=_as_written, allow_nan=False
+        )
+    except yaml.YAMLError as problem:
+        first, *rest = str(problem).splitlines()
+        raise error(Lines(f"{path}: is not valid YAML: {first}", *rest)) from problem
+    except _FileError as problem:
+        raise error(f"{path}, line {problem.line}: {problem}.") from problem
     except _WRONG_SCALAR as problem:
         raise error(
             f"{path}: holds a number, date or tagged value that is none ({problem}). "
             "Put texts in quotes."
         ) from problem
-    if root is None or data is None:
-        known = ", ".join(model.model_fields)
-        raise error(f"{path}: is empty; expected at least some of the keys: {known}.")
+
+
+def _read(path: Traversable, error: type[UsageError]) -> str:
     try:
-        _check_keys(root, path, error)
-        # JSON mode: YAML lists become tuples, all else stays strict.
-        return model.model_validate_json(json.dumps(data, default=str))
-    except RecursionError as problem:
-        raise error(f"{path}: is nested without end.") from problem
-    except ValidationError as problem:
-        lines = [_describe(path, root, details, model) for details in problem.errors()]
-        raise error("\n".join(lines)) from problem
+        data = read_regular_file(path, _MOST_BYTES)
+    except OSError as problem:
+        raise error(
+            f"{path}: cannot be read ({problem.strerror}). Give the path of a YAML file."
+        ) from problem
+    if len(data) > _MOST_BYTES:
+        raise error(
+            f"{path}: has more than {_MOST_BYTES} bytes, which no file of its kind has. "
+            "Give another, or split it."
+        )
+    try:
+        return data.decode()
+    except UnicodeDecodeError as problem:
+        raise error(f"{path}: is not valid YAML: {problem}") from problem
 
 
-def _check_keys(node: yaml.Node, path: Traversable, error: type[UsageError]) -> None:
+def _as_written(value: object) -> str:
+    """Return a date as text; all else that JSON does not know came of a tag."""
+    if isinstance(value, dt.date):
+        return str(value)
+    raise ValueError(f"a {type(value).__name__}")
+
+
+def _check_keys(node: yaml.Node) -> None:
     """Refuse keys given twice, and keys that YAML reads as something else than their text."""
     if isinstance(node, yaml.MappingNode):
-        seen: set[Any] = set()
+        seen: set[str] = set()
         for key, value in node.value:
-            line = key.start_mark.line + 1
+            if not isinstance(key, yaml.ScalarNode):
+                continue  # PyYAML refuses it
             if key.tag not in _TEXT_KEYS:
-                raise error(
-                    f"{path}, line {line}: YAML does not read the key {key.value!r} as text. "
-                    "Put it in quotes."
+                raise _FileError(
+                    _line_of(key),
+                    f"YAML does not read the key {key.value!r} as text. Put it in quotes",
                 )
-            if key.value in seen and key.tag != _MERGE_KEY:
-                raise error(f"{path}, line {line}: key {key.value!r} is given twice; keep one.")
-            seen.add(key.value)
-            _check_keys(value, path, error)
+            if composed(key.value) in seen and key.tag != _MERGE_KEY:
+                raise _FileError(_line_of(key), f"key {key.value!r} is given twice; keep one")
+            seen.add(composed(key.value))
+            _check_keys(value)
     elif isinstance(node, yaml.SequenceNode):
         for value in node.value:
-            _check_keys(value, path, error)
+            _check_keys(value)
+
+
+def _line_of(item: yaml.Node | yaml.Event) -> int:
+    return 0 if item.start_mark is None else item.start_mark.line + 1
 
 
 def reason_of(details: ErrorDetails) -> str:
@@ -98,21 +263,14 @@ def reason_of(details: ErrorDetails) -> str:
     return details["msg"].removeprefix("Value error, ")
 
 
-def place_of_key(path: Traversable, location: tuple[str | int, ...]) -> str:
-    """Return file, line and key of a value in a YAML file that has loaded."""
-    root = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
-    return _place(path, root, location)
-
-
-def _place(path: Traversable, root: yaml.Node | None, location: tuple[str | int, ...]) -> str:
-    if root is None:
-        return str(path)
+def _place(path: Traversable, root: yaml.Node, location: tuple[str | int, ...]) -> str:
+    """Return file, line and key of a value."""
     node = root
     for part in location:
         child = _child(node, part)
         if child is not None:
             node = child
-    line = node.start_mark.line + 1
+    line = _line_of(node)
     return f"{path}, {', '.join(filter(None, (f'line {line}', '.'.join(map(str, location)))))}"
 
 
@@ -125,7 +283,9 @@ def _describe(
     elif details["type"] == "missing":
         message = "this key is missing"
     elif details["type"] != "value_error":
-        message = f"{message}, found {details['input']!r}"
+        found = repr(details["input"])
+        shown = found if len(found) <= _MOST_SHOWN else f"{found[:_MOST_SHOWN]}..."
+        message = f"{message}, found {shown}"
     return f"{_place(path, root, details['loc'])}: {message}."
 
 
@@ -143,7 +303,7 @@ def _child(node: yaml.Node, part: str | int) -> yaml.Node | None:
 
 def _suggest(model: type[BaseModel], location: tuple[str | int, ...]) -> str:
     """Name the known keys of the innermost model that ``location`` passes through."""
-    schema = model.model_json_schema()
+    schema = _schema(model)
     node: dict[str, Any] = schema
     for part in location[:-1]:
         node = _resolve(schema, node)
@@ -157,6 +317,11 @@ def _suggest(model: type[BaseModel], location: tuple[str | int, ...]) -> str:
     close = difflib.get_close_matches(str(location[-1]), known, n=1)
     hint = f"; did you mean {close[0]!r}?" if close else ""
     return f"{hint} (known keys: {', '.join(known)})" if known else hint
+
+
+@cache
+def _schema(model: type[BaseModel]) -> dict[str, Any]:
+    return model.model_json_schema()
 
 
 def _resolve(schema: dict[str, Any], node: dict[str, Any]) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 import importlib
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -87,13 +88,13 @@ def test_an_unknown_name_says_what_was_tried(nowhere, catalog):
         spinezarr.open("verse")
     assert str(problem.value) == (
         "'verse' is no store: there is no such path, and as a dataset name it is unknown "
-        "(no catalog was found)."
+        "(no catalog was found). 'spinezarr ingest' makes a store."
     )
     with pytest.raises(StoreNotFoundError) as problem:
         spinezarr.open("verse", catalog=catalog)
     assert str(problem.value) == (
         "'verse' is no store: there is no such path, and as a dataset name it is unknown "
-        f"({catalog} names ctspine1k, absent)."
+        f"({catalog} names ctspine1k, absent). 'spinezarr ingest' makes a store."
     )
     catalog.write_text("datasets: {}\n")
     with pytest.raises(StoreNotFoundError, match="names no dataset"):
@@ -202,8 +203,10 @@ def test_a_fresh_python_opens_a_store_without_warnings(ctspine1k_url):
     ],
 )
 def test_a_url_that_nothing_reads_says_what_to_install(url, message, monkeypatch):
-    monkeypatch.setattr("spinezarr.store.transport.find_spec", lambda _: None)
-    monkeypatch.setitem(sys.modules, "s3fs", None)
+    for name in ("s3fs", "botocore.exceptions", "botocore.session"):
+        monkeypatch.setitem(sys.modules, name, None)
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
     monkeypatch.delitem(sys.modules, "spinezarr.store.s3", raising=False)
     with pytest.raises(UsageError, match=message):
         spinezarr.open(url)

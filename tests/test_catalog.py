@@ -1,3 +1,5 @@
+import os
+import re
 from pathlib import Path
 
 import pytest
@@ -39,11 +41,11 @@ def test_the_argument_wins_over_the_variable_and_the_variable_over_the_folder(
     here = write_catalog(Path("catalog.yaml"), raw="here")
     variable = write_catalog(tmp_path / "variable.yaml", raw="variable")
     argument = write_catalog(tmp_path / "argument.yaml", raw="argument")
-    assert find_catalog() == here
+    assert find_catalog() == (here, False)
     monkeypatch.setenv(CATALOG_VARIABLE, str(variable))
-    assert find_catalog() == variable
+    assert find_catalog() == (variable, True)
     assert load_catalog().get("spine").raw == "variable"
-    assert find_catalog(argument) == argument
+    assert find_catalog(argument) == (argument, True)
     assert load_catalog(str(argument)).get("spine").raw == "argument"
 
 
@@ -66,15 +68,34 @@ def test_a_catalog_named_by_variable_must_be_a_file(tmp_path, monkeypatch):
         load_catalog()
 
 
-def test_a_folder_called_catalog_yaml_is_no_catalog():
-    Path("catalog.yaml").mkdir()
-    assert find_catalog() is None
+def test_a_catalog_named_by_variable_has_a_whole_path(monkeypatch):
+    write_catalog(Path("c.yaml"))
+    monkeypatch.setenv(CATALOG_VARIABLE, "c.yaml")
+    with pytest.raises(CatalogError, match=rf"c\.yaml: is a relative .*{CATALOG_VARIABLE}.* whole"):
+        load_catalog()
+
+
+@pytest.mark.parametrize(
+    ("make", "kind"),
+    [
+        (Path.mkdir, "a folder"),
+        (os.mkfifo, "a FIFO"),
+        (lambda path: path.symlink_to("gone"), "a link to nothing"),
+        (lambda path: path.symlink_to("/dev/zero"), "a device"),
+    ],
+)
+def test_what_is_called_catalog_yaml_and_is_no_file_is_named(make, kind):
+    make(Path("catalog.yaml"))
+    with pytest.raises(CatalogError, match=rf"catalog\.yaml: is {kind}, expected .*--catalog FILE"):
+        find_catalog()
+    with pytest.raises(CatalogError, match=rf"catalog\.yaml: is {kind}, expected .*--catalog"):
+        find_catalog("catalog.yaml")
 
 
 def test_the_home_folder_may_be_abbreviated(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     path = write_catalog(tmp_path / "mine.yaml", raw="~/raw", store="~/s.zarr")
-    assert find_catalog("~/mine.yaml") == path
+    assert find_catalog("~/mine.yaml") == (path, True)
     assert load_catalog(path).get("spine").raw_location == str(tmp_path / "raw")
     assert load_catalog(path).get("spine").store_location == str(tmp_path / "s.zarr")
 
@@ -103,10 +124,14 @@ def test_absolute_paths_and_urls_stay_as_they_are(tmp_path, location):
     assert found.raw_location == found.store_location == location
 
 
-@pytest.mark.parametrize("written", ["${SPINE_DATA}/x", "$SPINE_DATA/x"])
-def test_environment_variables_are_expanded(tmp_path, monkeypatch, written):
+def test_the_home_folder_of_nobody_is_a_name_like_others(tmp_path):
+    assert entry(tmp_path, raw="~nobody-here/x").raw_location == f"{tmp_path}/home/~nobody-here/x"
+
+
+def test_environment_variables_are_expanded(tmp_path, monkeypatch):
     monkeypatch.setenv("SPINE_DATA", "/data")
-    found = entry(tmp_path, recipe="$SPINE_DATA/r.yml", raw=written, store=written)
+    written = "${SPINE_DATA}/x"
+    found = entry(tmp_path, recipe="${SPINE_DATA}/r.yml", raw=written, store=written)
     assert found.raw_location == found.store_location == "/data/x"
     assert found.recipe_location == "/data/r.yml"
 
@@ -121,7 +146,19 @@ def test_a_variable_may_hold_a_dollar_sign(tmp_path, monkeypatch):
     assert entry(tmp_path, raw="${SPINE_DATA}/x").raw_location == "/data/$old/x"
 
 
-@pytest.mark.parametrize("written", ["${SPINE_DATA}/x", "$SPINE_DATA/x", "a/${SPINE_DATA}"])
+@pytest.mark.parametrize("key", ["recipe", "raw", "store"])
+def test_a_variable_without_braces_is_refused(tmp_path, key):
+    with pytest.raises(CatalogError, match=rf"{key}: variables are written \$\{{SPINE_DATA\}}"):
+        entry(tmp_path, **{key: "$SPINE_DATA/x"})
+
+
+@pytest.mark.parametrize("written", ["a\\nb", "a" * 256, "é" * 128])
+def test_what_can_be_no_path_is_refused(tmp_path, written):
+    with pytest.raises(CatalogError, match=r"line 4, datasets\.spine\.raw: it is no path or URL"):
+        entry(tmp_path, raw=f'"{written}"')
+
+
+@pytest.mark.parametrize("written", ["${SPINE_DATA}/x", "a/${SPINE_DATA}"])
 def test_an_unset_variable_is_named_with_its_dataset_and_file(tmp_path, written):
     found = entry(tmp_path, raw=written)
     assert found.store_location.endswith("s.zarr")
@@ -172,11 +209,105 @@ def test_a_catalog_that_does_not_load_says_where_and_why(tmp_path, text, fragmen
     assert "Model" not in str(caught.value), "names of classes are no help"
 
 
-def test_the_shipped_catalog_loads(monkeypatch):
-    monkeypatch.setenv("SPINE_DATA", "/data")
-    catalog = load_catalog(str(resource("catalog.yaml")))
+FOUND = "datasets:\n  spine:\n    recipe: ctspine1k\n"
+
+
+def found_entry(text):
+    Path("catalog.yaml").write_text(FOUND + text)
+    return load_catalog().get("spine")
+
+
+@pytest.mark.parametrize(
+    ("text", "what", "next_step"),
+    [
+        ("store: https://host/${AWS_SECRET_ACCESS_KEY}", "uses the .* AWS_SECRET_ACCESS_KEY", ""),
+        ("store: '${AWS_SECRET_ACCESS_KEY}/s.zarr'", "uses the .* AWS_SECRET_ACCESS_KEY", ""),
+        ("store: s3://bucket/s.zarr", "with your keys", "add 'anon: true' to it, or"),
+        ("store: s3a://bucket/s.zarr", "with your keys", "add 'anon: true' to it, or"),
+        (
+            "store: s3://bucket/s.zarr\n    raw_storage_options: {anon: true}",
+            "with your keys",
+            "add 'anon: true' to it, or",
+        ),
+        (
+            "store: s3://b/s.zarr\n    storage_options: {anon: true, endpoint_url: 'https://host'}",
+            "names its own endpoint_url",
+            "",
+        ),
+        (
+            "store: s3://b/s.zarr\n    storage_options: {anon: true, profile: lab}",
+            "names its own profile",
+            "",
+        ),
+        ("store: hf://datasets/a/b", "has a URL with hf://", ""),
+        ("store: gs://bucket/s.zarr", "has a URL with gs://", ""),
+        ("store: simplecache::s3://b/s.zarr", "has a URL with simplecache::s3://", ""),
+    ],
+)
+def test_a_catalog_that_nobody_named_sends_neither_variables_nor_keys(
+    monkeypatch, text, what, next_step
+):
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret-of-mine")
+    found = found_entry(f"    {text}\n")
+    with pytest.raises(CatalogError) as hit:
+        _ = found.store_location
+    assert re.search(rf"catalog\.yaml: dataset 'spine' .*{what}", str(hit.value))
+    assert f"{next_step} name it: --catalog catalog.yaml" in str(hit.value)
+    assert "secret-of-mine" not in str(hit.value)
+
+
+@pytest.mark.parametrize("key", ["raw", "recipe"])
+def test_nor_do_its_raw_folder_and_recipe(monkeypatch, key):
+    monkeypatch.setenv("KEY", "secret")
+    write_catalog(Path("catalog.yaml"), **{key: "'${KEY}.yaml'"})
+    found = load_catalog().get("spine")
+    with pytest.raises(CatalogError, match="uses the environment variable KEY"):
+        getattr(found, f"{key}_location")
+
+
+def test_options_of_the_raw_folder_hold_for_it_alone():
+    text = "    store: s.zarr\n    raw: s3://bucket/raw\n    raw_storage_options: {anon: true}\n"
+    assert found_entry(text).raw_location == "s3://bucket/raw"
+    found = found_entry(text.replace("raw_storage_options: {anon: true}", "licence: free"))
+    with pytest.raises(CatalogError, match="with your keys"):
+        _ = found.raw_location
+
+
+@pytest.mark.parametrize(
+    ("store", "options"),
+    [
+        ("s.zarr", "{}"),
+        ("/abs/s.zarr", "{}"),
+        ("https://host/s.zarr", "{}"),
+        ("file:///x/s.zarr", "{}"),
+        ("s3://bucket/s.zarr", "{anon: true}"),
+    ],
+)
+def test_a_catalog_that_nobody_named_may_point_at_what_anybody_can_read(store, options):
+    found = found_entry(f"    store: {store}\n    storage_options: {options}\n")
+    assert found.store_location.endswith(store)
+    assert not found.is_named
+
+
+@pytest.mark.parametrize("how", ["argument", "variable"])
+def test_the_user_names_a_catalog_and_so_trusts_it(monkeypatch, how):
+    monkeypatch.setenv("BUCKET", "mine")
+    text = "    store: 's3://${BUCKET}/s'\n    storage_options: {endpoint_url: 'https://lab'}\n"
+    found_entry(text)
+    if how == "variable":
+        monkeypatch.setenv(CATALOG_VARIABLE, str(Path("catalog.yaml").resolve()))
+    catalog = load_catalog("catalog.yaml" if how == "argument" else None)
+    assert catalog.get("spine").store_location == "s3://mine/s"
+    assert catalog.get("spine").storage_options == {"endpoint_url": "https://lab"}
+
+
+def test_the_shipped_catalog_loads():
+    path = resource("catalog.yaml")
+    Path("catalog.yaml").write_text(path.read_text())
+    catalog = load_catalog()
     assert {"ctspine1k", "demo"} <= set(catalog.entries)
-    assert catalog.get("ctspine1k").raw_location == "/data/CTSpine1K"
-    assert catalog.get("ctspine1k").store_location == "/data/ctspine1k.zarr"
+    here = Path.cwd()
+    assert catalog.get("ctspine1k").raw_location == f"{here}/data/CTSpine1K"
+    assert catalog.get("ctspine1k").store_location == f"{here}/data/ctspine1k.zarr"
     for found in catalog.entries.values():
         assert Recipe.load(found.recipe_location).title

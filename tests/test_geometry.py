@@ -14,6 +14,7 @@ from spinezarr.geometry import (
     axis_positions_mm,
     max_corner_distance_mm,
     oblique_angle_deg,
+    shear_deg,
 )
 from spinezarr.testing import all_axcodes
 
@@ -207,6 +208,24 @@ def test_the_oblique_angle_is_that_of_the_voxel_axis_furthest_from_its_world_axi
     to_world_axes = np.degrees(np.arccos(np.clip(np.abs(steps), 0, 1)))
     furthest = max(min(to_world_axes[:, voxel_axis]) for voxel_axis in range(3))
     assert oblique_angle_deg(grid.affine) == pytest.approx(furthest, abs=1e-5)
+
+
+@pytest.mark.parametrize("degrees", [-30, -15, 0.2, 5, 40])
+@pytest.mark.parametrize("turned", [0, 12])
+@pytest.mark.parametrize("axcodes", ["RAS", "LPS", "PIR"])
+def test_shear_is_told_from_the_turn_of_the_nearest_perpendicular_axes(axcodes, turned, degrees):
+    turn = turn_about((1, 0, 0), turned)
+    shear = np.eye(3)
+    shear[1, 2] = np.tan(np.radians(degrees))
+    affine = affine_of(axcodes, (0.7, 1.3, 2.5), (4, 5, 6), turn @ shear)
+    assert shear_deg(affine) == pytest.approx(abs(degrees), abs=1e-9)
+    # A shear by an angle turns the nearest perpendicular axes by half of it, the other way.
+    assert oblique_angle_deg(affine) == pytest.approx(abs(turned - degrees / 2), abs=1e-6)
+
+
+@given(grids(max_degrees=90))
+def test_turned_grids_are_not_sheared(grid):
+    assert shear_deg(grid.affine) == pytest.approx(0, abs=1e-5)
 
 
 @given(grids(), grids(max_degrees=5), st.floats(0, 1e-2))

@@ -1,4 +1,7 @@
+import os
+import re
 from pathlib import Path
+from socket import AF_UNIX, socket
 
 import pytest
 import yaml
@@ -7,6 +10,7 @@ from hypothesis import strategies as st
 
 from spinezarr.errors import UsageError
 from spinezarr.strict_yaml import StrictModel, load_strict_yaml
+from spinezarr.text import printable
 
 
 class OddError(UsageError):
@@ -72,7 +76,7 @@ def test_line_ends_and_byte_order_marks_of_windows_are_read(path, line_end, mark
 names = st.text("abcdefgh é:'\"#-{}[]", min_size=1, max_size=12)
 
 
-@given(names, st.dictionaries(names, st.integers(), max_size=4))
+@given(names, st.dictionaries(names, st.integers(-(2**53), 2**53), max_size=4))
 def test_what_yaml_writes_is_read_back(path, name, widths):
     data = {"name": name, "rooms": {room: {"width": width} for room, width in widths.items()}}
     house = load(path, yaml.safe_dump(data, allow_unicode=True))
@@ -243,10 +247,120 @@ def test_a_shared_anchor_is_read_in_both_places(path):
         "!!bool maybe",
         "!!timestamp x",
         "!!float ''",
-        "1" * 5000,
     ],
 )
 def test_a_number_or_date_that_is_none_is_refused(path, value):
     message = refusal(path, GOOD.replace("home", value))
     assert message.startswith("FILE: holds a number, date or tagged value that is none")
     assert "quotes" in message
+
+
+def bomb(levels):
+    """Aliases of aliases, ten a level."""
+    lines = ["a0: &a0 [x]"]
+    lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, levels)]
+    return "\n".join(lines)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (bomb(9), "line 5: holds more than 10000 keys and values"),
+        (
+            f"a: &a {'x' * 3000}\nb: [{', '.join(['*a'] * 100)}]",
+            "line 2: holds more than .* 262144",
+        ),
+        ("a: &a {b: c}\n" + "<<: *a\n" * 10_000, "line .*: holds more than 10000 keys"),
+        (f"a: {'[' * 33}{']' * 33}", "line 1: is nested too deeply, expected at most 32 levels"),
+        ("- " * 100, "line 1: is nested too deeply"),
+        ("[" * 100_000, "line 1: is nested too deeply"),
+        ("a: &a [*a]", "line 1: 'a' is nested without end"),
+        ("a: &a {b: [*a]}", "line 1: 'a' is nested without end"),
+        ("[" + "[]," * 10_000 + "]", "line 1: holds more than 10000 keys and values"),
+        ("- x\n" * 10_000, "line 10000: holds more than 10000 keys and values"),
+        (f"a: {'x' * 4001}", "line 1: holds a text of 4001 characters, expected at most 4000"),
+        (f"{'x' * 4001}: a", "line 1: holds a text of 4001 characters"),
+        ("#" * (128 << 10) + "\n", "has more than 131072 bytes"),
+        ('a: "\\e[2J"', r"line 1: holds control characters, '\\\\x1b\[2J'"),
+        ('a: "\\0"', "line 1: holds control characters"),
+        ("a: b\u202ec", "line 1: holds control characters"),
+        ('a: "\\ud800"', "line 1: holds control characters"),
+        ('a:\n  "\\x9b1m": b', "line 2: holds control characters"),
+        (
+            "name: 9007199254740993",
+            "line 1: holds the number 9007199254740993, expected one within",
+        ),
+        ("name: 0x" + "f" * 3900, "line 1: holds the number 0xfff"),
+        ("name: " + "1:" * 1900 + "1", "line 1: holds the number 1:1:1"),
+        ("name: .nan", "line 1: holds the number .nan"),
+        ("name: -.inf", "line 1: holds the number -.inf"),
+        ("name: 1.0e+999", "line 1: holds the number 1.0e"),
+        ("name: !!binary aGk=", ".*that is none .a bytes."),
+        ("name: !!set {a}", ".*that is none .a set."),
+        ("a: &a b\nc: &a d", "is not valid YAML: found duplicate anchor"),
+        ("a: [\x07", "is not valid YAML: "),
+    ],
+)
+def test_what_no_person_writes_is_refused_before_it_grows(path, text, reason):
+    message = refusal(path, text)
+    assert re.search(f"^FILE(: |, ){reason}", message), message
+    assert all(line == printable(line) for line in message.splitlines())
+
+
+def test_text_of_several_lines_is_read(path):
+    assert load(path, GOOD.replace("home", "|\n  one\n  two")).name == "one\ntwo\n"
+
+
+def test_as_much_as_is_allowed_is_read(path):
+    rooms = {f"room {n}": {"width": 1} for n in range(2_400)}
+    text = yaml.safe_dump({"name": "x" * 4_000, "rooms": rooms}, default_flow_style=True, width=90)
+    assert len(load(path, text).rooms) == 2_400
+
+
+def test_of_many_mistakes_the_first_are_told(path):
+    message = refusal(path, "name: a\nrooms:\n" + "".join(f"  r{n}: {n}\n" for n in range(500)))
+    assert len(message.splitlines()) == 21
+    assert message.endswith("... and 480 mistakes more.")
+
+
+def test_a_long_value_is_shown_in_part(path):
+    assert len(refusal(path, f"name: [{', '.join(['x'] * 3_000)}]\nrooms: {{}}")) < 400
+
+
+def test_what_is_checked_at_the_end_is_told_with_its_line(path):
+    path.write_text(GOOD)
+    for key, where in (
+        (("rooms", "attic"), "line 5, rooms.attic"),
+        (("doors", 0), "line 7, doors.0"),
+    ):
+        with pytest.raises(OddError, match=f"house.yaml, {where} is too small"):
+            load_strict_yaml(
+                path, House, OddError, check=lambda _, key=key: [(key, "is too small")]
+            )
+
+
+def bind_socket(path):
+    with socket(AF_UNIX) as bound:
+        bound.bind(str(path))
+
+
+@pytest.mark.parametrize(
+    ("make", "kind"),
+    [
+        (os.mkfifo, "a FIFO"),
+        (Path.mkdir, "a folder"),
+        (lambda path: path.symlink_to("/dev/zero"), "a device"),
+        (bind_socket, "a socket"),
+    ],
+)
+def test_what_is_no_regular_file_is_refused_at_once(tmp_path, monkeypatch, make, kind):
+    monkeypatch.chdir(tmp_path)  # the path of a socket is short
+    make(Path("x.yaml"))
+    with pytest.raises(OddError, match=rf"x\.yaml: cannot be read \(is {kind}, expected a regular"):
+        load_strict_yaml(Path("x.yaml"), House, OddError)
+
+
+def test_a_link_to_a_file_is_read(tmp_path):
+    (tmp_path / "there.yaml").write_text(GOOD)
+    (tmp_path / "here.yaml").symlink_to("there.yaml")
+    assert load_strict_yaml(tmp_path / "here.yaml", House, OddError).name == "home"

@@ -2,11 +2,12 @@
 
 from collections import defaultdict
 from collections.abc import Hashable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import xarray as xr
 
 from spinezarr.audit.finding import Finding
+from spinezarr.public_url import public_url
 
 __all__ = ["ScanKey", "keys_of", "same_image", "same_patient"]
 
@@ -15,7 +16,7 @@ __all__ = ["ScanKey", "keys_of", "same_image", "same_patient"]
 class ScanKey:
     """What tells scans and patients apart."""
 
-    url: str
+    url: str = field(repr=False)
     """Of the store."""
     dataset: str
     scan_id: str
@@ -91,8 +92,13 @@ def _finding(rule: str, key: ScanKey, others: list[ScanKey], text: str, *, error
         facts={
             "split": key.split,
             "others": [
-                {"store": o.url, "dataset": o.dataset, "scan": o.scan_id, "split": o.split}
-                for o in others
+                {
+                    "store": public_url(other.url),
+                    "dataset": other.dataset,
+                    "scan": other.scan_id,
+                    "split": other.split,
+                }
+                for other in others
             ],
         },
         others=tuple(other.scan_id for other in others if other.url == key.url),

@@ -1,25 +1,13 @@
-"""Rules on the image: its values and its grid; no voxel is read."""
+"""Rules on the values of the image; no voxel is read."""
 
 from collections.abc import Iterator
 from typing import Final
-
-import numpy as np
 
 from spinezarr.audit.finding import Finding
 from spinezarr.store.attributes import ScanAttributes
 from spinezarr.store.audit_log import Severity
 
-__all__ = ["geometry", "image_type", "image_values", "spacing"]
-
-_SPACING_MM: Final = (0.185, 5.005)
-"""Voxel spacing of public spine CT: 0.19 to 5 mm in VerSe, 0.45 to 5 mm in CTSpine1K, rounded.
-
-From the tables "Resolution Details" of https://github.com/openmedlab/Awesome-Medical-Dataset,
-resources/VerSe.md and resources/CTSpine1K.md.
-"""
-
-_OTHER_UNIT: Final = 10.0
-"""Beyond those limits by this factor the unit is wrong: cm and m, or micrometres, for mm."""
+__all__ = ["extreme_values", "image_type", "image_values", "not_finite"]
 
 _LEAST_SPAN_HU: Final = 300.0
 """Smallest span of CT numbers from soft tissue to bone.
@@ -36,23 +24,66 @@ _BONE_HU: Final = 300.0
 The shell of a vertebra has more, even through the blur of a clinical scan.
 """
 
-_OBLIQUE_DEG: Final = 15.0
-"""From here the stored axes are no longer nearly axial, coronal and sagittal.
+_TWELVE_BIT_HU: Final = (-1024.0, 3071.0)
+"""CT numbers that an ordinary scanner stores: 12 bits, of which 0 stands for -1024."""
 
-VerSe's oblique scans lie at about 5 degrees (sub-verse004).
+_EXTENDED_HU: Final = (-10240.0, 30710.0)
+"""The same 12 bits on an extended scale, in steps of 10 HU, for scans with metal.
+
+On 16 bits a steel rod has up to 13,568 HU, a titanium rod 8,420 HU. Beside metal, streaks reach far
+below air. Coolens and Childs, Phys Med Biol 48, 1591-1603 (2003); Mullins et al., "Treatment
+planning for metals using an extended CT number scale", J Appl Clin Med Phys 17(6), 179-188 (2016).
 """
 
-_SHEAR_DEG: Final = 0.1
-"""Angle of the axes off 90 degrees above rounding.
+_ORDINARY_HU: Final = (-1500.0, 4095.0)
+"""Beyond these limits a value is worth a word.
 
-TotalSegmentator's directions are perpendicular to 2e-4, which is 0.01 degrees.
+Noise, sharp kernels and interpolation go a little beyond the 12 bits: TotalSegmentator's example,
+which is resampled, runs from -1207 to 3382 HU.
 """
+
+_LEAST_PADDING_HU: Final = -4096.0
+"""What lies between this and -1500 is padding: -2000, -2048 and -3024 are usual.
+
+Where they were interpolated by splines, values beside them are lower by a part of the step.
+"""
+
+_PADDING: Final = {
+    -2000.0: "-2000, with which GE's scanners fill the corners beside the field of view",
+    -2048.0: "-2048, the lowest signed 12-bit number, as in LIDC-IDRI",
+    -3024.0: "-3024, which is -2000 with an intercept of -1024",
+}
+"""Values outside the field of view (PixelPaddingValue, DICOM PS3.3 C.7.5.1.1.2)."""
+
+_INT16_LOWEST: Final = (-32768.0, -32767.0)
+"""Lowest of int16, with and without the one that has no counterpart."""
+
+_SIXTEEN_BITS: Final = 65536.0
+"""Values of 16 bits: a negative number that is read as unsigned is larger by this."""
+
+
+def not_finite(scan: ScanAttributes) -> Iterator[Finding]:
+    """Find voxels that are NaN or infinite: a loss over a single one is NaN."""
+    nan, infinite = scan.image_nan_voxels, scan.image_infinite_voxels
+    if not nan and not infinite:
+        return
+    what = [f"{n} {kind}" for n, kind in ((nan, "NaN"), (infinite, "infinite")) if n]
+    counts = " and ".join(what)
+    text = f"voxels of the image that are no numbers: {counts}"
+    if scan.image_range_hu is None:
+        text = f"no voxel of the image is a finite number: {counts}"
+    yield Finding(
+        scan.scan_id,
+        "not-finite",
+        "error",
+        text,
+        facts={"nan_voxels": nan, "infinite_voxels": infinite},
+    )
 
 
 def image_values(scan: ScanAttributes) -> Iterator[Finding]:
-    """Find images whose values are no CT numbers, are shifted, or are clipped."""
+    """Find images whose values as a whole are no CT numbers, are shifted, or are clipped."""
     if scan.image_range_hu is None:
-        yield Finding(scan.scan_id, "image-values", "error", "no value of the image is finite")
         return
     low, high = scan.image_range_hu
     problem: str | None = None
@@ -78,58 +109,75 @@ def image_values(scan: ScanAttributes) -> Iterator[Finding]:
         )
 
 
+def extreme_values(scan: ScanAttributes) -> Iterator[Finding]:
+    """Find images whose lowest or highest value is beyond those of an ordinary CT."""
+    if scan.image_range_hu is None:
+        return
+    low, high = scan.image_range_hu
+    for found in (_of_lowest(low, high), _of_highest(high)):
+        if found is not None:
+            severity, text = found
+            yield Finding(
+                scan.scan_id,
+                "extreme-values",
+                severity,
+                text,
+                facts={"lowest_hu": low, "highest_hu": high},
+            )
+
+
+def _of_lowest(low: float, high: float) -> tuple[Severity, str] | None:
+    """Say what the lowest value is: no matter is below air, which has -1000 HU."""
+    if low >= _ORDINARY_HU[0]:
+        return None
+    if low in _PADDING:
+        return "info", f"the lowest value is padding: {_PADDING[low]}"
+    if low >= _LEAST_PADDING_HU:
+        return "info", f"the lowest value is {low:g}: probably padding that was interpolated"
+    if low in _INT16_LOWEST:
+        return "warning", (
+            f"the lowest value is {low:g}, the lowest 16-bit number: padding, or a fill value of "
+            "resampling"
+        )
+    if low >= _EXTENDED_HU[0] and high > _ORDINARY_HU[1]:
+        return "warning", (
+            f"the lowest value is {low:g}: no CT number, unless of streaks beside metal on an "
+            "extended scale"
+        )
+    scale = "{:g} to {:g}".format(*_TWELVE_BIT_HU)
+    return "error", f"the lowest value is {low:g}: no CT number, which run from {scale} HU"
+
+
+def _of_highest(high: float) -> tuple[Severity, str] | None:
+    """Say what the highest value is; metal is brighter than any bone."""
+    if high <= _ORDINARY_HU[1]:
+        return None
+    if high <= _EXTENDED_HU[1]:
+        return "info", f"the highest value is {high:g}: metal, on an extended scale"
+    signed = high - _SIXTEEN_BITS
+    if high >= _SIXTEEN_BITS:
+        return "error", f"the highest value is {high:g}: no CT number, which have at most 16 bits"
+    if signed >= _LEAST_PADDING_HU:
+        return "error", (
+            f"the highest value is {high:g}: {signed:g}, a negative number, read as unsigned"
+        )
+    return "warning", (
+        f"the highest value is {high:g}: beyond the {_EXTENDED_HU[1]:g} of extended scales"
+    )
+
+
 def image_type(scan: ScanAttributes) -> Iterator[Finding]:
     """Find images that int16 could not hold: rescaled, resampled, or damaged by a fill value."""
-    if scan.image_dtype != "int16":
-        yield Finding(
-            scan.scan_id,
-            "image-type",
-            "info",
-            f"the image is stored as {scan.image_dtype}: int16 cannot hold its values",
-            facts={"image_dtype": scan.image_dtype},
-        )
-
-
-def spacing(scan: ScanAttributes) -> Iterator[Finding]:
-    """Find voxel spacings that no spine CT has."""
-    low, high = _SPACING_MM
-    if all(low <= mm <= high for mm in scan.spacing_zyx_mm):
+    if scan.image_stored_dtype == scan.image_dtype == "int16":
         return
-    other_unit = not all(
-        low / _OTHER_UNIT <= mm <= high * _OTHER_UNIT for mm in scan.spacing_zyx_mm
-    )
-    found = " x ".join(f"{mm:.3g}" for mm in scan.spacing_zyx_mm)
-    rest = ": is the unit mm?" if other_unit else ""
+    how: str = scan.image_stored_dtype
+    if scan.image_scaling is not None:
+        slope, intercept = scan.image_scaling
+        how += f" with a slope of {slope:g} and an intercept of {intercept:g}"
     yield Finding(
         scan.scan_id,
-        "spacing",
-        "error" if other_unit else "warning",
-        f"voxels of {found} mm (z, y, x), usual are 0.19 to 5 mm{rest}",
-        facts={"spacing_zyx_mm": list(scan.spacing_zyx_mm)},
+        "image-type",
+        "info",
+        f"the image is stored as {how}: int16 cannot hold its values",
+        facts={"image_dtype": scan.image_dtype, "image_stored_dtype": scan.image_stored_dtype},
     )
-
-
-def geometry(scan: ScanAttributes) -> Iterator[Finding]:
-    """Find grids that are strongly oblique or whose axes are not perpendicular."""
-    if scan.oblique_deg > _OBLIQUE_DEG:
-        yield Finding(
-            scan.scan_id,
-            "oblique",
-            "info",
-            f"the voxel axes are {scan.oblique_deg:.1f} degrees oblique: only the affine gives "
-            "true positions",
-            facts={"oblique_deg": scan.oblique_deg},
-        )
-    axes = np.array(scan.affine)[:3, :3]
-    axes = axes / np.linalg.norm(axes, axis=0)
-    cosine = float(np.abs(axes.T @ axes - np.eye(3)).max())
-    shear_deg = float(np.degrees(np.arcsin(min(1.0, cosine))))
-    if shear_deg > _SHEAR_DEG:
-        yield Finding(
-            scan.scan_id,
-            "sheared",
-            "info",
-            f"the voxel axes are {shear_deg:.1f} degrees off perpendicular: a tilted gantry, or a "
-            "wrong affine",
-            facts={"shear_deg": shear_deg},
-        )

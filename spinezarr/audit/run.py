@@ -4,13 +4,14 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from spinezarr.audit.across import ScanKey, keys_of, same_image, same_patient
 from spinezarr.audit.centroid_rules import centroid_order, centroid_outside, centroid_unmatched
 from spinezarr.audit.finding import Finding
-from spinezarr.audit.image_rules import geometry, image_type, image_values, spacing
+from spinezarr.audit.grid_rules import geometry, header_conflicts, spacing, unplaced
+from spinezarr.audit.image_rules import extreme_values, image_type, image_values, not_finite
 from spinezarr.audit.level_rules import (
     border_contact,
     empty_mask,
@@ -22,9 +23,10 @@ from spinezarr.audit.level_rules import (
 from spinezarr.audit.voxel_rules import mask_off_bone, several_pieces, stray_voxels, unknown_value
 from spinezarr.audit.voxels import VoxelFacts, read_voxel_facts
 from spinezarr.errors import CorruptStoreError, ScanChangedError, UnknownScanError
+from spinezarr.public_url import public_url
 from spinezarr.store.attributes import ScanAttributes
 from spinezarr.store.audit_log import SEVERITIES, AuditedScan, AuditLog, scan_identity
-from spinezarr.store.reader import StoreReader
+from spinezarr.store.reader import StoreReader, named_scans
 from spinezarr.store.writer import StoreWriter
 from spinezarr.stream.engine import Engine
 
@@ -41,9 +43,13 @@ _FACT_RULES: Final[tuple[Callable[[ScanAttributes], Iterator[Finding]], ...]] = 
     centroid_unmatched,
     centroid_order,
     spacing,
-    image_values,
-    image_type,
     geometry,
+    unplaced,
+    header_conflicts,
+    not_finite,
+    image_values,
+    extreme_values,
+    image_type,
 )
 _VOXEL_RULES: Final[tuple[Callable[[ScanAttributes, VoxelFacts], Iterator[Finding]], ...]] = (
     several_pieces,
@@ -62,7 +68,7 @@ More would wait for each other: cc3d keeps the GIL, reading and decoding free it
 class StoreAudit:
     """What the audit of a store found."""
 
-    url: str
+    url: str = field(repr=False)
     dataset: str
     scans: tuple[str, ...]
     """The scans that were audited."""
@@ -92,7 +98,7 @@ class StoreAudit:
     def to_json(self) -> dict[str, Any]:
         """Return everything as plain data."""
         return {
-            "url": self.url,
+            "url": public_url(self.url),
             "dataset": self.dataset,
             "scans": list(self.scans),
             "counts": self.counts,
@@ -132,10 +138,7 @@ def audit_store(
     """
     keys = keys_of(reader.url, reader.root.dataset, reader.table)
     known = [key.scan_id for key in keys]
-    wanted = known if scans is None else list(dict.fromkeys(scans))
-    unknown = sorted(set(wanted) - set(known))
-    if unknown:
-        raise UnknownScanError(f"{reader.url}: has no scan {unknown[0]!r}.")
+    wanted = known if scans is None else list(dict.fromkeys(named_scans(scans, known, reader.url)))
     found: dict[str, list[Finding]] = {name: [] for name in wanted}
     for key, finding in (*same_image(keys), *same_patient(keys)):
         if key.scan_id in found:
@@ -183,7 +186,7 @@ def audit_across(keys: Iterable[ScanKey], audits: Iterable[StoreAudit]) -> list[
     keys = list(keys)
     shared: dict[tuple[str, str], list[Finding]] = {}
     for key, finding in (*same_image(keys), *same_patient(keys)):
-        if any(other["store"] != key.url for other in finding.facts["others"]):
+        if len(finding.others) < len(finding.facts["others"]):  # some are of another store
             shared.setdefault((key.url, key.scan_id), []).append(finding)
     return [_with_shared(audit, shared) for audit in audits]
 

@@ -11,6 +11,7 @@ from spinezarr.audit.voxels import Piece, VoxelFacts
 from spinezarr.geometry import Box
 from spinezarr.store.attributes import ScanAttributes
 from spinezarr.store.audit_log import Severity
+from spinezarr.text import counted
 
 __all__ = ["mask_off_bone", "several_pieces", "stray_voxels", "unknown_value"]
 
@@ -147,7 +148,7 @@ def unknown_value(scan: ScanAttributes, voxels: VoxelFacts) -> Iterator[Finding]
             scan.scan_id,
             "unknown-value",
             "error",
-            f"{count} voxels have the value {value}, outside the label scheme",
+            f"{counted(count, 'voxel')} of the value {value}, outside the label scheme",
             voxel_zyx=where.voxel_zyx,
             position_mm=where.position_mm,
             facts={"value": value, "voxel_count": count},

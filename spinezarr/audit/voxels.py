@@ -64,7 +64,7 @@ class VoxelFacts:
     other_at: dict[int, ShapeZYX]
     """A voxel of each value that is neither vertebra nor named structure."""
     bone: BoneSample | None
-    """None if the mask shows no vertebra."""
+    """None if the mask shows no vertebra, or the image no number there."""
 
 
 def read_voxel_facts(
@@ -97,9 +97,11 @@ def read_voxel_facts(
                 _pieces_of_label(engine, scan.label, value, rows[:, 1:4]),
                 key=lambda piece: (-piece.voxel_count, piece.voxel_zyx),
             )
+            if not found:
+                raise scan.miscounted(value)
             pieces[NAME_OF_VALUE[value]] = tuple(found)
         elif str(value) not in scan.attributes.structures:
-            other_at[value] = _voxel_of(engine, scan.label, rows)
+            other_at[value] = _voxel_of(engine, scan, scan.label, rows)
     return VoxelFacts(pieces, other_at, _bone_sample(engine, scan, scan.label, pieces))
 
 
@@ -163,13 +165,17 @@ def _box_of_chunks(label: ArraySpec, chunks_zyx: npt.NDArray[np.int_]) -> Box:
     return Box(_index(start.tolist()), _index(stop.tolist()))
 
 
-def _voxel_of(engine: Engine, label: ArraySpec, rows: npt.NDArray[np.uint32]) -> ShapeZYX:
+def _voxel_of(
+    engine: Engine, scan: ScanHandle, label: ArraySpec, rows: npt.NDArray[np.uint32]
+) -> ShapeZYX:
     """Return a voxel of a label, from the chunk that holds most of it."""
     value, *chunk, _ = rows[rows[:, 4].argmax()].tolist()
     box = _box_of_chunks(label, np.array([chunk]))
     voxels = np.empty(box.shape_zyx, np.uint8)
     engine.read_into(label, box, voxels)
-    pieces = connected_pieces(voxels == value, box.start_zyx)
+    pieces = [*connected_pieces(voxels == value, box.start_zyx)]
+    if not pieces:
+        raise scan.miscounted(value)
     return max(pieces, key=lambda piece: piece.voxel_count).voxel_zyx
 
 
@@ -190,11 +196,14 @@ def _bone_sample(
     inside = labelled == VALUE_OF_NAME[name]
     # Voxels at a border are of bone and not of bone.
     around = _grown(inside, reach_zyx) & ~_grown(labelled > 0, (1, 1, 1))
+    bone, others = (values[np.isfinite(values)] for values in (image[inside], image[around]))
+    if not bone.size:
+        return None
     return BoneSample(
         vertebra=name,
-        median_hu=float(np.median(image[inside])),
-        voxel_count=int(inside.sum()),
-        brighter_share=_brighter_share(image[inside], image[around]) if around.any() else None,
+        median_hu=float(np.median(bone)),
+        voxel_count=bone.size,
+        brighter_share=_brighter_share(bone, others) if others.size else None,
         voxel_zyx=piece.voxel_zyx,
     )
 

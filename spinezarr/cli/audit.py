@@ -5,8 +5,7 @@ from dataclasses import replace
 from typing import Annotated
 
 import typer
-from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import MofNCompleteColumn, TextColumn
 
 import spinezarr
 from spinezarr.audit.across import keys_of
@@ -16,8 +15,9 @@ from spinezarr.cli.console import (
     ERR,
     OUT,
     SHOWN,
+    Table,
+    describing,
     errors_for_users,
-    new_table,
     print_capped,
     print_heading,
     print_json,
@@ -31,7 +31,9 @@ from spinezarr.cli.options import (
     storage_options,
 )
 from spinezarr.errors import ReadOnlyStoreError, UnknownScanError
+from spinezarr.public_url import public_url
 from spinezarr.store.audit_log import SEVERITIES, Severity
+from spinezarr.text import Lines, composed, counted
 
 __all__ = ["audit"]
 
@@ -88,17 +90,12 @@ def audit(
 
 def _run(stores: Sequence["spinezarr.Store"], wanted: Sequence[str] | None) -> list[StoreAudit]:
     """Audit the wanted scans of each store, with a progress bar."""
+    wanted = None if wanted is None else list(map(composed, wanted))
     names = [_own_scans(store, wanted) for store in stores]
     if wanted is not None and (absent := sorted(set(wanted).difference(*names))):
-        raise UnknownScanError(f"{', '.join(s.url for s in stores)}: no scan {absent[0]!r}.")
-    columns = (
-        TextColumn("[bold]audit"),
-        BarColumn(bar_width=None),
-        MofNCompleteColumn(),
-        TextColumn("scans"),
-        TimeRemainingColumn(elapsed_when_finished=True),
-    )
-    with Progress(*columns, console=ERR) as progress:
+        places = ", ".join(public_url(store.url) for store in stores)
+        raise UnknownScanError(f"{places}: no scan {absent[0]!r}.")
+    with describing(MofNCompleteColumn(), TextColumn("scans")) as progress:
         task = progress.add_task("audit", total=sum(map(len, names)))
         return [
             store.audit(own, on_scan=lambda: progress.advance(task))
@@ -115,7 +112,7 @@ def _keep(store: "spinezarr.Store", found: StoreAudit) -> None:
     try:
         store.keep_audit(found)
     except ReadOnlyStoreError as problem:
-        ERR.print(f"{escape(str(problem))} The findings are only reported.", soft_wrap=True)
+        ERR.say(f"{problem} The findings are only reported.")
 
 
 def _selected(found: StoreAudit, severity: Severity) -> StoreAudit:
@@ -126,20 +123,20 @@ def _selected(found: StoreAudit, severity: Severity) -> StoreAudit:
 
 
 def _print(found: StoreAudit, severity: Severity) -> None:
-    print_heading(f"Audit of {found.url}: {len(found.scans)} scans")
-    counts = new_table("", "rule", *reversed(SEVERITIES), right=SEVERITIES)
-    for rule, counted in found.counts.items():
-        counts.add_row(rule, *(str(counted.get(name, 0)) for name in reversed(SEVERITIES)))
+    print_heading(f"Audit of {public_url(found.url)}: {counted(len(found.scans), 'scan')}")
+    counts = Table("", "rule", *reversed(SEVERITIES), right=SEVERITIES)
+    for rule, by_severity in found.counts.items():
+        counts.add_row(rule, *(str(by_severity.get(name, 0)) for name in reversed(SEVERITIES)))
     if not found.findings:
-        OUT.print("Nothing was found.")
+        OUT.say("Nothing was found.")
         return
     OUT.print(counts)
     shown = sorted(_selected(found, severity).findings, key=rank)
     if not shown:
         return
-    table = new_table("", "scan", "severity", "what (rule)", "mm (x y z)\nvoxel (z y x)")
+    table = Table("", "scan", "severity", "what (rule)", Lines("mm (x y z)", "voxel (z y x)"))
     for finding in shown[:SHOWN]:
-        table.add_row(*map(escape, _row(finding)), style=_STYLES[finding.severity])
+        table.add_row(*_row(finding), style=_STYLES[finding.severity])
     print_capped(table, len(shown))
 
 
@@ -150,5 +147,5 @@ def _row(finding: Finding) -> tuple[str, str, str, str]:
         finding.scan_id,
         finding.severity,
         f"{finding.text} ({finding.rule})",
-        f"{at_mm}\n{at_voxel}".strip(),
+        Lines(*filter(None, (at_mm, at_voxel))),
     )

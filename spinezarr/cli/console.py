@@ -1,31 +1,62 @@
-"""Where the command line prints, and how it ends."""
+"""Where the command line prints, and how it ends: all that is printed goes through here.
 
+Names and texts come from strangers. Whatever is printed is made fit to print
+(:func:`spinezarr.text.printable`), and nothing in it is taken for markup: styles are arguments.
+"""
+
+import logging
 import sys
-from collections.abc import Iterator
+import traceback
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final, TextIO, TypeVar
 
 import typer
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
+from rich.columns import Columns
+from rich.console import Console as RichConsole
+from rich.console import ConsoleOptions, JustifyMethod, RenderableType
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
+from rich.segment import Segment
+from rich.style import StyleType
+from rich.table import Table as RichTable
+from rich.text import Text
 
 from spinezarr.errors import SpinezarrError, StoreNotFoundError, UnknownScanError, UsageError
+from spinezarr.public_url import without_secrets
+from spinezarr.text import Lines, described_os_error, json_text, printable
 
 __all__ = [
     "ERR",
     "OUT",
     "SHOWN",
+    "Said",
+    "Table",
+    "bytes_progress",
+    "describing",
     "errors_for_users",
     "make_folder",
     "megabytes",
-    "new_table",
     "print_capped",
+    "print_document",
     "print_heading",
     "print_json",
+    "print_side_by_side",
+    "show_warnings_and_logs",
+    "tracked",
 ]
+
+T = TypeVar("T")
 
 SOME_FAILED: Final = 1
 WRONG_USAGE: Final = 2
@@ -35,28 +66,105 @@ INTERRUPTED: Final = 130
 SHOWN: Final = 20
 """Rows of a table before the rest is only counted; --json has them all."""
 
-OUT: Final = Console(highlight=False)
-ERR: Final = Console(stderr=True, highlight=False)
+
+class _Console(RichConsole):
+    """Prints text as it is, but for what is not fit to print."""
+
+    def __init__(self, *, stderr: bool = False) -> None:
+        super().__init__(stderr=stderr, highlight=False, markup=False, emoji=False)
+
+    def render_str(self, text: str, **options: Any) -> Text:  # noqa: ANN401  Rich's own
+        # Before the layout, so that it has room for escapes.
+        return super().render_str(printable(text), **{**options, "markup": False, "emoji": False})
+
+    def render(
+        self, renderable: RenderableType, options: ConsoleOptions | None = None
+    ) -> Iterable[Segment]:
+        # And after it, whatever made the text.
+        for segment in super().render(renderable, options):
+            text = segment.text
+            if segment.control or text.isprintable():
+                yield segment
+            else:
+                lines = (printable(line, longest=None) for line in text.split("\n"))
+                yield Segment("\n".join(lines), segment.style)
+
+    def say(self, *parts: "str | Said", style: StyleType | None = None) -> None:
+        """Print one line of any length, or :class:`~spinezarr.text.Lines`, joined from parts."""
+        line = Text(style=style or "")
+        for part in parts:
+            line.append(_said(part))
+        self.print(line, soft_wrap=True)
+
+
+class Said:
+    """A part of a line in a style of its own."""
+
+    def __init__(self, text: str, style: str) -> None:
+        self.text, self.style = text, style
+
+
+def _said(part: str | Said) -> Text:
+    if isinstance(part, Said):
+        return Text(printable(part.text), style=part.style)
+    return Text(printable(part))
+
+
+OUT: Final = _Console()
+ERR: Final = _Console(stderr=True)
 
 
 @contextmanager
 def errors_for_users() -> Iterator[None]:
-    """Print an expected error as a message, without traceback, and end with its exit code."""
+    """Print an error as a message, and end with its exit code; only a bug has a traceback."""
     try:
         yield
     except SpinezarrError as problem:
         wrong_usage = isinstance(problem, UsageError | StoreNotFoundError | UnknownScanError)
-        _fail(str(problem), WRONG_USAGE if wrong_usage else SOME_FAILED)
+        _fail(
+            Lines(*str(problem).split("\n")),  # those that are its own: it has no others
+            WRONG_USAGE if wrong_usage else SOME_FAILED,
+        )
     except OSError as problem:
-        where = f"{problem.filename}: " if problem.filename else ""
-        _fail(f"{where}{problem.strerror or problem}", SOME_FAILED)
+        _fail(without_secrets(described_os_error(problem)), SOME_FAILED)
     except KeyboardInterrupt:
         _fail("interrupted; what was done is kept, run it again to go on.", INTERRUPTED)
+    except (typer.Exit, typer.Abort):
+        raise
+    except Exception:  # noqa: BLE001  a bug, whose texts are strangers' too
+        lines = without_secrets(traceback.format_exc().rstrip()).split("\n")
+        ERR.say(Lines(*lines))
+        raise typer.Exit(SOME_FAILED) from None
 
 
 def _fail(message: str, code: int) -> None:
-    ERR.print(f"[bold red]Error:[/] {escape(message)}", soft_wrap=True)
+    ERR.say(Said("Error:", "bold red"), " ", message)
     raise typer.Exit(code)
+
+
+def show_warnings_and_logs() -> None:
+    """Print what Python's ``warnings`` and ``logging`` have to say where errors are printed."""
+
+    def show(  # noqa: PLR0917  as Python calls it
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,  # noqa: ARG001
+        lineno: int,  # noqa: ARG001
+        file: TextIO | None = None,  # noqa: ARG001
+        line: str | None = None,  # noqa: ARG001
+    ) -> None:
+        said = without_secrets(str(message))
+        ERR.say(Said(f"{category.__name__}:", "bold yellow"), " ", said)
+
+    warnings.showwarning = show
+    logging.lastResort = _LogHandler(logging.WARNING)
+
+
+class _LogHandler(logging.Handler):
+    """What nobody else handles, as ``logging.lastResort`` does."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        ERR.say(f"{record.name}: {without_secrets(record.getMessage())}")
 
 
 def make_folder(folder: Path) -> None:
@@ -75,35 +183,49 @@ def make_folder(folder: Path) -> None:
         ) from problem
 
 
-def new_table(title: str, *columns: str, right: tuple[str, ...] = ()) -> Table:
-    """Start a table; columns named in ``right`` hold numbers. A title may be empty."""
-    table = Table(
-        title=title or None,
-        title_justify="left",
-        title_style="bold",
-        header_style="bold",
-        min_width=min(len(title), OUT.width),
-    )
-    for column in columns:
-        table.add_column(
-            column,
-            justify="right" if column in right else "left",
-            overflow="fold",
-            no_wrap=column in right,
+class Table(RichTable):
+    """A table of texts; columns named in ``right`` hold numbers. A title may be empty.
+
+    A cell is one line, unless it is given as :class:`~spinezarr.text.Lines`.
+    """
+
+    def __init__(self, title: str, *columns: str, right: tuple[str, ...] = ()) -> None:
+        title = printable(title)
+        super().__init__(
+            title=Text(title, style="bold") if title else None,
+            title_justify="left",
+            header_style="bold",
+            min_width=min(len(title), OUT.width),
         )
-    return table
+        for column in columns:
+            justify: JustifyMethod = "right" if column in right else "left"
+            self.add_column(
+                _said(column), justify=justify, overflow="fold", no_wrap=column in right
+            )
+
+    def add_row(self, *cells: Any, style: StyleType | None = None, **_: Any) -> None:  # noqa: ANN401
+        """Add a row of texts."""
+        super().add_row(*map(_said, cells), style=style)
 
 
 def print_capped(table: Table, total: int) -> None:
     """Print a table of the first :data:`SHOWN` of ``total`` rows, and how many are left out."""
     OUT.print(table)
     if total > SHOWN:
-        OUT.print(f"... and {total - SHOWN} more; --json lists them all.")
+        OUT.say(f"... and {total - SHOWN} more; --json lists them all.")
 
 
 def print_heading(text: str) -> None:
     """Print a heading of any length, such as one that holds a path."""
-    OUT.print(f"[bold]{escape(text)}[/]", soft_wrap=True)
+    OUT.say(text, style="bold")
+
+
+def print_side_by_side(items: Sequence[Table] | Sequence[Sequence[str | Said]], gap: int) -> None:
+    """Print tables, or pieces of text, beside each other, as many as fit in a row."""
+    shown = [
+        item if isinstance(item, Table) else Text.assemble(*map(_said, item)) for item in items
+    ]
+    OUT.print(Columns(shown, padding=(0, gap)))
 
 
 def megabytes(size_bytes: float) -> str:
@@ -120,4 +242,39 @@ def megabytes(size_bytes: float) -> str:
 def print_json(value: object) -> None:
     """Print a dataclass or plain value as JSON on standard output."""
     plain = asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
-    Console(file=sys.stdout, highlight=False).print_json(data=plain, indent=2)
+    print_document(f"{json_text(plain)}\n")
+
+
+def print_document(text: str) -> None:
+    """Print a document, whose texts are fit to print, on standard output byte for byte."""
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
+class _Description(ProgressColumn):
+    """What a task is about: a name of a stranger, perhaps."""
+
+    def render(self, task: Task) -> Text:
+        return Text(printable(task.description), style="bold")
+
+
+def describing(*columns: ProgressColumn) -> Progress:
+    """Return a progress bar that describes its tasks, with further columns, beside errors."""
+    return Progress(
+        _Description(),
+        BarColumn(bar_width=None),
+        *columns,
+        TimeRemainingColumn(elapsed_when_finished=True),
+        console=ERR,
+    )
+
+
+def bytes_progress() -> Progress:
+    """Return a progress bar that counts bytes."""
+    return describing(DownloadColumn(), TransferSpeedColumn())
+
+
+def tracked(items: Iterable[T], description: str, total: int | None = None) -> Iterator[T]:
+    """Yield items, and show how far they are."""
+    with describing() as progress:
+        yield from progress.track(items, total=total, description=description)

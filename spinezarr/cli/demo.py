@@ -8,18 +8,17 @@ from typing import Annotated
 
 import typer
 import xarray as xr
-from rich.markup import escape
-from rich.progress import Progress, track
 
 import spinezarr
 from spinezarr.cli.console import (
-    ERR,
     OUT,
+    Table,
+    describing,
     errors_for_users,
     make_folder,
     megabytes,
-    new_table,
     print_heading,
+    tracked,
 )
 from spinezarr.cli.ingest import ProgressBar, print_report
 from spinezarr.cli.preview import write_previews
@@ -28,6 +27,7 @@ from spinezarr.ingest.discover import discover
 from spinezarr.ingest.run import ingest
 from spinezarr.recipe import Recipe
 from spinezarr.testing import CTSPINE1K_SCANS, write_ctspine1k
+from spinezarr.text import Lines
 
 __all__ = ["demo"]
 
@@ -54,7 +54,7 @@ def demo(
     with errors_for_users():
         _prepare(out)
         raw, store_path = out / "raw", out / "ctspine1k.zarr"
-        with Progress(console=ERR) as progress:
+        with describing() as progress:
             task = progress.add_task("phantoms", total=len(CTSPINE1K_SCANS))
             write_ctspine1k(raw, scale=scale, on_scan=lambda _: progress.advance(task))
         recipe = Recipe.load("ctspine1k")
@@ -64,15 +64,14 @@ def demo(
         print_report(report, as_json=False)
         first = report.done[0]
         opened = xr.open_zarr(store_path / "scans" / first)
-        print_heading(f"\nxr.open_zarr('{store_path}/scans/{first}')")
-        OUT.print(escape(f"{opened}\n"), soft_wrap=True)
+        OUT.say()
+        print_heading(f"xr.open_zarr('{store_path}/scans/{first}')")
+        OUT.say(Lines(*str(opened).split("\n"), ""))
         store = spinezarr.open(store_path)
         rates = _rates(store, samples)
         previews = write_previews(store, out / "previews")
         _print_figures(store, rates)
-        OUT.print(
-            f"Previews: {previews[0].parent}/*.png. Look at one: {previews[0]}", soft_wrap=True
-        )
+        OUT.say(f"Previews: {previews[0].parent}/*.png. Look at one: {previews[0]}")
         raise typer.Exit(report.exit_code)
 
 
@@ -97,10 +96,7 @@ def _rates(store: "spinezarr.Store", samples: int) -> dict[str, float]:
         ),
         "axial slices": store.slices("axial", batch_size=8, n_samples=samples),
     }
-    return {
-        name: _rate(track(stream, name, total=len(stream), console=ERR))
-        for name, stream in streams.items()
-    }
+    return {name: _rate(tracked(stream, name, len(stream))) for name, stream in streams.items()}
 
 
 def _rate(batches: Iterable[Sized]) -> float:
@@ -113,7 +109,7 @@ def _print_figures(store: "spinezarr.Store", rates: dict[str, float]) -> None:
     table = store.table
     voxels = int(table.shape_zyx.prod("axis").sum())
     source = int(table.source_bytes.sum())
-    figures = new_table("The same scans", "", "bytes", "of .nii.gz", right=("bytes", "of .nii.gz"))
+    figures = Table("The same scans", "", "bytes", "of .nii.gz", right=("bytes", "of .nii.gz"))
     for name, size in (
         (".nii.gz files", source),
         ("Arrow, 8 bytes a voxel", _ARROW_BYTES_PER_VOXEL * voxels),

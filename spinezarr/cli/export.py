@@ -6,29 +6,20 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Event
-from typing import Annotated, Final
+from typing import Annotated
 
 import numpy as np
 import typer
-from rich.markup import escape
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    Progress,
-    TextColumn,
-    TimeRemainingColumn,
-    TransferSpeedColumn,
-)
 
 import spinezarr
 from spinezarr.cli.console import (
-    ERR,
     OUT,
     SHOWN,
     SOME_FAILED,
+    Table,
+    bytes_progress,
     errors_for_users,
     make_folder,
-    new_table,
     print_capped,
     print_json,
 )
@@ -41,18 +32,12 @@ from spinezarr.cli.options import (
     StoreUrl,
     storage_options,
 )
-from spinezarr.errors import SpinezarrError, UnknownScanError, UsageError
-from spinezarr.export.nifti import ExportedScan, file_name
+from spinezarr.errors import SpinezarrError, UsageError
+from spinezarr.export.nifti import ExportedScan, check_no_twin, file_name
+from spinezarr.store.reader import named_scans
+from spinezarr.text import counted
 
 __all__ = ["app"]
-
-_COLUMNS: Final = (
-    TextColumn("[bold]export"),
-    BarColumn(bar_width=None),
-    DownloadColumn(),
-    TransferSpeedColumn(),
-    TimeRemainingColumn(elapsed_when_finished=True),
-)
 
 OnBytes = Callable[[int], None]
 
@@ -75,6 +60,14 @@ def nifti(
     uncompressed: Annotated[
         bool, typer.Option("--uncompressed", help="Write .nii, not .nii.gz.")
     ] = False,
+    exact: Annotated[
+        bool,
+        typer.Option(
+            "--exact",
+            help="Keep the source's type and affine bit for bit, as NIfTI-2 where needed. Not all "
+            "programs read such files.",
+        ),
+    ] = False,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace files that are there.")
     ] = False,
@@ -84,9 +77,11 @@ def nifti(
     profile: Profile = None,
     no_sign_request: NoSignRequest = False,
 ) -> None:
-    """Write each scan as NIfTI: the source's voxels, type, axis order and affine, bit for bit.
+    """Write each scan as NIfTI that other programs read, with the source's voxels and axis order.
 
-    Image and mask become DIR/SCAN_ct.nii.gz and DIR/SCAN_seg.nii.gz.
+    Image and mask become DIR/SCAN_ct.nii.gz and DIR/SCAN_seg.nii.gz. What was NIfTI comes back bit
+    for bit if SimpleITK, ITK-SNAP and nibabel read it alike; all else becomes NIfTI-1, in the
+    narrowest type that holds the values. Notes say how a file differs from its source.
 
     Exit code 0: every scan is written; 1: some failed, all others are; 2: wrong usage.
 
@@ -97,11 +92,12 @@ def nifti(
         opened = spinezarr.open(store, catalog=catalog, storage_options=options)
         names = _chosen(opened, scan)
         make_folder(out)
-        if not overwrite:
-            _refuse_to_replace(names, out, compressed=not uncompressed)
+        _check_room(names, out, compressed=not uncompressed, overwrite=overwrite)
 
         def export(name: str, on_bytes: OnBytes) -> ExportedScan:
-            return opened.export_nifti(name, out, compressed=not uncompressed, on_bytes=on_bytes)
+            return opened.export_nifti(
+                name, out, compressed=not uncompressed, exact=exact, on_bytes=on_bytes
+            )
 
         done, failed = _export_all(names, _voxel_bytes(opened, names), export)
         if as_json:
@@ -181,9 +177,9 @@ def nnunet(
         else:
             _print(done, failed, export.folder)
             for path in written:
-                OUT.print(f"Wrote {escape(str(path))}.", soft_wrap=True)
+                OUT.say(f"Wrote {path}.")
             if failed:
-                OUT.print("No dataset.json: nnU-Net takes whole datasets only.")
+                OUT.say("No dataset.json: nnU-Net takes whole datasets only.")
         raise typer.Exit(SOME_FAILED if failed else 0)
 
 
@@ -199,9 +195,7 @@ def _chosen(store: "spinezarr.Store", wanted: Sequence[str] | None) -> list[str]
     known = [str(name) for name in store.table.scan.to_numpy()]
     if wanted is None:
         return known
-    if unknown := sorted(set(wanted) - set(known)):
-        raise UnknownScanError(f"{store.url}: has no scan {unknown[0]!r}.")
-    return list(dict.fromkeys(wanted))
+    return list(dict.fromkeys(named_scans(wanted, known, store.url)))
 
 
 def _export_all(
@@ -211,7 +205,7 @@ def _export_all(
     done: list[ExportedScan] = []
     failed: dict[str, str] = {}
     interrupted = Event()
-    with Progress(*_COLUMNS, console=ERR) as progress:
+    with bytes_progress() as progress:
         task = progress.add_task("export", total=size_bytes)
 
         def advance(size_bytes: int) -> None:
@@ -243,18 +237,20 @@ def _export_all(
 def _voxel_bytes(store: "spinezarr.Store", names: Sequence[str]) -> int:
     """Sum up the stored voxels of image and mask."""
     table = store.table.sel(scan=list(names))
-    columns = (table.shape_zyx, table.image_dtype, table.label_state)
+    columns = (table.shape_zyx, table.image_stored_dtype, table.label_state)
     return sum(
         math.prod(shape) * (np.dtype(str(dtype)).itemsize + (state != "none"))
         for shape, dtype, state in zip(*(c.to_numpy().tolist() for c in columns), strict=True)
     )
 
 
-def _refuse_to_replace(names: Sequence[str], out: Path, *, compressed: bool) -> None:
+def _check_room(names: Sequence[str], out: Path, *, compressed: bool, overwrite: bool) -> None:
+    """Refuse to write where files are in the way."""
     for name in names:
         for array in ("image", "label"):
             path = out / file_name(name, array, compressed=compressed)
-            if path.exists():
+            check_no_twin(path)
+            if path.exists() and not overwrite:
                 raise UsageError(
                     f"{path}: is there already. Choose another folder, or give --overwrite."
                 )
@@ -262,16 +258,29 @@ def _refuse_to_replace(names: Sequence[str], out: Path, *, compressed: bool) -> 
 
 def _print(done: Sequence[ExportedScan], failed: dict[str, str], out: Path) -> None:
     files = sum(len(exported.files) for exported in done)
-    OUT.print(f"Wrote {files} files of {len(done)} scans to {escape(str(out))}.", soft_wrap=True)
-    notes = [(exported.scan_id, note) for exported in done for note in exported.notes]
-    _print_rows("Notes", "note", notes)
-    _print_rows("Failed", "reason", list(failed.items()))
+    OUT.say(f"Wrote {counted(files, 'file')} of {counted(len(done), 'scan')} to {out}.")
+    _print_rows("Notes", ("files", "note"), _grouped(done))
+    _print_rows("Failed", ("scan", "reason"), list(failed.items()))
 
 
-def _print_rows(title: str, column: str, rows: Sequence[tuple[str, str]]) -> None:
+def _grouped(done: Sequence[ExportedScan]) -> list[tuple[str, str]]:
+    """Return each note once, and which file it is about, or how many; the rarest first."""
+    files: dict[str, list[str]] = {}
+    for exported in done:
+        for note in exported.notes:
+            file, _, text = note.partition(": ")
+            files.setdefault(text, []).append(file)
+    rarest_first = sorted(files.items(), key=lambda item: len(item[1]))
+    return [
+        (names[0] if len(names) == 1 else f"{len(names)}, e.g. {names[0]}", text)
+        for text, names in rarest_first
+    ]
+
+
+def _print_rows(title: str, columns: tuple[str, str], rows: Sequence[tuple[str, str]]) -> None:
     if not rows:
         return
-    table = new_table(title, "scan", column)
+    table = Table(title, *columns)
     for row in rows[:SHOWN]:
-        table.add_row(*map(escape, row))
+        table.add_row(*row)
     print_capped(table, len(rows))

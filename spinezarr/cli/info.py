@@ -1,14 +1,20 @@
 """``spinezarr info``: a store on one screen."""
 
 from collections import Counter
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
-from rich.columns import Columns
-from rich.markup import escape
 
 import spinezarr
-from spinezarr.cli.console import OUT, errors_for_users, megabytes, new_table, print_json
+from spinezarr.cli.console import (
+    OUT,
+    Said,
+    Table,
+    errors_for_users,
+    megabytes,
+    print_json,
+    print_side_by_side,
+)
 from spinezarr.cli.options import (
     AsJson,
     CatalogFile,
@@ -18,8 +24,13 @@ from spinezarr.cli.options import (
     StoreUrl,
     storage_options,
 )
+from spinezarr.public_url import public_url
+from spinezarr.text import counted, printable
 
 __all__ = ["info"]
+
+_LONGEST_TEXT: Final = 300
+"""Characters of a title or licence: some licences come as a whole text."""
 
 
 def info(
@@ -53,7 +64,7 @@ def summarise(store: "spinezarr.Store") -> dict[str, Any]:
     pairs = Counter(zip(source, split, strict=True))
     statistics = store.stats()
     return {
-        "url": store.url,
+        "url": public_url(store.url),
         **store.attrs,
         "scans": statistics.scans,
         "patients": statistics.patients,
@@ -72,7 +83,7 @@ def summarise(store: "spinezarr.Store") -> dict[str, Any]:
                 n * (np.dtype(str(name)).itemsize + (state != "none"))
                 for n, name, state in zip(
                     voxels.to_numpy().tolist(),
-                    table.image_dtype.to_numpy(),
+                    table.image_stored_dtype.to_numpy(),
                     table.label_state.to_numpy(),
                     strict=True,
                 )
@@ -100,16 +111,17 @@ def _spread(values: np.ndarray[Any, Any]) -> dict[str, list[float]]:
 
 
 def _print(summary: dict[str, Any]) -> None:
-    OUT.print(
-        f"[bold]{escape(summary['title'])}[/]  {escape(summary['url'])}\n"
-        f"licence {escape(summary['licence'])}, {summary['scans']} scans of "
-        f"{summary['patients']} patients, {summary['scans_without_mask']} without a mask"
+    title, licence = (printable(summary[name], _LONGEST_TEXT) for name in ("title", "licence"))
+    OUT.say(Said(title, "bold"), "  ", summary["url"])
+    OUT.say(
+        f"licence {licence}, {counted(summary['scans'], 'scan')} of "
+        f"{counted(summary['patients'], 'patient')}, {summary['scans_without_mask']} without a mask"
     )
     if summary["citation"]:
-        OUT.print(f"cite: {escape(summary['citation'])}")
+        OUT.say(f"cite: {summary['citation']}")
     splits = list(summary["splits"])
     headings = tuple(split or "(no split)" for split in splits)
-    scans = new_table("Scans", "source", *headings, "all", right=(*headings, "all"))
+    scans = Table("Scans", "source", *headings, "all", right=(*headings, "all"))
     counts = {
         (row["source"], row["split"]): row["scans"] for row in summary["scans_by_source_and_split"]
     }
@@ -117,7 +129,7 @@ def _print(summary: dict[str, Any]) -> None:
         row = [counts.get((source, split), 0) for split in splits]
         scans.add_row(source or "(one)", *map(str, row), str(sum(row)))
     scans.add_row("all", *map(str, summary["splits"].values()), str(summary["scans"]))
-    sizes = new_table("Bytes", "", "size", "of source", right=("size", "of source"))
+    sizes = Table("Bytes", "", "size", "of source", right=("size", "of source"))
     for name, key in (
         ("source files", "source_bytes"),
         ("this store", "stored_bytes"),
@@ -125,28 +137,31 @@ def _print(summary: dict[str, Any]) -> None:
     ):
         share = summary[key] / max(1, summary["source_bytes"])
         sizes.add_row(name, megabytes(summary[key]), f"{share:.2f} x")
-    shapes = new_table("Volumes (z, y, x)", "", "voxels", "spacing mm")
+    shapes = Table("Volumes (z, y, x)", "", "voxels", "spacing mm")
     for name in summary["shape_zyx"]:
         voxels = " x ".join(f"{n:g}" for n in summary["shape_zyx"][name])
         spacing = " x ".join(f"{n:.3g}" for n in summary["spacing_zyx_mm"][name])
         shapes.add_row(name, voxels, spacing)
     tables = [scans, sizes, shapes] if summary["scans"] else [scans, sizes]
-    OUT.print(Columns(tables, padding=(0, 3)))
+    print_side_by_side(tables, gap=3)
     _print_counts("Scans that show each vertebra", summary["scans_by_vertebra"])
     centroids = summary["scans_by_annotated_centroid"]
     if centroids:
         _print_counts("Scans that annotate the centre of each vertebra", centroids)
     if summary["other_label_voxels"]:
-        OUT.print(f"{summary['other_label_voxels']} mask voxels lie outside the label scheme.")
+        OUT.say(f"{summary['other_label_voxels']} mask voxels lie outside the label scheme.")
     audit = ", ".join(
         f"{n} {verdict or 'not audited'}"
         for verdict, n in sorted(summary["scans_by_audit"].items())
     )
-    OUT.print(f"[bold]Audit[/]: {audit or 'no scans'}")
+    OUT.say(Said("Audit", "bold"), f": {audit or 'no scans'}")
 
 
 def _print_counts(title: str, counts: dict[str, int]) -> None:
     """Print numbers of scans by vertebra in columns, so that no pair is torn apart."""
-    OUT.print(f"[bold]{title}[/]")
-    pairs = [f"{name:>3} [bold]{n}[/]" for name, n in counts.items()]
-    OUT.print(Columns(pairs, padding=(0, 2)) if pairs else "none")
+    OUT.say(title, style="bold")
+    pairs = [(f"{name:>3} ", Said(str(n), "bold")) for name, n in counts.items()]
+    if pairs:
+        print_side_by_side(pairs, gap=2)
+    else:
+        OUT.say("none")

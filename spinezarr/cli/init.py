@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 
 from spinezarr.cli.console import OUT, errors_for_users, make_folder
 from spinezarr.errors import UsageError
@@ -26,5 +25,6 @@ def init(
         if path.exists():
             raise UsageError(f"{path}: exists already; it is left as it is. Give another name.")
         make_folder(path.parent)
-        path.write_text(resource("catalog.yaml").read_text(encoding="utf-8"), encoding="utf-8")
-        OUT.print(f"Wrote {escape(str(path))}. Edit its paths, then: spinezarr ingest ctspine1k")
+        with path.open("x", encoding="utf-8") as file:  # through no link
+            file.write(resource("catalog.yaml").read_text(encoding="utf-8"))
+        OUT.say(f"Wrote {path}. Edit its paths, then: spinezarr ingest ctspine1k")

@@ -2,39 +2,75 @@
 
 import io
 import sys
+from importlib import import_module
 from importlib.metadata import version
-from typing import Annotated
+from typing import Annotated, Any, Final
 
 import typer
+from typer import rich_utils
+from typer.core import TyperGroup
+from typer.main import get_command
 
-from spinezarr.cli.audit import audit
-from spinezarr.cli.demo import demo
-from spinezarr.cli.export import app as export_app
-from spinezarr.cli.info import info
-from spinezarr.cli.ingest import ingest
-from spinezarr.cli.init import init
-from spinezarr.cli.preview import preview
-from spinezarr.cli.stats import stats
-from spinezarr.cli.verify import verify
+from spinezarr.cli.console import OUT, show_warnings_and_logs
+from spinezarr.text import printable
 
 __all__ = ["app", "main"]
 
+_COMMANDS: Final = (
+    "ingest",
+    "info",
+    "audit",
+    "verify",
+    "stats",
+    "preview",
+    "serve",
+    "init",
+    "demo",
+    "export",
+)
+"""Each is a function, or a group ``app``, in the module of its name."""
+_WITHOUT_ARGUMENTS: Final = {"init", "demo"}
+"""Commands that do something when they are given nothing."""
+_USAGE_ERROR: Final[Any] = typer.BadParameter.__base__
+"""Whatever is wrong with a command line: of click, or of the click that typer has inside."""
+
+
+class _Commands(TyperGroup):
+    """Imports a command when it is asked for: all of them together take seconds."""
+
+    def list_commands(self, ctx: Any) -> list[str]:  # noqa: ANN401, ARG002  of typer's click
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:  # noqa: ANN401
+        # For a name that is none, typer looks for one like it among all.
+        for name in (cmd_name,) if cmd_name in _COMMANDS else _COMMANDS:
+            if name not in self.commands:
+                self.commands[name] = _imported(name)
+        return super().get_command(ctx, cmd_name)
+
+
+def _imported(name: str) -> Any:  # noqa: ANN401
+    module = import_module(f"spinezarr.cli.{name}")
+    group = getattr(module, "app", None)
+    if group is None:
+        group = typer.Typer(rich_markup_mode="rich", add_completion=False)
+        group.command(name, no_args_is_help=name not in _WITHOUT_ARGUMENTS)(getattr(module, name))
+    return get_command(group)
+
+
 app = typer.Typer(
+    cls=_Commands,
     help="Public spine-CT datasets as Zarr stores: ingest once, open with xarray, stream patches.",
     epilog="Start with: spinezarr demo",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-for command in (ingest, info, audit, verify, stats, preview, init, demo):
-    app.command(no_args_is_help=command not in (init, demo))(command)
-
-app.add_typer(export_app, name="export")
 
 
 def _print_version(asked: bool) -> None:  # noqa: FBT001  typer's callback
     if asked:
-        typer.echo(f"spinezarr {version('spinezarr')}")
+        OUT.say(f"spinezarr {version('spinezarr')}")
         raise typer.Exit
 
 
@@ -54,4 +90,12 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
-    app()
+    show_warnings_and_logs()
+    try:
+        code = app(standalone_mode=False)
+    except _USAGE_ERROR as problem:
+        # A shell fills in names of files, which are strangers' too.
+        problem.message = printable(problem.message or "")
+        rich_utils.rich_format_error(problem)
+        code = problem.exit_code
+    sys.exit(code)

@@ -9,12 +9,14 @@ __all__ = [
     "AsJson",
     "CatalogFile",
     "EndpointUrl",
+    "FollowLinks",
     "NoSignRequest",
     "Profile",
     "RawEndpointUrl",
     "RawNoSignRequest",
     "RawProfile",
     "StoreUrl",
+    "link_folders",
     "storage_options",
 ]
 
@@ -30,6 +32,14 @@ CatalogFile = Annotated[
         "--catalog",
         metavar="FILE",
         help="Catalog file; else $SPINEZARR_CATALOG, else ./catalog.yaml.",
+    ),
+]
+FollowLinks = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--follow-links",
+        metavar="DIR",
+        help="Read the voxels of a .mhd through a link into this folder; may be repeated.",
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
@@ -59,6 +69,11 @@ NoSignRequest = Annotated[
 RawEndpointUrl = Annotated[str | None, typer.Option(metavar="URL", rich_help_panel=_RAW_S3)]
 RawProfile = Annotated[str | None, typer.Option(metavar="NAME", rich_help_panel=_RAW_S3)]
 RawNoSignRequest = Annotated[bool, typer.Option("--raw-no-sign-request", rich_help_panel=_RAW_S3)]
+
+
+def link_folders(given: list[str] | None) -> tuple[str, ...]:
+    """Return the folders of ``--follow-links``, the same wherever a worker runs."""
+    return tuple(str(Path(folder).resolve()) for folder in given or ())
 
 
 def storage_options(

@@ -4,11 +4,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.markup import escape
-from rich.progress import track
 
 import spinezarr
-from spinezarr.cli.console import ERR, OUT, errors_for_users, make_folder
+from spinezarr.cli.console import OUT, errors_for_users, make_folder, tracked
 from spinezarr.cli.options import (
     CatalogFile,
     EndpointUrl,
@@ -17,7 +15,9 @@ from spinezarr.cli.options import (
     StoreUrl,
     storage_options,
 )
-from spinezarr.errors import UnknownScanError
+from spinezarr.export.whole_file import whole_file
+from spinezarr.store.reader import named_scans
+from spinezarr.text import counted
 
 __all__ = ["preview", "write_previews"]
 
@@ -44,8 +44,7 @@ def preview(
         options = storage_options(endpoint_url, profile, no_sign_request=no_sign_request)
         opened = spinezarr.open(store, catalog=catalog, storage_options=options)
         written = write_previews(opened, out, scan)
-        pictures = "picture" if len(written) == 1 else "pictures"
-        OUT.print(f"Wrote {len(written)} {pictures} to {escape(str(out))}.", soft_wrap=True)
+        OUT.say(f"Wrote {counted(len(written), 'picture')} to {out}.")
 
 
 def write_previews(
@@ -53,14 +52,13 @@ def write_previews(
 ) -> list[Path]:
     """Write the preview of each scan to ``folder`` as ``<scan_id>.png``; return the paths."""
     known = [str(name) for name in store.table.scan.to_numpy()]
-    names = known if scans is None else scans
-    unknown = sorted(set(names) - set(known))
-    if unknown:
-        raise UnknownScanError(f"{store.url}: has no scan {unknown[0]!r}.")
+    names = known if scans is None else named_scans(scans, known, store.url)
     make_folder(folder)
     paths = []
-    for name in track(names, "preview", console=ERR):
+    for name in tracked(names, "preview"):
         path = folder / f"{name}.png"
-        store.preview(name).savefig(path)
+        picture = store.preview(name)
+        with whole_file(path) as file:
+            picture.savefig(file, format="png")
         paths.append(path)
     return paths

@@ -8,7 +8,6 @@ from typing import Annotated, Final
 
 import typer
 import xarray as xr
-from rich.markup import escape
 
 import spinezarr
 from spinezarr.card import Card
@@ -16,9 +15,11 @@ from spinezarr.cli.console import (
     ERR,
     OUT,
     SOME_FAILED,
+    Said,
+    Table,
     errors_for_users,
     make_folder,
-    new_table,
+    print_document,
     print_heading,
 )
 from spinezarr.cli.options import (
@@ -30,6 +31,8 @@ from spinezarr.cli.options import (
     storage_options,
 )
 from spinezarr.errors import CardError, UsageError
+from spinezarr.export.whole_file import whole_file
+from spinezarr.public_url import public_url
 from spinezarr.recipe import Recipe
 from spinezarr.resources import recipe_names
 from spinezarr.stats.compare import Comparison, Verdict, compare
@@ -46,7 +49,7 @@ from spinezarr.stats.documents import (
     summary_lines,
     verdict_line,
 )
-from spinezarr.stats.statistics import Statistics, compute_statistics, select_scans
+from spinezarr.stats.statistics import Statistics, select_scans
 
 __all__ = ["stats"]
 
@@ -135,15 +138,14 @@ def stats(
         opened = spinezarr.open(store, catalog=catalog, storage_options=options)
         if plots is not None:
             make_folder(plots)
-        table = select_scans(opened.table, split=split, source=source)
-        found = compute_statistics(table)
+        found = opened.stats(split=split, source=source)
         comparison = None if against is None else compare(found, _card(opened, against))
         if comparison is None:
             _print(found, output)
         else:
             _print_comparison(comparison, output)
         if plots is not None:
-            _draw(table, found, plots)
+            _draw(select_scans(opened.table, split=split, source=source), found, plots)
         if comparison is not None and not comparison.agrees:
             raise typer.Exit(SOME_FAILED)
 
@@ -156,29 +158,29 @@ def _card(store: "spinezarr.Store", against: str) -> Card:
     card = Recipe.load(dataset).shipped_card() if dataset in recipe_names() else None
     if card is None:
         raise CardError(
-            f"{store.url}: no published card of the dataset {dataset!r} ships with spinezarr. "
-            "Give the path of one: --against FILE.card.yaml."
+            f"{public_url(store.url)}: no published card of the dataset {dataset!r} ships with "
+            "spinezarr. Give the path of one: --against FILE.card.yaml."
         )
     return card
 
 
 def _print(statistics: Statistics, output: Format) -> None:
     if output is not Format.TABLE:
-        typer.echo(_STATISTICS_AS[output](statistics), nl=False)
+        print_document(_STATISTICS_AS[output](statistics))
         return
     print_heading(statistics.title)
     for line in summary_lines(statistics):
-        OUT.print(f"{line}.", soft_wrap=True)
+        OUT.say(f"{line}.")
     for sheet in statistics_sheets(statistics):
         _print_sheet(sheet)
 
 
 def _print_comparison(comparison: Comparison, output: Format) -> None:
     if output is not Format.TABLE:
-        typer.echo(_COMPARISON_AS[output](comparison), nl=False)
+        print_document(_COMPARISON_AS[output](comparison))
         return
     print_heading(f"{comparison.title}: this store and the card")
-    OUT.print(escape(comparison.source), soft_wrap=True)
+    OUT.say(comparison.source)
     sheet = comparison_sheet(comparison)
     figures = [_narrow_figure(row[0]) for row in sheet.rows]
     rows = tuple((figure, *row[1:-1]) for figure, row in zip(figures, sheet.rows, strict=True))
@@ -190,11 +192,11 @@ def _print_comparison(comparison: Comparison, output: Format) -> None:
             notes.setdefault(line.note, []).append(figure)
     for note, noted in notes.items():
         more = f" and {len(noted) - _NOTED} more" if len(noted) > _NOTED else ""
-        named = escape(f"{', '.join(noted[:_NOTED])}{more}")
-        OUT.print(f"[bold]Note:[/] {named}: {escape(note)}", soft_wrap=True)
+        named = f"{', '.join(noted[:_NOTED])}{more}"
+        OUT.say(Said("Note:", "bold"), f" {named}: {note}")
     for text in comparison.doubts:
-        OUT.print(f"[bold]Doubt:[/] {escape(text)}", soft_wrap=True)
-    OUT.print(verdict_line(comparison))
+        OUT.say(Said("Doubt:", "bold"), f" {text}")
+    OUT.say(verdict_line(comparison))
 
 
 def _narrow_figure(title: str) -> str:
@@ -206,9 +208,9 @@ def _narrow_figure(title: str) -> str:
 def _print_sheet(sheet: Sheet, styles: list[str] | None = None) -> None:
     columns = [_NARROW.get(column, column) for column in sheet.columns]
     right = tuple(_NARROW.get(column, column) for column in sheet.numeric)
-    table = new_table(sheet.title, *columns, right=right)
+    table = Table(sheet.title, *columns, right=right)
     for at, row in enumerate(sheet.rows):
-        table.add_row(*map(escape, row), style=styles[at] if styles else None)
+        table.add_row(*row, style=styles[at] if styles else None)
     OUT.print(table)
 
 
@@ -226,5 +228,6 @@ def _draw(table: xr.Dataset, statistics: Statistics, folder: Path) -> None:
         "spacing.png": draw_spacing(table),
     }
     for name, figure in figures.items():
-        figure.savefig(folder / name)
-    ERR.print(f"Wrote {', '.join(figures)} to {escape(str(folder))}.", soft_wrap=True)
+        with whole_file(folder / name) as file:
+            figure.savefig(file, format="png")
+    ERR.say(f"Wrote {', '.join(figures)} to {folder}.")

@@ -5,23 +5,16 @@ from dataclasses import replace
 from typing import Annotated, Any
 
 import typer
-from rich.markup import escape
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    Progress,
-    TextColumn,
-    TimeRemainingColumn,
-    TransferSpeedColumn,
-)
 
 from spinezarr.catalog import locate_store
 from spinezarr.cli.console import (
     ERR,
     OUT,
     SHOWN,
+    Said,
+    Table,
+    bytes_progress,
     errors_for_users,
-    new_table,
     print_capped,
     print_heading,
     print_json,
@@ -30,15 +23,19 @@ from spinezarr.cli.options import (
     AsJson,
     CatalogFile,
     EndpointUrl,
+    FollowLinks,
     NoSignRequest,
     Profile,
     RawEndpointUrl,
     RawNoSignRequest,
     RawProfile,
     StoreUrl,
+    link_folders,
     storage_options,
 )
-from spinezarr.verify.against import compare_with_source
+from spinezarr.formats import Limits
+from spinezarr.public_url import public_url
+from spinezarr.text import counted
 from spinezarr.verify.store import Verification, verify_store
 
 __all__ = ["verify"]
@@ -54,6 +51,7 @@ def verify(
     scan: Annotated[
         list[str] | None, typer.Option(metavar="ID", help="Only this scan; may be repeated.")
     ] = None,
+    follow_links: FollowLinks = None,
     as_json: AsJson = False,
     catalog: CatalogFile = None,
     endpoint_url: EndpointUrl = None,
@@ -80,7 +78,8 @@ def verify(
         found = _verify(url, scan, options)
         if against is not None:
             raw_options = of_raw or (options if "://" in against else {})
-            found = _compare(found, against, options, raw_options)
+            limits = Limits(link_folders=link_folders(follow_links))
+            found = _compare(found, against, options, raw_options, limits)
         if as_json:
             print_json(found.to_json())
         else:
@@ -88,19 +87,8 @@ def verify(
         raise typer.Exit(found.exit_code)
 
 
-def _progress() -> Progress:
-    return Progress(
-        TextColumn("[bold]{task.description}"),
-        BarColumn(bar_width=None),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(elapsed_when_finished=True),
-        console=ERR,
-    )
-
-
 def _verify(url: str, scans: list[str] | None, options: Mapping[str, Any]) -> Verification:
-    with _progress() as progress:
+    with bytes_progress() as progress:
         task = progress.add_task("verify", total=None)
         return verify_store(
             url,
@@ -112,7 +100,11 @@ def _verify(url: str, scans: list[str] | None, options: Mapping[str, Any]) -> Ve
 
 
 def _compare(
-    found: Verification, raw: str, options: Mapping[str, Any], raw_options: Mapping[str, Any]
+    found: Verification,
+    raw: str,
+    options: Mapping[str, Any],
+    raw_options: Mapping[str, Any],
+    limits: Limits,
 ) -> Verification:
     """Compare the scans that are whole with their source files."""
     broken = {fault.scan_id for fault in found.faults if fault.kind not in {"disagrees", "extra"}}
@@ -120,10 +112,13 @@ def _compare(
         broken.update(found.scans)
     whole = [name for name in found.scans if name not in broken]
     if len(whole) < len(found.scans):
-        ERR.print(f"Not compared: {len(found.scans) - len(whole)} scans that are not whole.")
+        ERR.say(f"Not compared, as not whole: {counted(len(found.scans) - len(whole), 'scan')}.")
     if not whole:
         return found
-    with _progress() as progress:
+    # What reads raw files takes long to import.
+    from spinezarr.verify.against import compare_with_source  # noqa: PLC0415
+
+    with bytes_progress() as progress:
         task = progress.add_task("compare", total=None)
         faults = compare_with_source(
             found.url,
@@ -131,6 +126,7 @@ def _compare(
             whole,
             storage_options=options,
             raw_options=raw_options,
+            limits=limits,
             on_total=lambda size: progress.update(task, total=size),
             on_bytes=lambda size: progress.advance(task, size),
         )
@@ -138,25 +134,24 @@ def _compare(
 
 
 def _print(found: Verification, raw: str | None) -> None:
-    print_heading(f"Check of {found.url}: {len(found.scans)} scans")
+    print_heading(f"Check of {public_url(found.url)}: {counted(len(found.scans), 'scan')}")
     if not found.listed:
-        OUT.print("A web server cannot be listed: files that are too many were not looked for.")
+        OUT.say("A web server cannot be listed: files that are too many were not looked for.")
     if found.leftovers:
         names = ", ".join(found.leftovers)
-        OUT.print(
-            f"Left by an ingest that runs or was cut off: {escape(names)}. If none runs, run the "
-            "same 'spinezarr ingest' again: it removes them.",
-            soft_wrap=True,
+        OUT.say(
+            f"Left by an ingest that runs or was cut off: {names}. If none runs, run the same "
+            "'spinezarr ingest' again: it removes them."
         )
     if not found.faults:
-        same = "" if raw is None else f" Every voxel is that of its source file in {escape(raw)}."
-        OUT.print(f"Every byte is as it was written.{same}", soft_wrap=True)
+        place = None if raw is None else public_url(raw)
+        same = "" if place is None else f" Every voxel is that of its source file in {place}."
+        OUT.say(f"Every byte is as it was written.{same}")
         return
-    table = new_table("Faults", "scan", "file", "fault", "found", "expected")
+    table = Table("Faults", "scan", "file", "fault", "found", "expected")
     for fault in found.faults[:SHOWN]:
-        row = (fault.scan_id or "", fault.path, fault.kind, fault.found, fault.expected)
-        table.add_row(*map(escape, row))
+        table.add_row(fault.scan_id or "", fault.path, fault.kind, fault.found, fault.expected)
     print_capped(table, len(found.faults))
     for advice in dict.fromkeys(fault.advice for fault in found.faults):
         kinds = dict.fromkeys(f.kind for f in found.faults if f.advice == advice)
-        OUT.print(f"[bold]{', '.join(kinds)}[/]: {escape(advice)}", soft_wrap=True)
+        OUT.say(Said(", ".join(kinds), "bold"), f": {advice}")

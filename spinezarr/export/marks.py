@@ -11,7 +11,7 @@ from matplotlib.lines import Line2D
 
 from spinezarr.export.panel import Panel
 from spinezarr.export.plane import PreviewPlane
-from spinezarr.export.text import name_width, write_name
+from spinezarr.export.text import drawable, name_width, write_name
 from spinezarr.vertebrae import BACKGROUND, NAME_OF_VALUE, VALUE_OF_NAME, colour_of
 
 __all__ = ["POINT_PX", "Mark", "name_at_centre", "name_beside", "points_of", "regions_of", "spread"]
@@ -19,6 +19,7 @@ __all__ = ["POINT_PX", "Mark", "name_at_centre", "name_beside", "points_of", "re
 POINT_PX: Final = 8.0
 """Width of the dot that shows an annotated centre."""
 _NAME_PX: Final = 13.0
+_LONGEST_NAME: Final = 40
 _SMALLEST_NAME_PX: Final = 8.0
 _MAX_CROSSED_MM: Final = 10
 _UNKNOWN_COLOUR: Final = (0.85, 0.85, 0.85)
@@ -29,6 +30,7 @@ class Mark:
     """What is shown of one level: the voxels of its label, or one point."""
 
     name: str
+    """As a picture can show it."""
     rows: npt.NDArray[Any]
     """Voxel indices; of a point they need not be whole."""
     columns: npt.NDArray[Any]
@@ -64,7 +66,7 @@ def regions_of(content: PreviewPlane) -> Iterator[Mark]:
     for value in np.unique(content.label).tolist():
         if value != BACKGROUND:
             rows, columns = np.nonzero(content.label == value)
-            yield Mark(names.get(value, str(value)), rows, columns)
+            yield Mark(drawable(names.get(value, str(value)), _LONGEST_NAME), rows, columns)
 
 
 def points_of(content: PreviewPlane) -> list[Mark]:

@@ -1,9 +1,14 @@
-"""Scans as NIfTI files that hold the source's voxels, type, axis order and affine, bit for bit.
+"""Scans as NIfTI files that hold the source's voxels in its axis order.
 
-A file is written slab by slab in the order of the source's axes, under a name ending in
-``.partial``, and renamed when it is whole. An image's stored type can be narrower than the
-source's, never lossy, so values are cast back. Numbers that the source scaled by a slope and an
-intercept are scaled back where that gives the same values again, checked on every one of them.
+Every program should read them, and place their voxels alike. So a file of a NIfTI source has its
+type and header's place bit for bit where all programs understand these; every other file is
+NIfTI-1, in the narrowest type that holds the source's values. ``exact`` asks for the source's own
+type and affine bit for bit, which some programs do not read.
+
+A file is written slab by slab, under a name ending in ``.partial``, and renamed when it is whole.
+An image that is stored as the numbers of its file gives these. Other values that the source scaled
+by a slope and an intercept are scaled back where that gives the same values again, checked on every
+one of them.
 
 References
 ----------
@@ -21,17 +26,20 @@ import nibabel as nib
 import numpy as np
 import numpy.typing as npt
 from isal import igzip
-from nibabel.volumeutils import apply_read_scaling
 
 from spinezarr.errors import UsageError
+from spinezarr.export.nifti_place import Place
 from spinezarr.export.voxels import VoxelReader
-from spinezarr.geometry import AxisMap, Box
-from spinezarr.store.attributes import LabelSourceRecord, NiftiRecord, SourceRecord
-from spinezarr.store.files import PARTIAL
+from spinezarr.export.whole_file import whole_file
+from spinezarr.geometry import GRID_TOLERANCE, AxisMap, Box, Grid, max_corner_distance_mm
+from spinezarr.scaling import Scaling
+from spinezarr.store.attributes import LabelSourceRecord, ScanAttributes, SourceRecord
 from spinezarr.store.reader import ArraySpec, ScanHandle
+from spinezarr.text import counted
 
 __all__ = [
     "ExportedScan",
+    "check_no_twin",
     "export_scan",
     "file_name",
     "write_array",
@@ -46,17 +54,24 @@ _igzip: Any = igzip
 _SUFFIXES: Final = {"image": "ct", "label": "seg"}
 _GZIP_LEVEL: Final = 2
 """Between speed and size for ISA-L, whose levels are 0 to 3."""
-_NIFTI_2: Final = 2
 _SINGLE_FILE: Final = {1: b"n+1", 2: b"n+2"}
 _WIDENED: Final[dict[str, np.dtype[Any]]] = {
     "bool": np.dtype(np.uint8),
     "float16": np.dtype(np.float32),
 }
 """Types that NIfTI lacks, and those that hold their numbers."""
-_UNITS_MM: Final = 2
-"""``xyzt_units`` of millimetres."""
-_SCANNER: Final = 1
-"""``sform_code`` of a position in the scanner."""
+_WIDELY_READ: Final = frozenset({"u1", "i1", "u2", "i2", "u4", "i4", "f4", "f8"})
+"""Types that all programs read, in either byte order. 64-bit integers are not among them: AFNI, FSL
+and ITK 4 lack them [1]_.
+
+References
+----------
+.. [1] https://github.com/nipy/nibabel/issues/1089
+"""
+_INTEGERS: Final = ("u1", "i1", "i2", "u2", "i4", "u4")
+"""Those of integers, the narrowest first."""
+_FLOAT64_INTEGERS: Final = 2**53
+"""Up to which float64 holds every integer."""
 
 
 class _NotScaledBackError(Exception):
@@ -85,12 +100,32 @@ def file_name(scan_id: str, array: str, *, compressed: bool) -> str:
     return f"{scan_id}_{_SUFFIXES[array]}{'.nii.gz' if compressed else '.nii'}"
 
 
+def check_no_twin(path: Path) -> None:
+    """Refuse a place for ``a.nii.gz`` beside an ``a.nii``, or the other way around.
+
+    nifti_clib, and so ITK, would read the voxels of ``a.nii`` for both.
+
+    Raises
+    ------
+    UsageError
+        If there is such a file.
+    """
+    name = path.name
+    twin = path.with_name(name.removesuffix(".gz") if name.endswith(".gz") else f"{name}.gz")
+    if twin.exists():
+        raise UsageError(
+            f"{twin}: lies where {name} goes, and SimpleITK and ITK-SNAP would take the voxels of "
+            "one for those of the other. Remove it, or choose another folder."
+        )
+
+
 def export_scan(
     scan: ScanHandle,
     voxels: VoxelReader,
     folder: Path,
     *,
     compressed: bool = True,
+    exact: bool = False,
     on_bytes: Callable[[int], None] = lambda _: None,
 ) -> ExportedScan:
     """Write image and mask of a scan as NIfTI files.
@@ -107,6 +142,8 @@ def export_scan(
         Where the files go; it is there.
     compressed
         Write ``.nii.gz``, else ``.nii``.
+    exact
+        Keep the source's type and affine bit for bit, even if not all programs read them so.
     on_bytes
         Called with each further number of bytes of stored voxels that are done.
 
@@ -119,18 +156,15 @@ def export_scan(
     ------
     CorruptStoreError
         If stored bytes are missing or damaged; nothing is left of that file.
+    UsageError
+        If a file of such a name and the other ending lies there.
     """
     facts = scan.attributes
-    records: dict[str, SourceRecord | None]
-    records = {"image": facts.image_source, "label": facts.label_source}
     files: list[str] = []
     notes: list[str] = []
     for spec in scan.arrays:
-        record = records[spec.name]
-        if record is None:
-            continue
         path = folder / file_name(facts.scan_id, spec.name, compressed=compressed)
-        notes += write_array(path, spec, record, voxels, on_bytes)
+        notes += write_array(path, spec, facts, voxels, on_bytes, exact=exact)
         files.append(str(path))
     return ExportedScan(facts.scan_id, tuple(files), tuple(notes))
 
@@ -138,19 +172,21 @@ def export_scan(
 def write_array(
     path: Path,
     spec: ArraySpec,
-    record: SourceRecord,
+    facts: ScanAttributes,
     voxels: VoxelReader,
     on_bytes: Callable[[int], None],
+    *,
+    exact: bool = False,
 ) -> list[str]:
-    """Write one array as its source file had it; return how the file differs from that.
+    """Write one array of a scan; return how the file differs from its source.
 
     Parameters
     ----------
     path
         Ends in ``.nii.gz`` or ``.nii``; a file that is there is replaced.
-    spec, record
-        The array, and the file that it was made from.
-    voxels, on_bytes
+    spec, facts
+        The array, and what is known of its scan.
+    voxels, exact, on_bytes
         As in :func:`export_scan`.
 
     Raises
@@ -158,12 +194,12 @@ def write_array(
     CorruptStoreError
         If stored bytes are missing or damaged; nothing is left of the file.
     """
-    form = _Form.of(record)
+    form = _Form.exact(spec, facts) if exact else _Form.portable(spec, facts)
     notes = [f"{path.name}: {note}" for note in form.notes]
     try:
         _write(path, spec, form, voxels, on_bytes)
     except _NotScaledBackError:
-        form = replace(form, dtype=np.dtype(record.dtype), scaling=None)
+        form = replace(form, dtype=np.dtype(form.record.dtype), scaling=None)
         notes.append(f"{path.name}: holds the scaled values, which its slope does not give")
         _write(path, spec, form, voxels, on_bytes)
     return notes
@@ -172,7 +208,7 @@ def write_array(
 def write_label_on_image(
     path: Path,
     spec: ArraySpec,
-    image: SourceRecord,
+    facts: ScanAttributes,
     voxels: VoxelReader,
     on_bytes: Callable[[int], None],
     *,
@@ -182,12 +218,10 @@ def write_label_on_image(
 
     Parameters
     ----------
-    path, voxels, on_bytes
+    path, facts, voxels, on_bytes
         As in :func:`write_array`.
     spec
         The mask.
-    image
-        The file that its image was made from.
     values
         ``(256,)``: what is written for each stored label.
 
@@ -196,8 +230,7 @@ def write_label_on_image(
     CorruptStoreError
         If stored bytes are missing or damaged; nothing is left of the file.
     """
-    form = _Form.of(image)
-    form = replace(form, dtype=np.dtype(np.uint8), scaling=None, values=values)
+    form = replace(_Form.on_image(facts, np.dtype(np.uint8)), values=values)
     _write(path, spec, form, voxels, on_bytes)
 
 
@@ -206,54 +239,65 @@ class _Form:
     """How a file is written."""
 
     record: SourceRecord
+    """The file whose axes it has."""
+    place: Place
     dtype: np.dtype[Any]
     """Of the numbers in the file, with byte order."""
     scaling: tuple[float, float] | None
-    nifti: NiftiRecord
-    sform: npt.NDArray[np.float64]
-    notes: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+    """How it differs from the source."""
     values: npt.NDArray[np.uint8] | None = None
     """``(256,)``: what is written for each stored label; None: as it is."""
+    takes_numbers: bool = False
+    """Whether it is given the file's own numbers, before their scaling."""
 
     @classmethod
-    def of(cls, record: SourceRecord) -> "_Form":
+    def exact(cls, spec: ArraySpec, facts: ScanAttributes) -> "_Form":
         """Choose the form that is nearest to the source."""
-        notes = []
+        record = _record(spec, facts)
+        mapped = _notes_on_labels(record)
         dtype, scaling = np.dtype(record.stored_dtype), record.scaling
-        if isinstance(record, LabelSourceRecord) and (record.values or record.parts):
+        if mapped:
             dtype, scaling = np.dtype(np.uint8), None
-            notes.append(
-                "holds the labels of the scheme, in which the source's values were mapped"
-                if record.values
-                else f"is one mask, made of the {len(record.parts)} of {record.file}"
-            )
-        sform = np.array(record.affine_ijk)
-        nifti = record.nifti
-        if nifti is None:
-            nifti = _nifti_of_affine(sform)
-            if nifti.version == _NIFTI_2:
-                notes.append("is NIfTI-2, as NIfTI-1 would round the affine of its source")
-        return cls(record, dtype, scaling, nifti, sform, tuple(notes))
+        place = Place.exact(record)
+        return cls(record, place, dtype, scaling, (*mapped, *place.notes))
+
+    @classmethod
+    def portable(cls, spec: ArraySpec, facts: ScanAttributes) -> "_Form":
+        """Choose the nearest form that every program reads alike."""
+        record = _record(spec, facts)
+        mapped = _notes_on_labels(record)
+        place = Place.portable(record, _affine_of_image(record, facts))
+        notes = [*mapped, *place.notes]
+        stored = np.dtype(record.stored_dtype)
+        gives_back_type = record.nifti is not None and not mapped
+        if gives_back_type and _is_widely_read(stored):
+            return cls(record, place, stored, record.scaling, tuple(notes))
+        if spec.scaling is not None and _is_widely_read(spec.stored_dtype):
+            scaling = (spec.scaling.slope, spec.scaling.intercept)
+            if all(float(np.float32(n)) == n for n in scaling):  # as NIfTI-1 holds them
+                return cls(record, place, spec.stored_dtype, scaling, tuple(notes))
+        dtype = _narrowest(spec, record, facts.image_range_hu)
+        if not _is_widely_read(dtype):
+            notes.append(f"is {dtype.name}, which not all programs read: no other type holds it")
+        elif gives_back_type:
+            notes.append(f"is {dtype.name}, not {stored.name}, which not all programs read")
+        return cls(record, place, dtype, None, tuple(notes))
+
+    @classmethod
+    def on_image(cls, facts: ScanAttributes, dtype: np.dtype[Any]) -> "_Form":
+        """Choose the form of other numbers that lie as the exported image does."""
+        record = facts.image_source
+        return cls(record, Place.portable(record), dtype, None)
 
     def header(self) -> bytes:
         """Compose the header, and that no extension follows."""
-        kind = _nib.Nifti1Header if self.nifti.version == 1 else _nib.Nifti2Header
-        header = kind(endianness=">" if self.dtype.byteorder == ">" else "<")
+        order = ">" if self.dtype.byteorder == ">" else "<"
+        header = self.place.header(self.record.shape_ijk, order)
         header.set_data_dtype(self.dtype)
-        header.set_data_shape(self.record.shape_ijk)
-        header["magic"] = _SINGLE_FILE[self.nifti.version]
+        header["magic"] = _SINGLE_FILE[self.place.fields.version]
         header["vox_offset"] = header.single_vox_offset
         header["scl_slope"], header["scl_inter"] = self.scaling or (1, 0)
-        header["xyzt_units"] = self.nifti.xyzt_units
-        header["pixdim"][:4] = self.nifti.pixdim
-        header["qform_code"] = self.nifti.qform_code
-        header["sform_code"] = self.nifti.sform_code
-        for axis, value in zip("bcd", self.nifti.quatern_bcd, strict=True):
-            header[f"quatern_{axis}"] = value
-        for axis, value, row in zip("xyz", self.nifti.qoffset_xyz, self.sform, strict=False):
-            header[f"qoffset_{axis}"] = value
-            if self.nifti.sform_code:
-                header[f"srow_{axis}"] = row
         start: bytes = header.binaryblock
         return start.ljust(header.single_vox_offset, b"\0")
 
@@ -261,7 +305,7 @@ class _Form:
         """Turn stored values into the numbers of the file."""
         if self.values is not None:
             values = self.values[values]
-        if self.scaling is None:
+        if self.scaling is None or self.takes_numbers:
             return values.astype(self.dtype, copy=False)
         slope, inter = self.scaling
         native = self.dtype.newbyteorder("=")
@@ -270,25 +314,69 @@ class _Form:
             numbers = np.rint(numbers)
         with np.errstate(invalid="ignore", over="ignore"):
             back = numbers.astype(native)
-        again = apply_read_scaling(back, slope, inter)
+        again = Scaling(slope, inter).values(back)
         if not np.array_equal(again, values, equal_nan=values.dtype.kind == "f"):
             raise _NotScaledBackError
         return back.astype(self.dtype, copy=False)
 
 
-def _nifti_of_affine(affine: npt.NDArray[np.float64]) -> NiftiRecord:
-    """Describe a place that no NIfTI file stated: the sform alone, in the version that holds it."""
-    exact = np.array_equal(affine.astype(np.float32), affine)
-    lengths: list[float] = np.linalg.norm(affine[:3, :3], axis=0).tolist()
-    return NiftiRecord(
-        version=1 if exact else 2,
-        sform_code=_SCANNER,
-        qform_code=0,
-        pixdim=(1.0, *lengths),
-        quatern_bcd=(0.0, 0.0, 0.0),
-        qoffset_xyz=(0.0, 0.0, 0.0),
-        xyzt_units=_UNITS_MM,
-    )
+def _record(spec: ArraySpec, facts: ScanAttributes) -> SourceRecord:
+    record = facts.image_source if spec.name == "image" else facts.label_source
+    if record is None:
+        raise ValueError(f"scan {facts.scan_id!r} has a mask and no record of its source")
+    return record
+
+
+def _notes_on_labels(record: SourceRecord) -> tuple[str, ...]:
+    """Say what was made of a mask's values; nothing if they are its source's."""
+    if not isinstance(record, LabelSourceRecord):
+        return ()
+    if record.values:
+        return ("holds the labels of the scheme, in which the source's values were mapped",)
+    if record.parts:
+        return (f"is one mask, made of the {len(record.parts)} of {record.file}",)
+    if record.rounded_voxels:
+        voxels = counted(record.rounded_voxels, "voxel")
+        return (f"holds whole numbers, where {voxels} of its source had a rounding error",)
+    return ()
+
+
+def _affine_of_image(record: SourceRecord, facts: ScanAttributes) -> npt.NDArray[np.float64] | None:
+    """Return the affine that a mask took from its image, whose voxels its own does not match."""
+    image = facts.image_source
+    grids = [Grid(one.shape_ijk, np.array(one.affine_ijk)) for one in (record, image)]
+    same_axes = (record.shape_ijk, record.orientation) == (image.shape_ijk, image.orientation)
+    near = GRID_TOLERANCE * min(facts.spacing_zyx_mm)
+    if same_axes and max_corner_distance_mm(*grids) > near:
+        return grids[1].affine
+    return None
+
+
+def _is_widely_read(dtype: np.dtype[Any]) -> bool:
+    return dtype.str[1:] in _WIDELY_READ
+
+
+def _narrowest(
+    spec: ArraySpec, record: SourceRecord, image_range: tuple[float, float] | None
+) -> np.dtype[Any]:
+    """Choose the narrowest type that holds all values and that every program reads."""
+    types = [spec.dtype, np.dtype(record.dtype)]
+    if isinstance(record, LabelSourceRecord):
+        types = [spec.dtype]
+    readable = [dtype for dtype in types if _is_widely_read(dtype)]
+    if readable:
+        return min(readable, key=lambda dtype: dtype.itemsize).newbyteorder("<")
+    low, high = image_range or (0, 0)
+    return _integer_type(int(low), int(high)) or spec.dtype
+
+
+def _integer_type(low: int, high: int) -> np.dtype[Any] | None:
+    """Return the narrowest widely read type that holds integers of a range, or None."""
+    for name in _INTEGERS:
+        limits = np.iinfo(name)
+        if limits.min <= low and high <= limits.max:
+            return np.dtype(name)
+    return np.dtype(np.float64) if -low <= _FLOAT64_INTEGERS >= high else None
 
 
 def _write(
@@ -299,19 +387,20 @@ def _write(
     on_bytes: Callable[[int], None],
 ) -> None:
     """Write one file, packed if its name ends so; it is there whole, or not at all."""
+    check_no_twin(path)
+    if spec.scaling is not None and form.scaling == (spec.scaling.slope, spec.scaling.intercept):
+        spec, form = spec.unscaled(), replace(form, takes_numbers=True)
     done = 0
-    partial = path.with_name(path.name + PARTIAL)
     try:
-        with _output(partial, compressed=path.name.endswith(".gz")) as file:
+        with _output(path, compressed=path.name.endswith(".gz")) as file:
             file.write(form.header())
             for slab in _slabs(spec, form, voxels):
                 for k in range(slab.shape[2]):
                     file.write(form.numbers(slab[..., k]).tobytes(order="F"))
-                done += slab.nbytes
-                on_bytes(slab.nbytes)
-        partial.replace(path)
+                slab_bytes = slab.size * spec.stored_dtype.itemsize
+                done += slab_bytes
+                on_bytes(slab_bytes)
     except BaseException:
-        partial.unlink(missing_ok=True)
         on_bytes(-done)
         raise
 
@@ -335,12 +424,14 @@ def write_on_image_grid(path: Path, scan: ScanHandle, values_zyx: npt.NDArray[An
     scan
         The scan.
     values_zyx
-        A number for each stored voxel; booleans become uint8, float16 float32.
+        A number for each stored voxel. Booleans become uint8, float16 float32, and 64-bit
+        integers, which not all programs read, the narrowest type that holds them.
 
     Raises
     ------
     UsageError
-        If the name ends otherwise, the shape is not the scan's, or NIfTI has no such type.
+        If the name ends otherwise, a file of that name and the other ending lies there, the shape
+        is not the scan's, or no type holds the values.
     """
     if not path.name.endswith((".nii", ".nii.gz")):
         raise UsageError(f"{path}: the name must end in .nii or .nii.gz.")
@@ -349,14 +440,28 @@ def write_on_image_grid(path: Path, scan: ScanHandle, values_zyx: npt.NDArray[An
             f"{path}: values of shape {values_zyx.shape} for scan {scan.image.scan_id!r}, which "
             f"has {scan.image.shape_zyx} (z, y, x)."
         )
-    dtype: np.dtype[Any] = _WIDENED.get(values_zyx.dtype.name, values_zyx.dtype)
-    form = replace(_Form.of(scan.attributes.image_source), dtype=dtype, scaling=None)
+    dtype = _type_to_write(values_zyx, path)
+    form = _Form.on_image(scan.attributes, dtype)
+    spec = replace(scan.image, stored_dtype=dtype, scaling=None)
+    _write(path, spec, form, _InMemory(values_zyx), lambda _: None)
+
+
+def _type_to_write(values: npt.NDArray[Any], path: Path) -> np.dtype[Any]:
+    """Choose the type for numbers of a caller; their own, if every program reads it."""
+    dtype: np.dtype[Any] = _WIDENED.get(values.dtype.name, values.dtype)
+    if dtype.kind in "iu" and not _is_widely_read(dtype):
+        found = _integer_type(int(values.min()), int(values.max()))
+        if found is None:
+            raise UsageError(
+                f"{path}: values from {values.min()} to {values.max()} fit no type that all "
+                "programs read; cast them."
+            )
+        return found
     try:
-        form.header()
+        _nib.Nifti1Header().set_data_dtype(dtype)
     except _nib.spatialimages.HeaderDataError as problem:
         raise UsageError(f"{path}: NIfTI has no type {dtype.name}; cast the values.") from problem
-    spec = replace(scan.image, dtype=dtype)
-    _write(path, spec, form, _InMemory(values_zyx), lambda _: None)
+    return dtype
 
 
 class _InMemory:
@@ -371,7 +476,7 @@ class _InMemory:
 
 @contextmanager
 def _output(path: Path, *, compressed: bool) -> Iterator[BinaryIO]:
-    with path.open("wb") as raw:
+    with whole_file(path) as raw:
         if not compressed:
             yield raw
             return

@@ -10,7 +10,6 @@ References
    are checked by ``nnunetv2.experiment_planning.verify_dataset_integrity``.
 """
 
-import json
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -24,8 +23,10 @@ import numpy.typing as npt
 from spinezarr.errors import UsageError
 from spinezarr.export.nifti import ExportedScan, write_array, write_label_on_image
 from spinezarr.export.voxels import VoxelReader
+from spinezarr.export.whole_file import refuse_link, whole_file
 from spinezarr.store.files import PARTIAL
 from spinezarr.store.reader import ScanHandle, StoreReader
+from spinezarr.text import composed, json_text
 from spinezarr.vertebrae import BACKGROUND, VALUE_OF_NAME
 
 __all__ = ["NnunetExport", "NnunetLabels"]
@@ -117,6 +118,7 @@ class NnunetExport:
         table = reader.table
         columns = (table.scan, table.split, table.label_state)
         rows = list(zip(*(column.to_numpy().tolist() for column in columns), strict=True))
+        splits = None if splits is None else [composed(split) for split in splits]
         known = {split for _, split, _ in rows}
         for split in splits or ():
             if split not in known:
@@ -128,7 +130,7 @@ class NnunetExport:
             if splits is None or split in splits
         }
         if not {"train", "validation"} & set(parts.values()):
-            raise UsageError(f"{reader.url}: there are no scans with masks to train on.")
+            raise UsageError(f"{reader.name}: there are no scans with masks to train on.")
         masks = [reader.scan(scan_id) for scan_id, _, state in rows if state != "none"]
         return cls(
             reader,
@@ -188,6 +190,8 @@ class NnunetExport:
             # Until all is written anew, this is no dataset.
             (self.folder / _DATASET).unlink(missing_ok=True)
             for folder in {path.parent for path in (*planned, *self._split_files())}:
+                if folder.parent == self.folder:
+                    refuse_link(folder)
                 folder.mkdir(parents=True, exist_ok=True)
         except (FileExistsError, NotADirectoryError) as problem:
             raise UsageError(
@@ -212,11 +216,11 @@ class NnunetExport:
         """
         scan = self.reader.scan(scan_id)
         image, label = self.files(scan_id)
-        record = scan.attributes.image_source
-        notes = write_array(image, scan.image, record, self.voxels, on_bytes)
+        facts = scan.attributes
+        notes = write_array(image, scan.image, facts, self.voxels, on_bytes)
         if label is not None and scan.label is not None:
             write_label_on_image(
-                label, scan.label, record, self.voxels, on_bytes, values=self.labels.of_stored
+                label, scan.label, facts, self.voxels, on_bytes, values=self.labels.of_stored
             )
         files = tuple(str(path) for path in (image, label) if path is not None)
         return ExportedScan(scan_id, files, tuple(notes))
@@ -268,6 +272,5 @@ def _part(split: str, *, has_mask: bool) -> Part:
 
 
 def _write_json(path: Path, content: object) -> None:
-    partial = path.with_name(path.name + PARTIAL)
-    partial.write_text(json.dumps(content, indent=2) + "\n")
-    partial.replace(path)
+    with whole_file(path) as file:
+        file.write(f"{json_text(content)}\n".encode())

@@ -41,6 +41,7 @@ from spinezarr.export.text import (
     LETTER_FONT,
     QUIET_COLOUR,
     TEXT_COLOUR,
+    drawable,
     write,
 )
 from spinezarr.geometry import Plane
@@ -69,6 +70,7 @@ _VIEWS: Final[dict[Plane, _View]] = {
 }
 
 _CAPTION_PX: Final = 13
+_LONGEST_CAPTION: Final = 2000
 _WINDOW_HU: Final = (-400.0, 1100.0)
 _FILL_ALPHA: Final = 0.38
 _BACKGROUND_COLOUR: Final = "#0d0e11"
@@ -104,15 +106,16 @@ def draw_preview(scan_id: str, planes: Sequence[PreviewPlane], caption: str) -> 
         raise UsageError(f"{scan_id}: a preview needs one slice each, got {orientations}")
     ordered = [plane for name in _VIEWS for plane in planes if plane.plane == name]
     panels, width, height = arrange(ordered)
-    lines = _wrap(caption, width)
+    lines = _wrap(drawable(caption, longest=_LONGEST_CAPTION), width)
+    title = drawable(scan_id)
     height += TITLE_HEIGHT + MARGIN + len(lines) * CAPTION_LINE
     figure = Figure((width / DPI, height / DPI), dpi=DPI, facecolor=_BACKGROUND_COLOUR)
     FigureCanvasAgg(figure)
     for panel in panels:
         _draw_panel(figure, panel, ordered)
-    title_px = min(19.0, (width - 2 * MARGIN) / (EM_PER_CHARACTER * max(len(scan_id), 1)))
+    title_px = min(19.0, (width - 2 * MARGIN) / (EM_PER_CHARACTER * max(len(title), 1)))
     middle = 1 - TITLE_HEIGHT / 2 / height
-    write(figure, (MARGIN / width, middle), scan_id, title_px, ha="left")
+    write(figure, (MARGIN / width, middle), title, title_px, ha="left")
     for below, line in enumerate(reversed(lines)):
         at = (MARGIN / width, (MARGIN / 2 + below * CAPTION_LINE) / height)
         write(figure, at, line, _CAPTION_PX, ha="left", va="bottom", color=QUIET_COLOUR)

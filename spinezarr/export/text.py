@@ -1,11 +1,15 @@
-"""Text on a picture, sized in pixels."""
+"""Text on a picture, sized in pixels, and what of a stranger's text a picture can show."""
 
+from functools import cache
 from typing import Final
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.font_manager import findfont, get_font
 from matplotlib.patheffects import withStroke
 from matplotlib.text import Text
+
+from spinezarr.text import printable
 
 __all__ = [
     "DPI",
@@ -13,6 +17,7 @@ __all__ = [
     "LETTER_FONT",
     "QUIET_COLOUR",
     "TEXT_COLOUR",
+    "drawable",
     "name_width",
     "write",
     "write_name",
@@ -25,6 +30,29 @@ TEXT_COLOUR: Final = "#f0f0f0"
 QUIET_COLOUR: Final = "#9aa0aa"
 LETTER_FONT: Final = "DejaVu Sans Mono"
 _FONT: Final = "DejaVu Sans"
+_LONGEST: Final = 120
+"""Characters of a title or name; more would make pictures of any size."""
+
+
+def drawable(text: str, longest: int | None = _LONGEST) -> str:
+    """Return text of others as a picture can show it: one line, in letters that the font has.
+
+    Others stand as escapes, as matplotlib would draw an empty box and warn. Nothing in it is a
+    formula, as long as it is drawn with ``parse_math=False`` and without TeX.
+    """
+    shown = printable(text, longest)
+    if shown.isascii():
+        return shown
+    return "".join(
+        char if ord(char) in _letters() else char.encode("ascii", "backslashreplace").decode()
+        for char in shown
+    )
+
+
+@cache
+def _letters() -> frozenset[int]:
+    """Return the code points that the font has, which comes with matplotlib."""
+    return frozenset(get_font(findfont(_FONT)).get_charmap())
 
 
 def name_width(name: str, px: float) -> float:
@@ -51,7 +79,7 @@ def write(
     family: str = _FONT,
 ) -> Text:
     """Write plain text at a share of the figure or axes."""
-    written = where.text(*at, text, ha=ha, va=va, color=color, parse_math=False)
+    written = where.text(*at, text, ha=ha, va=va, color=color, parse_math=False, usetex=False)
     written.set(fontfamily=family, fontsize=px * 72 / DPI)
     if isinstance(where, Axes):
         written.set_transform(where.transAxes)

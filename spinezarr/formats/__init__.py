@@ -11,7 +11,7 @@ from spinezarr.formats.merged import MergedLabels
 from spinezarr.formats.metaimage import MetaImageVolume
 from spinezarr.formats.nifti import NiftiVolume
 from spinezarr.formats.source_file import SourceFile
-from spinezarr.formats.volume import Volume, open_volume
+from spinezarr.formats.volume import Volume, open_volume, unread_kind
 
 __all__ = [
     "DEFAULT_LIMITS",
@@ -26,4 +26,5 @@ __all__ = [
     "open_volume",
     "out_of_order",
     "read_centroids",
+    "unread_kind",
 ]

@@ -1,4 +1,4 @@
-"""A folder of DICOM slices, read as one volume, one slice in memory at a time.
+"""A series of DICOM files in a folder, read as one volume, one slice in memory at a time.
 
 Slices are placed by what their headers say, never by file name or InstanceNumber. Reading ahead in
 threads was measured not to help: gdcm and pydicom hold Python's lock while they decode.
@@ -9,8 +9,8 @@ DICOM PS3.3: https://dicom.nema.org/medical/dicom/current/output/chtml/part03/PS
 """
 
 import hashlib
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Final, Self
 
@@ -19,19 +19,30 @@ import numpy as np
 import numpy.typing as npt
 
 from spinezarr.errors import FormatError, UsageError
-from spinezarr.formats.dicom_stack import SliceHeader, stack
+from spinezarr.formats.dicom_elements import inflated
+from spinezarr.formats.dicom_file import object_in, slices_of
+from spinezarr.formats.dicom_series import (
+    CtSeries,
+    FolderContent,
+    completeness_notes,
+    read_folder,
+)
+from spinezarr.formats.dicom_stack import SliceHeader, listed, stack, without_scouts
+from spinezarr.formats.dicom_syntax import DEFLATED
+from spinezarr.formats.file_kinds import DICOM_SEG_STEP
 from spinezarr.formats.limits import DEFAULT_LIMITS, Limits
 from spinezarr.formats.source_file import SourceFile
 from spinezarr.geometry import Grid
+from spinezarr.scaling import VALUE_DTYPE, Scaling
+from spinezarr.text import counted
 
 if TYPE_CHECKING:
-    from spinezarr.formats.dicom_file import DicomObject
+    from spinezarr.formats.dicom_pixels import FrameReader
 
 __all__ = ["DicomSeriesVolume"]
 
-_PASSED_OVER: Final = frozenset({"DICOMDIR", "LICENSE"})
-"""Names of files that come with a series, in capitals."""
-_PASSED_OVER_ENDINGS: Final = (".csv", ".txt")
+_READ_BYTES: Final = 1 << 22
+"""Of a multi-frame file at once, for its hash."""
 
 
 class DicomSeriesVolume:
@@ -42,24 +53,37 @@ class DicomSeriesVolume:
         fs: fsspec.AbstractFileSystem,
         slices: Sequence[SliceHeader],
         grid: Grid,
+        *,
         notes: tuple[str, ...],
+        limits: Limits,
+        scaled: bool = True,
     ) -> None:
         self._fs = fs
         self._slices = slices
         self._grid = grid
         self._notes = notes
-        self._dtype = _dtype_of(slices)
+        self._limits = limits
+        self._scaled = scaled
+        self._dtype = _dtype_of(slices) if scaled else _stored_dtype_of(slices[0])
         self._source: SourceFile | None = None
 
     @classmethod
     def open(
-        cls, fs: fsspec.AbstractFileSystem, folder: str, limits: Limits = DEFAULT_LIMITS
+        cls,
+        fs: fsspec.AbstractFileSystem,
+        folder: str,
+        limits: Limits = DEFAULT_LIMITS,
+        *,
+        files: Collection[str] | None = None,
+        series: str | None = None,
     ) -> Self:
-        """Read the headers of all files directly in ``folder`` and stack one series.
+        """Read the headers of the files directly in ``folder`` and stack one series.
 
-        Files that are no DICOM, and DICOM objects that are no CT slices (localizers, secondary
-        captures, reports and the like), are passed over. Of several series, the one with the most
-        slices is taken.
+        DICOM objects that are no CT slices (localizers, secondary captures, reports, directories
+        and the like) are passed over, and so are one or two slices across all others, which are
+        scouts. A file that is not DICOM is passed over only if its name says that it is something
+        else: slices have any name, so any other file may be one that is damaged. Hidden files are
+        not looked at. An Enhanced CT file is as many slices as it has frames.
 
         Parameters
         ----------
@@ -69,12 +93,19 @@ class DicomSeriesVolume:
             Its path there, with or without a slash at the end.
         limits
             How many files it may hold, and how large they may be.
+        files
+            Names of the files to look at; all if not given.
+        series
+            :attr:`spinezarr.formats.dicom_series.CtSeries.key` of the series; if not given, the
+            one with the most slices is taken, and a note names the others.
 
         Raises
         ------
         FormatError
-            If a file is damaged or over a limit, the folder has no CT slices, its largest series
-            are equally large, or the slices are not one even stack of numbers; see
+            If a file is damaged or over a limit, the folder has no CT slices or not the series
+            asked for, its largest series are equally large, the series is not complete, or the
+            slices are not one even stack of numbers; see
+            :func:`spinezarr.formats.dicom_series.completeness_notes` and
             :func:`spinezarr.formats.dicom_stack.stack`.
         UsageError
             If pydicom and gdcm are not installed.
@@ -83,19 +114,25 @@ class DicomSeriesVolume:
             raise UsageError(
                 f"{folder}: reading DICOM needs pydicom and gdcm: pip install 'spinezarr[dicom]'"
             )
-        from spinezarr.formats.dicom_file import slice_header  # noqa: PLC0415  needs pydicom
-
         folder = folder.rstrip("/")
-        objects, notes = _objects(fs, folder, limits)
-        chosen = _chosen(objects, folder, notes)
-        slices, grid = stack([slice_header(found) for found in chosen], folder)
+        content = read_folder(fs, _sizes(fs, folder, files, limits), limits)
+        notes = _passed_over(content)
+        chosen = _chosen(content, folder, series, notes)
+        headers = [header for found in chosen.objects for header in slices_of(found)]
+        kept = without_scouts(headers)
+        if len(kept) < len(headers):
+            n_scouts = len(headers) - len(kept)
+            notes.append(f"passed over what lies across all slices: {n_scouts} x scout")
+        slices, grid = stack(kept, folder)
         limits.check_grid(grid, _dtype_of(slices).itemsize, folder)
+        spacing_mm = float(np.linalg.norm(grid.affine[:3, 2]))
+        notes += completeness_notes(chosen, slices, spacing_mm, folder)
         counts = Counter(note for header in slices for note in header.notes)
         notes += [
             note if count == len(slices) else f"{count} of {len(slices)} slices: {note}"
             for note, count in counts.items()
         ]
-        return cls(fs, slices, grid, tuple(notes))
+        return cls(fs, slices, grid, notes=tuple(notes), limits=limits)
 
     @property
     def grid(self) -> Grid:
@@ -108,23 +145,37 @@ class DicomSeriesVolume:
         return self._dtype
 
     @property
+    def scaling(self) -> Scaling | None:
+        """Slope and intercept, if all slices have the same ones and not both are whole numbers."""
+        if not self._scaled or self._dtype != VALUE_DTYPE:
+            return None
+        found = {Scaling(header.slope, header.intercept) for header in self._slices}
+        return found.pop() if len(found) == 1 else None
+
+    def unscaled(self) -> "DicomSeriesVolume":
+        """Return the stored values of the slices, before their slopes and intercepts."""
+        return DicomSeriesVolume(
+            self._fs,
+            self._slices,
+            self._grid,
+            notes=self._notes,
+            limits=self._limits,
+            scaled=False,
+        )
+
+    @property
     def notes(self) -> tuple[str, ...]:
         """What a user should know of this series."""
         return self._notes
 
     def slabs(self, thicknesses: Iterable[int], /) -> Iterator[npt.NDArray[Any]]:
         """Yield the values in HU, k along the normal; see the protocol's ``slabs``."""
-        from spinezarr.formats.dicom_file import read_pixels  # noqa: PLC0415  needs pydicom
-
-        sha256, size_bytes, done = hashlib.sha256(), 0, 0
+        source = _SourceFiles(self._fs, self._slices, self._limits)
+        done = 0
         for thickness in thicknesses:
             block: npt.NDArray[Any] | None = None
             for k, header in enumerate(self._slices[done : done + thickness]):
-                with self._fs.open(header.path, "rb") as raw:
-                    data = raw.read()
-                sha256.update(data)
-                size_bytes += len(data)
-                values = self._values(read_pixels(data, header), header)
+                values = self._values(source.read(header), header)
                 # Made once a slice has shown that its size is true.
                 if block is None:
                     block = np.empty((thickness, *values.shape), self._dtype)
@@ -132,23 +183,97 @@ class DicomSeriesVolume:
             done += thickness
             if block is not None:
                 yield block.T
-        self._source = SourceFile(size_bytes, sha256.hexdigest())
+        self._source = source.so_far()
 
     def _values(self, stored: npt.NDArray[Any], header: SliceHeader) -> npt.NDArray[Any]:
+        if not self._scaled:
+            return stored
         if self._dtype == np.int32:
             return stored.astype(np.int32) * np.int32(header.slope) + np.int32(header.intercept)
-        return stored * np.float64(header.slope) + header.intercept
+        return Scaling(header.slope, header.intercept).values(stored)
 
     def source_file(self) -> SourceFile:
-        """Sizes of all slices' files added up, and one SHA-256 over their bytes along k."""
+        """Sizes of all files added up, and one SHA-256 over their bytes in the order of k.
+
+        A multi-frame file comes once, where the first of its frames does.
+        """
         if self._source is None:
             raise RuntimeError("source_file() before slabs()")
         return self._source
 
 
+class _SourceFiles:
+    """The files of a series: hashed, held against their first reading, and decoded."""
+
+    def __init__(
+        self, fs: fsspec.AbstractFileSystem, slices: Iterable[SliceHeader], limits: Limits
+    ) -> None:
+        self._fs = fs
+        self._limits = limits
+        self._sha256 = hashlib.sha256()
+        self._size_bytes = 0
+        self._slices: dict[str, set[SliceHeader]] = defaultdict(set)
+        for header in slices:
+            self._slices[header.path].add(header)
+        self._multiframe: dict[str, FrameReader] = {}
+
+    def so_far(self) -> SourceFile:
+        """Describe what has been read."""
+        return SourceFile(self._size_bytes, self._sha256.hexdigest())
+
+    def read(self, header: SliceHeader) -> npt.NDArray[Any]:
+        """Return the stored values of a slice; each file is hashed when its first slice is read."""
+        path = header.path
+        if header.frame is None:
+            data: bytes = self._fs.cat_file(path)
+            self._take(data)
+            return self._reader(path, lambda start, stop: data[start:stop], len(data)).read(header)
+        if path not in self._multiframe:
+            before = self._size_bytes
+            with self._fs.open(path, "rb") as raw:
+                while block := raw.read(_READ_BYTES):
+                    self._take(block)
+            self._multiframe[path] = self._reader(
+                path,
+                lambda start, stop: self._fs.cat_file(path, start=start, end=stop),
+                self._size_bytes - before,
+            )
+        return self._multiframe[path].read(header)
+
+    def _take(self, data: bytes) -> None:
+        self._sha256.update(data)
+        self._size_bytes += len(data)
+
+    def _reader(
+        self, path: str, read: Callable[[int, int], bytes], size_bytes: int
+    ) -> "FrameReader":
+        from spinezarr.formats.dicom_pixels import FrameReader  # noqa: PLC0415  needs pydicom
+
+        found = object_in(path, read, size_bytes, self._limits)
+        if found is None or not self._slices[path] <= set(slices_of(found)):
+            raise FormatError(f"{path}: has changed while it was read. Ingest it again.")
+        header = found.header
+        if header.transfer_syntax == DEFLATED:
+            plain = inflated(read(header.data_set_start, size_bytes), self._limits.dicom_file_bytes)
+            size_bytes, read = len(plain), lambda start, stop: plain[start:stop]
+        return FrameReader(
+            read,
+            size_bytes,
+            header,
+            found.frames,
+            most_bytes=self._limits.dicom_file_bytes,
+            path=path,
+        )
+
+
 def _dtype_of(slices: Sequence[SliceHeader]) -> np.dtype[Any]:
     """Type of the values after rescaling."""
     return np.dtype(np.int32 if all(map(_is_int32, slices)) else np.float64)
+
+
+def _stored_dtype_of(header: SliceHeader) -> np.dtype[Any]:
+    """Type of the values before rescaling; slices of one series have one."""
+    return np.dtype(f"{'i' if header.signed else 'u'}{header.bits_allocated // 8}")
 
 
 def _is_int32(header: SliceHeader) -> bool:
@@ -165,51 +290,38 @@ def _is_int32(header: SliceHeader) -> bool:
     )
 
 
-def _objects(
-    fs: fsspec.AbstractFileSystem, folder: str, limits: Limits
-) -> tuple[list["DicomObject"], list[str]]:
-    """Find the CT slices of a folder, and say what else is there."""
-    from spinezarr.formats.dicom_file import read_object  # noqa: PLC0415  needs pydicom
-
-    entries = fs.ls(folder, detail=True)
-    paths = sorted(entry["name"] for entry in entries if _is_file(fs, entry))
-    if len(paths) > limits.dicom_files:
+def _sizes(
+    fs: fsspec.AbstractFileSystem, folder: str, files: Collection[str] | None, limits: Limits
+) -> dict[str, int]:
+    """Return the bytes of each file to look at, by its path."""
+    wanted = None if files is None else set(files)
+    entries = [
+        entry
+        for entry in fs.ls(folder, detail=True)
+        if wanted is None or entry["name"].rsplit("/", 1)[-1] in wanted
+    ]
+    sizes = {entry["name"]: entry["size"] for entry in entries if _is_file(fs, entry)}
+    if wanted is not None and len(sizes) < len(wanted):
         raise FormatError(
-            f"{folder}: holds {len(paths)} files, expected at most {limits.dicom_files}. Keep the "
+            f"{folder}: holds {len(sizes)} of the {len(wanted)} files that were found there "
+            "before. Ingest it again."
+        )
+    if len(sizes) > limits.dicom_files:
+        raise FormatError(
+            f"{folder}: holds {len(sizes)} files, expected at most {limits.dicom_files}. Keep the "
             "files of one series in the folder."
         )
-    slices: list[DicomObject] = []
-    kinds: Counter[str] = Counter()
-    unknown = 0
-    for path in paths:
-        name = path.rsplit("/", 1)[-1]
-        if (
-            name.startswith(".")
-            or name.upper() in _PASSED_OVER
-            or name.lower().endswith(_PASSED_OVER_ENDINGS)
-        ):
-            continue
-        found = read_object(fs, path, limits.dicom_file_bytes)
-        if found is None:
-            unknown += 1
-        elif found.other_kind is not None:
-            kinds[found.other_kind] += 1
-        else:
-            slices.append(found)
+    return {path: fs.size(path) if size is None else size for path, size in sizes.items()}
+
+
+def _passed_over(content: FolderContent) -> list[str]:
+    """Note what else is in the folder; names of files may name a patient."""
     notes = []
+    kinds = Counter(found.other_kind for found in content.others)
     if kinds:
         counts = ", ".join(f"{count} x {kind}" for kind, count in sorted(kinds.items()))
         notes.append(f"passed over what is no CT slice: {counts}")
-    if unknown:
-        # Notes are stored, and names of files may name a patient.
-        notes.append(f"passed over {unknown} files that are not DICOM")
-    if not slices:
-        raise FormatError(
-            f"{folder}: holds no CT slices among its {len(paths)} files"
-            f"{': ' if notes else ''}{'; '.join(notes)}. Choose the folder that holds the .dcm "
-            "files of one CT series."
-        )
-    return slices, notes
+    return notes
 
 
 def _is_file(fs: fsspec.AbstractFileSystem, entry: dict[str, Any]) -> bool:
@@ -219,23 +331,59 @@ def _is_file(fs: fsspec.AbstractFileSystem, entry: dict[str, Any]) -> bool:
     return fs.isfile(entry["name"]) or not fs.exists(entry["name"])
 
 
-def _chosen(objects: Sequence["DicomObject"], folder: str, notes: list[str]) -> list["DicomObject"]:
-    """Choose the series with the most slices, and note which others there are."""
-    by_uid: dict[str, list[DicomObject]] = {}
-    for found in objects:
-        by_uid.setdefault(found.series_uid, []).append(found)
-    ranked = sorted(by_uid.values(), key=lambda members: (-len(members), members[0].series_uid))
-    named = [f"{members[0].series_name} ({len(members)} slices)" for members in ranked]
-    tied = [members for members in ranked if len(members) == len(ranked[0])]
-    if len(tied) > 1:
-        files = "; ".join(
-            f"{name}, e.g. {members[0].path.rsplit('/', 1)[-1]}"
-            for name, members in zip(named, tied, strict=False)
-        )
+def _chosen(content: FolderContent, folder: str, key: str | None, notes: list[str]) -> CtSeries:
+    """Choose the series asked for, or the one with the most slices, and note which others exist."""
+    if key is not None:
+        chosen = next((one for one in content.series if one.key == key), None)
+        if chosen is None:
+            raise FormatError(
+                f"{folder}: does not hold the series that was found there before, but "
+                f"{len(content.series)} others. Ingest it again."
+            )
+        notes += chosen.notes
+        return chosen
+    ranked = sorted(content.series, key=lambda one: (-one.slices, one.key))
+    if not ranked:
+        n_files = len(content.others) + len(content.unknown)
+        is_mask = any("Segmentation" in (found.other_kind or "") for found in content.others)
+        advice = "Choose the folder that holds the .dcm files of one CT series."
         raise FormatError(
-            f"{folder}: {len(tied)} series have the most slices: {files}; expected "
-            "one. Keep the files of one series in the folder."
+            f"{folder}: holds no CT slices among its {counted(n_files, 'file')}"
+            f"{': ' if notes else ''}{'; '.join(notes)}. {DICOM_SEG_STEP if is_mask else advice}"
         )
+    tied = [one for one in ranked if one.slices == ranked[0].slices]
+    if len(tied) > 1:
+        raise FormatError(_tie(tied, folder))
     if len(ranked) > 1:
-        notes.append(f"took {named[0]}, not {'; '.join(named[1:])}")
+        names = [f"{one.name} ({counted(one.slices, 'slice')})" for one in ranked]
+        notes.append(f"took {names[0]}, not {listed(names[1:])}")
+    notes += ranked[0].notes
     return ranked[0]
+
+
+def _tie(tied: Sequence[CtSeries], folder: str) -> str:
+    """Say why none of several series can be chosen."""
+    examples = listed(
+        [
+            f"{one.name} ({counted(one.slices, 'slice')}), e.g. "
+            f"{one.objects[0].path.rsplit('/', 1)[-1]}"
+            for one in tied
+        ]
+    )
+    if tied[0].slices == 1 and len(tied) > 2:  # noqa: PLR2004  not a pair of single slices
+        differing = [
+            name
+            for name, value in tied[0].facts.likeness.items()
+            if any(one.facts.likeness[name] != value for one in tied)
+        ]
+        return (
+            f"{folder}: each of its {len(tied)} CT files is a series of its own, with its own "
+            f"SeriesInstanceUID, and they differ in {', '.join(differing)}; expected the slices of "
+            f"one series: {examples}. If they are one, give them one SeriesInstanceUID and the "
+            "same values of these."
+        )
+    return (
+        f"{folder}: {len(tied)} series have the most slices: {examples}; expected one. Keep the "
+        "files of one series in the folder, or let the recipe take each as a scan of its own: "
+        "'series' in the layout."
+    )

@@ -55,13 +55,13 @@ class CodeStreamError(ValueError):
 
 def check_jpeg(
     code: bytes, shape_rc: tuple[int, int], bits_allocated: int, frames: AbstractSet[int]
-) -> None:
+) -> int:
     """Check the marker segments, of which one is a scan, and the end of a JPEG or JPEG-LS stream.
 
     Parameters
     ----------
     code
-        The stream; padding with zeros at the end is allowed.
+        The stream; behind its end, zeros or one other byte of padding are allowed.
     shape_rc
         Rows and columns that the DICOM header states.
     bits_allocated
@@ -69,13 +69,18 @@ def check_jpeg(
     frames
         Second bytes of the SOF markers that the transfer syntax allows.
 
+    Returns
+    -------
+    int
+        Bits of a pixel in the stream.
+
     Raises
     ------
     CodeStreamError
         If the stream is cut short, of another size or process, or not one component in one scan.
     """
-    _check_ends(code, _JPEG_START)
-    at, seen = len(_JPEG_START), 0
+    end = _end_of(code, _JPEG_START)
+    at, seen, precision = len(_JPEG_START), 0, 0
     while True:
         marker, length = code[at + 1 : at + 2], int.from_bytes(code[at + 2 : at + 4])
         if code[at : at + 1] != b"\xff" or at + 2 + length > len(code):
@@ -87,30 +92,25 @@ def check_jpeg(
         if kind in _FRAMES & frames:
             seen += 1
             found = (int.from_bytes(segment[1:3]), int.from_bytes(segment[3:5]))
-            _check_frame(
-                found,
-                shape_rc,
-                segment[5:6] == b"\x01",
-                int.from_bytes(segment[:1]),
-                bits_allocated,
-            )
+            precision = int.from_bytes(segment[:1])
+            _check_frame(found, shape_rc, segment[5:6] == b"\x01", precision, bits_allocated)
         elif kind not in _BEFORE_SCAN:
             raise CodeStreamError(f"unexpected marker FF{kind:02X} at byte {at} of its code stream")
         at += 2 + length
     if seen != 1:
         raise CodeStreamError(f"its code stream has {seen} frame headers, expected 1")
-    end = len(code.rstrip(b"\0")) - len(_END)
     stray = _STRAY.search(code, at + 2 + length, end)
     if stray is not None:
         raise CodeStreamError(
             f"marker {stray[0].hex().upper()} within the pixels of its code stream, at byte "
             f"{stray.start()}"
         )
+    return precision
 
 
 def check_jpeg2000(code: bytes, shape_rc: tuple[int, int], bits_allocated: int) -> None:
     """Check the headers and the end of a JPEG 2000 stream; see :func:`check_jpeg`."""
-    _check_ends(code, _JPEG2000_START)
+    _end_of(code, _JPEG2000_START)
     siz = code[4 : 4 + _SIZ_BYTES]
     right, bottom, left, top = (int.from_bytes(siz[at : at + 4]) for at in (4, 8, 12, 16))
     one = siz[:2] == _SIZ_BYTES.to_bytes(2) and siz[36:38] == b"\0\x01" and siz[39:41] == b"\1\1"
@@ -221,12 +221,18 @@ def _rle_bytes(code: bytes, at: int, end: int, most: int) -> int:
     return found
 
 
-def _check_ends(code: bytes, start: bytes) -> None:
+def _end_of(code: bytes, start: bytes) -> int:
+    """Return where the end marker of a code stream lies, which starts and ends as it should.
+
+    A fragment has an even number of bytes; what an encoder pads it with should be a zero, and is
+    not always (PS3.5 section 8.2 and annex A.4).
+    """
     if not code.startswith(start):
         raise CodeStreamError(f"its code stream does not start with {start!r}")
-    whole = code.rstrip(b"\0")
-    if not whole.endswith(_END):
-        raise CodeStreamError(f"its code stream is cut short: it does not end with {_END!r}")
+    for whole in (code.rstrip(b"\0"), code[:-1]):
+        if whole.endswith(_END):
+            return len(whole) - len(_END)
+    raise CodeStreamError(f"its code stream is cut short: it does not end with {_END!r}")
 
 
 def _check_frame(

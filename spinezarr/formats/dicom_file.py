@@ -1,99 +1,112 @@
-"""One DICOM file: what it is, where its slice lies, and its pixels. Needs pydicom and gdcm.
-
-pydicom parses and, with gdcm, decodes. Whatever either of them raises or warns of a file ends here.
+"""One DICOM file: what it is, which series it is of, and where its slices lie.
 
 References
 ----------
-DICOM PS3.3 sections C.7.6.3 (Image Pixel), C.8.2.1 (CT Image) and C.11.1 (Modality LUT);
-PS3.5 section 8 and annex A (pixel data and transfer syntaxes).
+DICOM PS3.3 sections C.7.6.3 (Image Pixel), C.7.6.16 (Multi-frame Functional Groups), C.8.2.1 (CT
+Image), C.8.15 (Enhanced CT Image) and C.11.1 (Modality LUT); PS3.6 annex A (UIDs):
+https://dicom.nema.org/medical/dicom/current/output/chtml/part03/PS3.3.html
 """
 
-import io
-import logging
-import warnings
-import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, BinaryIO, Final
+from typing import Final
 
 import fsspec
-import numpy.typing as npt
-import pydicom
-from pydicom import uid
-from pydicom.encaps import get_frame
-from pydicom.filereader import read_dataset, read_preamble
-from pydicom.pixels.decoders.base import get_decoder
 
 from spinezarr.errors import FormatError
-from spinezarr.formats.described import described_bytes, described_text
-from spinezarr.formats.dicom_codestream import (
-    CodeStreamError,
-    check_jpeg,
-    check_jpeg2000,
-    check_rle,
-)
+from spinezarr.formats.described import described_text
+from spinezarr.formats.dicom_elements import DataSet, DicomHeader, HeaderError, read_header
 from spinezarr.formats.dicom_stack import SliceHeader
+from spinezarr.formats.dicom_syntax import LOSSY, SYNTAXES, uid_name
+from spinezarr.formats.file_kinds import KIND_BYTES, wrong_kind
+from spinezarr.formats.limits import Limits
 
-__all__ = ["DicomObject", "read_object", "read_pixels", "slice_header"]
+__all__ = [
+    "DicomObject",
+    "SeriesFacts",
+    "is_hidden",
+    "is_other_kind",
+    "object_in",
+    "read_object",
+    "slices_of",
+]
 
-_PREAMBLE_BYTES: Final = 128
-_MAGIC: Final = b"DICM"
-_ENHANCED: Final = frozenset(
-    {uid.EnhancedCTImageStorage, uid.LegacyConvertedEnhancedCTImageStorage}
-)
-_CT: Final = _ENHANCED | {uid.CTImageStorage}
-_LOSSY: Final = frozenset(
-    {uid.JPEGBaseline8Bit, uid.JPEGExtended12Bit, uid.JPEGLSNearLossless, uid.JPEG2000}
-)
-"""Transfer syntaxes that need not keep each value."""
-_FRAMES_OF: Final = {
-    uid.JPEGBaseline8Bit: {0xC0},
-    uid.JPEGExtended12Bit: {0xC0, 0xC1},
-    uid.JPEGLossless: {0xC3},
-    uid.JPEGLosslessSV1: {0xC3},
-    uid.JPEGLSLossless: {0xF7},
-    uid.JPEGLSNearLossless: {0xF7},
-}
-"""Second bytes of the frame markers of each transfer syntax (PS3.5 sections 8.2.1 and 8.2.3)."""
+_CT: Final = "1.2.840.10008.5.1.4.1.1.2"
+_ENHANCED: Final = frozenset({"1.2.840.10008.5.1.4.1.1.2.1", "1.2.840.10008.5.1.4.1.1.2.2"})
+"""Enhanced CT Image Storage, and Legacy Converted Enhanced CT Image Storage."""
+_CT_CLASSES: Final = _ENHANCED | {_CT}
+_START_BYTES: Final = 132
+"""Preamble and the four letters behind it."""
 _BITS_ALLOCATED: Final = (8, 16, 32)
 """CT images allocate 16 (PS3.3 table C.8-3); derived ones also others."""
-_FILE_META: Final = 2
-"""Group of the elements before the data set, which are never deflated."""
-_MAX_VALUE_BYTES: Final = 4096
-"""Of one header element that is read: at most a few dozen numbers, or 64 characters."""
 _MAX_NUMBER: Final = 1e6
 """No scanner's table is a kilometre long, and no other number of a CT slice is as large."""
 _PHOTOMETRIC: Final = frozenset(
     {"MONOCHROME1", "MONOCHROME2", "PALETTE COLOR", "RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT"}
-    | {"YBR_RCT", "YBR_PARTIAL_420", "HSV", "ARGB", "CMYK", "XYB", "None"}
+    | {"YBR_RCT", "YBR_PARTIAL_420", "HSV", "ARGB", "CMYK", "XYB", ""}
 )
 """Terms of PS3.3 C.7.6.3.1.2, which messages may show."""
 _RESCALE_TYPES: Final = frozenset({"HU", "OD", "US", "MGML", "Z_EFF", "ED", "EDW", "HU_MOD", "PCT"})
 """Terms of PS3.3 C.11.1.1.2, which messages may show."""
-_TAGS: Final[list[Any]] = [
-    "BitsAllocated",
-    "BitsStored",
-    "Columns",
-    "GantryDetectorTilt",
-    "HighBit",
-    "ImageOrientationPatient",
-    "ImagePositionPatient",
-    "ImageType",
-    "LossyImageCompression",
-    "NumberOfFrames",
-    "PhotometricInterpretation",
-    "PixelRepresentation",
-    "PixelSpacing",
-    "RescaleIntercept",
-    "RescaleSlope",
-    "RescaleType",
-    "Rows",
-    "SOPClassUID",
-    "SamplesPerPixel",
-    "SeriesInstanceUID",
-    "SeriesNumber",
-]
+_HU: Final = "'HU'"
+_COMPANIONS: Final = frozenset(
+    {"readme", "license", "licence", "copying", "authors", "notice", "changes", "changelog"}
+    | {"version", "manifest", "index", "autorun", "dicomdir", "checksum", "checksums"}
+    | {"md5sum", "md5sums", "sha1sum", "sha1sums", "sha256sum", "sha256sums", "sha512sums"}
+)
+"""Names without an ending, in small letters, of files that come with data and are none."""
+_OTHER_ENDINGS: Final = frozenset(
+    {"csv", "tsv", "txt", "json", "xml", "yaml", "yml", "md", "rst", "log", "html", "htm", "css"}
+    | {"js", "pdf", "rtf", "doc", "docx", "odt", "xls", "xlsx", "ods", "ppt", "pptx"}
+    | {"jpg", "jpeg", "png", "bmp", "gif", "tif", "tiff", "svg", "ico", "webp", "mp4", "avi", "mov"}
+    | {"zip", "7z", "rar", "tar", "tgz", "jar", "exe", "dll", "msi", "bat", "sh"}
+    | {"nii", "nrrd", "nhdr", "mha", "mhd", "raw", "zraw", "hdr", "mgz", "mat", "npy", "npz", "h5"}
+    | {"stl", "obj", "ply", "vtk", "py", "ipynb", "inf", "ini", "cfg", "conf", "toml", "db", "lnk"}
+    | {"md5", "sha1", "sha256", "sha512", "sig", "asc", "pem", "dtd", "xsd", "xsl"}
+)
+"""Endings that say that a file is of another kind."""
+_PACKED_ENDINGS: Final = (".gz", ".bz2", ".xz")
+"""Of one file that is compressed; what it is, is said by what stands before."""
+_DIRECTION_DIGITS: Final = 2
+"""To which cosines are rounded to tell series apart that have no UID."""
+
+
+@dataclass(frozen=True, slots=True)
+class SeriesFacts:
+    """What a file says of its series; texts are for comparison only, never for messages."""
+
+    uid: str
+    """SeriesInstanceUID, empty if there is none."""
+    study_uid: str
+    frame_uid: str
+    """FrameOfReferenceUID."""
+    number: int | None
+    """SeriesNumber."""
+    kernel: tuple[str, ...]
+    description: str
+    image_type: tuple[str, ...]
+    slice_thickness_mm: float | None
+    cosines: tuple[float, ...]
+    """ImageOrientationPatient, rounded."""
+    spacing_mm: tuple[float, ...]
+    shape_rc: tuple[float, ...]
+
+    @property
+    def likeness(self) -> dict[str, object]:
+        """What slices of one series have in common, by DICOM's names, beside the UID."""
+        return {
+            "StudyInstanceUID": self.study_uid,
+            "FrameOfReferenceUID": self.frame_uid,
+            "SeriesNumber": self.number,
+            "ConvolutionKernel": self.kernel,
+            "SeriesDescription": self.description,
+            "ImageType": self.image_type,
+            "SliceThickness": self.slice_thickness_mm,
+            "ImageOrientationPatient": self.cosines,
+            "PixelSpacing": self.spacing_mm,
+            "Rows and Columns": self.shape_rc,
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,256 +117,317 @@ class DicomObject:
     """The file."""
     other_kind: str | None
     """What it is if it is no slice of a CT, e.g. ``'localizer'``."""
-    series_uid: str
-    """SeriesInstanceUID."""
-    series_name: str
-    """SeriesNumber, for messages; a description may name the patient."""
-    dataset: pydicom.FileDataset
-    """Its header, without pixels."""
+    series: SeriesFacts
+    frames: int
+    """How many slices it holds; 0 if it is of another kind."""
+    size_bytes: int
+    header: DicomHeader
+
+    @property
+    def is_multiframe(self) -> bool:
+        """Whether it may hold several slices."""
+        return not _ENHANCED.isdisjoint(self.header.sop_classes)
 
 
-def read_object(fs: fsspec.AbstractFileSystem, path: str, most_bytes: int) -> DicomObject | None:
-    """Read a file's header; None if it is no DICOM file and does not claim to be one.
+def is_hidden(name: str) -> bool:
+    """Whether a file is hidden by its name, as ``.DS_Store`` and ``._1.dcm`` are.
+
+    Examples
+    --------
+    >>> is_hidden("._IM-0001-0007.dcm"), is_hidden("IM-0001-0007")
+    (True, False)
+    """
+    return name.startswith(".")
+
+
+def is_other_kind(name: str) -> bool:
+    """Whether a file's name says that it is no DICOM slice.
+
+    Slices have any name: with ``.dcm``, another ending, or none. So a file that is not DICOM is
+    passed over only if its name has the ending of another kind, or is one of a short list of names
+    that come with data. Any other file may be a slice that was downloaded as zeros or as a web
+    page, and is refused.
+
+    Examples
+    --------
+    >>> [is_other_kind(name) for name in ("README", "series.csv", "report.PDF", "a.nii.gz")]
+    [True, True, True, True]
+    >>> [is_other_kind(name) for name in ("IM-0001-0007", "README.dcm", "1.2.840.9", "7.dcm.gz")]
+    [False, False, False, False]
+    """
+    low = name.lower()
+    for packed in _PACKED_ENDINGS:
+        low = low.removesuffix(packed)
+    _, dot, ending = low.rpartition(".")
+    return low in _COMPANIONS or bool(dot and ending in _OTHER_ENDINGS)
+
+
+def read_object(
+    fs: fsspec.AbstractFileSystem, path: str, size_bytes: int, limits: Limits
+) -> DicomObject | None:
+    """Read a file's header; None if it is no DICOM file, and its name says so.
 
     Parameters
     ----------
     fs, path
         Where it is.
-    most_bytes
-        That the file may have, and that it may inflate to.
+    size_bytes
+        Its size.
+    limits
+        How large it may be.
 
     Raises
     ------
     FormatError
-        If it is empty, named ``.dcm`` without being DICOM, too large, or does not parse.
+        If it is not DICOM and may be a slice (see :func:`is_other_kind`), too large, or does not
+        parse.
     """
-    with fs.open(path, "rb") as raw:
-        start = raw.read(_PREAMBLE_BYTES + len(_MAGIC))
-        if start[_PREAMBLE_BYTES:] != _MAGIC:
-            if start and not path.lower().endswith(".dcm"):
-                return None
-            found = f"looks like {described_bytes(start[:8])}" if start else "is empty"
-            raise FormatError(
-                f"{path}: is not a DICOM file: it {found}; expected {_MAGIC!r} at byte "
-                f"{_PREAMBLE_BYTES}. Download it again, or take it out of the folder."
-            )
-        with _parsing(path):
-            _check_size(raw, path, most_bytes)
-            raw.seek(0)
-            dataset = pydicom.dcmread(raw, stop_before_pixels=True, specific_tags=_TAGS)
-            _check_values(dataset, path)
-            other_kind = _other_kind(dataset, path)
-            series_uid = str(dataset.get("SeriesInstanceUID") or "")
-            # A class or UID that is cut short must not pass for another kind or series, so the
-            # tags behind it must be there: Rows is the last of these in the order of tags.
-            if not series_uid or (other_kind is None and "Rows" not in dataset):
-                missing = "Rows" if series_uid else "SeriesInstanceUID"
-                raise FormatError(
-                    f"{path}: states no {missing}: it is cut short, or no image. Download it "
-                    "again, or take it out of the folder."
-                )
-            return DicomObject(
-                path,
-                other_kind,
-                series_uid,
-                f"series {described_text(str(dataset.get('SeriesNumber')), ('None',))}",
-                dataset,
-            )
-
-
-def _check_size(raw: BinaryIO, path: str, most_bytes: int) -> None:
-    """Refuse a file that is too large, or inflates to too much."""
-    size = raw.seek(0, io.SEEK_END)
-    raw.seek(0)
-    read_preamble(raw, force=False)
-    meta = read_dataset(
-        raw,
-        is_implicit_VR=False,
-        is_little_endian=True,
-        stop_when=lambda tag, _vr, _length: tag.group != _FILE_META,
+    found = object_in(
+        path, lambda start, stop: fs.cat_file(path, start=start, end=stop), size_bytes, limits
     )
-    if size <= most_bytes and meta.get("TransferSyntaxUID") == uid.DeflatedExplicitVRLittleEndian:
-        # pydicom inflates all of it at once.
-        inflate = zlib.decompressobj(-zlib.MAX_WBITS)
-        size += len(inflate.decompress(raw.read(), max_length=most_bytes))
-    if size > most_bytes:
-        raise FormatError(
-            f"{path}: has more than {most_bytes} bytes, expected the file of one CT slice. Take it "
-            "out of the folder."
-        )
+    if found is not None:
+        return found
+    if is_other_kind(path.rsplit("/", 1)[-1]):
+        return None
+    # A broken link has no bytes either, and cannot be read.
+    start = fs.cat_file(path, start=0, end=KIND_BYTES) if size_bytes else fs.cat_file(path)
+    problem = wrong_kind(path, start, "a DICOM file")
+    raise FormatError(f"{problem} If it is no slice, take it out of the folder.")
 
 
-def _check_values(dataset: pydicom.Dataset, path: str) -> None:
-    """Refuse an element that is longer than any of its kind: all headers are held at once."""
-    for tag in dataset.keys():  # noqa: SIM118  iterating a Dataset parses its elements
-        value = dataset.get_item(tag).value
-        if isinstance(value, bytes) and len(value) > _MAX_VALUE_BYTES:
-            raise FormatError(
-                f"{path}: {pydicom.datadict.keyword_for_tag(tag)} has {len(value)} bytes, expected "
-                f"at most {_MAX_VALUE_BYTES}. Export the series again."
-            )
-
-
-def slice_header(found: DicomObject) -> SliceHeader:
-    """Check the header of a CT slice on its own.
-
-    Raises
-    ------
-    FormatError
-        If it is not a single slice of one number a pixel, or does not say where it lies.
-    """
-    dataset, path = found.dataset, found.path
-    with _parsing(path):
-        _check_frames(dataset, path)
-        _check_colour(dataset, path)
-        rows, columns = (_whole(dataset, keyword, path) for keyword in ("Rows", "Columns"))
-        allocated, stored, signed = _pixel_format(dataset, path)
-        between_rows, between_columns = _numbers(dataset, "PixelSpacing", 2, path)
-        if min(rows, columns) < 1 or min(between_rows, between_columns) <= 0:
-            raise FormatError(
-                f"{path}: has {rows} x {columns} pixels {between_rows} x {between_columns} mm "
-                "apart; expected more than 0. Export the series again."
-            )
-        slope, intercept = _rescale(dataset, path)
-        return SliceHeader(
-            path,
-            position_mm=_numbers(dataset, "ImagePositionPatient", 3, path),
-            cosines=_numbers(dataset, "ImageOrientationPatient", 6, path),
-            spacing_mm=(between_rows, between_columns),
-            shape_rc=(rows, columns),
-            bits_allocated=allocated,
-            bits_stored=stored,
-            signed=signed,
-            slope=slope,
-            intercept=intercept,
-            tilt_deg=_optional(dataset, "GantryDetectorTilt", path),
-            notes=_notes(dataset, path),
-        )
-
-
-def read_pixels(data: bytes, header: SliceHeader) -> npt.NDArray[Any]:
-    """Decode the stored values of a slice: integers of axes (row, column).
+def object_in(
+    path: str, read: Callable[[int, int], bytes], size_bytes: int, limits: Limits
+) -> DicomObject | None:
+    """Read the header in the bytes of a file, as far as it is needed; None if it is no DICOM file.
 
     Parameters
     ----------
-    data
-        All bytes of the file.
-    header
-        What its header said when it was first read.
+    path
+        For messages, and to find the file again.
+    read
+        Returns the bytes from one place to another.
+    size_bytes
+        How many there are.
+    limits
+        How many there may be.
 
     Raises
     ------
     FormatError
-        If the pixels are cut short, do not decode or are not those of ``header``.
+        If it is too large, or does not parse.
     """
-    path = header.path
-    with _parsing(path):
-        dataset = pydicom.dcmread(io.BytesIO(data))
-        # pydicom gives up a whole data set in which compressed pixels have no end.
-        if len(dataset) == 0:
-            raise FormatError(f"{path}: cut short: its pixels do not end. Download it again.")
-        if slice_header(DicomObject(path, None, "", "", dataset)) != header:
-            raise FormatError(f"{path}: has changed while it was read. Ingest it again.")
-        # The decoder would follow it to a code stream that was not checked; a frame needs none.
-        for keyword in ("ExtendedOffsetTable", "ExtendedOffsetTableLengths"):
-            dataset.pop(keyword, None)
-        syntax = dataset.file_meta.TransferSyntaxUID
-        _check_whole(dataset.get("PixelData") or b"", syntax, header)
-        plugin = "pydicom" if syntax == uid.RLELossless else "gdcm"
-        decoded, _ = get_decoder(syntax).as_array(
-            dataset, index=0, raw=True, decoding_plugin=plugin if syntax.is_encapsulated else ""
+    with _reading(path):
+        header = read_header(
+            read,
+            size_bytes,
+            most_bytes=limits.dicom_header_bytes,
+            most_inflated_bytes=limits.dicom_file_bytes,
+            classes=_CT_CLASSES,
         )
-    return decoded
+        return None if header is None else _object(path, size_bytes, header, limits)
 
 
-def _check_whole(pixels: bytes, syntax: uid.UID, header: SliceHeader) -> None:
-    """Refuse pixels that end early, before a decoder fills in what is missing."""
-    rows, columns = header.shape_rc
-    expected = rows * columns * header.bits_allocated // 8
-    if not syntax.is_encapsulated:
-        if len(pixels) < expected:
-            raise FormatError(
-                f"{header.path}: cut short: it holds {len(pixels)} of {expected} bytes of pixels. "
-                "Download it again."
-            )
-        return
-    code = get_frame(pixels, 0, number_of_frames=1)
-    if syntax == uid.RLELossless:
-        check_rle(code, header.shape_rc, header.bits_allocated)
-    elif syntax in uid.JPEG2000TransferSyntaxes:
-        check_jpeg2000(code, header.shape_rc, header.bits_allocated)
-    else:
-        check_jpeg(code, header.shape_rc, header.bits_allocated, _FRAMES_OF[syntax])
-
-
-def _name_of(stated: str, otherwise: str) -> str:
-    """Return the name that the DICOM standard gives a UID; any other may say who made it."""
-    name = uid.UID(stated).name
-    return otherwise if name == stated else name
-
-
-@contextmanager
-def _unlogged() -> Iterator[None]:
-    """Hold back what pydicom logs, whatever the program does with logs: it quotes values."""
-    logger = logging.getLogger("pydicom")
-    before, logger.disabled = logger.disabled, True
-    try:
-        yield
-    finally:
-        logger.disabled = before
-
-
-@contextmanager
-def _parsing(path: str) -> Iterator[None]:
-    """Turn what a parser makes of broken bytes into a refusal, and hold back what it warns of."""
-    with warnings.catch_warnings(), _unlogged():
-        warnings.simplefilter("ignore")
-        try:
-            yield
-        except FormatError:
-            raise
-        except CodeStreamError as problem:
-            raise FormatError(f"{path}: {problem}. Download it again.") from problem
-        except Exception as problem:
-            # An error of the disk or the network says nothing about the file.
-            if isinstance(problem, OSError) and problem.errno is not None:
-                raise
-            # Its text is left out: pydicom quotes values, which may name a patient.
-            raise FormatError(
-                f"{path}: does not read as DICOM ({type(problem).__name__}). Download it again."
-            ) from problem
-
-
-def _other_kind(dataset: pydicom.FileDataset, path: str) -> str | None:
-    stated = (dataset.get("SOPClassUID"), dataset.file_meta.get("MediaStorageSOPClassUID"))
+def _object(path: str, size_bytes: int, header: DicomHeader, limits: Limits) -> DicomObject:
+    data, classes = header.data, header.sop_classes
     # Either will do: de-identified files may keep only the one outside the data set.
-    classes = [sop_class for sop_class in stated if sop_class]
     if not classes:
         raise FormatError(
             f"{path}: states no SOPClassUID, so what it holds is unknown. Download it again."
         )
-    if not _CT.intersection(classes):
-        return _name_of(classes[0], "object of an unknown class")
-    return "localizer" if "LOCALIZER" in _strings(dataset, "ImageType") else None
+    other_kind = None
+    if _CT_CLASSES.isdisjoint(classes):
+        other_kind = uid_name(classes[0]) or "object of an unknown class"
+    elif "LOCALIZER" in data.texts("ImageType"):
+        other_kind = "localizer"
+    frames = 1
+    if other_kind is None:
+        # Rows comes behind what tells series apart: a header that is cut short lacks it.
+        if "Rows" not in data:
+            raise FormatError(
+                f"{path}: states no Rows: it is cut short, or no image. Download it again, or take "
+                "it out of the folder."
+            )
+        enhanced = not _ENHANCED.isdisjoint(classes)
+        frames = _frames(data, path, enhanced=enhanced)
+        most = limits.dicom_multiframe_bytes if enhanced else limits.dicom_file_bytes
+        if size_bytes > most:
+            raise FormatError(
+                f"{path}: has more than {most} bytes, expected the file of "
+                f"{'a CT' if enhanced else 'one CT slice'}. Take it out of the folder."
+            )
+    return DicomObject(
+        path, other_kind, _series_facts(data), 0 if other_kind else frames, size_bytes, header
+    )
 
 
-def _strings(dataset: pydicom.Dataset, keyword: str) -> list[str]:
-    value = dataset.get(keyword)
-    if value is None:
-        return []
-    return [value] if isinstance(value, str) else [str(item) for item in value]
-
-
-def _numbers(dataset: pydicom.Dataset, keyword: str, count: int, path: str) -> tuple[float, ...]:
-    """Return a multi-valued element as finite floats."""
-    value = dataset.get(keyword)
-    values = [] if value is None or value == "" else [value] if count == 1 else list(value)
-    if len(values) != count:
+def _frames(data: DataSet, path: str, *, enhanced: bool) -> int:
+    found = data.numbers("NumberOfFrames")
+    frames = int(found[0]) if found else 1
+    if enhanced and frames >= 1:
+        return frames
+    if frames != 1:
         raise FormatError(
-            f"{path}: {keyword} holds {len(values)} numbers, expected {count}. "
+            f"{path}: holds {frames} frame{'' if frames == 1 else 's'}, but is no Enhanced CT, so "
+            "where they lie is unknown; expected one file a slice. Export the series again as CT "
+            "or Enhanced CT."
+        )
+    return 1
+
+
+def _series_facts(data: DataSet) -> SeriesFacts:
+    groups = data.sequence("SharedFunctionalGroupsSequence")[:1]
+    measures = _first(groups, "PixelMeasuresSequence") or data
+    kernel = _first(groups, "CTReconstructionSequence") or data
+    orientation = _first(groups, "PlaneOrientationSequence") or data
+    number = _loose(data, "SeriesNumber")
+    thickness = _loose(measures, "SliceThickness")
+    return SeriesFacts(
+        uid=data.text("SeriesInstanceUID"),
+        study_uid=data.text("StudyInstanceUID"),
+        frame_uid=data.text("FrameOfReferenceUID"),
+        number=int(number[0]) if number else None,
+        kernel=kernel.texts("ConvolutionKernel"),
+        description=data.text("SeriesDescription"),
+        image_type=data.texts("ImageType"),
+        slice_thickness_mm=thickness[0] if thickness else None,
+        cosines=tuple(
+            round(cosine, _DIRECTION_DIGITS) + 0.0
+            for cosine in _loose(orientation, "ImageOrientationPatient")
+        ),
+        spacing_mm=_loose(measures, "PixelSpacing"),
+        shape_rc=_loose(data, "Rows") + _loose(data, "Columns"),
+    )
+
+
+def _first(groups: tuple[DataSet, ...], keyword: str) -> DataSet | None:
+    """Return the first item of a sequence in the first of some groups."""
+    return next((item for group in groups for item in group.sequence(keyword)), None)
+
+
+def _loose(data: DataSet, keyword: str) -> tuple[float, ...]:
+    """Return numbers; none where they are unreadable, which is judged when the series is read."""
+    try:
+        return data.numbers(keyword)
+    except HeaderError:
+        return ()
+
+
+def slices_of(found: DicomObject) -> list[SliceHeader]:
+    """Check the header of a CT file on its own, and return its slice, or those of its frames.
+
+    Raises
+    ------
+    FormatError
+        If a slice is not of one number a pixel, does not say where it lies, or the frames of a
+        multi-frame file are of several stacks or times.
+    """
+    with _reading(found.path):
+        return [_slice(found, place) for place in _places(found)]
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """The data sets that say where a slice lies and how it is scaled; the same for single ones."""
+
+    frame: int | None
+    position: DataSet
+    orientation: DataSet
+    measures: DataSet
+    scaling: DataSet
+
+
+def _places(found: DicomObject) -> list[_Place]:
+    """Return what each frame says; of a file of one slice, what the file says."""
+    data, path = found.header.data, found.path
+    if not found.is_multiframe:
+        return [_Place(None, data, data, data, data)]
+    shared = data.sequence("SharedFunctionalGroupsSequence")[:1]
+    own = data.sequence("PerFrameFunctionalGroupsSequence")
+    if len(own) != found.frames:
+        raise FormatError(
+            f"{path}: has {found.frames} frame{'' if found.frames == 1 else 's'} and says of "
+            f"{len(own)} where they lie "
+            "(PerFrameFunctionalGroupsSequence). It is cut short, or damaged: download it again."
+        )
+    places: list[_Place] = []
+    stacks: set[str] = set()
+    times: set[tuple[float, ...]] = set()
+    for frame, group in enumerate(own):
+
+        def of(keyword: str, group: DataSet = group) -> DataSet:
+            return _first((group, *shared), keyword) or DataSet()
+
+        content = of("FrameContentSequence")
+        stacks.add(content.text("StackID"))
+        times.add(content.numbers("TemporalPositionIndex"))
+        places.append(
+            _Place(
+                frame,
+                of("PlanePositionSequence"),
+                of("PlaneOrientationSequence"),
+                of("PixelMeasuresSequence"),
+                of("PixelValueTransformationSequence"),
+            )
+        )
+    for what, values in (("stacks (StackID)", stacks), ("times (TemporalPositionIndex)", times)):
+        if len(values) > 1:
+            raise FormatError(
+                f"{path}: its {found.frames} frames are of {len(values)} {what}, expected one. "
+                "Export each as a file of its own."
+            )
+    return places
+
+
+def _slice(found: DicomObject, place: _Place) -> SliceHeader:
+    """Check what is said of one slice."""
+    data, path = found.header.data, found.path
+    _check_colour(data, path)
+    rows, columns = (_whole(data, keyword, path) for keyword in ("Rows", "Columns"))
+    allocated, stored, signed = _pixel_format(data, path)
+    between_rows, between_columns = _numbers(place.measures, "PixelSpacing", 2, path)
+    if min(rows, columns) < 1 or min(between_rows, between_columns) <= 0:
+        raise FormatError(
+            f"{path}: has {rows} x {columns} pixels {between_rows} x {between_columns} mm "
+            "apart; expected more than 0. Export the series again."
+        )
+    scale = _rescale(place.scaling, path)
+    return SliceHeader(
+        path,
+        place.frame,
+        position_mm=_numbers(place.position, "ImagePositionPatient", 3, path),
+        cosines=_numbers(place.orientation, "ImageOrientationPatient", 6, path),
+        spacing_mm=(between_rows, between_columns),
+        shape_rc=(rows, columns),
+        bits_allocated=allocated,
+        bits_stored=stored,
+        signed=signed,
+        scale=scale,
+        unit=_unit(place.scaling),
+        tilt_deg=_optional(data, "GantryDetectorTilt", path),
+        thickness_mm=next(iter(_loose(place.measures, "SliceThickness")), None),
+        notes=_notes(found, place.scaling),
+    )
+
+
+@contextmanager
+def _reading(path: str) -> Iterator[None]:
+    """Say of which file a header is that does not parse."""
+    try:
+        yield
+    except HeaderError as problem:
+        raise FormatError(
+            f"{path}: does not read as DICOM: {problem}. Download it again."
+        ) from problem
+
+
+def _numbers(data: DataSet, keyword: str, count: int, path: str) -> tuple[float, ...]:
+    """Return an element of ``count`` numbers, none of which is extreme."""
+    numbers = data.numbers(keyword)
+    if len(numbers) != count:
+        raise FormatError(
+            f"{path}: {keyword} holds {len(numbers)} numbers, expected {count}. "
             "Export the series again with all its tags."
         )
-    numbers = tuple(float(item) for item in values)
     if not all(abs(number) <= _MAX_NUMBER for number in numbers):
         raise FormatError(
             f"{path}: {keyword} is {numbers}, expected numbers within {_MAX_NUMBER:g}. "
@@ -362,31 +436,17 @@ def _numbers(dataset: pydicom.Dataset, keyword: str, count: int, path: str) -> t
     return numbers
 
 
-def _optional(dataset: pydicom.Dataset, keyword: str, path: str) -> float | None:
-    if dataset.get(keyword) in (None, ""):
-        return None
-    return _numbers(dataset, keyword, 1, path)[0]
+def _optional(data: DataSet, keyword: str, path: str) -> float | None:
+    return _numbers(data, keyword, 1, path)[0] if data.text(keyword) else None
 
 
-def _whole(dataset: pydicom.Dataset, keyword: str, path: str) -> int:
-    return int(_numbers(dataset, keyword, 1, path)[0])
+def _whole(data: DataSet, keyword: str, path: str) -> int:
+    return int(_numbers(data, keyword, 1, path)[0])
 
 
-def _check_frames(dataset: pydicom.FileDataset, path: str) -> None:
-    frames = _optional(dataset, "NumberOfFrames", path)
-    enhanced = _ENHANCED.intersection(
-        {dataset.get("SOPClassUID"), dataset.file_meta.get("MediaStorageSOPClassUID")}
-    )
-    if enhanced or (frames or 1) != 1:
-        raise FormatError(
-            f"{path}: is a multi-frame object of {frames or 1:g} frames, expected one file a "
-            "slice. Convert it to single-frame CT images or to NIfTI first."
-        )
-
-
-def _check_colour(dataset: pydicom.Dataset, path: str) -> None:
-    samples = _whole(dataset, "SamplesPerPixel", path)
-    photometric = str(dataset.get("PhotometricInterpretation"))
+def _check_colour(data: DataSet, path: str) -> None:
+    samples = _whole(data, "SamplesPerPixel", path)
+    photometric = data.text("PhotometricInterpretation")
     shown = described_text(photometric, _PHOTOMETRIC)
     if samples != 1 or photometric != "MONOCHROME2":
         raise FormatError(
@@ -395,56 +455,64 @@ def _check_colour(dataset: pydicom.Dataset, path: str) -> None:
         )
 
 
-def _pixel_format(dataset: pydicom.Dataset, path: str) -> tuple[int, int, bool]:
+def _pixel_format(data: DataSet, path: str) -> tuple[int, int, bool]:
     """Bits allocated, bits stored, and whether the value is signed."""
     allocated, stored, representation = (
-        _whole(dataset, keyword, path)
+        _whole(data, keyword, path)
         for keyword in ("BitsAllocated", "BitsStored", "PixelRepresentation")
     )
-    high = _optional(dataset, "HighBit", path)
+    high = data.numbers("HighBit")
     if (
         allocated not in _BITS_ALLOCATED
         or not 1 <= stored <= allocated
         or representation not in (0, 1)
-        or high not in (None, stored - 1)
+        or high not in ((), (stored - 1,))
     ):
         raise FormatError(
-            f"{path}: pixels of BitsAllocated {allocated}, BitsStored {stored}, HighBit {high}, "
-            f"PixelRepresentation {representation}; expected 8, 16 or 32 allocated, of which the "
-            "low ones are stored, and 0 or 1. Export the series again."
+            f"{path}: pixels of BitsAllocated {allocated}, BitsStored {stored}, HighBit "
+            f"{' '.join(f'{bit:g}' for bit in high) or 'not stated'}, PixelRepresentation "
+            f"{representation}; expected 8, 16 or 32 allocated, of which the low ones are stored, "
+            "and 0 or 1. Export the series again."
         )
     return allocated, stored, representation == 1
 
 
-def _rescale(dataset: pydicom.Dataset, path: str) -> tuple[float, float]:
-    slope = _optional(dataset, "RescaleSlope", path)
-    intercept = _optional(dataset, "RescaleIntercept", path)
-    if (slope is None) != (intercept is None) or slope == 0:
+def _rescale(data: DataSet, path: str) -> tuple[float, float] | None:
+    slope = _optional(data, "RescaleSlope", path)
+    intercept = _optional(data, "RescaleIntercept", path)
+    if slope is None and intercept is None:
+        return None
+    if not slope or intercept is None:
         raise FormatError(
             f"{path}: RescaleSlope is {slope} and RescaleIntercept {intercept}; expected a slope "
             "other than 0 with an intercept. Export the series again."
         )
-    return (1.0 if slope is None else slope), intercept or 0.0
+    return slope, intercept
 
 
-def _notes(dataset: pydicom.FileDataset, path: str) -> tuple[str, ...]:
-    syntax = dataset.file_meta.get("TransferSyntaxUID") or uid.UID("")
-    try:
-        get_decoder(syntax)
-    except NotImplementedError:
+def _unit(scaling: DataSet) -> str:
+    """Return RescaleType as messages may show it.
+
+    It must be there where values are not in HU (PS3.3 table C.8-3), so its absence means HU.
+    """
+    return described_text(scaling.text("RescaleType") or "HU", _RESCALE_TYPES)
+
+
+def _notes(found: DicomObject, scaling: DataSet) -> tuple[str, ...]:
+    syntax, data = found.header.transfer_syntax, found.header.data
+    if syntax not in SYNTAXES:
         raise FormatError(
-            f"{path}: its TransferSyntaxUID is "
-            f"{_name_of(syntax, 'of no known syntax')!r}, which is not read; expected "
+            f"{found.path}: its TransferSyntaxUID is "
+            f"{uid_name(syntax) or 'of no known syntax'!r}, which is not read; expected "
             "little or big endian, RLE, JPEG, JPEG-LS or JPEG 2000. Convert the series to "
             "explicit little endian."
-        ) from None
+        )
     notes = []
-    if syntax in _LOSSY or dataset.get("LossyImageCompression") == "01":
-        notes.append(f"lossy compression: {syntax.name}, values may differ from the scanner's")
-    if dataset.get("RescaleSlope") in (None, ""):
+    if syntax in LOSSY or data.text("LossyImageCompression") == "01":
+        notes.append(f"lossy compression: {uid_name(syntax)}, values may differ from the scanner's")
+    if not scaling.text("RescaleSlope"):
         notes.append("no RescaleSlope: values as stored, which may not be HU")
-    unit = dataset.get("RescaleType")
-    if unit not in (None, "", "HU"):
-        shown = described_text(str(unit), _RESCALE_TYPES)
-        notes.append(f"values in {shown}, not HU (RescaleType)")
+    unit = _unit(scaling)
+    if unit != _HU:
+        notes.append(f"values in {unit}, not HU (RescaleType)")
     return tuple(notes)

@@ -19,8 +19,9 @@ import numpy.typing as npt
 
 from spinezarr.errors import FormatError
 from spinezarr.geometry import Grid
+from spinezarr.text import counted
 
-__all__ = ["SliceHeader", "stack"]
+__all__ = ["SliceHeader", "listed", "stack", "without_scouts"]
 
 _COSINES: Final = 2e-3
 """How far two direction cosines may be from unit length and from a right angle.
@@ -50,6 +51,15 @@ _TILT_DEG: Final = 0.1
 _LPS_TO_RAS: Final = np.diag([-1.0, -1.0, 1.0, 1.0])
 _MAX_LISTED: Final = 3
 """Places named in a message."""
+_STRETCH: Final = 3
+"""So many equal gaps in a row are a spacing of their own; one or two of twice the usual length are
+missing slices."""
+_SCOUTS: Final = 2
+"""An examination has a frontal scout, a lateral one, or both."""
+_UNIT: Final = 0.9
+"""Least length of a normal whose slice states directions."""
+_ACROSS: Final = float(np.cos(np.radians(45)))
+"""Cosine of the angle from which a slice lies across others rather than along them."""
 
 _Vectors = npt.NDArray[np.float64]
 
@@ -60,6 +70,8 @@ class SliceHeader:
 
     path: str
     """The file."""
+    frame: int | None
+    """Its number in a multi-frame file, from 0; None in a file of one slice."""
     position_mm: tuple[float, ...]
     """Centre of the first pixel, LPS+ mm."""
     cosines: tuple[float, ...]
@@ -74,19 +86,59 @@ class SliceHeader:
     """Of which so many hold the value."""
     signed: bool
     """Whether the value is a two's complement."""
-    slope: float
-    """What a stored value is multiplied with."""
-    intercept: float
-    """What is added then; the result is in HU."""
+    scale: tuple[float, float] | None
+    """RescaleSlope, which a stored value is multiplied with, and RescaleIntercept, which is added
+    then; None where the file has neither."""
+    unit: str
+    """RescaleType as messages may show it; HU where the file has none (PS3.3 table C.8-3)."""
     tilt_deg: float | None
     """GantryDetectorTilt, where it is stated."""
+    thickness_mm: float | None
+    """SliceThickness, where it is stated."""
     notes: tuple[str, ...]
     """What a user should know, in words that are the same for all slices it is true of."""
 
     @property
     def name(self) -> str:
-        """The file's name in its folder."""
-        return self.path.rsplit("/", 1)[-1]
+        """The file's name in its folder, and which of its frames."""
+        name = self.path.rsplit("/", 1)[-1]
+        return name if self.frame is None else f"{name} frame {self.frame + 1}"
+
+    @property
+    def slope(self) -> float:
+        """What a stored value is multiplied with."""
+        return 1.0 if self.scale is None else self.scale[0]
+
+    @property
+    def intercept(self) -> float:
+        """What is added then; the result is in HU, unless :attr:`unit` says otherwise."""
+        return 0.0 if self.scale is None else self.scale[1]
+
+
+def without_scouts(slices: Sequence[SliceHeader]) -> list[SliceHeader]:
+    """Leave out one or two slices that lie across all others: the scouts of a series.
+
+    Some scanners write the scout (topogram) into the series that was planned on it, without the
+    word LOCALIZER in ImageType.
+
+    Parameters
+    ----------
+    slices
+        Of one series, in any order.
+
+    Returns
+    -------
+    list of SliceHeader
+        The others, or all if they do not lie as those of a series with scouts do.
+    """
+    normals = np.array([np.cross(s.cosines[:3], s.cosines[3:]) for s in slices])
+    (usual, _), *_ = Counter(map(tuple, np.round(normals, 1).tolist())).most_common()
+    # Directions that are none lie nowhere, and are refused with the slice.
+    across = (np.abs(normals @ usual) < _ACROSS) & (np.linalg.norm(normals, axis=1) > _UNIT)
+    scouts = int(across.sum())
+    if not 0 < scouts <= min(_SCOUTS, len(slices) - scouts - 1):
+        return list(slices)
+    return [s for s, is_scout in zip(slices, across.tolist(), strict=True) if not is_scout]
 
 
 def stack(slices: Sequence[SliceHeader], folder: str) -> tuple[list[SliceHeader], Grid]:
@@ -154,7 +206,12 @@ def _directions(header: SliceHeader) -> tuple[_Vectors, _Vectors]:
 
 
 def _check_alike(slices: Sequence[SliceHeader], folder: str) -> None:
-    """Refuse slices that differ in orientation, size, spacing or type."""
+    """Refuse slices that differ in orientation, size, spacing, type or kind of rescaling.
+
+    Slope and intercept may change from slice to slice, as each slice states its own. Slices with
+    and without them, or in different units, would make a volume of which nobody can tell later
+    which parts are in HU.
+    """
     first = slices[0]
 
     def close(a: tuple[float, ...], b: tuple[float, ...], tolerance: float) -> bool:
@@ -188,6 +245,12 @@ def _check_alike(slices: Sequence[SliceHeader], folder: str) -> None:
         ),
     )
     check(
+        "rescaling (RescaleSlope and RescaleIntercept)",
+        lambda s: "absent" if s.scale is None else "present",
+        len({s.scale is None for s in slices}) > 1,
+    )
+    check("RescaleType", lambda s: s.unit, len({s.unit for s in slices}) > 1)
+    check(
         "ImageOrientationPatient",
         lambda s: _text(s.cosines),
         any(not close(s.cosines, first.cosines, _SAME) for s in slices),
@@ -198,7 +261,7 @@ def _census(slices: Sequence[SliceHeader], show: Callable[[SliceHeader], str]) -
     """List the values found, most frequent first, each with a file that has it."""
     counts = Counter(show(s) for s in slices)
     example = {show(s): s.name for s in reversed(slices)}
-    return _listed([f"{v} in {n} ({example[v]})" for v, n in counts.most_common()])
+    return listed([f"{v} in {n} ({example[v]})" for v, n in counts.most_common()])
 
 
 def _check_repeated(ordered: Sequence[SliceHeader], along: _Vectors, folder: str) -> None:
@@ -209,8 +272,9 @@ def _check_repeated(ordered: Sequence[SliceHeader], along: _Vectors, folder: str
     ]
     if pairs:
         raise FormatError(
-            f"{folder}: {len(pairs)} repeated slices, two files at one position (LPS mm): "
-            f"{_listed(pairs)}; expected each position once. Keep one file of each position."
+            f"{folder}: {counted(len(pairs), 'repeated slice')}, two at one position (LPS mm): "
+            f"{listed(pairs)}; expected each position once.{_thicknesses(ordered)} Keep one of "
+            "each position."
         )
 
 
@@ -251,6 +315,16 @@ def _check_even(
     uneven = np.abs(gaps - usual) > tolerance_mm
     if not uneven.any() and astray.max() <= tolerance_mm:
         return
+    stretches = _stretches(gaps, tolerance_mm)
+    if len(stretches) > 1:
+        parts = [
+            f"{counted(count, 'slice')} {spacing:.4g} mm apart" for spacing, count in stretches
+        ]
+        raise FormatError(
+            f"{folder}: the series has {len(parts)} spacings: {', '.join(parts[:-1])} and "
+            f"{parts[-1]}; expected one.{_thicknesses(ordered)} Keep the slices of one spacing in "
+            "the folder, or resample the series."
+        )
     multiples = np.rint(gaps / usual).astype(int)
     # Each of the steps across a gap may be off by as much as one.
     whole = (multiples >= 1) & (np.abs(gaps - multiples * usual) <= tolerance_mm * multiples)
@@ -264,18 +338,57 @@ def _check_even(
             f"{multiples[k] - 1} in {text}"
             for k, text in zip(np.flatnonzero(uneven), where, strict=True)
         ]
+        count = int((multiples[uneven] - 1).sum())
         raise FormatError(
-            f"{folder}: {int((multiples[uneven] - 1).sum())} slices are missing: "
-            f"{_listed(missing)}; expected {usual:.3f} mm everywhere, within {tolerance_mm:.3f} "
-            "mm. Download the series again."
+            f"{folder}: {counted(count, 'slice')} {'is' if count == 1 else 'are'} missing: "
+            f"{listed(missing)}; expected {usual:.3f} mm everywhere, within {tolerance_mm:.3f} "
+            f"mm.{_thicknesses(ordered)} Download the series again."
         )
     worst = int(astray.argmax())
     raise FormatError(
         f"{folder}: the slices are unevenly spaced, by {gaps.min():.3f} to {gaps.max():.3f} mm: "
-        f"{_listed(where) or f'{ordered[worst].name} is {astray[worst]:.3f} mm off its place'}; "
-        f"expected {usual:.3f} mm everywhere, within {tolerance_mm:.3f} mm. Keep the slices of "
-        "one even stretch in the folder, or resample the series."
+        f"{listed(where) or f'{ordered[worst].name} is {astray[worst]:.3f} mm off its place'}; "
+        f"expected {usual:.3f} mm everywhere, within {tolerance_mm:.3f} mm."
+        f"{_thicknesses(ordered)} Keep the slices of one even stretch in the folder, or resample "
+        "the series."
     )
+
+
+def _stretches(gaps: _Vectors, tolerance_mm: float) -> list[tuple[float, int]]:
+    """Return the spacings of a series that is even in stretches, and the slices of each.
+
+    Returns
+    -------
+    list of tuple of float, int
+        In the order of the slices; a single one if the series is not made of such stretches.
+    """
+    runs: list[list[float]] = []
+    for gap in gaps.tolist():
+        if runs and abs(gap - runs[-1][0]) <= tolerance_mm:
+            runs[-1].append(gap)
+        else:
+            runs.append([gap])
+    spacings: list[tuple[float, int]] = []
+    between = 1  # slices that no run before has counted: the first, and one after a lone gap
+    lone = 0
+    for run in runs:
+        if len(run) < _STRETCH:
+            lone, between = lone + len(run), 1
+            continue
+        spacing, count = float(np.median(run)), len(run) + between
+        between = 0
+        known = [
+            i for i, (other, _) in enumerate(spacings) if _is_same(other, spacing, tolerance_mm)
+        ]
+        if known:
+            spacings[known[0]] = (spacings[known[0]][0], spacings[known[0]][1] + count)
+        else:
+            spacings.append((spacing, count))
+    return spacings if lone < len(spacings) else spacings[:1]
+
+
+def _is_same(a_mm: float, b_mm: float, tolerance_mm: float) -> bool:
+    return abs(a_mm - b_mm) <= 2 * tolerance_mm
 
 
 def _check_straight(
@@ -300,7 +413,25 @@ def _check_straight(
         )
 
 
-def _listed(texts: Sequence[str]) -> str:
+def _thicknesses(slices: Sequence[SliceHeader]) -> str:
+    """Say which thicknesses the slices have, if several: then they are of several series."""
+    if len({s.thickness_mm for s in slices}) == 1:
+        return ""
+
+    def show(header: SliceHeader) -> str:
+        return "not stated" if header.thickness_mm is None else f"{header.thickness_mm:g} mm"
+
+    return f" Their SliceThickness is {_census(slices, show)}."
+
+
+def listed(texts: Sequence[str]) -> str:
+    """Join the first few of some texts, and count the others.
+
+    Examples
+    --------
+    >>> listed(["a", "b", "c", "d", "e"])
+    'a; b; c; 2 more'
+    """
     more = len(texts) - _MAX_LISTED
     return "; ".join([*texts[:_MAX_LISTED], *([f"{more} more"] if more > 0 else [])])
 

@@ -22,7 +22,9 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from spinezarr.errors import FormatError
-from spinezarr.formats.described import described_bytes, described_text
+from spinezarr.formats.described import described_text
+from spinezarr.formats.file_kinds import KIND_BYTES, kind_of
+from spinezarr.text import counted
 from spinezarr.vertebrae import LEVELS, NAME_OF_VALUE
 
 __all__ = ["Landmark", "LandmarkFile", "parse_lml", "parse_verse_json"]
@@ -48,6 +50,8 @@ _KEYS: Final = frozenset(
     }
 )
 """Keys of VerSe, TPTBox and 3D Slicer, which messages may show."""
+_SHOWN: Final = 60
+"""Characters of numbers in a message."""
 _MAX_KEYS: Final = 8
 """Keys named in a message."""
 _VERSE_KEYS: Final = ("label", "X", "Y", "Z")
@@ -120,7 +124,7 @@ def parse_verse_json(text: bytes, path: str) -> LandmarkFile:
     except (ValueError, RecursionError) as problem:
         raise FormatError(
             f"{path}: is not JSON ({problem}); it looks like "
-            f"{described_bytes(text[:40])}. Download it again."
+            f"{kind_of(text[:KIND_BYTES]).name}. Download it again."
         ) from problem
     if not isinstance(content, list):
         raise FormatError(
@@ -142,8 +146,8 @@ def _described(value: object) -> str:
         keys = [described_text(key, _KEYS) for key in list(value)[:_MAX_KEYS]]
         return f"an object with the keys [{', '.join(keys)}]"
     if isinstance(value, list):
-        return f"a list of {len(value)} values"
-    return described_text(value) if isinstance(value, str) else f"the value {value}"
+        return f"a list of {counted(len(value), 'value')}"
+    return described_text(value) if isinstance(value, str) else f"the value {str(value)[:_SHOWN]}"
 
 
 def _direction_of(header: dict[str, Any], path: str) -> str:
@@ -177,7 +181,7 @@ def _add_verse_point(parsed: LandmarkFile, entry: object, where: str) -> None:
             raise FormatError(f"{where}: its {key} is {_described(entry[key])}, expected a number.")
     level = NAME_OF_VALUE.get(entry["label"])
     if level is None:
-        parsed.remark("passed over, as no level has this label", str(entry["label"]))
+        parsed.remark("passed over, as no level has this label", str(entry["label"])[:_SHOWN])
     else:
         coordinates = (float("nan") if entry[key] is None else entry[key] for key in "XYZ")
         parsed.add(level, tuple(coordinates))

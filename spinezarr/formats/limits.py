@@ -48,7 +48,15 @@ class Limits:
     dicom_files: int = 20_000
     """Of one folder."""
     dicom_file_bytes: int = 64 << 20
-    """Of one DICOM file, and of what a deflated one inflates to."""
+    """Of the DICOM file of one slice, of what any deflated one inflates to, and of one compressed
+    frame."""
+    dicom_multiframe_bytes: int = 16 << 30
+    """Of a multi-frame DICOM file, which is read frame by frame."""
+    dicom_header_bytes: int = 32 << 20
+    """Read of a DICOM file before its pixels; a multi-frame CT says some kB of each frame."""
+    link_folders: tuple[str, ...] = ()
+    """Folders to which a link may lead that a .mhd names as the file of its voxels. Links to whole
+    images are followed anywhere, as what they lead to must itself be an image."""
     annotation_bytes: int = 1 << 20
     """Of a file of centroids or a sidecar."""
     table_bytes: int = 16 << 20

@@ -16,6 +16,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any, Self
 
 import fsspec
@@ -26,7 +27,12 @@ from typing_extensions import Buffer
 
 from spinezarr.errors import FormatError
 from spinezarr.formats.limits import DEFAULT_LIMITS, Limits, check_inflates
-from spinezarr.formats.metaimage_header import HEADER_BYTES, MetaImageHeader, parse_header
+from spinezarr.formats.metaimage_header import (
+    HEADER_BYTES,
+    MetaImageHeader,
+    MetaImagePlace,
+    parse_header,
+)
 from spinezarr.formats.slabs import (
     GZIP_MAGIC,
     HEADER_BLOCK_BYTES,
@@ -37,6 +43,7 @@ from spinezarr.formats.slabs import (
 )
 from spinezarr.formats.source_file import HashingFile, SourceFile
 from spinezarr.geometry import Grid
+from spinezarr.scaling import Scaling
 
 __all__ = ["MetaImageVolume"]
 
@@ -72,13 +79,13 @@ class MetaImageVolume:
         ------
         FormatError
             If it is no MetaImage of one 3D volume of numbers with a place in space, over a limit,
-            or its data file is absent, elsewhere, a link or of another size than the header
-            implies.
+            or its data file is absent, elsewhere, a link that ``limits`` does not allow, or of
+            another size than the header implies.
         """
         with fs.open(path, "rb", block_size=HEADER_BLOCK_BYTES) as raw:
             header = parse_header(raw.read(HEADER_BYTES), path)
         limits.check_grid(header.grid, header.stored_dtype.itemsize, path)
-        source = _find_voxels(fs, path, header)
+        source = _find_voxels(fs, path, header, limits)
         if source.data_offset > limits.header_bytes:
             raise FormatError(
                 f"{path}: its voxels start at byte {source.data_offset} (HeaderSize), expected at "
@@ -92,9 +99,23 @@ class MetaImageVolume:
         return self._header.grid
 
     @property
+    def place(self) -> MetaImagePlace:
+        """What the header states of where the voxels lie."""
+        return self._header.place
+
+    @property
     def dtype(self) -> np.dtype[Any]:
         """Type of the values, in the machine's byte order."""
         return self._header.stored_dtype.newbyteorder("=")
+
+    @property
+    def scaling(self) -> Scaling | None:
+        """None: a header that asks for scaling is refused."""
+        return None
+
+    def unscaled(self) -> "MetaImageVolume":
+        """Return itself."""
+        return self
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -180,14 +201,16 @@ class _InflatingFile(io.RawIOBase):
             raise FormatError(f"{path}: goes on after its voxels. Download it again.")
 
 
-def _find_voxels(fs: fsspec.AbstractFileSystem, path: str, header: MetaImageHeader) -> _Source:
+def _find_voxels(
+    fs: fsspec.AbstractFileSystem, path: str, header: MetaImageHeader, limits: Limits
+) -> _Source:
     """Find the voxels, and check that their file is as long as the header implies."""
-    header_file_bytes = _size_bytes(fs, path, path)
+    header_file_bytes = _size_bytes(fs, path, path, limits)
     if header.data_file is None:
         data_path, size, earliest = path, header_file_bytes, header.text_bytes
     else:
         data_path = path[: path.rfind("/") + 1] + header.data_file
-        size, earliest = _size_bytes(fs, data_path, path), 0
+        size, earliest = _size_bytes(fs, data_path, path, limits), 0
     voxel_bytes = math.prod(header.grid.shape_ijk) * header.stored_dtype.itemsize
     start = size - voxel_bytes if header.header_size == -1 else header.header_size or earliest
     found = size - max(start, earliest)
@@ -208,8 +231,8 @@ def _find_voxels(fs: fsspec.AbstractFileSystem, path: str, header: MetaImageHead
     return _Source(paths, before + start)
 
 
-def _size_bytes(fs: fsspec.AbstractFileSystem, path: str, header_path: str) -> int:
-    """Return the size of the header's file, or of the plain file that it may name."""
+def _size_bytes(fs: fsspec.AbstractFileSystem, path: str, header_path: str, limits: Limits) -> int:
+    """Return the size of the header's file, or of the file that it may name."""
     try:
         info = fs.info(path)
     except FileNotFoundError as problem:
@@ -217,12 +240,32 @@ def _size_bytes(fs: fsspec.AbstractFileSystem, path: str, header_path: str) -> i
             f"{header_path}: names a data file (ElementDataFile) which is not there. "
             "Download it, too."
         ) from problem
-    if path != header_path and (info["type"] != "file" or info.get("islink")):
+    if path != header_path and info.get("islink"):
+        _check_link(path, header_path, limits)
+    elif path != header_path and info["type"] != "file":
         raise FormatError(
-            f"{header_path}: names {path} as its data file, which is a link or no file; expected "
-            "a plain file. Copy the voxels there."
+            f"{header_path}: names {path} as its data file, which is no file; expected a plain "
+            "file. Copy the voxels there."
         )
     size: int | None = info.get("size")
     if size is None:
         raise FormatError(f"{path}: its size is not known. Copy it to a disk and read it there.")
     return size
+
+
+def _check_link(path: str, header_path: str, limits: Limits) -> None:
+    """Refuse a link to voxels, unless it leads into a folder that the user has named.
+
+    Voxels are bytes of any kind, so with a link in it an unpacked archive could make any file of
+    the machine part of a store.
+    """
+    target = Path(path).resolve()
+    allowed = (Path(folder).resolve() for folder in limits.link_folders)
+    if target.is_file() and any(target.is_relative_to(folder) for folder in allowed):
+        return
+    # The cache of Hugging Face holds its files in 'blobs' and links to them in 'snapshots'.
+    likely = target.parent.parent if target.parent.name == "blobs" else target.parent
+    raise FormatError(
+        f"{header_path}: names {path} as its data file, which is a link to {target}; expected a "
+        f"plain file. If its voxels are there, ingest with --follow-links {likely}, or copy them."
+    )

@@ -19,10 +19,11 @@ import numpy as np
 
 from spinezarr.errors import FormatError
 from spinezarr.formats.affine import check_affine
-from spinezarr.formats.described import described_bytes, described_text
+from spinezarr.formats.described import described_text
+from spinezarr.formats.file_kinds import KIND_BYTES, METAIMAGE, kind_of
 from spinezarr.geometry import Grid, Matrix4x4, ShapeIJK
 
-__all__ = ["HEADER_BYTES", "MetaImageHeader", "parse_header"]
+__all__ = ["HEADER_BYTES", "MetaImageHeader", "MetaImagePlace", "parse_header"]
 
 HEADER_BYTES: Final = 1 << 20
 """The most that a header may take of its file."""
@@ -44,12 +45,17 @@ _DTYPES: Final = {
 _OFFSET: Final = ("Offset", "Position", "Origin", "ImagePosition")
 _MATRIX: Final = ("TransformMatrix", "Rotation", "Orientation")
 _BYTE_ORDER: Final = ("BinaryDataByteOrderMSB", "ElementByteOrderMSB")
+_SPATIAL_RANK: Final = 3
+_RANKS: Final = tuple(map(str, range(3, 11)))
+"""Numbers of axes from those of a volume up to the ten for which MetaIO has room."""
 _LPS_TO_RAS: Final = np.diag([-1.0, -1.0, 1.0, 1.0])
 _LARGEST: Final = 1e6
 """Of any position, spacing or direction: a kilometre is no patient's."""
 _SMALLEST_SPACING_MM: Final = 1e-6
 _UNIT_TOLERANCE: Final = 1e-3
 """Of the length of a direction; room for cosines of four digits."""
+_SAME_SIZE: Final = 1e-4
+"""How far sizes and spacings of voxels may differ, relative to each other: room for rounding."""
 _NAME_BYTES: Final = 255
 """Of the longest file name on common file systems."""
 _WORDS: Final = frozenset(
@@ -61,6 +67,18 @@ _INTEGER: Final = re.compile(r"[+-]?[0-9]{1,18}")
 _NUMBER: Final = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 
 _Value = TypeVar("_Value")
+
+
+@dataclass(frozen=True, slots=True)
+class MetaImagePlace:
+    """What a header states of where its voxels lie, beside the affine."""
+
+    element_size_mm: tuple[float, float, float] | None
+    """``ElementSize`` along i, j and k; None if not stated."""
+    states_orientation: bool
+    """Whether there is a ``TransformMatrix``, under one of its names."""
+    states_position: bool
+    """Whether there is an ``Offset``, under one of its names."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +99,7 @@ class MetaImageHeader:
     """``CompressedDataSize``; None if not stated."""
     text_bytes: int
     """Length of the header."""
+    place: MetaImagePlace
     notes: tuple[str, ...]
     """What a user should know of it."""
 
@@ -98,12 +117,13 @@ def parse_header(start: bytes, path: str) -> MetaImageHeader:
     Raises
     ------
     FormatError
-        If it is not the header of one 3D volume of numbers that lies in space.
+        If it is not the header of one volume of numbers that lies in space.
     """
     fields = _split(start, path)
-    _expect_one_image(fields)
     notes: list[str] = []
-    grid = Grid(_shape(fields), _affine(fields, notes))
+    rank = _expect_one_image(fields, notes)
+    grid = Grid(_shape(fields, rank), _affine(fields, rank, notes))
+    place = _place(fields, rank, grid, notes)
     stored_dtype = _stored_dtype(fields, notes)
     compressed = fields.get(_flag, "CompressedData") or False
     compressed_bytes = fields.get(_integer, "CompressedDataSize") or 0
@@ -122,6 +142,7 @@ def parse_header(start: bytes, path: str) -> MetaImageHeader:
         compressed=compressed,
         compressed_bytes=compressed_bytes or None,
         text_bytes=fields.text_bytes,
+        place=place,
         notes=tuple(notes),
     )
 
@@ -186,15 +207,23 @@ def _split(start: bytes, path: str) -> _Fields:
             lines.append((key.strip(), value[0].strip()))
         if value and lines[-1][0] == "ElementDataFile":
             return _Fields(path, tuple(lines), at)
+    no_end = f"no line in its first {len(start)} bytes is 'ElementDataFile = ...'"
+    kind = kind_of(start[:KIND_BYTES])
+    if kind is METAIMAGE:
+        raise FormatError(f"{path}: its header has no end: {no_end}. Download it again.")
     raise FormatError(
-        f"{path}: is not a MetaImage: it looks like {described_bytes(start[:16])}, and no line in "
-        f"its first {len(start)} bytes is 'ElementDataFile = ...', with which a header ends."
+        f"{path}: is not a MetaImage: it looks like {kind.name}, and {no_end}. "
+        f"{kind.next_step or 'Download it again.'}"
     )
 
 
-def _expect_one_image(fields: _Fields) -> None:
-    """Refuse what is no 3D image with one number a voxel, in binary, as is, in mm."""
-    fields.require(_one_of("3"), "NDims")
+def _expect_one_image(fields: _Fields, notes: list[str]) -> int:
+    """Return the number of axes of an image with one number a voxel, in binary, as is, in mm."""
+    rank = fields.require(_rank, "NDims")
+    if rank > _SPATIAL_RANK:
+        notes.append(
+            f"the header has {rank} axes; those after the third, of length 1, are left out"
+        )
     fields.get(_one_of("Image"), "ObjectType")
     fields.get(_one_of("1"), "ElementNumberOfChannels")
     fields.get(_one_of("mm", "?"), "DistanceUnits")
@@ -212,10 +241,17 @@ def _expect_one_image(fields: _Fields) -> None:
             f"{offset[0]:g} (ElementToIntensityFunction), which ITK does not do. Write it again "
             "with the values that are meant."
         )
+    return rank
 
 
-def _shape(fields: _Fields) -> ShapeIJK:
-    i, j, k = fields.require(_sizes, "DimSize")
+def _shape(fields: _Fields, rank: int) -> ShapeIJK:
+    sizes = fields.require(_sizes(rank), "DimSize")
+    if {*sizes[_SPATIAL_RANK:]} - {1}:
+        raise FormatError(
+            f"{fields.path}: its header says DimSize = {' '.join(map(str, sizes))}, expected 3 "
+            "axes, or further ones of length 1. Split a series into one file a volume."
+        )
+    i, j, k = sizes[:_SPATIAL_RANK]
     return (i, j, k)
 
 
@@ -227,20 +263,27 @@ def _stored_dtype(fields: _Fields, notes: list[str]) -> np.dtype[Any]:
     return dtype.newbyteorder(">" if big_endian else "<")
 
 
-def _affine(fields: _Fields, notes: list[str]) -> Matrix4x4:
+def _affine(fields: _Fields, rank: int, notes: list[str]) -> Matrix4x4:
     """Compose voxel ``(i, j, k, 1)`` to RAS+ mm; the header's own frame is LPS."""
+    spacings = _spacings(rank)
     # A voxel's size may differ from the distance to the next: the size is a last resort.
-    spacing = fields.get(_spacings, "ElementSpacing") or fields.require(_spacings, "ElementSize")
-    matrix = fields.get(_numbers(9), *_MATRIX)
+    spacing = fields.get(spacings, "ElementSpacing") or fields.require(spacings, "ElementSize")
+    matrix = fields.get(_numbers(rank * rank), *_MATRIX)
     if matrix is None:
         notes.append("the header states no orientation (no TransformMatrix); assumed LPS")
-        matrix = tuple(np.eye(3).ravel().tolist())
-    offset = fields.get(_numbers(3), *_OFFSET)
+        matrix = tuple(np.eye(rank).ravel().tolist())
+    offset = fields.get(_numbers(rank), *_OFFSET)
     if offset is None:
         notes.append("the header states no position (no Offset); assumed 0, 0, 0")
-        offset = (0.0, 0.0, 0.0)
-    # Each three numbers of the file are the direction of one axis: a column of the affine.
-    directions = np.array(matrix).reshape(3, 3).T
+        offset = (0.0,) * rank
+    # Each row of numbers in the file is the direction of one axis: a column of the affine.
+    whole = np.array(matrix).reshape(rank, rank).T
+    directions = whole[:_SPATIAL_RANK, :_SPATIAL_RANK]
+    if whole[:_SPATIAL_RANK, _SPATIAL_RANK:].any() or whole[_SPATIAL_RANK:, :_SPATIAL_RANK].any():
+        raise FormatError(
+            f"{fields.path}: its TransformMatrix turns the first three axes into others, expected "
+            "0 there. Write it again as a 3D image."
+        )
     lengths = np.linalg.norm(directions, axis=0)
     if np.abs(lengths - 1).max() > _UNIT_TOLERANCE:
         raise FormatError(
@@ -248,11 +291,28 @@ def _affine(fields: _Fields, notes: list[str]) -> Matrix4x4:
             f"(TransformMatrix), expected 1. Write the lengths to ElementSpacing."
         )
     affine = np.eye(4)
-    affine[:3, :3] = directions * spacing
-    affine[:3, 3] = offset
+    affine[:3, :3] = directions * spacing[:_SPATIAL_RANK]
+    affine[:3, 3] = offset[:_SPATIAL_RANK]
     affine = _LPS_TO_RAS @ affine
     check_affine(affine, fields.path)
     return affine
+
+
+def _place(fields: _Fields, rank: int, grid: Grid, notes: list[str]) -> MetaImagePlace:
+    size = fields.get(_spacings(rank), "ElementSize")
+    size_mm = None if size is None else (size[0], size[1], size[2])
+    taken = np.linalg.norm(grid.affine[:3, :3], axis=0)
+    if size_mm is not None and not np.allclose(size_mm, taken, rtol=_SAME_SIZE, atol=0):
+        words = [" x ".join(f"{mm:.4g}" for mm in sizes) for sizes in (size_mm, taken)]
+        notes.append(
+            f"ElementSize says voxels of {words[0]} mm, ElementSpacing that they are {words[1]} mm "
+            "apart: the spacing was taken"
+        )
+    return MetaImagePlace(
+        element_size_mm=size_mm,
+        states_orientation=fields.get(_numbers(rank * rank), *_MATRIX) is not None,
+        states_position=fields.get(_numbers(rank), *_OFFSET) is not None,
+    )
 
 
 def _data_file(fields: _Fields) -> str | None:
@@ -298,11 +358,20 @@ def _integer(text: str) -> int:
     return int(text)
 
 
-def _sizes(text: str) -> tuple[int, ...]:
-    words = text.split()
-    if len(words) != 3 or not all(_INTEGER.fullmatch(w) and int(w) > 0 for w in words):  # noqa: PLR2004
-        raise ValueError("3 whole numbers above 0")
-    return tuple(map(int, words))
+def _rank(text: str) -> int:
+    if text not in _RANKS:
+        raise ValueError(f"3, or up to {_RANKS[-1]} where the further axes have length 1")
+    return int(text)
+
+
+def _sizes(count: int) -> Callable[[str], tuple[int, ...]]:
+    def parse(text: str) -> tuple[int, ...]:
+        words = text.split()
+        if len(words) != count or not all(_INTEGER.fullmatch(w) and int(w) > 0 for w in words):
+            raise ValueError(f"{count} whole numbers above 0")
+        return tuple(map(int, words))
+
+    return parse
 
 
 def _numbers(count: int) -> Callable[[str], tuple[float, ...]]:
@@ -316,8 +385,11 @@ def _numbers(count: int) -> Callable[[str], tuple[float, ...]]:
     return parse
 
 
-def _spacings(text: str) -> tuple[float, ...]:
-    numbers = _numbers(3)(text)
-    if min(numbers) < _SMALLEST_SPACING_MM:
-        raise ValueError(f"3 distances in mm from {_SMALLEST_SPACING_MM:g}")
-    return numbers
+def _spacings(count: int) -> Callable[[str], tuple[float, ...]]:
+    def parse(text: str) -> tuple[float, ...]:
+        numbers = _numbers(count)(text)
+        if min(numbers[:_SPATIAL_RANK]) < _SMALLEST_SPACING_MM:
+            raise ValueError(f"{count} distances in mm from {_SMALLEST_SPACING_MM:g}")
+        return numbers
+
+    return parse

@@ -1,7 +1,7 @@
 """NIfTI-1 and NIfTI-2 single files, ``.nii`` and ``.nii.gz``, read as a stream.
 
-nibabel parses the header and applies the scaling; the values are inflated once, in file order,
-with ``isal``, so that a volume is never held whole.
+nibabel parses the header; the values are inflated once, in file order, with ``isal``, so that a
+volume is never held whole, and scaled as nibabel does.
 
 References
 ----------
@@ -12,7 +12,7 @@ NIfTI-2: https://nifti.nimh.nih.gov/pub/dist/doc/nifti2.h
 import io
 import math
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, BinaryIO, Final, Literal, Self
 
 import fsspec
@@ -21,12 +21,16 @@ import numpy as np
 import numpy.typing as npt
 from isal import igzip
 from nibabel.spatialimages import HeaderDataError
-from nibabel.volumeutils import apply_read_scaling
 
 from spinezarr.errors import FormatError
 from spinezarr.formats.affine import check_affine
-from spinezarr.formats.described import described_bytes
-from spinezarr.formats.limits import DEFAULT_LIMITS, Limits, check_inflates
+from spinezarr.formats.file_kinds import KIND_BYTES, PAIR_STEP, wrong_kind
+from spinezarr.formats.limits import (
+    DEFAULT_LIMITS,
+    LARGEST_DEFLATE_RATIO,
+    Limits,
+    check_inflates,
+)
 from spinezarr.formats.slabs import (
     GZIP_MAGIC,
     HEADER_BLOCK_BYTES,
@@ -37,6 +41,8 @@ from spinezarr.formats.slabs import (
 )
 from spinezarr.formats.source_file import HashingFile, SourceFile
 from spinezarr.geometry import Grid
+from spinezarr.placement import other_qform_mm, other_spacing_mm
+from spinezarr.scaling import VALUE_DTYPE, Scaling
 
 __all__ = ["NiftiNumbers", "NiftiVolume"]
 
@@ -44,6 +50,15 @@ _HEADER_CLASSES: Final[dict[int, Any]] = {348: nib.Nifti1Header, 540: nib.Nifti2
 """By ``sizeof_hdr``, the first field of the header."""
 _MAGIC: Final = {348: (b"n+1\x00",), 540: (b"n+2\x00",)}
 """Single files only; ``.hdr``/``.img`` pairs have other magic."""
+_SPATIAL_RANK: Final = 3
+_MAX_RANK: Final = 7
+"""Of ``dim``, in both versions."""
+_PAIR_MAGIC: Final = (b"ni1\x00", b"ni2\x00", bytes(4))
+"""Of the ``.hdr`` of a pair; Analyze's has none."""
+_SIZE_BYTES: Final = 4
+"""Of ``sizeof_hdr``."""
+_GZIP_LAYERS: Final = 2
+"""Servers that compress what they send have files compressed twice arrive."""
 _PADDING_BYTES: Final = 4 << 20
 """Zeros that may follow the voxels, as some file systems and tapes add."""
 
@@ -83,8 +98,7 @@ class NiftiNumbers:
 class _Header:
     grid: Grid
     stored_dtype: np.dtype[Any]
-    slope: float | None
-    inter: float | None
+    scaling: Scaling | None
     data_offset: int
     numbers: NiftiNumbers
     notes: tuple[str, ...]
@@ -92,17 +106,19 @@ class _Header:
     @property
     def dtype(self) -> np.dtype[Any]:
         """Type of the values after scaling."""
-        scaled = self.slope is not None
-        return np.dtype(np.float64) if scaled else self.stored_dtype.newbyteorder("=")
+        return VALUE_DTYPE if self.scaling else self.stored_dtype.newbyteorder("=")
 
 
 class NiftiVolume:
     """An opened NIfTI file; see :class:`spinezarr.formats.volume.Volume`."""
 
-    def __init__(self, fs: fsspec.AbstractFileSystem, path: str, header: _Header) -> None:
+    def __init__(
+        self, fs: fsspec.AbstractFileSystem, path: str, header: _Header, gzip_layers: int
+    ) -> None:
         self._fs = fs
         self._path = path
         self._header = header
+        self._gzip_layers = gzip_layers
         self._read: HashingFile | None = None
 
     @classmethod
@@ -114,12 +130,18 @@ class NiftiVolume:
         Raises
         ------
         FormatError
-            If the file is empty, no NIfTI file, not 3D, of a type that is no number, shorter
-            than its header says, over a limit, or its affine does not place voxels in space.
+            If the file is empty, no NIfTI file, no single volume, of a type that is no number,
+            shorter than its header says, over a limit, or its affine does not place voxels in
+            space.
         """
-        with fs.open(path, "rb", block_size=HEADER_BLOCK_BYTES) as raw:
-            stream = _decompressed(raw, path)
-            header = _read_header(stream, path)
+        for layers in range(1, _GZIP_LAYERS + 1):
+            with fs.open(path, "rb", block_size=HEADER_BLOCK_BYTES) as raw:
+                stream = _decompressed(raw, path, layers)
+                start = _first_bytes(stream, path)
+                if layers < _GZIP_LAYERS and start.tobytes().startswith(GZIP_MAGIC):
+                    continue
+                header = _read_header(start, stream, path)
+                break
         limits.check_grid(
             header.grid, max(header.dtype.itemsize, header.stored_dtype.itemsize), path
         )
@@ -128,9 +150,9 @@ class NiftiVolume:
                 f"{path}: its voxels start at byte {header.data_offset} (vox_offset), expected at "
                 f"most {limits.header_bytes}. Download it again."
             )
-        packed = isinstance(stream, igzip.IGzipFile)
-        _check_length(fs.info(path).get("size"), header, path, packed=packed)
-        return cls(fs, path, header)
+        packed = layers if isinstance(stream, igzip.IGzipFile) else 0
+        _check_length(fs.info(path).get("size"), header, path, packed)
+        return cls(fs, path, header, layers)
 
     @property
     def grid(self) -> Grid:
@@ -148,10 +170,14 @@ class NiftiVolume:
         return self._header.stored_dtype
 
     @property
-    def scaling(self) -> tuple[float, float] | None:
-        """Slope and intercept that the file applies to its numbers."""
-        slope, inter = self._header.slope, self._header.inter
-        return None if slope is None or inter is None else (float(slope), float(inter))
+    def scaling(self) -> Scaling | None:
+        """What the file does to its numbers; None if they are its values."""
+        return self._header.scaling
+
+    def unscaled(self) -> "NiftiVolume":
+        """Return the same file as the numbers before its scaling."""
+        header = replace(self._header, scaling=None)
+        return NiftiVolume(self._fs, self._path, header, self._gzip_layers)
 
     @property
     def numbers(self) -> NiftiNumbers:
@@ -168,7 +194,8 @@ class NiftiVolume:
         header, path = self._header, self._path
         with self._fs.open(path, "rb") as raw:
             self._read = HashingFile(raw)
-            stream = _decompressed(io.BufferedReader(self._read, READ_BYTES), path)
+            buffered = io.BufferedReader(self._read, READ_BYTES)
+            stream = _decompressed(buffered, path, self._gzip_layers)
             skip(stream, header.data_offset, path)
             stored = read_slabs(
                 stream, header.grid.shape_ijk, header.stored_dtype, thicknesses, path
@@ -177,22 +204,18 @@ class NiftiVolume:
             _read_padding(stream, path)
 
     def _values(self, stored: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        if self._header.slope is None:
+        scaling = self._header.scaling
+        if scaling is None:
             return stored.astype(self.dtype, copy=False)
         try:
             # A float that is no number stays one.
             with np.errstate(over="raise", invalid="ignore"):
-                values: npt.NDArray[Any] = apply_read_scaling(
-                    stored.astype(stored.dtype.newbyteorder("="), copy=False),
-                    self._header.slope,
-                    self._header.inter,
-                )
+                return scaling.values(stored)
         except FloatingPointError:
             raise FormatError(
-                f"{self._path}: its scl_slope {self._header.slope:g} and scl_inter "
-                f"{self._header.inter:g} scale a voxel beyond the range of numbers. Correct them."
+                f"{self._path}: its scl_slope {scaling.slope:g} and scl_inter "
+                f"{scaling.intercept:g} scale a voxel beyond the range of numbers. Correct them."
             ) from None
-        return values.astype(np.float64, copy=False)
 
     def source_file(self) -> SourceFile:
         """Size and hash of the file as read by :meth:`slabs`."""
@@ -201,22 +224,31 @@ class NiftiVolume:
         return self._read.source_file()
 
 
-def _decompressed(raw: BinaryIO | io.BufferedReader, path: str) -> io.BufferedIOBase:
-    """Return the stream inside ``raw``: inflated if it starts as gzip does, whatever its name."""
+def _decompressed(raw: BinaryIO | io.BufferedReader, path: str, layers: int) -> io.BufferedIOBase:
+    """Return the stream inside ``raw``: inflated if it starts as gzip does, whatever its name.
+
+    ``layers`` is how often it was compressed, if it was.
+    """
     buffered = raw if isinstance(raw, io.BufferedReader) else io.BufferedReader(HashingFile(raw))
     start = buffered.peek(2)[:2]
     if not start:
         raise FormatError(f"{path}: is empty. Download it again.")
-    return igzip.IGzipFile(fileobj=buffered, mode="rb") if start == GZIP_MAGIC else buffered
+    stream: io.BufferedIOBase = buffered
+    for _ in range(layers if start == GZIP_MAGIC else 0):
+        stream = igzip.IGzipFile(fileobj=stream, mode="rb")
+    return stream
 
 
-def _check_length(size: int | None, header: _Header, path: str, *, packed: bool) -> None:
-    """Refuse a file that is too short for what its header says; ``size`` in bytes, if known."""
+def _check_length(size: int | None, header: _Header, path: str, packed: int) -> None:
+    """Refuse a file that is too short for what its header says.
+
+    ``size`` is in bytes, if it is known; ``packed`` says how often the file was compressed.
+    """
     if size is None:
         return
     voxel_bytes = math.prod(header.grid.shape_ijk) * header.stored_dtype.itemsize
     if packed:
-        check_inflates(size, voxel_bytes, path)
+        check_inflates(size * LARGEST_DEFLATE_RATIO ** (packed - 1), voxel_bytes, path)
     elif size < header.data_offset:
         raise FormatError(
             f"{path}: ends before its voxels start, at byte {header.data_offset}. "
@@ -242,36 +274,41 @@ def _read_padding(stream: io.BufferedIOBase, path: str) -> None:
             )
 
 
-def _read_header(stream: io.BufferedIOBase, path: str) -> _Header:
-    start = np.zeros(4, np.uint8)
-    got = read_into(stream, start, path)
-    sizes = {int(start.view(order)[0]) for order in ("<i4", ">i4")}
+def _first_bytes(stream: io.BufferedIOBase, path: str) -> npt.NDArray[np.uint8]:
+    """Read the length of the header, or as much of it as there is."""
+    start = np.empty(_SIZE_BYTES, np.uint8)
+    return start[: read_into(stream, start, path)]
+
+
+def _read_header(start: npt.NDArray[np.uint8], stream: io.BufferedIOBase, path: str) -> _Header:
+    """Read the header that begins with ``start``."""
+    whole = start.nbytes == _SIZE_BYTES
+    sizes = {int(start.view(order)[0]) for order in ("<i4", ">i4")} if whole else set[int]()
     size = next((s for s in _HEADER_CLASSES if s in sizes), None)
-    if got < start.nbytes or size is None:
-        raise FormatError(
-            f"{path}: is not a NIfTI file: it looks like "
-            f"{described_bytes(start[:got].tobytes())}, expected the header size 348 or 540."
-        )
-    rest = np.empty(size - 4, np.uint8)
-    if read_into(stream, rest, path) < rest.nbytes:
+    rest = np.empty((size or KIND_BYTES) - _SIZE_BYTES, np.uint8)
+    got = read_into(stream, rest, path)
+    if size is None:
+        raise wrong_kind(path, start.tobytes() + rest[:got].tobytes(), "a NIfTI file")
+    if got < rest.nbytes:
         raise FormatError(f"{path}: ends inside its {size}-byte header. Download it again.")
     # nibabel would go by dim[0], which may lie.
     order = "<" if start.view("<i4")[0] == size else ">"
     parsed = _HEADER_CLASSES[size](start.tobytes() + rest.tobytes(), order, check=False)
     magic = bytes(parsed["magic"].tobytes()[:4])
     if magic not in _MAGIC[size]:
+        pair = PAIR_STEP if magic in _PAIR_MAGIC else "Download it again."
         raise FormatError(
             f"{path}: its header has another magic than {_MAGIC[size][0]!r}: "
-            "only single NIfTI files are read, not .hdr/.img pairs."
+            f"only single NIfTI files are read, not .hdr/.img pairs. {pair}"
         )
     return _check_header(parsed, path, size)
 
 
 def _check_header(parsed: nib.Nifti1Header, path: str, header_size: int) -> _Header:
-    shape = _check_shape(parsed, path)
-    dtype = _check_dtype(parsed, path)
-    slope, inter = _scaling(parsed, path)
     notes: list[str] = []
+    shape = _check_shape(parsed, notes, path)
+    dtype = _check_dtype(parsed, path)
+    scaling = _scaling(parsed, path)
     if parsed["sform_code"] == 0 and parsed["qform_code"] == 0:
         notes.append("the header states no orientation (sform and qform codes are 0); assumed LAS")
     stated = float(parsed["vox_offset"])
@@ -281,31 +318,63 @@ def _check_header(parsed: nib.Nifti1Header, path: str, header_size: int) -> _Hea
     if offset < header_size:
         raise FormatError(f"{path}: vox_offset {offset} lies inside the header.")
     grid = Grid(shape, _affine(parsed, path))
-    return _Header(grid, dtype, slope, inter, offset, NiftiNumbers.of(parsed), tuple(notes))
+    numbers = NiftiNumbers.of(parsed)
+    notes += _conflicts(numbers, grid)
+    return _Header(grid, dtype, scaling, offset, numbers, tuple(notes))
 
 
-def _scaling(parsed: nib.Nifti1Header, path: str) -> tuple[float | None, float | None]:
-    """Slope and intercept; None for values as stored, as nibabel has it for a slope of NaN, too."""
+def _conflicts(numbers: NiftiNumbers, grid: Grid) -> Iterator[str]:
+    """Say where the header contradicts the sform, by which nibabel goes, too."""
+    stated = other_spacing_mm(numbers, grid.shape_ijk, grid.affine)
+    if stated is not None:
+        taken = np.linalg.norm(grid.affine[:3, :3], axis=0).tolist()
+        yield (
+            f"pixdim says voxels of {_sizes(stated)} mm, the sform of {_sizes(taken)} mm: the "
+            "sform was taken"
+        )
+    distance = other_qform_mm(numbers, grid.shape_ijk, grid.affine)
+    if distance is not None:
+        yield (
+            f"the qform places corners up to {distance:.3g} mm off those of the sform: the sform "
+            "was taken"
+        )
+
+
+def _sizes(spacing_mm: Iterable[float]) -> str:
+    return " x ".join(f"{mm:.4g}" for mm in spacing_mm)
+
+
+def _scaling(parsed: nib.Nifti1Header, path: str) -> Scaling | None:
+    """Return None for values as stored, as nibabel has it for a slope of NaN, too."""
     if np.isinf(parsed["scl_slope"]):
         raise FormatError(f"{path}: unusable scl_slope or scl_inter: {parsed['scl_slope']}.")
     try:
         slope, inter = parsed.get_slope_inter()
     except HeaderDataError as problem:
         raise FormatError(f"{path}: unusable scl_slope or scl_inter: {problem}.") from problem
-    return (None, None) if (slope, inter) == (1.0, 0.0) else (slope, inter)
+    if slope is None or inter is None or (slope, inter) == (1.0, 0.0):
+        return None
+    return Scaling(float(slope), float(inter))
 
 
-def _check_shape(parsed: nib.Nifti1Header, path: str) -> tuple[int, int, int]:
+def _check_shape(parsed: nib.Nifti1Header, notes: list[str], path: str) -> tuple[int, int, int]:
+    """Return the lengths of the first three axes; ITK takes a further one of length 0 for 1."""
     rank = int(parsed["dim"][0])
-    dims = [int(n) for n in parsed["dim"][1 : 1 + max(0, min(rank, 7))]]
-    if rank != 3:  # noqa: PLR2004
+    dims = tuple(int(n) for n in parsed["dim"][1 : 1 + max(0, min(rank, _MAX_RANK))])
+    further = dims[_SPATIAL_RANK:]
+    if not _SPATIAL_RANK <= rank <= _MAX_RANK or not {*further} <= {0, 1}:
         raise FormatError(
-            f"{path}: has {rank} dimensions {tuple(dims)}, expected 3. "
+            f"{path}: has {rank} dimensions {dims}, expected 3, or further ones of length 1. "
             "Split a series into one file a volume."
         )
-    if min(dims) < 1:
-        raise FormatError(f"{path}: has an empty dimension: {tuple(dims)}.")
-    return (dims[0], dims[1], dims[2])
+    i, j, k = dims[:_SPATIAL_RANK]
+    if min(i, j, k) < 1:
+        raise FormatError(f"{path}: has an empty dimension: {dims}.")
+    if further:
+        notes.append(
+            f"the header has {rank} axes; those after the third, of length 1, are left out"
+        )
+    return (i, j, k)
 
 
 def _check_dtype(parsed: nib.Nifti1Header, path: str) -> np.dtype[Any]:

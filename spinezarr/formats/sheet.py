@@ -13,6 +13,7 @@ from typing import Final
 import openpyxl
 
 from spinezarr.errors import FormatError
+from spinezarr.text import composed, counted
 
 __all__ = ["Sheet", "read_sheet"]
 
@@ -20,6 +21,12 @@ _MOST_ROWS: Final = 200_000
 """More than any dataset has scans, and half a second's reading of empty rows."""
 _MOST_CELLS: Final = 2_000_000
 """A thousand columns of two thousand scans."""
+_MOST_COLUMNS: Final = 16_384
+"""As many as Excel knows."""
+_MOST_EMPTY_CELLS: Final = 20_000_000
+"""Of a workbook: those before one that is written, and those that have a format alone."""
+_MOST_CHARACTERS: Final = 16 << 20
+"""Of all cells, as many as a text file may have; those of a workbook may share one long text."""
 _MOST_INFLATED_BYTES: Final = 32 << 20
 """Of a workbook, whose cells take about 20 bytes each."""
 
@@ -35,7 +42,7 @@ class Sheet:
 
 
 def read_sheet(data: bytes, path: str, *, delimiter: str, header: Sequence[str] = ()) -> Sheet:
-    r"""Read a table; every cell becomes the text that a person sees in it.
+    r"""Read a table; every cell becomes the text that a person sees in it, in NFC.
 
     Parameters
     ----------
@@ -63,19 +70,35 @@ def read_sheet(data: bytes, path: str, *, delimiter: str, header: Sequence[str] 
         if path.lower().endswith(".xlsx")
         else _text_rows(data, path, delimiter)
     )
-    cells = _counted(([cell.strip() for cell in row] for row in rows), path)
+    cells = ([_seen(cell) for cell in row] for row in _counted(rows, path))
     numbered = ((number, row) for number, row in enumerate(cells, 1) if any(row))
-    columns = _told_apart(header or next(numbered, (0, []))[1])
+    names = header or next(numbered, (0, []))[1]
+    if len(names) > _MOST_COLUMNS:
+        raise FormatError(
+            f"{path}: has {len(names)} columns, expected at most {_MOST_COLUMNS}. Give the right "
+            "delimiter in the recipe, or split it."
+        )
+    columns = _told_apart(map(composed, names))
     return Sheet(tuple(filter(None, columns)), tuple(_by_column(numbered, path, columns)))
 
 
+def _seen(cell: str) -> str:
+    return composed(cell.strip())
+
+
 def _counted(rows: Iterable[list[str]], path: str) -> Iterator[list[str]]:
-    """Yield the rows, and refuse those too many."""
-    cells = 0
+    """Yield the rows, and refuse those too many, or with too much in them."""
+    cells = characters = 0
     for number, row in enumerate(rows, 1):
         cells += len(row)
+        characters += sum(map(len, row))
         if number > _MOST_ROWS or cells > _MOST_CELLS:
             raise _too_many(path)
+        if characters > _MOST_CHARACTERS:
+            raise FormatError(
+                f"{path}: its cells have more than {_MOST_CHARACTERS} characters, which no table "
+                "of scans has. Split it."
+            )
         yield row
 
 
@@ -108,9 +131,9 @@ def _by_column(
         surplus = [cell for cell in cells[len(columns) :] if cell]
         if surplus:
             raise FormatError(
-                f"{path}, row {number}: has {len(surplus)} cells beyond its {len(columns)} "
-                f"columns. Mend the file, or give the right delimiter and "
-                "header in the recipe."
+                f"{path}, row {number}: has {counted(len(surplus), 'cell')} beyond its "
+                f"{counted(len(columns), 'column')}. Mend the file, or give the right delimiter "
+                "and header in the recipe."
             )
         named = zip(columns, cells, strict=False)
         yield {column: cell for column, cell in named if column and cell}
@@ -123,6 +146,10 @@ def _text_rows(data: bytes, path: str, delimiter: str) -> Iterator[list[str]]:
         raise FormatError(
             f"{path}: is not text in UTF-8: {problem}. Save it again as UTF-8."
         ) from problem
+    if "\0" in text:
+        raise FormatError(
+            f"{path}: is not text in UTF-8: it holds NUL characters. Save it again as UTF-8."
+        )
     if text.count(delimiter) > _MOST_CELLS:
         raise _too_many(path)
     try:
@@ -142,9 +169,8 @@ def _workbook_rows(data: bytes, path: str) -> Iterator[list[str]]:
             book = openpyxl.load_workbook(io.BytesIO(data), read_only=True, data_only=True)
             sheet = book.worksheets[0]
             sheet.reset_dimensions()  # programs that write workbooks state them wrongly
-            raw = ([_text(value) for value in row] for row in sheet.iter_rows(values_only=True))
-            # Rows without content, of which formats make very many, keep their place alone.
-            rows = [row if any(row) else [] for row in islice(raw, _MOST_ROWS + 1)]
+            raw = sheet.iter_rows(values_only=True)
+            rows = list(_written_rows(islice(raw, _MOST_ROWS + 1), path))
     except FormatError:
         raise
     except Exception as problem:  # a broken workbook makes openpyxl raise anything
@@ -157,15 +183,40 @@ def _workbook_rows(data: bytes, path: str) -> Iterator[list[str]]:
     yield from (row + [""] * (width - len(row)) if row else [] for row in rows)
 
 
+def _written_rows(raw: Iterable[Sequence[object]], path: str) -> Iterator[list[str]]:
+    """Yield the rows up to their last cell with content.
+
+    Rows without any, of which formats make very many, keep their place alone.
+    """
+    written = empty = 0
+    for values in raw:
+        row = [_text(value) for value in values]
+        width = max((column for column, text in enumerate(row, 1) if text), default=0)
+        written += width
+        empty += len(row)
+        if written > _MOST_CELLS or empty > _MOST_EMPTY_CELLS:
+            raise _too_many(path)
+        yield row[:width]
+
+
 def _check_inflated(data: bytes, path: str) -> None:
-    """Refuse a bomb; zipfile inflates each file no further than to the size it is said to have."""
+    """Refuse a bomb; zipfile inflates each file no further than to the size it is said to have.
+
+    A document type, which no workbook has, could define a text of a few bytes that stands for a
+    hundred times the file.
+    """
     with zipfile.ZipFile(io.BytesIO(data)) as book:
         inflated = sum(file.file_size for file in book.infolist())
-    if inflated > _MOST_INFLATED_BYTES:
-        raise FormatError(
-            f"{path}: it inflates to {inflated} bytes, expected at most {_MOST_INFLATED_BYTES}. "
-            "Remove what is empty, or split it."
-        )
+        if inflated > _MOST_INFLATED_BYTES:
+            raise FormatError(
+                f"{path}: it inflates to {inflated} bytes, expected at most "
+                f"{_MOST_INFLATED_BYTES}. Remove what is empty, or split it."
+            )
+        for name in book.namelist():
+            if b"<!DOCTYPE" in book.read(name).replace(b"\0", b""):  # of UTF-16, too
+                raise FormatError(
+                    f"{path}: has a document type, which no workbook has. Save it again as .xlsx."
+                )
 
 
 def _text(value: object) -> str:

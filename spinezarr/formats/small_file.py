@@ -1,8 +1,12 @@
 """Small files that are read whole: centroids, sidecars, tables and lists."""
 
+from pathlib import Path
+
 import fsspec
+from fsspec.implementations.local import LocalFileSystem
 
 from spinezarr.errors import FormatError
+from spinezarr.regular_file import read_regular_file
 
 __all__ = ["read_small_file"]
 
@@ -22,10 +26,13 @@ def read_small_file(fs: fsspec.AbstractFileSystem, path: str, most_bytes: int) -
     FormatError
         If it has more.
     OSError
-        If it cannot be read.
+        If it cannot be read, or is no regular file: a FIFO would keep whoever reads it waiting.
     """
-    with fs.open(path, "rb") as raw:
-        data: bytes = raw.read(most_bytes + 1)
+    if isinstance(fs, LocalFileSystem):
+        data = read_regular_file(Path(path), most_bytes)
+    else:
+        with fs.open(path, "rb") as raw:
+            data = raw.read(most_bytes + 1)
     if len(data) > most_bytes:
         raise FormatError(
             f"{path}: has more than {most_bytes} bytes, which no file of its kind has. "

@@ -1,9 +1,17 @@
 """Whether a mask lies on its image's grid."""
 
+from typing import Final
+
+import numpy as np
+
 from spinezarr.errors import GridMismatchError
 from spinezarr.geometry import GRID_TOLERANCE, Grid, max_corner_distance_mm
+from spinezarr.text import Lines
 
 __all__ = ["aligned_label_grid"]
+
+_ENDS_XYZ: Final = (("left", "right"), ("posterior", "anterior"), ("inferior", "superior"))
+"""Where stored axes start and end."""
 
 
 def aligned_label_grid(
@@ -50,8 +58,46 @@ def aligned_label_grid(
     else:
         problem = "image and mask have different shapes"
         advice = "Get the mask that belongs to this image."
+        lacking = _ends_lacking(image, label)
+        if lacking:
+            problem += f": the image lacks {lacking}, and else lies on the mask's grid"
+            advice = "Slices of the image are missing: download it again."
+        elif ends := _ends_lacking(label, image):
+            problem += f": the mask lacks {ends}, and else lies on the image's grid"
     if take_image_grid and image.shape_ijk == label.shape_ijk:
         return image
     if take_image_grid:
         advice = "--take-image-grid needs equal shapes in file order, too."
-    raise GridMismatchError("\n".join([f"{problem}:", *found, advice]))
+    raise GridMismatchError(Lines(f"{problem}:", *found, advice))
+
+
+def _ends_lacking(part: Grid, whole: Grid) -> str:
+    """Say what a grid lacks at the ends of an axis, if that is all that it is apart from another.
+
+    Examples
+    --------
+    >>> affine = np.diag([1.0, 1.0, 2.0, 1.0])
+    >>> _ends_lacking(Grid((4, 4, 9), affine), Grid((4, 4, 12), affine))
+    '3 slices at the superior end'
+    """
+    sizes = [*zip(part.shape_zyx[::-1], whole.shape_zyx[::-1], strict=True)]
+    apart = [axis for axis, (n, of) in enumerate(sizes) if n != of]
+    if len(apart) != 1:
+        return ""
+    (axis,) = apart
+    n, of = sizes[axis]
+    before = round(float((np.linalg.inv(whole.affine_xyz) @ part.affine_xyz[:, 3])[axis]))
+    after = of - n - before
+    if min(before, after) < 0:
+        return ""
+    moved = whole.affine_xyz
+    moved[:3, 3] += before * moved[:3, axis]
+    shape_xyz = (part.shape_zyx[2], part.shape_zyx[1], part.shape_zyx[0])
+    there = max_corner_distance_mm(Grid(shape_xyz, part.affine_xyz), Grid(shape_xyz, moved))
+    if there > GRID_TOLERANCE * min(part.spacing_zyx_mm):
+        return ""
+    return " and ".join(
+        f"{count} slice{'' if count == 1 else 's'} at the {end} end"
+        for count, end in zip((before, after), _ENDS_XYZ[axis], strict=True)
+        if count
+    )

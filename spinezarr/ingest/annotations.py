@@ -27,6 +27,9 @@ __all__ = [
 ]
 
 SIDECAR_NOTE: Final = "the sidecar "
+_MOST_KEYS: Final = 200
+"""Of a sidecar, taken by the patterns of a recipe: each becomes a column of the scan table."""
+_LONGEST_VALUE: Final = 1_000
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -134,7 +137,9 @@ def _parse_sidecar(data: bytes, wanted: Sequence[PathPattern]) -> tuple[dict[str
         return {}, "it is not a JSON object"
 
     def is_wanted(key: str) -> bool:
-        return any(pattern.match(_as_text(key)) is not None for pattern in wanted)
+        return len(key) <= _LONGEST_VALUE and any(
+            pattern.match(_as_text(key)) is not None for pattern in wanted
+        )
 
     # Other keys may name the patient: nothing is copied that the recipe does not name.
     texts = {
@@ -142,6 +147,11 @@ def _parse_sidecar(data: bytes, wanted: Sequence[PathPattern]) -> tuple[dict[str
         for key, value in said.items()
         if isinstance(value, str | int | float) and is_wanted(key)
     }
+    if len(texts) > _MOST_KEYS:
+        return {}, f"the recipe takes {len(texts)} of its keys, expected at most {_MOST_KEYS}"
+    long = next((key for key, text in texts.items() if len(text) > _LONGEST_VALUE), None)
+    if long is not None:
+        return {}, f"the text of its key {long!r} has more than {_LONGEST_VALUE} characters"
     return texts, ""
 
 

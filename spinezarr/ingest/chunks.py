@@ -8,9 +8,10 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from spinezarr.errors import LabelError
+from spinezarr.formats.rounding import Rounding, round_labels
 from spinezarr.geometry import ShapeZYX, SpacingZYX
 from spinezarr.ingest.encode import Encoded
+from spinezarr.scaling import VALUE_DTYPE, Scaling
 from spinezarr.store.layout import IMAGE, Profile, fill_value
 from spinezarr.store.sharding import crc32c, encode_chunk
 
@@ -33,7 +34,7 @@ ZYX = tuple[float, float, float]
 
 
 class DoesNotFitError(Exception):
-    """A value that int16 cannot hold; the image is then stored in its own type."""
+    """A value that a type cannot hold; an image is then stored in another one."""
 
     def __init__(self, value: float) -> None:
         self.value = value
@@ -45,11 +46,13 @@ class ImageFacts:
     """What is kept of one image chunk."""
 
     checksum: int
-    """crc32c of the voxels, padding included."""
+    """crc32c of the values, padding included."""
     lowest: float
     """Lowest finite value; infinite if there is none."""
     highest: float
     """Highest finite value; minus infinite if there is none."""
+    nan_voxels: int = 0
+    infinite_voxels: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +61,9 @@ class ImageEncoder:
 
     profile: Profile
     dtype: np.dtype[Any]
+    """Of the numbers that are stored."""
+    scaling: Scaling | None = None
+    """What makes values of them; None if they are the values."""
 
     def cast(self, values: npt.NDArray[Any], /) -> npt.NDArray[Any]:
         """Return values as ``dtype``; see :class:`spinezarr.ingest.encode.ChunkEncoder`."""
@@ -67,14 +73,32 @@ class ImageEncoder:
         """Cast and encode one chunk; see :class:`spinezarr.ingest.encode.ChunkEncoder`."""
         fill = fill_value(IMAGE, self.dtype)
         chunk = _BUFFERS.padded(self.cast(voxels), self.profile.chunk_shape_zyx, fill)
-        inside = chunk[tuple(slice(0, n) for n in voxels.shape)]
-        finite = inside[np.isfinite(inside)] if self.dtype.kind == "f" else inside
-        facts = ImageFacts(
-            checksum=crc32c(chunk.data),
-            lowest=float(finite.min()) if finite.size else np.inf,
-            highest=float(finite.max()) if finite.size else -np.inf,
-        )
+        facts = _image_facts(self._values(chunk, voxels.shape), voxels.shape)
         return Encoded(chunk_zyx, encode_chunk(chunk, self.profile.image), facts)
+
+    def _values(self, chunk: npt.NDArray[Any], shape_zyx: tuple[int, ...]) -> npt.NDArray[Any]:
+        """Return the values of a chunk, padded as if they were stored."""
+        if self.scaling is None:
+            return chunk
+        inside = self.scaling.values(chunk[tuple(slice(0, n) for n in shape_zyx)])
+        return _BUFFERS.padded(inside, self.profile.chunk_shape_zyx, fill_value(IMAGE, VALUE_DTYPE))
+
+
+def _image_facts(values: npt.NDArray[Any], shape_zyx: tuple[int, ...]) -> ImageFacts:
+    """Describe a chunk; what lies beyond ``shape_zyx`` is padding."""
+    finite = values[tuple(slice(0, n) for n in shape_zyx)]
+    nan_voxels = infinite_voxels = 0
+    if finite.dtype.kind == "f" and not (is_finite := np.isfinite(finite)).all():
+        nan_voxels = int(np.count_nonzero(np.isnan(finite)))
+        infinite_voxels = finite.size - int(np.count_nonzero(is_finite)) - nan_voxels
+        finite = finite[is_finite]
+    return ImageFacts(
+        checksum=crc32c(values.data),
+        lowest=float(finite.min()) if finite.size else np.inf,
+        highest=float(finite.max()) if finite.size else -np.inf,
+        nan_voxels=nan_voxels,
+        infinite_voxels=infinite_voxels,
+    )
 
 
 class _Buffers(threading.local):
@@ -160,16 +184,20 @@ class LabelEncoder:
     """Annotated centroids as voxel indices in the volume, by stored value."""
     spacing_zyx_mm: SpacingZYX = (1.0, 1.0, 1.0)
     """Distance between neighbouring voxels."""
+    rounding: Rounding = field(default_factory=Rounding)
+    """Counts the values that :meth:`cast` rounds; whoever casts does so from one thread."""
 
     def cast(self, values: npt.NDArray[Any], /) -> npt.NDArray[Any]:
-        """Return values as uint8, or uint16 where they are mapped.
+        """Return values as uint8, or uint16 where they are mapped; rounding errors are removed.
 
         Raises
         ------
         LabelError
             If a value is not a whole number from 0 to 255, or to 65535 where values are mapped.
         """
-        return _as_labels(values, np.dtype(np.uint16 if self.values else np.uint8))
+        labels, rounding = _as_labels(values, np.dtype(np.uint16 if self.values else np.uint8))
+        self.rounding.add(rounding)
+        return labels
 
     def __call__(self, voxels: npt.NDArray[Any], chunk_zyx: ShapeZYX, /) -> Encoded[LabelFacts]:
         """Check and encode one chunk; see :class:`spinezarr.ingest.encode.ChunkEncoder`.
@@ -255,9 +283,9 @@ def stored_labels(
     LabelError
         If a value is not a whole number from 0 to 255, or to 65535 where values are mapped.
     """
+    found, _ = _as_labels(voxels, np.dtype(np.uint16 if values else np.uint8))
     if not values:
-        return _as_labels(voxels, np.dtype(np.uint8)), ()
-    found = _as_labels(voxels, np.dtype(np.uint16))
+        return found, ()
     counts = np.bincount(found.ravel())
     table = np.zeros(max(len(counts), max(value for value, _ in values) + 1), np.uint8)
     for value, stored in values:
@@ -271,11 +299,9 @@ def _as_zyx(values: npt.NDArray[np.int64]) -> tuple[int, int, int]:
     return (z, y, x)
 
 
-def _as_labels(voxels: npt.NDArray[Any], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+def _as_labels(voxels: npt.NDArray[Any], dtype: np.dtype[Any]) -> tuple[npt.NDArray[Any], Rounding]:
     try:
-        return cast_losslessly(voxels, dtype)
-    except DoesNotFitError as problem:
-        raise LabelError(
-            f"the mask holds the value {problem.value!r}; labels are whole numbers from 0 to "
-            f"{np.iinfo(dtype).max}."
-        ) from None
+        return cast_losslessly(voxels, dtype), Rounding()
+    except DoesNotFitError:
+        labels, rounding = round_labels(voxels, np.iinfo(dtype).max)
+        return labels.astype(dtype), rounding

@@ -38,7 +38,9 @@ from fsspec.implementations.local import LocalFileSystem
 from spinezarr.errors import LostClusterError, LostLockError, SpinezarrError, UsageError
 from spinezarr.ingest.run import Listener
 from spinezarr.ingest.task import IngestJob, ScanResult, ScanTask, run_task
+from spinezarr.public_url import public_url, without_secrets
 from spinezarr.store.files import open_filesystem
+from spinezarr.text import printable
 
 __all__ = ["DaskWorkers", "existing_cluster", "local_cluster"]
 
@@ -162,8 +164,8 @@ def existing_cluster(address: str) -> Iterator[DaskWorkers]:
             client = Client(address, timeout=_CONNECT_S, set_as_default=False)
     except (OSError, ValueError, TypeError) as problem:
         raise UsageError(
-            f"no Dask scheduler answers at {address} within {_CONNECT_S:.0f} seconds: {problem}. "
-            "Give the address that the scheduler prints when it starts, such as "
+            f"no Dask scheduler answers at {public_url(address)} within {_CONNECT_S:.0f} seconds: "
+            f"{problem}. Give the address that the scheduler prints when it starts, such as "
             "tcp://10.0.0.1:8786, and look whether this machine can reach it."
         ) from problem
     with client:
@@ -382,7 +384,8 @@ class _Run:
         except LostLockError:
             raise
         except Exception as error:  # noqa: BLE001  one bad worker never stops the others
-            reason = f"its worker could not begin it ({type(error).__name__}: {error})."
+            said = printable(without_secrets(" ".join(str(error).split())))
+            reason = f"its worker could not begin it ({type(error).__name__}: {said})."
             yield ScanResult(scan_id, "failed", reason=reason)
         else:
             if sent.begun > 1 and result.scan is not None:

@@ -1,41 +1,42 @@
 """What to tell who gave a raw folder in which a recipe finds no image."""
 
-import string
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Final
 
 from spinezarr.ingest.images import mask_matcher, match_images
+from spinezarr.ingest.near_misses import SAME_DIGITS
 from spinezarr.ingest.raw_folder import RawFolder
+from spinezarr.public_url import public_url
 from spinezarr.recipe import PathPattern, Recipe
+from spinezarr.text import Lines, counted
 
 __all__ = ["known_layouts", "nothing_found"]
 
 _EXAMPLES: Final = 5
 _DEPTH: Final = 3
 """Folders above and inside the raw folder that are tried."""
-_SAME_DIGITS: Final = str.maketrans(string.digits, "0" * 10)
 
 
-def known_layouts(recipe: Recipe) -> str:
+def known_layouts(recipe: Recipe) -> list[str]:
     """List the layouts that a recipe knows."""
     lines = [f"Layouts that the recipe {recipe.name!r} knows, relative to the raw folder:"]
     for key, layout in recipe.layouts.items():
         lines.append(f"  {key}: {layout.about}")
         lines.extend(f"    image  {text}" for text in layout.image)
         lines.extend(f"    mask   {text}" for text in layout.mask_templates)
-    return "\n".join(lines)
+    return lines
 
 
-def nothing_found(recipe: Recipe, raw: str, folder: RawFolder) -> str:
+def nothing_found(recipe: Recipe, raw: str, folder: RawFolder) -> Lines:
     """Say what the recipe knows, what is there, and which folder nearby would match."""
     paths = list(folder.sizes)
     examples = [f"    {path}" for path in paths[:_EXAMPLES]] or ["    (nothing)"]
     more = [f"    ... and {len(paths) - _EXAMPLES} more"] if len(paths) > _EXAMPLES else []
     lines = [
-        f"no image of {recipe.title} found in {raw!r}.",
-        known_layouts(recipe),
-        f"What is there ({len(paths)} files):",
+        f"no image of {recipe.title} found in {public_url(raw)!r}.",
+        *known_layouts(recipe),
+        f"What is there ({counted(len(paths), 'file')}):",
         *examples,
         *more,
     ]
@@ -50,7 +51,7 @@ def nothing_found(recipe: Recipe, raw: str, folder: RawFolder) -> str:
     elif above:
         parent = raw.rstrip("/").rsplit("/", above)[0]
         lines.append(f"A folder above it does match: use --raw {parent}")
-    return "\n".join(lines)
+    return Lines(*lines)
 
 
 def _taken_for_masks(recipe: Recipe, paths: Iterable[str]) -> list[str]:
@@ -67,14 +68,15 @@ def _one_of_each_kind(paths: Iterable[str]) -> list[str]:
     """Return the first of all paths that differ in digits alone: a series of slices is one."""
     kinds: dict[str, str] = {}
     for path in paths:
-        kinds.setdefault(path.translate(_SAME_DIGITS), path)
+        kinds.setdefault(path.translate(SAME_DIGITS), path)
     return list(kinds.values())
 
 
 def _matches(recipe: Recipe, folder: RawFolder, paths: Iterable[str]) -> bool:
     """Whether files would be images if they lay at other paths."""
     moved = RawFolder.of_files(folder.fs, folder.root, dict.fromkeys(paths, 0))
-    return bool(match_images(recipe, moved)[0])
+    matched = match_images(recipe, moved)
+    return bool(matched.images or matched.misnamed)
 
 
 def _levels_above(recipe: Recipe, raw: str, folder: RawFolder, paths: Sequence[str]) -> int | None:

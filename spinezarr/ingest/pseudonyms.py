@@ -18,15 +18,16 @@ import secrets
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Final, Literal, Self
+from typing import Any, Final, Literal, Self, TypeVar
 
 from fsspec.implementations.local import LocalFileSystem
 
 from spinezarr.errors import UsageError
-from spinezarr.ingest.discover import Discovery, ScanSource, UnpairedImage
-from spinezarr.recipe import PathPattern, Recipe
-from spinezarr.store.attributes import OtherFormatError, RootAttributes, parse_root
+from spinezarr.ingest.discover import Discovery, RefusedScan, ScanSource, UnpairedImage
+from spinezarr.recipe import Expression, PathPattern, Recipe, expression
 from spinezarr.store.files import open_filesystem
+from spinezarr.store.writer import stored_root
+from spinezarr.text import composed
 
 __all__ = ["MapLine", "Pseudonyms", "hidden", "key_file", "map_file"]
 
@@ -40,6 +41,7 @@ _SPLITS: Final = frozenset({"", "train", "training", "val", "valid", "validation
 _ENDINGS: Final = (".nii.gz", ".nii", ".mha", ".mhd", ".json", ".lml", "/")
 """Of stored file names; any other is left out."""
 
+_Scan = TypeVar("_Scan", RefusedScan, UnpairedImage)
 _Kind = Literal["scan", "patient", "source", "split", "file", "key"]
 
 
@@ -93,7 +95,7 @@ class Pseudonyms:
         return self._digest("file", digest).hex()[: len(digest)]
 
     def _digest(self, kind: _Kind, text: str) -> bytes:
-        message = f"{kind}\0{text}".encode(errors="surrogateescape")
+        message = f"{kind}\0{composed(text)}".encode(errors="surrogateescape")
         return hmac.digest(self.key, message, hashlib.sha256)
 
     def discovery(self, found: Discovery, recipe: Recipe) -> Discovery:
@@ -103,14 +105,20 @@ class Pseudonyms:
         return replace(
             found,
             scans=tuple(self._source(scan, own, safe) for scan in found.scans),
-            without_mask=tuple(
-                UnpairedImage(self.of("scan", image.scan_id), image.path, image.looked_for)
-                for image in found.without_mask
+            refused=tuple(self._named(scan) for scan in found.refused),
+            without_mask=tuple(self._named(image) for image in found.without_mask),
+            absent=tuple(self.of("scan", name) for name in found.absent),
+            tables=tuple(
+                replace(use, unmatched=tuple(self.of("scan", name) for name in use.unmatched))
+                for use in found.tables
             ),
         )
 
+    def _named(self, scan: _Scan) -> _Scan:
+        return replace(scan, scan_id=self.of("scan", scan.scan_id))
+
     def _source(
-        self, scan: ScanSource, own: frozenset[str], safe: Sequence[re.Pattern[str]]
+        self, scan: ScanSource, own: frozenset[str], safe: Sequence[Expression]
     ) -> ScanSource:
         return replace(
             scan,
@@ -143,6 +151,8 @@ class Pseudonyms:
         path = record["file"].lower()
         ending = next((ending for ending in _ENDINGS if path.endswith(ending)), "")
         further = {"sha256": self.keyed(record["sha256"])} if "sha256" in record else {}
+        if record.get("series") is not None:
+            further["series"] = self.keyed(record["series"])
         return {**record, "file": name + ending, **further}
 
     def lines(self, found: Discovery) -> Iterator[MapLine]:
@@ -168,11 +178,11 @@ def _texts_of(recipe: Recipe) -> frozenset[str]:
     return _SPLITS.union(text for text in texts if "{" not in text)
 
 
-def _safe_columns(recipe: Recipe) -> list[re.Pattern[str]]:
+def _safe_columns(recipe: Recipe) -> list[Expression]:
     """Return what names of columns look like that are kept: those of the recipe, or named safe."""
     tables = recipe.tables.values()
-    own = [re.compile(re.escape(column)) for table in tables for column in table.set]
-    return own + [PathPattern(text).regex for table in tables for text in table.safe]
+    own = [expression(re.escape(column)) for table in tables for column in table.set]
+    return own + [PathPattern(text).expression for table in tables for text in table.safe]
 
 
 def map_file(out: str, chosen: str | None) -> Path:
@@ -231,7 +241,7 @@ def hidden(
     UsageError
         If key or map are damaged, those of another store, or lost while the store is there.
     """
-    root = _root_of(out, storage_options)
+    root = stored_root(out, storage_options)
     stored = None if root is None else root.pseudonym_key
     if root is not None and stored is None:
         raise UsageError(
@@ -261,15 +271,6 @@ def hidden(
     return names.discovery(found, recipe), names
 
 
-def _root_of(out: str, storage_options: Mapping[str, Any] | None) -> RootAttributes | None:
-    """Return what a store says of itself; None if there is none."""
-    fs, path = open_filesystem(out, storage_options)
-    try:
-        return parse_root(fs.cat_file(f"{path}/zarr.json"))
-    except (OSError, ValueError, KeyError, TypeError, OtherFormatError):
-        return None  # what lies there is the store writer's to judge
-
-
 def _read_key(place: Path) -> Pseudonyms:
     path = key_file(place)
     try:
@@ -281,6 +282,8 @@ def _read_key(place: Path) -> Pseudonyms:
                 "pseudonyms. Put it back, or move the map away for a new store."
             ) from None
         return Pseudonyms.new()
+    except OSError as problem:
+        raise _unreadable(path, problem) from problem
     except ValueError:
         key = b""
     if len(key) != _KEY_BYTES:
@@ -291,6 +294,13 @@ def _read_key(place: Path) -> Pseudonyms:
     return Pseudonyms(key)
 
 
+def _unreadable(path: Path, problem: OSError) -> UsageError:
+    return UsageError(
+        f"{path}: cannot be read: {problem.strerror or problem}. Choose a place for the map, and "
+        "the key beside it, by --pseudonyms FILE."
+    )
+
+
 def _read_map(place: Path, names: Pseudonyms) -> list[MapLine]:
     columns = [field.name for field in fields(MapLine)]
     try:
@@ -299,6 +309,8 @@ def _read_map(place: Path, names: Pseudonyms) -> list[MapLine]:
             rows = list(reader)
     except FileNotFoundError:
         return []
+    except OSError as problem:
+        raise _unreadable(place, problem) from problem
     except csv.Error:
         rows, reader = [], None
     if reader is None or list(reader.fieldnames or ()) != columns:

@@ -1,8 +1,14 @@
-"""The files of a raw folder: listed once, found by templates, read where they are small."""
+"""The files of a raw folder: listed once, found by templates, read where they are small.
+
+Names are compared in one Unicode form and files are opened by their own spelling. A file may also
+answer to the name under which a recipe knows it if it was unpacked meanwhile: see
+:func:`other_names`.
+"""
 
 import hashlib
 import json
 import os
+import re
 from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -11,23 +17,114 @@ from pathlib import Path
 from typing import Final, Self
 
 import fsspec
+from fsspec.asyn import AsyncFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
 from spinezarr.errors import FormatError
 from spinezarr.formats.limits import DEFAULT_LIMITS
 from spinezarr.formats.small_file import read_small_file
+from spinezarr.formats.system_files import is_of_system
 from spinezarr.recipe import PathPattern, fill, filled_pattern
+from spinezarr.text import composed, printable
 
-__all__ = ["RawFolder"]
+__all__ = ["RawFolder", "names_of", "other_names"]
 
 _VOXEL_ENDINGS: Final = {"mhd": ("raw", "zraw")}
 """Endings of the file with the voxels, by that of its header."""
 _AFTER_ALL_TEXT: Final = "\U0010ffff"
+_NIFTI_NAME: Final = re.compile(r"(?P<stem>.*)\.nii(?:\.gz)?", re.DOTALL | re.IGNORECASE)
+_ENDING: Final = re.compile(r"\.[A-Za-z0-9]+\Z")
+
+
+def other_names(name: str) -> list[str]:
+    """Return the names under which a recipe may know a file, beside its own.
+
+    A NIfTI file is read by its content, compressed or not, so ``.nii`` and ``.nii.gz`` stand for
+    each other. Some programs unpack a file into a folder of its own name. Endings may be in
+    capitals.
+
+    Examples
+    --------
+    >>> other_names("ct/a.nii"), other_names("A.NII.GZ")
+    (['ct/a.nii.gz'], ['A.nii.gz', 'A.nii'])
+    >>> other_names("ct/a.nii.gz/a.nii")
+    ['ct/a.nii', 'ct/a.nii.gz', 'ct/a.nii.gz/a.nii.gz']
+    >>> other_names("t.CSV"), other_names("t.csv")
+    (['t.csv'], [])
+    """
+    nifti = _NIFTI_NAME.fullmatch(name)
+    if nifti is not None:
+        return [*_names_before_unpacking(name), *_packed_otherwise(nifti["stem"], name)]
+    ending = _ENDING.search(name)
+    if ending is None or ending[0] == ending[0].lower():
+        return []
+    return [name[: ending.start()] + ending[0].lower()]
+
+
+def names_of(path: str) -> list[str]:
+    """Return all names of a file, those first that are likely meant.
+
+    In a folder of its own name it is likely known by that of the folder, as a pattern that allows
+    any folders in front would fit it by its path, too, and not find its mask.
+    """
+    name = composed(path)
+    before = _names_before_unpacking(name)
+    return [*before, name, *(other for other in other_names(name) if other not in before)]
+
+
+def _names_before_unpacking(name: str) -> list[str]:
+    """Return the names of a NIfTI file that lies in a folder of its own name, without it."""
+    folder, _, own = name.rpartition("/")
+    inside, outside = _NIFTI_NAME.fullmatch(own), _NIFTI_NAME.fullmatch(folder)
+    if inside is None or outside is None:
+        return []
+    if outside["stem"].rpartition("/")[2] != inside["stem"]:
+        return []
+    return _packed_otherwise(outside["stem"], name)
+
+
+def _packed_otherwise(stem: str, name: str) -> list[str]:
+    """Return the names of a NIfTI file but its own, those packed as it is first."""
+    endings = (".nii.gz", ".nii") if name.lower().endswith(".gz") else (".nii", ".nii.gz")
+    return [stem + ending for ending in endings if stem + ending != name]
+
+
+class _Names:
+    """Files by names under which they may be asked for."""
+
+    def __init__(self, files: Iterable[tuple[str, str]]) -> None:
+        self._files: dict[str, list[str]] = defaultdict(list)
+        for name, file in files:
+            self._files[name].append(file)
+        self._names = sorted(self._files)
+        self._reversed = sorted(name[::-1] for name in self._files)
+        """The names read from their ends, in order, to find those that end alike."""
+
+    def get(self, name: str) -> list[str]:
+        """Return the files of one name."""
+        return self._files.get(name, [])
+
+    def fitting(self, template: str, texts: Mapping[str, str]) -> list[str]:
+        """Return the files that a template with ``*`` in it fits, in order."""
+        pattern = filled_pattern(template, texts)
+        if pattern is None:
+            return []
+        fits = (name for name in self._among(template, texts) if pattern.fullmatch(name))
+        return sorted({file for name in fits for file in self._files[name]})
+
+    def _among(self, template: str, texts: Mapping[str, str]) -> Iterator[str]:
+        """Yield the names that begin, or else those that end, as a template with ``*`` does."""
+        start = fill(template.partition("*")[0], texts) or ""
+        end = (fill(template.rpartition("*")[2], texts) or "").removeprefix("/")
+        begun, ended = _span(self._names, start), _span(self._reversed, end[::-1])
+        if len(begun) <= len(ended):
+            return (self._names[i] for i in begun)
+        return (self._reversed[i][::-1] for i in ended)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RawFolder:
-    """Every file below a folder, by its path relative to it."""
+    """Every file below a folder, by its path relative to it, as it is spelled there."""
 
     fs: fsspec.AbstractFileSystem
     root: str
@@ -37,16 +134,31 @@ class RawFolder:
     """Time of the last change of each file, or its entity tag; empty where neither is known."""
     folders: Mapping[str, tuple[str, ...]]
     """The files directly in each folder, whose path ends with ``/``."""
-    _paths: Sequence[str] = field(repr=False)
-    _reversed: Sequence[str] = field(repr=False)
-    """The paths read from their ends, in order, to find those that end alike."""
+    of_system: tuple[str, ...]
+    """Files and folders of operating systems and programs, which are passed over."""
+    unlisted: Mapping[str, str]
+    """Folders that could not be listed, and why."""
+    unusable: frozenset[str]
+    """Files whose path holds control characters or is no UTF-8, written with escapes: they are
+    not opened."""
+    _own: _Names = field(repr=False)
+    _others: _Names = field(repr=False)
+    _own_folders: _Names = field(repr=False)
 
     @classmethod
     def list(cls, fs: fsspec.AbstractFileSystem, root: str) -> Self:
-        """List a folder; on disk, links to folders are followed."""
-        files = list(_files_below(fs, root))
-        stamps = {path: stamp for path, _, stamp in files}
-        return cls.of_files(fs, root, {path: size for path, size, _ in files}, stamps)
+        """List a folder; on disk, links to folders are followed.
+
+        Raises
+        ------
+        OSError
+            If the folder itself cannot be listed.
+        """
+        found = _Listing()
+        _list(fs, root, found)
+        sizes = {path: size for path, (size, _) in found.files.items()}
+        stamps = {path: stamp for path, (_, stamp) in found.files.items()}
+        return cls.of_files(fs, root, sizes, stamps, found)
 
     @classmethod
     def of_files(
@@ -55,6 +167,7 @@ class RawFolder:
         root: str,
         sizes: Mapping[str, int],
         stamps: Mapping[str, str] | None = None,
+        listing: "_Listing | None" = None,
     ) -> Self:
         """Take files whose sizes are known, in any order."""
         paths = sorted(sizes)
@@ -63,14 +176,20 @@ class RawFolder:
             folder, slash, _ = path.rpartition("/")
             if slash:
                 folders[folder + slash].append(path)
+        names = [(composed(path), path) for path in paths]
+        listing = listing or _Listing()
         return cls(
             fs,
             root,
             {path: sizes[path] for path in paths},
             stamps or {},
             {folder: tuple(files) for folder, files in folders.items()},
-            paths,
-            sorted(path[::-1] for path in paths),
+            tuple(sorted(listing.of_system)),
+            dict(sorted(listing.unlisted.items())),
+            frozenset(listing.unusable),
+            _Names(names),
+            _Names((other, path) for name, path in names for other in other_names(name)),
+            _Names((composed(folder), folder) for folder in folders),
         )
 
     def size_of(self, path: str) -> int:
@@ -88,34 +207,44 @@ class RawFolder:
         voxels = (f"{stem}{dot}{kind}" for kind in _VOXEL_ENDINGS.get(ending, ()))
         return (path, *(file for file in voxels if file in self.sizes))
 
+    def files_of_all(self, paths: Iterable[str]) -> set[str]:
+        """Return the files that :meth:`files_of` gives for each of several paths."""
+        return {file for path in paths for file in self.files_of(path)}
+
     def stamp_of(self, paths: Iterable[str]) -> str:
         """Hash names, sizes and times of some files; another hash means that one may have changed.
 
         A path that ends with ``/`` stands for the files in that folder.
         """
-        files = sorted({file for path in paths for file in self.files_of(path)})
+        files = sorted(self.files_of_all(paths))
         known = [(file, self.sizes[file], self.stamps.get(file, "")) for file in files]
         return hashlib.sha256(json.dumps(known).encode()).hexdigest()[:32]
 
-    def find(self, template: str, texts: Mapping[str, str]) -> str | None:
-        """Return the first file that a template filled with ``texts`` names, or None."""
-        if "*" not in template:
-            path = fill(template, texts)
-            return path if path in self.sizes else None
-        pattern = filled_pattern(template, texts)
-        if pattern is None:
-            return None
-        fits = (path for path in self._among(template, texts) if pattern.fullmatch(path))
-        return min(fits, default=None)
+    def cannot_open(self, path: str) -> bool:
+        """Whether a file, or all files of a folder, cannot be opened for the name of the path."""
+        return all(file in self.unusable for file in self.files_of(path))
 
-    def _among(self, template: str, texts: Mapping[str, str]) -> Iterator[str]:
-        """Yield the files that begin, or else those that end, as a template with ``*`` does."""
-        start = fill(template.partition("*")[0], texts) or ""
-        end = (fill(template.rpartition("*")[2], texts) or "").removeprefix("/")
-        begun, ended = _span(self._paths, start), _span(self._reversed, end[::-1])
-        if len(begun) <= len(ended):
-            return (self._paths[i] for i in begun)
-        return (self._reversed[i][::-1] for i in ended)
+    def named(self, name: str) -> Sequence[str]:
+        """Return the files of exactly this name, in any Unicode form."""
+        return self._own.get(composed(name))
+
+    def find(self, template: str, texts: Mapping[str, str]) -> tuple[str, ...]:
+        """Return the files that a template filled with ``texts`` names, in order.
+
+        A template that ends with ``/`` names folders. Files that only :func:`other_names` give
+        that name count where none has it. Several are found if the template has a ``*``, or if
+        their names differ only in Unicode form or by what :func:`other_names` says.
+        """
+        among = (self._own_folders,) if template.endswith("/") else (self._own, self._others)
+        for names in among:
+            if "*" in template:
+                found = names.fitting(template, texts)
+            else:
+                path = fill(template, texts)
+                found = [] if path is None else names.get(path)
+            if found:
+                return tuple(found)
+        return ()
 
     def first(self, patterns: Sequence[str]) -> str | None:
         """Return the first file that one of several patterns fits; earlier patterns come first."""
@@ -142,38 +271,115 @@ class RawFolder:
             ) from problem
 
 
-def _span(paths: Sequence[str], start: str) -> range:
-    """Return where in a list in order the paths lie that begin with ``start``."""
-    return range(bisect_left(paths, start), bisect_left(paths, start + _AFTER_ALL_TEXT))
+def _span(names: Sequence[str], start: str) -> range:
+    """Return where in a list in order the names lie that begin with ``start``."""
+    return range(bisect_left(names, start), bisect_left(names, start + _AFTER_ALL_TEXT))
 
 
-def _files_below(fs: fsspec.AbstractFileSystem, root: str) -> Iterator[tuple[str, int, str]]:
-    """Yield the relative path, size and stamp of every file."""
-    if not isinstance(fs, LocalFileSystem):
+@dataclass(slots=True)
+class _Listing:
+    """What was found below a folder."""
+
+    files: dict[str, tuple[int, str]] = field(default_factory=dict)
+    """Size and stamp."""
+    of_system: set[str] = field(default_factory=set)
+    unlisted: dict[str, str] = field(default_factory=dict)
+    unusable: set[str] = field(default_factory=set)
+
+    def add(self, path: str, size: int, stamp: str) -> None:
+        """Take a file."""
+        steps = path.split("/")
+        for depth, step in enumerate(steps[:-1], 1):
+            if is_of_system(step, folder=True):
+                self.of_system.add(f"{'/'.join(steps[:depth])}/")
+                return
+        if is_of_system(steps[-1]):
+            self.of_system.add(path)
+            return
+        shown = printable(path, longest=None)
+        if shown != path:
+            self.unusable.add(shown)
+        self.files[shown] = (size, stamp)
+
+
+def _list(fs: fsspec.AbstractFileSystem, root: str, found: _Listing) -> None:
+    if isinstance(fs, LocalFileSystem):
+        _list_on_disk(root, "", frozenset(), found)
+    elif _lists_by_folder(fs):
+        _list_by_folder(fs, root, "", found)
+    else:
         for path, info in fs.find(root, detail=True).items():
-            stamp = info.get("ETag") or info.get("LastModified") or info.get("created") or ""
-            yield path[len(root) + 1 :], info["size"] or 0, str(stamp)
+            found.add(path[len(root) + 1 :], info["size"] or 0, _stamp(info))
+
+
+def _lists_by_folder(fs: fsspec.AbstractFileSystem) -> bool:
+    """Whether a file system has no listing of its own of all that lies below a folder.
+
+    fsspec then goes from folder to folder, and passes over those that cannot be listed.
+    """
+    kind = type(fs)
+    if isinstance(fs, AsyncFileSystem):
+        return kind._find is AsyncFileSystem._find  # noqa: SLF001  fsspec's way to extend it
+    return bool(kind.find is fsspec.AbstractFileSystem.find)
+
+
+def _list_by_folder(
+    fs: fsspec.AbstractFileSystem, folder: str, prefix: str, found: _Listing
+) -> None:
+    try:
+        entries = fs.ls(folder, detail=True)
+    except OSError as problem:
+        _note_unlisted(prefix, problem, found)
         return
-    for path, size, stamp in _files_on_disk(root, "", frozenset()):
-        # A name that is no text can be shown, and not opened.
-        yield path.encode(errors="backslashreplace").decode(), size, stamp
+    for info in entries:
+        place = info["name"].rstrip("/")
+        path = prefix + place.rsplit("/", 1)[-1]
+        if place == folder.rstrip("/"):
+            continue
+        if info["type"] != "directory":
+            found.add(path, info.get("size") or 0, _stamp(info))
+        elif is_of_system(path[len(prefix) :], folder=True):
+            found.of_system.add(f"{path}/")
+        else:
+            _list_by_folder(fs, place, f"{path}/", found)
 
 
-def _files_on_disk(
-    folder: str, prefix: str, above: frozenset[str]
-) -> Iterator[tuple[str, int, str]]:
+def _stamp(info: Mapping[str, object]) -> str:
+    return str(info.get("ETag") or info.get("LastModified") or info.get("created") or "")
+
+
+def _note_unlisted(prefix: str, problem: OSError, found: _Listing) -> None:
+    """Remember a folder that cannot be listed; raise if it is the raw folder itself."""
+    if not prefix:
+        raise problem
+    found.unlisted[printable(prefix)] = str(problem.strerror or problem)
+
+
+def _list_on_disk(folder: str, prefix: str, above: frozenset[str], found: _Listing) -> None:
     real = os.path.realpath(folder)
     if real in above:
         return  # a link to a folder it lies in
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            path = f"{prefix}{entry.name}"
-            linked = Path(entry.path) if entry.is_symlink() else None
+    try:
+        with os.scandir(folder) as entries:
+            listed = list(entries)
+    except OSError as problem:
+        _note_unlisted(prefix, problem, found)
+        return
+    for entry in listed:
+        path = f"{prefix}{entry.name}"
+        linked = Path(entry.path) if entry.is_symlink() else None
+        try:
             if (linked or entry).is_dir():
-                yield from _files_on_disk(entry.path, f"{path}/", above | {real})
+                if is_of_system(entry.name, folder=True):
+                    found.of_system.add(f"{printable(path)}/")
+                else:
+                    _list_on_disk(entry.path, f"{path}/", above | {real}, found)
             elif (linked or entry).is_file():
                 status = entry.stat()
-                yield path, status.st_size, str(status.st_mtime_ns)
+                found.add(path, status.st_size, str(status.st_mtime_ns))
             elif linked is not None and not linked.exists():
                 # A broken link counts as a file of no bytes: reading it says what is wrong.
-                yield path, 0, ""
+                found.add(path, 0, "")
+        except OSError:
+            # In a folder that may be listed and not entered: opening the file says so.
+            found.add(path, 0, "")

@@ -17,15 +17,21 @@ from typing import Any, Final, Protocol
 import xarray as xr
 
 from spinezarr.errors import LostLockError, ReadOnlyStoreError, UsageError
-from spinezarr.ingest.discover import Discovery, ScanSource
+from spinezarr.ingest.discover import (
+    Discovery,
+    PathNote,
+    ScanSource,
+    TableUse,
+    UnpairedImage,
+)
 from spinezarr.ingest.pseudonyms import Pseudonyms
 from spinezarr.ingest.scan import ScanOptions
 from spinezarr.ingest.task import IngestJob, Outcome, ScanResult, ScanTask, run_task
 from spinezarr.recipe import Recipe
 from spinezarr.store.attributes import RootAttributes, ScanAttributes
 from spinezarr.store.audit_log import scan_identity
-from spinezarr.store.layout import FORMAT_VERSION, profile_named
-from spinezarr.store.ledger import LedgerEntry
+from spinezarr.store.layout import FORMAT_VERSION, LARGEST_SCANS, profile_named
+from spinezarr.store.ledger import FolderRecord, LedgerEntry
 from spinezarr.store.table import natural_key, table_attributes
 from spinezarr.store.writer import StoreWriter
 
@@ -52,6 +58,7 @@ class IngestReport:
     """What an ingest did."""
 
     store: str
+    """Name of its place, without what is secret in a URL."""
     done: tuple[str, ...]
     updated: tuple[str, ...]
     """Whole in the store; what the recipe, splits, tables and sidecars say of them is new."""
@@ -66,13 +73,33 @@ class IngestReport:
     """Of the files of the scans that are done."""
     stored_bytes: int
     seconds: float
-    problem: str = ""
+    problem: str
     """Why the scan table could not be written; the scans that are done are in the store."""
+    without_mask: tuple[UnpairedImage, ...]
+    """Images that should have a mask and have none; they are among those that failed."""
+    without_image: tuple[PathNote, ...]
+    """Masks whose image is absent."""
+    orphans_expected: bool
+    """Whether the recipe says that masks without an image are usual, and so no failure."""
+    unlisted: tuple[PathNote, ...]
+    """Folders that could not be listed."""
+    ignored: tuple[PathNote, ...]
+    """All other files that are in no scan."""
+    absent: tuple[str, ...]
+    """Scans that the split file lists and the raw folder lacks."""
+    tables: tuple[TableUse, ...]
+    """Every table of the recipe, and its rows without a scan."""
+
+    @property
+    def orphans_failed(self) -> bool:
+        """Whether there are masks without an image that should have one."""
+        return bool(self.without_image) and not self.orphans_expected
 
     @property
     def exit_code(self) -> int:
-        """0 if every scan is in the store and in its table, else 1."""
-        return 1 if self.failed or self.problem else 0
+        """0 if all of the raw folder that may be a scan is in the store and its table, else 1."""
+        left_out = self.failed or self.orphans_failed or self.unlisted
+        return 1 if left_out or self.problem else 0
 
 
 class Listener(Protocol):
@@ -140,7 +167,8 @@ def ingest(
     """Bring every scan of ``discovery`` into the store at ``out``.
 
     Scans that are already there and whose files have not changed are skipped, so that running it
-    again does only what is missing. An image whose mask is absent counts as failed.
+    again does only what is missing. An image whose mask is absent counts as failed, and so does a
+    scan that the names of its files rule out.
 
     Parameters
     ----------
@@ -171,7 +199,8 @@ def ingest(
     Raises
     ------
     UsageError
-        If something else lies at ``out``, it cannot be written, or it has another codec profile.
+        If something else lies at ``out``, it cannot be written, or it has another codec profile, or
+        no scan is in a format that is read.
     StoreBusyError
         If another process is writing the store.
     LostLockError
@@ -179,6 +208,12 @@ def ingest(
     """
     if licence is not None:
         recipe = recipe.model_copy(update={"licence": licence})
+    discovery.check_formats()
+    if len(discovery.scans) > LARGEST_SCANS:
+        raise UsageError(
+            f"{discovery.raw}: has {len(discovery.scans)} scans, and a store holds at most "
+            f"{LARGEST_SCANS}. Make several stores, with a recipe for each part."
+        )
     listener = listener or _Silent()
     started = time.monotonic()
     options = options or ScanOptions()
@@ -194,6 +229,8 @@ def ingest(
         store.audit_log()  # the table shows it: met before any work is done if it is damaged
         known = _Known.load(store, recover=lock.took_over, repair=repair)
         damaged = frozenset(find_damaged() if find_damaged is not None else ())
+        # What is used of headers may name a series, which pseudonyms are to hide.
+        known.note_folders({} if options.pseudonyms else discovery.folders)
         job = IngestJob(recipe, discovery.raw, raw_options or {}, store, options)
         run = _Run(job, discovery, known, listener, damaged)
         try:
@@ -232,7 +269,9 @@ def _open_store(
     try:
         return StoreWriter(out, root, storage_options, repair=repair)
     except OSError as problem:
-        raise UsageError(f"{out}: cannot be written: {problem.strerror or problem}.") from problem
+        raise UsageError(
+            f"{out}: cannot be written: {problem.strerror or problem}. Choose another place."
+        ) from problem
 
 
 class _Known:
@@ -244,7 +283,9 @@ class _Known:
         table: xr.Dataset | None,
         entries: dict[str, LedgerEntry],
         changed: dict[str, ScanAttributes],
+        folders: dict[str, FolderRecord],
     ) -> None:
+        self._folders = folders
         self._store = store
         self._table = table
         self.entries = entries
@@ -259,7 +300,7 @@ class _Known:
             table = store.table()
             names = set() if table is None else set(table.scan.to_numpy().tolist())
             if names == ledger.scans.keys() and names <= store.scan_folders():
-                return cls(store, table, dict(ledger.scans), {})
+                return cls(store, table, dict(ledger.scans), {}, ledger.folders)
         was = {} if ledger is None else ledger.scans
         scans = store.recover({} if ledger is None or repair else ledger.identities)
         entries: dict[str, LedgerEntry] = {}
@@ -269,7 +310,7 @@ class _Known:
             if entry is None or entry.identity != identity:
                 entry = LedgerEntry(inputs="", stamp="", identity=identity)
             entries[scan_id] = entry
-        return cls(store, None, entries, scans)
+        return cls(store, None, entries, scans, {})
 
     def change(self, scan: ScanAttributes, inputs: str, stamp: str) -> None:
         """Take in what a worker has published, or found to be as it should."""
@@ -280,10 +321,17 @@ class _Known:
         self.entries[scan.scan_id] = entry
         self._is_written = False
 
+    def note_folders(self, folders: dict[str, FolderRecord]) -> None:
+        """Take in what was found in folders of DICOM files."""
+        self._is_written &= folders == self._folders
+        self._folders = folders
+
     def write(self) -> None:
         """Bring the store's scan table up to date, if anything has changed."""
         if not self._is_written:
-            self._table = self._store.write_table(self._table, self._changed, self.entries)
+            self._table = self._store.write_table(
+                self._table, self._changed, self.entries, self._folders
+            )
             self._changed = {}
             self._is_written = True
 
@@ -306,6 +354,7 @@ class _Run:
         self._listener = listener
         here = {source.scan_id for source in discovery.scans}
         here |= {image.scan_id for image in discovery.without_mask}
+        here |= {scan.scan_id for scan in discovery.refused}
         self._others = tuple(sorted(known.entries.keys() - here, key=natural_key))
         self._sources = {source.scan_id: source for source in discovery.scans}
         self._inputs: dict[str, str] = {}
@@ -313,7 +362,7 @@ class _Run:
         self._done: list[ScanAttributes] = []
         self._updated: list[ScanAttributes] = []
         self._skipped: list[str] = []
-        self._failed = [FailedScan(image.scan_id, image.reason) for image in discovery.without_mask]
+        self._failed = [FailedScan(scan_id, reason) for scan_id, reason in discovery.failing]
         self._failed += [
             FailedScan(scan_id, _BEYOND_REPAIR)
             for scan_id in sorted(damaged - here, key=natural_key)
@@ -382,7 +431,7 @@ class _Run:
             raise
         except OSError as problem:
             self._problem = (
-                f"{self._job.store.url}: the scan table could not be written: "
+                f"{self._job.store.name}: the scan table could not be written: "
                 f"{problem.strerror or problem}. The scans that are done are in the store: run "
                 "the same command again once it can be written."
             )
@@ -397,7 +446,7 @@ class _Run:
             for scans in (self._done, self._updated)
         )
         return IngestReport(
-            store=self._job.store.url,
+            store=self._job.store.name,
             done=tuple(scan.scan_id for scan in done),
             updated=tuple(scan.scan_id for scan in updated),
             skipped=tuple(sorted(self._skipped, key=place.__getitem__)),
@@ -408,4 +457,11 @@ class _Run:
             stored_bytes=sum(entry.size_bytes for scan in done for entry in scan.manifest.values()),
             seconds=seconds,
             problem=self._problem,
+            without_mask=self._discovery.without_mask,
+            without_image=self._discovery.without_image,
+            orphans_expected=self._discovery.orphans_expected,
+            unlisted=self._discovery.unlisted,
+            ignored=self._discovery.ignored,
+            absent=self._discovery.absent,
+            tables=self._discovery.tables,
         )

@@ -16,16 +16,20 @@ import numpy as np
 import numpy.typing as npt
 from typing_extensions import Buffer
 
-from spinezarr.errors import LabelError
+from spinezarr.errors import FormatError, LabelError
 from spinezarr.formats import (
     DEFAULT_LIMITS,
+    DicomSeriesVolume,
     Limits,
     MergedLabels,
+    MetaImageVolume,
     NiftiVolume,
+    SourceFile,
     Volume,
     open_volume,
 )
-from spinezarr.geometry import Grid, ShapeZYX, oblique_angle_deg
+from spinezarr.formats.rounding import Rounding
+from spinezarr.geometry import LEAST_SHEAR_DEG, Grid, ShapeZYX, oblique_angle_deg, shear_deg
 from spinezarr.ingest.align import aligned_label_grid
 from spinezarr.ingest.annotations import (
     SIDECAR_NOTE,
@@ -46,13 +50,16 @@ from spinezarr.ingest.discover import ScanSource
 from spinezarr.ingest.encode import ChunkEncoder, Facts, encode_volume
 from spinezarr.ingest.memory import MemoryBudget, Workspace
 from spinezarr.ingest.pseudonyms import Pseudonyms
+from spinezarr.placement import is_unplaced
 from spinezarr.recipe import Recipe
+from spinezarr.scaling import Scaling
 from spinezarr.store.attributes import ScanAttributes
 from spinezarr.store.layout import IMAGE, LABEL
 from spinezarr.store.writer import ScanWriter, StoreWriter
+from spinezarr.text import counted
 from spinezarr.vertebrae import NAME_OF_VALUE
 
-__all__ = ["ScanOptions", "ingest_scan", "open_label", "said_of", "source_key"]
+__all__ = ["ScanOptions", "ingest_scan", "open_image", "open_label", "said_of", "source_key"]
 
 _OBLIQUE_NOTE_DEG: Final = 0.1
 """Angle from which coordinates along the axes mislead by more than a voxel over 512 voxels."""
@@ -60,6 +67,7 @@ _IMAGE_THIRDS: Final = 2
 """Of the memory; the mask, whose voxels are half as large, has the rest."""
 _TELL_EVERY_S: Final = 0.1
 _OUTSIDE_NOTE: Final = "mask values outside the label scheme: "
+_ABSENT_NOTE: Final = "absent parts of the mask, whose labels are background: "
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +129,7 @@ def ingest_scan(
     FormatError, GridMismatchError, LabelError
         If a file cannot be ingested; the store is then as it was before.
     """
-    image = open_volume(fs, f"{root}/{source.image}", options.limits)
+    image = open_image(fs, root, source, options.limits)
     label = open_label(fs, root, source.label, parts_of(source), options.limits)
     notes = [*image.notes]
     # Grids are compared before any voxel is inflated.
@@ -141,8 +149,8 @@ def ingest_scan(
                     label_job = mask_thread.submit(
                         _write_label, source, label, label_grid, centroids, work
                     )
-                image_facts = _write_image(image, work, notes)
-                label_facts = None if label_job is None else work.wait_for(label_job)
+                image_file, image_facts = _write_image(image, work, notes)
+                written = None if label_job is None else work.wait_for(label_job)
             except BaseException:
                 work.progress.stop()
                 raise
@@ -151,24 +159,29 @@ def ingest_scan(
             **image_facts,
             "source_bytes": source.size_bytes,
             "source_key": source_key(source, beside),
-            "image_source": _source_record(source.image, image, image.grid),
+            "image_source": {
+                **_source_record(source.image, image, image_file, image.grid),
+                "series": None if source.series is None else source.series.key,
+            },
             "centroid_source": _centroid_record(source),
             "written_by": f"spinezarr {version('spinezarr')}",
         }
         label_chunks = None
-        if label is None or label_grid is None or label_facts is None:
+        if label is None or label_grid is None or written is None:
             facts |= {"vertebrae": {}, "other_labels": {}}
             facts |= {"centroids": centroids.records({}), "label_source": None}
         else:
+            label_facts, rounding = written
             label_chunks = _label_chunks(label_facts)
             facts |= _label_summary(label_facts)
             facts["centroids"] = centroids.records(_distances_mm(label_facts))
             facts["label_source"] = {
-                **_source_record(_label_path(source), label, label_grid),
+                **_source_record(_label_path(source), label, label.source_file(), label_grid),
                 "parts": tuple((part.value, part.path) for part in source.label_parts),
                 "values": source.label_values,
+                "rounded_voxels": rounding.voxels,
             }
-            notes += _label_notes(label, label_facts)
+            notes += _label_notes(label, label_facts, rounding)
         notes += centroids.notes(facts["centroids"])
         facts |= said_of(source, recipe, beside, facts["other_labels"], notes)
         if options.pseudonyms is not None:
@@ -206,7 +219,14 @@ def said_of(
     }
     outside = [value for value in other_labels if value not in structures]
     said = [f"{_OUTSIDE_NOTE}{', '.join(outside)}"] if outside else []
-    read = (note for note in notes if not note.startswith((SIDECAR_NOTE, _OUTSIDE_NOTE)))
+    if source.absent_parts:
+        n_parts = len(source.absent_parts) + len(source.label_parts)
+        said.append(
+            f"{_ABSENT_NOTE}{', '.join(source.absent_parts)} ({len(source.absent_parts)} of "
+            f"{n_parts})"
+        )
+    replaced = (SIDECAR_NOTE, _OUTSIDE_NOTE, _ABSENT_NOTE)
+    read = (note for note in notes if not note.startswith(replaced))
     return {
         "dataset": recipe.name,
         "scan_id": source.scan_id,
@@ -228,9 +248,33 @@ def source_key(source: ScanSource, beside: BesideImage) -> str:
     """Return a hash of which files a scan is read from and how; not of their voxels."""
     points = None if beside.centroids is None else hashlib.sha256(beside.centroids).hexdigest()
     parts = [(part.value, part.path) for part in source.label_parts]
-    files = [source.image, source.label, parts, source.label_values]
+    image = source.image if source.series is None else (source.image, source.series.key)
+    files = [image, source.label, parts, source.label_values]
     key = json.dumps([*files, source.centroids, source.centroid_convention, points])
     return hashlib.sha256(key.encode()).hexdigest()[:32]
+
+
+def open_image(
+    fs: fsspec.AbstractFileSystem, root: str, source: ScanSource, limits: Limits = DEFAULT_LIMITS
+) -> Volume:
+    """Open the image of a scan: a file, a folder, or one series of a folder.
+
+    Raises
+    ------
+    FormatError
+        If it cannot be read, or the files of its series lie in several folders.
+    """
+    path, series = f"{root}/{source.image}", source.series
+    if series is None:
+        return open_volume(fs, path, limits)
+    if series.folders:
+        raise FormatError(
+            f"{source.image}: files of its {series.name} lie in {len(series.folders)} folders: "
+            f"{', '.join(series.folders)}; expected one. Put the files of the series into one "
+            "folder, or remove those that are there twice."
+        )
+    names = [file.rsplit("/", 1)[-1] for file in series.files]
+    return DicomSeriesVolume.open(fs, path, limits, files=names, series=series.key)
 
 
 def open_label(
@@ -255,7 +299,7 @@ def parts_of(source: ScanSource) -> list[tuple[int, str]]:
 def _label_path(source: ScanSource) -> str:
     """Path of the mask; of one in parts, the folder of the first."""
     if source.label_parts:
-        return source.label_parts[0].path.rpartition("/")[0] + "/"
+        return f"{source.label_parts[0].path.rpartition('/')[0] or '.'}/"
     return source.label or ""
 
 
@@ -292,6 +336,10 @@ class _Progress:
     def stop(self) -> None:
         """Make whoever counts next stop its work."""
         self._stopped = True
+
+
+_WrittenLabel = tuple[list[LabelFacts], Rounding]
+"""What was learnt of a mask's chunks, and what was rounded."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -339,7 +387,7 @@ class _Work:
             on_voxels(-done)
             raise
 
-    def wait_for(self, job: Future[list[LabelFacts]]) -> list[LabelFacts]:
+    def wait_for(self, job: Future[_WrittenLabel]) -> _WrittenLabel:
         """Return what another thread makes; tell of the progress meanwhile."""
         while not wait([job], _TELL_EVERY_S).done:
             self.progress.tell()
@@ -363,47 +411,84 @@ def _label_grid(
         label_path=_label_path(source),
         take_image_grid=options.take_image_grid,
     )
-    notes += label.notes
+    notes += [f"mask: {note}" for note in label.notes]
     if grid is image.grid:
         notes.append("the mask has the image's affine, as --take-image-grid asks")
     return grid
 
 
-def _write_image(image: Volume, work: _Work, notes: list[str]) -> dict[str, Any]:
+def _write_image(image: Volume, work: _Work, notes: list[str]) -> tuple[SourceFile, dict[str, Any]]:
     """Encode as int16, and start again in the file's own type if a value does not fit."""
 
-    def encode(dtype: np.dtype[Any]) -> list[ImageFacts]:
-        return work.encode(
-            IMAGE, image, image.grid, ImageEncoder(work.writer.profile, dtype), count
-        )
+    def encode(
+        volume: Volume, dtype: np.dtype[Any], scaling: Scaling | None = None
+    ) -> tuple[SourceFile, list[ImageFacts]]:
+        encoder = ImageEncoder(work.writer.profile, dtype, scaling)
+        facts = work.encode(IMAGE, volume, image.grid, encoder, count)
+        return volume.source_file(), facts
 
     def count(voxels: int) -> None:
         work.progress.count(voxels)
         work.progress.tell()
 
-    dtype = HU_DTYPE
+    value_dtype = stored_dtype = HU_DTYPE
+    scaling = None
     try:
-        facts = encode(dtype)
+        file, facts = encode(image, HU_DTYPE)
     except DoesNotFitError as problem:
-        notes.append(f"image kept as {image.dtype}: it holds {problem.value:g}, which int16 cannot")
-        dtype = image.dtype
-        facts = encode(dtype)
-    return {"image_dtype": dtype.name, **_image_summary(facts)}
+        value_dtype = image.dtype
+        numbers, scaling = _narrowest(image)
+        stored_dtype = numbers.dtype
+        how = f"kept as {value_dtype}"
+        if scaling is not None:
+            how = (
+                f"stored as the file's {stored_dtype} with its slope {scaling.slope:g} and "
+                f"intercept {scaling.intercept:g}"
+            )
+        notes.append(f"image {how}: it holds {problem.value:g}, which int16 cannot")
+        file, facts = encode(numbers, stored_dtype, scaling)
+    summary = _image_summary(facts)
+    nan, infinite = summary["image_nan_voxels"], summary["image_infinite_voxels"]
+    if nan or infinite:
+        notes.append(
+            f"image voxels that are no numbers: {nan} NaN and {infinite} infinite; streams refuse "
+            "the scan unless 'nonfinite' says what to give for them"
+        )
+    return file, {
+        "image_dtype": value_dtype.name,
+        "image_stored_dtype": stored_dtype.name,
+        "image_scaling": None if scaling is None else (scaling.slope, scaling.intercept),
+        **summary,
+    }
+
+
+def _narrowest(image: Volume) -> tuple[Volume, Scaling | None]:
+    """Return the file's numbers with their scaling if they are narrower than its values."""
+    scaling = image.scaling
+    if scaling is not None:
+        numbers = image.unscaled()
+        is_narrower = numbers.dtype.itemsize < image.dtype.itemsize
+        if is_narrower and scaling.is_finite_for(numbers.dtype):
+            return numbers, scaling
+    return image, None
 
 
 def _write_label(
     source: ScanSource, label: Volume, grid: Grid, centroids: AnnotatedCentroids, work: _Work
-) -> list[LabelFacts]:
+) -> _WrittenLabel:
     encoder = LabelEncoder(
         work.writer.profile,
         values=source.label_values,
         centroid_zyx=centroids.index_by_value(),
         spacing_zyx_mm=grid.spacing_zyx_mm,
     )
+    if isinstance(label, MergedLabels):  # which names the file that it refuses
+        return work.encode(LABEL, label, grid, encoder, work.progress.count), label.rounding
     try:
-        return work.encode(LABEL, label, grid, encoder, work.progress.count)
+        facts = work.encode(LABEL, label, grid, encoder, work.progress.count)
     except LabelError as problem:
         raise LabelError(f"{_label_path(source)}: {problem}") from problem
+    return facts, encoder.rounding
 
 
 def _distances_mm(facts: Iterable[LabelFacts]) -> dict[int, float]:
@@ -416,8 +501,13 @@ def _distances_mm(facts: Iterable[LabelFacts]) -> dict[int, float]:
     return nearest
 
 
-def _label_notes(label: Volume, facts: Iterable[LabelFacts]) -> list[str]:
+def _label_notes(label: Volume, facts: Iterable[LabelFacts], rounding: Rounding) -> list[str]:
     notes = []
+    if rounding.voxels:
+        notes.append(
+            f"{rounding.voxels} mask voxels were off a whole number, by at most "
+            f"{rounding.largest:.1e}, and were rounded"
+        )
     dropped: Counter[int] = Counter()
     for fact in facts:
         dropped.update(dict(fact.dropped))
@@ -429,8 +519,8 @@ def _label_notes(label: Volume, facts: Iterable[LabelFacts]) -> list[str]:
         )
     if isinstance(label, MergedLabels) and label.overlap_voxels:
         notes.append(
-            f"{label.overlap_voxels} voxels lie in two masks; the one that the recipe names later "
-            "has them"
+            f"{counted(label.overlap_voxels, 'voxel')} in two masks, given to the one that the "
+            "recipe names later"
         )
     return notes
 
@@ -442,8 +532,18 @@ def _centroid_record(source: ScanSource) -> dict[str, Any] | None:
 
 
 def _geometry(grid: Grid, notes: list[str]) -> dict[str, Any]:
-    angle = oblique_angle_deg(grid.affine)
-    if angle > _OBLIQUE_NOTE_DEG:
+    angle, shear = oblique_angle_deg(grid.affine), shear_deg(grid.affine)
+    if is_unplaced(grid.affine):
+        notes.append(
+            "the affine is the identity: voxels of 1 mm at the origin, as programs write it for an "
+            "array that was never placed"
+        )
+    if shear > LEAST_SHEAR_DEG:
+        notes.append(
+            f"the voxel axes are sheared, {shear:.1f} degrees off perpendicular: the coordinates "
+            "z, y, x run along them, the affine gives true positions"
+        )
+    elif angle > _OBLIQUE_NOTE_DEG:
         notes.append(
             f"the voxel axes are {angle:.1f} degrees oblique: the coordinates z, y, x run along "
             "them, the affine gives true positions"
@@ -460,10 +560,11 @@ def _rows(matrix: npt.NDArray[np.float64]) -> tuple[tuple[float, ...], ...]:
     return tuple(tuple(row) for row in matrix.tolist())
 
 
-def _source_record(path: str, volume: Volume, grid: Grid) -> dict[str, Any]:
+def _source_record(path: str, volume: Volume, file: SourceFile, grid: Grid) -> dict[str, Any]:
     """Describe a file that was read to its end, turned by the axes of ``grid``."""
-    file = volume.source_file()
     nifti = volume if isinstance(volume, NiftiVolume) else None
+    metaimage = volume if isinstance(volume, MetaImageVolume) else None
+    scaling = volume.scaling
     return {
         "file": path,
         "size_bytes": file.size_bytes,
@@ -473,8 +574,9 @@ def _source_record(path: str, volume: Volume, grid: Grid) -> dict[str, Any]:
         "affine_ijk": _rows(volume.grid.affine),
         "orientation": grid.axis_map.axcodes,
         "stored_dtype": (nifti.stored_dtype if nifti else volume.dtype).str,
-        "scaling": nifti.scaling if nifti else None,
+        "scaling": (scaling.slope, scaling.intercept) if nifti and scaling else None,
         "nifti": asdict(nifti.numbers) if nifti else None,
+        "metaimage": asdict(metaimage.place) if metaimage else None,
     }
 
 
@@ -484,6 +586,8 @@ def _image_summary(facts: Sequence[ImageFacts]) -> dict[str, Any]:
     return {
         "image_range_hu": (lowest, highest) if lowest <= highest else None,
         "image_checksum": hashlib.sha256(checksums.tobytes()).hexdigest()[:32],
+        "image_nan_voxels": sum(fact.nan_voxels for fact in facts),
+        "image_infinite_voxels": sum(fact.infinite_voxels for fact in facts),
     }
 
 

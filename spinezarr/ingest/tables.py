@@ -1,17 +1,22 @@
 """What a dataset's own tables say of its scans."""
 
-import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Final
 
 from spinezarr.errors import FormatError
 from spinezarr.formats.sheet import Sheet, read_sheet
 from spinezarr.ingest.images import FoundImage
 from spinezarr.ingest.raw_folder import RawFolder
-from spinezarr.recipe import Recipe, Table, fill
+from spinezarr.recipe import Recipe, Table, expression, fill
+from spinezarr.text import composed
 
 __all__ = ["JoinedTables", "TableUse", "join_tables"]
+
+
+_MOST_JOINED_CELLS: Final = 10_000_000
+"""A hundred columns of a hundred thousand scans."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +29,8 @@ class TableUse:
     rows: int
     matched: int
     """Rows whose scan is in the raw folder."""
+    unmatched: tuple[str, ...] = ()
+    """What the other rows call their scans, each once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,24 +54,34 @@ def join_tables(recipe: Recipe, raw: RawFolder, images: Iterable[FoundImage]) ->
     FormatError
         If a table cannot be read, or lacks the column that names the scan.
     """
-    images = list(images)
+    images = list({image.scan_id: image for image in images}.values())
     columns: dict[str, dict[str, dict[str, None]]] = defaultdict(lambda: defaultdict(dict))
     splits: dict[str, str] = {}
     uses = []
     for name, table in recipe.tables.items():
         named = _ScansByName(table, images)
-        files, rows, matched = _rows(recipe, raw, name, named.names), 0, 0
+        files, rows, matched, joined_cells = _rows(recipe, raw, name, named.names), 0, 0, 0
+        unmatched: dict[str, None] = {}
         for row in (row for listed in files.values() for row in listed):
             rows += 1
             scans = named.get(row.scan)
             matched += bool(scans)
+            joined_cells += len(scans) * len(row.cells)
+            if joined_cells > _MOST_JOINED_CELLS:
+                raise FormatError(
+                    f"{', '.join(files)}: the rows of the table {name!r} name several scans each, "
+                    f"and so fill more than {_MOST_JOINED_CELLS} cells. Let the recipe say by "
+                    "'key' and 'matches' which scan is meant."
+                )
+            if not scans:
+                unmatched[row.scan] = None
             for scan_id in scans:
                 for column, text in row.cells.items():
                     columns[scan_id][column][text] = None
                 split = row.cells.get(table.split or "")
                 if split:
                     splits[scan_id] = split
-        uses.append(TableUse(name, tuple(files), rows, matched))
+        uses.append(TableUse(name, tuple(files), rows, matched, tuple(unmatched)))
     joined = {
         scan_id: {column: "; ".join(texts) for column, texts in cells.items()}
         for scan_id, cells in columns.items()
@@ -117,14 +134,15 @@ def _rows(
         files[path] = list(_parse(table, raw.read(path), path, wanted))
     shipped = recipe.shipped_table(name)
     if shipped is not None:
-        files[str(shipped)] = list(_parse(table, shipped.read_bytes(), str(shipped), wanted))
+        where, data = shipped
+        files[where] = list(_parse(table, data, where, wanted))
     return files
 
 
 def _parse(table: Table, data: bytes, path: str, wanted: frozenset[str]) -> Iterator[_Row]:
     if table.find is not None:
-        text = data.decode("utf-8-sig", "replace")
-        for scan in dict.fromkeys(match[0] for match in re.finditer(table.find, text)):
+        text = composed(data.decode("utf-8-sig", "replace"))
+        for scan in dict.fromkeys(expression(table.find).found_in(text)):
             yield _Row(scan, table.set)
         return
     sheet = read_sheet(data, path, delimiter=table.delimiter, header=table.header)

@@ -6,21 +6,24 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from spinezarr.errors import LostLockError, SpinezarrError
-from spinezarr.formats import Volume, open_volume
+from spinezarr.formats import Volume
 from spinezarr.ingest.annotations import BesideImage, read_beside
 from spinezarr.ingest.discover import ScanSource
 from spinezarr.ingest.scan import (
     ScanOptions,
     ingest_scan,
+    open_image,
     open_label,
     parts_of,
     said_of,
     source_key,
 )
+from spinezarr.public_url import without_secrets
 from spinezarr.recipe import Recipe
 from spinezarr.store.attributes import ScanAttributes
 from spinezarr.store.files import open_filesystem
 from spinezarr.store.writer import StoreWriter
+from spinezarr.text import described_os_error, printable
 
 __all__ = ["IngestJob", "Outcome", "ScanResult", "ScanTask", "run_task"]
 
@@ -32,7 +35,7 @@ class IngestJob:
     """What all scans of one ingest share."""
 
     recipe: Recipe
-    raw: str
+    raw: str = field(repr=False)
     """Folder or URL of the source files."""
     raw_options: Mapping[str, Any] = field(repr=False)
     store: StoreWriter
@@ -134,7 +137,7 @@ def _made_of(job: IngestJob, task: ScanTask, known: ScanAttributes, beside: Besi
     # Other times, and the same names and sizes: only the content tells.
     fs, root = open_filesystem(job.raw, job.raw_options)
     hashes = [known.image_source.sha256]
-    volumes: list[Volume] = [open_volume(fs, f"{root}/{source.image}", job.options.limits)]
+    volumes: list[Volume] = [open_image(fs, root, source, job.options.limits)]
     label = open_label(fs, root, source.label, parts_of(source), job.options.limits)
     if label is not None and known.label_source is not None:
         hashes.append(known.label_source.sha256)
@@ -164,7 +167,9 @@ def _keep(
 def _reason(error: Exception) -> str:
     if isinstance(error, SpinezarrError):
         return str(error)
-    if isinstance(error, OSError):
-        where = f"{error.filename}: " if error.filename else ""
-        return f"{where}{error.strerror or error}."
-    return f"unexpected {type(error).__name__}: {error}. Please report this."
+    said = (
+        described_os_error(error)
+        if isinstance(error, OSError)
+        else f"unexpected {type(error).__name__}: {error}. Please report this."
+    )
+    return printable(without_secrets(" ".join(said.split())))

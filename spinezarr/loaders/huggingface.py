@@ -26,6 +26,12 @@ from spinezarr.geometry import AxisMap, Box, ShapeIJK
 from spinezarr.store.attributes import LabelSourceRecord, SourceRecord
 from spinezarr.store.reader import ArraySpec, ScanHandle, StoreReader
 from spinezarr.stream.engine import BoxRead, Engine
+from spinezarr.stream.nonfinite import (
+    Nonfinite,
+    fill_nonfinite,
+    nonfinite_fill,
+    refuse_nonfinite,
+)
 
 __all__ = ["Column", "SplitDataset", "load_splits"]
 
@@ -67,6 +73,8 @@ class _SourceArray:
     """Of the values that are given."""
     labels: tuple[tuple[int, int], ...] = ()
     """Value in the file and value stored; empty if they are the same."""
+    fill: float | None = None
+    """What is given for NaN and infinity; None for these themselves."""
 
     @classmethod
     def of(
@@ -74,11 +82,13 @@ class _SourceArray:
         spec: ArraySpec,
         record: SourceRecord,
         column: str,
+        *,
         labels: tuple[tuple[int, int], ...] = (),
+        fill: float | None = None,
     ) -> "_SourceArray":
         """Take an array and what is known of its file."""
         axes = AxisMap.of_axcodes(record.orientation)
-        return cls(spec, axes, record.shape_ijk, _TYPES[column], labels)
+        return cls(spec, axes, record.shape_ijk, _TYPES[column], labels, fill)
 
     def slab(self, k: int) -> tuple[int, int]:
         """Return the slices, first and one past the last, that share their chunks with ``k``."""
@@ -118,6 +128,7 @@ class _SourceArray:
         if values.dtype.kind in "iu" and not np.can_cast(values.dtype, self.dtype):
             # get_fdata() is float64, and rounding twice can differ from rounding once.
             values = values.astype(np.float64)
+        fill_nonfinite(values, self.fill)
         with np.errstate(over="ignore"):
             given: npt.NDArray[Any] = values.astype(self.dtype, copy=False)
         return given
@@ -155,22 +166,36 @@ class SplitDataset:
         ``"2d"``: a record a slice; ``"3d"``: a record a scan.
     cases
         Scans of the split, in the order of its list.
+    nonfinite
+        What is given for voxels that are NaN or infinite.
     """
 
     def __init__(
-        self, reader: StoreReader, engine: Engine, name: Literal["2d", "3d"], cases: list[_Case]
+        self,
+        reader: StoreReader,
+        engine: Engine,
+        name: Literal["2d", "3d"],
+        cases: list[_Case],
+        nonfinite: Nonfinite,
     ) -> None:
         self._reader = reader
         self._engine = engine
         self._name: Literal["2d", "3d"] = name
         self._cases = cases
+        self._nonfinite: Nonfinite = nonfinite
         lengths = (case.n_slices if name == "2d" else 1 for case in cases)
         self._ends = list(accumulate(lengths))
         self._slabs: dict[str, _Slab] = {}
         self._last = (-1, -1)
 
     def __reduce__(self) -> tuple[type["SplitDataset"], tuple[Any, ...]]:
-        return SplitDataset, (self._reader, self._engine, self._name, self._cases)
+        return SplitDataset, (
+            self._reader,
+            self._engine,
+            self._name,
+            self._cases,
+            self._nonfinite,
+        )
 
     def __repr__(self) -> str:
         columns = ", ".join(self.column_names)
@@ -291,7 +316,8 @@ class SplitDataset:
     def _arrays(self, case: int) -> dict[str, _SourceArray]:
         """Return the arrays of a case, by column."""
         scan = self._reader.planned_scan(self._cases[case].scan_id)
-        image = _SourceArray.of(scan.image, scan.attributes.image_source, "image")
+        fill = nonfinite_fill(self._nonfinite, scan.attributes)
+        image = _SourceArray.of(scan.image, scan.attributes.image_source, "image", fill=fill)
         mask = _mask(scan)
         if mask.shape_ijk[2] != image.shape_ijk[2]:
             raise UsageError(
@@ -360,7 +386,8 @@ def _mask(scan: ScanHandle) -> _SourceArray:
     spec, record = scan.label, scan.attributes.label_source
     if spec is None or record is None:
         raise UsageError(f"scan {scan.attributes.scan_id!r} has no mask.")
-    return _SourceArray.of(spec, record, "segmentation", _labels(scan.attributes.scan_id, record))
+    labels = _labels(scan.attributes.scan_id, record)
+    return _SourceArray.of(spec, record, "segmentation", labels=labels)
 
 
 def _labels(scan_id: str, record: LabelSourceRecord) -> tuple[tuple[int, int], ...]:
@@ -377,7 +404,12 @@ def _labels(scan_id: str, record: LabelSourceRecord) -> tuple[tuple[int, int], .
 
 
 def load_splits(
-    reader: StoreReader, engine: Engine, name: Literal["2d", "3d"]
+    reader: StoreReader,
+    engine: Engine,
+    name: Literal["2d", "3d"],
+    *,
+    split: str | None = None,
+    nonfinite: Nonfinite = "refuse",
 ) -> dict[str, SplitDataset]:
     """Return the records of each split of a store.
 
@@ -387,6 +419,10 @@ def load_splits(
         The store.
     name
         Configuration of the script.
+    split
+        The only one that is wanted; None for all.
+    nonfinite
+        As in :meth:`spinezarr.Store.patches`.
 
     Returns
     -------
@@ -398,15 +434,24 @@ def load_splits(
     Raises
     ------
     UsageError
-        If there is no such configuration.
+        If there is no such configuration or split, or scans hold voxels that are NaN or infinite.
     """
     if name not in _FACTS:
         raise UsageError(f"configuration {name!r}: must be one of {', '.join(_FACTS)}.")
     table = reader.table
     table = table.isel(scan=np.flatnonzero(table.label_state.to_numpy() != "none"))
     found = set(table.split.to_numpy().tolist()) - {""}
-    names = [*(split for split in _ORDER if split in found), *sorted(found - {*_ORDER})]
-    return {split: SplitDataset(reader, engine, name, _cases(table, split)) for split in names}
+    names = [*(part for part in _ORDER if part in found), *sorted(found - {*_ORDER})]
+    if split is not None:
+        if split not in names:
+            had = ", ".join(map(repr, names)) or "none"
+            raise UsageError(f"split {split!r}: {reader.name} has {had}.")
+        names = [split]
+    chosen = np.isin(table.split.to_numpy().astype(str), names)
+    refuse_nonfinite(table.isel(scan=np.flatnonzero(chosen)), nonfinite, reader.name)
+    return {
+        part: SplitDataset(reader, engine, name, _cases(table, part), nonfinite) for part in names
+    }
 
 
 def _cases(table: xr.Dataset, split: str) -> list[_Case]:

@@ -5,7 +5,7 @@ from typing import Any
 
 try:
     from monai.data import MetaTensor
-    from monai.transforms import Compose
+    from monai.transforms import Compose, Randomizable
     from monai.utils import ImageMetaKey, MetaKeys, SpaceKeys
 except ImportError as problem:
     raise ImportError(f"{problem}: pip install 'spinezarr[monai]'") from problem
@@ -35,7 +35,9 @@ class MonaiPatches(SampleDataset[dict[str, Any]]):
         Of patches or slices, or a grid: ``store.patches(...)``. Slices keep their third axis, with
         one voxel; ``SqueezeDimd`` takes it away.
     transform
-        A MONAI transform on dictionaries, or several, applied to each sample.
+        A MONAI transform on dictionaries, or several, applied to each sample. Random ones are
+        seeded for each sample by the stream's seed, the epoch and the sample's number, so that a
+        ``set_random_state`` of yours has no effect.
     dtype
         Of the image, float32 as with ``LoadImaged``; None keeps the stored type. int16 fits float32
         exactly.
@@ -46,6 +48,8 @@ class MonaiPatches(SampleDataset[dict[str, Any]]):
     >>> dataset[0]["image"].shape, dataset[0]["image"].dtype
     (torch.Size([1, 32, 24, 16]), torch.float32)
     """
+
+    _random_classes = (Randomizable,)
 
     def __init__(
         self,
@@ -64,8 +68,10 @@ class MonaiPatches(SampleDataset[dict[str, Any]]):
             arrays["label"] = sample.label
         facts = sample.facts
         tensors = {name: _meta_tensor(a, sample.affine, facts) for name, a in arrays.items()}
-        transformed: dict[str, Any] = self.transform(tensors | facts)
-        return transformed
+        return tensors | facts
+
+    def _chosen_transform(self) -> Compose | None:
+        return self.transform if self.transform.transforms else None
 
 
 def _meta_tensor(

@@ -24,11 +24,21 @@ import numpy.typing as npt
 from scipy import ndimage
 
 from spinezarr.errors import FormatError, UsageError
+from spinezarr.export.nifti_place import Place
+from spinezarr.export.whole_file import whole_file
 from spinezarr.geometry import AxisMap, Box
+from spinezarr.store.attributes import SourceRecord
 from spinezarr.store.reader import ArraySpec, ScanHandle, StoreReader
 from spinezarr.stream.engine import Engine
 from spinezarr.stream.fetch import fetcher_for
+from spinezarr.stream.nonfinite import (
+    Nonfinite,
+    fill_nonfinite,
+    nonfinite_fill,
+    refuse_nonfinite,
+)
 from spinezarr.stream.volumes import StoredVolumes
+from spinezarr.text import json_text
 
 __all__ = ["StoreDataset", "link_store"]
 
@@ -206,14 +216,15 @@ class _Block:
         """Of the block."""
         return tuple(stop - start for start, stop in self.spans)
 
-    def read(self, engine: Engine, spec: ArraySpec) -> Array:
-        """Read the stored voxels that it depends on."""
+    def read(self, engine: Engine, spec: ArraySpec, fill: float | None = None) -> Array:
+        """Read the stored voxels that it depends on; ``fill`` replaces NaN and infinity."""
         low, high = [0, 0, 0], [0, 0, 0]
         for axis, (start, stop) in zip(self.grid.transpose, self.needed, strict=True):
             low[axis], high[axis] = start, stop
         box = Box((low[0], low[1], low[2]), (high[0], high[1], high[2]))
         stored = np.empty(box.shape_zyx, spec.dtype)
         engine.read_into(spec, box, stored)
+        fill_nonfinite(stored, fill)
         return stored.transpose(self.grid.transpose)
 
     def nearest(self, axis: int) -> npt.NDArray[np.intp]:
@@ -373,6 +384,7 @@ class StoreDataset:
         self._numbers[list(self._stored.values())] = list(self._stored)
         self._reader = StoreReader(link["store"])
         self._engine = Engine(fetcher_for(self._reader.objects))
+        self._nonfinite: Nonfinite = link["nonfinite"]
 
     @staticmethod
     def get_identifiers(folder: str) -> list[str]:
@@ -417,7 +429,8 @@ class StoreDataset:
     def _image(self, scan: ScanHandle, grid: _Grid, spans: list[Span]) -> Array:
         order = self._scheme.image_order
         block = grid.block(spans, order)
-        image = self._scheme.normalised(block.read(self._engine, scan.image))
+        fill = nonfinite_fill(self._nonfinite, scan.attributes)
+        image = self._scheme.normalised(block.read(self._engine, scan.image, fill))
         if grid.as_stored:
             return image
         resized = np.clip(block.resized(image, order), *self._ends(scan, block))
@@ -426,10 +439,13 @@ class StoreDataset:
     def _ends(self, scan: ScanHandle, block: _Block) -> tuple[Array, Array]:
         """Return what a resized image is clipped to: the values that it, or its plane, had."""
         coarse = block.grid.coarse
+        fill = nonfinite_fill(self._nonfinite, scan.attributes)
         if coarse is None:
-            low, high = self._scheme.normalised(np.array(scan.attributes.image_range_hu or (0, 0)))
+            values = [*(scan.attributes.image_range_hu or ()), *([] if fill is None else [fill])]
+            ends = [min(values, default=0.0), max(values, default=0.0)]
+            low, high = self._scheme.normalised(np.array(ends))
             return low, high
-        planes = block.of_whole_planes().read(self._engine, scan.image)
+        planes = block.of_whole_planes().read(self._engine, scan.image, fill)
         fine = tuple(axis for axis in range(3) if axis != coarse)
         low, high = (
             self._scheme.normalised(extreme(planes, fine, keepdims=True)).take(
@@ -487,7 +503,12 @@ class StoreDataset:
 
 
 def link_store(
-    store: str, raw: str | Path, preprocessed: str | Path, *, plans: str = "nnUNetPlans"
+    store: str,
+    raw: str | Path,
+    preprocessed: str | Path,
+    *,
+    plans: str = "nnUNetPlans",
+    nonfinite: Nonfinite = "refuse",
 ) -> list[Path]:
     """Put a store in the place of the preprocessed cases of an nnU-Net dataset.
 
@@ -502,6 +523,8 @@ def link_store(
         left its plans.
     plans
         Name of the plans.
+    nonfinite
+        As in :meth:`spinezarr.Store.patches`.
 
     Returns
     -------
@@ -511,17 +534,23 @@ def link_store(
     Raises
     ------
     UsageError
-        If there are no plans, or a configuration is preprocessed already.
+        If there are no plans, a configuration is preprocessed already, or scans hold voxels that
+        are NaN or infinite.
     """
     raw, preprocessed = Path(raw), Path(preprocessed)
     found = _read_json(preprocessed / f"{plans}.json")
     ending = _read_json(raw / "dataset.json")["file_ending"]
     masks = sorted((raw / "labelsTr").glob(f"*{ending}"))
+    cases = [mask.name.removesuffix(ending) for mask in masks]
+    reader = StoreReader(store)
+    linked = np.isin(reader.table.scan.to_numpy().astype(str), cases)
+    refuse_nonfinite(reader.table.isel(scan=np.flatnonzero(linked)), nonfinite, reader.name)
     truth = preprocessed / "gt_segmentations"
     truth.mkdir(exist_ok=True)
     for mask in masks:
         if not (truth / mask.name).exists():
-            shutil.copyfile(mask, truth / mask.name)
+            with mask.open("rb") as source, whole_file(truth / mask.name) as file:
+                shutil.copyfileobj(source, file)
     folders = []
     for name, configuration in found["configurations"].items():
         if "data_identifier" not in configuration or configuration.get("previous_stage"):
@@ -536,26 +565,33 @@ def link_store(
             "store": str(store) if "://" in str(store) else str(Path(store).resolve()),
             "plans": plans,
             "configuration": name,
-            "cases": [mask.name.removesuffix(ending) for mask in masks],
+            "cases": cases,
+            "nonfinite": nonfinite,
         }
-        (folder / _LINK).write_text(json.dumps(link, indent=2) + "\n")
+        place = folder / _LINK
+        with whole_file(place) as file:
+            file.write(f"{json_text(link)}\n".encode())
         folders.append(folder)
     return folders
 
 
 @lru_cache(4096)
-def _spacing_of(orientation: str, affine: tuple[tuple[float, ...], ...]) -> tuple[float, ...]:
-    lengths = np.linalg.norm(np.array(affine)[:3, :3], axis=0).astype(np.float32).tolist()
-    return tuple(lengths[axis] for axis in AxisMap.of_axcodes(orientation).source_axis_zyx)
+def _spacing_of(source: SourceRecord) -> tuple[float, ...]:
+    header = Place.portable(source).header(source.shape_ijk)
+    if source.orientation == "RAS":
+        lengths = list(map(float, header.get_zooms()))
+    else:
+        affine = header.get_best_affine()
+        lengths = np.linalg.norm(affine[:3, :3], axis=0).astype(np.float32).tolist()
+    return tuple(lengths[axis] for axis in AxisMap.of_axcodes(source.orientation).source_axis_zyx)
 
 
 def _spacing_zyx_mm(scan: ScanHandle) -> tuple[float, ...]:
-    """Return the spacing as nnU-Net reads it: the header's float32, from the affine if turned."""
-    source = scan.attributes.image_source
-    if source.nifti is not None and source.orientation == "RAS":
-        x, y, z = source.nifti.pixdim[1:]
-        return (z, y, x)
-    return _spacing_of(source.orientation, source.affine_ijk)
+    """Return the spacing as nnU-Net reads it from the exported file, in float32.
+
+    It takes that of the header, or, of an image that it turns, that of the affine.
+    """
+    return _spacing_of(scan.attributes.image_source)
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -5,17 +5,19 @@ NIfTI file in RAS+: views of the stored (z, y, x), beside the affine for exactly
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch.utils.data import Dataset
 
+from spinezarr.loaders.randomness import Randomness
 from spinezarr.stream.batch import Batch
 from spinezarr.stream.grid import GridStream
+from spinezarr.stream.share import BY_SAMPLER, check_whole
 from spinezarr.stream.stream import PatchStream
 
 __all__ = ["Sample", "SampleDataset"]
@@ -69,18 +71,36 @@ class SampleDataset(Dataset[Item], ABC, Generic[Item]):
     A data loader asks for all samples of a batch at once, and a chunk that several of them need is
     read once; so the loader's batch size counts, not the stream's. Samples are random already.
 
+    The random numbers with which a sample is transformed are a pure function of the stream's seed,
+    the epoch and the sample's number: the same for any loader and number of workers.
+
     Parameters
     ----------
     stream
         Of patches or slices, or a grid.
+
+    Raises
+    ------
+    UsageError
+        If it is a share of a stream: a sampler of the data loader gives each rank its own.
     """
 
+    _random_classes: ClassVar[Sequence[type]] = ()
+    """Classes of transforms that share a generator, as of :class:`Randomness`."""
+
     def __init__(self, stream: PatchStream | GridStream) -> None:
+        if isinstance(stream, PatchStream):
+            check_whole(stream.share, type(self).__name__, BY_SAMPLER)
         self.stream = stream
+        self._randomness: Randomness | None = None
         # Workers that live on see it change: they hold the same memory.
         self._epoch = torch.tensor(0).share_memory_()
         if isinstance(stream, PatchStream):
             self._epoch.fill_(stream.epoch)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Made again there, for the transform that arrives.
+        return {**self.__dict__, "_randomness": None}
 
     def __len__(self) -> int:
         """Return the number of patches of an epoch."""
@@ -100,10 +120,23 @@ class SampleDataset(Dataset[Item], ABC, Generic[Item]):
 
     def __getitems__(self, indices: Sequence[int]) -> list[Item]:
         """Read the patches of a batch together; see :meth:`__getitem__`."""
-        stream = self._of_epoch(int(self._epoch))
+        epoch = int(self._epoch)
+        stream = self._of_epoch(epoch)
         known = range(len(self))
         batch = stream.read([stream.request(known[index]) for index in indices])
-        return [self._item(sample) for sample in _samples_of(batch)]
+        samples = _samples_of(batch)
+        transform = self._chosen_transform()
+        if transform is None:
+            return [self._item(sample) for sample in samples]
+        if self._randomness is None or not self._randomness.is_of(transform):
+            self._randomness = Randomness(transform, self._random_classes)
+        seed = 0 if isinstance(stream, GridStream) else stream.sampler.seed
+        items = []
+        for sample in samples:
+            item = self._item(sample)
+            with self._randomness.of_sample(seed, epoch, sample.facts["index"]):
+                items.append(transform(item))
+        return items
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the draws of another epoch, before a data loader is iterated over again.
@@ -119,4 +152,8 @@ class SampleDataset(Dataset[Item], ABC, Generic[Item]):
 
     @abstractmethod
     def _item(self, sample: Sample) -> Item:
-        """Return what the library knows as a sample, transformed."""
+        """Return what the library knows as a sample."""
+
+    @abstractmethod
+    def _chosen_transform(self) -> Callable[[Item], Item] | None:
+        """Return what is to be done to each sample."""

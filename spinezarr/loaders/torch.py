@@ -15,7 +15,7 @@ others                    as in :class:`spinezarr.stream.batch.Batch`, as tensor
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, replace
 from itertools import islice
-from typing import Any
+from typing import Any, Final, NoReturn
 
 import numpy as np
 from pydantic import JsonValue
@@ -23,6 +23,7 @@ from pydantic import JsonValue
 from spinezarr.errors import UsageError
 from spinezarr.stream.batch import Batch
 from spinezarr.stream.iterate import BatchIterator, Progress
+from spinezarr.stream.share import BY_SAMPLER, check_whole
 from spinezarr.stream.state import shares_of
 from spinezarr.stream.stream import PatchStream
 
@@ -30,6 +31,7 @@ try:
     import torch
     from torch import distributed
     from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
+    from torch.utils.data._utils.collate import default_collate_fn_map
 except ImportError as problem:  # pragma: no cover  tests have it
     raise ImportError(f"{problem}: pip install 'spinezarr[torch]'") from problem
 
@@ -37,6 +39,32 @@ __all__ = ["PatchDataset", "PatchLoader", "PatchMapDataset", "TensorBatch", "as_
 
 TensorBatch = dict[str, Any]
 """Tensors and lists of one batch or sample, by name."""
+
+_OF_THE_STREAM: Final[dict[str, str]] = {
+    "batch_size": "Give batch_size to store.patches or store.slices",
+    "shuffle": "The stream draws its samples at random; set_epoch chooses others",
+    "sampler": "The stream chooses its samples; PatchMapDataset has samples by number",
+    "batch_sampler": "The stream chooses its batches; PatchMapDataset has samples by number",
+    "drop_last": "Choose n_samples as a multiple of batch_size, and no batch is smaller",
+    "collate_fn": "Batches come whole; a loader collates the samples of PatchMapDataset",
+    "dataset": "The stream is what is read",
+    "in_order": "Batches come in the stream's order, by which states are saved",
+}
+"""What to do in place of options of ``DataLoader`` that the stream decides."""
+
+
+class _WholeBatch(TensorBatch):
+    """A batch that must not be put into a batch of batches."""
+
+
+def _refuse_to_collate(_: object, **__: object) -> NoReturn:
+    raise UsageError(
+        "PatchDataset gives whole batches, of the stream's batch_size. Give DataLoader "
+        "batch_size=None, or use spinezarr.loaders.torch.PatchLoader."
+    )
+
+
+default_collate_fn_map[_WholeBatch] = _refuse_to_collate
 
 
 def as_tensors(batch: Batch) -> TensorBatch:
@@ -74,7 +102,8 @@ class PatchDataset(IterableDataset[TensorBatch]):
     ------
     UsageError
         When iterated by several workers, if the stream reads several batches together: their
-        order would change. :class:`PatchLoader` keeps it.
+        order would change. :class:`PatchLoader` keeps it. When a loader puts batches into a batch,
+        as ``DataLoader`` does without ``batch_size=None``.
     """
 
     def __init__(
@@ -180,7 +209,8 @@ def _shared(epoch: int) -> torch.Tensor:
 
 def _closing(iterator: BatchIterator) -> Iterator[TensorBatch]:
     try:
-        yield from map(as_tensors, iterator)
+        for batch in iterator:
+            yield _WholeBatch(as_tensors(batch))
     finally:
         iterator.close()
 
@@ -194,10 +224,16 @@ class PatchMapDataset(Dataset[TensorBatch]):
     Parameters
     ----------
     stream
-        What to read; its own batch size, share and place in the epoch do not matter.
+        What to read; the batch size is that of the loader, not of the stream.
+
+    Raises
+    ------
+    UsageError
+        If it is a share of a stream: a sampler of the data loader gives each rank its own.
     """
 
     def __init__(self, stream: PatchStream) -> None:
+        check_whole(stream.share, type(self).__name__, BY_SAMPLER)
         self._stream = stream
         self._epoch = _shared(stream.epoch)
 
@@ -247,6 +283,12 @@ class PatchLoader:
     **options
         Further ones of :class:`torch.utils.data.DataLoader`: ``pin_memory``,
         ``multiprocessing_context``, ``persistent_workers``, ``prefetch_factor``, ``timeout``.
+
+    Raises
+    ------
+    UsageError
+        If an option is one that the stream decides, such as ``batch_size`` or ``shuffle``; says
+        what to do instead.
     """
 
     def __init__(
@@ -258,6 +300,9 @@ class PatchLoader:
         ranks: int | None = None,
         **options: Any,  # noqa: ANN401  those of torch
     ) -> None:
+        for name in options:
+            if name in _OF_THE_STREAM:
+                raise UsageError(f"PatchLoader takes no {name}. {_OF_THE_STREAM[name]}.")
         self._dataset = PatchDataset(stream, rank=rank, ranks=ranks)
         self._by_unit = num_workers > 1 and stream.unit_batches > 1
         self._options = {**options, "num_workers": num_workers, "batch_size": None}

@@ -15,9 +15,8 @@ import torch
 
 from spinezarr.geometry import Box
 from spinezarr.loaders.samples import Sample, SampleDataset
-from spinezarr.store.reader import StoreReader
-from spinezarr.stream.engine import Engine
 from spinezarr.stream.grid import GridStream
+from spinezarr.stream.nonfinite import Nonfinite, fill_nonfinite, nonfinite_fill
 from spinezarr.stream.stream import PatchStream
 
 __all__ = ["TorchioPatches", "scan_subjects"]
@@ -37,7 +36,8 @@ class TorchioPatches(SampleDataset[tio.Subject], tio.SubjectsDataset):
         Of patches or slices, or a grid: ``store.patches(...)``. Slices have one voxel along their
         third axis.
     transform
-        Applied to each subject.
+        Applied to each subject. Random ones are seeded for each by the stream's seed, the epoch and
+        the subject's number.
 
     Examples
     --------
@@ -66,15 +66,23 @@ class TorchioPatches(SampleDataset[tio.Subject], tio.SubjectsDataset):
         }
         if sample.label is not None:
             images["label"] = tio.LabelMap(tensor=sample.label, affine=sample.affine)
-        subject = tio.Subject(images | sample.facts)
-        return subject if self._transform is None else self._transform(subject)
+        return tio.Subject(images | sample.facts)
+
+    def _chosen_transform(self) -> Callable[[tio.Subject], tio.Subject] | None:
+        return self._transform
 
 
 class _Store(Protocol):
     """What is needed of :class:`spinezarr.Store`, which lies above."""
 
     def patches(
-        self, size_zyx: int, *, split: str | None, scans: npt.ArrayLike | None, labels: bool
+        self,
+        size_zyx: int,
+        *,
+        split: str | None,
+        scans: npt.ArrayLike | None,
+        labels: bool,
+        nonfinite: Nonfinite,
     ) -> PatchStream: ...
 
 
@@ -84,6 +92,7 @@ def scan_subjects(
     split: str | None = None,
     scans: npt.ArrayLike | None = None,
     labels: bool = True,
+    nonfinite: Nonfinite = "refuse",
 ) -> list[tio.Subject]:
     """Return whole scans as subjects that read their voxels when these are asked for.
 
@@ -94,13 +103,13 @@ def scan_subjects(
     ----------
     store
         The opened store.
-    split, scans, labels
+    split, scans, labels, nonfinite
         As in :meth:`spinezarr.Store.patches`.
 
     Raises
     ------
     UsageError
-        If no scan is left.
+        If no scan is left, or scans hold voxels that are NaN or infinite.
     CorruptStoreError
         When voxels are read, if stored bytes are missing or damaged.
 
@@ -110,12 +119,12 @@ def scan_subjects(
     >>> subject.scan_id, subject.image.orientation
     ('liver_0', ('R', 'A', 'S'))
     """
-    stream = store.patches(1, split=split, scans=scans, labels=labels)
+    stream = store.patches(1, split=split, scans=scans, labels=labels, nonfinite=nonfinite)
     kinds: dict[str, Any] = {"image": _StoredImage, "label": _StoredLabelMap}
     subjects = []
     for scan_id in stream.sampler.scan_ids:
         images: dict[str, Any] = {
-            name: kinds[name](scan_id, reader=_ScanReader(stream.reader, stream.engine, name))
+            name: kinds[name](scan_id, reader=_ScanReader(stream, name))
             for name in (kinds if labels else ("image",))
         }
         subjects.append(tio.Subject(images, scan_id=scan_id))
@@ -139,9 +148,10 @@ class _StoredLabelMap(tio.LabelMap):
 class _ScanReader:
     """Reads image or mask of a scan as TorchIO reads a file, whose name is the scan's."""
 
-    def __init__(self, reader: StoreReader, engine: Engine, name: str) -> None:
-        self._reader = reader
-        self._engine = engine
+    def __init__(self, stream: PatchStream, name: str) -> None:
+        self._reader = stream.reader
+        self._engine = stream.engine
+        self._nonfinite = stream.nonfinite
         self._name = name
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "_ScanReader":
@@ -153,4 +163,6 @@ class _ScanReader:
         (spec,) = (spec for spec in scan.arrays if spec.name == self._name)
         voxels = np.empty(spec.shape_zyx, spec.dtype)
         self._engine.read_into(spec, Box((0, 0, 0), spec.shape_zyx), voxels)
+        if spec is scan.image:
+            fill_nonfinite(voxels, nonfinite_fill(self._nonfinite, scan.attributes))
         return torch.from_numpy(voxels.transpose(2, 1, 0)[None]), scan.affine

@@ -1,5 +1,6 @@
 """What one dataset alone knows, as data: patterns of its files, and what their values mean."""
 
+from spinezarr.recipe.expression import Expression, expression
 from spinezarr.recipe.layout import (
     CentroidConvention,
     CentroidFiles,
@@ -11,11 +12,14 @@ from spinezarr.recipe.layout import (
 )
 from spinezarr.recipe.model import Ignored, Lookup, Recipe, Splits
 from spinezarr.recipe.pattern import PathPattern, fill, filled_pattern, possible_pattern
+from spinezarr.recipe.series import SERIES_NAMES, SeriesChoice, SeriesDescribed
 from spinezarr.recipe.table import Listed, Table
 
 __all__ = [
+    "SERIES_NAMES",
     "CentroidConvention",
     "CentroidFiles",
+    "Expression",
     "Ignored",
     "LabelParts",
     "LabelState",
@@ -25,8 +29,11 @@ __all__ = [
     "Lookup",
     "PathPattern",
     "Recipe",
+    "SeriesChoice",
+    "SeriesDescribed",
     "Splits",
     "Table",
+    "expression",
     "fill",
     "filled_pattern",
     "possible_pattern",

@@ -6,11 +6,13 @@ from typing import Annotated, Final, Literal, Self
 from pydantic import AfterValidator, Field, model_validator
 
 from spinezarr.recipe.pattern import (
+    PathPattern,
     PathTemplate,
     PatternTexts,
     TemplateTexts,
     template_names,
 )
+from spinezarr.recipe.series import SERIES_NAMES, SeriesChoice
 from spinezarr.recipe.table import Listed
 from spinezarr.strict_yaml import StrictModel
 from spinezarr.vertebrae import NAME_OF_VALUE, VALUE_OF_NAME
@@ -141,6 +143,30 @@ class Layout(StrictModel):
     """Patterns of the keys of that file whose texts and numbers go into the scan table."""
     listed: Listed | None = None
     """Which image is meant where a scan has several."""
+    series: SeriesChoice | None = None
+    """Which CT series of a DICOM folder are scans, each one of its own; if not given, a folder is
+    one scan, that of its largest series."""
+
+    @model_validator(mode="after")
+    def _series_of_folders(self) -> Self:
+        if self.series is None:
+            return self
+        for pattern in self.image:
+            if not pattern.endswith("/"):
+                raise ValueError(
+                    f"'series' goes with folders of DICOM slices: end {pattern!r} with '/'"
+                )
+            clashing = sorted(PathPattern(pattern).names & SERIES_NAMES)
+            if clashing:
+                raise ValueError(
+                    f"the image pattern names {{{clashing[0]}}}, which 'series' gives, too"
+                )
+        return self
+
+    @property
+    def given_names(self) -> frozenset[str]:
+        """Names that its templates may use beside those of the image pattern."""
+        return frozenset(self.texts) | (SERIES_NAMES if self.series is not None else frozenset())
 
     @model_validator(mode="after")
     def _one_kind_of_mask(self) -> Self:

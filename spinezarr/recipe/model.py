@@ -4,28 +4,51 @@ import re
 from collections.abc import Iterator, Mapping
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Final, Literal, Self
 
 from pydantic import Field, PrivateAttr, ValidationError, model_validator
 
 from spinezarr.card import Card
-from spinezarr.errors import RecipeError
+from spinezarr.errors import RecipeError, RecipeLimitError
+from spinezarr.recipe.expression import MOST_CHARACTERS, Expression
 from spinezarr.recipe.layout import Labels, Layout
 from spinezarr.recipe.pattern import (
+    FileName,
     PathPattern,
     PatternText,
     TemplateText,
     Texts,
     fill,
+    pattern_names,
     possible_expression,
     possible_pattern,
     template_names,
 )
+from spinezarr.recipe.series import SERIES_NAMES, SeriesChoice
 from spinezarr.recipe.table import Table
+from spinezarr.regular_file import read_regular_file
 from spinezarr.resources import recipe_path, resource
-from spinezarr.strict_yaml import StrictModel, load_strict_yaml, place_of_key, reason_of
+from spinezarr.strict_yaml import StrictModel, load_strict_yaml, reason_of
+from spinezarr.text import composed
 
 __all__ = ["Ignored", "Lookup", "Recipe", "Splits"]
+
+_MOST_COMPARED: Final = 100_000
+"""Characters of the expressions for all files beside images; shipped recipes need 2,000."""
+_TOO_MUCH: Final = (
+    "describes too many files: its image patterns times its templates take more than "
+    f"{_MOST_COMPARED} characters to write down. Make several recipes of it."
+)
+_MOST_SHIPPED_BYTES: Final = 16 << 20
+"""Of a list or table beside a recipe, as of one in a raw folder."""
+
+
+def _joined_names(image: str) -> str:
+    """Return the template of a scan id that an image pattern allows."""
+    names = pattern_names(image)
+    if "scan" in names or not names:
+        return "{scan}"
+    return "_".join(f"{{{name}|join}}" for name in names)
 
 
 class Lookup(StrictModel):
@@ -69,7 +92,7 @@ class Splits(StrictModel):
 
     files: Texts
     """Paths tried in order, relative to the raw folder."""
-    shipped: str | None = None
+    shipped: FileName | None = None
     """File beside the recipe that is used where the raw folder has none."""
     sections: dict[str, str]
     """Header in the file (without colon) to split name."""
@@ -95,7 +118,7 @@ class Splits(StrictModel):
         found: dict[str, tuple[str, int]] = {}
         split, position = None, 0
         pattern = PathPattern(self.entry)
-        for number, line in enumerate(text.splitlines(), 1):
+        for number, line in enumerate(composed(text).splitlines(), 1):
             entry = line.strip()
             if not entry:
                 continue
@@ -150,12 +173,13 @@ class Recipe(StrictModel):
     """SPDX identifier where there is one."""
     citation: str
     homepage: str | None = None
-    card: str | None = None
+    card: FileName | None = None
     """File beside the recipe with the figures that the dataset's published card prints."""
     layouts: Annotated[dict[str, Layout], Field(min_length=1)]
     lookups: dict[str, Lookup] = Field(default_factory=dict)
     scan_id: TemplateText = "{scan}"
-    patient_id: TemplateText = "{scan}"
+    patient_id: TemplateText = ""
+    """Empty: the scan id."""
     source: TemplateText = ""
     """Template of the collection that a scan comes from."""
     same_scan: TemplateText = ""
@@ -164,6 +188,9 @@ class Recipe(StrictModel):
     split: TemplateText = ""
     """Template of the split of a scan that no list names."""
     labels: Labels
+    orphaned_masks: Literal["failed", "expected"] = "failed"
+    """Whether a mask without its image is a failure, or usual: where masks come in one download
+    and images in several."""
     tables: dict[str, Table] = Field(default_factory=dict)
     ignore: tuple[Ignored, ...] = ()
     _file: Traversable | None = PrivateAttr(default=None)
@@ -187,28 +214,37 @@ class Recipe(StrictModel):
     @classmethod
     def load_file(cls, path: Traversable) -> "Recipe":
         """Read the recipe file ``path``."""
-        recipe = load_strict_yaml(path, cls, RecipeError)
-        for key, mistake in recipe.problems():
-            raise RecipeError(f"{place_of_key(path, key)} {mistake}")
+        recipe = load_strict_yaml(path, cls, RecipeError, names_only=True, check=cls.problems)
         recipe._file = path  # noqa: SLF001  its own
         return recipe
 
     @classmethod
     def of_pairs(
-        cls, image: str, label: str | None, *, name: str, licence: str = "unknown"
+        cls,
+        image: str,
+        label: str | None,
+        *,
+        name: str,
+        licence: str = "unknown",
+        scan_id: str | None = None,
     ) -> "Recipe":
         """Make the recipe of a folder whose images and masks are paired by name alone.
 
         Parameters
         ----------
         image
-            Pattern of the images, e.g. ``"{scan}_ct.nii.gz"``; must remember ``scan``.
+            Pattern of the images, e.g. ``"{scan}_ct.nii.gz"``; must remember something.
         label
             Template of the mask of an image, e.g. ``"{scan}_seg.nii.gz"``; None for images alone.
         name
             Name of the dataset.
         licence
             Licence of the data.
+        scan_id
+            Template of the scan ids; if not given, ``{scan}`` where the pattern remembers it, and
+            else all that it remembers, joined by ``_``. If it uses a name of
+            :data:`spinezarr.recipe.series.SERIES_NAMES`, every CT series of a DICOM folder is a
+            scan.
 
         Raises
         ------
@@ -217,6 +253,8 @@ class Recipe(StrictModel):
         """
         where = "--image and --label"
         try:
+            scan_id = scan_id or _joined_names(image)
+            by_series = not SERIES_NAMES.isdisjoint(template_names(scan_id))
             recipe = cls(
                 name=name,
                 title=name,
@@ -227,8 +265,10 @@ class Recipe(StrictModel):
                         about="images and masks paired by name",
                         image=(image,),
                         label=() if label is None else (label,),
+                        series=SeriesChoice() if by_series else None,
                     )
                 },
+                scan_id=scan_id,
                 labels=Labels(scheme="canonical", state="unknown"),
             )
         except ValidationError as problem:
@@ -241,7 +281,10 @@ class Recipe(StrictModel):
         return recipe
 
     def problems(self) -> Iterator[tuple[tuple[str, ...], str]]:
-        """Yield the key and the mistake wherever a template uses a name that nothing gives."""
+        """Yield the key and the mistake wherever a template uses a name that nothing gives.
+
+        The last one may be that the layouts together say more than any dataset needs.
+        """
         if self.splits is not None and "scan" not in PathPattern(self.splits.entry).names:
             yield (
                 ("splits", "entry"),
@@ -249,16 +292,50 @@ class Recipe(StrictModel):
             )
         for name, layout in self.layouts.items():
             for pattern in layout.image:
-                known = self._known_names(PathPattern(pattern).names | layout.texts.keys())
+                known = self._known_names(PathPattern(pattern).names | layout.given_names)
                 for key, template in self._templates(name, layout):
                     allowed = known | {"part"} if key[-2:] == ("label_parts", "file") else known
                     missing = sorted(template_names(template) - allowed)
                     if missing:
+                        names = (
+                            f"it names {', '.join(sorted(known))}"
+                            if known
+                            else (
+                                "it names nothing; write {scan} where the name of the scan stands"
+                            )
+                        )
                         problem = (
                             f"uses {{{missing[0]}}}, which the image pattern {pattern!r} does not "
-                            f"name (it names: {', '.join(sorted(known))})."
+                            f"name ({names})."
                         )
                         yield key, problem
+        yield from self._too_much_to_compare()
+
+    def _too_much_to_compare(self) -> Iterator[tuple[tuple[str, ...], str]]:
+        characters = 0
+        for name, layout in self.layouts.items():
+            for _, template in self._templates_of_files(layout):
+                try:
+                    for text in self._possible_expressions(layout, template):
+                        characters += len(text)
+                        if characters > _MOST_COMPARED:
+                            yield ("layouts", name), _TOO_MUCH
+                            return
+                except RecipeLimitError as problem:
+                    yield ("layouts", name), f"describes too many files: {problem}"
+                    return
+
+    @property
+    def place(self) -> str:
+        """Where it was read, or its name."""
+        return str(self._file or self.name)
+
+    def used_names(self, layout: str) -> frozenset[str]:
+        """Return the names that templates of a layout and lookups use."""
+        names = {name for lookup in self.lookups.values() for name in lookup.of}
+        for _, template in self._templates(layout, self.layouts[layout]):
+            names |= template_names(template)
+        return frozenset(names)
 
     def _known_names(self, remembered: frozenset[str]) -> frozenset[str]:
         known = remembered
@@ -274,6 +351,14 @@ class Recipe(StrictModel):
         for table_name, table in self.tables.items():
             yield ("tables", table_name, "matches"), table.matches
         at = ("layouts", name)
+        for keys, template in self._templates_of_files(layout):
+            yield (*at, *keys), template
+        if layout.listed is not None:
+            yield (*at, "listed", "entry"), layout.listed.entry
+
+    @staticmethod
+    def _templates_of_files(layout: Layout) -> Iterator[tuple[tuple[str, ...], str]]:
+        """Yield the key and text of every template that names a file of an image."""
         lists: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
             (("label",), layout.label),
             (("sidecar",), layout.sidecar),
@@ -281,11 +366,22 @@ class Recipe(StrictModel):
         )
         for keys, templates in lists:
             for template in templates:
-                yield (*at, *keys), template
+                yield keys, template
         if layout.label_parts is not None:
-            yield (*at, "label_parts", "file"), layout.label_parts.file
-        if layout.listed is not None:
-            yield (*at, "listed", "entry"), layout.listed.entry
+            yield ("label_parts", "file"), layout.label_parts.file
+
+    @staticmethod
+    def _any_value(name: str, lookup: Lookup, stated: str | None) -> str:
+        ways, characters = [] if stated is None else [stated], 0
+        for pattern, value in lookup.values.items():
+            ways.append(possible_expression(value, pattern))
+            characters += len(ways[-1])
+            if characters > MOST_CHARACTERS:
+                raise RecipeLimitError(
+                    f"the values of the lookup {name!r} take more than {MOST_CHARACTERS} "
+                    "characters to write down. Make several recipes of it."
+                )
+        return "|".join(ways)
 
     def shipped_splits(self) -> dict[str, tuple[str, int]]:
         """Read the split list that lies beside the recipe; empty if it names none.
@@ -297,8 +393,8 @@ class Recipe(StrictModel):
         """
         if self.splits is None or self.splits.shipped is None or self._file is None:
             return {}
-        listed = self._shipped(self.splits.shipped, "splits.shipped")
-        return self.splits.parse_bytes(listed.read_bytes(), str(listed))
+        where, data = self._read_shipped(self.splits.shipped, "splits.shipped")
+        return self.splits.parse_bytes(data, where)
 
     def shipped_card(self) -> Card | None:
         """Read the card that lies beside the recipe; None if it names none.
@@ -319,26 +415,47 @@ class Recipe(StrictModel):
             return None
         return Card.load_file(self._shipped(self.card, "card"))
 
-    def shipped_table(self, name: str) -> Traversable | None:
-        """Return the file of a table that lies beside the recipe; None if it names none.
+    def shipped_table(self, name: str) -> tuple[str, bytes] | None:
+        """Return path and content of a table that lies beside the recipe; None if it names none.
 
         Raises
         ------
         RecipeError
-            If the recipe names a file that is not there.
+            If the recipe names a file that is not there, cannot be read or is too large.
         """
         shipped = self.tables[name].shipped
         if shipped is None or self._file is None:
             return None
-        return self._shipped(shipped, f"tables.{name}.shipped")
+        return self._read_shipped(shipped, f"tables.{name}.shipped")
+
+    def _read_shipped(self, name: str, key: str) -> tuple[str, bytes]:
+        found = self._shipped(name, key)
+        try:
+            data = read_regular_file(found, _MOST_SHIPPED_BYTES)
+        except OSError as problem:
+            raise RecipeError(
+                f"{self._file}: {key} names {found}, which cannot be read ({problem.strerror})."
+            ) from problem
+        if len(data) > _MOST_SHIPPED_BYTES:
+            raise RecipeError(
+                f"{self._file}: {key} names {found}, which has more than {_MOST_SHIPPED_BYTES} "
+                "bytes. Shorten it."
+            )
+        return str(found), data
 
     def _shipped(self, name: str, key: str) -> Traversable:
         """Find a file beside the recipe; for a copy of a shipped recipe, beside that one."""
         beside = self._file.parent / name if isinstance(self._file, Path) else None
         found = beside if beside is not None and beside.is_file() else resource("ingest") / name
         if not found.is_file():
-            raise RecipeError(f"{self._file}: {key} names {beside or found}, which is not there.")
+            raise RecipeError(
+                f"{self._file}: {key} names {beside or found}, which is not there or no file."
+            )
         return found
+
+    def takes_one_of_several(self, layout: str) -> bool:
+        """Whether one of several files of one name is taken: the recipe says they are one scan."""
+        return bool(self.same_scan) or self.layouts[layout].listed is not None
 
     def known_texts(self, texts: Mapping[str, str]) -> dict[str, str]:
         """Return remembered texts and all that is looked up by them."""
@@ -349,13 +466,28 @@ class Recipe(StrictModel):
                 values[name] = value
         return values
 
-    def possible_paths(self, layout: Layout, template: str) -> list[re.Pattern[str]]:
-        """Return what a path may look like that a template gives for any image of a layout."""
-        further = {name: re.escape(text) for name, text in layout.texts.items()}
-        for name, lookup in self.lookups.items():
-            ways = [possible_expression(value, key) for key, value in lookup.values.items()]
-            further[name] = "|".join([further[name], *ways] if name in further else ways)
-        if layout.label_parts is not None and template == layout.label_parts.file:
-            further["part"] = "|".join(map(re.escape, layout.label_parts.values))
+    def possible_paths(self, layout: Layout, template: str) -> list[Expression]:
+        """Return what a path may look like that a template gives for any image of a layout.
+
+        Raises
+        ------
+        RecipeError
+            If that is more than an expression may hold.
+        """
+        further = self._further(layout, template)
         patterns = (possible_pattern(template, image, further) for image in layout.image)
         return list(dict.fromkeys(patterns))
+
+    def _possible_expressions(self, layout: Layout, template: str) -> Iterator[str]:
+        """Yield the texts of :meth:`possible_paths`."""
+        further = self._further(layout, template)
+        return (possible_expression(template, image, further) for image in layout.image)
+
+    def _further(self, layout: Layout, template: str) -> dict[str, str]:
+        """Return expressions of the texts that a template may use beside those of the image."""
+        further = {name: re.escape(text) for name, text in layout.texts.items()}
+        for name, lookup in self.lookups.items():
+            further[name] = self._any_value(name, lookup, further.get(name))
+        if layout.label_parts is not None and template == layout.label_parts.file:
+            further["part"] = "|".join(map(re.escape, layout.label_parts.values))
+        return further

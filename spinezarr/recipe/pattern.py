@@ -8,13 +8,18 @@ Paths are described relative to the raw folder, with ``/`` between folders:
 ``{ext:nii|nii\.gz}``   what the regular expression matches, remembered
 ``*``                   any characters but ``/``
 ``**/``                 any number of folders, none included
-all else                itself
+all else                itself, in any Unicode form
 ======================= =====================================================================
 
-A template is filled: ``{scan}`` is the remembered text, ``{scan|lower}`` the same in small letters.
+A template is filled: ``{scan}`` is the remembered text. Filters behind bars change it, one after
+the other:
 
-Regular expressions are Python's, and a careless one such as ``(a+)+`` may take without end on a
-name that does not match: recipes are as trusted as code.
+======================= =====================================================================
+``{scan|lower}``        in small letters
+``{path|join}``         ``a/b/c`` as ``a_b_c``; ``{path|join:-}`` as ``a-b-c``
+======================= =====================================================================
+
+Regular expressions are Python's; :mod:`spinezarr.recipe.expression` says how much they may take.
 """
 
 import re
@@ -25,7 +30,12 @@ from typing import Annotated, Final
 
 from pydantic import AfterValidator, BeforeValidator
 
+from spinezarr.errors import RecipeLimitError
+from spinezarr.recipe.expression import MOST_CHARACTERS, Expression, expression
+from spinezarr.text import composed
+
 __all__ = [
+    "FileName",
     "PathPattern",
     "PathTemplate",
     "PatternText",
@@ -35,17 +45,27 @@ __all__ = [
     "Texts",
     "fill",
     "filled_pattern",
+    "pattern_names",
     "possible_expression",
     "possible_pattern",
     "template_names",
 ]
 
 _TOKEN: Final = re.compile(r"\{(\w+)(?::((?:[^{}]|\{[^{}]*\})+))?\}|(\*\*/)|(\*)|([^{}*]+)|(.)")
-_TEMPLATE_PIECE: Final = re.compile(r"(\*\*/|\*|\{\w+(?:\|lower)?\})")
-_TEMPLATE_NAME: Final = re.compile(r"\{(\w+)(\|lower)?\}")
+_FILTERS: Final = r"(?:\|(?:lower|join(?::[^{}|/]+)?))*"
+_TEMPLATE_PIECE: Final = re.compile(rf"(\*\*/|\*|\{{\w+{_FILTERS}\}})")
+_TEMPLATE_NAME: Final = re.compile(rf"\{{(\w+)({_FILTERS})\}}")
+_FILTERED: Final = re.compile(r"\{\w+\|([^{}]*)\}")
+_FILTER: Final = re.compile("lower|join(?::[^/]+)?")
+_JOINED_BY: Final = "_"
 _BACKREFERENCE: Final = re.compile(r"\(\?P=(\w+)\)")
 _NUMBERED_BACKREFERENCE: Final = re.compile(r"(?<!\\)(?:\\\\)*\\[1-9]")
 _ANY_TEXT: Final = "[^/]*"
+_MOST_CHARACTERS: Final = 2_000
+"""Of a pattern or template; the longest of a shipped recipe has 140."""
+_LONGEST_TEXT: Final = 8_192
+"""What a template may give: twice the longest path of Linux."""
+_SHOWN: Final = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,63 +88,84 @@ class PathPattern:
         _compile(self.text)
 
     @property
-    def regex(self) -> re.Pattern[str]:
+    def expression(self) -> Expression:
         """The regular expression that a whole path must match."""
         return _compile(self.text)
 
     @property
     def names(self) -> frozenset[str]:
         """Names the pattern remembers."""
-        return frozenset(self.regex.groupindex)
+        return self.expression.names
 
     def match(self, path: str) -> dict[str, str] | None:
-        """Return the remembered texts if the whole ``path`` matches, else None."""
-        found = self.regex.fullmatch(path)
+        """Return the remembered texts, in NFC, if the whole ``path`` matches, else None.
+
+        Raises
+        ------
+        RecipeLimitError
+            If comparing takes too long.
+        """
+        found = self.expression.fullmatch(composed(path))
         return None if found is None else found.groupdict()
 
 
+def pattern_names(pattern: str) -> tuple[str, ...]:
+    """Return the names that a pattern remembers, in their order; those of a broken one, too.
+
+    Examples
+    --------
+    >>> pattern_names("{patient}/{date}/{patient}_ct.nii.gz")
+    ('patient', 'date')
+    """
+    return tuple(dict.fromkeys(name for name, *_ in _TOKEN.findall(pattern) if name))
+
+
 @cache
-def _compile(pattern: str) -> re.Pattern[str]:
+def _compile(pattern: str) -> Expression:
     """Translate a pattern; raise ValueError if it is broken."""
+    _check_length("pattern", pattern)
     parts: list[str] = []
     seen: set[str] = set()
-    for name, expression, folders, star, literal, stray in _TOKEN.findall(pattern):
+    for name, own, folders, star, literal, stray in _TOKEN.findall(composed(pattern)):
         if stray:
             raise ValueError(f"pattern {pattern!r}: stray {stray!r}; write {{name}}")
         if name and name in seen:
             parts.append(f"(?P={name})")
         elif name:
             seen.add(name)
-            _check_expression(pattern, name, expression)
-            parts.append(f"(?P<{name}>{expression or '[^/]+'})")
+            _check_own(pattern, name, own)
+            parts.append(f"(?P<{name}>{own or '[^/]+'})")
         else:
             parts.append(_wild(folders, star) or re.escape(literal))
     try:
-        return re.compile("".join(parts), re.DOTALL)
-    except re.error as problem:
+        return expression("".join(parts))
+    except ValueError as problem:
         raise ValueError(f"pattern {pattern!r}: {problem}") from problem
 
 
-def _check_expression(pattern: str, name: str, expression: str) -> None:
-    """Refuse what would mean something else inside the pattern than by itself."""
+def _check_length(kind: str, text: str) -> None:
+    if len(text) > _MOST_CHARACTERS:
+        raise ValueError(
+            f"the {kind} {text[:_SHOWN]!r}... has {len(text)} characters, expected at most "
+            f"{_MOST_CHARACTERS}"
+        )
+
+
+def _check_own(pattern: str, name: str, own: str) -> None:
+    """Refuse an expression that would mean something else inside the pattern than by itself."""
     where = f"pattern {pattern!r}: the expression of {{{name}}}"
     try:
-        alone = re.compile(_BACKREFERENCE.sub("(?:)", expression))
-    except re.error as problem:
+        alone = expression(_BACKREFERENCE.sub("(?:)", own))
+    except ValueError as problem:
         raise ValueError(f"{where}: {problem}") from problem
-    if alone.groupindex:
+    if alone.names:
         raise ValueError(f"{where} names a group; write {{name:...}} beside it instead")
-    if _NUMBERED_BACKREFERENCE.search(expression):
+    if _NUMBERED_BACKREFERENCE.search(own):
         raise ValueError(f"{where} refers to a group by number; write (?P=name)")
 
 
 def _wild(folders: object, star: object) -> str:
     return "(?:.*/)?" if folders else "[^/]*" if star else ""
-
-
-@cache
-def _compile_regex(expression: str) -> re.Pattern[str]:
-    return re.compile(expression, re.DOTALL)
 
 
 def template_names(template: str) -> frozenset[str]:
@@ -139,23 +180,40 @@ def template_names(template: str) -> frozenset[str]:
 
 
 def fill(template: str, values: Mapping[str, str]) -> str | None:
-    """Put ``values`` into a template; None if it uses a name that has no value.
+    """Put ``values`` into a template, in NFC; None if it uses a name that has no value.
+
+    Raises
+    ------
+    RecipeLimitError
+        If that gives a text that is longer than a path can be.
 
     Examples
     --------
     >>> fill("{scan|lower}_seg.nii.gz", {"scan": "GL017"})
     'gl017_seg.nii.gz'
+    >>> fill("{path|lower|join}", {"path": "P07/2024/Thorax"})
+    'p07_2024_thorax'
     """
     if template_names(template) - values.keys():
         return None
-    return _TEMPLATE_NAME.sub(lambda found: _filtered(values[found[1]], found[2]), template)
+    filled = _TEMPLATE_NAME.sub(lambda found: _filtered(values[found[1]], found[2]), template)
+    if len(filled) > _LONGEST_TEXT:
+        raise RecipeLimitError(
+            f"the template {template[:_SHOWN]!r} gives a text of {len(filled)} characters, "
+            f"expected at most {_LONGEST_TEXT}. Let it name fewer texts."
+        )
+    return composed(filled)
 
 
-def _filtered(text: str, lower: str | None) -> str:
-    return text.lower() if lower else text
+def _filtered(text: str, filters: str) -> str:
+    """Apply the filters of a name, e.g. ``|lower|join``."""
+    for item in filters.split("|")[1:]:
+        kind, _, by = item.partition(":")
+        text = text.lower() if kind == "lower" else text.replace("/", by or _JOINED_BY)
+    return text
 
 
-def filled_pattern(template: str, values: Mapping[str, str]) -> re.Pattern[str] | None:
+def filled_pattern(template: str, values: Mapping[str, str]) -> Expression | None:
     """Return what a path must match to be a filled template, whose ``*`` and ``**/`` are wild.
 
     None if a name has no value.
@@ -163,14 +221,14 @@ def filled_pattern(template: str, values: Mapping[str, str]) -> re.Pattern[str] 
     if template_names(template) - values.keys():
         return None
     filled = _template_expression(
-        template, lambda name, lower: re.escape(_filtered(values[name], lower))
+        template, lambda name, filters: re.escape(_filtered(values[name], filters))
     )
-    return _compile_regex(filled)
+    return _made_expression(filled, template)
 
 
 def possible_pattern(
     template: str, image: str, further: Mapping[str, str] | None = None
-) -> re.Pattern[str]:
+) -> Expression:
     r"""Return what a path may look like that a template gives for any image of a pattern.
 
     Parameters
@@ -184,28 +242,55 @@ def possible_pattern(
 
     Examples
     --------
-    >>> regex = possible_pattern("{scan}_seg.{ext}", r"{scan}.{ext:nii|nii\.gz}")
-    >>> [bool(regex.fullmatch(name)) for name in ("a_seg.nii.gz", "a_seg.png")]
+    >>> masks = possible_pattern("{scan}_seg.{ext}", r"{scan}.{ext:nii|nii\.gz}")
+    >>> [bool(masks.fullmatch(name)) for name in ("a_seg.nii.gz", "a_seg.png")]
     [True, False]
     """
-    return _compile_regex(possible_expression(template, image, further))
+    return _made_expression(possible_expression(template, image, further), template)
+
+
+def _made_expression(text: str, template: str) -> Expression:
+    try:
+        return expression(composed(text))
+    except ValueError as problem:
+        raise _too_much(template, str(problem)) from problem
+
+
+def _too_much(template: str, why: str) -> RecipeLimitError:
+    return RecipeLimitError(
+        f"what the template {template[:_SHOWN]!r} may give cannot be described: {why}. Let it, and "
+        "the patterns and lookups whose texts it uses, say less."
+    )
 
 
 def possible_expression(template: str, image: str, further: Mapping[str, str] | None = None) -> str:
-    """Return the regular expression of :func:`possible_pattern`."""
+    """Return the regular expression of :func:`possible_pattern`.
+
+    Raises
+    ------
+    RecipeLimitError
+        If it is longer than an expression may be.
+    """
     remembered: dict[str, str] = {}
-    for name, expression, *_ in _TOKEN.findall(image):
+    for name, own, *_ in _TOKEN.findall(image):
         if name and name not in remembered:
             # A text that is referred to may stand elsewhere in the template, or not at all.
             remembered[name] = _BACKREFERENCE.sub(
-                lambda found: f"(?:{remembered[found[1]]})", expression or _ANY_TEXT
+                lambda found: f"(?:{remembered[found[1]]})", own or _ANY_TEXT
             )
+            if len(remembered[name]) > MOST_CHARACTERS:
+                raise _too_much(template, f"{{{name}}} stands for too much")
 
-    def any_of(name: str, lower: str) -> str:
+    def any_of(name: str, filters: str) -> str:
         ways = [of[name] for of in (remembered, further or {}) if name in of] or [_ANY_TEXT]
-        return f"(?{'i' if lower else ''}:{'|'.join(ways)})"
+        if "|join" in filters:
+            ways = [_ANY_TEXT]
+        return f"(?{'i' if '|lower' in filters else ''}:{'|'.join(ways)})"
 
-    return _template_expression(template, any_of)
+    made = _template_expression(template, any_of)
+    if len(made) > MOST_CHARACTERS:
+        raise _too_much(template, f"it takes {len(made)} characters, of {MOST_CHARACTERS} at most")
+    return made
 
 
 def _template_expression(template: str, expression: Callable[[str, str], str]) -> str:
@@ -231,7 +316,16 @@ def _checked_pattern(text: str) -> str:
 
 
 def _checked_template(text: str) -> str:
-    stray = re.search(r"[{}]", _TEMPLATE_NAME.sub("", text))
+    _check_length("template", text)
+    rest = _TEMPLATE_NAME.sub("", text)
+    filtered = _FILTERED.search(rest)
+    if filtered:
+        unknown = next(item for item in filtered[1].split("|") if not _FILTER.fullmatch(item))
+        raise ValueError(
+            f"template {text!r}: no filter {unknown!r}; write {{name|lower}}, {{name|join}} or "
+            "{name|join:-}"
+        )
+    stray = re.search(r"[{}]", rest)
     if stray:
         raise ValueError(f"template {text!r}: stray {stray[0]!r}; write {{name}} or {{name|lower}}")
     return text
@@ -249,6 +343,16 @@ def _checked_path(text: str) -> str:
     return text
 
 
+def _checked_file_name(text: str) -> str:
+    """Refuse what may lead elsewhere than to a file beside the recipe."""
+    if text in {"", ".", ".."} or not {"/", "\\"}.isdisjoint(text):
+        raise ValueError(
+            f"{text!r} is no name of a file beside the recipe: write it without folders"
+        )
+    return text
+
+
+FileName = Annotated[str, AfterValidator(_checked_file_name)]
 PatternText = Annotated[str, AfterValidator(_checked_pattern)]
 Texts = Annotated[tuple[str, ...], BeforeValidator(_as_tuple)]
 TemplateText = Annotated[str, AfterValidator(_checked_template)]

@@ -1,11 +1,11 @@
 """Tables and lists that a dataset ships: what they say of which scan."""
 
-import re
 from typing import Annotated, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from spinezarr.recipe.pattern import PatternTexts, TemplateText
+from spinezarr.recipe.expression import expression
+from spinezarr.recipe.pattern import FileName, PatternTexts, TemplateText
 from spinezarr.strict_yaml import StrictModel
 
 __all__ = ["Listed", "Table"]
@@ -13,8 +13,8 @@ __all__ = ["Listed", "Table"]
 
 def _checked_regex(text: str) -> str:
     try:
-        re.compile(text)
-    except re.error as problem:
+        expression(text)
+    except ValueError as problem:
         raise ValueError(f"regular expression {text!r}: {problem}") from problem
     return text
 
@@ -24,7 +24,7 @@ class Table(StrictModel):
 
     files: PatternTexts = ()
     """Patterns tried in order, relative to the raw folder; ``.xlsx``, or text in columns."""
-    shipped: str | None = None
+    shipped: FileName | None = None
     """File beside the recipe; read as well as the one in the raw folder."""
     key: str | None = None
     """Column that names the scan; if not given, the one in which most scans are named."""

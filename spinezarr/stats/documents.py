@@ -2,7 +2,6 @@
 
 import csv
 import io
-import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Final
@@ -10,6 +9,7 @@ from typing import Any, Final
 from spinezarr.card import STATISTICS, FigureKey
 from spinezarr.stats.compare import Comparison, Line
 from spinezarr.stats.statistics import Spread, Statistics
+from spinezarr.text import json_text, markdown_text, printable
 
 __all__ = [
     "Sheet",
@@ -129,7 +129,7 @@ def figure_title(key: FigureKey) -> str:
 
 def statistics_markdown(statistics: Statistics) -> str:
     """Write figures as the cards print them."""
-    parts = [f"# {statistics.title}"]
+    parts = [f"# {markdown_text(statistics.title)}"]
     parts += [f"{line}." for line in summary_lines(statistics)]
     for sheet in statistics_sheets(statistics):
         parts += [f"## {sheet.title}", _markdown_table(sheet)]
@@ -140,13 +140,16 @@ def comparison_markdown(comparison: Comparison) -> str:
     """Write a comparison as a page, with what is doubtful about the card."""
     state = f" ({comparison.as_of})" if comparison.as_of else ""
     parts = [
-        f"# {comparison.title}: this store and the card",
-        f"Card: {comparison.source}{state}.",
+        f"# {markdown_text(comparison.title)}: this store and the card",
+        markdown_text(f"Card: {comparison.source}{state}."),
         verdict_line(comparison),
         _markdown_table(comparison_sheet(comparison)),
     ]
     if comparison.doubts:
-        parts += ["## Doubts about the card", "\n".join(f"- {text}" for text in comparison.doubts)]
+        parts += [
+            "## Doubts about the card",
+            "\n".join(f"- {markdown_text(text)}" for text in comparison.doubts),
+        ]
     return "\n\n".join(parts) + "\n"
 
 
@@ -248,7 +251,13 @@ def _plain(value: float | None, decimals: int, *, sign: str = "") -> str:
 def _markdown_table(sheet: Sheet) -> str:
     """Pad the columns, so that the table reads as well unrendered."""
     lines = [sheet.columns, *sheet.rows]
-    header, *rows = [tuple(cell.replace("|", r"\|") for cell in cells) for cells in lines]
+    header, *rows = [
+        tuple(
+            cell if column in sheet.numeric else markdown_text(cell)
+            for column, cell in zip(sheet.columns, cells, strict=True)
+        )
+        for cells in lines
+    ]
     widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
     right = [column in sheet.numeric for column in sheet.columns]
 
@@ -267,9 +276,21 @@ def _csv(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(columns)
-    writer.writerows(rows)
+    writer.writerows([_csv_text(cell) for cell in row] for row in rows)
     return text.getvalue()
 
 
+def _csv_text(cell: Any) -> Any:  # noqa: ANN401  as csv.writer takes it
+    """Return a cell that no spreadsheet takes for a formula, and that is fit to print.
+
+    JSON has names as they are; CSV is what spreadsheets open, and they compute what begins like
+    this, whatever the quotes around it (https://owasp.org/www-community/attacks/CSV_Injection).
+    """
+    if not isinstance(cell, str):
+        return cell
+    text = printable(cell)
+    return f"'{text}" if text.startswith(("=", "+", "-", "@")) else text
+
+
 def _json(value: object) -> str:
-    return json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    return f"{json_text(value)}\n"

@@ -18,9 +18,11 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.text import Text
 from matplotlib.ticker import MultipleLocator
 
 from spinezarr.card import REGIONS
+from spinezarr.export.text import drawable
 from spinezarr.stats.statistics import Statistics, in_file_order, volumes_cm3
 
 __all__ = ["draw_detection", "draw_spacing", "draw_volumes"]
@@ -40,6 +42,7 @@ _SOURCE_MARKS: Final = (
     ("#56B4E9", "v"),
     ("#D55E00", "P"),
 )
+_LONGEST_NAME: Final = 40
 _LONGEST_ACROSS: Final = 3
 """Characters of a vertebra's name that fit below its bar."""
 _FEWEST_IN_A_BOX: Final = 10
@@ -51,7 +54,7 @@ def draw_detection(statistics: Statistics) -> Figure:
     names = [name for name, row in statistics.vertebrae.items() if row.scans]
     rows = [statistics.vertebrae[name] for name in names]
     figure, axes = _new_plot(
-        f"{statistics.title}: which vertebrae the scans show",
+        f"{drawable(statistics.title)}: which vertebrae the scans show",
         f"Share of all {statistics.scans:,} scans. Above each bar: number of scans.",
     )
     bars = axes.bar(
@@ -74,7 +77,7 @@ def draw_volumes(table: xr.Dataset) -> Figure:
     """Draw the volumes of each vertebra, from head to tail: percentiles 5, 25, 50, 75 and 95."""
     volumes = volumes_cm3(table)
     figure, axes = _new_plot(
-        f"{table.attrs['title']}: volume of the vertebrae",
+        f"{drawable(table.attrs['title'])}: volume of the vertebrae",
         "Boxes: median and quartiles; whiskers: 5th to 95th percentile; dots: scans beyond, or all "
         "where few. On top: number of scans.",
     )
@@ -94,13 +97,13 @@ def draw_spacing(table: xr.Dataset) -> Figure:
     spacing = in_file_order(table, "spacing_mm")
     in_plane, between = np.sqrt(spacing[:, 0] * spacing[:, 1]), spacing[:, 2]
     figure, axes = _new_plot(
-        f"{table.attrs['title']}: voxel spacing",
+        f"{drawable(table.attrs['title'])}: voxel spacing",
         "One mark a scan. Slices are counted along the third axis of the source file.",
     )
     groups = _largest_groups([str(name) for name in table.source.to_numpy()])
     for (name, rows), (colour, marker) in zip(groups.items(), _SOURCE_MARKS, strict=False):
         marks = axes.scatter(in_plane[rows], between[rows], c=colour, marker=marker, s=30)
-        marks.set(alpha=0.5, linewidths=0, label=f"{name or 'scans'} ({len(rows):,})")
+        marks.set(alpha=0.5, linewidths=0, label=f"{_legend_name(name)} ({len(rows):,})")
     axes.axline((0, 0), slope=1, color=_QUIET, linewidth=1, dashes=(5, 4), label="isotropic")
     if in_plane.size:
         axes.set_xlim(0.93 * in_plane.min(), 1.07 * in_plane.max())
@@ -118,7 +121,8 @@ def _new_plot(title: str, subtitle: str) -> tuple[Figure, Axes]:
     figure = Figure((10, 5.6), dpi=_DPI, facecolor="white", layout=layout)
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    axes.set_title(title, loc="left", pad=28, fontsize=14, fontweight="bold", color=_TEXT)
+    written = axes.set_title(title, loc="left", pad=28, fontsize=14, fontweight="bold", color=_TEXT)
+    _as_it_is(written)
     above = axes.annotate(subtitle, (0, 1), (0, 10), "axes fraction", "offset points")
     above.set(fontsize=9.5, color=_QUIET)
     axes.set_axisbelow(True)
@@ -126,6 +130,19 @@ def _new_plot(title: str, subtitle: str) -> tuple[Figure, Axes]:
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(colors=_TEXT, labelsize=9)
     return figure, axes
+
+
+def _as_it_is(text: Text) -> None:
+    """Take no part of a text for a formula or for TeX, whatever the user's matplotlibrc says."""
+    text.set_fontfamily("DejaVu Sans")  # whose letters 'drawable' knows
+    text.set_parse_math(False)
+    text.set_usetex(False)
+
+
+def _legend_name(name: str) -> str:
+    """Return a source's name for a legend, which leaves out what begins with an underscore."""
+    shown = drawable(name, _LONGEST_NAME) or "scans"
+    return f" {shown}" if shown.startswith("_") else shown
 
 
 def _colour(name: str) -> str:
@@ -154,8 +171,9 @@ def _draw_values(axes: Axes, at: int, values: npt.NDArray[np.float64], colour: s
 
 
 def _name_vertebrae(axes: Axes, names: Sequence[str]) -> None:
-    axes.set_xticks(range(len(names)), names)
+    axes.set_xticks(range(len(names)), [drawable(name, _LONGEST_NAME) for name in names])
     for label in axes.get_xticklabels():
+        _as_it_is(label)
         label.set_rotation(90 if len(label.get_text()) > _LONGEST_ACROSS else 0)
     axes.set_xlim(-0.6, max(len(names), 1) - 0.4)
     axes.tick_params(axis="x", length=0)
@@ -174,6 +192,8 @@ def _add_legend(axes: Axes) -> None:
     legend = axes.figure.legend(
         handles, labels, loc="outside lower center", ncols=len(labels), frameon=False, fontsize=9
     )
+    for text in legend.get_texts():
+        _as_it_is(text)
     for handle in legend.legend_handles:
         if handle is not None:
             handle.set_alpha(1)

@@ -15,6 +15,7 @@ import xarray as xr
 from spinezarr.card import REGIONS, STATISTICS, FigureKey, Region
 from spinezarr.errors import UsageError
 from spinezarr.geometry import AxisMap
+from spinezarr.text import composed
 from spinezarr.vertebrae import VALUE_OF_NAME
 
 __all__ = [
@@ -139,11 +140,11 @@ def select_scans(
     keep = np.ones(table.sizes["scan"], bool)
     for column, wanted in (("split", split), ("source", source)):
         if wanted is not None:
-            values = table[column].to_numpy()
-            if wanted not in values:
-                known = ", ".join(repr(str(name)) for name in sorted(set(values)))
-                raise UsageError(f"{column} {wanted!r}: the store has {known}.")
-            keep &= values == wanted
+            values, name = table[column].to_numpy(), composed(wanted)
+            if name not in values:
+                known = ", ".join(repr(str(value)) for value in sorted(set(values)))
+                raise UsageError(f"{column} {name!r}: the store has {known}.")
+            keep &= values == name
     return table.isel(scan=np.flatnonzero(keep))
 
 

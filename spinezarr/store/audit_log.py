@@ -10,8 +10,8 @@ from typing import Any, Final, Literal
 
 from pydantic import Field
 
-from spinezarr.store.attributes import ScanAttributes, seal, unseal
-from spinezarr.strict_yaml import StrictModel
+from spinezarr.store.array_metadata import StoredModel
+from spinezarr.store.attributes import ScanAttributes, StoredAttributes, parse_sealed, seal
 
 __all__ = [
     "AUDIT_FILE",
@@ -40,7 +40,7 @@ def scan_identity(scan: ScanAttributes) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
-class FindingRecord(StrictModel):
+class FindingRecord(StoredAttributes):
     """One finding; see :class:`spinezarr.audit.finding.Finding` for what the fields mean."""
 
     rule: str
@@ -54,7 +54,7 @@ class FindingRecord(StrictModel):
     """Other scans of the store that it speaks of, and their identities."""
 
 
-class AuditedScan(StrictModel):
+class AuditedScan(StoredAttributes):
     """The result for one scan."""
 
     identity: str
@@ -73,7 +73,7 @@ class AuditedScan(StrictModel):
         return "; ".join(finding.text for finding in ordered)
 
 
-class AuditLog(StrictModel):
+class AuditLog(StoredAttributes):
     """The results of a store."""
 
     scans: dict[str, AuditedScan] = Field(default_factory=dict)
@@ -109,7 +109,11 @@ class AuditLog(StrictModel):
 
         Raises
         ------
-        ValueError, KeyError, TypeError, AttributeError
+        ValueError
             If it was not made so, or is damaged.
         """
-        return cls.model_validate_json(json.dumps(unseal(data)["attributes"]))
+        return parse_sealed(data, _AuditLogGroup).attributes
+
+
+class _AuditLogGroup(StoredModel):
+    attributes: AuditLog

@@ -6,13 +6,23 @@ nothing that is no part of a Zarr hierarchy.
 
 from base64 import b64decode, b64encode
 from collections.abc import Mapping
-from typing import Final
+from typing import Final, Literal
 
-from spinezarr.store.attributes import seal, unseal
+from spinezarr.store.array_metadata import StoredModel
+from spinezarr.store.attributes import parse_sealed, seal
+from spinezarr.store.table_file import TableFile
 
 __all__ = ["TABLE_BUNDLE", "bundle_files", "unbundle_files"]
 
 TABLE_BUNDLE: Final = "table_bundle/zarr.json"
+
+
+class _BundleAttributes(StoredModel):
+    files: dict[TableFile | Literal["zarr.json"], str]
+
+
+class _Bundle(StoredModel):
+    attributes: _BundleAttributes
 
 
 def bundle_files(files: Mapping[str, bytes]) -> bytes:
@@ -26,8 +36,8 @@ def unbundle_files(data: bytes) -> dict[str, bytes]:
 
     Raises
     ------
-    ValueError, KeyError, TypeError, AttributeError
+    ValueError
         If it did not make these bytes, or they are damaged.
     """
-    texts = unseal(data)["attributes"]["files"]
+    texts = parse_sealed(data, _Bundle).attributes.files
     return {key: b64decode(text, validate=True) for key, text in texts.items()}

@@ -11,7 +11,11 @@ from fsspec.implementations.local import LocalFileSystem
 from typing_extensions import Buffer
 
 from spinezarr.errors import UsageError
-from spinezarr.store.transport_errors import public_url
+from spinezarr.public_url import public_url
+from spinezarr.store.layout import METADATA_BYTES
+from spinezarr.store.store_folder import StoreFileSystem
+from spinezarr.store.transport_errors import too_long
+from spinezarr.text import naming_full_disk
 
 __all__ = [
     "PARTIAL",
@@ -19,6 +23,7 @@ __all__ = [
     "is_read_only",
     "list_sizes",
     "open_filesystem",
+    "open_store",
     "publish_file",
     "read_each",
     "read_files",
@@ -82,6 +87,17 @@ def open_filesystem(
     return fs, path.rstrip("/") or path
 
 
+def open_store(
+    url: str, storage_options: Mapping[str, Any] | None = None
+) -> tuple[fsspec.AbstractFileSystem, str]:
+    """Return the file system and the path of a store, as :func:`open_filesystem` does.
+
+    On disk it is one that keeps to the store's folder.
+    """
+    fs, path = open_filesystem(url, storage_options)
+    return (StoreFileSystem(path) if isinstance(fs, LocalFileSystem) else fs), path
+
+
 def is_read_only(fs: fsspec.AbstractFileSystem) -> bool:
     """Whether nothing can be written there whoever asks: a web server."""
     protocols = (fs.protocol,) if isinstance(fs.protocol, str) else fs.protocol
@@ -93,7 +109,7 @@ def write_file(fs: fsspec.AbstractFileSystem, path: str, data: bytes) -> None:
 
     On disk it is there to stay when this returns, whatever happens to the machine.
     """
-    if isinstance(fs, LocalFileSystem):
+    if isinstance(fs, StoreFileSystem):
         write_parts(fs, path, [data])
     else:
         fs.pipe_file(path, data)
@@ -101,7 +117,7 @@ def write_file(fs: fsspec.AbstractFileSystem, path: str, data: bytes) -> None:
 
 def write_files(fs: fsspec.AbstractFileSystem, files: Mapping[str, bytes]) -> None:
     """Write many small files; in an object store, side by side."""
-    if isinstance(fs, LocalFileSystem):
+    if isinstance(fs, StoreFileSystem):
         for path, data in files.items():
             write_file(fs, path, data)
     elif files:
@@ -119,7 +135,7 @@ def read_files(fs: fsspec.AbstractFileSystem, paths: Iterable[str]) -> dict[str,
     found: dict[str, bytes] = {}
     wanted = list(paths)
     for path, answer in zip(wanted, read_each(fs, wanted), strict=True):
-        if isinstance(answer, FileNotFoundError | NotADirectoryError):
+        if isinstance(answer, FileNotFoundError):
             continue
         if isinstance(answer, Exception):
             raise answer
@@ -131,30 +147,40 @@ def read_each(fs: fsspec.AbstractFileSystem, paths: Sequence[str]) -> list[bytes
     """Read many small files; from afar, side by side. What goes wrong stands in a file's place."""
     if not paths:
         return []
-    if isinstance(fs, LocalFileSystem):
-        return [_read_local(path) for path in paths]
-    answers: list[bytes | Exception] = fs.cat_ranges(list(paths), None, None, on_error="return")
-    return answers
+    if isinstance(fs, StoreFileSystem):
+        return [_read_local(fs, path) for path in paths]
+    # One byte more than may come: an object that has it is too large.
+    answers: list[bytes | Exception] = fs.cat_ranges(
+        list(paths), 0, METADATA_BYTES + 1, on_error="return"
+    )
+    return [
+        too_long(public_url(fs.unstrip_protocol(path)), METADATA_BYTES)
+        if isinstance(answer, bytes) and len(answer) > METADATA_BYTES
+        else answer
+        for path, answer in zip(paths, answers, strict=True)
+    ]
 
 
-def _read_local(path: str) -> bytes | OSError:
+def _read_local(fs: StoreFileSystem, path: str) -> bytes | OSError:
     try:
-        return Path(path).read_bytes()
+        return fs.folder.read(path)
     except OSError as problem:
         return problem
 
 
 def write_parts(
-    fs: LocalFileSystem, path: str, parts: Iterable[Buffer], holding: Holding = nullcontext
+    fs: StoreFileSystem, path: str, parts: Iterable[Buffer], holding: Holding = nullcontext
 ) -> None:
     """Write a file on disk as :func:`write_file` does, without ever holding it whole.
 
     ``holding`` gives the context in which a file of that name may be replaced.
     """
-    fs.makedirs(path.rsplit("/", 1)[0], exist_ok=True)
-    with ExitStack() as opened:
+    fs.folder.check_folder(path.rsplit("/", 1)[0], make=True)
+    with naming_full_disk(path), ExitStack() as opened:
         with holding():
-            file = opened.enter_context(Path(path).open("wb"))
+            # What is there may be a link, or have another name outside of the store.
+            Path(path).unlink(missing_ok=True)
+            file = opened.enter_context(Path(path).open("xb"))
         file.writelines(parts)
         file.flush()
         os.fsync(file.fileno())
@@ -165,7 +191,7 @@ def publish_file(fs: fsspec.AbstractFileSystem, path: str, data: bytes) -> None:
 
     An object store does that by itself; on disk the file is renamed into place.
     """
-    if not isinstance(fs, LocalFileSystem):
+    if not isinstance(fs, StoreFileSystem):
         write_file(fs, path, data)
         return
     new = Path(path + PARTIAL)
@@ -184,7 +210,12 @@ def publish_file(fs: fsspec.AbstractFileSystem, path: str, data: bytes) -> None:
 
 
 def list_sizes(fs: fsspec.AbstractFileSystem, folder: str) -> dict[str, int]:
-    """Return the sizes of all files below a folder, by their paths relative to it."""
+    """Return the sizes of all files below a folder, by their paths relative to it.
+
+    On disk, links and special files have the size :data:`spinezarr.store.store_folder.NO_FILE`.
+    """
+    if isinstance(fs, StoreFileSystem):
+        return fs.folder.sizes(folder)
     return {
         path[len(folder) + 1 :]: int(info["size"] or 0)
         for path, info in fs.find(folder, detail=True).items()
@@ -194,13 +225,14 @@ def list_sizes(fs: fsspec.AbstractFileSystem, folder: str) -> dict[str, int]:
 def remove_files(fs: fsspec.AbstractFileSystem, folder: str, keys: Iterable[str]) -> None:
     """Delete files below a folder, and on disk the folders that become empty, its own included."""
     paths = [f"{folder}/{key}" for key in keys]
-    if not isinstance(fs, LocalFileSystem):
+    if not isinstance(fs, StoreFileSystem):
         if paths:
             with suppress(FileNotFoundError):
                 fs.rm(paths)
         return
     for path in paths:
-        with suppress(FileNotFoundError, NotADirectoryError):
+        fs.folder.check_folder(path.rsplit("/", 1)[0])
+        with suppress(FileNotFoundError):
             Path(path).unlink()
     above = {parent for path in paths for parent in Path(path).parents}
     inside = [parent for parent in above if parent.is_relative_to(folder)]
@@ -211,7 +243,8 @@ def remove_files(fs: fsspec.AbstractFileSystem, folder: str, keys: Iterable[str]
 
 def remove_empty_folders(fs: fsspec.AbstractFileSystem, folder: str) -> None:
     """Delete a folder on disk, or those below it, where no file is left in them."""
-    if isinstance(fs, LocalFileSystem):
+    if isinstance(fs, StoreFileSystem):
+        fs.folder.check_folder(folder)
         for path, _, _ in os.walk(folder, topdown=False):
             with suppress(OSError):  # not empty
                 Path(path).rmdir()

@@ -26,6 +26,11 @@ from spinezarr.geometry import ShapeZYX
 __all__ = [
     "BALANCED",
     "FORMAT_VERSION",
+    "LARGEST_AXIS",
+    "LARGEST_CHUNK_BYTES",
+    "LARGEST_SCANS",
+    "LARGEST_SHARD_CHUNKS",
+    "METADATA_BYTES",
     "PROFILES",
     "SMALL_ARRAY",
     "BloscCodecSpec",
@@ -36,8 +41,19 @@ __all__ = [
     "scan_key",
 ]
 
-FORMAT_VERSION: Final = 3
+FORMAT_VERSION: Final = 4
 """Raised when a reader of the old version could misread a new store."""
+
+LARGEST_AXIS: Final = 1 << 16
+"""Voxels along an axis of a stored array; DICOM counts rows and columns in as many bits."""
+LARGEST_CHUNK_BYTES: Final = 1 << 24
+"""Of the voxels of a chunk, which is decoded as a whole; those that are written have 1.2 MB."""
+LARGEST_SCANS: Final = 1 << 15
+"""Of a store; all public spine CTs together are some 10,000."""
+LARGEST_SHARD_CHUNKS: Final = 1 << 16
+"""Chunks of a shard, whose places are looked up together; those that are written have 512."""
+METADATA_BYTES: Final = 64 << 20
+"""Of a file that is read whole before anything is known of it."""
 
 IMAGE, LABEL = "image", "label"
 LABEL_CHUNKS = "sampling/label_chunks"

@@ -1,25 +1,42 @@
-"""What an ingest knows of each stored scan, so that running again opens none: ``ingest/zarr.json``.
+"""What an ingest knows of stored scans and of folders, so that running again opens none.
 
-Written with the scan table. It is believed only if the writer before ended as it should; else, or
-if it is gone or damaged, the scans are read and it is made anew.
+It is the group ``ingest/zarr.json``, written with the scan table. It is believed only if the
+writer before ended as it should; else, or if it is gone or damaged, the scans are read and it is
+made anew.
 """
 
-import json
+import re
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
-from spinezarr.store.attributes import seal, unseal
-from spinezarr.strict_yaml import StrictModel
+from spinezarr.store.array_metadata import StoredModel
+from spinezarr.store.attributes import StoredAttributes, parse_sealed, seal
 
-__all__ = ["LEDGER_FILE", "Ledger", "LedgerEntry"]
+__all__ = ["LEDGER_FILE", "FolderPart", "FolderRecord", "Ledger", "LedgerEntry"]
 
 LEDGER_FILE: Final = "ingest/zarr.json"
 """A Zarr group, so that clients which list the store know what it is."""
 
 
-class LedgerEntry(StrictModel):
+def _checked_runs(runs: str) -> str:
+    """Refuse runs that are not in order, so that no place is named twice."""
+    before = -1
+    for run in runs.split():
+        first, dash, last = run.partition("-")
+        if not _NUMBER.fullmatch(first) or (dash and not _NUMBER.fullmatch(last)):
+            raise ValueError("is no list of runs")
+        if not before < int(first) <= int(last or first):
+            raise ValueError("is not in order")
+        before = int(last or first)
+    return runs
+
+
+_NUMBER: Final = re.compile("[0-9]{1,9}")
+
+
+class LedgerEntry(StoredAttributes):
     """One scan."""
 
     inputs: str
@@ -33,10 +50,36 @@ class LedgerEntry(StrictModel):
     """:func:`spinezarr.store.audit_log.scan_identity` of what is stored."""
 
 
-class Ledger(StrictModel):
-    """All scans of a store."""
+class FolderPart(StoredAttributes):
+    """Some files of a folder: those of a series, or those passed over for one reason."""
+
+    files: Annotated[str, AfterValidator(_checked_runs)]
+    """Their places among all files of the folder, by name, as runs: ``0-119 121``."""
+    key: str = ""
+    """Of the series; see :class:`spinezarr.formats.dicom_series.CtSeries`."""
+    number: int | None = None
+    """SeriesNumber."""
+    texts: dict[str, str] = Field(default_factory=dict)
+    """What the recipe's templates use of the series, by name."""
+    reason: str = ""
+    """Why they were passed over; empty for a series that is a scan."""
+    detail: str = ""
+
+
+class FolderRecord(StoredAttributes):
+    """What the DICOM headers in a folder said, as far as a recipe asks."""
+
+    is_scan: bool
+    """Whether the folder as a whole is a scan."""
+    parts: tuple[FolderPart, ...] = ()
+
+
+class Ledger(StoredAttributes):
+    """All scans of a store, and the folders that an ingest looked into."""
 
     scans: dict[str, LedgerEntry] = Field(default_factory=dict)
+    folders: dict[str, FolderRecord] = Field(default_factory=dict)
+    """By a hash of recipe, path, and names, sizes and times of the files: no name is stored."""
 
     @property
     def identities(self) -> Mapping[str, str]:
@@ -54,7 +97,11 @@ class Ledger(StrictModel):
 
         Raises
         ------
-        ValueError, KeyError, TypeError, AttributeError
+        ValueError
             If it was not made so, or is damaged.
         """
-        return cls.model_validate_json(json.dumps(unseal(data)["attributes"]))
+        return parse_sealed(data, _LedgerGroup).attributes
+
+
+class _LedgerGroup(StoredModel):
+    attributes: Ledger

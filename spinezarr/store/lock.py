@@ -33,11 +33,12 @@ from typing import Any, Final, Self
 
 import fsspec
 import psutil
-from fsspec.implementations.local import LocalFileSystem
 
 from spinezarr.errors import LostLockError, StoreBusyError
 from spinezarr.store.files import PARTIAL
+from spinezarr.store.store_folder import StoreFileSystem
 from spinezarr.strict_yaml import StrictModel
+from spinezarr.text import naming_full_disk
 
 if sys.platform != "win32":
     import fcntl
@@ -136,7 +137,7 @@ class StoreLock:
     def __enter__(self) -> Self:
         self._since = datetime.now(UTC).isoformat(timespec="seconds")
         self._acquire()
-        if isinstance(self._fs, LocalFileSystem):
+        if isinstance(self._fs, StoreFileSystem):
             _remove_partial(Path(self._path))
         self._renewer.start()
         return self
@@ -197,7 +198,7 @@ class StoreLock:
 
     def _nobody_changes_it(self) -> AbstractContextManager[None]:
         """Wait until the holder is not within a change, and let it begin none."""
-        is_local = isinstance(self._fs, LocalFileSystem)
+        is_local = isinstance(self._fs, StoreFileSystem)
         return _folder_locked(self._path, shared=False) if is_local else nullcontext()
 
     def _wait_for_renewal(self, found: bytes, holder: _Holder) -> None:
@@ -293,7 +294,7 @@ class LockGuard:
             Before anything is changed, if the lock is lost; in a bucket also afterwards. The next
             run then looks at the whole store.
         """
-        if isinstance(self._fs, LocalFileSystem):
+        if isinstance(self._fs, StoreFileSystem):
             with _folder_locked(self._path, shared=True):
                 self(at_once=True)
                 yield
@@ -319,7 +320,7 @@ def _lost(url: str) -> str:
 
 def _put(fs: fsspec.AbstractFileSystem, path: str, data: bytes, expected: bytes | None) -> bool:
     """Write ``path`` if it holds ``expected``, or if that is None, if it is absent."""
-    if isinstance(fs, LocalFileSystem):
+    if isinstance(fs, StoreFileSystem):
         return _put_on_disk(path, data, expected)
     condition: dict[str, Any] = {}
     if "s3" in _protocols(fs):
@@ -373,7 +374,8 @@ def _remove_partial(lock: Path) -> None:
 
 def _put_on_disk(path: str, data: bytes, expected: bytes | None) -> bool:
     new = Path(f"{path}.{secrets.token_hex(4)}{PARTIAL}")
-    new.write_bytes(data)
+    with naming_full_disk(str(new)):
+        new.write_bytes(data)
     try:
         if expected is None:
             return _link(new, path)
@@ -402,7 +404,7 @@ def _link(new: Path, path: str) -> bool:
 
 def _create(path: str, data: bytes) -> bool:
     try:
-        with Path(path).open("xb") as file:
+        with naming_full_disk(path), Path(path).open("xb") as file:
             file.write(data)
     except FileExistsError:
         return False

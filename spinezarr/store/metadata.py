@@ -2,9 +2,9 @@
 
 import json
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +15,8 @@ from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
 from zarr.storage import MemoryStore
 
 from spinezarr.geometry import ShapeZYX
+from spinezarr.scaling import Scaling
+from spinezarr.store.array_metadata import Separator
 from spinezarr.store.attributes import ManifestEntry, seal
 from spinezarr.store.layout import (
     IMAGE,
@@ -28,16 +30,7 @@ from spinezarr.store.layout import (
 )
 from spinezarr.vertebrae import NAME_OF_VALUE
 
-__all__ = [
-    "Separator",
-    "chunk_key",
-    "other_separator",
-    "root_files",
-    "scan_files",
-    "separator_of",
-    "table_files",
-    "with_stored_encoding",
-]
+__all__ = ["root_files", "scan_files", "table_files", "with_stored_encoding"]
 
 _METADATA = "zarr.json"
 _AXIS_ATTRIBUTES = {
@@ -45,42 +38,6 @@ _AXIS_ATTRIBUTES = {
     "y": {"axis": "Y", "long_name": "toward anterior"},
     "x": {"axis": "X", "long_name": "toward the patient's right"},
 }
-
-
-Separator = Literal["/", "."]
-"""Between the parts of a chunk's key: ``c/0/1/2`` or ``c.0.1.2``, both of the specification [1]_.
-
-What replaces a scan or the table is written under the keys that the old one does not use, so that
-both lie side by side until one write of ``zarr.json`` changes from one to the other.
-
-References
-----------
-.. [1] https://zarr-specs.readthedocs.io/en/latest/v3/chunk-key-encodings/default/
-"""
-
-
-def chunk_key(index: Iterable[int], separator: Separator) -> str:
-    """Return the key of a chunk or shard within its array.
-
-    Examples
-    --------
-    >>> chunk_key((0, 1, 2), ".")
-    'c.0.1.2'
-    """
-    return separator.join(("c", *map(str, index)))
-
-
-def other_separator(separator: Separator) -> Separator:
-    """Return the one that is free."""
-    return "." if separator == "/" else "/"
-
-
-def separator_of(group: Mapping[str, Any]) -> Separator:
-    """Return the separator that the arrays of a group use; its metadata are consolidated."""
-    members = group["consolidated_metadata"]["metadata"].values()
-    encodings = [member["chunk_key_encoding"] for member in members if "shape" in member]
-    found = {encoding["configuration"]["separator"] for encoding in encodings}
-    return "." if "." in found else "/"
 
 
 def _with_separator(files: Mapping[str, bytes], separator: Separator) -> dict[str, bytes]:
@@ -115,6 +72,7 @@ def scan_files(
     *,
     shape_zyx: ShapeZYX,
     image_dtype: np.dtype[Any],
+    image_scaling: Scaling | None,
     coordinates_mm: Mapping[str, npt.NDArray[np.float64]],
     label_chunks: npt.NDArray[np.uint32] | None,
     label_values: tuple[int, ...],
@@ -130,7 +88,9 @@ def scan_files(
     shape_zyx
         Voxels of image and mask.
     image_dtype
-        Type of the image; a mask is uint8.
+        Type of the numbers of the image; a mask is uint8.
+    image_scaling
+        What makes values of these numbers; None if they are the values.
     coordinates_mm
         Positions of the voxels along ``z``, ``y`` and ``x``.
     label_chunks
@@ -146,7 +106,8 @@ def scan_files(
     files: dict[str, Buffer] = {}
     store = MemoryStore(files)
     group = zarr.create_group(store, zarr_format=3)
-    arrays = {IMAGE: (image_dtype, profile.image, _IMAGE_ATTRIBUTES)}
+    scale = {} if image_scaling is None else image_scaling.attributes
+    arrays = {IMAGE: (image_dtype, profile.image, {**_IMAGE_ATTRIBUTES, **scale})}
     if label_chunks is not None:
         attributes = _label_attributes(label_values, structures)
         arrays[LABEL] = (np.dtype(np.uint8), profile.label, attributes)

@@ -2,13 +2,14 @@
 
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from pathlib import Path
 from typing import Any, TypeVar
 
 from fsspec.core import split_protocol
 
 from spinezarr.store.files import open_filesystem
+from spinezarr.store.layout import METADATA_BYTES
 from spinezarr.store.remote import IN_FLIGHT, RemoteObjects
+from spinezarr.store.store_folder import StoreFolder
 
 __all__ = ["LocalObjects", "Objects", "open_objects"]
 
@@ -22,6 +23,7 @@ class LocalObjects:
 
     def __init__(self, path: str) -> None:
         self.path = path
+        self.folder = StoreFolder.at(path)
 
     is_remote = False
     rereads = 0
@@ -39,18 +41,20 @@ class LocalObjects:
     def abandon(self, threads: Iterable[int]) -> None:
         """Do nothing: reads from disk end by themselves."""
 
-    def read(self, paths: Iterable[str]) -> dict[str, bytes]:
+    def read(self, paths: Iterable[str], limit_bytes: int = METADATA_BYTES) -> dict[str, bytes]:
         """Read whole files. Those that are absent are left out.
 
         Raises
         ------
+        CorruptStoreError
+            If one has more than ``limit_bytes``, or is a link or special file.
         OSError
             If one that is there cannot be read.
         """
         found: dict[str, bytes] = {}
         for path in paths:
-            with suppress(FileNotFoundError, NotADirectoryError):
-                found[path] = Path(path).read_bytes()
+            with suppress(FileNotFoundError):
+                found[path] = self.folder.read(path, limit_bytes)
         return found
 
 

@@ -1,19 +1,15 @@
 """Opening a store: the dataset, the table, and the arrays of each scan as plain values."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
-from typing import Any, Final, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
-import fsspec
 import numpy as np
 import numpy.typing as npt
 import xarray as xr
-from zarr.abc.buffer import Buffer as AbstractBuffer
-from zarr.buffer.cpu import Buffer
-from zarr.storage import MemoryStore
 
 from spinezarr.errors import (
     CorruptStoreError,
@@ -23,41 +19,43 @@ from spinezarr.errors import (
     UnknownScanError,
 )
 from spinezarr.geometry import ShapeZYX
+from spinezarr.public_url import public_url
+from spinezarr.scaling import VALUE_DTYPE, Scaling
+from spinezarr.store.array_metadata import Separator, ShardedArray, chunk_key
 from spinezarr.store.attributes import (
     ManifestEntry,
     OtherFormatError,
     RootAttributes,
     ScanAttributes,
     ShardEntry,
+    is_scan_id,
     parse_root,
-    unseal,
-    unseal_scan,
+    parse_scan_group,
 )
 from spinezarr.store.bundle import TABLE_BUNDLE, unbundle_files
-from spinezarr.store.files import open_filesystem
-from spinezarr.store.layout import FORMAT_VERSION, LABEL_CHUNKS, TABLE, scan_key
-from spinezarr.store.metadata import Separator, chunk_key
+from spinezarr.store.layout import (
+    FORMAT_VERSION,
+    IMAGE,
+    LABEL,
+    LABEL_CHUNKS,
+    TABLE,
+    chunk_grid,
+    scan_key,
+)
 from spinezarr.store.objects import open_objects
 from spinezarr.store.remote import IN_FLIGHT
 from spinezarr.store.sharding import ChunkDamagedError, decode_chunk
 from spinezarr.store.table import renew_table
-from spinezarr.store.transport_errors import NoSuchBucketError, public_url
+from spinezarr.store.table_file import parse_table
+from spinezarr.store.transport_errors import NoSuchBucketError
+from spinezarr.text import composed
 
-__all__ = ["ArraySpec", "ScanHandle", "StoreReader", "parse_scan", "read_table"]
+__all__ = ["ArraySpec", "ScanHandle", "StoreReader", "named_scans", "parse_scan", "read_table"]
 
 T = TypeVar("T")
 
-_DAMAGED: Final = (
-    ValueError,
-    KeyError,
-    TypeError,
-    IndexError,
-    AttributeError,
-    OtherFormatError,
-    CorruptStoreError,
-)
+_DAMAGED: Final = (ValueError, OtherFormatError, CorruptStoreError)
 """What parsing raises if a file is not as it was written."""
-_CHUNK_CODECS: Final = ["bytes", "blosc", "crc32c"]
 _SCANS_KEPT: Final = 4096
 """Scans whose metadata are kept in memory, some 30 kB each."""
 
@@ -76,10 +74,11 @@ class ArraySpec:
     scan_id: str
     name: str
     """``image`` or ``label``."""
-    path: str
+    path: str = field(repr=False)
     """Where it lies in the store's file system."""
     shape_zyx: ShapeZYX
-    dtype: np.dtype[Any]
+    stored_dtype: np.dtype[Any]
+    """Of the numbers in its chunks."""
     chunk_shape_zyx: ShapeZYX
     shard_shape_zyx: ShapeZYX
     shard_sizes: Mapping[ShapeZYX, int]
@@ -88,10 +87,21 @@ class ArraySpec:
     """Between the parts of a shard's key."""
     shards: Mapping[ShapeZYX, ShardEntry]
     """What the manifest says of each of them: where its chunks lie, and their checksums."""
+    scaling: Scaling | None = None
+    """What makes values of the numbers; None if they are the values."""
     content_checksum: str = ""
     """Of the version of the scan that this is an array of."""
     find_change: Callable[["ArraySpec"], ScanChangedError | None] = _find_no_change
     """Asked when it cannot be read: says if the store has another version of it by now."""
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Type of the values, which is what readers give."""
+        return self.stored_dtype if self.scaling is None else VALUE_DTYPE
+
+    def unscaled(self) -> "ArraySpec":
+        """Return the array of the stored numbers."""
+        return replace(self, scaling=None)
 
     @property
     def chunks_per_shard_zyx(self) -> ShapeZYX:
@@ -121,6 +131,13 @@ class ScanHandle:
         """See :attr:`spinezarr.store.attributes.ScanAttributes.content_checksum`."""
         return self.image.content_checksum
 
+    def miscounted(self, value: int) -> CorruptStoreError:
+        """Return the error for a mask without the voxels of a label that its counts name."""
+        return CorruptStoreError(
+            f"scan {self.attributes.scan_id!r}: its mask has other voxels of the value {value} "
+            "than its counts say. Ingest this scan again."
+        )
+
     @property
     def arrays(self) -> tuple[ArraySpec, ...]:
         """The image and, if there is one, the mask."""
@@ -130,6 +147,13 @@ class ScanHandle:
     def affine(self) -> npt.NDArray[np.float64]:
         """4 x 4, stored voxel ``(x, y, z, 1)`` to RAS+ mm."""
         return np.array(self.attributes.affine)
+
+
+class TableRow(NamedTuple):
+    """What plans of reads take from a row of the scan table."""
+
+    content_checksum: str
+    shape_zyx: ShapeZYX
 
 
 class StoreReader:
@@ -146,8 +170,8 @@ class StoreReader:
         Whether :attr:`table` is likely to be asked for: of a store far away it is fetched at once.
     in_flight
         Requests that may be under way at once, if it is far away.
-    contents
-        ``content_checksum`` of scans, by scan id, as a table that was read before says.
+    rows
+        What a table that was read before says of scans, by scan id.
 
     Raises
     ------
@@ -164,7 +188,7 @@ class StoreReader:
         *,
         with_table: bool = True,
         in_flight: int = IN_FLIGHT,
-        contents: Mapping[str, str] | None = None,
+        rows: Mapping[str, "TableRow"] | None = None,
     ) -> None:
         self.url = url
         self.storage_options = storage_options
@@ -174,7 +198,7 @@ class StoreReader:
         self._bundle: bytes | None = None
         """What came with the root, empty if nothing did; None if it is to be asked for."""
         self.root = self._read_root(with_table=with_table and self.objects.is_remote)
-        self._contents = dict(contents or {})
+        self._rows = dict(rows or {})
         self._newer: frozenset[str] = frozenset()
         """Scans whose rows in :attr:`table` are made from themselves, as it was older."""
         self._opened: set[str] = set()
@@ -184,19 +208,15 @@ class StoreReader:
     def __reduce__(
         self,
     ) -> tuple[
-        Callable[..., "StoreReader"], tuple[str, Mapping[str, Any] | None, int, dict[str, str]]
+        Callable[..., "StoreReader"],
+        tuple[str, Mapping[str, Any] | None, int, dict[str, "TableRow"]],
     ]:
-        return _reopened, (self.url, self.storage_options, self._in_flight, self._contents)
+        return _reopened, (self.url, self.storage_options, self._in_flight, self._rows)
 
     @property
     def name(self) -> str:
         """Its path or URL, for messages: without user, password or signature."""
         return public_url(self.url)
-
-    @cached_property
-    def fs(self) -> fsspec.AbstractFileSystem:
-        """The file system, for those who list, or read in their own way."""
-        return open_filesystem(self.url, self.storage_options)[0]
 
     def _read(self, path: str, parse: Callable[[bytes], T], first: bytes | None = None) -> T | None:
         """Read and parse a file, again if it came damaged from afar; None if it is absent.
@@ -237,7 +257,7 @@ class StoreReader:
                 f"{self.name}: is written in format {problem.version}; this spinezarr reads format "
                 f"{FORMAT_VERSION}. Install a matching version, or ingest again."
             ) from problem
-        except (ValueError, KeyError, TypeError) as problem:
+        except ValueError as problem:
             self._refuse_without_root("is damaged")
             raise StoreNotFoundError(
                 f"{self.name}: is not a store that spinezarr wrote ({problem}). "
@@ -269,9 +289,9 @@ class StoreReader:
         except CorruptStoreError:
             # An ingest may have put a new table in its place just now.
             table = self._read_table()
-        contents = _contents_of(table)
-        if contents != self._contents:
-            self._contents = contents
+        rows = _rows_of(table)
+        if rows != self._rows:
+            self._rows = rows
             self._forget_scans()
         return table
 
@@ -289,14 +309,14 @@ class StoreReader:
 
         def parse(bundle: bytes) -> xr.Dataset:
             files = {f"{place}/{key}": data for key, data in unbundle_files(bundle).items()}
-            return read_table(lambda _: files, place, self.name, self.root)
+            return read_table(lambda _: files, place, self.name)
 
         first, self._bundle = self._bundle, None
         with suppress(*_DAMAGED):
             table = None if first == b"" else self._read(self._bundle_path, parse, first)
             if table is not None:
                 return table
-        return read_table(self.objects.read, place, self.name, self.root)
+        return read_table(self.objects.read, place, self.name)
 
     def _read_scan(self, scan_id: str) -> ScanHandle:
         """Open one scan, of whichever version is stored now.
@@ -308,8 +328,9 @@ class StoreReader:
         CorruptStoreError
             If its metadata are not those that spinezarr writes.
         """
+        scan_id = composed(scan_id)
         folder = f"{self.path}/{scan_key(scan_id)}"
-        if scan_id in {"", ".", ".."} or "/" in scan_id or "\0" in scan_id:
+        if not is_scan_id(scan_id):
             raise UnknownScanError(f"{self.name}: {scan_id!r} is no scan id.")
         path = f"{folder}/zarr.json"
         change = _ChangeFinder(self.url, self.storage_options, self._in_flight, self)
@@ -343,9 +364,18 @@ class StoreReader:
             As :attr:`scan`.
         """
         scan: ScanHandle = self.scan(scan_id)
-        found = scan.content_checksum
-        if self._contents.get(scan_id, found) != found:
+        scan_id, found = scan.attributes.scan_id, scan.content_checksum
+        row = self._rows.get(scan_id)
+        if row is None:
+            return scan
+        if row.content_checksum != found:
             raise self._change(scan_id, found)
+        if row.shape_zyx != scan.image.shape_zyx:
+            raise CorruptStoreError(
+                f"{self.name}: the scan table says that {scan_id!r} has {row.shape_zyx} voxels, "
+                f"and it has {scan.image.shape_zyx}. Copy the store again, or run the same "
+                "'spinezarr ingest' again with --repair."
+            )
         return scan
 
     def find_change(self, array: ArraySpec) -> ScanChangedError | None:
@@ -386,7 +416,8 @@ class StoreReader:
         scan = f"{self.name}: scan {scan_id!r}"
         in_table: str | None = found
         with suppress(CorruptStoreError, OSError):
-            in_table = _contents_of(self._read_table()).get(scan_id)
+            row = _rows_of(self._read_table()).get(scan_id)
+            in_table = None if row is None else row.content_checksum
         if in_table == found:
             return ScanChangedError(
                 f"{scan} has changed since the store was opened. Open the store again.", scan_id
@@ -419,11 +450,12 @@ class StoreReader:
         table, newer = new.table, {}
         for scan_id in self._newer | {changed}:
             scan = new.scan(scan_id).attributes
-            if new._contents.get(scan_id) != scan.content_checksum:
+            row = new._rows.get(scan_id)
+            if row is None or row.content_checksum != scan.content_checksum:
                 newer[scan_id] = scan
         if newer:
             new.__dict__["table"] = table = renew_table(new.root, table, newer, {})
-            new._contents = _contents_of(table)
+            new._rows = _rows_of(table)
             new._newer = frozenset(newer)
         return new
 
@@ -460,7 +492,7 @@ class StoreReader:
         if not scan.label_chunk_rows:
             return out
         key = f"{LABEL_CHUNKS}/{chunk_key((0, 0), scan.image.separator)}"
-        path = f"{self.path}/{scan_key(scan_id)}/{key}"
+        path = f"{self.path}/{scan_key(scan.attributes.scan_id)}/{key}"
 
         def parse(data: bytes | None) -> npt.NDArray[np.uint32]:
             checked = _checked(path, data, scan.attributes.manifest[key])
@@ -468,6 +500,7 @@ class StoreReader:
                 decode_chunk(checked, out)
             except ChunkDamagedError as problem:
                 raise CorruptStoreError(f"{path}: {problem}.") from problem
+            _check_label_chunks(path, out, scan)
             return out
 
         try:
@@ -477,12 +510,60 @@ class StoreReader:
             raise self.find_change(scan.image) or problem from problem
 
 
+def _check_label_chunks(path: str, rows: npt.NDArray[np.uint32], scan: ScanHandle) -> None:
+    """Refuse counts of labels that are none, in chunks that are none, or other sums of them."""
+    array = scan.image
+    grid = chunk_grid(array.shape_zyx, array.chunk_shape_zyx)
+    sound = (
+        (rows[:, 0] >= 1)
+        & (rows[:, 0] <= np.iinfo(np.uint8).max)
+        & (rows[:, 1:4] < grid).all(axis=1)
+        & (rows[:, 4] >= 1)
+        & (rows[:, 4] <= math.prod(array.chunk_shape_zyx))
+    )
+    if not sound.all():
+        row = rows[int(np.flatnonzero(~sound)[0])].tolist()
+        raise CorruptStoreError(
+            f"{path}: has the row {row}, which is no label, chunk and count of this mask. "
+            "Ingest this scan again."
+        )
+    sums = np.bincount(rows[:, 0], rows[:, 4], minlength=1)
+    found = {value: int(sums[value]) for value in np.flatnonzero(sums).tolist()}
+    if found != {value: n for value, n in scan.attributes.label_voxels.items() if n}:
+        raise CorruptStoreError(
+            f"{path}: counts other voxels of labels than the scan says. Ingest this scan again."
+        )
+
+
+def named_scans(wanted: Iterable[str], known: Collection[str], url: str) -> list[str]:
+    """Return the ids that a user names as the store has them, in any Unicode form.
+
+    Parameters
+    ----------
+    wanted
+        Ids as given.
+    known
+        Those of the store.
+    url
+        Of the store, for messages.
+
+    Raises
+    ------
+    UnknownScanError
+        If the store has no such scan.
+    """
+    names = [composed(str(name)) for name in wanted]
+    for name in sorted(set(names).difference(known)):
+        raise UnknownScanError(f"{public_url(url)}: has no scan {name!r}.")
+    return names
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class _ChangeFinder:
     """:meth:`StoreReader.find_change`; in another process it opens the store when it is asked."""
 
-    url: str
-    storage_options: Mapping[str, Any] | None
+    url: str = field(repr=False)
+    storage_options: Mapping[str, Any] | None = field(repr=False)
     in_flight: int
     reader: StoreReader | None = None
 
@@ -498,21 +579,21 @@ def _reopened(
     url: str,
     storage_options: Mapping[str, Any] | None,
     in_flight: int,
-    contents: Mapping[str, str],
+    rows: Mapping[str, TableRow],
 ) -> StoreReader:
     """Open a store where another process, which has seen the table, sends its reader."""
-    return StoreReader(
-        url, storage_options, with_table=False, in_flight=in_flight, contents=contents
-    )
+    return StoreReader(url, storage_options, with_table=False, in_flight=in_flight, rows=rows)
 
 
-def _contents_of(table: xr.Dataset) -> dict[str, str]:
-    """Return the ``content_checksum`` of each scan."""
-    columns = (table.scan.to_numpy().tolist(), table.content_checksum.to_numpy().tolist())
-    return dict(zip(*columns, strict=True))
+def _rows_of(table: xr.Dataset) -> dict[str, TableRow]:
+    """Return what plans take from each row of a table."""
+    shapes = map(tuple, table.shape_zyx.to_numpy().tolist())
+    columns = (table.content_checksum.to_numpy().tolist(), shapes)
+    rows = (TableRow(*row) for row in zip(*columns, strict=True))
+    return dict(zip(table.scan.to_numpy().tolist(), rows, strict=True))
 
 
-def read_table(read: ReadFiles, place: str, url: str, root: RootAttributes) -> xr.Dataset:
+def read_table(read: ReadFiles, place: str, url: str) -> xr.Dataset:
     """Read the scan table of a store into memory; text as NumPy objects.
 
     Parameters
@@ -523,8 +604,6 @@ def read_table(read: ReadFiles, place: str, url: str, root: RootAttributes) -> x
         Where they lie.
     url
         Of the store, for messages.
-    root
-        The dataset.
 
     Raises
     ------
@@ -538,31 +617,19 @@ def read_table(read: ReadFiles, place: str, url: str, root: RootAttributes) -> x
             "done. Run the same 'spinezarr ingest' again."
         )
     try:
-        manifest = {
-            key: ManifestEntry.model_validate(entry)
-            for key, entry in unseal(raw)["attributes"]["manifest"].items()
+        stored = parse_table(raw)
+        chunks = {f"{place}/{key}": entry for key, entry in stored.chunks.items()}
+        there = read(chunks)
+        data = {
+            path[len(place) + 1 :]: _checked(path, there.get(path), entry)
+            for path, entry in chunks.items()
         }
-    except (ValueError, KeyError, TypeError, AttributeError) as problem:
+        return stored.dataset(data)
+    except ValueError as problem:
         raise CorruptStoreError(
             f"{place}/zarr.json: is damaged ({problem}). "
             "Run the same 'spinezarr ingest' again with --repair: it writes the table anew."
         ) from problem
-    # The metadata of the columns stand in those of the table.
-    chunks = {f"{place}/{key}": e for key, e in manifest.items() if not key.endswith("zarr.json")}
-    there = read(chunks)
-    files: dict[str, AbstractBuffer] = {"zarr.json": Buffer.from_bytes(raw)}
-    for path, entry in chunks.items():
-        data = _checked(path, there.get(path), entry)
-        files[path[len(place) + 1 :]] = Buffer.from_bytes(data)
-    table = xr.open_zarr(MemoryStore(files), chunks=None, zarr_format=3).load()
-    # NumPy's StringDType cannot hold the NaN that where() and reindex() put in.
-    plain = {
-        name: (v.dims, v.to_numpy().astype(object) if v.dtype.kind == "T" else v.data, v.attrs)
-        for name, v in table.variables.items()
-    }
-    described = root.model_dump(mode="json", exclude_none=True)
-    attributes = {k: v for k, v in table.attrs.items() if k in described}
-    return xr.Dataset(plain, attrs=attributes).set_coords(list(table.coords))
 
 
 def _checked(path: str, data: bytes | None, entry: ManifestEntry) -> bytes:
@@ -597,62 +664,40 @@ def parse_scan(
 
     Raises
     ------
-    ValueError, KeyError, TypeError, IndexError
+    ValueError
         If spinezarr did not write it, or it is damaged.
     """
-    attributes, metadata = unseal_scan(data)
-    arrays = metadata["consolidated_metadata"]["metadata"]
-    content = attributes.content_checksum
-    specs = {
-        name: replace(
-            _array_spec(attributes, name, f"{folder}/{name}", arrays[name]),
+    group = parse_scan_group(data)
+    scan, arrays = group.attributes, group.arrays
+    content = scan.content_checksum
+
+    def spec(name: str, array: ShardedArray) -> ArraySpec:
+        shards = group.shards(name)
+        return ArraySpec(
+            scan_id=scan.scan_id,
+            name=name,
+            path=f"{folder}/{name}",
+            shape_zyx=array.shape,
+            stored_dtype=array.dtype,
+            chunk_shape_zyx=array.chunk_shape_zyx,
+            shard_shape_zyx=array.shard_shape_zyx,
+            shard_sizes={shard: entry.size_bytes for shard, entry in shards.items()},
+            separator=array.separator,
+            shards=shards,
+            scaling=array.scaling,
             content_checksum=content,
             find_change=find_change,
         )
-        for name in ("image", "label")
-        if name in arrays
+
+    described = {
+        name: Scaling.without_attributes(array.attributes)
+        for name, array in arrays.together.items()
+        if name != LABEL_CHUNKS
     }
-    rows = arrays[LABEL_CHUNKS]["shape"][0] if LABEL_CHUNKS in arrays else 0
-    described = {name: arrays[name]["attributes"] for name in (*specs, "z", "y", "x")}
-    return ScanHandle(attributes, specs["image"], specs.get("label"), int(rows), described)
-
-
-def _array_spec(
-    scan: ScanAttributes, name: str, path: str, metadata: Mapping[str, Any]
-) -> ArraySpec:
-    """Read an array's Zarr metadata; raise KeyError or ValueError unless it is as we write it."""
-    (sharding,) = metadata["codecs"]
-    inner = sharding["configuration"]
-    names = [codec["name"] for codec in inner["codecs"]]
-    if sharding["name"] != "sharding_indexed" or names != _CHUNK_CODECS:
-        raise ValueError(f"{name} has codecs {sharding['name']}({', '.join(names)})")
-    if inner.get("index_location", "end") != "end":
-        raise ValueError(f"{name} has its shard index at the start")
-    separator: Separator = metadata["chunk_key_encoding"]["configuration"]["separator"]
-    prefix = f"{name}/c{separator}"
-    shards: dict[ShapeZYX, ShardEntry] = {}
-    for key, entry in scan.manifest.items():
-        if key.startswith(prefix):
-            if not isinstance(entry, ShardEntry):
-                raise ValueError(f"the manifest has no table of the chunks of {key}")
-            shards[_zyx(key.removeprefix(prefix).split(separator))] = entry
-    spec = ArraySpec(
-        scan_id=scan.scan_id,
-        name=name,
-        path=path,
-        shape_zyx=_zyx(metadata["shape"]),
-        dtype=np.dtype(metadata["data_type"]),
-        chunk_shape_zyx=_zyx(inner["chunk_shape"]),
-        shard_shape_zyx=_zyx(metadata["chunk_grid"]["configuration"]["chunk_shape"]),
-        shard_sizes={shard: entry.size_bytes for shard, entry in shards.items()},
-        separator=separator,
-        shards=shards,
+    return ScanHandle(
+        scan,
+        spec(IMAGE, arrays.image),
+        None if arrays.label is None else spec(LABEL, arrays.label),
+        0 if arrays.label_chunks is None else arrays.label_chunks.shape[0],
+        described,
     )
-    for entry in shards.values():
-        entry.chunk_rows(math.prod(spec.chunks_per_shard_zyx))
-    return spec
-
-
-def _zyx(values: Iterable[int | str]) -> ShapeZYX:
-    z, y, x = (int(value) for value in values)
-    return (z, y, x)

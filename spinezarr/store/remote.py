@@ -21,8 +21,10 @@ from typing import Any, Final, Generic, TypeVar
 from fsspec.asyn import get_loop
 from typing_extensions import Buffer
 
-from spinezarr.store.transport import TransientError, Transport, open_transport
-from spinezarr.store.transport_errors import public_url
+from spinezarr.public_url import public_url
+from spinezarr.store.layout import METADATA_BYTES
+from spinezarr.store.transport import NoRangesError, TransientError, Transport, open_transport
+from spinezarr.store.transport_errors import StalledAnswerError
 
 __all__ = ["IN_FLIGHT", "RemoteObjects"]
 
@@ -36,10 +38,15 @@ IN_FLIGHT: Final = 128
 _HELD_BYTES: Final = 256 << 20
 """Of ranges that are asked for, or wait to be decoded, of a store in a process."""
 _PATIENCE_S: Final = 90.0
-"""How long a request is repeated, once the server has answered at all; a restart of a server, or
-a minute without network, ends no training."""
+"""How long a request is repeated, once the server has given a range; a restart of a server, or a
+minute without network, ends no training."""
+_OPENING_PATIENCE_S: Final = 45.0
+"""The same as long as only whole objects have been asked for: a user waits for a store to open."""
+_FIRST_PATIENCE_S: Final = 20.0
+"""And where the server has never answered."""
 _ATTEMPTS: Final = 5
-"""Of a request, at the least; and all that a server gets which has never answered."""
+"""Of a request, at the least, or until the last answer stalled; and all that a server gets which
+has never answered."""
 _BACKOFF_S: Final = (0.1, 8.0)
 """Before the second attempt, and at most. It doubles each time, less a random part of up to half
 of it, so that many clients do not come back at once [1]_.
@@ -71,7 +78,7 @@ _GAP_BYTES: Final = (1 << 18, 1 << 21)
 least, and at most. Measured: see ``benchmarks/README.md``."""
 _NO_TIME_S: Final = 1e-9
 _TOGETHER: Final = 8
-"""Ranges of an object that are asked for with one call; obstore asks for ten side by side."""
+"""Ranges of an object that are asked for with one call."""
 _CALLERS: Final = 16
 """Threads that wait for metadata side by side."""
 _REREADS: Final = 3
@@ -142,16 +149,18 @@ class RemoteObjects:
             for future in tuple(self._waiting.get(thread, ())):
                 future.cancel()
 
-    def read(self, paths: Iterable[str]) -> dict[str, bytes]:
-        """Read whole objects, side by side. Those that are absent are left out.
+    def read(self, paths: Iterable[str], limit_bytes: int = METADATA_BYTES) -> dict[str, bytes]:
+        """Read whole objects of at most so many bytes, side by side. Absent ones are left out.
 
         Raises
         ------
+        CorruptStoreError
+            If one has more bytes than that.
         OSError
             If one that is there cannot be read; names it, and no secret.
         """
         wanted = list(paths)
-        found = self._run(self._in_this_process().whole(wanted))
+        found = self._run(self._in_this_process().whole(wanted, limit_bytes))
         return {
             path: bytes(data) for path, data in zip(wanted, found, strict=True) if data is not None
         }
@@ -244,6 +253,8 @@ class _Requests:
         self._gate = _Gate(in_flight)
         self._memory = _Gate(_HELD_BYTES)
         self._has_answered = False
+        self._has_given_ranges = False
+        """Whether an answer without a range is a fault, and not what this server always does."""
 
     async def all_held(self, wanted: Sequence[tuple[str, int, int]], n_bytes: int) -> "_Held":
         """Ask for all once there is room for so many bytes."""
@@ -260,9 +271,11 @@ class _Requests:
             raise
         return held
 
-    async def whole(self, paths: Iterable[str]) -> list[Buffer | None]:
-        """Ask for whole objects; None where one is absent."""
-        return await _gathered(self._until_answered(path, None, None) for path in paths)
+    async def whole(self, paths: Iterable[str], limit_bytes: int) -> list[Buffer | None]:
+        """Ask for whole objects of at most so many bytes; None where one is absent."""
+        return await _gathered(
+            self._until_answered(path, None, None, limit_bytes) for path in paths
+        )
 
     async def _together(self, path: str, spans: Sequence[Span]) -> list[Buffer | None]:
         """Ask for some ranges of an object with one call, and again for those that fail."""
@@ -275,6 +288,7 @@ class _Requests:
             data = await self._asked(ask, len(spans), size)
         found: list[Buffer | None] = [None] * len(spans) if data is None else [*data]
         failed = [i for i, span in enumerate(spans) if not _is_whole(found[i], span)]
+        self._has_given_ranges |= len(failed) < len(spans)
         again = await _gathered(self._until_answered(path, *spans[i]) for i in failed)
         for i, answer in zip(failed, again, strict=True):
             found[i] = answer
@@ -290,7 +304,7 @@ class _Requests:
             self._gate.leave(n_requests)
 
     async def _until_answered(
-        self, path: str, start: int | None, stop: int | None
+        self, path: str, start: int | None, stop: int | None, limit_bytes: int = 0
     ) -> Buffer | None:
         """Ask for a range until it comes whole, or patience ends."""
         size = _SMALL_BYTES if start is None or stop is None else stop - start
@@ -298,35 +312,49 @@ class _Requests:
         attempts = short = 0
         while True:
             try:
-                ask = partial(self._transport.get, path, start, stop)
+                ask = partial(self._transport.get, path, start, stop, limit_bytes)
                 data = await self._asked(ask, 1, size)
             except FileNotFoundError:
                 self._has_answered = True
                 return None
-            except TransientError as problem:
+            except (TransientError, NoRangesError) as problem:
+                if isinstance(problem, NoRangesError) and not self._has_given_ranges:
+                    raise
                 attempts += 1
                 waited_s = asyncio.get_running_loop().time() - began
-                patience_s = _PATIENCE_S if self._has_answered else 0.0
-                if attempts >= _ATTEMPTS and waited_s >= patience_s:
+                if self._is_over(problem, attempts, waited_s):
                     text = f"{attempts} attempts in {waited_s:.0f} s: {problem.strerror or problem}"
                     raise ConnectionError(
                         problem.errno or errno.EIO, text, problem.filename
                     ) from None
-                wished_s = min(problem.retry_after_s or 0.0, _PATIENCE_S)
-                await asyncio.sleep(max(wished_s, _backoff_s(attempts)))
+                wished_s = getattr(problem, "retry_after_s", None) or 0.0
+                await asyncio.sleep(max(min(wished_s, _PATIENCE_S), _backoff_s(attempts)))
                 continue
             self._has_answered = True
-            whole = stop is None or memoryview(data).nbytes == size
-            if whole or short == _SHORT_ANSWERS:
+            if stop is None:
+                return data
+            n_bytes = memoryview(data).nbytes
+            self._has_given_ranges |= n_bytes == size
+            # Nothing comes where the server says that the object ends before the range.
+            if n_bytes in {0, size} or short == _SHORT_ANSWERS:
                 return data
             short += 1
 
+    def _is_over(self, problem: OSError, attempts: int, waited_s: float) -> bool:
+        """Whether a request that failed is not made again."""
+        if not self._has_answered:
+            return attempts >= _ATTEMPTS or waited_s >= _FIRST_PATIENCE_S
+        patience_s = _PATIENCE_S if self._has_given_ranges else _OPENING_PATIENCE_S
+        # What broke off may have come far on a slow link, and stalls take their time themselves.
+        is_stalled = isinstance(problem, StalledAnswerError)
+        return waited_s >= patience_s and (is_stalled or attempts >= _ATTEMPTS)
+
 
 def _by_object(wanted: Sequence[tuple[str, int, int]]) -> Iterator[tuple[str, list[Span]]]:
-    """Group ranges of an object, a few at a time; obstore would join those without a gap."""
+    """Group ranges of an object, a few at a time."""
     path, spans = "", list[Span]()
     for of, start, stop in wanted:
-        if spans and (of != path or len(spans) == _TOGETHER or spans[-1][1] == start):
+        if spans and (of != path or len(spans) == _TOGETHER):
             yield path, spans
             spans = []
         path = of
@@ -408,6 +436,8 @@ class _Question(Generic[T]):
             self._answer.set_result(attempt.result())
         elif not self._attempts or not isinstance(problem, TransientError):
             self._answer.set_exception(problem)
+        elif isinstance(problem, StalledAnswerError):
+            self._timer.cancel()  # those that were asked beside it are enough
 
 
 def _backoff_s(attempts: int) -> float:

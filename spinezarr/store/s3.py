@@ -2,6 +2,7 @@
 
 import errno
 import os
+from collections.abc import AsyncIterator
 from typing import Any, Final
 from urllib.parse import urlsplit
 
@@ -21,14 +22,23 @@ from fsspec.spec import AbstractBufferedFile
 from s3fs import S3FileSystem
 from s3fs.core import S3_RETRYABLE_ERRORS
 
+from spinezarr.public_url import public_url
+from spinezarr.store.layout import METADATA_BYTES
 from spinezarr.store.s3_errors import CREDENTIALS, ENDPOINT, REFUSED
-from spinezarr.store.transport_errors import public_url
+from spinezarr.store.s3_session import BoundedSession
+from spinezarr.store.transport_errors import range_value, too_long
 
 __all__ = ["S3"]
 
-_BOTOCORE: Final = {"connect_timeout": 5, "read_timeout": 30, "max_pool_connections": 32}
+_BOTOCORE: Final = {
+    "connect_timeout": 5,
+    "read_timeout": 30,
+    "max_pool_connections": 32,
+    "http_session_cls": BoundedSession,
+}
 """Seconds of one attempt, of which botocore makes five (AWS_MAX_ATTEMPTS) and waits in between; and
 requests that are under way at once."""
+_PART_BYTES: Final = 1 << 18
 _BLOCK_BYTES: Final = 4 << 20
 _BLOCKS_KEPT: Final = 4
 """Of a file that is read from start to end; the next one is fetched meanwhile."""
@@ -109,18 +119,26 @@ class S3(S3FileSystem):  # type: ignore[misc]  # s3fs is untyped
         end: int | None = None,
         **kwargs: Any,  # noqa: ANN401
     ) -> bytes:
-        try:
+        if version_id or kwargs or (start or 0) < 0 or (end or 0) < 0:
             data: bytes = await super()._cat_file(path, version_id, start, end, **kwargs)
-        except S3_RETRYABLE_ERRORS as problem:
-            raise _interrupted(problem, path) from problem
+            return data
+        most = METADATA_BYTES if end is None else end - (start or 0)
+        try:
+            body, _, _ = await self.open_object(path, range_value(start, end))
         except OSError as problem:
             if _code(problem) in {"InvalidRange", "416"}:
                 return b""
             raise
-        return data
+        found = bytearray()
+        async with body:
+            async for part in self.parts(body, path):
+                found += part
+                if len(found) > most:
+                    raise too_long(f"s3://{path}", most)
+        return bytes(found)
 
-    async def get_object(self, path: str, byte_range: str) -> tuple[bytes, str | None]:
-        """Return bytes of an object, and what the server says they are.
+    async def open_object(self, path: str, byte_range: str) -> tuple[Any, int | None, str | None]:
+        """Return the body of an object, to be closed, and what the server says it is.
 
         Parameters
         ----------
@@ -131,24 +149,37 @@ class S3(S3FileSystem):  # type: ignore[misc]  # s3fs is untyped
 
         Returns
         -------
-        bytes
-            The content of the answer.
+        body
+            For :meth:`parts`.
+        int or None
+            Its length, if the answer says so.
         str or None
             Content-Range; None if the answer is the whole object.
 
         Raises
         ------
         OSError
-            If the server refuses, or the answer breaks off (ConnectionError).
+            If the server refuses, or nobody answers.
         """
         bucket, key, version = self.split_path(path)
         wanted = {"Range": byte_range} if byte_range else {}
         if version:
             wanted["VersionId"] = version
         answer = await self._call_s3("get_object", Bucket=bucket, Key=key, **wanted)
+        return answer["Body"], answer.get("ContentLength"), answer.get("ContentRange")
+
+    @staticmethod
+    async def parts(body: Any, path: str) -> AsyncIterator[bytes]:  # noqa: ANN401
+        """Give what comes of a body.
+
+        Raises
+        ------
+        OSError
+            If it breaks off (ConnectionError).
+        """
         try:
-            async with answer["Body"] as body:
-                return await body.read(), answer.get("ContentRange")
+            while part := await body.read(_PART_BYTES):
+                yield part
         except S3_RETRYABLE_ERRORS as problem:
             raise _interrupted(problem, path) from problem
 

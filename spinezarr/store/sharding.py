@@ -26,6 +26,7 @@ __all__ = [
     "ABSENT",
     "CHECKSUM_BYTES",
     "CHUNK_ROW",
+    "LARGEST_OVERHEAD",
     "ChunkDamagedError",
     "assemble_shard",
     "chunk_rows",
@@ -41,6 +42,8 @@ __all__ = [
 ABSENT: Final = 2**64 - 1
 """Offset and size of a chunk that a shard does not hold."""
 CHECKSUM_BYTES: Final = 4
+LARGEST_OVERHEAD: Final = 16 + CHECKSUM_BYTES
+"""By which an encoded chunk is longer than its voxels at most (``BLOSC_MAX_OVERHEAD``)."""
 CHUNK_ROW: Final = np.dtype([("position", "<u4"), ("size", "<u4"), ("crc32c", "<u4")])
 """A chunk that a shard holds: its place in the index, its bytes, and the checksum that ends it."""
 _BLOSC_HEADER: Final = struct.Struct("<BBBBIII")
@@ -96,8 +99,8 @@ def decode_chunk(encoded: bytes | memoryview, out: npt.NDArray[Any]) -> None:
     Raises
     ------
     ChunkDamagedError
-        If the checksum differs, or the chunk would decompress to another size; nothing of it is
-        decompressed then.
+        If the checksum differs, or the header says another size of the chunk or of its voxels;
+        nothing of it is decompressed then.
     """
     view = memoryview(encoded)
     packed, stored = view[:-CHECKSUM_BYTES], view[-CHECKSUM_BYTES:]
@@ -106,9 +109,11 @@ def decode_chunk(encoded: bytes | memoryview, out: npt.NDArray[Any]) -> None:
     found, expected = crc32c(packed), int.from_bytes(stored, "little")
     if found != expected:
         raise ChunkDamagedError(f"has crc32c {found:08x}, expected {expected:08x}")
-    size = _BLOSC_HEADER.unpack_from(packed)[4]
+    _, _, _, _, size, _, packed_size = _BLOSC_HEADER.unpack_from(packed)
     if size != out.nbytes:
         raise ChunkDamagedError(f"holds {size} bytes of voxels, expected {out.nbytes}")
+    if packed_size != len(packed):  # C-Blosc believes it, and reads on behind the chunk
+        raise ChunkDamagedError(f"says that it is {packed_size} bytes long, not {len(packed)}")
     try:
         blosc.decompress(packed, out)
     except RuntimeError as problem:

@@ -3,15 +3,17 @@
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
-from spinezarr.store.attributes import RootAttributes, ScanAttributes, unseal
+from spinezarr.store.attributes import RootAttributes, ScanAttributes
 from spinezarr.store.audit_log import AuditedScan
 from spinezarr.store.layout import FORMAT_VERSION
+from spinezarr.text import is_shown_as_is
 from spinezarr.vertebrae import LEVELS
 
 __all__ = [
@@ -19,6 +21,7 @@ __all__ = [
     "ERRATUM",
     "build_table",
     "natural_key",
+    "own_columns",
     "renew_table",
     "root_of_table",
     "table_attributes",
@@ -82,17 +85,20 @@ def table_attributes(root: RootAttributes) -> dict[str, str]:
     return {name: value for name, value in attributes.items() if value}
 
 
-def root_of_table(metadata: bytes) -> RootAttributes:
-    """Return the dataset that a table's ``zarr.json`` names; undoes :func:`table_attributes`.
+def root_of_table(said: Mapping[str, str]) -> RootAttributes:
+    """Return the dataset that a table is of; undoes :func:`table_attributes`."""
+    empty = dict.fromkeys(("title", "licence", "citation"), "")
+    fields = {"format_version": FORMAT_VERSION, **empty, **said}
+    return RootAttributes.model_validate(fields)
 
-    Raises
-    ------
-    ValueError, KeyError, TypeError, AttributeError
-        If spinezarr did not write it, or it is damaged.
-    """
-    said = unseal(metadata)["attributes"]
-    known = {name: said[name] for name in RootAttributes.model_fields if name in said}
-    return RootAttributes(**{"format_version": FORMAT_VERSION, "citation": "", **known})
+
+@cache
+def own_columns() -> Mapping[str, tuple[tuple[str, ...], np.dtype[Any]]]:
+    """Return dimensions and type of the columns that every table has, by name."""
+    columns = {**_rows_of_scans([]).columns, **_audit_columns((), {})}
+    texts = {name: ((name,), _STRING) for name in ("scan", "vertebra", "axis")}
+    texts |= dict.fromkeys((ANOMALY, ERRATUM), (("scan",), _STRING))
+    return {name: (dims, values.dtype) for name, (dims, values, _) in columns.items()} | texts
 
 
 def renew_table(
@@ -226,8 +232,23 @@ def _scan_columns(rows: Sequence[ScanAttributes]) -> Columns:
         ),
         "label_state": (by_scan, _strings(row.label_state for row in rows), {}),
         "image_dtype": (by_scan, _strings(row.image_dtype for row in rows), {}),
+        "image_stored_dtype": (
+            by_scan,
+            _strings(row.image_stored_dtype for row in rows),
+            {"long_name": "type of the stored numbers, before their scaling"},
+        ),
         "image_min_hu": (by_scan, ranges[:, 0], {"units": "HU"}),
         "image_max_hu": (by_scan, ranges[:, 1], {"units": "HU"}),
+        "image_nan_voxels": (
+            by_scan,
+            numbers((row.image_nan_voxels for row in rows), "i8"),
+            {"long_name": "voxels of the image that are not a number"},
+        ),
+        "image_infinite_voxels": (
+            by_scan,
+            numbers((row.image_infinite_voxels for row in rows), "i8"),
+            {"long_name": "voxels of the image that are infinite"},
+        ),
         "other_label_voxels": (
             by_scan,
             numbers(map(_outside_scheme, rows), "i8"),
@@ -314,10 +335,11 @@ def _free_name(name: str, taken: Collection[str], wanted: Collection[str]) -> st
     ----------
     Zarr v3, "Node names": https://zarr-specs.readthedocs.io/en/latest/v3/core/
     """
-    column = _NO_NAME.sub("_", name)
+    shown = name if is_shown_as_is(name) else (c if is_shown_as_is(c) else "_" for c in name)
+    column = _NO_NAME.sub("_", "".join(shown))
     while len(column.encode()) > _NAME_BYTES:
         column = column[:-1]
-    if not column.strip(".") or column.startswith("__") or column == "zarr.json":
+    if not column.strip("._") or column.startswith("__") or column == "zarr.json":
         column = f"column_{column}"
     if column in taken:
         column = f"{column}_in_source"

@@ -1,22 +1,31 @@
 """One attempt to get bytes of one object, wherever it lies.
 
-obstore asks where it can say the same as fsspec, everything else goes through fsspec. Nothing is
+Our own client asks where it can say the same as fsspec, all else goes through fsspec. Nothing is
 repeated here: an error says whether that may help.
 """
 
 import asyncio
 import os
-import sys
 from collections.abc import Mapping, Sequence
-from importlib.util import find_spec
+from contextlib import suppress
 from threading import Lock
 from typing import Any, Final, Protocol
 
 from typing_extensions import Buffer
 
-from spinezarr.store.transport_errors import TransientError, public_url
+from spinezarr.public_url import public_url
+from spinezarr.store.layout import METADATA_BYTES
+from spinezarr.store.transport_direct import DirectTransport, NotServedError, Places
+from spinezarr.store.transport_errors import (
+    NoRangesError,
+    TransientError,
+    is_page,
+    page_instead,
+)
+from spinezarr.store.transport_http import http_places
+from spinezarr.store.transport_s3 import s3_places
 
-__all__ = ["TransientError", "Transport", "open_transport"]
+__all__ = ["NoRangesError", "TransientError", "Transport", "open_transport"]
 
 _S3: Final = {"s3", "s3a"}
 _HTTP: Final = {"http", "https"}
@@ -25,7 +34,13 @@ _HTTP: Final = {"http", "https"}
 class Transport(Protocol):
     """Gets bytes of objects; can be pickled, and used in forked and spawned processes."""
 
-    async def get(self, path: str, start: int | None = None, stop: int | None = None) -> Buffer:
+    async def get(
+        self,
+        path: str,
+        start: int | None = None,
+        stop: int | None = None,
+        limit_bytes: int = METADATA_BYTES,
+    ) -> Buffer:
         """Return bytes ``start <= i < stop`` of an object, all of it if both are None.
 
         May be awaited on any loop, many at once; cancelling frees the connection. One attempt, or
@@ -40,15 +55,21 @@ class Transport(Protocol):
             As :func:`open_transport` returns it, and what lies below.
         start, stop
             Neither is negative.
+        limit_bytes
+            Most that comes where ``stop`` is None.
 
         Raises
         ------
+        CorruptStoreError
+            If the object has more bytes than that.
         FileNotFoundError
             If it is absent.
         PermissionError
-            If the server refuses, or there are no credentials.
+            If the server refuses, there are no credentials, or a web page comes instead.
         TransientError
             If it may succeed when it is asked for again.
+        NoRangesError
+            If the server gives something else than the range, as one without ranges does.
         OSError
             If it cannot be read for another reason: there is no such bucket.
         """
@@ -94,23 +115,6 @@ def open_transport(
     return transport, open_filesystem(url, options)[1]
 
 
-class _Fork:
-    """Whether this process was forked from one that had imported obstore.
-
-    obstore's threads do not survive a fork, and the child would wait for them for ever.
-    """
-
-    has_cut_obstore = False
-
-    @classmethod
-    def note(cls) -> None:
-        cls.has_cut_obstore = cls.has_cut_obstore or "obstore" in sys.modules
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_Fork.note)
-
-
 class _Transport:
     """What both do, made anew in each process that uses it."""
 
@@ -125,7 +129,7 @@ class _Transport:
         self._pid = os.getpid()
         self._lock = Lock()
         self._general: Any = None
-        self._fast = None if _Fork.has_cut_obstore else _fast(self._url, self._options)
+        self._fast = _fast(self._url, self._options)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _Transport, (self._url, self._options)
@@ -143,29 +147,37 @@ class _Transport:
         self._start_in_a_child()
         if self._fast is None:
             return None
-        found: Sequence[Buffer] | None = await self._fast.get_together(path, spans)
-        return found
+        return await self._fast.get_together(path, spans)
 
     def _start_in_a_child(self) -> None:
         if self._pid != os.getpid():
             self._parents.append((self._fast, self._general))
             self._start()
 
-    async def get(self, path: str, start: int | None = None, stop: int | None = None) -> Buffer:
+    async def get(
+        self,
+        path: str,
+        start: int | None = None,
+        stop: int | None = None,
+        limit_bytes: int = METADATA_BYTES,
+    ) -> Buffer:
         if stop is not None and stop <= (start or 0):
             return b""
+        data = await self._got(path, start, stop, limit_bytes)
+        if start is None and stop is None and is_page(data):
+            where = path if "://" in path else f"{self._url.partition('://')[0]}://{path}"
+            raise page_instead(public_url(where))
+        return data
+
+    async def _got(
+        self, path: str, start: int | None, stop: int | None, limit_bytes: int
+    ) -> Buffer:
         self._start_in_a_child()
         if self._fast is not None:
-            from spinezarr.store.transport_obstore import NotServedError  # noqa: PLC0415  optional
-
-            try:
-                fast: Buffer = await self._fast.get(path, start, stop)
-            except NotServedError:
-                pass
-            else:
-                return fast
+            with suppress(NotServedError):
+                return await self._fast.get(path, start, stop, limit_bytes)
         general = self._general or await asyncio.to_thread(self._open_general)
-        data: Buffer = await general.get(path, start, stop)
+        data: Buffer = await general.get(path, start, stop, limit_bytes)
         return data
 
     def _open_general(self) -> Any:  # noqa: ANN401
@@ -177,19 +189,12 @@ class _Transport:
             return self._general
 
 
-def _fast(url: str, options: Mapping[str, Any]) -> Any:  # noqa: ANN401
-    """Return what asks through obstore, or None."""
+def _fast(url: str, options: Mapping[str, Any]) -> DirectTransport | None:
+    """Return what asks through our own client, or None."""
     scheme = url.partition("://")[0]
-    if scheme not in _S3 | _HTTP or find_spec("obstore") is None:
-        return None
-    from spinezarr.store.transport_obstore import ObstoreTransport  # noqa: PLC0415  optional
-
+    places: Places | None = None
     if scheme in _HTTP:
-        from spinezarr.store.transport_http import http_stores  # noqa: PLC0415  optional
-
-        http = http_stores(options)
-        return ObstoreTransport(url, http) if http else None
-    from spinezarr.store.transport_s3 import s3_stores  # noqa: PLC0415  optional
-
-    s3 = s3_stores(options)
-    return ObstoreTransport(url, s3) if s3 else None
+        places = http_places(options)
+    elif scheme in _S3:
+        places = s3_places(options)
+    return DirectTransport(url, places) if places else None

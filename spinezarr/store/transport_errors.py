@@ -1,20 +1,36 @@
 """What went wrong with a request, as one of four kinds of error, without anything secret."""
 
 import errno
+import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 from typing import Final
 
+from typing_extensions import Buffer
+
+from spinezarr.errors import CorruptStoreError
 from spinezarr.store.s3_errors import ENDPOINT, REFUSED
+from spinezarr.text import printable
 
 __all__ = [
+    "CONTENT_RANGE",
+    "PAGE_BYTES",
+    "REDIRECTS",
+    "NoRangesError",
+    "StalledAnswerError",
     "TransientError",
     "answer_error",
     "broken_off",
     "broken_trust",
-    "public_url",
+    "is_page",
+    "led_away",
+    "no_range",
+    "page_instead",
+    "range_value",
+    "stalled",
+    "too_long",
     "unanswered",
 ]
 
@@ -55,6 +71,20 @@ _CREDENTIAL_CODES: Final = {
     "TokenRefreshRequired",
 }
 _LONGEST_WAIT_S: Final = 3600.0
+CONTENT_RANGE: Final = re.compile(r"bytes (\d{1,19})-(\d{1,19})/(\d{1,19}|\*)")
+"""RFC 9110, section 14.4."""
+REDIRECTS: Final = 5
+"""How often an answer may lead on."""
+_CODE_LENGTH: Final = 64
+"""Of what a server calls its error; S3's own names are shorter."""
+PAGE_BYTES: Final = 64
+"""First bytes by which :func:`is_page` knows a web page."""
+_RANGES: Final = (
+    "Chunks are read as byte ranges (RFC 9110, section 14). Serve the store with what gives them, "
+    "such as nginx, Caddy, Apache or 'rclone serve http', not 'python -m http.server', and look "
+    "for a proxy or a compression between that takes them away"
+)
+"""What to do about a server without ranges."""
 
 
 class TransientError(ConnectionError):
@@ -69,22 +99,19 @@ class TransientError(ConnectionError):
     retry_after_s: float | None = None
 
 
+class StalledAnswerError(TransientError):
+    """An answer of which too little came for too long."""
+
+
+class NoRangesError(OSError):
+    """A server that answers a request for a range as one does that knows no ranges.
+
+    It always will, unless it has answered others rightly.
+    """
+
+
 class NoSuchBucketError(OSError):
     """A bucket that is not there, and so none of its objects."""
-
-
-def public_url(url: str) -> str:
-    """Return a URL without what may be secret in it: userinfo, query and fragment."""
-    scheme, separator, rest = url.partition("://")
-    if not separator:
-        scheme, rest = "", url
-    rest = rest.partition("?")[0].partition("#")[0]
-    host = rest.partition("/")[0]
-    if "@" in host:
-        rest = host.rpartition("@")[2] + rest[len(host) :]
-    elif "@" in rest and ":" in host and not host.rpartition(":")[2].isdigit():
-        rest = rest.rpartition("@")[2]  # a slash in a password
-    return f"{scheme}{separator}{rest}"
 
 
 def answer_error(
@@ -103,7 +130,7 @@ def answer_error(
     headers
         Of the answer, names in lower case.
     """
-    code = code if _is_s3(where) else ""
+    code = printable(code[:_CODE_LENGTH]) if _is_s3(where) else ""
     named = f"the server answered {' '.join(filter(None, (str(status or ''), code)))}"
     if code in _TRANSIENT_CODES or _is_transient(status):
         return broken_off(where, named, _retry_after_s(headers or {}))
@@ -118,6 +145,8 @@ def answer_error(
         return OSError(errno.EIO, REFUSED[code], where)
     if status in {HTTPStatus.NOT_FOUND, HTTPStatus.GONE}:
         return FileNotFoundError(errno.ENOENT, REFUSED["NoSuchKey"], where)
+    if not _is_s3(where):
+        named += ". Check that the URL is that of the store, and that its server gives files"
     return OSError(errno.EIO, named, where)
 
 
@@ -127,11 +156,60 @@ def unanswered(where: str, server: str = "the server") -> TransientError:
     return broken_off(where, f"the answer of {server} broke off or never came. {step}")
 
 
+def stalled(where: str) -> TransientError:
+    """Return the error for an answer of which too little came for too long."""
+    step = ENDPOINT if _is_s3(where) else "Check the URL and the network"
+    text = f"the server sends nothing, or too little to go on. {step}"
+    return StalledAnswerError(errno.ETIMEDOUT, text, where)
+
+
+def too_long(where: str, limit_bytes: int, found_bytes: int | None = None) -> CorruptStoreError:
+    """Return the error for an object that is larger than it may be."""
+    found = "more" if found_bytes is None else f"{found_bytes} bytes"
+    return CorruptStoreError(
+        f"{where}: the server sends {found} where at most {limit_bytes} bytes are expected. "
+        "Check the URL; the store or its server is damaged, or not what it says."
+    )
+
+
+def led_away(where: str, text: str) -> OSError:
+    """Return the error for a redirect that is not followed."""
+    return OSError(errno.EIO, f"the server redirects the request: {text}. Check the URL", where)
+
+
+def range_value(start: int | None, stop: int | None) -> str:
+    """Return the value of a Range header, or nothing for all of an object."""
+    if start is None and stop is None:
+        return ""
+    return f"bytes={start or 0}-{'' if stop is None else stop - 1}"
+
+
 def broken_off(where: str, text: str, retry_after_s: float | None = None) -> TransientError:
     """Return the error for a request that may succeed if it is made again."""
     problem = TransientError(errno.EIO, text, where)
     problem.retry_after_s = retry_after_s
     return problem
+
+
+def no_range(where: str, text: str) -> NoRangesError:
+    """Return the error for a server that gives something else than a range."""
+    step = "Chunks are read as byte ranges, which it must give" if _is_s3(where) else _RANGES
+    return NoRangesError(errno.EIO, f"{text}. {step}", where)
+
+
+def is_page(data: Buffer) -> bool:
+    """Whether bytes begin as a web page does, and no object of a store."""
+    beginning = bytes(memoryview(data)[:PAGE_BYTES]).lstrip().lower()
+    return beginning.startswith((b"<!doctype html", b"<html"))
+
+
+def page_instead(where: str) -> PermissionError:
+    """Return the error for a server that sends a web page where an object is asked for."""
+    text = (
+        "the server sent a web page instead of the object, to log in or to say that there is none. "
+        "Check the URL, and user, password or headers"
+    )
+    return PermissionError(errno.EACCES, text, where)
 
 
 def broken_trust(where: str) -> OSError:

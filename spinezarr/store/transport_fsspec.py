@@ -4,22 +4,36 @@ import asyncio
 import errno
 import os
 import re
-from collections.abc import Awaitable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from http import HTTPStatus
 from typing import Any, Final
+from urllib.request import getproxies
 
 from fsspec.asyn import AsyncFileSystem
 from typing_extensions import Buffer
 
+from spinezarr.public_url import public_url
 from spinezarr.store.files import open_filesystem
+from spinezarr.store.pace import Pace, Progress, StalledError
 from spinezarr.store.s3_errors import CREDENTIALS
+from spinezarr.store.transport_direct import is_link_local
 from spinezarr.store.transport_errors import (
+    CONTENT_RANGE,
+    PAGE_BYTES,
+    REDIRECTS,
     answer_error,
     broken_off,
     broken_trust,
-    public_url,
+    is_page,
+    led_away,
+    no_range,
+    page_instead,
+    range_value,
+    stalled,
+    too_long,
     unanswered,
 )
 
@@ -27,10 +41,13 @@ __all__ = ["FsspecTransport"]
 
 _THREADS: Final = 32
 _CONNECTIONS: Final = 128
-_TOTAL_S: Final = 120
-_CONNECT_S: Final = 5
-_CONTENT_RANGE: Final = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
-_WHOLE: Final = "the server sent the whole object instead of the range"
+_CONNECT_S: Final = 10
+_S3_HEAD_S: Final = 40.0
+"""Until an answer of S3 begins: botocore may ask for credentials and the bucket's region first."""
+_AWAY: Final = {"accept", "accept-encoding", "host", "range", "user-agent"}
+"""Headers that go to another server than the user named."""
+_OF_NO_RANGE: Final = re.compile(r"bytes \*/(\d{1,19})")
+"""``Content-Range`` of an object whose end lies before the range (RFC 9110, section 14.4)."""
 _BUCKETS: Final = ("s3://", "s3a://")
 _ANSWERING: Final = ("http://", "https://", *_BUCKETS)
 """Where only the server can say that an object is absent."""
@@ -45,9 +62,12 @@ _TRANSIENT_NUMBERS: Final = {
     errno.EPIPE,
     errno.ETIMEDOUT,
 }
+_LED_ASTRAY: Final = {"InvalidURL", "RedirectClientError"}
+"""Of aiohttp, for redirects to what it cannot ask."""
 _TRANSIENT_NAMES: Final = {
     "ClientConnectionError",  # aiohttp
     "ClientPayloadError",
+    "HttpProcessingError",
     "ConnectionError",  # requests
     "IncompleteRead",  # http.client
     "Timeout",
@@ -74,80 +94,188 @@ class FsspecTransport:
         self._scheme = url.partition("://")[0]
         is_s3 = self._scheme in {"s3", "s3a"}
         self._fs, _ = open_filesystem(url, _once(options) if is_s3 else options)
-        self._read = _read_any
+        self._pace = Pace()
+        self._read: Callable[..., Awaitable[bytes]] = _read_any
         if is_s3:
             self._fs.retries = 1  # of s3fs, around those of botocore
             self._read = _read_s3
         elif self._scheme in {"http", "https"}:
-            self._read = _read_http
+            self._read = _Web(self._fs).read
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="spinezarr-get")
 
-    async def get(self, path: str, start: int | None = None, stop: int | None = None) -> Buffer:
+    async def get(self, path: str, start: int | None, stop: int | None, limit_bytes: int) -> Buffer:
         """See :class:`spinezarr.store.transport.Transport`."""
         where = public_url(path if "://" in path else f"{self._scheme}://{path}")
+        wanted = _Wanted(path, start, stop, limit_bytes)
         if isinstance(self._fs, AsyncFileSystem) and self._fs.async_impl:
             # Explained on fsspec's own loop: what it logs of a task that was left must be clean.
-            task = _explain(self._read(self._fs, path, start, stop), where)
-            data = await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(task, self._fs.loop))
-        else:
-            read = asyncio.get_running_loop().run_in_executor(
-                self._threads, partial(self._fs.cat_file, path, start=start, end=stop)
-            )
-            data = await _explain(read, where)
-        if start is not None and stop is not None and len(data) > stop - start:
-            raise broken_off(where, _WHOLE)
+            task = _explain(self._watched(wanted), where, wanted)
+            return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(task, self._fs.loop))
+        end = (start or 0) + wanted.most_bytes + (stop is None)
+        read = asyncio.get_running_loop().run_in_executor(
+            self._threads, partial(self._fs.cat_file, path, start=start, end=end)
+        )
+        return await _explain(wanted.bounded(read), where, wanted)
+
+    async def _watched(self, wanted: "_Wanted") -> bytes:
+        with Progress(self._pace) as progress:
+            return await self._read(self._fs, wanted, progress)
+
+
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """What is asked for."""
+
+    path: str
+    start: int | None
+    stop: int | None
+    limit_bytes: int
+
+    @property
+    def most_bytes(self) -> int:
+        """How many bytes may come."""
+        return self.limit_bytes if self.stop is None else self.stop - (self.start or 0)
+
+    @property
+    def range(self) -> str:
+        """Value of the Range header."""
+        return range_value(self.start, self.stop)
+
+    async def bounded(self, read: Awaitable[bytes]) -> bytes:
+        """Await bytes that cannot be bounded before."""
+        data = await read
+        if len(data) > self.most_bytes:
+            raise _TooLongError(self, len(data))
         return data
+
+    async def collected(
+        self, parts: AsyncIterator[bytes], length: int | None, progress: Progress
+    ) -> bytes:
+        """Return a body, if it is not longer than it may be, and does not stall."""
+        if length is not None and length > self.most_bytes:
+            raise _TooLongError(self, length)
+        data = bytearray()
+        while True:
+            part = await progress.step(anext(parts, b""))
+            if not part:
+                return bytes(data)
+            data += part
+            progress.add(len(part))
+            if len(data) > self.most_bytes:
+                raise _TooLongError(self, None)
 
 
 def _once(options: Mapping[str, Any]) -> dict[str, Any]:
     """Return s3fs's options for one attempt and many at once."""
-    config = {"max_pool_connections": _CONNECTIONS, **(options.get("config_kwargs") or {})}
+    config = {
+        "max_pool_connections": _CONNECTIONS,
+        "read_timeout": _S3_HEAD_S,
+        **(options.get("config_kwargs") or {}),
+    }
     return {**options, "config_kwargs": {**config, "retries": {"total_max_attempts": 1}}}
 
 
-async def _explain(read: Awaitable[bytes], where: str) -> bytes:
-    """Await bytes; raise one of the four kinds of error, with nothing of the original in it."""
+async def _explain(read: Awaitable[bytes], where: str, wanted: _Wanted) -> bytes:
+    """Await bytes; raise one of the kinds of error, with nothing of the original in it."""
     try:
         return await read
     except Exception as caught:  # noqa: BLE001  any file system, any error
-        problem = _explained(caught, where)
+        problem = _explained(caught, where, wanted.start)
     if problem is None:
         return b""
     raise problem
 
 
-async def _read_any(fs: Any, path: str, start: int | None, stop: int | None) -> bytes:  # noqa: ANN401
-    data: bytes = await fs._cat_file(path, start=start, end=stop)  # noqa: SLF001  as fsspec itself
-    return data
+async def _read_any(fs: Any, wanted: _Wanted, progress: Progress) -> bytes:  # noqa: ANN401
+    end = (wanted.start or 0) + wanted.most_bytes + (wanted.stop is None)
+    read = fs._cat_file(wanted.path, start=wanted.start, end=end)  # noqa: SLF001  as fsspec itself
+    return await progress.whole(wanted.bounded(read))
 
 
-async def _read_s3(fs: Any, path: str, start: int | None, stop: int | None) -> bytes:  # noqa: ANN401
-    data, content_range = await fs.get_object(path, _range(start, stop))
-    return _checked(data, content_range, start, stop)
+async def _read_s3(fs: Any, wanted: _Wanted, progress: Progress) -> bytes:  # noqa: ANN401
+    opening = fs.open_object(wanted.path, wanted.range)
+    body, length, content_range = await progress.step(opening, _S3_HEAD_S)
+    progress.renew()
+    async with body:
+        if wanted.range and content_range is None:
+            beginning = await progress.step(body.read(PAGE_BYTES))
+            raise _not_partial(beginning, length, wanted.start, wanted.stop)
+        expected = _range_bytes(content_range or "", wanted)
+        data = await wanted.collected(fs.parts(body, wanted.path), length, progress)
+    return _whole(data, expected)
 
 
-async def _read_http(fs: Any, path: str, start: int | None, stop: int | None) -> bytes:  # noqa: ANN401
-    options = {"timeout": _timeout(), **fs.kwargs}
-    # A range of a body that was compressed on the way is of no use.
-    headers = {**(options.pop("headers", None) or {}), "Accept-Encoding": "identity"}
-    wanted = _range(start, stop)
-    if wanted:
-        headers["Range"] = wanted
-    session = await fs.set_session()
-    async with session.get(fs.encode_url(path), headers=headers, **options) as answer:
+class _Web:
+    """A web server, asked through aiohttp with fsspec's options."""
+
+    def __init__(self, fs: Any) -> None:  # noqa: ANN401  fsspec is untyped
+        self._options = dict(fs.client_kwargs)
+
+    async def read(self, fs: Any, wanted: _Wanted, progress: Progress) -> bytes:  # noqa: ANN401
+        options = {"timeout": _timeout(), **fs.kwargs}
+        # A range of a body that was compressed on the way is of no use, and one may grow without
+        # end as it is inflated.
+        headers = {**(options.pop("headers", None) or {}), "Accept-Encoding": "identity"}
+        if wanted.range:
+            headers["Range"] = wanted.range
+        session = await self._opened(fs)
+        url = fs.encode_url(wanted.path)
+        middlewares = (*self._options.get("middlewares", ()), _AtHome(url))
+        own = {"auto_decompress": False, "max_redirects": REDIRECTS, "middlewares": middlewares}
+        asking = session.get(url, headers=headers, **options, **own)
+        answer = await progress.step(asking)
+        progress.renew()
+        try:
+            return await self._taken(answer, wanted, progress)
+        finally:
+            answer.release()
+
+    async def _taken(self, answer: Any, wanted: _Wanted, progress: Progress) -> bytes:  # noqa: ANN401
         if not answer.ok or answer.status == HTTPStatus.NOT_MODIFIED:
             named = {name.lower(): text for name, text in answer.headers.items()}
             raise _RefusedError(answer.status, named)
-        data: bytes = await answer.read()
-        partial_content = answer.status == HTTPStatus.PARTIAL_CONTENT
-        content_range = answer.headers.get("Content-Range", "") if partial_content else None
-    return _checked(data, content_range, start, stop)
+        if wanted.range and answer.status != HTTPStatus.PARTIAL_CONTENT:
+            # The rest may be a whole shard, and is of no use.
+            beginning = await progress.step(answer.content.read(PAGE_BYTES))
+            raise _not_partial(beginning, answer.content_length, wanted.start, wanted.stop)
+        encoding = answer.headers.get("Content-Encoding", "identity").lower()
+        if encoding != "identity":
+            raise _EncodedError
+        expected = _range_bytes(answer.headers.get("Content-Range", ""), wanted)
+        parts = answer.content.iter_any()
+        return _whole(await wanted.collected(parts, answer.content_length, progress), expected)
+
+    async def _opened(self, fs: Any) -> Any:  # noqa: ANN401
+        """Return fsspec's session, which others of the same options share, as it would make it."""
+        if fs._session is None:  # noqa: SLF001  as fsspec itself
+            from aiohttp import TCPConnector  # noqa: PLC0415  optional, and takes long
+
+            # All under way have a connection, or they would wait for one, and not the server.
+            own = {"connector": TCPConnector(limit=0), "trust_env": bool(getproxies())}
+            fs.client_kwargs = {**own, **self._options}
+        return await fs.set_session()
+
+
+class _AtHome:
+    """Keeps what is secret from servers that an answer leads to (a middleware of aiohttp)."""
+
+    def __init__(self, home: Any) -> None:  # noqa: ANN401  an URL of yarl
+        self._origin = home.origin()
+
+    async def __call__(self, request: Any, handler: Any) -> Any:  # noqa: ANN401
+        if request.url.origin() != self._origin:
+            if is_link_local(request.url.host or ""):
+                raise _LedAwayError("it leads to an address of the machine's own network")
+            for name in {*request.headers}:
+                if name.lower() not in _AWAY:
+                    request.headers.popall(name, None)
+        return await handler(request)
 
 
 def _timeout() -> Any:  # noqa: ANN401
     from aiohttp import ClientTimeout  # noqa: PLC0415  optional, and takes long
 
-    return ClientTimeout(total=_TOTAL_S, sock_connect=_CONNECT_S)
+    return ClientTimeout(total=None, sock_connect=_CONNECT_S)  # Progress has the others
 
 
 class _RefusedError(Exception):
@@ -159,64 +287,158 @@ class _RefusedError(Exception):
         self.headers = headers
 
 
-class _BrokenError(Exception):
+class _WrongError(Exception):
     """An answer that does not fit what was asked for."""
 
-
-def _range(start: int | None, stop: int | None) -> str:
-    """Return the value of a Range header, or nothing for all of an object."""
-    if start is None and stop is None:
-        return ""
-    return f"bytes={start or 0}-{'' if stop is None else stop - 1}"
+    def explained(self, where: str) -> OSError:
+        """Return the error to raise."""
+        return broken_off(where, str(self))
 
 
-def _checked(data: bytes, content_range: str | None, start: int | None, stop: int | None) -> bytes:
-    """Return what an answer holds if it is the range that was asked for.
+class _UnrangedError(_WrongError):
+    """An answer to a request for a range that knows no ranges."""
+
+    def explained(self, where: str) -> OSError:
+        """Return the error to raise."""
+        return no_range(where, str(self))
+
+
+class _TooLongError(Exception):
+    """More bytes than may come."""
+
+    def __init__(self, wanted: _Wanted, found_bytes: int | None) -> None:
+        super().__init__()
+        self.wanted = wanted
+        self.found_bytes = found_bytes
+
+    def explained(self, where: str) -> OSError:
+        """Return the error to raise; a range is worth asking for again."""
+        most = self.wanted.most_bytes
+        if self.wanted.stop is None:
+            return too_long(where, most, self.found_bytes)
+        found = "more bytes" if self.found_bytes is None else f"{self.found_bytes} bytes"
+        return broken_off(where, f"{found} came of {most}")
+
+
+class _EncodedError(Exception):
+    """A body that was compressed, though that was not asked for."""
+
+    def explained(self, where: str) -> OSError:
+        """Return the error to raise."""
+        text = "the server compresses what it sends (Content-Encoding). Switch that off for stores"
+        return OSError(errno.EIO, text, where)
+
+
+class _LedAwayError(Exception):
+    """A redirect that is not followed."""
+
+    def explained(self, where: str) -> OSError:
+        """Return the error to raise."""
+        return led_away(where, str(self))
+
+
+class _PageError(_WrongError):
+    """A web page instead of the object."""
+
+    def explained(self, where: str) -> OSError:
+        """Return the error to raise."""
+        return page_instead(where)
+
+
+def _not_partial(
+    beginning: bytes, size: int | None, start: int | None, stop: int | None
+) -> Exception:
+    """Return the error for an answer that says that it is the whole object.
+
+    Parameters
+    ----------
+    beginning
+        Its first bytes.
+    size
+        How many there are, if that is known.
+    """
+    if is_page(beginning):
+        return _PageError()
+    asked = f"bytes {start or 0} to {'its end' if stop is None else stop - 1}"
+    if size is not None and stop is not None and size < stop:
+        return _WrongError(f"the server sent {size} bytes as the whole object instead of {asked}")
+    whole = "the whole object" if size is None else f"the whole object of {size} bytes"
+    return _UnrangedError(f"the server sent {whole} instead of {asked}")
+
+
+def _range_bytes(content_range: str, wanted: _Wanted) -> int | None:
+    """Return the length of a range that is the one asked for; None if all of an object is.
 
     Parameters
     ----------
     content_range
-        What the answer says it holds; None if it says that it is the whole object.
+        What the answer says it holds.
+    wanted
+        What was asked for.
     """
-    if start is None and stop is None:
-        return data
-    if content_range is None:
-        raise _BrokenError(_WHOLE)
-    found = _CONTENT_RANGE.fullmatch(content_range)
+    if not wanted.range:
+        return None
+    start, stop = wanted.start or 0, wanted.stop
+    found = CONTENT_RANGE.fullmatch(content_range)
     if found is None:
-        raise _BrokenError("the server did not say which range it sent")
+        raise _UnrangedError("the server did not say which bytes it sent (Content-Range)")
     first, last, total = found.groups()
     ends = [x for x in (stop, None if total == "*" else int(total)) if x is not None]
     is_whole = not ends or int(last) + 1 == min(ends) or (total == "*" and int(last) < min(ends))
-    if int(first) != (start or 0) or not is_whole:
-        raise _BrokenError("the server sent another range than the one asked for")
-    if len(data) != int(last) + 1 - int(first):
-        raise _BrokenError(f"{len(data)} bytes came of {int(last) + 1 - int(first)}")
+    if int(first) != start or not is_whole:
+        asked = f"bytes {start} to {'its end' if stop is None else stop - 1}"
+        raise _UnrangedError(f"the server sent bytes {first} to {last} instead of {asked}")
+    return int(last) + 1 - int(first)
+
+
+def _whole(data: bytes, expected_bytes: int | None) -> bytes:
+    """Return what came if it is as long as it should be."""
+    if expected_bytes is not None and len(data) != expected_bytes:
+        raise _WrongError(f"{len(data)} bytes came of {expected_bytes}")
     return data
 
 
-def _explained(problem: Exception, where: str) -> Exception | None:
+def _explained(problem: Exception, where: str, start: int | None) -> Exception | None:
     """Return the error to raise, or None where the object ends before the range begins."""
-    if isinstance(problem, _BrokenError):
-        return broken_off(where, str(problem))
-    if "HttpProcessingError" in _names(problem):
-        return unanswered(where)
+    if isinstance(problem, _WrongError | _TooLongError | _EncodedError | _LedAwayError):
+        return problem.explained(where)
+    if isinstance(problem, StalledError):
+        return stalled(where)
+    if "TooManyRedirects" in _names(problem):
+        return led_away(where, f"it leads on more than {REDIRECTS} times")
     status, code, headers = _answer(problem)
-    if status == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
-        return None
-    if status or code:
-        return answer_error(status, code, where, headers)
-    return _without_answer(problem, where)
+    if "HttpProcessingError" in _names(problem) or not (status or code):
+        return _without_answer(problem, where)
+    if status == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE and start is not None:
+        return _refused_range(headers, where, start)
+    return answer_error(status, code, where, headers)
+
+
+def _refused_range(headers: Mapping[str, str], where: str, start: int) -> OSError | None:
+    """Return the error for a range that begins inside the object as the server knows it."""
+    known = _OF_NO_RANGE.fullmatch(headers.get("content-range", ""))
+    if known and int(known[1]) > start:
+        text = f"the server refused byte {start} of an object of {known[1]} bytes (416)"
+        return no_range(where, text)
+    return None
 
 
 def _without_answer(problem: Exception, where: str) -> OSError:
     names = _names(problem)
     if not _DISTRUST.isdisjoint(names):
         return broken_trust(where)
+    if not _LED_ASTRAY.isdisjoint(names):
+        return led_away(where, "it leads to what is no web server")
     number = getattr(problem, "errno", None)
     lost = isinstance(problem, ConnectionError | TimeoutError) or number in _TRANSIENT_NUMBERS
     if lost or not _TRANSIENT_NAMES.isdisjoint(names):
         return unanswered(where)
+    return _of_its_own(problem, names, where)
+
+
+def _of_its_own(problem: Exception, names: set[str], where: str) -> OSError:
+    """Return the error for what is no fault of the network."""
+    number = getattr(problem, "errno", None)
     if isinstance(problem, PermissionError) or not _NO_CREDENTIALS.isdisjoint(names):
         return _denied(problem, where)
     if isinstance(problem, FileNotFoundError) and not where.startswith(_ANSWERING):

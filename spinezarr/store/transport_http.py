@@ -1,16 +1,14 @@
-"""Web servers for obstore: what fsspec's options mean there, and how a URL is written."""
+"""Web servers for our own client: what fsspec's options mean, and how a URL is written."""
 
 import re
 from base64 import b64encode
 from collections.abc import Mapping
 from typing import Any, Final
-from urllib.parse import unquote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
-from obstore.store import HTTPStore
+from spinezarr.store.transport_direct import Place, is_plain_key, place_of
 
-from spinezarr.store.transport_obstore import CLIENT, NO_RETRIES, is_plain_key
-
-__all__ = ["HttpStores", "http_stores"]
+__all__ = ["HttpPlaces", "http_places"]
 
 _OF_NO_MATTER: Final = {
     "block_size",
@@ -27,49 +25,41 @@ _OF_NO_MATTER: Final = {
 """Options of fsspec's file system that say nothing about a request for one object."""
 _ESCAPED: Final = re.compile(r"%([0-9A-Fa-f]{2})")
 _STAY_ESCAPED: Final = frozenset("!$&'()*+,;=:@/[]^|\\")
-"""What aiohttp leaves escaped as it finds it, and obstore would send bare."""
+"""What aiohttp leaves escaped as it finds it, and we would send bare."""
 _SENT_BARE: Final = frozenset("[]^|\\")
-"""What aiohttp escapes, and obstore does not."""
+"""What aiohttp escapes, and others do not."""
+_BARE: Final = "/!$&'()*+,;=:@~"
+"""What aiohttp sends as it is."""
+_HEADER: Final = re.compile(r"[\t -~\xa0-\xff]*")
 
 
-class HttpStores:
-    """One store an origin."""
+class HttpPlaces:
+    """Where URLs lie."""
 
     def __init__(self, headers: Mapping[str, str]) -> None:
         self._headers = {name.title(): text for name, text in headers.items()}
 
-    def locate(self, path: str) -> tuple[str, str] | None:
-        """See :class:`spinezarr.store.transport_obstore.Stores`."""
+    def find(self, path: str) -> Place | None:
+        """See :class:`spinezarr.store.transport_direct.Places`."""
         try:
             parts = urlsplit(path)
         except ValueError:
             return None
-        key = _key(parts.path)
-        is_login_given_twice = "@" in parts.netloc and "Authorization" in self._headers
-        if (
-            key is None
-            or is_login_given_twice
-            or parts.query
-            or parts.fragment
-            or path.endswith(("?", "#"))
-        ):
+        key, headers = _key(parts.path), self._headers
+        if key is None or parts.query or parts.fragment or path.endswith(("?", "#")):
             return None
-        return f"{parts.scheme}://{parts.netloc}", key
-
-    def open(self, name: str) -> HTTPStore:
-        """See :class:`spinezarr.store.transport_obstore.Stores`."""
-        parts, headers = urlsplit(name), dict(self._headers)
         login, _, host = parts.netloc.rpartition("@")
         if login:
+            if "Authorization" in headers:
+                return None
             user, _, password = login.partition(":")
-            headers["Authorization"] = _basic(unquote(user), unquote(password), "utf-8")
-        client: Any = {**CLIENT, "default_headers": headers}
-        origin = f"{parts.scheme}://{host}"
-        return HTTPStore.from_url(origin, client_options=client, retry_config=NO_RETRIES)
+            basic = _basic(unquote(user), unquote(password), "utf-8")
+            headers = {**headers, "Authorization": basic}
+        return place_of(f"{parts.scheme}://{host}/{quote(key, safe=_BARE)}", headers)
 
 
-def http_stores(options: Mapping[str, Any]) -> HttpStores | None:
-    """Return the stores for fsspec's options, or None if obstore has no way to say them."""
+def http_places(options: Mapping[str, Any]) -> HttpPlaces | None:
+    """Return the places for fsspec's options, or None if they say more than our client knows."""
     rest = {name: value for name, value in options.items() if name not in _OF_NO_MATTER}
     client, own = rest.pop("client_kwargs", None) or {}, rest.pop("headers", None) or {}
     if not isinstance(client, Mapping) or not isinstance(own, Mapping):
@@ -77,12 +67,13 @@ def http_stores(options: Mapping[str, Any]) -> HttpStores | None:
     client = dict(client)
     headers = {**(client.pop("headers", None) or {}), **own}
     logins = [x for x in (client.pop("auth", None), rest.pop("auth", None)) if x is not None]
-    if rest or client or not all(isinstance(x, str) for pair in headers.items() for x in pair):
+    texts = [x for pair in headers.items() for x in pair]
+    if rest or client or not all(isinstance(x, str) and _HEADER.fullmatch(x) for x in texts):
         return None
     if logins:
         login = logins[-1]  # aiohttp.BasicAuth, which takes long to import
         headers["Authorization"] = _basic(login.login, login.password, login.encoding)
-    return HttpStores(headers)
+    return HttpPlaces(headers)
 
 
 def _basic(user: str, password: str, encoding: str) -> str:
@@ -91,7 +82,7 @@ def _basic(user: str, password: str, encoding: str) -> str:
 
 
 def _key(path: str) -> str | None:
-    """Return the key for which obstore asks as aiohttp does for this path, or None."""
+    """Return the key for which we ask as aiohttp does for this path, or None."""
     escaped = {chr(int(digits, 16)) for digits in _ESCAPED.findall(path)}
     if not _STAY_ESCAPED.isdisjoint(escaped):
         return None

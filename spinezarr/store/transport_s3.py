@@ -1,23 +1,33 @@
-"""Buckets for obstore: what s3fs's options, the environment and ``~/.aws`` mean there."""
+"""Buckets for our own client: what s3fs's options, the environment and ``~/.aws`` mean."""
 
 import errno
+import hashlib
+import hmac
 import os
 import re
+import ssl
 from collections.abc import Callable, Mapping
 from configparser import ConfigParser
 from configparser import Error as ConfigError
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from pathlib import Path
+from threading import Lock
 from typing import Any, Final
-from urllib.parse import urlsplit
-
-from obstore.store import S3Store
+from urllib.parse import quote, urlsplit
 
 from spinezarr.store.s3_errors import CREDENTIALS
-from spinezarr.store.transport_obstore import CLIENT, NO_RETRIES, NotServedError, is_plain_key
+from spinezarr.store.transport_direct import (
+    NotServedError,
+    Place,
+    is_plain_key,
+    no_renewal,
+    place_of,
+)
 
-__all__ = ["S3Stores", "s3_stores"]
+__all__ = ["S3Places", "s3_places"]
 
 _OF_NO_MATTER: Final = {
     "cache_regions",
@@ -67,30 +77,109 @@ class _Settings:
     provider: Callable[[], Any] | None = field(repr=False)
 
 
-class S3Stores:
-    """One store a bucket."""
+class S3Places:
+    """Where objects of buckets lie."""
 
     def __init__(self, options: Mapping[str, Any]) -> None:
         self._options = options
         self._settings: _Settings | None = None
+        self._context: ssl.SSLContext | None = None
+        self._keys: dict[str, Any] = {}
+        self._lock = Lock()
 
-    def locate(self, path: str) -> tuple[str, str] | None:
-        """See :class:`spinezarr.store.transport_obstore.Stores`."""
+    def find(self, path: str) -> Place | None:
+        """See :class:`spinezarr.store.transport_direct.Places`."""
         bucket, _, key = path.partition("/")
         if not _BUCKET.fullmatch(bucket) or not is_plain_key(key) or "?versionId=" in key:
             return None
-        return bucket, key
-
-    def open(self, name: str) -> S3Store:
-        """See :class:`spinezarr.store.transport_obstore.Stores`."""
         if self._settings is None:
-            self._settings = _settings(_Options.of(self._options))
-        return _store(name, self._settings)
+            settings = _settings(_Options.of(self._options))
+            self._context, self._settings = _context(settings), settings
+        base, is_virtual = _endpoint(bucket, self._settings)
+        within = quote(key if is_virtual else f"{bucket}/{key}", safe="/~")
+        payer = {"x-amz-request-payer": "requester"} if self._settings.requester_pays else {}
+        place = place_of(f"{base}/{within}", payer, self._context)
+        if place is None or self._settings.provider is None:
+            return place
+        return replace(place, sign=self._signed, signs_slowly=self._is_expired)
+
+    def _is_expired(self) -> bool:
+        until = self._keys.get("expires_at")
+        return not self._keys or (until is not None and until <= datetime.now(UTC))
+
+    def _signed(self, place: Place, headers: Mapping[str, str]) -> Mapping[str, str]:
+        settings = self._settings
+        if settings is None or settings.provider is None:
+            return headers
+        with self._lock:
+            if self._is_expired():
+                self._keys = {}
+                with suppress(Exception):  # whatever botocore was told to ask
+                    self._keys = settings.provider()
+            keys = self._keys
+        if not keys:  # not in a handler: what failed may hold what is secret
+            raise no_renewal(f"s3://{place.host}{place.target}")
+        return signed(
+            place.host,
+            place.target,
+            headers,
+            keys=keys,
+            region=settings.region,
+            now=datetime.now(UTC),
+        )
+
+
+def signed(
+    host: str,
+    target: str,
+    headers: Mapping[str, str],
+    *,
+    keys: Mapping[str, str | None],
+    region: str,
+    now: datetime,
+) -> dict[str, str]:
+    """Return headers with the signature of a GET request (AWS Signature Version 4).
+
+    References
+    ----------
+    https://docs.aws.amazon.com/AmazonS3/latest/API/sig-v4-header-based-auth.html
+    """
+    time = f"{now:%Y%m%dT%H%M%SZ}"
+    own = {"x-amz-content-sha256": _NO_BODY, "x-amz-date": time}
+    if keys["token"]:
+        own["x-amz-security-token"] = str(keys["token"])
+    sent = {**{name.lower(): text for name, text in headers.items()}, **own}
+    fields = sorted({**sent, "host": host}.items())
+    names = ";".join(name for name, _ in fields)
+    canonical = "\n".join(
+        ["GET", target, "", *(f"{name}:{text}" for name, text in fields), "", names, _NO_BODY]
+    )
+    scope = f"{time[:8]}/{region}/s3/aws4_request"
+    digest = hashlib.sha256(canonical.encode()).hexdigest()
+    text = f"AWS4-HMAC-SHA256\n{time}\n{scope}\n{digest}"
+    key = _signing_key(str(keys["secret_access_key"]), time[:8], region)
+    signature = hmac.new(key, text.encode(), hashlib.sha256).hexdigest()
+    credential = f"Credential={keys['access_key_id']}/{scope}"
+    sent["Authorization"] = (
+        f"AWS4-HMAC-SHA256 {credential}, SignedHeaders={names}, Signature={signature}"
+    )
+    return sent
+
+
+@lru_cache(maxsize=16)
+def _signing_key(secret: str, date: str, region: str) -> bytes:
+    key = f"AWS4{secret}".encode()
+    for part in (date, region, "s3", "aws4_request"):
+        key = hmac.new(key, part.encode(), hashlib.sha256).digest()
+    return key
+
+
+_NO_BODY: Final = hashlib.sha256(b"").hexdigest()
 
 
 @dataclass(frozen=True)
 class _Options:
-    """s3fs's options that obstore can follow."""
+    """s3fs's options that our client can follow."""
 
     key: str | None = field(repr=False)
     secret: str | None = field(repr=False)
@@ -111,7 +200,7 @@ class _Options:
         Raises
         ------
         NotServedError
-            If obstore has no way to say one of them.
+            If our client has no way to follow one of them.
         """
         rest = {name: value for name, value in options.items() if name not in _OF_NO_MATTER}
         client = _settings_of(rest.pop("client_kwargs", None))
@@ -146,8 +235,8 @@ def _settings_of(value: object) -> dict[str, Any]:
     return dict(value or {})
 
 
-def s3_stores(options: Mapping[str, Any]) -> S3Stores | None:
-    """Return the stores for s3fs's options, or None if obstore has no way to say them."""
+def s3_places(options: Mapping[str, Any]) -> S3Places | None:
+    """Return the places for s3fs's options, or None if they say more than our client knows."""
     try:
         understood = _Options.of(options)
     except NotServedError:
@@ -155,7 +244,7 @@ def s3_stores(options: Mapping[str, Any]) -> S3Stores | None:
     endpoint_url = understood.endpoint_url
     if endpoint_url is not None and not _is_plain_endpoint(endpoint_url):
         return None
-    return S3Stores(options)
+    return S3Places(options)
 
 
 def _settings(options: _Options) -> _Settings:
@@ -243,10 +332,13 @@ def _with_botocore(options: _Options) -> _Found:
     PermissionError
         If there are no credentials, or no such profile.
     NotServedError
-        If a profile asks for what obstore cannot do.
+        If a profile asks for what our client cannot do, or there is no botocore.
     """
-    from botocore.exceptions import BotoCoreError, ProfileNotFound  # noqa: PLC0415  takes long
-    from botocore.session import Session  # noqa: PLC0415
+    try:
+        from botocore.exceptions import BotoCoreError, ProfileNotFound  # noqa: PLC0415  takes long
+        from botocore.session import Session  # noqa: PLC0415
+    except ImportError:  # s3fs, which is asked next, is not there either, and that error says more
+        raise NotServedError from None
 
     session = Session(profile=options.profile)
     try:
@@ -292,13 +384,13 @@ def _configured_endpoint(
 
 
 def _constant(key: str | None, secret: str | None, token: str | None) -> Callable[[], Any]:
-    """Return what gives obstore the same credentials for ever."""
+    """Return what gives the same credentials for ever."""
     answer = {"access_key_id": key, "secret_access_key": secret, "token": token, "expires_at": None}
     return lambda: answer
 
 
 def _renewed(credentials: Any) -> Callable[[], Any]:  # noqa: ANN401  botocore is untyped
-    """Return what gives obstore credentials of botocore, which renews them in time."""
+    """Return what gives credentials of botocore, which renews them in time."""
 
     def provide() -> dict[str, Any]:
         now = credentials.get_frozen_credentials()
@@ -312,32 +404,18 @@ def _renewed(credentials: Any) -> Callable[[], Any]:  # noqa: ANN401  botocore i
     return provide
 
 
-def _store(bucket: str, settings: _Settings) -> S3Store:
-    endpoint_url, is_virtual = _endpoint(bucket, settings)
-    client: dict[str, Any] = dict(CLIENT)
+def _context(settings: _Settings) -> ssl.SSLContext | None:
+    """Return how to know the server; None for the certificates that the system trusts."""
+    if settings.verify is True:
+        return None
     if settings.verify is False:
-        client["allow_invalid_certificates"] = True
-    elif isinstance(settings.verify, str):
-        try:
-            client["root_certificate"] = Path(settings.verify).read_bytes()
-        except OSError:
-            raise NotServedError from None
-    config: Any = {
-        "region": settings.region,
-        # Both, or a variable of the environment would go before.
-        "endpoint": endpoint_url,
-        "aws_endpoint_url_s3": endpoint_url,
-        "virtual_hosted_style_request": is_virtual,
-        "skip_signature": settings.is_anonymous,
-        "request_payer": settings.requester_pays,
-    }
-    return S3Store(
-        bucket,
-        config=config,
-        client_options=client,  # type: ignore[arg-type]
-        retry_config=NO_RETRIES,
-        credential_provider=settings.provider,
-    )
+        context = ssl.create_default_context()
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+        return context
+    try:
+        return ssl.create_default_context(cafile=str(settings.verify))
+    except OSError:
+        raise NotServedError from None
 
 
 def _endpoint(bucket: str, settings: _Settings) -> tuple[str, bool]:

@@ -7,10 +7,10 @@ from contextlib import nullcontext
 from typing import Final
 
 import fsspec
-from fsspec.implementations.local import LocalFileSystem
 from typing_extensions import Buffer
 
 from spinezarr.store.files import Holding, write_file, write_parts
+from spinezarr.store.store_folder import StoreFileSystem
 
 __all__ = ["Uploads"]
 
@@ -51,7 +51,7 @@ class Uploads:
         OSError
             If this file, or one before it, could not be written.
         """
-        if isinstance(self._fs, LocalFileSystem):
+        if isinstance(self._fs, StoreFileSystem):
             write_parts(self._fs, path, parts, self._holding)
             return
         before = self._futures.get(path)

@@ -18,7 +18,6 @@ import fsspec
 import numpy as np
 import numpy.typing as npt
 import xarray as xr
-from fsspec.implementations.local import LocalFileSystem
 from typing_extensions import Buffer
 
 from spinezarr.errors import (
@@ -28,16 +27,20 @@ from spinezarr.errors import (
     UsageError,
 )
 from spinezarr.geometry import ShapeZYX, axis_positions_mm
+from spinezarr.public_url import public_url
+from spinezarr.scaling import Scaling
+from spinezarr.store.array_metadata import ScanArrays, Separator, chunk_key, other_separator
 from spinezarr.store.attributes import (
     ManifestEntry,
     OtherFormatError,
     RootAttributes,
     ScanAttributes,
+    ScanGroup,
     ShardEntry,
     parse_root,
+    parse_scan_group,
     seal,
     unseal,
-    unseal_scan,
 )
 from spinezarr.store.audit_log import AUDIT_FILE, AuditLog, scan_identity
 from spinezarr.store.bundle import TABLE_BUNDLE, bundle_files, unbundle_files
@@ -46,7 +49,7 @@ from spinezarr.store.files import (
     Holding,
     is_read_only,
     list_sizes,
-    open_filesystem,
+    open_store,
     publish_file,
     read_files,
     remove_empty_folders,
@@ -56,38 +59,49 @@ from spinezarr.store.files import (
 from spinezarr.store.layout import (
     BALANCED,
     FORMAT_VERSION,
-    LABEL_CHUNKS,
     SCANS,
     TABLE,
     Profile,
     profile_named,
     scan_key,
 )
-from spinezarr.store.ledger import LEDGER_FILE, Ledger, LedgerEntry
+from spinezarr.store.ledger import LEDGER_FILE, FolderRecord, Ledger, LedgerEntry
 from spinezarr.store.lock import LATE_FILE, LockGuard, StoreLock
 from spinezarr.store.metadata import (
-    Separator,
-    chunk_key,
-    other_separator,
     root_files,
     scan_files,
-    separator_of,
     table_files,
     with_stored_encoding,
 )
 from spinezarr.store.reader import read_table
 from spinezarr.store.sharding import CHECKSUM_BYTES, chunk_rows, crc32
+from spinezarr.store.store_folder import StoreFileSystem
 from spinezarr.store.table import build_table, renew_table, root_of_table, with_audit
+from spinezarr.store.table_file import parse_table
 from spinezarr.store.uploads import Uploads
 from spinezarr.vertebrae import VALUE_OF_NAME
 
-__all__ = ["ScanWriter", "StoreWriter"]
+__all__ = ["ScanWriter", "StoreWriter", "stored_root"]
 
 _METADATA: Final = "zarr.json"
 _OURS: Final = re.compile(
     r"zarr\.json\.partial|(image|label|z|y|x|sampling|sampling/label_chunks)/(c[./].*|zarr\.json.*)"
 )
 """What a killed run may leave in the folder of a scan."""
+
+
+def stored_root(
+    url: str, storage_options: Mapping[str, Any] | None = None
+) -> RootAttributes | None:
+    """Return what a store says of itself; None if there is none that can be read.
+
+    Whether something else lies there is for :class:`StoreWriter` to judge.
+    """
+    fs, path = open_store(url, storage_options)
+    try:
+        return parse_root(fs.cat_file(f"{path}/{_METADATA}"))
+    except (OSError, ValueError, OtherFormatError):
+        return None
 
 
 class StoreWriter:
@@ -123,11 +137,16 @@ class StoreWriter:
         self.url = url
         self.root = root
         self._repair = repair
-        self._fs, self._path = open_filesystem(url, storage_options)
+        self._fs, self._path = open_store(url, storage_options)
         self._guard: LockGuard | None = None
         self._written_late = False
         """Whether a run wrote after it had lost the lock, since the store was last looked at."""
         self._claim()
+
+    @property
+    def name(self) -> str:
+        """Its path or URL, for messages: without user, password or signature."""
+        return public_url(self.url)
 
     @contextmanager
     def lock(self, what: str) -> Iterator[StoreLock]:
@@ -144,11 +163,13 @@ class StoreWriter:
             try:
                 if is_read_only(self._fs):
                     raise PermissionError("web servers are only read")
-                lock = stack.enter_context(StoreLock(self._fs, self._path, self.url, what))
+                lock = stack.enter_context(StoreLock(self._fs, self._path, self.name, what))
                 self._written_late = self._fs.exists(f"{self._path}/{LATE_FILE}")
                 lock.took_over |= self._written_late
+            except CorruptStoreError:
+                raise
             except (OSError, NotImplementedError) as problem:
-                raise ReadOnlyStoreError(f"{self.url}: cannot be written: {problem}.") from problem
+                raise ReadOnlyStoreError(f"{self.name}: cannot be written: {problem}.") from problem
             self._claim()  # another one may have made a store here just now
             self._guard = lock.guard
             yield lock
@@ -187,7 +208,7 @@ class StoreWriter:
         """Read the root; None if there is none that is whole."""
         try:
             data = self._fs.cat_file(f"{self._path}/{_METADATA}")
-        except (FileNotFoundError, NotADirectoryError):
+        except FileNotFoundError:
             return None
         try:
             if self._repair:
@@ -195,10 +216,10 @@ class StoreWriter:
             return parse_root(data)
         except OtherFormatError as problem:
             raise UsageError(
-                f"{self.url}: is a store in format {problem.version}, not {FORMAT_VERSION}. "
+                f"{self.name}: is a store in format {problem.version}, not {FORMAT_VERSION}. "
                 "Choose another place, or a matching version of spinezarr."
             ) from problem
-        except (ValueError, KeyError, TypeError):
+        except ValueError:
             return None
 
     def _root_of_table(self) -> RootAttributes:
@@ -207,19 +228,20 @@ class StoreWriter:
         found = read_files(self._fs, places)
         if not found:
             raise UsageError(
-                f"{self.url}: exists and is not a store. Choose an empty or new folder."
+                f"{self.name}: exists and is not a store. Choose an empty or new folder."
             )
         if not self._repair:
             raise UsageError(
-                f"{self.url}: the root of the store, zarr.json, is missing or damaged. Run the "
+                f"{self.name}: the root of the store, zarr.json, is missing or damaged. Run the "
                 "same command again with --repair: it writes it anew from the scan table."
             )
         for path, data in found.items():
-            with suppress(ValueError, KeyError, TypeError, AttributeError):
+            with suppress(ValueError):
                 is_bundle = path.endswith(TABLE_BUNDLE)
-                return root_of_table(unbundle_files(data)[_METADATA] if is_bundle else data)
+                metadata = unbundle_files(data).get(_METADATA, b"") if is_bundle else data
+                return root_of_table(parse_table(metadata).attributes)
         raise UsageError(
-            f"{self.url}: the root of the store and its scan table are both damaged. Copy one of "
+            f"{self.name}: the root of the store and its scan table are both damaged. Copy one of "
             "them, zarr.json or table/zarr.json, from another copy of the store, or ingest into a "
             "new place."
         )
@@ -228,19 +250,19 @@ class StoreWriter:
         """Refuse a store of another dataset, codec profile or key."""
         if _identity(found) != _identity(self.root):
             raise UsageError(
-                f"{self.url}: holds {_describe(found)}, not {_describe(self.root)}. "
+                f"{self.name}: holds {_describe(found)}, not {_describe(self.root)}. "
                 "One store holds one dataset: choose another place."
             )
         asked, held = self.root.codec_profile, profile_named(found.codec_profile).name
         if asked is not None and asked != held:
             raise UsageError(
-                f"{self.url}: is written with the codec profile {held!r}, not {asked!r}. "
+                f"{self.name}: is written with the codec profile {held!r}, not {asked!r}. "
                 "One store has one profile: leave --codec out, or choose another place."
             )
         if found.pseudonym_key != self.root.pseudonym_key:
             made = "without pseudonyms" if found.pseudonym_key is None else "with pseudonyms"
             raise UsageError(
-                f"{self.url}: was made {made}, or those of another key. Give --pseudonymize and "
+                f"{self.name}: was made {made}, or those of another key. Give --pseudonymize and "
                 "--pseudonyms as before, or choose another place."
             )
 
@@ -256,13 +278,13 @@ class StoreWriter:
     @property
     def local_folder(self) -> str | None:
         """Folder of a store on this machine's disks; None for one in a bucket."""
-        return self._path if isinstance(self._fs, LocalFileSystem) else None
+        return self._path if isinstance(self._fs, StoreFileSystem) else None
 
     def ledger(self) -> Ledger | None:
         """Read what the last ingest knew; None if none ended as it should."""
         try:
             return Ledger.of_file(self._fs.cat_file(f"{self._path}/{LEDGER_FILE}"))
-        except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
+        except (FileNotFoundError, ValueError):
             return None
 
     def forget_ledger(self) -> None:
@@ -279,7 +301,7 @@ class StoreWriter:
         """Read the scan table; None if there is none that is whole."""
         try:
             read = partial(read_files, self._fs)
-            return read_table(read, f"{self._path}/{TABLE}", self.url, self.root)
+            return read_table(read, f"{self._path}/{TABLE}", self.name)
         except CorruptStoreError:
             return None
 
@@ -289,8 +311,8 @@ class StoreWriter:
             data = self._fs.cat_file(f"{self._path}/{scan_key(scan_id)}/{_METADATA}")
         except (FileNotFoundError, NotADirectoryError):
             return None
-        parsed = _parse(data)
-        return None if parsed is None else parsed[0]
+        group = _parse(data)
+        return None if group is None else group.attributes
 
     def whole_scan(self, scan_id: str) -> ScanAttributes | None:
         """Read the attributes of a scan; None if it, or a file that its manifest names, is not."""
@@ -303,9 +325,10 @@ class StoreWriter:
     def scan_folders(self) -> set[str]:
         """List the names of the folders that hold scans, without looking into them."""
         place = f"{self._path}/{SCANS}"
-        if isinstance(self._fs, LocalFileSystem):
+        if isinstance(self._fs, StoreFileSystem):
+            self._fs.folder.check_folder(place)
             with os.scandir(place) as entries:
-                return {entry.name for entry in entries if entry.is_dir()}
+                return {entry.name for entry in entries if entry.is_dir(follow_symlinks=False)}
         paths: list[str] = self._fs.ls(place, detail=False)
         return {path.rstrip("/").rsplit("/", 1)[1] for path in paths}
 
@@ -350,12 +373,10 @@ class StoreWriter:
         """Remove what killed runs left outside the scans, and folders without files."""
         place = f"{self._path}/{TABLE}"
         named = {_METADATA}
-        with suppress(FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
-            named |= set(
-                unseal(self._fs.cat_file(f"{place}/{_METADATA}"))["attributes"]["manifest"]
-            )
+        with suppress(FileNotFoundError, ValueError):
+            named |= parse_table(self._fs.cat_file(f"{place}/{_METADATA}")).manifest.keys()
         self._remove(place, list_sizes(self._fs, place).keys() - named)
-        if isinstance(self._fs, LocalFileSystem):
+        if isinstance(self._fs, StoreFileSystem):
             own = (_METADATA, f"{SCANS}/{_METADATA}", TABLE_BUNDLE, AUDIT_FILE, LEDGER_FILE)
             remove_files(self._fs, self._path, (key + PARTIAL for key in own))
         remove_empty_folders(self._fs, self._path)
@@ -371,24 +392,25 @@ class StoreWriter:
         self, scan_id: str, sizes: dict[str, int], metadata: bytes | None, trusted: str | None
     ) -> ScanAttributes | None:
         folder = f"{self._path}/{scan_key(scan_id)}"
-        parsed = None if metadata is None else _parse(metadata)
-        if parsed is None or parsed[0].scan_id != scan_id:
+        group = None if metadata is None else _parse(metadata)
+        if metadata is None or group is None or group.attributes.scan_id != scan_id:
             if metadata is None:
                 self._remove(folder, filter(_OURS.fullmatch, sizes))
             return None
-        scan, group = parsed
+        scan = group.attributes
         if scan_identity(scan) != trusted:
-            sizes |= self._renew_metadata(scan, group)
+            sizes |= self._renew_metadata(group, metadata)
         extra = [key for key in sizes if key not in scan.manifest and _OURS.fullmatch(key)]
         self._remove(folder, extra)
         return scan if _is_whole(scan, sizes) else None
 
-    def _renew_metadata(self, scan: ScanAttributes, group: Mapping[str, Any]) -> dict[str, int]:
+    def _renew_metadata(self, group: ScanGroup, metadata: bytes) -> dict[str, int]:
         """Write those metadata of arrays again that a killed run left as they were; their sizes."""
+        scan = group.attributes
         folder = f"{self._path}/{scan_key(scan.scan_id)}"
         files = {
             f"{folder}/{key}": data
-            for key, data in _metadata_files(scan, group).items()
+            for key, data in _metadata_files(scan, group.arrays, metadata).items()
             if scan.manifest.get(key) == ManifestEntry.of(data)
         }
         there = read_files(self._fs, files)
@@ -405,9 +427,9 @@ class StoreWriter:
             metadata = self._fs.cat_file(f"{folder}/{_METADATA}")
         except (FileNotFoundError, NotADirectoryError):
             return ScanWriter(self._fs, folder, None, self.profile, self._guard)
-        parsed = _parse(metadata)
-        if parsed is not None:
-            return ScanWriter(self._fs, folder, parsed[1], self.profile, self._guard)
+        group = _parse(metadata)
+        if group is not None:
+            return ScanWriter(self._fs, folder, group, self.profile, self._guard)
         # Damaged metadata: nobody can read this scan.
         left = filter(_OURS.fullmatch, list_sizes(self._fs, folder))
         self._remove(folder, [_METADATA, *left])
@@ -422,13 +444,14 @@ class StoreWriter:
             What is published now: the manifest names the new metadata.
         """
         folder = f"{self._path}/{scan_key(scan.scan_id)}"
-        files = _metadata_files(scan, unseal(self._fs.cat_file(f"{folder}/{_METADATA}")))
+        metadata = self._fs.cat_file(f"{folder}/{_METADATA}")
+        files = _metadata_files(scan, parse_scan_group(metadata).arrays, metadata)
         entries = {key: ManifestEntry.of(data) for key, data in files.items() if key != _METADATA}
         changed = {key: entry for key, entry in entries.items() if scan.manifest[key] != entry}
         scan = scan.model_copy(update={"manifest": {**scan.manifest, **changed}})
-        metadata = {**json.loads(files[_METADATA]), "attributes": scan.to_json()}
+        renewed = seal({**json.loads(files[_METADATA]), "attributes": scan.to_json()})
         with self._holding():
-            publish_file(self._fs, f"{folder}/{_METADATA}", seal(metadata))
+            publish_file(self._fs, f"{folder}/{_METADATA}", renewed)
             for key in changed:
                 publish_file(self._fs, f"{folder}/{key}", files[key])
         return scan
@@ -438,6 +461,7 @@ class StoreWriter:
         known: xr.Dataset | None,
         changed: Mapping[str, ScanAttributes],
         entries: Mapping[str, LedgerEntry],
+        folders: Mapping[str, FolderRecord] | None = None,
     ) -> xr.Dataset:
         """Write the scan table and the ledger anew.
 
@@ -449,13 +473,17 @@ class StoreWriter:
             Scans that are new or other than in ``known``.
         entries
             What is known of every scan of the store.
+        folders
+            What is known of folders of DICOM files.
 
         Raises
         ------
         CorruptStoreError
             If the results of the last audit, which the table shows, are damaged.
         """
-        ledger = Ledger(scans=dict(sorted(entries.items())))
+        ledger = Ledger(
+            scans=dict(sorted(entries.items())), folders=dict(sorted((folders or {}).items()))
+        )
         audited = self.audit_log().current(ledger.identities)
         if known is None:
             table = build_table(self.root, changed.values(), audited)
@@ -473,9 +501,9 @@ class StoreWriter:
         place = f"{self._path}/{TABLE}"
         old = list_sizes(self._fs, place).keys()
         separator: Separator = "/"
-        with suppress(FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
-            group = unseal(self._fs.cat_file(f"{place}/{_METADATA}"))
-            separator = other_separator(separator_of(group))
+        with suppress(FileNotFoundError, ValueError):
+            stored = parse_table(self._fs.cat_file(f"{place}/{_METADATA}"))
+            separator = other_separator(stored.separator)
         files = table_files(table, separator)
         # Removed first: whoever finds it there finds in it what the folder holds.
         self._remove_bundle()
@@ -504,10 +532,10 @@ class StoreWriter:
             return AuditLog.of_file(self._fs.cat_file(path))
         except FileNotFoundError:
             return AuditLog()
-        except (ValueError, KeyError, TypeError, AttributeError) as problem:
+        except ValueError as problem:
             raise CorruptStoreError(
                 f"{path}: is not what spinezarr writes ({problem}). "
-                f"Run 'spinezarr audit {self.url}' over all scans again: it writes it anew."
+                f"Run 'spinezarr audit {self.name}' over all scans again: it writes it anew."
             ) from problem
 
     def drop_damaged_audit(self) -> None:
@@ -541,7 +569,7 @@ class StoreWriter:
             try:
                 publish_file(self._fs, f"{self._path}/{AUDIT_FILE}", log.to_file())
             except OSError as problem:
-                raise ReadOnlyStoreError(f"{self.url}: cannot be written: {problem}.") from problem
+                raise ReadOnlyStoreError(f"{self.name}: cannot be written: {problem}.") from problem
             self._publish_table(with_audit(table, log.current(identities)))
 
 
@@ -553,11 +581,11 @@ def _describe(root: RootAttributes) -> str:
     return f"the dataset {root.dataset!r} ({root.title})"
 
 
-def _parse(metadata: bytes) -> tuple[ScanAttributes, dict[str, Any]] | None:
-    """Read a scan's ``zarr.json``: its attributes, and all of it; None if it is damaged."""
+def _parse(metadata: bytes) -> ScanGroup | None:
+    """Read a scan's ``zarr.json``; None if it is damaged."""
     try:
-        return unseal_scan(metadata)
-    except (ValueError, KeyError, TypeError, AttributeError):
+        return parse_scan_group(metadata)
+    except ValueError:
         return None
 
 
@@ -576,7 +604,8 @@ def _small_files(
     return scan_files(
         profile,
         shape_zyx=scan.shape_zyx,
-        image_dtype=np.dtype(scan.image_dtype),
+        image_dtype=np.dtype(scan.image_stored_dtype),
+        image_scaling=None if scan.image_scaling is None else Scaling(*scan.image_scaling),
         coordinates_mm=axis_positions_mm(np.array(scan.affine), scan.shape_zyx),
         label_chunks=label_chunks,
         label_values=tuple(sorted(values)),
@@ -585,15 +614,21 @@ def _small_files(
     )
 
 
-def _metadata_files(scan: ScanAttributes, group: Mapping[str, Any]) -> dict[str, bytes]:
-    """Return the metadata of a published scan as they should be, without those of its chunks."""
-    arrays = group["consolidated_metadata"]["metadata"]
-    label_chunks = None
-    if LABEL_CHUNKS in arrays:
-        label_chunks = np.zeros(arrays[LABEL_CHUNKS]["shape"], np.uint32)
+def _metadata_files(scan: ScanAttributes, arrays: ScanArrays, metadata: bytes) -> dict[str, bytes]:
+    """Return the metadata of a published scan as they should be, without those of its chunks.
+
+    Parameters
+    ----------
+    scan
+        What they say.
+    arrays
+        Of the scan, from ``metadata``, which is its ``zarr.json``.
+    """
+    counts = arrays.label_chunks
+    label_chunks = None if counts is None else np.zeros(counts.shape, np.uint32)
     # The sampling's voxel counts stay: only the metadata are taken of what is made here.
-    files = _small_files(scan, label_chunks, BALANCED, separator_of(group))
-    files = with_stored_encoding(files, arrays)
+    files = _small_files(scan, label_chunks, BALANCED, arrays.separator)
+    files = with_stored_encoding(files, unseal(metadata)["consolidated_metadata"]["metadata"])
     return {key: data for key, data in files.items() if key.endswith(_METADATA)}
 
 
@@ -623,7 +658,7 @@ class ScanWriter:
     fs, folder
         Where the scan lies.
     replaced
-        Metadata of the version that is published; None if there is none.
+        The version that is published; None if there is none.
     profile
         Chunks and codecs of image and mask.
     guard
@@ -634,7 +669,7 @@ class ScanWriter:
         self,
         fs: fsspec.AbstractFileSystem,
         folder: str,
-        replaced: Mapping[str, Any] | None,
+        replaced: ScanGroup | None,
         profile: Profile,
         guard: LockGuard | None,
     ) -> None:
@@ -646,8 +681,8 @@ class ScanWriter:
         self._old: set[str] = set()
         self._separator: Separator = "/"
         if replaced is not None:
-            self._old = set(replaced["attributes"]["manifest"])
-            self._separator = other_separator(separator_of(replaced))
+            self._old = set(replaced.attributes.manifest)
+            self._separator = other_separator(replaced.arrays.separator)
         self._started: set[str] = set()
         """Keys of shards that are written, or that a thread began to write."""
         self._manifest: dict[str, ManifestEntry] = {}

@@ -28,8 +28,9 @@ from spinezarr.stream.native import (
     NOT_TRIED,
     SHARES,
     Kernel,
-    address,
+    Tables,
     kernel,
+    output_table,
 )
 from spinezarr.stream.places import ChunkTables, Places
 from spinezarr.stream.plan import ReadPlan, plan_reads
@@ -109,10 +110,14 @@ class Engine:
         for read in wanted:
             if read.out.shape != read.box.shape_zyx:
                 raise ValueError(f"an output of shape {read.out.shape} for {read.box}")
+        plain = [_plain(read) for read in wanted]
         if self.cache_bytes:
-            self._read_cached(wanted, threads)
+            self._read_cached(plain, threads)
         else:
-            self._read_stored(wanted, threads)
+            self._read_stored(plain, threads)
+        for read, stored in zip(wanted, plain, strict=True):
+            if stored is not read:
+                _give(read.array, stored.out, read.out)
 
     def explain(self, boxes: Sequence[tuple[ArraySpec, Box]]) -> ReadSummary:
         """Say what reading some boxes would take; nothing is read."""
@@ -123,10 +128,7 @@ class Engine:
         fetched = [
             chunk for chunk in np.flatnonzero(places.size).tolist() if keys[chunk] not in kept
         ]
-        decoded = sum(
-            math.prod(keys[chunk][0].chunk_shape_zyx) * keys[chunk][0].dtype.itemsize
-            for chunk in fetched
-        )
+        decoded = sum(_chunk_bytes(keys[chunk][0]) for chunk in fetched)
         ranges = places.ranges_of(np.array(fetched, np.intp))
         return ReadSummary(
             boxes=len(boxes),
@@ -146,7 +148,10 @@ class Engine:
         )
 
     def _read_cached(self, wanted: Sequence[BoxRead], threads: int) -> None:
-        """Take chunks from the cache; read those that it lacks whole, and keep them."""
+        """Take chunks from the cache; read those that it lacks whole, and keep them.
+
+        Outputs are in the stored type, as those of :meth:`_read_stored`.
+        """
         plan = plan_reads([(read.array, read.box) for read in wanted])
         keys = _keys(plan)
         voxels = self._cache.find(keys)
@@ -154,7 +159,7 @@ class Engine:
         for chunk, key in enumerate(keys):
             if key not in voxels:
                 box = _box_of(plan, chunk)
-                missing[key] = BoxRead(key[0], box, np.empty(box.shape_zyx, key[0].dtype))
+                missing[key] = BoxRead(key[0], box, np.empty(box.shape_zyx, key[0].stored_dtype))
         self._read_stored(list(missing.values()), threads)
         new = {key: read.out for key, read in missing.items()}
         self._cache.keep(new)
@@ -168,11 +173,7 @@ class Engine:
             return
         plan = plan_reads([(read.array, read.box) for read in wanted])
         places = self._tables.locate(plan)
-        outputs = [_plain(read) for read in wanted]
-        self._fill(plan, places, outputs, threads)
-        for read, output in zip(wanted, outputs, strict=True):
-            if output is not read.out:
-                read.out[...] = output
+        self._fill(plan, places, [read.out for read in wanted], threads)
 
     def _fill(
         self, plan: ReadPlan, places: Places, outputs: Sequence[Voxels], threads: int
@@ -181,12 +182,13 @@ class Engine:
         stored = _clear_background(plan, places, outputs)
         if not len(stored):
             return
-        chunks, shares = _tables(plan, places, outputs, stored)
+        tables = _tables(plan, places, outputs, stored)
+        chunks = tables.chunks
         try:
             if decode is not None and isinstance(self._fetch, LocalFetcher):
                 with self._fetch.opened([shard.path for shard in places.shards]) as descriptors:
                     chunks["fd"] = np.array(descriptors, np.int32)[places.shard[stored]]
-                    _run(decode, outputs, chunks, shares, threads)
+                    _run(decode, outputs, tables, threads)
                 for chunk in stored[chunks["status"] != DONE].tolist():
                     with self._fetch(places.ranges_of(np.array([chunk]))) as found:
                         self._fill_slowly(plan, places, chunk, found[0], outputs)
@@ -194,7 +196,7 @@ class Engine:
             with self._fetch(places.ranges_of(stored)) as found:
                 if decode is not None:
                     chunks["data"] = np.where(found.is_whole, found.addresses, 0)
-                    _run(decode, (outputs, found), chunks, shares, threads)
+                    _run(decode, (outputs, found), tables, threads)
                 for row in np.flatnonzero(chunks["status"] != DONE).tolist():
                     self._fill_slowly(plan, places, int(stored[row]), found[row], outputs)
         except FileNotFoundError as problem:
@@ -247,11 +249,21 @@ def _box_of(plan: ReadPlan, chunk: int) -> Box:
     return whole.intersect(Box((0, 0, 0), array.shape_zyx)) or whole
 
 
-def _plain(read: BoxRead) -> Voxels:
-    """Return where the voxels are written to in the type that they have."""
-    if read.out.dtype == read.array.dtype and read.out.flags.writeable:
-        return read.out
-    return np.empty(read.out.shape, read.array.dtype)
+def _plain(read: BoxRead) -> BoxRead:
+    """Return the read of the stored numbers; itself if they are what is wanted."""
+    array = read.array
+    is_plain = array.scaling is None and read.out.dtype == array.stored_dtype
+    if is_plain and read.out.flags.writeable:
+        return read
+    return BoxRead(array, read.box, np.empty(read.out.shape, array.stored_dtype))
+
+
+def _give(array: ArraySpec, numbers: Voxels, out: Voxels) -> None:
+    """Turn stored numbers into values of the type that is wanted."""
+    if array.scaling is None:
+        out[...] = numbers
+    else:
+        array.scaling.values_into(numbers, out)
 
 
 def _clear_background(
@@ -268,53 +280,49 @@ def _clear_background(
 
 def _tables(
     plan: ReadPlan, places: Places, outputs: Sequence[Voxels], stored: npt.NDArray[np.intp]
-) -> tuple[npt.NDArray[np.void], npt.NDArray[np.void]]:
+) -> Tables:
     """Write the stored chunks of a plan, and all shares, as the kernel reads them."""
-    strides = np.array([out.strides for out in outputs], np.int64).reshape(-1, 3)[plan.box]
-    starts = np.array([address(out) for out in outputs], np.uintp)[plan.box]
     shares = np.empty(len(plan.box), SHARES)
-    shares["out"] = starts + (plan.within_box_zyx * strides).sum(axis=1).view(np.uintp)
-    shares["stride_zyx"] = strides
-    shares["start_zyx"] = plan.within_chunk_zyx
+    shares["output"] = plan.box
+    shares["within_output_zyx"] = plan.within_box_zyx
+    shares["within_chunk_zyx"] = plan.within_chunk_zyx
     shares["shape_zyx"] = plan.shape_zyx
     chunks = np.zeros(len(stored), CHUNKS)
     chunks["offset"], chunks["size"] = places.offset[stored], places.size[stored]
     chunks["crc32c"] = places.crc32c[stored]
     chunks["first_share"] = plan.first_share[stored]
     chunks["n_shares"] = plan.first_share[stored + 1] - plan.first_share[stored]
-    itemsizes = np.array([array.dtype.itemsize for array in plan.arrays], np.int32)
-    shapes = np.array([array.chunk_shape_zyx for array in plan.arrays], np.int32)
+    itemsizes = np.array([array.stored_dtype.itemsize for array in plan.arrays], np.int64)
+    shapes = np.array([array.chunk_shape_zyx for array in plan.arrays], np.int64)
     of_array = plan.array[stored]
     chunks["itemsize"], chunks["shape_zyx"] = itemsizes[of_array], shapes[of_array]
     chunks["fd"], chunks["status"] = -1, NOT_TRIED
-    return chunks, shares
+    decoded_bytes = max(_chunk_bytes(array) for array in plan.arrays)
+    return Tables(chunks, shares, output_table(outputs), decoded_bytes)
 
 
-def _run(
-    decode: Kernel,
-    held: object,
-    chunks: npt.NDArray[np.void],
-    shares: npt.NDArray[np.void],
-    threads: int,
-) -> None:
+def _chunk_bytes(array: ArraySpec) -> int:
+    """Return the bytes of a decoded chunk."""
+    return math.prod(array.chunk_shape_zyx) * array.stored_dtype.itemsize
+
+
+def _run(decode: Kernel, held: object, tables: Tables, threads: int) -> None:
     """Let the kernel fill all shares, chunks dealt out to threads by their encoded bytes.
 
     ``held`` is what the tables name by its address: it lives until the last thread is done, also if
     the caller is interrupted.
     """
-    if not len(chunks):
+    n_chunks = len(tables.chunks)
+    parts = min(threads, n_chunks)
+    if parts <= 1:
+        decode.fill(tables, 0, n_chunks)
         return
-    decoded_bytes = int((chunks["itemsize"] * chunks["shape_zyx"].prod(axis=1)).max())
-    parts = min(threads, len(chunks))
-    if parts == 1:
-        decode.fill(chunks, shares, 0, len(chunks), decoded_bytes)
-        return
-    done = np.cumsum(chunks["size"])
+    done = np.cumsum(tables.chunks["size"])
     borders = np.searchsorted(done, done[-1] * np.arange(1, parts) / parts).tolist()
-    borders = [0, *borders, len(chunks)]
+    borders = [0, *borders, n_chunks]
 
     def fill(first: int, last: int, _: object = held) -> None:
-        decode.fill(chunks, shares, first, last, decoded_bytes)
+        decode.fill(tables, first, last)
 
     with _TURNS, ThreadPoolExecutor(parts - 1, "spinezarr-decode") as pool:
         others = [pool.submit(fill, *part) for part in pairwise(borders[1:])]
@@ -326,8 +334,10 @@ def _run(
 def _decoded(plan: ReadPlan, places: Places, chunk: int, data: memoryview) -> Voxels:
     """Decode a chunk with numcodecs; raise ChunkDamagedError if it is not the one in its place."""
     array = plan.arrays[plan.array[chunk]]
-    voxels = np.empty(array.chunk_shape_zyx, array.dtype)
+    voxels = np.empty(array.chunk_shape_zyx, array.stored_dtype)
     found, expected = int.from_bytes(data[-CHECKSUM_BYTES:], "little"), places.crc32c[chunk]
+    if len(data) < places.size[chunk]:
+        raise ChunkDamagedError(f"is cut short: {len(data)} of {places.size[chunk]} bytes came")
     if found != expected:
         raise ChunkDamagedError(f"ends with crc32c {found:08x}, expected {expected:08x}")
     decode_chunk(data, voxels)

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from spinezarr.text import counted
+
 __all__ = ["ReadSummary"]
 
 
@@ -41,10 +43,13 @@ class ReadSummary:
         known = self.chunks + self.cached_chunks + self.background_chunks
         slowly = "" if self.kernel else "; without the kernel, so slowly"
         return (
-            f"{self.boxes} boxes of {self.scans} scans, {_mb(self.voxel_bytes)} of voxels\n"
-            f"{known} chunks: {self.chunks} to fetch, {self.cached_chunks} in the cache, "
-            f"{self.background_chunks} background; {self.shared_chunks} are for several boxes\n"
-            f"{self.requests} requests to {self.shards} shards, {_mb(self.fetched_bytes)}\n"
+            f"{counted(self.boxes, 'box', 'boxes')} of {counted(self.scans, 'scan')}, "
+            f"{_mb(self.voxel_bytes)} of voxels\n"
+            f"{counted(known, 'chunk')}: {self.chunks} to fetch, "
+            f"{self.cached_chunks} in the cache, {self.background_chunks} background; "
+            f"{self.shared_chunks} are for several boxes\n"
+            f"{counted(self.requests, 'request')} to {counted(self.shards, 'shard')}, "
+            f"{_mb(self.fetched_bytes)}\n"
             f"{_mb(self.decoded_bytes)} decoded, "
             f"{self.amplification:.2f} times what is wanted{slowly}"
         )

@@ -14,6 +14,7 @@ from typing_extensions import Buffer
 
 from spinezarr.store.objects import Objects
 from spinezarr.store.remote import RemoteObjects
+from spinezarr.store.store_folder import StoreFolder
 from spinezarr.stream.cache import BoundedCache
 from spinezarr.stream.native import address
 from spinezarr.stream.range_cache import DiskCache, RangeCache, shared_range_cache
@@ -177,7 +178,16 @@ class Fetcher(ABC):
 
 
 class LocalFetcher(Fetcher):
-    """Fetches from disk with one system call a range."""
+    """Fetches from disk with one system call a range.
+
+    Parameters
+    ----------
+    folder
+        Of the store.
+    """
+
+    def __init__(self, folder: StoreFolder) -> None:
+        self._folder = folder
 
     @contextmanager
     def __call__(self, ranges: ByteRanges, /) -> Iterator[Pieces]:
@@ -207,7 +217,7 @@ class LocalFetcher(Fetcher):
         descriptors: list[int] = []
         try:
             for path in paths:
-                descriptors.append(os.open(path, os.O_RDONLY))
+                descriptors.append(self._folder.open(path))
                 if hasattr(os, "posix_fadvise"):
                     # Or the system reads on behind each chunk: four times what is wanted.
                     os.posix_fadvise(descriptors[-1], 0, 0, os.POSIX_FADV_RANDOM)
@@ -393,4 +403,4 @@ def fetcher_for(objects: Objects, cache: DiskCache | None = None) -> Fetcher:
     """Return the fetcher of a store's chunks; files on disk need no cache."""
     if isinstance(objects, RemoteObjects):
         return RemoteFetcher(objects, None if cache is None else shared_range_cache(cache))
-    return LocalFetcher()
+    return LocalFetcher(objects.folder)

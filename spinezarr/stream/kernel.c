@@ -9,7 +9,10 @@
  * Sources: Blosc 1 chunk format (README_CHUNK_FORMAT.rst of C-Blosc), LZ4 block format
  * (lz4_Block_format.md of LZ4), CRC-32C (RFC 3720, appendix B.4).
  *
- * Buffers are never trusted: every length and offset is checked, checksum or not.
+ * Buffers are never trusted: every length and offset is checked, checksum or not. Nor are the tables
+ * of chunks and shares, whose numbers come from a store's metadata: a chunk whose numbers do not fit
+ * together is DAMAGED. Taken from the caller are addresses: ``data`` of a chunk is of ``size`` bytes,
+ * and ``data`` of an output, with its strides, is of its shape.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -30,26 +33,50 @@
 
 /* What became of a chunk; the caller looks at those that are not DONE by other means. */
 enum { DONE = 0, UNKNOWN = 1, DAMAGED = 2, NOT_READ = 3 };
-enum { VERSION = 1, MAX_ITEMSIZE = 8, SLACK = 128, HEADER = 16, TAIL = 4, AT_ONCE = 64, ROWS_AHEAD = 6 };
+enum { VERSION = 2, MAX_ITEMSIZE = 8, SLACK = 128, HEADER = 16, TAIL = 4 };
+enum { AT_ONCE = 64, ROWS_AHEAD = 6 };
+enum { BLOSC_FORMAT = 2, LZ4_FORMAT = 1 };
+
+/* Of a decoded chunk, as LARGEST_CHUNK_BYTES: a product of two such numbers is far from the end of
+ * 64 bits. */
+static const int64_t MAX_CHUNK_BYTES = (int64_t)1 << 24;
+
 typedef struct {
     const uint8_t *data; /* bytes of the chunk; NULL to read them from ``fd`` */
     int64_t offset;      /* in the file */
     int64_t size;        /* with the checksum */
     int64_t first_share; /* shares[first_share : first_share + n_shares] are filled */
-    int32_t n_shares;
+    int64_t n_shares;
+    int64_t itemsize;
+    int64_t shape_zyx[3];
     int32_t fd;
-    int32_t itemsize;
-    int32_t shape_zyx[3];
     uint32_t crc32c; /* expected */
     int32_t status;
 } Chunk;
 
 typedef struct {
-    uint8_t *out; /* first voxel */
-    int64_t stride_zyx[3];
-    int32_t start_zyx[3]; /* in the chunk */
-    int32_t shape_zyx[3];
+    int64_t output; /* outputs[output] is filled */
+    int64_t within_output_zyx[3];
+    int64_t within_chunk_zyx[3];
+    int64_t shape_zyx[3];
 } Share;
+
+typedef struct {
+    uint8_t *data; /* first voxel */
+    int64_t stride_zyx[3];
+    int64_t shape_zyx[3];
+    int64_t itemsize;
+} Output;
+
+/* What holds for all chunks of one call. */
+typedef struct {
+    const Share *shares;
+    int64_t n_shares;
+    const Output *outputs;
+    int64_t n_outputs;
+    uint8_t *scratch;
+    int64_t packed_bytes, decoded_bytes; /* of a chunk at most */
+} Call;
 
 static uint32_t load32(const uint8_t *p) {
     return (uint32_t)p[0] | (uint32_t)p[1] << 8 | (uint32_t)p[2] << 16 | (uint32_t)p[3] << 24;
@@ -272,84 +299,88 @@ static inline void pair_row(uint8_t *out, const uint8_t *low, const uint8_t *hig
         for (; i < n; i++) out[2 * i] = low[i], out[2 * i + 1] = high[i];
 }
 
-static void copy_row(const Block *block, int64_t at, uint8_t *out, int64_t n, int itemsize) {
+static void copy_row(const Block *block, int64_t at, uint8_t *out, int64_t n, int64_t itemsize) {
     if (!block->shuffled) {
         memcpy(out, block->plane[0] + at * itemsize, (size_t)(n * itemsize));
     } else if (itemsize == 2) {
         pair_row(out, block->plane[0] + at, block->plane[1] + at, n);
     } else {
         for (int64_t i = 0; i < n; i++)
-            for (int b = 0; b < itemsize; b++) out[i * itemsize + b] = block->plane[b][at + i];
+            for (int64_t b = 0; b < itemsize; b++) out[i * itemsize + b] = block->plane[b][at + i];
     }
 }
 
 static void copy_apart(const Block *block, int64_t at, uint8_t *out, int64_t stride, int64_t n,
-                       int itemsize) {
+                       int64_t itemsize) {
     for (int64_t i = 0; i < n; i++, out += stride)
-        for (int b = 0; b < itemsize; b++)
+        for (int64_t b = 0; b < itemsize; b++)
             out[b] = block->shuffled ? block->plane[b][at + i]
                                      : block->plane[0][(at + i) * itemsize + b];
 }
 
 static int64_t n_voxels(const Chunk *chunk) {
-    return (int64_t)chunk->shape_zyx[0] * chunk->shape_zyx[1] * chunk->shape_zyx[2];
+    return chunk->shape_zyx[0] * chunk->shape_zyx[1] * chunk->shape_zyx[2];
 }
 
 /* A plane of shuffled int16, what most voxels are; its first voxel is ``at`` in the block. */
 static void copy_pairs(const Block *block, int64_t at, int64_t row, uint8_t *out,
-                       const Share *share) {
-    const int64_t ny = share->shape_zyx[1], nx = share->shape_zyx[2];
-    const int64_t step = share->stride_zyx[1];
+                       const int64_t *stride_zyx, const int64_t *shape_zyx) {
+    const int64_t ny = shape_zyx[1], nx = shape_zyx[2], step = stride_zyx[1];
     const uint8_t *low = block->plane[0] + at, *high = block->plane[1] + at;
     if (nx == 1) {
         for (int64_t y = 0; y < ny; y++, out += step)
             out[0] = low[y * row], out[1] = high[y * row];
-    } else if (share->stride_zyx[2] == 2) {
+    } else if (stride_zyx[2] == 2) {
         for (int64_t y = 0; y < ny; y++, out += step) {
             /* Rows are too short for the processor to see where they lead. */
-            __builtin_prefetch(out + ROWS_AHEAD * step, 1);
-            __builtin_prefetch(out + ROWS_AHEAD * step + 64, 1);
+            const uintptr_t ahead = (uintptr_t)out + ROWS_AHEAD * (uintptr_t)step;
+            __builtin_prefetch((const void *)ahead, 1);
+            __builtin_prefetch((const void *)(ahead + 64), 1);
             pair_row(out, low + y * row, high + y * row, nx);
         }
     } else {
         for (int64_t y = 0; y < ny; y++, out += step)
-            copy_apart(block, at + y * row, out, share->stride_zyx[2], nx, 2);
+            copy_apart(block, at + y * row, out, stride_zyx[2], nx, 2);
     }
 }
 
-static void copy_share(const Chunk *chunk, const Block *block, const Share *share) {
+static void copy_share(const Chunk *chunk, const Block *block, const Share *share,
+                       const Output *output) {
     const int64_t row = chunk->shape_zyx[2], plane = row * chunk->shape_zyx[1];
     const int64_t block_end = block->first + block->count;
-    const int64_t x0 = share->start_zyx[2], nx = share->shape_zyx[2];
+    const int64_t *const start = share->within_chunk_zyx, *const within = share->within_output_zyx;
+    const int64_t *const stride = output->stride_zyx, nx = share->shape_zyx[2];
+    uint8_t *const first_out =
+        output->data + within[0] * stride[0] + within[1] * stride[1] + within[2] * stride[2];
     for (int64_t z = 0; z < share->shape_zyx[0]; z++) {
-        const int64_t of_plane = (share->start_zyx[0] + z) * plane;
+        const int64_t of_plane = (start[0] + z) * plane;
         if (of_plane + plane <= block->first) continue;
         if (of_plane >= block_end) break;
         if (block->shuffled && chunk->itemsize == 2 && of_plane >= block->first &&
             of_plane + plane <= block_end) {
-            copy_pairs(block, of_plane + share->start_zyx[1] * row + x0 - block->first, row,
-                       share->out + z * share->stride_zyx[0], share);
+            copy_pairs(block, of_plane + start[1] * row + start[2] - block->first, row,
+                       first_out + z * stride[0], stride, share->shape_zyx);
             continue;
         }
         for (int64_t y = 0; y < share->shape_zyx[1]; y++) {
-            const int64_t of_row = of_plane + (share->start_zyx[1] + y) * row + x0;
+            const int64_t of_row = of_plane + (start[1] + y) * row + start[2];
             int64_t from = of_row, to = of_row + nx;
             if (from < block->first) from = block->first;
             if (to > block_end) to = block_end;
             if (from >= to) continue;
-            uint8_t *out = share->out + z * share->stride_zyx[0] + y * share->stride_zyx[1] +
-                           (from - of_row) * share->stride_zyx[2];
-            if (share->stride_zyx[2] == chunk->itemsize)
+            uint8_t *out = first_out + z * stride[0] + y * stride[1] + (from - of_row) * stride[2];
+            if (stride[2] == chunk->itemsize)
                 copy_row(block, from - block->first, out, to - from, chunk->itemsize);
             else
-                copy_apart(block, from - block->first, out, share->stride_zyx[2], to - from,
-                           chunk->itemsize);
+                copy_apart(block, from - block->first, out, stride[2], to - from, chunk->itemsize);
         }
     }
 }
 
-static void copy_shares(const Chunk *chunk, const Share *shares, Block block) {
-    for (int32_t i = 0; i < chunk->n_shares; i++) copy_share(chunk, &block, shares + i);
+static void copy_shares(const Chunk *chunk, const Call *call, Block block) {
+    const Share *const shares = call->shares + chunk->first_share;
+    for (int64_t i = 0; i < chunk->n_shares; i++)
+        copy_share(chunk, &block, shares + i, call->outputs + shares[i].output);
 }
 
 /* A block of all voxels of a chunk, one after the other. */
@@ -363,17 +394,15 @@ static void wanted(const Chunk *chunk, const Share *shares, int64_t first, int64
                    int64_t *from, int64_t *to) {
     const int64_t row = chunk->shape_zyx[2], plane = row * chunk->shape_zyx[1];
     *from = last, *to = first;
-    for (int32_t i = 0; i < chunk->n_shares; i++) {
-        const Share *share = shares + i;
-        int64_t z = share->start_zyx[0], z_end = z + share->shape_zyx[0];
+    for (int64_t i = 0; i < chunk->n_shares; i++) {
+        const int64_t *const start = shares[i].within_chunk_zyx, *const n = shares[i].shape_zyx;
+        int64_t z = start[0], z_end = z + n[0];
         /* Planes that lie in the block as a whole or in part. */
         if (z < first / plane) z = first / plane;
         if (z_end > (last - 1) / plane + 1) z_end = (last - 1) / plane + 1;
         if (z >= z_end) continue;
-        int64_t low = z * plane + share->start_zyx[1] * row + share->start_zyx[2];
-        int64_t high = (z_end - 1) * plane +
-                       (share->start_zyx[1] + share->shape_zyx[1] - 1) * row +
-                       share->start_zyx[2] + share->shape_zyx[2];
+        int64_t low = z * plane + start[1] * row + start[2];
+        int64_t high = (z_end - 1) * plane + (start[1] + n[1] - 1) * row + start[2] + n[2];
         if (low < first) low = first;
         if (high > last) high = last;
         if (low < *from) *from = low;
@@ -383,21 +412,64 @@ static void wanted(const Chunk *chunk, const Share *shares, int64_t first, int64
 
 /* Chunks ------------------------------------------------------------------------------------- */
 
-static int decode(const Chunk *chunk, const Share *shares, const uint8_t *data, uint8_t *scratch) {
+/* Whether the encoded bytes of a chunk can be where the table says. */
+static int has_place(const Chunk *chunk, int64_t packed_bytes) {
+    return chunk->size >= HEADER + TAIL && chunk->size <= packed_bytes && chunk->offset >= 0 &&
+           chunk->offset <= INT64_MAX - chunk->size;
+}
+
+/* Whether a chunk holds numbers of at least one voxel, and not more than there is room for. */
+static int has_voxels(const Chunk *chunk, int64_t decoded_bytes) {
+    int64_t n_bytes = chunk->itemsize;
+    if (n_bytes < 1 || n_bytes > MAX_ITEMSIZE) return 0;
+    for (int axis = 0; axis < 3; axis++) {
+        const int64_t side = chunk->shape_zyx[axis];
+        if (side < 1 || side > decoded_bytes) return 0;
+        n_bytes *= side;
+        if (n_bytes > decoded_bytes) return 0;
+    }
+    return 1;
+}
+
+/* Whether there are start, ..., start + n - 1 among the first ``side`` numbers, which may be 0. */
+static int is_within(int64_t start, int64_t n, int64_t side) {
+    return n > 0 && start >= 0 && start <= side - n;
+}
+
+/* Whether the shares of a chunk are in the table, in the chunk, and in their outputs. */
+static int has_shares(const Chunk *chunk, const Call *call) {
+    const int64_t n_shares = chunk->n_shares;
+    if (n_shares && !is_within(chunk->first_share, n_shares, call->n_shares)) return 0;
+    for (int64_t i = 0; i < n_shares; i++) {
+        const Share *const share = call->shares + chunk->first_share + i;
+        if (!is_within(share->output, 1, call->n_outputs)) return 0;
+        const Output *const output = call->outputs + share->output;
+        if (output->itemsize != chunk->itemsize) return 0;
+        for (int axis = 0; axis < 3; axis++) {
+            const int64_t n = share->shape_zyx[axis];
+            if (!is_within(share->within_chunk_zyx[axis], n, chunk->shape_zyx[axis])) return 0;
+            if (!is_within(share->within_output_zyx[axis], n, output->shape_zyx[axis])) return 0;
+        }
+    }
+    return 1;
+}
+
+static int decode(const Chunk *chunk, const Call *call, const uint8_t *data) {
+    uint8_t *const scratch = call->scratch + call->packed_bytes; /* behind what was read */
     const int64_t packed = chunk->size - TAIL;
     const int flags = data[2], itemsize = data[3];
     const int64_t n_bytes = load32(data + 4), block_bytes = load32(data + 8);
     if (n_bytes != n_voxels(chunk) * chunk->itemsize) return DAMAGED;
-    if (load32(data + 12) != (uint64_t)packed) return DAMAGED;
+    if (load32(data + 12) != packed) return DAMAGED;
+    if (data[0] != BLOSC_FORMAT || flags & 8) return UNKNOWN;
     if (flags & 2) { /* stored as it is */
-        if (packed - HEADER < n_bytes) return DAMAGED;
-        copy_shares(chunk, shares, whole_chunk(chunk, data + HEADER));
+        if (packed - HEADER != n_bytes) return DAMAGED;
+        copy_shares(chunk, call, whole_chunk(chunk, data + HEADER));
         return DONE;
     }
-    const int is_lz4 = flags >> 5 == 1, bits_shuffled = flags & 4;
-    if (data[0] != 2 || !is_lz4 || bits_shuffled) return UNKNOWN;
-    if (itemsize != chunk->itemsize || itemsize > MAX_ITEMSIZE) return UNKNOWN;
-    if (block_bytes <= 0 || block_bytes % itemsize) return DAMAGED;
+    const int is_lz4 = flags >> 5 == 1 && data[1] == LZ4_FORMAT, bits_shuffled = flags & 4;
+    if (!is_lz4 || bits_shuffled || itemsize != chunk->itemsize) return UNKNOWN;
+    if (block_bytes < 1 || block_bytes > n_bytes || block_bytes % itemsize) return DAMAGED;
     const int64_t n_blocks = (n_bytes + block_bytes - 1) / block_bytes;
     if (n_blocks > (packed - HEADER) / 4) return DAMAGED;
     for (int64_t number = 0; number < n_blocks; number++) {
@@ -405,7 +477,8 @@ static int decode(const Chunk *chunk, const Share *shares, const uint8_t *data, 
         const int64_t bytes = n_bytes - offset < block_bytes ? n_bytes - offset : block_bytes;
         Block block = {{0}, offset / itemsize, bytes / itemsize, (flags & 1) && itemsize > 1};
         int64_t from, to;
-        wanted(chunk, shares, block.first, block.first + block.count, &from, &to);
+        wanted(chunk, call->shares + chunk->first_share, block.first, block.first + block.count,
+               &from, &to);
         if (from >= to) continue;
         const int64_t last = to - block.first;
         const int split = !(flags & 16) && block_bytes / itemsize >= 128 && bytes == block_bytes;
@@ -440,7 +513,7 @@ static int decode(const Chunk *chunk, const Share *shares, const uint8_t *data, 
                 memcpy(whole + stream * stream_bytes, block.plane[stream], (size_t)stream_bytes);
             block.plane[0] = whole;
         }
-        copy_shares(chunk, shares, block);
+        copy_shares(chunk, call, block);
     }
     return DONE;
 }
@@ -474,39 +547,40 @@ typedef struct {
 } Ahead;
 
 /* Let the system fetch this chunk and those behind it side by side, before one is waited for. */
-static void fetch_ahead(const Chunk *chunk, Ahead *ahead) {
+static void fetch_ahead(const Chunk *chunk, Ahead *ahead, int64_t packed_bytes) {
 #ifdef POSIX_FADV_WILLNEED
     const Chunk *const until = ahead->end - chunk < AT_ONCE ? ahead->end : chunk + AT_ONCE;
     if (ahead->next < chunk) ahead->next = chunk;
     while (ahead->next < until) {
         const Chunk *const first = ahead->next++;
-        if (first->size <= 0 || first->data || first->fd < 0) continue;
+        if (first->data || first->fd < 0 || !has_place(first, packed_bytes)) continue;
         int64_t stop = first->offset + first->size; /* with neighbours in the file */
-        for (; ahead->next < until && ahead->next->fd == first->fd && ahead->next->offset == stop;
+        for (; ahead->next < until && ahead->next->fd == first->fd && ahead->next->offset == stop &&
+               has_place(ahead->next, packed_bytes);
              ahead->next++)
-            stop += ahead->next->size > 0 ? ahead->next->size : 0;
+            stop += ahead->next->size;
         posix_fadvise(first->fd, (off_t)first->offset, (off_t)(stop - first->offset),
                       POSIX_FADV_WILLNEED);
     }
 #else
-    (void)chunk, (void)ahead;
+    (void)chunk, (void)ahead, (void)packed_bytes;
 #endif
 }
 
-static int fill(const Chunk *chunk, const Share *shares, uint8_t *scratch, int64_t packed_bytes,
-                Ahead *ahead) {
-    const int64_t n = chunk->size - TAIL;
-    if (n < HEADER || chunk->size > packed_bytes) return DAMAGED;
+static int fill(const Chunk *chunk, const Call *call, Ahead *ahead) {
+    if (!has_place(chunk, call->packed_bytes)) return DAMAGED;
+    if (!has_voxels(chunk, call->decoded_bytes) || !has_shares(chunk, call)) return DAMAGED;
     const uint8_t *data = chunk->data;
     if (!data) {
-        if (!read_at_once(chunk, scratch)) {
-            fetch_ahead(chunk, ahead);
-            if (!read_file(chunk, scratch)) return NOT_READ;
+        if (!read_at_once(chunk, call->scratch)) {
+            fetch_ahead(chunk, ahead, call->packed_bytes);
+            if (!read_file(chunk, call->scratch)) return NOT_READ;
         }
-        data = scratch;
+        data = call->scratch;
     }
+    const int64_t n = chunk->size - TAIL;
     if (load32(data + n) != chunk->crc32c || crc32c(data, n) != chunk->crc32c) return DAMAGED;
-    return decode(chunk, shares, data, scratch + packed_bytes + SLACK);
+    return decode(chunk, call, data);
 }
 
 /* Interface ---------------------------------------------------------------------------------- */
@@ -522,19 +596,24 @@ EXPORT int32_t spinezarr_kernel_version(void) {
     return VERSION;
 }
 
-/* Bytes of ``scratch`` that spinezarr_fill needs. Encoded chunks of more than ``packed_bytes`` are
- * taken for damaged, and none is larger than ``decoded_bytes`` when it is decoded. */
-EXPORT int64_t spinezarr_scratch_bytes(int64_t packed_bytes, int64_t decoded_bytes) {
-    return packed_bytes + SLACK + 2 * decoded_bytes + (MAX_ITEMSIZE + 1) * SLACK;
+/* Bytes of ``scratch`` that spinezarr_fill needs for chunks of up to ``decoded_bytes`` when they are
+ * decoded; -1 if that is more than it takes. */
+EXPORT int64_t spinezarr_scratch_bytes(int64_t decoded_bytes) {
+    if (decoded_bytes < 0 || decoded_bytes > MAX_CHUNK_BYTES) return -1;
+    /* Encoded; the streams of a block, each with slack; the same side by side. */
+    return HEADER + decoded_bytes + TAIL + decoded_bytes + MAX_ITEMSIZE * SLACK + decoded_bytes;
 }
 
-/* Fills the shares of chunks[first:last], and sets the status of each of these. */
+/* Fills the shares of chunks[first:last], and sets the status of each of these. Chunks of more than
+ * ``decoded_bytes`` are taken for damaged. */
 EXPORT void spinezarr_fill(Chunk *chunks, int64_t first, int64_t last, const Share *shares,
-                           uint8_t *scratch, int64_t packed_bytes) {
+                           int64_t n_shares, const Output *outputs, int64_t n_outputs,
+                           uint8_t *scratch, int64_t decoded_bytes) {
+    if (decoded_bytes > MAX_CHUNK_BYTES) decoded_bytes = MAX_CHUNK_BYTES;
+    const Call call = {shares,  n_shares, outputs,
+                       n_outputs, scratch, HEADER + decoded_bytes + TAIL, decoded_bytes};
     Ahead ahead = {chunks + first, chunks + last};
-    for (int64_t i = first; i < last; i++)
-        chunks[i].status =
-            fill(chunks + i, shares + chunks[i].first_share, scratch, packed_bytes, &ahead);
+    for (int64_t i = first; i < last; i++) chunks[i].status = fill(chunks + i, &call, &ahead);
 }
 
 /* For tests: by instruction, where the machine has it, and by table. */

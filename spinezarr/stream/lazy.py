@@ -15,6 +15,7 @@ from spinezarr.store.reader import ArraySpec
 from spinezarr.stream.batch import Batch
 from spinezarr.stream.draw import PatchRequest
 from spinezarr.stream.engine import Engine
+from spinezarr.stream.share import check_whole
 from spinezarr.stream.ship import ShippedStream
 from spinezarr.vertebrae import VALUE_OF_NAME
 
@@ -37,10 +38,11 @@ def lazy_array(engine: Engine, spec: ArraySpec, url: str) -> da.Array:
         Its store, so that equal arrays of two stores have two names.
     """
     shards = zip(spec.shard_shape_zyx, spec.shape_zyx, strict=True)
+    scale = {} if spec.scaling is None else spec.scaling.attributes
     lazy: da.Array = da.from_array(
         _StoredArray(engine, spec),
         chunks=tuple(min(shard, n) for shard, n in shards),
-        name=f"{spec.name}-{tokenize(url, spec.scan_id, dict(spec.shard_sizes))}",
+        name=f"{spec.name}-{tokenize(url, spec.scan_id, dict(spec.shard_sizes), scale)}",
         meta=np.empty((0, 0, 0), spec.dtype),
     )
     return lazy
@@ -81,6 +83,7 @@ def lazy_epoch(stream: "PatchStream") -> xr.Dataset:
 
     See :meth:`spinezarr.stream.stream.PatchStream.to_dask`.
     """
+    check_whole(stream.share, "to_dask", "Choose samples of the dataset with isel.")
     one = stream.read([stream.request(0)])
     voxels = {"image": one.image, "label": one.label}
     shipped = ShippedStream(stream)

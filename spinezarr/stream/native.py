@@ -7,6 +7,8 @@ it everything works, more slowly.
 import ctypes
 import os
 import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from threading import local
@@ -15,7 +17,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from spinezarr.store.layout import BloscCodecSpec
+from spinezarr.store.layout import LARGEST_CHUNK_BYTES, BloscCodecSpec
 from spinezarr.store.sharding import CHECKSUM_BYTES, encode_chunk
 
 __all__ = [
@@ -23,31 +25,33 @@ __all__ = [
     "DONE",
     "NOT_TRIED",
     "NO_KERNEL",
+    "OUTPUTS",
     "SHARES",
     "Kernel",
+    "Tables",
     "address",
     "kernel",
+    "output_table",
 ]
 
 NO_KERNEL: Final = "SPINEZARR_NO_KERNEL"
 """Environment variable that keeps the kernel from being used."""
-_VERSION: Final = 1
+_VERSION: Final = 2
 DONE, NOT_TRIED = 0, -1
 """Status of a chunk whose shares are filled, and of one that the kernel has not seen."""
-_OVERHEAD_BYTES: Final = 16 + CHECKSUM_BYTES
-"""By which an encoded chunk is longer than its voxels at most (``BLOSC_MAX_OVERHEAD``)."""
 
-# As the structures of kernel.c.
+# As the structures of kernel.c. All that comes from a store's metadata has 64 bits, as NumPy would
+# cut it to fewer without a word.
 CHUNKS: Final = np.dtype(
     [
         ("data", np.uintp),
         ("offset", np.int64),
         ("size", np.int64),
         ("first_share", np.int64),
-        ("n_shares", np.int32),
+        ("n_shares", np.int64),
+        ("itemsize", np.int64),
+        ("shape_zyx", np.int64, 3),
         ("fd", np.int32),
-        ("itemsize", np.int32),
-        ("shape_zyx", np.int32, 3),
         ("crc32c", np.uint32),
         ("status", np.int32),
     ],
@@ -55,13 +59,71 @@ CHUNKS: Final = np.dtype(
 )
 SHARES: Final = np.dtype(
     [
-        ("out", np.uintp),
-        ("stride_zyx", np.int64, 3),
-        ("start_zyx", np.int32, 3),
-        ("shape_zyx", np.int32, 3),
+        ("output", np.int64),
+        ("within_output_zyx", np.int64, 3),
+        ("within_chunk_zyx", np.int64, 3),
+        ("shape_zyx", np.int64, 3),
     ],
     align=True,
 )
+OUTPUTS: Final = np.dtype(
+    [
+        ("data", np.uintp),
+        ("stride_zyx", np.int64, 3),
+        ("shape_zyx", np.int64, 3),
+        ("itemsize", np.int64),
+    ],
+    align=True,
+)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Tables:
+    """Which chunks to decode, and where their voxels go.
+
+    The memory that is named is the caller's: it holds ``size`` bytes at the ``data`` of each chunk,
+    and lives until the kernel is done. Other numbers need not be true: a chunk whose numbers do not
+    fit together is not decoded.
+
+    Raises
+    ------
+    ValueError
+        If a table is of another type, or has gaps.
+    """
+
+    chunks: npt.NDArray[np.void]
+    """Of type :data:`CHUNKS`; the kernel sets their ``status``."""
+    shares: npt.NDArray[np.void]
+    """Of type :data:`SHARES`."""
+    outputs: npt.NDArray[np.void]
+    """What :func:`output_table` returns."""
+    decoded_bytes: int
+    """Of the largest chunk."""
+
+    def __post_init__(self) -> None:
+        tables = (self.chunks, self.shares, self.outputs)
+        for table, dtype in zip(tables, (CHUNKS, SHARES, OUTPUTS), strict=True):
+            if table.dtype != dtype or table.ndim != 1 or not table.flags.c_contiguous:
+                raise ValueError(f"a table of {table.dtype}, expected one of {dtype} without gaps")
+
+
+def output_table(outputs: Sequence[npt.NDArray[Any]]) -> npt.NDArray[np.void]:
+    """Describe the arrays that voxels go to.
+
+    Raises
+    ------
+    TypeError
+        If one holds objects: their addresses would be bytes of a store.
+    ValueError
+        If one may not be written, or is not of three dimensions.
+    """
+    for out in outputs:
+        if out.dtype.hasobject:
+            raise TypeError(f"an output of type {out.dtype}, expected numbers")
+        if not out.flags.writeable:
+            raise ValueError("an output that may not be written")
+    rows = [(address(out), out.strides, out.shape, out.itemsize) for out in outputs]
+    return np.array(rows, OUTPUTS)
 
 
 class Kernel:
@@ -83,42 +145,48 @@ class Kernel:
         self.version = int(library.spinezarr_kernel_version())
         pointer, number = ctypes.c_void_p, ctypes.c_int64
         self._fill = library.spinezarr_fill
-        self._fill.argtypes = [pointer, number, number, pointer, pointer, number]
+        self._fill.argtypes = [
+            pointer,
+            *(number, number),
+            *(pointer, number),
+            *(pointer, number),
+            *(pointer, number),
+        ]
         self._fill.restype = None
         self._scratch_bytes = library.spinezarr_scratch_bytes
-        self._scratch_bytes.argtypes = [number, number]
+        self._scratch_bytes.argtypes = [number]
         self._scratch_bytes.restype = number
         self._crc32c = library.spinezarr_crc32c
         self._crc32c.argtypes = [ctypes.c_char_p, number, ctypes.c_int32]
         self._crc32c.restype = ctypes.c_uint32
         self._scratch = local()
 
-    def fill(
-        self,
-        chunks: npt.NDArray[np.void],
-        shares: npt.NDArray[np.void],
-        first: int,
-        last: int,
-        decoded_bytes: int,
-    ) -> None:
-        """Fill the shares of some chunks, and set their ``status``.
+    def fill(self, tables: Tables, first: int, last: int) -> None:
+        """Fill the shares of the chunks ``first`` to ``last - 1``, and set their ``status``.
 
-        Parameters
-        ----------
-        chunks, shares
-            Of types :data:`CHUNKS` and :data:`SHARES`. The memory that they name is the caller's;
-            every share lies inside its chunk and its output.
-        first, last
-            Which chunks.
-        decoded_bytes
-            Of the largest chunk.
+        Raises
+        ------
+        ValueError
+            If there are no such chunks.
         """
-        packed_bytes = decoded_bytes + _OVERHEAD_BYTES
-        size = self._scratch_bytes(packed_bytes, decoded_bytes)
+        if not 0 <= first <= last <= len(tables.chunks):
+            raise ValueError(f"chunks {first} to {last} of {len(tables.chunks)}")
+        decoded_bytes = min(max(0, tables.decoded_bytes), LARGEST_CHUNK_BYTES)
+        size = self._scratch_bytes(decoded_bytes)
         scratch: npt.NDArray[np.uint8] | None = getattr(self._scratch, "bytes", None)
         if scratch is None or scratch.nbytes < size:
             scratch = self._scratch.bytes = np.empty(size, np.uint8)
-        self._fill(address(chunks), first, last, address(shares), address(scratch), packed_bytes)
+        self._fill(
+            address(tables.chunks),
+            first,
+            last,
+            address(tables.shares),
+            len(tables.shares),
+            address(tables.outputs),
+            len(tables.outputs),
+            address(scratch),
+            decoded_bytes,
+        )
 
     def crc32c(self, data: bytes, *, by_table: bool) -> int:
         """Return the CRC-32C of ``data``, computed in one of two ways."""
@@ -146,9 +214,8 @@ class Kernel:
             row["crc32c"] = encoded[-CHECKSUM_BYTES:].view("<u4")
             row["status"] = NOT_TRIED
             share = np.zeros(1, SHARES)
-            share["out"], share["stride_zyx"] = address(out), out.strides
-            share["start_zyx"], share["shape_zyx"] = start, box.shape
-            self.fill(row, share, 0, 1, chunk.nbytes)
+            share["within_chunk_zyx"], share["shape_zyx"] = start, box.shape
+            self.fill(Tables(row, share, output_table([out]), chunk.nbytes), 0, 1)
             if row["status"][0] != DONE or not np.array_equal(out, box):
                 return False
         return True

@@ -12,7 +12,6 @@ import numpy.typing as npt
 
 from spinezarr.errors import CorruptStoreError, ScanChangedError
 from spinezarr.geometry import ShapeZYX
-from spinezarr.store.layout import LABEL
 from spinezarr.store.reader import ArraySpec
 from spinezarr.stream.cache import BoundedCache
 from spinezarr.stream.fetch import ByteRange, ByteRanges, StoredShard
@@ -79,13 +78,7 @@ class ChunkTables:
         self._kept: BoundedCache[_Shard, _Table] = BoundedCache(_KEPT_BYTES)
 
     def locate(self, plan: ReadPlan) -> Places:
-        """Find the chunks of a plan.
-
-        Raises
-        ------
-        CorruptStoreError
-            If the manifest lacks a shard of an image, or a chunk of one.
-        """
+        """Find the chunks of a plan; those that are absent are background."""
         runs = list(_runs(plan))
         known = self._kept.find(shard for shard, _ in runs)
         new = {
@@ -103,11 +96,6 @@ class ChunkTables:
                 rows[chunks] = known[shard].rows[plan.position[chunks]]
                 number[chunks] = len(shards)
                 shards.append(known[shard].shard)
-            elif shard[0].name != LABEL:
-                raise self.corrupt(plan, chunks.start, "is missing: the manifest lacks its shard")
-        for chunk in np.flatnonzero(rows["size"] == 0).tolist():
-            if plan.arrays[plan.array[chunk]].name != LABEL:
-                raise self.corrupt(plan, chunk, "is missing from its shard")
         return Places(
             shards=tuple(shards),
             shard=number,
@@ -143,7 +131,7 @@ def _table(array: ArraySpec, shard_zyx: ShapeZYX) -> _Table:
     """List the chunks of a shard; zeros for those it lacks."""
     n_chunks = math.prod(array.chunks_per_shard_zyx)
     entry = array.shards[shard_zyx]
-    listed = entry.chunk_rows(n_chunks)
+    listed = entry.chunk_rows
     size = listed["size"].astype(np.int64)
     rows = np.zeros(n_chunks, _ROW)
     rows["offset"][listed["position"]] = np.cumsum(size) - size

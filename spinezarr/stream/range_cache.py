@@ -36,6 +36,7 @@ from typing_extensions import Buffer
 
 from spinezarr.errors import UsageError
 from spinezarr.stream.cache import ProcessLock
+from spinezarr.text import printable
 
 __all__ = ["CacheWarning", "DiskCache", "Mirror", "RangeCache", "shared_range_cache"]
 
@@ -435,8 +436,10 @@ class RangeCache:
             said, self._keeps = not self._keeps, False
         if not said:
             warnings.warn(
-                f"{self.settings.folder}: the cache keeps nothing more: {problem.strerror}. "
-                "Reading goes on without it; make room, or give another folder.",
+                printable(
+                    f"{self.settings.folder}: the cache keeps nothing more: {problem.strerror}. "
+                    "Reading goes on without it; make room, or give another folder."
+                ),
                 CacheWarning,
                 stacklevel=3,
             )

@@ -30,8 +30,9 @@ class Resampling:
     linear: bool
 
     def run(self) -> None:
-        """Fill ``out``."""
-        resample(self.read.out, self.positions_zyx, self.out, linear=self.linear)
+        """Fill ``out``; between values that are no numbers there is none."""
+        with np.errstate(invalid="ignore"):
+            resample(self.read.out, self.positions_zyx, self.out, linear=self.linear)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

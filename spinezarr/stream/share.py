@@ -5,10 +5,16 @@ An epoch is a row of *units*, each a few batches that are read together. A share
 """
 
 from dataclasses import dataclass, replace
+from typing import Final
 
 from spinezarr.errors import UsageError
 
-__all__ = ["EpochUnits", "Share"]
+__all__ = ["BY_SAMPLER", "EpochUnits", "Share", "check_whole"]
+
+BY_SAMPLER: Final = (
+    "Give the data loader a sampler, such as torch.utils.data.DistributedSampler, to share samples."
+)
+"""What to do instead where samples are asked for by number."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,3 +125,18 @@ class Share:
         if skip and skip == len(epoch.batches(done + self.index)):  # a short one, and so the last
             done, skip = done + self.count, 0
         return replace(self, done=done, skip=skip)
+
+
+def check_whole(share: Share, taker: str, instead: str) -> None:
+    """Refuse a share of an epoch, or the rest of one, where the whole epoch would be given.
+
+    Raises
+    ------
+    UsageError
+        If it is one.
+    """
+    if share != Share():
+        raise UsageError(
+            f"{taker} gives whole epochs, and takes no stream that was shared (shard) or resumed. "
+            f"{instead}"
+        )

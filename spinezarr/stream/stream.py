@@ -8,36 +8,35 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 
 import numpy as np
-import numpy.typing as npt
 from pydantic import JsonValue
 
 from spinezarr.errors import UnknownScanError, UsageError
-from spinezarr.geometry import Box, ShapeZYX
-from spinezarr.store.reader import ScanHandle, StoreReader
+from spinezarr.geometry import ShapeZYX
+from spinezarr.store.reader import StoreReader
 from spinezarr.stream.batch import Batch
+from spinezarr.stream.batch_reader import BatchReader
 from spinezarr.stream.draw import PatchRequest, PositionZYX, Sampler
-from spinezarr.stream.engine import BoxRead, Engine
+from spinezarr.stream.engine import Engine
 from spinezarr.stream.explain import ReadSummary
 from spinezarr.stream.iterate import BatchIterator
-from spinezarr.stream.resample import Resampling, Source
+from spinezarr.stream.nonfinite import (
+    Nonfinite,
+    refuse_nonfinite,
+)
 from spinezarr.stream.share import EpochUnits, Share
 from spinezarr.stream.ship import read_elsewhere
-from spinezarr.stream.spacing import Positions, StepZYX, grid_shape_zyx, positions_along, step_zyx
 from spinezarr.stream.state import StreamState, describe_fields
-from spinezarr.stream.volumes import StoredVolumes, as_stored_now
+from spinezarr.stream.volumes import StoredVolumes
 from spinezarr.stream.window import WindowSampler
-from spinezarr.vertebrae import BACKGROUND
+from spinezarr.text import counted
 
 if TYPE_CHECKING:
     import xarray as xr
 
-__all__ = ["PADDING_HU", "OnChange", "PatchStream", "image_dtype_of"]
+__all__ = ["OnChange", "PatchStream", "image_dtype_of"]
 
 OnChange = Literal["error", "follow"]
 """What a stream does when a scan was ingested anew since the store was opened."""
-PADDING_HU: Final = -1024
-"""Image value outside the volume: air."""
-_AXES: Final = ("z", "y", "x")
 _READING: Final = ("prefetch_bytes", "threads", "on_change")
 _PREFETCH_BYTES: Final = 512 << 20
 """Read ahead unless told otherwise: a few batches of large patches, and no risk on a laptop."""
@@ -72,6 +71,8 @@ class PatchStream:
     """Distance between them; None for the scan's own slices, one after the other."""
     window: WindowSampler | None = None
     """Draws the samples close together; without it each is drawn by itself."""
+    nonfinite: Nonfinite = "refuse"
+    """What is given for voxels that are NaN or infinite."""
     share: Share = _WHOLE
     """The part of the epoch to give; see :meth:`shard` and :meth:`resume`."""
     prefetch_bytes: int = _PREFETCH_BYTES
@@ -141,6 +142,22 @@ class PatchStream:
         """Bytes of the voxels of a unit."""
         return self.unit_batches * self.batch_bytes
 
+    @property
+    def batches(self) -> BatchReader:
+        """What reads the samples that are drawn."""
+        return BatchReader(
+            reader=self.reader,
+            engine=self.engine,
+            size_zyx=self.sampler.size_zyx,
+            spacing_zyx_mm=self.sampler.spacing_zyx_mm,
+            with_label=self.with_label,
+            image_dtype=self.image_dtype,
+            flat_axis=self.flat_axis,
+            neighbours=self.neighbours,
+            neighbour_step_mm=self.neighbour_step_mm,
+            nonfinite=self.nonfinite,
+        )
+
     def at_epoch(self, epoch: int) -> "PatchStream":
         """Return the same stream with the draws of another epoch, from its start."""
         return replace(self, epoch=epoch, share=replace(self.share, done=0, skip=0))
@@ -171,8 +188,9 @@ class PatchStream:
         n_batches = stream.epoch_units.n_batches
         if even and n_batches < count:
             raise UsageError(
-                f"an epoch of {self.n_samples} samples is {n_batches} batches of "
-                f"{self.batch_size}, too few for {count} ranks: each must get one at least. Give "
+                f"an epoch of {counted(self.n_samples, 'sample')} is "
+                f"{counted(n_batches, 'batch', 'batches')} of {self.batch_size}, too few for "
+                f"{count} ranks: each must get one at least. Give "
                 f"n_samples={self.batch_size * count} or more, or a smaller batch_size."
             )
         return stream
@@ -200,6 +218,7 @@ class PatchStream:
         if gone:
             raise UnknownScanError(f"{reader.name}: has no scan {gone[0]!r} any more.")
         table = reader.table.sel(scan=list(old.scan_ids))
+        refuse_nonfinite(table, self.nonfinite, reader.name)
         sampler = Sampler.of_table(
             table,
             size_zyx=old.size_zyx,
@@ -285,10 +304,7 @@ class PatchStream:
         CorruptStoreError
             If what is read is missing or damaged.
         """
-        reads: list[BoxRead] = []
-        for requests in self._groups(self._unit_of(number)[0]):
-            self._plan(requests, reads, [])
-        return self.engine.explain([(read.array, read.box) for read in reads])
+        return self.batches.explain(self._groups(self._unit_of(number)[0]))
 
     def _unit_of(self, number: int) -> tuple[int, int]:
         """Return the unit of the epoch in which a batch of this stream lies, and its place."""
@@ -335,19 +351,7 @@ class PatchStream:
         self, groups: Sequence[Sequence[PatchRequest]], *, threads: int
     ) -> list[Batch]:
         """Read several batches; a chunk that several of them need is read once."""
-        return as_stored_now(lambda: self._read_together(groups, threads=threads))
-
-    def _read_together(
-        self, groups: Sequence[Sequence[PatchRequest]], *, threads: int
-    ) -> list[Batch]:
-        reads: list[BoxRead] = []
-        resamplings: list[Resampling] = []
-        self.reader.open_scans(request.scan_id for requests in groups for request in requests)
-        batches = [self._plan(requests, reads, resamplings) for requests in groups]
-        self.engine.read(reads, threads=threads)
-        for resampling in resamplings:
-            resampling.run()
-        return batches
+        return self.batches.read_together(groups, threads=threads)
 
     def read_by(self, executor: Executor, *, ahead: int = 4) -> Iterator[Batch]:
         """Iterate as usual, but let an executor read: other processes, or a cluster.
@@ -388,6 +392,8 @@ class PatchStream:
 
         Raises
         ------
+        UsageError
+            If this is a share of an epoch, or the rest of one.
         CorruptStoreError
             When computed, if stored bytes are missing or damaged.
 
@@ -401,112 +407,6 @@ class PatchStream:
         from spinezarr.stream.lazy import lazy_epoch  # noqa: PLC0415
 
         return lazy_epoch(self)
-
-    def _plan(
-        self,
-        requests: Sequence[PatchRequest],
-        reads: list[BoxRead],
-        resamplings: list[Resampling],
-    ) -> Batch:
-        """Allocate a batch, and add what fills it to ``reads``, then ``resamplings``."""
-        n, size = len(requests), self.sampler.size_zyx
-        kept = [axis for axis in range(3) if axis != self.flat_axis]
-        shape = tuple(size[axis] for axis in kept)
-        slices = (2 * self.neighbours + 1,) if self.neighbours else ()
-        empty = self.engine.buffers.empty
-        image = empty((n, *slices, *shape), self.image_dtype)
-        label = empty((n, *shape), np.uint8) if self.with_label else None
-        padding = np.zeros((n, 3, 2), np.int64)
-        affine = np.empty((n, 4, 4))
-        for i, request in enumerate(requests):
-            scan = self.reader.planned_scan(request.scan_id)
-            step = step_zyx(scan.attributes.spacing_zyx_mm, self.sampler.spacing_zyx_mm)
-            volume = Box((0, 0, 0), grid_shape_zyx(scan.image.shape_zyx, step))
-            fills = self._fill(
-                scan,
-                request.box,
-                step,
-                volume,
-                image=image[i],
-                label=None if label is None else label[i],
-            )
-            for fill in fills:
-                if isinstance(fill, Resampling):
-                    resamplings.append(fill)
-                    reads.append(fill.read)
-                else:
-                    reads.append(fill)
-            padding[i] = _padding(request.box, volume)
-            affine[i] = _moved(scan.affine, request.box.start_zyx, step)
-        return Batch(
-            image=image,
-            label=label,
-            dims=(*("slice" for _ in slices), *(_AXES[axis] for axis in kept)),
-            scan_id=tuple(request.scan_id for request in requests),
-            start_zyx=np.array([request.box.start_zyx for request in requests]),
-            padding_zyx=padding,
-            affine=affine,
-            spacing_zyx_mm=np.linalg.norm(affine[:, :3, 2::-1], axis=1),
-            vertebra=tuple(request.vertebra for request in requests),
-            index=np.array([request.index for request in requests]),
-        )
-
-    def _fill(
-        self,
-        scan: ScanHandle,
-        box: Box,
-        step: StepZYX,
-        volume: Box,
-        *,
-        image: npt.NDArray[Any],
-        label: npt.NDArray[np.uint8] | None,
-    ) -> Iterator[BoxRead | Resampling]:
-        """Yield what fills image and label of one patch; fill what lies outside the volume."""
-        if label is not None and scan.label is None:
-            raise UsageError(f"scan {scan.attributes.scan_id!r} has no mask; read without labels.")
-        inside = box.intersect(volume)
-        if inside != box:
-            image[...] = PADDING_HU
-            if label is not None:
-                label[...] = BACKGROUND
-        if inside is None:
-            return
-        z, y, x = (-start for start in box.start_zyx)
-        within = inside.shift((z, y, x)).slices
-        positions = [
-            positions_along(*along)
-            for along in zip(
-                inside.start_zyx, inside.stop_zyx, step, scan.image.shape_zyx, strict=True
-            )
-        ]
-        source = around = Source.of(positions)
-        channels = [*within]
-        flat = self.flat_axis
-        if flat is not None:
-            if self.neighbours:
-                positions[flat] = self._slices_around(scan, flat, inside.start_zyx[flat])
-                around = Source.of(positions)
-                channels[flat] = slice(None)
-                image = np.moveaxis(image, 0, flat)
-            else:
-                image = np.expand_dims(image, flat)
-            label = None if label is None else np.expand_dims(label, flat)
-        yield around.plan(scan.image, image[tuple(channels)], linear=True)
-        if label is not None and scan.label is not None:
-            yield source.plan(scan.label, label[within], linear=False)
-
-    def _slices_around(self, scan: ScanHandle, axis: int, centre: int) -> Positions:
-        """Return the slices beside one; beyond the volume its outermost slice is repeated."""
-        k = self.neighbours
-        last = scan.image.shape_zyx[axis] - 1
-        if self.neighbour_step_mm is None:
-            if k <= centre <= last - k:
-                return range(centre - k, centre + k + 1)
-            ratio = 1.0
-        else:
-            ratio = self.neighbour_step_mm / scan.attributes.spacing_zyx_mm[axis]
-        nearest: npt.NDArray[np.float64] = centre + np.rint(np.arange(-k, k + 1) * ratio)
-        return nearest.clip(0, last)
 
     def _find_centre(self, scan_id: str, vertebra: str, k: int | None) -> PositionZYX:
         """Find the k-th voxel of a vertebra, or for None its centroid."""
@@ -538,23 +438,3 @@ def image_dtype_of(table: "xr.Dataset") -> np.dtype[Any]:
     """Return the type that holds the image values of all rows of a scan table; int16 at least."""
     dtypes = {np.dtype(str(name)) for name in table.image_dtype.to_numpy()}
     return np.result_type(np.int16, *dtypes)
-
-
-def _padding(box: Box, volume: Box) -> list[tuple[int, int]]:
-    """Return how many voxels of a box lie before and after a volume along each axis."""
-    starts = zip(box.start_zyx, volume.start_zyx, strict=True)
-    stops = zip(box.stop_zyx, volume.stop_zyx, strict=True)
-    return [
-        (max(first - start, 0), max(stop - last, 0))
-        for (start, first), (stop, last) in zip(starts, stops, strict=True)
-    ]
-
-
-def _moved(
-    affine: npt.NDArray[np.float64], start_zyx: ShapeZYX, step: StepZYX
-) -> npt.NDArray[np.float64]:
-    """Move the origin of an affine to the voxel of a grid at which a patch starts."""
-    moved = affine.copy()
-    moved[:3, :3] *= step[::-1]
-    moved[:3, 3] += moved[:3, :3] @ start_zyx[::-1]
-    return moved

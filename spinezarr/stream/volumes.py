@@ -68,12 +68,15 @@ class StoredVolumes:
     def _labelled_around(
         self, scan_id: str, value: int, k: int
     ) -> tuple[npt.NDArray[np.int64], int]:
-        label = self.reader.planned_scan(scan_id).label
+        scan = self.reader.planned_scan(scan_id)
+        label = scan.label
         if label is None:
             raise UsageError(f"scan {scan_id!r} has no mask.")
         table = self.reader.label_chunks(scan_id)
         rows = table[table[:, 0] == value]
         ends = np.cumsum(rows[:, 4])
+        if not len(ends) or k >= ends[-1]:
+            raise scan.miscounted(value)
         row = int(np.searchsorted(ends, k, side="right"))
         rank = k - int(ends[row] - rows[row, 4])
         origin = [int(i) * n for i, n in zip(rows[row, 1:4], label.chunk_shape_zyx, strict=True)]
@@ -81,4 +84,7 @@ class StoredVolumes:
         inside = whole.intersect(Box((0, 0, 0), label.shape_zyx)) or whole
         voxels = np.empty(inside.shape_zyx, np.uint8)
         self.engine.read_into(label, inside, voxels)
-        return np.argwhere(voxels == value) + origin, rank
+        found = np.argwhere(voxels == value)
+        if rank >= len(found):
+            raise scan.miscounted(value)
+        return found + origin, rank

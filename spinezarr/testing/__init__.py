@@ -20,8 +20,16 @@ from spinezarr.testing.ctspinopelvic1k import (
     SpinoPelvicPlan,
     write_ctspinopelvic1k,
 )
-from spinezarr.testing.dicom import DICOM_TRANSFER_SYNTAXES, DicomForm, write_dicom_series
+from spinezarr.testing.dicom import (
+    DICOM_TRANSFER_SYNTAXES,
+    DicomForm,
+    write_dicom_multiframe,
+    write_dicom_objects,
+    write_dicom_series,
+)
+from spinezarr.testing.dicom_identity import set_dicom_elements
 from spinezarr.testing.form import DTYPES
+from spinezarr.testing.hospital import HOSPITAL_SCANS, HospitalPlan, write_hospital
 from spinezarr.testing.metaimage import MetaImageForm, write_metaimage
 from spinezarr.testing.metaimage_attack import (
     plant_absolute_data_file,
@@ -57,6 +65,7 @@ __all__ = [
     "CTSPINOPELVIC1K_SCANS",
     "DICOM_TRANSFER_SYNTAXES",
     "DTYPES",
+    "HOSPITAL_SCANS",
     "MSR_SCANS",
     "RSNA_SCANS",
     "TOTALSEGMENTATOR_SCANS",
@@ -65,6 +74,7 @@ __all__ = [
     "VERSE_2020_CHALLENGE",
     "XVERTSEG_SCANS",
     "DicomForm",
+    "HospitalPlan",
     "Layout",
     "MetaImageForm",
     "MsrPlan",
@@ -92,6 +102,7 @@ __all__ = [
     "plant_linked_data_file",
     "resized",
     "series_of",
+    "set_dicom_elements",
     "source_of",
     "split_text",
     "totalsegmentator_values",
@@ -103,7 +114,10 @@ __all__ = [
     "write_ctspine1k_tcia",
     "write_ctspine1k_verse",
     "write_ctspinopelvic1k",
+    "write_dicom_multiframe",
+    "write_dicom_objects",
     "write_dicom_series",
+    "write_hospital",
     "write_metaimage",
     "write_msr",
     "write_msr_nifti",

@@ -26,7 +26,13 @@ if TYPE_CHECKING:
     from pydicom import Dataset
     from pydicom.uid import UID
 
-__all__ = ["DICOM_TRANSFER_SYNTAXES", "DicomForm", "write_dicom_series"]
+__all__ = [
+    "DICOM_TRANSFER_SYNTAXES",
+    "DicomForm",
+    "write_dicom_multiframe",
+    "write_dicom_objects",
+    "write_dicom_series",
+]
 
 DICOM_TRANSFER_SYNTAXES: Final = {
     "implicit-le": "1.2.840.10008.1.2",
@@ -43,7 +49,22 @@ DICOM_TRANSFER_SYNTAXES: Final = {
 """Names of the transfer syntaxes that can be written, and their UIDs (PS3.6 annex A)."""
 
 _CT_IMAGE: Final = "1.2.840.10008.5.1.4.1.1.2"
+_ENHANCED_CT: Final = "1.2.840.10008.5.1.4.1.1.2.1"
+_LEGACY_CT: Final = "1.2.840.10008.5.1.4.1.1.2.2"
+"""Legacy Converted Enhanced CT: what converters make of files of one slice."""
 _SECONDARY_CAPTURE: Final = "1.2.840.10008.5.1.4.1.1.7"
+_OTHER_CLASSES: Final = {
+    "MR": "1.2.840.10008.5.1.4.1.1.4",
+    "PT": "1.2.840.10008.5.1.4.1.1.128",
+    "SR": "1.2.840.10008.5.1.4.1.1.88.67",
+    "RTSTRUCT": "1.2.840.10008.5.1.4.1.1.481.3",
+    "SEG": "1.2.840.10008.5.1.4.1.1.66.4",
+}
+"""Objects that lie beside CTs, by Modality."""
+_DIRECTORY: Final = "1.2.840.10008.1.3.10"
+"""Media Storage Directory Storage: a DICOMDIR."""
+_BARE: Final = ("implicit-le", "explicit-le")
+"""What a reader can tell without the file meta information."""
 _BITS: Final = 16
 """Allocated for a pixel, as all CT images do (PS3.3 table C.8-3)."""
 _LOCALIZER: Final = 10_000
@@ -78,8 +99,12 @@ class DicomForm:
     """Bits of the 16 allocated that hold the value; the others are zero."""
     naming: Literal["number", "uid", "reversed"] = "number"
     """``1.dcm`` and so on along k, from its other end, or SOPInstanceUIDs without an ending."""
+    preamble: bool = True
+    """Whether files start with 128 bytes, DICM and file meta information, or with the data set."""
     localizer: bool = False
     """Add a localizer to the series."""
+    scout: bool = False
+    """Add a scout across the slices that is not marked as a localizer."""
     secondary_capture: bool = False
     """Add a colour picture as a series of its own."""
     second_series: int = 0
@@ -101,8 +126,16 @@ class DicomForm:
             )
         if self.slope == 0:
             raise UsageError("slope must be a number other than 0, got 0")
+        if not self.preamble and self.transfer_syntax not in _BARE:
+            raise UsageError(
+                f"without a preamble, transfer_syntax must be one of {', '.join(_BARE)}; "
+                f"got {self.transfer_syntax!r}"
+            )
         if not 1 < self.bits_stored <= _BITS:
             raise UsageError(f"bits_stored must be within 2 and {_BITS}, got {self.bits_stored}")
+
+
+_PLAIN: Final = DicomForm()
 
 
 def write_dicom_series(
@@ -136,10 +169,7 @@ def write_dicom_series(
         If a value cannot be stored in that form, the axes are not at right angles, or pydicom and
         gdcm are not installed.
     """
-    if any(find_spec(module) is None for module in ("pydicom", "gdcm")):
-        raise UsageError(
-            f"{folder}: writing DICOM needs pydicom and gdcm: pip install 'spinezarr[dicom]'"
-        )
+    _check_packages(folder)
     folder.mkdir(parents=True, exist_ok=True)
     stored = _stored(array_ijk, form)
     series = _Series(2, _study(array_ijk, affine_ijk, form), _Geometry.of(affine_ijk, form), form)
@@ -149,10 +179,156 @@ def write_dicom_series(
     for number, k in enumerate(order, start=1):
         dataset = series.slice(stored[:, :, k], k, number)
         written.append(folder / _name(number, len(order), str(dataset.SOPInstanceUID), form))
-        _save(dataset, written[-1], form.transfer_syntax)
+        _save(dataset, written[-1], form)
     for name, dataset in _beside(np.zeros(array_ijk.shape[:2], np.uint16), series):
-        _save(dataset, folder / name, "explicit-le")
+        _save(dataset, folder / name, _PLAIN)
     return tuple(written)
+
+
+def write_dicom_multiframe(
+    path: Path,
+    array_ijk: npt.NDArray[np.integer[Any]],
+    affine_ijk: npt.NDArray[np.float64],
+    form: DicomForm,
+    *,
+    legacy: bool = False,
+) -> Path:
+    """Write an Enhanced CT, all slices as frames of one file, the same bytes each time.
+
+    Parameters
+    ----------
+    path
+        The file; its folder is made if it is missing.
+    array_ijk, affine_ijk
+        As for :func:`write_dicom_series`.
+    form
+        How to store it; ``naming="reversed"`` stores the frames from the other end.
+    legacy
+        As a Legacy Converted Enhanced CT.
+
+    Returns
+    -------
+    Path
+        The file.
+
+    Raises
+    ------
+    UsageError
+        As for :func:`write_dicom_series`.
+    """
+    from pydicom.encaps import encapsulate, get_frame  # noqa: PLC0415
+    from pydicom.uid import UID  # noqa: PLC0415
+
+    _check_packages(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    stored = _stored(array_ijk, form)
+    series = _Series(2, _study(array_ijk, affine_ijk, form), _Geometry.of(affine_ijk, form), form)
+    order = [k for k in range(array_ijk.shape[2]) if k not in form.missing]
+    order.extend(form.repeated)
+    if form.naming == "reversed":
+        order.reverse()
+    frames = [series.slice(stored[:, :, k], k, number) for number, k in enumerate(order, start=1)]
+    sop_class = _LEGACY_CT if legacy else _ENHANCED_CT
+    dataset = _object(sop_class, series.study, series.number, 1, "CT")
+    dataset.ImageType = ["ORIGINAL", "PRIMARY", "VOLUME", "NONE"]
+    _set_pixels(dataset, stored[:, :, 0].T, form)
+    dataset.NumberOfFrames = len(frames)
+    first = frames[0]
+    dataset.SharedFunctionalGroupsSequence = [
+        _items(
+            PlaneOrientationSequence={"ImageOrientationPatient": first.ImageOrientationPatient},
+            PixelMeasuresSequence={"PixelSpacing": first.PixelSpacing},
+            PixelValueTransformationSequence={
+                "RescaleIntercept": first.RescaleIntercept,
+                "RescaleSlope": first.RescaleSlope,
+                "RescaleType": "HU",
+            },
+        )
+    ]
+    dataset.PerFrameFunctionalGroupsSequence = [
+        _items(
+            FrameContentSequence={"StackID": "1", "InStackPositionNumber": number},
+            PlanePositionSequence={"ImagePositionPatient": frame.ImagePositionPatient},
+        )
+        for number, frame in enumerate(frames, start=1)
+    ]
+    syntax = UID(DICOM_TRANSFER_SYNTAXES[form.transfer_syntax])
+    if syntax.is_encapsulated:
+        for frame in frames:
+            _encode(frame, syntax)
+        codes = [get_frame(frame.PixelData, 0, number_of_frames=1) for frame in frames]
+        dataset["PixelData"] = _pixel_element(encapsulate(codes))
+        dataset["PixelData"].is_undefined_length = True
+    else:
+        dataset["PixelData"] = _pixel_element(b"".join(frame.PixelData for frame in frames))
+    dataset.file_meta.TransferSyntaxUID = syntax
+    dataset.save_as(path, enforce_file_format=True)
+    return path
+
+
+def write_dicom_objects(folder: Path, modality: str, count: int = 1) -> tuple[Path, ...]:
+    """Write DICOM objects that are no CT, without pixels, as lie beside CTs in an archive.
+
+    Parameters
+    ----------
+    folder
+        Where to; made if it is missing.
+    modality
+        ``MR``, ``PT``, ``SR``, ``RTSTRUCT`` or ``SEG``, or ``DIRECTORY`` for a DICOM directory.
+    count
+        How many; all of one series.
+
+    Returns
+    -------
+    tuple of Path
+        ``MR-1.dcm`` and so on, or ``DICOMDIR``.
+
+    Raises
+    ------
+    UsageError
+        If the modality is another one, or pydicom and gdcm are not installed.
+    """
+    _check_packages(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    if modality == "DIRECTORY":
+        dataset = _object(_DIRECTORY, _uid(modality), 1, 1, "OT")
+        dataset.file_meta.MediaStorageSOPClassUID = dataset.SOPClassUID
+        dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
+        dataset.clear()
+        dataset.FileSetID = "PHANTOM"
+        dataset.DirectoryRecordSequence = []
+        _save(dataset, folder / "DICOMDIR", _PLAIN)
+        return (folder / "DICOMDIR",)
+    if modality not in _OTHER_CLASSES:
+        known = ", ".join([*_OTHER_CLASSES, "DIRECTORY"])
+        raise UsageError(f"modality must be one of {known}; got {modality!r}")
+    written = []
+    for number in range(1, count + 1):
+        study = _uid("beside", str(folder), modality)
+        dataset = _object(_OTHER_CLASSES[modality], study, 7, number, modality)
+        written.append(folder / f"{modality}-{number}.dcm")
+        _save(dataset, written[-1], _PLAIN)
+    return tuple(written)
+
+
+def _items(**sequences: dict[str, Any]) -> "Dataset":
+    """Make a functional group: sequences of one item each."""
+    from pydicom import Dataset  # noqa: PLC0415  only who writes DICOM needs pydicom
+
+    group = Dataset()
+    for keyword, elements in sequences.items():
+        item = Dataset()
+        for element, value in elements.items():
+            setattr(item, element, value)
+        setattr(group, keyword, [item])
+    return group
+
+
+def _check_packages(place: Path) -> None:
+    if any(find_spec(module) is None for module in ("pydicom", "gdcm")):
+        raise UsageError(
+            f"{place}: writing DICOM needs pydicom and gdcm: pip install 'spinezarr[dicom]'"
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -310,6 +486,12 @@ def _beside(blank_ij: npt.NDArray[np.uint16], series: _Series) -> Iterator[tuple
         localizer = beside.slice(blank_ij, 0, _LOCALIZER)
         localizer.ImageType = ["ORIGINAL", "PRIMARY", "LOCALIZER"]
         yield "localizer.dcm", localizer
+    if form.scout:
+        scout = beside.slice(blank_ij, 0, _LOCALIZER + 1)
+        geometry = series.geometry
+        along = geometry.step / np.linalg.norm(geometry.step)
+        scout.ImageOrientationPatient = _decimals(*geometry.across, *-along)
+        yield "scout.dcm", scout
     if form.secondary_capture:
         picture = _object(_SECONDARY_CAPTURE, series.study, 999, 1, "OT")
         _set_pixels(picture, blank_ij.T, form)
@@ -325,14 +507,25 @@ def _beside(blank_ij: npt.NDArray[np.uint16], series: _Series) -> Iterator[tuple
         yield f"other-{k}.dcm", replace(beside, number=3).slice(blank_ij, k, k + 1)
 
 
-def _save(dataset: "Dataset", path: Path, transfer_syntax: str) -> None:
+def _save(dataset: "Dataset", path: Path, form: DicomForm) -> None:
+    from pydicom.uid import UID  # noqa: PLC0415  only who writes DICOM needs pydicom
+
+    syntax = UID(DICOM_TRANSFER_SYNTAXES[form.transfer_syntax])
+    _encode(dataset, syntax)
+    if form.preamble:
+        dataset.save_as(path, enforce_file_format=True)
+    else:
+        del dataset.file_meta
+        dataset.save_as(path, implicit_vr=syntax.is_implicit_VR, little_endian=True)
+
+
+def _encode(dataset: "Dataset", syntax: "UID") -> None:
+    """Bring the pixels of a single slice into a transfer syntax."""
     from pydicom.uid import (  # noqa: PLC0415  only who writes DICOM needs pydicom
-        UID,
         ExplicitVRLittleEndian,
         RLELossless,
     )
 
-    syntax = UID(DICOM_TRANSFER_SYNTAXES[transfer_syntax])
     dataset.file_meta.TransferSyntaxUID = (
         ExplicitVRLittleEndian if syntax.is_encapsulated else syntax
     )
@@ -340,7 +533,6 @@ def _save(dataset: "Dataset", path: Path, transfer_syntax: str) -> None:
         dataset.compress(RLELossless, generate_instance_uid=False, encoding_plugin="pydicom")
     elif syntax.is_encapsulated:
         _compress(dataset, syntax)
-    dataset.save_as(path, enforce_file_format=True)
 
 
 def _compress(dataset: "Dataset", syntax: "UID") -> None:

@@ -14,7 +14,8 @@ def set_dicom_elements(paths: Iterable[Path], **elements: str | int) -> None:
     paths
         The files.
     elements
-        Keyword and value, e.g. ``PatientID="CTC-1018399231"``.
+        Keyword and value, e.g. ``PatientID="CTC-1018399231"``. A class is set in the file meta
+        information, too.
     """
     from pydicom import dcmread  # noqa: PLC0415  only who writes DICOM needs pydicom
 
@@ -22,4 +23,6 @@ def set_dicom_elements(paths: Iterable[Path], **elements: str | int) -> None:
         dataset = dcmread(path)
         for keyword, value in elements.items():
             setattr(dataset, keyword, value)
+        if "SOPClassUID" in elements:
+            dataset.file_meta.MediaStorageSOPClassUID = dataset.SOPClassUID
         dataset.save_as(path)

@@ -2,9 +2,10 @@
 
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import fsspec
@@ -12,15 +13,17 @@ import numpy as np
 import numpy.typing as npt
 
 from spinezarr.errors import SpinezarrError, UsageError
-from spinezarr.formats import Volume, open_volume
+from spinezarr.formats import DEFAULT_LIMITS, DicomSeriesVolume, Limits, Volume, open_volume
 from spinezarr.geometry import AxisMap, ShapeZYX
 from spinezarr.ingest.chunks import stored_labels
 from spinezarr.ingest.scan import open_label
-from spinezarr.store.attributes import LabelSourceRecord, SourceRecord
+from spinezarr.public_url import public_url
+from spinezarr.store.attributes import ImageSourceRecord, LabelSourceRecord, SourceRecord
 from spinezarr.store.files import open_filesystem
 from spinezarr.store.reader import ArraySpec, ScanHandle, StoreReader
 from spinezarr.stream.engine import Engine
 from spinezarr.stream.fetch import fetcher_for
+from spinezarr.text import counted
 from spinezarr.verify.fault import Fault
 from spinezarr.verify.files import OnBytes
 
@@ -34,6 +37,7 @@ def compare_with_source(
     *,
     storage_options: Mapping[str, Any] | None = None,
     raw_options: Mapping[str, Any] | None = None,
+    limits: Limits = DEFAULT_LIMITS,
     on_total: OnBytes = lambda _: None,
     on_bytes: OnBytes = lambda _: None,
 ) -> list[Fault]:
@@ -49,6 +53,8 @@ def compare_with_source(
         Scan ids.
     storage_options, raw_options
         For the file systems of the store and of ``raw``.
+    limits
+        What the source files may be.
     on_total
         Called first with the bytes of all voxels that will be compared, as stored.
     on_bytes
@@ -65,19 +71,22 @@ def compare_with_source(
     reader = StoreReader(url, storage_options)
     if reader.root.pseudonym_key is not None:
         raise UsageError(
-            f"{url}: hides the names of its source files, so they cannot be found in {raw}. "
+            f"{public_url(url)}: hides the names of its source files, so they cannot be found in "
+            f"{public_url(raw)}. "
             "Compare a store that is made without --pseudonymize."
         )
     fs, root = open_filesystem(raw, raw_options)
     if not fs.isdir(root):
-        raise UsageError(f"raw folder {raw!r} is no folder. Give the one that was ingested.")
+        raise UsageError(
+            f"raw folder {public_url(raw)!r} is no folder. Give the one that was ingested."
+        )
     handles = [reader.scan(name) for name in scans]
     specs = [spec for scan in handles for spec in scan.arrays]
-    on_total(sum(math.prod(spec.shape_zyx) * spec.dtype.itemsize for spec in specs))
+    on_total(sum(math.prod(spec.shape_zyx) * spec.stored_dtype.itemsize for spec in specs))
     engine = Engine(fetcher_for(reader.objects))
 
     def compare(scan: ScanHandle) -> list[Fault]:
-        return [*_compare_scan(scan, engine, fs, root, on_bytes)]
+        return [*_compare_scan(scan, engine, partial(_open, fs, root, limits), on_bytes)]
 
     pool = ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="spinezarr-compare")
     try:
@@ -87,7 +96,10 @@ def compare_with_source(
 
 
 def _compare_scan(
-    scan: ScanHandle, engine: Engine, fs: fsspec.AbstractFileSystem, root: str, on_bytes: OnBytes
+    scan: ScanHandle,
+    engine: Engine,
+    open_source: Callable[[SourceRecord], Volume],
+    on_bytes: OnBytes,
 ) -> Iterator[Fault]:
     facts = scan.attributes
     records = {"image": facts.image_source, "label": facts.label_source}
@@ -96,28 +108,27 @@ def _compare_scan(
         if record is None:
             continue
         try:
-            yield from _compare_array(spec, record, _open(fs, root, record), engine, on_bytes)
+            yield from _compare_array(spec, record, open_source(record), engine, on_bytes)
         except UsageError:
             raise
         except (SpinezarrError, OSError) as problem:
-            what = f"no such file: {problem}" if _is_absent(problem) else str(problem)
+            what = "no such file" if isinstance(problem, FileNotFoundError) else str(problem)
             yield Fault(facts.scan_id, record.file, "source", what, _described(record))
-
-
-def _is_absent(problem: Exception) -> bool:
-    return isinstance(problem, FileNotFoundError)
 
 
 def _described(record: SourceRecord) -> str:
     return f"{record.size_bytes} bytes with sha256 {record.sha256}"
 
 
-def _open(fs: fsspec.AbstractFileSystem, root: str, record: SourceRecord) -> Volume:
+def _open(fs: fsspec.AbstractFileSystem, root: str, limits: Limits, record: SourceRecord) -> Volume:
     if isinstance(record, LabelSourceRecord) and record.parts:
-        merged = open_label(fs, root, None, record.parts)
+        merged = open_label(fs, root, None, record.parts, limits)
         if merged is not None:
             return merged
-    return open_volume(fs, f"{root}/{record.file}")
+    path = f"{root}/{record.file}"
+    if isinstance(record, ImageSourceRecord) and record.series is not None:
+        return DicomSeriesVolume.open(fs, path, limits, series=record.series)
+    return open_volume(fs, path, limits)
 
 
 @dataclass(slots=True)
@@ -164,7 +175,7 @@ def _compare_array(
         stored = np.empty(box.shape_zyx, spec.dtype)
         engine.read_into(spec, box, stored)
         difference.add(stored, source, box.start_zyx)
-        on_bytes(stored.nbytes)
+        on_bytes(stored.size * spec.stored_dtype.itemsize)
     file = volume.source_file()
     if (file.size_bytes, file.sha256) != (record.size_bytes, record.sha256):
         found = f"{file.size_bytes} bytes with sha256 {file.sha256}"
@@ -172,7 +183,7 @@ def _compare_array(
     if difference.count:
         stored_word, source_word = difference.words
         found = (
-            f"{difference.count} voxels differ, first {spec.name} {difference.first_zyx} "
-            f"(z, y, x): {stored_word}"
+            f"{counted(difference.count, 'voxel')} of another value, first {spec.name} "
+            f"{difference.first_zyx} (z, y, x): {stored_word}"
         )
         yield Fault(spec.scan_id, record.file, "voxels", found, f"{source_word}, as in the source")

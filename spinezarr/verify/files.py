@@ -1,15 +1,21 @@
 """The files of a store as they lie there: listed, and read to their ends in bounded memory."""
 
+import errno
+import io
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, BinaryIO, Final, Self
+from functools import cached_property
+from typing import Any, BinaryIO, Final, Self, cast
 
 import fsspec
+from typing_extensions import Buffer
 
-from spinezarr.store.attributes import ManifestEntry, seal, unseal
-from spinezarr.store.files import is_read_only, list_sizes, open_filesystem
+from spinezarr.store.attributes import ManifestEntry, parse_json, seal, unseal
+from spinezarr.store.files import is_read_only, list_sizes, open_store, read_files
+from spinezarr.store.remote import RemoteObjects
 from spinezarr.store.sharding import crc32
+from spinezarr.store.transport import NoRangesError
 from spinezarr.verify.fault import Fault
 
 __all__ = ["OnBytes", "StoreFiles", "group_problem", "read_error", "seal_problem", "unreadable"]
@@ -18,6 +24,8 @@ OnBytes = Callable[[int], None]
 """Called with each further number of bytes that were read; from several threads."""
 
 _BLOCK_BYTES: Final = 1 << 22
+_REMOTE_BYTES: Final = 1 << 23
+"""Asked for at once of a large object."""
 _EMPTY_GROUP: Final = {"attributes": {}, "zarr_format": 3, "node_type": "group"}
 
 
@@ -32,34 +40,66 @@ class StoreFiles:
         Its path there.
     sizes
         Bytes of every file by its key; None where files cannot be listed, as on a web server.
+    objects
+        Reads them in place of ``fs``, as of a web server: what fails is asked for again.
     """
 
     def __init__(
-        self, fs: fsspec.AbstractFileSystem, path: str, sizes: Mapping[str, int] | None
+        self,
+        fs: fsspec.AbstractFileSystem,
+        path: str,
+        sizes: Mapping[str, int] | None,
+        objects: RemoteObjects | None = None,
     ) -> None:
         self.fs = fs
         self.path = path
         self.sizes = sizes
+        self._objects = objects
 
     @classmethod
     def of_url(cls, url: str, storage_options: Mapping[str, Any] | None = None) -> Self:
         """List a store; a path that is absent has no files."""
-        fs, path = open_filesystem(url, storage_options)
+        fs, path = open_store(url, storage_options)
         if is_read_only(fs):
-            return cls(fs, path, None)
+            objects = RemoteObjects(url, storage_options)
+            return cls(fs, objects.path, None, objects)
         fs.invalidate_cache()
         return cls(fs, path, list_sizes(fs, path))
 
+    def exists(self, key: str) -> bool:
+        """Whether there is such a file."""
+        if self.sizes is not None:
+            return key in self.sizes
+        path = f"{self.path}/{key}"
+        return path in self.read_paths([path])
+
     def read(self, key: str) -> bytes:
         """Return the content of a small file."""
-        data: bytes = self.fs.cat_file(f"{self.path}/{key}")
-        return data
+        path = f"{self.path}/{key}"
+        if self._objects is None:
+            data: bytes = self.fs.cat_file(path)
+            return data
+        found = self._objects.read([path])
+        if path not in found:
+            raise FileNotFoundError(errno.ENOENT, "there is no such object", path)
+        return found[path]
+
+    def read_paths(self, paths: Iterable[str]) -> dict[str, bytes]:
+        """Return the contents of small files; those that are absent are left out."""
+        return read_files(self.fs, paths) if self._objects is None else self._objects.read(paths)
 
     @contextmanager
-    def open(self, key: str) -> Iterator[BinaryIO]:
-        """Open a file that may be large."""
-        with self.fs.open(f"{self.path}/{key}", "rb") as raw:
-            yield raw
+    def open(self, key: str, size_bytes: int) -> Iterator[BinaryIO]:
+        """Open a file that may be large, and should have so many bytes."""
+        path = f"{self.path}/{key}"
+        if self._objects is None:
+            with self.fs.open(path, "rb") as raw:
+                yield raw
+        elif size_bytes <= _REMOTE_BYTES:
+            yield io.BytesIO(self.read(key))
+        else:
+            remote = _RemoteFile(self._objects, path, size_bytes)
+            yield cast("BinaryIO", io.BufferedReader(remote, _REMOTE_BYTES))
 
     def check(
         self, scan_id: str | None, key: str, entry: ManifestEntry, on: OnBytes
@@ -67,7 +107,7 @@ class StoreFiles:
         """Read a whole file and compare it with what the manifest says of it."""
         expected = f"{entry.size_bytes} bytes with crc32 {entry.crc32}"
         try:
-            with self.open(key) as raw:
+            with self.open(key, entry.size_bytes) as raw:
                 size, checksum = 0, 0
                 while block := raw.read(_BLOCK_BYTES):
                     size, checksum = size + len(block), crc32(block, checksum)
@@ -80,8 +120,60 @@ class StoreFiles:
         return [Fault(scan_id, key, "damaged", found, expected)]
 
 
+class _RemoteFile(io.RawIOBase):
+    """An object of a web server, read by ranges."""
+
+    def __init__(self, objects: RemoteObjects, path: str, expected_bytes: int) -> None:
+        self._objects = objects
+        self._path = path
+        self._expected_bytes = expected_bytes
+        self._at = 0
+
+    @cached_property
+    def _size_bytes(self) -> int:
+        """Its size, found by two bytes of it if it is the expected one."""
+        n = self._expected_bytes
+        ends_there = bool(n) and self._range(n - 1, n) and not self._range(n, n + 1)
+        return n if ends_there else len(self._objects.read([self._path])[self._path])
+
+    def _range(self, start: int, stop: int) -> bytes:
+        with self._objects.ranges([(self._path, start, stop)]) as (data,):
+            return bytes(data)
+
+    def readable(self) -> bool:
+        """Answer yes."""
+        return True
+
+    def seekable(self) -> bool:
+        """Answer yes."""
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
+        """Choose where to read on; return it."""
+        origin = {io.SEEK_SET: 0, io.SEEK_CUR: self._at}.get(whence)
+        self._at = offset + (self._size_bytes if origin is None else origin)
+        return self._at
+
+    def readinto(self, buffer: Buffer, /) -> int:
+        """Read at most as many bytes as ``buffer`` has room for; return how many came."""
+        view = memoryview(buffer).cast("B")
+        stop = min(self._at + len(view), self._size_bytes)
+        data = self._range(self._at, stop) if stop > self._at else b""
+        view[: len(data)] = data
+        self._at += len(data)
+        return len(data)
+
+
 def read_error(scan_id: str | None, key: str, problem: OSError, expected: str) -> Fault:
-    """Say that a file is not there, or cannot be read."""
+    """Say that a file is not there, or cannot be read.
+
+    Raises
+    ------
+    NoRangesError, ConnectionError
+        If it is the server that fails, and not the file.
+    """
+    if isinstance(problem, NoRangesError | ConnectionError):
+        raise problem
     if isinstance(problem, FileNotFoundError | NotADirectoryError | IsADirectoryError):
         return Fault(scan_id, key, "missing", "no such file", expected)
     return Fault(scan_id, key, "damaged", f"cannot be read: {problem}", expected)
@@ -97,7 +189,7 @@ def seal_problem(data: bytes) -> str | None:
     try:
         metadata = unseal(data)
         sealed = seal(metadata)
-    except (ValueError, KeyError, TypeError, AttributeError) as problem:
+    except ValueError as problem:
         return unreadable(problem)
     # The seal's own white space and spelling can change beside it.
     return None if sealed == data else "other bytes for the same values"
@@ -106,7 +198,7 @@ def seal_problem(data: bytes) -> str | None:
 def group_problem(data: bytes) -> str | None:
     """Say how the bytes of the group of all scans, which has no seal, differ from the only ones."""
     try:
-        group = json.loads(data)
+        group = parse_json(data)
     except ValueError as problem:
         return str(problem)
     written = {json.dumps(group, indent=indent).encode() for indent in (None, 2)}

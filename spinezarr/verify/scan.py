@@ -1,6 +1,5 @@
 """One scan: its metadata, and every file that its manifest names."""
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
@@ -8,9 +7,9 @@ from itertools import product
 import numpy as np
 
 from spinezarr.geometry import ShapeZYX
-from spinezarr.store.attributes import RootAttributes, ScanAttributes, unseal
+from spinezarr.store.array_metadata import chunk_key
+from spinezarr.store.attributes import RootAttributes, ScanAttributes, parse_json, unseal
 from spinezarr.store.layout import LABEL, LABEL_CHUNKS, chunk_grid, scan_key
-from spinezarr.store.metadata import chunk_key
 from spinezarr.store.reader import ArraySpec, ScanHandle, parse_scan
 from spinezarr.store.sharding import ChunkDamagedError, decode_chunk
 from spinezarr.verify.fault import Fault
@@ -57,7 +56,7 @@ def check_scan(
         return CheckedScan(scan_id, None, (Fault(scan_id, key, "damaged", found, written),))
     try:
         scan = parse_scan(raw, f"{files.path}/{scan_key(scan_id)}")
-    except (ValueError, KeyError, TypeError, IndexError) as error:
+    except ValueError as error:
         return CheckedScan(
             scan_id, None, (Fault(scan_id, key, "damaged", unreadable(error), written),)
         )
@@ -125,7 +124,10 @@ class _Check:
         name, slash, file = key.rpartition("/")
         if not slash or file != "zarr.json":
             return
-        own = json.loads(self._files.read(f"{self._folder}/{key}"))
+        try:
+            own = parse_json(self._files.read(f"{self._folder}/{key}"))
+        except ValueError:
+            own = None  # the manifest says that these bytes were written
         copy = dict(self._consolidated.get(name, {}))
         if copy.get("node_type") == "group":
             copy.pop("consolidated_metadata", None)

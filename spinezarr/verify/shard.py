@@ -67,7 +67,7 @@ def check_shard(
     """
     key = array.shard_path(shard_zyx)[len(files.path) + 1 :]
     try:
-        with files.open(key) as raw:
+        with files.open(key, entry.size_bytes) as raw:
             size = raw.seek(0, 2)
             if size == entry.size_bytes:
                 reading = _Reading(raw, array, shard_zyx, chunks, on_bytes)
@@ -137,7 +137,7 @@ class _Reading:
             expected = f"crc32c {entry.index_crc32c}, as the manifest says"
             yield _Problem("damaged", f"an index with crc32c {found}", expected)
         n_chunks = math.prod(self._array.chunks_per_shard_zyx)
-        rows = entry.chunk_rows(n_chunks)
+        rows = entry.chunk_rows
         sizes = dict(zip(rows["position"].tolist(), rows["size"].tolist(), strict=True))
         if shard_index(sizes, n_chunks) != index:
             expected = "the chunks that the manifest lists"

@@ -3,12 +3,13 @@
 import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar
 
 import xarray as xr
 
-from spinezarr.errors import StoreNotFoundError, UnknownScanError
+from spinezarr.errors import StoreNotFoundError
+from spinezarr.public_url import public_url
 from spinezarr.store.attributes import (
     ManifestEntry,
     OtherFormatError,
@@ -21,7 +22,7 @@ from spinezarr.store.files import PARTIAL
 from spinezarr.store.layout import FORMAT_VERSION, SCANS, TABLE, scan_key
 from spinezarr.store.ledger import LEDGER_FILE, Ledger
 from spinezarr.store.lock import LATE_FILE, LOCK_FILE
-from spinezarr.store.reader import StoreReader
+from spinezarr.store.reader import StoreReader, named_scans
 from spinezarr.store.table import natural_key
 from spinezarr.verify.fault import Fault
 from spinezarr.verify.files import (
@@ -48,7 +49,7 @@ _LARGEST_POOL: Final = 16
 class Verification:
     """What a check of a store found."""
 
-    url: str
+    url: str = field(repr=False)
     scans: tuple[str, ...]
     """The scans that were read, in natural order."""
     faults: tuple[Fault, ...]
@@ -74,7 +75,7 @@ class Verification:
     def to_json(self) -> dict[str, Any]:
         """Return plain values."""
         return {
-            "url": self.url,
+            "url": public_url(self.url),
             "scans": list(self.scans),
             "faults": [fault.to_json() for fault in self.faults],
             "leftovers": list(self.leftovers),
@@ -159,15 +160,14 @@ class _Check:
         self._known |= set(manifest or ())
         table = None
         if root is not None and manifest is not None and not faults:
-            table, unread = read_table(self._files, self._url, root)
+            table, unread = read_table(self._files, self._url)
             self._faults += unread
         in_table = set() if table is None else set(table.scan.to_numpy().tolist())
         on_disk = self._scans_on_disk()
         names = sorted(in_table | on_disk, key=natural_key)
         if wanted is not None:
-            if unknown := sorted(set(wanted) - set(names)):
-                raise UnknownScanError(f"{self._url}: has no scan {unknown[0]!r}.")
-            names = [name for name in names if name in wanted]
+            chosen = named_scans(wanted, names, self._url)
+            names = [name for name in names if name in chosen]
         unfinished = self._unfinished(names, in_table if table is not None else None)
         read = [name for name in names if name not in unfinished]
         checked = self._check_scans(read, root)
@@ -192,20 +192,15 @@ class _Check:
             fault = read_error(None, _ROOT, error, written)
         except OtherFormatError as error:
             raise StoreNotFoundError(
-                f"{self._url}: is written in format {error.version}; this spinezarr checks format "
-                f"{FORMAT_VERSION}. Install a matching version."
+                f"{public_url(self._url)}: is written in format {error.version}; this spinezarr "
+                f"checks format {FORMAT_VERSION}. Install a matching version."
             ) from error
-        except (ValueError, KeyError, TypeError) as error:
+        except ValueError as error:
             fault = Fault(None, _ROOT, "damaged", unreadable(error), written)
-        if not any(self._exists(key) for key in (_SCANS_GROUP, f"{TABLE}/zarr.json")):
+        if not any(self._files.exists(key) for key in (_SCANS_GROUP, f"{TABLE}/zarr.json")):
             StoreReader(self._url, self._storage_options)  # which says that there is no store
         self._faults.append(fault)
         return None
-
-    def _exists(self, key: str) -> bool:
-        if self._files.sizes is not None:
-            return key in self._files.sizes
-        return bool(self._files.fs.exists(f"{self._files.path}/{key}"))
 
     def _scans_group(self) -> None:
         written = "the group of all scans as spinezarr wrote it"
@@ -225,7 +220,7 @@ class _Check:
     def _compare_ledger(self, checked: Iterable[CheckedScan], *, every_scan: bool) -> None:
         """Find scans that are other than the next ingest will take them for."""
         written = "the ledger as spinezarr wrote it"
-        if self._table_manifest is not None and not self._exists(LEDGER_FILE):
+        if self._table_manifest is not None and not self._files.exists(LEDGER_FILE):
             self._faults.append(Fault(None, LEDGER_FILE, "missing", "no such file", written))
             return
         ledger = self._sealed(LEDGER_FILE, written, Ledger)
@@ -252,7 +247,7 @@ class _Check:
         except OSError as problem:
             self._faults.append(read_error(None, key, problem, written))
             return None
-        except (ValueError, KeyError, TypeError, AttributeError) as problem:
+        except ValueError as problem:
             found = unreadable(problem)
         self._faults.append(Fault(None, key, "damaged", found, written))
         return None

@@ -1,7 +1,6 @@
 """The scan table: its files, and whether it says what the scans say."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -9,13 +8,13 @@ import numpy.typing as npt
 import xarray as xr
 
 from spinezarr.errors import CorruptStoreError
-from spinezarr.store.attributes import ManifestEntry, RootAttributes, ScanAttributes, unseal
+from spinezarr.store.attributes import ManifestEntry, RootAttributes, ScanAttributes
 from spinezarr.store.audit_log import AuditLog, scan_identity
 from spinezarr.store.bundle import TABLE_BUNDLE, unbundle_files
-from spinezarr.store.files import read_files
 from spinezarr.store.layout import TABLE
 from spinezarr.store.reader import read_table as read_table_files
 from spinezarr.store.table import build_table
+from spinezarr.store.table_file import parse_table
 from spinezarr.verify.fault import Fault
 from spinezarr.verify.files import OnBytes, StoreFiles, read_error, seal_problem, unreadable
 
@@ -45,11 +44,8 @@ def check_table_files(
     if (found := seal_problem(raw)) is not None:
         return None, [Fault(None, _METADATA, "damaged", found, written)]
     try:
-        manifest = {
-            f"{TABLE}/{key}": ManifestEntry.model_validate(entry)
-            for key, entry in unseal(raw)["attributes"]["manifest"].items()
-        }
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        manifest = {f"{TABLE}/{key}": entry for key, entry in parse_table(raw).manifest.items()}
+    except ValueError as error:
         return None, [Fault(None, _METADATA, "damaged", unreadable(error), written)]
     faults = [f for key, entry in manifest.items() for f in files.check(None, key, entry, on_bytes)]
     # The metadata of the columns stand in those of the table.
@@ -75,21 +71,18 @@ def _bundle_faults(
         return
     try:
         found = {f"{TABLE}/{key}": content for key, content in unbundle_files(data).items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except ValueError as error:
         yield Fault(None, TABLE_BUNDLE, "damaged", unreadable(error), written)
         return
     if {key: ManifestEntry.of(content) for key, content in found.items()} != table:
         yield Fault(None, TABLE_BUNDLE, "damaged", "other files", written)
 
 
-def read_table(
-    files: StoreFiles, url: str, root: RootAttributes
-) -> tuple[xr.Dataset | None, list[Fault]]:
+def read_table(files: StoreFiles, url: str) -> tuple[xr.Dataset | None, list[Fault]]:
     """Read a table whose files are all whole."""
-    read = partial(read_files, files.fs)
     try:
-        return read_table_files(read, f"{files.path}/{TABLE}", url, root), []
-    except (CorruptStoreError, ValueError, KeyError) as problem:
+        return read_table_files(files.read_paths, f"{files.path}/{TABLE}", url), []
+    except CorruptStoreError as problem:
         return None, [Fault(None, _METADATA, "damaged", unreadable(problem), "a table")]
 
 

@@ -224,6 +224,27 @@ def test_a_clean_dataset_has_no_error_or_warning(tmp_path):
     assert all(not findings[name] for name in ("thirteen", "lumbar", "thoracic"))
 
 
+def test_voxels_that_are_no_numbers_are_one_finding_and_hide_no_bone(tmp_path):
+    phantom = make_phantom(SPEC)
+    image = phantom.image.astype(np.float32)
+    image[5:-5:7] = np.nan
+    image[6:-6:7, ::2] = np.inf
+    write_nifti(tmp_path / "a_ct.nii", image, phantom.affine_xyz, NiftiForm("LPS", "float32"))
+    write_nifti(
+        tmp_path / "a_seg.nii", phantom.label, phantom.affine_xyz, NiftiForm("LPS", "uint8")
+    )
+    blank = np.full(image.shape, np.nan)
+    write_nifti(tmp_path / "b_ct.nii", blank, phantom.affine_xyz, NiftiForm("LPS", "float32"))
+    shutil.copy(tmp_path / "a_seg.nii", tmp_path / "b_seg.nii")
+    findings = ingest_all(tmp_path, tmp_path / "s.zarr").audit().by_scan()
+    assert short(findings["a"]) == [("not-finite", "error", None), ("image-type", "info", None)]
+    assert short(findings["b"]) == [("not-finite", "error", None), ("image-type", "info", None)]
+    assert findings["a"][0].facts == {
+        "nan_voxels": np.isnan(image).sum(),
+        "infinite_voxels": np.isinf(image).sum(),
+    }
+
+
 def test_a_scan_without_mask_is_noted(tmp_path):
     phantom = make_phantom(SPEC)
     write_scan(tmp_path, "a", phantom.image, None, phantom.affine_xyz)

@@ -14,7 +14,12 @@ from spinezarr.audit.run import _FACT_RULES
 from spinezarr.audit.voxel_rules import several_pieces, stray_voxels
 from spinezarr.audit.voxels import Piece, VoxelFacts, connected_pieces
 from spinezarr.geometry import Box, oblique_angle_deg
-from spinezarr.store.attributes import CentroidRecord, ScanAttributes
+from spinezarr.store.attributes import (
+    CentroidRecord,
+    MetaImageRecord,
+    NiftiRecord,
+    ScanAttributes,
+)
 from spinezarr.testing.phantom import connected_part
 from spinezarr.vertebrae import ANATOMICAL_ORDER, NAME_OF_VALUE, VALUE_OF_NAME
 
@@ -65,6 +70,7 @@ def scan_of(label, affine=AFFINE, **changes):
         "stored_dtype": "<i2",
         "scaling": None,
         "nifti": None,
+        "metaimage": None,
     }
     facts = {
         "dataset": "blocks",
@@ -80,13 +86,17 @@ def scan_of(label, affine=AFFINE, **changes):
         "oblique_deg": oblique_angle_deg(affine),
         "label_state": "all-visible",
         "image_dtype": "int16",
+        "image_stored_dtype": "int16",
+        "image_scaling": None,
         "image_range_hu": (-1024.0, 1800.0),
+        "image_nan_voxels": 0,
+        "image_infinite_voxels": 0,
         "image_checksum": "0",
         "structures": {},
         "centroids": {},
         "columns": {},
         "image_source": source,
-        "label_source": {**source, "parts": (), "values": ()},
+        "label_source": {**source, "parts": (), "values": (), "rounded_voxels": 0},
         "centroid_source": None,
         "sidecar": {},
         "source_bytes": 1,
@@ -442,7 +452,7 @@ def test_centres_out_of_order():
 @pytest.mark.parametrize(
     ("found_range", "severity", "words"),
     [
-        (None, "error", "finite"),
+        (None, None, ""),
         ((0.0, 0.0), "error", "constant"),
         ((0.0, 1.0), "error", "scaled"),
         ((-1.0, 1.0), "error", "scaled"),
@@ -452,7 +462,6 @@ def test_centres_out_of_order():
         ((-1024.0, 240.0), "warning", "no bone"),
         ((-200.0, 800.0), "warning", "no air"),
         ((-1000.0, 1979.0), None, ""),
-        ((-2048.0, 3071.0), None, ""),
         ((-1207.0, 3382.0), None, ""),
         ((-1030.0, 1961.0), None, ""),
     ],
@@ -479,17 +488,187 @@ def test_spacing_that_no_ct_has(mm, severity):
     assert found(scan) == ([("spacing", severity, None)] if severity else [])
 
 
+@pytest.mark.parametrize(
+    ("low", "high", "expected"),
+    [
+        (-1500.0, 4095.0, []),
+        (-2000.0, 3071.0, [("info", "GE's scanners")]),
+        (-2048.0, 3071.0, [("info", "signed 12-bit number")]),
+        (-3024.0, 3071.0, [("info", "-2000 with an intercept of -1024")]),
+        (-2311.0, 3071.0, [("info", "padding that was interpolated")]),
+        (-1500.5, 3071.0, [("info", "padding that was interpolated")]),
+        (-4096.0, 3071.0, [("info", "padding that was interpolated")]),
+        (-4097.0, 3071.0, [("error", "no CT number, which run from -1024 to 3071 HU")]),
+        (-9758.0, 3071.0, [("error", "the lowest value is -9758: no CT number")]),
+        (-9758.0, 13568.0, [("warning", "streaks beside metal"), ("info", "metal")]),
+        (-10241.0, 13568.0, [("error", "no CT number"), ("info", "metal")]),
+        (-32768.0, 3071.0, [("warning", "the lowest 16-bit number")]),
+        (-32767.0, 3071.0, [("warning", "the lowest 16-bit number")]),
+        (-40000.0, 3071.0, [("error", "no CT number")]),
+        (-1024.0, 4096.0, [("info", "metal, on an extended scale")]),
+        (-1024.0, 30710.0, [("info", "metal, on an extended scale")]),
+        (-1024.0, 32767.0, [("warning", "beyond the 30710 of extended scales")]),
+        (-1024.0, 61439.0, [("warning", "beyond the 30710 of extended scales")]),
+        (-1024.0, 62512.0, [("error", "62512: -3024, a negative number, read as unsigned")]),
+        (-1024.0, 64512.0, [("error", "64512: -1024, a negative number, read as unsigned")]),
+        (-1024.0, 65535.0, [("error", "65535: -1, a negative number, read as unsigned")]),
+        (-1024.0, 65536.0, [("error", "at most 16 bits")]),
+        (-3.4e38, 3.4e38, [("error", "no CT number"), ("error", "at most 16 bits")]),
+    ],
+)
+def test_extremes_that_no_ordinary_ct_has(low, high, expected):
+    findings = findings_of(scan_of(blocks(), image_range_hu=(low, high)))
+    assert short(findings) == [("extreme-values", severity, None) for severity, _ in expected]
+    for finding, (_, words) in zip(findings, expected, strict=True):
+        assert words in finding.text
+        assert finding.facts == {"lowest_hu": low, "highest_hu": high}
+
+
+@pytest.mark.parametrize(
+    ("nan", "infinite", "text"),
+    [
+        (3, 0, "voxels of the image that are no numbers: 3 NaN"),
+        (0, 2, "voxels of the image that are no numbers: 2 infinite"),
+        (3, 2, "voxels of the image that are no numbers: 3 NaN and 2 infinite"),
+    ],
+)
+def test_values_that_are_not_finite_are_counted(nan, infinite, text):
+    counts = {"image_nan_voxels": nan, "image_infinite_voxels": infinite}
+    finding = only(scan_of(blocks(), **counts))
+    assert (finding.rule, finding.severity, finding.text) == ("not-finite", "error", text)
+    assert finding.facts == {"nan_voxels": nan, "infinite_voxels": infinite}
+    nothing = only(scan_of(blocks(), **counts, image_range_hu=None))
+    assert (nothing.rule, nothing.severity) == ("not-finite", "error")
+    assert nothing.text.startswith("no voxel of the image is a finite number: ")
+
+
 def test_images_that_int16_cannot_hold_and_odd_grids_are_noted():
-    assert found(scan_of(blocks(), image_dtype="float32")) == [("image-type", "info", None)]
+    wide = {"image_dtype": "float32", "image_stored_dtype": "float32"}
+    assert found(scan_of(blocks(), **wide)) == [("image-type", "info", None)]
+    scaled = {
+        "image_dtype": "float64",
+        "image_stored_dtype": "uint8",
+        "image_scaling": (0.3, -10.0),
+    }
+    assert only(scan_of(blocks(), **scaled)).text == (
+        "the image is stored as uint8 with a slope of 0.3 and an intercept of -10: int16 cannot "
+        "hold its values"
+    )
+    narrow = {"image_dtype": "float64", "image_stored_dtype": "int16", "image_scaling": (0.5, 0.0)}
+    assert found(scan_of(blocks(), **narrow)) == [("image-type", "info", None)]
     angle = np.radians(16)
     turn = np.eye(4)
     turn[1:3, 1:3] = [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
     assert found(scan_of(blocks(), turn @ AFFINE)) == [("oblique", "info", None)]
+
+
+@pytest.mark.parametrize(("angle", "severity"), [(0.5, "info"), (5, "warning"), (15, "warning")])
+def test_shear_is_no_obliqueness(angle, severity):
     sheared = AFFINE.copy()
-    sheared[1, 2] = 3 * np.tan(np.radians(5))
-    (finding,) = findings_of(scan_of(blocks(), sheared))
-    assert finding.rule == "sheared"
-    assert finding.facts["shear_deg"] == pytest.approx(5)
+    sheared[1, 2] = 3 * np.tan(np.radians(angle))
+    finding = only(scan_of(blocks(), sheared))
+    assert (finding.rule, finding.severity) == ("sheared", severity)
+    assert finding.facts["shear_deg"] == pytest.approx(angle)
+
+
+def test_mirrored_axes_are_no_defect():
+    assert found(scan_of(blocks(), np.diag([-1, 1, 1, 1]) @ AFFINE)) == []
+
+
+SQUARE = {
+    "version": 1,
+    "sform_code": 1,
+    "qform_code": 1,
+    "pixdim": (1.0, 2.0, 2.0, 3.0),
+    "quatern_bcd": (0.0, 0.0, 0.0),
+    "qoffset_xyz": (0.0, 0.0, 0.0),
+    "xyzt_units": 2,
+}
+
+
+def with_headers(image=None, mask=None, affine=None, kind="nifti"):
+    """Give the files of a scan headers of their own; None leaves one as it is."""
+    scan = scan_of(blocks())
+    changes = {}
+    for field, header in (("image_source", image), ("label_source", mask)):
+        record = getattr(scan, field)
+        if header is not None:
+            record = record.model_copy(update={kind: header})
+        if affine is not None:
+            record = record.model_copy(update={"affine_ijk": tuple(map(tuple, affine.tolist()))})
+        changes[field] = record
+    return scan.model_copy(update=changes)
+
+
+def nifti(**changes):
+    # The sform of AFFINE, whose spacing and place the qform repeats.
+    x, y, z = np.linalg.norm(AFFINE[:3, :3], axis=0).tolist()
+    same = {"pixdim": (1.0, x, y, z), "qoffset_xyz": tuple(AFFINE[:3, 3].tolist())}
+    return NiftiRecord.model_validate({**SQUARE, **same, **changes})
+
+
+def test_headers_that_agree_with_themselves_are_no_finding():
+    assert found(with_headers(nifti(), nifti())) == []
+    assert found(with_headers(nifti(sform_code=0), nifti(qform_code=0))) == []
+
+
+def test_a_spacing_that_pixdim_and_sform_state_differently_is_found():
+    (spacing, qform) = findings_of(with_headers(nifti(pixdim=(1.0, 1.0, 1.0, 1.0))))
+    assert (spacing.rule, spacing.severity) == ("spacing-conflict", "warning")
+    taken = np.linalg.norm(AFFINE[:3, :3], axis=0)
+    words = " x ".join(f"{mm:.4g}" for mm in taken)
+    assert spacing.text == (
+        f"the image's header says 1 x 1 x 1 mm in pixdim and {words} mm in the sform"
+    )
+    assert spacing.facts["pixdim_mm"] == [1.0, 1.0, 1.0]
+    assert spacing.facts["sform_spacing_mm"] == pytest.approx(taken)
+    assert (qform.rule, qform.severity) == ("qform-conflict", "warning")
+    lone = with_headers(mask=nifti(pixdim=(1.0, 1.0, 1.0, 1.0), qform_code=0))
+    assert only(lone).text.startswith("the mask's header says 1 x 1 x 1 mm in pixdim")
+    placed_by_qform = nifti(pixdim=(1.0, 1.0, 1.0, 1.0), sform_code=0)
+    assert found(with_headers(placed_by_qform)) == []
+
+
+def test_a_place_that_qform_and_sform_state_differently_is_found():
+    x, y, z = AFFINE[:3, 3].tolist()
+    finding = only(with_headers(nifti(qoffset_xyz=(x + 3, y + 4, z))))
+    assert (finding.rule, finding.severity) == ("qform-conflict", "warning")
+    assert finding.facts == {"file": "image", "distance_mm": pytest.approx(5)}
+    assert found(with_headers(nifti(qoffset_xyz=(x + 1e-3, y, z)))) == []
+
+
+@pytest.mark.parametrize("affine", [np.eye(4), np.diag([-1.0, -1.0, 1.0, 1.0])])
+def test_files_that_were_never_placed_are_found(affine):
+    findings = findings_of(with_headers(affine=affine))
+    assert short(findings) == [("unplaced", "warning", None)] * 2
+    assert [finding.facts["file"] for finding in findings] == ["image", "mask"]
+    assert found(with_headers(affine=affine @ np.diag([1, 1, 1.25, 1]))) == []
+    assert found(with_headers(affine=affine[[1, 0, 2, 3]])) == []
+    moved = affine.copy()
+    moved[2, 3] = 1e-3
+    assert found(with_headers(affine=moved)) == []
+
+
+def test_headers_without_orientation_are_found():
+    finding = only(with_headers(nifti(sform_code=0, qform_code=0)))
+    assert (finding.rule, finding.severity) == ("unplaced", "warning")
+    assert "LAS was assumed" in finding.text
+    stated = {"element_size_mm": None, "states_orientation": True, "states_position": True}
+    bare = MetaImageRecord.model_validate({**stated, "states_orientation": False})
+    assert "LPS was assumed" in only(with_headers(bare, kind="metaimage")).text
+    known = MetaImageRecord.model_validate(stated)
+    assert found(with_headers(known, kind="metaimage")) == []
+
+
+def test_an_element_size_that_differs_from_the_spacing_is_found():
+    x, y, z = np.linalg.norm(AFFINE[:3, :3], axis=0).tolist()
+    stated = {"states_orientation": True, "states_position": True}
+    same = MetaImageRecord.model_validate({**stated, "element_size_mm": (x, y, z)})
+    assert found(with_headers(same, kind="metaimage")) == []
+    thick = MetaImageRecord.model_validate({**stated, "element_size_mm": (x, y, 2 * z)})
+    finding = only(with_headers(thick, kind="metaimage"))
+    assert (finding.rule, finding.severity) == ("element-size", "info")
+    assert finding.facts["element_size_mm"] == [x, y, 2 * z]
 
 
 # Pieces

@@ -3,11 +3,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from spinezarr.ingest.discover import discover
 from spinezarr.ingest.run import ingest
 from spinezarr.recipe import Recipe
 from spinezarr.store.layout import PROFILES
 from spinezarr.testing import NiftiForm, PhantomSpec, make_phantom, write_nifti
+
+pytestmark = pytest.mark.long
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "codecs.py"
 PAIRS = Recipe.of_pairs("{scan}_ct.nii.gz", "{scan}_seg.nii.gz", name="pairs")

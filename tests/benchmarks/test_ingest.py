@@ -7,6 +7,8 @@ import pytest
 
 from spinezarr.testing import NiftiForm, PhantomSpec, make_phantom, write_nifti
 
+pytestmark = pytest.mark.long
+
 FOLDER = Path(__file__).parents[2] / "benchmarks"
 
 

@@ -1,12 +1,15 @@
 import json
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from spinezarr.testing import NiftiForm, PhantomSpec, make_phantom, write_nifti
+
+pytestmark = pytest.mark.long
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
 PEERS = ["spinezarr", ".npy (roof)", "zarr-python"]
@@ -104,8 +107,14 @@ def test_a_reader_that_gives_other_voxels_is_refused_before_it_is_timed(tmp_path
     assert "share an array" in same
 
 
-def test_an_evicted_file_is_counted_as_it_comes_back(tmp_path):
-    file = tmp_path / "file"
+@pytest.fixture
+def on_disk():
+    with tempfile.TemporaryDirectory(dir="/var/tmp") as folder:
+        yield Path(folder)
+
+
+def test_an_evicted_file_is_counted_as_it_comes_back(on_disk):
+    file = on_disk / "file"
     file.write_bytes(np.random.default_rng(0).bytes(1 << 20))
     if file_system(file) in {"tmpfs", "ramfs"}:
         pytest.skip("these files are in memory alone")

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from killing.bucket import Bucket, serve_bucket
 from killing.driver import Driver
-from killing.kills import BucketPlace, FolderPlace, Place, Workshop, in_memory
+from killing.kills import BucketPlace, FolderPlace, Place, Workshop
+from killing.memory import in_memory
 
 
 @pytest.fixture(scope="session")

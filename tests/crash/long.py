@@ -31,8 +31,8 @@ from killing.kills import (
     Workshop,
     count_baseline,
     count_kills,
-    in_memory,
 )
+from killing.memory import in_memory
 
 PART = 15
 """Kills that one process does."""

@@ -13,6 +13,8 @@ from killing.check import faults_at_end, folder_files, harm_after_kill, left_ove
 from killing.driver import Plan
 from killing.kills import BucketPlace
 
+pytestmark = pytest.mark.long
+
 REFERENCE = "version 1"
 
 
@@ -83,7 +85,8 @@ def test_a_full_disk(shop, work):
         assert code == 1, run.output
         failed = failures(run)
         assert failed
-        assert all("No space left on device" in reason for reason in failed.values())
+        said = f"{out}/scans/.*: No space left on device. Free some space there"
+        assert all(re.match(said, reason) for reason in failed.values())
         judge(folder_files(out), str(out), shop)
         remount("size=64m")
         runs_well(shop, str(out), lambda: folder_files(out))
@@ -96,7 +99,8 @@ def test_files_that_may_not_grow(shop, disk):
     assert code == 1, run.output
     failed = failures(run)
     assert set(failed) == {"new", "new-wide-values", "other-voxels", "no-mask-now"}
-    assert all("File too large" in reason for reason in failed.values())
+    said = f"{url}/scans/.*: File too large. Raise the limit of file sizes"
+    assert all(re.match(said, reason) for reason in failed.values())
     judge(disk.files(url), url, shop)
     runs_well(shop, url, lambda: disk.files(url))
 

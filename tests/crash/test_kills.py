@@ -13,6 +13,7 @@ from killing.kills import count_kills
 LONG = Path(__file__).parent / "long.py"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("place", "kills"), [("disk", 12), ("S3", 3)], indirect=["place"])
 def test_kills_do_no_harm(shop, place, kills):
     counts = count_kills(shop, place, kills, seed=1)
@@ -20,6 +21,7 @@ def test_kills_do_no_harm(shop, place, kills):
     assert set(counts.faults) <= {MIXED}, counts.examples
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("start", ["nothing", "version 1"])
 @pytest.mark.parametrize(
     "change",
@@ -51,6 +53,7 @@ def test_a_kill_where_a_scan_or_the_table_appears_does_no_harm(shop, disk, start
     assert faults_at_end(disk.files(url), url, reference) == []
 
 
+@pytest.mark.long
 def test_an_audit_after_a_kill_leaves_the_rest_to_the_next_ingest(shop, disk):
     url = disk.new(shop.stores["version 1"])
     words = shop.words(url)
@@ -61,15 +64,19 @@ def test_an_audit_after_a_kill_leaves_the_rest_to_the_next_ingest(shop, disk):
     code, run = shop.driver.run(["audit", url], url)
     assert code == 1, run.output  # random voxels have findings
     assert left_over(disk.files(url))  # what this test is about
-    (shop.folder / "raw2" / "new_ct.nii.gz").rename(shop.folder / "new_ct.nii.gz")
+    files = [shop.folder / "raw2" / f"new_{kind}.nii.gz" for kind in ("ct", "seg")]
+    for file in files:
+        file.rename(shop.folder / file.name)
     try:
         code, run = shop.driver.run(words, url)
     finally:
-        (shop.folder / "new_ct.nii.gz").rename(shop.folder / "raw2" / "new_ct.nii.gz")
+        for file in files:
+            (shop.folder / file.name).rename(file)
     assert code == 0, run.output
     assert left_over(disk.files(url)) == []
 
 
+@pytest.mark.long
 def test_the_long_form_counts_kills_beside_those_of_plain_zarr(tmp_path):
     options = ["--local", "1", "--s3", "0", "--baseline", "2", "--json", tmp_path / "counts.json"]
     done = subprocess.run([sys.executable, LONG, *options], capture_output=True, check=True)

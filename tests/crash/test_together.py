@@ -11,6 +11,8 @@ import pytest
 from killing.check import faults_at_end, harm_after_kill, left_over
 from killing.driver import Plan
 
+pytestmark = pytest.mark.long
+
 RANDOM = np.random.default_rng()
 ROUNDS = int(os.environ.get("CRASH_ROUNDS", "1"))
 

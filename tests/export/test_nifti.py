@@ -1,23 +1,29 @@
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 
 import nibabel as nib
 import numpy as np
 import pytest
+import SimpleITK
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.spatial.transform import Rotation
 from typer.testing import CliRunner
 
 import spinezarr
 from spinezarr.cli.main import app
-from spinezarr.errors import CorruptStoreError
+from spinezarr.errors import CorruptStoreError, UsageError
+from spinezarr.export.nifti_place import Place
 from spinezarr.formats import open_volume
+from spinezarr.geometry import corner_distance_mm
 from spinezarr.ingest.discover import discover
 from spinezarr.ingest.run import ingest
 from spinezarr.ingest.scan import ScanOptions
@@ -25,15 +31,16 @@ from spinezarr.recipe import Recipe
 from spinezarr.store.files import open_filesystem
 from spinezarr.testing import (
     DTYPES,
+    DicomForm,
     MetaImageForm,
     NiftiForm,
     all_axcodes,
+    write_dicom_series,
     write_metaimage,
     write_nifti,
     write_totalsegmentator,
 )
 
-REAL = Path(__file__).parents[3] / "shared/data/real"
 SHAPE = (67, 5, 50)
 AFFINE = np.array([[0.7, 0, 0, -31.3], [0, 0.8, 0, 12.1], [0, 0, 2.5, -700.7], [0, 0, 0, 1]])
 
@@ -92,7 +99,7 @@ forms = st.builds(
 )
 
 
-def test_every_orientation_is_given_back(tmp_path):
+def test_every_orientation_is_given_back(tmp_path, assert_read_alike):
     rng = np.random.default_rng(2)
     codes, endings = [(1, 1), (2, 0), (0, 1)], ("ct.nii.gz", "seg.nii.gz")
     for i, axes in enumerate(all_axcodes()):
@@ -113,16 +120,38 @@ def test_every_orientation_is_given_back(tmp_path):
         write_nifti(tmp_path / f"raw/{axes}_seg.nii", label, AFFINE, mask)
     store = stored(tmp_path / "raw", tmp_path / "a.zarr")
     for axes in all_axcodes():
-        done = store.export_nifti(axes, tmp_path)
-        assert done.notes == ()
-        assert [Path(file).name for file in done.files] == [f"{axes}_{end}" for end in endings]
-        for file in done.files:
+        exact = store.export_nifti(axes, tmp_path, exact=True)
+        assert exact.notes == ()
+        assert [Path(file).name for file in exact.files] == [f"{axes}_{end}" for end in endings]
+        for file in exact.files:
             assert_given_back(file, tmp_path / "raw" / Path(file).name.removesuffix(".gz"))
+        done = store.export_nifti(axes, tmp_path)
+        assert done.files == exact.files
+        noted = assert_usable(done, tmp_path / "raw", assert_read_alike)
+        assert all("not all programs read" in note for note in noted)
+
+
+def assert_usable(done, raw, assert_read_alike):
+    """Files are read alike, and are their source's where they have no notes; return these."""
+    noted = {}
+    for note in done.notes:
+        name, _, text = note.partition(": ")
+        noted.setdefault(name, []).append(text)
+    for file in map(Path, done.files):
+        assert_read_alike(file)
+        (source,) = (raw / name for name in (file.name, file.stem) if (raw / name).exists())
+        if file.name not in noted:
+            assert_given_back(file, source)
+        found, expected = nib.load(file), nib.load(source)
+        np.testing.assert_array_equal(np.asarray(found.dataobj), np.asarray(expected.dataobj))
+    return [note for notes in noted.values() for note in notes]
 
 
 @given(forms, forms, st.sampled_from([None, 0.0, -1024.0, 3.3]), st.integers(0, 2**32))
 @settings(max_examples=15)
-def test_whatever_the_form_it_is_given_back(tmp_path_factory, image, label, inter, seed):
+def test_whatever_the_form_it_is_given_back(
+    tmp_path_factory, assert_read_alike, image, label, inter, seed
+):
     folder, rng = tmp_path_factory.mktemp("forms"), np.random.default_rng(seed)
     # Floats that are scaled come back as they are where dividing does not undo the scaling.
     slope = image.slope if np.dtype(image.dtype).kind in "iu" else None
@@ -132,12 +161,13 @@ def test_whatever_the_form_it_is_given_back(tmp_path_factory, image, label, inte
     mask = rng.integers(0, 26, SHAPE).astype(np.uint8)
     write_nifti(folder / "raw/a_seg.nii", mask, AFFINE, label)
     store = stored(folder / "raw", folder / "a.zarr")
-    done = store.export_nifti("a", folder, compressed=False)
-    for file in done.files:
+    for file in store.export_nifti("a", folder, compressed=False, exact=True).files:
         assert_given_back(file, folder / "raw" / Path(file).name)
+    (folder / "usable").mkdir()
+    assert_usable(store.export_nifti("a", folder / "usable"), folder / "raw", assert_read_alike)
 
 
-def test_headers_without_any_place_and_nifti_2_are_given_back(tmp_path):
+def test_headers_without_any_place_and_nifti_2_are_given_back_exactly(tmp_path):
     rng = np.random.default_rng(1)
     values = rng.integers(-5, 5, SHAPE).astype(np.int16)
     (tmp_path / "raw").mkdir()
@@ -150,27 +180,30 @@ def test_headers_without_any_place_and_nifti_2_are_given_back(tmp_path):
     nib.save(placeless, tmp_path / "raw/none_ct.nii")
     store = stored(tmp_path / "raw", tmp_path / "a.zarr", label=None)
     for name in ("two", "none"):
-        (file,) = store.export_nifti(name, tmp_path).files
+        (file,) = store.export_nifti(name, tmp_path, exact=True).files
         assert_given_back(file, tmp_path / f"raw/{name}_ct.nii")
 
 
-def test_scaled_values_that_their_slope_does_not_give_come_as_they_are(tmp_path):
-    rng = np.random.default_rng(1)
-    # Far from zero, dividing by a third does not undo multiplying by it.
-    form = NiftiForm("LPS", "float32", slope=1 / 3, inter=1e15)
-    write_nifti(tmp_path / "raw/a_ct.nii", rng.normal(1e15, 9, SHAPE), AFFINE, form)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_values_of_which_their_slope_does_not_tell_the_numbers_come_back(tmp_path, dtype):
+    numbers = np.random.default_rng(1).normal(0, 700, SHAPE).astype(dtype)
+    path = tmp_path / "raw/a_ct.nii"
+    write_nifti(path, numbers, AFFINE, NiftiForm("LPS", dtype))
+    data = bytearray(path.read_bytes())
+    # Beside such an intercept the last digits of the numbers are lost.
+    data[112:120] = np.array([1 / 3, 1e15], "<f4").tobytes()
+    path.write_bytes(data)
     store = stored(tmp_path / "raw", tmp_path / "a.zarr", label=None)
     done = store.export_nifti("a", tmp_path)
-    found, expected = nib.load(done.files[0]), nib.load(tmp_path / "raw/a_ct.nii")
+    assert done.notes == ()
+    found, expected = nib.load(done.files[0]), nib.load(path)
     assert np.asarray(found.dataobj).tobytes() == np.asarray(expected.dataobj).tobytes()
     assert found.affine.tobytes() == expected.affine.tobytes()
-    if found.get_data_dtype() != expected.get_data_dtype():
-        assert done.notes == (
-            "a_ct.nii.gz: holds the scaled values, which its slope does not give",
-        )
+    if dtype == "float32":  # which is stored as it is; of float64 the values are
+        assert_given_back(done.files[0], path)
 
 
-def test_a_mask_that_took_the_images_grid_keeps_its_own_affine(tmp_path):
+def test_a_mask_that_took_the_images_grid_lies_on_it(tmp_path, assert_read_alike):
     rng = np.random.default_rng(3)
     image = rng.integers(-9, 9, SHAPE).astype(np.int16)
     write_nifti(tmp_path / "raw/a_ct.nii", image, AFFINE, NiftiForm("PIR"))
@@ -180,20 +213,256 @@ def test_a_mask_that_took_the_images_grid_keeps_its_own_affine(tmp_path):
     wrong = nib.Nifti1Image(np.asarray(mask.dataobj), np.diag([-1.0, -1.0, 2.0, 1.0]))
     nib.save(wrong, tmp_path / "raw/a_seg.nii")
     store = stored(tmp_path / "raw", tmp_path / "a.zarr", take_image_grid=True)
-    for file in store.export_nifti("a", tmp_path).files:
+    for file in store.export_nifti("a", tmp_path, exact=True).files:
         assert_given_back(file, tmp_path / "raw" / Path(file).name.removesuffix(".gz"))
+    done = store.export_nifti("a", tmp_path)
+    (note,) = done.notes
+    assert re.fullmatch(r"a_seg.nii.gz: lies where its image lies; its source says \d+ mm .*", note)
+    found, mask = map(nib.load, done.files)
+    np.testing.assert_array_equal(found.affine, mask.affine)
+    np.testing.assert_array_equal(np.asarray(mask.dataobj), np.asarray(wrong.dataobj))
+    for file in done.files:
+        assert_read_alike(file)
 
 
-@pytest.mark.parametrize(("spacing", "kind"), [(0.75, nib.Nifti1Image), (0.7, nib.Nifti2Image)])
-def test_metaimages_come_with_equal_voxels_and_affine(tmp_path, spacing, kind):
+def test_further_axes_of_length_1_come_back_without_them(tmp_path):
+    rng = np.random.default_rng(6)
+    values = rng.integers(-9, 9, (9, 8, 7)).astype(np.int16)
+    label = rng.integers(0, 26, values.shape).astype(np.uint8)
+    (tmp_path / "raw").mkdir()
+    nib.save(nib.Nifti1Image(values[..., None], AFFINE), tmp_path / "raw/a_ct.nii")
+    nib.save(nib.Nifti1Image(label[..., None, None], AFFINE), tmp_path / "raw/a_seg.nii")
+    store = stored(tmp_path / "raw", tmp_path / "a.zarr")
+    for file, source in zip(store.export_nifti("a", tmp_path).files, (values, label), strict=True):
+        found = nib.load(file)
+        assert found.shape == source.shape
+        assert found.get_data_dtype() == source.dtype
+        np.testing.assert_array_equal(found.dataobj, source)
+        expected = nib.load(tmp_path / "raw" / Path(file).name.removesuffix(".gz"))
+        assert found.affine.tobytes() == expected.affine.tobytes()
+
+
+# Elsewhere
+
+
+OBLIQUE = nib.affines.from_matvec(
+    Rotation.from_euler("xyz", [7.3, -4, 11], degrees=True).as_matrix()
+    @ np.diag([-0.7, -0.8, 2.5]),
+    [131.3, 112.1, -700.7],
+)
+STRAIGHT = np.diag([-0.7, -0.8, 2.5, 1.0])
+
+
+def sheared(degrees):
+    slipped = np.eye(4)
+    slipped[1, 2] = np.tan(np.radians(degrees))
+    return slipped @ STRAIGHT
+
+
+def header(affine, qform_code, sform_code, qform=None, **fields):
+    """Compose a header of a form that nibabel would not write."""
+    made = nib.Nifti1Header()
+    made.set_data_shape(SHAPE[::-1])
+    made.set_data_dtype(fields.pop("dtype", "int16"))
+    made.set_zooms(np.linalg.norm(affine[:3, :3], axis=0))
+    if qform_code:
+        made.set_qform(affine if qform is None else qform, qform_code)
+    made.set_sform(affine if sform_code else None, sform_code)
+    made.set_xyzt_units(fields.pop("unit", "mm"))
+    if "pixdim" in fields:
+        made["pixdim"][1:4] = fields.pop("pixdim")
+    made["magic"], made["vox_offset"] = b"n+1", 352
+    assert not fields
+    return made
+
+
+READ_APART = {
+    "no place": (header(OBLIQUE, 0, 0), "sform_code and qform_code are 0"),
+    "contradicting qform": (header(OBLIQUE, 1, 2, STRAIGHT), "source's differs by 800 mm"),
+    "other lengths": (header(STRAIGHT, 0, 2, pixdim=(1, 1, 1)), "lengths of its sform in pixdim"),
+    "meters": (header(STRAIGHT, 1, 1, unit="meter"), "source calls the same numbers meters"),
+    "microns": (header(STRAIGHT, 1, 0, unit="micron"), "source calls the same numbers microns"),
+    "sheared a little": (header(sheared(0.04), 0, 1), r"0\.04 degrees off .* up to 0\.06 mm else"),
+}
+
+
+@pytest.mark.parametrize("name", READ_APART)
+def test_headers_that_programs_read_apart_are_written_alike(tmp_path, assert_read_alike, name):
+    made, expected = READ_APART[name]
+    values = np.random.default_rng(1).integers(-5, 5, SHAPE).astype(np.int16)
+    (tmp_path / "raw").mkdir()
+    (tmp_path / "raw/a_ct.nii").write_bytes(made.binaryblock + bytes(4) + values.tobytes())
+    with pytest.raises((AssertionError, RuntimeError)):
+        assert_read_alike(tmp_path / "raw/a_ct.nii")
+    store = stored(tmp_path / "raw", tmp_path / "a.zarr", label=None)
+    done = store.export_nifti("a", tmp_path)
+    (note, *rounded) = done.notes
+    assert re.search(expected, note)
+    (file,) = done.files
+    assert_read_alike(file, apart_mm=0.07)
+    # Where the store has them, to the rounding that is said.
+    meant = np.array(store.scan("a").attrs["image_source"]["affine_ijk"])
+    apart = corner_distance_mm(SHAPE[::-1], nib.load(file).affine, meant)
+    said = [float(re.search(r"up to (\S+) mm beside", text)[1]) for text in rounded]
+    assert apart <= sum(said) <= 2e-5
+    np.testing.assert_array_equal(np.asarray(nib.load(file).dataobj).T, values)
+    (exact,) = store.export_nifti("a", tmp_path, exact=True).files
+    assert_given_back(exact, tmp_path / "raw/a_ct.nii")
+
+
+def test_axes_that_no_qform_has_are_said(tmp_path):
+    made = header(sheared(5), 1, 1)
+    (tmp_path / "raw").mkdir()
+    values = np.zeros(SHAPE, np.int16)
+    (tmp_path / "raw/a_ct.nii").write_bytes(made.binaryblock + bytes(4) + values.tobytes())
+    store = stored(tmp_path / "raw", tmp_path / "a.zarr", label=None)
+    done = store.export_nifti("a", tmp_path)
+    assert any("5 degrees off perpendicular: SimpleITK" in note for note in done.notes)
+    (file,) = done.files
+    # Rather than place voxels 4 mm elsewhere, as it would by the qform of the source.
+    with pytest.raises(RuntimeError, match="orthonormal"):
+        SimpleITK.ReadImage(file)
+    np.testing.assert_array_equal(nib.load(file).affine, made.get_best_affine())
+
+
+@pytest.mark.parametrize(("slope", "dtype"), [(0.5, "uint16"), (0.3, "float64")])
+def test_scaled_dicom_keeps_its_numbers_where_nifti_holds_the_scale(
+    tmp_path, assert_read_alike, slope, dtype
+):
+    numbers = np.random.default_rng(2).integers(0, 4096, (30, 20, 9)).astype(np.uint16)
+    values = numbers * slope - 1024
+    write_dicom_series(tmp_path / "raw/a", values, STRAIGHT, DicomForm(slope=slope))
+    store = stored(tmp_path / "raw", tmp_path / "a.zarr", image="{scan}/", label=None)
+    (file,) = store.export_nifti("a", tmp_path).files
+    assert_read_alike(file)
+    found = nib.load(file)
+    assert found.get_data_dtype() == dtype
+    canonical = nib.as_closest_canonical(found).get_fdata()
+    np.testing.assert_array_equal(canonical.T, store.scan("a").image.to_numpy())
+
+
+@pytest.mark.parametrize(
+    ("values", "dtype"),
+    [
+        ([-1024, 3071], "int16"),
+        ([0, 65535], "uint16"),
+        ([-40_000, 40_000], "int32"),
+        ([0, 2**32 - 1], "uint32"),
+        ([-1, 2**40], "float64"),
+        ([0, 2**60], "int64"),
+    ],
+)
+@pytest.mark.parametrize("ending", ["nii", "mha"])
+def test_64_bit_integers_become_a_type_that_programs_read(
+    tmp_path, assert_read_alike, values, dtype, ending
+):
+    image = np.resize(np.array(values, np.int64), SHAPE)
+    if ending == "nii":
+        (tmp_path / "raw").mkdir()
+        made = header(STRAIGHT, 1, 1, dtype="int64")
+        (tmp_path / "raw/a.nii").write_bytes(made.binaryblock + bytes(4) + image.tobytes())
+    else:
+        write_metaimage(tmp_path / "raw/a.mha", image, AFFINE, MetaImageForm("LPS", "int64"))
+    store = stored(tmp_path / "raw", tmp_path / "a.zarr", image="{scan}." + ending, label=None)
+    done = store.export_nifti("a", tmp_path)
+    found = nib.load(done.files[0])
+    assert found.get_data_dtype() == dtype
+    assert any(dtype in note for note in done.notes) == (ending == "nii" or dtype == "int64")
+    canonical = np.asarray(nib.as_closest_canonical(found).dataobj)
+    np.testing.assert_array_equal(canonical.T, store.scan("a").image.to_numpy())
+    if dtype != "int64":
+        assert_read_alike(done.files[0])
+
+
+@pytest.mark.parametrize("dtype", ["int8", "uint8", "int16", "uint16", "int32", "float32"])
+def test_metaimages_come_in_the_narrowest_type(tmp_path, assert_read_alike, dtype):
+    values = np.resize(np.array([0, 100], dtype), SHAPE)
+    write_metaimage(tmp_path / "raw/a.mha", values, AFFINE, MetaImageForm("PIR", dtype))
+    store = stored(tmp_path / "raw", tmp_path / "a.zarr", image="{scan}.mha", label=None)
+    (file,) = store.export_nifti("a", tmp_path).files
+    narrow = dtype if np.dtype(dtype).itemsize == 1 else "int16"
+    assert nib.load(file).get_data_dtype() == narrow
+    assert_read_alike(file)
+    (exact,) = store.export_nifti("a", tmp_path, exact=True).files
+    assert nib.load(exact).get_data_dtype() == dtype
+
+
+def test_12_bit_dicom_comes_as_int16_in_nifti_1(tmp_path, assert_read_alike):
+    values = np.random.default_rng(4).integers(-1024, 3072, (9, 20, 30)).astype(np.int16)
+    write_dicom_series(tmp_path / "raw/a", values, AFFINE, DicomForm())
+    store = stored(tmp_path / "raw", tmp_path / "a.zarr", image="{scan}/", label=None)
+    done = store.export_nifti("a", tmp_path)
+    (file,) = done.files
+    assert_read_alike(file)
+    assert nib.load(file).get_data_dtype() == np.int16
+    (note,) = done.notes
+    said = float(re.search(r"places voxels up to (\S+) mm beside its source", note)[1])
+    assert said <= 2e-5
+    (exact,) = store.export_nifti("a", tmp_path / "raw", exact=True).files
+    assert nib.load(exact).get_data_dtype() == np.int32
+    distance = corner_distance_mm((30, 20, 9), nib.load(file).affine, nib.load(exact).affine)
+    assert 0 < distance <= said
+    np.testing.assert_array_equal(
+        np.asarray(nib.load(file).dataobj), np.asarray(nib.load(exact).dataobj)
+    )
+    itk = SimpleITK.ReadImage(file)
+    reader = SimpleITK.ImageSeriesReader()
+    reader.SetFileNames(reader.GetGDCMSeriesFileNames(str(tmp_path / "raw/a")))
+    source = reader.Execute()
+    np.testing.assert_allclose(itk.GetOrigin(), source.GetOrigin(), atol=2e-5)
+    np.testing.assert_allclose(itk.GetDirection(), source.GetDirection(), atol=1e-6)
+    np.testing.assert_allclose(itk.GetSpacing(), source.GetSpacing(), rtol=1e-6)
+    np.testing.assert_array_equal(*map(SimpleITK.GetArrayFromImage, (itk, source)))
+
+
+degrees = st.one_of(st.just(0.0), st.floats(-40, 40), st.floats(-0.01, 0.01))
+
+
+@given(
+    st.sampled_from(all_axcodes()),
+    st.tuples(degrees, degrees, degrees),
+    st.lists(st.floats(0.2, 5), min_size=3, max_size=3),
+    st.lists(st.floats(-2000, 2000), min_size=3, max_size=3),
+    st.tuples(*[st.integers(1, 700)] * 3),
+)
+def test_itk_and_nibabel_find_any_place(
+    tmp_path_factory, affine_of_itk, axes, turns, spacing, origin, shape
+):
+    turned = np.eye(4)
+    turned[:3, :3] = Rotation.from_euler("xyz", turns, degrees=True).as_matrix()
+    affine = turned @ nib.orientations.inv_ornt_aff(nib.orientations.axcodes2ornt(axes), (9, 9, 9))
+    affine[:3, :3] *= spacing
+    affine[:3, 3] = origin
+    place = Place.portable(SimpleNamespace(affine_ijk=affine, shape_ijk=shape, nifti=None))
+    assert all("beside its source, as its affine is rounded" in note for note in place.notes)
+    made = place.header(shape)
+    assert made["sform_code"] == made["qform_code"] == 1
+    rounded = corner_distance_mm(shape, made.get_best_affine(), affine)
+    assert rounded <= 1e-3
+    made["magic"], made["vox_offset"] = b"n+1", 352
+    path = tmp_path_factory.mktemp("place") / "header.nii"
+    path.write_bytes(made.binaryblock + bytes(4))
+    itk = SimpleITK.ImageFileReader()
+    itk.SetFileName(str(path))
+    itk.ReadImageInformation()
+    assert itk.GetSize() == shape
+    assert corner_distance_mm(shape, affine_of_itk(itk), affine) <= 2e-3
+
+
+@pytest.mark.parametrize(("spacing", "rounds"), [(0.75, False), (0.7, True)])
+def test_metaimages_come_with_equal_voxels_and_affine(tmp_path, assert_read_alike, spacing, rounds):
     rng = np.random.default_rng(4)
     affine = np.diag([spacing, spacing, 2.5, 1.0])
     values = rng.integers(-900, 900, SHAPE).astype(np.int16)
     write_metaimage(tmp_path / "raw/a.mha", values, affine, MetaImageForm("RAI"))
     store = stored(tmp_path / "raw", tmp_path / "a.zarr", image="{scan}.mha", label=None)
     done = store.export_nifti("a", tmp_path)
-    assert bool(done.notes) == (kind is nib.Nifti2Image)
-    assert_holds_volume(done.files[0], tmp_path / "raw/a.mha", kind)
+    assert bool(done.notes) == rounds
+    assert_read_alike(done.files[0])
+    exact = store.export_nifti("a", tmp_path, exact=True)
+    assert bool(exact.notes) == rounds
+    kind = nib.Nifti2Image if rounds else nib.Nifti1Image
+    assert_holds_volume(exact.files[0], tmp_path / "raw/a.mha", kind)
 
 
 def assert_holds_volume(file, source, kind=None):
@@ -289,6 +558,21 @@ def test_a_killed_export_leaves_no_half_file_under_a_files_name(pair):
     assert "a_ct.nii.gz.partial" not in names(pair)
 
 
+def test_an_export_without_room_names_the_file_and_what_to_do(pair):
+    code = (
+        "import resource, sys; from spinezarr.cli.main import app;"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000));"
+        "app(sys.argv[1:])"
+    )
+    words = ["export", "nifti", pair / "two.zarr", "--out", pair / "out"]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *words], check=False, capture_output=True, text=True
+    )
+    assert done.returncode == 1, done.stderr
+    assert f"{pair}/out/a_ct.nii.gz.partial: File too large. Raise the limit" in done.stderr
+    assert names(pair / "out") == []
+
+
 def test_a_damaged_scan_fails_and_others_are_written(pair):
     shard = pair / "two.zarr/scans/a/image/c/0/0/0"
     data = bytearray(shard.read_bytes())
@@ -302,7 +586,7 @@ def test_a_damaged_scan_fails_and_others_are_written(pair):
     with pytest.raises(CorruptStoreError):
         spinezarr.open(pair / "two.zarr").export_nifti("a", pair / "out")
     output = run("export", "nifti", pair / "two.zarr", "--out", pair / "more", code=1).output
-    assert "Wrote 2 files of 1 scans" in output
+    assert "Wrote 2 files of 1 scan " in output
     assert "image chunk" in output
 
 
@@ -317,6 +601,36 @@ def test_files_that_are_there_are_not_replaced_unless_so_asked(pair):
     assert names(pair / "out") == ["a_ct.nii", "a_seg.nii", "b_ct.nii", "b_seg.nii"]
     for name in names(pair / "out"):
         assert_given_back(pair / "out" / name, pair / "raw" / name)
+
+
+def test_equal_notes_of_many_files_are_one_row(tmp_path):
+    values = np.zeros((9, 20, 30), np.int16)
+    for name in "abc":
+        write_metaimage(tmp_path / f"raw/{name}.mha", values, AFFINE, MetaImageForm("LPS"))
+    stored(tmp_path / "raw", tmp_path / "m.zarr", image="{scan}.mha", label=None)
+    said = run("export", "nifti", tmp_path / "m.zarr", "--out", tmp_path / "out").output
+    assert "3, e.g. a_ct.nii.gz" in said
+    assert said.count("beside its source") == 1
+    words = ("export", "nifti", tmp_path / "m.zarr", "--out", tmp_path / "exact")
+    listed = json.loads(run(*words, "--exact", "--json").stdout)["done"]
+    assert [len(scan["notes"]) for scan in listed] == [1, 1, 1]
+    assert isinstance(nib.load(tmp_path / "exact/a_ct.nii.gz"), nib.Nifti2Image)
+
+
+def test_no_file_goes_beside_its_twin(pair):
+    """SimpleITK reads the voxels of a.nii for a.nii.gz."""
+    words = ("export", "nifti", pair / "two.zarr", "--out", pair / "out", "--scan", "a")
+    run(*words)
+    for more in ((), ("--overwrite",)):
+        said = run(*words, "--uncompressed", *more, code=2).stderr
+        assert "a_ct.nii.gz: lies where a_ct.nii goes" in " ".join(said.split())
+    store = spinezarr.open(pair / "two.zarr")
+    values = np.zeros(store.scan("a").image.shape, np.uint8)
+    with pytest.raises(UsageError, match=r"a_ct\.nii\.gz: lies where a_ct\.nii goes"):
+        store.export_nifti("a", pair / "out", compressed=False)
+    with pytest.raises(UsageError, match=r"a_seg\.nii\.gz: lies where a_seg\.nii goes"):
+        store.write_nifti("a", values, pair / "out/a_seg.nii")
+    assert names(pair / "out") == ["a_ct.nii.gz", "a_seg.nii.gz"]
 
 
 def test_wrong_usage_ends_with_2(pair):
@@ -334,30 +648,3 @@ def test_the_same_scan_gives_the_same_bytes(pair):
         files = store.export_nifti("a", pair / name).files
         found.append([Path(file).read_bytes() for file in files])
     assert found[0] == found[1]
-
-
-if REAL.is_dir():
-
-    @pytest.mark.parametrize(
-        ("image", "label"),
-        [
-            ("lidc-idri/lidc-idri-0001_ct.nii.gz", "lidc-idri/lidc-idri-0001_seg_las.nii.gz"),
-            ("totalsegmentator/example_ct.nii.gz", "totalsegmentator/example_seg.nii.gz"),
-            ("tptbox/sub-ct_label-22_ct.nii.gz", "tptbox/sub-ct_seg-subreg_label-22_msk.nii.gz"),
-            ("verse/sub-verse004_seg-vert_msk.nii.gz", "verse/sub-verse004_seg-vert_msk.nii.gz"),
-        ],
-    )
-    def test_real_files_are_given_back(tmp_path, image, label):
-        (tmp_path / "raw").mkdir()
-        for source, kind in ((image, "ct"), (label, "seg")):
-            shutil.copy(REAL / source, tmp_path / f"raw/a_{kind}.nii.gz")
-        ends = {"image": "{scan}_ct.nii.gz", "label": "{scan}_seg.nii.gz"}
-        store = stored(tmp_path / "raw", tmp_path / "a.zarr", **ends)
-        for file in store.export_nifti("a", tmp_path, compressed=False).files:
-            assert_given_back(file, tmp_path / "raw" / f"{Path(file).name}.gz")
-
-    def test_a_real_metaimage_comes_with_equal_voxels_and_affine(tmp_path):
-        store = stored(REAL / "elastix", tmp_path / "e.zarr", image="{scan}.mha", label=None)
-        (scan_id,) = store.table.scan.to_numpy().tolist()
-        (file,) = store.export_nifti(scan_id, tmp_path).files
-        assert_holds_volume(file, REAL / f"elastix/{scan_id}.mha")

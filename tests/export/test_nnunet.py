@@ -1,12 +1,15 @@
 import json
 import re
 import shutil
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
 import nibabel as nib
 import numpy as np
 import pytest
+from nnunetv2.imageio.nibabel_reader_writer import NibabelIO, NibabelIOWithReorient
+from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO, SimpleITKIOWithReorient
 from typer.testing import CliRunner
 
 import spinezarr
@@ -17,9 +20,13 @@ from spinezarr.ingest.discover import discover
 from spinezarr.ingest.run import ingest
 from spinezarr.recipe import Recipe
 from spinezarr.testing import (
+    DicomForm,
+    MetaImageForm,
     NiftiForm,
     all_axcodes,
     write_ctspinopelvic1k,
+    write_dicom_series,
+    write_metaimage,
     write_nifti,
     write_xvertseg,
 )
@@ -42,8 +49,8 @@ def files(folder):
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
 
 
-def assert_keeps_the_rules(folder):
-    """Rules of nnU-Net's dataset_format.md and verify_dataset_integrity."""
+def keeps_the_rules(folder, assert_read_alike):
+    """Rules of nnU-Net's dataset_format.md and verify_dataset_integrity, by each of its readers."""
     facts = json.loads((folder / "dataset.json").read_text())
     assert {"channel_names", "labels", "numTraining", "file_ending"} <= facts.keys()
     assert facts["channel_names"] == {"0": "CT"}
@@ -66,10 +73,27 @@ def assert_keeps_the_rules(folder):
         assert found.header.get_zooms() == mask.header.get_zooms()
         assert set(np.unique(mask.dataobj).tolist()) <= set(labels.values())
         assert not np.isnan(found.get_fdata()).any()
+        for path in (image, folder / "labelsTr" / f"{case}{ending}"):
+            assert_read_alike(path)
+        for reader in (NibabelIO, NibabelIOWithReorient, SimpleITKIO, SimpleITKIOWithReorient):
+            voxels, facts_of_image = reader().read_images([str(image)])
+            numbers, facts_of_mask = reader().read_seg(str(folder / f"labelsTr/{case}{ending}"))
+            assert voxels.shape == numbers.shape
+            np.testing.assert_allclose(
+                facts_of_image["spacing"], facts_of_mask["spacing"], rtol=1e-6
+            )
+            assert set(np.unique(numbers).tolist()) <= set(labels.values())
     return facts
 
 
-def test_a_dataset_is_whole_and_keeps_the_rules(ctspine1k_raw, ctspine1k_url, tmp_path):
+@pytest.fixture
+def assert_keeps_the_rules(assert_read_alike):
+    return partial(keeps_the_rules, assert_read_alike=assert_read_alike)
+
+
+def test_a_dataset_is_whole_and_keeps_the_rules(
+    ctspine1k_raw, ctspine1k_url, tmp_path, assert_keeps_the_rules
+):
     out = tmp_path / "raw"
     output = run("export", "nnunet", ctspine1k_url, "--out", out, nnUNet_preprocessed="").output
     folder = out / "Dataset501_CTSpine1K"
@@ -111,7 +135,7 @@ def test_a_dataset_is_whole_and_keeps_the_rules(ctspine1k_raw, ctspine1k_url, tm
     assert list(facts["stored_labels"].values()) == sorted(facts["stored_labels"].values())
 
 
-def test_the_splits_go_where_nnunet_reads_them(ctspine1k_url, tmp_path):
+def test_the_splits_go_where_nnunet_reads_them(ctspine1k_url, tmp_path, assert_keeps_the_rules):
     words = ("export", "nnunet", ctspine1k_url, "--dataset-id", "7", "--name", "Spine-1")
     given = {"nnUNet_raw": str(tmp_path / "raw"), "nnUNet_preprocessed": str(tmp_path / "pre")}
     said = json.loads(run(*words, "--uncompressed", "--json", **given).stdout)
@@ -125,7 +149,7 @@ def test_the_splits_go_where_nnunet_reads_them(ctspine1k_url, tmp_path):
     assert_keeps_the_rules(folder)
 
 
-def test_parts_of_a_store_are_numbered_alike(ctspine1k_url, tmp_path):
+def test_parts_of_a_store_are_numbered_alike(ctspine1k_url, tmp_path, assert_keeps_the_rules):
     run("export", "nnunet", ctspine1k_url, "--out", tmp_path / "all")
     run("export", "nnunet", ctspine1k_url, "--out", tmp_path / "one", "--split", "validation")
     parts = [tmp_path / name / "Dataset501_CTSpine1K" for name in ("all", "one")]
@@ -137,7 +161,7 @@ def test_parts_of_a_store_are_numbered_alike(ctspine1k_url, tmp_path):
     assert not (parts[1] / "imagesTs").exists()
 
 
-def test_a_label_to_ignore_has_the_highest_number(tmp_path):
+def test_a_label_to_ignore_has_the_highest_number(tmp_path, assert_keeps_the_rules):
     write_ctspinopelvic1k(tmp_path / "pelvic")
     recipe = Recipe.load("ctspinopelvic1k")
     report = ingest(recipe, discover(recipe, str(tmp_path / "pelvic")), str(tmp_path / "p.zarr"))
@@ -174,7 +198,7 @@ def pairs(folder, forms):
     return folder / "pairs.zarr"
 
 
-def test_masks_lie_on_the_grid_of_their_image_whatever_their_axes(tmp_path):
+def test_masks_lie_on_the_grid_of_their_image_whatever_their_axes(tmp_path, assert_keeps_the_rules):
     url = pairs(tmp_path, [*zip(all_axcodes()[::6], all_axcodes()[1::6], strict=True)])
     run("export", "nnunet", url, "--out", tmp_path / "out", "--name", "pairs")
     folder = tmp_path / "out/Dataset501_pairs"
@@ -189,7 +213,35 @@ def test_masks_lie_on_the_grid_of_their_image_whatever_their_axes(tmp_path):
         np.testing.assert_array_equal(values, np.asarray(wanted.dataobj))
 
 
-def test_scans_without_mask_are_nothing_to_train_on(tmp_path):
+def test_dicom_and_metaimages_are_read_by_every_reader(tmp_path, assert_keeps_the_rules):
+    rng = np.random.default_rng(3)
+    shape = (12, 16, 18)
+    image = rng.integers(-1024, 3072, shape).astype(np.int16)
+    label = rng.choice(np.array([0, 20, 21], np.uint8), shape)
+    write_dicom_series(tmp_path / "dicom/a_ct", image, AFFINE, DicomForm())
+    write_nifti(
+        tmp_path / "dicom/a_seg.nii", label.T, AFFINE, NiftiForm("RAS", "uint8", oblique_deg=0)
+    )
+    write_metaimage(tmp_path / "mha/b_ct.mha", image, AFFINE, MetaImageForm("LPS", oblique_deg=9))
+    form = MetaImageForm("RAI", "float32", oblique_deg=9)
+    write_metaimage(tmp_path / "mha/b_seg.mha", label, AFFINE, form)
+    for kind, ending in (("dicom", ("/", ".nii")), ("mha", (".mha", ".mha"))):
+        patterns = [
+            f"{{scan}}_{name}{end}" for name, end in zip(("ct", "seg"), ending, strict=True)
+        ]
+        recipe = Recipe.of_pairs(*patterns, name=kind)
+        found = discover(recipe, str(tmp_path / kind))
+        report = ingest(recipe, found, str(tmp_path / f"{kind}.zarr"))
+        assert not report.failed, report.failed
+        said = run("export", "nnunet", tmp_path / f"{kind}.zarr", "--out", tmp_path / f"out-{kind}")
+        assert "places voxels up to" in " ".join(said.output.split())
+        folder = tmp_path / f"out-{kind}/Dataset501_{kind}"
+        assert assert_keeps_the_rules(folder)["numTraining"] == 1
+        (case,) = (folder / "imagesTr").iterdir()
+        assert nib.load(case).get_data_dtype() == np.int16
+
+
+def test_scans_without_mask_are_nothing_to_train_on(tmp_path, assert_keeps_the_rules):
     write_xvertseg(tmp_path / "x")
     recipe = Recipe.load("xvertseg")
     report = ingest(recipe, discover(recipe, str(tmp_path / "x")), str(tmp_path / "x.zarr"))
@@ -217,7 +269,9 @@ def test_scans_without_mask_are_nothing_to_train_on(tmp_path):
 # Failures
 
 
-def test_a_dataset_is_none_until_every_scan_is_there(ctspine1k_url, tmp_path):
+def test_a_dataset_is_none_until_every_scan_is_there(
+    ctspine1k_url, tmp_path, assert_keeps_the_rules
+):
     broken = Path(shutil.copytree(ctspine1k_url, tmp_path / "broken.zarr"))
     shard = broken / "scans/liver_0/label/c/0/0/0"
     good = shard.read_bytes()
@@ -263,7 +317,7 @@ def test_what_nnunet_would_refuse_is_refused_first(ctspine1k_url, tmp_path):
         spinezarr.open(ctspine1k_url).export_nnunet(out, dataset_id=1000)
 
 
-def test_scans_can_be_written_one_by_one(ctspine1k_url, tmp_path):
+def test_scans_can_be_written_one_by_one(ctspine1k_url, tmp_path, assert_keeps_the_rules):
     export = spinezarr.open(ctspine1k_url).export_nnunet(tmp_path, splits=["train", "validation"])
     assert export.scan_ids == TRAIN[:1] + VALIDATION[:1] + TRAIN[1:] + VALIDATION[1:]
     export.make_folders()

@@ -320,7 +320,7 @@ def test_a_first_line_that_is_a_landmark_is_told_of():
     [
         ("", "is empty"),
         (" \r\n", "is empty"),
-        ("[", "is not JSON .*looks like text"),
+        ("[", "is not JSON .*looks like JSON text"),
         ("<!DOCTYPE html>", "is not JSON"),
         (b"\xff\xfe\xfd", "is not JSON"),
         ("[" * 100_000, "is not JSON"),
@@ -338,7 +338,7 @@ def test_a_first_line_that_is_a_landmark_is_told_of():
         (verse([20, 1, 2, 3]), "entry 2 is a list of 4 values, expected label, X, Y, Z"),
         (verse(entry(), {"label": 20, "X": 1, "Y": 2}), "entry 3 is an object with the keys"),
         (verse(entry(x="5")), "entry 2: its X is '5', expected a number"),
-        (verse(entry(z=[5])), "entry 2: its Z is a list of 1 values"),
+        (verse(entry(z=[5])), "entry 2: its Z is a list of 1 value"),
         (verse(entry("L1")), "entry 2: its label is a text of 2 characters"),
         (verse(entry(label=True)), "entry 2: its label is the value True"),
         (verse(entry(y=False)), "entry 2: its Y is the value False"),

@@ -21,6 +21,7 @@ from spinezarr.testing import (
     DICOM_TRANSFER_SYNTAXES,
     DicomForm,
     all_axcodes,
+    write_dicom_objects,
     write_dicom_series,
 )
 
@@ -277,17 +278,43 @@ def test_what_pydicom_warns_of_and_reads_is_read(tmp_path):
     np.testing.assert_array_equal(read(tmp_path)[1], VALUES)
 
 
-def test_missing_rescaling_and_other_units_are_noted(tmp_path):
-    paths = write(tmp_path, intercept=-1024)
-    for path in paths:
-        edit(path, RescaleSlope=None, RescaleIntercept=None)
-    edit(paths[0], RescaleType="US")
+def test_a_series_without_rescaling_is_noted(tmp_path):
+    for path in write(tmp_path, intercept=-1024):
+        edit(path, RescaleSlope=None, RescaleIntercept=None, RescaleType=None)
     volume, values = read(tmp_path)
     np.testing.assert_array_equal(values, VALUES + 1024)
-    assert set(volume.notes) == {
-        "no RescaleSlope: values as stored, which may not be HU",
-        "1 of 5 slices: values in 'US', not HU (RescaleType)",
-    }
+    assert volume.notes == ("no RescaleSlope: values as stored, which may not be HU",)
+
+
+@pytest.mark.parametrize(
+    ("unit", "shown"), [("US", "'US'"), ("Jane Doe", "a text of 8 characters")]
+)
+def test_a_series_in_another_unit_is_noted(tmp_path, unit, shown):
+    for path in write(tmp_path):
+        edit(path, RescaleType=unit)
+    volume, values = read(tmp_path)
+    np.testing.assert_array_equal(values, VALUES)
+    assert volume.notes == (f"values in {shown}, not HU (RescaleType)",)
+
+
+def test_a_slice_that_is_not_rescaled_among_others_that_are_is_refused(tmp_path):
+    edit(write(tmp_path)[2], RescaleSlope=None, RescaleIntercept=None)
+    assert (
+        "differ in rescaling (RescaleSlope and RescaleIntercept): present in 4 (1.dcm); absent in "
+        "1 (3.dcm); expected one"
+    ) in refusal(tmp_path)
+
+
+@pytest.mark.parametrize("usual", ["HU", None])
+def test_a_slice_in_another_unit_than_others_is_refused(tmp_path, usual):
+    paths = write(tmp_path)
+    for path in paths:
+        edit(path, RescaleType=usual)
+    assert read(tmp_path)[0].notes == ()
+    edit(paths[0], RescaleType="US")
+    assert "differ in RescaleType: 'HU' in 4 (2.dcm); 'US' in 1 (1.dcm)" in refusal(tmp_path)
+    edit(paths[0], RescaleType=None if usual else "HU")  # to say HU or nothing is the same
+    np.testing.assert_array_equal(read(tmp_path)[1], VALUES)
 
 
 def test_lossy_compression_that_came_before_is_noted(tmp_path):
@@ -316,41 +343,89 @@ def test_slices_from_scanners_are_read_as_gdcm_reads_them(tmp_path, name):
 
 def test_what_is_no_slice_is_passed_over(tmp_path):
     paths = write(tmp_path, localizer=True, secondary_capture=True, naming="uid")
-    for name in ("DICOMDIR", "LICENSE", "series.csv", "readme.txt", "._1.dcm", ".DS_Store"):
-        (tmp_path / name).write_bytes(b"not DICOM")
+    write_dicom_objects(tmp_path, "DIRECTORY")[0].rename(tmp_path / "anything")
+    write_dicom_objects(tmp_path, "SR", 2)
     (tmp_path / "sub").mkdir()
     shutil.copy(paths[0], tmp_path / "sub" / "1.dcm")
     volume, values = read(tmp_path)
     np.testing.assert_array_equal(values, VALUES)
     assert volume.notes == (
-        "passed over what is no CT slice: 1 x Secondary Capture Image Storage, 1 x localizer",
+        (
+            "passed over what is no CT slice: 1 x Media Storage Directory Storage, 1 x Secondary "
+            "Capture Image Storage, 2 x X-Ray Radiation Dose SR Storage, 1 x localizer"
+        ),
     )
 
 
-def test_files_that_are_not_dicom_are_noted(tmp_path):
+def test_files_whose_names_say_that_they_are_no_slices_are_passed_over(tmp_path):
     write(tmp_path)
-    for name in "abcd":
-        (tmp_path / name).write_bytes(b"anything")
-    (note,) = read(tmp_path)[0].notes
-    assert note == "passed over 4 files that are not DICOM"
+    names = ["DICOMDIR", "LICENSE", "series.csv", "readme.txt", "README", "._1.dcm", ".DS_Store"]
+    names += ["a.jpg", "Thumbs.db", "scan.nii.gz", "table.csv.xz", "report.XML", "desktop.ini"]
+    for content in (b"not DICOM", bytes(2000), b""):
+        for name in names:
+            (tmp_path / name).write_bytes(content)
+        volume, values = read(tmp_path)
+        np.testing.assert_array_equal(values, VALUES)
+        assert volume.notes == ()
+
+
+def test_a_slice_is_read_whatever_its_name_says(tmp_path):
+    for path, name in zip(write(tmp_path), ["1.ima", "2", "3.txt", "README", "5.IMG"], strict=True):
+        path.rename(tmp_path / name)
+    np.testing.assert_array_equal(read(tmp_path)[1], VALUES)
+
+
+BROKEN = {
+    b"": "an empty file",
+    bytes(4000): "a file of zeros",
+    b"<!DOCTYPE html>": "a web page",
+    b"Not found.": "text",
+    b"\x08\0\x05\0CS\n\0ISO_IR 100": "binary data of no known kind",
+    b"\x1f\x8b\x08\0": "gzip data",
+}
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "found"),
-    [("x", b"", "is empty"), ("x.dcm", b"<!DOCTYPE html>", "looks like a web page")],
+    "name", ["IM-0001-0003", "3", "3.dcm", "3.ima", "3.dcm.part", "1.2.840.3", "3.dcm.gz", "3.gz"]
 )
-def test_a_file_that_may_be_a_slice_and_is_not_dicom_is_refused(tmp_path, name, content, found):
-    write(tmp_path)
-    (tmp_path / name).write_bytes(content)
-    message = refusal(tmp_path)
-    assert f"{name}: is not a DICOM file: it {found}" in message
+def test_a_file_that_may_be_a_slice_and_is_not_dicom_is_refused(tmp_path, name):
+    for number, path in enumerate(write(tmp_path), start=1):
+        path.rename(tmp_path / name.replace("3", f"{number}", 1))
+    np.testing.assert_array_equal(read(tmp_path)[1], VALUES)
+    for content, found in BROKEN.items():
+        (tmp_path / name).write_bytes(content)
+        expected = f"{tmp_path / name}: is not a DICOM file: it looks like {found}. "
+        assert refusal(tmp_path).startswith(expected)
+
+
+@pytest.mark.parametrize("syntax", ["implicit-le", "explicit-le"])
+def test_slices_without_a_preamble_are_read_like_those_with_one(tmp_path, syntax):
+    write(tmp_path / "whole", transfer_syntax=syntax, naming="uid", bits_stored=12)
+    for path in write(
+        tmp_path, transfer_syntax=syntax, naming="uid", bits_stored=12, preamble=False
+    ):
+        assert path.read_bytes()[:2] == b"\x08\0"
+    volume, values = read(tmp_path)
+    whole, expected = read(tmp_path / "whole")
+    np.testing.assert_array_equal(values, expected)
+    np.testing.assert_array_equal(volume.grid.affine, whole.grid.affine)
+    assert volume.notes == whole.notes == ()
+
+
+@pytest.mark.parametrize("syntax", ["implicit-le", "explicit-le"])
+def test_a_slice_without_a_preamble_that_is_cut_anywhere_is_refused(tmp_path, syntax):
+    path = write(tmp_path, transfer_syntax=syntax, preamble=False)[2]
+    content = path.read_bytes()
+    for size in {*range(0, len(content), 61), *range(len(content) - 12, len(content))}:
+        path.write_bytes(content[:size])
+        assert str(path) in refusal(tmp_path)
 
 
 def test_a_folder_without_slices_says_what_it_holds(tmp_path):
     for path in write(tmp_path, secondary_capture=True):
         path.unlink()
     message = refusal(tmp_path)
-    assert "holds no CT slices among its 1 files" in message
+    assert "holds no CT slices among its 1 file: " in message
     assert "1 x Secondary Capture Image Storage" in message
 
 
@@ -413,7 +488,7 @@ def test_a_stated_tilt_of_straight_slices_does_no_harm(tmp_path):
 def test_missing_slices_are_counted(tmp_path, affine, missing, count, gap):
     write(tmp_path, affine=affine, missing=missing)
     message = refusal(tmp_path)
-    assert f"{count} slices are missing" in message
+    assert f": {count} slice{' is' if count == 1 else 's are'} missing: {count} in" in message
     assert f"in {gap} mm between" in message
     assert "expected 2.500 mm everywhere" in message
 
@@ -451,7 +526,7 @@ def test_gaps_that_slowly_grow_are_refused(tmp_path):
 def test_repeated_slices_are_counted_and_named(tmp_path, repeated):
     write(tmp_path, repeated=repeated)
     message = refusal(tmp_path)
-    assert f"{len(repeated)} repeated slices" in message
+    assert f": {len(repeated)} repeated slice{'s' * (len(repeated) > 1)}, two at one" in message
     k = repeated[0]
     assert f"{k + 1}.dcm and 6.dcm at (30.5" not in message
     assert f"{k + 1}.dcm and 6.dcm at (-30.5, 90.25, {-90.25 + 2.5 * k:g})" in message
@@ -477,8 +552,8 @@ def test_positions_that_are_rounded_are_even_enough(tmp_path, digits, step):
         edit(path, ImagePositionPatient=[round(float(x), digits) for x in position])
     volume, _ = read(tmp_path)
     np.testing.assert_allclose(volume.grid.affine, affine, atol=0.06 * 10 ** -(digits - 1))
-    edit(tmp_path / "6.dcm", SeriesInstanceUID="1.2")
-    assert "1 slices are missing: 1 in" in refusal(tmp_path)
+    (tmp_path / "6.dcm").unlink()
+    assert ": 1 slice is missing: 1 in" in refusal(tmp_path)
 
 
 def test_cosines_rounded_to_three_decimals_are_accepted(tmp_path):
@@ -533,8 +608,9 @@ def test_slices_that_differ_are_refused_with_what_they_are(tmp_path, elements, w
 @pytest.mark.parametrize(
     ("elements", "expected"),
     [
-        ({"NumberOfFrames": 12}, "is a multi-frame object of 12 frames, expected one file a slice"),
-        ({"SOPClassUID": "1.2.840.10008.5.1.4.1.1.2.1"}, "is a multi-frame object of 1 frames"),
+        ({"NumberOfFrames": 12}, "holds 12 frames, but is no Enhanced CT"),
+        ({"NumberOfFrames": 0}, "holds 0 frames, but is no Enhanced CT"),
+        ({"SOPClassUID": "1.2.840.10008.5.1.4.1.1.2.1"}, "has 1 frame and says of 0 where"),
         ({"PhotometricInterpretation": "MONOCHROME1"}, "1 samples a pixel, 'MONOCHROME1'; exp"),
         ({"SamplesPerPixel": 3, "PhotometricInterpretation": "RGB"}, "3 samples a pixel, 'RGB'"),
         ({"ImagePositionPatient": None}, "ImagePositionPatient holds 0 numbers, expected 3"),
@@ -552,7 +628,6 @@ def test_slices_that_differ_are_refused_with_what_they_are(tmp_path, elements, w
         ({"PixelRepresentation": 2}, "PixelRepresentation 2; expected"),
         ({"RescaleSlope": 0}, "RescaleSlope is 0.0 and RescaleIntercept -1024.0"),
         ({"RescaleSlope": None}, "RescaleSlope is None and RescaleIntercept -1024.0"),
-        ({"SeriesInstanceUID": None}, "states no SeriesInstanceUID"),
         ({"PixelData": None}, "cut short: it holds 0 of 612 bytes of pixels"),
     ],
 )  # fmt: skip
@@ -626,6 +701,19 @@ def test_a_code_stream_with_zeros_for_its_end_is_refused(tmp_path, syntax):
     half = len(frame) // 2
     edit(path, PixelData=encapsulate([frame[:half] + bytes(len(frame) - half)]))
     assert f"{path}: its code stream is cut short: it does not end with" in refusal(tmp_path)
+
+
+@pytest.mark.parametrize("syntax", ["jpeg-lossless", "jpeg-lossless-57", "jpeg-ls", "jpeg2000"])
+@pytest.mark.parametrize("pad", [b"\xff", b"\x01"])
+def test_a_pad_byte_behind_a_code_stream_may_be_any(tmp_path, syntax, pad):
+    padded = 0
+    for path in write(tmp_path, np.concatenate([VALUES] * 4, axis=2), transfer_syntax=syntax):
+        frame = get_frame(pydicom.dcmread(path).PixelData, 0, number_of_frames=1).rstrip(b"\0")
+        if len(frame) % 2:
+            edit(path, PixelData=encapsulate([frame + pad]))
+            padded += 1
+    assert padded
+    np.testing.assert_array_equal(read(tmp_path)[1][..., :5], VALUES)
 
 
 @pytest.mark.parametrize("syntax", ["jpeg-lossless", "jpeg-ls", "jpeg2000"])

@@ -67,13 +67,16 @@ def merge(folder, masks, labels, thicknesses=None, **options):
     ),
     dtype=st.sampled_from(["uint8", "int16", "float32", "float64"]),
     thicknesses=st.sampled_from([[3], [1, 2], [1, 1, 1]]),
-    density=st.sampled_from([0, 0.1, 0.6]),
+    claimed=st.sampled_from([0, 6, 30]),
 )
 def test_each_voxel_has_the_label_of_the_last_mask_that_claims_it(
-    *, folder, seed, parts, dtype, thicknesses, density
+    *, folder, seed, parts, dtype, thicknesses, claimed
 ):
     rng = np.random.default_rng(seed)
-    masks = [(rng.random(SHAPE) < density) * np.uint8(foreground) for _, foreground in parts]
+    masks = [
+        (rng.permutation(np.prod(SHAPE)).reshape(SHAPE) < claimed) * np.uint8(foreground)
+        for _, foreground in parts
+    ]
     volume, found = merge(
         folder, masks, [label for label, _ in parts], thicknesses, form=NiftiForm("PIR", dtype)
     )
@@ -164,14 +167,20 @@ def test_a_slab_of_one_file_is_held_at_a_time(folder):
     [
         ([1, 2], "holds the values 1 and 2"),
         ([1, 255], "holds the values 1 and 255"),
-        ([0.5, 1], "holds the values 0.5 and 1.0"),
-        ([-1, 1], "holds the values -1.0 and 1.0"),
-        ([np.nan, np.nan], "holds the values nan and nan"),
-        ([1, np.nan], "holds the values 1.0 and nan"),
+        ([0.5, 1], "holds the value 0.5"),
+        ([0.5, 0.5], "holds the value 0.5"),
+        ([20.4, 0], "holds the value 20.4"),
+        ([-1, 1], "holds the value"),
+        ([-1, -1], "holds the value -1.0"),
+        ([-2e-3, 0], "holds the value -0.002"),
+        ([np.nan, np.nan], "holds the value nan"),
+        ([1, np.nan], "holds the value nan"),
+        ([np.inf, 0], "holds the value inf"),
+        ([-np.inf, 0], "holds the value -inf"),
     ],
 )
 @pytest.mark.parametrize("thicknesses", [[3], [1, 1, 1]])
-def test_a_mask_of_several_values_is_refused(folder, values, message, thicknesses):
+def test_a_mask_that_is_no_binary_mask_is_refused(folder, values, message, thicknesses):
     mask = np.zeros(SHAPE)
     mask[2, 1, 0], mask[2, 1, 2] = values
     dtype = "uint8" if all(v in (1, 2, 255) for v in values) else "float64"
@@ -182,6 +191,54 @@ def test_a_mask_of_several_values_is_refused(folder, values, message, thicknesse
         whole(volume, thicknesses)
     assert f"{bad}: " in str(caught.value)
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("dtype", ["int8", "int16", "float32", "float64"])
+@pytest.mark.parametrize(("outside", "inside"), [(-1, 0), (-1, 1), (0, -1)])
+def test_a_mask_with_negative_values_is_refused(folder, dtype, outside, inside):
+    mask = np.full(SHAPE, outside)
+    mask[2, 1, :] = inside
+    path = write_part(folder, "L5", mask, form=replace(FORM, dtype=dtype))
+    with pytest.raises(LabelError, match=f"{path}: holds the value.* -1"):
+        whole(merged([24], [path]))
+
+
+@pytest.mark.parametrize("foreground", [1, 255])
+def test_a_mask_with_inside_and_outside_exchanged_is_refused(folder, foreground):
+    mask = np.where(mask_with((2, 1, 0), (2, 1, 1)), 0, foreground)
+    good, bad = write_part(folder, "L4", mask_with((0, 0, 0))), write_part(folder, "L5", mask)
+    with pytest.raises(LabelError) as caught:
+        whole(merged([23, 24], [good, bad]), [1, 2])
+    assert str(caught.value).startswith(f"{bad}: its value {foreground} has 96.7% of the volume")
+
+
+def test_a_mask_may_fill_up_to_half_of_the_volume(folder):
+    half = (np.arange(np.prod(SHAPE)).reshape(SHAPE) < np.prod(SHAPE) // 2).astype(np.uint8)
+    _, found = merge(folder, [half], [24])
+    np.testing.assert_array_equal(found, 24 * half)
+    half.flat[-1] = 1
+    with pytest.raises(LabelError, match=r"has 51\.7% of the volume, expected at most 50%"):
+        merge(folder, [half], [24])
+    # Another structure, such as the body or what nobody annotated, may be larger.
+    np.testing.assert_array_equal(merge(folder, [half], [255])[1], 255 * half)
+
+
+@given(
+    seed=st.integers(0, 2**32),
+    foreground=st.sampled_from([1, 24, 255]),
+    off=st.floats(1e-7, 9e-4),
+    dtype=st.sampled_from(["float32", "float64"]),
+)
+def test_rounding_errors_of_masks_are_removed_and_counted(folder, seed, foreground, off, dtype):
+    rng = np.random.default_rng(seed)
+    mask = (rng.permutation(np.prod(SHAPE)).reshape(SHAPE) < 9) * foreground
+    moved = (mask + rng.choice([-off, 0, off], SHAPE)).astype(dtype)
+    volume, found = merge(folder, [moved], [20], [1, 2], form=NiftiForm("PIR", dtype))
+    np.testing.assert_array_equal(found, np.where(mask, 20, 0))
+    if dtype == "float64":
+        assert volume.rounding.voxels == np.count_nonzero(moved != mask)
+        largest = np.abs(moved - mask).max()
+        assert volume.rounding.largest == pytest.approx(largest)
 
 
 def moved(x_mm=0.0, stretch=1.0):

@@ -16,7 +16,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from spinezarr.errors import FormatError
-from spinezarr.formats import open_volume
+from spinezarr.formats import Limits, open_volume
 from spinezarr.testing import DTYPES, MetaImageForm, all_axcodes, write_metaimage
 
 REAL = Path(__file__).parents[3] / "shared/data/real/elastix/3DCT_lung_baseline_small.mha"
@@ -452,8 +452,59 @@ def test_a_link_is_not_followed(tmp_path):
     (tmp_path / "elsewhere").write_bytes(VOXELS)
     (tmp_path / "v.raw").symlink_to("elsewhere")
     message = refusal_unread(tmp_path / "v.mhd", header(ElementDataFile="v.raw"))
-    assert re.search(r"names .*/v\.raw as its data file, which is a link or no file", message)
-    assert "Copy the voxels there." in message
+    assert re.search(r"names .*/v\.raw as its data file, which is a link to .*/elsewhere;", message)
+    assert f"--follow-links {tmp_path}, or copy them." in message
+
+
+@pytest.fixture
+def cache(tmp_path):
+    """A download in the cache of Hugging Face: links to files that are named by their hash."""
+    dataset = tmp_path / "datasets--a--b"
+    (dataset / "blobs").mkdir(parents=True)
+    (dataset / "snapshots" / "1f").mkdir(parents=True)
+    blobs = {"v.mhd": header(ElementDataFile="v.raw"), "v.raw": VOXELS}
+    for name, content in blobs.items():
+        (dataset / "blobs" / f"{len(content):x}").write_bytes(content)
+        link = dataset / "snapshots" / "1f" / name
+        link.symlink_to(f"../../blobs/{len(content):x}")
+    return dataset
+
+
+def test_a_link_into_a_folder_that_is_named_is_followed(cache):
+    path = str(cache / "snapshots/1f/v.mhd")
+    with pytest.raises(FormatError) as caught:
+        open_volume(LocalFileSystem(), path)
+    named = re.search(r"--follow-links (\S+),", str(caught.value))[1]
+    assert named == str(cache)
+    volume = open_volume(LocalFileSystem(), path, Limits(link_folders=("/nowhere", named)))
+    (values,) = volume.slabs([volume.grid.shape_ijk[2]])
+    np.testing.assert_array_equal(values, VALUES)
+
+
+@pytest.mark.parametrize(
+    "target", ["../../../datasets--a--bc/v", "../../../secret", "../../blobs/absent"]
+)
+def test_a_link_out_of_the_folder_that_is_named_is_not_followed(cache, target):
+    for name in ("datasets--a--bc/v", "secret"):
+        (cache.parent / name).parent.mkdir(exist_ok=True)
+        (cache.parent / name).write_bytes(VOXELS)
+    link = cache / "snapshots/1f/v.raw"
+    link.unlink()
+    link.symlink_to(target)
+    with pytest.raises(FormatError, match=r"is a link to|is not there"):
+        open_volume(
+            LocalFileSystem(), str(link.with_suffix(".mhd")), Limits(link_folders=(str(cache),))
+        )
+
+
+def test_a_link_to_a_link_counts_by_where_it_ends(cache):
+    (cache.parent / "secret").write_bytes(VOXELS)
+    blob = cache / "blobs" / f"{len(VOXELS):x}"
+    blob.unlink()
+    blob.symlink_to("../../secret")
+    limits = Limits(link_folders=(str(cache),))
+    with pytest.raises(FormatError, match=r"which is a link to .*/secret;"):
+        open_volume(LocalFileSystem(), str(cache / "snapshots/1f/v.mhd"), limits)
 
 
 def test_a_header_may_be_a_link_but_not_lead_to_another_folder(tmp_path):
@@ -472,7 +523,7 @@ def test_a_folder_or_pipe_is_not_read(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     for name in ("sub", "pipe"):
         message = refusal_unread(tmp_path / "v.mhd", header(ElementDataFile=name))
-        assert "which is a link or no file" in message
+        assert "which is no file; expected a plain file" in message
 
 
 def test_a_data_file_that_is_missing_is_refused(tmp_path):
@@ -599,7 +650,7 @@ def test_a_large_stream_is_refused_where_it_breaks(folder, large):
     [
         (b"", "is empty. Download it again"),
         (b"<!DOCTYPE html><html>404</html>" * 30, "is not a MetaImage: it looks like a web page"),
-        (bytes(1000), "is not a MetaImage: it looks like zeros"),
+        (bytes(1000), "is not a MetaImage: it looks like a file of zeros"),
         (b"\n" * 1000, "is not a MetaImage"),
         (gzip.compress(header() + VOXELS), "is not a MetaImage|has no NDims"),
         (header()[:100], "first 100 bytes is 'ElementDataFile"),
@@ -616,7 +667,8 @@ def test_a_file_that_is_no_metaimage_is_refused(folder, name, content, reason):
 @pytest.mark.parametrize(
     ("field", "values", "expected"),
     [
-        ("NDims", ["2", "4", "three", ""], "expected 3"),
+        ("NDims", ["2", "11", "three", ""], "expected 3, or up to 10 where the further axes"),
+        ("NDims", ["4"], "expected 4 whole numbers above 0"),
         ("ObjectType", ["Tube", "Scene"], "expected Image"),
         ("ElementNumberOfChannels", ["3", "0"], "expected 1"),
         ("DistanceUnits", ["cm", "um"], "expected mm"),
@@ -673,6 +725,115 @@ def test_a_header_of_no_volume_is_refused_by_reason(folder, field, values, expec
     for value in values:
         message = refusal_unread(folder / "v.mha", header(**{field: value}) + VOXELS)
         assert re.search(expected, message), message
+
+
+@pytest.mark.parametrize(
+    ("changes", "size", "is_conflict"),
+    [
+        ({"ElementSize": "0.7 0.8 5"}, (0.7, 0.8, 5.0), True),
+        ({"ElementSize": "0.7 0.8 2.5"}, (0.7, 0.8, 2.5), False),
+        ({"ElementSize": "0.70001 0.8 2.5"}, (0.70001, 0.8, 2.5), False),
+        ({"ElementSize": "0.7 0.8 2.5", "ElementSpacing": None}, (0.7, 0.8, 2.5), False),
+        ({}, None, False),
+    ],
+)
+def test_an_element_size_that_differs_from_the_spacing_gets_a_note(
+    folder, changes, size, is_conflict
+):
+    volume, _ = read_of(folder / "size.mha", header(**changes) + VOXELS)
+    assert volume.place.element_size_mm == size
+    np.testing.assert_allclose(np.linalg.norm(volume.grid.affine[:3, :3], axis=0), (0.7, 0.8, 2.5))
+    note = (
+        "ElementSize says voxels of 0.7 x 0.8 x 5 mm, ElementSpacing that they are 0.7 x 0.8 x 2.5 "
+        "mm apart: the spacing was taken"
+    )
+    assert volume.notes == ((note,) if is_conflict else ())
+
+
+def test_what_a_header_states_of_its_place_is_known(folder):
+    stated, _ = read_of(folder / "a.mha", header() + VOXELS)
+    assert (stated.place.states_orientation, stated.place.states_position) == (True, True)
+    bare, _ = read_of(folder / "b.mha", header(TransformMatrix=None, Offset=None) + VOXELS)
+    assert (bare.place.states_orientation, bare.place.states_position) == (False, False)
+    other, _ = read_of(
+        folder / "c.mha",
+        header(TransformMatrix=None, Rotation=PERMUTED, Offset=None, Origin="0 0 0") + VOXELS,
+    )
+    assert (other.place.states_orientation, other.place.states_position) == (True, True)
+
+
+WITH_TIME = {
+    "NDims": "4",
+    "TransformMatrix": "0 1 0 0 0 0 1 0 1 0 0 0 0 0 0 1",
+    "Offset": "-40.5 12.25 -700 0",
+    "ElementSpacing": "0.7 0.8 2.5 1",
+    "DimSize": "5 4 3 1",
+}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"Offset": "-40.5 12.25 -700 9", "ElementSpacing": "0.7 0.8 2.5 0"},
+        {"TransformMatrix": "0 1 0 0 0 0 1 0 1 0 0 0 0 0 0 -1"},
+        {"ElementSpacing": None, "ElementSize": "0.7 0.8 2.5 1"},
+        {"TransformMatrix": None, "Offset": None},
+    ],
+)
+def test_further_axes_of_length_1_are_left_out(folder, changes):
+    path = folder / "time.mha"
+    volume, values = read_of(path, header(**{**WITH_TIME, **changes}) + VOXELS)
+    np.testing.assert_array_equal(values, VALUES)
+    assert "the header has 4 axes; those after the third, of length 1, are left out" in volume.notes
+    left_out = {
+        key: None for key, value in changes.items() if value is None and key != "ElementSpacing"
+    }
+    expected, _ = read_of(folder / "three.mha", header(**left_out) + VOXELS)
+    np.testing.assert_array_equal(volume.grid.affine, expected.grid.affine)
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+def test_a_series_of_one_volume_that_simpleitk_writes_is_read(folder, compressed):
+    rng = np.random.default_rng(5)
+    image = sitk.GetImageFromArray(VALUES.T.copy())
+    image.SetSpacing((0.7, 0.8, 2.5))
+    image.SetOrigin((-40.5, 12.25, -700.0))
+    image.SetDirection(np.linalg.qr(rng.normal(size=(3, 3)))[0].ravel().tolist())
+    path = folder / "series.mha"
+    sitk.WriteImage(sitk.JoinSeries([image]), str(path), compressed)
+    volume, values = read(path)
+    np.testing.assert_array_equal(values, VALUES)
+    for corner in product((0, 4), (0, 3), (0, 2)):
+        place = LPS_TO_RAS @ [*image.TransformIndexToPhysicalPoint(corner), 1]
+        np.testing.assert_allclose(volume.grid.affine @ [*corner, 1], place, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"DimSize": "5 4 3 2"}, "says DimSize = 5 4 3 2, expected 3 axes, or further .* a volume"),
+        ({"DimSize": "1 5 4 3"}, "says DimSize = 1 5 4 3, expected 3 axes"),
+        ({"DimSize": "5 4 1 3"}, "says DimSize = 5 4 1 3, expected 3 axes"),
+        ({"DimSize": "5 4 3 0"}, "expected 4 whole numbers above 0"),
+        ({"DimSize": "5 4 3"}, "expected 4 whole numbers above 0"),
+        ({"Offset": "0 0 0"}, "expected 4 numbers"),
+        ({"ElementSpacing": "1 1 1"}, "expected 4 numbers"),
+        ({"ElementSpacing": "1 1 0 1"}, "expected 4 distances in mm"),
+        ({"TransformMatrix": PERMUTED}, "expected 16 numbers"),
+        (
+            {"TransformMatrix": "0 1 0 0 0 0 1 0 0.6 0 0 0.8 0 0 0 1"},
+            "turns the first three axes into others",
+        ),
+        (
+            {"TransformMatrix": "1 0 0 0 0 1 0 0 0 0 1 0 0 0 1 0"},
+            "turns the first three axes into others",
+        ),
+    ],
+)
+def test_further_axes_that_say_more_are_refused(folder, changes, reason):
+    message = refusal_unread(folder / "v.mha", header(**{**WITH_TIME, **changes}) + VOXELS)
+    assert re.search(reason, message), message
 
 
 @pytest.mark.parametrize("field", ["NDims", "DimSize", "ElementSpacing", "ElementType"])

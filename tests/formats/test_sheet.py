@@ -138,7 +138,7 @@ WORKBOOK = as_workbook([["Id"], ["a"]])
 @pytest.mark.parametrize(
     ("name", "data", "fragment"),
     [
-        ("t.csv", b"Id,Age\na,1,2\n", "row 2: has 1 cells beyond its 2 columns"),
+        ("t.csv", b"Id,Age\na,1,2\n", "row 2: has 1 cell beyond its 2 columns"),
         ("t.csv", b'Id,Age\na,"1\nb,2\nc,3\n', "Mend the quotes"),
         ("t.csv", b'Id,Age\n"a"b,1\n', "Mend the quotes"),
         ("t.csv", b"Id\n\xe9\n", "Save it again as UTF-8"),
@@ -170,5 +170,87 @@ def test_a_damaged_workbook_is_refused_or_read_and_never_a_surprise(data):
         assert all(isinstance(cell, str) for row in sheet.rows for cell in row.values())
 
 
-def test_nul_bytes_in_a_text_are_kept_as_they_are():
-    assert read_sheet(b"Id\na\0b\n", "t.csv", delimiter=",").rows == ({"Id": "a\0b"},)
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "utf-32-le"])
+def test_text_in_another_encoding_is_refused_for_its_nul_characters(encoding):
+    with pytest.raises(FormatError, match=r"t\.csv: is not text in UTF-8: it holds NUL"):
+        read_sheet("Id,Split\n1,train\n".encode(encoding), "t.csv", delimiter=",")
+
+
+def test_cells_are_what_the_file_says():
+    """What is printed of them is made fit where it is printed."""
+    data = 'Id,No\u202ete\na\x1b[2Jb,"two\nlines"\n'.encode()
+    sheet = read_sheet(data, "t.csv", delimiter=",")
+    assert sheet.columns == ("Id", "No\u202ete")
+    assert sheet.rows == ({"Id": "a\x1b[2Jb", "No\u202ete": "two\nlines"},)
+
+
+SHEET = 'xmlns="http://schemas.openxmlformats.org/spreadsheetml/2006/main"'
+
+
+def sheet_of(rows, declared=""):
+    """Write a workbook by hand, with what openpyxl would not write."""
+    text = f'<?xml version="1.0"?>{declared}<worksheet {SHEET}><sheetData>{rows}</sheetData>'
+    return as_workbook([["x"]], lambda _: f"{text}</worksheet>".encode())
+
+
+def sharing(text, rows, cells_in_row):
+    """Write a workbook whose cells all share one text."""
+    cell = '<c t="s"><v>0</v></c>'
+    data = sheet_of(f"<row>{cell * cells_in_row}</row>" * rows)
+    part = (
+        '<Override PartName="/xl/sharedStrings.xml" ContentType="application/vnd.'
+        'openxmlformats-officedocument.spreadsheetml.sharedStrings+xml"/></Types>'
+    )
+    out = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(data)) as old, zipfile.ZipFile(out, "w") as new:
+        for name in old.namelist():
+            content = old.read(name)
+            if name == "[Content_Types].xml":
+                content = content.replace(b"</Types>", part.encode())
+            new.writestr(name, content)
+        shared = f'<?xml version="1.0"?><sst {SHEET}><si><t>{text}</t></si></sst>'
+        new.writestr("xl/sharedStrings.xml", shared, zipfile.ZIP_DEFLATED)
+    return out.getvalue()
+
+
+def test_cells_that_share_a_text_are_read():
+    sheet = read_sheet(sharing("s", 2, 1), "t.xlsx", delimiter=",")
+    assert sheet.rows == ({"s": "s"},)
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        pytest.param(sharing("a\u0301" * 15_000, 20, 50), "more than 16777216 char", id="shared"),
+        pytest.param(
+            sheet_of(
+                "".join(f'<row r="{n}"><c r="XFD{n}"><v>1</v></c></row>' for n in range(1, 200))
+            ),
+            "2000000 cells",
+            id="last column",
+        ),
+        pytest.param(
+            sheet_of("".join(f'<row r="{n}"><c r="XFD{n}"/></row>' for n in range(1, 1300))),
+            "2000000 cells",
+            id="last column, empty",
+        ),
+        pytest.param(
+            sheet_of("", '<!DOCTYPE x [<!ENTITY a "b">]>'), "has a document type", id="entity"
+        ),
+        pytest.param(
+            as_workbook(
+                [["x"]], lambda _: '<?xml version="1.0"?><!DOCTYPE x []><x/>'.encode("utf-16")
+            ),
+            "has a document type",
+            id="entity in UTF-16",
+        ),
+    ],
+)
+def test_a_workbook_that_would_become_too_much_is_refused(data, reason):
+    with pytest.raises(FormatError, match=rf"t\.xlsx: .*{reason}"):
+        read_sheet(data, "t.xlsx", delimiter=",")
+
+
+def test_more_columns_than_excel_knows_are_refused():
+    with pytest.raises(FormatError, match=r"t\.csv: has 16385 columns, .* delimiter"):
+        read_sheet(b"a," * 16_384 + b"a\n", "t.csv", delimiter=",")

@@ -6,21 +6,19 @@ did anything but read whole or be refused by an error of spinezarr's own.
 
 import argparse
 import json
-import multiprocessing as mp
-import os
-import resource
 import shutil
 import sys
 import tempfile
-import time
 import warnings
 from collections import Counter
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from multiprocessing.connection import Connection
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 from fsspec.implementations.local import LocalFileSystem
+from harness import MOST_BYTES, Ended, Worker, limit_address_space, measured, silence
 from mutants import SHAPE_ZYX, Seed, mutant, seeds
 
 from spinezarr.errors import SpinezarrError
@@ -31,12 +29,6 @@ from spinezarr.ingest.discover import discover
 from spinezarr.ingest.run import ingest
 from spinezarr.recipe import Recipe
 
-KILL_S = 20.0
-"""Generous: machines are shared."""
-MOST_BYTES = 512 << 20
-"""Resident above what the process had before."""
-ADDRESS_BYTES = 4 << 30
-"""Address space above what the process had before: np.empty may ask for more than it touches."""
 SLAB_BYTES = 8 << 20
 INGEST_EVERY = 20
 """So many read mutants to one that goes through a whole ingest."""
@@ -104,87 +96,50 @@ def outcome_of(seed: Seed, files: dict[str, bytes], folder: Path, *, whole_way: 
         return f"FAILED {type(problem).__name__}: {problem}"[:400]
 
 
-def peak_bytes() -> int:
-    """Most that was resident since the last reset."""
-    status = Path("/proc/self/status").read_text(encoding="ascii")
-    return int(status.split("VmHWM:")[1].split()[0]) << 10
+@contextmanager
+def ready(seed_number: int) -> Iterator[Callable[[int], dict[str, object]]]:
+    """Make the seeds, and give what reads the mutant of a number."""
+    with silence(), tempfile.TemporaryDirectory(prefix="mutants-") as name:
+        warnings.simplefilter("error")
+        root = Path(name)
+        among = seeds(root)
+        for number, sound in enumerate(among):  # the first use of a reader imports what it needs
+            for whole_way in (False, True):
+                folder = root / f"sound-{number}-{whole_way}"
+                outcome = outcome_of(sound, sound.files, folder, whole_way=whole_way)
+                assert outcome in ("read", "ingested"), (sound.name, outcome)
+        limit_address_space()
+
+        def read(number: int) -> dict[str, object]:
+            chosen, files = mutant(among, seed_number, number)
+            folder = root / str(number)
+            whole_way = number // 5 % INGEST_EVERY == 0
+            outcome, cost = measured(lambda: outcome_of(chosen, files, folder, whole_way=whole_way))
+            shutil.rmtree(folder)
+            return {
+                "number": number,
+                "seed": chosen.name,
+                "outcome": outcome,
+                "seconds": cost.seconds,
+                "bytes": cost.bytes,
+            }
+
+        yield read
 
 
-def serve(pipe: Connection, seed_number: int) -> None:
-    """Read the mutants whose numbers come through the pipe, until None comes."""
-    # The decoders write to these of their own accord.
-    silence = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(silence, 1)
-    if "DEBUG" not in os.environ:
-        os.dup2(silence, 2)
-    warnings.simplefilter("error")
-    root = Path(tempfile.mkdtemp(prefix="mutants-"))
-    among = seeds(root)
-    for number, sound in enumerate(among):  # the first use of each reader imports what it needs
-        for whole_way in (False, True):
-            folder = root / f"sound-{number}-{whole_way}"
-            outcome = outcome_of(sound, sound.files, folder, whole_way=whole_way)
-            assert outcome in ("read", "ingested"), (sound.name, outcome)
-    own = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0]) * os.sysconf(
-        "SC_PAGE_SIZE"
-    )
-    resource.setrlimit(resource.RLIMIT_AS, (own + ADDRESS_BYTES, resource.RLIM_INFINITY))
-    pipe.send("ready")
-    while (number := pipe.recv()) is not None:
-        chosen, files = mutant(among, seed_number, number)
-        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-        before = peak_bytes()
-        folder = root / str(number)
-        began = time.monotonic()
-        whole_way = number // 5 % INGEST_EVERY == 0
-        outcome = outcome_of(chosen, files, folder, whole_way=whole_way)
-        seconds = time.monotonic() - began
-        shutil.rmtree(folder)
-        pipe.send((outcome, chosen.name, seconds, peak_bytes() - before))
-    shutil.rmtree(root)
-
-
-class Worker:
-    """A process that reads mutants, started anew when one ends it."""
-
-    def __init__(self, seed_number: int) -> None:
-        self._seed_number = seed_number
-        self._start()
-
-    def _start(self) -> None:
-        context = mp.get_context("spawn")
-        self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=serve, args=(theirs, self._seed_number))
-        self._process.start()
-        theirs.close()
-        assert self._pipe.recv() == "ready"
-
-    def read(self, number: int) -> dict[str, object]:
-        began = time.monotonic()
-        self._pipe.send(number)
-        try:
-            if self._pipe.poll(KILL_S):
-                outcome, seed, seconds, extra = self._pipe.recv()
-                return {
-                    "number": number,
-                    "seed": seed,
-                    "outcome": outcome,
-                    "seconds": seconds,
-                    "bytes": extra,
-                }
-            outcome = f"FAILED: took more than {KILL_S:g} s"
-        except EOFError:
-            self._process.join()
-            outcome = f"FAILED: ended the process with {self._process.exitcode}"
-        seconds = time.monotonic() - began
-        self._process.kill()
-        self._process.join()
-        self._start()
-        return {"number": number, "seed": "?", "outcome": outcome, "seconds": seconds, "bytes": 0}
-
-    def stop(self) -> None:
-        self._pipe.send(None)
-        self._process.join()
+def read_by(worker: Worker, number: int) -> dict[str, object]:
+    """Let a worker read a mutant."""
+    try:
+        found: dict[str, object] = worker.ask(number)
+    except Ended as how:
+        return {
+            "number": number,
+            "seed": "?",
+            "outcome": f"FAILED: {how}",
+            "seconds": 0,
+            "bytes": 0,
+        }
+    return found
 
 
 def run(count: int, seed_number: int, processes: int, only: list[int]) -> dict[str, object]:
@@ -192,9 +147,9 @@ def run(count: int, seed_number: int, processes: int, only: list[int]) -> dict[s
     numbers = only or list(range(count))
 
     def part(which: int) -> list[dict[str, object]]:
-        worker = Worker(seed_number)
+        worker = Worker(ready, seed_number)
         try:
-            return [worker.read(number) for number in numbers[which::processes]]
+            return [read_by(worker, number) for number in numbers[which::processes]]
         finally:
             worker.stop()
 

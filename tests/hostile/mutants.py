@@ -21,6 +21,8 @@ from spinezarr.testing import (
     NiftiForm,
     lml_text,
     verse_json,
+    write_dicom_multiframe,
+    write_dicom_objects,
     write_dicom_series,
     write_metaimage,
     write_nifti,
@@ -125,9 +127,26 @@ def _dicom_seeds(folder: Path) -> list[Seed]:
             )
             image = image_zyx((2, 66, 70) if signed else SHAPE_ZYX)
             write_dicom_series(into, image.transpose(2, 1, 0), AFFINE, form)
-            files = {f"series/{path.name}": path.read_bytes() for path in sorted(into.iterdir())}
-            found.append(Seed("dicom", into.name, "series/", files))
+            found.append(_series_seed(into))
+    small = image_zyx().transpose(2, 1, 0)
+    for syntax in ("implicit-le", "explicit-le"):
+        into = folder / f"bare-{syntax}"
+        form = DicomForm(transfer_syntax=syntax, preamble=False, naming="uid", scout=True)
+        write_dicom_series(into, small, AFFINE, form)
+        found.append(_series_seed(into))
+    for syntax in ("explicit-le", "deflated", "rle", "jpeg-ls", "jpeg2000"):
+        into = folder / f"frames-{syntax}"
+        form = DicomForm(transfer_syntax=syntax)
+        write_dicom_multiframe(into / "frames.dcm", small, AFFINE, form)
+        write_dicom_objects(into, "DIRECTORY")
+        write_dicom_objects(into, "SR")
+        found.append(_series_seed(into))
     return found
+
+
+def _series_seed(folder: Path) -> Seed:
+    files = {f"series/{path.name}": path.read_bytes() for path in sorted(folder.iterdir())}
+    return Seed("dicom", folder.name, "series/", files)
 
 
 def _small_seeds() -> list[Seed]:
@@ -303,12 +322,14 @@ def _damaged_dicom(data: bytes, donor: bytes, rng: np.random.Generator) -> bytes
         if rng.random() < 0.1:
             body = _damaged_bytes(body, donor, rng)
     elif rng.random() < 0.1:
-        meta = meta[:132] + _other_element(meta[132:], rng)
+        meta = meta[:132] + _other_element(meta[132:], rng) if meta else meta
     return meta + body
 
 
 def _end_of_meta(data: bytes) -> int:
     """Byte after the file meta group, whose length its first element holds."""
+    if data[128:132] != b"DICM":
+        return 0
     return 144 + int(struct.unpack("<I", data[140:144])[0])
 
 
@@ -385,10 +406,13 @@ _LONG: frozenset[bytes] = frozenset({b"OB", b"OW", b"SQ", b"UN", b"UT", b"UC", b
 
 
 def _elements(body: bytes) -> list[tuple[int, int, int]]:
-    """Start, start of value and length of each element, as far as they can be followed."""
+    """Start, start of value and length of each element, in items too, as far as they go."""
     found = []
     at = 0
     while at + 8 <= len(body):
+        if body[at : at + 2] == b"\xfe\xff":  # the start or end of an item
+            at += 8
+            continue
         vr = body[at + 4 : at + 6]
         if not (vr.isalpha() and vr.isupper()):
             length, value_at = struct.unpack("<I", body[at + 4 : at + 8])[0], at + 8
@@ -400,7 +424,7 @@ def _elements(body: bytes) -> list[tuple[int, int, int]]:
         else:
             length, value_at = struct.unpack("<H", body[at + 6 : at + 8])[0], at + 8
         found.append((at, value_at, min(length, len(body) - value_at)))
-        at = value_at + length
+        at = value_at + (0 if vr == b"SQ" else length)
     return found
 
 

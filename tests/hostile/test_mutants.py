@@ -5,6 +5,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+pytestmark = pytest.mark.long
+
 
 def test_mutants_are_read_whole_or_refused_by_our_own_errors(tmp_path):
     report = tmp_path / "report.json"

@@ -108,10 +108,45 @@ def test_a_mirrored_mask_is_refused():
 
 
 def test_other_shapes_are_refused_with_both_grids_and_advice():
-    message = refusal(Grid((5, 6, 8), IMAGE.affine))
-    assert message.startswith("image and mask have different shapes:")
-    assert "Get the mask that belongs to this image." in message
-    assert "--take-image-grid" not in message
+    for shape in ((5, 7, 8), (7, 6, 5)):
+        message = refusal(Grid(shape, IMAGE.affine))
+        assert message.startswith("image and mask have different shapes:\n")
+        assert "Get the mask that belongs to this image." in message
+        assert "--take-image-grid" not in message
+
+
+ENDS = {2: ("inferior", "superior"), 1: ("posterior", "anterior"), 0: ("left", "right")}
+
+
+def part_of(grid, axis, first, stop):
+    """Cut a grid along an axis of x, y, z."""
+    affine, shape = grid.affine.copy(), list(grid.shape_ijk)
+    affine[:3, 3] += first * affine[:3, axis]
+    shape[axis] = stop - first
+    return Grid(tuple(shape), affine)
+
+
+@pytest.mark.parametrize("axcodes", ["RAS", "LPS", "PIR"])
+@given(data=st.data())
+def test_slices_that_only_one_of_both_has_at_an_end_are_counted(axcodes, data):
+    axis = data.draw(st.integers(0, 2))
+    n = IMAGE.shape_ijk[axis]
+    first = data.draw(st.integers(0, n - 2))
+    stop = data.draw(st.integers(first + 1, n - (first == 0)))
+    cut = part_of(IMAGE, axis, first, stop)
+    said = [
+        f"{count} slice{'s' * (count > 1)} at the {end} end"
+        for count, end in zip((first, n - stop), ENDS[axis], strict=True)
+        if count
+    ]
+    for image, label, who in ((cut, IMAGE, "image"), (IMAGE, cut, "mask")):
+        with pytest.raises(GridMismatchError) as caught:
+            aligned(turned(label, axcodes), image=image)
+        assert f"the {who} lacks {' and '.join(said)}, and else lies on" in str(caught.value)
+    elsewhere = shifted(cut, 0.2 * IMAGE.affine[:3, axis])
+    with pytest.raises(GridMismatchError) as caught:
+        aligned(IMAGE, image=elsewhere)
+    assert "lacks" not in str(caught.value)
 
 
 def test_other_affines_are_refused_with_both_grids_and_the_way_out():

@@ -81,6 +81,7 @@ def lost_mm(tmp_path, convention, oblique_deg=0.0):
     return np.abs(found.to_numpy() - expected).max()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("oblique_deg", [0.0, 9.0])
 @pytest.mark.parametrize(
     "convention", ["verse", "verse-2019-challenge", "verse-2020-challenge", "lml"]

@@ -153,7 +153,7 @@ def test_labels_are_counted_and_placed_as_numpy_counts_and_places_them(mask, chu
     ("dtype", "value"),
     [
         ("float64", 0.5),
-        ("float32", 254.99998),
+        ("float32", 254.99),
         ("float64", -1.0),
         ("int8", -1),
         ("int16", -1),

@@ -280,7 +280,7 @@ def test_the_budget_changes_no_byte(axcodes):
 
 def test_nothing_is_held_twice_in_any_orientation():
     """Two layers of voxels and the chunks of a row of shards do not fit: disk takes them."""
-    array = np.zeros((130, 100, 800), np.int16)
+    array = np.zeros((130, 66, 400), np.int16)
     array[::7] = 5
     budget = MemoryBudget(strip_bytes=1 << 16, voxel_bytes=1 << 21, encoded_bytes=1 << 14)
     for axcodes in all_axcodes():

@@ -162,12 +162,17 @@ def test_an_image_without_any_finite_value_is_stored_as_standard_json(tmp_path):
 
 
 @pytest.mark.parametrize("pattern", ["{scan:.*}_ct.nii.gz", "{scan:[.a-z]*}_ct.nii.gz"])
-def test_a_scan_id_that_cannot_name_a_folder_is_refused(pattern, tmp_path):
+def test_a_scan_id_that_cannot_name_a_folder_fails_alone(pattern, tmp_path):
     write_pair(tmp_path / "sub", ".a", label=None)
     recipe = Recipe.of_pairs("**/" + pattern, None, name="bad-ids")
-    write_pair(tmp_path / "sub" / "deep", "a", label=None)
     with pytest.raises(UsageError, match="cannot name a folder"):
         discover(recipe, str(tmp_path))
+    write_pair(tmp_path / "sub" / "deep", "a", label=None)
+    report = run(tmp_path, tmp_path / "s.zarr", recipe)
+    assert (report.done, report.exit_code) == (("a",), 1)
+    (failed,) = report.failed
+    assert failed.scan_id == ".a"
+    assert "sub/.a_ct.nii.gz: gives the scan id '.a', which cannot name a folder" in failed.reason
 
 
 def test_scaling_that_gives_fractions_is_kept_unrounded(tmp_path):
@@ -420,6 +425,7 @@ def test_an_interrupted_ingest_keeps_what_is_done_and_goes_on(tmp_path, differin
     assert differing(out, tmp_path / "fresh.zarr") == []
 
 
+@pytest.mark.long
 def test_a_killed_ingest_shows_only_whole_scans_and_goes_on(tmp_path, differing):
     raw, out = tmp_path / "raw", tmp_path / "s.zarr"
     names = [f"scan{i:02}" for i in range(40)]

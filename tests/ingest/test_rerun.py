@@ -73,9 +73,9 @@ def run(raw, out, text=RECIPE):
 
 HOLD = """
 import sys, time
-from fsspec.implementations.local import LocalFileSystem
+from spinezarr.store.store_folder import StoreFileSystem
 from spinezarr.store.lock import StoreLock
-with StoreLock(LocalFileSystem(), sys.argv[1], sys.argv[1], "a test"):
+with StoreLock(StoreFileSystem(sys.argv[1]), sys.argv[1], sys.argv[1], "a test"):
     print("held", flush=True)
     time.sleep(60)
 """
@@ -161,7 +161,10 @@ READ_ANEW = {
 }
 
 
-@pytest.mark.parametrize("change", AMENDED)
+@pytest.mark.parametrize(
+    "change",
+    [pytest.param(c, marks=[pytest.mark.long] if n % 2 else []) for n, c in enumerate(AMENDED)],
+)
 def test_what_no_voxel_depends_on_is_amended(change, raw, tmp_path, differing):
     edit, replaced = AMENDED[change]
     out, fresh = tmp_path / "s.zarr", tmp_path / "fresh.zarr"

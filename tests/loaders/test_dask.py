@@ -92,6 +92,11 @@ def test_epochs_that_differ_have_other_names(stream):
     assert names[0] == names[1] != names[2]
 
 
+def test_a_share_is_no_epoch(stream):
+    with pytest.raises(UsageError, match=r"to_dask gives whole epochs, .* isel"):
+        stream.shard(1, 2).to_dask()
+
+
 def test_where_samples_lie_needs_no_voxels_of_them(damaged):
     streams = (damaged.patches(8, n_samples=20, seed=seed) for seed in range(50))
     stream = next(s for s in streams if s.request(0).scan_id != "liver_0")

@@ -16,6 +16,7 @@ from spinezarr.ingest.run import ingest
 from spinezarr.loaders.huggingface import load_splits
 from spinezarr.recipe import Recipe
 from spinezarr.store.reader import StoreReader
+from spinezarr.store.store_folder import StoreFolder
 from spinezarr.stream.engine import Engine
 from spinezarr.stream.fetch import Fetcher, LocalFetcher
 from spinezarr.testing import (
@@ -284,7 +285,7 @@ def test_mapped_labels_come_back_as_the_file_has_them(tmp_path):
     reader = StoreReader(url)
     table = reader.table
     reader.table = table.assign(split=("scan", ["train"] * table.sizes["scan"]))
-    dataset = load_splits(reader, Engine(LocalFetcher()), "3d")["train"]
+    dataset = load_splits(reader, Engine(LocalFetcher(StoreFolder.at("/"))), "3d")["train"]
     record = dataset[0]
     assert sorted(np.unique(record["segmentation"]).tolist()) == [0, 200, 210, 240]
     np.testing.assert_array_equal(record["segmentation"], record["image"])
@@ -403,7 +404,7 @@ def test_a_name_in_a_catalog_will_do(url, tmp_path):
 class CountingFetcher(Fetcher):
     def __init__(self):
         self.ranges = []
-        self.local = LocalFetcher()
+        self.local = LocalFetcher(StoreFolder.at("/"))
 
     def __call__(self, ranges, /):
         self.ranges.extend(ranges)

@@ -128,7 +128,7 @@ def test_neighbouring_slices_are_channels(store):
         ("dataset", 8, "fork"),
         ("loader", 0, None),
         ("loader", 2, "fork"),
-        ("loader", 2, "spawn"),
+        pytest.param("loader", 2, "spawn", marks=pytest.mark.long),
     ],
 )
 def test_the_number_of_workers_changes_nothing(stream, expected, kind, num_workers, method):
@@ -195,6 +195,53 @@ def test_a_damaged_store_is_an_error_in_a_worker_too(stream):
         error = error_of(PatchLoader(broken, num_workers=num_workers))
         assert isinstance(error, CorruptStoreError)
         assert "its shard is missing" in str(error)
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "instead"),
+    [
+        ("batch_size", 8, "store.patches"),
+        ("batch_size", None, "store.patches"),
+        ("shuffle", True, "set_epoch"),
+        ("sampler", [0], "PatchMapDataset"),
+        ("batch_sampler", [[0]], "PatchMapDataset"),
+        ("drop_last", True, "n_samples"),
+        ("collate_fn", list, "PatchMapDataset"),
+        ("dataset", [1], "stream"),
+        ("in_order", False, "order"),
+    ],
+)
+def test_options_that_the_stream_decides_are_refused(stream, option, value, instead):
+    with pytest.raises(UsageError, match=f"PatchLoader takes no {option}. .*{instead}"):
+        PatchLoader(stream, **{option: value})
+
+
+def test_an_option_that_nobody_knows_is_refused(stream):
+    with pytest.raises(TypeError, match="batchsize"):
+        PatchLoader(stream, batchsize=8)
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+@pytest.mark.parametrize("kind", [DataLoader, StatefulDataLoader])
+def test_batches_are_put_into_no_batch(stream, expected, kind, num_workers):
+    dataset = PatchDataset(stream)
+    for options in ({}, {"batch_size": 4}):
+        error = error_of(kind(dataset, num_workers=num_workers, **options))
+        assert isinstance(error, UsageError)
+        assert "batch_size=None" in str(error)
+    # Who collates as they like may do so.
+    (both, *_) = kind(dataset, batch_size=2, num_workers=num_workers, collate_fn=digests)
+    assert both == expected[:2]
+    plain = whole(stream)
+    assert all(isinstance(batch, dict) for batch in plain)
+
+
+def test_samples_by_number_take_no_share(stream):
+    part = stream.resume(iter(stream).state_dict() | {"done": 1})
+    for share in (stream.shard(0, 2), part):
+        with pytest.raises(UsageError, match=r"PatchMapDataset gives whole .*DistributedSampler"):
+            PatchMapDataset(share)
+    assert len(PatchMapDataset(stream.shard(0, 1))) == 21
 
 
 def test_a_rank_alone_is_refused(stream):
@@ -302,8 +349,13 @@ def test_torchdata_goes_on_in_the_middle_of_an_epoch(stream, num_workers, given)
     assert digests(rest) == expected
 
 
-@pytest.mark.parametrize(("before", "after"), [(0, 0), (0, 2), (2, 0), (2, 3)])
-@pytest.mark.parametrize("given", [0, 1, 4, 10, 11])
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [(0, 0), (2, 3), *(pytest.param(*n, marks=pytest.mark.long) for n in [(0, 2), (2, 0)])],
+)
+@pytest.mark.parametrize(
+    "given", [0, 4, *(pytest.param(n, marks=pytest.mark.long) for n in [1, 10, 11])]
+)
 def test_a_loader_goes_on_with_any_number_of_workers(stream, before, after, given):
     epoch = stream.at_epoch(5)
     expected = digests(map(as_tensors, epoch))
@@ -454,6 +506,7 @@ def train_rank(url, port, rank, ranks, send):
     distributed.destroy_process_group()
 
 
+@pytest.mark.long
 def test_two_ranks_train_together(store):
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))

@@ -172,7 +172,8 @@ def write_dicom(folder, canaries, name, **form):
         block.add_new(1, "LO", canaries.text(f"{name} private"))
         dataset.preamble = canaries.text(f"{name} preamble").encode().ljust(128, b"\0")
         dataset.save_as(path)
-    (folder / canaries.text(f"{name} stray file")).write_text(canaries.text(f"{name} in it"))
+    stray = folder / f"{canaries.text(f'{name} stray file')}.txt"
+    stray.write_text(canaries.text(f"{name} in it"))
     return paths
 
 
@@ -234,7 +235,7 @@ def write_bad(raw, canaries):
     fields = {
         "magic": (344, b"Jane"),
         "datatype": (70, b"\x99\x99"),
-        "rank": (40, b"\x04\x00"),
+        "rank": (40, b"\x02\x00"),
         "size": (42, b"\x00\x00"),
         "offset": (108, struct.pack("<f", np.nan)),
         "sform": (280, struct.pack("<f", np.nan)),
@@ -304,7 +305,7 @@ def write_bad_dicom(raw, canaries):
     path.write_bytes(path.read_bytes()[:700])
     edit(series("dsize")[0], Rows=19)
     (raw / "dnone").mkdir()
-    (raw / "dnone" / canaries.text("stray")).write_text(canaries.text("in a stray file"))
+    (raw / "dnone" / "1").write_text(canaries.text("in a stray file"))
 
 
 def owner_marked(folder, canaries):

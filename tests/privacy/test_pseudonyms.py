@@ -96,7 +96,7 @@ def command(*arguments, cwd=None):
     return subprocess.run(words, capture_output=True, check=False, text=True, cwd=cwd)
 
 
-def pieces(texts, size=4):
+def pieces(texts, size=6):
     return {text[at : at + size] for text in texts for at in range(len(text) - size + 1)}
 
 

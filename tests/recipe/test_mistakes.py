@@ -26,6 +26,11 @@ layouts:
     image: "parts/{scan}/ct.nii.gz"
     label_parts: {file: "parts/{scan}/{part}.nii.gz", values: {l1: L1}}
     listed: {files: list.txt, entry: "{scan}"}
+  dicom:
+    about: folders of slices
+    image: "dicom/{scan}/"
+    series: {number: [2, 3], kernel: "B*", slice_thickness_mm: [0, 1.5], min_slices: 20}
+    label: "dicom/{scan}_{series_number}.nii.gz"
 lookups:
   site: {of: folder, values: {"a*": Aachen, "{x}": "{x}"}}
 splits: {files: split.txt, sections: {one: train}, entry: "{scan}.nii.gz"}
@@ -39,6 +44,16 @@ ignore:
 
 MISTAKES = [
     # what is replaced, by what, line, key, what else the answer holds
+    ("number: [2, 3]", "number: [two]", 22, "layouts.dicom.series.number", "'two'"),
+    ("number: [2, 3]", "numbers: 2", 22, "layouts.dicom.series.numbers", "did you mean 'number'?"),
+    ('kernel: "B*"', 'kernel: "B{"', 22, "layouts.dicom.series.kernel", "stray '{'"),
+    ("[0, 1.5]", "[2, 1.5]", 22, "layouts.dicom.series", "[2.0, 1.5] is no range"),
+    ("[0, 1.5]", "[1.5]", 22, "layouts.dicom.series.slice_thickness_mm", "missing"),
+    ("min_slices: 20", "min_slices: 1", 22, "layouts.dicom.series.min_slices", "2"),
+    ("dicom/{scan}/", "dicom/{scan}", 20, "layouts.dicom", "end 'dicom/{scan}' with '/'"),
+    ("dicom/{scan}/", "{kernel}/{scan}/", 20, "layouts.dicom", "names {kernel}, which 'series'"),
+    ("_{series_number}.nii", "_{series}.nii", 23, "layouts.dicom.label", "uses {series}"),
+    ("_{series_number}.nii", "_{scan|upper}.nii", 23, "layouts.dicom.label", "no filter 'upper'"),
     ("title: My", "titel: My", 2, "titel", "did you mean 'title'?"),
     ("licence: CC0-1.0\n", "", 1, "licence", "this key is missing"),
     ("name: mine", "name: My Data", 1, "name", "'My Data'"),
@@ -76,24 +91,24 @@ MISTAKES = [
     ("values: {l1: L1}", "values: {l1: L9}", 17, "layouts.parts.label_parts.values.l1", "'L9'"),
     ("    listed: {", '    values: {"1": L1}\n    listed: {', 15, "layouts.parts", "'values' goes"),
     ('entry: "{scan}"', 'entry: "{n}"', 18, "layouts.parts.listed.entry", "uses {n}"),
-    ("of: folder", "ofs: folder", 20, "lookups.site.ofs", "did you mean 'of'?"),
-    ('"{x}": "{x}"', '"{x}": "{y}"', 20, "lookups.site", "uses {y}"),
-    ('"a*": Aachen', '"a{": Aachen', 20, "lookups.site.values", "stray '{'"),
-    ('entry: "{scan}.nii', 'entry: "{name}.nii', 21, "splits.entry", "does not name {scan}"),
-    ("{one: train}", "[one]", 21, "splits.sections", "['one']"),
-    ("state: unknown", "state: maybe", 22, "labels.state", "'all-visible'"),
-    ('{"30": left_hip}', '{"20": left_hip}', 22, "labels.structures", "20 is L1 in the"),
-    ('{"30": left_hip}', '{"300": left_hip}', 22, "labels.structures", "from 1 to 255"),
-    ("key: Scan", "key: Scan, find: x", 24, "tables.clinic", "either 'key'"),
-    ("key: Scan", "key: Scan, header: [Id]", 24, "tables.clinic", "'Scan' is not in 'header'"),
-    ("key: Scan", 'key: Scan, matches: "{n}"', 24, "tables.clinic.matches", "uses {n}"),
-    ("key: Scan", 'key: Scan, delimiter: ", "', 24, "tables.clinic.delimiter", "at most 1"),
-    ("files: clinic.csv, ", "", 24, "tables.clinic", "give 'files', 'shipped' or both"),
-    ('find: "[0-9]+"', 'find: "[0-9"', 25, "tables.folds.find", "unterminated character set"),
-    ('find: "[0-9]+"', 'find: "[0-9]+", split: part', 25, "tables.folds", "'part' is no column"),
-    ("because: no image", "why: no image", 27, "ignore.0.why", "because"),
-    ("tables:", 'scan_id: "{n}"\ntables:', 23, "scan_id", "uses {n}"),
-    ("tables:", "labels: {}\ntables:", 23, None, "key 'labels' is given twice"),
+    ("of: folder", "ofs: folder", 25, "lookups.site.ofs", "did you mean 'of'?"),
+    ('"{x}": "{x}"', '"{x}": "{y}"', 25, "lookups.site", "uses {y}"),
+    ('"a*": Aachen', '"a{": Aachen', 25, "lookups.site.values", "stray '{'"),
+    ('entry: "{scan}.nii', 'entry: "{name}.nii', 26, "splits.entry", "does not name {scan}"),
+    ("{one: train}", "[one]", 26, "splits.sections", "['one']"),
+    ("state: unknown", "state: maybe", 27, "labels.state", "'all-visible'"),
+    ('{"30": left_hip}', '{"20": left_hip}', 27, "labels.structures", "20 is L1 in the"),
+    ('{"30": left_hip}', '{"300": left_hip}', 27, "labels.structures", "from 1 to 255"),
+    ("key: Scan", "key: Scan, find: x", 29, "tables.clinic", "either 'key'"),
+    ("key: Scan", "key: Scan, header: [Id]", 29, "tables.clinic", "'Scan' is not in 'header'"),
+    ("key: Scan", 'key: Scan, matches: "{n}"', 29, "tables.clinic.matches", "uses {n}"),
+    ("key: Scan", 'key: Scan, delimiter: ", "', 29, "tables.clinic.delimiter", "at most 1"),
+    ("files: clinic.csv, ", "", 29, "tables.clinic", "give 'files', 'shipped' or both"),
+    ('find: "[0-9]+"', 'find: "[0-9"', 30, "tables.folds.find", "unterminated character set"),
+    ('find: "[0-9]+"', 'find: "[0-9]+", split: part', 30, "tables.folds", "'part' is no column"),
+    ("because: no image", "why: no image", 32, "ignore.0.why", "because"),
+    ("tables:", 'scan_id: "{n}"\ntables:', 28, "scan_id", "uses {n}"),
+    ("tables:", "labels: {}\ntables:", 28, None, "key 'labels' is given twice"),
     ("ignore:", "\tignore:", None, None, "is not valid YAML"),
 ]
 
@@ -105,7 +120,7 @@ def file(tmp_path_factory):
 
 def test_the_recipe_without_a_mistake_loads(file):
     file.write_text(RECIPE)
-    assert Recipe.load(str(file)).layouts.keys() == {"flat", "parts"}
+    assert Recipe.load(str(file)).layouts.keys() == {"flat", "parts", "dicom"}
 
 
 @pytest.mark.parametrize(

@@ -135,9 +135,13 @@ def test_a_backslash_before_a_digit_may_be_escaped():
     assert PathPattern(r"{a:\\1}").match(r"\1") == {"a": r"\1"}
 
 
-texts_of = st.fixed_dictionaries({"scan": file_names, "folder": file_names})
+texts_of = st.fixed_dictionaries({"scan": file_names, "folder": paths})
+filtered = [
+    "{folder|lower}", "{scan|lower}", "{folder|join}", "{folder|join:-}", "{folder|lower|join:.*}",
+    "{scan|join|lower}",
+]  # fmt: skip
 template_parts = st.one_of(
-    st.sampled_from(["{scan}", "{folder|lower}", "{scan|lower}", "*", "**/"]),
+    st.sampled_from(["{scan}", *filtered, "*", "**/"]),
     st.sampled_from("ab./ "),
     st.text("ab.+?()[]|^$\\ -_é/", min_size=1, max_size=3),
 )
@@ -146,10 +150,14 @@ templates = st.lists(template_parts, max_size=6).filter(no_stars_side_by_side)
 
 def by_hand(part, texts):
     """Fill one part of a template."""
-    name, _, lower = part.strip("{}").partition("|")
     if part[0] != "{":
         return part
-    return texts[name].lower() if lower else texts[name]
+    name, *filters = part[1:-1].split("|")
+    text = texts[name]
+    for item in filters:
+        kind, _, by = item.partition(":")
+        text = text.lower() if kind == "lower" else (by or "_").join(text.split("/"))
+    return text
 
 
 @given(templates, texts_of, paths, st.data())
@@ -197,9 +205,7 @@ def test_a_template_without_a_value_fills_nothing():
 
 @given(
     st.lists(parts, max_size=5).filter(no_stars_side_by_side),
-    st.lists(
-        st.sampled_from(["{scan}", "{scan|lower}", "{folder}", "a", "_seg", "/", "."]), max_size=5
-    ),
+    st.lists(st.sampled_from(["{scan}", *filtered, "{folder}", "a", "_seg", "/", "."]), max_size=5),
     st.fixed_dictionaries({"scan": file_names, "folder": file_names}),
 )
 @example(["{scan}", ".nii"], ["{scan|lower}", "_seg"], {"scan": "GL01", "folder": "a"})
@@ -222,6 +228,7 @@ def test_what_a_template_gives_for_an_image_is_possible(image, template, texts):
         ("{base}m/{scan}", "{base:(?:.*/)?}{scan}.nii", "a/b/m/s", "a/bm/s"),
         ("{unknown}_seg", "{scan}.nii", "x_seg", "a/x_seg"),
         ("**/{scan}_*", "{scan}.nii", "a/b/x_1", "x"),
+        ("{path|join}_seg", "{path:.+}/", "a_b_seg", "a/b_seg"),
     ],
 )
 def test_possible_paths_of_a_template(template, image, fits, misses):

@@ -17,6 +17,8 @@ from spinezarr.cli.main import app
 from spinezarr.errors import StoreNotFoundError, UsageError
 from spinezarr.testing import NiftiForm, PhantomSpec, make_phantom, write_ctspine1k, write_nifti
 
+pytestmark = pytest.mark.long
+
 COMMAND = [sys.executable, "-c", "from spinezarr.cli.main import main; main()"]
 SCANS = 6
 HUSH = "hush-hush"
@@ -185,10 +187,12 @@ def test_a_catalog_says_how_a_bucket_is_reached(ingested, s3_server, cli, tmp_pa
         "    storage_options: {endpoint_url: " + s3_server.endpoint_url + "}\n"
     )
     (tmp_path / "catalog.yaml").write_text(text)
-    assert "6 scans" in cli("info", "ct", AWS_ENDPOINT_URL=None)
+    assert "6 scans" in cli("info", "ct", "--catalog", "catalog.yaml", AWS_ENDPOINT_URL=None)
+    assert "name it: --catalog" in cli("info", "ct", code=2)
     monkeypatch.chdir(tmp_path)
     keys = s3_server.storage_options
-    assert spinezarr.open("ct", storage_options=keys).table.sizes["scan"] == SCANS
+    opened = spinezarr.open("ct", catalog="catalog.yaml", storage_options=keys)
+    assert opened.table.sizes["scan"] == SCANS
     (tmp_path / "catalog.yaml").write_text(text.replace("endpoint_url", "secret"))
     assert "secret" in cli("info", "ct", code=2)
 

@@ -11,7 +11,7 @@ from spinezarr.store.transport_errors import NoSuchBucketError
 
 DATA = bytes(range(256)) * 8
 GENERAL = {"version_aware": False}
-"""An option that changes nothing, and that obstore does not know."""
+"""An option that changes nothing, and that our own client does not know."""
 
 
 @pytest.fixture(scope="module")
@@ -21,12 +21,12 @@ def bucket(s3_server):
     return name
 
 
-@pytest.fixture(params=["obstore", "fsspec"])
+@pytest.fixture(params=["direct", "fsspec"])
 def place(request, s3_server, bucket):
     general = GENERAL if request.param == "fsspec" else {}
     options = s3_server.storage_options | general
     transport, path = open_transport(f"s3://{bucket}/folder/", options)
-    assert transport.is_fast == (request.param == "obstore")
+    assert transport.is_fast == (request.param == "direct")
     assert path == f"{bucket}/folder"
     return transport, path
 

@@ -6,6 +6,7 @@ import fsspec
 import pytest
 
 from spinezarr.store.files import open_filesystem
+from spinezarr.store.store_folder import StoreFileSystem
 from spinezarr.store.uploads import Uploads
 
 
@@ -85,5 +86,5 @@ def test_a_few_are_under_way_at_once_and_more_wait():
 
 
 def test_on_disk_a_file_is_there_at_once(tmp_path):
-    Uploads(fsspec.filesystem("file")).write(str(tmp_path / "a" / "b"), [b"x"])
+    Uploads(StoreFileSystem(str(tmp_path))).write(str(tmp_path / "a" / "b"), [b"x"])
     assert (tmp_path / "a" / "b").read_bytes() == b"x"

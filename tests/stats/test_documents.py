@@ -3,11 +3,12 @@
 import csv
 import io
 import json
-import re
 from dataclasses import asdict
+from itertools import pairwise
 
 from hypothesis import given
 from hypothesis import strategies as st
+from markdown_it import MarkdownIt
 
 from spinezarr.card import Card
 from spinezarr.stats.compare import compare
@@ -48,24 +49,35 @@ def card_of(**values):
 
 
 def markdown_tables(text):
-    """Yield each table as (heading, columns, rows), by the rules of GitHub's Markdown."""
-    heading, lines = "", []
-    for line in [*text.split("\n"), ""]:
-        if line.startswith("|"):
-            cell = re.split(r"(?<!\\)\|", line)[1:-1]
-            lines.append([part.strip().replace(r"\|", "|") for part in cell])
-        elif lines:
-            columns, rule, *body = lines
-            assert all(re.fullmatch("-+:?", dashes) for dashes in rule)
-            assert {len(row) for row in lines} == {len(columns)}
+    """Yield each table as (heading, columns, rows), as a page shows it."""
+    heading, rows = "", []
+    tokens = MarkdownIt("commonmark").enable("table").parse(text)
+    for before, token in pairwise(tokens):
+        if before.type == "heading_open":
+            heading = _shown(token)
+        elif before.type == "tr_open":
+            rows.append([])
+        if before.type in {"th_open", "td_open"}:
+            rows[-1].append(_shown(token))
+        elif token.type == "table_close":
+            columns, *body = rows
+            assert {len(row) for row in rows} == {len(columns)}
             yield heading, columns, body
-            lines = []
-        if line.startswith("#"):
-            heading = line.lstrip("# ")
+            rows = []
+
+
+def _shown(token):
+    assert {part.type for part in token.children} <= {"text"}
+    return "".join(part.content for part in token.children)
 
 
 def number(text):
     return None if text == "-" else float(text.removesuffix("%"))
+
+
+def in_csv(name):
+    """Return a name as a spreadsheet takes it for no formula."""
+    return f"'{name}" if name.startswith(("=", "+", "-", "@")) else name
 
 
 @given(made=made_tables)
@@ -73,7 +85,10 @@ def test_csv_reads_back_as_the_same_figures(table_of, made):
     found = compute_statistics(table_of(made))
     read = list(csv.reader(io.StringIO(statistics_csv(found))))
     assert read[0] == ["group", "name", "statistic", "value"]
-    expected = {tuple(key): value for key, value in found.figures().items()}
+    expected = {
+        (key.group, in_csv(key.name), key.statistic): value
+        for key, value in found.figures().items()
+    }
     assert {tuple(row[:3]): float(row[3]) for row in read[1:]} == expected
     assert len(read) == 1 + len(expected)
 

@@ -2,6 +2,7 @@
 
 import json
 from base64 import b64encode
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from spinezarr.store.attributes import ShardEntry, seal, unseal
+from spinezarr.store.attributes import ShardEntry, ShardPlaces, seal, unseal
 from spinezarr.store.sharding import (
     ABSENT,
     CHUNK_ROW,
@@ -20,7 +21,7 @@ from spinezarr.store.sharding import (
     shard_index,
 )
 
-N_CHUNKS = 6
+N_CHUNKS, CHUNK_BYTES = 6, 100
 texts = st.text(st.characters(codec="utf-8"))
 chunks_of_shards = st.dictionaries(st.integers(0, N_CHUNKS - 1), st.binary(min_size=4, max_size=50))
 
@@ -43,7 +44,7 @@ def test_a_shard_s_table_says_what_its_index_says(chunks):
     shard = assemble_shard(chunks, N_CHUNKS)
     index = shard_index({position: len(chunk) for position, chunk in chunks.items()}, N_CHUNKS)
     ends = [int.from_bytes(chunks[position][-4:], "little") for position in sorted(chunks)]
-    rows = entry_of(chunk_rows(index, ends), len(shard)).chunk_rows(N_CHUNKS)
+    rows = entry_of(chunk_rows(index, ends), len(shard)).chunk_rows
     assert rows["crc32c"].tolist() == ends
     found, offset = np.full((N_CHUNKS, 2), ABSENT, np.uint64), 0
     for position, size, _ in rows.tolist():
@@ -63,14 +64,24 @@ def test_a_shard_s_table_says_what_its_index_says(chunks):
         ([(0, 9, 1), (1, 9, 2)], 1, "118 bytes, expected 119"),
         ([(0, 9, 1), (1, 9, 2)], -1, "118 bytes, expected 117"),
         ([], 1, "100 bytes, expected 101"),
-        ([(i, 2**32 - 1, 0) for i in range(3)], -2 * 2**32, "bytes, expected"),
+        ([(i, 2**32 - 1, 0) for i in range(3)], -2 * 2**32, "more than 120 bytes"),
+        ([(0, 121, 0)], 0, "more than 120 bytes"),
     ],
 )
 def test_a_table_of_no_shard_is_refused(rows, more, said):
     whole = entry_of(rows)
     entry = whole.model_copy(update={"size_bytes": whole.size_bytes + more})
     with pytest.raises(ValueError, match=said):
-        entry.chunk_rows(N_CHUNKS)
+        entry.check(ShardPlaces.of((1, 2, 3), (1, 2, 3)), CHUNK_BYTES, is_full=False)
+
+
+@pytest.mark.parametrize(("is_full", "positions"), [(False, [1, 4]), (True, [1]), (True, [0, 1])])
+def test_a_table_has_chunks_of_the_array_and_an_image_has_all(is_full, positions):
+    entry = entry_of([(position, 9, 0) for position in positions])
+    places = ShardPlaces.of((1, 1, 2), (2, 1, 3))
+    assert (places.n, places.used.tolist()) == (N_CHUNKS, [0, 1])
+    with pytest.raises(ValueError, match="of 2 chunks") if positions != [0, 1] else nullcontext():
+        entry.check(places, CHUNK_BYTES, is_full=is_full)
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 import spinezarr
 from spinezarr.errors import CorruptStoreError, StoreNotFoundError
-from spinezarr.store.attributes import seal, unseal
+from spinezarr.store.attributes import is_scan_id, seal, unseal
 from spinezarr.store.bundle import TABLE_BUNDLE, bundle_files, unbundle_files
 from spinezarr.store.reader import StoreReader
 from spinezarr.store.writer import StoreWriter
@@ -37,7 +37,16 @@ def renew_table(url):
     writer.write_table(None, scans, writer.ledger().scans)
 
 
-@given(st.dictionaries(st.text(st.characters(codec="utf-8")), st.binary()))
+keys = st.builds(
+    "{}/{}".format,
+    st.text(st.characters(codec="utf-8"), max_size=60).filter(
+        lambda name: is_scan_id(name) and not name.startswith("__")
+    ),
+    st.sampled_from(["zarr.json", "c/0", "c.0", "c/0/0", "c.0.0.0"]),
+)
+
+
+@given(st.dictionaries(keys | st.just("zarr.json"), st.binary()))
 def test_files_come_back_from_a_bundle(files):
     assert unbundle_files(bundle_files(files)) == files
     assert bundle_files(dict(reversed(files.items()))) == bundle_files(files)
@@ -98,7 +107,7 @@ def test_a_bundle_that_is_not_whole_is_passed_over_and_found(copied, damage):
 
 def test_a_bundle_of_another_table_is_found(copied):
     path = copied / TABLE_BUNDLE
-    changed = edited(path.read_bytes(), lambda files: files.update({"more": "AAAA"}))
+    changed = edited(path.read_bytes(), lambda files: files.update({"more/c/0": "AAAA"}))
     path.write_bytes(changed)
     (fault,) = verify_store(str(copied)).faults
     assert (fault.path, fault.found) == (TABLE_BUNDLE, "other files")

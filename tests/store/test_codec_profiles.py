@@ -30,6 +30,7 @@ from spinezarr.store.sharding import (
     decode_chunk,
     encode_chunk,
 )
+from spinezarr.store.store_folder import StoreFolder
 from spinezarr.stream.engine import Engine
 from spinezarr.stream.fetch import LocalFetcher
 from spinezarr.stream.native import kernel
@@ -250,6 +251,7 @@ def test_no_damaged_chunk_is_read(profiled, array, tmp_path):
 
 if REAL.is_dir():
 
+    @pytest.mark.long
     @pytest.mark.parametrize("name", PROFILES)
     def test_a_real_scan_is_as_small_as_promised(tmp_path, name):
         raw, out = tmp_path / "raw", tmp_path / "s.zarr"
@@ -292,10 +294,10 @@ def test_every_way_to_read_gives_what_zarr_python_gives(
     box = Box(tuple(starts), tuple(stops))
     expected = group[name][box.slices]
     ways = {
-        "kernel": (Engine(LocalFetcher()), kernel()),
+        "kernel": (Engine(LocalFetcher(StoreFolder.at("/"))), kernel()),
         "kernel on fetched bytes": (Engine(noting_fetcher()), kernel()),
-        "numcodecs": (Engine(LocalFetcher()), None),
-        "cache": (Engine(LocalFetcher(), cache_bytes=1 << 24), kernel()),
+        "numcodecs": (Engine(LocalFetcher(StoreFolder.at("/"))), None),
+        "cache": (Engine(LocalFetcher(StoreFolder.at("/")), cache_bytes=1 << 24), kernel()),
     }
     for way, (engine, used) in ways.items():
         with pytest.MonkeyPatch.context() as patch:

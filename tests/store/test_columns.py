@@ -51,7 +51,7 @@ def table_of(folder, names, values, sidecar):
     recipe = Recipe.load(str(folder / "odd.yaml"))
     report = ingest(recipe, discover(recipe, str(folder / "raw")), str(folder / "odd.zarr"))
     assert not report.failed, report.failed
-    return spinezarr.open(folder / "odd.zarr").table
+    return spinezarr.open(folder / "odd.zarr")._reader.table  # as it is stored
 
 
 def assert_holds(table, said):
@@ -66,11 +66,12 @@ def assert_holds(table, said):
 
 
 def test_odd_columns_are_kept_with_their_names(folder):
-    values = [f"value {at}" for at in range(len(ODD))]
-    table = table_of(folder, ODD, values, {})
-    assert_holds(table, dict(zip(ODD, values, strict=True)))
+    names = [name for name in ODD if "\0" not in name]  # which no text file holds
+    values = [f"value {at}" for at in range(len(names))]
+    table = table_of(folder, names, values, {})
+    assert_holds(table, dict(zip(names, values, strict=True)))
     assert table["a_b"].item() == values[1]
-    assert table["split_in_source"].item() == values[ODD.index("split_in_source")]
+    assert table["split_in_source"].item() == values[names.index("split_in_source")]
     assert table.split.item() == ""
 
 

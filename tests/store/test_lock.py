@@ -13,24 +13,24 @@ from pathlib import Path
 
 import fsspec
 import pytest
-from fsspec.implementations.local import LocalFileSystem
 
 from spinezarr.errors import LostLockError, StoreBusyError
 from spinezarr.store import lock as lock_module
 from spinezarr.store.lock import LATE_FILE, LOCK_FILE, StoreLock
+from spinezarr.store.store_folder import StoreFileSystem
 
 HOLD = """
 import sys, time
-from fsspec.implementations.local import LocalFileSystem
+from spinezarr.store.store_folder import StoreFileSystem
 from spinezarr.store.lock import StoreLock
-with StoreLock(LocalFileSystem(), sys.argv[1], sys.argv[1], "a test"):
+with StoreLock(StoreFileSystem(sys.argv[1]), sys.argv[1], sys.argv[1], "a test"):
     print("held", flush=True)
     time.sleep(60)
 """
 
 
 def make(folder, what="this test"):
-    return StoreLock(LocalFileSystem(), str(folder), str(folder), what)
+    return StoreLock(StoreFileSystem(str(folder)), str(folder), str(folder), what)
 
 
 @pytest.fixture
@@ -134,6 +134,7 @@ def test_a_lock_that_a_failing_machine_left_damaged_is_followed(tmp_path, conten
         assert held.took_over
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("stale", [False, True])
 def test_of_many_writers_at_once_one_wins(tmp_path, stale):
     """Each in a process of its own, all at the same moment."""
@@ -239,9 +240,9 @@ def test_a_disk_without_hard_links_still_has_one_writer(tmp_path, monkeypatch):
 
 CHANGE = """
 import os, signal, sys
-from fsspec.implementations.local import LocalFileSystem
+from spinezarr.store.store_folder import StoreFileSystem
 from spinezarr.store.lock import StoreLock
-with StoreLock(LocalFileSystem(), sys.argv[1], sys.argv[1], "a test") as lock:
+with StoreLock(StoreFileSystem(sys.argv[1]), sys.argv[1], sys.argv[1], "a test") as lock:
     with lock.guard.holding():
         print("held", flush=True)
         os.kill(os.getpid(), signal.SIGSTOP)

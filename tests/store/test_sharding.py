@@ -193,6 +193,44 @@ def test_what_blosc_cannot_decompress_is_refused():
         decode_chunk(with_checksum(header + b"junk"), np.empty_like(CHUNK))
 
 
+@pytest.mark.parametrize("lie", [-1, 1, 1 << 20, 2**31 - 1, 2**32 - 1])
+def test_a_chunk_that_lies_about_its_length_is_refused_untouched(lie):
+    packed = bytearray(encode_chunk(LARGE, CODEC)[:-CHECKSUM_BYTES])
+    said = lie if lie > 1 else len(packed) + lie
+    struct.pack_into("<I", packed, 12, said)
+    out = np.full_like(LARGE, 99)
+    with pytest.raises(ChunkDamagedError, match=f"says that it is {said} bytes long, not"):
+        decode_chunk(with_checksum(bytes(packed)), out)
+    assert (out == 99).all()
+
+
+@given(st.integers(0, 2**32))
+@settings(max_examples=300, deadline=None)
+def test_what_a_made_up_chunk_becomes_does_not_depend_on_memory(seed):
+    """Whatever C-Blosc makes of it: the same, in memory that held other bytes before."""
+    rng = np.random.default_rng(seed)
+    codec = BloscCodecSpec(rng.choice(["lz4", "zstd", "zlib", "blosclz"]), 5, "shuffle", 256)
+    packed = bytearray(encode_chunk(LARGE, codec)[:-CHECKSUM_BYTES])
+    for _ in range(rng.integers(1, 5)):
+        near = rng.choice([16, 32, 200, len(packed)])
+        packed[rng.integers(near)] = rng.integers(256)
+    struct.pack_into("<I", packed, 4, LARGE.nbytes)
+    struct.pack_into("<I", packed, 12, len(packed))
+    found = []
+    for before in (0xA5, 0x5A):
+        raw = np.full(LARGE.nbytes + 128, before, np.uint8)
+        out = raw[64:-64].view(LARGE.dtype).reshape(LARGE.shape)
+        try:
+            decode_chunk(with_checksum(bytes(packed)), out)
+        except ChunkDamagedError as problem:
+            found.append(str(problem))
+        else:
+            found.append(out.tobytes())
+        assert (raw[:64] == before).all()
+        assert (raw[-64:] == before).all()
+    assert found[0] == found[1]
+
+
 @pytest.mark.parametrize("dtype", ["int16", "uint8", "float32"])
 def test_a_shard_is_what_zarr_python_would_write(tmp_path, dtype):
     chunk = LARGE.astype(dtype)

@@ -121,6 +121,7 @@ def test_one_that_is_stopped_before_it_tidies_up_removes_nothing(store):
         held.unlink()
 
 
+@pytest.mark.long
 def test_what_comes_too_late_in_a_bucket_is_noticed_by_the_next_run(
     s3_server, tmp_path, monkeypatch
 ):

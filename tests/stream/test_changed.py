@@ -15,7 +15,7 @@ from spinezarr.ingest.run import ingest
 from spinezarr.loaders.torch import PatchLoader
 from spinezarr.recipe import Recipe
 from spinezarr.store.reader import StoreReader
-from spinezarr.stream.stream import PADDING_HU
+from spinezarr.stream.batch_reader import PADDING_HU
 from spinezarr.testing import NiftiForm, write_nifti
 from spinezarr.verify.store import verify_store
 

@@ -20,6 +20,7 @@ from spinezarr.recipe import Recipe
 from spinezarr.store.attributes import seal, unseal
 from spinezarr.store.reader import StoreReader
 from spinezarr.store.sharding import ABSENT, assemble_shard, index_bytes, parse_index
+from spinezarr.store.store_folder import StoreFolder
 from spinezarr.stream.engine import BoxRead, Engine
 from spinezarr.stream.fetch import (
     ByteRange,
@@ -204,7 +205,7 @@ def edit_manifest(copied, change):
 
 def test_an_image_shard_that_the_manifest_lacks_is_an_error(copied):
     edit_manifest(copied, lambda manifest: manifest.pop(f"image/{SHARD}"))
-    with pytest.raises(CorruptStoreError, match=r"image chunk \(0, 0, 0\) .* the manifest lacks"):
+    with pytest.raises(CorruptStoreError, match="the manifest has 0 of 1 shards of image"):
         read(copied, "image")
 
 
@@ -226,12 +227,9 @@ def drop_chunk(copied, name, position, shard_entry):
 
 
 def test_an_image_chunk_that_its_shard_lacks_is_an_error(copied, shard_entry):
-    expected = read(copied, "image")
     drop_chunk(copied, "image", 2, shard_entry)
-    with pytest.raises(CorruptStoreError, match=r"image chunk \(0, 1, 0\) in .* is missing from"):
+    with pytest.raises(CorruptStoreError, match="its table has 3 of 4 chunks"):
         read(copied, "image")
-    beside = Box((0, 0, 0), (35, 48, 64))
-    np.testing.assert_array_equal(read(copied, "image", beside), expected[beside.slices])
 
 
 def test_a_label_chunk_that_its_shard_lacks_is_background(copied, shard_entry):
@@ -261,7 +259,7 @@ def test_ranges_come_back_in_order_and_short_at_the_end(tmp_path):
         (tmp_path / name).write_bytes(name.encode() + b"0123456789")
     a, b = tmp_path / "a", tmp_path / "b"
     ranges = [in_file(b, 0, 3), in_file(a, 5, 7), in_file(b, 9, 20), in_file(a, 0, 1)]
-    with LocalFetcher()(ByteRanges.of(ranges)) as found:
+    with LocalFetcher(StoreFolder.at("/"))(ByteRanges.of(ranges)) as found:
         assert list(found) == [b"b01", b"45", b"89", b"a"]
 
 
@@ -269,7 +267,7 @@ def test_an_absent_file_is_not_found(tmp_path):
     (tmp_path / "a").write_bytes(b"x")
     gone = ByteRange(StoredShard(str(tmp_path / "b"), 1, ""), 0, 1)
     wanted = ByteRanges.of([in_file(tmp_path / "a", 0, 1), gone])
-    with pytest.raises(FileNotFoundError), LocalFetcher()(wanted):
+    with pytest.raises(FileNotFoundError), LocalFetcher(StoreFolder.at("/"))(wanted):
         pass
 
 
@@ -280,9 +278,12 @@ def test_files_are_closed_again(tmp_path):
     ranges = [in_file(tmp_path / "a", 0, 1), gone]
     before = len(list(Path("/proc/self/fd").iterdir()))
     for _ in range(20):
-        with LocalFetcher()(ByteRanges.of(ranges[:1])):
+        with LocalFetcher(StoreFolder.at("/"))(ByteRanges.of(ranges[:1])):
             pass
-        with pytest.raises(FileNotFoundError), LocalFetcher()(ByteRanges.of(ranges)):
+        with (
+            pytest.raises(FileNotFoundError),
+            LocalFetcher(StoreFolder.at("/"))(ByteRanges.of(ranges)),
+        ):
             pass
     assert len(list(Path("/proc/self/fd").iterdir())) < before + 10
 
@@ -375,7 +376,7 @@ def read_all(engine, reads):
 @pytest.mark.parametrize("cache_bytes", [1, 300_000, 1 << 30])
 def test_a_cache_changes_no_voxel(large, cache_bytes, data):
     reader, stored = large
-    engine = Engine(LocalFetcher(), cache_bytes=cache_bytes)
+    engine = Engine(LocalFetcher(StoreFolder.at("/")), cache_bytes=cache_bytes)
     for _ in range(3):
         scans = data.draw(st.lists(st.sampled_from(["deep", "wide"]), min_size=1, max_size=3))
         names = [data.draw(st.sampled_from(["image", "label"])) for _ in scans]
@@ -436,19 +437,19 @@ def test_threads_share_the_chunks_of_one_call(large):
     spec, whole = spec_of(reader, "image", "wide"), Box((0, 0, 0), WIDE)
     for threads in (1, 2, 3, 100):
         out = np.full(WIDE, 77, np.int16)
-        Engine(LocalFetcher()).read([BoxRead(spec, whole, out)], threads=threads)
+        Engine(LocalFetcher(StoreFolder.at("/"))).read([BoxRead(spec, whole, out)], threads=threads)
         np.testing.assert_array_equal(out, stored["wide"]["image"])
 
 
 def test_an_engine_is_pickled_with_its_bounds():
-    engine = pickle.loads(pickle.dumps(Engine(LocalFetcher(), cache_bytes=5)))  # noqa: S301
+    engine = pickle.loads(pickle.dumps(Engine(LocalFetcher(StoreFolder.at("/")), cache_bytes=5)))  # noqa: S301
     assert engine.cache_bytes == 5
 
 
 @pytest.mark.parametrize("cache_bytes", [0, 1 << 20])
 def test_an_output_of_another_shape_is_refused(large, cache_bytes):
     spec = spec_of(large[0], "image", "wide")
-    engine = Engine(LocalFetcher(), cache_bytes=cache_bytes)
+    engine = Engine(LocalFetcher(StoreFolder.at("/")), cache_bytes=cache_bytes)
     with pytest.raises(ValueError, match="an output of shape"):
         engine.read_into(spec, Box((0, 0, 0), (1, 1, 2)), np.empty((1, 2, 1), "i2"))
 
@@ -456,7 +457,7 @@ def test_an_output_of_another_shape_is_refused(large, cache_bytes):
 def test_shards_that_end_while_they_are_read_are_errors(copied):
     """Cut behind the back of an engine that knows the index."""
     reader = StoreReader(str(copied))
-    engine, spec = Engine(LocalFetcher()), spec_of(reader, "image")
+    engine, spec = Engine(LocalFetcher(StoreFolder.at("/"))), spec_of(reader, "image")
     whole = Box((0, 0, 0), spec.shape_zyx)
     out = np.empty(spec.shape_zyx, spec.dtype)
     engine.read_into(spec, whole, out)

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 
 import spinezarr
 from spinezarr.errors import UsageError
+from spinezarr.store.store_folder import StoreFolder
 from spinezarr.stream.engine import Engine
 from spinezarr.stream.fetch import Fetcher, LocalFetcher
 from spinezarr.stream.iterate import BatchIterator
@@ -471,7 +472,7 @@ def test_an_iterator_let_go_in_one_of_its_own_threads_ends_them(stream):
                 holder.clear()
                 gc.collect()
                 done.set()
-            return LocalFetcher()(ranges)
+            return LocalFetcher(StoreFolder.at("/"))(ranges)
 
     iterator = iter(replace(stream, engine=Engine(Dropping()), threads=1))
     next(iterator)
@@ -595,7 +596,7 @@ def test_an_iterator_is_closed_while_another_thread_waits_for_it(stream):
             go_on.wait()
             return super().opened(paths)
 
-    iterator = iter(replace(stream, engine=Engine(Waiting()), threads=1))
+    iterator = iter(replace(stream, engine=Engine(Waiting(StoreFolder.at("/"))), threads=1))
     with ThreadPoolExecutor(2) as pool:
         taken = pool.submit(list, iterator)
         reading.wait()

@@ -1,18 +1,23 @@
-"""The kernel against numcodecs and NumPy, also on chunks that somebody made up.
+"""The kernel against numcodecs and NumPy, also on chunks and tables that somebody made up.
 
-As a program (``make fuzz-kernel``) it runs many random cases on a kernel that is built to notice
-every access outside its memory.
+As a program (``make fuzz-kernel``) it runs many random cases: in Python on the kernel as it is, and
+in C, with tables made up as well, on one that is built to notice every access outside its memory.
 """
 
 import argparse
+import base64
 import ctypes
 import hashlib
+import math
 import os
+import shlex
 import shutil
 import struct
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
+from threading import local
 
 import numpy as np
 import pytest
@@ -20,14 +25,38 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numcodecs import blosc
 
-from spinezarr.store.layout import BALANCED, FAST
-from spinezarr.store.sharding import crc32c, encode_chunk
+from spinezarr.errors import CorruptStoreError
+from spinezarr.geometry import Box
+from spinezarr.store.attributes import ShardEntry
+from spinezarr.store.layout import BALANCED, FAST, LARGEST_CHUNK_BYTES
+from spinezarr.store.reader import ArraySpec
+from spinezarr.store.sharding import (
+    CHUNK_ROW,
+    ChunkDamagedError,
+    crc32,
+    crc32c,
+    decode_chunk,
+    encode_chunk,
+    shard_index,
+)
+from spinezarr.store.store_folder import StoreFolder
 from spinezarr.stream import native
-from spinezarr.stream.native import CHUNKS, DONE, NOT_TRIED, SHARES, Kernel, address
+from spinezarr.stream.engine import Engine
+from spinezarr.stream.fetch import LocalFetcher
+from spinezarr.stream.native import (
+    CHUNKS,
+    DONE,
+    NOT_TRIED,
+    SHARES,
+    Tables,
+    address,
+    output_table,
+)
 
 DTYPES = ("u1", "i2", "u2", "i4", "f4", "f8", "i8")
 GUARD = 64
 UNTOUCHED = 0xA5
+SANITIZERS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +82,44 @@ def voxels_of(rng, shape, dtype):
     else:
         values = np.zeros(n, dtype)
     return values.reshape(shape)
+
+
+def lz4_stream(rng, size):
+    """Make up a valid LZ4 stream, with lengths and offsets that no compressor would choose.
+
+    Returns
+    -------
+    bytes, bytes
+        The stream, and the ``size`` bytes that it stands for.
+    """
+    stream, content = bytearray(), bytearray()
+
+    def longer(length):
+        if length >= 15:
+            stream.extend([255] * ((length - 15) // 255) + [(length - 15) % 255])
+
+    while True:
+        room = size - len(content) - 12  # where the last match may begin (lz4_Block_format.md)
+        literals = int(rng.choice([0, 1, 2, 14, 15, 16, 31, 32, 33, 269, 270, 271, 600]))
+        if literals >= room or (not literals and not content):
+            break
+        match = int(rng.choice([4, 5, 18, 19, 20, 63, 64, 65, 68, 96, 97, 273, 274, 600]))
+        match = max(4, min(match, room - literals + 7))
+        stream.append(min(literals, 15) << 4 | min(match - 4, 15))
+        longer(literals)
+        content += (new := rng.integers(0, 256, literals, np.uint8).tobytes())
+        stream += new
+        near = [1, 2, 3, 7, 8, 9, 15, 16, 17, 31, 32, 33, 64, 65535, int(rng.integers(1, 1 << 16))]
+        offset = min(int(rng.choice(near)), len(content))
+        stream += offset.to_bytes(2, "little")
+        longer(match - 4)
+        piece = bytes(content[-offset:])
+        content += (piece * (match // offset + 1))[:match]
+    literals = size - len(content)
+    stream.append(min(literals, 15) << 4)
+    longer(literals)
+    content += (new := rng.integers(0, 256, literals, np.uint8).tobytes())
+    return bytes(stream + new), bytes(content)
 
 
 class Case:
@@ -87,6 +154,8 @@ class Case:
     def encoded(self):
         """Encode the chunk in one of Blosc's ways; also say whether the kernel must know it."""
         rng = self.rng
+        if rng.random() < 0.25 and (made_up := self._made_up()):
+            return made_up, True
         cname = rng.choice(["lz4", "lz4hc", "lz4", "lz4hc", "zstd", "blosclz", "zlib"])
         level, shuffle = int(rng.integers(0, 10)), int(rng.integers(0, 3))
         block = int(rng.choice([0, 0, 1 << 16, 1 << 13, 300, 4096]))
@@ -95,6 +164,20 @@ class Case:
         )
         known = packed[2] & 2 or (cname.startswith("lz4") and not packed[2] & 4)
         return bytes(packed), bool(known)
+
+    def _made_up(self):
+        """Make up a chunk of one stream, and the voxels that it stands for; None if too long."""
+        stream, content = lz4_stream(self.rng, self.voxels.nbytes)
+        if len(stream) + 8 > len(content):  # as Blosc would not keep it
+            return None
+        item, one_stream, lz4 = self.dtype.itemsize, 1 << 4, 1 << 5
+        shuffled = int(self.rng.integers(2))
+        if shuffled:
+            content = np.frombuffer(content, np.uint8).reshape(item, -1).T.tobytes()
+        self.voxels = np.frombuffer(content, self.dtype).reshape(self.shape)
+        n, flags = len(content), one_stream | lz4 | shuffled
+        header = struct.pack("<4B5I", 2, 1, flags, item, n, n, 24 + len(stream), 20, len(stream))
+        return header + stream
 
     def run(self, kernel, packed):
         """Fill the shares; return the status."""
@@ -106,10 +189,11 @@ class Case:
         row["n_shares"], row["itemsize"] = len(self.shares), self.dtype.itemsize
         row["shape_zyx"], row["crc32c"], row["status"] = self.shape, crc32c(packed), NOT_TRIED
         shares = np.zeros(len(self.shares), SHARES)
-        for share, (_, out, start, _) in zip(shares, self.shares, strict=True):
-            share["out"], share["stride_zyx"] = address(out), out.strides
-            share["start_zyx"], share["shape_zyx"] = start, out.shape
-        kernel.fill(row, shares, 0, 1, self.voxels.nbytes)
+        for number, (share, (_, out, start, _)) in enumerate(zip(shares, self.shares, strict=True)):
+            share["output"] = number
+            share["within_chunk_zyx"], share["shape_zyx"] = start, out.shape
+        outputs = output_table([out for _, out, _, _ in self.shares])
+        kernel.fill(Tables(row, shares, outputs, self.voxels.nbytes), 0, 1)
         return int(row["status"][0])
 
     def check_outputs(self):
@@ -127,18 +211,32 @@ class Case:
             ).reshape(out.shape)
 
 
+def numcodecs_voxels(case, packed):
+    """Voxels by numcodecs, as bare bytes; None if it refuses the chunk."""
+    voxels = np.empty(case.shape, case.dtype)
+    try:
+        decode_chunk(packed + crc32c(packed).to_bytes(4, "little"), voxels)
+    except ChunkDamagedError:
+        return None
+    return voxels.view(f"V{case.dtype.itemsize}")
+
+
 def check_valid(kernel, seed):
     case = Case(np.random.default_rng(seed))
     packed, known = case.encoded()
     status = case.run(kernel, packed)
     assert (status == DONE) == known
+    assert (numcodecs_voxels(case, packed) == case.voxels.view(f"V{case.dtype.itemsize}")).all()
     if known:
         case.check_outputs()
     case.check_guards()
 
 
 def check_damaged(kernel, seed):
-    """Change bytes and set the checksum right again: nothing outside the memory is touched."""
+    """Change bytes and set the checksum right again: nothing outside the memory is touched.
+
+    What numcodecs takes too becomes the same voxels.
+    """
     rng = np.random.default_rng(seed)
     case = Case(rng)
     packed, _ = case.encoded()
@@ -155,7 +253,10 @@ def check_damaged(kernel, seed):
         del changed[int(rng.integers(len(changed))) :]
     if rng.random() < 0.5 and len(changed) >= 16:
         struct.pack_into("<I", changed, 12, len(changed))
-    case.run(kernel, bytes(changed))
+    status, voxels = case.run(kernel, bytes(changed)), numcodecs_voxels(case, bytes(changed))
+    if status == DONE and voxels is not None:
+        case.voxels = voxels
+        case.check_outputs()
     case.check_guards()
 
 
@@ -191,12 +292,37 @@ def test_a_wrong_checksum_is_seen(kernel):
     data = packed + crc32c(packed).to_bytes(4, "little")
     for expected, content in ((crc32c(packed) ^ 1, data), (crc32c(packed), data[:-1] + b"\0")):
         held = np.frombuffer(content, np.uint8)
-        row, share = np.zeros(1, CHUNKS), np.zeros(1, SHARES)
-        row["data"], row["size"], row["n_shares"] = address(held), len(data), 1
+        row = np.zeros(1, CHUNKS)
+        row["data"], row["size"] = address(held), len(data)
         row["itemsize"], row["shape_zyx"] = case.dtype.itemsize, case.shape
         row["crc32c"], row["status"] = expected, NOT_TRIED
-        kernel.fill(row, share, 0, 1, case.voxels.nbytes)
+        outputs = output_table([case.shares[0][1]])
+        kernel.fill(Tables(row, np.zeros(1, SHARES), outputs, case.voxels.nbytes), 0, 1)
         assert row["status"][0] not in {DONE, NOT_TRIED}
+
+
+@pytest.mark.parametrize(
+    ("at", "form", "lie"),
+    [
+        *((0, "B", version) for version in (0, 1, 3, 255)),
+        *((1, "B", version) for version in (0, 2, 255)),
+        *((2, "B", flags) for flags in (1 << 3 | 1 << 5, 1 << 2 | 1 << 5, 1 << 1, 0, 7 << 5)),
+        *((3, "B", itemsize) for itemsize in (0, 1, 4, 255)),
+        *((4, "I", n_bytes) for n_bytes in (0, 1, 2**31, 2**32 - 1)),
+        *((8, "I", block) for block in (0, 1, 255, 24 * 40 * 60 * 2 + 2, 2**31, 2**32 - 2)),
+        *((12, "I", length) for length in (0, 16, 2**31, 2**32 - 1)),
+    ],
+)
+def test_a_header_that_lies_is_not_believed(kernel, at, form, lie):
+    case = Case(np.random.default_rng(5))
+    case.shape, case.dtype = (24, 40, 60), np.dtype("<i2")
+    case.voxels = np.resize(np.arange(200, dtype="<i2"), case.shape)
+    case.shares = [case._share()]
+    packed = bytearray(blosc.compress(case.voxels, b"lz4", 5, 1, 0))
+    assert case.run(kernel, bytes(packed)) == DONE
+    struct.pack_into(f"<{form}", packed, at, lie)
+    assert case.run(kernel, bytes(packed)) != DONE
+    case.check_guards()
 
 
 @given(st.binary(max_size=7000))
@@ -215,10 +341,11 @@ def test_a_kernel_that_decodes_wrongly_is_not_used(kernel, monkeypatch):
         assert not kernel.works()
     fill = kernel._fill
 
-    def fill_and_spoil(chunks, first, last, shares, *others):
-        fill(chunks, first, last, shares, *others)
-        out = np.ctypeslib.as_array((ctypes.c_uint64 * 1).from_address(shares))[0]
-        ctypes.c_uint8.from_address(int(out)).value ^= 1
+    def fill_and_spoil(*arguments):
+        fill(*arguments)
+        outputs = arguments[5]
+        first_voxel = ctypes.c_uint64.from_address(outputs).value
+        ctypes.c_uint8.from_address(first_voxel).value ^= 1
 
     monkeypatch.setattr(kernel, "_fill", fill_and_spoil)
     assert not kernel.works()
@@ -242,42 +369,208 @@ def test_without_kernel_everything_reads_the_same(store):
     assert told.stdout.decode().strip() == hashlib.sha256(content).hexdigest()
 
 
-def main():
-    """Run random cases on a kernel with checks of every access to memory."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--count", type=int, default=20_000)
-    parser.add_argument("--library", type=Path)
-    options = parser.parse_args()
-    if options.library is None:
-        build_and_start(options.count)
-        return
-    kernel = Kernel(options.library)
-    for seed in range(options.count):
-        check_valid(kernel, seed)
-        check_damaged(kernel, seed)
-    print(f"{options.count} valid and {options.count} made-up chunks: no error")
+@pytest.mark.parametrize(
+    ("first", "last"), [(-1, 1), (0, 2), (1, 0), (2, 2), (-(2**63), 2**63 - 1)]
+)
+def test_chunks_outside_the_table_are_not_touched(kernel, first, last):
+    tables = Tables(np.zeros(1, CHUNKS), np.zeros(1, SHARES), output_table([]), 64)
+    with pytest.raises(ValueError, match="of 1"):
+        kernel.fill(tables, first, last)
 
 
-def build_and_start(count):
-    """Build the kernel with sanitizers, and run the cases in a process that can load it."""
-    source = Path(native.__file__).with_name("kernel.c")
-    built = Path("build").resolve() / "libkernel-checked.so"
-    built.parent.mkdir(exist_ok=True)
-    flags = ["-g", "-O1", "-std=gnu11", "-shared", "-fPIC", "-fsanitize=address,undefined"]
-    flags += ["-fno-sanitize-recover=all", "-fno-omit-frame-pointer"]
-    compiler = shutil.which("gcc") or shutil.which("cc")
-    subprocess.run([compiler, *flags, str(source), "-o", str(built)], check=True)
-    runtime = subprocess.run(
-        [compiler, "-print-file-name=libasan.so"], check=True, capture_output=True, text=True
-    ).stdout.strip()
+def test_tables_of_another_form_are_refused():
+    chunks, shares, outputs = np.zeros(4, CHUNKS), np.zeros(4, SHARES), output_table([])
+    for wrong in (chunks[::2], chunks.view(np.uint8), chunks.reshape(2, 2), shares):
+        with pytest.raises(ValueError, match="expected one of"):
+            Tables(wrong, shares, outputs, 64)
+    with pytest.raises(ValueError, match="expected one of"):
+        Tables(chunks, shares[::2], outputs, 64)
+
+
+@pytest.mark.parametrize("dtype", ["O", "O,i8"])
+def test_no_output_holds_objects(dtype):
+    with pytest.raises(TypeError, match="expected numbers"):
+        output_table([np.empty((2, 2, 2), dtype)])
+
+
+def test_no_output_is_read_only():
+    out = np.zeros((2, 2, 2))
+    out.flags.writeable = False
+    with pytest.raises(ValueError, match="may not be written"):
+        output_table([out])
+
+
+@pytest.mark.parametrize("decoded_bytes", [-(2**70), -1, 0, 19, LARGEST_CHUNK_BYTES + 1, 2**70])
+def test_a_bound_of_any_size_is_kept(kernel, decoded_bytes, monkeypatch):
+    """A chunk above the bound is refused; one below it, by however much, is not."""
+    monkeypatch.setattr(kernel, "_scratch", local())  # or that of other tests is large enough
+    voxels = np.arange(20, dtype="u1").reshape(1, 4, 5)
+    data = np.frombuffer(encode_chunk(voxels, BALANCED.label), np.uint8)
+    row, share = np.zeros(1, CHUNKS), np.zeros(1, SHARES)
+    row["data"], row["size"], row["n_shares"] = address(data), data.nbytes, 1
+    row["itemsize"], row["shape_zyx"], row["crc32c"] = 1, voxels.shape, crc32c(data[:-4])
+    share["shape_zyx"] = voxels.shape
+    out = np.zeros_like(voxels)
+    # As much memory as the largest chunk needs is reserved, and hardly any of it touched.
+    kernel.fill(Tables(row, share, output_table([out]), decoded_bytes), 0, 1)
+    assert (row["status"][0] == DONE) == (decoded_bytes >= voxels.nbytes)
+    assert out.tobytes() == (voxels.tobytes() if decoded_bytes >= 20 else bytes(20))
+
+
+def made_up_array(folder, packed, dtype, shape):
+    """Write a shard of one chunk, whatever it holds, and describe the array as its store would."""
+    chunk = packed + crc32c(packed).to_bytes(4, "little")
+    shard = chunk + shard_index({0: len(chunk)}, 1)
+    (folder / "c/0/0").mkdir(parents=True)
+    (folder / "c/0/0/0").write_bytes(shard)
+    row = np.array([(0, len(chunk), crc32c(packed))], CHUNK_ROW)
+    entry = ShardEntry(
+        size_bytes=len(shard),
+        crc32=f"{crc32(shard):08x}",
+        index_crc32c=f"{crc32c(shard[-20:-4]):08x}",
+        chunks=base64.b64encode(row.tobytes()).decode(),
+    )
+    return ArraySpec(
+        scan_id="s",
+        name="image",
+        path=str(folder),
+        shape_zyx=shape,
+        stored_dtype=np.dtype(dtype),
+        chunk_shape_zyx=shape,
+        shard_shape_zyx=shape,
+        shard_sizes={(0, 0, 0): len(shard)},
+        separator="/",
+        shards={(0, 0, 0): entry},
+    )
+
+
+def test_bytes_of_a_store_never_become_objects(kernel, tmp_path):
+    addresses = np.full((8, 8, 8), 0x4141414141414141, "<i8")
+    packed = encode_chunk(addresses, BALANCED.image)[:-4]
+    array = made_up_array(tmp_path, packed, "O", addresses.shape)
+    out = np.full((8, 8, 8), "kept", object)
+    with pytest.raises(TypeError, match="expected numbers"):
+        Engine(LocalFetcher(StoreFolder.at("/"))).read_into(array, Box((0, 0, 0), (8, 8, 8)), out)
+    assert (out == "kept").all()
+
+
+@pytest.mark.parametrize("dtype", ["S", "U", "V"])
+def test_voxels_without_bytes_are_refused(kernel, tmp_path, dtype):
+    packed = struct.pack("<4B3I", 2, 1, 1 << 5, 0, 0, 64, 36) + bytes(20)
+    array = made_up_array(tmp_path, packed, dtype, (8, 8, 8))
+    assert array.stored_dtype.itemsize == 0
+    out = np.empty((8, 8, 8), "V0") if dtype == "V" else np.zeros((8, 8, 8), "V1")
+    with pytest.raises(CorruptStoreError):
+        Engine(LocalFetcher(StoreFolder.at("/"))).read_into(array, Box((0, 0, 0), (8, 8, 8)), out)
+
+
+@pytest.mark.parametrize("shape", [(2**30,) * 3, (2**31 - 1, 4, 2**30), (2**10, 2**10, 2**7)])
+@pytest.mark.parametrize("decoded_bytes", [0, LARGEST_CHUNK_BYTES, 2**63])
+def test_a_chunk_that_is_too_large_is_refused(kernel, shape, decoded_bytes):
+    """Its bytes are none, or a few, to those who count in 32 or 64 bits."""
+    said = math.prod(shape) * 2 % 2**32
+    packed = struct.pack("<4B3I", 2, 1, 1 << 1, 2, said, 64, 16)
+    data = np.frombuffer(packed + crc32c(packed).to_bytes(4, "little"), np.uint8)
+    row, share = np.zeros(1, CHUNKS), np.zeros(1, SHARES)
+    row["data"], row["size"], row["n_shares"] = address(data), data.nbytes, 1
+    row["itemsize"], row["shape_zyx"], row["crc32c"] = 2, shape, crc32c(packed)
+    out = np.zeros((20, 4, 40), "<i2")
+    share["shape_zyx"] = out.shape
+    kernel.fill(Tables(row, share, output_table([out]), decoded_bytes), 0, 1)
+    assert row["status"][0] not in {DONE, NOT_TRIED}
+    assert not out.any()
+
+
+def test_a_chunk_that_lies_about_its_length_gives_no_memory_behind_it(kernel, tmp_path):
+    voxels = np.arange(20**3, dtype="<i2").reshape(20, 20, 20)
+    packed = bytes(blosc.compress(voxels, b"zstd", 0, 0, 0))[:200]
+    array = made_up_array(tmp_path, packed, "<i2", voxels.shape)
+    with pytest.raises(CorruptStoreError, match="says that it is 16016 bytes long, not 200"):
+        Engine(LocalFetcher(StoreFolder.at("/"))).read_into(
+            array, Box((0, 0, 0), voxels.shape), np.zeros_like(voxels)
+        )
+
+
+def c_compiler():
+    """Return the command of the compiler that builds the kernel (hatch_build.py); None if none."""
+    named = shlex.split(os.environ.get("CC", ""))
+    commands = (named, ["cc"], ["gcc"], ["clang"])
+    return next((found for found in commands if found and shutil.which(found[0])), None)
+
+
+def build_driver(folder):
+    """Build the kernel with sanitizers into a program that feeds it; None where they lack."""
+    compiler = c_compiler()
+    if compiler is None:
+        return None
+    empty, built = folder / "empty.c", folder / "kernel_driver"
+    empty.write_text("int main(void) { return 0; }\n")
+    flags = ["-g", "-O1", "-std=gnu11", "-fno-omit-frame-pointer", *SANITIZERS]
+    if subprocess.run([*compiler, *flags, str(empty), "-o", str(built)], check=False).returncode:
+        return None
+    source = Path(__file__).with_name("kernel_driver.c")
+    include = f"-I{Path(native.__file__).parent}"
+    warnings = ["-Wall", "-Wextra", "-Werror"]
+    command = [*compiler, *flags, *warnings, include, str(source), "-o", str(built)]
+    subprocess.run(command, check=True)
+    return built
+
+
+def write_corpus(path, n_records):
+    """Write chunks for the driver to start from, with their voxels."""
+    with path.open("wb") as file:
+        file.write(struct.pack("<q", n_records))
+        for seed in range(n_records):
+            case = Case(np.random.default_rng(seed))
+            packed, known = case.encoded()
+            sizes = len(packed), case.voxels.nbytes, case.dtype.itemsize
+            file.write(struct.pack("<7q", *sizes, *case.shape, known))
+            file.write(packed + case.voxels.tobytes())
+
+
+def drive(folder, n_records, first, count):
+    """Run cases under sanitizers; return what the driver says, None where it cannot be built."""
+    driver, corpus = build_driver(folder), folder / "corpus"
+    if driver is None:
+        return None
+    write_corpus(corpus, n_records)
     environment = {
         **os.environ,
-        "LD_PRELOAD": runtime,
-        "ASAN_OPTIONS": "detect_leaks=0",
-        "PYTHONMALLOC": "malloc",
+        "ASAN_OPTIONS": "abort_on_error=1:detect_leaks=0",
+        "UBSAN_OPTIONS": "abort_on_error=1:print_stacktrace=1",
     }
-    command = [sys.executable, __file__, "--count", str(count), "--library", str(built)]
-    raise SystemExit(subprocess.run(command, env=environment, check=False).returncode)
+    command = [str(driver), str(corpus), str(first), str(count)]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+
+def test_no_made_up_table_or_chunk_reaches_other_memory(tmp_path):
+    told = drive(tmp_path, n_records=80, first=0, count=600)
+    if told is None:
+        pytest.skip("the C compiler has no sanitizers")
+    assert told.returncode == 0, told.stderr
+    assert told.stdout.startswith("600 cases: ")
+
+
+def main():
+    """Run random cases: on the kernel as it is, and under sanitizers with tables made up too."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--count", type=int, default=20_000)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        told = drive(Path(folder), n_records=2000, first=0, count=options.count)
+    if told is None:
+        raise SystemExit("the C compiler has no sanitizers")
+    print(told.stdout, told.stderr, sep="", end="")
+    if told.returncode:
+        raise SystemExit(1)
+    kernel = native.kernel()
+    if kernel is None:
+        raise SystemExit("the kernel is not built, or does not work")
+    n_compared = options.count // 4
+    for seed in range(n_compared):
+        check_valid(kernel, seed)
+        check_damaged(kernel, seed)
+    print(f"{n_compared} valid and {n_compared} made-up chunks as numcodecs has them")
 
 
 if __name__ == "__main__":

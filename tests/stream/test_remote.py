@@ -96,7 +96,7 @@ def test_a_store_opens_through_faults(proxy, proxies, url, store):
     assert proxy.counts().faults["flip"] > 3
 
 
-@pytest.mark.parametrize("method", ["fork", "spawn"])
+@pytest.mark.parametrize("method", ["fork", pytest.param("spawn", marks=pytest.mark.long)])
 def test_workers_of_a_data_loader_read_from_afar(url, store, method):
     def batches(opened):
         stream = opened.patches(SIZE, batch_size=2, n_samples=8)
@@ -195,7 +195,7 @@ def test_no_run_is_longer_than_it_may_be(proxy, url, by_range, monkeypatch):
     monkeypatch.setattr(fetch, "_RUN_BYTES", 30_000)
     store = spinezarr.open(url)
     longest = max(
-        int(entry.chunk_rows(np.prod(spec.chunks_per_shard_zyx))["size"].max())
+        int(entry.chunk_rows["size"].max())
         for scan in map(store._reader.scan, store.table.scan.to_numpy())
         for spec in scan.arrays
         for entry in spec.shards.values()

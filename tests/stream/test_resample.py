@@ -15,6 +15,7 @@ from spinezarr.ingest.discover import discover
 from spinezarr.ingest.run import ingest
 from spinezarr.recipe import Recipe
 from spinezarr.stream import resample as resample_module
+from spinezarr.stream.batch_reader import _Work
 from spinezarr.stream.resample import resample
 from spinezarr.stream.spacing import grid_shape_zyx, step_zyx
 from spinezarr.testing import NiftiForm, write_nifti
@@ -262,8 +263,9 @@ def test_only_the_voxels_around_a_patch_are_read(spaced):
     stream = store.patches(4, spacing_mm=1.3, scans=["thick", "fine"], n_samples=40)
     for index in range(40):
         request = stream.request(index)
-        reads, later = [], []
-        stream._plan([request], reads, later)
+        work = _Work([], [], [])
+        stream.batches._plan([request], work)
+        reads = work.reads
         assert [read.array.name for read in reads] == ["image", "label"]
         for read in reads:
             shape = stored[request.scan_id][0].shape
@@ -355,12 +357,12 @@ def test_slices_between_others_are_read_into_the_batch_itself(spaced):
     stream = spaced[0].slices("coronal", neighbours=2, scans=["fine"], n_samples=40)
     direct = Counter()
     for index in range(40):
-        reads, later = [], []
+        work = _Work([], [], [])
         request = stream.request(index)
-        batch = stream._plan([request], reads, later)
+        batch = stream.batches._plan([request], work)
         inside = 2 <= request.box.start_zyx[1] < 20
-        assert (later == []) == inside
-        assert np.shares_memory(reads[0].out, batch.image) == inside
+        assert (work.resamplings == []) == inside
+        assert np.shares_memory(work.reads[0].out, batch.image) == inside
         direct[inside] += 1
     assert len(direct) == 2
 

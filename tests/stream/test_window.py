@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from spinezarr.errors import UsageError
 from spinezarr.geometry import FLAT_AXIS
+from spinezarr.store.store_folder import StoreFolder
 from spinezarr.stream.draw import Sampler
 from spinezarr.stream.engine import Engine
 from spinezarr.stream.fetch import LocalFetcher
@@ -379,7 +380,7 @@ def test_batches_of_a_window_are_read_together(store):
         def read(self, reads, **_):
             calls.append(list(reads))
 
-    stream = replace(stream, engine=Counted(LocalFetcher()))
+    stream = replace(stream, engine=Counted(LocalFetcher(StoreFolder.at("/"))))
     units = [stream.read_unit(number) for number in range(-(-30 // n))]
     assert [batch.index.tolist() for unit in units for batch in unit] == [
         [i, i + 1] for i in range(0, 30, 2)

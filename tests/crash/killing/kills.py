@@ -1,6 +1,5 @@
 """The kill loops: end a run with SIGKILL at many points, judge what is left, run it again."""
 
-import os
 import secrets
 import shutil
 import time
@@ -35,7 +34,6 @@ __all__ = [
     "Workshop",
     "count_baseline",
     "count_kills",
-    "in_memory",
 ]
 
 Start = Literal["nothing", "version 1"]
@@ -239,15 +237,6 @@ class Counts:
         for kind in {fault.kind for fault in faults}:
             self.faults[kind] += 1
         self.examples += [f"{point} at {stage!r}: {fault.kind}: {fault.text}" for fault in faults]
-
-
-def in_memory() -> str | None:
-    """Name a folder in memory, if there is one: a killed process loses nothing by that.
-
-    Stores are forced to disk file by file, which takes most of the time elsewhere.
-    """
-    place = "/dev/shm"  # noqa: S108  made by the system
-    return place if os.access(place, os.W_OK) else None
 
 
 def count_kills(shop: Workshop, place: Place, kills: int, *, seed: int) -> Counts:

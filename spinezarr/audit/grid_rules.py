@@ -1,0 +1,143 @@
+"""Rules on where the voxels lie, and what the headers of the files say of it; no voxel is read."""
+
+from collections.abc import Iterable, Iterator
+from typing import Final
+
+import numpy as np
+
+from spinezarr.audit.finding import Finding
+from spinezarr.geometry import LEAST_SHEAR_DEG, shear_deg
+from spinezarr.placement import is_unplaced, other_qform_mm, other_spacing_mm
+from spinezarr.store.attributes import ScanAttributes, SourceRecord
+from spinezarr.store.audit_log import Severity
+
+__all__ = ["geometry", "header_conflicts", "spacing", "unplaced"]
+
+_SPACING_MM: Final = (0.185, 5.005)
+"""Voxel spacing of public spine CT: 0.19 to 5 mm in VerSe, 0.45 to 5 mm in CTSpine1K, rounded.
+
+From the tables "Resolution Details" of https://github.com/openmedlab/Awesome-Medical-Dataset,
+resources/VerSe.md and resources/CTSpine1K.md.
+"""
+
+_OTHER_UNIT: Final = 10.0
+"""Beyond those limits by this factor the unit is wrong: cm and m, or micrometres, for mm."""
+
+_OBLIQUE_DEG: Final = 15.0
+"""From here the stored axes are no longer nearly axial, coronal and sagittal.
+
+VerSe's oblique scans lie at about 5 degrees (sub-verse004).
+"""
+
+_SHEAR_WARNING_DEG: Final = 1.0
+"""From here programs that go by spacing alone see another patient: over 300 mm, one of 5 mm more.
+
+ITK, whose directions must be perpendicular, reads no such NIfTI file at all.
+"""
+
+_SAME_SIZE: Final = 1e-4
+"""How far sizes and spacings of voxels may differ, relative to each other: room for rounding."""
+
+
+def spacing(scan: ScanAttributes) -> Iterator[Finding]:
+    """Find voxel spacings that no spine CT has."""
+    low, high = _SPACING_MM
+    if all(low <= mm <= high for mm in scan.spacing_zyx_mm):
+        return
+    other_unit = not all(
+        low / _OTHER_UNIT <= mm <= high * _OTHER_UNIT for mm in scan.spacing_zyx_mm
+    )
+    found = " x ".join(f"{mm:.3g}" for mm in scan.spacing_zyx_mm)
+    rest = ": is the unit mm?" if other_unit else ""
+    yield Finding(
+        scan.scan_id,
+        "spacing",
+        "error" if other_unit else "warning",
+        f"voxels of {found} mm (z, y, x), usual are 0.19 to 5 mm{rest}",
+        facts={"spacing_zyx_mm": list(scan.spacing_zyx_mm)},
+    )
+
+
+def geometry(scan: ScanAttributes) -> Iterator[Finding]:
+    """Find grids that are strongly oblique or whose axes are not perpendicular."""
+    if scan.oblique_deg > _OBLIQUE_DEG:
+        yield Finding(
+            scan.scan_id,
+            "oblique",
+            "info",
+            f"the voxel axes are {scan.oblique_deg:.1f} degrees oblique: only the affine gives "
+            "true positions",
+            facts={"oblique_deg": scan.oblique_deg},
+        )
+    angle = shear_deg(np.array(scan.affine))
+    if angle > LEAST_SHEAR_DEG:
+        yield Finding(
+            scan.scan_id,
+            "sheared",
+            "warning" if angle > _SHEAR_WARNING_DEG else "info",
+            f"the voxel axes are {angle:.1f} degrees off perpendicular: a tilted gantry, or a "
+            "wrong affine",
+            facts={"shear_deg": angle},
+        )
+
+
+def unplaced(scan: ScanAttributes) -> Iterator[Finding]:
+    """Find files whose header does not say how the patient lies: sides may be exchanged."""
+    for name, source in _sources(scan):
+        nifti, metaimage = source.nifti, source.metaimage
+        if nifti is not None and nifti.sform_code <= 0 and nifti.qform_code <= 0:
+            text = "states no orientation (sform and qform codes are 0): LAS was assumed"
+        elif metaimage is not None and not metaimage.states_orientation:
+            text = "states no orientation (no TransformMatrix): LPS was assumed"
+        elif is_unplaced(np.array(source.affine_ijk)):
+            text = "has the affine that programs write for an array without a place: 1 mm, from 0"
+        else:
+            continue
+        yield _about_header(scan, "unplaced", "warning", name, text)
+
+
+def header_conflicts(scan: ScanAttributes) -> Iterator[Finding]:
+    """Find headers that state a spacing or a place twice, and differently."""
+    for name, source in _sources(scan):
+        affine = np.array(source.affine_ijk)
+        taken = np.linalg.norm(affine[:3, :3], axis=0).tolist()
+        if source.nifti is not None:
+            stated = other_spacing_mm(source.nifti, source.shape_ijk, affine)
+            if stated is not None:
+                text = f"says {_sizes(stated)} mm in pixdim and {_sizes(taken)} mm in the sform"
+                facts = {"pixdim_mm": list(stated), "sform_spacing_mm": taken}
+                yield _about_header(scan, "spacing-conflict", "warning", name, text, **facts)
+            distance = other_qform_mm(source.nifti, source.shape_ijk, affine)
+            if distance is not None:
+                text = f"places corners {distance:.3g} mm apart by its qform and its sform"
+                yield _about_header(
+                    scan, "qform-conflict", "warning", name, text, distance_mm=distance
+                )
+        size = None if source.metaimage is None else source.metaimage.element_size_mm
+        if size is not None and not np.allclose(size, taken, rtol=_SAME_SIZE, atol=0):
+            text = f"says voxels of {_sizes(size)} mm that are {_sizes(taken)} mm apart"
+            facts = {"element_size_mm": list(size), "element_spacing_mm": taken}
+            yield _about_header(scan, "element-size", "info", name, text, **facts)
+
+
+def _sources(scan: ScanAttributes) -> Iterator[tuple[str, SourceRecord]]:
+    yield "image", scan.image_source
+    if scan.label_source is not None:
+        yield "mask", scan.label_source
+
+
+def _about_header(
+    scan: ScanAttributes,
+    rule: str,
+    severity: Severity,
+    name: str,
+    text: str,
+    **facts: list[float] | float,
+) -> Finding:
+    return Finding(
+        scan.scan_id, rule, severity, f"the {name}'s header {text}", facts={"file": name, **facts}
+    )
+
+
+def _sizes(spacing_mm: Iterable[float]) -> str:
+    return " x ".join(f"{mm:.4g}" for mm in spacing_mm)

@@ -1,0 +1,221 @@
+"""Where a NIfTI header places voxels, so that every reader places them alike.
+
+A header has room for two places, the sform and the qform, and readers choose by rules of their own.
+nibabel takes the sform if its code is not 0, else the qform. ITK, and with it SimpleITK, ITK-SNAP
+and 3D Slicer, takes the qform where the two disagree and ``sform_code`` is not 1, takes the lengths
+of voxels from ``pixdim``, turns lengths into mm by ``xyzt_units``, refuses an sform whose axes are
+not perpendicular if there is no qform, and does not read NIfTI-2. Where both codes are 0, nibabel
+puts the middle of the volume at the origin, and ITK the first voxel. All of this was measured with
+nibabel 5.4 and SimpleITK 2.5 (ITK 5.4).
+
+References
+----------
+Section "3D image (volume) orientation and location in space" of
+https://nifti.nimh.nih.gov/pub/dist/src/niftilib/nifti1.h
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any, Final, Literal, Self
+
+import nibabel as nib
+import numpy as np
+import numpy.typing as npt
+
+from spinezarr.geometry import GRID_TOLERANCE, Matrix4x4, ShapeIJK, corner_distance_mm
+from spinezarr.placement import other_qform_mm, other_spacing_mm
+from spinezarr.store.attributes import NiftiRecord, SourceRecord
+
+__all__ = ["Place", "at_most"]
+
+# It carries few annotations; strict mypy would refuse each call.
+_nib: Any = nib
+
+_Version = Literal[1, 2]
+
+_HEADERS: Final[dict[int, Any]] = {1: _nib.Nifti1Header, 2: _nib.Nifti2Header}
+_NIFTI_1_AXIS: Final = 32767
+"""Most voxels along an axis of NIfTI-1: ``dim`` is int16."""
+_MM: Final = 2
+"""``xyzt_units`` of millimetres."""
+_UNITS: Final = {1: "meters", 3: "microns"}
+"""What ``xyzt_units`` may say of lengths, besides nothing (0) and mm."""
+_LENGTH_BITS: Final = 7
+_SCANNER: Final = 1
+"""``sform_code`` of a position in the scanner: with it, ITK takes the sform where both are there,
+which is more exact than a qform."""
+_PERPENDICULAR: Final = 1e-5
+"""Largest cosine between two axes that are perpendicular: above the rounding of float32, and below
+the 1e-4 or so that ITK 5.4 lets pass."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Place:
+    """The fields of a header that place the voxels."""
+
+    fields: NiftiRecord
+    affine: Matrix4x4
+    """4 x 4, voxel ``(i, j, k, 1)`` to RAS+ mm: the sform, if its code is not 0."""
+    notes: tuple[str, ...] = ()
+    """How it differs from the source's."""
+
+    @classmethod
+    def exact(cls, record: SourceRecord) -> Self:
+        """Take the source's place bit for bit, in NIfTI-2 where NIfTI-1 would round it."""
+        affine = np.array(record.affine_ijk)
+        if record.nifti is not None:
+            return cls(record.nifti, affine)
+        if np.array_equal(affine.astype(np.float32), affine):
+            return cls(_sform_alone(affine, 1), affine)
+        note = "is NIfTI-2, as NIfTI-1 would round the affine of its source"
+        return cls(_sform_alone(affine, 2), affine, (note,))
+
+    @classmethod
+    def portable(cls, record: SourceRecord, affine: Matrix4x4 | None = None) -> Self:
+        """Take a place that every reader understands alike: the source's, if it is one.
+
+        Parameters
+        ----------
+        record
+            The source.
+        affine
+            Voxel ``(i, j, k, 1)`` of the file to RAS+ mm, if the source's own is wrong.
+        """
+        source, shape = record.nifti, record.shape_ijk
+        own = np.array(record.affine_ijk)
+        version: _Version = 1 if max(shape) <= _NIFTI_1_AXIS else 2
+        notes = []
+        if affine is not None:
+            elsewhere = at_most(corner_distance_mm(shape, affine, own))
+            notes.append(f"lies where its image lies; its source says {elsewhere} elsewhere")
+        elif source is not None:
+            notes = _what_readers_differ_on(source, own, shape)
+            lacks_qform = source.qform_code == 0 and _skew(own) > _PERPENDICULAR
+            if not notes and not lacks_qform and source.version == version:
+                return cls(source, own)
+        if version == 2:  # noqa: PLR2004
+            notes.append(
+                f"is NIfTI-2, which few programs read: NIfTI-1 ends at {_NIFTI_1_AXIS} voxels an "
+                "axis"
+            )
+        elif source is not None and source.version != version:
+            notes.append("is NIfTI-1: SimpleITK and ITK-SNAP do not read the NIfTI-2 of its source")
+        affine = own if affine is None else affine
+        fields, more = _both_forms(affine, shape, version)
+        made = cls(fields, affine)
+        rounded = corner_distance_mm(shape, made.header(shape).get_best_affine(), affine)
+        if rounded:
+            more.append(
+                f"places voxels up to {at_most(rounded)} beside its source, as its affine is "
+                "rounded to float32"
+            )
+        return cls(fields, affine, (*notes, *more))
+
+    def header(self, shape_ijk: ShapeIJK, endianness: str = "<") -> Any:  # noqa: ANN401  nibabel's
+        """Compose a header that says this, and no more than the shape beside it."""
+        header = _HEADERS[self.fields.version](endianness=endianness)
+        header.set_data_shape(shape_ijk)
+        header["xyzt_units"] = self.fields.xyzt_units
+        header["pixdim"][:4] = self.fields.pixdim
+        header["qform_code"] = self.fields.qform_code
+        header["sform_code"] = self.fields.sform_code
+        for axis, value in zip("bcd", self.fields.quatern_bcd, strict=True):
+            header[f"quatern_{axis}"] = value
+        for axis, value, row in zip("xyz", self.fields.qoffset_xyz, self.affine, strict=False):
+            header[f"qoffset_{axis}"] = value
+            if self.fields.sform_code:
+                header[f"srow_{axis}"] = row
+        return header
+
+
+def _sform_alone(affine: Matrix4x4, version: _Version) -> NiftiRecord:
+    return NiftiRecord(
+        version=version,
+        sform_code=_SCANNER,
+        qform_code=0,
+        pixdim=(1.0, *_lengths(affine).tolist()),
+        quatern_bcd=(0.0, 0.0, 0.0),
+        qoffset_xyz=(0.0, 0.0, 0.0),
+        xyzt_units=_MM,
+    )
+
+
+def _both_forms(
+    affine: Matrix4x4, shape: ShapeIJK, version: _Version
+) -> tuple[NiftiRecord, list[str]]:
+    """State a place as sform and qform; return what is to be said of its axes.
+
+    A qform cannot have axes that are not perpendicular. The nearest that it can have is taken where
+    that moves no voxel by a tenth of a voxel; else there is none, and ITK refuses the file rather
+    than place its voxels elsewhere.
+    """
+    lengths = _lengths(affine)
+    left, _, right = np.linalg.svd(affine[:3, :3] / lengths)
+    nearest = affine.copy()
+    nearest[:3, :3] = left @ right * lengths
+    moved = corner_distance_mm(shape, nearest, affine)
+    skew = _skew(affine)
+    degrees = math.degrees(math.asin(min(skew, 1.0)))
+    axes = f"has axes {degrees:.2g} degrees off perpendicular: SimpleITK, ITK-SNAP and 3D Slicer"
+    if moved > _tolerance_mm(affine):
+        return _sform_alone(affine, version), [f"{axes} refuse it. Resample it for them"]
+    header = _HEADERS[version]()
+    header.set_qform(nearest, _SCANNER)
+    fields = _sform_alone(affine, version).model_copy(
+        update={
+            "qform_code": _SCANNER,
+            "pixdim": tuple(header["pixdim"][:4].tolist()),
+            "quatern_bcd": tuple(float(header[f"quatern_{axis}"]) for axis in "bcd"),
+            "qoffset_xyz": tuple(float(header[f"qoffset_{axis}"]) for axis in "xyz"),
+        }
+    )
+    if skew <= _PERPENDICULAR:
+        return fields, []
+    return fields, [f"{axes} place voxels up to {at_most(moved)} elsewhere"]
+
+
+def _what_readers_differ_on(source: NiftiRecord, affine: Matrix4x4, shape: ShapeIJK) -> list[str]:
+    """Say what is stated in place of a source's fields that readers understand differently."""
+    if not source.sform_code and not source.qform_code:
+        codes = "whose sform_code and qform_code are 0"
+        return [f"states where its voxels lie, as nibabel reads its source, {codes}"]
+    found = []
+    unit = _UNITS.get(source.xyzt_units & _LENGTH_BITS)
+    if unit is not None:
+        found.append(f"states its lengths in mm; its source calls the same numbers {unit}")
+    if other_spacing_mm(source, shape, affine) is not None:
+        found.append("has the lengths of its sform in pixdim, where its source has others")
+    apart = other_qform_mm(source, shape, affine)
+    if apart is not None:
+        by = f"by {at_most(apart)}"
+        found.append(f"has a qform that agrees with its sform; its source's differs {by}")
+    return found
+
+
+def _lengths(affine: Matrix4x4) -> npt.NDArray[np.float64]:
+    lengths: npt.NDArray[np.float64] = np.linalg.norm(affine[:3, :3], axis=0)
+    return lengths
+
+
+def _tolerance_mm(affine: Matrix4x4) -> float:
+    return GRID_TOLERANCE * float(_lengths(affine).min())
+
+
+def _skew(affine: Matrix4x4) -> float:
+    """Return the largest cosine between two axes: 0 if they are perpendicular."""
+    directions = affine[:3, :3] / _lengths(affine)
+    return float(np.abs(directions.T @ directions - np.eye(3)).max())
+
+
+def at_most(mm: float) -> str:
+    """Show a length, rounded up to one digit.
+
+    Examples
+    --------
+    >>> at_most(7.63e-6), at_most(0.0), at_most(870.0)
+    ('8e-06 mm', '0 mm', '900 mm')
+    """
+    if mm == 0:
+        return "0 mm"
+    unit = 10.0 ** math.floor(math.log10(mm))
+    return f"{math.ceil(mm / unit) * unit:g} mm"

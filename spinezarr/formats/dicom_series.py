@@ -1,0 +1,285 @@
+"""Which DICOM files of a folder are one series, and whether all of it is there.
+
+References
+----------
+DICOM PS3.3 sections C.7.3.1 (General Series), C.7.6.1 (General Image) and C.7.6.2 (Image Plane);
+PS3.4 section C.6.1.1.5 (NumberOfSeriesRelatedInstances: an answer to queries, which archives also
+write into files).
+"""
+
+import hashlib
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import fsspec
+
+from spinezarr.errors import FormatError
+from spinezarr.formats.dicom_elements import HeaderError
+from spinezarr.formats.dicom_file import DicomObject, SeriesFacts, is_hidden, read_object
+from spinezarr.formats.dicom_stack import SliceHeader
+from spinezarr.formats.limits import Limits
+from spinezarr.formats.side_by_side import side_by_side
+
+__all__ = [
+    "CtSeries",
+    "FolderContent",
+    "completeness_notes",
+    "group_series",
+    "read_folder",
+    "series_name",
+]
+
+_OWN_SERIES: Final = 3
+"""So many files of one slice that are alike, each a series of its own, are a converter's fault."""
+_SPACING: Final = 0.1
+"""Share by which the distance of slices may differ from SpacingBetweenSlices, which is rounded."""
+
+
+@dataclass(frozen=True, slots=True)
+class CtSeries:
+    """The CT files of one series."""
+
+    facts: SeriesFacts
+    """What its first file says of it."""
+    key: str
+    """Tells it from others of the same folder; a hash, which shows no UID."""
+    objects: tuple[DicomObject, ...]
+    """Its slices, by path."""
+    others: tuple[DicomObject, ...]
+    """What else has its UID: localizers and the like."""
+    notes: tuple[str, ...]
+    """What a user should know of how they were put together."""
+
+    @property
+    def slices(self) -> int:
+        """How many slices it has, frames of multi-frame files included."""
+        return sum(found.frames for found in self.objects)
+
+    @property
+    def name(self) -> str:
+        """How messages name it."""
+        return series_name(self.facts.number)
+
+
+@dataclass(frozen=True, slots=True)
+class FolderContent:
+    """The files of a folder, but those hidden."""
+
+    series: tuple[CtSeries, ...]
+    """Those of CTs, by their first path."""
+    others: tuple[DicomObject, ...]
+    """DICOM objects that are no CT slices."""
+    unknown: tuple[str, ...]
+    """Paths of files that are no DICOM, and whose names say so."""
+
+
+def series_name(number: int | None) -> str:
+    """Name a series in messages; a description may name the patient.
+
+    Examples
+    --------
+    >>> series_name(2), series_name(None)
+    ("series '2'", 'series without a number')
+    """
+    return "series without a number" if number is None else f"series '{number}'"
+
+
+def read_folder(
+    fs: fsspec.AbstractFileSystem, sizes: Mapping[str, int], limits: Limits
+) -> FolderContent:
+    """Read the headers of files and group those of CTs by series.
+
+    Parameters
+    ----------
+    fs
+        Where they are.
+    sizes
+        Bytes of each file, by path.
+    limits
+        How large they may be.
+
+    Raises
+    ------
+    FormatError
+        If a file is damaged, or is not DICOM and may be a slice; see
+        :func:`spinezarr.formats.dicom_file.read_object`.
+    """
+    paths = sorted(path for path in sizes if not is_hidden(path.rsplit("/", 1)[-1]))
+    found = side_by_side(fs, lambda path: read_object(fs, path, sizes[path], limits), paths)
+    objects = [item for item in found if item is not None]
+    return FolderContent(
+        tuple(group_series(objects)),
+        tuple(item for item in objects if item.other_kind is not None),
+        tuple(path for path, item in zip(paths, found, strict=True) if item is None),
+    )
+
+
+def group_series(objects: Iterable[DicomObject]) -> list[CtSeries]:
+    """Group CT files by series.
+
+    Files of one SeriesInstanceUID are a series. A file without one belongs to the series that is
+    like it in all else (:attr:`SeriesFacts.likeness`), if there is a single such series, and else
+    to those without a UID that are like it. Where each of several files of one slice that are
+    alike has a UID of its own, as some converters write, they are taken as one series, with a note.
+
+    Parameters
+    ----------
+    objects
+        DICOM files of one folder, of any kind, by path.
+
+    Returns
+    -------
+    list of CtSeries
+        By the path of their first file.
+    """
+    objects = list(objects)
+    ct = [found for found in objects if found.other_kind is None]
+    by_uid: dict[str, list[DicomObject]] = defaultdict(list)
+    for found in ct:
+        by_uid[found.series.uid].append(found)
+    without = by_uid.pop("", [])
+    groups = _joined([(members, [uid], ()) for uid, members in by_uid.items()])
+    for likeness, members in _alike(without).items():
+        fitting = [group for group in groups if _likeness(group[0][0]) == likeness]
+        if len(fitting) == 1:
+            fitting[0][0].extend(members)
+            fitting[0][0].sort(key=lambda found: found.path)
+        else:
+            groups.append((members, [], ()))
+    others: dict[str, list[DicomObject]] = defaultdict(list)
+    for found in objects:
+        if found.other_kind is not None and found.series.uid:
+            others[found.series.uid].append(found)
+    series = [
+        CtSeries(
+            members[0].series,
+            _key(uids[0] if len(uids) == 1 else _likeness(members[0])),
+            tuple(members),
+            tuple(other for uid in uids for other in others[uid]),
+            notes,
+        )
+        for members, uids, notes in groups
+    ]
+    return sorted(series, key=lambda one: one.objects[0].path)
+
+
+_Group = tuple[list[DicomObject], list[str], tuple[str, ...]]
+"""Files, their UIDs and notes."""
+
+
+def _joined(groups: Sequence[_Group]) -> list[_Group]:
+    """Join files that are alike and each a series of their own."""
+    single = [members[0] for members, _, _ in groups if [m.frames for m in members] == [1]]
+    whole = [group for group in groups if [m.frames for m in group[0]] != [1]]
+    for members in _alike(single).values():
+        if len(members) < _OWN_SERIES:
+            whole += [([found], [found.series.uid], ()) for found in members]
+            continue
+        note = (
+            f"each of its {len(members)} files has a SeriesInstanceUID of its own; they were taken "
+            "as one series, as all else that slices of a series share is the same"
+        )
+        whole.append((members, [found.series.uid for found in members], (note,)))
+    return whole
+
+
+def _alike(objects: Iterable[DicomObject]) -> dict[str, list[DicomObject]]:
+    groups: dict[str, list[DicomObject]] = defaultdict(list)
+    for found in objects:
+        groups[_likeness(found)].append(found)
+    return groups
+
+
+def _likeness(found: DicomObject) -> str:
+    return repr(found.series.likeness)
+
+
+def _key(identity: str) -> str:
+    return hashlib.sha256(identity.encode()).hexdigest()[:16]
+
+
+def completeness_notes(
+    series: CtSeries, slices: Sequence[SliceHeader], spacing_mm: float, folder: str
+) -> tuple[str, ...]:
+    """Say where a series whose slices are even may lack some, at its ends or at regular places.
+
+    One statement is certain: NumberOfSeriesRelatedInstances counts the files of this series, so
+    fewer files are a loss, and the series is refused. The others are noted only, because each has
+    harmless reasons, too. ImagesInAcquisition counts the images of an acquisition, from which
+    several series may have been made. InstanceNumber need not start at 1 or be without gaps: some
+    scanners count on from series to series, or number two series in turn. SpacingBetweenSlices may
+    be left from another reconstruction.
+
+    Parameters
+    ----------
+    series
+        All its files.
+    slices
+        Those that make the volume.
+    spacing_mm
+        Between these, as their positions say.
+    folder
+        For messages.
+
+    Raises
+    ------
+    FormatError
+        If the series has fewer files than each of them says.
+    """
+    files = (*series.objects, *series.others)
+    stated = _common(series.objects, "NumberOfSeriesRelatedInstances")
+    if stated is not None and stated > len(files):
+        raise FormatError(
+            f"{folder}: {series.name} has {len(files)} files here, and each slice says that the "
+            f"series has {stated:g} (NumberOfSeriesRelatedInstances). Download the series again. "
+            "If files were left out on purpose, remove that element from the slices."
+        )
+    notes = []
+    images = series.slices + len(series.others)
+    stated = _common(series.objects, "ImagesInAcquisition")
+    if stated is not None and stated > images:
+        notes.append(
+            f"{images} of {stated:g} images of its acquisition (ImagesInAcquisition): others are "
+            "of another series, or missing"
+        )
+    notes += _numbering(files, {header.path for header in slices}, len(slices))
+    stated = _common(series.objects, "SpacingBetweenSlices")
+    if stated and abs(spacing_mm - abs(stated)) > _SPACING * abs(stated):
+        notes.append(
+            f"slices {spacing_mm:.4g} mm apart, where SpacingBetweenSlices is {stated:g} mm: "
+            "slices between them may be missing"
+        )
+    return tuple(notes)
+
+
+def _numbering(files: Iterable[DicomObject], paths: Collection[str], count: int) -> Iterator[str]:
+    """Note where InstanceNumber starts late or has holes; numbers of scouts are none."""
+    own: set[int] = set()
+    others: set[int] = set()
+    for found in files:
+        number = _number(found, "InstanceNumber")
+        if number is not None:
+            (own if found.path in paths else others).add(int(number))
+    if len(own) != count:  # not stated, repeated, or of a multi-frame file
+        return
+    low, high = min(own), max(own)
+    between = sum(low <= number <= high for number in others - own)
+    before = sum(1 <= number < low for number in others)
+    if low - 1 > before or high - low + 1 > count + between:
+        yield f"InstanceNumber runs from {low} to {high} over {count} slices: some may be missing"
+
+
+def _common(objects: Sequence[DicomObject], keyword: str) -> float | None:
+    """Return the number that all files state; None if they do not."""
+    values = Counter(_number(found, keyword) for found in objects)
+    return next(iter(values)) if len(values) == 1 else None
+
+
+def _number(found: DicomObject, keyword: str) -> float | None:
+    try:
+        numbers = found.header.data.numbers(keyword)
+    except HeaderError:
+        return None
+    return numbers[0] if len(numbers) == 1 else None

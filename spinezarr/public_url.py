@@ -1,0 +1,116 @@
+"""Places in messages, without what is secret in a URL.
+
+References
+----------
+Generic syntax of URLs: RFC 3986, https://www.rfc-editor.org/rfc/rfc3986
+What web clients make of URLs that do not follow it: https://url.spec.whatwg.org/#url-parsing
+Chained URLs: https://filesystem-spec.readthedocs.io/en/latest/features.html#url-chaining
+"""
+
+import re
+from typing import Final
+
+__all__ = ["public_url", "without_secrets"]
+
+_SCHEME: Final = r"[A-Za-z][A-Za-z0-9+.-]+"
+_CHAINED: Final = rf"(?:{_SCHEME}::)*"
+_START: Final = re.compile(
+    rf"\s*{_CHAINED}(?:(?P<scheme>{_SCHEME}):[/\\]+|https?:(?=[^:]*:?[^:]*@)|[^/\\]*?://)",
+    re.IGNORECASE,
+)
+"""One slash is what :class:`pathlib.Path` makes of two; WHATWG's parsers take a backslash for one,
+and none at all after ``http:``."""
+_ON_THIS_MACHINE: Final = re.compile(
+    rf"\s*{_CHAINED}(?:file|local):(?:[/\\]|///+)(?![/\\])", re.IGNORECASE
+)
+"""A path, in which a question mark is part of a name."""
+_WRAPPERS: Final = frozenset(
+    [
+        "blockcache",
+        "cached",
+        "dir",
+        "filecache",
+        "libarchive",
+        "reference",
+        "simplecache",
+        "tar",
+        "zip",
+    ]
+)
+"""Schemes of fsspec that another URL follows, after ``::``."""
+_NEXT: Final = re.compile(rf"::(?={_CHAINED}{_SCHEME}:[/\\]|[/\\.~])")
+_HOST: Final = re.compile(r"(?:\[[^\]@]*\]|[^:@\[\]]*)(?::(\d{1,5}))?")
+_LARGEST_PORT: Final = 65535
+_END_OF_PATH: Final = re.compile(r"[?#]")
+_END_OF_HOST: Final = re.compile(r"[/\\?#]")
+_ENCODED_AT: Final = "%40"
+_LEFT_OUT: Final = "…/"
+_IN_TEXT: Final = re.compile(rf"{_CHAINED}\b{_SCHEME}:[/\\]+(?:\S*@)?[^\s'\"<>]*")
+
+
+def public_url(place: str) -> str:
+    """Return the name of a place for messages: a URL without userinfo, query and fragment.
+
+    Where a URL does not follow RFC 3986, as one does that has ``/``, ``?`` or ``@`` in a password,
+    more is left out rather than less. A path on this machine stays as it is.
+
+    Examples
+    --------
+    >>> public_url("https://user:pass@host:80/a.zarr?token=key#part")
+    'https://host:80/a.zarr'
+    >>> public_url("simplecache::s3://key:secret@bucket/a.zarr")
+    'simplecache::s3://bucket/a.zarr'
+    >>> public_url("/data/a@b?c#d")
+    '/data/a@b?c#d'
+    """
+    start = _START.match(place)
+    if start is None:
+        # ``//user:pass@host/share``, as some programs write a place on another machine.
+        start = re.match(r"[/\\]{2}(?=[^/\\]*@)", place)
+        return place if start is None else start[0] + _without_userinfo(place[start.end() :])
+    if _ON_THIS_MACHINE.match(place):
+        return place
+    rest = place[start.end() :]
+    link, following = rest, ""
+    if (start["scheme"] or "").lower() in _WRAPPERS and (chained := _NEXT.search(rest)):
+        link, following = rest[: chained.start()], rest[chained.end() :]
+    link = _without_userinfo(link)
+    path = _END_OF_PATH.split(link)[0]
+    if path != link:
+        following = ""  # which may be a part of the query
+    inner = re.search(rf"{_SCHEME}://", path)
+    if inner is not None:
+        path = path[: inner.start()] + public_url(path[inner.start() :])
+    return f"{start[0]}{path}{'::' if following else ''}{public_url(following)}"
+
+
+def without_secrets(text: str) -> str:
+    """Return a message with each URL in it as :func:`public_url` names it.
+
+    Examples
+    --------
+    >>> without_secrets("http://user:pass@host/a: is absent.")
+    'http://host/a: is absent.'
+    """
+    return _IN_TEXT.sub(lambda found: public_url(found[0]), text)
+
+
+def _without_userinfo(link: str) -> str:
+    """Return what follows the slashes of a URL from its host on."""
+    host = _END_OF_HOST.split(link)[0]
+    if _cannot_be_host(host) and "@" in link:
+        link = link.rpartition("@")[2]
+        host = _END_OF_HOST.split(link)[0]
+    elif "@" in host:
+        path = link[len(host) :]
+        host = host.rpartition("@")[2]
+        # By RFC 3986 that is the host, but it may be the middle of a password.
+        link = f"{_LEFT_OUT}{path.rpartition('@')[2]}" if "@" in path else f"{host}{path}"
+    encoded = host.lower().rfind(_ENCODED_AT)
+    return link if encoded < 0 else link[encoded + len(_ENCODED_AT) :]
+
+
+def _cannot_be_host(authority: str) -> bool:
+    """Whether what stands in the place of a host and port is the beginning of a password."""
+    found = _HOST.fullmatch(authority.rpartition("@")[2])
+    return found is None or int(found[1] or 0) > _LARGEST_PORT

@@ -1,0 +1,137 @@
+"""Which CT series of a DICOM folder are scans, and what templates can say of them."""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Annotated, Final, Self
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from spinezarr.recipe.expression import expression
+from spinezarr.recipe.pattern import PathPattern, PatternText, Texts
+from spinezarr.strict_yaml import StrictModel
+
+__all__ = ["SERIES_NAMES", "SeriesChoice", "SeriesDescribed"]
+
+SERIES_NAMES: Final = frozenset(
+    {"series_number", "series_uid", "study_uid", "kernel", "slice_thickness_mm"}
+)
+"""Names that ``series`` gives to the templates of a layout."""
+_ABSENT: Final = "none"
+"""What a name stands for where a series does not say."""
+_NO_NAME: Final = re.compile(r"[^A-Za-z0-9.+-]+")
+"""What a text of a header may hold and a scan id should not."""
+
+
+@dataclass(frozen=True, slots=True)
+class SeriesDescribed:
+    """What the headers of a CT series say of it."""
+
+    number: int | None
+    uid: str
+    study_uid: str
+    kernel: tuple[str, ...]
+    description: str
+    """Free text: compared with patterns, and neither shown nor stored."""
+    image_type: tuple[str, ...]
+    slice_thickness_mm: float | None
+    slices: int
+
+    def texts(self) -> dict[str, str]:
+        """Return the values of :data:`SERIES_NAMES`; each can be part of a scan id.
+
+        Examples
+        --------
+        >>> SeriesDescribed(2, "1.2.3", "1.2", ("Br38f", "3"), "", (), 1.5, 90).texts()["kernel"]
+        'Br38f-3'
+        """
+        thickness = self.slice_thickness_mm
+        return {
+            "series_number": _ABSENT if self.number is None else str(self.number),
+            "series_uid": _as_name(self.uid),
+            "study_uid": _as_name(self.study_uid),
+            "kernel": _as_name("-".join(self.kernel)),
+            "slice_thickness_mm": _ABSENT if thickness is None else f"{thickness:g}",
+        }
+
+
+def _as_name(text: str) -> str:
+    return _NO_NAME.sub("-", text).strip("-") or _ABSENT
+
+
+def _as_tuple(value: object) -> object:
+    """Let YAML say one value where several may stand."""
+    return tuple(value) if isinstance(value, list | tuple) else (value,)
+
+
+_Numbers = Annotated[tuple[int, ...], BeforeValidator(_as_tuple)]
+_Patterns = Annotated[tuple[PatternText, ...], BeforeValidator(_as_tuple)]
+
+
+class SeriesChoice(StrictModel):
+    """Which CT series of a folder are scans: all that fit each key that is given.
+
+    Examples
+    --------
+    >>> thin = SeriesChoice(kernel=("B6*", "BONE*"), slice_thickness_mm=(0, 1.5))
+    >>> bone = SeriesDescribed(3, "1.2", "1", ("B60f",), "", ("ORIGINAL",), 1.0, 400)
+    >>> thin.takes(bone)
+    True
+    """
+
+    number: _Numbers = ()
+    """SeriesNumber, one of these."""
+    uid: Texts = ()
+    """SeriesInstanceUID, one of these."""
+    kernel: _Patterns = ()
+    """Patterns of ConvolutionKernel, whose several values are joined by ``-``."""
+    description: _Patterns = ()
+    """Patterns of SeriesDescription."""
+    image_type: Texts = ()
+    """Words that ImageType must hold, all of these, e.g. ``ORIGINAL`` and ``AXIAL``."""
+    slice_thickness_mm: tuple[float, float] | None = None
+    """Least and most SliceThickness."""
+    min_slices: Annotated[int, Field(ge=2)] = 2
+    """Least number of slices: scouts and images of contrast monitoring are short series."""
+
+    @model_validator(mode="after")
+    def _ascending_range(self) -> Self:
+        if self.slice_thickness_mm is not None:
+            low, high = self.slice_thickness_mm
+            if not 0 <= low <= high:
+                raise ValueError(
+                    f"'slice_thickness_mm' {[low, high]} is no range; give the least and the most"
+                )
+        return self
+
+    def takes(self, series: SeriesDescribed) -> bool:
+        """Whether a series is a scan."""
+        return self.is_long_enough(series) and all(
+            (
+                not self.number or series.number in self.number,
+                not self.uid or series.uid in self.uid,
+                not self.kernel or _fits(self.kernel, "-".join(series.kernel)),
+                not self.description or _fits(self.description, series.description),
+                set(self.image_type) <= set(series.image_type),
+                self._is_in_range(series.slice_thickness_mm),
+            )
+        )
+
+    def is_long_enough(self, series: SeriesDescribed) -> bool:
+        """Whether a series has as many slices as a scan needs."""
+        return series.slices >= self.min_slices
+
+    def _is_in_range(self, thickness_mm: float | None) -> bool:
+        if self.slice_thickness_mm is None:
+            return True
+        low, high = self.slice_thickness_mm
+        return thickness_mm is not None and low <= thickness_mm <= high
+
+
+def _fits(patterns: Iterable[str], text: str) -> bool:
+    """Whether a pattern fits a text of a header, in any case; a slash counts as a blank."""
+    shown = text.replace("/", " ")
+    return any(
+        expression(PathPattern(pattern).expression.text, ignore_case=True).fullmatch(shown)
+        for pattern in patterns
+    )

@@ -1,0 +1,99 @@
+"""How the numbers of an array become its values: ``value = number * slope + intercept``.
+
+NIfTI calls them ``scl_slope`` and ``scl_inter``, DICOM RescaleSlope and RescaleIntercept, CF
+``scale_factor`` and ``add_offset`` [1]_. The arithmetic is that of nibabel's ``apply_read_scaling``
+and of xarray's decoding, so that all three give the same float64.
+
+References
+----------
+.. [1] https://cfconventions.org, section 8.1 "Packed Data"
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final, Self
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["VALUE_DTYPE", "Scaling"]
+
+VALUE_DTYPE: Final = np.dtype(np.float64)
+"""Type of scaled values."""
+_BLOCK_VALUES: Final = 1 << 18
+"""Values that are computed at once on their way into another type."""
+_SCALE, _OFFSET = "scale_factor", "add_offset"
+
+
+@dataclass(frozen=True, slots=True)
+class Scaling:
+    """A slope and an intercept that hold for a whole array.
+
+    Examples
+    --------
+    >>> Scaling(0.5, -10.0).values(np.array([0, 3], np.uint8))
+    array([-10. ,  -8.5])
+    """
+
+    slope: float
+    """What a number is multiplied with."""
+    intercept: float
+    """What is added then."""
+
+    @classmethod
+    def of_attributes(cls, attributes: Mapping[str, Any]) -> Self | None:
+        """Read the CF attributes of an array; None if it has none of them."""
+        if _SCALE not in attributes:
+            return None
+        return cls(float(attributes[_SCALE]), float(attributes.get(_OFFSET, 0.0)))
+
+    @staticmethod
+    def without_attributes(attributes: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the attributes of an array that describe its values, not its numbers."""
+        return {k: v for k, v in attributes.items() if k not in (_SCALE, _OFFSET)}
+
+    @property
+    def attributes(self) -> dict[str, float]:
+        """The CF attributes, as floats: readers choose the type of the values by them.
+
+        An intercept of 0 is left out, since adding it would turn -0.0 into 0.0.
+        """
+        offset = {_OFFSET: self.intercept} if self.intercept else {}
+        return {_SCALE: self.slope, **offset}
+
+    def values(self, numbers: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+        """Compute the values, as float64, of an array of any shape."""
+        return self._into(numbers, np.empty(numbers.shape, VALUE_DTYPE))
+
+    def values_into(self, numbers: npt.NDArray[Any], out: npt.NDArray[Any]) -> None:
+        """Fill ``out`` with the values.
+
+        Parameters
+        ----------
+        numbers
+            As stored.
+        out
+            Of the same shape and any type; may be a strided view. Values are computed in float64.
+        """
+        if out.dtype == VALUE_DTYPE:
+            self._into(numbers, out)
+            return
+        rows = max(1, _BLOCK_VALUES * len(numbers) // max(1, numbers.size))
+        for first in range(0, len(numbers), rows):
+            part = slice(first, first + rows)
+            out[part] = self.values(numbers[part])
+
+    def _into(
+        self, numbers: npt.NDArray[Any], out: npt.NDArray[np.float64]
+    ) -> npt.NDArray[np.float64]:
+        # A Python float would leave float32 numbers in float32.
+        np.multiply(numbers, np.float64(self.slope), out=out)
+        if self.intercept:
+            out += self.intercept
+        return out
+
+    def is_finite_for(self, dtype: np.dtype[Any]) -> bool:
+        """Whether no finite number of a type is scaled beyond float64."""
+        limits = np.finfo(dtype) if dtype.kind == "f" else np.iinfo(dtype)
+        with np.errstate(over="ignore"):
+            return bool(np.isfinite(self.values(np.array([limits.min, limits.max], dtype))).all())

@@ -1,0 +1,1 @@
+"""Stores over HTTP: bytes for every Zarr client, patches for trainers, JSON for pages."""

@@ -1,0 +1,213 @@
+"""The application: which part answers, and how an answer becomes one of ASGI."""
+
+import asyncio
+import os
+import re
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from functools import partial
+from http import HTTPStatus
+from typing import Any, Final
+from urllib.parse import unquote
+
+from spinezarr.errors import SpinezarrError
+from spinezarr.serve.bytes import answer_bytes
+from spinezarr.serve.facts import answer_scan, answer_scans, answer_stores
+from spinezarr.serve.guard import Guard
+from spinezarr.serve.http import Answer, Request, explained
+from spinezarr.serve.objects import ServedFile, UnreadableError
+from spinezarr.serve.patches import BODY_BYTES, answer_batch
+from spinezarr.serve.stores import ServedStores
+
+__all__ = ["App"]
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+
+_ZARR: Final = "/zarr/"
+_FLAT: Final = "/flat/"
+_ABOUT: Final = "/v1/"
+_FACTS: Final = re.compile(r"/v1/([^/]+)(?:/scans((?:/[^/]+)?))?")
+_BATCH: Final = re.compile(r"/v1/([^/]+)/batch")
+_THREADS: Final = max(1, (os.cpu_count() or 1) // 2)
+"""That decode a batch; others are read beside it."""
+_MOST_UNDER_WAY: Final = 2 * (os.cpu_count() or 1)
+_BODY_S: Final = 30.0
+"""For the body of a request for patches."""
+_AT_ONCE_BYTES: Final = 1 << 20
+"""Read and sent together; what is longer is read by threads, part by part."""
+_OPEN: Final = {"/healthz", "/readyz"}
+"""What a watchdog asks for without a token."""
+
+
+class App:
+    """An ASGI application (https://asgi.readthedocs.io/en/latest/specs/www.html).
+
+    Parameters
+    ----------
+    stores
+        What is served.
+    guard
+        Who may ask.
+    """
+
+    def __init__(self, stores: ServedStores, guard: Guard) -> None:
+        self.stores = stores
+        self._guard = guard
+        self._under_way = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request."""
+        if scope["type"] == "lifespan":
+            await _live(receive, send)
+            return
+        if scope["type"] != "http":
+            return
+        request = _request_of(scope)
+        name = _BATCH.fullmatch(request.path)
+        if name is not None and request.method == "POST":
+            answer = self.refused(request) or await self._answer_batch(name[1], receive)
+        elif request.path.startswith(_ABOUT):
+            answer = await asyncio.to_thread(self.answer, request)
+        else:
+            answer = self.answer(request)
+        await _sent(send, request.method, answer, self._guard.shared(request))
+
+    def answer(self, request: Request) -> Answer:
+        """Answer a request for files, or about the server."""
+        if request.path in _OPEN:
+            return explained(HTTPStatus.OK, "ok")
+        refused = self.refused(request)
+        if refused is not None:
+            return refused
+        try:
+            return self._found(request)
+        except (SpinezarrError, OSError):
+            return explained(
+                HTTPStatus.SERVICE_UNAVAILABLE, "The store cannot be read.", retry_after="1"
+            )
+
+    def _found(self, request: Request) -> Answer:
+        facts = _FACTS.fullmatch(request.path)
+        if facts is not None:
+            return self._answer_facts(request, facts[1], facts[2])
+        for prefix, files in ((_ZARR, self.stores.files), (_FLAT, self.stores.flat)):
+            if request.path.startswith(prefix):
+                return answer_bytes(files, request, request.path[len(prefix) :])
+        return explained(HTTPStatus.NOT_FOUND, "There is no such page.")
+
+    def refused(self, request: Request) -> Answer | None:
+        """Return the answer to who may not ask, or only asks whether it may."""
+        return self._guard.preflight(request) or self._guard.refused(request)
+
+    def _answer_facts(self, request: Request, name: str, scan_id: str | None) -> Answer:
+        if request.method not in {"GET", "HEAD"}:
+            return explained(HTTPStatus.METHOD_NOT_ALLOWED, "It is only read.", allow="GET, HEAD")
+        if name == "stores" and scan_id is None:
+            opened = {n: partial(self.stores.facts, n) for n in self.stores.places()}
+            return answer_stores(opened)
+        found = self.stores.facts(name)
+        if found is None or scan_id is None:
+            return explained(HTTPStatus.NOT_FOUND, "There is no such store.")
+        if not scan_id:
+            return answer_scans(found, request.query)
+        return answer_scan(found, scan_id.removeprefix("/"))
+
+    async def _answer_batch(self, name: str, receive: Receive) -> Answer:
+        try:
+            body = await asyncio.wait_for(_body(receive), _BODY_S)
+        except TimeoutError:
+            return explained(HTTPStatus.REQUEST_TIMEOUT, "The request did not come in time.")
+        if body is None:
+            return explained(
+                HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"At most {BODY_BYTES} bytes are read."
+            )
+        if self._under_way >= _MOST_UNDER_WAY:
+            return explained(
+                HTTPStatus.TOO_MANY_REQUESTS, "Too many patches are being read.", retry_after="1"
+            )
+        self._under_way += 1
+        try:
+            source = self.stores.patches(name)
+            if source is None:
+                return explained(HTTPStatus.NOT_FOUND, "There is no such store.")
+            return await asyncio.to_thread(answer_batch, source, body, threads=_THREADS)
+        except (SpinezarrError, OSError):
+            return explained(
+                HTTPStatus.SERVICE_UNAVAILABLE, "The store cannot be read.", retry_after="1"
+            )
+        finally:
+            self._under_way -= 1
+
+
+async def _body(receive: Receive) -> bytes | None:
+    """Read the body of a request; None if it is too long."""
+    parts, size, more = [], 0, True
+    while more:
+        message = await receive()
+        data = message.get("body", b"")
+        parts.append(data)
+        size, more = size + len(data), message.get("more_body", False)
+        if size > BODY_BYTES:
+            return None
+    return b"".join(parts)
+
+
+def _request_of(scope: Scope) -> Request:
+    headers: dict[str, str] = {}
+    for raw_name, raw_value in scope["headers"]:
+        name, value = raw_name.decode("latin-1"), raw_value.decode("latin-1")
+        headers[name] = f"{headers[name]}, {value}" if name in headers else value
+    raw: bytes = scope.get("raw_path") or scope["path"].encode()
+    path = unquote(raw.partition(b"?")[0].decode("latin-1"), errors="replace")
+    return Request(scope["method"], path, scope.get("query_string", b"").decode("latin-1"), headers)
+
+
+async def _sent(send: Send, method: str, answer: Answer, shared: Mapping[str, str]) -> None:
+    fields = {**answer.headers, **shared}
+    if answer.status not in {HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED}:
+        fields["content-length"] = str(answer.length)
+    try:
+        parts = _Parts(answer) if method != "HEAD" else None
+        first = b"" if parts is None else await parts.read()
+    except UnreadableError as problem:
+        await _sent(send, method, explained(HTTPStatus.SERVICE_UNAVAILABLE, str(problem)), shared)
+        return
+    headers = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in fields.items()]
+    await send({"type": "http.response.start", "status": int(answer.status), "headers": headers})
+    more = parts is not None and parts.is_left
+    await send({"type": "http.response.body", "body": first, "more_body": more})
+    while more and parts is not None:
+        data = await parts.read()  # what fails now ends the connection: the length tells
+        more = parts.is_left
+        await send({"type": "http.response.body", "body": data, "more_body": more})
+
+
+class _Parts:
+    """Reads a body part by part."""
+
+    def __init__(self, answer: Answer) -> None:
+        self._body = answer.body
+        self._file: ServedFile | None = answer.file
+        self._at, self._stop = answer.start, answer.stop
+
+    @property
+    def is_left(self) -> bool:
+        return self._file is not None and self._at < self._stop
+
+    async def read(self) -> bytes:
+        if self._file is None:
+            return self._body
+        start, stop = self._at, min(self._at + _AT_ONCE_BYTES, self._stop)
+        self._at = stop
+        if self._stop - start <= _AT_ONCE_BYTES or self._file.data is not None:
+            return self._file.read(start, stop)
+        return await asyncio.to_thread(self._file.read, start, stop)
+
+
+async def _live(receive: Receive, send: Send) -> None:
+    while True:
+        message = await receive()
+        await send({"type": f"{message['type']}.complete"})
+        if message["type"] == "lifespan.shutdown":
+            return

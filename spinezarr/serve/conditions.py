@@ -1,0 +1,86 @@
+"""What a request for one object with ranges and conditions is answered with (RFC 9110)."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Final
+
+__all__ = ["Verdict", "judge"]
+
+_UNIT: Final = "bytes="
+_RANGE: Final = re.compile(r"[ \t]*(?:(\d+)[ \t]*-[ \t]*(\d*)|-[ \t]*(\d+))[ \t]*", re.ASCII)
+_DIGITS: Final = 19
+"""Of a position; more are none that a file has."""
+_TAG: Final = re.compile(r'(W/)?("[\x21\x23-\x7e\x80-\xff]*")')
+_CONDITION: Final = re.compile(
+    rf"[ \t,]*+(?:{_TAG.pattern}[ \t]*+(?:,[ \t,]*+{_TAG.pattern}[ \t]*+)*+)?[ \t,]*+"
+)
+"""A list of tags; no part of it can be taken in two ways, so that none takes long to refuse."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """Which bytes of an object go with which status; none with most."""
+
+    status: HTTPStatus
+    start: int = 0
+    stop: int = 0
+
+
+def judge(method: str, headers: Mapping[str, str], *, etag: str, size_bytes: int) -> Verdict:
+    """Decide on an answer, in the order of RFC 9110, section 13.2.2.
+
+    Parameters
+    ----------
+    method
+        GET or HEAD; ranges count for GET alone (section 14.2).
+    headers
+        By names in lower case; repeated ones joined by commas.
+    etag
+        Of the object as it is now, strong, with its quotes.
+    size_bytes
+        Of the object.
+
+    Examples
+    --------
+    >>> judge("GET", {"range": "bytes=-2"}, etag='"a"', size_bytes=10)
+    Verdict(status=<HTTPStatus.PARTIAL_CONTENT: 206>, start=8, stop=10)
+    >>> judge("GET", {"if-none-match": 'W/"a"'}, etag='"a"', size_bytes=10).status.value
+    304
+    """
+    if_match, if_none_match = headers.get("if-match"), headers.get("if-none-match")
+    if if_match is not None and not _holds(if_match, etag, weakly=False):
+        return Verdict(HTTPStatus.PRECONDITION_FAILED)
+    if if_none_match is not None and _holds(if_none_match, etag, weakly=True):
+        return Verdict(HTTPStatus.NOT_MODIFIED)
+    asked = headers.get("range")
+    # A date, which objects do not have, is no tag.
+    is_wanted = method == "GET" and headers.get("if-range", etag).strip(" \t") == etag
+    if asked is None or not is_wanted or not asked.lower().startswith(_UNIT) or "," in asked:
+        return Verdict(HTTPStatus.OK, 0, size_bytes)
+    return _part(asked[len(_UNIT) :], size_bytes)
+
+
+def _part(asked: str, size_bytes: int) -> Verdict:
+    found = _RANGE.fullmatch(asked)
+    if found is None or max(map(len, filter(None, found.groups()))) > _DIGITS:
+        return Verdict(HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE)
+    first, last, length = found.groups()
+    if length is not None:
+        start, stop = max(size_bytes - int(length), 0), size_bytes
+    else:
+        start = int(first)
+        stop = min(int(last) + 1, size_bytes) if last else size_bytes
+    if start >= stop:
+        return Verdict(HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE)
+    return Verdict(HTTPStatus.PARTIAL_CONTENT, start, stop)
+
+
+def _holds(condition: str, etag: str, *, weakly: bool) -> bool:
+    """Whether a condition names a tag; what is no list of tags names none."""
+    if condition.strip(" \t") == "*":
+        return True
+    if _CONDITION.fullmatch(condition) is None:
+        return False
+    return any(tag == etag and (weakly or not weak) for weak, tag in _TAG.findall(condition))

@@ -1,0 +1,116 @@
+"""The same arrays without shards: ``/flat/<store>/<key>``, one object a chunk.
+
+Browsers and caches keep whole objects and no ranges, and some clients read no shards. The bytes of
+a chunk are those that lie in its shard, checksum included.
+"""
+
+import json
+from collections.abc import Mapping
+from typing import Any, Final
+
+import numpy as np
+
+from spinezarr.serve.objects import (
+    GoneError,
+    ServedFile,
+    ServedFolder,
+    ServedScan,
+    UnreadableError,
+    chunk_index,
+    part_of,
+    split_key,
+)
+from spinezarr.store.array_metadata import chunk_key
+from spinezarr.store.attributes import ShardEntry
+from spinezarr.store.layout import IMAGE, LABEL, chunk_grid
+
+__all__ = ["FlatFolder"]
+
+_METADATA: Final = "zarr.json"
+_OF_SHARDS: Final = {"manifest", "metadata_crc32c"}
+"""Attributes that describe the files as they lie."""
+
+
+class FlatFolder:
+    """The files of a store as if its arrays had no shards.
+
+    Parameters
+    ----------
+    folder
+        As they lie.
+    """
+
+    def __init__(self, folder: ServedFolder) -> None:
+        self._folder = folder
+
+    def find(self, key: str, version: str | None = None) -> ServedFile | None:
+        """See :meth:`spinezarr.serve.objects.ServedFolder.find`."""
+        scan_id, within = split_key(key)
+        array = within.partition("/")[0]
+        if within != _METADATA and array not in {IMAGE, LABEL}:
+            return self._folder.find(key, version)
+        scan = self._folder.scan(scan_id, version)
+        if scan is None:
+            if within.endswith(_METADATA):
+                return None
+            raise GoneError(f"there is no scan {scan_id!r} in the store, or no longer.")
+        if within.endswith(f"/{_METADATA}") or within == _METADATA:
+            return self._metadata(key)
+        return self._chunk(scan_id, array, within[len(array) + 1 :], scan)
+
+    def _metadata(self, key: str) -> ServedFile | None:
+        found = self._folder.small(key)
+        if found is None or found.data is None:
+            return None
+        node: dict[str, Any] = json.loads(found.data)
+        if node["node_type"] == "array":
+            return ServedFile.of(_dumped(_flat(node)))
+        attributes = {k: v for k, v in node["attributes"].items() if k not in _OF_SHARDS}
+        together = node["consolidated_metadata"]
+        arrays = {
+            name: _flat(node) if name in {IMAGE, LABEL} else node
+            for name, node in together["metadata"].items()
+        }
+        changed = {
+            "attributes": attributes,
+            "consolidated_metadata": {**together, "metadata": arrays},
+        }
+        return ServedFile.of(_dumped({**node, **changed}))
+
+    def _chunk(self, scan_id: str, name: str, key: str, scan: ServedScan) -> ServedFile | None:
+        array = scan.group.arrays.image if name == IMAGE else scan.group.arrays.label
+        grid = None if array is None else chunk_grid(array.shape, array.chunk_shape_zyx)
+        index = None if grid is None else chunk_index(key, scan.group.arrays.separator, grid)
+        if array is None or index is None:
+            raise GoneError(f"scan {scan_id!r} has no such chunk, or no longer.")
+        per_shard = tuple(
+            s // c for s, c in zip(array.shard_shape_zyx, array.chunk_shape_zyx, strict=True)
+        )
+        shard, within = zip(
+            *(divmod(i, n) for i, n in zip(index, per_shard, strict=True)), strict=True
+        )
+        shard_key = f"{name}/{chunk_key(shard, array.separator)}"
+        entry = scan.entries.get(shard_key)
+        if not isinstance(entry, ShardEntry):
+            return None  # background
+        rows = entry.chunk_rows
+        position = int(np.ravel_multi_index(within, per_shard))
+        at = int(np.searchsorted(rows["position"], position))
+        if at == len(rows) or rows["position"][at] != position:
+            return None
+        file = self._folder.file(scan_id, shard_key, scan)
+        if file is None:
+            raise UnreadableError(f"{shard_key} cannot be read.")
+        start = int(rows["size"][:at].sum(dtype=np.int64))
+        return part_of(file, start, start + int(rows["size"][at]))
+
+
+def _flat(node: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the metadata of an array with the chunks of its shards as its chunks."""
+    shards = next(c for c in node["codecs"] if c["name"] == "sharding_indexed")["configuration"]
+    grid = {"name": "regular", "configuration": {"chunk_shape": shards["chunk_shape"]}}
+    return {**node, "chunk_grid": grid, "codecs": shards["codecs"]}
+
+
+def _dumped(node: Mapping[str, Any]) -> bytes:
+    return json.dumps(node).encode()

@@ -1,0 +1,136 @@
+"""Runs a server: with granian until it is told to end, or in the background of a program."""
+
+import os
+import socket
+from threading import Thread
+from types import TracebackType
+from typing import Final, Self
+
+from spinezarr.errors import UsageError
+from spinezarr.serve.guard import is_loopback
+from spinezarr.serve.settings import VARIABLE, ServeSettings
+
+__all__ = ["BackgroundServer", "check_address", "run"]
+
+_HEAD_MS: Final = 5_000
+"""For the head of a request; slower clients are let go."""
+_END_S: Final = 5
+_UNDER_WAY: Final = 256
+"""Requests that a process answers at once; more wait in the system's queue."""
+_INSTALL: Final = "Serving needs more packages: pip install 'spinezarr[serve]'."
+
+
+def check_address(host: str, port: int, *, has_tokens: bool) -> None:
+    """Refuse an address that cannot be served at, or not safely.
+
+    Raises
+    ------
+    UsageError
+        If others could read without a token, or something else is there.
+    """
+    if not has_tokens and not is_loopback(host):
+        raise UsageError(
+            f"--host {host}: others could read everything that is served. Give --token-file, or "
+            "serve on 127.0.0.1."
+        )
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as problem:
+            raise UsageError(
+                f"{host}:{port}: cannot be served at: {problem.strerror}. Choose another --port."
+            ) from problem
+
+
+def run(settings: ServeSettings, host: str, port: int, processes: int) -> None:
+    """Serve until SIGTERM or SIGINT; what has begun is finished, within five seconds.
+
+    Raises
+    ------
+    UsageError
+        If the package that serves is not installed.
+    """
+    try:
+        from granian import Granian  # noqa: PLC0415  an extra
+        from granian.constants import HTTPModes, Interfaces  # noqa: PLC0415
+        from granian.http import HTTP1Settings  # noqa: PLC0415
+        from granian.log import LogLevels  # noqa: PLC0415
+    except ImportError as problem:
+        raise UsageError(_INSTALL) from problem
+    os.environ[VARIABLE] = settings.model_dump_json()
+    Granian(
+        "spinezarr.serve.settings:create",
+        factory=True,
+        address=host,
+        port=port,
+        workers=processes,
+        interface=Interfaces.ASGI,
+        http=HTTPModes.http1,
+        http1_settings=HTTP1Settings(header_read_timeout=_HEAD_MS),
+        backpressure=_UNDER_WAY,
+        websockets=False,
+        respawn_failed_workers=True,
+        workers_kill_timeout=_END_S,
+        log_level=LogLevels.warning,
+    ).serve()
+
+
+class BackgroundServer:
+    """Serves in a thread, to this machine alone, until it is closed or the program ends.
+
+    Parameters
+    ----------
+    settings
+        What is served.
+    port
+        0 takes one that is free.
+
+    Attributes
+    ----------
+    url
+        Of the server, without a slash at its end.
+    """
+
+    def __init__(self, settings: ServeSettings, port: int = 0) -> None:
+        try:
+            import uvicorn  # noqa: PLC0415  an extra
+        except ImportError as problem:
+            raise UsageError(_INSTALL) from problem
+        app = settings.app()
+        try:
+            self._socket = socket.create_server(("127.0.0.1", port))
+        except OSError as problem:
+            raise UsageError(
+                f"127.0.0.1:{port}: cannot be served at: {problem.strerror}. Choose another port."
+            ) from problem
+        self.url = f"http://127.0.0.1:{self._socket.getsockname()[1]}"
+        config = uvicorn.Config(
+            app, log_level="warning", lifespan="off", timeout_graceful_shutdown=_END_S
+        )
+        self._server = uvicorn.Server(config)
+        self._thread = Thread(
+            target=self._server.run, kwargs={"sockets": [self._socket]}, daemon=True
+        )
+        self._thread.start()
+
+    def close(self) -> None:
+        """End it; what has begun is finished."""
+        self._server.should_exit = True
+        self._thread.join(2 * _END_S)
+        self._socket.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        problem: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<spinezarr server at {self.url}>"

@@ -1,0 +1,55 @@
+"""What a server is told, and the application that worker processes make of it."""
+
+import os
+from pathlib import Path
+from typing import Final
+
+from pydantic import BaseModel, ConfigDict
+
+from spinezarr.serve.app import App
+from spinezarr.serve.guard import LOOPBACK, Guard, Tokens
+from spinezarr.serve.stores import ServedStores
+
+__all__ = ["VARIABLE", "ServeSettings", "create"]
+
+VARIABLE: Final = "SPINEZARR_SERVE_SETTINGS"
+"""Variable of the environment that hands the settings to worker processes."""
+
+
+class ServeSettings(BaseModel):
+    """What is served, and to whom.
+
+    Attributes
+    ----------
+    paths
+        Stores, or folders of stores.
+    token_file
+        Hashes of tokens; None: whoever reaches the server may read.
+    hosts
+        Names that it is reached by where no token is asked for.
+    origins
+        Of pages elsewhere that may read.
+    """
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
+
+    paths: tuple[str, ...]
+    token_file: str | None = None
+    hosts: frozenset[str] = frozenset()
+    origins: frozenset[str] = frozenset()
+
+    def app(self) -> App:
+        """Make the application.
+
+        Raises
+        ------
+        UsageError
+            If two stores have the same name, or the file of tokens cannot be read.
+        """
+        tokens = None if self.token_file is None else Tokens(Path(self.token_file))
+        return App(ServedStores(self.paths), Guard(tokens, self.hosts | LOOPBACK, self.origins))
+
+
+def create() -> App:
+    """Make the application of the settings in the environment."""
+    return ServeSettings.model_validate_json(os.environ[VARIABLE]).app()

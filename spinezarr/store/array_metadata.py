@@ -1,0 +1,255 @@
+"""Zarr metadata of a scan's arrays, as far as the reader believes them.
+
+A store may come from anybody. These models take what spinezarr writes and refuse all else: types
+from a list, sizes with bounds whose products are exact, and the codecs that the reader knows. What
+they do not name, such as the parameters of a codec, is not used.
+"""
+
+import math
+from collections.abc import Iterable
+from typing import Annotated, Any, Final, Literal, NotRequired
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from typing_extensions import TypedDict
+
+from spinezarr.geometry import ShapeZYX
+from spinezarr.scaling import Scaling
+from spinezarr.store.layout import (
+    IMAGE,
+    LABEL,
+    LABEL_CHUNKS,
+    LARGEST_AXIS,
+    LARGEST_CHUNK_BYTES,
+    LARGEST_SHARD_CHUNKS,
+    chunk_grid,
+)
+
+__all__ = [
+    "ImageDtype",
+    "ScanArrays",
+    "Separator",
+    "ShardedArray",
+    "StoredModel",
+    "chunk_key",
+    "other_separator",
+]
+
+Separator = Literal["/", "."]
+"""Between the parts of a chunk's key: ``c/0/1/2`` or ``c.0.1.2``, both of the specification [1]_.
+
+What replaces a scan or the table is written under the keys that the old one does not use, so that
+both lie side by side until one write of ``zarr.json`` changes from one to the other.
+
+References
+----------
+.. [1] https://zarr-specs.readthedocs.io/en/latest/v3/chunk-key-encodings/default/
+"""
+ImageDtype = Literal[
+    "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "float32", "float64"
+]
+"""Types that voxels are stored in: integers and floats to 64 bit."""
+_LABELS: Final = 255
+"""Values of a mask but background."""
+_LARGEST_SAMPLING: Final = 1 << 22
+"""Rows of the sampling's counts; an ordinary CT has a thousand."""
+
+Size = Annotated[int, Field(ge=1, le=LARGEST_AXIS)]
+_SizeZYX = tuple[Size, Size, Size]
+
+
+class StoredModel(BaseModel):
+    """Base of models of Zarr metadata: strict and frozen; keys that they do not name are left."""
+
+    model_config = ConfigDict(strict=True, frozen=True)
+
+
+class _BytesCodec(TypedDict):
+    name: Literal["bytes"]
+
+
+class _BloscCodec(TypedDict):
+    name: Literal["blosc"]
+
+
+class _Crc32cCodec(TypedDict):
+    name: Literal["crc32c"]
+
+
+_ChunkCodecs = tuple[_BytesCodec, _BloscCodec, _Crc32cCodec]
+
+
+class _SeparatorConfiguration(TypedDict):
+    separator: Separator
+
+
+class _ChunkKeyEncoding(TypedDict):
+    name: Literal["default"]
+    configuration: _SeparatorConfiguration
+
+
+class _ShardingConfiguration(TypedDict):
+    chunk_shape: _SizeZYX
+    codecs: _ChunkCodecs
+    index_codecs: tuple[_BytesCodec, _Crc32cCodec]
+    index_location: NotRequired[Literal["end"]]
+
+
+class _Sharding(TypedDict):
+    name: Literal["sharding_indexed"]
+    configuration: _ShardingConfiguration
+
+
+class _ShardGridConfiguration(TypedDict):
+    chunk_shape: _SizeZYX
+
+
+class _ShardGrid(TypedDict):
+    name: Literal["regular"]
+    configuration: _ShardGridConfiguration
+
+
+class _Array(StoredModel):
+    zarr_format: Literal[3]
+    node_type: Literal["array"]
+    chunk_key_encoding: _ChunkKeyEncoding
+    storage_transformers: tuple[()] = ()
+    attributes: dict[str, Any]
+
+    @property
+    def separator(self) -> Separator:
+        """Between the parts of its keys."""
+        return self.chunk_key_encoding["configuration"]["separator"]
+
+
+class ShardedArray(_Array):
+    """``image`` or ``label``."""
+
+    shape: _SizeZYX
+    data_type: ImageDtype
+    chunk_grid: _ShardGrid
+    codecs: tuple[_Sharding]
+
+    @model_validator(mode="after")
+    def _check_sizes(self) -> "ShardedArray":
+        chunk, shard = self.chunk_shape_zyx, self.shard_shape_zyx
+        n_bytes = math.prod(chunk) * self.dtype.itemsize
+        if n_bytes > LARGEST_CHUNK_BYTES:
+            raise ValueError(
+                f"chunks of {chunk} voxels have {n_bytes} bytes, expected at most "
+                f"{LARGEST_CHUNK_BYTES}"
+            )
+        if any(s % c for s, c in zip(shard, chunk, strict=True)):
+            raise ValueError(f"shards of {shard} voxels are no whole chunks of {chunk}")
+        n_chunks = math.prod(chunk_grid(shard, chunk))
+        if n_chunks > LARGEST_SHARD_CHUNKS:
+            raise ValueError(
+                f"shards have {n_chunks} chunks, expected at most {LARGEST_SHARD_CHUNKS}"
+            )
+        return self
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Of the stored numbers."""
+        return np.dtype(self.data_type)
+
+    @property
+    def chunk_shape_zyx(self) -> ShapeZYX:
+        """Voxels of a chunk."""
+        return self.codecs[0]["configuration"]["chunk_shape"]
+
+    @property
+    def shard_shape_zyx(self) -> ShapeZYX:
+        """Voxels of a shard."""
+        return self.chunk_grid["configuration"]["chunk_shape"]
+
+    @property
+    def scaling(self) -> Scaling | None:
+        """What makes values of the numbers; None if they are the values."""
+        return Scaling.of_attributes(self.attributes)
+
+
+class _LabelArray(ShardedArray):
+    data_type: Literal["uint8"]
+
+
+class _Positions(_Array):
+    """``z``, ``y`` or ``x``."""
+
+    shape: tuple[Size]
+    data_type: Literal["float64"]
+
+
+class _LabelChunks(_Array):
+    """The sampling's counts."""
+
+    shape: tuple[Annotated[int, Field(ge=0, le=_LARGEST_SAMPLING)], Literal[5]]
+    data_type: Literal["uint32"]
+    codecs: _ChunkCodecs
+
+
+class ScanArrays(StoredModel):
+    """All arrays of a scan."""
+
+    model_config = ConfigDict(extra="forbid")
+    image: ShardedArray
+    label: _LabelArray | None = None
+    z: _Positions
+    y: _Positions
+    x: _Positions
+    sampling: dict[str, Any] | None = None
+    label_chunks: _LabelChunks | None = Field(None, alias="sampling/label_chunks")
+
+    @model_validator(mode="after")
+    def _check_together(self) -> "ScanArrays":
+        shape = self.image.shape
+        if (self.z.shape, self.y.shape, self.x.shape) != tuple((n,) for n in shape):
+            raise ValueError(f"its coordinates are not those of {shape} voxels")
+        if len({array.separator for array in self.together.values()}) > 1:
+            raise ValueError("its arrays have chunks under several kinds of keys")
+        if (self.label is None) != (self.label_chunks is None):
+            raise ValueError("one of label and sampling/label_chunks is missing")
+        if self.label is None or self.label_chunks is None:
+            return self
+        if self.label.shape != shape:
+            raise ValueError(f"its mask has {self.label.shape} voxels, its image {shape}")
+        n_chunks = math.prod(chunk_grid(shape, self.label.chunk_shape_zyx))
+        if self.label_chunks.shape[0] > _LABELS * n_chunks:
+            raise ValueError(
+                f"its mask has {self.label_chunks.shape[0]} counts of labels in {n_chunks} chunks"
+            )
+        return self
+
+    @property
+    def separator(self) -> Separator:
+        """Between the parts of the keys of their chunks."""
+        return self.image.separator
+
+    @property
+    def together(self) -> dict[str, _Array]:
+        """Those that are there, by key."""
+        found: dict[str, _Array | None] = {
+            IMAGE: self.image,
+            LABEL: self.label,
+            "z": self.z,
+            "y": self.y,
+            "x": self.x,
+            LABEL_CHUNKS: self.label_chunks,
+        }
+        return {name: array for name, array in found.items() if array is not None}
+
+
+def chunk_key(index: Iterable[int], separator: Separator) -> str:
+    """Return the key of a chunk or shard within its array.
+
+    Examples
+    --------
+    >>> chunk_key((0, 1, 2), ".")
+    'c.0.1.2'
+    """
+    return separator.join(("c", *map(str, index)))
+
+
+def other_separator(separator: Separator) -> Separator:
+    """Return the one that is free."""
+    return "." if separator == "/" else "/"

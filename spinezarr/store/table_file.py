@@ -1,0 +1,334 @@
+"""The files of the scan table as a dataset: parsed within bounds, as a store may come from anybody.
+
+zarr-python would read them too, and allocate what they ask for. Here each column has one of the
+types and dimensions that the table has, and takes no more memory than that says.
+"""
+
+import math
+import struct
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Final, Literal, get_args
+
+import numpy as np
+import numpy.typing as npt
+import xarray as xr
+from numcodecs.zstd import decompress
+from pydantic import AfterValidator, Field, model_validator
+
+from spinezarr.recipe import LabelState
+from spinezarr.store.array_metadata import ImageDtype, Separator, StoredModel
+from spinezarr.store.attributes import (
+    LARGEST_LENGTH_MM,
+    ORIENTATIONS,
+    ManifestEntry,
+    is_scan_id,
+    parse_sealed,
+)
+from spinezarr.store.layout import LARGEST_AXIS, LARGEST_SCANS, METADATA_BYTES
+from spinezarr.store.sharding import CHECKSUM_BYTES, crc32c
+from spinezarr.store.table import own_columns
+from spinezarr.text import is_file_name, is_shown_as_is
+from spinezarr.vertebrae import LEVELS
+
+__all__ = ["StoredTable", "TableFile", "is_table_file", "parse_table"]
+
+_COLUMNS_BYTES: Final = 192 << 20
+"""Of all columns together."""
+_ZSTD_MAGIC: Final = 0xFD2FB528
+_ZSTD_HEADER_BYTES: Final = 6
+"""Of the shortest header that tells the size of the content."""
+_DTYPES: Final = get_args(ImageDtype)
+_DTYPE_COLUMNS: Final = ("image_dtype", "image_stored_dtype")
+_COUNTS: Final = (
+    "voxel_count",
+    "image_nan_voxels",
+    "image_infinite_voxels",
+    "other_label_voxels",
+    "source_bytes",
+    "stored_bytes",
+)
+_POSITIONS: Final = (
+    "centroid_mm",
+    "annotated_centroid_mm",
+    "annotated_centroid_distance_mm",
+)
+"""Columns of mm, with NaN where there is no vertebra."""
+_DIMENSIONS: Final = (
+    ("scan",),
+    ("vertebra",),
+    ("axis",),
+    ("scan", "axis"),
+    ("scan", "vertebra"),
+    ("scan", "vertebra", "axis"),
+)
+_FILL: Final[dict[str, Any]] = {"string": "", "int32": 0, "int64": 0, "float64": math.nan}
+"""What stands in a column of which no chunk is stored."""
+_XARRAY_ATTRIBUTES: Final = {"_FillValue", "coordinates"}
+"""Those by which xarray decodes what it wrote; the values are what they are without them."""
+
+
+def _checked_column(name: str) -> str:
+    shown = is_file_name(name) and is_shown_as_is(name)
+    if not shown or name.startswith("__") or name == "zarr.json":
+        raise ValueError("is no name of an array")
+    return name
+
+
+def is_table_file(key: str) -> bool:
+    """Whether the layout makes such a file below the folder of a table."""
+    try:
+        return key == "zarr.json" or bool(_checked_key(key))
+    except ValueError:
+        return False
+
+
+def _checked_key(key: str) -> str:
+    column, _, rest = key.partition("/")
+    _checked_column(column)
+    if rest not in _COLUMN_FILES:
+        raise ValueError("is no file of a table")
+    return key
+
+
+_COLUMN_FILES: Final = {"zarr.json"} | {
+    separator.join(["c", *"0" * n]) for n in (1, 2, 3) for separator in "/."
+}
+ColumnName = Annotated[str, AfterValidator(_checked_column)]
+TableFile = Annotated[str, AfterValidator(_checked_key)]
+"""Key of a file of the table but its ``zarr.json``, below the table's folder."""
+_Size = Annotated[int, Field(ge=0, le=LARGEST_SCANS)]
+
+
+class _TextCodec(StoredModel):
+    name: Literal["vlen-utf8", "bytes"]
+
+
+class _ZstdCodec(StoredModel):
+    name: Literal["zstd"]
+
+
+class _Crc32cCodec(StoredModel):
+    name: Literal["crc32c"]
+
+
+class _KeyConfiguration(StoredModel):
+    separator: Separator
+
+
+class _KeyEncoding(StoredModel):
+    name: Literal["default"]
+    configuration: _KeyConfiguration
+
+
+class _Column(StoredModel):
+    node_type: Literal["array"]
+    shape: Annotated[tuple[_Size, ...], Field(min_length=1, max_length=3)]
+    dimension_names: tuple[Literal["scan", "vertebra", "axis"], ...]
+    data_type: Literal["string", "int32", "int64", "float64"]
+    codecs: tuple[_TextCodec, _ZstdCodec, _Crc32cCodec]
+    chunk_key_encoding: _KeyEncoding
+    storage_transformers: tuple[()] = ()
+    attributes: dict[str, Any]
+
+    @model_validator(mode="after")
+    def _check_form(self) -> "_Column":
+        if self.dimension_names not in _DIMENSIONS or len(self.shape) != len(self.dimension_names):
+            raise ValueError(f"its dimensions are {self.dimension_names}")
+        if (self.data_type == "string") != (self.codecs[0].name == "vlen-utf8"):
+            raise ValueError(f"its codec {self.codecs[0].name} does not fit {self.data_type}")
+        return self
+
+    @property
+    def key(self) -> str:
+        """Of its only chunk, below its folder."""
+        separator = self.chunk_key_encoding.configuration.separator
+        return separator.join(["c", *"0" * len(self.shape)])
+
+
+class _Columns(StoredModel):
+    metadata: dict[ColumnName, _Column]
+
+
+class _TableAttributes(StoredModel):
+    dataset: str
+    title: str | None = None
+    licence: str | None = None
+    citation: str | None = None
+    homepage: str | None = None
+    codec_profile: str | None = None
+    pseudonym_key: str | None = None
+    manifest: dict[TableFile, ManifestEntry]
+
+
+class _TableGroup(StoredModel):
+    attributes: _TableAttributes
+    consolidated_metadata: _Columns
+
+    @model_validator(mode="after")
+    def _check_sizes(self) -> "_TableGroup":
+        if any(e.size_bytes > METADATA_BYTES for e in self.attributes.manifest.values()):
+            raise ValueError(f"a file of it has more than {METADATA_BYTES} bytes")
+        sizes = {"vertebra": len(LEVELS), "axis": 3}
+        for name, column in self.consolidated_metadata.metadata.items():
+            for dimension, size in zip(column.dimension_names, column.shape, strict=True):
+                if sizes.setdefault(dimension, size) != size:
+                    raise ValueError(
+                        f"{name} has {size} along {dimension}, expected {sizes[dimension]}"
+                    )
+        return self
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class StoredTable:
+    """The ``zarr.json`` of a table, checked; its chunks are still to be read."""
+
+    manifest: Mapping[str, ManifestEntry]
+    """All files but ``zarr.json``, by key below the table's folder."""
+    columns: Mapping[str, _Column]
+    attributes: Mapping[str, str]
+    """Of the dataset."""
+
+    @property
+    def chunks(self) -> Mapping[str, ManifestEntry]:
+        """The files that hold the values; the metadata of columns stand in those of the table."""
+        return {key: e for key, e in self.manifest.items() if not key.endswith("/zarr.json")}
+
+    @property
+    def separator(self) -> Separator:
+        """Between the parts of the keys of its chunks."""
+        found = {
+            column.chunk_key_encoding.configuration.separator for column in self.columns.values()
+        }
+        return "." if "." in found else "/"
+
+    def dataset(self, chunks: Mapping[str, bytes]) -> xr.Dataset:
+        """Decode the columns; text as NumPy objects.
+
+        Parameters
+        ----------
+        chunks
+            Contents of :attr:`chunks`, which the manifest has been compared with.
+
+        Raises
+        ------
+        ValueError
+            If they are not the columns of a scan table.
+        """
+        variables: dict[str, Any] = {}
+        room = _COLUMNS_BYTES
+        for name, column in self.columns.items():
+            values, n_bytes = _values(column, chunks.get(f"{name}/{column.key}"), room)
+            room -= n_bytes
+            attributes = {k: v for k, v in column.attributes.items() if k not in _XARRAY_ATTRIBUTES}
+            variables[name] = (column.dimension_names, values, attributes)
+        table = xr.Dataset(variables, attrs=dict(self.attributes))
+        _check_values(table)
+        return table.set_coords(["scan", "vertebra", "axis"])
+
+
+def parse_table(data: bytes) -> StoredTable:
+    """Read the ``zarr.json`` of a table.
+
+    Raises
+    ------
+    ValueError
+        If spinezarr did not write it, or it is damaged.
+    """
+    group = parse_sealed(data, _TableGroup)
+    said = group.attributes
+    attributes = said.model_dump(exclude={"manifest"}, exclude_none=True)
+    return StoredTable(said.manifest, group.consolidated_metadata.metadata, attributes)
+
+
+def _values(column: _Column, chunk: bytes | None, room: int) -> tuple[npt.NDArray[Any], int]:
+    """Decode a column; return it and the bytes that it takes, at most ``room``."""
+    n = math.prod(column.shape)
+    dtype = np.dtype(object if column.data_type == "string" else column.data_type)
+    n_bytes = n * dtype.itemsize
+    if n_bytes > room:
+        raise ValueError(f"its columns have more than {_COLUMNS_BYTES} bytes")
+    if chunk is None:
+        return np.full(column.shape, _FILL[column.data_type], dtype), n_bytes
+    packed, checksum = chunk[:-CHECKSUM_BYTES], chunk[-CHECKSUM_BYTES:]
+    if crc32c(packed) != int.from_bytes(checksum, "little"):
+        raise ValueError("a column has another crc32c than it ends with")
+    size = _decoded_bytes(packed)
+    is_text = dtype.kind == "O"
+    if size + n_bytes > room or not (is_text or size == n_bytes):
+        raise ValueError(f"a column of {n} values would have {size} bytes")
+    decoded = np.empty(size, np.uint8)
+    try:
+        decompress(packed, decoded)
+    except RuntimeError as problem:
+        raise ValueError(f"a column does not decompress ({problem})") from None
+    if not is_text:
+        return decoded.view(dtype.newbyteorder("<")).astype(dtype).reshape(column.shape), n_bytes
+    texts = np.empty(n, object)
+    texts[:] = list(_texts(decoded.tobytes(), n))
+    return texts.reshape(column.shape), size + n_bytes
+
+
+def _decoded_bytes(packed: bytes) -> int:
+    """Return how many bytes a Zstandard frame says it holds (RFC 8878, section 3.1.1.1)."""
+    magic, descriptor = struct.unpack_from("<IB", packed.ljust(_ZSTD_HEADER_BYTES, b"\0"))
+    single, width = descriptor >> 5 & 1, descriptor >> 6
+    size_bytes = (single, 2, 4, 8)[width]
+    if magic != _ZSTD_MAGIC or not size_bytes or len(packed) < _ZSTD_HEADER_BYTES:
+        raise ValueError("a column is no Zstandard frame of a known size")
+    at = 5 + (1 - single) + (0, 1, 2, 4)[descriptor & 3]
+    size = int.from_bytes(packed[at : at + size_bytes], "little")
+    return size + 256 if size_bytes == 2 else size  # noqa: PLR2004  as the RFC has it
+
+
+def _texts(data: bytes, n: int) -> Iterator[str]:
+    """Yield the texts of numcodecs' ``vlen-utf8``: their count, then each with its length."""
+    found = int.from_bytes(data[:4], "little")
+    if found != n:
+        raise ValueError(f"a column has {found} texts, expected {n}")
+    at = 4
+    for _ in range(n):
+        start = at + 4
+        at = start + int.from_bytes(data[at:start], "little")
+        if at > len(data) or start > len(data):
+            raise ValueError("a column of texts is cut short")
+        yield data[start:at].decode()
+    if at != len(data):
+        raise ValueError("a column of texts has bytes after its end")
+
+
+def _check_values(table: xr.Dataset) -> None:
+    """Refuse what :func:`spinezarr.store.table.build_table` never makes."""
+    for name, (dimensions, dtype) in own_columns().items():
+        if name not in table.variables:
+            raise ValueError(f"it has no column {name!r}")
+        found = table.variables[name]
+        if found.dims != dimensions or (found.dtype != dtype and dtype.kind != "T"):
+            raise ValueError(f"its column {name!r} has dimensions {found.dims} and {found.dtype}")
+        if (found.dtype.kind == "O") != (dtype.kind == "T"):
+            raise ValueError(f"its column {name!r} holds {found.dtype}")
+    if table.vertebra.to_numpy().tolist() != list(LEVELS) or list(table.axis.to_numpy()) != [
+        *"zyx"
+    ]:
+        raise ValueError("its vertebrae or axes are others")
+    scans = table.scan.to_numpy().tolist()
+    if len(set(scans)) != len(scans) or not all(map(is_scan_id, scans)):
+        raise ValueError("it has several rows of a scan, or one of no possible name")
+    shape, spacing = table.shape_zyx.to_numpy(), table.spacing_mm.to_numpy()
+    start, stop = table.bbox_start_zyx.to_numpy(), table.bbox_stop_zyx.to_numpy()
+    absent = (start == -1).all(-1) & (stop == -1).all(-1)
+    inside = ((start >= 0) & (start < stop) & (stop <= shape[:, None])).all(-1)
+    sound = {
+        "shape_zyx": (shape >= 1) & (shape <= LARGEST_AXIS),
+        "spacing_mm": (spacing > 0) & (spacing <= LARGEST_LENGTH_MM),
+        "bbox_start_zyx": absent | inside,
+        **{name: table[name].to_numpy() >= 0 for name in _COUNTS},
+        **{name: ~(np.abs(table[name].to_numpy()) > LARGEST_LENGTH_MM) for name in _POSITIONS},
+        **{name: np.isin(table[name].to_numpy(), _DTYPES) for name in _DTYPE_COLUMNS},
+        "orientation": np.isin(table.orientation.to_numpy(), [*ORIENTATIONS]),
+        "label_state": np.isin(table.label_state.to_numpy(), [*get_args(LabelState), "none"]),
+    }
+    for name, is_sound in sound.items():
+        if not is_sound.all():
+            row = int(np.flatnonzero(~is_sound.reshape(len(scans), -1).all(1))[0])
+            raise ValueError(f"its column {name!r} has no possible value for {scans[row]!r}")

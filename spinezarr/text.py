@@ -1,0 +1,291 @@
+"""Names, counts and errors of the system in messages, and text of others made fit to print.
+
+References
+----------
+Unicode normalization forms: https://www.unicode.org/reports/tr15/
+General categories and joiners: https://www.unicode.org/versions/latest/core-spec/chapter-23/
+Attacks by text that is not what it looks like: https://www.unicode.org/reports/tr36/
+"""
+
+import errno
+import json
+import math
+import os
+import re
+import unicodedata
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Final, Self
+
+__all__ = [
+    "Lines",
+    "composed",
+    "counted",
+    "described_os_error",
+    "is_file_name",
+    "is_shown_as_is",
+    "json_text",
+    "markdown_text",
+    "naming_full_disk",
+    "printable",
+    "printable_values",
+]
+
+LONGEST_LINE: Final = 2000
+"""Characters of one text before its middle is left out: no message of ours comes near."""
+MOST_LINES: Final = 200
+_ELLIPSIS: Final = " … "
+_SHOWN_CATEGORIES: Final = {"Zs", "Co"}
+"""Besides those that ``str.isprintable`` takes: spaces of any width, characters of private use."""
+_SHOWN_FORMATS: Final = frozenset(
+    "\u0600\u0601\u0602\u0603\u0604\u0605\u06dd\u070f\u0890\u0891\u08e2\U000110bd\U000110cd"
+)
+"""Signs of Arabic, Syriac and Kaithi that are seen, though Unicode counts them as format
+characters (its property Prepended_Concatenation_Mark)."""
+_JOINERS: Final = frozenset("\u200c\u200d")
+"""They form ligatures of Persian and Indic scripts, and emoji of several."""
+_BLANKS: Final = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u3164\uffa0")
+"""Letters and marks that show nothing (Default_Ignorable_Code_Point)."""
+_MARKDOWN: Final = re.compile(
+    r"[\\`*_\[\]<>&|~$@#]|:(?=//)|(?<=www)\.|^[+-]|(?<=^\d)[.)]|(?<=^\d\d)[.)]", re.IGNORECASE
+)
+_REFERENCES: Final = {"<": "&lt;", ">": "&gt;", "&": "&amp;", "@": "&#64;"}
+_NO_ROOM: Final = {
+    errno.ENOSPC: "Free some space there. Then run the same command again.",
+    errno.EDQUOT: "Free some space there, or raise the quota. Then run the same command again.",
+    errno.EFBIG: "Raise the limit of file sizes (ulimit -f). Then run the same command again.",
+}
+"""Next step for each error of a write that finds no room. The system names no file with these."""
+_NAME_BYTES: Final = 255
+"""Length of a name on common file systems (``NAME_MAX``)."""
+_STRAY_BYTES: Final = range(0xDC80, 0xDD00)
+"""What stands for bytes of a file name that are no UTF-8 (PEP 383)."""
+_FIRST_STRAY_BYTE: Final = 0xDC00
+
+
+def composed(text: str) -> str:
+    r"""Return a name in Unicode's form NFC, in which names are compared and stored.
+
+    macOS writes file names decomposed (NFD), most editors and tables composed (NFC): the same name
+    in both has different code points.
+
+    Examples
+    --------
+    >>> composed("Mu\u0308ller") == "Müller"
+    True
+    """
+    return text if text.isascii() else unicodedata.normalize("NFC", text)
+
+
+class Lines(str):
+    r"""Text of several lines, each of them fit to print.
+
+    Wherever else a line ends in a text, it is shown as an escape: nobody's name begins a line that
+    looks as if it were ours.
+
+    Parameters
+    ----------
+    *lines
+        As they come; each is made fit to print.
+
+    Examples
+    --------
+    >>> print(Lines("one", "two\nand \x1b more"))
+    one
+    two\x0aand \x1b more
+    """
+
+    __slots__ = ()
+
+    def __new__(cls, *lines: str) -> Self:  # noqa: D102  see the class
+        shown = [printable(str(line)) for line in lines[:MOST_LINES]]
+        if len(lines) > MOST_LINES:
+            shown.append(f"... and {len(lines) - MOST_LINES} more lines")
+        return super().__new__(cls, "\n".join(shown))
+
+    def __reduce__(self) -> tuple[type[Self], tuple[str, ...]]:
+        return type(self), tuple(str(self).split("\n"))
+
+
+def printable(text: str, longest: int | None = LONGEST_LINE) -> str:
+    r"""Return text of others so that it can be printed: the only way in which it ever is.
+
+    Whatever controls a terminal, turns the direction of writing, shows nothing or is no character
+    stands as an escape; names in any language and emoji stay as they are. What holds a backslash
+    and what is escaped may look alike.
+
+    Parameters
+    ----------
+    text
+        One line, or :class:`Lines`, which are left as they are.
+    longest
+        Characters before the middle is left out; None: it never is.
+
+    Examples
+    --------
+    >>> print(printable("a\x1b[2Jb"), printable("Mu\udcfcller"), printable("x" * 9, longest=7))
+    a\x1b[2Jb Mu\xfcller xx … xx
+    """
+    if isinstance(text, Lines):
+        return text
+    shown = _escaped(text[:longest])
+    if longest is None or len(text) <= longest >= len(shown):
+        return shown
+    # What a text says first and last tells most: an error ends with the next step.
+    half = (longest - len(_ELLIPSIS)) // 2
+    return f"{shown[:half]}{_ELLIPSIS}{_escaped(text[-longest:])[-half:]}"
+
+
+def is_shown_as_is(text: str) -> bool:
+    """Whether all of a text is fit to print."""
+    return printable(text, None) == text
+
+
+def printable_values(value: Any) -> Any:  # noqa: ANN401  JSON, and JSON it stays
+    r"""Return values of JSON whose texts and keys are fit to print: for those who print them.
+
+    Examples
+    --------
+    >>> print(printable_values({"title": ["a\x1b[2J", 1]})["title"][0])
+    a\x1b[2J
+    """
+    if isinstance(value, str):
+        return printable(value, None)
+    if isinstance(value, Mapping):
+        return {printable(key, None): printable_values(item) for key, item in value.items()}
+    return [printable_values(item) for item in value] if isinstance(value, list) else value
+
+
+def _escaped(text: str) -> str:
+    if text.isprintable() and (text.isascii() or _BLANKS.isdisjoint(text)):
+        return text
+    return "".join(
+        char if _is_shown(char) or _joins(text, at) else _escape(char)
+        for at, char in enumerate(text)
+    )
+
+
+def _is_shown(char: str) -> bool:
+    if char.isprintable():
+        return char not in _BLANKS
+    return unicodedata.category(char) in _SHOWN_CATEGORIES or char in _SHOWN_FORMATS
+
+
+def _joins(text: str, at: int) -> bool:
+    """Whether a character is a joiner that has letters or signs beyond ASCII on both sides."""
+    around = text[at - 1 : at] + text[at + 1 : at + 2]
+    return (
+        text[at] in _JOINERS
+        and len(around) == 2  # noqa: PLR2004  before and after
+        and all(not char.isascii() and _is_shown(char) for char in around)
+    )
+
+
+def _escape(char: str) -> str:
+    code = ord(char)
+    byte = code - _FIRST_STRAY_BYTE if code in _STRAY_BYTES else code
+    if byte <= 0xFF:  # noqa: PLR2004  one byte
+        return f"\\x{byte:02x}"
+    return f"\\u{code:04x}" if code <= 0xFFFF else f"\\U{code:08x}"  # noqa: PLR2004
+
+
+def json_text(value: object, *, indent: int | None = 2) -> str:
+    r"""Return JSON that any terminal, page or file can show, and that gives back every string.
+
+    What is beyond ASCII stands as escapes, and so does DEL, the only control character that JSON
+    leaves as it is (RFC 8259, section 7).
+
+    A number that is not finite, which JSON lacks, becomes null.
+
+    Examples
+    --------
+    >>> print(json_text(["Mü\x1b\x7f", float("nan")], indent=None))
+    ["M\u00fc\u001b\u007f", null]
+    """
+    try:
+        text = json.dumps(value, indent=indent, allow_nan=False)
+    except ValueError:
+        text = json.dumps(_finite(value), indent=indent, allow_nan=False)
+    return text.replace("\x7f", "\\u007f")
+
+
+def markdown_text(text: str) -> str:
+    r"""Return text of others that a page of Markdown shows as it is: no link, tag or formula.
+
+    Every character that starts something in CommonMark, in GitHub's tables and links, or in the
+    formulas of GitHub and Jupyter stands behind a backslash or, where HTML reads it, as a reference
+    (https://spec.commonmark.org/0.31.2/#backslash-escapes, https://github.github.com/gfm/).
+
+    Examples
+    --------
+    >>> print(markdown_text("<b>*L1* | [a](b)"))
+    &lt;b&gt;\*L1\* \| \[a\](b)
+    """
+    return _MARKDOWN.sub(lambda found: _REFERENCES.get(found[0], f"\\{found[0]}"), printable(text))
+
+
+def _finite(value: object) -> object:
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def is_file_name(name: str) -> bool:
+    r"""Whether a file or folder can have a name, and lies in its folder with it.
+
+    Examples
+    --------
+    >>> [is_file_name(name) for name in ("liver_9", "1.3.6", "..", "a/b", "", "a\0b")]
+    [True, True, False, False, False, False]
+    """
+    separators = {"/", "\0", os.sep, os.altsep or "/", ":" if os.name == "nt" else "/"}
+    long = len(name.encode(errors="surrogateescape")) > _NAME_BYTES
+    return name not in {"", ".", ".."} and separators.isdisjoint(name) and not long
+
+
+def counted(count: int, noun: str, plural: str = "") -> str:
+    """Return a count with its noun.
+
+    Parameters
+    ----------
+    count
+        How many.
+    noun
+        For one.
+    plural
+        For any other number, if it is not ``noun`` with an s.
+
+    Examples
+    --------
+    >>> counted(1, "scan"), counted(1005, "scan"), counted(0, "entry", "entries")
+    ('1 scan', '1005 scans', '0 entries')
+    """
+    return f"{count} {noun if count == 1 else plural or f'{noun}s'}"
+
+
+@contextmanager
+def naming_full_disk(path: str) -> Iterator[None]:
+    """Name the file that was written when the system reports that there is no room for it."""
+    try:
+        yield
+    except OSError as problem:
+        if problem.errno in _NO_ROOM and problem.filename is None:
+            problem.filename = path
+        raise
+
+
+def described_os_error(problem: OSError) -> str:
+    """Return an error of the system as a message: the file, what is wrong, the next step if known.
+
+    Examples
+    --------
+    >>> described_os_error(IsADirectoryError(errno.EISDIR, "Is a directory", "out.nii"))
+    'out.nii: Is a directory.'
+    >>> described_os_error(OSError(errno.ENOSPC, "No space left on device", "a.nii"))
+    'a.nii: No space left on device. Free some space there. Then run the same command again.'
+    """
+    where = f"{problem.filename}: " if problem.filename else ""
+    step = _NO_ROOM.get(problem.errno or 0)
+    return f"{where}{problem.strerror or problem}.{f' {step}' if step else ''}"

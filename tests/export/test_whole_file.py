@@ -1,0 +1,58 @@
+"""What is exported lies in its folder and nowhere else, whole or not at all."""
+
+import os
+
+import pytest
+
+import spinezarr
+from spinezarr.cli.preview import write_previews
+from spinezarr.errors import UsageError
+from spinezarr.export.whole_file import whole_file
+
+
+@pytest.fixture
+def precious(tmp_path):
+    path = tmp_path / "precious"
+    path.write_text("precious")
+    return path
+
+
+@pytest.mark.parametrize("name", ["x.json", "x.json.partial"])
+@pytest.mark.parametrize("link", [os.symlink, os.link])
+def test_a_link_in_the_way_is_replaced_and_not_followed(name, link, precious, tmp_path):
+    link(precious, tmp_path / name)
+    with whole_file(tmp_path / "x.json") as file:
+        file.write(b"new")
+    assert precious.read_text() == "precious"
+    assert (tmp_path / "x.json").read_text() == "new"
+    assert not (tmp_path / "x.json").is_symlink()
+    assert {path.name for path in tmp_path.iterdir()} == {"precious", "x.json"}
+
+
+def test_what_breaks_off_leaves_what_was_there(tmp_path):
+    (tmp_path / "x").write_text("old")
+    with pytest.raises(TypeError), whole_file(tmp_path / "x") as file:
+        file.write("no bytes")
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["old"]
+
+
+def test_exports_follow_no_link(ctspine1k_url, precious, tmp_path):
+    store = spinezarr.open(ctspine1k_url)
+    scan_id = str(store.table.scan.to_numpy()[0])
+    out = tmp_path / "out"
+    out.mkdir()
+    for name in (f"{scan_id}.png", f"{scan_id}_ct.nii", f"{scan_id}_ct.nii.partial"):
+        (out / name).symlink_to(precious)
+    write_previews(store, out, [scan_id])
+    store.export_nifti(scan_id, out, compressed=False)
+    assert precious.read_text() == "precious"
+    assert not any(path.is_symlink() for path in out.iterdir())
+
+
+def test_a_dataset_of_nnunet_is_written_into_no_other_folder(ctspine1k_url, tmp_path):
+    export = spinezarr.open(ctspine1k_url).export_nnunet(tmp_path, name="x")
+    (tmp_path / "elsewhere").mkdir()
+    export.folder.mkdir()
+    (export.folder / "imagesTr").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(UsageError, match="imagesTr: is a link"):
+        export.make_folders()

@@ -1,0 +1,28 @@
+"""Running the command line as its user does, in this process."""
+
+import logging
+import sys
+import warnings
+
+import pytest
+
+from spinezarr.cli import main as cli
+
+
+@pytest.fixture
+def run(monkeypatch, capfdbinary, tmp_path):
+    """Run ``spinezarr``; gives what it printed as bytes, and checks its exit code."""
+
+    def start(*words, code=None):
+        monkeypatch.setattr(sys, "argv", ["spinezarr", *map(str, words)])
+        monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
+        monkeypatch.setattr(logging, "lastResort", logging.lastResort)
+        capfdbinary.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        said = capfdbinary.readouterr()
+        assert (ended.value.code or 0) in ({0, 1, 2} if code is None else {code}), said
+        return said
+
+    monkeypatch.chdir(tmp_path)
+    return start

@@ -1,0 +1,198 @@
+"""Text that does harm where it is printed, and a store and a raw folder with it in every field."""
+
+import csv
+import json
+import shutil
+import unicodedata
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+
+from spinezarr.ingest.discover import discover
+from spinezarr.ingest.run import ingest
+from spinezarr.recipe import Recipe
+from spinezarr.store.attributes import RootAttributes, parse_scan_group, seal, unseal
+from spinezarr.store.audit_log import AuditedScan, AuditLog, FindingRecord, scan_identity
+from spinezarr.store.ledger import LedgerEntry
+from spinezarr.store.metadata import root_files
+from spinezarr.store.writer import StoreWriter
+from spinezarr.text import printable
+
+EVIL = (
+    "é日\x1b[31mX\x1b]0;title\x07\x9b5m\x85\x08\x7f\u202eevil\u2066\u061c\u200b\ufeff\u2028\u2029"
+    "\U000e0041\U0010ffff\u3164\nFORGED: all is well\r\t$\\frac{$ "
+    "<img src=x onerror=alert(1)>[link=http://x]a[/link][red]:smile:|`$x$ [m](http://x.org)"
+)
+"""C0, C1, DEL, directions, invisible and unassigned characters, lines, markup and formulas."""
+EVIL_ID = "=cmd()" + "".join(
+    char for char in EVIL.replace("/", "_").replace("\\", "_") if printable(char) == char
+)
+"""The worst that a scan may be called."""
+"""The same as a name of a file, which begins as a formula does."""
+AFFINE = np.diag([2.0, 2.0, 3.0, 1.0])
+IMAGE = (np.arange(16 * 16 * 16, dtype=np.int16) % 997).reshape(16, 16, 16)
+MASK = np.zeros((16, 16, 16), np.uint8)
+MASK[2:7, 2:12, 2:12], MASK[8:13, 2:12, 2:12], MASK[14:15, 2:4, 2:4] = 20, 21, 60
+
+
+def forbidden(text):
+    """Return the characters of printed text that no terminal should get."""
+    return {
+        char
+        for char in text
+        if char != "\n"
+        and (unicodedata.category(char) in {"Cc", "Cf", "Cs", "Cn", "Zl", "Zp"} or char == "\u3164")
+    }
+
+
+TOLD = "".join(char for char in EVIL if not forbidden(char) and char != "\n")
+"""What is left of it in files that a person writes, whose text is checked as it is read."""
+
+
+def write_pair(folder, name):
+    """Write a small image and its mask."""
+    folder.mkdir(parents=True, exist_ok=True)
+    nib.save(nib.Nifti1Image(IMAGE, AFFINE), folder / f"{name}_ct.nii.gz")
+    nib.save(nib.Nifti1Image(MASK, AFFINE), folder / f"{name}_seg.nii.gz")
+
+
+def write_recipe(place, text=TOLD):
+    """Write a recipe whose texts do harm; JSON is YAML."""
+    recipe = {
+        "name": "evil",
+        "title": text,
+        "licence": text,
+        "citation": text,
+        "homepage": text,
+        "layouts": {
+            text: {
+                "about": text,
+                "image": ["{scan}_ct.nii.gz"],
+                "label": ["{scan}_seg.nii.gz"],
+            }
+        },
+        "labels": {"scheme": "canonical", "state": "unknown"},
+        "source": text.replace("{", ""),
+        "splits": {"files": ["split.txt"], "sections": {"one": text}, "entry": "{scan}"},
+        "tables": {text: {"files": ["clinic.csv"], "key": "Id"}},
+        "orphaned_masks": "expected",
+    }
+    place.write_text(json.dumps(recipe), encoding="utf-8")
+    return place
+
+
+def write_raw(folder):
+    """Write a raw folder in which names of files, tables and lists do harm."""
+    write_pair(folder, "a")
+    write_pair(folder, "b")
+    (folder / "split.txt").write_text("one:\na\nabsent\n", encoding="utf-8")
+    with (folder / "clinic.csv").open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows([["Id", EVIL], ["a", EVIL], [EVIL, EVIL]])
+    evil = EVIL_ID[:60].encode() + b"\xff"
+    for name in (evil, evil + b"_seg.nii.gz", evil + b"_ct.nii.gz"):
+        (folder / name.decode(errors="surrogateescape")).write_bytes(b"x")
+    return folder
+
+
+def _patch(path, **attributes):
+    metadata = unseal(path.read_bytes())
+    metadata["attributes"] |= attributes
+    path.write_bytes(seal(metadata))
+
+
+def write_store(folder):
+    """Make a store of two scans, sealed as a store should be, with harm in every text."""
+    raw = folder / "plain"
+    write_pair(raw, "a")
+    write_pair(raw, "b")
+    recipe = Recipe.of_pairs("{scan}_ct.nii.gz", "{scan}_seg.nii.gz", name="evil")
+    url = folder / "evil.zarr"
+    report = ingest(recipe, discover(recipe, str(raw)), str(url))
+    assert not report.failed
+    root = RootAttributes(
+        format_version=4,
+        dataset=EVIL,
+        title=EVIL,
+        licence=EVIL,
+        citation=EVIL,
+        homepage=EVIL,
+        codec_profile="balanced",
+    )
+    (url / "zarr.json").write_bytes(root_files(root.model_dump(mode="json"))["zarr.json"])
+    shutil.rmtree(url / "table")
+    shutil.rmtree(url / "table_bundle")
+    scans, ids = {}, {"a": EVIL_ID, "b": "b" + EVIL_ID}
+    for name, scan_id in ids.items():
+        (url / "scans" / name).rename(url / "scans" / _short(scan_id))
+        place = url / "scans" / _short(scan_id) / "zarr.json"
+        facts = unseal(place.read_bytes())["attributes"]
+        sources = {key: {**facts[key], "file": EVIL} for key in ("image_source", "label_source")}
+        _patch(
+            place,
+            **sources,
+            scan_id=_short(scan_id),
+            dataset=EVIL,
+            source=EVIL,
+            licence=EVIL,
+            split=EVIL if name == "a" else f"test{EVIL}",
+            citation=EVIL,
+            patient_id=EVIL,
+            columns={EVIL: EVIL},
+            sidecar={EVIL: EVIL},
+            written_by=EVIL,
+            notes=[EVIL],
+            structures={"60": EVIL[:100]},
+            centroid_source={"file": EVIL, "size_bytes": 1},
+        )
+        scans[_short(scan_id)] = parse_scan_group(place.read_bytes()).attributes
+    writer = StoreWriter(str(url), root)
+    entries = {
+        name: LedgerEntry(inputs="", stamp="", identity=scan_identity(scan))
+        for name, scan in scans.items()
+    }
+    table = writer.write_table(None, scans, entries)
+    finding = FindingRecord(
+        rule="skipped-level",
+        severity="error",
+        vertebra=None,
+        text=EVIL,
+        voxel_zyx=None,
+        position_mm=None,
+        facts={EVIL: EVIL},
+        others={},
+    )
+    audited = {
+        name: AuditedScan(identity=scan_identity(scan), findings=(finding,))
+        for name, scan in scans.items()
+    }
+    writer.write_audit(AuditLog(scans=audited), table, scans)
+    return url
+
+
+def _short(scan_id):
+    """Cut a name so that files that are called after it have room for endings."""
+    return scan_id.encode()[:200].decode(errors="ignore")
+
+
+def write_card(place):
+    """Write a card whose texts do harm."""
+    card = {
+        "name": "evil",
+        "title": TOLD,
+        "source": TOLD,
+        "as_of": TOLD,
+        "scans": 3,
+        "splits": {TOLD: 1, "other" + TOLD: 1},
+        "doubts": [TOLD],
+    }
+    place.write_text(json.dumps(card), encoding="utf-8")
+    return place
+
+
+def write_catalog(place, store: Path, recipe: Path):
+    """Write a catalog whose names and places do harm."""
+    entry = {"recipe": str(recipe), "store": str(store), "licence": TOLD}
+    absent = {"recipe": TOLD, "store": f"absent{TOLD}", "raw": f"absent{TOLD}", "licence": TOLD}
+    place.write_text(json.dumps({"datasets": {"good": entry, TOLD: absent}}), encoding="utf-8")
+    return place

@@ -1,0 +1,224 @@
+import re
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from spinezarr.errors import RecipeError, RecipeLimitError
+from spinezarr.recipe import Layout, PathPattern, Recipe, expression, fill
+from spinezarr.recipe.expression import Expression
+from spinezarr.recipe.model import Lookup
+from spinezarr.recipe.pattern import possible_expression
+from spinezarr.recipe.table import Table
+from spinezarr.resources import recipe_names
+
+NAME = "a" * 255
+EVIL = [
+    "(?:a|aa)+b",
+    "(?:a|a)*c|(?:a|aa)+b",
+    "(?=(?:a|aa)+b)a*",
+    "(?!(?:a|aa)+b)a",
+    "(?P<x>(?:a|aa)+)(?P=x)b",
+]
+
+
+def made(text):
+    """Return an expression that no other test has used up."""
+    return Expression(text, ignore_case=False)
+
+
+@pytest.mark.parametrize("text", EVIL)
+def test_an_expression_that_would_take_without_end_is_stopped_and_named(text):
+    with pytest.raises(RecipeLimitError) as hit:
+        made(text).fullmatch(NAME)
+    assert f"{text[:20]}" in str(hit.value)
+    assert "'aaaaaa" in str(hit.value)
+    assert "Make it simpler" in str(hit.value)
+
+
+def test_so_is_one_that_is_looked_for_in_a_text():
+    with pytest.raises(RecipeLimitError, match="takes too long"):
+        made("(?:a|aa)+b").found_in(NAME * 10)
+
+
+def test_many_names_that_are_slow_each_are_stopped_as_well():
+    slow = made("(?:[^/]*_)?" + "[^/]*_" * 5 + "[^/]*x")
+    names = ("_" * 60 + f"{n}x" + "y" for n in range(1_000_000))
+    with pytest.raises(RecipeLimitError, match="takes too long"):
+        any(map(slow.fullmatch, names))
+
+
+def test_sound_expressions_may_be_compared_as_often_as_wanted():
+    sound = made("(?:.*/)?sub-(?P<id>[0-9]+)_ct[.]nii")
+    assert all(sound.fullmatch(f"raw/sub-{n}_ct.nii")["id"] == f"{n}" for n in range(20_000))
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_shipped_recipes_need_little_of_what_is_allowed(name):
+    recipe = Recipe.load(name)
+    characters = sum(
+        len(text)
+        for layout in recipe.layouts.values()
+        for _, template in recipe._templates_of_files(layout)
+        for text in recipe._possible_expressions(layout, template)
+    )
+    assert characters < 2_000
+
+
+pieces = st.recursive(
+    st.sampled_from(
+        ["a", "b", ".", r"\d", "[ab]", "[^/]", r"\.", "a?", "b*", "a+", "a{2}", "b{1,3}"]
+    ),
+    lambda inner: st.one_of(
+        st.lists(inner, min_size=1, max_size=3).map("".join),
+        st.lists(inner, min_size=1, max_size=3).map(lambda ways: f"(?:{'|'.join(ways)})"),
+        inner.map(lambda text: f"(?:{text})?"),
+    ),
+    max_leaves=6,
+)
+
+
+@given(pieces, st.text("ab/.1", max_size=6), st.booleans())
+@example("(?!b).*", "ab", False)
+@example("(?P<x>a|b)(?P=x)", "bb", False)
+@example("(?P<x>a|b)(?P=x)", "bB", True)
+@example("[^/]*?(?P<n>[0-9]+)", "ab11", False)
+def test_expressions_match_as_those_of_python_do(text, name, ignore_case):
+    flags = re.DOTALL | (re.IGNORECASE if ignore_case else 0)
+    expected = re.compile(text, flags).fullmatch(name)
+    found = expression(text, ignore_case=ignore_case).fullmatch(name)
+    assert (found is None) == (expected is None)
+    assert found is None or found.groupdict() == expected.groupdict()
+    assert expression(f"(?s:{text})").found_in(name) == [
+        match[0] for match in re.finditer(f"(?s:{text})", name)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("a{1000000000}", "what it repeats"),
+        ("(?:a{60}){99}", "what it repeats"),
+        ("(?:(?:a{20}){20}){20}", "what it repeats"),
+        ("a{4009}", "what it repeats"),
+        ("(?:" * 13 + "a" + "+)" * 13, "what it repeats"),
+        ("(" * 2_000 + ")" * 2_000, "nested too deeply"),
+        ("(?:foo){e<=3}", "a brace holds a count"),
+        ("[[:alpha:]]", "Possible nested set"),
+        ("(?x: a {90})", "the flag x"),
+        ("(?#()a)b", "cannot be told apart|unbalanced"),
+        (r"\p{L}", "bad escape"),
+        ("(?R)", "unknown extension"),
+        ("(a", "missing"),
+        ("a" * 20_001, "it has 20001 characters"),
+    ],
+)
+def test_what_would_be_read_otherwise_or_unrolled_is_refused(text, reason):
+    with pytest.raises(ValueError, match=reason):
+        expression(text)
+
+
+@pytest.mark.parametrize(
+    "text", [r"\d{7}", "(?:[0-9]+[.])+[0-9]+", r"[{]\{x}", "a{,3}", "[]{}]{2}"]
+)
+def test_usual_expressions_are_taken(text):
+    assert expression(text).text == text
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda text: Layout(about="", image=(f"{{scan:{text}}}.nii",)),
+        lambda text: Lookup(of="scan", values={f"{{x:{text}}}": "y"}),
+        lambda text: Table(files=("t.csv",), find=text),
+        lambda text: Layout(about="", image=("{scan}.nii",), sidecar_keys=(f"{{x:{text}}}",)),
+    ],
+)
+@pytest.mark.parametrize("text", ["(?:a{60}){99}", "a" * 20_001])
+def test_they_are_refused_wherever_a_recipe_may_hold_one(make, text):
+    with pytest.raises(ValueError, match=r"what it repeats|has 200\d\d characters"):
+        make(text)
+
+
+def test_a_template_gives_no_text_without_end():
+    assert len(fill("{a}" * 8, {"a": "x" * 1_000})) == 8_000
+    with pytest.raises(RecipeLimitError, match=r"'\{a\}\{a\}.* gives a text of 9000 char.* 8192"):
+        fill("{a}" * 9, {"a": "x" * 1_000})
+
+
+def test_nor_do_lookups_of_lookups():
+    layout = {"about": "", "image": ("{l0}.nii",)}
+    lookups = {f"l{n + 1}": Lookup(of=(f"l{n}",), values={"{x}": "{x}" * 9}) for n in range(20)}
+    recipe = Recipe(
+        name="n", title="", licence="", citation="", layouts={"a": layout}, lookups=lookups,
+        labels={"scheme": "canonical", "state": "unknown"},
+    )  # fmt: skip
+    with pytest.raises(RecipeLimitError, match="gives a text of"):
+        recipe.known_texts({"l0": "abc"})
+
+
+def test_nor_do_texts_that_refer_to_each_other():
+    image = "{a:xx}" + "".join(
+        f"{{{b}:(?P={a})(?P={a})}}"
+        for a, b in zip("abcdefghijklmno", "bcdefghijklmnop", strict=True)
+    )
+    with pytest.raises(RecipeLimitError, match="stands for too much"):
+        possible_expression("{p}", image)
+
+
+RECIPE = """\
+name: mine
+title: T
+licence: L
+citation: C
+labels: {scheme: canonical, state: unknown}
+layouts:
+  only:
+    about: a
+    image: IMAGE
+    label: LABEL
+"""
+
+
+def load(tmp_path, image, label, more=""):
+    path = tmp_path / "mine.yaml"
+    path.write_text(RECIPE.replace("IMAGE", image).replace("LABEL", label) + more)
+    return Recipe.load(str(path))
+
+
+def test_images_times_templates_are_bounded_when_a_recipe_is_read(tmp_path):
+    images = ", ".join(f'"{{scan:{"x" * 90}}}{n}.nii"' for n in range(200))
+    labels = ", ".join(f'"{{scan}}{n}.nii"' for n in range(200))
+    with pytest.raises(RecipeError, match=r"mine\.yaml, line 8, layouts\.only describes too many"):
+        load(tmp_path, f"[{images}]", f"[{labels}]")
+
+
+def test_lookups_are_bounded_when_a_recipe_is_read(tmp_path):
+    values = ", ".join(f'"{"x" * 90}{n}": "{"y" * 90}{n}"' for n in range(500))
+    lookups = f"lookups: {{l: {{of: scan, values: {{{values}}}}}}}"
+    with pytest.raises(RecipeError, match=r"layouts\.only describes too many.*lookup 'l' take"):
+        load(tmp_path, '"{scan}.nii"', '"{l}.nii"', lookups)
+
+
+@pytest.mark.parametrize("name", ["../x.csv", "/etc/passwd", "a/b", "..", "", "a\\\\b"])
+@pytest.mark.parametrize("key", ["card: NAME", "tables: {t: {shipped: NAME}}"])
+def test_what_lies_beside_a_recipe_is_a_name(tmp_path, name, key):
+    with pytest.raises(RecipeError, match=r"mine\.yaml, line \d+, .*is no name of a file beside"):
+        load(tmp_path, '"{scan}.nii"', '"{scan}_m.nii"', key.replace("NAME", f'"{name}"'))
+
+
+def test_a_pattern_of_a_recipe_that_takes_too_long_names_its_file(tmp_path):
+    from spinezarr.ingest.discover import discover  # noqa: PLC0415  heavy
+
+    raw = tmp_path / "raw"
+    raw.mkdir()
+    (raw / ("a" * 250 + ".nii")).touch()
+    recipe = load(tmp_path, '"{scan:(?:a|aa)+}b.nii"', '"{scan}_m.nii"')
+    with pytest.raises(RecipeLimitError, match=r"mine\.yaml: the regular expression .* too long"):
+        discover(recipe, str(raw))
+
+
+def test_patterns_are_no_longer_than_people_write(tmp_path):
+    assert PathPattern("a" * 2_000).match("b") is None
+    with pytest.raises(ValueError, match=r"the pattern 'aaa.*has 2001 characters"):
+        PathPattern("a" * 2_001)

@@ -1,0 +1,144 @@
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from spinezarr.errors import RecipeError
+from spinezarr.ingest.images import _SCAN_ID
+from spinezarr.recipe import SERIES_NAMES, Recipe, SeriesChoice, SeriesDescribed
+
+BONE = SeriesDescribed(
+    number=3,
+    uid="1.2.3",
+    study_uid="1.2",
+    kernel=("Br59f", "3"),
+    description="LSPINE / Bone 1.0",
+    image_type=("ORIGINAL", "PRIMARY", "AXIAL"),
+    slice_thickness_mm=1.0,
+    slices=200,
+)
+NOTHING = SeriesDescribed(None, "", "", (), "", (), None, 2)
+
+
+def choice(**keys):
+    return SeriesChoice.model_validate_json(json.dumps(keys))
+
+
+@pytest.mark.parametrize(
+    ("keys", "taken"),
+    [
+        ({}, True),
+        ({"number": 3}, True),
+        ({"number": [1, 2]}, False),
+        ({"uid": "1.2.3"}, True),
+        ({"uid": ["1.2.4", "1.2.30"]}, False),
+        ({"kernel": "Br59*"}, True),
+        ({"kernel": "br59f-3"}, True),
+        ({"kernel": "Br59f"}, False),
+        ({"kernel": ["STANDARD", "{k:B[rl][56].*}"]}, True),
+        ({"description": "*bone*"}, True),
+        ({"description": "*lspine   bone*"}, True),
+        ({"description": "bone"}, False),
+        ({"image_type": ["AXIAL", "ORIGINAL"]}, True),
+        ({"image_type": ["AXIAL", "DERIVED"]}, False),
+        ({"image_type": "AXIAL"}, True),
+        ({"slice_thickness_mm": [0, 1]}, True),
+        ({"slice_thickness_mm": [1.1, 5]}, False),
+        ({"min_slices": 200}, True),
+        ({"min_slices": 201}, False),
+        ({"number": 3, "kernel": "Br*", "min_slices": 100}, True),
+        ({"number": 3, "kernel": "Hr*"}, False),
+    ],
+)
+def test_a_series_is_taken_if_it_fits_every_key(keys, taken):
+    assert choice(**keys).takes(BONE) == taken
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"number": 0},
+        {"uid": "1"},
+        {"kernel": "?"},
+        {"description": "x*"},
+        {"image_type": "AXIAL"},
+        {"slice_thickness_mm": [0, 9]},
+    ],
+)
+def test_a_series_that_does_not_say_fits_no_key_but_any_text(keys):
+    assert choice().takes(NOTHING)
+    assert choice(kernel="*").takes(NOTHING)
+    assert not choice(**keys).takes(NOTHING)
+
+
+texts = st.text("aB3/\\ .-_^*?[]{}\0é", max_size=9)
+
+
+@given(
+    st.builds(
+        SeriesDescribed,
+        number=st.none() | st.integers(-(2**31), 2**31),
+        uid=texts,
+        study_uid=texts,
+        kernel=st.lists(texts, max_size=3).map(tuple),
+        description=texts,
+        image_type=st.just(()),
+        slice_thickness_mm=st.none() | st.floats(0, 1e6),
+        slices=st.integers(1, 9),
+    )
+)
+def test_what_templates_get_can_be_part_of_a_scan_id(series):
+    found = series.texts()
+    assert found.keys() == SERIES_NAMES
+    assert all(_SCAN_ID.fullmatch(f"x_{text}") and text for text in found.values())
+
+
+def test_names_are_plain_and_absent_ones_are_said_to_be_none():
+    assert BONE.texts() == {
+        "series_number": "3",
+        "series_uid": "1.2.3",
+        "study_uid": "1.2",
+        "kernel": "Br59f-3",
+        "slice_thickness_mm": "1",
+    }
+    assert set(NOTHING.texts().values()) == {"none"}
+
+
+# Pairs
+
+
+@pytest.mark.parametrize(
+    ("image", "expected"),
+    [
+        ("{scan}_ct.nii.gz", "{scan}"),
+        ("{patient}/{scan}.nii", "{scan}"),
+        ("{path:.+}/", "{path|join}"),
+        ("{patient}/{date}/{patient}.mha", "{patient|join}_{date|join}"),
+    ],
+)
+def test_the_id_of_pairs_is_what_the_image_pattern_remembers(image, expected):
+    recipe = Recipe.of_pairs(image, None, name="x")
+    assert recipe.scan_id == expected
+    assert recipe.patient_id == ""
+    assert recipe.layouts["pairs"].series is None
+
+
+def test_pairs_that_name_a_series_take_each():
+    recipe = Recipe.of_pairs("{path:.+}/", None, name="x", scan_id="{path|join}_{series_number}")
+    assert recipe.layouts["pairs"].series == SeriesChoice()
+
+
+@pytest.mark.parametrize(
+    ("image", "scan_id", "expected"),
+    [
+        ("{scan}.nii", "{scan}_{kernel}", "'series' goes with folders of DICOM slices"),
+        ("{scan}/", "{scan}_{case}", "scan_id uses {case}, which"),
+        ("{scan}/", "{scan|upper}", "no filter 'upper'"),
+        ("{kernel}/", "{kernel}", "the image pattern names {kernel}, which 'series' gives, too"),
+    ],
+)
+def test_a_mistake_in_the_id_of_pairs_is_answered(image, scan_id, expected):
+    with pytest.raises(RecipeError) as caught:
+        Recipe.of_pairs(image, None, name="x", scan_id=scan_id)
+    assert expected in str(caught.value)

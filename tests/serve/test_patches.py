@@ -1,0 +1,223 @@
+"""Patches that a server reads are those that a stream reads."""
+
+import json
+import shutil
+import socket
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.numpy
+from asking import ask_for_patches as ask
+from google_crc32c import extend
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from numcodecs import blosc
+
+import spinezarr
+from spinezarr.geometry import Box
+from spinezarr.serve import app, patches
+from spinezarr.serve.guard import new_token
+from spinezarr.serve.run import BackgroundServer
+from spinezarr.serve.settings import ServeSettings
+from spinezarr.stream.draw import PatchRequest
+
+
+def parsed(body):
+    """Read an answer with somebody else's program."""
+    tensors = safetensors.numpy.load(body)
+    header = json.loads(body[8 : 8 + int.from_bytes(body[:8], "little")])
+    about = {name: json.loads(text) for name, text in header["__metadata__"].items()}
+    for name, values in tensors.items():
+        assert extend(0, values.tobytes()) == about["crc32c"][name]
+    for name, packed in about["packed"].items():
+        voxels = np.frombuffer(blosc.decompress(tensors[name].tobytes()), packed["dtype"])
+        tensors[name] = voxels.reshape(packed["shape"])
+    return tensors, about
+
+
+@pytest.fixture(scope="module")
+def served(ctspine1k_url):
+    with BackgroundServer(ServeSettings(paths=(ctspine1k_url,))) as server:
+        yield f"{server.url}/v1/ctspine1k/batch"
+
+
+@pytest.fixture(scope="module")
+def local(ctspine1k_url):
+    return spinezarr.open(ctspine1k_url)
+
+
+items = st.lists(
+    st.tuples(st.integers(0, 9), st.tuples(*[st.integers(-40, 80)] * 3)), min_size=0, max_size=5
+)
+
+
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    items,
+    st.tuples(*[st.integers(1, 40)] * 3),
+    st.sampled_from(["none", "lz4", "zstd"]),
+    st.booleans(),
+)
+def test_patches_are_those_of_a_stream(served, local, chosen, size_zyx, pack, with_label):
+    ids = local.table.scan.to_numpy().tolist()
+    wanted = [(ids[which % len(ids)], start) for which, start in chosen]
+    body = {
+        "items": [{"scan_id": scan_id, "start_zyx": start} for scan_id, start in wanted],
+        "size_zyx": size_zyx,
+        "with_label": with_label,
+        "pack": pack,
+    }
+    status, headers, answer = ask(served, body)
+    assert (status, headers["content-type"]) == (200, "application/x-safetensors")
+    found, about = parsed(answer)
+    stream = local.patches(size_zyx, labels=with_label)
+    expected = stream.read(
+        [
+            PatchRequest(at, scan_id, Box.at(start, size_zyx), None)
+            for at, (scan_id, start) in enumerate(wanted)
+        ]
+    )
+    assert about["status"] == ["ok"] * len(wanted)
+    names = ["image", "start_zyx", "padding_zyx", "affine", "spacing_zyx_mm", "index"]
+    for name in names + ["label"] * with_label:
+        assert (found[name] == getattr(expected, name)).all()
+        assert found[name].shape == getattr(expected, name).shape
+    assert with_label or "label" not in found
+
+
+def test_slices_and_spacings_too(served, local):
+    for fields, stream in (
+        (
+            {"size_zyx": (1, 30, 30), "flat_axis": 0, "neighbours": 2, "neighbour_step_mm": 3.0},
+            local.slices("axial", neighbours=2, neighbour_step_mm=3.0, size=(30, 30)),
+        ),
+        (
+            {"size_zyx": (12, 14, 16), "spacing_zyx_mm": (2.5, 1.5, 1.5)},
+            local.patches((12, 14, 16), spacing_mm=(2.5, 1.5, 1.5)),
+        ),
+    ):
+        requests = [stream.request(index) for index in range(4)]
+        wanted = [{"scan_id": r.scan_id, "start_zyx": r.box.start_zyx} for r in requests]
+        status, _, answer = ask(served, {"items": wanted, **fields})
+        assert status == 200
+        found, about = parsed(answer)
+        expected = stream.read(requests)
+        assert tuple(about["dims"]) == expected.dims
+        assert (found["image"] == expected.image).all()
+        assert (found["label"] == expected.label).all()
+
+
+def test_each_item_is_answered_for_itself(ctspine1k_url, tmp_path):
+    copy = Path(shutil.copytree(ctspine1k_url, tmp_path / "own.zarr"))
+    store = spinezarr.open(copy)
+    ids = store.table.scan.to_numpy().tolist()
+    shard = copy / f"scans/{ids[1]}/image/c/0/0/0"
+    shard.write_bytes(bytes(shard.stat().st_size))
+    masked = store.table.label_state.to_numpy() != "none"
+    assert masked.any()
+    wanted = [
+        {"scan_id": ids[0], "start_zyx": (0, 0, 0)},
+        {"scan_id": "none", "start_zyx": (0, 0, 0)},
+        {"scan_id": ids[1], "start_zyx": (0, 0, 0)},
+        {"scan_id": ids[2], "start_zyx": (0, 0, 0), "content_checksum": "0" * 32},
+        {"scan_id": "../../outside", "start_zyx": (0, 0, 0)},
+        {"scan_id": ids[2], "start_zyx": (1, 1, 1)},
+    ]
+    with BackgroundServer(ServeSettings(paths=(str(copy),))) as server:
+        status, _, answer = ask(
+            f"{server.url}/v1/own/batch", {"items": wanted, "size_zyx": (4, 4, 4)}
+        )
+    assert status == 200
+    found, about = parsed(answer)
+    assert about["status"] == [
+        "ok",
+        "there is no such scan",
+        "the scan is damaged, or has changed",
+        "the scan has changed",
+        "there is no such scan",
+        "ok",
+    ]
+    assert found["index"].tolist() == [0, 5]
+    assert found["image"].shape == (2, 4, 4, 4)
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        (b"", 400),
+        (b"{", 400),
+        (b"[]", 400),
+        (b"null", 400),
+        ({"items": []}, 400),
+        ({"items": [], "size_zyx": (0, 1, 1)}, 400),
+        ({"items": [], "size_zyx": (1, 1)}, 400),
+        ({"items": [], "size_zyx": (1, 1, 1.5)}, 400),
+        ({"items": [], "size_zyx": ("1", 1, 1)}, 400),
+        ({"items": [], "size_zyx": (1, 1, 1), "other": 1}, 400),
+        ({"items": [], "size_zyx": (2, 1, 1), "flat_axis": 0}, 400),
+        ({"items": [], "size_zyx": (1, 1, 1), "image_dtype": "object"}, 400),
+        ({"items": [], "size_zyx": (1, 1, 1), "pack": "pickle"}, 400),
+        ({"items": [], "size_zyx": (1, 1, 1), "spacing_zyx_mm": (0, 1, 1)}, 400),
+        ({"items": [{"scan_id": "a", "start_zyx": (2**40, 0, 0)}], "size_zyx": (1, 1, 1)}, 400),
+        ({"items": [{"scan_id": "a", "start_zyx": (0, 0, 0)}], "size_zyx": (4096,) * 3}, 413),
+        (b" " * (5 << 20), 413),
+        ({"items": [], "size_zyx": (1, 1, 1)}, 200),
+    ],
+)
+def test_a_wrong_request_is_told_what_is_wrong(served, body, status):
+    found, headers, answer = ask(served, body)
+    assert found == status
+    assert headers["cache-control"] == "no-store"
+    assert status == 200 or b"Traceback" not in answer
+
+
+def test_a_body_that_does_not_come_holds_nobody_up(served, monkeypatch):
+    monkeypatch.setattr(app, "_BODY_S", 0.3)
+    host = served.removeprefix("http://").partition("/")[0]
+    name, _, port = host.partition(":")
+    slow = [socket.create_connection((name, int(port)), timeout=20) for _ in range(40)]
+    lines = ["POST /v1/ctspine1k/batch HTTP/1.1", f"Host: {host}", "Content-Length: 99", "", "{"]
+    for one in slow:
+        one.sendall("\r\n".join(lines).encode())
+    assert ask(served, {"items": [], "size_zyx": (1, 1, 1)})[0] == 200
+    for one in slow:
+        with one:
+            assert one.recv(64).startswith(b"HTTP/1.1 408")
+
+
+def test_what_is_read_has_a_bound_too(served, local, monkeypatch):
+    """A coarse patch is small, and read from a whole scan."""
+    scan_id = local.table.scan.to_numpy()[0]
+    body = {"items": [{"scan_id": scan_id, "start_zyx": (0, 0, 0)}], "size_zyx": (9, 9, 9)}
+    coarse = {**body, "spacing_zyx_mm": (20.0, 20.0, 20.0)}
+    assert [ask(served, wanted)[0] for wanted in (body, coarse)] == [200, 200]
+    monkeypatch.setattr(patches, "_SOURCE_BYTES", 3 * 11**3)
+    assert [ask(served, wanted)[0] for wanted in (body, coarse)] == [200, 413]
+
+
+def test_patches_need_a_token_where_bytes_do(ctspine1k_url, tmp_path):
+    token = new_token(tmp_path / "tokens", "lab")
+    given_paths = {"paths": (ctspine1k_url,), "token_file": str(tmp_path / "tokens")}
+    with BackgroundServer(ServeSettings(**given_paths)) as server:
+        url, body = f"{server.url}/v1/ctspine1k/batch", {"items": [], "size_zyx": (1, 1, 1)}
+        assert ask(url, body)[0] == 401
+        assert ask(url, body, authorization=f"Bearer {token}")[0] == 200
+        none = f"{server.url}/v1/none/batch"
+        assert ask(none, body, authorization=f"Bearer {token}")[0] == 404
+
+
+def test_a_scan_that_was_replaced_is_read_anew(tmp_path, bring):
+    store = tmp_path / "own.zarr"
+    bring("before", store)
+    body = {"items": [{"scan_id": "a", "start_zyx": (0, 0, 0)}], "size_zyx": (20, 24, 16)}
+    with BackgroundServer(ServeSettings(paths=(str(store),))) as server:
+        url = f"{server.url}/v1/own/batch"
+        before = parsed(ask(url, body)[2])[0]["image"]
+        checksum = spinezarr.open(store).table.content_checksum.item()
+        bring("after", store)
+        found, about = parsed(ask(url, body)[2])
+        assert about["status"] == ["ok"]
+        assert (found["image"] != before).sum() == 1
+        body["items"][0]["content_checksum"] = checksum
+        assert parsed(ask(url, body)[2])[1]["status"] == ["the scan has changed"]

@@ -1,0 +1,472 @@
+"""Stores over a real socket: every client reads the same voxels, and nothing else is read."""
+
+import hashlib
+import itertools
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from functools import partial
+from pathlib import Path
+from threading import Event, Thread
+
+import numpy as np
+import pytest
+import xarray as xr
+from asking import ask
+
+import spinezarr
+from spinezarr.errors import ScanChangedError, UsageError
+from spinezarr.serve.guard import new_token
+from spinezarr.serve.run import BackgroundServer
+from spinezarr.serve.settings import ServeSettings
+
+SCAN = "liver_0"
+
+
+def digests(scan):
+    return {
+        name: hashlib.sha256(np.ascontiguousarray(scan[name].values)).hexdigest()
+        for name in ("image", "label", "z", "y", "x")
+    }
+
+
+@pytest.fixture(scope="module")
+def served(ctspine1k_url):
+    with BackgroundServer(ServeSettings(paths=(ctspine1k_url,))) as server:
+        yield server.url
+
+
+@pytest.fixture
+def own(ctspine1k_url, tmp_path):
+    """Serve a copy, to change."""
+    copy = Path(shutil.copytree(ctspine1k_url, tmp_path / "of/own.zarr"))
+    with BackgroundServer(ServeSettings(paths=(str(copy.parent),))) as server:
+        yield copy, server.url
+
+
+def ask_raw(url, *lines, body=b""):
+    """Send a head as it is written here, and return all that comes."""
+    host, port = url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=20) as connection:
+        connection.sendall("\r\n".join([*lines, "", ""]).encode("latin-1") + body)
+        connection.shutdown(socket.SHUT_WR)
+        found = b""
+        while data := connection.recv(1 << 16):
+            found += data
+    return found
+
+
+@pytest.mark.parametrize("tree", ["zarr", "flat"])
+def test_xarray_reads_the_voxels(served, ctspine1k_url, tree):
+    expected = digests(spinezarr.open(ctspine1k_url).scan(SCAN))
+    url = f"{served}/{tree}/ctspine1k/scans/{SCAN}"
+    assert digests(xr.open_zarr(url, zarr_format=3, consolidated=True)) == expected
+    checksum = spinezarr.open(ctspine1k_url).table.content_checksum.sel(scan=SCAN).item()
+    pinned = f"{served}/{tree}/ctspine1k/@{checksum}/scans/{SCAN}"
+    assert digests(xr.open_zarr(pinned, zarr_format=3, consolidated=True)) == expected
+
+
+def test_our_reader_reads_all_of_it(served, ctspine1k_url):
+    here, there = spinezarr.open(ctspine1k_url), spinezarr.open(f"{served}/zarr/ctspine1k")
+    assert there.table.equals(here.table)
+    for scan_id in here.table.scan.to_numpy():
+        assert digests(there.scan(scan_id)) == digests(here.scan(scan_id))
+    patches = [store.patches((16, 24, 24), n_samples=12, batch_size=4) for store in (here, there)]
+    for one, other in zip(*patches, strict=True):
+        assert (one.image == other.image).all()
+        assert (one.label == other.label).all()
+
+
+def test_every_file_is_served_as_it_lies_and_no_other(served, ctspine1k_url):
+    root = Path(ctspine1k_url)
+    for path in (path for path in root.rglob("*") if path.is_file()):
+        key = path.relative_to(root).as_posix()
+        status, headers, body = ask(f"{served}/zarr/ctspine1k/{key}")
+        if key.startswith("ingest/"):
+            assert status == 404  # which raw files there were
+            continue
+        assert (status, body) == (200, path.read_bytes())
+        tag = headers["etag"]
+        assert tag == tag.strip()
+        assert tag[0] == tag[-1] == '"'
+        assert headers["cache-control"] == "no-cache"
+        assert "content-encoding" not in headers
+        assert ask(f"{served}/zarr/ctspine1k/{key}", "HEAD")[1]["content-length"] == str(len(body))
+        assert ask(f"{served}/zarr/ctspine1k/{key}", if_none_match=tag)[0] == 304
+        assert ask(f"{served}/zarr/ctspine1k/{key}", if_match='"other"')[0] == 412
+        status, part, found = ask(f"{served}/zarr/ctspine1k/{key}", range="bytes=1-3")
+        assert (status, found) == (206, body[1:4])
+        assert part["content-range"] == f"bytes 1-3/{len(body)}"
+        assert (part["cache-control"], part["etag"]) == ("no-store", tag)
+
+
+def test_one_version_may_be_kept_for_ever(own):
+    copy, url = own
+    checksum = spinezarr.open(copy).table.content_checksum.sel(scan=SCAN).item()
+    key = f"scans/{SCAN}/image/c/0/0/0"
+    status, headers, body = ask(f"{url}/zarr/own/@{checksum}/{key}")
+    assert (status, body) == (200, (copy / key).read_bytes())
+    assert "immutable" in headers["cache-control"]
+    assert ask(f"{url}/zarr/own/@{checksum}/{key}", range="bytes=0-1")[1]["cache-control"] == (
+        "no-store"
+    )
+    assert ask(f"{url}/zarr/own/@{'0' * 32}/{key}")[0] == 410
+    assert ask(f"{url}/zarr/own/@{checksum}/scans/other/zarr.json")[0] == 410
+
+
+@pytest.mark.parametrize("tree", ["zarr", "flat"])
+def test_what_cannot_be_read_is_never_background(own, tree):
+    """404 would be, to every client of Zarr."""
+    copy, url = own
+    shard, flat = copy / f"scans/{SCAN}/image/c/0/0/0", "image/c/0/0/0"
+    base = f"{url}/{tree}/own/scans/{SCAN}"
+    assert ask(f"{base}/{flat}")[0] == 200
+    data = shard.read_bytes()
+    (copy / "scans/other").mkdir()
+    assert ask(f"{url}/{tree}/own/scans/none/{flat}")[0] == 410
+    assert ask(f"{url}/{tree}/own/scans/other/{flat}")[0] == 410
+    for damage in ("gone", "short", "link", "folder"):
+        os.utime(copy / f"scans/{SCAN}/zarr.json")  # what was opened is looked at again
+        shard.unlink()
+        if damage == "short":
+            shard.write_bytes(data[:-1])
+            os.utime(shard, (1, 1))  # before the metadata were written
+        elif damage == "link":
+            (copy.parent / "outside").write_bytes(data)
+            shard.symlink_to(copy.parent / "outside")
+        elif damage == "folder":
+            shard.mkdir()
+        status, headers, _ = ask(f"{base}/{flat}")
+        assert (status, headers["cache-control"]) == (503, "no-store"), damage
+        if damage == "folder":
+            shard.rmdir()
+        else:
+            shard.unlink(missing_ok=True)
+        shard.write_bytes(data)
+    other = bytearray(data)
+    other[0] ^= 1
+    shard.write_bytes(other)  # later than the metadata: another version, perhaps
+    assert ask(f"{base}/{flat}")[0] == 503
+    shard.write_bytes(data)
+    assert ask(f"{base}/{flat}")[0] == 200
+    metadata = copy / f"scans/{SCAN}/zarr.json"
+    metadata.write_bytes(metadata.read_bytes()[:-9])
+    assert ask(f"{base}/{flat}")[0] == 503
+
+
+@pytest.fixture
+def changing(bring, tmp_path):
+    """Serve a store of one scan; also return what ingests it anew."""
+    store = tmp_path / "of/own.zarr"
+    bring("before", store)
+    with BackgroundServer(ServeSettings(paths=(str(store),))) as server:
+        yield partial(bring, store=store), f"{server.url}/zarr/own"
+
+
+def test_a_scan_that_is_replaced_is_the_old_one_or_the_new_one(changing):
+    bring, url = changing
+    # A version is written beside the one that it replaces, under keys of the other form.
+    shards = itertools.cycle([f"{url}/scans/a/image/{key}" for key in ("c/0/0/0", "c.0.0.0")])
+    bodies, statuses, is_over = {}, set(), Event()
+
+    def look():
+        while not is_over.is_set():
+            status, headers, body = ask(next(shards))
+            statuses.add(status)
+            if status == 200:
+                bodies.setdefault(headers["etag"], set()).add(hashlib.sha256(body).digest())
+
+    looking = [Thread(target=look) for _ in range(3)]
+    for one in looking:
+        one.start()
+    for version in ("after", "before", "after", "before", "after"):
+        bring(version)
+    is_over.set()
+    for one in looking:
+        one.join()
+    assert statuses <= {200, 410, 503}
+    assert len(bodies) == 2
+    assert all(len(found) == 1 for found in bodies.values())
+    assert len(set.union(*bodies.values())) == 2
+
+
+def test_who_holds_the_old_version_is_told(changing):
+    bring, url = changing
+    tag = ask(f"{url}/scans/a/image/c/0/0/0")[1]["etag"]
+    checksum = spinezarr.open(url).table.content_checksum.item()
+    stream = spinezarr.open(url).patches((8, 8, 8), n_samples=4, batch_size=2)
+    opened = spinezarr.open(url)
+    opened.table  # noqa: B018
+    bring("after")
+    assert ask(f"{url}/scans/a/image/c/0/0/0", if_match=tag)[0] == 410  # never 404
+    assert ask(f"{url}/scans/a/label/c/0/0/0")[0] == 410
+    assert ask(f"{url}/scans/a/z/c/0")[0] == 410
+    assert ask(f"{url}/@{checksum}/scans/a/image/c/0/0/0")[0] == 410
+    assert ask(f"{url}/@{checksum}/scans/a/zarr.json")[0] == 410
+    with pytest.raises(ScanChangedError):
+        list(stream)
+    assert spinezarr.open(url).table.content_checksum.item() != checksum
+
+
+def test_stores_come_and_go_while_it_runs(own, ctspine1k_url):
+    copy, url = own
+    assert ask(f"{url}/zarr/later/zarr.json")[0] == 404
+    shutil.copytree(ctspine1k_url, copy.parent / "later.zarr")
+    assert ask(f"{url}/zarr/later/zarr.json")[0] == 200
+    assert spinezarr.open(f"{url}/zarr/later").table.sizes["scan"] == 6
+    shutil.rmtree(copy.parent / "later.zarr")
+    assert ask(f"{url}/zarr/later/zarr.json")[0] == 404
+
+
+OUTSIDE = [
+    "/zarr/own/../../outside",
+    "/zarr/own/../outside",
+    "/zarr/own/%2e%2e/outside",
+    "/zarr/own/%2e%2e%2foutside",
+    "/zarr/own/..%2foutside",
+    "/zarr/own/%252e%252e/outside",
+    "/zarr/own/scans/../../outside",
+    "/zarr/own/scans/%2e%2e/%2e%2e/outside",
+    "/zarr/own/scans/liver_0/../../../outside",
+    "/zarr/own/scans/liver_0/image/c/../../../../../outside",
+    "/zarr/own/scans/liver_0%00/zarr.json",
+    "/zarr/own/scans/liver_0/zarr.json%00",
+    "/zarr/own/scans//liver_0/zarr.json",
+    "/zarr/own//zarr.json",
+    "/zarr//own/zarr.json",
+    "//zarr/own/zarr.json",
+    "/zarr/own/./zarr.json",
+    "/zarr/own/ingest/zarr.json",
+    "/zarr/own/ingest.lock",
+    "/zarr/own/table/../ingest/zarr.json",
+    "/zarr/own/table//zarr.json",
+    "/zarr/own/table/secret",
+    "/zarr/own/table/scan/secret",
+    "/zarr/own/scans/liver_0/ingest.lock",
+    "/zarr/own\\zarr.json",
+    "/zarr/own/..\\..\\outside",
+    "/zarr/own.zarr/zarr.json",
+    "/zarr/of/own.zarr/zarr.json",
+    "/zarr/../zarr/own/secret",
+    "/zarr/%ff/zarr.json",
+    "/zarr/own/scans/%ff/zarr.json",
+    "/zarr/own/scans/%e2%80%ae/zarr.json",
+    "/zarr/etc/passwd",
+    "/zarr//etc/passwd",
+    "/zarr/own/@/zarr.json",
+    "/zarr/own/@0/zarr.json",
+    "/zarr/own/link",
+    "/zarr/own/scans/link/zarr.json",
+    "/flat/own/../../outside",
+    "/flat/own/scans/liver_0/image/c/0/0/-1",
+    "/flat/own/scans/liver_0/image/c/0/0/00",
+    "/flat/own/scans/liver_0/image/c/0/0/99999999999",
+    "/flat/own/scans/liver_0/image/c/0/0",
+    "/flat/own/scans/liver_0/image/c.0.0.0",
+    "/v1",
+    "/",
+    "/zarr",
+    "/zarr/",
+    "/zarr/own",
+    "/zarr/own/",
+    "/" + "a" * 3000,
+]
+
+
+@pytest.mark.parametrize("path", OUTSIDE)
+def test_nothing_else_is_served(own, path):
+    copy, url = own
+    (copy.parent / "outside").write_text("canary")
+    for folder in (copy, copy / "table", copy / "table/scan"):
+        (folder / "secret").write_text("canary")
+    (copy / "link").symlink_to(copy.parent / "outside")
+    (copy / "scans/link").symlink_to(copy / f"scans/{SCAN}")
+    host = url.removeprefix("http://")
+    found = ask_raw(url, f"GET {path} HTTP/1.1", f"Host: {host}", "Connection: close")
+    assert found.startswith(tuple(f"HTTP/1.1 {n}".encode() for n in (400, 404, 410, 503)))
+    assert b"canary" not in found
+    assert str(copy.parent).encode() not in found
+
+
+def test_writing_is_refused(served):
+    for method in ("PUT", "POST", "DELETE", "PATCH", "TRACE", "PROPFIND"):
+        status, headers, _ = ask(f"{served}/zarr/ctspine1k/zarr.json", method)
+        assert status == 405
+        assert headers["allow"] == "GET, HEAD, OPTIONS"
+
+
+# Who may ask
+
+
+def test_only_tokens_may_read(ctspine1k_url, tmp_path):
+    file = tmp_path / "tokens"
+    token, other = new_token(file, "lab"), new_token(file, "other")
+    assert token not in file.read_text()
+    assert file.stat().st_mode & 0o077 == 0
+    with pytest.raises(UsageError, match="has a token 'lab' already"):
+        new_token(file, "lab")
+    settings = ServeSettings(paths=(ctspine1k_url,), token_file=str(file))
+    with BackgroundServer(settings) as server:
+        url = f"{server.url}/zarr/ctspine1k"
+        headers = {"Authorization": f"Bearer {token}"}
+        expected = digests(spinezarr.open(ctspine1k_url).scan(SCAN))
+        assert digests(spinezarr.open(url, storage_options={"headers": headers}).scan(SCAN)) == (
+            expected
+        )
+        found = xr.open_zarr(
+            f"{url}/scans/{SCAN}",
+            zarr_format=3,
+            consolidated=True,
+            storage_options={"headers": headers},
+        )
+        assert digests(found) == expected
+        named = url.replace("http://", f"http://any:{other}@")
+        assert digests(spinezarr.open(named).scan(SCAN)) == expected
+        for wrong in ("", "Bearer", "Bearer x", f"Bearer {token}x", f"Token {token}", "Basic x",
+                      f"Bearer {token} {token}", "Bearer " + "x" * 5000):  # fmt: skip
+            status, said, _ = ask(f"{url}/zarr.json", authorization=wrong)
+            assert (status, said["cache-control"]) == (401, "no-store")
+            assert said["www-authenticate"].startswith("Bearer")
+        assert ask(f"{url}/scans/none/image/c/0/0/0")[0] == 401  # and not 404, which is background
+        assert ask(f"{server.url}/healthz")[0] == 200
+        lines = [line for line in file.read_text().splitlines() if not line.startswith("lab ")]
+        file.write_text("\n".join(lines))
+        assert ask(f"{url}/zarr.json", authorization=f"Bearer {token}")[0] == 401
+        assert ask(f"{url}/zarr.json", authorization=f"Bearer {other}")[0] == 200
+        file.write_text("nonsense")
+        assert ask(f"{url}/zarr.json", authorization=f"Bearer {other}")[0] == 401
+
+
+def test_a_name_that_leads_here_by_a_trick_is_not_answered(served):
+    url = f"{served}/zarr/ctspine1k/zarr.json"
+    for host in ("evil.example", "127.0.0.1.evil.example", "localhost.evil.example:8765", ""):
+        assert ask(url, host=host)[0] == 421
+    for host in ("localhost:1", "127.0.0.1", "[::1]:8765", "LOCALHOST"):
+        assert ask(url, host=host)[0] == 200
+
+
+def test_pages_of_this_machine_may_read_and_others_only_if_named(ctspine1k_url):
+    settings = ServeSettings(paths=(ctspine1k_url,), origins=frozenset({"https://viewer.example"}))
+    with BackgroundServer(settings) as server:
+        url = f"{server.url}/zarr/ctspine1k/zarr.json"
+        for origin, may in (
+            ("https://viewer.example", True),
+            ("http://localhost:8888", True),
+            ("http://127.0.0.1:1", True),
+            ("https://evil.example", False),
+            ("http://localhost.evil.example", False),
+            ("null", False),
+        ):
+            _, headers, _ = ask(url, origin=origin)
+            assert (headers.get("access-control-allow-origin") == origin) is may
+            assert headers["vary"] == "Origin"
+        asks = {"access_control_request_method": "GET", "access_control_request_headers": "range"}
+        status, headers, _ = ask(url, "OPTIONS", origin="https://viewer.example", **asks)
+        assert status == 204
+        assert "Range" in headers["access-control-allow-headers"]
+
+
+# The command
+
+
+def started(*words):
+    port = free_port()
+    code = "from spinezarr.cli.main import main; main()"
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, "serve", "--port", str(port), *map(str, words)],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    url = f"http://127.0.0.1:{port}"
+    for _ in range(300):
+        try:
+            ask(f"{url}/healthz")
+        except OSError:
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.1)
+        else:
+            return process, url
+    raise AssertionError
+
+
+def free_port():
+    with socket.create_server(("127.0.0.1", 0)) as one:
+        return one.getsockname()[1]
+
+
+@pytest.mark.parametrize("ends", [signal.SIGTERM, signal.SIGINT])
+def test_the_command_serves_until_it_is_told_to_end(ctspine1k_url, ends):
+    process, url = started(ctspine1k_url)
+    try:
+        expected = digests(spinezarr.open(ctspine1k_url).scan(SCAN))
+        assert digests(spinezarr.open(f"{url}/zarr/ctspine1k").scan(SCAN)) == expected
+        status, headers, _ = ask(f"{url}/zarr/ctspine1k/zarr.json", "HEAD")
+        assert (status, headers["content-length"] != "0") == (200, True)
+    finally:
+        process.send_signal(ends)
+        said = process.communicate(timeout=15)[1]
+    assert f"{url}/zarr/ctspine1k" in said
+    assert "Traceback" not in said
+
+
+def test_slow_heads_are_let_go_while_others_are_served(ctspine1k_url):
+    process, url = started(ctspine1k_url)
+    try:
+        port = int(url.rpartition(":")[2])
+        slow = [socket.create_connection(("127.0.0.1", port)) for _ in range(100)]
+        for one in slow:
+            one.sendall(b"GET /zarr/ctspine1k/zarr.json HTTP/1.1\r\nHost: loc")
+        assert ask(f"{url}/zarr/ctspine1k/zarr.json")[0] == 200
+        for one in slow:
+            one.settimeout(10)
+            with one:
+                while one.recv(1 << 12):
+                    pass
+    finally:
+        process.terminate()
+        process.communicate(timeout=15)
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--host", "0.0.0.0", "{store}"], "Give --token-file"),  # noqa: S104
+        (["--new-token", "x", "{store}"], "give the --token-file"),
+        (["--token-file", "{absent}", "{store}"], "cannot be read"),
+        (["--token-file", "{bad}", "{store}"], "line 1: is no token"),
+        (["{store}", "{store}"], "would both be served"),
+        ([], "Give a store"),
+    ],
+)
+def test_a_wrong_use_is_explained(ctspine1k_url, tmp_path, words, expected):
+    (tmp_path / "bad").write_text("secret-token\n")
+    names = {"store": ctspine1k_url, "absent": tmp_path / "absent", "bad": tmp_path / "bad"}
+    argv = [word.format(**names) for word in words]
+    code = "from spinezarr.cli.main import main; main()"
+    command = [sys.executable, "-c", code, "serve", "--port", str(free_port()), *argv]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert done.returncode == 2
+    assert expected in " ".join(done.stderr.split())
+    assert "secret-token" not in done.stderr
+
+
+def test_a_port_that_is_taken_is_named(ctspine1k_url, tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        code = "from spinezarr.cli.main import main; main()"
+        command = [sys.executable, "-c", code, "serve", "--port", port, ctspine1k_url]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert done.returncode == 2
+    assert "Choose another --port" in done.stderr
+
+
+def test_flat_metadata_name_no_shards(served):
+    for key in (f"scans/{SCAN}/zarr.json", f"scans/{SCAN}/image/zarr.json"):
+        node = json.loads(ask(f"{served}/flat/ctspine1k/{key}")[2])
+        assert "sharding_indexed" not in json.dumps(node)
+        assert "manifest" not in node["attributes"]

@@ -1,0 +1,580 @@
+"""What a store says is parsed at one gate; whoever wrote it can seal whatever it says."""
+
+import re
+import shutil
+from base64 import b64encode
+from contextlib import suppress
+from copy import deepcopy
+from pathlib import Path
+
+import numpy as np
+import pytest
+import xarray as xr
+from hypothesis import given
+from hypothesis import strategies as st
+from numcodecs import VLenUTF8
+from numcodecs.zstd import compress
+
+import spinezarr
+from spinezarr.errors import CorruptStoreError, SpinezarrError
+from spinezarr.ingest.discover import discover
+from spinezarr.ingest.run import ingest
+from spinezarr.recipe import Recipe
+from spinezarr.store.array_metadata import chunk_key
+from spinezarr.store.attributes import (
+    SCAN_FILE,
+    RootAttributes,
+    parse_json,
+    parse_root,
+    parse_scan_group,
+    seal,
+    unseal,
+)
+from spinezarr.store.bundle import TABLE_BUNDLE, unbundle_files
+from spinezarr.store.layout import (
+    FORMAT_VERSION,
+    LARGEST_AXIS,
+    LARGEST_CHUNK_BYTES,
+    LARGEST_SCANS,
+)
+from spinezarr.store.ledger import FolderPart
+from spinezarr.store.metadata import root_files, table_files
+from spinezarr.store.reader import StoreReader
+from spinezarr.store.sharding import CHUNK_ROW, crc32c
+from spinezarr.store.table import build_table
+from spinezarr.store.table_file import parse_table
+from spinezarr.verify.store import verify_store
+
+RECIPE = Recipe.of_pairs("{scan}_ct.nii.gz", "{scan}_seg.nii.gz", name="pairs")
+
+
+@pytest.fixture(scope="module")
+def made(two_versions, tmp_path_factory):
+    store = tmp_path_factory.mktemp("made") / "store.zarr"
+    assert not ingest(RECIPE, discover(RECIPE, str(two_versions / "before")), str(store)).failed
+    return store
+
+
+@pytest.fixture
+def foreign(made, tmp_path):
+    """Copy of a store, to change."""
+    return Path(shutil.copytree(made, tmp_path / "of/some/store.zarr"))
+
+
+def lie(path, change):
+    """Change what a group says, and seal it again."""
+    metadata = unseal(path.read_bytes())
+    change(metadata)
+    path.write_bytes(seal(metadata))
+
+
+def put(*place_and_value):
+    """Return what puts a value at a place of nested objects."""
+    *place, name, value = place_and_value
+
+    def change(metadata):
+        for part in place:
+            metadata = metadata[part]
+        metadata[name] = value
+
+    return change
+
+
+ARRAYS = ("consolidated_metadata", "metadata")
+IMAGE, LABEL = (*ARRAYS, "image"), (*ARRAYS, "label")
+INNER = ("codecs", 0, "configuration")
+ENTRY = {"size_bytes": 3, "crc32": "00000000"}
+SAID = ("attributes",)
+
+LIES_OF_A_SCAN = {
+    **{
+        f"image of {dtype}": put(*IMAGE, "data_type", dtype)
+        for dtype in (
+            "object",
+            "O",
+            "|O8",
+            "S",
+            "S8",
+            "V0",
+            "V8",
+            "U0",
+            "r16",
+            "complex64",
+            "float128",
+            "bool",
+            "<M8[ns]",
+            "i2,i2",
+            "string",
+            "float16",
+            "uint8",
+            "",
+            None,
+            3,
+            {"name": "numpy.datetime64"},
+        )
+    },
+    "mask of int16": put(*LABEL, "data_type", "int16"),
+    "wrapping chunks": put(*IMAGE, *INNER, "chunk_shape", [1 << 30] * 3),
+    "chunks above the bound": put(*IMAGE, *INNER, "chunk_shape", [1 << 12, 1 << 12, 1]),
+    "no chunks": put(*IMAGE, *INNER, "chunk_shape", [0, 1, 1]),
+    "negative chunks": put(*IMAGE, *INNER, "chunk_shape", [-64, 48, 48]),
+    "chunks that do not fit shards": put(*IMAGE, *INNER, "chunk_shape", [63, 48, 48]),
+    "four axes": put(*IMAGE, *INNER, "chunk_shape", [64, 48, 48, 1]),
+    "too many chunks a shard": put(
+        *IMAGE, "chunk_grid", "configuration", "chunk_shape", [64 * 64, 48 * 64, 48 * 64]
+    ),
+    "negative shards": put(*IMAGE, "chunk_grid", "configuration", "chunk_shape", [-64, 48, 48]),
+    "no voxels": put(*IMAGE, "shape", [0, 24, 20]),
+    "negative shape": put(*IMAGE, "shape", [-16, 24, 20]),
+    "another shape": put(*IMAGE, "shape", [17, 24, 20]),
+    "a huge mask": put(*LABEL, "shape", [LARGEST_AXIS] * 3),
+    "above the largest axis": put(*IMAGE, "shape", [LARGEST_AXIS + 1, 24, 20]),
+    "a codec of pickles": put(*IMAGE, *INNER, "codecs", 1, "name", "pickle"),
+    "no crc32c": lambda m: m["consolidated_metadata"]["metadata"]["image"]["codecs"][0][
+        "configuration"
+    ]["codecs"].pop(),
+    "sharding in sharding": lambda m: m["consolidated_metadata"]["metadata"]["image"]["codecs"][0][
+        "configuration"
+    ].update(codecs=deepcopy(m["consolidated_metadata"]["metadata"]["image"]["codecs"])),
+    "index at the start": put(*IMAGE, *INNER, "index_location", "start"),
+    "a storage transformer": put(*IMAGE, "storage_transformers", [{"name": "x"}]),
+    "another separator": put(*IMAGE, "chunk_key_encoding", "configuration", "separator", "../"),
+    "one separator changed": put(*IMAGE, "chunk_key_encoding", "configuration", "separator", "."),
+    "another array": put(*ARRAYS, "other", {}),
+    "no image": lambda m: m["consolidated_metadata"]["metadata"].pop("image"),
+    "no coordinates": lambda m: m["consolidated_metadata"]["metadata"].pop("z"),
+    "other coordinates": put(*ARRAYS, "z", "shape", [17]),
+    "a mask without counts": lambda m: m["consolidated_metadata"]["metadata"].pop(
+        "sampling/label_chunks"
+    ),
+    "more counts than labels": put(*ARRAYS, "sampling/label_chunks", "shape", [256, 5]),
+    "endless counts": put(*ARRAYS, "sampling/label_chunks", "shape", [1 << 40, 5]),
+    "scaling in the array alone": put(*IMAGE, "attributes", "scale_factor", 2.0),
+    "a scaling that is no number": put(*IMAGE, "attributes", "scale_factor", "x"),
+    **{
+        f"manifest names {key}": put(*SAID, "manifest", key, ENTRY)
+        for key in (
+            "../../../home/key.pem",
+            "/etc/passwd",
+            "image/../../b/zarr.json",
+            "image/c/0/0/-1",
+            "image/c/00/0/0",
+            "image/c/0/0",
+            "image/c.0/0.0",
+            "image/c/99999/0/0",
+            "c/0/0/0",
+            "",
+            ".",
+            "image/c/0/0/0/",
+            "IMAGE/c/0/0/0",
+            "zarr.json",
+            "image\\..\\x",
+            "image/zarr.json\n",
+            "sampling/label_chunks/c/1/0",
+            "z/c/1",
+        )
+    },
+    "a shard without a table": put(*SAID, "manifest", "image/c/0/0/0", ENTRY),
+    "a shard of negative size": put(*SAID, "manifest", "image/c/0/0/0", "size_bytes", -1),
+    "a shard of endless size": put(*SAID, "manifest", "image/c/0/0/0", "size_bytes", 1 << 41),
+    "chunks above their voxels": put(
+        *SAID,
+        "manifest",
+        "image/c/0/0/0",
+        "chunks",
+        b64encode(np.array([(0, 2**32 - 1, 0)], CHUNK_ROW).tobytes()).decode(),
+    ),
+    "a scan id that controls a terminal": put(*SAID, "scan_id", "a\x1b[2J"),
+    "a scan id that is a path": put(*SAID, "scan_id", "../a"),
+    "a singular affine": put(*SAID, "affine", [[1.0, 0.0, 0.0, 0.0]] * 3 + [[0.0, 0.0, 0.0, 1.0]]),
+    "another spacing": put(*SAID, "spacing_zyx_mm", [1.0, 1.0, 2.0]),
+    "no spacing": put(*SAID, "spacing_zyx_mm", [0.0, 1.0, 1.0]),
+    "a vertebra outside": put(*SAID, "vertebrae", "L1", "stop_zyx", [17, 9, 9]),
+    "an inverted vertebra": put(*SAID, "vertebrae", "L1", "stop_zyx", [0, 0, 0]),
+    "a vertebra of no name": lambda m: m["attributes"]["vertebrae"].update(
+        L9=m["attributes"]["vertebrae"]["L1"]
+    ),
+    "endless counts of voxels": put(*SAID, "vertebrae", "L1", "voxel_count", 1 << 64),
+    "a label that is no number": put(*SAID, "other_labels", "x", 1),
+    "a raw file outside": put(*SAID, "image_source", "file", "../../etc/passwd"),
+    "an absolute raw file": put(*SAID, "image_source", "file", "/etc/passwd"),
+    "directions of no axes": put(*SAID, "image_source", "orientation", "LLL"),
+    "no mask, and a state of one": lambda m: [
+        m["consolidated_metadata"]["metadata"].pop(name)
+        for name in ("label", "sampling/label_chunks")
+    ],
+}
+
+
+def with_chunks(chunk, shard):
+    """Return what gives image and mask other chunks and shards."""
+
+    def change(metadata):
+        for array in (IMAGE, LABEL):
+            put(*array, *INNER, "chunk_shape", chunk)(metadata)
+            put(*array, "chunk_grid", "configuration", "chunk_shape", shard)(metadata)
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (put(*SAID, "shape_zyx", [16, 24, 21]), "its image has .* voxels, expected"),
+        (with_chunks([256, 256, 256], [256, 256, 256]), "chunks of .* bytes, expected at most"),
+        (with_chunks([1, 1, 1], [64, 64, 64]), "shards have 262144 chunks, expected at most"),
+        (with_chunks([1, 1, 3], [1, 1, 4]), "are no whole chunks of"),
+        (lambda m: m["attributes"]["manifest"].pop("image/c/0/0/0"), "has 0 of 1 shards of image"),
+    ],
+)
+def test_each_bound_is_told(foreign, change, said):
+    """Each lie is told in all places where it stands, so that no other check meets it."""
+    path = foreign / "scans/a/zarr.json"
+    lie(path, change)
+    with pytest.raises(ValueError, match=said):
+        parse_scan_group(path.read_bytes()).shards("image")
+
+
+def test_json_has_a_bound_of_values():
+    assert len(parse_json(b"[" + b"1," * 1000 + b"1]")) == 1001
+    with pytest.raises(ValueError, match="values, expected at most"):
+        parse_json(b"[" + b"1," * (1 << 20) + b"1]")
+
+
+@pytest.mark.parametrize("name", LIES_OF_A_SCAN)
+def test_a_scan_that_spinezarr_never_writes_is_refused(foreign, name):
+    path = foreign / "scans/a/zarr.json"
+    lie(path, LIES_OF_A_SCAN[name])
+    with pytest.raises(ValueError, match=r".") as caught:
+        parse_scan_group(path.read_bytes()).shards("image")
+    assert len(str(caught.value)) < 400
+    with pytest.raises(CorruptStoreError, match=r"a/zarr\.json: is not what spinezarr writes"):
+        spinezarr.open(foreign).scan("a")
+    assert any(f.path == "scans/a/zarr.json" for f in verify_store(str(foreign)).faults)
+
+
+def test_a_sound_scan_is_no_lie(made):
+    group = parse_scan_group((made / "scans/a/zarr.json").read_bytes())
+    assert list(group.shards("image")) == list(group.shards("label")) == [(0, 0, 0)]
+
+
+@given(
+    st.sampled_from(["image", "label"]),
+    st.tuples(*[st.integers(0, 99_999)] * 3),
+    st.sampled_from("/."),
+)
+def test_every_key_that_is_written_is_taken(name, index, separator):
+    assert re.search(SCAN_FILE, f"{name}/{chunk_key(index, separator)}")
+
+
+# Files of others are not removed
+
+
+def test_no_file_outside_is_removed_when_a_scan_is_replaced(foreign, two_versions, tmp_path):
+    key = tmp_path / "home/key.pem"
+    key.parent.mkdir()
+    key.write_bytes(b"mine")
+    away = "../../../../../home/key.pem"
+    assert (foreign / "scans/a" / away).resolve() == key.resolve()
+    lie(foreign / "scans/a/zarr.json", put(*SAID, "manifest", away, ENTRY))
+    lie(foreign / "table/zarr.json", put(*SAID, "manifest", "../" + away[6:], ENTRY))
+    with suppress(SpinezarrError):
+        ingest(RECIPE, discover(RECIPE, str(two_versions / "after")), str(foreign))
+    assert key.read_bytes() == b"mine"
+    faults = verify_store(str(foreign)).faults
+    assert not any("key.pem" in fault.path for fault in faults)
+
+
+# The table
+
+
+def columns_of(path):
+    return unseal(path.read_bytes())["consolidated_metadata"]["metadata"]
+
+
+COLUMN = (*ARRAYS, "patient_id")
+SIZES = (*ARRAYS, "shape_zyx")
+LIES_OF_A_TABLE = {
+    "a manifest that leads out": put(*SAID, "manifest", "../scans/a/zarr.json", ENTRY),
+    "a device": put(*SAID, "manifest", "/dev/zero", ENTRY),
+    "a hidden file": put(*SAID, "manifest", "__x/c/0", ENTRY),
+    "a chunk that is none": put(*SAID, "manifest", "scan/c/1", ENTRY),
+    "an endless chunk": put(*SAID, "manifest", "scan/c/0", {**ENTRY, "size_bytes": 1 << 40}),
+    "objects": put(*COLUMN, "data_type", "object"),
+    "more scans": put(*COLUMN, "shape", [2]),
+    "endless scans": put(*COLUMN, "shape", [LARGEST_SCANS + 1]),
+    "other axes": put(*COLUMN, "dimension_names", ["vertebra"]),
+    "no axes": put(*COLUMN, "dimension_names", None),
+    "another codec": put(*COLUMN, "codecs", [{"name": "pickle"}]),
+    "numbers as text": put(*SIZES, "data_type", "string"),
+    "a column that leads out": put(*ARRAYS, "../x", {}),
+    "no columns": put("consolidated_metadata", {}),
+    "no scans": lambda m: m["consolidated_metadata"]["metadata"].pop("scan"),
+    "no shapes": lambda m: m["consolidated_metadata"]["metadata"].pop("shape_zyx"),
+    "no attributes": put("attributes", {}),
+    "a title that is no text": put(*SAID, "title", 3),
+}
+
+
+@pytest.mark.parametrize("name", LIES_OF_A_TABLE)
+def test_a_table_that_spinezarr_never_writes_is_refused(foreign, name):
+    lie(foreign / "table/zarr.json", LIES_OF_A_TABLE[name])
+    (foreign / TABLE_BUNDLE).unlink()
+    with pytest.raises(CorruptStoreError, match=r"table/zarr\.json: is damaged"):
+        _ = spinezarr.open(foreign).table
+    assert verify_store(str(foreign)).faults
+
+
+def table_of(values):
+    """Return the files of a table of one scan, with other values."""
+    root = RootAttributes(
+        format_version=FORMAT_VERSION, dataset="d", title="t", licence="l", citation="c"
+    )
+    store = values.pop("store")
+    scans = [StoreReader(str(store)).scan("a").attributes]
+    table = build_table(root, scans)
+    for name, value in values.items():
+        column = table.variables[name]
+        values_of = np.full(column.shape, value, column.dtype)
+        table = table.assign({name: (column.dims, values_of, column.attrs)})
+    files = table_files(table, "/")
+    return parse_table(files["zarr.json"]).dataset(files)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("shape_zyx", 0),
+        ("shape_zyx", LARGEST_AXIS + 1),
+        ("spacing_mm", np.nan),
+        ("spacing_mm", 0.0),
+        ("spacing_mm", -1.0),
+        ("spacing_mm", 1e300),
+        ("bbox_start_zyx", 17),
+        ("bbox_stop_zyx", 2**31 - 1),
+        ("voxel_count", -1),
+        ("stored_bytes", -1),
+        ("centroid_mm", np.inf),
+        ("annotated_centroid_mm", 1e300),
+        ("image_dtype", "object"),
+        ("image_stored_dtype", "V0"),
+        ("label_state", "some"),
+        ("orientation", ""),
+        ("orientation", "LPP"),
+        ("scan", "../a"),
+        ("scan", ""),
+        ("scan", "a\x9b31m"),
+        ("vertebra", "L1"),
+        ("axis", "z"),
+    ],
+)
+def test_values_that_no_table_has_are_refused(made, name, value):
+    with pytest.raises(ValueError, match=r"column|vertebrae|rows"):
+        table_of({"store": made, name: value})
+
+
+def test_values_that_a_table_has_are_taken(made):
+    table = table_of({"store": made, "image_min_hu": np.nan})
+    assert table.scan.to_numpy().tolist() == ["a"]
+
+
+def test_a_table_reads_as_xarray_reads_it(made):
+    found = StoreReader(str(made)).table
+    expected = xr.open_zarr(made / "table", chunks=None).load()
+    texts = {n: v.astype(object) for n, v in expected.variables.items() if v.dtype.kind == "T"}
+    expected = expected.assign(texts)
+    expected.attrs = {k: v for k, v in expected.attrs.items() if k in found.attrs}
+    xr.testing.assert_identical(found, expected.set_coords(list(expected.coords)))
+
+
+def packed(data):
+    """Return bytes as a chunk of a column."""
+    body = bytes(compress(data))
+    return body + crc32c(body).to_bytes(4, "little")
+
+
+def text_chunk(texts):
+    return bytes(VLenUTF8().encode(np.array(texts, object)))
+
+
+@pytest.mark.parametrize(
+    "chunk",
+    [
+        b"",
+        b"\0" * 4,
+        packed(b""),
+        packed(b"\xff\xff\xff\xff" + b"\0" * 20),
+        packed(text_chunk(["a", "b"])),
+        packed(b"\2\0\0\0\1\0\0\0a"),
+        packed(b"\1\0\0\0\xff\xff\xff\xff"),
+        packed(text_chunk(["a"]) + b"x"),
+        packed(text_chunk(["a"])[:-1]),
+        packed(b"\1\0\0\0\1\0\0\0\xff"),
+        packed(b"\0" * (1 << 20)),
+    ],
+)
+def test_a_column_of_texts_that_is_none_is_refused(made, chunk):
+    stored = parse_table((made / "table/zarr.json").read_bytes())
+    files = unbundle_files((made / TABLE_BUNDLE).read_bytes())
+    with pytest.raises(ValueError, match=r"column|utf-8"):
+        stored.dataset({**files, "patient_id/c/0": chunk})
+
+
+@given(st.lists(st.text(st.characters(codec="utf-8")), min_size=1, max_size=1), st.data())
+def test_texts_come_back_from_numcodecs(made, texts, data):
+    stored = parse_table((made / "table/zarr.json").read_bytes())
+    files = unbundle_files((made / TABLE_BUNDLE).read_bytes())
+    chunk = packed(text_chunk(texts))
+    found = stored.dataset({**files, "patient_id/c/0": chunk})
+    assert found.patient_id.to_numpy().tolist() == texts
+    at = data.draw(st.integers(0, len(chunk) - 1))
+    damaged = chunk[:at] + bytes([chunk[at] ^ 1]) + chunk[at + 1 :]
+    with pytest.raises(ValueError, match="column"):
+        stored.dataset({**files, "patient_id/c/0": damaged})
+
+
+def test_a_small_file_does_not_become_a_large_table(made):
+    stored = parse_table((made / "table/zarr.json").read_bytes())
+    files = unbundle_files((made / TABLE_BUNDLE).read_bytes())
+    # A frame that says 2 GiB, and holds nothing of it.
+    frame = b"\x28\xb5\x2f\xfd" + bytes([0b10100000]) + (2 << 30).to_bytes(4, "little") + b"\1\0\0"
+    chunk = frame + crc32c(frame).to_bytes(4, "little")
+    with pytest.raises(ValueError, match="would have 2147483648 bytes"):
+        stored.dataset({**files, "patient_id/c/0": chunk})
+
+
+def test_a_table_of_another_shape_than_its_scans_gives_no_patches(foreign):
+    path = foreign / "table/zarr.json"
+    stored = parse_table(path.read_bytes())
+    table = StoreReader(str(foreign)).table
+    table["shape_zyx"] = table.shape_zyx * 2
+    texts = {n: v.astype("T") for n, v in table.variables.items() if v.dtype.kind == "O"}
+    for key, data in table_files(table.assign(texts), "/").items():
+        (foreign / "table" / key).parent.mkdir(exist_ok=True, parents=True)
+        (foreign / "table" / key).write_bytes(data)
+    (foreign / TABLE_BUNDLE).unlink()
+    assert stored.columns
+    with pytest.raises(CorruptStoreError, match=r"the scan table says that 'a' has \(32, 48, 40\)"):
+        next(iter(spinezarr.open(foreign).patches((8, 8, 8), n_samples=1, batch_size=1)))
+
+
+# The root, and files of JSON
+
+
+def root_of(**attributes):
+    files = root_files({"format": "spinezarr", "format_version": FORMAT_VERSION, **attributes})
+    return files["zarr.json"]
+
+
+SOUND = {"dataset": "d", "title": "t", "licence": "l", "citation": "c"}
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"[]",
+        b"{}",
+        b"null",
+        b"[" * 100_000,
+        b'{"a":' * 100_000,
+        b"9" * 10_000,
+        b'{"attributes": ' + b"9" * 10_000 + b"}",
+        b'{"attributes": []}',
+        b'{"attributes": {"format": "spinezarr", "format_version": NaN}}',
+        b'{"attributes": {"format": "spinezarr", "format_version": 1e999}}',
+        b"\xff\xfe",
+        b"[" + b"[],[],[],[]," * 200_000 + b"1]",
+        root_of(**{**SOUND, "title": 3}),
+        root_of(**SOUND, other=1),
+        root_of(dataset="d"),
+        root_of(**SOUND).replace(b'"d"', b'"e"'),
+    ],
+)
+def test_a_root_that_is_none_is_a_value_error(data):
+    with pytest.raises(ValueError, match=r".") as caught:
+        parse_root(data)
+    assert len(str(caught.value)) < 300
+    assert "\n" not in str(caught.value)
+
+
+def test_a_sound_root_is_taken():
+    assert parse_root(root_of(**SOUND)).dataset == "d"
+
+
+@pytest.mark.parametrize(
+    "runs", ["1-0", "3 2", "1 1", "0-99999999999", "a", "-1", "1-", "0x1", "1 -2"]
+)
+def test_places_of_files_are_runs_in_order(runs):
+    with pytest.raises(ValueError, match=r"is not in order|is no list of runs"):
+        FolderPart(files=runs)
+
+
+@pytest.mark.parametrize("runs", ["", "0", "0-3", "0-3 5 7-9"])
+def test_places_of_files_are_runs(runs):
+    assert FolderPart(files=runs).files == runs
+
+
+# Counts of labels
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        [0, 0, 0, 0, 1],
+        [256, 0, 0, 0, 1],
+        [20, 1, 0, 0, 1],
+        [20, 0, 0, 2**32 - 1, 1],
+        [20, 0, 0, 0, 0],
+        [20, 0, 0, 0, 2**32 - 1],
+    ],
+)
+def test_counts_of_no_label_or_chunk_are_refused(made, monkeypatch, row):
+    reader = StoreReader(str(made))
+
+    def decode(_, out):
+        out[...] = row
+
+    monkeypatch.setattr("spinezarr.store.reader.decode_chunk", decode)
+    with pytest.raises(CorruptStoreError, match="which is no label, chunk and count"):
+        reader.label_chunks("a")
+
+
+@pytest.mark.parametrize("row", [[20, 0, 0, 0, 124], [21, 0, 0, 0, 125]])
+def test_counts_that_the_scan_does_not_have_are_refused(made, monkeypatch, row):
+    reader = StoreReader(str(made))
+    assert reader.scan("a").attributes.label_voxels == {20: 125}
+    assert reader.label_chunks("a")[:, 4].sum() == 125
+    reader.label_chunks.cache_clear()
+
+    def decode(_, out):
+        out[...] = row
+
+    monkeypatch.setattr("spinezarr.store.reader.decode_chunk", decode)
+    with pytest.raises(CorruptStoreError, match="counts other voxels"):
+        reader.label_chunks("a")
+
+
+def test_the_bounds_hold_what_is_written():
+    assert LARGEST_CHUNK_BYTES >= 64 * 48 * 48 * 8
+
+
+@pytest.mark.parametrize("verb", ["audit", "patches"])
+def test_a_mask_without_the_voxels_that_it_counts_is_an_error(made, monkeypatch, verb):
+    store = spinezarr.open(made)
+    patches = store.patches((4, 4, 4), n_samples=4, batch_size=4, foreground=1.0)
+    read = type(store._engine).read
+
+    def read_nothing(self, wanted, **options):
+        read(self, wanted, **options)
+        for one in wanted:
+            if one.array.name == "label":
+                one.out[...] = 0
+
+    monkeypatch.setattr(type(store._engine), "read", read_nothing)
+    if verb == "patches":
+        with pytest.raises(CorruptStoreError, match="has other voxels of the value 20"):
+            next(iter(patches))
+        return
+    said = [finding.text for finding in store.audit().findings]
+    assert any("has other voxels of the value 20" in text for text in said)

@@ -1,0 +1,435 @@
+/* Runs the kernel on chunks and tables that somebody made up: kernel_driver CORPUS FIRST COUNT.
+ *
+ * It is compiled together with the kernel, under sanitizers. Each buffer is an allocation of just
+ * its size, so that every access outside one is seen. A case is done twice, with other bytes in the
+ * memory that the kernel was given: voxels that depend on them would be those of somebody else.
+ *
+ * Cases are numbered; case n is the same wherever it runs. A failure names it.
+ */
+#define _GNU_SOURCE
+#include <sys/uio.h>
+#undef RWF_NOWAIT /* so that chunks are fetched ahead, as from a slow disk */
+#include "kernel.c"
+
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+enum { MOST_CHUNKS = 4, MOST_SHARES = 3, MOST = MOST_CHUNKS * MOST_SHARES };
+enum { BYTES = 1, TABLES = 2 }; /* what is made up */
+
+typedef struct {
+    int64_t n_packed, n_bytes, itemsize, shape_zyx[3], is_known;
+    uint8_t *packed, *voxels;
+} Record;
+
+/* A chunk as it was before anything was made up, and the memory that is its own. */
+typedef struct {
+    const Record *record;
+    uint8_t *data;
+    int64_t n_data;
+    int is_changed;
+} Origin;
+
+typedef struct {
+    uint8_t *memory;
+    int64_t size, first; /* bytes, and which of them is the first voxel */
+    uint8_t *marks;      /* 1: a chunk that failed goes there; 2: one that is done; 3: both */
+} Target;
+
+typedef struct {
+    int n_chunks, n_shares;
+    Origin origins[MOST_CHUNKS];
+    Chunk chunks[MOST_CHUNKS];
+    Share shares[MOST];
+    Output outputs[MOST];
+    Target targets[MOST];
+    int64_t decoded_bytes;
+} Case;
+
+static Record *records;
+static int64_t n_records, number;
+static uint64_t state;
+
+static void say_number(void) { fprintf(stderr, "in case %lld\n", (long long)number); }
+
+static void aborted(int signal_number) { /* by a sanitizer */
+    say_number();
+    _exit(128 + signal_number);
+}
+
+static void require(int is_true, const char *what) {
+    if (is_true) return;
+    fprintf(stderr, "%s ", what);
+    say_number();
+    exit(1);
+}
+
+static uint64_t draw(void) { /* splitmix64 (Steele, Lea, Flood 2014) */
+    uint64_t z = state += 0x9E3779B97F4A7C15u;
+    z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9u;
+    z = (z ^ z >> 27) * 0x94D049BB133111EBu;
+    return z ^ z >> 31;
+}
+
+static int64_t below(int64_t n) { return (int64_t)(draw() % (uint64_t)n); }
+
+static void *exactly(int64_t n) {
+    void *memory = malloc((size_t)n);
+    require(memory != NULL, "no memory");
+    return memory;
+}
+
+static void read_records(const char *path) {
+    FILE *file = fopen(path, "rb");
+    require(file != NULL && fread(&n_records, 8, 1, file) == 1, "no corpus");
+    records = exactly(n_records * (int64_t)sizeof(Record));
+    for (int64_t i = 0; i < n_records; i++) {
+        Record *record = records + i;
+        require(fread(record, 8, 7, file) == 7, "a short corpus");
+        record->packed = exactly(record->n_packed), record->voxels = exactly(record->n_bytes);
+        size_t n = fread(record->packed, 1, (size_t)record->n_packed, file);
+        n += fread(record->voxels, 1, (size_t)record->n_bytes, file);
+        require(n == (size_t)(record->n_packed + record->n_bytes), "a short corpus");
+    }
+    fclose(file);
+}
+
+/* A number that is right, nearly right, or far from it. */
+static int64_t made_up(int64_t right) {
+    static const int64_t numbers[] = {
+        INT64_MIN, INT64_MIN + 20, -((int64_t)1 << 32), INT32_MIN, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7,
+        8, 9, 12, 15, 16, 17, 19, 20, 21, 36, 127, 128, 255, 256, 65535, 65536, (1 << 24) - 1,
+        1 << 24, (1 << 24) + 1, 1 << 30, INT32_MAX, (int64_t)1 << 31, UINT32_MAX, (int64_t)1 << 32,
+        ((int64_t)1 << 32) + 8, (int64_t)1 << 61, (int64_t)1 << 62, INT64_MAX - 20, INT64_MAX};
+    switch (below(6)) {
+    case 0: return (int64_t)((uint64_t)right + (uint64_t)below(5) - 2);
+    case 1: return (int64_t)((uint64_t)right + ((uint64_t)1 << (32 + below(32))));
+    case 2: return (int64_t)draw();
+    default: return numbers[below((int64_t)(sizeof(numbers) / sizeof(*numbers)))];
+    }
+}
+
+/* An output of a shape: exactly its memory, with steps and turned axes. */
+static void make_output(Output *output, Target *target, const int64_t *shape, int64_t itemsize) {
+    int64_t step = itemsize, before = 0, behind = 0;
+    for (int axis = 2; axis >= 0; axis--) {
+        step *= below(4) ? 1 : 2;
+        output->shape_zyx[axis] = shape[axis];
+        output->stride_zyx[axis] = below(5) ? step : -step;
+        const int64_t reach = output->stride_zyx[axis] * (shape[axis] - 1);
+        if (reach < 0) before -= reach; else behind += reach;
+        step *= shape[axis];
+    }
+    output->itemsize = itemsize;
+    target->size = before + behind + itemsize, target->first = before;
+    target->memory = exactly(target->size), target->marks = exactly(target->size);
+    memset(target->marks, 0, (size_t)target->size);
+    output->data = target->memory + before;
+}
+
+/* A random box of a chunk, into an output that is larger by a few voxels. */
+static void make_share(Case *c, const Record *record) {
+    Share *share = c->shares + c->n_shares;
+    int64_t shape[3];
+    const int is_whole = !below(5);
+    for (int axis = 0; axis < 3; axis++) {
+        const int64_t side = record->shape_zyx[axis], start = is_whole ? 0 : below(side);
+        const int64_t n = is_whole ? side : 1 + below(side - start);
+        const int64_t within = below(3) ? 0 : below(3);
+        share->within_chunk_zyx[axis] = start, share->shape_zyx[axis] = n;
+        share->within_output_zyx[axis] = within;
+        shape[axis] = within + n + (below(3) ? 0 : below(3));
+    }
+    share->output = c->n_shares;
+    make_output(c->outputs + c->n_shares, c->targets + c->n_shares, shape, record->itemsize);
+    c->n_shares++;
+}
+
+static void put32(uint8_t *p, uint32_t value) {
+    for (int i = 0; i < 4; i++) p[i] = (uint8_t)(value >> 8 * i);
+}
+
+/* Change bytes of an encoded chunk, which may get shorter or longer. */
+static void change_bytes(uint8_t **data, int64_t *n) {
+    for (int64_t changes = 1 + below(4); changes > 0; changes--) {
+        const int64_t nears[] = {HEADER, 2 * HEADER, 200, *n}, near = nears[below(4)];
+        const int64_t at = below(near < *n ? near : *n), left = *n - at;
+        const Record *other = records + below(n_records);
+        switch (below(8)) {
+        case 0: case 1: (*data)[at] ^= (uint8_t)(1 << below(8)); break;
+        case 2: case 3: (*data)[at] = (uint8_t)draw(); break;
+        case 4:
+            if (*n >= HEADER && !below(4)) /* more blocks than there is room for */
+                put32(*data + 8, (uint32_t)(1 << below(8)));
+            else if (left >= 4)
+                put32(*data + at, (uint32_t)made_up(*n));
+            break;
+        case 5: { /* of 255 bytes, many mean long lengths */
+            const int64_t most = below(3) && left > 40 ? 40 : left, filled = 1 + below(most);
+            memset(*data + at, below(2) ? 255 : 0, (size_t)filled);
+            break;
+        }
+        case 6: { /* a piece of another chunk */
+            const int64_t from = below(other->n_packed), has = other->n_packed - from;
+            memcpy(*data + at, other->packed + from, (size_t)(1 + below(has < left ? has : left)));
+            break;
+        }
+        default: { /* another length */
+            const int64_t size = below(3) ? 1 + below(*n) : *n + below(70);
+            uint8_t *other_data = exactly(size);
+            for (int64_t i = 0; i < size; i++)
+                other_data[i] = i < *n ? (*data)[i] : (uint8_t)draw();
+            free(*data);
+            *data = other_data, *n = size;
+        }
+        }
+    }
+    if (*n >= HEADER && below(4)) put32(*data + 12, (uint32_t)*n);
+}
+
+static void make_chunk(Case *c, int i, int kind) {
+    Origin *origin = c->origins + i;
+    const Record *record = origin->record = records + below(n_records);
+    int64_t n = record->n_packed;
+    uint8_t *packed = exactly(n);
+    memcpy(packed, record->packed, (size_t)n);
+    origin->is_changed = kind & BYTES && below(3);
+    if (origin->is_changed) change_bytes(&packed, &n);
+    origin->n_data = n + TAIL, origin->data = exactly(n + TAIL);
+    memcpy(origin->data, packed, (size_t)n);
+    free(packed);
+    Chunk *chunk = c->chunks + i;
+    chunk->data = NULL, chunk->offset = 0, chunk->size = n + TAIL;
+    chunk->first_share = c->n_shares, chunk->n_shares = 1 + below(MOST_SHARES);
+    chunk->itemsize = record->itemsize, chunk->fd = -1, chunk->status = -1;
+    memcpy(chunk->shape_zyx, record->shape_zyx, sizeof(chunk->shape_zyx));
+    chunk->crc32c = crc32c(origin->data, n);
+    put32(origin->data + n, chunk->crc32c);
+    for (int64_t j = 0; j < chunk->n_shares; j++) make_share(c, record);
+    if (record->n_bytes > c->decoded_bytes) c->decoded_bytes = record->n_bytes;
+}
+
+static void change_tables(Case *c) {
+    for (int64_t changes = 1 + below(3); changes > 0; changes--) {
+        const int i = (int)below(c->n_chunks);
+        Chunk *chunk = c->chunks + i;
+        int64_t *const of_chunk[] = {&chunk->offset,       &chunk->size,         &chunk->first_share,
+                                     &chunk->n_shares,     &chunk->itemsize,     chunk->shape_zyx,
+                                     chunk->shape_zyx + 1, chunk->shape_zyx + 2, &c->decoded_bytes};
+        c->origins[i].is_changed = 1;
+        if (!below(12)) {
+            const int64_t big = (int64_t)1 << below(40); /* products that wrap */
+            for (int axis = 0; axis < 3; axis++) chunk->shape_zyx[axis] = big;
+        } else if (below(2)) {
+            int64_t *field = of_chunk[below(9)];
+            *field = made_up(*field);
+            if ((field == &chunk->offset || field == &chunk->size) && below(2))
+                *field = INT64_MAX - below(1 << 13);
+            if (field == &c->decoded_bytes)
+                for (int j = 0; j < c->n_chunks; j++) c->origins[j].is_changed = 1;
+        } else {
+            Share *share = c->shares + below(c->n_shares);
+            int64_t *field = &share->output + below(10);
+            *field = made_up(*field);
+            for (int j = 0; j < c->n_chunks; j++) c->origins[j].is_changed = 1;
+        }
+    }
+}
+
+/* Put chunks where the kernel finds them: in memory of just their size, or in a file. */
+static void place(Case *c, FILE *file) {
+    int64_t end = 0;
+    for (int i = 0; i < c->n_chunks; i++) {
+        Chunk *chunk = c->chunks + i;
+        Origin *origin = c->origins + i;
+        if (below(2)) {
+            if (below(3) == 0) end += below(5000);
+            chunk->fd = below(30) ? fileno(file) : (below(2) ? -1 : 1 << 20);
+            if (chunk->fd != fileno(file)) origin->is_changed = 1;
+            if (chunk->offset == 0) chunk->offset = end;
+            const ssize_t n = pwrite(fileno(file), origin->data, (size_t)origin->n_data, end);
+            require(n == origin->n_data, "no file");
+            end += origin->n_data;
+            continue;
+        }
+        const int64_t most = HEADER + TAIL + MAX_CHUNK_BYTES;
+        if (chunk->size != origin->n_data) { /* ``data`` is of ``size`` bytes, if that can be */
+            const int64_t n = chunk->size > 0 && chunk->size <= most ? chunk->size : 1;
+            const int64_t kept = n < origin->n_data ? n : origin->n_data;
+            uint8_t *data = exactly(n);
+            memcpy(data, origin->data, (size_t)kept);
+            memset(data + kept, 0, (size_t)(n - kept));
+            free(origin->data);
+            origin->data = data;
+        }
+        chunk->data = origin->data;
+    }
+}
+
+/* The same questions as the kernel asks, in numbers of 128 bits. */
+static int fits(int64_t start, int64_t n, int64_t side) {
+    return start >= 0 && n >= 1 && (__int128)start + n <= side;
+}
+
+static int is_sound(const Case *c, const Chunk *chunk) {
+    const int64_t limit =
+        c->decoded_bytes < MAX_CHUNK_BYTES ? c->decoded_bytes : MAX_CHUNK_BYTES;
+    if (chunk->size < 20 || (__int128)chunk->size > (__int128)limit + 20) return 0;
+    if (chunk->offset < 0 || (__int128)chunk->offset + chunk->size > INT64_MAX) return 0;
+    const int64_t item = chunk->itemsize;
+    if (item < 1 || item > 8) return 0;
+    __int128 n = item;
+    for (int axis = 0; axis < 3; axis++) {
+        if (chunk->shape_zyx[axis] < 1) return 0;
+        if ((n *= chunk->shape_zyx[axis]) > limit) return 0;
+    }
+    if (chunk->n_shares && !fits(chunk->first_share, chunk->n_shares, c->n_shares)) return 0;
+    for (int64_t i = 0; i < chunk->n_shares; i++) {
+        const Share *share = c->shares + chunk->first_share + i;
+        if (share->output < 0 || share->output >= c->n_shares) return 0;
+        const Output *output = c->outputs + share->output;
+        if (output->itemsize != item) return 0;
+        for (int axis = 0; axis < 3; axis++) {
+            const int64_t side = share->shape_zyx[axis];
+            if (!fits(share->within_chunk_zyx[axis], side, chunk->shape_zyx[axis])) return 0;
+            if (!fits(share->within_output_zyx[axis], side, output->shape_zyx[axis])) return 0;
+        }
+    }
+    return 1;
+}
+
+/* Go through the voxels of a share: mark where they go, or compare them with those of a record. */
+static void visit(const Case *c, const Share *share, const Record *record, int mark) {
+    const Output *output = c->outputs + share->output;
+    const Target *target = c->targets + share->output;
+    const int64_t *n = share->shape_zyx, *in = share->within_output_zyx, *step = output->stride_zyx;
+    for (int64_t z = 0; z < n[0]; z++)
+        for (int64_t y = 0; y < n[1]; y++)
+            for (int64_t x = 0; x < n[2]; x++) {
+                const int64_t at = target->first + (in[0] + z) * step[0] + (in[1] + y) * step[1] +
+                                   (in[2] + x) * step[2];
+                require(at >= 0 && at + output->itemsize <= target->size, "a wrong driver");
+                for (int64_t b = 0; mark && b < output->itemsize; b++) target->marks[at + b] |= mark;
+                if (!record) continue;
+                const int64_t *from = share->within_chunk_zyx, *shape = record->shape_zyx;
+                const int64_t voxel =
+                    ((from[0] + z) * shape[1] + from[1] + y) * shape[2] + from[2] + x;
+                require(!memcmp(target->memory + at, record->voxels + voxel * record->itemsize,
+                                (size_t)record->itemsize),
+                        "wrong voxels");
+            }
+}
+
+static void run(Case *c, uint8_t pattern) {
+    const int64_t wanted_bytes = c->decoded_bytes < 0                 ? 0
+                                 : c->decoded_bytes > MAX_CHUNK_BYTES ? MAX_CHUNK_BYTES
+                                                                      : c->decoded_bytes;
+    const int64_t n = spinezarr_scratch_bytes(wanted_bytes);
+    uint8_t *scratch = exactly(n);
+    memset(scratch, pattern, (size_t)n);
+    for (int i = 0; i < c->n_shares; i++)
+        memset(c->targets[i].memory, pattern, (size_t)c->targets[i].size);
+    /* Tables of just their size too. */
+    Chunk *chunks = exactly(c->n_chunks * (int64_t)sizeof(Chunk));
+    Share *shares = exactly(c->n_shares * (int64_t)sizeof(Share));
+    Output *outputs = exactly(c->n_shares * (int64_t)sizeof(Output));
+    memcpy(chunks, c->chunks, (size_t)c->n_chunks * sizeof(Chunk));
+    memcpy(shares, c->shares, (size_t)c->n_shares * sizeof(Share));
+    memcpy(outputs, c->outputs, (size_t)c->n_shares * sizeof(Output));
+    spinezarr_fill(chunks, 0, c->n_chunks, shares, c->n_shares, outputs, c->n_shares, scratch,
+                   c->decoded_bytes);
+    for (int i = 0; i < c->n_chunks; i++) c->chunks[i].status = chunks[i].status;
+    free(scratch), free(chunks), free(shares), free(outputs);
+}
+
+static void check(Case *c) {
+    int statuses[MOST_CHUNKS];
+    run(c, 0xA5);
+    for (int i = 0; i < c->n_chunks; i++) {
+        const Chunk *chunk = c->chunks + i;
+        const Origin *origin = c->origins + i;
+        const int status = statuses[i] = chunk->status, sound = is_sound(c, chunk);
+        require(status >= DONE && status <= NOT_READ, "no status");
+        require(sound || status == DAMAGED, "a chunk was taken that does not fit together");
+        if (!origin->is_changed)
+            require(status == (origin->record->is_known ? DONE : UNKNOWN), "a wrong status");
+        for (int64_t j = 0; sound && j < chunk->n_shares; j++)
+            visit(c, c->shares + chunk->first_share + j,
+                  !origin->is_changed && status == DONE ? origin->record : NULL,
+                  status == DONE ? 2 : 1);
+    }
+    uint8_t *before[MOST];
+    for (int i = 0; i < c->n_shares; i++) {
+        const Target *target = c->targets + i;
+        for (int64_t at = 0; at < target->size; at++)
+            require(target->marks[at] || target->memory[at] == 0xA5, "written beside a share");
+        before[i] = exactly(target->size);
+        memcpy(before[i], target->memory, (size_t)target->size);
+    }
+    run(c, 0x5A);
+    for (int i = 0; i < c->n_chunks; i++)
+        require(c->chunks[i].status == statuses[i], "another status with other memory");
+    for (int i = 0; i < c->n_shares; i++) {
+        const Target *target = c->targets + i;
+        for (int64_t at = 0; at < target->size; at++)
+            require(target->marks[at] != 2 || target->memory[at] == before[i][at],
+                    "voxels of somebody else");
+        free(before[i]);
+    }
+}
+
+/* Decode a stream by itself: its input ends where its memory does, and its output has its slack. */
+static void check_lz4(void) {
+    const Record *record = records + below(n_records);
+    const uint8_t *packed = record->packed;
+    if (!record->is_known || packed[2] & 2) return;
+    const int64_t at = load32(packed + HEADER), block_bytes = load32(packed + 8);
+    int64_t n = load32(packed + at);
+    if (n < 1) return;
+    uint8_t *in = exactly(n);
+    memcpy(in, packed + at + 4, (size_t)n);
+    if (below(4)) change_bytes(&in, &n);
+    const int64_t sizes[] = {block_bytes, block_bytes / record->itemsize, 1 + below(block_bytes)};
+    const int64_t size = sizes[below(3)], wanted_bytes = below(2) ? size : 1 + below(size);
+    uint8_t *out[2];
+    int is_valid[2];
+    for (int i = 0; i < 2; i++) {
+        out[i] = exactly(size + SLACK);
+        memset(out[i], i ? 0x5A : 0xA5, (size_t)(size + SLACK));
+        is_valid[i] = lz4(in, n, out[i], size, wanted_bytes);
+    }
+    require(is_valid[0] == is_valid[1], "another answer with other memory");
+    require(!is_valid[0] || !memcmp(out[0], out[1], (size_t)wanted_bytes), "bytes of somebody else");
+    free(in), free(out[0]), free(out[1]);
+}
+
+int main(int argc, char **argv) {
+    require(argc == 4, "kernel_driver CORPUS FIRST COUNT");
+    signal(SIGABRT, aborted);
+    spinezarr_kernel_version();
+    read_records(argv[1]);
+    const int64_t first = atoll(argv[2]), count = atoll(argv[3]);
+    int64_t n_of[NOT_READ + 1] = {0};
+    FILE *file = tmpfile();
+    require(file != NULL, "no file");
+    for (number = first; number < first + count; number++) {
+        state = (uint64_t)number * 0xD1342543DE82EF95u;
+        static Case c;
+        memset(&c, 0, sizeof(c));
+        require(ftruncate(fileno(file), 0) == 0, "no file");
+        const int kind = (int)below(4);
+        c.n_chunks = 1 + (int)below(MOST_CHUNKS);
+        for (int i = 0; i < c.n_chunks; i++) make_chunk(&c, i, kind);
+        if (kind & TABLES) change_tables(&c);
+        place(&c, file);
+        check(&c);
+        for (int i = 0; i < 4; i++) check_lz4();
+        for (int i = 0; i < c.n_chunks; i++) n_of[c.chunks[i].status]++, free(c.origins[i].data);
+        for (int i = 0; i < c.n_shares; i++) free(c.targets[i].memory), free(c.targets[i].marks);
+    }
+    printf("%lld cases: %lld chunks done, %lld unknown, %lld damaged, %lld not read\n",
+           (long long)count, (long long)n_of[DONE], (long long)n_of[UNKNOWN],
+           (long long)n_of[DAMAGED], (long long)n_of[NOT_READ]);
+    return 0;
+}
