@@ -10,6 +10,7 @@ from spinezarr.cli.console import ERR, OUT, Table, errors_for_users
 from spinezarr.cli.options import CatalogFile
 from spinezarr.errors import UsageError
 from spinezarr.serve.guard import new_token
+from spinezarr.serve.log import LogForm
 from spinezarr.serve.run import check_address, run
 from spinezarr.serve.settings import ServeSettings
 
@@ -38,6 +39,9 @@ def serve(
         typer.Option(metavar="URL", help="Web page that may read, e.g. a viewer; may be repeated."),
     ] = None,
     processes: Annotated[int, typer.Option(min=1, max=256, help="Processes that answer.")] = 1,
+    log: Annotated[
+        LogForm, typer.Option(help="How each answer is written to standard error, if it is.")
+    ] = LogForm.NONE,
     catalog: CatalogFile = None,
 ) -> None:
     """Serve stores over HTTP: to xarray, zarr, tensorstore, neuroglancer, and to trainers.
@@ -60,11 +64,12 @@ def serve(
             token_file=None if token_file is None else str(token_file.absolute()),
             hosts=frozenset({host}),
             origins=frozenset(origin or ()),
+            log=log,
         )
-        app = settings.app()
+        settings.guard()
+        places = settings.stores().places()
         check_address(host, port, has_tokens=token_file is not None)
         base = f"http://{f'[{host}]' if ':' in host else host}:{port}"
-        places = app.stores.places()
         table = Table("", "store", "URL for xarray and zarr")
         for name in places:
             table.add_row(name, f"{base}/zarr/{name}")

@@ -111,6 +111,20 @@ class Place:
             )
         return cls(fields, affine, (*notes, *more))
 
+    @classmethod
+    def at(cls, affine: Matrix4x4, shape: ShapeIJK) -> Self:
+        """State a place in NIfTI-1, as sform and, where it can, as qform.
+
+        Parameters
+        ----------
+        affine
+            Voxel ``(i, j, k, 1)`` to RAS+ mm.
+        shape
+            Voxels along i, j, k.
+        """
+        fields, notes = _both_forms(affine, shape, 1)
+        return cls(fields, affine, tuple(notes))
+
     def header(self, shape_ijk: ShapeIJK, endianness: str = "<") -> Any:  # noqa: ANN401  nibabel's
         """Compose a header that says this, and no more than the shape beside it."""
         header = _HEADERS[self.fields.version](endianness=endianness)

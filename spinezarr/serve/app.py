@@ -1,42 +1,31 @@
-"""The application: which part answers, and how an answer becomes one of ASGI."""
+"""The application: bytes are answered here, all else by the pages, each by what may ask for it."""
 
 import asyncio
-import os
-import re
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping
-from functools import partial
+import time
+from collections.abc import Mapping, MutableMapping
 from http import HTTPStatus
 from typing import Any, Final
-from urllib.parse import unquote
 
 from spinezarr.errors import SpinezarrError
 from spinezarr.serve.bytes import answer_bytes
-from spinezarr.serve.facts import answer_scan, answer_scans, answer_stores
 from spinezarr.serve.guard import Guard
-from spinezarr.serve.http import Answer, Request, explained
+from spinezarr.serve.http import Answer, Receive, Request, Scope, Send, explained, request_of
+from spinezarr.serve.log import RequestLog
+from spinezarr.serve.metrics import Metrics
 from spinezarr.serve.objects import ServedFile, UnreadableError
-from spinezarr.serve.patches import BODY_BYTES, answer_batch
+from spinezarr.serve.operations import FLAT, OPERATIONS, ZARR
+from spinezarr.serve.pages import ROUTE, pages
 from spinezarr.serve.stores import ServedStores
 
 __all__ = ["App"]
 
-Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
-
 _ZARR: Final = "/zarr/"
 _FLAT: Final = "/flat/"
-_ABOUT: Final = "/v1/"
-_FACTS: Final = re.compile(r"/v1/([^/]+)(?:/scans((?:/[^/]+)?))?")
-_BATCH: Final = re.compile(r"/v1/([^/]+)/batch")
-_THREADS: Final = max(1, (os.cpu_count() or 1) // 2)
-"""That decode a batch; others are read beside it."""
-_MOST_UNDER_WAY: Final = 2 * (os.cpu_count() or 1)
-_BODY_S: Final = 30.0
-"""For the body of a request for patches."""
+_ELSEWHERE: Final = "other"
+"""Route of what is not there."""
 _AT_ONCE_BYTES: Final = 1 << 20
 """Read and sent together; what is longer is read by threads, part by part."""
-_OPEN: Final = {"/healthz", "/readyz"}
+_OPEN: Final = frozenset(op.path for op in OPERATIONS if op.is_open)
 """What a watchdog asks for without a token."""
 
 
@@ -49,12 +38,16 @@ class App:
         What is served.
     guard
         Who may ask.
+    log
+        Where each answer is written; None: nowhere.
     """
 
-    def __init__(self, stores: ServedStores, guard: Guard) -> None:
-        self.stores = stores
+    def __init__(self, stores: ServedStores, guard: Guard, log: RequestLog | None = None) -> None:
+        self._stores = stores
         self._guard = guard
-        self._under_way = 0
+        self._log = log
+        self._metrics = Metrics()
+        self._pages = pages(stores, self._metrics, has_tokens=guard.tokens is not None)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request."""
@@ -63,107 +56,102 @@ class App:
             return
         if scope["type"] != "http":
             return
-        request = _request_of(scope)
-        name = _BATCH.fullmatch(request.path)
-        if name is not None and request.method == "POST":
-            answer = self.refused(request) or await self._answer_batch(name[1], receive)
-        elif request.path.startswith(_ABOUT):
-            answer = await asyncio.to_thread(self.answer, request)
-        else:
-            answer = self.answer(request)
-        await _sent(send, request.method, answer, self._guard.shared(request))
-
-    def answer(self, request: Request) -> Answer:
-        """Answer a request for files, or about the server."""
-        if request.path in _OPEN:
-            return explained(HTTPStatus.OK, "ok")
-        refused = self.refused(request)
-        if refused is not None:
-            return refused
+        began = time.perf_counter()
+        request = request_of(scope)
+        sent = _Sent()
         try:
-            return self._found(request)
-        except (SpinezarrError, OSError):
-            return explained(
-                HTTPStatus.SERVICE_UNAVAILABLE, "The store cannot be read.", retry_after="1"
-            )
+            await self._answer(request, scope, receive, send, sent)
+        finally:
+            seconds = time.perf_counter() - began
+            self._metrics.note(sent.route, sent.status, sent.size_bytes, seconds)
+            if self._log is not None:
+                self._log.note(
+                    request.method,
+                    request.path,
+                    status=sent.status,
+                    sent_bytes=sent.size_bytes,
+                    seconds=seconds,
+                    token=self._guard.name_of(request),
+                )
 
-    def _found(self, request: Request) -> Answer:
-        facts = _FACTS.fullmatch(request.path)
-        if facts is not None:
-            return self._answer_facts(request, facts[1], facts[2])
-        for prefix, files in ((_ZARR, self.stores.files), (_FLAT, self.stores.flat)):
-            if request.path.startswith(prefix):
-                return answer_bytes(files, request, request.path[len(prefix) :])
-        return explained(HTTPStatus.NOT_FOUND, "There is no such page.")
+    async def _answer(
+        self, request: Request, scope: Scope, receive: Receive, send: Send, sent: "_Sent"
+    ) -> None:
+        shared = self._guard.shared(request)
+        answer = None if request.path in _OPEN else self._refused(request)
+        if answer is not None:
+            await _send(send, request.method, answer, shared, sent)
+        elif request.path.startswith(_ZARR):
+            sent.route = ZARR.path
+            answer = self._bytes(request, _ZARR)
+            await _send(send, request.method, answer, shared, sent)
+        elif request.path.startswith(_FLAT):
+            sent.route = FLAT.path
+            answer = self._bytes(request, _FLAT)
+            await _send(send, request.method, answer, shared, sent)
+        else:
+            inner: Scope = {**scope, "path": request.path, "root_path": ""}
+            noted = _Noted(send, request.method, shared, sent, inner)
+            await self._pages(inner, receive, noted)
 
-    def refused(self, request: Request) -> Answer | None:
+    def _refused(self, request: Request) -> Answer | None:
         """Return the answer to who may not ask, or only asks whether it may."""
         return self._guard.preflight(request) or self._guard.refused(request)
 
-    def _answer_facts(self, request: Request, name: str, scan_id: str | None) -> Answer:
-        if request.method not in {"GET", "HEAD"}:
-            return explained(HTTPStatus.METHOD_NOT_ALLOWED, "It is only read.", allow="GET, HEAD")
-        if name == "stores" and scan_id is None:
-            opened = {n: partial(self.stores.facts, n) for n in self.stores.places()}
-            return answer_stores(opened)
-        found = self.stores.facts(name)
-        if found is None or scan_id is None:
-            return explained(HTTPStatus.NOT_FOUND, "There is no such store.")
-        if not scan_id:
-            return answer_scans(found, request.query)
-        return answer_scan(found, scan_id.removeprefix("/"))
-
-    async def _answer_batch(self, name: str, receive: Receive) -> Answer:
+    def _bytes(self, request: Request, prefix: str) -> Answer:
+        files = self._stores.files if prefix == _ZARR else self._stores.flat
         try:
-            body = await asyncio.wait_for(_body(receive), _BODY_S)
-        except TimeoutError:
-            return explained(HTTPStatus.REQUEST_TIMEOUT, "The request did not come in time.")
-        if body is None:
-            return explained(
-                HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"At most {BODY_BYTES} bytes are read."
-            )
-        if self._under_way >= _MOST_UNDER_WAY:
-            return explained(
-                HTTPStatus.TOO_MANY_REQUESTS, "Too many patches are being read.", retry_after="1"
-            )
-        self._under_way += 1
-        try:
-            source = self.stores.patches(name)
-            if source is None:
-                return explained(HTTPStatus.NOT_FOUND, "There is no such store.")
-            return await asyncio.to_thread(answer_batch, source, body, threads=_THREADS)
+            return answer_bytes(files, request, request.path[len(prefix) :])
         except (SpinezarrError, OSError):
             return explained(
                 HTTPStatus.SERVICE_UNAVAILABLE, "The store cannot be read.", retry_after="1"
             )
-        finally:
-            self._under_way -= 1
 
 
-async def _body(receive: Receive) -> bytes | None:
-    """Read the body of a request; None if it is too long."""
-    parts, size, more = [], 0, True
-    while more:
-        message = await receive()
-        data = message.get("body", b"")
-        parts.append(data)
-        size, more = size + len(data), message.get("more_body", False)
-        if size > BODY_BYTES:
-            return None
-    return b"".join(parts)
+class _Sent:
+    """What was sent so far."""
+
+    __slots__ = ("route", "size_bytes", "status")
+
+    def __init__(self) -> None:
+        self.route = _ELSEWHERE
+        self.status = HTTPStatus.INTERNAL_SERVER_ERROR
+        self.size_bytes = 0
 
 
-def _request_of(scope: Scope) -> Request:
-    headers: dict[str, str] = {}
-    for raw_name, raw_value in scope["headers"]:
-        name, value = raw_name.decode("latin-1"), raw_value.decode("latin-1")
-        headers[name] = f"{headers[name]}, {value}" if name in headers else value
-    raw: bytes = scope.get("raw_path") or scope["path"].encode()
-    path = unquote(raw.partition(b"?")[0].decode("latin-1"), errors="replace")
-    return Request(scope["method"], path, scope.get("query_string", b"").decode("latin-1"), headers)
+class _Noted:
+    """Sends what a page answers, with the headers that all answers have."""
+
+    __slots__ = ("_inner", "_method", "_send", "_sent", "_shared")
+
+    def __init__(
+        self, send: Send, method: str, shared: Mapping[str, str], sent: _Sent, inner: Scope
+    ) -> None:
+        self._send = send
+        self._method = method
+        self._shared = shared
+        self._sent = sent
+        self._inner = inner
+
+    async def __call__(self, message: MutableMapping[str, Any]) -> None:
+        if message["type"] == "http.response.start":
+            self._sent.route = self._inner.get(ROUTE, _ELSEWHERE)
+            self._sent.status = HTTPStatus(message["status"])
+            message["headers"] = [*message["headers"], *_encoded(self._shared)]
+        elif message["type"] == "http.response.body":
+            if self._method == "HEAD":
+                message["body"] = b""
+            self._sent.size_bytes += len(message["body"])
+        await self._send(message)
 
 
-async def _sent(send: Send, method: str, answer: Answer, shared: Mapping[str, str]) -> None:
+def _encoded(fields: Mapping[str, str]) -> list[tuple[bytes, bytes]]:
+    return [(name.encode("latin-1"), value.encode("latin-1")) for name, value in fields.items()]
+
+
+async def _send(
+    send: Send, method: str, answer: Answer, shared: Mapping[str, str], sent: _Sent
+) -> None:
     fields = {**answer.headers, **shared}
     if answer.status not in {HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED}:
         fields["content-length"] = str(answer.length)
@@ -171,16 +159,20 @@ async def _sent(send: Send, method: str, answer: Answer, shared: Mapping[str, st
         parts = _Parts(answer) if method != "HEAD" else None
         first = b"" if parts is None else await parts.read()
     except UnreadableError as problem:
-        await _sent(send, method, explained(HTTPStatus.SERVICE_UNAVAILABLE, str(problem)), shared)
+        answer = explained(HTTPStatus.SERVICE_UNAVAILABLE, str(problem), retry_after="1")
+        await _send(send, method, answer, shared, sent)
         return
-    headers = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in fields.items()]
-    await send({"type": "http.response.start", "status": int(answer.status), "headers": headers})
+    sent.status = answer.status
+    status = int(answer.status)
+    await send({"type": "http.response.start", "status": status, "headers": _encoded(fields)})
     more = parts is not None and parts.is_left
     await send({"type": "http.response.body", "body": first, "more_body": more})
+    sent.size_bytes = len(first)
     while more and parts is not None:
         data = await parts.read()  # what fails now ends the connection: the length tells
         more = parts.is_left
         await send({"type": "http.response.body", "body": data, "more_body": more})
+        sent.size_bytes += len(data)
 
 
 class _Parts:

@@ -1,27 +1,130 @@
 """What stores and scans are, as JSON: ``/v1/stores``, ``/v1/<store>/scans``."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from http import HTTPStatus
 from threading import Lock
-from typing import Any, Final
-from urllib.parse import parse_qsl
+from typing import Annotated, Any, Final, Literal
 
 import numpy as np
 import xarray as xr
+from pydantic import BaseModel, ConfigDict, Field, computed_field
 
 from spinezarr.errors import SpinezarrError, UnknownScanError, UsageError
 from spinezarr.serve.http import Answer, explained
 from spinezarr.serve.objects import ServedFolder
+from spinezarr.serve.query import AskedModel, WrongQueryError, parse_query
 from spinezarr.stats.statistics import select_scans
-from spinezarr.store.attributes import is_scan_id
+from spinezarr.store.attributes import ScanAttributes, is_scan_id
 from spinezarr.store.reader import StoreReader
 from spinezarr.text import json_text
 from spinezarr.vertebrae import LEVELS
 
-__all__ = ["StoreFacts", "answer_scan", "answer_scans", "answer_stores"]
+__all__ = [
+    "ScanModel",
+    "ScansModel",
+    "ScansQuery",
+    "StoreFacts",
+    "StoresModel",
+    "answer_scan",
+    "answer_scans",
+    "answer_stores",
+]
 
-_TABLE: Final = "table/zarr.json"
-_FILTERS: Final = ("split", "source", "vertebra", "anomaly")
+_READ_TOGETHER: Final = ("zarr.json", "table/zarr.json")
+"""Files that are other ones when a store is another one."""
+_Level = Literal[LEVELS]  # type: ignore[valid-type]  # as mypy wants them written out
+_Count = Annotated[int, Field(ge=0)]
+
+
+class _ToldModel(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class StoreModel(_ToldModel):
+    """A store, from its root and its scan table."""
+
+    name: str
+    zarr: str
+    """Path below this server, for Zarr clients."""
+    dataset: str
+    title: str
+    licence: str
+    citation: str
+    homepage: str | None
+    scans: _Count
+    splits: dict[str, _Count]
+    """Scans of each split."""
+    stored_bytes: _Count
+    source_bytes: _Count
+    """Of the files that it was made from."""
+
+
+class UnreadableStoreModel(_ToldModel):
+    """A store that cannot be read."""
+
+    name: str
+    zarr: str
+    error: str
+
+
+class StoresModel(_ToldModel):
+    """The stores that are served."""
+
+    stores: tuple[StoreModel | UnreadableStoreModel, ...]
+
+
+class RowModel(_ToldModel):
+    """A scan, from the scan table."""
+
+    scan_id: str
+    split: str
+    source: str
+    label_state: str
+    anomaly: str
+    """What the dataset calls unusual in it; mostly empty."""
+    erratum: str
+    """What is known to be wrong with its mask; mostly empty."""
+    audit: str
+    """Worst finding of the last audit."""
+    content_checksum: str
+    """Of its voxels and where they lie: which version of the scan it is."""
+    shape_zyx: tuple[_Count, _Count, _Count]
+    spacing_zyx_mm: tuple[float, float, float]
+    stored_bytes: _Count
+    vertebrae: tuple[str, ...]
+    """That its mask shows."""
+
+
+class ScansModel(_ToldModel):
+    """Scans, in the order of the store's table."""
+
+    scans: tuple[RowModel, ...]
+
+
+class ScanModel(ScanAttributes):
+    """All that a store knows of a scan, but the list of its files."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+    manifest: Annotated[dict[str, Any], Field(exclude=True)]
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def content_checksum(self) -> str:
+        """Of its voxels and where they lie: which version of the scan it is."""
+        return super().content_checksum
+
+
+class ScansQuery(AskedModel):
+    """Which scans; all that is given holds."""
+
+    split: str | None = None
+    source: str | None = None
+    """Collection within the dataset."""
+    vertebra: _Level | None = None
+    """That the mask shows."""
+    anomaly: Literal["true"] | None = None
+    """Scans of which the dataset names one."""
 
 
 class StoreFacts:
@@ -39,7 +142,7 @@ class StoreFacts:
         self._path = path
         self._files = files
         self._lock = Lock()
-        self._known: tuple[str, StoreReader] | None = None
+        self._known: tuple[tuple[str, ...], StoreReader] | None = None
 
     def reader(self) -> StoreReader:
         """Return a reader whose table is the one that is there now.
@@ -49,37 +152,46 @@ class StoreFacts:
         SpinezarrError
             If the store cannot be read.
         """
-        found = self._files.small(_TABLE)
-        version = "" if found is None else found.etag
+        found = map(self._files.small, _READ_TOGETHER)
+        version = tuple("" if file is None else file.etag for file in found)
         with self._lock:
             if self._known is None or self._known[0] != version:
-                self._known = version, StoreReader(self._path)
+                reader = StoreReader(self._path)
+                reader.table  # noqa: B018  read now, or it is not this version's
+                self._known = version, reader
             return self._known[1]
 
 
 def answer_stores(facts: Mapping[str, Callable[[], StoreFacts | None]]) -> Answer:
     """List stores; one that cannot be read says so in its place."""
-    found = []
+    found: list[StoreModel | UnreadableStoreModel] = []
     for name, open_facts in facts.items():
         try:
             one = open_facts()
             if one is not None:
-                found.append({"name": name, "zarr": f"/zarr/{name}", **_of_store(one.reader())})
+                found.append(_of_store(name, one.reader()))
         except (SpinezarrError, OSError):
-            found.append({"name": name, "zarr": f"/zarr/{name}", "error": "it cannot be read"})
-    return _json({"stores": found})
+            error = "it cannot be read"
+            found.append(UnreadableStoreModel(name=name, zarr=f"/zarr/{name}", error=error))
+    return _json(StoresModel(stores=tuple(found)))
 
 
-def _of_store(reader: StoreReader) -> dict[str, Any]:
-    table, root = reader.table, reader.root.model_dump(mode="json")
+def _of_store(name: str, reader: StoreReader) -> StoreModel:
+    table, root = reader.table, reader.root
     splits, counts = np.unique(table.split.to_numpy().astype(str), return_counts=True)
-    return {
-        **{key: root[key] for key in ("dataset", "title", "licence", "citation", "homepage")},
-        "scans": table.sizes["scan"],
-        "splits": dict(zip(splits.tolist(), counts.tolist(), strict=True)),
-        "stored_bytes": int(table.stored_bytes.sum()),
-        "source_bytes": int(table.source_bytes.sum()),
-    }
+    return StoreModel(
+        name=name,
+        zarr=f"/zarr/{name}",
+        dataset=root.dataset,
+        title=root.title,
+        licence=root.licence,
+        citation=root.citation,
+        homepage=root.homepage,
+        scans=table.sizes["scan"],
+        splits=dict(zip(splits.tolist(), counts.tolist(), strict=True)),
+        stored_bytes=int(table.stored_bytes.sum()),
+        source_bytes=int(table.source_bytes.sum()),
+    )
 
 
 def answer_scans(facts: StoreFacts, query: str) -> Answer:
@@ -90,42 +202,37 @@ def answer_scans(facts: StoreFacts, query: str) -> Answer:
     facts
         Of the store.
     query
-        ``split``, ``source``, ``vertebra`` (shown in the mask) and ``anomaly`` (``true``: the
-        dataset names one); all that are given hold.
+        See :class:`ScansQuery`.
     """
-    asked = dict(parse_qsl(query, keep_blank_values=True))
-    unknown = sorted(asked.keys() - set(_FILTERS))
-    if unknown or asked.get("anomaly", "true") != "true":
-        return explained(
-            HTTPStatus.BAD_REQUEST,
-            f"Filters are {', '.join(_FILTERS[:-1])} and anomaly=true.",
-        )
     try:
-        table = select_scans(
-            facts.reader().table, split=asked.get("split"), source=asked.get("source")
-        )
+        asked = parse_query(ScansQuery, query)
+    except WrongQueryError as problem:
+        return explained(HTTPStatus.BAD_REQUEST, str(problem))
+    try:
+        table = select_scans(facts.reader().table, split=asked.split, source=asked.source)
     except UsageError:  # no scan is of such a split or source
-        return _json({"scans": []})
-    if "vertebra" in asked:
-        if asked["vertebra"] not in LEVELS:
-            return explained(HTTPStatus.BAD_REQUEST, f"Vertebrae are {', '.join(LEVELS)}.")
-        table = table.isel(scan=table.voxel_count.sel(vertebra=asked["vertebra"]).to_numpy() > 0)
-    if "anomaly" in asked:
+        return _json(ScansModel(scans=()))
+    if asked.vertebra is not None:
+        table = table.isel(scan=table.voxel_count.sel(vertebra=asked.vertebra).to_numpy() > 0)
+    if asked.anomaly is not None:
         table = table.isel(scan=table.anomaly.to_numpy().astype(str) != "")
-    return _json({"scans": [_row(table, at) for at in range(table.sizes["scan"])]})
+    return _json(ScansModel(scans=tuple(_rows(table))))
 
 
-def _row(table: xr.Dataset, at: int) -> dict[str, Any]:
+def _rows(table: xr.Dataset) -> Iterator[RowModel]:
     texts = ("split", "source", "label_state", "anomaly", "erratum", "audit", "content_checksum")
-    counts = table.voxel_count.to_numpy()[at]
-    return {
-        "scan_id": str(table.scan.to_numpy()[at]),
-        **{name: str(table[name].to_numpy()[at]) for name in texts},
-        "shape_zyx": table.shape_zyx.to_numpy()[at].tolist(),
-        "spacing_zyx_mm": table.spacing_mm.to_numpy()[at].tolist(),
-        "stored_bytes": int(table.stored_bytes.to_numpy()[at]),
-        "vertebrae": [name for name, n in zip(LEVELS, counts, strict=True) if n],
-    }
+    columns = {name: table[name].to_numpy().astype(str).tolist() for name in texts}
+    numbers = (table.shape_zyx, table.spacing_mm, table.stored_bytes, table.voxel_count)
+    shapes, spacings, sizes, counts = (column.to_numpy().tolist() for column in numbers)
+    for at, scan_id in enumerate(table.scan.to_numpy().astype(str).tolist()):
+        yield RowModel(
+            scan_id=scan_id,
+            **{name: column[at] for name, column in columns.items()},
+            shape_zyx=tuple(shapes[at]),
+            spacing_zyx_mm=tuple(spacings[at]),
+            stored_bytes=sizes[at],
+            vertebrae=tuple(name for name, n in zip(LEVELS, counts[at], strict=True) if n),
+        )
 
 
 def answer_scan(facts: StoreFacts, scan_id: str) -> Answer:
@@ -136,14 +243,12 @@ def answer_scan(facts: StoreFacts, scan_id: str) -> Answer:
         attributes = facts.reader().scan(scan_id).attributes
     except UnknownScanError:
         return explained(HTTPStatus.NOT_FOUND, "There is no such scan.")
-    found = attributes.to_json()
-    del found["manifest"]
-    return _json({**found, "content_checksum": attributes.content_checksum})
+    return _json(ScanModel.model_construct(None, **dict(attributes)))
 
 
-def _json(value: object) -> Answer:
+def _json(value: BaseModel) -> Answer:
     return Answer(
         HTTPStatus.OK,
         {"content-type": "application/json", "cache-control": "no-cache"},
-        json_text(value, indent=None).encode(),
+        json_text(value.model_dump(mode="json"), indent=None).encode(),
     )

@@ -170,6 +170,11 @@ class Guard:
             www_authenticate='Bearer realm="spinezarr"',
         )
 
+    def name_of(self, request: Request) -> str | None:
+        """Return the name of the token that a request has; None if it has none."""
+        token = _token_of(request.headers.get("authorization", ""))
+        return None if token is None or self.tokens is None else self.tokens.named(token)
+
     def preflight(self, request: Request) -> Answer | None:
         """Answer a browser that asks whether a page may ask; None for any other request."""
         if request.method != "OPTIONS" or "access-control-request-method" not in request.headers:

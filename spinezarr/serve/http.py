@@ -1,15 +1,23 @@
 """Requests and answers, whatever server carries them."""
 
-from collections.abc import Mapping
+import re
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from http import HTTPStatus
-from typing import Final
+from typing import Any, Final
+from urllib.parse import unquote
 
 from spinezarr.serve.objects import ServedFile
 
-__all__ = ["Answer", "Request", "explained"]
+__all__ = ["Answer", "Receive", "Request", "Scope", "Send", "chosen", "explained", "request_of"]
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 TEXT: Final = "text/plain; charset=utf-8"
+_RANGE: Final = re.compile(r"([!#$%&'*+.^_`|~\w-]+)/([!#$%&'*+.^_`|~\w-]+)", re.ASCII)
+_WEIGHT: Final = re.compile(r"q=(0(?:\.\d{0,3})?|1(?:\.0{0,3})?)", re.ASCII | re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,3 +63,58 @@ def explained(status: HTTPStatus, text: str, **headers: str) -> Answer:
         {"content-type": TEXT, "cache-control": "no-store", **fields},
         f"{text}\n".encode(),
     )
+
+
+def request_of(scope: Scope) -> Request:
+    """Return what a client asks, of the scope of ASGI."""
+    headers: dict[str, str] = {}
+    for raw_name, raw_value in scope["headers"]:
+        name, value = raw_name.decode("latin-1"), raw_value.decode("latin-1")
+        headers[name] = f"{headers[name]}, {value}" if name in headers else value
+    raw: bytes = scope.get("raw_path") or scope["path"].encode()
+    path = unquote(raw.partition(b"?")[0].decode("latin-1"), errors="replace")
+    return Request(scope["method"], path, scope.get("query_string", b"").decode("latin-1"), headers)
+
+
+def chosen(accept: str | None, offers: Sequence[str]) -> str | None:
+    """Return the media type that a client likes best, or None if it likes none.
+
+    See RFC 9110, section 12.5.1.
+
+    Parameters
+    ----------
+    accept
+        The header; None if there is none. Parts of it that are no media range are passed over.
+    offers
+        What there is; of those that are liked equally, the first is taken.
+
+    Examples
+    --------
+    >>> offers = ("application/x-safetensors", "application/x-npy")
+    >>> chosen("application/*;q=0.5, application/x-npy", offers)
+    'application/x-npy'
+    >>> chosen("*/*, application/x-safetensors;q=0", offers)
+    'application/x-npy'
+    >>> chosen("image/png", offers)
+    """
+    if accept is None or not accept.strip(" \t,"):
+        return offers[0]
+    weights = dict(filter(None, map(_weighed, accept.split(","))))
+    liked = {}
+    for offer in offers:
+        kind = offer.partition("/")[0]
+        ranges = (offer, f"{kind}/*", "*/*")
+        liked[offer] = next((weights[name] for name in ranges if name in weights), 0.0)
+    best = max(offers, key=lambda offer: liked[offer])
+    return best if liked[best] else None
+
+
+def _weighed(part: str) -> tuple[str, float] | None:
+    """Return a media range in lower case and its weight; None for others, or with parameters."""
+    name, *parameters = (word.strip(" \t") for word in part.split(";"))
+    weights = [_WEIGHT.fullmatch(text) for text in parameters if text]
+    if _RANGE.fullmatch(name) is None or len(weights) > 1:
+        return None
+    if not weights:
+        return name.lower(), 1.0
+    return None if weights[0] is None else (name.lower(), float(weights[0][1]))

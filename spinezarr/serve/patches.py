@@ -1,31 +1,41 @@
-"""Patches: read beside the data, and sent as they are wanted: ``POST /v1/<store>/batch``.
+"""Patches: read beside the data, and sent in the form that a client asks for.
 
-An answer is a file of safetensors (https://github.com/huggingface/safetensors#format): tensors
-``image`` and ``label`` of the items that could be read, in the order asked for, and what else a
-batch knows of them. Its metadata say of each item what became of it. A tensor that is packed for
-the link is one of bytes, a frame of Blosc, and the metadata say of what.
+``POST /v1/<store>/batch`` reads several, and says of each what became of it. ``GET
+/v1/<store>/scans/<scan_id>/patch`` reads one, which caches may keep: its tag names the version of
+the scan.
 """
 
-import json
+import hashlib
 import math
-import struct
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from http import HTTPStatus
 from threading import Lock
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Final, Literal
+from urllib.parse import quote
 
 import numpy as np
-import numpy.typing as npt
-from numcodecs import blosc
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
+from spinezarr import __version__
 from spinezarr.errors import CorruptStoreError, SpinezarrError, UnknownScanError, UsageError
 from spinezarr.geometry import Box
-from spinezarr.serve.http import Answer, explained
+from spinezarr.serve.conditions import judge
+from spinezarr.serve.forms import (
+    BATCH_FORMS,
+    NIFTI,
+    NIFTI_GZ,
+    PATCH_FORMS,
+    FormOptions,
+    Packing,
+    is_there,
+    written,
+)
+from spinezarr.serve.http import Answer, Request, chosen, explained
 from spinezarr.serve.objects import ServedFolder
+from spinezarr.serve.query import AskedModel, WrongQueryError, parse_query, wrong_of
 from spinezarr.store.attributes import is_scan_id
 from spinezarr.store.reader import StoreReader
-from spinezarr.store.sharding import crc32c
 from spinezarr.store.store_folder import StoreFolder
 from spinezarr.stream.batch import Batch
 from spinezarr.stream.batch_reader import BatchReader
@@ -34,9 +44,8 @@ from spinezarr.stream.engine import Engine
 from spinezarr.stream.fetch import LocalFetcher
 from spinezarr.stream.nonfinite import Nonfinite
 from spinezarr.stream.spacing import step_zyx
-from spinezarr.strict_yaml import reason_of
 
-__all__ = ["BODY_BYTES", "BatchModel", "PatchSource", "answer_batch"]
+__all__ = ["BODY_BYTES", "BatchModel", "PatchQuery", "PatchSource", "answer_batch", "answer_patch"]
 
 BODY_BYTES: Final = 4 << 20
 """Of a request; an item takes some hundred bytes."""
@@ -44,66 +53,84 @@ _VOXEL_BYTES: Final = 256 << 20
 """Of the voxels of an answer."""
 _SOURCE_BYTES: Final = 1 << 30
 """Of the scans' own voxels that an answer is made from."""
-_SAFETENSORS: Final = "application/x-safetensors"
-_DTYPES: Final = {"i1": "I8", "u1": "U8", "i2": "I16", "u2": "U16", "i4": "I32", "u4": "U32"} | {
-    "i8": "I64", "u8": "U64", "f4": "F32", "f8": "F64"
-}  # fmt: skip
-"""Names of types in safetensors."""
-_ALIGNMENT: Final = 8
-_PACKED: Final[Mapping[str, tuple[str, int]]] = {"lz4": ("lz4", 5), "zstd": ("zstd", 1)}
-"""Measured on a CT: lz4 5 packs 440 to 1,000 MB/s a core, zstd 1 200 to 570, and smaller."""
+_CHANGES: Final = "no-cache"
+_NEVER_CHANGES: Final = "private, max-age=31536000, immutable"
+_CONDITIONS: Final = ("if-match", "if-none-match")
 
 _Size = Annotated[int, Field(ge=1, le=4096)]
 _Start = Annotated[int, Field(ge=-(1 << 20), le=1 << 20)]
 _Millimeters = Annotated[float, Field(gt=0, le=1000)]
+_Checksum = Annotated[str, Field(max_length=64)]
 
 
-class _Model(BaseModel):
-    model_config = ConfigDict(strict=True, frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class ItemModel(_Model):
-    """One patch.
-
-    Attributes
-    ----------
-    start_zyx
-        Voxel at which it starts; what lies outside the volume is air and background.
-    content_checksum
-        The version of the scan that is wanted; None for whatever is there.
-    """
-
-    scan_id: Annotated[str, Field(max_length=255)]
-    start_zyx: tuple[_Start, _Start, _Start]
-    content_checksum: Annotated[str, Field(max_length=64)] | None = None
-
-
-class BatchModel(_Model):
-    """Patches of one shape; the fields are those of ``BatchReader``."""
-
-    items: Annotated[tuple[ItemModel, ...], Field(max_length=8192)]
+class _PatchModel(AskedModel):
     size_zyx: tuple[_Size, _Size, _Size]
+    """Voxels of a patch."""
     spacing_zyx_mm: tuple[_Millimeters | None, _Millimeters | None, _Millimeters | None] = (
         None,
         None,
         None,
     )
+    """Distances to resample to; null along an axis keeps the scan's own."""
     with_label: bool = True
+    """Whether masks are read too."""
     image_dtype: Literal["int16", "uint16", "int32", "uint32", "int64", "float32", "float64"] = (
         "int16"
     )
     flat_axis: Literal[0, 1, 2] | None = None
+    """Axis across which slices lie (0, 1, 2 for z, y, x), and which is left out; its size is 1."""
     neighbours: Annotated[int, Field(ge=0, le=64)] = 0
+    """Further slices of the image on either side of each slice."""
     neighbour_step_mm: _Millimeters | None = None
+    """Distance between them; null for the scan's own slices, one after the other."""
     nonfinite: Nonfinite = "refuse"
-    pack: Literal["none", "lz4", "zstd"] = "none"
+    """Refuse scans with voxels that are NaN or infinite, keep these, or put a number there."""
+    pack: Packing = "none"
+    """How voxels are packed: in safetensors ``image`` and ``label`` become bytes, a frame of Blosc
+    each, and ``packed`` in the metadata says of which type and shape; a stream of Arrow compresses
+    its buffers."""
 
-    @property
-    def voxel_bytes(self) -> int:
-        """Bytes of the voxels of the answer before they are packed."""
+    def voxel_bytes(self, count: int) -> int:
+        """Return the bytes of the voxels of so many patches, before they are packed."""
         z, y, x = self.size_zyx
         images = (2 * self.neighbours + 1) * np.dtype(self.image_dtype).itemsize
-        return len(self.items) * z * y * x * (images + int(self.with_label))
+        return count * z * y * x * (images + int(self.with_label))
+
+
+class ItemModel(AskedModel):
+    """One patch."""
+
+    scan_id: Annotated[str, Field(max_length=255)]
+    start_zyx: tuple[_Start, _Start, _Start]
+    """Voxel at which it starts; what lies outside the volume is air and background."""
+    content_checksum: _Checksum | None = None
+    """The version of the scan that is wanted; null for whatever is there."""
+
+
+class BatchModel(_PatchModel):
+    """Patches of one shape."""
+
+    items: Annotated[tuple[ItemModel, ...], Field(max_length=8192)]
+
+
+class PatchQuery(_PatchModel):
+    """One patch of a scan; elements of a list stand between commas."""
+
+    start_zyx: tuple[_Start, _Start, _Start]
+    """Voxel at which it starts; what lies outside the volume is air and background."""
+    content_checksum: _Checksum | None = None
+    """The version of the scan that is wanted; the answer may be kept for ever."""
+    array: Literal["image", "label"] = "image"
+    """Of the two, that which a form that holds one array holds."""
+
+
+_FAILURES: Final[Mapping[str, HTTPStatus]] = {
+    "there is no such scan": HTTPStatus.NOT_FOUND,
+    "the scan has changed": HTTPStatus.GONE,
+    "the scan is damaged": HTTPStatus.SERVICE_UNAVAILABLE,
+    "the scan is damaged, or has changed": HTTPStatus.SERVICE_UNAVAILABLE,
+}
+"""What became of a patch, as a status; others are of what was asked, and 422."""
 
 
 class PatchSource:
@@ -148,64 +175,180 @@ class PatchSource:
         return True
 
 
-def answer_batch(source: PatchSource, body: bytes, *, threads: int) -> Answer:
+class _RefusedError(Exception):
+    """Patches that are not read; ``answer`` says why."""
+
+    def __init__(self, answer: Answer) -> None:
+        super().__init__()
+        self.answer = answer
+
+
+def answer_batch(source: PatchSource, request: Request, body: bytes, *, threads: int) -> Answer:
     """Answer a request for patches.
 
     Parameters
     ----------
     source
         Of the patches.
+    request
+        As it came.
     body
         JSON of a :class:`BatchModel`.
     threads
         How many decode at once.
     """
     try:
+        form = _form(request, BATCH_FORMS)
         asked = BatchModel.model_validate_json(body)
+        read = _Reading.of(source, asked, asked.items)
+        batch = read.run(threads)
+        data = written(form, batch, read.statuses, FormOptions(pack=asked.pack))
     except ValidationError as problem:
-        first = problem.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "the body"
-        return explained(HTTPStatus.BAD_REQUEST, f"{where}: {reason_of(first)}.")
-    if asked.flat_axis is not None and asked.size_zyx[asked.flat_axis] != 1:
-        return explained(HTTPStatus.BAD_REQUEST, "A slice has one voxel along its flat axis.")
-    if asked.voxel_bytes > _VOXEL_BYTES:
-        return explained(
-            HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
-            f"{asked.voxel_bytes} bytes of voxels; at most {_VOXEL_BYTES} are sent together. Ask "
-            "for fewer items.",
-        )
-    reader, engine = source.opened(
-        {item.scan_id for item in asked.items if is_scan_id(item.scan_id)}
-    )
-    batches = BatchReader(
-        reader=reader,
-        engine=engine,
-        size_zyx=asked.size_zyx,
-        spacing_zyx_mm=asked.spacing_zyx_mm,
-        with_label=asked.with_label,
-        image_dtype=np.dtype(asked.image_dtype),
-        flat_axis=asked.flat_axis,
-        neighbours=asked.neighbours,
-        neighbour_step_mm=asked.neighbour_step_mm,
-        nonfinite=asked.nonfinite,
-    )
-    statuses = [_status(reader, item, batches) for item in asked.items]
-    requests = [
-        PatchRequest(at, item.scan_id, Box.at(item.start_zyx, asked.size_zyx), None)
-        for at, item in enumerate(asked.items)
-    ]
-    if _source_bytes(batches, requests, statuses) > _SOURCE_BYTES:
-        return explained(
-            HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
-            f"More than {_SOURCE_BYTES} bytes of the scans' voxels would be read together. Ask for "
-            "fewer items.",
-        )
-    batch = _read(batches, requests, statuses, threads)
+        return explained(HTTPStatus.BAD_REQUEST, wrong_of(problem))
+    except UsageError as problem:
+        return explained(HTTPStatus.BAD_REQUEST, str(problem))
+    except _RefusedError as problem:
+        return problem.answer
     return Answer(
         HTTPStatus.OK,
-        {"content-type": _SAFETENSORS, "cache-control": "no-store"},
-        _written(batch, statuses, asked.pack),
+        {"content-type": form, "cache-control": "no-store", "vary": "Accept"},
+        data,
     )
+
+
+def answer_patch(source: PatchSource, request: Request, scan_id: str, *, threads: int) -> Answer:
+    """Answer a request for one patch, which is a :class:`PatchQuery`.
+
+    Parameters
+    ----------
+    source, request, threads
+        As in :func:`answer_batch`.
+    scan_id
+        Of the scan.
+    """
+    try:
+        form = _form(request, PATCH_FORMS)
+        asked = parse_query(PatchQuery, request.query)
+        item = ItemModel.model_construct(
+            scan_id=scan_id, start_zyx=asked.start_zyx, content_checksum=asked.content_checksum
+        )
+        read = _Reading.of(source, asked, [item])
+        read.check()
+        checksum = read.batches.reader.scan(scan_id).content_checksum
+        headers = {
+            "etag": _tag(form, checksum, asked),
+            "cache-control": _CHANGES if asked.content_checksum is None else _NEVER_CHANGES,
+            "vary": "Accept",
+        }
+        conditions = {
+            name: request.headers[name] for name in _CONDITIONS if name in request.headers
+        }
+        status = judge(request.method, conditions, etag=headers["etag"], size_bytes=0).status
+        if status != HTTPStatus.OK:
+            return Answer(status, headers)
+        batch = read.run(threads)
+        read.check()
+        if read.batches.reader.scan(scan_id).content_checksum != checksum:
+            read.statuses[0] = "the scan has changed"
+            read.check()
+        options = FormOptions(asked.pack, asked.array, asked.flat_axis)
+        data = written(form, batch, read.statuses, options)
+    except (WrongQueryError, UsageError) as problem:
+        return explained(HTTPStatus.BAD_REQUEST, str(problem))
+    except _RefusedError as problem:
+        return problem.answer
+    if form in {NIFTI, NIFTI_GZ}:
+        ending = "nii" if form == NIFTI else "nii.gz"
+        name = quote(f"{scan_id}_{asked.array}.{ending}", safe="")
+        headers["content-disposition"] = f"attachment; filename*=UTF-8''{name}"
+    return Answer(HTTPStatus.OK, {**headers, "content-type": form}, data)
+
+
+def _form(request: Request, offers: Sequence[str]) -> str:
+    """Return the form that is asked for, if there is one."""
+    accept = request.headers.get("accept")
+    form = chosen(accept, [offer for offer in offers if is_there(offer)])
+    if form is not None:
+        return form
+    absent = chosen(accept, offers)
+    why = "" if absent is None else f" {absent} needs a package that this server lacks (pyarrow)."
+    raise _RefusedError(
+        explained(HTTPStatus.NOT_ACCEPTABLE, f"Patches come as {', '.join(offers)}.{why}")
+    )
+
+
+def _tag(form: str, checksum: str, asked: PatchQuery) -> str:
+    words = (__version__, form, checksum, asked.model_dump_json(exclude={"content_checksum"}))
+    return f'"{hashlib.sha256(" ".join(words).encode()).hexdigest()[:32]}"'
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Reading:
+    """Patches that are to be read, and what became of each so far."""
+
+    batches: BatchReader
+    requests: Sequence[PatchRequest]
+    statuses: list[str]
+
+    @classmethod
+    def of(cls, source: PatchSource, asked: _PatchModel, items: Sequence[ItemModel]) -> "_Reading":
+        """Look at what is asked.
+
+        Raises
+        ------
+        _RefusedError
+            If it cannot be read, or is too much.
+        """
+        if asked.flat_axis is not None and asked.size_zyx[asked.flat_axis] != 1:
+            raise _RefusedError(
+                explained(HTTPStatus.BAD_REQUEST, "A slice has one voxel along its flat axis.")
+            )
+        voxel_bytes = asked.voxel_bytes(len(items))
+        if voxel_bytes > _VOXEL_BYTES:
+            raise _RefusedError(
+                explained(
+                    HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+                    f"{voxel_bytes} bytes of voxels; at most {_VOXEL_BYTES} are sent together. Ask "
+                    "for fewer items.",
+                )
+            )
+        reader, engine = source.opened({i.scan_id for i in items if is_scan_id(i.scan_id)})
+        batches = BatchReader(
+            reader=reader,
+            engine=engine,
+            size_zyx=asked.size_zyx,
+            spacing_zyx_mm=asked.spacing_zyx_mm,
+            with_label=asked.with_label,
+            image_dtype=np.dtype(asked.image_dtype),
+            flat_axis=asked.flat_axis,
+            neighbours=asked.neighbours,
+            neighbour_step_mm=asked.neighbour_step_mm,
+            nonfinite=asked.nonfinite,
+        )
+        requests = [
+            PatchRequest(at, item.scan_id, Box.at(item.start_zyx, asked.size_zyx), None)
+            for at, item in enumerate(items)
+        ]
+        return cls(batches, requests, [_status(reader, item, batches) for item in items])
+
+    def check(self) -> None:
+        """Refuse, if something became of an item that is no patch."""
+        status = next((status for status in self.statuses if status != "ok"), None)
+        if status is not None:
+            code = _FAILURES.get(status, HTTPStatus.UNPROCESSABLE_ENTITY)
+            raise _RefusedError(explained(code, f"{status[0].upper()}{status[1:]}."))
+
+    def run(self, threads: int) -> Batch:
+        """Read what can be read."""
+        if _source_bytes(self.batches, self.requests, self.statuses) > _SOURCE_BYTES:
+            raise _RefusedError(
+                explained(
+                    HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+                    f"More than {_SOURCE_BYTES} bytes of the scans' voxels would be read together. "
+                    "Ask for fewer items.",
+                )
+            )
+        return _read(self.batches, self.requests, self.statuses, threads)
 
 
 def _status(reader: StoreReader, item: ItemModel, batches: BatchReader) -> str:
@@ -264,47 +407,3 @@ def _read(
                 statuses[request.index] = "the scan is damaged, or has changed"
     left = [request for request in wanted if statuses[request.index] == "ok"]
     return batches.read_together([left], threads=threads)[0]
-
-
-def _written(batch: Batch, statuses: Sequence[str], pack: str) -> bytes:
-    tensors: dict[str, npt.NDArray[Any]] = {"image": batch.image}
-    if batch.label is not None:
-        tensors["label"] = batch.label
-    packed: dict[str, dict[str, Any]] = {}
-    if pack != "none":
-        name, level = _PACKED[pack]
-        for key, voxels in tensors.items():
-            if not voxels.size:  # Blosc gives no frame of nothing
-                continue
-            shuffle = blosc.SHUFFLE if voxels.itemsize > 1 else blosc.NOSHUFFLE
-            frame = blosc.compress(np.ascontiguousarray(voxels), name.encode(), level, shuffle)
-            packed[key] = {"dtype": voxels.dtype.str, "shape": voxels.shape}
-            tensors[key] = np.frombuffer(frame, np.uint8)
-    tensors |= {
-        "index": batch.index,
-        "start_zyx": batch.start_zyx,
-        "padding_zyx": batch.padding_zyx,
-        "affine": batch.affine,
-        "spacing_zyx_mm": batch.spacing_zyx_mm,
-    }
-    return _safetensors(tensors, {"status": list(statuses), "packed": packed, "dims": batch.dims})
-
-
-def _safetensors(tensors: Mapping[str, npt.NDArray[Any]], about: Mapping[str, Any]) -> bytes:
-    at, header, parts = 0, {}, []
-    checksums: dict[str, int] = {}
-    for name, values in tensors.items():
-        data = np.ascontiguousarray(values).data.cast("B") if values.size else memoryview(b"")
-        dtype = _DTYPES[values.dtype.str[1:]]
-        header[name] = {
-            "dtype": dtype,
-            "shape": list(values.shape),
-            "data_offsets": [at, at + data.nbytes],
-        }
-        checksums[name] = crc32c(data) if data.nbytes else 0
-        at += data.nbytes
-        parts.append(data)
-    texts = {name: json.dumps(value) for name, value in {**about, "crc32c": checksums}.items()}
-    text = json.dumps({"__metadata__": texts, **header}).encode()
-    text += b" " * (-len(text) % _ALIGNMENT)
-    return b"".join([struct.pack("<Q", len(text)), text, *parts])

@@ -2,13 +2,14 @@
 
 import os
 import socket
+from tempfile import TemporaryDirectory
 from threading import Thread
 from types import TracebackType
 from typing import Final, Self
 
 from spinezarr.errors import UsageError
 from spinezarr.serve.guard import is_loopback
-from spinezarr.serve.settings import VARIABLE, ServeSettings
+from spinezarr.serve.settings import INSTALL, METRICS_FOLDER, VARIABLE, ServeSettings
 
 __all__ = ["BackgroundServer", "check_address", "run"]
 
@@ -17,7 +18,6 @@ _HEAD_MS: Final = 5_000
 _END_S: Final = 5
 _UNDER_WAY: Final = 256
 """Requests that a process answers at once; more wait in the system's queue."""
-_INSTALL: Final = "Serving needs more packages: pip install 'spinezarr[serve]'."
 
 
 def check_address(host: str, port: int, *, has_tokens: bool) -> None:
@@ -58,23 +58,26 @@ def run(settings: ServeSettings, host: str, port: int, processes: int) -> None:
         from granian.http import HTTP1Settings  # noqa: PLC0415
         from granian.log import LogLevels  # noqa: PLC0415
     except ImportError as problem:
-        raise UsageError(_INSTALL) from problem
+        raise UsageError(INSTALL) from problem
     os.environ[VARIABLE] = settings.model_dump_json()
-    Granian(
-        "spinezarr.serve.settings:create",
-        factory=True,
-        address=host,
-        port=port,
-        workers=processes,
-        interface=Interfaces.ASGI,
-        http=HTTPModes.http1,
-        http1_settings=HTTP1Settings(header_read_timeout=_HEAD_MS),
-        backpressure=_UNDER_WAY,
-        websockets=False,
-        respawn_failed_workers=True,
-        workers_kill_timeout=_END_S,
-        log_level=LogLevels.warning,
-    ).serve()
+    with TemporaryDirectory(prefix="spinezarr-figures-") as folder:
+        if processes > 1:
+            os.environ[METRICS_FOLDER] = folder
+        Granian(
+            "spinezarr.serve.settings:create",
+            factory=True,
+            address=host,
+            port=port,
+            workers=processes,
+            interface=Interfaces.ASGI,
+            http=HTTPModes.http1,
+            http1_settings=HTTP1Settings(header_read_timeout=_HEAD_MS),
+            backpressure=_UNDER_WAY,
+            websockets=False,
+            respawn_failed_workers=True,
+            workers_kill_timeout=_END_S,
+            log_level=LogLevels.warning,
+        ).serve()
 
 
 class BackgroundServer:
@@ -97,7 +100,7 @@ class BackgroundServer:
         try:
             import uvicorn  # noqa: PLC0415  an extra
         except ImportError as problem:
-            raise UsageError(_INSTALL) from problem
+            raise UsageError(INSTALL) from problem
         app = settings.app()
         try:
             self._socket = socket.create_server(("127.0.0.1", port))

@@ -2,15 +2,24 @@
 
 import os
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from pydantic import BaseModel, ConfigDict
 
-from spinezarr.serve.app import App
+from spinezarr.errors import UsageError
 from spinezarr.serve.guard import LOOPBACK, Guard, Tokens
+from spinezarr.serve.log import LogForm, RequestLog
 from spinezarr.serve.stores import ServedStores
 
-__all__ = ["VARIABLE", "ServeSettings", "create"]
+if TYPE_CHECKING:
+    from spinezarr.serve.app import App
+
+__all__ = ["INSTALL", "METRICS_FOLDER", "VARIABLE", "ServeSettings", "create"]
+
+INSTALL: Final = "Serving needs more packages: pip install 'spinezarr[serve]'."
+METRICS_FOLDER: Final = "PROMETHEUS_MULTIPROC_DIR"
+"""Variable of the environment that names what processes share their figures in. The package of that
+name looks for it when it is imported, so that no process does before it is set."""
 
 VARIABLE: Final = "SPINEZARR_SERVE_SETTINGS"
 """Variable of the environment that hands the settings to worker processes."""
@@ -29,6 +38,8 @@ class ServeSettings(BaseModel):
         Names that it is reached by where no token is asked for.
     origins
         Of pages elsewhere that may read.
+    log
+        How each answer is written to standard error, if it is.
     """
 
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
@@ -37,19 +48,45 @@ class ServeSettings(BaseModel):
     token_file: str | None = None
     hosts: frozenset[str] = frozenset()
     origins: frozenset[str] = frozenset()
+    log: LogForm = LogForm.NONE
 
-    def app(self) -> App:
+    def stores(self) -> ServedStores:
+        """Find what is served.
+
+        Raises
+        ------
+        UsageError
+            If two stores have the same name.
+        """
+        return ServedStores(self.paths)
+
+    def guard(self) -> Guard:
+        """Say who may ask.
+
+        Raises
+        ------
+        UsageError
+            If the file of tokens cannot be read.
+        """
+        tokens = None if self.token_file is None else Tokens(Path(self.token_file))
+        return Guard(tokens, self.hosts | LOOPBACK, self.origins)
+
+    def app(self) -> "App":
         """Make the application.
 
         Raises
         ------
         UsageError
-            If two stores have the same name, or the file of tokens cannot be read.
+            As :meth:`stores` and :meth:`guard` do, or if the packages that serve are not installed.
         """
-        tokens = None if self.token_file is None else Tokens(Path(self.token_file))
-        return App(ServedStores(self.paths), Guard(tokens, self.hosts | LOOPBACK, self.origins))
+        try:
+            from spinezarr.serve.app import App  # noqa: PLC0415  needs an extra
+        except ImportError as problem:
+            raise UsageError(INSTALL) from problem
+        log = None if self.log is LogForm.NONE else RequestLog(self.log)
+        return App(self.stores(), self.guard(), log)
 
 
-def create() -> App:
+def create() -> "App":
     """Make the application of the settings in the environment."""
     return ServeSettings.model_validate_json(os.environ[VARIABLE]).app()

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
 
-from spinezarr.errors import UsageError
+from spinezarr.errors import SpinezarrError, UsageError
 from spinezarr.serve.facts import StoreFacts
 from spinezarr.serve.flat import FlatFolder
 from spinezarr.serve.objects import ServedFolder
@@ -81,6 +81,17 @@ class ServedStores:
         """Return what reads the patches of a store, or None if there is none of that name."""
         found = self._found(name)
         return None if found is None else found.patches
+
+    def can_be_opened(self) -> bool:
+        """Whether every store that there is can be."""
+        try:
+            found = [self.facts(name) for name in self.places()]
+            for facts in found:
+                if facts is not None:
+                    facts.reader()
+        except (SpinezarrError, OSError):
+            return False
+        return True
 
     def _found(self, name: str) -> "_Served | None":
         with self._lock:

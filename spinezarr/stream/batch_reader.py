@@ -137,12 +137,12 @@ class BatchReader:
             label=label,
             dims=(*("slice" for _ in slices), *(_AXES[axis] for axis in kept)),
             scan_id=tuple(request.scan_id for request in requests),
-            start_zyx=np.array([request.box.start_zyx for request in requests]),
+            start_zyx=np.array([r.box.start_zyx for r in requests], np.int64).reshape(n, 3),
             padding_zyx=padding,
             affine=affine,
             spacing_zyx_mm=np.linalg.norm(affine[:, :3, 2::-1], axis=1),
             vertebra=tuple(request.vertebra for request in requests),
-            index=np.array([request.index for request in requests]),
+            index=np.array([request.index for request in requests], np.int64),
         )
 
     def _fill(

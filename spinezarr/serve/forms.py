@@ -1,0 +1,224 @@
+"""Forms in which patches are sent.
+
+The default is a file of safetensors (https://github.com/huggingface/safetensors#format): tensors
+``image`` and ``label`` of the items that could be read, in the order asked for, and what else a
+batch knows of them. Its metadata say of each item what became of it. A tensor that is packed for
+the link is one of bytes, a frame of Blosc, and the metadata say of what. A stream of Arrow says the
+same: one row an item, columns of tensors, and the metadata in its schema.
+"""
+
+import json
+import struct
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from io import BytesIO
+from types import MappingProxyType
+from typing import Any, Final, Literal
+
+import numpy as np
+import numpy.typing as npt
+from isal import igzip
+from numcodecs import blosc
+
+from spinezarr.errors import UsageError
+from spinezarr.store.sharding import crc32c
+from spinezarr.stream.batch import Batch
+
+__all__ = ["BATCH_FORMS", "PATCH_FORMS", "FormOptions", "Packing", "is_there", "written"]
+
+ARROW: Final = "application/vnd.apache.arrow.stream"
+NIFTI: Final = "application/x-nifti"
+NIFTI_GZ: Final = "application/gzip"
+NPY: Final = "application/x-npy"
+SAFETENSORS: Final = "application/x-safetensors"
+BATCH_FORMS: Final = (SAFETENSORS, ARROW)
+"""Media types of several patches; the first is the default."""
+PATCH_FORMS: Final = (SAFETENSORS, ARROW, NPY, NIFTI_GZ, NIFTI)
+"""Media types of one patch."""
+
+Packing = Literal["none", "lz4", "zstd"]
+
+_DTYPES: Final = {"i1": "I8", "u1": "U8", "i2": "I16", "u2": "U16", "i4": "I32", "u4": "U32"} | {
+    "i8": "I64", "u8": "U64", "f4": "F32", "f8": "F64"
+}  # fmt: skip
+"""Names of types in safetensors."""
+_igzip: Any = igzip  # few annotations
+_ALIGNMENT: Final = 8
+_PACKED: Final[Mapping[str, tuple[str, int]]] = {"lz4": ("lz4", 5), "zstd": ("zstd", 1)}
+"""Measured on a CT: lz4 5 packs 440 to 1,000 MB/s a core, zstd 1 200 to 570, and smaller."""
+_GZIP_LEVEL: Final = 2
+"""Between speed and size for ISA-L, whose levels are 0 to 3."""
+
+
+@dataclass(frozen=True, slots=True)
+class FormOptions:
+    """What is asked of a form.
+
+    Attributes
+    ----------
+    pack
+        How voxels are packed for the link, where a form leaves that open.
+    array
+        Which array, of a form that holds one.
+    flat_axis
+        Axis of ``(z, y, x)`` that slices leave out.
+    """
+
+    pack: Packing = "none"
+    array: Literal["image", "label"] = "image"
+    flat_axis: int | None = None
+
+
+def is_there(form: str) -> bool:
+    """Whether what writes a form is installed."""
+    return form != ARROW or find_spec("pyarrow") is not None
+
+
+def written(form: str, batch: Batch, statuses: Sequence[str], options: FormOptions) -> bytes:
+    """Return a batch in a form.
+
+    Parameters
+    ----------
+    form
+        Media type.
+    batch
+        The items that could be read; one, for forms of one patch.
+    statuses
+        What became of each item that was asked for.
+    options
+        What else is asked.
+
+    Raises
+    ------
+    UsageError
+        If the form cannot hold it.
+    """
+    if form not in BATCH_FORMS and options.pack != "none":
+        raise UsageError(f"pack: {form} is not packed.")
+    return _WRITERS[form](batch, statuses, options)
+
+
+def _tensors(batch: Batch) -> dict[str, npt.NDArray[Any]]:
+    label = {} if batch.label is None else {"label": batch.label}
+    return {
+        "image": batch.image,
+        **label,
+        "index": batch.index,
+        "start_zyx": batch.start_zyx,
+        "padding_zyx": batch.padding_zyx,
+        "affine": batch.affine,
+        "spacing_zyx_mm": batch.spacing_zyx_mm,
+    }
+
+
+def _as_safetensors(batch: Batch, statuses: Sequence[str], options: FormOptions) -> bytes:
+    tensors, packed = _tensors(batch), {}
+    if options.pack != "none":
+        name, level = _PACKED[options.pack]
+        for key in ("image", "label"):
+            voxels = tensors.get(key)
+            if voxels is None or not voxels.size:  # Blosc gives no frame of nothing
+                continue
+            shuffle = blosc.SHUFFLE if voxels.itemsize > 1 else blosc.NOSHUFFLE
+            frame = blosc.compress(np.ascontiguousarray(voxels), name.encode(), level, shuffle)
+            packed[key] = {"dtype": voxels.dtype.str, "shape": voxels.shape}
+            tensors[key] = np.frombuffer(frame, np.uint8)
+    return _safetensors(tensors, {"status": list(statuses), "packed": packed, "dims": batch.dims})
+
+
+def _safetensors(tensors: Mapping[str, npt.NDArray[Any]], about: Mapping[str, Any]) -> bytes:
+    at, header, parts = 0, {}, []
+    checksums: dict[str, int] = {}
+    for name, values in tensors.items():
+        data = np.ascontiguousarray(values).data.cast("B") if values.size else memoryview(b"")
+        dtype = _DTYPES[values.dtype.str[1:]]
+        header[name] = {
+            "dtype": dtype,
+            "shape": list(values.shape),
+            "data_offsets": [at, at + data.nbytes],
+        }
+        checksums[name] = crc32c(data) if data.nbytes else 0
+        at += data.nbytes
+        parts.append(data)
+    texts = {name: json.dumps(value) for name, value in {**about, "crc32c": checksums}.items()}
+    text = json.dumps({"__metadata__": texts, **header}).encode()
+    text += b" " * (-len(text) % _ALIGNMENT)
+    return b"".join([struct.pack("<Q", len(text)), text, *parts])
+
+
+def _as_arrow(batch: Batch, statuses: Sequence[str], options: FormOptions) -> bytes:
+    import pyarrow as pa  # noqa: PLC0415  need not be there
+
+    columns: dict[str, Any] = {"scan_id": pa.array(batch.scan_id, pa.string())}
+    for name, values in _tensors(batch).items():
+        columns[name] = (
+            pa.array(values)
+            if values.ndim == 1
+            else pa.ExtensionArray.from_storage(
+                pa.fixed_shape_tensor(pa.from_numpy_dtype(values.dtype), values.shape[1:]),
+                pa.FixedSizeListArray.from_arrays(values.ravel(), int(np.prod(values.shape[1:]))),
+            )
+        )
+    about = {"status": json.dumps(list(statuses)), "dims": json.dumps(batch.dims)}
+    rows = pa.RecordBatch.from_pydict(columns, metadata=about)
+    packing = None if options.pack == "none" else options.pack
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(
+        sink, rows.schema, options=pa.ipc.IpcWriteOptions(compression=packing)
+    ) as stream:
+        stream.write_batch(rows)
+    data: bytes = sink.getvalue().to_pybytes()
+    return data
+
+
+def _as_npy(batch: Batch, _: Sequence[str], options: FormOptions) -> bytes:
+    file = BytesIO()
+    np.save(file, _array(batch, options)[0], allow_pickle=False)
+    return file.getvalue()
+
+
+def _as_nifti(batch: Batch, _: Sequence[str], options: FormOptions) -> bytes:
+    import nibabel as nib  # noqa: PLC0415  takes long, and few ask for it
+
+    from spinezarr.export.nifti_place import Place  # noqa: PLC0415  imports it
+
+    values = _array(batch, options)
+    if "slice" in batch.dims and options.array == "image":
+        raise UsageError("neighbours: NIfTI holds one slice; ask for none, or for another form.")
+    if values.dtype.itemsize > 4 and values.dtype.kind in "iu":  # noqa: PLR2004  bytes
+        raise UsageError("image_dtype: few programs read 64-bit integers in NIfTI; take another.")
+    volume = (
+        values[0] if options.flat_axis is None else np.expand_dims(values[0], options.flat_axis)
+    )
+    voxels = np.ascontiguousarray(volume).T
+    header = Place.at(batch.affine[0], voxels.shape).header(voxels.shape)
+    header.set_data_dtype(voxels.dtype)
+    data: bytes = nib.Nifti1Image(voxels, None, header).to_bytes()
+    return data
+
+
+def _as_nifti_gz(batch: Batch, statuses: Sequence[str], options: FormOptions) -> bytes:
+    data: bytes = _igzip.compress(_as_nifti(batch, statuses, options), _GZIP_LEVEL, mtime=0)
+    return data
+
+
+def _array(batch: Batch, options: FormOptions) -> npt.NDArray[Any]:
+    if options.array == "image":
+        return batch.image
+    if batch.label is None:
+        raise UsageError("array: there is no label without with_label.")
+    return batch.label
+
+
+_WRITERS: Final[Mapping[str, Callable[[Batch, Sequence[str], FormOptions], bytes]]] = (
+    MappingProxyType(
+        {
+            SAFETENSORS: _as_safetensors,
+            ARROW: _as_arrow,
+            NPY: _as_npy,
+            NIFTI: _as_nifti,
+            NIFTI_GZ: _as_nifti_gz,
+        }
+    )
+)

@@ -1,0 +1,267 @@
+"""What can be asked of a server: the one list that its pages are routed and described by."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from types import MappingProxyType
+from typing import Final, Literal
+
+from pydantic import BaseModel
+
+from spinezarr.serve.facts import ScanModel, ScansModel, ScansQuery, StoresModel
+from spinezarr.serve.forms import BATCH_FORMS, PATCH_FORMS
+from spinezarr.serve.http import TEXT
+from spinezarr.serve.patches import BatchModel, PatchQuery
+from spinezarr.serve.query import AskedModel
+
+__all__ = ["FLAT", "OPERATIONS", "PARAMETERS", "ZARR", "Content", "Operation"]
+
+_HTML: Final = "text/html"
+_JSON: Final = "application/json"
+_BYTES: Final = "application/octet-stream"
+
+PARAMETERS: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        "store": "Name of a store, as /v1/stores lists it.",
+        "scan_id": "Of a scan, as the store's scans are listed.",
+        "key": "Of a file below the store, parts of it between slashes, e.g. "
+        "scans/liver_0/zarr.json. A first part @<content_checksum> names the version of a scan.",
+        "Range": "One range of bytes, with GET alone; several get the whole file.",
+        "If-Range": "Tag of the version that the range is wanted of; another gets the whole.",
+        "If-Match": "Tags; 412 if the version is none of them.",
+        "If-None-Match": "Tags; 304 if the version is one of them.",
+    }
+)
+"""What a part of a path, and a header, stands for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Content:
+    """What comes with a status.
+
+    Attributes
+    ----------
+    text
+        What it means.
+    types
+        Media types of the body; none: it has no body.
+    model
+        Of the body, if that is JSON.
+    headers
+        That are always there.
+    """
+
+    text: str
+    types: tuple[str, ...] = (TEXT,)
+    model: type[BaseModel] | None = None
+    headers: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """What can be asked at one path.
+
+    Attributes
+    ----------
+    name
+        Of its own.
+    method, path
+        A GET may be a HEAD too. Parameters of the path stand in braces.
+    group
+        It is shown with.
+    summary
+        In a line.
+    query, body
+        What else is asked, if anything.
+    headers
+        Of a request, that count.
+    answers
+        By status.
+    is_open
+        Whether it needs no token.
+    """
+
+    name: str
+    method: Literal["GET", "POST"]
+    path: str
+    group: str
+    summary: str
+    answers: Mapping[HTTPStatus, Content]
+    query: type[AskedModel] | None = None
+    body: type[AskedModel] | None = None
+    headers: tuple[str, ...] = ()
+    is_open: bool = field(default=False, kw_only=True)
+
+
+_KNOWN: Final = {
+    HTTPStatus.UNAUTHORIZED: Content(
+        "No token, or one that is not in the file.", headers=("WWW-Authenticate",)
+    ),
+    HTTPStatus.MISDIRECTED_REQUEST: Content("The server does not know itself by that name."),
+}
+_UNREADABLE: Final = {
+    HTTPStatus.SERVICE_UNAVAILABLE: Content(
+        "A file is damaged, cannot be read, or is being replaced now.", headers=("Retry-After",)
+    )
+}
+_FACTS: Final = {**_KNOWN, **_UNREADABLE, HTTPStatus.NOT_FOUND: Content("There is none such.")}
+_VERSION: Final = {
+    HTTPStatus.NOT_MODIFIED: Content(
+        "That version is one of If-None-Match.", (), headers=("ETag",)
+    ),
+    HTTPStatus.PRECONDITION_FAILED: Content(
+        "That version is none of If-Match.", (), headers=("ETag",)
+    ),
+    HTTPStatus.GONE: Content("It was replaced by another version, or is gone."),
+}
+_BYTES_ANSWERS: Final = {
+    HTTPStatus.OK: Content("The file.", (_BYTES, _JSON), headers=("ETag", "Accept-Ranges")),
+    HTTPStatus.PARTIAL_CONTENT: Content(
+        "A part of it.", (_BYTES, _JSON), headers=("ETag", "Content-Range")
+    ),
+    HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE: Content(
+        "There is no such range.", (), headers=("Content-Range",)
+    ),
+    **_FACTS,
+    **_VERSION,
+    HTTPStatus.NOT_FOUND: Content(
+        "There is no such key: where it would be a chunk, it holds background."
+    ),
+}
+_CONDITIONS: Final = ("If-Match", "If-None-Match")
+_RANGES: Final = ("Range", "If-Range", *_CONDITIONS)
+_READING: Final = {
+    **_FACTS,
+    HTTPStatus.BAD_REQUEST: Content("What is asked is no patch; says where."),
+    HTTPStatus.NOT_ACCEPTABLE: Content("There is no such form; says which there are."),
+    HTTPStatus.REQUEST_ENTITY_TOO_LARGE: Content("It is too much together."),
+    HTTPStatus.TOO_MANY_REQUESTS: Content(
+        "As many patches are being read as may be.", headers=("Retry-After",)
+    ),
+}
+
+ZARR: Final = Operation(
+    "zarr",
+    "GET",
+    "/zarr/{store}/{key}",
+    "Bytes",
+    "A file of a store as it lies, for every Zarr client",
+    _BYTES_ANSWERS,
+    headers=_RANGES,
+)
+FLAT: Final = Operation(
+    "flat",
+    "GET",
+    "/flat/{store}/{key}",
+    "Bytes",
+    "The same arrays without shards: each chunk is one object",
+    _BYTES_ANSWERS,
+    headers=_RANGES,
+)
+OPERATIONS: Final = (
+    ZARR,
+    FLAT,
+    Operation(
+        "batch",
+        "POST",
+        "/v1/{store}/batch",
+        "Patches",
+        "Patches of several scans in one answer",
+        {
+            HTTPStatus.OK: Content(
+                "Tensors of the items that could be read, in the order asked for; metadata say "
+                "what became of each.",
+                BATCH_FORMS,
+            ),
+            HTTPStatus.REQUEST_TIMEOUT: Content("The request did not come in time."),
+            **_READING,
+        },
+        body=BatchModel,
+    ),
+    Operation(
+        "patch",
+        "GET",
+        "/v1/{store}/scans/{scan_id}/patch",
+        "Patches",
+        "One patch of a scan",
+        {
+            HTTPStatus.OK: Content("The patch.", PATCH_FORMS, headers=("ETag",)),
+            HTTPStatus.UNPROCESSABLE_ENTITY: Content("The scan has no such patch; says why."),
+            **_READING,
+            **_VERSION,
+        },
+        query=PatchQuery,
+        headers=_CONDITIONS,
+    ),
+    Operation(
+        "stores",
+        "GET",
+        "/v1/stores",
+        "Facts",
+        "The stores, with titles, licences, scans and bytes",
+        {HTTPStatus.OK: Content("All stores.", (_JSON,), StoresModel), **_KNOWN, **_UNREADABLE},
+    ),
+    Operation(
+        "scans",
+        "GET",
+        "/v1/{store}/scans",
+        "Facts",
+        "The scans of a store, or those that fit",
+        {
+            HTTPStatus.OK: Content("Rows of the scan table.", (_JSON,), ScansModel),
+            HTTPStatus.BAD_REQUEST: Content("What is asked is no filter; says which there are."),
+            **_FACTS,
+        },
+        query=ScansQuery,
+    ),
+    Operation(
+        "scan",
+        "GET",
+        "/v1/{store}/scans/{scan_id}",
+        "Facts",
+        "All that a store knows of a scan",
+        {HTTPStatus.OK: Content("Its attributes.", (_JSON,), ScanModel), **_FACTS},
+    ),
+    Operation(
+        "openapi",
+        "GET",
+        "/v1/openapi.json",
+        "The server",
+        "This description, for programs (OpenAPI 3.1)",
+        {HTTPStatus.OK: Content("OpenAPI.", (_JSON,)), **_KNOWN},
+    ),
+    Operation(
+        "docs",
+        "GET",
+        "/docs",
+        "The server",
+        "This description, for people",
+        {HTTPStatus.OK: Content("A page.", (_HTML,)), **_KNOWN},
+    ),
+    Operation(
+        "metrics",
+        "GET",
+        "/metrics",
+        "The server",
+        "Requests, seconds, bytes and patches under way, for Prometheus",
+        {HTTPStatus.OK: Content("Figures."), **_KNOWN},
+    ),
+    Operation(
+        "healthz",
+        "GET",
+        "/healthz",
+        "The server",
+        "Whether the server runs",
+        {HTTPStatus.OK: Content("It does.")},
+        is_open=True,
+    ),
+    Operation(
+        "readyz",
+        "GET",
+        "/readyz",
+        "The server",
+        "Whether all stores that are served can be opened",
+        {HTTPStatus.OK: Content("They can."), **_UNREADABLE},
+        is_open=True,
+    ),
+)

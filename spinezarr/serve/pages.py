@@ -1,0 +1,240 @@
+"""All that is no byte of a store: JSON, patches, the description, figures; routed by Starlette.
+
+Bytes are answered without it, as :mod:`spinezarr.serve.app` says.
+"""
+
+import asyncio
+import os
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
+from http import HTTPStatus
+from typing import Final
+
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.requests import Request as Asked
+from starlette.responses import Response
+from starlette.routing import Route
+
+from spinezarr.errors import SpinezarrError
+from spinezarr.serve import metrics
+from spinezarr.serve.docs_page import page, policy
+from spinezarr.serve.facts import StoreFacts, answer_scan, answer_scans, answer_stores
+from spinezarr.serve.http import Answer, explained, request_of
+from spinezarr.serve.openapi import document
+from spinezarr.serve.operations import OPERATIONS
+from spinezarr.serve.patches import BODY_BYTES, PatchSource, answer_batch, answer_patch
+from spinezarr.serve.stores import ServedStores
+from spinezarr.text import json_text
+
+__all__ = ["ROUTE", "pages"]
+
+ROUTE: Final = "spinezarr.route"
+"""Key of the scope under which the template of the path is left."""
+_THREADS: Final = max(1, (os.cpu_count() or 1) // 2)
+"""That decode a batch; others are read beside it."""
+_MOST_UNDER_WAY: Final = 2 * (os.cpu_count() or 1)
+_BODY_S: Final = 30.0
+"""For the body of a request for patches."""
+_READY_S: Final = 1.0
+"""For which an answer of /readyz holds: whoever has no token may ask too, and makes no work."""
+
+_Endpoint = Callable[[Asked], Awaitable[Answer]]
+
+
+def pages(stores: ServedStores, figures: metrics.Metrics, *, has_tokens: bool) -> Starlette:
+    """Make the application.
+
+    Parameters
+    ----------
+    stores
+        What is served.
+    figures
+        What was answered so far.
+    has_tokens
+        Whether tokens are asked for.
+    """
+    made = _Pages(stores, figures, document(has_tokens=has_tokens))
+    routes = [
+        Route(op.path, _routed(op.path, endpoint), methods=[op.method])
+        for op in OPERATIONS
+        if (endpoint := made.endpoints.get(op.name)) is not None
+    ]
+    app = Starlette(
+        routes=routes,
+        exception_handlers={
+            HTTPException: _of_status,
+            SpinezarrError: _unreadable,
+            OSError: _unreadable,
+        },
+    )
+    app.router.redirect_slashes = False
+    return app
+
+
+def _routed(path: str, endpoint: _Endpoint) -> Callable[[Asked], Awaitable[Response]]:
+    async def answer(asked: Asked) -> Response:
+        asked.scope[ROUTE] = path
+        return _response(await endpoint(asked))
+
+    return answer
+
+
+def _response(answer: Answer) -> Response:
+    return Response(answer.body, answer.status, answer.headers)
+
+
+async def _of_status(_: Asked, problem: Exception) -> Response:
+    if isinstance(problem, HTTPException) and problem.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+        allowed = sorted(problem.headers["Allow"].split(", ")) if problem.headers else ()
+        allow = ", ".join(allowed)
+        return _response(
+            explained(HTTPStatus.METHOD_NOT_ALLOWED, f"It takes {allow}.", allow=allow)
+        )
+    return _response(explained(HTTPStatus.NOT_FOUND, "There is no such page."))
+
+
+async def _unreadable(_: Asked, __: Exception) -> Response:
+    return _response(
+        explained(HTTPStatus.SERVICE_UNAVAILABLE, "The store cannot be read.", retry_after="1")
+    )
+
+
+class _Pages:
+    """What answers each operation, by name."""
+
+    def __init__(
+        self, stores: ServedStores, figures: metrics.Metrics, described: Mapping[str, object]
+    ) -> None:
+        self._stores = stores
+        self._figures = figures
+        self._described = Answer(
+            HTTPStatus.OK,
+            {"content-type": "application/json", "cache-control": "no-cache"},
+            json_text(described, indent=None).encode(),
+        )
+        text = page(described)
+        self._page = Answer(
+            HTTPStatus.OK,
+            {
+                "content-type": "text/html; charset=utf-8",
+                "cache-control": "no-cache",
+                "content-security-policy": policy(),
+                "referrer-policy": "no-referrer",
+                "x-content-type-options": "nosniff",
+            },
+            text.encode(),
+        )
+        self._under_way = 0
+        self._ready: tuple[float, bool] = 0.0, False
+        self.endpoints: Mapping[str, _Endpoint] = {
+            "stores": self._list_stores,
+            "scans": self._list_scans,
+            "scan": self._tell_scan,
+            "batch": self._read_batch,
+            "patch": self._read_patch,
+            "openapi": self._describe,
+            "docs": self._show,
+            "metrics": self._count,
+            "healthz": self._is_alive,
+            "readyz": self._is_ready,
+        }
+
+    async def _list_stores(self, _: Asked) -> Answer:
+        places = await run_in_threadpool(self._stores.places)
+        opened = {name: partial(self._stores.facts, name) for name in places}
+        return await run_in_threadpool(answer_stores, opened)
+
+    async def _list_scans(self, asked: Asked) -> Answer:
+        query = request_of(asked.scope).query
+        return await self._of_store(asked, lambda facts: answer_scans(facts, query))
+
+    async def _tell_scan(self, asked: Asked) -> Answer:
+        scan_id = asked.path_params["scan_id"]
+        return await self._of_store(asked, lambda facts: answer_scan(facts, scan_id))
+
+    async def _of_store(self, asked: Asked, answer: Callable[[StoreFacts], Answer]) -> Answer:
+        def find() -> Answer:
+            found = self._stores.facts(asked.path_params["store"])
+            return _NO_STORE if found is None else answer(found)
+
+        return await run_in_threadpool(find)
+
+    async def _read_batch(self, asked: Asked) -> Answer:
+        try:
+            body = await asyncio.wait_for(_body(asked), _BODY_S)
+        except (TimeoutError, ClientDisconnect):
+            return explained(HTTPStatus.REQUEST_TIMEOUT, "The request did not come in time.")
+        if body is None:
+            return explained(
+                HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"At most {BODY_BYTES} bytes are read."
+            )
+        request = request_of(asked.scope)
+        return await self._read(
+            asked, lambda source: answer_batch(source, request, body, threads=_THREADS)
+        )
+
+    async def _read_patch(self, asked: Asked) -> Answer:
+        request, scan_id = request_of(asked.scope), asked.path_params["scan_id"]
+        return await self._read(
+            asked, lambda source: answer_patch(source, request, scan_id, threads=_THREADS)
+        )
+
+    async def _read(self, asked: Asked, answer: Callable[[PatchSource], Answer]) -> Answer:
+        def find() -> Answer:
+            source = self._stores.patches(asked.path_params["store"])
+            return _NO_STORE if source is None else answer(source)
+
+        if self._under_way >= _MOST_UNDER_WAY:
+            self._figures.refused()
+            return explained(
+                HTTPStatus.TOO_MANY_REQUESTS, "Too many patches are being read.", retry_after="1"
+            )
+        self._under_way += 1
+        try:
+            with self._figures.reading():
+                return await run_in_threadpool(find)
+        finally:
+            self._under_way -= 1
+
+    async def _describe(self, _: Asked) -> Answer:
+        return self._described
+
+    async def _show(self, _: Asked) -> Answer:
+        return self._page
+
+    async def _count(self, _: Asked) -> Answer:
+        text = await run_in_threadpool(self._figures.text)
+        fields = {"content-type": metrics.FORMAT, "cache-control": "no-store"}
+        return Answer(HTTPStatus.OK, fields, text)
+
+    async def _is_alive(self, _: Asked) -> Answer:
+        return explained(HTTPStatus.OK, "ok")
+
+    async def _is_ready(self, _: Asked) -> Answer:
+        now = time.monotonic()
+        if now >= self._ready[0]:
+            is_ready = await run_in_threadpool(self._stores.can_be_opened)
+            self._ready = now + _READY_S, is_ready
+        if self._ready[1]:
+            return explained(HTTPStatus.OK, "ok")
+        return explained(
+            HTTPStatus.SERVICE_UNAVAILABLE, "A store cannot be opened.", retry_after="5"
+        )
+
+
+_NO_STORE: Final = explained(HTTPStatus.NOT_FOUND, "There is no such store.")
+
+
+async def _body(asked: Asked) -> bytes | None:
+    """Read the body of a request; None if it is too long."""
+    parts, size = [], 0
+    async for data in asked.stream():
+        parts.append(data)
+        size += len(data)
+        if size > BODY_BYTES:
+            return None
+    return b"".join(parts)
