@@ -94,7 +94,7 @@ def _operation(method: str, path: str, operation: Mapping[str, Any]) -> Iterator
     if operation["parameters"]:
         yield "<table><tr><th>parameter</th><th>in</th><th>values</th><th></th></tr>"
         for one in operation["parameters"]:
-            need = "" if one.get("required") else " (may be left out)"
+            need = ", needed" if one.get("required") else ""
             yield (
                 f"<tr><td><code>{escape(one['name'])}</code></td><td>{escape(one['in'])}{need}</td>"
                 f"<td>{_values(one['schema'])}</td>"
@@ -125,9 +125,9 @@ def _schemas(schemas: Mapping[str, Any]) -> Iterator[str]:
         yield "<table><tr><th>field</th><th>values</th><th></th></tr>"
         needed = schema.get("required", ())
         for field, one in schema.get("properties", {}).items():
-            need = "" if field in needed else " (may be left out)"
+            need = "<br>needed" if field in needed else ""
             yield (
-                f"<tr><td><code>{escape(field)}</code></td><td>{_values(one)}{need}</td>"
+                f"<tr><td><code>{escape(field)}</code>{need}</td><td>{_values(one)}</td>"
                 f"<td>{_text(one.get('description', ''))}</td></tr>"
             )
         yield "</table></details>"
@@ -174,7 +174,7 @@ def _bounds(schema: Mapping[str, Any]) -> str:
         "maximum": "≤",
         "exclusiveMaximum": "&lt;",
     }
-    found = [f"{sign} {schema[name]:g}" for name, sign in signs.items() if name in schema]
+    found = [f"{sign} {_plain(schema[name])}" for name, sign in signs.items() if name in schema]
     return f" {', '.join(found)}" if found else ""
 
 

@@ -45,7 +45,7 @@ class RequestLog:
     """
 
     def __init__(self, form: LogForm) -> None:
-        handler = logging.StreamHandler(sys.stderr)
+        handler = _StandardError()
         handler.setFormatter(_JsonFormatter() if form is LogForm.JSON else _TextFormatter())
         self._logger = logging.getLogger(_NAME)
         self._logger.handlers[:] = [handler]
@@ -97,6 +97,16 @@ def shown_path(path: str) -> str:
     '/zarr/…/zarr.json'
     """
     return printable(_SECRET.sub(_LEFT_OUT, _SIGNED.sub(_LEFT_OUT, path)), _PATH_CHARACTERS)
+
+
+class _StandardError(logging.Handler):
+    """Writes each line with one call, to what standard error is then: notebooks replace it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            sys.stderr.write(f"{self.format(record)}\n")
+        except (OSError, ValueError):
+            self.handleError(record)
 
 
 class _JsonFormatter(logging.Formatter):

@@ -144,9 +144,11 @@ class _Pages:
         }
 
     async def _list_stores(self, _: Asked) -> Answer:
-        places = await run_in_threadpool(self._stores.places)
-        opened = {name: partial(self._stores.facts, name) for name in places}
-        return await run_in_threadpool(answer_stores, opened)
+        def find() -> Answer:
+            names = self._stores.places()
+            return answer_stores({name: partial(self._stores.facts, name) for name in names})
+
+        return await run_in_threadpool(find)
 
     async def _list_scans(self, asked: Asked) -> Answer:
         query = request_of(asked.scope).query

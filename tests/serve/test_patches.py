@@ -1,13 +1,19 @@
 """Patches that a server reads are those that a stream reads."""
 
+import io
 import json
 import shutil
 import socket
+import sys
 from pathlib import Path
 
+import nibabel
 import numpy as np
+import pyarrow as pa
 import pytest
 import safetensors.numpy
+import SimpleITK
+from asking import ask as ask_for
 from asking import ask_for_patches as ask
 from google_crc32c import extend
 from hypothesis import HealthCheck, given, settings
@@ -221,3 +227,207 @@ def test_a_scan_that_was_replaced_is_read_anew(tmp_path, bring):
         assert (found["image"] != before).sum() == 1
         body["items"][0]["content_checksum"] = checksum
         assert parsed(ask(url, body)[2])[1]["status"] == ["the scan has changed"]
+
+
+# One patch
+
+
+@pytest.fixture(scope="module")
+def scan_url(served):
+    return f"{served.removesuffix('batch')}scans/liver_0"
+
+
+def patch_of(stream, start, size):
+    return stream.read([PatchRequest(0, "liver_0", Box.at(start, size), None)])
+
+
+ONE = "size_zyx=12,10,8&start_zyx=-2,5,7"
+SIZE, START = (12, 10, 8), (-2, 5, 7)
+
+
+@pytest.mark.parametrize("pack", ["none", "lz4", "zstd"])
+def test_one_patch_is_a_batch_of_one(scan_url, local, pack):
+    status, headers, body = ask_for(f"{scan_url}/patch?{ONE}&pack={pack}")
+    assert (status, headers["content-type"]) == (200, "application/x-safetensors")
+    found, about = parsed(body)
+    expected = patch_of(local.patches(SIZE), START, SIZE)
+    assert about["status"] == ["ok"]
+    for name in ("image", "label", "start_zyx", "padding_zyx", "affine", "spacing_zyx_mm"):
+        assert (found[name] == getattr(expected, name)).all()
+
+
+def test_one_array_comes_as_npy(scan_url, local):
+    expected = patch_of(local.patches(SIZE), START, SIZE)
+    for array in ("image", "label"):
+        status, headers, body = ask_for(
+            f"{scan_url}/patch?{ONE}&array={array}", accept="application/x-npy"
+        )
+        assert (status, headers["content-type"]) == (200, "application/x-npy")
+        found = np.load(io.BytesIO(body), allow_pickle=False)
+        assert found.dtype == getattr(expected, array).dtype
+        assert (found == getattr(expected, array)[0]).all()
+
+
+@pytest.mark.parametrize("pack", ["none", "lz4", "zstd"])
+def test_arrow_says_the_same(served, scan_url, local, pack):
+    accept = "application/vnd.apache.arrow.stream"
+    wanted = [("liver_0", START), ("none", START), ("HN_P001", (0, 0, 0))]
+    items = [{"scan_id": scan_id, "start_zyx": start} for scan_id, start in wanted]
+    body = {"items": items, "size_zyx": SIZE, "pack": pack}
+    answers = [
+        ask(served, body, accept=accept),
+        ask_for(f"{scan_url}/patch?{ONE}&pack={pack}", accept=accept),
+    ]
+    for (status, headers, answer), ids in zip(answers, ([0, 2], [0]), strict=True):
+        assert (status, headers["content-type"]) == (200, accept)
+        rows = pa.ipc.open_stream(answer).read_all().combine_chunks()
+        about = {name.decode(): json.loads(text) for name, text in rows.schema.metadata.items()}
+        assert about["dims"] == ["z", "y", "x"]
+        chosen = [wanted[at] for at in ids]
+        expected = local.patches(SIZE).read(
+            [PatchRequest(i, s, Box.at(start, SIZE), None) for i, (s, start) in enumerate(chosen)]
+        )
+        assert rows["scan_id"].to_pylist() == list(expected.scan_id)
+        assert rows["index"].to_pylist() == ids
+        for name in ("image", "label", "start_zyx", "padding_zyx", "affine", "spacing_zyx_mm"):
+            found = rows[name].chunk(0).to_numpy_ndarray()
+            assert found.dtype == getattr(expected, name).dtype
+            assert (found == getattr(expected, name)).all()
+    empty = pa.ipc.open_stream(ask(served, {**body, "items": []}, accept=accept)[2])
+    assert empty.schema.equals(rows.schema)
+    assert json.loads(empty.schema.metadata[b"status"]) == []
+
+
+@pytest.mark.parametrize(
+    ("query", "array", "stream"),
+    [
+        (ONE, "image", lambda store: patch_of(store.patches(SIZE), START, SIZE)),
+        (ONE, "label", lambda store: patch_of(store.patches(SIZE), START, SIZE)),
+        (
+            "size_zyx=12,10,8&start_zyx=3,2,1&spacing_zyx_mm=2.5,1.5,1.5",
+            "image",
+            lambda store: patch_of(
+                store.patches(SIZE, spacing_mm=(2.5, 1.5, 1.5)), (3, 2, 1), SIZE
+            ),
+        ),
+        (
+            "size_zyx=20,1,18&start_zyx=1,9,3&flat_axis=1",
+            "image",
+            lambda store: patch_of(store.slices("coronal", size=(20, 18)), (1, 9, 3), (20, 1, 18)),
+        ),
+    ],
+)
+@pytest.mark.parametrize("form", ["application/gzip", "application/x-nifti"])
+def test_nifti_lies_where_the_patch_lies(
+    scan_url, local, tmp_path, affine_of_itk, query, array, stream, form
+):
+    status, headers, body = ask_for(f"{scan_url}/patch?{query}&array={array}", accept=form)
+    assert (status, headers["content-type"]) == (200, form)
+    ending = "nii.gz" if form == "application/gzip" else "nii"
+    assert headers["content-disposition"].endswith(f"''liver_0_{array}.{ending}")
+    path = tmp_path / f"patch.{ending}"
+    path.write_bytes(body)
+    batch = stream(local)
+    expected = getattr(batch, array)[0]
+    if expected.ndim == 2:
+        expected = expected[:, None]
+    expected = expected.T  # (x, y, z)
+    file = nibabel.load(path)
+    assert (np.asarray(file.dataobj) == expected).all()
+    np.testing.assert_allclose(file.affine, batch.affine[0], rtol=1e-5, atol=1e-3)
+    assert (file.header["sform_code"], file.header["qform_code"]) == (1, 1)
+    image = SimpleITK.ReadImage(str(path))
+    voxels = SimpleITK.GetArrayFromImage(image).T
+    assert (voxels == expected).all()
+    np.testing.assert_allclose(affine_of_itk(image), batch.affine[0], rtol=1e-5, atol=1e-3)
+
+
+def test_the_affine_of_nifti_is_that_of_the_scan(scan_url, local):
+    """The patch lies where its voxels lie in the whole scan: the same point in RAS+ mm."""
+    _, _, body = ask_for(f"{scan_url}/patch?{ONE}", accept="application/x-nifti")
+    patch = nibabel.Nifti1Image.from_bytes(body)
+    whole = np.array(local._reader.scan("liver_0").affine)
+    z, y, x = START
+    np.testing.assert_allclose(patch.affine @ (0, 0, 0, 1), whole @ (x, y, z, 1), atol=1e-3)
+    np.testing.assert_allclose(patch.affine[:3, :3], whole[:3, :3], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("query", "accept", "status", "says"),
+    [
+        (f"{ONE}&pack=lz4", "application/x-npy", 400, "not packed"),
+        (f"{ONE}&image_dtype=int64", "application/gzip", 400, "64-bit"),
+        ("size_zyx=1,9,9&start_zyx=0,0,0&flat_axis=0&neighbours=1", "application/gzip", 400, "one"),
+        (f"{ONE}&with_label=false&array=label", "application/x-npy", 400, "no label"),
+        (f"{ONE}&flat_axis=0", "*/*", 400, "flat axis"),
+        (f"{ONE}&image_dtype=uint16", "*/*", 422, "int16"),
+        (ONE, "image/png", 406, "application/x-safetensors, application/vnd.apache.arrow.stream"),
+        (ONE, "application/x-safetensors;q=0", 406, "application/x-npy"),
+        ("", "*/*", 400, "size_zyx"),
+    ],
+)
+def test_a_patch_that_cannot_be_is_explained(scan_url, query, accept, status, says):
+    found, headers, body = ask_for(f"{scan_url}/patch?{query}", accept=accept)
+    assert (found, headers["content-type"]) == (status, "text/plain; charset=utf-8")
+    assert says in body.decode()
+
+
+def test_arrow_needs_its_package(served, scan_url, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    accept = "application/vnd.apache.arrow.stream"
+    for status, _, body in (
+        ask_for(f"{scan_url}/patch?{ONE}", accept=accept),
+        ask(served, {"items": [], "size_zyx": (1, 1, 1)}, accept=accept),
+    ):
+        assert status == 406
+        assert b"pyarrow" in body
+    status, headers, _ = ask_for(f"{scan_url}/patch?{ONE}", accept=f"{accept}, */*;q=0.1")
+    assert (status, headers["content-type"]) == (200, "application/x-safetensors")
+
+
+def test_a_patch_of_a_version_may_be_kept(scan_url, local, monkeypatch):
+    checksum = local.table.content_checksum.sel(scan="liver_0").item()
+    now, named = f"{scan_url}/patch?{ONE}", f"{scan_url}/patch?{ONE}&content_checksum={checksum}"
+    _, headers, _ = ask_for(now)
+    assert headers["cache-control"] == "no-cache"
+    tag = headers["etag"]
+    _, kept, _ = ask_for(named)
+    assert kept["cache-control"] == "private, max-age=31536000, immutable"
+    assert kept["etag"] == tag
+    others = [
+        ask_for(f"{now}&with_label=false")[1]["etag"],
+        ask_for(now.replace("-2,5,7", "-2,5,6"))[1]["etag"],
+        ask_for(now, accept="application/x-npy")[1]["etag"],
+        ask_for(f"{now}&array=label", accept="application/x-npy")[1]["etag"],
+        ask_for(now.replace("liver_0", "HN_P001"))[1]["etag"],
+    ]
+    assert len({tag, *others}) == 6
+    monkeypatch.setattr(patches._Reading, "run", None)  # nothing is read for these
+    for url in (now, named):
+        status, headers, body = ask_for(url, if_none_match=f'"x", W/{tag}')
+        assert (status, headers["etag"], body) == (304, tag, b"")
+        assert ask_for(url, if_match='"x"')[0] == 412
+
+
+def test_a_patch_of_a_version_that_is_gone_is_410(tmp_path, bring):
+    store = tmp_path / "own.zarr"
+    bring("before", store)
+    with BackgroundServer(ServeSettings(paths=(str(store),))) as server:
+        url = f"{server.url}/v1/own/scans/a/patch?size_zyx=20,24,16&start_zyx=0,0,0"
+        _, headers, before = ask_for(url)
+        checksum = spinezarr.open(store).table.content_checksum.item()
+        assert ask_for(f"{url}&content_checksum={checksum}")[2] == before
+        bring("after", store)
+        assert ask_for(f"{url}&content_checksum={checksum}")[0] == 410
+        status, other, after = ask_for(url, if_none_match=headers["etag"])
+        assert status == 200
+        assert other["etag"] != headers["etag"]
+        difference = parsed(after)[0]["image"] != parsed(before)[0]["image"]
+        assert difference.sum() == 1
+        (shard,) = (
+            path for path in (store / "scans/a/image").iterdir() if path.name != "zarr.json"
+        )
+        for path in [shard, *shard.rglob("*")]:
+            if path.is_file():
+                path.write_bytes(b"")
+        assert ask_for(url)[0] == 503

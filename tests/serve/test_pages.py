@@ -1,0 +1,582 @@
+"""Pages of a server: what is described is what is answered; figures and lines of the log."""
+
+import base64
+import hashlib
+import json
+import re
+import shutil
+import subprocess
+import sys
+import time
+from html.parser import HTMLParser
+from pathlib import Path
+
+import jsonschema_rs
+import pytest
+from asking import ask, ask_for_patches, started
+
+from spinezarr.errors import UsageError
+from spinezarr.serve import pages
+from spinezarr.serve.guard import new_token
+from spinezarr.serve.http import chosen
+from spinezarr.serve.log import LogForm
+from spinezarr.serve.operations import OPERATIONS
+from spinezarr.serve.patches import PatchQuery
+from spinezarr.serve.query import WrongQueryError, parse_query
+from spinezarr.serve.run import BackgroundServer
+from spinezarr.serve.settings import ServeSettings
+
+SCAN = "/v1/ctspine1k/scans/liver_0"
+PATCH = f"{SCAN}/patch?size_zyx=4,4,4&start_zyx=0,0,0"
+EMPTY = {"items": [], "size_zyx": (1, 1, 1)}
+
+
+@pytest.fixture(scope="module")
+def served(ctspine1k_url):
+    with BackgroundServer(ServeSettings(paths=(ctspine1k_url,))) as server:
+        yield server.url
+
+
+@pytest.fixture(scope="module")
+def described(served):
+    return json.loads(ask(f"{served}/v1/openapi.json")[2])
+
+
+# Path as it is described, path as it is asked for, and what comes.
+ASKED = [
+    ("/zarr/{store}/{key}", "/zarr/ctspine1k/zarr.json", {}, 200),
+    ("/zarr/{store}/{key}", "/zarr/ctspine1k/zarr.json", {"range": "bytes=0-1"}, 206),
+    ("/zarr/{store}/{key}", "/zarr/ctspine1k/zarr.json", {"range": "bytes=-0"}, 416),
+    ("/zarr/{store}/{key}", "/zarr/ctspine1k/zarr.json", {"if_match": '"x"'}, 412),
+    ("/zarr/{store}/{key}", "/zarr/ctspine1k/zarr.json", {"if_none_match": "*"}, 304),
+    ("/zarr/{store}/{key}", "/zarr/ctspine1k/zarr.json", {"host": "evil.example"}, 421),
+    ("/zarr/{store}/{key}", "/zarr/ctspine1k/none", {}, 404),
+    ("/zarr/{store}/{key}", "/zarr/ctspine1k/scans/none/image/c/0/0/0", {}, 410),
+    ("/flat/{store}/{key}", "/flat/ctspine1k/scans%2Fliver_0%2Fimage%2Fc%2F0%2F0%2F0", {}, 200),
+    ("/v1/stores", "/v1/stores", {}, 200),
+    ("/v1/{store}/scans", "/v1/ctspine1k/scans", {}, 200),
+    ("/v1/{store}/scans", "/v1/ctspine1k/scans?split=train&split=test", {}, 400),
+    ("/v1/{store}/scans", "/v1/none/scans", {}, 404),
+    ("/v1/{store}/scans/{scan_id}", SCAN, {}, 200),
+    ("/v1/{store}/scans/{scan_id}", "/v1/ctspine1k/scans/none", {}, 404),
+    ("/v1/{store}/scans/{scan_id}/patch", PATCH, {}, 200),
+    ("/v1/{store}/scans/{scan_id}/patch", PATCH, {"if_none_match": "*"}, 304),
+    ("/v1/{store}/scans/{scan_id}/patch", PATCH, {"if_match": '"x"'}, 412),
+    ("/v1/{store}/scans/{scan_id}/patch", PATCH, {"accept": "image/png"}, 406),
+    ("/v1/{store}/scans/{scan_id}/patch", f"{PATCH}&other=1", {}, 400),
+    ("/v1/{store}/scans/{scan_id}/patch", f"{PATCH}&content_checksum=0", {}, 410),
+    ("/v1/{store}/scans/{scan_id}/patch", f"{PATCH}&image_dtype=uint16", {}, 422),
+    ("/v1/{store}/scans/{scan_id}/patch", PATCH.replace("4,4,4", "999,999,999"), {}, 413),
+    ("/v1/{store}/scans/{scan_id}/patch", PATCH.replace("liver_0", "none"), {}, 404),
+    ("/v1/openapi.json", "/v1/openapi.json", {}, 200),
+    ("/docs", "/docs", {}, 200),
+    ("/metrics", "/metrics", {}, 200),
+    ("/healthz", "/healthz", {"host": "evil.example"}, 200),
+    ("/readyz", "/readyz", {}, 200),
+]
+
+
+def check_described(described, method, path, answer):
+    """Check that an answer is one that is described."""
+    status, headers, body = answer
+    told = described["paths"][path][method.lower()]["responses"][str(status)]
+    fields = {name.lower() for name in headers}
+    assert {name.lower() for name in told.get("headers", {})} <= fields
+    if not body:
+        assert method == "HEAD" or "content" not in told
+        return
+    kinds = {kind.partition(";")[0]: one for kind, one in told["content"].items()}
+    one = kinds[headers["content-type"].partition(";")[0]]
+    if "$ref" in one.get("schema", {}):
+        schema = {**one["schema"], "components": described["components"]}
+        jsonschema_rs.validator_for(schema).validate(json.loads(body))
+
+
+@pytest.mark.parametrize(("path", "place", "headers", "status"), ASKED)
+def test_what_is_answered_is_described(served, described, path, place, headers, status):
+    answer = ask(f"{served}{place}", **headers)
+    assert answer[0] == status
+    check_described(described, "GET", path, answer)
+    head = ask(f"{served}{place}", "HEAD", **headers)
+    assert head[0] == (200 if "range" in headers else status)  # which is of GET alone
+    assert head[2] == b""
+    assert (
+        headers.keys() & {"range"}
+        or {name: value for name, value in head[1].items() if name != "date"}
+        == {name: value for name, value in answer[1].items() if name != "date"}
+        or (path == "/metrics")
+    )
+    check_described(described, "HEAD", path, head)
+
+
+@pytest.mark.parametrize(
+    ("body", "headers", "status"),
+    [
+        (EMPTY, {}, 200),
+        (EMPTY, {"accept": "application/vnd.apache.arrow.stream"}, 200),
+        (EMPTY, {"accept": "application/x-npy"}, 406),
+        ({}, {}, 400),
+        (b" " * (5 << 20), {}, 413),
+    ],
+)
+def test_what_is_posted_is_described(served, described, body, headers, status):
+    answer = ask_for_patches(f"{served}/v1/ctspine1k/batch", body, **headers)
+    assert answer[0] == status
+    check_described(described, "POST", "/v1/{store}/batch", answer)
+
+
+def test_all_is_described_once(described):
+    """From the list that the pages are routed by."""
+    found = {
+        (path, method)
+        for path, item in described["paths"].items()
+        for method in item
+        if method != "head"
+    }
+    assert found == {(op.path, op.method.lower()) for op in OPERATIONS}
+    assert len({op.name for op in OPERATIONS}) == len(OPERATIONS)
+
+
+@pytest.mark.parametrize("op", [op for op in OPERATIONS if op.group != "Bytes"])
+def test_other_methods_are_refused(served, op):
+    path = op.path.format(store="ctspine1k", scan_id="liver_0")
+    for method in ("GET", "POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE"):
+        if method != op.method:
+            status, headers, _ = ask(f"{served}{path}", method)
+            assert status == 405
+            assert headers["allow"] == ("POST" if op.method == "POST" else "GET, HEAD")
+            assert headers["cache-control"] == "no-store"
+
+
+@pytest.mark.parametrize("path", ["/v1/stores/", "/docs/", "//docs", "/v1//stores", "/docs%2F"])
+def test_nothing_is_redirected(served, path):
+    assert ask(f"{served}{path}")[0] == 404
+
+
+def test_pages_of_others_may_read_only_if_named(served):
+    headers = ask(f"{served}/v1/stores", origin="http://localhost:1")[1]
+    assert headers["access-control-allow-origin"] == "http://localhost:1"
+    headers = ask(f"{served}/v1/stores", origin="https://evil.example")[1]
+    assert "access-control-allow-origin" not in headers
+    asks = {"access_control_request_method": "POST", "origin": "http://localhost:1"}
+    assert ask(f"{served}/v1/ctspine1k/batch", "OPTIONS", **asks)[0] == 204
+
+
+# The page for people
+
+
+class Page(HTMLParser):
+    """What a browser would make of it."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.open, self.links, self.ids, self.style = set(), [], [], [], ""
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.add(tag)
+        if tag not in {"meta", "br"}:
+            self.open.append(tag)
+        for name, value in attrs:
+            assert not name.startswith("on")
+            assert name not in {"src", "style", "srcset"}
+            if name == "href":
+                self.links.append(value)
+            if name == "id":
+                self.ids.append(value)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if self.open[-1:] == ["style"]:
+            self.style += data
+
+
+def test_the_page_shows_all_and_asks_nobody(served, described):
+    _, headers, body = ask(f"{served}/docs")
+    text = body.decode()
+    found = Page(text)
+    assert not found.open
+    assert found.tags.isdisjoint({"script", "link", "img", "iframe", "form", "object", "base"})
+    digest = base64.b64encode(hashlib.sha256(found.style.encode()).digest()).decode()
+    policy = headers["content-security-policy"].split("; ")
+    assert policy[:2] == ["default-src 'none'", f"style-src 'sha256-{digest}'"]
+    assert "url(" not in found.style
+    assert "@import" not in found.style
+    assert len(set(found.ids)) == len(found.ids)
+    for link in found.links:
+        assert link == "/v1/openapi.json" or link.removeprefix("#") in found.ids
+    for path, item in described["paths"].items():
+        assert f"<code>{path}</code>" in text
+        for parameter in next(iter(item.values()))["parameters"]:
+            assert f"<code>{parameter['name']}</code>" in text
+    for name in described["components"]["schemas"]:
+        assert f"schema-{name}" in found.ids
+
+
+# A program that asks all that the description allows, and more
+
+
+PINNED = {
+    "store": ["ctspine1k"],
+    "scan_id": ["liver_0", "none"],
+    "key": ["zarr.json", "scans/liver_0/zarr.json", "scans/liver_0/image/c/0/0/0", "none"],
+}
+
+
+def pinned(described):
+    """Return a description of what is there, so that most of what is asked is answered."""
+    copy = json.loads(json.dumps(described))
+    sizes = [copy["components"]["schemas"]["BatchModel"]["properties"]["size_zyx"]]
+    for operation in (one for item in copy["paths"].values() for one in item.values()):
+        for parameter in operation["parameters"]:
+            if parameter["in"] == "path":
+                parameter["schema"] = {"type": "string", "enum": PINNED[parameter["name"]]}
+            if parameter["name"] == "size_zyx":
+                sizes.append(parameter["schema"])
+    for size in sizes:
+        for axis in size["prefixItems"]:
+            axis["maximum"] = 6
+    item = copy["components"]["schemas"]["ItemModel"]["properties"]
+    item["scan_id"] = {"type": "string", "enum": ["liver_0", "HN_P001", "none"]}
+    return copy
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("kind", ["anything", "what there is"])
+def test_schemathesis_finds_nothing(served, described, tmp_path, kind):
+    """No error that nobody handled, and no answer that is not described."""
+    is_pinned = kind == "what there is"
+    (tmp_path / "api.json").write_text(json.dumps(pinned(described) if is_pinned else described))
+    # Some of what each field may be, and of what headers may hold, does not go together.
+    options = ("--mode", "positive", "--exclude-checks", "positive_data_acceptance")
+    command = [
+        *(str(Path(sys.executable).parent / "schemathesis"), "run", "api.json", "--url", served),
+        *("--checks", "all", "--max-examples", "30", "--seed", "1", "--no-color"),
+        *("--generation-database", "none", *(options if is_pinned else ())),
+    ]
+    before = figures(served)
+    done = subprocess.run(
+        command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=300
+    )
+    assert done.returncode == 0, done.stdout
+    asked = figures(served)
+    patches = 'spinezarr_requests_total{{route="/v1/{{store}}/{}",status="200"}}'
+    for route in ("scans/{scan_id}/patch", "batch"):
+        name = patches.format(route)
+        assert not is_pinned or asked[name] - before.get(name, 0) >= 20
+
+
+# Figures
+
+
+def figures(url, **headers):
+    status, fields, body = ask(f"{url}/metrics", **headers)
+    assert (status, fields["content-type"].partition(";")[0]) == (200, "text/plain")
+    lines = (line for line in body.decode().splitlines() if not line.startswith("#"))
+    return {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines)}
+
+
+def test_answers_are_counted_by_what_they_are_of(ctspine1k_url):
+    with BackgroundServer(ServeSettings(paths=(ctspine1k_url,))) as server:
+        sent = 0
+        for at in range(3):
+            sent += len(ask(f"{server.url}/zarr/ctspine1k/zarr.json")[2])
+            ask(f"{server.url}/zarr/ctspine1k/none{at}")
+            ask(f"{server.url}/none/{at}")
+            ask(f"{server.url}{SCAN}")
+            ask(f"{server.url}{SCAN}", "PUT")
+        ask(f"{server.url}/zarr/ctspine1k/zarr.json", host="evil.example")
+        found = figures(server.url)
+        errors = 3 * len("There is no such file.\n")
+        requests = {name: n for name, n in found.items() if name.startswith("spinezarr_requests_t")}
+        assert requests == {
+            f'spinezarr_requests_total{{route="{route}",status="{status}"}}': n
+            for route, status, n in (
+                ("/zarr/{store}/{key}", 200, 3),
+                ("/zarr/{store}/{key}", 404, 3),
+                ("/v1/{store}/scans/{scan_id}", 200, 3),
+                ("other", 404, 3),
+                ("other", 405, 3),
+                ("other", 421, 1),
+            )
+        }
+        assert found['spinezarr_sent_bytes_total{route="/zarr/{store}/{key}"}'] == sent + errors
+        assert found['spinezarr_request_seconds_count{route="/zarr/{store}/{key}"}'] == 6
+        assert found["spinezarr_batches_under_way"] == 0
+        assert found["spinezarr_batches_refused_total"] == 0
+
+
+def test_patches_that_are_too_many_are_refused_and_counted(ctspine1k_url, monkeypatch):
+    monkeypatch.setattr(pages, "_MOST_UNDER_WAY", 0)
+    with BackgroundServer(ServeSettings(paths=(ctspine1k_url,))) as server:
+        status, headers, _ = ask(f"{server.url}{PATCH}")
+        assert (status, headers["retry-after"]) == (429, "1")
+        assert ask_for_patches(f"{server.url}/v1/ctspine1k/batch", EMPTY)[0] == 429
+        assert figures(server.url)["spinezarr_batches_refused_total"] == 2
+
+
+@pytest.mark.long
+def test_figures_are_of_all_processes(ctspine1k_url):
+    process, url = started(ctspine1k_url, "--processes", 2)
+    try:
+        for _ in range(40):
+            ask(f"{url}/v1/stores")
+        for _ in range(10):
+            name = 'spinezarr_requests_total{route="/v1/stores",status="200"}'
+            assert figures(url)[name] == 40
+    finally:
+        process.terminate()
+        process.communicate(timeout=15)
+
+
+def test_it_is_ready_as_long_as_all_stores_can_be_opened(ctspine1k_url, tmp_path, monkeypatch):
+    monkeypatch.setattr(pages, "_READY_S", 0.0)
+    for name in ("one", "two"):
+        shutil.copytree(ctspine1k_url, tmp_path / f"{name}.zarr")
+    with BackgroundServer(ServeSettings(paths=(str(tmp_path),))) as server:
+        assert ask(f"{server.url}/readyz", host="evil.example")[0] == 200
+        for key in ("zarr.json", "table/zarr.json"):
+            file = tmp_path / "two.zarr" / key
+            before = file.read_bytes()
+            file.write_bytes(before[:-9])
+            if key == "table/zarr.json":
+                (tmp_path / "two.zarr/table_bundle/zarr.json").unlink()
+            status, headers, body = ask(f"{server.url}/readyz")
+            assert (status, headers["retry-after"]) == (503, "5")
+            assert b"two" not in body  # whoever has no token may ask
+            assert ask(f"{server.url}/healthz")[0] == 200
+            file.write_bytes(before)
+            assert ask(f"{server.url}/readyz")[0] == 200
+        shutil.rmtree(tmp_path / "two.zarr")
+        assert ask(f"{server.url}/readyz")[0] == 200
+
+
+def test_whoever_has_no_token_makes_no_work(ctspine1k_url, monkeypatch):
+    asked = []
+    real = pages.ServedStores.can_be_opened
+    monkeypatch.setattr(
+        pages.ServedStores, "can_be_opened", lambda stores: asked.append(0) or real(stores)
+    )
+    with BackgroundServer(ServeSettings(paths=(ctspine1k_url,))) as server:
+        began = time.monotonic()
+        for _ in range(20):
+            assert ask(f"{server.url}/readyz")[0] == 200
+        assert len(asked) <= 1 + time.monotonic() - began
+
+
+# Tokens, and the log
+
+
+@pytest.fixture
+def guarded(ctspine1k_url, tmp_path, request, capsys):
+    """Serve to those who have a token, and log."""
+    file = tmp_path / "tokens"
+    token = new_token(file, "anna")
+    form = getattr(request, "param", LogForm.JSON)
+    settings = ServeSettings(paths=(ctspine1k_url,), token_file=str(file), log=form)
+    with BackgroundServer(settings) as server:
+
+        def logged():
+            server.close()  # a line is written when its answer has gone
+            return capsys.readouterr().err
+
+        yield server.url, token, logged
+
+
+def test_pages_need_a_token_but_those_of_watchdogs(guarded):
+    url, token, _ = guarded
+    for path in ("/docs", "/v1/openapi.json", "/metrics", "/v1/stores", SCAN, PATCH, "/none"):
+        assert ask(f"{url}{path}")[0] == 401
+        status = ask(f"{url}{path}", authorization=f"Bearer {token}")[0]
+        assert status == (404 if path == "/none" else 200)
+    assert [ask(f"{url}{path}")[0] for path in ("/healthz", "/readyz")] == [200, 200]
+    described = json.loads(ask(f"{url}/v1/openapi.json", authorization=f"Bearer {token}")[2])
+    security = described["paths"]["/metrics"]["get"]["security"]
+    assert {next(iter(one)) for one in security} == {"bearer", "basic"}
+    assert described["paths"]["/healthz"]["get"]["security"] == []
+
+
+@pytest.mark.parametrize("guarded", [LogForm.JSON, LogForm.TEXT], indirect=True)
+def test_no_token_reaches_the_log(guarded):
+    url, token, logged = guarded
+    other = f"{token[:-1]}{'A' if token[-1] != 'A' else 'B'}"
+    basic = base64.b64encode(f"any:{token}".encode()).decode()
+    signature = "c2lnbmF0dXJl"
+    secrets = [token, other, basic, base64.b64encode(f"any:{other}".encode()).decode(), signature]
+    for one in (token, other):
+        encoded = base64.b64encode(f"any:{one}".encode()).decode()
+        for place in ("/zarr/ctspine1k/zarr.json", SCAN, PATCH, "/docs", "/none", "/healthz"):
+            for kind in (f"Bearer {one}", f"bearer  {one}", f"Basic {encoded}", one):
+                ask(f"{url}{place}", authorization=kind, cookie=f"token={one}")
+            mark = "&" if "?" in place else "?"
+            ask(f"{url}{place}{mark}token={one}&sig={signature}")
+            ask(f"{url}{place}{mark}{one}", authorization=f"Bearer {token}")
+        for place in (
+            f"/zarr/{one}/zarr.json",
+            f"/zarr/ctspine1k/{one}",
+            f"/zarr/ctspine1k/x{one}.json",
+            f"/v1/ctspine1k/scans/{one}",
+            f"/{one}",
+            f"/token={one}",
+            "/" + "".join(f"%{byte:02x}" for byte in one.encode()),
+            f"/signed/{signature}/zarr/ctspine1k/zarr.json",
+            f"/signed/{signature}",
+        ):
+            ask(f"{url}{place}")
+            ask(f"{url}{place}", authorization=f"Bearer {token}", referer=f"http://x/?t={one}")
+    text = logged()
+    assert text.count("\n") > 100
+    for secret in secrets:
+        assert secret not in text
+    assert "?" not in text
+
+
+def test_a_line_says_what_was_answered(guarded):
+    url, token, logged = guarded
+    sent = ask(f"{url}/zarr/ctspine1k/zarr.json?x=1", authorization=f"Bearer {token}")[2]
+    ask(f"{url}{SCAN}", "HEAD", authorization=f"Bearer {token}")
+    ask(f"{url}/zarr/ctspine1k/%1b[2J%0aforged%e2%80%ae", authorization=f"Bearer {token}")
+    ask(f"{url}/v1/stores", authorization="Bearer no")
+    text = logged()
+    assert text.isascii()
+    lines = [json.loads(line) for line in text.splitlines()]
+    assert [list(line) for line in lines] == [
+        ["time", "method", "path", "status", "bytes", "seconds", "token"]
+    ] * 4
+    asked = [tuple(line[name] for name in ("method", "path", "status", "token")) for line in lines]
+    assert asked == [
+        ("GET", "/zarr/ctspine1k/zarr.json", 200, "anna"),
+        ("HEAD", SCAN, 200, "anna"),
+        ("GET", "/zarr/ctspine1k/\\x1b[2J\\x0aforged\\u202e", 404, "anna"),
+        ("GET", "/v1/stores", 401, None),
+    ]
+    assert [line["bytes"] for line in lines[:2]] == [len(sent), 0]
+    assert all(0 < line["seconds"] < 20 for line in lines)
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}\+00:00", lines[0]["time"])
+
+
+@pytest.mark.parametrize("guarded", [LogForm.TEXT], indirect=True)
+def test_lines_for_people_cannot_be_forged(guarded):
+    url, token, logged = guarded
+    ask(f"{url}/%1b[2J%0a2026-01-01%20200%20GET", authorization=f"Bearer {token}")
+    (line,) = logged().splitlines()
+    assert "\x1b" not in line
+    assert re.search(r" 404 GET /\\x1b\[2J\\x0a2026-01-01 200 GET 23 bytes [\d.]+ ms anna$", line)
+
+
+def test_nothing_is_logged_unless_asked(ctspine1k_url, capsys):
+    with BackgroundServer(ServeSettings(paths=(ctspine1k_url,))) as server:
+        ask(f"{server.url}/v1/stores")
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.long
+def test_the_command_logs(ctspine1k_url):
+    process, url = started(ctspine1k_url, "--log", "json")
+    try:
+        ask(f"{url}/v1/stores")
+    finally:
+        process.terminate()
+        said = process.communicate(timeout=15)[1]
+    lines = [json.loads(line) for line in said.splitlines() if line.startswith("{")]
+    assert [line["path"] for line in lines][-1] == "/v1/stores"
+
+
+def test_without_the_packages_it_says_so(ctspine1k_url, monkeypatch):
+    for name in ("starlette", "starlette.applications"):
+        monkeypatch.setitem(sys.modules, name, None)
+    for name in ("spinezarr.serve.app", "spinezarr.serve.pages"):
+        monkeypatch.delitem(sys.modules, name)
+    with pytest.raises(UsageError, match=r"pip install 'spinezarr\[serve\]'"):
+        BackgroundServer(ServeSettings(paths=(ctspine1k_url,)))
+
+
+def test_the_commands_need_none_of_them():
+    names = {"starlette", "granian", "prometheus_client", "uvicorn"}
+    code = f"import sys, spinezarr.cli.main; print(sorted({names} & sys.modules.keys()))"
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+# Headers and queries
+
+OFFERS = ("a/one", "a/two", "b/three")
+
+
+@pytest.mark.parametrize(
+    ("accept", "expected"),
+    [
+        (None, "a/one"),
+        ("", "a/one"),
+        (" , ", "a/one"),
+        ("*/*", "a/one"),
+        ("b/*", "b/three"),
+        ("a/two", "a/two"),
+        ("A/TWO", "a/two"),
+        ("a/two, */*", "a/one"),
+        ("a/two, */*;q=0.9", "a/two"),
+        ("a/*;q=0.2, b/three;q=0.3", "b/three"),
+        ("a/*;q=1.000, a/one;q=0.999", "a/two"),
+        ("*/*, a/one;q=0, a/two; q=0.0", "b/three"),
+        ("b/three;q=0.001", "b/three"),
+        ("b/three;q=0", None),
+        ("image/png", None),
+        ("a/one;level=1", None),
+        ("a/one;q=2", None),
+        ("a/one;q=", None),
+        ("a", None),
+        ("*", None),
+        ("*/one", None),
+        ("a/one;Q=0.5, b/three;q=0.4", "a/one"),
+        ("text/html, a/two;q=0.1", "a/two"),
+        ("a/two" + ";" * 5000, "a/two"),
+    ],
+)
+def test_the_form_that_is_liked_best_is_taken(accept, expected):
+    assert chosen(accept, OFFERS) == expected
+
+
+def test_a_query_is_read_as_its_model_has_it():
+    asked = parse_query(
+        PatchQuery,
+        "size_zyx=1,2,3&start_zyx=-1,0,%31&spacing_zyx_mm=1.5,null,2&with_label=false&nonfinite=-1e3"
+        "&content_checksum=007&neighbour_step_mm=3",
+    )
+    assert asked.size_zyx == (1, 2, 3)
+    assert asked.start_zyx == (-1, 0, 1)
+    assert asked.spacing_zyx_mm == (1.5, None, 2)
+    assert (asked.with_label, asked.nonfinite, asked.neighbour_step_mm) == (False, -1000, 3)
+    assert asked.content_checksum == "007"
+    assert parse_query(PatchQuery, "size_zyx=1,1,1&start_zyx=0,0,0&nonfinite=keep").nonfinite == (
+        "keep"
+    )
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "size_zyx=1,1&start_zyx=0,0,0",
+        "size_zyx=1,1,1,1&start_zyx=0,0,0",
+        "size_zyx=1,1,1.5&start_zyx=0,0,0",
+        "size_zyx=1,1,+1&start_zyx=0,0,0",
+        "size_zyx=1,1,01&start_zyx=0,0,0",
+        "size_zyx=1,1,&start_zyx=0,0,0",
+        "size_zyx=1,1,1&start_zyx=0,0,0&start_zyx=0,0,0",
+        "size_zyx=1,1,1&start_zyx=0,0,0&other=1",
+        "size_zyx=1,1,1&start_zyx=0,0,0&with_label=yes",
+        "size_zyx=1,1,1&start_zyx=0,0,0&with_label=1",
+        "size_zyx=1,1,1&start_zyx=0,0,0&neighbour_step_mm=NaN",
+        "size_zyx=1,1,1&start_zyx=0,0,0&neighbour_step_mm=Infinity",
+        "size_zyx=1,1,1&start_zyx=0,0,0&neighbour_step_mm=1e999",
+        "size_zyx=1,1,1&start_zyx=0,0,0&nonfinite=other",
+        "size_zyx=1,1,1&start_zyx=0,0," + "9" * 5000,
+        "&".join(["size_zyx=1,1,1"] * 5000),
+    ],
+)
+def test_a_query_that_is_none_is_refused(text):
+    with pytest.raises(WrongQueryError):
+        parse_query(PatchQuery, text)
