@@ -11,7 +11,7 @@ from urllib.parse import unquote
 
 from spinezarr.errors import SpinezarrError
 from spinezarr.serve.bytes import answer_bytes
-from spinezarr.serve.facts import answer_scan, answer_scans, answer_stores
+from spinezarr.serve.facts import answer_scan, answer_scans, answer_store, answer_stores
 from spinezarr.serve.guard import Guard
 from spinezarr.serve.http import Answer, Request, explained
 from spinezarr.serve.objects import ServedFile, UnreadableError
@@ -107,8 +107,10 @@ class App:
             opened = {n: partial(self.stores.facts, n) for n in self.stores.places()}
             return answer_stores(opened)
         found = self.stores.facts(name)
-        if found is None or scan_id is None:
+        if found is None:
             return explained(HTTPStatus.NOT_FOUND, "There is no such store.")
+        if scan_id is None:
+            return answer_store(found)
         if not scan_id:
             return answer_scans(found, request.query)
         return answer_scan(found, scan_id.removeprefix("/"))
