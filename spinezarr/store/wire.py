@@ -29,6 +29,9 @@ _ROOM_BYTES: Final = 1 << 23
 """Answers that may be longer get their memory when their heads say how long they are."""
 _REFUSAL_BYTES: Final = 1 << 13
 """Of an answer that is an error; longer ones are not read."""
+_TELLING_BYTES: Final = 1 << 17
+"""That are still to come of an answer that tells what the link carries; the time of fewer is that
+of a process that has to be woken."""
 _IDLE: Final = 128
 """Connections to a server that are kept when nothing is asked for."""
 _END: Final = b"\r\n\r\n"
@@ -243,7 +246,7 @@ class _Connection(asyncio.BufferedProtocol):
             body[: self._filled] = self._into[: self._filled]
             self._into = body
         self._into, self._parsed = self._into[:whole], (status, headers)
-        if self._filled < whole:
+        if whole - self._filled >= _TELLING_BYTES:
             self._begun_at = self._filled
             self._link.begin()
 
