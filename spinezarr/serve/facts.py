@@ -12,14 +12,17 @@ from pydantic import BaseModel, ConfigDict, Field, computed_field
 from spinezarr.errors import SpinezarrError, UnknownScanError, UsageError
 from spinezarr.serve.http import Answer, explained
 from spinezarr.serve.objects import ServedFolder
+from spinezarr.serve.patches import LIMITS
 from spinezarr.serve.query import AskedModel, WrongQueryError, parse_query
 from spinezarr.stats.statistics import select_scans
 from spinezarr.store.attributes import ScanAttributes, is_scan_id
 from spinezarr.store.reader import StoreReader
+from spinezarr.stream.service import BatchLimits
 from spinezarr.text import json_text
 from spinezarr.vertebrae import LEVELS
 
 __all__ = [
+    "OneStoreModel",
     "ScanModel",
     "ScansModel",
     "ScansQuery",
@@ -27,6 +30,7 @@ __all__ = [
     "StoresModel",
     "answer_scan",
     "answer_scans",
+    "answer_store",
     "answer_stores",
 ]
 
@@ -57,6 +61,12 @@ class StoreModel(_ToldModel):
     stored_bytes: _Count
     source_bytes: _Count
     """Of the files that it was made from."""
+
+
+class OneStoreModel(StoreModel):
+    """A store, and how its patches may be asked for."""
+
+    batch: BatchLimits
 
 
 class UnreadableStoreModel(_ToldModel):
@@ -174,6 +184,11 @@ def answer_stores(facts: Mapping[str, Callable[[], StoreFacts | None]]) -> Answe
             error = "it cannot be read"
             found.append(UnreadableStoreModel(name=name, zarr=f"/zarr/{name}", error=error))
     return _json(StoresModel(stores=tuple(found)))
+
+
+def answer_store(name: str, facts: StoreFacts) -> Answer:
+    """Say what a store is, and how its patches may be asked for."""
+    return _json(OneStoreModel(**dict(_of_store(name, facts.reader())), batch=LIMITS))
 
 
 def _of_store(name: str, reader: StoreReader) -> StoreModel:

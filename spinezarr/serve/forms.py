@@ -8,7 +8,6 @@ same: one row an item, columns of tensors, and the metadata in its schema.
 """
 
 import json
-import struct
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -19,13 +18,12 @@ from typing import Any, Final, Literal
 import numpy as np
 import numpy.typing as npt
 from isal import igzip
-from numcodecs import blosc
 
 from spinezarr.errors import UsageError
-from spinezarr.store.sharding import crc32c
 from spinezarr.stream.batch import Batch
+from spinezarr.stream.tensors import Pack, write_tensors
 
-__all__ = ["BATCH_FORMS", "PATCH_FORMS", "FormOptions", "Packing", "is_there", "written"]
+__all__ = ["BATCH_FORMS", "PATCH_FORMS", "FormOptions", "is_there", "written"]
 
 ARROW: Final = "application/vnd.apache.arrow.stream"
 NIFTI: Final = "application/x-nifti"
@@ -37,16 +35,7 @@ BATCH_FORMS: Final = (SAFETENSORS, ARROW)
 PATCH_FORMS: Final = (SAFETENSORS, ARROW, NPY, NIFTI_GZ, NIFTI)
 """Media types of one patch."""
 
-Packing = Literal["none", "lz4", "zstd"]
-
-_DTYPES: Final = {"i1": "I8", "u1": "U8", "i2": "I16", "u2": "U16", "i4": "I32", "u4": "U32"} | {
-    "i8": "I64", "u8": "U64", "f4": "F32", "f8": "F64"
-}  # fmt: skip
-"""Names of types in safetensors."""
 _igzip: Any = igzip  # few annotations
-_ALIGNMENT: Final = 8
-_PACKED: Final[Mapping[str, tuple[str, int]]] = {"lz4": ("lz4", 5), "zstd": ("zstd", 1)}
-"""Measured on a CT: lz4 5 packs 440 to 1,000 MB/s a core, zstd 1 200 to 570, and smaller."""
 _GZIP_LEVEL: Final = 2
 """Between speed and size for ISA-L, whose levels are 0 to 3."""
 
@@ -65,7 +54,7 @@ class FormOptions:
         Axis of ``(z, y, x)`` that slices leave out.
     """
 
-    pack: Packing = "none"
+    pack: Pack = "none"
     array: Literal["image", "label"] = "image"
     flat_axis: int | None = None
 
@@ -99,11 +88,14 @@ def written(form: str, batch: Batch, statuses: Sequence[str], options: FormOptio
     return _WRITERS[form](batch, statuses, options)
 
 
-def _tensors(batch: Batch) -> dict[str, npt.NDArray[Any]]:
+def _voxels(batch: Batch) -> dict[str, npt.NDArray[Any]]:
     label = {} if batch.label is None else {"label": batch.label}
+    return {"image": batch.image, **label}
+
+
+def _tensors(batch: Batch) -> dict[str, npt.NDArray[Any]]:
     return {
-        "image": batch.image,
-        **label,
+        **_voxels(batch),
         "index": batch.index,
         "start_zyx": batch.start_zyx,
         "padding_zyx": batch.padding_zyx,
@@ -113,38 +105,8 @@ def _tensors(batch: Batch) -> dict[str, npt.NDArray[Any]]:
 
 
 def _as_safetensors(batch: Batch, statuses: Sequence[str], options: FormOptions) -> bytes:
-    tensors, packed = _tensors(batch), {}
-    if options.pack != "none":
-        name, level = _PACKED[options.pack]
-        for key in ("image", "label"):
-            voxels = tensors.get(key)
-            if voxels is None or not voxels.size:  # Blosc gives no frame of nothing
-                continue
-            shuffle = blosc.SHUFFLE if voxels.itemsize > 1 else blosc.NOSHUFFLE
-            frame = blosc.compress(np.ascontiguousarray(voxels), name.encode(), level, shuffle)
-            packed[key] = {"dtype": voxels.dtype.str, "shape": voxels.shape}
-            tensors[key] = np.frombuffer(frame, np.uint8)
-    return _safetensors(tensors, {"status": list(statuses), "packed": packed, "dims": batch.dims})
-
-
-def _safetensors(tensors: Mapping[str, npt.NDArray[Any]], about: Mapping[str, Any]) -> bytes:
-    at, header, parts = 0, {}, []
-    checksums: dict[str, int] = {}
-    for name, values in tensors.items():
-        data = np.ascontiguousarray(values).data.cast("B") if values.size else memoryview(b"")
-        dtype = _DTYPES[values.dtype.str[1:]]
-        header[name] = {
-            "dtype": dtype,
-            "shape": list(values.shape),
-            "data_offsets": [at, at + data.nbytes],
-        }
-        checksums[name] = crc32c(data) if data.nbytes else 0
-        at += data.nbytes
-        parts.append(data)
-    texts = {name: json.dumps(value) for name, value in {**about, "crc32c": checksums}.items()}
-    text = json.dumps({"__metadata__": texts, **header}).encode()
-    text += b" " * (-len(text) % _ALIGNMENT)
-    return b"".join([struct.pack("<Q", len(text)), text, *parts])
+    packs: dict[str, Pack] = dict.fromkeys(_voxels(batch), options.pack)
+    return write_tensors(_tensors(batch), {"status": list(statuses), "dims": batch.dims}, packs)
 
 
 def _as_arrow(batch: Batch, statuses: Sequence[str], options: FormOptions) -> bytes:

@@ -8,7 +8,7 @@ from typing import Final, Literal
 
 from pydantic import BaseModel
 
-from spinezarr.serve.facts import ScanModel, ScansModel, ScansQuery, StoresModel
+from spinezarr.serve.facts import OneStoreModel, ScanModel, ScansModel, ScansQuery, StoresModel
 from spinezarr.serve.forms import BATCH_FORMS, PATCH_FORMS
 from spinezarr.serve.http import TEXT
 from spinezarr.serve.patches import BatchModel, PatchQuery
@@ -136,7 +136,7 @@ _READING: Final = {
     HTTPStatus.NOT_ACCEPTABLE: Content("There is no such form; says which there are."),
     HTTPStatus.REQUEST_ENTITY_TOO_LARGE: Content("It is too much together."),
     HTTPStatus.TOO_MANY_REQUESTS: Content(
-        "As many patches are being read as may be.", headers=("Retry-After",)
+        "As many patches are asked for as may be.", headers=("Retry-After",)
     ),
 }
 
@@ -200,6 +200,14 @@ OPERATIONS: Final = (
         "Facts",
         "The stores, with titles, licences, scans and bytes",
         {HTTPStatus.OK: Content("All stores.", (_JSON,), StoresModel), **_KNOWN, **_UNREADABLE},
+    ),
+    Operation(
+        "store",
+        "GET",
+        "/v1/{store}",
+        "Facts",
+        "A store, and how its patches may be asked for",
+        {HTTPStatus.OK: Content("The store.", (_JSON,), OneStoreModel), **_FACTS},
     ),
     Operation(
         "scans",

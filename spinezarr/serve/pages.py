@@ -22,12 +22,13 @@ from starlette.routing import Route
 from spinezarr.errors import SpinezarrError
 from spinezarr.serve import metrics
 from spinezarr.serve.docs_page import page, policy
-from spinezarr.serve.facts import StoreFacts, answer_scan, answer_scans, answer_stores
+from spinezarr.serve.facts import StoreFacts, answer_scan, answer_scans, answer_store, answer_stores
 from spinezarr.serve.http import Answer, explained, request_of
 from spinezarr.serve.openapi import document
 from spinezarr.serve.operations import OPERATIONS
 from spinezarr.serve.patches import BODY_BYTES, PatchSource, answer_batch, answer_patch
 from spinezarr.serve.stores import ServedStores
+from spinezarr.serve.turns import BusyError, Turns
 from spinezarr.text import json_text
 
 __all__ = ["ROUTE", "pages"]
@@ -36,7 +37,12 @@ ROUTE: Final = "spinezarr.route"
 """Key of the scope under which the template of the path is left."""
 _THREADS: Final = max(1, (os.cpu_count() or 1) // 2)
 """That decode a batch; others are read beside it."""
-_MOST_UNDER_WAY: Final = 2 * (os.cpu_count() or 1)
+_AT_ONCE: Final = 2 * (os.cpu_count() or 1)
+"""Batches that are read at once."""
+_WAITING: Final = 256
+"""Batches that wait for that: sixteen of each of sixteen trainings."""
+_WAITING_BYTES: Final = 64 << 20
+"""Of their requests."""
 _BODY_S: Final = 30.0
 """For the body of a request for patches."""
 _READY_S: Final = 1.0
@@ -60,7 +66,7 @@ def pages(stores: ServedStores, figures: metrics.Metrics, *, has_tokens: bool) -
     made = _Pages(stores, figures, document(has_tokens=has_tokens))
     routes = [
         Route(op.path, _routed(op.path, endpoint), methods=[op.method])
-        for op in OPERATIONS
+        for op in sorted(OPERATIONS, key=lambda op: "{" in op.path)  # the first that fits is taken
         if (endpoint := made.endpoints.get(op.name)) is not None
     ]
     app = Starlette(
@@ -128,10 +134,11 @@ class _Pages:
             },
             text.encode(),
         )
-        self._under_way = 0
+        self._turns = Turns(_AT_ONCE, _WAITING, _WAITING_BYTES)
         self._ready: tuple[float, bool] = 0.0, False
         self.endpoints: Mapping[str, _Endpoint] = {
             "stores": self._list_stores,
+            "store": self._tell_store,
             "scans": self._list_scans,
             "scan": self._tell_scan,
             "batch": self._read_batch,
@@ -149,6 +156,10 @@ class _Pages:
             return answer_stores({name: partial(self._stores.facts, name) for name in names})
 
         return await run_in_threadpool(find)
+
+    async def _tell_store(self, asked: Asked) -> Answer:
+        name = asked.path_params["store"]
+        return await self._of_store(asked, lambda facts: answer_store(name, facts))
 
     async def _list_scans(self, asked: Asked) -> Answer:
         query = request_of(asked.scope).query
@@ -176,31 +187,30 @@ class _Pages:
             )
         request = request_of(asked.scope)
         return await self._read(
-            asked, lambda source: answer_batch(source, request, body, threads=_THREADS)
+            asked, len(body), lambda source: answer_batch(source, request, body, threads=_THREADS)
         )
 
     async def _read_patch(self, asked: Asked) -> Answer:
         request, scan_id = request_of(asked.scope), asked.path_params["scan_id"]
         return await self._read(
-            asked, lambda source: answer_patch(source, request, scan_id, threads=_THREADS)
+            asked, 0, lambda source: answer_patch(source, request, scan_id, threads=_THREADS)
         )
 
-    async def _read(self, asked: Asked, answer: Callable[[PatchSource], Answer]) -> Answer:
-        def find() -> Answer:
-            source = self._stores.patches(asked.path_params["store"])
-            return _NO_STORE if source is None else answer(source)
-
-        if self._under_way >= _MOST_UNDER_WAY:
+    async def _read(
+        self, asked: Asked, n_bytes: int, answer: Callable[[PatchSource], Answer]
+    ) -> Answer:
+        source = await run_in_threadpool(self._stores.patches, asked.path_params["store"])
+        if source is None:
+            return _NO_STORE
+        try:
+            async with self._turns.taken(n_bytes):
+                with self._figures.reading():
+                    return await run_in_threadpool(answer, source)
+        except BusyError:
             self._figures.refused()
             return explained(
-                HTTPStatus.TOO_MANY_REQUESTS, "Too many patches are being read.", retry_after="1"
+                HTTPStatus.TOO_MANY_REQUESTS, "Too many patches are asked for.", retry_after="1"
             )
-        self._under_way += 1
-        try:
-            with self._figures.reading():
-                return await run_in_threadpool(find)
-        finally:
-            self._under_way -= 1
 
     async def _describe(self, _: Asked) -> Answer:
         return self._described

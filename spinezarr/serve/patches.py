@@ -7,6 +7,7 @@ the scan.
 
 import hashlib
 import math
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -27,7 +28,6 @@ from spinezarr.serve.forms import (
     NIFTI_GZ,
     PATCH_FORMS,
     FormOptions,
-    Packing,
     is_there,
     written,
 )
@@ -43,14 +43,29 @@ from spinezarr.stream.draw import PatchRequest
 from spinezarr.stream.engine import Engine
 from spinezarr.stream.fetch import LocalFetcher
 from spinezarr.stream.nonfinite import Nonfinite
+from spinezarr.stream.service import PROTOCOL, BatchLimits
 from spinezarr.stream.spacing import step_zyx
+from spinezarr.stream.tensors import Pack
 
-__all__ = ["BODY_BYTES", "BatchModel", "PatchQuery", "PatchSource", "answer_batch", "answer_patch"]
+__all__ = [
+    "BODY_BYTES",
+    "LIMITS",
+    "BatchModel",
+    "PatchQuery",
+    "PatchSource",
+    "answer_batch",
+    "answer_patch",
+]
 
 BODY_BYTES: Final = 4 << 20
 """Of a request; an item takes some hundred bytes."""
+_ITEMS: Final = 8192
 _VOXEL_BYTES: Final = 256 << 20
 """Of the voxels of an answer."""
+LIMITS: Final = BatchLimits(
+    protocol=PROTOCOL, items=_ITEMS, voxel_bytes=_VOXEL_BYTES, cores=os.cpu_count() or 1
+)
+"""What clients are told."""
 _SOURCE_BYTES: Final = 1 << 30
 """Of the scans' own voxels that an answer is made from."""
 _CHANGES: Final = "no-cache"
@@ -85,7 +100,7 @@ class _PatchModel(AskedModel):
     """Distance between them; null for the scan's own slices, one after the other."""
     nonfinite: Nonfinite = "refuse"
     """Refuse scans with voxels that are NaN or infinite, keep these, or put a number there."""
-    pack: Packing = "none"
+    pack: Pack = "none"
     """How voxels are packed: in safetensors ``image`` and ``label`` become bytes, a frame of Blosc
     each, and ``packed`` in the metadata says of which type and shape; a stream of Arrow compresses
     its buffers."""
@@ -110,7 +125,7 @@ class ItemModel(AskedModel):
 class BatchModel(_PatchModel):
     """Patches of one shape."""
 
-    items: Annotated[tuple[ItemModel, ...], Field(max_length=8192)]
+    items: Annotated[tuple[ItemModel, ...], Field(max_length=_ITEMS)]
 
 
 class PatchQuery(_PatchModel):

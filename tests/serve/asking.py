@@ -1,4 +1,4 @@
-"""Requests over a real socket."""
+"""Requests over a real socket, and servers in processes of their own."""
 
 import json
 import socket
@@ -27,9 +27,9 @@ def ask_for_patches(url, wanted, **headers):
     return ask(url, "POST", body, **{"content_type": "application/json", **headers})
 
 
-def started(*words):
-    """Run the command that serves; return its process and its URL."""
-    port = free_port()
+def started(*words, port=None):
+    """Run ``spinezarr serve``; return the process and its URL once it answers."""
+    port = port or free_port()
     code = "from spinezarr.cli.main import main; main()"
     process = subprocess.Popen(
         [sys.executable, "-c", code, "serve", "--port", str(port), *map(str, words)],
@@ -49,6 +49,6 @@ def started(*words):
 
 
 def free_port():
-    """Return a port at which nothing listens."""
+    """Return a port that nobody listens at."""
     with socket.create_server(("127.0.0.1", 0)) as one:
         return one.getsockname()[1]

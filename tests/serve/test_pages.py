@@ -54,6 +54,8 @@ ASKED = [
     ("/zarr/{store}/{key}", "/zarr/ctspine1k/scans/none/image/c/0/0/0", {}, 410),
     ("/flat/{store}/{key}", "/flat/ctspine1k/scans%2Fliver_0%2Fimage%2Fc%2F0%2F0%2F0", {}, 200),
     ("/v1/stores", "/v1/stores", {}, 200),
+    ("/v1/{store}", "/v1/ctspine1k", {}, 200),
+    ("/v1/{store}", "/v1/none", {}, 404),
     ("/v1/{store}/scans", "/v1/ctspine1k/scans", {}, 200),
     ("/v1/{store}/scans", "/v1/ctspine1k/scans?split=train&split=test", {}, 400),
     ("/v1/{store}/scans", "/v1/none/scans", {}, 404),
@@ -309,7 +311,8 @@ def test_answers_are_counted_by_what_they_are_of(ctspine1k_url):
 
 
 def test_patches_that_are_too_many_are_refused_and_counted(ctspine1k_url, monkeypatch):
-    monkeypatch.setattr(pages, "_MOST_UNDER_WAY", 0)
+    monkeypatch.setattr(pages, "_AT_ONCE", 0)
+    monkeypatch.setattr(pages, "_WAITING", 0)
     with BackgroundServer(ServeSettings(paths=(ctspine1k_url,))) as server:
         status, headers, _ = ask(f"{server.url}{PATCH}")
         assert (status, headers["retry-after"]) == (429, "1")
@@ -386,7 +389,7 @@ def guarded(ctspine1k_url, tmp_path, request, capsys):
 
 
 def test_pages_need_a_token_but_those_of_watchdogs(guarded):
-    url, token, _ = guarded
+    url, token, logged = guarded
     for path in ("/docs", "/v1/openapi.json", "/metrics", "/v1/stores", SCAN, PATCH, "/none"):
         assert ask(f"{url}{path}")[0] == 401
         status = ask(f"{url}{path}", authorization=f"Bearer {token}")[0]
@@ -396,6 +399,7 @@ def test_pages_need_a_token_but_those_of_watchdogs(guarded):
     security = described["paths"]["/metrics"]["get"]["security"]
     assert {next(iter(one)) for one in security} == {"bearer", "basic"}
     assert described["paths"]["/healthz"]["get"]["security"] == []
+    assert logged()
 
 
 @pytest.mark.parametrize("guarded", [LogForm.JSON, LogForm.TEXT], indirect=True)
