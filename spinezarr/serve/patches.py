@@ -92,6 +92,7 @@ class _PatchModel(AskedModel):
     image_dtype: Literal["int16", "uint16", "int32", "uint32", "int64", "float32", "float64"] = (
         "int16"
     )
+    """Of the image; scans whose values it does not hold are refused."""
     flat_axis: Literal[0, 1, 2] | None = None
     """Axis across which slices lie (0, 1, 2 for z, y, x), and which is left out; its size is 1."""
     neighbours: Annotated[int, Field(ge=0, le=64)] = 0

@@ -67,24 +67,18 @@ Groups = Sequence[Sequence[PatchRequest]]
 
 
 class BatchLimits(BaseModel):
-    """What a server says of its batches.
+    """What a server says of its batches."""
 
-    Attributes
-    ----------
-    protocol
-        See :data:`PROTOCOL`.
-    items, voxel_bytes
-        Of a request, at most.
-    cores
-        That read and pack.
-    """
-
-    model_config = ConfigDict(strict=True, frozen=True)
+    model_config = ConfigDict(strict=True, frozen=True, use_attribute_docstrings=True)
 
     protocol: int
+    """Which way of asking it understands."""
     items: Annotated[int, Field(ge=1)]
+    """Of a request, at most."""
     voxel_bytes: Annotated[int, Field(ge=1)]
+    """Of an answer, at most, before they are packed."""
     cores: Annotated[int, Field(ge=1, le=4096)]
+    """That read and pack."""
 
 
 class _AboutModel(BaseModel):

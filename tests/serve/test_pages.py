@@ -215,6 +215,7 @@ def test_the_page_shows_all_and_asks_nobody(served, described):
             assert f"<code>{parameter['name']}</code>" in text
     for name in described["components"]["schemas"]:
         assert f"schema-{name}" in found.ids
+    assert "-----" not in text  # docstrings that are no text
 
 
 # A program that asks all that the description allows, and more
