@@ -14,6 +14,7 @@ from spinezarr.serve.bytes import answer_bytes
 from spinezarr.serve.facts import answer_scan, answer_scans, answer_stores
 from spinezarr.serve.guard import Guard
 from spinezarr.serve.http import Answer, Request, explained
+from spinezarr.serve.login import FORM_BYTES, LOGIN, LOGOUT
 from spinezarr.serve.objects import ServedFile, UnreadableError
 from spinezarr.serve.patches import BODY_BYTES, answer_batch
 from spinezarr.serve.stores import ServedStores
@@ -33,7 +34,7 @@ _THREADS: Final = max(1, (os.cpu_count() or 1) // 2)
 """That decode a batch; others are read beside it."""
 _MOST_UNDER_WAY: Final = 2 * (os.cpu_count() or 1)
 _BODY_S: Final = 30.0
-"""For the body of a request for patches."""
+"""For the body of a request."""
 _AT_ONCE_BYTES: Final = 1 << 20
 """Read and sent together; what is longer is read by threads, part by part."""
 _OPEN: Final = {"/healthz", "/readyz"}
@@ -63,10 +64,12 @@ class App:
             return
         if scope["type"] != "http":
             return
-        request = _request_of(scope)
+        request = self._guard.opened(_request_of(scope))
         name = _BATCH.fullmatch(request.path)
         if name is not None and request.method == "POST":
             answer = self.refused(request) or await self._answer_batch(name[1], receive)
+        elif request.path in {LOGIN, LOGOUT}:
+            answer = await self._answer_login(request, receive)
         elif request.path.startswith(_ABOUT):
             answer = await asyncio.to_thread(self.answer, request)
         else:
@@ -113,15 +116,14 @@ class App:
             return answer_scans(found, request.query)
         return answer_scan(found, scan_id.removeprefix("/"))
 
+    async def _answer_login(self, request: Request, receive: Receive) -> Answer:
+        form = await _in_time(receive, FORM_BYTES)
+        return form if isinstance(form, Answer) else self._guard.login(request, form)
+
     async def _answer_batch(self, name: str, receive: Receive) -> Answer:
-        try:
-            body = await asyncio.wait_for(_body(receive), _BODY_S)
-        except TimeoutError:
-            return explained(HTTPStatus.REQUEST_TIMEOUT, "The request did not come in time.")
-        if body is None:
-            return explained(
-                HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"At most {BODY_BYTES} bytes are read."
-            )
+        body = await _in_time(receive, BODY_BYTES)
+        if isinstance(body, Answer):
+            return body
         if self._under_way >= _MOST_UNDER_WAY:
             return explained(
                 HTTPStatus.TOO_MANY_REQUESTS, "Too many patches are being read.", retry_after="1"
@@ -140,7 +142,20 @@ class App:
             self._under_way -= 1
 
 
-async def _body(receive: Receive) -> bytes | None:
+async def _in_time(receive: Receive, most_bytes: int) -> bytes | Answer:
+    """Read the body of a request, or answer one whose body is too long or too slow."""
+    try:
+        body = await asyncio.wait_for(_body(receive, most_bytes), _BODY_S)
+    except TimeoutError:
+        return explained(HTTPStatus.REQUEST_TIMEOUT, "The request did not come in time.")
+    if body is None:
+        return explained(
+            HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"At most {most_bytes} bytes are read."
+        )
+    return body
+
+
+async def _body(receive: Receive, most_bytes: int) -> bytes | None:
     """Read the body of a request; None if it is too long."""
     parts, size, more = [], 0, True
     while more:
@@ -148,7 +163,7 @@ async def _body(receive: Receive) -> bytes | None:
         data = message.get("body", b"")
         parts.append(data)
         size, more = size + len(data), message.get("more_body", False)
-        if size > BODY_BYTES:
+        if size > most_bytes:
             return None
     return b"".join(parts)
 

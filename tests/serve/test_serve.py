@@ -21,7 +21,7 @@ from asking import ask
 
 import spinezarr
 from spinezarr.errors import ScanChangedError, UsageError
-from spinezarr.serve.guard import new_token
+from spinezarr.serve.tokens import new_token
 from spinezarr.serve.run import BackgroundServer
 from spinezarr.serve.settings import ServeSettings
 
