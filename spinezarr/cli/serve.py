@@ -74,7 +74,7 @@ def serve(
             ERR.say(f"Its hash is in {token_file}. The token itself is shown this once.")
             return
         if sign is not None:
-            OUT.say(_signed(token_file, sign, signed_for or _SIGNED_FOR, signed_as))
+            OUT.say(_signed(token_file, sign, signed_for, signed_as))
             return
         if signed_for is not None or signed_as is not None:
             raise UsageError("--for and --as: say how a URL is signed. Give it (--sign URL).")
@@ -102,9 +102,10 @@ def serve(
         run(settings, host, port, processes)
 
 
-def _signed(token_file: Path | None, url: str, time: str, name: str | None) -> str:
+def _signed(token_file: Path | None, url: str, time: str | None, name: str | None) -> str:
     if token_file is None or name is None:
         raise UsageError("--sign: give the --token-file, and whose token it ends with (--as NAME).")
+    time = _SIGNED_FOR if time is None else time
     found = _TIME.fullmatch(time)
     seconds = 0 if found is None else int(found[1]) * _UNITS_S[found[2]]
     if not 0 < seconds <= _LONGEST_S:

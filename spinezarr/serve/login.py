@@ -146,7 +146,7 @@ class Login:
 def _onward(request: Request, path: str, cookie: str) -> Answer:
     """Lead to a path, away from a URL that may hold a token."""
     path = _path_here(path)
-    fields = {"cache-control": "no-store", "set-cookie": cookie}
+    fields = {"cache-control": "no-store", "referrer-policy": "no-referrer", "set-cookie": cookie}
     if _is_from_elsewhere(request):
         page = _page(HTTPStatus.OK, f'<p><a href="{escape(path)}">Go on</a>', onward=path)
         return replace(page, headers={**page.headers, **fields})

@@ -27,7 +27,7 @@ SIGNED: Final = "/signed/"
 _SESSION: Final = "spinezarr session"
 _URL: Final = "spinezarr signed URL"
 _SIGNATURE: Final = r"[A-Za-z0-9_-]{43}"
-_TICKET: Final = re.compile(rf"(\d{{1,11}})\.(\d{{1,2}})\.({NAME})\.({_SIGNATURE})", re.ASCII)
+_TICKET: Final = re.compile(rf"(\d{{1,11}})\.([1-9]\d?)\.({NAME})\.({_SIGNATURE})", re.ASCII)
 """When it expires, how many segments of the path are signed, by whom, and the signature."""
 _COOKIE: Final = re.compile(rf"(\d{{1,11}})\.({NAME})\.({_SIGNATURE})", re.ASCII)
 _TREES: Final = frozenset({"zarr", "flat", "v1"})
