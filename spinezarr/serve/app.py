@@ -11,13 +11,14 @@ from urllib.parse import unquote
 
 from spinezarr.errors import SpinezarrError
 from spinezarr.serve.bytes import answer_bytes
-from spinezarr.serve.facts import answer_scan, answer_scans, answer_stores
+from spinezarr.serve.facts import answer_scan, answer_scans, answer_store, answer_stores
 from spinezarr.serve.guard import Guard
 from spinezarr.serve.http import Answer, Request, explained
-from spinezarr.serve.login import FORM_BYTES, LOGIN, LOGOUT
+from spinezarr.serve.login import LOGIN, LOGOUT
 from spinezarr.serve.objects import ServedFile, UnreadableError
 from spinezarr.serve.patches import BODY_BYTES, answer_batch
 from spinezarr.serve.stores import ServedStores
+from spinezarr.serve.turns import BusyError, Turns
 
 __all__ = ["App"]
 
@@ -32,7 +33,12 @@ _FACTS: Final = re.compile(r"/v1/([^/]+)(?:/scans((?:/[^/]+)?))?")
 _BATCH: Final = re.compile(r"/v1/([^/]+)/batch")
 _THREADS: Final = max(1, (os.cpu_count() or 1) // 2)
 """That decode a batch; others are read beside it."""
-_MOST_UNDER_WAY: Final = 2 * (os.cpu_count() or 1)
+_AT_ONCE: Final = 2 * (os.cpu_count() or 1)
+"""Batches that are read at once."""
+_WAITING: Final = 256
+"""Batches that wait for that: sixteen of each of sixteen trainings."""
+_WAITING_BYTES: Final = 64 << 20
+"""Of their requests."""
 _BODY_S: Final = 30.0
 """For the body of a request."""
 _AT_ONCE_BYTES: Final = 1 << 20
@@ -55,7 +61,7 @@ class App:
     def __init__(self, stores: ServedStores, guard: Guard) -> None:
         self.stores = stores
         self._guard = guard
-        self._under_way = 0
+        self._turns = Turns(_AT_ONCE, _WAITING, _WAITING_BYTES)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request."""
@@ -69,7 +75,8 @@ class App:
         if name is not None and request.method == "POST":
             answer = self.refused(request) or await self._answer_batch(name[1], receive)
         elif request.path in {LOGIN, LOGOUT}:
-            answer = await self._answer_login(request, receive)
+            form = await self._whole_body(receive)
+            answer = form if isinstance(form, Answer) else self._guard.login(request, form)
         elif request.path.startswith(_ABOUT):
             answer = await asyncio.to_thread(self.answer, request)
         else:
@@ -110,52 +117,47 @@ class App:
             opened = {n: partial(self.stores.facts, n) for n in self.stores.places()}
             return answer_stores(opened)
         found = self.stores.facts(name)
-        if found is None or scan_id is None:
+        if found is None:
             return explained(HTTPStatus.NOT_FOUND, "There is no such store.")
+        if scan_id is None:
+            return answer_store(found)
         if not scan_id:
             return answer_scans(found, request.query)
         return answer_scan(found, scan_id.removeprefix("/"))
 
-    async def _answer_login(self, request: Request, receive: Receive) -> Answer:
-        form = await _in_time(receive, FORM_BYTES)
-        return form if isinstance(form, Answer) else self._guard.login(request, form)
-
     async def _answer_batch(self, name: str, receive: Receive) -> Answer:
-        body = await _in_time(receive, BODY_BYTES)
+        body = await self._whole_body(receive)
         if isinstance(body, Answer):
             return body
-        if self._under_way >= _MOST_UNDER_WAY:
-            return explained(
-                HTTPStatus.TOO_MANY_REQUESTS, "Too many patches are being read.", retry_after="1"
-            )
-        self._under_way += 1
+        source = self.stores.patches(name)
+        if source is None:
+            return explained(HTTPStatus.NOT_FOUND, "There is no such store.")
         try:
-            source = self.stores.patches(name)
-            if source is None:
-                return explained(HTTPStatus.NOT_FOUND, "There is no such store.")
-            return await asyncio.to_thread(answer_batch, source, body, threads=_THREADS)
+            async with self._turns.taken(len(body)):
+                return await asyncio.to_thread(answer_batch, source, body, threads=_THREADS)
+        except BusyError:
+            return explained(
+                HTTPStatus.TOO_MANY_REQUESTS, "Too many patches are asked for.", retry_after="1"
+            )
         except (SpinezarrError, OSError):
             return explained(
                 HTTPStatus.SERVICE_UNAVAILABLE, "The store cannot be read.", retry_after="1"
             )
-        finally:
-            self._under_way -= 1
+
+    async def _whole_body(self, receive: Receive) -> bytes | Answer:
+        """Read the body of a request, or answer why it is not read."""
+        try:
+            body = await asyncio.wait_for(_body(receive), _BODY_S)
+        except TimeoutError:
+            return explained(HTTPStatus.REQUEST_TIMEOUT, "The request did not come in time.")
+        if body is None:
+            return explained(
+                HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"At most {BODY_BYTES} bytes are read."
+            )
+        return body
 
 
-async def _in_time(receive: Receive, most_bytes: int) -> bytes | Answer:
-    """Read the body of a request, or answer one whose body is too long or too slow."""
-    try:
-        body = await asyncio.wait_for(_body(receive, most_bytes), _BODY_S)
-    except TimeoutError:
-        return explained(HTTPStatus.REQUEST_TIMEOUT, "The request did not come in time.")
-    if body is None:
-        return explained(
-            HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"At most {most_bytes} bytes are read."
-        )
-    return body
-
-
-async def _body(receive: Receive, most_bytes: int) -> bytes | None:
+async def _body(receive: Receive) -> bytes | None:
     """Read the body of a request; None if it is too long."""
     parts, size, more = [], 0, True
     while more:
@@ -163,7 +165,7 @@ async def _body(receive: Receive, most_bytes: int) -> bytes | None:
         data = message.get("body", b"")
         parts.append(data)
         size, more = size + len(data), message.get("more_body", False)
-        if size > most_bytes:
+        if size > BODY_BYTES:
             return None
     return b"".join(parts)
 

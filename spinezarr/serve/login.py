@@ -19,11 +19,11 @@ from spinezarr.serve.http import Answer, Request, explained
 from spinezarr.serve.signing import session, session_name
 from spinezarr.serve.tokens import Tokens
 
-__all__ = ["FORM_BYTES", "LOGIN", "LOGOUT", "Login", "is_of_this_server", "wants_page"]
+__all__ = ["LOGIN", "LOGOUT", "Login", "is_of_this_server", "wants_page"]
 
 LOGIN: Final = "/login"
 LOGOUT: Final = "/logout"
-FORM_BYTES: Final = 1 << 14
+_FORM_BYTES: Final = 1 << 14
 _SESSION_S: Final = 30 * 86_400
 _FIELDS: Final = 8
 _PATH: Final = re.compile(r"/(?![/\\])[\x21-\x7e]*")
@@ -95,18 +95,13 @@ class Login:
         form
             Its body.
         """
-        is_sent = request.method == "POST"
-        allowed = ("GET", "HEAD", "POST") if request.path == LOGIN else ("POST",)
-        if request.method not in allowed:
-            return explained(
-                HTTPStatus.METHOD_NOT_ALLOWED, "Not like this.", allow=", ".join(allowed)
-            )
-        if is_sent and not is_of_this_server(request):
-            return explained(HTTPStatus.UNAUTHORIZED, "Another server's page cannot do that.")
+        refused = _refused(request, form)
+        if refused is not None:
+            return refused
         if request.path == LOGOUT:
             return _onward(request, LOGIN, self._cookie(request, "", 0))
+        text = form.decode("ascii", "replace") if request.method == "POST" else request.query
         try:
-            text = form.decode("ascii", "replace") if is_sent else request.query
             fields = dict(parse_qsl(text, max_num_fields=_FIELDS))
         except ValueError:
             return explained(HTTPStatus.BAD_REQUEST, "That is not the form.")
@@ -141,6 +136,18 @@ class Login:
         is_secure = request.headers.get("x-forwarded-proto", "").lower().startswith("https")
         about = f"Path=/; Max-Age={seconds}; HttpOnly; SameSite=Strict"
         return f"{self._cookie_name}={value}; {about}{'; Secure' if is_secure else ''}"
+
+
+def _refused(request: Request, form: bytes) -> Answer | None:
+    """Return the answer to what is not asked of these pages; None for all else."""
+    allowed = ("GET", "HEAD", "POST") if request.path == LOGIN else ("POST",)
+    if request.method not in allowed:
+        return explained(HTTPStatus.METHOD_NOT_ALLOWED, "Not like this.", allow=", ".join(allowed))
+    if len(form) > _FORM_BYTES:
+        return explained(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "That is not the form.")
+    if request.method == "POST" and not is_of_this_server(request):
+        return explained(HTTPStatus.UNAUTHORIZED, "Another server's page cannot do that.")
+    return None
 
 
 def _onward(request: Request, path: str, cookie: str) -> Answer:
