@@ -72,8 +72,8 @@ class Conditions:
     bytes_per_s
         Of the bodies of all answers together; None for no cap.
     fault_rate
-        Share of the GET and POST requests that get a fault. A fault of the body needs a body, and spares
-        answers that are errors.
+        Share of the GET and POST requests that get a fault. A fault of the body needs a body, and
+        spares answers that are errors.
     fault_kinds
         Equally probable; from `FAULTS`.
     fault_paths

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from spinezarr.errors import CorruptStoreError
+from spinezarr.errors import CorruptStoreError, SpinezarrError
 from spinezarr.geometry import Box
 from spinezarr.public_url import public_url
 from spinezarr.store.objects import Objects
@@ -173,13 +173,14 @@ class PatchService:
         if limits is None or self._reason(batches, groups, limits):
             return by_ranges()
         stream = self._stream_of(batches, groups)
+        self._estimate(batches, groups, stream)
         way, pack = self._way(stream, limits, objects.link_bytes_per_s)
         if way == "ranges":
             with _Timed(self._lock, stream.rates[way]):
                 return by_ranges()
         try:
             with _Timed(self._lock, stream.rates[way]):
-                found = self._served(batches, groups, pack, stream)
+                return self._served(batches, groups, pack, stream)
         except UnservedError:
             stream.unserved += 1
             return by_ranges()
@@ -191,8 +192,6 @@ class PatchService:
         except OSError:  # of this request alone: it is too much, say
             stream.unserved += 1
             return by_ranges()
-        self._estimate(batches, groups, stream)
-        return found
 
     def explain(self, batches: BatchReader, groups: Groups) -> ReadSummary:
         """Say what reading batches takes by ranges, and in which way they are read, and why."""
@@ -257,14 +256,14 @@ class PatchService:
             return self._streams.setdefault(key, _Stream())
 
     def _estimate(self, batches: BatchReader, groups: Groups, stream: "_Stream") -> None:
-        """Count once what a unit takes by ranges."""
+        """Count once what a unit takes by ranges; others need not wait for that."""
         with self._lock:
             if stream.costs is not None or stream.is_estimated:
                 return
             stream.is_estimated = True
         try:
             stream.costs = _Costs.of(batches.explain(groups))
-        except (CorruptStoreError, OSError):
+        except (SpinezarrError, OSError):  # whoever reads says so
             stream.is_estimated = False
 
     def _way(
@@ -387,7 +386,7 @@ class _Stream:
         else:
             # What is only estimated must promise more; what was measured takes work off the server.
             wants = ranges_per_s * (_FASTER if is_tried else 1 / _FASTER) > served_per_s
-        if wants and (is_tried or self.measured(self.way) is not None):
+        if wants:
             self.way, self.since = other, 0
 
 

@@ -254,8 +254,8 @@ def test_more_trainers_than_turns_wait_for_them(ctspine1k_url, monkeypatch):
         for thread in threads:
             thread.join()
     assert len(found) == 3
-    for given in found.values():
-        assert_same(given, expected)
+    for trained in found.values():
+        assert_same(trained, expected)
 
 
 dtypes = st.sampled_from(["int16", "uint8", "float32", "int64"])
@@ -290,8 +290,7 @@ def test_tensors_come_as_they_were_sent_or_not_at_all(shape, dtype, pack, data):
     "head",
     [b"", b"{}", b"[]", b"null", b"[" * 100_000, b'{"a":' * 5_000, b'{"a": 1}',
      b'{"__metadata__": {"crc32c": "[]"}}', b'{"__metadata__": {"crc32c": "{}", "packed": "1"}}',
-     b'{"__metadata__": {"crc32c": "{}"}, "a": {"dtype": "I16", "shape": [1099511627776, 4],'
-     b'"data_offsets": [0, 8796093022208]}}'],
+     b'{"__metadata__":{"crc32c":"{}"},"a":{"dtype":"I16","shape":[9],"data_offsets":[0,18]}}'],
 )  # fmt: skip
 def test_lies_about_tensors_are_refused(head):
     lies = struct.pack("<Q", len(head)) + head
