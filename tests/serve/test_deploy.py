@@ -278,7 +278,9 @@ def test_answers_come_through_as_they_are(site, ctspine1k_url):
         assert site.ask(url, authorization=wrong)[0] == 401
     for path in ("/%2e%2e/other", "/..%2fother", "/../other", "2"):
         assert site.ask(f"{signed}{path}/zarr.json")[0] == 401
-    assert site.ask(f"{site.url}/v1/ctspine1k/batch", "POST", b" " * (5 << 20), **bearer)[0] == 413
+    # nginx reads no more than it is told to; Caddy says 502 if it was still sending when refused.
+    status = site.ask(f"{site.url}/v1/ctspine1k/batch", "POST", b" " * (5 << 20), **bearer)[0]
+    assert status == 413 or (status == 502 and not (site.folder / "nginx.conf").exists())
 
 
 @pytest.mark.long
