@@ -14,6 +14,7 @@ from spinezarr.serve.bytes import answer_bytes
 from spinezarr.serve.facts import answer_scan, answer_scans, answer_store, answer_stores
 from spinezarr.serve.guard import Guard
 from spinezarr.serve.http import Answer, Request, explained
+from spinezarr.serve.login import LOGIN, LOGOUT
 from spinezarr.serve.objects import ServedFile, UnreadableError
 from spinezarr.serve.patches import BODY_BYTES, answer_batch
 from spinezarr.serve.stores import ServedStores
@@ -39,7 +40,7 @@ _WAITING: Final = 256
 _WAITING_BYTES: Final = 64 << 20
 """Of their requests."""
 _BODY_S: Final = 30.0
-"""For the body of a request for patches."""
+"""For the body of a request."""
 _AT_ONCE_BYTES: Final = 1 << 20
 """Read and sent together; what is longer is read by threads, part by part."""
 _OPEN: Final = {"/healthz", "/readyz"}
@@ -69,10 +70,13 @@ class App:
             return
         if scope["type"] != "http":
             return
-        request = _request_of(scope)
+        request = self._guard.opened(_request_of(scope))
         name = _BATCH.fullmatch(request.path)
         if name is not None and request.method == "POST":
             answer = self.refused(request) or await self._answer_batch(name[1], receive)
+        elif request.path in {LOGIN, LOGOUT}:
+            form = await self._whole_body(receive)
+            answer = form if isinstance(form, Answer) else self._guard.login(request, form)
         elif request.path.startswith(_ABOUT):
             answer = await asyncio.to_thread(self.answer, request)
         else:
@@ -122,14 +126,9 @@ class App:
         return answer_scan(found, scan_id.removeprefix("/"))
 
     async def _answer_batch(self, name: str, receive: Receive) -> Answer:
-        try:
-            body = await asyncio.wait_for(_body(receive), _BODY_S)
-        except TimeoutError:
-            return explained(HTTPStatus.REQUEST_TIMEOUT, "The request did not come in time.")
-        if body is None:
-            return explained(
-                HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"At most {BODY_BYTES} bytes are read."
-            )
+        body = await self._whole_body(receive)
+        if isinstance(body, Answer):
+            return body
         source = self.stores.patches(name)
         if source is None:
             return explained(HTTPStatus.NOT_FOUND, "There is no such store.")
@@ -144,6 +143,18 @@ class App:
             return explained(
                 HTTPStatus.SERVICE_UNAVAILABLE, "The store cannot be read.", retry_after="1"
             )
+
+    async def _whole_body(self, receive: Receive) -> bytes | Answer:
+        """Read the body of a request, or answer why it is not read."""
+        try:
+            body = await asyncio.wait_for(_body(receive), _BODY_S)
+        except TimeoutError:
+            return explained(HTTPStatus.REQUEST_TIMEOUT, "The request did not come in time.")
+        if body is None:
+            return explained(
+                HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"At most {BODY_BYTES} bytes are read."
+            )
+        return body
 
 
 async def _body(receive: Receive) -> bytes | None:

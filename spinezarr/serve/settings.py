@@ -11,8 +11,9 @@ from typing import Final
 from pydantic import BaseModel, ConfigDict
 
 from spinezarr.serve.app import App
-from spinezarr.serve.guard import LOOPBACK, Guard, Tokens
+from spinezarr.serve.guard import LOOPBACK, Guard
 from spinezarr.serve.stores import ServedStores
+from spinezarr.serve.tokens import Tokens
 
 __all__ = ["VARIABLE", "ServeSettings", "create"]
 

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 import spinezarr
 from spinezarr.errors import CorruptStoreError, ScanChangedError, UsageError
 from spinezarr.serve import app, patches
-from spinezarr.serve.guard import new_token
+from spinezarr.serve.tokens import new_token
 from spinezarr.serve.run import BackgroundServer
 from spinezarr.serve.settings import ServeSettings
 from spinezarr.stream.service import PROTOCOL, service_url, store_url
