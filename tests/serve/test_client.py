@@ -1,5 +1,6 @@
 """Batches that a server reads are those that ranges give, and come by the faster way."""
 
+import asyncio
 import json
 import multiprocessing
 import os
@@ -20,6 +21,7 @@ from spinezarr.errors import CorruptStoreError, ScanChangedError, UsageError
 from spinezarr.serve import app, patches
 from spinezarr.serve.run import BackgroundServer
 from spinezarr.serve.settings import ServeSettings
+from spinezarr.serve.turns import BusyError, Turns
 from spinezarr.serve.tokens import new_token
 from spinezarr.stream.service import PROTOCOL, service_url, store_url
 from spinezarr.stream.tensors import DamagedTensorsError, Tensors, write_tensors
@@ -206,6 +208,45 @@ def test_a_server_that_says_something_else_is_not_believed(
     stream = spinezarr.open(served, transfer="patches").patches(9, n_samples=3)
     assert_same(list(stream), list(spinezarr.open(ctspine1k_url).patches(9, n_samples=3)))
     assert counted(stream) == (3, 0, 3)
+
+
+def test_what_comes_damaged_is_asked_for_again(served, ctspine1k_url, monkeypatch):
+    real, damaged = app.answer_batch, []
+
+    def damage_once(*args, **kwargs):
+        answer = real(*args, **kwargs)
+        if damaged:
+            return answer
+        damaged.append(answer)
+        return replace(answer, body=answer.body[:-1] + bytes([answer.body[-1] ^ 1]))
+
+    monkeypatch.setattr(app, "answer_batch", damage_once)
+    stream = spinezarr.open(served, transfer="patches").patches(9, n_samples=3)
+    assert_same(list(stream), list(spinezarr.open(ctspine1k_url).patches(9, n_samples=3)))
+    assert counted(stream) == (3, 0, 0)
+    assert damaged
+
+
+def test_grids_read_ranges(served, monkeypatch):
+    """Their patches overlap: chunks that are read once serve many of them."""
+    monkeypatch.setattr(app, "answer_batch", None)
+    grid = spinezarr.open(served, transfer="patches").grid("liver_0", 24)
+    assert len(list(grid)) == len(grid)
+
+
+def test_what_waits_for_a_turn_has_a_bound():
+    async def ask(turns, n_bytes):
+        async with turns.taken(n_bytes):
+            await asyncio.sleep(0.01)
+
+    async def run(turns, n, n_bytes):
+        return await asyncio.gather(
+            *(ask(turns, n_bytes) for _ in range(n)), return_exceptions=True
+        )
+
+    for n, n_bytes, refused in ((4, 1, 0), (6, 1, 2), (4, 40, 1), (4, 51, 2), (1, 1000, 0)):
+        found = asyncio.run(run(Turns(1, 3, 100), n, n_bytes))
+        assert [type(one) for one in found if one is not None] == [BusyError] * refused
 
 
 def test_errors_are_those_of_ranges(ctspine1k_url, tmp_path):
