@@ -21,8 +21,8 @@ from spinezarr.errors import CorruptStoreError, ScanChangedError, UsageError
 from spinezarr.serve import app, patches
 from spinezarr.serve.run import BackgroundServer
 from spinezarr.serve.settings import ServeSettings
-from spinezarr.serve.turns import BusyError, Turns
 from spinezarr.serve.tokens import new_token
+from spinezarr.serve.turns import BusyError, Turns
 from spinezarr.stream.service import PROTOCOL, service_url, store_url
 from spinezarr.stream.tensors import DamagedTensorsError, Tensors, write_tensors
 
