@@ -1,7 +1,8 @@
 """``spinezarr serve``: stores over HTTP."""
 
+import re
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
 
@@ -9,12 +10,18 @@ from spinezarr.catalog import load_catalog
 from spinezarr.cli.console import ERR, OUT, Table, errors_for_users
 from spinezarr.cli.options import CatalogFile
 from spinezarr.errors import UsageError
-from spinezarr.serve.guard import new_token
 from spinezarr.serve.log import LogForm
 from spinezarr.serve.run import check_address, run
 from spinezarr.serve.settings import ServeSettings
+from spinezarr.serve.signing import signed_url
+from spinezarr.serve.tokens import Tokens, make_key, new_token
 
 __all__ = ["serve"]
+
+_TIME: Final = re.compile(r"(\d{1,6})([mhd])", re.ASCII)
+_UNITS_S: Final = {"m": 60, "h": 3_600, "d": 86_400}
+_LONGEST_S: Final = 366 * 86_400
+_SIGNED_FOR: Final = "7d"
 
 
 def serve(
@@ -33,6 +40,18 @@ def serve(
     new: Annotated[
         str | None,
         typer.Option("--new-token", metavar="NAME", help="Make a token for --token-file, and end."),
+    ] = None,
+    sign: Annotated[
+        str | None,
+        typer.Option(metavar="URL", help="Print a URL that needs no token for this, and end."),
+    ] = None,
+    signed_for: Annotated[
+        str | None,
+        typer.Option("--for", metavar="TIME", help="How long it lasts: 30m, 12h, 7d. (7d)"),
+    ] = None,
+    signed_as: Annotated[
+        str | None,
+        typer.Option("--as", metavar="NAME", help="Token whose end is the end of it too."),
     ] = None,
     origin: Annotated[
         list[str] | None,
@@ -58,6 +77,11 @@ def serve(
             OUT.say(token)
             ERR.say(f"Its hash is in {token_file}. The token itself is shown this once.")
             return
+        if sign is not None:
+            OUT.say(_signed(token_file, sign, signed_for, signed_as))
+            return
+        if signed_for is not None or signed_as is not None:
+            raise UsageError("--for and --as: say how a URL is signed. Give it (--sign URL).")
         paths = stores or _of_catalog(catalog)
         settings = ServeSettings(
             paths=tuple(str(Path(path).expanduser().absolute()) for path in paths),
@@ -78,7 +102,22 @@ def serve(
         else:
             ERR.say("There is no store yet; those that come are served.")
         ERR.say(f"Serving at {base}. Ctrl-C ends it.")
+        if token_file is not None:
+            ERR.say(f"With a browser, sign in at {base}/login.")
         run(settings, host, port, processes)
+
+
+def _signed(token_file: Path | None, url: str, time: str | None, name: str | None) -> str:
+    if token_file is None or name is None:
+        raise UsageError("--sign: give the --token-file, and whose token it ends with (--as NAME).")
+    time = _SIGNED_FOR if time is None else time
+    found = _TIME.fullmatch(time)
+    seconds = 0 if found is None else int(found[1]) * _UNITS_S[found[2]]
+    if not 0 < seconds <= _LONGEST_S:
+        raise UsageError(f"--for {time}: expected a time such as 30m, 12h or 7d, at most 366d.")
+    tokens = Tokens(token_file)
+    make_key(token_file)
+    return signed_url(tokens, url, name, seconds)
 
 
 def _of_catalog(path: Path | None) -> list[str]:

@@ -11,10 +11,11 @@ from spinezarr.serve.bytes import answer_bytes
 from spinezarr.serve.guard import Guard
 from spinezarr.serve.http import Answer, Receive, Request, Scope, Send, explained, request_of
 from spinezarr.serve.log import RequestLog
+from spinezarr.serve.login import LOGIN, LOGOUT
 from spinezarr.serve.metrics import Metrics
 from spinezarr.serve.objects import ServedFile, UnreadableError
 from spinezarr.serve.operations import FLAT, OPERATIONS, ZARR
-from spinezarr.serve.pages import ROUTE, pages
+from spinezarr.serve.pages import REQUEST, ROUTE, pages
 from spinezarr.serve.stores import ServedStores
 
 __all__ = ["App"]
@@ -25,8 +26,8 @@ _ELSEWHERE: Final = "other"
 """Route of what is not there."""
 _AT_ONCE_BYTES: Final = 1 << 20
 """Read and sent together; what is longer is read by threads, part by part."""
-_OPEN: Final = frozenset(op.path for op in OPERATIONS if op.is_open)
-"""What a watchdog asks for without a token."""
+_OPEN: Final = frozenset({LOGIN, LOGOUT, *(op.path for op in OPERATIONS if op.is_open)})
+"""What is asked for without a token: by watchdogs, and by who signs in."""
 
 
 class App:
@@ -47,7 +48,7 @@ class App:
         self._guard = guard
         self._log = log
         self._metrics = Metrics()
-        self._pages = pages(stores, self._metrics, has_tokens=guard.tokens is not None)
+        self._pages = pages(stores, guard, self._metrics)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request."""
@@ -57,7 +58,7 @@ class App:
         if scope["type"] != "http":
             return
         began = time.perf_counter()
-        request = request_of(scope)
+        request = self._guard.opened(request_of(scope))
         sent = _Sent()
         try:
             await self._answer(request, scope, receive, send, sent)
@@ -90,7 +91,7 @@ class App:
             answer = self._bytes(request, _FLAT)
             await _send(send, request.method, answer, shared, sent)
         else:
-            inner: Scope = {**scope, "path": request.path, "root_path": ""}
+            inner: Scope = {**scope, "path": request.path, "root_path": "", REQUEST: request}
             noted = _Noted(send, request.method, shared, sent, inner)
             await self._pages(inner, receive, noted)
 

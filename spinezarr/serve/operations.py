@@ -95,7 +95,9 @@ class Operation:
 
 _KNOWN: Final = {
     HTTPStatus.UNAUTHORIZED: Content(
-        "No token, or one that is not in the file.", headers=("WWW-Authenticate",)
+        "No token, or one that is not in the file; a browser is asked to sign in.",
+        (TEXT, _HTML),
+        headers=("WWW-Authenticate",),
     ),
     HTTPStatus.MISDIRECTED_REQUEST: Content("The server does not know itself by that name."),
 }

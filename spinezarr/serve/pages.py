@@ -23,7 +23,9 @@ from spinezarr.errors import SpinezarrError
 from spinezarr.serve import metrics
 from spinezarr.serve.docs_page import page, policy
 from spinezarr.serve.facts import StoreFacts, answer_scan, answer_scans, answer_store, answer_stores
-from spinezarr.serve.http import Answer, explained, request_of
+from spinezarr.serve.guard import Guard
+from spinezarr.serve.http import Answer, Request, explained
+from spinezarr.serve.login import LOGIN, LOGOUT
 from spinezarr.serve.openapi import document
 from spinezarr.serve.operations import OPERATIONS
 from spinezarr.serve.patches import BODY_BYTES, PatchSource, answer_batch, answer_patch
@@ -31,10 +33,12 @@ from spinezarr.serve.stores import ServedStores
 from spinezarr.serve.turns import BusyError, Turns
 from spinezarr.text import json_text
 
-__all__ = ["ROUTE", "pages"]
+__all__ = ["REQUEST", "ROUTE", "pages"]
 
 ROUTE: Final = "spinezarr.route"
 """Key of the scope under which the template of the path is left."""
+REQUEST: Final = "spinezarr.request"
+"""Key of the scope under which the request comes, as the guard has seen it."""
 _THREADS: Final = max(1, (os.cpu_count() or 1) // 2)
 """That decode a batch; others are read beside it."""
 _AT_ONCE: Final = 2 * (os.cpu_count() or 1)
@@ -44,27 +48,31 @@ _WAITING: Final = 256
 _WAITING_BYTES: Final = 64 << 20
 """Of their requests."""
 _BODY_S: Final = 30.0
-"""For the body of a request for patches."""
+"""For the body of a request."""
 _READY_S: Final = 1.0
 """For which an answer of /readyz holds: whoever has no token may ask too, and makes no work."""
 
 _Endpoint = Callable[[Asked], Awaitable[Answer]]
 
 
-def pages(stores: ServedStores, figures: metrics.Metrics, *, has_tokens: bool) -> Starlette:
+def pages(stores: ServedStores, guard: Guard, figures: metrics.Metrics) -> Starlette:
     """Make the application.
 
     Parameters
     ----------
     stores
         What is served.
+    guard
+        Who may ask; it has been asked already, but signs people in.
     figures
         What was answered so far.
-    has_tokens
-        Whether tokens are asked for.
     """
-    made = _Pages(stores, figures, document(has_tokens=has_tokens))
+    made = _Pages(stores, guard, figures)
     routes = [
+        Route(LOGIN, _routed(LOGIN, made.sign_in), methods=["GET", "POST"]),
+        Route(LOGOUT, _routed(LOGOUT, made.sign_in), methods=["POST"]),
+    ]
+    routes += [
         Route(op.path, _routed(op.path, endpoint), methods=[op.method])
         for op in sorted(OPERATIONS, key=lambda op: "{" in op.path)  # the first that fits is taken
         if (endpoint := made.endpoints.get(op.name)) is not None
@@ -87,6 +95,11 @@ def _routed(path: str, endpoint: _Endpoint) -> Callable[[Asked], Awaitable[Respo
         return _response(await endpoint(asked))
 
     return answer
+
+
+def _request(asked: Asked) -> Request:
+    request: Request = asked.scope[REQUEST]
+    return request
 
 
 def _response(answer: Answer) -> Response:
@@ -112,11 +125,11 @@ async def _unreadable(_: Asked, __: Exception) -> Response:
 class _Pages:
     """What answers each operation, by name."""
 
-    def __init__(
-        self, stores: ServedStores, figures: metrics.Metrics, described: Mapping[str, object]
-    ) -> None:
+    def __init__(self, stores: ServedStores, guard: Guard, figures: metrics.Metrics) -> None:
         self._stores = stores
+        self._guard = guard
         self._figures = figures
+        described = document(has_tokens=guard.tokens is not None)
         self._described = Answer(
             HTTPStatus.OK,
             {"content-type": "application/json", "cache-control": "no-cache"},
@@ -162,7 +175,7 @@ class _Pages:
         return await self._of_store(asked, lambda facts: answer_store(name, facts))
 
     async def _list_scans(self, asked: Asked) -> Answer:
-        query = request_of(asked.scope).query
+        query = _request(asked).query
         return await self._of_store(asked, lambda facts: answer_scans(facts, query))
 
     async def _tell_scan(self, asked: Asked) -> Answer:
@@ -176,22 +189,21 @@ class _Pages:
 
         return await run_in_threadpool(find)
 
+    async def sign_in(self, asked: Asked) -> Answer:
+        form = await _body(asked)
+        return form if isinstance(form, Answer) else self._guard.login(_request(asked), form)
+
     async def _read_batch(self, asked: Asked) -> Answer:
-        try:
-            body = await asyncio.wait_for(_body(asked), _BODY_S)
-        except (TimeoutError, ClientDisconnect):
-            return explained(HTTPStatus.REQUEST_TIMEOUT, "The request did not come in time.")
-        if body is None:
-            return explained(
-                HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"At most {BODY_BYTES} bytes are read."
-            )
-        request = request_of(asked.scope)
+        body = await _body(asked)
+        if isinstance(body, Answer):
+            return body
+        request = _request(asked)
         return await self._read(
             asked, len(body), lambda source: answer_batch(source, request, body, threads=_THREADS)
         )
 
     async def _read_patch(self, asked: Asked) -> Answer:
-        request, scan_id = request_of(asked.scope), asked.path_params["scan_id"]
+        request, scan_id = _request(asked), asked.path_params["scan_id"]
         return await self._read(
             asked, 0, lambda source: answer_patch(source, request, scan_id, threads=_THREADS)
         )
@@ -241,8 +253,21 @@ class _Pages:
 _NO_STORE: Final = explained(HTTPStatus.NOT_FOUND, "There is no such store.")
 
 
-async def _body(asked: Asked) -> bytes | None:
-    """Read the body of a request; None if it is too long."""
+async def _body(asked: Asked) -> bytes | Answer:
+    """Read the body of a request, or answer why it is not read."""
+    try:
+        body = await asyncio.wait_for(_whole(asked), _BODY_S)
+    except (TimeoutError, ClientDisconnect):
+        return explained(HTTPStatus.REQUEST_TIMEOUT, "The request did not come in time.")
+    if body is None:
+        return explained(
+            HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"At most {BODY_BYTES} bytes are read."
+        )
+    return body
+
+
+async def _whole(asked: Asked) -> bytes | None:
+    """Read a body; None if it is too long."""
     parts, size = [], 0
     async for data in asked.stream():
         parts.append(data)

@@ -8,8 +8,9 @@ from types import TracebackType
 from typing import Final, Self
 
 from spinezarr.errors import UsageError
+from spinezarr.serve.extra import INSTALL
 from spinezarr.serve.guard import is_loopback
-from spinezarr.serve.settings import INSTALL, METRICS_FOLDER, VARIABLE, ServeSettings
+from spinezarr.serve.settings import METRICS_FOLDER, VARIABLE, ServeSettings
 
 __all__ = ["BackgroundServer", "check_address", "run"]
 

@@ -11,16 +11,17 @@ from typing import TYPE_CHECKING, Final
 from pydantic import BaseModel, ConfigDict
 
 from spinezarr.errors import UsageError
-from spinezarr.serve.guard import LOOPBACK, Guard, Tokens
+from spinezarr.serve.extra import INSTALL
+from spinezarr.serve.guard import LOOPBACK, Guard
 from spinezarr.serve.log import LogForm, RequestLog
 from spinezarr.serve.stores import ServedStores
+from spinezarr.serve.tokens import Tokens
 
 if TYPE_CHECKING:
     from spinezarr.serve.app import App
 
-__all__ = ["INSTALL", "METRICS_FOLDER", "VARIABLE", "ServeSettings", "create"]
+__all__ = ["METRICS_FOLDER", "VARIABLE", "ServeSettings", "create"]
 
-INSTALL: Final = "Serving needs more packages: pip install 'spinezarr[serve]'."
 METRICS_FOLDER: Final = "PROMETHEUS_MULTIPROC_DIR"
 """Variable of the environment that names what processes share their figures in. The package of that
 name looks for it when it is imported, so that no process does before it is set."""

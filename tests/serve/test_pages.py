@@ -17,7 +17,6 @@ from asking import ask, ask_for_patches, started
 
 from spinezarr.errors import UsageError
 from spinezarr.serve import pages
-from spinezarr.serve.guard import new_token
 from spinezarr.serve.http import chosen
 from spinezarr.serve.log import LogForm
 from spinezarr.serve.operations import OPERATIONS
@@ -25,6 +24,7 @@ from spinezarr.serve.patches import PatchQuery
 from spinezarr.serve.query import WrongQueryError, parse_query
 from spinezarr.serve.run import BackgroundServer
 from spinezarr.serve.settings import ServeSettings
+from spinezarr.serve.tokens import new_token
 
 SCAN = "/v1/ctspine1k/scans/liver_0"
 PATCH = f"{SCAN}/patch?size_zyx=4,4,4&start_zyx=0,0,0"

@@ -20,9 +20,9 @@ from asking import ask, free_port, started
 
 import spinezarr
 from spinezarr.errors import ScanChangedError, UsageError
-from spinezarr.serve.guard import new_token
 from spinezarr.serve.run import BackgroundServer
 from spinezarr.serve.settings import ServeSettings
+from spinezarr.serve.tokens import new_token
 
 SCAN = "liver_0"
 
