@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+import http.client
 import json
 import re
 import shutil
@@ -24,7 +25,8 @@ from spinezarr.serve.patches import PatchQuery
 from spinezarr.serve.query import WrongQueryError, parse_query
 from spinezarr.serve.run import BackgroundServer
 from spinezarr.serve.settings import ServeSettings
-from spinezarr.serve.tokens import new_token
+from spinezarr.serve.signing import signed_url
+from spinezarr.serve.tokens import Tokens, new_token
 
 SCAN = "/v1/ctspine1k/scans/liver_0"
 PATCH = f"{SCAN}/patch?size_zyx=4,4,4&start_zyx=0,0,0"
@@ -402,6 +404,36 @@ def test_pages_need_a_token_but_those_of_watchdogs(guarded):
     assert {next(iter(one)) for one in security} == {"bearer", "basic"}
     assert described["paths"]["/healthz"]["get"]["security"] == []
     assert logged()
+
+
+def test_sessions_and_signatures_are_logged_by_name_alone(guarded, tmp_path):
+    url, token, logged = guarded
+    connection = http.client.HTTPConnection(url.removeprefix("http://"))
+    about = {"Content-Type": "application/x-www-form-urlencoded"}
+    connection.request("POST", "/login", f"token={token}", about)
+    answer = connection.getresponse()
+    answer.read()
+    cookie = answer.headers["set-cookie"].partition(";")[0]
+    connection.request("GET", f"/login?token={token}&next=/docs")
+    connection.getresponse().read()
+    connection.close()
+    signed = signed_url(Tokens(tmp_path / "tokens"), f"{url}/zarr/ctspine1k", "anna", 60)
+    wrong = signed.replace("zarr/ctspine1k", "zarr/other")
+    assert ask(f"{url}/docs", cookie=cookie)[0] == 200
+    assert ask(f"{signed}/zarr.json")[0] == 200
+    assert ask(f"{wrong}/zarr.json")[0] == 401
+    lines = [json.loads(line) for line in logged().splitlines()]
+    assert [(line["path"], line["status"], line["token"]) for line in lines] == [
+        ("/login", 303, None),
+        ("/login", 303, None),
+        ("/docs", 200, "anna"),
+        ("/zarr/ctspine1k/zarr.json", 200, None),
+        ("/signed/", 401, None),
+    ]
+    text = json.dumps(lines)
+    signature = signed.partition("/signed/")[2].partition("/")[0]
+    for secret in (token, cookie.partition("=")[2], signature, signature.rpartition(".")[2]):
+        assert secret not in text
 
 
 @pytest.mark.parametrize("guarded", [LogForm.JSON, LogForm.TEXT], indirect=True)
