@@ -26,11 +26,12 @@ from spinezarr.store.transport_errors import (
     REDIRECTS,
     answer_error,
     broken_trust,
+    changed,
     led_away,
-    range_value,
     stalled,
     unanswered,
 )
+from spinezarr.store.versions import UNCHANGED, ObjectVersion, Wanted
 from spinezarr.store.wire import Answer, BrokenError, Client, Server, UnplainError
 
 __all__ = ["DirectTransport", "NotServedError", "Place", "Places", "is_plain_key", "place_of"]
@@ -73,9 +74,9 @@ class Place:
     signs_slowly: Callable[[], bool] = lambda: False
     """Whether credentials have to be renewed first, by a program or over the network."""
 
-    def request(self, byte_range: str) -> bytes:
-        """Return a request for an object, or a range of it."""
-        headers = {**self.headers, **({"Range": byte_range} if byte_range else {})}
+    def request(self, asked: Mapping[str, str]) -> bytes:
+        """Return a request for an object, with headers of its own."""
+        headers = {**self.headers, **asked}
         if self.sign is not None:
             headers = {**self.sign(self, headers)}
         lines = [f"GET {self.target} HTTP/1.1", f"Host: {self.host}"]
@@ -122,7 +123,17 @@ class DirectTransport:
         NotServedError
             If fsspec has to be asked instead.
         """
-        work = self._get(path, start, stop, limit_bytes)
+        return (await self.get_version(Wanted(path, start, stop, limit_bytes))).data
+
+    async def get_version(self, wanted: Wanted) -> ObjectVersion:
+        """See :class:`spinezarr.store.transport.Transport`.
+
+        Raises
+        ------
+        NotServedError
+            If fsspec has to be asked instead.
+        """
+        work = self._get(wanted)
         if asyncio.get_running_loop() is self._loop:
             return await work
         return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, self._loop))
@@ -135,24 +146,27 @@ class DirectTransport:
         found = await asyncio.gather(*asked, return_exceptions=True)
         return [b"" if isinstance(data, BaseException) else data for data in found]
 
-    async def _get(
-        self, path: str, start: int | None, stop: int | None, limit_bytes: int
-    ) -> Buffer:
+    async def _get(self, wanted: Wanted) -> ObjectVersion:
+        path = wanted.path
         place = await self._place(path)
-        most = limit_bytes if stop is None else stop - (start or 0)
-        byte_range = range_value(start, stop)
-        answer = await self._asked(path, place, byte_range, most)
+        answer = await self._asked(path, place, wanted)
         if answer.status in _REDIRECTED and not self._is_s3:
-            answer = await self._followed(path, place, answer, (byte_range, most))
-        if answer.status == HTTPStatus.PARTIAL_CONTENT and byte_range:
-            return _checked(answer, start, stop)
-        if answer.status == HTTPStatus.OK and not byte_range:
-            return answer.body
+            answer = await self._followed(path, place, answer, wanted)
+        if answer.status == HTTPStatus.PARTIAL_CONTENT and wanted.range:
+            return self._taken(_checked(answer, wanted.start, wanted.stop), answer, wanted)
+        if answer.status == HTTPStatus.OK and not wanted.range:
+            return self._taken(answer.body, answer, wanted)
+        if answer.status == HTTPStatus.NOT_MODIFIED and wanted.unless_tag:
+            return UNCHANGED
         raise self._explained(path, answer)
 
-    async def _followed(
-        self, path: str, place: Place, answer: Answer, asked: tuple[str, int]
-    ) -> Answer:
+    def _taken(self, data: Buffer, answer: Answer, wanted: Wanted) -> ObjectVersion:
+        found = ObjectVersion(data, answer.headers)
+        if not wanted.is_met(found):
+            raise changed(self._where(wanted.path))
+        return found
+
+    async def _followed(self, path: str, place: Place, answer: Answer, wanted: Wanted) -> Answer:
         """Ask where an answer leads, and where that leads."""
         url, where = path, self._where(path)
         for _ in range(REDIRECTS):
@@ -161,7 +175,7 @@ class DirectTransport:
                 return answer
             url = _joined(url, location, where)
             place = _redirected(place, url, where)
-            answer = await self._asked(path, place, *asked)
+            answer = await self._asked(path, place, wanted)
         if answer.status in _REDIRECTED:
             raise led_away(where, f"it leads on more than {REDIRECTS} times")
         return answer
@@ -169,13 +183,13 @@ class DirectTransport:
     def _where(self, path: str) -> str:
         return public_url(path if "://" in path else f"{self._scheme}://{path}")
 
-    async def _asked(self, path: str, place: Place, byte_range: str, most: int) -> Answer:
+    async def _asked(self, path: str, place: Place, wanted: Wanted) -> Answer:
         try:
             if place.signs_slowly():
-                request = await asyncio.to_thread(place.request, byte_range)
+                request = await asyncio.to_thread(place.request, wanted.headers)
             else:
-                request = place.request(byte_range)
-            return await self._client.ask(place.server, request, most)
+                request = place.request(wanted.headers)
+            return await self._client.ask(place.server, request, wanted.most_bytes)
         except PermissionError as caught:  # of the signature
             problem: Exception = caught
         except UnplainError:
