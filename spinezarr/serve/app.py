@@ -29,6 +29,7 @@ _FLAT: Final = "/flat/"
 _ABOUT: Final = "/v1/"
 _FACTS: Final = re.compile(r"/v1/([^/]+)(?:/scans((?:/[^/]+)?))?")
 _BATCH: Final = re.compile(r"/v1/([^/]+)/batch")
+_STORE: Final = re.compile(r"/(?:zarr|flat|v1)/([^/]*).*", re.DOTALL)
 _THREADS: Final = max(1, (os.cpu_count() or 1) // 2)
 """That decode a batch; others are read beside it."""
 _MOST_UNDER_WAY: Final = 2 * (os.cpu_count() or 1)
@@ -67,10 +68,13 @@ class App:
         name = _BATCH.fullmatch(request.path)
         if name is not None and request.method == "POST":
             answer = self.refused(request) or await self._answer_batch(name[1], receive)
-        elif request.path.startswith(_ABOUT):
-            answer = await asyncio.to_thread(self.answer, request)
         else:
-            answer = self.answer(request)
+            readers = self.stores.executor(_STORE.sub(r"\1", request.path))
+            if readers is not None or request.path.startswith(_ABOUT):
+                loop = asyncio.get_running_loop()
+                answer = await loop.run_in_executor(readers, self.answer, request)
+            else:
+                answer = self.answer(request)
         await _sent(send, request.method, answer, self._guard.shared(request))
 
     def answer(self, request: Request) -> Answer:
@@ -128,16 +132,19 @@ class App:
             )
         self._under_way += 1
         try:
-            source = self.stores.patches(name)
-            if source is None:
-                return explained(HTTPStatus.NOT_FOUND, "There is no such store.")
-            return await asyncio.to_thread(answer_batch, source, body, threads=_THREADS)
+            return await asyncio.to_thread(self._read_batch, name, body)
         except (SpinezarrError, OSError):
             return explained(
                 HTTPStatus.SERVICE_UNAVAILABLE, "The store cannot be read.", retry_after="1"
             )
         finally:
             self._under_way -= 1
+
+    def _read_batch(self, name: str, body: bytes) -> Answer:
+        source = self.stores.patches(name)
+        if source is None:
+            return explained(HTTPStatus.NOT_FOUND, "There is no such store.")
+        return answer_batch(source, body, threads=_THREADS)
 
 
 async def _body(receive: Receive) -> bytes | None:
@@ -171,7 +178,8 @@ async def _sent(send: Send, method: str, answer: Answer, shared: Mapping[str, st
         parts = _Parts(answer) if method != "HEAD" else None
         first = b"" if parts is None else await parts.read()
     except UnreadableError as problem:
-        await _sent(send, method, explained(HTTPStatus.SERVICE_UNAVAILABLE, str(problem)), shared)
+        answer = explained(HTTPStatus.SERVICE_UNAVAILABLE, str(problem), retry_after="1")
+        await _sent(send, method, answer, shared)
         return
     headers = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in fields.items()]
     await send({"type": "http.response.start", "status": int(answer.status), "headers": headers})
@@ -200,9 +208,14 @@ class _Parts:
             return self._body
         start, stop = self._at, min(self._at + _AT_ONCE_BYTES, self._stop)
         self._at = stop
-        if self._stop - start <= _AT_ONCE_BYTES or self._file.data is not None:
+        readers = self._file.executor
+        if readers is None and (
+            self._stop - start <= _AT_ONCE_BYTES or self._file.data is not None
+        ):
             return self._file.read(start, stop)
-        return await asyncio.to_thread(self._file.read, start, stop)
+        return await asyncio.get_running_loop().run_in_executor(
+            readers, self._file.read, start, stop
+        )
 
 
 async def _live(receive: Receive, send: Send) -> None:
