@@ -94,9 +94,7 @@ def _place(path: str) -> str:
     return path if "://" in path else str(Path(path).expanduser().absolute())
 
 
-def _of_catalog(
-    path: Path | None, options: Mapping[str, Any]
-) -> list[tuple[str, dict[str, Any]]]:
+def _of_catalog(path: Path | None, options: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:
     """Return the stores of a catalog, and how to reach each; what the command says comes first."""
     catalog = load_catalog(path)
     if catalog is None:

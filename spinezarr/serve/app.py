@@ -37,6 +37,8 @@ _BODY_S: Final = 30.0
 """For the body of a request for patches."""
 _AT_ONCE_BYTES: Final = 1 << 20
 """Read and sent together; what is longer is read by threads, part by part."""
+_FAR_BYTES: Final = 4 << 20
+"""The same of what lies far away, where each part takes a request; a patch takes one or two."""
 _OPEN: Final = {"/healthz", "/readyz"}
 """What a watchdog asks for without a token."""
 
@@ -206,9 +208,10 @@ class _Parts:
     async def read(self) -> bytes:
         if self._file is None:
             return self._body
-        start, stop = self._at, min(self._at + _AT_ONCE_BYTES, self._stop)
-        self._at = stop
         readers = self._file.executor
+        most = _AT_ONCE_BYTES if readers is None else _FAR_BYTES
+        start, stop = self._at, min(self._at + most, self._stop)
+        self._at = stop
         if readers is None and (
             self._stop - start <= _AT_ONCE_BYTES or self._file.data is not None
         ):

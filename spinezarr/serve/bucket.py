@@ -20,6 +20,7 @@ from spinezarr.serve.storage import (
     Seen,
     Storage,
     Turns,
+    UnavailableError,
     UnreadableError,
 )
 from spinezarr.store.attributes import ManifestEntry, ShardEntry
@@ -40,7 +41,7 @@ _DEADLINE_S: Final = 10.0
 _READER_S: Final = 60.0
 """For what patches are read with, many requests at once, and whole tables."""
 _THREADS: Final = 32
-"""That wait for one store; all that they read at once is twice as many MiB at most."""
+"""That wait for one store."""
 _ROOM_BYTES: Final = 128 << 20
 """Of small files, and of what is known of others."""
 _KNOWN_BYTES: Final = 1 << 10
@@ -60,7 +61,7 @@ _LISTING: Final = {"connect_timeout": 3, "read_timeout": 5, "retries": {"total_m
 
 def is_served_from(url: str) -> bool:
     """Whether objects at a URL say of which version they are."""
-    return url.partition("://")[0].lower() in _SCHEMES
+    return url.partition("://")[0] in _SCHEMES
 
 
 class BucketFolder:
@@ -85,7 +86,7 @@ class BucketFolder:
         self.url = url.rstrip("/")
         self.options = storage_options
         self._suffix = suffix
-        self._is_bucket = url.partition("://")[0].lower() in _BUCKETS
+        self._is_bucket = url.partition("://")[0] in _BUCKETS
         self._objects = RemoteObjects(self.url, storage_options, deadline_s=_DEADLINE_S)
         self._turns = Turns()
         self._found: tuple[float, list[str]] | None = None
@@ -107,6 +108,8 @@ class BucketFolder:
         name = public_url(self.url)
         try:
             root = self._root()
+            if root is None and not self._is_named:
+                self._listed()
         except (PermissionError, NoSuchBucketError) as problem:
             raise UsageError(f"{name}: {problem.strerror}.") from None
         except CorruptStoreError as problem:
@@ -116,7 +119,7 @@ class BucketFolder:
                 f"{name}: its server does not say of which version an object is (a strong ETag), "
                 "so it cannot be served from there. Serve it where it lies."
             )
-        if root is None and not self._is_bucket and not self._is_named:
+        if root is None and not self._is_bucket:
             raise UsageError(
                 f"{name}: there is no store, and a web server is not looked through. Give the URL "
                 "of a store."
@@ -146,7 +149,7 @@ class BucketFolder:
                 try:
                     found = [self.url] if self._root() is not None else self._listed()
                 except (OSError, CorruptStoreError) as problem:
-                    raise UnreadableError("a bucket cannot be looked through.") from problem
+                    raise UnavailableError("a bucket cannot be looked through.") from problem
                 self._found = began_s, found
             return self._found[1]
 
@@ -186,7 +189,7 @@ class BucketStorage(Storage):
         self._seen: Recent[float] = Recent(_SEEN)
         """By key, when an object of which tag was there; None where there was none."""
         self._turns = Turns()
-        scheme = url.partition("://")[0].lower()
+        scheme = url.partition("://")[0]
         self._astray = _ASTRAY["s3" if scheme in _BUCKETS else "http"]
 
     def __repr__(self) -> str:
@@ -229,14 +232,16 @@ class BucketStorage(Storage):
         ChangedObjectError
             If it is of another version than is wanted.
         UnreadableError
-            If it cannot be read.
+            If it cannot be read; an UnavailableError if nobody can tell what it is.
         """
         try:
             return self._objects.version(wanted)
         except ChangedObjectError:
             raise
-        except (CorruptStoreError, OSError) as problem:
+        except CorruptStoreError as problem:
             raise UnreadableError(f"{key} cannot be read.") from problem
+        except OSError as problem:
+            raise UnavailableError(f"{key} cannot be read.") from problem
 
     def open(self, key: str, entry: ManifestEntry, written: int) -> "_Object":
         """See :class:`~spinezarr.serve.storage.Storage`."""

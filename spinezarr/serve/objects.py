@@ -50,7 +50,7 @@ _SHARED: Final = {"zarr.json", "scans/zarr.json", TABLE_BUNDLE}
 _CHUNK: Final = re.compile(rf"(?!.*zarr[.]json){SCAN_FILE}")
 _NUMBER: Final = re.compile(r"0|[1-9][0-9]{0,5}", re.ASCII)
 _KNOWN_SCANS: Final = 4096
-_METADATA_BYTES: Final = 64 << 20
+_METADATA_BYTES: Final = 32 << 20
 """Of files of metadata that are kept."""
 
 
@@ -158,12 +158,12 @@ class ServedFolder:
             is_made = key in _SHARED or (group == TABLE and is_table_file(below))
             return self.small(key) if is_made else None
         scan = self.scan(scan_id, version)
-        if within == METADATA:
-            return self.small(key)
         if scan is None:
             if within.endswith(METADATA):
                 return None
             raise GoneError(f"there is no scan {scan_id!r} in the store, or no longer.")
+        if within == METADATA:
+            return self.metadata(scan_id, scan)
         found = self.file(scan_id, within, scan)
         if found is None and _CHUNK.fullmatch(within) and not _is_background(within, scan):
             raise GoneError(f"scan {scan_id!r} is no longer in the store as it was.")
@@ -180,6 +180,20 @@ class ServedFolder:
         entry = scan.entries.get(within)
         return None if entry is None else self._file(scan_id, within, scan, entry)
 
+    def metadata(self, scan_id: str, scan: ServedScan) -> ServedFile:
+        """Return the metadata of a version of a scan.
+
+        Raises
+        ------
+        UnreadableError
+            If they cannot be read, or another version's are there by now.
+        """
+        key = f"{scan_key(scan_id)}/{METADATA}"
+        found = self._small(key)
+        if found is None or found[0] != scan.identity:
+            raise UnreadableError(f"{key} is being replaced.")
+        return found[1]
+
     def small(self, key: str) -> ServedFile | None:
         """Return a file of metadata as it is now; None if there is none.
 
@@ -188,13 +202,17 @@ class ServedFolder:
         UnreadableError
             If it cannot be read.
         """
+        found = self._small(key)
+        return None if found is None else found[1]
+
+    def _small(self, key: str) -> tuple[Identity, ServedFile] | None:
         known = self._metadata.find(key)
         seen = self._storage.look(key, None if known is None else known[0])
         if seen is None or (seen.data is None and known is not None):
-            return None if seen is None or known is None else known[1]
+            return None if seen is None else known
         found = ServedFile.of(seen.data or b"")
         self._metadata.keep(key, seen.identity, found, found.size_bytes + 1)
-        return found
+        return seen.identity, found
 
     def scan(self, scan_id: str, version: str | None = None) -> ServedScan | None:
         """Return a scan as it is now; None if there is no such scan.

@@ -23,6 +23,7 @@ from spinezarr.errors import CorruptStoreError, SpinezarrError, UnknownScanError
 from spinezarr.geometry import Box
 from spinezarr.serve.http import Answer, explained
 from spinezarr.serve.objects import ServedFolder
+from spinezarr.serve.storage import UnavailableError
 from spinezarr.store.attributes import is_scan_id
 from spinezarr.store.reader import StoreReader
 from spinezarr.store.sharding import crc32c
@@ -146,6 +147,8 @@ class PatchSource:
         def is_current(scan_id: str) -> bool:
             try:
                 now, known = self._files.scan(scan_id), reader.scan(scan_id)
+            except UnavailableError:
+                raise
             except SpinezarrError:
                 return True  # whoever reads it says so
             return now is not None and now.content_checksum == known.content_checksum

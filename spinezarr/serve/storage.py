@@ -24,6 +24,7 @@ __all__ = [
     "ServedFile",
     "Storage",
     "Turns",
+    "UnavailableError",
     "UnreadableError",
     "tag_of",
 ]
@@ -38,6 +39,10 @@ Identity = Hashable
 
 class UnreadableError(SpinezarrError):
     """A file that is there and cannot be read, or is no longer, or not yet, what its scan says."""
+
+
+class UnavailableError(UnreadableError):
+    """A bucket or server that fails, is slow, or refuses: nothing is known of the file."""
 
 
 class Content(ABC):
@@ -246,7 +251,7 @@ class Turns:
 
     def __init__(self) -> None:
         self._locks = [Lock() for _ in range(_TURNS)]
-        self._failed: Recent[str] = Recent(_TURNS)
+        self._failed: Recent[UnreadableError] = Recent(_TURNS)
 
     @contextmanager
     def of(self, name: Hashable) -> Iterator[None]:
@@ -261,11 +266,11 @@ class Turns:
         with self._locks[hash(name) % _TURNS]:
             failed = self._failed.find(name)
             if failed is not None and isinstance(failed[0], float) and failed[0] >= came_s:
-                raise UnreadableError(failed[1])
+                raise type(failed[1])(str(failed[1]))
             try:
                 yield
             except UnreadableError as problem:
-                self._failed.keep(name, time.monotonic(), str(problem))
+                self._failed.keep(name, time.monotonic(), problem)
                 raise
 
 
