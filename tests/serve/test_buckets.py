@@ -19,8 +19,10 @@ import safetensors.numpy
 import tensorstore
 import xarray as xr
 from asking import ask, ask_for_patches
+from typer.testing import CliRunner
 
 import spinezarr
+from spinezarr.cli.main import app
 from spinezarr.errors import UsageError
 from spinezarr.serve import bucket
 from spinezarr.serve.run import BackgroundServer
@@ -38,11 +40,12 @@ def digests(scan):
     return {name: digest(scan[name].values) for name in ARRAYS}
 
 
-def put(s3_server, store, place):
-    """Copy a store as an ingest would write it: the metadata of a scan come after its shards."""
+def put(s3_server, store, place, below="scans"):
+    """Copy a store, or what lies beside its scans."""
     name, _, prefix = place.partition("/")
-    paths = (path for path in Path(store).rglob("*") if path.is_file())
-    for path in sorted(paths, key=lambda path: (path.name == "zarr.json", len(path.parts) < 9)):
+    folders = [Path(store, folder) for folder in ("table", "table_bundle", below)]
+    paths = [path for folder in folders for path in folder.rglob("*") if path.is_file()]
+    for path in (*paths, Path(store, "zarr.json"), Path(store, "scans/zarr.json")):
         key = f"{prefix}/{path.relative_to(store).as_posix()}"
         s3_server.client.put_object(Bucket=name, Key=key, Body=path.read_bytes())
 
@@ -109,17 +112,12 @@ def test_patches_and_facts_are_those_of_the_disk(served, ctspine1k_url):
 def test_answers_are_those_of_the_disk(served, ctspine1k_url):
     root = Path(ctspine1k_url)
     keys = [path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file()]
-    keys = [key for key in keys if not key.startswith("scans/") or SCAN in key]
+    keys = [key for key in keys if SCAN in key and "/zarr.json" not in key.partition("/image")[2]]
+    keys += ["zarr.json", "table_bundle/zarr.json", "table/zarr.json"]
     keys += [f"scans/{SCAN}/label/c/0/0/9", f"scans/{SCAN}/image/c.0.0.0", "scans/none/z/c/0"]
     keys += ["scans/none/zarr.json", "table/secret", f"scans/{SCAN}/secret", ".zgroup"]
     kept = ("etag", "cache-control", "content-length", "content-range", "content-type")
-    asked = (
-        {},
-        {"range": "bytes=1-3"},
-        {"range": "bytes=-9"},
-        {"range": "bytes=999999999-"},
-        {"if_match": '"other"'},
-    )
+    asked = ({}, {"range": "bytes=1-3"}, {"range": "bytes=-9"}, {"if_match": '"other"'})
     with BackgroundServer(ServeSettings(paths=(ctspine1k_url,))) as disk:
         for key, headers in itertools.product(keys, asked):
             found = []
@@ -145,6 +143,7 @@ def changing(s3_server, serving, bring_to_bucket, monkeypatch):
     return lambda version: bring_to_bucket(version, place), f"{serving(f's3://{place}')}", place
 
 
+@pytest.mark.long
 def test_a_scan_that_is_replaced_is_the_old_one_or_the_new_one(changing):
     bring, url, _ = changing
     shards = itertools.cycle(
@@ -309,7 +308,7 @@ def test_stores_come_and_go_while_it_runs(s3_server, serving, ctspine1k_url):
     url = serving(f"s3://{name}/stores")
     assert ask(f"{url}/zarr/later/zarr.json")[0] == 404
     assert json.loads(ask(f"{url}/v1/stores")[2]) == {"stores": []}
-    put(s3_server, ctspine1k_url, f"{name}/stores/later.zarr")
+    put(s3_server, ctspine1k_url, f"{name}/stores/later.zarr", below="no scans")
     time.sleep(bucket._FRESH_S)
     assert ask(f"{url}/zarr/later/zarr.json")[0] == 200
     assert [s["name"] for s in json.loads(ask(f"{url}/v1/stores")[2])["stores"]] == ["later"]
@@ -405,20 +404,26 @@ def serve_once(s3_server, *words, **environ):
     return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment), port
 
 
-def test_a_start_without_credentials_or_bucket_is_explained(s3_server, place):
-    told = {
-        (f"s3://{place}",): ("--profile", {"AWS_ACCESS_KEY_ID": "", "AWS_SECRET_ACCESS_KEY": ""}),
-        ("s3://bucket-that-is-not/x.zarr",): ("there is no such bucket", {}),
-        (f"s3://{place}", "--no-sign-request"): ("access is denied", {}),
-    }
-    running = [serve_once(s3_server, *words, **environ) for words, (_, environ) in told.items()]
-    for (process, _), (expected, _) in zip(running, told.values(), strict=True):
-        text = " ".join(process.communicate(timeout=60)[1].split())
-        assert process.returncode == 2, text
-        assert expected in text
-        assert "Traceback" not in text
+@pytest.mark.parametrize(
+    ("words", "environ", "expected"),
+    [
+        (["s3://{place}"], {"AWS_ACCESS_KEY_ID": "", "AWS_SECRET_ACCESS_KEY": ""}, "--profile"),
+        (["s3://bucket-that-is-not/x.zarr"], {}, "there is no such bucket"),
+        (["s3://{place}", "--no-sign-request"], {}, "access is denied"),
+        (["s3://{place}/ctspine1k.zarr", "--profile", "nobody"], {}, "(nobody) could not be found"),
+    ],
+)
+def test_a_start_without_credentials_or_bucket_is_explained(
+    s3_server, place, monkeypatch, words, environ, expected
+):
+    for name, text in {**s3_server.environment, **environ}.items():
+        monkeypatch.setenv(name, text)
+    result = CliRunner().invoke(app, ["serve", *(word.format(place=place) for word in words)])
+    assert result.exit_code == 2
+    assert expected in " ".join(result.stderr.split())
 
 
+@pytest.mark.long
 def test_the_command_serves_a_catalog_of_buckets(s3_server, place, ctspine1k_url, tmp_path):
     catalog = tmp_path / "catalog.yaml"
     catalog.write_text(
