@@ -210,8 +210,17 @@ def test_an_object_that_is_overwritten_is_never_taken_for_the_one_before(changin
     assert ask(shard)[0] == 503
     s3_server.client.put_object(Bucket=name, Key=key, Body=data)
     assert ask(shard, range="bytes=0-9")[2] == data[:10]
-    s3_server.client.put_object(Bucket=name, Key=key, Body=data[:-1])
+    about = {"Bucket": name, "Key": key}  # the same bytes, under another tag
+    upload = s3_server.client.create_multipart_upload(**about)["UploadId"]
+    part = s3_server.client.upload_part(**about, UploadId=upload, PartNumber=1, Body=data)
+    parts = {"Parts": [{"PartNumber": 1, "ETag": part["ETag"]}]}
+    s3_server.client.complete_multipart_upload(**about, UploadId=upload, MultipartUpload=parts)
     assert ask(shard, range="bytes=0-9")[0] == 503
+    assert ask(shard, range="bytes=0-9")[2] == data[:10]
+    for wrong in (data[:-1], data + b"x"):
+        s3_server.client.put_object(Bucket=name, Key=key, Body=wrong)
+        for _ in range(2):
+            assert ask(shard, range="bytes=0-9")[0] == 503
 
 
 # Buckets that fail
@@ -268,9 +277,23 @@ def test_a_bucket_that_fails_is_never_background(failing, kind, is_known):
     batch = {"items": [item] * 3, "size_zyx": (4, 4, 4)}
     status, headers, _ = ask_for_patches(f"{url}/v1/ctspine1k/batch", batch)
     assert (status, headers["retry-after"]) == (503, "1")
+    # Of a bucket that gives metadata alone, no scan is called damaged.
+    set_conditions(fault_rate=1.0, fault_kinds=(kind,), fault_paths="/image/c[/.]")
+    assert ask(f"{url}/{PATHS[1]}")[0] == 200
+    assert ask_for_patches(f"{url}/v1/ctspine1k/batch", batch)[0] == 503
     set_conditions()
     assert {ask(f"{url}/{path}")[0] for path in PATHS} == {200, 410}
     assert ask_for_patches(f"{url}/v1/ctspine1k/batch", batch)[0] == 200
+
+
+def test_all_who_wait_for_the_same_are_told_together(failing):
+    url, set_conditions, _ = failing
+    set_conditions(fault_rate=1.0, fault_kinds=("stall",))
+    began_s = time.monotonic()
+    with ThreadPoolExecutor(8) as pool:
+        found = pool.map(lambda _: ask(f"{url}/{PATHS[2]}")[0], range(8))
+        assert {*found} == {503}
+    assert time.monotonic() - began_s < 4 * bucket._DEADLINE_S
 
 
 def test_some_faults_of_a_bucket_are_not_seen(failing, ctspine1k_url):
