@@ -16,10 +16,10 @@ from spinezarr.serve.storage import (
     METADATA,
     Content,
     Identity,
+    InTurn,
     Recent,
     Seen,
     Storage,
-    Turns,
     UnavailableError,
     UnreadableError,
 )
@@ -88,7 +88,7 @@ class BucketFolder:
         self._suffix = suffix
         self._is_bucket = url.partition("://")[0] in _BUCKETS
         self._objects = RemoteObjects(self.url, storage_options, deadline_s=_DEADLINE_S)
-        self._turns = Turns()
+        self._in_turn = InTurn()
         self._found: tuple[float, list[str]] | None = None
 
     def __repr__(self) -> str:
@@ -143,7 +143,7 @@ class BucketFolder:
         """
         if self._is_named:
             return [self.url]
-        with self._turns.of(""):
+        with self._in_turn.of(""):
             began_s = time.monotonic()
             if self._found is None or began_s - self._found[0] > _FRESH_S:
                 try:
@@ -188,7 +188,7 @@ class BucketStorage(Storage):
         self._for_readers = RemoteObjects(url, storage_options, deadline_s=_READER_S)
         self._seen: Recent[float] = Recent(_SEEN)
         """By key, when an object of which tag was there; None where there was none."""
-        self._turns = Turns()
+        self._in_turn = InTurn()
         scheme = url.partition("://")[0]
         self._astray = _ASTRAY["s3" if scheme in _BUCKETS else "http"]
 
@@ -199,7 +199,7 @@ class BucketStorage(Storage):
         """See :class:`~spinezarr.serve.storage.Storage`."""
         if self._is_fresh(key, known):
             return Seen(known, 0, None) if known else None
-        with self._turns.of(key):
+        with self._in_turn.of(key):
             if self._is_fresh(key, known):  # by now
                 return Seen(known, 0, None) if known else None
             began_s = time.monotonic()

@@ -15,10 +15,10 @@ from spinezarr.errors import SpinezarrError
 from spinezarr.serve.storage import (
     METADATA,
     Identity,
+    InTurn,
     Recent,
     ServedFile,
     Storage,
-    Turns,
     UnreadableError,
     tag_of,
 )
@@ -99,7 +99,7 @@ class ServedFolder:
         self._scans: Recent[ServedScan] = Recent(_KNOWN_SCANS)
         self._metadata: Recent[ServedFile] = Recent(_METADATA_BYTES)
         self._files: Recent[ServedFile] = Recent(storage.room)
-        self._turns = Turns()
+        self._in_turn = InTurn()
 
     @property
     def path(self) -> str:
@@ -255,7 +255,7 @@ class ServedFolder:
         found = self._opened(name, scan)
         if found is not None:
             return found
-        with self._turns.of(name):
+        with self._in_turn.of(name):
             found = self._opened(name, scan)  # by now
             if found is not None:
                 return found

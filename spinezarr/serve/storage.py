@@ -19,11 +19,11 @@ __all__ = [
     "METADATA",
     "Content",
     "Identity",
+    "InTurn",
     "Recent",
     "Seen",
     "ServedFile",
     "Storage",
-    "Turns",
     "UnavailableError",
     "UnreadableError",
     "tag_of",
@@ -32,7 +32,7 @@ __all__ = [
 V = TypeVar("V")
 
 METADATA: Final = "zarr.json"
-_TURNS: Final = 1024
+_AT_ONCE: Final = 1024
 Identity = Hashable
 """Of what stands under a name: another file or object there has another."""
 
@@ -243,15 +243,15 @@ class Recent(Generic[V]):
                 self._left += self._kept.popitem(last=False)[1][2]
 
 
-class Turns:
+class InTurn:
     """Lets one thread after the other look for the same; if it fails, so it does for all who wait.
 
     Or each of them would wait as long as the first again.
     """
 
     def __init__(self) -> None:
-        self._locks = [Lock() for _ in range(_TURNS)]
-        self._failed: Recent[UnreadableError] = Recent(_TURNS)
+        self._locks = [Lock() for _ in range(_AT_ONCE)]
+        self._failed: Recent[UnreadableError] = Recent(_AT_ONCE)
 
     @contextmanager
     def of(self, name: Hashable) -> Iterator[None]:
@@ -263,7 +263,7 @@ class Turns:
             If somebody who had an earlier turn met one meanwhile.
         """
         came_s = time.monotonic()
-        with self._locks[hash(name) % _TURNS]:
+        with self._locks[hash(name) % _AT_ONCE]:
             failed = self._failed.find(name)
             if failed is not None and isinstance(failed[0], float) and failed[0] >= came_s:
                 raise type(failed[1])(str(failed[1]))

@@ -5,13 +5,13 @@ import errno
 import re
 import ssl
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from http import HTTPStatus
 from ipaddress import ip_address
 from threading import Lock
-from typing import Final, Protocol
+from typing import Any, Final, Protocol, TypeVar
 from urllib.parse import urljoin, urlsplit
 from urllib.request import getproxies, proxy_bypass
 
@@ -35,6 +35,8 @@ from spinezarr.store.versions import UNCHANGED, ObjectVersion, Wanted
 from spinezarr.store.wire import Answer, BrokenError, Client, Server, UnplainError
 
 __all__ = ["DirectTransport", "NotServedError", "Place", "Places", "is_plain_key", "place_of"]
+
+T = TypeVar("T")
 
 _CODE: Final = re.compile(rb"<Code>([A-Za-z0-9]{1,64})</Code>")
 _OTHER_REGION: Final = {"AuthorizationHeaderMalformed", "PermanentRedirect", "TemporaryRedirect"}
@@ -74,15 +76,19 @@ class Place:
     signs_slowly: Callable[[], bool] = lambda: False
     """Whether credentials have to be renewed first, by a program or over the network."""
 
-    def request(self, asked: Mapping[str, str]) -> bytes:
-        """Return a request for an object, with headers of its own."""
+    def request(self, asked: Mapping[str, str], body: bytes | None = None) -> bytes:
+        """Return a request for an object, with headers of its own; or one that posts JSON."""
         headers = {**self.headers, **asked}
         if self.sign is not None:
             headers = {**self.sign(self, headers)}
-        lines = [f"GET {self.target} HTTP/1.1", f"Host: {self.host}"]
+        method = "GET"
+        if body is not None:
+            method = "POST"
+            headers |= {"Content-Type": "application/json", "Content-Length": str(len(body))}
+        lines = [f"{method} {self.target} HTTP/1.1", f"Host: {self.host}"]
         own = {"Accept": "*/*", "Accept-Encoding": "identity", "User-Agent": "spinezarr"}
         lines += [f"{name}: {text}" for name, text in {**own, **headers}.items()]
-        return "\r\n".join([*lines, "", ""]).encode("latin-1")
+        return "\r\n".join([*lines, "", ""]).encode("latin-1") + (body or b"")
 
 
 class Places(Protocol):
@@ -133,10 +139,34 @@ class DirectTransport:
         NotServedError
             If fsspec has to be asked instead.
         """
-        work = self._get(wanted)
+        return await self._on_loop(self._get(wanted))
+
+    async def _on_loop(self, work: Coroutine[Any, Any, T]) -> T:
         if asyncio.get_running_loop() is self._loop:
             return await work
         return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, self._loop))
+
+    @property
+    def link_bytes_per_s(self) -> float | None:
+        """See :class:`spinezarr.store.transport.Transport`."""
+        return self._client.link.per_s
+
+    async def post(self, path: str, body: bytes, limit_bytes: int) -> Buffer:
+        """See :class:`spinezarr.store.transport.Transport`.
+
+        Raises
+        ------
+        NotServedError
+            If it would have to be asked by fsspec.
+        """
+        return await self._on_loop(self._post(path, body, limit_bytes))
+
+    async def _post(self, path: str, body: bytes, limit_bytes: int) -> Buffer:
+        place = await self._place(path)
+        answer = await self._asked(path, place, Wanted(path, limit_bytes=limit_bytes), body)
+        if answer.status == HTTPStatus.OK:
+            return answer.body
+        raise self._explained(path, answer)
 
     async def get_together(
         self, path: str, spans: Sequence[tuple[int, int]]
@@ -183,12 +213,14 @@ class DirectTransport:
     def _where(self, path: str) -> str:
         return public_url(path if "://" in path else f"{self._scheme}://{path}")
 
-    async def _asked(self, path: str, place: Place, wanted: Wanted) -> Answer:
+    async def _asked(
+        self, path: str, place: Place, wanted: Wanted, body: bytes | None = None
+    ) -> Answer:
         try:
             if place.signs_slowly():
-                request = await asyncio.to_thread(place.request, wanted.headers)
+                request = await asyncio.to_thread(place.request, wanted.headers, body)
             else:
-                request = place.request(wanted.headers)
+                request = place.request(wanted.headers, body)
             return await self._client.ask(place.server, request, wanted.most_bytes)
         except PermissionError as caught:  # of the signature
             problem: Exception = caught
