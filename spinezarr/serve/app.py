@@ -4,6 +4,7 @@ import asyncio
 import os
 import re
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from concurrent.futures import Executor
 from functools import partial
 from http import HTTPStatus
 from typing import Any, Final
@@ -63,7 +64,8 @@ class App:
     def __init__(self, stores: ServedStores, guard: Guard) -> None:
         self.stores = stores
         self._guard = guard
-        self._turns = Turns(_AT_ONCE, _WAITING, _WAITING_BYTES)
+        self._turns: dict[Executor | None, Turns] = {}
+        """Of what is read from disk, and of each bucket."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request."""
@@ -136,9 +138,13 @@ class App:
             return explained(
                 HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"At most {BODY_BYTES} bytes are read."
             )
+        readers = self.stores.executor(name)
+        if readers not in self._turns:
+            self._turns[readers] = Turns(_AT_ONCE, _WAITING, _WAITING_BYTES)
         try:
-            async with self._turns.taken(len(body)):
-                return await asyncio.to_thread(self._read_batch, name, body)
+            async with self._turns[readers].taken(len(body)):
+                loop = asyncio.get_running_loop()
+                return await loop.run_in_executor(readers, self._read_batch, name, body)
         except BusyError:
             return explained(
                 HTTPStatus.TOO_MANY_REQUESTS, "Too many patches are asked for.", retry_after="1"

@@ -296,6 +296,37 @@ def test_all_who_wait_for_the_same_are_told_together(failing):
     assert time.monotonic() - began_s < 4 * bucket._DEADLINE_S
 
 
+@pytest.mark.long
+def test_a_bucket_that_hangs_holds_up_itself_alone(
+    proxies, s3_server, place, ctspine1k_url, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(bucket, "_DEADLINE_S", 3.0)
+    (tmp_path / "here.zarr").symlink_to(ctspine1k_url)
+    item = {"scan_id": SCAN, "start_zyx": (0, 0, 0)}
+    batch = {"items": [item], "size_zyx": (4, 4, 4)}
+    there = f"s3://{place}/ctspine1k.zarr"
+    with proxies.proxy(upstream=s3_server.endpoint_url) as proxy:
+        options = {there: {**s3_server.storage_options, "endpoint_url": proxy.url}}
+        settings = ServeSettings(paths=(str(tmp_path), there), storage_options=options)
+        with BackgroundServer(settings) as server, ThreadPoolExecutor(40) as pool:
+            url = server.url
+            assert ask(f"{url}/{PATHS[0]}")[0] == ask(f"{url}/zarr/here/zarr.json")[0] == 200
+            proxy.set(proxies.Conditions(fault_rate=1.0, fault_kinds=("stall",)))
+            hung = [pool.submit(ask, f"{url}/{path}") for path in PATHS * 2]
+            hung += [
+                pool.submit(ask_for_patches, f"{url}/v1/ctspine1k/batch", batch) for _ in range(12)
+            ]
+            time.sleep(0.3)
+            began_s = time.monotonic()
+            assert ask(f"{url}/{PATHS[2].replace('ctspine1k', 'here')}")[0] == 200
+            assert ask(f"{url}/v1/here/scans")[0] == 200
+            assert ask_for_patches(f"{url}/v1/here/batch", batch)[0] == 200
+            assert time.monotonic() - began_s < 2
+            assert sum(one.done() for one in hung) < len(hung) / 2
+            proxy.set(proxies.Conditions())
+            assert {one.result()[0] for one in hung} <= {200, 410, 503}
+
+
 def test_some_faults_of_a_bucket_are_not_seen(failing, ctspine1k_url):
     url, set_conditions, proxy = failing
     expected = digests(spinezarr.open(ctspine1k_url).scan(SCAN))
