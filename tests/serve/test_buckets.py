@@ -10,13 +10,13 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from importlib.util import find_spec
 from pathlib import Path
 from threading import Event, Thread
 
 import numpy as np
 import pytest
 import safetensors.numpy
-import tensorstore
 import xarray as xr
 from asking import ask, ask_for_patches
 from typer.testing import CliRunner
@@ -80,18 +80,28 @@ def served(request, serving, place, monkeypatch):
 
 
 @pytest.mark.parametrize("tree", ["zarr", "flat"])
-def test_every_client_reads_the_voxels(served, ctspine1k_url, tree):
+def test_xarray_and_our_reader_read_the_voxels(served, ctspine1k_url, tree):
     expected = digests(spinezarr.open(ctspine1k_url).scan(SCAN))
     url = f"{served}/{tree}/ctspine1k/scans/{SCAN}"
     assert digests(xr.open_zarr(url, zarr_format=3, consolidated=True)) == expected
-    for name in ARRAYS:
-        array = {"driver": "zarr3", "kvstore": {"driver": "http", "base_url": f"{url}/{name}/"}}
-        read = tensorstore.open(array).result().read().result()
-        assert digest(read) == expected[name]
     if tree == "zarr":
         there = spinezarr.open(f"{served}/zarr/ctspine1k")
         assert there.table.equals(spinezarr.open(ctspine1k_url).table)
         assert digests(there.scan(SCAN)) == expected
+
+
+if find_spec("tensorstore"):
+
+    @pytest.mark.parametrize("tree", ["zarr", "flat"])
+    def test_tensorstore_reads_the_voxels(served, ctspine1k_url, tree):
+        import tensorstore  # noqa: PLC0415
+
+        expected = digests(spinezarr.open(ctspine1k_url).scan(SCAN))
+        for name in ARRAYS:
+            url = f"{served}/{tree}/ctspine1k/scans/{SCAN}/{name}/"
+            array = {"driver": "zarr3", "kvstore": {"driver": "http", "base_url": url}}
+            read = tensorstore.open(array).result().read().result()
+            assert digest(read) == expected[name]
 
 
 def test_patches_and_facts_are_those_of_the_disk(served, ctspine1k_url):
@@ -227,14 +237,24 @@ def test_an_object_that_is_overwritten_is_never_taken_for_the_one_before(changin
 
 
 @pytest.fixture
-def failing(proxies, s3_server, serving, place, monkeypatch):
-    """Serve a bucket behind a proxy, whose conditions can be changed, and a store on disk."""
+def behind(proxies, s3_server, serving, place, monkeypatch):
+    """Serve a bucket behind a proxy, whose conditions can be changed."""
     monkeypatch.setattr(bucket, "_WHOLE_BYTES", 0)
-    monkeypatch.setattr(bucket, "_DEADLINE_S", 1.0)
-    monkeypatch.setattr(bucket, "_READER_S", 1.5)
     with proxies.proxy(upstream=s3_server.endpoint_url) as proxy:
         url = serving(f"s3://{place}/ctspine1k.zarr", endpoint_url=proxy.url)
         yield url, lambda **told: proxy.set(proxies.Conditions(**told)), proxy
+
+
+@pytest.fixture
+def _impatient(monkeypatch):
+    monkeypatch.setattr(bucket, "_DEADLINE_S", 2.0)
+    monkeypatch.setattr(bucket, "_READER_S", 2.0)
+
+
+@pytest.fixture
+def failing(_impatient, behind):
+    """Serve it without much patience."""
+    return behind
 
 
 PATHS = [
@@ -248,8 +268,9 @@ PATHS = [
 ]
 
 
-@pytest.mark.parametrize("kind", ["unavailable", "stall"])
-@pytest.mark.parametrize("is_known", [False, True])
+@pytest.mark.parametrize(
+    ("kind", "is_known"), [("unavailable", False), ("unavailable", True), ("stall", True)]
+)
 def test_a_bucket_that_fails_is_never_background(failing, kind, is_known):
     url, set_conditions, _ = failing
     known = {path: {ask(f"{url}/{path}")[0]} for path in PATHS if is_known}
@@ -263,7 +284,7 @@ def test_a_bucket_that_fails_is_never_background(failing, kind, is_known):
         one.start()
     time.sleep(0.2)
     assert ask(f"{url}/healthz")[0] == 200  # nothing waits on the loop
-    assert time.monotonic() - began_s < 0.9
+    assert time.monotonic() - began_s < 1.5
     time.sleep(bucket._FRESH_S)
     for one in asking:
         one.join()
@@ -293,7 +314,7 @@ def test_all_who_wait_for_the_same_are_told_together(failing):
     with ThreadPoolExecutor(8) as pool:
         found = pool.map(lambda _: ask(f"{url}/{PATHS[2]}")[0], range(8))
         assert {*found} == {503}
-    assert time.monotonic() - began_s < 4 * bucket._DEADLINE_S
+    assert time.monotonic() - began_s < 3 * bucket._DEADLINE_S
 
 
 @pytest.mark.long
@@ -327,8 +348,8 @@ def test_a_bucket_that_hangs_holds_up_itself_alone(
             assert {one.result()[0] for one in hung} <= {200, 410, 503}
 
 
-def test_some_faults_of_a_bucket_are_not_seen(failing, ctspine1k_url):
-    url, set_conditions, proxy = failing
+def test_some_faults_of_a_bucket_are_not_seen(behind, ctspine1k_url):
+    url, set_conditions, proxy = behind
     expected = digests(spinezarr.open(ctspine1k_url).scan(SCAN))
     set_conditions(fault_rate=0.3, fault_kinds=("unavailable", "cut"))
     for _ in range(3):
@@ -337,7 +358,7 @@ def test_some_faults_of_a_bucket_are_not_seen(failing, ctspine1k_url):
     assert sum(proxy.counts().faults.values()) >= 3
 
 
-def test_a_bucket_that_refuses_is_never_background(failing, s3_server, place, serving):
+def test_a_bucket_that_refuses_is_never_background(s3_server, place, serving):
     """What is served is closed while it runs."""
     name = s3_server.new_bucket()
     for key in ("zarr.json", "scans/zarr.json"):
@@ -406,8 +427,8 @@ def test_another_server_is_served_from(ctspine1k_url, serve):
         BackgroundServer(ServeSettings(paths=("memory://x.zarr",)))
 
 
-def test_no_url_of_a_client_is_fetched(failing):
-    url, _, proxy = failing
+def test_no_url_of_a_client_is_fetched(behind):
+    url, _, proxy = behind
     proxy.reset()
     with socket.create_server(("127.0.0.1", 0)) as trap:
         trap.settimeout(0.2)
