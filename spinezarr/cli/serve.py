@@ -1,14 +1,21 @@
 """``spinezarr serve``: stores over HTTP."""
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated, Any, Final
 
 import typer
 
 from spinezarr.catalog import load_catalog
 from spinezarr.cli.console import ERR, OUT, Table, errors_for_users
-from spinezarr.cli.options import CatalogFile
+from spinezarr.cli.options import (
+    CatalogFile,
+    EndpointUrl,
+    NoSignRequest,
+    Profile,
+    storage_options,
+)
 from spinezarr.errors import UsageError
 from spinezarr.serve.log import LogForm
 from spinezarr.serve.run import check_address, run
@@ -28,7 +35,8 @@ def serve(
     stores: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[STORE]...", help="Stores, or folders of stores; else the catalog's."
+            metavar="[STORE]...",
+            help="Stores, or folders of stores, as paths or URLs; else the catalog's.",
         ),
     ] = None,
     *,
@@ -62,10 +70,13 @@ def serve(
         LogForm, typer.Option(help="How each answer is written to standard error, if it is.")
     ] = LogForm.NONE,
     catalog: CatalogFile = None,
+    endpoint_url: EndpointUrl = None,
+    profile: Profile = None,
+    no_sign_request: NoSignRequest = False,
 ) -> None:
     """Serve stores over HTTP: to xarray, zarr, tensorstore, neuroglancer, and to trainers.
 
-    Stores on disk that come, or are ingested anew, are served without a restart.
+    Stores that come, or are ingested anew, are served without a restart. They may lie in buckets.
 
     Example:  spinezarr serve demo/ctspine1k.zarr
     """
@@ -82,22 +93,26 @@ def serve(
             return
         if signed_for is not None or signed_as is not None:
             raise UsageError("--for and --as: say how a URL is signed. Give it (--sign URL).")
-        paths = stores or _of_catalog(catalog)
+        options = storage_options(endpoint_url, profile, no_sign_request=no_sign_request)
+        given = [(_place(path), options) for path in stores or ()] or _of_catalog(catalog, options)
         settings = ServeSettings(
-            paths=tuple(str(Path(path).expanduser().absolute()) for path in paths),
+            paths=tuple(place for place, _ in given),
+            storage_options={place: own for place, own in given if "://" in place},
             token_file=None if token_file is None else str(token_file.absolute()),
             hosts=frozenset({host}),
             origins=frozenset(origin or ()),
             log=log,
         )
         settings.guard()
-        places = settings.stores().places()
+        served = settings.stores()
+        served.check()
         check_address(host, port, has_tokens=token_file is not None)
         base = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+        names = served.places()
         table = Table("", "store", "URL for xarray and zarr")
-        for name in places:
+        for name in names:
             table.add_row(name, f"{base}/zarr/{name}")
-        if places:
+        if names:
             ERR.print(table)
         else:
             ERR.say("There is no store yet; those that come are served.")
@@ -120,8 +135,16 @@ def _signed(token_file: Path | None, url: str, time: str | None, name: str | Non
     return signed_url(tokens, url, name, seconds)
 
 
-def _of_catalog(path: Path | None) -> list[str]:
+def _place(path: str) -> str:
+    return path if "://" in path else str(Path(path).expanduser().absolute())
+
+
+def _of_catalog(path: Path | None, options: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    """Return the stores of a catalog, and how to reach each; what the command says comes first."""
     catalog = load_catalog(path)
     if catalog is None:
         raise UsageError("Give a store, a folder of stores, or a catalog (--catalog FILE).")
-    return [entry.store_location for entry in catalog.entries.values()]
+    return [
+        (_place(entry.store_location), {**entry.storage_options, **options})
+        for entry in catalog.entries.values()
+    ]

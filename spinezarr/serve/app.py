@@ -26,6 +26,8 @@ _ELSEWHERE: Final = "other"
 """Route of what is not there."""
 _AT_ONCE_BYTES: Final = 1 << 20
 """Read and sent together; what is longer is read by threads, part by part."""
+_FAR_BYTES: Final = 4 << 20
+"""The same of what lies far away, where each part takes a request; a patch takes one or two."""
 _OPEN: Final = frozenset({LOGIN, LOGOUT, *(op.path for op in OPERATIONS if op.is_open)})
 """What is asked for without a token: by watchdogs, and by who signs in."""
 
@@ -44,7 +46,7 @@ class App:
     """
 
     def __init__(self, stores: ServedStores, guard: Guard, log: RequestLog | None = None) -> None:
-        self._stores = stores
+        self.stores = stores
         self._guard = guard
         self._log = log
         self._metrics = Metrics()
@@ -84,11 +86,11 @@ class App:
             await _send(send, request.method, answer, shared, sent)
         elif request.path.startswith(_ZARR):
             sent.route = ZARR.path
-            answer = self._bytes(request, _ZARR)
+            answer = await self._found(request, _ZARR)
             await _send(send, request.method, answer, shared, sent)
         elif request.path.startswith(_FLAT):
             sent.route = FLAT.path
-            answer = self._bytes(request, _FLAT)
+            answer = await self._found(request, _FLAT)
             await _send(send, request.method, answer, shared, sent)
         else:
             inner: Scope = {**scope, "path": request.path, "root_path": "", REQUEST: request}
@@ -99,8 +101,16 @@ class App:
         """Return the answer to who may not ask, or only asks whether it may."""
         return self._guard.preflight(request) or self._guard.refused(request)
 
+    async def _found(self, request: Request, prefix: str) -> Answer:
+        readers = self.stores.executor(request.path[len(prefix) :].partition("/")[0])
+        if readers is None:
+            return self._bytes(request, prefix)
+        return await asyncio.get_running_loop().run_in_executor(
+            readers, self._bytes, request, prefix
+        )
+
     def _bytes(self, request: Request, prefix: str) -> Answer:
-        files = self._stores.files if prefix == _ZARR else self._stores.flat
+        files = self.stores.files if prefix == _ZARR else self.stores.flat
         try:
             return answer_bytes(files, request, request.path[len(prefix) :])
         except (SpinezarrError, OSError):
@@ -191,11 +201,17 @@ class _Parts:
     async def read(self) -> bytes:
         if self._file is None:
             return self._body
-        start, stop = self._at, min(self._at + _AT_ONCE_BYTES, self._stop)
+        readers = self._file.executor
+        most = _AT_ONCE_BYTES if readers is None else _FAR_BYTES
+        start, stop = self._at, min(self._at + most, self._stop)
         self._at = stop
-        if self._stop - start <= _AT_ONCE_BYTES or self._file.data is not None:
+        if readers is None and (
+            self._stop - start <= _AT_ONCE_BYTES or self._file.data is not None
+        ):
             return self._file.read(start, stop)
-        return await asyncio.to_thread(self._file.read, start, stop)
+        return await asyncio.get_running_loop().run_in_executor(
+            readers, self._file.read, start, stop
+        )
 
 
 async def _live(receive: Receive, send: Send) -> None:

@@ -142,14 +142,11 @@ class StoreFacts:
 
     Parameters
     ----------
-    path
-        Of the store.
     files
-        What tells whether there is another table.
+        Of the store.
     """
 
-    def __init__(self, path: str, files: ServedFolder) -> None:
-        self._path = path
+    def __init__(self, files: ServedFolder) -> None:
         self._files = files
         self._lock = Lock()
         self._known: tuple[tuple[str, ...], StoreReader] | None = None
@@ -166,10 +163,14 @@ class StoreFacts:
         version = tuple("" if file is None else file.etag for file in found)
         with self._lock:
             if self._known is None or self._known[0] != version:
-                reader = StoreReader(self._path)
+                reader = self._files.reader(with_table=True)
                 reader.table  # noqa: B018  read now, or it is not this version's
                 self._known = version, reader
             return self._known[1]
+
+    def may_have(self, scan_id: str) -> bool:
+        """Whether a scan of that name can be asked for."""
+        return is_scan_id(scan_id) and self._files.may_have(scan_id)
 
 
 def answer_stores(facts: Mapping[str, Callable[[], StoreFacts | None]]) -> Answer:
@@ -252,7 +253,7 @@ def _rows(table: xr.Dataset) -> Iterator[RowModel]:
 
 def answer_scan(facts: StoreFacts, scan_id: str) -> Answer:
     """Say all that a store knows of a scan."""
-    if not is_scan_id(scan_id):
+    if not facts.may_have(scan_id):
         return explained(HTTPStatus.NOT_FOUND, "There is no such scan.")
     try:
         attributes = facts.reader().scan(scan_id).attributes

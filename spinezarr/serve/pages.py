@@ -7,12 +7,12 @@ import asyncio
 import os
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from concurrent.futures import Executor
 from functools import partial
 from http import HTTPStatus
-from typing import Final
+from typing import Final, TypeVar
 
 from starlette.applications import Starlette
-from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.requests import Request as Asked
@@ -52,6 +52,7 @@ _BODY_S: Final = 30.0
 _READY_S: Final = 1.0
 """For which an answer of /readyz holds: whoever has no token may ask too, and makes no work."""
 
+T = TypeVar("T")
 _Endpoint = Callable[[Asked], Awaitable[Answer]]
 
 
@@ -147,7 +148,8 @@ class _Pages:
             },
             text.encode(),
         )
-        self._turns = Turns(_AT_ONCE, _WAITING, _WAITING_BYTES)
+        self._turns: dict[Executor | None, Turns] = {}
+        """Of what is read from disk, and of each bucket."""
         self._ready: tuple[float, bool] = 0.0, False
         self.endpoints: Mapping[str, _Endpoint] = {
             "stores": self._list_stores,
@@ -168,7 +170,7 @@ class _Pages:
             names = self._stores.places()
             return answer_stores({name: partial(self._stores.facts, name) for name in names})
 
-        return await run_in_threadpool(find)
+        return await _called(self._stores.executor(""), find)
 
     async def _tell_store(self, asked: Asked) -> Answer:
         name = asked.path_params["store"]
@@ -183,11 +185,13 @@ class _Pages:
         return await self._of_store(asked, lambda facts: answer_scan(facts, scan_id))
 
     async def _of_store(self, asked: Asked, answer: Callable[[StoreFacts], Answer]) -> Answer:
+        name = asked.path_params["store"]
+
         def find() -> Answer:
-            found = self._stores.facts(asked.path_params["store"])
+            found = self._stores.facts(name)
             return _NO_STORE if found is None else answer(found)
 
-        return await run_in_threadpool(find)
+        return await _called(self._stores.executor(name), find)
 
     async def sign_in(self, asked: Asked) -> Answer:
         form = await _body(asked)
@@ -211,13 +215,19 @@ class _Pages:
     async def _read(
         self, asked: Asked, n_bytes: int, answer: Callable[[PatchSource], Answer]
     ) -> Answer:
-        source = await run_in_threadpool(self._stores.patches, asked.path_params["store"])
-        if source is None:
-            return _NO_STORE
+        name = asked.path_params["store"]
+
+        def find() -> Answer:
+            source = self._stores.patches(name)
+            return _NO_STORE if source is None else answer(source)
+
+        readers = self._stores.executor(name)
+        if readers not in self._turns:
+            self._turns[readers] = Turns(_AT_ONCE, _WAITING, _WAITING_BYTES)
         try:
-            async with self._turns.taken(n_bytes):
+            async with self._turns[readers].taken(n_bytes):
                 with self._figures.reading():
-                    return await run_in_threadpool(answer, source)
+                    return await _called(readers, find)
         except BusyError:
             self._figures.refused()
             return explained(
@@ -231,7 +241,7 @@ class _Pages:
         return self._page
 
     async def _count(self, _: Asked) -> Answer:
-        text = await run_in_threadpool(self._figures.text)
+        text = await _called(None, self._figures.text)
         fields = {"content-type": metrics.FORMAT, "cache-control": "no-store"}
         return Answer(HTTPStatus.OK, fields, text)
 
@@ -241,7 +251,7 @@ class _Pages:
     async def _is_ready(self, _: Asked) -> Answer:
         now = time.monotonic()
         if now >= self._ready[0]:
-            is_ready = await run_in_threadpool(self._stores.can_be_opened)
+            is_ready = await _called(self._stores.executor(""), self._stores.can_be_opened)
             self._ready = now + _READY_S, is_ready
         if self._ready[1]:
             return explained(HTTPStatus.OK, "ok")
@@ -251,6 +261,11 @@ class _Pages:
 
 
 _NO_STORE: Final = explained(HTTPStatus.NOT_FOUND, "There is no such store.")
+
+
+async def _called(readers: Executor | None, function: Callable[[], T]) -> T:
+    """Call a function that waits for files, or for a network, in a thread."""
+    return await asyncio.get_running_loop().run_in_executor(readers, function)
 
 
 async def _body(asked: Asked) -> bytes | Answer:

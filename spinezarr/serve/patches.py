@@ -34,14 +34,14 @@ from spinezarr.serve.forms import (
 from spinezarr.serve.http import Answer, Request, chosen, explained
 from spinezarr.serve.objects import ServedFolder
 from spinezarr.serve.query import AskedModel, WrongQueryError, parse_query, wrong_of
+from spinezarr.serve.storage import UnavailableError
 from spinezarr.store.attributes import is_scan_id
 from spinezarr.store.reader import StoreReader
-from spinezarr.store.store_folder import StoreFolder
 from spinezarr.stream.batch import Batch
 from spinezarr.stream.batch_reader import BatchReader
 from spinezarr.stream.draw import PatchRequest
 from spinezarr.stream.engine import Engine
-from spinezarr.stream.fetch import LocalFetcher
+from spinezarr.stream.fetch import fetcher_for
 from spinezarr.stream.nonfinite import Nonfinite
 from spinezarr.stream.service import PROTOCOL, BatchLimits
 from spinezarr.stream.spacing import step_zyx
@@ -140,8 +140,9 @@ class PatchQuery(_PatchModel):
     """Of the two, that which a form that holds one array holds."""
 
 
+_NO_SCAN: Final = "there is no such scan"
 _FAILURES: Final[Mapping[str, HTTPStatus]] = {
-    "there is no such scan": HTTPStatus.NOT_FOUND,
+    _NO_SCAN: HTTPStatus.NOT_FOUND,
     "the scan has changed": HTTPStatus.GONE,
     "the scan is damaged": HTTPStatus.SERVICE_UNAVAILABLE,
     "the scan is damaged, or has changed": HTTPStatus.SERVICE_UNAVAILABLE,
@@ -154,14 +155,11 @@ class PatchSource:
 
     Parameters
     ----------
-    path
-        Of the store.
     files
-        What tells which version of a scan is there now.
+        Of the store.
     """
 
-    def __init__(self, path: str, files: ServedFolder) -> None:
-        self._path = path
+    def __init__(self, files: ServedFolder) -> None:
         self._files = files
         self._lock = Lock()
         self._opened: tuple[StoreReader, Engine] | None = None
@@ -174,21 +172,30 @@ class PatchSource:
         SpinezarrError
             If the store cannot be opened.
         """
-        with self._lock:
-            if self._opened is None or not self._is_current(self._opened[0], scan_ids):
-                reader = StoreReader(self._path, with_table=False)
-                self._opened = reader, Engine(LocalFetcher(StoreFolder.at(self._path)))
-            return self._opened
+        opened = self._opened
+        if opened is None or not self._is_current(opened[0], scan_ids):
+            with self._lock:
+                if self._opened is opened or self._opened is None:
+                    reader = self._files.reader(with_table=False)
+                    self._opened = reader, Engine(fetcher_for(reader.objects))
+                opened = self._opened
+        return opened
+
+    def may_have(self, scan_id: str) -> bool:
+        """Whether a scan of that name can be asked for."""
+        return is_scan_id(scan_id) and self._files.may_have(scan_id)
 
     def _is_current(self, reader: StoreReader, scan_ids: Iterable[str]) -> bool:
-        for scan_id in scan_ids:
+        def is_current(scan_id: str) -> bool:
             try:
                 now, known = self._files.scan(scan_id), reader.scan(scan_id)
+            except UnavailableError:
+                raise
             except SpinezarrError:
-                continue  # whoever reads it says so
-            if now is None or now.content_checksum != known.content_checksum:
-                return False
-        return True
+                return True  # whoever reads it says so
+            return now is not None and now.content_checksum == known.content_checksum
+
+        return all(reader.objects.each(is_current, scan_ids))
 
 
 class _RefusedError(Exception):
@@ -328,7 +335,7 @@ class _Reading:
                     "for fewer items.",
                 )
             )
-        reader, engine = source.opened({i.scan_id for i in items if is_scan_id(i.scan_id)})
+        reader, engine = source.opened({i.scan_id for i in items if source.may_have(i.scan_id)})
         batches = BatchReader(
             reader=reader,
             engine=engine,
@@ -345,7 +352,11 @@ class _Reading:
             PatchRequest(at, item.scan_id, Box.at(item.start_zyx, asked.size_zyx), None)
             for at, item in enumerate(items)
         ]
-        return cls(batches, requests, [_status(reader, item, batches) for item in items])
+        statuses = [
+            _status(reader, item, batches) if source.may_have(item.scan_id) else _NO_SCAN
+            for item in items
+        ]
+        return cls(batches, requests, statuses)
 
     def check(self) -> None:
         """Refuse, if something became of an item that is no patch."""
@@ -372,7 +383,7 @@ def _status(reader: StoreReader, item: ItemModel, batches: BatchReader) -> str:
     try:
         scan = reader.scan(item.scan_id)
     except UnknownScanError:
-        return "there is no such scan"
+        return _NO_SCAN
     except CorruptStoreError:
         return "the scan is damaged"
     attributes = scan.attributes
@@ -413,12 +424,14 @@ def _read(
     wanted = [request for request in requests if statuses[request.index] == "ok"]
     try:
         return batches.read_together([wanted], threads=threads)[0]
-    except UsageError:
+    except (UsageError, ConnectionError, PermissionError):  # what lies far away, and not a scan
         raise
     except (SpinezarrError, OSError):
         for request in wanted:
             try:
                 batches.read_together([[request]], threads=threads)
+            except (ConnectionError, PermissionError):
+                raise
             except (SpinezarrError, OSError):
                 statuses[request.index] = "the scan is damaged, or has changed"
     left = [request for request in wanted if statuses[request.index] == "ok"]

@@ -103,6 +103,7 @@ class BackgroundServer:
         except ImportError as problem:
             raise UsageError(INSTALL) from problem
         app = settings.app()
+        app.stores.check()
         try:
             self._socket = socket.create_server(("127.0.0.1", port))
         except OSError as problem:

@@ -6,9 +6,9 @@ import signal
 import time
 from pathlib import Path
 from threading import Thread
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from spinezarr.errors import UsageError
 from spinezarr.serve.extra import INSTALL
@@ -39,7 +39,9 @@ class ServeSettings(BaseModel):
     Attributes
     ----------
     paths
-        Stores, or folders of stores.
+        Stores, or folders of stores; paths or URLs.
+    storage_options
+        How to reach those that are URLs, by URL.
     token_file
         Hashes of tokens; None: whoever reaches the server may read.
     hosts
@@ -52,7 +54,8 @@ class ServeSettings(BaseModel):
 
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
 
-    paths: tuple[str, ...]
+    paths: tuple[str, ...] = Field(repr=False)  # a URL may hold a password
+    storage_options: dict[str, dict[str, Any]] = Field(default={}, repr=False)
     token_file: str | None = None
     hosts: frozenset[str] = frozenset()
     origins: frozenset[str] = frozenset()
@@ -64,9 +67,9 @@ class ServeSettings(BaseModel):
         Raises
         ------
         UsageError
-            If two stores have the same name.
+            If one cannot be served from where it lies.
         """
-        return ServedStores(self.paths)
+        return ServedStores(self.paths, self.storage_options)
 
     def guard(self) -> Guard:
         """Say who may ask.
