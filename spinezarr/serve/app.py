@@ -34,8 +34,9 @@ _THREADS: Final = max(1, (os.cpu_count() or 1) // 2)
 _MOST_UNDER_WAY: Final = 2 * (os.cpu_count() or 1)
 _BODY_S: Final = 30.0
 """For the body of a request for patches."""
-_AT_ONCE_BYTES: Final = 1 << 20
+_AT_ONCE_BYTES: Final = 1 << 19
 """Read and sent together; what is longer is read by threads, part by part."""
+_WITHOUT_LENGTH: Final = (HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED)
 _OPEN: Final = {"/healthz", "/readyz"}
 """What a watchdog asks for without a token."""
 
@@ -165,7 +166,7 @@ def _request_of(scope: Scope) -> Request:
 
 async def _sent(send: Send, method: str, answer: Answer, shared: Mapping[str, str]) -> None:
     fields = {**answer.headers, **shared}
-    if answer.status not in {HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED}:
+    if answer.status not in _WITHOUT_LENGTH:
         fields["content-length"] = str(answer.length)
     try:
         parts = _Parts(answer) if method != "HEAD" else None

@@ -24,6 +24,9 @@ _NEVER_CHANGES: Final = "public, max-age=31536000, immutable"
 _PARTS: Final = "no-store"
 """Chromium keeps parts of a file, and gives cut ones for neighbouring parts
 (https://github.com/learningequality/kolibri/pull/15105)."""
+_UNFIT: Final = HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE
+_PARTIAL: Final = HTTPStatus.PARTIAL_CONTENT
+_WITHOUT_BODY: Final = (HTTPStatus.NOT_MODIFIED, HTTPStatus.PRECONDITION_FAILED)
 _VERSION: Final = re.compile(r"@([0-9a-f]{32})")
 _SEGMENTS: Final = {"", ".", ".."}
 """Names that no file of a store has."""
@@ -76,15 +79,15 @@ def _part(
     verdict = judge(method, asked, etag=found.etag, size_bytes=found.size_bytes)
     headers = {"etag": found.etag, "accept-ranges": "bytes", "x-content-type-options": "nosniff"}
     status = verdict.status
-    if status == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
+    if status == _UNFIT:
         about = {"content-range": f"bytes */{found.size_bytes}", "cache-control": _PARTS}
         return Answer(status, {**headers, **about})
-    if status == HTTPStatus.PARTIAL_CONTENT:
+    if status == _PARTIAL:
         headers["content-range"] = f"bytes {verdict.start}-{verdict.stop - 1}/{found.size_bytes}"
         headers["cache-control"] = _PARTS
     else:
         headers["cache-control"] = _NEVER_CHANGES if is_kept else _CHANGES
-    if status in {HTTPStatus.NOT_MODIFIED, HTTPStatus.PRECONDITION_FAILED}:
+    if status in _WITHOUT_BODY:
         return Answer(status, headers)
     is_json = key.endswith("zarr.json")
     headers["content-type"] = "application/json" if is_json else "application/octet-stream"

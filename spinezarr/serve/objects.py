@@ -11,7 +11,7 @@ import re
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from functools import lru_cache
 from threading import Lock
 from typing import Final
 
@@ -56,6 +56,7 @@ _CHUNK: Final = re.compile(rf"(?!.*zarr[.]json){SCAN_FILE}")
 _NUMBER: Final = re.compile(r"0|[1-9][0-9]{0,5}", re.ASCII)
 _OPEN_FILES: Final = 256
 _KNOWN_SCANS: Final = 4096
+_KNOWN_KEYS: Final = 4096
 _READ_BYTES: Final = 1 << 20
 
 Identity = tuple[int, int, int, int]
@@ -167,6 +168,7 @@ class ServedFolder:
 
     def __init__(self, path: str) -> None:
         self._folder = StoreFolder.at(path)
+        self._metadata_path = f"{self._folder.root}/{_METADATA}"
         self._scans: OrderedDict[str, ServedScan] = OrderedDict()
         self._files: OrderedDict[tuple[str, str], tuple[Identity, ServedFile]] = OrderedDict()
         self._lock = Lock()
@@ -178,7 +180,7 @@ class ServedFolder:
 
     def is_there(self) -> bool:
         """Whether there is a store now."""
-        return Path(self._folder.root, _METADATA).exists()
+        return os.path.exists(self._metadata_path)  # noqa: PTH110  three times as fast
 
     def find(self, key: str, version: str | None = None) -> ServedFile | None:
         """Return what stands under a key, or None if a store has no such key.
@@ -350,6 +352,7 @@ def part_of(file: ServedFile, start: int, stop: int) -> ServedFile:
     return ServedFile(stop - start, _tag(tag), None, file.descriptor, file.first + start)
 
 
+@lru_cache(_KNOWN_KEYS)
 def split_key(key: str) -> tuple[str, str]:
     """Return scan id and key within the scan; empty for the key of another file."""
     group, _, rest = key.partition("/")
