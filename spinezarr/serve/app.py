@@ -11,12 +11,13 @@ from urllib.parse import unquote
 
 from spinezarr.errors import SpinezarrError
 from spinezarr.serve.bytes import answer_bytes
-from spinezarr.serve.facts import answer_scan, answer_scans, answer_stores
+from spinezarr.serve.facts import answer_scan, answer_scans, answer_store, answer_stores
 from spinezarr.serve.guard import Guard
 from spinezarr.serve.http import Answer, Request, explained
 from spinezarr.serve.objects import ServedFile, UnreadableError
 from spinezarr.serve.patches import BODY_BYTES, answer_batch
 from spinezarr.serve.stores import ServedStores
+from spinezarr.serve.turns import BusyError, Turns
 
 __all__ = ["App"]
 
@@ -31,7 +32,12 @@ _FACTS: Final = re.compile(r"/v1/([^/]+)(?:/scans((?:/[^/]+)?))?")
 _BATCH: Final = re.compile(r"/v1/([^/]+)/batch")
 _THREADS: Final = max(1, (os.cpu_count() or 1) // 2)
 """That decode a batch; others are read beside it."""
-_MOST_UNDER_WAY: Final = 2 * (os.cpu_count() or 1)
+_AT_ONCE: Final = 2 * (os.cpu_count() or 1)
+"""Batches that are read at once."""
+_WAITING: Final = 256
+"""Batches that wait for that: sixteen of each of sixteen trainings."""
+_WAITING_BYTES: Final = 64 << 20
+"""Of their requests."""
 _BODY_S: Final = 30.0
 """For the body of a request for patches."""
 _AT_ONCE_BYTES: Final = 1 << 19
@@ -55,7 +61,7 @@ class App:
     def __init__(self, stores: ServedStores, guard: Guard) -> None:
         self.stores = stores
         self._guard = guard
-        self._under_way = 0
+        self._turns = Turns(_AT_ONCE, _WAITING, _WAITING_BYTES)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request."""
@@ -108,8 +114,10 @@ class App:
             opened = {n: partial(self.stores.facts, n) for n in self.stores.places()}
             return answer_stores(opened)
         found = self.stores.facts(name)
-        if found is None or scan_id is None:
+        if found is None:
             return explained(HTTPStatus.NOT_FOUND, "There is no such store.")
+        if scan_id is None:
+            return answer_store(found)
         if not scan_id:
             return answer_scans(found, request.query)
         return answer_scan(found, scan_id.removeprefix("/"))
@@ -123,22 +131,20 @@ class App:
             return explained(
                 HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"At most {BODY_BYTES} bytes are read."
             )
-        if self._under_way >= _MOST_UNDER_WAY:
-            return explained(
-                HTTPStatus.TOO_MANY_REQUESTS, "Too many patches are being read.", retry_after="1"
-            )
-        self._under_way += 1
+        source = self.stores.patches(name)
+        if source is None:
+            return explained(HTTPStatus.NOT_FOUND, "There is no such store.")
         try:
-            source = self.stores.patches(name)
-            if source is None:
-                return explained(HTTPStatus.NOT_FOUND, "There is no such store.")
-            return await asyncio.to_thread(answer_batch, source, body, threads=_THREADS)
+            async with self._turns.taken(len(body)):
+                return await asyncio.to_thread(answer_batch, source, body, threads=_THREADS)
+        except BusyError:
+            return explained(
+                HTTPStatus.TOO_MANY_REQUESTS, "Too many patches are asked for.", retry_after="1"
+            )
         except (SpinezarrError, OSError):
             return explained(
                 HTTPStatus.SERVICE_UNAVAILABLE, "The store cannot be read.", retry_after="1"
             )
-        finally:
-            self._under_way -= 1
 
 
 async def _body(receive: Receive) -> bytes | None:
