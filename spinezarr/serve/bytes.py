@@ -14,7 +14,7 @@ from typing import Final, Protocol
 
 from spinezarr.serve.conditions import judge
 from spinezarr.serve.http import Answer, Request, explained
-from spinezarr.serve.objects import GoneError, ServedFile, UnreadableError
+from spinezarr.serve.objects import GoneError, ServedFile, UnreadableError, split_key
 
 __all__ = ["answer_bytes"]
 
@@ -58,10 +58,10 @@ def answer_bytes(files_of: Callable[[str], Files | None], request: Request, path
         )
     name, _, key = path.partition("/")
     files = files_of(name)
-    if files is None or not _SEGMENTS.isdisjoint(key.split("/")):
-        return explained(HTTPStatus.NOT_FOUND, "There is no such file.")
     first, _, rest = key.partition("/")
     version = _VERSION.fullmatch(first)
+    if files is None or not _SEGMENTS.isdisjoint(key.split("/")):
+        return _without_store(rest if version else key)
     try:
         found = files.find(rest, version[1]) if version else files.find(key)
     except GoneError as problem:
@@ -71,6 +71,14 @@ def answer_bytes(files_of: Callable[[str], Files | None], request: Request, path
     if found is None:
         return explained(HTTPStatus.NOT_FOUND, "There is no such file.")
     return _part(request.method, request.headers, found, key, is_kept=version is not None)
+
+
+def _without_store(key: str) -> Answer:
+    """Answer for a store that is not there; somebody may still read one that was."""
+    _, within = split_key(key)
+    if within and not within.endswith("zarr.json"):
+        return explained(HTTPStatus.GONE, "There is no such store, or no longer.")
+    return explained(HTTPStatus.NOT_FOUND, "There is no such file.")
 
 
 def _part(

@@ -6,12 +6,15 @@ descriptor: what replaces it is another file. Only keys that a store of ours has
 """
 
 import hashlib
+import math
 import os
 import re
+import time
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from pathlib import Path
 from threading import Lock
 from typing import Final
 
@@ -57,6 +60,8 @@ _NUMBER: Final = re.compile(r"0|[1-9][0-9]{0,5}", re.ASCII)
 _OPEN_FILES: Final = 256
 _KNOWN_SCANS: Final = 4096
 _KNOWN_KEYS: Final = 4096
+_SEEN_S: Final = 0.1
+"""A store that was there is looked for again after so long. Its files are looked at each time."""
 _READ_BYTES: Final = 1 << 20
 
 Identity = tuple[int, int, int, int]
@@ -168,7 +173,7 @@ class ServedFolder:
 
     def __init__(self, path: str) -> None:
         self._folder = StoreFolder.at(path)
-        self._metadata_path = f"{self._folder.root}/{_METADATA}"
+        self._seen_until = -math.inf
         self._scans: OrderedDict[str, ServedScan] = OrderedDict()
         self._files: OrderedDict[tuple[str, str], tuple[Identity, ServedFile]] = OrderedDict()
         self._lock = Lock()
@@ -180,7 +185,10 @@ class ServedFolder:
 
     def is_there(self) -> bool:
         """Whether there is a store now."""
-        return os.path.exists(self._metadata_path)  # noqa: PTH110  three times as fast
+        now = time.monotonic()
+        if now >= self._seen_until and Path(self._folder.root, _METADATA).exists():
+            self._seen_until = now + _SEEN_S
+        return now < self._seen_until
 
     def find(self, key: str, version: str | None = None) -> ServedFile | None:
         """Return what stands under a key, or None if a store has no such key.

@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from functools import partial
 from pathlib import Path
 from threading import Event, Thread
@@ -220,6 +221,11 @@ def test_stores_come_and_go_while_it_runs(own, ctspine1k_url):
     assert spinezarr.open(f"{url}/zarr/later").table.sizes["scan"] == 6
     shutil.rmtree(copy.parent / "later.zarr")
     assert ask(f"{url}/zarr/later/zarr.json")[0] == 404
+    time.sleep(0.2)  # it is no longer known
+    assert ask(f"{url}/zarr/later/zarr.json")[0] == 404
+    chunk = f"scans/{SCAN}/image/c/0/0/0"
+    for key in (chunk, f"@{'0' * 32}/{chunk}"):  # of a store that somebody may still read
+        assert ask(f"{url}/zarr/later/{key}")[0] == 410
 
 
 OUTSIDE = [
