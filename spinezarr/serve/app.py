@@ -41,7 +41,7 @@ _WAITING_BYTES: Final = 64 << 20
 _BODY_S: Final = 30.0
 """For the body of a request for patches."""
 _AT_ONCE_BYTES: Final = 1 << 19
-"""Read and sent together; what is longer is read by threads, part by part."""
+"""Read and sent together; what is longer is read part by part, by threads if from a disk."""
 _WITHOUT_LENGTH: Final = (HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED)
 _OPEN: Final = {"/healthz", "/readyz"}
 """What a watchdog asks for without a token."""
@@ -202,14 +202,15 @@ class _Parts:
     def is_left(self) -> bool:
         return self._file is not None and self._at < self._stop
 
-    async def read(self) -> bytes:
+    async def read(self) -> bytes | bytearray:
         if self._file is None:
             return self._body
         start, stop = self._at, min(self._at + _AT_ONCE_BYTES, self._stop)
         self._at = stop
         if self._stop - start <= _AT_ONCE_BYTES or self._file.data is not None:
             return self._file.read(start, stop)
-        return await asyncio.to_thread(self._file.read, start, stop)
+        found = self._file.read_from_memory(start, stop)
+        return found or await asyncio.to_thread(self._file.read, start, stop)
 
 
 async def _live(receive: Receive, send: Send) -> None:

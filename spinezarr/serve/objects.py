@@ -63,6 +63,7 @@ _KNOWN_KEYS: Final = 4096
 _SEEN_S: Final = 0.1
 """A store that was there is looked for again after so long. Its files are looked at each time."""
 _READ_BYTES: Final = 1 << 20
+_FROM_MEMORY: Final[int | None] = getattr(os, "RWF_NOWAIT", None)
 
 Identity = tuple[int, int, int, int]
 """Of a file that stands under a name: another file there has another."""
@@ -124,6 +125,17 @@ class ServedFile:
         if len(found) != stop - start:
             raise UnreadableError("a file has become shorter.")
         return found
+
+    def read_from_memory(self, start: int, stop: int) -> bytearray | None:
+        """Read a part if the system holds it in memory; None if it does not, or cannot say."""
+        if self.descriptor is None or _FROM_MEMORY is None:
+            return None
+        found = bytearray(stop - start)
+        try:
+            size = os.preadv(self.descriptor.number, [found], self.first + start, _FROM_MEMORY)
+        except OSError:  # not in memory, or a file system that does not know
+            return None
+        return found if size == len(found) else None
 
 
 class _Descriptor:

@@ -21,6 +21,7 @@ from asking import ask, free_port, started
 
 import spinezarr
 from spinezarr.errors import ScanChangedError, UsageError
+from spinezarr.serve import objects
 from spinezarr.serve.guard import new_token
 from spinezarr.serve.run import BackgroundServer
 from spinezarr.serve.settings import ServeSettings
@@ -103,6 +104,24 @@ def test_every_file_is_served_as_it_lies_and_no_other(served, ctspine1k_url):
         assert (status, found) == (206, body[1:4])
         assert part["content-range"] == f"bytes 1-3/{len(body)}"
         assert (part["cache-control"], part["etag"]) == ("no-store", tag)
+
+
+@pytest.mark.parametrize("in_memory", ["what is", "half", "unknown", "never asked"])
+def test_a_long_file_comes_whole_from_memory_and_from_a_disk(own, monkeypatch, in_memory):
+    copy, url = own
+    path = next(path for path in copy.glob("scans/*/image/c/*/*/*") if path.stat().st_size > 1600)
+    monkeypatch.setattr("spinezarr.serve.app._AT_ONCE_BYTES", 512)
+    if in_memory == "half":
+        preadv = os.preadv
+        monkeypatch.setattr(
+            os, "preadv", lambda n, to, at, _: preadv(n, [memoryview(*to)[:99]], at)
+        )
+    elif in_memory != "what is":
+        flag = None if in_memory == "never asked" else 1 << 30  # which no system knows
+        monkeypatch.setattr(objects, "_FROM_MEMORY", flag)
+    asked = f"{url}/zarr/own/{path.relative_to(copy).as_posix()}"
+    assert ask(asked)[2] == path.read_bytes()
+    assert ask(asked, range="bytes=3-1500")[2] == path.read_bytes()[3:1501]
 
 
 def test_one_version_may_be_kept_for_ever(own):
