@@ -4,6 +4,7 @@ import asyncio
 import os
 import re
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from concurrent.futures import Executor
 from functools import partial
 from http import HTTPStatus
 from typing import Any, Final
@@ -14,6 +15,7 @@ from spinezarr.serve.bytes import answer_bytes
 from spinezarr.serve.facts import answer_scan, answer_scans, answer_store, answer_stores
 from spinezarr.serve.guard import Guard
 from spinezarr.serve.http import Answer, Request, explained
+from spinezarr.serve.login import LOGIN, LOGOUT
 from spinezarr.serve.objects import ServedFile, UnreadableError
 from spinezarr.serve.patches import BODY_BYTES, answer_batch
 from spinezarr.serve.stores import ServedStores
@@ -30,6 +32,7 @@ _FLAT: Final = "/flat/"
 _ABOUT: Final = "/v1/"
 _FACTS: Final = re.compile(r"/v1/([^/]+)(?:/scans((?:/[^/]+)?))?")
 _BATCH: Final = re.compile(r"/v1/([^/]+)/batch")
+_STORE: Final = re.compile(r"/(?:zarr|flat|v1)/([^/]*).*", re.DOTALL)
 _THREADS: Final = max(1, (os.cpu_count() or 1) // 2)
 """That decode a batch; others are read beside it."""
 _AT_ONCE: Final = 2 * (os.cpu_count() or 1)
@@ -39,9 +42,11 @@ _WAITING: Final = 256
 _WAITING_BYTES: Final = 64 << 20
 """Of their requests."""
 _BODY_S: Final = 30.0
-"""For the body of a request for patches."""
+"""For the body of a request."""
 _AT_ONCE_BYTES: Final = 1 << 19
 """Read and sent together; what is longer is read part by part, by threads if from a disk."""
+_FAR_BYTES: Final = 4 << 20
+"""The same of what lies far away, where each part takes a request; a patch takes one or two."""
 _WITHOUT_LENGTH: Final = (HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED)
 _OPEN: Final = {"/healthz", "/readyz"}
 """What a watchdog asks for without a token."""
@@ -61,7 +66,8 @@ class App:
     def __init__(self, stores: ServedStores, guard: Guard) -> None:
         self.stores = stores
         self._guard = guard
-        self._turns = Turns(_AT_ONCE, _WAITING, _WAITING_BYTES)
+        self._turns: dict[Executor | None, Turns] = {}
+        """Of what is read from disk, and of each bucket."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request."""
@@ -70,14 +76,20 @@ class App:
             return
         if scope["type"] != "http":
             return
-        request = _request_of(scope)
+        request = self._guard.opened(_request_of(scope))
         name = _BATCH.fullmatch(request.path)
         if name is not None and request.method == "POST":
             answer = self.refused(request) or await self._answer_batch(name[1], receive)
-        elif request.path.startswith(_ABOUT):
-            answer = await asyncio.to_thread(self.answer, request)
+        elif request.path in {LOGIN, LOGOUT}:
+            form = await self._whole_body(receive)
+            answer = form if isinstance(form, Answer) else self._guard.login(request, form)
         else:
-            answer = self.answer(request)
+            readers = self.stores.executor(_STORE.sub(r"\1", request.path))
+            if readers is not None or request.path.startswith(_ABOUT):
+                loop = asyncio.get_running_loop()
+                answer = await loop.run_in_executor(readers, self.answer, request)
+            else:
+                answer = self.answer(request)
         await _sent(send, request.method, answer, self._guard.shared(request))
 
     def answer(self, request: Request) -> Answer:
@@ -123,20 +135,16 @@ class App:
         return answer_scan(found, scan_id.removeprefix("/"))
 
     async def _answer_batch(self, name: str, receive: Receive) -> Answer:
+        body = await self._whole_body(receive)
+        if isinstance(body, Answer):
+            return body
+        readers = self.stores.executor(name)
+        if readers not in self._turns:
+            self._turns[readers] = Turns(_AT_ONCE, _WAITING, _WAITING_BYTES)
         try:
-            body = await asyncio.wait_for(_body(receive), _BODY_S)
-        except TimeoutError:
-            return explained(HTTPStatus.REQUEST_TIMEOUT, "The request did not come in time.")
-        if body is None:
-            return explained(
-                HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"At most {BODY_BYTES} bytes are read."
-            )
-        source = self.stores.patches(name)
-        if source is None:
-            return explained(HTTPStatus.NOT_FOUND, "There is no such store.")
-        try:
-            async with self._turns.taken(len(body)):
-                return await asyncio.to_thread(answer_batch, source, body, threads=_THREADS)
+            async with self._turns[readers].taken(len(body)):
+                loop = asyncio.get_running_loop()
+                return await loop.run_in_executor(readers, self._read_batch, name, body)
         except BusyError:
             return explained(
                 HTTPStatus.TOO_MANY_REQUESTS, "Too many patches are asked for.", retry_after="1"
@@ -145,6 +153,24 @@ class App:
             return explained(
                 HTTPStatus.SERVICE_UNAVAILABLE, "The store cannot be read.", retry_after="1"
             )
+
+    def _read_batch(self, name: str, body: bytes) -> Answer:
+        source = self.stores.patches(name)
+        if source is None:
+            return explained(HTTPStatus.NOT_FOUND, "There is no such store.")
+        return answer_batch(source, body, threads=_THREADS)
+
+    async def _whole_body(self, receive: Receive) -> bytes | Answer:
+        """Read the body of a request, or answer why it is not read."""
+        try:
+            body = await asyncio.wait_for(_body(receive), _BODY_S)
+        except TimeoutError:
+            return explained(HTTPStatus.REQUEST_TIMEOUT, "The request did not come in time.")
+        if body is None:
+            return explained(
+                HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"At most {BODY_BYTES} bytes are read."
+            )
+        return body
 
 
 async def _body(receive: Receive) -> bytes | None:
@@ -178,7 +204,8 @@ async def _sent(send: Send, method: str, answer: Answer, shared: Mapping[str, st
         parts = _Parts(answer) if method != "HEAD" else None
         first = b"" if parts is None else await parts.read()
     except UnreadableError as problem:
-        await _sent(send, method, explained(HTTPStatus.SERVICE_UNAVAILABLE, str(problem)), shared)
+        answer = explained(HTTPStatus.SERVICE_UNAVAILABLE, str(problem), retry_after="1")
+        await _sent(send, method, answer, shared)
         return
     headers = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in fields.items()]
     await send({"type": "http.response.start", "status": int(answer.status), "headers": headers})
@@ -205,12 +232,20 @@ class _Parts:
     async def read(self) -> bytes | bytearray:
         if self._file is None:
             return self._body
-        start, stop = self._at, min(self._at + _AT_ONCE_BYTES, self._stop)
+        readers = self._file.executor
+        most = _AT_ONCE_BYTES if readers is None else _FAR_BYTES
+        start, stop = self._at, min(self._at + most, self._stop)
         self._at = stop
-        if self._stop - start <= _AT_ONCE_BYTES or self._file.data is not None:
+        if readers is None and (
+            self._stop - start <= _AT_ONCE_BYTES or self._file.data is not None
+        ):
             return self._file.read(start, stop)
         found = self._file.read_from_memory(start, stop)
-        return found or await asyncio.to_thread(self._file.read, start, stop)
+        if found is not None:
+            return found
+        return await asyncio.get_running_loop().run_in_executor(
+            readers, self._file.read, start, stop
+        )
 
 
 async def _live(receive: Receive, send: Send) -> None:

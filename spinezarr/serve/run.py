@@ -7,6 +7,7 @@ from types import TracebackType
 from typing import Final, Self
 
 from spinezarr.errors import UsageError
+from spinezarr.serve.extra import INSTALL
 from spinezarr.serve.guard import is_loopback
 from spinezarr.serve.settings import VARIABLE, ServeSettings
 
@@ -17,7 +18,6 @@ _HEAD_MS: Final = 5_000
 _END_S: Final = 5
 _UNDER_WAY: Final = 256
 """Requests that a process answers at once; more wait in the system's queue."""
-_INSTALL: Final = "Serving needs more packages: pip install 'spinezarr[serve]'."
 
 
 def check_address(host: str, port: int, *, has_tokens: bool) -> None:
@@ -58,7 +58,7 @@ def run(settings: ServeSettings, host: str, port: int, processes: int) -> None:
         from granian.http import HTTP1Settings  # noqa: PLC0415
         from granian.log import LogLevels  # noqa: PLC0415
     except ImportError as problem:
-        raise UsageError(_INSTALL) from problem
+        raise UsageError(INSTALL) from problem
     os.environ[VARIABLE] = settings.model_dump_json()
     Granian(
         "spinezarr.serve.settings:create",
@@ -97,8 +97,9 @@ class BackgroundServer:
         try:
             import uvicorn  # noqa: PLC0415  an extra
         except ImportError as problem:
-            raise UsageError(_INSTALL) from problem
+            raise UsageError(INSTALL) from problem
         app = settings.app()
+        app.stores.check()
         try:
             self._socket = socket.create_server(("127.0.0.1", port))
         except OSError as problem:

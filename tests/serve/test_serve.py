@@ -21,10 +21,12 @@ from asking import ask, free_port, started
 
 import spinezarr
 from spinezarr.errors import ScanChangedError, UsageError
-from spinezarr.serve import objects
-from spinezarr.serve.guard import new_token
+from spinezarr.serve import disk
+from spinezarr.serve.disk import DiskStorage
+from spinezarr.serve.objects import ServedFolder, UnreadableError
 from spinezarr.serve.run import BackgroundServer
 from spinezarr.serve.settings import ServeSettings
+from spinezarr.serve.tokens import new_token
 
 SCAN = "liver_0"
 
@@ -118,7 +120,7 @@ def test_a_long_file_comes_whole_from_memory_and_from_a_disk(own, monkeypatch, i
         )
     elif in_memory != "what is":
         flag = None if in_memory == "never asked" else 1 << 30  # which no system knows
-        monkeypatch.setattr(objects, "_FROM_MEMORY", flag)
+        monkeypatch.setattr(disk, "_FROM_MEMORY", flag)
     asked = f"{url}/zarr/own/{path.relative_to(copy).as_posix()}"
     assert ask(asked)[2] == path.read_bytes()
     assert ask(asked, range="bytes=3-1500")[2] == path.read_bytes()[3:1501]
@@ -230,6 +232,18 @@ def test_who_holds_the_old_version_is_told(changing):
     with pytest.raises(ScanChangedError):
         list(stream)
     assert spinezarr.open(url).table.content_checksum.item() != checksum
+
+
+def test_metadata_of_one_version_are_never_those_of_another(bring, tmp_path):
+    """Though a scan is replaced between the look at it and the answer."""
+    store = tmp_path / "own.zarr"
+    bring("before", store)
+    files = ServedFolder(DiskStorage(str(store)))
+    scan = files.scan("a")
+    assert files.metadata("a", scan).data == (store / "scans/a/zarr.json").read_bytes()
+    bring("after", store)
+    with pytest.raises(UnreadableError, match="is being replaced"):
+        files.metadata("a", scan)
 
 
 def test_stores_come_and_go_while_it_runs(own, ctspine1k_url):

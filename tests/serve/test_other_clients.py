@@ -15,9 +15,9 @@ from obstore.store import HTTPStore
 from zarr.storage import FsspecStore, ObjectStore
 
 import spinezarr
-from spinezarr.serve.guard import new_token
 from spinezarr.serve.run import BackgroundServer
 from spinezarr.serve.settings import ServeSettings
+from spinezarr.serve.tokens import new_token
 
 SCRIPT = Path(__file__).with_name("zarrita.mjs")
 SCAN = "liver_0"
