@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 TORCH ?= torch==2.13.0
 NNUNET ?= nnunetv2==2.8.1
 
-.PHONY: bench bench-codecs bench-ingest bench-loaders bench-memory bench-remote bench-remote-s3 bench-s3 bench-scans bench-window demo flips fuzz-kernel test test-ceph test-crash test-hostile test-long lint types layers wheel clean
+.PHONY: bench bench-codecs bench-ingest bench-loaders bench-memory bench-remote bench-remote-s3 bench-s3 bench-scans bench-serve bench-window demo flips fuzz-kernel test test-ceph test-crash test-hostile test-long lint types layers wheel clean
 
 demo: $(VENV)/.installed
 	$(BIN)/spinezarr demo --out demo
@@ -102,6 +102,13 @@ bench-memory: $(VENV)/.installed
 bench-scans: $(VENV)/.installed
 	mkdir -p build
 	$(BIN)/python benchmarks/scans.py --json build/scans.json
+
+# Bytes of 'spinezarr serve' beside nginx, Starlette and zarr-http-server; those that are missing are
+# left out. apt-get install nginx-light wrk; SERVE='--zarr-http-server PYTHON' names a Python >= 3.12
+# that has that package.
+bench-serve: $(VENV)/.installed
+	mkdir -p build
+	$(BIN)/python benchmarks/serve.py $(PAIR) $(SERVE) --folder build --json build/serve.json
 
 # What windows of samples trade; reads nothing.
 bench-window: $(VENV)/.installed

@@ -4,12 +4,16 @@ import importlib.metadata
 import json
 import os
 import platform
+import statistics
 import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 from spinezarr.geometry import ShapeZYX
+from spinezarr.ingest.discover import discover
+from spinezarr.ingest.run import ingest
+from spinezarr.recipe import Recipe
 from spinezarr.testing import NiftiForm, PhantomSpec, make_phantom, write_nifti
 
 PACKAGES = ("spinezarr", "zarr", "numcodecs", "numpy", "nibabel", "isal")
@@ -78,3 +82,25 @@ def phantom_pair(work: Path, shape_zyx: ShapeZYX = (133, 512, 512)) -> tuple[Pat
 def folder_bytes(*folders: Path) -> int:
     """Return the size of all files below some folders."""
     return sum(f.stat().st_size for d in folders for f in d.rglob("*") if f.is_file())
+
+
+def ingested(image: Path, label: Path, work: Path) -> Path:
+    """Ingest one scan."""
+    raw, out = work / "raw", work / "one.zarr"
+    raw.mkdir()
+    (raw / "scan_ct.nii.gz").symlink_to(image.resolve())
+    (raw / "scan_seg.nii.gz").symlink_to(label.resolve())
+    recipe = Recipe.of_pairs("{scan}_ct.nii.gz", "{scan}_seg.nii.gz", name="bench")
+    report = ingest(recipe, discover(recipe, str(raw)), str(out))
+    if report.failed:
+        raise SystemExit(report.failed[0].reason)
+    return out
+
+
+def spread(name: str, values: list[float]) -> dict[str, float]:
+    """Return median, smallest and largest."""
+    return {
+        f"{name}_median": statistics.median(values),
+        f"{name}_min": min(values),
+        f"{name}_max": max(values),
+    }

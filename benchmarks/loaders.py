@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from common import machine, phantom_pair
+from common import ingested, machine, phantom_pair, spread
 from rich.console import Console
 from rich.table import Table
 from scans import add_scans
@@ -26,10 +26,7 @@ from scans import ingest as ingest_many
 from torch.utils.data import DataLoader
 
 import spinezarr
-from spinezarr.ingest.discover import discover
-from spinezarr.ingest.run import ingest
 from spinezarr.loaders.torch import PatchDataset, PatchLoader, as_tensors
-from spinezarr.recipe import Recipe
 from spinezarr.stream.stream import PatchStream
 
 ENGINE = "engine alone"
@@ -117,15 +114,6 @@ def rate(batches: Iterable[object]) -> tuple[float, float]:
     return n / wall_s, n / max(sum(os.times()[:4]) - cores, 0.01)
 
 
-def spread(name: str, values: list[float]) -> dict[str, float]:
-    """Return median, smallest and largest."""
-    return {
-        f"{name}_median": statistics.median(values),
-        f"{name}_min": min(values),
-        f"{name}_max": max(values),
-    }
-
-
 def measure(
     store: spinezarr.Store, kinds: list[tuple[str, int]], rounds: int, n_batches: int
 ) -> list[dict[str, object]]:
@@ -164,19 +152,6 @@ def fresh(rounds: int, url: Path, *what: object) -> dict[str, float]:
         for _ in range(rounds)
     ]
     return {name: statistics.median(one[name] for one in found) for name in found[0]}
-
-
-def ingested(image: Path, label: Path, work: Path) -> Path:
-    """Ingest one scan."""
-    raw, out = work / "raw", work / "one.zarr"
-    raw.mkdir()
-    (raw / "scan_ct.nii.gz").symlink_to(image.resolve())
-    (raw / "scan_seg.nii.gz").symlink_to(label.resolve())
-    recipe = Recipe.of_pairs("{scan}_ct.nii.gz", "{scan}_seg.nii.gz", name="bench")
-    report = ingest(recipe, discover(recipe, str(raw)), str(out))
-    if report.failed:
-        raise SystemExit(report.failed[0].reason)
-    return out
 
 
 def print_tables(rows: list[dict[str, object]], runs: dict[str, dict[str, float]]) -> None:

@@ -22,12 +22,14 @@ __all__ = ["App"]
 
 _ZARR: Final = "/zarr/"
 _FLAT: Final = "/flat/"
+"""As long as the other."""
 _ELSEWHERE: Final = "other"
 """Route of what is not there."""
-_AT_ONCE_BYTES: Final = 1 << 20
-"""Read and sent together; what is longer is read by threads, part by part."""
+_AT_ONCE_BYTES: Final = 1 << 19
+"""Read and sent together; what is longer is read part by part, by threads if from a disk."""
 _FAR_BYTES: Final = 4 << 20
 """The same of what lies far away, where each part takes a request; a patch takes one or two."""
+_WITHOUT_LENGTH: Final = (HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED)
 _OPEN: Final = frozenset({LOGIN, LOGOUT, *(op.path for op in OPERATIONS if op.is_open)})
 """What is asked for without a token: by watchdogs, and by who signs in."""
 
@@ -84,13 +86,14 @@ class App:
         answer = None if request.path in _OPEN else self._refused(request)
         if answer is not None:
             await _send(send, request.method, answer, shared, sent)
-        elif request.path.startswith(_ZARR):
-            sent.route = ZARR.path
-            answer = await self._found(request, _ZARR)
-            await _send(send, request.method, answer, shared, sent)
-        elif request.path.startswith(_FLAT):
-            sent.route = FLAT.path
-            answer = await self._found(request, _FLAT)
+        elif request.path.startswith((_ZARR, _FLAT)):
+            sent.route = ZARR.path if request.path.startswith(_ZARR) else FLAT.path
+            readers = self.stores.executor(request.path[len(_ZARR) :].partition("/")[0])
+            if readers is None:
+                answer = self._bytes(request)
+            else:
+                loop = asyncio.get_running_loop()
+                answer = await loop.run_in_executor(readers, self._bytes, request)
             await _send(send, request.method, answer, shared, sent)
         else:
             inner: Scope = {**scope, "path": request.path, "root_path": "", REQUEST: request}
@@ -101,18 +104,10 @@ class App:
         """Return the answer to who may not ask, or only asks whether it may."""
         return self._guard.preflight(request) or self._guard.refused(request)
 
-    async def _found(self, request: Request, prefix: str) -> Answer:
-        readers = self.stores.executor(request.path[len(prefix) :].partition("/")[0])
-        if readers is None:
-            return self._bytes(request, prefix)
-        return await asyncio.get_running_loop().run_in_executor(
-            readers, self._bytes, request, prefix
-        )
-
-    def _bytes(self, request: Request, prefix: str) -> Answer:
-        files = self.stores.files if prefix == _ZARR else self.stores.flat
+    def _bytes(self, request: Request) -> Answer:
+        files = self.stores.files if request.path.startswith(_ZARR) else self.stores.flat
         try:
-            return answer_bytes(files, request, request.path[len(prefix) :])
+            return answer_bytes(files, request, request.path[len(_ZARR) :])
         except (SpinezarrError, OSError):
             return explained(
                 HTTPStatus.SERVICE_UNAVAILABLE, "The store cannot be read.", retry_after="1"
@@ -164,7 +159,7 @@ async def _send(
     send: Send, method: str, answer: Answer, shared: Mapping[str, str], sent: _Sent
 ) -> None:
     fields = {**answer.headers, **shared}
-    if answer.status not in {HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED}:
+    if answer.status not in _WITHOUT_LENGTH:
         fields["content-length"] = str(answer.length)
     try:
         parts = _Parts(answer) if method != "HEAD" else None
@@ -198,7 +193,7 @@ class _Parts:
     def is_left(self) -> bool:
         return self._file is not None and self._at < self._stop
 
-    async def read(self) -> bytes:
+    async def read(self) -> bytes | bytearray:
         if self._file is None:
             return self._body
         readers = self._file.executor
@@ -209,6 +204,9 @@ class _Parts:
             self._stop - start <= _AT_ONCE_BYTES or self._file.data is not None
         ):
             return self._file.read(start, stop)
+        found = self._file.read_from_memory(start, stop)
+        if found is not None:
+            return found
         return await asyncio.get_running_loop().run_in_executor(
             readers, self._file.read, start, stop
         )

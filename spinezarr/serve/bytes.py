@@ -14,7 +14,7 @@ from typing import Final, Protocol
 
 from spinezarr.serve.conditions import judge
 from spinezarr.serve.http import Answer, Request, explained
-from spinezarr.serve.objects import GoneError, ServedFile, UnreadableError
+from spinezarr.serve.objects import GoneError, ServedFile, UnreadableError, split_key
 
 __all__ = ["answer_bytes"]
 
@@ -25,6 +25,9 @@ _NEVER_CHANGES: Final = "private, max-age=31536000, immutable"
 _PARTS: Final = "no-store"
 """Chromium keeps parts of a file, and gives cut ones for neighbouring parts
 (https://github.com/learningequality/kolibri/pull/15105)."""
+_UNFIT: Final = HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE
+_PARTIAL: Final = HTTPStatus.PARTIAL_CONTENT
+_WITHOUT_BODY: Final = (HTTPStatus.NOT_MODIFIED, HTTPStatus.PRECONDITION_FAILED)
 _VERSION: Final = re.compile(r"@([0-9a-f]{32})")
 _SEGMENTS: Final = {"", ".", ".."}
 """Names that no file of a store has."""
@@ -56,10 +59,10 @@ def answer_bytes(files_of: Callable[[str], Files | None], request: Request, path
         )
     name, _, key = path.partition("/")
     files = files_of(name)
-    if files is None or not _SEGMENTS.isdisjoint(key.split("/")):
-        return explained(HTTPStatus.NOT_FOUND, "There is no such file.")
     first, _, rest = key.partition("/")
     version = _VERSION.fullmatch(first)
+    if files is None or not _SEGMENTS.isdisjoint(key.split("/")):
+        return _without_store(rest if version else key)
     try:
         found = files.find(rest, version[1]) if version else files.find(key)
     except GoneError as problem:
@@ -71,21 +74,29 @@ def answer_bytes(files_of: Callable[[str], Files | None], request: Request, path
     return _part(request.method, request.headers, found, key, is_kept=version is not None)
 
 
+def _without_store(key: str) -> Answer:
+    """Answer for a store that is not there; somebody may still read one that was."""
+    _, within = split_key(key)
+    if within and not within.endswith("zarr.json"):
+        return explained(HTTPStatus.GONE, "There is no such store, or no longer.")
+    return explained(HTTPStatus.NOT_FOUND, "There is no such file.")
+
+
 def _part(
     method: str, asked: Mapping[str, str], found: ServedFile, key: str, *, is_kept: bool
 ) -> Answer:
     verdict = judge(method, asked, etag=found.etag, size_bytes=found.size_bytes)
     headers = {"etag": found.etag, "accept-ranges": "bytes", "x-content-type-options": "nosniff"}
     status = verdict.status
-    if status == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
+    if status == _UNFIT:
         about = {"content-range": f"bytes */{found.size_bytes}", "cache-control": _PARTS}
         return Answer(status, {**headers, **about})
-    if status == HTTPStatus.PARTIAL_CONTENT:
+    if status == _PARTIAL:
         headers["content-range"] = f"bytes {verdict.start}-{verdict.stop - 1}/{found.size_bytes}"
         headers["cache-control"] = _PARTS
     else:
         headers["cache-control"] = _NEVER_CHANGES if is_kept else _CHANGES
-    if status in {HTTPStatus.NOT_MODIFIED, HTTPStatus.PRECONDITION_FAILED}:
+    if status in _WITHOUT_BODY:
         return Answer(status, headers)
     is_json = key.endswith("zarr.json")
     headers["content-type"] = "application/json" if is_json else "application/octet-stream"

@@ -9,9 +9,10 @@ from typing import Final
 __all__ = ["Verdict", "judge"]
 
 _UNIT: Final = "bytes="
-_RANGE: Final = re.compile(r"[ \t]*(?:(\d+)[ \t]*-[ \t]*(\d*)|-[ \t]*(\d+))[ \t]*", re.ASCII)
-_DIGITS: Final = 19
-"""Of a position; more are none that a file has."""
+_RANGE: Final = re.compile(
+    r"[ \t]*(?:(\d{1,19})[ \t]*-[ \t]*(\d{0,19})|-[ \t]*(\d{1,19}))[ \t]*", re.ASCII
+)
+"""More digits are no position that a file has."""
 _TAG: Final = re.compile(r'(W/)?("[\x21\x23-\x7e\x80-\xff]*")')
 _CONDITION: Final = re.compile(
     rf"[ \t,]*+(?:{_TAG.pattern}[ \t]*+(?:,[ \t,]*+{_TAG.pattern}[ \t]*+)*+)?[ \t,]*+"
@@ -64,7 +65,7 @@ def judge(method: str, headers: Mapping[str, str], *, etag: str, size_bytes: int
 
 def _part(asked: str, size_bytes: int) -> Verdict:
     found = _RANGE.fullmatch(asked)
-    if found is None or max(map(len, filter(None, found.groups()))) > _DIGITS:
+    if found is None:
         return Verdict(HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE)
     first, last, length = found.groups()
     if length is not None:

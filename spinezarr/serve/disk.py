@@ -16,6 +16,7 @@ __all__ = ["Descriptor", "DiskStorage", "stores_on_disk"]
 
 _OPEN_FILES: Final = 256
 _READ_BYTES: Final = 1 << 20
+_FROM_MEMORY: Final[int | None] = getattr(os, "RWF_NOWAIT", None)
 
 
 def stores_on_disk(path: Path, suffix: str) -> list[str]:
@@ -49,6 +50,17 @@ class Descriptor(Content):
         if len(found) != stop - start:
             raise UnreadableError("a file has become shorter.")
         return found
+
+    def read_from_memory(self, start: int, stop: int) -> bytearray | None:
+        """See :class:`~spinezarr.serve.storage.Content`; asks whether the system holds them."""
+        if _FROM_MEMORY is None:
+            return None
+        found = bytearray(stop - start)
+        try:
+            size = os.preadv(self.number, [found], start, _FROM_MEMORY)
+        except OSError:  # not in memory, or a file system that does not know
+            return None
+        return found if size == len(found) else None
 
 
 class DiskStorage(Storage):

@@ -5,10 +5,13 @@ compared with the manifest of the scan as it is now when it is opened, and is th
 was then. Only keys that a store of ours has are looked for.
 """
 
+import math
 import re
+import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Final
 
 from spinezarr.errors import SpinezarrError
@@ -50,6 +53,9 @@ _SHARED: Final = {"zarr.json", "scans/zarr.json", TABLE_BUNDLE}
 _CHUNK: Final = re.compile(rf"(?!.*zarr[.]json){SCAN_FILE}")
 _NUMBER: Final = re.compile(r"0|[1-9][0-9]{0,5}", re.ASCII)
 _KNOWN_SCANS: Final = 4096
+_KNOWN_KEYS: Final = 4096
+_SEEN_S: Final = 0.1
+"""A store that was there is looked for again after so long. Its files are looked at each time."""
 _METADATA_BYTES: Final = 32 << 20
 """Of files of metadata that are kept."""
 
@@ -96,6 +102,7 @@ class ServedFolder:
 
     def __init__(self, storage: Storage) -> None:
         self._storage = storage
+        self._seen_until = -math.inf
         self._scans: Recent[ServedScan] = Recent(_KNOWN_SCANS)
         self._metadata: Recent[ServedFile] = Recent(_METADATA_BYTES)
         self._files: Recent[ServedFile] = Recent(storage.room)
@@ -119,7 +126,10 @@ class ServedFolder:
         UnreadableError
             If nobody can tell.
         """
-        return self.small(METADATA) is not None
+        now = time.monotonic()
+        if now >= self._seen_until and self.small(METADATA) is not None:
+            self._seen_until = now + _SEEN_S
+        return now < self._seen_until
 
     def reader(self, *, with_table: bool) -> StoreReader:
         """Open the store.
@@ -305,6 +315,7 @@ def part_of(file: ServedFile, start: int, stop: int) -> ServedFile:
     return ServedFile(stop - start, tag_of(tag), None, file.content, file.first + start)
 
 
+@lru_cache(_KNOWN_KEYS)
 def split_key(key: str) -> tuple[str, str]:
     """Return scan id and key within the scan; empty for the key of another file."""
     group, _, rest = key.partition("/")

@@ -72,6 +72,10 @@ class Content(ABC):
             If they cannot be read, or are another version's by now.
         """
 
+    def read_from_memory(self, start: int, stop: int) -> bytearray | None:  # noqa: ARG002
+        """Read them if that waits for nothing; None if it might."""
+        return None
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ServedFile:
@@ -120,6 +124,12 @@ class ServedFile:
         if self.content is None:
             return b""
         return self.content.read(self.first + start, self.first + stop)
+
+    def read_from_memory(self, start: int, stop: int) -> bytearray | None:
+        """Read a part that is no file of metadata, if that waits for nothing; None if it might."""
+        if self.content is None:
+            return None
+        return self.content.read_from_memory(self.first + start, self.first + stop)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from functools import partial
 from pathlib import Path
 from threading import Event, Thread
@@ -20,6 +21,7 @@ from asking import ask, free_port, started
 
 import spinezarr
 from spinezarr.errors import ScanChangedError, UsageError
+from spinezarr.serve import disk
 from spinezarr.serve.disk import DiskStorage
 from spinezarr.serve.objects import ServedFolder, UnreadableError
 from spinezarr.serve.run import BackgroundServer
@@ -104,6 +106,24 @@ def test_every_file_is_served_as_it_lies_and_no_other(served, ctspine1k_url):
         assert (status, found) == (206, body[1:4])
         assert part["content-range"] == f"bytes 1-3/{len(body)}"
         assert (part["cache-control"], part["etag"]) == ("no-store", tag)
+
+
+@pytest.mark.parametrize("in_memory", ["what is", "half", "unknown", "never asked"])
+def test_a_long_file_comes_whole_from_memory_and_from_a_disk(own, monkeypatch, in_memory):
+    copy, url = own
+    path = next(path for path in copy.glob("scans/*/image/c/*/*/*") if path.stat().st_size > 1600)
+    monkeypatch.setattr("spinezarr.serve.app._AT_ONCE_BYTES", 512)
+    if in_memory == "half":
+        preadv = os.preadv
+        monkeypatch.setattr(
+            os, "preadv", lambda n, to, at, _: preadv(n, [memoryview(*to)[:99]], at)
+        )
+    elif in_memory != "what is":
+        flag = None if in_memory == "never asked" else 1 << 30  # which no system knows
+        monkeypatch.setattr(disk, "_FROM_MEMORY", flag)
+    asked = f"{url}/zarr/own/{path.relative_to(copy).as_posix()}"
+    assert ask(asked)[2] == path.read_bytes()
+    assert ask(asked, range="bytes=3-1500")[2] == path.read_bytes()[3:1501]
 
 
 def test_one_version_may_be_kept_for_ever(own):
@@ -234,6 +254,11 @@ def test_stores_come_and_go_while_it_runs(own, ctspine1k_url):
     assert spinezarr.open(f"{url}/zarr/later").table.sizes["scan"] == 6
     shutil.rmtree(copy.parent / "later.zarr")
     assert ask(f"{url}/zarr/later/zarr.json")[0] == 404
+    time.sleep(0.2)  # it is no longer known
+    assert ask(f"{url}/zarr/later/zarr.json")[0] == 404
+    chunk = f"scans/{SCAN}/image/c/0/0/0"
+    for key in (chunk, f"@{'0' * 32}/{chunk}"):  # of a store that somebody may still read
+        assert ask(f"{url}/zarr/later/{key}")[0] == 410
 
 
 OUTSIDE = [
