@@ -17,6 +17,7 @@ from spinezarr.serve.http import Answer, Request, explained
 from spinezarr.serve.objects import ServedFile, UnreadableError
 from spinezarr.serve.patches import BODY_BYTES, answer_batch
 from spinezarr.serve.stores import ServedStores
+from spinezarr.serve.unread import limit_unread_here
 
 __all__ = ["App"]
 
@@ -32,12 +33,26 @@ _BATCH: Final = re.compile(r"/v1/([^/]+)/batch")
 _THREADS: Final = max(1, (os.cpu_count() or 1) // 2)
 """That decode a batch; others are read beside it."""
 _MOST_UNDER_WAY: Final = 2 * (os.cpu_count() or 1)
-_BODY_S: Final = 30.0
+_BODY_S: Final = 8.0
 """For the body of a request for patches."""
+_BODIES_BYTES: Final = 64 << 20
+"""Of bodies that have not come whole; who sends more waits."""
 _AT_ONCE_BYTES: Final = 1 << 20
 """Read and sent together; what is longer is read by threads, part by part."""
+_PART_BYTES: Final = 256 << 10
+"""Some wait to be sent at once, for each client that reads slowly."""
+_LISTENS_S: Final = 0.5
+"""After which granian listens."""
 _OPEN: Final = {"/healthz", "/readyz"}
 """What a watchdog asks for without a token."""
+_BUSY: Final = explained(
+    HTTPStatus.TOO_MANY_REQUESTS, "Too many patches are being read.", retry_after="1"
+)
+_TWO_LENGTHS: Final = explained(
+    HTTPStatus.BAD_REQUEST,
+    "A request has a length or chunks: with both, a proxy may take its body for another request.",
+    connection="close",
+)
 
 
 class App:
@@ -55,6 +70,7 @@ class App:
         self.stores = stores
         self._guard = guard
         self._under_way = 0
+        self._held_bytes = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request."""
@@ -65,8 +81,11 @@ class App:
             return
         request = _request_of(scope)
         name = _BATCH.fullmatch(request.path)
-        if name is not None and request.method == "POST":
-            answer = self.refused(request) or await self._answer_batch(name[1], receive)
+        if _has_two_lengths(request):
+            answer = _TWO_LENGTHS
+        elif name is not None and request.method == "POST":
+            await self._send_batch(request, name[1], receive, send)
+            return
         elif request.path.startswith(_ABOUT):
             answer = await asyncio.to_thread(self.answer, request)
         else:
@@ -113,20 +132,22 @@ class App:
             return answer_scans(found, request.query)
         return answer_scan(found, scan_id.removeprefix("/"))
 
-    async def _answer_batch(self, name: str, receive: Receive) -> Answer:
-        try:
-            body = await asyncio.wait_for(_body(receive), _BODY_S)
-        except TimeoutError:
-            return explained(HTTPStatus.REQUEST_TIMEOUT, "The request did not come in time.")
-        if body is None:
-            return explained(
-                HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"At most {BODY_BYTES} bytes are read."
-            )
-        if self._under_way >= _MOST_UNDER_WAY:
-            return explained(
-                HTTPStatus.TOO_MANY_REQUESTS, "Too many patches are being read.", retry_after="1"
-            )
+    async def _send_batch(self, request: Request, name: str, receive: Receive, send: Send) -> None:
+        """Answer a request for patches, which takes memory until its answer has been sent."""
+        body = self.refused(request) or await self._whole_body(request, receive)
+        if isinstance(body, bytes) and self._under_way >= _MOST_UNDER_WAY:
+            body = _BUSY
+        shared = self._guard.shared(request)
+        if not isinstance(body, bytes):
+            await _sent(send, request.method, body, shared)
+            return
         self._under_way += 1
+        try:
+            await _sent(send, request.method, await self._read_batch(name, body), shared)
+        finally:
+            self._under_way -= 1
+
+    async def _read_batch(self, name: str, body: bytes) -> Answer:
         try:
             source = self.stores.patches(name)
             if source is None:
@@ -136,21 +157,36 @@ class App:
             return explained(
                 HTTPStatus.SERVICE_UNAVAILABLE, "The store cannot be read.", retry_after="1"
             )
+
+    async def _whole_body(self, request: Request, receive: Receive) -> bytes | Answer:
+        """Read the body of a request, or answer why it is not read."""
+        if request.headers.get("transfer-encoding", "chunked").strip().lower() != "chunked":
+            return explained(HTTPStatus.BAD_REQUEST, "A body is sent as it is, or in chunks.")
+        parts: list[bytes] = []
+        try:
+            return await asyncio.wait_for(self._read_body(receive, parts), _BODY_S)
+        except TimeoutError:
+            return explained(HTTPStatus.REQUEST_TIMEOUT, "The request did not come in time.")
         finally:
-            self._under_way -= 1
+            self._held_bytes -= sum(map(len, parts))
 
-
-async def _body(receive: Receive) -> bytes | None:
-    """Read the body of a request; None if it is too long."""
-    parts, size, more = [], 0, True
-    while more:
-        message = await receive()
-        data = message.get("body", b"")
-        parts.append(data)
-        size, more = size + len(data), message.get("more_body", False)
-        if size > BODY_BYTES:
-            return None
-    return b"".join(parts)
+    async def _read_body(self, receive: Receive, parts: list[bytes]) -> bytes | Answer:
+        size, more = 0, True
+        while more:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                return explained(HTTPStatus.BAD_REQUEST, "The request did not come whole.")
+            data = message.get("body", b"")
+            parts.append(data)
+            size, more = size + len(data), message.get("more_body", False)
+            self._held_bytes += len(data)
+            if size > BODY_BYTES:
+                return explained(
+                    HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"At most {BODY_BYTES} bytes are read."
+                )
+            if self._held_bytes > _BODIES_BYTES:
+                return _BUSY
+        return b"".join(parts)
 
 
 def _request_of(scope: Scope) -> Request:
@@ -161,6 +197,10 @@ def _request_of(scope: Scope) -> Request:
     raw: bytes = scope.get("raw_path") or scope["path"].encode()
     path = unquote(raw.partition(b"?")[0].decode("latin-1"), errors="replace")
     return Request(scope["method"], path, scope.get("query_string", b"").decode("latin-1"), headers)
+
+
+def _has_two_lengths(request: Request) -> bool:
+    return "content-length" in request.headers and "transfer-encoding" in request.headers
 
 
 async def _sent(send: Send, method: str, answer: Answer, shared: Mapping[str, str]) -> None:
@@ -178,7 +218,10 @@ async def _sent(send: Send, method: str, answer: Answer, shared: Mapping[str, st
     more = parts is not None and parts.is_left
     await send({"type": "http.response.body", "body": first, "more_body": more})
     while more and parts is not None:
-        data = await parts.read()  # what fails now ends the connection: the length tells
+        try:
+            data = await parts.read()
+        except UnreadableError:
+            return  # which ends the connection: the length tells
         more = parts.is_left
         await send({"type": "http.response.body", "body": data, "more_body": more})
 
@@ -189,18 +232,21 @@ class _Parts:
     def __init__(self, answer: Answer) -> None:
         self._body = answer.body
         self._file: ServedFile | None = answer.file
-        self._at, self._stop = answer.start, answer.stop
+        self._at, self._stop = answer.start, answer.start + answer.length
+        self._is_long = answer.length > _AT_ONCE_BYTES
 
     @property
     def is_left(self) -> bool:
-        return self._file is not None and self._at < self._stop
+        return self._at < self._stop
 
     async def read(self) -> bytes:
-        if self._file is None:
-            return self._body
-        start, stop = self._at, min(self._at + _AT_ONCE_BYTES, self._stop)
+        start, stop = self._at, self._stop
+        if self._is_long:
+            stop = min(start + _PART_BYTES, stop)
         self._at = stop
-        if self._stop - start <= _AT_ONCE_BYTES or self._file.data is not None:
+        if self._file is None:
+            return self._body[start:stop]
+        if self._file.data is not None or not self._is_long:
             return self._file.read(start, stop)
         return await asyncio.to_thread(self._file.read, start, stop)
 
@@ -211,3 +257,4 @@ async def _live(receive: Receive, send: Send) -> None:
         await send({"type": f"{message['type']}.complete"})
         if message["type"] == "lifespan.shutdown":
             return
+        asyncio.get_running_loop().call_later(_LISTENS_S, limit_unread_here)
