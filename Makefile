@@ -21,12 +21,14 @@ test-long: $(VENV)/.installed
 
 # Ten thousand damaged files, twenty thousand pairs of a lying store and what is done with it, and
 # four thousand lying catalogs, recipes, cards and tables, each given to a command; all in processes
-# with limits. Some are in 'make test', some hundreds in 'make test-long'.
+# with limits. Then ten thousand requests to a server that nobody honest sends. Some are in
+# 'make test', some hundreds in 'make test-long'.
 test-hostile: $(VENV)/.installed
 	mkdir -p build
 	$(BIN)/python tests/hostile/fuzz.py --count 12000 --json build/hostile.json
 	$(BIN)/python tests/hostile/stores_fuzz.py --count 20000 --json build/hostile-stores.json
 	$(BIN)/python tests/hostile/strangers.py --count 4000 --json build/strangers.json
+	$(BIN)/python tests/hostile/server_fuzz.py --count 10000 --json build/hostile-server.json
 
 # Chunks and tables that somebody made up, on a kernel that is built to notice every access outside
 # its memory and all undefined behavior; then chunks on the kernel as it is, beside numcodecs.

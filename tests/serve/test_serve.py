@@ -344,7 +344,9 @@ def test_only_tokens_may_read(ctspine1k_url, tmp_path):
 
 def test_a_name_that_leads_here_by_a_trick_is_not_answered(served):
     url = f"{served}/zarr/ctspine1k/zarr.json"
-    for host in ("evil.example", "127.0.0.1.evil.example", "localhost.evil.example:8765", ""):
+    for host in ("evil.example", "127.0.0.1.evil.example", "localhost.evil.example:8765", "",
+                 "[::1].evil.example", "[::1]:80@evil.example", "localhost:80:evil.example",
+                 "localhost/evil.example"):  # fmt: skip
         assert ask(url, host=host)[0] == 421
     for host in ("localhost:1", "127.0.0.1", "[::1]:8765", "LOCALHOST"):
         assert ask(url, host=host)[0] == 200
@@ -360,6 +362,8 @@ def test_pages_of_this_machine_may_read_and_others_only_if_named(ctspine1k_url):
             ("http://127.0.0.1:1", True),
             ("https://evil.example", False),
             ("http://localhost.evil.example", False),
+            ("http://[::1].evil.example", False),
+            ("http://127.0.0.1:80@evil.example", False),
             ("null", False),
         ):
             _, headers, _ = ask(url, origin=origin)
