@@ -320,8 +320,7 @@ _HEADERS: Final = (
     b"Transfer-Encoding: chunked\r\nTransfer-Encoding: identity", b"Transfer-Encoding: ",
     b"Transfer-Encoding: chunked\x0b", b"TE: trailers, deflate;q=0.5",
     b"Trailer: Content-Length", b"Expect: 100-continue", b"Expect: 200-ok", b"Expect: ",
-    b"Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
-    b"Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==",
+    b"Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13",
     b"Upgrade: h2c\r\nConnection: Upgrade, HTTP2-Settings\r\nHTTP2-Settings: AAMAAABkAAQAAP__",
     b"Upgrade: TLS/1.0\r\nConnection: Upgrade", b"Connection: Range, Host",
     b"Connection: keep-alive, close", b"Connection: \x00", b"Connection: " + b"a," * 5000,

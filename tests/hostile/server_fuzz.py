@@ -27,7 +27,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / "tests" / folder) for folder in ("serve", "hostile", "crash")]
 
 from asking import ask  # noqa: E402
-from attacks import Attack, Target, attack  # noqa: E402
+from attacks import KINDS, Attack, Target, attack  # noqa: E402
 from killing.memory import in_memory  # noqa: E402
 from running import Running, running  # noqa: E402
 
@@ -37,8 +37,8 @@ SENT = b"injected"
 AT_ONCE = 16
 WAIT_S = 30.0
 GRACE_S = 0.2
-MOST_BYTES = 96 << 20
-"""Resident above what the server had when it was warm."""
+MOST_BYTES = 512 << 20
+"""Resident above what the server had when it was warm: buffers that are kept, and an answer."""
 MOST_FILES = 8
 IDLE_S = 6.0
 """After which the server closes connections that nobody uses."""
@@ -445,10 +445,16 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--count", type=int, default=4000)
     parser.add_argument("--first", type=int, default=0, help="number of the first attack")
+    parser.add_argument("--kind", choices=[*KINDS], help="only attacks of this kind")
     parser.add_argument("--store", type=Path, help="a sound store; else one is made")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
-    report = run(range(args.first, args.first + args.count), args.store)
+    numbers = range(args.first, args.first + args.count)
+    if args.kind:
+        which, kinds = list(KINDS).index(args.kind), len(KINDS)
+        start = args.first + (which - args.first) % kinds
+        numbers = range(start, start + args.count * kinds, kinds)
+    report = run(numbers, args.store)
     text = json.dumps(report, indent=1)
     if args.json:
         args.json.write_text(text, encoding="utf-8")

@@ -33,7 +33,7 @@ class Running:
 
     @property
     def said(self):
-        """Return what it printed as errors."""
+        """Return what it printed; granian does to the standard output."""
         return self.log.read_text(encoding="utf-8", errors="replace")
 
     @property
@@ -63,7 +63,7 @@ def running(folder, *words):
     port = free_port()
     url, log = f"http://127.0.0.1:{port}", Path(folder) / "serve.log"
     with log.open("w", encoding="utf-8") as file:
-        process = subprocess.Popen(command(port, *words), stderr=file)
+        process = subprocess.Popen(command(port, *words), stdout=file, stderr=file)
     try:
         for _ in range(600):
             try:

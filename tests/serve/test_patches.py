@@ -156,6 +156,8 @@ def test_each_item_is_answered_for_itself(ctspine1k_url, tmp_path):
         ({"items": [], "size_zyx": ("1", 1, 1)}, 400),
         ({"items": [], "size_zyx": (1, 1, 1), "other": 1}, 400),
         ({"items": [], "size_zyx": (2, 1, 1), "flat_axis": 0}, 400),
+        ({"items": [], "size_zyx": (1, 1, 1), "neighbours": 1}, 400),
+        ({"items": [], "size_zyx": (1, 1, 1), "neighbour_step_mm": 1.0, "flat_axis": 0}, 400),
         ({"items": [], "size_zyx": (1, 1, 1), "image_dtype": "object"}, 400),
         ({"items": [], "size_zyx": (1, 1, 1), "pack": "pickle"}, 400),
         ({"items": [], "size_zyx": (1, 1, 1), "spacing_zyx_mm": (0, 1, 1)}, 400),
