@@ -32,7 +32,13 @@ _FACTS: Final = re.compile(r"/v1/([^/]+)(?:/scans((?:/[^/]+)?))?")
 _BATCH: Final = re.compile(r"/v1/([^/]+)/batch")
 _THREADS: Final = max(1, (os.cpu_count() or 1) // 2)
 """That decode a batch; others are read beside it."""
-_MOST_UNDER_WAY: Final = 2 * (os.cpu_count() or 1)
+_READ_AT_ONCE: Final = 2 * (os.cpu_count() or 1)
+"""Requests for patches."""
+_MOST_WAITING: Final = 64
+"""Requests for patches, until others have been read."""
+_WAIT_S: Final = 5.0
+_UNSENT_BYTES: Final = 512 << 20
+"""Of patches; whoever does not read his own must not keep others from theirs."""
 _BODY_S: Final = 8.0
 """For the body of a request for patches."""
 _BODIES_BYTES: Final = 64 << 20
@@ -69,8 +75,10 @@ class App:
     def __init__(self, stores: ServedStores, guard: Guard) -> None:
         self.stores = stores
         self._guard = guard
-        self._under_way = 0
+        self._reading = asyncio.Semaphore(_READ_AT_ONCE)
+        self._waiting = 0
         self._held_bytes = 0
+        self._unsent_bytes = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request."""
@@ -133,21 +141,28 @@ class App:
         return answer_scan(found, scan_id.removeprefix("/"))
 
     async def _send_batch(self, request: Request, name: str, receive: Receive, send: Send) -> None:
-        """Answer a request for patches, which takes memory until its answer has been sent."""
-        body = self.refused(request) or await self._whole_body(request, receive)
-        if isinstance(body, bytes) and self._under_way >= _MOST_UNDER_WAY:
-            body = _BUSY
-        shared = self._guard.shared(request)
-        if not isinstance(body, bytes):
-            await _sent(send, request.method, body, shared)
-            return
-        self._under_way += 1
+        answer = self.refused(request) or await self._read_batch(request, name, receive)
+        self._unsent_bytes += len(answer.body)
         try:
-            await _sent(send, request.method, await self._read_batch(name, body), shared)
+            await _sent(send, request.method, answer, self._guard.shared(request))
         finally:
-            self._under_way -= 1
+            self._unsent_bytes -= len(answer.body)
 
-    async def _read_batch(self, name: str, body: bytes) -> Answer:
+    async def _read_batch(self, request: Request, name: str, receive: Receive) -> Answer:
+        """Answer a request for patches, in its turn."""
+        body = await self._whole_body(request, receive)
+        if isinstance(body, Answer):
+            return body
+        if self._waiting >= _MOST_WAITING or self._unsent_bytes > _UNSENT_BYTES:
+            return _BUSY
+        self._waiting += 1
+        try:
+            async with asyncio.timeout(_WAIT_S):
+                await self._reading.acquire()
+        except TimeoutError:
+            return _BUSY
+        finally:
+            self._waiting -= 1
         try:
             source = self.stores.patches(name)
             if source is None:
@@ -157,6 +172,8 @@ class App:
             return explained(
                 HTTPStatus.SERVICE_UNAVAILABLE, "The store cannot be read.", retry_after="1"
             )
+        finally:
+            self._reading.release()
 
     async def _whole_body(self, request: Request, receive: Receive) -> bytes | Answer:
         """Read the body of a request, or answer why it is not read."""
