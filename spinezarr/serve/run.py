@@ -16,7 +16,8 @@ __all__ = ["BackgroundServer", "check_address", "run"]
 
 _HEAD_MS: Final = 5_000
 """For the head of a request; slower clients are let go."""
-_END_S: Final = 5
+_END_S: Final = 4
+"""For what has begun; processes need another second to end."""
 _CONNECTIONS: Final = 2048
 """Of a process, idle ones among them; more wait in the system's queue."""
 _OWN_FILES: Final = 512

@@ -87,8 +87,8 @@ def _get(path: str, *fields: str) -> bytes:
 class Requests:
     """Draws requests for a store, and knows what is on disk."""
 
-    def __init__(self, store: Path, seed: int) -> None:
-        self._random = random.Random(seed)  # noqa: S311  no secret
+    def __init__(self, store: Path, batches: int) -> None:
+        self._random = random.Random(14)  # noqa: S311  no secret
         self._name = store.stem
         self._files = {
             path.relative_to(store).as_posix(): path.read_bytes()
@@ -100,7 +100,7 @@ class Requests:
         ids = opened.table.scan.to_numpy().tolist()
         self._versions = dict(zip(ids, opened.table.content_checksum.to_numpy(), strict=True))
         self._shapes = dict(zip(ids, opened.table.shape_zyx.to_numpy().tolist(), strict=True))
-        self._batches = [self._batch(opened, ids) for _ in range(BATCHES)]
+        self._batches = [self._batch(opened, ids) for _ in range(batches)]
         self._facts = {
             f"/v1/{self._name}/scans": lambda body: [s["scan_id"] for s in body["scans"]] == ids,
             "/v1/stores": lambda body: [s["name"] for s in body["stores"]] == [self._name],
@@ -268,22 +268,27 @@ async def _all(server: Running, requests: Requests, seconds: float, connections:
 
 
 def run(store: Path, seconds: float, connections: int, processes: int = 1) -> dict[str, Any]:
-    """Ask a server for a time, and sum up."""
-    requests = Requests(store, seed=14)
+    """Ask a server of its own for a time, and sum up."""
     with (
         tempfile.TemporaryDirectory(prefix="load-") as folder,
         running(folder, store, "--processes", processes) as server,
     ):
-        # What is served is kept open, so it is opened first.
-        asyncio.run(_once(server, [*requests.each()]))
-        idle = _settled(server)
-        counts, held = asyncio.run(_all(server, requests, seconds, connections))
-        left = _settled(server) - idle
-        said = server.said.partition("Serving at")[2].partition("\n")[2].strip()
+        return ask_for_long(server, Requests(store, BATCHES), seconds, connections)
+
+
+def ask_for_long(
+    server: Running, requests: Requests, seconds: float, connections: int
+) -> dict[str, Any]:
+    """Ask a server for a time, and sum up."""
+    asyncio.run(_once(server, [*requests.each()]))
+    idle = _settled(server)
+    counts, held = asyncio.run(_all(server, requests, seconds, connections))
+    left = _settled(server) - idle
+    said = server.said.partition("Serving at")[2].partition("\n")[2].strip()
     return {
         "seconds": seconds,
         "connections": connections,
-        "processes": processes,
+        "processes": len(server.workers),
         "kinds": {kind: _times(found) for kind, found in counts.seconds.items()},
         "requests_per_second": round(sum(map(len, counts.seconds.values())) / seconds, 1),
         "megabytes_per_second": round(counts.bytes / seconds / 1e6, 1),
@@ -291,15 +296,15 @@ def run(store: Path, seconds: float, connections: int, processes: int = 1) -> di
         "errors": dict(counts.errors),
         "wrong": counts.wrong[:10],
         **_growth(held),
-        "descriptors_left": left,
+        "sockets_left": left,
         "said": said,
     }
 
 
 def _settled(server: Running) -> int:
-    """Count descriptors once connections that nobody uses are closed."""
+    """Count what is open once connections that have ended are closed."""
     time.sleep(IDLE_S)
-    return server.descriptors
+    return server.sockets
 
 
 async def _once(server: Running, all_asked: Sequence[Asked]) -> None:
@@ -356,7 +361,7 @@ def main() -> int:
     if args.json:
         args.json.write_text(text, encoding="utf-8")
     sys.stdout.write(f"{text}\n")
-    failed = report["wrong"] or report["errors"] or report["said"] or report["descriptors_left"] > 2
+    failed = report["wrong"] or report["errors"] or report["said"] or report["sockets_left"] > 2
     return 1 if failed or (args.minutes >= 5 and report["growth_percent"] >= 5) else 0
 
 

@@ -42,6 +42,11 @@ class Running:
         return sum(worker.num_fds() for worker in self.workers)
 
     @property
+    def sockets(self):
+        """Count connections, and what else is no file: files of a store are kept open."""
+        return self.descriptors - sum(len(worker.open_files()) for worker in self.workers)
+
+    @property
     def resident_bytes(self):
         return sum(worker.memory_info().rss for worker in self.workers)
 

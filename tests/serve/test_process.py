@@ -125,17 +125,18 @@ def is_sound(found):
     assert found["wrong"] == []
     assert found["errors"] == {}
     assert found["said"] == ""
-    assert found["descriptors_left"] <= 2
+    assert found["sockets_left"] <= 2
     assert all(times["count"] for times in found["kinds"].values())
 
 
-def test_many_clients_get_the_bytes_of_the_disk(ctspine1k_url):
-    is_sound(load.run(Path(ctspine1k_url), seconds=1.5, connections=16))
+def test_many_clients_get_the_bytes_of_the_disk(server, ctspine1k_url):
+    requests = load.Requests(Path(ctspine1k_url), batches=6)
+    is_sound(load.ask_for_long(server, requests, seconds=1.5, connections=16))
 
 
 @pytest.mark.long
 def test_sixty_four_clients_get_the_bytes_of_the_disk(ctspine1k_url):
-    found = load.run(Path(ctspine1k_url), seconds=15, connections=64, processes=2)
+    found = load.run(Path(ctspine1k_url), seconds=10, connections=64, processes=2)
     is_sound(found)
     assert found["busy"] < found["kinds"]["patch"]["count"] / 10
 
@@ -179,29 +180,26 @@ def test_a_thousand_that_are_slow_go_while_others_are_served(server, data, expec
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("what", ["file", "patches"])
-def test_who_does_not_read_takes_little_and_is_let_go(large, tmp_path, what):
+def test_who_does_not_read_takes_little_and_is_let_go(large, tmp_path):
     size = [128, 384, 384]
     body = json.dumps({"items": [{"scan_id": "a", "start_zyx": [0, 0, 0]}], "size_zyx": size})
+    get = head(method="GET", path=f"/zarr/large/{SHARD}")
+    post = head(f"Content-Length: {len(body)}", path="/v1/large/batch") + body.encode()
     with running(tmp_path, large) as server, ExitStack() as stack:
         time.sleep(1)
-        get = head(method="GET", path=f"/zarr/large/{SHARD}")
-        post = head(f"Content-Length: {len(body)}", path="/v1/large/batch") + body.encode()
-        count, data = (100, get) if what == "file" else (16, post)
-        before = server.resident_bytes
-        began, files = time.monotonic(), server.descriptors
-        many = [stack.enter_context(connected(server, window=4096)) for _ in range(count)]
-        for one in many:
+        before, idle, began = server.resident_bytes, server.sockets, time.monotonic()
+        for data in [get] * 100 + [post] * 16:
+            one = stack.enter_context(connected(server, window=4096))
             one.sendall(data)
         most = 0
-        while server.descriptors > files + count // 4 or time.monotonic() - began < 10:
+        # Answers in parts wait for their clients; those that were refused end by themselves.
+        while server.sockets > idle + 4 or time.monotonic() - began < 10:
             most = max(most, server.resident_bytes)
             assert time.monotonic() - began < 60
             assert ask(f"{server.url}/zarr/large/zarr.json")[0] == 200
             time.sleep(0.2)
         assert time.monotonic() - began > 20
-        assert most - before < (400 << 20 if what == "file" else 1 << 30)
-        # Whoever is not read held up nobody else.
+        assert most - before < 1400 << 20
         wanted = {"items": [{"scan_id": "a", "start_zyx": [0, 0, 0]}], "size_zyx": [8, 8, 8]}
         assert ask_for_patches(f"{server.url}/v1/large/batch", wanted)[0] == 200
     assert said(server) == ""
@@ -220,7 +218,7 @@ def test_who_leaves_in_the_middle_leaves_nothing(large, tmp_path):
     with running(tmp_path, large) as server:
 
         def leave(first):
-            for number in range(first, 3000, 8):
+            for number in range(first, 1000, 8):
                 one = connected(server)
                 one.sendall(asked[number % 3 if number % 10 == 2 else number % 2])
                 one.recv(number % 4000) if number % 3 else None
@@ -237,9 +235,9 @@ def test_who_leaves_in_the_middle_leaves_nothing(large, tmp_path):
             time.sleep(2)
 
         all_leave()
-        before, files = server.resident_bytes, server.descriptors
+        before, idle = server.resident_bytes, server.sockets
         all_leave()
-        assert server.descriptors <= files + 2
+        assert server.sockets <= idle + 2
         assert server.resident_bytes < before + (100 << 20)
         assert ask(f"{server.url}/zarr/large/zarr.json")[0] == 200
     assert said(server) == ""
@@ -251,22 +249,32 @@ def test_who_leaves_in_the_middle_leaves_nothing(large, tmp_path):
 @pytest.mark.long
 @pytest.mark.parametrize("reads", [True, False])
 def test_what_was_begun_is_finished_within_five_seconds(large, tmp_path, reads):
+    bodies = {}
     with running(tmp_path, large) as server, ExitStack() as stack:
-        many = [stack.enter_context(connected(server, window=65_536)) for _ in range(8)]
+        window = None if reads else 4096
+        many = [stack.enter_context(connected(server, window=window)) for _ in range(3)]
         for one in many:
             one.sendall(head("Connection: close", method="GET", path=f"/zarr/large/{SHARD}"))
         firsts = [one.recv(1000) for one in many]
-        began = time.monotonic()
         server.process.send_signal(signal.SIGTERM)
+        began = time.monotonic()
         time.sleep(0.3)
-        if reads:
-            whole = (large / SHARD).read_bytes()
-            for first, one in zip(firsts, many, strict=True):
-                assert (first + everything(one)).partition(b"\r\n\r\n")[2] == whole
-        server.process.wait(timeout=10)
-        assert time.monotonic() - began < 8
+
+        def read(at):
+            bodies[at] = (firsts[at] + everything(many[at])).partition(b"\r\n\r\n")[2]
+
+        readers = [Thread(target=read, args=(at,)) for at in range(3 * reads)]
+        for reader in readers:
+            reader.start()
+        server.process.wait(timeout=20)
+        assert time.monotonic() - began < 5.5
+        for reader in readers:
+            reader.join()
         with pytest.raises(OSError, match=r"refused|reset"):
-            connected(server)
+            socket.create_connection(("127.0.0.1", server.port))
+    whole = (large / SHARD).read_bytes()
+    assert all(body == whole for body in bodies.values())
+    assert len(bodies) == 3 * reads
 
 
 @pytest.mark.long
@@ -287,7 +295,7 @@ def test_a_process_that_is_killed_comes_again(ctspine1k_url, tmp_path):
             except OSError:  # it was given to the process that is gone
                 failed += 1
             time.sleep(0.05)
-        assert answered > 10
+        assert answered
         now = {worker.pid for worker in server.workers}
         assert killed not in now
         assert len(now) == 2
