@@ -72,8 +72,8 @@ class Conditions:
     bytes_per_s
         Of the bodies of all answers together; None for no cap.
     fault_rate
-        Share of the GET requests that get a fault. A fault of the body needs a body, and spares
-        answers that are errors.
+        Share of the GET and POST requests that get a fault. A fault of the body needs a body, and
+        spares answers that are errors.
     fault_kinds
         Equally probable; from `FAULTS`.
     fault_paths
@@ -512,7 +512,7 @@ class _Service:
         conditions = self._conditions
         request.due = self.loop.time() + conditions.latency_s
         request.stall_s = conditions.stall_s
-        if conditions.fault_rate and request.method == HTTPMethod.GET:
+        if conditions.fault_rate and request.method in (HTTPMethod.GET, HTTPMethod.POST):
             self._draw(request, conditions)
 
     def _draw(self, request: _Request, conditions: Conditions) -> None:

@@ -18,6 +18,7 @@ import argparse
 import json
 import os
 import signal
+import socket
 import statistics
 import subprocess
 import sys
@@ -25,12 +26,13 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+from urllib.request import urlopen
 
 from ceph import MissingProgramsError, ceph_gateway
 from common import machine, phantom_pair
@@ -67,11 +69,15 @@ GUESSES = 3
 SLOW_ROUNDS = 2
 SLOW_TIMES = 3
 """Times as long as a turn should be, that is slow."""
+PATIENCE_TIMES, PATIENCE_S = 100, 0.1
+"""Until a server is up."""
 COLD_BATCH = 2
 """Of ``peers/first_batch.py``."""
 
 
 SHORT_SHAPE = (80, 160, 160)
+WITH_LAYOUTS = sorted({way.peer for way in WAYS if way.has_layouts})
+"""Peers that read Zarr."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,8 +131,8 @@ def store_name(layout: str) -> str:
     return f"{side}-{codec.replace(' ', '-')}.zarr"
 
 
-def ours(shuffle: str, reader: str = "", **limits: int) -> Setup:
-    """Return spinezarr, with limits of merging that are not its own."""
+def ours(shuffle: str, reader: str = "", **limits: int | str) -> Setup:
+    """Return spinezarr, with what is not as it is by itself."""
     name = reader or (OURS if shuffle == "exact" else f"{OURS}, {shuffle}")
     named = [f"{key}={value}" for key, value in limits.items()]
     return Setup(name, shuffle, ("spinezarr", shuffle, *named))
@@ -296,14 +302,25 @@ def choose_layouts(bench: Bench, ways: Sequence[RemoteWay], kind: str) -> dict[s
     return chosen
 
 
+def own_setups(bench: Bench) -> list[Setup]:
+    """Return the settings of spinezarr that take turns."""
+    setups = [ours("exact"), ours("window")]
+    if bench.options.serve:
+        ways = [(shuffle, way) for shuffle in ("exact", "window") for way in ("patches", "ranges")]
+        for shuffle, way in ways:
+            name = f"{OURS}, {way}" if shuffle == "exact" else f"{OURS}, {shuffle}, {way}"
+            setups.append(ours(shuffle, name, transfer=way))
+    return setups
+
+
 def choose_settings(
     bench: Bench, ways: Sequence[RemoteWay], layouts: dict[str, str], kind: str, link: str
 ) -> list[Entry]:
     """Try every setting of each peer, on its layout and on our store; return the fastest."""
-    entries = []
-    for shuffle in ("exact", "window"):
-        setup = ours(shuffle)
-        entries.append(guessed(bench, Entry(setup.reader, setup, 0, 1.0), kind, link))
+    entries = [
+        guessed(bench, Entry(setup.reader, setup, 0, 1.0), kind, link)
+        for setup in own_setups(bench)
+    ]
     for name in dict.fromkeys(way.peer for way in ways):
         of_peer = [way for way in ways if way.peer == name]
         own = [layouts[name]] if name in layouts else []
@@ -579,10 +596,38 @@ def measure(bench: Bench, parts: Sequence[str]) -> Iterator[dict[str, Any]]:
 
 
 @contextmanager
+def spinezarr_server(folder: Path) -> Iterator[str]:
+    """Run ``spinezarr serve`` with the one store; yield its URL."""
+    shown = folder / "served" / f"{OUR_NAME}.zarr"  # a store's name has no such ending
+    shown.parent.mkdir(exist_ok=True)
+    shown.symlink_to(folder / OUR_NAME)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    code = "from spinezarr.cli.main import main; main()"
+    command = [sys.executable, "-c", code, "serve", str(shown.parent)]
+    with subprocess.Popen([*command, "--port", str(port)]) as process:  # noqa: S603
+        try:
+            url = f"http://127.0.0.1:{port}"
+            for _ in range(PATIENCE_TIMES):
+                with suppress(OSError), urlopen(f"{url}/readyz"):  # noqa: S310
+                    break
+                time.sleep(PATIENCE_S)
+            yield url
+        finally:
+            process.terminate()
+
+
+@contextmanager
 def served(options: argparse.Namespace, data: Data) -> Iterator[Bench]:
     """Serve the scans by the proxy itself, or by a Ceph gateway behind it."""
     with ExitStack() as stack:
-        if not options.s3:
+        if options.serve:
+            store_of(data, "balanced")
+            url = stack.enter_context(spinezarr_server(data.folder))
+            link = stack.enter_context(proxy(upstream=url))
+            bench = Bench(options, data, Place(f"{link.url}/zarr"), link, lambda _: None)
+        elif not options.s3:
             link = stack.enter_context(proxy(folder=data.folder))
             bench = Bench(options, data, Place(link.url), link, lambda _: None)
         else:
@@ -619,6 +664,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--runs", type=int, nargs="+", default=[], help="bytes, to try")
     parser.add_argument("--in-flight", type=int, nargs="+", default=[], help="requests, to try")
     parser.add_argument("--s3", action="store_true", help="from a Ceph gateway in place of HTTP")
+    parser.add_argument(
+        "--serve", action="store_true", help="from 'spinezarr serve', which has our store alone"
+    )
     parser.add_argument("--short", action="store_true", help="a look, and a test: few patches")
     parser.add_argument("--quick", action="store_true", help="one setting of each peer")
     parser.add_argument("--kinds", nargs="+", default=["128^3", "64^3"], choices=KINDS)
@@ -640,6 +688,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--json", type=Path, help="where to write the figures")
     parser.add_argument("--png", type=Path, help="where to draw them")
     options = parser.parse_args()
+    if options.serve:
+        options.layouts = [OUR_STORE]
+        options.peers = [peer for peer in options.peers or WITH_LAYOUTS if peer in WITH_LAYOUTS]
     return shortened(options) if options.short else options
 
 
@@ -647,7 +698,7 @@ def shortened(options: argparse.Namespace) -> argparse.Namespace:
     """Return options of a run of half a minute, which shows that all works and no more."""
     options.quick = True
     options.links = [link for link in options.links if link in {"0 ms", TRIED_AT}]
-    options.layouts = [USUAL]
+    options.layouts = [USUAL] if not options.serve else options.layouts
     options.rounds, options.seconds, options.scans = 1, 0.3, 2
     options.kinds = options.kinds[-1:]
     options.fault_patches, options.peer_fault_patches, options.rates = 16, 8, [0.03]

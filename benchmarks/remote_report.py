@@ -20,6 +20,7 @@ LINKS = {
     "20 ms": Conditions(latency_s=0.02),
     "100 ms": Conditions(latency_s=0.1),
     CAP: Conditions(bytes_per_s=100e6),
+    "12 MB/s": Conditions(bytes_per_s=12e6),
 }
 """Links by name; latency is that of each request."""
 MB = 1e6

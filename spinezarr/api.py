@@ -2,15 +2,16 @@
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
 from spinezarr.catalog import locate_store
-from spinezarr.errors import UsageError
+from spinezarr.errors import StoreNotFoundError, UsageError
 from spinezarr.geometry import FLAT_AXIS, Plane, ShapeZYX, SpacingZYX, axis_positions_mm
 from spinezarr.loaders.huggingface import SplitDataset, load_splits
 from spinezarr.stats.statistics import Statistics, compute_statistics, select_scans
@@ -22,6 +23,7 @@ from spinezarr.stream.fetch import fetcher_for
 from spinezarr.stream.grid import GridStream, Tiling
 from spinezarr.stream.nonfinite import Nonfinite, refuse_nonfinite
 from spinezarr.stream.range_cache import DiskCache
+from spinezarr.stream.service import PatchService, Transfer, service_url, store_url
 from spinezarr.stream.spacing import OWN_SPACING, TargetZYX, patch_size, target_spacing
 from spinezarr.stream.stream import OnChange, PatchStream, image_dtype_of
 from spinezarr.stream.volumes import StoredVolumes
@@ -47,14 +49,15 @@ def open(  # noqa: A001  spinezarr.open reads as xarray.open_zarr does
     cache: DiskCache | str | os.PathLike[str] | None = None,
     cache_bytes: int = 0,
     in_flight: int = IN_FLIGHT,
+    transfer: Transfer = "auto",
 ) -> "Store":
     """Open a store.
 
     Parameters
     ----------
     store
-        A path, an fsspec URL such as ``s3://bucket/ctspine1k.zarr``, or the name of a dataset in
-        the catalog.
+        A path, an fsspec URL such as ``s3://bucket/ctspine1k.zarr``, that of a store on a server
+        of spinezarr such as ``http://lab:8765/ctspine1k``, or the name of a dataset in the catalog.
     catalog
         The catalog file; else ``$SPINEZARR_CATALOG``, else ``catalog.yaml`` in the working folder.
     storage_options
@@ -69,6 +72,10 @@ def open(  # noqa: A001  spinezarr.open reads as xarray.open_zarr does
     in_flight
         Requests to a URL that are under way at once, in each process. More of them bridge longer
         distances, and are refused by servers that limit them.
+    transfer
+        What comes from a server of spinezarr: ``"patches"`` that it reads itself, ``"ranges"`` of
+        its files, or with ``"auto"`` whichever is faster. The samples are the same. Patches are not
+        asked for where a cache keeps what comes.
 
     Raises
     ------
@@ -84,14 +91,29 @@ def open(  # noqa: A001  spinezarr.open reads as xarray.open_zarr does
     if in_flight < 1:
         raise UsageError(f"in_flight {in_flight}: must be at least 1.")
     url, options = locate_store(os.fspath(store), catalog)
-    reader = StoreReader(url, {**options, **(storage_options or {})}, in_flight=in_flight)
+    reader = _reader_of(url, {**options, **(storage_options or {})}, in_flight)
     if cache is not None and not isinstance(cache, DiskCache):
         cache = DiskCache(Path(cache))
-    return Store(reader, cache=cache, cache_bytes=cache_bytes)
+    return Store(reader, cache=cache, cache_bytes=cache_bytes, transfer=transfer)
 
 
-def _store(reader: StoreReader, cache: DiskCache | None, cache_bytes: int) -> "Store":
-    return Store(reader, cache=cache, cache_bytes=cache_bytes)
+def _reader_of(url: str, options: Mapping[str, Any], in_flight: int) -> StoreReader:
+    """Open a store, also by the short URL of one that a server of spinezarr has."""
+    try:
+        return StoreReader(url, options, in_flight=in_flight)
+    except StoreNotFoundError:
+        served = store_url(url)
+        if served is None:
+            raise
+        with suppress(StoreNotFoundError):
+            return StoreReader(served, options, in_flight=in_flight)
+        raise
+
+
+def _store(
+    reader: StoreReader, cache: DiskCache | None, cache_bytes: int, transfer: Transfer
+) -> "Store":
+    return Store(reader, cache=cache, cache_bytes=cache_bytes, transfer=transfer)
 
 
 def load_dataset(
@@ -157,14 +179,31 @@ class Store:
         Keeps on disk what comes from afar.
     cache_bytes
         Of decoded chunks that are kept in memory.
+    transfer
+        What comes from a server of spinezarr.
+
+    Raises
+    ------
+    UsageError
+        If there is no such transfer.
     """
 
     def __init__(
-        self, reader: StoreReader, *, cache: DiskCache | None = None, cache_bytes: int = 0
+        self,
+        reader: StoreReader,
+        *,
+        cache: DiskCache | None = None,
+        cache_bytes: int = 0,
+        transfer: Transfer = "auto",
     ) -> None:
         self._reader = reader
         self._cache = cache
         self._engine = Engine(fetcher_for(reader.objects, cache), cache_bytes=cache_bytes)
+        if transfer not in get_args(Transfer):
+            raise UsageError(f"transfer {transfer!r}: must be {', '.join(get_args(Transfer))}.")
+        self._transfer = transfer
+        served = None if cache or cache_bytes else service_url(reader.url)
+        self._service = None if served is None else PatchService(served, transfer)
 
     def __repr__(self) -> str:
         table = self.table
@@ -176,7 +215,7 @@ class Store:
         )
 
     def __reduce__(self) -> tuple[Callable[..., "Store"], tuple[object, ...]]:
-        return _store, (self._reader, self._cache, self._engine.cache_bytes)
+        return _store, (self._reader, self._cache, self._engine.cache_bytes, self._transfer)
 
     @property
     def url(self) -> str:
@@ -869,6 +908,7 @@ class Store:
             neighbours=neighbours,
             neighbour_step_mm=neighbour_step_mm,
             on_change=on_change,
+            service=self._service,
         )
 
 

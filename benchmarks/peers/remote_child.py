@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from draws import Draw
@@ -28,6 +28,7 @@ from peers.remote import OUR_NAME, WAYS, Peer, Place
 from spinezarr.geometry import Box, ShapeZYX
 from spinezarr.store.remote import IN_FLIGHT
 from spinezarr.stream.batch import Batch
+from spinezarr.stream.service import Transfer
 from spinezarr.stream.stream import PatchStream
 
 SIZES: dict[str, ShapeZYX] = {
@@ -204,7 +205,10 @@ LIMITS = {
 class OurServer:
     """Iterates over the streams of a store, as a user does."""
 
-    def __init__(self, place: Place, data: Data, shuffle: str, limits: dict[str, int]) -> None:
+    def __init__(
+        self, place: Place, data: Data, shuffle: str, limits: dict[str, int],
+        transfer: Transfer = "auto",
+    ) -> None:  # fmt: skip
         in_flight = limits.pop("in_flight", IN_FLIGHT)
         for name, value in limits.items():
             where, limit = LIMITS[name]
@@ -213,7 +217,9 @@ class OurServer:
                 raise AttributeError(f"{where} has no {limit}: name its limits anew here")
             setattr(module, limit, (value, value) if name == "gap" else value)
         url = f"{place.url}/{OUR_NAME}"
-        self._store = spinezarr.open(url, storage_options=place.options, in_flight=in_flight)
+        self._store = spinezarr.open(
+            url, storage_options=place.options, in_flight=in_flight, transfer=transfer
+        )
         self._data = data
         self._shuffle = shuffle
         self._truth = Truth(data)
@@ -343,9 +349,11 @@ def start() -> PeerServer | OurServer:
     place = Place(os.environ["REMOTE_URL"], *(os.environ.get(name, "") for name in account))
     name, *rest = sys.argv[2:]
     if name == "spinezarr":
-        shuffle, *limits = rest
-        named = (limit.split("=") for limit in limits)
-        return OurServer(place, data, shuffle, {key: int(value) for key, value in named})
+        shuffle, *options = rest
+        named = dict(option.split("=") for option in options)
+        transfer = cast("Transfer", named.pop("transfer", "auto"))
+        limits = {key: int(value) for key, value in named.items()}
+        return OurServer(place, data, shuffle, limits, transfer)
     (store,) = rest
     way = next(way for way in WAYS if way.name == name)
     peer = way.open(place, data, store)

@@ -11,12 +11,13 @@ from urllib.parse import unquote
 
 from spinezarr.errors import SpinezarrError
 from spinezarr.serve.bytes import answer_bytes
-from spinezarr.serve.facts import answer_scan, answer_scans, answer_stores
+from spinezarr.serve.facts import answer_scan, answer_scans, answer_store, answer_stores
 from spinezarr.serve.guard import Guard
 from spinezarr.serve.http import Answer, Request, explained
 from spinezarr.serve.objects import ServedFile, UnreadableError
 from spinezarr.serve.patches import BODY_BYTES, answer_batch
 from spinezarr.serve.stores import ServedStores
+from spinezarr.serve.turns import BusyError, Turns
 from spinezarr.serve.unread import limit_unread_here
 
 __all__ = ["App"]
@@ -32,11 +33,12 @@ _FACTS: Final = re.compile(r"/v1/([^/]+)(?:/scans((?:/[^/]+)?))?")
 _BATCH: Final = re.compile(r"/v1/([^/]+)/batch")
 _THREADS: Final = max(1, (os.cpu_count() or 1) // 2)
 """That decode a batch; others are read beside it."""
-_READ_AT_ONCE: Final = 2 * (os.cpu_count() or 1)
-"""Requests for patches."""
-_MOST_WAITING: Final = 64
-"""Requests for patches, until others have been read."""
-_WAIT_S: Final = 5.0
+_AT_ONCE: Final = 2 * (os.cpu_count() or 1)
+"""Batches that are read at once."""
+_WAITING: Final = 256
+"""Batches that wait for that: sixteen of each of sixteen trainings."""
+_WAITING_BYTES: Final = 64 << 20
+"""Of their requests."""
 _UNSENT_BYTES: Final = 512 << 20
 """Of patches; whoever does not read his own must not keep others from theirs."""
 _BODY_S: Final = 8.0
@@ -52,7 +54,7 @@ _LISTENS_S: Final = 0.5
 _OPEN: Final = {"/healthz", "/readyz"}
 """What a watchdog asks for without a token."""
 _BUSY: Final = explained(
-    HTTPStatus.TOO_MANY_REQUESTS, "Too many patches are being read.", retry_after="1"
+    HTTPStatus.TOO_MANY_REQUESTS, "Too many patches are asked for.", retry_after="1"
 )
 _TWO_LENGTHS: Final = explained(
     HTTPStatus.BAD_REQUEST,
@@ -75,8 +77,7 @@ class App:
     def __init__(self, stores: ServedStores, guard: Guard) -> None:
         self.stores = stores
         self._guard = guard
-        self._reading = asyncio.Semaphore(_READ_AT_ONCE)
-        self._waiting = 0
+        self._turns = Turns(_AT_ONCE, _WAITING, _WAITING_BYTES)
         self._held_bytes = 0
         self._unsent_bytes = 0
 
@@ -134,8 +135,10 @@ class App:
             opened = {n: partial(self.stores.facts, n) for n in self.stores.places()}
             return answer_stores(opened)
         found = self.stores.facts(name)
-        if found is None or scan_id is None:
+        if found is None:
             return explained(HTTPStatus.NOT_FOUND, "There is no such store.")
+        if scan_id is None:
+            return answer_store(found)
         if not scan_id:
             return answer_scans(found, request.query)
         return answer_scan(found, scan_id.removeprefix("/"))
@@ -153,27 +156,20 @@ class App:
         body = await self._whole_body(request, receive)
         if isinstance(body, Answer):
             return body
-        if self._waiting >= _MOST_WAITING or self._unsent_bytes > _UNSENT_BYTES:
+        source = self.stores.patches(name)
+        if source is None:
+            return explained(HTTPStatus.NOT_FOUND, "There is no such store.")
+        if self._unsent_bytes > _UNSENT_BYTES:
             return _BUSY
-        self._waiting += 1
         try:
-            async with asyncio.timeout(_WAIT_S):
-                await self._reading.acquire()
-        except TimeoutError:
+            async with self._turns.taken(len(body)):
+                return await asyncio.to_thread(answer_batch, source, body, threads=_THREADS)
+        except BusyError:
             return _BUSY
-        finally:
-            self._waiting -= 1
-        try:
-            source = self.stores.patches(name)
-            if source is None:
-                return explained(HTTPStatus.NOT_FOUND, "There is no such store.")
-            return await asyncio.to_thread(answer_batch, source, body, threads=_THREADS)
         except (SpinezarrError, OSError):
             return explained(
                 HTTPStatus.SERVICE_UNAVAILABLE, "The store cannot be read.", retry_after="1"
             )
-        finally:
-            self._reading.release()
 
     async def _whole_body(self, request: Request, receive: Receive) -> bytes | Answer:
         """Read the body of a request, or answer why it is not read."""

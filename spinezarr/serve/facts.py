@@ -12,13 +12,14 @@ import xarray as xr
 from spinezarr.errors import SpinezarrError, UnknownScanError, UsageError
 from spinezarr.serve.http import Answer, explained
 from spinezarr.serve.objects import ServedFolder
+from spinezarr.serve.patches import LIMITS
 from spinezarr.stats.statistics import select_scans
 from spinezarr.store.attributes import is_scan_id
 from spinezarr.store.reader import StoreReader
 from spinezarr.text import json_text
 from spinezarr.vertebrae import LEVELS
 
-__all__ = ["StoreFacts", "answer_scan", "answer_scans", "answer_stores"]
+__all__ = ["StoreFacts", "answer_scan", "answer_scans", "answer_store", "answer_stores"]
 
 _TABLE: Final = "table/zarr.json"
 _FILTERS: Final = ("split", "source", "vertebra", "anomaly")
@@ -68,6 +69,11 @@ def answer_stores(facts: Mapping[str, Callable[[], StoreFacts | None]]) -> Answe
         except (SpinezarrError, OSError):
             found.append({"name": name, "zarr": f"/zarr/{name}", "error": "it cannot be read"})
     return _json({"stores": found})
+
+
+def answer_store(facts: StoreFacts) -> Answer:
+    """Say what a store is, and how its patches may be asked for."""
+    return _json({**_of_store(facts.reader()), "batch": LIMITS.model_dump()})
 
 
 def _of_store(reader: StoreReader) -> dict[str, Any]:

@@ -6,17 +6,15 @@ batch knows of them. Its metadata say of each item what became of it. A tensor t
 the link is one of bytes, a frame of Blosc, and the metadata say of what.
 """
 
-import json
 import math
-import struct
-from collections.abc import Iterable, Mapping, Sequence
+import os
+from collections.abc import Iterable, Sequence
 from http import HTTPStatus
 from threading import Lock
 from typing import Annotated, Any, Final, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
-from numcodecs import blosc
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from spinezarr.errors import CorruptStoreError, SpinezarrError, UnknownScanError, UsageError
@@ -25,7 +23,6 @@ from spinezarr.serve.http import Answer, explained
 from spinezarr.serve.objects import ServedFolder
 from spinezarr.store.attributes import is_scan_id
 from spinezarr.store.reader import StoreReader
-from spinezarr.store.sharding import crc32c
 from spinezarr.store.store_folder import StoreFolder
 from spinezarr.stream.batch import Batch
 from spinezarr.stream.batch_reader import BatchReader
@@ -33,25 +30,25 @@ from spinezarr.stream.draw import PatchRequest
 from spinezarr.stream.engine import Engine
 from spinezarr.stream.fetch import LocalFetcher
 from spinezarr.stream.nonfinite import Nonfinite
+from spinezarr.stream.service import PROTOCOL, BatchLimits
 from spinezarr.stream.spacing import step_zyx
+from spinezarr.stream.tensors import Pack, write_tensors
 from spinezarr.strict_yaml import reason_of
 
-__all__ = ["BODY_BYTES", "BatchModel", "PatchSource", "answer_batch"]
+__all__ = ["BODY_BYTES", "LIMITS", "BatchModel", "PatchSource", "answer_batch"]
 
 BODY_BYTES: Final = 4 << 20
 """Of a request; an item takes some hundred bytes."""
+_ITEMS: Final = 8192
 _VOXEL_BYTES: Final = 256 << 20
 """Of the voxels of an answer."""
+LIMITS: Final = BatchLimits(
+    protocol=PROTOCOL, items=_ITEMS, voxel_bytes=_VOXEL_BYTES, cores=os.cpu_count() or 1
+)
+"""What clients are told."""
 _SOURCE_BYTES: Final = 1 << 30
 """Of the scans' own voxels that an answer is made from."""
 _SAFETENSORS: Final = "application/x-safetensors"
-_DTYPES: Final = {"i1": "I8", "u1": "U8", "i2": "I16", "u2": "U16", "i4": "I32", "u4": "U32"} | {
-    "i8": "I64", "u8": "U64", "f4": "F32", "f8": "F64"
-}  # fmt: skip
-"""Names of types in safetensors."""
-_ALIGNMENT: Final = 8
-_PACKED: Final[Mapping[str, tuple[str, int]]] = {"lz4": ("lz4", 5), "zstd": ("zstd", 1)}
-"""Measured on a CT: lz4 5 packs 440 to 1,000 MB/s a core, zstd 1 200 to 570, and smaller."""
 
 _Size = Annotated[int, Field(ge=1, le=4096)]
 _Start = Annotated[int, Field(ge=-(1 << 20), le=1 << 20)]
@@ -81,7 +78,7 @@ class ItemModel(_Model):
 class BatchModel(_Model):
     """Patches of one shape; the fields are those of ``BatchReader``."""
 
-    items: Annotated[tuple[ItemModel, ...], Field(max_length=8192)]
+    items: Annotated[tuple[ItemModel, ...], Field(max_length=_ITEMS)]
     size_zyx: tuple[_Size, _Size, _Size]
     spacing_zyx_mm: tuple[_Millimeters | None, _Millimeters | None, _Millimeters | None] = (
         None,
@@ -96,7 +93,7 @@ class BatchModel(_Model):
     neighbours: Annotated[int, Field(ge=0, le=64)] = 0
     neighbour_step_mm: _Millimeters | None = None
     nonfinite: Nonfinite = "refuse"
-    pack: Literal["none", "lz4", "zstd"] = "none"
+    pack: Pack = "none"
 
     @model_validator(mode="after")
     def _fit(self) -> Self:
@@ -274,20 +271,11 @@ def _read(
     return batches.read_together([left], threads=threads)[0]
 
 
-def _written(batch: Batch, statuses: Sequence[str], pack: str) -> bytes:
+def _written(batch: Batch, statuses: Sequence[str], pack: Pack) -> bytes:
     tensors: dict[str, npt.NDArray[Any]] = {"image": batch.image}
     if batch.label is not None:
         tensors["label"] = batch.label
-    packed: dict[str, dict[str, Any]] = {}
-    if pack != "none":
-        name, level = _PACKED[pack]
-        for key, voxels in tensors.items():
-            if not voxels.size:  # Blosc gives no frame of nothing
-                continue
-            shuffle = blosc.SHUFFLE if voxels.itemsize > 1 else blosc.NOSHUFFLE
-            frame = blosc.compress(np.ascontiguousarray(voxels), name.encode(), level, shuffle)
-            packed[key] = {"dtype": voxels.dtype.str, "shape": voxels.shape}
-            tensors[key] = np.frombuffer(frame, np.uint8)
+    packs: dict[str, Pack] = dict.fromkeys(tensors, pack)
     tensors |= {
         "index": batch.index,
         "start_zyx": batch.start_zyx,
@@ -295,24 +283,4 @@ def _written(batch: Batch, statuses: Sequence[str], pack: str) -> bytes:
         "affine": batch.affine,
         "spacing_zyx_mm": batch.spacing_zyx_mm,
     }
-    return _safetensors(tensors, {"status": list(statuses), "packed": packed, "dims": batch.dims})
-
-
-def _safetensors(tensors: Mapping[str, npt.NDArray[Any]], about: Mapping[str, Any]) -> bytes:
-    at, header, parts = 0, {}, []
-    checksums: dict[str, int] = {}
-    for name, values in tensors.items():
-        data = np.ascontiguousarray(values).data.cast("B") if values.size else memoryview(b"")
-        dtype = _DTYPES[values.dtype.str[1:]]
-        header[name] = {
-            "dtype": dtype,
-            "shape": list(values.shape),
-            "data_offsets": [at, at + data.nbytes],
-        }
-        checksums[name] = crc32c(data) if data.nbytes else 0
-        at += data.nbytes
-        parts.append(data)
-    texts = {name: json.dumps(value) for name, value in {**about, "crc32c": checksums}.items()}
-    text = json.dumps({"__metadata__": texts, **header}).encode()
-    text += b" " * (-len(text) % _ALIGNMENT)
-    return b"".join([struct.pack("<Q", len(text)), text, *parts])
+    return write_tensors(tensors, {"status": list(statuses), "dims": batch.dims}, packs)

@@ -1,7 +1,11 @@
 """What a server is told, and the application that worker processes make of it."""
 
+import multiprocessing
 import os
+import signal
+import time
 from pathlib import Path
+from threading import Thread
 from typing import Final
 
 from pydantic import BaseModel, ConfigDict
@@ -12,6 +16,9 @@ from spinezarr.serve.stores import ServedStores
 
 __all__ = ["VARIABLE", "ServeSettings", "create"]
 
+_LOOK_S: Final = 0.2
+_END_S: Final = 5
+"""For what has begun."""
 VARIABLE: Final = "SPINEZARR_SERVE_SETTINGS"
 """Variable of the environment that hands the settings to worker processes."""
 
@@ -51,5 +58,16 @@ class ServeSettings(BaseModel):
 
 
 def create() -> App:
-    """Make the application of the settings in the environment."""
+    """Make the application of the settings in the environment, in a worker process."""
+    if multiprocessing.parent_process() is not None:
+        Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     return ServeSettings.model_validate_json(os.environ[VARIABLE]).app()
+
+
+def _end_with(parent: int) -> None:
+    """End this process soon after its parent, which may be killed and can then tell nobody."""
+    while os.getppid() == parent:
+        time.sleep(_LOOK_S)
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(_END_S)
+    os._exit(1)

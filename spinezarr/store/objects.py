@@ -5,11 +5,13 @@ from contextlib import suppress
 from typing import Any, TypeVar
 
 from fsspec.core import split_protocol
+from typing_extensions import Buffer
 
 from spinezarr.store.files import open_filesystem
 from spinezarr.store.layout import METADATA_BYTES
 from spinezarr.store.remote import IN_FLIGHT, RemoteObjects
 from spinezarr.store.store_folder import StoreFolder
+from spinezarr.store.transport import NotServedError
 
 __all__ = ["LocalObjects", "Objects", "open_objects"]
 
@@ -28,6 +30,8 @@ class LocalObjects:
     is_remote = False
     rereads = 0
     """How often what proves damaged is worth reading again."""
+    link_bytes_per_s = None
+    """There is no link."""
 
     @staticmethod
     def name(path: str) -> str:
@@ -40,6 +44,10 @@ class LocalObjects:
 
     def abandon(self, threads: Iterable[int]) -> None:
         """Do nothing: reads from disk end by themselves."""
+
+    def post(self, path: str, body: bytes, limit_bytes: int) -> Buffer:  # noqa: ARG002
+        """Refuse: nobody answers on a disk."""
+        raise NotServedError
 
     def read(self, paths: Iterable[str], limit_bytes: int = METADATA_BYTES) -> dict[str, bytes]:
         """Read whole files. Those that are absent are left out.

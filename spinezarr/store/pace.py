@@ -7,10 +7,11 @@ under way, and after 84 s where 128 are.
 """
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 from typing import Final, Self, TypeVar
 
-__all__ = ["Pace", "Progress", "StalledError"]
+__all__ = ["Pace", "Progress", "RateMeter", "StalledError"]
 
 T = TypeVar("T")
 
@@ -24,10 +25,45 @@ window."""
 _LONGEST_S: Final = 3600.0
 """Of one answer. At 20 kB/s, 128 requests for half a megabyte each take 3,200 s."""
 _LOOK_S: Final = 0.25
+_REMEMBERED_S: Final = 2.0
+"""Of a rate: what was before counts half, and half again."""
 
 
 class StalledError(Exception):
     """An answer of which too little came for too long."""
+
+
+class RateMeter:
+    """How much is done in a second, while at least one thing is under way; of one thread."""
+
+    def __init__(self) -> None:
+        self.ended = 0
+        """Things that have ended."""
+        self._under_way = 0
+        self._since_s = 0.0
+        self._amount = self._seconds = 0.0
+
+    @property
+    def per_s(self) -> float | None:
+        """What was done lately in a second; None as long as nothing was."""
+        return self._amount / self._seconds if self._seconds > 0 else None
+
+    def begin(self) -> None:
+        """Say that something has begun."""
+        if not self._under_way:
+            self._since_s = time.monotonic()
+        self._under_way += 1
+
+    def end(self, amount: float) -> None:
+        """Say that something has ended, and how much of it was done."""
+        now_s = time.monotonic()
+        self._amount += amount
+        self._seconds += now_s - self._since_s
+        self._since_s = now_s
+        self._under_way -= 1
+        self.ended += 1
+        if self._seconds > _REMEMBERED_S:
+            self._amount, self._seconds = self._amount / 2, self._seconds / 2
 
 
 class Pace:

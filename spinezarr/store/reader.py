@@ -18,7 +18,7 @@ from spinezarr.errors import (
     StoreNotFoundError,
     UnknownScanError,
 )
-from spinezarr.geometry import ShapeZYX
+from spinezarr.geometry import ShapeZYX, SpacingZYX
 from spinezarr.public_url import public_url
 from spinezarr.scaling import VALUE_DTYPE, Scaling
 from spinezarr.store.array_metadata import Separator, ShardedArray, chunk_key
@@ -154,6 +154,7 @@ class TableRow(NamedTuple):
 
     content_checksum: str
     shape_zyx: ShapeZYX
+    spacing_zyx_mm: SpacingZYX
 
 
 class StoreReader:
@@ -294,6 +295,10 @@ class StoreReader:
             self._rows = rows
             self._forget_scans()
         return table
+
+    def row(self, scan_id: str) -> TableRow | None:
+        """Return what plans take from a scan's row of the table, if the table has been read."""
+        return self._rows.get(scan_id)
 
     def forget_table(self) -> None:
         """Read the scan table again when it is next asked for."""
@@ -588,7 +593,8 @@ def _reopened(
 def _rows_of(table: xr.Dataset) -> dict[str, TableRow]:
     """Return what plans take from each row of a table."""
     shapes = map(tuple, table.shape_zyx.to_numpy().tolist())
-    columns = (table.content_checksum.to_numpy().tolist(), shapes)
+    spacings = map(tuple, table.spacing_mm.to_numpy().tolist())
+    columns = (table.content_checksum.to_numpy().tolist(), shapes, spacings)
     rows = (TableRow(*row) for row in zip(*columns, strict=True))
     return dict(zip(table.scan.to_numpy().tolist(), rows, strict=True))
 

@@ -79,6 +79,8 @@ least, and at most. Measured: see ``benchmarks/README.md``."""
 _NO_TIME_S: Final = 1e-9
 _TOGETHER: Final = 8
 """Ranges of an object that are asked for with one call."""
+_POSTS: Final = 16
+"""Requests that a server computes answers to, under way at once; others wait here."""
 _CALLERS: Final = 16
 """Threads that wait for metadata side by side."""
 _REREADS: Final = 3
@@ -199,6 +201,27 @@ class RemoteObjects:
         finally:
             found.give_back()
 
+    def post(self, path: str, body: bytes, limit_bytes: int) -> Buffer:
+        """Post JSON to the server, and return its answer of at most so many bytes.
+
+        It is posted again as ranges are asked for again, so it must change nothing there.
+
+        Raises
+        ------
+        NotServedError
+            If there is no such way.
+        FileNotFoundError
+            If the server knows no such path.
+        OSError
+            If there is no answer; names the path, and no secret.
+        """
+        return self._run(self._in_this_process().posted(path, body, limit_bytes))
+
+    @property
+    def link_bytes_per_s(self) -> float | None:
+        """What the link carried lately; None as long as nothing is known of it."""
+        return self.transport.link_bytes_per_s
+
     largest_gap_bytes = _GAP_BYTES[1]
 
     @property
@@ -252,6 +275,7 @@ class _Requests:
         self.callers = ThreadPoolExecutor(_CALLERS, "spinezarr-wait")
         self._gate = _Gate(in_flight)
         self._memory = _Gate(_HELD_BYTES)
+        self._posts = _Gate(_POSTS)
         self._has_answered = False
         self._has_given_ranges = False
         """Whether an answer without a range is a fault, and not what this server always does."""
@@ -276,6 +300,22 @@ class _Requests:
         return await _gathered(
             self._until_answered(path, None, None, limit_bytes) for path in paths
         )
+
+    async def posted(self, path: str, body: bytes, limit_bytes: int) -> Buffer:
+        """Post something until it is answered, or patience ends."""
+        patience = _Patience(self)
+        while True:
+            try:
+                await self._posts.enter(1)
+                try:
+                    data = await self._transport.post(path, body, limit_bytes)
+                finally:
+                    self._posts.leave(1)
+            except TransientError as problem:
+                await patience.wait(problem)
+                continue
+            self._has_answered = self._has_given_ranges = True
+            return data
 
     async def _together(self, path: str, spans: Sequence[Span]) -> list[Buffer | None]:
         """Ask for some ranges of an object with one call, and again for those that fail."""
@@ -308,8 +348,7 @@ class _Requests:
     ) -> Buffer | None:
         """Ask for a range until it comes whole, or patience ends."""
         size = _SMALL_BYTES if start is None or stop is None else stop - start
-        began = asyncio.get_running_loop().time()
-        attempts = short = 0
+        patience, short = _Patience(self), 0
         while True:
             try:
                 ask = partial(self._transport.get, path, start, stop, limit_bytes)
@@ -320,15 +359,7 @@ class _Requests:
             except (TransientError, NoRangesError) as problem:
                 if isinstance(problem, NoRangesError) and not self._has_given_ranges:
                     raise
-                attempts += 1
-                waited_s = asyncio.get_running_loop().time() - began
-                if self._is_over(problem, attempts, waited_s):
-                    text = f"{attempts} attempts in {waited_s:.0f} s: {problem.strerror or problem}"
-                    raise ConnectionError(
-                        problem.errno or errno.EIO, text, problem.filename
-                    ) from None
-                wished_s = getattr(problem, "retry_after_s", None) or 0.0
-                await asyncio.sleep(max(min(wished_s, _PATIENCE_S), _backoff_s(attempts)))
+                await patience.wait(problem)
                 continue
             self._has_answered = True
             if stop is None:
@@ -340,7 +371,7 @@ class _Requests:
                 return data
             short += 1
 
-    def _is_over(self, problem: OSError, attempts: int, waited_s: float) -> bool:
+    def is_over(self, problem: OSError, attempts: int, waited_s: float) -> bool:
         """Whether a request that failed is not made again."""
         if not self._has_answered:
             return attempts >= _ATTEMPTS or waited_s >= _FIRST_PATIENCE_S
@@ -348,6 +379,25 @@ class _Requests:
         # What broke off may have come far on a slow link, and stalls take their time themselves.
         is_stalled = isinstance(problem, StalledAnswerError)
         return waited_s >= patience_s and (is_stalled or attempts >= _ATTEMPTS)
+
+
+class _Patience:
+    """Waits before something is asked for again, until it has been asked for long enough."""
+
+    def __init__(self, requests: _Requests) -> None:
+        self._requests = requests
+        self._began_s = asyncio.get_running_loop().time()
+        self._attempts = 0
+
+    async def wait(self, problem: OSError) -> None:
+        """Wait a while, or raise that it is over."""
+        self._attempts += 1
+        waited_s = asyncio.get_running_loop().time() - self._began_s
+        if self._requests.is_over(problem, self._attempts, waited_s):
+            text = f"{self._attempts} attempts in {waited_s:.0f} s: {problem.strerror or problem}"
+            raise ConnectionError(problem.errno or errno.EIO, text, problem.filename) from None
+        wished_s = getattr(problem, "retry_after_s", None) or 0.0
+        await asyncio.sleep(max(min(wished_s, _PATIENCE_S), _backoff_s(self._attempts)))
 
 
 def _by_object(wanted: Sequence[tuple[str, int, int]]) -> Iterator[tuple[str, list[Span]]]:

@@ -33,6 +33,7 @@ __all__ = [
     "crc32",
     "crc32c",
     "decode_chunk",
+    "decompress",
     "encode_chunk",
     "index_bytes",
     "parse_index",
@@ -104,11 +105,23 @@ def decode_chunk(encoded: bytes | memoryview, out: npt.NDArray[Any]) -> None:
     """
     view = memoryview(encoded)
     packed, stored = view[:-CHECKSUM_BYTES], view[-CHECKSUM_BYTES:]
-    if len(packed) < _BLOSC_HEADER.size:
-        raise ChunkDamagedError(f"is {len(view)} bytes long, too short for a chunk")
     found, expected = crc32c(packed), int.from_bytes(stored, "little")
     if found != expected:
         raise ChunkDamagedError(f"has crc32c {found:08x}, expected {expected:08x}")
+    decompress(packed, out)
+
+
+def decompress(packed: bytes | memoryview, out: npt.NDArray[Any]) -> None:
+    """Decompress a frame of Blosc into ``out``, a contiguous array of its size.
+
+    Raises
+    ------
+    ChunkDamagedError
+        If its header says another size of it or of what it holds; nothing of it is decompressed
+        then.
+    """
+    if len(packed) < _BLOSC_HEADER.size:
+        raise ChunkDamagedError(f"is {len(packed)} bytes long, too short for a chunk")
     _, _, _, _, size, _, packed_size = _BLOSC_HEADER.unpack_from(packed)
     if size != out.nbytes:
         raise ChunkDamagedError(f"holds {size} bytes of voxels, expected {out.nbytes}")

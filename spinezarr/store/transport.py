@@ -25,7 +25,7 @@ from spinezarr.store.transport_errors import (
 from spinezarr.store.transport_http import http_places
 from spinezarr.store.transport_s3 import s3_places
 
-__all__ = ["NoRangesError", "TransientError", "Transport", "open_transport"]
+__all__ = ["NoRangesError", "NotServedError", "TransientError", "Transport", "open_transport"]
 
 _S3: Final = {"s3", "s3a"}
 _HTTP: Final = {"http", "https"}
@@ -83,6 +83,24 @@ class Transport(Protocol):
         None, or ranges of another length, where one of them fails or there is no such way:
         :meth:`get` then tells why.
         """
+        ...
+
+    async def post(self, path: str, body: bytes, limit_bytes: int) -> Buffer:
+        """Post JSON to a web server, and return the answer of at most so many bytes.
+
+        Raises
+        ------
+        NotServedError
+            If there is no such way: no web server, a proxy on the way, or an answer that is not
+            taken.
+        FileNotFoundError, PermissionError, TransientError, OSError
+            As :meth:`get`.
+        """
+        ...
+
+    @property
+    def link_bytes_per_s(self) -> float | None:
+        """What the link carried lately; None as long as nothing is known of it."""
         ...
 
 
@@ -148,6 +166,16 @@ class _Transport:
         if self._fast is None:
             return None
         return await self._fast.get_together(path, spans)
+
+    async def post(self, path: str, body: bytes, limit_bytes: int) -> Buffer:
+        self._start_in_a_child()
+        if self._fast is None or self._url.partition("://")[0] not in _HTTP:
+            raise NotServedError
+        return await self._fast.post(path, body, limit_bytes)
+
+    @property
+    def link_bytes_per_s(self) -> float | None:
+        return None if self._fast is None else self._fast.link_bytes_per_s
 
     def _start_in_a_child(self) -> None:
         if self._pid != os.getpid():

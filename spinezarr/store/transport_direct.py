@@ -5,13 +5,13 @@ import errno
 import re
 import ssl
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from http import HTTPStatus
 from ipaddress import ip_address
 from threading import Lock
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 from urllib.parse import urljoin, urlsplit
 from urllib.request import getproxies, proxy_bypass
 
@@ -73,15 +73,19 @@ class Place:
     signs_slowly: Callable[[], bool] = lambda: False
     """Whether credentials have to be renewed first, by a program or over the network."""
 
-    def request(self, byte_range: str) -> bytes:
-        """Return a request for an object, or a range of it."""
+    def request(self, byte_range: str = "", body: bytes | None = None) -> bytes:
+        """Return a request for an object, or a range of it; or one that posts JSON."""
         headers = {**self.headers, **({"Range": byte_range} if byte_range else {})}
         if self.sign is not None:
             headers = {**self.sign(self, headers)}
-        lines = [f"GET {self.target} HTTP/1.1", f"Host: {self.host}"]
+        method = "GET"
+        if body is not None:
+            method = "POST"
+            headers |= {"Content-Type": "application/json", "Content-Length": str(len(body))}
+        lines = [f"{method} {self.target} HTTP/1.1", f"Host: {self.host}"]
         own = {"Accept": "*/*", "Accept-Encoding": "identity", "User-Agent": "spinezarr"}
         lines += [f"{name}: {text}" for name, text in {**own, **headers}.items()]
-        return "\r\n".join([*lines, "", ""]).encode("latin-1")
+        return "\r\n".join([*lines, "", ""]).encode("latin-1") + (body or b"")
 
 
 class Places(Protocol):
@@ -122,10 +126,34 @@ class DirectTransport:
         NotServedError
             If fsspec has to be asked instead.
         """
-        work = self._get(path, start, stop, limit_bytes)
+        return await self._on_loop(self._get(path, start, stop, limit_bytes))
+
+    async def _on_loop(self, work: Coroutine[Any, Any, Buffer]) -> Buffer:
         if asyncio.get_running_loop() is self._loop:
             return await work
         return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, self._loop))
+
+    @property
+    def link_bytes_per_s(self) -> float | None:
+        """See :class:`spinezarr.store.transport.Transport`."""
+        return self._client.link.per_s
+
+    async def post(self, path: str, body: bytes, limit_bytes: int) -> Buffer:
+        """See :class:`spinezarr.store.transport.Transport`.
+
+        Raises
+        ------
+        NotServedError
+            If it would have to be asked by fsspec.
+        """
+        return await self._on_loop(self._post(path, body, limit_bytes))
+
+    async def _post(self, path: str, body: bytes, limit_bytes: int) -> Buffer:
+        place = await self._place(path)
+        answer = await self._asked(path, place, "", limit_bytes, body)
+        if answer.status == HTTPStatus.OK:
+            return answer.body
+        raise self._explained(path, answer)
 
     async def get_together(
         self, path: str, spans: Sequence[tuple[int, int]]
@@ -169,12 +197,14 @@ class DirectTransport:
     def _where(self, path: str) -> str:
         return public_url(path if "://" in path else f"{self._scheme}://{path}")
 
-    async def _asked(self, path: str, place: Place, byte_range: str, most: int) -> Answer:
+    async def _asked(
+        self, path: str, place: Place, byte_range: str, most: int, body: bytes | None = None
+    ) -> Answer:
         try:
             if place.signs_slowly():
-                request = await asyncio.to_thread(place.request, byte_range)
+                request = await asyncio.to_thread(place.request, byte_range, body)
             else:
-                request = place.request(byte_range)
+                request = place.request(byte_range, body)
             return await self._client.ask(place.server, request, most)
         except PermissionError as caught:  # of the signature
             problem: Exception = caught

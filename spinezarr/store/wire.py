@@ -19,7 +19,7 @@ from typing import Any, Final
 import numpy as np
 from typing_extensions import Buffer
 
-from spinezarr.store.pace import Pace, Progress
+from spinezarr.store.pace import Pace, Progress, RateMeter
 
 __all__ = ["Answer", "BrokenError", "Client", "Server", "UnplainError"]
 
@@ -29,6 +29,9 @@ _ROOM_BYTES: Final = 1 << 23
 """Answers that may be longer get their memory when their heads say how long they are."""
 _REFUSAL_BYTES: Final = 1 << 13
 """Of an answer that is an error; longer ones are not read."""
+_TELLING_BYTES: Final = 1 << 17
+"""That are still to come of an answer that tells what the link carries; the time of fewer is that
+of a process that has to be woken."""
 _IDLE: Final = 128
 """Connections to a server that are kept when nothing is asked for."""
 _END: Final = b"\r\n\r\n"
@@ -91,18 +94,21 @@ class Client:
     """Connections to servers, of one event loop, used again and again."""
 
     def __init__(self, pace: Pace) -> None:
+        self.link = RateMeter()
+        """Of bytes that come after an answer has begun: the time in which a server thinks does not
+        count."""
         self._pace = pace
         self._idle: dict[Server, list[_Connection]] = {}
 
     async def ask(self, server: Server, request: bytes, most_bytes: int) -> Answer:
-        """Send a request without a body, and return the answer.
+        """Send a request, and return the answer.
 
         Parameters
         ----------
         server
             Whom to ask.
         request
-            The head, its empty line included.
+            The head, its empty line included, and the body if there is one.
         most_bytes
             Of an answer that is no error.
 
@@ -125,7 +131,7 @@ class Client:
         with Progress(self._pace) as progress:
             _, connection = await progress.step(
                 loop.create_connection(
-                    lambda: _Connection(self._pace, idle),
+                    lambda: _Connection(self._pace, idle, self.link),
                     server.host,
                     server.port,
                     ssl=server.context,
@@ -146,7 +152,10 @@ class Client:
 class _Connection(asyncio.BufferedProtocol):
     """One connection: a question, its answer, the next question."""
 
-    def __init__(self, pace: Pace, idle: "list[_Connection]") -> None:
+    def __init__(self, pace: Pace, idle: "list[_Connection]", link: RateMeter) -> None:
+        self._link = link
+        self._begun_at: int | None = None
+        """Bytes that had come when the meter was told."""
         self._idle = idle
         """Where it waits to be used again."""
         self._transport: Any = None
@@ -237,9 +246,13 @@ class _Connection(asyncio.BufferedProtocol):
             body[: self._filled] = self._into[: self._filled]
             self._into = body
         self._into, self._parsed = self._into[:whole], (status, headers)
+        if whole - self._filled >= _TELLING_BYTES:
+            self._begun_at = self._filled
+            self._link.begin()
 
     def _end(self) -> None:
         answer, self._answer = self._answer, None
+        self._tell_link()
         body, self._into, self._filled = self._into[self._body_at :], _nothing(), 0
         self._forget_progress()
         if self._may_stay and len(self._idle) < _IDLE:
@@ -251,9 +264,15 @@ class _Connection(asyncio.BufferedProtocol):
 
     def _fail(self, problem: Exception) -> None:
         self.abort()
+        self._tell_link()
         self._forget_progress()
         if self._answer is not None and not self._answer.done():
             self._answer.set_exception(problem)
+
+    def _tell_link(self) -> None:
+        if self._begun_at is not None:
+            self._link.end(self._filled - self._begun_at)
+            self._begun_at = None
 
     def _forget_progress(self) -> None:
         if self._progress is not None:

@@ -1,6 +1,6 @@
 """What a stream yields."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -50,3 +50,14 @@ class Batch:
     def __len__(self) -> int:
         """Return the number of patches."""
         return len(self.scan_id)
+
+    def part(self, first: int, last: int) -> "Batch":
+        """Return patches ``first <= i < last``; the arrays are views."""
+        names = ("image", "start_zyx", "padding_zyx", "affine", "spacing_zyx_mm", "index")
+        return replace(
+            self,
+            label=None if self.label is None else self.label[first:last],
+            scan_id=self.scan_id[first:last],
+            vertebra=self.vertebra[first:last],
+            **{name: getattr(self, name)[first:last] for name in names},
+        )

@@ -1,5 +1,6 @@
 """Reads patches that somebody has chosen: from requests to a batch."""
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -20,7 +21,7 @@ from spinezarr.stream.spacing import Positions, StepZYX, grid_shape_zyx, positio
 from spinezarr.stream.volumes import as_stored_now
 from spinezarr.vertebrae import BACKGROUND
 
-__all__ = ["PADDING_HU", "BatchReader"]
+__all__ = ["PADDING_HU", "BatchReader", "padding_zyx"]
 
 PADDING_HU: Final = -1024
 """Image value outside the volume: air."""
@@ -64,6 +65,34 @@ class BatchReader:
     neighbour_step_mm: float | None = None
     nonfinite: Nonfinite = "refuse"
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Voxels of a patch along its own axes."""
+        return tuple(n for axis, n in enumerate(self.size_zyx) if axis != self.flat_axis)
+
+    @property
+    def channels(self) -> tuple[int, ...]:
+        """Slices of an image, if it has further ones."""
+        return (2 * self.neighbours + 1,) if self.neighbours else ()
+
+    @property
+    def dims(self) -> tuple[str, ...]:
+        """Names of the axes of an image."""
+        kept = (name for axis, name in enumerate(_AXES) if axis != self.flat_axis)
+        return (*("slice" for _ in self.channels), *kept)
+
+    @property
+    def patch_bytes(self) -> int:
+        """Bytes of the voxels of a patch."""
+        images = math.prod(self.channels) * self.image_dtype.itemsize
+        return math.prod(self.size_zyx) * (images + int(self.with_label))
+
+    @property
+    def kind(self) -> tuple[Any, ...]:
+        """All that says what a patch takes, but its scan and place."""
+        own = (self.spacing_zyx_mm, self.flat_axis, self.neighbours, self.neighbour_step_mm)
+        return (self.size_zyx, self.with_label, self.image_dtype.str, *own)
+
     def read_together(
         self, groups: Sequence[Sequence[PatchRequest]], *, threads: int
     ) -> list[Batch]:
@@ -101,13 +130,9 @@ class BatchReader:
 
     def _plan(self, requests: Sequence[PatchRequest], work: "_Work") -> Batch:
         """Allocate a batch, and add what fills it to ``work``."""
-        n, size = len(requests), self.size_zyx
-        kept = [axis for axis in range(3) if axis != self.flat_axis]
-        shape = tuple(size[axis] for axis in kept)
-        slices = (2 * self.neighbours + 1,) if self.neighbours else ()
-        empty = self.engine.buffers.empty
-        image = empty((n, *slices, *shape), self.image_dtype)
-        label = empty((n, *shape), np.uint8) if self.with_label else None
+        n, empty = len(requests), self.engine.buffers.empty
+        image = empty((n, *self.channels, *self.shape), self.image_dtype)
+        label = empty((n, *self.shape), np.uint8) if self.with_label else None
         padding = np.zeros((n, 3, 2), np.int64)
         affine = np.empty((n, 4, 4))
         for i, request in enumerate(requests):
@@ -130,12 +155,12 @@ class BatchReader:
                     work.resamplings.append(fill)
                 if replacement is not None and read.array is scan.image:
                     work.to_fill.append((read.out, replacement))
-            padding[i] = _padding(request.box, volume)
+            padding[i] = padding_zyx(request.box, volume)
             affine[i] = _moved(scan.affine, request.box.start_zyx, step)
         return Batch(
             image=image,
             label=label,
-            dims=(*("slice" for _ in slices), *(_AXES[axis] for axis in kept)),
+            dims=self.dims,
             scan_id=tuple(request.scan_id for request in requests),
             start_zyx=np.array([request.box.start_zyx for request in requests]),
             padding_zyx=padding,
@@ -213,7 +238,7 @@ class _Work:
     resamplings: list[Resampling]
 
 
-def _padding(box: Box, volume: Box) -> list[tuple[int, int]]:
+def padding_zyx(box: Box, volume: Box) -> list[tuple[int, int]]:
     """Return how many voxels of a box lie before and after a volume along each axis."""
     starts = zip(box.start_zyx, volume.start_zyx, strict=True)
     stops = zip(box.stop_zyx, volume.stop_zyx, strict=True)

@@ -1,6 +1,6 @@
 """What reading some boxes takes, counted before it is done."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from spinezarr.text import counted
 
@@ -33,11 +33,17 @@ class ReadSummary:
     """Voxels of the boxes."""
     kernel: bool
     """Whether C code decodes; see :mod:`spinezarr.stream.native`."""
+    way: str = ""
+    """How they are read from a server of spinezarr, and why; empty of other stores."""
 
     @property
     def amplification(self) -> float:
         """Bytes of voxels that are fetched, for each byte that is wanted."""
         return self.decoded_bytes / self.voxel_bytes if self.voxel_bytes else 0.0
+
+    def read_as(self, way: str) -> "ReadSummary":
+        """Return the same, read in some way."""
+        return replace(self, way=way)
 
     def __str__(self) -> str:
         known = self.chunks + self.cached_chunks + self.background_chunks
@@ -52,6 +58,7 @@ class ReadSummary:
             f"{_mb(self.fetched_bytes)}\n"
             f"{_mb(self.decoded_bytes)} decoded, "
             f"{self.amplification:.2f} times what is wanted{slowly}"
+            f"{self.way and f'{chr(10)}read {self.way}'}"
         )
 
 

@@ -148,7 +148,7 @@ class GridStream:
             If stored bytes are missing or damaged.
         """
         with _LayeredEngine(self.stream.engine) as layered:
-            stream = replace(self.stream, engine=layered)
+            stream = replace(self.stream, engine=layered, service=None)
             for number in range(len(self)):
                 yield stream.read(self._requests(number))
 

@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 
 import numpy as np
@@ -23,6 +24,7 @@ from spinezarr.stream.nonfinite import (
     Nonfinite,
     refuse_nonfinite,
 )
+from spinezarr.stream.service import PatchService
 from spinezarr.stream.share import EpochUnits, Share
 from spinezarr.stream.ship import read_elsewhere
 from spinezarr.stream.state import StreamState, describe_fields
@@ -37,7 +39,7 @@ __all__ = ["OnChange", "PatchStream", "image_dtype_of"]
 
 OnChange = Literal["error", "follow"]
 """What a stream does when a scan was ingested anew since the store was opened."""
-_READING: Final = ("prefetch_bytes", "threads", "on_change")
+_READING: Final = ("prefetch_bytes", "threads", "on_change", "service")
 _PREFETCH_BYTES: Final = 512 << 20
 """Read ahead unless told otherwise: a few batches of large patches, and no risk on a laptop."""
 _NOT_THE_SEQUENCE: Final = ("reader", "engine", "sampler", "window", "epoch", "share", *_READING)
@@ -81,6 +83,8 @@ class PatchStream:
     """Threads that decode what is read ahead."""
     on_change: OnChange = "error"
     """What iterating does when a scan was ingested anew since the store was opened."""
+    service: PatchService | None = None
+    """What may read batches in place of :attr:`engine`: the server that the store lies on."""
 
     def __post_init__(self) -> None:
         if self.on_change not in get_args(OnChange):
@@ -304,7 +308,10 @@ class PatchStream:
         CorruptStoreError
             If what is read is missing or damaged.
         """
-        return self.batches.explain(self._groups(self._unit_of(number)[0]))
+        groups = self._groups(self._unit_of(number)[0])
+        if self.service is not None:
+            return self.service.explain(self.batches, groups)
+        return self.batches.explain(groups)
 
     def _unit_of(self, number: int) -> tuple[int, int]:
         """Return the unit of the epoch in which a batch of this stream lies, and its place."""
@@ -351,7 +358,11 @@ class PatchStream:
         self, groups: Sequence[Sequence[PatchRequest]], *, threads: int
     ) -> list[Batch]:
         """Read several batches; a chunk that several of them need is read once."""
-        return self.batches.read_together(groups, threads=threads)
+        batches = self.batches
+        by_ranges = partial(batches.read_together, groups, threads=threads)
+        if self.service is None:
+            return by_ranges()
+        return self.service.read_together(batches, groups, by_ranges)
 
     def read_by(self, executor: Executor, *, ahead: int = 4) -> Iterator[Batch]:
         """Iterate as usual, but let an executor read: other processes, or a cluster.

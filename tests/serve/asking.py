@@ -1,6 +1,10 @@
-"""Requests over a real socket."""
+"""Requests over a real socket, and servers in processes of their own."""
 
 import json
+import socket
+import subprocess
+import sys
+import time
 import urllib.error
 import urllib.request
 
@@ -21,3 +25,34 @@ def ask_for_patches(url, wanted, **headers):
     """Post what is wanted, as JSON unless it is bytes."""
     body = wanted if isinstance(wanted, bytes) else json.dumps(wanted).encode()
     return ask(url, "POST", body, **{"content_type": "application/json", **headers})
+
+
+def started(*words, port=None, log=None):
+    """Run ``spinezarr serve``; return the process and its URL once it answers.
+
+    What it prints is for a file, or errors are for a pipe.
+    """
+    port = port or free_port()
+    code = "from spinezarr.cli.main import main; main()"
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, "serve", "--port", str(port), *map(str, words)],
+        stdout=log,
+        stderr=log or subprocess.PIPE,
+        text=True,
+    )
+    url = f"http://127.0.0.1:{port}"
+    for _ in range(300):
+        try:
+            ask(f"{url}/healthz")
+        except OSError:
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.1)
+        else:
+            return process, url
+    raise AssertionError
+
+
+def free_port():
+    """Return a port that nobody listens at."""
+    with socket.create_server(("127.0.0.1", 0)) as one:
+        return one.getsockname()[1]

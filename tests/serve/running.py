@@ -1,17 +1,14 @@
 """A server in processes of its own, started as a user starts it."""
 
-import socket
 import subprocess
-import sys
-import time
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
-from asking import ask
+from asking import started
 
-__all__ = ["Running", "command", "free_port", "running"]
+__all__ = ["Running", "running"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,32 +48,13 @@ class Running:
         return sum(worker.memory_info().rss for worker in self.workers)
 
 
-def free_port():
-    with socket.create_server(("127.0.0.1", 0)) as one:
-        return one.getsockname()[1]
-
-
-def command(port, *words):
-    """Return the command that serves at a port."""
-    code = "from spinezarr.cli.main import main; main()"
-    return [sys.executable, "-c", code, "serve", "--port", str(port), *map(str, words)]
-
-
 @contextmanager
 def running(folder, *words):
     """Run ``spinezarr serve`` as long as the context lasts; what it says is in a file there."""
-    port = free_port()
-    url, log = f"http://127.0.0.1:{port}", Path(folder) / "serve.log"
+    log = Path(folder) / "serve.log"
     with log.open("w", encoding="utf-8") as file:
-        process = subprocess.Popen(command(port, *words), stdout=file, stderr=file)
+        process, url = started(*words, log=file)
     try:
-        for _ in range(600):
-            try:
-                ask(f"{url}/healthz")
-                break
-            except OSError:
-                assert process.poll() is None, log.read_text(encoding="utf-8")
-                time.sleep(0.05)
         yield Running(url, process, log)
     finally:
         process.terminate()

@@ -6,7 +6,6 @@ import shutil
 import socket
 import time
 from pathlib import Path
-from threading import Event, Thread
 
 import pytest
 from asking import ask, ask_for_patches
@@ -23,57 +22,6 @@ SMALL = {"items": [ITEM], "size_zyx": [4, 4, 4]}
 def served(ctspine1k_url):
     with BackgroundServer(ServeSettings(paths=(ctspine1k_url,))) as server:
         yield server.url
-
-
-@pytest.fixture
-def held_up(monkeypatch):
-    """Let requests for patches wait for an event while they are read."""
-    go, answer = Event(), app.answer_batch
-
-    def late(*args, **options):
-        assert go.wait(20)
-        return answer(*args, **options)
-
-    monkeypatch.setattr(app, "answer_batch", late)
-    yield go
-    go.set()
-
-
-def asked_at_once(url, count):
-    statuses = []
-    threads = [
-        Thread(target=lambda: statuses.append(ask_for_patches(f"{url}/v1/ctspine1k/batch", SMALL)))
-        for _ in range(count)
-    ]
-    for thread in threads:
-        thread.start()
-    return threads, statuses
-
-
-def test_requests_for_patches_wait_for_their_turn(served, held_up):
-    threads, found = asked_at_once(served, app._READ_AT_ONCE + 5)
-    time.sleep(0.3)
-    assert not found
-    held_up.set()
-    for thread in threads:
-        thread.join()
-    assert [status for status, _, _ in found] == [200] * len(threads)
-
-
-@pytest.mark.parametrize(("most", "wait_s"), [(2, 5.0), (64, 0.2)])
-def test_who_would_wait_too_long_is_told_to_come_again(served, held_up, monkeypatch, most, wait_s):
-    monkeypatch.setattr(app, "_MOST_WAITING", most)
-    monkeypatch.setattr(app, "_WAIT_S", wait_s)
-    threads, found = asked_at_once(served, app._READ_AT_ONCE + 6)
-    time.sleep(0.8)
-    refused = 4 if most == 2 else 6
-    assert [(status, headers["retry-after"]) for status, headers, _ in found] == (
-        [(429, "1")] * refused
-    )
-    held_up.set()
-    for thread in threads:
-        thread.join()
-    assert sum(status == 200 for status, _, _ in found) == len(threads) - refused
 
 
 def test_bodies_that_do_not_come_whole_have_a_bound(served, monkeypatch):
@@ -126,7 +74,7 @@ def test_answers_that_nobody_reads_have_a_bound(served, monkeypatch):
 
 def test_who_does_not_read_is_let_go_and_holds_up_nobody(ctspine1k_url, monkeypatch):
     monkeypatch.setattr(unread, "_UNREAD_MS", 1000)
-    monkeypatch.setattr(app, "_READ_AT_ONCE", 1)
+    monkeypatch.setattr(app, "_AT_ONCE", 1)
     with (
         BackgroundServer(ServeSettings(paths=(ctspine1k_url,))) as server,
         stalled(server.url) as one,

@@ -35,6 +35,16 @@ def test_stores_are_told_with_their_figures(served, ctspine1k_url):
     assert told(f"{served}{found['zarr']}/zarr.json")["attributes"]["format"] == "spinezarr"
 
 
+def test_a_store_says_how_its_patches_are_asked_for(served):
+    found = told(f"{served}/v1/ctspine1k")
+    (listed,) = told(f"{served}/v1/stores")["stores"]
+    assert {name: value for name, value in listed.items() if name in found} == {
+        name: value for name, value in found.items() if name != "batch"
+    }
+    assert found["batch"]["items"] == 8192
+    assert found["batch"].keys() == {"protocol", "items", "voxel_bytes", "cores"}
+
+
 @pytest.mark.parametrize(
     "filters",
     [
@@ -85,7 +95,7 @@ def test_a_scan_is_told_as_it_is_stored(served, ctspine1k_url):
 
 @pytest.mark.parametrize(
     "path",
-    ["v1", "v1/", "v1/none", "v1/none/scans", "v1/ctspine1k", "v1/ctspine1k/scans/none",
+    ["v1", "v1/", "v1/none", "v1/none/scans", "v1/ctspine1k/scans/none",
      "v1/ctspine1k/scans/..", "v1/ctspine1k/scans/liver_0/x", "v1/stores/scans", "v1/../zarr"],
 )  # fmt: skip
 def test_what_is_not_there_is_404(served, path):

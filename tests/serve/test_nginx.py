@@ -6,8 +6,7 @@ import time
 from pathlib import Path
 
 import pytest
-from asking import ask
-from running import free_port
+from asking import ask, free_port
 
 from spinezarr.serve.run import BackgroundServer
 from spinezarr.serve.settings import ServeSettings

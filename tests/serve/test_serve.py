@@ -9,7 +9,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from functools import partial
 from pathlib import Path
 from threading import Event, Thread
@@ -17,7 +16,7 @@ from threading import Event, Thread
 import numpy as np
 import pytest
 import xarray as xr
-from asking import ask
+from asking import ask, free_port, started
 
 import spinezarr
 from spinezarr.errors import ScanChangedError, UsageError
@@ -376,31 +375,6 @@ def test_pages_of_this_machine_may_read_and_others_only_if_named(ctspine1k_url):
 
 
 # The command
-
-
-def started(*words):
-    port = free_port()
-    code = "from spinezarr.cli.main import main; main()"
-    process = subprocess.Popen(
-        [sys.executable, "-c", code, "serve", "--port", str(port), *map(str, words)],
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    url = f"http://127.0.0.1:{port}"
-    for _ in range(300):
-        try:
-            ask(f"{url}/healthz")
-        except OSError:
-            assert process.poll() is None, process.communicate()
-            time.sleep(0.1)
-        else:
-            return process, url
-    raise AssertionError
-
-
-def free_port():
-    with socket.create_server(("127.0.0.1", 0)) as one:
-        return one.getsockname()[1]
 
 
 @pytest.mark.parametrize("ends", [signal.SIGTERM, signal.SIGINT])

@@ -1,0 +1,317 @@
+"""Batches that a server reads are those that ranges give, and come by the faster way."""
+
+import json
+import multiprocessing
+import os
+import pickle
+import shutil
+import struct
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import spinezarr
+from spinezarr.errors import CorruptStoreError, ScanChangedError, UsageError
+from spinezarr.serve import app, patches
+from spinezarr.serve.guard import new_token
+from spinezarr.serve.run import BackgroundServer
+from spinezarr.serve.settings import ServeSettings
+from spinezarr.stream.service import PROTOCOL, service_url, store_url
+from spinezarr.stream.tensors import DamagedTensorsError, Tensors, write_tensors
+
+ARRAYS = ("image", "label", "start_zyx", "padding_zyx", "affine", "spacing_zyx_mm", "index")
+TEXTS = ("scan_id", "vertebra", "dims")
+
+
+@pytest.fixture(scope="module")
+def served(ctspine1k_url):
+    with BackgroundServer(ServeSettings(paths=(ctspine1k_url,))) as server:
+        yield f"{server.url}/zarr/ctspine1k"
+
+
+def counted(stream):
+    """Return units that came as patches, as ranges, and that the server did not give."""
+    known = stream.service._streams.values()
+    rates = [[stream.rates[way].ended for stream in known] for way in ("patches", "ranges")]
+    return (*map(sum, rates), sum(stream.unserved for stream in known))
+
+
+def assert_same(found, expected):
+    assert len(found) == len(expected)
+    for one, other in zip(found, expected, strict=True):
+        for name in ARRAYS:
+            a, b = getattr(one, name), getattr(other, name)
+            assert (a is None) == (b is None)
+            if a is not None:
+                assert (a.dtype, a.shape) == (b.dtype, b.shape)
+                assert (a == b).all()
+                assert a.flags.writeable
+        assert all(getattr(one, name) == getattr(other, name) for name in TEXTS)
+
+
+STREAMS = {
+    "patches": lambda store, **also: store.patches((16, 24, 24), **also),
+    "larger than the scan": lambda store, **also: store.patches((70, 30, 31), **also),
+    "resampled": lambda store, **also: store.patches((9, 14, 12), spacing_mm=2.7, **also),
+    "slices": lambda store, **also: store.slices("sagittal", size=(30, 33), **also),
+    "slices and neighbours": lambda store, **also: store.slices(
+        "axial", neighbours=2, neighbour_step_mm=3.0, **also
+    ),
+    "slices of a spacing": lambda store, **also: store.slices(
+        "coronal", size=(20, 21), spacing_mm=1.9, neighbours=1, **also
+    ),
+}
+
+
+@settings(max_examples=12)
+@given(
+    st.sampled_from(sorted(STREAMS)),
+    st.integers(1, 3),
+    st.integers(1, 7),
+    st.integers(0, 3),
+    st.booleans(),
+    st.sampled_from(["exact", "window"]),
+)
+def test_batches_are_the_same_in_both_ways(
+    served, ctspine1k_url, kind, batch_size, n_samples, epoch, labels, shuffle
+):
+    options = {
+        "batch_size": batch_size,
+        "n_samples": n_samples,
+        "epoch": epoch,
+        "labels": labels,
+        "foreground": 0.5 if labels else 0.0,
+        "shuffle": shuffle,
+    }
+    expected = list(STREAMS[kind](spinezarr.open(ctspine1k_url), **options))
+    for transfer, n in (("patches", True), ("ranges", False)):
+        stream = STREAMS[kind](spinezarr.open(served, transfer=transfer), **options)
+        assert_same(list(stream), expected)
+        by_server, by_ranges, unserved = counted(stream)
+        assert bool(by_server) == n
+        assert by_ranges == unserved == 0
+
+
+def test_a_short_url_is_enough(served, ctspine1k_url):
+    base = served.removesuffix("/zarr/ctspine1k")
+    store = spinezarr.open(f"{base}/ctspine1k")
+    assert store.url == served
+    assert store.table.equals(spinezarr.open(ctspine1k_url).table)
+    with pytest.raises(spinezarr.errors.StoreNotFoundError, match="/none: there is no store"):
+        spinezarr.open(f"{base}/none")
+    assert service_url("http://a/zarr/") is service_url("http://a/zarr/b/scans/c") is None
+    assert service_url("s3://zarr/zarr/b") is store_url("s3://bucket/b") is None
+    assert store_url("http://ctspine1k") is None
+
+
+def test_it_says_which_way_and_why(served, ctspine1k_url, tmp_path):
+    def way(**options):
+        stream = spinezarr.open(served, **options).patches((16, 24, 24), batch_size=2)
+        return stream.explain().way
+
+    assert way(transfer="patches").startswith(f"by the server {served.replace('/zarr/', '/v1/')}")
+    assert "packed" in way() or "as they are" in way()
+    assert way(transfer="ranges") == "by ranges, as transfer='ranges' says so"
+    assert way(cache=tmp_path) == way(cache_bytes=1) == ""
+    assert not spinezarr.open(ctspine1k_url).patches(8).explain().way
+    text = str(spinezarr.open(served).patches(8).explain())
+    assert text.splitlines()[-1].startswith("read by ")
+    with pytest.raises(UsageError, match="transfer 'both'"):
+        spinezarr.open(ctspine1k_url, transfer="both")
+
+
+def test_ranges_are_taken_where_they_are_faster(served, monkeypatch):
+    """A server that takes its time is left, and its batches are the same."""
+    real = app.answer_batch
+    event = threading.Event()
+
+    def slowly(*args, **kwargs):
+        event.wait(0.15)
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(app, "answer_batch", slowly)
+    stream = spinezarr.open(served).patches(8, n_samples=160, batch_size=1)
+    given = list(stream)
+    by_server, by_ranges, _ = counted(stream)
+    assert by_server + by_ranges == len(given) == 160
+    assert by_ranges > by_server
+    assert "by ranges" in stream.explain().way
+
+
+def test_servers_without_batches_give_ranges(ctspine1k_url, monkeypatch):
+    other = patches.LIMITS.model_copy(update={"protocol": PROTOCOL + 1})
+    monkeypatch.setattr("spinezarr.serve.facts.LIMITS", other)
+    with BackgroundServer(ServeSettings(paths=(ctspine1k_url,))) as server:
+        stream = spinezarr.open(f"{server.url}/ctspine1k").patches(8, n_samples=2)
+        assert len(list(stream)) == 2
+        assert stream.explain().way == "by ranges, as the server is of another version"
+
+
+def test_what_is_too_much_for_the_server_comes_by_ranges(served, monkeypatch):
+    few = patches.LIMITS.model_copy(update={"items": 2})
+    monkeypatch.setattr("spinezarr.serve.facts.LIMITS", few)
+    stream = spinezarr.open(served, transfer="patches").patches(8, n_samples=3, batch_size=3)
+    assert len(list(stream)) == 1
+    assert counted(stream) == (0, 0, 0)
+    assert "more than the server sends together" in stream.explain().way
+
+
+def test_a_request_that_is_refused_comes_by_ranges(served, monkeypatch):
+    monkeypatch.setattr(patches, "_SOURCE_BYTES", 1)
+    stream = spinezarr.open(served, transfer="patches").patches(8, n_samples=30)
+    assert len(list(stream)) == 30
+    assert stream.service._refused == ""
+    by_server, by_ranges, unserved = counted(stream)
+    assert unserved >= 8
+    assert by_server == unserved  # all of them in vain
+    assert by_ranges + unserved == 30
+
+
+def test_errors_are_those_of_ranges(ctspine1k_url, tmp_path):
+    copy = Path(shutil.copytree(ctspine1k_url, tmp_path / "own.zarr"))
+    ids = spinezarr.open(copy).table.scan.to_numpy().tolist()
+    shard = copy / f"scans/{ids[1]}/image/c/0/0/0"
+    data = bytearray(shard.read_bytes())
+    data[10] ^= 1
+    with BackgroundServer(ServeSettings(paths=(str(copy),))) as server:
+        store = spinezarr.open(f"{server.url}/own", transfer="patches")
+        good = store.patches(70, scans=[ids[0]], n_samples=2)
+        assert len(list(good)) == 2
+        then = shard.stat()
+        shard.write_bytes(data)
+        os.utime(shard, ns=(then.st_atime_ns, then.st_mtime_ns))
+        with pytest.raises(CorruptStoreError, match=ids[1]):
+            list(store.patches(70, scans=[ids[1]], n_samples=2))
+
+
+def test_a_scan_that_is_replaced_is_an_error_or_followed(tmp_path, bring):
+    store = tmp_path / "own.zarr"
+    bring("before", store)
+    with BackgroundServer(ServeSettings(paths=(str(store),))) as server:
+        there = spinezarr.open(f"{server.url}/own", transfer="patches")
+        size = tuple(there.table.shape_zyx.to_numpy()[0].tolist())
+        old = there.patches(size, n_samples=1)
+        follow = there.patches(size, n_samples=1, on_change="follow")
+        before = next(iter(old)).image
+        bring("after", store)
+        with pytest.raises(ScanChangedError):
+            next(iter(old))
+        assert (next(iter(follow)).image != before).sum() == 1
+
+
+def test_a_token_is_sent_with_batches(ctspine1k_url, tmp_path):
+    token = new_token(tmp_path / "tokens", "lab")
+    given = {"paths": (ctspine1k_url,), "token_file": str(tmp_path / "tokens")}
+    with BackgroundServer(ServeSettings(**given)) as server:
+        for url, options in (
+            (f"{server.url}/ctspine1k", {"headers": {"Authorization": f"Bearer {token}"}}),
+            (server.url.replace("//", f"//any:{token}@") + "/zarr/ctspine1k", {}),
+        ):
+            store = spinezarr.open(url, storage_options=options, transfer="patches")
+            stream = store.patches(8, n_samples=2)
+            assert len(list(stream)) == 2
+            assert counted(stream)[0] == 2
+            assert token not in stream.explain().way + repr(store)
+        with pytest.raises(PermissionError):
+            spinezarr.open(f"{server.url}/ctspine1k")
+
+
+def test_streams_go_to_other_processes(served):
+    stream = spinezarr.open(served, transfer="patches").patches((8, 9, 10), n_samples=6)
+    expected = list(stream)
+    assert_same(list(pickle.loads(pickle.dumps(stream))), expected)  # noqa: S301
+    assert_same(list(stream.resume(state_after(stream, 2))), expected[2:])
+    for method in ("fork", "spawn"):
+        with multiprocessing.get_context(method).Pool(1) as pool:
+            assert_same(pool.apply(list, (stream,)), expected)
+
+
+def state_after(stream, n):
+    batches = iter(stream)
+    for _ in range(n):
+        next(batches)
+    return json.loads(json.dumps(batches.state_dict()))
+
+
+def test_more_trainers_than_turns_wait_for_them(ctspine1k_url, monkeypatch):
+    monkeypatch.setattr(app, "_AT_ONCE", 1)
+    monkeypatch.setattr(app, "_WAITING", 2)
+    with BackgroundServer(ServeSettings(paths=(ctspine1k_url,))) as server:
+        url, found = f"{server.url}/ctspine1k", {}
+        expected = list(spinezarr.open(ctspine1k_url).patches(8, n_samples=12))
+
+        def train(rank):
+            stream = spinezarr.open(url, transfer="patches").patches(8, n_samples=12)
+            found[rank] = list(stream)
+
+        threads = [threading.Thread(target=train, args=(rank,)) for rank in range(3)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert len(found) == 3
+    for trained in found.values():
+        assert_same(trained, expected)
+
+
+dtypes = st.sampled_from(["int16", "uint8", "float32", "int64"])
+shapes = st.lists(st.integers(0, 5), min_size=1, max_size=4).map(tuple)
+
+
+@given(shapes, dtypes, st.sampled_from(["none", "lz4", "zstd"]), st.data())
+def test_tensors_come_as_they_were_sent_or_not_at_all(shape, dtype, pack, data):
+    values = np.random.default_rng(0).integers(0, 100, shape).astype(dtype)
+    sent = write_tensors({"a": values, "b": np.arange(3)}, {"status": ["ok"]}, {"a": pack})
+    found = Tensors.parse(sent)
+    assert (found.get("a", shape, dtype) == values).all()
+    assert json.loads(found.about["status"]) == ["ok"]
+    for wrong in ((*shape, 1), (7,)):
+        with pytest.raises(DamagedTensorsError):
+            found.get("a", wrong, dtype)
+    damaged = bytearray(sent)
+    at = data.draw(st.integers(0, len(sent) - 1))
+    damaged[at] ^= 1 << data.draw(st.integers(0, 7))
+    for bad in (bytes(damaged), sent[:at]):
+        try:
+            again = Tensors.parse(bad)
+            values_again = again.get("a", shape, dtype)
+            others = again.get("b", (3,), "int64")
+        except DamagedTensorsError:
+            continue
+        assert (values_again == values).all()
+        assert others.tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    "head",
+    [b"", b"{}", b"[]", b"null", b"[" * 100_000, b'{"a":' * 5_000, b'{"a": 1}',
+     b'{"__metadata__": {"crc32c": "[]"}}', b'{"__metadata__": {"crc32c": "{}", "packed": "1"}}',
+     b'{"__metadata__":{"crc32c":"{}"},"a":{"dtype":"I16","shape":[9],"data_offsets":[0,18]}}'],
+)  # fmt: skip
+def test_lies_about_tensors_are_refused(head):
+    lies = struct.pack("<Q", len(head)) + head
+    with pytest.raises(DamagedTensorsError):
+        Tensors.parse(lies).get("a", (1,), "int16")
+    with pytest.raises(DamagedTensorsError):
+        Tensors.parse(struct.pack("<Q", 1 << 60) + head)
+
+
+def test_a_frame_says_no_more_than_it_holds():
+    values = np.arange(1000, dtype="int16")
+    sent = write_tensors({"a": values}, {}, {"a": "lz4"})
+    body = sent[8 + int.from_bytes(sent[:8], "little") :]
+    for at, text in ((4, 4000), (12, len(body) + 9)):  # bytes of voxels, of the frame
+        frame = bytearray(body)
+        frame[at : at + 4] = text.to_bytes(4, "little")
+        lies = write_tensors({"a": np.frombuffer(frame, np.uint8)}, {}, {})
+        packed = json.dumps({"a": {"dtype": "<i2", "shape": [1000]}})
+        header = json.loads(lies[8 : 8 + int.from_bytes(lies[:8], "little")])
+        header["__metadata__"]["packed"] = packed
+        text_now = json.dumps(header).encode()
+        whole = struct.pack("<Q", len(text_now)) + text_now + bytes(frame)
+        with pytest.raises(DamagedTensorsError):
+            Tensors.parse(whole).get("a", (1000,), "int16")
