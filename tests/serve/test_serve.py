@@ -20,6 +20,7 @@ from asking import ask, free_port, started
 
 import spinezarr
 from spinezarr.errors import ScanChangedError, UsageError
+from spinezarr.serve import objects
 from spinezarr.serve.guard import new_token
 from spinezarr.serve.run import BackgroundServer
 from spinezarr.serve.settings import ServeSettings
@@ -158,6 +159,33 @@ def test_what_cannot_be_read_is_never_background(own, tree):
     assert ask(f"{base}/{flat}")[0] == 503
 
 
+@pytest.mark.parametrize("tree", ["zarr", "flat"])
+def test_a_scan_under_the_name_of_another_is_not_served(own, tree):
+    copy, url = own
+    shutil.copytree(copy / f"scans/{SCAN}", copy / "scans/other")
+    assert ask(f"{url}/{tree}/own/scans/{SCAN}/image/c/0/0/0")[0] == 200
+    assert ask(f"{url}/{tree}/own/scans/other/image/c/0/0/0")[0] == 503
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="looks at open files in /proc")
+def test_few_files_and_scans_are_kept(own, monkeypatch):
+    monkeypatch.setattr(objects, "_OPEN_FILES", 3)
+    monkeypatch.setattr(objects, "_KNOWN_SCANS", 2)
+    copy, url = own
+    folder = objects.ServedFolder(str(copy))
+
+    def opened():
+        links = [path for path in Path("/proc/self/fd").iterdir() if path.exists()]
+        return sum(str(path.readlink()).startswith(str(copy)) for path in links)
+
+    for path in sorted((copy / "scans").glob("*/image/c/0/0/0")):
+        key = path.relative_to(copy).as_posix()
+        assert ask(f"{url}/zarr/own/{key}")[2] == path.read_bytes()
+        folder.find(key)
+    assert opened() <= 2 * 3
+    assert len(folder._scans) == 2
+
+
 @pytest.fixture
 def changing(bring, tmp_path):
     """Serve a store of one scan; also return what ingests it anew."""
@@ -290,6 +318,17 @@ def test_nothing_else_is_served(own, path):
     assert found.startswith(tuple(f"HTTP/1.1 {n}".encode() for n in (400, 404, 410, 503)))
     assert b"canary" not in found
     assert str(copy.parent).encode() not in found
+
+
+@pytest.mark.parametrize("tree", ["zarr", "flat"])
+def test_a_key_that_no_file_has_is_never_one_that_is_gone(served, tree):
+    host = served.removeprefix("http://")
+    for key in ("scans/none/../x", "scans/none/./x", "scans/none//x", "scans/none/x/"):
+        line = f"GET /{tree}/ctspine1k/{key} HTTP/1.1"
+        found = ask_raw(served, line, f"Host: {host}", "Connection: close")
+        assert found.startswith(b"HTTP/1.1 404"), key
+    for key in ("image/c/0/0/9", "label/c/0/9/0", "label/c/9/0/0"):
+        assert ask(f"{served}/{tree}/ctspine1k/scans/{SCAN}/{key}")[0] == 410, key
 
 
 def test_writing_is_refused(served):
