@@ -15,7 +15,8 @@ demo: $(VENV)/.installed
 test: $(VENV)/.installed
 	$(BIN)/python -m pytest -n 3 -m 'not long'
 
-# Processes that are killed, disks and networks that fail, benchmarks in their short forms.
+# Processes that are killed, disks and networks that fail, benchmarks in their short forms. Those of
+# docs/deploy need proxies: apt-get install --no-install-recommends nginx-light caddy
 test-long: $(VENV)/.installed
 	$(BIN)/python -m pytest -n 2 -m long tests
 

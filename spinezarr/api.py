@@ -763,8 +763,8 @@ class Store:
         Raises
         ------
         UsageError
-            If the store is not on disk, the port is taken, or the package that serves is not
-            installed.
+            If the store can neither be served from disk nor from a bucket, the port is taken, or
+            the package that serves is not installed.
 
         Examples
         --------
@@ -777,9 +777,10 @@ class Store:
         from spinezarr.serve.run import BackgroundServer  # noqa: PLC0415
         from spinezarr.serve.settings import ServeSettings  # noqa: PLC0415
 
-        if self._reader.objects.is_remote:
-            raise UsageError(f"{self._reader.name}: is not on disk. Serve it where it lies.")
-        return BackgroundServer(ServeSettings(paths=(self._reader.path,)), port)
+        reader = self._reader
+        place = reader.url if reader.objects.is_remote else reader.path
+        options = {place: dict(reader.storage_options or {})}
+        return BackgroundServer(ServeSettings(paths=(place,), storage_options=options), port)
 
     def audit(
         self, scans: Sequence[str] | None = None, *, on_scan: Callable[[], None] = lambda: None

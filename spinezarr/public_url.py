@@ -45,11 +45,15 @@ _END_OF_PATH: Final = re.compile(r"[?#]")
 _END_OF_HOST: Final = re.compile(r"[/\\?#]")
 _ENCODED_AT: Final = "%40"
 _LEFT_OUT: Final = "…/"
+_TICKET: Final = re.compile(r"(?<=/signed/)\d+\.\d+\.[^/]+")
+"""Of a URL that ``spinezarr serve --sign`` makes."""
 _IN_TEXT: Final = re.compile(rf"{_CHAINED}\b{_SCHEME}:[/\\]+(?:\S*@)?[^\s'\"<>]*")
 
 
 def public_url(place: str) -> str:
     """Return the name of a place for messages: a URL without userinfo, query and fragment.
+
+    Of a URL that is signed in its path (:mod:`spinezarr.serve.signing`), neither is the signature.
 
     Where a URL does not follow RFC 3986, as one does that has ``/``, ``?`` or ``@`` in a password,
     more is left out rather than less. A path on this machine stays as it is.
@@ -60,6 +64,8 @@ def public_url(place: str) -> str:
     'https://host:80/a.zarr'
     >>> public_url("simplecache::s3://key:secret@bucket/a.zarr")
     'simplecache::s3://bucket/a.zarr'
+    >>> public_url("https://host/signed/1790000000.2.anna.c2VjcmV0/zarr/a")
+    'https://host/signed/…/zarr/a'
     >>> public_url("/data/a@b?c#d")
     '/data/a@b?c#d'
     """
@@ -78,6 +84,7 @@ def public_url(place: str) -> str:
     path = _END_OF_PATH.split(link)[0]
     if path != link:
         following = ""  # which may be a part of the query
+    path = _TICKET.sub("…", path)
     inner = re.search(rf"{_SCHEME}://", path)
     if inner is not None:
         path = path[: inner.start()] + public_url(path[inner.start() :])

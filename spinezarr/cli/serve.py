@@ -1,26 +1,41 @@
 """``spinezarr serve``: stores over HTTP."""
 
+import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Final
 
 import typer
 
 from spinezarr.catalog import load_catalog
 from spinezarr.cli.console import ERR, OUT, Table, errors_for_users
-from spinezarr.cli.options import CatalogFile
+from spinezarr.cli.options import (
+    CatalogFile,
+    EndpointUrl,
+    NoSignRequest,
+    Profile,
+    storage_options,
+)
 from spinezarr.errors import UsageError
-from spinezarr.serve.guard import new_token
 from spinezarr.serve.run import check_address, run
 from spinezarr.serve.settings import ServeSettings
+from spinezarr.serve.signing import signed_url
+from spinezarr.serve.tokens import Tokens, make_key, new_token
 
 __all__ = ["serve"]
+
+_TIME: Final = re.compile(r"(\d{1,6})([mhd])", re.ASCII)
+_UNITS_S: Final = {"m": 60, "h": 3_600, "d": 86_400}
+_LONGEST_S: Final = 366 * 86_400
+_SIGNED_FOR: Final = "7d"
 
 
 def serve(
     stores: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[STORE]...", help="Stores, or folders of stores; else the catalog's."
+            metavar="[STORE]...",
+            help="Stores, or folders of stores, as paths or URLs; else the catalog's.",
         ),
     ] = None,
     *,
@@ -33,16 +48,31 @@ def serve(
         str | None,
         typer.Option("--new-token", metavar="NAME", help="Make a token for --token-file, and end."),
     ] = None,
+    sign: Annotated[
+        str | None,
+        typer.Option(metavar="URL", help="Print a URL that needs no token for this, and end."),
+    ] = None,
+    signed_for: Annotated[
+        str | None,
+        typer.Option("--for", metavar="TIME", help="How long it lasts: 30m, 12h, 7d. (7d)"),
+    ] = None,
+    signed_as: Annotated[
+        str | None,
+        typer.Option("--as", metavar="NAME", help="Token whose end is the end of it too."),
+    ] = None,
     origin: Annotated[
         list[str] | None,
         typer.Option(metavar="URL", help="Web page that may read, e.g. a viewer; may be repeated."),
     ] = None,
     processes: Annotated[int, typer.Option(min=1, max=256, help="Processes that answer.")] = 1,
     catalog: CatalogFile = None,
+    endpoint_url: EndpointUrl = None,
+    profile: Profile = None,
+    no_sign_request: NoSignRequest = False,
 ) -> None:
     """Serve stores over HTTP: to xarray, zarr, tensorstore, neuroglancer, and to trainers.
 
-    Stores on disk that come, or are ingested anew, are served without a restart.
+    Stores that come, or are ingested anew, are served without a restart. They may lie in buckets.
 
     Example:  spinezarr serve demo/ctspine1k.zarr
     """
@@ -54,30 +84,61 @@ def serve(
             OUT.say(token)
             ERR.say(f"Its hash is in {token_file}. The token itself is shown this once.")
             return
-        paths = stores or _of_catalog(catalog)
+        if sign is not None:
+            OUT.say(_signed(token_file, sign, signed_for, signed_as))
+            return
+        if signed_for is not None or signed_as is not None:
+            raise UsageError("--for and --as: say how a URL is signed. Give it (--sign URL).")
+        options = storage_options(endpoint_url, profile, no_sign_request=no_sign_request)
+        given = [(_place(path), options) for path in stores or ()] or _of_catalog(catalog, options)
         settings = ServeSettings(
-            paths=tuple(str(Path(path).expanduser().absolute()) for path in paths),
+            paths=tuple(place for place, _ in given),
+            storage_options={place: own for place, own in given if "://" in place},
             token_file=None if token_file is None else str(token_file.absolute()),
             hosts=frozenset({host}),
             origins=frozenset(origin or ()),
         )
         app = settings.app()
+        app.stores.check()
         check_address(host, port, has_tokens=token_file is not None)
         base = f"http://{f'[{host}]' if ':' in host else host}:{port}"
-        places = app.stores.places()
+        names = app.stores.places()
         table = Table("", "store", "URL for xarray and zarr")
-        for name in places:
+        for name in names:
             table.add_row(name, f"{base}/zarr/{name}")
-        if places:
+        if names:
             ERR.print(table)
         else:
             ERR.say("There is no store yet; those that come are served.")
         ERR.say(f"Serving at {base}. Ctrl-C ends it.")
+        if token_file is not None:
+            ERR.say(f"With a browser, sign in at {base}/login.")
         run(settings, host, port, processes)
 
 
-def _of_catalog(path: Path | None) -> list[str]:
+def _signed(token_file: Path | None, url: str, time: str | None, name: str | None) -> str:
+    if token_file is None or name is None:
+        raise UsageError("--sign: give the --token-file, and whose token it ends with (--as NAME).")
+    time = _SIGNED_FOR if time is None else time
+    found = _TIME.fullmatch(time)
+    seconds = 0 if found is None else int(found[1]) * _UNITS_S[found[2]]
+    if not 0 < seconds <= _LONGEST_S:
+        raise UsageError(f"--for {time}: expected a time such as 30m, 12h or 7d, at most 366d.")
+    tokens = Tokens(token_file)
+    make_key(token_file)
+    return signed_url(tokens, url, name, seconds)
+
+
+def _place(path: str) -> str:
+    return path if "://" in path else str(Path(path).expanduser().absolute())
+
+
+def _of_catalog(path: Path | None, options: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    """Return the stores of a catalog, and how to reach each; what the command says comes first."""
     catalog = load_catalog(path)
     if catalog is None:
         raise UsageError("Give a store, a folder of stores, or a catalog (--catalog FILE).")
-    return [entry.store_location for entry in catalog.entries.values()]
+    return [
+        (_place(entry.store_location), {**entry.storage_options, **options})
+        for entry in catalog.entries.values()
+    ]

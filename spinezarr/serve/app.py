@@ -4,6 +4,7 @@ import asyncio
 import os
 import re
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from concurrent.futures import Executor
 from functools import partial
 from http import HTTPStatus
 from typing import Any, Final
@@ -14,6 +15,7 @@ from spinezarr.serve.bytes import answer_bytes
 from spinezarr.serve.facts import answer_scan, answer_scans, answer_store, answer_stores
 from spinezarr.serve.guard import Guard
 from spinezarr.serve.http import Answer, Request, explained
+from spinezarr.serve.login import LOGIN, LOGOUT
 from spinezarr.serve.objects import ServedFile, UnreadableError
 from spinezarr.serve.patches import BODY_BYTES, answer_batch
 from spinezarr.serve.stores import ServedStores
@@ -31,6 +33,7 @@ _FLAT: Final = "/flat/"
 _ABOUT: Final = "/v1/"
 _FACTS: Final = re.compile(r"/v1/([^/]+)(?:/scans((?:/[^/]+)?))?")
 _BATCH: Final = re.compile(r"/v1/([^/]+)/batch")
+_STORE: Final = re.compile(r"/(?:zarr|flat|v1)/([^/]*).*", re.DOTALL)
 _THREADS: Final = max(1, (os.cpu_count() or 1) // 2)
 """That decode a batch; others are read beside it."""
 _AT_ONCE: Final = 2 * (os.cpu_count() or 1)
@@ -42,13 +45,15 @@ _WAITING_BYTES: Final = 64 << 20
 _UNSENT_BYTES: Final = 512 << 20
 """Of patches; whoever does not read his own must not keep others from theirs."""
 _BODY_S: Final = 8.0
-"""For the body of a request for patches."""
+"""For the body of a request."""
 _BODIES_BYTES: Final = 64 << 20
 """Of bodies that have not come whole; who sends more waits."""
 _AT_ONCE_BYTES: Final = 1 << 20
 """Read and sent together; what is longer is read by threads, part by part."""
 _PART_BYTES: Final = 256 << 10
 """Some wait to be sent at once, for each client that reads slowly."""
+_FAR_BYTES: Final = 4 << 20
+"""Read together of what lies far away, where that takes a request; a patch takes one or two."""
 _LISTENS_S: Final = 0.5
 """After which granian listens."""
 _OPEN: Final = {"/healthz", "/readyz"}
@@ -77,7 +82,8 @@ class App:
     def __init__(self, stores: ServedStores, guard: Guard) -> None:
         self.stores = stores
         self._guard = guard
-        self._turns = Turns(_AT_ONCE, _WAITING, _WAITING_BYTES)
+        self._turns: dict[Executor | None, Turns] = {}
+        """Of what is read from disk, and of each bucket."""
         self._held_bytes = 0
         self._unsent_bytes = 0
 
@@ -88,18 +94,27 @@ class App:
             return
         if scope["type"] != "http":
             return
-        request = _request_of(scope)
+        request = self._guard.opened(_request_of(scope))
         name = _BATCH.fullmatch(request.path)
         if _has_two_lengths(request):
             answer = _TWO_LENGTHS
         elif name is not None and request.method == "POST":
-            await self._send_batch(request, name[1], receive, send)
-            return
-        elif request.path.startswith(_ABOUT):
-            answer = await asyncio.to_thread(self.answer, request)
+            answer = self.refused(request) or await self._answer_batch(request, name[1], receive)
+        elif request.path in {LOGIN, LOGOUT}:
+            form = await self._whole_body(request, receive)
+            answer = form if isinstance(form, Answer) else self._guard.login(request, form)
         else:
-            answer = self.answer(request)
-        await _sent(send, request.method, answer, self._guard.shared(request))
+            readers = self.stores.executor(_STORE.sub(r"\1", request.path))
+            if readers is not None or request.path.startswith(_ABOUT):
+                loop = asyncio.get_running_loop()
+                answer = await loop.run_in_executor(readers, self.answer, request)
+            else:
+                answer = self.answer(request)
+        self._unsent_bytes += len(answer.body)
+        try:
+            await _sent(send, request.method, answer, self._guard.shared(request))
+        finally:
+            self._unsent_bytes -= len(answer.body)
 
     def answer(self, request: Request) -> Answer:
         """Answer a request for files, or about the server."""
@@ -143,33 +158,31 @@ class App:
             return answer_scans(found, request.query)
         return answer_scan(found, scan_id.removeprefix("/"))
 
-    async def _send_batch(self, request: Request, name: str, receive: Receive, send: Send) -> None:
-        answer = self.refused(request) or await self._read_batch(request, name, receive)
-        self._unsent_bytes += len(answer.body)
-        try:
-            await _sent(send, request.method, answer, self._guard.shared(request))
-        finally:
-            self._unsent_bytes -= len(answer.body)
-
-    async def _read_batch(self, request: Request, name: str, receive: Receive) -> Answer:
-        """Answer a request for patches, in its turn."""
+    async def _answer_batch(self, request: Request, name: str, receive: Receive) -> Answer:
         body = await self._whole_body(request, receive)
         if isinstance(body, Answer):
             return body
-        source = self.stores.patches(name)
-        if source is None:
-            return explained(HTTPStatus.NOT_FOUND, "There is no such store.")
         if self._unsent_bytes > _UNSENT_BYTES:
             return _BUSY
+        readers = self.stores.executor(name)
+        if readers not in self._turns:
+            self._turns[readers] = Turns(_AT_ONCE, _WAITING, _WAITING_BYTES)
         try:
-            async with self._turns.taken(len(body)):
-                return await asyncio.to_thread(answer_batch, source, body, threads=_THREADS)
+            async with self._turns[readers].taken(len(body)):
+                loop = asyncio.get_running_loop()
+                return await loop.run_in_executor(readers, self._read_batch, name, body)
         except BusyError:
             return _BUSY
         except (SpinezarrError, OSError):
             return explained(
                 HTTPStatus.SERVICE_UNAVAILABLE, "The store cannot be read.", retry_after="1"
             )
+
+    def _read_batch(self, name: str, body: bytes) -> Answer:
+        source = self.stores.patches(name)
+        if source is None:
+            return explained(HTTPStatus.NOT_FOUND, "There is no such store.")
+        return answer_batch(source, body, threads=_THREADS)
 
     async def _whole_body(self, request: Request, receive: Receive) -> bytes | Answer:
         """Read the body of a request, or answer why it is not read."""
@@ -224,7 +237,8 @@ async def _sent(send: Send, method: str, answer: Answer, shared: Mapping[str, st
         parts = _Parts(answer) if method != "HEAD" else None
         first = b"" if parts is None else await parts.read()
     except UnreadableError as problem:
-        await _sent(send, method, explained(HTTPStatus.SERVICE_UNAVAILABLE, str(problem)), shared)
+        answer = explained(HTTPStatus.SERVICE_UNAVAILABLE, str(problem), retry_after="1")
+        await _sent(send, method, answer, shared)
         return
     headers = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in fields.items()]
     await send({"type": "http.response.start", "status": int(answer.status), "headers": headers})
@@ -247,6 +261,8 @@ class _Parts:
         self._file: ServedFile | None = answer.file
         self._at, self._stop = answer.start, answer.start + answer.length
         self._is_long = answer.length > _AT_ONCE_BYTES
+        self._ahead = memoryview(b"")
+        """Read from far away, and not sent yet."""
 
     @property
     def is_left(self) -> bool:
@@ -259,9 +275,22 @@ class _Parts:
         self._at = stop
         if self._file is None:
             return self._body[start:stop]
+        if self._file.executor is not None:
+            return await self._read_far(self._file, start, stop)
         if self._file.data is not None or not self._is_long:
             return self._file.read(start, stop)
         return await asyncio.to_thread(self._file.read, start, stop)
+
+    async def _read_far(self, file: ServedFile, start: int, stop: int) -> bytes:
+        """Read more at once than is sent at once."""
+        size = stop - start
+        if len(self._ahead) < size:
+            at, until = start + len(self._ahead), min(start + _FAR_BYTES, self._stop)
+            loop = asyncio.get_running_loop()
+            more = await loop.run_in_executor(file.executor, file.read, at, until)
+            self._ahead = memoryview(bytes(self._ahead) + more)
+        data, self._ahead = bytes(self._ahead[:size]), self._ahead[size:]
+        return data
 
 
 async def _live(receive: Receive, send: Send) -> None:

@@ -20,7 +20,8 @@ __all__ = ["answer_bytes"]
 
 METHODS: Final = ("GET", "HEAD", "OPTIONS")
 _CHANGES: Final = "no-cache"
-_NEVER_CHANGES: Final = "public, max-age=31536000, immutable"
+_NEVER_CHANGES: Final = "private, max-age=31536000, immutable"
+"""``public`` would let a cache between give it to who has no token."""
 _PARTS: Final = "no-store"
 """Chromium keeps parts of a file, and gives cut ones for neighbouring parts
 (https://github.com/learningequality/kolibri/pull/15105)."""

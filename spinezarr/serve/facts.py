@@ -30,14 +30,11 @@ class StoreFacts:
 
     Parameters
     ----------
-    path
-        Of the store.
     files
-        What tells whether there is another table.
+        Of the store.
     """
 
-    def __init__(self, path: str, files: ServedFolder) -> None:
-        self._path = path
+    def __init__(self, files: ServedFolder) -> None:
         self._files = files
         self._lock = Lock()
         self._known: tuple[str, StoreReader] | None = None
@@ -54,8 +51,12 @@ class StoreFacts:
         version = "" if found is None else found.etag
         with self._lock:
             if self._known is None or self._known[0] != version:
-                self._known = version, StoreReader(self._path)
+                self._known = version, self._files.reader(with_table=True)
             return self._known[1]
+
+    def may_have(self, scan_id: str) -> bool:
+        """Whether a scan of that name can be asked for."""
+        return is_scan_id(scan_id) and self._files.may_have(scan_id)
 
 
 def answer_stores(facts: Mapping[str, Callable[[], StoreFacts | None]]) -> Answer:
@@ -136,7 +137,7 @@ def _row(table: xr.Dataset, at: int) -> dict[str, Any]:
 
 def answer_scan(facts: StoreFacts, scan_id: str) -> Answer:
     """Say all that a store knows of a scan."""
-    if not is_scan_id(scan_id):
+    if not facts.may_have(scan_id):
         return explained(HTTPStatus.NOT_FOUND, "There is no such scan.")
     try:
         attributes = facts.reader().scan(scan_id).attributes

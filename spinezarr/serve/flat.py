@@ -54,28 +54,12 @@ class FlatFolder:
             if within.endswith(_METADATA):
                 return None
             raise GoneError(f"there is no scan {scan_id!r} in the store, or no longer.")
-        if within.endswith(f"/{_METADATA}") or within == _METADATA:
-            return self._metadata(key)
+        if within == _METADATA:
+            return _flattened(self._folder.metadata(scan_id, scan))
+        if within.endswith(f"/{_METADATA}"):
+            found = self._folder.file(scan_id, within, scan)
+            return None if found is None else _flattened(found)
         return self._chunk(scan_id, array, within[len(array) + 1 :], scan)
-
-    def _metadata(self, key: str) -> ServedFile | None:
-        found = self._folder.small(key)
-        if found is None or found.data is None:
-            return None
-        node: dict[str, Any] = json.loads(found.data)
-        if node["node_type"] == "array":
-            return ServedFile.of(_dumped(_flat(node)))
-        attributes = {k: v for k, v in node["attributes"].items() if k not in _OF_SHARDS}
-        together = node["consolidated_metadata"]
-        arrays = {
-            name: _flat(node) if name in {IMAGE, LABEL} else node
-            for name, node in together["metadata"].items()
-        }
-        changed = {
-            "attributes": attributes,
-            "consolidated_metadata": {**together, "metadata": arrays},
-        }
-        return ServedFile.of(_dumped({**node, **changed}))
 
     def _chunk(self, scan_id: str, name: str, key: str, scan: ServedScan) -> ServedFile | None:
         array = scan.group.arrays.image if name == IMAGE else scan.group.arrays.label
@@ -103,6 +87,24 @@ class FlatFolder:
             raise UnreadableError(f"{shard_key} cannot be read.")
         start = int(rows["size"][:at].sum(dtype=np.int64))
         return part_of(file, start, start + int(rows["size"][at]))
+
+
+def _flattened(found: ServedFile) -> ServedFile:
+    """Return the metadata of a scan, or one of its arrays, as if there were no shards."""
+    node: dict[str, Any] = json.loads(found.read(0, found.size_bytes))
+    if node["node_type"] == "array":
+        return ServedFile.of(_dumped(_flat(node)))
+    attributes = {k: v for k, v in node["attributes"].items() if k not in _OF_SHARDS}
+    together = node["consolidated_metadata"]
+    arrays = {
+        name: _flat(node) if name in {IMAGE, LABEL} else node
+        for name, node in together["metadata"].items()
+    }
+    changed = {
+        "attributes": attributes,
+        "consolidated_metadata": {**together, "metadata": arrays},
+    }
+    return ServedFile.of(_dumped({**node, **changed}))
 
 
 def _flat(node: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,24 +1,20 @@
 """Who may ask: tokens, pages of other origins, and names that lead here by a trick."""
 
-import hashlib
-import hmac
 import re
-import secrets
 from base64 import b64decode
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from http import HTTPStatus
 from ipaddress import ip_address
-from pathlib import Path
-from threading import Lock
 from typing import Final
 
-from spinezarr.errors import UsageError
 from spinezarr.serve.http import Answer, Request, explained
+from spinezarr.serve.login import Login, is_of_this_server, wants_page
+from spinezarr.serve.signing import SIGNED, path_behind
+from spinezarr.serve.tokens import Tokens
 
-__all__ = ["LOOPBACK", "Guard", "Tokens", "is_loopback", "new_token"]
+__all__ = ["LOOPBACK", "Guard", "is_loopback"]
 
-_LINE: Final = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]{0,63})\s+sha256:([0-9a-f]{64})")
 _WORD: Final = re.compile(r"[\x21-\x7e]{1,512}")
 _PLACE: Final = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([^\[\]:/@\s]+))(?::[0-9]{0,5})?", re.ASCII)
 LOOPBACK: Final = frozenset({"localhost", "127.0.0.1", "::1"})
@@ -42,99 +38,6 @@ def is_loopback(host: str) -> bool:
         return host.lower() == "localhost"
 
 
-def new_token(path: Path, name: str) -> str:
-    """Make a token and add its hash to a file, which only its owner may read.
-
-    Raises
-    ------
-    UsageError
-        If the name cannot stand in the file, or is there already.
-    """
-    token = secrets.token_urlsafe(32)
-    line = f"{name} sha256:{_hash(token)}"
-    if not _LINE.fullmatch(line):
-        raise UsageError(f"{name!r}: a token's name holds letters, digits, '.', '_' and '-' only.")
-    path.touch(mode=0o600)
-    if name in Tokens(path).names:
-        raise UsageError(
-            f"{path}: has a token {name!r} already. Choose another name, or delete its line."
-        )
-    with path.open("a") as file:
-        file.write(f"{line}\n")
-    return token
-
-
-class Tokens:
-    """Hashes of tokens in a file, read again when it changes.
-
-    Parameters
-    ----------
-    path
-        One line a token: its name and ``sha256:`` with the SHA-256 of the token in hexadecimal.
-
-    Raises
-    ------
-    UsageError
-        If it cannot be read, or a line is none.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._lock = Lock()
-        self._seen: tuple[int, int, int] | None = None
-        self._hashes: dict[str, str] = {}
-        self._load()
-
-    @property
-    def names(self) -> frozenset[str]:
-        """Of all tokens."""
-        return frozenset(self._hashes)
-
-    def named(self, token: str) -> str | None:
-        """Return the name of a token that is in the file now; None if it is not."""
-        try:
-            self._load()
-        except UsageError:  # half written, or gone: nobody is let in
-            return None
-        asked, found = _hash(token), None
-        for name, known in self._hashes.items():
-            if hmac.compare_digest(known, asked):
-                found = name
-        return found
-
-    def _load(self) -> None:
-        try:
-            status = self._path.stat()
-            now = (status.st_ino, status.st_mtime_ns, status.st_size)
-            with self._lock:
-                if now != self._seen:
-                    self._hashes = _parsed(self._path)
-                    self._seen = now
-        except OSError as problem:
-            raise UsageError(
-                f"{self._path}: the file of tokens cannot be read: {problem.strerror}."
-            ) from problem
-
-
-def _parsed(path: Path) -> dict[str, str]:
-    found: dict[str, str] = {}
-    for number, line in enumerate(path.read_text("utf-8", "replace").splitlines(), 1):
-        if not line.strip() or line.startswith("#"):
-            continue
-        match = _LINE.fullmatch(line.strip())
-        if match is None or match[1] in found:
-            raise UsageError(
-                f"{path}, line {number}: is no token, expected a name of its own and "
-                "'sha256:' with 64 digits. Make one with --new-token NAME."
-            )
-        found[match[1]] = match[2]
-    return found
-
-
-def _hash(token: str) -> str:
-    return hashlib.sha256(token.encode()).hexdigest()
-
-
 @dataclass(frozen=True, slots=True)
 class Guard:
     """What a request must have.
@@ -147,29 +50,54 @@ class Guard:
         Names that the server is reached by; without tokens no other is answered, or a page of
         somebody else could read by a name of its own that leads here (DNS rebinding).
     origins
-        Of pages elsewhere that may read. Pages of this machine always may.
+        Of pages elsewhere that may read, also by the session of who looks at them. Pages of this
+        machine always may, without it.
     """
 
     tokens: Tokens | None = None
     hosts: frozenset[str] = LOOPBACK
     origins: frozenset[str] = frozenset()
 
+    def opened(self, request: Request) -> Request:
+        """Return a request for a signed URL as one for what that opens; any other as it is.
+
+        No signature stays in the path, wherever that is written to.
+        """
+        if not request.path.startswith(SIGNED):
+            return request
+        behind = None if self.tokens is None else path_behind(self.tokens, request.path)
+        return replace(request, path=behind or SIGNED, is_signed=behind is not None)
+
+    def login(self, request: Request, form: bytes) -> Answer:
+        """Answer a request for the pages to sign in and out."""
+        if self.tokens is None:
+            return self.refused(request) or explained(HTTPStatus.OK, "No token is needed here.")
+        return Login(self.tokens).answer(request, form)
+
     def refused(self, request: Request) -> Answer | None:
         """Return the answer to who may not ask; None for all others."""
+        if request.path == SIGNED:
+            return _unauthorized("This URL is not signed for that, or its time is up.")
         if self.tokens is None:
-            if _host_of(request.headers.get("host", "")) not in self.hosts:
-                return explained(
-                    HTTPStatus.MISDIRECTED_REQUEST, "This server has another name (--host)."
-                )
+            if _host_of(request.headers.get("host", "")) in self.hosts:
+                return None
+            return explained(
+                HTTPStatus.MISDIRECTED_REQUEST, "This server has another name (--host)."
+            )
+        if request.is_signed or self._is_known(request, self.tokens):
             return None
+        answer = _unauthorized("A token is needed: send 'Authorization: Bearer TOKEN'.")
+        if not wants_page(request):
+            return answer
+        page = Login(self.tokens).form(request)
+        return replace(page, headers={**answer.headers, **page.headers})
+
+    def _is_known(self, request: Request, tokens: Tokens) -> bool:
         token = _token_of(request.headers.get("authorization", ""))
-        if token is not None and self.tokens.named(token) is not None:
-            return None
-        return explained(
-            HTTPStatus.UNAUTHORIZED,
-            "A token is needed: send 'Authorization: Bearer TOKEN'.",
-            www_authenticate='Bearer realm="spinezarr"',
-        )
+        if token is not None and tokens.named(token) is not None:
+            return True
+        is_trusted = is_of_this_server(request) or request.headers.get("origin") in self.origins
+        return is_trusted and Login(tokens).name(request) is not None
 
     def preflight(self, request: Request) -> Answer | None:
         """Answer a browser that asks whether a page may ask; None for any other request."""
@@ -184,17 +112,24 @@ class Guard:
 
     def shared(self, request: Request) -> Mapping[str, str]:
         """Return the headers that let the page that asks read the answer."""
+        fields = {"vary": "Origin"}
+        if request.is_signed:
+            fields["referrer-policy"] = "no-referrer"
         origin = request.headers.get("origin")
         if origin is None:
-            return {"vary": "Origin"}
+            return fields
         place = origin.partition("://")[2]
-        if origin not in self.origins and not is_loopback(_host_of(place)):
-            return {"vary": "Origin"}
-        return {
-            "vary": "Origin",
-            "access-control-allow-origin": origin,
-            "access-control-expose-headers": _EXPOSED,
-        }
+        if origin in self.origins:
+            fields["access-control-allow-credentials"] = "true"
+        elif not is_loopback(_host_of(place)):
+            return fields
+        fields["access-control-allow-origin"] = origin
+        fields["access-control-expose-headers"] = _EXPOSED
+        return fields
+
+
+def _unauthorized(text: str) -> Answer:
+    return explained(HTTPStatus.UNAUTHORIZED, text, www_authenticate='Bearer realm="spinezarr"')
 
 
 def _token_of(authorization: str) -> str | None:

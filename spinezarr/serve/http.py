@@ -22,12 +22,15 @@ class Request:
         Decoded once, from the first ``/`` on.
     headers
         By names in lower case; repeated ones joined by commas.
+    is_signed
+        Whether a signature in the URL that was asked for opened this path.
     """
 
     method: str
     path: str
     query: str = field(default="", repr=False)
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+    is_signed: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,41 +1,37 @@
 """Which bytes a key of a served store stands for, and which version of them.
 
 Every answer is of one version of a scan, and its tag names that version. A file of a scan is
-compared with the manifest of the scan as it is now when it is opened, and is then read through its
-descriptor: what replaces it is another file. Only keys that a store of ours has are looked for.
+compared with the manifest of the scan as it is now when it is opened, and is then read as what it
+was then. Only keys that a store of ours has are looked for.
 """
 
-import hashlib
-import os
 import re
-from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass, field
-from pathlib import Path
-from threading import Lock
 from typing import Final
 
-from spinezarr.errors import CorruptStoreError, SpinezarrError
+from spinezarr.errors import SpinezarrError
+from spinezarr.serve.storage import (
+    METADATA,
+    Identity,
+    InTurn,
+    Recent,
+    ServedFile,
+    Storage,
+    UnreadableError,
+    tag_of,
+)
 from spinezarr.store.attributes import (
     SCAN_FILE,
     ManifestEntry,
     ScanGroup,
-    ShardEntry,
     is_scan_id,
     parse_scan_group,
 )
 from spinezarr.store.bundle import TABLE_BUNDLE
-from spinezarr.store.layout import (
-    LABEL,
-    LABEL_CHUNKS,
-    METADATA_BYTES,
-    SCANS,
-    TABLE,
-    chunk_grid,
-    scan_key,
-)
-from spinezarr.store.sharding import crc32
-from spinezarr.store.store_folder import StoreFolder
+from spinezarr.store.layout import LABEL, LABEL_CHUNKS, SCANS, TABLE, chunk_grid, scan_key
+from spinezarr.store.reader import StoreReader
 from spinezarr.store.table_file import is_table_file
 
 __all__ = [
@@ -49,87 +45,17 @@ __all__ = [
     "split_key",
 ]
 
-_METADATA: Final = "zarr.json"
 _SHARED: Final = {"zarr.json", "scans/zarr.json", TABLE_BUNDLE}
 """Files beside the table that no scan's manifest names. What an ingest keeps is not served."""
 _CHUNK: Final = re.compile(rf"(?!.*zarr[.]json){SCAN_FILE}")
 _NUMBER: Final = re.compile(r"0|[1-9][0-9]{0,5}", re.ASCII)
-_OPEN_FILES: Final = 256
 _KNOWN_SCANS: Final = 4096
-_READ_BYTES: Final = 1 << 20
-
-Identity = tuple[int, int, int, int]
-"""Of a file that stands under a name: another file there has another."""
+_METADATA_BYTES: Final = 32 << 20
+"""Of files of metadata that are kept."""
 
 
 class GoneError(SpinezarrError):
     """A file of a scan that is not in the store: not a chunk that holds background."""
-
-
-class UnreadableError(SpinezarrError):
-    """A file that is there and cannot be read, or is no longer, or not yet, what its scan says."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class ServedFile:
-    """Bytes of one version.
-
-    Attributes
-    ----------
-    size_bytes
-        Of the whole.
-    etag
-        Strong, with its quotes.
-    data
-        The bytes, of a small file; None for one that is read through its descriptor.
-    descriptor
-        Open as long as this object lives.
-    first
-        Where the bytes begin in the open file.
-    """
-
-    size_bytes: int
-    etag: str
-    data: bytes | None = None
-    descriptor: "_Descriptor | None" = None
-    first: int = 0
-
-    @classmethod
-    def of(cls, data: bytes) -> "ServedFile":
-        """Describe bytes that are here, by their hash."""
-        return cls(len(data), _tag(hashlib.sha256(data).hexdigest()[:32]), data)
-
-    def read(self, start: int, stop: int) -> bytes:
-        """Read a part.
-
-        Raises
-        ------
-        UnreadableError
-            If it cannot be read.
-        """
-        if self.data is not None:
-            return self.data[start:stop]
-        if self.descriptor is None:
-            return b""
-        try:
-            found = os.pread(self.descriptor.number, stop - start, self.first + start)
-        except OSError as problem:
-            raise UnreadableError(f"a file cannot be read: {problem.strerror}.") from problem
-        if len(found) != stop - start:
-            raise UnreadableError("a file has become shorter.")
-        return found
-
-
-class _Descriptor:
-    """An open file, closed when nobody holds it any more."""
-
-    __slots__ = ("number",)
-
-    def __init__(self, number: int) -> None:
-        self.number = number
-
-    def __del__(self) -> None:
-        os.close(self.number)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -140,6 +66,8 @@ class ServedScan:
     ----------
     identity
         Of its metadata.
+    written
+        When these were.
     content_checksum
         See :attr:`spinezarr.store.attributes.ScanAttributes.content_checksum`.
     group
@@ -147,6 +75,7 @@ class ServedScan:
     """
 
     identity: Identity
+    written: int
     content_checksum: str
     group: ScanGroup = field(repr=False)
 
@@ -157,28 +86,54 @@ class ServedScan:
 
 
 class ServedFolder:
-    """The files of a store on disk; safe to share between threads.
+    """The files of a store; safe to share between threads.
 
     Parameters
     ----------
-    path
-        Of the store.
+    storage
+        Where they lie.
     """
 
-    def __init__(self, path: str) -> None:
-        self._folder = StoreFolder.at(path)
-        self._scans: OrderedDict[str, ServedScan] = OrderedDict()
-        self._files: OrderedDict[tuple[str, str], tuple[Identity, ServedFile]] = OrderedDict()
-        self._lock = Lock()
+    def __init__(self, storage: Storage) -> None:
+        self._storage = storage
+        self._scans: Recent[ServedScan] = Recent(_KNOWN_SCANS)
+        self._metadata: Recent[ServedFile] = Recent(_METADATA_BYTES)
+        self._files: Recent[ServedFile] = Recent(storage.room)
+        self._in_turn = InTurn()
 
     @property
     def path(self) -> str:
         """Of the store."""
-        return self._folder.path
+        return self._storage.path
+
+    @property
+    def executor(self) -> Executor | None:
+        """What is to call, if that may wait for a network."""
+        return self._storage.executor
 
     def is_there(self) -> bool:
-        """Whether there is a store now."""
-        return Path(self._folder.root, _METADATA).exists()
+        """Whether there is a store now.
+
+        Raises
+        ------
+        UnreadableError
+            If nobody can tell.
+        """
+        return self.small(METADATA) is not None
+
+    def reader(self, *, with_table: bool) -> StoreReader:
+        """Open the store.
+
+        Raises
+        ------
+        SpinezarrError, OSError
+            If it cannot be read.
+        """
+        return self._storage.reader(with_table=with_table)
+
+    def may_have(self, scan_id: str) -> bool:
+        """Whether a scan of that name can be asked for."""
+        return self._storage.may_have(scan_id)
 
     def find(self, key: str, version: str | None = None) -> ServedFile | None:
         """Return what stands under a key, or None if a store has no such key.
@@ -203,12 +158,12 @@ class ServedFolder:
             is_made = key in _SHARED or (group == TABLE and is_table_file(below))
             return self.small(key) if is_made else None
         scan = self.scan(scan_id, version)
-        if within == _METADATA:
-            return self.small(key)
         if scan is None:
-            if within.endswith(_METADATA):
+            if within.endswith(METADATA):
                 return None
             raise GoneError(f"there is no scan {scan_id!r} in the store, or no longer.")
+        if within == METADATA:
+            return self.metadata(scan_id, scan)
         found = self.file(scan_id, within, scan)
         if found is None and _CHUNK.fullmatch(within) and not _is_background(within, scan):
             raise GoneError(f"scan {scan_id!r} is no longer in the store as it was.")
@@ -225,23 +180,39 @@ class ServedFolder:
         entry = scan.entries.get(within)
         return None if entry is None else self._file(scan_id, within, scan, entry)
 
-    def _path(self, key: str) -> str:
-        return f"{self._folder.path}/{key}"
+    def metadata(self, scan_id: str, scan: ServedScan) -> ServedFile:
+        """Return the metadata of a version of a scan.
+
+        Raises
+        ------
+        UnreadableError
+            If they cannot be read, or another version's are there by now.
+        """
+        key = f"{scan_key(scan_id)}/{METADATA}"
+        found = self._small(key)
+        if found is None or found[0] != scan.identity:
+            raise UnreadableError(f"{key} is being replaced.")
+        return found[1]
 
     def small(self, key: str) -> ServedFile | None:
-        """Return a file of metadata; None if there is none."""
-        data = self._read(key)
-        if data is None:
-            return None
-        return ServedFile.of(data)
+        """Return a file of metadata as it is now; None if there is none.
 
-    def _read(self, key: str) -> bytes | None:
-        try:
-            return self._folder.read(self._path(key), METADATA_BYTES)
-        except FileNotFoundError:
-            return None
-        except (CorruptStoreError, OSError) as problem:
-            raise UnreadableError(f"{key} cannot be read.") from problem
+        Raises
+        ------
+        UnreadableError
+            If it cannot be read.
+        """
+        found = self._small(key)
+        return None if found is None else found[1]
+
+    def _small(self, key: str) -> tuple[Identity, ServedFile] | None:
+        known = self._metadata.find(key)
+        seen = self._storage.look(key, None if known is None else known[0])
+        if seen is None or (seen.data is None and known is not None):
+            return None if seen is None else known
+        found = ServedFile.of(seen.data or b"")
+        self._metadata.keep(key, seen.identity, found, found.size_bytes + 1)
+        return seen.identity, found
 
     def scan(self, scan_id: str, version: str | None = None) -> ServedScan | None:
         """Return a scan as it is now; None if there is no such scan.
@@ -259,63 +230,47 @@ class ServedFolder:
         return found
 
     def _scan(self, scan_id: str) -> ServedScan | None:
-        key = f"{scan_key(scan_id)}/{_METADATA}"
+        if not self.may_have(scan_id):
+            raise UnreadableError("such a name cannot be asked for where this store lies.")
+        key = f"{scan_key(scan_id)}/{METADATA}"
+        known = self._scans.find(scan_id)
+        seen = self._storage.look(key, None if known is None else known[0])
+        if seen is None or (seen.data is None and known is not None):
+            return None if seen is None or known is None else known[1]
         try:
-            identity = _identity(os.lstat(f"{self._folder.root}/{key}"))
-        except (FileNotFoundError, NotADirectoryError):
-            return None
-        except OSError as problem:
-            raise UnreadableError(f"{key} cannot be read.") from problem
-        with self._lock:
-            known = self._scans.get(scan_id)
-            if known is not None and known.identity == identity:
-                self._scans.move_to_end(scan_id)
-                return known
-        data = self._read(key)
-        if data is None:
-            return None
-        try:
-            group = parse_scan_group(data)
+            group = parse_scan_group(seen.data or b"")
         except ValueError as problem:
             raise UnreadableError(f"{key} is damaged.") from problem
         if group.attributes.scan_id != scan_id:
             raise UnreadableError(f"{key} is another scan's.")
-        found = ServedScan(identity, group.attributes.content_checksum, group)
-        with self._lock:
-            self._scans[scan_id] = found
-            while len(self._scans) > _KNOWN_SCANS:
-                self._scans.popitem(last=False)
+        checksum = group.attributes.content_checksum
+        found = ServedScan(seen.identity, seen.written, checksum, group)
+        self._scans.keep(scan_id, found.identity, found)
         return found
 
     def _file(
         self, scan_id: str, within: str, scan: ServedScan, entry: ManifestEntry
     ) -> ServedFile:
         name = (scan_id, within)
-        with self._lock:
-            known = self._files.get(name)
-            if known is not None and known[0] == scan.identity:
-                self._files.move_to_end(name)
-                return known[1]
-        found = self._opened(f"{scan_key(scan_id)}/{within}", scan, entry)
-        with self._lock:
-            self._files[name] = scan.identity, found
-            while len(self._files) > _OPEN_FILES:
-                self._files.popitem(last=False)
+        found = self._opened(name, scan)
+        if found is not None:
+            return found
+        with self._in_turn.of(name):
+            found = self._opened(name, scan)  # by now
+            if found is not None:
+                return found
+            content = self._storage.open(f"{scan_key(scan_id)}/{within}", entry, scan.written)
+            tag = f"{scan.content_checksum}-{entry.crc32}-{entry.size_bytes:x}"
+            found = ServedFile(entry.size_bytes, tag_of(tag), None, content)
+            self._files.keep(name, scan.identity, found, content.room)
         return found
 
-    def _opened(self, key: str, scan: ServedScan, entry: ManifestEntry) -> ServedFile:
-        try:
-            descriptor = _Descriptor(self._folder.open(self._path(key)))
-            found = os.fstat(descriptor.number)
-        except (CorruptStoreError, OSError) as problem:
-            raise UnreadableError(f"{key} cannot be read, or is being replaced.") from problem
-        if found.st_size != entry.size_bytes or not (
-            (isinstance(entry, ShardEntry) and found.st_mtime_ns <= scan.identity[1])
-            or _checksum(descriptor) == entry.crc32
-        ):
-            raise UnreadableError(f"{key} is damaged, or is being replaced.")
-        tag = f"{scan.content_checksum}-{entry.crc32}-{entry.size_bytes:x}"
-        return ServedFile(entry.size_bytes, _tag(tag), None, descriptor)
+    def _opened(self, name: tuple[str, str], scan: ServedScan) -> ServedFile | None:
+        known = self._files.find(name)
+        if known is None or known[0] != scan.identity:
+            return None
+        content = known[1].content
+        return None if content is None or content.is_stale else known[1]
 
 
 def chunk_index(key: str, separator: str, grid: Sequence[int]) -> tuple[int, ...] | None:
@@ -347,7 +302,7 @@ def _is_background(within: str, scan: ServedScan) -> bool:
 def part_of(file: ServedFile, start: int, stop: int) -> ServedFile:
     """Return a part of a file as a file of its own."""
     tag = f"{file.etag[1:-1]}-{start:x}-{stop - start:x}"
-    return ServedFile(stop - start, _tag(tag), None, file.descriptor, file.first + start)
+    return ServedFile(stop - start, tag_of(tag), None, file.content, file.first + start)
 
 
 def split_key(key: str) -> tuple[str, str]:
@@ -355,18 +310,3 @@ def split_key(key: str) -> tuple[str, str]:
     group, _, rest = key.partition("/")
     scan_id, _, within = rest.partition("/")
     return (scan_id, within) if group == SCANS and is_scan_id(scan_id) else ("", "")
-
-
-def _checksum(descriptor: _Descriptor) -> str:
-    at = checksum = 0
-    while data := os.pread(descriptor.number, _READ_BYTES, at):
-        checksum, at = crc32(data, checksum), at + len(data)
-    return f"{checksum:08x}"
-
-
-def _identity(found: os.stat_result) -> Identity:
-    return found.st_ino, found.st_mtime_ns, found.st_size, found.st_ctime_ns
-
-
-def _tag(text: str) -> str:
-    return f'"{text}"'

@@ -21,14 +21,14 @@ from spinezarr.errors import CorruptStoreError, SpinezarrError, UnknownScanError
 from spinezarr.geometry import Box
 from spinezarr.serve.http import Answer, explained
 from spinezarr.serve.objects import ServedFolder
+from spinezarr.serve.storage import UnavailableError
 from spinezarr.store.attributes import is_scan_id
 from spinezarr.store.reader import StoreReader
-from spinezarr.store.store_folder import StoreFolder
 from spinezarr.stream.batch import Batch
 from spinezarr.stream.batch_reader import BatchReader
 from spinezarr.stream.draw import PatchRequest
 from spinezarr.stream.engine import Engine
-from spinezarr.stream.fetch import LocalFetcher
+from spinezarr.stream.fetch import fetcher_for
 from spinezarr.stream.nonfinite import Nonfinite
 from spinezarr.stream.service import PROTOCOL, BatchLimits
 from spinezarr.stream.spacing import step_zyx
@@ -49,6 +49,8 @@ LIMITS: Final = BatchLimits(
 _SOURCE_BYTES: Final = 1 << 30
 """Of the scans' own voxels that an answer is made from."""
 _SAFETENSORS: Final = "application/x-safetensors"
+
+_NO_SCAN: Final = "there is no such scan"
 
 _Size = Annotated[int, Field(ge=1, le=4096)]
 _Start = Annotated[int, Field(ge=-(1 << 20), le=1 << 20)]
@@ -118,14 +120,11 @@ class PatchSource:
 
     Parameters
     ----------
-    path
-        Of the store.
     files
-        What tells which version of a scan is there now.
+        Of the store.
     """
 
-    def __init__(self, path: str, files: ServedFolder) -> None:
-        self._path = path
+    def __init__(self, files: ServedFolder) -> None:
         self._files = files
         self._lock = Lock()
         self._opened: tuple[StoreReader, Engine] | None = None
@@ -138,21 +137,30 @@ class PatchSource:
         SpinezarrError
             If the store cannot be opened.
         """
-        with self._lock:
-            if self._opened is None or not self._is_current(self._opened[0], scan_ids):
-                reader = StoreReader(self._path, with_table=False)
-                self._opened = reader, Engine(LocalFetcher(StoreFolder.at(self._path)))
-            return self._opened
+        opened = self._opened
+        if opened is None or not self._is_current(opened[0], scan_ids):
+            with self._lock:
+                if self._opened is opened or self._opened is None:
+                    reader = self._files.reader(with_table=False)
+                    self._opened = reader, Engine(fetcher_for(reader.objects))
+                opened = self._opened
+        return opened
+
+    def may_have(self, scan_id: str) -> bool:
+        """Whether a scan of that name can be asked for."""
+        return is_scan_id(scan_id) and self._files.may_have(scan_id)
 
     def _is_current(self, reader: StoreReader, scan_ids: Iterable[str]) -> bool:
-        for scan_id in scan_ids:
+        def is_current(scan_id: str) -> bool:
             try:
                 now, known = self._files.scan(scan_id), reader.scan(scan_id)
+            except UnavailableError:
+                raise
             except SpinezarrError:
-                continue  # whoever reads it says so
-            if now is None or now.content_checksum != known.content_checksum:
-                return False
-        return True
+                return True  # whoever reads it says so
+            return now is not None and now.content_checksum == known.content_checksum
+
+        return all(reader.objects.each(is_current, scan_ids))
 
 
 def answer_batch(source: PatchSource, body: bytes, *, threads: int) -> Answer:
@@ -180,7 +188,7 @@ def answer_batch(source: PatchSource, body: bytes, *, threads: int) -> Answer:
             "for fewer items.",
         )
     reader, engine = source.opened(
-        {item.scan_id for item in asked.items if is_scan_id(item.scan_id)}
+        {item.scan_id for item in asked.items if source.may_have(item.scan_id)}
     )
     batches = BatchReader(
         reader=reader,
@@ -194,7 +202,10 @@ def answer_batch(source: PatchSource, body: bytes, *, threads: int) -> Answer:
         neighbour_step_mm=asked.neighbour_step_mm,
         nonfinite=asked.nonfinite,
     )
-    statuses = [_status(reader, item, batches) for item in asked.items]
+    statuses = [
+        _status(reader, item, batches) if source.may_have(item.scan_id) else _NO_SCAN
+        for item in asked.items
+    ]
     requests = [
         PatchRequest(at, item.scan_id, Box.at(item.start_zyx, asked.size_zyx), None)
         for at, item in enumerate(asked.items)
@@ -218,7 +229,7 @@ def _status(reader: StoreReader, item: ItemModel, batches: BatchReader) -> str:
     try:
         scan = reader.scan(item.scan_id)
     except UnknownScanError:
-        return "there is no such scan"
+        return _NO_SCAN
     except CorruptStoreError:
         return "the scan is damaged"
     attributes = scan.attributes
@@ -259,12 +270,14 @@ def _read(
     wanted = [request for request in requests if statuses[request.index] == "ok"]
     try:
         return batches.read_together([wanted], threads=threads)[0]
-    except UsageError:
+    except (UsageError, ConnectionError, PermissionError):  # what lies far away, and not a scan
         raise
     except (SpinezarrError, OSError):
         for request in wanted:
             try:
                 batches.read_together([[request]], threads=threads)
+            except (ConnectionError, PermissionError):
+                raise
             except (SpinezarrError, OSError):
                 statuses[request.index] = "the scan is damaged, or has changed"
     left = [request for request in wanted if statuses[request.index] == "ok"]

@@ -8,6 +8,7 @@ from types import TracebackType
 from typing import Final, Self
 
 from spinezarr.errors import UsageError
+from spinezarr.serve.extra import INSTALL
 from spinezarr.serve.guard import is_loopback
 from spinezarr.serve.settings import VARIABLE, ServeSettings
 from spinezarr.serve.unread import limit_unread
@@ -22,7 +23,6 @@ _CONNECTIONS: Final = 2048
 """Of a process, idle ones among them; more wait in the system's queue."""
 _OWN_FILES: Final = 512
 """Descriptors that are no connections."""
-_INSTALL: Final = "Serving needs more packages: pip install 'spinezarr[serve]'."
 
 
 def check_address(host: str, port: int, *, has_tokens: bool) -> None:
@@ -63,7 +63,7 @@ def run(settings: ServeSettings, host: str, port: int, processes: int) -> None:
         from granian.http import HTTP1Settings  # noqa: PLC0415
         from granian.log import LogLevels  # noqa: PLC0415
     except ImportError as problem:
-        raise UsageError(_INSTALL) from problem
+        raise UsageError(INSTALL) from problem
     os.environ[VARIABLE] = settings.model_dump_json()
     Granian(
         "spinezarr.serve.settings:create",
@@ -117,8 +117,9 @@ class BackgroundServer:
         try:
             import uvicorn  # noqa: PLC0415  an extra
         except ImportError as problem:
-            raise UsageError(_INSTALL) from problem
+            raise UsageError(INSTALL) from problem
         app = settings.app()
+        app.stores.check()
         try:
             self._socket = socket.create_server(("127.0.0.1", port))
         except OSError as problem:

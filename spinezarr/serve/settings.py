@@ -6,13 +6,14 @@ import signal
 import time
 from pathlib import Path
 from threading import Thread
-from typing import Final
+from typing import Any, Final
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from spinezarr.serve.app import App
-from spinezarr.serve.guard import LOOPBACK, Guard, Tokens
+from spinezarr.serve.guard import LOOPBACK, Guard
 from spinezarr.serve.stores import ServedStores
+from spinezarr.serve.tokens import Tokens
 
 __all__ = ["VARIABLE", "ServeSettings", "create"]
 
@@ -29,7 +30,9 @@ class ServeSettings(BaseModel):
     Attributes
     ----------
     paths
-        Stores, or folders of stores.
+        Stores, or folders of stores; paths or URLs.
+    storage_options
+        How to reach those that are URLs, by URL.
     token_file
         Hashes of tokens; None: whoever reaches the server may read.
     hosts
@@ -40,7 +43,8 @@ class ServeSettings(BaseModel):
 
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
 
-    paths: tuple[str, ...]
+    paths: tuple[str, ...] = Field(repr=False)  # a URL may hold a password
+    storage_options: dict[str, dict[str, Any]] = Field(default={}, repr=False)
     token_file: str | None = None
     hosts: frozenset[str] = frozenset()
     origins: frozenset[str] = frozenset()
@@ -51,10 +55,11 @@ class ServeSettings(BaseModel):
         Raises
         ------
         UsageError
-            If two stores have the same name, or the file of tokens cannot be read.
+            If one cannot be served from where it lies, or the file of tokens cannot be read.
         """
         tokens = None if self.token_file is None else Tokens(Path(self.token_file))
-        return App(ServedStores(self.paths), Guard(tokens, self.hosts | LOOPBACK, self.origins))
+        stores = ServedStores(self.paths, self.storage_options)
+        return App(stores, Guard(tokens, self.hosts | LOOPBACK, self.origins))
 
 
 def create() -> App:

@@ -1,19 +1,27 @@
 """The stores that a server serves, by name; looked for anew whenever one is asked for."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Lock
+from typing import Any, Final
 
 from spinezarr.errors import UsageError
+from spinezarr.public_url import public_url
+from spinezarr.serve.bucket import BucketFolder, BucketStorage, is_served_from
+from spinezarr.serve.disk import DiskStorage, stores_on_disk
 from spinezarr.serve.facts import StoreFacts
 from spinezarr.serve.flat import FlatFolder
 from spinezarr.serve.objects import ServedFolder
 from spinezarr.serve.patches import PatchSource
+from spinezarr.serve.storage import Storage, UnreadableError
 
 __all__ = ["ServedStores", "StorePlace"]
 
-_SUFFIX = ".zarr"
+_SUFFIX: Final = ".zarr"
+_LOOKING: Final = 8
+"""Threads that look through buckets for names that are not known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,46 +29,98 @@ class StorePlace:
     """A store that may be asked for."""
 
     name: str
-    path: str
+    path: str = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class _Given:
+    """A place that the server was given: a store, or a folder of stores."""
+
+    stores: Callable[[], Sequence[str]] = field(repr=False)
+    """Returns what it stands for now."""
+    storage: Callable[[str], Storage] = field(repr=False)
+    """Opens one of them."""
+    check: Callable[[], None] = field(default=lambda: None, repr=False)
+    is_remote: bool = False
 
 
 class ServedStores:
-    """Stores on disk; safe to share between threads.
+    """Stores on disk and in buckets; safe to share between threads.
 
     Parameters
     ----------
     paths
-        Each a store, or a folder of stores whose names end with ``.zarr``. Those that come later
-        are served too.
+        Each a store, or a folder of stores whose names end with ``.zarr``; paths, or URLs of
+        buckets and web servers. Those that come later are served too.
+    storage_options
+        Of those that are URLs; see :func:`spinezarr.store.files.open_filesystem`.
 
     Raises
     ------
     UsageError
-        If two have the same name.
+        If one is the URL of something else.
     """
 
-    def __init__(self, paths: Sequence[str]) -> None:
-        self._given = tuple(str(Path(path).expanduser().resolve()) for path in paths)
+    def __init__(
+        self, paths: Sequence[str], storage_options: Mapping[str, Mapping[str, Any]] | None = None
+    ) -> None:
+        options = storage_options or {}
+        self._given = tuple(_given(path, options.get(path, {})) for path in paths)
         self._opened: dict[str, _Served] = {}
         self._lock = Lock()
+        is_far = any(given.is_remote for given in self._given)
+        self._looking = ThreadPoolExecutor(_LOOKING, "spinezarr-look") if is_far else None
+
+    def check(self) -> None:
+        """Refuse what cannot be served.
+
+        Raises
+        ------
+        UsageError
+            If two have the same name, or a bucket is closed to us, or absent.
+        OSError
+            If a server does not answer.
+        """
+        for given in self._given:
+            given.check()
         self.places()
 
+    def executor(self, name: str) -> Executor | None:
+        """Return what is to answer for a store, if that may wait for a network."""
+        found = self._opened.get(name)
+        return self._looking if found is None else found.files.executor
+
     def places(self) -> dict[str, StorePlace]:
-        """Find what there is now, by name."""
-        found: dict[str, StorePlace] = {}
-        for given in map(Path, self._given):
-            is_store = (given / "zarr.json").exists() or given.suffix == _SUFFIX
-            for path in (given,) if is_store else sorted(given.glob(f"*{_SUFFIX}")):
-                name = path.name.removesuffix(_SUFFIX)
-                if not (path / "zarr.json").exists():
-                    continue
+        """Find what there is now, by name.
+
+        Raises
+        ------
+        UnreadableError
+            If a bucket cannot be looked through.
+        """
+        found, problem = self._look()
+        if problem is not None:
+            raise problem
+        return {name: place for name, (place, _) in found.items()}
+
+    def _look(self) -> tuple[dict[str, tuple[StorePlace, _Given]], UnreadableError | None]:
+        """Return what can be found, and what could not be looked through."""
+        found: dict[str, tuple[StorePlace, _Given]] = {}
+        problem = None
+        for given in self._given:
+            try:
+                paths = given.stores()
+            except UnreadableError as caught:
+                paths, problem = (), caught
+            for path in paths:
+                name = public_url(path).rstrip("/").rpartition("/")[2].removesuffix(_SUFFIX)
                 if name in found:
                     raise UsageError(
-                        f"{path} and {found[name].path}: would both be served as {name!r}. Serve "
-                        "one of them, or rename its folder."
+                        f"{public_url(path)} and {public_url(found[name][0].path)}: would both be "
+                        f"served as {name!r}. Serve one of them, or rename its folder."
                     )
-                found[name] = StorePlace(name, str(path))
-        return found
+                found[name] = StorePlace(name, path), given
+        return found, problem
 
     def files(self, name: str) -> ServedFolder | None:
         """Return the files of a store, or None if there is none of that name."""
@@ -87,14 +147,33 @@ class ServedStores:
             known = self._opened.get(name)
         if known is not None and known.files.is_there():
             return known
-        place = self.places().get(name)
-        if place is None:
+        places, problem = self._look()
+        if name not in places:
+            if problem is not None:  # it may lie there
+                raise problem
             return None
+        place, given = places[name]
         with self._lock:
             found = self._opened.get(name)
             if found is None or found.files.path != place.path:
-                found = self._opened[name] = _Served.at(place.path)
-            return found
+                found = self._opened[name] = _Served.of(given.storage(place.path))
+        return found if found.files.is_there() else None
+
+
+def _given(path: str, options: Mapping[str, Any]) -> _Given:
+    scheme, separator, rest = path.partition("://")
+    if is_served_from(path):
+        folder = BucketFolder(path, options, _SUFFIX)
+        return _Given(
+            folder.stores, lambda url: BucketStorage(url, options), folder.check, is_remote=True
+        )
+    if separator and scheme not in {"file", "local"}:
+        raise UsageError(
+            f"{public_url(path)}: is neither on disk, in a bucket (s3://) nor on a web server "
+            "(http://, https://), and cannot be served from there."
+        )
+    place = Path(rest if separator else path).expanduser().resolve()
+    return _Given(lambda: stores_on_disk(place, _SUFFIX), DiskStorage)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +186,6 @@ class _Served:
     patches: PatchSource
 
     @classmethod
-    def at(cls, path: str) -> "_Served":
-        files = ServedFolder(path)
-        return cls(files, FlatFolder(files), StoreFacts(path, files), PatchSource(path, files))
+    def of(cls, storage: Storage) -> "_Served":
+        files = ServedFolder(storage)
+        return cls(files, FlatFolder(files), StoreFacts(files), PatchSource(files))

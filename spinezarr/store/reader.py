@@ -42,7 +42,7 @@ from spinezarr.store.layout import (
     chunk_grid,
     scan_key,
 )
-from spinezarr.store.objects import open_objects
+from spinezarr.store.objects import Objects, open_objects
 from spinezarr.store.remote import IN_FLIGHT
 from spinezarr.store.sharding import ChunkDamagedError, decode_chunk
 from spinezarr.store.table import renew_table
@@ -173,6 +173,8 @@ class StoreReader:
         Requests that may be under way at once, if it is far away.
     rows
         What a table that was read before says of scans, by scan id.
+    objects
+        What reads it already in this process, and so is shared; None to open it.
 
     Raises
     ------
@@ -190,11 +192,12 @@ class StoreReader:
         with_table: bool = True,
         in_flight: int = IN_FLIGHT,
         rows: Mapping[str, "TableRow"] | None = None,
+        objects: Objects | None = None,
     ) -> None:
         self.url = url
         self.storage_options = storage_options
         self._in_flight = in_flight
-        self.objects = open_objects(url, storage_options, in_flight=in_flight)
+        self.objects = objects or open_objects(url, storage_options, in_flight=in_flight)
         self.path = self.objects.path
         self._bundle: bytes | None = None
         """What came with the root, empty if nothing did; None if it is to be asked for."""

@@ -16,6 +16,7 @@ from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Se
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from functools import partial
+from operator import attrgetter
 from typing import Any, Final, Generic, TypeVar
 
 from fsspec.asyn import get_loop
@@ -25,6 +26,7 @@ from spinezarr.public_url import public_url
 from spinezarr.store.layout import METADATA_BYTES
 from spinezarr.store.transport import NoRangesError, TransientError, Transport, open_transport
 from spinezarr.store.transport_errors import StalledAnswerError
+from spinezarr.store.versions import ObjectVersion, Wanted
 
 __all__ = ["IN_FLIGHT", "RemoteObjects"]
 
@@ -99,6 +101,9 @@ class RemoteObjects:
         As for :func:`spinezarr.store.files.open_filesystem`.
     in_flight
         Requests that are under way at once, in each process.
+    deadline_s
+        After so many seconds a call gives up, whatever is still tried; None: as long as patience
+        lasts, or an answer takes.
 
     Raises
     ------
@@ -112,16 +117,18 @@ class RemoteObjects:
         storage_options: Mapping[str, Any] | None = None,
         *,
         in_flight: int = IN_FLIGHT,
+        deadline_s: float | None = None,
     ) -> None:
         self.transport, self.path = open_transport(url, storage_options)
         self.in_flight = in_flight
+        self.deadline_s = deadline_s
         self._opened = (url, storage_options)
         self._requests = os.getpid(), _Requests(self.transport, in_flight)
         self._thread = threading.local()
         self._waiting: dict[int, set[Future[Any]]] = {}
 
     def __reduce__(self) -> tuple[Callable[..., "RemoteObjects"], tuple[object, ...]]:
-        return _objects, (*self._opened, self.in_flight)
+        return _objects, (*self._opened, self.in_flight, self.deadline_s)
 
     is_remote = True
     rereads = _REREADS
@@ -166,6 +173,20 @@ class RemoteObjects:
         return {
             path: bytes(data) for path, data in zip(wanted, found, strict=True) if data is not None
         }
+
+    def version(self, wanted: Wanted) -> ObjectVersion | None:
+        """Read an object, or a range of it, and say of which version that is; None if absent.
+
+        Raises
+        ------
+        ChangedObjectError
+            If it is of another version than is wanted.
+        CorruptStoreError
+            If it has more bytes than may come.
+        OSError
+            If it cannot be read; names it, and no secret.
+        """
+        return self._run(self._in_this_process().version(wanted))
 
     @contextmanager
     def ranges(
@@ -251,7 +272,11 @@ class RemoteObjects:
         waiting = self._waiting.setdefault(self._owner(), set())
         waiting.add(future)
         try:
-            return future.result()
+            return future.result(self.deadline_s)
+        except TimeoutError:
+            future.cancel()
+            text = f"it did not come within {self.deadline_s:g} s"
+            raise ConnectionError(errno.ETIMEDOUT, text, self.name(self.path)) from None
         except BaseException:  # an interrupt too: nobody waits for the rest
             future.cancel()
             raise
@@ -259,8 +284,13 @@ class RemoteObjects:
             waiting.discard(future)
 
 
-def _objects(url: str, storage_options: Mapping[str, Any] | None, in_flight: int) -> RemoteObjects:
-    return RemoteObjects(url, storage_options, in_flight=in_flight)
+def _objects(
+    url: str,
+    storage_options: Mapping[str, Any] | None,
+    in_flight: int,
+    deadline_s: float | None,
+) -> RemoteObjects:
+    return RemoteObjects(url, storage_options, in_flight=in_flight, deadline_s=deadline_s)
 
 
 class _Requests:
@@ -300,6 +330,13 @@ class _Requests:
         return await _gathered(
             self._until_answered(path, None, None, limit_bytes) for path in paths
         )
+
+    async def version(self, wanted: Wanted) -> ObjectVersion | None:
+        """Ask for an object or a range of it; None if it is absent."""
+        size = _SMALL_BYTES if wanted.stop is None else wanted.most_bytes
+        ask = partial(self._transport.get_version, wanted)
+        data_of = None if wanted.stop is None else attrgetter("data")
+        return await self._until_whole(ask, size, data_of)
 
     async def posted(self, path: str, body: bytes, limit_bytes: int) -> Buffer:
         """Post something until it is answered, or patience ends."""
@@ -346,12 +383,24 @@ class _Requests:
     async def _until_answered(
         self, path: str, start: int | None, stop: int | None, limit_bytes: int = 0
     ) -> Buffer | None:
-        """Ask for a range until it comes whole, or patience ends."""
+        """Ask for a range, or a whole object, until it comes."""
         size = _SMALL_BYTES if start is None or stop is None else stop - start
+        ask = partial(self._transport.get, path, start, stop, limit_bytes)
+        return await self._until_whole(ask, size, None if stop is None else _itself)
+
+    async def _until_whole(
+        self,
+        ask: Callable[[], Coroutine[Any, Any, T]],
+        size: int,
+        data_of: Callable[[T], Buffer] | None,
+    ) -> T | None:
+        """Ask until all of a range comes, or patience ends; None if the object is absent.
+
+        ``data_of`` gives the bytes of an answer; None for a whole object, of any length.
+        """
         patience, short = _Patience(self), 0
         while True:
             try:
-                ask = partial(self._transport.get, path, start, stop, limit_bytes)
                 data = await self._asked(ask, 1, size)
             except FileNotFoundError:
                 self._has_answered = True
@@ -362,9 +411,9 @@ class _Requests:
                 await patience.wait(problem)
                 continue
             self._has_answered = True
-            if stop is None:
+            if data_of is None:
                 return data
-            n_bytes = memoryview(data).nbytes
+            n_bytes = memoryview(data_of(data)).nbytes
             self._has_given_ranges |= n_bytes == size
             # Nothing comes where the server says that the object ends before the range.
             if n_bytes in {0, size} or short == _SHORT_ANSWERS:
@@ -411,6 +460,10 @@ def _by_object(wanted: Sequence[tuple[str, int, int]]) -> Iterator[tuple[str, li
         spans.append((start, stop))
     if spans:
         yield path, spans
+
+
+def _itself(data: Buffer) -> Buffer:
+    return data
 
 
 def _is_whole(answer: Buffer | None, span: Span) -> bool:

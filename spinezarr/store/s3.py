@@ -2,7 +2,7 @@
 
 import errno
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from typing import Any, Final
 from urllib.parse import urlsplit
 
@@ -124,7 +124,8 @@ class S3(S3FileSystem):  # type: ignore[misc]  # s3fs is untyped
             return data
         most = METADATA_BYTES if end is None else end - (start or 0)
         try:
-            body, _, _ = await self.open_object(path, range_value(start, end))
+            wanted = range_value(start, end)
+            body, _ = await self.open_object(path, {"Range": wanted} if wanted else {})
         except OSError as problem:
             if _code(problem) in {"InvalidRange", "416"}:
                 return b""
@@ -137,24 +138,24 @@ class S3(S3FileSystem):  # type: ignore[misc]  # s3fs is untyped
                     raise too_long(f"s3://{path}", most)
         return bytes(found)
 
-    async def open_object(self, path: str, byte_range: str) -> tuple[Any, int | None, str | None]:
+    async def open_object(
+        self, path: str, asked: Mapping[str, str]
+    ) -> tuple[Any, Mapping[str, str]]:
         """Return the body of an object, to be closed, and what the server says it is.
 
         Parameters
         ----------
         path
             ``bucket/key``.
-        byte_range
-            Value of the header Range, or nothing for all of it.
+        asked
+            Headers ``Range``, ``If-Match`` and ``If-None-Match``.
 
         Returns
         -------
         body
             For :meth:`parts`.
-        int or None
-            Its length, if the answer says so.
-        str or None
-            Content-Range; None if the answer is the whole object.
+        Mapping
+            Headers of the answer, names in lower case.
 
         Raises
         ------
@@ -162,11 +163,11 @@ class S3(S3FileSystem):  # type: ignore[misc]  # s3fs is untyped
             If the server refuses, or nobody answers.
         """
         bucket, key, version = self.split_path(path)
-        wanted = {"Range": byte_range} if byte_range else {}
+        wanted = {name.replace("-", ""): text for name, text in asked.items()}
         if version:
             wanted["VersionId"] = version
         answer = await self._call_s3("get_object", Bucket=bucket, Key=key, **wanted)
-        return answer["Body"], answer.get("ContentLength"), answer.get("ContentRange")
+        return answer["Body"], answer["ResponseMetadata"]["HTTPHeaders"]
 
     @staticmethod
     async def parts(body: Any, path: str) -> AsyncIterator[bytes]:  # noqa: ANN401

@@ -24,6 +24,7 @@ from spinezarr.store.transport_errors import (
 )
 from spinezarr.store.transport_http import http_places
 from spinezarr.store.transport_s3 import s3_places
+from spinezarr.store.versions import ObjectVersion, Wanted
 
 __all__ = ["NoRangesError", "NotServedError", "TransientError", "Transport", "open_transport"]
 
@@ -72,6 +73,18 @@ class Transport(Protocol):
             If the server gives something else than the range, as one without ranges does.
         OSError
             If it cannot be read for another reason: there is no such bucket.
+        """
+        ...
+
+    async def get_version(self, wanted: Wanted) -> ObjectVersion:
+        """Return bytes as :meth:`get` does, with the version that they are of.
+
+        Raises
+        ------
+        ChangedObjectError
+            If the object is of another version than is wanted.
+        OSError
+            As :meth:`get`.
         """
         ...
 
@@ -191,22 +204,24 @@ class _Transport:
     ) -> Buffer:
         if stop is not None and stop <= (start or 0):
             return b""
-        data = await self._got(path, start, stop, limit_bytes)
-        if start is None and stop is None and is_page(data):
+        return (await self.get_version(Wanted(path, start, stop, limit_bytes))).data
+
+    async def get_version(self, wanted: Wanted) -> ObjectVersion:
+        found = await self._got(wanted)
+        if not wanted.range and is_page(found.data):
+            path = wanted.path
             where = path if "://" in path else f"{self._url.partition('://')[0]}://{path}"
             raise page_instead(public_url(where))
-        return data
+        return found
 
-    async def _got(
-        self, path: str, start: int | None, stop: int | None, limit_bytes: int
-    ) -> Buffer:
+    async def _got(self, wanted: Wanted) -> ObjectVersion:
         self._start_in_a_child()
         if self._fast is not None:
             with suppress(NotServedError):
-                return await self._fast.get(path, start, stop, limit_bytes)
+                return await self._fast.get_version(wanted)
         general = self._general or await asyncio.to_thread(self._open_general)
-        data: Buffer = await general.get(path, start, stop, limit_bytes)
-        return data
+        found: ObjectVersion = await general.get_version(wanted)
+        return found
 
     def _open_general(self) -> Any:  # noqa: ANN401
         from spinezarr.store.transport_fsspec import FsspecTransport  # noqa: PLC0415  takes long

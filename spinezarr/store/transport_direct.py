@@ -11,7 +11,7 @@ from functools import lru_cache
 from http import HTTPStatus
 from ipaddress import ip_address
 from threading import Lock
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, TypeVar
 from urllib.parse import urljoin, urlsplit
 from urllib.request import getproxies, proxy_bypass
 
@@ -26,14 +26,17 @@ from spinezarr.store.transport_errors import (
     REDIRECTS,
     answer_error,
     broken_trust,
+    changed,
     led_away,
-    range_value,
     stalled,
     unanswered,
 )
+from spinezarr.store.versions import UNCHANGED, ObjectVersion, Wanted
 from spinezarr.store.wire import Answer, BrokenError, Client, Server, UnplainError
 
 __all__ = ["DirectTransport", "NotServedError", "Place", "Places", "is_plain_key", "place_of"]
+
+T = TypeVar("T")
 
 _CODE: Final = re.compile(rb"<Code>([A-Za-z0-9]{1,64})</Code>")
 _OTHER_REGION: Final = {"AuthorizationHeaderMalformed", "PermanentRedirect", "TemporaryRedirect"}
@@ -73,9 +76,9 @@ class Place:
     signs_slowly: Callable[[], bool] = lambda: False
     """Whether credentials have to be renewed first, by a program or over the network."""
 
-    def request(self, byte_range: str = "", body: bytes | None = None) -> bytes:
-        """Return a request for an object, or a range of it; or one that posts JSON."""
-        headers = {**self.headers, **({"Range": byte_range} if byte_range else {})}
+    def request(self, asked: Mapping[str, str], body: bytes | None = None) -> bytes:
+        """Return a request for an object, with headers of its own; or one that posts JSON."""
+        headers = {**self.headers, **asked}
         if self.sign is not None:
             headers = {**self.sign(self, headers)}
         method = "GET"
@@ -126,9 +129,19 @@ class DirectTransport:
         NotServedError
             If fsspec has to be asked instead.
         """
-        return await self._on_loop(self._get(path, start, stop, limit_bytes))
+        return (await self.get_version(Wanted(path, start, stop, limit_bytes))).data
 
-    async def _on_loop(self, work: Coroutine[Any, Any, Buffer]) -> Buffer:
+    async def get_version(self, wanted: Wanted) -> ObjectVersion:
+        """See :class:`spinezarr.store.transport.Transport`.
+
+        Raises
+        ------
+        NotServedError
+            If fsspec has to be asked instead.
+        """
+        return await self._on_loop(self._get(wanted))
+
+    async def _on_loop(self, work: Coroutine[Any, Any, T]) -> T:
         if asyncio.get_running_loop() is self._loop:
             return await work
         return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, self._loop))
@@ -150,7 +163,7 @@ class DirectTransport:
 
     async def _post(self, path: str, body: bytes, limit_bytes: int) -> Buffer:
         place = await self._place(path)
-        answer = await self._asked(path, place, "", limit_bytes, body)
+        answer = await self._asked(path, place, Wanted(path, limit_bytes=limit_bytes), body)
         if answer.status == HTTPStatus.OK:
             return answer.body
         raise self._explained(path, answer)
@@ -163,24 +176,27 @@ class DirectTransport:
         found = await asyncio.gather(*asked, return_exceptions=True)
         return [b"" if isinstance(data, BaseException) else data for data in found]
 
-    async def _get(
-        self, path: str, start: int | None, stop: int | None, limit_bytes: int
-    ) -> Buffer:
+    async def _get(self, wanted: Wanted) -> ObjectVersion:
+        path = wanted.path
         place = await self._place(path)
-        most = limit_bytes if stop is None else stop - (start or 0)
-        byte_range = range_value(start, stop)
-        answer = await self._asked(path, place, byte_range, most)
+        answer = await self._asked(path, place, wanted)
         if answer.status in _REDIRECTED and not self._is_s3:
-            answer = await self._followed(path, place, answer, (byte_range, most))
-        if answer.status == HTTPStatus.PARTIAL_CONTENT and byte_range:
-            return _checked(answer, start, stop)
-        if answer.status == HTTPStatus.OK and not byte_range:
-            return answer.body
+            answer = await self._followed(path, place, answer, wanted)
+        if answer.status == HTTPStatus.PARTIAL_CONTENT and wanted.range:
+            return self._taken(_checked(answer, wanted.start, wanted.stop), answer, wanted)
+        if answer.status == HTTPStatus.OK and not wanted.range:
+            return self._taken(answer.body, answer, wanted)
+        if answer.status == HTTPStatus.NOT_MODIFIED and wanted.unless_tag:
+            return UNCHANGED
         raise self._explained(path, answer)
 
-    async def _followed(
-        self, path: str, place: Place, answer: Answer, asked: tuple[str, int]
-    ) -> Answer:
+    def _taken(self, data: Buffer, answer: Answer, wanted: Wanted) -> ObjectVersion:
+        found = ObjectVersion(data, answer.headers)
+        if not wanted.is_met(found):
+            raise changed(self._where(wanted.path))
+        return found
+
+    async def _followed(self, path: str, place: Place, answer: Answer, wanted: Wanted) -> Answer:
         """Ask where an answer leads, and where that leads."""
         url, where = path, self._where(path)
         for _ in range(REDIRECTS):
@@ -189,7 +205,7 @@ class DirectTransport:
                 return answer
             url = _joined(url, location, where)
             place = _redirected(place, url, where)
-            answer = await self._asked(path, place, *asked)
+            answer = await self._asked(path, place, wanted)
         if answer.status in _REDIRECTED:
             raise led_away(where, f"it leads on more than {REDIRECTS} times")
         return answer
@@ -198,14 +214,14 @@ class DirectTransport:
         return public_url(path if "://" in path else f"{self._scheme}://{path}")
 
     async def _asked(
-        self, path: str, place: Place, byte_range: str, most: int, body: bytes | None = None
+        self, path: str, place: Place, wanted: Wanted, body: bytes | None = None
     ) -> Answer:
         try:
             if place.signs_slowly():
-                request = await asyncio.to_thread(place.request, byte_range, body)
+                request = await asyncio.to_thread(place.request, wanted.headers, body)
             else:
-                request = place.request(byte_range, body)
-            return await self._client.ask(place.server, request, most)
+                request = place.request(wanted.headers, body)
+            return await self._client.ask(place.server, request, wanted.most_bytes)
         except PermissionError as caught:  # of the signature
             problem: Exception = caught
         except UnplainError:

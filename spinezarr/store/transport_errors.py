@@ -18,12 +18,14 @@ __all__ = [
     "CONTENT_RANGE",
     "PAGE_BYTES",
     "REDIRECTS",
+    "ChangedObjectError",
     "NoRangesError",
     "StalledAnswerError",
     "TransientError",
     "answer_error",
     "broken_off",
     "broken_trust",
+    "changed",
     "is_page",
     "led_away",
     "no_range",
@@ -110,6 +112,10 @@ class NoRangesError(OSError):
     """
 
 
+class ChangedObjectError(OSError):
+    """An object that is no longer, or not, of the version that was asked for."""
+
+
 class NoSuchBucketError(OSError):
     """A bucket that is not there, and so none of its objects."""
 
@@ -132,6 +138,8 @@ def answer_error(
     """
     code = printable(code[:_CODE_LENGTH]) if _is_s3(where) else ""
     named = f"the server answered {' '.join(filter(None, (str(status or ''), code)))}"
+    if status == HTTPStatus.PRECONDITION_FAILED:
+        return changed(where)
     if code in _TRANSIENT_CODES or _is_transient(status):
         return broken_off(where, named, _retry_after_s(headers or {}))
     if code in _CREDENTIAL_CODES or status in {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN}:
@@ -139,15 +147,19 @@ def answer_error(
         if _is_s3(where):
             text = REFUSED.get(code) or REFUSED.get(str(status), named)
         return PermissionError(errno.EACCES, text, where)
-    if code == "NoSuchBucket":
-        return NoSuchBucketError(errno.EIO, REFUSED[code], where)
     if code in REFUSED and code != "NoSuchKey":
-        return OSError(errno.EIO, REFUSED[code], where)
+        kind = NoSuchBucketError if code == "NoSuchBucket" else OSError
+        return kind(errno.EIO, REFUSED[code], where)
     if status in {HTTPStatus.NOT_FOUND, HTTPStatus.GONE}:
         return FileNotFoundError(errno.ENOENT, REFUSED["NoSuchKey"], where)
     if not _is_s3(where):
         named += ". Check that the URL is that of the store, and that its server gives files"
     return OSError(errno.EIO, named, where)
+
+
+def changed(where: str) -> ChangedObjectError:
+    """Return the error for an object that is of another version than was asked for."""
+    return ChangedObjectError(errno.ESTALE, "the object was replaced by another version", where)
 
 
 def unanswered(where: str, server: str = "the server") -> TransientError:

@@ -6,7 +6,6 @@ import os
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import partial
 from http import HTTPStatus
 from typing import Any, Final
@@ -27,15 +26,16 @@ from spinezarr.store.transport_errors import (
     answer_error,
     broken_off,
     broken_trust,
+    changed,
     is_page,
     led_away,
     no_range,
     page_instead,
-    range_value,
     stalled,
     too_long,
     unanswered,
 )
+from spinezarr.store.versions import UNCHANGED, ObjectVersion, Wanted
 
 __all__ = ["FsspecTransport"]
 
@@ -44,7 +44,15 @@ _CONNECTIONS: Final = 128
 _CONNECT_S: Final = 10
 _S3_HEAD_S: Final = 40.0
 """Until an answer of S3 begins: botocore may ask for credentials and the bucket's region first."""
-_AWAY: Final = {"accept", "accept-encoding", "host", "range", "user-agent"}
+_AWAY: Final = {
+    "accept",
+    "accept-encoding",
+    "host",
+    "if-match",
+    "if-none-match",
+    "range",
+    "user-agent",
+}
 """Headers that go to another server than the user named."""
 _OF_NO_RANGE: Final = re.compile(r"bytes \*/(\d{1,19})")
 """``Content-Range`` of an object whose end lies before the range (RFC 9110, section 14.4)."""
@@ -95,7 +103,7 @@ class FsspecTransport:
         is_s3 = self._scheme in {"s3", "s3a"}
         self._fs, _ = open_filesystem(url, _once(options) if is_s3 else options)
         self._pace = Pace()
-        self._read: Callable[..., Awaitable[bytes]] = _read_any
+        self._read: Callable[..., Awaitable[ObjectVersion]] = _read_any
         if is_s3:
             self._fs.retries = 1  # of s3fs, around those of botocore
             self._read = _read_s3
@@ -105,64 +113,49 @@ class FsspecTransport:
 
     async def get(self, path: str, start: int | None, stop: int | None, limit_bytes: int) -> Buffer:
         """See :class:`spinezarr.store.transport.Transport`."""
+        return (await self.get_version(Wanted(path, start, stop, limit_bytes))).data
+
+    async def get_version(self, wanted: Wanted) -> ObjectVersion:
+        """See :class:`spinezarr.store.transport.Transport`."""
+        path = wanted.path
         where = public_url(path if "://" in path else f"{self._scheme}://{path}")
-        wanted = _Wanted(path, start, stop, limit_bytes)
         if isinstance(self._fs, AsyncFileSystem) and self._fs.async_impl:
             # Explained on fsspec's own loop: what it logs of a task that was left must be clean.
             task = _explain(self._watched(wanted), where, wanted)
             return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(task, self._fs.loop))
-        end = (start or 0) + wanted.most_bytes + (stop is None)
         read = asyncio.get_running_loop().run_in_executor(
-            self._threads, partial(self._fs.cat_file, path, start=start, end=end)
+            self._threads, partial(self._fs.cat_file, path, start=wanted.start, end=_end(wanted))
         )
-        return await _explain(wanted.bounded(read), where, wanted)
+        return await _explain(_unversioned(_bounded(wanted, read)), where, wanted)
 
-    async def _watched(self, wanted: "_Wanted") -> bytes:
+    async def _watched(self, wanted: Wanted) -> ObjectVersion:
         with Progress(self._pace) as progress:
             return await self._read(self._fs, wanted, progress)
 
 
-@dataclass(frozen=True, slots=True)
-class _Wanted:
-    """What is asked for."""
+async def _bounded(wanted: Wanted, read: Awaitable[bytes]) -> bytes:
+    """Await bytes that cannot be bounded before."""
+    data = await read
+    if len(data) > wanted.most_bytes:
+        raise _TooLongError(wanted, len(data))
+    return data
 
-    path: str
-    start: int | None
-    stop: int | None
-    limit_bytes: int
 
-    @property
-    def most_bytes(self) -> int:
-        """How many bytes may come."""
-        return self.limit_bytes if self.stop is None else self.stop - (self.start or 0)
-
-    @property
-    def range(self) -> str:
-        """Value of the Range header."""
-        return range_value(self.start, self.stop)
-
-    async def bounded(self, read: Awaitable[bytes]) -> bytes:
-        """Await bytes that cannot be bounded before."""
-        data = await read
-        if len(data) > self.most_bytes:
-            raise _TooLongError(self, len(data))
-        return data
-
-    async def collected(
-        self, parts: AsyncIterator[bytes], length: int | None, progress: Progress
-    ) -> bytes:
-        """Return a body, if it is not longer than it may be, and does not stall."""
-        if length is not None and length > self.most_bytes:
-            raise _TooLongError(self, length)
-        data = bytearray()
-        while True:
-            part = await progress.step(anext(parts, b""))
-            if not part:
-                return bytes(data)
-            data += part
-            progress.add(len(part))
-            if len(data) > self.most_bytes:
-                raise _TooLongError(self, None)
+async def _collected(
+    wanted: Wanted, parts: AsyncIterator[bytes], length: int | None, progress: Progress
+) -> bytes:
+    """Return a body, if it is not longer than it may be, and does not stall."""
+    if length is not None and length > wanted.most_bytes:
+        raise _TooLongError(wanted, length)
+    data = bytearray()
+    while True:
+        part = await progress.step(anext(parts, b""))
+        if not part:
+            return bytes(data)
+        data += part
+        progress.add(len(part))
+        if len(data) > wanted.most_bytes:
+            raise _TooLongError(wanted, None)
 
 
 def _once(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -175,34 +168,52 @@ def _once(options: Mapping[str, Any]) -> dict[str, Any]:
     return {**options, "config_kwargs": {**config, "retries": {"total_max_attempts": 1}}}
 
 
-async def _explain(read: Awaitable[bytes], where: str, wanted: _Wanted) -> bytes:
+async def _explain(read: Awaitable[ObjectVersion], where: str, wanted: Wanted) -> ObjectVersion:
     """Await bytes; raise one of the kinds of error, with nothing of the original in it."""
     try:
-        return await read
+        found = await read
     except Exception as caught:  # noqa: BLE001  any file system, any error
+        if wanted.unless_tag and _answer(caught)[0] == HTTPStatus.NOT_MODIFIED:
+            return UNCHANGED
         problem = _explained(caught, where, wanted.start)
+    else:
+        problem = None if wanted.is_met(found) else changed(where)
+        if problem is None:
+            return found
     if problem is None:
-        return b""
+        return ObjectVersion(b"", {})
     raise problem
 
 
-async def _read_any(fs: Any, wanted: _Wanted, progress: Progress) -> bytes:  # noqa: ANN401
-    end = (wanted.start or 0) + wanted.most_bytes + (wanted.stop is None)
+def _end(wanted: Wanted) -> int:
+    """Return the end of the bytes to read where they cannot be counted as they come."""
+    return (wanted.start or 0) + wanted.most_bytes + (wanted.stop is None)
+
+
+async def _unversioned(read: Awaitable[bytes]) -> ObjectVersion:
+    """Return bytes of which nobody says of which version they are."""
+    return ObjectVersion(await read, {})
+
+
+async def _read_any(fs: Any, wanted: Wanted, progress: Progress) -> ObjectVersion:  # noqa: ANN401
+    end = _end(wanted)
     read = fs._cat_file(wanted.path, start=wanted.start, end=end)  # noqa: SLF001  as fsspec itself
-    return await progress.whole(wanted.bounded(read))
+    return await _unversioned(progress.whole(_bounded(wanted, read)))
 
 
-async def _read_s3(fs: Any, wanted: _Wanted, progress: Progress) -> bytes:  # noqa: ANN401
-    opening = fs.open_object(wanted.path, wanted.range)
-    body, length, content_range = await progress.step(opening, _S3_HEAD_S)
+async def _read_s3(fs: Any, wanted: Wanted, progress: Progress) -> ObjectVersion:  # noqa: ANN401
+    opening = fs.open_object(wanted.path, wanted.headers)
+    body, headers = await progress.step(opening, _S3_HEAD_S)
     progress.renew()
+    length = int(headers["content-length"]) if "content-length" in headers else None
+    content_range = headers.get("content-range")
     async with body:
         if wanted.range and content_range is None:
             beginning = await progress.step(body.read(PAGE_BYTES))
             raise _not_partial(beginning, length, wanted.start, wanted.stop)
         expected = _range_bytes(content_range or "", wanted)
-        data = await wanted.collected(fs.parts(body, wanted.path), length, progress)
-    return _whole(data, expected)
+        data = await _collected(wanted, fs.parts(body, wanted.path), length, progress)
+    return ObjectVersion(_whole(data, expected), headers)
 
 
 class _Web:
@@ -211,13 +222,12 @@ class _Web:
     def __init__(self, fs: Any) -> None:  # noqa: ANN401  fsspec is untyped
         self._options = dict(fs.client_kwargs)
 
-    async def read(self, fs: Any, wanted: _Wanted, progress: Progress) -> bytes:  # noqa: ANN401
+    async def read(self, fs: Any, wanted: Wanted, progress: Progress) -> ObjectVersion:  # noqa: ANN401
         options = {"timeout": _timeout(), **fs.kwargs}
         # A range of a body that was compressed on the way is of no use, and one may grow without
         # end as it is inflated.
-        headers = {**(options.pop("headers", None) or {}), "Accept-Encoding": "identity"}
-        if wanted.range:
-            headers["Range"] = wanted.range
+        given = options.pop("headers", None) or {}
+        headers = {**given, "Accept-Encoding": "identity", **wanted.headers}
         session = await self._opened(fs)
         url = fs.encode_url(wanted.path)
         middlewares = (*self._options.get("middlewares", ()), _AtHome(url))
@@ -230,9 +240,9 @@ class _Web:
         finally:
             answer.release()
 
-    async def _taken(self, answer: Any, wanted: _Wanted, progress: Progress) -> bytes:  # noqa: ANN401
+    async def _taken(self, answer: Any, wanted: Wanted, progress: Progress) -> ObjectVersion:  # noqa: ANN401
+        named = {name.lower(): text for name, text in answer.headers.items()}
         if not answer.ok or answer.status == HTTPStatus.NOT_MODIFIED:
-            named = {name.lower(): text for name, text in answer.headers.items()}
             raise _RefusedError(answer.status, named)
         if wanted.range and answer.status != HTTPStatus.PARTIAL_CONTENT:
             # The rest may be a whole shard, and is of no use.
@@ -243,7 +253,8 @@ class _Web:
             raise _EncodedError
         expected = _range_bytes(answer.headers.get("Content-Range", ""), wanted)
         parts = answer.content.iter_any()
-        return _whole(await wanted.collected(parts, answer.content_length, progress), expected)
+        data = await _collected(wanted, parts, answer.content_length, progress)
+        return ObjectVersion(_whole(data, expected), named)
 
     async def _opened(self, fs: Any) -> Any:  # noqa: ANN401
         """Return fsspec's session, which others of the same options share, as it would make it."""
@@ -306,7 +317,7 @@ class _UnrangedError(_WrongError):
 class _TooLongError(Exception):
     """More bytes than may come."""
 
-    def __init__(self, wanted: _Wanted, found_bytes: int | None) -> None:
+    def __init__(self, wanted: Wanted, found_bytes: int | None) -> None:
         super().__init__()
         self.wanted = wanted
         self.found_bytes = found_bytes
@@ -366,7 +377,7 @@ def _not_partial(
     return _UnrangedError(f"the server sent {whole} instead of {asked}")
 
 
-def _range_bytes(content_range: str, wanted: _Wanted) -> int | None:
+def _range_bytes(content_range: str, wanted: Wanted) -> int | None:
     """Return the length of a range that is the one asked for; None if all of an object is.
 
     Parameters

@@ -313,6 +313,8 @@ def _length(status: int, headers: Mapping[str, str], most_bytes: int) -> int | N
     UnplainError
         If it must be, and is not known or too long.
     """
+    if status == HTTPStatus.NOT_MODIFIED:
+        return 0  # its Content-Length is of what it did not send (RFC 9110, section 15.4.5)
     text = headers.get("content-length", "")
     is_known = bool(_LENGTH.fullmatch(text)) and "transfer-encoding" not in headers
     if not HTTPStatus.OK <= status < HTTPStatus.MULTIPLE_CHOICES:

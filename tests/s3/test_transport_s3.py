@@ -1,13 +1,15 @@
 """One attempt for one object of a bucket, against a server of S3."""
 
 import asyncio
+import time
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from spinezarr.store.transport import open_transport
-from spinezarr.store.transport_errors import NoSuchBucketError
+from spinezarr.store.transport_errors import ChangedObjectError, NoSuchBucketError
+from spinezarr.store.versions import Wanted
 
 DATA = bytes(range(256)) * 8
 GENERAL = {"version_aware": False}
@@ -49,6 +51,27 @@ def test_any_key_is_found(place, s3_server, bucket, key):
     transport, path = place
     s3_server.client.put_object(Bucket=bucket, Key=f"folder/{key}", Body=key.encode())
     assert get(transport, f"{path}/{key}") == key.encode()
+
+
+def test_an_object_is_read_in_one_version(place, s3_server, bucket):
+    transport, path = place
+
+    def version(*span, **asked):
+        wanted = Wanted(f"{path}/own", *span, limit_bytes=4096, **asked)
+        return asyncio.run(transport.get_version(wanted))
+
+    s3_server.client.put_object(Bucket=bucket, Key="folder/own", Body=DATA)
+    first = version(5, 9)
+    assert (bytes(first.data), first.size_bytes) == (DATA[5:9], len(DATA))
+    assert abs(first.modified_s - time.time()) < 60
+    assert bytes(version(7, 9, tag=first.tag).data) == DATA[7:9]
+    assert version(unless_tag=first.tag).is_unchanged
+    s3_server.client.put_object(Bucket=bucket, Key="folder/own", Body=DATA[::-1])
+    with pytest.raises(ChangedObjectError):
+        version(5, 9, tag=first.tag)
+    second = version(unless_tag=first.tag)
+    assert bytes(second.data) == DATA[::-1]
+    assert second.tag != first.tag
 
 
 def test_what_is_absent_and_what_is_refused(place, s3_server):

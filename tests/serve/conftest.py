@@ -16,3 +16,15 @@ def bring(two_versions):
         assert not ingest(RECIPE, found, str(store)).failed
 
     return bring
+
+
+@pytest.fixture
+def bring_to_bucket(two_versions, s3_server):
+    """Return what ingests a version of a scan into a store in a bucket."""
+
+    def bring(version, place):
+        found = discover(RECIPE, str(two_versions / version))
+        options = s3_server.storage_options
+        assert not ingest(RECIPE, found, f"s3://{place}", out_options=options).failed
+
+    return bring

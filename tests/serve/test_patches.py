@@ -17,9 +17,9 @@ from numcodecs import blosc
 import spinezarr
 from spinezarr.geometry import Box
 from spinezarr.serve import app, patches
-from spinezarr.serve.guard import new_token
 from spinezarr.serve.run import BackgroundServer
 from spinezarr.serve.settings import ServeSettings
+from spinezarr.serve.tokens import new_token
 from spinezarr.stream.draw import PatchRequest
 
 

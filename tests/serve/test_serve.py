@@ -21,9 +21,11 @@ from asking import ask, free_port, started
 import spinezarr
 from spinezarr.errors import ScanChangedError, UsageError
 from spinezarr.serve import objects
-from spinezarr.serve.guard import new_token
+from spinezarr.serve.disk import DiskStorage
+from spinezarr.serve.objects import ServedFolder, UnreadableError
 from spinezarr.serve.run import BackgroundServer
 from spinezarr.serve.settings import ServeSettings
+from spinezarr.serve.tokens import new_token
 
 SCAN = "liver_0"
 
@@ -168,22 +170,19 @@ def test_a_scan_under_the_name_of_another_is_not_served(own, tree):
 
 
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="looks at open files in /proc")
-def test_few_files_and_scans_are_kept(own, monkeypatch):
-    monkeypatch.setattr(objects, "_OPEN_FILES", 3)
+def test_few_files_and_scans_are_kept(ctspine1k_url, tmp_path, monkeypatch):
+    monkeypatch.setattr(DiskStorage, "room", 3)
     monkeypatch.setattr(objects, "_KNOWN_SCANS", 2)
-    copy, url = own
-    folder = objects.ServedFolder(str(copy))
-
-    def opened():
-        links = [path for path in Path("/proc/self/fd").iterdir() if path.exists()]
-        return sum(str(path.readlink()).startswith(str(copy)) for path in links)
-
-    for path in sorted((copy / "scans").glob("*/image/c/0/0/0")):
-        key = path.relative_to(copy).as_posix()
-        assert ask(f"{url}/zarr/own/{key}")[2] == path.read_bytes()
-        folder.find(key)
-    assert opened() <= 2 * 3
-    assert len(folder._scans) == 2
+    copy = Path(shutil.copytree(ctspine1k_url, tmp_path / "own.zarr"))
+    folder = ServedFolder(DiskStorage(str(copy)))
+    shards = sorted((copy / "scans").glob("*/image/c/0/0/0"))
+    for path in shards:
+        found = folder.find(path.relative_to(copy).as_posix())
+        assert found.read(0, found.size_bytes) == path.read_bytes()
+    del found
+    links = [path for path in Path("/proc/self/fd").iterdir() if path.exists()]
+    assert sum(str(path.readlink()).startswith(str(copy)) for path in links) == 3
+    assert len(folder._scans._kept) == 2 < len(shards)
 
 
 @pytest.fixture
@@ -238,6 +237,18 @@ def test_who_holds_the_old_version_is_told(changing):
     with pytest.raises(ScanChangedError):
         list(stream)
     assert spinezarr.open(url).table.content_checksum.item() != checksum
+
+
+def test_metadata_of_one_version_are_never_those_of_another(bring, tmp_path):
+    """Though a scan is replaced between the look at it and the answer."""
+    store = tmp_path / "own.zarr"
+    bring("before", store)
+    files = ServedFolder(DiskStorage(str(store)))
+    scan = files.scan("a")
+    assert files.metadata("a", scan).data == (store / "scans/a/zarr.json").read_bytes()
+    bring("after", store)
+    with pytest.raises(UnreadableError, match="is being replaced"):
+        files.metadata("a", scan)
 
 
 def test_stores_come_and_go_while_it_runs(own, ctspine1k_url):

@@ -33,9 +33,10 @@ from raw_server import RawServer
 from spinezarr.errors import UsageError
 from spinezarr.public_url import public_url
 from spinezarr.store.transport import NoRangesError, TransientError, open_transport
-from spinezarr.store.transport_errors import NoSuchBucketError
+from spinezarr.store.transport_errors import ChangedObjectError, NoSuchBucketError
 from spinezarr.store.transport_fsspec import _explained
 from spinezarr.store.transport_s3 import _endpoint, _Options, _settings
+from spinezarr.store.versions import Wanted
 
 N = 1024
 DATA = bytes(range(256)) * (N // 256)
@@ -208,6 +209,63 @@ def test_many_loops_ask_at_once(place):
 
     with ThreadPoolExecutor(4) as pool:
         assert all(pool.map(lambda _: asyncio.run(all_of_them()), range(8)))
+
+
+# Versions
+
+
+def versioned(tag, written="Sun, 06 Nov 1994 08:49:37 GMT"):
+    """Play a server that knows one version of an object, and what If-Match means."""
+
+    def play(head):
+        asked = re.search(r"(?im)^if-match: (.*?)\r?$", head)
+        if asked and asked[1] != tag:
+            return answer("412 x", code("PreconditionFailed")), False
+        asked = re.search(r"(?im)^if-none-match: (.*?)\r?$", head)
+        about = (f"ETag: {tag}", f"Last-Modified: {written}")
+        if asked and asked[1] == tag:
+            return answer("304 Not Modified", b"", *about, length=N), False
+        if "range:" not in head.lower():
+            return answer("200 OK", DATA, *about), False
+        head = f"HTTP/1.1 206 x\r\nETag: {tag}\r\nLast-Modified: {written}\r\n".encode()
+        return head + part(5, 9).partition(b"\r\n")[2], False
+
+    return play
+
+
+def version(transport, path, *span, **asked):
+    return asyncio.run(transport.get_version(Wanted(path, *span, limit_bytes=N, **asked)))
+
+
+def test_a_version_is_told_and_asked_for(place, server):
+    transport, path = place
+    server.answers["a"] = versioned('"1"')
+    found = version(transport, f"{path}/a", 5, 9)
+    assert (bytes(found.data), found.tag, found.size_bytes) == (DATA[5:9], '"1"', N)
+    assert found.modified_s == 784111777
+    whole = version(transport, f"{path}/a")
+    assert (bytes(whole.data), whole.tag, whole.size_bytes) == (DATA, '"1"', N)
+    assert bytes(version(transport, f"{path}/a", 5, 9, tag='"1"').data) == DATA[5:9]
+    assert version(transport, f"{path}/a", unless_tag='"1"').is_unchanged
+    assert bytes(version(transport, f"{path}/a", unless_tag='"0"').data) == DATA
+    with pytest.raises(ChangedObjectError):
+        version(transport, f"{path}/a", 5, 9, tag='"2"')
+    assert bytes(version(transport, f"{path}/a", 5, 9).data) == DATA[5:9]
+
+
+def test_another_version_is_none_though_the_server_ignores_what_is_asked(place, server):
+    transport, path = place
+    server.answers["a"] = part(5, 9)
+    with pytest.raises(ChangedObjectError):
+        version(transport, f"{path}/a", 5, 9, tag='"2"')
+    server.answers["a"] = answer("200 OK", DATA, 'ETag: W/"1"')
+    with pytest.raises(ChangedObjectError):
+        version(transport, f"{path}/a", tag='W/"1"')
+    found = version(transport, f"{path}/a")
+    assert (found.tag, found.modified_s) == ("", None)
+    server.answers["b"] = answer("404 x", code("NoSuchKey"))
+    with pytest.raises(FileNotFoundError):
+        version(transport, f"{path}/b", unless_tag='"1"')
 
 
 def test_a_body_of_unknown_length_is_read(place, server):

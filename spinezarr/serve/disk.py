@@ -1,0 +1,108 @@
+"""Stores on disk, as they are served."""
+
+import os
+from pathlib import Path
+from typing import Final
+
+from spinezarr.errors import CorruptStoreError
+from spinezarr.serve.storage import METADATA, Content, Identity, Seen, Storage, UnreadableError
+from spinezarr.store.attributes import ManifestEntry, ShardEntry
+from spinezarr.store.layout import METADATA_BYTES
+from spinezarr.store.reader import StoreReader
+from spinezarr.store.sharding import crc32
+from spinezarr.store.store_folder import StoreFolder
+
+__all__ = ["Descriptor", "DiskStorage", "stores_on_disk"]
+
+_OPEN_FILES: Final = 256
+_READ_BYTES: Final = 1 << 20
+
+
+def stores_on_disk(path: Path, suffix: str) -> list[str]:
+    """Return the stores that a path stands for now: itself, or those of a folder."""
+    is_store = (path / METADATA).exists() or path.suffix == suffix
+    found = (path,) if is_store else sorted(path.glob(f"*{suffix}"))
+    return [str(one) for one in found if (one / METADATA).exists()]
+
+
+class Descriptor(Content):
+    """An open file, closed when nobody holds it any more.
+
+    Attributes
+    ----------
+    number
+        Of the descriptor.
+    """
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def __del__(self) -> None:
+        os.close(self.number)
+
+    def read(self, start: int, stop: int) -> bytes:
+        """See :class:`~spinezarr.serve.storage.Content`."""
+        try:
+            found = os.pread(self.number, stop - start, start)
+        except OSError as problem:
+            raise UnreadableError(f"a file cannot be read: {problem.strerror}.") from problem
+        if len(found) != stop - start:
+            raise UnreadableError("a file has become shorter.")
+        return found
+
+
+class DiskStorage(Storage):
+    """The files of a store on disk.
+
+    A file is opened through the store's folder, and then read through its descriptor: what
+    replaces it is another file.
+
+    Parameters
+    ----------
+    path
+        Of the store.
+    """
+
+    room = _OPEN_FILES
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self._folder = StoreFolder.at(path)
+
+    def look(self, key: str, known: Identity | None) -> Seen | None:
+        """See :class:`~spinezarr.serve.storage.Storage`."""
+        try:
+            found = os.lstat(f"{self._folder.root}/{key}")
+            identity = found.st_ino, found.st_mtime_ns, found.st_size, found.st_ctime_ns
+            is_known = identity == known
+            data = None if is_known else self._folder.read(f"{self.path}/{key}", METADATA_BYTES)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except (CorruptStoreError, OSError) as problem:
+            raise UnreadableError(f"{key} cannot be read.") from problem
+        return Seen(identity, found.st_mtime_ns, data)
+
+    def open(self, key: str, entry: ManifestEntry, written: int) -> Descriptor:
+        """See :class:`~spinezarr.serve.storage.Storage`."""
+        try:
+            descriptor = Descriptor(self._folder.open(f"{self.path}/{key}"))
+            found = os.fstat(descriptor.number)
+        except (CorruptStoreError, OSError) as problem:
+            raise UnreadableError(f"{key} cannot be read, or is being replaced.") from problem
+        if found.st_size != entry.size_bytes or not (
+            (isinstance(entry, ShardEntry) and found.st_mtime_ns <= written)
+            or _checksum(descriptor) == entry.crc32
+        ):
+            raise UnreadableError(f"{key} is damaged, or is being replaced.")
+        return descriptor
+
+    def reader(self, *, with_table: bool) -> StoreReader:
+        """See :class:`~spinezarr.serve.storage.Storage`."""
+        return StoreReader(self.path, with_table=with_table)
+
+
+def _checksum(descriptor: Descriptor) -> str:
+    at = checksum = 0
+    while data := os.pread(descriptor.number, _READ_BYTES, at):
+        checksum, at = crc32(data, checksum), at + len(data)
+    return f"{checksum:08x}"

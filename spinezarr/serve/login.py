@@ -1,0 +1,209 @@
+"""Signing in with a browser: a token is shown once, and a cookie stands for it from then on.
+
+References
+----------
+Cookies: https://www.rfc-editor.org/rfc/rfc6265
+Where a request comes from: https://www.w3.org/TR/fetch-metadata/
+"""
+
+import hashlib
+import re
+from base64 import b64encode
+from dataclasses import replace
+from html import escape
+from http import HTTPStatus
+from typing import Final
+from urllib.parse import parse_qsl, quote, urlencode
+
+from spinezarr.serve.http import Answer, Request, explained
+from spinezarr.serve.signing import session, session_name
+from spinezarr.serve.tokens import Tokens
+
+__all__ = ["LOGIN", "LOGOUT", "Login", "is_of_this_server", "wants_page"]
+
+LOGIN: Final = "/login"
+LOGOUT: Final = "/logout"
+_FORM_BYTES: Final = 1 << 14
+_SESSION_S: Final = 30 * 86_400
+_FIELDS: Final = 8
+_PATH: Final = re.compile(r"/(?![/\\])[\x21-\x7e]*")
+"""Of this server: browsers take ``//`` and ``/\\`` for the beginning of another's name."""
+_STYLE: Final = (
+    "body{font:1rem/1.5 system-ui,sans-serif;max-width:24rem;margin:15vh auto;padding:0 1rem}"
+    "input,button{font:inherit;display:block;width:100%;box-sizing:border-box;padding:.4rem;"
+    "margin:.4rem 0}:root{color-scheme:light dark}"
+)
+_POLICY: Final = (
+    "default-src 'none'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'; style-src "
+    f"'sha256-{b64encode(hashlib.sha256(_STYLE.encode()).digest()).decode()}'"
+)
+
+
+def wants_page(request: Request) -> bool:
+    """Whether a person asks, with a browser."""
+    return request.method in {"GET", "HEAD"} and "text/html" in request.headers.get("accept", "")
+
+
+def is_of_this_server(request: Request) -> bool:
+    """Whether a page of this server asks, or a person; a page of another server does not count.
+
+    Cookies do not tell servers of one machine apart, so those at other ports are others too.
+    Browsers say ``Sec-Fetch-Site`` to servers with TLS and on their own machine alone; ``Origin``
+    always, but where a page is only read.
+    """
+    headers = request.headers
+    origin = headers.get("origin")
+    if origin is not None:
+        return origin.partition("://")[2].lower() == headers.get("host", "").lower() != ""
+    if headers.get("sec-fetch-site", "none") in {"none", "same-origin"}:
+        return True
+    return wants_page(request) and headers.get("sec-fetch-dest") == "document"
+
+
+class Login:
+    """Pages for signing in and out.
+
+    Parameters
+    ----------
+    tokens
+        Of those who may.
+    """
+
+    def __init__(self, tokens: Tokens) -> None:
+        self._tokens = tokens
+
+    def name(self, request: Request) -> str | None:
+        """Return the name of the token that the browser has shown; None if it has not."""
+        for pair in request.headers.get("cookie", "").split(";"):
+            name, _, value = pair.strip().partition("=")
+            if name == self._cookie_name and (found := session_name(self._tokens, value)):
+                return found
+        return None
+
+    @property
+    def _cookie_name(self) -> str:
+        """Of this server alone: others of the machine, at other ports, get its cookies too."""
+        return f"spinezarr_{hashlib.sha256((self._tokens.key or '').encode()).hexdigest()[:8]}"
+
+    def answer(self, request: Request, form: bytes) -> Answer:
+        """Answer a request for one of the pages.
+
+        Parameters
+        ----------
+        request
+            For :data:`LOGIN` or :data:`LOGOUT`.
+        form
+            Its body.
+        """
+        refused = _refused(request, form)
+        if refused is not None:
+            return refused
+        if request.path == LOGOUT:
+            return _onward(request, LOGIN, self._cookie(request, "", 0))
+        text = form.decode("ascii", "replace") if request.method == "POST" else request.query
+        try:
+            fields = dict(parse_qsl(text, max_num_fields=_FIELDS))
+        except ValueError:
+            return explained(HTTPStatus.BAD_REQUEST, "That is not the form.")
+        onward = _path_here(fields.get("next", "/"))
+        if "token" in fields:
+            return self._signed_in(request, fields["token"].strip(), onward)
+        name = self.name(request)
+        return _form(HTTPStatus.OK, onward) if name is None else _signed_in_page(name)
+
+    def form(self, request: Request) -> Answer:
+        """Return the page that asks who may not read for a token, and leads on to what he asked."""
+        rest = urlencode([x for x in parse_qsl(request.query) if x[0] != "token"])
+        onward = _path_here(f"{quote(request.path)}{'?' if rest else ''}{rest}")
+        is_led_on = _is_from_elsewhere(request)
+        return _form(HTTPStatus.UNAUTHORIZED, onward, is_led_on=is_led_on)
+
+    def _signed_in(self, request: Request, token: str, onward: str) -> Answer:
+        name = self._tokens.named(token)
+        if name is None:
+            return _form(HTTPStatus.UNAUTHORIZED, onward, "That is none of the tokens.")
+        value = session(self._tokens, name, _SESSION_S)
+        if value is None:
+            return explained(
+                HTTPStatus.SERVICE_UNAVAILABLE,
+                "Nobody can sign in: the key beside the file of tokens is absent. "
+                "'spinezarr serve --new-token' makes it.",
+            )
+        return _onward(request, onward, self._cookie(request, value, _SESSION_S))
+
+    def _cookie(self, request: Request, value: str, seconds: int) -> str:
+        """Return the header; whoever says that TLS was used where it was not only harms himself."""
+        is_secure = request.headers.get("x-forwarded-proto", "").lower().startswith("https")
+        about = f"Path=/; Max-Age={seconds}; HttpOnly; SameSite=Strict"
+        return f"{self._cookie_name}={value}; {about}{'; Secure' if is_secure else ''}"
+
+
+def _refused(request: Request, form: bytes) -> Answer | None:
+    """Return the answer to what is not asked of these pages; None for all else."""
+    allowed = ("GET", "HEAD", "POST") if request.path == LOGIN else ("POST",)
+    if request.method not in allowed:
+        return explained(HTTPStatus.METHOD_NOT_ALLOWED, "Not like this.", allow=", ".join(allowed))
+    if len(form) > _FORM_BYTES:
+        return explained(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "That is not the form.")
+    if request.method == "POST" and not is_of_this_server(request):
+        return explained(HTTPStatus.UNAUTHORIZED, "Another server's page cannot do that.")
+    return None
+
+
+def _onward(request: Request, path: str, cookie: str) -> Answer:
+    """Lead to a path, away from a URL that may hold a token."""
+    path = _path_here(path)
+    fields = {"cache-control": "no-store", "referrer-policy": "no-referrer", "set-cookie": cookie}
+    if _is_from_elsewhere(request):
+        page = _page(HTTPStatus.OK, f'<p><a href="{escape(path)}">Go on</a>', onward=path)
+        return replace(page, headers={**page.headers, **fields})
+    return Answer(HTTPStatus.SEE_OTHER, {**fields, "location": path})
+
+
+def _is_from_elsewhere(request: Request) -> bool:
+    """Whether a link of another site led here.
+
+    A browser then keeps the cookie back, until a page of this site leads on.
+    """
+    return request.headers.get("sec-fetch-site") == "cross-site"
+
+
+def _path_here(path: str) -> str:
+    return path if _PATH.fullmatch(path) else "/"
+
+
+def _form(status: HTTPStatus, onward: str, problem: str = "", *, is_led_on: bool = False) -> Answer:
+    return _page(
+        status,
+        f'<p role="alert">{escape(problem)}</p><form method="post" action="{LOGIN}">'
+        '<label for="token">Token</label><input id="token" name="token" type="password" '
+        'autocomplete="current-password" required autofocus>'
+        f'<input type="hidden" name="next" value="{escape(onward)}">'
+        "<button>Sign in</button></form>",
+        onward if is_led_on else "",
+    )
+
+
+def _signed_in_page(name: str) -> Answer:
+    return _page(
+        HTTPStatus.OK,
+        f'<p>Signed in as {escape(name)}.<form method="post" action="{LOGOUT}">'
+        "<button>Sign out</button></form>",
+    )
+
+
+def _page(status: HTTPStatus, body: str, onward: str = "") -> Answer:
+    refresh = f'<meta http-equiv="refresh" content="0;url={escape(onward)}">' if onward else ""
+    text = (
+        '<!doctype html><html lang="en"><meta charset="utf-8">'
+        f'<meta name="viewport" content="width=device-width">{refresh}<title>spinezarr</title>'
+        f"<style>{_STYLE}</style><h1>spinezarr</h1>{body}</html>\n"
+    )
+    headers = {
+        "content-type": "text/html; charset=utf-8",
+        "cache-control": "no-store",
+        "content-security-policy": _POLICY,
+        "referrer-policy": "same-origin",  # 'no-referrer' would hide the origin of the form
+        "x-content-type-options": "nosniff",
+    }
+    return Answer(status, headers, text.encode())

@@ -1,0 +1,142 @@
+"""What the server signs in the name of a token: sessions of browsers, and URLs to hand on.
+
+Both end when their time is up, and at once when the token's line or the key is deleted. The key
+lies in a file, so that all processes of a server know it, and it is there after a restart.
+
+A signed URL is ``/signed/<ticket>`` before the path that was signed. A ticket in the path reaches
+the server with every key that a Zarr client appends; one in the query most clients would drop.
+"""
+
+import hashlib
+import re
+import time
+from typing import TYPE_CHECKING, Final
+from urllib.parse import quote, unquote, urlsplit
+
+from spinezarr.errors import UsageError
+from spinezarr.public_url import public_url
+from spinezarr.serve.extra import INSTALL
+from spinezarr.serve.tokens import NAME, Tokens
+
+if TYPE_CHECKING:
+    from itsdangerous import Signer
+
+__all__ = ["SIGNED", "path_behind", "session", "session_name", "signed_url"]
+
+SIGNED: Final = "/signed/"
+_SESSION: Final = "spinezarr session"
+_URL: Final = "spinezarr signed URL"
+_SIGNATURE: Final = r"[A-Za-z0-9_-]{43}"
+_TICKET: Final = re.compile(rf"(\d{{1,11}})\.([1-9]\d?)\.({NAME})\.({_SIGNATURE})", re.ASCII)
+"""When it expires, how many segments of the path are signed, by whom, and the signature."""
+_COOKIE: Final = re.compile(rf"(\d{{1,11}})\.({NAME})\.({_SIGNATURE})", re.ASCII)
+_TREES: Final = frozenset({"zarr", "flat", "v1"})
+_FEWEST: Final = 2
+"""Segments of a path that may be signed: a tree, and a store."""
+_MOST: Final = 99
+_NO_NAMES: Final = frozenset({"", ".", ".."})
+
+
+def session(tokens: Tokens, name: str, seconds: int) -> str | None:
+    """Return a session for who has shown a token; None if there is no key to sign it with."""
+    expires = int(time.time()) + seconds
+    signature = _signature(tokens, _SESSION, name, str(expires))
+    return None if signature is None else f"{expires}.{name}.{signature}"
+
+
+def session_name(tokens: Tokens, value: str) -> str | None:
+    """Return the name of the token that a session stands for; None if it is none, or has ended."""
+    found = _COOKIE.fullmatch(value)
+    if found is None or int(found[1]) <= time.time():
+        return None
+    return found[2] if _holds(tokens, found[3], _SESSION, found[2], found[1]) else None
+
+
+def signed_url(tokens: Tokens, url: str, name: str, seconds: int) -> str:
+    """Return a URL that opens what lies below another, without a token.
+
+    Raises
+    ------
+    UsageError
+        If the URL is none of a store of a server, or there is no such token.
+    """
+    shown = public_url(url)
+    if shown != url:
+        raise UsageError(f"{shown}: is signed without user, password, '?' and '#'.")
+    parts = urlsplit(url)
+    segments = tuple(unquote(parts.path, errors="replace").strip("/").split("/"))
+    if parts.scheme not in {"http", "https"} or not parts.netloc or not _may_be_signed(segments):
+        raise UsageError(
+            f"{shown}: is no URL of a store, such as http://lab:8765/zarr/ctspine1k. "
+            "Below /zarr, /flat and /v1 one can be signed."
+        )
+    expires = int(time.time()) + seconds
+    signature = _signature(tokens, _URL, name, str(expires), *segments)
+    if signature is None:
+        names = ", ".join(sorted(tokens.names)) or "none"
+        raise UsageError(f"--as {name}: there is no such token; there are: {names}.")
+    ticket = f"{expires}.{len(segments)}.{name}.{signature}"
+    return f"{parts.scheme}://{parts.netloc}{SIGNED}{ticket}/{quote('/'.join(segments))}"
+
+
+def path_behind(tokens: Tokens, path: str) -> str | None:
+    """Return the path that a signed one opens; None if its ticket is not for it, or has ended.
+
+    Parameters
+    ----------
+    tokens
+        Those in whose names it may be signed.
+    path
+        Decoded, as the server looks for files by it, so that no other way to write a path leads
+        elsewhere than what is compared here.
+    """
+    text, *segments = path.removeprefix(SIGNED).split("/")
+    ticket = _TICKET.fullmatch(text)
+    if ticket is None or int(ticket[1]) <= time.time() or not _NO_NAMES.isdisjoint(segments):
+        return None
+    depth = int(ticket[2])
+    if not _FEWEST <= depth <= len(segments):
+        return None
+    tree, *rest = segments[:depth]
+    # Who may read all files of a store may have the server read them too.
+    trees = ("zarr", tree) if tree == "v1" and depth == _FEWEST else (tree,)
+    is_signed = any(
+        _holds(tokens, ticket[4], _URL, ticket[3], ticket[1], one, *rest) for one in trees
+    )
+    return "/" + "/".join(segments) if is_signed else None
+
+
+def _may_be_signed(segments: tuple[str, ...]) -> bool:
+    return (
+        _FEWEST <= len(segments) <= _MOST
+        and segments[0] in _TREES
+        and _NO_NAMES.isdisjoint(segments)
+    )
+
+
+def _holds(tokens: Tokens, signature: str, purpose: str, name: str, *claims: str) -> bool:
+    key = _key(tokens, name)
+    return key is not None and _signer(key, purpose).verify_signature(_text(claims), signature)
+
+
+def _signature(tokens: Tokens, purpose: str, name: str, *claims: str) -> str | None:
+    key = _key(tokens, name)
+    return None if key is None else _signer(key, purpose).get_signature(_text(claims)).decode()
+
+
+def _key(tokens: Tokens, name: str) -> str | None:
+    """Return what is signed with in a token's name, which is another for another token."""
+    key, token = tokens.key, tokens.hash_of(name)
+    return None if key is None or token is None else f"{key} {name} {token}"
+
+
+def _text(claims: tuple[str, ...]) -> str:
+    return "/".join(claims)  # none has a slash in it
+
+
+def _signer(key: str, purpose: str) -> "Signer":
+    try:
+        from itsdangerous import Signer  # noqa: PLC0415  an extra
+    except ImportError as problem:
+        raise UsageError(INSTALL) from problem
+    return Signer(key, purpose, key_derivation="hmac", digest_method=hashlib.sha256)

@@ -1,0 +1,182 @@
+"""Who is known: hashes of tokens in a file, and beside it the key that the server signs with."""
+
+import hashlib
+import hmac
+import os
+import re
+import secrets
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from threading import Lock
+from typing import Final, Generic, TypeVar
+
+from spinezarr.errors import UsageError
+
+__all__ = ["NAME", "Tokens", "make_key", "new_token"]
+
+T = TypeVar("T")
+
+NAME: Final = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
+"""Of a token."""
+_LINE: Final = re.compile(rf"({NAME})\s+sha256:([0-9a-f]{{64}})")
+_KEY: Final = re.compile(r"[0-9a-f]{64}")
+_KEY_BYTES: Final = 32
+
+
+class _WatchedFile(Generic[T]):
+    """What is read of a file, and read again when it changes."""
+
+    def __init__(self, path: Path, read: Callable[[Path], T]) -> None:
+        self._path, self._read = path, read
+        self._lock = Lock()
+        self._seen: tuple[tuple[int, int, int], T] | None = None
+
+    def now(self) -> T:
+        """Return it; raises OSError if there is no such file."""
+        status = self._path.stat()
+        version = (status.st_ino, status.st_mtime_ns, status.st_size)
+        with self._lock:
+            if self._seen is None or self._seen[0] != version:
+                self._seen = version, self._read(self._path)
+            return self._seen[1]
+
+
+class Tokens:
+    """Hashes of tokens in a file, read again when it changes; safe to share between threads.
+
+    Parameters
+    ----------
+    path
+        One line a token: its name and ``sha256:`` with the SHA-256 of the token in hexadecimal.
+        A file of the same name and ``.key`` holds what sessions and URLs are signed with.
+
+    Raises
+    ------
+    UsageError
+        If it cannot be read, or a line is none.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._hashes = _WatchedFile(path, _hashes)
+        self._key = _WatchedFile(_key_path(path), _key)
+        self._now()
+
+    @property
+    def names(self) -> frozenset[str]:
+        """Of all tokens.
+
+        Raises
+        ------
+        UsageError
+            If the file cannot be read, or a line is no token.
+        """
+        return frozenset(self._now())
+
+    @property
+    def key(self) -> str | None:
+        """What the server signs with; None if there is none, and nothing signed counts."""
+        try:
+            return self._key.now()
+        except (OSError, UsageError):
+            return None
+
+    def named(self, token: str) -> str | None:
+        """Return the name of a token that is in the file now; None if it is not."""
+        asked, found = _hash(token), None
+        for name, known in self._known().items():
+            if hmac.compare_digest(known, asked):
+                found = name
+        return found
+
+    def hash_of(self, name: str) -> str | None:
+        """Return the hash that a name has in the file now; None if it is not there."""
+        return self._known().get(name)
+
+    def _known(self) -> Mapping[str, str]:
+        try:
+            return self._now()
+        except UsageError:  # half written, or gone: nobody is let in
+            return {}
+
+    def _now(self) -> Mapping[str, str]:
+        try:
+            return self._hashes.now()
+        except OSError as problem:
+            raise UsageError(
+                f"{self._path}: the file of tokens cannot be read: {problem.strerror}."
+            ) from problem
+
+
+def new_token(path: Path, name: str) -> str:
+    """Make a token and add its hash to a file, which only its owner may read.
+
+    Raises
+    ------
+    UsageError
+        If the name cannot stand in the file, or is there already.
+    """
+    token = secrets.token_urlsafe(32)
+    line = f"{name} sha256:{_hash(token)}"
+    if not _LINE.fullmatch(line):
+        raise UsageError(f"{name!r}: a token's name holds letters, digits, '.', '_' and '-' only.")
+    path.touch(mode=0o600)
+    if name in Tokens(path).names:
+        raise UsageError(
+            f"{path}: has a token {name!r} already. Choose another name, or delete its line."
+        )
+    make_key(path)
+    with path.open("a") as file:
+        file.write(f"{line}\n")
+    return token
+
+
+def make_key(tokens: Path) -> None:
+    """Make the key beside a file of tokens, which only its owner may read, unless it is there.
+
+    Raises
+    ------
+    UsageError
+        If what is there is no key.
+    """
+    path = _key_path(tokens)
+    try:
+        number = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileExistsError:
+        _key(path)
+        return
+    with os.fdopen(number, "w") as file:
+        file.write(f"{secrets.token_hex(_KEY_BYTES)}\n")
+
+
+def _key_path(tokens: Path) -> Path:
+    return tokens.with_name(f"{tokens.name}.key")
+
+
+def _key(path: Path) -> str:
+    found = path.read_text("utf-8", "replace").strip()
+    if not _KEY.fullmatch(found):
+        raise UsageError(
+            f"{path}: is no key. Delete it, and --new-token or --sign makes another; what was "
+            "signed with the old one ends."
+        )
+    return found
+
+
+def _hashes(path: Path) -> Mapping[str, str]:
+    found: dict[str, str] = {}
+    for number, line in enumerate(path.read_text("utf-8", "replace").splitlines(), 1):
+        if not line.strip() or line.startswith("#"):
+            continue
+        match = _LINE.fullmatch(line.strip())
+        if match is None or match[1] in found:
+            raise UsageError(
+                f"{path}, line {number}: is no token, expected a name of its own and "
+                "'sha256:' with 64 digits. Make one with --new-token NAME."
+            )
+        found[match[1]] = match[2]
+    return found
+
+
+def _hash(token: str) -> str:
+    return hashlib.sha256(token.encode()).hexdigest()

@@ -1,0 +1,535 @@
+"""Stores in a bucket are served as those on disk are: the same bytes, or an error that says so."""
+
+import hashlib
+import itertools
+import json
+import logging
+import socket
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from importlib.util import find_spec
+from pathlib import Path
+from threading import Event, Thread
+
+import numpy as np
+import pytest
+import safetensors.numpy
+import xarray as xr
+from asking import ask, ask_for_patches
+from typer.testing import CliRunner
+
+import spinezarr
+from spinezarr.cli.main import app
+from spinezarr.errors import UsageError
+from spinezarr.serve import bucket
+from spinezarr.serve.run import BackgroundServer
+from spinezarr.serve.settings import ServeSettings
+
+SCAN = "liver_0"
+ARRAYS = ("image", "label")
+
+
+def digest(values):
+    return hashlib.sha256(np.ascontiguousarray(values)).hexdigest()
+
+
+def digests(scan):
+    return {name: digest(scan[name].values) for name in ARRAYS}
+
+
+def put(s3_server, store, place, below="scans"):
+    """Copy a store, or what lies beside its scans."""
+    name, _, prefix = place.partition("/")
+    folders = [Path(store, folder) for folder in ("table", "table_bundle", below)]
+    paths = [path for folder in folders for path in folder.rglob("*") if path.is_file()]
+    for path in (*paths, Path(store, "zarr.json"), Path(store, "scans/zarr.json")):
+        key = f"{prefix}/{path.relative_to(store).as_posix()}"
+        s3_server.client.put_object(Bucket=name, Key=key, Body=path.read_bytes())
+
+
+@pytest.fixture(scope="module")
+def place(s3_server, ctspine1k_url):
+    """Return a folder in a bucket, with one store; not to be changed."""
+    place = f"{s3_server.new_bucket()}/stores"
+    put(s3_server, ctspine1k_url, f"{place}/ctspine1k.zarr")
+    return place
+
+
+@pytest.fixture
+def serving(s3_server):
+    """Return what serves places."""
+    with ExitStack() as running:
+
+        def serve(*places, **options):
+            given = {place: {**s3_server.storage_options, **options} for place in places}
+            settings = ServeSettings(paths=tuple(given), storage_options=given)
+            return running.enter_context(BackgroundServer(settings)).url
+
+        yield serve
+
+
+@pytest.fixture(params=["whole", "by ranges"])
+def served(request, serving, place, monkeypatch):
+    """Serve the bucket, with shards that are small enough to be kept, or that never are."""
+    if request.param == "by ranges":
+        monkeypatch.setattr(bucket, "_WHOLE_BYTES", 0)
+    return serving(f"s3://{place}")
+
+
+@pytest.mark.parametrize("tree", ["zarr", "flat"])
+def test_xarray_and_our_reader_read_the_voxels(served, ctspine1k_url, tree):
+    expected = digests(spinezarr.open(ctspine1k_url).scan(SCAN))
+    url = f"{served}/{tree}/ctspine1k/scans/{SCAN}"
+    assert digests(xr.open_zarr(url, zarr_format=3, consolidated=True)) == expected
+    if tree == "zarr":
+        there = spinezarr.open(f"{served}/zarr/ctspine1k")
+        assert there.table.equals(spinezarr.open(ctspine1k_url).table)
+        assert digests(there.scan(SCAN)) == expected
+
+
+if find_spec("tensorstore"):
+
+    @pytest.mark.parametrize("tree", ["zarr", "flat"])
+    def test_tensorstore_reads_the_voxels(served, ctspine1k_url, tree):
+        import tensorstore  # noqa: PLC0415
+
+        expected = digests(spinezarr.open(ctspine1k_url).scan(SCAN))
+        for name in ARRAYS:
+            url = f"{served}/{tree}/ctspine1k/scans/{SCAN}/{name}/"
+            array = {"driver": "zarr3", "kvstore": {"driver": "http", "base_url": url}}
+            read = tensorstore.open(array).result().read().result()
+            assert digest(read) == expected[name]
+
+
+def test_patches_and_facts_are_those_of_the_disk(served, ctspine1k_url):
+    shape = spinezarr.open(ctspine1k_url).scan(SCAN).image.shape
+    wanted = {"items": [{"scan_id": SCAN, "start_zyx": (0, 0, 0)}], "size_zyx": shape}
+    with BackgroundServer(ServeSettings(paths=(ctspine1k_url,))) as disk:
+        for path in ("/v1/stores", "/v1/ctspine1k/scans", f"/v1/ctspine1k/scans/{SCAN}"):
+            assert ask(f"{served}{path}")[2] == ask(f"{disk.url}{path}")[2]
+        answers = [ask_for_patches(f"{url}/v1/ctspine1k/batch", wanted)
+                   for url in (served, disk.url)]  # fmt: skip
+    assert [status for status, *_ in answers] == [200, 200]
+    assert answers[0][2] == answers[1][2]
+    found = safetensors.numpy.load(answers[0][2])
+    expected = digests(spinezarr.open(ctspine1k_url).scan(SCAN))
+    assert {name: digest(found[name][0]) for name in ARRAYS} == expected
+
+
+def test_answers_are_those_of_the_disk(served, ctspine1k_url):
+    root = Path(ctspine1k_url)
+    keys = [path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file()]
+    keys = [key for key in keys if SCAN in key and "/zarr.json" not in key.partition("/image")[2]]
+    keys += ["zarr.json", "table_bundle/zarr.json", "table/zarr.json"]
+    keys += [f"scans/{SCAN}/label/c/0/0/9", f"scans/{SCAN}/image/c.0.0.0", "scans/none/z/c/0"]
+    keys += ["scans/none/zarr.json", "table/secret", f"scans/{SCAN}/secret", ".zgroup"]
+    kept = ("etag", "cache-control", "content-length", "content-range", "content-type")
+    asked = ({}, {"range": "bytes=1-3"}, {"range": "bytes=-9"}, {"if_match": '"other"'})
+    with BackgroundServer(ServeSettings(paths=(ctspine1k_url,))) as disk:
+        for key, headers in itertools.product(keys, asked):
+            found = []
+            for url in (served, disk.url):
+                status, said, body = ask(f"{url}/zarr/ctspine1k/{key}", **headers)
+                found.append((status, body, {name: said.get(name) for name in kept}))
+            assert found[0] == found[1], (key, headers)
+            if "etag" in said and not headers:
+                url = f"{served}/zarr/ctspine1k/{key}"
+                assert ask(url, if_none_match=said["etag"])[0] == 304
+                assert ask(url, "HEAD")[1]["content-length"] == str(len(body))
+
+
+# A scan that is replaced
+
+
+@pytest.fixture
+def changing(s3_server, serving, bring_to_bucket, monkeypatch):
+    """Serve a store of one scan; also return what ingests it anew, and where it lies."""
+    monkeypatch.setattr(bucket, "_WHOLE_BYTES", 0)
+    place = f"{s3_server.new_bucket()}/own.zarr"
+    bring_to_bucket("before", place)
+    return lambda version: bring_to_bucket(version, place), f"{serving(f's3://{place}')}", place
+
+
+@pytest.mark.long
+def test_a_scan_that_is_replaced_is_the_old_one_or_the_new_one(changing):
+    bring, url, _ = changing
+    shards = itertools.cycle(
+        [f"{url}/zarr/own/scans/a/image/{key}" for key in ("c/0/0/0", "c.0.0.0")]
+    )
+    bodies, statuses, is_over = {}, set(), Event()
+
+    def look():
+        while not is_over.is_set():
+            status, headers, body = ask(next(shards))
+            statuses.add(status)
+            if status == 200:
+                bodies.setdefault(headers["etag"], set()).add(hashlib.sha256(body).digest())
+
+    looking = [Thread(target=look) for _ in range(3)]
+    for one in looking:
+        one.start()
+    for version in ("after", "before", "after"):
+        bring(version)
+        time.sleep(bucket._FRESH_S)
+    is_over.set()
+    for one in looking:
+        one.join()
+    assert statuses <= {200, 410, 503}
+    assert len(bodies) == 2
+    assert all(len(found) == 1 for found in bodies.values())
+    assert len(set.union(*bodies.values())) == 2
+
+
+def test_a_renewed_scan_is_seen_within_a_second(changing):
+    bring, url, _ = changing
+    shard = f"{url}/zarr/own/scans/a/image/c/0/0/0"
+    patch = {"items": [{"scan_id": "a", "start_zyx": (0, 0, 0)}], "size_zyx": (20, 24, 16)}
+    status, headers, _ = ask(shard)
+    assert status == 200
+    before = safetensors.numpy.load(ask_for_patches(f"{url}/v1/own/batch", patch)[2])["image"]
+    told = json.loads(ask(f"{url}/v1/own/scans")[2])["scans"][0]["content_checksum"]
+    assert headers["etag"].startswith(f'"{told}')
+    bring("after")
+    time.sleep(bucket._FRESH_S)
+    assert ask(shard)[0] == 410
+    assert ask(shard, if_match=headers["etag"])[0] == 410
+    assert ask(f"{url}/zarr/own/@{told}/scans/a/zarr.json")[0] == 410
+    assert ask(shard.replace("c/0/0/0", "c.0.0.0"))[0] == 200
+    assert json.loads(ask(f"{url}/v1/own/scans")[2])["scans"][0]["content_checksum"] != told
+    after = safetensors.numpy.load(ask_for_patches(f"{url}/v1/own/batch", patch)[2])["image"]
+    assert (after != before).sum() == 1
+
+
+def test_an_object_that_is_overwritten_is_never_taken_for_the_one_before(changing, s3_server):
+    """As a copy tool does it: the same key, size and metadata, and other bytes."""
+    _, url, place = changing
+    name, _, prefix = place.partition("/")
+    key = f"{prefix}/scans/a/image/c/0/0/0"
+    data = s3_server.client.get_object(Bucket=name, Key=key)["Body"].read()
+    shard = f"{url}/zarr/own/scans/a/image/c/0/0/0"
+    assert ask(shard, range="bytes=0-9")[2] == data[:10]
+    other = bytes([data[0] ^ 1]) + data[1:]
+    s3_server.client.put_object(Bucket=name, Key=key, Body=other)
+    for _ in range(2):  # bound to the tag of the one before; then compared anew
+        status, headers, _ = ask(shard, range="bytes=0-9")
+        assert (status, headers["retry-after"], headers["cache-control"]) == (503, "1", "no-store")
+    s3_server.client.delete_object(Bucket=name, Key=key)
+    assert ask(shard)[0] == 503
+    s3_server.client.put_object(Bucket=name, Key=key, Body=data)
+    assert ask(shard, range="bytes=0-9")[2] == data[:10]
+    about = {"Bucket": name, "Key": key}  # the same bytes, under another tag
+    upload = s3_server.client.create_multipart_upload(**about)["UploadId"]
+    part = s3_server.client.upload_part(**about, UploadId=upload, PartNumber=1, Body=data)
+    parts = {"Parts": [{"PartNumber": 1, "ETag": part["ETag"]}]}
+    s3_server.client.complete_multipart_upload(**about, UploadId=upload, MultipartUpload=parts)
+    assert ask(shard, range="bytes=0-9")[0] == 503
+    assert ask(shard, range="bytes=0-9")[2] == data[:10]
+    for wrong in (data[:-1], data + b"x"):
+        s3_server.client.put_object(Bucket=name, Key=key, Body=wrong)
+        for _ in range(2):
+            assert ask(shard, range="bytes=0-9")[0] == 503
+
+
+# Buckets that fail
+
+
+@pytest.fixture
+def behind(proxies, s3_server, serving, place, monkeypatch):
+    """Serve a bucket behind a proxy, whose conditions can be changed."""
+    monkeypatch.setattr(bucket, "_WHOLE_BYTES", 0)
+    with proxies.proxy(upstream=s3_server.endpoint_url) as proxy:
+        url = serving(f"s3://{place}/ctspine1k.zarr", endpoint_url=proxy.url)
+        yield url, lambda **told: proxy.set(proxies.Conditions(**told)), proxy
+
+
+@pytest.fixture
+def _impatient(monkeypatch):
+    monkeypatch.setattr(bucket, "_DEADLINE_S", 2.0)
+    monkeypatch.setattr(bucket, "_READER_S", 2.0)
+
+
+@pytest.fixture
+def failing(_impatient, behind):
+    """Serve it without much patience."""
+    return behind
+
+
+PATHS = [
+    "zarr/ctspine1k/zarr.json",
+    f"zarr/ctspine1k/scans/{SCAN}/zarr.json",
+    f"zarr/ctspine1k/scans/{SCAN}/image/c/0/0/0",
+    f"zarr/ctspine1k/scans/{SCAN}/z/c/0",
+    f"flat/ctspine1k/scans/{SCAN}/image/c/0/0/0",
+    "zarr/ctspine1k/scans/none/image/c/0/0/0",
+    "v1/ctspine1k/scans",
+]
+
+
+@pytest.mark.parametrize(
+    ("kind", "is_known"), [("unavailable", False), ("unavailable", True), ("stall", True)]
+)
+def test_a_bucket_that_fails_is_never_background(failing, kind, is_known):
+    url, set_conditions, _ = failing
+    known = {path: {ask(f"{url}/{path}")[0]} for path in PATHS if is_known}
+    assert not is_known or set.union(*known.values()) == {200, 410}
+    set_conditions(fault_rate=1.0, fault_kinds=(kind,))
+    answers = {}
+    began_s = time.monotonic()
+    asking = [Thread(target=lambda path=path: answers.update({path: ask(f"{url}/{path}")}))
+              for path in PATHS]  # fmt: skip
+    for one in asking:
+        one.start()
+    time.sleep(0.2)
+    assert ask(f"{url}/healthz")[0] == 200  # nothing waits on the loop
+    assert time.monotonic() - began_s < 1.5
+    time.sleep(bucket._FRESH_S)
+    for one in asking:
+        one.join()
+    for path, (status, headers, _) in answers.items():
+        may = {503} | (known.get(path, set()) if is_known else set())  # what was just seen counts
+        assert status in may, path
+        assert status != 503 or headers["retry-after"] == "1"
+    with ThreadPoolExecutor(len(PATHS)) as pool:  # by now it counts no more
+        assert {*pool.map(lambda path: ask(f"{url}/{path}")[0], PATHS)} == {503}
+    item = {"scan_id": SCAN, "start_zyx": (0, 0, 0)}
+    batch = {"items": [item] * 3, "size_zyx": (4, 4, 4)}
+    status, headers, _ = ask_for_patches(f"{url}/v1/ctspine1k/batch", batch)
+    assert (status, headers["retry-after"]) == (503, "1")
+    # Of a bucket that gives metadata alone, no scan is called damaged.
+    set_conditions(fault_rate=1.0, fault_kinds=(kind,), fault_paths="/image/c[/.]")
+    assert ask(f"{url}/{PATHS[1]}")[0] == 200
+    assert ask_for_patches(f"{url}/v1/ctspine1k/batch", batch)[0] == 503
+    set_conditions()
+    assert {ask(f"{url}/{path}")[0] for path in PATHS} == {200, 410}
+    assert ask_for_patches(f"{url}/v1/ctspine1k/batch", batch)[0] == 200
+
+
+def test_all_who_wait_for_the_same_are_told_together(failing):
+    url, set_conditions, _ = failing
+    set_conditions(fault_rate=1.0, fault_kinds=("stall",))
+    began_s = time.monotonic()
+    with ThreadPoolExecutor(8) as pool:
+        found = pool.map(lambda _: ask(f"{url}/{PATHS[2]}")[0], range(8))
+        assert {*found} == {503}
+    assert time.monotonic() - began_s < 3 * bucket._DEADLINE_S
+
+
+@pytest.mark.long
+def test_a_bucket_that_hangs_holds_up_itself_alone(
+    proxies, s3_server, place, ctspine1k_url, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(bucket, "_DEADLINE_S", 3.0)
+    (tmp_path / "here.zarr").symlink_to(ctspine1k_url)
+    item = {"scan_id": SCAN, "start_zyx": (0, 0, 0)}
+    batch = {"items": [item], "size_zyx": (4, 4, 4)}
+    there = f"s3://{place}/ctspine1k.zarr"
+    with proxies.proxy(upstream=s3_server.endpoint_url) as proxy:
+        options = {there: {**s3_server.storage_options, "endpoint_url": proxy.url}}
+        settings = ServeSettings(paths=(str(tmp_path), there), storage_options=options)
+        with BackgroundServer(settings) as server, ThreadPoolExecutor(40) as pool:
+            url = server.url
+            assert ask(f"{url}/{PATHS[0]}")[0] == ask(f"{url}/zarr/here/zarr.json")[0] == 200
+            proxy.set(proxies.Conditions(fault_rate=1.0, fault_kinds=("stall",)))
+            hung = [pool.submit(ask, f"{url}/{path}") for path in PATHS * 2]
+            hung += [
+                pool.submit(ask_for_patches, f"{url}/v1/ctspine1k/batch", batch) for _ in range(12)
+            ]
+            time.sleep(0.3)
+            began_s = time.monotonic()
+            assert ask(f"{url}/{PATHS[2].replace('ctspine1k', 'here')}")[0] == 200
+            assert ask(f"{url}/v1/here/scans")[0] == 200
+            assert ask_for_patches(f"{url}/v1/here/batch", batch)[0] == 200
+            assert time.monotonic() - began_s < 2
+            assert sum(one.done() for one in hung) < len(hung) / 2
+            proxy.set(proxies.Conditions())
+            assert {one.result()[0] for one in hung} <= {200, 410, 503}
+
+
+def test_some_faults_of_a_bucket_are_not_seen(behind, ctspine1k_url):
+    url, set_conditions, proxy = behind
+    expected = digests(spinezarr.open(ctspine1k_url).scan(SCAN))
+    set_conditions(fault_rate=0.3, fault_kinds=("unavailable", "cut"))
+    for _ in range(3):
+        scan = f"{url}/zarr/ctspine1k/scans/{SCAN}"
+        assert digests(xr.open_zarr(scan, zarr_format=3, consolidated=True)) == expected
+    assert sum(proxy.counts().faults.values()) >= 3
+
+
+def test_a_bucket_that_refuses_is_never_background(s3_server, place, serving):
+    """What is served is closed while it runs."""
+    name = s3_server.new_bucket()
+    for key in ("zarr.json", "scans/zarr.json"):
+        source = {"Bucket": place.partition("/")[0], "Key": f"stores/ctspine1k.zarr/{key}"}
+        about = {"Bucket": name, "Key": f"x.zarr/{key}", "ACL": "public-read"}
+        s3_server.client.copy_object(CopySource=source, **about)
+    url = serving(f"s3://{name}/x.zarr", key=None, secret=None, anon=True)
+    assert ask(f"{url}/zarr/x/zarr.json")[0] == 200
+    s3_server.client.put_object_acl(Bucket=name, Key="x.zarr/zarr.json", ACL="private")
+    time.sleep(bucket._FRESH_S)
+    for path in ("zarr/x/zarr.json", "zarr/x/scans/a/zarr.json", "zarr/x/scans/a/image/c/0/0/0"):
+        status, headers, body = ask(f"{url}/{path}")
+        assert (status, headers["retry-after"]) == (503, "1"), path
+        assert name.encode() not in body
+
+
+# Which stores there are
+
+
+def test_stores_come_and_go_while_it_runs(s3_server, serving, ctspine1k_url):
+    name = s3_server.new_bucket()
+    url = serving(f"s3://{name}/stores")
+    assert ask(f"{url}/zarr/later/zarr.json")[0] == 404
+    assert json.loads(ask(f"{url}/v1/stores")[2]) == {"stores": []}
+    put(s3_server, ctspine1k_url, f"{name}/stores/later.zarr", below="no scans")
+    time.sleep(bucket._FRESH_S)
+    assert ask(f"{url}/zarr/later/zarr.json")[0] == 200
+    assert [s["name"] for s in json.loads(ask(f"{url}/v1/stores")[2])["stores"]] == ["later"]
+    s3_server.client.delete_object(Bucket=name, Key="stores/later.zarr/zarr.json")
+    time.sleep(bucket._FRESH_S)
+    assert ask(f"{url}/zarr/later/zarr.json")[0] == 404
+
+
+def test_disk_and_bucket_are_served_together(s3_server, place, ctspine1k_url, tmp_path):
+    (tmp_path / "here.zarr").symlink_to(ctspine1k_url)
+    there = f"s3://{place}"
+    options = {there: s3_server.storage_options}
+    settings = ServeSettings(paths=(str(tmp_path), there), storage_options=options)
+    with BackgroundServer(settings) as server:
+        found = json.loads(ask(f"{server.url}/v1/stores")[2])["stores"]
+        assert [store["name"] for store in found] == ["here", "ctspine1k"]
+    settings = ServeSettings(paths=(ctspine1k_url, there), storage_options=options)
+    with pytest.raises(UsageError, match="would both be served as 'ctspine1k'"):
+        BackgroundServer(settings)
+
+
+def test_another_server_is_served_from(ctspine1k_url, serve):
+    """With versions, as of our own; without them, as of the one of these tests, nothing is."""
+    expected = digests(spinezarr.open(ctspine1k_url).scan(SCAN))
+    with BackgroundServer(ServeSettings(paths=(ctspine1k_url,))) as first:
+        place = f"{first.url}/zarr/ctspine1k"
+        with BackgroundServer(ServeSettings(paths=(place,))) as second:
+            url = f"{second.url}/zarr/ctspine1k"
+            found = xr.open_zarr(f"{url}/scans/{SCAN}", zarr_format=3, consolidated=True)
+            assert digests(found) == expected
+            # A name that would be another place there is asked for nowhere.
+            for scan_id in ("..%252f..%252fhealthz%253f", "a%253fb", "%252e%252e"):
+                assert ask(f"{url}/scans/{scan_id}/zarr.json")[0] == 503
+                assert ask(f"{second.url}/v1/ctspine1k/scans/{scan_id}")[0] == 404
+        with pytest.raises(UsageError, match="there is no store, and a web server"):
+            BackgroundServer(ServeSettings(paths=(f"{first.url}/zarr/other",)))
+    plain, _ = serve(Path(ctspine1k_url))
+    with pytest.raises(UsageError, match="does not say of which version"):
+        BackgroundServer(ServeSettings(paths=(plain,)))
+    with pytest.raises(UsageError, match="neither on disk, in a bucket"):
+        BackgroundServer(ServeSettings(paths=("memory://x.zarr",)))
+
+
+def test_no_url_of_a_client_is_fetched(behind):
+    url, _, proxy = behind
+    proxy.reset()
+    with socket.create_server(("127.0.0.1", 0)) as trap:
+        trap.settimeout(0.2)
+        there = f"http:%2F%2F127.0.0.1:{trap.getsockname()[1]}"
+        for path in (f"zarr/{there}/zarr.json", f"zarr/{there}%2Fzarr.json", f"flat/{there}",
+                     f"zarr/ctspine1k/{there}/zarr.json", f"v1/{there}/scans",
+                     "zarr/s3:%2F%2Fother%2Fx.zarr/zarr.json"):  # fmt: skip
+            assert ask(f"{url}/{path}")[0] == 404
+        assert ask_for_patches(f"{url}/v1/{there}/batch", {})[0] == 404
+        with pytest.raises(TimeoutError):
+            trap.accept()
+    assert all("/stores/ctspine1k.zarr/" in path for _, path, _ in proxy.counts().asked)
+
+
+# What is secret, and how it is started
+
+
+def test_no_secret_is_in_an_answer_or_a_log(proxies, s3_server, place, caplog, capfd, monkeypatch):
+    caplog.set_level(logging.DEBUG)
+    monkeypatch.setattr(bucket, "_DEADLINE_S", 0.5)
+    monkeypatch.setattr(bucket, "_READER_S", 0.5)
+    secrets = {"key": "CANARYKEY", "secret": "CANARYSECRET", "token": "CANARYTOKEN"}
+    said = []
+    with proxies.proxy(upstream=s3_server.endpoint_url) as proxy:
+        there = f"s3://{place}/ctspine1k.zarr"
+        options = {there: {"endpoint_url": proxy.url, **secrets}}
+        settings = ServeSettings(paths=(there,), storage_options=options)
+        said.append(repr(settings))
+        with BackgroundServer(settings) as server:
+            for kind in (None, "unavailable", "stall", "cut", "short"):
+                faults = {"fault_rate": 1.0, "fault_kinds": (kind,)} if kind else {}
+                proxy.set(proxies.Conditions(**faults))
+                paths = (*PATHS, "v1/stores", "nothing")
+                said += [str(ask(f"{server.url}/{path}")) for path in paths]
+    said += [caplog.text, *capfd.readouterr()]
+    text = "\n".join(said)
+    assert "stored_bytes" in text  # there were answers
+    assert "CANARY" not in text
+    assert proxy.url not in "\n".join(said[1:-3])
+
+
+def serve_once(s3_server, *words, **environ):
+    code = "from spinezarr.cli.main import main; main()"
+    with socket.create_server(("127.0.0.1", 0)) as one:
+        port = str(one.getsockname()[1])
+    command = [sys.executable, "-c", code, "serve", "--port", port, *words]
+    environment = {**s3_server.environment, **environ}
+    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment), port
+
+
+@pytest.mark.parametrize(
+    ("words", "environ", "expected"),
+    [
+        (["s3://{place}"], {"AWS_ACCESS_KEY_ID": "", "AWS_SECRET_ACCESS_KEY": ""}, "--profile"),
+        (["s3://bucket-that-is-not/x.zarr"], {}, "there is no such bucket"),
+        (["s3://{place}", "--no-sign-request"], {}, "access is denied"),
+        (["s3://{place}/ctspine1k.zarr", "--profile", "nobody"], {}, "(nobody) could not be found"),
+    ],
+)
+def test_a_start_without_credentials_or_bucket_is_explained(
+    s3_server, place, monkeypatch, words, environ, expected
+):
+    for name, text in {**s3_server.environment, **environ}.items():
+        monkeypatch.setenv(name, text)
+    result = CliRunner().invoke(app, ["serve", *(word.format(place=place) for word in words)])
+    assert result.exit_code == 2
+    assert expected in " ".join(result.stderr.split())
+
+
+@pytest.mark.long
+def test_the_command_serves_a_catalog_of_buckets(s3_server, place, ctspine1k_url, tmp_path):
+    catalog = tmp_path / "catalog.yaml"
+    catalog.write_text(
+        f"datasets:\n  ctspine1k:\n    recipe: ctspine1k\n"
+        f"    store: s3://{place}/ctspine1k.zarr\n"
+        f"    storage_options: {{endpoint_url: '{s3_server.endpoint_url}'}}\n"
+    )
+    own = {"AWS_ENDPOINT_URL": "http://127.0.0.1:1", "NO_COLOR": "1", "COLUMNS": "200"}
+    words = ("--catalog", str(catalog), "--processes", "2")
+    process, port = serve_once(s3_server, *words, **own)
+    try:
+        for _ in range(300):
+            try:
+                ask(f"http://127.0.0.1:{port}/healthz")
+            except OSError:
+                assert process.poll() is None, process.communicate()
+                time.sleep(0.1)
+            else:
+                break
+        url = f"http://127.0.0.1:{port}/zarr/ctspine1k"
+        expected = digests(spinezarr.open(ctspine1k_url).scan(SCAN))
+        assert digests(spinezarr.open(url).scan(SCAN)) == expected
+    finally:
+        process.terminate()
+        said = process.communicate(timeout=15)[1]
+    assert f"{url}" in said
+    assert "Traceback" not in said
+
+
+def test_an_opened_store_in_a_bucket_serves_itself(s3_server, place, ctspine1k_url):
+    url = f"s3://{place}/ctspine1k.zarr"
+    with spinezarr.open(url, storage_options=s3_server.storage_options).serve() as server:
+        there = spinezarr.open(f"{server.url}/zarr/ctspine1k")
+        assert digests(there.scan(SCAN)) == digests(spinezarr.open(ctspine1k_url).scan(SCAN))
