@@ -20,12 +20,16 @@ from asking import ask, free_port, started
 
 import spinezarr
 from spinezarr.errors import ScanChangedError, UsageError
+from spinezarr.ingest.discover import discover
+from spinezarr.ingest.run import ingest
+from spinezarr.recipe import Recipe
 from spinezarr.serve import objects
 from spinezarr.serve.disk import DiskStorage
 from spinezarr.serve.objects import ServedFolder, UnreadableError
 from spinezarr.serve.run import BackgroundServer
 from spinezarr.serve.settings import ServeSettings
 from spinezarr.serve.tokens import new_token
+from spinezarr.testing import NiftiForm, write_nifti
 
 SCAN = "liver_0"
 
@@ -167,6 +171,25 @@ def test_a_scan_under_the_name_of_another_is_not_served(own, tree):
     shutil.copytree(copy / f"scans/{SCAN}", copy / "scans/other")
     assert ask(f"{url}/{tree}/own/scans/{SCAN}/image/c/0/0/0")[0] == 200
     assert ask(f"{url}/{tree}/own/scans/other/image/c/0/0/0")[0] == 503
+
+
+def test_background_before_other_chunks_of_its_shard_stays_background(tmp_path):
+    image = np.random.default_rng(5).integers(-900, 900, (70, 140, 140), np.int16)
+    mask = np.zeros(image.shape, np.uint8)
+    mask[66:, 130:, 130:] = 20  # in the last chunk alone
+    mask[:3, 130:, :3] = 19
+    for name, voxels in (("ct", image), ("seg", mask)):
+        form = NiftiForm(dtype=str(voxels.dtype))
+        write_nifti(tmp_path / f"raw/a_{name}.nii", voxels, np.eye(4), form)
+    recipe = Recipe.of_pairs("{scan}_ct.nii", "{scan}_seg.nii", name="few")
+    found = discover(recipe, str(tmp_path / "raw"))
+    assert not ingest(recipe, found, str(tmp_path / "few.zarr")).failed
+    with BackgroundServer(ServeSettings(paths=(str(tmp_path / "few.zarr"),))) as server:
+        url = f"{server.url}/flat/few/scans/a"
+        assert digests(xr.open_zarr(url, zarr_format=3)) == (
+            digests(spinezarr.open(tmp_path / "few.zarr").scan("a"))
+        )
+        assert ask(f"{url}/label/c/0/0/0")[0] == 404
 
 
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="looks at open files in /proc")
