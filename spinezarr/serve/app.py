@@ -162,13 +162,13 @@ class App:
         body = await self._whole_body(request, receive)
         if isinstance(body, Answer):
             return body
-        if self._unsent_bytes > _UNSENT_BYTES:
-            return _BUSY
         readers = self.stores.executor(name)
         if readers not in self._turns:
             self._turns[readers] = Turns(_AT_ONCE, _WAITING, _WAITING_BYTES)
         try:
             async with self._turns[readers].taken(len(body)):
+                if self._unsent_bytes > _UNSENT_BYTES:
+                    return _BUSY
                 loop = asyncio.get_running_loop()
                 return await loop.run_in_executor(readers, self._read_batch, name, body)
         except BusyError:

@@ -31,7 +31,7 @@ CHUNK = b"%x\r\n" % len(SOUND) + SOUND + b"\r\n"
 def server(ctspine1k_url, tmp_path_factory):
     with running(tmp_path_factory.mktemp("server"), ctspine1k_url) as server:
         yield server
-    assert said(server) == ""
+        assert said(server) == ""
 
 
 @pytest.fixture(scope="module")
@@ -202,7 +202,7 @@ def test_who_does_not_read_takes_little_and_is_let_go(large, tmp_path):
         assert most - before < 1400 << 20
         wanted = {"items": [{"scan_id": "a", "start_zyx": [0, 0, 0]}], "size_zyx": [8, 8, 8]}
         assert ask_for_patches(f"{server.url}/v1/large/batch", wanted)[0] == 200
-    assert said(server) == ""
+        assert said(server) == ""
 
 
 @pytest.mark.long
@@ -240,7 +240,7 @@ def test_who_leaves_in_the_middle_leaves_nothing(large, tmp_path):
         assert server.sockets <= idle + 2
         assert server.resident_bytes < before + (100 << 20)
         assert ask(f"{server.url}/zarr/large/zarr.json")[0] == 200
-    assert said(server) == ""
+        assert said(server) == ""
 
 
 # Ends
