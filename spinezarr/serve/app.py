@@ -20,6 +20,7 @@ from spinezarr.serve.objects import ServedFile, UnreadableError
 from spinezarr.serve.patches import BODY_BYTES, answer_batch
 from spinezarr.serve.stores import ServedStores
 from spinezarr.serve.turns import BusyError, Turns
+from spinezarr.serve.unread import limit_unread_here
 
 __all__ = ["App"]
 
@@ -41,15 +42,31 @@ _WAITING: Final = 256
 """Batches that wait for that: sixteen of each of sixteen trainings."""
 _WAITING_BYTES: Final = 64 << 20
 """Of their requests."""
-_BODY_S: Final = 30.0
+_UNSENT_BYTES: Final = 512 << 20
+"""Of patches; whoever does not read his own must not keep others from theirs."""
+_BODY_S: Final = 8.0
 """For the body of a request."""
+_BODIES_BYTES: Final = 64 << 20
+"""Of bodies that have not come whole; who sends more waits."""
 _AT_ONCE_BYTES: Final = 1 << 19
 """Read and sent together; what is longer is read part by part, by threads if from a disk."""
+_PART_BYTES: Final = 256 << 10
+"""Some wait to be sent at once, for each client that reads slowly."""
 _FAR_BYTES: Final = 4 << 20
-"""The same of what lies far away, where each part takes a request; a patch takes one or two."""
+"""Read together of what lies far away, where that takes a request; a patch takes one or two."""
+_LISTENS_S: Final = 0.5
+"""After which granian listens."""
 _WITHOUT_LENGTH: Final = (HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED)
 _OPEN: Final = {"/healthz", "/readyz"}
 """What a watchdog asks for without a token."""
+_BUSY: Final = explained(
+    HTTPStatus.TOO_MANY_REQUESTS, "Too many patches are asked for.", retry_after="1"
+)
+_TWO_LENGTHS: Final = explained(
+    HTTPStatus.BAD_REQUEST,
+    "A request has a length or chunks: with both, a proxy may take its body for another request.",
+    connection="close",
+)
 
 
 class App:
@@ -68,6 +85,8 @@ class App:
         self._guard = guard
         self._turns: dict[Executor | None, Turns] = {}
         """Of what is read from disk, and of each bucket."""
+        self._held_bytes = 0
+        self._unsent_bytes = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request."""
@@ -78,10 +97,12 @@ class App:
             return
         request = self._guard.opened(_request_of(scope))
         name = _BATCH.fullmatch(request.path)
-        if name is not None and request.method == "POST":
-            answer = self.refused(request) or await self._answer_batch(name[1], receive)
+        if _has_two_lengths(request):
+            answer = _TWO_LENGTHS
+        elif name is not None and request.method == "POST":
+            answer = self.refused(request) or await self._answer_batch(request, name[1], receive)
         elif request.path in {LOGIN, LOGOUT}:
-            form = await self._whole_body(receive)
+            form = await self._whole_body(request, receive)
             answer = form if isinstance(form, Answer) else self._guard.login(request, form)
         else:
             readers = self.stores.executor(_STORE.sub(r"\1", request.path))
@@ -90,7 +111,11 @@ class App:
                 answer = await loop.run_in_executor(readers, self.answer, request)
             else:
                 answer = self.answer(request)
-        await _sent(send, request.method, answer, self._guard.shared(request))
+        self._unsent_bytes += len(answer.body)
+        try:
+            await _sent(send, request.method, answer, self._guard.shared(request))
+        finally:
+            self._unsent_bytes -= len(answer.body)
 
     def answer(self, request: Request) -> Answer:
         """Answer a request for files, or about the server."""
@@ -134,8 +159,8 @@ class App:
             return answer_scans(found, request.query)
         return answer_scan(found, scan_id.removeprefix("/"))
 
-    async def _answer_batch(self, name: str, receive: Receive) -> Answer:
-        body = await self._whole_body(receive)
+    async def _answer_batch(self, request: Request, name: str, receive: Receive) -> Answer:
+        body = await self._whole_body(request, receive)
         if isinstance(body, Answer):
             return body
         readers = self.stores.executor(name)
@@ -143,12 +168,12 @@ class App:
             self._turns[readers] = Turns(_AT_ONCE, _WAITING, _WAITING_BYTES)
         try:
             async with self._turns[readers].taken(len(body)):
+                if self._unsent_bytes > _UNSENT_BYTES:
+                    return _BUSY
                 loop = asyncio.get_running_loop()
                 return await loop.run_in_executor(readers, self._read_batch, name, body)
         except BusyError:
-            return explained(
-                HTTPStatus.TOO_MANY_REQUESTS, "Too many patches are asked for.", retry_after="1"
-            )
+            return _BUSY
         except (SpinezarrError, OSError):
             return explained(
                 HTTPStatus.SERVICE_UNAVAILABLE, "The store cannot be read.", retry_after="1"
@@ -160,30 +185,35 @@ class App:
             return explained(HTTPStatus.NOT_FOUND, "There is no such store.")
         return answer_batch(source, body, threads=_THREADS)
 
-    async def _whole_body(self, receive: Receive) -> bytes | Answer:
+    async def _whole_body(self, request: Request, receive: Receive) -> bytes | Answer:
         """Read the body of a request, or answer why it is not read."""
+        if request.headers.get("transfer-encoding", "chunked").strip().lower() != "chunked":
+            return explained(HTTPStatus.BAD_REQUEST, "A body is sent as it is, or in chunks.")
+        parts: list[bytes] = []
         try:
-            body = await asyncio.wait_for(_body(receive), _BODY_S)
+            return await asyncio.wait_for(self._read_body(receive, parts), _BODY_S)
         except TimeoutError:
             return explained(HTTPStatus.REQUEST_TIMEOUT, "The request did not come in time.")
-        if body is None:
-            return explained(
-                HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"At most {BODY_BYTES} bytes are read."
-            )
-        return body
+        finally:
+            self._held_bytes -= sum(map(len, parts))
 
-
-async def _body(receive: Receive) -> bytes | None:
-    """Read the body of a request; None if it is too long."""
-    parts, size, more = [], 0, True
-    while more:
-        message = await receive()
-        data = message.get("body", b"")
-        parts.append(data)
-        size, more = size + len(data), message.get("more_body", False)
-        if size > BODY_BYTES:
-            return None
-    return b"".join(parts)
+    async def _read_body(self, receive: Receive, parts: list[bytes]) -> bytes | Answer:
+        size, more = 0, True
+        while more:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                return explained(HTTPStatus.BAD_REQUEST, "The request did not come whole.")
+            data = message.get("body", b"")
+            parts.append(data)
+            size, more = size + len(data), message.get("more_body", False)
+            self._held_bytes += len(data)
+            if size > BODY_BYTES:
+                return explained(
+                    HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"At most {BODY_BYTES} bytes are read."
+                )
+            if self._held_bytes > _BODIES_BYTES:
+                return _BUSY
+        return b"".join(parts)
 
 
 def _request_of(scope: Scope) -> Request:
@@ -194,6 +224,10 @@ def _request_of(scope: Scope) -> Request:
     raw: bytes = scope.get("raw_path") or scope["path"].encode()
     path = unquote(raw.partition(b"?")[0].decode("latin-1"), errors="replace")
     return Request(scope["method"], path, scope.get("query_string", b"").decode("latin-1"), headers)
+
+
+def _has_two_lengths(request: Request) -> bool:
+    return "content-length" in request.headers and "transfer-encoding" in request.headers
 
 
 async def _sent(send: Send, method: str, answer: Answer, shared: Mapping[str, str]) -> None:
@@ -212,7 +246,10 @@ async def _sent(send: Send, method: str, answer: Answer, shared: Mapping[str, st
     more = parts is not None and parts.is_left
     await send({"type": "http.response.body", "body": first, "more_body": more})
     while more and parts is not None:
-        data = await parts.read()  # what fails now ends the connection: the length tells
+        try:
+            data = await parts.read()
+        except UnreadableError:
+            return  # which ends the connection: the length tells
         more = parts.is_left
         await send({"type": "http.response.body", "body": data, "more_body": more})
 
@@ -223,29 +260,41 @@ class _Parts:
     def __init__(self, answer: Answer) -> None:
         self._body = answer.body
         self._file: ServedFile | None = answer.file
-        self._at, self._stop = answer.start, answer.stop
+        self._at, self._stop = answer.start, answer.start + answer.length
+        self._is_long = answer.length > _AT_ONCE_BYTES
+        self._ahead = memoryview(b"")
+        """Read from far away, and not sent yet."""
 
     @property
     def is_left(self) -> bool:
-        return self._file is not None and self._at < self._stop
+        return self._at < self._stop
 
     async def read(self) -> bytes | bytearray:
-        if self._file is None:
-            return self._body
-        readers = self._file.executor
-        most = _AT_ONCE_BYTES if readers is None else _FAR_BYTES
-        start, stop = self._at, min(self._at + most, self._stop)
+        start, stop = self._at, self._stop
+        if self._is_long:
+            stop = min(start + _PART_BYTES, stop)
         self._at = stop
-        if readers is None and (
-            self._stop - start <= _AT_ONCE_BYTES or self._file.data is not None
-        ):
+        if self._file is None:
+            return self._body[start:stop]
+        if self._file.executor is not None:
+            return await self._read_far(self._file, start, stop)
+        if self._file.data is not None or not self._is_long:
             return self._file.read(start, stop)
         found = self._file.read_from_memory(start, stop)
         if found is not None:
             return found
-        return await asyncio.get_running_loop().run_in_executor(
-            readers, self._file.read, start, stop
-        )
+        return await asyncio.to_thread(self._file.read, start, stop)
+
+    async def _read_far(self, file: ServedFile, start: int, stop: int) -> bytes:
+        """Read more at once than is sent at once."""
+        size = stop - start
+        if len(self._ahead) < size:
+            at, until = start + len(self._ahead), min(start + _FAR_BYTES, self._stop)
+            loop = asyncio.get_running_loop()
+            more = await loop.run_in_executor(file.executor, file.read, at, until)
+            self._ahead = memoryview(bytes(self._ahead) + more)
+        data, self._ahead = bytes(self._ahead[:size]), self._ahead[size:]
+        return data
 
 
 async def _live(receive: Receive, send: Send) -> None:
@@ -254,3 +303,4 @@ async def _live(receive: Receive, send: Send) -> None:
         await send({"type": f"{message['type']}.complete"})
         if message["type"] == "lifespan.shutdown":
             return
+        asyncio.get_running_loop().call_later(_LISTENS_S, limit_unread_here)

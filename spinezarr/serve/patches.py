@@ -11,11 +11,11 @@ import os
 from collections.abc import Iterable, Sequence
 from http import HTTPStatus
 from threading import Lock
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from spinezarr.errors import CorruptStoreError, SpinezarrError, UnknownScanError, UsageError
 from spinezarr.geometry import Box
@@ -97,6 +97,16 @@ class BatchModel(_Model):
     nonfinite: Nonfinite = "refuse"
     pack: Pack = "none"
 
+    @model_validator(mode="after")
+    def _fit(self) -> Self:
+        if self.flat_axis is not None and self.size_zyx[self.flat_axis] != 1:
+            raise ValueError("a slice has one voxel along its flat axis")
+        if self.neighbours and self.flat_axis is None:
+            raise ValueError("only slices have neighbours, give their flat_axis")
+        if self.neighbour_step_mm is not None and not self.neighbours:
+            raise ValueError("a neighbour_step_mm is one of neighbours")
+        return self
+
     @property
     def voxel_bytes(self) -> int:
         """Bytes of the voxels of the answer before they are packed."""
@@ -171,8 +181,6 @@ def answer_batch(source: PatchSource, body: bytes, *, threads: int) -> Answer:
         first = problem.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the body"
         return explained(HTTPStatus.BAD_REQUEST, f"{where}: {reason_of(first)}.")
-    if asked.flat_axis is not None and asked.size_zyx[asked.flat_axis] != 1:
-        return explained(HTTPStatus.BAD_REQUEST, "A slice has one voxel along its flat axis.")
     if asked.voxel_bytes > _VOXEL_BYTES:
         return explained(
             HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
