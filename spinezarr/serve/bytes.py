@@ -61,7 +61,9 @@ def answer_bytes(files_of: Callable[[str], Files | None], request: Request, path
     files = files_of(name)
     first, _, rest = key.partition("/")
     version = _VERSION.fullmatch(first)
-    if files is None or not _SEGMENTS.isdisjoint(key.split("/")):
+    if not _SEGMENTS.isdisjoint(key.split("/")):
+        return explained(HTTPStatus.NOT_FOUND, "There is no such file.")
+    if files is None:
         return _without_store(rest if version else key)
     try:
         found = files.find(rest, version[1]) if version else files.find(key)
