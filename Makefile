@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 TORCH ?= torch==2.13.0
 NNUNET ?= nnunetv2==2.8.1
 
-.PHONY: bench bench-codecs bench-ingest bench-loaders bench-memory bench-remote bench-remote-s3 bench-s3 bench-scans bench-serve bench-window demo flips fuzz-kernel test test-ceph test-crash test-hostile test-long lint types layers wheel clean
+.PHONY: bench bench-codecs bench-ingest bench-loaders bench-memory bench-remote bench-remote-s3 bench-s3 bench-scans bench-serve bench-window demo flips fuzz-kernel test test-ceph test-crash test-hostile test-load test-long lint types layers wheel clean
 
 demo: $(VENV)/.installed
 	$(BIN)/spinezarr demo --out demo
@@ -22,12 +22,19 @@ test-long: $(VENV)/.installed
 
 # Ten thousand damaged files, twenty thousand pairs of a lying store and what is done with it, and
 # four thousand lying catalogs, recipes, cards and tables, each given to a command; all in processes
-# with limits. Some are in 'make test', some hundreds in 'make test-long'.
+# with limits. Then ten thousand requests to a server that nobody honest sends. Some are in
+# 'make test', some hundreds in 'make test-long'.
 test-hostile: $(VENV)/.installed
 	mkdir -p build
 	$(BIN)/python tests/hostile/fuzz.py --count 12000 --json build/hostile.json
 	$(BIN)/python tests/hostile/stores_fuzz.py --count 20000 --json build/hostile-stores.json
 	$(BIN)/python tests/hostile/strangers.py --count 4000 --json build/strangers.json
+	$(BIN)/python tests/hostile/server_fuzz.py --count 10000 --json build/hostile-server.json
+
+# 64 clients on one server for ten minutes, each answer compared with the disk.
+test-load: $(VENV)/.installed
+	mkdir -p build
+	$(BIN)/python tests/serve/load.py --minutes 10 --json build/load.json
 
 # Chunks and tables that somebody made up, on a kernel that is built to notice every access outside
 # its memory and all undefined behavior; then chunks on the kernel as it is, beside numcodecs.

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 # Programs of their own, which the tests beside them start.
 collect_ignore = [
     "tests/hostile/fuzz.py",
+    "tests/hostile/server_fuzz.py",
     "tests/hostile/stores_fuzz.py",
     "tests/hostile/stores_verbs.py",
 ]

@@ -13,23 +13,24 @@ from spinezarr.serve.http import Answer, Receive, Request, Scope, Send, explaine
 from spinezarr.serve.log import RequestLog
 from spinezarr.serve.login import LOGIN, LOGOUT
 from spinezarr.serve.metrics import Metrics
-from spinezarr.serve.objects import ServedFile, UnreadableError
 from spinezarr.serve.operations import FLAT, OPERATIONS, ZARR
 from spinezarr.serve.pages import REQUEST, ROUTE, pages
+from spinezarr.serve.sending import ELSEWHERE, Sent, encoded, send_answer
 from spinezarr.serve.stores import ServedStores
+from spinezarr.serve.unread import limit_unread_here
 
 __all__ = ["App"]
 
 _ZARR: Final = "/zarr/"
 _FLAT: Final = "/flat/"
 """As long as the other."""
-_ELSEWHERE: Final = "other"
-"""Route of what is not there."""
-_AT_ONCE_BYTES: Final = 1 << 19
-"""Read and sent together; what is longer is read part by part, by threads if from a disk."""
-_FAR_BYTES: Final = 4 << 20
-"""The same of what lies far away, where each part takes a request; a patch takes one or two."""
-_WITHOUT_LENGTH: Final = (HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED)
+_LISTENS_S: Final = 0.5
+"""After which granian listens."""
+_TWO_LENGTHS: Final = explained(
+    HTTPStatus.BAD_REQUEST,
+    "A request has a length or chunks: with both, a proxy may take its body for another request.",
+    connection="close",
+)
 _OPEN: Final = frozenset({LOGIN, LOGOUT, *(op.path for op in OPERATIONS if op.is_open)})
 """What is asked for without a token: by watchdogs, and by who signs in."""
 
@@ -63,7 +64,7 @@ class App:
             return
         began = time.perf_counter()
         request = self._guard.opened(request_of(scope))
-        sent = _Sent()
+        sent = Sent()
         try:
             await self._answer(request, scope, receive, send, sent)
         finally:
@@ -80,12 +81,14 @@ class App:
                 )
 
     async def _answer(
-        self, request: Request, scope: Scope, receive: Receive, send: Send, sent: "_Sent"
+        self, request: Request, scope: Scope, receive: Receive, send: Send, sent: Sent
     ) -> None:
         shared = self._guard.shared(request)
-        answer = None if request.path in _OPEN else self._refused(request)
+        answer = _TWO_LENGTHS if _has_two_lengths(request) else None
+        if answer is None and request.path not in _OPEN:
+            answer = self._refused(request)
         if answer is not None:
-            await _send(send, request.method, answer, shared, sent)
+            await send_answer(send, request.method, answer, shared, sent)
         elif request.path.startswith((_ZARR, _FLAT)):
             sent.route = ZARR.path if request.path.startswith(_ZARR) else FLAT.path
             readers = self.stores.executor(request.path[len(_ZARR) :].partition("/")[0])
@@ -94,7 +97,7 @@ class App:
             else:
                 loop = asyncio.get_running_loop()
                 answer = await loop.run_in_executor(readers, self._bytes, request)
-            await _send(send, request.method, answer, shared, sent)
+            await send_answer(send, request.method, answer, shared, sent)
         else:
             inner: Scope = {**scope, "path": request.path, "root_path": "", REQUEST: request}
             noted = _Noted(send, request.method, shared, sent, inner)
@@ -114,15 +117,8 @@ class App:
             )
 
 
-class _Sent:
-    """What was sent so far."""
-
-    __slots__ = ("route", "size_bytes", "status")
-
-    def __init__(self) -> None:
-        self.route = _ELSEWHERE
-        self.status = HTTPStatus.INTERNAL_SERVER_ERROR
-        self.size_bytes = 0
+def _has_two_lengths(request: Request) -> bool:
+    return "content-length" in request.headers and "transfer-encoding" in request.headers
 
 
 class _Noted:
@@ -131,7 +127,7 @@ class _Noted:
     __slots__ = ("_inner", "_method", "_send", "_sent", "_shared")
 
     def __init__(
-        self, send: Send, method: str, shared: Mapping[str, str], sent: _Sent, inner: Scope
+        self, send: Send, method: str, shared: Mapping[str, str], sent: Sent, inner: Scope
     ) -> None:
         self._send = send
         self._method = method
@@ -141,75 +137,14 @@ class _Noted:
 
     async def __call__(self, message: MutableMapping[str, Any]) -> None:
         if message["type"] == "http.response.start":
-            self._sent.route = self._inner.get(ROUTE, _ELSEWHERE)
+            self._sent.route = self._inner.get(ROUTE, ELSEWHERE)
             self._sent.status = HTTPStatus(message["status"])
-            message["headers"] = [*message["headers"], *_encoded(self._shared)]
+            message["headers"] = [*message["headers"], *encoded(self._shared)]
         elif message["type"] == "http.response.body":
             if self._method == "HEAD":
                 message["body"] = b""
             self._sent.size_bytes += len(message["body"])
         await self._send(message)
-
-
-def _encoded(fields: Mapping[str, str]) -> list[tuple[bytes, bytes]]:
-    return [(name.encode("latin-1"), value.encode("latin-1")) for name, value in fields.items()]
-
-
-async def _send(
-    send: Send, method: str, answer: Answer, shared: Mapping[str, str], sent: _Sent
-) -> None:
-    fields = {**answer.headers, **shared}
-    if answer.status not in _WITHOUT_LENGTH:
-        fields["content-length"] = str(answer.length)
-    try:
-        parts = _Parts(answer) if method != "HEAD" else None
-        first = b"" if parts is None else await parts.read()
-    except UnreadableError as problem:
-        answer = explained(HTTPStatus.SERVICE_UNAVAILABLE, str(problem), retry_after="1")
-        await _send(send, method, answer, shared, sent)
-        return
-    sent.status = answer.status
-    status = int(answer.status)
-    await send({"type": "http.response.start", "status": status, "headers": _encoded(fields)})
-    more = parts is not None and parts.is_left
-    await send({"type": "http.response.body", "body": first, "more_body": more})
-    sent.size_bytes = len(first)
-    while more and parts is not None:
-        data = await parts.read()  # what fails now ends the connection: the length tells
-        more = parts.is_left
-        await send({"type": "http.response.body", "body": data, "more_body": more})
-        sent.size_bytes += len(data)
-
-
-class _Parts:
-    """Reads a body part by part."""
-
-    def __init__(self, answer: Answer) -> None:
-        self._body = answer.body
-        self._file: ServedFile | None = answer.file
-        self._at, self._stop = answer.start, answer.stop
-
-    @property
-    def is_left(self) -> bool:
-        return self._file is not None and self._at < self._stop
-
-    async def read(self) -> bytes | bytearray:
-        if self._file is None:
-            return self._body
-        readers = self._file.executor
-        most = _AT_ONCE_BYTES if readers is None else _FAR_BYTES
-        start, stop = self._at, min(self._at + most, self._stop)
-        self._at = stop
-        if readers is None and (
-            self._stop - start <= _AT_ONCE_BYTES or self._file.data is not None
-        ):
-            return self._file.read(start, stop)
-        found = self._file.read_from_memory(start, stop)
-        if found is not None:
-            return found
-        return await asyncio.get_running_loop().run_in_executor(
-            readers, self._file.read, start, stop
-        )
 
 
 async def _live(receive: Receive, send: Send) -> None:
@@ -218,3 +153,4 @@ async def _live(receive: Receive, send: Send) -> None:
         await send({"type": f"{message['type']}.complete"})
         if message["type"] == "lifespan.shutdown":
             return
+        asyncio.get_running_loop().call_later(_LISTENS_S, limit_unread_here)

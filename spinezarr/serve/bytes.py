@@ -61,8 +61,9 @@ def answer_bytes(files_of: Callable[[str], Files | None], request: Request, path
     files = files_of(name)
     first, _, rest = key.partition("/")
     version = _VERSION.fullmatch(first)
-    if files is None or not _SEGMENTS.isdisjoint(key.split("/")):
-        return _without_store(rest if version else key)
+    is_key = _SEGMENTS.isdisjoint(key.split("/"))
+    if files is None or not is_key:
+        return _without_store(rest if version else key, is_key=is_key)
     try:
         found = files.find(rest, version[1]) if version else files.find(key)
     except GoneError as problem:
@@ -74,10 +75,10 @@ def answer_bytes(files_of: Callable[[str], Files | None], request: Request, path
     return _part(request.method, request.headers, found, key, is_kept=version is not None)
 
 
-def _without_store(key: str) -> Answer:
+def _without_store(key: str, *, is_key: bool) -> Answer:
     """Answer for a store that is not there; somebody may still read one that was."""
     _, within = split_key(key)
-    if within and not within.endswith("zarr.json"):
+    if is_key and within and not within.endswith("zarr.json"):
         return explained(HTTPStatus.GONE, "There is no such store, or no longer.")
     return explained(HTTPStatus.NOT_FOUND, "There is no such file.")
 

@@ -16,6 +16,7 @@ from spinezarr.serve.tokens import Tokens
 __all__ = ["LOOPBACK", "Guard", "is_loopback"]
 
 _WORD: Final = re.compile(r"[\x21-\x7e]{1,512}")
+_PLACE: Final = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([^\[\]:/@\s]+))(?::[0-9]{0,5})?", re.ASCII)
 LOOPBACK: Final = frozenset({"localhost", "127.0.0.1", "::1"})
 """Names of this machine."""
 _EXPOSED: Final = "Content-Range, Content-Length, ETag, Accept-Ranges, Retry-After"
@@ -156,7 +157,6 @@ def _token_of(authorization: str) -> str | None:
 
 
 def _host_of(place: str) -> str:
-    """Return the host of ``host:port``, without brackets."""
-    if place.startswith("["):
-        return place[1:].partition("]")[0].lower()
-    return place.partition(":")[0].lower()
+    """Return the host of ``host:port``, without brackets; nothing if it is no such pair."""
+    found = _PLACE.fullmatch(place)
+    return "" if found is None else (found[1] or found[2]).lower()

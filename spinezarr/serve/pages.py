@@ -24,11 +24,12 @@ from spinezarr.serve import metrics
 from spinezarr.serve.docs_page import page, policy
 from spinezarr.serve.facts import StoreFacts, answer_scan, answer_scans, answer_store, answer_stores
 from spinezarr.serve.guard import Guard
-from spinezarr.serve.http import Answer, Request, explained
+from spinezarr.serve.http import Answer, Receive, Request, Scope, Send, explained
 from spinezarr.serve.login import LOGIN, LOGOUT
 from spinezarr.serve.openapi import document
 from spinezarr.serve.operations import OPERATIONS
 from spinezarr.serve.patches import BODY_BYTES, PatchSource, answer_batch, answer_patch
+from spinezarr.serve.sending import Sent, send_answer
 from spinezarr.serve.stores import ServedStores
 from spinezarr.serve.turns import BusyError, Turns
 from spinezarr.text import json_text
@@ -47,8 +48,12 @@ _WAITING: Final = 256
 """Batches that wait for that: sixteen of each of sixteen trainings."""
 _WAITING_BYTES: Final = 64 << 20
 """Of their requests."""
-_BODY_S: Final = 30.0
+_UNSENT_BYTES: Final = 512 << 20
+"""Of patches; whoever does not read his own must not keep others from theirs."""
+_BODY_S: Final = 8.0
 """For the body of a request."""
+_BODIES_BYTES: Final = 64 << 20
+"""Of bodies that have not come whole; who sends more waits."""
 _READY_S: Final = 1.0
 """For which an answer of /readyz holds: whoever has no token may ask too, and makes no work."""
 
@@ -70,11 +75,11 @@ def pages(stores: ServedStores, guard: Guard, figures: metrics.Metrics) -> Starl
     """
     made = _Pages(stores, guard, figures)
     routes = [
-        Route(LOGIN, _routed(LOGIN, made.sign_in), methods=["GET", "POST"]),
-        Route(LOGOUT, _routed(LOGOUT, made.sign_in), methods=["POST"]),
+        Route(LOGIN, made.routed(LOGIN, made.sign_in), methods=["GET", "POST"]),
+        Route(LOGOUT, made.routed(LOGOUT, made.sign_in), methods=["POST"]),
     ]
     routes += [
-        Route(op.path, _routed(op.path, endpoint), methods=[op.method])
+        Route(op.path, made.routed(op.path, endpoint), methods=[op.method])
         for op in sorted(OPERATIONS, key=lambda op: "{" in op.path)  # the first that fits is taken
         if (endpoint := made.endpoints.get(op.name)) is not None
     ]
@@ -88,14 +93,6 @@ def pages(stores: ServedStores, guard: Guard, figures: metrics.Metrics) -> Starl
     )
     app.router.redirect_slashes = False
     return app
-
-
-def _routed(path: str, endpoint: _Endpoint) -> Callable[[Asked], Awaitable[Response]]:
-    async def answer(asked: Asked) -> Response:
-        asked.scope[ROUTE] = path
-        return _response(await endpoint(asked))
-
-    return answer
 
 
 def _request(asked: Asked) -> Request:
@@ -148,6 +145,9 @@ class _Pages:
             },
             text.encode(),
         )
+        self._held_bytes = 0
+        self.unsent_bytes = 0
+        """Of answers that their clients have not taken."""
         self._turns: dict[Executor | None, Turns] = {}
         """Of what is read from disk, and of each bucket."""
         self._ready: tuple[float, bool] = 0.0, False
@@ -164,6 +164,15 @@ class _Pages:
             "healthz": self._is_alive,
             "readyz": self._is_ready,
         }
+
+    def routed(self, path: str, endpoint: _Endpoint) -> Callable[[Asked], Awaitable[Response]]:
+        """Return what Starlette calls for a path."""
+
+        async def answer(asked: Asked) -> Response:
+            asked.scope[ROUTE] = path
+            return _Sending(await endpoint(asked), self)
+
+        return answer
 
     async def _list_stores(self, _: Asked) -> Answer:
         def find() -> Answer:
@@ -194,11 +203,11 @@ class _Pages:
         return await _called(self._stores.executor(name), find)
 
     async def sign_in(self, asked: Asked) -> Answer:
-        form = await _body(asked)
+        form = await self._body(asked)
         return form if isinstance(form, Answer) else self._guard.login(_request(asked), form)
 
     async def _read_batch(self, asked: Asked) -> Answer:
-        body = await _body(asked)
+        body = await self._body(asked)
         if isinstance(body, Answer):
             return body
         request = _request(asked)
@@ -226,13 +235,42 @@ class _Pages:
             self._turns[readers] = Turns(_AT_ONCE, _WAITING, _WAITING_BYTES)
         try:
             async with self._turns[readers].taken(n_bytes):
+                if self.unsent_bytes > _UNSENT_BYTES:
+                    self._figures.refused()
+                    return _BUSY
                 with self._figures.reading():
                     return await _called(readers, find)
         except BusyError:
             self._figures.refused()
-            return explained(
-                HTTPStatus.TOO_MANY_REQUESTS, "Too many patches are asked for.", retry_after="1"
-            )
+            return _BUSY
+
+    async def _body(self, asked: Asked) -> bytes | Answer:
+        """Read the body of a request, or answer why it is not read."""
+        if asked.headers.get("transfer-encoding", "chunked").strip().lower() != "chunked":
+            return explained(HTTPStatus.BAD_REQUEST, "A body is sent as it is, or in chunks.")
+        parts: list[bytes] = []
+        try:
+            return await asyncio.wait_for(self._whole(asked, parts), _BODY_S)
+        except TimeoutError:
+            return explained(HTTPStatus.REQUEST_TIMEOUT, "The request did not come in time.")
+        except ClientDisconnect:
+            return explained(HTTPStatus.BAD_REQUEST, "The request did not come whole.")
+        finally:
+            self._held_bytes -= sum(map(len, parts))
+
+    async def _whole(self, asked: Asked, parts: list[bytes]) -> bytes | Answer:
+        size = 0
+        async for data in asked.stream():
+            parts.append(data)
+            size += len(data)
+            self._held_bytes += len(data)
+            if size > BODY_BYTES:
+                return explained(
+                    HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"At most {BODY_BYTES} bytes are read."
+                )
+            if self._held_bytes > _BODIES_BYTES:
+                return _BUSY
+        return b"".join(parts)
 
     async def _describe(self, _: Asked) -> Answer:
         return self._described
@@ -260,33 +298,29 @@ class _Pages:
         )
 
 
+class _Sending(Response):
+    """Sends an answer as bytes of stores are sent."""
+
+    def __init__(self, answer: Answer, pages: _Pages) -> None:
+        super().__init__(None, answer.status)
+        self._answer = answer
+        self._pages = pages
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002
+        size = len(self._answer.body)
+        self._pages.unsent_bytes += size
+        try:
+            await send_answer(send, scope["method"], self._answer, {}, Sent())
+        finally:
+            self._pages.unsent_bytes -= size
+
+
+_BUSY: Final = explained(
+    HTTPStatus.TOO_MANY_REQUESTS, "Too many patches are asked for.", retry_after="1"
+)
 _NO_STORE: Final = explained(HTTPStatus.NOT_FOUND, "There is no such store.")
 
 
 async def _called(readers: Executor | None, function: Callable[[], T]) -> T:
     """Call a function that waits for files, or for a network, in a thread."""
     return await asyncio.get_running_loop().run_in_executor(readers, function)
-
-
-async def _body(asked: Asked) -> bytes | Answer:
-    """Read the body of a request, or answer why it is not read."""
-    try:
-        body = await asyncio.wait_for(_whole(asked), _BODY_S)
-    except (TimeoutError, ClientDisconnect):
-        return explained(HTTPStatus.REQUEST_TIMEOUT, "The request did not come in time.")
-    if body is None:
-        return explained(
-            HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"At most {BODY_BYTES} bytes are read."
-        )
-    return body
-
-
-async def _whole(asked: Asked) -> bytes | None:
-    """Read a body; None if it is too long."""
-    parts, size = [], 0
-    async for data in asked.stream():
-        parts.append(data)
-        size += len(data)
-        if size > BODY_BYTES:
-            return None
-    return b"".join(parts)

@@ -12,11 +12,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 from threading import Lock
-from typing import Annotated, Final, Literal
+from typing import Annotated, Final, Literal, Self
 from urllib.parse import quote
 
 import numpy as np
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from spinezarr import __version__
 from spinezarr.errors import CorruptStoreError, SpinezarrError, UnknownScanError, UsageError
@@ -105,6 +105,16 @@ class _PatchModel(AskedModel):
     """How voxels are packed: in safetensors ``image`` and ``label`` become bytes, a frame of Blosc
     each, and ``packed`` in the metadata says of which type and shape; a stream of Arrow compresses
     its buffers."""
+
+    @model_validator(mode="after")
+    def _fit(self) -> Self:
+        if self.flat_axis is not None and self.size_zyx[self.flat_axis] != 1:
+            raise ValueError("a slice has one voxel along its flat axis")
+        if self.neighbours and self.flat_axis is None:
+            raise ValueError("only slices have neighbours, give their flat_axis")
+        if self.neighbour_step_mm is not None and not self.neighbours:
+            raise ValueError("a neighbour_step_mm is one of neighbours")
+        return self
 
     def voxel_bytes(self, count: int) -> int:
         """Return the bytes of the voxels of so many patches, before they are packed."""
@@ -322,10 +332,6 @@ class _Reading:
         _RefusedError
             If it cannot be read, or is too much.
         """
-        if asked.flat_axis is not None and asked.size_zyx[asked.flat_axis] != 1:
-            raise _RefusedError(
-                explained(HTTPStatus.BAD_REQUEST, "A slice has one voxel along its flat axis.")
-            )
         voxel_bytes = asked.voxel_bytes(len(items))
         if voxel_bytes > _VOXEL_BYTES:
             raise _RefusedError(

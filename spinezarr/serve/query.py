@@ -75,8 +75,9 @@ def parse_query(model: type[Model], text: str) -> Model:
 def wrong_of(problem: ValidationError) -> str:
     """Say what is wrong first, and where."""
     first = problem.errors(include_url=False)[0]
-    where = ".".join(map(str, first["loc"])) or "the body"
-    return f"{where}: {reason_of(first)}."
+    where = ".".join(map(str, first["loc"]))
+    reason = reason_of(first)
+    return f"{where}: {reason}." if where else f"{reason[0].upper()}{reason[1:]}."
 
 
 @cache

@@ -2,6 +2,7 @@
 
 import os
 import socket
+import sys
 from tempfile import TemporaryDirectory
 from threading import Thread
 from types import TracebackType
@@ -11,14 +12,18 @@ from spinezarr.errors import UsageError
 from spinezarr.serve.extra import INSTALL
 from spinezarr.serve.guard import is_loopback
 from spinezarr.serve.settings import METRICS_FOLDER, VARIABLE, ServeSettings
+from spinezarr.serve.unread import limit_unread
 
 __all__ = ["BackgroundServer", "check_address", "run"]
 
 _HEAD_MS: Final = 5_000
 """For the head of a request; slower clients are let go."""
-_END_S: Final = 5
-_UNDER_WAY: Final = 256
-"""Requests that a process answers at once; more wait in the system's queue."""
+_END_S: Final = 4
+"""For what has begun; processes need another second to end."""
+_CONNECTIONS: Final = 2048
+"""Of a process, idle ones among them; more wait in the system's queue."""
+_OWN_FILES: Final = 512
+"""Descriptors that are no connections."""
 
 
 def check_address(host: str, port: int, *, has_tokens: bool) -> None:
@@ -73,12 +78,27 @@ def run(settings: ServeSettings, host: str, port: int, processes: int) -> None:
             interface=Interfaces.ASGI,
             http=HTTPModes.http1,
             http1_settings=HTTP1Settings(header_read_timeout=_HEAD_MS),
-            backpressure=_UNDER_WAY,
+            backpressure=_connections(),
             websockets=False,
             respawn_failed_workers=True,
             workers_kill_timeout=_END_S,
             log_level=LogLevels.warning,
         ).serve()
+
+
+def _connections() -> int:
+    """Let the process open as many files as it may, and return how many may be connections."""
+    if sys.platform == "win32":
+        return _CONNECTIONS
+    import resource  # noqa: PLC0415  of Unix alone
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _CONNECTIONS + _OWN_FILES
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        return max(soft - _OWN_FILES, soft // 2)
+    return _CONNECTIONS
 
 
 class BackgroundServer:
@@ -110,6 +130,7 @@ class BackgroundServer:
             raise UsageError(
                 f"127.0.0.1:{port}: cannot be served at: {problem.strerror}. Choose another port."
             ) from problem
+        limit_unread(self._socket)
         self.url = f"http://127.0.0.1:{self._socket.getsockname()[1]}"
         config = uvicorn.Config(
             app, log_level="warning", lifespan="off", timeout_graceful_shutdown=_END_S

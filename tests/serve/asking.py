@@ -27,13 +27,17 @@ def ask_for_patches(url, wanted, **headers):
     return ask(url, "POST", body, **{"content_type": "application/json", **headers})
 
 
-def started(*words, port=None):
-    """Run ``spinezarr serve``; return the process and its URL once it answers."""
+def started(*words, port=None, log=None):
+    """Run ``spinezarr serve``; return the process and its URL once it answers.
+
+    What it prints is for a file, or errors are for a pipe.
+    """
     port = port or free_port()
     code = "from spinezarr.cli.main import main; main()"
     process = subprocess.Popen(
         [sys.executable, "-c", code, "serve", "--port", str(port), *map(str, words)],
-        stderr=subprocess.PIPE,
+        stdout=log,
+        stderr=log or subprocess.PIPE,
         text=True,
     )
     url = f"http://127.0.0.1:{port}"

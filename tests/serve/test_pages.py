@@ -581,7 +581,7 @@ def test_a_query_is_read_as_its_model_has_it():
     asked = parse_query(
         PatchQuery,
         "size_zyx=1,2,3&start_zyx=-1,0,%31&spacing_zyx_mm=1.5,null,2&with_label=false&nonfinite=-1e3"
-        "&content_checksum=007&neighbour_step_mm=3",
+        "&content_checksum=007&flat_axis=0&neighbours=2&neighbour_step_mm=3",
     )
     assert asked.size_zyx == (1, 2, 3)
     assert asked.start_zyx == (-1, 0, 1)

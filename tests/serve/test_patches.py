@@ -162,11 +162,22 @@ def test_each_item_is_answered_for_itself(ctspine1k_url, tmp_path):
         ({"items": [], "size_zyx": ("1", 1, 1)}, 400),
         ({"items": [], "size_zyx": (1, 1, 1), "other": 1}, 400),
         ({"items": [], "size_zyx": (2, 1, 1), "flat_axis": 0}, 400),
+        ({"items": [], "size_zyx": (1, 1, 1), "neighbours": 1}, 400),
+        ({"items": [], "size_zyx": (1, 1, 1), "neighbour_step_mm": 1.0, "flat_axis": 0}, 400),
         ({"items": [], "size_zyx": (1, 1, 1), "image_dtype": "object"}, 400),
         ({"items": [], "size_zyx": (1, 1, 1), "pack": "pickle"}, 400),
         ({"items": [], "size_zyx": (1, 1, 1), "spacing_zyx_mm": (0, 1, 1)}, 400),
         ({"items": [{"scan_id": "a", "start_zyx": (2**40, 0, 0)}], "size_zyx": (1, 1, 1)}, 400),
         ({"items": [{"scan_id": "a", "start_zyx": (0, 0, 0)}], "size_zyx": (4096,) * 3}, 413),
+        (
+            {
+                "items": [{"scan_id": "a", "start_zyx": (0, 0, 0)}],
+                "size_zyx": (1, 3000, 3000),
+                "flat_axis": 0,
+                "neighbours": 8,
+            },
+            413,
+        ),
         (b" " * (5 << 20), 413),
         ({"items": [], "size_zyx": (1, 1, 1)}, 200),
     ],
@@ -200,6 +211,9 @@ def test_what_is_read_has_a_bound_too(served, local, monkeypatch):
     assert [ask(served, wanted)[0] for wanted in (body, coarse)] == [200, 200]
     monkeypatch.setattr(patches, "_SOURCE_BYTES", 3 * 11**3)
     assert [ask(served, wanted)[0] for wanted in (body, coarse)] == [200, 413]
+    alone = {**body, "size_zyx": (1, 9, 9), "flat_axis": 0}
+    beside = {**alone, "neighbours": 1}
+    assert [ask(served, wanted)[0] for wanted in (alone, beside)] == [200, 413]
 
 
 def test_patches_need_a_token_where_bytes_do(ctspine1k_url, tmp_path):

@@ -21,12 +21,16 @@ from asking import ask, free_port, started
 
 import spinezarr
 from spinezarr.errors import ScanChangedError, UsageError
-from spinezarr.serve import disk
+from spinezarr.ingest.discover import discover
+from spinezarr.ingest.run import ingest
+from spinezarr.recipe import Recipe
+from spinezarr.serve import disk, objects
 from spinezarr.serve.disk import DiskStorage
 from spinezarr.serve.objects import ServedFolder, UnreadableError
 from spinezarr.serve.run import BackgroundServer
 from spinezarr.serve.settings import ServeSettings
 from spinezarr.serve.tokens import new_token
+from spinezarr.testing import NiftiForm, write_nifti
 
 SCAN = "liver_0"
 
@@ -112,7 +116,7 @@ def test_every_file_is_served_as_it_lies_and_no_other(served, ctspine1k_url):
 def test_a_long_file_comes_whole_from_memory_and_from_a_disk(own, monkeypatch, in_memory):
     copy, url = own
     path = next(path for path in copy.glob("scans/*/image/c/*/*/*") if path.stat().st_size > 1600)
-    monkeypatch.setattr("spinezarr.serve.app._AT_ONCE_BYTES", 512)
+    monkeypatch.setattr("spinezarr.serve.sending._AT_ONCE_BYTES", 512)
     if in_memory == "half":
         preadv = os.preadv
         monkeypatch.setattr(
@@ -178,6 +182,49 @@ def test_what_cannot_be_read_is_never_background(own, tree):
     metadata = copy / f"scans/{SCAN}/zarr.json"
     metadata.write_bytes(metadata.read_bytes()[:-9])
     assert ask(f"{base}/{flat}")[0] == 503
+
+
+@pytest.mark.parametrize("tree", ["zarr", "flat"])
+def test_a_scan_under_the_name_of_another_is_not_served(own, tree):
+    copy, url = own
+    shutil.copytree(copy / f"scans/{SCAN}", copy / "scans/other")
+    assert ask(f"{url}/{tree}/own/scans/{SCAN}/image/c/0/0/0")[0] == 200
+    assert ask(f"{url}/{tree}/own/scans/other/image/c/0/0/0")[0] == 503
+
+
+def test_background_before_other_chunks_of_its_shard_stays_background(tmp_path):
+    image = np.random.default_rng(5).integers(-900, 900, (70, 140, 140), np.int16)
+    mask = np.zeros(image.shape, np.uint8)
+    mask[66:, 130:, 130:] = 20  # in the last chunk alone
+    mask[:3, 130:, :3] = 19
+    for name, voxels in (("ct", image), ("seg", mask)):
+        form = NiftiForm(dtype=str(voxels.dtype))
+        write_nifti(tmp_path / f"raw/a_{name}.nii", voxels, np.eye(4), form)
+    recipe = Recipe.of_pairs("{scan}_ct.nii", "{scan}_seg.nii", name="few")
+    found = discover(recipe, str(tmp_path / "raw"))
+    assert not ingest(recipe, found, str(tmp_path / "few.zarr")).failed
+    with BackgroundServer(ServeSettings(paths=(str(tmp_path / "few.zarr"),))) as server:
+        url = f"{server.url}/flat/few/scans/a"
+        assert digests(xr.open_zarr(url, zarr_format=3)) == (
+            digests(spinezarr.open(tmp_path / "few.zarr").scan("a"))
+        )
+        assert ask(f"{url}/label/c/0/0/0")[0] == 404
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="looks at open files in /proc")
+def test_few_files_and_scans_are_kept(ctspine1k_url, tmp_path, monkeypatch):
+    monkeypatch.setattr(DiskStorage, "room", 3)
+    monkeypatch.setattr(objects, "_KNOWN_SCANS", 2)
+    copy = Path(shutil.copytree(ctspine1k_url, tmp_path / "own.zarr"))
+    folder = ServedFolder(DiskStorage(str(copy)))
+    shards = sorted((copy / "scans").glob("*/image/c/0/0/0"))
+    for path in shards:
+        found = folder.find(path.relative_to(copy).as_posix())
+        assert found.read(0, found.size_bytes) == path.read_bytes()
+    del found
+    links = [path for path in Path("/proc/self/fd").iterdir() if path.exists()]
+    assert sum(str(path.readlink()).startswith(str(copy)) for path in links) == 3
+    assert len(folder._scans._kept) == 2 < len(shards)
 
 
 @pytest.fixture
@@ -331,6 +378,17 @@ def test_nothing_else_is_served(own, path):
     assert str(copy.parent).encode() not in found
 
 
+@pytest.mark.parametrize("tree", ["zarr", "flat"])
+def test_a_key_that_no_file_has_is_never_one_that_is_gone(served, tree):
+    host = served.removeprefix("http://")
+    for key in ("scans/none/../x", "scans/none/./x", "scans/none//x", "scans/none/x/"):
+        line = f"GET /{tree}/ctspine1k/{key} HTTP/1.1"
+        found = ask_raw(served, line, f"Host: {host}", "Connection: close")
+        assert found.startswith(b"HTTP/1.1 404"), key
+    for key in ("image/c/0/0/9", "label/c/0/9/0", "label/c/9/0/0"):
+        assert ask(f"{served}/{tree}/ctspine1k/scans/{SCAN}/{key}")[0] == 410, key
+
+
 def test_writing_is_refused(served):
     for method in ("PUT", "POST", "DELETE", "PATCH", "TRACE", "PROPFIND"):
         status, headers, _ = ask(f"{served}/zarr/ctspine1k/zarr.json", method)
@@ -382,7 +440,9 @@ def test_only_tokens_may_read(ctspine1k_url, tmp_path):
 
 def test_a_name_that_leads_here_by_a_trick_is_not_answered(served):
     url = f"{served}/zarr/ctspine1k/zarr.json"
-    for host in ("evil.example", "127.0.0.1.evil.example", "localhost.evil.example:8765", ""):
+    for host in ("evil.example", "127.0.0.1.evil.example", "localhost.evil.example:8765", "",
+                 "[::1].evil.example", "[::1]:80@evil.example", "localhost:80:evil.example",
+                 "localhost/evil.example"):  # fmt: skip
         assert ask(url, host=host)[0] == 421
     for host in ("localhost:1", "127.0.0.1", "[::1]:8765", "LOCALHOST"):
         assert ask(url, host=host)[0] == 200
@@ -398,6 +458,8 @@ def test_pages_of_this_machine_may_read_and_others_only_if_named(ctspine1k_url):
             ("http://127.0.0.1:1", True),
             ("https://evil.example", False),
             ("http://localhost.evil.example", False),
+            ("http://[::1].evil.example", False),
+            ("http://127.0.0.1:80@evil.example", False),
             ("null", False),
         ):
             _, headers, _ = ask(url, origin=origin)

@@ -1,0 +1,124 @@
+"""How an answer becomes messages of ASGI: as one, or part by part."""
+
+import asyncio
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Final
+
+from spinezarr.serve.http import Answer, Send, explained
+from spinezarr.serve.objects import ServedFile, UnreadableError
+
+__all__ = ["ELSEWHERE", "Sent", "encoded", "send_answer"]
+
+ELSEWHERE: Final = "other"
+"""Route of what is not there."""
+_AT_ONCE_BYTES: Final = 1 << 19
+"""Read and sent together; what is longer is read part by part, by threads if from a disk."""
+_PART_BYTES: Final = 256 << 10
+"""Some wait to be sent at once, for each client that reads slowly."""
+_FAR_BYTES: Final = 4 << 20
+"""Read together of what lies far away, where that takes a request; a patch takes one or two."""
+_WITHOUT_LENGTH: Final = (HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED)
+
+
+class Sent:
+    """What was sent so far."""
+
+    __slots__ = ("route", "size_bytes", "status")
+
+    def __init__(self) -> None:
+        self.route = ELSEWHERE
+        self.status = HTTPStatus.INTERNAL_SERVER_ERROR
+        self.size_bytes = 0
+
+
+def encoded(fields: Mapping[str, str]) -> list[tuple[bytes, bytes]]:
+    """Return headers as ASGI has them."""
+    return [(name.encode("latin-1"), value.encode("latin-1")) for name, value in fields.items()]
+
+
+async def send_answer(
+    send: Send, method: str, answer: Answer, shared: Mapping[str, str], sent: Sent
+) -> None:
+    """Send an answer, and note what was sent.
+
+    Parameters
+    ----------
+    send
+        Of ASGI.
+    method
+        Of the request; HEAD gets no body.
+    answer
+        The answer.
+    shared
+        Further headers.
+    sent
+        Where it is noted.
+    """
+    fields = {**answer.headers, **shared}
+    if answer.status not in _WITHOUT_LENGTH:
+        fields["content-length"] = str(answer.length)
+    try:
+        parts = _Parts(answer) if method != "HEAD" else None
+        first = b"" if parts is None else await parts.read()
+    except UnreadableError as problem:
+        answer = explained(HTTPStatus.SERVICE_UNAVAILABLE, str(problem), retry_after="1")
+        await send_answer(send, method, answer, shared, sent)
+        return
+    sent.status = answer.status
+    status = int(answer.status)
+    await send({"type": "http.response.start", "status": status, "headers": encoded(fields)})
+    more = parts is not None and parts.is_left
+    await send({"type": "http.response.body", "body": first, "more_body": more})
+    sent.size_bytes = len(first)
+    while more and parts is not None:
+        try:
+            data = await parts.read()
+        except UnreadableError:
+            return  # which ends the connection: the length tells
+        more = parts.is_left
+        await send({"type": "http.response.body", "body": data, "more_body": more})
+        sent.size_bytes += len(data)
+
+
+class _Parts:
+    """Reads a body part by part."""
+
+    def __init__(self, answer: Answer) -> None:
+        self._body = answer.body
+        self._file: ServedFile | None = answer.file
+        self._at, self._stop = answer.start, answer.start + answer.length
+        self._is_long = answer.length > _AT_ONCE_BYTES
+        self._ahead = memoryview(b"")
+        """Read from far away, and not sent yet."""
+
+    @property
+    def is_left(self) -> bool:
+        return self._at < self._stop
+
+    async def read(self) -> bytes | bytearray:
+        start, stop = self._at, self._stop
+        if self._is_long:
+            stop = min(start + _PART_BYTES, stop)
+        self._at = stop
+        if self._file is None:
+            return self._body[start:stop]
+        if self._file.executor is not None:
+            return await self._read_far(self._file, start, stop)
+        if self._file.data is not None or not self._is_long:
+            return self._file.read(start, stop)
+        found = self._file.read_from_memory(start, stop)
+        if found is not None:
+            return found
+        return await asyncio.to_thread(self._file.read, start, stop)
+
+    async def _read_far(self, file: ServedFile, start: int, stop: int) -> bytes:
+        """Read more at once than is sent at once."""
+        size = stop - start
+        if len(self._ahead) < size:
+            at, until = start + len(self._ahead), min(start + _FAR_BYTES, self._stop)
+            loop = asyncio.get_running_loop()
+            more = await loop.run_in_executor(file.executor, file.read, at, until)
+            self._ahead = memoryview(bytes(self._ahead) + more)
+        data, self._ahead = bytes(self._ahead[:size]), self._ahead[size:]
+        return data

@@ -1,0 +1,369 @@
+"""Many clients on one server for a time: ranges, patches and facts, each compared with the disk.
+
+``python tests/serve/load.py --minutes 10 --json report.json``. 64 connections ask one after the
+other, 60 % for ranges, 30 % for patches, 10 % for JSON. What the server holds is measured once it
+is warm and at the end.
+"""
+
+import argparse
+import asyncio
+import json
+import random
+import statistics
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+sys.path[:0] = [str(Path(__file__).resolve().parents[1] / name) for name in ("serve", "crash")]
+
+import numpy as np  # noqa: E402
+import safetensors.numpy  # noqa: E402
+from killing.memory import in_memory  # noqa: E402
+from numcodecs import blosc  # noqa: E402
+from running import Running, running  # noqa: E402
+
+import spinezarr  # noqa: E402
+from spinezarr.geometry import Box  # noqa: E402
+from spinezarr.ingest.discover import discover  # noqa: E402
+from spinezarr.ingest.run import ingest  # noqa: E402
+from spinezarr.recipe import Recipe  # noqa: E402
+from spinezarr.stream.draw import PatchRequest  # noqa: E402
+from spinezarr.testing import NiftiForm, write_nifti  # noqa: E402
+
+SHAPE = (96, 256, 256)
+SCANS = 6
+BATCHES = 64
+"""Different requests for patches; what each is answered with is computed once."""
+SHARES = {"range": 0.6, "patch": 0.3, "json": 0.1}
+EVERY_S = 1.0
+WAIT_S = 60.0
+IDLE_S = 0.5
+"""In which a server notices that connections have ended."""
+
+
+# What is served
+
+
+def make_store(folder: Path) -> Path:
+    """Make a store of noise and blocks; image and mask are as large as packed ones of a CT."""
+    rng = np.random.default_rng(14)
+    smooth = np.add.outer(np.arange(SHAPE[0]), np.add.outer(np.arange(256), np.arange(256)))
+    for number in range(SCANS):
+        image = (smooth % 900 + rng.integers(-60, 60, SHAPE)).astype(np.int16)
+        label = np.zeros(SHAPE, np.uint8)
+        label[20:60, 60:150, 60:150] = 20 + number % 4
+        affine = np.diag([0.7, 0.7, 1.0, 1.0])
+        write_nifti(folder / f"raw/s{number}_ct.nii", image, affine, NiftiForm())
+        write_nifti(folder / f"raw/s{number}_seg.nii", label, affine, NiftiForm(dtype="uint8"))
+    recipe = Recipe.of_pairs("{scan}_ct.nii", "{scan}_seg.nii", name="load")
+    store = folder / "load.zarr"
+    report = ingest(recipe, discover(recipe, str(folder / "raw")), str(store))
+    assert not report.failed, report.failed
+    return store
+
+
+# What is asked
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A request, and what says whether its answer is right."""
+
+    kind: str
+    data: bytes
+    is_right: Callable[[int, bytes], bool]
+
+
+def _get(path: str, *fields: str) -> bytes:
+    return "\r\n".join([f"GET {path} HTTP/1.1", "Host: localhost", *fields, "", ""]).encode()
+
+
+class Requests:
+    """Draws requests for a store, and knows what is on disk."""
+
+    def __init__(self, store: Path, batches: int) -> None:
+        self._random = random.Random(14)  # noqa: S311  no secret
+        self._name = store.stem
+        self._files = {
+            path.relative_to(store).as_posix(): path.read_bytes()
+            for path in sorted(store.rglob("*"))
+            if path.is_file() and not path.relative_to(store).as_posix().startswith("ingest")
+        }
+        self._shards = [key for key in self._files if "/image/c" in key or "/label/c" in key]
+        opened = spinezarr.open(store)
+        ids = opened.table.scan.to_numpy().tolist()
+        self._versions = dict(zip(ids, opened.table.content_checksum.to_numpy(), strict=True))
+        self._shapes = dict(zip(ids, opened.table.shape_zyx.to_numpy().tolist(), strict=True))
+        self._batches = [self._batch(opened, ids) for _ in range(batches)]
+        self._facts = {
+            f"/v1/{self._name}/scans": lambda body: [s["scan_id"] for s in body["scans"]] == ids,
+            "/v1/stores": lambda body: [s["name"] for s in body["stores"]] == [self._name],
+            f"/v1/{self._name}/scans/{ids[0]}": lambda body: (
+                body["content_checksum"] == self._versions[ids[0]]
+            ),
+        }
+
+    def draw(self) -> Asked:
+        """Draw a request."""
+        kind = self._random.choices(list(SHARES), list(SHARES.values()))[0]
+        return {"range": self._range, "patch": self._patches, "json": self._json}[kind]()
+
+    def each(self) -> Iterator[Asked]:
+        """Yield a request for each file, and all that are for patches."""
+        for key, data in self._files.items():
+            yield Asked(
+                "range",
+                _get(f"/zarr/{self._name}/{key}", "Range: bytes=0-0"),
+                lambda status, body, data=data: status == 206 and body == data[:1],
+            )
+        yield from self._batches
+
+    def _range(self) -> Asked:
+        key = self._random.choice(self._shards)
+        data = self._files[key]
+        size = min(int(2 ** self._random.uniform(4, 21)), len(data))
+        start = self._random.randrange(len(data) - size + 1)
+        expected = data[start : start + size]
+        pinned = f"@{self._versions[key.split('/')[1]]}/" if self._random.random() < 0.3 else ""
+        path = f"/zarr/{self._name}/{pinned}{key}"
+        asked = _get(path, f"Range: bytes={start}-{start + size - 1}")
+        return Asked("range", asked, lambda status, body: status == 206 and body == expected)
+
+    def _json(self) -> Asked:
+        if self._random.random() < 0.5:
+            key = self._random.choice([key for key in self._files if key.endswith("zarr.json")])
+            whole = self._files[key]
+            path = f"/zarr/{self._name}/{key}"
+            return Asked("json", _get(path), lambda status, body: (status, body) == (200, whole))
+        path, holds = self._random.choice(list(self._facts.items()))
+        return Asked(
+            "json", _get(path), lambda status, body: status == 200 and holds(json.loads(body))
+        )
+
+    def _patches(self) -> Asked:
+        return self._random.choice(self._batches)
+
+    def _batch(self, store: spinezarr.Store, ids: Sequence[str]) -> Asked:
+        size = self._random.choice([(32, 64, 64), (64, 64, 64), (16, 128, 128)])
+        wanted = []
+        for scan_id in self._random.choices(ids, k=self._random.randint(1, 8)):
+            start = tuple(self._random.randrange(-8, n - 8) for n in self._shapes[scan_id])
+            wanted.append((scan_id, start))
+        pack = self._random.choice(["none", "lz4", "zstd"])
+        items = [{"scan_id": scan_id, "start_zyx": start} for scan_id, start in wanted]
+        body = json.dumps({"items": items, "size_zyx": size, "pack": pack}).encode()
+        head = f"POST /v1/{self._name}/batch HTTP/1.1\r\nHost: localhost\r\nContent-Length: "
+        requests = [
+            PatchRequest(at, scan_id, Box.at(start, size), None)
+            for at, (scan_id, start) in enumerate(wanted)
+        ]
+        expected = store.patches(size).read(requests)
+        known: list[bytes] = []
+
+        def is_right(status: int, answer: bytes) -> bool:
+            """Compare voxels once, and the same bytes ever after."""
+            if status != 200:
+                return False
+            if not known:
+                found = _voxels(answer)
+                if not all((found[n] == getattr(expected, n)).all() for n in ("image", "label")):
+                    return False
+                known.append(answer)
+            return answer == known[0]
+
+        return Asked("patch", f"{head}{len(body)}\r\n\r\n".encode() + body, is_right)
+
+
+def _voxels(answer: bytes) -> dict[str, Any]:
+    tensors = safetensors.numpy.load(answer)
+    header = json.loads(answer[8 : 8 + int.from_bytes(answer[:8], "little")])
+    for name, how in json.loads(header["__metadata__"]["packed"]).items():
+        voxels = np.frombuffer(blosc.decompress(tensors[name].tobytes()), how["dtype"])
+        tensors[name] = voxels.reshape(how["shape"])
+    return tensors
+
+
+# Clients
+
+
+@dataclass(slots=True)
+class Counts:
+    """What clients have seen."""
+
+    seconds: dict[str, list[float]] = field(default_factory=lambda: {kind: [] for kind in SHARES})
+    wrong: list[str] = field(default_factory=list)
+    errors: Counter[str] = field(default_factory=Counter)
+    busy: int = 0
+    """Answers 429, after which the same is asked again."""
+    bytes: int = 0
+
+
+async def _answer(reader: asyncio.StreamReader) -> tuple[int, dict[str, str], bytes]:
+    head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
+    headers = {
+        name.lower(): value.strip() for name, _, value in (line.partition(":") for line in head[1:])
+    }
+    body = await reader.readexactly(int(headers["content-length"]))
+    return int(head[0].split()[1]), headers, body
+
+
+async def client(port: int, requests: Requests, until: float, counts: Counts) -> None:
+    """Ask over one connection until the time is up."""
+    writer = None
+    asked, reader = requests.draw(), None
+    while time.monotonic() < until:
+        try:
+            if writer is None or reader is None:
+                reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=1 << 22)
+            began = time.monotonic()
+            writer.write(asked.data)
+            status, headers, body = await asyncio.wait_for(_answer(reader), WAIT_S)
+        except (OSError, EOFError, TimeoutError) as problem:
+            counts.errors[type(problem).__name__] += 1
+            writer = None
+            continue
+        if status == 429:
+            counts.busy += 1
+            await asyncio.sleep(float(headers["retry-after"]) * random.uniform(0.5, 1))  # noqa: S311
+            continue
+        if asked.is_right(status, body):
+            counts.seconds[asked.kind].append(time.monotonic() - began)
+            counts.bytes += len(body)
+        else:
+            counts.wrong.append(f"{status} {asked.data[:150]!r} {body[:80]!r}")
+        asked = requests.draw()
+    if writer is not None:
+        writer.close()
+        with suppress(OSError):
+            await writer.wait_closed()
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """What the server holds at a time."""
+
+    after_s: float
+    resident_bytes: int
+    descriptors: int
+
+
+async def _watch(server: Running, until: float, held: list[Held]) -> None:
+    began = time.monotonic()
+    while time.monotonic() < until:
+        held.append(Held(time.monotonic() - began, server.resident_bytes, server.descriptors))
+        await asyncio.sleep(EVERY_S)
+
+
+async def _all(server: Running, requests: Requests, seconds: float, connections: int) -> Any:
+    until, counts, held = time.monotonic() + seconds, Counts(), []
+    clients = [client(server.port, requests, until, counts) for _ in range(connections)]
+    await asyncio.gather(_watch(server, until, held), *clients)
+    return counts, held
+
+
+def run(store: Path, seconds: float, connections: int, processes: int = 1) -> dict[str, Any]:
+    """Ask a server of its own for a time, and sum up."""
+    with (
+        tempfile.TemporaryDirectory(prefix="load-") as folder,
+        running(folder, store, "--processes", processes) as server,
+    ):
+        return ask_for_long(server, Requests(store, BATCHES), seconds, connections)
+
+
+def ask_for_long(
+    server: Running, requests: Requests, seconds: float, connections: int
+) -> dict[str, Any]:
+    """Ask a server for a time, and sum up."""
+    asyncio.run(_once(server, [*requests.each()]))
+    idle = _settled(server)
+    counts, held = asyncio.run(_all(server, requests, seconds, connections))
+    left = _settled(server) - idle
+    said = server.said.partition("Serving at")[2].partition("\n")[2].strip()
+    return {
+        "seconds": seconds,
+        "connections": connections,
+        "processes": len(server.workers),
+        "kinds": {kind: _times(found) for kind, found in counts.seconds.items()},
+        "requests_per_second": round(sum(map(len, counts.seconds.values())) / seconds, 1),
+        "megabytes_per_second": round(counts.bytes / seconds / 1e6, 1),
+        "busy": counts.busy,
+        "errors": dict(counts.errors),
+        "wrong": counts.wrong[:10],
+        **_growth(held),
+        "sockets_left": left,
+        "said": said,
+    }
+
+
+def _settled(server: Running) -> int:
+    """Count what is open once connections that have ended are closed."""
+    time.sleep(IDLE_S)
+    return server.sockets
+
+
+async def _once(server: Running, all_asked: Sequence[Asked]) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", server.port, limit=1 << 22)
+    for asked in all_asked:
+        writer.write(asked.data)
+        status, _, body = await _answer(reader)
+        assert asked.is_right(status, body), (asked.data[:200], status)
+    writer.close()
+
+
+def _times(found: Sequence[float]) -> dict[str, float]:
+    ordered = sorted(found)
+    if not ordered:
+        return {"count": 0}
+    return {
+        "count": len(ordered),
+        "p50_ms": round(ordered[len(ordered) // 2] * 1e3, 1),
+        "p99_ms": round(ordered[len(ordered) * 99 // 100] * 1e3, 1),
+        "most_ms": round(ordered[-1] * 1e3, 1),
+    }
+
+
+def _growth(held: Sequence[Held]) -> dict[str, float]:
+    """Compare the second and the last fifth of the time."""
+    n = max(len(held) // 5, 1)
+    warm, last = (
+        statistics.fmean(one.resident_bytes for one in part)
+        for part in (held[n : 2 * n], held[-n:])
+    )
+    return {
+        "resident_mb_warm": round(warm / 1e6, 1),
+        "resident_mb_end": round(last / 1e6, 1),
+        "growth_percent": round((last / warm - 1) * 100, 1),
+        "most_descriptors": max(one.descriptors for one in held),
+    }
+
+
+def stores() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="load-", dir=in_memory()) as folder:
+        yield make_store(Path(folder))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--minutes", type=float, default=10)
+    parser.add_argument("--connections", type=int, default=64)
+    parser.add_argument("--processes", type=int, default=1)
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args()
+    for store in stores():
+        report = run(store, args.minutes * 60, args.connections, args.processes)
+    text = json.dumps(report, indent=1)
+    if args.json:
+        args.json.write_text(text, encoding="utf-8")
+    sys.stdout.write(f"{text}\n")
+    failed = report["wrong"] or report["errors"] or report["said"] or report["sockets_left"] > 2
+    return 1 if failed or (args.minutes >= 5 and report["growth_percent"] >= 5) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

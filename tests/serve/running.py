@@ -1,0 +1,61 @@
+"""A server in processes of its own, started as a user starts it."""
+
+import subprocess
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+from asking import started
+
+__all__ = ["Running", "running"]
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """A server that answers."""
+
+    url: str
+    process: subprocess.Popen
+    log: Path
+
+    @property
+    def port(self):
+        return int(self.url.rpartition(":")[2])
+
+    @property
+    def workers(self):
+        """Return the processes that answer."""
+        return psutil.Process(self.process.pid).children()
+
+    @property
+    def said(self):
+        """Return what it printed; granian does to the standard output."""
+        return self.log.read_text(encoding="utf-8", errors="replace")
+
+    @property
+    def descriptors(self):
+        """Count what the processes that answer have open."""
+        return sum(worker.num_fds() for worker in self.workers)
+
+    @property
+    def sockets(self):
+        """Count connections, and what else is no file: files of a store are kept open."""
+        return self.descriptors - sum(len(worker.open_files()) for worker in self.workers)
+
+    @property
+    def resident_bytes(self):
+        return sum(worker.memory_info().rss for worker in self.workers)
+
+
+@contextmanager
+def running(folder, *words):
+    """Run ``spinezarr serve`` as long as the context lasts; what it says is in a file there."""
+    log = Path(folder) / "serve.log"
+    with log.open("w", encoding="utf-8") as file:
+        process, url = started(*words, log=file)
+    try:
+        yield Running(url, process, log)
+    finally:
+        process.terminate()
+        process.wait(timeout=20)

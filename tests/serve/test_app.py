@@ -1,0 +1,137 @@
+"""What the application holds, for how long, and in which parts it sends."""
+
+import json
+import os
+import shutil
+import socket
+import time
+from pathlib import Path
+
+import pytest
+from asking import ask, ask_for_patches
+
+from spinezarr.serve import pages, sending, unread
+from spinezarr.serve.run import BackgroundServer
+from spinezarr.serve.settings import ServeSettings
+
+ITEM = {"scan_id": "liver_0", "start_zyx": [0, 0, 0]}
+SMALL = {"items": [ITEM], "size_zyx": [4, 4, 4]}
+
+
+@pytest.fixture
+def served(ctspine1k_url):
+    with BackgroundServer(ServeSettings(paths=(ctspine1k_url,))) as server:
+        yield server.url
+
+
+def test_bodies_that_do_not_come_whole_have_a_bound(served, monkeypatch):
+    monkeypatch.setattr(pages, "_BODIES_BYTES", 1 << 20)
+    host, _, port = served.removeprefix("http://").partition(":")
+    head = f"POST /v1/ctspine1k/batch HTTP/1.1\r\nHost: {host}\r\nContent-Length: 4000000\r\n\r\n"
+    with socket.create_connection((host, int(port)), timeout=20) as one:
+        one.sendall(head.encode() + bytes(900_000))
+        time.sleep(0.2)
+        assert ask_for_patches(f"{served}/v1/ctspine1k/batch", SMALL)[0] == 200
+        large = json.dumps(SMALL).encode().ljust(300_000)
+        assert ask_for_patches(f"{served}/v1/ctspine1k/batch", large)[0] == 429
+    time.sleep(0.2)
+    assert ask_for_patches(f"{served}/v1/ctspine1k/batch", large)[0] == 200  # its bytes are free
+
+
+def everything(one):
+    """Return all that comes until the connection ends."""
+    found = b""
+    while data := one.recv(1 << 20):
+        found += data
+    return found
+
+
+def stalled(url, window=4096):
+    """Ask for patches of tens of megabytes, and read nothing."""
+    host, _, port = url.removeprefix("http://").partition(":")
+    body = json.dumps({"items": [ITEM], "size_zyx": [200, 300, 400]}).encode()
+    one = socket.socket()
+    one.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, window)
+    one.settimeout(20)
+    one.connect((host, int(port)))
+    head = f"POST /v1/ctspine1k/batch HTTP/1.1\r\nHost: {host}\r\nContent-Length: {len(body)}"
+    one.sendall(f"{head}\r\n\r\n".encode() + body)
+    return one
+
+
+def test_answers_that_nobody_reads_have_a_bound(served, monkeypatch):
+    monkeypatch.setattr(pages, "_UNSENT_BYTES", 1 << 20)
+    url = f"{served}/v1/ctspine1k/batch"
+    with stalled(served) as one:
+        assert one.recv(12) == b"HTTP/1.1 200"
+        assert ask_for_patches(url, SMALL)[0] == 429
+    for _ in range(100):
+        if ask_for_patches(url, SMALL)[0] == 200:
+            return
+        time.sleep(0.05)
+    raise AssertionError
+
+
+def test_who_does_not_read_is_let_go_and_holds_up_nobody(ctspine1k_url, monkeypatch):
+    monkeypatch.setattr(unread, "_UNREAD_MS", 1000)
+    monkeypatch.setattr(pages, "_AT_ONCE", 1)
+    with (
+        BackgroundServer(ServeSettings(paths=(ctspine1k_url,))) as server,
+        stalled(server.url) as one,
+        stalled(server.url) as other,
+    ):
+        assert one.recv(12) == other.recv(12) == b"HTTP/1.1 200"
+        assert ask_for_patches(f"{server.url}/v1/ctspine1k/batch", SMALL)[0] == 200
+        time.sleep(2)
+        with pytest.raises(ConnectionResetError):
+            everything(one)
+
+
+def test_long_answers_are_sent_in_parts(ctspine1k_url, monkeypatch):
+    monkeypatch.setattr(sending, "_AT_ONCE_BYTES", 1000)
+    monkeypatch.setattr(sending, "_PART_BYTES", 300)
+    body = {"items": [ITEM, ITEM], "size_zyx": [8, 9, 10]}
+    with BackgroundServer(ServeSettings(paths=(ctspine1k_url,))) as server:
+        for key in ("zarr.json", "scans/liver_0/image/c/0/0/0", "scans/liver_0/label/c/0/0/0"):
+            url, data = (
+                f"{server.url}/zarr/ctspine1k/{key}",
+                (Path(ctspine1k_url) / key).read_bytes(),
+            )
+            assert ask(url)[2] == data
+            assert ask(url, range="bytes=7-5000")[2] == data[7:5001]
+            assert ask(url, "HEAD")[2] == b""
+        in_parts = ask_for_patches(f"{server.url}/v1/ctspine1k/batch", body)
+        monkeypatch.undo()
+        assert ask_for_patches(f"{server.url}/v1/ctspine1k/batch", body)[2] == in_parts[2]
+
+
+def test_a_file_that_is_cut_meanwhile_ends_the_answer(ctspine1k_url, tmp_path, monkeypatch, capfd):
+    """The length that was said tells the client that something is missing."""
+    monkeypatch.setattr(sending, "_AT_ONCE_BYTES", 1000)
+    monkeypatch.setattr(sending, "_PART_BYTES", 300)
+    copy = Path(shutil.copytree(ctspine1k_url, tmp_path / "own.zarr"))
+    key = "scans/liver_0/image/c/0/0/0"
+    size = (copy / key).stat().st_size
+    with BackgroundServer(ServeSettings(paths=(str(copy),))) as server:
+        assert ask(f"{server.url}/zarr/own/{key}")[0] == 200
+        os.truncate(copy / key, size // 2)
+        host, _, port = server.url.removeprefix("http://").partition(":")
+        with socket.create_connection((host, int(port)), timeout=20) as one:
+            one.sendall(f"GET /zarr/own/{key} HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
+            found = everything(one)
+    head, _, body = found.partition(b"\r\n\r\n")
+    assert f"content-length: {size}".encode() in head
+    assert size // 4 < len(body) <= size // 2
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_a_request_with_two_lengths_is_refused(served):
+    host, _, port = served.removeprefix("http://").partition(":")
+    inner = f"GET /zarr/ctspine1k/zarr.json HTTP/1.1\r\nHost: {host}\r\n\r\n".encode()
+    for method, path in (("POST", "/v1/ctspine1k/batch"), ("GET", "/zarr/ctspine1k/zarr.json")):
+        head = f"{method} {path} HTTP/1.1\r\nHost: {host}\r\nContent-Length: 5\r\n"
+        with socket.create_connection((host, int(port)), timeout=20) as one:
+            one.sendall(head.encode() + b"Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n" + inner)
+            found = everything(one)
+        assert found.startswith(b"HTTP/1.1 400")
+        assert found.count(b"HTTP/1.1") == 1
