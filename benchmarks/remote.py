@@ -306,10 +306,8 @@ def own_setups(bench: Bench) -> list[Setup]:
     """Return the settings of spinezarr that take turns."""
     setups = [ours("exact"), ours("window")]
     if bench.options.serve:
-        ways = [(shuffle, way) for shuffle in ("exact", "window") for way in ("patches", "ranges")]
-        for shuffle, way in ways:
-            name = f"{OURS}, {way}" if shuffle == "exact" else f"{OURS}, {shuffle}, {way}"
-            setups.append(ours(shuffle, name, transfer=way))
+        ways = ("patches", "ranges")
+        setups += [ours("exact", f"{OURS}, {way}", transfer=way) for way in ways]
     return setups
 
 
