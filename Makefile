@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 TORCH ?= torch==2.13.0
 NNUNET ?= nnunetv2==2.8.1
 
-.PHONY: bench bench-codecs bench-ingest bench-loaders bench-memory bench-remote bench-remote-s3 bench-s3 bench-scans bench-serve bench-window demo flips fuzz-kernel test test-ceph test-crash test-hostile test-load test-long lint types layers wheel clean
+.PHONY: bench bench-codecs bench-ingest bench-loaders bench-memory bench-remote bench-remote-s3 bench-s3 bench-scans bench-serve bench-training bench-window demo flips fuzz-kernel test test-ceph test-crash test-hostile test-load test-long lint types layers wheel clean
 
 demo: $(VENV)/.installed
 	$(BIN)/spinezarr demo --out demo
@@ -138,6 +138,12 @@ bench-remote: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --editable '.[bench]'
 	mkdir -p build
 	$(BIN)/python benchmarks/remote.py $(PAIR) --folder build --json build/remote.json --png build/remote.png
+
+# Training through 'spinezarr serve': patches that it reads, our ranges, and peers on our store.
+bench-training: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --editable '.[bench]'
+	mkdir -p build
+	$(BIN)/python benchmarks/remote.py $(PAIR) --serve --kinds '128^3' '64^3' axial --folder build --json build/training.json --png build/training.png
 
 # The same from a bucket; needs Ceph.
 bench-remote-s3: $(VENV)/.installed

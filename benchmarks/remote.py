@@ -45,7 +45,7 @@ from peers.remote_child import BATCH, KINDS
 from peers.zarr_stores import LAYOUTS, write_layout
 from peers.zarr_stores import OURS as OUR_STORE
 from proxy import Conditions, Proxy, proxy
-from remote_report import CAP, LINKS, OURS, Row, print_report, targets_of
+from remote_report import CAP, LINKS, OURS, SLOW, Row, print_report, targets_of
 from remote_report import draw as draw_chart
 from rich.console import Console
 from scans import add_scans
@@ -668,7 +668,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--short", action="store_true", help="a look, and a test: few patches")
     parser.add_argument("--quick", action="store_true", help="one setting of each peer")
     parser.add_argument("--kinds", nargs="+", default=["128^3", "64^3"], choices=KINDS)
-    parser.add_argument("--links", nargs="+", default=list(LINKS), choices=LINKS)
+    parser.add_argument("--links", nargs="+", default=[], choices=LINKS)
     parser.add_argument("--layouts", nargs="*", default=list(LAYOUTS), choices=[*LAYOUTS])
     parser.add_argument("--peers", nargs="+", default=[], choices=sorted({w.peer for w in WAYS}))
     parser.add_argument("--rounds", type=int, default=3)
@@ -686,6 +686,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--json", type=Path, help="where to write the figures")
     parser.add_argument("--png", type=Path, help="where to draw them")
     options = parser.parse_args()
+    others = {"100 ms"} if options.serve else {SLOW}
+    options.links = options.links or [link for link in LINKS if link not in others]
     if options.serve:
         options.layouts = [OUR_STORE]
         options.peers = [peer for peer in options.peers or WITH_LAYOUTS if peer in WITH_LAYOUTS]

@@ -15,12 +15,14 @@ from rich.table import Table
 from targets import OURS
 
 CAP = "100 MB/s"
+SLOW = "12 MB/s"
+"""What 100 Mbit/s carry."""
 LINKS = {
     "0 ms": Conditions(),
     "20 ms": Conditions(latency_s=0.02),
     "100 ms": Conditions(latency_s=0.1),
     CAP: Conditions(bytes_per_s=100e6),
-    "12 MB/s": Conditions(bytes_per_s=12e6),
+    SLOW: Conditions(bytes_per_s=12e6),
 }
 """Links by name; latency is that of each request."""
 MB = 1e6

@@ -66,6 +66,14 @@ def serve(
         typer.Option(metavar="URL", help="Web page that may read, e.g. a viewer; may be repeated."),
     ] = None,
     processes: Annotated[int, typer.Option(min=1, max=256, help="Processes that answer.")] = 1,
+    cache_mb: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            metavar="MB",
+            help="Decoded chunks that each process keeps, for trainers that want the same.",
+        ),
+    ] = 0,
     log: Annotated[
         LogForm, typer.Option(help="How each answer is written to standard error, if it is.")
     ] = LogForm.NONE,
@@ -101,6 +109,7 @@ def serve(
             token_file=None if token_file is None else str(token_file.absolute()),
             hosts=frozenset({host}),
             origins=frozenset(origin or ()),
+            cache_bytes=cache_mb * 1_000_000,
             log=log,
         )
         settings.guard()

@@ -40,7 +40,7 @@ from spinezarr.store.reader import StoreReader
 from spinezarr.stream.batch import Batch
 from spinezarr.stream.batch_reader import BatchReader
 from spinezarr.stream.draw import PatchRequest
-from spinezarr.stream.engine import Engine
+from spinezarr.stream.engine import ChunkCache, Engine
 from spinezarr.stream.fetch import fetcher_for
 from spinezarr.stream.nonfinite import Nonfinite
 from spinezarr.stream.service import PROTOCOL, BatchLimits
@@ -167,9 +167,12 @@ class PatchSource:
     ----------
     files
         Of the store.
+    chunks
+        Keeps those that were decoded.
     """
 
-    def __init__(self, files: ServedFolder) -> None:
+    def __init__(self, files: ServedFolder, chunks: ChunkCache | None = None) -> None:
+        self._chunks = chunks
         self._files = files
         self._lock = Lock()
         self._opened: tuple[StoreReader, Engine] | None = None
@@ -187,7 +190,7 @@ class PatchSource:
             with self._lock:
                 if self._opened is opened or self._opened is None:
                     reader = self._files.reader(with_table=False)
-                    self._opened = reader, Engine(fetcher_for(reader.objects))
+                    self._opened = reader, Engine(fetcher_for(reader.objects), cache=self._chunks)
                 opened = self._opened
         return opened
 

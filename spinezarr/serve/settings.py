@@ -6,7 +6,7 @@ import signal
 import time
 from pathlib import Path
 from threading import Thread
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -48,6 +48,8 @@ class ServeSettings(BaseModel):
         Names that it is reached by where no token is asked for.
     origins
         Of pages elsewhere that may read.
+    cache_bytes
+        Of decoded chunks that each process keeps for patches that others want too.
     log
         How each answer is written to standard error, if it is.
     """
@@ -59,6 +61,7 @@ class ServeSettings(BaseModel):
     token_file: str | None = None
     hosts: frozenset[str] = frozenset()
     origins: frozenset[str] = frozenset()
+    cache_bytes: Annotated[int, Field(ge=0)] = 0
     log: LogForm = LogForm.NONE
 
     def stores(self) -> ServedStores:
@@ -69,7 +72,7 @@ class ServeSettings(BaseModel):
         UsageError
             If one cannot be served from where it lies.
         """
-        return ServedStores(self.paths, self.storage_options)
+        return ServedStores(self.paths, self.storage_options, cache_bytes=self.cache_bytes)
 
     def guard(self) -> Guard:
         """Say who may ask.

@@ -16,6 +16,8 @@ from spinezarr.serve.flat import FlatFolder
 from spinezarr.serve.objects import ServedFolder
 from spinezarr.serve.patches import PatchSource
 from spinezarr.serve.storage import Storage, UnreadableError
+from spinezarr.stream.cache import BoundedCache
+from spinezarr.stream.engine import ChunkCache
 
 __all__ = ["ServedStores", "StorePlace"]
 
@@ -54,6 +56,8 @@ class ServedStores:
         buckets and web servers. Those that come later are served too.
     storage_options
         Of those that are URLs; see :func:`spinezarr.store.files.open_filesystem`.
+    cache_bytes
+        Of decoded chunks of all of them that are kept for patches that others want too.
 
     Raises
     ------
@@ -62,8 +66,13 @@ class ServedStores:
     """
 
     def __init__(
-        self, paths: Sequence[str], storage_options: Mapping[str, Mapping[str, Any]] | None = None
+        self,
+        paths: Sequence[str],
+        storage_options: Mapping[str, Mapping[str, Any]] | None = None,
+        *,
+        cache_bytes: int = 0,
     ) -> None:
+        self._chunks: ChunkCache = BoundedCache(cache_bytes)
         options = storage_options or {}
         self._given = tuple(_given(path, options.get(path, {})) for path in paths)
         self._opened: dict[str, _Served] = {}
@@ -167,7 +176,7 @@ class ServedStores:
         with self._lock:
             found = self._opened.get(name)
             if found is None or found.files.path != place.path:
-                found = self._opened[name] = _Served.of(given.storage(place.path))
+                found = self._opened[name] = _Served.of(given.storage(place.path), self._chunks)
         return found if found.files.is_there() else None
 
 
@@ -197,6 +206,6 @@ class _Served:
     patches: PatchSource
 
     @classmethod
-    def of(cls, storage: Storage) -> "_Served":
+    def of(cls, storage: Storage, chunks: ChunkCache) -> "_Served":
         files = ServedFolder(storage)
-        return cls(files, FlatFolder(files), StoreFacts(files), PatchSource(files))
+        return cls(files, FlatFolder(files), StoreFacts(files), PatchSource(files, chunks))

@@ -35,10 +35,12 @@ from spinezarr.stream.native import (
 from spinezarr.stream.places import ChunkTables, Places
 from spinezarr.stream.plan import ReadPlan, plan_reads
 
-__all__ = ["BoxRead", "Engine"]
+__all__ = ["BoxRead", "ChunkCache", "Engine"]
 
 Voxels = npt.NDArray[Any]
 _Chunk = tuple[ArraySpec, ShapeZYX]
+ChunkCache = BoundedCache[_Chunk, Voxels]
+"""Decoded chunks."""
 
 
 _TURNS: Final = ProcessLock()
@@ -65,13 +67,17 @@ class Engine:
         Where the bytes come from.
     cache_bytes
         Of decoded chunks that are kept for the next reads.
+    cache
+        Keeps them beside those of other engines, in place of a cache of its own.
     """
 
-    def __init__(self, fetch: Fetcher, *, cache_bytes: int = 0) -> None:
+    def __init__(
+        self, fetch: Fetcher, *, cache_bytes: int = 0, cache: ChunkCache | None = None
+    ) -> None:
         self.buffers = Buffers()
         self._fetch = fetch
         self._tables = ChunkTables(fetch.name)
-        self._cache: BoundedCache[_Chunk, Voxels] = BoundedCache(cache_bytes)
+        self._cache: ChunkCache = BoundedCache(cache_bytes) if cache is None else cache
 
     def __reduce__(self) -> tuple[Callable[..., "Engine"], tuple[Fetcher, int]]:
         return _engine, (self._fetch, self.cache_bytes)

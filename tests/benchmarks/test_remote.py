@@ -118,6 +118,21 @@ def test_wrong_failed_and_hung_reads_are_told_apart(tmp_path, kind):
     assert drawn > 12
 
 
+def test_training_through_our_server_is_measured_in_both_ways(tmp_path):
+    result = measure(
+        tmp_path, "--short", "--serve", "--table", "--faults", "--peers", "tensorstore"
+    )
+    readers = {row["reader"] for row in result["rows"]}
+    ways = {f"spinezarr, {way}" for way in ("patches", "ranges")}
+    assert readers == OURS | ways | {"tensorstore", "tensorstore, our store"}
+    for row in result["rows"]:
+        assert row["per_s_min"] > 0
+        assert row["bytes_each"] > 0
+    faults = {row["reader"]: row for row in result["faults"]}
+    assert faults["spinezarr"]["read"] == faults["spinezarr"]["asked"] > 0
+    assert faults["spinezarr"]["wrong"] == 0
+
+
 def test_a_stream_goes_on_behind_a_batch_that_failed(tmp_path):
     code = """if True:
         import json, sys

@@ -9,11 +9,11 @@ import time
 import urllib.parse
 from dataclasses import dataclass
 from http.client import HTTPConnection
-from importlib.util import find_spec
 from pathlib import Path
 
 import obstore.store
 import pytest
+import tensorstore
 import xarray as xr
 import zarr
 import zarr.storage
@@ -366,17 +366,13 @@ def test_xarray_reads_a_signed_url(lab, expected, tree, signed):
     assert values(xr.open_zarr(store, zarr_format=3, consolidated=True)) == expected
 
 
-if find_spec("tensorstore"):
-
-    def test_tensorstore_reads_a_signed_url(lab, expected):
-        import tensorstore  # noqa: PLC0415
-
-        for tree in ("zarr", "flat"):
-            base = lab.sign(f"/{tree}/ct/scans/{SCAN}")
-            for name in ("image", "label"):
-                place = {"driver": "http", "base_url": f"{base}/{name}/"}
-                array = tensorstore.open({"driver": "zarr3", "kvstore": place}).result()
-                assert array.read().result().tobytes() == expected[name]
+def test_tensorstore_reads_a_signed_url(lab, expected):
+    for tree in ("zarr", "flat"):
+        base = lab.sign(f"/{tree}/ct/scans/{SCAN}")
+        for name in ("image", "label"):
+            place = {"driver": "http", "base_url": f"{base}/{name}/"}
+            array = tensorstore.open({"driver": "zarr3", "kvstore": place}).result()
+            assert array.read().result().tobytes() == expected[name]
 
 
 def test_our_reader_reads_a_signed_url(lab, expected):

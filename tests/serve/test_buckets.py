@@ -10,13 +10,13 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from importlib.util import find_spec
 from pathlib import Path
 from threading import Event, Thread
 
 import numpy as np
 import pytest
 import safetensors.numpy
+import tensorstore
 import xarray as xr
 from asking import ask, ask_for_patches
 from typer.testing import CliRunner
@@ -90,18 +90,14 @@ def test_xarray_and_our_reader_read_the_voxels(served, ctspine1k_url, tree):
         assert digests(there.scan(SCAN)) == expected
 
 
-if find_spec("tensorstore"):
-
-    @pytest.mark.parametrize("tree", ["zarr", "flat"])
-    def test_tensorstore_reads_the_voxels(served, ctspine1k_url, tree):
-        import tensorstore  # noqa: PLC0415
-
-        expected = digests(spinezarr.open(ctspine1k_url).scan(SCAN))
-        for name in ARRAYS:
-            url = f"{served}/{tree}/ctspine1k/scans/{SCAN}/{name}/"
-            array = {"driver": "zarr3", "kvstore": {"driver": "http", "base_url": url}}
-            read = tensorstore.open(array).result().read().result()
-            assert digest(read) == expected[name]
+@pytest.mark.parametrize("tree", ["zarr", "flat"])
+def test_tensorstore_reads_the_voxels(served, ctspine1k_url, tree):
+    expected = digests(spinezarr.open(ctspine1k_url).scan(SCAN))
+    for name in ARRAYS:
+        url = f"{served}/{tree}/ctspine1k/scans/{SCAN}/{name}/"
+        array = {"driver": "zarr3", "kvstore": {"driver": "http", "base_url": url}}
+        read = tensorstore.open(array).result().read().result()
+        assert digest(read) == expected[name]
 
 
 def test_patches_and_facts_are_those_of_the_disk(served, ctspine1k_url):

@@ -4,11 +4,11 @@ import hashlib
 import json
 import shutil
 import subprocess
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import pytest
+import tensorstore
 import xarray as xr
 import zarr
 from obstore.store import HTTPStore
@@ -69,8 +69,6 @@ def by_obstore(url, headers):
 
 
 def by_tensorstore(url, headers):
-    import tensorstore  # noqa: PLC0415  the extra 'bench' has it
-
     sent = [f"{name}: {value}" for name, value in headers.items()]
     found = {}
     for name in ARRAYS:
@@ -80,9 +78,7 @@ def by_tensorstore(url, headers):
     return found
 
 
-CLIENTS = [by_xarray, by_fsspec, by_obstore]
-if find_spec("tensorstore"):
-    CLIENTS.append(by_tensorstore)
+CLIENTS = [by_xarray, by_fsspec, by_obstore, by_tensorstore]
 
 
 @pytest.mark.parametrize("tree", ["zarr", "flat"])

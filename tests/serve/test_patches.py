@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import shutil
 import socket
 import sys
@@ -445,3 +446,29 @@ def test_a_patch_of_a_version_that_is_gone_is_410(tmp_path, bring):
             if path.is_file():
                 path.write_bytes(b"")
         assert ask_for(url)[0] == 503
+
+
+def test_chunks_are_kept_for_others_if_asked_to(ctspine1k_url, tmp_path):
+    """Within a bound, and of the version that is there."""
+    copy = Path(shutil.copytree(ctspine1k_url, tmp_path / "own.zarr"))
+    ids = spinezarr.open(copy).table.scan.to_numpy().tolist()
+    body = {"items": [{"scan_id": ids[0], "start_zyx": (0, 0, 0)}], "size_zyx": (9, 9, 9)}
+    shard = copy / f"scans/{ids[0]}/image/c/0/0/0"
+    data, then = shard.read_bytes(), shard.stat()
+
+    def damage(content):
+        shard.write_bytes(content)
+        os.utime(shard, ns=(then.st_atime_ns, then.st_mtime_ns))
+
+    found = []
+    for cache_bytes in (0, 1, 100_000_000):
+        settings = ServeSettings(paths=(str(copy),), cache_bytes=cache_bytes)
+        with BackgroundServer(settings) as server:
+            url = f"{server.url}/v1/own/batch"
+            before = parsed(ask(url, body)[2])[0]
+            damage(bytes(len(data)))
+            after, about = parsed(ask(url, body)[2])
+            damage(data)
+            found.append(about["status"][0] == "ok")
+            assert not found[-1] or (after["image"] == before["image"]).all()
+    assert found == [False, False, True]
