@@ -13,7 +13,7 @@ WAYS_OUT = {
     "print": set(),
     "input": set(),
     "sys.stdout": {CONSOLE, "cli/main.py"},
-    "sys.stderr": {"cli/main.py"},
+    "sys.stderr": {"cli/main.py", "serve/log.py"},
     "sys.__stdout__": set(),
     "sys.__stderr__": set(),
     "os.write": set(),
