@@ -127,8 +127,8 @@ def test_training_through_our_server_is_measured_in_both_ways(tmp_path):
     assert readers == OURS | ways | {"tensorstore", "tensorstore, our store"}
     for row in result["rows"]:
         assert row["per_s_min"] > 0
-        # Of so small a scan, ranges are kept whole.
-        assert row["bytes_each"] > 0 or row["reader"] not in {"spinezarr, patches", "tensorstore"}
+        # Who reads ranges may have kept all of so few scans.
+        assert row["bytes_each"] > 0 or row["reader"] != "spinezarr, patches"
     faults = {row["reader"]: row for row in result["faults"]}
     assert faults["spinezarr"]["read"] == faults["spinezarr"]["asked"] > 0
     assert faults["spinezarr"]["wrong"] == 0
