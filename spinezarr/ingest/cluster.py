@@ -17,7 +17,7 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from itertools import count
-from logging import ERROR
+from logging import ERROR, Filter, LogRecord, getLogger
 from queue import Empty, SimpleQueue
 from typing import Any, Final
 
@@ -63,6 +63,22 @@ _MEMORY: Final = {f"distributed.worker.memory.{key}": False for key in ("target"
 that needs nearly all of its share is still ended, before the system ends another process."""
 
 
+class _InterruptFilter(Filter):
+    """Drops what Dask logs where Ctrl-C meets a call that had not begun: it cancels no future yet.
+
+    ``distributed.utils.sync`` (2026.8) names the future in a callback before there is one.
+    """
+
+    def filter(self, record: LogRecord) -> bool:
+        problem = record.exc_info[1] if record.exc_info else None
+        return not (
+            isinstance(problem, NameError) and "sync.<locals>.cancel" in record.getMessage()
+        )
+
+
+_INTERRUPTS: Final = _InterruptFilter()
+
+
 class DaskWorkers:
     """Does the scans of an ingest on a Dask cluster; see :class:`spinezarr.ingest.run.Workers`.
 
@@ -88,6 +104,7 @@ class DaskWorkers:
                 f"{_FIRST_WORKER_S:.0f} seconds. Start some, then run the command again."
             ) from problem
         _check_versions(client)
+        getLogger("tornado.application").addFilter(_INTERRUPTS)
         self._client = client
         self._encode_threads = encode_threads
 

@@ -1,12 +1,15 @@
 """Scans on real Dask schedulers and workers, some of which die."""
 
+import asyncio
 import filecmp
 import json
+import logging
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -18,6 +21,7 @@ import numpy as np
 import psutil
 import pytest
 from distributed import Client
+from distributed.utils import LoopRunner, sync
 
 import spinezarr
 from spinezarr.cli.ingest import ProgressBar
@@ -336,6 +340,28 @@ def test_processes_of_a_client_that_is_killed_end(raw, tmp_path):
     process.communicate()
     assert len(children) >= 2
     psutil.wait_procs(children)
+
+
+@pytest.mark.parametrize("filtered", [False, True])
+def test_an_interrupt_before_a_call_has_begun_is_no_error(filtered, caplog):
+    """Whether Ctrl-C comes at that moment is chance, so the moment is made here."""
+    logger, interrupts = logging.getLogger("tornado.application"), cluster_module._INTERRUPTS
+    runner = LoopRunner(asynchronous=False)
+    runner.start()
+    try:
+        logger.removeFilter(interrupts)
+        if filtered:
+            logger.addFilter(interrupts)
+        runner.loop.add_callback(time.sleep, 0.6)  # so that the call waits for its turn
+        threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
+        with pytest.raises(KeyboardInterrupt):
+            sync(runner.loop, asyncio.sleep, 5)
+        runner.loop.add_callback(int, "no number")  # an error of somebody else
+        until(lambda: "no number" in caplog.text)
+    finally:
+        runner.stop()
+        logger.removeFilter(interrupts)
+    assert ("sync.<locals>.cancel" in caplog.text) != filtered
 
 
 @pytest.mark.parametrize("own", [True, False])
