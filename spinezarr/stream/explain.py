@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 
 from spinezarr.text import counted
 
-__all__ = ["ReadSummary"]
+__all__ = ["ReadSummary", "megabytes"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,17 +50,18 @@ class ReadSummary:
         slowly = "" if self.kernel else "; without the kernel, so slowly"
         return (
             f"{counted(self.boxes, 'box', 'boxes')} of {counted(self.scans, 'scan')}, "
-            f"{_mb(self.voxel_bytes)} of voxels\n"
+            f"{megabytes(self.voxel_bytes)} of voxels\n"
             f"{counted(known, 'chunk')}: {self.chunks} to fetch, "
             f"{self.cached_chunks} in the cache, {self.background_chunks} background; "
             f"{self.shared_chunks} are for several boxes\n"
             f"{counted(self.requests, 'request')} to {counted(self.shards, 'shard')}, "
-            f"{_mb(self.fetched_bytes)}\n"
-            f"{_mb(self.decoded_bytes)} decoded, "
+            f"{megabytes(self.fetched_bytes)}\n"
+            f"{megabytes(self.decoded_bytes)} decoded, "
             f"{self.amplification:.2f} times what is wanted{slowly}"
             f"{self.way and f'{chr(10)}read {self.way}'}"
         )
 
 
-def _mb(n_bytes: int) -> str:
+def megabytes(n_bytes: float) -> str:
+    """Show a size in MB of 10^6 bytes."""
     return f"{n_bytes / 1e6:.1f} MB"

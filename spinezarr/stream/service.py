@@ -28,7 +28,7 @@ from spinezarr.stream.batch import Batch
 from spinezarr.stream.batch_reader import BatchReader, padding_zyx
 from spinezarr.stream.cache import ProcessLock
 from spinezarr.stream.draw import PatchRequest
-from spinezarr.stream.explain import ReadSummary
+from spinezarr.stream.explain import ReadSummary, megabytes
 from spinezarr.stream.spacing import grid_shape_zyx, step_zyx
 from spinezarr.stream.tensors import DamagedTensorsError, Pack, Tensors
 
@@ -203,8 +203,9 @@ class PatchService:
         packed = "as they are" if pack == "none" else f"packed with {pack}"
         sent = stream.costs.voxel_bytes * stream.ratios[pack]
         text = (
-            f"patches of {_mb(sent)}, {packed}, or ranges of {_mb(summary.fetched_bytes)}; the "
-            f"link carries {'an unknown rate' if link is None else f'{_mb(link)}/s'}; "
+            f"patches of {megabytes(sent)}, {packed}, "
+            f"or ranges of {megabytes(summary.fetched_bytes)}; the link carries "
+            f"{'an unknown rate' if link is None else f'{megabytes(link)}/s'}; "
             f"{_rates(stream, limits, pack, link)}"
         )
         how = "by ranges" if way == "ranges" else f"by the server {where}"
@@ -216,7 +217,9 @@ class PatchService:
         n_items = sum(map(len, groups))
         n_bytes = n_items * batches.patch_bytes
         if n_items > limits.items or n_bytes > limits.voxel_bytes:
-            return f"{n_items} patches of {_mb(n_bytes)} are more than the server sends together"
+            return (
+                f"{n_items} patches of {megabytes(n_bytes)} are more than the server sends together"
+            )
         return ""
 
     def _asked_limits(self, objects: Objects) -> BatchLimits | None:
@@ -502,7 +505,3 @@ def _split(whole: Batch, groups: Groups) -> list[Batch]:
         found.append(whole.part(first, last))
         first = last
     return found
-
-
-def _mb(n_bytes: float) -> str:
-    return f"{n_bytes / 1e6:.1f} MB"

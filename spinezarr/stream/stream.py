@@ -137,9 +137,7 @@ class PatchStream:
     @property
     def batch_bytes(self) -> int:
         """Bytes of the voxels of a batch."""
-        slices = 2 * self.neighbours + 1
-        voxel = slices * self.image_dtype.itemsize + int(self.with_label)
-        return min(self.batch_size, self.n_samples) * math.prod(self.sampler.size_zyx) * voxel
+        return min(self.batch_size, self.n_samples) * self.batches.patch_bytes
 
     @property
     def unit_bytes(self) -> int:
