@@ -1,4 +1,4 @@
-"""The one label scheme of all stores: value, name, anatomical order and colour of each vertebra.
+"""The one label scheme of all stores: value, name, anatomical order and color of each vertebra.
 
 The values are those that CTSpine1K and VerSe share [1]_: 0 background, 1-7 C1-C7, 8-19 T1-T12,
 20-24 L1-L5, 25 L6, 26 sacrum, 27 coccyx, 28 T13. T13 lies between T12 and L1, so the order of the
@@ -19,7 +19,8 @@ __all__ = [
     "LEVELS",
     "NAME_OF_VALUE",
     "VALUE_OF_NAME",
-    "colour_of",
+    "color_of",
+    "hex_color_of",
 ]
 
 BACKGROUND: Final = 0
@@ -75,10 +76,21 @@ _GOLDEN_ANGLE = 0.381966
 """Steps of this share of the hue circle keep neighbours in a sequence far apart."""
 
 
-def colour_of(value: int) -> tuple[float, float, float]:
-    """Return the RGB colour, each 0 to 1, in which pictures show a label.
+def color_of(value: int) -> tuple[float, float, float]:
+    """Return the RGB color, each 0 to 1, in which all pictures and pages show a label.
 
     Vertebrae that touch have hues far apart.
     """
     order = ANATOMICAL_ORDER.index(NAME_OF_VALUE[value])
     return colorsys.hsv_to_rgb((order * _GOLDEN_ANGLE) % 1, 0.75, 1.0)
+
+
+def hex_color_of(value: int) -> str:
+    """Return the same color as pages and other programs write it.
+
+    Examples
+    --------
+    >>> hex_color_of(1), hex_color_of(20)
+    ('#ff4040', '#405fff')
+    """
+    return "#" + "".join(f"{round(255 * part):02x}" for part in color_of(value))

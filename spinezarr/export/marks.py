@@ -12,7 +12,7 @@ from matplotlib.lines import Line2D
 from spinezarr.export.panel import Panel
 from spinezarr.export.plane import PreviewPlane
 from spinezarr.export.text import drawable, name_width, write_name
-from spinezarr.vertebrae import BACKGROUND, NAME_OF_VALUE, VALUE_OF_NAME, colour_of
+from spinezarr.vertebrae import BACKGROUND, NAME_OF_VALUE, VALUE_OF_NAME, color_of
 
 __all__ = ["POINT_PX", "Mark", "name_at_centre", "name_beside", "points_of", "regions_of", "spread"]
 
@@ -39,7 +39,7 @@ class Mark:
     def colour(self) -> tuple[float, float, float]:
         """RGB, each 0 to 1; grey for what the label scheme does not name."""
         value = VALUE_OF_NAME.get(self.name)
-        return _UNKNOWN_COLOUR if value is None else colour_of(value)
+        return _UNKNOWN_COLOUR if value is None else color_of(value)
 
     @property
     def middle(self) -> tuple[float, float]:

@@ -12,7 +12,7 @@ from spinezarr.errors import UsageError
 from spinezarr.export.marks import spread
 from spinezarr.export.picture import draw_preview
 from spinezarr.export.plane import PreviewPlane, PreviewPoint
-from spinezarr.vertebrae import ANATOMICAL_ORDER, NAME_OF_VALUE, VALUE_OF_NAME, colour_of
+from spinezarr.vertebrae import ANATOMICAL_ORDER, NAME_OF_VALUE, VALUE_OF_NAME, color_of
 
 AIR, BONE = -1000, 2000
 PLANES = ("sagittal", "coronal", "axial")
@@ -136,7 +136,7 @@ def test_scale_bar_is_shorter_in_a_small_panel():
 def test_labels_are_a_translucent_fill_with_a_full_contour(value):
     image, label = np.full((40, 40), AIR, np.int16), np.zeros((40, 40), np.uint8)
     label[10:30, 10:30] = value
-    colour = np.array(colour_of(value) if value in NAME_OF_VALUE else (0.85, 0.85, 0.85))
+    colour = np.array(color_of(value) if value in NAME_OF_VALUE else (0.85, 0.85, 0.85))
     seen = pixels(draw_preview("s", [plane_of("axial", image, label)], ""), "axial")
     height, width, _ = seen.shape
     inside = seen[height * 5 // 16, width * 5 // 16] / colour.max()
@@ -255,8 +255,8 @@ def test_annotated_centres_are_dots_in_mm_with_names_beside(name):
     figure = draw_preview("s", [plane], "")
     grey = (0.85, 0.85, 0.85)
     assert dots_in(figure, name) == [
-        (110.0, -408.5, colour_of(19)),
-        (110.5, -440.0, colour_of(20)),
+        (110.0, -408.5, color_of(19)),
+        (110.5, -440.0, color_of(20)),
         (118.0, -476.0, grey),
     ]
     to_mm = panel(figure, name).transData.inverted()
@@ -280,7 +280,7 @@ def test_a_dot_is_seen_on_its_label_and_its_level_named_once():
         seen = pixels(figure, name)
         height, width, _ = seen.shape
         np.testing.assert_allclose(
-            seen[height // 2, width // 2], colour_of(20), atol=0.1, err_msg="no name covers it"
+            seen[height // 2, width // 2], color_of(20), atol=0.1, err_msg="no name covers it"
         )
         _, bottom, _, top = text.get_window_extent().extents
         offset = (bottom + top) / 2 - np.mean(panel(figure, name).bbox.intervaly)
