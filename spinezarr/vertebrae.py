@@ -21,6 +21,7 @@ __all__ = [
     "VALUE_OF_NAME",
     "color_of",
     "hex_color_of",
+    "label_color_of",
 ]
 
 BACKGROUND: Final = 0
@@ -72,25 +73,39 @@ S1 and S2 are parts of the sacrum: some datasets annotate their centres, and no 
 scheme is theirs.
 """
 
+Color = tuple[float, float, float]
+"""Red, green and blue, each 0 to 1."""
 _GOLDEN_ANGLE = 0.381966
 """Steps of this share of the hue circle keep neighbours in a sequence far apart."""
+_OTHER_COLOR: Final = (0.85, 0.85, 0.85)
 
 
-def color_of(value: int) -> tuple[float, float, float]:
-    """Return the RGB color, each 0 to 1, in which all pictures and pages show a label.
+def color_of(value: int) -> Color:
+    """Return the color in which all pictures and pages show a vertebra.
 
-    Vertebrae that touch have hues far apart.
+    Those that touch have hues far apart.
     """
     order = ANATOMICAL_ORDER.index(NAME_OF_VALUE[value])
     return colorsys.hsv_to_rgb((order * _GOLDEN_ANGLE) % 1, 0.75, 1.0)
 
 
-def hex_color_of(value: int) -> str:
-    """Return the same color as pages and other programs write it.
+def label_color_of(value: int | None) -> Color:
+    """Return the color of a label value of any kind: gray if it is no vertebra.
 
     Examples
     --------
-    >>> hex_color_of(1), hex_color_of(20)
-    ('#ff4040', '#405fff')
+    >>> label_color_of(20) == color_of(20), label_color_of(99), label_color_of(None)
+    (True, (0.85, 0.85, 0.85), (0.85, 0.85, 0.85))
     """
-    return "#" + "".join(f"{round(255 * part):02x}" for part in color_of(value))
+    return color_of(value) if value in NAME_OF_VALUE else _OTHER_COLOR
+
+
+def hex_color_of(value: int) -> str:
+    """Return the color of a label value of any kind as pages and other programs write it.
+
+    Examples
+    --------
+    >>> hex_color_of(1), hex_color_of(20), hex_color_of(99)
+    ('#ff4040', '#405fff', '#d9d9d9')
+    """
+    return "#" + "".join(f"{round(255 * part):02x}" for part in label_color_of(value))

@@ -12,7 +12,7 @@ from matplotlib.lines import Line2D
 from spinezarr.export.panel import Panel
 from spinezarr.export.plane import PreviewPlane
 from spinezarr.export.text import drawable, name_width, write_name
-from spinezarr.vertebrae import BACKGROUND, NAME_OF_VALUE, VALUE_OF_NAME, color_of
+from spinezarr.vertebrae import BACKGROUND, NAME_OF_VALUE, VALUE_OF_NAME, label_color_of
 
 __all__ = ["POINT_PX", "Mark", "name_at_centre", "name_beside", "points_of", "regions_of", "spread"]
 
@@ -22,7 +22,6 @@ _NAME_PX: Final = 13.0
 _LONGEST_NAME: Final = 40
 _SMALLEST_NAME_PX: Final = 8.0
 _MAX_CROSSED_MM: Final = 10
-_UNKNOWN_COLOUR: Final = (0.85, 0.85, 0.85)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -38,8 +37,7 @@ class Mark:
     @property
     def colour(self) -> tuple[float, float, float]:
         """RGB, each 0 to 1; grey for what the label scheme does not name."""
-        value = VALUE_OF_NAME.get(self.name)
-        return _UNKNOWN_COLOUR if value is None else color_of(value)
+        return label_color_of(VALUE_OF_NAME.get(self.name))
 
     @property
     def middle(self) -> tuple[float, float]:

@@ -1,18 +1,15 @@
-"""Which slices show a scan best: through the vertebral bodies, labelled or annotated as points."""
+"""One picture of a scan: three slices through its vertebral bodies, with what is known of them."""
 
-from typing import Any, Final
+from typing import Final
 
-import numpy as np
-import numpy.typing as npt
 from matplotlib.figure import Figure
 
 from spinezarr.export.picture import draw_preview
 from spinezarr.export.plane import PreviewPlane, PreviewPoint
+from spinezarr.export.spine_slices import Points, annotated_centres, middle_of_spine, read_slice
 from spinezarr.export.voxels import VoxelReader
-from spinezarr.geometry import FLAT_AXIS, Box, Plane, ShapeZYX, axis_positions_mm
-from spinezarr.store.attributes import VertebraRecord
-from spinezarr.store.reader import ArraySpec, ScanHandle
-from spinezarr.vertebrae import ANATOMICAL_ORDER, LEVELS
+from spinezarr.geometry import FLAT_AXIS, Plane, ShapeZYX, axis_positions_mm
+from spinezarr.store.reader import ScanHandle
 
 __all__ = ["preview_scan"]
 
@@ -22,9 +19,6 @@ _AXIAL_REACH_MM: Final = 7.5
 
 The spine runs along the other planes, so they show all of them.
 """
-
-_Points = dict[str, npt.NDArray[np.float64]]
-"""Voxel index (z, y, x) of each level's annotated centre, from head to tail."""
 
 
 def preview_scan(scan: ScanHandle, voxels: VoxelReader) -> Figure:
@@ -43,8 +37,8 @@ def preview_scan(scan: ScanHandle, voxels: VoxelReader) -> Figure:
         See :func:`spinezarr.export.picture.draw_preview`.
     """
     facts = scan.attributes
-    points = _annotated_centres(scan)
-    at_zyx = _crossing(scan, voxels, points)
+    points = annotated_centres(scan)
+    at_zyx = middle_of_spine(scan, voxels)
     planes = [_plane(scan, voxels, plane, at_zyx, points) for plane in _PLANES]
     size = " x ".join(str(n) for n in facts.shape_zyx)
     spacing = " x ".join(f"{mm:.3g}" for mm in facts.spacing_zyx_mm)
@@ -54,65 +48,11 @@ def preview_scan(scan: ScanHandle, voxels: VoxelReader) -> Figure:
     return draw_preview(facts.scan_id, planes, caption)
 
 
-def _annotated_centres(scan: ScanHandle) -> _Points:
-    to_voxel = np.linalg.inv(scan.affine)
-    centroids = scan.attributes.centroids
-    return {
-        name: (to_voxel @ (*centroids[name].position_zyx_mm[::-1], 1))[2::-1]
-        for name in LEVELS
-        if name in centroids
-    }
-
-
-def _crossing(scan: ScanHandle, voxels: VoxelReader, points: _Points) -> ShapeZYX:
-    """Choose where the planes cross: in the middle of the spine's bodies, if they are known."""
-    facts = scan.attributes
-    labelled = [facts.vertebrae[name] for name in ANATOMICAL_ORDER if name in facts.vertebrae]
-    if scan.label is not None and labelled:
-        return _crossing_of_labels(scan.label, voxels, labelled)
-    last_zyx = np.array(facts.shape_zyx) - 1
-    if points:
-        found = np.array(list(points.values()))
-        at_zyx = (found[len(found) // 2, 0], *np.median(found[:, 1:], axis=0))
-        z, y, x = np.clip(np.rint(at_zyx), 0, last_zyx).astype(int).tolist()
-    else:
-        z, y, x = (n // 2 for n in facts.shape_zyx)
-    return (z, y, x)
-
-
-def _crossing_of_labels(
-    label: ArraySpec, voxels: VoxelReader, vertebrae: list[VertebraRecord]
-) -> ShapeZYX:
-    centroids_zyx = np.array([vertebra.centroid_zyx for vertebra in vertebrae])
-    x = round(float(np.median(centroids_zyx[:, 2])))
-    sagittal = _slice(label, voxels, FLAT_AXIS["sagittal"], x) > 0
-    if not sagittal.any():
-        z, y, _ = np.rint(np.median(centroids_zyx, axis=0)).astype(int).tolist()
-        return (z, y, x)
-    # Bodies are taller and closer together than spinous processes.
-    y = int(sagittal.sum(axis=0).argmax())
-    middle = vertebrae[len(vertebrae) // 2]
-    rows = sagittal[middle.start_zyx[0] : middle.stop_zyx[0], y]
-    inside = np.flatnonzero(rows)
-    offset = inside[len(inside) // 2] if len(inside) else len(rows) // 2
-    return (int(middle.start_zyx[0] + offset), y, x)
-
-
-def _slice(array: ArraySpec, voxels: VoxelReader, flat_axis: int, at: int) -> npt.NDArray[Any]:
-    """Read one slice across an axis."""
-    start, stop = [0, 0, 0], list(array.shape_zyx)
-    start[flat_axis], stop[flat_axis] = at, at + 1
-    box = Box((start[0], start[1], start[2]), (stop[0], stop[1], stop[2]))
-    out = np.empty(box.shape_zyx, array.dtype)
-    voxels.read_into(array, box, out)
-    return out.squeeze(flat_axis)
-
-
 def _plane(
-    scan: ScanHandle, voxels: VoxelReader, plane: Plane, at_zyx: ShapeZYX, points: _Points
+    scan: ScanHandle, voxels: VoxelReader, plane: Plane, at_zyx: ShapeZYX, points: Points
 ) -> PreviewPlane:
     flat = FLAT_AXIS[plane]
-    slices = {spec.name: _slice(spec, voxels, flat, at_zyx[flat]) for spec in scan.arrays}
+    slices = {spec.name: read_slice(spec, voxels, flat, at_zyx[flat]) for spec in scan.arrays}
     spacing = scan.attributes.spacing_zyx_mm
     positions = list(axis_positions_mm(scan.affine, scan.image.shape_zyx).values())
     rows, columns = (axis for axis in range(3) if axis != flat)

@@ -13,6 +13,7 @@ from spinezarr.serve.forms import BATCH_FORMS, PATCH_FORMS
 from spinezarr.serve.http import TEXT
 from spinezarr.serve.patches import BatchModel, PatchQuery
 from spinezarr.serve.query import AskedModel
+from spinezarr.serve.slices import PNG, SliceQuery
 
 __all__ = ["FLAT", "OPERATIONS", "PARAMETERS", "ZARR", "Content", "Operation"]
 
@@ -132,14 +133,17 @@ _BYTES_ANSWERS: Final = {
 }
 _CONDITIONS: Final = ("If-Match", "If-None-Match")
 _RANGES: Final = ("Range", "If-Range", *_CONDITIONS)
+_TOO_MUCH: Final = {
+    HTTPStatus.REQUEST_ENTITY_TOO_LARGE: Content("It is too much together."),
+    HTTPStatus.TOO_MANY_REQUESTS: Content(
+        "As much is asked for at once as may be.", headers=("Retry-After",)
+    ),
+}
 _READING: Final = {
     **_FACTS,
     HTTPStatus.BAD_REQUEST: Content("What is asked is no patch; says where."),
     HTTPStatus.NOT_ACCEPTABLE: Content("There is no such form; says which there are."),
-    HTTPStatus.REQUEST_ENTITY_TOO_LARGE: Content("It is too much together."),
-    HTTPStatus.TOO_MANY_REQUESTS: Content(
-        "As many patches are asked for as may be.", headers=("Retry-After",)
-    ),
+    **_TOO_MUCH,
 }
 
 ZARR: Final = Operation(
@@ -193,6 +197,28 @@ OPERATIONS: Final = (
             **_VERSION,
         },
         query=PatchQuery,
+        headers=_CONDITIONS,
+    ),
+    Operation(
+        "slice",
+        "GET",
+        "/v1/{store}/scans/{scan_id}/slice.png",
+        "Pictures",
+        "A slice of a scan with its vertebrae, as a page, a report or a terminal shows it",
+        {
+            HTTPStatus.OK: Content(
+                "The picture: head up, the patient's right or anterior on the left, pixels square "
+                "in mm; what is not a number is black.",
+                (PNG,),
+                headers=("ETag",),
+            ),
+            **_FACTS,
+            **_VERSION,
+            HTTPStatus.BAD_REQUEST: Content("What is asked is no slice; says what there is."),
+            HTTPStatus.UNPROCESSABLE_ENTITY: Content("The scan has none there; says where."),
+            **_TOO_MUCH,
+        },
+        query=SliceQuery,
         headers=_CONDITIONS,
     ),
     Operation(

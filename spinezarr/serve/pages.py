@@ -6,8 +6,9 @@ Bytes are answered without it, as :mod:`spinezarr.serve.app` says.
 import asyncio
 import os
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from concurrent.futures import Executor
+from contextlib import asynccontextmanager
 from functools import partial
 from http import HTTPStatus
 from typing import Final, TypeVar
@@ -30,6 +31,7 @@ from spinezarr.serve.openapi import document
 from spinezarr.serve.operations import OPERATIONS
 from spinezarr.serve.patches import BODY_BYTES, PatchSource, answer_batch, answer_patch
 from spinezarr.serve.sending import Sent, send_answer
+from spinezarr.serve.slices import answer_slice
 from spinezarr.serve.stores import ServedStores
 from spinezarr.serve.turns import BusyError, Turns
 from spinezarr.text import json_text
@@ -44,6 +46,10 @@ _THREADS: Final = max(1, (os.cpu_count() or 1) // 2)
 """That decode a batch; others are read beside it."""
 _AT_ONCE: Final = 2 * (os.cpu_count() or 1)
 """Batches that are read at once."""
+_PICTURES_AT_ONCE: Final = max(1, (os.cpu_count() or 1) // 2)
+"""Slices that are drawn at once: who looks at scans must not hold up who trains on them."""
+_FAR_PICTURES_AT_ONCE: Final = 8
+"""The same of a bucket, which mostly lets them wait; a quarter of its threads."""
 _WAITING: Final = 256
 """Batches that wait for that: sixteen of each of sixteen trainings."""
 _WAITING_BYTES: Final = 64 << 20
@@ -150,6 +156,8 @@ class _Pages:
         """Of answers that their clients have not taken."""
         self._turns: dict[Executor | None, Turns] = {}
         """Of what is read from disk, and of each bucket."""
+        self._turns_to_draw: dict[Executor | None, Turns] = {}
+        """The same of pictures."""
         self._ready: tuple[float, bool] = 0.0, False
         self.endpoints: Mapping[str, _Endpoint] = {
             "stores": self._list_stores,
@@ -158,6 +166,7 @@ class _Pages:
             "scan": self._tell_scan,
             "batch": self._read_batch,
             "patch": self._read_patch,
+            "slice": self._draw_slice,
             "openapi": self._describe,
             "docs": self._show,
             "metrics": self._count,
@@ -221,8 +230,46 @@ class _Pages:
             asked, 0, lambda source: answer_patch(source, request, scan_id, threads=_THREADS)
         )
 
+    async def _draw_slice(self, asked: Asked) -> Answer:
+        request, scan_id = _request(asked), asked.path_params["scan_id"]
+        return await self._draw(asked, lambda source: answer_slice(source, request, scan_id))
+
     async def _read(
         self, asked: Asked, n_bytes: int, answer: Callable[[PatchSource], Answer]
+    ) -> Answer:
+        readers = self._stores.executor(asked.path_params["store"])
+        if readers not in self._turns:
+            self._turns[readers] = Turns(_AT_ONCE, _WAITING, _WAITING_BYTES)
+        try:
+            async with self._turn(self._turns[readers], n_bytes):
+                with self._figures.reading():
+                    return await self._of_voxels(asked, readers, answer)
+        except BusyError:
+            self._figures.refused()
+            return _BUSY
+
+    async def _draw(self, asked: Asked, answer: Callable[[PatchSource], Answer]) -> Answer:
+        """Read what people look at, beside patches and never in place of them."""
+        readers = self._stores.executor(asked.path_params["store"])
+        if readers not in self._turns_to_draw:
+            at_once = _PICTURES_AT_ONCE if readers is None else _FAR_PICTURES_AT_ONCE
+            self._turns_to_draw[readers] = Turns(at_once, _WAITING, _WAITING_BYTES)
+        try:
+            async with self._turn(self._turns_to_draw[readers], 0):
+                return await self._of_voxels(asked, readers, answer)
+        except BusyError:
+            return _BUSY
+
+    @asynccontextmanager
+    async def _turn(self, turns: Turns, n_bytes: int) -> AsyncIterator[None]:
+        """Wait for a turn; raise BusyError if too much waits, or is not taken by its clients."""
+        async with turns.taken(n_bytes):
+            if self.unsent_bytes > _UNSENT_BYTES:
+                raise BusyError
+            yield
+
+    async def _of_voxels(
+        self, asked: Asked, readers: Executor | None, answer: Callable[[PatchSource], Answer]
     ) -> Answer:
         name = asked.path_params["store"]
 
@@ -230,19 +277,7 @@ class _Pages:
             source = self._stores.patches(name)
             return _NO_STORE if source is None else answer(source)
 
-        readers = self._stores.executor(name)
-        if readers not in self._turns:
-            self._turns[readers] = Turns(_AT_ONCE, _WAITING, _WAITING_BYTES)
-        try:
-            async with self._turns[readers].taken(n_bytes):
-                if self.unsent_bytes > _UNSENT_BYTES:
-                    self._figures.refused()
-                    return _BUSY
-                with self._figures.reading():
-                    return await _called(readers, find)
-        except BusyError:
-            self._figures.refused()
-            return _BUSY
+        return await _called(readers, find)
 
     async def _body(self, asked: Asked) -> bytes | Answer:
         """Read the body of a request, or answer why it is not read."""
@@ -316,7 +351,7 @@ class _Sending(Response):
 
 
 _BUSY: Final = explained(
-    HTTPStatus.TOO_MANY_REQUESTS, "Too many patches are asked for.", retry_after="1"
+    HTTPStatus.TOO_MANY_REQUESTS, "Too much is asked for at once.", retry_after="1"
 )
 _NO_STORE: Final = explained(HTTPStatus.NOT_FOUND, "There is no such store.")
 

@@ -5,7 +5,6 @@
 the scan.
 """
 
-import hashlib
 import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,10 +17,8 @@ from urllib.parse import quote
 import numpy as np
 from pydantic import Field, ValidationError, model_validator
 
-from spinezarr import __version__
 from spinezarr.errors import CorruptStoreError, SpinezarrError, UnknownScanError, UsageError
 from spinezarr.geometry import Box
-from spinezarr.serve.conditions import judge
 from spinezarr.serve.forms import (
     BATCH_FORMS,
     NIFTI,
@@ -35,6 +32,7 @@ from spinezarr.serve.http import Answer, Request, chosen, explained
 from spinezarr.serve.objects import ServedFolder
 from spinezarr.serve.query import AskedModel, WrongQueryError, parse_query, wrong_of
 from spinezarr.serve.storage import UnavailableError
+from spinezarr.serve.versioned import RefusedError, headers_of_version
 from spinezarr.store.attributes import is_scan_id
 from spinezarr.store.reader import StoreReader
 from spinezarr.stream.batch import Batch
@@ -68,9 +66,6 @@ LIMITS: Final = BatchLimits(
 """What clients are told."""
 _SOURCE_BYTES: Final = 1 << 30
 """Of the scans' own voxels that an answer is made from."""
-_CHANGES: Final = "no-cache"
-_NEVER_CHANGES: Final = "private, max-age=31536000, immutable"
-_CONDITIONS: Final = ("if-match", "if-none-match")
 
 _Size = Annotated[int, Field(ge=1, le=4096)]
 _Start = Annotated[int, Field(ge=-(1 << 20), le=1 << 20)]
@@ -211,14 +206,6 @@ class PatchSource:
         return all(reader.objects.each(is_current, scan_ids))
 
 
-class _RefusedError(Exception):
-    """Patches that are not read; ``answer`` says why."""
-
-    def __init__(self, answer: Answer) -> None:
-        super().__init__()
-        self.answer = answer
-
-
 def answer_batch(source: PatchSource, request: Request, body: bytes, *, threads: int) -> Answer:
     """Answer a request for patches.
 
@@ -243,7 +230,7 @@ def answer_batch(source: PatchSource, request: Request, body: bytes, *, threads:
         return explained(HTTPStatus.BAD_REQUEST, wrong_of(problem))
     except UsageError as problem:
         return explained(HTTPStatus.BAD_REQUEST, str(problem))
-    except _RefusedError as problem:
+    except RefusedError as problem:
         return problem.answer
     return Answer(
         HTTPStatus.OK,
@@ -271,17 +258,12 @@ def answer_patch(source: PatchSource, request: Request, scan_id: str, *, threads
         read = _Reading.of(source, asked, [item])
         read.check()
         checksum = read.batches.reader.scan(scan_id).content_checksum
-        headers = {
-            "etag": _tag(form, checksum, asked),
-            "cache-control": _CHANGES if asked.content_checksum is None else _NEVER_CHANGES,
-            "vary": "Accept",
-        }
-        conditions = {
-            name: request.headers[name] for name in _CONDITIONS if name in request.headers
-        }
-        status = judge(request.method, conditions, etag=headers["etag"], size_bytes=0).status
-        if status != HTTPStatus.OK:
-            return Answer(status, headers)
+        headers = headers_of_version(
+            request,
+            *(form, checksum, asked.model_dump_json(exclude={"content_checksum"})),
+            is_named=asked.content_checksum is not None,
+            vary="Accept",
+        )
         batch = read.run(threads)
         read.check()
         if read.batches.reader.scan(scan_id).content_checksum != checksum:
@@ -291,7 +273,7 @@ def answer_patch(source: PatchSource, request: Request, scan_id: str, *, threads
         data = written(form, batch, read.statuses, options)
     except (WrongQueryError, UsageError) as problem:
         return explained(HTTPStatus.BAD_REQUEST, str(problem))
-    except _RefusedError as problem:
+    except RefusedError as problem:
         return problem.answer
     if form in {NIFTI, NIFTI_GZ}:
         ending = "nii" if form == NIFTI else "nii.gz"
@@ -308,14 +290,9 @@ def _form(request: Request, offers: Sequence[str]) -> str:
         return form
     absent = chosen(accept, offers)
     why = "" if absent is None else f" {absent} needs a package that this server lacks (pyarrow)."
-    raise _RefusedError(
+    raise RefusedError(
         explained(HTTPStatus.NOT_ACCEPTABLE, f"Patches come as {', '.join(offers)}.{why}")
     )
-
-
-def _tag(form: str, checksum: str, asked: PatchQuery) -> str:
-    words = (__version__, form, checksum, asked.model_dump_json(exclude={"content_checksum"}))
-    return f'"{hashlib.sha256(" ".join(words).encode()).hexdigest()[:32]}"'
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -332,12 +309,12 @@ class _Reading:
 
         Raises
         ------
-        _RefusedError
+        RefusedError
             If it cannot be read, or is too much.
         """
         voxel_bytes = asked.voxel_bytes(len(items))
         if voxel_bytes > _VOXEL_BYTES:
-            raise _RefusedError(
+            raise RefusedError(
                 explained(
                     HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
                     f"{voxel_bytes} bytes of voxels; at most {_VOXEL_BYTES} are sent together. Ask "
@@ -372,12 +349,12 @@ class _Reading:
         status = next((status for status in self.statuses if status != "ok"), None)
         if status is not None:
             code = _FAILURES.get(status, HTTPStatus.UNPROCESSABLE_ENTITY)
-            raise _RefusedError(explained(code, f"{status[0].upper()}{status[1:]}."))
+            raise RefusedError(explained(code, f"{status[0].upper()}{status[1:]}."))
 
     def run(self, threads: int) -> Batch:
         """Read what can be read."""
         if _source_bytes(self.batches, self.requests, self.statuses) > _SOURCE_BYTES:
-            raise _RefusedError(
+            raise RefusedError(
                 explained(
                     HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
                     f"More than {_SOURCE_BYTES} bytes of the scans' voxels would be read together. "

@@ -30,6 +30,7 @@ from spinezarr.serve.tokens import Tokens, new_token
 
 SCAN = "/v1/ctspine1k/scans/liver_0"
 PATCH = f"{SCAN}/patch?size_zyx=4,4,4&start_zyx=0,0,0"
+SLICE = f"{SCAN}/slice.png?size_px=32"
 EMPTY = {"items": [], "size_zyx": (1, 1, 1)}
 
 
@@ -72,6 +73,13 @@ ASKED = [
     ("/v1/{store}/scans/{scan_id}/patch", f"{PATCH}&image_dtype=uint16", {}, 422),
     ("/v1/{store}/scans/{scan_id}/patch", PATCH.replace("4,4,4", "999,999,999"), {}, 413),
     ("/v1/{store}/scans/{scan_id}/patch", PATCH.replace("liver_0", "none"), {}, 404),
+    ("/v1/{store}/scans/{scan_id}/slice.png", SLICE, {}, 200),
+    ("/v1/{store}/scans/{scan_id}/slice.png", SLICE, {"if_none_match": "*"}, 304),
+    ("/v1/{store}/scans/{scan_id}/slice.png", SLICE, {"if_match": '"x"'}, 412),
+    ("/v1/{store}/scans/{scan_id}/slice.png", f"{SLICE}&plane=other", {}, 400),
+    ("/v1/{store}/scans/{scan_id}/slice.png", f"{SLICE}&content_checksum=0", {}, 410),
+    ("/v1/{store}/scans/{scan_id}/slice.png", f"{SLICE}&mm=1e6", {}, 422),
+    ("/v1/{store}/scans/{scan_id}/slice.png", SLICE.replace("liver_0", "none"), {}, 404),
     ("/v1/openapi.json", "/v1/openapi.json", {}, 200),
     ("/docs", "/docs", {}, 200),
     ("/metrics", "/metrics", {}, 200),

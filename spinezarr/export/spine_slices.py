@@ -1,0 +1,102 @@
+"""The slices through the middle of a spine, labelled or annotated as points, and their voxels."""
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from spinezarr.export.voxels import VoxelReader
+from spinezarr.geometry import FLAT_AXIS, Box, Plane, ShapeZYX
+from spinezarr.store.attributes import VertebraRecord
+from spinezarr.store.reader import ArraySpec, ScanHandle
+from spinezarr.vertebrae import ANATOMICAL_ORDER, LEVELS
+
+__all__ = ["Points", "annotated_centres", "middle_of_spine", "middle_slice", "read_slice"]
+
+Points = dict[str, npt.NDArray[np.float64]]
+"""Voxel index (z, y, x) of each level's annotated centre, from head to tail."""
+
+
+def annotated_centres(scan: ScanHandle) -> Points:
+    """Return the centres of vertebrae that a file of their own names."""
+    to_voxel = np.linalg.inv(scan.affine)
+    centroids = scan.attributes.centroids
+    return {
+        name: (to_voxel @ (*centroids[name].position_zyx_mm[::-1], 1))[2::-1]
+        for name in LEVELS
+        if name in centroids
+    }
+
+
+def middle_of_spine(scan: ScanHandle, voxels: VoxelReader) -> ShapeZYX:
+    """Return the voxel in the middle of the spine's bodies, or of the scan if none are known.
+
+    Parameters
+    ----------
+    scan
+        The scan.
+    voxels
+        Reads a slice of its mask.
+    """
+    facts = scan.attributes
+    labelled = _labelled(scan)
+    if scan.label is not None and labelled:
+        return _middle_of_labels(scan.label, voxels, labelled)
+    last_zyx = np.array(facts.shape_zyx) - 1
+    points = annotated_centres(scan)
+    if points:
+        found = np.array(list(points.values()))
+        at_zyx = (found[len(found) // 2, 0], *np.median(found[:, 1:], axis=0))
+        z, y, x = np.clip(np.rint(at_zyx), 0, last_zyx).astype(int).tolist()
+    else:
+        z, y, x = (n // 2 for n in facts.shape_zyx)
+    return (z, y, x)
+
+
+def middle_slice(scan: ScanHandle, voxels: VoxelReader, plane: Plane) -> int:
+    """Return the slice of a plane that :func:`middle_of_spine` lies in.
+
+    No voxel is read for a sagittal one.
+    """
+    labelled = _labelled(scan)
+    if plane == "sagittal" and scan.label is not None and labelled:
+        return _middle_x(labelled)
+    return middle_of_spine(scan, voxels)[FLAT_AXIS[plane]]
+
+
+def read_slice(array: ArraySpec, voxels: VoxelReader, flat_axis: int, at: int) -> npt.NDArray[Any]:
+    """Read one slice across an axis; its axes are the other two, in their order."""
+    start, stop = [0, 0, 0], list(array.shape_zyx)
+    start[flat_axis], stop[flat_axis] = at, at + 1
+    box = Box((start[0], start[1], start[2]), (stop[0], stop[1], stop[2]))
+    out = np.empty(box.shape_zyx, array.dtype)
+    voxels.read_into(array, box, out)
+    return out.squeeze(flat_axis)
+
+
+def _labelled(scan: ScanHandle) -> list[VertebraRecord]:
+    """Return the vertebrae of the mask, from head to tail."""
+    found = scan.attributes.vertebrae
+    return [found[name] for name in ANATOMICAL_ORDER if name in found]
+
+
+def _middle_x(vertebrae: list[VertebraRecord]) -> int:
+    return round(float(np.median([vertebra.centroid_zyx[2] for vertebra in vertebrae])))
+
+
+def _middle_of_labels(
+    label: ArraySpec, voxels: VoxelReader, vertebrae: list[VertebraRecord]
+) -> ShapeZYX:
+    x = _middle_x(vertebrae)
+    sagittal = read_slice(label, voxels, FLAT_AXIS["sagittal"], x) > 0
+    if not sagittal.any():
+        centroids_zyx = np.array([vertebra.centroid_zyx for vertebra in vertebrae])
+        z, y, _ = np.rint(np.median(centroids_zyx, axis=0)).astype(int).tolist()
+        return (z, y, x)
+    # Bodies are taller and closer together than spinous processes.
+    y = int(sagittal.sum(axis=0).argmax())
+    middle = vertebrae[len(vertebrae) // 2]
+    rows = sagittal[middle.start_zyx[0] : middle.stop_zyx[0], y]
+    inside = np.flatnonzero(rows)
+    offset = inside[len(inside) // 2] if len(inside) else len(rows) // 2
+    return (int(middle.start_zyx[0] + offset), y, x)

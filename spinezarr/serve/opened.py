@@ -1,0 +1,61 @@
+"""One version of a scan, opened for what shows it."""
+
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Final
+
+from spinezarr.errors import CorruptStoreError, UnknownScanError
+from spinezarr.serve.http import explained
+from spinezarr.serve.patches import PatchSource
+from spinezarr.serve.versioned import RefusedError
+from spinezarr.store.reader import ScanHandle, StoreReader
+from spinezarr.stream.engine import Engine
+
+__all__ = ["NO_SCAN", "OpenedScan"]
+
+NO_SCAN: Final = explained(HTTPStatus.NOT_FOUND, "There is no such scan.")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class OpenedScan:
+    """One version of a scan, and what reads it."""
+
+    scan: ScanHandle
+    reader: StoreReader
+    engine: Engine
+
+    @classmethod
+    def of(cls, source: PatchSource, scan_id: str, content_checksum: str | None) -> "OpenedScan":
+        """Open a scan.
+
+        Parameters
+        ----------
+        source
+            Of the voxels of its store.
+        scan_id
+            Of the scan.
+        content_checksum
+            Of the version that is wanted; None for whatever is there.
+
+        Raises
+        ------
+        RefusedError
+            If there is no such scan, or it has another version, or is damaged.
+        SpinezarrError, OSError
+            If the store cannot be read.
+        """
+        if not source.may_have(scan_id):
+            raise RefusedError(NO_SCAN)
+        reader, engine = source.opened([scan_id])
+        try:
+            scan: ScanHandle = reader.scan(scan_id)
+        except UnknownScanError:
+            raise RefusedError(NO_SCAN) from None
+        except CorruptStoreError as problem:
+            answer = explained(
+                HTTPStatus.SERVICE_UNAVAILABLE, "The scan is damaged.", retry_after="1"
+            )
+            raise RefusedError(answer) from problem
+        if content_checksum not in {None, scan.content_checksum}:
+            raise RefusedError(explained(HTTPStatus.GONE, "The scan has changed."))
+        return cls(scan, reader, engine)

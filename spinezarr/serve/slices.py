@@ -1,0 +1,90 @@
+"""Slices of scans as PNG: ``GET /v1/<store>/scans/<scan_id>/slice.png``."""
+
+import math
+from http import HTTPStatus
+from typing import Annotated, Final
+
+from pydantic import Field
+
+from spinezarr.errors import UsageError
+from spinezarr.geometry import FLAT_AXIS, Plane
+from spinezarr.serve.http import Answer, Request, explained
+from spinezarr.serve.opened import OpenedScan
+from spinezarr.serve.patches import PatchSource
+from spinezarr.serve.query import AskedModel, WrongQueryError, parse_query
+from spinezarr.serve.versioned import RefusedError, headers_of_version
+from spinezarr.view.slice_picture import (
+    LARGEST_PX,
+    SliceRequest,
+    parse_labels,
+    slice_at,
+    slice_png,
+)
+from spinezarr.view.windows import DEFAULT_WINDOW, parse_window
+
+__all__ = ["PNG", "SliceQuery", "answer_slice"]
+
+PNG: Final = "image/png"
+_VOXELS: Final = 1 << 25
+"""Of a slice that is drawn; it takes some 20 bytes a voxel."""
+
+
+class SliceQuery(AskedModel):
+    """Which slice, and how it is shown."""
+
+    plane: Plane = "sagittal"
+    """Of the stored grid: an oblique scan's are tilted as its axes are."""
+    mm: float | None = None
+    """Where it lies, as the scan's coordinate x, y or z counts across it (RAS+); left out, it goes
+    through the middle of the spine, or of a scan without one. The nearest slice is drawn."""
+    window: Annotated[str, Field(max_length=64)] = DEFAULT_WINDOW
+    """``bone``, ``soft_tissue``, ``lung``, or the HU that are black and white, e.g. -160,240."""
+    labels: Annotated[str, Field(max_length=256)] = "true"
+    """Vertebrae that are tinted: ``true`` for all of the mask, ``false``, or names, e.g. L1,L2."""
+    size_px: Annotated[int, Field(ge=1, le=LARGEST_PX)] | None = None
+    """Pixels along the longer side; left out, as many as the finer spacing makes, and no more than
+    can be asked for."""
+    content_checksum: Annotated[str, Field(max_length=64)] | None = None
+    """The version of the scan that is wanted; the answer may be kept for ever."""
+
+
+def answer_slice(source: PatchSource, request: Request, scan_id: str) -> Answer:
+    """Answer a request for a slice, which is a :class:`SliceQuery`.
+
+    Parameters
+    ----------
+    source
+        Of the store's voxels.
+    request
+        As it came.
+    scan_id
+        Of the scan.
+    """
+    try:
+        asked = parse_query(SliceQuery, request.query)
+        window_hu, labels = parse_window(asked.window), parse_labels(asked.labels)
+    except (WrongQueryError, UsageError) as problem:
+        return explained(HTTPStatus.BAD_REQUEST, str(problem))
+    try:
+        opened = OpenedScan.of(source, scan_id, asked.content_checksum)
+        scan = opened.scan
+        _check_size(scan.image.shape_zyx, FLAT_AXIS[asked.plane])
+        words = scan.content_checksum, asked.model_dump_json(exclude={"content_checksum"})
+        is_named = asked.content_checksum is not None
+        headers = headers_of_version(request, PNG, *words, is_named=is_named)
+    except RefusedError as refused:
+        return refused.answer
+    try:
+        index = slice_at(scan, opened.engine, asked.plane, asked.mm)
+    except UsageError as problem:
+        return explained(HTTPStatus.UNPROCESSABLE_ENTITY, str(problem))
+    wanted = SliceRequest(asked.plane, index, window_hu, labels, asked.size_px)
+    data = slice_png(scan, opened.engine, wanted)
+    return Answer(HTTPStatus.OK, {**headers, "content-type": PNG}, data)
+
+
+def _check_size(shape_zyx: tuple[int, int, int], flat_axis: int) -> None:
+    voxels = math.prod(n for axis, n in enumerate(shape_zyx) if axis != flat_axis)
+    if voxels > _VOXELS:
+        text = f"A slice of {voxels} voxels; at most {_VOXELS} are drawn."
+        raise RefusedError(explained(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, text))

@@ -1,0 +1,173 @@
+"""Slices that a server draws."""
+
+import io
+import shutil
+from pathlib import Path
+from urllib.parse import quote
+
+import numpy as np
+import pytest
+from asking import ask
+from PIL import Image
+
+import spinezarr
+from spinezarr.serve import pages, slices
+from spinezarr.serve.run import BackgroundServer
+from spinezarr.serve.settings import ServeSettings
+from spinezarr.vertebrae import color_of
+from spinezarr.view.windows import WINDOWS_HU
+
+SCAN = "/v1/ctspine1k/scans/liver_0/slice.png"
+NEVER = "private, max-age=31536000, immutable"
+
+
+@pytest.fixture(scope="module")
+def served(ctspine1k_url):
+    with BackgroundServer(ServeSettings(paths=(ctspine1k_url,))) as server:
+        yield server.url
+
+
+@pytest.fixture(scope="module")
+def local(ctspine1k_url):
+    return spinezarr.open(ctspine1k_url)
+
+
+def pixels(url):
+    status, headers, body = ask(url)
+    assert (status, headers["content-type"]) == (200, "image/png"), body
+    with Image.open(io.BytesIO(body)) as picture:
+        assert picture.format == "PNG"
+        return np.asarray(picture)
+
+
+def shown(values, window):
+    low, high = WINDOWS_HU[window]
+    return np.round((np.clip(values.astype(float), low, high) - low) * 255 / (high - low))
+
+
+@pytest.mark.parametrize("window", WINDOWS_HU)
+def test_an_axial_slice_is_the_stores_voxels(served, local, window):
+    scan = local.scan("liver_0")
+    assert scan.attrs["spacing_zyx_mm"][1] == scan.attrs["spacing_zyx_mm"][2]
+    for at in (0, 7, len(scan.z) - 1):
+        mm = float(scan.z[at])
+        query = f"plane=axial&mm={mm!r}&window={window}&labels=false"
+        found = pixels(f"{served}{SCAN}?{query}")
+        np.testing.assert_array_equal(found, shown(scan.image.values[at, ::-1, ::-1], window))
+
+
+def test_a_thumbnail_shows_the_spine(served, local):
+    found = pixels(f"{served}{SCAN}?size_px=96")
+    assert found.shape[2] == 3
+    assert max(found.shape) == 96
+    assert np.ptp(found.astype(int), axis=2).max() > 50
+    assert pixels(f"{served}{SCAN}?size_px=96&labels=false").ndim == 2
+    label = local.scan("liver_0").label.values
+    x = int(np.median(np.argwhere(label)[:, 2]))
+    (shows,) = {20} & set(np.unique(label[:, :, x]).tolist())
+    alone = pixels(f"{served}{SCAN}?labels=L1&size_px=256").astype(int)
+    colored = alone[np.ptp(alone, axis=2) > 0]
+    assert len(colored)
+    assert (np.round(np.array(color_of(shows)) * 255) == colored).all(axis=1).any()
+
+
+def test_it_is_kept_as_long_as_the_scan_is_the_same(served, local):
+    checksum = local._reader.scan("liver_0").content_checksum
+    asked = f"{served}{SCAN}?size_px=32"
+    _, headers, body = ask(asked)
+    assert headers["cache-control"] == "no-cache"
+    status, named, same = ask(f"{asked}&content_checksum={checksum}")
+    assert (status, named["cache-control"], same) == (200, NEVER, body)
+    assert named["etag"] == headers["etag"]
+    assert not named["etag"].startswith("W/")
+    for url in (asked, f"{asked}&content_checksum={checksum}"):
+        status, again, nothing = ask(url, if_none_match=headers["etag"])
+        assert (status, nothing, again["etag"]) == (304, b"", headers["etag"])
+        assert ask(url, if_match='"x"')[0] == 412
+    assert ask(f"{asked}&content_checksum=0")[0] == 410
+    others = ("plane=axial", "window=lung", "labels=false", "labels=L1", "size_px=33", "mm=0")
+    tags = {ask(f"{served}{SCAN}?{other}")[1].get("etag") for other in others}
+    assert None not in tags
+    assert len(tags | {headers["etag"]}) == 1 + len(others)
+
+
+@pytest.mark.parametrize(
+    ("query", "status", "text"),
+    [
+        ("plane=oblique", 400, "plane: "),
+        ("window=bones", 400, "window: is bone, soft_tissue, lung, or the HU"),
+        ("window=5,5", 400, "window: what is black, 5 HU, is not below 5 HU."),
+        ("labels=L9", 400, "labels: is true, false, or some of C1, C2, "),
+        ("size_px=0", 400, "size_px: "),
+        ("size_px=2049", 400, "size_px: "),
+        ("mm=far", 400, "mm: "),
+        ("mm=NaN", 400, "mm: "),
+        ("other=1", 400, "Parameters are plane, mm, window, labels, size_px, content_checksum."),
+        ("mm=1e9", 422, "mm: x of this scan runs from "),
+        ("plane=axial&mm=-1e9", 422, "mm: z of this scan runs from "),
+    ],
+)
+def test_what_is_no_slice_is_refused(served, query, status, text):
+    found, headers, body = ask(f"{served}{SCAN}?{query}")
+    assert (found, headers["cache-control"]) == (status, "no-store")
+    assert body.decode().startswith(text)
+
+
+@pytest.mark.parametrize("scan_id", ["none", "..", "zarr.json", quote("a/b", safe="")])
+def test_what_is_not_there_is_404(served, scan_id):
+    assert ask(f"{served}/v1/ctspine1k/scans/{scan_id}/slice.png")[0] == 404
+    assert ask(f"{served}/v1/none/scans/liver_0/slice.png")[0] == 404
+
+
+def test_a_large_slice_is_refused(served, monkeypatch):
+    monkeypatch.setattr(slices, "_VOXELS", 100)
+    assert ask(f"{served}{SCAN}")[0] == 413
+
+
+def test_a_damaged_scan_is_503(ctspine1k_url, tmp_path):
+    shutil.copytree(ctspine1k_url, tmp_path / "own.zarr")
+    scan = tmp_path / "own.zarr" / "scans" / "liver_0"
+    with BackgroundServer(ServeSettings(paths=(str(tmp_path),))) as server:
+        url = f"{server.url}/v1/own/scans/liver_0/slice.png"
+        assert ask(url)[0] == 200
+        shards = [path for path in Path(scan / "image").rglob("*") if path.name != "zarr.json"]
+        for path in shards:
+            if path.is_file():
+                data = bytearray(path.read_bytes())
+                data[: len(data) // 2] = bytes(len(data) // 2)
+                path.write_bytes(data)
+        status, headers, _ = ask(url)
+        assert (status, headers["retry-after"]) == (503, "1")
+        (scan / "zarr.json").write_bytes((scan / "zarr.json").read_bytes()[:-9])
+        assert ask(url)[0] == 503
+        shutil.rmtree(scan)
+        assert ask(url)[0] == 404
+
+
+def test_it_is_drawn_of_what_is_there_now(tmp_path, bring):
+    bring("before", tmp_path / "own.zarr")
+    with BackgroundServer(ServeSettings(paths=(str(tmp_path),))) as server:
+        url = f"{server.url}/v1/own/scans/a/slice.png?plane=axial&mm=0&labels=false"
+        before, tag = pixels(url), ask(url)[1]["etag"]
+        bring("after", tmp_path / "own.zarr")
+        after = pixels(url)
+        assert ask(url)[1]["etag"] != tag
+        assert ask(url, if_none_match=tag)[0] == 200
+        now = spinezarr.open(tmp_path / "own.zarr").scan("a").image.values[0, ::-1, ::-1]
+        np.testing.assert_array_equal(after, shown(now, "bone"))
+        assert after.shape == before.shape
+
+
+def test_who_looks_does_not_hold_up_who_trains(ctspine1k_url, monkeypatch):
+    patch = "/v1/ctspine1k/scans/liver_0/patch?size_zyx=4,4,4&start_zyx=0,0,0"
+    monkeypatch.setattr(pages, "_WAITING", 0)
+    for closed, answers in (("_PICTURES_AT_ONCE", (429, 200)), ("_AT_ONCE", (200, 429))):
+        with (
+            monkeypatch.context() as patched,
+            BackgroundServer(ServeSettings(paths=(ctspine1k_url,))) as server,
+        ):
+            patched.setattr(pages, closed, 0)
+            found = tuple(ask(f"{server.url}{path}") for path in (SCAN, patch))
+            assert tuple(answer[0] for answer in found) == answers
+            refused = next(answer for answer in found if answer[0] == 429)
+            assert refused[1]["retry-after"] == "1"
