@@ -25,6 +25,7 @@ PARAMETERS: Final[Mapping[str, str]] = MappingProxyType(
     {
         "store": "Name of a store, as /v1/stores lists it.",
         "scan_id": "Of a scan, as the store's scans are listed.",
+        "file": "Name of a file of the page.",
         "key": "Of a file below the store, parts of it between slashes, e.g. "
         "scans/liver_0/zarr.json. A first part @<content_checksum> names the version of a scan.",
         "Range": "One range of bytes, with GET alone; several get the whole file.",
@@ -146,6 +147,13 @@ _READING: Final = {
     **_TOO_MUCH,
 }
 
+_PAGE_ANSWERS: Final = {
+    HTTPStatus.OK: Content("The page.", (_HTML,), headers=("ETag",)),
+    HTTPStatus.NOT_MODIFIED: Content("It is the one of If-None-Match.", (), headers=("ETag",)),
+    **_KNOWN,
+}
+_PAGE_HEADERS: Final = ("If-None-Match",)
+
 ZARR: Final = Operation(
     "zarr",
     "GET",
@@ -257,6 +265,41 @@ OPERATIONS: Final = (
         "Facts",
         "All that a store knows of a scan",
         {HTTPStatus.OK: Content("Its attributes.", (_JSON,), ScanModel), **_FACTS},
+    ),
+    Operation(
+        "list_page",
+        "GET",
+        "/",
+        "Pages",
+        "The stores and their scans, in a browser",
+        _PAGE_ANSWERS,
+        headers=_PAGE_HEADERS,
+    ),
+    Operation(
+        "scan_page",
+        "GET",
+        "/scan/{store}/{scan_id}",
+        "Pages",
+        "A scan and its vertebrae, in a browser",
+        _PAGE_ANSWERS,
+        headers=_PAGE_HEADERS,
+    ),
+    Operation(
+        "page_file",
+        "GET",
+        "/page/{file}",
+        "Pages",
+        "A script, a style or a picture of these pages",
+        {
+            **_PAGE_ANSWERS,
+            HTTPStatus.OK: Content(
+                "The file.",
+                ("text/javascript", "text/css", "image/svg+xml", TEXT, _HTML),
+                headers=("ETag",),
+            ),
+            HTTPStatus.NOT_FOUND: Content("There is none such."),
+        },
+        headers=_PAGE_HEADERS,
     ),
     Operation(
         "openapi",

@@ -29,6 +29,7 @@ from spinezarr.serve.http import Answer, Receive, Request, Scope, Send, explaine
 from spinezarr.serve.login import LOGIN, LOGOUT
 from spinezarr.serve.openapi import document
 from spinezarr.serve.operations import OPERATIONS
+from spinezarr.serve.page_files import LIST_PAGE, SCAN_PAGE, answer_page_file
 from spinezarr.serve.patches import BODY_BYTES, PatchSource, answer_batch, answer_patch
 from spinezarr.serve.sending import Sent, send_answer
 from spinezarr.serve.slices import answer_slice
@@ -167,6 +168,9 @@ class _Pages:
             "batch": self._read_batch,
             "patch": self._read_patch,
             "slice": self._draw_slice,
+            "list_page": lambda asked: self._page_file(asked, LIST_PAGE),
+            "scan_page": lambda asked: self._page_file(asked, SCAN_PAGE),
+            "page_file": lambda asked: self._page_file(asked, asked.path_params["file"]),
             "openapi": self._describe,
             "docs": self._show,
             "metrics": self._count,
@@ -306,6 +310,9 @@ class _Pages:
             if self._held_bytes > _BODIES_BYTES:
                 return _BUSY
         return b"".join(parts)
+
+    async def _page_file(self, asked: Asked, name: str) -> Answer:
+        return await _called(None, lambda: answer_page_file(_request(asked), name))
 
     async def _describe(self, _: Asked) -> Answer:
         return self._described

@@ -81,6 +81,11 @@ ASKED = [
     ("/v1/{store}/scans/{scan_id}/slice.png", f"{SLICE}&mm=1e6", {}, 422),
     ("/v1/{store}/scans/{scan_id}/slice.png", SLICE.replace("liver_0", "none"), {}, 404),
     ("/v1/openapi.json", "/v1/openapi.json", {}, 200),
+    ("/", "/", {}, 200),
+    ("/", "/", {"if_none_match": "*"}, 304),
+    ("/scan/{store}/{scan_id}", "/scan/ctspine1k/liver_0", {}, 200),
+    ("/page/{file}", "/page/page.css", {}, 200),
+    ("/page/{file}", "/page/none", {}, 404),
     ("/docs", "/docs", {}, 200),
     ("/metrics", "/metrics", {}, 200),
     ("/healthz", "/healthz", {"host": "evil.example"}, 200),
@@ -151,7 +156,7 @@ def test_all_is_described_once(described):
 
 @pytest.mark.parametrize("op", [op for op in OPERATIONS if op.group != "Bytes"])
 def test_other_methods_are_refused(served, op):
-    path = op.path.format(store="ctspine1k", scan_id="liver_0")
+    path = op.path.format(store="ctspine1k", scan_id="liver_0", file="page.css")
     for method in ("GET", "POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE"):
         if method != op.method:
             status, headers, _ = ask(f"{served}{path}", method)
@@ -234,6 +239,7 @@ def test_the_page_shows_all_and_asks_nobody(served, described):
 PINNED = {
     "store": ["ctspine1k"],
     "scan_id": ["liver_0", "none"],
+    "file": ["page.css", "none"],
     "key": ["zarr.json", "scans/liver_0/zarr.json", "scans/liver_0/image/c/0/0/0", "none"],
 }
 

@@ -1,0 +1,96 @@
+/* What both pages use. */
+
+/** An answer that is no success; its text is for a person. */
+export class AnswerError extends Error {
+  constructor(status, text) {
+    super(text.trim() || `The server answered with status ${status}.`);
+    this.status = status;
+  }
+}
+
+/**
+ * Fetch from this server.
+ * @param {string} path below it
+ * @param {RequestInit} options as of fetch
+ * @returns {Promise<Response>} of a success
+ */
+export async function ask(path, options = {}) {
+  const response = await fetch(path, { credentials: "same-origin", ...options });
+  if (response.ok) return response;
+  if (response.status === 401) {
+    location.assign(`/login?next=${encodeURIComponent(location.pathname + location.search)}`);
+  }
+  throw new AnswerError(response.status, await response.text());
+}
+
+/** Fetch JSON from this server. */
+export async function askJson(path, options = {}) {
+  return (await ask(path, options)).json();
+}
+
+/**
+ * Make an element.
+ * @param {string} tag e.g. "button"
+ * @param {Object<string, *>} fields attributes; "on…" listen, "class" and data-… as in HTML;
+ *   false, null and undefined leave an attribute out
+ * @param {...(Node|string)} children in order
+ */
+export function element(tag, fields = {}, ...children) {
+  const made = document.createElement(tag);
+  for (const [name, value] of Object.entries(fields)) {
+    if (value === false || value === null || value === undefined) continue;
+    if (name.startsWith("on")) made.addEventListener(name.slice(2), value);
+    else made.setAttribute(name, value === true ? "" : value);
+  }
+  made.append(...children.filter((child) => child !== null && child !== undefined && child !== ""));
+  return made;
+}
+
+/** A square in the color of a vertebra: CSSOM, as the policy allows no style attribute. */
+export function swatch(color) {
+  const made = element("span", { class: "swatch", "aria-hidden": "true" });
+  made.style.backgroundColor = color;
+  return made;
+}
+
+/** Bytes for people. */
+export function bytesText(count) {
+  const units = ["B", "kB", "MB", "GB", "TB"];
+  let at = 0;
+  let value = count;
+  while (value >= 1000 && at < units.length - 1) {
+    value /= 1000;
+    at += 1;
+  }
+  return `${at === 0 || value >= 100 ? value.toFixed(0) : value.toFixed(1)} ${units[at]}`;
+}
+
+/** A number with the digits that a person wants to see. */
+export function numberText(value, digits = 2) {
+  return Number(value.toFixed(digits)).toLocaleString("en", { maximumFractionDigits: digits });
+}
+
+const THEMES = ["system", "light", "dark"];
+
+/** Put the choice of light or dark into the bar; it is kept in this browser. */
+export function addThemeButton(bar) {
+  const kept = localStorage.getItem("theme");
+  let theme = THEMES.includes(kept) ? kept : "system";
+  const button = element("button", { type: "button", id: "theme" });
+  const show = () => {
+    if (theme === "system") delete document.documentElement.dataset.theme;
+    else document.documentElement.dataset.theme = theme;
+    button.textContent = `Theme: ${theme}`;
+  };
+  button.addEventListener("click", () => {
+    theme = THEMES[(THEMES.indexOf(theme) + 1) % THEMES.length];
+    localStorage.setItem("theme", theme);
+    show();
+    document.dispatchEvent(new Event("themechange"));
+  });
+  show();
+  bar.append(button);
+}
+
+/** Whether this build has what draws volumes. */
+export const hasNiivue = document.documentElement.dataset.niivue === "true";

@@ -1,0 +1,3 @@
+import { addThemeButton } from "./common.js";
+
+addThemeButton(document.querySelector(".bar"));

@@ -1,0 +1,56 @@
+"""A browser that looks at a server, and says what its pages did wrong."""
+
+import shutil
+from urllib.parse import urlsplit
+
+import pytest
+from playwright.sync_api import sync_playwright
+
+from spinezarr.serve.run import BackgroundServer
+from spinezarr.serve.settings import ServeSettings
+
+CHROMIUM = shutil.which("chromium")
+_FLAGS = ["--headless=new", "--no-sandbox", "--disable-dev-shm-usage"]
+
+
+@pytest.fixture(scope="session")
+def chromium():
+    """Run Debian's Chromium for all tests of a process."""
+    if CHROMIUM is None:
+        pytest.skip("Chromium is not installed. On Debian: apt-get install chromium")
+    with sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=CHROMIUM, args=_FLAGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def served(ctspine1k_url):
+    """Serve a small store to all tests of a module; return the URL of the server."""
+    with BackgroundServer(ServeSettings(paths=(ctspine1k_url,))) as server:
+        yield server.url
+
+
+@pytest.fixture
+def page(chromium):
+    """Return a tab of 1280 x 720; what it reports, or asks of other hosts, fails the test.
+
+    What a test expects to be refused, it takes out of ``page.complaints``.
+    """
+    context = chromium.new_context(viewport={"width": 1280, "height": 720}, locale="en-US")
+    tab = context.new_page()
+    tab.set_default_timeout(20_000)
+    tab.complaints = []
+    tab.on(
+        "console",
+        lambda said: (
+            tab.complaints.append(said.text) if said.type in {"error", "warning"} else None
+        ),
+    )
+    tab.on("pageerror", lambda problem: tab.complaints.append(str(problem)))
+    hosts = set()
+    tab.on("request", lambda asked: hosts.add(urlsplit(asked.url).hostname))
+    yield tab
+    context.close()
+    assert not tab.complaints
+    assert hosts <= {"127.0.0.1", "", None}, hosts

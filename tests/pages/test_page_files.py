@@ -1,0 +1,52 @@
+"""Files of the page, and its policy."""
+
+import gzip
+from importlib.resources import files
+
+import pytest
+from asking import ask
+
+from spinezarr.serve.http import Request
+from spinezarr.serve.page_files import answer_page_file
+
+PAGE = files("spinezarr.view").joinpath("page")
+
+
+def test_files_come_as_they_lie_in_the_package(served):
+    for path, name in [("/", "list.html"), ("/scan/any/any", "scan.html")] + [
+        (f"/page/{name}", name) for name in ("page.css", "common.js", "icon.svg")
+    ]:
+        status, fields, body = ask(served + path)
+        assert (status, body) == (200, PAGE.joinpath(name).read_bytes())
+        packed = ask(served + path, accept_encoding="gzip, br")
+        if "content-encoding" in packed[1]:
+            assert packed[1]["etag"] != fields["etag"]
+            assert gzip.decompress(packed[2]) == body
+        else:
+            assert packed[2] == body
+        assert ask(served + path, if_none_match=fields["etag"])[0] == 304
+        assert ask(served + path, "HEAD")[2] == b""
+
+
+@pytest.mark.parametrize("name", ["none.js", "..%2f__init__.py", "%2e%2e/facts.py", "", "__init__"])
+def test_nothing_else_can_be_asked_for(served, name):
+    assert ask(f"{served}/page/{name}")[0] == 404
+
+
+def test_a_page_runs_and_shows_nothing_from_elsewhere(served):
+    policy = ask(served)[1]["content-security-policy"]
+    words = {part.split()[0]: part.split()[1:] for part in policy.split(";")}
+    assert words["default-src"] == ["'none'"]
+    assert not any(place.startswith(("http", "*")) for places in words.values() for place in places)
+    assert "'unsafe-inline'" not in policy
+    assert "'unsafe-eval'" not in policy
+
+
+def test_a_client_that_weighs_encodings_gets_the_file_as_it_is():
+    request = Request("GET", "/", headers={"accept-encoding": "gzip;q=0, *;q=0.5"})
+    assert "content-encoding" not in answer_page_file(request, "page.css").headers
+
+
+def test_a_page_opens_without_complaint(page, served):
+    page.goto(served)
+    assert page.locator(".home").inner_text() == "spinezarr"
