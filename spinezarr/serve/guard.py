@@ -19,7 +19,10 @@ _WORD: Final = re.compile(r"[\x21-\x7e]{1,512}")
 _PLACE: Final = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([^\[\]:/@\s]+))(?::[0-9]{0,5})?", re.ASCII)
 LOOPBACK: Final = frozenset({"localhost", "127.0.0.1", "::1"})
 """Names of this machine."""
-_EXPOSED: Final = "Content-Range, Content-Length, ETag, Accept-Ranges, Retry-After"
+_EXPOSED: Final = (
+    "Content-Range, Content-Length, ETag, Accept-Ranges, Retry-After, "
+    "X-Spinezarr-Dtype, X-Spinezarr-Shape-Zyx"
+)
 _ASKED: Final = "Range, Authorization, If-Match, If-None-Match, If-Range, Content-Type, Accept"
 _DAY_S: Final = 86_400
 

@@ -11,6 +11,7 @@ from pydantic import BaseModel
 from spinezarr.serve.facts import OneStoreModel, ScanModel, ScansModel, ScansQuery, StoresModel
 from spinezarr.serve.forms import BATCH_FORMS, PATCH_FORMS
 from spinezarr.serve.http import TEXT
+from spinezarr.serve.levels import LEVEL_HEADERS, LevelQuery
 from spinezarr.serve.patches import BatchModel, PatchQuery
 from spinezarr.serve.query import AskedModel
 from spinezarr.serve.slices import PNG, SliceQuery
@@ -26,12 +27,14 @@ PARAMETERS: Final[Mapping[str, str]] = MappingProxyType(
         "store": "Name of a store, as /v1/stores lists it.",
         "scan_id": "Of a scan, as the store's scans are listed.",
         "file": "Name of a file of the page.",
+        "level": "Its number; 0 is the stored array, and each further one is coarser.",
         "key": "Of a file below the store, parts of it between slashes, e.g. "
         "scans/liver_0/zarr.json. A first part @<content_checksum> names the version of a scan.",
         "Range": "One range of bytes, with GET alone; several get the whole file.",
         "If-Range": "Tag of the version that the range is wanted of; another gets the whole.",
         "If-Match": "Tags; 412 if the version is none of them.",
         "If-None-Match": "Tags; 304 if the version is one of them.",
+        "Accept-Encoding": "Masks come packed to who takes gzip.",
     }
 )
 """What a part of a path, and a header, stands for."""
@@ -228,6 +231,25 @@ OPERATIONS: Final = (
         },
         query=SliceQuery,
         headers=_CONDITIONS,
+    ),
+    Operation(
+        "level",
+        "GET",
+        "/v1/{store}/scans/{scan_id}/levels/{level}",
+        "Pictures",
+        "Voxels of a level of a scan: numbers in little-endian order, x fastest, then y",
+        {
+            HTTPStatus.OK: Content("The voxels.", (_BYTES,), headers=LEVEL_HEADERS),
+            HTTPStatus.UNPROCESSABLE_ENTITY: Content(
+                "The box is not inside the level, or the scan has no mask."
+            ),
+            **_FACTS,
+            **_VERSION,
+            HTTPStatus.BAD_REQUEST: Content("What is asked is no box; says where."),
+            **_TOO_MUCH,
+        },
+        query=LevelQuery,
+        headers=(*_CONDITIONS, "Accept-Encoding"),
     ),
     Operation(
         "stores",

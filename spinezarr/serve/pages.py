@@ -26,6 +26,7 @@ from spinezarr.serve.docs_page import page, policy
 from spinezarr.serve.facts import StoreFacts, answer_scan, answer_scans, answer_store, answer_stores
 from spinezarr.serve.guard import Guard
 from spinezarr.serve.http import Answer, Receive, Request, Scope, Send, explained
+from spinezarr.serve.levels import LevelRequest, answer_level
 from spinezarr.serve.login import LOGIN, LOGOUT
 from spinezarr.serve.openapi import document
 from spinezarr.serve.operations import OPERATIONS
@@ -168,6 +169,7 @@ class _Pages:
             "batch": self._read_batch,
             "patch": self._read_patch,
             "slice": self._draw_slice,
+            "level": self._make_level,
             "list_page": lambda asked: self._page_file(asked, LIST_PAGE),
             "scan_page": lambda asked: self._page_file(asked, SCAN_PAGE),
             "page_file": lambda asked: self._page_file(asked, asked.path_params["file"]),
@@ -237,6 +239,13 @@ class _Pages:
     async def _draw_slice(self, asked: Asked) -> Answer:
         request, scan_id = _request(asked), asked.path_params["scan_id"]
         return await self._draw(asked, lambda source: answer_slice(source, request, scan_id))
+
+    async def _make_level(self, asked: Asked) -> Answer:
+        request, scan_id = _request(asked), asked.path_params["scan_id"]
+        wanted = LevelRequest(scan_id, asked.path_params["level"], self._stores.kept_levels)
+        return await self._draw(
+            asked, lambda source: answer_level(source, request, wanted, threads=_THREADS)
+        )
 
     async def _read(
         self, asked: Asked, n_bytes: int, answer: Callable[[PatchSource], Answer]

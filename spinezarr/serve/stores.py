@@ -18,12 +18,15 @@ from spinezarr.serve.patches import PatchSource
 from spinezarr.serve.storage import Storage, UnreadableError
 from spinezarr.stream.cache import BoundedCache
 from spinezarr.stream.engine import ChunkCache
+from spinezarr.view.levels import LevelCache
 
 __all__ = ["ServedStores", "StorePlace"]
 
 _SUFFIX: Final = ".zarr"
 _LOOKING: Final = 8
 """Threads that look through buckets for names that are not known."""
+_LEVEL_BYTES: Final = 128 << 20
+"""Of coarse levels that a process keeps: those that some scans are first shown in."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +76,8 @@ class ServedStores:
         cache_bytes: int = 0,
     ) -> None:
         self._chunks: ChunkCache = BoundedCache(cache_bytes)
+        self.kept_levels: LevelCache = BoundedCache(_LEVEL_BYTES)
+        """Coarse levels that were made, of all of them."""
         options = storage_options or {}
         self._given = tuple(_given(path, options.get(path, {})) for path in paths)
         self._opened: dict[str, _Served] = {}

@@ -31,6 +31,7 @@ from spinezarr.serve.tokens import Tokens, new_token
 SCAN = "/v1/ctspine1k/scans/liver_0"
 PATCH = f"{SCAN}/patch?size_zyx=4,4,4&start_zyx=0,0,0"
 SLICE = f"{SCAN}/slice.png?size_px=32"
+LEVEL = "/v1/{store}/scans/{scan_id}/levels/{level}"
 EMPTY = {"items": [], "size_zyx": (1, 1, 1)}
 
 
@@ -80,6 +81,14 @@ ASKED = [
     ("/v1/{store}/scans/{scan_id}/slice.png", f"{SLICE}&content_checksum=0", {}, 410),
     ("/v1/{store}/scans/{scan_id}/slice.png", f"{SLICE}&mm=1e6", {}, 422),
     ("/v1/{store}/scans/{scan_id}/slice.png", SLICE.replace("liver_0", "none"), {}, 404),
+    (LEVEL, f"{SCAN}/levels/0", {}, 200),
+    (LEVEL, f"{SCAN}/levels/0?array=label&size_zyx=2,3,4", {"accept_encoding": "gzip"}, 200),
+    (LEVEL, f"{SCAN}/levels/0", {"if_none_match": "*"}, 304),
+    (LEVEL, f"{SCAN}/levels/0", {"if_match": '"x"'}, 412),
+    (LEVEL, f"{SCAN}/levels/0?array=other", {}, 400),
+    (LEVEL, f"{SCAN}/levels/99", {}, 404),
+    (LEVEL, f"{SCAN}/levels/0?content_checksum=0", {}, 410),
+    (LEVEL, f"{SCAN}/levels/0?start_zyx=999,0,0", {}, 422),
     ("/v1/openapi.json", "/v1/openapi.json", {}, 200),
     ("/", "/", {}, 200),
     ("/", "/", {"if_none_match": "*"}, 304),
@@ -156,7 +165,7 @@ def test_all_is_described_once(described):
 
 @pytest.mark.parametrize("op", [op for op in OPERATIONS if op.group != "Bytes"])
 def test_other_methods_are_refused(served, op):
-    path = op.path.format(store="ctspine1k", scan_id="liver_0", file="page.css")
+    path = op.path.format(store="ctspine1k", scan_id="liver_0", file="page.css", level="0")
     for method in ("GET", "POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE"):
         if method != op.method:
             status, headers, _ = ask(f"{served}{path}", method)
@@ -240,6 +249,7 @@ PINNED = {
     "store": ["ctspine1k"],
     "scan_id": ["liver_0", "none"],
     "file": ["page.css", "none"],
+    "level": ["0", "1"],
     "key": ["zarr.json", "scans/liver_0/zarr.json", "scans/liver_0/image/c/0/0/0", "none"],
 }
 

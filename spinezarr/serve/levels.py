@@ -1,0 +1,209 @@
+"""Coarse levels of scans, as raw voxels: ``GET /v1/<store>/scans/<scan_id>/levels/<level>``.
+
+A page shows a coarse level first, and asks for boxes of finer ones as somebody looks closer. Levels
+are made when they are asked for; see :mod:`spinezarr.view.levels`.
+"""
+
+import math
+import re
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from typing import Annotated, Any, Final, Literal
+
+from isal import igzip
+from pydantic import Field
+
+from spinezarr.errors import CorruptStoreError, ScanChangedError
+from spinezarr.geometry import Box
+from spinezarr.serve.http import Answer, Request, explained
+from spinezarr.serve.opened import OpenedScan
+from spinezarr.serve.patches import PatchSource
+from spinezarr.serve.query import AskedModel, WrongQueryError, parse_query
+from spinezarr.serve.versioned import RefusedError, headers_of_version
+from spinezarr.store.layout import IMAGE, LABEL, LARGEST_AXIS
+from spinezarr.store.reader import ArraySpec, ScanHandle
+from spinezarr.stream.volumes import as_stored_now
+from spinezarr.view.levels import Level, LevelCache, LevelReader, levels_of, shown_dtype
+
+__all__ = ["LEVEL_HEADERS", "LevelQuery", "LevelRequest", "answer_level"]
+
+_BYTES: Final = "application/octet-stream"
+_VOXEL_BYTES: Final = 256 << 20
+"""Of the voxels of an answer."""
+_SOURCE_BYTES: Final = 8 << 30
+"""Of the stored voxels that an answer is made from; they are read part by part."""
+_NUMBER: Final = re.compile(r"0|[1-9][0-9]?", re.ASCII)
+_NEVER: Final = re.compile(r"q[ \t]*=[ \t]*0(?:[.]0{0,3})?", re.ASCII)
+"""The weight of what a client does not take."""
+_GZIP_LEVEL: Final = 1
+"""Of masks: a coarse one shrinks to a hundredth, in less time than it takes to send. Images do not
+shrink to half, and inflating them takes a browser longer than getting them from this machine."""
+_igzip: Any = igzip  # few annotations
+_DTYPE, _SHAPE = "x-spinezarr-dtype", "x-spinezarr-shape-zyx"
+LEVEL_HEADERS: Final = ("ETag", _DTYPE, _SHAPE)
+"""Of an answer with voxels."""
+
+_Start = Annotated[int, Field(ge=0, le=LARGEST_AXIS)]
+_Size = Annotated[int, Field(ge=1, le=LARGEST_AXIS)]
+
+
+class LevelQuery(AskedModel):
+    """Voxels of a level; elements of a list stand between commas."""
+
+    array: Literal["image", "label"] = "image"
+    """The image as int16, or float32 if its values are no such numbers; or the mask as uint8."""
+    start_zyx: tuple[_Start, _Start, _Start] = (0, 0, 0)
+    """First voxel of the box, counted in voxels of the level."""
+    size_zyx: tuple[_Size, _Size, _Size] | None = None
+    """Voxels of the box, which lies inside the level; null for all from its first voxel on."""
+    content_checksum: Annotated[str, Field(max_length=64)] | None = None
+    """The version of the scan that is wanted; the answer may be kept for ever."""
+
+
+@dataclass(frozen=True, slots=True)
+class LevelRequest:
+    """Which level.
+
+    Attributes
+    ----------
+    scan_id, level
+        As the path of the request says.
+    kept
+        Pieces of levels that were made, of all stores.
+    """
+
+    scan_id: str
+    level: str
+    kept: LevelCache = field(repr=False)
+
+
+def answer_level(
+    source: PatchSource, request: Request, wanted: LevelRequest, *, threads: int
+) -> Answer:
+    """Answer a request for voxels of a level, which is a :class:`LevelQuery`.
+
+    Parameters
+    ----------
+    source
+        Of the store's voxels.
+    request
+        As it came.
+    wanted
+        Which level.
+    threads
+        How many read at once.
+    """
+    try:
+        asked = parse_query(LevelQuery, request.query)
+    except WrongQueryError as problem:
+        return explained(HTTPStatus.BAD_REQUEST, str(problem))
+    try:
+        return _answer(source, request, wanted, asked, threads)
+    except RefusedError as refused:
+        return refused.answer
+    except ScanChangedError:
+        return _CHANGING if asked.content_checksum is None else _CHANGED
+    except CorruptStoreError:
+        return _DAMAGED
+
+
+_CHANGED: Final = explained(HTTPStatus.GONE, "The scan has changed.")
+_CHANGING: Final = explained(
+    HTTPStatus.SERVICE_UNAVAILABLE, "The scan has changed meanwhile.", retry_after="1"
+)
+_DAMAGED: Final = explained(
+    HTTPStatus.SERVICE_UNAVAILABLE, "The scan is damaged, or has changed.", retry_after="1"
+)
+
+
+def _answer(
+    source: PatchSource, request: Request, wanted: LevelRequest, asked: LevelQuery, threads: int
+) -> Answer:
+    opened = OpenedScan.of(source, wanted.scan_id, asked.content_checksum)
+    scan = opened.scan
+    array, level, box = _found(scan, wanted.level, asked)
+    is_packed = array.name == LABEL and accepts_gzip(request.headers.get("accept-encoding", ""))
+    what = (scan.content_checksum, array.name, level.factor_zyx, box, is_packed)
+    headers = headers_of_version(
+        request,
+        _BYTES,
+        *map(str, what),
+        is_named=asked.content_checksum is not None,
+        vary="Accept-Encoding",
+    )
+    levels = LevelReader(opened.engine, opened.reader.url, wanted.kept)
+    dtype = shown_dtype(array).newbyteorder("<")
+
+    def read() -> bytes:
+        now: ScanHandle = opened.reader.scan(wanted.scan_id)
+        if now.content_checksum != scan.content_checksum:
+            raise ScanChangedError("it was replaced.", wanted.scan_id)
+        stored, _, _ = _found(now, wanted.level, asked)
+        return levels.read(stored, level, box, threads=threads).astype(dtype, copy=False).tobytes()
+
+    body = as_stored_now(read)
+    headers |= {
+        "content-type": _BYTES,
+        "x-content-type-options": "nosniff",
+        _DTYPE: dtype.name,
+        _SHAPE: ",".join(map(str, box.shape_zyx)),
+    }
+    if is_packed:
+        body = _igzip.compress(body, _GZIP_LEVEL, mtime=0)
+        headers["content-encoding"] = "gzip"
+    return Answer(HTTPStatus.OK, headers, body)
+
+
+def _found(scan: ScanHandle, number: str, asked: LevelQuery) -> tuple[ArraySpec, Level, Box]:
+    """Find what is asked for in a version of a scan.
+
+    Raises
+    ------
+    RefusedError
+        If there is no such thing, or it is too much.
+    """
+    levels = levels_of(scan)
+    if _NUMBER.fullmatch(number) is None or int(number) >= len(levels):
+        raise _refused(
+            HTTPStatus.NOT_FOUND, f"There is no such level; the last is {len(levels) - 1}."
+        )
+    array = scan.image if asked.array == IMAGE else scan.label
+    if array is None:
+        raise _refused(HTTPStatus.UNPROCESSABLE_ENTITY, "The scan has no mask.")
+    level = levels[int(number)]
+    z, y, x = (max(1, n - a) for n, a in zip(level.shape_zyx, asked.start_zyx, strict=True))
+    box = Box.at(asked.start_zyx, asked.size_zyx or (z, y, x))
+    if box.intersect(level.box) != box:
+        shape = " x ".join(map(str, level.shape_zyx))
+        raise _refused(
+            HTTPStatus.UNPROCESSABLE_ENTITY,
+            f"The box is not inside the level, which has {shape} voxels (z, y, x).",
+        )
+    voxel_bytes = math.prod(box.shape_zyx) * shown_dtype(array).itemsize
+    stored = level.stored_box(box, array.shape_zyx)
+    source_bytes = math.prod(stored.shape_zyx) * array.stored_dtype.itemsize
+    if voxel_bytes > _VOXEL_BYTES or source_bytes > _SOURCE_BYTES:
+        raise _refused(
+            HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+            f"{voxel_bytes} bytes; at most {_VOXEL_BYTES} are sent. Ask for a smaller box.",
+        )
+    return array, level, box
+
+
+def _refused(status: HTTPStatus, text: str) -> RefusedError:
+    return RefusedError(explained(status, text))
+
+
+def accepts_gzip(accepted: str) -> bool:
+    """Whether a client takes gzip, by its Accept-Encoding; one that says nothing does not.
+
+    Examples
+    --------
+    >>> [accepts_gzip(text) for text in ("gzip, br", "br;q=1, GZIP;q=0.5", "gzip;q=0", "")]
+    [True, True, False, False]
+    """
+    for part in accepted.lower().split(","):
+        name, _, weight = part.partition(";")
+        if name.strip() == "gzip":
+            return not _NEVER.fullmatch(weight.strip())
+    return False

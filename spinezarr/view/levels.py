@@ -1,0 +1,439 @@
+"""Coarse levels of a scan, made while somebody waits: which there are, and their voxels.
+
+Level 0 is the stored array. Each further level halves the axes along which voxels lie closest
+together, so that voxels come near to cubes. A voxel of a level stands for a block of the stored
+ones: of the image it is their mean, of the mask the value that most of them have. Blocks at the end
+of an axis may be cut short, and then only the voxels that exist count.
+
+A level is made in pieces, which are kept up to so many bytes. A piece covers whole chunks, so that
+no chunk is decoded for two of them.
+"""
+
+import math
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import product
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from spinezarr.geometry import Box, Matrix4x4, ShapeZYX, SpacingZYX
+from spinezarr.store.layout import LABEL, chunk_grid
+from spinezarr.store.reader import ArraySpec, ScanHandle
+from spinezarr.stream.cache import BoundedCache
+from spinezarr.stream.engine import BoxRead, Engine
+from spinezarr.vertebrae import BACKGROUND
+
+__all__ = [
+    "Level",
+    "LevelCache",
+    "LevelReader",
+    "levels_of",
+    "piece_shape_zyx",
+    "plan_levels",
+    "shown_dtype",
+]
+
+Voxels = npt.NDArray[Any]
+_Piece = tuple[str, str, str, str, bool, ShapeZYX, Box]
+LevelCache = BoundedCache[_Piece, Voxels]
+"""Pieces of levels."""
+
+_LEAST_VOXELS: Final = 96**3
+"""A level that has no more is the last: what a page shows while the next one comes."""
+_NEAR: Final = math.sqrt(2)
+"""Axes whose spacing is at most so many times the finest are halved with it: the nearest to cubes
+that factors of 2 can bring voxels."""
+_PIECE_AXIS: Final = 32
+"""Voxels along each axis of a piece at least, however small the chunks of a store are."""
+_TILE_VOXELS: Final = 1 << 23
+"""Stored voxels that are read at once by a thread."""
+_MODE_VOXELS: Final = 1 << 19
+"""Of blocks whose modes are counted together."""
+_SMALL_BYTES: Final = 2
+"""Of numbers whose sum over a block int32 holds."""
+_WIDE_BYTES: Final = 8
+"""Of numbers whose sum over a block no type holds."""
+_LOWER_HALF: Final = (1 << 32) - 1
+_LARGEST_FACTOR: Final = 16
+"""Of an axis: 16³ voxels of 16 bits add up to 28 bits, with a bit to spare for rounding."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Level:
+    """One level of a scan."""
+
+    level: int
+    """Its number; 0 is the stored array."""
+    factor_zyx: ShapeZYX
+    """Stored voxels of a block along each axis."""
+    shape_zyx: ShapeZYX
+    """Its voxels along each axis; the last block of an axis may be cut short."""
+    spacing_zyx_mm: SpacingZYX
+    """Distance between the centers of neighboring blocks."""
+    affine: Matrix4x4 = field(repr=False)
+    """4 x 4, voxel ``(x, y, z, 1)`` of the level to RAS+ mm, at the center of its (whole) block."""
+
+    @property
+    def box(self) -> Box:
+        """All voxels of the level."""
+        return Box((0, 0, 0), self.shape_zyx)
+
+    def stored_box(self, box: Box, shape_zyx: ShapeZYX) -> Box:
+        """Return the stored voxels that stand behind a box of this level.
+
+        Parameters
+        ----------
+        box
+            Voxels of this level.
+        shape_zyx
+            Of the stored array.
+        """
+        start = [a * f for a, f in zip(box.start_zyx, self.factor_zyx, strict=True)]
+        stop = [
+            min(b * f, n) for b, f, n in zip(box.stop_zyx, self.factor_zyx, shape_zyx, strict=True)
+        ]
+        return Box((start[0], start[1], start[2]), (stop[0], stop[1], stop[2]))
+
+
+def plan_levels(
+    shape_zyx: ShapeZYX, spacing_zyx_mm: SpacingZYX, affine: Matrix4x4
+) -> tuple[Level, ...]:
+    """Choose the levels of a scan; nothing is read.
+
+    Parameters
+    ----------
+    shape_zyx, spacing_zyx_mm
+        Of the stored array.
+    affine
+        Of the stored array: 4 x 4, voxel ``(x, y, z, 1)`` to RAS+ mm.
+
+    Examples
+    --------
+    >>> levels = plan_levels((133, 512, 512), (2.5, 0.7, 0.7), np.diag([0.7, 0.7, 2.5, 1]))
+    >>> [(level.factor_zyx, level.shape_zyx) for level in levels[1:]]
+    [((1, 2, 2), (133, 256, 256)), ((1, 4, 4), (133, 128, 128)), ((2, 8, 8), (67, 64, 64))]
+    >>> levels[1].affine[:3, 3]
+    array([0.35, 0.35, 0.  ])
+    """
+    factors: list[ShapeZYX] = [(1, 1, 1)]
+    while math.prod(chunk_grid(shape_zyx, factors[-1])) > _LEAST_VOXELS:
+        coarser = _coarser(shape_zyx, spacing_zyx_mm, factors[-1])
+        if coarser == factors[-1]:
+            break
+        factors.append(coarser)
+    return tuple(
+        _level(number, factor, shape_zyx, spacing_zyx_mm, affine)
+        for number, factor in enumerate(factors)
+    )
+
+
+def levels_of(scan: ScanHandle) -> tuple[Level, ...]:
+    """Choose the levels of a scan; see :func:`plan_levels`."""
+    return plan_levels(scan.image.shape_zyx, scan.attributes.spacing_zyx_mm, scan.affine)
+
+
+def _coarser(
+    shape_zyx: ShapeZYX, spacing_zyx_mm: SpacingZYX, factor_zyx: ShapeZYX
+) -> tuple[int, int, int]:
+    """Double the factors of the axes that are finest; those of one voxel stay."""
+    spacings = [s * f for s, f in zip(spacing_zyx_mm, factor_zyx, strict=True)]
+    can_grow = [n > f and f < _LARGEST_FACTOR for n, f in zip(shape_zyx, factor_zyx, strict=True)]
+    finest = min((s for s, can in zip(spacings, can_grow, strict=True) if can), default=0.0)
+    z, y, x = (
+        2 * f if can and s <= _NEAR * finest else f
+        for f, s, can in zip(factor_zyx, spacings, can_grow, strict=True)
+    )
+    return (z, y, x)
+
+
+def _level(
+    number: int,
+    factor_zyx: ShapeZYX,
+    shape_zyx: ShapeZYX,
+    spacing_zyx_mm: SpacingZYX,
+    affine: Matrix4x4,
+) -> Level:
+    factor_xyz = np.array(factor_zyx[::-1], np.float64)
+    moved = np.array(affine, np.float64)
+    moved[:3, 3] += moved[:3, :3] @ ((factor_xyz - 1) / 2)
+    moved[:3, :3] *= factor_xyz
+    z, y, x = (s * f for s, f in zip(spacing_zyx_mm, factor_zyx, strict=True))
+    return Level(number, factor_zyx, chunk_grid(shape_zyx, factor_zyx), (z, y, x), moved)
+
+
+def piece_shape_zyx(array: ArraySpec) -> ShapeZYX:
+    """Return the voxels of a piece of each level of an array: a chunk's, or some chunks'."""
+    z, y, x = (n * -(-_PIECE_AXIS // n) for n in array.chunk_shape_zyx)
+    return (z, y, x)
+
+
+def shown_dtype(array: ArraySpec) -> np.dtype[Any]:
+    """Return the type in which pages get an array.
+
+    Of a mask uint8, of an image int16 if all its values fit, and float32 otherwise.
+    """
+    if array.name == LABEL:
+        return np.dtype(np.uint8)
+    fits = array.scaling is None and np.can_cast(array.stored_dtype, np.int16)
+    return np.dtype(np.int16 if fits else np.float32)
+
+
+class LevelReader:
+    """Reads levels of the scans of a store; safe to share between threads.
+
+    Parameters
+    ----------
+    engine
+        Reads the store.
+    store
+        Name of the store, of which no other has the same in ``cache``.
+    cache
+        Keeps pieces of levels, of other stores too; None to keep none.
+    """
+
+    def __init__(self, engine: Engine, store: str = "", cache: LevelCache | None = None) -> None:
+        self._engine = engine
+        self._store = store
+        self._cache: LevelCache = BoundedCache(0) if cache is None else cache
+
+    def read(
+        self, array: ArraySpec, level: Level, box: Box | None = None, *, threads: int = 1
+    ) -> Voxels:
+        """Return voxels of a level: of the image means, of the mask modes, over blocks.
+
+        Means are rounded to the nearest whole number, halves up, where the values are whole
+        numbers. Of values that are NaN or infinite the finite ones of a block count; a block
+        without any is NaN. Of values that are equally frequent in a block of a mask the lowest is
+        taken, but background only if nothing else is: so thin parts stay.
+
+        Parameters
+        ----------
+        array
+            Image or mask of a scan. Scaled values come as float32; those of ``array.unscaled()``
+            are the stored numbers.
+        level
+            Of that scan.
+        box
+            Voxels inside the level; None for all.
+        threads
+            How many read at once.
+
+        Raises
+        ------
+        CorruptStoreError
+            If stored bytes are missing or damaged.
+        ValueError
+            If the box is not inside the level.
+        """
+        wanted = level.box if box is None else box
+        if wanted.intersect(level.box) != wanted:
+            raise ValueError(f"{wanted} is not inside a level of {level.shape_zyx} voxels")
+        out = np.empty(wanted.shape_zyx, _dtype(array))
+        if level.factor_zyx == (1, 1, 1):
+            self._engine.read([BoxRead(array, wanted, out)], threads=threads)
+            return out
+        pieces = _pieces(level, piece_shape_zyx(array), wanted)
+
+        def fill(piece: Box) -> None:
+            shared = piece.intersect(wanted) or piece
+            voxels = self._piece(array, level, piece)
+            out[_within(shared, wanted)] = voxels[_within(shared, piece)]
+
+        if min(threads, len(pieces)) <= 1:
+            for piece in pieces:
+                fill(piece)
+        else:
+            with ThreadPoolExecutor(min(threads, len(pieces)), "spinezarr-level") as pool:
+                for _ in pool.map(fill, pieces):
+                    pass
+        return out
+
+    def _piece(self, array: ArraySpec, level: Level, box: Box) -> Voxels:
+        key: _Piece = (
+            self._store,
+            array.scan_id,
+            array.content_checksum,
+            array.name,
+            array.scaling is None,
+            level.factor_zyx,
+            box,
+        )
+        found = self._cache.find([key]).get(key)
+        if found is None:
+            found = np.empty(box.shape_zyx, _dtype(array))
+            self._make(array, level, box, found)
+            found.flags.writeable = False
+            self._cache.keep({key: found})
+        return found
+
+    def _make(self, array: ArraySpec, level: Level, box: Box, out: Voxels) -> None:
+        """Fill ``out`` with a box of a level, in halves as long as that takes much memory."""
+        stored = level.stored_box(box, array.shape_zyx)
+        if math.prod(stored.shape_zyx) > _TILE_VOXELS and max(box.shape_zyx) > 1:
+            axis = max(range(3), key=lambda i: (box.shape_zyx[i] > 1, stored.shape_zyx[i]))
+            middle = box.shape_zyx[axis] // 2
+            for start, stop in ((0, middle), (middle, box.shape_zyx[axis])):
+                within = [slice(None)] * 3
+                within[axis] = slice(start, stop)
+                low, high = list(box.start_zyx), list(box.stop_zyx)
+                low[axis], high[axis] = box.start_zyx[axis] + start, box.start_zyx[axis] + stop
+                half = Box((low[0], low[1], low[2]), (high[0], high[1], high[2]))
+                self._make(array, level, half, out[tuple(within)])
+            return
+        voxels = self._engine.buffers.empty(stored.shape_zyx, _dtype(array))
+        self._engine.read([BoxRead(array, stored, voxels)])
+        if array.name == LABEL:
+            out[...] = _modes(voxels, level.factor_zyx)
+        else:
+            out[...] = _means(voxels, level.factor_zyx)
+
+
+def _dtype(array: ArraySpec) -> np.dtype[Any]:
+    return array.stored_dtype if array.scaling is None else np.dtype(np.float32)
+
+
+def _pieces(level: Level, piece_zyx: ShapeZYX, box: Box) -> list[Box]:
+    """Return the pieces of a level that a box has a share in."""
+    along = [
+        range(a // n, -(-b // n))
+        for a, b, n in zip(box.start_zyx, box.stop_zyx, piece_zyx, strict=True)
+    ]
+    found = []
+    for index in product(*along):
+        z, y, x = (i * n for i, n in zip(index, piece_zyx, strict=True))
+        inside = Box.at((z, y, x), piece_zyx).intersect(level.box)
+        if inside is not None:
+            found.append(inside)
+    return found
+
+
+def _within(box: Box, around: Box) -> tuple[slice, slice, slice]:
+    z, y, x = (-start for start in around.start_zyx)
+    return box.shift((z, y, x)).slices
+
+
+def _means(voxels: Voxels, factor_zyx: ShapeZYX) -> Voxels:
+    """Return the mean of each block."""
+    if voxels.dtype.kind == "f":
+        is_finite = np.isfinite(voxels)
+        n: Any = _counts(voxels.shape, factor_zyx)
+        if not is_finite.all():
+            n = _sums(is_finite, factor_zyx, np.dtype(np.int32))
+            voxels = np.where(is_finite, voxels, voxels.dtype.type(0))
+        with np.errstate(invalid="ignore", over="ignore"):
+            means: Voxels = (_sums(voxels, factor_zyx, np.dtype(np.float64)) / n).astype(
+                voxels.dtype
+            )
+        return means
+    if voxels.itemsize == _WIDE_BYTES:
+        return _means_of_wide(voxels, factor_zyx)
+    sums = _sums(
+        voxels, factor_zyx, np.dtype(np.int32 if voxels.itemsize <= _SMALL_BYTES else np.int64)
+    )
+    return _rounded(sums, _counts(voxels.shape, factor_zyx)).astype(voxels.dtype)
+
+
+def _means_of_wide(voxels: Voxels, factor_zyx: ShapeZYX) -> Voxels:
+    """Return the means of 64-bit numbers, whose sums no type holds, from their halves.
+
+    What wraps on the way wraps back: the mean itself fits.
+    """
+    dtype, counts = np.dtype(np.int64), _counts(voxels.shape, factor_zyx)
+    lower = voxels & voxels.dtype.type(_LOWER_HALF)
+    upper_n = _sums((voxels >> 32).astype(dtype), factor_zyx, dtype)
+    quotient, rest = np.divmod(upper_n, counts)
+    rounded = _rounded((rest << 32) + _sums(lower.astype(dtype), factor_zyx, dtype), counts)
+    return ((quotient << 32) + rounded).astype(voxels.dtype)
+
+
+def _rounded(sums: Voxels, counts: npt.NDArray[np.int64]) -> Voxels:
+    """Divide sums, which are used up, and round to the nearest whole number, halves up."""
+    n = int(counts[0, 0, 0])  # of a whole block a power of 2, if there is one
+    if n & (n - 1) == 0 and (counts == n).all():
+        sums += n // 2
+        sums >>= n.bit_length() - 1
+        return sums
+    return (2 * sums + counts) // (2 * counts)
+
+
+def _sums(voxels: Voxels, factor_zyx: ShapeZYX, dtype: np.dtype[Any]) -> Voxels:
+    """Return the sum of each block, axis by axis; x comes last, as its steps are slow."""
+    sums = voxels
+    for axis, factor in enumerate(factor_zyx):
+        if factor == 1:
+            continue
+        shape = list(sums.shape)
+        shape[axis] = -(-shape[axis] // factor)
+        added = np.zeros(shape, dtype)
+        into, every = np.moveaxis(added, axis, 0), np.moveaxis(sums, axis, 0)
+        for first in range(factor):
+            part = every[first::factor]
+            into[: len(part)] += part
+        sums = added
+    return sums
+
+
+def _counts(shape_zyx: tuple[int, ...], factor_zyx: ShapeZYX) -> npt.NDArray[np.int64]:
+    """Return how many voxels each block has: fewer where it is cut short."""
+    z, y, x = (
+        np.minimum(f, n - np.arange(0, n, f)) for n, f in zip(shape_zyx, factor_zyx, strict=True)
+    )
+    counts: npt.NDArray[np.int64] = z[:, None, None] * y[:, None] * x
+    return counts
+
+
+def _modes(labels: npt.NDArray[np.uint8], factor_zyx: ShapeZYX) -> npt.NDArray[np.uint8]:
+    """Return the value that is most frequent in each block; see :meth:`LevelReader.read`."""
+    if not labels.any():
+        return np.zeros(chunk_grid(labels.shape, factor_zyx), np.uint8)
+    least, most = (_extremes(labels, factor_zyx, choose) for choose in (np.minimum, np.maximum))
+    mixed = np.argwhere(least != most)  # few: all others are known
+    if not len(mixed):
+        return least
+    n_blocks = max(1, _MODE_VOXELS // math.prod(factor_zyx))
+    for first in range(0, len(mixed), n_blocks):
+        some = mixed[first : first + n_blocks]
+        least[tuple(some.T)] = _modes_of(labels, factor_zyx, some)
+    return least
+
+
+def _modes_of(
+    labels: npt.NDArray[np.uint8], factor_zyx: ShapeZYX, blocks: npt.NDArray[np.intp]
+) -> npt.NDArray[np.uint8]:
+    """Return the value that is most frequent in each of some blocks."""
+    values, is_there = _block_values(labels, factor_zyx, blocks)
+    modes = np.zeros(len(blocks), np.uint8)
+    highest = np.zeros(len(blocks), np.int64)
+    for value in (*(v for v in np.unique(values).tolist() if v != BACKGROUND), BACKGROUND):
+        count = ((values == value) & is_there).sum(axis=0)
+        modes[count > highest] = value
+        np.maximum(highest, count, out=highest)
+    return modes
+
+
+def _extremes(
+    labels: npt.NDArray[np.uint8], factor_zyx: ShapeZYX, choose: np.ufunc
+) -> npt.NDArray[np.uint8]:
+    """Return the lowest or highest value of each block."""
+    found = labels
+    for axis, factor in enumerate(factor_zyx):
+        every = np.moveaxis(found, axis, 0)
+        chosen = every[::factor].copy()
+        for first in range(1, factor):
+            part = every[first::factor]
+            choose(chosen[: len(part)], part, out=chosen[: len(part)])
+        found = np.moveaxis(chosen, 0, axis)
+    return found
+
+
+def _block_values(
+    labels: npt.NDArray[np.uint8], factor_zyx: ShapeZYX, blocks: npt.NDArray[np.intp]
+) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.bool_]]:
+    """Return the voxels of some blocks, shape ``(voxels, blocks)``, and which of them exist."""
+    within = np.array(list(product(*map(range, factor_zyx))))
+    places = blocks * factor_zyx + within[:, None]
+    is_there = (places < labels.shape).all(axis=2)
+    z, y, x = np.moveaxis(np.minimum(places, np.array(labels.shape) - 1), 2, 0)
+    return labels[z, y, x], is_there

@@ -1,0 +1,182 @@
+"""Levels that a server sends are those that are made of the stored voxels."""
+
+import gzip
+import os
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from asking import ask
+
+import spinezarr
+from spinezarr.geometry import Box
+from spinezarr.serve import levels as served_levels
+from spinezarr.serve.levels import accepts_gzip
+from spinezarr.serve.run import BackgroundServer
+from spinezarr.serve.settings import ServeSettings
+from spinezarr.serve.tokens import new_token
+from spinezarr.serve.versioned import RefusedError
+from spinezarr.view import levels
+from spinezarr.view.levels import LevelReader, levels_of
+
+
+@pytest.fixture(autouse=True)
+def many_levels(monkeypatch):
+    """Small scans have several levels too."""
+    monkeypatch.setattr(levels, "_LEAST_VOXELS", 500)
+
+
+@pytest.fixture(scope="module")
+def served(ctspine1k_url):
+    with BackgroundServer(ServeSettings(paths=(ctspine1k_url,))) as server:
+        yield f"{server.url}/v1/ctspine1k/scans"
+
+
+def voxels(answer):
+    status, headers, body = answer
+    assert status == 200
+    if headers.get("content-encoding") == "gzip":
+        body = gzip.decompress(body)
+    shape = [int(n) for n in headers["x-spinezarr-shape-zyx"].split(",")]
+    dtype = np.dtype(headers["x-spinezarr-dtype"]).newbyteorder("<")
+    return np.frombuffer(body, dtype).reshape(shape)
+
+
+def test_levels_and_boxes(served, ctspine1k_url):
+    store = spinezarr.open(ctspine1k_url)
+    scan = store._reader.scan("liver_0")
+    plan = levels_of(scan)
+    assert len(plan) > 2
+    made = LevelReader(store._engine)
+    for level in plan:
+        for array in scan.arrays:
+            expected = made.read(array, level)
+            url = f"{served}/liver_0/levels/{level.level}?array={array.name}"
+            found = voxels(ask(url))
+            assert found.dtype == expected.dtype == {"image": "i2", "label": "u1"}[array.name]
+            assert (found == expected).all()
+            assert (voxels(ask(url, accept_encoding="br, gzip")) == expected).all()
+            n = level.shape_zyx
+            box = Box((n[0] // 3, n[1] // 2, 0), (n[0], n[1] // 2 + 1, n[2]))
+            asked = [",".join(map(str, numbers)) for numbers in (box.start_zyx, box.shape_zyx)]
+            answer = ask(f"{url}&start_zyx={asked[0]}&size_zyx={asked[1]}")
+            assert (voxels(answer) == expected[box.slices]).all()
+            rest = voxels(ask(f"{url}&start_zyx={asked[0]}"))
+            start = tuple(slice(a, None) for a in box.start_zyx)
+            assert (rest == expected[start]).all()
+
+
+@pytest.mark.parametrize(
+    ("path", "status", "says"),
+    [
+        ("liver_0/levels/x", 404, "no such level"),
+        ("liver_0/levels/-1", 404, "no such level"),
+        ("liver_0/levels/00", 404, "no such level"),
+        ("liver_0/levels/9", 404, "no such level"),
+        ("none/levels/0", 404, "no such scan"),
+        ("..%2F../levels/0", 404, "no such page"),
+        ("liver_0/levels/0?array=mask", 400, "array"),
+        ("liver_0/levels/0?start_zyx=-1,0,0", 400, "start_zyx"),
+        ("liver_0/levels/0?size_zyx=0,1,1", 400, "size_zyx"),
+        ("liver_0/levels/0?size_zyx=1,1", 400, "size_zyx"),
+        ("liver_0/levels/0?level=1", 400, "Parameters are"),
+        ("liver_0/levels/0?size_zyx=1,1,9999", 422, "not inside"),
+        ("liver_0/levels/1?start_zyx=0,0,999", 422, "not inside"),
+    ],
+)
+def test_what_cannot_be_is_explained(served, path, status, says):
+    found = ask(f"{served}/{path}")
+    assert found[0] == status
+    assert says in found[2].decode()
+
+
+def test_there_are_bounds(served, monkeypatch):
+    monkeypatch.setattr(served_levels, "_VOXEL_BYTES", 200)
+    assert ask(f"{served}/liver_0/levels/0?size_zyx=5,5,4")[0] == 200
+    status, _, body = ask(f"{served}/liver_0/levels/0?size_zyx=5,5,5")
+    assert status == 413
+    assert b"smaller box" in body
+    monkeypatch.setattr(served_levels, "_SOURCE_BYTES", 200)
+    assert ask(f"{served}/liver_0/levels/1?size_zyx=5,5,4")[0] == 413
+
+
+def test_a_version_may_be_kept(served, ctspine1k_url):
+    checksum = spinezarr.open(ctspine1k_url)._reader.scan("liver_0").content_checksum
+    url = f"{served}/liver_0/levels/1"
+    headers = ask(url)[1]
+    assert headers["cache-control"] == "no-cache"
+    named = ask(f"{url}?content_checksum={checksum}")[1]
+    assert named["cache-control"] == "private, max-age=31536000, immutable"
+    assert named["etag"] == headers["etag"]
+    assert ask(url, if_none_match=headers["etag"])[0] == 304
+    tags = {
+        ask(f"{url}?{query}", accept_encoding=coding)[1]["etag"]
+        for query in ("", "array=label", "start_zyx=1,0,0")
+        for coding in ("gzip", "identity")
+    }
+    assert len(tags) == 4  # images come in one coding
+
+
+def test_a_scan_that_was_replaced(tmp_path, bring):
+    store = tmp_path / "own.zarr"
+    bring("before", store)
+    with BackgroundServer(ServeSettings(paths=(str(store),))) as server:
+        url = f"{server.url}/v1/own/scans/a/levels/1"
+        before = ask(url)
+        checksum = spinezarr.open(store)._reader.scan("a").content_checksum
+        bring("after", store)
+        after = ask(url)
+        assert after[1]["etag"] != before[1]["etag"]
+        status, headers, _ = ask(f"{url}?content_checksum={checksum}")
+        assert (status, headers["cache-control"]) == (410, "no-store")
+        own = spinezarr.open(store)
+        expected = LevelReader(own._engine).read(
+            own._reader.scan("a").image, levels_of(own._reader.scan("a"))[1]
+        )
+        assert (voxels(after) == expected).all()
+
+
+def test_damage_is_no_voxels(ctspine1k_url, tmp_path):
+    copy = Path(shutil.copytree(ctspine1k_url, tmp_path / "own.zarr"))
+    shard = copy / "scans/liver_0/image/c/0/0/0"
+    shard.write_bytes(os.urandom(shard.stat().st_size))
+    with BackgroundServer(ServeSettings(paths=(str(copy),))) as server:
+        url = f"{server.url}/v1/own/scans/liver_0/levels"
+        for level in (0, 1):
+            status, headers, _ = ask(f"{url}/{level}")
+            assert status == 503
+            assert headers["retry-after"] == "1"
+            assert headers["cache-control"] == "no-store"
+        assert ask(f"{url}/1?array=label")[0] == 200
+
+
+def test_a_scan_without_a_mask(ctspine1k_url):
+    scan = replace(spinezarr.open(ctspine1k_url)._reader.scan("liver_0"), label=None)
+    with pytest.raises(RefusedError) as refused:
+        served_levels._found(scan, "0", served_levels.LevelQuery(array="label"))
+    assert refused.value.answer.status == 422
+
+
+def test_odd_images_come_as_float32(odd):
+    with BackgroundServer(ServeSettings(paths=(odd.url,))) as server:
+        for name, image in odd.image.items():
+            found = voxels(ask(f"{server.url}/v1/odd/scans/{name}/levels/0"))
+            assert found.dtype == ("i2" if name == "plain" else "f4")
+            np.testing.assert_array_equal(found, image.astype(found.dtype))
+
+
+def test_levels_need_a_token_where_bytes_do(ctspine1k_url, tmp_path):
+    token = new_token(tmp_path / "tokens", "lab")
+    given = {"paths": (ctspine1k_url,), "token_file": str(tmp_path / "tokens")}
+    with BackgroundServer(ServeSettings(**given)) as server:
+        url = f"{server.url}/v1/ctspine1k/scans/liver_0/levels/1"
+        assert ask(url)[0] == 401
+        assert ask(url, authorization=f"Bearer {token}")[0] == 200
+
+
+def test_weights_of_codings():
+    assert accepts_gzip("gzip;q=0.001")
+    assert not accepts_gzip("gzip; q=0.000")
+    assert not accepts_gzip("x-gzip")
