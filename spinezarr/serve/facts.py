@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from http import HTTPStatus
-from threading import Lock
+from threading import Lock, Thread
 from typing import Annotated, Any, Final, Literal
 
 import numpy as np
@@ -16,6 +16,7 @@ from spinezarr.serve.patches import LIMITS
 from spinezarr.serve.query import AskedModel, WrongQueryError, parse_query
 from spinezarr.stats.statistics import select_scans
 from spinezarr.store.attributes import ScanAttributes, is_scan_id
+from spinezarr.store.audit_log import AUDIT_FILE, AuditLog
 from spinezarr.store.reader import StoreReader
 from spinezarr.stream.service import BatchLimits
 from spinezarr.text import json_text
@@ -32,6 +33,7 @@ __all__ = [
     "answer_scans",
     "answer_store",
     "answer_stores",
+    "prepare_tables",
 ]
 
 _READ_TOGETHER: Final = ("zarr.json", "table/zarr.json")
@@ -150,6 +152,7 @@ class StoreFacts:
         self._files = files
         self._lock = Lock()
         self._known: tuple[tuple[str, ...], StoreReader] | None = None
+        self._log: tuple[str, AuditLog] | None = None
 
     def reader(self) -> StoreReader:
         """Return a reader whose table is the one that is there now.
@@ -168,9 +171,34 @@ class StoreFacts:
                 self._known = version, reader
             return self._known[1]
 
+    def audit_log(self) -> AuditLog:
+        """Return what the last audits found; empty if that cannot be told.
+
+        Raises
+        ------
+        UnreadableError
+            If a bucket does not answer.
+        """
+        file = self._files.small(AUDIT_FILE)
+        if file is None or file.data is None:
+            return AuditLog()
+        with self._lock:
+            if self._log is None or self._log[0] != file.etag:
+                try:
+                    log = AuditLog.of_file(file.data)
+                except ValueError:  # 'spinezarr verify' says so
+                    log = AuditLog()
+                self._log = file.etag, log
+            return self._log[1]
+
     def may_have(self, scan_id: str) -> bool:
         """Whether a scan of that name can be asked for."""
         return is_scan_id(scan_id) and self._files.may_have(scan_id)
+
+
+def prepare_tables() -> None:
+    """Import what the first table would wait a second for, beside what is done meanwhile."""
+    Thread(target=xr.Variable, args=((), 0), name="spinezarr-prepare").start()
 
 
 def answer_stores(facts: Mapping[str, Callable[[], StoreFacts | None]]) -> Answer:

@@ -15,6 +15,7 @@ from spinezarr.serve.levels import LEVEL_HEADERS, LevelQuery
 from spinezarr.serve.patches import BatchModel, PatchQuery
 from spinezarr.serve.query import AskedModel
 from spinezarr.serve.slices import PNG, SliceQuery
+from spinezarr.view.scan_view import ViewModel
 
 __all__ = ["FLAT", "OPERATIONS", "PARAMETERS", "ZARR", "Content", "Operation"]
 
@@ -112,13 +113,16 @@ _UNREADABLE: Final = {
     )
 }
 _FACTS: Final = {**_KNOWN, **_UNREADABLE, HTTPStatus.NOT_FOUND: Content("There is none such.")}
-_VERSION: Final = {
+_KEPT: Final = {
     HTTPStatus.NOT_MODIFIED: Content(
         "That version is one of If-None-Match.", (), headers=("ETag",)
     ),
     HTTPStatus.PRECONDITION_FAILED: Content(
         "That version is none of If-Match.", (), headers=("ETag",)
     ),
+}
+_VERSION: Final = {
+    **_KEPT,
     HTTPStatus.GONE: Content("It was replaced by another version, or is gone."),
 }
 _BYTES_ANSWERS: Final = {
@@ -249,6 +253,19 @@ OPERATIONS: Final = (
             **_TOO_MUCH,
         },
         query=LevelQuery,
+        headers=(*_CONDITIONS, "Accept-Encoding"),
+    ),
+    Operation(
+        "view",
+        "GET",
+        "/v1/{store}/scans/{scan_id}/view",
+        "Pictures",
+        "All that a page needs to show a scan: its vertebrae with colors, notes, neighbors",
+        {
+            HTTPStatus.OK: Content("The scan.", (_JSON,), ViewModel, headers=("ETag",)),
+            **_FACTS,
+            **_KEPT,
+        },
         headers=(*_CONDITIONS, "Accept-Encoding"),
     ),
     Operation(

@@ -23,7 +23,14 @@ from starlette.routing import Route
 from spinezarr.errors import SpinezarrError
 from spinezarr.serve import metrics
 from spinezarr.serve.docs_page import page, policy
-from spinezarr.serve.facts import StoreFacts, answer_scan, answer_scans, answer_store, answer_stores
+from spinezarr.serve.facts import (
+    StoreFacts,
+    answer_scan,
+    answer_scans,
+    answer_store,
+    answer_stores,
+    prepare_tables,
+)
 from spinezarr.serve.guard import Guard
 from spinezarr.serve.http import Answer, Receive, Request, Scope, Send, explained
 from spinezarr.serve.levels import LevelRequest, answer_level
@@ -36,6 +43,7 @@ from spinezarr.serve.sending import Sent, send_answer
 from spinezarr.serve.slices import answer_slice
 from spinezarr.serve.stores import ServedStores
 from spinezarr.serve.turns import BusyError, Turns
+from spinezarr.serve.views import answer_view
 from spinezarr.text import json_text
 
 __all__ = ["REQUEST", "ROUTE", "pages"]
@@ -81,6 +89,7 @@ def pages(stores: ServedStores, guard: Guard, figures: metrics.Metrics) -> Starl
     figures
         What was answered so far.
     """
+    prepare_tables()
     made = _Pages(stores, guard, figures)
     routes = [
         Route(LOGIN, made.routed(LOGIN, made.sign_in), methods=["GET", "POST"]),
@@ -166,6 +175,7 @@ class _Pages:
             "store": self._tell_store,
             "scans": self._list_scans,
             "scan": self._tell_scan,
+            "view": self._tell_view,
             "batch": self._read_batch,
             "patch": self._read_patch,
             "slice": self._draw_slice,
@@ -207,6 +217,16 @@ class _Pages:
     async def _tell_scan(self, asked: Asked) -> Answer:
         scan_id = asked.path_params["scan_id"]
         return await self._of_store(asked, lambda facts: answer_scan(facts, scan_id))
+
+    async def _tell_view(self, asked: Asked) -> Answer:
+        name, scan_id = asked.path_params["store"], asked.path_params["scan_id"]
+        request = _request(asked)
+
+        def find(facts: StoreFacts) -> Answer:
+            source = self._stores.patches(name)
+            return _NO_STORE if source is None else answer_view(facts, source, request, scan_id)
+
+        return await self._of_store(asked, find)
 
     async def _of_store(self, asked: Asked, answer: Callable[[StoreFacts], Answer]) -> Answer:
         name = asked.path_params["store"]

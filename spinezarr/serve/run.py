@@ -130,6 +130,9 @@ class BackgroundServer:
             raise UsageError(
                 f"127.0.0.1:{port}: cannot be served at: {problem.strerror}. Choose another port."
             ) from problem
+        # asyncio sets it where the protocol is stated, as it is not here; else each answer would
+        # wait 40 ms for the client to acknowledge its head.
+        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         limit_unread(self._socket)
         self.url = f"http://127.0.0.1:{self._socket.getsockname()[1]}"
         config = uvicorn.Config(

@@ -5,7 +5,7 @@ The scan table shows it. A result counts only as long as the scan is the one tha
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Final, Literal
 
 from pydantic import Field
@@ -97,6 +97,27 @@ class AuditLog(StoredAttributes):
             )
             found[scan_id] = audited.model_copy(update={"findings": findings})
         return found
+
+    def of_scan(
+        self, scan: ScanAttributes, find: Callable[[str], ScanAttributes | None]
+    ) -> AuditedScan | None:
+        """Return the result for one scan, as far as it still holds; None if there is none.
+
+        Parameters
+        ----------
+        scan
+            As it is stored now.
+        find
+            Returns another scan as it is stored now; None if it cannot be read.
+        """
+        audited = self.scans.get(scan.scan_id)
+        if audited is None:
+            return None
+        others = {other for finding in audited.findings for other in finding.others}
+        found = {other: find(other) for other in others} | {scan.scan_id: scan}
+        identities = {name: scan_identity(one) for name, one in found.items() if one is not None}
+        alone = AuditLog(scans={scan.scan_id: audited})
+        return alone.current(identities).get(scan.scan_id)
 
     def to_file(self) -> bytes:
         """Return the content of :data:`AUDIT_FILE`."""

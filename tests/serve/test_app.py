@@ -1,5 +1,6 @@
 """What the application holds, for how long, and in which parts it sends."""
 
+import http.client
 import json
 import os
 import shutil
@@ -135,3 +136,17 @@ def test_a_request_with_two_lengths_is_refused(served):
             found = everything(one)
         assert found.startswith(b"HTTP/1.1 400")
         assert found.count(b"HTTP/1.1") == 1
+
+
+def test_answers_do_not_wait_to_be_acknowledged(ctspine1k_url):
+    """A client acknowledges after 40 ms what it gets in parts (RFC 1122, section 4.2.3.2)."""
+    with BackgroundServer(ServeSettings(paths=(ctspine1k_url,))) as server:
+        connection = http.client.HTTPConnection(server.url.removeprefix("http://"))
+        seconds = []
+        for _ in range(12):
+            began = time.perf_counter()
+            connection.request("GET", "/healthz")
+            assert connection.getresponse().read() == b"ok\n"
+            seconds.append(time.perf_counter() - began)
+        connection.close()
+    assert min(seconds[4:]) < 0.03

@@ -1,0 +1,85 @@
+"""JSON as an answer: packed for who takes that, and not sent again to who has it."""
+
+import gzip
+import hashlib
+import re
+from http import HTTPStatus
+from typing import Final
+
+from pydantic import BaseModel
+
+from spinezarr.serve.conditions import judge
+from spinezarr.serve.http import Answer, Request
+from spinezarr.text import json_text
+
+__all__ = ["Told", "answer_json"]
+
+JSON: Final = "application/json"
+_LEAST_BYTES: Final = 1 << 10
+"""Less is not packed: it fits into a packet or two."""
+_LEVEL: Final = 5
+"""Of ten thousand rows: level 9 takes three times as long for 1 % fewer bytes."""
+_REFUSED: Final = re.compile(r"q[ \t]*=[ \t]*0(?:[.]0{0,3})?", re.ASCII | re.IGNORECASE)
+
+
+class Told:
+    """JSON, and how it is packed; made once for all who ask for the same.
+
+    Parameters
+    ----------
+    data
+        The JSON.
+    """
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+        self._tag = hashlib.sha256(data).hexdigest()[:32]
+        self._packed: bytes | None = None
+
+    @classmethod
+    def of(cls, value: BaseModel) -> "Told":
+        """Write a model."""
+        return cls(json_text(value.model_dump(mode="json"), indent=None).encode())
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that it takes in memory, at most."""
+        return 2 * len(self.data)
+
+    def answer(self, request: Request) -> Answer:
+        """Answer a request with it."""
+        is_packed = len(self.data) >= _LEAST_BYTES and _takes_gzip(request)
+        headers = {
+            "content-type": JSON,
+            "cache-control": "no-cache",
+            "etag": f'"{self._tag}-gzip"' if is_packed else f'"{self._tag}"',
+            "vary": "Accept-Encoding",
+        }
+        conditions = {
+            name: text
+            for name, text in request.headers.items()
+            if name in {"if-match", "if-none-match"}
+        }
+        status = judge(request.method, conditions, etag=headers["etag"], size_bytes=0).status
+        if status != HTTPStatus.OK:
+            del headers["content-type"]
+            return Answer(status, headers)
+        if not is_packed:
+            return Answer(status, headers, self.data)
+        if self._packed is None:
+            self._packed = gzip.compress(self.data, _LEVEL, mtime=0)
+        return Answer(status, {**headers, "content-encoding": "gzip"}, self._packed)
+
+
+def answer_json(request: Request, value: BaseModel) -> Answer:
+    """Answer a request with a model as JSON."""
+    return Told.of(value).answer(request)
+
+
+def _takes_gzip(request: Request) -> bool:
+    """Whether a client takes bodies that are packed (RFC 9110, section 12.5.3)."""
+    for part in request.headers.get("accept-encoding", "").split(","):
+        name, *weights = (word.strip(" \t") for word in part.split(";"))
+        if name.lower() == "gzip":
+            return not any(map(_REFUSED.fullmatch, weights))
+    return False

@@ -1,0 +1,207 @@
+"""All that a page, or a widget, needs to show a scan: one value, which becomes JSON."""
+
+from collections.abc import Iterator
+from typing import Annotated
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
+
+from spinezarr.errors import SpinezarrError
+from spinezarr.export.spine_slices import middle_of_spine
+from spinezarr.export.voxels import VoxelReader
+from spinezarr.geometry import LEAST_SHEAR_DEG, shear_deg
+from spinezarr.store.attributes import ScanAttributes
+from spinezarr.store.audit_log import SEVERITIES, AuditedScan, Severity
+from spinezarr.store.reader import ScanHandle
+from spinezarr.store.table import ANOMALY, ERRATUM
+from spinezarr.vertebrae import ANATOMICAL_ORDER, VALUE_OF_NAME, hex_color_of
+from spinezarr.view.windows import WINDOWS_HU, WindowHU
+
+__all__ = ["ViewModel", "shown_vertebrae", "view_of"]
+
+_MM3_PER_ML = 1000.0
+
+_Count = Annotated[int, Field(ge=0)]
+_XYZ = tuple[float, float, float]
+_Row = tuple[float, float, float, float]
+
+
+class _ShownModel(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class VertebraModel(_ShownModel):
+    """A vertebra of a mask, or what else its values stand for."""
+
+    value: Annotated[int, Field(ge=1, le=255)]
+    name: str
+    color: Annotated[str, Field(pattern="^#[0-9a-f]{6}$")]
+    """Of its own, the same in every picture; gray for what is no vertebra."""
+    voxel_count: _Count
+    volume_ml: float
+    centroid_mm: _XYZ | None
+    """Mean position of its voxels, x, y, z in RAS+ mm; null for what is no vertebra."""
+
+
+class MaskModel(_ShownModel):
+    """A mask of a scan."""
+
+    name: str
+    """Of its array."""
+    vertebrae: tuple[VertebraModel, ...]
+    """From head to tail, then what is no vertebra."""
+
+
+class NoteModel(_ShownModel):
+    """What the last audit found."""
+
+    severity: Severity
+    rule: str
+    text: str
+    vertebra: str | None
+    position_mm: _XYZ | None
+    """Where to look, x, y, z in RAS+ mm."""
+
+
+class ViewModel(_ShownModel):
+    """A scan as it is shown."""
+
+    scan_id: str
+    content_checksum: str
+    """Of its voxels and where they lie: which version of the scan it is."""
+    dataset: str
+    patient_id: str
+    split: str
+    source: str
+    label_state: str
+    anomaly: str
+    """What the dataset calls unusual in it; mostly empty."""
+    erratum: str
+    """What is known to be wrong with its mask; mostly empty."""
+    audit: str
+    """Worst finding of the last audit, or ``ok``; empty if it was not audited as it is."""
+    shape_zyx: tuple[_Count, _Count, _Count]
+    spacing_zyx_mm: tuple[float, float, float]
+    affine: tuple[_Row, _Row, _Row, _Row]
+    """4 x 4, stored voxel (x, y, z, 1) to RAS+ mm."""
+    is_oblique: bool
+    """Whether its axes are not those of the patient: planes of its grid are tilted."""
+    oblique_deg: float
+    image_range_hu: tuple[float, float] | None
+    """Lowest and highest finite value; null if there is none."""
+    image_nan_voxels: _Count
+    image_infinite_voxels: _Count
+    masks: tuple[MaskModel, ...]
+    """Empty for a scan without one."""
+    findings: tuple[NoteModel, ...]
+    """The worst first."""
+    windows: dict[str, WindowHU]
+    """HU that are black and white."""
+    middle_mm: _XYZ
+    """In the middle of the spine's bodies, or of the scan: where to look first; RAS+."""
+    previous: str | None
+    """Scan before this one in the store's table."""
+    next: str | None
+    """Scan after it."""
+
+
+def view_of(
+    scan: ScanHandle, voxels: VoxelReader, scan_ids: list[str], audited: AuditedScan | None
+) -> ViewModel:
+    """Collect what is shown of a scan.
+
+    Volumes and centroids are those that the ingest counted; no voxel is read for them.
+
+    Parameters
+    ----------
+    scan
+        The scan.
+    voxels
+        Reads a slice of its mask.
+    scan_ids
+        Of the store, in the order of its table.
+    audited
+        What the last audit found in the scan as it is; None if nobody looked.
+    """
+    facts = scan.attributes
+    said = {**facts.sidecar, **facts.columns}
+    at = scan_ids.index(facts.scan_id) if facts.scan_id in scan_ids else None
+    return ViewModel(
+        scan_id=facts.scan_id,
+        content_checksum=scan.content_checksum,
+        dataset=facts.dataset,
+        patient_id=facts.patient_id,
+        split=facts.split,
+        source=facts.source,
+        label_state=facts.label_state,
+        anomaly=said.get(ANOMALY, ""),
+        erratum=said.get(ERRATUM, ""),
+        audit="" if audited is None else audited.verdict,
+        shape_zyx=facts.shape_zyx,
+        spacing_zyx_mm=facts.spacing_zyx_mm,
+        affine=facts.affine,
+        is_oblique=max(facts.oblique_deg, shear_deg(scan.affine)) > LEAST_SHEAR_DEG,
+        oblique_deg=facts.oblique_deg,
+        image_range_hu=facts.image_range_hu,
+        image_nan_voxels=facts.image_nan_voxels,
+        image_infinite_voxels=facts.image_infinite_voxels,
+        masks=()
+        if scan.label is None
+        else (MaskModel(name=scan.label.name, vertebrae=tuple(shown_vertebrae(facts))),),
+        findings=() if audited is None else tuple(_notes(audited)),
+        windows=dict(WINDOWS_HU),
+        middle_mm=_middle_mm(scan, voxels),
+        previous=scan_ids[at - 1] if at else None,
+        next=scan_ids[at + 1] if at is not None and at + 1 < len(scan_ids) else None,
+    )
+
+
+def shown_vertebrae(facts: ScanAttributes) -> Iterator[VertebraModel]:
+    """Yield what a mask shows, from head to tail, then what is no vertebra."""
+    affine = np.array(facts.affine)
+    voxel_ml = abs(float(np.linalg.det(affine[:3, :3]))) / _MM3_PER_ML
+    for name in ANATOMICAL_ORDER:
+        found = facts.vertebrae.get(name)
+        if found is not None:
+            value = VALUE_OF_NAME[name]
+            x, y, z = (affine[:3] @ (*found.centroid_zyx[::-1], 1)).tolist()
+            yield VertebraModel(
+                value=value,
+                name=name,
+                color=hex_color_of(value),
+                voxel_count=found.voxel_count,
+                volume_ml=found.voxel_count * voxel_ml,
+                centroid_mm=(x, y, z),
+            )
+    for value in sorted(map(int, facts.other_labels)):
+        count = facts.other_labels[str(value)]
+        if value and count:
+            yield VertebraModel(
+                value=value,
+                name=facts.structures.get(str(value), f"value {value}").replace("_", " "),
+                color=hex_color_of(value),
+                voxel_count=count,
+                volume_ml=count * voxel_ml,
+                centroid_mm=None,
+            )
+
+
+def _notes(audited: AuditedScan) -> Iterator[NoteModel]:
+    for found in sorted(audited.findings, key=lambda f: -SEVERITIES.index(f.severity)):
+        yield NoteModel(
+            severity=found.severity,
+            rule=found.rule,
+            text=found.text,
+            vertebra=found.vertebra,
+            position_mm=found.position_mm,
+        )
+
+
+def _middle_mm(scan: ScanHandle, voxels: VoxelReader) -> _XYZ:
+    """Return where to look first; where the mask cannot be read, the middle of the scan."""
+    try:
+        z, y, x = middle_of_spine(scan, voxels)
+    except (SpinezarrError, OSError):
+        z, y, x = (n // 2 for n in scan.image.shape_zyx)
+    x_mm, y_mm, z_mm = (scan.affine[:3] @ (x, y, z, 1)).tolist()
+    return x_mm, y_mm, z_mm
