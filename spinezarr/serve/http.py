@@ -9,7 +9,17 @@ from urllib.parse import unquote
 
 from spinezarr.serve.objects import ServedFile
 
-__all__ = ["Answer", "Receive", "Request", "Scope", "Send", "chosen", "explained", "request_of"]
+__all__ = [
+    "Answer",
+    "Receive",
+    "Request",
+    "Scope",
+    "Send",
+    "accepts_gzip",
+    "chosen",
+    "explained",
+    "request_of",
+]
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -17,6 +27,8 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 TEXT: Final = "text/plain; charset=utf-8"
 _RANGE: Final = re.compile(r"([!#$%&'*+.^_`|~\w-]+)/([!#$%&'*+.^_`|~\w-]+)", re.ASCII)
+_NEVER: Final = re.compile(r"q[ \t]*=[ \t]*0(?:[.]0{0,3})?", re.ASCII)
+"""The weight of what a client does not take."""
 _WEIGHT: Final = re.compile(r"q=(0(?:\.\d{0,3})?|1(?:\.0{0,3})?)", re.ASCII | re.IGNORECASE)
 
 
@@ -121,3 +133,18 @@ def _weighed(part: str) -> tuple[str, float] | None:
     if not weights:
         return name.lower(), 1.0
     return None if weights[0] is None else (name.lower(), float(weights[0][1]))
+
+
+def accepts_gzip(accepted: str) -> bool:
+    """Whether a client takes gzip, by its Accept-Encoding; one that says nothing does not.
+
+    Examples
+    --------
+    >>> [accepts_gzip(text) for text in ("gzip, br", "br;q=1, GZIP;q=0.5", "gzip;q=0", "")]
+    [True, True, False, False]
+    """
+    for part in accepted.lower().split(","):
+        name, _, weight = part.partition(";")
+        if name.strip() == "gzip":
+            return not _NEVER.fullmatch(weight.strip())
+    return False

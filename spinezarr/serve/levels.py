@@ -15,7 +15,7 @@ from pydantic import Field
 
 from spinezarr.errors import CorruptStoreError, ScanChangedError
 from spinezarr.geometry import Box
-from spinezarr.serve.http import Answer, Request, explained
+from spinezarr.serve.http import Answer, Request, accepts_gzip, explained
 from spinezarr.serve.opened import OpenedScan
 from spinezarr.serve.patches import PatchSource
 from spinezarr.serve.query import AskedModel, WrongQueryError, parse_query
@@ -33,8 +33,6 @@ _VOXEL_BYTES: Final = 256 << 20
 _SOURCE_BYTES: Final = 8 << 30
 """Of the stored voxels that an answer is made from; they are read part by part."""
 _NUMBER: Final = re.compile(r"0|[1-9][0-9]?", re.ASCII)
-_NEVER: Final = re.compile(r"q[ \t]*=[ \t]*0(?:[.]0{0,3})?", re.ASCII)
-"""The weight of what a client does not take."""
 _GZIP_LEVEL: Final = 1
 """Of masks: a coarse one shrinks to a hundredth, in less time than it takes to send. Images do not
 shrink to half, and inflating them takes a browser longer than getting them from this machine."""
@@ -192,18 +190,3 @@ def _found(scan: ScanHandle, number: str, asked: LevelQuery) -> tuple[ArraySpec,
 
 def _refused(status: HTTPStatus, text: str) -> RefusedError:
     return RefusedError(explained(status, text))
-
-
-def accepts_gzip(accepted: str) -> bool:
-    """Whether a client takes gzip, by its Accept-Encoding; one that says nothing does not.
-
-    Examples
-    --------
-    >>> [accepts_gzip(text) for text in ("gzip, br", "br;q=1, GZIP;q=0.5", "gzip;q=0", "")]
-    [True, True, False, False]
-    """
-    for part in accepted.lower().split(","):
-        name, _, weight = part.partition(";")
-        if name.strip() == "gzip":
-            return not _NEVER.fullmatch(weight.strip())
-    return False

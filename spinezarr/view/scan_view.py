@@ -15,6 +15,7 @@ from spinezarr.store.audit_log import SEVERITIES, AuditedScan, Severity
 from spinezarr.store.reader import ScanHandle
 from spinezarr.store.table import ANOMALY, ERRATUM
 from spinezarr.vertebrae import ANATOMICAL_ORDER, VALUE_OF_NAME, hex_color_of
+from spinezarr.view.levels import Level, levels_of, shown_dtype
 from spinezarr.view.windows import WINDOWS_HU, WindowHU
 
 __all__ = ["ViewModel", "shown_vertebrae", "view_of"]
@@ -28,6 +29,31 @@ _Row = tuple[float, float, float, float]
 
 class _ShownModel(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class LevelModel(_ShownModel):
+    """A resolution in which voxels can be asked for."""
+
+    level: _Count
+    """Its number; 0 is what is stored."""
+    factor_zyx: tuple[_Count, _Count, _Count]
+    """Stored voxels along each axis that one of its voxels stands for."""
+    shape_zyx: tuple[_Count, _Count, _Count]
+    spacing_zyx_mm: tuple[float, float, float]
+    affine: tuple[_Row, _Row, _Row, _Row]
+    """4 x 4, voxel (x, y, z, 1) of the level to RAS+ mm."""
+
+    @classmethod
+    def of(cls, level: Level) -> "LevelModel":
+        """Tell a level."""
+        a, b, c, d = (tuple(row) for row in level.affine.tolist())
+        return cls(
+            level=level.level,
+            factor_zyx=level.factor_zyx,
+            shape_zyx=level.shape_zyx,
+            spacing_zyx_mm=level.spacing_zyx_mm,
+            affine=(a, b, c, d),
+        )
 
 
 class VertebraModel(_ShownModel):
@@ -87,6 +113,10 @@ class ViewModel(_ShownModel):
     is_oblique: bool
     """Whether its axes are not those of the patient: planes of its grid are tilted."""
     oblique_deg: float
+    levels: tuple[LevelModel, ...]
+    """From what is stored to the coarsest."""
+    image_dtype: str
+    """Of the image's voxels as levels have them: int16, or float32 if its values do not fit."""
     image_range_hu: tuple[float, float] | None
     """Lowest and highest finite value; null if there is none."""
     image_nan_voxels: _Count
@@ -142,6 +172,8 @@ def view_of(
         affine=facts.affine,
         is_oblique=max(facts.oblique_deg, shear_deg(scan.affine)) > LEAST_SHEAR_DEG,
         oblique_deg=facts.oblique_deg,
+        levels=tuple(map(LevelModel.of, levels_of(scan))),
+        image_dtype=shown_dtype(scan.image).name,
         image_range_hu=facts.image_range_hu,
         image_nan_voxels=facts.image_nan_voxels,
         image_infinite_voxels=facts.image_infinite_voxels,

@@ -13,7 +13,7 @@ from asking import ask
 import spinezarr
 from spinezarr.geometry import Box
 from spinezarr.serve import levels as served_levels
-from spinezarr.serve.levels import accepts_gzip
+from spinezarr.serve.http import accepts_gzip
 from spinezarr.serve.run import BackgroundServer
 from spinezarr.serve.settings import ServeSettings
 from spinezarr.serve.tokens import new_token

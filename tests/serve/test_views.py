@@ -92,6 +92,23 @@ def test_unusual_scans_say_so(audited):
         assert (found.previous, found.next) == (None, None)
 
 
+@pytest.mark.parametrize("name", ["image", "label"])
+def test_levels_are_those_that_can_be_asked_for(served, audited, name):
+    found = told(f"{served}/liver_0/view")
+    assert [level["level"] for level in found["levels"]] == list(range(len(found["levels"])))
+    assert found["levels"][0]["affine"] == found["affine"]
+    assert found["levels"][0]["factor_zyx"] == [1, 1, 1]
+    for level in found["levels"]:
+        _, headers, body = ask(f"{served}/liver_0/levels/{level['level']}?array={name}")
+        dtype = np.dtype(found["image_dtype"] if name == "image" else "uint8")
+        assert headers["x-spinezarr-dtype"] == dtype.name
+        assert len(body) == np.prod(level["shape_zyx"]) * dtype.itemsize
+        sizes = np.array(level["spacing_zyx_mm"]) / found["spacing_zyx_mm"]
+        np.testing.assert_allclose(sizes, level["factor_zyx"])
+    with BackgroundServer(ServeSettings(paths=(audited.url,))) as server:
+        assert ask(f"{server.url}/v1/own/scans/liver_0/levels/{len(found['levels'])}")[0] == 404
+
+
 def test_neighbors_are_those_of_the_table(served, audited):
     names = audited.table.scan.to_numpy().tolist()
     found = [told(f"{served}/{name}/view") for name in names]
