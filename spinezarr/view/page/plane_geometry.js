@@ -1,0 +1,178 @@
+/* Where voxels of the three planes are on the screen, whoever draws them.
+
+Places are voxels of level 0, (x, y, z), whole numbers at their centers; axes run to the right, to
+anterior and to superior. Planes are shown as radiologists hang them: the patient's right on the
+left, anterior up or on the left, head up. So both axes of each plane run against those of the
+screen. */
+
+/** The three planes: axis across which they lie, their axes on the screen, and its four sides. */
+export const PLANES = {
+  sagittal: { title: "Sagittal", flat: 0, axes: [1, 2], sides: ["A", "P", "S", "I"] },
+  coronal: { title: "Coronal", flat: 1, axes: [0, 2], sides: ["R", "L", "S", "I"] },
+  axial: { title: "Axial", flat: 2, axes: [0, 1], sides: ["R", "L", "A", "P"] },
+};
+export const PLANE_NAMES = Object.keys(PLANES);
+export const AXIS_NAMES = ["x", "y", "z"];
+const LEAST_ZOOM = 1;
+const LARGEST_ZOOM = 40;
+
+/** The grid of level 0: how many voxels, how large, and where they are in the body. */
+export class Grid {
+  /**
+   * @param {number[]} shapeXyz voxels along each axis
+   * @param {number[]} spacingXyzMm between them
+   * @param {number[][]} affine 4 x 4, voxel (x, y, z, 1) to RAS+ mm
+   */
+  constructor(shapeXyz, spacingXyzMm, affine) {
+    this.shape = shapeXyz;
+    this.spacing = spacingXyzMm;
+    this.affine = affine;
+    this.sizeMm = shapeXyz.map((n, axis) => n * spacingXyzMm[axis]);
+    this.inverse = inverted(affine);
+  }
+
+  /** RAS+ mm of a voxel. */
+  mmOf(voxel) {
+    return this.affine.slice(0, 3).map((row) => dot(row, voxel) + row[3]);
+  }
+
+  /** The voxel whose center is nearest to a place in RAS+ mm; of the edge, if that lies outside. */
+  voxelAt(mm) {
+    const moved = mm.map((value, axis) => value - this.affine[axis][3]);
+    return this.nearest(this.inverse.map((row) => dot(row, moved)));
+  }
+
+  /** The nearest voxel that there is. */
+  nearest(voxel) {
+    return voxel.map((value, axis) =>
+      Math.min(this.shape[axis] - 1, Math.max(0, Math.round(value))),
+    );
+  }
+
+  /** Where a voxel lies along an axis, in mm, as the server counts: true unless axes are oblique. */
+  positionMm(axis, index) {
+    return this.affine[axis][3] + this.spacing[axis] * index;
+  }
+}
+
+/** Which part of the planes is shown; one for all three, so they stay about the same place. */
+export class Camera {
+  constructor(grid) {
+    this.grid = grid;
+    this.reset();
+  }
+
+  reset() {
+    this.zoom = 1;
+    this.centerMm = this.grid.sizeMm.map((size) => size / 2);
+  }
+
+  /** Zoom, and keep a voxel where it is on the screen of a plane. */
+  zoomAt(factor, plane, voxel) {
+    const before = this.zoom;
+    this.zoom = Math.min(LARGEST_ZOOM, Math.max(LEAST_ZOOM, before * factor));
+    if (this.zoom === LEAST_ZOOM) return this.reset();
+    for (const axis of PLANES[plane].axes) {
+      const mm = (voxel[axis] + 0.5) * this.grid.spacing[axis];
+      this.centerMm[axis] = mm + ((this.centerMm[axis] - mm) * before) / this.zoom;
+    }
+    const { flat } = PLANES[plane];
+    this.centerMm[flat] = (voxel[flat] + 0.5) * this.grid.spacing[flat];
+    this.#stayInside();
+  }
+
+  /** Move by mm along the axes of a plane. */
+  pan(plane, rightMm, downMm) {
+    const [u, v] = PLANES[plane].axes;
+    this.centerMm[u] += rightMm;
+    this.centerMm[v] += downMm;
+    this.#stayInside();
+  }
+
+  /** Bring a voxel to the middle, if only a part is shown. */
+  centerOn(voxel) {
+    if (this.zoom === LEAST_ZOOM) return;
+    this.centerMm = voxel.map((index, axis) => (index + 0.5) * this.grid.spacing[axis]);
+    this.#stayInside();
+  }
+
+  #stayInside() {
+    this.centerMm = this.centerMm.map((mm, axis) =>
+      Math.min(this.grid.sizeMm[axis], Math.max(0, mm)),
+    );
+  }
+}
+
+/** A plane in a tile of the screen, of some width and height in CSS pixels. */
+export class PlaneOnScreen {
+  constructor(plane, camera, width, height) {
+    this.plane = plane;
+    this.camera = camera;
+    this.width = width;
+    this.height = height;
+    const { grid } = camera;
+    const [u, v] = PLANES[plane].axes;
+    this.pixelsPerMm =
+      Math.min(width / grid.sizeMm[u], height / grid.sizeMm[v]) * camera.zoom;
+  }
+
+  /** Where the center of a voxel is; halves of voxels are edges. */
+  pixelOf(voxel) {
+    const { grid, centerMm } = this.camera;
+    const [right, down] = PLANES[this.plane].axes.map(
+      (axis) => (centerMm[axis] - (voxel[axis] + 0.5) * grid.spacing[axis]) * this.pixelsPerMm,
+    );
+    return [this.width / 2 + right, this.height / 2 + down];
+  }
+
+  /** What is at a pixel, as a fraction of voxels; across the plane it is that of a voxel given. */
+  voxelAt(x, y, voxel) {
+    const { grid, centerMm } = this.camera;
+    const found = [...voxel];
+    const moved = [x - this.width / 2, y - this.height / 2];
+    PLANES[this.plane].axes.forEach((axis, i) => {
+      const mm = centerMm[axis] - moved[i] / this.pixelsPerMm;
+      found[axis] = mm / grid.spacing[axis] - 0.5;
+    });
+    return found;
+  }
+
+  /** Edges of the whole plane on the screen: left, top, width, height. */
+  rectangle() {
+    const { grid } = this.camera;
+    const [u, v] = PLANES[this.plane].axes;
+    const first = [0, 0, 0];
+    first[u] = grid.shape[u] - 0.5;
+    first[v] = grid.shape[v] - 0.5;
+    const [left, top] = this.pixelOf(first);
+    return [left, top, grid.sizeMm[u] * this.pixelsPerMm, grid.sizeMm[v] * this.pixelsPerMm];
+  }
+
+  /** What the tile shows of each axis of the plane: mm from the edge of the first voxel. */
+  rangesMm() {
+    const { centerMm } = this.camera;
+    const [u, v] = PLANES[this.plane].axes;
+    return [
+      [centerMm[u], this.width],
+      [centerMm[v], this.height],
+    ].map(([mm, size]) => {
+      const half = size / 2 / this.pixelsPerMm;
+      return [mm - half, mm + half];
+    });
+  }
+}
+
+function dot(row, vector) {
+  return row[0] * vector[0] + row[1] * vector[1] + row[2] * vector[2];
+}
+
+/** Invert the 3 x 3 part of an affine. */
+function inverted(m) {
+  const [[a, b, c], [d, e, f], [g, h, i]] = m;
+  const determinant = a * (e * i - f * h) - b * (d * i - f * g) + c * (d * h - e * g);
+  return [
+    [e * i - f * h, c * h - b * i, b * f - c * e],
+    [f * g - d * i, a * i - c * g, c * d - a * f],
+    [d * h - e * g, b * g - a * h, a * e - b * d],
+  ].map((row) => row.map((value) => value / determinant));
+}

@@ -1,0 +1,425 @@
+/* The four tiles: planes, sliders, lines where the planes cross, and what a pointer does in them. */
+
+import { element, hasNiivue } from "./common.js";
+import { AXIS_NAMES, Camera, PLANES, PLANE_NAMES, PlaneOnScreen } from "./plane_geometry.js";
+import { SliceView } from "./slice_view.js";
+import { VolumeView } from "./volume_view.js";
+
+const ZOOM_STEP = 1.25;
+const WHEEL_PX = 40;
+const PAGE_SLICES = 10;
+const TURN_DEG_PER_S = 24;
+const TURN_STEP_DEG = 30;
+/** Of the level that is shown first. */
+const FIRST_VOXELS = 3e6;
+const calm = matchMedia("(prefers-reduced-motion: reduce)");
+
+/** What is drawn, and where; tells of problems and of the level that is shown. */
+export class Stage extends EventTarget {
+  /**
+   * @param {HTMLElement} root
+   * @param {import("./source.js").ScanSource} source
+   * @param {import("./scan_state.js").ScanState} state
+   */
+  constructor(root, source, state) {
+    super();
+    this.root = root;
+    this.source = source;
+    this.state = state;
+    this.camera = new Camera(source.grid);
+    this.canvas = root.querySelector("#planes");
+    this.tiles = {};
+    this.slices = new SliceView(source, (plane, problem) => this.#drawn(plane, problem));
+    this.volume = null;
+    this.loading = null;
+    for (const plane of PLANE_NAMES) this.#addPlane(plane);
+    this.#addRender();
+    state.addEventListener("change", () => this.update());
+    new ResizeObserver(() => this.update()).observe(root);
+    this.update();
+  }
+
+  /** Whether the planes can be drawn here, not on the server. */
+  static get canDrawVolumes() {
+    return hasNiivue && VolumeView.isPossible;
+  }
+
+  /** Draw what the state says, once a frame. */
+  update() {
+    if (this.isWaiting) return;
+    this.isWaiting = true;
+    requestAnimationFrame(() => {
+      this.isWaiting = false;
+      this.#update();
+    });
+  }
+
+  zoom(factor) {
+    this.camera.zoomAt(factor, this.state.plane, this.state.voxel);
+    this.update();
+  }
+
+  zoomFit() {
+    this.camera.reset();
+    this.update();
+  }
+
+  /** Begin to draw volumes: a coarse level first. */
+  async startVolumes() {
+    const fitting = VolumeView.fitting(this.source.levels);
+    const first = fitting.find(({ voxels }) => voxels <= FIRST_VOXELS) ?? fitting.at(-1);
+    const asked = fitting.find(({ level }) => String(level) === this.state.level);
+    if (!first) return;
+    this.volume = new VolumeView(this.source, this.canvas, this.renderCanvas);
+    this.volume.show(this.#shown());
+    await this.loadLevel((asked ?? first).level, { isQuiet: true });
+    await this.#startRender();
+  }
+
+  /** Load a level and show it; until it is there, all stays as it is. */
+  async loadLevel(level, { isQuiet = false } = {}) {
+    this.loading?.abort();
+    const loading = new AbortController();
+    this.loading = loading;
+    const total = this.bytesOf(level);
+    let bytes = 0;
+    const tell = (share) =>
+      this.dispatchEvent(new CustomEvent("progress", { detail: { level, share, isQuiet } }));
+    tell(0);
+    try {
+      await this.volume.load(level, {
+        signal: loading.signal,
+        onBytes: (count) => tell(Math.min(1, (bytes += count) / total)),
+      });
+      if (level === this.finestLevel) this.slices.hide();
+      for (const plane of PLANE_NAMES) this.#drawn(plane, null);
+      performance.mark(`level-${level}`);
+      this.root.dataset.level = String(level);
+      this.update();
+    } finally {
+      if (this.loading === loading) this.loading = null;
+      tell(null);
+    }
+  }
+
+  /** About how many bytes a level has; masks are sent compressed. */
+  bytesOf(level) {
+    return this.source.levels[level].voxels * (this.source.hasMask ? 3 : 2);
+  }
+
+  /** The finest level that fits. */
+  get finestLevel() {
+    return VolumeView.fitting(this.source.levels)[0]?.level ?? null;
+  }
+
+  /** Ask again for what failed. */
+  retry() {
+    this.slices.retry();
+  }
+
+  #shown() {
+    const { state } = this;
+    const stage = this.root.getBoundingClientRect();
+    const planes = {};
+    const tiles = {};
+    for (const plane of PLANE_NAMES) {
+      const { tile, picture } = this.tiles[plane];
+      if (tile.hidden) continue;
+      const box = picture.getBoundingClientRect();
+      const left = Math.round(box.left - stage.left);
+      const top = Math.round(box.top - stage.top);
+      const width = Math.floor(box.width);
+      const height = Math.floor(box.height);
+      if (width < 2 || height < 2) continue;
+      planes[plane] = new PlaneOnScreen(plane, this.camera, width, height);
+      tiles[plane] = { left, top };
+    }
+    return {
+      voxel: state.voxel,
+      window: state.window,
+      labelsText: state.labelsText,
+      visible: state.shownValues,
+      opacity: state.opacity,
+      hasOutlines: state.hasOutlines,
+      isNearest: state.isNearest,
+      isBacked: this.volume?.levelIndex != null,
+      isAsPictures: state.isAsPictures,
+      isRenderShown: !this.tiles.render.tile.hidden,
+      stage: { width: Math.round(stage.width), height: Math.round(stage.height) },
+      planes,
+      tiles,
+    };
+  }
+
+  #update() {
+    const { layout } = this.state;
+    this.root.dataset.layout = layout;
+    for (const [name, { tile, enlarge }] of Object.entries(this.tiles)) {
+      tile.hidden = layout !== "all" && layout !== name;
+      enlarge.setAttribute("aria-pressed", String(layout === name));
+    }
+    const shown = this.#shown();
+    if (!this.slices.isHidden) this.slices.show(shown);
+    this.volume?.show(shown);
+    for (const [plane, onScreen] of Object.entries(shown.planes)) this.#mark(plane, onScreen);
+    if (layout === "render") this.#firstView();
+    if (shown.isRenderShown && this.volume?.levelIndex != null) this.#startRender();
+    this.dispatchEvent(new Event("shown"));
+  }
+
+  /** Draw the lines of the other planes, and say where this one is. */
+  #mark(plane, onScreen) {
+    const { voxel } = this.state;
+    const { flat } = PLANES[plane];
+    const { lines, slider, place } = this.tiles[plane];
+    const [x, y] = onScreen.pixelOf(voxel);
+    lines.down.style.left = `${Math.round(x)}px`;
+    lines.across.style.top = `${Math.round(y)}px`;
+    slider.value = String(voxel[flat]);
+    const text = `${AXIS_NAMES[flat]} ${this.source.grid.positionMm(flat, voxel[flat]).toFixed(1)} mm`;
+    slider.setAttribute("aria-valuetext", text);
+    place.textContent = text;
+  }
+
+  #drawn(plane, problem) {
+    const { failed, tile } = this.tiles[plane];
+    failed.hidden = problem === null;
+    failed.textContent = problem === null ? "" : problem.message;
+    tile.dataset.drawn = String(problem === null);
+    const all = PLANE_NAMES.filter((name) => !this.tiles[name].tile.hidden);
+    if (all.every((name) => this.tiles[name].tile.dataset.drawn === "true")) this.#firstView();
+    if (problem !== null) this.dispatchEvent(new CustomEvent("problem", { detail: problem }));
+  }
+
+  /** All that is to be seen is there: the rest may come. */
+  #firstView() {
+    if (this.isFirstShown) return;
+    this.isFirstShown = true;
+    performance.mark("first-view");
+    this.root.dataset.first = "true";
+    this.dispatchEvent(new Event("firstview"));
+  }
+
+  #enlarge(name) {
+    const enlarge = element(
+      "button",
+      {
+        type: "button",
+        title: "This alone, or all",
+        "aria-label": `${name === "render" ? "3D" : PLANES[name].title} alone`,
+        onclick: () => this.state.set({ layout: this.state.layout === name ? "all" : name }),
+      },
+      "\u2922",
+    );
+    return enlarge;
+  }
+
+  #addPlane(plane) {
+    const { title, flat, axes, sides } = PLANES[plane];
+    const slider = element("input", {
+      type: "range",
+      min: 0,
+      max: this.source.grid.shape[flat] - 1,
+      step: 1,
+      "aria-label": `${title} plane, ${AXIS_NAMES[flat]} in mm`,
+      oninput: () => {
+        const voxel = [...this.state.voxel];
+        voxel[flat] = Number(slider.value);
+        this.state.goTo(voxel, { plane });
+      },
+      onfocus: () => (this.state.plane = plane),
+      onkeydown: (event) => {
+        const pages = { PageUp: PAGE_SLICES, PageDown: -PAGE_SLICES }[event.key];
+        if (pages === undefined) return;
+        event.preventDefault();
+        this.state.step(flat, pages);
+      },
+    });
+    const picture = element("div", { class: "picture" });
+    const lines = {};
+    // The line across is of the plane that lies across the vertical axis; so for the other.
+    for (const [name, axis] of [["down", axes[0]], ["across", axes[1]]]) {
+      const other = PLANE_NAMES.find((one) => PLANES[one].flat === axis);
+      lines[name] = element("div", { class: `line ${name}`, "data-of": other });
+      lines[name].style.setProperty("--of", `var(--line-${other})`);
+      picture.append(lines[name]);
+    }
+    ["left", "right", "top", "bottom"].forEach((side, i) =>
+      picture.append(element("span", { class: `side ${side}`, "aria-hidden": "true" }, sides[i])),
+    );
+    const failed = element("div", { class: "failed", hidden: true });
+    picture.append(failed);
+    const place = element("output");
+    const enlarge = this.#enlarge(plane);
+    const strip = element("div", { class: "strip" }, element("h2", {}, title), place, slider, enlarge);
+    const tile = element("div", { class: "tile", "data-plane": plane }, picture, strip);
+    this.tiles[plane] = { tile, picture, slider, place, lines, failed, enlarge };
+    this.slices.attach(plane, picture);
+    this.#listen(plane, picture, slider);
+    this.root.append(tile);
+  }
+
+  #listen(plane, picture, slider) {
+    const { flat, axes } = PLANES[plane];
+    const onScreen = () => {
+      const { width, height } = picture.getBoundingClientRect();
+      return new PlaneOnScreen(plane, this.camera, Math.floor(width), Math.floor(height));
+    };
+    const under = (event) => {
+      const box = picture.getBoundingClientRect();
+      const at = [event.clientX - box.left, event.clientY - box.top];
+      return onScreen().voxelAt(...at, this.state.voxel);
+    };
+    let drag = null;
+    picture.addEventListener("pointerdown", (event) => {
+      slider.focus({ preventScroll: true });
+      event.preventDefault();
+      picture.setPointerCapture(event.pointerId);
+      drag = event.button === 0 && !event.shiftKey ? "place" : "pan";
+      if (drag === "place") this.state.goTo(under(event), { plane });
+    });
+    picture.addEventListener("pointermove", (event) => {
+      if (drag === "place") this.state.goTo(under(event), { plane });
+      if (drag === "pan" && this.camera.zoom > 1) {
+        const { pixelsPerMm } = onScreen();
+        this.camera.pan(plane, event.movementX / pixelsPerMm, event.movementY / pixelsPerMm);
+        this.update();
+      }
+    });
+    for (const end of ["pointerup", "pointercancel"]) {
+      picture.addEventListener(end, () => (drag = null));
+    }
+    picture.addEventListener("contextmenu", (event) => event.preventDefault());
+    let wheeled = 0;
+    picture.addEventListener(
+      "wheel",
+      (event) => {
+        event.preventDefault();
+        if (event.ctrlKey) {
+          const voxel = under(event);
+          this.camera.zoomAt(ZOOM_STEP ** (-event.deltaY / 100), plane, voxel);
+          this.update();
+          return;
+        }
+        wheeled += event.deltaMode === 0 ? event.deltaY : event.deltaY * WHEEL_PX;
+        const count = Math.trunc(wheeled / WHEEL_PX);
+        if (count === 0) return;
+        wheeled -= count * WHEEL_PX;
+        this.state.plane = plane;
+        this.state.step(flat, -Math.sign(count) * Math.min(3, Math.abs(count)));
+      },
+      { passive: false },
+    );
+  }
+
+  #addRender() {
+    this.renderCanvas = element("canvas", {
+      id: "render",
+      role: "img",
+      "aria-label": "The vertebrae in 3D. Their list is beside it.",
+    });
+    const picture = element("div", { class: "picture" });
+    const isDrawn = Stage.canDrawVolumes && this.source.hasMask;
+    picture.append(isDrawn ? this.renderCanvas : this.#lacking());
+    this.rendering = element("div", { class: "waiting", hidden: !isDrawn }, "3D comes after the planes");
+    if (isDrawn) picture.append(this.rendering);
+    const rotate = element(
+      "button",
+      { type: "button", id: "rotate", "aria-pressed": "false", disabled: true },
+      "Rotate",
+    );
+    rotate.addEventListener("click", () => this.#rotate(rotate));
+    this.rotate = rotate;
+    const enlarge = this.#enlarge("render");
+    const strip = element(
+      "div",
+      { class: "strip" },
+      element("h2", {}, "3D"),
+      element("span", { class: "space" }),
+      isDrawn ? rotate : null,
+      enlarge,
+    );
+    strip.children[1].style.flex = "1";
+    const tile = element("div", { class: "tile", "data-plane": "render" }, picture, strip);
+    this.tiles.render = { tile, picture, enlarge };
+    this.root.append(tile);
+    let isDragging = false;
+    picture.addEventListener("pointerdown", (event) => {
+      isDragging = true;
+      picture.setPointerCapture(event.pointerId);
+    });
+    picture.addEventListener("pointermove", (event) => {
+      if (isDragging) this.#turn(event.movementX / 2, event.movementY / 2);
+    });
+    for (const end of ["pointerup", "pointercancel"]) {
+      picture.addEventListener(end, () => (isDragging = false));
+    }
+    picture.addEventListener(
+      "wheel",
+      (event) => {
+        event.preventDefault();
+        this.volume?.turnBy(0, 0, ZOOM_STEP ** (-event.deltaY / 100));
+      },
+      { passive: false },
+    );
+  }
+
+  #lacking() {
+    const what = !this.source.hasMask
+      ? [element("h3", {}, "No mask"), "This scan has no vertebra mask, so there is nothing to show in 3D."]
+      : !hasNiivue
+        ? [
+            element("h3", {}, "3D is not part of this build"),
+            "spinezarr was built where the npm registry could not be reached, so NiiVue, which draws " +
+              "volumes, is missing. The planes are drawn by the server. For 3D and a smooth zoom, " +
+              "install a wheel from PyPI, or build again where ",
+            element("code", {}, "npm view @niivue/niivue"),
+            " answers.",
+          ]
+        : [
+            element("h3", {}, "3D needs WebGL 2"),
+            "This browser offers no WebGL 2. Switch hardware acceleration on in its settings, or use " +
+              "a current Firefox, Chrome, Edge or Safari. Until then the planes are drawn by the server.",
+          ];
+    return element("div", { class: "lacking" }, ...what);
+  }
+
+  async #startRender() {
+    if (this.tiles.render.tile.hidden || this.isRenderStarted || !this.source.hasMask) return;
+    this.isRenderStarted = true;
+    // The planes come first: a frame of theirs is drawn before.
+    await new Promise((resolve) => setTimeout(resolve, 50));
+    try {
+      await this.volume.loadRender();
+      this.rendering.hidden = true;
+      this.rotate.disabled = false;
+      performance.mark("render");
+      this.root.dataset.render = "true";
+    } catch (problem) {
+      this.isRenderStarted = false;
+      this.rendering.textContent = problem.message;
+      this.dispatchEvent(new CustomEvent("problem", { detail: problem }));
+    }
+  }
+
+  #turn(azimuth, elevation) {
+    this.volume?.turnBy(azimuth, elevation);
+  }
+
+  #rotate(button) {
+    if (calm.matches) {
+      this.#turn(TURN_STEP_DEG, 0);
+      return;
+    }
+    const isOn = button.getAttribute("aria-pressed") !== "true";
+    button.setAttribute("aria-pressed", String(isOn));
+    let before = performance.now();
+    const turn = (now) => {
+      if (button.getAttribute("aria-pressed") !== "true") return;
+      this.#turn((TURN_DEG_PER_S * Math.min(200, now - before)) / 1000, 0);
+      before = now;
+      requestAnimationFrame(turn);
+    };
+    if (isOn) requestAnimationFrame(turn);
+  }
+}

@@ -1,0 +1,125 @@
+/* What is shown of a scan, and the address that says it. */
+
+import { PLANE_NAMES } from "./plane_geometry.js";
+
+export const LAYOUTS = {
+  all: "All",
+  sagittal: "Sagittal",
+  coronal: "Coronal",
+  axial: "Axial",
+  render: "3D",
+};
+const DEFAULT_WINDOW = "bone";
+/** Those of the server's pictures. */
+export const PICTURE_OPACITY = 0.4;
+
+/**
+ * State of the page; `change` tells all who listen.
+ */
+export class ScanState extends EventTarget {
+  /**
+   * @param {import("./source.js").ScanSource} source
+   * @param {URLSearchParams} query of the address
+   */
+  constructor(source, query) {
+    super();
+    this.source = source;
+    const { windows } = source.facts;
+    const named = source.vertebrae.find((found) => found.name === query.get("vertebra"));
+    const asked = numbers(query.get("at_mm"), 3);
+    const mm = asked ?? named?.centroid_mm ?? source.facts.middle_mm;
+    this.voxel = source.grid.voxelAt(mm);
+    this.vertebra = named?.name ?? null;
+    this.windowName = Object.hasOwn(windows, query.get("window")) ? query.get("window") : null;
+    const limits = numbers(query.get("window"), 2);
+    const isWindow = limits && limits[0] < limits[1];
+    if (!isWindow) this.windowName ??= DEFAULT_WINDOW;
+    this.window = this.windowName ? windows[this.windowName] : limits;
+    this.areLabelsOn = query.get("labels") !== "false";
+    this.visible = this.#named(query.get("labels"));
+    this.opacity = within(query.get("opacity"), PICTURE_OPACITY);
+    this.hasOutlines = query.get("outlines") !== "false";
+    this.isNearest = query.get("interpolation") === "nearest";
+    this.layout = Object.hasOwn(LAYOUTS, query.get("layout")) ? query.get("layout") : "all";
+    this.plane = PLANE_NAMES.includes(this.layout) ? this.layout : "sagittal";
+    this.level = query.get("level");
+    this.list = query.get("list");
+  }
+
+  /** Change some of it. */
+  set(fields) {
+    Object.assign(this, fields);
+    this.dispatchEvent(new Event("change"));
+  }
+
+  /** Go to a voxel, the nearest that there is. */
+  goTo(voxel, fields = {}) {
+    this.set({ voxel: this.source.grid.nearest(voxel), ...fields });
+  }
+
+  /** Move along an axis, in voxels. */
+  step(axis, count) {
+    const voxel = [...this.voxel];
+    voxel[axis] += count;
+    this.goTo(voxel);
+  }
+
+  /** Choose a window by name. */
+  setWindow(name) {
+    this.set({ windowName: name, window: this.source.facts.windows[name] });
+  }
+
+  /** Values of the mask that are shown. */
+  get shownValues() {
+    return this.areLabelsOn ? this.visible : new Set();
+  }
+
+  /** The same as the server's pictures take it. */
+  get labelsText() {
+    const shown = this.shownValues;
+    if (shown.size === 0) return "false";
+    if (shown.size === this.source.vertebrae.length) return "true";
+    const names = this.source.vertebrae.filter((found) => shown.has(found.value) && found.centroid_mm);
+    return names.map((found) => found.name).join(",") || "false";
+  }
+
+  /** Whether the server's pictures look as the labels are to be shown. */
+  get isAsPictures() {
+    return (this.opacity === PICTURE_OPACITY && this.hasOutlines) || this.shownValues.size === 0;
+  }
+
+  /** What the address says: all that is not as it would be anyway. */
+  get query() {
+    const query = new URLSearchParams();
+    const { grid } = this.source;
+    query.set("at_mm", grid.mmOf(this.voxel).map((mm) => Number(mm.toFixed(2))).join(","));
+    query.set("window", this.windowName ?? this.window.join(","));
+    if (this.vertebra) query.set("vertebra", this.vertebra);
+    if (this.source.hasMask && this.labelsText !== "true") query.set("labels", this.labelsText);
+    if (this.opacity !== PICTURE_OPACITY) query.set("opacity", String(this.opacity));
+    if (!this.hasOutlines) query.set("outlines", "false");
+    if (this.isNearest) query.set("interpolation", "nearest");
+    if (this.layout !== "all") query.set("layout", this.layout);
+    if (this.level !== null) query.set("level", this.level);
+    if (this.list) query.set("list", this.list);
+    // Commas and letters of names need no quotes, and are read by people.
+    return query.toString().replaceAll("%2C", ",");
+  }
+
+  #named(text) {
+    const { vertebrae } = this.source;
+    const names = text && text !== "true" && text !== "false" ? text.split(",") : null;
+    const shown = vertebrae.filter(({ name }) => names === null || names.includes(name));
+    return new Set(shown.map(({ value }) => value));
+  }
+}
+
+function numbers(text, count) {
+  const found = (text ?? "").split(",").map((part) => (part.trim() === "" ? NaN : Number(part)));
+  return found.length === count && found.every(Number.isFinite) ? found : null;
+}
+
+function within(text, otherwise) {
+  const value = numbers(text, 1)?.[0];
+  return value === undefined ? otherwise : Math.min(1, Math.max(0, value));
+}

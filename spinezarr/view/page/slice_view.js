@@ -1,0 +1,117 @@
+/* Shows the planes as pictures that the server draws: at once, without WebGL, and sharp where only a
+coarse level of the volume is here. */
+
+import { PLANES, PLANE_NAMES } from "./plane_geometry.js";
+
+const SIZE_STEP_PX = 128;
+const LARGEST_PX = 2048;
+const REST_MS = 150;
+
+/**
+ * One of the two ways in which planes are drawn; the other is `VolumeView`.
+ *
+ * `show` is told all that there is to see, as often as it changes.
+ */
+export class SliceView {
+  /**
+   * @param {import("./source.js").ScanSource} source
+   * @param {function(string, ?Error)} onDrawn told of each plane that is drawn, or is not
+   */
+  constructor(source, onDrawn) {
+    this.source = source;
+    this.onDrawn = onDrawn;
+    this.isHidden = false;
+    this.isBacked = false;
+    this.planes = Object.fromEntries(
+      PLANE_NAMES.map((plane) => [plane, { image: null, wanted: "", drawn: "", isBusy: false }]),
+    );
+  }
+
+  /** Tell it where the tile of a plane is. */
+  attach(plane, tile) {
+    const image = document.createElement("img");
+    image.className = "slice";
+    image.alt = "";
+    image.draggable = false;
+    image.hidden = true;
+    tile.prepend(image);
+    this.planes[plane].image = image;
+  }
+
+  /** Show the pictures of a moment. */
+  show(shown) {
+    for (const [plane, onScreen] of Object.entries(shown.planes)) {
+      const state = this.planes[plane];
+      const [left, top, width, height] = onScreen.rectangle();
+      Object.assign(state.image.style, {
+        left: `${left}px`,
+        top: `${top}px`,
+        width: `${width}px`,
+        height: `${height}px`,
+        imageRendering: shown.isNearest ? "pixelated" : "auto",
+      });
+      const pixels = Math.max(width, height) * (globalThis.devicePixelRatio || 1);
+      const sizePx = Math.min(LARGEST_PX, Math.ceil(pixels / SIZE_STEP_PX) * SIZE_STEP_PX);
+      const index = shown.voxel[PLANES[plane].flat];
+      state.wanted = this.source.slicePath(plane, index, {
+        window: shown.window,
+        labels: shown.labelsText,
+        sizePx: Math.max(SIZE_STEP_PX, sizePx),
+      });
+      const isThere = state.wanted === state.drawn && !state.hasFailed;
+      state.image.hidden = shown.isBacked ? !isThere || !shown.isAsPictures : state.image.hidden;
+      this.isBacked = shown.isBacked;
+      clearTimeout(state.timer);
+      if (!shown.isBacked) this.#bring(plane);
+      else if (shown.isAsPictures) state.timer = setTimeout(() => this.#bring(plane), REST_MS);
+    }
+  }
+
+  /** Take the pictures away for good: another view shows the planes, and as sharp. */
+  hide() {
+    this.isHidden = true;
+    for (const { image, timer } of Object.values(this.planes)) {
+      clearTimeout(timer);
+      image.hidden = true;
+    }
+  }
+
+  /** Draw what is wanted last; one request a plane at a time, those between are left out. */
+  async #bring(plane) {
+    const state = this.planes[plane];
+    if (state.isBusy || state.wanted === state.drawn || this.isHidden) return;
+    state.isBusy = true;
+    const { wanted } = state;
+    try {
+      const next = state.image.cloneNode();
+      next.src = URL.createObjectURL(await this.source.picture(wanted));
+      await next.decode();
+      next.style.cssText = state.image.style.cssText;
+      // What is behind it is nearer to what is wanted by now.
+      next.hidden = this.isHidden || (this.isBacked && state.wanted !== wanted);
+      URL.revokeObjectURL(state.image.src);
+      state.image.replaceWith(next);
+      state.image = next;
+      state.drawn = wanted;
+      state.hasFailed = false;
+      this.onDrawn(plane, null);
+    } catch (problem) {
+      // What was asked for is not there: nothing else is shown in its place.
+      state.image.hidden = true;
+      state.drawn = wanted;
+      state.hasFailed = true;
+      this.onDrawn(plane, problem);
+    } finally {
+      state.isBusy = false;
+      if (state.wanted !== wanted && !this.isBacked) this.#bring(plane);
+    }
+  }
+
+  /** Ask again for what failed. */
+  retry() {
+    for (const [plane, state] of Object.entries(this.planes)) {
+      state.drawn = "";
+      this.#bring(plane);
+    }
+  }
+}

@@ -1,0 +1,175 @@
+/* A scan on the server: its facts, its levels voxel by voxel, and slices that the server draws. */
+
+import { ask, askJson } from "./common.js";
+import { AXIS_NAMES, Grid, PLANES } from "./plane_geometry.js";
+
+const ARRAYS = { int16: Int16Array, float32: Float32Array, uint8: Uint8Array };
+
+/** The server did not answer, or not to the end. */
+export class LostError extends Error {}
+
+/** A scan; ask for one with `openScan`. */
+export class ScanSource {
+  /**
+   * @param {string} store
+   * @param {Object} facts as `view` answers
+   */
+  constructor(store, facts) {
+    this.store = store;
+    this.scanId = facts.scan_id;
+    this.facts = facts;
+    this.levels = facts.levels.map((level) => ({
+      level: level.level,
+      shape: [...level.shape_zyx].reverse(),
+      spacing: [...level.spacing_zyx_mm].reverse(),
+      voxels: level.shape_zyx.reduce((a, b) => a * b, 1),
+    }));
+    this.grid = new Grid(this.levels[0].shape, this.levels[0].spacing, facts.levels[0].affine);
+    this.path = `/v1/${encodeURIComponent(store)}/scans/${encodeURIComponent(facts.scan_id)}`;
+  }
+
+  /** All values of the masks that stand for something, as the first mask names them. */
+  get vertebrae() {
+    return this.facts.masks.length ? this.facts.masks[0].vertebrae : [];
+  }
+
+  get hasMask() {
+    return this.facts.masks.length > 0;
+  }
+
+  /**
+   * Return what gives the voxels of an array, in the form that NiiVue 1.0's `loadChunkedVolume`
+   * wants.
+   * @param {"image"|"label"} array
+   */
+  chunked(array) {
+    return {
+      levels: this.levels,
+      fetchChunk: (chunk, options) => this.fetchChunk(array, chunk, options),
+    };
+  }
+
+  /**
+   * Fetch a box of a level: voxels with x fastest, zero where the box leaves the level.
+   * @param {"image"|"label"} array
+   * @param {{levelIndex: number, texOrigin: number[], texDims: number[]}} chunk x, y, z
+   * @param {{signal: AbortSignal=, onBytes: function(number)=}} options
+   */
+  async fetchChunk(array, chunk, options = {}) {
+    return heard(() => this.#fetchChunk(array, chunk, options));
+  }
+
+  async #fetchChunk(array, { levelIndex, texOrigin, texDims }, options) {
+    const { shape } = this.levels[levelIndex];
+    const first = texOrigin.map((at) => Math.max(0, at));
+    const size = texDims.map((n, axis) =>
+      Math.min(shape[axis], texOrigin[axis] + n) - first[axis],
+    );
+    const query = new URLSearchParams({
+      array,
+      start_zyx: [...first].reverse().join(","),
+      size_zyx: [...size].reverse().join(","),
+      content_checksum: this.facts.content_checksum,
+    });
+    const response = await ask(`${this.path}/levels/${levelIndex}?${query}`, {
+      signal: options.signal,
+    });
+    const Voxels = ARRAYS[response.headers.get("x-spinezarr-dtype")];
+    const bytes = await allBytes(response, options.onBytes);
+    const expected = size.reduce((a, b) => a * b, Voxels.BYTES_PER_ELEMENT);
+    if (bytes.byteLength !== expected) throw new LostError("The answer ended early.");
+    const voxels = new Voxels(bytes);
+    const isWhole = size.every((n, axis) => n === texDims[axis]);
+    return isWhole ? voxels : padded(voxels, size, first, texOrigin, texDims);
+  }
+
+  /** The stored values of one voxel, whatever level is shown. */
+  async valuesAt(voxel, signal) {
+    const chunk = { levelIndex: 0, texOrigin: voxel, texDims: [1, 1, 1] };
+    const arrays = this.hasMask ? ["image", "label"] : ["image"];
+    const [image, label] = await Promise.all(
+      arrays.map((array) => this.fetchChunk(array, chunk, { signal })),
+    );
+    return { hu: image[0], label: label ? label[0] : null };
+  }
+
+  /**
+   * Return where the server's picture of a slice is.
+   * @param {string} plane
+   * @param {number} index of the slice
+   * @param {{window: number[], labels: string, sizePx: number}} shown
+   */
+  slicePath(plane, index, { window, labels, sizePx }) {
+    const { flat } = PLANES[plane];
+    const query = new URLSearchParams({
+      plane,
+      mm: this.grid.positionMm(flat, index).toFixed(4),
+      window: window.join(","),
+      labels,
+      size_px: String(sizePx),
+      content_checksum: this.facts.content_checksum,
+    });
+    return `${this.path}/slice.png?${query}`;
+  }
+
+  /** Fetch a picture of a slice. */
+  async picture(path) {
+    return heard(async () => (await ask(path)).blob());
+  }
+}
+
+/** Fetch the facts of a scan. */
+export async function openScan(store, scanId) {
+  const path = `/v1/${encodeURIComponent(store)}/scans/${encodeURIComponent(scanId)}/view`;
+  return new ScanSource(store, await heard(() => askJson(path)));
+}
+
+/** What the position of a voxel is called. */
+export function placeText(mm) {
+  return mm.map((value, axis) => `${AXIS_NAMES[axis]} ${value.toFixed(1)}`).join(", ");
+}
+
+/** Tell what `fetch` and bodies throw on a lost connection from a fault of the page. */
+async function heard(act) {
+  try {
+    return await act();
+  } catch (problem) {
+    throw problem instanceof TypeError ? new LostError(problem.message) : problem;
+  }
+}
+
+async function allBytes(response, onBytes) {
+  if (!onBytes || !response.body) return response.arrayBuffer();
+  const parts = [];
+  let count = 0;
+  for (const reader = response.body.getReader(); ; ) {
+    const { done, value } = await reader.read();
+    if (done) break;
+    parts.push(value);
+    count += value.byteLength;
+    onBytes(value.byteLength);
+  }
+  const all = new Uint8Array(count);
+  let at = 0;
+  for (const part of parts) {
+    all.set(part, at);
+    at += part.byteLength;
+  }
+  return all.buffer;
+}
+
+/** Put voxels into a larger box of zeros. */
+function padded(voxels, size, first, origin, dims) {
+  const whole = new voxels.constructor(dims[0] * dims[1] * dims[2]);
+  for (let z = 0; z < size[2]; z += 1) {
+    for (let y = 0; y < size[1]; y += 1) {
+      const from = (z * size[1] + y) * size[0];
+      const to =
+        ((z + first[2] - origin[2]) * dims[1] + y + first[1] - origin[1]) * dims[0] +
+        first[0] -
+        origin[0];
+      whole.set(voxels.subarray(from, from + size[0]), to);
+    }
+  }
+  return whole;
+}

@@ -1,0 +1,353 @@
+/* Shows the planes and the spine in 3D with NiiVue 0.69: the only file that knows of it.
+
+A volume comes from `{levels, fetchChunk}`, as `loadChunkedVolume` of NiiVue 1.0 wants it, which
+fetches the chunks that it shows; 0.69 gets a whole level here. NiiVue is told that the volume lies
+straight at the origin, and where each plane is shown: places in the body, tilted grids, zoom and
+what a mouse does are the page's. */
+
+import { AXIS_NAMES, PLANES } from "./plane_geometry.js";
+
+const DATATYPES = { Int16Array: 4, Float32Array: 16, Uint8Array: 2 };
+const LABEL_INTENT = 1002;
+const HEADER_BYTES = 352;
+const N_LABELS = 256;
+/** As NiiVue counts them. */
+const SLICE_TYPES = { axial: 0, coronal: 1, sagittal: 2 };
+const RENDER = 4;
+/** Of the shown bytes of a voxel: as colored, its gradient, its label. */
+const TEXTURE_BYTES = 12;
+const LARGEST_TEXTURE_BYTES = 3e9;
+/** In which the spine is rendered. */
+const RENDER_VOXELS = 3e6;
+const ILLUMINATION = 0.6;
+const FIRST_RENDER_ZOOM = 0.8;
+
+let loading = null;
+
+/** Fetch NiiVue, once. */
+function loadNiivue() {
+  loading ??= new Promise((resolve, reject) => {
+    const script = document.createElement("script");
+    script.src = "/page/niivue.js";
+    script.addEventListener("load", () => resolve(globalThis.niivue));
+    script.addEventListener("error", () => reject(new TypeError("NiiVue could not be fetched.")));
+    document.head.append(script);
+  });
+  return loading;
+}
+
+let largestTexture = null;
+
+/** Longest axis of a volume that this browser can draw; 0 if it has not what NiiVue draws with. */
+function largestTextureAxis() {
+  if (largestTexture === null) {
+    const gl = document.createElement("canvas").getContext("webgl2");
+    largestTexture = gl === null ? 0 : gl.getParameter(gl.MAX_3D_TEXTURE_SIZE);
+    gl?.getExtension("WEBGL_lose_context")?.loseContext();
+  }
+  return largestTexture;
+}
+
+/** One of the two ways in which planes are drawn; the other is `SliceView`. */
+export class VolumeView {
+  /**
+   * @param {import("./source.js").ScanSource} source
+   * @param {HTMLCanvasElement} canvas of the planes
+   * @param {HTMLCanvasElement} renderCanvas of the spine in 3D
+   */
+  constructor(source, canvas, renderCanvas) {
+    this.source = source;
+    this.renderCanvas = renderCanvas;
+    this.planes = null;
+    this.attaching = this.#attach(canvas);
+    this.render = null;
+    this.levelIndex = null;
+    this.shown = null;
+    this.drawnWindow = "";
+    this.drawnLabels = "";
+    this.drawnRenderLabels = "";
+    this.turn = { azimuth: 180, elevation: 8, zoom: FIRST_RENDER_ZOOM };
+  }
+
+  /** Whether this browser has what NiiVue draws with. */
+  static get isPossible() {
+    return largestTextureAxis() > 0;
+  }
+
+  /** Return which levels fit this machine. */
+  static fitting(levels) {
+    return levels.filter(
+      ({ shape, voxels }) =>
+        Math.max(...shape) <= largestTextureAxis() &&
+        voxels * TEXTURE_BYTES <= LARGEST_TEXTURE_BYTES,
+    );
+  }
+
+  async #attach(canvas) {
+    this.niivue = await loadNiivue();
+    const planes = await attached(this.niivue, canvas);
+    // Which part of a plane is shown, and that it fills its tile, is for the page to say.
+    const whole = planes.screenFieldOfViewExtendedVox.bind(planes);
+    planes.screenFieldOfViewExtendedVox = (sliceType) => this.#region(sliceType, whole);
+    planes.calculateWidthHeight = (_sliceType, _scale, width, height) => [width, height];
+    this.planes = planes;
+  }
+
+  /**
+   * Fetch a level and show it from now on; on failure all stays as it is.
+   * @param {number} levelIndex
+   * @param {{signal: AbortSignal=, onBytes: function(number)=}} options
+   */
+  async load(levelIndex, options = {}) {
+    const level = this.source.levels[levelIndex];
+    const whole = { levelIndex, texOrigin: [0, 0, 0], texDims: level.shape };
+    const arrays = this.source.hasMask ? ["image", "label"] : ["image"];
+    const fetched = Promise.all(
+      arrays.map((array) => this.source.chunked(array).fetchChunk(whole, options)),
+    );
+    const [[image, label]] = await Promise.all([fetched, this.attaching]);
+    const { shape, spacing } = level;
+    const volumes = [this.#volume(image, shape, spacing, "gray", this.shown.window)];
+    if (label) volumes.push(this.#volume(label, shape, spacing, "gray", [0, N_LABELS - 1]));
+    const made = await Promise.all(volumes);
+    this.#color(made, this.shown);
+    put(this.planes, made);
+    this.levelIndex = levelIndex;
+    this.level = level;
+    this.coarseLabel ??= label;
+    this.coarseLevel ??= level;
+    this.planes.updateGLVolume();
+    this.show(this.shown);
+  }
+
+  /** Show a moment. */
+  show(shown) {
+    this.shown = shown;
+    if (this.levelIndex === null) return;
+    const { volumes } = this.planes;
+    if (this.drawnWindow !== String(shown.window)) {
+      this.#color(volumes.slice(0, 1), shown);
+      this.planes.refreshLayers(volumes[0], 0);
+    }
+    if (volumes.length > 1 && this.drawnLabels !== labelsKey(shown)) {
+      this.#color(volumes, shown);
+      this.planes.refreshLayers(volumes[1], 1);
+    }
+    this.planes.opts.isNearestInterpolation = shown.isNearest;
+    const sizeMm = this.level.shape.map((n, axis) => n * this.level.spacing[axis]);
+    const { spacing } = this.source.grid;
+    this.planes.scene.crosshairPos = shown.voxel.map(
+      (index, axis) => ((index + 0.5) * spacing[axis]) / sizeMm[axis],
+    );
+    const { width, height } = shown.stage;
+    this.planes.customLayout = Object.entries(shown.planes).map(([plane, onScreen]) => {
+      const { left, top } = shown.tiles[plane];
+      return {
+        sliceType: SLICE_TYPES[plane],
+        position: [
+          left / width,
+          top / height,
+          onScreen.width / width,
+          onScreen.height / height,
+        ],
+      };
+    });
+    this.planes.drawScene();
+    this.#showRender();
+  }
+
+  /** Turn and zoom the spine. */
+  turnBy(azimuth, elevation, zoom = 1) {
+    this.turn.azimuth = (this.turn.azimuth + azimuth + 360) % 360;
+    this.turn.elevation = Math.max(-90, Math.min(90, this.turn.elevation + elevation));
+    this.turn.zoom = Math.max(0.5, Math.min(6, this.turn.zoom * zoom));
+    this.#showRender();
+  }
+
+  /** Make the spine in 3D from the mask's part that is not empty; once. */
+  async loadRender(signal) {
+    if (this.render || this.isRenderLoading || !this.source.hasMask) return;
+    this.isRenderLoading = true;
+    try {
+      const box = occupied(this.coarseLabel, this.coarseLevel, this.source.grid);
+      if (box === null) return;
+      const chunk = this.#renderChunk(box);
+      const label = await this.source.chunked("label").fetchChunk(chunk, { signal });
+      const { spacing } = this.source.levels[chunk.levelIndex];
+      const volume = await this.#volume(label, chunk.texDims, spacing, "gray", [0, 255]);
+      volume.setColormapLabel(this.#lookup(this.shown));
+      const render = await attached(this.niivue, this.renderCanvas);
+      render.opts.sliceType = RENDER;
+      put(render, [volume]);
+      render.updateGLVolume();
+      await render.setVolumeRenderIllumination(ILLUMINATION);
+      render.setCrosshairWidth(0);
+      this.drawnRenderLabels = String([...this.shown.visible]);
+      this.render = render;
+      this.#showRender();
+    } finally {
+      this.isRenderLoading = false;
+    }
+  }
+
+  #showRender() {
+    if (this.render === null || !this.shown.isRenderShown) return;
+    const labels = String([...this.shown.visible]);
+    if (labels !== this.drawnRenderLabels) {
+      this.drawnRenderLabels = labels;
+      this.render.volumes[0].setColormapLabel(this.#lookup(this.shown));
+      this.render.refreshLayers(this.render.volumes[0], 0);
+    }
+    this.render.scene.renderAzimuth = this.turn.azimuth;
+    this.render.scene.renderElevation = this.turn.elevation;
+    this.render.scene.volScaleMultiplier = this.turn.zoom;
+    this.render.drawScene();
+  }
+
+  /** The finest level in which the box has few enough voxels. */
+  #renderChunk(boxMm) {
+    const chunks = this.source.levels.map((level, levelIndex) => {
+      const origin = boxMm.map(([low], axis) => Math.floor(low / level.spacing[axis]) - 1);
+      const dims = boxMm.map(
+        ([, high], axis) => Math.ceil(high / level.spacing[axis]) + 1 - origin[axis],
+      );
+      return { levelIndex, texOrigin: origin, texDims: dims };
+    });
+    const small = ({ texDims }) => texDims.reduce((a, b) => a * b, 1) <= RENDER_VOXELS;
+    return chunks.find(small) ?? chunks.at(-1);
+  }
+
+  /** What NiiVue is to show of a plane: its own numbers, in mm from the edge of the volume. */
+  #region(sliceType, whole) {
+    const all = whole(sliceType);
+    const plane = Object.keys(SLICE_TYPES).find((name) => SLICE_TYPES[name] === sliceType);
+    const onScreen = this.shown?.planes[plane];
+    if (!onScreen) return all;
+    const origin = this.planes.volumes[0].extentsMinOrtho;
+    onScreen.rangesMm().forEach(([low, high], i) => {
+      const edge = origin[PLANES[plane].axes[i]];
+      all.mnMM[i] = edge + low;
+      all.mxMM[i] = edge + high;
+      all.fovMM[i] = high - low;
+    });
+    return all;
+  }
+
+  #color(volumes, shown) {
+    const [image, label] = volumes;
+    [image.cal_min, image.cal_max] = shown.window;
+    this.drawnWindow = String(shown.window);
+    if (label) {
+      label.setColormapLabel(this.#lookup(shown));
+      label._opacity = shown.opacity;
+      this.planes.opts.atlasOutline = shown.hasOutlines ? 1 : 0;
+      this.drawnLabels = labelsKey(shown);
+    }
+  }
+
+  /** Colors of all values that a mask can have; clear where they are not shown. */
+  #lookup(shown) {
+    const table = { R: [], G: [], B: [], A: [], I: [], labels: [] };
+    const byValue = new Map(this.source.vertebrae.map((found) => [found.value, found]));
+    for (let value = 0; value < N_LABELS; value += 1) {
+      const found = byValue.get(value);
+      const color = Number.parseInt((found?.color ?? "#000000").slice(1), 16);
+      table.R.push(color >> 16);
+      table.G.push((color >> 8) & 255);
+      table.B.push(color & 255);
+      table.A.push(found && shown.visible.has(value) ? 255 : 0);
+      table.I.push(value);
+      table.labels.push(found?.name ?? "");
+    }
+    return table;
+  }
+
+  #volume(voxels, shape, spacing, colormap, [low, high]) {
+    const file = niftiFile(voxels, shape, spacing, [low, high]);
+    return this.niivue.NVImage.new(file, "volume.nii", colormap, 1, null, low, high);
+  }
+}
+
+/** A NiiVue that does nothing but draw. */
+async function attached(niivue, canvas) {
+  const made = new niivue.Niivue({
+    interactive: false,
+    dragAndDropEnabled: false,
+    logLevel: "error",
+    backColor: [0, 0, 0, 1],
+    isRadiologicalConvention: true,
+    sagittalNoseLeft: true,
+    isOrientationTextVisible: false,
+    isOrientCube: false,
+    isColorbar: false,
+    showLegend: false,
+    crosshairWidth: 0,
+    show3Dcrosshair: false,
+    loadingText: "",
+  });
+  await made.attachToCanvas(canvas, false);
+  return made;
+}
+
+/** Let volumes take the place of those before: at once, not one by one with a drawing of each. */
+function put(drawn, volumes) {
+  [drawn.back, ...drawn.overlays] = volumes;
+  drawn.volumes = volumes;
+}
+
+function labelsKey(shown) {
+  return `${[...shown.visible]} ${shown.opacity} ${shown.hasOutlines}`;
+}
+
+/** The part of a mask that is not empty: mm from the edge of the volume, each axis; or null. */
+function occupied(label, level, grid) {
+  const [nx, ny, nz] = level.shape;
+  const low = [nx, ny, nz];
+  const high = [-1, -1, -1];
+  for (let z = 0, at = 0; z < nz; z += 1) {
+    for (let y = 0; y < ny; y += 1) {
+      for (let x = 0; x < nx; x += 1, at += 1) {
+        if (label[at] === 0) continue;
+        if (x < low[0]) low[0] = x;
+        if (x > high[0]) high[0] = x;
+        if (y < low[1]) low[1] = y;
+        if (y > high[1]) high[1] = y;
+        if (z < low[2]) low[2] = z;
+        high[2] = z;
+      }
+    }
+  }
+  if (high[0] < 0) return null;
+  // Thin parts may lie beside the blocks that they are most of.
+  return AXIS_NAMES.map((_, axis) => [
+    Math.max(0, (low[axis] - 1) * level.spacing[axis]),
+    Math.min(grid.sizeMm[axis], (high[axis] + 2) * level.spacing[axis]),
+  ]);
+}
+
+/** A NIfTI file in memory, its first edge at the origin. */
+function niftiFile(voxels, shape, spacing, [low, high]) {
+  const file = new ArrayBuffer(HEADER_BYTES + voxels.byteLength);
+  const header = new DataView(file);
+  const isLabel = voxels instanceof Uint8Array;
+  header.setInt32(0, 348, true);
+  [3, ...shape, 1, 1, 1, 1].forEach((n, i) => header.setInt16(40 + 2 * i, n, true));
+  header.setInt16(68, isLabel ? LABEL_INTENT : 0, true);
+  header.setInt16(70, DATATYPES[voxels.constructor.name], true);
+  header.setInt16(72, 8 * voxels.BYTES_PER_ELEMENT, true);
+  [1, ...spacing].forEach((mm, i) => header.setFloat32(76 + 4 * i, mm, true));
+  header.setFloat32(108, HEADER_BYTES, true);
+  header.setFloat32(112, 1, true);
+  header.setUint8(123, 2);
+  header.setFloat32(124, high, true);
+  header.setFloat32(128, low, true);
+  header.setInt16(254, 1, true);
+  spacing.forEach((mm, axis) => {
+    header.setFloat32(280 + 16 * axis + 4 * axis, mm, true);
+    header.setFloat32(280 + 16 * axis + 12, mm / 2, true);
+  });
+  [0x6e, 0x2b, 0x31, 0].forEach((byte, i) => header.setUint8(344 + i, byte));
+  const bytes = new Uint8Array(voxels.buffer, voxels.byteOffset, voxels.byteLength);
+  new Uint8Array(file, HEADER_BYTES).set(bytes);
+  return file;
+}
