@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from http import HTTPStatus
+from itertools import compress
 from threading import Lock, Thread
 from typing import Annotated, Any, Final, Literal
 
@@ -10,14 +11,16 @@ import xarray as xr
 from pydantic import BaseModel, ConfigDict, Field, computed_field
 
 from spinezarr.errors import SpinezarrError, UnknownScanError, UsageError
-from spinezarr.serve.http import Answer, explained
+from spinezarr.serve.http import Answer, Request, explained
 from spinezarr.serve.objects import ServedFolder
 from spinezarr.serve.patches import LIMITS
 from spinezarr.serve.query import AskedModel, WrongQueryError, parse_query
+from spinezarr.serve.told import Told
 from spinezarr.stats.statistics import select_scans
 from spinezarr.store.attributes import ScanAttributes, is_scan_id
 from spinezarr.store.audit_log import AUDIT_FILE, AuditLog
 from spinezarr.store.reader import StoreReader
+from spinezarr.stream.cache import BoundedCache
 from spinezarr.stream.service import BatchLimits
 from spinezarr.text import json_text
 from spinezarr.vertebrae import LEVELS
@@ -36,6 +39,8 @@ __all__ = [
     "prepare_tables",
 ]
 
+_TOLD_BYTES: Final = 32 << 20
+"""Of what is told of a table that is kept; a list of ten thousand scans takes 8 MB."""
 _READ_TOGETHER: Final = ("zarr.json", "table/zarr.json")
 """Files that are other ones when a store is another one."""
 _Level = Literal[LEVELS]  # type: ignore[valid-type]  # as mypy wants them written out
@@ -137,6 +142,10 @@ class ScansQuery(AskedModel):
     """That the mask shows."""
     anomaly: Literal["true"] | None = None
     """Scans of which the dataset names one."""
+    erratum: Literal["true"] | None = None
+    """Scans whose mask is known to be wrong somewhere."""
+    audit: Literal["ok", "info", "warning", "error", "none"] | None = None
+    """Worst finding of the last audit; none: it was not audited."""
 
 
 class StoreFacts:
@@ -153,6 +162,8 @@ class StoreFacts:
         self._lock = Lock()
         self._known: tuple[tuple[str, ...], StoreReader] | None = None
         self._log: tuple[str, AuditLog] | None = None
+        self._told: BoundedCache[str, Told] = BoundedCache(0)
+        """Of the table that is known."""
 
     def reader(self) -> StoreReader:
         """Return a reader whose table is the one that is there now.
@@ -169,7 +180,31 @@ class StoreFacts:
                 reader = self._files.reader(with_table=True)
                 reader.table  # noqa: B018  read now, or it is not this version's
                 self._known = version, reader
+                self._told = BoundedCache(_TOLD_BYTES)
             return self._known[1]
+
+    def told(self, what: str, make: Callable[[xr.Dataset], Mapping[str, Any]]) -> Told:
+        """Return what is told of the table as it is now; made once for all who ask for the same.
+
+        Parameters
+        ----------
+        what
+            Names it.
+        make
+            Makes it of the table.
+
+        Raises
+        ------
+        SpinezarrError
+            If the store cannot be read.
+        """
+        table = self.reader().table
+        kept = self._told
+        found = kept.find([what]).get(what)
+        if found is None:
+            found = Told.of(make(table))
+            kept.keep({what: found})
+        return found
 
     def audit_log(self) -> AuditLog:
         """Return what the last audits found; empty if that cannot be told.
@@ -238,45 +273,54 @@ def _of_store(name: str, reader: StoreReader) -> StoreModel:
     )
 
 
-def answer_scans(facts: StoreFacts, query: str) -> Answer:
+def answer_scans(facts: StoreFacts, request: Request) -> Answer:
     """List the scans of a store, in the order of its table.
 
     Parameters
     ----------
     facts
         Of the store.
-    query
-        See :class:`ScansQuery`.
+    request
+        As it came; its query is a :class:`ScansQuery`.
     """
     try:
-        asked = parse_query(ScansQuery, query)
+        asked = parse_query(ScansQuery, request.query)
     except WrongQueryError as problem:
         return explained(HTTPStatus.BAD_REQUEST, str(problem))
+
+    def choose(table: xr.Dataset) -> dict[str, Any]:
+        return {"scans": list(_rows(_chosen(table, asked)))}
+
+    return facts.told(f"scans {asked.model_dump_json()}", choose).answer(request)
+
+
+def _chosen(table: xr.Dataset, asked: ScansQuery) -> xr.Dataset:
     try:
-        table = select_scans(facts.reader().table, split=asked.split, source=asked.source)
+        table = select_scans(table, split=asked.split, source=asked.source)
     except UsageError:  # no scan is of such a split or source
-        return _json(ScansModel(scans=()))
+        return table.isel(scan=slice(0))
+    fits = np.ones(table.sizes["scan"], bool)
     if asked.vertebra is not None:
-        table = table.isel(scan=table.voxel_count.sel(vertebra=asked.vertebra).to_numpy() > 0)
-    if asked.anomaly is not None:
-        table = table.isel(scan=table.anomaly.to_numpy().astype(str) != "")
-    return _json(ScansModel(scans=tuple(_rows(table))))
+        fits &= table.voxel_count.sel(vertebra=asked.vertebra).to_numpy() > 0
+    for name in ("anomaly", "erratum"):
+        if getattr(asked, name) is not None:
+            fits &= table[name].to_numpy().astype(str) != ""
+    if asked.audit is not None:
+        wanted = "" if asked.audit == "none" else asked.audit
+        fits &= table.audit.to_numpy().astype(str) == wanted
+    return table.isel(scan=np.flatnonzero(fits))
 
 
-def _rows(table: xr.Dataset) -> Iterator[RowModel]:
+def _rows(table: xr.Dataset) -> Iterator[dict[str, Any]]:
+    """Yield what a :class:`RowModel` is of each scan; making those would take most of the time."""
     texts = ("split", "source", "label_state", "anomaly", "erratum", "audit", "content_checksum")
-    columns = {name: table[name].to_numpy().astype(str).tolist() for name in texts}
-    numbers = (table.shape_zyx, table.spacing_mm, table.stored_bytes, table.voxel_count)
-    shapes, spacings, sizes, counts = (column.to_numpy().tolist() for column in numbers)
-    for at, scan_id in enumerate(table.scan.to_numpy().astype(str).tolist()):
-        yield RowModel(
-            scan_id=scan_id,
-            **{name: column[at] for name, column in columns.items()},
-            shape_zyx=tuple(shapes[at]),
-            spacing_zyx_mm=tuple(spacings[at]),
-            stored_bytes=sizes[at],
-            vertebrae=tuple(name for name, n in zip(LEVELS, counts[at], strict=True) if n),
-        )
+    columns = [table[name].to_numpy().astype(str).tolist() for name in ("scan", *texts)]
+    numbers = (table.shape_zyx, table.spacing_mm, table.stored_bytes)
+    columns += [column.to_numpy().tolist() for column in numbers]
+    shown = (table.voxel_count.to_numpy() > 0).tolist()
+    names = ("scan_id", *texts, "shape_zyx", "spacing_zyx_mm", "stored_bytes")
+    for row, is_shown in zip(zip(*columns, strict=True), shown, strict=True):
+        yield {**dict(zip(names, row, strict=True)), "vertebrae": list(compress(LEVELS, is_shown))}
 
 
 def answer_scan(facts: StoreFacts, scan_id: str) -> Answer:

@@ -15,6 +15,7 @@ from spinezarr.serve.levels import LEVEL_HEADERS, LevelQuery
 from spinezarr.serve.patches import BatchModel, PatchQuery
 from spinezarr.serve.query import AskedModel
 from spinezarr.serve.slices import PNG, SliceQuery
+from spinezarr.serve.statistics import StatisticsModel, StatisticsQuery
 from spinezarr.view.scan_view import ViewModel
 
 __all__ = ["FLAT", "OPERATIONS", "PARAMETERS", "ZARR", "Content", "Operation"]
@@ -291,11 +292,30 @@ OPERATIONS: Final = (
         "Facts",
         "The scans of a store, or those that fit",
         {
-            HTTPStatus.OK: Content("Rows of the scan table.", (_JSON,), ScansModel),
+            HTTPStatus.OK: Content(
+                "Rows of the scan table.", (_JSON,), ScansModel, headers=("ETag",)
+            ),
             HTTPStatus.BAD_REQUEST: Content("What is asked is no filter; says which there are."),
             **_FACTS,
+            **_KEPT,
         },
         query=ScansQuery,
+        headers=(*_CONDITIONS, "Accept-Encoding"),
+    ),
+    Operation(
+        "statistics",
+        "GET",
+        "/v1/{store}/statistics",
+        "Facts",
+        "What the scans of a store have in common: spacings, and the vertebrae that they show",
+        {
+            HTTPStatus.OK: Content("Figures.", (_JSON,), StatisticsModel, headers=("ETag",)),
+            HTTPStatus.BAD_REQUEST: Content("What is asked is no filter; says which there are."),
+            **_FACTS,
+            **_KEPT,
+        },
+        query=StatisticsQuery,
+        headers=(*_CONDITIONS, "Accept-Encoding"),
     ),
     Operation(
         "scan",

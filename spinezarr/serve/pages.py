@@ -41,6 +41,7 @@ from spinezarr.serve.page_files import LIST_PAGE, SCAN_PAGE, answer_page_file
 from spinezarr.serve.patches import BODY_BYTES, PatchSource, answer_batch, answer_patch
 from spinezarr.serve.sending import Sent, send_answer
 from spinezarr.serve.slices import answer_slice
+from spinezarr.serve.statistics import answer_statistics
 from spinezarr.serve.stores import ServedStores
 from spinezarr.serve.turns import BusyError, Turns
 from spinezarr.serve.views import answer_view
@@ -174,6 +175,7 @@ class _Pages:
             "stores": self._list_stores,
             "store": self._tell_store,
             "scans": self._list_scans,
+            "statistics": self._count_scans,
             "scan": self._tell_scan,
             "view": self._tell_view,
             "batch": self._read_batch,
@@ -211,8 +213,12 @@ class _Pages:
         return await self._of_store(asked, lambda facts: answer_store(name, facts))
 
     async def _list_scans(self, asked: Asked) -> Answer:
-        query = _request(asked).query
-        return await self._of_store(asked, lambda facts: answer_scans(facts, query))
+        request = _request(asked)
+        return await self._of_store(asked, lambda facts: answer_scans(facts, request))
+
+    async def _count_scans(self, asked: Asked) -> Answer:
+        request = _request(asked)
+        return await self._of_store(asked, lambda facts: answer_statistics(facts, request))
 
     async def _tell_scan(self, asked: Asked) -> Answer:
         scan_id = asked.path_params["scan_id"]

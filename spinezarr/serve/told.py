@@ -1,10 +1,11 @@
 """JSON as an answer: packed for who takes that, and not sent again to who has it."""
 
-import gzip
 import hashlib
+from collections.abc import Mapping
 from http import HTTPStatus
-from typing import Final
+from typing import Any, Final
 
+from isal import igzip
 from pydantic import BaseModel
 
 from spinezarr.serve.conditions import judge
@@ -16,8 +17,9 @@ __all__ = ["Told", "answer_json"]
 JSON: Final = "application/json"
 _LEAST_BYTES: Final = 1 << 10
 """Less is not packed: it fits into a packet or two."""
-_LEVEL: Final = 5
-"""Of ten thousand rows: level 9 takes three times as long for 1 % fewer bytes."""
+_LEVEL: Final = 2
+"""Of ISA-L: ten thousand rows take 6 ms, a tenth of what zlib takes, for a tenth more bytes."""
+_igzip: Any = igzip  # few annotations
 
 
 class Told:
@@ -35,9 +37,9 @@ class Told:
         self._packed: bytes | None = None
 
     @classmethod
-    def of(cls, value: BaseModel) -> "Told":
-        """Write a model."""
-        return cls(json_text(value.model_dump(mode="json"), indent=None).encode())
+    def of(cls, value: Mapping[str, Any]) -> "Told":
+        """Write it."""
+        return cls(json_text(value, indent=None).encode())
 
     @property
     def nbytes(self) -> int:
@@ -67,10 +69,10 @@ class Told:
         if not is_packed:
             return Answer(status, headers, self.data)
         if self._packed is None:
-            self._packed = gzip.compress(self.data, _LEVEL, mtime=0)
+            self._packed = _igzip.compress(self.data, _LEVEL, mtime=0)
         return Answer(status, {**headers, "content-encoding": "gzip"}, self._packed)
 
 
 def answer_json(request: Request, value: BaseModel) -> Answer:
     """Answer a request with a model as JSON."""
-    return Told.of(value).answer(request)
+    return Told.of(value.model_dump(mode="json")).answer(request)

@@ -157,10 +157,9 @@ def in_file_order(table: xr.Dataset, column: str) -> npt.NDArray[Any]:
         Shape (scans, 3), axes ``(i, j, k)`` of the file, same unit and type.
     """
     values_zyx = table[column].to_numpy()
-    source_axis_zyx = np.array(
-        [AxisMap.of_axcodes(str(codes)).source_axis_zyx for codes in table.orientation.to_numpy()],
-        np.intp,
-    ).reshape(-1, 3)
+    codes, rows = np.unique(table.orientation.to_numpy().astype(object), return_inverse=True)
+    axes_zyx = [AxisMap.of_axcodes(one).source_axis_zyx for one in codes.tolist()]
+    source_axis_zyx = np.array(axes_zyx, np.intp).reshape(-1, 3)[rows]
     values_ijk = np.empty_like(values_zyx)
     np.put_along_axis(values_ijk, source_axis_zyx, values_zyx, axis=1)
     return values_ijk

@@ -1,15 +1,22 @@
 """What stores and scans are, as JSON."""
 
+import gzip
 import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from asking import ask
 
 import spinezarr
+from spinezarr.serve import facts
+from spinezarr.serve.facts import RowModel, StoreFacts
 from spinezarr.serve.run import BackgroundServer
 from spinezarr.serve.settings import ServeSettings
+from spinezarr.store.table import with_audit
+from spinezarr.store.writer import StoreWriter
+from spinezarr.vertebrae import LEVELS
 
 
 @pytest.fixture(scope="module")
@@ -54,9 +61,12 @@ def test_a_store_says_how_its_patches_are_asked_for(served):
         {"vertebra": "T12"},
         {"vertebra": "C1"},
         {"anomaly": "true"},
-        {"source": "liver"},
+        {"source": "MSD-T10"},
         {"split": "none"},
         {"source": "no such"},
+        {"erratum": "true"},
+        {"audit": "none"},
+        {"audit": "ok"},
     ],
 )
 def test_scans_are_told_by_what_they_are(served, ctspine1k_url, filters):
@@ -67,8 +77,11 @@ def test_scans_are_told_by_what_they_are(served, ctspine1k_url, filters):
             fits &= table[name].to_numpy() == filters[name]
     if "vertebra" in filters:
         fits &= table.voxel_count.sel(vertebra=filters["vertebra"]).to_numpy() > 0
-    if "anomaly" in filters:
-        fits &= table.anomaly.to_numpy() != ""
+    for name in ("anomaly", "erratum"):
+        if name in filters:
+            fits &= table[name].to_numpy() != ""
+    if "audit" in filters:
+        fits &= table.audit.to_numpy() == {"none": ""}.get(filters["audit"], filters["audit"])
     query = "&".join(f"{name}={value}" for name, value in filters.items())
     found = told(f"{served}/v1/ctspine1k/scans?{query.replace(' ', '%20')}")["scans"]
     assert [scan["scan_id"] for scan in found] == table.scan.to_numpy()[fits].tolist()
@@ -80,9 +93,104 @@ def test_scans_are_told_by_what_they_are(served, ctspine1k_url, filters):
         assert scan["vertebrae"] == shown.tolist()
 
 
-@pytest.mark.parametrize("query", ["other=1", "vertebra=L9", "vertebra=", "anomaly=yes"])
+@pytest.fixture(scope="module")
+def unusual(ctspine1k_url, tmp_path_factory):
+    """Serve a store whose table says more of its scans."""
+    url = tmp_path_factory.mktemp("unusual") / "own.zarr"
+    shutil.copytree(ctspine1k_url, url)
+    reader = spinezarr.open(url)._reader
+    words = {"anomaly": ["L6", "", "", "L6", "", ""], "erratum": ["", "T12", "", "T12", "", ""]}
+    words["audit"] = ["ok", "info", "warning", "error", "", "error"]
+    strings = np.dtypes.StringDType()
+    rows = {name: ("scan", np.array(text, strings)) for name, text in words.items()}
+    writer = StoreWriter(str(url), reader.root, None)
+    with writer.lock("a test") as _, writer._holding():
+        writer._publish_table(with_audit(reader.table.assign(rows), {}).assign(rows))
+    with BackgroundServer(ServeSettings(paths=(str(url),))) as server:
+        yield f"{server.url}/v1/own/scans", words, reader.table.scan.to_numpy().tolist()
+
+
+@pytest.mark.parametrize(
+    ("filters", "shown"),
+    [
+        ({"anomaly": "true"}, [0, 3]),
+        ({"erratum": "true"}, [1, 3]),
+        ({"erratum": "true", "anomaly": "true"}, [3]),
+        ({"audit": "ok"}, [0]),
+        ({"audit": "info"}, [1]),
+        ({"audit": "warning"}, [2]),
+        ({"audit": "error"}, [3, 5]),
+        ({"audit": "none"}, [4]),
+        ({"audit": "error", "anomaly": "true"}, [3]),
+    ],
+)
+def test_unusual_scans_are_found(unusual, filters, shown):
+    url, words, names = unusual
+    query = "&".join(f"{name}={value}" for name, value in filters.items())
+    found = told(f"{url}?{query}")["scans"]
+    assert [scan["scan_id"] for scan in found] == [names[at] for at in shown]
+    for name, texts in words.items():
+        assert [scan[name] for scan in found] == [texts[at] for at in shown]
+
+
+@pytest.mark.parametrize(
+    "query",
+    ["audit=bad", "audit=", "erratum=yes", "other=1", "vertebra=L9", "vertebra=", "anomaly=yes"],
+)
 def test_a_filter_that_is_none_is_refused(served, query):
     assert ask(f"{served}/v1/ctspine1k/scans?{query}")[0] == 400
+
+
+def test_rows_are_those_that_are_described(served):
+    for row in told(f"{served}/v1/ctspine1k/scans")["scans"]:
+        found = RowModel.model_validate_json(json.dumps(row), strict=True)
+        assert found.model_dump(mode="json") == row
+
+
+def test_a_list_is_packed_and_sent_once(served):
+    url = f"{served}/v1/ctspine1k/scans"
+    _, headers, body = ask(url)
+    _, packed, data = ask(url, accept_encoding="gzip")
+    assert (packed["content-encoding"], gzip.decompress(data)) == ("gzip", body)
+    assert len(data) < len(body) / 2
+    for fields in ({}, {"accept_encoding": "gzip"}):
+        tag = ask(url, **fields)[1]["etag"]
+        assert ask(url, if_none_match=tag, **fields)[::2] == (304, b"")
+        assert ask(f"{url}?split=train", if_none_match=tag, **fields)[0] == 200
+    assert headers["etag"] != packed["etag"]
+    assert headers["cache-control"] == "no-cache"
+
+
+def test_a_list_is_made_once_for_each_version(tmp_path, bring, monkeypatch):
+    made = []
+    real = facts._rows
+    monkeypatch.setattr(facts, "_rows", lambda table: made.append(0) or real(table))
+    bring("before", tmp_path / "own.zarr")
+    with BackgroundServer(ServeSettings(paths=(str(tmp_path),))) as server:
+        url = f"{server.url}/v1/own/scans"
+        before = [ask(url)[1]["etag"] for _ in range(3)]
+        assert len(made) == 1
+        ask(f"{url}?split=x")
+        assert len(made) == 2
+        bring("after", tmp_path / "own.zarr")
+        after = [ask(url)[1]["etag"] for _ in range(3)]
+        assert len(made) == 3
+        assert len({*before, *after}) == 2
+
+
+def test_ten_thousand_scans_are_listed(ctspine1k_url, monkeypatch):
+    real = StoreFacts.told
+
+    def many(self, what, make):
+        return real(self, what, lambda table: make(table.isel(scan=np.arange(10_000) % 6)))
+
+    monkeypatch.setattr(StoreFacts, "told", many)
+    with BackgroundServer(ServeSettings(paths=(ctspine1k_url,))) as server:
+        url = f"{server.url}/v1/ctspine1k/scans"
+        _, headers, data = ask(url, accept_encoding="gzip")
+        assert len(json.loads(gzip.decompress(data))["scans"]) == 10_000
+        assert len(data) < 1_000_000
+        assert ask(url, accept_encoding="gzip", if_none_match=headers["etag"])[::2] == (304, b"")
 
 
 def test_a_scan_is_told_as_it_is_stored(served, ctspine1k_url):
@@ -117,3 +225,44 @@ def test_it_is_told_as_it_is_now(ctspine1k_url, tmp_path, bring):
         assert found["own"]["error"] == "it cannot be read"
         assert found["other"]["scans"] == 6
         assert ask(f"{server.url}/v1/own/scans")[0] == 503
+
+
+# Statistics
+
+
+@pytest.mark.parametrize(
+    "chosen",
+    [{}, {"split": "train"}, {"source": "MSD-T10"}, {"split": "train", "source": "MSD-T10"}],
+)
+def test_statistics_are_those_of_the_store(served, ctspine1k_url, chosen):
+    store = spinezarr.open(ctspine1k_url)
+    query = "&".join(f"{name}={value}" for name, value in chosen.items())
+    found = told(f"{served}/v1/ctspine1k/statistics?{query}")
+    expected, table = store.stats(**chosen), store.table
+    for name in ("scans", "scans_with_mask", "patients", "scans_by_split", "scans_by_source"):
+        assert found[name] == getattr(expected, name)
+    for column, wanted in chosen.items():
+        table = table.isel(scan=np.flatnonzero(table[column].to_numpy() == wanted))
+    order = [name for name in LEVELS if table.voxel_count.sel(vertebra=name).to_numpy().any()]
+    assert [one["name"] for one in found["vertebrae"]] == order
+    for one in found["vertebrae"]:
+        shows = (table.voxel_count.sel(vertebra=one["name"]).to_numpy() > 0).mean()
+        assert one["detection_percent"] == pytest.approx(100 * shows)
+        assert one["scans"] == round(shows * table.sizes["scan"])
+    for at, axis in enumerate("zyx"):
+        spacing, histogram = table.spacing_mm.to_numpy()[:, at], found["spacing_mm"][axis]
+        assert sum(histogram["scans"]) == table.sizes["scan"]
+        assert histogram["edges_mm"][0] - 1e-6 <= spacing.min()
+        assert spacing.max() <= histogram["edges_mm"][-1]
+
+
+def test_statistics_of_no_scan_are_empty(served):
+    for query in ("split=none", "source=none", "split=none&source=liver"):
+        found = told(f"{served}/v1/ctspine1k/statistics?{query}")
+        assert (found["scans"], found["vertebrae"], found["scans_by_split"]) == (0, [], {})
+        assert found["spacing_mm"]["z"] == {"edges_mm": [], "scans": []}
+    assert ask(f"{served}/v1/ctspine1k/statistics?vertebra=L1")[0] == 400
+    assert ask(f"{served}/v1/none/statistics")[0] == 404
+    _, headers, _ = ask(f"{served}/v1/ctspine1k/statistics")
+    tag = headers["etag"]
+    assert ask(f"{served}/v1/ctspine1k/statistics", if_none_match=tag)[::2] == (304, b"")

@@ -1,0 +1,120 @@
+"""What scans of a store have in common, as JSON: ``GET /v1/<store>/statistics``."""
+
+from http import HTTPStatus
+from typing import Annotated, Any
+
+import numpy as np
+import numpy.typing as npt
+import xarray as xr
+from pydantic import BaseModel, ConfigDict, Field
+
+from spinezarr.errors import UsageError
+from spinezarr.serve.facts import StoreFacts
+from spinezarr.serve.http import Answer, Request, explained
+from spinezarr.serve.query import AskedModel, WrongQueryError, parse_query
+from spinezarr.stats.histogram import Histogram
+from spinezarr.stats.statistics import compute_statistics, select_scans
+
+__all__ = ["StatisticsModel", "StatisticsQuery", "answer_statistics"]
+
+_Count = Annotated[int, Field(ge=0)]
+
+
+class StatisticsQuery(AskedModel):
+    """Of which scans; all that is given holds."""
+
+    split: str | None = None
+    source: str | None = None
+    """Collection within the dataset."""
+
+
+class _ToldModel(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class HistogramModel(_ToldModel):
+    """Scans by a length."""
+
+    edges_mm: tuple[float, ...]
+    """Of the bins, one more than there are; empty without scans."""
+    scans: tuple[_Count, ...]
+    """From one edge up to the next, which is left out."""
+
+
+class SpacingsModel(_ToldModel):
+    """Distances of voxels along the axes that are stored."""
+
+    z: HistogramModel
+    y: HistogramModel
+    x: HistogramModel
+
+
+class DetectionModel(_ToldModel):
+    """A vertebra, and the scans whose mask shows it."""
+
+    name: str
+    scans: _Count
+    detection_percent: Annotated[float, Field(ge=0, le=100)]
+    """Share of all scans, with or without a mask."""
+
+
+class StatisticsModel(_ToldModel):
+    """What scans have in common."""
+
+    scans: _Count
+    scans_with_mask: _Count
+    patients: _Count
+    scans_by_split: dict[str, _Count]
+    """Empty text: in no split."""
+    scans_by_source: dict[str, _Count]
+    spacing_mm: SpacingsModel
+    vertebrae: tuple[DetectionModel, ...]
+    """Those that at least one scan shows, from head to tail."""
+
+
+def answer_statistics(facts: StoreFacts, request: Request) -> Answer:
+    """Count and measure the scans of a store.
+
+    Parameters
+    ----------
+    facts
+        Of the store.
+    request
+        As it came; its query is a :class:`StatisticsQuery`.
+    """
+    try:
+        asked = parse_query(StatisticsQuery, request.query)
+    except WrongQueryError as problem:
+        return explained(HTTPStatus.BAD_REQUEST, str(problem))
+
+    def count(table: xr.Dataset) -> dict[str, Any]:
+        try:
+            chosen = select_scans(table, split=asked.split, source=asked.source)
+        except UsageError:  # no scan is of such a split or source
+            chosen = table.isel(scan=slice(0))
+        return _counted(chosen).model_dump(mode="json")
+
+    return facts.told(f"statistics {asked.model_dump_json()}", count).answer(request)
+
+
+def _counted(table: xr.Dataset) -> StatisticsModel:
+    found = compute_statistics(table)
+    z, y, x = (_histogram(column) for column in table.spacing_mm.to_numpy().T)
+    return StatisticsModel(
+        scans=found.scans,
+        scans_with_mask=found.scans_with_mask,
+        patients=found.patients,
+        scans_by_split=found.scans_by_split,
+        scans_by_source=found.scans_by_source,
+        spacing_mm=SpacingsModel(z=z, y=y, x=x),
+        vertebrae=tuple(
+            DetectionModel(name=name, scans=one.scans, detection_percent=one.detection_percent)
+            for name, one in found.vertebrae.items()
+            if one.scans
+        ),
+    )
+
+
+def _histogram(values_mm: npt.NDArray[np.float64]) -> HistogramModel:
+    found = Histogram.of(values_mm)
+    return HistogramModel(edges_mm=found.edges, scans=found.counts)

@@ -1,0 +1,50 @@
+"""How many scans lie where, in bins that people would choose."""
+
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["Histogram"]
+
+_STEPS: Final = (0.05, 0.1, 0.2, 0.25, 0.5, 1.0, 2.0, 2.5, 5.0, 10.0, 25.0, 50.0, 100.0)
+"""Widths of bins."""
+_MOST_BINS: Final = 24
+_ROUNDING: Final = 1e-6
+"""Of a bin: a value on the edge of two belongs to the upper one, also if its last bit says no."""
+
+
+@dataclass(frozen=True, slots=True)
+class Histogram:
+    """Numbers of values in bins of one width."""
+
+    edges: tuple[float, ...]
+    """Of the bins, one more than there are; empty without values."""
+    counts: tuple[int, ...]
+    """Values from one edge up to the next, which is left out."""
+
+    @classmethod
+    def of(cls, values: npt.NDArray[np.float64]) -> "Histogram":
+        """Count positive values in at most 24 bins, whose edges are multiples of their width.
+
+        Examples
+        --------
+        >>> Histogram.of(np.array([0.7, 0.7, 0.75, 0.82]))
+        Histogram(edges=(0.7, 0.75, 0.8, 0.85), counts=(2, 1, 1))
+        """
+        if not values.size:
+            return cls((), ())
+        widest = float(values.max())
+        steps = (step for step in _STEPS if _n_bins(values, step) <= _MOST_BINS)
+        step = next(steps, widest)
+        bins = np.floor(values / step + _ROUNDING).astype(np.int64)
+        first = int(bins.min())
+        counts = np.bincount(bins - first)
+        edges = [round((first + at) * step, 9) for at in range(counts.size + 1)]
+        return cls(tuple(edges), tuple(counts.tolist()))
+
+
+def _n_bins(values: npt.NDArray[np.float64], step: float) -> float:
+    least, most = np.floor(np.array([values.min(), values.max()]) / step + _ROUNDING)
+    return float(most - least + 1)
