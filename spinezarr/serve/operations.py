@@ -23,6 +23,7 @@ __all__ = ["FLAT", "OPERATIONS", "PARAMETERS", "ZARR", "Content", "Operation"]
 _HTML: Final = "text/html"
 _JSON: Final = "application/json"
 _BYTES: Final = "application/octet-stream"
+_CLIENT_FILES: Final = ("text/javascript", "text/css", "application/wasm")
 
 PARAMETERS: Final[Mapping[str, str]] = MappingProxyType(
     {
@@ -37,6 +38,7 @@ PARAMETERS: Final[Mapping[str, str]] = MappingProxyType(
         "If-Match": "Tags; 412 if the version is none of them.",
         "If-None-Match": "Tags; 304 if the version is one of them.",
         "Accept-Encoding": "Masks come packed to who takes gzip.",
+        "version": "Of neuroglancer's client.",
     }
 )
 """What a part of a path, and a header, stands for."""
@@ -359,6 +361,51 @@ OPERATIONS: Final = (
             HTTPStatus.NOT_FOUND: Content("There is none such."),
         },
         headers=_PAGE_HEADERS,
+    ),
+    Operation(
+        "neuroglancer",
+        "GET",
+        "/neuroglancer/{store}/{scan_id}",
+        "Pages",
+        "A scan in neuroglancer, at full resolution",
+        {
+            HTTPStatus.SEE_OTHER: Content(
+                "To neuroglancer, with all that it is to show behind the #.",
+                (),
+                headers=("Location",),
+            ),
+            HTTPStatus.BAD_REQUEST: Content("The request names no host."),
+            **_FACTS,
+            HTTPStatus.UNPROCESSABLE_ENTITY: Content(
+                "neuroglancer draws no image of this type.", (_HTML,)
+            ),
+            HTTPStatus.NOT_IMPLEMENTED: Content(
+                "neuroglancer is not installed beside the server.", (_HTML,)
+            ),
+        },
+    ),
+    Operation(
+        "neuroglancer_segments",
+        "GET",
+        "/neuroglancer/{store}/{scan_id}/segments/info",
+        "Pages",
+        "Names and volumes of what a mask shows, as neuroglancer reads them",
+        {HTTPStatus.OK: Content("Segment properties.", (_JSON,)), **_FACTS},
+    ),
+    Operation(
+        "neuroglancer_client",
+        "GET",
+        "/neuroglancer-client/v/{version}/{file}",
+        "Pages",
+        "The files of neuroglancer",
+        {
+            HTTPStatus.OK: Content("The file.", (_HTML, *_CLIENT_FILES)),
+            HTTPStatus.SEE_OTHER: Content(
+                "To the version that is installed.", (), headers=("Location",)
+            ),
+            **_KNOWN,
+            HTTPStatus.NOT_FOUND: Content("The client has no such file, or is not installed."),
+        },
     ),
     Operation(
         "openapi",

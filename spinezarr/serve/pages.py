@@ -35,6 +35,7 @@ from spinezarr.serve.guard import Guard
 from spinezarr.serve.http import Answer, Receive, Request, Scope, Send, explained
 from spinezarr.serve.levels import LevelRequest, answer_level
 from spinezarr.serve.login import LOGIN, LOGOUT
+from spinezarr.serve.neuroglancer import answer_client, answer_segments, answer_state
 from spinezarr.serve.openapi import document
 from spinezarr.serve.operations import OPERATIONS
 from spinezarr.serve.page_files import LIST_PAGE, SCAN_PAGE, answer_page_file
@@ -185,6 +186,9 @@ class _Pages:
             "list_page": lambda asked: self._page_file(asked, LIST_PAGE),
             "scan_page": lambda asked: self._page_file(asked, SCAN_PAGE),
             "page_file": lambda asked: self._page_file(asked, asked.path_params["file"]),
+            "neuroglancer": self._open_neuroglancer,
+            "neuroglancer_segments": self._name_segments,
+            "neuroglancer_client": self._send_client,
             "openapi": self._describe,
             "docs": self._show,
             "metrics": self._count,
@@ -233,6 +237,32 @@ class _Pages:
             return _NO_STORE if source is None else answer_view(facts, source, request, scan_id)
 
         return await self._of_store(asked, find)
+
+    async def _open_neuroglancer(self, asked: Asked) -> Answer:
+        request, params = _request(asked), asked.path_params
+        store, scan_id = params["store"], params["scan_id"]
+        return await self._of_source(
+            asked, lambda source: answer_state(source, request, store, scan_id)
+        )
+
+    async def _name_segments(self, asked: Asked) -> Answer:
+        scan_id = asked.path_params["scan_id"]
+        return await self._of_source(asked, lambda source: answer_segments(source, scan_id))
+
+    async def _send_client(self, asked: Asked) -> Answer:
+        request, params = _request(asked), asked.path_params
+        version, file = params["version"], params["file"]
+        return await _called(None, partial(answer_client, request, version, file))
+
+    async def _of_source(self, asked: Asked, answer: Callable[[PatchSource], Answer]) -> Answer:
+        """Answer from the metadata of a scan, as it is now."""
+        name = asked.path_params["store"]
+
+        def find() -> Answer:
+            found = self._stores.patches(name)
+            return _NO_STORE if found is None else answer(found)
+
+        return await _called(self._stores.executor(name), find)
 
     async def _of_store(self, asked: Asked, answer: Callable[[StoreFacts], Answer]) -> Answer:
         name = asked.path_params["store"]

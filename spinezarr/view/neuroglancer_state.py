@@ -1,0 +1,265 @@
+"""What neuroglancer is told to show of a scan: one JSON value, which its address holds.
+
+Its coordinates are RAS+ mm, as everywhere in a store, so that a place reads alike in both. The
+affine goes into the transform of each layer, which takes any: of an oblique scan the planes are the
+patient's, not the voxels'. neuroglancer's voxel ``i`` reaches from ``i`` to ``i + 1``, a store's is
+centered on ``i``; the transform takes half a voxel off.
+
+Planes are drawn as radiologists look at them: the patient's right on the left, from the left side
+with the nose to the left, head up. No one orientation of neuroglancer's four panels gives that, so
+each plane is a view with an orientation of its own.
+
+References
+----------
+The state: https://github.com/google/neuroglancer/blob/master/python/neuroglancer/viewer_state.py
+Names of segments: https://github.com/google/neuroglancer/blob/master/src/datasource/precomputed/\
+segment_properties.md
+"""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+from urllib.parse import quote
+
+import numpy as np
+import numpy.typing as npt
+
+from spinezarr.scaling import Scaling
+from spinezarr.store.attributes import ScanAttributes
+from spinezarr.store.reader import ArraySpec, ScanHandle
+from spinezarr.vertebrae import ANATOMICAL_ORDER, LEVELS, VALUE_OF_NAME, hex_color_of
+from spinezarr.view.windows import DEFAULT_WINDOW, WINDOWS_HU
+
+__all__ = [
+    "SHOWN_DTYPES",
+    "StatePlaces",
+    "neuroglancer_state",
+    "segment_properties",
+    "state_fragment",
+]
+
+SHOWN_DTYPES: Final = frozenset({"int8", "int16", "int32", "uint8", "uint16", "uint32", "float32"})
+"""Of stored images that neuroglancer draws."""
+_IMAGE: Final = "CT"
+_LABEL: Final = "vertebrae"
+_MM: Final = {axis: [0.001, "m"] for axis in "xyz"}
+_QUATERNIONS: Final[Mapping[str, list[float]]] = {
+    "axial": [0.0, 0.0, 1.0, 0.0],
+    "coronal": [0.0, math.sqrt(0.5), -math.sqrt(0.5), 0.0],
+    "sagittal": [-0.5, 0.5, -0.5, 0.5],
+}
+"""``(x, y, z, w)``: turns right, down and inward on the screen into x, y and z of the patient."""
+_FROM_LEFT: Final = [-0.1773, 0.7997, -0.56, 0.1241]
+"""The same of the 3D view: from the front, 25 degrees from the left and 20 from above."""
+_PANEL_PX: Final = 310
+"""Height of a panel in which the spine is to fit, in a window of 1280 x 720."""
+_VERTEBRA_MM: Final = 25.0
+"""Beyond the centers of the first and last vertebra."""
+_ALPHA: Final = 0.45
+"""Of a vertebra over the image."""
+
+
+@dataclass(frozen=True, slots=True)
+class StatePlaces:
+    """Where the layers come from: URLs of folders, without a slash at the end."""
+
+    image: str
+    """Of the array, a Zarr v3 one."""
+    label: str
+    segments: str
+    """Where ``info`` is what :func:`segment_properties` gives."""
+
+
+def neuroglancer_state(scan: ScanHandle, places: StatePlaces, title: str) -> dict[str, Any]:
+    """Return the state that shows a scan.
+
+    Parameters
+    ----------
+    scan
+        The scan. Its image is of one of :data:`SHOWN_DTYPES`, as it is stored.
+    places
+        Where its arrays can be read.
+    title
+        Of the page.
+    """
+    facts = scan.attributes
+    layers = [_image_layer(scan, places)]
+    if scan.label is not None:
+        layers.append(_label_layer(scan, places))
+    selected = {"layer": layers[-1]["name"], "visible": True}
+    return {
+        "title": title,
+        "dimensions": _MM,
+        "position": _center_mm(facts).round(3).tolist(),
+        "crossSectionScale": _rounded(_height_mm(facts) / _PANEL_PX),
+        "projectionOrientation": _FROM_LEFT,
+        "projectionScale": _rounded(_size_mm(facts)),
+        "hideCrossSectionBackground3D": True,
+        "layers": layers,
+        "selectedLayer": selected,
+        "layout": _layout([layer["name"] for layer in layers], _size_mm(facts)),
+    }
+
+
+def segment_properties(facts: ScanAttributes) -> dict[str, Any]:
+    """Return the names and volumes of what a mask shows, as neuroglancer reads ``info``.
+
+    Vertebrae come first, from head to tail; then values that are none, by number.
+    """
+    counts = facts.label_voxels
+    names = {VALUE_OF_NAME[name]: name for name in ANATOMICAL_ORDER if name in facts.vertebrae}
+    names |= {
+        value: facts.structures.get(str(value), f"value {value}").replace("_", " ")
+        for value in sorted(counts.keys() - names.keys())
+    }
+    voxel_ml = abs(float(np.linalg.det(np.array(facts.affine)[:3, :3]))) / 1000
+    volumes = [_rounded(counts[value] * voxel_ml) for value in names]
+    return {
+        "@type": "neuroglancer_segment_properties",
+        "inline": {
+            "ids": list(map(str, names)),
+            "properties": [
+                {"id": "label", "type": "label", "values": list(names.values())},
+                {
+                    "id": "volume_ml",
+                    "type": "number",
+                    "data_type": "float32",
+                    "description": "Volume in ml",
+                    "values": volumes,
+                },
+            ],
+        },
+    }
+
+
+def state_fragment(state: Mapping[str, Any]) -> str:
+    """Return what stands behind the ``#`` of neuroglancer's address.
+
+    Examples
+    --------
+    >>> state_fragment({"title": "a b"})
+    '!%7B%22title%22:%22a%20b%22%7D'
+    """
+    text = json.dumps(state, separators=(",", ":"), allow_nan=False)
+    return f"!{quote(text, safe='!:,/[]|@.-_~')}"
+
+
+def _image_layer(scan: ScanHandle, places: StatePlaces) -> dict[str, Any]:
+    return {
+        "type": "image",
+        "name": _IMAGE,
+        "source": {"url": f"{places.image}/|zarr3:", "transform": _transform(scan)},
+        "tab": "rendering",
+        "shader": "#uicontrol invlerp normalized\nvoid main() { emitGrayscale(normalized()); }\n",
+        "shaderControls": {"normalized": {"range": _stored_range(scan.image)}},
+    }
+
+
+def _label_layer(scan: ScanHandle, places: StatePlaces) -> dict[str, Any]:
+    facts = scan.attributes
+    shown = [VALUE_OF_NAME[name] for name in ANATOMICAL_ORDER if name in facts.vertebrae]
+    return {
+        "type": "segmentation",
+        "name": _LABEL,
+        "source": [
+            {"url": f"{places.label}/|zarr3:", "transform": _transform(scan)},
+            f"{places.segments}/|neuroglancer-precomputed:",
+        ],
+        "tab": "segments",
+        "selectedAlpha": _ALPHA,
+        "notSelectedAlpha": 0,
+        "segments": list(map(str, shown)),
+        "segmentColors": {str(value): hex_color_of(value) for value in shown},
+    }
+
+
+def _transform(scan: ScanHandle) -> dict[str, Any]:
+    """Say where voxels ``(z, y, x)`` of neuroglancer lie: rows x, y and z of RAS+ mm."""
+    spacing_zyx = scan.attributes.spacing_zyx_mm
+    linear_zyx, origin = scan.affine[:3, 2::-1], scan.affine[:3, 3]
+    corner = origin - linear_zyx.sum(axis=1) / 2
+    rows = np.column_stack([linear_zyx / spacing_zyx, corner])
+    voxels = {axis: [mm / 1000, "m"] for axis, mm in zip("zyx", spacing_zyx, strict=True)}
+    return {"matrix": rows.tolist(), "inputDimensions": voxels, "outputDimensions": _MM}
+
+
+def _stored_range(image: ArraySpec) -> list[float]:
+    """Return the default window in the numbers that the array holds, within its type."""
+    scaling = image.scaling or Scaling(1.0, 0.0)
+    low, high = ((hu - scaling.intercept) / scaling.slope for hu in WINDOWS_HU[DEFAULT_WINDOW])
+    if image.stored_dtype.kind == "f":
+        return [low, high]
+    limits = np.iinfo(image.stored_dtype)
+    return [int(np.clip(round(number), limits.min, limits.max)) for number in (low, high)]
+
+
+def _known_mm(facts: ScanAttributes) -> npt.NDArray[np.float64]:
+    """Return the centers of vertebrae, head to tail: of the mask, else those annotated."""
+    affine = np.array(facts.affine)
+    found = [
+        affine[:3] @ (*facts.vertebrae[name].centroid_zyx[::-1], 1.0)
+        for name in ANATOMICAL_ORDER
+        if name in facts.vertebrae
+    ] or [
+        np.array(facts.centroids[name].position_zyx_mm[::-1])
+        for name in LEVELS
+        if name in facts.centroids
+    ]
+    return np.array(found).reshape(-1, 3)
+
+
+def _center_mm(facts: ScanAttributes) -> npt.NDArray[np.float64]:
+    """Return where the planes cross: in the vertebra nearest to the middle of the spine."""
+    known = _known_mm(facts)
+    if len(known):
+        middle = (known.min(axis=0) + known.max(axis=0)) / 2
+        nearest: npt.NDArray[np.float64] = known[np.linalg.norm(known - middle, axis=1).argmin()]
+        return nearest
+    last_xyz = np.array(facts.shape_zyx[::-1]) - 1
+    center: npt.NDArray[np.float64] = np.array(facts.affine)[:3] @ (*last_xyz / 2, 1.0)
+    return center
+
+
+def _size_mm(facts: ScanAttributes) -> float:
+    """Return the longest edge of the scan."""
+    return max(n * mm for n, mm in zip(facts.shape_zyx, facts.spacing_zyx_mm, strict=True))
+
+
+def _height_mm(facts: ScanAttributes) -> float:
+    """Return how much is to fit into a panel: the spine, or all if it is not known."""
+    known = _known_mm(facts)
+    if len(known) <= 1:
+        return _size_mm(facts)
+    return float(np.ptp(known, axis=0).max()) + 2 * _VERTEBRA_MM
+
+
+def _rounded(number: float) -> float:
+    """Keep four digits."""
+    return float(f"{number:.4g}")
+
+
+def _layout(names: list[str], size_mm: float) -> dict[str, Any]:
+    def turned(plane: str) -> dict[str, Any]:
+        return {"link": "unlinked", "value": _QUATERNIONS[plane]}
+
+    def viewer(plane: str) -> dict[str, Any]:
+        layers = {"type": "viewer", "layers": names, "layout": "xy"}
+        return {**layers, "crossSectionOrientation": turned(plane)}
+
+    px = math.ceil(size_mm)
+    whole = {"width": px, "height": px, "scale": {"link": "unlinked", "value": 1}}
+    solid = {
+        "type": "3d",
+        "orthographicProjection": True,
+        "crossSections": {plane: {**whole, "orientation": turned(plane)} for plane in _QUATERNIONS},
+    }
+    columns = [
+        [viewer("axial"), {"type": "viewer", "layers": names, "layout": solid}],
+        [viewer("sagittal"), viewer("coronal")],
+    ]
+    return {
+        "type": "row",
+        "children": [{"type": "column", "children": children} for children in columns],
+    }
