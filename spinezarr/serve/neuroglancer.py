@@ -24,6 +24,7 @@ from isal import igzip
 from spinezarr.serve.http import Answer, Request, explained
 from spinezarr.serve.opened import OpenedScan
 from spinezarr.serve.origin import origin_of
+from spinezarr.serve.page_files import takes_gzip
 from spinezarr.serve.patches import PatchSource
 from spinezarr.serve.versioned import RefusedError
 from spinezarr.text import json_text
@@ -199,7 +200,7 @@ def answer_client(request: Request, asked_version: str, name: str) -> Answer:
         "x-content-type-options": "nosniff",
         "vary": "Accept-Encoding",
     }
-    if "gzip" in request.headers.get("accept-encoding", ""):
+    if takes_gzip(request):
         return Answer(HTTPStatus.OK, {**fields, "content-encoding": "gzip"}, _packed(name))
     return Answer(HTTPStatus.OK, fields, content)
 

@@ -9,12 +9,20 @@ import urllib.error
 import urllib.request
 
 
+class _NoOnward(urllib.request.HTTPRedirectHandler):
+    def redirect_request(self, *_):
+        return None
+
+
+_OPENER = urllib.request.build_opener(_NoOnward)
+
+
 def ask(url, method="GET", body=None, **headers):
-    """Return status, headers and body."""
+    """Return status, headers and body; a redirection is an answer like any other."""
     fields = {name.replace("_", "-"): value for name, value in headers.items()}
     request = urllib.request.Request(url, body, fields, method=method)  # noqa: S310
     try:
-        with urllib.request.urlopen(request, timeout=20) as answer:  # noqa: S310
+        with _OPENER.open(request, timeout=20) as answer:
             return answer.status, dict(answer.headers.items()), answer.read()
     except urllib.error.HTTPError as answer:
         with answer:

@@ -20,6 +20,7 @@ from spinezarr.errors import UsageError
 from spinezarr.serve import pages
 from spinezarr.serve.http import chosen
 from spinezarr.serve.log import LogForm
+from spinezarr.serve.neuroglancer import CLIENT
 from spinezarr.serve.operations import OPERATIONS
 from spinezarr.serve.patches import PatchQuery
 from spinezarr.serve.query import WrongQueryError, parse_query
@@ -100,6 +101,16 @@ ASKED = [
     ("/v1/{store}/scans/{scan_id}/view", f"{SCAN}/view", {"if_none_match": "*"}, 304),
     ("/v1/{store}/scans/{scan_id}/view", f"{SCAN}/view", {"if_match": '"x"'}, 412),
     ("/v1/{store}/scans/{scan_id}/view", "/v1/ctspine1k/scans/none/view", {}, 404),
+    ("/neuroglancer/{store}/{scan_id}", "/neuroglancer/ctspine1k/liver_0", {}, 303),
+    ("/neuroglancer/{store}/{scan_id}", "/neuroglancer/ctspine1k/none", {}, 404),
+    (
+        "/neuroglancer/{store}/{scan_id}/segments/info",
+        "/neuroglancer/ctspine1k/liver_0/segments/info",
+        {},
+        200,
+    ),
+    (f"{CLIENT}/{{version}}/{{file}}", f"{CLIENT}/1/index.html", {}, 303),
+    (f"{CLIENT}/{{version}}/{{file}}", f"{CLIENT}/1/none.js", {}, 404),
     ("/v1/openapi.json", "/v1/openapi.json", {}, 200),
     ("/", "/", {}, 200),
     ("/", "/", {"if_none_match": "*"}, 304),
@@ -176,7 +187,8 @@ def test_all_is_described_once(described):
 
 @pytest.mark.parametrize("op", [op for op in OPERATIONS if op.group != "Bytes"])
 def test_other_methods_are_refused(served, op):
-    path = op.path.format(store="ctspine1k", scan_id="liver_0", file="page.css", level="0")
+    parts = {"file": "page.css", "level": "0", "version": "1"}
+    path = op.path.format(store="ctspine1k", scan_id="liver_0", **parts)
     for method in ("GET", "POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE"):
         if method != op.method:
             status, headers, _ = ask(f"{served}{path}", method)
@@ -261,6 +273,7 @@ PINNED = {
     "scan_id": ["liver_0", "none"],
     "file": ["page.css", "none"],
     "level": ["0", "1"],
+    "version": ["1"],
     "key": ["zarr.json", "scans/liver_0/zarr.json", "scans/liver_0/image/c/0/0/0", "none"],
 }
 

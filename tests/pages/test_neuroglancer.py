@@ -1,0 +1,366 @@
+"""neuroglancer opens on a scan: client and state come from here, and draw the voxels of the store."""
+
+import gzip
+import io
+import json
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import nibabel as nib
+import numpy as np
+import pytest
+from asking import ask
+from PIL import Image
+
+import spinezarr
+from spinezarr.ingest.discover import discover
+from spinezarr.ingest.run import ingest
+from spinezarr.recipe import Recipe
+from spinezarr.serve import neuroglancer
+from spinezarr.serve.neuroglancer import CLIENT
+from spinezarr.serve.run import BackgroundServer
+from spinezarr.serve.settings import ServeSettings
+from spinezarr.serve.tokens import new_token
+from spinezarr.vertebrae import hex_color_of
+from spinezarr.view.neuroglancer_state import state_fragment
+
+HERE = "/neuroglancer/ctspine1k/liver_0"
+SHAPE_XYZ = (60, 50, 40)
+LEFT, RIGHT = 20, 21
+"""Labels of what lies on that side of the patient: the left is high, the right low."""
+
+
+def state_at(url, **headers):
+    """Return the client's path, and what it is told."""
+    status, fields, _ = ask(url, **headers)
+    assert status == 303
+    assert fields["cache-control"] == "no-store"
+    path, _, fragment = fields["location"].partition("#!")
+    return path, json.loads(unquote(fragment))
+
+
+def test_the_state_leads_to_the_voxels_of_one_version(served, ctspine1k_url):
+    path, state = state_at(f"{served}{HERE}")
+    status, fields, body = ask(f"{served}{path}")
+    assert (status, fields["content-type"]) == (200, "text/html; charset=utf-8")
+    assert body.index(b"alone.js") < body.index(b"main.")
+    checksum = spinezarr.open(ctspine1k_url)._reader.scan("liver_0").content_checksum
+    image, label = state["layers"]
+    arrays = f"{served}/flat/ctspine1k/@{checksum}/scans/liver_0"
+    assert image["source"]["url"] == f"{arrays}/image/|zarr3:"
+    assert label["source"][0]["url"] == f"{arrays}/label/|zarr3:"
+    assert ask(f"{arrays}/label/zarr.json")[0] == 200
+    place, _, kind = label["source"][1].partition("|")
+    assert kind == "neuroglancer-precomputed:"
+    info = json.loads(ask(f"{place}info")[2])
+    assert info["@type"] == "neuroglancer_segment_properties"
+    assert set(label["segments"]) <= set(info["inline"]["ids"])
+
+
+def test_urls_are_those_by_which_the_server_is_reached(ctspine1k_url, tmp_path):
+    token = new_token(tmp_path / "tokens", "anna")
+    settings = ServeSettings(paths=(ctspine1k_url,), token_file=str(tmp_path / "tokens"))
+    with BackgroundServer(settings) as server:
+        asked = {"authorization": f"Bearer {token}", "host": "data.example.org"}
+        _, state = state_at(f"{server.url}{HERE}", **asked, x_forwarded_proto="https")
+        assert state["layers"][0]["source"]["url"].startswith("https://data.example.org/flat/")
+        _, state = state_at(f"{server.url}{HERE}", **asked)
+        assert state["layers"][0]["source"]["url"].startswith("http://data.example.org/flat/")
+        for host in ("a b", "x/y", "u@h", "h:1:2", "h?", ""):
+            status, fields, _ = ask(f"{server.url}{HERE}", **{**asked, "host": host})
+            assert status == 400
+            assert "location" not in fields
+        assert ask(f"{server.url}{HERE}")[0] == 401
+        assert ask(f"{server.url}{CLIENT}/1/index.html")[0] == 401
+
+
+def test_the_client_is_what_the_package_brings(served):
+    path = state_at(f"{served}{HERE}")[0]
+    base = path.rpartition("/")[0]
+    folder = Path(neuroglancer.__file__).parents[2]  # of this package: nothing else is imported
+    assert folder.is_dir()
+    client = neuroglancer._Client.installed()
+    assert {"index.html"} < set(client.files)
+    for name, place in client.files.items():
+        status, fields, body = ask(f"{served}{base}/{name}")
+        packed = ask(f"{served}{base}/{name}", accept_encoding="gzip")
+        assert status == 200
+        assert packed[1]["content-encoding"] == "gzip"
+        assert gzip.decompress(packed[2]) == body
+        assert fields["x-content-type-options"] == "nosniff"
+        if name == "index.html":
+            assert fields["cache-control"] == "no-cache"
+            assert "'unsafe-eval'" not in fields["content-security-policy"]
+        else:
+            assert "immutable" in fields["cache-control"]
+            assert body == place.read_bytes()
+        policy = fields["content-security-policy"]
+        assert policy.startswith("default-src 'none'; ")
+        assert "http" not in policy
+        assert "*" not in policy
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "none.js",
+        "main.js.map",
+        "..%2f..%2f..%2f__init__.py",
+        "%2e%2e/index.html",
+        "../../../etc/passwd",
+        "index.html%00.js",
+        "%2fetc%2fpasswd",
+        "",
+    ],
+)
+def test_nothing_else_of_the_machine_is_sent(served, name):
+    base = state_at(f"{served}{HERE}")[0].rpartition("/")[0]
+    assert ask(f"{served}{base}/{name}")[0] == 404
+
+
+def test_a_view_in_another_version_opens_in_that_which_is_there(served):
+    path = state_at(f"{served}{HERE}")[0]
+    status, fields, _ = ask(f"{served}{CLIENT}/0.0/index.html")
+    assert (status, fields["location"]) == (303, path)
+    assert ask(f"{served}{CLIENT}/0.0/main.js")[0] == 404
+
+
+@pytest.mark.parametrize("found", [None, "no client"])
+def test_without_the_package_a_page_says_what_to_install(served, monkeypatch, tmp_path, found):
+    class Spec:
+        origin = str(tmp_path / "__init__.py")
+
+    monkeypatch.setattr(neuroglancer, "find_spec", lambda _: None if found is None else Spec)
+    neuroglancer._Client.installed.cache_clear()
+    try:
+        status, fields, body = ask(f"{served}{HERE}")
+        assert (status, fields["content-type"]) == (501, "text/html; charset=utf-8")
+        assert b"pip install 'spinezarr[neuroglancer]'" in body
+        assert ask(f"{served}{CLIENT}/1/index.html")[0] == 404
+        assert ask(f"{served}/neuroglancer/ctspine1k/none")[0] == 404
+    finally:
+        neuroglancer._Client.installed.cache_clear()
+
+
+def test_an_image_that_neuroglancer_cannot_draw_is_refused(tmp_path):
+    raw = tmp_path / "raw"
+    raw.mkdir()
+    values = np.random.default_rng(1).normal(size=(8, 8, 8))
+    nib.save(nib.Nifti1Image(values, np.eye(4)), raw / "a_ct.nii.gz")
+    with serving(raw, tmp_path / "own.zarr", label=None) as server:
+        status, _, body = ask(f"{server.url}/neuroglancer/own/a")
+    assert status == 422
+    assert b"float64" in body
+
+
+def serving(raw, place, label="{scan}_seg.nii.gz"):
+    """Ingest a folder of files and serve it."""
+    recipe = Recipe.of_pairs("{scan}_ct.nii.gz", label, name="own")
+    report = ingest(recipe, discover(recipe, str(raw)), str(place))
+    assert not report.failed, report.failed
+    return BackgroundServer(ServeSettings(paths=(str(place),)))
+
+
+# In a browser
+
+
+def affines():
+    """Return where scans lie: along the axes, and oblique."""
+    straight = np.diag([-0.8, -0.9, 2.5, 1])
+    straight[:3, 3] = 20, 30, -50
+    a, b = np.radians([20, -15])
+    about_z = np.array([[np.cos(a), -np.sin(a), 0], [np.sin(a), np.cos(a), 0], [0, 0, 1]])
+    about_x = np.array([[1, 0, 0], [0, np.cos(b), -np.sin(b)], [0, np.sin(b), np.cos(b)]])
+    oblique = straight.copy()
+    oblique[:3, :3] = about_z @ about_x @ straight[:3, :3]
+    return {"straight": straight, "oblique": oblique}
+
+
+@pytest.fixture(scope="module")
+def asymmetric(tmp_path_factory):
+    """Serve scans of which no two voxels near each other, and no two sides, are alike."""
+    folder = tmp_path_factory.mktemp("asymmetric")
+    raw = folder / "raw"
+    raw.mkdir()
+    for seed, (name, affine) in enumerate(affines().items()):
+        values = np.random.default_rng(seed).integers(-1024, 3071, SHAPE_XYZ).astype(np.int16)
+        mask = np.zeros(SHAPE_XYZ, np.uint8)
+        mask[35:50, 10:25, 22:34] = LEFT  # the files' first axis runs to the left
+        mask[8:20, 10:30, 6:16] = RIGHT
+        nib.save(nib.Nifti1Image(values, affine), raw / f"{name}_ct.nii.gz")
+        nib.save(nib.Nifti1Image(mask, affine), raw / f"{name}_seg.nii.gz")
+    place = folder / "own.zarr"
+    with serving(raw, place) as server:
+        yield server.url, spinezarr.open(place)
+
+
+NUMBERS = """
+void main() {
+  highp int n = int(toRaw(getDataValue())) + 32768;
+  emitRGB(vec3(float(n / 256) / 255.0, float(n % 256) / 255.0, 0.5));
+}
+"""
+"""Draws the numbers themselves: high byte red, low byte green."""
+DIRECTIONS = {
+    "axial": ((-1, 0, 0), (0, -1, 0)),
+    "sagittal": ((0, -1, 0), (0, 0, -1)),
+    "coronal": ((-1, 0, 0), (0, 0, -1)),
+}
+"""What lies to the right, and down, of a plane: x, y, z of the patient (RAS+)."""
+CELLS = {"axial": (0, 0), "sagittal": (1, 0), "coronal": (1, 1)}
+MM_PER_PX = 0.25
+
+
+def plane_alone(state, plane, scan, index_xyz):
+    """Return a state that shows one plane, through the center of a voxel, and nothing over it."""
+    column, row = CELLS[plane]
+    view = state["layout"]["children"][column]["children"][row]
+    return {
+        **state,
+        "layout": {"type": "row", "children": [view]},
+        "position": (np.array(scan.attrs["affine"])[:3] @ (*index_xyz, 1)).tolist(),
+        "crossSectionScale": MM_PER_PX,
+        "selectedLayer": {"visible": False},
+        "showAxisLines": False,
+        "showScaleBar": False,
+        "showDefaultAnnotations": False,
+    }
+
+
+def layer_alone(state, layer):
+    """Return a state of one plane with one layer."""
+    (view,) = state["layout"]["children"]
+    layout = {"type": "row", "children": [{**view, "layers": [layer["name"]]}]}
+    return {**state, "layers": [layer], "layout": layout}
+
+
+def middle_of(scan, label):
+    """Return a voxel in the middle of what has a label."""
+    z, y, x = (int(np.median(index)) for index in np.nonzero(scan.label.values == label))
+    return x, y, z
+
+
+def drawn(page, url, path, state):
+    """Return the pixels of the plane, and where its middle is."""
+    page.goto("about:blank")
+    page.goto(f"{url}{path}#{state_fragment(state)}")
+    for _ in range(200):
+        page.wait_for_timeout(100)
+        # By a call: the page's policy lets no text become a function.
+        if page.evaluate("() => window.viewer !== undefined && viewer.isReady()"):
+            break
+    else:
+        pytest.fail("neuroglancer did not come to an end")
+    page.wait_for_timeout(500)
+    box = page.locator(".neuroglancer-rendered-data-panel").first.bounding_box()
+    with Image.open(io.BytesIO(page.screenshot())) as picture:
+        pixels = np.asarray(picture.convert("RGB")).astype(int)
+    # Inside: a panel has a border, and buttons at its top.
+    left, top = round(box["x"]), round(box["y"])
+    width, height = round(box["width"]), round(box["height"])
+    rows, columns = np.mgrid[top + 40 : top + height - 5, left + 40 : left + width - 60]
+    found = pixels[rows, columns]
+    return (
+        found,
+        columns + 0.5 - (box["x"] + box["width"] / 2),
+        rows + 0.5 - (box["y"] + box["height"] / 2),
+    )
+
+
+def expected_index(scan, state, plane, across, down):
+    """Return the voxel under each pixel, and how near its border each pixel's center is."""
+    right, downward = (np.array(direction) for direction in DIRECTIONS[plane])
+    mm = (
+        np.array(state["position"])
+        + across[..., None] * MM_PER_PX * right
+        + down[..., None] * MM_PER_PX * downward
+    )
+    affine = np.array(scan.attrs["affine"])
+    exact = (mm - affine[:3, 3]) @ np.linalg.inv(affine[:3, :3]).T
+    return np.rint(exact).astype(int), np.abs(exact - np.rint(exact)).max(axis=-1) < 0.4
+
+
+def forgive_absent_chunks(page):
+    """Take out what Chromium says of background, which is not stored, and of its own drawing."""
+    page.complaints[:] = [
+        text for text in page.complaints if "404" not in text and "GL Driver Message" not in text
+    ]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("plane", DIRECTIONS)
+@pytest.mark.parametrize("name", affines())
+def test_what_is_drawn_are_the_stores_voxels(page, asymmetric, name, plane):
+    url, store = asymmetric
+    scan = store.scan(name)
+    path, state = state_at(f"{url}/neuroglancer/own/{name}")
+    image, label = state["layers"]
+    state = plane_alone(state, plane, scan, middle_of(scan, LEFT))
+
+    shown = layer_alone(state, {**image, "shader": NUMBERS, "shaderControls": {}})
+    pixels, across, down = drawn(page, url, path, shown)
+    index, is_clear = expected_index(scan, state, plane, across, down)
+    inside = is_clear & np.all((index >= 0) & (index < SHAPE_XYZ), axis=-1)
+    x, y, z = index[inside].T
+    assert len(x) > 4000
+    found = pixels[..., 0] * 256 + pixels[..., 1] - 32768
+    np.testing.assert_array_equal(found[inside], scan.image.values[z, y, x])
+
+    pixels, _, _ = drawn(page, url, path, layer_alone(state, {**label, "selectedAlpha": 1}))
+    labels = scan.label.values[z, y, x]
+    for value in (LEFT, RIGHT):
+        assert np.all(near(pixels[inside], value) == (labels == value))
+    assert (labels == LEFT).any()
+    forgive_absent_chunks(page)
+
+
+def near(pixels, value):
+    """Whether pixels have the color of a vertebra, but for what rounding does to it."""
+    color = [int(hex_color_of(value)[at : at + 2], 16) for at in (1, 3, 5)]
+    return np.abs(pixels - color).max(axis=-1) <= 1
+
+
+@pytest.mark.long
+def test_left_is_on_the_right_of_the_picture(page, asymmetric):
+    """As radiologists look at a patient from the front."""
+    url, store = asymmetric
+    scan, across = store.scan("straight"), {}
+    path, state = state_at(f"{url}/neuroglancer/own/straight")
+    layer = {**state["layers"][1], "selectedAlpha": 1}
+    for value in (LEFT, RIGHT):
+        middle = (SHAPE_XYZ[0] // 2, *middle_of(scan, value)[1:])
+        shown = layer_alone(plane_alone(state, "coronal", scan, middle), layer)
+        pixels, px, _ = drawn(page, url, path, shown)
+        across[value] = px[near(pixels, value)].mean()
+    assert across[LEFT] > 0 > across[RIGHT]
+    forgive_absent_chunks(page)
+
+
+@pytest.mark.long
+def test_a_person_sees_named_and_colored_vertebrae(page, served, store):
+    page.goto(f"{served}{HERE}")
+    names = store._reader.scan("liver_0").attributes.vertebrae
+    listed = page.locator(".neuroglancer-segment-list-entry-name")
+    listed.first.wait_for()
+    assert set(names) <= set(listed.all_inner_texts())
+    assert urlsplit(page.url).path.startswith(CLIENT)
+    forgive_absent_chunks(page)
+
+
+@pytest.mark.long
+def test_a_session_suffices(page, ctspine1k_url, tmp_path):
+    token = new_token(tmp_path / "tokens", "anna")
+    settings = ServeSettings(paths=(ctspine1k_url,), token_file=str(tmp_path / "tokens"))
+    with BackgroundServer(settings) as server:
+        page.goto(f"{server.url}{HERE}")
+        assert any("401" in text for text in page.complaints)
+        page.complaints.clear()
+        page.get_by_label("Token").fill(token)
+        page.get_by_role("button", name="Sign in").click()
+        page.locator(".neuroglancer-segment-list-entry-name").first.wait_for()
+        for _ in range(200):
+            page.wait_for_timeout(100)
+            if page.evaluate("() => viewer.isReady()"):
+                break
+        assert not [text for text in page.complaints if "401" in text]
+        forgive_absent_chunks(page)
