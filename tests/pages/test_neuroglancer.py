@@ -1,4 +1,4 @@
-"""neuroglancer opens on a scan: client and state come from here, and draw the voxels of the store."""
+"""neuroglancer opens on a scan: client and state come from here, and draw the store's voxels."""
 
 import gzip
 import io
