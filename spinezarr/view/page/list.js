@@ -1,3 +1,182 @@
-import { addThemeButton } from "./common.js";
+/* The page of stores and their scans. */
+
+import { AnswerError, addThemeButton, askJson, element } from "./common.js";
+import { Charts } from "./list_charts.js";
+import { Filters } from "./list_filters.js";
+import { ScanIndex, formatState, isAll, parseState } from "./list_state.js";
+import { closePopovers, storeCards, storeHeader } from "./list_stores.js";
+import { ScanTable } from "./list_table.js";
+
+/** Browsers refuse URLs that change at each key. */
+const URL_REST_MS = 200;
+/** For which nothing is better than a word that comes and goes. */
+const PATIENCE_MS = 400;
+const NARROW = "(max-width: 1100px)";
+const main = document.getElementById("main");
+const skip = document.querySelector(".skip");
 
 addThemeButton(document.querySelector(".bar"));
+document.addEventListener("pointerdown", closePopovers);
+document.addEventListener("keydown", closePopovers);
+start();
+
+async function start() {
+  const state = parseState(location.search);
+  main.setAttribute("aria-busy", "true");
+  const slow = setTimeout(() => {
+    main.replaceChildren(element("p", { class: "message quiet", role: "status" }, "Reading the scan table …"));
+  }, PATIENCE_MS);
+  try {
+    // Both at once, where the URL names the store: the second does not wait for the first.
+    const [{ stores }, early] = await Promise.all([
+      askJson("/v1/stores"),
+      state.store ? scansOf(state.store).catch((problem) => problem) : null,
+    ]);
+    await showStores(stores, state, early);
+  } catch (problem) {
+    showProblem(problem);
+  } finally {
+    clearTimeout(slow);
+    main.setAttribute("aria-busy", "false");
+  }
+}
+
+async function scansOf(store) {
+  return (await askJson(`/v1/${encodeURIComponent(store)}/scans`)).scans;
+}
+
+async function showStores(stores, state, early) {
+  const picked = state.store || (stores.length === 1 ? stores[0].name : "");
+  const store = stores.find(({ name }) => name === picked);
+  if (!stores.length) {
+    message("No stores", "This server serves no store now. A store that is ingested into a folder that it serves is listed here.");
+  } else if (!picked) {
+    main.replaceChildren(storeCards(stores));
+  } else if (!store) {
+    message("No such store", `No store is named ${picked}.`, allStores(stores));
+  } else if (store.error !== undefined) {
+    if (stores.length > 1) message(store.name, `This store is not shown: ${store.error}.`, allStores(stores));
+    else main.replaceChildren(storeCards(stores));
+  } else {
+    const rows = early ?? await scansOf(picked);
+    if (rows instanceof Error) throw rows;
+    showScans(store, stores, rows, { ...state, store: state.store ? picked : "" });
+  }
+}
+
+function allStores(stores) {
+  return element("a", { href: "/", class: "button" }, stores.length === 1 ? "Show the store" : `Show all ${stores.length} stores`);
+}
+
+function message(title, text, ...actions) {
+  main.replaceChildren(element("section", { class: "message", role: "status" },
+    element("h1", {}, title), element("p", {}, text), ...actions));
+}
+
+/** Say what went wrong in words; signing in is under way where that is what lacks. */
+function showProblem(problem) {
+  const isAnswer = problem instanceof AnswerError;
+  if (isAnswer && problem.status === 401) return;
+  if (!isAnswer && !(problem instanceof TypeError)) console.error(problem);
+  const text = isAnswer ? problem.message : "The server does not answer. It may be stopped, or the network is down.";
+  const retry = element("button", { type: "button", onclick: () => start() }, "Try again");
+  main.replaceChildren(element("section", { class: "message", role: "alert" },
+    element("h1", {}, "The stores cannot be shown"), element("p", { class: "error" }, text), retry));
+}
+
+function showScans(store, stores, rows, first) {
+  const index = new ScanIndex(rows);
+  let state = first;
+  let resting = 0;
+
+  const change = (changed) => {
+    state = { ...state, ...changed };
+    draw();
+    clearTimeout(resting);
+    resting = setTimeout(keep, URL_REST_MS);
+  };
+  /** Say in the URL what is shown; and where, for who comes back. */
+  const keep = () => {
+    clearTimeout(resting);
+    const asked = formatState(state);
+    const place = { top: table.top, active: table.active };
+    history.replaceState(place, "", asked ? `/?${asked}` : "/");
+  };
+  const sortBy = (column) => {
+    if (state.sort !== column) change({ sort: column, isDescending: false });
+    else if (!state.isDescending) change({ isDescending: true });
+    else change({ sort: "", isDescending: false });
+  };
+  const pick = (vertebra) => change({ vertebra: state.vertebra === vertebra ? "" : vertebra });
+  const filters = new Filters(index, change);
+  const charts = new Charts(index, pick);
+  const table = new ScanTable(store.name, index, {
+    onsort: sortBy,
+    onmove: (isNow) => {
+      clearTimeout(resting);
+      if (isNow) keep();
+      else resting = setTimeout(keep, URL_REST_MS);
+    },
+  });
+  const draw = () => {
+    const found = index.select(state);
+    filters.show(state, found.length);
+    charts.show(found, state);
+    table.show(found, state, formatState(state, false), nothing(rows, state));
+  };
+
+  document.title = `${store.title || store.name} – spinezarr`;
+  main.replaceChildren(element("div", { class: "list" },
+    storeHeader(store, stores),
+    element("div", { class: "tools" }, filters.element, filters.count, chartsButton(charts.element)),
+    table.element, charts.element));
+  const place = history.state;
+  draw();
+  if (place && Number.isFinite(place.top)) table.restore(place.top, place.active);
+  listen(filters, table, keep);
+}
+
+/** What is shown in place of rows. */
+function nothing(rows, state) {
+  if (!rows.length) {
+    return [element("h2", {}, "No scans yet"), element("p", { class: "quiet" }, "Scans are listed when an ingest run has written the store’s table.")];
+  }
+  return isAll(state) ? [] : [element("h2", {}, "No scan fits"), element("p", { class: "quiet" }, "Take a filter back, or search for fewer words.")];
+}
+
+/** The figures stand beside the list, or, in a narrow window, above it while they are wanted. */
+function chartsButton(charts) {
+  const narrow = matchMedia(NARROW);
+  const button = element("button", { type: "button", class: "charts-button", "aria-controls": "charts" }, "Charts");
+  const show = (isShown) => {
+    charts.hidden = !isShown;
+    button.setAttribute("aria-expanded", String(isShown));
+    button.setAttribute("aria-pressed", String(isShown));
+    main.classList.toggle("with-charts", isShown);
+  };
+  button.addEventListener("click", () => show(charts.hidden));
+  narrow.addEventListener("change", () => show(!narrow.matches));
+  show(!narrow.matches);
+  return button;
+}
+
+function listen(filters, table, keep) {
+  skip.hidden = false;
+  skip.addEventListener("click", (event) => {
+    event.preventDefault();
+    table.focus();
+  });
+  document.addEventListener("keydown", (event) => {
+    const isTyping = event.target.matches("input, select, textarea");
+    if (event.ctrlKey || event.metaKey || event.altKey) return;
+    if (event.key === "/" && !isTyping) {
+      event.preventDefault();
+      filters.search.focus();
+      filters.search.select();
+    } else if (event.key === "ArrowDown" && event.target === filters.search) {
+      event.preventDefault();
+      table.focus();
+    }
+  });
+  window.addEventListener("pagehide", keep);
+}

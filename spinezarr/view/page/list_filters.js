@@ -1,0 +1,85 @@
+/* The search and the filters above the list. */
+
+import { element } from "./common.js";
+import { FILTERS, NONE, SOME, VERDICTS, isAll } from "./list_state.js";
+import { scansText } from "./list_stores.js";
+import { VERTEBRAE, orderOf } from "./vertebrae.js";
+
+const MOST_TEXTS = 60;
+const NAMES = {
+  split: "Split", source: "Source", vertebra: "Vertebra", anomaly: "Anomaly", erratum: "Erratum", audit: "Audit",
+};
+const NOTHING = {
+  split: "No split", source: "No source", anomaly: "Without anomaly", erratum: "Without erratum", audit: "Not audited",
+};
+const counted = (text, count) => `${text} (${count.toLocaleString("en")})`;
+
+/** Controls of a state; `onchange` is called with what a person changes of it. */
+export class Filters {
+  constructor(index, onchange) {
+    this._index = index;
+    this._onchange = onchange;
+    this.search = element("input", {
+      type: "search", id: "search", "aria-label": "Search scans", placeholder: "Search id, source, anomaly …",
+      autocomplete: "off", spellcheck: "false", "aria-keyshortcuts": "/", oninput: () => onchange({ q: this.search.value }),
+    });
+    this._selects = new Map(FILTERS.map((name) => [name, this._select(name)]));
+    this._clear = element("button", {
+      type: "button", id: "clear", onclick: () => {
+        onchange(Object.fromEntries([["q", ""], ...FILTERS.map((name) => [name, ""])]));
+        this.search.focus();
+      },
+    }, "Clear");
+    this._shown = element("p", { class: "shown", role: "status" });
+    this.element = element("form", { class: "filters", role: "search", "aria-label": "Scans", onsubmit: (event) => event.preventDefault() },
+      element("label", { class: "search" }, this.search, element("kbd", { "aria-hidden": "true" }, "/")),
+      ...this._selects.values(), this._clear);
+    this.count = this._shown;
+  }
+
+  /** Show a state, and how many scans it chooses. */
+  show(state, shown) {
+    if (this.search.value !== state.q) this.search.value = state.q;
+    for (const [name, select] of this._selects) {
+      const wanted = state[name];
+      if (wanted && ![...select.options].some((option) => option.value === wanted)) {
+        select.append(element("option", { value: wanted }, wanted));
+      }
+      select.value = wanted;
+      select.classList.toggle("set", wanted !== "");
+    }
+    this._clear.disabled = isAll(state);
+    const all = this._index.rows.length;
+    this._shown.textContent = shown === all ? scansText(all) : `${shown.toLocaleString("en")} of ${scansText(all)}`;
+  }
+
+  _select(name) {
+    const options = this._options(name).map(([value, text]) => element("option", { value }, text));
+    return element("select", {
+      name, "aria-label": NAMES[name], title: `Filter by ${name}`, disabled: options.length === 0,
+      onchange: (event) => this._onchange({ [name]: event.target.value }),
+    }, element("option", { value: "" }, NAMES[name]), ...options);
+  }
+
+  _options(name) {
+    if (name === "vertebra") return this._vertebrae();
+    const values = this._index.valuesOf(name);
+    const without = values.filter(([value]) => value === "").map(([, count]) => [NONE, counted(NOTHING[name], count)]);
+    const texts = values.filter(([value]) => value !== "");
+    if (name === "audit") {
+      texts.sort(([a], [b]) => VERDICTS.indexOf(b) - VERDICTS.indexOf(a));
+      return [...texts.map(([value, count]) => [value, counted(`Audit: ${value}`, count)]), ...without];
+    }
+    const isMark = name === "anomaly" || name === "erratum";
+    const total = texts.reduce((sum, [, count]) => sum + count, 0);
+    const some = isMark && total ? [[SOME, counted(`With ${name}`, total)]] : [];
+    const listed = isMark && texts.length > MOST_TEXTS ? [] : texts;
+    return [...some, ...without, ...listed.map(([value, count]) => [value, counted(value, count)])];
+  }
+
+  _vertebrae() {
+    const { rows } = this._index;
+    const counts = VERTEBRAE.map((name) => rows.reduce((n, _, at) => n + this._index.shows(at, orderOf(name)), 0));
+    return VERTEBRAE.flatMap((name, order) => (counts[order] ? [[name, counted(name, counts[order])]] : []));
+  }
+}

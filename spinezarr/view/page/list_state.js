@@ -1,0 +1,133 @@
+/* Which scans are shown and in which order, as the URL says it. No element is touched here. */
+
+import { orderOf } from "./vertebrae.js";
+
+/** What scans are chosen by, beside the words of the search. */
+export const FILTERS = Object.freeze(["split", "source", "vertebra", "anomaly", "erratum", "audit"]);
+/** Of a column of texts: any text, or none. */
+export const SOME = "true";
+export const NONE = "false";
+/** What the audit says, from good to bad; a scan that was not audited has "". */
+export const VERDICTS = Object.freeze(["", "ok", "info", "warning", "error"]);
+const SORTED = Object.freeze([
+  "scan", "split", "source", "vertebrae", "shape", "spacing", "size", "anomaly", "erratum", "audit",
+]);
+
+/**
+ * @typedef {Object} ListState
+ * @property {string} store that is picked; "" for none
+ * @property {string} q words of the search
+ * @property {string} sort column; "" for the order of the store's table
+ * @property {boolean} isDescending
+ * @property {string} split and the other names of FILTERS: "" for all
+ */
+
+/** Read the part of a URL behind "?"; what it does not know is left out. */
+export function parseState(search) {
+  const asked = new URLSearchParams(search);
+  const sort = asked.get("sort") ?? "";
+  const column = sort.replace(/^-/, "");
+  const isKnown = SORTED.includes(column);
+  const state = { store: asked.get("store") ?? "", q: asked.get("q") ?? "" };
+  for (const name of FILTERS) state[name] = asked.get(name) ?? "";
+  state.sort = isKnown ? column : "";
+  state.isDescending = isKnown && sort.startsWith("-");
+  return state;
+}
+
+/** Write what `parseState` reads, without "?"; `withStore` false leaves the store out. */
+export function formatState(state, withStore = true) {
+  const asked = new URLSearchParams();
+  if (withStore && state.store) asked.set("store", state.store);
+  if (state.q) asked.set("q", state.q);
+  for (const name of FILTERS) if (state[name]) asked.set(name, state[name]);
+  if (state.sort) asked.set("sort", (state.isDescending ? "-" : "") + state.sort);
+  return asked.toString();
+}
+
+/** Whether all scans are shown. */
+export function isAll(state) {
+  return !state.q.trim() && FILTERS.every((name) => !state[name]);
+}
+
+const SEARCHED = ["scan_id", "source", "split", "anomaly", "erratum", "label_state", "audit"];
+const COMPARE = new Intl.Collator("en", { numeric: true }).compare;
+const product = (values) => values.reduce((all, value) => all * value, 1);
+const NUMBERS = {
+  vertebrae: (row) => row.vertebrae.length + (row.vertebrae.length ? 1 - orderOf(row.vertebrae[0]) / 64 : 0),
+  shape: (row) => product(row.shape_zyx),
+  spacing: (row) => row.spacing_zyx_mm[0] * 1e6 + row.spacing_zyx_mm[1] * 1e3 + row.spacing_zyx_mm[2],
+  size: (row) => row.stored_bytes,
+  audit: (row) => VERDICTS.indexOf(row.audit),
+};
+
+/** The scans of a store, ready to be chosen from at each key that is pressed. */
+export class ScanIndex {
+  /** @param {Object[]} rows as the server lists them */
+  constructor(rows) {
+    this.rows = rows;
+    this._texts = rows.map((row) => SEARCHED.map((name) => row[name]).join("\n").toLowerCase());
+    this._masks = Int32Array.from(rows, (row) =>
+      row.vertebrae.reduce((mask, name) => mask | (orderOf(name) < 0 ? 0 : 1 << orderOf(name)), 0));
+    this._keys = new Map();
+  }
+
+  /** Whether the mask of a row shows a vertebra, by its order. */
+  shows(at, order) {
+    return (this._masks[at] >> order & 1) === 1;
+  }
+
+  /** Values of a column of texts in natural order, each with its number of scans. */
+  valuesOf(name) {
+    const counts = new Map();
+    for (const row of this.rows) counts.set(row[name], (counts.get(row[name]) ?? 0) + 1);
+    return [...counts].sort(([a], [b]) => COMPARE(a, b));
+  }
+
+  /** Positions of the rows that a state shows, in its order. */
+  select(state) {
+    const words = state.q.toLowerCase().split(/\s+/).filter(Boolean);
+    const tests = FILTERS.filter((name) => state[name]).map((name) => this._test(name, state[name]));
+    const found = [];
+    for (let at = 0; at < this.rows.length; at += 1) {
+      if (words.every((word) => this._texts[at].includes(word)) && tests.every((test) => test(at))) {
+        found.push(at);
+      }
+    }
+    return this._sorted(found, state);
+  }
+
+  _test(name, wanted) {
+    if (name === "vertebra") {
+      const order = orderOf(wanted);
+      return order < 0 ? () => false : (at) => this.shows(at, order);
+    }
+    if (wanted === SOME) return (at) => this.rows[at][name] !== "";
+    if (wanted === NONE) return (at) => this.rows[at][name] === "";
+    return (at) => this.rows[at][name] === wanted;
+  }
+
+  _sorted(found, state) {
+    if (state.sort === "" || state.sort === "scan") return state.isDescending ? found.reverse() : found;
+    const keys = this._keysOf(state.sort);
+    const sign = state.isDescending ? -1 : 1;
+    return found.sort((a, b) => {
+      if (keys[a] === keys[b]) return a - b;
+      if (keys[a] === Infinity || keys[b] === Infinity) return keys[a] - keys[b];
+      return sign * (keys[a] - keys[b]);
+    });
+  }
+
+  /** Numbers that sort a column; a text's is its place among all texts, and rows without one come last. */
+  _keysOf(column) {
+    if (!this._keys.has(column)) {
+      const number = NUMBERS[column];
+      if (number) this._keys.set(column, Float64Array.from(this.rows, number));
+      else {
+        const places = new Map(this.valuesOf(column).map(([value], at) => [value, value ? at : Infinity]));
+        this._keys.set(column, Float64Array.from(this.rows, (row) => places.get(row[column])));
+      }
+    }
+    return this._keys.get(column);
+  }
+}

@@ -1,0 +1,335 @@
+/* The list of scans: as many rows as are seen are in the page, whatever there are. */
+
+import { bytesText, element, numberText } from "./common.js";
+import { VERTEBRAE, colorOf, orderOf, rangesText } from "./vertebrae.js";
+
+const ROW_PX = 48;
+const SPARE_ROWS = 6;
+/** Pictures are asked for when scrolling rests: who scrolls past 1,000 rows wants none of them. */
+const REST_MS = 90;
+const PICTURE_PX = 96;
+const SVG = "http://www.w3.org/2000/svg";
+const SLOT_PX = 5;
+const STRIP_PX = 12;
+const END_CHARACTERS = 9;
+/** With spaces that are thinner than a digit. */
+const TIMES = "\u2009×\u2009";
+
+const COLUMNS = [
+  { key: "picture", title: "Picture", isHidden: true },
+  { key: "scan", title: "Scan", sorts: true },
+  { key: "source", title: "Source", sorts: true },
+  { key: "split", title: "Split", sorts: true },
+  { key: "vertebrae", title: "Vertebrae", sorts: true },
+  { key: "shape", title: "Shape", unit: "zyx", sorts: true },
+  { key: "spacing", title: "Spacing", unit: "mm, zyx", sorts: true },
+  { key: "anomaly", title: "Anomaly", sorts: true },
+  { key: "erratum", title: "Erratum", sorts: true },
+  { key: "audit", title: "Audit", sorts: true },
+  { key: "size", title: "Size", sorts: true },
+];
+const AUDIT_MARKS = { ok: "✓", info: "i", warning: "!", error: "✕" };
+
+/** URL of the page of a scan; `order` is the query string of the list that it is opened from. */
+export function scanUrl(store, scanId, order) {
+  const path = `/scan/${encodeURIComponent(store)}/${encodeURIComponent(scanId)}`;
+  return order ? `${path}?${new URLSearchParams({ list: order })}` : path;
+}
+
+function pictureUrl(store, row) {
+  const asked = new URLSearchParams({
+    plane: "sagittal", size_px: PICTURE_PX, content_checksum: row.content_checksum,
+  });
+  return `/v1/${encodeURIComponent(store)}/scans/${encodeURIComponent(row.scan_id)}/slice.png?${asked}`;
+}
+
+/** A strip with a slot for each vertebra from head to tail, so that those of all rows align. */
+function strip(names) {
+  const made = document.createElementNS(SVG, "svg");
+  made.setAttribute("class", "strip");
+  made.setAttribute("viewBox", `0 0 ${SLOT_PX * VERTEBRAE.length} ${STRIP_PX}`);
+  made.setAttribute("aria-hidden", "true");
+  for (const name of names) {
+    const slot = document.createElementNS(SVG, "rect");
+    const title = document.createElementNS(SVG, "title");
+    const fields = { x: orderOf(name) * SLOT_PX, width: SLOT_PX - 1, height: STRIP_PX, fill: colorOf(name) };
+    for (const [key, value] of Object.entries(fields)) slot.setAttribute(key, value);
+    title.textContent = name;
+    slot.append(title);
+    made.append(slot);
+  }
+  return made;
+}
+
+/** A name whose end stays to be read where there is no room for all of it: ids differ there. */
+function cutInTheMiddle(name) {
+  if (name.length <= END_CHARACTERS) return [name];
+  return [
+    element("span", { class: "start" }, name.slice(0, -END_CHARACTERS)),
+    element("span", { class: "end" }, name.slice(-END_CHARACTERS)),
+  ];
+}
+
+function cell(key, column, ...children) {
+  return element("td", { role: "cell", class: key, "aria-colindex": column }, ...children);
+}
+
+/**
+ * The table.
+ *
+ * The active row is in the page wherever it lies: it keeps the focus while others come and go.
+ */
+export class ScanTable {
+  /**
+   * @param {string} store name
+   * @param {ScanIndex} index of its scans
+   * @param {{onsort: function(string), onmove: function()}} heard what a person does
+   */
+  constructor(store, index, { onsort, onmove }) {
+    this._store = store;
+    this._index = index;
+    this._onmove = onmove;
+    this._found = [];
+    this._order = "";
+    this._active = 0;
+    this._rows = new Map();
+    this._heads = new Map();
+    this._body = element("tbody", { role: "rowgroup" });
+    this._table = element("table", {
+      role: "table", "aria-label": "Scans", "aria-colcount": COLUMNS.length, class: "scans-table",
+    }, element("thead", { role: "rowgroup" }, element("tr", { role: "row", "aria-rowindex": 1 },
+      ...COLUMNS.map((column, at) => this._head(column, at + 1, onsort)))), this._body);
+    this._empty = element("div", { class: "empty", hidden: true });
+    this.element = element("div", { class: "scans", id: "scans" }, this._table, this._empty);
+    this.element.addEventListener("scroll", () => this._scrolled(), { passive: true });
+    this._body.addEventListener("keydown", (event) => this._pressed(event));
+    this._body.addEventListener("click", (event) => this._clicked(event));
+    this._body.addEventListener("auxclick", (event) => this._clicked(event));
+    this._body.addEventListener("focusin", (event) => this._focused(event));
+    new ResizeObserver(() => this._render()).observe(this.element);
+  }
+
+  /** Scan that the keys act on; undefined if none is shown. */
+  get active() {
+    return this._index.rows[this._found[this._active]]?.scan_id;
+  }
+
+  /** Rows that are shown before the top of the window, in pixels. */
+  get top() {
+    return this.element.scrollTop;
+  }
+
+  /**
+   * Show rows.
+   * @param {number[]} found positions in the index
+   * @param {ListState} state that chose them
+   * @param {string} order query string of that state, for the pages of the scans
+   * @param {Node[]} empty what is shown in place of no rows
+   */
+  show(found, state, order, empty) {
+    const active = this.active;
+    const isOther = this._found.length !== found.length || found.some((at, n) => at !== this._found[n]);
+    this._found = found;
+    this._order = order;
+    for (const [key, head] of this._heads) {
+      const isSorted = key === state.sort;
+      if (isSorted) head.setAttribute("aria-sort", state.isDescending ? "descending" : "ascending");
+      else head.removeAttribute("aria-sort");
+    }
+    this._table.setAttribute("aria-rowcount", found.length + 1);
+    this._body.style.height = `${found.length * ROW_PX}px`;
+    this._table.hidden = found.length === 0;
+    this._empty.hidden = found.length !== 0;
+    this._empty.replaceChildren(...(found.length ? [] : empty));
+    if (isOther) {
+      this._active = Math.max(0, found.findIndex((at) => this._index.rows[at].scan_id === active));
+      if (this.element.scrollTop) this.element.scrollTop = 0;
+      if (this._active * ROW_PX > this.element.clientHeight) this._active = 0;
+    }
+    for (const row of this._rows.values()) this._drop(row);
+    this._rows.clear();
+    this._render();
+    this._draw();
+  }
+
+  /** Go back to where a person was. */
+  restore(top, active) {
+    this.element.scrollTop = top;
+    const at = this._found.findIndex((row) => this._index.rows[row].scan_id === active);
+    if (at >= 0) this._active = at;
+    this._render();
+    this._draw();
+    if (at >= 0) this._link(at)?.focus({ preventScroll: true });
+  }
+
+  /** Give the focus to the active row. */
+  focus() {
+    if (this._found.length) this._go(this._active);
+  }
+
+  _head({ key, title, unit, sorts, isHidden }, column, onsort) {
+    const text = isHidden ? element("span", { class: "hidden-text" }, title) : title;
+    const inner = sorts
+      ? element("button", { type: "button", onclick: () => onsort(key) }, text,
+        unit ? element("span", { class: "unit" }, unit) : "", element("span", { class: "arrow", "aria-hidden": "true" }))
+      : text;
+    const head = element("th", { role: "columnheader", scope: "col", class: key, "aria-colindex": column }, inner);
+    if (sorts) this._heads.set(key, head);
+    return head;
+  }
+
+  _scrolled() {
+    this._render();
+    clearTimeout(this._resting);
+    this._resting = setTimeout(() => {
+      this._draw();
+      this._onmove();
+    }, REST_MS);
+  }
+
+  /** Put the rows of the window, and the active one, into the page. */
+  _render() {
+    const last = this._found.length - 1;
+    const first = Math.floor(this.element.scrollTop / ROW_PX) - SPARE_ROWS;
+    const wanted = new Set();
+    for (let at = Math.max(0, first); at <= Math.min(last, first + this._windowRows + 2 * SPARE_ROWS); at += 1) wanted.add(at);
+    if (last >= 0) wanted.add(this._active);
+    for (const [at, row] of this._rows) {
+      if (!wanted.has(at)) {
+        this._drop(row);
+        this._rows.delete(at);
+      }
+    }
+    const made = [...wanted].filter((at) => !this._rows.has(at)).sort((a, b) => a - b);
+    for (const at of made) this._rows.set(at, this._row(at));
+    if (made.length) this._place(made);
+  }
+
+  get _windowRows() {
+    return Math.ceil(this.element.clientHeight / ROW_PX);
+  }
+
+  /** Rows stand in the page in their order, for who reads them there. */
+  _place(made) {
+    const standing = [...this._rows.keys()].sort((a, b) => a - b);
+    const isMade = new Set(made);
+    let next = null;
+    for (const at of standing.reverse()) {
+      const row = this._rows.get(at);
+      if (isMade.has(at)) this._body.insertBefore(row, next);
+      next = row;
+    }
+  }
+
+  _row(at) {
+    const row = this._index.rows[this._found[at]];
+    const isActive = at === this._active;
+    const shown = rangesText(row.vertebrae);
+    const made = element("tr", {
+      role: "row", "aria-rowindex": at + 2, "data-at": at, class: isActive ? "active" : null,
+    },
+    cell("picture", 1, element("span", { class: "tile" })),
+    element("th", { role: "rowheader", scope: "row", class: "scan", "aria-colindex": 2 },
+      element("a", {
+        href: scanUrl(this._store, row.scan_id, this._order), tabindex: isActive ? 0 : -1,
+        title: row.scan_id, "aria-label": row.scan_id,
+      }, ...cutInTheMiddle(row.scan_id))),
+    cell("source", 3, element("span", { title: row.source }, row.source)),
+    cell("split", 4, row.split),
+    cell("vertebrae", 5, strip(row.vertebrae), element("span", { title: row.vertebrae.join(", ") }, shown || "no vertebra")),
+    cell("shape", 6, row.shape_zyx.join(TIMES)),
+    cell("spacing", 7, row.spacing_zyx_mm.map((mm) => numberText(mm)).join(TIMES)),
+    cell("anomaly", 8, row.anomaly && element("span", { title: row.anomaly }, row.anomaly)),
+    cell("erratum", 9, row.erratum && element("span", { title: row.erratum }, row.erratum)),
+    cell("audit", 10, this._verdict(row.audit)),
+    cell("size", 11, bytesText(row.stored_bytes)));
+    made.style.transform = `translateY(${at * ROW_PX}px)`;
+    return made;
+  }
+
+  _verdict(verdict) {
+    if (!verdict) return element("span", { class: "quiet", title: "It was not audited." }, "–");
+    return element("span", { class: `verdict ${verdict}` },
+      element("span", { class: "mark", "aria-hidden": "true" }, AUDIT_MARKS[verdict] ?? "?"), verdict);
+  }
+
+  /** Ask for the pictures of the rows that are seen. */
+  _draw() {
+    const first = Math.floor(this.element.scrollTop / ROW_PX);
+    for (const [at, made] of this._rows) {
+      const tile = made.querySelector(".tile");
+      if (tile.firstChild || at < first - 1 || at > first + this._windowRows + 1) continue;
+      const image = element("img", { alt: "", loading: "lazy", decoding: "async" });
+      image.addEventListener("error", () => tile.classList.add("failed"));
+      image.addEventListener("load", () => tile.classList.add("drawn"));
+      image.src = pictureUrl(this._store, this._index.rows[this._found[at]]);
+      tile.append(image);
+    }
+  }
+
+  /** Take a row out of the page, and back what it asked for. */
+  _drop(row) {
+    const image = row.querySelector("img");
+    if (image && !image.complete) image.removeAttribute("src");
+    row.remove();
+  }
+
+  _link(at) {
+    return this._rows.get(at)?.querySelector("a");
+  }
+
+  _setActive(at) {
+    if (at === this._active) return;
+    const before = this._rows.get(this._active);
+    before?.classList.remove("active");
+    before?.querySelector("a").setAttribute("tabindex", -1);
+    this._active = at;
+    const now = this._rows.get(at);
+    now?.classList.add("active");
+    now?.querySelector("a").setAttribute("tabindex", 0);
+    this._onmove();
+  }
+
+  /** Make a row the active one, and show it. */
+  _go(at) {
+    const head = this._table.tHead.offsetHeight;
+    const room = this.element.clientHeight - head;
+    const top = at * ROW_PX;
+    if (top < this.element.scrollTop) this.element.scrollTop = top;
+    else if (top + ROW_PX > this.element.scrollTop + room) this.element.scrollTop = top + ROW_PX - room;
+    this._setActive(at);
+    this._render();
+    this._link(at).focus({ preventScroll: true });
+  }
+
+  _pressed(event) {
+    if (event.altKey || event.ctrlKey || event.metaKey || event.shiftKey) return;
+    const last = this._found.length - 1;
+    const page = Math.max(1, this._windowRows - 2);
+    const places = {
+      ArrowDown: this._active + 1, ArrowUp: this._active - 1, PageDown: this._active + page,
+      PageUp: this._active - page, Home: 0, End: last,
+    };
+    if (!(event.key in places)) return;
+    event.preventDefault();
+    this._go(Math.max(0, Math.min(last, places[event.key])));
+  }
+
+  _focused(event) {
+    const row = event.target.closest("tr");
+    this.element.classList.add("used");
+    if (row) this._setActive(Number(row.dataset.at));
+  }
+
+  /** A whole row opens its scan, unless a person selects text there. */
+  _clicked(event) {
+    const row = event.target.closest("tr");
+    if (!row || event.button > 1) return;
+    this._setActive(Number(row.dataset.at));
+    this._onmove(true);
+    if (event.target.closest("a") || String(getSelection())) return;
+    const link = row.querySelector("a");
+    if (event.button === 1 || event.ctrlKey || event.metaKey) window.open(link.href, "_blank", "noopener");
+    else link.click();
+  }
+}
