@@ -67,8 +67,10 @@ export function bytesText(count) {
 
 /** A number with the digits that a person wants to see. */
 export function numberText(value, digits = 2) {
-  return Number(value.toFixed(digits)).toLocaleString("en", { maximumFractionDigits: digits });
+  if (!FORMS.has(digits)) FORMS.set(digits, new Intl.NumberFormat("en", { maximumFractionDigits: digits }));
+  return FORMS.get(digits).format(Number(value.toFixed(digits)));
 }
+const FORMS = new Map();
 
 const THEMES = ["system", "light", "dark"];
 

@@ -11,7 +11,7 @@ const HEIGHT = 56;
 const AXES = [
   { title: "Spacing z", key: "z", note: "Between voxels along z", of: (row) => row.spacing_zyx_mm[0] },
   {
-    title: "Spacing y, x", key: "yx", note: "Between voxels along y and x, the coarser of both",
+    title: "Spacing yx", key: "yx", note: "Between voxels along y and x, the coarser of both",
     of: (row) => Math.max(row.spacing_zyx_mm[1], row.spacing_zyx_mm[2]),
   },
 ];
@@ -60,14 +60,15 @@ class Histogram {
       ...this._all.map((count, bin) => svg("rect", { class: "bar-all", ...this._place(bin, count) })),
       ...this._bars);
     const heads = ["mm", "shown", "all"].map((text) => element("th", { scope: "col" }, text));
+    this._details = element("details", { class: "figures", ontoggle: () => this._list() },
+      element("summary", {}, "Table"),
+      element("table", {}, element("thead", {}, element("tr", {}, ...heads)), this._body));
     this.element = element("section", { class: "chart", id: `spacing-${axis.key}` },
       element("h2", { title: axis.note }, axis.title, element("span", { class: "quiet" }, ", mm")),
       picture,
       element("p", { class: "axis quiet", "aria-hidden": "true" },
         element("span", {}, this._edge(0)), element("span", {}, this._edge(this._all.length))),
-      element("details", { class: "figures" },
-        element("summary", {}, "Table"),
-        element("table", {}, element("thead", {}, element("tr", {}, ...heads)), this._body)));
+      this._details);
   }
 
   show(found) {
@@ -77,6 +78,13 @@ class Histogram {
         this._bars[bin].setAttribute(name, value);
       }
     });
+    this._counts = counts;
+    if (this._details.open) this._list();
+  }
+
+  /** Write the table of the figures; it is made when a person looks. */
+  _list() {
+    const counts = this._counts;
     this._body.replaceChildren(...this._all.flatMap((all, bin) => (all ? [this._row(bin, counts[bin], all)] : [])));
   }
 

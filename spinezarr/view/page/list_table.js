@@ -5,7 +5,7 @@ import { VERTEBRAE, colorOf, orderOf, rangesText } from "./vertebrae.js";
 
 const ROW_PX = 48;
 const SPARE_ROWS = 6;
-/** Pictures are asked for when scrolling rests: who scrolls past 1,000 rows wants none of them. */
+/** Pictures are asked for when the list rests: who scrolls past 1,000 rows wants none of them. */
 const REST_MS = 90;
 const PICTURE_PX = 96;
 const SVG = "http://www.w3.org/2000/svg";
@@ -106,7 +106,12 @@ export class ScanTable {
     this._body.addEventListener("click", (event) => this._clicked(event));
     this._body.addEventListener("auxclick", (event) => this._clicked(event));
     this._body.addEventListener("focusin", (event) => this._focused(event));
-    new ResizeObserver(() => this._render()).observe(this.element);
+    this._height = 0;
+    new ResizeObserver(() => {
+      this._height = this.element.clientHeight;
+      this._render();
+      this._rest();
+    }).observe(this.element);
   }
 
   /** Scan that the keys act on; undefined if none is shown. */
@@ -128,6 +133,7 @@ export class ScanTable {
    */
   show(found, state, order, empty) {
     const active = this.active;
+    const top = this.element.scrollTop;
     const isOther = this._found.length !== found.length || found.some((at, n) => at !== this._found[n]);
     this._found = found;
     this._order = order;
@@ -143,22 +149,21 @@ export class ScanTable {
     this._empty.replaceChildren(...(found.length ? [] : empty));
     if (isOther) {
       this._active = Math.max(0, found.findIndex((at) => this._index.rows[at].scan_id === active));
-      if (this.element.scrollTop) this.element.scrollTop = 0;
-      if (this._active * ROW_PX > this.element.clientHeight) this._active = 0;
+      if (top) this.element.scrollTop = 0;
+      if (this._active * ROW_PX > this._height) this._active = 0;
     }
     for (const row of this._rows.values()) this._drop(row);
     this._rows.clear();
-    this._render();
-    this._draw();
+    this._render(isOther ? 0 : top);
+    this._rest();
   }
 
   /** Go back to where a person was. */
   restore(top, active) {
     this.element.scrollTop = top;
     const at = this._found.findIndex((row) => this._index.rows[row].scan_id === active);
-    if (at >= 0) this._active = at;
+    if (at >= 0) this._setActive(at);
     this._render();
-    this._draw();
     if (at >= 0) this._link(at)?.focus({ preventScroll: true });
   }
 
@@ -180,17 +185,22 @@ export class ScanTable {
 
   _scrolled() {
     this._render();
+    this._rest(this._onmove);
+  }
+
+  /** Ask for pictures when nothing has changed for a moment. */
+  _rest(then = () => {}) {
     clearTimeout(this._resting);
     this._resting = setTimeout(() => {
       this._draw();
-      this._onmove();
+      then();
     }, REST_MS);
   }
 
   /** Put the rows of the window, and the active one, into the page. */
-  _render() {
+  _render(top = this.element.scrollTop) {
     const last = this._found.length - 1;
-    const first = Math.floor(this.element.scrollTop / ROW_PX) - SPARE_ROWS;
+    const first = Math.floor(top / ROW_PX) - SPARE_ROWS;
     const wanted = new Set();
     for (let at = Math.max(0, first); at <= Math.min(last, first + this._windowRows + 2 * SPARE_ROWS); at += 1) wanted.add(at);
     if (last >= 0) wanted.add(this._active);
@@ -206,7 +216,7 @@ export class ScanTable {
   }
 
   get _windowRows() {
-    return Math.ceil(this.element.clientHeight / ROW_PX);
+    return Math.ceil((this._height || window.innerHeight) / ROW_PX);
   }
 
   /** Rows stand in the page in their order, for who reads them there. */
@@ -256,9 +266,10 @@ export class ScanTable {
   /** Ask for the pictures of the rows that are seen. */
   _draw() {
     const first = Math.floor(this.element.scrollTop / ROW_PX);
+    const last = first + this._windowRows;
     for (const [at, made] of this._rows) {
       const tile = made.querySelector(".tile");
-      if (tile.firstChild || at < first - 1 || at > first + this._windowRows + 1) continue;
+      if (tile.firstChild || at < first - 1 || at > last + 1) continue;
       const image = element("img", { alt: "", loading: "lazy", decoding: "async" });
       image.addEventListener("error", () => tile.classList.add("failed"));
       image.addEventListener("load", () => tile.classList.add("drawn"));
@@ -293,7 +304,7 @@ export class ScanTable {
   /** Make a row the active one, and show it. */
   _go(at) {
     const head = this._table.tHead.offsetHeight;
-    const room = this.element.clientHeight - head;
+    const room = this._height - head;
     const top = at * ROW_PX;
     if (top < this.element.scrollTop) this.element.scrollTop = top;
     else if (top + ROW_PX > this.element.scrollTop + room) this.element.scrollTop = top + ROW_PX - room;
