@@ -1,6 +1,6 @@
 /* The page of one scan. */
 
-import { AnswerError, addThemeButton, bytesText, element, numberText } from "./common.js";
+import { AnswerError, addThemeButton, askJson, bytesText, element, numberText } from "./common.js";
 import { PLANES } from "./plane_geometry.js";
 import { Panel } from "./scan_panel.js";
 import { Stage } from "./scan_stage.js";
@@ -174,15 +174,23 @@ async function loadFull(state, stage) {
   }
 }
 
+/** The scans of the list that this one was opened from, in its order; null if there is none. */
+async function listed(state) {
+  if (state.list === null) return null;
+  const { ScanIndex, parseState } = await import("./list_state.js");
+  const { scans } = await askJson(`/v1/${encodeURIComponent(store)}/scans`);
+  const ids = new ScanIndex(scans).select(parseState(state.list)).map((at) => scans[at].scan_id);
+  return ids.includes(scanId) ? ids : null;
+}
+
 /** Links to the scans beside this one, which keep how it is shown. */
-function addNeighbors(source, state) {
-  const ids = state.list ? state.list.split(",") : null;
-  const at = ids?.indexOf(source.scanId) ?? -1;
-  const neighbors =
-    at >= 0
-      ? { previous: ids[at - 1], next: ids[at + 1] }
-      : { previous: source.facts.previous, next: source.facts.next };
-  for (const [id, scan] of Object.entries(neighbors)) {
+async function addNeighbors(source, state) {
+  // The server knows its own order; that of a list is a matter of convenience.
+  const ids = await listed(state).catch(() => null);
+  const at = ids?.indexOf(scanId);
+  const neighbors = ids ? { previous: ids[at - 1], next: ids[at + 1] } : source.facts;
+  for (const id of ["previous", "next"]) {
+    const scan = neighbors[id];
     const link = find(id);
     link.hidden = false;
     if (!scan) {
@@ -194,12 +202,17 @@ function addNeighbors(source, state) {
       if (!state.areLabelsOn) query.set("labels", "false");
       if (!state.hasOutlines) query.set("outlines", "false");
       if (state.layout !== "all") query.set("layout", state.layout);
-      if (state.list) query.set("list", state.list);
-      return `/scan/${encodeURIComponent(store)}/${encodeURIComponent(scan)}?${query}`.replaceAll("%2C", ",");
+      if (state.list !== null) query.set("list", state.list);
+      const path = `/scan/${encodeURIComponent(store)}/${encodeURIComponent(scan)}`;
+      return `${path}?${query}`.replaceAll("%2C", ",");
     };
     link.href = address();
     link.title += `: ${scan}`;
     state.addEventListener("change", () => (link.href = address()));
+  }
+  if (ids) find("position").textContent = `${at + 1} of ${ids.length}`;
+  if (state.list !== null) {
+    find("store").href = `/?store=${encodeURIComponent(store)}&${state.list}`;
   }
 }
 
@@ -278,7 +291,7 @@ async function main() {
   const state = new ScanState(source, new URLSearchParams(location.search));
   find("scan").hidden = false;
   const stage = new Stage(find("stage"), source, state);
-  new Panel(find("panel"), source, state);
+  new Panel(find("panel"), source, state, Stage.canDrawVolumes);
   addTools(source, state, stage);
   addDetail(source, state, stage);
   addNeighbors(source, state);

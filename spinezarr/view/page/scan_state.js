@@ -101,7 +101,7 @@ export class ScanState extends EventTarget {
     if (this.isNearest) query.set("interpolation", "nearest");
     if (this.layout !== "all") query.set("layout", this.layout);
     if (this.level !== null) query.set("level", this.level);
-    if (this.list) query.set("list", this.list);
+    if (this.list !== null) query.set("list", this.list);
     // Commas and letters of names need no quotes, and are read by people.
     return query.toString().replaceAll("%2C", ",");
   }

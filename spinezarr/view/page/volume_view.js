@@ -57,6 +57,7 @@ export class VolumeView {
    */
   constructor(source, canvas, renderCanvas) {
     this.source = source;
+    this.lookup = lookupTable(source.vertebrae);
     this.renderCanvas = renderCanvas;
     this.planes = null;
     this.attaching = this.#attach(canvas);
@@ -110,6 +111,7 @@ export class VolumeView {
     const volumes = [this.#volume(image, shape, spacing, "gray", this.shown.window)];
     if (label) volumes.push(this.#volume(label, shape, spacing, "gray", [0, N_LABELS - 1]));
     const made = await Promise.all(volumes);
+    this.label = label ?? null;
     this.#color(made, this.shown);
     put(this.planes, made);
     this.levelIndex = levelIndex;
@@ -134,6 +136,7 @@ export class VolumeView {
       this.planes.refreshLayers(volumes[1], 1);
     }
     this.planes.opts.isNearestInterpolation = shown.isNearest;
+    volumes.forEach((_, layer) => this.planes.updateInterpolation(layer));
     const sizeMm = this.level.shape.map((n, axis) => n * this.level.spacing[axis]);
     const { spacing } = this.source.grid;
     this.planes.scene.crosshairPos = shown.voxel.map(
@@ -175,7 +178,8 @@ export class VolumeView {
       const label = await this.source.chunked("label").fetchChunk(chunk, { signal });
       const { spacing } = this.source.levels[chunk.levelIndex];
       const volume = await this.#volume(label, chunk.texDims, spacing, "gray", [0, 255]);
-      volume.setColormapLabel(this.#lookup(this.shown));
+      volume.setColormapLabel(this.lookup);
+      volume.img = kept(label, this.source.vertebrae, this.shown.visible);
       const render = await attached(this.niivue, this.renderCanvas);
       render.opts.sliceType = RENDER;
       put(render, [volume]);
@@ -184,6 +188,7 @@ export class VolumeView {
       render.setCrosshairWidth(0);
       this.drawnRenderLabels = String([...this.shown.visible]);
       this.render = render;
+      this.renderLabel = label;
       this.#showRender();
     } finally {
       this.isRenderLoading = false;
@@ -195,7 +200,8 @@ export class VolumeView {
     const labels = String([...this.shown.visible]);
     if (labels !== this.drawnRenderLabels) {
       this.drawnRenderLabels = labels;
-      this.render.volumes[0].setColormapLabel(this.#lookup(this.shown));
+      const { vertebrae } = this.source;
+      this.render.volumes[0].img = kept(this.renderLabel, vertebrae, this.shown.visible);
       this.render.refreshLayers(this.render.volumes[0], 0);
     }
     this.render.scene.renderAzimuth = this.turn.azimuth;
@@ -238,34 +244,44 @@ export class VolumeView {
     [image.cal_min, image.cal_max] = shown.window;
     this.drawnWindow = String(shown.window);
     if (label) {
-      label.setColormapLabel(this.#lookup(shown));
+      label.setColormapLabel(this.lookup);
+      // NiiVue outlines what is clear, too: values that are not shown are taken out of the voxels.
+      label.img = kept(this.label, this.source.vertebrae, shown.visible);
       label._opacity = shown.opacity;
       this.planes.opts.atlasOutline = shown.hasOutlines ? 1 : 0;
       this.drawnLabels = labelsKey(shown);
     }
   }
 
-  /** Colors of all values that a mask can have; clear where they are not shown. */
-  #lookup(shown) {
-    const table = { R: [], G: [], B: [], A: [], I: [], labels: [] };
-    const byValue = new Map(this.source.vertebrae.map((found) => [found.value, found]));
-    for (let value = 0; value < N_LABELS; value += 1) {
-      const found = byValue.get(value);
-      const color = Number.parseInt((found?.color ?? "#000000").slice(1), 16);
-      table.R.push(color >> 16);
-      table.G.push((color >> 8) & 255);
-      table.B.push(color & 255);
-      table.A.push(found && shown.visible.has(value) ? 255 : 0);
-      table.I.push(value);
-      table.labels.push(found?.name ?? "");
-    }
-    return table;
-  }
-
   #volume(voxels, shape, spacing, colormap, [low, high]) {
     const file = niftiFile(voxels, shape, spacing, [low, high]);
     return this.niivue.NVImage.new(file, "volume.nii", colormap, 1, null, low, high);
   }
+}
+
+/** Colors of all values that a mask can have, clear where they stand for nothing. */
+function lookupTable(vertebrae) {
+  const table = { R: [], G: [], B: [], A: [], I: [], labels: [] };
+  const byValue = new Map(vertebrae.map((found) => [found.value, found]));
+  for (let value = 0; value < N_LABELS; value += 1) {
+    const found = byValue.get(value);
+    const color = Number.parseInt((found?.color ?? "#000000").slice(1), 16);
+    table.R.push(color >> 16);
+    table.G.push((color >> 8) & 255);
+    table.B.push(color & 255);
+    table.A.push(found ? 255 : 0);
+    table.I.push(value);
+    table.labels.push(found?.name ?? "");
+  }
+  return table;
+}
+
+/** A mask without the values that are not shown. */
+function kept(label, vertebrae, visible) {
+  if (vertebrae.every(({ value }) => visible.has(value))) return label;
+  const shown = new Uint8Array(N_LABELS);
+  for (const value of visible) shown[value] = value;
+  return label.map((value) => shown[value]);
 }
 
 /** A NiiVue that does nothing but draw. */

@@ -1,0 +1,483 @@
+"""The page of one scan, in a browser: what it draws is what is stored."""
+
+import hashlib
+import io
+import json
+import re
+from dataclasses import dataclass
+from urllib.parse import parse_qs, urlsplit
+
+import nibabel as nib
+import numpy as np
+import pytest
+from asking import ask
+from PIL import Image
+
+from spinezarr.ingest.discover import discover
+from spinezarr.ingest.run import ingest
+from spinezarr.recipe import Recipe
+from spinezarr.serve.run import BackgroundServer
+from spinezarr.serve.settings import ServeSettings
+from spinezarr.serve.tokens import new_token
+from spinezarr.vertebrae import VALUE_OF_NAME, hex_color_of
+from spinezarr.view.windows import WINDOWS_HU, gray_of
+
+SHAPE_XYZ = (24, 30, 20)
+AFFINE = np.array([[2.0, 0, 0, -23], [0, 1.5, 0, 10.25], [0, 0, 3.0, -600], [0, 0, 0, 1]])
+SPACING = (2.0, 1.5, 3.0)
+LABELED = {"T12": np.s_[4:12, 8:18, 11:16], "L1": np.s_[4:12, 8:18, 4:10]}
+"""On the patient's left of the middle: x of RAS+ grows to the right."""
+PLANES = {"sagittal": (0, (1, 2)), "coronal": (1, (0, 2)), "axial": (2, (0, 1))}
+"""Axis across each, and those that run to the left and upward on the screen."""
+SHADE_ERROR = 2
+"""NiiVue rounds shades of its table to whole numbers, and what it looks up between two of them
+again; the expected shade is rounded, too. Of neighbors in noise all but few differ by more."""
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A server of a store of three small scans, and what is in them."""
+
+    url: str
+    image: np.ndarray
+    """Of the scan "b", x, y, z; noise: no other order of its voxels looks the same."""
+    label: np.ndarray
+
+    def page(self, scan_id="b", **query):
+        words = "&".join(f"{name}={value}" for name, value in query.items())
+        return f"{self.url}/scan/small/{scan_id}?{words}"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Make the store: scans a, b and c; in "b" noise, in "a" and "c" a bright corner."""
+    folder, rng = tmp_path_factory.mktemp("scan-page"), np.random.default_rng(5)
+    raw = folder / "raw"
+    raw.mkdir()
+    label = np.zeros(SHAPE_XYZ, np.uint8)
+    for name, box in LABELED.items():
+        label[box] = VALUE_OF_NAME[name]
+    noise = rng.integers(-900, 1500, SHAPE_XYZ).astype(np.int16)
+    corner = np.full(SHAPE_XYZ, -900, np.int16)
+    corner[15:, 20:, 13:] = 1200  # right, anterior, superior
+    for name in "abc":
+        image = noise if name == "b" else corner
+        nib.save(nib.Nifti1Image(image, AFFINE), raw / f"{name}_ct.nii.gz")
+        nib.save(nib.Nifti1Image(label, AFFINE), raw / f"{name}_seg.nii.gz")
+    recipe = Recipe.of_pairs("{scan}_ct.nii.gz", "{scan}_seg.nii.gz", name="small")
+    report = ingest(recipe, discover(recipe, str(raw)), str(folder / "small.zarr"))
+    assert not report.failed, report.failed
+    return folder, noise, label
+
+
+@pytest.fixture(scope="module")
+def small(folder):
+    """Serve it."""
+    with BackgroundServer(ServeSettings(paths=(str(folder[0] / "small.zarr"),))) as server:
+        yield Shown(server.url, folder[1], folder[2])
+
+
+@pytest.fixture
+def tab(page):
+    """Return a tab that waits as long as a busy machine needs to draw in software."""
+    page.set_default_timeout(60_000)
+    return page
+
+
+def wait_for_volume(tab):
+    """Wait until NiiVue shows the planes."""
+    tab.wait_for_selector("#stage[data-level]")
+
+
+def mm(voxel):
+    return (AFFINE[:3] @ (*voxel, 1)).tolist()
+
+
+def at_mm(voxel):
+    return ",".join(f"{value:g}" for value in mm(voxel))
+
+
+def picture(tab, plane):
+    """Return what a tile shows, RGB, without the lines and letters on it."""
+    tab.evaluate(
+        "() => { for (const e of document.querySelectorAll('.line, .side')) e.hidden = true; }"
+    )
+    tab.evaluate("() => new Promise(done => requestAnimationFrame(() => setTimeout(done, 50)))")
+    box = tab.locator(f".tile[data-plane={plane}] .picture").bounding_box()
+    data = tab.screenshot(clip=box)
+    return np.asarray(Image.open(io.BytesIO(data)).convert("RGB")).astype(int)
+
+
+def voxel_pixels(pixels, plane):
+    """Return the pixel at the center of each voxel of a plane, along its two axes."""
+    height, width = pixels.shape[:2]
+    u, v = PLANES[plane][1]
+    size_mm = [n * s for n, s in zip(SHAPE_XYZ, SPACING, strict=True)]
+    scale = min(width / size_mm[u], height / size_mm[v])
+    assert scale * min(SPACING) > 4, "voxels are too small on the screen to be told apart"
+    columns, rows = (
+        size / 2 + (size_mm[axis] / 2 - (np.arange(SHAPE_XYZ[axis]) + 0.5) * SPACING[axis]) * scale
+        for axis, size in ((u, width), (v, height))
+    )
+    return pixels[rows.astype(int)[None, :], columns.astype(int)[:, None]]
+
+
+def drawn_hash(tab, plane="sagittal"):
+    return hashlib.sha256(picture(tab, plane).tobytes()).hexdigest()
+
+
+def assert_drawn(tab, image, voxel, window_hu):
+    """Hold each voxel of the three planes through a place to its shade."""
+    for plane, (flat, _) in PLANES.items():
+        shades = gray_of(np.take(image, voxel[flat], axis=flat), window_hu)
+        found = voxel_pixels(picture(tab, plane), plane)
+        assert (np.ptp(found, axis=2) == 0).all(), f"{plane}: not gray"
+        difference = np.abs(found[..., 0] - shades)
+        assert difference.max() <= SHADE_ERROR, (plane, difference.max())
+
+
+@pytest.mark.parametrize("voxel", [(0, 0, 0), (11, 13, 7), (23, 29, 19)])
+def test_the_planes_show_the_stored_voxels(tab, small, voxel):
+    where = small.page(at_mm=at_mm(voxel), labels="false", interpolation="nearest", level="0")
+    tab.goto(where)
+    wait_for_volume(tab)
+    assert_drawn(tab, small.image, voxel, WINDOWS_HU["bone"])
+    tab.keyboard.press("2")
+    assert_drawn(tab, small.image, voxel, WINDOWS_HU["soft_tissue"])
+
+
+def test_labels_have_their_colors_in_the_planes(tab, small):
+    voxel = (8, 12, 7)
+    where = small.page(at_mm=at_mm(voxel), interpolation="nearest", outlines="false", opacity="1")
+    tab.goto(where)
+    wait_for_volume(tab)
+    for plane, (flat, _) in PLANES.items():
+        found = voxel_pixels(picture(tab, plane), plane)
+        label = np.take(small.label, voxel[flat], axis=flat)
+        inner = np.isin(label, [VALUE_OF_NAME[name] for name in LABELED])
+        # The renderer softens the borders of labels by the share of neighbors that are one.
+        for axis in (0, 1):
+            for shift in (-1, 1):
+                inner &= np.roll(label, shift, axis) == label
+        assert inner.any()
+        colors = [tuple(bytes.fromhex(hex_color_of(value)[1:])) for value in label[inner]]
+        assert np.abs(found[inner] - np.array(colors)).max() <= SHADE_ERROR, plane
+
+
+@pytest.mark.parametrize("has_niivue", [True, False])
+def test_left_is_left_and_right_is_right(tab, small, has_niivue):
+    if not has_niivue:
+        without_niivue(tab)
+    tab.goto(small.page("a", at_mm=at_mm((18, 24, 16)), labels="false"))
+    if has_niivue:
+        wait_for_volume(tab)
+    tab.wait_for_selector("#stage[data-first]")
+    for plane, sides in {"sagittal": "APSI", "coronal": "RLSI", "axial": "RLAP"}.items():
+        pixels = picture(tab, plane)[..., 0]
+        middle = [n // 2 for n in pixels.shape]
+        bright = np.argwhere(pixels > 200)
+        # The bright corner is to the right, anterior and superior: on the upper left in each plane.
+        assert (bright < middle).all(), plane
+        assert len(bright) > 1000, plane
+        assert tab.locator(f".tile[data-plane={plane}] .side").all_inner_texts() == list(sides)
+
+
+def without_niivue(tab):
+    """Take NiiVue out of the build, as far as the page can see."""
+
+    def answer(route):
+        answered = route.fetch()
+        body = answered.text().replace('data-niivue="true"', 'data-niivue="false"')
+        route.fulfill(response=answered, body=body)
+
+    tab.route("**/scan/**", answer)
+    tab.route("**/page/niivue.js", lambda route: route.abort())
+
+
+def test_a_build_without_niivue_shows_all_but_3d(tab, small):
+    without_niivue(tab)
+    tab.goto(small.page(at_mm=at_mm((8, 12, 7))))
+    tab.wait_for_selector("#stage[data-first]")
+    assert "npm view @niivue/niivue" in tab.locator(".lacking").inner_text()
+    before = drawn_hash(tab)
+    tab.locator("#labels").click()
+    tab.wait_for_timeout(500)
+    assert drawn_hash(tab) != before
+    slider = tab.get_by_role("slider", name="Sagittal plane, x in mm")
+    slider.focus()
+    tab.keyboard.press("ArrowRight")
+    tab.wait_for_timeout(500)
+    assert place(tab)[0] == pytest.approx(mm((9, 12, 7))[0])
+    assert "labels=false" in tab.url
+    assert tab.locator("#opacity").is_hidden()
+    assert tab.locator("#outlines").is_hidden()
+
+
+def test_a_browser_without_webgl2_is_told(tab, small):
+    tab.add_init_script("""
+        const get = HTMLCanvasElement.prototype.getContext;
+        HTMLCanvasElement.prototype.getContext = function (kind, ...rest) {
+          return kind === "webgl2" ? null : get.call(this, kind, ...rest);
+        };
+    """)
+    tab.goto(small.page())
+    tab.wait_for_selector("#stage[data-first]")
+    assert "WebGL 2" in tab.locator(".lacking").inner_text()
+
+
+def place(tab):
+    """Return where the planes cross, x, y, z in mm, as the address says it."""
+    return [float(part) for part in parse_qs(urlsplit(tab.url).query)["at_mm"][0].split(",")]
+
+
+def status_of(tab, voxel):
+    """Return what is told of a voxel, as soon as the server has said it."""
+    tab.wait_for_selector(f"#status[data-voxel='{','.join(map(str, voxel))}']")
+    return tab.locator("#status").inner_text()
+
+
+def test_a_vertebra_that_is_picked_is_where_the_planes_go(tab, small):
+    tab.goto(small.page())
+    tab.wait_for_selector("#stage[data-first]")
+    tab.get_by_role("button", name="T12", exact=True).or_(
+        tab.get_by_role("button", name=re.compile(r"^T12\b"))
+    ).first.click()
+    facts = json.loads(ask(f"{small.url}/v1/small/scans/b/view")[2])
+    (found,) = [v for v in facts["masks"][0]["vertebrae"] if v["name"] == "T12"]
+    assert np.abs(np.array(place(tab)) - found["centroid_mm"]).max() <= max(SPACING) / 2
+    assert "vertebra=T12" in tab.url
+    voxel = np.rint(np.linalg.solve(AFFINE[:3, :3], np.array(place(tab)) - AFFINE[:3, 3]))
+    assert "T12" in status_of(tab, voxel.astype(int))
+
+
+@pytest.mark.parametrize("plane", PLANES)
+def test_a_click_tells_the_stored_voxel(tab, small, plane):
+    tab.goto(small.page())
+    tab.wait_for_selector("#stage[data-first]")
+    box = tab.locator(f".tile[data-plane={plane}] .picture").bounding_box()
+    u, v = PLANES[plane][1]
+    size_mm = [n * s for n, s in zip(SHAPE_XYZ, SPACING, strict=True)]
+    scale = min(box["width"] / size_mm[u], box["height"] / size_mm[v])
+    wanted = [
+        round(i) for i in np.linalg.solve(AFFINE[:3, :3], np.array(place(tab)) - AFFINE[:3, 3])
+    ]
+    wanted[u], wanted[v] = 5, 9
+    x, y = (
+        size / 2 + (size_mm[axis] / 2 - (wanted[axis] + 0.5) * SPACING[axis]) * scale
+        for axis, size in ((u, box["width"]), (v, box["height"]))
+    )
+    tab.mouse.click(box["x"] + x, box["y"] + y)
+    told = status_of(tab, wanted)
+    i, j, k = wanted
+    assert f"{small.image[i, j, k]:,} HU" in told
+    assert f"voxel k {k}, j {j}, i {i}" in told
+    assert place(tab) == pytest.approx(mm(wanted))
+
+
+def test_labels_go_and_come_back(tab, small):
+    tab.goto(small.page(at_mm=at_mm((8, 12, 7)), level="0"))
+    wait_for_volume(tab)
+    shown = drawn_hash(tab)
+    tab.keyboard.press("l")
+    hidden = drawn_hash(tab)
+    assert hidden != shown
+    assert "labels=false" in tab.url
+    tab.keyboard.press("l")
+    assert drawn_hash(tab) == shown
+    tab.keyboard.press("o")
+    assert drawn_hash(tab) not in {shown, hidden}
+    tab.keyboard.press("o")
+    tab.get_by_role("checkbox", name="Show L1").uncheck()
+    assert "labels=T12" in tab.url
+    without = drawn_hash(tab)
+    assert without not in {shown, hidden}
+    tab.locator("#none").click()
+    assert drawn_hash(tab) == hidden
+    tab.locator("#all").click()
+    assert drawn_hash(tab) == shown
+    tab.get_by_role("button", name="Show T12 only").click()
+    assert drawn_hash(tab) == without
+
+
+def test_windows_are_presets_or_numbers(tab, small):
+    tab.goto(small.page(level="0", labels="false"))
+    wait_for_volume(tab)
+    hashes = set()
+    for key, name in zip("123", WINDOWS_HU, strict=True):
+        tab.keyboard.press(key)
+        assert f"window={name}" in tab.url
+        assert [tab.locator(f"#window-{end}").input_value() for end in ("low", "high")] == [
+            f"{value:g}" for value in WINDOWS_HU[name]
+        ]
+        hashes.add(drawn_hash(tab))
+    tab.locator("#window-low").fill("-100")
+    tab.locator("#window-low").press("Enter")
+    assert "window=-100,150" in tab.url
+    hashes.add(drawn_hash(tab))
+    assert len(hashes) == len(WINDOWS_HU) + 1
+
+
+def test_a_link_says_all(tab, small):
+    where = {
+        "at_mm": at_mm((3, 4, 5)),
+        "window": "-300,700",
+        "vertebra": "L1",
+        "labels": "T12",
+        "opacity": "0.7",
+        "outlines": "false",
+        "interpolation": "nearest",
+        "layout": "coronal",
+    }
+    tab.goto(small.page(**where))
+    tab.wait_for_selector("#stage[data-first]")
+    assert {name: values[0] for name, values in parse_qs(urlsplit(tab.url).query).items()} == where
+    assert tab.locator(".tile:visible").count() == 1
+    assert tab.locator(".vertebra.chosen").get_attribute("data-name") == "L1"
+    assert not tab.get_by_role("checkbox", name="Show L1").is_checked()
+    assert tab.get_by_role("slider", name="Coronal plane, y in mm").input_value() == "4"
+
+
+def test_the_address_can_be_copied(tab, small):
+    tab.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    tab.goto(small.page(window="lung"))
+    tab.wait_for_selector("#stage[data-first]")
+    tab.locator("#copy").click()
+    tab.get_by_text("Copied").wait_for()
+    assert tab.evaluate("() => navigator.clipboard.readText()") == tab.url
+
+
+def test_keys_go_to_the_scans_beside(tab, small):
+    tab.goto(small.page(window="lung"))
+    tab.wait_for_selector("#stage[data-first]")
+    tab.keyboard.press("n")
+    tab.wait_for_url("**/scan/small/c?**")
+    tab.wait_for_selector("#stage[data-first]")
+    assert "window=lung" in tab.url
+    assert tab.locator("#next").get_attribute("aria-disabled") == "true"
+    tab.keyboard.press("p")
+    tab.wait_for_url("**/scan/small/b?**")
+    tab.locator("#previous").click()
+    tab.wait_for_url("**/scan/small/a?**")
+
+
+def test_the_order_of_a_list_is_followed(tab, small):
+    tab.goto(small.page(list="sort%3D-scan"))
+    tab.get_by_text("2 of 3").wait_for()
+    tab.keyboard.press("n")
+    tab.wait_for_url("**/scan/small/a?**")
+    tab.get_by_text("3 of 3").wait_for()
+    assert tab.locator("#store").get_attribute("href") == "/?store=small&sort=-scan"
+    tab.goto(small.page(list="q%3Dx"))
+    tab.wait_for_selector("#next:visible")
+    assert tab.locator("#next").get_attribute("href").startswith("/scan/small/c?")
+
+
+def test_keys_move_the_plane_that_was_used_last(tab, small):
+    voxel = [11, 13, 7]
+    tab.goto(small.page(at_mm=at_mm(voxel)))
+    tab.wait_for_selector("#stage[data-first]")
+    tab.keyboard.press("ArrowUp")
+    voxel[0] += 1
+    assert place(tab) == pytest.approx(mm(voxel))
+    tab.get_by_role("slider", name="Axial plane, z in mm").focus()
+    tab.keyboard.press("ArrowDown")
+    tab.keyboard.press("PageUp")
+    voxel[2] += 9
+    assert place(tab) == pytest.approx(mm(voxel))
+    tab.mouse.wheel(0, 120)
+    tab.keyboard.press("?")
+    assert tab.get_by_role("dialog", name="Keys and mouse").is_visible()
+    tab.keyboard.press("Escape")
+    assert not tab.get_by_role("dialog").is_visible()
+
+
+def test_the_list_is_searched_by_keyboard(tab, small):
+    tab.goto(small.page())
+    tab.wait_for_selector("#stage[data-first]")
+    search = tab.get_by_role("searchbox", name="Search the vertebrae")
+    search.fill("l")
+    assert tab.locator(".vertebra:visible").evaluate_all(
+        "rows => rows.map(r => r.dataset.name)"
+    ) == ["L1"]
+    search.press("Enter")
+    assert "vertebra=L1" in tab.url
+    search.fill("s9")
+    assert tab.get_by_text("None is called so.").is_visible()
+
+
+def test_the_spine_is_drawn_in_3d_and_turns(tab, small):
+    tab.goto(small.page(layout="render"))
+    tab.wait_for_selector("#stage[data-render]")
+    before = picture(tab, "render")
+    for name in LABELED:
+        red, green, blue = bytes.fromhex(hex_color_of(VALUE_OF_NAME[name])[1:])
+        # Light makes it darker, not another color: the brightest part stays so.
+        strongest = int(np.argmax((red, green, blue)))
+        lit = before[before.max(axis=2) > 60]
+        assert (np.argmax(lit, axis=1) == strongest).any(), name
+    tab.get_by_role("button", name="Rotate").click()
+    tab.wait_for_timeout(600)
+    tab.get_by_role("button", name="Rotate").click()
+    assert (picture(tab, "render") != before).any()
+
+
+def test_a_scan_that_is_not_there_is_named(tab, small):
+    tab.goto(small.page("none"))
+    assert "no scan none in small" in tab.get_by_role("alert").inner_text()
+    assert tab.locator("#scan").is_hidden()
+    assert all("404" in said for said in tab.complaints)
+    tab.complaints.clear()
+
+
+@pytest.mark.parametrize(
+    ("status", "said"), [(503, "damaged, or out of reach"), (410, "replaced"), (None, "connection")]
+)
+def test_a_failed_read_draws_nothing(tab, small, status, said):
+    def refuse(route):
+        if status is None:
+            route.abort()
+        else:
+            route.fulfill(status=status, body="no")
+
+    tab.route("**/slice.png*", refuse)
+    tab.route("**/levels/**", refuse)
+    tab.goto(small.page())
+    tab.get_by_role("alert").get_by_text(said).wait_for()
+    assert tab.locator("img.slice:visible").count() == 0
+    assert tab.locator(".failed:visible").count() == len(PLANES)
+    assert picture(tab, "render").max() < 200
+    tab.complaints.clear()
+
+
+def test_a_level_that_fails_leaves_what_is_shown(tab, small):
+    tab.route("**/levels/**", lambda route: route.fulfill(status=503, body="no"))
+    tab.goto(small.page())
+    tab.get_by_role("alert").get_by_text("damaged").wait_for()
+    assert tab.locator("img.slice:visible").count() == len(PLANES)
+    assert "not read" in tab.locator("#status").inner_text()
+    tab.complaints.clear()
+
+
+def test_who_has_a_token_is_let_in(tab, folder, tmp_path):
+    store = str(folder[0] / "small.zarr")
+    token = new_token(tmp_path / "tokens", "reader")
+    settings = ServeSettings(paths=(store,), token_file=str(tmp_path / "tokens"))
+    with BackgroundServer(settings) as server:
+        tab.goto(f"{server.url}/scan/small/b")
+        assert tab.locator("img.slice").count() == 0
+        tab.locator("input[name=token]").fill(token)
+        tab.keyboard.press("Enter")
+        tab.wait_for_url("**/scan/small/b**")
+        tab.wait_for_selector("#stage[data-level]")
+    tab.complaints.clear()
+
+
+@pytest.mark.long
+def test_twenty_reloads_draw_the_same(tab, small):
+    tab.goto(small.page(at_mm=at_mm((8, 12, 7)), level="0"))
+    hashes = set()
+    for _ in range(20):
+        wait_for_volume(tab)
+        hashes.add(tuple(drawn_hash(tab, plane) for plane in PLANES))
+        tab.reload()
+    assert len(hashes) == 1
