@@ -30,7 +30,7 @@ _SIGNATURE: Final = r"[A-Za-z0-9_-]{43}"
 _TICKET: Final = re.compile(rf"(\d{{1,11}})\.([1-9]\d?)\.({NAME})\.({_SIGNATURE})", re.ASCII)
 """When it expires, how many segments of the path are signed, by whom, and the signature."""
 _COOKIE: Final = re.compile(rf"(\d{{1,11}})\.({NAME})\.({_SIGNATURE})", re.ASCII)
-_TREES: Final = frozenset({"zarr", "flat", "v1"})
+_TREES: Final = frozenset({"zarr", "flat", "ome", "v1"})
 _FEWEST: Final = 2
 """Segments of a path that may be signed: a tree, and a store."""
 _MOST: Final = 99
@@ -68,7 +68,7 @@ def signed_url(tokens: Tokens, url: str, name: str, seconds: int) -> str:
     if parts.scheme not in {"http", "https"} or not parts.netloc or not _may_be_signed(segments):
         raise UsageError(
             f"{shown}: is no URL of a store, such as http://lab:8765/zarr/ctspine1k. "
-            "Below /zarr, /flat and /v1 one can be signed."
+            "Below /zarr, /flat, /ome and /v1 one can be signed."
         )
     expires = int(time.time()) + seconds
     signature = _signature(tokens, _URL, name, str(expires), *segments)

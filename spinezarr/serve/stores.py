@@ -14,6 +14,7 @@ from spinezarr.serve.disk import DiskStorage, stores_on_disk
 from spinezarr.serve.facts import StoreFacts
 from spinezarr.serve.flat import FlatFolder
 from spinezarr.serve.objects import ServedFolder
+from spinezarr.serve.ome import OmeFolder
 from spinezarr.serve.patches import PatchSource
 from spinezarr.serve.storage import Storage, UnreadableError
 from spinezarr.stream.cache import BoundedCache
@@ -146,6 +147,11 @@ class ServedStores:
         found = self._found(name)
         return None if found is None else found.flat
 
+    def ome(self, name: str) -> OmeFolder | None:
+        """Return the scans of a store as OME-Zarr images."""
+        found = self._found(name)
+        return None if found is None else found.ome
+
     def facts(self, name: str) -> StoreFacts | None:
         """Return what is known of a store, or None if there is none of that name."""
         found = self._found(name)
@@ -181,7 +187,9 @@ class ServedStores:
         with self._lock:
             found = self._opened.get(name)
             if found is None or found.files.path != place.path:
-                found = self._opened[name] = _Served.of(given.storage(place.path), self._chunks)
+                found = self._opened[name] = _Served.of(
+                    given.storage(place.path), self._chunks, self.kept_levels
+                )
         return found if found.files.is_there() else None
 
 
@@ -207,10 +215,13 @@ class _Served:
 
     files: ServedFolder
     flat: FlatFolder
+    ome: OmeFolder
     facts: StoreFacts
     patches: PatchSource
 
     @classmethod
-    def of(cls, storage: Storage, chunks: ChunkCache) -> "_Served":
+    def of(cls, storage: Storage, chunks: ChunkCache, levels: LevelCache) -> "_Served":
         files = ServedFolder(storage)
-        return cls(files, FlatFolder(files), StoreFacts(files), PatchSource(files, chunks))
+        patches = PatchSource(files, chunks)
+        ome = OmeFolder(files, patches, levels)
+        return cls(files, FlatFolder(files), ome, StoreFacts(files), patches)

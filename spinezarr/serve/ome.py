@@ -1,0 +1,119 @@
+"""Scans as OME-Zarr images: ``/ome/<store>/<scan_id>.ome.zarr/<key>``.
+
+Level 0 is the stored array, byte for byte. Coarser levels, and all metadata, are made when they are
+asked for. See :mod:`spinezarr.view.ome`.
+"""
+
+import json
+from typing import Any, Final
+
+import numpy.typing as npt
+
+from spinezarr.errors import CorruptStoreError, ScanChangedError
+from spinezarr.geometry import Box
+from spinezarr.serve.objects import (
+    GoneError,
+    ServedFile,
+    ServedFolder,
+    ServedScan,
+    UnreadableError,
+    chunk_index,
+)
+from spinezarr.serve.patches import PatchSource
+from spinezarr.serve.storage import METADATA, Recent
+from spinezarr.store.attributes import is_scan_id
+from spinezarr.store.layout import IMAGE, LABEL, chunk_grid, scan_key
+from spinezarr.store.reader import ArraySpec, ScanHandle, parse_scan
+from spinezarr.stream.volumes import as_stored_now
+from spinezarr.view.levels import LevelCache, LevelReader, piece_shape_zyx
+from spinezarr.view.ome import FOLDER_SUFFIX, OmeKey, OmeTree, encode_piece, ome_tree, parse_ome_key
+
+__all__ = ["OmeFolder"]
+
+_KNOWN_TREES: Final = 256
+
+
+class OmeFolder:
+    """The scans of a store as OME-Zarr images; safe to share between threads.
+
+    Parameters
+    ----------
+    folder
+        As they lie.
+    patches
+        Reads their voxels.
+    kept
+        Pieces of coarse levels, of other stores too.
+    """
+
+    def __init__(self, folder: ServedFolder, patches: PatchSource, kept: LevelCache) -> None:
+        self._folder = folder
+        self._patches = patches
+        self._kept = kept
+        self._trees: Recent[OmeTree] = Recent(_KNOWN_TREES)
+
+    def find(self, key: str, version: str | None = None) -> ServedFile | None:
+        """See :meth:`spinezarr.serve.objects.ServedFolder.find`."""
+        first, _, within = key.partition("/")
+        scan_id = first.removesuffix(FOLDER_SUFFIX)
+        if scan_id == first or not is_scan_id(scan_id) or not within:
+            return None
+        scan = self._folder.scan(scan_id, version)
+        if scan is None:
+            if within.endswith(METADATA):
+                return None
+            raise GoneError(f"there is no scan {scan_id!r} in the store, or no longer.")
+        place, _, name = within.rpartition("/")
+        if name == METADATA:
+            node = self._tree(scan_id, scan).nodes.get(place)
+            return None if node is None else ServedFile.of(json.dumps(node).encode())
+        found = parse_ome_key(within)
+        if found is None or (found.array == LABEL and scan.group.arrays.label is None):
+            return None
+        if found.level == 0:
+            return self._folder.find(f"{scan_key(scan_id)}/{found.array}/{found.rest}", version)
+        return self._chunk(scan_id, scan, found)
+
+    def _tree(self, scan_id: str, scan: ServedScan) -> OmeTree:
+        known = self._trees.find(scan_id)
+        if known is not None and known[0] == scan.identity:
+            return known[1]
+        file = self._folder.metadata(scan_id, scan)
+        data = file.read(0, file.size_bytes)
+        stored = json.loads(data)["consolidated_metadata"]["metadata"]
+        try:
+            tree = ome_tree(parse_scan(data, ""), stored)
+        except ValueError as problem:
+            raise UnreadableError(f"the metadata of {scan_id!r} are damaged.") from problem
+        self._trees.keep(scan_id, scan.identity, tree)
+        return tree
+
+    def _chunk(self, scan_id: str, scan: ServedScan, key: OmeKey) -> ServedFile | None:
+        """Return a chunk of a coarse level; None if it is background."""
+        levels = self._tree(scan_id, scan).levels
+        if key.level >= len(levels):
+            return None
+        level = levels[key.level]
+        reader, engine = self._patches.opened([scan_id])
+
+        def read() -> tuple[ArraySpec, npt.NDArray[Any]]:
+            now: ScanHandle = reader.scan(scan_id)
+            array = now.image.unscaled() if key.array == IMAGE else now.label
+            if array is None or now.content_checksum != scan.content_checksum:
+                raise UnreadableError(f"scan {scan_id!r} is being replaced.")
+            piece_zyx = piece_shape_zyx(array)
+            index = chunk_index(key.rest, array.separator, chunk_grid(level.shape_zyx, piece_zyx))
+            if index is None:
+                raise GoneError(f"scan {scan_id!r} has no such chunk, or no longer.")
+            z, y, x = (i * n for i, n in zip(index, piece_zyx, strict=True))
+            box = Box.at((z, y, x), piece_zyx).intersect(level.box) or level.box
+            return array, LevelReader(engine, reader.url, self._kept).read(array, level, box)
+
+        try:
+            array, piece = as_stored_now(read)
+        except ScanChangedError as problem:
+            raise UnreadableError(f"scan {scan_id!r} is being replaced.") from problem
+        except CorruptStoreError as problem:
+            raise UnreadableError(f"scan {scan_id!r} is damaged.") from problem
+        data = encode_piece(array, piece)
+        return None if data is None else ServedFile.of(data)

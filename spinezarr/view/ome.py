@@ -1,0 +1,292 @@
+"""A scan as an OME-Zarr image, for other people's viewers: which nodes it has, and where.
+
+::
+
+    <scan_id>.ome.zarr/
+      zarr.json               multiscales, omero
+      0/                      the stored image, shard by shard
+      1/ ...                  coarser levels
+      labels/zarr.json        names the masks
+      labels/vertebrae/       multiscales, image-label, omero, and its levels
+
+Version 0.5 of the specification [1]_ on Zarr v3. Positions are the scan's coordinates ``z``, ``y``
+and ``x``: RAS+ mm, where its axes are not oblique. What a scale and a translation cannot say, the
+affine, stands in the attribute ``spinezarr``.
+
+References
+----------
+.. [1] https://ngff.openmicroscopy.org/0.5/
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from spinezarr.geometry import LEAST_SHEAR_DEG, ShapeZYX, shear_deg
+from spinezarr.scaling import Scaling
+from spinezarr.store.attributes import ScanAttributes
+from spinezarr.store.layout import IMAGE, LABEL, BloscCodecSpec, fill_value
+from spinezarr.store.reader import ArraySpec, ScanHandle
+from spinezarr.store.sharding import encode_chunk
+from spinezarr.vertebrae import BACKGROUND, NAME_OF_VALUE, label_color_of
+from spinezarr.view.levels import Level, levels_of, piece_shape_zyx
+from spinezarr.view.windows import DEFAULT_WINDOW, WINDOWS_HU
+
+__all__ = [
+    "FOLDER_SUFFIX",
+    "LABELS",
+    "OmeKey",
+    "OmeTree",
+    "encode_piece",
+    "ome_tree",
+    "parse_ome_key",
+]
+
+Node = dict[str, Any]
+FOLDER_SUFFIX: Final = ".ome.zarr"
+"""Of the folder of a scan."""
+LABELS: Final = "labels"
+_MASK: Final = "vertebrae"
+_PLACES: Final[Mapping[str, str]] = {IMAGE: "", LABEL: f"{LABELS}/{_MASK}/"}
+"""Where the levels of an array lie."""
+_LEVEL: Final = re.compile(r"0|[1-9][0-9]?", re.ASCII)
+_VERSION: Final = "0.5"
+_LARGEST_LABEL: Final = 255
+_ORIENTATIONS: Final = {
+    "z": "inferior-to-superior",
+    "y": "posterior-to-anterior",
+    "x": "left-to-right",
+}
+"""Of the axes, as ITK and Slicer take them (https://ngff.openmicroscopy.org/rfc/4/)."""
+_CODEC: Final = BloscCodecSpec("lz4", 5, "shuffle", 0)
+"""Of coarse levels, which are encoded while somebody waits."""
+_OBLIQUE: Final = (
+    "The axes of this scan are oblique. OME-Zarr 0.5 knows scales and translations alone: positions "
+    "run along the voxel axes, start at that of the first voxel, and are off further on. The affine "
+    "gives true positions."
+)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class OmeTree:
+    """The nodes of a scan as an OME-Zarr image."""
+
+    nodes: Mapping[str, Node]
+    """Content of each ``zarr.json``, by the path of its folder; the root's is empty."""
+    levels: tuple[Level, ...]
+    """Of the image and of the mask."""
+
+
+@dataclass(frozen=True, slots=True)
+class OmeKey:
+    """A key below a level of a scan."""
+
+    array: str
+    """``image`` or ``label``."""
+    level: int
+    rest: str
+    """What follows the level's folder."""
+
+
+def ome_tree(scan: ScanHandle, stored: Mapping[str, Node]) -> OmeTree:
+    """Describe a scan.
+
+    Parameters
+    ----------
+    scan
+        The scan.
+    stored
+        Zarr metadata of its arrays ``image`` and ``label``, as they lie in the store.
+    """
+    levels = levels_of(scan)
+    nodes: dict[str, Node] = {}
+    for array in scan.arrays:
+        place = _PLACES[array.name]
+        for level in levels:
+            nodes[f"{place}{level.level}"] = _array_node(array, level, stored[array.name])
+    if scan.label is not None:
+        nodes[LABELS] = _group({"ome": {"version": _VERSION, "labels": [_MASK]}})
+        nodes[f"{LABELS}/{_MASK}"] = _group({"ome": _mask(scan, levels)})
+    root = _group({"ome": _image(scan, levels), "spinezarr": _about(scan)})
+    members = dict(sorted(nodes.items()))
+    together = {"kind": "inline", "must_understand": False, "metadata": members}
+    nodes[""] = {**root, "consolidated_metadata": together}
+    return OmeTree(nodes, levels)
+
+
+def parse_ome_key(key: str) -> OmeKey | None:
+    """Say what a key below a scan is of; None if it is below no level.
+
+    Examples
+    --------
+    >>> parse_ome_key("labels/vertebrae/3/c/0/1/2")
+    OmeKey(array='label', level=3, rest='c/0/1/2')
+    >>> parse_ome_key("labels/zarr.json"), parse_ome_key("00/c/0/0/0"), parse_ome_key("0")
+    (None, None, None)
+    """
+    array = LABEL if key.startswith(_PLACES[LABEL]) else IMAGE
+    level, _, rest = key.removeprefix(_PLACES[array]).partition("/")
+    if _LEVEL.fullmatch(level) is None or not rest:
+        return None
+    return OmeKey(array, int(level), rest)
+
+
+def encode_piece(array: ArraySpec, piece: npt.NDArray[Any]) -> bytes | None:
+    """Return a piece of a coarse level as a chunk; None if it is background, which has none."""
+    if array.name == LABEL and not piece.any():
+        return None
+    shape = piece_shape_zyx(array)
+    if piece.shape != shape:
+        whole = np.full(shape, fill_value(array.name, piece.dtype), piece.dtype)
+        whole[tuple(slice(n) for n in piece.shape)] = piece
+        piece = whole
+    return encode_chunk(piece, _CODEC)
+
+
+def _group(attributes: Node) -> Node:
+    return {"zarr_format": 3, "node_type": "group", "attributes": attributes}
+
+
+def _array_node(array: ArraySpec, level: Level, stored: Node) -> Node:
+    if level.level == 0:
+        return stored
+    codecs = [
+        {"name": "bytes", "configuration": {"endian": "little"}},
+        {
+            "name": "blosc",
+            "configuration": {
+                "typesize": array.stored_dtype.itemsize,
+                "cname": _CODEC.cname,
+                "clevel": _CODEC.clevel,
+                "shuffle": _CODEC.shuffle,
+                "blocksize": _CODEC.blocksize,
+            },
+        },
+        {"name": "crc32c"},
+    ]
+    grid = {"name": "regular", "configuration": {"chunk_shape": list(piece_shape_zyx(array))}}
+    return {**stored, "shape": list(level.shape_zyx), "chunk_grid": grid, "codecs": codecs}
+
+
+def _multiscales(scan: ScanHandle, levels: Sequence[Level], name: str, method: str) -> list[Node]:
+    axes = [
+        {
+            "name": axis,
+            "type": "space",
+            "unit": "millimeter",
+            "orientation": {"type": "anatomical", "value": _ORIENTATIONS[axis]},
+        }
+        for axis in "zyx"
+    ]
+    first_zyx = scan.affine[:3, 3][::-1].tolist()
+    spacing_zyx = scan.attributes.spacing_zyx_mm
+    datasets = []
+    for level in levels:
+        translation = [
+            start + step * (factor - 1) / 2
+            for start, step, factor in zip(first_zyx, spacing_zyx, level.factor_zyx, strict=True)
+        ]
+        transformations = [
+            {"type": "scale", "scale": list(level.spacing_zyx_mm)},
+            {"type": "translation", "translation": translation},
+        ]
+        datasets.append({"path": str(level.level), "coordinateTransformations": transformations})
+    about = {"description": f"Level by level from the stored voxels: the {method} of each block."}
+    return [{"name": name, "axes": axes, "datasets": datasets, "type": method, "metadata": about}]
+
+
+def _image(scan: ScanHandle, levels: Sequence[Level]) -> Node:
+    facts = scan.attributes
+    low, high = facts.image_range_hu or WINDOWS_HU[DEFAULT_WINDOW]
+    shown = WINDOWS_HU[DEFAULT_WINDOW]
+    scaling = scan.image.scaling
+    window = _window((low, high), shown, scaling)
+    return {
+        "version": _VERSION,
+        "multiscales": _multiscales(scan, levels, facts.scan_id, "mean"),
+        "omero": _omero("CT", window, facts.shape_zyx),
+    }
+
+
+def _mask(scan: ScanHandle, levels: Sequence[Level]) -> Node:
+    values = sorted(scan.attributes.label_voxels)
+    window = {"min": 0, "max": _LARGEST_LABEL, "start": 0, "end": max([*values, 1])}
+    colors = [
+        {"label-value": BACKGROUND, "rgba": [0, 0, 0, 0]},
+        *(
+            {
+                "label-value": v,
+                "rgba": [*(round(_LARGEST_LABEL * c) for c in label_color_of(v)), 255],
+            }
+            for v in values
+        ),
+    ]
+    return {
+        "version": _VERSION,
+        "multiscales": _multiscales(scan, levels, _MASK, "mode"),
+        "image-label": {
+            "version": _VERSION,
+            "colors": colors,
+            "properties": [
+                {"label-value": v, "name": _name_of(v, scan.attributes)} for v in values
+            ],
+            "source": {"image": "../../"},
+        },
+        "omero": _omero(_MASK, window, scan.attributes.shape_zyx),
+    }
+
+
+def _name_of(value: int, facts: ScanAttributes) -> str:
+    return NAME_OF_VALUE.get(value) or facts.structures.get(str(value), f"label {value}")
+
+
+def _window(
+    range_hu: tuple[float, float], shown_hu: tuple[float, float], scaling: Scaling | None
+) -> Node:
+    """Return what is black and white, in the numbers that are stored."""
+    ends = np.array([range_hu, shown_hu])
+    if scaling is not None:
+        ends = np.sort((ends - scaling.intercept) / scaling.slope)
+    (low, high), (start, end) = ends.tolist()
+    return {"min": low, "max": high, "start": start, "end": end}
+
+
+def _omero(label: str, window: Node, shape_zyx: ShapeZYX) -> Node:
+    """Describe how viewers show it first; those that show masks as images want it of masks too."""
+    return {
+        "name": label,
+        "channels": [
+            {
+                "label": label,
+                "active": True,
+                "color": "FFFFFF",
+                "coefficient": 1,
+                "family": "linear",
+                "inverted": False,
+                "window": window,
+            }
+        ],
+        "rdefs": {"defaultT": 0, "defaultZ": shape_zyx[0] // 2, "model": "greyscale"},
+    }
+
+
+def _about(scan: ScanHandle) -> Node:
+    facts = scan.attributes
+    is_oblique = max(facts.oblique_deg, shear_deg(scan.affine)) > LEAST_SHEAR_DEG
+    return {
+        "dataset": facts.dataset,
+        "scan_id": facts.scan_id,
+        "licence": facts.licence,
+        "citation": facts.citation,
+        "content_checksum": scan.content_checksum,
+        "affine": scan.affine.tolist(),
+        "affine_columns": facts.affine_columns,
+        "affine_space": "RAS+ mm",
+        "is_oblique": is_oblique,
+        "warning": _OBLIQUE if is_oblique else None,
+        "image_scaling": facts.image_scaling,
+    }
