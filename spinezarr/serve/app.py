@@ -1,19 +1,21 @@
 """The application: bytes are answered here, all else by the pages, each by what may ask for it."""
 
 import asyncio
+import os
 import time
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Callable, Mapping, MutableMapping
+from concurrent.futures import ThreadPoolExecutor
 from http import HTTPStatus
 from typing import Any, Final
 
 from spinezarr.errors import SpinezarrError
-from spinezarr.serve.bytes import answer_bytes
+from spinezarr.serve.bytes import Files, answer_bytes
 from spinezarr.serve.guard import Guard
 from spinezarr.serve.http import Answer, Receive, Request, Scope, Send, explained, request_of
 from spinezarr.serve.log import RequestLog
 from spinezarr.serve.login import LOGIN, LOGOUT
 from spinezarr.serve.metrics import Metrics
-from spinezarr.serve.operations import FLAT, OPERATIONS, ZARR
+from spinezarr.serve.operations import FLAT, OME, OPERATIONS, ZARR, Operation
 from spinezarr.serve.pages import REQUEST, ROUTE, pages
 from spinezarr.serve.sending import ELSEWHERE, Sent, encoded, send_answer
 from spinezarr.serve.stores import ServedStores
@@ -21,9 +23,10 @@ from spinezarr.serve.unread import limit_unread_here
 
 __all__ = ["App"]
 
-_ZARR: Final = "/zarr/"
-_FLAT: Final = "/flat/"
-"""As long as the other."""
+_TREES: Final[Mapping[str, Operation]] = {"zarr": ZARR, "flat": FLAT, "ome": OME}
+"""Of files, by the first part of the path."""
+_MAKERS: Final = max(1, (os.cpu_count() or 1) // 2)
+"""Threads that make coarse levels, beside those that read patches."""
 _LISTENS_S: Final = 0.5
 """After which granian listens."""
 _TWO_LENGTHS: Final = explained(
@@ -53,6 +56,12 @@ class App:
         self._guard = guard
         self._log = log
         self._metrics = Metrics()
+        self._files: Mapping[str, Callable[[str], Files | None]] = {
+            "zarr": stores.files,
+            "flat": stores.flat,
+            "ome": stores.ome,
+        }
+        self._makers = ThreadPoolExecutor(_MAKERS, "spinezarr-ome")
         self._pages = pages(stores, guard, self._metrics)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -89,14 +98,17 @@ class App:
             answer = self._refused(request)
         if answer is not None:
             await send_answer(send, request.method, answer, shared, sent)
-        elif request.path.startswith((_ZARR, _FLAT)):
-            sent.route = ZARR.path if request.path.startswith(_ZARR) else FLAT.path
-            readers = self.stores.executor(request.path[len(_ZARR) :].partition("/")[0])
+        elif (found := _tree_of(request.path)) is not None:
+            tree, path = found
+            sent.route = _TREES[tree].path
+            readers = self.stores.executor(path.partition("/")[0])
+            if readers is None and tree == "ome":
+                readers = self._makers
             if readers is None:
-                answer = self._bytes(request)
+                answer = self._bytes(request, tree, path)
             else:
                 loop = asyncio.get_running_loop()
-                answer = await loop.run_in_executor(readers, self._bytes, request)
+                answer = await loop.run_in_executor(readers, self._bytes, request, tree, path)
             await send_answer(send, request.method, answer, shared, sent)
         else:
             inner: Scope = {**scope, "path": request.path, "root_path": "", REQUEST: request}
@@ -107,14 +119,20 @@ class App:
         """Return the answer to who may not ask, or only asks whether it may."""
         return self._guard.preflight(request) or self._guard.refused(request)
 
-    def _bytes(self, request: Request) -> Answer:
-        files = self.stores.files if request.path.startswith(_ZARR) else self.stores.flat
+    def _bytes(self, request: Request, tree: str, path: str) -> Answer:
         try:
-            return answer_bytes(files, request, request.path[len(_ZARR) :])
+            return answer_bytes(self._files[tree], request, path)
         except (SpinezarrError, OSError):
             return explained(
                 HTTPStatus.SERVICE_UNAVAILABLE, "The store cannot be read.", retry_after="1"
             )
+
+
+def _tree_of(path: str) -> tuple[str, str] | None:
+    """Return which tree of files a path is below, and what follows; None if none."""
+    _, tree, rest = (*path.split("/", 2), "", "")[:3]
+    is_below = path.startswith("/") and tree in _TREES and len(path) > len(tree) + 1
+    return (tree, rest) if is_below else None
 
 
 def _has_two_lengths(request: Request) -> bool:

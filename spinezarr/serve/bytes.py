@@ -1,4 +1,4 @@
-"""Stores as bytes, for every Zarr client: ``/zarr/<store>/<key>``.
+"""Stores as bytes, for every Zarr client: ``/zarr/<store>/<key>``, and the other trees of files.
 
 A client takes 404 for "there is no such chunk" and shows background in its place, so 404 says that
 and nothing else. What cannot be read is 503, and what was replaced meanwhile 410 or 412.
@@ -15,8 +15,9 @@ from typing import Final, Protocol
 from spinezarr.serve.conditions import judge
 from spinezarr.serve.http import Answer, Request, explained
 from spinezarr.serve.objects import GoneError, ServedFile, UnreadableError, split_key
+from spinezarr.view.ome import FOLDER_SUFFIX
 
-__all__ = ["answer_bytes"]
+__all__ = ["Files", "answer_bytes"]
 
 METHODS: Final = ("GET", "HEAD", "OPTIONS")
 _CHANGES: Final = "no-cache"
@@ -77,7 +78,7 @@ def answer_bytes(files_of: Callable[[str], Files | None], request: Request, path
 
 def _without_store(key: str, *, is_key: bool) -> Answer:
     """Answer for a store that is not there; somebody may still read one that was."""
-    _, within = split_key(key)
+    within = key.partition(f"{FOLDER_SUFFIX}/")[2] or split_key(key)[1]
     if is_key and within and not within.endswith("zarr.json"):
         return explained(HTTPStatus.GONE, "There is no such store, or no longer.")
     return explained(HTTPStatus.NOT_FOUND, "There is no such file.")

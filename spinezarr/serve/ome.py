@@ -1,5 +1,7 @@
 """Scans as OME-Zarr images: ``/ome/<store>/<scan_id>.ome.zarr/<key>``.
 
+``/ome/<store>/itk/<scan_id>.ome.zarr/<key>`` is the same, placed as ITK and Slicer understand it.
+
 Level 0 is the stored array, byte for byte. Coarser levels, and all metadata, are made when they are
 asked for. See :mod:`spinezarr.view.ome`.
 """
@@ -22,11 +24,19 @@ from spinezarr.serve.objects import (
 from spinezarr.serve.patches import PatchSource
 from spinezarr.serve.storage import METADATA, Recent
 from spinezarr.store.attributes import is_scan_id
-from spinezarr.store.layout import IMAGE, LABEL, chunk_grid, scan_key
+from spinezarr.store.layout import IMAGE, chunk_grid, scan_key
 from spinezarr.store.reader import ArraySpec, ScanHandle, parse_scan
 from spinezarr.stream.volumes import as_stored_now
 from spinezarr.view.levels import LevelCache, LevelReader, piece_shape_zyx
-from spinezarr.view.ome import FOLDER_SUFFIX, OmeKey, OmeTree, encode_piece, ome_tree, parse_ome_key
+from spinezarr.view.ome import (
+    FOLDER_SUFFIX,
+    ITK,
+    OmeKey,
+    OmeTree,
+    encode_piece,
+    ome_tree,
+    parse_ome_key,
+)
 
 __all__ = ["OmeFolder"]
 
@@ -54,7 +64,8 @@ class OmeFolder:
 
     def find(self, key: str, version: str | None = None) -> ServedFile | None:
         """See :meth:`spinezarr.serve.objects.ServedFolder.find`."""
-        first, _, within = key.partition("/")
+        for_itk = key.startswith(f"{ITK}/")
+        first, _, within = key.removeprefix(f"{ITK}/").partition("/")
         scan_id = first.removesuffix(FOLDER_SUFFIX)
         if scan_id == first or not is_scan_id(scan_id) or not within:
             return None
@@ -65,34 +76,35 @@ class OmeFolder:
             raise GoneError(f"there is no scan {scan_id!r} in the store, or no longer.")
         place, _, name = within.rpartition("/")
         if name == METADATA:
-            node = self._tree(scan_id, scan).nodes.get(place)
+            node = self._tree(scan_id, scan, for_itk=for_itk).nodes.get(place)
             return None if node is None else ServedFile.of(json.dumps(node).encode())
         found = parse_ome_key(within)
-        if found is None or (found.array == LABEL and scan.group.arrays.label is None):
-            return None
-        if found.level == 0:
-            return self._folder.find(f"{scan_key(scan_id)}/{found.array}/{found.rest}", version)
-        return self._chunk(scan_id, scan, found)
+        if found is None or not found.rest.startswith(("c/", "c.")):
+            return None  # Zarr v2 has others there, which some clients look for
+        if found.level > 0:
+            return self._chunk(scan_id, scan, found)
+        return self._folder.find(f"{scan_key(scan_id)}/{found.array}/{found.rest}", version)
 
-    def _tree(self, scan_id: str, scan: ServedScan) -> OmeTree:
-        known = self._trees.find(scan_id)
+    def _tree(self, scan_id: str, scan: ServedScan, *, for_itk: bool = False) -> OmeTree:
+        known = self._trees.find((scan_id, for_itk))
         if known is not None and known[0] == scan.identity:
             return known[1]
         file = self._folder.metadata(scan_id, scan)
         data = file.read(0, file.size_bytes)
         stored = json.loads(data)["consolidated_metadata"]["metadata"]
         try:
-            tree = ome_tree(parse_scan(data, ""), stored)
+            tree = ome_tree(parse_scan(data, ""), stored, for_itk=for_itk)
         except ValueError as problem:
             raise UnreadableError(f"the metadata of {scan_id!r} are damaged.") from problem
-        self._trees.keep(scan_id, scan.identity, tree)
+        self._trees.keep((scan_id, for_itk), scan.identity, tree)
         return tree
 
     def _chunk(self, scan_id: str, scan: ServedScan, key: OmeKey) -> ServedFile | None:
         """Return a chunk of a coarse level; None if it is background."""
         levels = self._tree(scan_id, scan).levels
-        if key.level >= len(levels):
-            return None
+        stored = scan.group.arrays.image if key.array == IMAGE else scan.group.arrays.label
+        if stored is None or key.level >= len(levels):  # an older version may have had it
+            raise GoneError(f"scan {scan_id!r} has no such level, or no longer.")
         level = levels[key.level]
         reader, engine = self._patches.opened([scan_id])
 

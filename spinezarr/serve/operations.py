@@ -18,7 +18,7 @@ from spinezarr.serve.slices import PNG, SliceQuery
 from spinezarr.serve.statistics import StatisticsModel, StatisticsQuery
 from spinezarr.view.scan_view import ViewModel
 
-__all__ = ["FLAT", "OPERATIONS", "PARAMETERS", "ZARR", "Content", "Operation"]
+__all__ = ["FLAT", "OME", "OPERATIONS", "PARAMETERS", "ZARR", "Content", "Operation"]
 
 _HTML: Final = "text/html"
 _JSON: Final = "application/json"
@@ -182,9 +182,19 @@ FLAT: Final = Operation(
     _BYTES_ANSWERS,
     headers=_RANGES,
 )
+OME: Final = Operation(
+    "ome",
+    "GET",
+    "/ome/{store}/{key}",
+    "Bytes",
+    "Each scan as an OME-Zarr image, <scan_id>.ome.zarr, for viewers",
+    _BYTES_ANSWERS,
+    headers=_RANGES,
+)
 OPERATIONS: Final = (
     ZARR,
     FLAT,
+    OME,
     Operation(
         "batch",
         "POST",

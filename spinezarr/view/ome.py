@@ -13,9 +13,14 @@ Version 0.5 of the specification [1]_ on Zarr v3. Positions are the scan's coord
 and ``x``: RAS+ mm, where its axes are not oblique. What a scale and a translation cannot say, the
 affine, stands in the attribute ``spinezarr``.
 
+Axes say where they lead to, as ITK and Slicer want to know [2]_. What ngff-zarr makes for these two
+takes the translation as ITK's origin, which counts toward left and posterior, and the direction
+from the axes. So there is the same tree with such translations too (:data:`ITK`).
+
 References
 ----------
 .. [1] https://ngff.openmicroscopy.org/0.5/
+.. [2] https://ngff.openmicroscopy.org/rfc/4/
 """
 
 import re
@@ -38,6 +43,7 @@ from spinezarr.view.windows import DEFAULT_WINDOW, WINDOWS_HU
 
 __all__ = [
     "FOLDER_SUFFIX",
+    "ITK",
     "LABELS",
     "OmeKey",
     "OmeTree",
@@ -49,6 +55,8 @@ __all__ = [
 Node = dict[str, Any]
 FOLDER_SUFFIX: Final = ".ome.zarr"
 """Of the folder of a scan."""
+ITK: Final = "itk"
+"""Folder of the trees whose translations are ITK's origins."""
 LABELS: Final = "labels"
 _MASK: Final = "vertebrae"
 _PLACES: Final[Mapping[str, str]] = {IMAGE: "", LABEL: f"{LABELS}/{_MASK}/"}
@@ -61,13 +69,15 @@ _ORIENTATIONS: Final = {
     "y": "posterior-to-anterior",
     "x": "left-to-right",
 }
-"""Of the axes, as ITK and Slicer take them (https://ngff.openmicroscopy.org/rfc/4/)."""
+"""Toward which the axes increase."""
+_ITK_SIGNS_ZYX: Final = (1, -1, -1)
+"""Of RAS+ positions, to make LPS+ of them."""
 _CODEC: Final = BloscCodecSpec("lz4", 5, "shuffle", 0)
 """Of coarse levels, which are encoded while somebody waits."""
 _OBLIQUE: Final = (
-    "The axes of this scan are oblique. OME-Zarr 0.5 knows scales and translations alone: positions "
-    "run along the voxel axes, start at that of the first voxel, and are off further on. The affine "
-    "gives true positions."
+    "The axes of this scan are oblique. OME-Zarr 0.5 knows scales and translations alone: "
+    "positions run along the voxel axes from that of the first voxel, and are off further on. The "
+    "affine gives true positions."
 )
 
 
@@ -92,7 +102,7 @@ class OmeKey:
     """What follows the level's folder."""
 
 
-def ome_tree(scan: ScanHandle, stored: Mapping[str, Node]) -> OmeTree:
+def ome_tree(scan: ScanHandle, stored: Mapping[str, Node], *, for_itk: bool = False) -> OmeTree:
     """Describe a scan.
 
     Parameters
@@ -101,8 +111,11 @@ def ome_tree(scan: ScanHandle, stored: Mapping[str, Node]) -> OmeTree:
         The scan.
     stored
         Zarr metadata of its arrays ``image`` and ``label``, as they lie in the store.
+    for_itk
+        Whether translations are ITK's origins.
     """
     levels = levels_of(scan)
+    datasets = [_dataset(scan, level, for_itk=for_itk) for level in levels]
     nodes: dict[str, Node] = {}
     for array in scan.arrays:
         place = _PLACES[array.name]
@@ -110,8 +123,8 @@ def ome_tree(scan: ScanHandle, stored: Mapping[str, Node]) -> OmeTree:
             nodes[f"{place}{level.level}"] = _array_node(array, level, stored[array.name])
     if scan.label is not None:
         nodes[LABELS] = _group({"ome": {"version": _VERSION, "labels": [_MASK]}})
-        nodes[f"{LABELS}/{_MASK}"] = _group({"ome": _mask(scan, levels)})
-    root = _group({"ome": _image(scan, levels), "spinezarr": _about(scan)})
+        nodes[f"{LABELS}/{_MASK}"] = _group({"ome": _mask(scan, datasets)})
+    root = _group({"ome": _image(scan, datasets), "spinezarr": _about(scan)})
     members = dict(sorted(nodes.items()))
     together = {"kind": "inline", "must_understand": False, "metadata": members}
     nodes[""] = {**root, "consolidated_metadata": together}
@@ -172,7 +185,23 @@ def _array_node(array: ArraySpec, level: Level, stored: Node) -> Node:
     return {**stored, "shape": list(level.shape_zyx), "chunk_grid": grid, "codecs": codecs}
 
 
-def _multiscales(scan: ScanHandle, levels: Sequence[Level], name: str, method: str) -> list[Node]:
+def _dataset(scan: ScanHandle, level: Level, *, for_itk: bool) -> Node:
+    first_zyx = scan.affine[:3, 3][::-1].tolist()
+    spacing_zyx = scan.attributes.spacing_zyx_mm
+    translation = [
+        start + step * (factor - 1) / 2
+        for start, step, factor in zip(first_zyx, spacing_zyx, level.factor_zyx, strict=True)
+    ]
+    if for_itk:
+        translation = [s * t for s, t in zip(_ITK_SIGNS_ZYX, translation, strict=True)]
+    transformations = [
+        {"type": "scale", "scale": list(level.spacing_zyx_mm)},
+        {"type": "translation", "translation": translation},
+    ]
+    return {"path": str(level.level), "coordinateTransformations": transformations}
+
+
+def _multiscales(datasets: Sequence[Node], name: str, method: str) -> list[Node]:
     axes = [
         {
             "name": axis,
@@ -182,24 +211,19 @@ def _multiscales(scan: ScanHandle, levels: Sequence[Level], name: str, method: s
         }
         for axis in "zyx"
     ]
-    first_zyx = scan.affine[:3, 3][::-1].tolist()
-    spacing_zyx = scan.attributes.spacing_zyx_mm
-    datasets = []
-    for level in levels:
-        translation = [
-            start + step * (factor - 1) / 2
-            for start, step, factor in zip(first_zyx, spacing_zyx, level.factor_zyx, strict=True)
-        ]
-        transformations = [
-            {"type": "scale", "scale": list(level.spacing_zyx_mm)},
-            {"type": "translation", "translation": translation},
-        ]
-        datasets.append({"path": str(level.level), "coordinateTransformations": transformations})
-    about = {"description": f"Level by level from the stored voxels: the {method} of each block."}
-    return [{"name": name, "axes": axes, "datasets": datasets, "type": method, "metadata": about}]
+    about = {"description": f"Each level from the stored voxels: the {method} of each block."}
+    return [
+        {
+            "name": name,
+            "axes": axes,
+            "datasets": list(datasets),
+            "type": method,
+            "metadata": about,
+        }
+    ]
 
 
-def _image(scan: ScanHandle, levels: Sequence[Level]) -> Node:
+def _image(scan: ScanHandle, datasets: Sequence[Node]) -> Node:
     facts = scan.attributes
     low, high = facts.image_range_hu or WINDOWS_HU[DEFAULT_WINDOW]
     shown = WINDOWS_HU[DEFAULT_WINDOW]
@@ -207,32 +231,27 @@ def _image(scan: ScanHandle, levels: Sequence[Level]) -> Node:
     window = _window((low, high), shown, scaling)
     return {
         "version": _VERSION,
-        "multiscales": _multiscales(scan, levels, facts.scan_id, "mean"),
+        "multiscales": _multiscales(datasets, facts.scan_id, "mean"),
         "omero": _omero("CT", window, facts.shape_zyx),
     }
 
 
-def _mask(scan: ScanHandle, levels: Sequence[Level]) -> Node:
+def _mask(scan: ScanHandle, datasets: Sequence[Node]) -> Node:
     values = sorted(scan.attributes.label_voxels)
     window = {"min": 0, "max": _LARGEST_LABEL, "start": 0, "end": max([*values, 1])}
-    colors = [
-        {"label-value": BACKGROUND, "rgba": [0, 0, 0, 0]},
-        *(
-            {
-                "label-value": v,
-                "rgba": [*(round(_LARGEST_LABEL * c) for c in label_color_of(v)), 255],
-            }
-            for v in values
-        ),
-    ]
+    opaque = [(v, [*(round(_LARGEST_LABEL * c) for c in label_color_of(v)), 255]) for v in values]
     return {
         "version": _VERSION,
-        "multiscales": _multiscales(scan, levels, _MASK, "mode"),
+        "multiscales": _multiscales(datasets, _MASK, "mode"),
         "image-label": {
             "version": _VERSION,
-            "colors": colors,
+            "colors": [
+                {"label-value": value, "rgba": rgba}
+                for value, rgba in [(BACKGROUND, [0, 0, 0, 0]), *opaque]
+            ],
             "properties": [
-                {"label-value": v, "name": _name_of(v, scan.attributes)} for v in values
+                {"label-value": value, "name": _name_of(value, scan.attributes)}
+                for value in [BACKGROUND, *values]
             ],
             "source": {"image": "../../"},
         },
@@ -241,6 +260,8 @@ def _mask(scan: ScanHandle, levels: Sequence[Level]) -> Node:
 
 
 def _name_of(value: int, facts: ScanAttributes) -> str:
+    if value == BACKGROUND:
+        return "background"
     return NAME_OF_VALUE.get(value) or facts.structures.get(str(value), f"label {value}")
 
 

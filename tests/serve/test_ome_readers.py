@@ -1,0 +1,141 @@
+"""Other people's programs read scans as OME-Zarr images, and put them where they lie.
+
+``ngff-zarr``, with the schemas of the specification, is installed for development. The others hold
+pydantic back, so that they have an extra of their own: ``pip install -e '.[ome-readers]'`` into an
+environment of its own, and ``pytest -p no:napari tests/serve/test_ome_readers.py`` there.
+"""
+
+import hashlib
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import zarr
+
+import spinezarr
+from spinezarr.serve.run import BackgroundServer
+from spinezarr.serve.settings import ServeSettings
+from spinezarr.view import levels
+
+SCAN = "liver_0"
+APART = "is in the extra 'ome-readers', for an environment of its own"
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What is stored."""
+
+    url: str
+    sha256: tuple[str, str]
+    at_mm: tuple[float, float, float]
+    """Where voxel AT lies: z, y, x by the affine."""
+
+
+AT = (5, 11, 7)
+
+
+def sha256(voxels):
+    return hashlib.sha256(np.ascontiguousarray(voxels).tobytes()).hexdigest()
+
+
+@pytest.fixture(scope="module", params=["served"])
+def expected(request, ctspine1k_url, tmp_path_factory):
+    """The tree that the server makes, and one that was written."""
+    store = spinezarr.open(ctspine1k_url)
+    scan = store.scan(SCAN)
+    x, y, z, _ = store._reader.scan(SCAN).affine @ [*AT[::-1], 1]
+    voxels = (sha256(scan.image.values), sha256(scan.label.values))
+    if request.param == "written":
+        folder = tmp_path_factory.mktemp("written")
+        store.export_ome_zarr(folder, [SCAN])
+        yield Expected(str(folder / f"{SCAN}.ome.zarr"), voxels, (z, y, x))
+        return
+    with BackgroundServer(ServeSettings(paths=(ctspine1k_url,))) as server:
+        yield Expected(f"{server.url}/ome/ctspine1k/{SCAN}.ome.zarr", voxels, (z, y, x))
+
+
+def place(transformations):
+    scale, move = transformations
+    return np.array(AT) * scale["scale"] + move["translation"]
+
+
+@pytest.mark.parametrize(
+    ("folder", "kind"),
+    [("", "image"), ("labels/vertebrae", "image"), ("labels/vertebrae", "label")],
+)
+@pytest.mark.parametrize("strict", [False, True])
+def test_the_schemas_of_the_specification_hold(expected, folder, kind, strict):
+    validate = pytest.importorskip("ngff_zarr.validate").validate
+    root = zarr.open_group(expected.url, mode="r", zarr_format=3)
+    attributes = (root[folder] if folder else root).attrs.asdict()
+    validate({"ome": attributes["ome"]}, version="0.5", model=kind, strict=strict)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_ngff_zarr(expected):
+    ngff_zarr = pytest.importorskip("ngff_zarr")
+    image = ngff_zarr.from_ngff_zarr(expected.url, validate=True).images[0]
+    mask = ngff_zarr.from_ngff_zarr(f"{expected.url}/labels/vertebrae").images[0]
+    found = tuple(sha256(np.asarray(one.data)) for one in (image, mask))
+    assert found == expected.sha256
+    at = [image.translation[d] + image.scale[d] * i for d, i in zip("zyx", AT, strict=True)]
+    np.testing.assert_allclose(at, expected.at_mm)
+    assert image.axes_units == dict.fromkeys("zyx", "millimeter")
+    turned = {axis: one.value.value for axis, one in image.axes_orientations.items()}
+    assert turned == {
+        "z": "inferior-to-superior",
+        "y": "posterior-to-anterior",
+        "x": "left-to-right",
+    }
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_itk_and_slicer(ctspine1k_url, monkeypatch):
+    """The image that ngff-zarr makes for ITK; Slicer's extension computes the same matrix."""
+    ngff_zarr = pytest.importorskip("ngff_zarr")
+    monkeypatch.setattr(levels, "_LEAST_VOXELS", 500)
+    plan = levels.levels_of(spinezarr.open(ctspine1k_url)._reader.scan(SCAN))
+    with BackgroundServer(ServeSettings(paths=(ctspine1k_url,))) as server:
+        url = f"{server.url}/ome/ctspine1k/itk/{SCAN}.ome.zarr"
+        images = ngff_zarr.from_ngff_zarr(url, validate=True).images
+        assert len(images) == len(plan) > 1
+        for level, image in zip(plan, images, strict=True):
+            found = ngff_zarr.ngff_image_to_itk_image(image, wasm=True)
+            lps_mm = found.origin + found.direction @ np.multiply(found.spacing, AT[::-1])
+            expected_mm = level.affine @ [*AT[::-1], 1]
+            np.testing.assert_allclose(lps_mm, expected_mm[:3] * (-1, -1, 1))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_ome_zarr_models(expected):
+    models = pytest.importorskip("ome_zarr_models", reason=APART)
+    root = zarr.open_group(expected.url, mode="r", zarr_format=3)
+    image = models.open_ome_zarr(root)
+    assert type(image).__module__ == "ome_zarr_models.v05.image"
+    assert image.labels.attributes.ome.labels == ["vertebrae"]
+    assert type(models.open_ome_zarr(root["labels/vertebrae"])).__name__ == "ImageLabel"
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_ome_zarr_py(expected):
+    io = pytest.importorskip("ome_zarr.io", reason=APART)
+    reader = pytest.importorskip("ome_zarr.reader", reason=APART)
+    nodes = [node for node in reader.Reader(io.parse_url(expected.url))() if node.data]
+    assert tuple(sha256(np.asarray(node.data[0])) for node in nodes) == expected.sha256
+    for node in nodes:
+        at = place(node.metadata["coordinateTransformations"][0])
+        np.testing.assert_allclose(at, expected.at_mm)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_napari(expected):
+    """What its plugin for OME-Zarr gives the viewer, whose transforms put it into the world."""
+    plugin = pytest.importorskip("napari_ome_zarr", reason=APART)
+    layers = plugin.napari_get_reader(expected.url)(expected.url)
+    assert [kind for _, _, kind in layers] == ["image", "labels"]
+    found = tuple(sha256(np.asarray(data[0])) for data, _, _ in layers)
+    assert found == expected.sha256
+    kinds = pytest.importorskip("napari.layers", reason=APART)
+    for (data, about, _), kind in zip(layers, (kinds.Image, kinds.Labels), strict=True):
+        layer = kind(data, **about)
+        np.testing.assert_allclose(layer.data_to_world(AT), expected.at_mm)
