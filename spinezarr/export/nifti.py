@@ -39,6 +39,7 @@ from spinezarr.text import counted
 
 __all__ = [
     "ExportedScan",
+    "array_parts",
     "check_no_twin",
     "export_scan",
     "file_name",
@@ -199,10 +200,41 @@ def write_array(
     try:
         _write(path, spec, form, voxels, on_bytes)
     except _NotScaledBackError:
-        form = replace(form, dtype=np.dtype(form.record.dtype), scaling=None)
+        form = form.with_values()
         notes.append(f"{path.name}: holds the scaled values, which its slope does not give")
         _write(path, spec, form, voxels, on_bytes)
     return notes
+
+
+def array_parts(spec: ArraySpec, facts: ScanAttributes, voxels: VoxelReader) -> Iterator[bytes]:
+    """Yield the content of the file that :func:`write_array` writes, before it is packed.
+
+    One slab of stored voxels is in memory. Where the source's numbers are computed from stored
+    values, all of them are read once before, to see that these give the values again.
+
+    Parameters
+    ----------
+    spec, facts
+        The array, and what is known of its scan.
+    voxels
+        Reads it.
+
+    Raises
+    ------
+    CorruptStoreError
+        While it is iterated, if stored bytes are missing or damaged: what came is no whole file.
+    """
+    spec, form = _as_stored(spec, _Form.portable(spec, facts))
+    if form.scaling is not None and not form.takes_numbers:
+        try:
+            for slab in _slabs(spec, form, voxels):
+                form.numbers(slab)
+        except _NotScaledBackError:
+            form = form.with_values()
+    yield form.header()
+    for slab in _slabs(spec, form, voxels):
+        for k in range(slab.shape[2]):
+            yield form.numbers(slab[..., k]).tobytes(order="F")
 
 
 def write_label_on_image(
@@ -289,6 +321,10 @@ class _Form:
         """Choose the form of other numbers that lie as the exported image does."""
         record = facts.image_source
         return cls(record, Place.portable(record), dtype, None)
+
+    def with_values(self) -> "_Form":
+        """Choose the form that holds the values, and not the source's numbers."""
+        return replace(self, dtype=np.dtype(self.record.dtype), scaling=None)
 
     def header(self) -> bytes:
         """Compose the header, and that no extension follows."""
@@ -379,6 +415,13 @@ def _integer_type(low: int, high: int) -> np.dtype[Any] | None:
     return np.dtype(np.float64) if -low <= _FLOAT64_INTEGERS >= high else None
 
 
+def _as_stored(spec: ArraySpec, form: _Form) -> tuple[ArraySpec, _Form]:
+    """Read the stored numbers themselves, if these are what the file holds."""
+    if spec.scaling is not None and form.scaling == (spec.scaling.slope, spec.scaling.intercept):
+        return spec.unscaled(), replace(form, takes_numbers=True)
+    return spec, form
+
+
 def _write(
     path: Path,
     spec: ArraySpec,
@@ -388,8 +431,7 @@ def _write(
 ) -> None:
     """Write one file, packed if its name ends so; it is there whole, or not at all."""
     check_no_twin(path)
-    if spec.scaling is not None and form.scaling == (spec.scaling.slope, spec.scaling.intercept):
-        spec, form = spec.unscaled(), replace(form, takes_numbers=True)
+    spec, form = _as_stored(spec, form)
     done = 0
     try:
         with _output(path, compressed=path.name.endswith(".gz")) as file:

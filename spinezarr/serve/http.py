@@ -1,7 +1,7 @@
 """Requests and answers, whatever server carries them."""
 
 import re
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any, Final
@@ -55,7 +55,7 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What it gets: a body, or a part of a file."""
+    """What it gets: a body, a part of a file, or parts that are made while they are sent."""
 
     status: HTTPStatus
     headers: Mapping[str, str]
@@ -63,6 +63,7 @@ class Answer:
     file: ServedFile | None = None
     start: int = 0
     stop: int = 0
+    stream: Iterator[bytes] | None = None
 
     @property
     def length(self) -> int:

@@ -21,10 +21,9 @@ from urllib.parse import quote
 
 from isal import igzip
 
-from spinezarr.serve.http import Answer, Request, explained
+from spinezarr.serve.http import Answer, Request, accepts_gzip, explained
 from spinezarr.serve.opened import OpenedScan
 from spinezarr.serve.origin import origin_of
-from spinezarr.serve.page_files import takes_gzip
 from spinezarr.serve.patches import PatchSource
 from spinezarr.serve.versioned import RefusedError
 from spinezarr.text import json_text
@@ -200,7 +199,7 @@ def answer_client(request: Request, asked_version: str, name: str) -> Answer:
         "x-content-type-options": "nosniff",
         "vary": "Accept-Encoding",
     }
-    if takes_gzip(request):
+    if accepts_gzip(request.headers.get("accept-encoding", "")):
         return Answer(HTTPStatus.OK, {**fields, "content-encoding": "gzip"}, _packed(name))
     return Answer(HTTPStatus.OK, fields, content)
 

@@ -9,9 +9,11 @@ from typing import Final, Literal
 from pydantic import BaseModel
 
 from spinezarr.serve.facts import OneStoreModel, ScanModel, ScansModel, ScansQuery, StoresModel
-from spinezarr.serve.forms import BATCH_FORMS, PATCH_FORMS
+from spinezarr.serve.forms import BATCH_FORMS, NIFTI_GZ, PATCH_FORMS
 from spinezarr.serve.http import TEXT
 from spinezarr.serve.levels import LEVEL_HEADERS, LevelQuery
+from spinezarr.serve.nifti import NiftiQuery
+from spinezarr.serve.open_in import OpenInModel
 from spinezarr.serve.patches import BatchModel, PatchQuery
 from spinezarr.serve.query import AskedModel
 from spinezarr.serve.slices import PNG, SliceQuery
@@ -371,6 +373,51 @@ OPERATIONS: Final = (
             HTTPStatus.NOT_FOUND: Content("There is none such."),
         },
         headers=_PAGE_HEADERS,
+    ),
+    *(
+        Operation(
+            f"{array}_nifti",
+            "GET",
+            f"/v1/{{store}}/scans/{{scan_id}}/{array}.nii.gz",
+            "Files",
+            f"The whole {what} of a scan as NIfTI, as 'spinezarr export nifti' writes it",
+            {
+                HTTPStatus.OK: Content(
+                    "The file; how long it will be is not known before its end.",
+                    (NIFTI_GZ,),
+                    headers=("ETag", "Content-Disposition"),
+                ),
+                **_FACTS,
+                **_VERSION,
+                HTTPStatus.BAD_REQUEST: Content("What is asked is no version; says where."),
+                **missing,
+                HTTPStatus.TOO_MANY_REQUESTS: Content(
+                    "As many files are being sent as may be.", headers=("Retry-After",)
+                ),
+            },
+            query=NiftiQuery,
+            headers=_CONDITIONS,
+        )
+        for array, what, missing in (
+            ("image", "image", {}),
+            (
+                "label",
+                "mask",
+                {HTTPStatus.UNPROCESSABLE_ENTITY: Content("The scan has no mask.")},
+            ),
+        )
+    ),
+    Operation(
+        "open_in",
+        "GET",
+        "/v1/{store}/scans/{scan_id}/open-in",
+        "Facts",
+        "Where else a scan can be opened: links, and lines to paste",
+        {
+            HTTPStatus.OK: Content("The ways.", (_JSON,), OpenInModel),
+            HTTPStatus.BAD_REQUEST: Content("The request names no host."),
+            **_FACTS,
+        },
     ),
     Operation(
         "neuroglancer",

@@ -12,7 +12,7 @@ from typing import Final
 from spinezarr.serve.conditions import judge
 from spinezarr.serve.http import Answer, Request, explained
 
-__all__ = ["LIST_PAGE", "SCAN_PAGE", "answer_page_file", "takes_gzip"]
+__all__ = ["LIST_PAGE", "SCAN_PAGE", "answer_page_file"]
 
 LIST_PAGE: Final = "list.html"
 """Stores and their scans."""
@@ -81,7 +81,7 @@ def answer_page_file(request: Request, name: str) -> Answer:
     file = _page_files().get(name)
     if file is None:
         return explained(HTTPStatus.NOT_FOUND, "There is no such file.")
-    is_packed = len(file.data) >= _LEAST_PACKED_BYTES and takes_gzip(request)
+    is_packed = len(file.data) >= _LEAST_PACKED_BYTES and _takes_gzip(request)
     # Forms of a file are others to a cache; the tags of HTTP name a form (RFC 9110, 8.8.3.3).
     etag = f'{file.etag[:-1]}-gz"' if is_packed else file.etag
     fields = {
@@ -103,7 +103,7 @@ def answer_page_file(request: Request, name: str) -> Answer:
     return Answer(HTTPStatus.OK, fields, file.data)
 
 
-def takes_gzip(request: Request) -> bool:
+def _takes_gzip(request: Request) -> bool:
     """Whether a client reads gzip; those who weigh encodings at all get the file as it is."""
     offered = request.headers.get("accept-encoding", "")
     return "gzip" in (part.strip(" \t") for part in offered.split(","))

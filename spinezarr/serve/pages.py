@@ -11,7 +11,7 @@ from concurrent.futures import Executor
 from contextlib import asynccontextmanager
 from functools import partial
 from http import HTTPStatus
-from typing import Final, TypeVar
+from typing import Final, Literal, TypeVar
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -36,6 +36,8 @@ from spinezarr.serve.http import Answer, Receive, Request, Scope, Send, explaine
 from spinezarr.serve.levels import LevelRequest, answer_level
 from spinezarr.serve.login import LOGIN, LOGOUT
 from spinezarr.serve.neuroglancer import answer_client, answer_segments, answer_state
+from spinezarr.serve.nifti import answer_nifti
+from spinezarr.serve.open_in import answer_open_in
 from spinezarr.serve.openapi import document
 from spinezarr.serve.operations import OPERATIONS
 from spinezarr.serve.page_files import LIST_PAGE, SCAN_PAGE, answer_page_file
@@ -72,6 +74,8 @@ _BODY_S: Final = 8.0
 """For the body of a request."""
 _BODIES_BYTES: Final = 64 << 20
 """Of bodies that have not come whole; who sends more waits."""
+_STREAMS: Final = 8
+"""Files that are made while they are sent; each holds a slab of voxels, some 70 MB."""
 _READY_S: Final = 1.0
 """For which an answer of /readyz holds: whoever has no token may ask too, and makes no work."""
 
@@ -167,6 +171,8 @@ class _Pages:
         self._held_bytes = 0
         self.unsent_bytes = 0
         """Of answers that their clients have not taken."""
+        self.streams = 0
+        """Answers that are made while they are sent."""
         self._turns: dict[Executor | None, Turns] = {}
         """Of what is read from disk, and of each bucket."""
         self._turns_to_draw: dict[Executor | None, Turns] = {}
@@ -186,6 +192,9 @@ class _Pages:
             "list_page": lambda asked: self._page_file(asked, LIST_PAGE),
             "scan_page": lambda asked: self._page_file(asked, SCAN_PAGE),
             "page_file": lambda asked: self._page_file(asked, asked.path_params["file"]),
+            "image_nifti": lambda asked: self._write_nifti(asked, "image"),
+            "label_nifti": lambda asked: self._write_nifti(asked, "label"),
+            "open_in": self._list_ways,
             "neuroglancer": self._open_neuroglancer,
             "neuroglancer_segments": self._name_segments,
             "neuroglancer_client": self._send_client,
@@ -303,6 +312,29 @@ class _Pages:
             asked, lambda source: answer_level(source, request, wanted, threads=_THREADS)
         )
 
+    async def _write_nifti(self, asked: Asked, array: Literal["image", "label"]) -> Answer:
+        if self.streams >= _STREAMS:
+            return _BUSY_STREAMS
+        request, scan_id = _request(asked), asked.path_params["scan_id"]
+        answer = _BUSY_STREAMS
+        self.streams += 1  # until it is sent, if there is one
+        try:
+            answer = await self._draw(
+                asked, lambda source: answer_nifti(source, request, scan_id, array)
+            )
+        finally:
+            self.streams -= answer.stream is None
+        return answer
+
+    async def _list_ways(self, asked: Asked) -> Answer:
+        request, params = _request(asked), asked.path_params
+        store, scan_id = params["store"], params["scan_id"]
+        needs_token = self._guard.tokens is not None
+        return await self._of_source(
+            asked,
+            lambda source: answer_open_in(source, request, store, scan_id, needs_token=needs_token),
+        )
+
     async def _read(
         self, asked: Asked, n_bytes: int, answer: Callable[[PatchSource], Answer]
     ) -> Answer:
@@ -414,16 +446,20 @@ class _Sending(Response):
         self._pages = pages
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002
-        size = len(self._answer.body)
+        size, streams = len(self._answer.body), self._answer.stream is not None
         self._pages.unsent_bytes += size
         try:
             await send_answer(send, scope["method"], self._answer, {}, Sent())
         finally:
             self._pages.unsent_bytes -= size
+            self._pages.streams -= streams
 
 
 _BUSY: Final = explained(
     HTTPStatus.TOO_MANY_REQUESTS, "Too much is asked for at once.", retry_after="1"
+)
+_BUSY_STREAMS: Final = explained(
+    HTTPStatus.TOO_MANY_REQUESTS, "Too many files are being sent.", retry_after="5"
 )
 _NO_STORE: Final = explained(HTTPStatus.NOT_FOUND, "There is no such store.")
 

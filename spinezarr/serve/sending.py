@@ -1,10 +1,13 @@
 """How an answer becomes messages of ASGI: as one, or part by part."""
 
 import asyncio
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from http import HTTPStatus
 from typing import Final
 
+from spinezarr.errors import SpinezarrError
 from spinezarr.serve.http import Answer, Send, explained
 from spinezarr.serve.objects import ServedFile, UnreadableError
 
@@ -18,6 +21,8 @@ _PART_BYTES: Final = 256 << 10
 """Some wait to be sent at once, for each client that reads slowly."""
 _FAR_BYTES: Final = 4 << 20
 """Read together of what lies far away, where that takes a request; a patch takes one or two."""
+_STREAMING: Final = ThreadPoolExecutor(max(1, (os.cpu_count() or 1) // 2), "spinezarr-stream")
+"""Make what is streamed, part by part in turn, beside all else."""
 _WITHOUT_LENGTH: Final = (HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED)
 
 
@@ -56,6 +61,9 @@ async def send_answer(
         Where it is noted.
     """
     fields = {**answer.headers, **shared}
+    if answer.stream is not None:
+        await _send_stream(send, answer.status, fields, answer.stream, sent)
+        return
     if answer.status not in _WITHOUT_LENGTH:
         fields["content-length"] = str(answer.length)
     try:
@@ -78,6 +86,24 @@ async def send_answer(
             return  # which ends the connection: the length tells
         more = parts.is_left
         await send({"type": "http.response.body", "body": data, "more_body": more})
+        sent.size_bytes += len(data)
+
+
+async def _send_stream(
+    send: Send, status: HTTPStatus, fields: Mapping[str, str], stream: Iterator[bytes], sent: Sent
+) -> None:
+    """Send parts as they are made; one that cannot be made ends the connection, unfinished."""
+    loop = asyncio.get_running_loop()
+    sent.status = status
+    await send({"type": "http.response.start", "status": int(status), "headers": encoded(fields)})
+    while True:
+        try:
+            data = await loop.run_in_executor(_STREAMING, next, stream, None)
+        except (SpinezarrError, OSError):
+            return
+        await send({"type": "http.response.body", "body": data or b"", "more_body": bool(data)})
+        if not data:
+            return
         sent.size_bytes += len(data)
 
 

@@ -32,6 +32,7 @@ from spinezarr.serve.tokens import Tokens, new_token
 SCAN = "/v1/ctspine1k/scans/liver_0"
 PATCH = f"{SCAN}/patch?size_zyx=4,4,4&start_zyx=0,0,0"
 SLICE = f"{SCAN}/slice.png?size_px=32"
+NIFTI = "/v1/{store}/scans/{scan_id}/label.nii.gz"
 LEVEL = "/v1/{store}/scans/{scan_id}/levels/{level}"
 EMPTY = {"items": [], "size_zyx": (1, 1, 1)}
 
@@ -101,6 +102,14 @@ ASKED = [
     ("/v1/{store}/scans/{scan_id}/view", f"{SCAN}/view", {"if_none_match": "*"}, 304),
     ("/v1/{store}/scans/{scan_id}/view", f"{SCAN}/view", {"if_match": '"x"'}, 412),
     ("/v1/{store}/scans/{scan_id}/view", "/v1/ctspine1k/scans/none/view", {}, 404),
+    (NIFTI, f"{SCAN}/label.nii.gz", {}, 200),
+    (NIFTI, f"{SCAN}/label.nii.gz", {"if_none_match": "*"}, 304),
+    (NIFTI, f"{SCAN}/label.nii.gz", {"if_match": '"x"'}, 412),
+    (NIFTI, f"{SCAN}/label.nii.gz?other=1", {}, 400),
+    (NIFTI, f"{SCAN}/label.nii.gz?content_checksum=0", {}, 410),
+    (NIFTI, "/v1/ctspine1k/scans/none/label.nii.gz", {}, 404),
+    ("/v1/{store}/scans/{scan_id}/open-in", f"{SCAN}/open-in", {}, 200),
+    ("/v1/{store}/scans/{scan_id}/open-in", "/v1/ctspine1k/scans/none/open-in", {}, 404),
     ("/neuroglancer/{store}/{scan_id}", "/neuroglancer/ctspine1k/liver_0", {}, 303),
     ("/neuroglancer/{store}/{scan_id}", "/neuroglancer/ctspine1k/none", {}, 404),
     (

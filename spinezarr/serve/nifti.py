@@ -1,0 +1,115 @@
+"""Whole scans as NIfTI: ``GET /v1/<store>/scans/<scan_id>/image.nii.gz`` and ``label.nii.gz``.
+
+They are the files that ``spinezarr export nifti`` writes, packed while they are sent: one slab of
+voxels is in memory, whatever the size of the scan, and how long a file will be is not known before
+its end. If it cannot be read to its end, the connection ends without the rest, and the checksum at
+the end of what is packed is missing: no program takes it for a whole file.
+"""
+
+from collections.abc import Iterator
+from http import HTTPStatus
+from itertools import chain
+from typing import Annotated, Any, Final, Literal
+from urllib.parse import quote
+
+from isal import isal_zlib
+from pydantic import Field
+
+from spinezarr.errors import CorruptStoreError, ScanChangedError
+from spinezarr.serve.forms import NIFTI_GZ
+from spinezarr.serve.http import Answer, Request, explained
+from spinezarr.serve.opened import OpenedScan
+from spinezarr.serve.patches import PatchSource
+from spinezarr.serve.query import AskedModel, WrongQueryError, parse_query
+from spinezarr.serve.versioned import RefusedError, headers_of_version
+from spinezarr.store.layout import IMAGE
+
+__all__ = ["NiftiQuery", "answer_nifti"]
+
+_isal_zlib: Any = isal_zlib  # few annotations
+_GZIP_LEVEL: Final = 2
+"""As ``spinezarr export nifti`` packs."""
+_GZIP_BITS: Final = 31
+"""The window of deflate, in the frame of gzip."""
+_PART_BYTES: Final = 256 << 10
+"""Of packed bytes that are sent together."""
+
+
+class NiftiQuery(AskedModel):
+    """Which version."""
+
+    content_checksum: Annotated[str, Field(max_length=64)] | None = None
+    """The version of the scan that is wanted; the answer may be kept for ever."""
+
+
+def answer_nifti(
+    source: PatchSource, request: Request, scan_id: str, array: Literal["image", "label"]
+) -> Answer:
+    """Answer a request for a file, of which the first part is read at once.
+
+    Parameters
+    ----------
+    source
+        Of the store's voxels.
+    request
+        As it came.
+    scan_id
+        Of the scan.
+    array
+        Which of its two.
+    """
+    try:
+        asked = parse_query(NiftiQuery, request.query)
+        return _answer(source, request, scan_id, array, asked)
+    except WrongQueryError as problem:
+        return explained(HTTPStatus.BAD_REQUEST, str(problem))
+    except RefusedError as refused:
+        return refused.answer
+    except ScanChangedError:
+        return explained(
+            HTTPStatus.SERVICE_UNAVAILABLE, "The scan has changed meanwhile.", retry_after="1"
+        )
+    except CorruptStoreError:
+        return explained(HTTPStatus.SERVICE_UNAVAILABLE, "The scan is damaged.", retry_after="1")
+
+
+def _answer(
+    source: PatchSource, request: Request, scan_id: str, array: str, asked: NiftiQuery
+) -> Answer:
+    # nibabel takes long to import, and few ask for this.
+    from spinezarr.export.nifti import array_parts, file_name  # noqa: PLC0415
+
+    opened = OpenedScan.of(source, scan_id, asked.content_checksum)
+    scan = opened.scan
+    spec = scan.image if array == IMAGE else scan.label
+    if spec is None:
+        raise RefusedError(explained(HTTPStatus.UNPROCESSABLE_ENTITY, "The scan has no mask."))
+    headers = headers_of_version(
+        request,
+        NIFTI_GZ,
+        scan.content_checksum,
+        array,
+        is_named=asked.content_checksum is not None,
+    )
+    name = quote(file_name(scan_id, array, compressed=True), safe="")
+    headers |= {
+        "content-type": NIFTI_GZ,
+        "content-disposition": f"attachment; filename*=UTF-8''{name}",
+        "x-content-type-options": "nosniff",
+    }
+    if request.method == "HEAD":
+        return Answer(HTTPStatus.OK, headers, stream=iter(()))
+    parts = _packed(array_parts(spec, scan.attributes, opened.engine))
+    return Answer(HTTPStatus.OK, headers, stream=chain([next(parts)], parts))
+
+
+def _packed(parts: Iterator[bytes]) -> Iterator[bytes]:
+    """Pack parts, without name and time: the same scan gives the same bytes."""
+    packer = _isal_zlib.compressobj(_GZIP_LEVEL, _isal_zlib.DEFLATED, _GZIP_BITS)
+    waiting = bytearray()
+    for part in parts:
+        waiting += packer.compress(part)
+        if len(waiting) >= _PART_BYTES:
+            yield bytes(waiting)
+            waiting.clear()
+    yield bytes(waiting) + packer.flush()

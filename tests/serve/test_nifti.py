@@ -1,0 +1,169 @@
+"""Whole scans as NIfTI: the files that the export writes, sent while they are packed."""
+
+import gzip
+import http.client
+import shutil
+import time
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import nibabel as nib
+import numpy as np
+import pytest
+from asking import ask
+from running import running
+
+import spinezarr
+from spinezarr.serve import pages
+from spinezarr.serve.run import BackgroundServer
+from spinezarr.serve.settings import ServeSettings
+
+SUFFIXES = {"image": "ct", "label": "seg"}
+NEVER = "private, max-age=31536000, immutable"
+
+
+@pytest.fixture(scope="module")
+def served(ctspine1k_url, odd):
+    with BackgroundServer(ServeSettings(paths=(ctspine1k_url, odd.url))) as server:
+        yield server.url
+
+
+def check_alike(url, store, name, folder):
+    """Compare what a server sends of all scans with what the export writes of them."""
+    count = 0
+    for row in store.table.scan.to_numpy().tolist():
+        store.export_nifti(row, folder)
+        for array, suffix in SUFFIXES.items():
+            status, headers, body = ask(f"{url}/v1/{name}/scans/{row}/{array}.nii.gz")
+            file = folder / f"{row}_{suffix}.nii.gz"
+            assert status == 200
+            assert headers["content-type"] == "application/gzip"
+            assert headers["content-disposition"] == (
+                f"attachment; filename*=UTF-8''{file.name.replace(' ', '%20')}"
+            )
+            data = gzip.decompress(body)
+            assert data == gzip.decompress(file.read_bytes())
+            found, expected = nib.Nifti1Image.from_bytes(data), nib.load(file)
+            np.testing.assert_array_equal(found.affine, expected.affine)
+            np.testing.assert_array_equal(found.dataobj, expected.dataobj)
+            count += 1
+    return count
+
+
+def test_it_is_what_the_export_writes(served, store, tmp_path):
+    assert check_alike(served, store, "ctspine1k", tmp_path) == 12
+
+
+def test_it_is_so_of_scaled_and_odd_images(served, odd, tmp_path):
+    assert check_alike(served, spinezarr.open(odd.url), "odd", tmp_path) >= 14
+
+
+def test_a_version_may_be_kept_for_ever(served, ctspine1k_url):
+    url = f"{served}/v1/ctspine1k/scans/liver_0/image.nii.gz"
+    status, headers, body = ask(url, "HEAD")
+    assert (status, body, headers["cache-control"]) == (200, b"", "no-cache")
+    assert ask(url, if_none_match=headers["etag"])[0] == 304
+    checksum = spinezarr.open(ctspine1k_url)._reader.scan("liver_0").content_checksum
+    assert ask(f"{url}?content_checksum={checksum}")[1]["cache-control"] == NEVER
+    assert ask(f"{url}?content_checksum={'0' * 32}")[0] == 410
+
+
+def damage(store, scan_id, part):
+    """Flip a byte in the first or the last part of a scan's image."""
+    shards = sorted((store / "scans" / scan_id / "image" / "c").rglob("*"))
+    shard = [path for path in shards if path.is_file()][part]
+    data = bytearray(shard.read_bytes())
+    at = len(data) // 8 if part == 0 else len(data) // 2
+    data[at] ^= 1
+    shard.write_bytes(bytes(data))
+
+
+@pytest.fixture(scope="module")
+def long_scan(tmp_path_factory):
+    """Ingest a scan of several shards along z, of noise, which takes more than one part to send."""
+    from spinezarr.ingest.discover import discover  # noqa: PLC0415
+    from spinezarr.ingest.run import ingest  # noqa: PLC0415
+    from spinezarr.recipe import Recipe  # noqa: PLC0415
+
+    folder = tmp_path_factory.mktemp("long")
+    raw = folder / "raw"
+    raw.mkdir()
+    values = np.random.default_rng(5).integers(-1000, 3000, (96, 96, 300)).astype(np.int16)
+    nib.save(nib.Nifti1Image(values, np.diag([1.0, 1, 2, 1])), raw / "a_ct.nii")
+    recipe = Recipe.of_pairs("{scan}_ct.nii", None, name="long")
+    assert not ingest(recipe, discover(recipe, str(raw)), str(folder / "long.zarr")).failed
+    return folder / "long.zarr"
+
+
+def receive(url, path):
+    """Return all that comes before a connection ends, and whether it ended as it should."""
+    connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=20)
+    connection.request("GET", path)
+    answer = connection.getresponse()
+    try:
+        return answer.status, answer.read(), True
+    except http.client.IncompleteRead as cut:
+        return answer.status, cut.partial, False
+    finally:
+        connection.close()
+
+
+PATH = "/v1/long/scans/a/image.nii.gz"
+
+
+def test_a_scan_without_mask_has_none(long_scan):
+    with BackgroundServer(ServeSettings(paths=(str(long_scan),))) as server:
+        assert ask(f"{server.url}/v1/long/scans/a/label.nii.gz")[0] == 422
+
+
+def check_cut(url):
+    status, body, _ = receive(url, PATH)
+    assert status == 200
+    with pytest.raises(EOFError):
+        gzip.decompress(body)
+
+
+def test_what_cannot_be_read_to_its_end_is_no_file(long_scan, tmp_path, caplog):
+    store = Path(shutil.copytree(long_scan, tmp_path / "long.zarr"))
+    with BackgroundServer(ServeSettings(paths=(str(store),))) as server:
+        whole = gzip.decompress(receive(server.url, PATH)[1])
+        assert len(whole) == 352 + 96 * 96 * 300 * 2
+        damage(store, "a", -1)
+        assert receive(server.url, PATH)[2] is False
+        check_cut(server.url)
+        damage(store, "a", 0)
+        status, headers, _ = ask(f"{server.url}{PATH}")
+        assert (status, headers["retry-after"]) == (503, "1")
+
+
+@pytest.mark.long
+def test_granian_ends_it_unfinished_too(long_scan, tmp_path):
+    store = Path(shutil.copytree(long_scan, tmp_path / "long.zarr"))
+    with running(tmp_path, store) as server:
+        assert len(gzip.decompress(receive(server.url, PATH)[1])) == 352 + 96 * 96 * 300 * 2
+        damage(store, "a", -1)
+        check_cut(server.url)
+
+
+def test_files_that_are_too_many_are_refused(long_scan, monkeypatch):
+    monkeypatch.setattr(pages, "_STREAMS", 1)
+    with BackgroundServer(ServeSettings(paths=(str(long_scan),))) as server:
+        one = http.client.HTTPConnection(urlsplit(server.url).netloc, timeout=20)
+        one.request("GET", PATH)
+        answer = one.getresponse()
+        assert answer.read(2) == b"\x1f\x8b"  # and takes no more
+        status, headers, _ = ask(f"{server.url}{PATH}")
+        assert (status, headers["retry-after"]) == (429, "5")
+        one.close()
+        for path, expected in ((PATH, 200), ("/v1/long/scans/none/image.nii.gz", 404), (PATH, 200)):
+            assert status_when_free(server.url, path) == expected
+
+
+def status_when_free(url, path):
+    """Ask until no other client holds the place."""
+    for _ in range(100):
+        status = ask(f"{url}{path}")[0]
+        if status != 429:
+            return status
+        time.sleep(0.1)
+    pytest.fail("a client that is gone holds a place")

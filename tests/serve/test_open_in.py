@@ -1,0 +1,94 @@
+"""Where else a scan can be opened: links that lead somewhere, and code that runs."""
+
+import json
+
+import numpy as np
+import pytest
+from asking import ask
+
+import spinezarr
+from spinezarr.serve.run import BackgroundServer
+from spinezarr.serve.settings import ServeSettings
+from spinezarr.serve.tokens import new_token
+from spinezarr.view.open_in import ServedScan, ways_to_open
+
+PATH = "/v1/ctspine1k/scans/liver_0/open-in"
+
+
+@pytest.fixture(scope="module", params=["open", "token"])
+def server(request, ctspine1k_url, tmp_path_factory):
+    """Return the server's URL, and the token that it wants, if any."""
+    token = file = None
+    if request.param == "token":
+        file = tmp_path_factory.mktemp("tokens") / "tokens"
+        token = new_token(file, "client")
+    settings = ServeSettings(paths=(ctspine1k_url,), token_file=file and str(file))
+    with BackgroundServer(settings) as running:
+        yield running.url, token
+
+
+def ways_at(url, token, **headers):
+    asked = {"authorization": f"Bearer {token}"} if token else {}
+    status, fields, body = ask(f"{url}{PATH}", **asked, **headers)
+    assert (status, fields["cache-control"]) == (200, "no-store")
+    return {way["name"]: way for way in json.loads(body)["ways"]}
+
+
+def test_links_are_paths_that_answer(server):
+    url, token = server
+    asked = {"authorization": f"Bearer {token}"} if token else {}
+    links = [way["text"] for way in ways_at(url, token).values() if way["kind"] == "link"]
+    assert len(links) == 3
+    for link in links:
+        assert link.startswith("/")
+        assert not link.startswith("//")
+        assert ask(f"{url}{link}", "HEAD", **asked)[0] in {200, 303}
+
+
+@pytest.mark.parametrize("name", ["Python", "xarray"])
+def test_code_runs_as_it_is(server, store, name):
+    url, token = server
+    code = ways_at(url, token)[name]["text"]
+    assert ("TOKEN" in code) == (token is not None)
+    namespace = {}
+    exec(code.replace("TOKEN", token or ""), namespace)  # noqa: S102  that is the test
+    image = namespace["scan"].image
+    np.testing.assert_array_equal(image.values, store.scan("liver_0").image.values)
+
+
+def test_what_is_pasted_names_the_server_as_it_was_reached(ctspine1k_url, tmp_path):
+    token = new_token(tmp_path / "tokens", "client")
+    settings = ServeSettings(paths=(ctspine1k_url,), token_file=str(tmp_path / "tokens"))
+    with BackgroundServer(settings) as running:
+        asked = {"host": "data.example.org", "x_forwarded_proto": "https"}
+        ways = ways_at(running.url, token, **asked)
+        ome = "https://data.example.org/ome/ctspine1k/liver_0.ome.zarr"
+        assert ways["napari"]["text"] == f"napari --plugin napari-ome-zarr {ome}"
+        assert ways["3D Slicer"]["text"] == ome
+        assert "signed URL" in ways["napari"]["hint"]
+        headers = {"authorization": f"Bearer {token}", "host": "a b"}
+        assert ask(f"{running.url}{PATH}", **headers)[0] == 400
+
+
+def test_names_of_strangers_run_nothing():
+    """Whatever a store and a scan are called, a line pasted into a shell is one of one command."""
+    for name in ("a b", "x;rm -rf ~", "$(id)", "`id`", "'q'", '"', "ä/ö", "-v"):
+        scan = ServedScan("http://h", "s t", name, has_label=False, needs_token=True)
+        ways = {way.name: way.text for way in ways_to_open(scan)}
+        assert set(ways["napari"]) <= set(
+            "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-._~%:/ '"
+        )
+        assert "NIfTI, mask" not in ways
+        for code in (ways["Python"], ways["xarray"]):
+            compile(code, "pasted", "exec")
+            assert code.count("\n") == 5 - (code == ways["xarray"])
+
+
+def test_the_mask_is_offered_where_there_is_one(server):
+    assert "NIfTI, mask" in ways_at(*server)
+
+
+def test_the_served_store_opens_by_its_short_url(server):
+    url, token = server
+    if token is None:
+        assert spinezarr.open(f"{url}/ctspine1k").scan("liver_0").sizes["x"]
