@@ -1,6 +1,7 @@
 """Slices that a server draws."""
 
 import io
+import json
 import shutil
 from pathlib import Path
 from urllib.parse import quote
@@ -171,3 +172,18 @@ def test_who_looks_does_not_hold_up_who_trains(ctspine1k_url, monkeypatch):
             assert tuple(answer[0] for answer in found) == answers
             refused = next(answer for answer in found if answer[0] == 429)
             assert refused[1]["retry-after"] == "1"
+
+
+def test_slices_come_from_buckets_too(s3_server, bring_to_bucket):
+    place = f"{s3_server.new_bucket()}/own.zarr"
+    bring_to_bucket("before", place)
+    options = s3_server.storage_options
+    url = f"s3://{place}"
+    with BackgroundServer(ServeSettings(paths=(url,), storage_options={url: options})) as server:
+        at = f"{server.url}/v1/own/scans/a"
+        found = pixels(f"{at}/slice.png?plane=coronal&mm=5&labels=false")
+        store = spinezarr.open(url, storage_options=options)
+        expected = shown(store.scan("a").image.values[::-1, 5, ::-1], "bone")
+        np.testing.assert_array_equal(found, expected)
+        (mask,) = json.loads(ask(f"{at}/view")[2])["masks"]
+        assert [vertebra["name"] for vertebra in mask["vertebrae"]] == ["L1"]
