@@ -1,6 +1,7 @@
 """What stores and scans are, as JSON: ``/v1/stores``, ``/v1/<store>/scans``."""
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from http import HTTPStatus
 from itertools import compress
 from threading import Lock, Thread
@@ -148,6 +149,15 @@ class ScansQuery(AskedModel):
     """Worst finding of the last audit; none: it was not audited."""
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Known:
+    """One version of a scan table, and what was told of it."""
+
+    version: tuple[str, ...]
+    reader: StoreReader
+    told: BoundedCache[str, Told]
+
+
 class StoreFacts:
     """The scan table of one store, as it is now; safe to share between threads.
 
@@ -160,10 +170,8 @@ class StoreFacts:
     def __init__(self, files: ServedFolder) -> None:
         self._files = files
         self._lock = Lock()
-        self._known: tuple[tuple[str, ...], StoreReader] | None = None
+        self._known: _Known | None = None
         self._log: tuple[str, AuditLog] | None = None
-        self._told: BoundedCache[str, Told] = BoundedCache(0)
-        """Of the table that is known."""
 
     def reader(self) -> StoreReader:
         """Return a reader whose table is the one that is there now.
@@ -173,15 +181,17 @@ class StoreFacts:
         SpinezarrError
             If the store cannot be read.
         """
+        return self._now().reader
+
+    def _now(self) -> "_Known":
         found = map(self._files.small, _READ_TOGETHER)
         version = tuple("" if file is None else file.etag for file in found)
         with self._lock:
-            if self._known is None or self._known[0] != version:
+            if self._known is None or self._known.version != version:
                 reader = self._files.reader(with_table=True)
                 reader.table  # noqa: B018  read now, or it is not this version's
-                self._known = version, reader
-                self._told = BoundedCache(_TOLD_BYTES)
-            return self._known[1]
+                self._known = _Known(version, reader, BoundedCache(_TOLD_BYTES))
+            return self._known
 
     def told(self, what: str, make: Callable[[xr.Dataset], Mapping[str, Any]]) -> Told:
         """Return what is told of the table as it is now; made once for all who ask for the same.
@@ -198,12 +208,11 @@ class StoreFacts:
         SpinezarrError
             If the store cannot be read.
         """
-        table = self.reader().table
-        kept = self._told
-        found = kept.find([what]).get(what)
+        now = self._now()
+        found = now.told.find([what]).get(what)
         if found is None:
-            found = Told.of(make(table))
-            kept.keep({what: found})
+            found = Told.of(make(now.reader.table))
+            now.told.keep({what: found})
         return found
 
     def audit_log(self) -> AuditLog:

@@ -86,7 +86,7 @@ def test_it_is_kept_as_long_as_the_scan_is_the_same(served, local):
         assert (status, nothing, again["etag"]) == (304, b"", headers["etag"])
         assert ask(url, if_match='"x"')[0] == 412
     assert ask(f"{asked}&content_checksum=0")[0] == 410
-    others = ("plane=axial", "window=lung", "labels=false", "labels=L1", "size_px=33", "mm=0")
+    others = ("", "plane=axial", "window=lung", "labels=false", "labels=L1", "size_px=33", "mm=0")
     tags = {ask(f"{served}{SCAN}?{other}")[1].get("etag") for other in others}
     assert None not in tags
     assert len(tags | {headers["etag"]}) == 1 + len(others)

@@ -232,7 +232,7 @@ def test_the_middle_of_the_spine_is_shown_first(labelled, bare):
         index = slice_at(scan, labelled._engine, plane, None)
         assert label.take(index, axis).any()
     middles = [np.argwhere(label == value)[:, 2].mean() for value in np.unique(label[label > 0])]
-    assert slice_at(scan, labelled._engine, "sagittal", None) == round(np.median(middles))
+    assert slice_at(scan, None, "sagittal", None) == round(np.median(middles))  # reads nothing
     for scan_id, sizes in {"z1": (0, 10, 12), "x1": (10, 12, 0), "long": (4, 4, 4)}.items():
         scan = bare._reader.scan(scan_id)
         for plane, axis in FLAT.items():
