@@ -86,11 +86,13 @@ export class VolumeView {
 
   async #attach(canvas) {
     this.niivue = await loadNiivue();
+    this.niivue.NVImage.prototype.calMinMax = calibrated;
     const planes = await attached(this.niivue, canvas);
     // Which part of a plane is shown, and that it fills its tile, is for the page to say.
     const whole = planes.screenFieldOfViewExtendedVox.bind(planes);
     planes.screenFieldOfViewExtendedVox = (sliceType) => this.#region(sliceType, whole);
     planes.calculateWidthHeight = (_sliceType, _scale, width, height) => [width, height];
+    leaveOutGradients(planes);
     this.planes = planes;
   }
 
@@ -305,10 +307,39 @@ async function attached(niivue, canvas) {
   return made;
 }
 
+/**
+ * Leave out what only a rendering needs: gradients cost more than all else that planes do.
+ *
+ * NiiVue makes them of as many voxels as the header names while it does so; one is enough.
+ */
+function leaveOutGradients(planes) {
+  const texture = planes.rgbaTex.bind(planes);
+  const refresh = planes.refreshLayers.bind(planes);
+  planes.rgbaTex = (old, unit, dims, isCleared) => {
+    const header = planes.volumes[0]?.hdr;
+    const isGradient = header !== undefined && dims === header.dims;
+    if (isGradient) header.dims = [3, 1, 1, 1, 1, 1, 1, 1];
+    return texture(old, unit, isGradient ? header.dims : dims, isCleared);
+  };
+  planes.refreshLayers = (volume, layer) => {
+    const { dims } = volume.hdr;
+    refresh(volume, layer);
+    volume.hdr.dims = dims;
+  };
+}
+
 /** Let volumes take the place of those before: at once, not one by one with a drawing of each. */
 function put(drawn, volumes) {
   [drawn.back, ...drawn.overlays] = volumes;
   drawn.volumes = volumes;
+}
+
+/** In place of NiiVue's search through all voxels for shades that the page chooses anyway. */
+function calibrated() {
+  const { cal_min: low, cal_max: high } = this.hdr;
+  Object.assign(this, { cal_min: low, cal_max: high, robust_min: low, robust_max: high });
+  Object.assign(this, { global_min: low, global_max: high });
+  return [low, high, low, high];
 }
 
 function labelsKey(shown) {
