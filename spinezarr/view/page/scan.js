@@ -234,6 +234,36 @@ async function copy(text, button) {
   setTimeout(() => (button.textContent = before), TOLD_MS);
 }
 
+/** Other programs that open this scan. */
+async function addOpenIn(source) {
+  const list = find("open-in-list");
+  const button = find("open-in-button");
+  const { ways } = await askJson(`${source.path}/open-in`);
+  for (const way of ways) {
+    const isLink = way.kind === "link";
+    const take = element("button", { type: "button" }, "Copy");
+    take.addEventListener("click", () => copy(way.text, take));
+    const act = isLink ? element("a", { class: "button", href: way.text }, "Open") : take;
+    const name = element("div", { class: "name" }, way.name, element("span", { class: "space" }), act);
+    const text = isLink ? null : element("pre", { tabindex: "0" }, way.text);
+    list.append(element("div", {}, name, element("p", { class: "quiet" }, way.hint), text));
+  }
+  find("open-in").hidden = ways.length === 0;
+  const toggle = (isOpen) => {
+    list.hidden = !isOpen;
+    button.setAttribute("aria-expanded", String(isOpen));
+  };
+  button.addEventListener("click", () => toggle(list.hidden));
+  document.addEventListener("pointerdown", (event) => {
+    if (!find("open-in").contains(event.target)) toggle(false);
+  });
+  find("open-in").addEventListener("keydown", (event) => {
+    if (event.key !== "Escape") return;
+    toggle(false);
+    button.focus();
+  });
+}
+
 /** Keys of the whole page. */
 function addKeys(source, state, stage) {
   const windows = Object.keys(source.facts.windows);
@@ -305,6 +335,7 @@ async function main() {
     "firstview",
     async () => {
       follow(source, state);
+      addOpenIn(source).catch(explain);
       if (!Stage.canDrawVolumes) return;
       try {
         await stage.startVolumes();
