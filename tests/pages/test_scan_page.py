@@ -77,6 +77,20 @@ def small(folder):
         yield Shown(server.url, folder[1], folder[2])
 
 
+@pytest.fixture(scope="module")
+def large(tmp_path_factory):
+    """Serve a scan that is shown in a coarse level first; return the URL of the server."""
+    folder = tmp_path_factory.mktemp("large")
+    image = np.zeros((160, 160, 160), np.int16)
+    image[40:90, 50:120, 60:100] = 700
+    nib.save(nib.Nifti1Image(image, np.eye(4)), folder / "a_ct.nii.gz")
+    nib.save(nib.Nifti1Image((image > 0).astype(np.uint8) * 20, np.eye(4)), folder / "a_seg.nii.gz")
+    recipe = Recipe.of_pairs("{scan}_ct.nii.gz", "{scan}_seg.nii.gz", name="large")
+    ingest(recipe, discover(recipe, str(folder)), str(folder / "large.zarr"))
+    with BackgroundServer(ServeSettings(paths=(str(folder / "large.zarr"),))) as server:
+        yield server.url
+
+
 @pytest.fixture
 def tab(page):
     """Return a tab that waits as long as a busy machine needs to draw in software."""
@@ -344,6 +358,41 @@ def test_the_address_can_be_copied(tab, small):
     tab.locator("#copy").click()
     tab.get_by_text("Copied").wait_for()
     assert tab.evaluate("() => navigator.clipboard.readText()") == tab.url
+
+
+def test_other_programs_are_offered(tab, small):
+    tab.goto(small.page())
+    button = tab.get_by_role("button", name="Open in")
+    button.click()
+    assert button.get_attribute("aria-expanded") == "true"
+    said = tab.locator("#open-in-list").inner_text()
+    ways = json.loads(ask(f"{small.url}/v1/small/scans/b/open-in")[2])["ways"]
+    for way in ways:
+        assert way["name"] in said
+        assert way["hint"] in said
+    links = tab.locator("#open-in-list a").evaluate_all("all => all.map(a => a.pathname)")
+    assert links == [urlsplit(way["text"]).path for way in ways if way["kind"] == "link"]
+    tab.keyboard.press("Escape")
+    assert tab.locator("#open-in-list").is_hidden()
+
+
+def test_pictures_come_where_a_coarse_level_rests(tab, large):
+    tab.goto(f"{large}/scan/large/a?labels=false")
+    wait_for_volume(tab)
+    assert tab.locator("#stage").get_attribute("data-level") != "0"
+    sharp = tab.locator("img.slice:visible")
+    assert sharp.count() == len(PLANES)
+    slider = tab.get_by_role("slider", name="Sagittal plane, x in mm")
+    slider.focus()
+    before = sharp.first.get_attribute("src")
+    tab.keyboard.press("ArrowRight")
+    tab.wait_for_timeout(1500)
+    assert sharp.count() == len(PLANES)
+    assert sharp.first.get_attribute("src") != before
+    tab.keyboard.press("f")
+    tab.get_by_text("All voxels").wait_for()
+    assert tab.locator("img.slice:visible").count() == 0
+    assert "level=0" in tab.url
 
 
 def test_keys_go_to_the_scans_beside(tab, small):

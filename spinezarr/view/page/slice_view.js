@@ -103,7 +103,7 @@ export class SliceView {
       this.onDrawn(plane, problem);
     } finally {
       state.isBusy = false;
-      if (state.wanted !== wanted && !this.isBacked) this.#bring(plane);
+      if (state.wanted !== wanted) this.#bring(plane);
     }
   }
 
