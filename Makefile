@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 TORCH ?= torch==2.13.0
 NNUNET ?= nnunetv2==2.8.1
 
-.PHONY: bench bench-codecs bench-ingest bench-loaders bench-memory bench-remote bench-remote-s3 bench-s3 bench-scans bench-serve bench-training bench-window demo flips fuzz-kernel test test-ceph test-crash test-hostile test-load test-long lint types layers wheel clean
+.PHONY: bench bench-codecs bench-ingest bench-loaders bench-memory bench-remote bench-remote-s3 bench-s3 bench-scans bench-serve bench-training bench-view bench-window demo flips fuzz-kernel test test-ceph test-crash test-hostile test-load test-long lint types layers wheel clean
 
 demo: $(VENV)/.installed
 	$(BIN)/spinezarr demo --out demo
@@ -116,6 +116,11 @@ bench-scans: $(VENV)/.installed
 bench-serve: $(VENV)/.installed
 	mkdir -p build
 	$(BIN)/python benchmarks/serve.py $(PAIR) $(SERVE) --folder build --json build/serve.json
+
+# Seconds and bytes until a scan is seen in Chromium, beside downloading it: apt-get install chromium.
+bench-view: $(VENV)/.installed
+	mkdir -p build
+	$(BIN)/python benchmarks/view.py $(PAIR) --folder build --json build/view.json
 
 # What windows of samples trade; reads nothing.
 bench-window: $(VENV)/.installed

@@ -390,7 +390,7 @@ def test_pictures_come_where_a_coarse_level_rests(tab, large):
     assert sharp.count() == len(PLANES)
     assert sharp.first.get_attribute("src") != before
     tab.keyboard.press("f")
-    tab.get_by_text("All voxels").wait_for()
+    tab.locator("#level").get_by_text("All voxels").wait_for()
     assert tab.locator("img.slice:visible").count() == 0
     assert "level=0" in tab.url
 
@@ -504,6 +504,19 @@ def test_a_level_that_fails_leaves_what_is_shown(tab, small):
     tab.get_by_role("alert").get_by_text("damaged").wait_for()
     assert tab.locator("img.slice:visible").count() == len(PLANES)
     assert "not read" in tab.locator("#status").inner_text()
+    tab.complaints.clear()
+
+
+def test_pictures_come_back_when_the_graphics_are_lost(tab, small):
+    tab.goto(small.page(level="0"))
+    wait_for_volume(tab)
+    assert tab.locator("img.slice:visible").count() == 0
+    tab.evaluate(
+        """() => document.querySelector("#planes").getContext("webgl2")
+        .getExtension("WEBGL_lose_context").loseContext()"""
+    )
+    tab.get_by_role("alert").get_by_text("graphics memory").wait_for()
+    tab.locator("img.slice:visible").nth(2).wait_for()
     tab.complaints.clear()
 
 

@@ -71,6 +71,7 @@ export class Stage extends EventTarget {
     const asked = fitting.find(({ level }) => String(level) === this.state.level);
     if (!first) return;
     this.volume = new VolumeView(this.source, this.canvas, this.renderCanvas);
+    this.canvas.addEventListener("webglcontextlost", () => this.#lose(), { once: true });
     this.volume.show(this.#shown());
     await this.loadLevel((asked ?? first).level, { isQuiet: true });
     await this.#startRender();
@@ -115,6 +116,17 @@ export class Stage extends EventTarget {
   /** Ask again for what failed. */
   retry() {
     this.slices.retry();
+  }
+
+  /** Go back to the server's pictures. */
+  #lose() {
+    this.loading?.abort();
+    this.volume = null;
+    this.slices.showAgain();
+    delete this.root.dataset.level;
+    this.update();
+    const text = "The graphics memory is exhausted: the server draws the planes until you reload.";
+    this.dispatchEvent(new CustomEvent("problem", { detail: new Error(text) }));
   }
 
   #shown() {

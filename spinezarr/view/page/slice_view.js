@@ -107,6 +107,12 @@ export class SliceView {
     }
   }
 
+  /** Show pictures again: the other view is gone. */
+  showAgain() {
+    this.isHidden = false;
+    this.retry();
+  }
+
   /** Ask again for what failed. */
   retry() {
     for (const [plane, state] of Object.entries(this.planes)) {

@@ -16,7 +16,9 @@ const SLICE_TYPES = { axial: 0, coronal: 1, sagittal: 2 };
 const RENDER = 4;
 /** Of the shown bytes of a voxel: as colored, its gradient, its label. */
 const TEXTURE_BYTES = 12;
-const LARGEST_TEXTURE_BYTES = 3e9;
+const LARGEST_TEXTURE_BYTES = 1.5e9;
+/** That are asked for at once. */
+const SLAB_VOXELS = 16e6;
 /** In which the spine is rendered. */
 const RENDER_VOXELS = 3e6;
 const ILLUMINATION = 0.6;
@@ -34,6 +36,21 @@ function loadNiivue() {
     document.head.append(script);
   });
   return loading;
+}
+
+/** Fetch all voxels of a level. */
+async function fetchLevel(chunked, levelIndex, options) {
+  const [nx, ny, nz] = chunked.levels[levelIndex].shape;
+  const depth = Math.max(1, Math.floor(SLAB_VOXELS / (nx * ny)));
+  let whole = null;
+  for (let z = 0; z < nz; z += depth) {
+    const chunk = { levelIndex, texOrigin: [0, 0, z], texDims: [nx, ny, Math.min(depth, nz - z)] };
+    const part = await chunked.fetchChunk(chunk, options);
+    if (depth >= nz) return part;
+    whole ??= new part.constructor(nx * ny * nz);
+    whole.set(part, nx * ny * z);
+  }
+  return whole;
 }
 
 let largestTexture = null;
@@ -67,7 +84,7 @@ export class VolumeView {
     this.drawnWindow = "";
     this.drawnLabels = "";
     this.drawnRenderLabels = "";
-    this.turn = { azimuth: 180, elevation: 8, zoom: FIRST_RENDER_ZOOM };
+    this.turn = { azimuth: 200, elevation: 10, zoom: FIRST_RENDER_ZOOM };
   }
 
   /** Whether this browser has what NiiVue draws with. */
@@ -103,10 +120,9 @@ export class VolumeView {
    */
   async load(levelIndex, options = {}) {
     const level = this.source.levels[levelIndex];
-    const whole = { levelIndex, texOrigin: [0, 0, 0], texDims: level.shape };
     const arrays = this.source.hasMask ? ["image", "label"] : ["image"];
     const fetched = Promise.all(
-      arrays.map((array) => this.source.chunked(array).fetchChunk(whole, options)),
+      arrays.map((array) => fetchLevel(this.source.chunked(array), levelIndex, options)),
     );
     const [[image, label]] = await Promise.all([fetched, this.attaching]);
     const { shape, spacing } = level;

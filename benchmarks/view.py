@@ -1,0 +1,203 @@
+"""How long until a scan is seen in a browser, and how many bytes that takes; beside downloading it.
+
+A server of its own process serves a scan as it is and one of 600 slices, stacked from it. Debian's
+Chromium, without a screen or a GPU, opens the page of each anew, with nothing kept from before. The
+page itself marks when the three planes are drawn, when a volume takes their place and when the
+spine is there in 3D, counted from the navigation. The same files as ``.nii.gz`` come from the same
+server; whoever downloads them has yet to open them.
+"""
+
+import argparse
+import json
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+from common import ingested, machine, spread
+from patches import pair_of
+from playwright.sync_api import Browser, sync_playwright
+from rich.console import Console
+from rich.table import Table
+
+SLICES = 600
+MARKS = {"first_view": "first-view", "volume": "level-", "render": "render"}
+"""What is marked by the page, by the beginning of its name."""
+_WAIT_MS = 300_000
+_FLAGS = ["--headless=new", "--no-sandbox", "--disable-dev-shm-usage"]
+
+
+@dataclass(frozen=True, slots=True)
+class Visit:
+    """What one opening of the page took."""
+
+    ms: dict[str, float]
+    first_view_bytes: int
+    all_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Download:
+    """What the two files took."""
+
+    ms: float
+    n_bytes: int
+
+
+def stacked(image: Path, label: Path, work: Path, n_slices: int) -> tuple[Path, Path]:
+    """Write a scan of more slices: the scan and its mirror image, over and over."""
+    made = []
+    for path, name in ((image, "long_ct.nii.gz"), (label, "long_seg.nii.gz")):
+        read = nib.load(path)
+        voxels = np.asanyarray(read.dataobj)
+        times = -(-n_slices // voxels.shape[2])
+        parts = [voxels[..., ::-1] if i % 2 else voxels for i in range(times)]
+        long = np.concatenate(parts, axis=2)[..., :n_slices]
+        nib.save(nib.Nifti1Image(long, read.affine), work / name)
+        made.append(work / name)
+    return made[0], made[1]
+
+
+@contextmanager
+def serving(*stores: Path) -> Iterator[str]:
+    """Serve stores in a process of its own; yield its URL."""
+    program = (
+        "import sys, time\n"
+        "from spinezarr.serve.run import BackgroundServer\n"
+        "from spinezarr.serve.settings import ServeSettings\n"
+        "with BackgroundServer(ServeSettings(paths=tuple(sys.argv[1:]))) as server:\n"
+        "    print(server.url, flush=True)\n"
+        "    time.sleep(1e6)\n"
+    )
+    command = [sys.executable, "-c", program, *map(str, stores)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)  # noqa: S603
+    try:
+        yield process.stdout.readline().strip()  # type: ignore[union-attr]  # it is a pipe
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def visited(browser: Browser, url: str) -> Visit:
+    """Open the page in a context of its own, and wait until all is there."""
+    context = browser.new_context(viewport={"width": 1280, "height": 720})
+    tab = context.new_page()
+    tab.set_default_timeout(_WAIT_MS)
+    tab.goto(url)
+    tab.wait_for_selector("#stage[data-render]")
+    marks = tab.evaluate(
+        "() => performance.getEntriesByType('mark').map(m => [m.name, m.startTime])"
+    )
+    loaded = tab.evaluate(
+        "() => [...performance.getEntriesByType('navigation'),"
+        " ...performance.getEntriesByType('resource')].map(r => [r.responseEnd, r.transferSize])"
+    )
+    context.close()
+    ms = {
+        what: next(at for name, at in marks if name.startswith(start))
+        for what, start in MARKS.items()
+    }
+    first = sum(size for end, size in loaded if end <= ms["first_view"])
+    return Visit(ms, first, sum(size for _, size in loaded))
+
+
+def downloaded(scan_url: str) -> Download:
+    """Fetch image and mask, and keep nothing."""
+    started, count = time.perf_counter(), 0
+    for array in ("image", "label"):
+        with urllib.request.urlopen(f"{scan_url}/{array}.nii.gz") as answer:  # noqa: S310
+            while part := answer.read(1 << 20):
+                count += len(part)
+    return Download(1000 * (time.perf_counter() - started), count)
+
+
+def measured(browser: Browser, server: str, store: str, rounds: int) -> dict[str, object]:
+    """Open the page and download the files, in turns; the first of each warms the server up."""
+    page, scan = f"{server}/scan/{store}/scan", f"{server}/v1/{store}/scans/scan"
+    visits = [visited(browser, page) for _ in range(rounds + 1)][1:]
+    downloads = [downloaded(scan) for _ in range(rounds)]
+    found: dict[str, object] = {
+        "first_view_bytes": round(statistics.median(v.first_view_bytes for v in visits)),
+        "page_bytes": round(statistics.median(v.all_bytes for v in visits)),
+        "nii_gz_bytes": downloads[0].n_bytes,
+        **spread("nii_gz_ms", [d.ms for d in downloads]),
+    }
+    for what in MARKS:
+        found |= spread(f"{what}_ms", [v.ms[what] for v in visits])
+    return found
+
+
+def shown(results: dict[str, dict[str, object]]) -> Table:
+    """Return the figures as a table."""
+    table = Table(title="Milliseconds from the navigation on, and megabytes")
+    for column in (
+        "scan",
+        "first view",
+        "volume",
+        "3D",
+        "MB to first view",
+        "MB in all",
+        ".nii.gz ms",
+        ".nii.gz MB",
+    ):
+        table.add_column(column, justify="left" if column == "scan" else "right")
+    for name, found in results.items():
+        times = [f"{found[f'{what}_ms_median']:,.0f}" for what in MARKS]
+        table.add_row(
+            name,
+            *times,
+            f"{found['first_view_bytes'] / 1e6:.1f}",  # type: ignore[operator]
+            f"{found['page_bytes'] / 1e6:.1f}",  # type: ignore[operator]
+            f"{found['nii_gz_ms_median']:,.0f}",
+            f"{found['nii_gz_bytes'] / 1e6:.1f}",  # type: ignore[operator]
+        )
+    return table
+
+
+def main() -> None:
+    """Measure, print, and write figures."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("pair", nargs="*", type=Path, help="image and mask")
+    parser.add_argument("--folder", type=Path, help="where to work; else a temporary one")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--slices", type=int, default=SLICES)
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        raise SystemExit("Chromium is not installed. On Debian: apt-get install chromium")
+    with tempfile.TemporaryDirectory(dir=options.folder) as folder:
+        work = Path(folder)
+        image, label = pair_of(options, work)
+        stores = []
+        for name, pair in (
+            ("short", (image, label)),
+            ("long", stacked(image, label, work, options.slices)),
+        ):
+            (work / name).mkdir()
+            stores.append(ingested(*pair, work / name).rename(work / f"{name}.zarr"))
+        with serving(*stores) as server, sync_playwright() as driver:
+            browser = driver.chromium.launch(executable_path=chromium, args=_FLAGS)
+            n_slices = {"short": nib.load(image).shape[2], "long": options.slices}
+            results = {
+                f"{n} slices": measured(browser, server, name, options.rounds)
+                for name, n in n_slices.items()
+            }
+            browser.close()
+    Console().print(shown(results))
+    if options.json:
+        told = {"machine": machine(), "rounds": options.rounds, "results": results}
+        options.json.write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
