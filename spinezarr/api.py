@@ -746,6 +746,68 @@ class Store:
             compressed=compressed,
         )
 
+    def export_ome_zarr(
+        self,
+        scan_id: str,
+        out: str | os.PathLike[str],
+        *,
+        storage_options: Mapping[str, Any] | None = None,
+        link: bool = False,
+        overwrite: bool = False,
+        on_bytes: Callable[[int], None] = lambda _: None,
+    ) -> "ExportedScan":
+        """Write a scan as an OME-Zarr image (version 0.5), for other people's viewers.
+
+        Image and mask are the stored shards, byte for byte; coarser levels are made. It is whole
+        or not there.
+
+        Parameters
+        ----------
+        scan_id
+            The scan.
+        out
+            Folder, or URL of a place in a bucket, below which ``<scan_id>.ome.zarr`` goes.
+        storage_options
+            For the file system of ``out``, if it is a URL.
+        link
+            Make hard links to the store's shards, which take no room. Whoever changes one in place
+            changes the store.
+        overwrite
+            Replace what is there.
+        on_bytes
+            Called with each further number of bytes of stored voxels that are done.
+
+        Raises
+        ------
+        UnknownScanError
+            If the store has no such scan.
+        CorruptStoreError
+            If stored bytes are missing or damaged; nothing is left then.
+        UsageError
+            If something is there already, or no link can be made.
+
+        Examples
+        --------
+        >>> import tempfile, zarr
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     exported = store.export_ome_zarr("liver_0", folder)
+        ...     zarr.open_group(exported.files[0], mode="r")["labels/vertebrae/0"].shape
+        (35, 77, 69)
+        """
+        # nibabel takes long to import, and those who train never export.
+        from spinezarr.view.ome_export import export_ome_zarr  # noqa: PLC0415
+
+        return export_ome_zarr(
+            self._reader,
+            self._engine,
+            scan_id,
+            out,
+            storage_options=storage_options,
+            link=link,
+            overwrite=overwrite,
+            on_bytes=on_bytes,
+        )
+
     def serve(self, port: int = 0) -> "BackgroundServer":
         """Serve this store to programs of this machine, in the background of this one.
 

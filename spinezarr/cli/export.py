@@ -34,6 +34,7 @@ from spinezarr.cli.options import (
 )
 from spinezarr.errors import SpinezarrError, UsageError
 from spinezarr.export.nifti import ExportedScan, check_no_twin, file_name
+from spinezarr.public_url import public_url
 from spinezarr.store.reader import named_scans
 from spinezarr.text import counted
 
@@ -181,6 +182,86 @@ def nnunet(
             if failed:
                 OUT.say("No dataset.json: nnU-Net takes whole datasets only.")
         raise typer.Exit(SOME_FAILED if failed else 0)
+
+
+@app.command(name="ome-zarr", no_args_is_help=True)
+def ome_zarr(
+    store: StoreUrl,
+    *,
+    out: Annotated[
+        str, typer.Option(metavar="DIR|URL", help="Folder, or place in a bucket, for the images.")
+    ],
+    scan: Annotated[
+        list[str] | None, typer.Option(metavar="ID", help="Only this scan; may be repeated.")
+    ] = None,
+    link: Annotated[
+        bool,
+        typer.Option(
+            "--link",
+            help="Make hard links to the store's shards: they take no room, and whoever changes "
+            "one in place changes the store.",
+        ),
+    ] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace images that are there.")
+    ] = False,
+    as_json: AsJson = False,
+    catalog: CatalogFile = None,
+    endpoint_url: EndpointUrl = None,
+    profile: Profile = None,
+    no_sign_request: NoSignRequest = False,
+) -> None:
+    """Write each scan as an OME-Zarr image, for napari, Slicer and other viewers.
+
+    It becomes DIR/SCAN.ome.zarr, version 0.5 on Zarr v3: image and mask as the store's own shards,
+    coarser levels, names and colors of vertebrae. On disks that can, shards share their blocks with
+    the store's until one is changed.
+
+    Exit code 0: every scan is written; 1: some failed, all others are; 2: wrong usage.
+
+    Example:  spinezarr export ome-zarr demo/ctspine1k.zarr --out images
+    """
+    with errors_for_users():
+        options = storage_options(endpoint_url, profile, no_sign_request=no_sign_request)
+        is_far = "://" in out
+        opened = spinezarr.open(
+            store,
+            catalog=catalog,
+            storage_options={} if is_far and "://" not in store else options,
+        )
+        names = _chosen(opened, scan)
+        if not is_far:
+            make_folder(Path(out))
+            _check_no_images(names, Path(out), overwrite=overwrite)
+
+        def export(name: str, on_bytes: OnBytes) -> ExportedScan:
+            return opened.export_ome_zarr(
+                name,
+                out,
+                storage_options=options if is_far else None,
+                link=link,
+                overwrite=overwrite,
+                on_bytes=on_bytes,
+            )
+
+        done, failed = _export_all(names, _voxel_bytes(opened, names), export)
+        if as_json:
+            print_json({"done": [_plain(d) for d in done], "failed": failed})
+        else:
+            OUT.say(f"Wrote {counted(len(done), 'image')} to {public_url(out)}.")
+            _print_rows("Notes", ("images", "note"), _grouped(done))
+            _print_rows("Failed", ("scan", "reason"), list(failed.items()))
+        raise typer.Exit(SOME_FAILED if failed else 0)
+
+
+def _check_no_images(names: Sequence[str], out: Path, *, overwrite: bool) -> None:
+    """Refuse to write where images are in the way."""
+    for name in names:
+        path = out / f"{name}.ome.zarr"
+        if path.exists() and not overwrite:
+            raise UsageError(
+                f"{path}: is there already. Choose another folder, or give --overwrite."
+            )
 
 
 def _plain(exported: ExportedScan) -> dict[str, object]:

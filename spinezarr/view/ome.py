@@ -48,6 +48,8 @@ __all__ = [
     "OmeKey",
     "OmeTree",
     "encode_piece",
+    "is_oblique",
+    "level_place",
     "ome_tree",
     "parse_ome_key",
 ]
@@ -146,6 +148,16 @@ def parse_ome_key(key: str) -> OmeKey | None:
     if _LEVEL.fullmatch(level) is None or not rest:
         return None
     return OmeKey(array, int(level), rest)
+
+
+def level_place(array: str) -> str:
+    """Return the folder of the levels of ``image`` or ``label``, with a slash if there is one."""
+    return _PLACES[array]
+
+
+def is_oblique(scan: ScanHandle) -> bool:
+    """Whether scales and translations alone put a scan's voxels in a wrong place."""
+    return max(scan.attributes.oblique_deg, shear_deg(scan.affine)) > LEAST_SHEAR_DEG
 
 
 def encode_piece(array: ArraySpec, piece: npt.NDArray[Any]) -> bytes | None:
@@ -297,7 +309,6 @@ def _omero(label: str, window: Node, shape_zyx: ShapeZYX) -> Node:
 
 def _about(scan: ScanHandle) -> Node:
     facts = scan.attributes
-    is_oblique = max(facts.oblique_deg, shear_deg(scan.affine)) > LEAST_SHEAR_DEG
     return {
         "dataset": facts.dataset,
         "scan_id": facts.scan_id,
@@ -307,7 +318,7 @@ def _about(scan: ScanHandle) -> Node:
         "affine": scan.affine.tolist(),
         "affine_columns": facts.affine_columns,
         "affine_space": "RAS+ mm",
-        "is_oblique": is_oblique,
-        "warning": _OBLIQUE if is_oblique else None,
+        "is_oblique": is_oblique(scan),
+        "warning": _OBLIQUE if is_oblique(scan) else None,
         "image_scaling": facts.image_scaling,
     }

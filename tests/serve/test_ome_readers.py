@@ -38,7 +38,7 @@ def sha256(voxels):
     return hashlib.sha256(np.ascontiguousarray(voxels).tobytes()).hexdigest()
 
 
-@pytest.fixture(scope="module", params=["served"])
+@pytest.fixture(scope="module", params=["served", "written"])
 def expected(request, ctspine1k_url, tmp_path_factory):
     """The tree that the server makes, and one that was written."""
     store = spinezarr.open(ctspine1k_url)
@@ -47,7 +47,7 @@ def expected(request, ctspine1k_url, tmp_path_factory):
     voxels = (sha256(scan.image.values), sha256(scan.label.values))
     if request.param == "written":
         folder = tmp_path_factory.mktemp("written")
-        store.export_ome_zarr(folder, [SCAN])
+        store.export_ome_zarr(SCAN, folder)
         yield Expected(str(folder / f"{SCAN}.ome.zarr"), voxels, (z, y, x))
         return
     with BackgroundServer(ServeSettings(paths=(ctspine1k_url,))) as server:

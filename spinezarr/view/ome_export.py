@@ -1,0 +1,356 @@
+"""Scans as OME-Zarr images that are written: to a folder, or to a bucket.
+
+The shards of image and mask are copied as they lie, each compared with its checksum. Where a disk
+can let two files share their blocks until one is changed, no block is copied; hard links, which
+save as much on every disk, are made if they are asked for. Coarse levels become arrays of their
+own. On disk an image appears under its name when it is whole; in a bucket the ``zarr.json`` that
+makes an image of it is written last.
+"""
+
+import errno
+import json
+import math
+import os
+import shutil
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any, BinaryIO, Final
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+
+from spinezarr.errors import CorruptStoreError, UsageError
+from spinezarr.export.nifti import ExportedScan
+from spinezarr.export.whole_file import refuse_link
+from spinezarr.geometry import Box
+from spinezarr.public_url import public_url
+from spinezarr.store.array_metadata import chunk_key
+from spinezarr.store.attributes import ManifestEntry
+from spinezarr.store.files import PARTIAL, is_read_only, open_filesystem
+from spinezarr.store.layout import chunk_grid, scan_key
+from spinezarr.store.objects import LocalObjects
+from spinezarr.store.reader import ArraySpec, ScanHandle, StoreReader, parse_scan
+from spinezarr.store.sharding import crc32
+from spinezarr.stream.engine import Engine
+from spinezarr.text import naming_full_disk
+from spinezarr.view.levels import Level, LevelReader, piece_shape_zyx
+from spinezarr.view.ome import (
+    FOLDER_SUFFIX,
+    OmeTree,
+    encode_piece,
+    is_oblique,
+    level_place,
+    ome_tree,
+)
+
+__all__ = ["export_ome_zarr", "ome_zarr_place"]
+
+OnBytes = Callable[[int], None]
+
+_METADATA: Final = "zarr.json"
+_BLOCK_BYTES: Final = 4 << 20
+"""Copied at once."""
+_FICLONE: Final = 0x40049409
+"""Lets a file share the blocks of another (ioctl_ficlone(2))."""
+_OLD: Final = ".old"
+"""Ending of a folder that is being replaced."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Shard:
+    """A file of a scan, and what its manifest says of it."""
+
+    path: str
+    entry: ManifestEntry
+
+
+def ome_zarr_place(out: str | os.PathLike[str], scan_id: str) -> str:
+    """Return where the image of a scan goes.
+
+    Examples
+    --------
+    >>> ome_zarr_place("s3://lab/viewers/", "liver_0")
+    's3://lab/viewers/liver_0.ome.zarr'
+    """
+    return f"{os.fspath(out).rstrip('/') or '/'}/{scan_id}{FOLDER_SUFFIX}"
+
+
+def export_ome_zarr(
+    reader: StoreReader,
+    engine: Engine,
+    scan_id: str,
+    out: str | os.PathLike[str],
+    *,
+    storage_options: Mapping[str, Any] | None = None,
+    link: bool = False,
+    overwrite: bool = False,
+    on_bytes: OnBytes = lambda _: None,
+) -> ExportedScan:
+    """Write a scan as an OME-Zarr image; see :meth:`spinezarr.Store.export_ome_zarr`."""
+    reader.scan(scan_id)  # or says what is wrong with it
+    folder = f"{reader.path}/{scan_key(scan_id)}"
+    data = reader.objects.read([f"{folder}/{_METADATA}"]).get(f"{folder}/{_METADATA}", b"")
+    try:
+        scan = parse_scan(data, folder)
+    except ValueError as problem:
+        raise CorruptStoreError(f"{folder}/{_METADATA}: is damaged ({problem}).") from problem
+    tree = ome_tree(scan, json.loads(data)["consolidated_metadata"]["metadata"])
+    place = ome_zarr_place(out, scan_id)
+    with _target(place, storage_options, link=link, overwrite=overwrite) as target:
+        for array in scan.arrays:
+            for level in tree.levels:
+                at = f"{level_place(array.name)}{level.level}/"
+                if level.level == 0:
+                    _copy(reader, scan, array, at, target, on_bytes=on_bytes)
+                else:
+                    _make(engine, array, level, at, target)
+        target.finish(_metadata(tree))
+    notes = []
+    if is_oblique(scan):
+        notes.append(
+            f"{scan_id}{FOLDER_SUFFIX}: {tree.nodes['']['attributes']['spinezarr']['warning']}"
+        )
+    return ExportedScan(scan_id, (public_url(place),), tuple(notes))
+
+
+def _metadata(tree: OmeTree) -> Iterator[tuple[str, bytes]]:
+    """Yield each ``zarr.json`` by its key, that of the image last."""
+    for place, node in sorted(tree.nodes.items(), key=lambda item: item[0], reverse=True):
+        yield f"{place}/{_METADATA}".lstrip("/"), json.dumps(node).encode()
+
+
+def _copy(
+    reader: StoreReader,
+    scan: ScanHandle,
+    array: ArraySpec,
+    at: str,
+    target: "_Target",
+    *,
+    on_bytes: OnBytes,
+) -> None:
+    """Copy the shards of an array."""
+    manifest = scan.attributes.manifest
+    voxel_bytes = math.prod(array.shape_zyx) * array.stored_dtype.itemsize
+    all_bytes = sum(array.shard_sizes.values())
+    copied = told = 0
+    for index, size in array.shard_sizes.items():
+        key = chunk_key(index, array.separator)
+        shard = _Shard(array.shard_path(index), manifest[f"{array.name}/{key}"])
+        target.copy(reader, shard, at + key)
+        copied += size
+        on_bytes(voxel_bytes * copied // all_bytes - told)
+        told = voxel_bytes * copied // all_bytes
+    on_bytes(voxel_bytes - told)
+
+
+def _make(engine: Engine, array: ArraySpec, level: Level, at: str, target: "_Target") -> None:
+    """Write a coarse level of an array."""
+    stored, levels = array.unscaled(), LevelReader(engine)
+    piece_zyx = piece_shape_zyx(stored)
+    for index in product(*map(range, chunk_grid(level.shape_zyx, piece_zyx))):
+        z, y, x = (i * n for i, n in zip(index, piece_zyx, strict=True))
+        box = Box.at((z, y, x), piece_zyx).intersect(level.box) or level.box
+        data = encode_piece(stored, levels.read(stored, level, box))
+        if data is not None:
+            target.write(at + chunk_key(index, array.separator), data)
+
+
+class _Target(ABC):
+    """Where an image is written."""
+
+    @abstractmethod
+    def write(self, key: str, data: bytes) -> None:
+        """Write a file."""
+
+    @abstractmethod
+    def copy(self, reader: StoreReader, shard: _Shard, key: str) -> None:
+        """Copy a file of the store.
+
+        Raises
+        ------
+        CorruptStoreError
+            If it is not what the scan's manifest says.
+        """
+
+    def finish(self, metadata: Iterator[tuple[str, bytes]]) -> None:
+        """Write the metadata."""
+        for key, data in metadata:
+            self.write(key, data)
+
+
+@contextmanager
+def _target(
+    place: str, options: Mapping[str, Any] | None, *, link: bool, overwrite: bool
+) -> Iterator[_Target]:
+    fs, path = open_filesystem(place, options)
+    if isinstance(fs, LocalFileSystem):
+        with _on_disk(Path(path), link=link, overwrite=overwrite) as folder:
+            yield folder
+        return
+    if is_read_only(fs):
+        raise UsageError(f"{public_url(place)}: nothing can be written to a web server.")
+    if link:
+        raise UsageError(f"{public_url(place)}: links are made on a disk alone (--link).")
+    if fs.exists(f"{path}/{_METADATA}"):
+        if not overwrite:
+            raise _is_there(public_url(place))
+        fs.rm_file(f"{path}/{_METADATA}")  # until all is written anew, this is no image
+        others = fs.find(path)
+        if others:
+            fs.rm(others)
+    yield _Bucket(fs, path)
+
+
+def _is_there(place: str) -> UsageError:
+    return UsageError(
+        f"{place}: is there already. Choose another place, or replace what is there (--overwrite)."
+    )
+
+
+@contextmanager
+def _on_disk(path: Path, *, link: bool, overwrite: bool) -> Iterator["_Folder"]:
+    """Write into a folder that gets its name at the end."""
+    refuse_link(path)
+    if path.exists() and not overwrite:
+        raise _is_there(str(path))
+    if path.exists() and not (path / _METADATA).exists():
+        raise UsageError(f"{path}: is no image that could be replaced. Choose another folder.")
+    partial, old = (path.with_name(path.name + ending) for ending in (PARTIAL, _OLD))
+    for left in (partial, old):
+        refuse_link(left)
+        shutil.rmtree(left, ignore_errors=True)  # of a run that was killed
+    try:
+        partial.mkdir(parents=True)
+    except (FileExistsError, NotADirectoryError) as problem:
+        raise UsageError(
+            f"{problem.filename}: there is a file of this name. Choose another folder."
+        ) from problem
+    try:
+        yield _Folder(partial, link=link)
+        with suppress(FileNotFoundError):
+            path.rename(old)
+        try:
+            partial.rename(path)
+        except OSError:
+            with suppress(FileNotFoundError):
+                old.rename(path)
+            raise
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+class _Bucket(_Target):
+    """Objects below a path."""
+
+    def __init__(self, fs: fsspec.AbstractFileSystem, path: str) -> None:
+        self._fs = fs
+        self._path = path
+
+    def write(self, key: str, data: bytes) -> None:
+        self._fs.pipe_file(f"{self._path}/{key}", data)
+
+    def copy(self, reader: StoreReader, shard: _Shard, key: str) -> None:
+        self.write(key, _checked(reader, shard))
+
+
+class _Folder(_Target):
+    """Files below a folder of our own, that nobody else writes to."""
+
+    def __init__(self, path: Path, *, link: bool) -> None:
+        self._path = path
+        self._link = link
+
+    def write(self, key: str, data: bytes) -> None:
+        path = self._made(key)
+        with naming_full_disk(str(path)):
+            path.write_bytes(data)
+
+    def copy(self, reader: StoreReader, shard: _Shard, key: str) -> None:
+        if not isinstance(reader.objects, LocalObjects):
+            if self._link:
+                raise UsageError(f"{reader.name}: is not on this disk, so nothing can be linked.")
+            self.write(key, _checked(reader, shard))
+            return
+        path = self._made(key)
+        with _shard_file(reader.objects, shard) as source:
+            if self._link:
+                _link(shard.path, path)
+                _check(source, shard)
+                return
+            with naming_full_disk(str(path)), path.open("xb") as file:
+                is_shared = _share(source, file)
+                _check(source, shard, None if is_shared else file)
+
+    def _made(self, key: str) -> Path:
+        path = self._path / key
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path
+
+
+@contextmanager
+def _shard_file(objects: LocalObjects, shard: _Shard) -> Iterator[BinaryIO]:
+    try:
+        with objects.folder.opened(shard.path) as file:
+            yield file
+    except FileNotFoundError as problem:
+        raise _damaged(shard) from problem
+
+
+def _link(source: str, path: Path) -> None:
+    try:
+        path.hardlink_to(source)
+    except OSError as problem:
+        if problem.errno not in {errno.EXDEV, errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK}:
+            raise
+        raise UsageError(
+            f"{path}: cannot be a link to a file of the store: {os.strerror(problem.errno)}. "
+            "Choose a folder on the store's disk, or leave out --link."
+        ) from problem
+
+
+def _share(source: BinaryIO, file: BinaryIO) -> bool:
+    """Let a new file share the blocks of another; return whether the disk can."""
+    if sys.platform != "linux":
+        return False
+    from fcntl import ioctl  # noqa: PLC0415  not on every system
+
+    try:
+        ioctl(file.fileno(), _FICLONE, source.fileno())
+    except OSError:
+        return False
+    return True
+
+
+def _check(source: BinaryIO, shard: _Shard, copy: BinaryIO | None = None) -> None:
+    """Read a file to its end, compare it with the manifest, and copy what is read."""
+    size = checksum = 0
+    while block := source.read(_BLOCK_BYTES):
+        size, checksum = size + len(block), crc32(block, checksum)
+        if copy is not None:
+            copy.write(block)
+    if (size, f"{checksum:08x}") != (shard.entry.size_bytes, shard.entry.crc32):
+        raise _damaged(shard)
+
+
+def _checked(reader: StoreReader, shard: _Shard) -> bytes:
+    """Return a file that lies far away, asked for again where it came damaged."""
+    size = shard.entry.size_bytes
+    for _ in range(1 + reader.objects.rereads):
+        data = reader.objects.read([shard.path], size + 1).get(shard.path, b"")
+        if (len(data), f"{crc32(data):08x}") == (size, shard.entry.crc32):
+            return data
+    raise _damaged(shard)
+
+
+def _damaged(shard: _Shard) -> CorruptStoreError:
+    return CorruptStoreError(
+        f"{shard.path}: is not what the scan's manifest says. Copy the store again, or run the "
+        "same 'spinezarr ingest' again with --repair."
+    )

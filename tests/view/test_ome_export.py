@@ -1,0 +1,241 @@
+"""OME-Zarr images that are written are those that are served, and whole or not there."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import zarr
+from typer.testing import CliRunner
+
+import spinezarr
+from spinezarr.cli.main import app
+from spinezarr.errors import CorruptStoreError, UnknownScanError, UsageError
+from spinezarr.view import levels, ome_export
+from spinezarr.view.levels import LevelReader, levels_of
+
+SCAN = "liver_0"
+
+
+@pytest.fixture(autouse=True)
+def many_levels(monkeypatch):
+    """Small scans have several levels too."""
+    monkeypatch.setattr(levels, "_LEAST_VOXELS", 500)
+
+
+@pytest.fixture
+def own(ctspine1k_url, tmp_path):
+    return Path(shutil.copytree(ctspine1k_url, tmp_path / "own.zarr"))
+
+
+@pytest.fixture
+def opened(own):
+    return spinezarr.open(own)
+
+
+def check(store, root):
+    """Compare an image with its scan."""
+    scan = store._reader.scan(SCAN)
+    made = LevelReader(store._engine)
+    plan = levels_of(scan)
+    assert len(plan) > 2
+    for level in plan:
+        for array in scan.arrays:
+            place = f"{'labels/vertebrae/' if array.name == 'label' else ''}{level.level}"
+            assert (root[place][:] == made.read(array, level)).all()
+    assert root["labels"].attrs["ome"]["labels"] == ["vertebrae"]
+    return root
+
+
+def files(folder):
+    return {path.relative_to(folder): path for path in folder.rglob("*") if path.is_file()}
+
+
+def test_shards_are_those_of_the_store(opened, own, tmp_path):
+    seen = []
+    exported = opened.export_ome_zarr(SCAN, tmp_path / "out", on_bytes=seen.append)
+    place = tmp_path / "out" / f"{SCAN}.ome.zarr"
+    assert exported.files == (str(place),)
+    assert exported.notes == ()
+    check(opened, zarr.open_group(place, mode="r"))
+    scan = opened._reader.scan(SCAN)
+    voxels = np.prod(scan.image.shape_zyx)
+    assert sum(seen) == 3 * voxels
+    for name, at in (("image", "0"), ("label", "labels/vertebrae/0")):
+        stored = files(own / "scans" / SCAN / name / "c")
+        copied = files(place / at / "c")
+        assert stored.keys() == copied.keys() != set()
+        for key, path in stored.items():
+            assert path.read_bytes() == copied[key].read_bytes()
+            assert path.stat().st_nlink == 1
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [place.name]
+
+
+def test_links_take_no_room(opened, own, tmp_path):
+    opened.export_ome_zarr(SCAN, tmp_path, link=True)
+    place = tmp_path / f"{SCAN}.ome.zarr"
+    check(opened, zarr.open_group(place, mode="r"))
+    for name, at in (("image", "0"), ("label", "labels/vertebrae/0")):
+        copied = files(place / at / "c")
+        for key, path in files(own / "scans" / SCAN / name / "c").items():
+            assert path.samefile(copied[key])
+
+
+def test_a_disk_that_shares_blocks_is_asked_to(opened, own, tmp_path, monkeypatch):
+    asked = []
+
+    def share(source, file):
+        asked.append(file.name)
+        data = source.read()
+        source.seek(0)
+        file.write(data)
+        return True
+
+    monkeypatch.setattr(ome_export, "_share", share)
+    opened.export_ome_zarr(SCAN, tmp_path)
+    check(opened, zarr.open_group(tmp_path / f"{SCAN}.ome.zarr", mode="r"))
+    assert len(asked) == len(files(own / "scans" / SCAN / "image/c")) + len(
+        files(own / "scans" / SCAN / "label/c")
+    )
+
+
+@pytest.mark.parametrize("link", [False, True])
+@pytest.mark.parametrize("damage", ["gone", "short", "flipped"])
+def test_damage_is_told_and_leaves_nothing(opened, own, tmp_path, link, damage):
+    shard = own / "scans" / SCAN / "label/c/0/0/0"
+    data = bytearray(shard.read_bytes())
+    data[-1] ^= damage == "flipped"
+    shard.unlink()
+    if damage != "gone":
+        shard.write_bytes(data[:-1] if damage == "short" else data)
+    with pytest.raises(CorruptStoreError, match="label/c/0/0/0"):
+        opened.export_ome_zarr(SCAN, tmp_path / "out", link=link)
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_what_is_there_stays_unless_it_is_to_be_replaced(opened, tmp_path):
+    place = tmp_path / f"{SCAN}.ome.zarr"
+    opened.export_ome_zarr(SCAN, tmp_path)
+    (place / "mine.txt").write_text("x")
+    with pytest.raises(UsageError, match="is there already"):
+        opened.export_ome_zarr(SCAN, tmp_path)
+    assert (place / "mine.txt").exists()
+
+    def interrupt(_):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        opened.export_ome_zarr(SCAN, tmp_path, overwrite=True, on_bytes=interrupt)
+    assert (place / "mine.txt").exists()
+    for ending in (".partial", ".old"):  # of a run that was killed
+        (tmp_path / f"{place.name}{ending}").mkdir()
+    opened.export_ome_zarr(SCAN, tmp_path, overwrite=True)
+    assert not (place / "mine.txt").exists()
+    check(opened, zarr.open_group(place, mode="r"))
+    assert [path.name for path in tmp_path.iterdir() if SCAN in path.name] == [place.name]
+
+
+def test_only_images_are_replaced(opened, tmp_path):
+    place = tmp_path / f"{SCAN}.ome.zarr"
+    place.mkdir()
+    (place / "mine.txt").write_text("x")
+    with pytest.raises(UsageError, match="no image"):
+        opened.export_ome_zarr(SCAN, tmp_path, overwrite=True)
+    assert (place / "mine.txt").exists()
+    shutil.rmtree(place)
+    (tmp_path / "elsewhere").mkdir()
+    for name in (place.name, f"{place.name}.partial"):
+        (tmp_path / name).symlink_to(tmp_path / "elsewhere")
+        with pytest.raises(UsageError, match="is a link"):
+            opened.export_ome_zarr(SCAN, tmp_path, overwrite=True)
+        (tmp_path / name).unlink()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UsageError, match="there is a file of this name"):
+        opened.export_ome_zarr(SCAN, tmp_path / "file")
+    with pytest.raises(UnknownScanError):
+        opened.export_ome_zarr("none", tmp_path)
+    with pytest.raises(UsageError, match="web server"):
+        opened.export_ome_zarr(SCAN, "http://127.0.0.1:9/images")
+
+
+def test_links_across_disks_are_explained(opened, tmp_path, monkeypatch):
+    def other_disk(*_):
+        raise OSError(18, "Invalid cross-device link")
+
+    monkeypatch.setattr(os, "link", other_disk)
+    with pytest.raises(UsageError, match="leave out --link"):
+        opened.export_ome_zarr(SCAN, tmp_path, link=True)
+    assert not list(tmp_path.glob(f"{SCAN}*"))
+
+
+def test_to_a_bucket_and_from_one(opened, own, tmp_path, s3_server):
+    options = s3_server.storage_options
+    bucket = s3_server.new_bucket()
+    url = f"s3://{bucket}/images"
+    exported = opened.export_ome_zarr(SCAN, url, storage_options=options)
+    assert exported.files == (f"{url}/{SCAN}.ome.zarr",)
+    client = s3_server.client
+    keys = [one["Key"] for one in client.list_objects_v2(Bucket=bucket)["Contents"]]
+    for key in keys:
+        data = client.get_object(Bucket=bucket, Key=key)["Body"].read()
+        path = tmp_path / "bucket" / key
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+    check(opened, zarr.open_group(tmp_path / f"bucket/images/{SCAN}.ome.zarr", mode="r"))
+    with pytest.raises(UsageError, match="is there already"):
+        opened.export_ome_zarr(SCAN, url, storage_options=options)
+    client.put_object(Bucket=bucket, Key=f"images/{SCAN}.ome.zarr/9/old", Body=b"x")
+    opened.export_ome_zarr(SCAN, url, storage_options=options, overwrite=True)
+    again = [one["Key"] for one in client.list_objects_v2(Bucket=bucket)["Contents"]]
+    assert again == keys
+    with pytest.raises(UsageError, match="on a disk alone"):
+        opened.export_ome_zarr(SCAN, f"{url}2", storage_options=options, link=True)
+    # And back.
+    for path in (path for path in own.rglob("*") if path.is_file()):
+        key = f"own.zarr/{path.relative_to(own)}"
+        client.put_object(Bucket=bucket, Key=key, Body=path.read_bytes())
+    far = spinezarr.open(f"s3://{bucket}/own.zarr", storage_options=options)
+    far.export_ome_zarr(SCAN, tmp_path / "near")
+    check(opened, zarr.open_group(tmp_path / f"near/{SCAN}.ome.zarr", mode="r"))
+    with pytest.raises(UsageError, match="nothing can be linked"):
+        far.export_ome_zarr(SCAN, tmp_path / "linked", link=True)
+
+
+def test_the_image_comes_last_in_a_bucket(opened, s3_server, monkeypatch):
+    bucket = s3_server.new_bucket()
+    written = []
+    write = ome_export._Bucket.write
+
+    def noted(self, key, data):
+        written.append(key)
+        write(self, key, data)
+
+    monkeypatch.setattr(ome_export._Bucket, "write", noted)
+    opened.export_ome_zarr(SCAN, f"s3://{bucket}/a", storage_options=s3_server.storage_options)
+    assert written[-1] == "zarr.json"
+    assert written.count("zarr.json") == 1
+
+
+def run(*words):
+    return CliRunner().invoke(app, ["export", "ome-zarr", *map(str, words)])
+
+
+def test_the_command(own, tmp_path):
+    out = tmp_path / "images"
+    done = run(own, "--out", out, "--scan", SCAN, "--json")
+    assert done.exit_code == 0, done.output
+    said = json.loads(done.stdout)
+    assert said["done"] == [
+        {"scan_id": SCAN, "files": [str(out / f"{SCAN}.ome.zarr")], "notes": []}
+    ]
+    assert run(own, "--out", out).exit_code == 2
+    (own / "scans" / SCAN / "image/c/0/0/0").write_bytes(b"")
+    done = run(own, "--out", out, "--overwrite", "--link")
+    assert done.exit_code == 1
+    assert "Failed" in done.stdout
+    names = sorted(path.name for path in out.iterdir())
+    known = spinezarr.open(own).table.scan.to_numpy().tolist()
+    assert names == sorted(f"{name}.ome.zarr" for name in known)  # with the one of before
+    assert run(own, "--out", out, "--scan", "none").exit_code == 2
