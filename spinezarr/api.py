@@ -792,7 +792,7 @@ class Store:
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     exported = store.export_ome_zarr("liver_0", folder)
         ...     zarr.open_group(exported.files[0], mode="r")["labels/vertebrae/0"].shape
-        (35, 77, 69)
+        (35, 64, 64)
         """
         # nibabel takes long to import, and those who train never export.
         from spinezarr.view.ome_export import export_ome_zarr  # noqa: PLC0415

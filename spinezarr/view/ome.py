@@ -7,7 +7,7 @@
       0/                      the stored image, shard by shard
       1/ ...                  coarser levels
       labels/zarr.json        names the masks
-      labels/vertebrae/       multiscales, image-label, omero, and its levels
+      labels/vertebrae/       multiscales, image-label, and its levels
 
 Version 0.5 of the specification [1]_ on Zarr v3. Positions are the scan's coordinates ``z``, ``y``
 and ``x``: RAS+ mm, where its axes are not oblique. What a scale and a translation cannot say, the
@@ -249,8 +249,8 @@ def _image(scan: ScanHandle, datasets: Sequence[Node]) -> Node:
 
 
 def _mask(scan: ScanHandle, datasets: Sequence[Node]) -> Node:
+    # Without omero, which some want of masks too: with it napari's plugin opens none.
     values = sorted(scan.attributes.label_voxels)
-    window = {"min": 0, "max": _LARGEST_LABEL, "start": 0, "end": max([*values, 1])}
     opaque = [(v, [*(round(_LARGEST_LABEL * c) for c in label_color_of(v)), 255]) for v in values]
     return {
         "version": _VERSION,
@@ -267,7 +267,6 @@ def _mask(scan: ScanHandle, datasets: Sequence[Node]) -> Node:
             ],
             "source": {"image": "../../"},
         },
-        "omero": _omero(_MASK, window, scan.attributes.shape_zyx),
     }
 
 
@@ -289,7 +288,7 @@ def _window(
 
 
 def _omero(label: str, window: Node, shape_zyx: ShapeZYX) -> Node:
-    """Describe how viewers show it first; those that show masks as images want it of masks too."""
+    """Describe how viewers show an image first."""
     return {
         "name": label,
         "channels": [

@@ -335,6 +335,7 @@ READING: dict[str, Callable[[Case], str]] = {
     "compare": _cli("audit", "STORE", "SOUND", "--no-write"),
     "export nifti": _cli("export", "nifti", "STORE", "--out", "OUT", "--uncompressed"),
     "export json": _cli("export", "nifti", "STORE", "--out", "OUT", "--json"),
+    "export ome-zarr": _cli("export", "ome-zarr", "STORE", "--out", "OUT"),
     "export nnunet": _cli("export", "nnunet", "STORE", "--out", "OUT", "--uncompressed"),
     "dry run": _cli("ingest", "RECIPE", "--raw", "NEWER", "--out", "STORE", "--dry-run"),
 }
