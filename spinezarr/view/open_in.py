@@ -61,6 +61,8 @@ def ways_to_open(scan: ServedScan) -> tuple[OpenIn, ...]:
     'napari --plugin napari-ome-zarr http://lab:8765/ome/ctspine1k/liver_0.ome.zarr'
     """
     ome = f"{scan.origin}/ome/{scan.path}.ome.zarr"
+    store, scan_id = scan.path.split("/")
+    for_slicer = f"{scan.origin}/ome/{store}/itk/{scan_id}.ome.zarr"
     signed = _SIGN if scan.needs_token else ""
     ways = [
         OpenIn(
@@ -73,12 +75,12 @@ def ways_to_open(scan: ServedScan) -> tuple[OpenIn, ...]:
             "napari",
             "code",
             f"napari --plugin napari-ome-zarr {shlex.quote(ome)}",
-            f"In a terminal; pip install 'napari[all]' napari-ome-zarr.{signed}",
+            f"In a terminal; pip install 'napari[all]' 'napari-ome-zarr<0.9'.{signed}",
         ),
         OpenIn(
             "3D Slicer",
             "code",
-            ome,
+            for_slicer,
             "The URL for its extension OME-Zarr. Without the extension, download the NIfTI files "
             f"and drop them on its window.{signed}",
         ),

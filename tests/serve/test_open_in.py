@@ -64,7 +64,7 @@ def test_what_is_pasted_names_the_server_as_it_was_reached(ctspine1k_url, tmp_pa
         ways = ways_at(running.url, token, **asked)
         ome = "https://data.example.org/ome/ctspine1k/liver_0.ome.zarr"
         assert ways["napari"]["text"] == f"napari --plugin napari-ome-zarr {ome}"
-        assert ways["3D Slicer"]["text"] == ome
+        assert ways["3D Slicer"]["text"] == ome.replace("liver_0", "itk/liver_0")
         assert "signed URL" in ways["napari"]["hint"]
         headers = {"authorization": f"Bearer {token}", "host": "a b"}
         assert ask(f"{running.url}{PATH}", **headers)[0] == 400
