@@ -10,7 +10,7 @@ cannot get in this way is read by ranges, which also say what is wrong.
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -21,7 +21,6 @@ from spinezarr.errors import CorruptStoreError, SpinezarrError
 from spinezarr.geometry import Box
 from spinezarr.public_url import public_url
 from spinezarr.store.objects import Objects
-from spinezarr.store.pace import RateMeter
 from spinezarr.store.reader import TableRow
 from spinezarr.store.transport import NotServedError
 from spinezarr.stream.batch import Batch
@@ -31,11 +30,10 @@ from spinezarr.stream.draw import PatchRequest
 from spinezarr.stream.explain import ReadSummary, megabytes
 from spinezarr.stream.spacing import grid_shape_zyx, step_zyx
 from spinezarr.stream.tensors import DamagedTensorsError, Pack, Tensors
+from spinezarr.stream.way import ENOUGH, Transfer, WayChoice
 
 __all__ = ["PROTOCOL", "BatchLimits", "PatchService", "Transfer", "service_url", "store_url"]
 
-Transfer = Literal["auto", "patches", "ranges"]
-"""What travels from a server of spinezarr: voxels that it has read, or byte ranges of the store."""
 PROTOCOL: Final = 1
 """Of requests for batches and their answers; both sides must have the same."""
 _ZARR, _ABOUT = "/zarr/", "/v1/"
@@ -49,13 +47,6 @@ _RATIOS: Final[dict[Pack, float]] = {"none": 1.0, "lz4": 0.37, "zstd": 0.315}
 """Of voxels of image and mask, as long as none have come. All measured on a chest CT."""
 _NEWEST: Final = 0.2
 """What the last answer counts in the mean of a ratio."""
-_FASTER: Final = 1.25
-"""How many times as fast the server must be to be asked, as others may want it too; and so many
-times as fast another way must be to be tried."""
-_ENOUGH: Final = 8
-"""Units that tell how fast a way is."""
-_TRY_AGAIN: Final = 512
-"""Units after which a way that was slower may be tried again."""
 _NO_TIME_S: Final = 1e-9
 _HEAD_BYTES: Final = 1 << 20
 _ITEM_BYTES: Final = 1 << 10
@@ -171,10 +162,10 @@ class PatchService:
         self._estimate(batches, groups, stream)
         way, pack = self._way(stream, limits, objects.link_bytes_per_s)
         if way == "ranges":
-            with _Timed(self._lock, stream.rates[way]):
+            with _Timed(self._lock, stream.choice, way):
                 return by_ranges()
         try:
-            with _Timed(self._lock, stream.rates[way]):
+            with _Timed(self._lock, stream.choice, way):
                 return self._served(batches, groups, pack, stream)
         except UnservedError:
             stream.unserved += 1
@@ -270,13 +261,13 @@ class PatchService:
         """Choose for one unit."""
         with self._lock:
             pack = stream.best_pack(limits, link)
-            if stream.unserved >= _ENOUGH:
+            if stream.unserved >= ENOUGH:
                 return "ranges", pack
             if self.transfer != "auto":
                 return self.transfer, pack
             if stream.costs is not None:
-                stream.choose(*stream.units_per_s(limits, pack, link))
-            return stream.way, pack
+                stream.choice.choose(*stream.units_per_s(limits, pack, link))
+            return stream.choice.way, pack
 
     def _served(
         self, batches: BatchReader, groups: Groups, pack: Pack, stream: "_Stream"
@@ -331,15 +322,10 @@ class _Costs:
 class _Stream:
     """What is known of units of one kind; the lock of the service guards it."""
 
-    way: Transfer = "patches"
+    choice: WayChoice = field(default_factory=WayChoice)
     costs: _Costs | None = None
     is_estimated: bool = False
     ratios: dict[Pack, float] = field(default_factory=lambda: dict(_RATIOS))
-    rates: dict[Transfer, RateMeter] = field(
-        default_factory=lambda: {"patches": RateMeter(), "ranges": RateMeter()}
-    )
-    since: int = 0
-    """Units since the way was changed."""
     unserved: int = 0
     """Units that the server did not give."""
 
@@ -357,8 +343,8 @@ class _Stream:
         self, limits: BatchLimits, pack: Pack, link: float | None
     ) -> tuple[float, float]:
         """Return how many units come in a second by patches and by ranges."""
-        served = self.measured("patches") or self._served_per_s(limits, pack, link)
-        return served, self.measured("ranges") or self._ranges_per_s(limits, link)
+        served = self.choice.measured("patches") or self._served_per_s(limits, pack, link)
+        return served, self.choice.measured("ranges") or self._ranges_per_s(limits, link)
 
     def _served_per_s(self, limits: BatchLimits, pack: Pack, link: float | None) -> float:
         costs = self.costs or _Costs(0, 0, 1)
@@ -373,41 +359,22 @@ class _Stream:
         here = costs.decoded_bytes / _DECODED_BYTES_PER_S / limits.cores
         return 1 / max(on_the_way, here, _NO_TIME_S)
 
-    def measured(self, way: Transfer) -> float | None:
-        """Return units in a second; None as long as they are too few to tell."""
-        rate = self.rates[way]
-        return rate.per_s if rate.ended >= _ENOUGH else None
-
-    def choose(self, served_per_s: float, ranges_per_s: float) -> None:
-        """Change the way if another one is faster."""
-        other: Transfer = "ranges" if self.way == "patches" else "patches"
-        self.since += 1
-        if self.since > _TRY_AGAIN:
-            self.rates[other], self.since = RateMeter(), 0
-        is_tried = self.measured(other) is not None
-        if self.way == "ranges":
-            wants = served_per_s > _FASTER * ranges_per_s
-        else:
-            # What is only estimated must promise more; what was measured takes work off the server.
-            wants = ranges_per_s * (_FASTER if is_tried else 1 / _FASTER) > served_per_s
-        if wants:
-            self.way, self.since = other, 0
-
 
 class _Timed:
     """Counts a unit that is read in one way."""
 
-    def __init__(self, lock: ProcessLock, rate: RateMeter) -> None:
+    def __init__(self, lock: ProcessLock, choice: WayChoice, way: Transfer) -> None:
         self._lock = lock
-        self._rate = rate
+        self._choice = choice
+        self._way = way
 
     def __enter__(self) -> None:
         with self._lock:
-            self._rate.begin()
+            self._began_s = self._choice.begin()
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         with self._lock:
-            self._rate.end(0 if kind else 1)
+            self._choice.end(self._way, self._began_s, 0 if kind else 1)
 
 
 def _rates(stream: _Stream, limits: BatchLimits, pack: Pack, link: float | None) -> str:
@@ -415,7 +382,7 @@ def _rates(stream: _Stream, limits: BatchLimits, pack: Pack, link: float | None)
     served, by_ranges = stream.units_per_s(limits, pack, link)
 
     def how(way: Transfer) -> str:
-        return "estimated" if stream.measured(way) is None else "measured"
+        return "estimated" if stream.choice.measured(way) is None else "measured"
 
     return (
         f"{served:.1f} batches/s by the server ({how('patches')}), "

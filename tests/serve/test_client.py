@@ -40,7 +40,7 @@ def served(ctspine1k_url):
 def counted(stream):
     """Return units that came as patches, as ranges, and that the server did not give."""
     known = stream.service._streams.values()
-    rates = [[stream.rates[way].ended for stream in known] for way in ("patches", "ranges")]
+    rates = [[stream.choice.units[way] for stream in known] for way in ("patches", "ranges")]
     return (*map(sum, rates), sum(stream.unserved for stream in known))
 
 
@@ -138,10 +138,10 @@ def test_ranges_are_taken_where_they_are_faster(served, monkeypatch):
         return real(*args, **kwargs)
 
     monkeypatch.setattr(pages, "answer_batch", slowly)
-    stream = spinezarr.open(served).patches(8, n_samples=160, batch_size=1)
+    stream = spinezarr.open(served).patches(8, n_samples=320, batch_size=1)
     given = list(stream)
     by_server, by_ranges, _ = counted(stream)
-    assert by_server + by_ranges == len(given) == 160
+    assert by_server + by_ranges == len(given) == 320
     assert by_ranges > by_server
     assert "by ranges" in stream.explain().way
 

@@ -1,0 +1,122 @@
+"""The faster way is taken, whatever the first units and those of short looks told."""
+
+import heapq
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from spinezarr.stream.way import WayChoice
+
+
+class Link:
+    """Units of two ways, of which each is bound by a rate; the clock stands still between them."""
+
+    def __init__(self, served_per_s, ranges_per_s, noise=0.0, seed=0, latency_s=0.0):
+        self.now_s = 0.0
+        self.per_s = {"patches": served_per_s, "ranges": ranges_per_s}
+        self.choice = WayChoice(lambda: self.now_s)
+        self.taken = []
+        self._free_s = 0.0
+        self._noise = noise
+        self._latency_s = latency_s
+        self._random = random.Random(seed)  # noqa: S311
+
+    def read(self, n, in_flight, *, estimates=(1e3, 1e3), slower=1.0):
+        """Read units, so many at once, each so many times as slowly."""
+        under_way = []
+        for number in range(n + in_flight):
+            if len(under_way) == in_flight or (number >= n and under_way):
+                self.now_s, _, way, began_s = heapq.heappop(under_way)
+                self.choice.end(way, began_s, 1)
+            if number < n:
+                rates = [
+                    self.choice.measured(way) or estimate
+                    for way, estimate in zip(("patches", "ranges"), estimates, strict=True)
+                ]
+                way = self.choice.choose(*rates)
+                began_s = self.choice.begin()
+                self.taken.append(way)
+                takes_s = slower / self.per_s[way] * self._random.uniform(
+                    1 - self._noise, 1 + self._noise
+                )
+                self._free_s = max(self._free_s, self.now_s) + takes_s
+                heapq.heappush(
+                    under_way, (max(self._free_s, self.now_s + self._latency_s), number, way, began_s)
+                )
+
+    def share(self, way, last):
+        return self.taken[-last:].count(way) / last
+
+
+@pytest.mark.parametrize("in_flight", [1, 2, 5, 16])
+@pytest.mark.parametrize(
+    ("served_per_s", "ranges_per_s", "way"),
+    [(140, 100, "patches"), (30, 10, "patches"), (100, 140, "ranges"), (110, 100, "ranges")],
+)
+def test_the_faster_way_is_taken(served_per_s, ranges_per_s, way, in_flight):
+    """The estimates say that ranges are much faster, so both are tried."""
+    link = Link(served_per_s / in_flight, ranges_per_s / in_flight)
+    link.read(300, in_flight, estimates=(1e3, 2e3))
+    assert set(link.taken) == {"patches", "ranges"}
+    assert link.share(way, 200) == 1
+
+
+def test_what_new_connections_and_cold_files_cost_is_not_counted():
+    link = Link(140, 100)
+    link.read(16, 16, slower=20.0, estimates=(1e3, 2e3))
+    link.read(300, 16, estimates=(1e3, 2e3))
+    assert link.share("patches", 200) == 1
+
+
+def test_a_look_at_two_batches_says_nothing_of_a_training():
+    """Few at once wait for the link; what they wait is no more than a part of many."""
+    link = Link(700, 500, latency_s=0.02)
+    for _ in range(20):
+        link.read(2, 2, estimates=(1e3, 2e3))
+    link.read(400, 16, estimates=(1e3, 2e3))
+    assert link.share("patches", 200) == 1
+    assert link.choice.measured("patches") == pytest.approx(700, rel=0.1)
+    assert link.choice.measured("ranges") == pytest.approx(500, rel=0.1)
+
+
+def test_a_way_that_was_slower_is_tried_again():
+    link = Link(20, 100)
+    link.read(300, 8)
+    assert link.share("ranges", 200) == 1
+    link.per_s["patches"] = 400
+    link.read(700, 8)
+    assert link.share("patches", 100) == 1
+
+
+def test_a_way_that_promises_little_is_not_tried():
+    link = Link(100, 10)
+    link.read(1500, 8, estimates=(1e2, 1e1))
+    assert link.share("patches", 1500) == 1
+
+
+@given(
+    st.integers(1, 16), st.floats(0.2, 5), st.floats(0, 0.5), st.integers(0, 1000), st.booleans()
+)
+def test_noise_does_not_mislead_for_long(in_flight, times, noise, seed, cold):
+    link = Link(100 * times, 100, noise, seed)
+    link.read(in_flight, in_flight, slower=30.0 if cold else 1.0, estimates=(1e3, 2e3))
+    link.read(500, in_flight, estimates=(1e3, 2e3))
+    if times > 1.6:
+        assert link.share("patches", 300) > 0.9
+    elif times < 0.9:
+        assert link.share("ranges", 300) > 0.9
+
+
+def test_a_rate_is_of_as_many_as_are_usually_under_way():
+    link = Link(100, 1, latency_s=0.1)
+    link.read(23, 16)
+    assert link.choice.measured("patches") is None
+    link.read(200, 16)
+    assert link.choice.measured("patches") == pytest.approx(100, rel=0.01)
+    link.now_s += 60  # in which nothing is under way
+    link.read(16, 2)
+    assert link.choice.measured("patches") == pytest.approx(100, rel=0.01)
+    link.read(300, 2)  # fewer are usual now
+    assert link.choice.measured("patches") == pytest.approx(20, rel=0.05)
