@@ -302,6 +302,8 @@ class _Reading:
     batches: BatchReader
     requests: Sequence[PatchRequest]
     statuses: list[str]
+    versions: Sequence[str | None]
+    """The ``content_checksum`` that each item names."""
 
     @classmethod
     def of(cls, source: PatchSource, asked: _PatchModel, items: Sequence[ItemModel]) -> "_Reading":
@@ -342,7 +344,7 @@ class _Reading:
             _status(reader, item, batches) if source.may_have(item.scan_id) else _NO_SCAN
             for item in items
         ]
-        return cls(batches, requests, statuses)
+        return cls(batches, requests, statuses, [item.content_checksum for item in items])
 
     def check(self) -> None:
         """Refuse, if something became of an item that is no patch."""
@@ -361,7 +363,30 @@ class _Reading:
                     "Ask for fewer items.",
                 )
             )
-        return _read(self.batches, self.requests, self.statuses, threads)
+        return self._read(threads)
+
+    def _read(self, threads: int) -> Batch:
+        """Read what can be read; where something cannot, say so of that item alone."""
+        batches, statuses = self.batches, self.statuses
+        wanted = [request for request in self.requests if statuses[request.index] == "ok"]
+        try:
+            return batches.read_together([wanted], threads=threads)[0]
+        except (UsageError, ConnectionError, PermissionError):  # what lies far away, and not a scan
+            raise
+        except (SpinezarrError, OSError):
+            for request in wanted:
+                try:
+                    batches.read_together([[request]], threads=threads)
+                    found = batches.reader.scan(request.scan_id).content_checksum
+                except (ConnectionError, PermissionError):
+                    raise
+                except (SpinezarrError, OSError):
+                    statuses[request.index] = "the scan is damaged, or has changed"
+                else:  # it may have been replaced since it was looked at
+                    if self.versions[request.index] not in {None, found}:
+                        statuses[request.index] = "the scan has changed"
+        left = [request for request in wanted if statuses[request.index] == "ok"]
+        return batches.read_together([left], threads=threads)[0]
 
 
 def _status(reader: StoreReader, item: ItemModel, batches: BatchReader) -> str:
@@ -401,24 +426,3 @@ def _source_bytes(
             extents[batches.flat_axis] = scan.image.shape_zyx[batches.flat_axis]
         total += math.prod(extents) * (scan.image.dtype.itemsize + int(batches.with_label))
     return total
-
-
-def _read(
-    batches: BatchReader, requests: Sequence[PatchRequest], statuses: list[str], threads: int
-) -> Batch:
-    """Read what can be read; where something cannot, say so of that item alone."""
-    wanted = [request for request in requests if statuses[request.index] == "ok"]
-    try:
-        return batches.read_together([wanted], threads=threads)[0]
-    except (UsageError, ConnectionError, PermissionError):  # what lies far away, and not a scan
-        raise
-    except (SpinezarrError, OSError):
-        for request in wanted:
-            try:
-                batches.read_together([[request]], threads=threads)
-            except (ConnectionError, PermissionError):
-                raise
-            except (SpinezarrError, OSError):
-                statuses[request.index] = "the scan is damaged, or has changed"
-    left = [request for request in wanted if statuses[request.index] == "ok"]
-    return batches.read_together([left], threads=threads)[0]

@@ -26,6 +26,7 @@ from spinezarr.geometry import Box
 from spinezarr.serve import pages, patches
 from spinezarr.serve.run import BackgroundServer
 from spinezarr.serve.settings import ServeSettings
+from spinezarr.serve.stores import ServedStores
 from spinezarr.serve.tokens import new_token
 from spinezarr.stream.draw import PatchRequest
 
@@ -242,6 +243,55 @@ def test_a_scan_that_was_replaced_is_read_anew(tmp_path, bring):
         assert (found["image"] != before).sum() == 1
         body["items"][0]["content_checksum"] = checksum
         assert parsed(ask(url, body)[2])[1]["status"] == ["the scan has changed"]
+
+
+def test_chunks_that_are_kept_are_of_the_version_that_is_there(tmp_path, bring):
+    """Nothing of the older version is asked of the disk, so none of its files can be missed."""
+    store = tmp_path / "own.zarr"
+    bring("before", store)
+    body = {"items": [{"scan_id": "a", "start_zyx": (0, 0, 0)}], "size_zyx": (20, 24, 16)}
+    settings = ServeSettings(paths=(str(store),), cache_bytes=100_000_000)
+    with BackgroundServer(settings) as server:
+        url = f"{server.url}/v1/own/batch"
+        before = parsed(ask(url, body)[2])[0]["image"]
+        bring("after", store)
+        assert (parsed(ask(url, body)[2])[0]["image"] != before).sum() == 1
+
+
+def test_a_scan_that_is_replaced_after_the_look_at_it_is_no_other_version(
+    tmp_path, bring, monkeypatch
+):
+    """Whoever names a version gets its voxels, or none."""
+    store = tmp_path / "own.zarr"
+    bring("before", store)
+    monkeypatch.setattr(patches.PatchSource, "_is_current", lambda *_: True)
+    with BackgroundServer(ServeSettings(paths=(str(store),))) as server:
+        url = f"{server.url}/v1/own/batch"
+        named = spinezarr.open(store).table.content_checksum.item()
+        item = {"scan_id": "a", "start_zyx": (0, 0, 0)}
+        items = [item, {**item, "content_checksum": named}]
+        body = {"items": items, "size_zyx": (20, 24, 16)}
+        before = parsed(ask(url, body)[2])[0]["image"]
+        bring("after", store)
+        found, about = parsed(ask(url, body)[2])
+        assert about["status"] == ["ok", "the scan has changed"]
+        assert found["index"].tolist() == [0]
+        assert (found["image"] != before[:1]).sum() == 1
+
+
+def test_a_store_is_opened_anew_only_where_a_scan_has_changed(tmp_path, bring):
+    store = tmp_path / "own.zarr"
+    bring("before", store)
+    source = ServedStores([str(store)]).patches("own")
+    first, _ = source.opened(["a"])
+    assert source.opened(["a"])[0] is first
+    assert source.opened(["absent"])[0] is first  # whoever reads it says so
+    bring("after", store)
+    now, _ = source.opened(["a"])
+    assert now is not first
+    assert now.scan("a").content_checksum != first.scan("a").content_checksum
+    shutil.rmtree(store / "scans/a")
+    assert source.opened(["a"])[0] is not now
 
 
 # One patch

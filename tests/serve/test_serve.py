@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+from base64 import b64encode
 from functools import partial
 from pathlib import Path
 from threading import Event, Thread
@@ -26,10 +27,13 @@ from spinezarr.ingest.run import ingest
 from spinezarr.recipe import Recipe
 from spinezarr.serve import disk, objects
 from spinezarr.serve.disk import DiskStorage
+from spinezarr.serve.guard import Guard
+from spinezarr.serve.http import Request
 from spinezarr.serve.objects import ServedFolder, UnreadableError
 from spinezarr.serve.run import BackgroundServer
 from spinezarr.serve.settings import ServeSettings
-from spinezarr.serve.tokens import new_token
+from spinezarr.serve.stores import ServedStores
+from spinezarr.serve.tokens import Tokens, new_token
 from spinezarr.testing import NiftiForm, write_nifti
 
 SCAN = "liver_0"
@@ -308,6 +312,35 @@ def test_stores_come_and_go_while_it_runs(own, ctspine1k_url):
         assert ask(f"{url}/zarr/later/{key}")[0] == 410
 
 
+def test_a_store_that_moves_to_another_folder_is_served_from_there(bring, tmp_path):
+    """Its name stays; nothing is answered from where it was."""
+    folders = [tmp_path / name for name in ("one", "two")]
+    for folder in folders:
+        folder.mkdir()
+    bring("before", folders[0] / "own.zarr")
+    stores = ServedStores([str(folder) for folder in folders])
+    kept = stores.files("own")
+    assert stores.files("own") is kept
+    (folders[0] / "own.zarr").rename(folders[1] / "own.zarr")
+    time.sleep(0.2)  # it is no longer known
+    moved = stores.files("own")
+    assert moved.path == str(folders[1] / "own.zarr")
+    assert moved.find("scans/a/zarr.json").data
+    shutil.rmtree(moved.path)
+    time.sleep(0.2)
+    assert stores.files("own") is stores.facts("own") is None
+
+
+def test_a_store_that_goes_while_it_is_looked_for_is_none(bring, tmp_path, monkeypatch):
+    bring("before", tmp_path / "own.zarr")
+    stores = ServedStores([str(tmp_path)])
+    places = stores._look()
+    shutil.rmtree(tmp_path / "own.zarr")
+    monkeypatch.setattr(stores, "_look", lambda: places)
+    assert stores.files("own") is None
+    assert stores.patches("own") is None
+
+
 OUTSIDE = [
     "/zarr/own/../../outside",
     "/zarr/own/../outside",
@@ -397,6 +430,28 @@ def test_writing_is_refused(served):
 
 
 # Who may ask
+
+
+def test_a_token_has_a_bound(tmp_path):
+    """What is longer is not even hashed, which would take the longer the more a client sends."""
+    file = tmp_path / "tokens"
+    lines = []
+    for size in (1, 512, 513):
+        digest = hashlib.sha256(b"x" * size).hexdigest()
+        lines.append(f"of-{size} sha256:{digest}")
+    file.write_text("\n".join(lines))
+    guard = Guard(Tokens(file))
+    for size, is_let_in in ((1, True), (512, True), (513, False)):
+        token = "x" * size
+        basic = b64encode(f"any:{token}".encode()).decode()
+        assert len(basic) > 512 or size == 1
+        for authorization, expected in (
+            (f"Bearer {token}", is_let_in),
+            (f"Basic {basic}", size == 1),  # the bound is of what is sent
+        ):
+            request = Request("GET", "/zarr/own/zarr.json", headers={"authorization": authorization})
+            assert (guard.refused(request) is None) is expected
+            assert guard.name_of(request) == (f"of-{size}" if expected else None)
 
 
 def test_only_tokens_may_read(ctspine1k_url, tmp_path):
