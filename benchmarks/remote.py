@@ -453,26 +453,31 @@ def through_faults(
     return {**what, "rate": rate, "kind": bench.options.fault_kind, "asked": n, **done}
 
 
-def measure_ranks(bench: Bench) -> dict[str, Any]:
-    """Let two ranks share an epoch through one link of a known width."""
+def measure_ranks(bench: Bench, count: int = 2, link: str = CAP) -> dict[str, Any]:
+    """Let ranks share an epoch through one link of a known width."""
     kind, n = bench.options.kinds[0], bench.options.rank_patches
-    with bench.fresh(ours("exact")) as one, bench.fresh(ours("exact")) as other:
-        bench.link.set(LINKS[CAP])
+    with ExitStack() as stack:
+        children = [stack.enter_context(bench.fresh(ours("exact"))) for _ in range(count)]
+        bench.link.set(LINKS[link])
         bench.link.reset()
-        with ThreadPoolExecutor(2) as pool:
-            asked = [
-                pool.submit(child.ask, "rank", kind=kind, index=rank, count=2, n=n)
-                for rank, child in enumerate((one, other))
-            ]
-            done = [item.result() for item in asked]
+
+        def ask(what: str) -> list[dict[str, Any]]:
+            with ThreadPoolExecutor(count) as pool:
+                asked = [
+                    pool.submit(child.ask, what, kind=kind, index=rank, count=count, n=n)
+                    for rank, child in enumerate(children)
+                ]
+                return [item.result() for item in asked]
+
+        done = ask("rank")
         counts = bench.link.counts()
-        compared = [child.ask("compare_rank", kind=kind, index=rank, count=2, n=n)
-                    for rank, child in enumerate((one, other))]  # fmt: skip
+        bench.link.set(DIRECT)
+        compared = ask("compare_rank")
     taken = [index for rank in done for index in rank["indices"]]
     seconds = max(r["ended"] for r in done) - min(r["started"] for r in done)
-    cap = LINKS[CAP].bytes_per_s or 0.0
+    cap = LINKS[link].bytes_per_s or 0.0
     return {
-        "kind": kind, "samples": n, "of_each": [len(rank["indices"]) for rank in done],
+        "kind": kind, "link": link, "samples": n, "of_each": [len(rank["indices"]) for rank in done],
         "in_both": len(taken) - len(set(taken)), "missing": len(set(range(n)) - set(taken)),
         "wrong": sum(rank["wrong"] for rank in compared), "seconds": seconds,
         "per_s": n / seconds, "requests": counts.requests, "body_bytes": counts.body_bytes,
@@ -540,6 +545,7 @@ class Result:
     rows: list[Row] = field(default_factory=list)
     faults: list[dict[str, Any]] = field(default_factory=list)
     ranks: dict[str, Any] | None = None
+    trainers: list[dict[str, Any]] = field(default_factory=list)
     cold: dict[str, Any] | None = None
     limits: list[Row] = field(default_factory=list)
     load: list[float] = field(default_factory=list)
@@ -559,6 +565,7 @@ class Result:
             "rows": [row.plain() for row in self.rows],
             "faults": self.faults,
             "two_ranks": self.ranks,
+            "trainers": self.trainers,
             "cold": self.cold,
             "limits": [row.plain() for row in self.limits],
             "left_out": bench.left_out,
@@ -588,6 +595,10 @@ def measure(bench: Bench, parts: Sequence[str]) -> Iterator[dict[str, Any]]:
     if "ranks" in parts:
         result.ranks = measure_ranks(bench)
         yield known()
+    for link in [link for link in bench.options.links if LINKS[link].bytes_per_s]:
+        for count in bench.options.trainers if "trainers" in parts else ():
+            result.trainers.append(measure_ranks(bench, count, link))
+            yield known()
     if "cold" in parts:
         result.cold = measure_cold(bench)
         yield known()
@@ -658,6 +669,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("pair", nargs="*", type=Path, help="CT.nii.gz and MASK.nii.gz")
     for part in ("table", "faults", "two-ranks", "cold"):
         parser.add_argument(f"--{part}", action="store_true", help="measure only such parts")
+    parser.add_argument("--trainers", type=int, nargs="+", default=[], help="ranks on one link")
     parser.add_argument("--gaps", type=int, nargs="+", default=[], help="bytes, to try")
     parser.add_argument("--runs", type=int, nargs="+", default=[], help="bytes, to try")
     parser.add_argument("--in-flight", type=int, nargs="+", default=[], help="requests, to try")
@@ -680,7 +692,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--rates", type=float, nargs="+", default=RATES, help="of faults")
     parser.add_argument("--stall", type=float, default=30.0, help="seconds of a stalled request")
     parser.add_argument("--patience", type=float, default=120.0, help="seconds of one read")
-    parser.add_argument("--rank-patches", type=int, default=384, help="of both ranks together")
+    parser.add_argument("--rank-patches", type=int, default=384, help="of all ranks together")
     parser.add_argument("--cold-scans", type=int, default=1005)
     parser.add_argument("--folder", type=Path, help="where to work; a temporary folder")
     parser.add_argument("--json", type=Path, help="where to write the figures")
@@ -712,6 +724,7 @@ def parts_of(options: argparse.Namespace) -> list[str]:
     named = {
         "table": options.table, "limits": bool(options.gaps or options.runs or options.in_flight),
         "faults": options.faults, "ranks": options.two_ranks, "cold": options.cold,
+        "trainers": bool(options.trainers),
     }  # fmt: skip
     some = [part for part, wanted in named.items() if wanted]
     return some or ["table", "faults", "ranks", "cold"]

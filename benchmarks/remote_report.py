@@ -150,9 +150,24 @@ def print_report(result: dict[str, Any], console: Console) -> None:
         if result[name]:
             some = {key: value for key, value in result[name].items() if key != "asked"}
             console.print(name.replace("_", " "), some)
+    _print_trainers(result["trainers"], console)
     _print_targets(result["targets"], console)
     for line in dict.fromkeys(result["left_out"]):
         console.print(f"left out: {line}")
+
+
+def _print_trainers(found: Sequence[dict[str, Any]], console: Console) -> None:
+    if not found:
+        return
+    table = Table("kind", "link", "trainers", "patches/s", "MB a patch", "of the link", "each")
+    for one in found:
+        table.add_row(
+            one["kind"], one["link"], str(len(one["of_each"])), f"{one['per_s']:.1f}",
+            f"{one['body_bytes'] / one['samples'] / MB:.2f}", f"{one['share_of_link']:.0%}",
+            f"{min(one['of_each'])} to {max(one['of_each'])}; {one['in_both']} twice, "
+            f"{one['missing']} missing, {one['wrong']} wrong",
+        )  # fmt: skip
+    console.print(table)
 
 
 def _print_rows(rows: Sequence[dict[str, Any]], console: Console) -> None:

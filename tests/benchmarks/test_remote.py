@@ -134,6 +134,15 @@ def test_training_through_our_server_is_measured_in_both_ways(tmp_path):
     assert faults["spinezarr"]["wrong"] == 0
 
 
+@pytest.mark.long
+def test_trainers_share_a_link(tmp_path):
+    few = ["--rank-patches", "24", "--scans", "2", "--kinds", "64^3", "--links", "12 MB/s"]
+    (found,) = measure(tmp_path, "--serve", "--trainers", "3", *few)["trainers"]
+    assert (found["link"], found["of_each"]) == ("12 MB/s", [8, 8, 8])
+    assert found["in_both"] == found["missing"] == found["wrong"] == 0
+    assert 0 < found["share_of_link"] < 1.1
+
+
 def test_a_stream_goes_on_behind_a_batch_that_failed(tmp_path):
     code = """if True:
         import json, sys

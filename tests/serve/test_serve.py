@@ -449,7 +449,9 @@ def test_a_token_has_a_bound(tmp_path):
             (f"Bearer {token}", is_let_in),
             (f"Basic {basic}", size == 1),  # the bound is of what is sent
         ):
-            request = Request("GET", "/zarr/own/zarr.json", headers={"authorization": authorization})
+            request = Request(
+                "GET", "/zarr/own/zarr.json", headers={"authorization": authorization}
+            )
             assert (guard.refused(request) is None) is expected
             assert guard.name_of(request) == (f"of-{size}" if expected else None)
 

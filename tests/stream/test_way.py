@@ -38,12 +38,15 @@ class Link:
                 way = self.choice.choose(*rates)
                 began_s = self.choice.begin()
                 self.taken.append(way)
-                takes_s = slower / self.per_s[way] * self._random.uniform(
-                    1 - self._noise, 1 + self._noise
+                takes_s = (
+                    slower
+                    / self.per_s[way]
+                    * self._random.uniform(1 - self._noise, 1 + self._noise)
                 )
                 self._free_s = max(self._free_s, self.now_s) + takes_s
                 heapq.heappush(
-                    under_way, (max(self._free_s, self.now_s + self._latency_s), number, way, began_s)
+                    under_way,
+                    (max(self._free_s, self.now_s + self._latency_s), number, way, began_s),
                 )
 
     def share(self, way, last):
