@@ -15,6 +15,7 @@ unless some are named. ``--gaps``, ``--runs`` and ``--in-flight`` try limits of 
 """
 
 import argparse
+import itertools
 import json
 import os
 import signal
@@ -477,13 +478,21 @@ def measure_ranks(bench: Bench, count: int = 2, link: str = CAP) -> dict[str, An
     seconds = max(r["ended"] for r in done) - min(r["started"] for r in done)
     cap = LINKS[link].bytes_per_s or 0.0
     return {
-        "kind": kind, "link": link, "samples": n, "of_each": [len(rank["indices"]) for rank in done],
+        "kind": kind, "link": link, "samples": n,
+        "of_each": [len(rank["indices"]) for rank in done],
         "in_both": len(taken) - len(set(taken)), "missing": len(set(range(n)) - set(taken)),
         "wrong": sum(rank["wrong"] for rank in compared), "seconds": seconds,
         "per_s": n / seconds, "requests": counts.requests, "body_bytes": counts.body_bytes,
         "bytes_per_s": counts.body_bytes / seconds,
         "share_of_link": counts.body_bytes / seconds / cap,
     }  # fmt: skip
+
+
+def measure_trainers(bench: Bench) -> Iterator[dict[str, Any]]:
+    """Let so many trainers share each link that has a cap."""
+    capped = [link for link in bench.options.links if LINKS[link].bytes_per_s]
+    for link, count in itertools.product(capped, bench.options.trainers):
+        yield measure_ranks(bench, count, link)
 
 
 def measure_cold(bench: Bench) -> dict[str, Any]:
@@ -595,10 +604,9 @@ def measure(bench: Bench, parts: Sequence[str]) -> Iterator[dict[str, Any]]:
     if "ranks" in parts:
         result.ranks = measure_ranks(bench)
         yield known()
-    for link in [link for link in bench.options.links if LINKS[link].bytes_per_s]:
-        for count in bench.options.trainers if "trainers" in parts else ():
-            result.trainers.append(measure_ranks(bench, count, link))
-            yield known()
+    if "trainers" in parts:
+        result.trainers = list(measure_trainers(bench))
+        yield known()
     if "cold" in parts:
         result.cold = measure_cold(bench)
         yield known()
