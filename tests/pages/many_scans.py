@@ -8,6 +8,7 @@ import hashlib
 import random
 from pathlib import Path
 
+from spinezarr.store.attributes import VertebraRecord
 from spinezarr.store.audit_log import AuditedScan, FindingRecord
 from spinezarr.store.reader import StoreReader
 from spinezarr.store.table import build_table
@@ -46,8 +47,9 @@ def _row(rng, like, scan_id, source, levels, anomaly):
     n = rng.choice((186, 245, 320, 421, 512, 563, 640))
     spacing_z, spacing = rng.choice(_SPACINGS_Z_MM), round(rng.triangular(0.55, 0.98, 0.75), 3)
     shape = (n, 512, 512)
-    record = next(iter(like.vertebrae.values()))
-    voxels = {name: record.model_copy(update={"voxel_count": 9000}) for name in levels}
+    record = VertebraRecord(
+        voxel_count=9000, centroid_zyx=(20, 250, 250), start_zyx=(0,) * 3, stop_zyx=(41, 500, 500)
+    )
     entry = next(iter(like.manifest.values()))
     size = int(n * 512 * 512 * rng.uniform(0.6, 0.9))
     columns = {"anomaly": _ANOMALIES.get(anomaly, "")}
@@ -60,7 +62,7 @@ def _row(rng, like, scan_id, source, levels, anomaly):
         "shape_zyx": shape,
         "spacing_zyx_mm": (spacing_z, spacing, spacing),
         "image_checksum": hashlib.sha256(scan_id.encode()).hexdigest()[:32],
-        "vertebrae": voxels,
+        "vertebrae": dict.fromkeys(levels, record),
         "columns": columns,
         "sidecar": {},
         "manifest": {"image/c/0/0/0": entry.model_copy(update={"size_bytes": size})},

@@ -263,23 +263,6 @@ def test_a_link_says_all_and_rows_hand_it_on(tab, stores, rows):
     assert parse_qs(place.query)["list"] == [asked]
 
 
-def test_the_page_of_a_scan_finds_its_neighbors_in_the_list(tab, stores, rows):
-    open_list(tab, f"{stores}/?store=one")
-    by_size = sorted(
-        (row for row in rows if row["split"] == "test"), key=lambda r: r["stored_bytes"]
-    )
-    ids = [row["scan_id"] for row in by_size]
-    asked = """async ([scanId, list]) =>
-      (await import("/page/scan_order.js")).neighborsOf("many", scanId, list)"""
-    for scan_id, expected in (
-        (ids[0], {"previous": None, "next": ids[1]}),
-        (ids[7], {"previous": ids[6], "next": ids[8]}),
-        (ids[-1], {"previous": ids[-2], "next": None}),
-        ("none", {"previous": None, "next": None}),
-    ):
-        assert tab.evaluate(asked, [scan_id, "split=test&sort=size"]) == expected
-
-
 def test_back_from_a_scan_is_the_place_that_one_left(tab, stores, rows):
     open_list(tab, f"{stores}/?store=many&sort=size")
     tab.locator(".scans").evaluate("list => { list.scrollTop = 480 * 48; }")
