@@ -18,6 +18,7 @@ import pytest
 import safetensors.numpy
 import tensorstore
 import xarray as xr
+import zarr
 from asking import ask, ask_for_patches
 from typer.testing import CliRunner
 
@@ -27,6 +28,7 @@ from spinezarr.errors import UsageError
 from spinezarr.serve import bucket
 from spinezarr.serve.run import BackgroundServer
 from spinezarr.serve.settings import ServeSettings
+from spinezarr.view import levels
 
 SCAN = "liver_0"
 ARRAYS = ("image", "label")
@@ -77,6 +79,21 @@ def served(request, serving, place, monkeypatch):
     if request.param == "by ranges":
         monkeypatch.setattr(bucket, "_WHOLE_BYTES", 0)
     return serving(f"s3://{place}")
+
+
+def test_coarse_levels_and_images_of_ome(served, ctspine1k_url, monkeypatch):
+    monkeypatch.setattr(levels, "_LEAST_VOXELS", 500)
+    store = spinezarr.open(ctspine1k_url)
+    scan = store._reader.scan(SCAN)
+    made = levels.LevelReader(store._engine)
+    root = zarr.open_group(f"{served}/ome/ctspine1k/{SCAN}.ome.zarr", mode="r", zarr_format=3)
+    for level in levels.levels_of(scan):
+        for array in scan.arrays:
+            expected = made.read(array, level)
+            place = f"{'labels/vertebrae/' if array.name == 'label' else ''}{level.level}"
+            assert (root[place][:] == expected).all()
+            path = f"v1/ctspine1k/scans/{SCAN}/levels/{level.level}?array={array.name}"
+            assert ask(f"{served}/{path}")[2] == expected.tobytes()
 
 
 @pytest.mark.parametrize("tree", ["zarr", "flat"])
