@@ -4,7 +4,7 @@ import { AnswerError, addThemeButton, askJson, element } from "./common.js";
 import { Charts } from "./list_charts.js";
 import { Filters } from "./list_filters.js";
 import { ScanIndex, formatState, isAll, parseState } from "./list_state.js";
-import { closePopovers, storeCards, storeHeader } from "./list_stores.js";
+import { closePopovers, storeCards, storeHeader, storesText } from "./list_stores.js";
 import { ScanTable } from "./list_table.js";
 
 /** Browsers refuse URLs that change at each key. */
@@ -29,7 +29,7 @@ async function start() {
   try {
     // Both at once, where the URL names the store: the second does not wait for the first.
     const [{ stores }, early] = await Promise.all([
-      askJson("/v1/stores"),
+      told("/v1/stores"),
       state.store ? scansOf(state.store).catch((problem) => problem) : null,
     ]);
     await showStores(stores, state, early);
@@ -42,7 +42,17 @@ async function start() {
 }
 
 async function scansOf(store) {
-  return (await askJson(`/v1/${encodeURIComponent(store)}/scans`)).scans;
+  return (await told(`/v1/${encodeURIComponent(store)}/scans`)).scans;
+}
+
+/** Fetch JSON; no answer at all is said in words, too. */
+async function told(path) {
+  try {
+    return await askJson(path);
+  } catch (problem) {
+    if (problem instanceof AnswerError) throw problem;
+    throw new AnswerError(0, "The server does not answer. It may be stopped, or the network is down.");
+  }
 }
 
 async function showStores(stores, state, early) {
@@ -65,7 +75,7 @@ async function showStores(stores, state, early) {
 }
 
 function allStores(stores) {
-  return element("a", { href: "/", class: "button" }, stores.length === 1 ? "Show the store" : `Show all ${stores.length} stores`);
+  return element("a", { href: "/", class: "button" }, stores.length === 1 ? "Show the store" : `Show all ${storesText(stores.length)}`);
 }
 
 function message(title, text, ...actions) {
@@ -75,10 +85,9 @@ function message(title, text, ...actions) {
 
 /** Say what went wrong in words; signing in is under way where that is what lacks. */
 function showProblem(problem) {
-  const isAnswer = problem instanceof AnswerError;
-  if (isAnswer && problem.status === 401) return;
-  if (!isAnswer && !(problem instanceof TypeError)) console.error(problem);
-  const text = isAnswer ? problem.message : "The server does not answer. It may be stopped, or the network is down.";
+  if (problem.status === 401) return;
+  if (!(problem instanceof AnswerError)) console.error(problem);
+  const text = problem instanceof AnswerError ? problem.message : `This page failed: ${problem.message}`;
   const retry = element("button", { type: "button", onclick: () => start() }, "Try again");
   main.replaceChildren(element("section", { class: "message", role: "alert" },
     element("h1", {}, "The stores cannot be shown"), element("p", { class: "error" }, text), retry));
@@ -151,7 +160,6 @@ function chartsButton(charts) {
   const show = (isShown) => {
     charts.hidden = !isShown;
     button.setAttribute("aria-expanded", String(isShown));
-    button.setAttribute("aria-pressed", String(isShown));
     main.classList.toggle("with-charts", isShown);
   };
   button.addEventListener("click", () => show(charts.hidden));

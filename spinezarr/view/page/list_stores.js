@@ -9,6 +9,11 @@ export function scansText(count) {
   return `${wholeText(count)} ${count === 1 ? "scan" : "scans"}`;
 }
 
+/** "1 store", "3 stores". */
+export function storesText(count) {
+  return `${wholeText(count)} ${count === 1 ? "store" : "stores"}`;
+}
+
 /** Put a text onto the clipboard; pages without TLS may not use the clipboard's own interface. */
 async function copyText(text) {
   if (navigator.clipboard && window.isSecureContext) return navigator.clipboard.writeText(text);
@@ -75,7 +80,7 @@ export function storeUrl(name) {
 /** All stores, to pick one. */
 export function storeCards(stores) {
   return element("section", { class: "stores", "aria-labelledby": "stores-title" },
-    element("h1", { id: "stores-title" }, `${stores.length} stores`),
+    element("h1", { id: "stores-title" }, storesText(stores.length)),
     element("ul", { class: "cards" }, ...stores.map(storeCard)));
 }
 
@@ -102,7 +107,7 @@ function storeCard(store) {
 /** What stands above the list of a store's scans. */
 export function storeHeader(store, stores) {
   const others = stores.length > 1
-    ? element("nav", { "aria-label": "Stores" }, element("a", { href: "/", class: "all-stores" }, `All ${stores.length} stores`))
+    ? element("nav", { "aria-label": "Stores" }, element("a", { href: "/", class: "all-stores" }, `All ${storesText(stores.length)}`))
     : null;
   const cite = store.citation
     ? element("details", { class: "cite" },
