@@ -7,10 +7,12 @@ import statistics
 import struct
 import zlib
 from math import prod
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs, urlencode, urlsplit
 
 import pytest
 from asking import ask
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from many_scans import name_many
 
 from spinezarr.serve.run import BackgroundServer
@@ -245,6 +247,80 @@ def test_each_column_sorts(tab, stores, rows):
             back = sorted(rows, key=key, reverse=True) if key else rows[::-1]
             assert shown(tab) == [row["scan_id"] for row in back][: len(shown(tab))], name
         assert tab.locator("th[aria-sort]").count() == 1
+
+
+VALUES = {
+    "split": ["train", "test", "none such"],
+    "source": ["COLONOG", "HNSCC-3DCT-RT"],
+    "vertebra": ["C1", "T12", "L5", "L6", "X9"],
+    "anomaly": ["true", "false", "lumbarisation"],
+    "erratum": ["true", "false"],
+    "audit": ["ok", "error", "false"],
+}
+COLUMNS = {name.split()[0].lower(): key for name, key in SORTS.items()}
+STATES = st.fixed_dictionaries(
+    {},
+    optional={
+        "q": st.lists(
+            st.sampled_from(["1", "liver", "50.4", "A", "warn", "&=", "é"]), max_size=3
+        ).map(" ".join),
+        **{name: st.sampled_from(values) for name, values in VALUES.items()},
+        "sort": st.builds(str.__add__, st.sampled_from(["", "-"]), st.sampled_from([*COLUMNS])),
+    },
+)
+SEARCHED = ("scan_id", "source", "split", "anomaly", "erratum", "label_state", "audit")
+
+
+def fits(row, name, wanted):
+    """Whether a row is what a filter asks for."""
+    if name == "vertebra":
+        return wanted in row["vertebrae"]
+    if wanted in {"true", "false"}:
+        return (row[name] != "") == (wanted == "true")
+    return row[name] == wanted
+
+
+def chosen(rows, state):
+    """Choose and order rows as the list does, in Python's words."""
+    words = state.get("q", "").lower().split()
+    found = [
+        row
+        for row in rows
+        if all(any(word in row[name].lower() for name in SEARCHED) for word in words)
+        and all(fits(row, name, state[name]) for name in VALUES if name in state)
+    ]
+    column = state.get("sort", "").removeprefix("-")
+    is_descending = state.get("sort", "").startswith("-")
+    key = COLUMNS.get(column)
+    if key is None:
+        return found[::-1] if is_descending else found
+    if column in {"anomaly", "erratum"}:
+        some = [row for row in found if row[column]]
+        some.sort(key=lambda row: row[column], reverse=is_descending)
+        return some + [row for row in found if not row[column]]
+    return sorted(found, key=key, reverse=is_descending)
+
+
+def test_any_link_shows_what_it_says_in_its_order(tab, stores, rows):
+    open_list(tab, f"{stores}/?store=one")
+    select = """async (search) => {
+      const { ScanIndex, formatState, parseState } = await import("/page/list_state.js");
+      window.index ??= new ScanIndex((await (await fetch("/v1/many/scans")).json()).scans);
+      const state = parseState(search);
+      return [window.index.select(state), formatState(state)];
+    }"""
+
+    @given(STATES)
+    @settings(max_examples=50, deadline=None)
+    def check(state):
+        asked = urlencode({name: text for name, text in state.items() if text})
+        found, said = tab.evaluate(select, asked)
+        assert [rows[at]["scan_id"] for at in found] == [
+            row["scan_id"] for row in chosen(rows, state)
+        ]
+        assert parse_qs(said) == parse_qs(asked)
+
+    check()
 
 
 def test_a_link_says_all_and_rows_hand_it_on(tab, stores, rows):
