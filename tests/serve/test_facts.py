@@ -14,6 +14,8 @@ from spinezarr.serve import facts
 from spinezarr.serve.facts import RowModel, StoreFacts
 from spinezarr.serve.run import BackgroundServer
 from spinezarr.serve.settings import ServeSettings
+from spinezarr.serve.statistics import _counted
+from spinezarr.stats.statistics import compute_statistics
 from spinezarr.store.table import with_audit
 from spinezarr.store.writer import StoreWriter
 from spinezarr.vertebrae import LEVELS
@@ -266,3 +268,11 @@ def test_statistics_of_no_scan_are_empty(served):
     _, headers, _ = ask(f"{served}/v1/ctspine1k/statistics")
     tag = headers["etag"]
     assert ask(f"{served}/v1/ctspine1k/statistics", if_none_match=tag)[::2] == (304, b"")
+
+
+def test_levels_that_points_alone_name_are_not_shown(ctspine1k_url):
+    table = spinezarr.open(ctspine1k_url).table.copy(deep=True)
+    before = _counted(table)
+    table.annotated_centroid_mm.loc[{"vertebra": "S1"}] = 1.0
+    assert "S1" in compute_statistics(table).vertebrae
+    assert _counted(table) == before
