@@ -314,6 +314,34 @@ def test_what_is_drawn_are_the_stores_voxels(page, asymmetric, name, plane):
     forgive_absent_chunks(page)
 
 
+@pytest.mark.long
+@pytest.mark.parametrize("plane", DIRECTIONS)
+def test_images_of_ome_are_drawn_where_they_lie(page, asymmetric, plane):
+    """From the scales and translations of OME-Zarr alone."""
+    url, store = asymmetric
+    scan = store.scan("straight")
+    path, state = state_at(f"{url}/neuroglancer/own/straight")
+    image, label = state["layers"]
+    root = f"{url}/ome/own/straight.ome.zarr"
+    image = {**image, "source": f"{root}/|zarr3:"}
+    label = {**label, "source": [f"{root}/labels/vertebrae/|zarr3:", label["source"][1]]}
+    state = plane_alone(state, plane, scan, middle_of(scan, LEFT))
+
+    shown = layer_alone(state, {**image, "shader": NUMBERS, "shaderControls": {}})
+    pixels, across, down = drawn(page, url, path, shown)
+    index, is_clear = expected_index(scan, state, plane, across, down)
+    inside = is_clear & np.all((index >= 0) & (index < SHAPE_XYZ), axis=-1)
+    x, y, z = index[inside].T
+    found = pixels[..., 0] * 256 + pixels[..., 1] - 32768
+    np.testing.assert_array_equal(found[inside], scan.image.values[z, y, x])
+
+    pixels, _, _ = drawn(page, url, path, layer_alone(state, {**label, "selectedAlpha": 1}))
+    labels = scan.label.values[z, y, x]
+    for value in (LEFT, RIGHT):
+        assert np.all(near(pixels[inside], value) == (labels == value))
+    forgive_absent_chunks(page)
+
+
 def near(pixels, value):
     """Whether pixels have the color of a vertebra, but for what rounding does to it."""
     color = [int(hex_color_of(value)[at : at + 2], 16) for at in (1, 3, 5)]
