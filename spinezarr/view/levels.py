@@ -359,20 +359,26 @@ def _rounded(sums: Voxels, counts: npt.NDArray[np.int64]) -> Voxels:
 
 
 def _sums(voxels: Voxels, factor_zyx: ShapeZYX, dtype: np.dtype[Any]) -> Voxels:
-    """Return the sum of each block, axis by axis; x comes last, as its steps are slow."""
-    sums = voxels
+    """Return the sum of each block, axis by axis; x comes last, as its steps are slow.
+
+    Whole numbers are added in their own type as long as it holds the sums, which is faster.
+    """
+    sums, is_whole = voxels, voxels.dtype.kind in "iu"
+    highest = max(abs(int(voxels.min())), abs(int(voxels.max()))) if is_whole else 0
     for axis, factor in enumerate(factor_zyx):
         if factor == 1:
             continue
+        highest *= factor
+        fits = is_whole and highest <= np.iinfo(sums.dtype).max
         shape = list(sums.shape)
         shape[axis] = -(-shape[axis] // factor)
-        added = np.zeros(shape, dtype)
+        added = np.zeros(shape, sums.dtype if fits else dtype)
         into, every = np.moveaxis(added, axis, 0), np.moveaxis(sums, axis, 0)
         for first in range(factor):
             part = every[first::factor]
             into[: len(part)] += part
         sums = added
-    return sums
+    return sums.astype(dtype, copy=False)
 
 
 def _counts(shape_zyx: tuple[int, ...], factor_zyx: ShapeZYX) -> npt.NDArray[np.int64]:
@@ -386,8 +392,29 @@ def _counts(shape_zyx: tuple[int, ...], factor_zyx: ShapeZYX) -> npt.NDArray[np.
 
 def _modes(labels: npt.NDArray[np.uint8], factor_zyx: ShapeZYX) -> npt.NDArray[np.uint8]:
     """Return the value that is most frequent in each block; see :meth:`LevelReader.read`."""
-    if not labels.any():
-        return np.zeros(chunk_grid(labels.shape, factor_zyx), np.uint8)
+    z, y, x = labels.shape
+    modes = np.zeros(chunk_grid((z, y, x), factor_zyx), np.uint8)
+    box = _blocks_with_labels(labels, factor_zyx)
+    if box is not None:
+        a, b = box.start_zyx, box.stop_zyx
+        voxels = tuple(slice(i * f, j * f) for i, j, f in zip(a, b, factor_zyx, strict=True))
+        modes[box.slices] = _modes_within(labels[voxels], factor_zyx)
+    return modes
+
+
+def _blocks_with_labels(labels: npt.NDArray[np.uint8], factor_zyx: ShapeZYX) -> Box | None:
+    """Return the blocks that anything but background is in, as a box; None if there is none."""
+    flat = labels.max(axis=0)
+    shown = (labels.max(axis=(1, 2)), flat.max(axis=1), flat.max(axis=0))
+    found = [np.flatnonzero(along) for along in shown]
+    if not len(found[0]):
+        return None
+    start = [int(i[0]) // f for i, f in zip(found, factor_zyx, strict=True)]
+    stop = [int(i[-1]) // f + 1 for i, f in zip(found, factor_zyx, strict=True)]
+    return Box((start[0], start[1], start[2]), (stop[0], stop[1], stop[2]))
+
+
+def _modes_within(labels: npt.NDArray[np.uint8], factor_zyx: ShapeZYX) -> npt.NDArray[np.uint8]:
     least, most = (_extremes(labels, factor_zyx, choose) for choose in (np.minimum, np.maximum))
     mixed = np.argwhere(least != most)  # few: all others are known
     if not len(mixed):
