@@ -17,7 +17,13 @@ from spinezarr.ingest.run import ingest
 from spinezarr.recipe import Recipe
 from spinezarr.serve.run import BackgroundServer
 from spinezarr.serve.settings import ServeSettings
-from spinezarr.store.audit_log import SEVERITIES
+from spinezarr.store.audit_log import (
+    SEVERITIES,
+    AuditedScan,
+    AuditLog,
+    FindingRecord,
+    scan_identity,
+)
 from spinezarr.testing import NiftiForm, write_nifti
 from spinezarr.vertebrae import ANATOMICAL_ORDER, NAME_OF_VALUE, hex_color_of
 from spinezarr.view.scan_view import view_of
@@ -235,3 +241,20 @@ def test_it_is_packed_and_sent_once(served):
     assert ask(url, if_none_match=packed["etag"])[0] == 200
     assert ask(url, accept_encoding="gzip", if_none_match=packed["etag"])[::2] == (304, b"")
     assert ask(url, if_match='"x"')[0] == 412
+
+
+def test_a_finding_that_names_another_scan_holds_as_long_as_that_is_the_same(audited):
+    one, other = (audited._reader.scan(name).attributes for name in ("liver_0", "HN_P001"))
+    fields = {"severity": "error", "vertebra": None, "voxel_zyx": None, "position_mm": None}
+    findings = tuple(
+        FindingRecord(rule=rule, text=rule, facts={}, others=others, **fields)
+        for rule, others in {"alone": {}, "same-image": {"HN_P001": scan_identity(other)}}.items()
+    )
+    kept = AuditedScan(identity=scan_identity(one), findings=findings)
+    log = AuditLog(scans={"liver_0": kept})
+    changed = other.model_copy(update={"split": "else"})
+    for now, rules in ((other, ["alone", "same-image"]), (changed, ["alone"]), (None, ["alone"])):
+        found = log.of_scan(one, {"HN_P001": now}.get)
+        assert [finding.rule for finding in found.findings] == rules
+    assert log.of_scan(other, {}.get) is None
+    assert log.of_scan(one.model_copy(update={"split": "else"}), {"HN_P001": other}.get) is None
