@@ -98,6 +98,13 @@ def tab(page):
     return page
 
 
+@pytest.fixture
+def quick(tab):
+    """Return a tab whose planes the server draws: for all that is the same either way."""
+    without_niivue(tab)
+    return tab
+
+
 def wait_for_volume(tab):
     """Wait until NiiVue shows the planes."""
     tab.wait_for_selector("#stage[data-level]")
@@ -208,23 +215,22 @@ def without_niivue(tab):
     tab.route("**/page/niivue.js", lambda route: route.abort())
 
 
-def test_a_build_without_niivue_shows_all_but_3d(tab, small):
-    without_niivue(tab)
-    tab.goto(small.page(at_mm=at_mm((8, 12, 7))))
-    tab.wait_for_selector("#stage[data-first]")
-    assert "npm view @niivue/niivue" in tab.locator(".lacking").inner_text()
-    before = drawn_hash(tab)
-    tab.locator("#labels").click()
-    tab.wait_for_timeout(500)
-    assert drawn_hash(tab) != before
-    slider = tab.get_by_role("slider", name="Sagittal plane, x in mm")
+def test_a_build_without_niivue_shows_all_but_3d(quick, small):
+    quick.goto(small.page(at_mm=at_mm((8, 12, 7))))
+    quick.wait_for_selector("#stage[data-first]")
+    assert "npm view @niivue/niivue" in quick.locator(".lacking").inner_text()
+    before = drawn_hash(quick)
+    quick.locator("#labels").click()
+    quick.wait_for_timeout(500)
+    assert drawn_hash(quick) != before
+    slider = quick.get_by_role("slider", name="Sagittal plane, x in mm")
     slider.focus()
-    tab.keyboard.press("ArrowRight")
-    tab.wait_for_timeout(500)
-    assert place(tab)[0] == pytest.approx(mm((9, 12, 7))[0])
-    assert "labels=false" in tab.url
-    assert tab.locator("#opacity").is_hidden()
-    assert tab.locator("#outlines").is_hidden()
+    quick.keyboard.press("ArrowRight")
+    quick.wait_for_timeout(500)
+    assert place(quick)[0] == pytest.approx(mm((9, 12, 7))[0])
+    assert "labels=false" in quick.url
+    assert quick.locator("#opacity").is_hidden()
+    assert quick.locator("#outlines").is_hidden()
 
 
 def test_a_browser_without_webgl2_is_told(tab, small):
@@ -250,42 +256,42 @@ def status_of(tab, voxel):
     return tab.locator("#status").inner_text()
 
 
-def test_a_vertebra_that_is_picked_is_where_the_planes_go(tab, small):
-    tab.goto(small.page())
-    tab.wait_for_selector("#stage[data-first]")
-    tab.get_by_role("button", name="T12", exact=True).or_(
-        tab.get_by_role("button", name=re.compile(r"^T12\b"))
+def test_a_vertebra_that_is_picked_is_where_the_planes_go(quick, small):
+    quick.goto(small.page())
+    quick.wait_for_selector("#stage[data-first]")
+    quick.get_by_role("button", name="T12", exact=True).or_(
+        quick.get_by_role("button", name=re.compile(r"^T12\b"))
     ).first.click()
     facts = json.loads(ask(f"{small.url}/v1/small/scans/b/view")[2])
     (found,) = [v for v in facts["masks"][0]["vertebrae"] if v["name"] == "T12"]
-    assert np.abs(np.array(place(tab)) - found["centroid_mm"]).max() <= max(SPACING) / 2
-    assert "vertebra=T12" in tab.url
-    voxel = np.rint(np.linalg.solve(AFFINE[:3, :3], np.array(place(tab)) - AFFINE[:3, 3]))
-    assert "T12" in status_of(tab, voxel.astype(int))
+    assert np.abs(np.array(place(quick)) - found["centroid_mm"]).max() <= max(SPACING) / 2
+    assert "vertebra=T12" in quick.url
+    voxel = np.rint(np.linalg.solve(AFFINE[:3, :3], np.array(place(quick)) - AFFINE[:3, 3]))
+    assert "T12" in status_of(quick, voxel.astype(int))
 
 
 @pytest.mark.parametrize("plane", PLANES)
-def test_a_click_tells_the_stored_voxel(tab, small, plane):
-    tab.goto(small.page())
-    tab.wait_for_selector("#stage[data-first]")
-    box = tab.locator(f".tile[data-plane={plane}] .picture").bounding_box()
+def test_a_click_tells_the_stored_voxel(quick, small, plane):
+    quick.goto(small.page())
+    quick.wait_for_selector("#stage[data-first]")
+    box = quick.locator(f".tile[data-plane={plane}] .picture").bounding_box()
     u, v = PLANES[plane][1]
     size_mm = [n * s for n, s in zip(SHAPE_XYZ, SPACING, strict=True)]
     scale = min(box["width"] / size_mm[u], box["height"] / size_mm[v])
     wanted = [
-        round(i) for i in np.linalg.solve(AFFINE[:3, :3], np.array(place(tab)) - AFFINE[:3, 3])
+        round(i) for i in np.linalg.solve(AFFINE[:3, :3], np.array(place(quick)) - AFFINE[:3, 3])
     ]
     wanted[u], wanted[v] = 5, 9
     x, y = (
         size / 2 + (size_mm[axis] / 2 - (wanted[axis] + 0.5) * SPACING[axis]) * scale
         for axis, size in ((u, box["width"]), (v, box["height"]))
     )
-    tab.mouse.click(box["x"] + x, box["y"] + y)
-    told = status_of(tab, wanted)
+    quick.mouse.click(box["x"] + x, box["y"] + y)
+    told = status_of(quick, wanted)
     i, j, k = wanted
     assert f"{small.image[i, j, k]:,} HU" in told
     assert f"voxel k {k}, j {j}, i {i}" in told
-    assert place(tab) == pytest.approx(mm(wanted))
+    assert place(quick) == pytest.approx(mm(wanted))
 
 
 def test_labels_go_and_come_back(tab, small):
@@ -331,7 +337,7 @@ def test_windows_are_presets_or_numbers(tab, small):
     assert len(hashes) == len(WINDOWS_HU) + 1
 
 
-def test_a_link_says_all(tab, small):
+def test_a_link_says_all(quick, small):
     where = {
         "at_mm": at_mm((3, 4, 5)),
         "window": "-300,700",
@@ -342,38 +348,40 @@ def test_a_link_says_all(tab, small):
         "interpolation": "nearest",
         "layout": "coronal",
     }
-    tab.goto(small.page(**where))
-    tab.wait_for_selector("#stage[data-first]")
-    assert {name: values[0] for name, values in parse_qs(urlsplit(tab.url).query).items()} == where
-    assert tab.locator(".tile:visible").count() == 1
-    assert tab.locator(".vertebra.chosen").get_attribute("data-name") == "L1"
-    assert not tab.get_by_role("checkbox", name="Show L1").is_checked()
-    assert tab.get_by_role("slider", name="Coronal plane, y in mm").input_value() == "4"
+    quick.goto(small.page(**where))
+    quick.wait_for_selector("#stage[data-first]")
+    assert {
+        name: values[0] for name, values in parse_qs(urlsplit(quick.url).query).items()
+    } == where
+    assert quick.locator(".tile:visible").count() == 1
+    assert quick.locator(".vertebra.chosen").get_attribute("data-name") == "L1"
+    assert not quick.get_by_role("checkbox", name="Show L1").is_checked()
+    assert quick.get_by_role("slider", name="Coronal plane, y in mm").input_value() == "4"
 
 
-def test_the_address_can_be_copied(tab, small):
-    tab.context.grant_permissions(["clipboard-read", "clipboard-write"])
-    tab.goto(small.page(window="lung"))
-    tab.wait_for_selector("#stage[data-first]")
-    tab.locator("#copy").click()
-    tab.get_by_text("Copied").wait_for()
-    assert tab.evaluate("() => navigator.clipboard.readText()") == tab.url
+def test_the_address_can_be_copied(quick, small):
+    quick.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    quick.goto(small.page(window="lung"))
+    quick.wait_for_selector("#stage[data-first]")
+    quick.locator("#copy").click()
+    quick.get_by_text("Copied").wait_for()
+    assert quick.evaluate("() => navigator.clipboard.readText()") == quick.url
 
 
-def test_other_programs_are_offered(tab, small):
-    tab.goto(small.page())
-    button = tab.get_by_role("button", name="Open in")
+def test_other_programs_are_offered(quick, small):
+    quick.goto(small.page())
+    button = quick.get_by_role("button", name="Open in")
     button.click()
     assert button.get_attribute("aria-expanded") == "true"
-    said = tab.locator("#open-in-list").inner_text()
+    said = quick.locator("#open-in-list").inner_text()
     ways = json.loads(ask(f"{small.url}/v1/small/scans/b/open-in")[2])["ways"]
     for way in ways:
         assert way["name"] in said
         assert way["hint"] in said
-    links = tab.locator("#open-in-list a").evaluate_all("all => all.map(a => a.pathname)")
+    links = quick.locator("#open-in-list a").evaluate_all("all => all.map(a => a.pathname)")
     assert links == [urlsplit(way["text"]).path for way in ways if way["kind"] == "link"]
-    tab.keyboard.press("Escape")
-    assert tab.locator("#open-in-list").is_hidden()
+    quick.keyboard.press("Escape")
+    assert quick.locator("#open-in-list").is_hidden()
 
 
 def test_pictures_come_where_a_coarse_level_rests(tab, large):
@@ -395,63 +403,63 @@ def test_pictures_come_where_a_coarse_level_rests(tab, large):
     assert "level=0" in tab.url
 
 
-def test_keys_go_to_the_scans_beside(tab, small):
-    tab.goto(small.page(window="lung"))
-    tab.wait_for_selector("#stage[data-first]")
-    tab.keyboard.press("n")
-    tab.wait_for_url("**/scan/small/c?**")
-    tab.wait_for_selector("#stage[data-first]")
-    assert "window=lung" in tab.url
-    assert tab.locator("#next").get_attribute("aria-disabled") == "true"
-    tab.keyboard.press("p")
-    tab.wait_for_url("**/scan/small/b?**")
-    tab.locator("#previous").click()
-    tab.wait_for_url("**/scan/small/a?**")
+def test_keys_go_to_the_scans_beside(quick, small):
+    quick.goto(small.page(window="lung"))
+    quick.wait_for_selector("#stage[data-first]")
+    quick.keyboard.press("n")
+    quick.wait_for_url("**/scan/small/c?**")
+    quick.wait_for_selector("#stage[data-first]")
+    assert "window=lung" in quick.url
+    assert quick.locator("#next").get_attribute("aria-disabled") == "true"
+    quick.keyboard.press("p")
+    quick.wait_for_url("**/scan/small/b?**")
+    quick.locator("#previous").click()
+    quick.wait_for_url("**/scan/small/a?**")
 
 
-def test_the_order_of_a_list_is_followed(tab, small):
-    tab.goto(small.page(list="sort%3D-scan"))
-    tab.get_by_text("2 of 3").wait_for()
-    tab.keyboard.press("n")
-    tab.wait_for_url("**/scan/small/a?**")
-    tab.get_by_text("3 of 3").wait_for()
-    assert tab.locator("#store").get_attribute("href") == "/?store=small&sort=-scan"
-    tab.goto(small.page(list="q%3Dx"))
-    tab.wait_for_selector("#next:visible")
-    assert tab.locator("#next").get_attribute("href").startswith("/scan/small/c?")
+def test_the_order_of_a_list_is_followed(quick, small):
+    quick.goto(small.page(list="sort%3D-scan"))
+    quick.get_by_text("2 of 3").wait_for()
+    quick.keyboard.press("n")
+    quick.wait_for_url("**/scan/small/a?**")
+    quick.get_by_text("3 of 3").wait_for()
+    assert quick.locator("#store").get_attribute("href") == "/?store=small&sort=-scan"
+    quick.goto(small.page(list="q%3Dx"))
+    quick.wait_for_selector("#next:visible")
+    assert quick.locator("#next").get_attribute("href").startswith("/scan/small/c?")
 
 
-def test_keys_move_the_plane_that_was_used_last(tab, small):
+def test_keys_move_the_plane_that_was_used_last(quick, small):
     voxel = [11, 13, 7]
-    tab.goto(small.page(at_mm=at_mm(voxel)))
-    tab.wait_for_selector("#stage[data-first]")
-    tab.keyboard.press("ArrowUp")
+    quick.goto(small.page(at_mm=at_mm(voxel)))
+    quick.wait_for_selector("#stage[data-first]")
+    quick.keyboard.press("ArrowUp")
     voxel[0] += 1
-    assert place(tab) == pytest.approx(mm(voxel))
-    tab.get_by_role("slider", name="Axial plane, z in mm").focus()
-    tab.keyboard.press("ArrowDown")
-    tab.keyboard.press("PageUp")
+    assert place(quick) == pytest.approx(mm(voxel))
+    quick.get_by_role("slider", name="Axial plane, z in mm").focus()
+    quick.keyboard.press("ArrowDown")
+    quick.keyboard.press("PageUp")
     voxel[2] += 9
-    assert place(tab) == pytest.approx(mm(voxel))
-    tab.mouse.wheel(0, 120)
-    tab.keyboard.press("?")
-    assert tab.get_by_role("dialog", name="Keys and mouse").is_visible()
-    tab.keyboard.press("Escape")
-    assert not tab.get_by_role("dialog").is_visible()
+    assert place(quick) == pytest.approx(mm(voxel))
+    quick.mouse.wheel(0, 120)
+    quick.keyboard.press("?")
+    assert quick.get_by_role("dialog", name="Keys and mouse").is_visible()
+    quick.keyboard.press("Escape")
+    assert not quick.get_by_role("dialog").is_visible()
 
 
-def test_the_list_is_searched_by_keyboard(tab, small):
-    tab.goto(small.page())
-    tab.wait_for_selector("#stage[data-first]")
-    search = tab.get_by_role("searchbox", name="Search the vertebrae")
+def test_the_list_is_searched_by_keyboard(quick, small):
+    quick.goto(small.page())
+    quick.wait_for_selector("#stage[data-first]")
+    search = quick.get_by_role("searchbox", name="Search the vertebrae")
     search.fill("l")
-    assert tab.locator(".vertebra:visible").evaluate_all(
+    assert quick.locator(".vertebra:visible").evaluate_all(
         "rows => rows.map(r => r.dataset.name)"
     ) == ["L1"]
     search.press("Enter")
-    assert "vertebra=L1" in tab.url
+    assert "vertebra=L1" in quick.url
     search.fill("s9")
-    assert tab.get_by_text("None is called so.").is_visible()
+    assert quick.get_by_text("None is called so.").is_visible()
 
 
 def test_the_spine_is_drawn_in_3d_and_turns(tab, small):
