@@ -48,10 +48,10 @@ function follow(source, state) {
   const tell = (hu, label) => {
     const [i, j, k] = state.voxel;
     status.replaceChildren(
-      element("span", { class: "hu" }, element("b", {}, hu)),
+      element("b", { class: "hu" }, hu),
+      element("b", { class: "label" }, label),
       element("span", {}, `${placeText(source.grid.mmOf(state.voxel))} mm`),
       element("span", { class: "quiet" }, `voxel k ${k}, j ${j}, i ${i}`),
-      element("span", {}, element("b", {}, label)),
     );
   };
   const read = async () => {
