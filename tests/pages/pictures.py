@@ -1,7 +1,8 @@
 """Takes the pictures of the pages that the documentation shows: a browser looks at a server.
 
-``python tests/pages/pictures.py --out docs/pictures`` takes all of them, in a minute. The scans
-are phantoms under the names of CTSpine1K; the table names 1,005, of which a dozen have voxels.
+``python tests/pages/pictures.py --out docs/pictures`` takes all of them, in some minutes. The
+scans are phantoms under the names of CTSpine1K; the table names 1,005, of which a dozen have
+voxels. ``--pair CT MASK`` names the scan that the page of one is pictured with, else a phantom.
 """
 
 import argparse
@@ -16,6 +17,7 @@ from pathlib import Path
 from many_scans import name_many
 from playwright.sync_api import Browser, Page, sync_playwright
 
+import spinezarr
 from spinezarr.ingest.discover import discover
 from spinezarr.ingest.run import ingest
 from spinezarr.recipe import Recipe
@@ -24,6 +26,7 @@ from spinezarr.serve.settings import ServeSettings
 from spinezarr.testing import PhantomSpec, ScanPlan, usual_levels, write_ctspine1k
 
 STORE = "ctspine1k"
+ONE = "/scan/{store}/{scan}"
 MANY = 1005
 SEED = 3
 LEVELS = (
@@ -70,11 +73,37 @@ def _drawn(page: Page) -> None:
     page.wait_for_timeout(400)
 
 
+def _turned(page: Page) -> None:
+    """Turn the spine a little, by dragging it."""
+    page.wait_for_selector("#stage[data-render]")
+    box = page.locator(".tile[data-plane=render] .picture").bounding_box()
+    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    page.mouse.move(x, y)
+    page.mouse.down()
+    page.mouse.move(x - 60, y, steps=4)
+    page.mouse.up()
+    page.wait_for_timeout(1500)
+
+
+def _whole(page: Page) -> None:
+    """Wait until all four tiles show the scan."""
+    page.wait_for_selector("#stage[data-render]")
+    page.wait_for_timeout(1500)
+
+
 PICTURES = {
     "list": Picture(f"/?store={STORE}", ".scans-table tbody tr", act=_drawn),
     "list-dark": Picture(
         f"/?store={STORE}&q=50.4.00&vertebra=L4", ".scans-table tbody tr", "dark", act=_drawn
     ),
+    "scan": Picture(f"{ONE}?vertebra=T8", "#stage[data-first]", act=_whole),
+    "scan-dark": Picture(
+        f"{ONE}?window=soft_tissue&vertebra=L1&layout=sagittal",
+        "#stage[data-level]",
+        "dark",
+        act=lambda page: page.wait_for_timeout(1500),
+    ),
+    "scan-3d": Picture(f"{ONE}?layout=render", "#stage[data-first]", act=_turned),
 }
 """By name of the file."""
 
@@ -99,6 +128,23 @@ def make_store(folder: Path) -> Path:
     return store
 
 
+def ingest_pair(image: Path, label: Path, folder: Path) -> tuple[str, str]:
+    """Put a scan into a store beside that of the phantoms; return the names of both."""
+    scan = image.name.partition("_")[0]
+    raw = folder / "pair"
+    raw.mkdir()
+    (raw / f"{scan}_ct.nii.gz").symlink_to(image.resolve())
+    (raw / f"{scan}_seg.nii.gz").symlink_to(label.resolve())
+    store = folder / "stores" / f"{scan.rpartition('-')[0] or 'scans'}.zarr"
+    recipe = Recipe.of_pairs("{scan}_ct.nii.gz", "{scan}_seg.nii.gz", name=store.stem)
+    report = ingest(recipe, discover(recipe, str(raw)), str(store))
+    if report.failed:
+        raise SystemExit(str(report.failed))
+    opened = spinezarr.open(str(store))
+    opened.keep_audit(opened.audit())
+    return store.stem, scan
+
+
 def take(browser: Browser, url: str, picture: Picture, file: Path) -> None:
     """Look at a page, and keep what is seen."""
     width, height = picture.size_px
@@ -106,7 +152,8 @@ def take(browser: Browser, url: str, picture: Picture, file: Path) -> None:
         viewport={"width": width, "height": height}, color_scheme=picture.scheme, locale="en-US"
     )
     page = context.new_page()
-    page.goto(url + picture.path)
+    page.set_default_timeout(120_000)
+    page.goto(url)
     page.locator(picture.ready).first.wait_for()
     picture.act(page)
     page.screenshot(path=file)
@@ -117,20 +164,25 @@ def main() -> None:
     """Take them."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder of the pictures")
+    parser.add_argument("--pair", nargs=2, type=Path, help="image and mask of a scan")
     parser.add_argument("--only", nargs="+", choices=PICTURES, default=list(PICTURES))
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        BackgroundServer(ServeSettings(paths=(str(make_store(Path(folder)).parent),))) as server,
-        sync_playwright() as driver,
-    ):
+    with tempfile.TemporaryDirectory() as temporary, sync_playwright() as driver:
+        folder = Path(temporary)
+        make_store(folder)
+        store, scan = STORE, "1.3.6.1.4.1.9328.50.4.0001"
+        if options.pair:
+            store, scan = ingest_pair(*options.pair, folder)
         flags = ["--headless=new", "--no-sandbox", "--disable-dev-shm-usage"]
         browser = driver.chromium.launch(executable_path=shutil.which("chromium"), args=flags)
-        for name in options.only:
-            file = options.out / f"{name}.png"
-            take(browser, server.url, PICTURES[name], file)
-            sys.stdout.write(f"{file}: {file.stat().st_size / 1000:.0f} kB\n")
+        with BackgroundServer(ServeSettings(paths=(str(folder / "stores"),))) as server:
+            for name in options.only:
+                file = options.out / f"{name}.png"
+                picture = PICTURES[name]
+                path = picture.path.format(store=store, scan=scan)
+                take(browser, server.url + path, picture, file)
+                sys.stdout.write(f"{file}: {file.stat().st_size / 1000:.0f} kB\n")
         browser.close()
 
 

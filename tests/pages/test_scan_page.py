@@ -5,6 +5,7 @@ import io
 import json
 import re
 from dataclasses import dataclass
+from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
 import nibabel as nib
@@ -13,6 +14,7 @@ import pytest
 from asking import ask
 from PIL import Image
 
+import spinezarr
 from spinezarr.ingest.discover import discover
 from spinezarr.ingest.run import ingest
 from spinezarr.recipe import Recipe
@@ -29,6 +31,9 @@ LABELED = {"T12": np.s_[4:12, 8:18, 11:16], "L1": np.s_[4:12, 8:18, 4:10]}
 """On the patient's left of the middle: x of RAS+ grows to the right."""
 PLANES = {"sagittal": (0, (1, 2)), "coronal": (1, (0, 2)), "axial": (2, (0, 1))}
 """Axis across each, and those that run to the left and upward on the screen."""
+REAL = Path(__file__).parents[3] / "shared/data/real/lidc-idri"
+EDGE = 0.05
+"""Of a voxel: float32 places a border no more exactly."""
 SHADE_ERROR = 2
 """NiiVue rounds shades of its table to whole numbers, and what it looks up between two of them
 again; the expected shade is rounded, too. Of neighbors in noise all but few differ by more."""
@@ -540,6 +545,50 @@ def test_who_has_a_token_is_let_in(tab, folder, tmp_path):
         tab.wait_for_url("**/scan/small/b**")
         tab.wait_for_selector("#stage[data-level]")
     tab.complaints.clear()
+
+
+@pytest.fixture(scope="module")
+def lidc(tmp_path_factory):
+    """Serve a chest CT from LIDC-IDRI; return the URL of the server and the store."""
+    pair = [REAL / f"lidc-idri-0001_{kind}.nii.gz" for kind in ("ct", "seg")]
+    if not all(path.exists() for path in pair):
+        pytest.skip("needs the LIDC-IDRI pair beside the checkout")
+    raw, url = tmp_path_factory.mktemp("raw"), str(tmp_path_factory.mktemp("lidc") / "lidc.zarr")
+    for path in pair:
+        (raw / path.name).symlink_to(path)
+    recipe = Recipe.of_pairs("{scan}_ct.nii.gz", "{scan}_seg.nii.gz", name="lidc")
+    ingest(recipe, discover(recipe, str(raw)), url)
+    with BackgroundServer(ServeSettings(paths=(url,))) as server:
+        yield server.url, spinezarr.open(url)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("plane", PLANES)
+def test_a_real_scan_is_drawn_as_it_is_stored(tab, lidc, plane):
+    url, store = lidc
+    scan = store.scan("lidc-idri-0001")
+    words = f"labels=false&interpolation=nearest&level=0&layout={plane}&window=soft_tissue"
+    tab.set_default_timeout(300_000)
+    tab.goto(f"{url}/scan/lidc/lidc-idri-0001?{words}")
+    wait_for_volume(tab)
+    pixels = picture(tab, plane)[..., 0]
+    flat, axes = PLANES[plane]
+    image = scan.image.values.transpose(2, 1, 0)
+    spacing = np.linalg.norm(np.array(scan.attrs["affine"])[:3, :3], axis=0)
+    index = int(tab.locator(f".tile[data-plane={plane}] input[type=range]").input_value())
+    shades = gray_of(np.take(image, index, axis=flat), WINDOWS_HU["soft_tissue"])
+    size_mm = [image.shape[axis] * spacing[axis] for axis in axes]
+    scale = min(n / mm for n, mm in zip(pixels.shape[::-1], size_mm, strict=True))
+    at = []
+    for n, mm, axis in zip(pixels.shape[::-1], size_mm, axes, strict=True):
+        at.append((mm / 2 - (np.arange(n) + 0.5 - n / 2) / scale) / spacing[axis])
+    u, v = np.meshgrid(*at)
+    # At an edge between two voxels either may be drawn.
+    is_sure = (np.abs(u - np.rint(u)) > EDGE) & (np.abs(v - np.rint(v)) > EDGE)
+    is_sure &= (u > 0) & (u < shades.shape[0]) & (v > 0) & (v < shades.shape[1])
+    assert is_sure.sum() > 100_000
+    expected = shades[u[is_sure].astype(int), v[is_sure].astype(int)]
+    assert np.abs(pixels[is_sure] - expected).max() <= SHADE_ERROR
 
 
 @pytest.mark.long
