@@ -321,7 +321,7 @@ async function main() {
   const state = new ScanState(source, new URLSearchParams(location.search));
   find("scan").hidden = false;
   const stage = new Stage(find("stage"), source, state);
-  new Panel(find("panel"), source, state, Stage.canDrawVolumes);
+  const panel = new Panel(find("panel"), source, state);
   addTools(source, state, stage);
   addDetail(source, state, stage);
   addNeighbors(source, state);
@@ -336,7 +336,11 @@ async function main() {
     async () => {
       follow(source, state);
       addOpenIn(source).catch(explain);
-      if (!Stage.canDrawVolumes) return;
+      if (!Stage.canDrawVolumes) {
+        stage.lackVolumes();
+        panel.leaveLooksToServer();
+        return;
+      }
       try {
         await stage.startVolumes();
       } catch (problem) {

@@ -9,16 +9,21 @@ export class Panel {
    * @param {HTMLElement} root
    * @param {import("./source.js").ScanSource} source
    * @param {import("./scan_state.js").ScanState} state
-   * @param {boolean} canBlend whether opacity and outlines are the page's: the server has its own
    */
-  constructor(root, source, state, canBlend) {
+  constructor(root, source, state) {
     this.source = source;
-    this.canBlend = canBlend;
     this.state = state;
     this.rows = new Map();
     root.replaceChildren(...[this.#vertebrae(), this.#findings(), this.#facts()].filter(Boolean));
     state.addEventListener("change", () => this.#update());
     this.#update();
+  }
+
+  /** Leave out what the server's pictures have of their own. */
+  leaveLooksToServer() {
+    if (!this.source.hasMask) return;
+    this.outlines.hidden = true;
+    this.opacity.parentElement.hidden = true;
   }
 
   /** Go to a vertebra, and choose it. */
@@ -55,7 +60,6 @@ export class Panel {
       {
         type: "button",
         id: "outlines",
-        hidden: !this.canBlend,
         title: "Outlines of labels (o)",
         onclick: () => state.set({ hasOutlines: !state.hasOutlines }),
       },
@@ -86,12 +90,7 @@ export class Panel {
         { class: "row" },
         this.labels,
         this.outlines,
-        element(
-          "label",
-          { class: "opacity", hidden: !this.canBlend },
-          element("span", { class: "quiet" }, "Opacity"),
-          this.opacity,
-        ),
+        element("label", { class: "opacity" }, element("span", { class: "quiet" }, "Opacity"), this.opacity),
       ),
       element(
         "div",

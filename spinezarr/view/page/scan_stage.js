@@ -36,12 +36,19 @@ export class Stage extends EventTarget {
     this.#addRender();
     state.addEventListener("change", () => this.update());
     new ResizeObserver(() => this.update()).observe(root);
-    this.update();
+    // The first frame of a page comes late: what is to be fetched is fetched before.
+    this.#update();
   }
 
-  /** Whether the planes can be drawn here, not on the server. */
+  /** Whether the planes can be drawn here, not on the server; to look takes a while. */
   static get canDrawVolumes() {
     return hasNiivue && VolumeView.isPossible;
+  }
+
+  /** Say what is missing where 3D would be. */
+  lackVolumes() {
+    this.rotate.remove();
+    this.tiles.render.picture.replaceChildren(this.#lacking());
   }
 
   /** Draw what the state says, once a frame. */
@@ -331,10 +338,8 @@ export class Stage extends EventTarget {
       "aria-label": "The vertebrae in 3D. Their list is beside it.",
     });
     const picture = element("div", { class: "picture" });
-    const isDrawn = Stage.canDrawVolumes && this.source.hasMask;
-    picture.append(isDrawn ? this.renderCanvas : this.#lacking());
-    this.rendering = element("div", { class: "waiting", hidden: !isDrawn }, "3D comes after the planes");
-    if (isDrawn) picture.append(this.rendering);
+    this.rendering = element("div", { class: "waiting" }, "3D comes after the planes");
+    picture.append(this.renderCanvas, this.rendering);
     const rotate = element(
       "button",
       { type: "button", id: "rotate", "aria-pressed": "false", disabled: true },
@@ -348,13 +353,14 @@ export class Stage extends EventTarget {
       { class: "strip" },
       element("h2", {}, "3D"),
       element("span", { class: "space" }),
-      isDrawn ? rotate : null,
+      rotate,
       enlarge,
     );
     strip.children[1].style.flex = "1";
     const tile = element("div", { class: "tile", "data-plane": "render" }, picture, strip);
     this.tiles.render = { tile, picture, enlarge };
     this.root.append(tile);
+    if (!hasNiivue || !this.source.hasMask) this.lackVolumes();
     let isDragging = false;
     picture.addEventListener("pointerdown", (event) => {
       isDragging = true;
