@@ -331,24 +331,19 @@ async function main() {
   state.addEventListener("change", remember);
   remember();
   stage.addEventListener("problem", ({ detail }) => explain(detail));
-  stage.addEventListener(
-    "firstview",
-    async () => {
-      follow(source, state);
-      addOpenIn(source).catch(explain);
-      if (!Stage.canDrawVolumes) {
-        stage.lackVolumes();
-        panel.leaveLooksToServer();
-        return;
-      }
-      try {
-        await stage.startVolumes();
-      } catch (problem) {
-        explain(problem);
-      }
-    },
-    { once: true },
-  );
+  await stage.firstView;
+  follow(source, state);
+  addOpenIn(source).catch(explain);
+  if (!Stage.canDrawVolumes) {
+    stage.lackVolumes();
+    panel.leaveLooksToServer();
+    return;
+  }
+  try {
+    await stage.startVolumes();
+  } catch (problem) {
+    explain(problem);
+  }
 }
 
 main();

@@ -32,6 +32,10 @@ export class Stage extends EventTarget {
     this.slices = new SliceView(source, (plane, problem) => this.#drawn(plane, problem));
     this.volume = null;
     this.loading = null;
+    /** Resolves when all that is to be seen is there. */
+    this.firstView = new Promise((resolve) => {
+      this.isThere = resolve;
+    });
     for (const plane of PLANE_NAMES) this.#addPlane(plane);
     this.#addRender();
     state.addEventListener("change", () => this.update());
@@ -216,7 +220,7 @@ export class Stage extends EventTarget {
     this.isFirstShown = true;
     performance.mark("first-view");
     this.root.dataset.first = "true";
-    this.dispatchEvent(new Event("firstview"));
+    this.isThere();
   }
 
   #enlarge(name) {
