@@ -63,8 +63,7 @@ function splitsText(store) {
 function sizesText(store) {
   const stored = `${bytesText(store.stored_bytes)} stored`;
   if (!store.source_bytes) return stored;
-  const share = (store.stored_bytes / store.source_bytes).toFixed(2);
-  return `${stored}, ${share} of its source files’ ${bytesText(store.source_bytes)}`;
+  return `${stored}, source files ${bytesText(store.source_bytes)}`.replace(/(\d) /g, "$1\u00a0");
 }
 
 function fact(name, text, kind = "") {
