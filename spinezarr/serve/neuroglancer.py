@@ -16,15 +16,14 @@ from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Final
+from typing import Final
 from urllib.parse import quote
 
-from isal import igzip
-
-from spinezarr.serve.http import Answer, Request, accepts_gzip, explained
+from spinezarr.serve.http import Answer, Request, explained
 from spinezarr.serve.opened import OpenedScan
 from spinezarr.serve.origin import origin_of
 from spinezarr.serve.patches import PatchSource
+from spinezarr.serve.told import Told
 from spinezarr.serve.versioned import RefusedError
 from spinezarr.text import json_text
 from spinezarr.view.neuroglancer_state import (
@@ -69,13 +68,10 @@ _OF_WORKER: Final = _POLICY.format(evaluated=" 'unsafe-eval'")
 """Of scripts, which counts where they run as workers: that which decodes chunks makes a function of
 a text when it begins. In the page they are held to the page's."""
 _NEVER_CHANGES: Final = "private, max-age=31536000, immutable"
-_GZIP_LEVEL: Final = 3
 _NO_FILE: Final = explained(HTTPStatus.NOT_FOUND, "The client has no such file.")
 
-_igzip: Any = igzip  # few annotations
 
-
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class _Client:
     """The client that is installed."""
 
@@ -100,14 +96,31 @@ class _Client:
             found = "0"
         return cls(re.sub(r"[^A-Za-z0-9._-]", "-", found), MappingProxyType(files))
 
-    def content(self, name: str) -> bytes | None:
-        """Return a file; None if there is none."""
+    def has(self, name: str) -> bool:
+        """Whether there is a file of that name."""
+        return name == _ALONE or name in self.files
+
+    def file(self, name: str) -> Told:
+        """Return a file that there is."""
+        fields = {
+            "cache-control": "no-cache" if name in {_INDEX, _ALONE} else _NEVER_CHANGES,
+            "content-security-policy": _OF_WORKER if name.endswith(".js") else _OF_PAGE,
+            "referrer-policy": "no-referrer",
+            "x-content-type-options": "nosniff",
+        }
+        return Told(self._content(name), _TYPES[Path(name).suffix], fields)
+
+    def _content(self, name: str) -> bytes:
         if name == _ALONE:
             return _SCRIPT
-        if name not in self.files:
-            return None
         data = self.files[name].read_bytes()
         return data.replace(b"<script", _HEAD + b"<script", 1) if name == _INDEX else data
+
+
+@cache
+def _file(client: _Client, name: str) -> Told:
+    """Keep a file, of which there are few."""
+    return client.file(name)
 
 
 def answer_state(source: PatchSource, request: Request, store: str, scan_id: str) -> Answer:
@@ -183,32 +196,14 @@ def answer_client(request: Request, asked_version: str, name: str) -> Answer:
         Of the file.
     """
     client = _Client.installed()
-    content = None if client is None else client.content(name)
-    if client is None or content is None:
+    if client is None or not client.has(name):
         return _NO_FILE
     if asked_version != client.version:
         if name != _INDEX:
             return _NO_FILE
         place = f"{CLIENT}/{client.version}/{_INDEX}"  # browsers keep what stands behind the #
         return Answer(HTTPStatus.SEE_OTHER, {"location": place, "cache-control": "no-store"})
-    fields = {
-        "content-type": _TYPES[Path(name).suffix],
-        "cache-control": "no-cache" if name in {_INDEX, _ALONE} else _NEVER_CHANGES,
-        "content-security-policy": _OF_WORKER if name.endswith(".js") else _OF_PAGE,
-        "referrer-policy": "no-referrer",
-        "x-content-type-options": "nosniff",
-        "vary": "Accept-Encoding",
-    }
-    if accepts_gzip(request.headers.get("accept-encoding", "")):
-        return Answer(HTTPStatus.OK, {**fields, "content-encoding": "gzip"}, _packed(name))
-    return Answer(HTTPStatus.OK, fields, content)
-
-
-@cache
-def _packed(name: str) -> bytes:
-    client = _Client.installed()
-    data: bytes = _igzip.compress(client.content(name) if client else b"", _GZIP_LEVEL, mtime=0)
-    return data
+    return _file(client, name).answer(request)
 
 
 def _page(status: HTTPStatus, title: str, body: str) -> Answer:

@@ -57,7 +57,8 @@ class WayChoice:
         """Units since the way was changed."""
         self._began_s = clock()
         self._last_s = self._began_s
-        self._restart()
+        self._to_skip = self._ended = 0
+        self._amount = self._seconds = 0.0
 
     def measured(self, way: Transfer) -> float | None:
         """Return units in a second; None as long as they are too few to tell."""
