@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from spinezarr.export.nifti import ExportedScan
     from spinezarr.export.nnunet import NnunetExport
     from spinezarr.serve.run import BackgroundServer
+    from spinezarr.view.widget import ScanView
 
 __all__ = ["Store", "load_dataset", "open"]
 
@@ -619,6 +620,70 @@ class Store:
         from spinezarr.export.preview import preview_scan  # noqa: PLC0415
 
         return preview_scan(self._reader.scan(scan_id), self._engine)
+
+    def view(
+        self,
+        scan_id: str,
+        *,
+        mask: Literal["label"] | None = "label",
+        window: str = "bone",
+        level: int | None = None,
+        height_px: int = 600,
+    ) -> "ScanView":
+        """Look at a scan in a notebook: three planes and 3D, vertebrae colored and named.
+
+        JupyterLab and VS Code show a widget, which needs no server (``pip install
+        'spinezarr[notebook]'``). Elsewhere, without that, and where a notebook is only read, there
+        is the picture of :meth:`preview`.
+
+        Parameters
+        ----------
+        scan_id
+            The scan.
+        mask
+            What lies over the image; None for nothing.
+        window
+            ``"bone"``, ``"soft_tissue"``, ``"lung"``, or the HU that are black and white,
+            ``"-160,240"``.
+        level
+            How coarse: 0 is the scan as it is stored, each further level halves it. The finest
+            that has at most 32 MiB of image, if not given.
+        height_px
+            Of the widget.
+
+        Returns
+        -------
+        ScanView
+            A notebook shows it. ``.widget`` is the widget and ``.figure`` the picture.
+
+        Raises
+        ------
+        UnknownScanError
+            If the store has no such scan.
+        CorruptStoreError
+            When it is shown, if stored bytes are missing or damaged.
+        UsageError
+            If there is no such mask, window or level.
+
+        Examples
+        --------
+        >>> store.view("liver_0").level.factor_zyx
+        (1, 1, 1)
+        """
+        # nibabel and matplotlib take long to import, and those who train never look.
+        from spinezarr.view.widget import ScanView  # noqa: PLC0415
+        from spinezarr.view.windows import parse_window  # noqa: PLC0415
+
+        if mask not in {None, "label"}:
+            raise UsageError(f"mask {mask!r}: must be 'label' or None.")
+        return ScanView(
+            self._reader.scan(scan_id),
+            self._engine,
+            with_label=mask is not None,
+            window_hu=parse_window(window),
+            level=level,
+            height_px=height_px,
+        )
 
     def export_nifti(
         self,

@@ -1,0 +1,304 @@
+"""A scan in a notebook: NiiVue as a widget, without a server, and a picture where there is none.
+
+The widget gets image and mask as NIfTI files in memory, of the finest level that fits, with the
+window, names and colors that all of spinezarr's pictures have. A notebook keeps the picture beside
+the widget, for those who look at it without running it.
+
+References
+----------
+Widget: https://github.com/niivue/ipyniivue
+How notebooks choose among forms: https://ipython.readthedocs.io/en/stable/config/integrating.html
+"""
+
+import math
+import os
+import sys
+from base64 import b64encode
+from collections.abc import Sequence
+from functools import cached_property
+from html import escape
+from io import BytesIO
+from typing import TYPE_CHECKING, Any, Final
+
+import nibabel as nib
+import numpy as np
+import numpy.typing as npt
+from isal import igzip
+
+from spinezarr.errors import UsageError
+from spinezarr.export.nifti_place import Place
+from spinezarr.export.preview import preview_scan
+from spinezarr.export.spine_slices import middle_of_spine
+from spinezarr.store.reader import ScanHandle
+from spinezarr.stream.engine import Engine
+from spinezarr.text import printable
+from spinezarr.view.levels import Level, LevelReader, levels_of, shown_dtype
+from spinezarr.view.scan_view import VertebraModel, shown_vertebrae
+from spinezarr.view.windows import WindowHU
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["LARGEST_AXIS", "MOST_BYTES", "ScanView", "finest_that_fits"]
+
+MOST_BYTES: Final = 32 << 20
+"""Of the voxels of an image that a notebook is given: 256³ of int16."""
+LARGEST_AXIS: Final = 2048
+"""Voxels along an axis of a 3D texture that every WebGL 2 has."""
+_INSTALL: Final = "Widgets need more packages: pip install 'spinezarr[notebook]'."
+_GZIP_LEVEL: Final = 1
+_OPACITY: Final = 0.5
+_BACK: Final = (0.0, 0.0, 0.0, 1.0)
+_FROM_LEFT: Final = (150.0, 15.0)
+"""Azimuth and elevation in degrees: from the front, the patient's left and above."""
+_igzip: Any = igzip  # few annotations
+_nib: Any = nib
+
+
+def finest_that_fits(scan: ScanHandle) -> Level:
+    """Return the finest level of a scan that a notebook is given; the coarsest if none fits.
+
+    Parameters
+    ----------
+    scan
+        The scan. At most :data:`MOST_BYTES` of its image, and :data:`LARGEST_AXIS` voxels along an
+        axis, are taken: of a CT of 512 x 512 voxels up to 64 slices as they are stored, and every
+        second voxel along x and y of up to 256.
+    """
+    item = shown_dtype(scan.image).itemsize
+    levels = levels_of(scan)
+    return next(
+        (
+            level
+            for level in levels
+            if math.prod(level.shape_zyx) * item <= MOST_BYTES
+            and max(level.shape_zyx) <= LARGEST_AXIS
+        ),
+        levels[-1],
+    )
+
+
+class ScanView:
+    """A scan to look at: shown by a notebook as what it can show, and a picture anywhere else.
+
+    Parameters
+    ----------
+    scan
+        The scan.
+    engine
+        Reads its voxels.
+    with_label
+        Whether the mask, if there is one, lies over the image.
+    window_hu
+        What is black, and what is white.
+    level
+        Number of the level whose voxels are shown; None for :func:`finest_that_fits`.
+    height_px
+        Of the widget.
+
+    Raises
+    ------
+    UsageError
+        If there is no such level.
+    """
+
+    def __init__(
+        self,
+        scan: ScanHandle,
+        engine: Engine,
+        *,
+        with_label: bool,
+        window_hu: WindowHU,
+        level: int | None,
+        height_px: int,
+    ) -> None:
+        levels = levels_of(scan)
+        if level is not None and not 0 <= level < len(levels):
+            raise UsageError(f"level {level}: the scan has levels 0 to {len(levels) - 1}.")
+        self.level = finest_that_fits(scan) if level is None else levels[level]
+        """The level whose voxels the widget shows."""
+        self._scan = scan
+        self._engine = engine
+        self._label = scan.label if with_label else None
+        self._window_hu = window_hu
+        self._height_px = height_px
+
+    def __repr__(self) -> str:
+        shape = " x ".join(map(str, self.level.shape_zyx))
+        spacing = " x ".join(f"{mm:.3g}" for mm in self.level.spacing_zyx_mm)
+        mask = "" if self._label is None else " and mask"
+        return printable(
+            f"<spinezarr view of {self._scan.attributes.scan_id}: image{mask}, level "
+            f"{self.level.level}, {shape} voxels of {spacing} mm (z, y, x)>"
+        )
+
+    @cached_property
+    def figure(self) -> "Figure":
+        """The picture: three planes through the spine, as :meth:`spinezarr.Store.preview` draws."""
+        return preview_scan(self._scan, self._engine)
+
+    @cached_property
+    def widget(self) -> Any:  # noqa: ANN401  an extra's
+        """The widget, an ``ipyniivue.NiiVue``, which can be changed further.
+
+        Raises
+        ------
+        UsageError
+            If the package that brings it is not installed.
+        CorruptStoreError
+            If stored bytes are missing or damaged.
+        """
+        niivue = _niivue()
+        shown = niivue.NiiVue(
+            height=self._height_px,
+            back_color=_BACK,
+            drag_and_drop_enabled=False,
+            is_radiological_convention=True,
+            multiplanar_layout=niivue.MultiplanarType.GRID,
+            multiplanar_show_render=niivue.ShowRender.ALWAYS,
+            sagittal_nose_left=True,
+            slice_type=niivue.SliceType.MULTIPLANAR,
+        )
+        low, high = self._window_hu
+        image = niivue.Volume(
+            name="image.nii.gz",
+            data=_nifti(self._voxels["image"], self.level),
+            colormap="gray",
+            cal_min=low,
+            cal_max=high,
+        )
+        volumes = [image]
+        if "label" in self._voxels:
+            data = _nifti(self._voxels["label"], self.level)
+            mask = niivue.Volume(name="label.nii.gz", data=data, opacity=_OPACITY)
+            mask.set_colormap_label(_colors(self._vertebrae))
+            volumes.append(mask)
+        shown.load_volumes(volumes)
+        shown.scene.crosshair_pos = self._middle()
+        shown.scene.render_azimuth, shown.scene.render_elevation = _FROM_LEFT
+        return shown
+
+    @cached_property
+    def _voxels(self) -> dict[str, npt.NDArray[Any]]:
+        """Image and mask of the level, as they are shown."""
+        levels = LevelReader(self._engine)
+        arrays = [self._scan.image] if self._label is None else [self._scan.image, self._label]
+        return {
+            array.name: levels.read(array, self.level, threads=os.cpu_count() or 1).astype(
+                shown_dtype(array), copy=False
+            )
+            for array in arrays
+        }
+
+    @property
+    def _vertebrae(self) -> list[VertebraModel]:
+        """What the mask shows."""
+        return [] if self._label is None else list(shown_vertebrae(self._scan.attributes))
+
+    @cached_property
+    def _together(self) -> Any:  # noqa: ANN401  an extra's
+        """The widget with the names of the vertebrae, and what lies where it is clicked."""
+        import ipywidgets  # noqa: PLC0415  comes with the extra
+
+        place = ipywidgets.HTML(self._described(self._middle_mm()))
+        self.widget.on_location_change(
+            lambda found: setattr(place, "value", self._described(found["mm"][:3]))
+        )
+        return ipywidgets.VBox([self.widget, place, ipywidgets.HTML(_legend(self._vertebrae))])
+
+    def _described(self, mm: Sequence[float]) -> str:
+        """Say in HTML what lies at a place, x, y and z in RAS+ mm."""
+        to_voxel = np.linalg.inv(self.level.affine)
+        x, y, z = np.rint((to_voxel @ (*mm, 1.0))[:3]).astype(int).tolist()
+        text = "x {:.1f}, y {:.1f}, z {:.1f} mm".format(*mm)
+        inside = zip((z, y, x), self.level.shape_zyx, strict=True)
+        if all(0 <= at < n for at, n in inside):
+            text += f" · {self._voxels['image'][z, y, x]:.4g} HU"
+            value = self._voxels["label"][z, y, x] if "label" in self._voxels else 0
+            names = [one.name for one in self._vertebrae if one.value == value]
+            text += "".join(f" · {name}" for name in names)
+        level = self.level
+        if level.level:
+            text += f" (of {' x '.join(map(str, level.factor_zyx))} voxels)"
+        return escape(printable(text))
+
+    def _middle(self) -> list[float]:
+        """Return where the planes cross, as shares of the volume along x, y and z."""
+        middle = middle_of_spine(self._scan, self._engine)
+        covered = zip(middle, self.level.factor_zyx, self.level.shape_zyx, strict=True)
+        return [(at + 0.5) / (factor * n) for at, factor, n in covered][::-1]
+
+    def _middle_mm(self) -> list[float]:
+        z, y, x = middle_of_spine(self._scan, self._engine)
+        found: list[float] = (self._scan.affine[:3] @ (x, y, z, 1)).tolist()
+        return found
+
+    def _repr_mimebundle_(
+        self,
+        include: object = None,  # noqa: ARG002  notebooks choose
+        exclude: object = None,  # noqa: ARG002
+    ) -> dict[str, Any]:
+        picture = BytesIO()
+        self.figure.savefig(picture, format="png")
+        forms = {
+            "text/plain": repr(self),
+            "image/png": b64encode(picture.getvalue()).decode("ascii"),
+        }
+        if not _is_notebook():
+            return forms
+        try:
+            found = self._together._repr_mimebundle_()
+        except UsageError:
+            return {**forms, "text/plain": f"{self!r}\n{_INSTALL}"}
+        of_widget = found[0] if isinstance(found, tuple) else found
+        return {**forms, **{kind: form for kind, form in of_widget.items() if kind not in forms}}
+
+
+def _nifti(voxels_zyx: npt.NDArray[Any], level: Level) -> bytes:
+    voxels = np.ascontiguousarray(voxels_zyx).T
+    header = Place.at(level.affine, voxels.shape).header(voxels.shape)
+    header.set_data_dtype(voxels.dtype)
+    data: bytes = _igzip.compress(
+        _nib.Nifti1Image(voxels, None, header).to_bytes(), _GZIP_LEVEL, mtime=0
+    )
+    return data
+
+
+def _niivue() -> Any:  # noqa: ANN401  an extra's
+    try:
+        import ipyniivue  # noqa: PLC0415  an extra
+    except ImportError as problem:
+        raise UsageError(_INSTALL) from problem
+    return ipyniivue
+
+
+def _legend(shown: list[VertebraModel]) -> str:
+    """Return the names of what is shown, each with its color, as HTML."""
+    return " ".join(
+        f'<span style="white-space:nowrap;margin-right:.8em"><span style="color:{one.color}">'
+        f"&#9632;</span> {escape(printable(one.name))}</span>"
+        for one in shown
+    )
+
+
+def _colors(shown: list[VertebraModel]) -> dict[str, list[Any]]:
+    """Return a label map of NiiVue's: value, color, opacity and name; background is not seen."""
+    rgb = [[int(one.color[at : at + 2], 16) for at in (1, 3, 5)] for one in shown]
+    red, green, blue = ([0, *(color[part] for color in rgb)] for part in range(3))
+    return {
+        "R": red,
+        "G": green,
+        "B": blue,
+        "A": [0, *[255] * len(shown)],
+        "I": [0, *(one.value for one in shown)],
+        "labels": ["", *(one.name for one in shown)],
+    }
+
+
+def _is_notebook() -> bool:
+    """Whether a kernel of Jupyter runs this, so that somebody can show a widget."""
+    if "IPython" not in sys.modules:
+        return False
+    from IPython import get_ipython  # noqa: PLC0415  is there already
+
+    return getattr(get_ipython(), "kernel", None) is not None

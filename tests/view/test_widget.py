@@ -1,0 +1,207 @@
+"""A scan in a notebook: what the widget is given are the voxels of a level, where they lie."""
+
+import base64
+import gzip
+import io
+import sys
+from dataclasses import replace
+
+import ipyniivue
+import nibabel as nib
+import numpy as np
+import pytest
+from PIL import Image
+
+import spinezarr
+from spinezarr.errors import UnknownScanError, UsageError
+from spinezarr.serve.run import BackgroundServer
+from spinezarr.serve.settings import ServeSettings
+from spinezarr.vertebrae import VALUE_OF_NAME, hex_color_of
+from spinezarr.view import widget as widget_module
+from spinezarr.view.levels import LevelReader, levels_of
+from spinezarr.view.widget import MOST_BYTES, ScanView, finest_that_fits
+
+SCAN = "liver_0"
+
+
+def read(volume):
+    """Read a file that the widget is given as nibabel does."""
+    return nib.Nifti1Image.from_bytes(gzip.decompress(volume.data))
+
+
+def shown_zyx(volume):
+    return np.asanyarray(read(volume).dataobj).transpose(2, 1, 0)
+
+
+@pytest.mark.parametrize("level", [None, 0])
+def test_the_widget_has_the_voxels_and_their_place(store, level):
+    view = store.view(SCAN, level=level)
+    scan = store.scan(SCAN)
+    image, label = view.widget.volumes
+    np.testing.assert_array_equal(shown_zyx(image), scan.image.values)
+    np.testing.assert_array_equal(shown_zyx(label), scan.label.values)
+    for volume in (image, label):
+        np.testing.assert_allclose(read(volume).affine, scan.attrs["affine"], atol=1e-4)
+    assert read(image).get_data_dtype() == np.int16
+    assert (image.cal_min, image.cal_max) == (-500, 1300)
+
+
+def test_vertebrae_have_the_colors_and_names_of_all_pictures(store):
+    lut = store.view(SCAN).widget.volumes[1].colormap_label
+    names = set(store._reader.scan(SCAN).attributes.vertebrae)
+    assert names <= set(lut.labels)
+    colors = np.asarray(lut.lut).reshape(-1, 4)
+    for name in names:
+        value = VALUE_OF_NAME[name] - int(lut.min)
+        assert "#" + "".join(f"{part:02x}" for part in colors[value][:3]) == hex_color_of(
+            VALUE_OF_NAME[name]
+        )
+        assert lut.labels[value] == name
+    assert colors[0 - int(lut.min)][3] == 0
+
+
+def test_the_patient_lies_as_radiologists_look_at_him(store):
+    opts = store.view(SCAN).widget.opts
+    assert opts.is_radiological_convention
+    assert opts.sagittal_nose_left
+
+
+def test_the_planes_cross_in_the_spine(store):
+    view = store.view(SCAN)
+    shape_xyz = np.array(view.level.shape_zyx[::-1])
+    x, y, z = (np.array(view.widget.scene.crosshair_pos) * shape_xyz - 0.5).round().astype(int)
+    label = store.scan(SCAN).label.values
+    assert label[z, :, x].any()
+    described = view._described(view._middle_mm())
+    value = label[z, y, x]
+    assert f"{store.scan(SCAN).image.values[z, y, x]} HU" in described
+    names = {one.value: one.name for one in view._vertebrae}
+    assert not value or described.endswith(names[value])
+    assert "HU" not in view._described([1e4, 0, 0])
+
+
+def test_no_mask_window_and_levels(store):
+    view = store.view(SCAN, mask=None, window="-160,240")
+    (image,) = view.widget.volumes
+    assert (image.cal_min, image.cal_max) == (-160, 240)
+    assert "mask" not in repr(view)
+    for wrong in ({"mask": "other"}, {"window": "bones"}, {"level": 99}, {"level": -1}):
+        with pytest.raises(UsageError):
+            store.view(SCAN, **wrong)
+    with pytest.raises(UnknownScanError):
+        store.view("none")
+
+
+@pytest.mark.parametrize(
+    ("shape_zyx", "factor"),
+    [
+        ((1, 512, 512), (1, 1, 1)),
+        ((64, 512, 512), (1, 1, 1)),
+        ((133, 512, 512), (1, 2, 2)),
+        ((600, 512, 512), (2, 4, 4)),
+    ],
+)
+def test_the_bytes_are_bounded_whatever_the_scan(store, shape_zyx, factor):
+    scan = store._reader.scan(SCAN)
+    affine = ((0.7, 0, 0, 0), (0, 0.7, 0, 0), (0, 0, 1.0 if factor[0] == 2 else 2.5, 0))
+    facts = scan.attributes.model_copy(
+        update={
+            "affine": (*affine, (0, 0, 0, 1)),
+            "spacing_zyx_mm": (affine[2][2], 0.7, 0.7),
+            "shape_zyx": shape_zyx,
+        }
+    )
+    large = replace(scan, attributes=facts, image=replace(scan.image, shape_zyx=shape_zyx))
+    level = finest_that_fits(large)
+    assert level.factor_zyx == factor
+    assert np.prod(level.shape_zyx) * 2 <= MOST_BYTES
+
+
+def test_coarser_levels_lie_in_the_same_place(store):
+    scan = store._reader.scan(SCAN)
+    coarse = levels_of(scan)[-1]
+    if coarse.level == 0:
+        coarse = None
+    engine = store._engine
+    view = ScanView(
+        scan, engine, with_label=True, window_hu=(-500, 1300), level=None, height_px=300
+    )
+    if coarse is not None:
+        view.level = coarse
+        image, label = view.widget.volumes
+        levels = LevelReader(engine)
+        np.testing.assert_array_equal(shown_zyx(image), levels.read(scan.image, coarse))
+        np.testing.assert_array_equal(shown_zyx(label), levels.read(scan.label, coarse))
+        np.testing.assert_allclose(read(image).affine, coarse.affine, atol=1e-4)
+
+
+def test_scaled_images_and_a_served_store(odd, ctspine1k_url):
+    view = spinezarr.open(odd.url).view("byte")
+    found = shown_zyx(view.widget.volumes[0])
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, odd.image["byte"], rtol=1e-6)
+    with BackgroundServer(ServeSettings(paths=(ctspine1k_url,))) as server:
+        there = spinezarr.open(f"{server.url}/ctspine1k").view(SCAN)
+        here = spinezarr.open(ctspine1k_url).view(SCAN)
+        for a, b in zip(there.widget.volumes, here.widget.volumes, strict=True):
+            assert a.data == b.data
+
+
+# What a notebook is told
+
+
+def check_picture(forms):
+    with Image.open(io.BytesIO(base64.b64decode(forms["image/png"]))) as picture:
+        assert picture.format == "PNG"
+        assert min(picture.size) > 300
+
+
+def test_outside_of_a_notebook_there_is_a_picture(store):
+    view = store.view(SCAN)
+    forms = view._repr_mimebundle_()
+    assert set(forms) == {"text/plain", "image/png"}
+    check_picture(forms)
+    assert view.figure.axes
+
+
+def test_without_the_package_a_notebook_shows_a_picture(store, monkeypatch):
+    monkeypatch.setattr(widget_module, "_is_notebook", lambda: True)
+    monkeypatch.setitem(sys.modules, "ipyniivue", None)
+    view = store.view(SCAN)
+    forms = view._repr_mimebundle_()
+    check_picture(forms)
+    assert "pip install 'spinezarr[notebook]'" in forms["text/plain"]
+    with pytest.raises(UsageError, match="notebook"):
+        _ = view.widget
+
+
+def test_names_of_strangers_are_no_html(store):
+    view = store.view(SCAN)
+    scan = view._scan
+    facts = scan.attributes.model_copy(
+        update={"other_labels": {"41": 1}, "structures": {"41": "<script>alert(1)</script>"}}
+    )
+    view._scan = replace(scan, attributes=facts)
+    legend = widget_module._legend(view._vertebrae)
+    assert "<script>" not in legend
+    assert "&lt;script&gt;" in legend
+
+
+def test_the_widget_brings_its_script_and_asks_nobody():
+    text = ipyniivue.NiiVue._esm
+    text = str(text)
+    assert len(text) > 1e6
+    for host in ("unpkg.com", "jsdelivr", "esm.sh", "googleapis", "cdnjs"):
+        assert host not in text
+
+
+@pytest.mark.long
+def test_a_notebook_that_runs_shows_the_widget(ctspine1k_url):
+    nbclient, nbformat = pytest.importorskip("nbclient"), pytest.importorskip("nbformat")
+    code = f"import spinezarr\nspinezarr.open({ctspine1k_url!r}).view({SCAN!r})"
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code)])
+    nbclient.NotebookClient(notebook, timeout=120, kernel_name="python3").execute()
+    (output,) = notebook.cells[0].outputs
+    forms = output["data"]
+    assert "application/vnd.jupyter.widget-view+json" in forms
+    check_picture(forms)
