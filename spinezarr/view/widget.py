@@ -149,16 +149,6 @@ class ScanView:
             If stored bytes are missing or damaged.
         """
         niivue = _niivue()
-        shown = niivue.NiiVue(
-            height=self._height_px,
-            back_color=_BACK,
-            drag_and_drop_enabled=False,
-            is_radiological_convention=True,
-            multiplanar_layout=niivue.MultiplanarType.GRID,
-            multiplanar_show_render=niivue.ShowRender.ALWAYS,
-            sagittal_nose_left=True,
-            slice_type=niivue.SliceType.MULTIPLANAR,
-        )
         low, high = self._window_hu
         image = niivue.Volume(
             name="image.nii.gz",
@@ -173,6 +163,16 @@ class ScanView:
             mask = niivue.Volume(name="label.nii.gz", data=data, opacity=_OPACITY)
             mask.set_colormap_label(_colors(self._vertebrae))
             volumes.append(mask)
+        shown = niivue.NiiVue(
+            height=self._height_px,
+            back_color=_BACK,
+            drag_and_drop_enabled=False,
+            is_radiological_convention=True,
+            multiplanar_layout=niivue.MultiplanarType.GRID,
+            multiplanar_show_render=niivue.ShowRender.ALWAYS,
+            sagittal_nose_left=True,
+            slice_type=niivue.SliceType.MULTIPLANAR,
+        )
         shown.load_volumes(volumes)
         shown.scene.crosshair_pos = self._middle()
         shown.scene.render_azimuth, shown.scene.render_elevation = _FROM_LEFT

@@ -1,0 +1,111 @@
+"""Look at a scan in JupyterLab, by hand: run a notebook in Chromium, click, and keep a picture.
+
+JupyterLab is no part of the development environment. In an environment of its own,
+``pip install jupyterlab anywidget``; then
+
+``python tests/view/look_at_notebook.py STORE SCAN_ID --jupyter PATH/TO/jupyter --png OUT.png``
+
+ends with 0 if the widget was shown, said what lies where it was clicked, and asked no other host.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from urllib.parse import urlsplit
+
+import nbformat
+from asking import free_port
+from playwright.sync_api import sync_playwright
+
+_PLACE = ".jp-OutputArea .widget-html-content"
+
+
+def _written(folder, store, scan_id):
+    """Write a notebook, and a kernel of this environment."""
+    kernel = folder / "kernels" / "here" / "kernel.json"
+    kernel.parent.mkdir(parents=True)
+    command = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+    kernel.write_text(json.dumps({"argv": command, "display_name": "here", "language": "python"}))
+    code = f"import spinezarr\n\nspinezarr.open({store!r}).view({scan_id!r}, height_px=520)"
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code)])
+    notebook.metadata["kernelspec"] = {"name": "here", "display_name": "here"}
+    (folder / "work").mkdir()
+    nbformat.write(notebook, folder / "work" / "spine.ipynb")
+
+
+def _started(folder, jupyter, port):
+    options = ("--ServerApp.token=", "--ServerApp.password=", "--LabApp.news_url=None")
+    command = [jupyter, "lab", "--no-browser", "--allow-root", f"--port={port}", *options]
+    environment = {**os.environ, "JUPYTER_PATH": str(folder), "JUPYTER_CONFIG_DIR": str(folder)}
+    process = subprocess.Popen(
+        command, cwd=folder / "work", env=environment, stderr=subprocess.DEVNULL
+    )
+    for _ in range(300):
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/api"):
+                return process
+        except (urllib.error.URLError, OSError):
+            time.sleep(0.2)
+    raise TimeoutError("JupyterLab does not answer")
+
+
+def _looked(port, png):
+    """Run the notebook and click into it; return hosts, and what it said before and after."""
+    with sync_playwright() as driver:
+        browser = driver.chromium.launch(
+            executable_path="/usr/bin/chromium", args=["--headless=new", "--no-sandbox"]
+        )
+        page = browser.new_page(viewport={"width": 1280, "height": 860})
+        page.set_default_timeout(180_000)
+        hosts, said = set(), []
+        page.on("request", lambda asked: hosts.add(urlsplit(asked.url).hostname))
+        page.on("console", lambda line: said.append(line.text))
+        page.goto(f"http://127.0.0.1:{port}/lab/tree/spine.ipynb?reset")
+        page.locator(".jp-CodeCell .cm-content").first.click()
+        page.wait_for_timeout(5000)
+        page.keyboard.press("Control+Enter")
+        canvas = page.locator(".jp-OutputArea canvas")
+        canvas.wait_for()
+        while not any("render_meshes" in line for line in said):  # which comes last
+            page.wait_for_timeout(1000)
+        page.wait_for_timeout(15_000)
+        page.screenshot(path=png, timeout=180_000)
+        before = page.locator(_PLACE).first.inner_text()
+        box = canvas.bounding_box()
+        page.mouse.click(box["x"] + 0.35 * box["width"], box["y"] + 0.25 * box["height"])
+        page.wait_for_timeout(15_000)
+        after = page.locator(_PLACE).first.inner_text()
+        browser.close()
+    return hosts, before, after
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("store")
+    parser.add_argument("scan_id")
+    parser.add_argument("--jupyter", required=True)
+    parser.add_argument("--png", default="notebook.png")
+    asked = parser.parse_args()
+    port = free_port()
+    with TemporaryDirectory() as name:
+        folder = Path(name)
+        _written(folder, str(Path(asked.store).resolve()), asked.scan_id)
+        process = _started(folder, asked.jupyter, port)
+        try:
+            hosts, before, after = _looked(port, asked.png)
+        finally:
+            process.terminate()
+            process.wait(30)
+    sys.stdout.write(f"{before}\n{after}\n{sorted(filter(None, hosts))}\n")
+    return int(before == after or not hosts <= {"127.0.0.1", None})
+
+
+if __name__ == "__main__":
+    sys.exit(main())
