@@ -26,7 +26,7 @@ from spinezarr.store.audit_log import (
 )
 from spinezarr.testing import NiftiForm, write_nifti
 from spinezarr.vertebrae import ANATOMICAL_ORDER, NAME_OF_VALUE, hex_color_of
-from spinezarr.view.scan_view import view_of
+from spinezarr.view.scan_view import shown_vertebrae, view_of
 from spinezarr.view.windows import WINDOWS_HU
 
 
@@ -113,6 +113,14 @@ def test_levels_are_those_that_can_be_asked_for(served, audited, name):
         np.testing.assert_allclose(sizes, level["factor_zyx"])
     with BackgroundServer(ServeSettings(paths=(audited.url,))) as server:
         assert ask(f"{server.url}/v1/own/scans/liver_0/levels/{len(found['levels'])}")[0] == 404
+
+
+def test_values_that_no_voxel_has_are_left_out(audited):
+    facts = audited._reader.scan("liver_0").attributes
+    changed = facts.model_copy(update={"other_labels": {"0": 5, "78": 2, "77": 0}})
+    shown, before = list(shown_vertebrae(changed)), list(shown_vertebrae(facts))
+    assert shown[:-1] == before
+    assert (shown[-1].value, shown[-1].voxel_count) == (78, 2)
 
 
 def test_neighbors_are_those_of_the_table(served, audited):
