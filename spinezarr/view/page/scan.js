@@ -148,7 +148,7 @@ function addDetail(source, state, stage) {
     const { spacing } = source.levels[level];
     const size = spacing.map((mm) => numberText(mm, 1)).join(" \u00d7 ");
     find("level").textContent =
-      level === 0 ? "All voxels" : `Level ${level} of ${source.levels.length - 1}: ${size} mm`;
+      level === 0 ? "All voxels" : `Level ${level}: ${size} mm`;
     const finest = stage.finestLevel;
     full.hidden = level === finest;
     full.textContent = `${finest === 0 ? "Full detail" : `Level ${finest}, the finest that fits`} (${bytesText(stage.bytesOf(finest))})`;
