@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 TORCH ?= torch==2.13.0
 NNUNET ?= nnunetv2==2.8.1
 
-.PHONY: bench bench-codecs bench-ingest bench-loaders bench-memory bench-remote bench-remote-s3 bench-s3 bench-scans bench-serve bench-training bench-view bench-window demo flips fuzz-kernel test test-ceph test-crash test-hostile test-load test-long lint types layers wheel clean
+.PHONY: bench bench-codecs bench-ingest bench-loaders bench-memory bench-remote bench-remote-s3 bench-s3 bench-scans bench-serve bench-training bench-view bench-window demo flips fuzz-kernel test test-ceph test-crash test-hostile test-load test-long test-ome lint types layers wheel clean
 
 demo: $(VENV)/.installed
 	$(BIN)/spinezarr demo --out demo
@@ -49,6 +49,14 @@ flips: $(VENV)/.installed
 test-crash: $(VENV)/.installed
 	$(BIN)/python tests/crash/long.py --json build/crash.json
 	CRASH_ROUNDS=10 $(BIN)/python -m pytest -n 2 tests/crash/test_together.py tests/crash/test_faults.py
+
+# Other people's readers of OME-Zarr, in an environment of their own: they hold pydantic back.
+test-ome:
+	mkdir -p build
+	$(PYTHON) -m venv build/ome
+	build/ome/bin/python -m pip install --quiet '$(TORCH)'
+	build/ome/bin/python -m pip install --quiet --editable '.[ome-readers]'
+	build/ome/bin/python -m pytest -n 0 -p no:napari tests/serve/test_ome_readers.py
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

@@ -1,8 +1,7 @@
 """Other people's programs read scans as OME-Zarr images, and put them where they lie.
 
 ``ngff-zarr``, with the schemas of the specification, is installed for development. The others hold
-pydantic back, so that they have an extra of their own: ``pip install -e '.[ome-readers]'`` into an
-environment of its own, and ``pytest -p no:napari tests/serve/test_ome_readers.py`` there.
+pydantic back, so that they have an extra and an environment of their own: ``make test-ome``.
 """
 
 import hashlib
@@ -18,7 +17,7 @@ from spinezarr.serve.settings import ServeSettings
 from spinezarr.view import levels
 
 SCAN = "liver_0"
-APART = "is in the extra 'ome-readers', for an environment of its own"
+APART = "has an environment of its own: make test-ome"
 
 
 @dataclass(frozen=True)
