@@ -1,9 +1,7 @@
 """The page of stores and their scans, in a browser."""
 
 import json
-import re
 import shutil
-import statistics
 import struct
 import zlib
 from math import prod
@@ -21,8 +19,6 @@ from spinezarr.serve.tokens import make_key, new_token
 from spinezarr.vertebrae import ANATOMICAL_ORDER, VALUE_OF_NAME, hex_color_of
 
 MANY = 1005
-FRAME_MS = 100
-"""In which a person sees no wait."""
 MOST_NODES = 3000
 """Of a page that lists any number of scans."""
 
@@ -563,36 +559,18 @@ def test_nothing_jumps_while_the_page_is_made(tab, stores):
     assert moved < 0.01
 
 
-KEYSTROKES = """(words) => {
-  const search = document.getElementById("search");
-  const took = new Map();
-  for (const word of [...words, ...words, ...words]) {
-    const begun = performance.now();
-    search.value = word;
-    search.dispatchEvent(new Event("input", { bubbles: true }));
-    document.querySelector(".scans").getBoundingClientRect();
-    took.set(word, Math.min(performance.now() - begun, took.get(word) ?? Infinity));
-  }
-  return [...took.values()];
-}"""
-WORDS = ["1", "1.", "1.3", "l", "li", "liv", "liver", "liver_1", "", "warning", "lumb", ""]
-
-
-def test_a_key_filters_without_a_wait(tab, stores):
-    open_list(tab, f"{stores}/?store=many&sort=-spacing")
-    took = tab.evaluate(KEYSTROKES, WORDS)
-    assert statistics.median(took) < FRAME_MS
-
-
 @pytest.mark.long
-def test_ten_thousand_scans_are_listed_as_quickly(tab, ctspine1k_url, tmp_path):
+def test_ten_thousand_scans_are_filtered_as_any_number(tab, ctspine1k_url, tmp_path):
     shutil.copytree(ctspine1k_url, tmp_path / "large.zarr")
     name_many(tmp_path / "large.zarr", 10_000)
     with BackgroundServer(ServeSettings(paths=(str(tmp_path / "large.zarr"),))) as server:
+        listed = json.loads(ask(f"{server.url}/v1/large/scans")[2])["scans"]
         open_list(tab, f"{server.url}/?sort=-spacing")
-        took = tab.evaluate(KEYSTROKES, WORDS)
-        assert statistics.median(took) < FRAME_MS
-        assert re.fullmatch("10,000 scans", count(tab))
+        assert count(tab) == "10,000 scans"
         tab.locator(".scans").evaluate("list => { list.scrollTop = list.scrollHeight; }")
         tab.wait_for_selector("[aria-rowindex='10001']")
         assert tab.evaluate("document.querySelectorAll('*').length") < MOST_NODES
+        tab.locator("#search").fill(".99")
+        fits = [row for row in listed if ".99" in row["scan_id"]]
+        tab.wait_for_function("document.querySelector('.shown').innerText.includes(' of ')")
+        assert count(tab) == f"{len(fits):,} of 10,000 scans"
