@@ -8,6 +8,8 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+from asking import ask
+from running import running
 
 import spinezarr
 
@@ -20,6 +22,8 @@ PAGES = [
 ]
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 NOT_CODE = {"", "text"}
+SERVES = re.compile(r"spinezarr serve [^-\s]\S*[ ]*(#.*)?\n?")
+"""A block that ends when somebody ends it."""
 MANY_COMMANDS = {"add-a-dataset.md", "cluster.md", "s3.md"}
 """Pages that take long to run."""
 
@@ -34,6 +38,16 @@ def run_bash(code, folder):
     command = ["bash", "-euo", "pipefail", "-c", code]
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, check=False)
     assert done.returncode == 0, done.stdout.decode() + done.stderr.decode()
+
+
+def run_server(code, folder):
+    """Run a block that serves until it is ended, at another port; look at it as a browser does."""
+    command = code.partition("#")[0].split()
+    with running(folder, *command[2:]) as server:
+        for path in ("/", "/v1/stores"):
+            status, _, body = ask(f"{server.url}{path}")
+            assert status == 200
+        assert json.loads(body)["stores"], "it has nothing to show"
 
 
 @pytest.fixture(scope="module")
@@ -92,6 +106,8 @@ def test_every_block_of_a_page_runs(page, working_folder, monkeypatch, request):
             if page.parent == ROOT:
                 ci = (ROOT / ".ci" / "run").read_text()
                 assert all(f"make {target}" in ci for target in wanted)
+        elif language == "bash" and SERVES.fullmatch(code):
+            run_server(code, working_folder)
         elif language == "bash":
             run_bash(code, working_folder)
         elif language == "yaml":
