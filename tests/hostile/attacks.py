@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final, TypeVar
 
-__all__ = ["KINDS", "Attack", "Target", "attack"]
+__all__ = ["IMAGE_KEYS", "KINDS", "Attack", "Target", "attack"]
 
 T = TypeVar("T")
 Send = bytes | float
@@ -53,6 +53,37 @@ class Target:
     """Folder of files that are not served."""
 
 
+IMAGE_KEYS: Final = (
+    "zarr.json", "0/zarr.json", "0/c/0/0/0", "1/c/0/0/0", "1/zarr.json", "labels/zarr.json",
+    "labels/vertebrae/zarr.json", "labels/vertebrae/0/c/0/0/0", "labels/vertebrae/1/c/0/0/0",
+    "9/c/0/0/0",
+)  # fmt: skip
+"""Of a scan as an OME-Zarr image."""
+_DRAWN: Final = (
+    "/", "/scan/{store}/{scan}", "/page/page.css", "/page/niivue.js",
+    "/neuroglancer/{store}/{scan}", "/neuroglancer/{store}/{scan}/segments/info", "/v1/{store}/statistics",
+    *(
+        f"/v1/{{store}}/scans/{{scan}}/{name}"
+        for name in ("view", "slice.png", "slice.png", "levels/0", "levels/1", "levels/9",
+            "open-in", "image.nii.gz", "label.nii.gz")
+    ),
+)  # fmt: skip
+_ASKED: Final[Mapping[str, Sequence[str]]] = {
+    "plane": ("sagittal", "axial", "oblique", "", "../..", "%00", "0"),
+    "mm": ("0", "nan", "inf", "-1e999", "1e-320", "9" * 400, "", "0x1", "1,2"),
+    "window": ("bone", "lung", "-160,240", "240,-160", "0,0", "nan,nan", "inf,-inf", "1", ",",
+        "a,b", "1e999,2", "0,5e-324", "-1e308,1e308", "x" * 9000),
+    "labels": ("true", "false", "L1", "L1,L1", "L99", "", ",", "l1", "L1%00", "sacrum," * 500),
+    "size_px": ("1", "0", "-1", "2048", "2049", "1e9", "9" * 400, "1.5", "nan"),
+    "array": ("image", "label", "none", "../image", "", "image,label"),
+    "start_zyx": ("0,0,0", "-1,0,0", "0,0", "9,9,9,9", "nan,0,0", "4194304,0,0", "9" * 400, ",,"),
+    "size_zyx": ("1,1,1", "0,0,0", "64,64,64", "4194304,4194304,4194304", "-1,1,1", "1", "1.5,1,1"),
+    "content_checksum": ("", "0" * 32, "*", "..", "%00", "a" * 5000),
+    "split": ("train", "%00", "x" * 5000), "other": ("1",),
+}  # fmt: skip
+"""What can be asked of these, well and badly."""
+
+
 class Draw:
     """Draws what a request is made of."""
 
@@ -75,7 +106,16 @@ class Draw:
 
     def path(self) -> str:
         """Return a path that is served."""
-        return f"/{self.one(['zarr', 'zarr', 'flat'])}/{self.target.store}/{self.key()}"
+        tree = self.one(["zarr", "zarr", "flat", "ome"])
+        if tree != "ome":
+            return f"/{tree}/{self.target.store}/{self.key()}"
+        image = f"{self.one(['', '', 'itk/'])}{self.scan()}.ome.zarr"
+        return f"/ome/{self.target.store}/{image}/{self.one(IMAGE_KEYS)}"
+
+    def drawn_path(self) -> str:
+        """Return a path of what a person looks at."""
+        store, scan = self.target.store, self.scan()
+        return self.one([path.format(store=store, scan=scan) for path in _DRAWN])
 
     def batch_path(self) -> str:
         return f"/v1/{self.target.store}/batch"
@@ -165,8 +205,8 @@ _CHUNKS: Final = (
 _TREES: Final = (
     "zarr", "flat", "v1", "ZARR", "Flat", "zarr%2f", "%7aarr", "zarr;x", "static", "files", "s3",
     "healthz", "readyz", "metrics",
-    "docs", "openapi.json", "signed", "login", "view", "", ".", "..", "%2e%2e", "admin",
-    "server-status", ".well-known/x",
+    "docs", "openapi.json", "signed", "login", "view", "ome", "page", "scan", "neuroglancer", "",
+    ".", "..", "%2e%2e", "admin", "server-status", ".well-known/x",
 )  # fmt: skip
 
 
@@ -698,10 +738,29 @@ def _query(draw: Draw) -> Attack:
     return Attack(draw.number, "query", f"{path}?{query}"[:200], (sent,))
 
 
+def _drawn(draw: Draw) -> Attack:
+    path = draw.drawn_path()
+    if draw.chance(0.3):
+        path += draw.one(_ENDS)
+    if draw.chance(0.2):
+        path = path.replace(draw.scan(), draw.one([*_SCANS, draw.one(_DOTS) * 3]))
+    fields = {name: draw.one(_ASKED[name]) for name in draw.some(list(_ASKED), 3)}
+    query = "&".join(f"{name}={value}" for name, value in fields.items())
+    path = (f"{path}?{query}" if draw.chance(0.8) else path).replace(" ", "%20")
+    method = draw.one(["GET", "GET", "GET", "HEAD"])
+    headers = [
+        *([b"Accept-Encoding: " + draw.one([b"gzip", b"gzip;q=0", b"*", b"x," * 2000])]),
+        *([b"If-None-Match: " + draw.one(_TAGS).encode()] if draw.chance(0.2) else []),
+        *([b"Range: " + draw.one(_RANGES).encode()] if draw.chance(0.2) else []),
+    ]
+    sent = request(path.encode("utf-8", "surrogateescape"), *headers, method=method)
+    return Attack(draw.number, "drawn", f"{method} {path[:200]}", (sent,), (method,))
+
+
 KINDS: Final[Mapping[str, Callable[[Draw], Attack]]] = {
     "path": _path, "range": _range, "header": _header, "body": _body, "smuggled": _smuggled,
     "method": _method, "protocol": _protocol, "condition": _condition,
-    "query": _query, "path again": _path,
+    "query": _query, "path again": _path, "drawn": _drawn,
 }  # fmt: skip
 
 

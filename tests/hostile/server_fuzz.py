@@ -18,16 +18,17 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
+from itertools import product
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / "tests" / folder) for folder in ("serve", "hostile", "crash")]
 
 from asking import ask  # noqa: E402
-from attacks import KINDS, Attack, Target, attack  # noqa: E402
+from attacks import IMAGE_KEYS, KINDS, Attack, Target, attack  # noqa: E402
 from killing.memory import in_memory  # noqa: E402
 from running import Running, running  # noqa: E402
 
@@ -164,9 +165,20 @@ def look(server: Running, place: Place) -> Known:
         status, _, body = ask(f"{server.url}/v1/own/scans/{path.name}")
         if status == 200:
             scans[path.name] = json.loads(body)["content_checksum"]
+    bodies |= _images(server, scans)
     planted = sorted(path.name for path in (place.store / "scans").iterdir())
     lying = [f"scans/{name}/image/c/0/0/0" for name in planted if name.startswith("lying")]
     return Known(Target("own", (*keys, *lying), scans, str(place.root)), bodies)
+
+
+def _images(server: Running, scans: Iterable[str]) -> dict[str, bytes]:
+    """Ask for scans as images of OME-Zarr."""
+    found = {}
+    for scan, key, variant in product(scans, IMAGE_KEYS, ("", "itk/")):
+        status, headers, body = ask(f"{server.url}/ome/own/{variant}{scan}.ome.zarr/{key}")
+        if status == 200:
+            found[headers["ETag" if "ETag" in headers else "etag"]] = body
+    return found
 
 
 # What comes back
@@ -248,7 +260,8 @@ def wrong(found: Found, known: Known) -> str | None:  # noqa: C901, PLR0911  one
     if "evil" in found.headers.get("access-control-allow-origin", ""):
         return "lets a page of somebody else read"
     tag = found.headers.get("etag")
-    if tag is None or found.status not in {200, 206}:
+    is_file = "accept-ranges" in found.headers  # what is made for a person has a tag of its own
+    if tag is None or not is_file or found.status not in {200, 206}:
         return None
     whole = known.bodies.get(tag)
     if whole is None:
