@@ -61,7 +61,8 @@ IMAGE_KEYS: Final = (
 """Of a scan as an OME-Zarr image."""
 _DRAWN: Final = (
     "/", "/scan/{store}/{scan}", "/page/page.css", "/page/niivue.js",
-    "/neuroglancer/{store}/{scan}", "/neuroglancer/{store}/{scan}/segments/info", "/v1/{store}/statistics",
+    "/neuroglancer/{store}/{scan}", "/neuroglancer/{store}/{scan}/segments/info",
+    "/v1/{store}/statistics",
     *(
         f"/v1/{{store}}/scans/{{scan}}/{name}"
         for name in ("view", "slice.png", "slice.png", "levels/0", "levels/1", "levels/9",

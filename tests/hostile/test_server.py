@@ -47,6 +47,7 @@ def fuzz():
 
 
 HEAD = b"HTTP/1.1 200 OK\r\ncontent-length: 4\r\n"
+FILE = HEAD + b"accept-ranges: bytes\r\n"
 WRONG = {
     b"": "FAILED no answer",
     b"canary": "FAILED no answer of HTTP",
@@ -63,13 +64,14 @@ WRONG = {
     HEAD.replace(b"4", b"9") + b"\r\nTraceback": "FAILED shows a traceback",
     HEAD + b"x-injected: 1\r\n\r\nabcd": "FAILED a header of the client's",
     HEAD + b"access-control-allow-origin: http://evil\r\n\r\nabcd": "FAILED lets a page",
-    HEAD + b'etag: "other"\r\n\r\nabcd': "FAILED a version that is not there",
-    HEAD + b'etag: "a"\r\n\r\nabcx': "FAILED other bytes",
-    HEAD.replace(b"200", b"206")
+    FILE + b'etag: "other"\r\n\r\nabcd': "FAILED a version that is not there",
+    FILE + b'etag: "a"\r\n\r\nabcx': "FAILED other bytes",
+    FILE.replace(b"200", b"206")
     + b'etag: "a"\r\ncontent-range: bytes 1-4/5\r\n\r\nabcd': "FAILED a range that is not there",
-    HEAD.replace(b"200", b"206")
+    FILE.replace(b"200", b"206")
     + b'etag: "a"\r\ncontent-range: bytes 0-3/4\r\n\r\nbcde': "FAILED other bytes",
-    HEAD + b'etag: "a"\r\n\r\nabcd': "200",
+    FILE + b'etag: "a"\r\n\r\nabcd': "200",
+    HEAD + b'etag: "of a picture"\r\n\r\nabcd': "200",
 }
 
 
