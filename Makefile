@@ -56,7 +56,7 @@ test-ome:
 	$(PYTHON) -m venv build/ome
 	build/ome/bin/python -m pip install --quiet '$(TORCH)'
 	build/ome/bin/python -m pip install --quiet --editable '.[ome-readers]'
-	build/ome/bin/python -m pytest -n 0 -p no:napari tests/serve/test_ome_readers.py
+	build/ome/bin/python -m pytest -n 0 -p no:napari -p no:npe2 tests/serve/test_ome_readers.py
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
