@@ -15,9 +15,13 @@ _SLOW_DRIVER = "GL Driver Message (OpenGL, Performance"
 """Said by Chromium when a screenshot reads what WebGL drew."""
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def chromium():
-    """Run Debian's Chromium for all tests of a process."""
+    """Run Debian's Chromium for the tests of a module.
+
+    As long as its driver is there, its event loop runs in this thread, and others' tests of
+    asyncio could not.
+    """
     if CHROMIUM is None:
         pytest.skip("Chromium is not installed. On Debian: apt-get install chromium")
     with sync_playwright() as driver:

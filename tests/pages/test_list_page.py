@@ -18,6 +18,7 @@ from spinezarr.serve.settings import ServeSettings
 from spinezarr.serve.tokens import make_key, new_token
 from spinezarr.vertebrae import ANATOMICAL_ORDER, VALUE_OF_NAME, hex_color_of
 
+pytestmark = pytest.mark.long
 MANY = 1005
 MOST_NODES = 3000
 """Of a page that lists any number of scans."""
@@ -559,7 +560,6 @@ def test_nothing_jumps_while_the_page_is_made(tab, stores):
     assert moved < 0.01
 
 
-@pytest.mark.long
 def test_ten_thousand_scans_are_filtered_as_any_number(tab, ctspine1k_url, tmp_path):
     shutil.copytree(ctspine1k_url, tmp_path / "large.zarr")
     name_many(tmp_path / "large.zarr", 10_000)
@@ -572,5 +572,5 @@ def test_ten_thousand_scans_are_filtered_as_any_number(tab, ctspine1k_url, tmp_p
         assert tab.evaluate("document.querySelectorAll('*').length") < MOST_NODES
         tab.locator("#search").fill(".99")
         fits = [row for row in listed if ".99" in row["scan_id"]]
-        tab.wait_for_function("document.querySelector('.shown').innerText.includes(' of ')")
+        tab.wait_for_function("() => document.querySelector('.shown').innerText.includes(' of ')")
         assert count(tab) == f"{len(fits):,} of 10,000 scans"

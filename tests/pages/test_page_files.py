@@ -50,3 +50,9 @@ def test_a_client_that_weighs_encodings_gets_the_file_as_it_is():
 def test_a_page_opens_without_complaint(page, served):
     page.goto(served)
     assert page.locator(".home").inner_text() == "spinezarr"
+
+
+def test_a_scan_is_seen_without_complaint(page, served):
+    page.goto(f"{served}/scan/ctspine1k/liver_0")
+    page.wait_for_function("() => performance.getEntriesByName('first-view').length")
+    assert page.locator("h1").inner_text() == "liver_0"

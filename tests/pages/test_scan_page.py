@@ -24,6 +24,7 @@ from spinezarr.serve.tokens import new_token
 from spinezarr.vertebrae import VALUE_OF_NAME, hex_color_of
 from spinezarr.view.windows import WINDOWS_HU, gray_of
 
+pytestmark = pytest.mark.long
 SHAPE_XYZ = (24, 30, 20)
 AFFINE = np.array([[2.0, 0, 0, -23], [0, 1.5, 0, 10.25], [0, 0, 3.0, -600], [0, 0, 0, 1]])
 SPACING = (2.0, 1.5, 3.0)
@@ -562,7 +563,6 @@ def lidc(tmp_path_factory):
         yield server.url, spinezarr.open(url)
 
 
-@pytest.mark.long
 @pytest.mark.parametrize("plane", PLANES)
 def test_a_real_scan_is_drawn_as_it_is_stored(tab, lidc, plane):
     url, store = lidc
@@ -591,7 +591,6 @@ def test_a_real_scan_is_drawn_as_it_is_stored(tab, lidc, plane):
     assert np.abs(pixels[is_sure] - expected).max() <= SHADE_ERROR
 
 
-@pytest.mark.long
 def test_twenty_reloads_draw_the_same(tab, small):
     tab.goto(small.page(at_mm=at_mm((8, 12, 7)), level="0"))
     hashes = set()
