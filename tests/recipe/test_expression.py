@@ -22,8 +22,13 @@ EVIL = [
 ]
 
 
+@pytest.fixture(autouse=True)
+def whole_allowance(monkeypatch):
+    """Give each test the time that other tests of the process have taken."""
+    monkeypatch.setattr(expression, "_ALLOWANCE", expression._Allowance())
+
+
 def made(text):
-    """Return an expression that no other test has used up."""
     return Expression(text, ignore_case=False)
 
 

@@ -387,7 +387,6 @@ OUTSIDE = [
     "/flat/own/scans/liver_0/image/c/0/0",
     "/flat/own/scans/liver_0/image/c.0.0.0",
     "/v1",
-    "/",
     "/zarr",
     "/zarr/",
     "/zarr/own",
