@@ -71,7 +71,9 @@ class Randomness:
         """Seed everything for one sample, as long as the context lasts.
 
         One thread of a process is inside such a context at a time. Other threads that draw from
-        global generators meanwhile draw from what is seeded here.
+        global generators meanwhile draw from what is seeded here. Those that seed them change the
+        sample: worker threads of MONAI's ThreadDataLoader do so once, while they start, so that one
+        such thread is safe and several are not.
         """
         words = iter(_words(seed, epoch, index, 3 + len(self._shared) + len(self._private)))
         with _Turn.lock:

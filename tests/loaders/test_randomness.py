@@ -196,7 +196,8 @@ def test_a_grid_draws_anew_in_each_epoch(store):
         {"num_workers": 0, "loader": MonaiDataLoader},
         {"num_workers": 2, "loader": MonaiDataLoader},
         {"num_workers": 0, "loader": ThreadDataLoader},
-        {"num_workers": 2, "loader": ThreadDataLoader, "use_thread_workers": True},
+        # Of several, one would seed the global generators while it starts and another one works.
+        {"num_workers": 1, "loader": ThreadDataLoader, "use_thread_workers": True},
     ],
     ids=str,
 )
