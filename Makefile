@@ -77,7 +77,7 @@ wheel: $(VENV)/.installed
 	build/wheel/venv/bin/python -m pip check
 	cd "$$(mktemp -d)" && "$(CURDIR)/build/wheel/venv/bin/python" "$(CURDIR)/.ci/use_wheel.py"
 
-$(VENV)/.installed: pyproject.toml hatch_build.py spinezarr/stream/kernel.c
+$(VENV)/.installed: pyproject.toml hatch_build.py spinezarr/stream/read/kernel.c
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet '$(TORCH)'

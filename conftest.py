@@ -27,14 +27,14 @@ from killing.memory import in_memory
 
 import spinezarr
 from spinezarr.geometry import corner_distance_mm
-from spinezarr.ingest.discover import discover
+from spinezarr.ingest.discovery.discover import discover
 from spinezarr.ingest.run import ingest
 from spinezarr.recipe import Recipe
 from spinezarr.store.attributes import ManifestEntry, ShardEntry
 from spinezarr.store.bundle import TABLE_BUNDLE, unbundle_files
+from spinezarr.store.folder import StoreFolder
 from spinezarr.store.sharding import ABSENT, CHECKSUM_BYTES, index_bytes, parse_index
-from spinezarr.store.store_folder import StoreFolder
-from spinezarr.stream.fetch import ByteRange, ByteRanges, Fetcher, LocalFetcher, Pieces
+from spinezarr.stream.read.fetch import ByteRange, ByteRanges, Fetcher, LocalFetcher, Pieces
 from spinezarr.testing import WrittenScan, write_ctspine1k
 
 if TYPE_CHECKING:

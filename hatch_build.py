@@ -19,7 +19,7 @@ from pathlib import Path
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
-SOURCE = Path("spinezarr") / "stream" / "kernel.c"
+SOURCE = Path("spinezarr") / "stream" / "read" / "kernel.c"
 FLAGS = ("-O3", "-g0", "-std=gnu11", "-shared", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra")
 ENDING = ".dylib" if sys.platform == "darwin" else ".so"
 NIIVUE = "@niivue/niivue@0.69.0"

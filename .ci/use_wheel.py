@@ -7,7 +7,7 @@ from pathlib import Path
 import spinezarr
 from spinezarr.recipe import Recipe
 from spinezarr.resources import recipe_names
-from spinezarr.stream.native import kernel
+from spinezarr.stream.read.native import kernel
 from spinezarr.testing import write_ctspine1k, write_verse_subjects
 
 here = Path.cwd()

@@ -35,7 +35,7 @@ from spinezarr.geometry import Box, ShapeZYX
 from spinezarr.store.layout import PROFILES, BloscCodecSpec, chunk_grid, fill_value
 from spinezarr.store.reader import ArraySpec
 from spinezarr.store.sharding import crc32c, index_bytes
-from spinezarr.stream.plan import plan_reads
+from spinezarr.stream.read.plan import plan_reads
 
 Voxels = np.ndarray[Any, Any]
 

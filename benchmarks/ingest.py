@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.table import Table
 
 from spinezarr.geometry import AxisMap
-from spinezarr.ingest.discover import discover
+from spinezarr.ingest.discovery.discover import discover
 from spinezarr.ingest.run import ingest
 from spinezarr.recipe import Recipe
 from spinezarr.store.layout import BALANCED, IMAGE, LABEL, fill_value

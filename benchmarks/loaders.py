@@ -27,7 +27,7 @@ from torch.utils.data import DataLoader
 
 import spinezarr
 from spinezarr.loaders.torch import PatchDataset, PatchLoader, as_tensors
-from spinezarr.stream.stream import PatchStream
+from spinezarr.stream.epoch.stream import PatchStream
 
 ENGINE = "engine alone"
 

@@ -52,7 +52,7 @@ from rich.console import Console
 from scans import add_scans
 from scans import ingest as ingest_many
 
-from spinezarr.store.files import open_filesystem
+from spinezarr.remote.filesystem import open_filesystem
 
 CONSOLE = Console(width=150)
 BUCKET = "bench"

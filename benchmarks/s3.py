@@ -25,10 +25,10 @@ from rich.console import Console
 from rich.table import Table
 
 import spinezarr
-from spinezarr.ingest.discover import discover
+from spinezarr.ingest.discovery.discover import discover
 from spinezarr.ingest.run import IngestReport, ingest
 from spinezarr.recipe import Recipe
-from spinezarr.store.files import open_filesystem
+from spinezarr.remote.filesystem import open_filesystem
 
 BUCKET = "bench"
 RECIPE = Recipe.of_pairs("{scan}_ct.nii.gz", "{scan}_seg.nii.gz", name="bench")

@@ -23,9 +23,10 @@ from rich.table import Table
 import spinezarr
 from spinezarr.geometry import Box, ShapeZYX
 from spinezarr.store.layout import BALANCED
-from spinezarr.stream.draw import PatchRequest, Sampler
-from spinezarr.stream.stream import PatchStream
-from spinezarr.stream.window import window_sampler
+from spinezarr.stream.draw.sampler import Sampler
+from spinezarr.stream.draw.window import window_sampler
+from spinezarr.stream.epoch.stream import PatchStream
+from spinezarr.stream.request import PatchRequest
 
 SAMPLES = (2, 4, 8, 16, 32)
 """Samples a scan that are looked at."""

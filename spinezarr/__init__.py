@@ -19,13 +19,13 @@ if TYPE_CHECKING:
     from spinezarr.api import open as open  # noqa: A004
     from spinezarr.errors import SpinezarrError as SpinezarrError
     from spinezarr.stream.batch import Batch as Batch
-    from spinezarr.stream.range_cache import DiskCache as DiskCache
-    from spinezarr.stream.stream import PatchStream as PatchStream
+    from spinezarr.stream.epoch.stream import PatchStream as PatchStream
+    from spinezarr.stream.read.range_cache import DiskCache as DiskCache
 
 _HOMES = {
     "Batch": "spinezarr.stream.batch",
-    "DiskCache": "spinezarr.stream.range_cache",
-    "PatchStream": "spinezarr.stream.stream",
+    "DiskCache": "spinezarr.stream.read.range_cache",
+    "PatchStream": "spinezarr.stream.epoch.stream",
     "SpinezarrError": "spinezarr.errors",
     "Store": "spinezarr.api",
     "load_dataset": "spinezarr.api",

@@ -14,20 +14,20 @@ from spinezarr.catalog import locate_store
 from spinezarr.errors import StoreNotFoundError, UsageError
 from spinezarr.geometry import FLAT_AXIS, Plane, ShapeZYX, SpacingZYX, axis_positions_mm
 from spinezarr.loaders.huggingface import SplitDataset, load_splits
+from spinezarr.remote.requests import IN_FLIGHT
 from spinezarr.stats.statistics import Statistics, compute_statistics, select_scans
 from spinezarr.store.reader import StoreReader, named_scans
-from spinezarr.store.remote import IN_FLIGHT
-from spinezarr.stream.draw import Centers, Sampler
-from spinezarr.stream.engine import Engine
-from spinezarr.stream.fetch import fetcher_for
-from spinezarr.stream.grid import GridStream, Tiling
-from spinezarr.stream.nonfinite import Nonfinite, refuse_nonfinite
-from spinezarr.stream.range_cache import DiskCache
-from spinezarr.stream.service import PatchService, Transfer, service_url, store_url
+from spinezarr.stream.draw.sampler import Centers, Sampler
+from spinezarr.stream.draw.volumes import StoredVolumes
+from spinezarr.stream.draw.window import Shuffle, window_sampler
+from spinezarr.stream.epoch.grid import GridStream, Tiling
+from spinezarr.stream.epoch.stream import OnChange, PatchStream, image_dtype_of
+from spinezarr.stream.read.engine import Engine
+from spinezarr.stream.read.fetch import fetcher_for
+from spinezarr.stream.read.nonfinite import Nonfinite, refuse_nonfinite
+from spinezarr.stream.read.range_cache import DiskCache
+from spinezarr.stream.read.service import PatchService, Transfer, service_url, store_url
 from spinezarr.stream.spacing import OWN_SPACING, TargetZYX, patch_size, target_spacing
-from spinezarr.stream.stream import OnChange, PatchStream, image_dtype_of
-from spinezarr.stream.volumes import StoredVolumes
-from spinezarr.stream.window import Shuffle, window_sampler
 from spinezarr.text import composed, counted, printable, printable_values
 
 if TYPE_CHECKING:
@@ -288,7 +288,7 @@ class Store:
             When computed, if stored bytes are missing or damaged: never fill values.
         """
         # dask takes long to import, and those who train never compute with it.
-        from spinezarr.stream.lazy import lazy_array  # noqa: PLC0415
+        from spinezarr.stream.epoch.lazy import lazy_array  # noqa: PLC0415
 
         scan = self._reader.scan(scan_id)
         described = printable_values(scan.variable_attributes)

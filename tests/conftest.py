@@ -7,7 +7,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from spinezarr.ingest.discover import discover
+from spinezarr.ingest.discovery.discover import discover
 from spinezarr.ingest.run import ingest
 from spinezarr.recipe import Recipe
 from spinezarr.testing import NiftiForm, write_nifti

@@ -207,7 +207,7 @@ def test_a_url_that_nothing_reads_says_what_to_install(url, message, monkeypatch
         monkeypatch.setitem(sys.modules, name, None)
     for name in [name for name in os.environ if name.startswith("AWS_")]:
         monkeypatch.delenv(name)
-    monkeypatch.delitem(sys.modules, "spinezarr.store.s3", raising=False)
+    monkeypatch.delitem(sys.modules, "spinezarr.remote.s3_filesystem", raising=False)
     with pytest.raises(UsageError, match=message):
         spinezarr.open(url)
 

@@ -13,10 +13,10 @@ from draws import KINDS, SIDES, Draw, size_zyx
 import spinezarr
 from peers.data import Data
 from peers.reader import BoxReader, Located, Pair, StreamReader, Turn, Way
-from spinezarr.ingest.discover import discover
+from spinezarr.ingest.discovery.discover import discover
 from spinezarr.ingest.run import ingest
 from spinezarr.recipe import Recipe
-from spinezarr.stream.engine import BoxRead
+from spinezarr.stream.read.engine import BoxRead
 
 _ENDLESS = 10**9
 _BATCH = 4

@@ -26,10 +26,10 @@ from peers.data import DTYPES, Data
 from peers.reader import Pair
 from peers.remote import OUR_NAME, WAYS, Peer, Place
 from spinezarr.geometry import Box, ShapeZYX
-from spinezarr.store.remote import IN_FLIGHT
+from spinezarr.remote.requests import IN_FLIGHT
 from spinezarr.stream.batch import Batch
-from spinezarr.stream.service import Transfer
-from spinezarr.stream.stream import PatchStream
+from spinezarr.stream.epoch.stream import PatchStream
+from spinezarr.stream.read.service import Transfer
 
 SIZES: dict[str, ShapeZYX] = {
     "128^3": (128, 128, 128),
@@ -195,9 +195,9 @@ class PeerServer:
 
 
 LIMITS = {
-    "gap": ("spinezarr.store.remote", "_GAP_BYTES"),
-    "run": ("spinezarr.stream.fetch", "_RUN_BYTES"),
-    "small": ("spinezarr.stream.fetch", "_SMALL_SHARD_BYTES"),
+    "gap": ("spinezarr.remote.requests", "_GAP_BYTES"),
+    "run": ("spinezarr.stream.read.fetch", "_RUN_BYTES"),
+    "small": ("spinezarr.stream.read.fetch", "_SMALL_SHARD_BYTES"),
 }
 """What of spinezarr's own can be tried: the gap is one, or within two bounds chosen by it."""
 

@@ -28,7 +28,7 @@ from spinezarr.store.attributes import ScanAttributes
 from spinezarr.store.audit_log import SEVERITIES, AuditedScan, AuditLog, scan_identity
 from spinezarr.store.reader import StoreReader, named_scans
 from spinezarr.store.writer import StoreWriter
-from spinezarr.stream.engine import Engine
+from spinezarr.stream.read.engine import Engine
 
 __all__ = ["StoreAudit", "audit_across", "audit_store", "keep_audit", "rank"]
 

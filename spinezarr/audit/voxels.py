@@ -11,7 +11,7 @@ import numpy.typing as npt
 from spinezarr.audit.levels import NOT_SPACED
 from spinezarr.geometry import Box, ShapeZYX
 from spinezarr.store.reader import ArraySpec, ScanHandle
-from spinezarr.stream.engine import Engine
+from spinezarr.stream.read.engine import Engine
 from spinezarr.vertebrae import NAME_OF_VALUE, VALUE_OF_NAME
 
 __all__ = ["BoneSample", "Piece", "VoxelFacts", "connected_pieces", "read_voxel_facts"]

@@ -46,10 +46,10 @@ from spinezarr.cli.options import (
 from spinezarr.errors import SpinezarrError, UsageError
 from spinezarr.export.nii_gz_size import estimated_nii_gz_bytes
 from spinezarr.formats import DEFAULT_LIMITS, Limits
-from spinezarr.ingest.dicom_folders import known_folders
-from spinezarr.ingest.discover import Discovery, PathNote, ScanSource, discover
-from spinezarr.ingest.leftovers import UNMATCHED
-from spinezarr.ingest.near_misses import NEARLY
+from spinezarr.ingest.discovery.dicom_folders import known_folders
+from spinezarr.ingest.discovery.discover import Discovery, PathNote, ScanSource, discover
+from spinezarr.ingest.discovery.leftovers import UNMATCHED
+from spinezarr.ingest.discovery.near_misses import NEARLY
 from spinezarr.ingest.pseudonyms import hidden, map_file
 from spinezarr.ingest.run import IngestReport, Listener, Workers
 from spinezarr.ingest.run import ingest as run_ingest
@@ -60,8 +60,8 @@ from spinezarr.recipe import Recipe
 from spinezarr.store.layout import LARGEST_AXIS, PROFILES
 from spinezarr.store.reader import StoreReader
 from spinezarr.store.writer import stored_root
-from spinezarr.stream.engine import Engine
-from spinezarr.stream.fetch import fetcher_for
+from spinezarr.stream.read.engine import Engine
+from spinezarr.stream.read.fetch import fetcher_for
 from spinezarr.text import Lines, counted
 from spinezarr.verify.store import verify_store
 

@@ -11,7 +11,7 @@ __all__ = ["VoxelReader"]
 
 
 class VoxelReader(Protocol):
-    """Reads voxels of a store, as :class:`spinezarr.stream.engine.Engine` does."""
+    """Reads voxels of a store, as :class:`spinezarr.stream.read.engine.Engine` does."""
 
     def read_into(self, array: ArraySpec, box: Box, out: npt.NDArray[Any]) -> None:
         """Fill ``out``, of the box's shape ``(z, y, x)``, with the voxels of ``box``."""

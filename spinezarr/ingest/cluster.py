@@ -39,7 +39,7 @@ from spinezarr.errors import LostClusterError, LostLockError, SpinezarrError, Us
 from spinezarr.ingest.run import Listener
 from spinezarr.ingest.task import IngestJob, ScanResult, ScanTask, run_task
 from spinezarr.public_url import public_url, without_secrets
-from spinezarr.store.files import open_filesystem
+from spinezarr.remote.filesystem import open_filesystem
 from spinezarr.text import printable
 
 __all__ = ["DaskWorkers", "existing_cluster", "local_cluster"]

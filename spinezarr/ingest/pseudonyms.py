@@ -23,9 +23,9 @@ from typing import Any, Final, Literal, Self, TypeVar
 from fsspec.implementations.local import LocalFileSystem
 
 from spinezarr.errors import UsageError
-from spinezarr.ingest.discover import Discovery, RefusedScan, ScanSource, UnpairedImage
+from spinezarr.ingest.discovery.discover import Discovery, RefusedScan, ScanSource, UnpairedImage
 from spinezarr.recipe import Expression, PathPattern, Recipe, expression
-from spinezarr.store.files import open_filesystem
+from spinezarr.remote.filesystem import open_filesystem
 from spinezarr.store.writer import stored_root
 from spinezarr.text import composed
 

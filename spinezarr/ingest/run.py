@@ -17,7 +17,7 @@ from typing import Any, Final, Protocol
 import xarray as xr
 
 from spinezarr.errors import LostLockError, ReadOnlyStoreError, UsageError
-from spinezarr.ingest.discover import (
+from spinezarr.ingest.discovery.discover import (
     Discovery,
     PathNote,
     ScanSource,

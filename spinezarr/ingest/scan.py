@@ -30,14 +30,16 @@ from spinezarr.formats import (
 )
 from spinezarr.formats.rounding import Rounding
 from spinezarr.geometry import LEAST_SHEAR_DEG, Grid, ShapeZYX, oblique_angle_deg, shear_deg
-from spinezarr.ingest.align import aligned_label_grid
-from spinezarr.ingest.annotations import (
+from spinezarr.ingest.discovery.annotations import (
     SIDECAR_NOTE,
     AnnotatedCentroids,
     BesideImage,
     annotated_centroids,
 )
-from spinezarr.ingest.chunks import (
+from spinezarr.ingest.discovery.discover import ScanSource
+from spinezarr.ingest.pseudonyms import Pseudonyms
+from spinezarr.ingest.voxels.align import aligned_label_grid
+from spinezarr.ingest.voxels.chunks import (
     HU_DTYPE,
     DoesNotFitError,
     ImageEncoder,
@@ -46,10 +48,8 @@ from spinezarr.ingest.chunks import (
     LabelFacts,
     LabelInChunk,
 )
-from spinezarr.ingest.discover import ScanSource
-from spinezarr.ingest.encode import ChunkEncoder, Facts, encode_volume
-from spinezarr.ingest.memory import MemoryBudget, Workspace
-from spinezarr.ingest.pseudonyms import Pseudonyms
+from spinezarr.ingest.voxels.encode import ChunkEncoder, Facts, encode_volume
+from spinezarr.ingest.voxels.memory import MemoryBudget, Workspace
 from spinezarr.placement import is_unplaced
 from spinezarr.recipe import Recipe
 from spinezarr.scaling import Scaling

@@ -7,8 +7,8 @@ from typing import Any, Literal
 
 from spinezarr.errors import LostLockError, SpinezarrError
 from spinezarr.formats import Volume
-from spinezarr.ingest.annotations import BesideImage, read_beside
-from spinezarr.ingest.discover import ScanSource
+from spinezarr.ingest.discovery.annotations import BesideImage, read_beside
+from spinezarr.ingest.discovery.discover import ScanSource
 from spinezarr.ingest.scan import (
     ScanOptions,
     ingest_scan,
@@ -20,8 +20,8 @@ from spinezarr.ingest.scan import (
 )
 from spinezarr.public_url import without_secrets
 from spinezarr.recipe import Recipe
+from spinezarr.remote.filesystem import open_filesystem
 from spinezarr.store.attributes import ScanAttributes
-from spinezarr.store.files import open_filesystem
 from spinezarr.store.writer import StoreWriter
 from spinezarr.text import described_os_error, printable
 

@@ -15,8 +15,8 @@ import numpy.typing as npt
 import torch
 
 from spinezarr.loaders.samples import Sample, SampleDataset
-from spinezarr.stream.grid import GridStream
-from spinezarr.stream.stream import PatchStream
+from spinezarr.stream.epoch.grid import GridStream
+from spinezarr.stream.epoch.stream import PatchStream
 
 __all__ = ["MonaiPatches"]
 

@@ -29,15 +29,15 @@ from spinezarr.export.whole_file import whole_file
 from spinezarr.geometry import AxisMap, Box
 from spinezarr.store.attributes import SourceRecord
 from spinezarr.store.reader import ArraySpec, ScanHandle, StoreReader
-from spinezarr.stream.engine import Engine
-from spinezarr.stream.fetch import fetcher_for
-from spinezarr.stream.nonfinite import (
+from spinezarr.stream.draw.volumes import StoredVolumes
+from spinezarr.stream.read.engine import Engine
+from spinezarr.stream.read.fetch import fetcher_for
+from spinezarr.stream.read.nonfinite import (
     Nonfinite,
     fill_nonfinite,
     nonfinite_fill,
     refuse_nonfinite,
 )
-from spinezarr.stream.volumes import StoredVolumes
 from spinezarr.text import json_text
 
 __all__ = ["StoreDataset", "link_store"]

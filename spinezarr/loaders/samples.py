@@ -16,9 +16,9 @@ from torch.utils.data import Dataset
 
 from spinezarr.loaders.randomness import Randomness
 from spinezarr.stream.batch import Batch
-from spinezarr.stream.grid import GridStream
-from spinezarr.stream.share import BY_SAMPLER, check_whole
-from spinezarr.stream.stream import PatchStream
+from spinezarr.stream.epoch.grid import GridStream
+from spinezarr.stream.epoch.share import BY_SAMPLER, check_whole
+from spinezarr.stream.epoch.stream import PatchStream
 
 __all__ = ["Sample", "SampleDataset"]
 

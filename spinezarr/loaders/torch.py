@@ -22,10 +22,10 @@ from pydantic import JsonValue
 
 from spinezarr.errors import UsageError
 from spinezarr.stream.batch import Batch
-from spinezarr.stream.iterate import BatchIterator, Progress
-from spinezarr.stream.share import BY_SAMPLER, check_whole
-from spinezarr.stream.state import shares_of
-from spinezarr.stream.stream import PatchStream
+from spinezarr.stream.epoch.iterate import BatchIterator, Progress
+from spinezarr.stream.epoch.share import BY_SAMPLER, check_whole
+from spinezarr.stream.epoch.state import shares_of
+from spinezarr.stream.epoch.stream import PatchStream
 
 try:
     import torch
@@ -88,7 +88,8 @@ class PatchDataset(IterableDataset[TensorBatch]):
 
     Each worker of a loader reads its share with one thread, and the loader gives the batches in the
     stream's own order, whatever the number of workers. Without workers, threads read ahead.
-    Ranks get equally many batches each; see :meth:`spinezarr.stream.stream.PatchStream.shard`.
+    Ranks get equally many batches each; see
+    :meth:`spinezarr.stream.epoch.stream.PatchStream.shard`.
 
     Parameters
     ----------

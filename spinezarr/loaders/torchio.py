@@ -15,9 +15,9 @@ import torch
 
 from spinezarr.geometry import Box
 from spinezarr.loaders.samples import Sample, SampleDataset
-from spinezarr.stream.grid import GridStream
-from spinezarr.stream.nonfinite import Nonfinite, fill_nonfinite, nonfinite_fill
-from spinezarr.stream.stream import PatchStream
+from spinezarr.stream.epoch.grid import GridStream
+from spinezarr.stream.epoch.stream import PatchStream
+from spinezarr.stream.read.nonfinite import Nonfinite, fill_nonfinite, nonfinite_fill
 
 __all__ = ["TorchioPatches", "scan_subjects"]
 

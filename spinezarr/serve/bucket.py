@@ -12,6 +12,11 @@ from typing import Any, Final
 
 from spinezarr.errors import CorruptStoreError, UsageError
 from spinezarr.public_url import public_url
+from spinezarr.remote.errors import ChangedObjectError, NoSuchBucketError
+from spinezarr.remote.filesystem import open_filesystem
+from spinezarr.remote.requests import RemoteObjects
+from spinezarr.remote.settings import METADATA_BYTES
+from spinezarr.remote.versions import ObjectVersion, Wanted
 from spinezarr.serve.storage import (
     METADATA,
     Content,
@@ -24,13 +29,9 @@ from spinezarr.serve.storage import (
     UnreadableError,
 )
 from spinezarr.store.attributes import ManifestEntry, ShardEntry
-from spinezarr.store.files import open_filesystem, read_files
-from spinezarr.store.layout import METADATA_BYTES
+from spinezarr.store.files import read_files
 from spinezarr.store.reader import StoreReader
-from spinezarr.store.remote import RemoteObjects
 from spinezarr.store.sharding import CHECKSUM_BYTES, crc32, crc32c
-from spinezarr.store.transport_errors import ChangedObjectError, NoSuchBucketError
-from spinezarr.store.versions import ObjectVersion, Wanted
 
 __all__ = ["BucketFolder", "BucketStorage", "is_served_from"]
 
@@ -72,7 +73,7 @@ class BucketFolder:
     url
         As it was given.
     storage_options
-        As for :func:`spinezarr.store.files.open_filesystem`.
+        As for :func:`spinezarr.remote.filesystem.open_filesystem`.
     suffix
         Of a store's name.
 
@@ -175,7 +176,7 @@ class BucketStorage(Storage):
     url
         Of the store.
     storage_options
-        As for :func:`spinezarr.store.files.open_filesystem`.
+        As for :func:`spinezarr.remote.filesystem.open_filesystem`.
     """
 
     room = _ROOM_BYTES

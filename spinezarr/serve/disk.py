@@ -5,12 +5,12 @@ from pathlib import Path
 from typing import Final
 
 from spinezarr.errors import CorruptStoreError
+from spinezarr.remote.settings import METADATA_BYTES
 from spinezarr.serve.storage import METADATA, Content, Identity, Seen, Storage, UnreadableError
 from spinezarr.store.attributes import ManifestEntry, ShardEntry
-from spinezarr.store.layout import METADATA_BYTES
+from spinezarr.store.folder import StoreFolder
 from spinezarr.store.reader import StoreReader
 from spinezarr.store.sharding import crc32
-from spinezarr.store.store_folder import StoreFolder
 
 __all__ = ["Descriptor", "DiskStorage", "stores_on_disk"]
 

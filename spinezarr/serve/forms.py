@@ -21,7 +21,7 @@ from isal import igzip
 
 from spinezarr.errors import UsageError
 from spinezarr.stream.batch import Batch
-from spinezarr.stream.tensors import Pack, write_tensors
+from spinezarr.stream.read.tensors import Pack, write_tensors
 
 __all__ = ["BATCH_FORMS", "PATCH_FORMS", "FormOptions", "is_there", "written"]
 

@@ -22,7 +22,7 @@ from spinezarr.serve.query import AskedModel, WrongQueryError, parse_query
 from spinezarr.serve.versioned import RefusedError, headers_of_version
 from spinezarr.store.layout import IMAGE, LABEL, LARGEST_AXIS
 from spinezarr.store.reader import ArraySpec, ScanHandle
-from spinezarr.stream.volumes import as_stored_now
+from spinezarr.stream.read.rewritten import as_stored_now
 from spinezarr.view.levels import Level, LevelCache, LevelReader, levels_of, shown_dtype
 
 __all__ = ["LEVEL_HEADERS", "LevelQuery", "LevelRequest", "answer_level"]

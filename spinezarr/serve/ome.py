@@ -26,7 +26,7 @@ from spinezarr.serve.storage import METADATA, Recent
 from spinezarr.store.attributes import is_scan_id
 from spinezarr.store.layout import IMAGE, chunk_grid, scan_key
 from spinezarr.store.reader import ArraySpec, ScanHandle, parse_scan
-from spinezarr.stream.volumes import as_stored_now
+from spinezarr.stream.read.rewritten import as_stored_now
 from spinezarr.view.levels import LevelCache, LevelReader, piece_shape_zyx
 from spinezarr.view.ome import (
     FOLDER_SUFFIX,

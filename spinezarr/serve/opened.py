@@ -9,7 +9,7 @@ from spinezarr.serve.http import explained
 from spinezarr.serve.patches import PatchSource
 from spinezarr.serve.versioned import RefusedError
 from spinezarr.store.reader import ScanHandle, StoreReader
-from spinezarr.stream.engine import Engine
+from spinezarr.stream.read.engine import Engine
 
 __all__ = ["NO_SCAN", "OpenedScan"]
 

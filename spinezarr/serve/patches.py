@@ -36,14 +36,14 @@ from spinezarr.serve.versioned import RefusedError, headers_of_version
 from spinezarr.store.attributes import is_scan_id
 from spinezarr.store.reader import StoreReader
 from spinezarr.stream.batch import Batch
-from spinezarr.stream.batch_reader import BatchReader
-from spinezarr.stream.draw import PatchRequest
-from spinezarr.stream.engine import ChunkCache, Engine
-from spinezarr.stream.fetch import fetcher_for
-from spinezarr.stream.nonfinite import Nonfinite
-from spinezarr.stream.service import PROTOCOL, BatchLimits
+from spinezarr.stream.read.batch_reader import BatchReader
+from spinezarr.stream.read.engine import ChunkCache, Engine
+from spinezarr.stream.read.fetch import fetcher_for
+from spinezarr.stream.read.nonfinite import Nonfinite
+from spinezarr.stream.read.service import PROTOCOL, BatchLimits
+from spinezarr.stream.read.tensors import Pack
+from spinezarr.stream.request import PatchRequest
 from spinezarr.stream.spacing import step_zyx
-from spinezarr.stream.tensors import Pack
 
 __all__ = [
     "BODY_BYTES",

@@ -17,8 +17,8 @@ from spinezarr.serve.objects import ServedFolder
 from spinezarr.serve.ome import OmeFolder
 from spinezarr.serve.patches import PatchSource
 from spinezarr.serve.storage import Storage, UnreadableError
-from spinezarr.stream.cache import BoundedCache
-from spinezarr.stream.engine import ChunkCache
+from spinezarr.stream.read.cache import BoundedCache
+from spinezarr.stream.read.engine import ChunkCache
 from spinezarr.view.levels import LevelCache
 
 __all__ = ["ServedStores", "StorePlace"]
@@ -59,7 +59,7 @@ class ServedStores:
         Each a store, or a folder of stores whose names end with ``.zarr``; paths, or URLs of
         buckets and web servers. Those that come later are served too.
     storage_options
-        Of those that are URLs; see :func:`spinezarr.store.files.open_filesystem`.
+        Of those that are URLs; see :func:`spinezarr.remote.filesystem.open_filesystem`.
     cache_bytes
         Of decoded chunks of all of them that are kept for patches that others want too.
 

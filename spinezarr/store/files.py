@@ -10,11 +10,11 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 from typing_extensions import Buffer
 
-from spinezarr.errors import UsageError
 from spinezarr.public_url import public_url
-from spinezarr.store.layout import METADATA_BYTES
-from spinezarr.store.store_folder import StoreFileSystem
-from spinezarr.store.transport_errors import too_long
+from spinezarr.remote.errors import too_long
+from spinezarr.remote.filesystem import open_filesystem
+from spinezarr.remote.settings import METADATA_BYTES
+from spinezarr.store.folder import StoreFileSystem
 from spinezarr.text import naming_full_disk
 
 __all__ = [
@@ -22,7 +22,6 @@ __all__ = [
     "Holding",
     "is_read_only",
     "list_sizes",
-    "open_filesystem",
     "open_store",
     "publish_file",
     "read_each",
@@ -34,57 +33,10 @@ __all__ = [
     "write_parts",
 ]
 
-_EXTRAS: Final = {"s3": "s3", "s3a": "s3", "http": "http", "https": "http"}
-"""Extra of this package that brings what a kind of URL needs."""
-_S3: Final = {"s3", "s3a"}
 PARTIAL: Final = ".partial"
 """Ending of a file on disk that is being written beside the place it will be moved to."""
 Holding = Callable[[], AbstractContextManager[None]]
 """Makes a context in which the store may be changed."""
-
-
-def open_filesystem(
-    url: str, storage_options: Mapping[str, Any] | None = None
-) -> tuple[fsspec.AbstractFileSystem, str]:
-    """Return the file system of a path or URL, and the path there without a slash at its end.
-
-    Parameters
-    ----------
-    url
-        A path or fsspec URL.
-    storage_options
-        For the file system, as in xarray: ``{"endpoint_url": ..., "profile": ..., "anon": True}``.
-
-    Raises
-    ------
-    UsageError
-        If nothing reads such URLs, the package that does is not installed, or the options do not
-        fit.
-    """
-    scheme, separator, _ = url.partition("://")
-    shown = public_url(url)
-    if storage_options and not separator:
-        raise UsageError(
-            f"{shown}: is a path; endpoint, profile and other storage options are for URLs such as "
-            "s3://bucket/name."
-        )
-    try:
-        if scheme in _S3:
-            # s3fs, which is optional, takes long to import.
-            from spinezarr.store.s3 import S3  # noqa: PLC0415
-
-            fs, path = S3(**(storage_options or {})), str(fsspec.core.strip_protocol(url))
-        else:
-            fs, path = fsspec.url_to_fs(url, **(storage_options or {}))
-    except ValueError as problem:
-        raise UsageError(f"{shown}: cannot be opened: {problem}.") from problem
-    except ImportError as problem:
-        extra = _EXTRAS.get(scheme)
-        advice = f" Install it with: pip install 'spinezarr[{extra}]'" if extra else ""
-        raise UsageError(
-            f"{shown}: URLs with {scheme}:// cannot be read: {problem}.{advice}"
-        ) from (problem)
-    return fs, path.rstrip("/") or path
 
 
 def open_store(
@@ -212,7 +164,7 @@ def publish_file(fs: fsspec.AbstractFileSystem, path: str, data: bytes) -> None:
 def list_sizes(fs: fsspec.AbstractFileSystem, folder: str) -> dict[str, int]:
     """Return the sizes of all files below a folder, by their paths relative to it.
 
-    On disk, links and special files have the size :data:`spinezarr.store.store_folder.NO_FILE`.
+    On disk, links and special files have the size :data:`spinezarr.store.folder.NO_FILE`.
     """
     if isinstance(fs, StoreFileSystem):
         return fs.folder.sizes(folder)

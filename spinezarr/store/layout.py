@@ -30,7 +30,6 @@ __all__ = [
     "LARGEST_CHUNK_BYTES",
     "LARGEST_SCANS",
     "LARGEST_SHARD_CHUNKS",
-    "METADATA_BYTES",
     "PROFILES",
     "SMALL_ARRAY",
     "BloscCodecSpec",
@@ -52,8 +51,6 @@ LARGEST_SCANS: Final = 1 << 15
 """Of a store; all public spine CTs together are some 10,000."""
 LARGEST_SHARD_CHUNKS: Final = 1 << 16
 """Chunks of a shard, whose places are looked up together; those that are written have 512."""
-METADATA_BYTES: Final = 64 << 20
-"""Of a file that is read whole before anything is known of it."""
 
 IMAGE, LABEL = "image", "label"
 LABEL_CHUNKS = "sampling/label_chunks"

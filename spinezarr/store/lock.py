@@ -36,7 +36,7 @@ import psutil
 
 from spinezarr.errors import LostLockError, StoreBusyError
 from spinezarr.store.files import PARTIAL
-from spinezarr.store.store_folder import StoreFileSystem
+from spinezarr.store.folder import StoreFileSystem
 from spinezarr.strict_yaml import StrictModel
 from spinezarr.text import naming_full_disk
 

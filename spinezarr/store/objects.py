@@ -7,11 +7,11 @@ from typing import Any, TypeVar
 from fsspec.core import split_protocol
 from typing_extensions import Buffer
 
-from spinezarr.store.files import open_filesystem
-from spinezarr.store.layout import METADATA_BYTES
-from spinezarr.store.remote import IN_FLIGHT, RemoteObjects
-from spinezarr.store.store_folder import StoreFolder
-from spinezarr.store.transport import NotServedError
+from spinezarr.remote.filesystem import open_filesystem
+from spinezarr.remote.requests import IN_FLIGHT, RemoteObjects
+from spinezarr.remote.settings import METADATA_BYTES
+from spinezarr.remote.transport import NotServedError
+from spinezarr.store.folder import StoreFolder
 
 __all__ = ["LocalObjects", "Objects", "open_objects"]
 
@@ -80,7 +80,7 @@ def open_objects(
     url
         Path or fsspec URL.
     storage_options
-        As for :func:`spinezarr.store.files.open_filesystem`.
+        As for :func:`spinezarr.remote.filesystem.open_filesystem`.
     in_flight
         Requests that may be under way at once, if it lies far away.
 

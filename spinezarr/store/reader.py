@@ -20,6 +20,8 @@ from spinezarr.errors import (
 )
 from spinezarr.geometry import ShapeZYX, SpacingZYX
 from spinezarr.public_url import public_url
+from spinezarr.remote.errors import NoSuchBucketError
+from spinezarr.remote.requests import IN_FLIGHT
 from spinezarr.scaling import VALUE_DTYPE, Scaling
 from spinezarr.store.array_metadata import Separator, ShardedArray, chunk_key
 from spinezarr.store.attributes import (
@@ -43,11 +45,9 @@ from spinezarr.store.layout import (
     scan_key,
 )
 from spinezarr.store.objects import Objects, open_objects
-from spinezarr.store.remote import IN_FLIGHT
 from spinezarr.store.sharding import ChunkDamagedError, decode_chunk
 from spinezarr.store.table import renew_table
 from spinezarr.store.table_file import parse_table
-from spinezarr.store.transport_errors import NoSuchBucketError
 from spinezarr.text import composed
 
 __all__ = ["ArraySpec", "ScanHandle", "StoreReader", "named_scans", "parse_scan", "read_table"]
@@ -166,7 +166,7 @@ class StoreReader:
         Path or fsspec URL.
     storage_options
         For the file system of ``url``; see
-        :func:`spinezarr.store.files.open_filesystem`.
+        :func:`spinezarr.remote.filesystem.open_filesystem`.
     with_table
         Whether :attr:`table` is likely to be asked for: of a store far away it is fetched at once.
     in_flight

@@ -17,6 +17,7 @@ from numcodecs.zstd import decompress
 from pydantic import AfterValidator, Field, model_validator
 
 from spinezarr.recipe import LabelState
+from spinezarr.remote.settings import METADATA_BYTES
 from spinezarr.store.array_metadata import ImageDtype, Separator, StoredModel
 from spinezarr.store.attributes import (
     LARGEST_LENGTH_MM,
@@ -25,7 +26,7 @@ from spinezarr.store.attributes import (
     is_scan_id,
     parse_sealed,
 )
-from spinezarr.store.layout import LARGEST_AXIS, LARGEST_SCANS, METADATA_BYTES
+from spinezarr.store.layout import LARGEST_AXIS, LARGEST_SCANS
 from spinezarr.store.sharding import CHECKSUM_BYTES, crc32c
 from spinezarr.store.table import own_columns
 from spinezarr.text import is_file_name, is_shown_as_is

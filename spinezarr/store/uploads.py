@@ -10,7 +10,7 @@ import fsspec
 from typing_extensions import Buffer
 
 from spinezarr.store.files import Holding, write_file, write_parts
-from spinezarr.store.store_folder import StoreFileSystem
+from spinezarr.store.folder import StoreFileSystem
 
 __all__ = ["Uploads"]
 

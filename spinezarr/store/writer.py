@@ -56,6 +56,7 @@ from spinezarr.store.files import (
     remove_files,
     write_files,
 )
+from spinezarr.store.folder import StoreFileSystem
 from spinezarr.store.layout import (
     BALANCED,
     FORMAT_VERSION,
@@ -75,7 +76,6 @@ from spinezarr.store.metadata import (
 )
 from spinezarr.store.reader import read_table
 from spinezarr.store.sharding import CHECKSUM_BYTES, chunk_rows, crc32
-from spinezarr.store.store_folder import StoreFileSystem
 from spinezarr.store.table import build_table, renew_table, root_of_table, with_audit
 from spinezarr.store.table_file import parse_table
 from spinezarr.store.uploads import Uploads

@@ -15,14 +15,14 @@ import numpy.typing as npt
 from spinezarr.errors import SpinezarrError, UsageError
 from spinezarr.formats import DEFAULT_LIMITS, DicomSeriesVolume, Limits, Volume, open_volume
 from spinezarr.geometry import AxisMap, ShapeZYX
-from spinezarr.ingest.chunks import stored_labels
 from spinezarr.ingest.scan import open_label
+from spinezarr.ingest.voxels.chunks import stored_labels
 from spinezarr.public_url import public_url
+from spinezarr.remote.filesystem import open_filesystem
 from spinezarr.store.attributes import ImageSourceRecord, LabelSourceRecord, SourceRecord
-from spinezarr.store.files import open_filesystem
 from spinezarr.store.reader import ArraySpec, ScanHandle, StoreReader
-from spinezarr.stream.engine import Engine
-from spinezarr.stream.fetch import fetcher_for
+from spinezarr.stream.read.engine import Engine
+from spinezarr.stream.read.fetch import fetcher_for
 from spinezarr.text import counted
 from spinezarr.verify.fault import Fault
 from spinezarr.verify.files import OnBytes

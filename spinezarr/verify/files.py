@@ -11,11 +11,11 @@ from typing import Any, BinaryIO, Final, Self, cast
 import fsspec
 from typing_extensions import Buffer
 
+from spinezarr.remote.requests import RemoteObjects
+from spinezarr.remote.transport import NoRangesError
 from spinezarr.store.attributes import ManifestEntry, parse_json, seal, unseal
 from spinezarr.store.files import is_read_only, list_sizes, open_store, read_files
-from spinezarr.store.remote import RemoteObjects
 from spinezarr.store.sharding import crc32
-from spinezarr.store.transport import NoRangesError
 from spinezarr.verify.fault import Fault
 
 __all__ = ["OnBytes", "StoreFiles", "group_problem", "read_error", "seal_problem", "unreadable"]

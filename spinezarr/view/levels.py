@@ -21,8 +21,8 @@ import numpy.typing as npt
 from spinezarr.geometry import Box, Matrix4x4, ShapeZYX, SpacingZYX
 from spinezarr.store.layout import LABEL, chunk_grid
 from spinezarr.store.reader import ArraySpec, ScanHandle
-from spinezarr.stream.cache import BoundedCache
-from spinezarr.stream.engine import BoxRead, Engine
+from spinezarr.stream.read.cache import BoundedCache
+from spinezarr.stream.read.engine import BoxRead, Engine
 from spinezarr.vertebrae import BACKGROUND
 
 __all__ = [

@@ -29,14 +29,15 @@ from spinezarr.export.nifti import ExportedScan
 from spinezarr.export.whole_file import refuse_link
 from spinezarr.geometry import Box
 from spinezarr.public_url import public_url
+from spinezarr.remote.filesystem import open_filesystem
 from spinezarr.store.array_metadata import chunk_key
 from spinezarr.store.attributes import ManifestEntry
-from spinezarr.store.files import PARTIAL, is_read_only, open_filesystem
+from spinezarr.store.files import PARTIAL, is_read_only
 from spinezarr.store.layout import chunk_grid, scan_key
 from spinezarr.store.objects import LocalObjects
 from spinezarr.store.reader import ArraySpec, ScanHandle, StoreReader, parse_scan
 from spinezarr.store.sharding import crc32
-from spinezarr.stream.engine import Engine
+from spinezarr.stream.read.engine import Engine
 from spinezarr.text import naming_full_disk
 from spinezarr.view.levels import Level, LevelReader, piece_shape_zyx
 from spinezarr.view.ome import (

@@ -30,7 +30,7 @@ from spinezarr.export.nifti_place import Place
 from spinezarr.export.preview import preview_scan
 from spinezarr.export.spine_slices import middle_of_spine
 from spinezarr.store.reader import ScanHandle
-from spinezarr.stream.engine import Engine
+from spinezarr.stream.read.engine import Engine
 from spinezarr.text import printable
 from spinezarr.view.levels import Level, LevelReader, levels_of, shown_dtype
 from spinezarr.view.scan_view import VertebraModel, shown_vertebrae

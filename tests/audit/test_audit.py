@@ -16,7 +16,7 @@ from spinezarr.audit.across import keys_of
 from spinezarr.audit.run import audit_across
 from spinezarr.audit.voxels import _grown, read_voxel_facts
 from spinezarr.errors import CorruptStoreError, ReadOnlyStoreError, UnknownScanError
-from spinezarr.ingest.discover import discover
+from spinezarr.ingest.discovery.discover import discover
 from spinezarr.ingest.run import ingest
 from spinezarr.recipe import Recipe
 from spinezarr.store.audit_log import AUDIT_FILE

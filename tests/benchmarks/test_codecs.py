@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from spinezarr.ingest.discover import discover
+from spinezarr.ingest.discovery.discover import discover
 from spinezarr.ingest.run import ingest
 from spinezarr.recipe import Recipe
 from spinezarr.store.layout import PROFILES

@@ -8,7 +8,7 @@ import pytest
 
 import spinezarr
 from spinezarr.errors import UnknownScanError, UsageError
-from spinezarr.ingest.discover import discover
+from spinezarr.ingest.discovery.discover import discover
 from spinezarr.ingest.run import ingest
 from spinezarr.recipe import Recipe
 from spinezarr.testing import DicomForm, NiftiForm, write_dicom_series, write_nifti

@@ -21,7 +21,7 @@ import xarray as xr
 from numcodecs import zstd
 from numcodecs.blosc import compress as blosc_compress
 
-from spinezarr.ingest.discover import discover
+from spinezarr.ingest.discovery.discover import discover
 from spinezarr.ingest.run import ingest
 from spinezarr.recipe import Recipe
 from spinezarr.store.bundle import TABLE_BUNDLE

@@ -6,7 +6,7 @@ from nibabel.orientations import axcodes2ornt, inv_ornt_aff, ornt_transform
 
 from spinezarr.errors import GridMismatchError
 from spinezarr.geometry import GRID_TOLERANCE, Grid
-from spinezarr.ingest.align import aligned_label_grid
+from spinezarr.ingest.voxels.align import aligned_label_grid
 from spinezarr.testing import all_axcodes
 
 OBLIQUE = np.array([[0.68, 0.08, 0.1, -40], [-0.09, 0.79, 0.2, 12], [-0.1, -0.2, 2.4, -700]])

@@ -8,7 +8,12 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from spinezarr.errors import LabelError
-from spinezarr.ingest.chunks import DoesNotFitError, ImageEncoder, LabelEncoder, cast_losslessly
+from spinezarr.ingest.voxels.chunks import (
+    DoesNotFitError,
+    ImageEncoder,
+    LabelEncoder,
+    cast_losslessly,
+)
 from spinezarr.store.layout import BALANCED, fill_value
 from spinezarr.store.sharding import crc32c, decode_chunk
 from spinezarr.testing import DTYPES

@@ -28,7 +28,7 @@ from spinezarr.cli.ingest import ProgressBar
 from spinezarr.errors import LostClusterError, LostLockError, UsageError
 from spinezarr.ingest import cluster as cluster_module
 from spinezarr.ingest.cluster import DaskWorkers, existing_cluster
-from spinezarr.ingest.discover import discover
+from spinezarr.ingest.discovery.discover import discover
 from spinezarr.ingest.run import ingest
 from spinezarr.recipe import Recipe
 from spinezarr.store.lock import LOCK_FILE

@@ -16,9 +16,9 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 import spinezarr
 from spinezarr.errors import UsageError
-from spinezarr.ingest import discover as discover_module
-from spinezarr.ingest.dicom_folders import known_folders
-from spinezarr.ingest.discover import discover
+from spinezarr.ingest.discovery import discover as discover_module
+from spinezarr.ingest.discovery.dicom_folders import known_folders
+from spinezarr.ingest.discovery.discover import discover
 from spinezarr.ingest.run import ingest
 from spinezarr.recipe import Recipe
 from spinezarr.testing import (
@@ -216,7 +216,7 @@ def test_without_pydicom_folders_are_still_told_apart(tmp_path):
     write_mr(tmp_path / "mr")
     code = (
         "import sys; sys.modules.update(pydicom=None, gdcm=None)\n"
-        "from spinezarr.ingest.discover import discover\n"
+        "from spinezarr.ingest.discovery.discover import discover\n"
         "from spinezarr.recipe import Recipe\n"
         "recipe = Recipe.of_pairs('{scan}/', None, name='x')\n"
         f"found = discover(recipe, {str(tmp_path)!r})\n"

@@ -9,7 +9,7 @@ import fsspec
 import pytest
 
 from spinezarr.errors import RecipeError, UsageError
-from spinezarr.ingest.discover import discover
+from spinezarr.ingest.discovery.discover import discover
 from spinezarr.recipe import Recipe
 from spinezarr.resources import resource
 from spinezarr.testing import source_of, write_ctspine1k_names

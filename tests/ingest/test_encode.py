@@ -14,9 +14,9 @@ from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, 
 from spinezarr.errors import UsageError
 from spinezarr.formats import SourceFile
 from spinezarr.geometry import Grid
-from spinezarr.ingest.chunks import DoesNotFitError, ImageEncoder, LabelEncoder
-from spinezarr.ingest.encode import Encoded, encode_volume
-from spinezarr.ingest.memory import Allowance, MemoryBudget, Workspace
+from spinezarr.ingest.voxels.chunks import DoesNotFitError, ImageEncoder, LabelEncoder
+from spinezarr.ingest.voxels.encode import Encoded, encode_volume
+from spinezarr.ingest.voxels.memory import Allowance, MemoryBudget, Workspace
 from spinezarr.store.layout import BALANCED, chunk_grid, fill_value
 from spinezarr.store.sharding import ABSENT, decode_chunk, index_bytes, parse_index
 from spinezarr.testing import all_axcodes

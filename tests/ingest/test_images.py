@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spinezarr.errors import RecipeError, UsageError
-from spinezarr.ingest.discover import discover
-from spinezarr.ingest.images import choose_images, match_images
-from spinezarr.ingest.raw_folder import RawFolder
+from spinezarr.ingest.discovery.discover import discover
+from spinezarr.ingest.discovery.images import choose_images, match_images
+from spinezarr.ingest.discovery.raw_folder import RawFolder
 from spinezarr.recipe import Recipe
 from spinezarr.text import printable
 

@@ -18,10 +18,10 @@ from hypothesis import strategies as st
 
 import spinezarr
 from spinezarr.errors import UsageError
-from spinezarr.ingest.discover import discover
-from spinezarr.ingest.memory import MemoryBudget
+from spinezarr.ingest.discovery.discover import discover
 from spinezarr.ingest.run import ingest
 from spinezarr.ingest.scan import ScanOptions
+from spinezarr.ingest.voxels.memory import MemoryBudget
 from spinezarr.recipe import Recipe
 from spinezarr.testing import (
     NiftiForm,

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, ornt_transform
 
 from spinezarr.geometry import Grid
-from spinezarr.ingest.layers import LayerInMemory, LayerOnDisk, plan_strips
+from spinezarr.ingest.voxels.layers import LayerInMemory, LayerOnDisk, plan_strips
 from spinezarr.store.layout import BALANCED
 from spinezarr.testing import all_axcodes
 

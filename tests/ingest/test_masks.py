@@ -7,7 +7,7 @@ from typer.testing import CliRunner
 
 import spinezarr
 from spinezarr.cli.main import app
-from spinezarr.ingest.discover import discover
+from spinezarr.ingest.discovery.discover import discover
 from spinezarr.ingest.run import ingest
 from spinezarr.recipe import Labels, Layout, Recipe
 from spinezarr.recipe.layout import LabelParts

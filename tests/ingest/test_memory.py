@@ -4,7 +4,7 @@ import sys
 import pytest
 
 from spinezarr.errors import UsageError
-from spinezarr.ingest.memory import Allowance, MemoryBudget, ScratchFile
+from spinezarr.ingest.voxels.memory import Allowance, MemoryBudget, ScratchFile
 
 INGEST = """
 import resource, sys
@@ -13,9 +13,9 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from spinezarr.geometry import Grid
-from spinezarr.ingest.chunks import ImageEncoder
-from spinezarr.ingest.encode import encode_volume
-from spinezarr.ingest.memory import MemoryBudget, Workspace
+from spinezarr.ingest.voxels.chunks import ImageEncoder
+from spinezarr.ingest.voxels.encode import encode_volume
+from spinezarr.ingest.voxels.memory import MemoryBudget, Workspace
 from spinezarr.store.layout import BALANCED
 
 

@@ -1,6 +1,6 @@
 import pytest
 
-from spinezarr.ingest.near_misses import near_misses
+from spinezarr.ingest.discovery.near_misses import near_misses
 from spinezarr.recipe import Recipe
 
 PAIRS = Recipe.of_pairs("{scan}_ct.nii.gz", "{scan}_seg.nii.gz", name="pairs")

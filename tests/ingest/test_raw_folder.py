@@ -9,7 +9,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from spinezarr.errors import FormatError
-from spinezarr.ingest.raw_folder import RawFolder, other_names
+from spinezarr.ingest.discovery.raw_folder import RawFolder, other_names
 from spinezarr.recipe import filled_pattern
 
 DISK = fsspec.filesystem("file")

@@ -9,7 +9,7 @@ import numpy as np
 import SimpleITK
 
 import spinezarr
-from spinezarr.ingest.discover import discover
+from spinezarr.ingest.discovery.discover import discover
 from spinezarr.ingest.run import ingest
 from spinezarr.recipe import Recipe
 from spinezarr.testing import write_ctspine1k_names

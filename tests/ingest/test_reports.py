@@ -10,7 +10,7 @@ import pytest
 
 import spinezarr
 from spinezarr.errors import RecipeError, UsageError
-from spinezarr.ingest.discover import discover
+from spinezarr.ingest.discovery.discover import discover
 from spinezarr.ingest.run import ingest
 from spinezarr.recipe import Recipe
 

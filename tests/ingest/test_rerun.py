@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import spinezarr
-from spinezarr.ingest.discover import discover
+from spinezarr.ingest.discovery.discover import discover
 from spinezarr.ingest.run import ingest
 from spinezarr.recipe import Recipe
 from spinezarr.testing import NiftiForm, PhantomSpec, make_phantom, verse_json, write_nifti
@@ -73,7 +73,7 @@ def run(raw, out, text=RECIPE):
 
 HOLD = """
 import sys, time
-from spinezarr.store.store_folder import StoreFileSystem
+from spinezarr.store.folder import StoreFileSystem
 from spinezarr.store.lock import StoreLock
 with StoreLock(StoreFileSystem(sys.argv[1]), sys.argv[1], sys.argv[1], "a test"):
     print("held", flush=True)

@@ -13,10 +13,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import spinezarr
-from spinezarr.ingest.discover import discover
-from spinezarr.ingest.memory import MemoryBudget
+from spinezarr.ingest.discovery.discover import discover
 from spinezarr.ingest.run import ingest
 from spinezarr.ingest.scan import ScanOptions
+from spinezarr.ingest.voxels.memory import MemoryBudget
 from spinezarr.recipe import Recipe
 from spinezarr.scaling import Scaling
 from spinezarr.testing import DicomForm, NiftiForm, write_dicom_series, write_nifti

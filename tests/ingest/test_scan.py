@@ -4,10 +4,10 @@ import threading
 import numpy as np
 import pytest
 
-from spinezarr.ingest.discover import discover
-from spinezarr.ingest.memory import MemoryBudget
+from spinezarr.ingest.discovery.discover import discover
 from spinezarr.ingest.run import ingest
 from spinezarr.ingest.scan import ScanOptions
+from spinezarr.ingest.voxels.memory import MemoryBudget
 from spinezarr.recipe import Recipe
 from spinezarr.testing import NiftiForm, PhantomSpec, make_phantom, write_nifti
 

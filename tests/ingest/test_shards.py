@@ -4,8 +4,8 @@ import os
 import numpy as np
 import pytest
 
-from spinezarr.ingest.memory import MemoryBudget, Workspace
-from spinezarr.ingest.shards import ShardCollector
+from spinezarr.ingest.voxels.memory import MemoryBudget, Workspace
+from spinezarr.ingest.voxels.shards import ShardCollector
 from spinezarr.store.layout import BALANCED
 from spinezarr.store.sharding import assemble_shard
 

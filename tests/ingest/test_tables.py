@@ -2,7 +2,7 @@ import openpyxl
 import pytest
 
 from spinezarr.errors import FormatError, RecipeError
-from spinezarr.ingest.discover import discover
+from spinezarr.ingest.discovery.discover import discover
 from spinezarr.recipe import Recipe
 
 RECIPE = """\

@@ -11,8 +11,8 @@ import torch
 from distributed import Client, LocalCluster
 
 from spinezarr.errors import StoreNotFoundError, UnknownScanError, UsageError
-from spinezarr.stream import ship
-from spinezarr.stream.ship import ShippedStream
+from spinezarr.stream.epoch import ship
+from spinezarr.stream.epoch.ship import ShippedStream
 
 
 @pytest.fixture(scope="module")

@@ -11,14 +11,14 @@ from hypothesis import strategies as st
 
 import spinezarr
 from spinezarr.errors import CorruptStoreError, StoreNotFoundError, UsageError
-from spinezarr.ingest.discover import discover
+from spinezarr.ingest.discovery.discover import discover
 from spinezarr.ingest.run import ingest
 from spinezarr.loaders.huggingface import load_splits
 from spinezarr.recipe import Recipe
+from spinezarr.store.folder import StoreFolder
 from spinezarr.store.reader import StoreReader
-from spinezarr.store.store_folder import StoreFolder
-from spinezarr.stream.engine import Engine
-from spinezarr.stream.fetch import Fetcher, LocalFetcher
+from spinezarr.stream.read.engine import Engine
+from spinezarr.stream.read.fetch import Fetcher, LocalFetcher
 from spinezarr.testing import (
     CTSPINE1K_SCANS,
     DTYPES,

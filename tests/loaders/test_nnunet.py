@@ -13,7 +13,7 @@ from scipy import ndimage
 
 import spinezarr
 from spinezarr.errors import CorruptStoreError, FormatError, UnknownScanError, UsageError
-from spinezarr.ingest.discover import discover
+from spinezarr.ingest.discovery.discover import discover
 from spinezarr.ingest.run import ingest
 from spinezarr.loaders.nnunet import StoreDataset, link_store
 from spinezarr.recipe import Recipe

@@ -16,8 +16,8 @@ from spinezarr.loaders.nnunet import StoreDataset, link_store
 from spinezarr.loaders.torch import PatchLoader
 from spinezarr.loaders.torchio import TorchioPatches, scan_subjects
 from spinezarr.store.reader import StoreReader
-from spinezarr.stream.engine import Engine
-from spinezarr.stream.fetch import fetcher_for
+from spinezarr.stream.read.engine import Engine
+from spinezarr.stream.read.fetch import fetcher_for
 
 SCALED = ["byte", "half", "word", "thin", "down"]
 HOLES = ["holes", "sieve"]

@@ -24,8 +24,8 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 import spinezarr
 from spinezarr.errors import CorruptStoreError, SpinezarrError, UsageError
 from spinezarr.loaders.torch import PatchDataset, PatchLoader, PatchMapDataset, as_tensors
-from spinezarr.stream.fetch import Fetcher
-from spinezarr.stream.stream import PatchStream
+from spinezarr.stream.epoch.stream import PatchStream
+from spinezarr.stream.read.fetch import Fetcher
 
 # Python 3.12 warns of any fork beside threads; trainers do it, so it must work.
 pytestmark = pytest.mark.filterwarnings(

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 import spinezarr
 from spinezarr.catalog import load_catalog
 from spinezarr.errors import SpinezarrError, UsageError
-from spinezarr.ingest.discover import discover
+from spinezarr.ingest.discovery.discover import discover
 from spinezarr.ingest.run import ingest
 from spinezarr.public_url import public_url, without_secrets
 from spinezarr.recipe import Recipe

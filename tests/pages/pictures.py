@@ -18,7 +18,7 @@ from many_scans import name_many
 from playwright.sync_api import Browser, Page, sync_playwright
 
 import spinezarr
-from spinezarr.ingest.discover import discover
+from spinezarr.ingest.discovery.discover import discover
 from spinezarr.ingest.run import ingest
 from spinezarr.recipe import Recipe
 from spinezarr.serve.run import BackgroundServer

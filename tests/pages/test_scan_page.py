@@ -15,7 +15,7 @@ from asking import ask
 from PIL import Image
 
 import spinezarr
-from spinezarr.ingest.discover import discover
+from spinezarr.ingest.discovery.discover import discover
 from spinezarr.ingest.run import ingest
 from spinezarr.recipe import Recipe
 from spinezarr.serve.run import BackgroundServer

@@ -19,7 +19,7 @@ from pydicom.uid import UID
 
 import spinezarr
 from spinezarr.errors import SpinezarrError
-from spinezarr.ingest.discover import discover
+from spinezarr.ingest.discovery.discover import discover
 from spinezarr.ingest.run import ingest
 from spinezarr.recipe import Recipe
 from spinezarr.testing import DicomForm, write_dicom_series

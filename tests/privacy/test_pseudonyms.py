@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 import spinezarr
 from spinezarr.errors import UsageError
-from spinezarr.ingest.discover import discover
+from spinezarr.ingest.discovery.discover import discover
 from spinezarr.ingest.pseudonyms import MapLine, Pseudonyms, hidden, key_file, map_file
 from spinezarr.ingest.run import ingest
 from spinezarr.ingest.scan import ScanOptions

@@ -2,8 +2,8 @@
 
 import pytest
 
-from spinezarr.ingest.dicom_folders import known_folders
-from spinezarr.ingest.discover import discover
+from spinezarr.ingest.discovery.dicom_folders import known_folders
+from spinezarr.ingest.discovery.discover import discover
 from spinezarr.ingest.pseudonyms import hidden, map_file
 from spinezarr.ingest.run import ingest
 from spinezarr.ingest.scan import ScanOptions

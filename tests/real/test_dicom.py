@@ -11,7 +11,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 import spinezarr
 from spinezarr.formats import DicomSeriesVolume
-from spinezarr.ingest.discover import discover
+from spinezarr.ingest.discovery.discover import discover
 from spinezarr.ingest.run import ingest
 from spinezarr.recipe import Recipe
 

@@ -12,7 +12,7 @@ import SimpleITK
 
 import spinezarr
 from spinezarr.geometry import corner_distance_mm
-from spinezarr.ingest.discover import discover
+from spinezarr.ingest.discovery.discover import discover
 from spinezarr.ingest.run import ingest
 from spinezarr.ingest.scan import ScanOptions
 from spinezarr.recipe import Recipe

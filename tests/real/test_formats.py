@@ -10,7 +10,7 @@ import xarray as xr
 import zarr
 
 import spinezarr
-from spinezarr.ingest.discover import discover
+from spinezarr.ingest.discovery.discover import discover
 from spinezarr.ingest.run import ingest
 from spinezarr.recipe import Labels, Layout, Recipe
 from spinezarr.recipe.layout import LabelParts

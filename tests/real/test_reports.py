@@ -12,12 +12,12 @@ import SimpleITK
 
 import spinezarr
 from spinezarr.export.nii_gz_size import estimated_nii_gz_bytes
-from spinezarr.ingest.discover import discover
+from spinezarr.ingest.discovery.discover import discover
 from spinezarr.ingest.run import ingest
 from spinezarr.recipe import Recipe
 from spinezarr.store.reader import StoreReader
-from spinezarr.stream.engine import Engine
-from spinezarr.stream.fetch import fetcher_for
+from spinezarr.stream.read.engine import Engine
+from spinezarr.stream.read.fetch import fetcher_for
 
 REAL = Path(__file__).parents[3] / "shared/data/real"
 

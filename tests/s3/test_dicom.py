@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 import spinezarr
-from spinezarr.ingest.dicom_folders import known_folders
-from spinezarr.ingest.discover import discover
+from spinezarr.ingest.discovery.dicom_folders import known_folders
+from spinezarr.ingest.discovery.discover import discover
 from spinezarr.ingest.run import ingest
 from spinezarr.recipe import Recipe
-from spinezarr.store.files import open_filesystem
+from spinezarr.remote.filesystem import open_filesystem
 from spinezarr.testing import HOSPITAL_SCANS, make_phantom, write_hospital
 
 TREE = Recipe.of_pairs("{path:.+}/", None, name="tree")

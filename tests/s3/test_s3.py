@@ -9,7 +9,7 @@ from threading import Thread
 import pytest
 
 from spinezarr.errors import StoreBusyError, UsageError
-from spinezarr.store.files import open_filesystem
+from spinezarr.remote.filesystem import open_filesystem
 from spinezarr.store.lock import StoreLock, _put
 
 

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from spinezarr.store.transport import open_transport
-from spinezarr.store.transport_errors import ChangedObjectError, NoSuchBucketError
-from spinezarr.store.versions import Wanted
+from spinezarr.remote.errors import ChangedObjectError, NoSuchBucketError
+from spinezarr.remote.transport import open_transport
+from spinezarr.remote.versions import Wanted
 
 DATA = bytes(range(256)) * 8
 GENERAL = {"version_aware": False}

@@ -5,8 +5,8 @@ import threading
 import fsspec
 import pytest
 
-from spinezarr.store.files import open_filesystem
-from spinezarr.store.store_folder import StoreFileSystem
+from spinezarr.remote.filesystem import open_filesystem
+from spinezarr.store.folder import StoreFileSystem
 from spinezarr.store.uploads import Uploads
 
 

@@ -23,8 +23,8 @@ from spinezarr.serve.run import BackgroundServer
 from spinezarr.serve.settings import ServeSettings
 from spinezarr.serve.tokens import new_token
 from spinezarr.serve.turns import BusyError, Turns
-from spinezarr.stream.service import PROTOCOL, service_url, store_url
-from spinezarr.stream.tensors import DamagedTensorsError, Tensors, write_tensors
+from spinezarr.stream.read.service import PROTOCOL, service_url, store_url
+from spinezarr.stream.read.tensors import DamagedTensorsError, Tensors, write_tensors
 
 ARRAYS = ("image", "label", "start_zyx", "padding_zyx", "affine", "spacing_zyx_mm", "index")
 TYPES = {"I16": "int16", "U8": "uint8", "I64": "int64", "F64": "float64"}

@@ -14,7 +14,7 @@ import zarr
 from asking import ask
 
 import spinezarr
-from spinezarr.ingest.discover import discover
+from spinezarr.ingest.discovery.discover import discover
 from spinezarr.ingest.run import ingest
 from spinezarr.recipe import Recipe
 from spinezarr.serve.run import BackgroundServer

@@ -28,7 +28,7 @@ from spinezarr.serve.run import BackgroundServer
 from spinezarr.serve.settings import ServeSettings
 from spinezarr.serve.stores import ServedStores
 from spinezarr.serve.tokens import new_token
-from spinezarr.stream.draw import PatchRequest
+from spinezarr.stream.request import PatchRequest
 
 
 def parsed(body):

@@ -17,10 +17,11 @@ from hypothesis import strategies as st
 import spinezarr
 from spinezarr.errors import CorruptStoreError, UsageError
 from spinezarr.geometry import Box
-from spinezarr.ingest.discover import discover
+from spinezarr.ingest.discovery.discover import discover
 from spinezarr.ingest.run import ingest
 from spinezarr.recipe import Recipe
 from spinezarr.store import layout
+from spinezarr.store.folder import StoreFolder
 from spinezarr.store.layout import BALANCED, PROFILES, BloscCodecSpec, profile_named
 from spinezarr.store.reader import StoreReader
 from spinezarr.store.sharding import (
@@ -30,10 +31,9 @@ from spinezarr.store.sharding import (
     decode_chunk,
     encode_chunk,
 )
-from spinezarr.store.store_folder import StoreFolder
-from spinezarr.stream.engine import Engine
-from spinezarr.stream.fetch import LocalFetcher
-from spinezarr.stream.native import kernel
+from spinezarr.stream.read.engine import Engine
+from spinezarr.stream.read.fetch import LocalFetcher
+from spinezarr.stream.read.native import kernel
 from spinezarr.testing import NiftiForm, write_nifti
 
 REAL = Path(__file__).parents[3] / "shared/data/real/lidc-idri"
@@ -301,7 +301,7 @@ def test_every_way_to_read_gives_what_zarr_python_gives(
     }
     for way, (engine, used) in ways.items():
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("spinezarr.stream.engine.kernel", lambda used=used: used)
+            patch.setattr("spinezarr.stream.read.engine.kernel", lambda used=used: used)
             out = np.full(box.shape_zyx, 77, spec.dtype)
             engine.read_into(spec, box, out)
             np.testing.assert_array_equal(out, expected, err_msg=way)

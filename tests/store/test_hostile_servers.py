@@ -17,12 +17,14 @@ from raw_server import RawServer
 
 import spinezarr
 from spinezarr.errors import CorruptStoreError, SpinezarrError
-from spinezarr.store import pace, remote, transport_fsspec
+from spinezarr.remote import fsspec_transport as transport_fsspec
+from spinezarr.remote import pace
+from spinezarr.remote import requests as remote
+from spinezarr.remote.errors import StalledAnswerError, answer_error
+from spinezarr.remote.requests import RemoteObjects
+from spinezarr.remote.s3_options import signed
+from spinezarr.remote.transport import open_transport
 from spinezarr.store.files import read_each
-from spinezarr.store.remote import RemoteObjects
-from spinezarr.store.transport import open_transport
-from spinezarr.store.transport_errors import StalledAnswerError, answer_error
-from spinezarr.store.transport_s3 import signed
 
 GENERAL = {"http": {"client_kwargs": {"trust_env": False}}, "s3": {"version_aware": False}}
 """Options that change nothing, and that our own client does not know."""

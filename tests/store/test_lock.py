@@ -16,12 +16,12 @@ import pytest
 
 from spinezarr.errors import LostLockError, StoreBusyError
 from spinezarr.store import lock as lock_module
+from spinezarr.store.folder import StoreFileSystem
 from spinezarr.store.lock import LATE_FILE, LOCK_FILE, StoreLock
-from spinezarr.store.store_folder import StoreFileSystem
 
 HOLD = """
 import sys, time
-from spinezarr.store.store_folder import StoreFileSystem
+from spinezarr.store.folder import StoreFileSystem
 from spinezarr.store.lock import StoreLock
 with StoreLock(StoreFileSystem(sys.argv[1]), sys.argv[1], sys.argv[1], "a test"):
     print("held", flush=True)
@@ -240,7 +240,7 @@ def test_a_disk_without_hard_links_still_has_one_writer(tmp_path, monkeypatch):
 
 CHANGE = """
 import os, signal, sys
-from spinezarr.store.store_folder import StoreFileSystem
+from spinezarr.store.folder import StoreFileSystem
 from spinezarr.store.lock import StoreLock
 with StoreLock(StoreFileSystem(sys.argv[1]), sys.argv[1], sys.argv[1], "a test") as lock:
     with lock.guard.holding():

@@ -13,10 +13,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spinezarr.store import remote
-from spinezarr.store.remote import RemoteObjects
-from spinezarr.store.transport import NoRangesError, TransientError
-from spinezarr.store.transport_errors import StalledAnswerError
+from spinezarr.remote import requests as remote
+from spinezarr.remote.errors import StalledAnswerError
+from spinezarr.remote.requests import RemoteObjects
+from spinezarr.remote.transport import NoRangesError, TransientError
 
 DATA = random.Random(5).randbytes(3_000_000)  # noqa: S311
 

@@ -22,7 +22,7 @@ from spinezarr.errors import (
     UnknownScanError,
     UsageError,
 )
-from spinezarr.ingest.discover import discover
+from spinezarr.ingest.discovery.discover import discover
 from spinezarr.ingest.run import ingest
 from spinezarr.recipe import Recipe
 from spinezarr.store.audit_log import scan_identity
@@ -31,7 +31,7 @@ from spinezarr.store.ledger import LedgerEntry
 from spinezarr.store.reader import StoreReader
 from spinezarr.store.sharding import ABSENT, index_bytes, parse_index, shard_index
 from spinezarr.store.writer import StoreWriter
-from spinezarr.stream.lazy import _StoredArray
+from spinezarr.stream.epoch.lazy import _StoredArray
 from spinezarr.testing import NiftiForm, write_nifti
 
 AFFINE = np.diag([0.7, 0.8, 2.5, 1.0])

@@ -10,15 +10,15 @@ import pytest
 
 import spinezarr
 from spinezarr.errors import CorruptStoreError, SpinezarrError
-from spinezarr.ingest.dicom_folders import known_folders
-from spinezarr.ingest.discover import discover
+from spinezarr.ingest.discovery.dicom_folders import known_folders
+from spinezarr.ingest.discovery.discover import discover
 from spinezarr.ingest.run import ingest
 from spinezarr.recipe import Recipe
-from spinezarr.store import store_folder
+from spinezarr.store import folder as store_folder
 from spinezarr.store.bundle import TABLE_BUNDLE
 from spinezarr.store.files import open_store, publish_file, remove_files, write_file
+from spinezarr.store.folder import NO_FILE, StoreFolder
 from spinezarr.store.reader import StoreReader
-from spinezarr.store.store_folder import NO_FILE, StoreFolder
 from spinezarr.verify.store import verify_store
 
 RECIPE = Recipe.of_pairs("{scan}_ct.nii.gz", "{scan}_seg.nii.gz", name="pairs")

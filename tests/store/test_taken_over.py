@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from spinezarr.errors import LostLockError, StoreBusyError
-from spinezarr.ingest.discover import discover
+from spinezarr.ingest.discovery.discover import discover
 from spinezarr.ingest.run import ingest
 from spinezarr.recipe import Recipe
 from spinezarr.store import lock, writer

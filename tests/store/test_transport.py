@@ -32,11 +32,11 @@ from raw_server import RawServer
 
 from spinezarr.errors import UsageError
 from spinezarr.public_url import public_url
-from spinezarr.store.transport import NoRangesError, TransientError, open_transport
-from spinezarr.store.transport_errors import ChangedObjectError, NoSuchBucketError
-from spinezarr.store.transport_fsspec import _explained
-from spinezarr.store.transport_s3 import _endpoint, _Options, _settings
-from spinezarr.store.versions import Wanted
+from spinezarr.remote.errors import ChangedObjectError, NoSuchBucketError
+from spinezarr.remote.fsspec_transport import _explained
+from spinezarr.remote.s3_options import _endpoint, _Options, _settings
+from spinezarr.remote.transport import NoRangesError, TransientError, open_transport
+from spinezarr.remote.versions import Wanted
 
 N = 1024
 DATA = bytes(range(256)) * (N // 256)
@@ -818,7 +818,7 @@ def test_profiles_reach_the_wire(server, way, profiles, monkeypatch):
 
 
 def test_credentials_are_renewed(server, profiles, monkeypatch, tmp_path):
-    monkeypatch.setattr("spinezarr.store.transport_s3._ASKED_AGAIN_AFTER", timedelta(seconds=-1))
+    monkeypatch.setattr("spinezarr.remote.s3_options._ASKED_AGAIN_AFTER", timedelta(seconds=-1))
     tool = tmp_path / ".aws" / "tool.py"
     soon = (datetime.now(UTC) + timedelta(seconds=2)).isoformat()
     tool.write_text(TOOL.replace("2099-01-01T00:00:00Z", soon))
@@ -893,7 +893,7 @@ def test_any_file_system_serves(tmp_path):
 
 PROCESSES = """
 import asyncio, multiprocessing, sys
-from spinezarr.store.transport import open_transport
+from spinezarr.remote.transport import open_transport
 
 def work(transport, path, answers):
     answers.put(bytes(asyncio.run(transport.get(path, 5, 9))))
@@ -942,7 +942,7 @@ def test_the_fast_way_imports_little(server, kind):
     slow = "aiobotocore aiohttp boto3 botocore s3fs yarl"
     code = (
         "import asyncio, sys\n"
-        "from spinezarr.store.transport import open_transport\n"
+        "from spinezarr.remote.transport import open_transport\n"
         f"transport, path = open_transport({url!r}, {options!r})\n"
         "print(bytes(asyncio.run(transport.get(path, 5, 9))))\n"
         f"print([name for name in {slow!r}.split() if name in sys.modules])\n"

@@ -5,8 +5,8 @@ import threading
 import numpy as np
 import pytest
 
-from spinezarr.stream import buffers
-from spinezarr.stream.buffers import Buffers
+from spinezarr.stream.read import buffers
+from spinezarr.stream.read.buffers import Buffers
 
 SHAPE = (5, 40, 64, 70)
 N_BYTES = 2 * 5 * 40 * 64 * 70

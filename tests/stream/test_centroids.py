@@ -5,7 +5,7 @@ import pytest
 
 import spinezarr
 from spinezarr.errors import UsageError
-from spinezarr.ingest.discover import discover
+from spinezarr.ingest.discovery.discover import discover
 from spinezarr.ingest.run import ingest
 from spinezarr.recipe import Recipe
 from spinezarr.testing import NiftiForm, lml_text, write_nifti

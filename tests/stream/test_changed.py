@@ -10,12 +10,12 @@ import pytest
 
 import spinezarr
 from spinezarr.errors import CorruptStoreError, ScanChangedError, UnknownScanError
-from spinezarr.ingest.discover import discover
+from spinezarr.ingest.discovery.discover import discover
 from spinezarr.ingest.run import ingest
 from spinezarr.loaders.torch import PatchLoader
 from spinezarr.recipe import Recipe
 from spinezarr.store.reader import StoreReader
-from spinezarr.stream.batch_reader import PADDING_HU
+from spinezarr.stream.read.batch_reader import PADDING_HU
 from spinezarr.testing import NiftiForm, write_nifti
 from spinezarr.verify.store import verify_store
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from spinezarr.errors import UsageError
 from spinezarr.geometry import Box
-from spinezarr.stream.draw import Sampler, _Numbers
+from spinezarr.stream.draw.sampler import Sampler, _Numbers
 
 SHAPES = ((4, 3, 5), (2, 6, 3), (3, 3, 3))
 COUNTS = np.array([[0, 7, 2], [0, 0, 5], [0, 0, 0]])

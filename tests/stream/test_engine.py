@@ -14,15 +14,15 @@ from hypothesis import strategies as st
 import spinezarr
 from spinezarr.errors import CorruptStoreError, StoreNotFoundError, UnknownScanError
 from spinezarr.geometry import Box
-from spinezarr.ingest.discover import discover
+from spinezarr.ingest.discovery.discover import discover
 from spinezarr.ingest.run import ingest
 from spinezarr.recipe import Recipe
 from spinezarr.store.attributes import seal, unseal
+from spinezarr.store.folder import StoreFolder
 from spinezarr.store.reader import StoreReader
 from spinezarr.store.sharding import ABSENT, assemble_shard, index_bytes, parse_index
-from spinezarr.store.store_folder import StoreFolder
-from spinezarr.stream.engine import BoxRead, Engine
-from spinezarr.stream.fetch import (
+from spinezarr.stream.read.engine import BoxRead, Engine
+from spinezarr.stream.read.fetch import (
     ByteRange,
     ByteRanges,
     LocalFetcher,
@@ -338,7 +338,7 @@ def test_damage_over_http_is_an_error(served, copied, name, kept):
 
 
 def test_a_shard_that_is_cut_meanwhile_is_an_error_over_http(served, copied, monkeypatch):
-    monkeypatch.setattr("spinezarr.stream.fetch._SMALL_SHARD_BYTES", 0)  # or it would be kept
+    monkeypatch.setattr("spinezarr.stream.read.fetch._SMALL_SHARD_BYTES", 0)  # or it would be kept
     reader = StoreReader(served[0])
     engine, spec = Engine(fetcher_for(reader.objects)), spec_of(reader, "image")
     out = np.empty((1, 1, 1), np.int16)

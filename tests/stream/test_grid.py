@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 
 import spinezarr
 from spinezarr.errors import CorruptStoreError, UnknownScanError, UsageError
-from spinezarr.ingest.discover import discover
+from spinezarr.ingest.discovery.discover import discover
 from spinezarr.ingest.run import ingest
 from spinezarr.recipe import Recipe
-from spinezarr.stream.engine import Engine
-from spinezarr.stream.grid import Merger, Tiling
+from spinezarr.stream.epoch.grid import Merger, Tiling
+from spinezarr.stream.read.engine import Engine
 from spinezarr.testing import NiftiForm, write_nifti
 
 SCAN = "liver_0"

@@ -20,12 +20,12 @@ from hypothesis import strategies as st
 
 import spinezarr
 from spinezarr.errors import UsageError
-from spinezarr.store.store_folder import StoreFolder
-from spinezarr.stream.engine import Engine
-from spinezarr.stream.fetch import Fetcher, LocalFetcher
-from spinezarr.stream.iterate import BatchIterator
-from spinezarr.stream.share import EpochUnits, Share
-from spinezarr.stream.stream import PatchStream
+from spinezarr.store.folder import StoreFolder
+from spinezarr.stream.epoch.iterate import BatchIterator
+from spinezarr.stream.epoch.share import EpochUnits, Share
+from spinezarr.stream.epoch.stream import PatchStream
+from spinezarr.stream.read.engine import Engine
+from spinezarr.stream.read.fetch import Fetcher, LocalFetcher
 
 
 def digest(batch):
@@ -510,7 +510,7 @@ INTERRUPTED = """
 import sys, time
 from dataclasses import fields
 import spinezarr
-from spinezarr.stream.stream import PatchStream
+from spinezarr.stream.epoch.stream import PatchStream
 
 class Slow(PatchStream):
     def read_unit(self, number):

@@ -28,6 +28,7 @@ from numcodecs import blosc
 from spinezarr.errors import CorruptStoreError
 from spinezarr.geometry import Box
 from spinezarr.store.attributes import ShardEntry
+from spinezarr.store.folder import StoreFolder
 from spinezarr.store.layout import BALANCED, FAST, LARGEST_CHUNK_BYTES
 from spinezarr.store.reader import ArraySpec
 from spinezarr.store.sharding import (
@@ -39,11 +40,10 @@ from spinezarr.store.sharding import (
     encode_chunk,
     shard_index,
 )
-from spinezarr.store.store_folder import StoreFolder
-from spinezarr.stream import native
-from spinezarr.stream.engine import Engine
-from spinezarr.stream.fetch import LocalFetcher
-from spinezarr.stream.native import (
+from spinezarr.stream.read import native
+from spinezarr.stream.read.engine import Engine
+from spinezarr.stream.read.fetch import LocalFetcher
+from spinezarr.stream.read.native import (
     CHUNKS,
     DONE,
     NOT_TRIED,
@@ -354,7 +354,7 @@ def test_a_kernel_that_decodes_wrongly_is_not_used(kernel, monkeypatch):
 def test_without_kernel_everything_reads_the_same(store):
     code = (
         "import sys, hashlib, spinezarr\n"
-        "from spinezarr.stream import native\n"
+        "from spinezarr.stream.read import native\n"
         "assert native.kernel() is None\n"
         "stream = spinezarr.open(sys.argv[1]).patches((20, 30, 40), batch_size=2, n_samples=8)\n"
         "print(hashlib.sha256(b''.join(b.image.tobytes() + b.label.tobytes() for b in stream))"

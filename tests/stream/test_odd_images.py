@@ -10,11 +10,11 @@ import spinezarr
 from spinezarr.errors import UsageError
 from spinezarr.geometry import Box
 from spinezarr.store.reader import StoreReader
-from spinezarr.stream import engine as engine_module
-from spinezarr.stream.batch_reader import PADDING_HU
-from spinezarr.stream.engine import BoxRead, Engine
-from spinezarr.stream.fetch import fetcher_for
-from spinezarr.stream.resample import resample
+from spinezarr.stream.read import engine as engine_module
+from spinezarr.stream.read.batch_reader import PADDING_HU
+from spinezarr.stream.read.engine import BoxRead, Engine
+from spinezarr.stream.read.fetch import fetcher_for
+from spinezarr.stream.read.resample import resample
 
 SCALED = ["byte", "half", "word", "thin", "down"]
 FINITE = [*SCALED, "plain"]

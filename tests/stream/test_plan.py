@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from spinezarr.geometry import Box
 from spinezarr.store.reader import ArraySpec
-from spinezarr.stream.plan import plan_reads
+from spinezarr.stream.read.plan import plan_reads
 
 triples = st.tuples(*[st.integers(1, 5)] * 3)
 small = st.tuples(*[st.integers(1, 3)] * 3)

@@ -23,8 +23,13 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from spinezarr.errors import UsageError
-from spinezarr.stream import range_cache
-from spinezarr.stream.range_cache import CacheWarning, DiskCache, RangeCache, shared_range_cache
+from spinezarr.stream.read import range_cache
+from spinezarr.stream.read.range_cache import (
+    CacheWarning,
+    DiskCache,
+    RangeCache,
+    shared_range_cache,
+)
 
 PAGE = 4096
 KILLS = int(os.environ.get("SPINEZARR_KILLS", "20"))
@@ -579,7 +584,7 @@ def in_namespace(code, *words):
 FULL_DISK = """
 import subprocess, sys, warnings
 from pathlib import Path
-from spinezarr.stream.range_cache import CacheWarning, DiskCache, RangeCache
+from spinezarr.stream.read.range_cache import CacheWarning, DiskCache, RangeCache
 folder = Path(sys.argv[1])
 subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "none", folder], check=True)
 cache, size = RangeCache(DiskCache(folder / "cache")), 1 << 18
@@ -610,7 +615,7 @@ READ_ONLY = """
 import os, subprocess, sys, warnings
 from pathlib import Path
 from spinezarr.errors import UsageError
-from spinezarr.stream.range_cache import CacheWarning, DiskCache, RangeCache
+from spinezarr.stream.read.range_cache import CacheWarning, DiskCache, RangeCache
 folder = Path(sys.argv[1])
 subprocess.run(["mount", "--bind", folder, folder], check=True)
 settings = DiskCache(folder / "cache")

@@ -21,11 +21,11 @@ from torch.utils.data import DataLoader
 
 import spinezarr
 from spinezarr.errors import CorruptStoreError
-from spinezarr.ingest.discover import discover
+from spinezarr.ingest.discovery.discover import discover
 from spinezarr.ingest.run import ingest
 from spinezarr.loaders.torch import PatchDataset
 from spinezarr.recipe import Recipe
-from spinezarr.stream import fetch
+from spinezarr.stream.read import fetch
 from spinezarr.testing import NiftiForm, write_nifti
 
 SIZE = (20, 30, 30)
@@ -59,7 +59,7 @@ def by_range(monkeypatch):
 @pytest.fixture
 def hasty(monkeypatch):
     """Take answers to be late soon."""
-    monkeypatch.setattr("spinezarr.store.remote._LATE_S", (0.1, 0.3))
+    monkeypatch.setattr("spinezarr.remote.requests._LATE_S", (0.1, 0.3))
 
 
 def chunk_requests(proxy):
@@ -178,7 +178,7 @@ def test_what_is_explained_is_what_is_asked_for(proxy, url, by_range, monkeypatc
     next(iter(stream))  # the first is asked for as nothing is known of the link
     for gap in (0, 5000, 1 << 20):
         monkeypatch.setattr(
-            "spinezarr.store.remote.RemoteObjects.gap_bytes", property(lambda _, gap=gap: gap)
+            "spinezarr.remote.requests.RemoteObjects.gap_bytes", property(lambda _, gap=gap: gap)
         )
         said = stream.explain()
         proxy.reset()
@@ -243,7 +243,7 @@ def test_what_stays_damaged_is_an_error_that_names_url_and_chunk(
 
 def test_reading_again_waits_for_no_memory(proxy, proxies, url, by_range, monkeypatch):
     """Others wait for what the reader holds, which itself needs a chunk once more."""
-    monkeypatch.setattr("spinezarr.store.remote._HELD_BYTES", 1)
+    monkeypatch.setattr("spinezarr.remote.requests._HELD_BYTES", 1)
     stream = spinezarr.open(url).patches(SIZE, n_samples=60)
     proxy.set(proxies.Conditions(fault_rate=0.3, fault_kinds=("flip",), latency_s=0.005))
 

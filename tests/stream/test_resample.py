@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 import spinezarr
 from spinezarr.errors import UsageError
 from spinezarr.geometry import FLAT_AXIS
-from spinezarr.ingest.discover import discover
+from spinezarr.ingest.discovery.discover import discover
 from spinezarr.ingest.run import ingest
 from spinezarr.recipe import Recipe
-from spinezarr.stream import resample as resample_module
-from spinezarr.stream.batch_reader import _Work
-from spinezarr.stream.resample import resample
+from spinezarr.stream.read import resample as resample_module
+from spinezarr.stream.read.batch_reader import _Work
+from spinezarr.stream.read.resample import resample
 from spinezarr.stream.spacing import grid_shape_zyx, step_zyx
 from spinezarr.testing import NiftiForm, write_nifti
 from spinezarr.vertebrae import VALUE_OF_NAME

@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 import spinezarr
 from spinezarr.errors import CorruptStoreError, UnknownScanError, UsageError
 from spinezarr.geometry import FLAT_AXIS, Box
-from spinezarr.ingest.discover import discover
+from spinezarr.ingest.discovery.discover import discover
 from spinezarr.ingest.run import ingest
 from spinezarr.recipe import Recipe
-from spinezarr.stream.draw import PatchRequest
+from spinezarr.stream.request import PatchRequest
 from spinezarr.testing import NiftiForm, write_nifti
 from spinezarr.vertebrae import VALUE_OF_NAME
 

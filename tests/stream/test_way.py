@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spinezarr.stream.way import WayChoice
+from spinezarr.stream.read.way import WayChoice
 
 
 class Link:

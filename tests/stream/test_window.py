@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 
 from spinezarr.errors import UsageError
 from spinezarr.geometry import FLAT_AXIS
-from spinezarr.store.store_folder import StoreFolder
-from spinezarr.stream.draw import Sampler
-from spinezarr.stream.engine import Engine
-from spinezarr.stream.fetch import LocalFetcher
-from spinezarr.stream.plan import plan_reads
-from spinezarr.stream.volumes import StoredVolumes
-from spinezarr.stream.window import WindowSampler, _Pass, cell_around, spread, window_sampler
+from spinezarr.store.folder import StoreFolder
+from spinezarr.stream.draw.sampler import Sampler
+from spinezarr.stream.draw.volumes import StoredVolumes
+from spinezarr.stream.draw.window import WindowSampler, _Pass, cell_around, spread, window_sampler
+from spinezarr.stream.read.engine import Engine
+from spinezarr.stream.read.fetch import LocalFetcher
+from spinezarr.stream.read.plan import plan_reads
 from spinezarr.vertebrae import VALUE_OF_NAME
 
 SHAPES = ((4, 3, 7), (2, 6, 3), (3, 3, 3))

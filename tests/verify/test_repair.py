@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from spinezarr.cli.main import app
 from spinezarr.errors import UsageError
-from spinezarr.ingest.discover import discover
+from spinezarr.ingest.discovery.discover import discover
 from spinezarr.ingest.run import ingest
 from spinezarr.recipe import Recipe
 from spinezarr.testing import NiftiForm, write_nifti

@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 import spinezarr
 from spinezarr.cli.main import app
 from spinezarr.errors import CorruptStoreError, SpinezarrError, StoreNotFoundError
-from spinezarr.ingest.discover import discover
+from spinezarr.ingest.discovery.discover import discover
 from spinezarr.ingest.run import ingest
 from spinezarr.recipe import Recipe
 from spinezarr.store.attributes import seal, unseal

@@ -13,13 +13,13 @@ from hypothesis.extra import numpy as hnp
 import spinezarr
 from spinezarr.errors import CorruptStoreError
 from spinezarr.geometry import Box
-from spinezarr.ingest.discover import discover
+from spinezarr.ingest.discovery.discover import discover
 from spinezarr.ingest.run import ingest
 from spinezarr.recipe import Recipe
 from spinezarr.store.reader import StoreReader
-from spinezarr.stream.cache import BoundedCache
-from spinezarr.stream.engine import Engine
-from spinezarr.stream.fetch import fetcher_for
+from spinezarr.stream.read.cache import BoundedCache
+from spinezarr.stream.read.engine import Engine
+from spinezarr.stream.read.fetch import fetcher_for
 from spinezarr.view import levels
 from spinezarr.view.levels import LevelReader, levels_of, plan_levels
 

@@ -12,7 +12,7 @@ from PIL import Image
 
 import spinezarr
 from spinezarr.errors import UsageError
-from spinezarr.ingest.discover import discover
+from spinezarr.ingest.discovery.discover import discover
 from spinezarr.ingest.run import ingest
 from spinezarr.recipe import Recipe
 from spinezarr.testing import NiftiForm, PhantomSpec, make_phantom, write_nifti

@@ -13,7 +13,7 @@ from moto.server import DomainDispatcherApplication, create_backend_app
 from werkzeug.serving import WSGIRequestHandler, make_server
 
 from killing.check import Files
-from spinezarr.store.s3 import S3
+from spinezarr.remote.s3_filesystem import S3
 
 __all__ = ["BUCKET", "Action", "Bucket", "Change", "serve_bucket"]
 

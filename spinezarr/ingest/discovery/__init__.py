@@ -1,0 +1,1 @@
+"""Which scans a raw folder holds, and which files it holds besides."""

@@ -1,0 +1,1 @@
+"""From the voxels of a source file to the shards of a stored array."""

@@ -1,0 +1,1 @@
+"""Objects of buckets and web servers: requests, retries, versions and errors."""

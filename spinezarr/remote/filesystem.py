@@ -1,0 +1,59 @@
+"""Which fsspec file system serves a path or URL."""
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+import fsspec
+
+from spinezarr.errors import UsageError
+from spinezarr.public_url import public_url
+
+__all__ = ["open_filesystem"]
+
+_EXTRAS: Final = {"s3": "s3", "s3a": "s3", "http": "http", "https": "http"}
+"""Extra of this package that brings what a kind of URL needs."""
+_S3: Final = {"s3", "s3a"}
+
+
+def open_filesystem(
+    url: str, storage_options: Mapping[str, Any] | None = None
+) -> tuple[fsspec.AbstractFileSystem, str]:
+    """Return the file system of a path or URL, and the path there without a slash at its end.
+
+    Parameters
+    ----------
+    url
+        A path or fsspec URL.
+    storage_options
+        For the file system, as in xarray: ``{"endpoint_url": ..., "profile": ..., "anon": True}``.
+
+    Raises
+    ------
+    UsageError
+        If nothing reads such URLs, the package that does is not installed, or the options do not
+        fit.
+    """
+    scheme, separator, _ = url.partition("://")
+    shown = public_url(url)
+    if storage_options and not separator:
+        raise UsageError(
+            f"{shown}: is a path; endpoint, profile and other storage options are for URLs such as "
+            "s3://bucket/name."
+        )
+    try:
+        if scheme in _S3:
+            # s3fs, which is optional, takes long to import.
+            from spinezarr.remote.s3_filesystem import S3  # noqa: PLC0415
+
+            fs, path = S3(**(storage_options or {})), str(fsspec.core.strip_protocol(url))
+        else:
+            fs, path = fsspec.url_to_fs(url, **(storage_options or {}))
+    except ValueError as problem:
+        raise UsageError(f"{shown}: cannot be opened: {problem}.") from problem
+    except ImportError as problem:
+        extra = _EXTRAS.get(scheme)
+        advice = f" Install it with: pip install 'spinezarr[{extra}]'" if extra else ""
+        raise UsageError(
+            f"{shown}: URLs with {scheme}:// cannot be read: {problem}.{advice}"
+        ) from (problem)
+    return fs, path.rstrip("/") or path

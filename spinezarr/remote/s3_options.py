@@ -1,0 +1,446 @@
+"""Buckets for our own client: what s3fs's options, the environment and ``~/.aws`` mean."""
+
+import errno
+import hashlib
+import hmac
+import os
+import re
+import ssl
+from collections.abc import Callable, Mapping
+from configparser import ConfigParser
+from configparser import Error as ConfigError
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+from functools import lru_cache
+from pathlib import Path
+from threading import Lock
+from typing import Any, Final
+from urllib.parse import quote, urlsplit
+
+from spinezarr.remote.direct_transport import (
+    NotServedError,
+    Place,
+    is_plain_key,
+    no_renewal,
+    place_of,
+)
+from spinezarr.remote.s3_errors import CREDENTIALS
+
+__all__ = ["S3Places", "s3_places"]
+
+_OF_NO_MATTER: Final = {
+    "cache_regions",
+    "default_block_size",
+    "default_cache_type",
+    "default_fill_cache",
+    "fixed_upload_size",
+    "listings_expiry_time",
+    "local_expiry_check",
+    "max_concurrency",
+    "max_paths",
+    "skip_instance_cache",
+    "use_listings_cache",
+}
+"""Options of s3fs that say nothing about a request for one object."""
+_OF_NO_MATTER_TO_BOTOCORE: Final = {"max_pool_connections", "retries"}
+_PLAIN_CONFIG: Final = {"region", "endpoint_url", "output", "cli_pager"}
+"""Settings of a profile that can be understood without botocore."""
+_PLAIN_CREDENTIALS: Final = {"aws_access_key_id", "aws_secret_access_key", "aws_session_token"}
+_BUCKET: Final = re.compile(r"[A-Za-z0-9.\-_]{1,255}")
+_HOST_NAME: Final = re.compile(r"[a-z0-9][a-z0-9\-]{1,61}[a-z0-9]")
+"""A bucket that can be part of a host name, and of its certificate.
+
+References
+----------
+https://docs.aws.amazon.com/AmazonS3/latest/userguide/bucketnamingrules.html
+"""
+_REGION: Final = re.compile(r"(af|ap|ca|cn|eu|il|me|mx|sa|us)(-gov)?-[a-z]+-\d+")
+"""Those whose servers are named as below; botocore knows the others."""
+_DEFAULT_REGION: Final = "us-east-1"
+_ASKED_AGAIN_AFTER: Final = timedelta(minutes=1)
+"""botocore, which is asked, renews credentials 10 to 15 minutes before they end."""
+_TRUE: Final = {"1", "true", "yes"}
+
+
+@dataclass(frozen=True)
+class _Settings:
+    """What is needed to ask for objects."""
+
+    region: str
+    endpoint_url: str | None
+    is_secure: bool
+    is_anonymous: bool
+    requester_pays: bool
+    addressing: str
+    verify: bool | str
+    provider: Callable[[], Any] | None = field(repr=False)
+
+
+class S3Places:
+    """Where objects of buckets lie."""
+
+    def __init__(self, options: Mapping[str, Any]) -> None:
+        self._options = options
+        self._settings: _Settings | None = None
+        self._context: ssl.SSLContext | None = None
+        self._keys: dict[str, Any] = {}
+        self._lock = Lock()
+
+    def find(self, path: str) -> Place | None:
+        """See :class:`spinezarr.remote.direct_transport.Places`."""
+        bucket, _, key = path.partition("/")
+        if not _BUCKET.fullmatch(bucket) or not is_plain_key(key) or "?versionId=" in key:
+            return None
+        if self._settings is None:
+            settings = _settings(_Options.of(self._options))
+            self._context, self._settings = _context(settings), settings
+        base, is_virtual = _endpoint(bucket, self._settings)
+        within = quote(key if is_virtual else f"{bucket}/{key}", safe="/~")
+        payer = {"x-amz-request-payer": "requester"} if self._settings.requester_pays else {}
+        place = place_of(f"{base}/{within}", payer, self._context)
+        if place is None or self._settings.provider is None:
+            return place
+        return replace(place, sign=self._signed, signs_slowly=self._is_expired)
+
+    def _is_expired(self) -> bool:
+        until = self._keys.get("expires_at")
+        return not self._keys or (until is not None and until <= datetime.now(UTC))
+
+    def _signed(self, place: Place, headers: Mapping[str, str]) -> Mapping[str, str]:
+        settings = self._settings
+        if settings is None or settings.provider is None:
+            return headers
+        with self._lock:
+            if self._is_expired():
+                self._keys = {}
+                with suppress(Exception):  # whatever botocore was told to ask
+                    self._keys = settings.provider()
+            keys = self._keys
+        if not keys:  # not in a handler: what failed may hold what is secret
+            raise no_renewal(f"s3://{place.host}{place.target}")
+        return signed(
+            place.host,
+            place.target,
+            headers,
+            keys=keys,
+            region=settings.region,
+            now=datetime.now(UTC),
+        )
+
+
+def signed(
+    host: str,
+    target: str,
+    headers: Mapping[str, str],
+    *,
+    keys: Mapping[str, str | None],
+    region: str,
+    now: datetime,
+) -> dict[str, str]:
+    """Return headers with the signature of a GET request (AWS Signature Version 4).
+
+    References
+    ----------
+    https://docs.aws.amazon.com/AmazonS3/latest/API/sig-v4-header-based-auth.html
+    """
+    time = f"{now:%Y%m%dT%H%M%SZ}"
+    own = {"x-amz-content-sha256": _NO_BODY, "x-amz-date": time}
+    if keys["token"]:
+        own["x-amz-security-token"] = str(keys["token"])
+    sent = {**{name.lower(): text for name, text in headers.items()}, **own}
+    fields = sorted({**sent, "host": host}.items())
+    names = ";".join(name for name, _ in fields)
+    canonical = "\n".join(
+        ["GET", target, "", *(f"{name}:{text}" for name, text in fields), "", names, _NO_BODY]
+    )
+    scope = f"{time[:8]}/{region}/s3/aws4_request"
+    digest = hashlib.sha256(canonical.encode()).hexdigest()
+    text = f"AWS4-HMAC-SHA256\n{time}\n{scope}\n{digest}"
+    key = _signing_key(str(keys["secret_access_key"]), time[:8], region)
+    signature = hmac.new(key, text.encode(), hashlib.sha256).hexdigest()
+    credential = f"Credential={keys['access_key_id']}/{scope}"
+    sent["Authorization"] = (
+        f"AWS4-HMAC-SHA256 {credential}, SignedHeaders={names}, Signature={signature}"
+    )
+    return sent
+
+
+@lru_cache(maxsize=16)
+def _signing_key(secret: str, date: str, region: str) -> bytes:
+    key = f"AWS4{secret}".encode()
+    for part in (date, region, "s3", "aws4_request"):
+        key = hmac.new(key, part.encode(), hashlib.sha256).digest()
+    return key
+
+
+_NO_BODY: Final = hashlib.sha256(b"").hexdigest()
+
+
+@dataclass(frozen=True)
+class _Options:
+    """s3fs's options that our client can follow."""
+
+    key: str | None = field(repr=False)
+    secret: str | None = field(repr=False)
+    token: str | None = field(repr=False)
+    anon: bool
+    endpoint_url: str | None = field(repr=False)
+    region: str | None
+    profile: str | None
+    requester_pays: bool
+    use_ssl: bool
+    verify: bool | str | None
+    addressing: str | None
+
+    @classmethod
+    def of(cls, options: Mapping[str, Any]) -> "_Options":
+        """Understand options.
+
+        Raises
+        ------
+        NotServedError
+            If our client has no way to follow one of them.
+        """
+        rest = {name: value for name, value in options.items() if name not in _OF_NO_MATTER}
+        client = _settings_of(rest.pop("client_kwargs", None))
+        config = _settings_of(rest.pop("config_kwargs", None))
+        s3 = _settings_of(config.pop("s3", None))
+        names = ("key", "secret", "token", "username", "password")
+        given = {name: rest.pop(name, None) for name in names}
+        understood = cls(
+            key=given["key"] or given["username"] or client.pop("aws_access_key_id", None),
+            secret=given["secret"]
+            or given["password"]
+            or client.pop("aws_secret_access_key", None),
+            token=given["token"] or client.pop("aws_session_token", None),
+            anon=bool(rest.pop("anon", False)),
+            endpoint_url=_first(rest.pop("endpoint_url", None), client.pop("endpoint_url", None)),
+            region=_first(client.pop("region_name", None), config.pop("region_name", None)),
+            profile=rest.pop("profile", None),
+            requester_pays=bool(rest.pop("requester_pays", False)),
+            use_ssl=bool(_first(client.pop("use_ssl", None), rest.pop("use_ssl", None), True)),
+            verify=client.pop("verify", None),
+            addressing=s3.pop("addressing_style", None),
+        )
+        left = {*rest, *client, *s3, *(config.keys() - _OF_NO_MATTER_TO_BOTOCORE)}
+        if left or bool(understood.key) != bool(understood.secret):
+            raise NotServedError
+        return understood
+
+
+def _settings_of(value: object) -> dict[str, Any]:
+    if not isinstance(value, Mapping | None):
+        raise NotServedError
+    return dict(value or {})
+
+
+def s3_places(options: Mapping[str, Any]) -> S3Places | None:
+    """Return the places for s3fs's options, or None if they say more than our client knows."""
+    try:
+        understood = _Options.of(options)
+    except NotServedError:
+        return None
+    endpoint_url = understood.endpoint_url
+    if endpoint_url is not None and not _is_plain_endpoint(endpoint_url):
+        return None
+    return S3Places(options)
+
+
+def _settings(options: _Options) -> _Settings:
+    """Look up what options leave open, with botocore where it takes more than a simple file."""
+    environ = dict(os.environ)
+    found = _without_botocore(options, environ) or _with_botocore(options)
+    endpoint_url = options.endpoint_url or found.endpoint_url
+    region = options.region or environ.get("AWS_DEFAULT_REGION") or found.region
+    region = region or environ.get("AWS_REGION") or _DEFAULT_REGION
+    if endpoint_url is None and not _REGION.fullmatch(region):
+        raise NotServedError
+    if endpoint_url is not None and not _is_plain_endpoint(endpoint_url):
+        raise NotServedError
+    verify = options.verify
+    return _Settings(
+        region=region,
+        endpoint_url=endpoint_url,
+        is_secure=options.use_ssl,
+        is_anonymous=options.anon,
+        requester_pays=options.requester_pays,
+        addressing=options.addressing or found.addressing or "auto",
+        verify=verify if verify is not None else found.ca_bundle or True,
+        provider=found.provider,
+    )
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What environment and files say."""
+
+    endpoint_url: str | None
+    region: str | None
+    ca_bundle: str | None
+    addressing: str | None
+    provider: Callable[[], Any] | None = field(repr=False)
+
+
+def _without_botocore(options: _Options, environ: Mapping[str, str]) -> _Found | None:
+    """Return what a plain environment says, or None if it is not plain: botocore imports slowly."""
+    named = options.profile or environ.get("AWS_PROFILE") or environ.get("AWS_DEFAULT_PROFILE")
+    switches = ("AWS_USE_FIPS_ENDPOINT", "AWS_USE_DUALSTACK_ENDPOINT")
+    if named or any(environ.get(name) for name in switches):
+        return None
+    keys = (options.key, options.secret, options.token)
+    if not options.key:
+        token = environ.get("AWS_SESSION_TOKEN") or environ.get("AWS_SECURITY_TOKEN")
+        keys = (environ.get("AWS_ACCESS_KEY_ID"), environ.get("AWS_SECRET_ACCESS_KEY"), token)
+    if not options.anon and not (keys[0] and keys[1]):
+        return None
+    profile: dict[str, str] = {}
+    for variable, default, known in (
+        ("AWS_CONFIG_FILE", "~/.aws/config", _PLAIN_CONFIG),
+        ("AWS_SHARED_CREDENTIALS_FILE", "~/.aws/credentials", _PLAIN_CREDENTIALS),
+    ):
+        section = _default_section(Path(environ.get(variable) or default).expanduser())
+        if section is None or not known.issuperset(section):
+            return None
+        profile |= section
+    return _Found(
+        endpoint_url=_configured_endpoint(environ, None, profile.get("endpoint_url")),
+        region=profile.get("region"),
+        ca_bundle=environ.get("AWS_CA_BUNDLE"),
+        addressing=None,
+        provider=None if options.anon else _constant(*keys),
+    )
+
+
+def _default_section(path: Path) -> dict[str, str] | None:
+    """Return the default profile's settings, or None if botocore has to read the file."""
+    parser = ConfigParser(interpolation=None, default_section="")
+    try:
+        parser.read_string(path.read_text("utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, UnicodeDecodeError, ConfigError):
+        return None
+    return dict(parser["default"]) if "default" in parser else {}
+
+
+def _with_botocore(options: _Options) -> _Found:
+    """Return what botocore finds.
+
+    Raises
+    ------
+    PermissionError
+        If there are no credentials, or no such profile.
+    NotServedError
+        If a profile asks for what our client cannot do, or there is no botocore.
+    """
+    try:
+        from botocore.exceptions import BotoCoreError, ProfileNotFound  # noqa: PLC0415  takes long
+        from botocore.session import Session  # noqa: PLC0415
+    except ImportError:  # s3fs, which is asked next, is not there either, and that error says more
+        raise NotServedError from None
+
+    session = Session(profile=options.profile)
+    try:
+        profile = session.get_scoped_config()
+        credentials = None if options.key or options.anon else session.get_credentials()
+    except ProfileNotFound as problem:
+        raise PermissionError(errno.EACCES, f"{problem}. {CREDENTIALS}") from None
+    except BotoCoreError as problem:
+        name = type(problem).__name__
+        text = f"the credentials cannot be found ({name}). {CREDENTIALS}"
+        raise PermissionError(errno.EACCES, text) from None
+    s3 = dict(profile.get("s3") or {})
+    switches = ("use_fips_endpoint", "use_dualstack_endpoint")
+    special = (session.get_config_variable(name) for name in switches)
+    if any(special) or any(str(s3.get(n)).lower() == "true" for n in _SPECIAL_ENDPOINTS):
+        raise NotServedError
+    if credentials is None and not (options.key or options.anon):
+        text = f"Unable to locate credentials. {CREDENTIALS}"
+        raise PermissionError(errno.EACCES, text)
+    services = session.full_config.get("services", {}).get(profile.get("services"), {})
+    configured = (services.get("s3") or {}).get("endpoint_url") or profile.get("endpoint_url")
+    ignored = session.get_config_variable("ignore_configured_endpoint_urls")
+    provider = None if options.anon else _constant(options.key, options.secret, options.token)
+    return _Found(
+        endpoint_url=None if ignored else _configured_endpoint(os.environ, configured, None),
+        region=session.get_config_variable("region"),
+        ca_bundle=session.get_config_variable("ca_bundle"),
+        addressing=s3.get("addressing_style"),
+        provider=provider if credentials is None else _renewed(credentials),
+    )
+
+
+_SPECIAL_ENDPOINTS: Final = ("use_accelerate_endpoint", "use_dualstack_endpoint")
+
+
+def _configured_endpoint(
+    environ: Mapping[str, str], service: str | None, profile: str | None
+) -> str | None:
+    if environ.get("AWS_IGNORE_CONFIGURED_ENDPOINT_URLS", "").lower() in _TRUE:
+        return None
+    named = environ.get("AWS_ENDPOINT_URL_S3") or environ.get("AWS_ENDPOINT_URL")
+    return named or service or profile
+
+
+def _constant(key: str | None, secret: str | None, token: str | None) -> Callable[[], Any]:
+    """Return what gives the same credentials for ever."""
+    answer = {"access_key_id": key, "secret_access_key": secret, "token": token, "expires_at": None}
+    return lambda: answer
+
+
+def _renewed(credentials: Any) -> Callable[[], Any]:  # noqa: ANN401  botocore is untyped
+    """Return what gives credentials of botocore, which renews them in time."""
+
+    def provide() -> dict[str, Any]:
+        now = credentials.get_frozen_credentials()
+        return {
+            "access_key_id": now.access_key,
+            "secret_access_key": now.secret_key,
+            "token": now.token,
+            "expires_at": datetime.now(UTC) + _ASKED_AGAIN_AFTER,
+        }
+
+    return provide
+
+
+def _context(settings: _Settings) -> ssl.SSLContext | None:
+    """Return how to know the server; None for the certificates that the system trusts."""
+    if settings.verify is True:
+        return None
+    if settings.verify is False:
+        context = ssl.create_default_context()
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+        return context
+    try:
+        return ssl.create_default_context(cafile=str(settings.verify))
+    except OSError:
+        raise NotServedError from None
+
+
+def _endpoint(bucket: str, settings: _Settings) -> tuple[str, bool]:
+    """Return where a bucket is, and whether its name is part of that host's name.
+
+    As botocore: a custom endpoint takes the bucket in the path unless it is told otherwise.
+    """
+    fits = _HOST_NAME.fullmatch(bucket) is not None
+    if settings.endpoint_url is None:
+        scheme = "https" if settings.is_secure else "http"
+        suffix = ".cn" if settings.region.startswith("cn-") else ""
+        base = f"{scheme}://s3.{settings.region}.amazonaws.com{suffix}"
+        is_virtual = fits and settings.addressing != "path"
+    else:
+        base = settings.endpoint_url.rstrip("/")
+        is_virtual = fits and settings.addressing == "virtual"
+    scheme, _, host = base.partition("://")
+    return (f"{scheme}://{bucket}.{host}" if is_virtual else base), is_virtual
+
+
+def _is_plain_endpoint(endpoint_url: str) -> bool:
+    parts = urlsplit(endpoint_url)
+    plain = parts.scheme in {"http", "https"} and parts.hostname
+    return bool(plain) and not (parts.username or parts.query or parts.fragment)
+
+
+def _first(*values: Any) -> Any:  # noqa: ANN401
+    return next((value for value in values if value is not None), None)

@@ -1,0 +1,274 @@
+"""The folder of a store on disk: its files are read and written, and nothing else is.
+
+A store may come from somebody else. What lies in its folder can be a link to a file of the user, a
+pipe at which a reader waits for ever, or a device that has no end. So no link below the folder is
+followed, and only regular files are opened. The folder itself may be reached by a link.
+"""
+
+import ctypes
+import errno
+import os
+import stat
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, BinaryIO, Final, Self
+
+from fsspec.implementations.local import LocalFileSystem
+
+from spinezarr.errors import CorruptStoreError
+from spinezarr.regular_file import kind_of_mode
+from spinezarr.remote.settings import METADATA_BYTES
+
+__all__ = ["NO_FILE", "StoreFileSystem", "StoreFolder"]
+
+NO_FILE: Final = -1
+"""Size of a link or special file, which no manifest names."""
+_READ: Final = (
+    os.O_RDONLY
+    | getattr(os, "O_NONBLOCK", 0)  # or a pipe is waited for
+    | getattr(os, "O_NOFOLLOW", 0)
+    | getattr(os, "O_CLOEXEC", 0)
+    | getattr(os, "O_BINARY", 0)
+)
+_STEP: Final = (
+    "A store holds plain files and folders only: links in it are not followed. Copy it with what "
+    "they lead to ('cp -aL'), if you trust that, or delete it"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class StoreFolder:
+    """Where a store lies on disk."""
+
+    path: str
+    """As it was named, absolute; paths of its files begin with it."""
+    root: str
+    """The same without links."""
+
+    @classmethod
+    def at(cls, path: str) -> Self:
+        """Find a store; it need not exist yet."""
+        return cls(path, os.path.realpath(path))
+
+    def open(self, path: str) -> int:
+        """Open a file of the store for reading.
+
+        Parameters
+        ----------
+        path
+            Of the file, below :attr:`path`.
+
+        Returns
+        -------
+        int
+            Its descriptor.
+
+        Raises
+        ------
+        CorruptStoreError
+            If it, or a folder above it, is a link, if it is no regular file, or may not be read.
+        FileNotFoundError
+            If it is absent.
+        OSError
+            If the machine is at fault.
+        """
+        descriptor = _opener()(self, path)
+        found = os.fstat(descriptor)
+        if not stat.S_ISREG(found.st_mode):
+            os.close(descriptor)
+            raise _unfit(path, found.st_mode)
+        return descriptor
+
+    @contextmanager
+    def opened(self, path: str) -> Iterator[BinaryIO]:
+        """Open a file of the store for reading as long as the context lasts; see :meth:`open`."""
+        with os.fdopen(self.open(path), "rb") as file:
+            yield file
+
+    def read(self, path: str, limit_bytes: int = METADATA_BYTES) -> bytes:
+        """Read a whole file of the store.
+
+        Raises
+        ------
+        CorruptStoreError
+            If it has more than ``limit_bytes``, or as :meth:`open`.
+        """
+        with self.opened(path) as file:
+            data = file.read(limit_bytes + 1)
+        if len(data) > limit_bytes:
+            raise CorruptStoreError(
+                f"{path}: has more than {limit_bytes} bytes, which no file of its kind has. "
+                "Copy the store again."
+            )
+        return data
+
+    def check_folder(self, path: str, *, make: bool = False) -> None:
+        """Refuse a folder of the store that is a link, or lies behind one.
+
+        Parameters
+        ----------
+        path
+            Of the folder.
+        make
+            Whether to make it, and those above it, where they are absent.
+
+        Raises
+        ------
+        CorruptStoreError
+            If one of them is no folder.
+        """
+        if make:
+            Path(self.root).mkdir(parents=True, exist_ok=True)
+        place = self.root
+        for part in self._parts(path):
+            place = f"{place}/{part}"
+            try:
+                mode = os.lstat(place).st_mode
+            except FileNotFoundError:
+                if not make:
+                    return
+                Path(place).mkdir(exist_ok=True)
+                mode = os.lstat(place).st_mode
+            if not stat.S_ISDIR(mode):
+                raise _unfit(place, mode)
+
+    def sizes(self, folder: str) -> dict[str, int]:
+        """Return the sizes of all files below a folder, by their paths relative to it.
+
+        Links are listed and not followed; they and special files have the size :data:`NO_FILE`.
+        """
+        self.check_folder(folder)
+        return dict(_sizes(folder, ""))
+
+    def _parts(self, path: str) -> list[str]:
+        """Return the names that lead from the store to a file or folder of it."""
+        inside = f"{self.path.rstrip('/')}/"
+        parts = [part for part in f"{path}/"[len(inside) :].split("/") if part]
+        if not f"{path}/".startswith(inside) or ".." in parts or "." in parts:
+            raise CorruptStoreError(f"{path}: lies outside of the store {self.path}.")
+        return parts
+
+
+def _sizes(folder: str, prefix: str) -> Iterator[tuple[str, int]]:
+    try:
+        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    for entry in entries:
+        key = prefix + entry.name
+        if entry.is_dir(follow_symlinks=False):
+            yield from _sizes(entry.path, f"{key}/")
+            continue
+        try:
+            found = entry.stat(follow_symlinks=False)
+        except FileNotFoundError:  # removed meanwhile
+            continue
+        yield key, found.st_size if stat.S_ISREG(found.st_mode) else NO_FILE
+
+
+def _unfit(path: str, mode: int) -> CorruptStoreError:
+    kind = kind_of_mode(mode) or "a file in the place of a folder"
+    if stat.S_ISDIR(mode):
+        kind = "a folder in the place of a file"
+    return CorruptStoreError(f"{path}: is {kind}. {_STEP}.")
+
+
+def _not_opened(folder: StoreFolder, path: str, code: int) -> OSError:
+    """Return the error for a file that the system does not open."""
+    if code == errno.ELOOP:
+        return _unfit(path, stat.S_IFLNK)
+    if code == errno.ENXIO:
+        return _unfit(path, stat.S_IFSOCK)
+    if code == errno.ENOTDIR:
+        with suppress(NotADirectoryError):  # of the store itself
+            folder.check_folder(path.rpartition("/")[0])
+        code = errno.ENOENT
+    if code in {errno.EACCES, errno.EPERM}:
+        return CorruptStoreError(
+            f"{path}: cannot be read: {os.strerror(code)}. Let its owner allow it (chmod a+r), or "
+            "copy the store again."
+        )
+    return OSError(code, os.strerror(code), path)
+
+
+_Opener = Callable[[StoreFolder, str], int]
+
+_OPENAT2: Final = 437
+"""Number of the system call, the same on every architecture."""
+_AT_FDCWD: Final = -100
+_RESOLVE_NO_SYMLINKS: Final = 0x04
+
+
+class _OpenHow(ctypes.Structure):
+    """``struct open_how``, https://man7.org/linux/man-pages/man2/openat2.2.html."""
+
+    _fields_ = (("flags", ctypes.c_uint64), ("mode", ctypes.c_uint64), ("resolve", ctypes.c_uint64))
+
+
+@cache
+def _opener() -> _Opener:
+    """Return what opens files without following links: one system call where Linux has it."""
+    if sys.platform != "linux":
+        return _open_step_by_step
+    try:
+        call = ctypes.CDLL(None, use_errno=True).syscall
+    except (OSError, AttributeError):
+        return _open_step_by_step
+    how = _OpenHow(_READ, 0, _RESOLVE_NO_SYMLINKS)
+    size = ctypes.c_size_t(ctypes.sizeof(how))
+    number, here, reference = ctypes.c_long(_OPENAT2), ctypes.c_int(_AT_FDCWD), ctypes.byref(how)
+
+    def open_at_once(folder: StoreFolder, path: str) -> int:
+        within = "/".join((folder.root, *folder._parts(path)))  # noqa: SLF001
+        descriptor = int(call(number, here, os.fsencode(within), reference, size))
+        if descriptor >= 0:
+            return descriptor
+        raise _not_opened(folder, path, ctypes.get_errno())
+
+    try:
+        os.close(open_at_once(StoreFolder("/", "/"), "/"))
+    except OSError:  # an older system, or one that forbids it
+        return _open_step_by_step
+    return open_at_once
+
+
+def _open_step_by_step(folder: StoreFolder, path: str) -> int:
+    parts = folder._parts(path)  # noqa: SLF001
+    within = "/".join((folder.root, *parts))
+    try:
+        folder.check_folder("/".join((folder.path, *parts[:-1])))
+        mode = os.lstat(within).st_mode
+        if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+            raise _unfit(path, mode)
+        return os.open(within, _READ)
+    except CorruptStoreError:
+        raise
+    except OSError as problem:
+        raise _not_opened(folder, path, problem.errno or 0) from None
+
+
+class StoreFileSystem(LocalFileSystem):  # type: ignore[misc]  # fsspec is untyped
+    """fsspec's files on disk for one store; what it opens is what :class:`StoreFolder` opens.
+
+    Parameters
+    ----------
+    folder
+        Path of the store.
+    """
+
+    def __init__(self, folder: str, **options: Any) -> None:  # noqa: ANN401
+        super().__init__(folder=folder, **options)
+        self.folder = StoreFolder.at(folder)
+
+    def cat_file(self, path: str, start: int | None = None, end: int | None = None) -> bytes:
+        """Read a small file."""
+        return self.folder.read(path)[start:end]
+
+    def _open(self, path: str, mode: str = "rb", **_: Any) -> Any:  # noqa: ANN401
+        if mode != "rb":
+            raise NotImplementedError("the files of a store are written as wholes")
+        return os.fdopen(self.folder.open(path), "rb")

@@ -1,0 +1,373 @@
+"""Where patches lie: every draw is a pure function of (seed, epoch, index), and needs no voxels.
+
+Two ways to choose, mixed sample by sample:
+
+* *uniform*: a scan, each equally likely; then a position in it, each equally likely;
+* *balanced*: a vertebra, each that occurs equally likely or by weight; then a scan that shows it,
+  each equally likely; then one of its voxels there, each equally likely, or its centroid. The patch
+  is centred there and moved inside the volume.
+
+Positions are those of the scan's own voxels, or, where patches are resampled, of the grid of
+:mod:`spinezarr.stream.spacing`.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Final, Literal, get_args
+
+import numpy as np
+import numpy.typing as npt
+import xarray as xr
+
+from spinezarr.errors import UsageError
+from spinezarr.geometry import Box, ShapeZYX
+from spinezarr.stream.request import PatchRequest
+from spinezarr.stream.spacing import OWN_SPACING, TargetZYX, grid_shape_zyx, step_zyx
+
+__all__ = ["Centers", "CentreFinder", "Sampler"]
+
+Centers = Literal["voxel", "centroid"]
+"""What balanced draws centre patches on: one of the vertebra's voxels, or its centroid."""
+
+PositionZYX = tuple[float, float, float]
+CentreFinder = Callable[[str, str, int | None], PositionZYX]
+"""``(scan_id, vertebra, k)`` → the k-th voxel (z, y, x) of that vertebra, in any fixed order.
+
+For None it is the vertebra's centroid, in voxels of the scan.
+"""
+
+_WORD_BITS: Final = 64
+_WORD: Final = (1 << _WORD_BITS) - 1
+_WORDS_AT_ONCE: Final = 8
+"""Most draws need no more."""
+_FRACTION_BITS: Final = 53
+"""Those of a double's mantissa."""
+
+
+@dataclass(frozen=True, eq=False)
+class Sampler:
+    """Draws patches of one size from some scans.
+
+    Parameters
+    ----------
+    scan_ids
+        The scans to draw from, shape ``(n,)``.
+    shapes_zyx
+        Their voxels, shape ``(n, 3)``.
+    spacings_mm
+        Distance between their voxels along z, y and x, shape ``(n, 3)``.
+    vertebrae
+        Vertebra names, shape ``(v,)``.
+    voxel_count
+        Voxels of each vertebra in each scan, shape ``(n, v)``.
+    annotated
+        Whether the scan has no mask, and an annotated centroid of the vertebra, shape ``(n, v)``;
+        such vertebrae are drawn too if patches are centred on centroids.
+    size_zyx
+        Voxels of a patch.
+    seed
+        Not negative.
+    foreground
+        Share of balanced draws, 0 to 1.
+    weights
+        Relative weights of vertebrae in balanced draws; those not named weigh 1.
+    centers
+        What balanced draws centre patches on.
+    spacing_zyx_mm
+        Spacing to which patches are resampled; None along an axis that keeps the scan's own.
+
+    Raises
+    ------
+    UsageError
+        If nothing can be drawn so.
+    """
+
+    scan_ids: tuple[str, ...]
+    shapes_zyx: npt.NDArray[np.int_]
+    spacings_mm: npt.NDArray[np.float64]
+    vertebrae: tuple[str, ...]
+    voxel_count: npt.NDArray[np.int_]
+    annotated: npt.NDArray[np.bool_]
+    size_zyx: ShapeZYX
+    seed: int
+    foreground: float
+    weights: Mapping[str, float] = field(default_factory=dict)
+    centers: Centers = "voxel"
+    spacing_zyx_mm: TargetZYX = OWN_SPACING
+
+    def __post_init__(self) -> None:
+        if min(self.size_zyx) < 1:
+            raise UsageError(
+                f"patch size {self.size_zyx} (z, y, x): every side must be at least 1."
+            )
+        if self.seed < 0:
+            raise UsageError(f"seed {self.seed}: must not be negative.")
+        if not 0 <= self.foreground <= 1:
+            raise UsageError(f"foreground {self.foreground}: must lie between 0 and 1.")
+        if not self.scan_ids:
+            raise UsageError("no scan to draw from.")
+        if self.centers not in get_args(Centers):
+            raise UsageError(f"centers {self.centers!r}: must be 'voxel' or 'centroid'.")
+        _ = self._balance
+
+    @classmethod
+    def of_table(
+        cls,
+        table: xr.Dataset,
+        *,
+        size_zyx: ShapeZYX,
+        seed: int,
+        foreground: float,
+        weights: Mapping[str, float] | None = None,
+        centers: Centers = "voxel",
+        spacing_zyx_mm: TargetZYX = OWN_SPACING,
+    ) -> "Sampler":
+        """Draw from all rows of a scan table."""
+        if not isinstance(weights, Mapping | None):
+            raise UsageError(
+                f"weights {weights!r}: give a weight by vertebra, such as {{'L6': 5.0}}."
+            )
+        no_mask = table.label_state.to_numpy() == "none"
+        has_point = np.isfinite(table.annotated_centroid_mm.to_numpy()).all(axis=-1)
+        return cls(
+            scan_ids=tuple(str(name) for name in table.scan.to_numpy()),
+            shapes_zyx=table.shape_zyx.to_numpy().astype(int),
+            spacings_mm=table.spacing_mm.to_numpy().astype(float),
+            vertebrae=tuple(str(name) for name in table.vertebra.to_numpy()),
+            voxel_count=table.voxel_count.to_numpy().astype(int),
+            annotated=has_point & no_mask[:, np.newaxis],
+            size_zyx=size_zyx,
+            seed=seed,
+            foreground=foreground,
+            weights=dict(weights or {}),
+            centers=centers,
+            spacing_zyx_mm=spacing_zyx_mm,
+        )
+
+    @property
+    def reads_voxels(self) -> bool:
+        """Whether a draw may have to look into a mask."""
+        return self.foreground > 0 and self.centers == "voxel"
+
+    def draw(self, epoch: int, index: int, find_centre: CentreFinder) -> PatchRequest:
+        """Draw one patch.
+
+        Parameters
+        ----------
+        epoch, index
+            Which sample; each below 2**64.
+        find_centre
+            Asked once for a balanced draw, not at all for a uniform one.
+        """
+        numbers = _Numbers(self._key, epoch, index)
+        if self._balance is not None and numbers.fraction() < self.foreground:
+            return self._balanced(self._balance, numbers, index, find_centre)
+        scan = numbers.below(len(self.scan_ids))
+        starts = [numbers.below(room + 1) for room in self._room_zyx[scan].tolist()]
+        return self.place(index, scan, np.array(starts), None)
+
+    def _balanced(
+        self, balance: "_Balance", numbers: "_Numbers", index: int, find_centre: CentreFinder
+    ) -> PatchRequest:
+        vertebra = balance.vertebra_at(numbers.fraction())
+        showing = balance.showing[vertebra]
+        scan = int(showing[numbers.below(len(showing))])
+        name = self.vertebrae[vertebra]
+        k = None
+        if self.centers == "voxel":
+            k = numbers.below(int(self.voxel_count[scan, vertebra]))
+        centre = np.array(find_centre(self.scan_ids[scan], name, k))
+        return self.place(index, scan, self.starts_around(scan, centre), name)
+
+    def chances(self) -> npt.NDArray[np.float64]:
+        """Say how likely each kind of draw is.
+
+        Returns
+        -------
+        numpy.ndarray
+            Shape ``(n, 1 + v)``, of sum 1. Rows are scans; the first column is that of uniform
+            draws, the others are of balanced draws of each vertebra.
+        """
+        found = np.zeros((len(self.scan_ids), 1 + len(self.vertebrae)))
+        found[:, 0] = (1 - self.foreground) / len(self.scan_ids)
+        if self._balance is not None:
+            of_vertebra = np.diff(self._balance.ends, prepend=0)
+            for vertebra, chance in zip(self._balance.vertebrae, of_vertebra, strict=True):
+                showing = self._balance.showing[int(vertebra)]
+                found[showing, 1 + vertebra] = self.foreground * chance / len(showing)
+        return found
+
+    def room_zyx(self, scan: int) -> npt.NDArray[np.int64]:
+        """Return the largest start of a patch inside a scan; 0 where the scan is smaller."""
+        room: npt.NDArray[np.int64] = self._room_zyx[scan]
+        return room
+
+    def grid_step_zyx(self, scan: int) -> npt.NDArray[np.float64]:
+        """Return the voxels of a scan from one voxel of the patch's grid to the next."""
+        step: npt.NDArray[np.float64] = self._step_zyx[scan]
+        return step
+
+    def starts_around(self, scan: int, positions_zyx: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
+        """Return the starts of patches centred on positions in a scan.
+
+        Parameters
+        ----------
+        scan
+            Its row.
+        positions_zyx
+            In voxels of the scan, shape ``(..., 3)``. They lie in the middle of the patch, or of an
+            even number of voxels just after it, unless that would leave the volume.
+        """
+        wanted = np.ceil(positions_zyx / self._step_zyx[scan] - self._half_zyx).astype(np.int64)
+        starts: npt.NDArray[np.int64] = np.minimum(np.maximum(wanted, 0), self._room_zyx[scan])
+        return starts
+
+    def place(
+        self, index: int, scan: int, start_zyx: npt.NDArray[np.int64], vertebra: str | None
+    ) -> PatchRequest:
+        """Make the request; centre the patch on each axis along which the volume is smaller."""
+        z, y, x = (start_zyx - self._before_zyx[scan]).tolist()
+        return PatchRequest(index, self.scan_ids[scan], Box.at((z, y, x), self.size_zyx), vertebra)
+
+    @cached_property
+    def _key(self) -> npt.NDArray[np.unsignedinteger]:
+        """Key of the generator: 128 bits that stand for the seed."""
+        return np.random.SeedSequence(self.seed).generate_state(2, np.uint64)
+
+    @cached_property
+    def _half_zyx(self) -> npt.NDArray[np.float64]:
+        return np.array(self.size_zyx) / 2
+
+    @cached_property
+    def _step_zyx(self) -> npt.NDArray[np.float64]:
+        """Voxels of each scan from one voxel of the grid to the next."""
+        return np.array([step_zyx(mm, self.spacing_zyx_mm) for mm in self.spacings_mm.tolist()])
+
+    @cached_property
+    def _spare_zyx(self) -> npt.NDArray[np.int64]:
+        """Voxels that each volume has more than the patch; negative where it has less."""
+        grids = map(grid_shape_zyx, self.shapes_zyx.tolist(), self._step_zyx.tolist())
+        spare: npt.NDArray[np.int64] = np.array(list(grids), np.int64) - np.array(self.size_zyx)
+        return spare
+
+    @cached_property
+    def _room_zyx(self) -> npt.NDArray[np.int64]:
+        return np.maximum(self._spare_zyx, 0)
+
+    @cached_property
+    def _before_zyx(self) -> npt.NDArray[np.int64]:
+        """Padding in front of each volume."""
+        return np.maximum(-self._spare_zyx, 0) // 2
+
+    @cached_property
+    def _balance(self) -> "_Balance | None":
+        """How balanced draws choose; None if there are none."""
+        weight = _weight_of_each(self.weights, self.vertebrae)
+        if not self.foreground:
+            for name, given in (("weights", self.weights), ("centers", self.centers != "voxel")):
+                if given:
+                    raise UsageError(
+                        f"{name}: only balanced draws have them, and foreground is 0; "
+                        "give foreground=1.0, or a share."
+                    )
+            return None
+        shown = self.voxel_count > 0
+        if self.centers == "centroid":
+            shown |= self.annotated
+        if not shown.any():
+            wanted = "labelled vertebra" if self.centers == "voxel" else "vertebra with a centroid"
+            raise UsageError(f"foreground > 0, but no chosen scan has a {wanted}.")
+        weight = np.where(shown.any(axis=0), weight, 0)
+        drawn = np.flatnonzero(weight)
+        if not len(drawn):
+            raise UsageError("weights: those of all vertebrae that the chosen scans show are 0.")
+        # Relative to the largest: the sum is never infinite.
+        ends = np.cumsum(weight[drawn] / weight.max())
+        return _Balance(
+            vertebrae=drawn,
+            ends=ends / ends[-1],
+            showing={int(v): np.flatnonzero(shown[:, v]) for v in drawn},
+        )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Balance:
+    """How balanced draws choose vertebra and scan."""
+
+    vertebrae: npt.NDArray[np.intp]
+    """Those that are drawn at all."""
+    ends: npt.NDArray[np.float64]
+    """Cumulative probabilities of them; the last is 1."""
+    showing: Mapping[int, npt.NDArray[np.intp]]
+    """Scans that show each."""
+
+    def vertebra_at(self, fraction: float) -> int:
+        return int(self.vertebrae[self.ends.searchsorted(fraction, side="right")])
+
+
+class _Numbers:
+    """The random numbers of one sample.
+
+    Philox [1]_ is a counter-based generator: the seed is its key, epoch and index are its counter,
+    so no two samples share a number, and none needs what came before.
+
+    References
+    ----------
+    .. [1] Salmon et al., "Parallel random numbers: as easy as 1, 2, 3",
+       https://doi.org/10.1145/2063384.2063405
+    """
+
+    __slots__ = ("_bits", "_words")
+
+    def __init__(self, key: npt.NDArray[np.unsignedinteger], epoch: int, index: int) -> None:
+        counter = np.array([0, 0, index, epoch], np.uint64)
+        self._bits = np.random.Philox(key=key, counter=counter)
+        self._words: list[int] = []
+
+    def _word(self) -> int:
+        if not self._words:
+            self._words = self._bits.random_raw(_WORDS_AT_ONCE).tolist()
+        return self._words.pop()
+
+    def below(self, n: int) -> int:
+        """Return one of 0 to n - 1, each exactly as likely as the others.
+
+        References
+        ----------
+        Lemire, "Fast random integer generation in an interval", https://doi.org/10.1145/3230636
+        """
+        while True:
+            wide = self._word() * n
+            low = wide & _WORD
+            if low >= n or low >= (1 << _WORD_BITS) % n:
+                return wide >> _WORD_BITS
+
+    def fraction(self) -> float:
+        """Return one of the multiples of 2**-53 from 0 to below 1."""
+        return (self._word() >> (_WORD_BITS - _FRACTION_BITS)) / (1 << _FRACTION_BITS)
+
+
+def _weight_of_each(weights: Mapping[str, object], vertebrae: tuple[str, ...]) -> npt.NDArray[Any]:
+    found = np.ones(len(vertebrae))
+    for name, weight in weights.items():
+        if name not in vertebrae:
+            raise UsageError(f"weights: no vertebra is {name!r}; known are {', '.join(vertebrae)}.")
+        number = _as_float(weight)
+        if number is None or not 0 <= number < math.inf:
+            raise UsageError(
+                f"weights: that of {name} is {weight!r}; give a number from 0 (never drawn) on; "
+                "those not named weigh 1."
+            )
+        found[vertebrae.index(name)] = number
+    return found
+
+
+def _as_float(given: object) -> float | None:
+    if not isinstance(given, int | float | np.integer | np.floating):
+        return None
+    try:
+        return float(given)
+    except OverflowError:
+        return math.inf

@@ -1,0 +1,258 @@
+"""Reads patches that somebody has chosen: from requests to a batch."""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from spinezarr.errors import UsageError
+from spinezarr.geometry import Box, ShapeZYX
+from spinezarr.store.reader import ScanHandle, StoreReader
+from spinezarr.stream.batch import Batch
+from spinezarr.stream.read.engine import BoxRead, Engine
+from spinezarr.stream.read.nonfinite import Nonfinite, fill_nonfinite, nonfinite_fill
+from spinezarr.stream.read.resample import Resampling, Source
+from spinezarr.stream.read.rewritten import as_stored_now
+from spinezarr.stream.read.summary import ReadSummary
+from spinezarr.stream.request import PatchRequest
+from spinezarr.stream.spacing import Positions, StepZYX, grid_shape_zyx, positions_along, step_zyx
+from spinezarr.vertebrae import BACKGROUND
+
+__all__ = ["PADDING_HU", "BatchReader", "padding_zyx"]
+
+PADDING_HU: Final = -1024
+"""Image value outside the volume: air."""
+_AXES: Final = ("z", "y", "x")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class BatchReader:
+    """Reads batches of patches of one shape.
+
+    Attributes
+    ----------
+    reader, engine
+        Of the store.
+    size_zyx
+        Voxels of a patch.
+    spacing_zyx_mm
+        What patches are resampled to; None along an axis for the scan's own voxels.
+    with_label
+        Whether masks are read too.
+    image_dtype
+        Of the images.
+    flat_axis
+        Axis (0, 1, 2 for z, y, x) that slices leave out; None for patches.
+    neighbours
+        Further slices of the image on either side of each slice.
+    neighbour_step_mm
+        Distance between them; None for the scan's own slices, one after the other.
+    nonfinite
+        What is given for voxels that are NaN or infinite.
+    """
+
+    reader: StoreReader
+    engine: Engine
+    size_zyx: ShapeZYX
+    spacing_zyx_mm: tuple[float | None, float | None, float | None]
+    with_label: bool
+    image_dtype: np.dtype[Any]
+    flat_axis: int | None = None
+    neighbours: int = 0
+    neighbour_step_mm: float | None = None
+    nonfinite: Nonfinite = "refuse"
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Voxels of a patch along its own axes."""
+        return tuple(n for axis, n in enumerate(self.size_zyx) if axis != self.flat_axis)
+
+    @property
+    def channels(self) -> tuple[int, ...]:
+        """Slices of an image, if it has further ones."""
+        return (2 * self.neighbours + 1,) if self.neighbours else ()
+
+    @property
+    def dims(self) -> tuple[str, ...]:
+        """Names of the axes of an image."""
+        kept = (name for axis, name in enumerate(_AXES) if axis != self.flat_axis)
+        return (*("slice" for _ in self.channels), *kept)
+
+    @property
+    def patch_bytes(self) -> int:
+        """Bytes of the voxels of a patch."""
+        images = math.prod(self.channels) * self.image_dtype.itemsize
+        return math.prod(self.size_zyx) * (images + int(self.with_label))
+
+    @property
+    def kind(self) -> tuple[Any, ...]:
+        """All that says what a patch takes, but its scan and place."""
+        own = (self.spacing_zyx_mm, self.flat_axis, self.neighbours, self.neighbour_step_mm)
+        return (self.size_zyx, self.with_label, self.image_dtype.str, *own)
+
+    def read_together(
+        self, groups: Sequence[Sequence[PatchRequest]], *, threads: int
+    ) -> list[Batch]:
+        """Read several batches; a chunk that several of them need is read once.
+
+        Raises
+        ------
+        UsageError
+            If a scan has no mask, and masks are wanted.
+        CorruptStoreError
+            If stored bytes are missing or damaged.
+        """
+        return as_stored_now(lambda: self._read_together(groups, threads=threads))
+
+    def explain(self, groups: Sequence[Sequence[PatchRequest]]) -> ReadSummary:
+        """Say what reading batches reads."""
+        work = _Work([], [], [])
+        for requests in groups:
+            self._plan(requests, work)
+        return self.engine.explain([(read.array, read.box) for read in work.reads])
+
+    def _read_together(
+        self, groups: Sequence[Sequence[PatchRequest]], *, threads: int
+    ) -> list[Batch]:
+        work = _Work([], [], [])
+        self.reader.open_scans(request.scan_id for requests in groups for request in requests)
+        batches = [self._plan(requests, work) for requests in groups]
+        self.engine.read(work.reads, threads=threads)
+        # First, or interpolation would spread them.
+        for voxels, fill in work.to_fill:
+            fill_nonfinite(voxels, fill)
+        for resampling in work.resamplings:
+            resampling.run()
+        return batches
+
+    def _plan(self, requests: Sequence[PatchRequest], work: "_Work") -> Batch:
+        """Allocate a batch, and add what fills it to ``work``."""
+        n, empty = len(requests), self.engine.buffers.empty
+        image = empty((n, *self.channels, *self.shape), self.image_dtype)
+        label = empty((n, *self.shape), np.uint8) if self.with_label else None
+        padding = np.zeros((n, 3, 2), np.int64)
+        affine = np.empty((n, 4, 4))
+        for i, request in enumerate(requests):
+            scan = self.reader.planned_scan(request.scan_id)
+            step = step_zyx(scan.attributes.spacing_zyx_mm, self.spacing_zyx_mm)
+            volume = Box((0, 0, 0), grid_shape_zyx(scan.image.shape_zyx, step))
+            fills = self._fill(
+                scan,
+                request.box,
+                step,
+                volume,
+                image=image[i],
+                label=None if label is None else label[i],
+            )
+            replacement = nonfinite_fill(self.nonfinite, scan.attributes)
+            for fill in fills:
+                read = fill.read if isinstance(fill, Resampling) else fill
+                work.reads.append(read)
+                if isinstance(fill, Resampling):
+                    work.resamplings.append(fill)
+                if replacement is not None and read.array is scan.image:
+                    work.to_fill.append((read.out, replacement))
+            padding[i] = padding_zyx(request.box, volume)
+            affine[i] = _moved(scan.affine, request.box.start_zyx, step)
+        return Batch(
+            image=image,
+            label=label,
+            dims=self.dims,
+            scan_id=tuple(request.scan_id for request in requests),
+            start_zyx=np.array([r.box.start_zyx for r in requests], np.int64).reshape(n, 3),
+            padding_zyx=padding,
+            affine=affine,
+            spacing_zyx_mm=np.linalg.norm(affine[:, :3, 2::-1], axis=1),
+            vertebra=tuple(request.vertebra for request in requests),
+            index=np.array([request.index for request in requests], np.int64),
+        )
+
+    def _fill(
+        self,
+        scan: ScanHandle,
+        box: Box,
+        step: StepZYX,
+        volume: Box,
+        *,
+        image: npt.NDArray[Any],
+        label: npt.NDArray[np.uint8] | None,
+    ) -> Iterator[BoxRead | Resampling]:
+        """Yield what fills image and label of one patch; fill what lies outside the volume."""
+        if label is not None and scan.label is None:
+            raise UsageError(f"scan {scan.attributes.scan_id!r} has no mask; read without labels.")
+        inside = box.intersect(volume)
+        if inside != box:
+            image[...] = PADDING_HU
+            if label is not None:
+                label[...] = BACKGROUND
+        if inside is None:
+            return
+        z, y, x = (-start for start in box.start_zyx)
+        within = inside.shift((z, y, x)).slices
+        positions = [
+            positions_along(*along)
+            for along in zip(
+                inside.start_zyx, inside.stop_zyx, step, scan.image.shape_zyx, strict=True
+            )
+        ]
+        source = around = Source.of(positions)
+        channels = [*within]
+        flat = self.flat_axis
+        if flat is not None:
+            if self.neighbours:
+                positions[flat] = self._slices_around(scan, flat, inside.start_zyx[flat])
+                around = Source.of(positions)
+                channels[flat] = slice(None)
+                image = np.moveaxis(image, 0, flat)
+            else:
+                image = np.expand_dims(image, flat)
+            label = None if label is None else np.expand_dims(label, flat)
+        yield around.plan(scan.image, image[tuple(channels)], linear=True)
+        if label is not None and scan.label is not None:
+            yield source.plan(scan.label, label[within], linear=False)
+
+    def _slices_around(self, scan: ScanHandle, axis: int, centre: int) -> Positions:
+        """Return the slices beside one; beyond the volume its outermost slice is repeated."""
+        k = self.neighbours
+        last = scan.image.shape_zyx[axis] - 1
+        if self.neighbour_step_mm is None:
+            if k <= centre <= last - k:
+                return range(centre - k, centre + k + 1)
+            ratio = 1.0
+        else:
+            ratio = self.neighbour_step_mm / scan.attributes.spacing_zyx_mm[axis]
+        nearest: npt.NDArray[np.float64] = centre + np.rint(np.arange(-k, k + 1) * ratio)
+        return nearest.clip(0, last)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Work:
+    """What fills some batches, in this order."""
+
+    reads: list[BoxRead]
+    to_fill: list[tuple[npt.NDArray[Any], float]]
+    """Voxels that were read, and what replaces NaN and infinity among them."""
+    resamplings: list[Resampling]
+
+
+def padding_zyx(box: Box, volume: Box) -> list[tuple[int, int]]:
+    """Return how many voxels of a box lie before and after a volume along each axis."""
+    starts = zip(box.start_zyx, volume.start_zyx, strict=True)
+    stops = zip(box.stop_zyx, volume.stop_zyx, strict=True)
+    return [
+        (max(first - start, 0), max(stop - last, 0))
+        for (start, first), (stop, last) in zip(starts, stops, strict=True)
+    ]
+
+
+def _moved(
+    affine: npt.NDArray[np.float64], start_zyx: ShapeZYX, step: StepZYX
+) -> npt.NDArray[np.float64]:
+    """Move the origin of an affine to the voxel of a grid at which a patch starts."""
+    moved = affine.copy()
+    moved[:3, :3] *= step[::-1]
+    moved[:3, 3] += moved[:3, :3] @ start_zyx[::-1]
+    return moved

@@ -1,0 +1,350 @@
+"""plan → fetch → decode: boxes of voxels into arrays that the caller owns.
+
+Zarr readers turn a chunk that is missing into fill values. This one does not: the scan's manifest
+says which shards exist and how long they are, image chunks are never absent, and every chunk
+carries a checksum, so lost or damaged data raise :class:`~spinezarr.errors.CorruptStoreError`.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from spinezarr.geometry import Box, ShapeZYX
+from spinezarr.store.reader import ArraySpec
+from spinezarr.store.sharding import CHECKSUM_BYTES, ChunkDamagedError, decode_chunk
+from spinezarr.stream.read.buffers import Buffers
+from spinezarr.stream.read.cache import BoundedCache, ProcessLock
+from spinezarr.stream.read.fetch import Fetcher, LocalFetcher
+from spinezarr.stream.read.native import (
+    CHUNKS,
+    DONE,
+    NOT_TRIED,
+    SHARES,
+    Kernel,
+    Tables,
+    kernel,
+    output_table,
+)
+from spinezarr.stream.read.places import ChunkTables, Places
+from spinezarr.stream.read.plan import ReadPlan, plan_reads
+from spinezarr.stream.read.summary import ReadSummary
+
+__all__ = ["BoxRead", "ChunkCache", "Engine"]
+
+Voxels = npt.NDArray[Any]
+_Chunk = tuple[ArraySpec, ShapeZYX]
+ChunkCache = BoundedCache[_Chunk, Voxels]
+"""Decoded chunks."""
+
+
+_TURNS: Final = ProcessLock()
+"""Calls that decode with several threads take turns: one is done early, and none of them late."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class BoxRead:
+    """A box of a stored array, and where its voxels go."""
+
+    array: ArraySpec
+    box: Box
+    """Voxels inside the array."""
+    out: Voxels
+    """Of shape ``box.shape_zyx``; may be a strided view of any type that holds the voxels."""
+
+
+class Engine:
+    """Reads boxes out of stored arrays. Shared between threads.
+
+    Parameters
+    ----------
+    fetch
+        Where the bytes come from.
+    cache_bytes
+        Of decoded chunks that are kept for the next reads.
+    cache
+        Keeps them beside those of other engines, in place of a cache of its own.
+    """
+
+    def __init__(
+        self, fetch: Fetcher, *, cache_bytes: int = 0, cache: ChunkCache | None = None
+    ) -> None:
+        self.buffers = Buffers()
+        self._fetch = fetch
+        self._tables = ChunkTables(fetch.name)
+        self._cache: ChunkCache = BoundedCache(cache_bytes) if cache is None else cache
+
+    def __reduce__(self) -> tuple[Callable[..., "Engine"], tuple[Fetcher, int]]:
+        return _engine, (self._fetch, self.cache_bytes)
+
+    @property
+    def calls_at_once(self) -> int:
+        """Reads that are best under way at once, though most of them only wait."""
+        return self._fetch.calls_at_once
+
+    @property
+    def cache_bytes(self) -> int:
+        """Most bytes of decoded chunks that are kept."""
+        return self._cache.limit_bytes
+
+    def read_into(self, array: ArraySpec, box: Box, out: Voxels) -> None:
+        """Fill ``out`` with the voxels of one box; see :class:`BoxRead` and :meth:`read`."""
+        self.read([BoxRead(array, box, out)])
+
+    def read(self, reads: Iterable[BoxRead], *, threads: int = 1) -> None:
+        """Fill the arrays of many boxes; a chunk that several of them need is read once.
+
+        Parameters
+        ----------
+        reads
+            What to read; no two of their outputs overlap.
+        threads
+            How many decode at once.
+
+        Raises
+        ------
+        CorruptStoreError
+            If a shard or chunk is missing or damaged; names scan, array, chunk and shard. What the
+            outputs hold then is not defined.
+        """
+        wanted = list(reads)
+        for read in wanted:
+            if read.out.shape != read.box.shape_zyx:
+                raise ValueError(f"an output of shape {read.out.shape} for {read.box}")
+        plain = [_plain(read) for read in wanted]
+        if self.cache_bytes:
+            self._read_cached(plain, threads)
+        else:
+            self._read_stored(plain, threads)
+        for read, stored in zip(wanted, plain, strict=True):
+            if stored is not read:
+                _give(read.array, stored.out, read.out)
+
+    def explain(self, boxes: Sequence[tuple[ArraySpec, Box]]) -> ReadSummary:
+        """Say what reading some boxes would take; nothing is read."""
+        plan = plan_reads(boxes)
+        places = self._tables.locate(plan)
+        keys = _keys(plan)
+        kept = self._cache.find(keys)
+        fetched = [
+            chunk for chunk in np.flatnonzero(places.size).tolist() if keys[chunk] not in kept
+        ]
+        decoded = sum(_chunk_bytes(keys[chunk][0]) for chunk in fetched)
+        ranges = places.ranges_of(np.array(fetched, np.intp))
+        return ReadSummary(
+            boxes=len(boxes),
+            scans=len({array.scan_id for array, _ in boxes}),
+            shards=len(np.unique(ranges.shard)),
+            chunks=len(fetched),
+            shared_chunks=int((np.diff(plan.first_share) > 1).sum()),
+            cached_chunks=len(kept),
+            background_chunks=int((places.size == 0).sum()),
+            requests=self._fetch.n_requests(ranges),
+            fetched_bytes=int((ranges.stop - ranges.start).sum()),
+            decoded_bytes=decoded,
+            voxel_bytes=sum(
+                math.prod(box.shape_zyx) * array.dtype.itemsize for array, box in boxes
+            ),
+            kernel=kernel() is not None,
+        )
+
+    def _read_cached(self, wanted: Sequence[BoxRead], threads: int) -> None:
+        """Take chunks from the cache; read those that it lacks whole, and keep them.
+
+        Outputs are in the stored type, as those of :meth:`_read_stored`.
+        """
+        plan = plan_reads([(read.array, read.box) for read in wanted])
+        keys = _keys(plan)
+        voxels = self._cache.find(keys)
+        missing = {}
+        for chunk, key in enumerate(keys):
+            if key not in voxels:
+                box = _box_of(plan, chunk)
+                missing[key] = BoxRead(key[0], box, np.empty(box.shape_zyx, key[0].stored_dtype))
+        self._read_stored(list(missing.values()), threads)
+        new = {key: read.out for key, read in missing.items()}
+        self._cache.keep(new)
+        voxels.update(new)
+        for chunk, key in enumerate(keys):
+            for box_number, within_chunk, within_box in plan.shares(chunk):
+                wanted[box_number].out[within_box.slices] = voxels[key][within_chunk.slices]
+
+    def _read_stored(self, wanted: Sequence[BoxRead], threads: int) -> None:
+        if not wanted:
+            return
+        plan = plan_reads([(read.array, read.box) for read in wanted])
+        places = self._tables.locate(plan)
+        self._fill(plan, places, [read.out for read in wanted], threads)
+
+    def _fill(
+        self, plan: ReadPlan, places: Places, outputs: Sequence[Voxels], threads: int
+    ) -> None:
+        decode = kernel()
+        stored = _clear_background(plan, places, outputs)
+        if not len(stored):
+            return
+        tables = _tables(plan, places, outputs, stored)
+        chunks = tables.chunks
+        try:
+            if decode is not None and isinstance(self._fetch, LocalFetcher):
+                with self._fetch.opened([shard.path for shard in places.shards]) as descriptors:
+                    chunks["fd"] = np.array(descriptors, np.int32)[places.shard[stored]]
+                    _run(decode, outputs, tables, threads)
+                for chunk in stored[chunks["status"] != DONE].tolist():
+                    with self._fetch(places.ranges_of(np.array([chunk]))) as found:
+                        self._fill_slowly(plan, places, chunk, found[0], outputs)
+                return
+            with self._fetch(places.ranges_of(stored)) as found:
+                if decode is not None:
+                    chunks["data"] = np.where(found.is_whole, found.addresses, 0)
+                    _run(decode, (outputs, found), tables, threads)
+                for row in np.flatnonzero(chunks["status"] != DONE).tolist():
+                    self._fill_slowly(plan, places, int(stored[row]), found[row], outputs)
+        except FileNotFoundError as problem:
+            named = [shard.path in str(problem) for shard in places.shards]
+            gone = int(np.flatnonzero(places.shard == named.index(True))[0]) if any(named) else 0
+            raise self._tables.corrupt(plan, gone, "is gone: its shard is missing") from problem
+
+    def _fill_slowly(
+        self,
+        plan: ReadPlan,
+        places: Places,
+        chunk: int,
+        data: memoryview,
+        outputs: Sequence[Voxels],
+    ) -> None:
+        """Fill the shares of one chunk without the kernel, or say what is wrong with the chunk.
+
+        What came damaged over a network is fetched again.
+        """
+        voxels = self._decoded(plan, places, chunk, data, rereads=self._fetch.rereads)
+        for box, within_chunk, within_box in plan.shares(chunk):
+            outputs[box][within_box.slices] = voxels[within_chunk.slices]
+
+    def _decoded(
+        self, plan: ReadPlan, places: Places, chunk: int, data: memoryview, *, rereads: int
+    ) -> Voxels:
+        try:
+            return _decoded(plan, places, chunk, data)
+        except ChunkDamagedError as problem:
+            if not rereads:
+                raise self._tables.corrupt(plan, chunk, str(problem)) from problem
+        with self._fetch.afresh(places.range_of(chunk)) as again:
+            return self._decoded(plan, places, chunk, again[0], rereads=rereads - 1)
+
+
+def _engine(fetch: Fetcher, cache_bytes: int) -> Engine:
+    return Engine(fetch, cache_bytes=cache_bytes)
+
+
+def _keys(plan: ReadPlan) -> list[_Chunk]:
+    """Name the chunks of a plan for as long as its arrays are known."""
+    return [(plan.arrays[plan.array[chunk]], plan.chunk_index(chunk)) for chunk in range(len(plan))]
+
+
+def _box_of(plan: ReadPlan, chunk: int) -> Box:
+    """Return the voxels of the array that a chunk holds."""
+    array, index = plan.arrays[plan.array[chunk]], plan.chunk_index(chunk)
+    z, y, x = (i * n for i, n in zip(index, array.chunk_shape_zyx, strict=True))
+    whole = Box.at((z, y, x), array.chunk_shape_zyx)
+    return whole.intersect(Box((0, 0, 0), array.shape_zyx)) or whole
+
+
+def _plain(read: BoxRead) -> BoxRead:
+    """Return the read of the stored numbers; itself if they are what is wanted."""
+    array = read.array
+    is_plain = array.scaling is None and read.out.dtype == array.stored_dtype
+    if is_plain and read.out.flags.writeable:
+        return read
+    return BoxRead(array, read.box, np.empty(read.out.shape, array.stored_dtype))
+
+
+def _give(array: ArraySpec, numbers: Voxels, out: Voxels) -> None:
+    """Turn stored numbers into values of the type that is wanted."""
+    if array.scaling is None:
+        out[...] = numbers
+    else:
+        array.scaling.values_into(numbers, out)
+
+
+def _clear_background(
+    plan: ReadPlan, places: Places, outputs: Sequence[Voxels]
+) -> npt.NDArray[np.intp]:
+    """Clear the boxes that have background that is not stored; return the chunks that are."""
+    stored = np.flatnonzero(places.size)
+    if len(stored) < len(plan):
+        is_background = np.repeat(places.size == 0, np.diff(plan.first_share))
+        for box in np.unique(plan.box[is_background]).tolist():
+            outputs[box][...] = 0
+    return stored
+
+
+def _tables(
+    plan: ReadPlan, places: Places, outputs: Sequence[Voxels], stored: npt.NDArray[np.intp]
+) -> Tables:
+    """Write the stored chunks of a plan, and all shares, as the kernel reads them."""
+    shares = np.empty(len(plan.box), SHARES)
+    shares["output"] = plan.box
+    shares["within_output_zyx"] = plan.within_box_zyx
+    shares["within_chunk_zyx"] = plan.within_chunk_zyx
+    shares["shape_zyx"] = plan.shape_zyx
+    chunks = np.zeros(len(stored), CHUNKS)
+    chunks["offset"], chunks["size"] = places.offset[stored], places.size[stored]
+    chunks["crc32c"] = places.crc32c[stored]
+    chunks["first_share"] = plan.first_share[stored]
+    chunks["n_shares"] = plan.first_share[stored + 1] - plan.first_share[stored]
+    itemsizes = np.array([array.stored_dtype.itemsize for array in plan.arrays], np.int64)
+    shapes = np.array([array.chunk_shape_zyx for array in plan.arrays], np.int64)
+    of_array = plan.array[stored]
+    chunks["itemsize"], chunks["shape_zyx"] = itemsizes[of_array], shapes[of_array]
+    chunks["fd"], chunks["status"] = -1, NOT_TRIED
+    decoded_bytes = max(_chunk_bytes(array) for array in plan.arrays)
+    return Tables(chunks, shares, output_table(outputs), decoded_bytes)
+
+
+def _chunk_bytes(array: ArraySpec) -> int:
+    """Return the bytes of a decoded chunk."""
+    return math.prod(array.chunk_shape_zyx) * array.stored_dtype.itemsize
+
+
+def _run(decode: Kernel, held: object, tables: Tables, threads: int) -> None:
+    """Let the kernel fill all shares, chunks dealt out to threads by their encoded bytes.
+
+    ``held`` is what the tables name by its address: it lives until the last thread is done, also if
+    the caller is interrupted.
+    """
+    n_chunks = len(tables.chunks)
+    parts = min(threads, n_chunks)
+    if parts <= 1:
+        decode.fill(tables, 0, n_chunks)
+        return
+    done = np.cumsum(tables.chunks["size"])
+    borders = np.searchsorted(done, done[-1] * np.arange(1, parts) / parts).tolist()
+    borders = [0, *borders, n_chunks]
+
+    def fill(first: int, last: int, _: object = held) -> None:
+        decode.fill(tables, first, last)
+
+    with _TURNS, ThreadPoolExecutor(parts - 1, "spinezarr-decode") as pool:
+        others = [pool.submit(fill, *part) for part in pairwise(borders[1:])]
+        fill(0, borders[1])
+        for other in others:
+            other.result()
+
+
+def _decoded(plan: ReadPlan, places: Places, chunk: int, data: memoryview) -> Voxels:
+    """Decode a chunk with numcodecs; raise ChunkDamagedError if it is not the one in its place."""
+    array = plan.arrays[plan.array[chunk]]
+    voxels = np.empty(array.chunk_shape_zyx, array.stored_dtype)
+    found, expected = int.from_bytes(data[-CHECKSUM_BYTES:], "little"), places.crc32c[chunk]
+    if len(data) < places.size[chunk]:
+        raise ChunkDamagedError(f"is cut short: {len(data)} of {places.size[chunk]} bytes came")
+    if found != expected:
+        raise ChunkDamagedError(f"ends with crc32c {found:08x}, expected {expected:08x}")
+    decode_chunk(data, voxels)
+    return voxels

@@ -1,0 +1,22 @@
+"""Reads that are made again where a scan was written again meanwhile."""
+
+from collections.abc import Callable
+from typing import Final, TypeVar
+
+from spinezarr.errors import ScanRewrittenError
+
+__all__ = ["as_stored_now"]
+
+T = TypeVar("T")
+_REREADS: Final = 3
+"""How often a scan may be written again while it is read."""
+
+
+def as_stored_now(read: Callable[[], T]) -> T:
+    """Call ``read`` again where a scan was written again meanwhile, with the same voxels."""
+    for _ in range(_REREADS):
+        try:
+            return read()
+        except ScanRewrittenError:
+            continue
+    return read()
