@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from targets import OURS, ROOF
 
-_COLOURS = {OURS: "#08519c", ROOF: "#bdbdbd"}
+_COLORS = {OURS: "#08519c", ROOF: "#bdbdbd"}
 _OTHER = "#fd8d3c"
 _LEAST = 0.1
 """Where all bars begin."""
@@ -44,9 +44,9 @@ def draw_bars(axes: Axes, title: str, rows: list[dict[str, Any]]) -> None:
         [row["per_s_median"] - row["per_s_min"] for row in rows],
         [row["per_s_max"] - row["per_s_median"] for row in rows],
     ]
-    colours = [_COLOURS.get(row["reader"].split(",")[0], _OTHER) for row in rows]
+    colors = [_COLORS.get(row["reader"].split(",")[0], _OTHER) for row in rows]
     axes.barh(
-        range(len(rows)), values, color=colours, xerr=spread, error_kw={"lw": 0.8, "ecolor": "0.3"}
+        range(len(rows)), values, color=colors, xerr=spread, error_kw={"lw": 0.8, "ecolor": "0.3"}
     )
     for i, row in enumerate(rows):
         value = row["per_s_median"]

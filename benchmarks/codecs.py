@@ -48,7 +48,7 @@ SLOW = frozenset({"blosc zstd 9 byte", "gzip 6", "pcodec 12", "delta, shuffle, z
 """Measured in the chunks of the profiles alone."""
 MASK_CODEC = "blosc zstd 5 -"
 """Of the mask, beside an image codec that does not take uint8."""
-COLOURS = {
+COLORS = {
     "blosc lz4": "#6baed6", "blosc lz4hc": "#08519c", "blosc zstd": "#d94801", "zstd": "#fdae6b",
     "gzip": "#969696", "numcodecs": "#74c476", "pcodec": "#6a3d9a",
 }  # fmt: skip
@@ -404,7 +404,7 @@ def _draw_panel(
     axes: Axes, points: list[dict[str, Any]], speed: Callable[[dict[str, Any]], float], text: str
 ) -> None:
     own = {profile.chunk_shape_zyx for profile in PROFILES.values()}
-    for family, colour in COLOURS.items():
+    for family, color in COLORS.items():
         for large in (True, False):
             chosen = [
                 p
@@ -416,7 +416,7 @@ def _draw_panel(
                 [speed(p) for p in chosen],
                 s=38 if large else 10,
                 alpha=0.9 if large else 0.4,
-                color=colour,
+                color=color,
                 linewidths=0,
                 label=family if large and chosen else None,
             )

@@ -140,7 +140,7 @@ def measure(
         )  # fmt: skip
         groups: dict[tuple[int, int], list[PatchRequest]] = defaultdict(list)
         for i in range(n_samples // windows.n_samples * windows.n_samples):
-            groups[i // windows.n_samples, i % windows.n_neighbourhoods].append(windows.draw(0, i))
+            groups[i // windows.n_samples, i % windows.n_neighborhoods].append(windows.draw(0, i))
         about = {"samples_per_scan": samples_per_scan, "default": samples_per_scan == chosen}
         rows.append(about | figures(list(groups.values()), shape_zyx))
     return rows

@@ -225,7 +225,7 @@ class Store:
 
     @property
     def attrs(self) -> dict[str, Any]:
-        """Dataset, title, licence, citation and format of the store."""
+        """Dataset, title, license, citation and format of the store."""
         return self._reader.root.model_dump(mode="json")
 
     @property
@@ -312,8 +312,8 @@ class Store:
         self,
         size_zyx: ShapeZYX | int | None = None,
         *,
-        size_mm: SpacingZYX | float | None = None,
-        spacing_mm: SpacingZYX | float | None = None,
+        size_zyx_mm: SpacingZYX | float | None = None,
+        spacing_zyx_mm: SpacingZYX | float | None = None,
         batch_size: int = 1,
         split: str | None = None,
         scans: npt.ArrayLike | None = None,
@@ -337,11 +337,11 @@ class Store:
         size_zyx
             Voxels of a patch along z, y and x, or one number for a cube. A smaller volume is
             padded, and the batch says by how much.
-        size_mm
+        size_zyx_mm
             In place of ``size_zyx``: mm that a patch covers, rounded to whole voxels, at least
             one. All patches of a stream have one shape, so scans of several spacings need
-            ``spacing_mm`` too.
-        spacing_mm
+            ``spacing_zyx_mm`` too.
+        spacing_zyx_mm
             Resample each patch to this distance between voxels along z, y and x, or one number for
             all. It is what would be cut out of the scan if the whole of it were resampled, from its
             first voxel on: the image linearly, rounded if its type is an integer; the mask by the
@@ -359,13 +359,13 @@ class Store:
             Every sample is a pure function of (seed, epoch, index).
         foreground
             Share of draws that are balanced over vertebrae: a vertebra, a scan that shows it and
-            one of its voxels, each equally likely; the patch is centred there, and moved inside the
-            volume. The other draws are uniform over scans, then positions.
+            one of its voxels, each equally likely; the patch is centered there, and moved inside
+            the volume. The other draws are uniform over scans, then positions.
         weights
             Relative weights of vertebrae in balanced draws, such as ``{"L6": 5.0, "T13": 5.0}``;
             those not named weigh 1. A vertebra that no chosen scan shows is left out.
         centers
-            ``"centroid"`` centres balanced draws on the vertebra's centroid in place of one of its
+            ``"centroid"`` centers balanced draws on the vertebra's centroid in place of one of its
             voxels: the annotated one, unless it lies more than 5 mm off the mask's vertebra, else
             the mean of its voxels. With ``labels=False``, scans without mask are drawn too where
             centroids are annotated.
@@ -409,17 +409,20 @@ class Store:
 
         Cubes of 64 mm around the centroids of vertebrae, in voxels of 2 mm:
 
-        >>> batch = store.patches(size_mm=64, spacing_mm=2, foreground=1.0, centers="centroid")[0]
+        >>> cubes = store.patches(
+        ...     size_zyx_mm=64, spacing_zyx_mm=2, foreground=1.0, centers="centroid"
+        ... )
+        >>> batch = cubes[0]
         >>> batch.image.shape, batch.spacing_zyx_mm.round(6).tolist()
         ((1, 32, 32, 32), [[2.0, 2.0, 2.0]])
         """
         table = self._select(split, scans, labels=labels)
-        spacing_zyx_mm = target_spacing("zyx", spacing_mm)
+        target_zyx_mm = target_spacing("zyx", spacing_zyx_mm)
         return self._stream(
             table,
-            patch_size("zyx", size_zyx, size_mm, spacing_zyx_mm, table),
+            patch_size("zyx", size_zyx, size_zyx_mm, target_zyx_mm, table),
             None,
-            spacing_zyx_mm=spacing_zyx_mm,
+            spacing_zyx_mm=target_zyx_mm,
             batch_size=batch_size,
             seed=seed,
             epoch=epoch,
@@ -442,8 +445,8 @@ class Store:
         size: tuple[int, int] | None = None,
         size_mm: tuple[float, float] | None = None,
         spacing_mm: tuple[float, float] | float | None = None,
-        neighbours: int = 0,
-        neighbour_step_mm: float | None = None,
+        neighbors: int = 0,
+        neighbor_step_mm: float | None = None,
         batch_size: int = 1,
         split: str | None = None,
         scans: npt.ArrayLike | None = None,
@@ -473,11 +476,11 @@ class Store:
         size_mm, spacing_mm
             As in :meth:`patches`, along the two axes of the slice. Slices are always the scan's
             own: nothing is interpolated between them.
-        neighbours
+        neighbors
             Slices of the image to add on either side, as a first axis ``slice`` of
-            ``2 * neighbours + 1``, ordered toward superior, anterior or right. The mask is that of
+            ``2 * neighbors + 1``, ordered toward superior, anterior or right. The mask is that of
             the slice in the middle. Beyond the volume its outermost slice is repeated.
-        neighbour_step_mm
+        neighbor_step_mm
             Distance between these slices: the scan's own nearest to each multiple are taken. If
             not given, they are next to each other, however thick.
         batch_size, split, scans, seed, epoch, foreground, weights, centers, n_samples, labels,
@@ -492,7 +495,7 @@ class Store:
 
         Examples
         --------
-        >>> stream = store.slices("sagittal", size=(48, 64), neighbours=2, foreground=1.0)
+        >>> stream = store.slices("sagittal", size=(48, 64), neighbors=2, foreground=1.0)
         >>> batch = stream[0]
         >>> batch.dims, batch.image.shape, batch.label.shape
         (('slice', 'z', 'y'), (1, 5, 48, 64), (1, 48, 64))
@@ -521,8 +524,8 @@ class Store:
             samples_per_scan=samples_per_scan,
             on_change=on_change,
             nonfinite=nonfinite,
-            neighbours=neighbours,
-            neighbour_step_mm=neighbour_step_mm,
+            neighbors=neighbors,
+            neighbor_step_mm=neighbor_step_mm,
         )
 
     def grid(
@@ -548,7 +551,7 @@ class Store:
         size_zyx
             Voxels of a patch along z, y and x, or one number for a cube.
         overlap_zyx
-            Voxels that neighbours have in common at least; half the patch if not given, as in
+            Voxels that neighbors have in common at least; half the patch if not given, as in
             nnU-Net.
         batch_size
             Patches in a batch.
@@ -603,10 +606,10 @@ class Store:
         return GridStream(stream, scan_id, Tiling.cover(shape_zyx, (z, y, x), overlap))
 
     def preview(self, scan_id: str) -> "Figure":
-        """Draw three planes through the spine of a scan, vertebrae coloured and named.
+        """Draw three planes through the spine of a scan, vertebrae colored and named.
 
         The planes pass through the vertebral bodies, the axial one through the middle vertebra, or
-        through the middle of a scan without mask and annotated centres. Such centres are shown as
+        through the middle of a scan without mask and annotated centers. Such centers are shown as
         dots, projected onto the planes. Save it with ``figure.savefig("preview.png")``.
 
         Raises
@@ -999,8 +1002,8 @@ class Store:
         weights: Mapping[str, float] | None = None,
         centers: Centers = "voxel",
         spacing_zyx_mm: TargetZYX = OWN_SPACING,
-        neighbours: int = 0,
-        neighbour_step_mm: float | None = None,
+        neighbors: int = 0,
+        neighbor_step_mm: float | None = None,
     ) -> PatchStream:
         refuse_nonfinite(table, nonfinite, self._reader.name)
         image_dtype = image_dtype_of(table)
@@ -1019,7 +1022,7 @@ class Store:
             shuffle=shuffle,
             window_scans=window_scans,
             samples_per_scan=samples_per_scan,
-            voxel_bytes=(1 + 2 * neighbours) * image_dtype.itemsize + int(labels),
+            voxel_bytes=(1 + 2 * neighbors) * image_dtype.itemsize + int(labels),
         )
         return PatchStream(
             reader=self._reader,
@@ -1033,8 +1036,8 @@ class Store:
             flat_axis=flat_axis,
             window=window,
             nonfinite=nonfinite,
-            neighbours=neighbours,
-            neighbour_step_mm=neighbour_step_mm,
+            neighbors=neighbors,
+            neighbor_step_mm=neighbor_step_mm,
             on_change=on_change,
             service=self._service,
         )

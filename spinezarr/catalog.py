@@ -75,8 +75,8 @@ class _EntryModel(StrictModel):
     """Folder or URL of the files as they were downloaded; not needed to read a store."""
     store: _Place
     """Path or URL of the store."""
-    licence: str | None = None
-    """Licence of the data, where it differs from the recipe's."""
+    license: str | None = None
+    """License of the data, where it differs from the recipe's."""
     storage_options: _StorageModel = _StorageModel()
     """How to reach the store, if it is in a bucket."""
     raw_storage_options: _StorageModel | None = None
@@ -104,7 +104,7 @@ class CatalogEntry:
     recipe: str
     raw: str | None = field(repr=False)
     store: str = field(repr=False)
-    licence: str | None
+    license: str | None
     catalog_path: Path
     is_named: bool
     """Whether the user has named the catalog."""
@@ -251,7 +251,7 @@ def load_catalog(path: str | os.PathLike[str] | None = None) -> Catalog | None:
             recipe=entry.recipe,
             raw=entry.raw,
             store=entry.store,
-            licence=entry.licence,
+            license=entry.license,
             catalog_path=absolute,
             is_named=found.is_named,
             storage_options=entry.storage_options.model_dump(exclude_none=True),

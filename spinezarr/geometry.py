@@ -1,6 +1,6 @@
 """Voxel grids, axis directions and boxes.
 
-World coordinates are RAS+ millimetres (x to the patient's right, y anterior, z superior), as in
+World coordinates are RAS+ millimeters (x to the patient's right, y anterior, z superior), as in
 NIfTI [1]_. Source arrays have axes ``(i, j, k)`` in file order; stored arrays have axes
 ``(z, y, x)``, each increasing toward superior, anterior and right.
 
@@ -251,7 +251,7 @@ class Grid:
 
     @property
     def spacing_zyx_mm(self) -> SpacingZYX:
-        """Distance between neighbouring voxels along the stored axes."""
+        """Distance between neighboring voxels along the stored axes."""
         x, y, z = np.linalg.norm(self.affine_xyz[:3, :3], axis=0).tolist()
         return (z, y, x)
 

@@ -69,14 +69,14 @@ LEVELS: Final[tuple[str, ...]] = (
 )
 """All levels that a mask or a point may name, from head to tail.
 
-S1 and S2 are parts of the sacrum: some datasets annotate their centres, and no label value of the
+S1 and S2 are parts of the sacrum: some datasets annotate their centers, and no label value of the
 scheme is theirs.
 """
 
 Color = tuple[float, float, float]
 """Red, green and blue, each 0 to 1."""
 _GOLDEN_ANGLE = 0.381966
-"""Steps of this share of the hue circle keep neighbours in a sequence far apart."""
+"""Steps of this share of the hue circle keep neighbors in a sequence far apart."""
 _OTHER_COLOR: Final = (0.85, 0.85, 0.85)
 
 

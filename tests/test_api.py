@@ -129,7 +129,7 @@ def test_a_store_knows_its_dataset(store, ctspine1k_url):
     assert store.url == ctspine1k_url
     assert store.attrs["format"] == "spinezarr"
     assert store.attrs["dataset"] == "ctspine1k"
-    assert store.attrs["licence"] == "CC-BY-NC-SA-4.0"
+    assert store.attrs["license"] == "CC-BY-NC-SA-4.0"
     assert "2105.14711" in store.attrs["citation"]
     assert isinstance(store.table, xr.Dataset)
     assert store.table is store.table

@@ -170,11 +170,11 @@ def test_names_of_shipped_recipes_are_no_paths(tmp_path):
     assert entry(tmp_path).recipe_location == "ctspine1k"
 
 
-def test_raw_and_licence_may_be_left_out(tmp_path):
+def test_raw_and_license_may_be_left_out(tmp_path):
     path = tmp_path / "c.yaml"
     path.write_text("datasets:\n  spine: {recipe: ctspine1k, store: s.zarr}\n")
     found = load_catalog(path).get("spine")
-    assert (found.raw, found.raw_location, found.licence) == (None, None, None)
+    assert (found.raw, found.raw_location, found.license) == (None, None, None)
 
 
 def test_a_name_that_is_not_in_the_catalog_gives_none(tmp_path):
@@ -190,7 +190,7 @@ def test_a_name_that_is_not_in_the_catalog_gives_none(tmp_path):
             "datasets:\n  a:\n    recipe: r\n    store: s\n    row: x\n",
             [
                 "line 5, datasets.a.row: unknown key; did you mean 'raw'?",
-                "licence, raw, raw_storage",
+                "license, raw, raw_storage",
             ],
         ),
         ("datasets:\n  a: {recipe: r, store: 1}\n", ["line 2, datasets.a.store", "found 1"]),
@@ -268,7 +268,7 @@ def test_nor_do_its_raw_folder_and_recipe(monkeypatch, key):
 def test_options_of_the_raw_folder_hold_for_it_alone():
     text = "    store: s.zarr\n    raw: s3://bucket/raw\n    raw_storage_options: {anon: true}\n"
     assert found_entry(text).raw_location == "s3://bucket/raw"
-    found = found_entry(text.replace("raw_storage_options: {anon: true}", "licence: free"))
+    found = found_entry(text.replace("raw_storage_options: {anon: true}", "license: free"))
     with pytest.raises(CatalogError, match="with your keys"):
         _ = found.raw_location
 

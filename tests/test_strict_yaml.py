@@ -19,7 +19,7 @@ class OddError(UsageError):
 
 class Room(StrictModel):
     width: int
-    colour: str = "white"
+    color: str = "white"
 
 
 class House(StrictModel):
@@ -35,7 +35,7 @@ name: home
 rooms:
   hall:
     width: 3
-  attic: {width: 2, colour: red}
+  attic: {width: 2, color: red}
 doors:
   - width: 1
 """
@@ -62,7 +62,7 @@ def test_a_good_file_becomes_its_model(path):
     house = load(path, GOOD)
     assert house == House(
         name="home",
-        rooms={"hall": Room(width=3), "attic": Room(width=2, colour="red")},
+        rooms={"hall": Room(width=3), "attic": Room(width=2, color="red")},
         doors=(Room(width=1),),
     )
 
@@ -88,9 +88,9 @@ def test_what_yaml_writes_is_read_back(path, name, widths):
     ("old", "new", "where", "fragments"),
     [
         ("width: 3", "widht: 3", "line 4, rooms.hall.widht", ["did you mean 'width'?"]),
-        ("colour: red", "color: red", "line 5, rooms.attic.color", ["did you mean 'colour'?"]),
-        ("  - width: 1", "  - width: 1\n    colr: x", "line 8, doors.0.colr", ["'colour'"]),
-        ("doors:", "porch: {depth: 1, width: 1}\ndoors:", "line 6, porch.depth", ["colour, width"]),
+        ("color: red", "color: red", "line 5, rooms.attic.color", ["did you mean 'color'?"]),
+        ("  - width: 1", "  - width: 1\n    colr: x", "line 8, doors.0.colr", ["'color'"]),
+        ("doors:", "porch: {depth: 1, width: 1}\ndoors:", "line 6, porch.depth", ["color, width"]),
         ("name: home", "name: home\nnaem: x", "line 2, naem", ["'name'", "doors, labels, name"]),
     ],
 )
@@ -105,9 +105,9 @@ def test_an_unknown_key_is_named_with_its_line_and_the_keys_there_are(
 @pytest.mark.parametrize(
     ("old", "new", "where"),
     [
-        ("    width: 3", "    colour: red", "line 4, rooms.hall.width"),
+        ("    width: 3", "    color: red", "line 4, rooms.hall.width"),
         ("name: home\n", "", "line 1, name"),
-        ("  - width: 1", "  - colour: red", "line 7, doors.0.width"),
+        ("  - width: 1", "  - color: red", "line 7, doors.0.width"),
     ],
 )
 def test_a_missing_key_is_named_with_the_line_where_it_belongs(path, old, new, where):
@@ -154,7 +154,7 @@ def test_a_repeated_key_is_named_with_the_line_of_the_second(path, text, line, k
 
 
 def test_one_key_in_two_places_is_not_repeated(path):
-    assert load(path, GOOD + "porch: {width: 3, colour: home}\n").porch.width == 3
+    assert load(path, GOOD + "porch: {width: 3, color: home}\n").porch.width == 3
 
 
 @pytest.mark.parametrize("text", ["", "\n", "# nothing but a comment\n", "---\n"])

@@ -1,4 +1,4 @@
-"""Rules on centres that the dataset annotates in files of its own; no voxel is read."""
+"""Rules on centers that the dataset annotates in files of its own; no voxel is read."""
 
 from collections.abc import Iterator
 from itertools import pairwise
@@ -28,7 +28,7 @@ def _tolerance_mm(scan: ScanAttributes) -> float:
 
 
 def centroid_outside(scan: ScanAttributes) -> Iterator[Finding]:
-    """Find annotated centres outside the label of their vertebra."""
+    """Find annotated centers outside the label of their vertebra."""
     for name, point in scan.centroids.items():
         distance = point.label_distance_mm
         if distance is None or distance <= _tolerance_mm(scan):
@@ -38,7 +38,7 @@ def centroid_outside(scan: ScanAttributes) -> Iterator[Finding]:
             scan.scan_id,
             "centroid-outside",
             "error" if distance > max(_WRONG_MM, _tolerance_mm(scan)) else "warning",
-            f"the annotated centre of {name} lies {distance:.1f} mm outside its label",
+            f"the annotated center of {name} lies {distance:.1f} mm outside its label",
             vertebra=name,
             voxel_zyx=where.voxel_zyx,
             position_mm=where.position_mm,
@@ -47,7 +47,7 @@ def centroid_outside(scan: ScanAttributes) -> Iterator[Finding]:
 
 
 def centroid_unmatched(scan: ScanAttributes) -> Iterator[Finding]:
-    """Find centres without a label, and labels without a centre.
+    """Find centers without a label, and labels without a center.
 
     S1 and S2 have no label of their own, and a scan without mask or without points lacks them all.
     """
@@ -57,10 +57,10 @@ def centroid_unmatched(scan: ScanAttributes) -> Iterator[Finding]:
         point, record = scan.centroids.get(name), scan.vertebrae.get(name)
         if point is not None and record is None:
             where = place_of_point(scan, point.position_zyx_mm)
-            text = f"{name} has an annotated centre and no label"
+            text = f"{name} has an annotated center and no label"
         elif point is None and record is not None:
             where = place_of_voxel(scan, record.centroid_zyx)
-            text = f"{name} has a label and no annotated centre"
+            text = f"{name} has a label and no annotated center"
         else:
             continue
         yield Finding(
@@ -75,7 +75,7 @@ def centroid_unmatched(scan: ScanAttributes) -> Iterator[Finding]:
 
 
 def centroid_order(scan: ScanAttributes) -> Iterator[Finding]:
-    """Find annotated centres that do not run from head to tail."""
+    """Find annotated centers that do not run from head to tail."""
     named = [(name, scan.centroids[name]) for name in LEVELS if name in scan.centroids]
     for (upper, point), (lower, below) in pairwise(named):
         depth = below.position_zyx_mm[0] - point.position_zyx_mm[0]
@@ -86,7 +86,7 @@ def centroid_order(scan: ScanAttributes) -> Iterator[Finding]:
             scan.scan_id,
             "centroid-order",
             "error",
-            f"the annotated centre of {upper} lies {depth:.0f} mm below that of {lower}",
+            f"the annotated center of {upper} lies {depth:.0f} mm below that of {lower}",
             vertebra=upper,
             voxel_zyx=where.voxel_zyx,
             position_mm=where.position_mm,

@@ -1,4 +1,4 @@
-"""Rules on which vertebrae are labelled, where they lie and how large they are; no voxel is read.
+"""Rules on which vertebrae are labeled, where they lie and how large they are; no voxel is read.
 
 Distances are between the means of the labels' voxels.
 """
@@ -39,7 +39,7 @@ Half way between none (one step, as between T11 and L1 of people without T12) an
 """
 
 _FAR_STEPS: Final = 1.75
-"""Neighbours further apart than this many usual steps per level are not neighbours.
+"""Neighbors further apart than this many usual steps per level are not neighbors.
 
 In the real masks of lidc-idri-0001, sub-verse004 and the TotalSegmentator example no step is above
 1.3 times the median of those near it.
@@ -49,19 +49,19 @@ _NEAR_PAIRS: Final = 4
 """Pairs whose median is the usual step: few, because steps grow from 15 mm in the neck to 35 mm."""
 
 _STRAY_STEPS: Final = 3
-"""A fragment further than this many levels from every whole vertebra is no cut neighbour of it."""
+"""A fragment further than this many levels from every whole vertebra is no cut neighbor of it."""
 
 _VARIANT: Final = ("T12",)
 """Levels that may truly be absent: 11 thoracic vertebrae, as in sub-verse544 and sub-verse642."""
 
 _LARGE: Final = 1.6
-"""Size against the neighbours from which a label may hold two vertebrae.
+"""Size against the neighbors from which a label may hold two vertebrae.
 
 No whole vertebra in the real masks of lidc-idri-0001, sub-verse004 and the TotalSegmentator example
 is above 1.2 times those near it, each as a share of VerSe's median of its level.
 """
 
-_LEAST_NEIGHBOURS: Final = 2
+_LEAST_NEIGHBORS: Final = 2
 """Whole vertebrae that tell how large another should be."""
 
 _LEAST_REVERSED: Final = 3
@@ -70,13 +70,13 @@ _LEAST_REVERSED: Final = 3
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Spine:
-    """The labelled levels of a scan from head to tail, and what is known of each."""
+    """The labeled levels of a scan from head to tail, and what is known of each."""
 
     levels: tuple[Level, ...]
     fragments: frozenset[str]
-    """Too small for their centres to be those of vertebrae."""
+    """Too small for their centers to be those of vertebrae."""
     strays: frozenset[str]
-    """Fragments that have no neighbour in the numbering."""
+    """Fragments that have no neighbor in the numbering."""
 
     @classmethod
     def of(cls, scan: ScanAttributes) -> "_Spine":
@@ -93,17 +93,17 @@ class _Spine:
 
     @property
     def placed(self) -> tuple[Level, ...]:
-        """Levels whose centres say where the vertebra is."""
+        """Levels whose centers say where the vertebra is."""
         return tuple(level for level in self.levels if level.name not in self.fragments)
 
     @property
     def inverted(self) -> frozenset[str]:
-        """Levels that lie on the wrong side of a neighbour."""
+        """Levels that lie on the wrong side of a neighbor."""
         pairs = [(a, b) for a, b in pairwise(self.placed) if _is_inverted(a, b)]
         return frozenset(level.name for pair in pairs for level in pair)
 
     def usual_step_mm(self, upper: Level, lower: Level) -> float | None:
-        """Median distance of the neighbouring levels nearest to a pair, itself left out."""
+        """Median distance of the neighboring levels nearest to a pair, itself left out."""
         at = self.placed
         unsure = self.inverted | NOT_SPACED
         steps = [
@@ -123,17 +123,17 @@ def _steps(one: str, other: str) -> int:
 
 
 def _distance_mm(upper: Level, lower: Level) -> float:
-    return float(np.linalg.norm(upper.centre_mm - lower.centre_mm))
+    return float(np.linalg.norm(upper.center_mm - lower.center_mm))
 
 
 def _is_inverted(upper: Level, lower: Level) -> bool:
-    return bool(upper.centre_mm[2] < lower.centre_mm[2])
+    return bool(upper.center_mm[2] < lower.center_mm[2])
 
 
 def skipped_level(scan: ScanAttributes) -> Iterator[Finding]:
-    """Find levels that are missing between two labelled ones.
+    """Find levels that are missing between two labeled ones.
 
-    Whether a vertebra is unlabelled, or the numbers jump, is told by the distance between the
+    Whether a vertebra is unlabeled, or the numbers jump, is told by the distance between the
     labels above and below.
     """
     spine = _Spine.of(scan)
@@ -156,13 +156,13 @@ def _skip(
         severity, step = "warning", None
         text += "; no usual step to compare with"
     elif distance > _ROOM_STEPS * step:
-        text += f", {distance / step:.1f} usual steps: unlabelled vertebra"
+        text += f", {distance / step:.1f} usual steps: unlabeled vertebra"
     elif missing == _VARIANT:
         severity = "info"
         text += ", one usual step: a variant without it, or the labels below are one off"
     else:
         text += f", {distance / step:.1f} usual steps: the labels jump"
-    where = place_of_voxel(scan, np.mean([upper.centre_zyx, lower.centre_zyx], axis=0))
+    where = place_of_voxel(scan, np.mean([upper.center_zyx, lower.center_zyx], axis=0))
     return Finding(
         scan.scan_id,
         "skipped-level",
@@ -181,7 +181,7 @@ def _skip(
 
 
 def label_order(scan: ScanAttributes) -> Iterator[Finding]:
-    """Find vertebrae above one they should be below, or far from where their neighbours are."""
+    """Find vertebrae above one they should be below, or far from where their neighbors are."""
     spine = _Spine.of(scan)
     pairs = list(pairwise(spine.placed))
     inverted = [pair for pair in pairs if _is_inverted(*pair)]
@@ -190,7 +190,7 @@ def label_order(scan: ScanAttributes) -> Iterator[Finding]:
         yield _about_pair(scan, "label-order", text, inverted[0])
         return
     for upper, lower in inverted:
-        depth = float(lower.centre_mm[2] - upper.centre_mm[2])
+        depth = float(lower.center_mm[2] - upper.center_mm[2])
         text = f"{upper.name} lies {depth:.0f} mm below {lower.name}: swapped or misplaced labels"
         yield _about_pair(scan, "label-order", text, (upper, lower))
     for upper, lower in pairs:
@@ -201,14 +201,14 @@ def label_order(scan: ScanAttributes) -> Iterator[Finding]:
         if _distance_mm(upper, lower) > _FAR_STEPS * expected:
             text = (
                 f"{upper.name} and {lower.name} are {_distance_mm(upper, lower):.0f} mm apart, "
-                f"{expected:.0f} mm are usual here: a label is misplaced or a vertebra unlabelled"
+                f"{expected:.0f} mm are usual here: a label is misplaced or a vertebra unlabeled"
             )
             yield _about_pair(scan, "far-apart", text, (upper, lower))
 
 
 def _about_pair(scan: ScanAttributes, rule: str, text: str, pair: tuple[Level, Level]) -> Finding:
     upper, lower = pair
-    where = place_of_voxel(scan, upper.centre_zyx)
+    where = place_of_voxel(scan, upper.center_zyx)
     return Finding(
         scan.scan_id,
         rule,
@@ -220,7 +220,7 @@ def _about_pair(scan: ScanAttributes, rule: str, text: str, pair: tuple[Level, L
         facts={
             "pair": [upper.name, lower.name],
             "distance_mm": round(_distance_mm(upper, lower), 2),
-            "centres_mm": [level.centre_mm.round(2).tolist() for level in pair],
+            "centers_mm": [level.center_mm.round(2).tolist() for level in pair],
         },
     )
 
@@ -235,7 +235,7 @@ def small_vertebra(scan: ScanAttributes) -> Iterator[Finding]:
         if level.volume_cm3 >= least or not (uncut or level.name in spine.fragments):
             continue
         rule, severity, what = _size_verdict(spine, level)
-        where = place_of_voxel(scan, level.centre_zyx)
+        where = place_of_voxel(scan, level.center_zyx)
         yield Finding(
             scan.scan_id,
             rule,
@@ -265,7 +265,7 @@ def _size_verdict(spine: _Spine, level: Level) -> tuple[str, Severity, str]:
 
 
 def large_vertebra(scan: ScanAttributes) -> Iterator[Finding]:
-    """Find vertebrae so much larger than their neighbours that the label may hold two."""
+    """Find vertebrae so much larger than their neighbors that the label may hold two."""
     spine = _Spine.of(scan)
     share = {
         level.name: level.volume_cm3 / WHOLE_CM3[level.name][1]
@@ -275,26 +275,26 @@ def large_vertebra(scan: ScanAttributes) -> Iterator[Finding]:
     uncut = [level.name for level in spine.placed if level.name in share and not level.faces]
     for level in spine.placed:
         others = [name for name in uncut if name != level.name]
-        if level.name not in share or len(others) < _LEAST_NEIGHBOURS:
+        if level.name not in share or len(others) < _LEAST_NEIGHBORS:
             continue
         near = sorted(others, key=lambda name: _steps(name, level.name))[:_NEAR_PAIRS]
         times = share[level.name] / float(np.median([share[name] for name in near]))
         if times <= _LARGE:
             continue
-        where = place_of_voxel(scan, level.centre_zyx)
+        where = place_of_voxel(scan, level.center_zyx)
         yield Finding(
             scan.scan_id,
             "large-vertebra",
             "warning",
             f"{level.name} has {level.volume_cm3:.1f} cm3, {times:.1f} times as much as its "
-            "neighbours suggest: two vertebrae under one label?",
+            "neighbors suggest: two vertebrae under one label?",
             vertebra=level.name,
             voxel_zyx=where.voxel_zyx,
             position_mm=where.position_mm,
             facts={
                 "volume_cm3": round(level.volume_cm3, 3),
                 "times_expected": round(times, 2),
-                "neighbours": near,
+                "neighbors": near,
             },
         )
 
@@ -314,18 +314,18 @@ def border_contact(scan: ScanAttributes) -> Iterator[Finding]:
     """Find vertebrae that reach a face of the volume, and so may be cut.
 
     Of note where only whole vertebrae are annotated: VerSe leaves out those cut by the upper or
-    lower end. The position is that of the face next to the vertebra's centre.
+    lower end. The position is that of the face next to the vertebra's center.
     """
     for level in levels_of(scan):
         if not level.faces:
             continue
         unexpected = scan.label_state == "whole-only" and level.at_end
-        at = list(level.centre_zyx)
+        at = list(level.center_zyx)
         for face in level.faces:
             axis, index = _FACE_AT[face]
             at[axis] = index % scan.shape_zyx[axis]
         where = place_of_voxel(scan, at)
-        rest = ", where only whole vertebrae should be labelled" if unexpected else ""
+        rest = ", where only whole vertebrae should be labeled" if unexpected else ""
         yield Finding(
             scan.scan_id,
             "border-contact",

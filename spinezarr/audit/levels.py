@@ -70,7 +70,7 @@ In lidc-idri-0001, C5 has 0.02 of it (99 voxels in the last slice) and C6, cut i
 """
 
 NOT_SPACED: Final = frozenset({"sacrum", "coccyx"})
-"""Bones of several segments: their centres do not follow the step from vertebra to vertebra."""
+"""Bones of several segments: their centers do not follow the step from vertebra to vertebra."""
 
 _OPTIONAL: Final = frozenset({"T13", "L6"})
 """Levels that most people do not have: their absence is no gap."""
@@ -80,13 +80,13 @@ Point = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Level:
-    """One labelled vertebra of a scan."""
+    """One labeled vertebra of a scan."""
 
     name: str
     volume_cm3: float
-    centre_mm: Point
+    center_mm: Point
     """Mean of its voxels: x, y, z in RAS+ mm."""
-    centre_zyx: tuple[float, float, float]
+    center_zyx: tuple[float, float, float]
     faces: tuple[str, ...]
     """Faces of the volume that it reaches: ``superior``, ``left`` and so on."""
 
@@ -102,14 +102,14 @@ def voxel_mm3(scan: ScanAttributes) -> float:
 
 
 def levels_of(scan: ScanAttributes) -> tuple[Level, ...]:
-    """Return the labelled vertebrae of a scan from head to tail."""
+    """Return the labeled vertebrae of a scan from head to tail."""
     affine = np.array(scan.affine)
     return tuple(
         Level(
             name=name,
             volume_cm3=record.voxel_count * voxel_mm3(scan) / 1000,
-            centre_mm=(affine @ (*record.centroid_zyx[::-1], 1))[:3],
-            centre_zyx=record.centroid_zyx,
+            center_mm=(affine @ (*record.centroid_zyx[::-1], 1))[:3],
+            center_zyx=record.centroid_zyx,
             faces=tuple(_faces(record, scan.shape_zyx)),
         )
         for name in ANATOMICAL_ORDER
@@ -140,7 +140,7 @@ def levels_between(upper: str, lower: str) -> tuple[str, ...]:
 
 
 def whole_cm3(levels: Sequence[Level]) -> dict[str, float]:
-    """Return the least volume of each labelled vertebra that is plausible in this patient.
+    """Return the least volume of each labeled vertebra that is plausible in this patient.
 
     The patient's size is the median of the volumes against VerSe's medians. A large patient's
     vertebrae are not expected to be larger than VerSe's smallest.
@@ -154,7 +154,7 @@ def whole_cm3(levels: Sequence[Level]) -> dict[str, float]:
 
 
 def fragments(levels: Sequence[Level]) -> frozenset[str]:
-    """Name the labelled vertebrae that are no more than fragments."""
+    """Name the labeled vertebrae that are no more than fragments."""
     whole = whole_cm3(levels)
     return frozenset(
         level.name

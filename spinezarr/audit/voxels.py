@@ -60,7 +60,7 @@ class VoxelFacts:
     """What was read of one scan."""
 
     pieces: dict[str, tuple[Piece, ...]]
-    """Of each labelled vertebra, the largest first."""
+    """Of each labeled vertebra, the largest first."""
     other_at: dict[int, ShapeZYX]
     """A voxel of each value that is neither vertebra nor named structure."""
     bone: BoneSample | None
@@ -190,12 +190,12 @@ def _bone_sample(
     piece = vertebrae[name]
     reach_zyx = [max(2, round(_AROUND_MM / mm)) for mm in scan.attributes.spacing_zyx_mm]
     box = _box_around(piece, np.array(reach_zyx) + 1, label.shape_zyx)
-    image, labelled = np.empty(box.shape_zyx, scan.image.dtype), np.empty(box.shape_zyx, np.uint8)
+    image, labeled = np.empty(box.shape_zyx, scan.image.dtype), np.empty(box.shape_zyx, np.uint8)
     engine.read_into(scan.image, box, image)
-    engine.read_into(label, box, labelled)
-    inside = labelled == VALUE_OF_NAME[name]
+    engine.read_into(label, box, labeled)
+    inside = labeled == VALUE_OF_NAME[name]
     # Voxels at a border are of bone and not of bone.
-    around = _grown(inside, reach_zyx) & ~_grown(labelled > 0, (1, 1, 1))
+    around = _grown(inside, reach_zyx) & ~_grown(labeled > 0, (1, 1, 1))
     bone, others = (values[np.isfinite(values)] for values in (image[inside], image[around]))
     if not bone.size:
         return None

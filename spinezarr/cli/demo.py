@@ -60,7 +60,7 @@ def demo(
         recipe = Recipe.load("ctspine1k")
         discovery = discover(recipe, str(raw))
         with ProgressBar(discovery.scans) as bar:
-            report = ingest(recipe, discovery, str(store_path), licence="CC0-1.0", listener=bar)
+            report = ingest(recipe, discovery, str(store_path), license="CC0-1.0", listener=bar)
         print_report(report, as_json=False)
         first = report.done[0]
         opened = xr.open_zarr(store_path / "scans" / first)

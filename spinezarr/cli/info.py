@@ -30,7 +30,7 @@ from spinezarr.text import counted, printable
 __all__ = ["info"]
 
 _LONGEST_TEXT: Final = 300
-"""Characters of a title or licence: some licences come as a whole text."""
+"""Characters of a title or license: some licenses come as a whole text."""
 
 
 def info(
@@ -48,14 +48,14 @@ def info(
     """
     with errors_for_users():
         options = storage_options(endpoint_url, profile, no_sign_request=no_sign_request)
-        summary = summarise(spinezarr.open(store, catalog=catalog, storage_options=options))
+        summary = summarize(spinezarr.open(store, catalog=catalog, storage_options=options))
         if as_json:
             print_json(summary)
         else:
             _print(summary)
 
 
-def summarise(store: "spinezarr.Store") -> dict[str, Any]:
+def summarize(store: "spinezarr.Store") -> dict[str, Any]:
     """Sum up a store from its scan table alone."""
     table = store.table
     voxels = table.shape_zyx.prod("axis")
@@ -74,7 +74,7 @@ def summarise(store: "spinezarr.Store") -> dict[str, Any]:
             {"source": name, "split": part, "scans": n} for (name, part), n in sorted(pairs.items())
         ],
         "shape_zyx": _spread(table.shape_zyx.to_numpy()),
-        "spacing_zyx_mm": _spread(table.spacing_mm.to_numpy()),
+        "spacing_zyx_mm": _spread(table.spacing_zyx_mm.to_numpy()),
         "orientations": dict(Counter(str(name) for name in table.orientation.to_numpy())),
         "source_bytes": int(table.source_bytes.sum()),
         "stored_bytes": int(table.stored_bytes.sum()),
@@ -111,10 +111,10 @@ def _spread(values: np.ndarray[Any, Any]) -> dict[str, list[float]]:
 
 
 def _print(summary: dict[str, Any]) -> None:
-    title, licence = (printable(summary[name], _LONGEST_TEXT) for name in ("title", "licence"))
+    title, license = (printable(summary[name], _LONGEST_TEXT) for name in ("title", "license"))
     OUT.say(Said(title, "bold"), "  ", summary["url"])
     OUT.say(
-        f"licence {licence}, {counted(summary['scans'], 'scan')} of "
+        f"license {license}, {counted(summary['scans'], 'scan')} of "
         f"{counted(summary['patients'], 'patient')}, {summary['scans_without_mask']} without a mask"
     )
     if summary["citation"]:
@@ -147,7 +147,7 @@ def _print(summary: dict[str, Any]) -> None:
     _print_counts("Scans that show each vertebra", summary["scans_by_vertebra"])
     centroids = summary["scans_by_annotated_centroid"]
     if centroids:
-        _print_counts("Scans that annotate the centre of each vertebra", centroids)
+        _print_counts("Scans that annotate the center of each vertebra", centroids)
     if summary["other_label_voxels"]:
         OUT.say(f"{summary['other_label_voxels']} mask voxels lie outside the label scheme.")
     audit = ", ".join(

@@ -103,8 +103,8 @@ def ingest(
             "DICOM folder; {scan} by default, or all that the image pattern remembers, joined.",
         ),
     ] = None,
-    licence: Annotated[
-        str | None, typer.Option(metavar="SPDX", help="Licence of the data, if not the recipe's.")
+    license: Annotated[
+        str | None, typer.Option(metavar="SPDX", help="License of the data, if not the recipe's.")
     ] = None,
     codec: Annotated[
         str | None,
@@ -254,7 +254,7 @@ def ingest(
                 discovery,
                 out,
                 options=options,
-                licence=licence or (None if entry is None else entry.licence),
+                license=license or (None if entry is None else entry.license),
                 codec=codec,
                 listener=progress,
                 raw_options=raw_options,

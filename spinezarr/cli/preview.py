@@ -36,7 +36,7 @@ def preview(
 ) -> None:
     """Draw a PNG a scan: sagittal, coronal and axial through the spine, vertebrae named.
 
-    Annotated centres are shown as dots.
+    Annotated centers are shown as dots.
 
     Example:  spinezarr preview demo/ctspine1k.zarr --out previews
     """

@@ -66,7 +66,7 @@ _NARROW: Final = {
     "Min Volume (cm³)": "Min cm³",
     "Median Volume (cm³)": "Median cm³",
     "Max Volume (cm³)": "Max cm³",
-    "Annotated Centres": "Centres",
+    "Annotated Centers": "Centers",
 }
 """What the cards' headings become on a terminal of 80 columns."""
 _NARROW_FIGURES: Final = {" detection rate (%)": " rate %", " volume (cm³)": " cm³", " (mm)": " mm"}

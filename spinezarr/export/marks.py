@@ -1,4 +1,4 @@
-"""The vertebrae that a slice shows: their voxels or annotated centres, and where names stand."""
+"""The vertebrae that a slice shows: their voxels or annotated centers, and where names stand."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,10 +14,10 @@ from spinezarr.export.plane import PreviewPlane
 from spinezarr.export.text import drawable, name_width, write_name
 from spinezarr.vertebrae import BACKGROUND, NAME_OF_VALUE, VALUE_OF_NAME, label_color_of
 
-__all__ = ["POINT_PX", "Mark", "name_at_centre", "name_beside", "points_of", "regions_of", "spread"]
+__all__ = ["POINT_PX", "Mark", "name_at_center", "name_beside", "points_of", "regions_of", "spread"]
 
 POINT_PX: Final = 8.0
-"""Width of the dot that shows an annotated centre."""
+"""Width of the dot that shows an annotated center."""
 _NAME_PX: Final = 13.0
 _LONGEST_NAME: Final = 40
 _SMALLEST_NAME_PX: Final = 8.0
@@ -35,8 +35,8 @@ class Mark:
     columns: npt.NDArray[Any]
 
     @property
-    def colour(self) -> tuple[float, float, float]:
-        """RGB, each 0 to 1; grey for what the label scheme does not name."""
+    def color(self) -> tuple[float, float, float]:
+        """RGB, each 0 to 1; gray for what the label scheme does not name."""
         return label_color_of(VALUE_OF_NAME.get(self.name))
 
     @property
@@ -68,14 +68,14 @@ def regions_of(content: PreviewPlane) -> Iterator[Mark]:
 
 
 def points_of(content: PreviewPlane) -> list[Mark]:
-    """Return the annotated centres that are projected onto a slice."""
+    """Return the annotated centers that are projected onto a slice."""
     return [
         Mark(point.name, np.array([point.row]), np.array([point.column]))
         for point in content.points
     ]
 
 
-def name_at_centre(axes: Axes, panel: Panel, regions: list[Mark], points: list[Mark]) -> None:
+def name_at_center(axes: Axes, panel: Panel, regions: list[Mark], points: list[Mark]) -> None:
     """Write names on their regions, the largest first; leave out what would cover another.
 
     A name stands below the dot of its level where it would cover it.
@@ -153,7 +153,7 @@ def _name_column(
         x = side * beside.max(initial=side * start) + side * 9 * mm
         width = (name_width(region.name, name_px) + 4) * mm
         x = min(x, left + 3 * mm) if side > 0 else max(x, right + width)
-        line = Line2D([start, x], [body, y], color=region.colour, linewidth=0.9, clip_on=False)
+        line = Line2D([start, x], [body, y], color=region.color, linewidth=0.9, clip_on=False)
         axes.add_line(line)
         ha = "right" if side > 0 else "left"
         write_name(axes, (x + side * 2 * mm, y), region.name, name_px, ha=ha)
@@ -164,7 +164,7 @@ def _name_column(
 def spread(targets: list[float], gap: float, low: float, high: float) -> list[float]:
     """Move ascending positions as little as possible so that each lies ``gap`` above the last.
 
-    Least squares: positions less ``gap`` times rank must ascend, which pooling neighbours solves.
+    Least squares: positions less ``gap`` times rank must ascend, which pooling neighbors solves.
 
     Examples
     --------

@@ -37,7 +37,7 @@ _HEADERS: Final[dict[int, Any]] = {1: _nib.Nifti1Header, 2: _nib.Nifti2Header}
 _NIFTI_1_AXIS: Final = 32767
 """Most voxels along an axis of NIfTI-1: ``dim`` is int16."""
 _MM: Final = 2
-"""``xyzt_units`` of millimetres."""
+"""``xyzt_units`` of millimeters."""
 _UNITS: Final = {1: "meters", 3: "microns"}
 """What ``xyzt_units`` may say of lengths, besides nothing (0) and mm."""
 _LENGTH_BITS: Final = 7

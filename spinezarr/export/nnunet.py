@@ -259,7 +259,7 @@ class NnunetExport:
             "overwrite_image_reader_writer": _READER,
             "name": root.title,
             "reference": root.citation,
-            "licence": root.licence,
+            "license": root.license,
             "converted_by": f"spinezarr {version('spinezarr')}",
             "stored_labels": {str(n): value for n, value in self.labels.stored.items()},
         }

@@ -1,7 +1,7 @@
-"""One picture of a scan: slices through the spine, vertebrae coloured and named.
+"""One picture of a scan: slices through the spine, vertebrae colored and named.
 
 Radiological display: head up, the patient's right on the left of the coronal and axial panels,
-anterior up in the axial and on the left of the sagittal panel. Panels are drawn in millimetres.
+anterior up in the axial and on the left of the sagittal panel. Panels are drawn in millimeters.
 """
 
 import textwrap
@@ -19,7 +19,7 @@ from spinezarr.errors import UsageError
 from spinezarr.export.marks import (
     POINT_PX,
     Mark,
-    name_at_centre,
+    name_at_center,
     name_beside,
     points_of,
     regions_of,
@@ -39,8 +39,8 @@ from spinezarr.export.text import (
     DPI,
     EM_PER_CHARACTER,
     LETTER_FONT,
-    QUIET_COLOUR,
-    TEXT_COLOUR,
+    QUIET_COLOR,
+    TEXT_COLOR,
     drawable,
     write,
 )
@@ -60,25 +60,25 @@ class _View:
     right: str
     up: str
     down: str
-    colour: str
+    color: str
 
 
 _VIEWS: Final[dict[Plane, _View]] = {
-    "sagittal": _View("x", "z", "y", left="A", right="P", up="S", down="I", colour="#e6b566"),
-    "coronal": _View("y", "z", "x", left="R", right="L", up="S", down="I", colour="#6fc3df"),
-    "axial": _View("z", "y", "x", left="R", right="L", up="A", down="P", colour="#8fd18f"),
+    "sagittal": _View("x", "z", "y", left="A", right="P", up="S", down="I", color="#e6b566"),
+    "coronal": _View("y", "z", "x", left="R", right="L", up="S", down="I", color="#6fc3df"),
+    "axial": _View("z", "y", "x", left="R", right="L", up="A", down="P", color="#8fd18f"),
 }
 
 _CAPTION_PX: Final = 13
 _LONGEST_CAPTION: Final = 2000
 _WINDOW_HU: Final = (-400.0, 1100.0)
 _FILL_ALPHA: Final = 0.38
-_BACKGROUND_COLOUR: Final = "#0d0e11"
+_BACKGROUND_COLOR: Final = "#0d0e11"
 _SCALE_BARS_MM: Final = (50, 20, 10, 5, 2, 1)
 
 
 def draw_preview(scan_id: str, planes: Sequence[PreviewPlane], caption: str) -> Figure:
-    """Draw the slices of one scan side by side, all in millimetres.
+    """Draw the slices of one scan side by side, all in millimeters.
 
     Safe to call from many threads at once: nothing global is read or set.
 
@@ -109,7 +109,7 @@ def draw_preview(scan_id: str, planes: Sequence[PreviewPlane], caption: str) -> 
     lines = _wrap(drawable(caption, longest=_LONGEST_CAPTION), width)
     title = drawable(scan_id)
     height += TITLE_HEIGHT + MARGIN + len(lines) * CAPTION_LINE
-    figure = Figure((width / DPI, height / DPI), dpi=DPI, facecolor=_BACKGROUND_COLOUR)
+    figure = Figure((width / DPI, height / DPI), dpi=DPI, facecolor=_BACKGROUND_COLOR)
     FigureCanvasAgg(figure)
     for panel in panels:
         _draw_panel(figure, panel, ordered)
@@ -118,7 +118,7 @@ def draw_preview(scan_id: str, planes: Sequence[PreviewPlane], caption: str) -> 
     write(figure, (MARGIN / width, middle), title, title_px, ha="left")
     for below, line in enumerate(reversed(lines)):
         at = (MARGIN / width, (MARGIN / 2 + below * CAPTION_LINE) / height)
-        write(figure, at, line, _CAPTION_PX, ha="left", va="bottom", color=QUIET_COLOUR)
+        write(figure, at, line, _CAPTION_PX, ha="left", va="bottom", color=QUIET_COLOR)
     return figure
 
 
@@ -167,29 +167,29 @@ def _draw_region(axes: Axes, content: PreviewPlane, region: Mark) -> None:
     mask = np.zeros((rows.size, columns.size), np.float32)
     mask[region.rows - rows[0], region.columns - columns[0]] = 1
     x, y = content.at(rows, columns)
-    colour = [region.colour]
-    axes.contourf(x, y, mask, levels=[0.5, 2], colors=colour, alpha=_FILL_ALPHA)
-    axes.contour(x, y, mask, levels=[0.5], colors=colour, linewidths=1.1)
+    color = [region.color]
+    axes.contourf(x, y, mask, levels=[0.5, 2], colors=color, alpha=_FILL_ALPHA)
+    axes.contour(x, y, mask, levels=[0.5], colors=color, linewidths=1.1)
 
 
 def _draw_point(axes: Axes, content: PreviewPlane, point: Mark) -> None:
-    """Draw the annotated centre of a vertebra as a dot."""
+    """Draw the annotated center of a vertebra as a dot."""
     x, y = content.at(point.rows, point.columns)
     dot = Line2D(x, y, marker="o", markersize=POINT_PX * 72 / DPI, markeredgewidth=0.9)
-    dot.set(markerfacecolor=point.colour, markeredgecolor="black", linestyle="", zorder=3)
+    dot.set(markerfacecolor=point.color, markeredgecolor="black", linestyle="", zorder=3)
     axes.add_line(dot)
 
 
 def _draw_names(axes: Axes, panel: Panel, regions: list[Mark], points: list[Mark]) -> bool:
-    """Name labels, and the centres of levels that no label shows.
+    """Name labels, and the centers of levels that no label shows.
 
     Returns whether a name crosses the panel's left edge.
     """
-    labelled = {region.name for region in regions}
-    alone = [point for point in points if point.name not in labelled]
+    labeled = {region.name for region in regions}
+    alone = [point for point in points if point.name not in labeled]
     if panel.content.plane == "sagittal":
         return name_beside(axes, panel, regions + alone)
-    name_at_centre(axes, panel, regions, points)
+    name_at_center(axes, panel, regions, points)
     return name_beside(axes, panel, alone)
 
 
@@ -202,7 +202,7 @@ def _draw_cuts(axes: Axes, content: PreviewPlane, planes: Sequence[PreviewPlane]
         cut = _VIEWS[other.plane]
         draw = {view.columns: axes.axvline, view.rows: axes.axhline}.get(cut.normal)
         if draw is not None:
-            draw(other.position_mm, color=cut.colour, linewidth=0.8, alpha=0.5, dashes=(6, 5))
+            draw(other.position_mm, color=cut.color, linewidth=0.8, alpha=0.5, dashes=(6, 5))
 
 
 def _draw_letters(axes: Axes, panel: Panel, *, raised: bool) -> None:
@@ -216,10 +216,10 @@ def _draw_letters(axes: Axes, panel: Panel, *, raised: bool) -> None:
         (view.left, (-half * dx, 1 + half * dy if raised else 0.5)),
         (view.right, (1 + half * dx, 0.5)),
     ):
-        write(axes, at, letter, 14, color=QUIET_COLOUR, family=LETTER_FONT)
+        write(axes, at, letter, 14, color=QUIET_COLOR, family=LETTER_FONT)
     header = f"{panel.content.plane}   {view.normal} = {panel.content.position_mm:.1f} mm"
     above = 1 + (LETTER_STRIP + HEADER_STRIP / 2) * dy
-    write(axes, (0.5, above), header, 13, color=view.colour)
+    write(axes, (0.5, above), header, 13, color=view.color)
 
 
 def _draw_scale_bar(axes: Axes, panel: Panel) -> None:
@@ -229,7 +229,7 @@ def _draw_scale_bar(axes: Axes, panel: Panel) -> None:
         return
     end = fitting[0] / panel.content.size_mm[1]
     y = -(LETTER_STRIP + SCALE_STRIP / 2) / panel.height
-    bar = Line2D([0, end], [y, y], linewidth=2, color=TEXT_COLOUR, solid_capstyle="butt")
+    bar = Line2D([0, end], [y, y], linewidth=2, color=TEXT_COLOR, solid_capstyle="butt")
     bar.set(transform=axes.transAxes, clip_on=False)
     axes.add_line(bar)
     text_at = (end + 6 / panel.width, y)

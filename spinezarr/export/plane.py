@@ -17,7 +17,7 @@ _Index = TypeVar("_Index", float, npt.NDArray[Any])
 
 @dataclass(frozen=True, slots=True)
 class PreviewPoint:
-    """The annotated centre of a vertebra, projected onto a slice along its normal."""
+    """The annotated center of a vertebra, projected onto a slice along its normal."""
 
     name: str
     """Level, e.g. ``L1`` or ``S1``."""
@@ -41,16 +41,16 @@ class PreviewPlane:
     label: npt.NDArray[np.uint8] | None
     """Label values on the same voxels, or None for a scan without mask."""
     spacing_mm: tuple[float, float]
-    """Distance between neighbouring voxels along rows and columns."""
+    """Distance between neighboring voxels along rows and columns."""
     position_mm: float
     """World coordinate of the slice along its normal."""
     origin_mm: tuple[float, float] | None = None
-    """World coordinates of the first voxel's centre: that of its row, that of its column.
+    """World coordinates of the first voxel's center: that of its row, that of its column.
 
     None leaves out the lines that show where the other planes cut.
     """
     points: tuple[PreviewPoint, ...] = ()
-    """Annotated centres, shown as dots; named where the label does not show their level."""
+    """Annotated centers, shown as dots; named where the label does not show their level."""
     structures: Mapping[int, str] = field(default_factory=dict)
     """Names of label values that are no vertebrae, where they are known."""
 

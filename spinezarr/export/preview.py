@@ -6,7 +6,7 @@ from matplotlib.figure import Figure
 
 from spinezarr.export.picture import draw_preview
 from spinezarr.export.plane import PreviewPlane, PreviewPoint
-from spinezarr.export.spine_slices import Points, annotated_centres, middle_of_spine, read_slice
+from spinezarr.export.spine_slices import Points, annotated_centers, middle_of_spine, read_slice
 from spinezarr.export.voxels import VoxelReader
 from spinezarr.geometry import FLAT_AXIS, Plane, ShapeZYX, axis_positions_mm
 from spinezarr.store.reader import ScanHandle
@@ -15,7 +15,7 @@ __all__ = ["preview_scan"]
 
 _PLANES: Final[tuple[Plane, ...]] = ("sagittal", "coronal", "axial")
 _AXIAL_REACH_MM: Final = 7.5
-"""Centres nearer than this are shown in an axial slice: half the step between cervical vertebrae.
+"""Centers nearer than this are shown in an axial slice: half the step between cervical vertebrae.
 
 The spine runs along the other planes, so they show all of them.
 """
@@ -37,13 +37,13 @@ def preview_scan(scan: ScanHandle, voxels: VoxelReader) -> Figure:
         See :func:`spinezarr.export.picture.draw_preview`.
     """
     facts = scan.attributes
-    points = annotated_centres(scan)
+    points = annotated_centers(scan)
     at_zyx = middle_of_spine(scan, voxels)
     planes = [_plane(scan, voxels, plane, at_zyx, points) for plane in _PLANES]
     size = " x ".join(str(n) for n in facts.shape_zyx)
     spacing = " x ".join(f"{mm:.3g}" for mm in facts.spacing_zyx_mm)
     known = ", ".join(filter(None, [facts.dataset, facts.source, facts.split]))
-    dots = "; dots: annotated centres" if points else ""
+    dots = "; dots: annotated centers" if points else ""
     caption = f"{known}: {size} voxels of {spacing} mm (z, y, x){dots}"
     return draw_preview(facts.scan_id, planes, caption)
 

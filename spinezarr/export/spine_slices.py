@@ -1,4 +1,4 @@
-"""The slices through the middle of a spine, labelled or annotated as points, and their voxels."""
+"""The slices through the middle of a spine, labeled or annotated as points, and their voxels."""
 
 from typing import Any
 
@@ -11,14 +11,14 @@ from spinezarr.store.attributes import VertebraRecord
 from spinezarr.store.reader import ArraySpec, ScanHandle
 from spinezarr.vertebrae import ANATOMICAL_ORDER, LEVELS
 
-__all__ = ["Points", "annotated_centres", "middle_of_spine", "middle_slice", "read_slice"]
+__all__ = ["Points", "annotated_centers", "middle_of_spine", "middle_slice", "read_slice"]
 
 Points = dict[str, npt.NDArray[np.float64]]
-"""Voxel index (z, y, x) of each level's annotated centre, from head to tail."""
+"""Voxel index (z, y, x) of each level's annotated center, from head to tail."""
 
 
-def annotated_centres(scan: ScanHandle) -> Points:
-    """Return the centres of vertebrae that a file of their own names."""
+def annotated_centers(scan: ScanHandle) -> Points:
+    """Return the centers of vertebrae that a file of their own names."""
     to_voxel = np.linalg.inv(scan.affine)
     centroids = scan.attributes.centroids
     return {
@@ -39,11 +39,11 @@ def middle_of_spine(scan: ScanHandle, voxels: VoxelReader) -> ShapeZYX:
         Reads a slice of its mask.
     """
     facts = scan.attributes
-    labelled = _labelled(scan)
-    if scan.label is not None and labelled:
-        return _middle_of_labels(scan.label, voxels, labelled)
+    labeled = _labeled(scan)
+    if scan.label is not None and labeled:
+        return _middle_of_labels(scan.label, voxels, labeled)
     last_zyx = np.array(facts.shape_zyx) - 1
-    points = annotated_centres(scan)
+    points = annotated_centers(scan)
     if points:
         found = np.array(list(points.values()))
         at_zyx = (found[len(found) // 2, 0], *np.median(found[:, 1:], axis=0))
@@ -58,9 +58,9 @@ def middle_slice(scan: ScanHandle, voxels: VoxelReader, plane: Plane) -> int:
 
     No voxel is read for a sagittal one.
     """
-    labelled = _labelled(scan)
-    if plane == "sagittal" and scan.label is not None and labelled:
-        return _middle_x(labelled)
+    labeled = _labeled(scan)
+    if plane == "sagittal" and scan.label is not None and labeled:
+        return _middle_x(labeled)
     return middle_of_spine(scan, voxels)[FLAT_AXIS[plane]]
 
 
@@ -74,7 +74,7 @@ def read_slice(array: ArraySpec, voxels: VoxelReader, flat_axis: int, at: int) -
     return out.squeeze(flat_axis)
 
 
-def _labelled(scan: ScanHandle) -> list[VertebraRecord]:
+def _labeled(scan: ScanHandle) -> list[VertebraRecord]:
     """Return the vertebrae of the mask, from head to tail."""
     found = scan.attributes.vertebrae
     return [found[name] for name in ANATOMICAL_ORDER if name in found]

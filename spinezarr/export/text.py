@@ -15,8 +15,8 @@ __all__ = [
     "DPI",
     "EM_PER_CHARACTER",
     "LETTER_FONT",
-    "QUIET_COLOUR",
-    "TEXT_COLOUR",
+    "QUIET_COLOR",
+    "TEXT_COLOR",
     "drawable",
     "name_width",
     "write",
@@ -26,8 +26,8 @@ __all__ = [
 DPI: Final = 100
 EM_PER_CHARACTER: Final = 0.65
 """Width of the widest usual characters."""
-TEXT_COLOUR: Final = "#f0f0f0"
-QUIET_COLOUR: Final = "#9aa0aa"
+TEXT_COLOR: Final = "#f0f0f0"
+QUIET_COLOR: Final = "#9aa0aa"
 LETTER_FONT: Final = "DejaVu Sans Mono"
 _FONT: Final = "DejaVu Sans"
 _LONGEST: Final = 120
@@ -61,7 +61,7 @@ def name_width(name: str, px: float) -> float:
 
 
 def write_name(axes: Axes, at: tuple[float, float], name: str, px: float, *, ha: str) -> None:
-    """Write a vertebra's name at millimetres, legible on bone and on air."""
+    """Write a vertebra's name at millimeters, legible on bone and on air."""
     text = write(axes, at, name, px, ha=ha, va="center_baseline", color="white")
     outline = [withStroke(linewidth=2.4, foreground="black")]
     text.set(transform=axes.transData, path_effects=outline, zorder=4)
@@ -75,7 +75,7 @@ def write(
     *,
     ha: str = "center",
     va: str = "center",
-    color: str = TEXT_COLOUR,
+    color: str = TEXT_COLOR,
     family: str = _FONT,
 ) -> Text:
     """Write plain text at a share of the figure or axes."""

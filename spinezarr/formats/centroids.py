@@ -1,11 +1,11 @@
-r"""Annotated vertebra centres of centroid files, in RAS+ mm.
+r"""Annotated vertebra centers of centroid files, in RAS+ mm.
 
 Each convention comes down to one matrix from the coordinates in the file to voxel indices
 ``(i, j, k)`` of the image; the image's affine, oblique or not, leads on to mm.
 
 ========================= =========================================================================
 ``verse``                 Subject-based VerSe release: X, Y, Z are voxel coordinates, 0 at the
-                          centre of the first voxel, along axes toward the three letters of the
+                          center of the first voxel, along axes toward the three letters of the
                           file's ``direction`` entry.
 ``verse-2019-challenge``  No such entry: mm along axes toward I, P and L.
 ``verse-2020-challenge``  No such entry: mm along axes toward P, I and R.
@@ -19,14 +19,14 @@ voxel ``size - 1 - x``: the same voxel, as when nibabel flips the array. VerSe's
 ``reorient_centroids_to`` computes ``size - x``, which is the next voxel [1]_.
 
 **Challenge files** are read as the published readers of both challenges do [2]_. The image is
-regarded with axes toward L, P and S, the centre of its first voxel at 0 mm, and an axis that runs
+regarded with axes toward L, P and S, the center of its first voxel at 0 mm, and an axis that runs
 the other way is flipped as ``size * spacing - x``, not ``(size - 1) * spacing - x``:
 
 * 2019: ``(l, p, s) = (Z, Y, size_s * spacing_s - X)``;
 * 2020: ``(l, p, s) = (size_l * spacing_l - Z, X, size_s * spacing_s - Y)``.
 
 **How exact.** Neither dataset states whether coordinates count from 0 or from 1, nor whether from
-the centre or the corner of a voxel. They are taken to count from 0 at the centre; the error is at
+the center or the corner of a voxel. They are taken to count from 0 at the center; the error is at
 most one voxel along each axis. A cross-check: a user quotes label 16 of a 2019 challenge file at
 (42, 78, 57), in whole mm, which seems to be that of verse004 [3]_. The subject-based file of
 sub-verse004 puts it at voxel (79.1, 40.9, 32.3) toward P, I and R; read as above, the quoted point
@@ -66,7 +66,7 @@ _MAX_LISTED: Final = 30
 
 @dataclass(frozen=True, slots=True)
 class Centroids:
-    """Annotated vertebra centres of one scan."""
+    """Annotated vertebra centers of one scan."""
 
     position_mm: dict[str, tuple[float, float, float]]
     """Level name to RAS+ mm, in the order x, y, z; from head to tail."""
@@ -183,7 +183,7 @@ def _listed(points: Sequence[str]) -> str:
 
 
 def _outside_mm(index_ijk: npt.NDArray[np.float64], grid: Grid) -> float | None:
-    """Distance to the nearest voxel's centre; None within a voxel, which conventions differ by."""
+    """Distance to the nearest voxel's center; None within a voxel, which conventions differ by."""
     beyond = np.maximum(-index_ijk, index_ijk - (np.array(grid.shape_ijk) - 1)).clip(min=0)
     if beyond.max() <= 1:
         return None
@@ -195,9 +195,9 @@ def out_of_order(
 ) -> tuple[tuple[str, str], ...]:
     """List the pairs of levels that do not run from head to tail.
 
-    Of the levels present, neighbours are compared by their superior coordinate. Of S1, S2, sacrum
+    Of the levels present, neighbors are compared by their superior coordinate. Of S1, S2, sacrum
     and coccyx only the uppermost present is compared, with the vertebra above it: in a
-    strongly tilted pelvis the sacrum lies nearly level, and the centre of the whole sacrum has no
+    strongly tilted pelvis the sacrum lies nearly level, and the center of the whole sacrum has no
     fixed place among those of its parts.
 
     Parameters

@@ -41,7 +41,7 @@ _START_BYTES: Final = 132
 _BITS_ALLOCATED: Final = (8, 16, 32)
 """CT images allocate 16 (PS3.3 table C.8-3); derived ones also others."""
 _MAX_NUMBER: Final = 1e6
-"""No scanner's table is a kilometre long, and no other number of a CT slice is as large."""
+"""No scanner's table is a kilometer long, and no other number of a CT slice is as large."""
 _PHOTOMETRIC: Final = frozenset(
     {"MONOCHROME1", "MONOCHROME2", "PALETTE COLOR", "RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT"}
     | {"YBR_RCT", "YBR_PARTIAL_420", "HSV", "ARGB", "CMYK", "XYB", ""}
@@ -381,7 +381,7 @@ def _places(found: DicomObject) -> list[_Place]:
 def _slice(found: DicomObject, place: _Place) -> SliceHeader:
     """Check what is said of one slice."""
     data, path = found.header.data, found.path
-    _check_colour(data, path)
+    _check_color(data, path)
     rows, columns = (_whole(data, keyword, path) for keyword in ("Rows", "Columns"))
     allocated, stored, signed = _pixel_format(data, path)
     between_rows, between_columns = _numbers(place.measures, "PixelSpacing", 2, path)
@@ -444,7 +444,7 @@ def _whole(data: DataSet, keyword: str, path: str) -> int:
     return int(_numbers(data, keyword, 1, path)[0])
 
 
-def _check_colour(data: DataSet, path: str) -> None:
+def _check_color(data: DataSet, path: str) -> None:
     samples = _whole(data, "SamplesPerPixel", path)
     photometric = data.text("PhotometricInterpretation")
     shown = described_text(photometric, _PHOTOMETRIC)

@@ -1,6 +1,6 @@
 """DICOM slices stacked by position: whether they are one even block of voxels, and where it lies.
 
-DICOM's world is LPS+ millimetres; the :class:`~spinezarr.geometry.Grid` that comes out is RAS+.
+DICOM's world is LPS+ millimeters; the :class:`~spinezarr.geometry.Grid` that comes out is RAS+.
 
 References
 ----------
@@ -73,7 +73,7 @@ class SliceHeader:
     frame: int | None
     """Its number in a multi-frame file, from 0; None in a file of one slice."""
     position_mm: tuple[float, ...]
-    """Centre of the first pixel, LPS+ mm."""
+    """Center of the first pixel, LPS+ mm."""
     cosines: tuple[float, ...]
     """LPS+ direction of increasing column index, then of increasing row index: six numbers."""
     spacing_mm: tuple[float, float]

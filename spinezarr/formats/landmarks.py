@@ -30,7 +30,7 @@ from spinezarr.vertebrae import LEVELS, NAME_OF_VALUE
 __all__ = ["Landmark", "LandmarkFile", "parse_lml", "parse_verse_json"]
 
 _FARTHEST: Final = 1e6
-"""A kilometre: no coordinate in mm or voxels beyond it, nor NaN or infinity, is a position."""
+"""A kilometer: no coordinate in mm or voxels beyond it, nor NaN or infinity, is a position."""
 _KEYS: Final = frozenset(
     {
         "label",

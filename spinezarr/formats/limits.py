@@ -39,10 +39,10 @@ class Limits:
     slice_bytes: int = 128 << 20
     """Of one slice along the file's slowest axis, counted likewise: a volume is held by slices."""
     spacing_mm: tuple[float, float] = (1e-4, 1e4)
-    """Distance between neighbouring voxels. Wide enough for m and um taken for mm, which are read,
+    """Distance between neighboring voxels. Wide enough for m and um taken for mm, which are read,
     and found by the audit."""
     position_mm: float = 1e6
-    """Of the first voxel, along each world axis: a kilometre is no patient's."""
+    """Of the first voxel, along each world axis: a kilometer is no patient's."""
     header_bytes: int = 64 << 20
     """Before the voxels of a file, extensions included."""
     dicom_files: int = 20_000

@@ -50,7 +50,7 @@ _RANKS: Final = tuple(map(str, range(3, 11)))
 """Numbers of axes from those of a volume up to the ten for which MetaIO has room."""
 _LPS_TO_RAS: Final = np.diag([-1.0, -1.0, 1.0, 1.0])
 _LARGEST: Final = 1e6
-"""Of any position, spacing or direction: a kilometre is no patient's."""
+"""Of any position, spacing or direction: a kilometer is no patient's."""
 _SMALLEST_SPACING_MM: Final = 1e-6
 _UNIT_TOLERANCE: Final = 1e-3
 """Of the length of a direction; room for cosines of four digits."""

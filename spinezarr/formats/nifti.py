@@ -385,7 +385,7 @@ def _check_dtype(parsed: nib.Nifti1Header, path: str) -> np.dtype[Any]:
         raise FormatError(f"{path}: unknown NIfTI datatype {code}.") from problem
     if dtype.fields is not None:
         kind = "".join(dtype.fields)
-        raise FormatError(f"{path}: holds {kind} colours, not CT numbers or labels.")
+        raise FormatError(f"{path}: holds {kind} colors, not CT numbers or labels.")
     if dtype.kind not in "iuf" or dtype.itemsize > 8:  # noqa: PLR2004
         raise FormatError(f"{path}: holds {dtype} values, expected integers or floats to 64 bit.")
     return dtype

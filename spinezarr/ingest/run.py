@@ -156,7 +156,7 @@ def ingest(
     out: str,
     *,
     options: ScanOptions | None = None,
-    licence: str | None = None,
+    license: str | None = None,
     codec: str | None = None,
     listener: Listener | None = None,
     workers: Workers | None = None,
@@ -180,8 +180,8 @@ def ingest(
         Path or URL of the store; made if it is not there.
     options
         Choices for all scans.
-    licence
-        Licence of the data, where it differs from the recipe's.
+    license
+        License of the data, where it differs from the recipe's.
     codec
         Name of the codec profile; by default that of the store, or ``balanced`` for a new one.
     listener
@@ -206,8 +206,8 @@ def ingest(
     LostLockError
         If another process has taken the store over meanwhile.
     """
-    if licence is not None:
-        recipe = recipe.model_copy(update={"licence": licence})
+    if license is not None:
+        recipe = recipe.model_copy(update={"license": license})
     discovery.check_formats()
     if len(discovery.scans) > LARGEST_SCANS:
         raise UsageError(
@@ -260,7 +260,7 @@ def _open_store(
         format_version=FORMAT_VERSION,
         dataset=recipe.name,
         title=recipe.title,
-        licence=recipe.licence,
+        license=recipe.license,
         citation=recipe.citation,
         homepage=recipe.homepage,
         codec_profile=None if codec is None else profile_named(codec).name,

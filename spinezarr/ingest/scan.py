@@ -234,7 +234,7 @@ def said_of(
         "source": source.source,
         "split": source.split,
         "split_index": source.split_index,
-        "licence": recipe.licence,
+        "license": recipe.license,
         "citation": recipe.citation,
         "label_state": source.label_state if source.has_mask else "none",
         "columns": source.columns,

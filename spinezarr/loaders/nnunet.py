@@ -2,7 +2,7 @@
 
 nnU-Net asks its dataset class for a case's arrays and slices a patch out of them [1]_. Those of
 :class:`StoreDataset` are computed when they are sliced: the voxels around the patch are read from
-the store, normalised and resampled as nnU-Net's preprocessing does for whole volumes [2]_.
+the store, normalized and resampled as nnU-Net's preprocessing does for whole volumes [2]_.
 
 References
 ----------
@@ -104,7 +104,7 @@ class _Scheme:
             numbers["std"],
         )
 
-    def normalised(self, values: Array) -> npt.NDArray[np.float32]:
+    def normalized(self, values: Array) -> npt.NDArray[np.float32]:
         """Do what ``CTNormalization`` does."""
         image = np.clip(values.astype(np.float32), self.lowest, self.highest)
         image -= self.mean
@@ -142,7 +142,7 @@ class _Axis:
         return self.n / self.n_out
 
     def position(self, index: int) -> float:
-        """Return where a voxel lies, in stored voxels; volumes, not voxel centres, coincide."""
+        """Return where a voxel lies, in stored voxels; volumes, not voxel centers, coincide."""
         return self.scale * (index + 0.5) - 0.5
 
     def needed(self, span: Span, reach: int) -> Span:
@@ -329,7 +329,7 @@ class _Locations:
     def __getitem__(self, k: int) -> npt.NDArray[np.int64]:
         """Return where voxel ``k`` lies after resampling."""
         volumes = StoredVolumes(self.reader, self.engine)
-        voxels, rank = volumes.labelled_around(self.scan_id, self.value, k)
+        voxels, rank = volumes.labeled_around(self.scan_id, self.value, k)
         zyx = voxels[rank]
         place = [0]
         for stored, axis in zip(self.grid.transpose, self.grid.axes, strict=True):
@@ -430,7 +430,7 @@ class StoreDataset:
         order = self._scheme.image_order
         block = grid.block(spans, order)
         fill = nonfinite_fill(self._nonfinite, scan.attributes)
-        image = self._scheme.normalised(block.read(self._engine, scan.image, fill))
+        image = self._scheme.normalized(block.read(self._engine, scan.image, fill))
         if grid.as_stored:
             return image
         resized = np.clip(block.resized(image, order), *self._ends(scan, block))
@@ -443,12 +443,12 @@ class StoreDataset:
         if coarse is None:
             values = [*(scan.attributes.image_range_hu or ()), *([] if fill is None else [fill])]
             ends = [min(values, default=0.0), max(values, default=0.0)]
-            low, high = self._scheme.normalised(np.array(ends))
+            low, high = self._scheme.normalized(np.array(ends))
             return low, high
         planes = block.of_whole_planes().read(self._engine, scan.image, fill)
         fine = tuple(axis for axis in range(3) if axis != coarse)
         low, high = (
-            self._scheme.normalised(extreme(planes, fine, keepdims=True)).take(
+            self._scheme.normalized(extreme(planes, fine, keepdims=True)).take(
                 block.nearest(coarse), coarse
             )
             for extreme in (np.min, np.max)

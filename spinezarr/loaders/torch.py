@@ -5,7 +5,7 @@ Whole batches come as dicts of tensors that share memory with the arrays they we
 ========================= ==================================================================
 ``image``                 ``(n, 1, z, y, x)`` HU, int16 unless a scan needs a wider type; of
                           slices ``(n, 1, y, x)`` and the like: the axis of channels is 1, and
-                          neighbouring slices are channels
+                          neighboring slices are channels
 ``label``                 ``(n, 1, ...)`` uint8; not there if no labels were asked for
 ``scan_id``, ``vertebra`` lists of ``n`` names; a vertebra is ``""`` for a uniform draw
 others                    as in :class:`spinezarr.stream.batch.Batch`, as tensors
@@ -97,7 +97,7 @@ class PatchDataset(IterableDataset[TensorBatch]):
         What to read.
     rank, ranks
         Which of how many processes that train together; if not given, those of
-        ``torch.distributed`` where it is initialised, else there is one.
+        ``torch.distributed`` where it is initialized, else there is one.
 
     Raises
     ------
@@ -119,7 +119,7 @@ class PatchDataset(IterableDataset[TensorBatch]):
         self._iterator: BatchIterator | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        # Threads stay behind, and torch.distributed is not initialised in a spawned worker.
+        # Threads stay behind, and torch.distributed is not initialized in a spawned worker.
         return {**self.__dict__, "_iterator": None, "_given_ranks": self._ranks()}
 
     def __len__(self) -> int:

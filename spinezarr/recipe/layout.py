@@ -107,7 +107,7 @@ class LabelParts(StrictModel):
 
 
 class CentroidFiles(StrictModel):
-    """Files with the centres of vertebrae."""
+    """Files with the centers of vertebrae."""
 
     files: TemplateTexts
     """Templates, tried in order."""

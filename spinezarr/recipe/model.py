@@ -169,7 +169,7 @@ class Recipe(StrictModel):
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
     title: str
-    licence: str
+    license: str
     """SPDX identifier where there is one."""
     citation: str
     homepage: str | None = None
@@ -225,7 +225,7 @@ class Recipe(StrictModel):
         label: str | None,
         *,
         name: str,
-        licence: str = "unknown",
+        license: str = "unknown",
         scan_id: str | None = None,
     ) -> "Recipe":
         """Make the recipe of a folder whose images and masks are paired by name alone.
@@ -238,8 +238,8 @@ class Recipe(StrictModel):
             Template of the mask of an image, e.g. ``"{scan}_seg.nii.gz"``; None for images alone.
         name
             Name of the dataset.
-        licence
-            Licence of the data.
+        license
+            License of the data.
         scan_id
             Template of the scan ids; if not given, ``{scan}`` where the pattern remembers it, and
             else all that it remembers, joined by ``_``. If it uses a name of
@@ -258,7 +258,7 @@ class Recipe(StrictModel):
             recipe = cls(
                 name=name,
                 title=name,
-                licence=licence,
+                license=license,
                 citation="",
                 layouts={
                     "pairs": Layout(

@@ -24,7 +24,7 @@ _CHANGES: Final = "no-cache"
 _NEVER_CHANGES: Final = "private, max-age=31536000, immutable"
 """``public`` would let a cache between give it to who has no token."""
 _PARTS: Final = "no-store"
-"""Chromium keeps parts of a file, and gives cut ones for neighbouring parts
+"""Chromium keeps parts of a file, and gives cut ones for neighboring parts
 (https://github.com/learningequality/kolibri/pull/15105)."""
 _UNFIT: Final = HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE
 _PARTIAL: Final = HTTPStatus.PARTIAL_CONTENT

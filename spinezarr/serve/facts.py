@@ -60,7 +60,7 @@ class StoreModel(_ToldModel):
     """Path below this server, for Zarr clients."""
     dataset: str
     title: str
-    licence: str
+    license: str
     citation: str
     homepage: str | None
     scans: _Count
@@ -272,7 +272,7 @@ def _of_store(name: str, reader: StoreReader) -> StoreModel:
         zarr=f"/zarr/{name}",
         dataset=root.dataset,
         title=root.title,
-        licence=root.licence,
+        license=root.license,
         citation=root.citation,
         homepage=root.homepage,
         scans=table.sizes["scan"],
@@ -324,7 +324,7 @@ def _rows(table: xr.Dataset) -> Iterator[dict[str, Any]]:
     """Yield what a :class:`RowModel` is of each scan; making those would take most of the time."""
     texts = ("split", "source", "label_state", "anomaly", "erratum", "audit", "content_checksum")
     columns = [table[name].to_numpy().astype(str).tolist() for name in ("scan", *texts)]
-    numbers = (table.shape_zyx, table.spacing_mm, table.stored_bytes)
+    numbers = (table.shape_zyx, table.spacing_zyx_mm, table.stored_bytes)
     columns += [column.to_numpy().tolist() for column in numbers]
     shown = (table.voxel_count.to_numpy() > 0).tolist()
     names = ("scan_id", *texts, "shape_zyx", "spacing_zyx_mm", "stored_bytes")

@@ -147,7 +147,7 @@ def _as_nifti(batch: Batch, _: Sequence[str], options: FormOptions) -> bytes:
 
     values = _array(batch, options)
     if "slice" in batch.dims and options.array == "image":
-        raise UsageError("neighbours: NIfTI holds one slice; ask for none, or for another form.")
+        raise UsageError("neighbors: NIfTI holds one slice; ask for none, or for another form.")
     if values.dtype.itemsize > 4 and values.dtype.kind in "iu":  # noqa: PLR2004  bytes
         raise UsageError("image_dtype: few programs read 64-bit integers in NIfTI; take another.")
     volume = (

@@ -288,7 +288,7 @@ OPERATIONS: Final = (
         "GET",
         "/v1/stores",
         "Facts",
-        "The stores, with titles, licences, scans and bytes",
+        "The stores, with titles, licenses, scans and bytes",
         {HTTPStatus.OK: Content("All stores.", (_JSON,), StoresModel), **_KNOWN, **_UNREADABLE},
     ),
     Operation(

@@ -90,9 +90,9 @@ class _PatchModel(AskedModel):
     """Of the image; scans whose values it does not hold are refused."""
     flat_axis: Literal[0, 1, 2] | None = None
     """Axis across which slices lie (0, 1, 2 for z, y, x), and which is left out; its size is 1."""
-    neighbours: Annotated[int, Field(ge=0, le=64)] = 0
+    neighbors: Annotated[int, Field(ge=0, le=64)] = 0
     """Further slices of the image on either side of each slice."""
-    neighbour_step_mm: _Millimeters | None = None
+    neighbor_step_mm: _Millimeters | None = None
     """Distance between them; null for the scan's own slices, one after the other."""
     nonfinite: Nonfinite = "refuse"
     """Refuse scans with voxels that are NaN or infinite, keep these, or put a number there."""
@@ -105,16 +105,16 @@ class _PatchModel(AskedModel):
     def _fit(self) -> Self:
         if self.flat_axis is not None and self.size_zyx[self.flat_axis] != 1:
             raise ValueError("a slice has one voxel along its flat axis")
-        if self.neighbours and self.flat_axis is None:
-            raise ValueError("only slices have neighbours, give their flat_axis")
-        if self.neighbour_step_mm is not None and not self.neighbours:
-            raise ValueError("a neighbour_step_mm is one of neighbours")
+        if self.neighbors and self.flat_axis is None:
+            raise ValueError("only slices have neighbors, give their flat_axis")
+        if self.neighbor_step_mm is not None and not self.neighbors:
+            raise ValueError("a neighbor_step_mm is one of neighbors")
         return self
 
     def voxel_bytes(self, count: int) -> int:
         """Return the bytes of the voxels of so many patches, before they are packed."""
         z, y, x = self.size_zyx
-        images = (2 * self.neighbours + 1) * np.dtype(self.image_dtype).itemsize
+        images = (2 * self.neighbors + 1) * np.dtype(self.image_dtype).itemsize
         return count * z * y * x * (images + int(self.with_label))
 
 
@@ -332,8 +332,8 @@ class _Reading:
             with_label=asked.with_label,
             image_dtype=np.dtype(asked.image_dtype),
             flat_axis=asked.flat_axis,
-            neighbours=asked.neighbours,
-            neighbour_step_mm=asked.neighbour_step_mm,
+            neighbors=asked.neighbors,
+            neighbor_step_mm=asked.neighbor_step_mm,
             nonfinite=asked.nonfinite,
         )
         requests = [
@@ -422,7 +422,7 @@ def _source_bytes(
             min(n, math.ceil(size * step) + 2)
             for n, size, step in zip(scan.image.shape_zyx, batches.size_zyx, steps, strict=True)
         ]
-        if batches.neighbours and batches.flat_axis is not None:
+        if batches.neighbors and batches.flat_axis is not None:
             extents[batches.flat_axis] = scan.image.shape_zyx[batches.flat_axis]
         total += math.prod(extents) * (scan.image.dtype.itemsize + int(batches.with_label))
     return total

@@ -99,7 +99,7 @@ def answer_statistics(facts: StoreFacts, request: Request) -> Answer:
 
 def _counted(table: xr.Dataset) -> StatisticsModel:
     found = compute_statistics(table)
-    z, y, x = (_histogram(column) for column in table.spacing_mm.to_numpy().T)
+    z, y, x = (_histogram(column) for column in table.spacing_zyx_mm.to_numpy().T)
     return StatisticsModel(
         scans=found.scans,
         scans_with_mask=found.scans_with_mask,

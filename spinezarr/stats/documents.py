@@ -30,7 +30,7 @@ _NOTHING: Final = "-"
 """Stands where there is nothing to measure."""
 _VERTEBRA_TITLES: Final = {
     "detection_percent": "{} detection rate (%)",
-    "annotated_centroids": "{} annotated centres",
+    "annotated_centroids": "{} annotated centers",
     **{f"volume_cm3_{name}": f"{{}} {name} volume (cm³)" for name in STATISTICS},
 }
 
@@ -228,7 +228,7 @@ def _vertebra_sheet(statistics: Statistics) -> Sheet:
                 for row in rows.values()
             ]
     if any(row.annotated_centroids for row in rows.values()):
-        columns["Annotated Centres"] = [str(row.annotated_centroids) for row in rows.values()]
+        columns["Annotated Centers"] = [str(row.annotated_centroids) for row in rows.values()]
     return Sheet(
         "Label Information Statistics",
         tuple(columns),

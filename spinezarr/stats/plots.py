@@ -1,6 +1,6 @@
 """Plots of a dataset: which vertebrae it shows, how large they are, how finely it is sampled.
 
-Colours are those of Okabe and Ito [1]_, told apart with any colour vision.
+Colors are those of Okabe and Ito [1]_, told apart with any color vision.
 
 References
 ----------
@@ -31,8 +31,8 @@ _DPI: Final = 150
 _TEXT: Final = "#222222"
 _QUIET: Final = "#6b6b6b"
 _GRID: Final = "#e3e3e3"
-_REGION_COLOURS: Final = {"cervical": "#0072B2", "thoracic": "#009E73", "lumbar": "#E69F00"}
-_OTHER_COLOUR: Final = "#8c8c8c"
+_REGION_COLORS: Final = {"cervical": "#0072B2", "thoracic": "#009E73", "lumbar": "#E69F00"}
+_OTHER_COLOR: Final = "#8c8c8c"
 _SMALL: Final = 7.5
 _SOURCE_MARKS: Final = (
     ("#0072B2", "o"),
@@ -60,7 +60,7 @@ def draw_detection(statistics: Statistics) -> Figure:
     bars = axes.bar(
         range(len(names)),
         [row.detection_percent for row in rows],
-        color=[_colour(name) for name in names],
+        color=[_color(name) for name in names],
         width=0.8,
     )
     counts = [str(row.scans) for row in rows]
@@ -82,7 +82,7 @@ def draw_volumes(table: xr.Dataset) -> Figure:
         "where few. On top: number of scans.",
     )
     for at, (name, values) in enumerate(volumes.items()):
-        _draw_values(axes, at, values, _colour(name))
+        _draw_values(axes, at, values, _color(name))
         count = axes.text(at, 0.985, str(values.size), ha="center", va="top", fontsize=_SMALL)
         count.set(transform=axes.get_xaxis_transform(), color=_TEXT)
     largest = max((values.max() for values in volumes.values()), default=1.0)
@@ -94,15 +94,15 @@ def draw_volumes(table: xr.Dataset) -> Figure:
 
 def draw_spacing(table: xr.Dataset) -> Figure:
     """Draw the distance of slices against that of pixels in a slice, one mark a scan."""
-    spacing = in_file_order(table, "spacing_mm")
+    spacing = in_file_order(table, "spacing_zyx_mm")
     in_plane, between = np.sqrt(spacing[:, 0] * spacing[:, 1]), spacing[:, 2]
     figure, axes = _new_plot(
         f"{drawable(table.attrs['title'])}: voxel spacing",
         "One mark a scan. Slices are counted along the third axis of the source file.",
     )
     groups = _largest_groups([str(name) for name in table.source.to_numpy()])
-    for (name, rows), (colour, marker) in zip(groups.items(), _SOURCE_MARKS, strict=False):
-        marks = axes.scatter(in_plane[rows], between[rows], c=colour, marker=marker, s=30)
+    for (name, rows), (color, marker) in zip(groups.items(), _SOURCE_MARKS, strict=False):
+        marks = axes.scatter(in_plane[rows], between[rows], c=color, marker=marker, s=30)
         marks.set(alpha=0.5, linewidths=0, label=f"{_legend_name(name)} ({len(rows):,})")
     axes.axline((0, 0), slope=1, color=_QUIET, linewidth=1, dashes=(5, 4), label="isotropic")
     if in_plane.size:
@@ -145,15 +145,15 @@ def _legend_name(name: str) -> str:
     return f" {shown}" if shown.startswith("_") else shown
 
 
-def _colour(name: str) -> str:
+def _color(name: str) -> str:
     region = next((region for region, names in REGIONS.items() if name in names), "")
-    return _REGION_COLOURS.get(region, _OTHER_COLOUR)
+    return _REGION_COLORS.get(region, _OTHER_COLOR)
 
 
-def _draw_values(axes: Axes, at: int, values: npt.NDArray[np.float64], colour: str) -> None:
+def _draw_values(axes: Axes, at: int, values: npt.NDArray[np.float64], color: str) -> None:
     """Draw a box and the values beyond its whiskers; few values one by one."""
     if values.size < _FEWEST_IN_A_BOX:
-        axes.plot(np.full(values.size, at), values, "o", color=colour, markersize=5)
+        axes.plot(np.full(values.size, at), values, "o", color=color, markersize=5)
         return
     axes.boxplot(
         values,
@@ -162,7 +162,7 @@ def _draw_values(axes: Axes, at: int, values: npt.NDArray[np.float64], colour: s
         whis=(5, 95),
         patch_artist=True,
         manage_ticks=False,
-        boxprops={"facecolor": colour, "edgecolor": _TEXT, "linewidth": 0.8},
+        boxprops={"facecolor": color, "edgecolor": _TEXT, "linewidth": 0.8},
         medianprops={"color": "black", "linewidth": 1.6},
         whiskerprops={"color": _TEXT, "linewidth": 0.8},
         capprops={"color": _TEXT, "linewidth": 0.8},
@@ -177,10 +177,10 @@ def _name_vertebrae(axes: Axes, names: Sequence[str]) -> None:
         label.set_rotation(90 if len(label.get_text()) > _LONGEST_ACROSS else 0)
     axes.set_xlim(-0.6, max(len(names), 1) - 0.4)
     axes.tick_params(axis="x", length=0)
-    used = dict.fromkeys(_colour(name) for name in names)
-    regions = {colour: region for region, colour in _REGION_COLOURS.items()}
-    for colour in used:
-        axes.bar(0, 0, color=colour, label=regions.get(colour, "other"))
+    used = dict.fromkeys(_color(name) for name in names)
+    regions = {color: region for region, color in _REGION_COLORS.items()}
+    for color in used:
+        axes.bar(0, 0, color=color, label=regions.get(color, "other"))
     _add_legend(axes)
 
 

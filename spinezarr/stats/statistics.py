@@ -194,7 +194,7 @@ def compute_statistics(table: xr.Dataset) -> Statistics:
         scans_by_split=_counts(table.split),
         scans_by_source=_counts(table.source),
         size=_by_axis(sizes),
-        spacing_mm=_by_axis(in_file_order(table, "spacing_mm")),
+        spacing_mm=_by_axis(in_file_order(table, "spacing_zyx_mm")),
         vertebrae=_vertebrae(table),
     )
 
@@ -211,7 +211,7 @@ def _by_axis(values_ijk: npt.NDArray[Any]) -> dict[str, Spread]:
 
 def _vertebrae(table: xr.Dataset) -> dict[str, VertebraStatistics]:
     volumes: Mapping[str, npt.NDArray[np.float64]] = volumes_cm3(table)
-    points = np.isfinite(table.annotated_centroid_mm.to_numpy()).all(axis=2).sum(axis=0)
+    points = np.isfinite(table.annotated_centroid_zyx_mm.to_numpy()).all(axis=2).sum(axis=0)
     nothing = np.empty(0)
     return {
         name: VertebraStatistics(

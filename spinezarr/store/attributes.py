@@ -173,7 +173,7 @@ apart in the datasets at hand.
 _LARGEST_NUMBER: Final = (1 << 63) - 1
 """What the scan table holds at most."""
 LARGEST_LENGTH_MM: Final = 1e9
-"""A thousand kilometres: far more than any position, and far from what overflows."""
+"""A thousand kilometers: far more than any position, and far from what overflows."""
 _LARGEST_FILE_BYTES: Final = 1 << 40
 _LEAST_VOLUME: Final = 1e-6
 """Of a voxel, as a share of what it would be with perpendicular axes."""
@@ -259,7 +259,7 @@ RawPath = Annotated[str, AfterValidator(_checked_path)]
 ScanId = Annotated[str, AfterValidator(_checked_scan_id)]
 Vertebra = Annotated[str, AfterValidator(_checked_vertebra)]
 Level = Annotated[str, AfterValidator(_checked_level)]
-"""A vertebra, or a level that is annotated by its centre alone."""
+"""A vertebra, or a level that is annotated by its center alone."""
 Count = Annotated[int, Field(ge=0, le=_LARGEST_NUMBER)]
 Number = Annotated[int, Field(ge=-_LARGEST_NUMBER, le=_LARGEST_NUMBER)]
 Coordinate = Annotated[float, Field(ge=-LARGEST_LENGTH_MM, le=LARGEST_LENGTH_MM)]
@@ -294,7 +294,7 @@ class RootAttributes(StoredAttributes):
     format_version: Number
     dataset: str
     title: str
-    licence: str
+    license: str
     citation: str
     homepage: str | None = None
     codec_profile: str | None = None
@@ -429,7 +429,7 @@ class VertebraRecord(StoredAttributes):
 
 
 class CentroidRecord(StoredAttributes):
-    """One vertebra's centre as annotated in a file of its own."""
+    """One vertebra's center as annotated in a file of its own."""
 
     position_zyx_mm: ZYX
     """RAS+ mm."""
@@ -564,7 +564,7 @@ class ScanAttributes(StoredAttributes):
     source: str
     split: str
     split_index: Annotated[int, Field(ge=-(2**31), lt=2**31)]
-    licence: str
+    license: str
     citation: str
     affine: Affine
     """4 x 4, stored voxel ``(x, y, z, 1)`` to RAS+ mm."""
@@ -597,7 +597,7 @@ class ScanAttributes(StoredAttributes):
     structures: dict[LabelValue, str]
     """Names of such values, where the recipe knows them; the rest lie outside the scheme."""
     centroids: dict[Level, CentroidRecord]
-    """Annotated centres by level name; empty where the dataset has no such file."""
+    """Annotated centers by level name; empty where the dataset has no such file."""
     columns: dict[str, str]
     """What the dataset's own tables say of the scan, by column."""
     sidecar: dict[str, str]

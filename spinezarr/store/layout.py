@@ -3,7 +3,7 @@
 ::
 
     <dataset>.zarr/
-      zarr.json               dataset, licence, citation, format version
+      zarr.json               dataset, license, citation, format version
       table/                  the scan table, one xarray.Dataset
       table_bundle/           the files of table/ as one, for readers far away
       scans/<scan_id>/
@@ -40,7 +40,7 @@ __all__ = [
     "scan_key",
 ]
 
-FORMAT_VERSION: Final = 4
+FORMAT_VERSION: Final = 5
 """Raised when a reader of the old version could misread a new store."""
 
 LARGEST_AXIS: Final = 1 << 16

@@ -596,7 +596,7 @@ def _reopened(
 def _rows_of(table: xr.Dataset) -> dict[str, TableRow]:
     """Return what plans take from each row of a table."""
     shapes = map(tuple, table.shape_zyx.to_numpy().tolist())
-    spacings = map(tuple, table.spacing_mm.to_numpy().tolist())
+    spacings = map(tuple, table.spacing_zyx_mm.to_numpy().tolist())
     columns = (table.content_checksum.to_numpy().tolist(), shapes, spacings)
     rows = (TableRow(*row) for row in zip(*columns, strict=True))
     return dict(zip(table.scan.to_numpy().tolist(), rows, strict=True))

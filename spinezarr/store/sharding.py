@@ -74,7 +74,7 @@ def crc32(data: Buffer, value: int = 0) -> int:
 
     Examples
     --------
-    >>> hex(crc32(b"6789", crc32(b"12345")))  # the check value of the catalogue of CRCs
+    >>> hex(crc32(b"6789", crc32(b"12345")))  # the check value of the catalog of CRCs
     '0xcbf43926'
     """
     return isal_zlib.crc32(data, value)

@@ -70,11 +70,11 @@ def build_table(
     Returns
     -------
     xarray.Dataset
-        Vertebrae in anatomical order. Positions are RAS+ mm in ``centroid_mm`` (the mean of the
-        label's voxels) and ``annotated_centroid_mm`` (from the dataset's own centroid file), and
-        voxel indices in ``bbox_start_zyx`` and ``bbox_stop_zyx`` (half open); NaN and -1 where a
-        vertebra is absent. What the dataset's own tables say is text, by scan, in columns of
-        their names; ``anomaly`` and ``erratum`` are always there.
+        Vertebrae in anatomical order. Positions are RAS+ mm in ``centroid_zyx_mm`` (the mean of the
+        label's voxels) and ``annotated_centroid_zyx_mm`` (from the dataset's own centroid file),
+        and voxel indices in ``bbox_start_zyx`` and ``bbox_stop_zyx`` (half open); NaN and -1
+        where a vertebra is absent. What the dataset's own tables say is text, by scan, in columns
+        of their names; ``anomaly`` and ``erratum`` are always there.
     """
     return _laid_out(root, _rows_of_scans(list(scans)), audited or {})
 
@@ -87,7 +87,7 @@ def table_attributes(root: RootAttributes) -> dict[str, str]:
 
 def root_of_table(said: Mapping[str, str]) -> RootAttributes:
     """Return the dataset that a table is of; undoes :func:`table_attributes`."""
-    empty = dict.fromkeys(("title", "licence", "citation"), "")
+    empty = dict.fromkeys(("title", "license", "citation"), "")
     fields = {"format_version": FORMAT_VERSION, **empty, **said}
     return RootAttributes.model_validate(fields)
 
@@ -220,7 +220,7 @@ def _scan_columns(rows: Sequence[ScanAttributes]) -> Columns:
             numbers((row.shape_zyx for row in rows), "i4").reshape(n, 3),
             {"units": "voxel"},
         ),
-        "spacing_mm": (
+        "spacing_zyx_mm": (
             by_axis,
             numbers((row.spacing_zyx_mm for row in rows), "f8").reshape(n, 3),
             mm,
@@ -378,8 +378,8 @@ def _vertebra_columns(rows: Sequence[ScanAttributes]) -> Columns:
     return {
         "voxel_count": (by_vertebra, count, {}),
         "volume_cm3": (by_vertebra, volume, {"units": "cm3"}),
-        "centroid_mm": (by_axis, centroid, {"units": "mm", "frame": "RAS+"}),
-        "annotated_centroid_mm": (by_axis, annotated, {"units": "mm", "frame": "RAS+"}),
+        "centroid_zyx_mm": (by_axis, centroid, {"units": "mm", "frame": "RAS+"}),
+        "annotated_centroid_zyx_mm": (by_axis, annotated, {"units": "mm", "frame": "RAS+"}),
         "annotated_centroid_distance_mm": (
             by_vertebra,
             distance,

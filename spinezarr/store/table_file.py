@@ -50,8 +50,8 @@ _COUNTS: Final = (
     "stored_bytes",
 )
 _POSITIONS: Final = (
-    "centroid_mm",
-    "annotated_centroid_mm",
+    "centroid_zyx_mm",
+    "annotated_centroid_zyx_mm",
     "annotated_centroid_distance_mm",
 )
 """Columns of mm, with NaN where there is no vertebra."""
@@ -154,7 +154,7 @@ class _Columns(StoredModel):
 class _TableAttributes(StoredModel):
     dataset: str
     title: str | None = None
-    licence: str | None = None
+    license: str | None = None
     citation: str | None = None
     homepage: str | None = None
     codec_profile: str | None = None
@@ -315,13 +315,13 @@ def _check_values(table: xr.Dataset) -> None:
     scans = table.scan.to_numpy().tolist()
     if len(set(scans)) != len(scans) or not all(map(is_scan_id, scans)):
         raise ValueError("it has several rows of a scan, or one of no possible name")
-    shape, spacing = table.shape_zyx.to_numpy(), table.spacing_mm.to_numpy()
+    shape, spacing = table.shape_zyx.to_numpy(), table.spacing_zyx_mm.to_numpy()
     start, stop = table.bbox_start_zyx.to_numpy(), table.bbox_stop_zyx.to_numpy()
     absent = (start == -1).all(-1) & (stop == -1).all(-1)
     inside = ((start >= 0) & (start < stop) & (stop <= shape[:, None])).all(-1)
     sound = {
         "shape_zyx": (shape >= 1) & (shape <= LARGEST_AXIS),
-        "spacing_mm": (spacing > 0) & (spacing <= LARGEST_LENGTH_MM),
+        "spacing_zyx_mm": (spacing > 0) & (spacing <= LARGEST_LENGTH_MM),
         "bbox_start_zyx": absent | inside,
         **{name: table[name].to_numpy() >= 0 for name in _COUNTS},
         **{name: ~(np.abs(table[name].to_numpy()) > LARGEST_LENGTH_MM) for name in _POSITIONS},

@@ -14,7 +14,7 @@ class Batch:
     """Patches or slices of one batch, and where each lies.
 
     Axes after the first are those of :attr:`dims`: ``(z, y, x)`` for patches, and for slices the
-    two that are left, e.g. ``(z, y)`` for sagittal ones, after ``slice`` if neighbours were asked
+    two that are left, e.g. ``(z, y)`` for sagittal ones, after ``slice`` if neighbors were asked
     for. Voxels are those of the scan, or of the scan resampled to the spacing that was asked for.
     """
 
@@ -31,7 +31,7 @@ class Batch:
     start_zyx: npt.NDArray[np.int64]
     """``(n, 3)`` voxel at which the patch starts; negative where it is padded.
 
-    Of slices with neighbours, it is that of the one in the middle.
+    Of slices with neighbors, it is that of the one in the middle.
     """
     padding_zyx: npt.NDArray[np.int64]
     """``(n, 3, 2)`` voxels added before and after the volume along each axis, mostly 0.
@@ -41,7 +41,7 @@ class Batch:
     affine: npt.NDArray[np.float64]
     """``(n, 4, 4)`` patch voxel ``(x, y, z, 1)`` to RAS+ mm."""
     spacing_zyx_mm: npt.NDArray[np.float64]
-    """``(n, 3)`` distance between neighbouring voxels of the patch."""
+    """``(n, 3)`` distance between neighboring voxels of the patch."""
     vertebra: tuple[str | None, ...]
     """Vertebra each was drawn for; None for a uniform draw."""
     index: npt.NDArray[np.int64]

@@ -112,7 +112,7 @@ def target_spacing(axes: str, spacing_mm: object) -> TargetZYX:
     """
     if spacing_mm is None:
         return OWN_SPACING
-    mm = dict(zip(axes, _numbers(spacing_mm, axes, "spacing_mm"), strict=True))
+    mm = dict(zip(axes, _numbers(spacing_mm, axes, _keyword("spacing", axes)), strict=True))
     return (mm.get("z"), mm.get("y"), mm.get("x"))
 
 
@@ -142,17 +142,24 @@ def patch_size(
     """
     kind = "patch size" if axes == "zyx" else "slice size"
     if size is not None and size_mm is not None:
-        raise UsageError(f"{kind} {size}, size_mm {size_mm}: give one of the two.")
+        raise UsageError(f"{kind} {size}, {_keyword('size', axes)} {size_mm}: give one of the two.")
     if size is not None:
         voxels = _numbers(size, axes, kind, whole=True)
     elif size_mm is not None:
-        voxels = _covering(_numbers(size_mm, axes, "size_mm"), axes, target_zyx_mm, table)
+        voxels = _covering(
+            _numbers(size_mm, axes, _keyword("size", axes)), axes, target_zyx_mm, table
+        )
     elif axes == "zyx":
-        raise UsageError(f"{kind}: none is given; give size_zyx in voxels, or size_mm.")
+        raise UsageError(f"{kind}: none is given; give size_zyx in voxels, or size_zyx_mm.")
     else:
         voxels = _largest(axes, target_zyx_mm, table)
     of_axis = dict(zip(axes, voxels, strict=True))
     return (of_axis.get("z", 1), of_axis.get("y", 1), of_axis.get("x", 1))
+
+
+def _keyword(quantity: str, axes: str) -> str:
+    """Return the keyword argument of a size or spacing in mm, for a patch or for a slice."""
+    return f"{quantity}_zyx_mm" if axes == "zyx" else f"{quantity}_mm"
 
 
 def _numbers(given: object, axes: str, name: str, *, whole: bool = False) -> list[Any]:
@@ -178,7 +185,7 @@ def _covering(
     size_mm: list[float], axes: str, target_zyx_mm: TargetZYX, table: xr.Dataset
 ) -> list[int]:
     """Return how many voxels cover so many mm, at least one along each axis."""
-    own = table.spacing_mm.sel(axis=list(axes)).to_numpy()
+    own = table.spacing_zyx_mm.sel(axis=list(axes)).to_numpy()
     target = [mm for axis, mm in zip("zyx", target_zyx_mm, strict=True) if axis in axes]
     spacings = own if None in target else np.array([target], float)
     voxels = np.maximum(np.rint(np.array(size_mm) / spacings), 1).astype(int)
@@ -187,15 +194,16 @@ def _covering(
             " x ".join(f"{mm:.4g}" for mm in ends) for ends in (own.min(axis=0), own.max(axis=0))
         )
         raise UsageError(
-            f"size_mm {tuple(size_mm)}: the chosen scans have voxels of {low} to {high} mm "
-            f"({', '.join(axes)}), so patches would differ in shape. Give spacing_mm too, to which "
-            "each is resampled, or choose scans of one spacing."
+            f"{_keyword('size', axes)} {tuple(size_mm)}: the chosen scans have voxels of {low} to "
+            f"{high} mm ({', '.join(axes)}), so patches would differ in shape. Give "
+            f"{_keyword('spacing', axes)} too, to which each is resampled, or choose scans "
+            "of one spacing."
         )
     return list(voxels[0].tolist())
 
 
 def _largest(axes: str, target_zyx_mm: TargetZYX, table: xr.Dataset) -> list[int]:
-    shapes, spacings = table.shape_zyx.to_numpy(), table.spacing_mm.to_numpy()
+    shapes, spacings = table.shape_zyx.to_numpy(), table.spacing_zyx_mm.to_numpy()
     grids = [
         grid_shape_zyx(shape_zyx, step_zyx(spacing_mm, target_zyx_mm))
         for shape_zyx, spacing_mm in zip(shapes.tolist(), spacings.tolist(), strict=True)

@@ -1,6 +1,6 @@
 """Sizes and shapes of vertebrae: each a handful of solids in its own frame.
 
-The local frame of a vertebra is ``(u, v, w)`` in millimetres from the centre of its body: u to the
+The local frame of a vertebra is ``(u, v, w)`` in millimeters from the center of its body: u to the
 patient's right, v anterior, w toward the head along the spine.
 """
 
@@ -44,7 +44,7 @@ _TABLE: Final[dict[str, tuple[float, ...]]] = {
 
 @dataclass(frozen=True, slots=True)
 class VertebraSize:
-    """Measures of one level, in millimetres at natural scale."""
+    """Measures of one level, in millimeters at natural scale."""
 
     width: float
     """Of the body, left to right."""
@@ -72,7 +72,7 @@ class VertebraSize:
     """Half the height of a pedicle."""
 
     @property
-    def canal_centre_v(self) -> float:
+    def canal_center_v(self) -> float:
         """Where the middle of the canal lies; negative, as it is behind the body."""
         return -(0.42 * self.depth + self.canal_v)
 
@@ -96,9 +96,9 @@ class Capsule:
     """A rod between two points whose thickness differs along u, v and w."""
 
     start: Vector
-    """Centre of one end."""
+    """Center of one end."""
     stop: Vector
-    """Centre of the other end."""
+    """Center of the other end."""
     radius: Vector
     """Half the thickness along u, v and w."""
     clear_canal: tuple[float, float, float] = (0.0, 0.0, 0.0)
@@ -123,7 +123,7 @@ class Capsule:
         return Capsule(self.start, self.stop, (u, v, w), self.clear_canal, self.inside_hu)
 
     def depth(self, u: Array, v: Array, w: Array) -> Array:
-        """Distance below the surface, roughly in millimetres; negative outside."""
+        """Distance below the surface, roughly in millimeters; negative outside."""
         local = [(c - a) * (1 / r) for c, (a, _, r) in zip((u, v, w), self._rows, strict=True)]
         along = [(b - a) / r for a, b, r in self._rows]
         length2 = max(sum(d * d for d in along), 1e-6)
@@ -131,9 +131,9 @@ class Capsule:
         t = np.clip(projected / length2, 0, 1)
         squared = sum(c * c for c in local) + t * (t * length2 - 2 * projected)
         inside = (1 - np.sqrt(np.maximum(squared, 0))) * min(self.radius)
-        cu, cv, centre = self.clear_canal
+        cu, cv, center = self.clear_canal
         if cu > 0:
-            canal = np.sqrt((u / cu) ** 2 + ((v - centre) / cv) ** 2) - 1
+            canal = np.sqrt((u / cu) ** 2 + ((v - center) / cv) ** 2) - 1
             inside = np.minimum(inside, canal * min(cu, cv))
         return np.asarray(inside, np.float32)
 
@@ -166,7 +166,7 @@ class Body:
         return Body(width, depth, height, self.taper, self.inside_hu)
 
     def depth(self, u: Array, v: Array, w: Array) -> Array:
-        """Distance below the surface, roughly in millimetres; negative outside."""
+        """Distance below the surface, roughly in millimeters; negative outside."""
         a, b, c = self.width / 2, self.depth_v / 2, self.height / 2
         level = np.clip(w / c, -1, 1)
         girth = 0.88 + 0.12 * level**2
@@ -204,7 +204,7 @@ def solids_of(name: str) -> tuple[Solid, ...]:
 
 def _spinous(size: VertebraSize) -> Capsule:
     """Plate from the arch to the tip, sloping down."""
-    back = size.canal_centre_v - size.canal_v - 3
+    back = size.canal_center_v - size.canal_v - 3
     tip = back - size.spinous + 3
     drop = size.spinous_slope * size.spinous
     top = -0.18 * size.height
@@ -214,7 +214,7 @@ def _spinous(size: VertebraSize) -> Capsule:
 
 def _half_arch(size: VertebraSize, side: int) -> list[Solid]:
     """Pedicle, lamina, joint processes and transverse process of one side."""
-    height, middle = size.height, size.canal_centre_v
+    height, middle = size.height, size.canal_center_v
     canal = (size.canal_u, size.canal_v, middle)
     post = size.canal_u + size.pedicle_u
     back = middle - size.canal_v - 1.5

@@ -1,4 +1,4 @@
-"""Writing vertebra centres as centroid files, in every convention that datasets use.
+"""Writing vertebra centers as centroid files, in every convention that datasets use.
 
 Nothing here shares code with the reader under test: orientation goes through nibabel's transforms.
 """

@@ -8,7 +8,7 @@ from typing import Final, Literal
 from spinezarr.errors import UsageError
 from spinezarr.testing.nifti import NiftiForm, write_nifti
 from spinezarr.testing.phantom import PhantomSpec, make_phantom, usual_levels
-from spinezarr.testing.written import WrittenScan, centres_in_file
+from spinezarr.testing.written import WrittenScan, centers_in_file
 
 __all__ = [
     "CTSPINE1K_SCANS",
@@ -278,7 +278,7 @@ def _write_scan(root: Path, layout: Layout, plan: ScanPlan) -> WrittenScan:
         spec=plan.spec,
         image_form=plan.image_form,
         label_form=plan.label_form,
-        centres_mm=centres_in_file(phantom, plan.image_form.oblique_deg),
+        centers_mm=centers_in_file(phantom, plan.image_form.oblique_deg),
     )
 
 

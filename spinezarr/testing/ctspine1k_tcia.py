@@ -82,7 +82,7 @@ def _write_scan(root: Path, plan: ScanPlan) -> WrittenScan:
         spec=plan.spec,
         image_form=_FORM,
         label_form=_LABEL_FORM,
-        centres_mm=phantom.centres_mm,
+        centers_mm=phantom.centers_mm,
     )
 
 

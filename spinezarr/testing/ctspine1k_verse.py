@@ -8,7 +8,7 @@ from spinezarr.testing.nifti import write_nifti
 from spinezarr.testing.phantom import make_phantom
 from spinezarr.testing.verse import VERSE_2019, VERSE_2020
 from spinezarr.testing.verse_challenge import write_verse_2020_challenge
-from spinezarr.testing.written import WrittenScan, centres_in_file
+from spinezarr.testing.written import WrittenScan, centers_in_file
 
 __all__ = ["write_ctspine1k_verse"]
 
@@ -51,5 +51,5 @@ def _write_mask(root: Path, scan: WrittenScan) -> WrittenScan:
         points_path=None,
         spec=spec,
         label_form=form,
-        centres_mm=centres_in_file(phantom, form.oblique_deg),
+        centers_mm=centers_in_file(phantom, form.oblique_deg),
     )

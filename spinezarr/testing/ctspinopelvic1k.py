@@ -109,7 +109,7 @@ def _spec_of_mask(plan: SpinoPelvicPlan) -> PhantomSpec:
         "spine_only": ("sacrum",),
         "pelvic_native": tuple(name for name in plan.spec.levels if name != "sacrum"),
     }
-    return replace(plan.spec, unlabelled=hidden[plan.config])
+    return replace(plan.spec, unlabeled=hidden[plan.config])
 
 
 def _names(plan: SpinoPelvicPlan) -> tuple[str, str]:
@@ -135,7 +135,7 @@ def _write_record(root: Path, plan: SpinoPelvicPlan) -> WrittenScan:
         spec=spec,
         image_form=_FORM,
         label_form=label_form,
-        centres_mm=phantom.centres_mm,
+        centers_mm=phantom.centers_mm,
     )
 
 
@@ -163,7 +163,7 @@ def _manifest_row(plan: SpinoPelvicPlan) -> dict[str, Any]:
         "label_file": label_name,
         "lstv_class": int(has_l6),
         "has_l6": has_l6,
-        "n_lumbar_labels": sum(name.startswith("L") for name in _spec_of_mask(plan).labelled),
+        "n_lumbar_labels": sum(name.startswith("L") for name in _spec_of_mask(plan).labeled),
     }
 
 

@@ -106,7 +106,7 @@ class DicomForm:
     scout: bool = False
     """Add a scout across the slices that is not marked as a localizer."""
     secondary_capture: bool = False
-    """Add a colour picture as a series of its own."""
+    """Add a color picture as a series of its own."""
     second_series: int = 0
     """Add a series of so many of the slices, all values zero."""
     missing: tuple[int, ...] = ()

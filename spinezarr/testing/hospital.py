@@ -158,7 +158,7 @@ def _write_series(root: Path, plan: HospitalPlan) -> WrittenScan:
         spec=plan.spec,
         image_form=plan.form,
         label_form=_MASK_FORM if plan.mask else None,
-        centres_mm=phantom.centres_mm,
+        centers_mm=phantom.centers_mm,
     )
 
 

@@ -1,4 +1,4 @@
-"""Small copies of the Microsoft/UW spine dataset: CT scans with centres of vertebrae, no masks.
+"""Small copies of the Microsoft/UW spine dataset: CT scans with centers of vertebrae, no masks.
 
 References
 ----------
@@ -17,7 +17,7 @@ from spinezarr.testing.metaimage import MetaImageForm, write_metaimage
 from spinezarr.testing.nifti import NiftiForm, write_nifti
 from spinezarr.testing.orientation import oriented
 from spinezarr.testing.phantom import PhantomSpec, make_phantom, usual_levels
-from spinezarr.testing.written import WrittenScan, centres_in_file
+from spinezarr.testing.written import WrittenScan, centers_in_file
 
 __all__ = ["MSR_SCANS", "MsrPlan", "write_msr", "write_msr_nifti"]
 
@@ -153,14 +153,14 @@ def _write_scan(
         write_metaimage(path, phantom.image, phantom.affine_xyz, form)
     else:
         write_nifti(path, phantom.image, phantom.affine_xyz, form)
-    centres_mm = {
-        name: centre
-        for name, centre in centres_in_file(phantom, form.oblique_deg).items()
+    centers_mm = {
+        name: center
+        for name, center in centers_in_file(phantom, form.oblique_deg).items()
         if name != "sacrum" and name not in plan.no_points
     }
     _, affine_ijk = oriented(phantom.image, phantom.affine_xyz, form.orientation, form.oblique_deg)
     points_path = path.with_name(f"{plan.scan}.lml")
-    points_path.write_bytes(lml_text(centres_mm, affine_ijk, header=plan.header).encode("ascii"))
+    points_path.write_bytes(lml_text(centers_mm, affine_ijk, header=plan.header).encode("ascii"))
     return WrittenScan(
         scan_id=plan.scan,
         patient=plan.patient or plan.scan,
@@ -172,5 +172,5 @@ def _write_scan(
         spec=plan.spec,
         image_form=form,
         label_form=None,
-        centres_mm=centres_mm,
+        centers_mm=centers_mm,
     )

@@ -34,7 +34,7 @@ _SCANNER_MAX_HU: Final = 3071
 _SOFT: Final = np.int16(-32768)
 """Marks voxels where nothing of the spine is drawn."""
 _BLUR_TAP: Final = np.float32(0.28)
-"""Neighbour weight of the blur that stands in for the scanner's point spread."""
+"""Neighbor weight of the blur that stands in for the scanner's point spread."""
 _GRAIN_HU: Final = np.float32(22)
 """Spread of spongy bone about its mean."""
 _BONE_DRAWN_HU: Final = 200
@@ -63,7 +63,7 @@ class PhantomSpec:
 
     Examples
     --------
-    >>> PhantomSpec(levels=("T11", "T13", "L1")).labelled
+    >>> PhantomSpec(levels=("T11", "T13", "L1")).labeled
     ('T11', 'T13', 'L1')
     >>> PhantomSpec(levels=("L1", "T12"))
     Traceback (most recent call last):
@@ -76,11 +76,11 @@ class PhantomSpec:
     shape_zyx: ShapeZYX = (160, 192, 192)
     """Voxels along each axis."""
     spacing_zyx_mm: SpacingZYX = (2.0, 1.8, 1.8)
-    """Distance between neighbouring voxels."""
+    """Distance between neighboring voxels."""
     levels: tuple[str, ...] = ("T9", "T10", "T11", "T12", "L1", "L2", "L3", "L4", "L5")
     """Vertebrae from head to tail; they fill the volume along z. Leave one out for a missing
     level, add T13 or L6 for an additional one."""
-    unlabelled: tuple[str, ...] = ()
+    unlabeled: tuple[str, ...] = ()
     """Vertebrae that are drawn but not in the mask."""
     cut_share: float = 0.35
     """Share of the first and last body that lies outside the volume; 0 shows all levels whole."""
@@ -113,7 +113,7 @@ class PhantomSpec:
             raise UsageError(f"spacing_zyx_mm must be three positive lengths, got {spacing}")
 
     def _check_levels(self) -> None:
-        unknown = sorted({*self.levels, *self.unlabelled} - set(ANATOMICAL_ORDER))
+        unknown = sorted({*self.levels, *self.unlabeled} - set(ANATOMICAL_ORDER))
         if unknown:
             raise UsageError(
                 f"no vertebra is named {', '.join(unknown)}; known: {', '.join(ANATOMICAL_ORDER)}"
@@ -125,14 +125,14 @@ class PhantomSpec:
             )
         if len(self.levels) < 2:  # noqa: PLR2004 - one level has no curve to follow
             raise UsageError(f"levels must name at least two vertebrae, got {self.levels}")
-        stray = [name for name in self.unlabelled if name not in self.levels]
+        stray = [name for name in self.unlabeled if name not in self.levels]
         if stray:
-            raise UsageError(f"unlabelled names {', '.join(stray)}, absent from levels")
+            raise UsageError(f"unlabeled names {', '.join(stray)}, absent from levels")
 
     @property
-    def labelled(self) -> tuple[str, ...]:
+    def labeled(self) -> tuple[str, ...]:
         """Levels in the mask, before any cut one is left out."""
-        return tuple(name for name in self.levels if name not in self.unlabelled)
+        return tuple(name for name in self.levels if name not in self.unlabeled)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -149,9 +149,9 @@ class Phantom:
     """4 x 4, voxel ``(x, y, z, 1)`` to RAS+ mm."""
     cut: tuple[str, ...]
     """Levels that the volume cuts, drawn or not in the mask."""
-    labelled: tuple[str, ...]
+    labeled: tuple[str, ...]
     """Levels in the mask, from head to tail."""
-    centres_mm: dict[str, tuple[float, float, float]] = field(repr=False)
+    centers_mm: dict[str, tuple[float, float, float]] = field(repr=False)
     """RAS+ (x, y, z) in mm of the middle of the body of each level in the mask, from head to tail;
     S1 and S2 are there if the sacrum is. Those of cut levels may lie outside the volume."""
 
@@ -181,7 +181,7 @@ def make_phantom(spec: PhantomSpec) -> Phantom:
     soft = SoftTissue.make(tissue, spine, shape, spacing, ribs=spec.ribs)
     _draw_slices(spec, soft, seen, noise, image)
     drawn = set(np.unique(label).tolist())
-    labelled = tuple(name for name in spec.labelled if VALUE_OF_NAME[name] in drawn)
+    labeled = tuple(name for name in spec.labeled if VALUE_OF_NAME[name] in drawn)
     affine_xyz = _affine(place, shape, spacing)
     return Phantom(
         spec=spec,
@@ -189,28 +189,28 @@ def make_phantom(spec: PhantomSpec) -> Phantom:
         label=label,
         affine_xyz=affine_xyz,
         cut=cut,
-        labelled=labelled,
-        centres_mm=_centres(spine, labelled, shape, affine_xyz),
+        labeled=labeled,
+        centers_mm=_centers(spine, labeled, shape, affine_xyz),
     )
 
 
-def _centres(
+def _centers(
     spine: Spine,
-    labelled: tuple[str, ...],
+    labeled: tuple[str, ...],
     shape_zyx: ShapeZYX,
     affine_xyz: npt.NDArray[np.float64],
 ) -> dict[str, tuple[float, float, float]]:
-    """RAS+ (x, y, z) of the middles of bodies; voxel 0 of an axis spans its first millimetres."""
+    """RAS+ (x, y, z) of the middles of bodies; voxel 0 of an axis spans its first millimeters."""
     spacing_zyx_mm = np.diag(affine_xyz)[2::-1]
     shift = np.array([0, shape_zyx[1] / 2, shape_zyx[2] / 2]) - 0.5
-    centres = {}
+    centers = {}
     for placed in spine.vertebrae:
-        if placed.name in labelled:
-            for name, centre_zyx_mm in placed.body_centres_zyx_mm.items():
-                index_xyz = (centre_zyx_mm / spacing_zyx_mm + shift)[::-1]
+        if placed.name in labeled:
+            for name, center_zyx_mm in placed.body_centers_zyx_mm.items():
+                index_xyz = (center_zyx_mm / spacing_zyx_mm + shift)[::-1]
                 x, y, z = (affine_xyz[:3] @ [*index_xyz, 1]).tolist()
-                centres[name] = (x, y, z)
-    return centres
+                centers[name] = (x, y, z)
+    return centers
 
 
 def _affine(
@@ -260,7 +260,7 @@ def _draw_spine(
             wanted = True
         taken[where] |= mine
         image[where][mine] = patch.hu[mine]
-        if wanted and placed.name not in spec.unlabelled:
+        if wanted and placed.name not in spec.unlabeled:
             label[where][mine] = VALUE_OF_NAME[placed.name]
 
 

@@ -100,7 +100,7 @@ def _write_study(root: Path, plan: RsnaPlan) -> WrittenScan:
         spec=plan.spec,
         image_form=plan.form,
         label_form=label_form if plan.mask else None,
-        centres_mm=phantom.centres_mm,
+        centers_mm=phantom.centers_mm,
     )
 
 

@@ -133,7 +133,7 @@ class SoftTissue:
             float(np.interp(level, keys, row)) * scale
             for row in (_HALF_WIDTH, _FRONT, _BEHIND, _FAT_MM, _WALL_MM)
         )
-        spine_y, spine_x = self.spine.centre_at(z_mm)
+        spine_y, spine_x = self.spine.center_at(z_mm)
         middle_y = _mean_y(self.spine) * 0.7 + spine_y * 0.3 + (front - behind) / 2
         half_depth = (front + behind) / 2
         return _Section(level, spine_y, spine_x, scale, width, half_depth, middle_y, fat, wall)
@@ -227,16 +227,16 @@ class SoftTissue:
     def _rib_heights(self) -> Iterator[tuple[float, float]]:
         for placed in self.spine.vertebrae:
             if placed.name.startswith("T"):
-                yield placed.centre_zyx_mm[0], placed.scale_z
+                yield placed.center_zyx_mm[0], placed.scale_z
 
 
 def _mean_y(spine: Spine) -> float:
-    return float(np.mean([placed.centre_zyx_mm[1] for placed in spine.vertebrae]))
+    return float(np.mean([placed.center_zyx_mm[1] for placed in spine.vertebrae]))
 
 
-def _bump(level: float, centre: float, half_length: float) -> float:
+def _bump(level: float, center: float, half_length: float) -> float:
     """Radius of a unit ball along the spine, cut at ``level``."""
-    return float(np.sqrt(max(0.0, 1 - ((level - centre) / half_length) ** 2)))
+    return float(np.sqrt(max(0.0, 1 - ((level - center) / half_length) ** 2)))
 
 
 def _depth(y: Image, x: Image, half_y: float, half_x: float) -> Image:
@@ -249,7 +249,7 @@ def _depth(y: Image, x: Image, half_y: float, half_x: float) -> Image:
 def _table(y: Image, x: Image, spine: Spine) -> Image:
     """Air, and below the back a curved shell of carbon fibre round foam."""
     scale = spine.scale_xy
-    lowest = _mean_y(spine) * 0.7 + 0.3 * min(p.centre_zyx_mm[1] for p in spine.vertebrae)
+    lowest = _mean_y(spine) * 0.7 + 0.3 * min(p.center_zyx_mm[1] for p in spine.vertebrae)
     behind = max(
         np.interp(_order(p.name), [_order(k) for k in _KEYS], _BEHIND) for p in spine.vertebrae
     )

@@ -69,7 +69,7 @@ class PlacedVertebra:
 
     name: str
     """Level, e.g. ``"L1"``."""
-    centre_zyx_mm: tuple[float, float, float]
+    center_zyx_mm: tuple[float, float, float]
     """Middle of the body."""
     pitch: float
     """Lean of the head end toward the front, in radians."""
@@ -86,13 +86,13 @@ class PlacedVertebra:
         return size_of(self.name)
 
     @property
-    def body_centres_zyx_mm(self) -> dict[str, npt.NDArray[np.float64]]:
+    def body_centers_zyx_mm(self) -> dict[str, npt.NDArray[np.float64]]:
         """Middle of the body; of the sacrum also those of its upper two segments, S1 and S2."""
-        centre = np.array(self.centre_zyx_mm)
+        center = np.array(self.center_zyx_mm)
         if self.name != "sacrum":
-            return {self.name: centre}
+            return {self.name: center}
         along_w = self.axes[2] * self.scale_z * self.size.height / _SACRAL_SEGMENTS
-        return {"S1": centre + 2 * along_w, "S2": centre + along_w, "sacrum": centre}
+        return {"S1": center + 2 * along_w, "S2": center + along_w, "sacrum": center}
 
     @property
     def axes(self) -> npt.NDArray[np.float64]:
@@ -104,7 +104,7 @@ class PlacedVertebra:
         """Positions (z, y, x) of the eight corners of a solid's box."""
         scale = (self.scale_xy, self.scale_xy, self.scale_z)
         local = np.array(list(product(*zip(*solid.bounds, strict=True)))) * scale
-        corners: npt.NDArray[np.float64] = local @ self.axes + np.array(self.centre_zyx_mm)
+        corners: npt.NDArray[np.float64] = local @ self.axes + np.array(self.center_zyx_mm)
         return corners
 
 
@@ -122,13 +122,13 @@ class Spine:
 
     def level_at(self, z_mm: float) -> float:
         """Position in :data:`~spinezarr.vertebrae.ANATOMICAL_ORDER`, with fractions."""
-        z = [v.centre_zyx_mm[0] for v in reversed(self.vertebrae)]
+        z = [v.center_zyx_mm[0] for v in reversed(self.vertebrae)]
         order = [float(ANATOMICAL_ORDER.index(v.name)) for v in reversed(self.vertebrae)]
         return float(np.interp(z_mm, z, order))
 
-    def centre_at(self, z_mm: float) -> tuple[float, float]:
+    def center_at(self, z_mm: float) -> tuple[float, float]:
         """Position (y, x) of the line through the bodies."""
-        z, y, x = zip(*(v.centre_zyx_mm for v in reversed(self.vertebrae)), strict=True)
+        z, y, x = zip(*(v.center_zyx_mm for v in reversed(self.vertebrae)), strict=True)
         return float(np.interp(z_mm, z, y)), float(np.interp(z_mm, z, x))
 
 
@@ -149,21 +149,21 @@ def fit_spine(
     roll = np.radians(sway_deg) * np.sin(phase + 0.5 * np.arange(len(levels)))
     draft = _stack(levels, _leans(levels), roll)
     bottom, top = _reach(draft, cut_share, margin_share)
-    sway = np.ptp([v.centre_zyx_mm[1] for v in draft]) * height / (top - bottom)
+    sway = np.ptp([v.center_zyx_mm[1] for v in draft]) * height / (top - bottom)
     straighten = min(1.0, _SWAY * depth / max(sway, 1e-6))
     draft = _stack(levels, _leans(levels) * straighten, roll)
     bottom, top = _reach(draft, cut_share, margin_share)
     scale_z = height / (top - bottom)
     scale_xy = min(scale_z, _LARGEST_SCALE, width / _SPAN_MM, depth / _SPAN_MM)
-    centres = np.array([v.centre_zyx_mm for v in draft])
-    centres[:, 0] = (centres[:, 0] - bottom) * scale_z
-    centres[:, 1:] *= scale_z
-    centres[:, 1:] -= (centres[:, 1:].max(axis=0) + centres[:, 1:].min(axis=0)) / 2
-    centres[:, 1] += max(-32 * scale_xy, -0.45 * depth + _SWAY * depth / 2 + 72 * scale_xy)
+    centers = np.array([v.center_zyx_mm for v in draft])
+    centers[:, 0] = (centers[:, 0] - bottom) * scale_z
+    centers[:, 1:] *= scale_z
+    centers[:, 1:] -= (centers[:, 1:].max(axis=0) + centers[:, 1:].min(axis=0)) / 2
+    centers[:, 1] += max(-32 * scale_xy, -0.45 * depth + _SWAY * depth / 2 + 72 * scale_xy)
     return Spine(
         tuple(
             PlacedVertebra(v.name, (z, y, x), v.pitch, v.roll, scale_z, scale_xy)
-            for v, (z, y, x) in zip(draft, centres.tolist(), strict=True)
+            for v, (z, y, x) in zip(draft, centers.tolist(), strict=True)
         )
     )
 
@@ -179,17 +179,17 @@ def _stack(
 ) -> list[PlacedVertebra]:
     """Put the levels below one another at natural scale, the first at the origin."""
     sizes = [size_of(name) for name in levels]
-    centres = [np.zeros(3)]
+    centers = [np.zeros(3)]
     for i, (above, below) in enumerate(pairwise(sizes)):
         step = above.height / 2 + above.disc + below.height / 2
         share = above.height / (above.height + below.height)
         lean = pitch[i] * share + pitch[i + 1] * (1 - share)
         tilt = (roll[i] + roll[i + 1]) / 2
         up = np.array([np.cos(lean) * np.cos(tilt), np.sin(lean) * np.cos(tilt), np.sin(tilt)])
-        centres.append(centres[-1] - step * up)
+        centers.append(centers[-1] - step * up)
     return [
         PlacedVertebra(name, (float(z), float(y), float(x)), float(p), float(r), 1.0, 1.0)
-        for name, (z, y, x), p, r in zip(levels, centres, pitch, roll, strict=True)
+        for name, (z, y, x), p, r in zip(levels, centers, pitch, roll, strict=True)
     ]
 
 
@@ -199,8 +199,8 @@ def _reach(
     """Lowest and highest z that the volume shall show."""
     if cut_share > 0:
         first, last = vertebrae[0], vertebrae[-1]
-        top = first.centre_zyx_mm[0] + (0.5 - cut_share) * first.size.height
-        return last.centre_zyx_mm[0] - (0.5 - cut_share) * last.size.height, top
+        top = first.center_zyx_mm[0] + (0.5 - cut_share) * first.size.height
+        return last.center_zyx_mm[0] - (0.5 - cut_share) * last.size.height, top
     # Widths may yet shrink to any factor below 1; heights are linear in it, so look at both ends.
     frames = [replace(v, scale_xy=factor) for v in vertebrae for factor in (0.0, 1.0)]
     z = [v.corners_mm(solid)[:, 0] for v in frames for solid in solids_of(v.name)]
@@ -231,7 +231,7 @@ def render_canal(
     """Voxels of the canal from the middle of one vertebra to that of the next."""
     size = above.size
     half = 0.5 * (size.height + size.disc)
-    v = size.canal_centre_v
+    v = size.canal_center_v
     radius = (size.canal_u, size.canal_v, 3.0)
     tube = Capsule((0, v, -half), (0, v, half), radius, inside_hu=_CANAL_HU)
     return _render(_between(above, below), [tube], shape_zyx, spacing, cortex=False)
@@ -239,7 +239,7 @@ def render_canal(
 
 def _between(above: PlacedVertebra, below: PlacedVertebra) -> PlacedVertebra:
     """Frame of the disc between two vertebrae."""
-    a, b = (np.array(v.centre_zyx_mm) for v in (above, below))
+    a, b = (np.array(v.center_zyx_mm) for v in (above, below))
     share = above.size.height / (above.size.height + below.size.height)
     z, y, x = (a + (b - a) * share).tolist()
     pitch, roll = (above.pitch + below.pitch) / 2, (above.roll + below.roll) / 2
@@ -308,7 +308,7 @@ def _local(
         *(
             ((np.arange(a, b) + 0.5 - m) * step - c).astype(np.float32)
             for a, b, m, step, c in zip(
-                box.start_zyx, box.stop_zyx, middle, spacing, placed.centre_zyx_mm, strict=True
+                box.start_zyx, box.stop_zyx, middle, spacing, placed.center_zyx_mm, strict=True
             )
         )
     )

@@ -17,15 +17,15 @@ _HALF_BOX: Final = 0.06
 
 
 def s1_of_sacrum(phantom: Phantom) -> Mask:
-    """Voxels of the sacrum that are nearer to the centre of S1 than to that of S2; z, y, x."""
+    """Voxels of the sacrum that are nearer to the center of S1 than to that of S2; z, y, x."""
     sacrum = phantom.label == VALUE_OF_NAME["sacrum"]
     part = np.zeros(sacrum.shape, np.bool_)
-    if "S1" not in phantom.centres_mm:
+    if "S1" not in phantom.centers_mm:
         return part
     zyx = np.argwhere(sacrum)
     points_mm = zyx[:, ::-1] @ phantom.affine_xyz[:3, :3].T + phantom.affine_xyz[:3, 3]
     distance_mm = [
-        np.linalg.norm(points_mm - phantom.centres_mm[name], axis=1) for name in ("S1", "S2")
+        np.linalg.norm(points_mm - phantom.centers_mm[name], axis=1) for name in ("S1", "S2")
     ]
     part[tuple(zyx[distance_mm[0] < distance_mm[1]].T)] = True
     return part

@@ -13,7 +13,7 @@ __all__ = ["SmoothField", "correlated_noise", "soften"]
 Image = npt.NDArray[np.float32]
 
 _NOISE_TAP = np.float32(0.22)
-"""Neighbour weight; gives a lag-1 correlation of 0.40, amid the 0.15-0.66 of quiet patches of the
+"""Neighbor weight; gives a lag-1 correlation of 0.40, amid the 0.15-0.66 of quiet patches of the
 LIDC-IDRI files."""
 
 _SPLINE_VARIANCE = 0.479
@@ -22,7 +22,7 @@ _SPLINE_VARIANCE = 0.479
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Taps:
-    """For each sample of an axis, four neighbouring knots and their cubic B-spline weights."""
+    """For each sample of an axis, four neighboring knots and their cubic B-spline weights."""
 
     first: npt.NDArray[np.intp]
     """Index of the first knot."""
@@ -46,7 +46,7 @@ class _Taps:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SmoothField:
-    """A random field of zero mean and unit variance, smooth over some millimetres.
+    """A random field of zero mean and unit variance, smooth over some millimeters.
 
     A cubic B-spline of random coefficients. No matrix product: those of BLAS start threads, which
     cost more than they gain here.
@@ -85,7 +85,7 @@ class SmoothField:
 
 
 def soften(image: Image, tap: np.float32) -> Image:
-    """Filter with ``(tap, 1, tap)`` along both axes, repeating the edge; not normalised."""
+    """Filter with ``(tap, 1, tap)`` along both axes, repeating the edge; not normalized."""
     padded = np.pad(image, 1, mode="edge")
     rows = padded[:-2] + padded[2:]
     rows *= tap

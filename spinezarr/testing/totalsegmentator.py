@@ -211,7 +211,7 @@ def _write_image(
         spec=plan.spec,
         image_form=image_form,
         label_form=form,
-        centres_mm=phantom.centres_mm,
+        centers_mm=phantom.centers_mm,
     )
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from spinezarr.testing.centroids import VerseConvention, verse_json
 from spinezarr.testing.nifti import NiftiForm, write_nifti
 from spinezarr.testing.phantom import PhantomSpec, make_phantom, usual_levels
-from spinezarr.testing.written import WrittenScan, centres_in_file
+from spinezarr.testing.written import WrittenScan, centers_in_file
 
 __all__ = ["VERSE_2019", "VERSE_2020", "VersePlan", "VerseSplit", "VerseYear", "write_verse_files"]
 
@@ -32,7 +32,7 @@ VersePlane = Literal["ax", "sag", "cor", "iso"]
 _PICTURE: Final = base64.b64decode(
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNoAAAAggCBd81ytgAAAABJRU5ErkJggg=="
 )
-"""A PNG of one grey pixel."""
+"""A PNG of one gray pixel."""
 _SIDE_MM: Final = 200
 """Length of each phantom along each axis."""
 
@@ -182,14 +182,14 @@ def write_verse_files(
     if convention == "verse-2019-challenge" and plan.challenge_mask_orientation is not None:
         label_form = replace(plan.form, orientation=plan.challenge_mask_orientation)
     write_nifti(image_path, phantom.image, phantom.affine_xyz, image_form)
-    centres_mm = centres_in_file(phantom, plan.form.oblique_deg)
+    centers_mm = centers_in_file(phantom, plan.form.oblique_deg)
     if plan.mask:
         shifted = phantom.affine_xyz.copy()
         shifted[0, 3] += plan.mask_shift_mm
         write_nifti(label_path, phantom.label, shifted, label_form)
-        centres_mm = {k: v for k, v in centres_mm.items() if k not in plan.points_missing}
+        centers_mm = {k: v for k, v in centers_mm.items() if k not in plan.points_missing}
         stored = _nib.load(image_path)
-        points = centres_mm | dict.fromkeys(plan.points_nan, (np.nan, np.nan, np.nan))
+        points = centers_mm | dict.fromkeys(plan.points_nan, (np.nan, np.nan, np.nan))
         points_path.write_text(
             verse_json(points, stored.shape, stored.affine, convention), encoding="ascii"
         )
@@ -206,5 +206,5 @@ def write_verse_files(
         spec=plan.spec,
         image_form=image_form,
         label_form=label_form if plan.mask else None,
-        centres_mm=centres_mm,
+        centers_mm=centers_mm,
     )

@@ -12,7 +12,7 @@ from spinezarr.testing.nifti import NiftiForm
 from spinezarr.testing.orientation import oriented
 from spinezarr.testing.phantom import Phantom, PhantomSpec
 
-__all__ = ["WrittenScan", "centres_in_file", "with_affine"]
+__all__ = ["WrittenScan", "centers_in_file", "with_affine"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,31 +32,31 @@ class WrittenScan:
     label_path: Path | None
     """Its mask: a file, or the folder of one file a structure; None for none."""
     points_path: Path | None = None
-    """Its file of vertebra centres; None for none."""
+    """Its file of vertebra centers; None for none."""
     spec: PhantomSpec
     """What was drawn: ``make_phantom(spec)`` gives the voxels again."""
     image_form: NiftiForm | MetaImageForm | DicomForm
     """How the image is stored."""
     label_form: NiftiForm | MetaImageForm | None
     """How the mask is stored; None without a mask."""
-    centres_mm: dict[str, tuple[float, float, float]] = field(repr=False, hash=False)
+    centers_mm: dict[str, tuple[float, float, float]] = field(repr=False, hash=False)
     """RAS+ (x, y, z) in mm of the middle of each vertebral body, in the frame of the image file:
     those that ``points_path`` names, or else all of the levels in the phantom's mask."""
     year: int | None = None
     """Release that the scan came with, where a dataset has several."""
 
 
-def centres_in_file(phantom: Phantom, oblique_deg: float) -> dict[str, tuple[float, float, float]]:
+def centers_in_file(phantom: Phantom, oblique_deg: float) -> dict[str, tuple[float, float, float]]:
     """RAS+ (x, y, z) in mm of the middles of bodies in a file that turns the phantom."""
     _, turned = oriented(phantom.image, phantom.affine_xyz, "RAS", oblique_deg)
-    return with_affine(phantom, turned).centres_mm
+    return with_affine(phantom, turned).centers_mm
 
 
 def with_affine(phantom: Phantom, affine_xyz: npt.NDArray[np.float64]) -> Phantom:
     """Put the voxels of a phantom elsewhere; ``affine_xyz`` maps voxel to RAS+ mm."""
     move = affine_xyz @ np.linalg.inv(phantom.affine_xyz)
-    centres = {}
-    for name, centre in phantom.centres_mm.items():
-        x, y, z = (move[:3] @ [*centre, 1]).tolist()
-        centres[name] = (x, y, z)
-    return replace(phantom, affine_xyz=affine_xyz, centres_mm=centres)
+    centers = {}
+    for name, center in phantom.centers_mm.items():
+        x, y, z = (move[:3] @ [*center, 1]).tolist()
+        centers[name] = (x, y, z)
+    return replace(phantom, affine_xyz=affine_xyz, centers_mm=centers)

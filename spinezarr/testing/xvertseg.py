@@ -36,7 +36,7 @@ class XVertSegPlan:
 
 def _plan(number: int, *, annotated: bool) -> XVertSegPlan:
     levels = ("T12", *usual_levels("L1", "L5"), "sacrum")
-    spec = PhantomSpec(number, (40, 40, 40), (6.0, 5.0, 5.0), levels, unlabelled=("T12", "sacrum"))
+    spec = PhantomSpec(number, (40, 40, 40), (6.0, 5.0, 5.0), levels, unlabeled=("T12", "sacrum"))
     return XVertSegPlan(number=number, annotated=annotated, spec=spec)
 
 
@@ -94,5 +94,5 @@ def _write_case(root: Path, plan: XVertSegPlan) -> WrittenScan:
         spec=plan.spec,
         image_form=image_form,
         label_form=label_form if plan.annotated else None,
-        centres_mm=phantom.centres_mm,
+        centers_mm=phantom.centers_mm,
     )

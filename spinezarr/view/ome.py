@@ -311,7 +311,7 @@ def _about(scan: ScanHandle) -> Node:
     return {
         "dataset": facts.dataset,
         "scan_id": facts.scan_id,
-        "licence": facts.licence,
+        "license": facts.license,
         "citation": facts.citation,
         "content_checksum": scan.content_checksum,
         "affine": scan.affine.tolist(),

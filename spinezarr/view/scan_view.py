@@ -65,7 +65,7 @@ class VertebraModel(_ShownModel):
     """Of its own, the same in every picture; gray for what is no vertebra."""
     voxel_count: _Count
     volume_ml: float
-    centroid_mm: _XYZ | None
+    centroid_xyz_mm: _XYZ | None
     """Mean position of its voxels, x, y, z in RAS+ mm; null for what is no vertebra."""
 
 
@@ -203,7 +203,7 @@ def shown_vertebrae(facts: ScanAttributes) -> Iterator[VertebraModel]:
                 color=hex_color_of(value),
                 voxel_count=found.voxel_count,
                 volume_ml=found.voxel_count * voxel_ml,
-                centroid_mm=(x, y, z),
+                centroid_xyz_mm=(x, y, z),
             )
     for value in sorted(map(int, facts.other_labels)):
         count = facts.other_labels[str(value)]
@@ -214,7 +214,7 @@ def shown_vertebrae(facts: ScanAttributes) -> Iterator[VertebraModel]:
                 color=hex_color_of(value),
                 voxel_count=count,
                 volume_ml=count * voxel_ml,
-                centroid_mm=None,
+                centroid_xyz_mm=None,
             )
 
 

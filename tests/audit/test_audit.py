@@ -61,7 +61,7 @@ def middle_of(label, value):
 
 
 def skipped(image, label):
-    """The middle between the neighbours, not far from the vertebra itself."""
+    """The middle between the neighbors, not far from the vertebra itself."""
     between = [np.argwhere(label == v).mean(axis=0) for v in (T11, L1)]
     label[label == T12] = 0
     return ("skipped-level", "error", "T12"), np.rint(np.mean(between, axis=0))

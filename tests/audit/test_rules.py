@@ -79,7 +79,7 @@ def scan_of(label, affine=AFFINE, **changes):
         "source": "",
         "split": "",
         "split_index": -1,
-        "licence": "MIT",
+        "license": "MIT",
         "citation": "",
         "affine": tuple(map(tuple, affine.tolist())),
         "spacing_zyx_mm": (z, y, x),
@@ -142,14 +142,14 @@ def assert_at(finding, voxel_zyx, affine=AFFINE):
     np.testing.assert_allclose(finding.position_mm, position, atol=1e-3)
 
 
-def relabelled(scan, names):
+def relabeled(scan, names):
     """Give vertebrae other names; None takes the label away."""
     changed = {names.get(name, name): record for name, record in scan.vertebrae.items()}
     changed.pop(None, None)
     return scan.model_copy(update={"vertebrae": changed})
 
 
-def centre_of(label, name):
+def center_of(label, name):
     """Voxel in the middle of a block."""
     at = np.argwhere(label == VALUE_OF_NAME[name])
     return tuple(np.rint(at.mean(axis=0)).astype(int).tolist())
@@ -175,13 +175,13 @@ def test_whole_vertebrae_one_below_the_other_are_fine(levels):
 
 
 @pytest.mark.parametrize("name", SPINE[1:-1])
-def test_an_unlabelled_vertebra_is_a_skipped_level(name):
+def test_an_unlabeled_vertebra_is_a_skipped_level(name):
     label = blocks()
-    where = centre_of(label, name)
+    where = center_of(label, name)
     label[label == VALUE_OF_NAME[name]] = 0
     finding = only(scan_of(label))
     assert short([finding]) == [("skipped-level", "error", name)]
-    assert "unlabelled" in finding.text
+    assert "unlabeled" in finding.text
     assert_at(finding, where)
     assert finding.facts["distance_mm"] == pytest.approx(48)
     assert finding.facts["usual_step_mm"] == pytest.approx(24)
@@ -211,7 +211,7 @@ def test_a_gap_with_nothing_to_compare_is_a_warning():
     ]
 
 
-def test_an_unlabelled_vertebra_between_consecutive_numbers_is_seen():
+def test_an_unlabeled_vertebra_between_consecutive_numbers_is_seen():
     finding = only(scan_of(blocks(gap_below="T10")))
     assert short([finding]) == [("far-apart", "error", "T10")]
     assert finding.facts["pair"] == ["T10", "T11"]
@@ -232,7 +232,7 @@ def test_swapped_labels_do_not_change_what_is_usual():
     label = blocks()
     label[label == VALUE_OF_NAME["T12"]] = 0
     names = {"T9": "T10", "T10": "T9"}
-    assert found(relabelled(scan_of(label), names)) == [
+    assert found(relabeled(scan_of(label), names)) == [
         ("skipped-level", "error", "T12"),
         ("label-order", "error", "T9"),
     ]
@@ -246,7 +246,7 @@ def test_swapped_labels_are_one_finding_with_their_place(upper, lower):
     swapped[label == VALUE_OF_NAME[lower]] = VALUE_OF_NAME[upper]
     finding = only(scan_of(swapped))
     assert short([finding]) == [("label-order", "error", upper)]
-    assert_at(finding, centre_of(label, lower))
+    assert_at(finding, center_of(label, lower))
     assert f"{upper} lies 24 mm below {lower}" in finding.text
 
 
@@ -279,7 +279,7 @@ def test_a_fragment_inside_the_volume_is_an_error():
     finding = only(scan_of(label))
     assert short([finding]) == [("fragment", "error", "T10")]
     assert finding.facts["voxel_count"] == 9
-    assert_at(finding, centre_of(label, "T10"))
+    assert_at(finding, center_of(label, "T10"))
 
 
 def test_a_fragment_at_the_end_is_a_warning():
@@ -293,7 +293,7 @@ def test_a_fragment_at_the_end_is_a_warning():
 
 def test_a_cut_vertebra_is_told_where_only_whole_ones_should_be():
     label = blocks()[: -2 - HEIGHT + 4]
-    _, y, x = centre_of(label, "T7")
+    _, y, x = center_of(label, "T7")
     for state, severity in {
         "all-visible": "info",
         "unknown": "info",
@@ -343,10 +343,10 @@ def test_two_vertebrae_under_one_label_are_a_warning(upper):
     large = [f for f in findings_of(scan_of(label)) if f.rule == "large-vertebra"]
     assert short(large) == [("large-vertebra", "warning", upper)]
     assert 1.6 < large[0].facts["times_expected"] < 2.6
-    assert len(large[0].facts["neighbours"]) == 4
+    assert len(large[0].facts["neighbors"]) == 4
 
 
-def test_a_large_vertebra_needs_whole_neighbours_to_be_one():
+def test_a_large_vertebra_needs_whole_neighbors_to_be_one():
     label = blocks(("T11", "T12", "L1", "L2"))
     label[label == VALUE_OF_NAME["T12"]] = VALUE_OF_NAME["T11"]
     assert ("large-vertebra", "warning", "T11") in found(scan_of(label))
@@ -388,11 +388,11 @@ def test_masks_without_vertebra():
     ]
 
 
-# Annotated centres
+# Annotated centers
 
 
 def centroids_of(scan, *, off_mm=0.0, distance=0.0, without=()):
-    """Centres of the labels, moved up."""
+    """Centers of the labels, moved up."""
     points = {}
     for name, record in scan.vertebrae.items():
         x, y, z = (np.array(scan.affine) @ [*record.centroid_zyx[::-1], 1])[:3].tolist()
@@ -410,7 +410,7 @@ def with_centroids(scan, centroids):
 @pytest.mark.parametrize(
     ("distance", "severity"), [(0.0, None), (6.4, None), (6.5, "warning"), (10.1, "error")]
 )
-def test_centres_outside_their_label_by_more_than_a_voxel(distance, severity):
+def test_centers_outside_their_label_by_more_than_a_voxel(distance, severity):
     scan = scan_of(blocks())  # a voxel's diagonal is 6.403 mm
     points = centroids_of(scan)
     record = points["T9"].model_copy(update={"label_distance_mm": distance})
@@ -420,10 +420,10 @@ def test_centres_outside_their_label_by_more_than_a_voxel(distance, severity):
     for finding in findings:
         z, y, x = record.position_zyx_mm
         assert finding.position_mm == pytest.approx((x, y, z), abs=1e-3)
-        assert finding.voxel_zyx == centre_of(blocks(), "T9")
+        assert finding.voxel_zyx == center_of(blocks(), "T9")
 
 
-def test_centres_and_labels_that_lack_each_other():
+def test_centers_and_labels_that_lack_each_other():
     label = blocks()
     points = centroids_of(scan_of(label), without=["T8"])
     sacrum = CentroidRecord(position_zyx_mm=(-700.0, 0.0, 0.0), label_distance_mm=None)
@@ -433,11 +433,11 @@ def test_centres_and_labels_that_lack_each_other():
         ("centroid-unmatched", "info", "T8"),
         ("centroid-unmatched", "info", "L3"),
     ]
-    assert findings[0].voxel_zyx == centre_of(label, "T8")
+    assert findings[0].voxel_zyx == center_of(label, "T8")
     assert findings[1].position_mm == (0, 0, -700)
 
 
-def test_centres_out_of_order():
+def test_centers_out_of_order():
     scan = scan_of(blocks())
     points = centroids_of(scan)
     points["T9"], points["T10"] = points["T10"], points["T9"]
@@ -829,10 +829,10 @@ class TestRealMasks:
         _, scan = real
         known = found(scan)
         for name in levels_in(scan)[2:-2]:
-            findings = findings_of(relabelled(scan, {name: None}))
+            findings = findings_of(relabeled(scan, {name: None}))
             new = [f for f in findings if (f.rule, f.severity, f.vertebra) not in known]
             assert short(new) == [("skipped-level", "error", name)]
-            assert "unlabelled" in new[0].text
+            assert "unlabeled" in new[0].text
 
     def test_two_under_one_label_are_found(self, real):
         _, scan = real
@@ -847,10 +847,10 @@ class TestRealMasks:
             findings = findings_of(scan.model_copy(update={"vertebrae": vertebrae}))
             assert [f.vertebra for f in findings if f.rule == "large-vertebra"] == [upper]
 
-    def test_swapped_neighbours_are_found(self, real):
+    def test_swapped_neighbors_are_found(self, real):
         _, scan = real
         for upper, lower in pairwise(levels_in(scan)[1:]):
-            findings = findings_of(relabelled(scan, {upper: lower, lower: upper}))
+            findings = findings_of(relabeled(scan, {upper: lower, lower: upper}))
             assert ("label-order", upper) in {(f.rule, f.vertebra) for f in findings}
             assert not {f.rule for f in findings} & {"far-apart", "skipped-level"}
 
@@ -858,7 +858,7 @@ class TestRealMasks:
         _, scan = real
         thoracic = ANATOMICAL_ORDER[: ANATOMICAL_ORDER.index("T12") + 1]
         one_up = {lower: upper for upper, lower in pairwise(thoracic)}
-        findings = findings_of(relabelled(scan, one_up))
+        findings = findings_of(relabeled(scan, one_up))
         skipped = [f for f in findings if f.rule == "skipped-level"]
         both = {"T12", "L1"} <= set(scan.vertebrae)
         assert short(skipped) == ([("skipped-level", "info", "T12")] if both else [])

@@ -252,17 +252,17 @@ def test_info_tears_no_count_from_its_vertebra_and_says_what_was_audited(ctspine
     for name, scans in counts.items():
         assert f" {name} {scans} " in output.replace("\n", " \n")
     assert "Audit: 6 not audited" in output
-    assert "annotate the centre" not in output
+    assert "annotate the center" not in output
 
 
-def test_info_counts_annotated_centres(tmp_path):
+def test_info_counts_annotated_centers(tmp_path):
     written = write_msr(tmp_path / "raw")
     run("ingest", "msr", "--raw", tmp_path / "raw", "--out", tmp_path / "a.zarr")
     run("audit", tmp_path / "a.zarr")
     output = run("info", tmp_path / "a.zarr").output
-    assert "Scans that annotate the centre of each vertebra\n" in output
+    assert "Scans that annotate the center of each vertebra\n" in output
     found = json.loads(run("info", tmp_path / "a.zarr", "--json").stdout)
-    expected = Counter(name for scan in written for name in scan.centres_mm)
+    expected = Counter(name for scan in written for name in scan.centers_mm)
     assert found["scans_by_annotated_centroid"] == expected
     assert found["scans_by_audit"] == {"info": 1, "warning": 3}
 

@@ -105,7 +105,7 @@ def test_a_folder_of_scans_alone_says_nothing_more(raw, tmp_path):
 RECIPE = """\
 name: mine
 title: Mine
-licence: none
+license: none
 citation: none
 layouts: {x: {about: x, image: '{scan}_ct.nii.gz', label: '{scan}_seg.nii.gz'}}
 labels: {scheme: canonical, state: unknown}

@@ -33,7 +33,7 @@ def packed(tmp_path_factory):
             nib.save(nib.Nifti1Image(array, np.diag([1, 1, 2, 1])), folder / f"{name}_{kind}.nii")
             sizes[name] += len(gzip.compress(array.tobytes(order="F"), 6))
     text = (
-        "name: sizes\ntitle: Sizes\nlicence: x\ncitation: x\n"
+        "name: sizes\ntitle: Sizes\nlicense: x\ncitation: x\n"
         "labels: {scheme: canonical, state: unknown}\n"
         "layouts: {x: {about: x, image: '{scan}_ct.nii', label: '{scan}_seg.nii', mask: optional}}"
     )

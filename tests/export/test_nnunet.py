@@ -107,7 +107,7 @@ def test_a_dataset_is_whole_and_keeps_the_rules(
         {"train": sorted(TRAIN), "val": sorted(VALIDATION)}
     ]
     assert facts["overwrite_image_reader_writer"] == "NibabelIOWithReorient"
-    assert facts["licence"] == "CC-BY-NC-SA-4.0"
+    assert facts["license"] == "CC-BY-NC-SA-4.0"
     back = np.zeros(256, np.uint8)
     for number, value in facts["stored_labels"].items():
         back[int(number)] = value

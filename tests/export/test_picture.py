@@ -1,4 +1,4 @@
-"""What the pictures show: sides, sizes in mm, colours and names, read from rendered pixels."""
+"""What the pictures show: sides, sizes in mm, colors and names, read from rendered pixels."""
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -59,7 +59,7 @@ def names_in(figure, name):
 
 
 def dots_in(figure, name):
-    """Millimetres across and up, and colour, of each dot of a panel."""
+    """Millimeters across and up, and color, of each dot of a panel."""
     dots = [line for line in panel(figure, name).lines if line.get_marker() == "o"]
     return [(*line.get_xydata()[0].tolist(), line.get_markerfacecolor()) for line in dots]
 
@@ -136,14 +136,14 @@ def test_scale_bar_is_shorter_in_a_small_panel():
 def test_labels_are_a_translucent_fill_with_a_full_contour(value):
     image, label = np.full((40, 40), AIR, np.int16), np.zeros((40, 40), np.uint8)
     label[10:30, 10:30] = value
-    colour = np.array(color_of(value) if value in NAME_OF_VALUE else (0.85, 0.85, 0.85))
+    color = np.array(color_of(value) if value in NAME_OF_VALUE else (0.85, 0.85, 0.85))
     seen = pixels(draw_preview("s", [plane_of("axial", image, label)], ""), "axial")
     height, width, _ = seen.shape
-    inside = seen[height * 5 // 16, width * 5 // 16] / colour.max()
+    inside = seen[height * 5 // 16, width * 5 // 16] / color.max()
     assert 0.3 < inside.max() < 0.5
-    np.testing.assert_allclose(inside / inside.max(), colour / colour.max(), atol=0.03)
+    np.testing.assert_allclose(inside / inside.max(), color / color.max(), atol=0.03)
     line = seen[height // 4 - 4 : height // 4 + 5, width * 5 // 16]
-    np.testing.assert_allclose(line[line.sum(axis=1).argmax()], colour, atol=0.25)
+    np.testing.assert_allclose(line[line.sum(axis=1).argmax()], color, atol=0.25)
     np.testing.assert_allclose(seen[height // 8, width // 8], 0, atol=0.02)
 
 
@@ -224,7 +224,7 @@ def test_names_that_leave_a_narrow_panel_spare_the_letter():
 
 
 @pytest.mark.parametrize("name", PLANES[1:])
-def test_names_at_centres_give_way_to_larger_regions(name):
+def test_names_at_centers_give_way_to_larger_regions(name):
     label = np.zeros((60, 60), np.uint8)
     label[10:30, 10:50], label[31:33, 28:32], label[40:55, 10:50] = 20, 21, 22
     label[19:21, 28:31] = 19
@@ -237,7 +237,7 @@ def test_names_at_centres_give_way_to_larger_regions(name):
     assert ((left + right) / 2, (bottom + top) / 2) == pytest.approx((x, y), abs=4)
 
 
-def test_names_at_centres_never_overlap():
+def test_names_at_centers_never_overlap():
     label = np.repeat(np.arange(1, 27, dtype=np.uint8), 2)[:, None].repeat(500, axis=1)
     figure = draw_preview("s", [plane_of("coronal", label * 0, label, spacing=(2.0, 2.0))], "")
     boxes = boxes_of(names_in(figure, "coronal")).values()
@@ -247,17 +247,17 @@ def test_names_at_centres_never_overlap():
 
 
 @pytest.mark.parametrize("name", PLANES)
-def test_annotated_centres_are_dots_in_mm_with_names_beside(name):
+def test_annotated_centers_are_dots_in_mm_with_names_beside(name):
     points = [("T12", 30.5, 20.0), ("L1", 20.0, 20.25), ("S1", 8.0, 24.0)]
     plane = plane_of(
         name, np.zeros((40, 50)), spacing=(3.0, 2.0), origin=(-500.0, 70.0), points=points
     )
     figure = draw_preview("s", [plane], "")
-    grey = (0.85, 0.85, 0.85)
+    gray = (0.85, 0.85, 0.85)
     assert dots_in(figure, name) == [
         (110.0, -408.5, color_of(19)),
         (110.5, -440.0, color_of(20)),
-        (118.0, -476.0, grey),
+        (118.0, -476.0, gray),
     ]
     to_mm = panel(figure, name).transData.inverted()
     texts = {text.get_text(): text for text in panel(figure, name).texts}
@@ -287,7 +287,7 @@ def test_a_dot_is_seen_on_its_label_and_its_level_named_once():
         assert offset == pytest.approx(0 if name == "sagittal" else -10.5, abs=2)
 
 
-def test_a_centre_whose_level_no_label_shows_is_named():
+def test_a_center_whose_level_no_label_shows_is_named():
     label = column_of_vertebrae(["L1", "L2"])
     points = [("T12", 25.0, 30.0), ("L1", 21.0, 30.0), ("L2", 7.0, 30.0)]
     for name in PLANES:

@@ -1,4 +1,4 @@
-"""Which slices of a scan are shown, and where its annotated centres stand in them."""
+"""Which slices of a scan are shown, and where its annotated centers stand in them."""
 
 import numpy as np
 import pytest
@@ -34,15 +34,15 @@ def msr(tmp_path_factory):
 
 
 def dots(axes):
-    """Millimetres up and across."""
+    """Millimeters up and across."""
     found = [line.get_xydata()[0, ::-1] for line in axes.lines if line.get_marker() == "o"]
     return np.array(found).reshape(-1, 2)
 
 
 def voxels_of(store, scan):
-    """Voxel index (z, y, x) of each annotated centre."""
+    """Voxel index (z, y, x) of each annotated center."""
     inverse = np.linalg.inv(store.scan(scan.scan_id).attrs["affine"])
-    return {name: (inverse @ (*xyz, 1))[2::-1] for name, xyz in scan.centres_mm.items()}
+    return {name: (inverse @ (*xyz, 1))[2::-1] for name, xyz in scan.centers_mm.items()}
 
 
 def positions(store, scan_id):
@@ -53,7 +53,7 @@ def positions(store, scan_id):
 
 
 @pytest.mark.parametrize("scan_id", ["2804506", "2805012", "4533808", "4511471"])
-def test_centres_stand_in_the_planes_where_their_voxels_are(msr, scan_id):
+def test_centers_stand_in_the_planes_where_their_voxels_are(msr, scan_id):
     store, written = msr
     voxels = np.array(list(voxels_of(store, written[scan_id]).values()))
     first, spacing = positions(store, scan_id)
@@ -64,7 +64,7 @@ def test_centres_stand_in_the_planes_where_their_voxels_are(msr, scan_id):
 
 
 @pytest.mark.parametrize("scan_id", ["2804506", "2805012", "4533808", "4511471"])
-def test_without_a_mask_the_planes_pass_through_the_annotated_centres(msr, scan_id):
+def test_without_a_mask_the_planes_pass_through_the_annotated_centers(msr, scan_id):
     store, written = msr
     voxels = np.array(list(voxels_of(store, written[scan_id]).values()))
     first, spacing = positions(store, scan_id)
@@ -80,10 +80,10 @@ def test_without_a_mask_the_planes_pass_through_the_annotated_centres(msr, scan_
         assert found == pytest.approx(first[flat] + spacing[flat] * round(at[plane]), abs=0.06)
     (dot,) = dots(next(axes for axes in figure.axes if axes.get_label() == "axial"))
     np.testing.assert_allclose(dot, (first + middle * spacing)[1:], atol=0.01)
-    assert "dots: annotated centres" in figure.texts[-1].get_text()
+    assert "dots: annotated centers" in figure.texts[-1].get_text()
 
 
-def test_a_scan_with_neither_mask_nor_centres_is_cut_in_its_middle(tmp_path):
+def test_a_scan_with_neither_mask_nor_centers_is_cut_in_its_middle(tmp_path):
     store, _ = stored(tmp_path, "verse", write_verse_subjects)
     figure = store.preview("gl279_dir-cor")
     first, spacing = positions(store, "gl279_dir-cor")
@@ -95,9 +95,9 @@ def test_a_scan_with_neither_mask_nor_centres_is_cut_in_its_middle(tmp_path):
         assert float(header.split("=")[1].removesuffix("mm")) == pytest.approx(expected, abs=0.06)
         assert not len(dots(axes))
     assert "dots" not in figure.texts[-1].get_text()
-    labelled = {axes.get_label(): axes for axes in store.preview("verse225").axes}
-    assert len(dots(labelled["sagittal"])) == 4, "the file leaves out L3 of five"
-    names = [text.get_text() for text in labelled["sagittal"].texts]
+    labeled = {axes.get_label(): axes for axes in store.preview("verse225").axes}
+    assert len(dots(labeled["sagittal"])) == 4, "the file leaves out L3 of five"
+    names = [text.get_text() for text in labeled["sagittal"].texts]
     assert names.count("L2") == names.count("L3") == 1
 
 

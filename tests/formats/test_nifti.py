@@ -383,7 +383,7 @@ RGB = np.zeros((4, 3, 2), [("R", "u1"), ("G", "u1"), ("B", "u1")])
 @pytest.mark.parametrize(
     ("fields", "reason"),
     [
-        ({"stored": RGB}, "holds RGB colours"),
+        ({"stored": RGB}, "holds RGB colors"),
         ({"stored": np.zeros((2, 2, 2), "c8")}, "holds complex64 values"),
         ({"stored": np.zeros((2, 2, 2), "c16")}, "holds complex128 values"),
         ({"datatype": 1536}, "holds |unknown"),

@@ -447,7 +447,7 @@ _VALUES: Final = (
     "\\u0031", "//", "/**/1", "1,", "[1,]", "{,}",
 )  # fmt: skip
 _FIELDS: Final = ("items", "size_zyx", "spacing_zyx_mm", "with_label", "image_dtype", "flat_axis",
-    "neighbours", "neighbour_step_mm", "nonfinite", "pack", "other", "__proto__", "")  # fmt: skip
+    "neighbors", "neighbor_step_mm", "nonfinite", "pack", "other", "__proto__", "")  # fmt: skip
 
 
 def _json_body(draw: Draw) -> tuple[str, bytes]:  # noqa: PLR0911  one a way
@@ -476,7 +476,7 @@ def _json_body(draw: Draw) -> tuple[str, bytes]:  # noqa: PLR0911  one a way
         body: dict[str, object] = {
             "items": _items(draw, draw.one([0, 1, 40])), "size_zyx": sizes,
             "image_dtype": draw.one(["int16", "float64", "uint16"]),
-            "neighbours": draw.one([0, 1, 64]), "flat_axis": draw.one([None, 0, 2]),
+            "neighbors": draw.one([0, 1, 64]), "flat_axis": draw.one([None, 0, 2]),
             "with_label": draw.chance(0.5), "pack": draw.one(["none", "lz4", "zstd"]),
             "spacing_zyx_mm": draw.one([(None,) * 3, (1e-9,) * 3, (1000.0,) * 3,
                 (0.5, None, 1e-300)]),

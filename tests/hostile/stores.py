@@ -41,7 +41,7 @@ SECRET = "canary-8c1f0e"  # noqa: S105  nobody's
 RECIPE = """
 name: lies
 title: Spine CTs
-licence: CC-BY-4.0
+license: CC-BY-4.0
 citation: Somebody, somewhere
 layouts:
   pairs:
@@ -812,7 +812,7 @@ def store_table(draft: Draft, table: xr.Dataset) -> None:
         draft.files[f"table/{key}"] = data
 
 
-TABLE_ATTRIBUTES = ("dataset", "title", "licence", "citation", "codec_profile")
+TABLE_ATTRIBUTES = ("dataset", "title", "license", "citation", "codec_profile")
 
 
 def lie_in_table(draft: Draft) -> None:
@@ -859,13 +859,13 @@ def lie_in_texts(draft: Draft) -> None:  # noqa: C901  one part after another
     text = pick(rng, [*TERMINAL, "<img src=x onerror=alert(1)>", "[bold]x[/]", "[/]"])
     draft.note(f"texts for people: {text!r}")
     root, table = draft.document("zarr.json"), draft.document("table/zarr.json")
-    for name in ("title", "licence", "citation", "homepage", "dataset"):
+    for name in ("title", "license", "citation", "homepage", "dataset"):
         if name != "dataset" or rng.random() < 0.2:
             root["attributes"][name] = f"{text}{name}"
             table["attributes"][name] = f"{text}{name}"
     for scan in draft.scans:
         attributes = draft.document(f"scans/{scan}/zarr.json")["attributes"]
-        for name in ("patient_id", "source", "split", "licence", "citation", "written_by"):
+        for name in ("patient_id", "source", "split", "license", "citation", "written_by"):
             if name != "split" or rng.random() < 0.3:
                 attributes[name] = f"{text}{name}"
         attributes["notes"] = [text]
@@ -882,7 +882,7 @@ def lie_in_texts(draft: Draft) -> None:  # noqa: C901  one part after another
         said = dict(table["attributes"])
         store_table(draft, values)
         new = draft.document("table/zarr.json")["attributes"]
-        for name in ("title", "licence", "citation", "homepage", "dataset"):
+        for name in ("title", "license", "citation", "homepage", "dataset"):
             if name in said:
                 _first(new, name, said[name])
 
@@ -941,7 +941,7 @@ def lie_about_place(draft: Draft) -> None:
 
 
 def lie_about_labels(draft: Draft) -> None:
-    """Say vertebrae, centres and voxels of labels where there are none."""
+    """Say vertebrae, centers and voxels of labels where there are none."""
     rng = draft.rng
     scan = pick(rng, draft.scans)
     document = draft.document(f"scans/{scan}/zarr.json")
@@ -967,7 +967,7 @@ def lie_about_labels(draft: Draft) -> None:
         attributes["structures"] = {pick(rng, names): pick(rng, TEXTS)}
     elif what == "table":
         table = sound_table(draft)
-        for name in ("bbox_start_zyx", "bbox_stop_zyx", "voxel_count", "centroid_mm"):
+        for name in ("bbox_start_zyx", "bbox_stop_zyx", "voxel_count", "centroid_zyx_mm"):
             values = table[name].to_numpy().copy()
             ends = (0, -1, 2**31 - 1, -(2**31), 10**6)
             values[...] = (

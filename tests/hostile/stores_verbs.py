@@ -162,8 +162,8 @@ def _resampled(case: Case) -> str:
     store = spinezarr.open(case.url)
     labels = _masks(case)
     stream = store.patches(
-        size_mm=20,
-        spacing_mm=1.3,
+        size_zyx_mm=20,
+        spacing_zyx_mm=1.3,
         n_samples=3,
         labels=labels,
         foreground=1.0 if labels else 0.0,
@@ -184,8 +184,8 @@ def _thick_slices(case: Case) -> str:
     stream = store.slices(
         "axial",
         size=(16, 16),
-        neighbours=2,
-        neighbour_step_mm=3,
+        neighbors=2,
+        neighbor_step_mm=3,
         n_samples=3,
         labels=_masks(case),
         nonfinite="keep",

@@ -57,7 +57,7 @@ CATALOG = {
             "recipe": "mine.yaml",
             "raw": "raw",
             "store": "mine.zarr",
-            "licence": "CC0-1.0",
+            "license": "CC0-1.0",
             "storage_options": {},
             "raw_storage_options": {},
         }
@@ -66,7 +66,7 @@ CATALOG = {
 RECIPE = {
     "name": "mine",
     "title": "Mine",
-    "licence": "CC0-1.0",
+    "license": "CC0-1.0",
     "citation": "Somebody",
     "homepage": "https://example.org",
     "card": "mine.card.yaml",

@@ -15,7 +15,7 @@ VALUES = {"T12": 19, "L1": 20, "L2": 21}
 RECIPE = """\
 name: points
 title: Points
-licence: none
+license: none
 citation: none
 layouts:
   x:
@@ -28,7 +28,7 @@ labels: {scheme: canonical, state: unknown}
 """
 
 
-def centres():
+def centers():
     """A voxel in the middle of each label, in RAS+ mm."""
     found = {}
     for name, value in VALUES.items():
@@ -61,10 +61,10 @@ def ingested(tmp_path):
 
 
 def test_centroids_in_their_labels_need_no_note(ingested):
-    points = centres()
+    points = centers()
     report, table = ingested(points)
     assert report.notes == {}
-    row = table.annotated_centroid_mm.sel(scan="a", axis=["x", "y", "z"])
+    row = table.annotated_centroid_zyx_mm.sel(scan="a", axis=["x", "y", "z"])
     for name, position in points.items():
         np.testing.assert_allclose(row.sel(vertebra=name), position, atol=1e-4)
     distances = table.annotated_centroid_distance_mm.sel(scan="a", vertebra=list(points))
@@ -73,7 +73,7 @@ def test_centroids_in_their_labels_need_no_note(ingested):
 
 @pytest.mark.parametrize("away_mm", [4.5, 60.0])
 def test_a_centroid_far_from_its_label_is_noted_with_its_distance(ingested, away_mm):
-    points = centres()
+    points = centers()
     z, y, x = np.nonzero(PHANTOM.label == 20)
     last = np.lexsort((x, y))[-1]
     border = (PHANTOM.affine_xyz @ [x[last], y[last] + 0.5, z[last], 1])[:3]
@@ -86,23 +86,23 @@ def test_a_centroid_far_from_its_label_is_noted_with_its_distance(ingested, away
 
 
 def test_centroids_out_of_order_are_noted(ingested):
-    points = centres()
+    points = centers()
     points["L1"], points["L2"] = points["L2"], points["L1"]
     report, _ = ingested(points)
     assert "the centroid of L2 does not lie below that of L1" in report.notes["a"]
 
 
 def test_a_centroid_whose_label_is_absent_has_no_distance(ingested):
-    points = {**centres(), "L4": np.array([0.0, 0.0, -900.0])}
+    points = {**centers(), "L4": np.array([0.0, 0.0, -900.0])}
     report, table = ingested(points)
     assert np.isnan(table.annotated_centroid_distance_mm.sel(scan="a", vertebra="L4"))
     assert not any("L4 lies" in note for note in report.notes.get("a", ()))
 
 
 def test_centroids_without_a_mask_are_kept(ingested):
-    report, table = ingested(centres(), mask=False, name="a_old.json")
+    report, table = ingested(centers(), mask=False, name="a_old.json")
     assert report.done == ("a",)
-    assert table.annotated_centroid_mm.sel(scan="a").count() == 9
+    assert table.annotated_centroid_zyx_mm.sel(scan="a").count() == 9
     assert table.annotated_centroid_distance_mm.sel(scan="a").count() == 0
 
 

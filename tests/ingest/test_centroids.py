@@ -15,7 +15,7 @@ LEVELS = {"T11": 18, "T12": 19, "T13": 28, "L1": 20}
 RECIPE = """\
 name: centroids
 title: centroids
-licence: CC0-1.0
+license: CC0-1.0
 citation: none
 layouts:
   flat:
@@ -75,7 +75,7 @@ def lost_mm(tmp_path, convention, oblique_deg=0.0):
     assert not report.failed, report.failed
     table = spinezarr.open(tmp_path / "s.zarr").table
     assert table.sizes["scan"] == 48
-    found = table.annotated_centroid_mm.sel(vertebra=list(LEVELS), axis=["x", "y", "z"])
+    found = table.annotated_centroid_zyx_mm.sel(vertebra=list(LEVELS), axis=["x", "y", "z"])
     expected = np.array([[written[s][v] for v in LEVELS] for s in table.scan.to_numpy()])
     assert (table.annotated_centroid_distance_mm.sel(vertebra=list(LEVELS)) == 0).all()
     return np.abs(found.to_numpy() - expected).max()

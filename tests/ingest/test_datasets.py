@@ -50,7 +50,7 @@ def by_image(root, written):
 
 
 def centroids_of(store, scan_id):
-    row = store.table.annotated_centroid_mm.sel(scan=scan_id, axis=["x", "y", "z"])
+    row = store.table.annotated_centroid_zyx_mm.sel(scan=scan_id, axis=["x", "y", "z"])
     known = row.dropna("vertebra")
     return dict(zip(known.vertebra.to_numpy().tolist(), known.to_numpy(), strict=True))
 
@@ -85,11 +85,11 @@ def test_verse_subjects_are_stored_as_written(subjects):
     for source in found.scans:
         plan = of_image[source.image]
         points = assert_stored_as_written(store, source, plan)
-        spacing = store.table.spacing_mm.sel(scan=source.scan_id).max().item()
-        assert set(points) == (set(plan.centres_mm) if plan.points_path else set())
+        spacing = store.table.spacing_zyx_mm.sel(scan=source.scan_id).max().item()
+        assert set(points) == (set(plan.centers_mm) if plan.points_path else set())
         for level, position in points.items():
             # The files state a tenth of a voxel.
-            assert np.abs(position - plan.centres_mm[level]).max() < 0.1 * spacing
+            assert np.abs(position - plan.centers_mm[level]).max() < 0.1 * spacing
             assert (
                 store.table.annotated_centroid_distance_mm.sel(scan=source.scan_id, vertebra=level)
                 < 2 * spacing
@@ -180,12 +180,12 @@ def test_challenge_releases_are_stored_as_written(tmp_path, year):
         points = assert_stored_as_written(store, source, plan)
         assert source.source == f"VerSe {year}"
         assert source.patient_id == plan.patient
-        spacing = store.table.spacing_mm.sel(scan=source.scan_id).max().item()
-        assert set(points) == (set(plan.centres_mm) if plan.points_path else set())
+        spacing = store.table.spacing_zyx_mm.sel(scan=source.scan_id).max().item()
+        assert set(points) == (set(plan.centers_mm) if plan.points_path else set())
         for level, position in points.items():
             # Whole or tenths of a mm, by the rule of the challenge's readers.
-            assert np.abs(position - plan.centres_mm[level]).max() <= 0.51 + 1e-6
-            assert np.linalg.norm(position - plan.centres_mm[level]) < spacing
+            assert np.abs(position - plan.centers_mm[level]).max() <= 0.51 + 1e-6
+            assert np.linalg.norm(position - plan.centers_mm[level]) < spacing
 
 
 def test_scans_met_in_several_releases_are_taken_once(tmp_path, subjects):
@@ -224,10 +224,10 @@ def test_msr_is_stored_as_written(tmp_path, release):
     for source in found.scans:
         plan = written[source.image]
         points = assert_stored_as_written(store, source, plan)
-        assert set(points) == set(plan.centres_mm)
+        assert set(points) == set(plan.centers_mm)
         for level, position in points.items():
             # Six digits of a number below 1000.
-            np.testing.assert_allclose(position, plan.centres_mm[level], atol=1e-3)
+            np.testing.assert_allclose(position, plan.centers_mm[level], atol=1e-3)
     assert not found.without_image
     assert not [note for note in found.ignored if "no pattern" in note.reason]
 
@@ -250,7 +250,7 @@ def test_msr_patients_and_folds_are_columns(tmp_path):
     assert len(set(patients)) < len(patients)
 
 
-NEIGHBOURS = {
+NEIGHBORS = {
     "totalsegmentator": ("totalsegmentator", write_totalsegmentator),
     "totalsegmentator, one mask": ("totalsegmentator", write_totalsegmentator_multilabel),
     "totalsegmentator 1, one mask": (
@@ -264,9 +264,9 @@ NEIGHBOURS = {
 }
 
 
-@pytest.fixture(scope="module", params=NEIGHBOURS)
-def neighbour(request, tmp_path_factory):
-    recipe, write = NEIGHBOURS[request.param]
+@pytest.fixture(scope="module", params=NEIGHBORS)
+def neighbor(request, tmp_path_factory):
+    recipe, write = NEIGHBORS[request.param]
     raw = tmp_path_factory.mktemp("raw")
     written = by_image(raw, write(raw))
     found, report, store = run(recipe, raw, tmp_path_factory.mktemp("out") / "store.zarr")
@@ -274,8 +274,8 @@ def neighbour(request, tmp_path_factory):
     return request.param, raw, written, found, report, store
 
 
-def test_neighbours_are_stored_as_written(neighbour):
-    name, _, written, found, _, store = neighbour
+def test_neighbors_are_stored_as_written(neighbor):
+    name, _, written, found, _, store = neighbor
     assert {scan.image.rstrip("/") for scan in found.scans} == set(written)
     for source in found.scans:
         plan = written[source.image.rstrip("/")]
@@ -294,8 +294,8 @@ def test_neighbours_are_stored_as_written(neighbour):
         assert not (vertebrae & (phantom.label == 0)).any(), name
 
 
-def test_rerunning_a_neighbour_skips_every_scan(neighbour):
-    _, raw, _, found, _, store = neighbour
+def test_rerunning_a_neighbor_skips_every_scan(neighbor):
+    _, raw, _, found, _, store = neighbor
     recipe = Recipe.load(store.attrs["dataset"])
     again = ingest(recipe, discover(recipe, str(raw)), store.url)
     assert len(again.skipped) == len(found.scans)
@@ -303,8 +303,8 @@ def test_rerunning_a_neighbour_skips_every_scan(neighbour):
     assert not again.updated
 
 
-def test_dry_runs_leave_nothing_unexplained(neighbour):
-    _, _, _, found, _, _ = neighbour
+def test_dry_runs_leave_nothing_unexplained(neighbor):
+    _, _, _, found, _, _ = neighbor
     strange = [note.path for note in found.ignored if "no pattern" in note.reason]
     assert all(path.endswith(("train_bounding_boxes.csv",)) for path in strange), strange
     assert not found.without_image

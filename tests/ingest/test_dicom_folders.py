@@ -231,7 +231,7 @@ def test_without_pydicom_folders_are_still_told_apart(tmp_path):
 
 def recipe_of(tmp_path, series="{}", **keys):
     text = {
-        "name": "hospital", "title": "x", "licence": "x", "citation": "x",
+        "name": "hospital", "title": "x", "license": "x", "citation": "x",
         "layouts": {
             "archive": {
                 "about": "x",

@@ -18,7 +18,7 @@ DISK = fsspec.filesystem("file")
 HEAD = """\
 name: mine
 title: Mine
-licence: none
+license: none
 citation: none
 labels: {scheme: canonical, state: unknown}
 """

@@ -209,8 +209,8 @@ def test_a_bad_scan_leaves_nothing_and_stops_no_other(tmp_path):
     shifted[0, 3] += 2.5
     write_nifti(raw / "moved_seg.nii.gz", PHANTOM.label, shifted, MASK)
     write_nifti(raw / "other_seg.nii.gz", PHANTOM.label[1:], PHANTOM.affine_xyz, MASK)
-    colours = np.zeros((4, 4, 4), [("R", "u1"), ("G", "u1"), ("B", "u1")])
-    nib.save(nib.Nifti1Image(colours, np.eye(4)), raw / "rgb_ct.nii.gz")
+    colors = np.zeros((4, 4, 4), [("R", "u1"), ("G", "u1"), ("B", "u1")])
+    nib.save(nib.Nifti1Image(colors, np.eye(4)), raw / "rgb_ct.nii.gz")
     write_array(raw / "series_ct.nii.gz", np.zeros((4, 4, 4, 2), np.int16))
     report = run(raw, tmp_path / "s.zarr")
     reasons = {failed.scan_id: failed.reason for failed in report.failed}

@@ -50,7 +50,7 @@ def recipe_of(layout):
     return Recipe(
         name="masks",
         title="masks",
-        licence="",
+        license="",
         citation="",
         layouts={"flat": layout},
         labels=Labels(scheme="canonical", state="unknown"),
@@ -254,7 +254,7 @@ def test_the_command_line_says_which_parts_are_absent(tmp_path):
     write_part(tmp_path / "raw", "C7", (labels() == 7).astype(np.uint8))
     recipe = tmp_path / "parts.yaml"
     recipe.write_text(
-        "name: parts\ntitle: parts\nlicence: none\ncitation: none\nlayouts:\n  flat:\n"
+        "name: parts\ntitle: parts\nlicense: none\ncitation: none\nlayouts:\n  flat:\n"
         "    about: parts\n    image: '{scan}_ct.nii'\n"
         "    label_parts: {file: '{scan}/{part}.nii', values: {vertebra_C7: C7, vertebra_L5: L5}}\n"
         "labels: {scheme: canonical, state: all-visible}\n"

@@ -68,7 +68,7 @@ if REAL.is_dir():
         )
         # 1 mm pixels: X and Y are mm from the first voxel, 2.0003 mm slices.
         first = mask.affine @ [79.1, 40.9, 32.3, 1]
-        position = row.annotated_centroid_mm.sel(vertebra="T9", axis=["x", "y", "z"])
+        position = row.annotated_centroid_zyx_mm.sel(vertebra="T9", axis=["x", "y", "z"])
         np.testing.assert_allclose(position, first[:3], atol=1e-9)
         np.testing.assert_array_equal(
             store.scan("verse004").label,

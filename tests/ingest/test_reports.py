@@ -54,7 +54,7 @@ def out(tmp_path):
 
 def load(tmp_path, text, name="mine"):
     (tmp_path / f"{name}.yaml").write_text(
-        f"name: {name}\ntitle: Mine\nlicence: none\ncitation: none\n"
+        f"name: {name}\ntitle: Mine\nlicense: none\ncitation: none\n"
         f"labels: {{scheme: canonical, state: unknown}}\n{text}",
         encoding="utf-8",
     )

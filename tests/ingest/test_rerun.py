@@ -19,7 +19,7 @@ MASK = NiftiForm(dtype="uint8")
 RECIPE = """\
 name: again
 title: Again
-licence: CC0-1.0
+license: CC0-1.0
 citation: nobody
 homepage: https://example.org
 layouts:
@@ -136,7 +136,7 @@ AMENDED = {
     "table": (write("clinic.csv", "Scan,Age,Sex\na,62,f\nb,40,m\n"), None),
     "order of columns": (write("clinic.csv", "Sex,Scan,Age\nf,a,61\nm,b,40\n"), None),
     "table is gone": (lambda raw: (raw / "clinic.csv").unlink(), None),
-    "licence": (None, ("CC0-1.0", "CC-BY-4.0")),
+    "license": (None, ("CC0-1.0", "CC-BY-4.0")),
     "citation": (None, ("citation: nobody", "citation: somebody")),
     "homepage": (None, ("https://example.org", "https://example.com")),
     "label state": (None, ("whole-only", "all-visible")),
@@ -240,10 +240,10 @@ def test_structures_are_named_anew_where_labels_are_described(raw, tmp_path):
     assert named[31] == "label_31"
 
 
-def test_a_root_of_another_licence_is_written_anew(raw, tmp_path):
+def test_a_root_of_another_license_is_written_anew(raw, tmp_path):
     run(raw, tmp_path / "s.zarr")
     run(raw, tmp_path / "s.zarr", RECIPE.replace("CC0-1.0", "CC-BY-4.0"))
-    assert spinezarr.open(tmp_path / "s.zarr").attrs["licence"] == "CC-BY-4.0"
+    assert spinezarr.open(tmp_path / "s.zarr").attrs["license"] == "CC-BY-4.0"
 
 
 def test_scans_that_are_no_longer_found_stay_and_are_reported(raw, tmp_path):

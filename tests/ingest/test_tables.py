@@ -8,7 +8,7 @@ from spinezarr.recipe import Recipe
 RECIPE = """\
 name: clinic
 title: Clinic
-licence: none
+license: none
 citation: none
 layouts:
   flat:

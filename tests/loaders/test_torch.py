@@ -108,8 +108,8 @@ def test_slices_are_two_dimensional_and_labels_may_lack(store):
     assert "label" not in tensors
 
 
-def test_neighbouring_slices_are_channels(store):
-    stream = store.slices("axial", size=(20, 30), batch_size=6, neighbours=2)
+def test_neighboring_slices_are_channels(store):
+    stream = store.slices("axial", size=(20, 30), batch_size=6, neighbors=2)
     (tensors,), (batch,) = whole(stream), stream
     assert tensors["label"].shape == (6, 1, 20, 30)
     np.testing.assert_array_equal(tensors["image"], batch.image)
@@ -459,16 +459,16 @@ def loss_of(net, batch):
 
 def train(net, loader, epochs):
     """Train, and return the mean loss of each epoch."""
-    optimiser = torch.optim.Adam(net.parameters(), lr=0.02)
+    optimizer = torch.optim.Adam(net.parameters(), lr=0.02)
     means = []
     for epoch in range(epochs):
         loader.set_epoch(epoch)
         losses = []
         for batch in loader:
-            optimiser.zero_grad()
+            optimizer.zero_grad()
             loss = loss_of(net, batch)
             loss.backward()
-            optimiser.step()
+            optimizer.step()
             losses.append(loss.item())
         means.append(sum(losses) / len(losses))
     return means
@@ -492,15 +492,15 @@ def train_rank(url, port, rank, ranks, send):
     workers = {"num_workers": 1, "multiprocessing_context": "spawn"} if rank else {}
     loader = PatchLoader(stream, **workers)
     net = DistributedDataParallel(network())
-    optimiser = torch.optim.SGD(net.parameters(), lr=0.1)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
     seen = []
     for epoch in range(2):
         loader.set_epoch(epoch)
         for batch in loader:
             seen.append(digest(batch))
-            optimiser.zero_grad()
+            optimizer.zero_grad()
             loss_of(net, batch).backward()
-            optimiser.step()
+            optimizer.step()
     weights = [parameter.tolist() for parameter in net.parameters()]
     send.send((seen, weights))
     distributed.destroy_process_group()

@@ -62,7 +62,7 @@ def write_recipe(place, text=TOLD):
     recipe = {
         "name": "evil",
         "title": text,
-        "licence": text,
+        "license": text,
         "citation": text,
         "homepage": text,
         "layouts": {
@@ -111,10 +111,10 @@ def write_store(folder):
     report = ingest(recipe, discover(recipe, str(raw)), str(url))
     assert not report.failed
     root = RootAttributes(
-        format_version=4,
+        format_version=5,
         dataset=EVIL,
         title=EVIL,
-        licence=EVIL,
+        license=EVIL,
         citation=EVIL,
         homepage=EVIL,
         codec_profile="balanced",
@@ -134,7 +134,7 @@ def write_store(folder):
             scan_id=_short(scan_id),
             dataset=EVIL,
             source=EVIL,
-            licence=EVIL,
+            license=EVIL,
             split=EVIL if name == "a" else f"test{EVIL}",
             citation=EVIL,
             patient_id=EVIL,
@@ -192,7 +192,7 @@ def write_card(place):
 
 def write_catalog(place, store: Path, recipe: Path):
     """Write a catalog whose names and places do harm."""
-    entry = {"recipe": str(recipe), "store": str(store), "licence": TOLD}
-    absent = {"recipe": TOLD, "store": f"absent{TOLD}", "raw": f"absent{TOLD}", "licence": TOLD}
+    entry = {"recipe": str(recipe), "store": str(store), "license": TOLD}
+    absent = {"recipe": TOLD, "store": f"absent{TOLD}", "raw": f"absent{TOLD}", "license": TOLD}
     place.write_text(json.dumps({"datasets": {"good": entry, TOLD: absent}}), encoding="utf-8")
     return place

@@ -58,7 +58,7 @@ def places(tmp_path_factory):
     (other / "zarr.json").write_text(json.dumps(root))
     odd = folder / "odd.zarr"
     odd.mkdir()
-    root = {"attributes": {"format": "spinezarr", "format_version": 4, EVIL: EVIL}}
+    root = {"attributes": {"format": "spinezarr", "format_version": 5, EVIL: EVIL}}
     (odd / "zarr.json").write_bytes(hostile.seal(root))
     broken = folder / "broken.yaml"
     broken.write_text(json.dumps({"name": "x", EVIL: EVIL, "title": [EVIL]}), encoding="utf-8")
@@ -145,7 +145,7 @@ COMMANDS = [
     [*INGEST, "--dry-run", "--json"],
     [*INGEST, "--out", "out/s.zarr"],
     [*INGEST, "--out", "out/s.zarr", "--json"],
-    [*INGEST, "--out", "out/s.zarr", "--licence", EVIL, "--pseudonymize"],
+    [*INGEST, "--out", "out/s.zarr", "--license", EVIL, "--pseudonymize"],
     [*INGEST, "--out", "{store}"],
     [*INGEST, "--out", "out/s.zarr", "--codec", EVIL],
     ["ingest", "{recipe}", "--raw", "{empty}", "--out", "out/s.zarr"],
@@ -210,7 +210,7 @@ def test_nothing_is_taken_for_markup(capsys):
 
 def test_programs_read_every_text_as_it_is(places, run):
     summary = json.loads(run("info", places["store"], "--json", code=0).out)
-    assert [summary[key] for key in ("title", "licence", "citation", "homepage")] == [EVIL] * 4
+    assert [summary[key] for key in ("title", "license", "citation", "homepage")] == [EVIL] * 4
     audited = json.loads(run("stats", places["store"], "--format", "json", code=0).out)
     assert audited["title"] == EVIL
     assert set(audited["scans_by_split"]) == {EVIL, f"test{EVIL}"}
@@ -244,7 +244,7 @@ def test_a_spreadsheet_computes_nothing(places, run):
 
 
 def test_a_terminal_gets_no_more_than_styles(places):
-    """What Rich sends to a real terminal: colours, the bar and the cursor, and nothing else."""
+    """What Rich sends to a real terminal: colors, the bar and the cursor, and nothing else."""
     own = re.compile(r"\x1b\[[0-9;]*m|\x1b\[\?25[lh]|\x1b\[[0-9]*[AK]|\r")
     for words in (["info", "{store}"], ["verify", "{damaged}"], ["info", EVIL]):
         ours, theirs = pty.openpty()

@@ -270,7 +270,7 @@ def test_a_vertebra_that_is_picked_is_where_the_planes_go(quick, small):
     ).first.click()
     facts = json.loads(ask(f"{small.url}/v1/small/scans/b/view")[2])
     (found,) = [v for v in facts["masks"][0]["vertebrae"] if v["name"] == "T12"]
-    assert np.abs(np.array(place(quick)) - found["centroid_mm"]).max() <= max(SPACING) / 2
+    assert np.abs(np.array(place(quick)) - found["centroid_xyz_mm"]).max() <= max(SPACING) / 2
     assert "vertebra=T12" in quick.url
     voxel = np.rint(np.linalg.solve(AFFINE[:3, :3], np.array(place(quick)) - AFFINE[:3, 3]))
     assert "T12" in status_of(quick, voxel.astype(int))

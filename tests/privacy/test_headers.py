@@ -27,7 +27,7 @@ from spinezarr.testing import DicomForm, write_dicom_series
 RECIPE = """\
 name: canaries
 title: Canaries
-licence: none
+license: none
 citation: none
 layouts:
   json:
@@ -290,7 +290,7 @@ def write_bad_dicom(raw, canaries):
     series("dtied", second_series=3)
     (raw / "dtext").mkdir()
     (raw / "dtext" / "1.dcm").write_text(canaries.text("text as dicom") * 20)
-    edit(series("dcolour")[0], PhotometricInterpretation=canaries.text("photometric"))
+    edit(series("dcolor")[0], PhotometricInterpretation=canaries.text("photometric"))
     wrong = canaries.text("wrong number")
     path = series("dnumber")[0]
     edit(path, PixelSpacing=["1.25000000", "1.25000000"])
@@ -388,7 +388,7 @@ def test_no_string_is_logged(ingested, caplog, capfd):
 SMALL = """\
 name: small
 title: Small
-licence: none
+license: none
 citation: none
 layouts: {x: {about: x, image: "{scan}.nii"}}
 labels: {scheme: canonical, state: unknown}

@@ -24,7 +24,7 @@ from spinezarr.testing import NiftiForm, write_nifti
 RECIPE = """\
 name: hidden
 title: Hidden
-licence: none
+license: none
 citation: none
 layouts:
   flat:

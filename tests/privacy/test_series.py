@@ -13,7 +13,7 @@ from spinezarr.testing import HOSPITAL_SCANS, write_hospital
 RECIPE = """\
 name: hospital
 title: Hospital
-licence: none
+license: none
 citation: none
 layouts:
   archive:

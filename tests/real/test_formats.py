@@ -129,7 +129,7 @@ if REAL.is_dir():
         recipe = Recipe(
             name="parts",
             title="parts",
-            licence="",
+            license="",
             citation="",
             layouts={"parts": Layout(about="", image=("{scan}.nii.gz",), label_parts=parts)},
             labels=Labels(scheme="canonical", state="unknown"),

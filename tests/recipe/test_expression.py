@@ -157,7 +157,7 @@ def test_nor_do_lookups_of_lookups():
     layout = {"about": "", "image": ("{l0}.nii",)}
     lookups = {f"l{n + 1}": Lookup(of=(f"l{n}",), values={"{x}": "{x}" * 9}) for n in range(20)}
     recipe = Recipe(
-        name="n", title="", licence="", citation="", layouts={"a": layout}, lookups=lookups,
+        name="n", title="", license="", citation="", layouts={"a": layout}, lookups=lookups,
         labels={"scheme": "canonical", "state": "unknown"},
     )  # fmt: skip
     with pytest.raises(RecipeLimitError, match="gives a text of"):
@@ -176,7 +176,7 @@ def test_nor_do_texts_that_refer_to_each_other():
 RECIPE = """\
 name: mine
 title: T
-licence: L
+license: L
 citation: C
 labels: {scheme: canonical, state: unknown}
 layouts:

@@ -10,7 +10,7 @@ from spinezarr.recipe import Recipe
 RECIPE = """\
 name: mine
 title: My dataset
-licence: CC0-1.0
+license: CC0-1.0
 citation: none
 layouts:
   flat:
@@ -55,7 +55,7 @@ MISTAKES = [
     ("_{series_number}.nii", "_{series}.nii", 23, "layouts.dicom.label", "uses {series}"),
     ("_{series_number}.nii", "_{scan|upper}.nii", 23, "layouts.dicom.label", "no filter 'upper'"),
     ("title: My", "titel: My", 2, "titel", "did you mean 'title'?"),
-    ("licence: CC0-1.0\n", "", 1, "licence", "this key is missing"),
+    ("license: CC0-1.0\n", "", 1, "license", "this key is missing"),
     ("name: mine", "name: My Data", 1, "name", "'My Data'"),
     ("title: My dataset", "title: 2020-13-45", None, None, "Put texts in quotes"),
     ("citation: none", "citation: !!bool maybe", None, None, "Put texts in quotes"),

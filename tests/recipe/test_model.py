@@ -11,7 +11,7 @@ from spinezarr.resources import recipe_names, recipe_path, resource
 RECIPE = """\
 name: mine
 title: My dataset
-licence: CC0-1.0
+license: CC0-1.0
 citation: none
 layouts:
   flat:
@@ -73,7 +73,7 @@ def test_templates_are_filled_with_texts_and_looked_up_values(recipe_file):
     ("old", "new", "fragments"),
     [
         ("title: My", "titel: My", ["line 2, titel: unknown key; did you mean 'title'?"]),
-        ("licence: CC0-1.0\n", "", ["licence: this key is missing"]),
+        ("license: CC0-1.0\n", "", ["license: this key is missing"]),
         ("name: mine", "name: My Data", ["line 1, name: ", "'My Data'"]),
         ("state: unknown", "state: maybe", ["line 16, labels.state", "'all-visible'", "'maybe'"]),
         ("    about: all", "    abuot: all", ["line 7, layouts.flat.abuot", "'about'"]),
@@ -127,10 +127,10 @@ def test_split_entries_must_remember_the_scan(recipe_file):
 
 
 def test_a_pair_of_patterns_is_a_recipe():
-    recipe = Recipe.of_pairs("{scan}_ct.nii", "{scan}_seg.nii", name="mine", licence="CC0-1.0")
+    recipe = Recipe.of_pairs("{scan}_ct.nii", "{scan}_seg.nii", name="mine", license="CC0-1.0")
     assert recipe.layouts["pairs"].image == ("{scan}_ct.nii",)
     assert recipe.layouts["pairs"].label == ("{scan}_seg.nii",)
-    assert (recipe.name, recipe.licence) == ("mine", "CC0-1.0")
+    assert (recipe.name, recipe.license) == ("mine", "CC0-1.0")
     assert Recipe.of_pairs("{scan}.nii", None, name="mine").layouts["pairs"].label == ()
 
 

@@ -60,13 +60,13 @@ def assert_same(found, expected):
 STREAMS = {
     "patches": lambda store, **also: store.patches((16, 24, 24), **also),
     "larger than the scan": lambda store, **also: store.patches((70, 30, 31), **also),
-    "resampled": lambda store, **also: store.patches((9, 14, 12), spacing_mm=2.7, **also),
+    "resampled": lambda store, **also: store.patches((9, 14, 12), spacing_zyx_mm=2.7, **also),
     "slices": lambda store, **also: store.slices("sagittal", size=(30, 33), **also),
-    "slices and neighbours": lambda store, **also: store.slices(
-        "axial", neighbours=2, neighbour_step_mm=3.0, **also
+    "slices and neighbors": lambda store, **also: store.slices(
+        "axial", neighbors=2, neighbor_step_mm=3.0, **also
     ),
     "slices of a spacing": lambda store, **also: store.slices(
-        "coronal", size=(20, 21), spacing_mm=1.9, neighbours=1, **also
+        "coronal", size=(20, 21), spacing_mm=1.9, neighbors=1, **also
     ),
 }
 

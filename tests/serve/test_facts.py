@@ -39,7 +39,7 @@ def test_stores_are_told_with_their_figures(served, ctspine1k_url):
     assert found["name"] == "ctspine1k"
     assert found["scans"] == 6
     assert found["splits"] == store.splits
-    assert found["licence"] == store.attrs["licence"]
+    assert found["license"] == store.attrs["license"]
     assert found["stored_bytes"] == int(store.table.stored_bytes.sum())
     assert told(f"{served}{found['zarr']}/zarr.json")["attributes"]["format"] == "spinezarr"
 
@@ -90,7 +90,7 @@ def test_scans_are_told_by_what_they_are(served, ctspine1k_url, filters):
     for scan in found:
         row = table.sel(scan=scan["scan_id"])
         assert scan["shape_zyx"] == row.shape_zyx.to_numpy().tolist()
-        assert scan["spacing_zyx_mm"] == row.spacing_mm.to_numpy().tolist()
+        assert scan["spacing_zyx_mm"] == row.spacing_zyx_mm.to_numpy().tolist()
         shown = row.vertebra.to_numpy()[row.voxel_count.to_numpy() > 0]
         assert scan["vertebrae"] == shown.tolist()
 
@@ -252,7 +252,7 @@ def test_statistics_are_those_of_the_store(served, ctspine1k_url, chosen):
         assert one["detection_percent"] == pytest.approx(100 * shows)
         assert one["scans"] == round(shows * table.sizes["scan"])
     for at, axis in enumerate("zyx"):
-        spacing, histogram = table.spacing_mm.to_numpy()[:, at], found["spacing_mm"][axis]
+        spacing, histogram = table.spacing_zyx_mm.to_numpy()[:, at], found["spacing_mm"][axis]
         assert sum(histogram["scans"]) == table.sizes["scan"]
         assert histogram["edges_mm"][0] - 1e-6 <= spacing.min()
         assert spacing.max() <= histogram["edges_mm"][-1]
@@ -273,6 +273,6 @@ def test_statistics_of_no_scan_are_empty(served):
 def test_levels_that_points_alone_name_are_not_shown(ctspine1k_url):
     table = spinezarr.open(ctspine1k_url).table.copy(deep=True)
     before = _counted(table)
-    table.annotated_centroid_mm.loc[{"vertebra": "S1"}] = 1.0
+    table.annotated_centroid_zyx_mm.loc[{"vertebra": "S1"}] = 1.0
     assert "S1" in compute_statistics(table).vertebrae
     assert _counted(table) == before

@@ -638,12 +638,12 @@ def test_a_query_is_read_as_its_model_has_it():
     asked = parse_query(
         PatchQuery,
         "size_zyx=1,2,3&start_zyx=-1,0,%31&spacing_zyx_mm=1.5,null,2&with_label=false&nonfinite=-1e3"
-        "&content_checksum=007&flat_axis=0&neighbours=2&neighbour_step_mm=3",
+        "&content_checksum=007&flat_axis=0&neighbors=2&neighbor_step_mm=3",
     )
     assert asked.size_zyx == (1, 2, 3)
     assert asked.start_zyx == (-1, 0, 1)
     assert asked.spacing_zyx_mm == (1.5, None, 2)
-    assert (asked.with_label, asked.nonfinite, asked.neighbour_step_mm) == (False, -1000, 3)
+    assert (asked.with_label, asked.nonfinite, asked.neighbor_step_mm) == (False, -1000, 3)
     assert asked.content_checksum == "007"
     assert parse_query(PatchQuery, "size_zyx=1,1,1&start_zyx=0,0,0&nonfinite=keep").nonfinite == (
         "keep"
@@ -664,9 +664,9 @@ def test_a_query_is_read_as_its_model_has_it():
         "size_zyx=1,1,1&start_zyx=0,0,0&other=1",
         "size_zyx=1,1,1&start_zyx=0,0,0&with_label=yes",
         "size_zyx=1,1,1&start_zyx=0,0,0&with_label=1",
-        "size_zyx=1,1,1&start_zyx=0,0,0&neighbour_step_mm=NaN",
-        "size_zyx=1,1,1&start_zyx=0,0,0&neighbour_step_mm=Infinity",
-        "size_zyx=1,1,1&start_zyx=0,0,0&neighbour_step_mm=1e999",
+        "size_zyx=1,1,1&start_zyx=0,0,0&neighbor_step_mm=NaN",
+        "size_zyx=1,1,1&start_zyx=0,0,0&neighbor_step_mm=Infinity",
+        "size_zyx=1,1,1&start_zyx=0,0,0&neighbor_step_mm=1e999",
         "size_zyx=1,1,1&start_zyx=0,0,0&nonfinite=other",
         "size_zyx=1,1,1&start_zyx=0,0," + "9" * 5000,
         "&".join(["size_zyx=1,1,1"] * 5000),

@@ -97,12 +97,12 @@ def test_patches_are_those_of_a_stream(served, local, chosen, size_zyx, pack, wi
 def test_slices_and_spacings_too(served, local):
     for fields, stream in (
         (
-            {"size_zyx": (1, 30, 30), "flat_axis": 0, "neighbours": 2, "neighbour_step_mm": 3.0},
-            local.slices("axial", neighbours=2, neighbour_step_mm=3.0, size=(30, 30)),
+            {"size_zyx": (1, 30, 30), "flat_axis": 0, "neighbors": 2, "neighbor_step_mm": 3.0},
+            local.slices("axial", neighbors=2, neighbor_step_mm=3.0, size=(30, 30)),
         ),
         (
             {"size_zyx": (12, 14, 16), "spacing_zyx_mm": (2.5, 1.5, 1.5)},
-            local.patches((12, 14, 16), spacing_mm=(2.5, 1.5, 1.5)),
+            local.patches((12, 14, 16), spacing_zyx_mm=(2.5, 1.5, 1.5)),
         ),
     ):
         requests = [stream.request(index) for index in range(4)]
@@ -164,8 +164,8 @@ def test_each_item_is_answered_for_itself(ctspine1k_url, tmp_path):
         ({"items": [], "size_zyx": ("1", 1, 1)}, 400),
         ({"items": [], "size_zyx": (1, 1, 1), "other": 1}, 400),
         ({"items": [], "size_zyx": (2, 1, 1), "flat_axis": 0}, 400),
-        ({"items": [], "size_zyx": (1, 1, 1), "neighbours": 1}, 400),
-        ({"items": [], "size_zyx": (1, 1, 1), "neighbour_step_mm": 1.0, "flat_axis": 0}, 400),
+        ({"items": [], "size_zyx": (1, 1, 1), "neighbors": 1}, 400),
+        ({"items": [], "size_zyx": (1, 1, 1), "neighbor_step_mm": 1.0, "flat_axis": 0}, 400),
         ({"items": [], "size_zyx": (1, 1, 1), "image_dtype": "object"}, 400),
         ({"items": [], "size_zyx": (1, 1, 1), "pack": "pickle"}, 400),
         ({"items": [], "size_zyx": (1, 1, 1), "spacing_zyx_mm": (0, 1, 1)}, 400),
@@ -176,7 +176,7 @@ def test_each_item_is_answered_for_itself(ctspine1k_url, tmp_path):
                 "items": [{"scan_id": "a", "start_zyx": (0, 0, 0)}],
                 "size_zyx": (1, 3000, 3000),
                 "flat_axis": 0,
-                "neighbours": 8,
+                "neighbors": 8,
             },
             413,
         ),
@@ -214,7 +214,7 @@ def test_what_is_read_has_a_bound_too(served, local, monkeypatch):
     monkeypatch.setattr(patches, "_SOURCE_BYTES", 3 * 11**3)
     assert [ask(served, wanted)[0] for wanted in (body, coarse)] == [200, 413]
     alone = {**body, "size_zyx": (1, 9, 9), "flat_axis": 0}
-    beside = {**alone, "neighbours": 1}
+    beside = {**alone, "neighbors": 1}
     assert [ask(served, wanted)[0] for wanted in (alone, beside)] == [200, 413]
 
 
@@ -372,7 +372,7 @@ def test_arrow_says_the_same(served, scan_url, local, pack):
             "size_zyx=12,10,8&start_zyx=3,2,1&spacing_zyx_mm=2.5,1.5,1.5",
             "image",
             lambda store: patch_of(
-                store.patches(SIZE, spacing_mm=(2.5, 1.5, 1.5)), (3, 2, 1), SIZE
+                store.patches(SIZE, spacing_zyx_mm=(2.5, 1.5, 1.5)), (3, 2, 1), SIZE
             ),
         ),
         (
@@ -422,7 +422,7 @@ def test_the_affine_of_nifti_is_that_of_the_scan(scan_url, local):
     [
         (f"{ONE}&pack=lz4", "application/x-npy", 400, "not packed"),
         (f"{ONE}&image_dtype=int64", "application/gzip", 400, "64-bit"),
-        ("size_zyx=1,9,9&start_zyx=0,0,0&flat_axis=0&neighbours=1", "application/gzip", 400, "one"),
+        ("size_zyx=1,9,9&start_zyx=0,0,0&flat_axis=0&neighbors=1", "application/gzip", 400, "one"),
         (f"{ONE}&with_label=false&array=label", "application/x-npy", 400, "no label"),
         (f"{ONE}&flat_axis=0", "*/*", 400, "flat axis"),
         (f"{ONE}&image_dtype=uint16", "*/*", 422, "int16"),

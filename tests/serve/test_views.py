@@ -69,7 +69,7 @@ def test_vertebrae_are_those_of_the_mask(served, audited):
             volume = len(inside) * np.prod(scan.attrs["spacing_zyx_mm"]) / 1000
             assert vertebra["volume_ml"] == pytest.approx(volume)
             centroid = affine[:3] @ [*inside.mean(axis=0)[::-1], 1]
-            np.testing.assert_allclose(vertebra["centroid_mm"], centroid, atol=1e-6)
+            np.testing.assert_allclose(vertebra["centroid_xyz_mm"], centroid, atol=1e-6)
 
 
 def test_facts_are_those_of_the_store(served, audited):
@@ -201,10 +201,10 @@ def test_other_values_are_gray_and_last(odd_ones):
     assert found["oblique_deg"] > 15
     vertebrae = found["masks"][0]["vertebrae"]
     assert [v["name"] for v in vertebrae] == ["T12", "L1", "value 77"]
-    assert (vertebrae[2]["color"], vertebrae[2]["centroid_mm"]) == ("#d9d9d9", None)
+    assert (vertebrae[2]["color"], vertebrae[2]["centroid_xyz_mm"]) == ("#d9d9d9", None)
     assert (vertebrae[2]["voxel_count"], vertebrae[2]["volume_ml"]) == (1, pytest.approx(0.008))
     np.testing.assert_allclose(
-        vertebrae[1]["centroid_mm"], (np.array(found["affine"]) @ [4, 5, 3, 1])[:3], atol=1e-9
+        vertebrae[1]["centroid_xyz_mm"], (np.array(found["affine"]) @ [4, 5, 3, 1])[:3], atol=1e-9
     )
 
 

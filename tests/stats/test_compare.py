@@ -35,7 +35,7 @@ def test_a_whole_ctspine1k_agrees_on_every_line(table_of, ctspine1k, ctspine1k_r
     assert compare(compute_statistics(table_of(ctspine1k_rows)), ctspine1k).agrees
 
 
-def test_the_mislabelled_column_is_compared_with_the_maximum_and_says_so(
+def test_the_mislabeled_column_is_compared_with_the_maximum_and_says_so(
     table_of, ctspine1k, ctspine1k_rows
 ):
     lines = compared(table_of, ctspine1k_rows, ctspine1k)

@@ -137,7 +137,7 @@ def test_markdown_reads_back_as_the_same_figures_rounded(table_of, made):
                 f"{s.capitalize()} Volume (cm³)": volume and round(getattr(volume, s), 2)
                 for s in ("min", "median", "max")
             },
-            "Annotated Centres": vertebra.annotated_centroids,
+            "Annotated Centers": vertebra.annotated_centroids,
         }
         cells = dict(zip(columns, row, strict=True))
         del cells["Anatomy Structure"]
@@ -145,7 +145,7 @@ def test_markdown_reads_back_as_the_same_figures_rounded(table_of, made):
             name: measured[name] for name in cells
         }
     if body:
-        assert ("Annotated Centres" in columns) == any(row.get("centroids") for row in made)
+        assert ("Annotated Centers" in columns) == any(row.get("centroids") for row in made)
         assert ("Detection Count" in columns) == ("Max Volume (cm³)" in columns) == (masked > 0)
 
 

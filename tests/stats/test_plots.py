@@ -59,8 +59,8 @@ def test_detection_has_a_bar_a_vertebra_as_high_as_its_rate(table):
     assert len(bars) == 28
     rows = [row for name, row in statistics.vertebrae.items() if name != "S1"]
     assert [bar.get_height() for bar in bars] == [row.detection_percent for row in rows]
-    centres = [bar.get_x() + bar.get_width() / 2 for bar in bars]
-    np.testing.assert_allclose(centres, axes.get_xticks())
+    centers = [bar.get_x() + bar.get_width() / 2 for bar in bars]
+    np.testing.assert_allclose(centers, axes.get_xticks())
     assert [t.get_text() for t in axes.texts if t.get_text().isdigit()] == [
         str(row.scans) for row in rows
     ]
@@ -105,7 +105,7 @@ def test_spacing_has_a_mark_a_scan_in_file_order(table):
     figure = draw_spacing(table)
     (axes,) = figure.axes
     drawn = np.concatenate([marks.get_offsets() for marks in axes.collections])
-    spacing = in_file_order(table, "spacing_mm")
+    spacing = in_file_order(table, "spacing_zyx_mm")
     expected = np.stack([spacing[:, 0], spacing[:, 2]], axis=1)
     np.testing.assert_allclose(sorted(map(tuple, drawn)), sorted(map(tuple, expected)))
     (left, right), (_, top) = axes.get_xlim(), axes.get_ylim()

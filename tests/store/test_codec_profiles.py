@@ -116,8 +116,8 @@ def test_amending_a_scan_leaves_the_description_of_its_voxels(tmp_path, monkeypa
     codec = BloscCodecSpec("lz4", 1, "noshuffle", 0)
     other = replace(PROFILES["small"], chunk_shape_zyx=(16, 16, 16), image=codec)
     monkeypatch.setattr(layout, "PROFILES", {"small": other})
-    licenced = PAIRS.model_copy(update={"licence": "CC0-1.0"})
-    report = ingest(licenced, discover(licenced, str(raw)), str(out))
+    licensed = PAIRS.model_copy(update={"license": "CC0-1.0"})
+    report = ingest(licensed, discover(licensed, str(raw)), str(out))
     assert report.updated == ("a",)
     assert {name: array_metadata(out, "a", name) for name in ("image", "label")} == before
     scan = spinezarr.open(out).scan("a")

@@ -19,7 +19,7 @@ from spinezarr.vertebrae import LEVELS
 RECIPE = """\
 name: odd
 title: Odd
-licence: none
+license: none
 citation: none
 layouts:
   x: {about: x, image: "{scan}.nii", sidecar: "{scan}.json", sidecar_keys: "{any:.*}"}

@@ -328,7 +328,7 @@ def test_a_table_that_spinezarr_never_writes_is_refused(foreign, name):
 def table_of(values):
     """Return the files of a table of one scan, with other values."""
     root = RootAttributes(
-        format_version=FORMAT_VERSION, dataset="d", title="t", licence="l", citation="c"
+        format_version=FORMAT_VERSION, dataset="d", title="t", license="l", citation="c"
     )
     store = values.pop("store")
     scans = [StoreReader(str(store)).scan("a").attributes]
@@ -346,16 +346,16 @@ def table_of(values):
     [
         ("shape_zyx", 0),
         ("shape_zyx", LARGEST_AXIS + 1),
-        ("spacing_mm", np.nan),
-        ("spacing_mm", 0.0),
-        ("spacing_mm", -1.0),
-        ("spacing_mm", 1e300),
+        ("spacing_zyx_mm", np.nan),
+        ("spacing_zyx_mm", 0.0),
+        ("spacing_zyx_mm", -1.0),
+        ("spacing_zyx_mm", 1e300),
         ("bbox_start_zyx", 17),
         ("bbox_stop_zyx", 2**31 - 1),
         ("voxel_count", -1),
         ("stored_bytes", -1),
-        ("centroid_mm", np.inf),
-        ("annotated_centroid_mm", 1e300),
+        ("centroid_zyx_mm", np.inf),
+        ("annotated_centroid_zyx_mm", 1e300),
         ("image_dtype", "object"),
         ("image_stored_dtype", "V0"),
         ("label_state", "some"),
@@ -466,7 +466,7 @@ def root_of(**attributes):
     return files["zarr.json"]
 
 
-SOUND = {"dataset": "d", "title": "t", "licence": "l", "citation": "c"}
+SOUND = {"dataset": "d", "title": "t", "license": "l", "citation": "c"}
 
 
 @pytest.mark.parametrize(

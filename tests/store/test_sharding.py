@@ -76,7 +76,7 @@ def read_shard(data, n_chunks, template):
     return found
 
 
-# The first is the check value of the CRC catalogue, the others are of RFC 3720, appendix B.4.
+# The first is the check value of the CRC catalog, the others are of RFC 3720, appendix B.4.
 @pytest.mark.parametrize(
     ("data", "expected"),
     [

@@ -259,7 +259,7 @@ def test_a_file_is_no_store(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "attributes", [{}, {"format": "other"}, {"format": "spinezarr", "format_version": 4}]
+    "attributes", [{}, {"format": "other"}, {"format": "spinezarr", "format_version": 5}]
 )
 def test_a_foreign_group_is_no_store(tmp_path, attributes):
     zarr.create_group(tmp_path / "other.zarr", attributes=attributes)
@@ -277,13 +277,13 @@ def test_a_damaged_root_says_how_it_is_mended(copied, content):
         StoreReader(str(copied))
 
 
-@pytest.mark.parametrize("version", [3, 5])
+@pytest.mark.parametrize("version", [4, 6])
 @pytest.mark.parametrize("more", [{}, {"a_new_field": 1}], ids=["same fields", "new field"])
 def test_another_format_is_named(copied, version, more):
     edit_json(
         copied / "zarr.json", lambda root: root["attributes"].update(format_version=version, **more)
     )
-    said = f"is written in format {version}; this spinezarr reads format 4. .* or ingest again"
+    said = f"is written in format {version}; this spinezarr reads format 5. .* or ingest again"
     with pytest.raises(StoreNotFoundError, match=said):
         StoreReader(str(copied))
 
@@ -405,7 +405,7 @@ def test_another_dataset_is_refused(copied):
 def test_a_store_of_another_format_is_refused(copied):
     root = root_of(copied)
     edit_json(copied / "zarr.json", lambda root: root["attributes"].update(format_version=3))
-    with pytest.raises(UsageError, match=r"in format 3, not 4"):
+    with pytest.raises(UsageError, match=r"in format 3, not 5"):
         StoreWriter(str(copied), root)
 
 

@@ -60,14 +60,14 @@ def assert_row_is_measured_as_numpy_does(row, mask, affine):
         assert int(found.voxel_count) == len(at)
         if not len(at):
             assert np.isnan(found.volume_cm3)
-            assert np.isnan(found.centroid_mm).all()
+            assert np.isnan(found.centroid_zyx_mm).all()
             assert found.bbox_start_zyx.to_numpy().tolist() == [-1, -1, -1]
             assert found.bbox_stop_zyx.to_numpy().tolist() == [-1, -1, -1]
             continue
         voxel_cm3 = abs(np.linalg.det(affine[:3, :3])) / 1000
         np.testing.assert_allclose(found.volume_cm3, len(at) * voxel_cm3)
-        centre_xyz = (affine @ [*at.mean(axis=0)[::-1], 1])[:3]
-        np.testing.assert_allclose(found.centroid_mm.sel(axis=["x", "y", "z"]), centre_xyz)
+        center_xyz = (affine @ [*at.mean(axis=0)[::-1], 1])[:3]
+        np.testing.assert_allclose(found.centroid_zyx_mm.sel(axis=["x", "y", "z"]), center_xyz)
         assert found.bbox_start_zyx.to_numpy().tolist() == at.min(axis=0).tolist()
         assert found.bbox_stop_zyx.to_numpy().tolist() == (at.max(axis=0) + 1).tolist()
 
@@ -116,7 +116,7 @@ def test_facts_of_each_scan(ctspine1k_url, ctspine1k_raw):
         assert facts["source_bytes"] == sum(path.stat().st_size for path in paths)
         assert row.shape_zyx.to_numpy().tolist() == list(image.shape)
         zooms = nib.affines.voxel_sizes(canonical(scan.image_path)[1])
-        np.testing.assert_allclose(row.spacing_mm.sel(axis=["x", "y", "z"]), zooms)
+        np.testing.assert_allclose(row.spacing_zyx_mm.sel(axis=["x", "y", "z"]), zooms)
 
 
 def test_stored_bytes_are_those_of_the_files(ctspine1k_url):
@@ -145,7 +145,7 @@ def test_vertebrae_run_from_head_to_tail(store):
 
 
 def test_centroids_go_down_the_spine(store):
-    z = store.table.centroid_mm.sel(axis="z")
+    z = store.table.centroid_zyx_mm.sel(axis="z")
     for row in z.to_numpy():
         assert (np.diff(row[~np.isnan(row)]) < 0).all()
 
@@ -153,9 +153,9 @@ def test_centroids_go_down_the_spine(store):
 def test_units_stand_beside_the_numbers(store):
     units = {name: v.attrs.get("units") for name, v in store.table.variables.items()}
     assert units["volume_cm3"] == "cm3"
-    assert units["centroid_mm"] == units["spacing_mm"] == "mm"
-    assert store.table.centroid_mm.attrs["frame"] == "RAS+"
-    assert store.table.attrs["licence"] == "CC-BY-NC-SA-4.0"
+    assert units["centroid_zyx_mm"] == units["spacing_zyx_mm"] == "mm"
+    assert store.table.centroid_zyx_mm.attrs["frame"] == "RAS+"
+    assert store.table.attrs["license"] == "CC-BY-NC-SA-4.0"
     assert "manifest" not in store.table.attrs
 
 

@@ -16,7 +16,7 @@ SHAPE = (40, 30, 26)
 RECIPE = """\
 name: around
 title: around
-licence: CC0-1.0
+license: CC0-1.0
 citation: none
 layouts:
   flat:
@@ -35,12 +35,12 @@ MEAN = {
     for name, at in BLOCKS.items()
 }
 POINT = {"T12": (32.3, 15.1, 14.9), "L1": (38.0, 13.0, 13.0), "S1": (2.2, 9.0, 12.0)}
-"""Annotated centres (z, y, x): one in its vertebra, one far off it, one of no label."""
+"""Annotated centers (z, y, x): one in its vertebra, one far off it, one of no label."""
 
 
 @pytest.fixture(scope="module")
 def around(tmp_path_factory):
-    """Store of a scan with mask and centres, one with a mask, one with centres, one with none."""
+    """Store of a scan with mask and centers, one with a mask, one with centers, one with none."""
     raw = tmp_path_factory.mktemp("around")
     label = np.zeros(SHAPE, np.uint8)
     for name, (z, y, x) in BLOCKS.items():
@@ -73,7 +73,7 @@ def around(tmp_path_factory):
     return spinezarr.open(url)
 
 
-CENTRES = {
+CENTERS = {
     **{("masked", name): MEAN[name] for name in BLOCKS},
     ("both", "T12"): POINT["T12"],
     ("both", "L1"): MEAN["L1"],
@@ -87,13 +87,13 @@ CENTRES = {
 def test_patches_lie_around_centroids(around, size, spacing):
     stream = around.patches(
         size, foreground=1.0, centers="centroid", labels=False, n_samples=60, batch_size=60,
-        spacing_mm=spacing,
+        spacing_zyx_mm=spacing,
     )  # fmt: skip
     (batch,) = stream
     seen = set(zip(batch.scan_id, batch.vertebra, strict=True))
-    assert seen == set(CENTRES)
+    assert seen == set(CENTERS)
     for i, key in enumerate(zip(batch.scan_id, batch.vertebra, strict=True)):
-        wanted = AFFINE @ [*CENTRES[key][::-1], 1]
+        wanted = AFFINE @ [*CENTERS[key][::-1], 1]
         middle = np.linalg.inv(batch.affine[i]) @ wanted
         for axis, (n, at) in enumerate(zip(size, middle[2::-1], strict=True)):
             free = batch.padding_zyx[i, axis].sum() == 0 and batch.start_zyx[i, axis] > 0
@@ -112,7 +112,7 @@ def test_masks_say_which_vertebrae_are_drawn_where_there_are_any(around):
         assert (label == VALUE_OF_NAME[vertebra]).any()
 
 
-def test_scans_without_mask_are_drawn_around_their_centres(around):
+def test_scans_without_mask_are_drawn_around_their_centers(around):
     stream = around.patches(
         3, foreground=1.0, centers="centroid", n_samples=600, labels=False, weights={"S1": 3.0}
     )
@@ -131,16 +131,16 @@ def test_slices_pass_through_centroids(around):
     )
     (batch,) = stream
     for i, key in enumerate(zip(batch.scan_id, batch.vertebra, strict=True)):
-        assert abs(batch.start_zyx[i, 2] - CENTRES[key][2]) <= 0.5
+        assert abs(batch.start_zyx[i, 2] - CENTERS[key][2]) <= 0.5
 
 
-def test_scans_without_any_centre_cannot_be_drawn_so(around):
+def test_scans_without_any_center_cannot_be_drawn_so(around):
     with pytest.raises(UsageError, match="no chosen scan has a vertebra with a centroid"):
         around.patches(3, foreground=1.0, centers="centroid", labels=False, scans=["bare"])
-    with pytest.raises(UsageError, match="no chosen scan has a labelled vertebra"):
+    with pytest.raises(UsageError, match="no chosen scan has a labeled vertebra"):
         around.patches(3, foreground=1.0, labels=False, scans=["bare", "pointed"])
     with pytest.raises(UsageError, match="scan 'bare' has no centroid of L1"):
-        around.patches(3)._find_centre("bare", "L1", None)
+        around.patches(3)._find_center("bare", "L1", None)
 
 
 @pytest.mark.parametrize("weights", [5, ["L1"], "L1", [("L1", 1, 2)]])

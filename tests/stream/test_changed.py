@@ -89,7 +89,7 @@ KINDS = {
     "uniform": {},
     "balanced": {"foreground": 1.0},
     "window": {"shuffle": "window", "window_scans": 3, "samples_per_scan": 2},
-    "mm": {"spacing_mm": 1.1},
+    "mm": {"spacing_zyx_mm": 1.1},
 }
 
 

@@ -305,7 +305,7 @@ def test_numbers_below_a_bound_are_equally_likely_to_the_last_bit():
     st.tuples(*[st.integers(1, 9)] * 3),
     st.sampled_from([1.0, 0.5, 2.0, 0.7]),
 )
-def test_a_patch_is_centred_as_well_as_voxels_allow(centre, size, step):
+def test_a_patch_is_centered_as_well_as_voxels_allow(center, size, step):
     shapes = [(60, 60, 60)]
     sampler = sampler_of(
         size,
@@ -316,9 +316,9 @@ def test_a_patch_is_centred_as_well_as_voxels_allow(centre, size, step):
         centers="centroid",
         spacing_zyx_mm=(step,) * 3,
     )
-    box = sampler.draw(0, 0, lambda *_: tuple(centre)).box
+    box = sampler.draw(0, 0, lambda *_: tuple(center)).box
     room = sampler.room_zyx(0)
-    for at, start, n, most in zip(centre, box.start_zyx, size, room, strict=True):
+    for at, start, n, most in zip(center, box.start_zyx, size, room, strict=True):
         middle = start + (n - 1) / 2
         if 0 < start < most:
             assert abs(middle - at / step) <= 0.5 + 1e-9
@@ -375,7 +375,7 @@ def test_a_pickled_sampler_draws_the_same():
         ({"foreground": 1.1}, "foreground 1.1: must lie between 0 and 1"),
         ({"foreground": float("nan")}, "foreground nan: must lie between 0 and 1"),
         ({"shapes": []}, "no scan to draw from"),
-        ({"foreground": 0.5, "counts": np.zeros((3, 3), int)}, "no chosen scan has a labelled"),
+        ({"foreground": 0.5, "counts": np.zeros((3, 3), int)}, "no chosen scan has a labeled"),
         ({"foreground": 1, "weights": {"d": 1}}, "no vertebra is 'd'; known are a, b, c"),
         ({"foreground": 1, "weights": {"b": -1}}, "that of b is -1; give a number from 0"),
         ({"foreground": 1, "weights": {"b": float("nan")}}, "that of b is nan"),
@@ -387,7 +387,7 @@ def test_a_pickled_sampler_draws_the_same():
         ({"weights": {"b": 2}}, "weights: only balanced draws have them, and foreground is 0"),
         ({"weights": {"d": 2}}, "no vertebra is 'd'"),
         ({"centers": "centroid"}, "centers: only balanced draws have them"),
-        ({"foreground": 1, "centers": "centre"}, "'centre': must be 'voxel' or 'centroid'"),
+        ({"foreground": 1, "centers": "center"}, "'center': must be 'voxel' or 'centroid'"),
     ],
 )
 def test_what_cannot_be_drawn_is_refused(change, message):

@@ -336,7 +336,7 @@ def test_what_is_held_is_counted_in_bytes(store):
     for stream in (
         store.patches(9, batch_size=4),
         store.patches(9, batch_size=4, labels=False),
-        store.slices("axial", batch_size=2, neighbours=3),
+        store.slices("axial", batch_size=2, neighbors=3),
     ):
         batch = stream[0]
         label_bytes = 0 if batch.label is None else batch.label.nbytes

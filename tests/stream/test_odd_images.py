@@ -125,9 +125,9 @@ def test_patches_of_several_types_hold_the_values(odd, store, scans, shuffle):
 
 
 @pytest.mark.parametrize("plane", ["axial", "coronal", "sagittal"])
-def test_slices_with_neighbours_hold_the_values(odd, store, plane):
+def test_slices_with_neighbors_hold_the_values(odd, store, plane):
     axis = ("axial", "coronal", "sagittal").index(plane)
-    for batch in store.slices(plane, scans=SCALED, neighbours=1, n_samples=12):
+    for batch in store.slices(plane, scans=SCALED, neighbors=1, n_samples=12):
         values = odd.image[batch.scan_id[0]]
         middle = batch.start_zyx[0][axis]
         around = np.clip([middle - 1, middle, middle + 1], 0, values.shape[axis] - 1)
@@ -159,7 +159,7 @@ def resampled(values, start_zyx):
 
 @pytest.mark.parametrize("name", SCALED)
 def test_resampled_patches_are_those_of_the_values(odd, store, name):
-    for batch in store.patches(PATCH, spacing_mm=SPACING, scans=[name], n_samples=4):
+    for batch in store.patches(PATCH, spacing_zyx_mm=SPACING, scans=[name], n_samples=4):
         expected = resampled(odd.image[name].astype(np.float64), batch.start_zyx[0])
         # The affine of the file is float32, so positions are off by some 1e-6 of a voxel.
         np.testing.assert_allclose(batch.image[0], expected, atol=5e-6 * np.ptp(expected))
@@ -211,7 +211,7 @@ def test_they_are_counted(odd, store):
         lambda store: store.patches(16),
         lambda store: store.patches(16, shuffle="window"),
         lambda store: store.patches(16, scans=["plain", "holes"]),
-        lambda store: store.patches(16, spacing_mm=2, nonfinite="refuse"),
+        lambda store: store.patches(16, spacing_zyx_mm=2, nonfinite="refuse"),
         lambda store: store.slices("axial"),
         lambda store: store.grid("holes", 16),
     ],
@@ -265,7 +265,7 @@ def test_they_are_kept_or_replaced(odd, store, nonfinite, shuffle):
 
 
 def test_they_are_replaced_before_anything_is_interpolated(odd, store):
-    options = {"spacing_mm": SPACING, "scans": ["sieve"], "n_samples": 4}
+    options = {"spacing_zyx_mm": SPACING, "scans": ["sieve"], "n_samples": 4}
     values = filled(odd.image["sieve"], -1024)
     for batch in store.patches(PATCH, **options, nonfinite=-1024):
         assert np.isfinite(batch.image).all()
@@ -275,7 +275,7 @@ def test_they_are_replaced_before_anything_is_interpolated(odd, store):
 
 
 def test_slices_grids_and_lazy_epochs_replace_them_too(odd, store):
-    batch = store.slices("axial", scans=["holes"], neighbours=1, nonfinite=7.0)[0]
+    batch = store.slices("axial", scans=["holes"], neighbors=1, nonfinite=7.0)[0]
     z = np.clip(batch.start_zyx[0][0] + np.arange(-1, 2), 0, SHAPE[0] - 1)
     np.testing.assert_array_equal(batch.image[0], filled(odd.image["holes"], 7.0)[z])
     grid = store.grid("holes", 32, nonfinite=7.0)

@@ -155,11 +155,11 @@ def test_a_grid_ends_with_the_last_voxel_inside(n, own_mm, target_mm):
 
 def test_equal_spacings_are_not_resampled(spaced):
     store, _ = spaced
-    own = store.table.spacing_mm.sel(scan="thick").to_numpy()
+    own = store.table.spacing_zyx_mm.sel(scan="thick").to_numpy()
     plain = store.patches((5, 9, 11), scans=["thick"], n_samples=6, batch_size=6)
     for target in (own, own * (1 + 9e-7)):
         stream = store.patches(
-            (5, 9, 11), scans=["thick"], n_samples=6, batch_size=6, spacing_mm=tuple(target)
+            (5, 9, 11), scans=["thick"], n_samples=6, batch_size=6, spacing_zyx_mm=tuple(target)
         )
         (expected,), (found,) = plain, stream
         for name in ("image", "label", "affine", "start_zyx", "spacing_zyx_mm", "padding_zyx"):
@@ -215,7 +215,7 @@ def assert_is_resampled(batch, stored, spacing_zyx):
 def test_a_patch_is_cut_out_of_the_resampled_scan(spaced, scan_id, size, spacing, seed):
     store, stored = spaced
     (batch,) = store.patches(
-        size, spacing_mm=spacing, scans=[scan_id], n_samples=2, batch_size=2, seed=seed,
+        size, spacing_zyx_mm=spacing, scans=[scan_id], n_samples=2, batch_size=2, seed=seed,
         foreground=0.5,
     )  # fmt: skip
     assert batch.image.shape == batch.label.shape == (2, *size)
@@ -228,7 +228,7 @@ def test_a_patch_is_cut_out_of_the_resampled_scan(spaced, scan_id, size, spacing
 def test_simpleitk_resamples_alike(spaced, scan_id, spacing):
     store, stored = spaced
     (batch,) = store.patches(
-        (12, 20, 16), spacing_mm=spacing, scans=[scan_id], n_samples=5, batch_size=5
+        (12, 20, 16), spacing_zyx_mm=spacing, scans=[scan_id], n_samples=5, batch_size=5
     )
     image, label, affine = stored[scan_id]
     for i in range(5):
@@ -263,7 +263,7 @@ def place(image, affine_xyz):
 
 def test_only_the_voxels_around_a_patch_are_read(spaced):
     store, stored = spaced
-    stream = store.patches(4, spacing_mm=1.3, scans=["thick", "fine"], n_samples=40)
+    stream = store.patches(4, spacing_zyx_mm=1.3, scans=["thick", "fine"], n_samples=40)
     for index in range(40):
         request = stream.request(index)
         work = _Work([], [], [])
@@ -272,7 +272,7 @@ def test_only_the_voxels_around_a_patch_are_read(spaced):
         assert [read.array.name for read in reads] == ["image", "label"]
         for read in reads:
             shape = stored[request.scan_id][0].shape
-            step = 1.3 / store.table.spacing_mm.sel(scan=request.scan_id).to_numpy()
+            step = 1.3 / store.table.spacing_zyx_mm.sel(scan=request.scan_id).to_numpy()
             for axis in range(3):
                 first = request.box.start_zyx[axis] * step[axis]
                 last = min(first + 3 * step[axis], shape[axis] - 1)
@@ -282,8 +282,10 @@ def test_only_the_voxels_around_a_patch_are_read(spaced):
 
 def test_samples_of_a_resampled_stream_do_not_depend_on_the_batch(spaced):
     store, _ = spaced
-    one = store.patches((6, 7, 8), spacing_mm=1.1, n_samples=9, foreground=0.5)
-    (whole,) = store.patches((6, 7, 8), spacing_mm=1.1, n_samples=9, foreground=0.5, batch_size=9)
+    one = store.patches((6, 7, 8), spacing_zyx_mm=1.1, n_samples=9, foreground=0.5)
+    (whole,) = store.patches(
+        (6, 7, 8), spacing_zyx_mm=1.1, n_samples=9, foreground=0.5, batch_size=9
+    )
     np.testing.assert_array_equal(np.concatenate([batch.image for batch in one]), whole.image)
     np.testing.assert_array_equal(np.concatenate([batch.label for batch in one]), whole.label)
 
@@ -304,10 +306,10 @@ def test_slices_are_resampled_within_their_plane(spaced, plane):
     assert batch.image.shape == batch.label.shape == (12, 17, 21)
     for i, scan_id in enumerate(batch.scan_id):
         whole = list(spacing)
-        whole.insert(flat, float(store.table.spacing_mm.sel(scan=scan_id)[flat]))
+        whole.insert(flat, float(store.table.spacing_zyx_mm.sel(scan=scan_id)[flat]))
         size = [17, 21]
         size.insert(flat, 1)
-        patches = store.patches(tuple(size), spacing_mm=tuple(whole), scans=[scan_id])
+        patches = store.patches(tuple(size), spacing_zyx_mm=tuple(whole), scans=[scan_id])
         again = patches.read([stream.request(i)])
         np.testing.assert_array_equal(batch.image[i], again.image[0].squeeze(flat))
         np.testing.assert_array_equal(batch.label[i], again.label[0].squeeze(flat))
@@ -329,14 +331,14 @@ def test_resampled_slices_are_as_large_as_the_largest_scan(spaced):
     st.integers(0, 2**40),
 )
 @settings(max_examples=60)
-def test_neighbours_are_the_slices_beside_or_the_outermost(spaced, plane, k, steps, seed):
+def test_neighbors_are_the_slices_beside_or_the_outermost(spaced, plane, k, steps, seed):
     step, spacing = steps
     store, stored = spaced
     flat = FLAT_AXIS[plane]
     wanted = {"size": (15, 18), "spacing_mm": spacing, "n_samples": 4, "batch_size": 4}
     wanted |= {"seed": seed, "scans": ["thick", "fine", "tiny"]}
     (single,) = store.slices(plane, **wanted)
-    (batch,) = store.slices(plane, neighbours=k, neighbour_step_mm=step, **wanted)
+    (batch,) = store.slices(plane, neighbors=k, neighbor_step_mm=step, **wanted)
     assert batch.dims == ("slice", *single.dims)
     assert batch.image.shape == (4, 2 * k + 1, 15, 18)
     np.testing.assert_array_equal(batch.image[:, k], single.image)
@@ -345,7 +347,7 @@ def test_neighbours_are_the_slices_beside_or_the_outermost(spaced, plane, k, ste
     stream = store.slices(plane, **wanted)
     for i, scan_id in enumerate(batch.scan_id):
         n = stored[scan_id][0].shape[flat]
-        own = store.table.spacing_mm.sel(scan=scan_id).to_numpy()[flat]
+        own = store.table.spacing_zyx_mm.sel(scan=scan_id).to_numpy()[flat]
         box = stream.request(i).box
         for channel, offset in enumerate(range(-k, k + 1)):
             moved = [0, 0, 0]
@@ -357,7 +359,7 @@ def test_neighbours_are_the_slices_beside_or_the_outermost(spaced, plane, k, ste
 
 
 def test_slices_between_others_are_read_into_the_batch_itself(spaced):
-    stream = spaced[0].slices("coronal", neighbours=2, scans=["fine"], n_samples=40)
+    stream = spaced[0].slices("coronal", neighbors=2, scans=["fine"], n_samples=40)
     direct = Counter()
     for index in range(40):
         work = _Work([], [], [])
@@ -375,19 +377,21 @@ def test_slices_between_others_are_read_into_the_batch_itself(spaced):
 
 def test_sizes_in_mm_are_rounded_to_voxels(spaced):
     store, _ = spaced
-    for size_mm, spacing, size in (
+    for size_zyx_mm, spacing, size in (
         (20, 2, (10, 10, 10)),
         ((20, 30, 41), (3, 1, 2), (7, 30, 20)),
         (0.2, 1, (1, 1, 1)),
         (5.4, 0.5, (11, 11, 11)),
     ):
-        stream = store.patches(size_mm=size_mm, spacing_mm=spacing)
+        stream = store.patches(size_zyx_mm=size_zyx_mm, spacing_zyx_mm=spacing)
         assert stream.sampler.size_zyx == size
-    own = store.patches(size_mm=20, scans=["thick"])
+    own = store.patches(size_zyx_mm=20, scans=["thick"])
     assert own[0].image.shape == (1, 8, 25, 29)
-    alike = store.patches(size_mm=(20, 10, 10), scans=["real", "wide"])
+    alike = store.patches(size_zyx_mm=(20, 10, 10), scans=["real", "wide"])
     assert alike.sampler.size_zyx == (10, 9, 11)
-    coarse = store.patches(size_mm=1, scans=["thick", "tiny"])  # a voxel each, whatever the spacing
+    coarse = store.patches(
+        size_zyx_mm=1, scans=["thick", "tiny"]
+    )  # a voxel each, whatever the spacing
     assert coarse.sampler.size_zyx == (1, 1, 1)
     sagittal = store.slices("sagittal", size_mm=(20, 30), spacing_mm=2)
     assert sagittal[0].image.shape == (1, 10, 15)
@@ -398,10 +402,10 @@ def test_sizes_in_mm_of_scans_that_differ_need_a_spacing(spaced):
     store, _ = spaced
     with pytest.raises(
         UsageError,
-        match=r"size_mm \(20, 20, 20\): the chosen scans have voxels of 0\.5 x 0\.8 x 0\.7 to "
-        r"2\.5 x 1 x 1 mm \(z, y, x\), so patches would differ in shape\. Give spacing_mm too",
+        match=r"size_zyx_mm \(20, 20, 20\): the chosen scans have voxels of 0\.5 x 0\.8 x 0\.7 to "
+        r"2\.5 x 1 x 1 mm \(z, y, x\), so patches would differ in shape\. Give spacing_zyx_mm too",
     ):
-        store.patches(size_mm=20, scans=["thick", "fine"])
+        store.patches(size_zyx_mm=20, scans=["thick", "fine"])
     with pytest.raises(UsageError, match=r"voxels of .* mm \(z, y\)"):
         store.slices("sagittal", size_mm=(20, 20), scans=["thick", "fine"])
 
@@ -409,18 +413,24 @@ def test_sizes_in_mm_of_scans_that_differ_need_a_spacing(spaced):
 @pytest.mark.parametrize(
     ("wanted", "message"),
     [
-        ({}, "patch size: none is given; give size_zyx in voxels, or size_mm"),
-        ({"size_zyx": 8, "size_mm": 8}, "patch size 8, size_mm 8: give one of the two"),
-        ({"size_mm": (8, 8)}, r"size_mm \(8, 8\): give three numbers above 0 \(z, y, x\), or one"),
-        ({"size_mm": 0}, "size_mm 0: give three numbers above 0"),
-        ({"size_mm": "8"}, "size_mm 8: give three numbers"),
-        ({"size_mm": ((1, 2), 3)}, "give three numbers"),
-        ({"size_mm": float("nan")}, "size_mm nan"),
-        ({"size_zyx": 8, "spacing_mm": 0}, "spacing_mm 0: give three numbers above 0"),
-        ({"size_zyx": 8, "spacing_mm": -1.0}, "spacing_mm -1.0"),
-        ({"size_zyx": 8, "spacing_mm": float("inf")}, "spacing_mm inf"),
-        ({"size_zyx": 8, "spacing_mm": (1, 2)}, r"spacing_mm \(1, 2\): give three numbers above"),
-        ({"size_zyx": 8, "spacing_mm": True}, "spacing_mm True"),
+        ({}, "patch size: none is given; give size_zyx in voxels, or size_zyx_mm"),
+        ({"size_zyx": 8, "size_zyx_mm": 8}, "patch size 8, size_zyx_mm 8: give one of the two"),
+        (
+            {"size_zyx_mm": (8, 8)},
+            r"size_zyx_mm \(8, 8\): give three numbers above 0 \(z, y, x\), or one",
+        ),
+        ({"size_zyx_mm": 0}, "size_zyx_mm 0: give three numbers above 0"),
+        ({"size_zyx_mm": "8"}, "size_zyx_mm 8: give three numbers"),
+        ({"size_zyx_mm": ((1, 2), 3)}, "give three numbers"),
+        ({"size_zyx_mm": float("nan")}, "size_zyx_mm nan"),
+        ({"size_zyx": 8, "spacing_zyx_mm": 0}, "spacing_zyx_mm 0: give three numbers above 0"),
+        ({"size_zyx": 8, "spacing_zyx_mm": -1.0}, "spacing_zyx_mm -1.0"),
+        ({"size_zyx": 8, "spacing_zyx_mm": float("inf")}, "spacing_zyx_mm inf"),
+        (
+            {"size_zyx": 8, "spacing_zyx_mm": (1, 2)},
+            r"spacing_zyx_mm \(1, 2\): give three numbers above",
+        ),
+        ({"size_zyx": 8, "spacing_zyx_mm": True}, "spacing_zyx_mm True"),
     ],
 )
 def test_grids_that_are_none_are_refused(spaced, wanted, message):
@@ -436,11 +446,11 @@ def test_grids_that_are_none_are_refused(spaced, wanted, message):
         ({"spacing_mm": (1, 2, 3)}, r"spacing_mm \(1, 2, 3\): give two numbers above 0 \(y, x\)"),
         ({"size": 8}, r"slice size 8: give two whole numbers \(y, x\)\."),
         ({"size": (8.5, 8)}, "give two whole numbers"),
-        ({"neighbours": -1}, "neighbours -1: must not be negative"),
-        ({"neighbour_step_mm": 1}, "neighbour_step_mm 1: must be above 0, beside neighbours of 1"),
-        ({"neighbours": 1, "neighbour_step_mm": 0}, "neighbour_step_mm 0: must be above 0"),
-        ({"neighbours": 1, "neighbour_step_mm": float("nan")}, "neighbour_step_mm nan"),
-        ({"neighbours": 1, "neighbour_step_mm": float("inf")}, "neighbour_step_mm inf"),
+        ({"neighbors": -1}, "neighbors -1: must not be negative"),
+        ({"neighbor_step_mm": 1}, "neighbor_step_mm 1: must be above 0, beside neighbors of 1"),
+        ({"neighbors": 1, "neighbor_step_mm": 0}, "neighbor_step_mm 0: must be above 0"),
+        ({"neighbors": 1, "neighbor_step_mm": float("nan")}, "neighbor_step_mm nan"),
+        ({"neighbors": 1, "neighbor_step_mm": float("inf")}, "neighbor_step_mm inf"),
     ],
 )
 def test_slices_that_are_none_are_refused(spaced, wanted, message):
@@ -478,7 +488,7 @@ def test_streams_draw_as_enumeration_says(spaced):
                 share = weight[name] / sum(weight.values()) / len(names) / len(voxels)
                 chances[scan_id, name, at] += 0.5 * share
     stream = store.patches(
-        size, spacing_mm=target, weights=weights, foreground=0.5, scans=names, seed=2
+        size, spacing_zyx_mm=target, weights=weights, foreground=0.5, scans=names, seed=2
     )
     n = 8000
     found = Counter()

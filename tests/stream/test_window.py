@@ -161,11 +161,11 @@ def test_scans_are_taken_as_often_as_they_are_likely(window_scans):
     # Lengths of 1 and 1/3: every border lies between two of the offsets that are tried.
     windows = windows_of(sampler_of(foreground=1.0), window_scans=window_scans)
     assert windows._scans.tolist() == [0, 1]
-    offsets = 3 * 4 * windows.n_neighbourhoods * windows._pass_windows
-    of_slot = [Counter() for _ in range(windows.n_neighbourhoods)]
+    offsets = 3 * 4 * windows.n_neighborhoods * windows._pass_windows
+    of_slot = [Counter() for _ in range(windows.n_neighborhoods)]
     for order, first, offset, number in product(
         ([0, 1], [1, 0]),
-        range(windows.n_neighbourhoods),
+        range(windows.n_neighborhoods),
         range(offsets),
         range(windows._pass_windows),
     ):
@@ -243,17 +243,17 @@ def test_about_the_same_share_of_each_window_is_balanced(foreground):
 def test_samples_in_a_row_are_of_different_scans(n_scans, window_scans, samples, seed):
     sampler, volumes = equal_scans(n_scans, seed=seed)
     windows = windows_of(sampler, volumes, window_scans=window_scans, samples_per_scan=samples)
-    assert window_scans <= windows.n_neighbourhoods < window_scans + n_scans
+    assert window_scans <= windows.n_neighborhoods < window_scans + n_scans
     different = min(n_scans, window_scans)
     seen = Counter()
     for number in range(windows._pass_windows):
         scans = [request.scan_id for request in window_at(windows, 0, number)]
         for i in range(len(scans) - different + 1):
             assert len(set(scans[i : i + different])) == different
-        assert scans == scans[: windows.n_neighbourhoods] * samples
+        assert scans == scans[: windows.n_neighborhoods] * samples
         seen.update(scans)
     # A pass takes each scan once, but for those that fill no window; or all of few equally often.
-    assert set(seen.values()) == {windows.n_neighbourhoods // different * samples}
+    assert set(seen.values()) == {windows.n_neighborhoods // different * samples}
     assert n_scans - len(seen) < max(window_scans, 1)
 
 
@@ -300,12 +300,12 @@ def test_seed_epoch_and_window_each_name_their_own_stream():
     assert len({starts(*key) for key in keys}) == len(keys)
 
 
-def test_a_neighbourhood_lies_in_few_chunks(store):
+def test_a_neighborhood_lies_in_few_chunks(store):
     for size, foreground in (((16, 24, 20), 0.0), ((40, 30, 50), 0.0), ((16, 24, 20), 1.0)):
         stream = store.patches(
             size, n_samples=200, shuffle="window", samples_per_scan=5, foreground=foreground
         )
-        n = stream.window.n_neighbourhoods
+        n = stream.window.n_neighborhoods
         for first in range(0, 200, stream.window.n_samples):
             for slot in range(n):
                 requests = [stream.request(first + slot + n * turn) for turn in range(5)]
@@ -406,7 +406,7 @@ def test_batches_are_of_different_scans(store):
 @pytest.mark.parametrize("plane", FLAT_AXIS)
 def test_slices_of_a_place_differ(store, plane):
     stream = store.slices(plane, n_samples=400, shuffle="window", samples_per_scan=6)
-    n, flat = stream.window.n_neighbourhoods, FLAT_AXIS[plane]
+    n, flat = stream.window.n_neighborhoods, FLAT_AXIS[plane]
     for first in range(0, 400 - stream.window.n_samples, stream.window.n_samples):
         for slot in range(n):
             requests = [stream.request(first + slot + n * turn) for turn in range(6)]
@@ -423,7 +423,7 @@ def test_balanced_windows_show_their_vertebra(store):
 
 def test_resampled_windows_are_read_as_their_batches(store):
     stream = store.patches(
-        (6, 9, 8), spacing_mm=(4.0, 3.0, 2.5), batch_size=3, n_samples=24, foreground=0.5,
+        (6, 9, 8), spacing_zyx_mm=(4.0, 3.0, 2.5), batch_size=3, n_samples=24, foreground=0.5,
         shuffle="window",
     )  # fmt: skip
     assert samples_of(stream) == samples_of(stream[number] for number in range(8))

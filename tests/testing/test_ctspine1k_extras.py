@@ -124,8 +124,8 @@ def test_completed_masks_fit_the_images_of_the_challenge(tmp_path):
         for stored, expected in ((image, phantom.image), (label, phantom.label)):
             voxels = np.asarray(nib.as_closest_canonical(stored).dataobj).transpose(2, 1, 0)
             np.testing.assert_array_equal(voxels, expected)
-        for name, centre in scan.centres_mm.items():
-            point = np.rint((np.linalg.inv(label.affine) @ [*centre, 1])[:3]).astype(int)
+        for name, center in scan.centers_mm.items():
+            point = np.rint((np.linalg.inv(label.affine) @ [*center, 1])[:3]).astype(int)
             if name not in phantom.cut:
                 assert np.asarray(label.dataobj)[tuple(point)] == VALUE_OF_NAME[name]
 

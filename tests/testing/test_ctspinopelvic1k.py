@@ -41,7 +41,7 @@ def test_files_are_pir_on_one_grid_and_hold_the_phantoms(dataset):
         phantom = draw(scan.spec)
         np.testing.assert_array_equal(read_zyx(scan.image_path), phantom.image)
         mask = read_zyx(scan.label_path)
-        for name in set(phantom.labelled) - {"sacrum"}:
+        for name in set(phantom.labeled) - {"sacrum"}:
             np.testing.assert_array_equal(
                 mask == VALUE_OF_NAME[name], phantom.label == VALUE_OF_NAME[name]
             )
@@ -67,9 +67,9 @@ def test_s1_lies_above_the_sacrum(dataset):
     assert np.argwhere(mask == 29)[:, 0].mean() > np.argwhere(mask == 26)[:, 0].mean()
 
 
-def test_centres_are_those_of_the_levels_in_the_mask(dataset):
+def test_centers_are_those_of_the_levels_in_the_mask(dataset):
     _, written = dataset
-    by_id = {scan.scan_id: set(scan.centres_mm) for scan in written}
+    by_id = {scan.scan_id: set(scan.centers_mm) for scan in written}
     assert by_id["0004_pelvic"] == {"S1", "S2", "sacrum"}
     assert by_id["0004_spine"] == {"T11", "T12", "L1", "L2", "L3", "L4", "L5"}
     assert by_id["0001"] == by_id["0004_pelvic"] | by_id["0004_spine"]

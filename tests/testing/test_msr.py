@@ -142,20 +142,20 @@ def test_landmarks_are_mm_from_the_first_voxel_along_the_axes_of_the_file(releas
     for scan in release:
         _, affine = read_ijk(scan.image_path)
         points = points_of(scan.points_path)
-        assert [name for _, name in points] == [f"{name}_center" for name in scan.centres_mm]
+        assert [name for _, name in points] == [f"{name}_center" for name in scan.centers_mm]
         spacing = np.linalg.norm(affine[:3, :3], axis=0)
         assert abs(affine[:3, 3]).min() > 10, "an origin to forget about"
         for (_, name), point in points.items():
             placed = affine @ [*(point / spacing), 1]
-            centre = scan.centres_mm[name.removesuffix("_center")]
-            np.testing.assert_allclose(placed[:3], centre, atol=2e-3)
+            center = scan.centers_mm[name.removesuffix("_center")]
+            np.testing.assert_allclose(placed[:3], center, atol=2e-3)
 
 
-def test_centres_lie_inside_their_vertebrae(release):
+def test_centers_lie_inside_their_vertebrae(release):
     for scan in release:
         voxels, affine = read_ijk(scan.image_path)
-        for name in scan.centres_mm:
-            i, j, k = np.rint((np.linalg.inv(affine) @ [*scan.centres_mm[name], 1])[:3]).astype(int)
+        for name in scan.centers_mm:
+            i, j, k = np.rint((np.linalg.inv(affine) @ [*scan.centers_mm[name], 1])[:3]).astype(int)
             assert voxels[i, j, k] > 100, (scan.scan_id, name)
 
 
@@ -163,7 +163,7 @@ def test_landmarks_have_s1_and_s2_and_leave_a_visible_level_out(metaimage):
     _, written = metaimage
     points = points_of(written[1].points_path)
     assert list(points)[-3:] == [(240, "L5_center"), (250, "S1_center"), (260, "S2_center")]
-    assert "L2" in draw(written[1].spec).labelled
+    assert "L2" in draw(written[1].spec).labeled
     assert (210, "L2_center") not in points
     headers = {scan.points_path.read_bytes()[:5] for scan in written}
     assert headers == {b"# 0\r\n", b"# 2\r\n"}

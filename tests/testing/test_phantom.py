@@ -73,8 +73,8 @@ def test_labels_are_bone_of_the_spec_in_order_and_inside_the_circle(
     spec = PhantomSpec(seed, shape, spacing, levels, cut_share=cut_share, noise_hu=0)
     phantom = make_phantom(spec)
     present = set(np.unique(phantom.label).tolist()) - {0}
-    assert present == {VALUE_OF_NAME[name] for name in phantom.labelled}
-    assert set(phantom.labelled) <= set(levels)
+    assert present == {VALUE_OF_NAME[name] for name in phantom.labeled}
+    assert set(phantom.labeled) <= set(levels)
     assert phantom.image[phantom.label > 0].min(initial=3000) >= 100
     if cut_share == 0:
         assert phantom.cut == ()
@@ -95,7 +95,7 @@ def test_labels_are_bone_of_the_spec_in_order_and_inside_the_circle(
 def test_levels_lie_from_head_to_tail_each_in_one_piece(levels):
     shape = (96 if len(levels) < 20 else 180, 64, 64)
     phantom = make_phantom(PhantomSpec(0, shape, (3.0, 3.0, 3.0), levels))
-    assert phantom.labelled == levels
+    assert phantom.labeled == levels
     heights = [np.nonzero(phantom.label == VALUE_OF_NAME[name])[0].mean() for name in levels]
     assert heights == sorted(heights, reverse=True)
     for name in set(levels) - set(phantom.cut):
@@ -111,44 +111,44 @@ def test_levels_lie_from_head_to_tail_each_in_one_piece(levels):
     spacing=st.tuples(*[st.floats(2, 5)] * 3),
     cut_share=st.sampled_from([0.0, 0.35]),
 )
-def test_the_centre_of_a_whole_body_lies_inside_its_label(
+def test_the_center_of_a_whole_body_lies_inside_its_label(
     *, first, count, seed, shape, spacing, cut_share
 ):
     levels = ANATOMICAL_ORDER[:-1][first : first + count]
     spec = PhantomSpec(seed, shape, spacing, levels, padding_hu=None, cut_share=cut_share)
     phantom = make_phantom(spec)
-    points = set(phantom.centres_mm)
-    assert points - {"S1", "S2"} == set(phantom.labelled)
-    assert points >= {"S1", "S2"} if "sacrum" in phantom.labelled else not points & {"S1", "S2"}
+    points = set(phantom.centers_mm)
+    assert points - {"S1", "S2"} == set(phantom.labeled)
+    assert points >= {"S1", "S2"} if "sacrum" in phantom.labeled else not points & {"S1", "S2"}
     to_voxel = np.linalg.inv(phantom.affine_xyz)
-    for name in set(phantom.labelled) - set(phantom.cut):
-        x, y, z = np.rint((to_voxel @ [*phantom.centres_mm[name], 1])[:3]).astype(int).tolist()
+    for name in set(phantom.labeled) - set(phantom.cut):
+        x, y, z = np.rint((to_voxel @ [*phantom.centers_mm[name], 1])[:3]).astype(int).tolist()
         assert phantom.label[z, y, x] == VALUE_OF_NAME[name], name
 
 
-def test_the_centre_of_a_body_is_as_far_from_its_endplates_and_sides():
+def test_the_center_of_a_body_is_as_far_from_its_endplates_and_sides():
     spec = PhantomSpec(4, (200, 100, 100), (0.9, 1.0, 1.0), ("L1", "L2", "L3"), padding_hu=None)
     phantom = make_phantom(spec)
     to_voxel = np.linalg.inv(phantom.affine_xyz)
-    x, y, z = (to_voxel @ [*phantom.centres_mm["L2"], 1])[:3]
+    x, y, z = (to_voxel @ [*phantom.centers_mm["L2"], 1])[:3]
     mask = phantom.label == VALUE_OF_NAME["L2"]
-    for column, centre in (
+    for column, center in (
         (mask[:, round(y), round(x)], z),
         (mask[round(z), round(y)], x),
     ):
         inside = np.flatnonzero(column)
-        assert inside.mean() == pytest.approx(centre, abs=0.3)
+        assert inside.mean() == pytest.approx(center, abs=0.3)
 
 
-def test_centres_run_from_head_to_tail_with_the_segments_of_the_sacrum():
+def test_centers_run_from_head_to_tail_with_the_segments_of_the_sacrum():
     spec = PhantomSpec(3, (120, 64, 64), (2.5, 3.0, 3.0), ("L3", "L4", "L5", "sacrum", "coccyx"))
     phantom = make_phantom(spec)
-    assert list(phantom.centres_mm) == ["L3", "L4", "L5", "S1", "S2", "sacrum", "coccyx"]
-    heights = [z for _, _, z in phantom.centres_mm.values()]
+    assert list(phantom.centers_mm) == ["L3", "L4", "L5", "S1", "S2", "sacrum", "coccyx"]
+    heights = [z for _, _, z in phantom.centers_mm.values()]
     assert heights == sorted(heights, reverse=True)
     to_voxel = np.linalg.inv(phantom.affine_xyz)
     for name in ("S1", "S2", "sacrum"):
-        x, y, z = np.rint((to_voxel @ [*phantom.centres_mm[name], 1])[:3]).astype(int).tolist()
+        x, y, z = np.rint((to_voxel @ [*phantom.centers_mm[name], 1])[:3]).astype(int).tolist()
         assert phantom.label[z, y, x] == VALUE_OF_NAME["sacrum"], name
 
 
@@ -164,25 +164,25 @@ def test_whole_vertebrae_have_a_body_an_arch_and_a_canal():
     assert extent[-1] - extent[0] + 1 > column.sum(), "the canal leaves a gap behind the body"
 
 
-def test_cut_ends_are_labelled_as_in_ctspine1k_or_left_out_as_in_verse():
+def test_cut_ends_are_labeled_as_in_ctspine1k_or_left_out_as_in_verse():
     with_ends, without = (
         make_phantom(replace(SMALL, label_cut_ends=flag)) for flag in (True, False)
     )
     assert with_ends.cut == without.cut
     assert {"T9", "L5"} <= set(with_ends.cut)
-    assert with_ends.labelled == SMALL.levels
-    assert without.labelled == tuple(n for n in SMALL.levels if n not in without.cut)
+    assert with_ends.labeled == SMALL.levels
+    assert without.labeled == tuple(n for n in SMALL.levels if n not in without.cut)
     np.testing.assert_array_equal(with_ends.image, without.image)
     assert without.label[0].max() == without.label[-1].max() == 0
 
 
-def test_an_unlabelled_level_is_drawn_but_not_in_the_mask():
+def test_an_unlabeled_level_is_drawn_but_not_in_the_mask():
     full = make_phantom(SMALL)
-    bare = make_phantom(replace(SMALL, unlabelled=("T12",)))
+    bare = make_phantom(replace(SMALL, unlabeled=("T12",)))
     np.testing.assert_array_equal(full.image, bare.image)
     expected = np.where(full.label == VALUE_OF_NAME["T12"], 0, full.label)
     np.testing.assert_array_equal(bare.label, expected)
-    assert "T12" not in bare.labelled
+    assert "T12" not in bare.labeled
 
 
 @pytest.mark.parametrize("padding", [-1024, -2048, -3024])
@@ -233,7 +233,7 @@ def test_noise_is_correlated_in_plane_and_can_be_turned_off():
         ({"levels": ("L1", "L1")}, "each once"),
         ({"levels": ("L1",)}, "at least two"),
         ({"levels": ("L1", "L7")}, "no vertebra is named L7"),
-        ({"unlabelled": ("C3",)}, "absent from levels"),
+        ({"unlabeled": ("C3",)}, "absent from levels"),
         ({"shape_zyx": (4, 40, 40)}, "at least 8"),
         ({"spacing_zyx_mm": (1.0, 0.0, 1.0)}, "positive"),
         ({"spacing_zyx_mm": (1.0, float("nan"), 1.0)}, "positive"),

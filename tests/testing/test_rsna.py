@@ -54,8 +54,8 @@ def test_masks_are_plain_nifti_named_as_the_study_and_not_for_all(dataset):
         label = nib.as_closest_canonical(nib.load(scan.label_path))
         voxels = np.asarray(label.dataobj).transpose(2, 1, 0)
         np.testing.assert_array_equal(voxels, draw(scan.spec).label)
-        for name, centre in scan.centres_mm.items():
-            x, y, z = np.rint((np.linalg.inv(label.affine) @ [*centre, 1])[:3]).astype(int)
+        for name, center in scan.centers_mm.items():
+            x, y, z = np.rint((np.linalg.inv(label.affine) @ [*center, 1])[:3]).astype(int)
             assert voxels[z, y, x] == VALUE_OF_NAME[name]
 
 

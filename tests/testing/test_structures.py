@@ -16,13 +16,13 @@ def test_an_organ_leaves_the_spine_alone():
     assert [z.min(), z.max(), y.min(), y.max(), x.min(), x.max()] == [8, 11, 28, 31, 30, 33]
 
 
-def test_s1_is_the_upper_part_of_the_sacrum_about_its_centre():
+def test_s1_is_the_upper_part_of_the_sacrum_about_its_center():
     s1, sacrum = s1_of_sacrum(PHANTOM), PHANTOM.label == VALUE_OF_NAME["sacrum"]
     assert 0 < s1.sum() < sacrum.sum()
     assert not s1[~sacrum].any()
     to_voxel = np.linalg.inv(PHANTOM.affine_xyz)
     for name in ("S1", "S2"):
-        x, y, z = np.rint((to_voxel @ [*PHANTOM.centres_mm[name], 1])[:3]).astype(int)
+        x, y, z = np.rint((to_voxel @ [*PHANTOM.centers_mm[name], 1])[:3]).astype(int)
         assert s1[z, y, x] == (name == "S1")
 
 

@@ -57,26 +57,26 @@ def test_masks_are_the_vertebrae_of_the_phantom_and_s1_a_part_of_its_sacrum(bina
         np.testing.assert_array_equal(read_zyx(scan.image_path), phantom.image)
         for level in LEVELS:
             mask = read_zyx(scan.label_path / f"vertebrae_{level}.nii.gz")
-            assert mask.max() == int(level in phantom.labelled)
+            assert mask.max() == int(level in phantom.labeled)
             np.testing.assert_array_equal(mask == 1, phantom.label == VALUE_OF_NAME[level])
         s1, sacrum = (
             read_zyx(scan.label_path / f"{name}.nii.gz") for name in ("vertebrae_S1", "sacrum")
         )
         np.testing.assert_array_equal(s1 + sacrum, phantom.label == VALUE_OF_NAME["sacrum"])
-        assert s1.max() == sacrum.max() == int("sacrum" in phantom.labelled)
+        assert s1.max() == sacrum.max() == int("sacrum" in phantom.labeled)
         liver = read_zyx(scan.label_path / "liver.nii.gz")
         assert liver.any()
         assert not (liver & (phantom.label > 0)).any()
 
 
-def test_s1_lies_above_the_rest_of_the_sacrum_and_holds_its_centre(binary):
+def test_s1_lies_above_the_rest_of_the_sacrum_and_holds_its_center(binary):
     _, written = binary
     scan = written[0]
     s1 = nib.load(scan.label_path / "vertebrae_S1.nii.gz")
     rest = read_zyx(scan.label_path / "sacrum.nii.gz")
     voxels = np.asarray(s1.dataobj)
     assert np.nonzero(voxels)[2].mean() > np.nonzero(rest)[0].mean()
-    i, j, k = np.rint((np.linalg.inv(s1.affine) @ [*scan.centres_mm["S1"], 1])[:3]).astype(int)
+    i, j, k = np.rint((np.linalg.inv(s1.affine) @ [*scan.centers_mm["S1"], 1])[:3]).astype(int)
     assert voxels[i, j, k] == 1
 
 
@@ -108,12 +108,12 @@ def test_one_subject_has_axes_a_little_off_right_angles(binary):
         np.testing.assert_array_equal(label.affine[:3, :3], affine)
 
 
-def test_centres_lie_inside_their_labels(binary):
+def test_centers_lie_inside_their_labels(binary):
     _, written = binary
     for scan in written:
-        for name in set(scan.centres_mm) & set(LEVELS):
+        for name in set(scan.centers_mm) & set(LEVELS):
             image = nib.load(scan.label_path / f"vertebrae_{name}.nii.gz")
-            point = np.linalg.inv(image.affine) @ [*scan.centres_mm[name], 1]
+            point = np.linalg.inv(image.affine) @ [*scan.centers_mm[name], 1]
             assert np.asarray(image.dataobj)[tuple(np.rint(point[:3]).astype(int))] == 1
 
 
@@ -137,6 +137,6 @@ def test_one_file_holds_the_values_of_its_version(tmp_path, version):
             expected = phantom.label == VALUE_OF_NAME[level]
             np.testing.assert_array_equal(mask == values[f"vertebrae_{level}"], expected)
         levels = {values[f"vertebrae_{level}"] for level in LEVELS}
-        sacral = {25, 26} if version == "v2" and "sacrum" in phantom.labelled else set()
+        sacral = {25, 26} if version == "v2" and "sacrum" in phantom.labeled else set()
         assert set(np.unique(mask).tolist()) - levels == {0} | sacral
     assert (tmp_path / "meta.csv").is_file()

@@ -98,7 +98,7 @@ def test_a_scan_without_mask_has_an_empty_folder_and_no_other_file(subjects):
     derived = root / "dataset-03test/derivatives/sub-gl279"
     assert derived.is_dir()
     assert not list(derived.iterdir())
-    assert set(scan.centres_mm) == set(draw(scan.spec).labelled)
+    assert set(scan.centers_mm) == set(draw(scan.spec).labeled)
 
 
 def test_sidecars_of_2019_name_the_scanner(subjects):
@@ -186,14 +186,14 @@ def test_files_hold_the_phantoms_of_the_records(packing):
             np.testing.assert_allclose(mask_affine, affine, atol=0.03)
 
 
-def test_centres_of_the_records_lie_inside_their_labels(packing):
+def test_centers_of_the_records_lie_inside_their_labels(packing):
     _, written = packing
     for scan in written:
         if scan.label_path is None:
             continue
         mask, affine = canonical(scan.label_path)
-        for name, centre in scan.centres_mm.items():
-            x, y, z = np.rint((np.linalg.inv(affine) @ [*centre, 1])[:3]).astype(int)
+        for name, center in scan.centers_mm.items():
+            x, y, z = np.rint((np.linalg.inv(affine) @ [*center, 1])[:3]).astype(int)
             assert mask[z, y, x] == VALUE_OF_NAME[name], (scan.scan_id, name)
 
 
@@ -260,7 +260,7 @@ def test_cut_vertebrae_are_not_annotated(packing):
     for scan in written:
         phantom = draw(scan.spec)
         assert phantom.cut
-        assert not set(phantom.cut) & set(phantom.labelled)
+        assert not set(phantom.cut) & set(phantom.labeled)
         assert not phantom.label[[0, -1]].any()
 
 
@@ -285,10 +285,10 @@ def test_subject_based_centroids_are_voxels_below_a_direction(subjects):
         assert head == {"direction": list(nib.aff2axcodes(image.affine))}
         values = {e["label"]: image.affine @ [e["X"], e["Y"], e["Z"], 1] for e in entries}
         known = {value: point for value, point in values.items() if np.isfinite(point).all()}
-        assert set(known) == {VALUE_OF_NAME[name] for name in scan.centres_mm}
+        assert set(known) == {VALUE_OF_NAME[name] for name in scan.centers_mm}
         reach = 0.1 * max(image.header.get_zooms())
-        for name, centre in scan.centres_mm.items():
-            assert np.linalg.norm(known[VALUE_OF_NAME[name]][:3] - centre) < reach
+        for name, center in scan.centers_mm.items():
+            assert np.linalg.norm(known[VALUE_OF_NAME[name]][:3] - center) < reach
 
 
 def test_one_centroid_is_nan_and_one_is_missing(subjects):
@@ -297,8 +297,8 @@ def test_one_centroid_is_nan_and_one_is_missing(subjects):
     texts = {n: s.points_path.read_text() for n, s in scans.items() if s.points_path is not None}
     assert {name for name, text in texts.items() if "NaN" in text} == {"verse277"}
     assert scans["verse225"].points_path.name.endswith("_seg-vb_ctd.json")
-    labelled = set(draw(scans["verse225"].spec).labelled)
-    assert labelled - set(scans["verse225"].centres_mm) == {"L3"}
+    labeled = set(draw(scans["verse225"].spec).labeled)
+    assert labeled - set(scans["verse225"].centers_mm) == {"L3"}
 
 
 @pytest.mark.parametrize(
@@ -318,8 +318,8 @@ def test_challenge_centroids_are_mm_without_a_direction(packing_name, axes, requ
         turned = image.as_reoriented(turn)
         zooms = np.array(turned.header.get_zooms())
         found = {e["label"]: np.array([e["X"], e["Y"], e["Z"]]) / zooms for e in entries}
-        for name, centre in scan.centres_mm.items():
-            voxel = (np.linalg.inv(turned.affine) @ [*centre, 1])[:3]
+        for name, center in scan.centers_mm.items():
+            voxel = (np.linalg.inv(turned.affine) @ [*center, 1])[:3]
             # The challenges' readers flip by the size, nibabel by the last index.
             assert np.abs(found[VALUE_OF_NAME[name]] - voxel).max() < 1.1
 

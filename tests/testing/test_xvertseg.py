@@ -48,7 +48,7 @@ def test_only_l1_to_l5_are_annotated_though_more_is_seen(dataset):
     _, written = dataset
     for scan in written:
         assert scan.spec.levels == ("T12", "L1", "L2", "L3", "L4", "L5", "sacrum")
-        assert set(scan.centres_mm) == {"L1", "L2", "L3", "L4", "L5"}
+        assert set(scan.centers_mm) == {"L1", "L2", "L3", "L4", "L5"}
 
 
 def test_scores_name_the_annotated_cases(dataset):

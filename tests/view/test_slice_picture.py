@@ -59,7 +59,7 @@ def stored(folder, images, mask):
 
 
 @pytest.fixture(scope="module")
-def labelled(phantom, tmp_path_factory):
+def labeled(phantom, tmp_path_factory):
     rng, shape = np.random.default_rng(5), phantom.image.shape
     floats = rng.normal(0, 900, shape)
     floats[20, 20, 20:23] = np.nan, np.inf, -np.inf
@@ -78,7 +78,7 @@ def labelled(phantom, tmp_path_factory):
             NiftiForm("LPS"),
         ),
     }
-    return stored(tmp_path_factory.mktemp("labelled"), images, phantom.label)
+    return stored(tmp_path_factory.mktemp("labeled"), images, phantom.label)
 
 
 @pytest.fixture(scope="module")
@@ -114,30 +114,30 @@ def shades(values, low, high):
 @pytest.mark.parametrize("scan_id", ["phantom", "oblique", "float", "scaled"])
 @settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
-def test_shades_are_those_of_the_window(labelled, scan_id, plane, data):
+def test_shades_are_those_of_the_window(labeled, scan_id, plane, data):
     index = data.draw(st.integers(0, (48, 40, 44)[FLAT[plane]] - 1))
     low = data.draw(st.integers(-2000, 2000))
     window = low, low + data.draw(st.sampled_from([1, 255, 400, 1800, 2500]))
-    found = drawn(labelled, scan_id, plane, index, window_hu=window, labels=frozenset())
+    found = drawn(labeled, scan_id, plane, index, window_hu=window, labels=frozenset())
     assert found.dtype == np.uint8
-    np.testing.assert_array_equal(found, shades(turned(labelled, scan_id, plane, index), *window))
+    np.testing.assert_array_equal(found, shades(turned(labeled, scan_id, plane, index), *window))
 
 
-def test_a_file_holds_the_same_pixels(labelled):
+def test_a_file_holds_the_same_pixels(labeled):
     for labels in (None, frozenset()):
         request = SliceRequest("sagittal", 22, labels=labels)
-        scan = labelled._reader.scan("phantom")
-        with Image.open(io.BytesIO(slice_png(scan, labelled._engine, request))) as picture:
+        scan = labeled._reader.scan("phantom")
+        with Image.open(io.BytesIO(slice_png(scan, labeled._engine, request))) as picture:
             assert picture.format == "PNG"
-            np.testing.assert_array_equal(picture, draw_slice(scan, labelled._engine, request))
+            np.testing.assert_array_equal(picture, draw_slice(scan, labeled._engine, request))
 
 
 @pytest.mark.parametrize("scan_id", ["phantom", "oblique"])
-def test_left_is_left_and_the_head_is_up(labelled, scan_id):
+def test_left_is_left_and_the_head_is_up(labeled, scan_id):
     """The block in front is on the left or on top, that on the right on the left, the head up."""
 
     def edges(plane, index):
-        found = drawn(labelled, scan_id, plane, index, window_hu=WIDE, labels=frozenset()) > 200
+        found = drawn(labeled, scan_id, plane, index, window_hu=WIDE, labels=frozenset()) > 200
         rows, columns = found.mean(axis=1) > 0.9, found.mean(axis=0) > 0.9
         return np.flatnonzero(rows).tolist(), np.flatnonzero(columns).tolist()
 
@@ -146,28 +146,28 @@ def test_left_is_left_and_the_head_is_up(labelled, scan_id):
     assert edges("axial", 10) == ([2, 3, 4], [4, 5, 6, 7])
 
 
-def test_pixels_are_square(labelled, bare):
+def test_pixels_are_square(labeled, bare):
     mm = {"sagittal": (48 * 5, 40 * 1.1), "coronal": (48 * 5, 44 * 0.9), "axial": (44, 39.6)}
     for plane, (high, wide) in mm.items():
         fine = 0.9 if plane != "sagittal" else 1.1
-        found = drawn(labelled, "thick", plane, 3, labels=frozenset())
+        found = drawn(labeled, "thick", plane, 3, labels=frozenset())
         assert found.shape == (round(high / fine), round(wide / fine))
         for size in (1, 17, 96, 480):
-            found = drawn(labelled, "thick", plane, 3, labels=frozenset(), size_px=size)
+            found = drawn(labeled, "thick", plane, 3, labels=frozenset(), size_px=size)
             scale = size / max(high, wide)
             assert found.shape == (max(1, round(high * scale)), max(1, round(wide * scale)))
     assert drawn(bare, "long", "coronal", 3).shape == (LARGEST_PX, 1)
 
 
-def test_larger_voxels_are_interpolated_and_smaller_ones_averaged(labelled):
-    values = turned(labelled, "thick", "axial", 7)
+def test_larger_voxels_are_interpolated_and_smaller_ones_averaged(labeled):
+    values = turned(labeled, "thick", "axial", 7)
     window = (-1000.0, 3000.0)
     gray = shades(values, *window)
-    found = drawn(labelled, "thick", "axial", 7, window_hu=window, labels=frozenset(), size_px=4)
+    found = drawn(labeled, "thick", "axial", 7, window_hu=window, labels=frozenset(), size_px=4)
     assert found.shape == (4, 4)
     assert abs(found.mean() - gray.mean()) < 3
-    tall = drawn(labelled, "thick", "coronal", 7, window_hu=window, labels=frozenset())
-    high = shades(turned(labelled, "thick", "coronal", 7), *window)
+    tall = drawn(labeled, "thick", "coronal", 7, window_hu=window, labels=frozenset())
+    high = shades(turned(labeled, "thick", "coronal", 7), *window)
     at = (np.arange(len(tall)) + 0.5) * 48 / len(tall) - 0.5
     model = np.array([np.interp(at, np.arange(48), column) for column in high.T]).T
     assert np.abs(tall - model)[3:-3].max() <= 1.5
@@ -175,11 +175,11 @@ def test_larger_voxels_are_interpolated_and_smaller_ones_averaged(labelled):
 
 @pytest.mark.parametrize("plane", FLAT)
 @pytest.mark.parametrize("size_px", [None, 40, 191, 192])
-def test_vertebrae_have_their_colors(labelled, plane, size_px):
+def test_vertebrae_have_their_colors(labeled, plane, size_px):
     index = {"sagittal": 22, "coronal": 18, "axial": 30}[plane]
-    found = drawn(labelled, "thick", plane, index, size_px=size_px)
-    plain = drawn(labelled, "thick", plane, index, size_px=size_px, labels=frozenset())
-    label = turned(labelled, "thick", plane, index, "label")
+    found = drawn(labeled, "thick", plane, index, size_px=size_px)
+    plain = drawn(labeled, "thick", plane, index, size_px=size_px, labels=frozenset())
+    label = turned(labeled, "thick", plane, index, "label")
     rows, columns = (
         np.minimum(((np.arange(n) + 0.5) * size / n).astype(int), size - 1)
         for n, size in zip(plain.shape, label.shape, strict=True)
@@ -198,38 +198,38 @@ def test_vertebrae_have_their_colors(labelled, plane, size_px):
     np.testing.assert_array_equal(found, model)
 
 
-def test_some_vertebrae_can_be_shown_alone(labelled):
-    everything = drawn(labelled, "phantom", "sagittal", 22)
-    plain = drawn(labelled, "phantom", "sagittal", 22, labels=frozenset())
-    label = turned(labelled, "phantom", "sagittal", 22, "label")
+def test_some_vertebrae_can_be_shown_alone(labeled):
+    everything = drawn(labeled, "phantom", "sagittal", 22)
+    plain = drawn(labeled, "phantom", "sagittal", 22, labels=frozenset())
+    label = turned(labeled, "phantom", "sagittal", 22, "label")
     some = parse_labels("L1,L3")
-    found = drawn(labelled, "phantom", "sagittal", 22, labels=some)
+    found = drawn(labeled, "phantom", "sagittal", 22, labels=some)
     inside = np.isin(label, [20, 22])
     assert inside.any()
     np.testing.assert_array_equal(found[inside], everything[inside])
     np.testing.assert_array_equal(found[~inside], plain[~inside][:, None].repeat(3, 1))
-    assert drawn(labelled, "phantom", "sagittal", 22, labels=parse_labels("C1")).ndim == 2
+    assert drawn(labeled, "phantom", "sagittal", 22, labels=parse_labels("C1")).ndim == 2
 
 
 @pytest.mark.parametrize("plane", FLAT)
 @pytest.mark.parametrize("scan_id", ["phantom", "oblique"])
-def test_the_slice_nearest_to_a_place_is_drawn(labelled, scan_id, plane):
-    scan, at_mm = labelled._reader.scan(scan_id), labelled.scan(scan_id)[COORDINATE[plane]].values
+def test_the_slice_nearest_to_a_place_is_drawn(labeled, scan_id, plane):
+    scan, at_mm = labeled._reader.scan(scan_id), labeled.scan(scan_id)[COORDINATE[plane]].values
     for index, mm in enumerate(at_mm):
         for off in (-1.9, 0, 1.9):
-            assert slice_at(scan, labelled._engine, plane, mm + off) == index
+            assert slice_at(scan, labeled._engine, plane, mm + off) == index
     for mm in (at_mm[0] - 2.1, at_mm[-1] + 2.1, 1e9, -1e9):
         first, last = at_mm[0] - 2, at_mm[-1] + 2
         text = f"^mm: {COORDINATE[plane]} of this scan runs from {first:.2f} to {last:.2f} mm.$"
         with pytest.raises(UsageError, match=text):
-            slice_at(scan, labelled._engine, plane, mm)
+            slice_at(scan, labeled._engine, plane, mm)
 
 
-def test_the_middle_of_the_spine_is_shown_first(labelled, bare):
-    scan = labelled._reader.scan("phantom")
-    label = labelled.scan("phantom").label.values
+def test_the_middle_of_the_spine_is_shown_first(labeled, bare):
+    scan = labeled._reader.scan("phantom")
+    label = labeled.scan("phantom").label.values
     for plane, axis in FLAT.items():
-        index = slice_at(scan, labelled._engine, plane, None)
+        index = slice_at(scan, labeled._engine, plane, None)
         assert label.take(index, axis).any()
     middles = [np.argwhere(label == value)[:, 2].mean() for value in np.unique(label[label > 0])]
     assert slice_at(scan, None, "sagittal", None) == round(np.median(middles))  # reads nothing
@@ -281,6 +281,6 @@ def test_labels_are_named():
             parse_labels(text)
 
 
-def test_values_that_are_no_vertebrae_are_gray(labelled):
+def test_values_that_are_no_vertebrae_are_gray(labeled):
     assert math.isclose(len({label_color_of(value) for value in range(1, 29)}), 28)
     assert {label_color_of(value) for value in (0, 29, 255)} == {(0.85, 0.85, 0.85)}

@@ -72,7 +72,7 @@ class ScanSource:
     label_values: tuple[tuple[int, int], ...] = ()
     """Value in the mask's file and value stored; empty if they are the same."""
     centroids: str | None = None
-    """Path of the file with annotated centres."""
+    """Path of the file with annotated centers."""
     centroid_bytes: int = 0
     """Size of that file."""
     centroid_convention: CentroidConvention | None = None
@@ -226,7 +226,7 @@ def discover(
     ------
     UsageError
         If ``raw`` is no folder, or no file in it matches: lists the layouts the recipe knows, what
-        was seen instead, and a neighbouring folder that would match.
+        was seen instead, and a neighboring folder that would match.
     RecipeError
         If all images that were found fail by their names: see :attr:`Discovery.refused`. If
         patterns take too long, or templates give texts without end (RecipeLimitError).

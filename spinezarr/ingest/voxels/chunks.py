@@ -183,7 +183,7 @@ class LabelEncoder:
     centroid_zyx: Mapping[int, ZYX] = field(default_factory=dict)
     """Annotated centroids as voxel indices in the volume, by stored value."""
     spacing_zyx_mm: SpacingZYX = (1.0, 1.0, 1.0)
-    """Distance between neighbouring voxels."""
+    """Distance between neighboring voxels."""
     rounding: Rounding = field(default_factory=Rounding)
     """Counts the values that :meth:`cast` rounds; whoever casts does so from one thread."""
 

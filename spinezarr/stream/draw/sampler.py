@@ -5,7 +5,7 @@ Two ways to choose, mixed sample by sample:
 * *uniform*: a scan, each equally likely; then a position in it, each equally likely;
 * *balanced*: a vertebra, each that occurs equally likely or by weight; then a scan that shows it,
   each equally likely; then one of its voxels there, each equally likely, or its centroid. The patch
-  is centred there and moved inside the volume.
+  is centered there and moved inside the volume.
 
 Positions are those of the scan's own voxels, or, where patches are resampled, of the grid of
 :mod:`spinezarr.stream.spacing`.
@@ -26,13 +26,13 @@ from spinezarr.geometry import Box, ShapeZYX
 from spinezarr.stream.request import PatchRequest
 from spinezarr.stream.spacing import OWN_SPACING, TargetZYX, grid_shape_zyx, step_zyx
 
-__all__ = ["Centers", "CentreFinder", "Sampler"]
+__all__ = ["CenterFinder", "Centers", "Sampler"]
 
 Centers = Literal["voxel", "centroid"]
-"""What balanced draws centre patches on: one of the vertebra's voxels, or its centroid."""
+"""What balanced draws center patches on: one of the vertebra's voxels, or its centroid."""
 
 PositionZYX = tuple[float, float, float]
-CentreFinder = Callable[[str, str, int | None], PositionZYX]
+CenterFinder = Callable[[str, str, int | None], PositionZYX]
 """``(scan_id, vertebra, k)`` → the k-th voxel (z, y, x) of that vertebra, in any fixed order.
 
 For None it is the vertebra's centroid, in voxels of the scan.
@@ -64,7 +64,7 @@ class Sampler:
         Voxels of each vertebra in each scan, shape ``(n, v)``.
     annotated
         Whether the scan has no mask, and an annotated centroid of the vertebra, shape ``(n, v)``;
-        such vertebrae are drawn too if patches are centred on centroids.
+        such vertebrae are drawn too if patches are centered on centroids.
     size_zyx
         Voxels of a patch.
     seed
@@ -74,7 +74,7 @@ class Sampler:
     weights
         Relative weights of vertebrae in balanced draws; those not named weigh 1.
     centers
-        What balanced draws centre patches on.
+        What balanced draws center patches on.
     spacing_zyx_mm
         Spacing to which patches are resampled; None along an axis that keeps the scan's own.
 
@@ -130,11 +130,11 @@ class Sampler:
                 f"weights {weights!r}: give a weight by vertebra, such as {{'L6': 5.0}}."
             )
         no_mask = table.label_state.to_numpy() == "none"
-        has_point = np.isfinite(table.annotated_centroid_mm.to_numpy()).all(axis=-1)
+        has_point = np.isfinite(table.annotated_centroid_zyx_mm.to_numpy()).all(axis=-1)
         return cls(
             scan_ids=tuple(str(name) for name in table.scan.to_numpy()),
             shapes_zyx=table.shape_zyx.to_numpy().astype(int),
-            spacings_mm=table.spacing_mm.to_numpy().astype(float),
+            spacings_mm=table.spacing_zyx_mm.to_numpy().astype(float),
             vertebrae=tuple(str(name) for name in table.vertebra.to_numpy()),
             voxel_count=table.voxel_count.to_numpy().astype(int),
             annotated=has_point & no_mask[:, np.newaxis],
@@ -151,25 +151,25 @@ class Sampler:
         """Whether a draw may have to look into a mask."""
         return self.foreground > 0 and self.centers == "voxel"
 
-    def draw(self, epoch: int, index: int, find_centre: CentreFinder) -> PatchRequest:
+    def draw(self, epoch: int, index: int, find_center: CenterFinder) -> PatchRequest:
         """Draw one patch.
 
         Parameters
         ----------
         epoch, index
             Which sample; each below 2**64.
-        find_centre
+        find_center
             Asked once for a balanced draw, not at all for a uniform one.
         """
         numbers = _Numbers(self._key, epoch, index)
         if self._balance is not None and numbers.fraction() < self.foreground:
-            return self._balanced(self._balance, numbers, index, find_centre)
+            return self._balanced(self._balance, numbers, index, find_center)
         scan = numbers.below(len(self.scan_ids))
         starts = [numbers.below(room + 1) for room in self._room_zyx[scan].tolist()]
         return self.place(index, scan, np.array(starts), None)
 
     def _balanced(
-        self, balance: "_Balance", numbers: "_Numbers", index: int, find_centre: CentreFinder
+        self, balance: "_Balance", numbers: "_Numbers", index: int, find_center: CenterFinder
     ) -> PatchRequest:
         vertebra = balance.vertebra_at(numbers.fraction())
         showing = balance.showing[vertebra]
@@ -178,8 +178,8 @@ class Sampler:
         k = None
         if self.centers == "voxel":
             k = numbers.below(int(self.voxel_count[scan, vertebra]))
-        centre = np.array(find_centre(self.scan_ids[scan], name, k))
-        return self.place(index, scan, self.starts_around(scan, centre), name)
+        center = np.array(find_center(self.scan_ids[scan], name, k))
+        return self.place(index, scan, self.starts_around(scan, center), name)
 
     def chances(self) -> npt.NDArray[np.float64]:
         """Say how likely each kind of draw is.
@@ -210,7 +210,7 @@ class Sampler:
         return step
 
     def starts_around(self, scan: int, positions_zyx: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
-        """Return the starts of patches centred on positions in a scan.
+        """Return the starts of patches centered on positions in a scan.
 
         Parameters
         ----------
@@ -227,7 +227,7 @@ class Sampler:
     def place(
         self, index: int, scan: int, start_zyx: npt.NDArray[np.int64], vertebra: str | None
     ) -> PatchRequest:
-        """Make the request; centre the patch on each axis along which the volume is smaller."""
+        """Make the request; center the patch on each axis along which the volume is smaller."""
         z, y, x = (start_zyx - self._before_zyx[scan]).tolist()
         return PatchRequest(index, self.scan_ids[scan], Box.at((z, y, x), self.size_zyx), vertebra)
 
@@ -277,7 +277,7 @@ class Sampler:
         if self.centers == "centroid":
             shown |= self.annotated
         if not shown.any():
-            wanted = "labelled vertebra" if self.centers == "voxel" else "vertebra with a centroid"
+            wanted = "labeled vertebra" if self.centers == "voxel" else "vertebra with a centroid"
             raise UsageError(f"foreground > 0, but no chosen scan has a {wanted}.")
         weight = np.where(shown.any(axis=0), weight, 0)
         drawn = np.flatnonzero(weight)

@@ -35,11 +35,9 @@ class StoredVolumes:
         self, scan_id: str, vertebra: str, k: int
     ) -> tuple[npt.NDArray[np.int64], int]:
         """Find the k-th voxel of a vertebra, and the others in its chunk."""
-        return self.labelled_around(scan_id, VALUE_OF_NAME[vertebra], k)
+        return self.labeled_around(scan_id, VALUE_OF_NAME[vertebra], k)
 
-    def labelled_around(
-        self, scan_id: str, value: int, k: int
-    ) -> tuple[npt.NDArray[np.int64], int]:
+    def labeled_around(self, scan_id: str, value: int, k: int) -> tuple[npt.NDArray[np.int64], int]:
         """Find the k-th voxel of a label: chunk by the stored counts, then inside that chunk.
 
         Returns
@@ -49,9 +47,9 @@ class StoredVolumes:
         int
             Which of them is the k-th.
         """
-        return as_stored_now(lambda: self._labelled_around(scan_id, value, k))
+        return as_stored_now(lambda: self._labeled_around(scan_id, value, k))
 
-    def _labelled_around(
+    def _labeled_around(
         self, scan_id: str, value: int, k: int
     ) -> tuple[npt.NDArray[np.int64], int]:
         scan = self.reader.planned_scan(scan_id)

@@ -1,9 +1,9 @@
 """Windows: several samples of each place that is decoded, mixed over some scans.
 
-A window is a row of *neighbourhoods*, each a few samples of one scan so close together that they
+A window is a row of *neighborhoods*, each a few samples of one scan so close together that they
 lie in the same chunks, and each of another scan as long as there are enough. Samples take turns:
-one of each neighbourhood, then a second one of each, in the same order. So any
-:attr:`WindowSampler.n_neighbourhoods` samples in a row are of different neighbourhoods, and whoever
+one of each neighborhood, then a second one of each, in the same order. So any
+:attr:`WindowSampler.n_neighborhoods` samples in a row are of different neighborhoods, and whoever
 reads a window at once decodes each chunk once for all samples in it.
 
 Every sample alone is distributed exactly as
@@ -50,7 +50,7 @@ _WINDOW_SCANS: Final = 8
 _DECODED_PER_VOXEL: Final = 1.5
 """Few enough: with fewer, samples are ever more alike and hardly cheaper (``docs/sampling.md``)."""
 _MOST_SAMPLES: Final = 16
-"""Of one neighbourhood, unless told otherwise: with more, few scans are seen in a while."""
+"""Of one neighborhood, unless told otherwise: with more, few scans are seen in a while."""
 _WINDOW_BYTES: Final = 256 << 20
 """Largest window that is chosen without being asked for; a few are read ahead."""
 _KEPT: Final = 32
@@ -109,9 +109,9 @@ class WindowSampler:
     volumes
         Asked for the chunks of the scans that are drawn.
     window_scans
-        Scans of a window. If there are fewer, each has several neighbourhoods.
+        Scans of a window. If there are fewer, each has several neighborhoods.
     samples_per_scan
-        Samples of a neighbourhood.
+        Samples of a neighborhood.
 
     Raises
     ------
@@ -137,8 +137,8 @@ class WindowSampler:
         self._scans = np.flatnonzero(of_scan)
         # Relative to the largest: whole numbers where scans are equally likely.
         self._length = of_scan[self._scans] / of_scan.max()
-        self.n_neighbourhoods = _neighbourhoods(window_scans, len(self._scans))
-        self._pass_windows = max(1, len(self._scans) // self.n_neighbourhoods)
+        self.n_neighborhoods = _neighborhoods(window_scans, len(self._scans))
+        self._pass_windows = max(1, len(self._scans) // self.n_neighborhoods)
         self._window = lru_cache(_KEPT)(self._draw_window)
         self._pass = lru_cache(_KEPT)(self._draw_pass)
 
@@ -149,7 +149,7 @@ class WindowSampler:
     @property
     def n_samples(self) -> int:
         """Samples of a window."""
-        return self.n_neighbourhoods * self.samples_per_scan
+        return self.n_neighborhoods * self.samples_per_scan
 
     def draw(self, epoch: int, index: int) -> PatchRequest:
         """Draw one sample; its whole window is drawn with it, and kept for a while."""
@@ -164,7 +164,7 @@ class WindowSampler:
         # Spread evenly, so that about the same share of every window is balanced.
         kinds = _fractions(rng, len(scans)).tolist()
         rows = [
-            self._neighbourhood(rng, scan, kind) for scan, kind in zip(scans, kinds, strict=True)
+            self._neighborhood(rng, scan, kind) for scan, kind in zip(scans, kinds, strict=True)
         ]
         turns = product(range(self.samples_per_scan), zip(scans, rows, strict=True))
         return tuple(
@@ -172,7 +172,7 @@ class WindowSampler:
             for i, (turn, (scan, (vertebra, starts))) in enumerate(turns)
         )
 
-    def _neighbourhood(
+    def _neighborhood(
         self, rng: np.random.Generator, scan: int, kind: float
     ) -> tuple[str | None, npt.NDArray[np.int_]]:
         """Draw the vertebra, None for a uniform draw, and the starts of samples of one scan.
@@ -201,11 +201,11 @@ class WindowSampler:
         return np.stack(starts, axis=1)
 
     def _scans_of(self, epoch: int, window: int, rng: np.random.Generator) -> npt.NDArray[np.int_]:
-        """Draw the scan of each neighbourhood of a window."""
+        """Draw the scan of each neighborhood of a window."""
         number, within = divmod(window, self._pass_windows)
         line = self._pass(epoch, number)
-        points = np.arange(self.n_neighbourhoods) * self._pass_windows + line.windows[within]
-        distance = line.ends[-1] / (self.n_neighbourhoods * self._pass_windows)
+        points = np.arange(self.n_neighborhoods) * self._pass_windows + line.windows[within]
+        distance = line.ends[-1] / (self.n_neighborhoods * self._pass_windows)
         at = np.searchsorted(line.ends, (points + line.offset) * distance, side="right")
         scans = line.scans[np.minimum(at, len(line.scans) - 1)]
         # Begun anywhere, so that what comes first in this order is no likelier to be drawn first.
@@ -273,7 +273,7 @@ def window_sampler(
 
 
 def _default_samples(sampler: Sampler, window_scans: int, sample_bytes: int) -> int:
-    """Choose how many samples a neighbourhood gives: a power of two.
+    """Choose how many samples a neighborhood gives: a power of two.
 
     As many as it takes to decode few voxels for each that is given, within bounds.
     """
@@ -284,7 +284,7 @@ def _default_samples(sampler: Sampler, window_scans: int, sample_bytes: int) -> 
     enough = 1
     while enough * math.prod(sampler.size_zyx) * _DECODED_PER_VOXEL < decoded:
         enough *= 2
-    n = _neighbourhoods(window_scans, len(sampler.scan_ids))
+    n = _neighborhoods(window_scans, len(sampler.scan_ids))
     return min(enough, _MOST_SAMPLES, _at_most(_WINDOW_BYTES // (n * sample_bytes)))
 
 
@@ -293,14 +293,14 @@ def _at_most(n: int) -> int:
     return 1 << max(n.bit_length() - 1, 0)
 
 
-def _neighbourhoods(window_scans: int, n_scans: int) -> int:
+def _neighborhoods(window_scans: int, n_scans: int) -> int:
     """Return how many a window has: as many of each scan, where there are few."""
     of_each = -(-window_scans // n_scans)
     return min(window_scans, n_scans) * of_each
 
 
 def _apart(scans: npt.NDArray[np.int_]) -> npt.NDArray[np.intp]:
-    """Order neighbourhoods so that those of one scan are far apart: round after round of scans."""
+    """Order neighborhoods so that those of one scan are far apart: round after round of scans."""
     _, first, of = np.unique(scans, return_index=True, return_inverse=True)
     before = np.tril(scans[:, np.newaxis] == scans, -1).sum(axis=1)
     return np.lexsort((first[of], before))

@@ -250,7 +250,7 @@ class Merger:
     weights
         ``"gaussian"``: each patch counts most in its middle, with a standard deviation of an
         eighth of its size along each axis, as in nnU-Net and MONAI. ``"average"``: all count alike.
-        ``"crop"``: each voxel is taken from one patch, between neighbours from the one whose middle
+        ``"crop"``: each voxel is taken from one patch, between neighbors from the one whose middle
         is nearer, as it is, in the predictions' own type.
     finish
         Called with finished planes ``(c, z, y, x)``, slab by slab; returns ``(..., z, y, x)``.
@@ -430,7 +430,7 @@ def _total(
 
 
 def _owned(n: int, size: int, starts: tuple[int, ...]) -> list[tuple[int, int]]:
-    """Split an axis where two neighbours are equally far."""
+    """Split an axis where two neighbors are equally far."""
     borders = [0, *((a + b + size) // 2 for a, b in pairwise(starts)), n]
     return list(pairwise(borders))
 

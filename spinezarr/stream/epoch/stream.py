@@ -68,9 +68,9 @@ class PatchStream:
     image_dtype: np.dtype[Any]
     flat_axis: int | None
     """Axis (0, 1, 2 for z, y, x) that slices leave out; None for patches."""
-    neighbours: int = 0
+    neighbors: int = 0
     """Further slices of the image on either side of each slice."""
-    neighbour_step_mm: float | None = None
+    neighbor_step_mm: float | None = None
     """Distance between them; None for the scan's own slices, one after the other."""
     window: WindowSampler | None = None
     """Draws the samples close together; without it each is drawn by itself."""
@@ -100,12 +100,12 @@ class PatchStream:
         ):
             if value < 1:
                 raise UsageError(f"{name} {value}: must be at least 1.")
-        if self.neighbours < 0:
-            raise UsageError(f"neighbours {self.neighbours}: must not be negative.")
-        step_mm = self.neighbour_step_mm
-        if step_mm is not None and not (self.neighbours and 0 < step_mm < math.inf):
+        if self.neighbors < 0:
+            raise UsageError(f"neighbors {self.neighbors}: must not be negative.")
+        step_mm = self.neighbor_step_mm
+        if step_mm is not None and not (self.neighbors and 0 < step_mm < math.inf):
             raise UsageError(
-                f"neighbour_step_mm {step_mm}: must be above 0, beside neighbours of 1 or more."
+                f"neighbor_step_mm {step_mm}: must be above 0, beside neighbors of 1 or more."
             )
         if not 0 <= self.epoch < 1 << 64:
             raise UsageError(f"epoch {self.epoch}: must not be negative, nor 2**64 or more.")
@@ -156,8 +156,8 @@ class PatchStream:
             with_label=self.with_label,
             image_dtype=self.image_dtype,
             flat_axis=self.flat_axis,
-            neighbours=self.neighbours,
-            neighbour_step_mm=self.neighbour_step_mm,
+            neighbors=self.neighbors,
+            neighbor_step_mm=self.neighbor_step_mm,
             nonfinite=self.nonfinite,
         )
 
@@ -347,7 +347,7 @@ class PatchStream:
         """Draw sample ``index`` of the epoch, without reading it."""
         if self.window is not None:
             return self.window.draw(self.epoch, index)
-        return self.sampler.draw(self.epoch, index, self._find_centre)
+        return self.sampler.draw(self.epoch, index, self._find_center)
 
     def read(self, requests: Sequence[PatchRequest]) -> Batch:
         """Read patches of the stream's size into one batch."""
@@ -419,7 +419,7 @@ class PatchStream:
 
         return lazy_epoch(self)
 
-    def _find_centre(self, scan_id: str, vertebra: str, k: int | None) -> PositionZYX:
+    def _find_center(self, scan_id: str, vertebra: str, k: int | None) -> PositionZYX:
         """Find the k-th voxel of a vertebra, or for None its centroid."""
         if k is None:
             return self._centroid(scan_id, vertebra)
@@ -429,15 +429,15 @@ class PatchStream:
         """Find a vertebra's annotated centroid, unless it is off its label; else the label's."""
         scan = self.reader.planned_scan(scan_id)
         annotated = scan.attributes.centroids.get(vertebra)
-        labelled = scan.attributes.vertebrae.get(vertebra)
-        if annotated is not None and (labelled is None or annotated.is_near_label):
+        labeled = scan.attributes.vertebrae.get(vertebra)
+        if annotated is not None and (labeled is None or annotated.is_near_label):
             affine = scan.affine
             offset = np.array(annotated.position_zyx_mm[::-1]) - affine[:3, 3]
             x, y, z = np.linalg.solve(affine[:3, :3], offset).tolist()
             return (z, y, x)
-        if labelled is None:
+        if labeled is None:
             raise UsageError(f"scan {scan_id!r} has no centroid of {vertebra}.")
-        return labelled.centroid_zyx
+        return labeled.centroid_zyx
 
     def _find_voxel(self, scan_id: str, vertebra: str, k: int) -> ShapeZYX:
         voxels, rank = StoredVolumes(self.reader, self.engine).voxels_around(scan_id, vertebra, k)

@@ -46,9 +46,9 @@ class BatchReader:
         Of the images.
     flat_axis
         Axis (0, 1, 2 for z, y, x) that slices leave out; None for patches.
-    neighbours
+    neighbors
         Further slices of the image on either side of each slice.
-    neighbour_step_mm
+    neighbor_step_mm
         Distance between them; None for the scan's own slices, one after the other.
     nonfinite
         What is given for voxels that are NaN or infinite.
@@ -61,8 +61,8 @@ class BatchReader:
     with_label: bool
     image_dtype: np.dtype[Any]
     flat_axis: int | None = None
-    neighbours: int = 0
-    neighbour_step_mm: float | None = None
+    neighbors: int = 0
+    neighbor_step_mm: float | None = None
     nonfinite: Nonfinite = "refuse"
 
     @property
@@ -73,7 +73,7 @@ class BatchReader:
     @property
     def channels(self) -> tuple[int, ...]:
         """Slices of an image, if it has further ones."""
-        return (2 * self.neighbours + 1,) if self.neighbours else ()
+        return (2 * self.neighbors + 1,) if self.neighbors else ()
 
     @property
     def dims(self) -> tuple[str, ...]:
@@ -90,7 +90,7 @@ class BatchReader:
     @property
     def kind(self) -> tuple[Any, ...]:
         """All that says what a patch takes, but its scan and place."""
-        own = (self.spacing_zyx_mm, self.flat_axis, self.neighbours, self.neighbour_step_mm)
+        own = (self.spacing_zyx_mm, self.flat_axis, self.neighbors, self.neighbor_step_mm)
         return (self.size_zyx, self.with_label, self.image_dtype.str, *own)
 
     def read_together(
@@ -202,7 +202,7 @@ class BatchReader:
         channels = [*within]
         flat = self.flat_axis
         if flat is not None:
-            if self.neighbours:
+            if self.neighbors:
                 positions[flat] = self._slices_around(scan, flat, inside.start_zyx[flat])
                 around = Source.of(positions)
                 channels[flat] = slice(None)
@@ -214,17 +214,17 @@ class BatchReader:
         if label is not None and scan.label is not None:
             yield source.plan(scan.label, label[within], linear=False)
 
-    def _slices_around(self, scan: ScanHandle, axis: int, centre: int) -> Positions:
+    def _slices_around(self, scan: ScanHandle, axis: int, center: int) -> Positions:
         """Return the slices beside one; beyond the volume its outermost slice is repeated."""
-        k = self.neighbours
+        k = self.neighbors
         last = scan.image.shape_zyx[axis] - 1
-        if self.neighbour_step_mm is None:
-            if k <= centre <= last - k:
-                return range(centre - k, centre + k + 1)
+        if self.neighbor_step_mm is None:
+            if k <= center <= last - k:
+                return range(center - k, center + k + 1)
             ratio = 1.0
         else:
-            ratio = self.neighbour_step_mm / scan.attributes.spacing_zyx_mm[axis]
-        nearest: npt.NDArray[np.float64] = centre + np.rint(np.arange(-k, k + 1) * ratio)
+            ratio = self.neighbor_step_mm / scan.attributes.spacing_zyx_mm[axis]
+        nearest: npt.NDArray[np.float64] = center + np.rint(np.arange(-k, k + 1) * ratio)
         return nearest.clip(0, last)
 
 

@@ -554,7 +554,7 @@ static void fetch_ahead(const Chunk *chunk, Ahead *ahead, int64_t packed_bytes) 
     while (ahead->next < until) {
         const Chunk *const first = ahead->next++;
         if (first->data || first->fd < 0 || !has_place(first, packed_bytes)) continue;
-        int64_t stop = first->offset + first->size; /* with neighbours in the file */
+        int64_t stop = first->offset + first->size; /* with neighbors in the file */
         for (; ahead->next < until && ahead->next->fd == first->fd && ahead->next->offset == stop &&
                has_place(ahead->next, packed_bytes);
              ahead->next++)

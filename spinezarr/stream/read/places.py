@@ -117,7 +117,7 @@ class ChunkTables:
 
 
 def _runs(plan: ReadPlan) -> Iterator[tuple[_Shard, slice]]:
-    """Yield the shards of a plan, and the chunks of each, which are neighbours."""
+    """Yield the shards of a plan, and the chunks of each, which are neighbors."""
     if not len(plan):
         return
     changes = (np.diff(plan.shard_zyx, axis=0) != 0).any(axis=1) | (np.diff(plan.array) != 0)

@@ -4,7 +4,7 @@ The cache is a folder with one file a shard, its *mirror*: the shard's bytes at 
 holes where nothing was kept yet, and behind them one byte for each page of 4 KiB that says whether
 the page is there. A page is marked only once it is written, so a process that is killed leaves
 pages that are not marked, never marks without a page. Marks are bytes and not bits: two processes
-that keep neighbouring pages write different bytes, and no lock is needed.
+that keep neighboring pages write different bytes, and no lock is needed.
 
 A mark goes away in two ways only, so each process may remember those that it has seen. The page was
 damaged: whoever remembers the mark reads bad bytes, which their own checksum gives away, or the

@@ -413,8 +413,8 @@ def _question(
             "with_label": batches.with_label,
             "image_dtype": batches.image_dtype.name,
             "flat_axis": batches.flat_axis,
-            "neighbours": batches.neighbours,
-            "neighbour_step_mm": batches.neighbour_step_mm,
+            "neighbors": batches.neighbors,
+            "neighbor_step_mm": batches.neighbor_step_mm,
             "nonfinite": batches.nonfinite,
             "pack": pack,
         }

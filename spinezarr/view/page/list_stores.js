@@ -97,7 +97,7 @@ function storeCard(store) {
     element("dl", { class: "facts" },
       fact("Name", store.name),
       fact("Size", sizesText(store)),
-      fact("Licence", store.licence),
+      fact("License", store.license),
       fact("Citation", store.citation, "clamped")),
     element("p", { class: "actions" },
       store.citation ? copyButton(store.citation) : null, homepageLink(store)));
@@ -119,7 +119,7 @@ export function storeHeader(store, stores) {
     element("div", { class: "about" },
       element("span", {}, element("strong", {}, scansText(store.scans)), ` ${splitsText(store)}`),
       element("span", {}, sizesText(store)),
-      store.licence ? element("span", {}, store.licence) : null,
+      store.license ? element("span", {}, store.license) : null,
       homepageLink(store),
       cite));
 }

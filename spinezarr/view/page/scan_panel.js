@@ -28,7 +28,7 @@ export class Panel {
 
   /** Go to a vertebra, and choose it. */
   choose(found) {
-    this.state.goTo(this.source.grid.voxelAt(found.centroid_mm), { vertebra: found.name });
+    this.state.goTo(this.source.grid.voxelAt(found.centroid_xyz_mm), { vertebra: found.name });
   }
 
   #vertebrae() {
@@ -134,8 +134,8 @@ export class Panel {
       {
         type: "button",
         class: "go",
-        disabled: found.centroid_mm === null,
-        title: found.centroid_mm ? `Go to ${found.name}` : null,
+        disabled: found.centroid_xyz_mm === null,
+        title: found.centroid_xyz_mm ? `Go to ${found.name}` : null,
         onclick: () => this.choose(found),
       },
       swatch(found.color),
@@ -156,7 +156,7 @@ export class Panel {
     const more = element(
       "p",
       { class: "more", hidden: true },
-      found.centroid_mm ? `centroid ${placeText(found.centroid_mm)} mm` : "",
+      found.centroid_xyz_mm ? `centroid ${placeText(found.centroid_xyz_mm)} mm` : "",
       ...notes.flatMap((note) => [element("br"), note.text]),
     );
     const row = element(
@@ -197,7 +197,7 @@ export class Panel {
 
   #note(note) {
     const vertebra = this.source.vertebrae.find(({ name }) => name === note.vertebra);
-    const place = note.position_mm ?? vertebra?.centroid_mm;
+    const place = note.position_mm ?? vertebra?.centroid_xyz_mm;
     const go = () =>
       this.state.goTo(this.source.grid.voxelAt(place), { vertebra: vertebra?.name ?? this.state.vertebra });
     const text = note.vertebra && !note.text.includes(note.vertebra) ? `${note.vertebra}: ${note.text}` : note.text;

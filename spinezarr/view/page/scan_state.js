@@ -27,7 +27,7 @@ export class ScanState extends EventTarget {
     const { windows } = source.facts;
     const named = source.vertebrae.find((found) => found.name === query.get("vertebra"));
     const asked = numbers(query.get("at_mm"), 3);
-    const mm = asked ?? named?.centroid_mm ?? source.facts.middle_mm;
+    const mm = asked ?? named?.centroid_xyz_mm ?? source.facts.middle_mm;
     this.voxel = source.grid.voxelAt(mm);
     this.vertebra = named?.name ?? null;
     this.windowName = Object.hasOwn(windows, query.get("window")) ? query.get("window") : null;
@@ -79,7 +79,7 @@ export class ScanState extends EventTarget {
     const shown = this.shownValues;
     if (shown.size === 0) return "false";
     if (shown.size === this.source.vertebrae.length) return "true";
-    const names = this.source.vertebrae.filter((found) => shown.has(found.value) && found.centroid_mm);
+    const names = this.source.vertebrae.filter((found) => shown.has(found.value) && found.centroid_xyz_mm);
     return names.map((found) => found.name).join(",") || "false";
   }
 

@@ -17,7 +17,7 @@ Truth = tuple[npt.NDArray[Any], npt.NDArray[np.uint8] | None]
 RECIPE: Final = """\
 name: crash
 title: Crash
-licence: CC0-1.0
+license: CC0-1.0
 citation: nobody
 layouts:
   flat: {about: flat, image: "{scan}_ct.nii.gz", label: "{scan}_seg.nii.gz", mask: optional}
