@@ -1,0 +1,183 @@
+"""The specification of the format names all that the models and the scan table have."""
+
+import base64
+import re
+from pathlib import Path
+from types import NoneType
+from typing import get_args
+
+import numpy as np
+import pytest
+
+from spinezarr.remote.settings import METADATA_BYTES
+from spinezarr.store import layout
+from spinezarr.store.attributes import (
+    CentroidRecord,
+    FileRecord,
+    ImageSourceRecord,
+    LabelSourceRecord,
+    ManifestEntry,
+    MetaImageRecord,
+    NiftiRecord,
+    RootAttributes,
+    ScanAttributes,
+    ShardEntry,
+    VertebraRecord,
+)
+from spinezarr.store.audit_log import AUDIT_FILE, AuditedScan, AuditLog, FindingRecord
+from spinezarr.store.bundle import TABLE_BUNDLE
+from spinezarr.store.ledger import LEDGER_FILE, FolderPart, FolderRecord, Ledger, LedgerEntry
+from spinezarr.store.lock import LATE_FILE, LOCK_FILE, _Holder
+from spinezarr.store.sharding import CHUNK_ROW
+from spinezarr.store.table import own_columns
+from spinezarr.vertebrae import LEVELS, NAME_OF_VALUE
+
+PAGE = (Path(__file__).parents[2] / "docs" / "store-format.md").read_text()
+NAME = re.compile(r"`([^`]+)`")
+
+
+def tables(text):
+    """Return the cells of each table of a page, without its heading, row by row."""
+    found, rows = [], []
+    for line in [*text.splitlines(), ""]:
+        if line.startswith("|"):
+            cells = re.split(r"(?<!\\)\|", line.strip()[1:-1])
+            rows.append([cell.strip() for cell in cells])
+        elif rows:
+            found.append(rows[2:])
+            rows = []
+    return found
+
+
+def section(heading):
+    """Return the text of a section, down to the next heading of any level."""
+    ((text,),) = (
+        re.findall(rf"^#+ (?:[\d.]+ )?{re.escape(heading)}\n(.*?)(?=^#+ |\Z)", PAGE, re.M | re.S),
+    )
+    return text
+
+
+def fields(heading, number=0):
+    """Return the rows of a table of fields, by the name in their first cell."""
+    rows = tables(section(heading))[number]
+    return {NAME.fullmatch(row[0])[1]: row[1:] for row in rows}
+
+
+MODELS = [
+    ("Root group", 0, [RootAttributes]),
+    ("Attributes", 0, [ScanAttributes]),
+    ("Vertebra", 0, [VertebraRecord]),
+    ("Centroid", 0, [CentroidRecord]),
+    ("Source", 0, [ImageSourceRecord, LabelSourceRecord]),
+    ("NIfTI", 0, [NiftiRecord]),
+    ("MetaImage", 0, [MetaImageRecord]),
+    ("Small file", 0, [FileRecord]),
+    ("Manifest", 0, [ManifestEntry, ShardEntry]),
+    ("Audit log", 0, [AuditLog]),
+    ("Audit log", 1, [AuditedScan]),
+    ("Audit log", 2, [FindingRecord]),
+    ("Ingest ledger", 0, [Ledger]),
+    ("Ingest ledger", 1, [LedgerEntry]),
+    ("Ingest ledger", 2, [FolderRecord]),
+    ("Ingest ledger", 3, [FolderPart]),
+    ("Lock files", 0, [_Holder]),
+]
+
+
+@pytest.mark.parametrize(
+    ("heading", "number", "models"), MODELS, ids=[models[0].__name__ for *_, models in MODELS]
+)
+def test_every_attribute_is_specified(heading, number, models):
+    specified = fields(heading, number)
+    known = {name: field for model in models for name, field in model.model_fields.items()}
+    assert set(specified) == set(known)
+    optional = {name for name, (_, meaning) in specified.items() if "optional" in meaning}
+    assert optional == {
+        name
+        for name, field in known.items()
+        if not field.is_required() and (heading, name) != ("Root group", "format")
+    }
+
+
+@pytest.mark.parametrize(
+    ("heading", "number", "models"), MODELS, ids=[models[0].__name__ for *_, models in MODELS]
+)
+def test_what_may_be_null_is_specified(heading, number, models):
+    known = {name: field for model in models for name, field in model.model_fields.items()}
+    for name, (kind, _) in fields(heading, number).items():
+        assert ("null" in kind) == (NoneType in get_args(known[name].annotation)), name
+
+
+def test_every_column_of_the_table_is_specified():
+    specified = {
+        name: (tuple(dims.split(", ")), kind)
+        for name, (dims, kind, _) in fields("Scan table").items()
+    }
+    assert specified == {
+        name: (dims, "string" if dtype.kind == "T" else dtype.name)
+        for name, (dims, dtype) in own_columns().items()
+    }
+
+
+def test_the_version_and_the_keys_are_those_of_the_code():
+    assert PAGE.startswith(f"# Store format, version {layout.FORMAT_VERSION}\n")
+    assert f"`{layout.FORMAT_VERSION}`" in fields("Root group")["format_version"][1]
+    keys = set(NAME.findall(section("Keys")))
+    assert {AUDIT_FILE, LEDGER_FILE, TABLE_BUNDLE, LOCK_FILE, LATE_FILE} <= keys
+    scan = layout.scan_key("<scan_id>")
+    arrays = (layout.IMAGE, layout.LABEL, layout.LABEL_CHUNKS)
+    assert {f"{scan}/{array}/zarr.json" for array in arrays} <= keys
+
+
+def test_the_limits_are_those_of_the_code():
+    numbers = {int(n.replace(",", "")) for n in re.findall(r"[\d,]*\d", section("Limits"))}
+    assert {
+        layout.LARGEST_AXIS,
+        layout.LARGEST_CHUNK_BYTES,
+        layout.LARGEST_SCANS,
+        layout.LARGEST_SHARD_CHUNKS,
+        METADATA_BYTES,
+    } <= numbers
+
+
+def test_the_profiles_are_those_of_the_code():
+    rows = {
+        NAME.fullmatch(name)[1]: cells for name, *cells in tables(section("Encoding of a chunk"))[0]
+    }
+    said = {}
+    for name, profile in layout.PROFILES.items():
+        codecs = (profile.image, profile.label)
+        said[name] = [
+            f"{codec.cname}, level {codec.clevel}, {codec.shuffle}"
+            + (", block size 0" if codec.blocksize == 0 else "")
+            for codec in codecs
+        ]
+        assert {codec.blocksize for codec in codecs} <= {0, 16 * 1024}
+    assert rows == said
+    small = layout.SMALL_ARRAY
+    assert f"are {small.cname}, level {small.clevel}, {small.shuffle} in every profile" in PAGE
+
+
+def test_the_values_of_masks_are_those_of_the_code():
+    said = {}
+    for values, names in tables(section("`image` and `label`"))[0]:
+        first, _, last = values.partition(" to ")
+        for value in range(int(first), int(last or first) + 1):
+            said[value] = names
+    for value, name in NAME_OF_VALUE.items():
+        letter = name[0] if name[1:].isdigit() else name
+        assert letter in said[value], name
+    assert f"the {len(LEVELS)} level names" in PAGE
+    assert f"the {len(NAME_OF_VALUE)} names" in PAGE
+
+
+def test_the_example_of_a_table_of_chunks_is_right():
+    text = section("Manifest")
+    (encoded,) = re.findall(r"Example: `([A-Za-z0-9+/]+)`", text)
+    rows = np.frombuffer(base64.b64decode(encoded), CHUNK_ROW)
+    offset = 0
+    for row, (position, size, checksum, start) in zip(rows, tables(text)[2], strict=True):
+        assert (int(position), int(size), int(start)) == (row["position"], row["size"], offset)
+        assert checksum == f"`{row['crc32c']:08x}`"
+        offset += int(row["size"])
+    assert f"{offset + 16 * len(rows) + 4:,} bytes" in text
