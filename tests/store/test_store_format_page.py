@@ -51,9 +51,8 @@ def tables(text):
 
 def section(heading):
     """Return the text of a section, down to the next heading of any level."""
-    ((text,),) = (
-        re.findall(rf"^#+ (?:[\d.]+ )?{re.escape(heading)}\n(.*?)(?=^#+ |\Z)", PAGE, re.M | re.S),
-    )
+    title = rf"^#+ (?:[\d.]+ )?{re.escape(heading)}\n"
+    (text,) = re.findall(rf"{title}(.*?)(?=^#+ |\Z)", PAGE, re.MULTILINE | re.DOTALL)
     return text
 
 
