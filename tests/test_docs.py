@@ -18,12 +18,19 @@ PAGES = [
     ROOT / "README.md",
     ROOT / "benchmarks" / "README.md",
     ROOT / "ingest" / "README.md",
-    *sorted((ROOT / "docs").glob("*.md")),
+    *sorted((ROOT / "docs").rglob("*.md")),
 ]
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 NOT_CODE = {"", "text"}
 SERVES = re.compile(r"spinezarr serve [^-\s]\S*[ ]*(#.*)?\n?")
 """A block that ends when somebody ends it."""
+PARTS_OF_A_DECISION = [
+    "Context",
+    "Options considered",
+    "Decision",
+    "Measured figures",
+    "Consequences",
+]
 MANY_COMMANDS = {"add-a-dataset.md", "cluster.md", "s3.md"}
 """Pages that take long to run."""
 
@@ -128,6 +135,25 @@ def test_links_between_pages_lead_somewhere():
         for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
             if "://" not in target:
                 assert (page.parent / target).exists(), f"{page}: {target}"
+
+
+def test_paths_of_code_that_pages_name_exist():
+    named = re.compile(r"`(spinezarr/[\w./]+)`")
+    for page in PAGES:
+        for path in named.findall(page.read_text()):
+            assert (ROOT / path).exists(), f"{page}: {path}"
+
+
+def test_every_decision_is_in_the_index():
+    folder = ROOT / "docs" / "decisions"
+    index = re.findall(r"^\| \[(\d{3})\]\((.+?)\) \| (.+?) \|", (folder / "README.md").read_text(), re.M)
+    pages = sorted(path for path in folder.glob("*.md") if path.name != "README.md")
+    assert [name for _, name, _ in index] == [page.name for page in pages]
+    for count, (number, name, title) in enumerate(index, 1):
+        assert number == name[:3] == f"{count:03}"
+        text = (folder / name).read_text()
+        assert text.startswith(f"# {number}. {title}\n")
+        assert re.findall(r"^## (.+)", text, re.M) == PARTS_OF_A_DECISION
 
 
 @pytest.mark.long
