@@ -130,11 +130,19 @@ def test_readme_has_two_commands_for_a_fresh_machine():
     assert commands == ["make demo", "make test"]
 
 
+def anchors_of(page):
+    """Return the names by which links reach the headings of a page, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.+)$", BLOCK.sub("", page.read_text()), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
 def test_links_between_pages_lead_somewhere():
     for page in PAGES:
-        for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
+        for target, anchor in re.findall(r"\]\(([^)#\s]*)#?([^)\s]*)\)", page.read_text()):
             if "://" not in target:
-                assert (page.parent / target).exists(), f"{page}: {target}"
+                path = page.parent / target if target else page
+                assert path.exists(), f"{page}: {target}"
+                assert not anchor or anchor in anchors_of(path), f"{page}: {target}#{anchor}"
 
 
 def test_paths_of_code_that_pages_name_exist():
@@ -146,14 +154,15 @@ def test_paths_of_code_that_pages_name_exist():
 
 def test_every_decision_is_in_the_index():
     folder = ROOT / "docs" / "decisions"
-    index = re.findall(r"^\| \[(\d{3})\]\((.+?)\) \| (.+?) \|", (folder / "README.md").read_text(), re.M)
-    pages = sorted(path for path in folder.glob("*.md") if path.name != "README.md")
-    assert [name for _, name, _ in index] == [page.name for page in pages]
+    rows = re.compile(r"^\| \[(\d{3})\]\((.+?)\) \| (.+?) \|", re.MULTILINE)
+    index = rows.findall((folder / "README.md").read_text())
+    pages = sorted(path.name for path in folder.glob("*.md") if path.name != "README.md")
+    assert [name for _, name, _ in index] == pages
     for count, (number, name, title) in enumerate(index, 1):
         assert number == name[:3] == f"{count:03}"
         text = (folder / name).read_text()
         assert text.startswith(f"# {number}. {title}\n")
-        assert re.findall(r"^## (.+)", text, re.M) == PARTS_OF_A_DECISION
+        assert re.findall(r"^## (.+)", text, re.MULTILINE) == PARTS_OF_A_DECISION
 
 
 @pytest.mark.long
