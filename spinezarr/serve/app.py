@@ -9,17 +9,17 @@ from http import HTTPStatus
 from typing import Any, Final
 
 from spinezarr.errors import SpinezarrError
-from spinezarr.serve.bytes import Files, answer_bytes
+from spinezarr.serve.endpoints import REQUEST, ROUTE, pages
+from spinezarr.serve.file_trees import Files, answer_file
 from spinezarr.serve.guard import Guard
-from spinezarr.serve.http import Answer, Receive, Request, Scope, Send, explained, request_of
+from spinezarr.serve.http import Answer, Receive, Request, Scope, Send, parse_request, text_answer
 from spinezarr.serve.log import RequestLog
 from spinezarr.serve.login import LOGIN, LOGOUT
 from spinezarr.serve.metrics import Metrics
 from spinezarr.serve.operations import FLAT, OME, OPERATIONS, ZARR, Operation
-from spinezarr.serve.pages import REQUEST, ROUTE, pages
 from spinezarr.serve.sending import ELSEWHERE, Sent, encoded, send_answer
+from spinezarr.serve.slow_clients import set_send_timeouts_of_listeners
 from spinezarr.serve.stores import ServedStores
-from spinezarr.serve.unread import limit_unread_here
 
 __all__ = ["App"]
 
@@ -29,7 +29,7 @@ _MAKERS: Final = max(1, (os.cpu_count() or 1) // 2)
 """Threads that make coarse levels, beside those that read patches."""
 _LISTENS_S: Final = 0.5
 """After which granian listens."""
-_TWO_LENGTHS: Final = explained(
+_TWO_LENGTHS: Final = text_answer(
     HTTPStatus.BAD_REQUEST,
     "A request has a length or chunks: with both, a proxy may take its body for another request.",
     connection="close",
@@ -72,7 +72,7 @@ class App:
         if scope["type"] != "http":
             return
         began = time.perf_counter()
-        request = self._guard.opened(request_of(scope))
+        request = self._guard.opened(parse_request(scope))
         sent = Sent()
         try:
             await self._answer(request, scope, receive, send, sent)
@@ -121,9 +121,9 @@ class App:
 
     def _bytes(self, request: Request, tree: str, path: str) -> Answer:
         try:
-            return answer_bytes(self._files[tree], request, path)
+            return answer_file(self._files[tree], request, path)
         except (SpinezarrError, OSError):
-            return explained(
+            return text_answer(
                 HTTPStatus.SERVICE_UNAVAILABLE, "The store cannot be read.", retry_after="1"
             )
 
@@ -171,4 +171,4 @@ async def _live(receive: Receive, send: Send) -> None:
         await send({"type": f"{message['type']}.complete"})
         if message["type"] == "lifespan.shutdown":
             return
-        asyncio.get_running_loop().call_later(_LISTENS_S, limit_unread_here)
+        asyncio.get_running_loop().call_later(_LISTENS_S, set_send_timeouts_of_listeners)

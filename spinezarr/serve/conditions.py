@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Final
 
-__all__ = ["Verdict", "judge"]
+__all__ = ["ConditionResult", "check_conditions"]
 
 _UNIT: Final = "bytes="
 _RANGE: Final = re.compile(
@@ -21,7 +21,7 @@ _CONDITION: Final = re.compile(
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class ConditionResult:
     """Which bytes of an object go with which status; none with most."""
 
     status: HTTPStatus
@@ -29,7 +29,9 @@ class Verdict:
     stop: int = 0
 
 
-def judge(method: str, headers: Mapping[str, str], *, etag: str, size_bytes: int) -> Verdict:
+def check_conditions(
+    method: str, headers: Mapping[str, str], *, etag: str, size_bytes: int
+) -> ConditionResult:
     """Decide on an answer, in the order of RFC 9110, section 13.2.2.
 
     Parameters
@@ -45,28 +47,28 @@ def judge(method: str, headers: Mapping[str, str], *, etag: str, size_bytes: int
 
     Examples
     --------
-    >>> judge("GET", {"range": "bytes=-2"}, etag='"a"', size_bytes=10)
-    Verdict(status=<HTTPStatus.PARTIAL_CONTENT: 206>, start=8, stop=10)
-    >>> judge("GET", {"if-none-match": 'W/"a"'}, etag='"a"', size_bytes=10).status.value
+    >>> check_conditions("GET", {"range": "bytes=-2"}, etag='"a"', size_bytes=10)
+    ConditionResult(status=<HTTPStatus.PARTIAL_CONTENT: 206>, start=8, stop=10)
+    >>> check_conditions("GET", {"if-none-match": 'W/"a"'}, etag='"a"', size_bytes=10).status.value
     304
     """
     if_match, if_none_match = headers.get("if-match"), headers.get("if-none-match")
     if if_match is not None and not _holds(if_match, etag, weakly=False):
-        return Verdict(HTTPStatus.PRECONDITION_FAILED)
+        return ConditionResult(HTTPStatus.PRECONDITION_FAILED)
     if if_none_match is not None and _holds(if_none_match, etag, weakly=True):
-        return Verdict(HTTPStatus.NOT_MODIFIED)
+        return ConditionResult(HTTPStatus.NOT_MODIFIED)
     asked = headers.get("range")
     # A date, which objects do not have, is no tag.
     is_wanted = method == "GET" and headers.get("if-range", etag).strip(" \t") == etag
     if asked is None or not is_wanted or not asked.lower().startswith(_UNIT) or "," in asked:
-        return Verdict(HTTPStatus.OK, 0, size_bytes)
+        return ConditionResult(HTTPStatus.OK, 0, size_bytes)
     return _part(asked[len(_UNIT) :], size_bytes)
 
 
-def _part(asked: str, size_bytes: int) -> Verdict:
+def _part(asked: str, size_bytes: int) -> ConditionResult:
     found = _RANGE.fullmatch(asked)
     if found is None:
-        return Verdict(HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE)
+        return ConditionResult(HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE)
     first, last, length = found.groups()
     if length is not None:
         start, stop = max(size_bytes - int(length), 0), size_bytes
@@ -74,8 +76,8 @@ def _part(asked: str, size_bytes: int) -> Verdict:
         start = int(first)
         stop = min(int(last) + 1, size_bytes) if last else size_bytes
     if start >= stop:
-        return Verdict(HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE)
-    return Verdict(HTTPStatus.PARTIAL_CONTENT, start, stop)
+        return ConditionResult(HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE)
+    return ConditionResult(HTTPStatus.PARTIAL_CONTENT, start, stop)
 
 
 def _holds(condition: str, etag: str, *, weakly: bool) -> bool:

@@ -8,7 +8,7 @@ from http import HTTPStatus
 from ipaddress import ip_address
 from typing import Final
 
-from spinezarr.serve.http import Answer, Request, explained
+from spinezarr.serve.http import Answer, Request, text_answer
 from spinezarr.serve.login import Login, is_of_this_server, wants_page
 from spinezarr.serve.signing import SIGNED, path_behind
 from spinezarr.serve.tokens import Tokens
@@ -74,7 +74,7 @@ class Guard:
     def login(self, request: Request, form: bytes) -> Answer:
         """Answer a request for the pages to sign in and out."""
         if self.tokens is None:
-            return self.refused(request) or explained(HTTPStatus.OK, "No token is needed here.")
+            return self.refused(request) or text_answer(HTTPStatus.OK, "No token is needed here.")
         return Login(self.tokens).answer(request, form)
 
     def refused(self, request: Request) -> Answer | None:
@@ -84,7 +84,7 @@ class Guard:
         if self.tokens is None:
             if _host_of(request.headers.get("host", "")) in self.hosts:
                 return None
-            return explained(
+            return text_answer(
                 HTTPStatus.MISDIRECTED_REQUEST, "This server has another name (--host)."
             )
         if request.is_signed or self._is_known(request, self.tokens):
@@ -140,7 +140,7 @@ class Guard:
 
 
 def _unauthorized(text: str) -> Answer:
-    return explained(HTTPStatus.UNAUTHORIZED, text, www_authenticate='Bearer realm="spinezarr"')
+    return text_answer(HTTPStatus.UNAUTHORIZED, text, www_authenticate='Bearer realm="spinezarr"')
 
 
 def _token_of(authorization: str) -> str | None:

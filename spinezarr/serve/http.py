@@ -7,7 +7,7 @@ from http import HTTPStatus
 from typing import Any, Final
 from urllib.parse import unquote
 
-from spinezarr.serve.objects import ServedFile
+from spinezarr.serve.served_files import ServedFile
 
 __all__ = [
     "Answer",
@@ -16,9 +16,9 @@ __all__ = [
     "Scope",
     "Send",
     "accepts_gzip",
-    "chosen",
-    "explained",
-    "request_of",
+    "negotiate_media_type",
+    "parse_request",
+    "text_answer",
 ]
 
 Scope = MutableMapping[str, Any]
@@ -71,7 +71,7 @@ class Answer:
         return len(self.body) if self.file is None else self.stop - self.start
 
 
-def explained(status: HTTPStatus, text: str, **headers: str) -> Answer:
+def text_answer(status: HTTPStatus, text: str, **headers: str) -> Answer:
     """Return an answer for a person to read; nobody keeps it."""
     fields = {name.replace("_", "-"): value for name, value in headers.items()}
     return Answer(
@@ -81,7 +81,7 @@ def explained(status: HTTPStatus, text: str, **headers: str) -> Answer:
     )
 
 
-def request_of(scope: Scope) -> Request:
+def parse_request(scope: Scope) -> Request:
     """Return what a client asks, of the scope of ASGI."""
     headers: dict[str, str] = {}
     for raw_name, raw_value in scope["headers"]:
@@ -92,7 +92,7 @@ def request_of(scope: Scope) -> Request:
     return Request(scope["method"], path, scope.get("query_string", b"").decode("latin-1"), headers)
 
 
-def chosen(accept: str | None, offers: Sequence[str]) -> str | None:
+def negotiate_media_type(accept: str | None, offers: Sequence[str]) -> str | None:
     """Return the media type that a client likes best, or None if it likes none.
 
     See RFC 9110, section 12.5.1.
@@ -107,11 +107,11 @@ def chosen(accept: str | None, offers: Sequence[str]) -> str | None:
     Examples
     --------
     >>> offers = ("application/x-safetensors", "application/x-npy")
-    >>> chosen("application/*;q=0.5, application/x-npy", offers)
+    >>> negotiate_media_type("application/*;q=0.5, application/x-npy", offers)
     'application/x-npy'
-    >>> chosen("*/*, application/x-safetensors;q=0", offers)
+    >>> negotiate_media_type("*/*, application/x-safetensors;q=0", offers)
     'application/x-npy'
-    >>> chosen("image/png", offers)
+    >>> negotiate_media_type("image/png", offers)
     """
     if accept is None or not accept.strip(" \t,"):
         return offers[0]

@@ -15,11 +15,11 @@ from pydantic import Field
 
 from spinezarr.errors import CorruptStoreError, ScanChangedError
 from spinezarr.geometry import Box
-from spinezarr.serve.http import Answer, Request, accepts_gzip, explained
-from spinezarr.serve.opened import OpenedScan
+from spinezarr.serve.http import Answer, Request, accepts_gzip, text_answer
+from spinezarr.serve.opened_scan import OpenedScan
 from spinezarr.serve.patches import PatchSource
-from spinezarr.serve.query import AskedModel, WrongQueryError, parse_query
-from spinezarr.serve.versioned import RefusedError, headers_of_version
+from spinezarr.serve.query import QueryModel, WrongQueryError, parse_query
+from spinezarr.serve.version_headers import RefusedError, headers_of_version
 from spinezarr.store.layout import IMAGE, LABEL, LARGEST_AXIS
 from spinezarr.store.reader import ArraySpec, ScanHandle
 from spinezarr.stream.read.rewritten import as_stored_now
@@ -45,7 +45,7 @@ _Start = Annotated[int, Field(ge=0, le=LARGEST_AXIS)]
 _Size = Annotated[int, Field(ge=1, le=LARGEST_AXIS)]
 
 
-class LevelQuery(AskedModel):
+class LevelQuery(QueryModel):
     """Voxels of a level; elements of a list stand between commas."""
 
     array: Literal["image", "label"] = "image"
@@ -94,7 +94,7 @@ def answer_level(
     try:
         asked = parse_query(LevelQuery, request.query)
     except WrongQueryError as problem:
-        return explained(HTTPStatus.BAD_REQUEST, str(problem))
+        return text_answer(HTTPStatus.BAD_REQUEST, str(problem))
     try:
         return _answer(source, request, wanted, asked, threads)
     except RefusedError as refused:
@@ -105,11 +105,11 @@ def answer_level(
         return _DAMAGED
 
 
-_CHANGED: Final = explained(HTTPStatus.GONE, "The scan has changed.")
-_CHANGING: Final = explained(
+_CHANGED: Final = text_answer(HTTPStatus.GONE, "The scan has changed.")
+_CHANGING: Final = text_answer(
     HTTPStatus.SERVICE_UNAVAILABLE, "The scan has changed meanwhile.", retry_after="1"
 )
-_DAMAGED: Final = explained(
+_DAMAGED: Final = text_answer(
     HTTPStatus.SERVICE_UNAVAILABLE, "The scan is damaged, or has changed.", retry_after="1"
 )
 
@@ -189,4 +189,4 @@ def _found(scan: ScanHandle, number: str, asked: LevelQuery) -> tuple[ArraySpec,
 
 
 def _refused(status: HTTPStatus, text: str) -> RefusedError:
-    return RefusedError(explained(status, text))
+    return RefusedError(text_answer(status, text))

@@ -15,7 +15,7 @@ from http import HTTPStatus
 from typing import Final
 from urllib.parse import parse_qsl, quote, urlencode
 
-from spinezarr.serve.http import Answer, Request, explained
+from spinezarr.serve.http import Answer, Request, text_answer
 from spinezarr.serve.signing import session, session_name
 from spinezarr.serve.tokens import Tokens
 
@@ -104,7 +104,7 @@ class Login:
         try:
             fields = dict(parse_qsl(text, max_num_fields=_FIELDS))
         except ValueError:
-            return explained(HTTPStatus.BAD_REQUEST, "That is not the form.")
+            return text_answer(HTTPStatus.BAD_REQUEST, "That is not the form.")
         onward = _path_here(fields.get("next", "/"))
         if "token" in fields:
             return self._signed_in(request, fields["token"].strip(), onward)
@@ -124,7 +124,7 @@ class Login:
             return _form(HTTPStatus.UNAUTHORIZED, onward, "That is none of the tokens.")
         value = session(self._tokens, name, _SESSION_S)
         if value is None:
-            return explained(
+            return text_answer(
                 HTTPStatus.SERVICE_UNAVAILABLE,
                 "Nobody can sign in: the key beside the file of tokens is absent. "
                 "'spinezarr serve --new-token' makes it.",
@@ -142,11 +142,13 @@ def _refused(request: Request, form: bytes) -> Answer | None:
     """Return the answer to what is not asked of these pages; None for all else."""
     allowed = ("GET", "HEAD", "POST") if request.path == LOGIN else ("POST",)
     if request.method not in allowed:
-        return explained(HTTPStatus.METHOD_NOT_ALLOWED, "Not like this.", allow=", ".join(allowed))
+        return text_answer(
+            HTTPStatus.METHOD_NOT_ALLOWED, "Not like this.", allow=", ".join(allowed)
+        )
     if len(form) > _FORM_BYTES:
-        return explained(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "That is not the form.")
+        return text_answer(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "That is not the form.")
     if request.method == "POST" and not is_of_this_server(request):
-        return explained(HTTPStatus.UNAUTHORIZED, "Another server's page cannot do that.")
+        return text_answer(HTTPStatus.UNAUTHORIZED, "Another server's page cannot do that.")
     return None
 
 

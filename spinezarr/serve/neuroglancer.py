@@ -19,12 +19,12 @@ from types import MappingProxyType
 from typing import Final
 from urllib.parse import quote
 
-from spinezarr.serve.http import Answer, Request, explained
-from spinezarr.serve.opened import OpenedScan
+from spinezarr.serve.body import Body
+from spinezarr.serve.http import Answer, Request, text_answer
+from spinezarr.serve.opened_scan import OpenedScan
 from spinezarr.serve.origin import origin_of
 from spinezarr.serve.patches import PatchSource
-from spinezarr.serve.told import Told
-from spinezarr.serve.versioned import RefusedError
+from spinezarr.serve.version_headers import RefusedError
 from spinezarr.text import json_text
 from spinezarr.view.neuroglancer_state import (
     SHOWN_DTYPES,
@@ -68,7 +68,7 @@ _OF_WORKER: Final = _POLICY.format(evaluated=" 'unsafe-eval'")
 """Of scripts, which counts where they run as workers: that which decodes chunks makes a function of
 a text when it begins. In the page they are held to the page's."""
 _NEVER_CHANGES: Final = "private, max-age=31536000, immutable"
-_NO_FILE: Final = explained(HTTPStatus.NOT_FOUND, "The client has no such file.")
+_NO_FILE: Final = text_answer(HTTPStatus.NOT_FOUND, "The client has no such file.")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -100,7 +100,7 @@ class _Client:
         """Whether there is a file of that name."""
         return name == _ALONE or name in self.files
 
-    def file(self, name: str) -> Told:
+    def file(self, name: str) -> Body:
         """Return a file that there is."""
         fields = {
             "cache-control": "no-cache" if name in {_INDEX, _ALONE} else _NEVER_CHANGES,
@@ -108,7 +108,7 @@ class _Client:
             "referrer-policy": "no-referrer",
             "x-content-type-options": "nosniff",
         }
-        return Told(self._content(name), _TYPES[Path(name).suffix], fields)
+        return Body(self._content(name), _TYPES[Path(name).suffix], fields)
 
     def _content(self, name: str) -> bytes:
         if name == _ALONE:
@@ -118,7 +118,7 @@ class _Client:
 
 
 @cache
-def _file(client: _Client, name: str) -> Told:
+def _file(client: _Client, name: str) -> Body:
     """Keep a file, of which there are few."""
     return client.file(name)
 
@@ -157,7 +157,7 @@ def answer_state(source: PatchSource, request: Request, store: str, scan_id: str
         )
     origin = origin_of(request)
     if origin is None:
-        return explained(HTTPStatus.BAD_REQUEST, "The request names no host.")
+        return text_answer(HTTPStatus.BAD_REQUEST, "The request names no host.")
     name, scan_name = quote(store, safe=""), quote(scan_id, safe="")
     arrays = f"{origin}/flat/{name}/@{scan.content_checksum}/scans/{scan_name}"
     places = StatePlaces(

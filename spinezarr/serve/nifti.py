@@ -16,12 +16,12 @@ from isal import isal_zlib
 from pydantic import Field
 
 from spinezarr.errors import CorruptStoreError, ScanChangedError
-from spinezarr.serve.forms import NIFTI_GZ
-from spinezarr.serve.http import Answer, Request, explained
-from spinezarr.serve.opened import OpenedScan
+from spinezarr.serve.http import Answer, Request, text_answer
+from spinezarr.serve.opened_scan import OpenedScan
+from spinezarr.serve.patch_formats import NIFTI_GZ
 from spinezarr.serve.patches import PatchSource
-from spinezarr.serve.query import AskedModel, WrongQueryError, parse_query
-from spinezarr.serve.versioned import RefusedError, headers_of_version
+from spinezarr.serve.query import QueryModel, WrongQueryError, parse_query
+from spinezarr.serve.version_headers import RefusedError, headers_of_version
 from spinezarr.store.layout import IMAGE
 
 __all__ = ["NiftiQuery", "answer_nifti"]
@@ -35,7 +35,7 @@ _PART_BYTES: Final = 256 << 10
 """Of packed bytes that are sent together."""
 
 
-class NiftiQuery(AskedModel):
+class NiftiQuery(QueryModel):
     """Which version."""
 
     content_checksum: Annotated[str, Field(max_length=64)] | None = None
@@ -62,15 +62,15 @@ def answer_nifti(
         asked = parse_query(NiftiQuery, request.query)
         return _answer(source, request, scan_id, array, asked)
     except WrongQueryError as problem:
-        return explained(HTTPStatus.BAD_REQUEST, str(problem))
+        return text_answer(HTTPStatus.BAD_REQUEST, str(problem))
     except RefusedError as refused:
         return refused.answer
     except ScanChangedError:
-        return explained(
+        return text_answer(
             HTTPStatus.SERVICE_UNAVAILABLE, "The scan has changed meanwhile.", retry_after="1"
         )
     except CorruptStoreError:
-        return explained(HTTPStatus.SERVICE_UNAVAILABLE, "The scan is damaged.", retry_after="1")
+        return text_answer(HTTPStatus.SERVICE_UNAVAILABLE, "The scan is damaged.", retry_after="1")
 
 
 def _answer(
@@ -83,7 +83,7 @@ def _answer(
     scan = opened.scan
     spec = scan.image if array == IMAGE else scan.label
     if spec is None:
-        raise RefusedError(explained(HTTPStatus.UNPROCESSABLE_ENTITY, "The scan has no mask."))
+        raise RefusedError(text_answer(HTTPStatus.UNPROCESSABLE_ENTITY, "The scan has no mask."))
     headers = headers_of_version(
         request,
         NIFTI_GZ,

@@ -13,7 +13,8 @@ import numpy.typing as npt
 
 from spinezarr.errors import CorruptStoreError, ScanChangedError
 from spinezarr.geometry import Box
-from spinezarr.serve.objects import (
+from spinezarr.serve.patches import PatchSource
+from spinezarr.serve.served_files import (
     GoneError,
     ServedFile,
     ServedFolder,
@@ -21,7 +22,6 @@ from spinezarr.serve.objects import (
     UnreadableError,
     chunk_index,
 )
-from spinezarr.serve.patches import PatchSource
 from spinezarr.serve.storage import METADATA, Recent
 from spinezarr.store.attributes import is_scan_id
 from spinezarr.store.layout import IMAGE, chunk_grid, scan_key
@@ -63,7 +63,7 @@ class OmeFolder:
         self._trees: Recent[OmeTree] = Recent(_KNOWN_TREES)
 
     def find(self, key: str, version: str | None = None) -> ServedFile | None:
-        """See :meth:`spinezarr.serve.objects.ServedFolder.find`."""
+        """See :meth:`spinezarr.serve.served_files.ServedFolder.find`."""
         for_itk = key.startswith(f"{ITK}/")
         first, _, within = key.removeprefix(f"{ITK}/").partition("/")
         scan_id = first.removesuffix(FOLDER_SUFFIX)

@@ -5,11 +5,11 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from spinezarr.serve.http import Answer, Request, explained
-from spinezarr.serve.opened import OpenedScan
+from spinezarr.serve.http import Answer, Request, text_answer
+from spinezarr.serve.opened_scan import OpenedScan
 from spinezarr.serve.origin import origin_of
 from spinezarr.serve.patches import PatchSource
-from spinezarr.serve.versioned import RefusedError
+from spinezarr.serve.version_headers import RefusedError
 from spinezarr.text import json_text
 from spinezarr.view.open_in import ServedScan, ways_to_open
 
@@ -59,7 +59,7 @@ def answer_open_in(
     """
     origin = origin_of(request)
     if origin is None:
-        return explained(HTTPStatus.BAD_REQUEST, "The request names no host.")
+        return text_answer(HTTPStatus.BAD_REQUEST, "The request names no host.")
     try:
         scan = OpenedScan.of(source, scan_id, None).scan
     except RefusedError as refused:

@@ -8,16 +8,16 @@ from typing import Final, Literal
 
 from pydantic import BaseModel
 
-from spinezarr.serve.facts import OneStoreModel, ScanModel, ScansModel, ScansQuery, StoresModel
-from spinezarr.serve.forms import BATCH_FORMS, NIFTI_GZ, PATCH_FORMS
 from spinezarr.serve.http import TEXT
 from spinezarr.serve.levels import LEVEL_HEADERS, LevelQuery
 from spinezarr.serve.nifti import NiftiQuery
 from spinezarr.serve.open_in import OpenInModel
+from spinezarr.serve.patch_formats import BATCH_MEDIA_TYPES, NIFTI_GZ, PATCH_MEDIA_TYPES
 from spinezarr.serve.patches import BatchModel, PatchQuery
-from spinezarr.serve.query import AskedModel
+from spinezarr.serve.query import QueryModel
 from spinezarr.serve.slices import PNG, SliceQuery
 from spinezarr.serve.statistics import StatisticsModel, StatisticsQuery
+from spinezarr.serve.tables import OneStoreModel, ScanModel, ScansModel, ScansQuery, StoresModel
 from spinezarr.view.scan_view import ViewModel
 
 __all__ = ["FLAT", "OME", "OPERATIONS", "PARAMETERS", "ZARR", "Content", "Operation"]
@@ -98,8 +98,8 @@ class Operation:
     group: str
     summary: str
     answers: Mapping[HTTPStatus, Content]
-    query: type[AskedModel] | None = None
-    body: type[AskedModel] | None = None
+    query: type[QueryModel] | None = None
+    body: type[QueryModel] | None = None
     headers: tuple[str, ...] = ()
     is_open: bool = field(default=False, kw_only=True)
 
@@ -207,7 +207,7 @@ OPERATIONS: Final = (
             HTTPStatus.OK: Content(
                 "Tensors of the items that could be read, in the order asked for; metadata say "
                 "what became of each.",
-                BATCH_FORMS,
+                BATCH_MEDIA_TYPES,
             ),
             HTTPStatus.REQUEST_TIMEOUT: Content("The request did not come in time."),
             **_READING,
@@ -221,7 +221,7 @@ OPERATIONS: Final = (
         "Patches",
         "One patch of a scan",
         {
-            HTTPStatus.OK: Content("The patch.", PATCH_FORMS, headers=("ETag",)),
+            HTTPStatus.OK: Content("The patch.", PATCH_MEDIA_TYPES, headers=("ETag",)),
             HTTPStatus.UNPROCESSABLE_ENTITY: Content("The scan has no such patch; says why."),
             **_READING,
             **_VERSION,

@@ -6,8 +6,8 @@ from http import HTTPStatus
 from importlib.resources import files
 from typing import Final
 
-from spinezarr.serve.http import Answer, Request, explained
-from spinezarr.serve.told import Told
+from spinezarr.serve.body import Body
+from spinezarr.serve.http import Answer, Request, text_answer
 
 __all__ = ["LIST_PAGE", "SCAN_PAGE", "answer_page_file"]
 
@@ -40,7 +40,7 @@ _SHARED: Final = {
 
 
 @cache
-def _page_files() -> Mapping[str, Told]:
+def _page_files() -> Mapping[str, Body]:
     """Read them all, once; the page is told whether NiiVue is among them."""
     folder = files("spinezarr.view").joinpath("page")
     read = {
@@ -53,11 +53,11 @@ def _page_files() -> Mapping[str, Told]:
     return {name: _told(name, data) for name, data in read.items()}
 
 
-def _told(name: str, data: bytes) -> Told:
+def _told(name: str, data: bytes) -> Body:
     media_type = _TYPES[name.rpartition(".")[2]]
     is_page = media_type.startswith("text/html")
     policy = {"content-security-policy": _POLICY} if is_page else {}
-    return Told(data, media_type, {**_SHARED, **policy})
+    return Body(data, media_type, {**_SHARED, **policy})
 
 
 def answer_page_file(request: Request, name: str) -> Answer:
@@ -72,5 +72,5 @@ def answer_page_file(request: Request, name: str) -> Answer:
     """
     file = _page_files().get(name)
     if file is None:
-        return explained(HTTPStatus.NOT_FOUND, "There is no such file.")
+        return text_answer(HTTPStatus.NOT_FOUND, "There is no such file.")
     return file.answer(request)

@@ -19,20 +19,20 @@ from pydantic import Field, ValidationError, model_validator
 
 from spinezarr.errors import CorruptStoreError, SpinezarrError, UnknownScanError, UsageError
 from spinezarr.geometry import Box
-from spinezarr.serve.forms import (
-    BATCH_FORMS,
+from spinezarr.serve.http import Answer, Request, negotiate_media_type, text_answer
+from spinezarr.serve.patch_formats import (
+    BATCH_MEDIA_TYPES,
     NIFTI,
     NIFTI_GZ,
-    PATCH_FORMS,
-    FormOptions,
-    is_there,
-    written,
+    PATCH_MEDIA_TYPES,
+    FormatOptions,
+    encode_batch,
+    is_available,
 )
-from spinezarr.serve.http import Answer, Request, chosen, explained
-from spinezarr.serve.objects import ServedFolder
-from spinezarr.serve.query import AskedModel, WrongQueryError, parse_query, wrong_of
+from spinezarr.serve.query import QueryModel, WrongQueryError, parse_query, wrong_of
+from spinezarr.serve.served_files import ServedFolder
 from spinezarr.serve.storage import UnavailableError
-from spinezarr.serve.versioned import RefusedError, headers_of_version
+from spinezarr.serve.version_headers import RefusedError, headers_of_version
 from spinezarr.store.attributes import is_scan_id
 from spinezarr.store.reader import StoreReader
 from spinezarr.stream.batch import Batch
@@ -73,7 +73,7 @@ _Millimeters = Annotated[float, Field(gt=0, le=1000)]
 _Checksum = Annotated[str, Field(max_length=64)]
 
 
-class _PatchModel(AskedModel):
+class _PatchModel(QueryModel):
     size_zyx: tuple[_Size, _Size, _Size]
     """Voxels of a patch."""
     spacing_zyx_mm: tuple[_Millimeters | None, _Millimeters | None, _Millimeters | None] = (
@@ -118,7 +118,7 @@ class _PatchModel(AskedModel):
         return count * z * y * x * (images + int(self.with_label))
 
 
-class ItemModel(AskedModel):
+class ItemModel(QueryModel):
     """One patch."""
 
     scan_id: Annotated[str, Field(max_length=255)]
@@ -221,15 +221,15 @@ def answer_batch(source: PatchSource, request: Request, body: bytes, *, threads:
         How many decode at once.
     """
     try:
-        form = _form(request, BATCH_FORMS)
+        form = _form(request, BATCH_MEDIA_TYPES)
         asked = BatchModel.model_validate_json(body)
         read = _Reading.of(source, asked, asked.items)
         batch = read.run(threads)
-        data = written(form, batch, read.statuses, FormOptions(pack=asked.pack))
+        data = encode_batch(form, batch, read.statuses, FormatOptions(pack=asked.pack))
     except ValidationError as problem:
-        return explained(HTTPStatus.BAD_REQUEST, wrong_of(problem))
+        return text_answer(HTTPStatus.BAD_REQUEST, wrong_of(problem))
     except UsageError as problem:
-        return explained(HTTPStatus.BAD_REQUEST, str(problem))
+        return text_answer(HTTPStatus.BAD_REQUEST, str(problem))
     except RefusedError as problem:
         return problem.answer
     return Answer(
@@ -250,7 +250,7 @@ def answer_patch(source: PatchSource, request: Request, scan_id: str, *, threads
         Of the scan.
     """
     try:
-        form = _form(request, PATCH_FORMS)
+        form = _form(request, PATCH_MEDIA_TYPES)
         asked = parse_query(PatchQuery, request.query)
         item = ItemModel.model_construct(
             scan_id=scan_id, start_zyx=asked.start_zyx, content_checksum=asked.content_checksum
@@ -269,10 +269,10 @@ def answer_patch(source: PatchSource, request: Request, scan_id: str, *, threads
         if read.batches.reader.scan(scan_id).content_checksum != checksum:
             read.statuses[0] = "the scan has changed"
             read.check()
-        options = FormOptions(asked.pack, asked.array, asked.flat_axis)
-        data = written(form, batch, read.statuses, options)
+        options = FormatOptions(asked.pack, asked.array, asked.flat_axis)
+        data = encode_batch(form, batch, read.statuses, options)
     except (WrongQueryError, UsageError) as problem:
-        return explained(HTTPStatus.BAD_REQUEST, str(problem))
+        return text_answer(HTTPStatus.BAD_REQUEST, str(problem))
     except RefusedError as problem:
         return problem.answer
     if form in {NIFTI, NIFTI_GZ}:
@@ -285,13 +285,13 @@ def answer_patch(source: PatchSource, request: Request, scan_id: str, *, threads
 def _form(request: Request, offers: Sequence[str]) -> str:
     """Return the form that is asked for, if there is one."""
     accept = request.headers.get("accept")
-    form = chosen(accept, [offer for offer in offers if is_there(offer)])
+    form = negotiate_media_type(accept, [offer for offer in offers if is_available(offer)])
     if form is not None:
         return form
-    absent = chosen(accept, offers)
+    absent = negotiate_media_type(accept, offers)
     why = "" if absent is None else f" {absent} needs a package that this server lacks (pyarrow)."
     raise RefusedError(
-        explained(HTTPStatus.NOT_ACCEPTABLE, f"Patches come as {', '.join(offers)}.{why}")
+        text_answer(HTTPStatus.NOT_ACCEPTABLE, f"Patches come as {', '.join(offers)}.{why}")
     )
 
 
@@ -317,7 +317,7 @@ class _Reading:
         voxel_bytes = asked.voxel_bytes(len(items))
         if voxel_bytes > _VOXEL_BYTES:
             raise RefusedError(
-                explained(
+                text_answer(
                     HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
                     f"{voxel_bytes} bytes of voxels; at most {_VOXEL_BYTES} are sent together. Ask "
                     "for fewer items.",
@@ -351,13 +351,13 @@ class _Reading:
         status = next((status for status in self.statuses if status != "ok"), None)
         if status is not None:
             code = _FAILURES.get(status, HTTPStatus.UNPROCESSABLE_ENTITY)
-            raise RefusedError(explained(code, f"{status[0].upper()}{status[1:]}."))
+            raise RefusedError(text_answer(code, f"{status[0].upper()}{status[1:]}."))
 
     def run(self, threads: int) -> Batch:
         """Read what can be read."""
         if _source_bytes(self.batches, self.requests, self.statuses) > _SOURCE_BYTES:
             raise RefusedError(
-                explained(
+                text_answer(
                     HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
                     f"More than {_SOURCE_BYTES} bytes of the scans' voxels would be read together. "
                     "Ask for fewer items.",

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from spinezarr.strict_yaml import reason_of
 
-__all__ = ["AskedModel", "WrongQueryError", "parameters_of", "parse_query", "wrong_of"]
+__all__ = ["QueryModel", "WrongQueryError", "parameters_of", "parse_query", "wrong_of"]
 
 _WORD: Final = re.compile(
     r"-?(?:0|[1-9][0-9]{0,18})(?:[.][0-9]{1,30})?(?:[eE][+-]?[0-9]{1,3})?|true|false|null"
@@ -20,7 +20,7 @@ _WORD: Final = re.compile(
 _FIELDS: Final = 64
 
 
-class AskedModel(BaseModel):
+class QueryModel(BaseModel):
     """Base of what clients send."""
 
     model_config = ConfigDict(
@@ -32,7 +32,7 @@ class AskedModel(BaseModel):
     )
 
 
-Model = TypeVar("Model", bound=AskedModel)
+Model = TypeVar("Model", bound=QueryModel)
 
 
 class WrongQueryError(ValueError):
@@ -49,7 +49,7 @@ def parse_query(model: type[Model], text: str) -> Model:
 
     Examples
     --------
-    >>> class Asked(AskedModel):
+    >>> class Asked(QueryModel):
     ...     name: str
     ...     size: tuple[int, int]
     >>> parse_query(Asked, "name=7&size=1,2")
@@ -81,7 +81,7 @@ def wrong_of(problem: ValidationError) -> str:
 
 
 @cache
-def parameters_of(model: type[AskedModel]) -> Mapping[str, Mapping[str, Any]]:
+def parameters_of(model: type[QueryModel]) -> Mapping[str, Mapping[str, Any]]:
     """Return the schema of each parameter that a model has.
 
     What may be left out has null for its default, which no URL can say, but for elements of lists.

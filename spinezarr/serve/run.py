@@ -9,10 +9,10 @@ from types import TracebackType
 from typing import Final, Self
 
 from spinezarr.errors import UsageError
-from spinezarr.serve.extra import INSTALL
 from spinezarr.serve.guard import is_loopback
+from spinezarr.serve.install_hint import INSTALL
 from spinezarr.serve.settings import METRICS_FOLDER, VARIABLE, ServeSettings
-from spinezarr.serve.unread import limit_unread
+from spinezarr.serve.slow_clients import set_send_timeout
 
 __all__ = ["BackgroundServer", "check_address", "run"]
 
@@ -133,7 +133,7 @@ class BackgroundServer:
         # asyncio sets it where the protocol is stated, as it is not here; else each answer would
         # wait 40 ms for the client to acknowledge its head.
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        limit_unread(self._socket)
+        set_send_timeout(self._socket)
         self.url = f"http://127.0.0.1:{self._socket.getsockname()[1]}"
         config = uvicorn.Config(
             app, log_level="warning", lifespan="off", timeout_graceful_shutdown=_END_S

@@ -8,8 +8,8 @@ from http import HTTPStatus
 from typing import Final
 
 from spinezarr.errors import SpinezarrError
-from spinezarr.serve.http import Answer, Send, explained
-from spinezarr.serve.objects import ServedFile, UnreadableError
+from spinezarr.serve.http import Answer, Send, text_answer
+from spinezarr.serve.served_files import ServedFile, UnreadableError
 
 __all__ = ["ELSEWHERE", "Sent", "encoded", "send_answer"]
 
@@ -70,7 +70,7 @@ async def send_answer(
         parts = _Parts(answer) if method != "HEAD" else None
         first = b"" if parts is None else await parts.read()
     except UnreadableError as problem:
-        answer = explained(HTTPStatus.SERVICE_UNAVAILABLE, str(problem), retry_after="1")
+        answer = text_answer(HTTPStatus.SERVICE_UNAVAILABLE, str(problem), retry_after="1")
         await send_answer(send, method, answer, shared, sent)
         return
     sent.status = answer.status

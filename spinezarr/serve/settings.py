@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 from pydantic import BaseModel, ConfigDict, Field
 
 from spinezarr.errors import UsageError
-from spinezarr.serve.extra import INSTALL
 from spinezarr.serve.guard import LOOPBACK, Guard
+from spinezarr.serve.install_hint import INSTALL
 from spinezarr.serve.log import LogForm, RequestLog
 from spinezarr.serve.stores import ServedStores
 from spinezarr.serve.tokens import Tokens

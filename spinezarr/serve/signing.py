@@ -15,7 +15,7 @@ from urllib.parse import quote, unquote, urlsplit
 
 from spinezarr.errors import UsageError
 from spinezarr.public_url import public_url
-from spinezarr.serve.extra import INSTALL
+from spinezarr.serve.install_hint import INSTALL
 from spinezarr.serve.tokens import NAME, Tokens
 
 if TYPE_CHECKING:

@@ -8,11 +8,11 @@ from pydantic import Field
 
 from spinezarr.errors import UsageError
 from spinezarr.geometry import FLAT_AXIS, Plane
-from spinezarr.serve.http import Answer, Request, explained
-from spinezarr.serve.opened import OpenedScan
+from spinezarr.serve.http import Answer, Request, text_answer
+from spinezarr.serve.opened_scan import OpenedScan
 from spinezarr.serve.patches import PatchSource
-from spinezarr.serve.query import AskedModel, WrongQueryError, parse_query
-from spinezarr.serve.versioned import RefusedError, headers_of_version
+from spinezarr.serve.query import QueryModel, WrongQueryError, parse_query
+from spinezarr.serve.version_headers import RefusedError, headers_of_version
 from spinezarr.view.slice_picture import (
     LARGEST_PX,
     SliceRequest,
@@ -29,7 +29,7 @@ _VOXELS: Final = 1 << 25
 """Of a slice that is drawn; it takes some 20 bytes a voxel."""
 
 
-class SliceQuery(AskedModel):
+class SliceQuery(QueryModel):
     """Which slice, and how it is shown."""
 
     plane: Plane = "sagittal"
@@ -64,7 +64,7 @@ def answer_slice(source: PatchSource, request: Request, scan_id: str) -> Answer:
         asked = parse_query(SliceQuery, request.query)
         window_hu, labels = parse_window(asked.window), parse_labels(asked.labels)
     except (WrongQueryError, UsageError) as problem:
-        return explained(HTTPStatus.BAD_REQUEST, str(problem))
+        return text_answer(HTTPStatus.BAD_REQUEST, str(problem))
     try:
         opened = OpenedScan.of(source, scan_id, asked.content_checksum)
         scan = opened.scan
@@ -77,7 +77,7 @@ def answer_slice(source: PatchSource, request: Request, scan_id: str) -> Answer:
     try:
         index = slice_at(scan, opened.engine, asked.plane, asked.mm)
     except UsageError as problem:
-        return explained(HTTPStatus.UNPROCESSABLE_ENTITY, str(problem))
+        return text_answer(HTTPStatus.UNPROCESSABLE_ENTITY, str(problem))
     wanted = SliceRequest(asked.plane, index, window_hu, labels, asked.size_px)
     data = slice_png(scan, opened.engine, wanted)
     return Answer(HTTPStatus.OK, {**headers, "content-type": PNG}, data)
@@ -87,4 +87,4 @@ def _check_size(shape_zyx: tuple[int, int, int], flat_axis: int) -> None:
     voxels = math.prod(n for axis, n in enumerate(shape_zyx) if axis != flat_axis)
     if voxels > _VOXELS:
         text = f"A slice of {voxels} voxels; at most {_VOXELS} are drawn."
-        raise RefusedError(explained(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, text))
+        raise RefusedError(text_answer(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, text))

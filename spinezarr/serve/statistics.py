@@ -9,9 +9,9 @@ import xarray as xr
 from pydantic import BaseModel, ConfigDict, Field
 
 from spinezarr.errors import UsageError
-from spinezarr.serve.facts import StoreFacts
-from spinezarr.serve.http import Answer, Request, explained
-from spinezarr.serve.query import AskedModel, WrongQueryError, parse_query
+from spinezarr.serve.http import Answer, Request, text_answer
+from spinezarr.serve.query import QueryModel, WrongQueryError, parse_query
+from spinezarr.serve.tables import ServedTable
 from spinezarr.stats.histogram import Histogram
 from spinezarr.stats.statistics import compute_statistics, select_scans
 
@@ -20,7 +20,7 @@ __all__ = ["StatisticsModel", "StatisticsQuery", "answer_statistics"]
 _Count = Annotated[int, Field(ge=0)]
 
 
-class StatisticsQuery(AskedModel):
+class StatisticsQuery(QueryModel):
     """Of which scans; all that is given holds."""
 
     split: str | None = None
@@ -72,12 +72,12 @@ class StatisticsModel(_ToldModel):
     """Those that at least one scan shows, from head to tail."""
 
 
-def answer_statistics(facts: StoreFacts, request: Request) -> Answer:
+def answer_statistics(served_table: ServedTable, request: Request) -> Answer:
     """Count and measure the scans of a store.
 
     Parameters
     ----------
-    facts
+    served_table
         Of the store.
     request
         As it came; its query is a :class:`StatisticsQuery`.
@@ -85,7 +85,7 @@ def answer_statistics(facts: StoreFacts, request: Request) -> Answer:
     try:
         asked = parse_query(StatisticsQuery, request.query)
     except WrongQueryError as problem:
-        return explained(HTTPStatus.BAD_REQUEST, str(problem))
+        return text_answer(HTTPStatus.BAD_REQUEST, str(problem))
 
     def count(table: xr.Dataset) -> dict[str, Any]:
         try:
@@ -94,7 +94,7 @@ def answer_statistics(facts: StoreFacts, request: Request) -> Answer:
             chosen = table.isel(scan=slice(0))
         return _counted(chosen).model_dump(mode="json")
 
-    return facts.told(f"statistics {asked.model_dump_json()}", count).answer(request)
+    return served_table.told(f"statistics {asked.model_dump_json()}", count).answer(request)
 
 
 def _counted(table: xr.Dataset) -> StatisticsModel:

@@ -11,12 +11,12 @@ from spinezarr.errors import SpinezarrError, UsageError
 from spinezarr.public_url import public_url
 from spinezarr.serve.bucket import BucketFolder, BucketStorage, is_served_from
 from spinezarr.serve.disk import DiskStorage, stores_on_disk
-from spinezarr.serve.facts import StoreFacts
-from spinezarr.serve.flat import FlatFolder
-from spinezarr.serve.objects import ServedFolder
 from spinezarr.serve.ome import OmeFolder
 from spinezarr.serve.patches import PatchSource
+from spinezarr.serve.served_files import ServedFolder
 from spinezarr.serve.storage import Storage, UnreadableError
+from spinezarr.serve.tables import ServedTable
+from spinezarr.serve.unsharded import UnshardedFolder
 from spinezarr.stream.read.cache import BoundedCache
 from spinezarr.stream.read.engine import ChunkCache
 from spinezarr.view.levels import LevelCache
@@ -142,7 +142,7 @@ class ServedStores:
         found = self._found(name)
         return None if found is None else found.files
 
-    def flat(self, name: str) -> FlatFolder | None:
+    def flat(self, name: str) -> UnshardedFolder | None:
         """Return the files of a store as if it had no shards."""
         found = self._found(name)
         return None if found is None else found.flat
@@ -152,10 +152,10 @@ class ServedStores:
         found = self._found(name)
         return None if found is None else found.ome
 
-    def facts(self, name: str) -> StoreFacts | None:
+    def served_table(self, name: str) -> ServedTable | None:
         """Return what is known of a store, or None if there is none of that name."""
         found = self._found(name)
-        return None if found is None else found.facts
+        return None if found is None else found.served_table
 
     def patches(self, name: str) -> PatchSource | None:
         """Return what reads the patches of a store, or None if there is none of that name."""
@@ -165,10 +165,10 @@ class ServedStores:
     def can_be_opened(self) -> bool:
         """Whether every store that there is can be."""
         try:
-            found = [self.facts(name) for name in self.places()]
-            for facts in found:
-                if facts is not None:
-                    facts.reader()
+            found = [self.served_table(name) for name in self.places()]
+            for served_table in found:
+                if served_table is not None:
+                    served_table.reader()
         except (SpinezarrError, OSError):
             return False
         return True
@@ -214,9 +214,9 @@ class _Served:
     """What answers for one store."""
 
     files: ServedFolder
-    flat: FlatFolder
+    flat: UnshardedFolder
     ome: OmeFolder
-    facts: StoreFacts
+    served_table: ServedTable
     patches: PatchSource
 
     @classmethod
@@ -224,4 +224,4 @@ class _Served:
         files = ServedFolder(storage)
         patches = PatchSource(files, chunks)
         ome = OmeFolder(files, patches, levels)
-        return cls(files, FlatFolder(files), ome, StoreFacts(files), patches)
+        return cls(files, UnshardedFolder(files), ome, ServedTable(files), patches)

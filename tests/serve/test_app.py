@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from asking import ask, ask_for_patches
 
-from spinezarr.serve import pages, sending, unread
+from spinezarr.serve import endpoints, sending, slow_clients
 from spinezarr.serve.run import BackgroundServer
 from spinezarr.serve.settings import ServeSettings
 
@@ -26,7 +26,7 @@ def served(ctspine1k_url):
 
 
 def test_bodies_that_do_not_come_whole_have_a_bound(served, monkeypatch):
-    monkeypatch.setattr(pages, "_BODIES_BYTES", 1 << 20)
+    monkeypatch.setattr(endpoints, "_BODIES_BYTES", 1 << 20)
     host, _, port = served.removeprefix("http://").partition(":")
     head = f"POST /v1/ctspine1k/batch HTTP/1.1\r\nHost: {host}\r\nContent-Length: 4000000\r\n\r\n"
     with socket.create_connection((host, int(port)), timeout=20) as one:
@@ -61,7 +61,7 @@ def stalled(url, window=4096):
 
 
 def test_answers_that_nobody_reads_have_a_bound(served, monkeypatch):
-    monkeypatch.setattr(pages, "_UNSENT_BYTES", 1 << 20)
+    monkeypatch.setattr(endpoints, "_UNSENT_BYTES", 1 << 20)
     url = f"{served}/v1/ctspine1k/batch"
     with stalled(served) as one:
         assert one.recv(12) == b"HTTP/1.1 200"
@@ -74,8 +74,8 @@ def test_answers_that_nobody_reads_have_a_bound(served, monkeypatch):
 
 
 def test_who_does_not_read_is_let_go_and_holds_up_nobody(ctspine1k_url, monkeypatch):
-    monkeypatch.setattr(unread, "_UNREAD_MS", 1000)
-    monkeypatch.setattr(pages, "_AT_ONCE", 1)
+    monkeypatch.setattr(slow_clients, "_UNREAD_MS", 1000)
+    monkeypatch.setattr(endpoints, "_AT_ONCE", 1)
     with (
         BackgroundServer(ServeSettings(paths=(ctspine1k_url,))) as server,
         stalled(server.url) as one,

@@ -18,11 +18,11 @@ from hypothesis import strategies as st
 
 import spinezarr
 from spinezarr.errors import CorruptStoreError, ScanChangedError, UsageError
-from spinezarr.serve import pages, patches
+from spinezarr.serve import endpoints, patches
+from spinezarr.serve.admission import AdmissionQueue, BusyError
 from spinezarr.serve.run import BackgroundServer
 from spinezarr.serve.settings import ServeSettings
 from spinezarr.serve.tokens import new_token
-from spinezarr.serve.turns import BusyError, Turns
 from spinezarr.stream.read.service import PROTOCOL, service_url, store_url
 from spinezarr.stream.read.tensors import DamagedTensorsError, Tensors, write_tensors
 
@@ -130,14 +130,14 @@ def test_it_says_which_way_and_why(served, ctspine1k_url, tmp_path):
 
 def test_ranges_are_taken_where_they_are_faster(served, monkeypatch):
     """A server that takes its time is left, and its batches are the same."""
-    real = pages.answer_batch
+    real = endpoints.answer_batch
     event = threading.Event()
 
     def slowly(*args, **kwargs):
         event.wait(0.15)
         return real(*args, **kwargs)
 
-    monkeypatch.setattr(pages, "answer_batch", slowly)
+    monkeypatch.setattr(endpoints, "answer_batch", slowly)
     stream = spinezarr.open(served).patches(8, n_samples=320, batch_size=1)
     given = list(stream)
     by_server, by_ranges, _ = counted(stream)
@@ -148,7 +148,7 @@ def test_ranges_are_taken_where_they_are_faster(served, monkeypatch):
 
 def test_servers_without_batches_give_ranges(ctspine1k_url, monkeypatch):
     other = patches.LIMITS.model_copy(update={"protocol": PROTOCOL + 1})
-    monkeypatch.setattr("spinezarr.serve.facts.LIMITS", other)
+    monkeypatch.setattr("spinezarr.serve.tables.LIMITS", other)
     with BackgroundServer(ServeSettings(paths=(ctspine1k_url,))) as server:
         stream = spinezarr.open(f"{server.url}/ctspine1k").patches(8, n_samples=2)
         assert len(list(stream)) == 2
@@ -157,7 +157,7 @@ def test_servers_without_batches_give_ranges(ctspine1k_url, monkeypatch):
 
 def test_what_is_too_much_for_the_server_comes_by_ranges(served, monkeypatch):
     few = patches.LIMITS.model_copy(update={"items": 2})
-    monkeypatch.setattr("spinezarr.serve.facts.LIMITS", few)
+    monkeypatch.setattr("spinezarr.serve.tables.LIMITS", few)
     stream = spinezarr.open(served, transfer="patches").patches(8, n_samples=3, batch_size=3)
     assert len(list(stream)) == 1
     assert counted(stream) == (0, 0, 0)
@@ -181,7 +181,7 @@ def test_a_request_that_is_refused_comes_by_ranges(served, monkeypatch):
 def test_a_server_that_says_something_else_is_not_believed(
     served, ctspine1k_url, monkeypatch, name
 ):
-    real = pages.answer_batch
+    real = endpoints.answer_batch
 
     def lie(source, request, body, **kwargs):
         wanted = json.dumps({**json.loads(body), "pack": "none"}).encode()
@@ -205,14 +205,14 @@ def test_a_server_that_says_something_else_is_not_believed(
             body = body[:-1] + bytes([body[-1] ^ 1])
         return replace(answer, body=b"" if name == "all" else body)
 
-    monkeypatch.setattr(pages, "answer_batch", lie)
+    monkeypatch.setattr(endpoints, "answer_batch", lie)
     stream = spinezarr.open(served, transfer="patches").patches(9, n_samples=3)
     assert_same(list(stream), list(spinezarr.open(ctspine1k_url).patches(9, n_samples=3)))
     assert counted(stream) == (3, 0, 3)
 
 
 def test_what_comes_damaged_is_asked_for_again(served, ctspine1k_url, monkeypatch):
-    real, damaged = pages.answer_batch, []
+    real, damaged = endpoints.answer_batch, []
 
     def damage_once(*args, **kwargs):
         answer = real(*args, **kwargs)
@@ -221,7 +221,7 @@ def test_what_comes_damaged_is_asked_for_again(served, ctspine1k_url, monkeypatc
         damaged.append(answer)
         return replace(answer, body=answer.body[:-1] + bytes([answer.body[-1] ^ 1]))
 
-    monkeypatch.setattr(pages, "answer_batch", damage_once)
+    monkeypatch.setattr(endpoints, "answer_batch", damage_once)
     stream = spinezarr.open(served, transfer="patches").patches(9, n_samples=3)
     assert_same(list(stream), list(spinezarr.open(ctspine1k_url).patches(9, n_samples=3)))
     assert counted(stream) == (3, 0, 0)
@@ -230,7 +230,7 @@ def test_what_comes_damaged_is_asked_for_again(served, ctspine1k_url, monkeypatc
 
 def test_grids_read_ranges(served, monkeypatch):
     """Their patches overlap: chunks that are read once serve many of them."""
-    monkeypatch.setattr(pages, "answer_batch", None)
+    monkeypatch.setattr(endpoints, "answer_batch", None)
     grid = spinezarr.open(served, transfer="patches").grid("liver_0", 24)
     assert len(list(grid)) == len(grid)
 
@@ -246,7 +246,7 @@ def test_what_waits_for_a_turn_has_a_bound():
         )
 
     for n, n_bytes, refused in ((4, 1, 0), (6, 1, 2), (4, 40, 1), (4, 51, 2), (1, 1000, 0)):
-        found = asyncio.run(run(Turns(1, 3, 100), n, n_bytes))
+        found = asyncio.run(run(AdmissionQueue(1, 3, 100), n, n_bytes))
         assert [type(one) for one in found if one is not None] == [BusyError] * refused
 
 
@@ -277,8 +277,10 @@ def test_a_scan_that_is_replaced_is_an_error_or_followed(tmp_path, bring, monkey
         follow = there.patches(size, n_samples=1, on_change="follow")
         before = next(iter(old)).image
         bring("after", store)
-        real, asked = pages.answer_batch, []
-        monkeypatch.setattr(pages, "answer_batch", lambda *a, **k: asked.append(1) or real(*a, **k))
+        real, asked = endpoints.answer_batch, []
+        monkeypatch.setattr(
+            endpoints, "answer_batch", lambda *a, **k: asked.append(1) or real(*a, **k)
+        )
         with pytest.raises(ScanChangedError):
             next(iter(old))
         assert len(asked) == 1  # what the server cannot read it is not asked for again
@@ -320,8 +322,8 @@ def state_after(stream, n):
 
 
 def test_more_trainers_than_turns_wait_for_them(ctspine1k_url, monkeypatch):
-    monkeypatch.setattr(pages, "_AT_ONCE", 1)
-    monkeypatch.setattr(pages, "_WAITING", 2)
+    monkeypatch.setattr(endpoints, "_AT_ONCE", 1)
+    monkeypatch.setattr(endpoints, "_WAITING", 2)
     with BackgroundServer(ServeSettings(paths=(ctspine1k_url,))) as server:
         url, found = f"{server.url}/ctspine1k", {}
         expected = list(spinezarr.open(ctspine1k_url).patches(8, n_samples=12))

@@ -10,11 +10,11 @@ import pytest
 from asking import ask
 
 import spinezarr
-from spinezarr.serve import facts
-from spinezarr.serve.facts import RowModel, StoreFacts
+from spinezarr.serve import tables
 from spinezarr.serve.run import BackgroundServer
 from spinezarr.serve.settings import ServeSettings
 from spinezarr.serve.statistics import _counted
+from spinezarr.serve.tables import RowModel, ServedTable
 from spinezarr.stats.statistics import compute_statistics
 from spinezarr.store.table import with_audit
 from spinezarr.store.writer import StoreWriter
@@ -165,8 +165,8 @@ def test_a_list_is_packed_and_sent_once(served):
 
 def test_a_list_is_made_once_for_each_version(tmp_path, bring, monkeypatch):
     made = []
-    real = facts._rows
-    monkeypatch.setattr(facts, "_rows", lambda table: made.append(0) or real(table))
+    real = tables._rows
+    monkeypatch.setattr(tables, "_rows", lambda table: made.append(0) or real(table))
     bring("before", tmp_path / "own.zarr")
     with BackgroundServer(ServeSettings(paths=(str(tmp_path),))) as server:
         url = f"{server.url}/v1/own/scans"
@@ -181,12 +181,12 @@ def test_a_list_is_made_once_for_each_version(tmp_path, bring, monkeypatch):
 
 
 def test_ten_thousand_scans_are_listed(ctspine1k_url, monkeypatch):
-    real = StoreFacts.told
+    real = ServedTable.told
 
     def many(self, what, make):
         return real(self, what, lambda table: make(table.isel(scan=np.arange(10_000) % 6)))
 
-    monkeypatch.setattr(StoreFacts, "told", many)
+    monkeypatch.setattr(ServedTable, "told", many)
     with BackgroundServer(ServeSettings(paths=(ctspine1k_url,))) as server:
         url = f"{server.url}/v1/ctspine1k/scans"
         _, headers, data = ask(url, accept_encoding="gzip")

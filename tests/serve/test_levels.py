@@ -17,7 +17,7 @@ from spinezarr.serve.http import accepts_gzip
 from spinezarr.serve.run import BackgroundServer
 from spinezarr.serve.settings import ServeSettings
 from spinezarr.serve.tokens import new_token
-from spinezarr.serve.versioned import RefusedError
+from spinezarr.serve.version_headers import RefusedError
 from spinezarr.view import levels
 from spinezarr.view.levels import LevelReader, levels_of
 

@@ -17,8 +17,8 @@ import pytest
 from asking import ask, ask_for_patches, started
 
 from spinezarr.errors import UsageError
-from spinezarr.serve import pages
-from spinezarr.serve.http import chosen
+from spinezarr.serve import endpoints
+from spinezarr.serve.http import negotiate_media_type
 from spinezarr.serve.log import LogForm
 from spinezarr.serve.neuroglancer import CLIENT
 from spinezarr.serve.operations import OPERATIONS
@@ -372,8 +372,8 @@ def test_answers_are_counted_by_what_they_are_of(ctspine1k_url):
 
 
 def test_patches_that_are_too_many_are_refused_and_counted(ctspine1k_url, monkeypatch):
-    monkeypatch.setattr(pages, "_AT_ONCE", 0)
-    monkeypatch.setattr(pages, "_WAITING", 0)
+    monkeypatch.setattr(endpoints, "_AT_ONCE", 0)
+    monkeypatch.setattr(endpoints, "_WAITING", 0)
     with BackgroundServer(ServeSettings(paths=(ctspine1k_url,))) as server:
         status, headers, _ = ask(f"{server.url}{PATCH}")
         assert (status, headers["retry-after"]) == (429, "1")
@@ -396,7 +396,7 @@ def test_figures_are_of_all_processes(ctspine1k_url):
 
 
 def test_it_is_ready_as_long_as_all_stores_can_be_opened(ctspine1k_url, tmp_path, monkeypatch):
-    monkeypatch.setattr(pages, "_READY_S", 0.0)
+    monkeypatch.setattr(endpoints, "_READY_S", 0.0)
     for name in ("one", "two"):
         shutil.copytree(ctspine1k_url, tmp_path / f"{name}.zarr")
     with BackgroundServer(ServeSettings(paths=(str(tmp_path),))) as server:
@@ -419,9 +419,9 @@ def test_it_is_ready_as_long_as_all_stores_can_be_opened(ctspine1k_url, tmp_path
 
 def test_whoever_has_no_token_makes_no_work(ctspine1k_url, monkeypatch):
     asked = []
-    real = pages.ServedStores.can_be_opened
+    real = endpoints.ServedStores.can_be_opened
     monkeypatch.setattr(
-        pages.ServedStores, "can_be_opened", lambda stores: asked.append(0) or real(stores)
+        endpoints.ServedStores, "can_be_opened", lambda stores: asked.append(0) or real(stores)
     )
     with BackgroundServer(ServeSettings(paths=(ctspine1k_url,))) as server:
         began = time.monotonic()
@@ -582,7 +582,7 @@ def test_the_command_logs(ctspine1k_url):
 def test_without_the_packages_it_says_so(ctspine1k_url, monkeypatch):
     for name in ("starlette", "starlette.applications"):
         monkeypatch.setitem(sys.modules, name, None)
-    for name in ("spinezarr.serve.app", "spinezarr.serve.pages"):
+    for name in ("spinezarr.serve.app", "spinezarr.serve.endpoints"):
         monkeypatch.delitem(sys.modules, name)
     with pytest.raises(UsageError, match=r"pip install 'spinezarr\[serve\]'"):
         BackgroundServer(ServeSettings(paths=(ctspine1k_url,)))
@@ -631,7 +631,7 @@ OFFERS = ("a/one", "a/two", "b/three")
     ],
 )
 def test_the_form_that_is_liked_best_is_taken(accept, expected):
-    assert chosen(accept, OFFERS) == expected
+    assert negotiate_media_type(accept, OFFERS) == expected
 
 
 def test_a_query_is_read_as_its_model_has_it():

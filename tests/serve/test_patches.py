@@ -23,7 +23,7 @@ from numcodecs import blosc
 
 import spinezarr
 from spinezarr.geometry import Box
-from spinezarr.serve import pages, patches
+from spinezarr.serve import endpoints, patches
 from spinezarr.serve.run import BackgroundServer
 from spinezarr.serve.settings import ServeSettings
 from spinezarr.serve.stores import ServedStores
@@ -192,7 +192,7 @@ def test_a_wrong_request_is_told_what_is_wrong(served, body, status):
 
 
 def test_a_body_that_does_not_come_holds_nobody_up(served, monkeypatch):
-    monkeypatch.setattr(pages, "_BODY_S", 0.3)
+    monkeypatch.setattr(endpoints, "_BODY_S", 0.3)
     host = served.removeprefix("http://").partition("/")[0]
     name, _, port = host.partition(":")
     slow = [socket.create_connection((name, int(port)), timeout=20) for _ in range(40)]

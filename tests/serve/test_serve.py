@@ -25,12 +25,12 @@ from spinezarr.errors import ScanChangedError, UsageError
 from spinezarr.ingest.discovery.discover import discover
 from spinezarr.ingest.run import ingest
 from spinezarr.recipe import Recipe
-from spinezarr.serve import disk, objects
+from spinezarr.serve import disk, served_files
 from spinezarr.serve.disk import DiskStorage
 from spinezarr.serve.guard import Guard
 from spinezarr.serve.http import Request
-from spinezarr.serve.objects import ServedFolder, UnreadableError
 from spinezarr.serve.run import BackgroundServer
+from spinezarr.serve.served_files import ServedFolder, UnreadableError
 from spinezarr.serve.settings import ServeSettings
 from spinezarr.serve.stores import ServedStores
 from spinezarr.serve.tokens import Tokens, new_token
@@ -218,7 +218,7 @@ def test_background_before_other_chunks_of_its_shard_stays_background(tmp_path):
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="looks at open files in /proc")
 def test_few_files_and_scans_are_kept(ctspine1k_url, tmp_path, monkeypatch):
     monkeypatch.setattr(DiskStorage, "room", 3)
-    monkeypatch.setattr(objects, "_KNOWN_SCANS", 2)
+    monkeypatch.setattr(served_files, "_KNOWN_SCANS", 2)
     copy = Path(shutil.copytree(ctspine1k_url, tmp_path / "own.zarr"))
     folder = ServedFolder(DiskStorage(str(copy)))
     shards = sorted((copy / "scans").glob("*/image/c/0/0/0"))
@@ -328,7 +328,7 @@ def test_a_store_that_moves_to_another_folder_is_served_from_there(bring, tmp_pa
     assert moved.find("scans/a/zarr.json").data
     shutil.rmtree(moved.path)
     time.sleep(0.2)
-    assert stores.files("own") is stores.facts("own") is None
+    assert stores.files("own") is stores.served_table("own") is None
 
 
 def test_a_store_that_goes_while_it_is_looked_for_is_none(bring, tmp_path, monkeypatch):

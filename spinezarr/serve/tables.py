@@ -12,11 +12,11 @@ import xarray as xr
 from pydantic import BaseModel, ConfigDict, Field, computed_field
 
 from spinezarr.errors import SpinezarrError, UnknownScanError, UsageError
-from spinezarr.serve.http import Answer, Request, explained
-from spinezarr.serve.objects import ServedFolder
+from spinezarr.serve.body import Body
+from spinezarr.serve.http import Answer, Request, text_answer
 from spinezarr.serve.patches import LIMITS
-from spinezarr.serve.query import AskedModel, WrongQueryError, parse_query
-from spinezarr.serve.told import Told
+from spinezarr.serve.query import QueryModel, WrongQueryError, parse_query
+from spinezarr.serve.served_files import ServedFolder
 from spinezarr.stats.statistics import select_scans
 from spinezarr.store.attributes import ScanAttributes, is_scan_id
 from spinezarr.store.audit_log import AUDIT_FILE, AuditLog
@@ -31,7 +31,7 @@ __all__ = [
     "ScanModel",
     "ScansModel",
     "ScansQuery",
-    "StoreFacts",
+    "ServedTable",
     "StoresModel",
     "answer_scan",
     "answer_scans",
@@ -133,7 +133,7 @@ class ScanModel(ScanAttributes):
         return super().content_checksum
 
 
-class ScansQuery(AskedModel):
+class ScansQuery(QueryModel):
     """Which scans; all that is given holds."""
 
     split: str | None = None
@@ -155,10 +155,10 @@ class _Known:
 
     version: tuple[str, ...]
     reader: StoreReader
-    told: BoundedCache[str, Told]
+    told: BoundedCache[str, Body]
 
 
-class StoreFacts:
+class ServedTable:
     """The scan table of one store, as it is now; safe to share between threads.
 
     Parameters
@@ -193,7 +193,7 @@ class StoreFacts:
                 self._known = _Known(version, reader, BoundedCache(_TOLD_BYTES))
             return self._known
 
-    def told(self, what: str, make: Callable[[xr.Dataset], Mapping[str, Any]]) -> Told:
+    def told(self, what: str, make: Callable[[xr.Dataset], Mapping[str, Any]]) -> Body:
         """Return what is told of the table as it is now; made once for all who ask for the same.
 
         Parameters
@@ -211,7 +211,7 @@ class StoreFacts:
         now = self._now()
         found = now.told.find([what]).get(what)
         if found is None:
-            found = Told.of(make(now.reader.table))
+            found = Body.of(make(now.reader.table))
             now.told.keep({what: found})
         return found
 
@@ -245,10 +245,10 @@ def prepare_tables() -> None:
     Thread(target=xr.Variable, args=((), 0), name="spinezarr-prepare").start()
 
 
-def answer_stores(facts: Mapping[str, Callable[[], StoreFacts | None]]) -> Answer:
+def answer_stores(served_table: Mapping[str, Callable[[], ServedTable | None]]) -> Answer:
     """List stores; one that cannot be read says so in its place."""
     found: list[StoreModel | UnreadableStoreModel] = []
-    for name, open_facts in facts.items():
+    for name, open_facts in served_table.items():
         try:
             one = open_facts()
             if one is not None:
@@ -259,9 +259,9 @@ def answer_stores(facts: Mapping[str, Callable[[], StoreFacts | None]]) -> Answe
     return _json(StoresModel(stores=tuple(found)))
 
 
-def answer_store(name: str, facts: StoreFacts) -> Answer:
+def answer_store(name: str, served_table: ServedTable) -> Answer:
     """Say what a store is, and how its patches may be asked for."""
-    return _json(OneStoreModel(**dict(_of_store(name, facts.reader())), batch=LIMITS))
+    return _json(OneStoreModel(**dict(_of_store(name, served_table.reader())), batch=LIMITS))
 
 
 def _of_store(name: str, reader: StoreReader) -> StoreModel:
@@ -282,12 +282,12 @@ def _of_store(name: str, reader: StoreReader) -> StoreModel:
     )
 
 
-def answer_scans(facts: StoreFacts, request: Request) -> Answer:
+def answer_scans(served_table: ServedTable, request: Request) -> Answer:
     """List the scans of a store, in the order of its table.
 
     Parameters
     ----------
-    facts
+    served_table
         Of the store.
     request
         As it came; its query is a :class:`ScansQuery`.
@@ -295,12 +295,12 @@ def answer_scans(facts: StoreFacts, request: Request) -> Answer:
     try:
         asked = parse_query(ScansQuery, request.query)
     except WrongQueryError as problem:
-        return explained(HTTPStatus.BAD_REQUEST, str(problem))
+        return text_answer(HTTPStatus.BAD_REQUEST, str(problem))
 
     def choose(table: xr.Dataset) -> dict[str, Any]:
         return {"scans": list(_rows(_chosen(table, asked)))}
 
-    return facts.told(f"scans {asked.model_dump_json()}", choose).answer(request)
+    return served_table.told(f"scans {asked.model_dump_json()}", choose).answer(request)
 
 
 def _chosen(table: xr.Dataset, asked: ScansQuery) -> xr.Dataset:
@@ -332,14 +332,14 @@ def _rows(table: xr.Dataset) -> Iterator[dict[str, Any]]:
         yield {**dict(zip(names, row, strict=True)), "vertebrae": list(compress(LEVELS, is_shown))}
 
 
-def answer_scan(facts: StoreFacts, scan_id: str) -> Answer:
+def answer_scan(served_table: ServedTable, scan_id: str) -> Answer:
     """Say all that a store knows of a scan."""
-    if not facts.may_have(scan_id):
-        return explained(HTTPStatus.NOT_FOUND, "There is no such scan.")
+    if not served_table.may_have(scan_id):
+        return text_answer(HTTPStatus.NOT_FOUND, "There is no such scan.")
     try:
-        attributes = facts.reader().scan(scan_id).attributes
+        attributes = served_table.reader().scan(scan_id).attributes
     except UnknownScanError:
-        return explained(HTTPStatus.NOT_FOUND, "There is no such scan.")
+        return text_answer(HTTPStatus.NOT_FOUND, "There is no such scan.")
     return _json(ScanModel.model_construct(None, **dict(attributes)))
 
 

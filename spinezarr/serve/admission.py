@@ -4,14 +4,14 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-__all__ = ["BusyError", "Turns"]
+__all__ = ["AdmissionQueue", "BusyError"]
 
 
 class BusyError(Exception):
     """More waits already than may."""
 
 
-class Turns:
+class AdmissionQueue:
     """Lets so many work at once, and so many wait, first come, first served; of one event loop.
 
     Parameters

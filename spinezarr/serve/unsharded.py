@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from spinezarr.serve.objects import (
+from spinezarr.serve.served_files import (
     GoneError,
     ServedFile,
     ServedFolder,
@@ -18,20 +18,20 @@ from spinezarr.serve.objects import (
     UnreadableError,
     chunk_index,
     part_of,
-    split_key,
+    split_scan_key,
 )
 from spinezarr.store.array_metadata import chunk_key
 from spinezarr.store.attributes import ShardEntry
 from spinezarr.store.layout import IMAGE, LABEL, chunk_grid
 
-__all__ = ["FlatFolder"]
+__all__ = ["UnshardedFolder"]
 
 _METADATA: Final = "zarr.json"
 _OF_SHARDS: Final = {"manifest", "metadata_crc32c"}
 """Attributes that describe the files as they lie."""
 
 
-class FlatFolder:
+class UnshardedFolder:
     """The files of a store as if its arrays had no shards.
 
     Parameters
@@ -44,8 +44,8 @@ class FlatFolder:
         self._folder = folder
 
     def find(self, key: str, version: str | None = None) -> ServedFile | None:
-        """See :meth:`spinezarr.serve.objects.ServedFolder.find`."""
-        scan_id, within = split_key(key)
+        """See :meth:`spinezarr.serve.served_files.ServedFolder.find`."""
+        scan_id, within = split_scan_key(key)
         array = within.partition("/")[0]
         if within != _METADATA and array not in {IMAGE, LABEL}:
             return self._folder.find(key, version)

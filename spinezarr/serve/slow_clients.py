@@ -7,23 +7,23 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-__all__ = ["limit_unread", "limit_unread_here"]
+__all__ = ["set_send_timeout", "set_send_timeouts_of_listeners"]
 
 _UNREAD_MS: Final = 30_000
 """How long nothing of what waits to be sent may be taken."""
 
 
-def limit_unread(listening: socket.socket) -> None:
+def set_send_timeout(listening: socket.socket) -> None:
     """End connections on which nothing is taken for long; accepted ones inherit it on Linux."""
     if sys.platform == "linux":
         listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _UNREAD_MS)
 
 
-def limit_unread_here() -> None:
+def set_send_timeouts_of_listeners() -> None:
     """Do so with every socket at which this process listens: granian hands out none of its own."""
     if sys.platform != "linux":
         return
     for path in Path("/proc/self/fd").iterdir():
         with suppress(OSError), socket.socket(fileno=os.dup(int(path.name))) as one:
             if one.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
-                limit_unread(one)
+                set_send_timeout(one)

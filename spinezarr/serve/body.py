@@ -9,11 +9,11 @@ from typing import Any, Final
 from isal import igzip
 from pydantic import BaseModel
 
-from spinezarr.serve.conditions import judge
+from spinezarr.serve.conditions import check_conditions
 from spinezarr.serve.http import Answer, Request, accepts_gzip
 from spinezarr.text import json_text
 
-__all__ = ["Told", "answer_json"]
+__all__ = ["Body", "answer_json"]
 
 JSON: Final = "application/json"
 _LEAST_BYTES: Final = 1 << 10
@@ -24,7 +24,7 @@ _CHANGES: Final[Mapping[str, str]] = MappingProxyType({"cache-control": "no-cach
 _igzip: Any = igzip  # few annotations
 
 
-class Told:
+class Body:
     """A body, and how it is packed; made once for all who ask for the same.
 
     Parameters
@@ -50,7 +50,7 @@ class Told:
         self._packed: bytes | None = None
 
     @classmethod
-    def of(cls, value: Mapping[str, Any]) -> "Told":
+    def of(cls, value: Mapping[str, Any]) -> "Body":
         """Write JSON."""
         return cls(json_text(value, indent=None).encode())
 
@@ -75,7 +75,9 @@ class Told:
             for name, text in request.headers.items()
             if name in {"if-match", "if-none-match"}
         }
-        status = judge(request.method, conditions, etag=headers["etag"], size_bytes=0).status
+        status = check_conditions(
+            request.method, conditions, etag=headers["etag"], size_bytes=0
+        ).status
         if status != HTTPStatus.OK:
             del headers["content-type"]
             return Answer(status, headers)
@@ -88,4 +90,4 @@ class Told:
 
 def answer_json(request: Request, value: BaseModel) -> Answer:
     """Answer a request with a model as JSON."""
-    return Told.of(value.model_dump(mode="json")).answer(request)
+    return Body.of(value.model_dump(mode="json")).answer(request)

@@ -45,7 +45,7 @@ __all__ = [
     "UnreadableError",
     "chunk_index",
     "part_of",
-    "split_key",
+    "split_scan_key",
 ]
 
 _SHARED: Final = {"zarr.json", "scans/zarr.json", TABLE_BUNDLE}
@@ -162,7 +162,7 @@ class ServedFolder:
         UnreadableError
             If it cannot be read as what it should be.
         """
-        scan_id, within = split_key(key)
+        scan_id, within = split_scan_key(key)
         if not within:
             group, _, below = key.partition("/")
             is_made = key in _SHARED or (group == TABLE and is_table_file(below))
@@ -316,7 +316,7 @@ def part_of(file: ServedFile, start: int, stop: int) -> ServedFile:
 
 
 @lru_cache(_KNOWN_KEYS)
-def split_key(key: str) -> tuple[str, str]:
+def split_scan_key(key: str) -> tuple[str, str]:
     """Return scan id and key within the scan; empty for the key of another file."""
     group, _, rest = key.partition("/")
     scan_id, _, within = rest.partition("/")

@@ -22,17 +22,10 @@ from starlette.routing import Route
 
 from spinezarr.errors import SpinezarrError
 from spinezarr.serve import metrics
+from spinezarr.serve.admission import AdmissionQueue, BusyError
 from spinezarr.serve.docs_page import page, policy
-from spinezarr.serve.facts import (
-    StoreFacts,
-    answer_scan,
-    answer_scans,
-    answer_store,
-    answer_stores,
-    prepare_tables,
-)
 from spinezarr.serve.guard import Guard
-from spinezarr.serve.http import Answer, Receive, Request, Scope, Send, explained
+from spinezarr.serve.http import Answer, Receive, Request, Scope, Send, text_answer
 from spinezarr.serve.levels import LevelRequest, answer_level
 from spinezarr.serve.login import LOGIN, LOGOUT
 from spinezarr.serve.neuroglancer import answer_client, answer_segments, answer_state
@@ -46,7 +39,14 @@ from spinezarr.serve.sending import Sent, send_answer
 from spinezarr.serve.slices import answer_slice
 from spinezarr.serve.statistics import answer_statistics
 from spinezarr.serve.stores import ServedStores
-from spinezarr.serve.turns import BusyError, Turns
+from spinezarr.serve.tables import (
+    ServedTable,
+    answer_scan,
+    answer_scans,
+    answer_store,
+    answer_stores,
+    prepare_tables,
+)
 from spinezarr.serve.views import answer_view
 from spinezarr.text import json_text
 
@@ -132,14 +132,14 @@ async def _of_status(_: Asked, problem: Exception) -> Response:
         allowed = sorted(problem.headers["Allow"].split(", ")) if problem.headers else ()
         allow = ", ".join(allowed)
         return _response(
-            explained(HTTPStatus.METHOD_NOT_ALLOWED, f"It takes {allow}.", allow=allow)
+            text_answer(HTTPStatus.METHOD_NOT_ALLOWED, f"It takes {allow}.", allow=allow)
         )
-    return _response(explained(HTTPStatus.NOT_FOUND, "There is no such page."))
+    return _response(text_answer(HTTPStatus.NOT_FOUND, "There is no such page."))
 
 
 async def _unreadable(_: Asked, __: Exception) -> Response:
     return _response(
-        explained(HTTPStatus.SERVICE_UNAVAILABLE, "The store cannot be read.", retry_after="1")
+        text_answer(HTTPStatus.SERVICE_UNAVAILABLE, "The store cannot be read.", retry_after="1")
     )
 
 
@@ -173,9 +173,9 @@ class _Pages:
         """Of answers that their clients have not taken."""
         self.streams = 0
         """Answers that are made while they are sent."""
-        self._turns: dict[Executor | None, Turns] = {}
+        self._turns: dict[Executor | None, AdmissionQueue] = {}
         """Of what is read from disk, and of each bucket."""
-        self._turns_to_draw: dict[Executor | None, Turns] = {}
+        self._turns_to_draw: dict[Executor | None, AdmissionQueue] = {}
         """The same of pictures."""
         self._ready: tuple[float, bool] = 0.0, False
         self.endpoints: Mapping[str, _Endpoint] = {
@@ -217,33 +217,33 @@ class _Pages:
     async def _list_stores(self, _: Asked) -> Answer:
         def find() -> Answer:
             names = self._stores.places()
-            return answer_stores({name: partial(self._stores.facts, name) for name in names})
+            return answer_stores({name: partial(self._stores.served_table, name) for name in names})
 
         return await _called(self._stores.executor(""), find)
 
     async def _tell_store(self, asked: Asked) -> Answer:
         name = asked.path_params["store"]
-        return await self._of_store(asked, lambda facts: answer_store(name, facts))
+        return await self._of_store(asked, lambda served_table: answer_store(name, served_table))
 
     async def _list_scans(self, asked: Asked) -> Answer:
         request = _request(asked)
-        return await self._of_store(asked, lambda facts: answer_scans(facts, request))
+        return await self._of_store(asked, lambda table: answer_scans(table, request))
 
     async def _count_scans(self, asked: Asked) -> Answer:
         request = _request(asked)
-        return await self._of_store(asked, lambda facts: answer_statistics(facts, request))
+        return await self._of_store(asked, lambda table: answer_statistics(table, request))
 
     async def _tell_scan(self, asked: Asked) -> Answer:
         scan_id = asked.path_params["scan_id"]
-        return await self._of_store(asked, lambda facts: answer_scan(facts, scan_id))
+        return await self._of_store(asked, lambda served_table: answer_scan(served_table, scan_id))
 
     async def _tell_view(self, asked: Asked) -> Answer:
         name, scan_id = asked.path_params["store"], asked.path_params["scan_id"]
         request = _request(asked)
 
-        def find(facts: StoreFacts) -> Answer:
+        def find(table: ServedTable) -> Answer:
             source = self._stores.patches(name)
-            return _NO_STORE if source is None else answer_view(facts, source, request, scan_id)
+            return _NO_STORE if source is None else answer_view(table, source, request, scan_id)
 
         return await self._of_store(asked, find)
 
@@ -273,11 +273,11 @@ class _Pages:
 
         return await _called(self._stores.executor(name), find)
 
-    async def _of_store(self, asked: Asked, answer: Callable[[StoreFacts], Answer]) -> Answer:
+    async def _of_store(self, asked: Asked, answer: Callable[[ServedTable], Answer]) -> Answer:
         name = asked.path_params["store"]
 
         def find() -> Answer:
-            found = self._stores.facts(name)
+            found = self._stores.served_table(name)
             return _NO_STORE if found is None else answer(found)
 
         return await _called(self._stores.executor(name), find)
@@ -340,7 +340,7 @@ class _Pages:
     ) -> Answer:
         readers = self._stores.executor(asked.path_params["store"])
         if readers not in self._turns:
-            self._turns[readers] = Turns(_AT_ONCE, _WAITING, _WAITING_BYTES)
+            self._turns[readers] = AdmissionQueue(_AT_ONCE, _WAITING, _WAITING_BYTES)
         try:
             async with self._turn(self._turns[readers], n_bytes):
                 with self._figures.reading():
@@ -354,7 +354,7 @@ class _Pages:
         readers = self._stores.executor(asked.path_params["store"])
         if readers not in self._turns_to_draw:
             at_once = _PICTURES_AT_ONCE if readers is None else _FAR_PICTURES_AT_ONCE
-            self._turns_to_draw[readers] = Turns(at_once, _WAITING, _WAITING_BYTES)
+            self._turns_to_draw[readers] = AdmissionQueue(at_once, _WAITING, _WAITING_BYTES)
         try:
             async with self._turn(self._turns_to_draw[readers], 0):
                 return await self._of_voxels(asked, readers, answer)
@@ -362,7 +362,7 @@ class _Pages:
             return _BUSY
 
     @asynccontextmanager
-    async def _turn(self, turns: Turns, n_bytes: int) -> AsyncIterator[None]:
+    async def _turn(self, turns: AdmissionQueue, n_bytes: int) -> AsyncIterator[None]:
         """Wait for a turn; raise BusyError if too much waits, or is not taken by its clients."""
         async with turns.taken(n_bytes):
             if self.unsent_bytes > _UNSENT_BYTES:
@@ -383,14 +383,14 @@ class _Pages:
     async def _body(self, asked: Asked) -> bytes | Answer:
         """Read the body of a request, or answer why it is not read."""
         if asked.headers.get("transfer-encoding", "chunked").strip().lower() != "chunked":
-            return explained(HTTPStatus.BAD_REQUEST, "A body is sent as it is, or in chunks.")
+            return text_answer(HTTPStatus.BAD_REQUEST, "A body is sent as it is, or in chunks.")
         parts: list[bytes] = []
         try:
             return await asyncio.wait_for(self._whole(asked, parts), _BODY_S)
         except TimeoutError:
-            return explained(HTTPStatus.REQUEST_TIMEOUT, "The request did not come in time.")
+            return text_answer(HTTPStatus.REQUEST_TIMEOUT, "The request did not come in time.")
         except ClientDisconnect:
-            return explained(HTTPStatus.BAD_REQUEST, "The request did not come whole.")
+            return text_answer(HTTPStatus.BAD_REQUEST, "The request did not come whole.")
         finally:
             self._held_bytes -= sum(map(len, parts))
 
@@ -401,7 +401,7 @@ class _Pages:
             size += len(data)
             self._held_bytes += len(data)
             if size > BODY_BYTES:
-                return explained(
+                return text_answer(
                     HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"At most {BODY_BYTES} bytes are read."
                 )
             if self._held_bytes > _BODIES_BYTES:
@@ -423,7 +423,7 @@ class _Pages:
         return Answer(HTTPStatus.OK, fields, text)
 
     async def _is_alive(self, _: Asked) -> Answer:
-        return explained(HTTPStatus.OK, "ok")
+        return text_answer(HTTPStatus.OK, "ok")
 
     async def _is_ready(self, _: Asked) -> Answer:
         now = time.monotonic()
@@ -431,8 +431,8 @@ class _Pages:
             is_ready = await _called(self._stores.executor(""), self._stores.can_be_opened)
             self._ready = now + _READY_S, is_ready
         if self._ready[1]:
-            return explained(HTTPStatus.OK, "ok")
-        return explained(
+            return text_answer(HTTPStatus.OK, "ok")
+        return text_answer(
             HTTPStatus.SERVICE_UNAVAILABLE, "A store cannot be opened.", retry_after="5"
         )
 
@@ -455,13 +455,13 @@ class _Sending(Response):
             self._pages.streams -= streams
 
 
-_BUSY: Final = explained(
+_BUSY: Final = text_answer(
     HTTPStatus.TOO_MANY_REQUESTS, "Too much is asked for at once.", retry_after="1"
 )
-_BUSY_STREAMS: Final = explained(
+_BUSY_STREAMS: Final = text_answer(
     HTTPStatus.TOO_MANY_REQUESTS, "Too many files are being sent.", retry_after="5"
 )
-_NO_STORE: Final = explained(HTTPStatus.NOT_FOUND, "There is no such store.")
+_NO_STORE: Final = text_answer(HTTPStatus.NOT_FOUND, "There is no such store.")
 
 
 async def _called(readers: Executor | None, function: Callable[[], T]) -> T:

@@ -23,16 +23,22 @@ from spinezarr.errors import UsageError
 from spinezarr.stream.batch import Batch
 from spinezarr.stream.read.tensors import Pack, write_tensors
 
-__all__ = ["BATCH_FORMS", "PATCH_FORMS", "FormOptions", "is_there", "written"]
+__all__ = [
+    "BATCH_MEDIA_TYPES",
+    "PATCH_MEDIA_TYPES",
+    "FormatOptions",
+    "encode_batch",
+    "is_available",
+]
 
 ARROW: Final = "application/vnd.apache.arrow.stream"
 NIFTI: Final = "application/x-nifti"
 NIFTI_GZ: Final = "application/gzip"
 NPY: Final = "application/x-npy"
 SAFETENSORS: Final = "application/x-safetensors"
-BATCH_FORMS: Final = (SAFETENSORS, ARROW)
+BATCH_MEDIA_TYPES: Final = (SAFETENSORS, ARROW)
 """Media types of several patches; the first is the default."""
-PATCH_FORMS: Final = (SAFETENSORS, ARROW, NPY, NIFTI_GZ, NIFTI)
+PATCH_MEDIA_TYPES: Final = (SAFETENSORS, ARROW, NPY, NIFTI_GZ, NIFTI)
 """Media types of one patch."""
 
 _igzip: Any = igzip  # few annotations
@@ -41,7 +47,7 @@ _GZIP_LEVEL: Final = 2
 
 
 @dataclass(frozen=True, slots=True)
-class FormOptions:
+class FormatOptions:
     """What is asked of a form.
 
     Attributes
@@ -59,12 +65,12 @@ class FormOptions:
     flat_axis: int | None = None
 
 
-def is_there(form: str) -> bool:
+def is_available(form: str) -> bool:
     """Whether what writes a form is installed."""
     return form != ARROW or find_spec("pyarrow") is not None
 
 
-def written(form: str, batch: Batch, statuses: Sequence[str], options: FormOptions) -> bytes:
+def encode_batch(form: str, batch: Batch, statuses: Sequence[str], options: FormatOptions) -> bytes:
     """Return a batch in a form.
 
     Parameters
@@ -83,7 +89,7 @@ def written(form: str, batch: Batch, statuses: Sequence[str], options: FormOptio
     UsageError
         If the form cannot hold it.
     """
-    if form not in BATCH_FORMS and options.pack != "none":
+    if form not in BATCH_MEDIA_TYPES and options.pack != "none":
         raise UsageError(f"pack: {form} is not packed.")
     return _WRITERS[form](batch, statuses, options)
 
@@ -104,12 +110,12 @@ def _tensors(batch: Batch) -> dict[str, npt.NDArray[Any]]:
     }
 
 
-def _as_safetensors(batch: Batch, statuses: Sequence[str], options: FormOptions) -> bytes:
+def _as_safetensors(batch: Batch, statuses: Sequence[str], options: FormatOptions) -> bytes:
     packs: dict[str, Pack] = dict.fromkeys(_voxels(batch), options.pack)
     return write_tensors(_tensors(batch), {"status": list(statuses), "dims": batch.dims}, packs)
 
 
-def _as_arrow(batch: Batch, statuses: Sequence[str], options: FormOptions) -> bytes:
+def _as_arrow(batch: Batch, statuses: Sequence[str], options: FormatOptions) -> bytes:
     import pyarrow as pa  # noqa: PLC0415  need not be there
 
     columns: dict[str, Any] = {"scan_id": pa.array(batch.scan_id, pa.string())}
@@ -134,13 +140,13 @@ def _as_arrow(batch: Batch, statuses: Sequence[str], options: FormOptions) -> by
     return data
 
 
-def _as_npy(batch: Batch, _: Sequence[str], options: FormOptions) -> bytes:
+def _as_npy(batch: Batch, _: Sequence[str], options: FormatOptions) -> bytes:
     file = BytesIO()
     np.save(file, _array(batch, options)[0], allow_pickle=False)
     return file.getvalue()
 
 
-def _as_nifti(batch: Batch, _: Sequence[str], options: FormOptions) -> bytes:
+def _as_nifti(batch: Batch, _: Sequence[str], options: FormatOptions) -> bytes:
     import nibabel as nib  # noqa: PLC0415  takes long, and few ask for it
 
     from spinezarr.export.nifti_place import Place  # noqa: PLC0415  imports it
@@ -160,12 +166,12 @@ def _as_nifti(batch: Batch, _: Sequence[str], options: FormOptions) -> bytes:
     return data
 
 
-def _as_nifti_gz(batch: Batch, statuses: Sequence[str], options: FormOptions) -> bytes:
+def _as_nifti_gz(batch: Batch, statuses: Sequence[str], options: FormatOptions) -> bytes:
     data: bytes = _igzip.compress(_as_nifti(batch, statuses, options), _GZIP_LEVEL, mtime=0)
     return data
 
 
-def _array(batch: Batch, options: FormOptions) -> npt.NDArray[Any]:
+def _array(batch: Batch, options: FormatOptions) -> npt.NDArray[Any]:
     if options.array == "image":
         return batch.image
     if batch.label is None:
@@ -173,7 +179,7 @@ def _array(batch: Batch, options: FormOptions) -> npt.NDArray[Any]:
     return batch.label
 
 
-_WRITERS: Final[Mapping[str, Callable[[Batch, Sequence[str], FormOptions], bytes]]] = (
+_WRITERS: Final[Mapping[str, Callable[[Batch, Sequence[str], FormatOptions], bytes]]] = (
     MappingProxyType(
         {
             SAFETENSORS: _as_safetensors,

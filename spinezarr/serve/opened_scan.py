@@ -5,15 +5,15 @@ from http import HTTPStatus
 from typing import Final
 
 from spinezarr.errors import CorruptStoreError, UnknownScanError
-from spinezarr.serve.http import explained
+from spinezarr.serve.http import text_answer
 from spinezarr.serve.patches import PatchSource
-from spinezarr.serve.versioned import RefusedError
+from spinezarr.serve.version_headers import RefusedError
 from spinezarr.store.reader import ScanHandle, StoreReader
 from spinezarr.stream.read.engine import Engine
 
 __all__ = ["NO_SCAN", "OpenedScan"]
 
-NO_SCAN: Final = explained(HTTPStatus.NOT_FOUND, "There is no such scan.")
+NO_SCAN: Final = text_answer(HTTPStatus.NOT_FOUND, "There is no such scan.")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -52,10 +52,10 @@ class OpenedScan:
         except UnknownScanError:
             raise RefusedError(NO_SCAN) from None
         except CorruptStoreError as problem:
-            answer = explained(
+            answer = text_answer(
                 HTTPStatus.SERVICE_UNAVAILABLE, "The scan is damaged.", retry_after="1"
             )
             raise RefusedError(answer) from problem
         if content_checksum not in {None, scan.content_checksum}:
-            raise RefusedError(explained(HTTPStatus.GONE, "The scan has changed."))
+            raise RefusedError(text_answer(HTTPStatus.GONE, "The scan has changed."))
         return cls(scan, reader, engine)

@@ -12,12 +12,12 @@ from collections.abc import Callable, Mapping
 from http import HTTPStatus
 from typing import Final, Protocol
 
-from spinezarr.serve.conditions import judge
-from spinezarr.serve.http import Answer, Request, explained
-from spinezarr.serve.objects import GoneError, ServedFile, UnreadableError, split_key
+from spinezarr.serve.conditions import check_conditions
+from spinezarr.serve.http import Answer, Request, text_answer
+from spinezarr.serve.served_files import GoneError, ServedFile, UnreadableError, split_scan_key
 from spinezarr.view.ome import FOLDER_SUFFIX
 
-__all__ = ["Files", "answer_bytes"]
+__all__ = ["Files", "answer_file"]
 
 METHODS: Final = ("GET", "HEAD", "OPTIONS")
 _CHANGES: Final = "no-cache"
@@ -38,11 +38,11 @@ class Files(Protocol):
     """The files of one store."""
 
     def find(self, key: str, version: str | None = None) -> ServedFile | None:
-        """See :meth:`spinezarr.serve.objects.ServedFolder.find`."""
+        """See :meth:`spinezarr.serve.served_files.ServedFolder.find`."""
         ...
 
 
-def answer_bytes(files_of: Callable[[str], Files | None], request: Request, path: str) -> Answer:
+def answer_file(files_of: Callable[[str], Files | None], request: Request, path: str) -> Answer:
     """Answer a request for a file of a store.
 
     Parameters
@@ -55,7 +55,7 @@ def answer_bytes(files_of: Callable[[str], Files | None], request: Request, path
         Store, ``/``, and key.
     """
     if request.method not in METHODS:
-        return explained(
+        return text_answer(
             HTTPStatus.METHOD_NOT_ALLOWED, "Stores are only read.", allow=", ".join(METHODS)
         )
     name, _, key = path.partition("/")
@@ -68,26 +68,26 @@ def answer_bytes(files_of: Callable[[str], Files | None], request: Request, path
     try:
         found = files.find(rest, version[1]) if version else files.find(key)
     except GoneError as problem:
-        return explained(HTTPStatus.GONE, str(problem))
+        return text_answer(HTTPStatus.GONE, str(problem))
     except UnreadableError as problem:
-        return explained(HTTPStatus.SERVICE_UNAVAILABLE, str(problem), retry_after="1")
+        return text_answer(HTTPStatus.SERVICE_UNAVAILABLE, str(problem), retry_after="1")
     if found is None:
-        return explained(HTTPStatus.NOT_FOUND, "There is no such file.")
+        return text_answer(HTTPStatus.NOT_FOUND, "There is no such file.")
     return _part(request.method, request.headers, found, key, is_kept=version is not None)
 
 
 def _without_store(key: str, *, is_key: bool) -> Answer:
     """Answer for a store that is not there; somebody may still read one that was."""
-    within = key.partition(f"{FOLDER_SUFFIX}/")[2] or split_key(key)[1]
+    within = key.partition(f"{FOLDER_SUFFIX}/")[2] or split_scan_key(key)[1]
     if is_key and within and not within.endswith("zarr.json"):
-        return explained(HTTPStatus.GONE, "There is no such store, or no longer.")
-    return explained(HTTPStatus.NOT_FOUND, "There is no such file.")
+        return text_answer(HTTPStatus.GONE, "There is no such store, or no longer.")
+    return text_answer(HTTPStatus.NOT_FOUND, "There is no such file.")
 
 
 def _part(
     method: str, asked: Mapping[str, str], found: ServedFile, key: str, *, is_kept: bool
 ) -> Answer:
-    verdict = judge(method, asked, etag=found.etag, size_bytes=found.size_bytes)
+    verdict = check_conditions(method, asked, etag=found.etag, size_bytes=found.size_bytes)
     headers = {"etag": found.etag, "accept-ranges": "bytes", "x-content-type-options": "nosniff"}
     status = verdict.status
     if status == _UNFIT:

@@ -5,7 +5,7 @@ from http import HTTPStatus
 from typing import Final
 
 from spinezarr import __version__
-from spinezarr.serve.conditions import judge
+from spinezarr.serve.conditions import check_conditions
 from spinezarr.serve.http import Answer, Request
 
 __all__ = ["RefusedError", "headers_of_version"]
@@ -51,7 +51,7 @@ def headers_of_version(
         **({} if vary is None else {"vary": vary}),
     }
     conditions = {name: request.headers[name] for name in _CONDITIONS if name in request.headers}
-    status = judge(request.method, conditions, etag=headers["etag"], size_bytes=0).status
+    status = check_conditions(request.method, conditions, etag=headers["etag"], size_bytes=0).status
     if status != HTTPStatus.OK:
         raise RefusedError(Answer(status, headers))
     return headers
