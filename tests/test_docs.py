@@ -152,6 +152,18 @@ def test_paths_of_code_that_pages_name_exist():
             assert (ROOT / path).exists(), f"{page}: {path}"
 
 
+def test_each_folder_has_the_modules_that_its_row_names():
+    page = ROOT / "docs" / "explanation" / "folders.md"
+    rows = re.findall(r"^\| `(.+?)/?` \| (.+) \|$", page.read_text(), re.MULTILINE)
+    for folder, text in rows:
+        for name in re.findall(r"`(\w+\.(?:py|js|c))`", text):
+            assert (ROOT / folder / name).exists(), f"{page}: {folder}/{name}"
+    named = {folder for folder, _ in rows}
+    packages = (path.parent for path in (ROOT / "spinezarr").rglob("__init__.py"))
+    lacking = {str(path.relative_to(ROOT)) for path in packages} - named - {"spinezarr"}
+    assert lacking <= {"spinezarr/cli"}, "folders without a row"
+
+
 def test_every_decision_is_in_the_index():
     folder = ROOT / "docs" / "decisions"
     rows = re.compile(r"^\| \[(\d{3})\]\((.+?)\) \| (.+?) \|", re.MULTILINE)
