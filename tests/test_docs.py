@@ -3,6 +3,7 @@ import os
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import nibabel as nib
@@ -162,6 +163,22 @@ def test_each_folder_has_the_modules_that_its_row_names():
     packages = (path.parent for path in (ROOT / "spinezarr").rglob("__init__.py"))
     lacking = {str(path.relative_to(ROOT)) for path in packages} - named - {"spinezarr"}
     assert lacking <= {"spinezarr/cli"}, "folders without a row"
+
+
+def test_the_drawing_of_the_packages_has_their_layers():
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]
+    (layers,) = (
+        contract["layers"]
+        for contract in contracts["contracts"]
+        if contract.get("containers") == ["spinezarr"]
+    )
+    (drawing,) = (
+        code
+        for language, code in blocks(ROOT / "docs" / "explanation" / "README.md")
+        if language == "text"
+    )
+    rows = (row for row in drawing.splitlines() if not row.startswith(" "))
+    assert [re.split(r" {2,}", row)[0] for row in rows] == layers
 
 
 def test_every_decision_is_in_the_index():
