@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from spinezarr.geometry import ShapeZYX
-from spinezarr.ingest.discovery.discover import discover
-from spinezarr.ingest.run import ingest
+from spinezarr.ingestion.discovery.discover import discover
+from spinezarr.ingestion.run import ingest
 from spinezarr.recipe import Recipe
 from spinezarr.testing import NiftiForm, PhantomSpec, make_phantom, write_nifti
 

@@ -24,8 +24,8 @@ from rich.console import Console
 from rich.table import Table
 
 from spinezarr.geometry import AxisMap
-from spinezarr.ingest.discovery.discover import discover
-from spinezarr.ingest.run import ingest
+from spinezarr.ingestion.discovery.discover import discover
+from spinezarr.ingestion.run import ingest
 from spinezarr.recipe import Recipe
 from spinezarr.store.layout import BALANCED, IMAGE, LABEL, fill_value
 from spinezarr.store.sharding import encode_chunk

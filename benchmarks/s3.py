@@ -25,8 +25,8 @@ from rich.console import Console
 from rich.table import Table
 
 import spinezarr
-from spinezarr.ingest.discovery.discover import discover
-from spinezarr.ingest.run import IngestReport, ingest
+from spinezarr.ingestion.discovery.discover import discover
+from spinezarr.ingestion.run import IngestReport, ingest
 from spinezarr.recipe import Recipe
 from spinezarr.remote.filesystem import open_filesystem
 

@@ -13,8 +13,8 @@ from draws import KINDS, SIDES, Draw, size_zyx
 import spinezarr
 from peers.data import Data
 from peers.reader import BoxReader, Located, Pair, StreamReader, Turn, Way
-from spinezarr.ingest.discovery.discover import discover
-from spinezarr.ingest.run import ingest
+from spinezarr.ingestion.discovery.discover import discover
+from spinezarr.ingestion.run import ingest
 from spinezarr.recipe import Recipe
 from spinezarr.stream.read.engine import BoxRead
 

@@ -23,8 +23,8 @@ from spinezarr.cli.console import (
 from spinezarr.cli.ingest import ProgressBar, print_report
 from spinezarr.cli.preview import write_previews
 from spinezarr.errors import UsageError
-from spinezarr.ingest.discovery.discover import discover
-from spinezarr.ingest.run import ingest
+from spinezarr.ingestion.discovery.discover import discover
+from spinezarr.ingestion.run import ingest
 from spinezarr.recipe import Recipe
 from spinezarr.testing import CTSPINE1K_SCANS, write_ctspine1k
 from spinezarr.text import Lines

@@ -46,15 +46,15 @@ from spinezarr.cli.options import (
 from spinezarr.errors import SpinezarrError, UsageError
 from spinezarr.export.nii_gz_size import estimated_nii_gz_bytes
 from spinezarr.formats import DEFAULT_LIMITS, Limits
-from spinezarr.ingest.discovery.dicom_folders import known_folders
-from spinezarr.ingest.discovery.discover import Discovery, PathNote, ScanSource, discover
-from spinezarr.ingest.discovery.leftovers import UNMATCHED
-from spinezarr.ingest.discovery.near_misses import NEARLY
-from spinezarr.ingest.pseudonyms import hidden, map_file
-from spinezarr.ingest.run import IngestReport, Listener, Workers
-from spinezarr.ingest.run import ingest as run_ingest
-from spinezarr.ingest.scan import ScanOptions
-from spinezarr.ingest.task import Outcome
+from spinezarr.ingestion.discovery.dicom_folders import known_folders
+from spinezarr.ingestion.discovery.discover import Discovery, PathNote, ScanSource, discover
+from spinezarr.ingestion.discovery.leftovers import UNMATCHED
+from spinezarr.ingestion.discovery.near_misses import NEARLY
+from spinezarr.ingestion.pseudonyms import hidden, map_file
+from spinezarr.ingestion.run import IngestReport, Listener, Workers
+from spinezarr.ingestion.run import ingest as run_ingest
+from spinezarr.ingestion.scan import ScanOptions
+from spinezarr.ingestion.task import Outcome
 from spinezarr.public_url import public_url
 from spinezarr.recipe import Recipe
 from spinezarr.store.layout import LARGEST_AXIS, PROFILES
@@ -273,7 +273,7 @@ def _cluster(n_workers: int | None, scheduler: str | None) -> Iterator[Workers |
         yield None
         return
     # Dask's scheduler takes half a second to import.
-    from spinezarr.ingest.cluster import existing_cluster, local_cluster  # noqa: PLC0415
+    from spinezarr.ingestion.cluster import existing_cluster, local_cluster  # noqa: PLC0415
 
     with (
         local_cluster(n_workers) if n_workers is not None else existing_cluster(scheduler or "")

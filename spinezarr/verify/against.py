@@ -15,8 +15,8 @@ import numpy.typing as npt
 from spinezarr.errors import SpinezarrError, UsageError
 from spinezarr.formats import DEFAULT_LIMITS, DicomSeriesVolume, Limits, Volume, open_volume
 from spinezarr.geometry import AxisMap, ShapeZYX
-from spinezarr.ingest.scan import open_label
-from spinezarr.ingest.voxels.chunks import stored_labels
+from spinezarr.ingestion.scan import open_label
+from spinezarr.ingestion.voxels.chunks import stored_labels
 from spinezarr.public_url import public_url
 from spinezarr.remote.filesystem import open_filesystem
 from spinezarr.store.attributes import ImageSourceRecord, LabelSourceRecord, SourceRecord

@@ -16,8 +16,8 @@ from spinezarr.audit.across import keys_of
 from spinezarr.audit.run import audit_across
 from spinezarr.audit.voxels import _grown, read_voxel_facts
 from spinezarr.errors import CorruptStoreError, ReadOnlyStoreError, UnknownScanError
-from spinezarr.ingest.discovery.discover import discover
-from spinezarr.ingest.run import ingest
+from spinezarr.ingestion.discovery.discover import discover
+from spinezarr.ingestion.run import ingest
 from spinezarr.recipe import Recipe
 from spinezarr.store.audit_log import AUDIT_FILE
 from spinezarr.store.layout import BALANCED

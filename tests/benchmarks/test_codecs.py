@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from spinezarr.ingest.discovery.discover import discover
-from spinezarr.ingest.run import ingest
+from spinezarr.ingestion.discovery.discover import discover
+from spinezarr.ingestion.run import ingest
 from spinezarr.recipe import Recipe
 from spinezarr.store.layout import PROFILES
 from spinezarr.testing import NiftiForm, PhantomSpec, make_phantom, write_nifti

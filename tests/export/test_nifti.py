@@ -24,9 +24,9 @@ from spinezarr.errors import CorruptStoreError, UsageError
 from spinezarr.export.nifti_place import Place
 from spinezarr.formats import open_volume
 from spinezarr.geometry import corner_distance_mm
-from spinezarr.ingest.discovery.discover import discover
-from spinezarr.ingest.run import ingest
-from spinezarr.ingest.scan import ScanOptions
+from spinezarr.ingestion.discovery.discover import discover
+from spinezarr.ingestion.run import ingest
+from spinezarr.ingestion.scan import ScanOptions
 from spinezarr.recipe import Recipe
 from spinezarr.remote.filesystem import open_filesystem
 from spinezarr.testing import (

@@ -16,8 +16,8 @@ import spinezarr
 from spinezarr.cli.main import app
 from spinezarr.errors import UsageError
 from spinezarr.export.nnunet import NnunetLabels
-from spinezarr.ingest.discovery.discover import discover
-from spinezarr.ingest.run import ingest
+from spinezarr.ingestion.discovery.discover import discover
+from spinezarr.ingestion.run import ingest
 from spinezarr.recipe import Recipe
 from spinezarr.testing import (
     DicomForm,

@@ -8,8 +8,8 @@ import pytest
 
 import spinezarr
 from spinezarr.errors import UnknownScanError, UsageError
-from spinezarr.ingest.discovery.discover import discover
-from spinezarr.ingest.run import ingest
+from spinezarr.ingestion.discovery.discover import discover
+from spinezarr.ingestion.run import ingest
 from spinezarr.recipe import Recipe
 from spinezarr.testing import DicomForm, NiftiForm, write_dicom_series, write_nifti
 

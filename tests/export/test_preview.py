@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 import spinezarr
-from spinezarr.ingest.discovery.discover import discover
-from spinezarr.ingest.run import ingest
+from spinezarr.ingestion.discovery.discover import discover
+from spinezarr.ingestion.run import ingest
 from spinezarr.recipe import Recipe
 from spinezarr.testing import (
     NiftiForm,

@@ -25,8 +25,8 @@ from spinezarr.errors import SpinezarrError
 from spinezarr.formats import open_volume, read_centroids
 from spinezarr.formats.sheet import read_sheet
 from spinezarr.geometry import Grid
-from spinezarr.ingest.discovery.discover import discover
-from spinezarr.ingest.run import ingest
+from spinezarr.ingestion.discovery.discover import discover
+from spinezarr.ingestion.run import ingest
 from spinezarr.recipe import Recipe
 
 SLAB_BYTES = 8 << 20

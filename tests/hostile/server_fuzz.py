@@ -379,8 +379,8 @@ def served(store: Path | None) -> Iterator[tuple[Running, Known]]:
 
 def _made(folder: Path) -> Path:
     """Make a store of phantoms."""
-    from spinezarr.ingest.discovery.discover import discover  # noqa: PLC0415  not where a store is given
-    from spinezarr.ingest.run import ingest  # noqa: PLC0415
+    from spinezarr.ingestion.discovery.discover import discover  # noqa: PLC0415  not where a store is given
+    from spinezarr.ingestion.run import ingest  # noqa: PLC0415
     from spinezarr.recipe import Recipe  # noqa: PLC0415
     from spinezarr.testing import write_ctspine1k  # noqa: PLC0415
 

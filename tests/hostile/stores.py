@@ -21,8 +21,8 @@ import xarray as xr
 from numcodecs import zstd
 from numcodecs.blosc import compress as blosc_compress
 
-from spinezarr.ingest.discovery.discover import discover
-from spinezarr.ingest.run import ingest
+from spinezarr.ingestion.discovery.discover import discover
+from spinezarr.ingestion.run import ingest
 from spinezarr.recipe import Recipe
 from spinezarr.store.bundle import TABLE_BUNDLE
 from spinezarr.store.metadata import table_files

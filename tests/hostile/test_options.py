@@ -10,8 +10,8 @@ from typer.testing import CliRunner
 
 from spinezarr.cli.main import app
 from spinezarr.formats import Limits
-from spinezarr.ingest.discovery.annotations import read_beside
-from spinezarr.ingest.discovery.discover import discover
+from spinezarr.ingestion.discovery.annotations import read_beside
+from spinezarr.ingestion.discovery.discover import discover
 from spinezarr.recipe import Recipe
 from spinezarr.testing import NiftiForm, write_nifti
 

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 import spinezarr
 from spinezarr.errors import CorruptStoreError, StoreNotFoundError, UsageError
-from spinezarr.ingest.discovery.discover import discover
-from spinezarr.ingest.run import ingest
+from spinezarr.ingestion.discovery.discover import discover
+from spinezarr.ingestion.run import ingest
 from spinezarr.loaders.huggingface import load_splits
 from spinezarr.recipe import Recipe
 from spinezarr.store.folder import StoreFolder

@@ -13,8 +13,8 @@ from scipy import ndimage
 
 import spinezarr
 from spinezarr.errors import CorruptStoreError, FormatError, UnknownScanError, UsageError
-from spinezarr.ingest.discovery.discover import discover
-from spinezarr.ingest.run import ingest
+from spinezarr.ingestion.discovery.discover import discover
+from spinezarr.ingestion.run import ingest
 from spinezarr.loaders.nnunet import StoreDataset, link_store
 from spinezarr.recipe import Recipe
 from spinezarr.testing import NiftiForm, write_nifti

@@ -9,8 +9,8 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
-from spinezarr.ingest.discovery.discover import discover
-from spinezarr.ingest.run import ingest
+from spinezarr.ingestion.discovery.discover import discover
+from spinezarr.ingestion.run import ingest
 from spinezarr.recipe import Recipe
 from spinezarr.store.attributes import RootAttributes, parse_scan_group, seal, unseal
 from spinezarr.store.audit_log import AuditedScan, AuditLog, FindingRecord, scan_identity

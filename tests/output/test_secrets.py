@@ -21,8 +21,8 @@ from hypothesis import strategies as st
 import spinezarr
 from spinezarr.catalog import load_catalog
 from spinezarr.errors import SpinezarrError, UsageError
-from spinezarr.ingest.discovery.discover import discover
-from spinezarr.ingest.run import ingest
+from spinezarr.ingestion.discovery.discover import discover
+from spinezarr.ingestion.run import ingest
 from spinezarr.public_url import public_url, without_secrets
 from spinezarr.recipe import Recipe
 

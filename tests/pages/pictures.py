@@ -18,8 +18,8 @@ from many_scans import name_many
 from playwright.sync_api import Browser, Page, sync_playwright
 
 import spinezarr
-from spinezarr.ingest.discovery.discover import discover
-from spinezarr.ingest.run import ingest
+from spinezarr.ingestion.discovery.discover import discover
+from spinezarr.ingestion.run import ingest
 from spinezarr.recipe import Recipe
 from spinezarr.serve.run import BackgroundServer
 from spinezarr.serve.settings import ServeSettings

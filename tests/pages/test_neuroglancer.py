@@ -13,8 +13,8 @@ from asking import ask
 from PIL import Image
 
 import spinezarr
-from spinezarr.ingest.discovery.discover import discover
-from spinezarr.ingest.run import ingest
+from spinezarr.ingestion.discovery.discover import discover
+from spinezarr.ingestion.run import ingest
 from spinezarr.recipe import Recipe
 from spinezarr.serve import neuroglancer
 from spinezarr.serve.neuroglancer import CLIENT

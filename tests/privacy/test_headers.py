@@ -19,8 +19,8 @@ from pydicom.uid import UID
 
 import spinezarr
 from spinezarr.errors import SpinezarrError
-from spinezarr.ingest.discovery.discover import discover
-from spinezarr.ingest.run import ingest
+from spinezarr.ingestion.discovery.discover import discover
+from spinezarr.ingestion.run import ingest
 from spinezarr.recipe import Recipe
 from spinezarr.testing import DicomForm, write_dicom_series
 

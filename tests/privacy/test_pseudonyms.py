@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 
 import spinezarr
 from spinezarr.errors import UsageError
-from spinezarr.ingest.discovery.discover import discover
-from spinezarr.ingest.pseudonyms import MapLine, Pseudonyms, hidden, key_file, map_file
-from spinezarr.ingest.run import ingest
-from spinezarr.ingest.scan import ScanOptions
+from spinezarr.ingestion.discovery.discover import discover
+from spinezarr.ingestion.pseudonyms import MapLine, Pseudonyms, hidden, key_file, map_file
+from spinezarr.ingestion.run import ingest
+from spinezarr.ingestion.scan import ScanOptions
 from spinezarr.recipe import Recipe
 from spinezarr.testing import NiftiForm, write_nifti
 

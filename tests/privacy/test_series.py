@@ -2,11 +2,11 @@
 
 import pytest
 
-from spinezarr.ingest.discovery.dicom_folders import known_folders
-from spinezarr.ingest.discovery.discover import discover
-from spinezarr.ingest.pseudonyms import hidden, map_file
-from spinezarr.ingest.run import ingest
-from spinezarr.ingest.scan import ScanOptions
+from spinezarr.ingestion.discovery.dicom_folders import known_folders
+from spinezarr.ingestion.discovery.discover import discover
+from spinezarr.ingestion.pseudonyms import hidden, map_file
+from spinezarr.ingestion.run import ingest
+from spinezarr.ingestion.scan import ScanOptions
 from spinezarr.recipe import Recipe
 from spinezarr.testing import HOSPITAL_SCANS, write_hospital
 

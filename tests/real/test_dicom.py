@@ -11,8 +11,8 @@ from fsspec.implementations.local import LocalFileSystem
 
 import spinezarr
 from spinezarr.formats import DicomSeriesVolume
-from spinezarr.ingest.discovery.discover import discover
-from spinezarr.ingest.run import ingest
+from spinezarr.ingestion.discovery.discover import discover
+from spinezarr.ingestion.run import ingest
 from spinezarr.recipe import Recipe
 
 DICOM = Path(__file__).parents[3] / "shared/data/real/dicom"

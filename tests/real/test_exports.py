@@ -12,9 +12,9 @@ import SimpleITK
 
 import spinezarr
 from spinezarr.geometry import corner_distance_mm
-from spinezarr.ingest.discovery.discover import discover
-from spinezarr.ingest.run import ingest
-from spinezarr.ingest.scan import ScanOptions
+from spinezarr.ingestion.discovery.discover import discover
+from spinezarr.ingestion.run import ingest
+from spinezarr.ingestion.scan import ScanOptions
 from spinezarr.recipe import Recipe
 
 REAL = Path(__file__).parents[3] / "shared/data/real"

@@ -10,8 +10,8 @@ import xarray as xr
 import zarr
 
 import spinezarr
-from spinezarr.ingest.discovery.discover import discover
-from spinezarr.ingest.run import ingest
+from spinezarr.ingestion.discovery.discover import discover
+from spinezarr.ingestion.run import ingest
 from spinezarr.recipe import Labels, Layout, Recipe
 from spinezarr.recipe.layout import LabelParts
 from spinezarr.verify.against import compare_with_source

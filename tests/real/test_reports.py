@@ -12,8 +12,8 @@ import SimpleITK
 
 import spinezarr
 from spinezarr.export.nii_gz_size import estimated_nii_gz_bytes
-from spinezarr.ingest.discovery.discover import discover
-from spinezarr.ingest.run import ingest
+from spinezarr.ingestion.discovery.discover import discover
+from spinezarr.ingestion.run import ingest
 from spinezarr.recipe import Recipe
 from spinezarr.store.reader import StoreReader
 from spinezarr.stream.read.engine import Engine

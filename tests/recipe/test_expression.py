@@ -215,7 +215,7 @@ def test_what_lies_beside_a_recipe_is_a_name(tmp_path, name, key):
 
 
 def test_a_pattern_of_a_recipe_that_takes_too_long_names_its_file(tmp_path):
-    from spinezarr.ingest.discovery.discover import discover  # noqa: PLC0415  heavy
+    from spinezarr.ingestion.discovery.discover import discover  # noqa: PLC0415  heavy
 
     raw = tmp_path / "raw"
     raw.mkdir()

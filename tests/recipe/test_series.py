@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spinezarr.errors import RecipeError
-from spinezarr.ingest.discovery.images import _SCAN_ID
+from spinezarr.ingestion.discovery.images import _SCAN_ID
 from spinezarr.recipe import SERIES_NAMES, Recipe, SeriesChoice, SeriesDescribed
 
 BONE = SeriesDescribed(

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 import spinezarr
-from spinezarr.ingest.discovery.dicom_folders import known_folders
-from spinezarr.ingest.discovery.discover import discover
-from spinezarr.ingest.run import ingest
+from spinezarr.ingestion.discovery.dicom_folders import known_folders
+from spinezarr.ingestion.discovery.discover import discover
+from spinezarr.ingestion.run import ingest
 from spinezarr.recipe import Recipe
 from spinezarr.remote.filesystem import open_filesystem
 from spinezarr.testing import HOSPITAL_SCANS, make_phantom, write_hospital

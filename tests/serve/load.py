@@ -30,8 +30,8 @@ from running import Running, running  # noqa: E402
 
 import spinezarr  # noqa: E402
 from spinezarr.geometry import Box  # noqa: E402
-from spinezarr.ingest.discovery.discover import discover  # noqa: E402
-from spinezarr.ingest.run import ingest  # noqa: E402
+from spinezarr.ingestion.discovery.discover import discover  # noqa: E402
+from spinezarr.ingestion.run import ingest  # noqa: E402
 from spinezarr.recipe import Recipe  # noqa: E402
 from spinezarr.stream.request import PatchRequest  # noqa: E402
 from spinezarr.testing import NiftiForm, write_nifti  # noqa: E402

@@ -81,8 +81,8 @@ def damage(store, scan_id, part):
 @pytest.fixture(scope="module")
 def long_scan(tmp_path_factory):
     """Ingest a scan of several shards along z, of noise, which takes more than one part to send."""
-    from spinezarr.ingest.discovery.discover import discover  # noqa: PLC0415
-    from spinezarr.ingest.run import ingest  # noqa: PLC0415
+    from spinezarr.ingestion.discovery.discover import discover  # noqa: PLC0415
+    from spinezarr.ingestion.run import ingest  # noqa: PLC0415
     from spinezarr.recipe import Recipe  # noqa: PLC0415
 
     folder = tmp_path_factory.mktemp("long")

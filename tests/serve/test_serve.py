@@ -22,8 +22,8 @@ from asking import ask, free_port, started
 
 import spinezarr
 from spinezarr.errors import ScanChangedError, UsageError
-from spinezarr.ingest.discovery.discover import discover
-from spinezarr.ingest.run import ingest
+from spinezarr.ingestion.discovery.discover import discover
+from spinezarr.ingestion.run import ingest
 from spinezarr.recipe import Recipe
 from spinezarr.serve import disk, served_files
 from spinezarr.serve.disk import DiskStorage

@@ -12,8 +12,8 @@ from asking import ask
 
 import spinezarr
 from spinezarr.errors import CorruptStoreError
-from spinezarr.ingest.discovery.discover import discover
-from spinezarr.ingest.run import ingest
+from spinezarr.ingestion.discovery.discover import discover
+from spinezarr.ingestion.run import ingest
 from spinezarr.recipe import Recipe
 from spinezarr.serve.run import BackgroundServer
 from spinezarr.serve.settings import ServeSettings

@@ -17,8 +17,8 @@ from numcodecs.zstd import compress
 
 import spinezarr
 from spinezarr.errors import CorruptStoreError, SpinezarrError
-from spinezarr.ingest.discovery.discover import discover
-from spinezarr.ingest.run import ingest
+from spinezarr.ingestion.discovery.discover import discover
+from spinezarr.ingestion.run import ingest
 from spinezarr.recipe import Recipe
 from spinezarr.store.array_metadata import chunk_key
 from spinezarr.store.attributes import (

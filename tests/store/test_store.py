@@ -22,8 +22,8 @@ from spinezarr.errors import (
     UnknownScanError,
     UsageError,
 )
-from spinezarr.ingest.discovery.discover import discover
-from spinezarr.ingest.run import ingest
+from spinezarr.ingestion.discovery.discover import discover
+from spinezarr.ingestion.run import ingest
 from spinezarr.recipe import Recipe
 from spinezarr.store.audit_log import scan_identity
 from spinezarr.store.bundle import TABLE_BUNDLE

@@ -10,9 +10,9 @@ import pytest
 
 import spinezarr
 from spinezarr.errors import CorruptStoreError, SpinezarrError
-from spinezarr.ingest.discovery.dicom_folders import known_folders
-from spinezarr.ingest.discovery.discover import discover
-from spinezarr.ingest.run import ingest
+from spinezarr.ingestion.discovery.dicom_folders import known_folders
+from spinezarr.ingestion.discovery.discover import discover
+from spinezarr.ingestion.run import ingest
 from spinezarr.recipe import Recipe
 from spinezarr.store import folder as store_folder
 from spinezarr.store.bundle import TABLE_BUNDLE

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from spinezarr.errors import LostLockError, StoreBusyError
-from spinezarr.ingest.discovery.discover import discover
-from spinezarr.ingest.run import ingest
+from spinezarr.ingestion.discovery.discover import discover
+from spinezarr.ingestion.run import ingest
 from spinezarr.recipe import Recipe
 from spinezarr.store import lock, writer
 from spinezarr.store.lock import LATE_FILE, LOCK_FILE

@@ -5,8 +5,8 @@ import pytest
 
 import spinezarr
 from spinezarr.errors import UsageError
-from spinezarr.ingest.discovery.discover import discover
-from spinezarr.ingest.run import ingest
+from spinezarr.ingestion.discovery.discover import discover
+from spinezarr.ingestion.run import ingest
 from spinezarr.recipe import Recipe
 from spinezarr.testing import NiftiForm, lml_text, write_nifti
 from spinezarr.vertebrae import VALUE_OF_NAME

@@ -10,8 +10,8 @@ import pytest
 
 import spinezarr
 from spinezarr.errors import CorruptStoreError, ScanChangedError, UnknownScanError
-from spinezarr.ingest.discovery.discover import discover
-from spinezarr.ingest.run import ingest
+from spinezarr.ingestion.discovery.discover import discover
+from spinezarr.ingestion.run import ingest
 from spinezarr.loaders.torch import PatchLoader
 from spinezarr.recipe import Recipe
 from spinezarr.store.reader import StoreReader

@@ -21,8 +21,8 @@ from torch.utils.data import DataLoader
 
 import spinezarr
 from spinezarr.errors import CorruptStoreError
-from spinezarr.ingest.discovery.discover import discover
-from spinezarr.ingest.run import ingest
+from spinezarr.ingestion.discovery.discover import discover
+from spinezarr.ingestion.run import ingest
 from spinezarr.loaders.torch import PatchDataset
 from spinezarr.recipe import Recipe
 from spinezarr.stream.read import fetch

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 import spinezarr
 from spinezarr.errors import CorruptStoreError, UnknownScanError, UsageError
 from spinezarr.geometry import FLAT_AXIS, Box
-from spinezarr.ingest.discovery.discover import discover
-from spinezarr.ingest.run import ingest
+from spinezarr.ingestion.discovery.discover import discover
+from spinezarr.ingestion.run import ingest
 from spinezarr.recipe import Recipe
 from spinezarr.stream.request import PatchRequest
 from spinezarr.testing import NiftiForm, write_nifti

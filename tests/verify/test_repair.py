@@ -9,8 +9,8 @@ from typer.testing import CliRunner
 
 from spinezarr.cli.main import app
 from spinezarr.errors import UsageError
-from spinezarr.ingest.discovery.discover import discover
-from spinezarr.ingest.run import ingest
+from spinezarr.ingestion.discovery.discover import discover
+from spinezarr.ingestion.run import ingest
 from spinezarr.recipe import Recipe
 from spinezarr.testing import NiftiForm, write_nifti
 from spinezarr.verify.store import verify_store

@@ -19,8 +19,8 @@ from typer.testing import CliRunner
 import spinezarr
 from spinezarr.cli.main import app
 from spinezarr.errors import CorruptStoreError, SpinezarrError, StoreNotFoundError
-from spinezarr.ingest.discovery.discover import discover
-from spinezarr.ingest.run import ingest
+from spinezarr.ingestion.discovery.discover import discover
+from spinezarr.ingestion.run import ingest
 from spinezarr.recipe import Recipe
 from spinezarr.store.attributes import seal, unseal
 from spinezarr.store.ledger import LEDGER_FILE, Ledger

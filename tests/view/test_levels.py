@@ -13,8 +13,8 @@ from hypothesis.extra import numpy as hnp
 import spinezarr
 from spinezarr.errors import CorruptStoreError
 from spinezarr.geometry import Box
-from spinezarr.ingest.discovery.discover import discover
-from spinezarr.ingest.run import ingest
+from spinezarr.ingestion.discovery.discover import discover
+from spinezarr.ingestion.run import ingest
 from spinezarr.recipe import Recipe
 from spinezarr.store.reader import StoreReader
 from spinezarr.stream.read.cache import BoundedCache

@@ -12,8 +12,8 @@ from PIL import Image
 
 import spinezarr
 from spinezarr.errors import UsageError
-from spinezarr.ingest.discovery.discover import discover
-from spinezarr.ingest.run import ingest
+from spinezarr.ingestion.discovery.discover import discover
+from spinezarr.ingestion.run import ingest
 from spinezarr.recipe import Recipe
 from spinezarr.testing import NiftiForm, PhantomSpec, make_phantom, write_nifti
 from spinezarr.vertebrae import VALUE_OF_NAME, label_color_of

@@ -1,0 +1,504 @@
+"""Scans on a Dask cluster: one task a scan, a bounded number in flight, redone if a worker dies.
+
+A task needs the source files and the store, and nothing of the other tasks. Of the cluster it
+needs ``spinezarr`` in the versions that are here, which is looked at first.
+"""
+
+import os
+import secrets
+import signal
+import time
+import warnings
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import CancelledError, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from itertools import count
+from logging import ERROR, Filter, LogRecord, getLogger
+from queue import Empty, SimpleQueue
+from typing import Any, Final
+
+import dask
+from distributed import (
+    Client,
+    Future,
+    KilledWorker,
+    LocalCluster,
+    Worker,
+    WorkerPlugin,
+    get_worker,
+    wait,
+)
+from distributed.versions import VersionMismatchWarning
+from fsspec.implementations.local import LocalFileSystem
+
+from spinezarr.errors import LostClusterError, LostLockError, SpinezarrError, UsageError
+from spinezarr.ingestion.run import Listener
+from spinezarr.ingestion.task import IngestJob, ScanResult, ScanTask, run_task
+from spinezarr.public_url import public_url, without_secrets
+from spinezarr.remote.filesystem import open_filesystem
+from spinezarr.text import printable
+
+__all__ = ["DaskWorkers", "existing_cluster", "local_cluster"]
+
+_TASKS_PER_THREAD: Final = 2
+"""One under way, and one to go on with while the client writes the scan table."""
+_CONNECT_S: Final = 10.0
+_FIRST_WORKER_S: Final = 60.0
+_LOOK_S: Final = 1.0
+"""How often the client looks whether workers came or went."""
+_STOP_S: Final = 60.0
+"""How long workers may take to leave the scan that they are at, once told to."""
+_SHARES_EVERY_S: Final = 1.0
+"""How often a worker says how far it is."""
+_ROUNDS: Final = 3
+"""How often a scan is tried again that was only waiting where workers died."""
+_SAME_VERSION: Final = ("spinezarr", "dask", "distributed", "numcodecs")
+"""What must be alike everywhere: numcodecs too, so that the same source gives the same bytes."""
+_MEMORY: Final = {f"distributed.worker.memory.{key}": False for key in ("target", "spill", "pause")}
+"""The voxels of a scan are no results, which a worker could put on disk: it would wait in vain. One
+that needs nearly all of its share is still ended, before the system ends another process."""
+
+
+class _InterruptFilter(Filter):
+    """Drops what Dask logs where Ctrl-C meets a call that had not begun: it cancels no future yet.
+
+    ``distributed.utils.sync`` (2026.8) names the future in a callback before there is one.
+    """
+
+    def filter(self, record: LogRecord) -> bool:
+        problem = record.exc_info[1] if record.exc_info else None
+        return not (
+            isinstance(problem, NameError) and "sync.<locals>.cancel" in record.getMessage()
+        )
+
+
+_INTERRUPTS: Final = _InterruptFilter()
+
+
+class DaskWorkers:
+    """Does the scans of an ingest on a Dask cluster; see :class:`spinezarr.ingestion.run.Workers`.
+
+    Parameters
+    ----------
+    client
+        Connected to the cluster. It stays open.
+    encode_threads
+        Threads that encode chunks, of each worker process; as many as it runs tasks if not given.
+
+    Raises
+    ------
+    UsageError
+        If there is no worker, or scheduler or workers have other versions than this process.
+    """
+
+    def __init__(self, client: Client, *, encode_threads: int | None = None) -> None:
+        try:
+            client.wait_for_workers(1, timeout=_FIRST_WORKER_S)
+        except TimeoutError as problem:
+            raise UsageError(
+                f"the Dask scheduler at {_address(client)} has had no worker for "
+                f"{_FIRST_WORKER_S:.0f} seconds. Start some, then run the command again."
+            ) from problem
+        _check_versions(client)
+        getLogger("tornado.application").addFilter(_INTERRUPTS)
+        self._client = client
+        self._encode_threads = encode_threads
+
+    @property
+    def dashboard(self) -> str | None:
+        """Where the cluster shows its tasks; None if it does not."""
+        link: str | None = self._client.dashboard_link
+        return link or None
+
+    def run(
+        self, job: IngestJob, tasks: Iterable[ScanTask], listener: Listener
+    ) -> Generator[ScanResult]:
+        """See :class:`spinezarr.ingestion.run.Workers`.
+
+        Raises
+        ------
+        LostClusterError
+            If the scheduler is gone.
+        LostLockError
+            If another run has taken over the store.
+        """
+        run = _Run(self._client, _for_workers(job), listener, self._encode_threads)
+        try:
+            yield from run.results(iter(tasks))
+        except KeyboardInterrupt:
+            run.stop()
+            yield from run.done()
+            raise
+        finally:
+            run.close()
+
+
+@contextmanager
+def local_cluster(n_workers: int) -> Iterator[DaskWorkers]:
+    """Start worker processes on this machine, which share its cores, and end them at last.
+
+    Parameters
+    ----------
+    n_workers
+        How many scans are done at once.
+    """
+    with warnings.catch_warnings(), dask.config.set(_MEMORY):
+        # Where the dashboard's usual port is taken, it gets another one.
+        warnings.filterwarnings("ignore", "Port .* is already in use", UserWarning)
+        cluster = LocalCluster(
+            n_workers=n_workers,
+            threads_per_worker=1,
+            processes=True,
+            dashboard_address="127.0.0.1:8787" if find_spec("bokeh") else None,
+            silence_logs=ERROR,
+        )
+    with cluster, Client(cluster, set_as_default=False) as client:
+        client.register_plugin(_IgnoreInterrupt())
+        yield DaskWorkers(client, encode_threads=max(1, (os.cpu_count() or 1) // n_workers))
+
+
+@contextmanager
+def existing_cluster(address: str) -> Iterator[DaskWorkers]:
+    """Connect to a scheduler that is running, and leave it running.
+
+    Parameters
+    ----------
+    address
+        For example ``tcp://10.0.0.1:8786``.
+
+    Raises
+    ------
+    UsageError
+        If it cannot be reached, or is not fit; see :class:`DaskWorkers`.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", VersionMismatchWarning)  # said below, and an error
+            client = Client(address, timeout=_CONNECT_S, set_as_default=False)
+    except (OSError, ValueError, TypeError) as problem:
+        raise UsageError(
+            f"no Dask scheduler answers at {public_url(address)} within {_CONNECT_S:.0f} seconds: "
+            f"{problem}. Give the address that the scheduler prints when it starts, such as "
+            "tcp://10.0.0.1:8786, and look whether this machine can reach it."
+        ) from problem
+    with client:
+        yield DaskWorkers(client)
+
+
+class _IgnoreInterrupt(WorkerPlugin):
+    """Ctrl-C reaches every process of a terminal; the client tells the workers to stop."""
+
+    name = "spinezarr-ignore-interrupt"
+
+    def setup(self, worker: Worker) -> None:  # noqa: ARG002  as Dask calls it
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _address(client: Client) -> str:
+    return "?" if client.scheduler is None else str(client.scheduler.address)
+
+
+def _check_versions(client: Client) -> None:
+    problems = []
+    for package in _SAME_VERSION:
+        here = version(package)
+        found: dict[str, Any] = client.run(version, package, on_error="return")
+        try:
+            found["the scheduler"] = client.run_on_scheduler(version, package)
+        except PackageNotFoundError as problem:
+            found["the scheduler"] = problem
+        for place, there in found.items():
+            if isinstance(there, PackageNotFoundError):
+                problems.append(f"{place} has no {package}")
+            elif there != here:
+                problems.append(f"{place} has {package} {there}, not {here} as here")
+    if problems:
+        more = f" (and {len(problems) - 3} more)" if len(problems) > 3 else ""  # noqa: PLR2004
+        raise UsageError(
+            f"the cluster at {_address(client)} cannot do this ingest: "
+            f"{'; '.join(problems[:3])}{more}. Install the same versions for scheduler, workers "
+            "and this command, for example from one container image."
+        )
+
+
+def _for_workers(job: IngestJob) -> IngestJob:
+    """Return the job with paths that do not depend on the folder a process runs in."""
+    fs, path = open_filesystem(job.raw, job.raw_options)
+    return replace(job, raw=path) if isinstance(fs, LocalFileSystem) else job
+
+
+@dataclass(frozen=True, slots=True)
+class _Heard:
+    """A worker has begun a scan, or done a further share of it."""
+
+    scan_id: str
+    share: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Ended:
+    """The task of a scan has a result, or will never have one."""
+
+    scan_id: str
+
+
+@dataclass(slots=True)
+class _InFlight:
+    """A scan that was sent to the cluster."""
+
+    task: ScanTask
+    future: Future[ScanResult]
+    rounds: int
+    """How often it was sent before."""
+    begun: int = 0
+    """How many workers have begun it."""
+    share: float = 0.0
+
+
+class _Run:
+    """The client's side of one ingest."""
+
+    def __init__(
+        self, client: Client, job: IngestJob, listener: Listener, encode_threads: int | None
+    ) -> None:
+        self._client = client
+        self._job = job
+        self._listener = listener
+        self._encode_threads = encode_threads
+        self._token = secrets.token_hex(4)
+        self._in_flight: dict[str, _InFlight] = {}
+        self._redone: dict[str, tuple[ScanTask, ScanResult]] = {}
+        """Results of scans that several workers have begun."""
+        self._started: set[str] = set()
+        """Scans that the listener knows."""
+        self._inbox: SimpleQueue[_Heard | _Ended] = SimpleQueue()
+        self._sent = count()
+        self._threads = 0
+        self._looked: float | None = None
+        client.subscribe_topic(_topic(self._token), self._hear)
+
+    def results(self, tasks: Iterator[ScanTask]) -> Iterator[ScanResult]:
+        """Send tasks as there is room, and yield what comes back."""
+        exhausted = False
+        while True:
+            while not exhausted and len(self._in_flight) < self._room():
+                task = next(tasks, None)
+                if task is None:
+                    exhausted = True
+                else:
+                    self._submit(task)
+            if self._in_flight or not exhausted:
+                yield from self._next_result()
+            elif self._redone:
+                yield from self._look_at_redone()
+            else:
+                return
+
+    def done(self) -> Iterator[ScanResult]:
+        """Yield the scans in flight that are whole; of others say nothing."""
+        for scan_id, sent in self._in_flight.items():
+            if sent.future.status == "finished":
+                result = sent.future.result()
+                if result.scan is not None:
+                    self._redone[scan_id] = (sent.task, result)
+        self._in_flight = {}
+        for scan_id, (_, result) in self._redone.items():
+            if self._job.store.tidy_scan(scan_id) is not None:
+                yield result
+
+    def stop(self) -> None:
+        """Let the workers leave what they are at; return when they have."""
+        futures = [sent.future for sent in self._in_flight.values()]
+        with suppress(OSError, TimeoutError, CancelledError):
+            self._client.run(_stop, self._token, on_error="ignore")
+            with self._client.as_current():
+                wait(futures, timeout=_STOP_S)
+
+    def close(self) -> None:
+        """Hear no more; forget what is in flight."""
+        if self._in_flight:
+            self.stop()
+        with suppress(OSError, ValueError):
+            self._client.unsubscribe_topic(_topic(self._token))
+            self._client.cancel([sent.future for sent in self._in_flight.values()])
+
+    def _hear(self, event: tuple[float, dict[str, Any]]) -> None:
+        """Take an event of a worker; called in a thread of the client."""
+        _, said = event
+        self._inbox.put(_Heard(said["scan"], said["share"]))
+
+    def _room(self) -> int:
+        now = time.monotonic()
+        if self._looked is None or now - self._looked > _LOOK_S:
+            self._threads = sum(self._client.nthreads().values())
+            self._looked = now
+        return _TASKS_PER_THREAD * self._threads
+
+    def _submit(self, task: ScanTask, rounds: int = 0) -> None:
+        scan_id = task.source.scan_id
+        future = self._client.submit(
+            _ingest_on_worker,
+            self._job,
+            task,
+            self._token,
+            self._encode_threads,
+            # No result that the scheduler keeps has this key. It groups tasks by what stands before
+            # the first part that is no word.
+            key=f"ingest-{self._token}{next(self._sent)}-{scan_id}",
+            pure=False,
+        )
+        self._in_flight[scan_id] = _InFlight(task, future, rounds)
+        self._await_end(scan_id, future)
+
+    def _await_end(self, scan_id: str, future: Future[ScanResult]) -> None:
+        future.add_done_callback(lambda _: self._inbox.put(_Ended(scan_id)))
+
+    def _next_result(self) -> Iterator[ScanResult]:
+        """Take in one message, or none if none comes for a moment."""
+        if self._client.status == "closed":
+            raise LostClusterError(_lost_cluster())
+        try:
+            message = self._inbox.get(timeout=_LOOK_S)
+        except Empty:
+            return
+        sent = self._in_flight.get(message.scan_id)
+        if sent is None:
+            return
+        if isinstance(message, _Heard):
+            self._progress(sent, message.share)
+        elif sent.future.done():
+            del self._in_flight[message.scan_id]
+            yield from self._take(sent)
+        else:  # its worker died with the result
+            self._await_end(message.scan_id, sent.future)
+
+    def _progress(self, sent: _InFlight, share: float | None) -> None:
+        source = sent.task.source
+        if share is not None:
+            sent.share += share
+            self._listener.advanced(source, share)
+            return
+        sent.begun += 1
+        if source.scan_id not in self._started:
+            self._started.add(source.scan_id)
+            self._listener.started(source)
+        elif sent.share:
+            self._listener.advanced(source, -sent.share)
+        sent.share = 0.0
+
+    def _take(self, sent: _InFlight) -> Iterator[ScanResult]:
+        scan_id = sent.task.source.scan_id
+        try:
+            result = sent.future.result()
+        except KilledWorker as problem:
+            yield from self._take_killed(sent, problem)
+        except CancelledError as problem:
+            raise LostClusterError(_lost_cluster()) from problem
+        except LostLockError:
+            raise
+        except Exception as error:  # noqa: BLE001  one bad worker never stops the others
+            said = printable(without_secrets(" ".join(str(error).split())))
+            reason = f"its worker could not begin it ({type(error).__name__}: {said})."
+            yield ScanResult(scan_id, "failed", reason=reason)
+        else:
+            if sent.begun > 1 and result.scan is not None:
+                self._redone[scan_id] = (sent.task, result)
+            else:
+                yield result
+
+    def _take_killed(self, sent: _InFlight, problem: KilledWorker) -> Iterator[ScanResult]:
+        """Send a scan again that only waited beside one that kills workers; else give it up."""
+        deaths = problem.allowed_failures + 1
+        if sent.begun < deaths and sent.rounds < _ROUNDS:
+            self._submit(sent.task, sent.rounds + 1)
+            return
+        scan_id = sent.task.source.scan_id
+        self._job.store.tidy_scan(scan_id)
+        reason = (
+            f"{deaths} workers died while they had it, the last at {problem.last_worker.address}: "
+            "most often for want of memory. Look at the logs of the workers; give each more memory "
+            "and run the same command again."
+        )
+        yield ScanResult(scan_id, "failed", reason=reason)
+
+    def _look_at_redone(self) -> Iterator[ScanResult]:
+        """Yield what is whole, and send again what is not.
+
+        A worker that the scheduler has given up may go on for a moment, and remove its files, which
+        are named as those of the worker that does the scan again. It is gone by now.
+        """
+        redone, self._redone = self._redone, {}
+        for scan_id, (task, result) in redone.items():
+            if self._job.store.tidy_scan(scan_id) is None:
+                self._submit(task)
+            else:
+                yield result
+
+
+def _lost_cluster() -> str:
+    return (
+        "the Dask scheduler is gone. The scans that are done are in the store: run the same "
+        "command again once there is a scheduler."
+    )
+
+
+def _topic(token: str) -> str:
+    return f"spinezarr-ingest-{token}"
+
+
+_STOPPED: Final[set[str]] = set()
+"""In a worker: runs whose clients want no more of it."""
+
+
+def _stop(token: str) -> None:
+    """Let this worker leave what it does for a run."""
+    _STOPPED.add(token)
+
+
+class _StoppedError(SpinezarrError):
+    """The client wants no more."""
+
+
+def _ingest_on_worker(
+    job: IngestJob, task: ScanTask, token: str, encode_threads: int | None
+) -> ScanResult:
+    worker = get_worker()
+    scan_id = task.source.scan_id
+    if token in _STOPPED:
+        return ScanResult(scan_id, "failed", reason="the client wants no more.")
+
+    def say(share: float | None) -> None:
+        worker.log_event(_topic(token), {"scan": scan_id, "share": share})
+
+    say(None)
+    pool = _encode_pool(encode_threads or worker.state.nthreads, os.getpid())
+    return run_task(job, task, pool, _Shares(token, say))
+
+
+class _Shares:
+    """Tells the client how far a scan is, now and then; leaves the scan if it wants no more."""
+
+    def __init__(self, token: str, say: Callable[[float], None]) -> None:
+        self._token = token
+        self._say = say
+        self._untold = 0.0
+        self._told = time.monotonic()
+
+    def __call__(self, share: float) -> None:
+        if self._token in _STOPPED:
+            raise _StoppedError
+        self._untold += share
+        now = time.monotonic()
+        if now - self._told > _SHARES_EVERY_S:
+            self._say(self._untold)
+            self._untold, self._told = 0.0, now
+
+
+@cache
+def _encode_pool(threads: int, process: int) -> ThreadPoolExecutor:  # noqa: ARG001
+    """Return the pool of this process; a forked one, whose threads are gone, gets its own."""
+    return ThreadPoolExecutor(threads, thread_name_prefix="spinezarr-encode")

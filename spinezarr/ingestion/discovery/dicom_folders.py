@@ -1,0 +1,313 @@
+"""What lies in folders of DICOM files: which of them are CTs, and which series each one holds.
+
+Names do not tell, so headers are read: of a folder that is one scan, a single file if that is a CT
+slice; all files of a folder whose series are scans, or that seems to hold no CT.
+"""
+
+import hashlib
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Final
+
+from spinezarr.errors import FormatError
+from spinezarr.formats.dicom_elements import DataSet
+from spinezarr.formats.dicom_file import DicomObject, is_hidden, is_other_kind, read_object
+from spinezarr.formats.dicom_series import CtSeries, group_series, series_name
+from spinezarr.formats.limits import DEFAULT_LIMITS
+from spinezarr.formats.side_by_side import side_by_side
+from spinezarr.ingestion.discovery.images import FoundImage, MatchedImages, PathNote, SeriesFiles
+from spinezarr.ingestion.discovery.raw_folder import RawFolder
+from spinezarr.recipe import SERIES_NAMES, Recipe, SeriesChoice, SeriesDescribed, fill
+from spinezarr.store.files import open_store
+from spinezarr.store.ledger import LEDGER_FILE, FolderPart, FolderRecord, Ledger
+
+__all__ = ["LookedInto", "known_folders", "look_into_folders"]
+
+_NOT_CT: Final = "passed over, not CT: "
+_NO_SLICE: Final = "passed over, no CT slice: "
+_LOCALIZER: Final = "localizer"
+_SHORT: Final = "CT series of fewer slices than the recipe's 'series' wants"
+_NOT_CHOSEN: Final = "CT series that the recipe's 'series' does not take"
+_UNNAMED: Final = "CT series of which the recipe makes no scan id or source"
+_RULES: Final = 1
+"""To be raised when what is recorded of a folder changes: older records are then not used."""
+
+
+@dataclass(frozen=True, slots=True)
+class LookedInto:
+    """What became of the folders that image patterns match."""
+
+    matched: MatchedImages
+    """Images without folders that hold no CT, each series on its own where layouts say so; what is
+    passed over is with the ignored files."""
+    records: dict[str, FolderRecord] = field(default_factory=dict)
+    """What the headers said, for the next run."""
+
+
+def known_folders(
+    url: str | None, storage_options: Mapping[str, Any] | None = None
+) -> dict[str, FolderRecord]:
+    """Return what the last ingest into a store noted of folders; nothing if there was none."""
+    if url is None:
+        return {}
+    try:
+        fs, path = open_store(url, storage_options)
+        return Ledger.of_file(fs.cat_file(f"{path}/{LEDGER_FILE}")).folders
+    except (OSError, ValueError):
+        return {}  # what lies there is the store writer's to judge
+
+
+def look_into_folders(
+    recipe: Recipe,
+    raw: RawFolder,
+    matched: MatchedImages,
+    known: Mapping[str, FolderRecord] | None = None,
+) -> LookedInto:
+    """Tell CTs from other DICOM objects, and series from each other, in folders that are images.
+
+    A file that cannot be read, or is not DICOM though it may be a slice, counts to every series of
+    its folder that is a scan, and is one where there is none: so it fails by its name, and no
+    series is taken as if it were whole.
+
+    Parameters
+    ----------
+    recipe
+        Its layouts say where each series of a folder is a scan (``series``).
+    raw
+        The files.
+    matched
+        What the image patterns match, by names alone.
+    known
+        What an earlier run recorded of folders; of those that are as they were, nothing is read.
+    """
+    folders = [image for image in matched.images if image.path.endswith("/")]
+    recipe_text = recipe.model_dump_json()
+    keys = {(image.layout, image.path): _record_key(recipe_text, raw, image) for image in folders}
+    records = {key: known[key] for key in keys.values() if known and key in known}
+    new = [image for image in folders if keys[image.layout, image.path] not in records]
+    whole = [image for image in new if recipe.layouts[image.layout].series is None]
+    looks = side_by_side(raw.fs, lambda image: _look_for_ct(raw, image.path), whole)
+    looked = list(zip(whole, looks, strict=True))
+    for image in new:
+        choice = recipe.layouts[image.layout].series
+        if choice is not None:
+            names = recipe.used_names(image.layout) & SERIES_NAMES
+            looked.append((image, _look_for_series(raw, image.path, choice, names)))
+    of_image = {place: records[key] for place, key in keys.items() if key in records}
+    for image, (look, is_sure) in looked:
+        place = image.layout, image.path
+        of_image[place] = look
+        if is_sure:
+            records[keys[place]] = look
+    images: list[FoundImage] = []
+    passed_over: dict[str, PathNote] = {}
+    for image in matched.images:
+        record = of_image.get((image.layout, image.path))
+        if record is None or record.is_scan:
+            images.append(image)
+            continue
+        files = raw.folders[image.path]
+        for part in record.parts:
+            own = tuple(_chosen(files, part.files))
+            if part.reason:
+                notes = (PathNote(path, part.reason, part.detail) for path in own)
+                passed_over |= {note.path: note for note in notes}
+            else:
+                one = _with_series(recipe, image, part, own)
+                if one is None:
+                    detail = series_name(part.number)
+                    passed_over |= {path: PathNote(path, _UNNAMED, detail) for path in own}
+                else:
+                    images.append(one)
+    looked_into = replace(
+        matched,
+        images=tuple(_spread(images)),
+        ignored=(*matched.ignored, *passed_over.values()),
+    )
+    return LookedInto(looked_into.checked(raw), records)
+
+
+def _record_key(recipe_text: str, raw: RawFolder, image: FoundImage) -> str:
+    parts = [_RULES, recipe_text, image.layout, image.path, raw.stamp_of((image.path,))]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
+
+
+def _look_for_ct(raw: RawFolder, folder: str) -> tuple[FolderRecord, bool]:
+    """Look whether a folder holds a CT: its middle file by size first, which is a slice of most.
+
+    Returns
+    -------
+    tuple of FolderRecord, bool
+        What was found, and whether all files that were looked at could be read: what could not
+        may be readable the next time.
+    """
+    files = raw.folders[folder]
+    likely = sorted(
+        (path for path in files if not is_other_kind(_name(path)) and not is_hidden(_name(path))),
+        key=lambda path: (raw.sizes[path], path),
+    )
+    if not likely:
+        return FolderRecord(is_scan=False), True
+    first = likely.pop(len(likely) // 2)
+    seen = {first: _read(raw, first)}
+    if not _may_be_ct(seen[first]):
+        seen |= zip(
+            likely, side_by_side(raw.fs, lambda path: _read(raw, path), likely), strict=True
+        )
+    is_sure = not any(isinstance(item, Exception) for item in seen.values())
+    if any(map(_may_be_ct, seen.values())):
+        return FolderRecord(is_scan=True), is_sure
+    return FolderRecord(is_scan=False, parts=tuple(_other_kinds(files, seen))), is_sure
+
+
+def _may_be_ct(found: "DicomObject | Exception | None") -> bool:
+    """Whether a file is a CT slice, or cannot be read, which is for the ingest to say."""
+    if isinstance(found, DicomObject):
+        return found.other_kind is None
+    return found is not None
+
+
+def _look_for_series(
+    raw: RawFolder, folder: str, choice: SeriesChoice, names: Iterable[str]
+) -> tuple[FolderRecord, bool]:
+    """Read all headers of a folder, and choose among its CT series; see :func:`_look_for_ct`."""
+    files = raw.folders[folder]
+    paths = [path for path in files if not is_hidden(_name(path))]
+    seen = dict(zip(paths, side_by_side(raw.fs, lambda path: _read(raw, path), paths), strict=True))
+    series = group_series(item for item in seen.values() if isinstance(item, DicomObject))
+    unreadable = [path for path, item in seen.items() if isinstance(item, Exception)]
+    parts: list[FolderPart] = []
+    taken: set[str] = set()
+    for one in series:
+        own = [_relative(raw, item.path) for item in (*one.objects, *one.others)]
+        taken.update(own)
+        described = _described(one)
+        if choice.takes(described):
+            texts = described.texts()
+            parts.append(
+                FolderPart(
+                    files=_runs(files, {*own, *unreadable}),
+                    key=one.key,
+                    number=one.facts.number,
+                    texts={name: texts[name] for name in sorted(names)},
+                )
+            )
+        else:
+            reason = _NOT_CHOSEN if choice.is_long_enough(described) else _SHORT
+            parts.append(FolderPart(files=_runs(files, own), reason=reason, detail=one.name))
+    if unreadable and all(part.reason for part in parts):
+        nothing = SeriesDescribed(None, "", "", (), "", (), None, 0).texts()
+        texts = {name: nothing[name] for name in sorted(names)}
+        parts.append(FolderPart(files=_runs(files, unreadable), texts=texts))
+    parts += _other_kinds(files, {path: item for path, item in seen.items() if path not in taken})
+    return FolderRecord(is_scan=False, parts=tuple(parts)), not unreadable
+
+
+def _described(series: CtSeries) -> SeriesDescribed:
+    facts = series.facts
+    return SeriesDescribed(
+        number=facts.number,
+        uid=facts.uid,
+        study_uid=facts.study_uid,
+        kernel=facts.kernel,
+        description=facts.description,
+        image_type=facts.image_type,
+        slice_thickness_mm=facts.slice_thickness_mm,
+        slices=series.slices,
+    )
+
+
+def _other_kinds(
+    files: Sequence[str], seen: "Mapping[str, DicomObject | Exception | None]"
+) -> Iterator[FolderPart]:
+    """Yield the files that are DICOM and no CT, by kind."""
+    kinds: dict[str, list[str]] = defaultdict(list)
+    for path, item in seen.items():
+        if isinstance(item, DicomObject) and item.other_kind is not None:
+            kinds[item.other_kind].append(path)
+    for kind, paths in sorted(kinds.items()):
+        reason = f"{_NO_SLICE if kind == _LOCALIZER else _NOT_CT}{kind}"
+        yield FolderPart(files=_runs(files, paths), reason=reason)
+
+
+def _read(raw: RawFolder, path: str) -> "DicomObject | Exception | None":
+    """Read a header and keep what it says of the series, as a folder may hold many files.
+
+    What goes wrong is for the ingest to say, which reads it again.
+    """
+    try:
+        found = read_object(raw.fs, f"{raw.root}/{path}", raw.sizes[path], DEFAULT_LIMITS)
+    except (FormatError, OSError) as problem:
+        return problem
+    if found is None:
+        return None
+    return replace(found, header=replace(found.header, data=DataSet()))
+
+
+def _with_series(
+    recipe: Recipe, image: FoundImage, part: FolderPart, files: tuple[str, ...]
+) -> FoundImage | None:
+    """Make the image of one series; None if its scan id or source has no value."""
+    texts = recipe.known_texts({**image.texts, **part.texts})
+    scan_id = fill(recipe.scan_id, texts)
+    if scan_id is None or fill(recipe.source, texts) is None:
+        return None
+    return replace(
+        image,
+        texts=texts,
+        scan_id=scan_id,
+        same_scan=fill(recipe.same_scan, texts) or scan_id,
+        series=SeriesFiles(part.key, series_name(part.number), files),
+    )
+
+
+def _spread(images: Iterable[FoundImage]) -> Iterator[FoundImage]:
+    """Mark series whose files lie in several folders: neither part is a scan."""
+    images = list(images)
+    folders: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for image in images:
+        if image.series is not None and image.series.key:
+            folders[image.layout, image.series.key].append(image.path)
+    for image in images:
+        places = folders.get((image.layout, image.series.key), []) if image.series else []
+        if image.series is not None and len(places) > 1:
+            yield replace(image, series=replace(image.series, folders=tuple(sorted(places))))
+        else:
+            yield image
+
+
+def _name(path: str) -> str:
+    return path.rsplit("/", 1)[-1]
+
+
+def _relative(raw: RawFolder, path: str) -> str:
+    return path[len(raw.root) + 1 :]
+
+
+def _runs(files: Sequence[str], chosen: Iterable[str]) -> str:
+    """Write places in a list as runs.
+
+    Examples
+    --------
+    >>> _runs("abcdefg", "abcf"), list(_chosen("abcdefg", "0-2 5"))
+    ('0-2 5', ['a', 'b', 'c', 'f'])
+    """
+    wanted = set(chosen)
+    runs: list[list[int]] = []
+    for place, name in enumerate(files):
+        if name not in wanted:
+            continue
+        if runs and runs[-1][1] == place - 1:
+            runs[-1][1] = place
+        else:
+            runs.append([place, place])
+    return " ".join(f"{a}" if a == b else f"{a}-{b}" for a, b in runs)
+
+
+def _chosen(files: Sequence[str], runs: str) -> Iterator[str]:
+    """Return what :func:`_runs` wrote."""
+    for run in runs.split():
+        first, _, last = run.partition("-")
+        yield from files[int(first) : int(last or first) + 1]

@@ -1,0 +1,382 @@
+"""Find the scans of a raw folder by a recipe's patterns.
+
+Only tables, lists and headers of DICOM files are opened.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from spinezarr.errors import RecipeError, RecipeLimitError, UsageError
+from spinezarr.formats import unread_kind
+from spinezarr.ingestion.discovery.dicom_folders import look_into_folders
+from spinezarr.ingestion.discovery.images import (
+    LabelPart,
+    PairedImage,
+    PathNote,
+    RefusedScan,
+    SeriesFiles,
+    choose_images,
+    match_images,
+)
+from spinezarr.ingestion.discovery.leftovers import Leftovers
+from spinezarr.ingestion.discovery.nothing_found import known_layouts, nothing_found
+from spinezarr.ingestion.discovery.pattern_use import PartUse, PatternUse, part_uses, pattern_uses
+from spinezarr.ingestion.discovery.raw_folder import RawFolder
+from spinezarr.ingestion.discovery.tables import JoinedTables, TableUse, join_tables
+from spinezarr.public_url import public_url
+from spinezarr.recipe import CentroidConvention, LabelState, PathPattern, Recipe, fill
+from spinezarr.remote.filesystem import open_filesystem
+from spinezarr.store.ledger import FolderRecord
+from spinezarr.text import Lines, counted
+
+__all__ = [
+    "Discovery",
+    "LabelPart",
+    "PartUse",
+    "PathNote",
+    "PatternUse",
+    "RefusedScan",
+    "ScanSource",
+    "TableUse",
+    "UnpairedImage",
+    "discover",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class ScanSource:
+    """The files of one scan, and what the recipe knows of it."""
+
+    scan_id: str
+    patient_id: str
+    source: str
+    """Collection the scan comes from; empty if the recipe knows none."""
+    split: str
+    """Split name; empty if the scan is in no split."""
+    split_index: int
+    """Position in its split's list, -1 if it is in none."""
+    image: str
+    """Path of the image, relative to the raw folder; a folder of DICOM slices ends with ``/``."""
+    label: str | None
+    """Path of the mask, relative to the raw folder; None for an image without one."""
+    size_bytes: int
+    """Of image and mask."""
+    label_parts: tuple[LabelPart, ...] = ()
+    """Instead of ``label``: binary masks, one a structure."""
+    absent_parts: tuple[str, ...] = ()
+    """Names of the structures in the recipe whose masks are not there, if others are."""
+    label_state: LabelState = "unknown"
+    """Whether vertebrae cut by the end of the volume are annotated."""
+    label_values: tuple[tuple[int, int], ...] = ()
+    """Value in the mask's file and value stored; empty if they are the same."""
+    centroids: str | None = None
+    """Path of the file with annotated centers."""
+    centroid_bytes: int = 0
+    """Size of that file."""
+    centroid_convention: CentroidConvention | None = None
+    sidecar: str | None = None
+    """Path of a JSON file with further columns."""
+    sidecar_keys: tuple[str, ...] = ()
+    """Patterns of the keys in it that are kept."""
+    columns: dict[str, str] = field(default_factory=dict)
+    """What the dataset's tables say of the scan."""
+    stamp: str = ""
+    """Hash of names, sizes and times of all its files."""
+    series: SeriesFiles | None = None
+    """Which series of the folder ``image`` it is, where each one is a scan."""
+
+    @property
+    def has_mask(self) -> bool:
+        """Whether there is a mask in any form."""
+        return self.label is not None or bool(self.label_parts)
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """All files and folders that the scan is read from."""
+        parts = (part.path for part in self.label_parts)
+        image = (self.image,) if self.series is None else self.series.files
+        files = (*image, self.label, *parts, self.centroids, self.sidecar)
+        return tuple(path for path in files if path is not None)
+
+
+@dataclass(frozen=True, slots=True)
+class UnpairedImage:
+    """An image whose mask is absent."""
+
+    scan_id: str
+    path: str
+    looked_for: tuple[str, ...]
+    """Paths at which the recipe expects the mask."""
+    alike: tuple[str, ...] = ()
+    """Files there whose names differ in capital letters, and folders of the name of the mask."""
+
+    @property
+    def reason(self) -> str:
+        """Say what is missing."""
+        missing = (
+            f"no mask for {self.path}; looked for {' and '.join(self.looked_for) or 'nothing'}"
+        )
+        if not self.alike:
+            return missing
+        what = "is a folder" if self.alike[0].endswith("/") else "differs in capital letters"
+        return (
+            f"{missing}. There is {self.alike[0]}, which {what}: rename it, or correct the pattern."
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Discovery:
+    """What a raw folder holds."""
+
+    raw: str = field(repr=False)
+    scans: tuple[ScanSource, ...]
+    refused: tuple[RefusedScan, ...]
+    """Scans that fail by the names of their files."""
+    without_mask: tuple[UnpairedImage, ...]
+    """Images that should have a mask and have none."""
+    without_image: tuple[PathNote, ...]
+    """Masks whose image is absent."""
+    orphans_expected: bool
+    """Whether the recipe says that masks without an image are usual, and so no failure."""
+    unlisted: tuple[PathNote, ...]
+    """Folders that could not be listed."""
+    ignored: tuple[PathNote, ...]
+    """Everything else."""
+    absent: tuple[str, ...]
+    """Scans that the split file lists and the raw folder lacks."""
+    layouts: dict[str, int]
+    """Images taken in each layout, one a scan, with their masks or without."""
+    split_file: str | None
+    """Where the splits were read; None if nothing lists them."""
+    patterns: tuple[PatternUse, ...]
+    """Every pattern of the recipe, and how many files it fits."""
+    parts: tuple[PartUse, ...]
+    """Every part of masks that come in parts, and how many scans have it."""
+    tables: tuple[TableUse, ...]
+    """Every table of the recipe, and what was read of it."""
+    folders: dict[str, FolderRecord] = field(default_factory=dict, repr=False)
+    """What headers said of folders of DICOM files, for the store's ledger."""
+
+    @property
+    def failing(self) -> tuple[tuple[str, str], ...]:
+        """Scans that cannot be ingested for the names of their files alone, and why."""
+        refused = ((scan.scan_id, scan.reason) for scan in self.refused)
+        return (*refused, *((image.scan_id, image.reason) for image in self.without_mask))
+
+    def check_formats(self) -> None:
+        """Refuse files of which none can be read, as their endings say.
+
+        Raises
+        ------
+        UsageError
+            If each scan has an image or mask whose ending no reader takes; says what they are.
+        """
+        if not self.scans or not all(map(_has_unread, self.scans)):
+            return
+        lines = [
+            f"{use.pattern} ({counted(use.unread, 'file')}): {use.unread_advice}"
+            for use in self.patterns
+            if use.unread
+        ]
+        raise UsageError(
+            Lines(
+                "no scan has image and mask in a format that is read. Patterns of the recipe find:",
+                *lines,
+            )
+        )
+
+
+def _has_unread(scan: ScanSource) -> bool:
+    masks = [part.path for part in scan.label_parts] if scan.label is None else [scan.label]
+    return any(unread_kind(path) is not None for path in (scan.image, *masks))
+
+
+OF_SYSTEM: Final = "left by an operating system or program"
+_UNLISTED: Final = "folder cannot be listed"
+
+
+def discover(
+    recipe: Recipe,
+    raw: str,
+    storage_options: Mapping[str, Any] | None = None,
+    *,
+    known: Mapping[str, FolderRecord] | None = None,
+) -> Discovery:
+    """Match every file below ``raw`` against the recipe.
+
+    Of folders of DICOM files, headers are read too, as names do not tell a CT from an MR: see
+    :func:`spinezarr.ingestion.discovery.dicom_folders.look_into_folders`.
+
+    Parameters
+    ----------
+    recipe
+        Patterns of images, masks, centroids, tables and splits.
+    raw
+        Folder path or fsspec URL.
+    storage_options
+        For the file system of ``raw``.
+    known
+        What an earlier run found in folders of DICOM files
+        (:func:`spinezarr.ingestion.discovery.dicom_folders.known_folders`): those that have not
+        changed since are not opened.
+
+    Raises
+    ------
+    UsageError
+        If ``raw`` is no folder, or no file in it matches: lists the layouts the recipe knows, what
+        was seen instead, and a neighboring folder that would match.
+    RecipeError
+        If all images that were found fail by their names: see :attr:`Discovery.refused`. If
+        patterns take too long, or templates give texts without end (RecipeLimitError).
+    FormatError
+        If a table or list of the dataset cannot be read.
+    """
+    try:
+        return _discover(recipe, raw, storage_options, known)
+    except RecipeLimitError as problem:
+        raise RecipeLimitError(f"{recipe.place}: {problem}") from problem
+
+
+def _discover(
+    recipe: Recipe,
+    raw: str,
+    storage_options: Mapping[str, Any] | None,
+    known: Mapping[str, FolderRecord] | None,
+) -> Discovery:
+    fs, root = open_filesystem(raw, storage_options)
+    if not fs.isdir(root):
+        what = "is a file" if fs.exists(root) else "does not exist"
+        raise UsageError(
+            Lines(
+                f"raw folder {public_url(raw)!r} {what}. Give the folder that holds the downloaded "
+                f"files of {recipe.title}.",
+                *known_layouts(recipe),
+            )
+        )
+    try:
+        folder = RawFolder.list(fs, root)
+    except OSError as problem:
+        raise UsageError(
+            f"raw folder {public_url(raw)!r} cannot be listed: {problem.strerror or problem}. "
+            "Give a folder that you may read."
+        ) from problem
+    splits, split_file = _read_splits(recipe, folder)
+    matched = match_images(recipe, folder)
+    if not (matched.images or matched.misnamed):
+        raise UsageError(nothing_found(recipe, raw, folder))
+    looked = look_into_folders(recipe, folder, matched, known)
+    found = [*looked.matched.images, *(image for image, _ in looked.matched.misnamed)]
+    chosen = choose_images(recipe, folder, looked.matched)
+    if chosen.refused and not chosen.taken:
+        more = len(chosen.refused) - 1
+        also = [f"So it is with {counted(more, 'other scan')}."] if more else []
+        raise RecipeError(Lines(*chosen.refused[0].reason.split("\n"), *also))
+    tables = join_tables(recipe, folder, found)
+    leftovers = Leftovers(recipe, folder)
+    scans: list[ScanSource] = []
+    without_mask: list[UnpairedImage] = []
+    for paired in chosen.taken:
+        layout = recipe.layouts[paired.image.layout]
+        if paired.whole or layout.mask == "optional":
+            scans.append(_scan_source(recipe, folder, paired, splits, tables))
+        else:
+            wanted = _mask_candidates(recipe, paired)
+            image, alike = paired.image, leftovers.alike(wanted)
+            without_mask.append(UnpairedImage(image.scan_id, image.path, wanted, alike))
+    used = folder.files_of_all(path for scan in scans for path in scan.paths)
+    used |= {split_file or "", *(path for use in tables.uses for path in use.files)}
+    used |= set(_list_files(recipe, folder))
+    # A mask that lies beside an image which is not taken may be the mask of one that is.
+    explained = {
+        note.path: note for note in (*chosen.left, *looked.matched.ignored) if note.path not in used
+    }
+    used |= folder.files_of_all(image.path for image in found)
+    used |= folder.files_of_all(path for scan in chosen.refused for path in scan.paths)
+    used |= folder.files_of_all(explained)
+    rest = leftovers.sort(used)
+    of_system = [PathNote(path, OF_SYSTEM) for path in folder.of_system]
+    ignored = (*explained.values(), *rest.unmatched, *of_system)
+    listed = {image.listed_as for image in found}
+    return Discovery(
+        raw=raw,
+        scans=tuple(scans),
+        refused=chosen.refused,
+        without_mask=tuple(without_mask),
+        without_image=rest.orphans,
+        orphans_expected=recipe.orphaned_masks == "expected",
+        unlisted=tuple(
+            PathNote(path, f"{_UNLISTED}: {why}") for path, why in folder.unlisted.items()
+        ),
+        ignored=tuple(sorted(ignored, key=lambda note: note.path)),
+        absent=tuple(name for name in splits if name not in listed),
+        layouts=dict(Counter(paired.image.layout for paired in chosen.taken)),
+        split_file=split_file,
+        patterns=pattern_uses(
+            recipe, folder, matched, chosen.taken, {note.path for note in ignored}
+        ),
+        parts=part_uses(recipe, chosen.taken),
+        tables=tables.uses,
+        folders=looked.records,
+    )
+
+
+def _scan_source(
+    recipe: Recipe,
+    folder: RawFolder,
+    paired: PairedImage,
+    splits: dict[str, tuple[str, int]],
+    tables: JoinedTables,
+) -> ScanSource:
+    image, layout = paired.image, recipe.layouts[paired.image.layout]
+    said = tables.splits.get(image.scan_id) or fill(recipe.split, image.texts) or ""
+    split, position = splits.get(image.listed_as, (said, -1))
+    centroids, centroid_file = layout.centroids, paired.centroids
+    return ScanSource(
+        scan_id=image.scan_id,
+        patient_id=fill(recipe.patient_id, image.texts) or image.scan_id,
+        source=fill(recipe.source, image.texts) or "",
+        split=split,
+        split_index=position,
+        image=image.path,
+        label=paired.label,
+        size_bytes=sum(folder.size_of(path) for path in (*image.files, *paired.masks)),
+        label_parts=paired.parts,
+        absent_parts=paired.absent_parts,
+        label_state=layout.label_state or recipe.labels.state,
+        label_values=layout.stored_values,
+        centroids=centroid_file,
+        centroid_bytes=folder.size_of(centroid_file) if centroid_file else 0,
+        centroid_convention=centroids.convention if centroids and centroid_file else None,
+        sidecar=paired.sidecar,
+        sidecar_keys=layout.sidecar_keys,
+        columns=dict(tables.columns.get(image.scan_id, {})),
+        stamp=folder.stamp_of(paired.files),
+        series=image.series,
+    )
+
+
+def _mask_candidates(recipe: Recipe, paired: PairedImage) -> tuple[str, ...]:
+    """Say where the mask of an image was looked for."""
+    layout = recipe.layouts[paired.image.layout]
+    texts = {**paired.image.texts, **({"part": "*"} if layout.label_parts else {})}
+    filled = [fill(template, texts) for template in layout.mask_templates]
+    return tuple(path for path in filled if path is not None)
+
+
+def _read_splits(
+    recipe: Recipe, folder: RawFolder
+) -> tuple[dict[str, tuple[str, int]], str | None]:
+    if recipe.splits is None:
+        return {}, None
+    for path in (file for name in recipe.splits.files for file in folder.named(name)):
+        return recipe.splits.parse_bytes(folder.read(path), path), path
+    return recipe.shipped_splits(), None
+
+
+def _list_files(recipe: Recipe, folder: RawFolder) -> Iterable[str]:
+    """Yield the files that a layout's list of images may be."""
+    for layout in recipe.layouts.values():
+        for pattern in layout.listed.files if layout.listed else ():
+            yield from (path for path in folder.sizes if PathPattern(pattern).match(path))

@@ -1,0 +1,529 @@
+"""Which files are images, which mask belongs to each, and which of several is meant."""
+
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Final
+
+from spinezarr.ingestion.discovery.raw_folder import RawFolder, names_of
+from spinezarr.recipe import Layout, PathPattern, Recipe, fill, value_of
+from spinezarr.store.table import natural_key
+from spinezarr.text import Lines, composed, counted, is_shown_as_is, printable
+
+__all__ = [
+    "ChosenImages",
+    "FoundImage",
+    "LabelPart",
+    "MatchedImages",
+    "PairedImage",
+    "PathNote",
+    "RefusedScan",
+    "SeriesFiles",
+    "choose_images",
+    "mask_matcher",
+    "match_images",
+]
+
+LEFT_OUT: Final = "image of a scan that is taken from another file"
+UNKNOWN: Final = "unknown"
+"""Scan id of a folder whose series are scans of their own, until it has been looked into."""
+BESIDE_LEFT_OUT: Final = "belongs to such an image"
+FURTHER: Final = "fits a scan that has another file in its place"
+_SCAN_ID: Final = re.compile(r"(?!__)(?!zarr\.json$)(?!.*\.partial$)[\w-][^/\\*?\[\]]*")
+"""File systems take ``*?[]`` for wildcards, names that begin with a dot are hidden, those with
+``__`` are reserved (Zarr v3, 'Node names'), and a store's own files have the other names."""
+
+
+@dataclass(frozen=True, slots=True)
+class PathNote:
+    """A file that became no scan, and why."""
+
+    path: str
+    reason: str
+    """The same for all files of a kind."""
+    detail: str = ""
+    """What is particular to this one."""
+
+
+@dataclass(frozen=True, slots=True)
+class LabelPart:
+    """A binary mask of one structure."""
+
+    value: int
+    """What its voxels become."""
+    path: str
+
+
+@dataclass(frozen=True, slots=True)
+class SeriesFiles:
+    """One CT series of a folder whose series are scans of their own."""
+
+    key: str
+    """Tells it from others of the folder; see
+    :class:`spinezarr.formats.dicom_series.CtSeries`."""
+    name: str
+    """How messages name it, e.g. ``series '2'``."""
+    files: tuple[str, ...]
+    """Its files, relative to the raw folder."""
+    folders: tuple[str, ...] = ()
+    """All folders that hold files of it, if there are several."""
+
+
+@dataclass(frozen=True, slots=True)
+class FoundImage:
+    """An image by its name, in one layout."""
+
+    path: str
+    """A file, or with ``/`` at the end a folder of DICOM slices."""
+    layout: str
+    texts: dict[str, str]
+    """What the pattern remembered, and what is looked up by it."""
+    scan_id: str
+    same_scan: str
+    """Equal for images of different layouts that show the same scan."""
+    series: SeriesFiles | None = None
+    """Which series of the folder it is, where each one is an image."""
+
+    @property
+    def name(self) -> str:
+        """The path, and which series of the folder."""
+        return self.path if self.series is None else f"{self.path} ({self.series.name})"
+
+    @property
+    def identity(self) -> tuple[str, str]:
+        """Path and series, which it shares only with the same image in other layouts."""
+        return self.path, self.series.key if self.series is not None else ""
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Paths that it is read from; one that ends with ``/`` stands for the files there."""
+        return (self.path,) if self.series is None else self.series.files
+
+    @property
+    def listed_as(self) -> str:
+        """Name of the scan in a split list."""
+        return self.texts.get("scan", self.scan_id)
+
+
+@dataclass(frozen=True, slots=True)
+class PairedImage:
+    """An image with its mask and the small files beside it, as far as there are any."""
+
+    image: FoundImage
+    label: str | None
+    parts: tuple[LabelPart, ...]
+    part_names: tuple[str, ...]
+    """As the recipe names them, in the order of ``parts``."""
+    centroids: str | None
+    sidecar: str | None
+    whole: bool
+    """Whether it has the mask that its layout says it has."""
+    absent_parts: tuple[str, ...]
+    """Parts of its mask that the layout names and that are not there, if others are."""
+    further: tuple[PathNote, ...]
+    """Files that could be in the place of one of these."""
+    problem: str
+    """Why it cannot be told which of its files are meant; empty if it can."""
+
+    @property
+    def masks(self) -> tuple[str, ...]:
+        """Files of its mask."""
+        return (*(part.path for part in self.parts), *filter(None, [self.label]))
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """All files and folders that it is read from."""
+        return (*self.image.files, *self.beside)
+
+    @property
+    def beside(self) -> tuple[str, ...]:
+        """Those that are not of its image."""
+        return (*self.masks, *filter(None, [self.centroids, self.sidecar]))
+
+
+@dataclass(frozen=True, slots=True)
+class RefusedScan:
+    """An image, or several of one scan id, that fails by its name alone."""
+
+    scan_id: str
+    paths: tuple[str, ...]
+    """Its images and all files that belong to them."""
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class MatchedImages:
+    """What the patterns of a recipe say of a folder."""
+
+    images: tuple[FoundImage, ...]
+    """In each layout they fit."""
+    ignored: tuple[PathNote, ...]
+    """Files that the recipe knows and leaves out."""
+    misnamed: tuple[tuple[FoundImage, str], ...] = ()
+    """Images whose name cannot be used, and why."""
+
+    def checked(self, raw: RawFolder) -> "MatchedImages":
+        """Return the same with the images whose names cannot be used told apart."""
+        bad = {
+            image.identity: (image, why) for image in self.images if (why := _bad_name(image, raw))
+        }
+        return replace(
+            self,
+            images=tuple(image for image in self.images if image.identity not in bad),
+            misnamed=(*self.misnamed, *bad.values()),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class ChosenImages:
+    """One image a scan."""
+
+    taken: tuple[PairedImage, ...]
+    """Ordered by path."""
+    left: tuple[PathNote, ...]
+    """Further images of the same scans, and further files that fit them."""
+    refused: tuple[RefusedScan, ...]
+
+
+def match_images(recipe: Recipe, raw: RawFolder) -> MatchedImages:
+    """Match every file and folder."""
+    ignore = [(PathPattern(item.path), item.because) for item in recipe.ignore]
+    is_mask = mask_matcher(recipe)
+    fits = _image_matcher(recipe)
+    found: list[FoundImage] = []
+    ignored: dict[str, PathNote] = {}
+    for path in raw.sizes:
+        reason = next((why for pattern, why in ignore if pattern.match(path) is not None), None)
+        if reason is not None:
+            ignored[path] = PathNote(path, reason)
+            continue
+        for name in names_of(path):
+            if name != composed(path) and raw.named(name):
+                continue  # the file of that very name is meant
+            images = list(fits(path, name))
+            if images or is_mask(name):
+                found += [] if is_mask(name) else images
+                break
+    for folder, files in raw.folders.items():
+        if not (all(path in ignored for path in files) or is_mask(folder)):
+            found += fits(folder, folder)
+    return MatchedImages(tuple(found), tuple(ignored.values())).checked(raw)
+
+
+def mask_matcher(recipe: Recipe) -> Callable[[str], bool]:
+    """Return a function that tells whether a name may be that of a mask in one of the layouts.
+
+    A name that ends with ``/`` is a folder's.
+    """
+    patterns = {
+        folders: [
+            pattern
+            for layout in recipe.layouts.values()
+            for template in layout.mask_templates
+            if template.endswith("/") == folders
+            for pattern in recipe.possible_paths(layout, template)
+        ]
+        for folders in (False, True)
+    }
+
+    def is_mask(name: str) -> bool:
+        known = patterns[name.endswith("/")]
+        return any(pattern.fullmatch(composed(name)) for pattern in known)
+
+    return is_mask
+
+
+def _image_matcher(recipe: Recipe) -> Callable[[str, str], Iterator[FoundImage]]:
+    """Return a function that yields the image that a path is in each layout, by one of its names.
+
+    A layout's first matching pattern counts. A path that ends with ``/`` is a folder.
+    """
+    layouts = [
+        (key, layout, [PathPattern(text) for text in layout.image if text.endswith("/") == folders])
+        for folders in (False, True)
+        for key, layout in recipe.layouts.items()
+    ]
+    half = len(recipe.layouts)
+    of_files, of_folders = layouts[:half], layouts[half:]
+
+    def fits(path: str, name: str) -> Iterator[FoundImage]:
+        for key, layout, patterns in of_folders if path.endswith("/") else of_files:
+            for remembered in filter(None, (pattern.match(name) for pattern in patterns)):
+                texts = recipe.known_texts({**layout.texts, **remembered})
+                if layout.series is not None:
+                    # Its scans are known when the folder has been looked into.
+                    yield FoundImage(path, key, texts, UNKNOWN, UNKNOWN)
+                    break
+                scan_id = fill(recipe.scan_id, texts)
+                if scan_id is not None and fill(recipe.source, texts) is not None:
+                    same_scan = fill(recipe.same_scan, texts) or scan_id
+                    yield FoundImage(path, key, texts, scan_id, same_scan)
+                    break
+
+    return fits
+
+
+def _bad_name(image: FoundImage, raw: RawFolder) -> str:
+    """Say why an image cannot become a scan of its name; empty if it can."""
+    if raw.cannot_open(image.path):
+        return _unusable(image.path)
+    if _SCAN_ID.fullmatch(image.scan_id) and is_shown_as_is(image.scan_id):
+        return ""
+    return (
+        f"{image.name}: gives the scan id '{printable(image.scan_id)}', which cannot name a folder "
+        "of a store. An id starts with a letter, a digit, '-' or one '_', holds none of "
+        "'/\\*?[]' and no control or invisible characters, and is neither 'zarr.json' nor ends "
+        "with '.partial'. Rename the file, or let the recipe's scan_id leave that part of its name "
+        "out."
+    )
+
+
+def _unusable(path: str) -> str:
+    return (
+        f"{path}: its path holds control characters or is no UTF-8; they are shown as escapes. "
+        "Rename it."
+    )
+
+
+def choose_images(recipe: Recipe, raw: RawFolder, matched: MatchedImages) -> ChosenImages:
+    """Choose one image for each scan.
+
+    Of several layouts the first that has the scan with its mask is taken. Within a layout, an
+    image that the layout's list names comes before others, one with its mask before one without,
+    and then the first by path. Two images that give one scan id are refused unless a list or
+    ``same_scan`` says that they may, and so are scans that would share a mask, and a scan that
+    several files fit equally well.
+    """
+    groups: dict[str, list[FoundImage]] = defaultdict(list)
+    for image in matched.images:
+        groups[image.same_scan].append(image)
+    pair = _Pairing(recipe, raw, matched)
+    lists = {key: _listed_lines(layout, raw) for key, layout in recipe.layouts.items()}
+    taken: list[PairedImage] = []
+    refused = [_refused([pair(image)], reason) for image, reason in matched.misnamed]
+    left: dict[str, PathNote] = {}
+    for group in groups.values():
+        by_id: dict[str, list[PairedImage]] = defaultdict(list)
+        for paired in _best_layout(recipe, pair, group):
+            by_id[paired.image.scan_id].append(paired)
+        known: list[PairedImage] = []
+        for same in by_id.values():
+            first, *others = sorted(same, key=lambda paired: _rank(recipe, lists, paired))
+            known.append(first)
+            if others and not recipe.takes_one_of_several(first.image.layout):
+                known += others
+                refused.append(_refused(same, _one_id(first.image, others[0].image)))
+            else:
+                taken.append(first)
+        for note in (*_left_out(group, known, pair), *_further(known)):
+            if note.reason == LEFT_OUT or note.path not in left:
+                left[note.path] = note
+    unclear = _unclear(taken, raw)
+    clear = [paired for paired in taken if paired.image.identity not in unclear]
+    clear.sort(key=lambda paired: (paired.image.path, natural_key(paired.image.scan_id)))
+    return ChosenImages(tuple(clear), tuple(left.values()), (*refused, *_unique(unclear.values())))
+
+
+def _left_out(
+    group: Iterable[FoundImage], known: Sequence[PairedImage], pair: "_Pairing"
+) -> Iterator[PathNote]:
+    """Yield the files of images that show the scan of one that is known, and those beside them."""
+    kept = {paired.image.identity for paired in known}
+    for image in group:
+        if image.identity not in kept:
+            of = next((p.image for p in known if p.image.scan_id == image.scan_id), None)
+            taken_from = (of or known[0].image).name
+            yield from (
+                PathNote(path, LEFT_OUT, f"taken from {taken_from}") for path in image.files
+            )
+            for path in pair(image).beside:
+                yield PathNote(path, BESIDE_LEFT_OUT, f"of {image.name}")
+
+
+def _further(known: Iterable[PairedImage]) -> Iterator[PathNote]:
+    return (note for paired in known for note in paired.further)
+
+
+def _unique(refused: Iterable[RefusedScan]) -> Iterator[RefusedScan]:
+    yield from {scan.scan_id: scan for scan in refused}.values()
+
+
+def _refused(images: Iterable[PairedImage], reason: str) -> RefusedScan:
+    """Refuse a scan, whose images may be several."""
+    images = list(images)
+    paths = dict.fromkeys(path for paired in images for path in paired.files)
+    return RefusedScan(printable(images[0].image.scan_id), tuple(paths), reason)
+
+
+def _unclear(taken: Sequence[PairedImage], raw: RawFolder) -> dict[tuple[str, str], RefusedScan]:
+    """Find scans with one id, with one mask, or whose files are not clear, by their images."""
+    by_id: dict[str, list[PairedImage]] = defaultdict(list)
+    by_mask: dict[str, list[PairedImage]] = defaultdict(list)
+    refused: dict[tuple[str, str], RefusedScan] = {}
+    for paired in taken:
+        by_id[paired.image.scan_id].append(paired)
+        for path in dict.fromkeys(paired.masks):
+            by_mask[path].append(paired)
+        unusable = [path for path in paired.files if raw.cannot_open(path)]
+        if paired.problem or unusable:
+            reason = paired.problem or _unusable(unusable[0])
+            refused[paired.image.identity] = _refused([paired], reason)
+    for path, owners in by_mask.items():
+        if len(owners) > 1:
+            reason = _shared_mask(path, [paired.image.name for paired in owners])
+            for paired in owners:
+                refused.setdefault(paired.image.identity, _refused([paired], reason))
+    for twins in by_id.values():
+        if len(twins) > 1:
+            twin = _refused(twins, _one_id(twins[0].image, twins[1].image))
+            refused |= dict.fromkeys((paired.image.identity for paired in twins), twin)
+    return refused
+
+
+def _shared_mask(path: str, images: Sequence[str]) -> str:
+    return Lines(
+        f"the mask {path} would belong to two scans:",
+        f"  {images[0]}",
+        f"  {images[1]}",
+        "A mask belongs to one: let its template name the image more closely, or, if both show the "
+        "same scan, say so with 'same_scan'.",
+    )
+
+
+def _one_id(a: FoundImage, b: FoundImage) -> str:
+    """Describe two images with one scan id."""
+    a, b = sorted((a, b), key=lambda image: image.name)
+    apart = min(
+        (name for name in a.texts if a.texts[name] != b.texts.get(name)),
+        key=lambda name: (name != "series_number", "/" in a.texts[name], name),
+        default="",
+    )
+    joined = "|join" if "/" in a.texts.get(apart, "") + b.texts.get(apart, "") else ""
+    example = f', e.g. "{{{apart}{joined}}}_{{scan}}"' if apart else ""
+    same = (
+        ["Their names differ only in the Unicode form of a letter."]
+        if composed(a.path) == composed(b.path)
+        else []
+    )
+    return Lines(
+        f"two images give the scan id '{a.scan_id}':",
+        f"  {a.name}",
+        f"  {b.name}",
+        *same,
+        f"If they are two scans, tell their ids apart in the recipe's 'scan_id'{example}. If they "
+        "are one, remove a file or say so with 'same_scan' in the recipe.",
+    )
+
+
+def _best_layout(
+    recipe: Recipe, pair: "_Pairing", group: Sequence[FoundImage]
+) -> list[PairedImage]:
+    """Pair the images of a scan in the first layout that has one of them whole."""
+    first: list[PairedImage] = []
+    for key in recipe.layouts:
+        pairs = [pair(image) for image in group if image.layout == key]
+        if any(paired.whole for paired in pairs):
+            return pairs
+        first = first or pairs
+    return first
+
+
+class _Pairing:
+    """Finds the files that belong to an image."""
+
+    def __init__(self, recipe: Recipe, raw: RawFolder, matched: MatchedImages) -> None:
+        self._recipe = recipe
+        self._raw = raw
+        self._ignored = {note.path for note in matched.ignored}
+        self._images = {image.path for image in matched.images}
+
+    def __call__(self, image: FoundImage) -> PairedImage:
+        """Find the mask, centroids and sidecar of an image."""
+        layout = self._recipe.layouts[image.layout]
+        chosen = _Chosen(image.name, self._recipe.takes_one_of_several(image.layout))
+        label = chosen.first(self._files(text, image.texts) for text in layout.label)
+        parts: dict[str, LabelPart] = {}
+        absent: list[str] = []
+        if layout.label_parts is not None:
+            for name, text in layout.label_parts.values.items():
+                texts = {**image.texts, "part": name}
+                path = chosen.first([self._files(layout.label_parts.file, texts)])
+                if path is not None:
+                    parts[name] = LabelPart(value_of(text), path)
+                else:
+                    absent.append(name)
+        centroids, sidecar = (
+            chosen.first(self._files(text, image.texts) for text in templates)
+            for templates in (layout.centroid_templates, layout.sidecar)
+        )
+        return PairedImage(
+            image,
+            label,
+            tuple(parts.values()),
+            tuple(parts),
+            centroids,
+            sidecar,
+            whole=label is not None or bool(parts) or not layout.has_masks,
+            absent_parts=tuple(absent) if parts else (),
+            further=tuple(chosen.further),
+            problem=chosen.problem,
+        )
+
+    def _files(self, template: str, texts: dict[str, str]) -> list[str]:
+        """Return the files that a template means; those that the recipe ignores only if no other.
+
+        An image is never the mask of one.
+        """
+        files = [path for path in self._raw.find(template, texts) if path not in self._images]
+        return [path for path in files if path not in self._ignored] or files
+
+
+class _Chosen:
+    """Chooses one file of several, and remembers the others."""
+
+    def __init__(self, image: str, may_choose: bool) -> None:  # noqa: FBT001  private
+        self._image = image
+        self._may_choose = may_choose
+        self.further: list[PathNote] = []
+        self.problem = ""
+
+    def first(self, found: Iterable[Sequence[str]]) -> str | None:
+        """Return the first file of the first template that has any."""
+        hits = [files for files in found if files]
+        if not hits:
+            return None
+        path, *rivals = hits[0]
+        if rivals and not self._may_choose:
+            self.problem = self.problem or Lines(
+                f"{counted(len(hits[0]), 'file')} fit {self._image} equally well:",
+                f"  {path}",
+                f"  {rivals[0]}",
+                "Move all but one away, or let the template in the recipe name it more closely.",
+            )
+        self.further += [
+            PathNote(other, FURTHER, f"{path} is taken for {self._image}")
+            for other in dict.fromkeys((*rivals, *(file for files in hits[1:] for file in files)))
+            if other != path
+        ]
+        return path
+
+
+def _listed_lines(layout: Layout, raw: RawFolder) -> frozenset[str]:
+    """Read the list of the images that are meant; empty if the layout or the folder has none."""
+    path = None if layout.listed is None else raw.first(layout.listed.files)
+    if path is None:
+        return frozenset()
+    text = composed(raw.read(path).decode("utf-8-sig", "replace"))
+    return frozenset(" ".join(line.split()) for line in text.splitlines())
+
+
+def _rank(
+    recipe: Recipe, lists: dict[str, frozenset[str]], paired: PairedImage
+) -> tuple[bool, bool, str]:
+    """Sort what is meant before what is not, then what has its mask, then by path."""
+    image = paired.image
+    listed = recipe.layouts[image.layout].listed
+    entry = None if listed is None else fill(listed.entry, image.texts)
+    is_listed = entry is not None and " ".join(entry.split()) in lists[image.layout]
+    return (not is_listed, not paired.whole, image.path)

@@ -1,0 +1,70 @@
+"""Files of a raw folder that are in no scan, sorted by why."""
+
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Final
+
+from spinezarr.ingestion.discovery.images import PathNote, mask_matcher
+from spinezarr.ingestion.discovery.near_misses import near_misses
+from spinezarr.ingestion.discovery.raw_folder import RawFolder, other_names
+from spinezarr.recipe import Recipe
+from spinezarr.text import composed
+
+__all__ = ["UNMATCHED", "Leftovers", "SortedLeftovers"]
+
+ORPHAN: Final = "mask without an image"
+_COPY: Final = "named as a file beside it, which is taken, but packed otherwise"
+UNMATCHED: Final = "matches no pattern of the recipe"
+
+
+@dataclass(frozen=True, slots=True)
+class SortedLeftovers:
+    """Files in no scan."""
+
+    orphans: tuple[PathNote, ...]
+    """Masks whose image is absent."""
+    unmatched: tuple[PathNote, ...]
+
+
+class Leftovers:
+    """Tells of files in no scan what they may have been meant for."""
+
+    def __init__(self, recipe: Recipe, folder: RawFolder) -> None:
+        self._recipe = recipe
+        self._folder = folder
+        self._is_mask = mask_matcher(recipe)
+
+    def sort(self, used: Collection[str]) -> SortedLeftovers:
+        """Sort all files but those ``used`` into orphaned masks and others, with reasons."""
+        near = near_misses(self._recipe)
+        orphans: dict[str, PathNote] = {}
+        unmatched: list[PathNote] = []
+        for path in (path for path in self._folder.sizes if path not in used):
+            names = [composed(path), *other_names(composed(path))]
+            series = f"{path.rpartition('/')[0]}/"
+            if self._is_mask(series):
+                orphans[series] = PathNote(series, ORPHAN)
+            elif any(file in used for name in names[1:] for file in self._folder.named(name)):
+                unmatched.append(PathNote(path, _COPY))
+            elif any(map(self._is_mask, names)):
+                orphans[path] = PathNote(path, ORPHAN)
+            else:
+                unmatched.append(PathNote(path, near(path) or UNMATCHED))
+        return SortedLeftovers(tuple(orphans.values()), tuple(unmatched))
+
+    def alike(self, names: Iterable[str]) -> tuple[str, ...]:
+        """Return files whose names differ in capitals from these, and folders that have them."""
+        found = (path for name in names for path in self._by_small_letters.get(name.casefold(), ()))
+        return tuple(dict.fromkeys(found))
+
+    @cached_property
+    def _by_small_letters(self) -> dict[str, list[str]]:
+        by_name: dict[str, list[str]] = {}
+        for path in self._folder.sizes:
+            name = composed(path)
+            for known in (name, *other_names(name)):
+                by_name.setdefault(known.casefold(), []).append(path)
+        for folder in self._folder.folders:
+            by_name.setdefault(composed(folder[:-1]).casefold(), []).append(folder)
+        return by_name

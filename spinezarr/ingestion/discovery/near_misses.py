@@ -1,0 +1,158 @@
+"""Files that no pattern of a recipe fits, and one nearly does: why, and what to do."""
+
+import re
+import string
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from spinezarr.formats import unread_kind
+from spinezarr.ingestion.discovery.raw_folder import other_names
+from spinezarr.recipe import Expression, PathPattern, Recipe, expression
+from spinezarr.text import composed
+
+__all__ = ["NEARLY", "SAME_DIGITS", "near_misses"]
+
+NEARLY: Final = "nearly fits"
+"""How each reason starts."""
+
+SAME_DIGITS: Final = str.maketrans(string.digits, "0" * 10)
+"""Translates paths that differ in digits alone into one."""
+_READ_ENDINGS: Final = (".nii.gz", ".nii", ".mha", ".mhd")
+_NIFTI: Final = re.compile(r"\.nii(\.gz)?\Z", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class _Pattern:
+    kind: str
+    """``image`` or ``mask``."""
+    text: str
+    regex: Expression
+
+    def loose(self, *, capitals: bool, folders: bool) -> Expression:
+        """Return the expression that does not look at capitals, or at the folders in front."""
+        front = "(?:.*/)?" if folders else ""
+        return expression(f"{front}(?:{self.regex.text})", ignore_case=capitals)
+
+
+@dataclass(frozen=True, slots=True)
+class _Differences:
+    """In what a file differs from what a pattern describes."""
+
+    ending: bool = False
+    unpacked: bool = False
+    """It lies under another name in a folder that has the name of a file."""
+    capitals: bool = False
+    folders: bool = False
+
+
+_OWN_NAME: Final = (
+    _Differences(capitals=True),
+    _Differences(folders=True),
+    _Differences(capitals=True, folders=True),
+)
+_NAME_OF_FOLDER: Final = (_Differences(unpacked=True),)
+_OTHER_ENDING: Final = (_Differences(ending=True), _Differences(ending=True, capitals=True))
+
+
+def near_misses(recipe: Recipe) -> Callable[[str], str]:
+    """Return a function that says why a file nearly fits a pattern; empty if it does not.
+
+    The reason is the same for all files of a kind.
+    """
+    known: dict[str, str] = {}
+    patterns = list(_patterns(recipe))
+    ways = (
+        (lambda name: [name, *other_names(name)], _with_regexes(patterns, _OWN_NAME)),
+        (_names_of_folder, _with_regexes(patterns, _NAME_OF_FOLDER)),
+        (_other_endings, _with_regexes(patterns, _OTHER_ENDING)),
+    )
+
+    def reason(path: str) -> str:
+        # One slice of a series stands for all: they differ in digits alone.
+        kind = path.translate(SAME_DIGITS)
+        if kind not in known:
+            known[kind] = find(path)
+        return known[kind]
+
+    def find(path: str) -> str:
+        name = composed(path)
+        if any(pattern.regex.fullmatch(name) for pattern in patterns):
+            return ""  # it is not of this dataset, for all that the recipe can tell
+        for names_of, tries in ways:
+            names = names_of(name)
+            for pattern, differences, regex in tries if names else ():
+                if any(map(regex.fullmatch, names)):
+                    return _described(path, pattern, differences)
+        return ""
+
+    return reason
+
+
+def _with_regexes(
+    patterns: Sequence[_Pattern], differences: Sequence[_Differences]
+) -> list[tuple[_Pattern, _Differences, Expression]]:
+    return [
+        (pattern, found, pattern.loose(capitals=found.capitals, folders=found.folders))
+        for found in differences
+        for pattern in patterns
+    ]
+
+
+def _patterns(recipe: Recipe) -> Iterator[_Pattern]:
+    for layout in recipe.layouts.values():
+        for text in layout.image:
+            if not text.endswith("/"):
+                yield _Pattern("image", text, PathPattern(text).expression)
+        for text in layout.mask_templates:
+            if not text.endswith("/"):
+                for regex in recipe.possible_paths(layout, text):
+                    yield _Pattern("mask", text, regex)
+
+
+def _names_of_folder(name: str) -> list[str]:
+    """Return the names of the folder of a file, if both look like files of voxels."""
+    folder = name.rpartition("/")[0]
+    if not (_NIFTI.search(folder) and _NIFTI.search(name)):
+        return []
+    return [folder, *other_names(folder)]
+
+
+def _other_endings(name: str) -> list[str]:
+    """Return the names that a file of voxels would have in a format that is read."""
+    kind = unread_kind(name)
+    if kind is None:
+        stems = [name[: -len(end)] for end in _READ_ENDINGS if name.lower().endswith(end)]
+    elif kind.may_hold_voxels:
+        folder, slash, own = name.rpartition("/")
+        parts = own.split(".")
+        shorter = [".".join(parts[:-count]) for count in (1, 2) if len(parts) > count]
+        stems = [name, *(f"{folder}{slash}{stem}" for stem in shorter)]
+    else:
+        return []
+    # An ending within a name is part of it: a.nii.bz2 is a.nii.
+    return [*stems, *(stem + ending for stem in stems for ending in _READ_ENDINGS)]
+
+
+def _described(path: str, pattern: _Pattern, found: _Differences) -> str:
+    differences, steps = [], []
+    kind = unread_kind(path)
+    if found.ending and kind is not None:
+        differences.append(f"it is {kind.name}")
+        steps.append(kind.next_step)
+    elif found.ending:
+        differences.append("it has the ending of another format")
+        steps.append("Let the pattern name both endings, e.g. {ext:nii\\.gz|mha}.")
+    if found.capitals:
+        differences.append("capital letters differ")
+    if found.folders:
+        differences.append("it lies in a folder")
+        steps.append("'**/' at the start of a pattern stands for any folders.")
+    if found.unpacked:
+        differences.append("it was unpacked into a folder under another name")
+    if found.capitals or found.unpacked:
+        steps.append("Rename it, or write the pattern as the file is named.")
+    return (
+        f"{NEARLY} the {pattern.kind} pattern {pattern.text}, but {' and '.join(differences)}. "
+        f"{' '.join(steps)}"
+    )

@@ -1,0 +1,102 @@
+"""What to tell who gave a raw folder in which a recipe finds no image."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from typing import Final
+
+from spinezarr.ingestion.discovery.images import mask_matcher, match_images
+from spinezarr.ingestion.discovery.near_misses import SAME_DIGITS
+from spinezarr.ingestion.discovery.raw_folder import RawFolder
+from spinezarr.public_url import public_url
+from spinezarr.recipe import PathPattern, Recipe
+from spinezarr.text import Lines, counted
+
+__all__ = ["known_layouts", "nothing_found"]
+
+_EXAMPLES: Final = 5
+_DEPTH: Final = 3
+"""Folders above and inside the raw folder that are tried."""
+
+
+def known_layouts(recipe: Recipe) -> list[str]:
+    """List the layouts that a recipe knows."""
+    lines = [f"Layouts that the recipe {recipe.name!r} knows, relative to the raw folder:"]
+    for key, layout in recipe.layouts.items():
+        lines.append(f"  {key}: {layout.about}")
+        lines.extend(f"    image  {text}" for text in layout.image)
+        lines.extend(f"    mask   {text}" for text in layout.mask_templates)
+    return lines
+
+
+def nothing_found(recipe: Recipe, raw: str, folder: RawFolder) -> Lines:
+    """Say what the recipe knows, what is there, and which folder nearby would match."""
+    paths = list(folder.sizes)
+    examples = [f"    {path}" for path in paths[:_EXAMPLES]] or ["    (nothing)"]
+    more = [f"    ... and {len(paths) - _EXAMPLES} more"] if len(paths) > _EXAMPLES else []
+    lines = [
+        f"no image of {recipe.title} found in {public_url(raw)!r}.",
+        *known_layouts(recipe),
+        f"What is there ({counted(len(paths), 'file')}):",
+        *examples,
+        *more,
+    ]
+    kinds = _one_of_each_kind(paths)
+    lines += _taken_for_masks(recipe, kinds)
+    below = _folder_that_matches(recipe, folder, kinds)
+    above = _levels_above(recipe, raw, folder, kinds)
+    if below:
+        lines.append(
+            f"The folder {below!r} inside it does match: use --raw {raw.rstrip('/')}/{below}"
+        )
+    elif above:
+        parent = raw.rstrip("/").rsplit("/", above)[0]
+        lines.append(f"A folder above it does match: use --raw {parent}")
+    return Lines(*lines)
+
+
+def _taken_for_masks(recipe: Recipe, paths: Iterable[str]) -> list[str]:
+    """Name a file that fits an image pattern and a mask's template: it counts as a mask."""
+    images = [PathPattern(text) for layout in recipe.layouts.values() for text in layout.image]
+    is_mask = mask_matcher(recipe)
+    for path in paths:
+        if is_mask(path) and any(pattern.match(path) is not None for pattern in images):
+            return [f"{path} fits an image pattern and a mask's template, and so counts as a mask."]
+    return []
+
+
+def _one_of_each_kind(paths: Iterable[str]) -> list[str]:
+    """Return the first of all paths that differ in digits alone: a series of slices is one."""
+    kinds: dict[str, str] = {}
+    for path in paths:
+        kinds.setdefault(path.translate(SAME_DIGITS), path)
+    return list(kinds.values())
+
+
+def _matches(recipe: Recipe, folder: RawFolder, paths: Iterable[str]) -> bool:
+    """Whether files would be images if they lay at other paths."""
+    moved = RawFolder.of_files(folder.fs, folder.root, dict.fromkeys(paths, 0))
+    matched = match_images(recipe, moved)
+    return bool(matched.images or matched.misnamed)
+
+
+def _levels_above(recipe: Recipe, raw: str, folder: RawFolder, paths: Sequence[str]) -> int | None:
+    """Find how many folders above the raw folder the recipe would match."""
+    names = [name for name in raw.rstrip("/").split("/") if name]
+    for levels in range(1, min(_DEPTH, len(names) - 1) + 1):
+        prefix = "/".join(names[-levels:])
+        if _matches(recipe, folder, (f"{prefix}/{path}" for path in paths)):
+            return levels
+    return None
+
+
+def _folder_that_matches(recipe: Recipe, folder: RawFolder, paths: Sequence[str]) -> str | None:
+    """Find a folder inside the raw folder from which the recipe would match."""
+    inside: dict[str, list[str]] = defaultdict(list)
+    for path in paths:
+        steps = path.split("/")
+        for depth in range(1, min(len(steps) - 1, _DEPTH) + 1):
+            inside["/".join(steps[:depth])].append("/".join(steps[depth:]))
+    for name in sorted(inside, key=lambda name: (name.count("/"), name)):
+        if _matches(recipe, folder, inside[name]):
+            return name
+    return None

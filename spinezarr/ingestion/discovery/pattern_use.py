@@ -1,0 +1,159 @@
+"""What each pattern of a recipe found in a raw folder."""
+
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from spinezarr.formats import unread_kind
+from spinezarr.formats.file_kinds import DICOM, DICOM_SEG_STEP, DICOM_SERIES_STEP
+from spinezarr.ingestion.discovery.images import MatchedImages, PairedImage
+from spinezarr.ingestion.discovery.raw_folder import RawFolder, names_of
+from spinezarr.recipe import Expression, PathPattern, Recipe
+from spinezarr.text import composed
+
+__all__ = ["PartUse", "PatternUse", "part_uses", "pattern_uses"]
+
+Kind = Literal["image", "mask", "centroids", "sidecar", "list"]
+_FIRST: Final[tuple[Kind, ...]] = ("mask", "image", "centroids", "sidecar", "list")
+"""A file that fits patterns of several kinds is counted for the first of these."""
+
+
+@dataclass(frozen=True, slots=True)
+class PatternUse:
+    """How many files of a raw folder one pattern of a recipe fits."""
+
+    layout: str
+    kind: Kind
+    pattern: str
+    files: int
+    """A file that fits several patterns is counted once: for one of the layout in which its scan is
+    taken, else for the first."""
+    unread: int
+    """Those of them whose ending no reader takes."""
+    unread_advice: str
+    """What they are, and what to do with them; empty if all are read."""
+
+
+@dataclass(frozen=True, slots=True)
+class PartUse:
+    """In how many scans of a layout one part of a mask is there."""
+
+    layout: str
+    part: str
+    scans_with: int
+    scans_without: int
+    """Scans that have other parts."""
+
+
+def pattern_uses(
+    recipe: Recipe,
+    folder: RawFolder,
+    matched: MatchedImages,
+    taken: Iterable[PairedImage],
+    ignored: Collection[str],
+) -> tuple[PatternUse, ...]:
+    """Count the files that each pattern and template of the recipe may mean, each file once.
+
+    Parameters
+    ----------
+    recipe
+        The recipe.
+    folder
+        The files.
+    matched
+        Which of them are images.
+    taken
+        Images that are scans, with their masks.
+    ignored
+        Paths of files in no scan, which count for no pattern.
+    """
+    images: dict[str, list[str]] = {}
+    for image in (*matched.images, *(image for image, _ in matched.misnamed)):
+        images.setdefault(image.path, []).append(image.layout)
+    taken_in = {path: paired.image.layout for paired in taken for path in paired.files}
+    patterns = [pattern for key in recipe.layouts for pattern in _patterns(recipe, key)]
+    ranked = sorted(patterns, key=lambda pattern: _FIRST.index(pattern.kind))
+    files: Counter[_Pattern] = Counter()
+    unread: dict[_Pattern, list[str]] = {}
+    for path in (*folder.sizes, *folder.folders):
+        if path in ignored:
+            continue
+        hit = _first_fit(ranked, path, taken_in.get(path), images.get(path, ()))
+        if hit is None:
+            continue
+        files[hit] += 1
+        kind = unread_kind(path) if hit.kind in {"image", "mask"} else None
+        if kind is not None:
+            step = kind.next_step
+            if kind is DICOM:
+                step = DICOM_SEG_STEP if hit.kind == "mask" else DICOM_SERIES_STEP
+            unread.setdefault(hit, []).append(f"By its ending it is {kind.name}. {step}")
+    return tuple(
+        PatternUse(
+            pattern.layout,
+            pattern.kind,
+            pattern.text,
+            files[pattern],
+            len(unread.get(pattern, ())),
+            " ".join(dict.fromkeys(unread.get(pattern, ()))),
+        )
+        for pattern in patterns
+    )
+
+
+def part_uses(recipe: Recipe, taken: Iterable[PairedImage]) -> tuple[PartUse, ...]:
+    """Count the scans that have each part of a mask, of those that have any."""
+    scans: Counter[str] = Counter()
+    found: Counter[tuple[str, str]] = Counter()
+    for paired in taken:
+        if paired.parts:
+            scans[paired.image.layout] += 1
+            found.update((paired.image.layout, name) for name in paired.part_names)
+    return tuple(
+        PartUse(key, name, found[key, name], scans[key] - found[key, name])
+        for key, layout in recipe.layouts.items()
+        if layout.label_parts is not None and key in scans
+        for name in layout.label_parts.values
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Pattern:
+    layout: str
+    kind: Kind
+    text: str
+    regexes: tuple[Expression, ...]
+
+
+def _first_fit(
+    patterns: Iterable[_Pattern], path: str, taken_in: str | None, image_in: Collection[str]
+) -> _Pattern | None:
+    """Return the pattern that a file is counted for, by the first of its names that fits any."""
+    for known in [composed(path)] if path.endswith("/") else names_of(path):
+        for pattern in patterns:
+            if pattern.text.endswith("/") != path.endswith("/"):
+                continue
+            if taken_in not in (None, pattern.layout):
+                continue
+            if pattern.kind == "image" and pattern.layout not in image_in:
+                continue
+            if any(regex.fullmatch(known) for regex in pattern.regexes):
+                return pattern
+    return None
+
+
+def _patterns(recipe: Recipe, key: str) -> Iterator[_Pattern]:
+    layout = recipe.layouts[key]
+    for text in layout.image:
+        yield _Pattern(key, "image", text, (PathPattern(text).expression,))
+    templates: tuple[tuple[Kind, tuple[str, ...]], ...] = (
+        ("mask", layout.mask_templates),
+        ("centroids", layout.centroid_templates),
+        ("sidecar", layout.sidecar),
+    )
+    for kind, texts in templates:
+        for text in texts:
+            yield _Pattern(key, kind, text, tuple(recipe.possible_paths(layout, text)))
+    for text in layout.listed.files if layout.listed else ():
+        yield _Pattern(key, "list", text, (PathPattern(text).expression,))

@@ -1,0 +1,169 @@
+"""What a dataset's own tables say of its scans."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from spinezarr.errors import FormatError
+from spinezarr.formats.sheet import Sheet, read_sheet
+from spinezarr.ingestion.discovery.images import FoundImage
+from spinezarr.ingestion.discovery.raw_folder import RawFolder
+from spinezarr.recipe import Recipe, Table, expression, fill
+from spinezarr.text import composed
+
+__all__ = ["JoinedTables", "TableUse", "join_tables"]
+
+
+_MOST_JOINED_CELLS: Final = 10_000_000
+"""A hundred columns of a hundred thousand scans."""
+
+
+@dataclass(frozen=True, slots=True)
+class TableUse:
+    """What became of one table of the recipe."""
+
+    name: str
+    files: tuple[str, ...]
+    """Files that were read; empty if there is none."""
+    rows: int
+    matched: int
+    """Rows whose scan is in the raw folder."""
+    unmatched: tuple[str, ...] = ()
+    """What the other rows call their scans, each once."""
+
+
+@dataclass(frozen=True, slots=True)
+class JoinedTables:
+    """Columns of all tables, by scan."""
+
+    columns: Mapping[str, Mapping[str, str]]
+    """Scan id to column to text."""
+    splits: Mapping[str, str]
+    """Scan id to the split that a table says."""
+    uses: tuple[TableUse, ...]
+
+
+def join_tables(recipe: Recipe, raw: RawFolder, images: Iterable[FoundImage]) -> JoinedTables:
+    """Read the tables that are there and give each scan its rows.
+
+    Several rows of one scan, and several tables with one column, put their texts side by side.
+
+    Raises
+    ------
+    FormatError
+        If a table cannot be read, or lacks the column that names the scan.
+    """
+    images = list({image.scan_id: image for image in images}.values())
+    columns: dict[str, dict[str, dict[str, None]]] = defaultdict(lambda: defaultdict(dict))
+    splits: dict[str, str] = {}
+    uses = []
+    for name, table in recipe.tables.items():
+        named = _ScansByName(table, images)
+        files, rows, matched, joined_cells = _rows(recipe, raw, name, named.names), 0, 0, 0
+        unmatched: dict[str, None] = {}
+        for row in (row for listed in files.values() for row in listed):
+            rows += 1
+            scans = named.get(row.scan)
+            matched += bool(scans)
+            joined_cells += len(scans) * len(row.cells)
+            if joined_cells > _MOST_JOINED_CELLS:
+                raise FormatError(
+                    f"{', '.join(files)}: the rows of the table {name!r} name several scans each, "
+                    f"and so fill more than {_MOST_JOINED_CELLS} cells. Let the recipe say by "
+                    "'key' and 'matches' which scan is meant."
+                )
+            if not scans:
+                unmatched[row.scan] = None
+            for scan_id in scans:
+                for column, text in row.cells.items():
+                    columns[scan_id][column][text] = None
+                split = row.cells.get(table.split or "")
+                if split:
+                    splits[scan_id] = split
+        uses.append(TableUse(name, tuple(files), rows, matched, tuple(unmatched)))
+    joined = {
+        scan_id: {column: "; ".join(texts) for column, texts in cells.items()}
+        for scan_id, cells in columns.items()
+    }
+    return JoinedTables(joined, splits, tuple(uses))
+
+
+class _ScansByName:
+    """Scans by what a table calls them."""
+
+    def __init__(self, table: Table, images: Iterable[FoundImage]) -> None:
+        self._exactly: dict[str, list[str]] = defaultdict(list)
+        self._nearly: dict[str, list[str]] = defaultdict(list)
+        for image in images:
+            name = fill(table.matches, image.texts)
+            if name is not None:
+                self._exactly[name.strip()].append(image.scan_id)
+                self._nearly[_normal(name)].append(image.scan_id)
+
+    @property
+    def names(self) -> frozenset[str]:
+        """All names, numbers without leading zeros."""
+        return frozenset(self._nearly)
+
+    def get(self, name: str) -> list[str]:
+        """Return the scans with a name; failing that, those that differ in leading zeros."""
+        return self._exactly.get(name.strip()) or self._nearly.get(_normal(name), [])
+
+
+def _normal(text: str) -> str:
+    """Write a scan's name in one way; numbers without leading zeros."""
+    text = text.strip()
+    return text.lstrip("0") if text.isdecimal() else text
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    scan: str
+    cells: dict[str, str]
+
+
+def _rows(
+    recipe: Recipe, raw: RawFolder, name: str, wanted: frozenset[str]
+) -> dict[str, list[_Row]]:
+    """Read the rows of a table's files: the first there is in the raw folder, and the shipped."""
+    table = recipe.tables[name]
+    files: dict[str, list[_Row]] = {}
+    path = raw.first(table.files)
+    if path is not None:
+        files[path] = list(_parse(table, raw.read(path), path, wanted))
+    shipped = recipe.shipped_table(name)
+    if shipped is not None:
+        where, data = shipped
+        files[where] = list(_parse(table, data, where, wanted))
+    return files
+
+
+def _parse(table: Table, data: bytes, path: str, wanted: frozenset[str]) -> Iterator[_Row]:
+    if table.find is not None:
+        text = composed(data.decode("utf-8-sig", "replace"))
+        for scan in dict.fromkeys(expression(table.find).found_in(text)):
+            yield _Row(scan, table.set)
+        return
+    sheet = read_sheet(data, path, delimiter=table.delimiter, header=table.header)
+    key = table.key or _naming_column(sheet, wanted)
+    for column in filter(None, (key, table.split)):
+        if column not in sheet.columns and column not in table.set:
+            raise FormatError(
+                f"{path}: has no column {column!r}, which the recipe names; among its "
+                f"{len(sheet.columns)}. Correct the recipe's key, header or delimiter."
+            )
+    for row in sheet.rows:
+        if key in row:
+            cells = {column: text for column, text in row.items() if column != key}
+            yield _Row(row[key], {**cells, **table.set})
+
+
+def _naming_column(sheet: Sheet, wanted: frozenset[str]) -> str:
+    """Return the column in which most of the wanted scans are named; empty if none is."""
+    named = {
+        column: len({_normal(row[column]) for row in sheet.rows if column in row} & wanted)
+        for column in sheet.columns
+    }
+    best = max(named, key=named.__getitem__, default="")
+    return best if best and named[best] else ""

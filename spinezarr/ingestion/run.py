@@ -1,0 +1,467 @@
+"""A whole dataset: every scan once, none stopped by another, and a report of what happened.
+
+The scans are tasks for workers. What they share, the scan table and the ledger, is written here
+alone.
+"""
+
+import hashlib
+import os
+import time
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Final, Protocol
+
+import xarray as xr
+
+from spinezarr.errors import LostLockError, ReadOnlyStoreError, UsageError
+from spinezarr.ingestion.discovery.discover import (
+    Discovery,
+    PathNote,
+    ScanSource,
+    TableUse,
+    UnpairedImage,
+)
+from spinezarr.ingestion.pseudonyms import Pseudonyms
+from spinezarr.ingestion.scan import ScanOptions
+from spinezarr.ingestion.task import IngestJob, Outcome, ScanResult, ScanTask, run_task
+from spinezarr.recipe import Recipe
+from spinezarr.store.attributes import RootAttributes, ScanAttributes
+from spinezarr.store.audit_log import scan_identity
+from spinezarr.store.layout import FORMAT_VERSION, LARGEST_SCANS, profile_named
+from spinezarr.store.ledger import FolderRecord, LedgerEntry
+from spinezarr.store.table import natural_key, table_attributes
+from spinezarr.store.writer import StoreWriter
+
+__all__ = ["FailedScan", "IngestReport", "Listener", "LocalThreads", "Workers", "ingest"]
+
+_BEYOND_REPAIR: Final = (
+    "what is stored of it is damaged, and its source files are not in the raw folder. Put them "
+    "there and run the command again, or copy the scan from a store that is whole."
+)
+_TABLE_EVERY_S: Final = 60.0
+"""How often the scan table is renewed during a long ingest, for those who read along."""
+
+
+@dataclass(frozen=True, slots=True)
+class FailedScan:
+    """A scan that is not in the store, and why."""
+
+    scan_id: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class IngestReport:
+    """What an ingest did."""
+
+    store: str
+    """Name of its place, without what is secret in a URL."""
+    done: tuple[str, ...]
+    updated: tuple[str, ...]
+    """Whole in the store; what the recipe, splits, tables and sidecars say of them is new."""
+    skipped: tuple[str, ...]
+    """Already whole in the store."""
+    failed: tuple[FailedScan, ...]
+    others: tuple[str, ...]
+    """In the store from before, and not found in the raw folder; they stay."""
+    notes: dict[str, tuple[str, ...]]
+    """What a user should know of scans that are done or updated."""
+    source_bytes: int
+    """Of the files of the scans that are done."""
+    stored_bytes: int
+    seconds: float
+    problem: str
+    """Why the scan table could not be written; the scans that are done are in the store."""
+    without_mask: tuple[UnpairedImage, ...]
+    """Images that should have a mask and have none; they are among those that failed."""
+    without_image: tuple[PathNote, ...]
+    """Masks whose image is absent."""
+    orphans_expected: bool
+    """Whether the recipe says that masks without an image are usual, and so no failure."""
+    unlisted: tuple[PathNote, ...]
+    """Folders that could not be listed."""
+    ignored: tuple[PathNote, ...]
+    """All other files that are in no scan."""
+    absent: tuple[str, ...]
+    """Scans that the split file lists and the raw folder lacks."""
+    tables: tuple[TableUse, ...]
+    """Every table of the recipe, and its rows without a scan."""
+
+    @property
+    def orphans_failed(self) -> bool:
+        """Whether there are masks without an image that should have one."""
+        return bool(self.without_image) and not self.orphans_expected
+
+    @property
+    def exit_code(self) -> int:
+        """0 if all of the raw folder that may be a scan is in the store and its table, else 1."""
+        left_out = self.failed or self.orphans_failed or self.unlisted
+        return 1 if left_out or self.problem else 0
+
+
+class Listener(Protocol):
+    """Hears how an ingest goes; called from the thread that runs it."""
+
+    def started(self, source: ScanSource) -> None:
+        """Hear that a scan begins."""
+
+    def advanced(self, source: ScanSource, share: float) -> None:
+        """Hear that a further ``share`` of a scan is done; below 0 if a part is done again."""
+
+    def finished(self, source: ScanSource, outcome: Outcome) -> None:
+        """Hear how a scan ended."""
+
+
+class _Silent:
+    def started(self, source: ScanSource) -> None: ...
+
+    def advanced(self, source: ScanSource, share: float) -> None: ...
+
+    def finished(self, source: ScanSource, outcome: Outcome) -> None: ...
+
+
+class Workers(Protocol):
+    """Does tasks, and bounds how many are under way."""
+
+    def run(
+        self, job: IngestJob, tasks: Iterable[ScanTask], listener: Listener
+    ) -> Generator[ScanResult]:
+        """Yield the results as they come; ``tasks`` is asked for more as workers are free.
+
+        When the generator is closed, no worker writes any more.
+        """
+        ...
+
+
+class LocalThreads:
+    """One scan after the other in this process, its chunks encoded by all cores."""
+
+    def run(
+        self, job: IngestJob, tasks: Iterable[ScanTask], listener: Listener
+    ) -> Generator[ScanResult]:
+        """See :class:`Workers`."""
+        threads = os.cpu_count() or 1
+        with ThreadPoolExecutor(threads, thread_name_prefix="spinezarr-encode") as pool:
+            for task in tasks:
+                listener.started(task.source)
+                yield run_task(job, task, pool, partial(listener.advanced, task.source))
+
+
+def ingest(
+    recipe: Recipe,
+    discovery: Discovery,
+    out: str,
+    *,
+    options: ScanOptions | None = None,
+    license: str | None = None,
+    codec: str | None = None,
+    listener: Listener | None = None,
+    workers: Workers | None = None,
+    raw_options: Mapping[str, Any] | None = None,
+    out_options: Mapping[str, Any] | None = None,
+    find_damaged: Callable[[], Collection[str]] | None = None,
+) -> IngestReport:
+    """Bring every scan of ``discovery`` into the store at ``out``.
+
+    Scans that are already there and whose files have not changed are skipped, so that running it
+    again does only what is missing. An image whose mask is absent counts as failed, and so does a
+    scan that the names of its files rule out.
+
+    Parameters
+    ----------
+    recipe
+        Of the dataset.
+    discovery
+        What :func:`spinezarr.ingestion.discovery.discover.discover` found.
+    out
+        Path or URL of the store; made if it is not there.
+    options
+        Choices for all scans.
+    license
+        License of the data, where it differs from the recipe's.
+    codec
+        Name of the codec profile; by default that of the store, or ``balanced`` for a new one.
+    listener
+        Hears of progress.
+    workers
+        Who does the work; threads of this process if not given.
+    raw_options, out_options
+        For the file systems of the raw folder and of the store.
+    find_damaged
+        Repair the store: called once it is locked, this returns the scans of which a stored file
+        is damaged, such as :attr:`spinezarr.verify.store.Verification.damaged_scans`. They are
+        read again from their source files, and everything that is kept about scans is written
+        anew. If not given, the store is taken to be as it was written.
+
+    Raises
+    ------
+    UsageError
+        If something else lies at ``out``, it cannot be written, or it has another codec profile, or
+        no scan is in a format that is read.
+    StoreBusyError
+        If another process is writing the store.
+    LostLockError
+        If another process has taken the store over meanwhile.
+    """
+    if license is not None:
+        recipe = recipe.model_copy(update={"license": license})
+    discovery.check_formats()
+    if len(discovery.scans) > LARGEST_SCANS:
+        raise UsageError(
+            f"{discovery.raw}: has {len(discovery.scans)} scans, and a store holds at most "
+            f"{LARGEST_SCANS}. Make several stores, with a recipe for each part."
+        )
+    listener = listener or _Silent()
+    started = time.monotonic()
+    options = options or ScanOptions()
+    repair = find_damaged is not None
+    store = _open_store(recipe, out, codec, options.pseudonyms, out_options, repair=repair)
+    with ExitStack() as stack:
+        try:
+            lock = stack.enter_context(store.lock("an ingest"))
+        except ReadOnlyStoreError as problem:
+            raise UsageError(str(problem)) from problem
+        if repair:
+            store.drop_damaged_audit()
+        store.audit_log()  # the table shows it: met before any work is done if it is damaged
+        known = _Known.load(store, recover=lock.took_over, repair=repair)
+        damaged = frozenset(find_damaged() if find_damaged is not None else ())
+        # What is used of headers may name a series, which pseudonyms are to hide.
+        known.note_folders({} if options.pseudonyms else discovery.folders)
+        job = IngestJob(recipe, discovery.raw, raw_options or {}, store, options)
+        run = _Run(job, discovery, known, listener, damaged)
+        try:
+            with closing((workers or LocalThreads()).run(job, run.tasks(), listener)) as results:
+                for result in results:
+                    run.take(result)
+        except LostLockError:
+            raise
+        except BaseException:
+            run.take_unheard()
+            run.write_table()
+            raise
+        run.write_table()
+        return run.report(time.monotonic() - started)
+
+
+def _open_store(
+    recipe: Recipe,
+    out: str,
+    codec: str | None,
+    pseudonyms: Pseudonyms | None,
+    storage_options: Mapping[str, Any] | None,
+    *,
+    repair: bool,
+) -> StoreWriter:
+    root = RootAttributes(
+        format_version=FORMAT_VERSION,
+        dataset=recipe.name,
+        title=recipe.title,
+        license=recipe.license,
+        citation=recipe.citation,
+        homepage=recipe.homepage,
+        codec_profile=None if codec is None else profile_named(codec).name,
+        pseudonym_key=None if pseudonyms is None else pseudonyms.fingerprint,
+    )
+    try:
+        return StoreWriter(out, root, storage_options, repair=repair)
+    except OSError as problem:
+        raise UsageError(
+            f"{out}: cannot be written: {problem.strerror or problem}. Choose another place."
+        ) from problem
+
+
+class _Known:
+    """What the store holds: as the last run wrote it, and what has changed since."""
+
+    def __init__(
+        self,
+        store: StoreWriter,
+        table: xr.Dataset | None,
+        entries: dict[str, LedgerEntry],
+        changed: dict[str, ScanAttributes],
+        folders: dict[str, FolderRecord],
+    ) -> None:
+        self._folders = folders
+        self._store = store
+        self._table = table
+        self.entries = entries
+        self._changed = changed
+        self._is_written = table is not None and table.attrs == table_attributes(store.root)
+
+    @classmethod
+    def load(cls, store: StoreWriter, *, recover: bool, repair: bool) -> "_Known":
+        """Read table and ledger, or, unless the last run ended as it should, the whole store."""
+        ledger = store.ledger()
+        if ledger is not None and not recover and not repair:
+            table = store.table()
+            names = set() if table is None else set(table.scan.to_numpy().tolist())
+            if names == ledger.scans.keys() and names <= store.scan_folders():
+                return cls(store, table, dict(ledger.scans), {}, ledger.folders)
+        was = {} if ledger is None else ledger.scans
+        scans = store.recover({} if ledger is None or repair else ledger.identities)
+        entries: dict[str, LedgerEntry] = {}
+        for scan_id, scan in scans.items():
+            identity = scan_identity(scan)
+            entry = was.get(scan_id)
+            if entry is None or entry.identity != identity:
+                entry = LedgerEntry(inputs="", stamp="", identity=identity)
+            entries[scan_id] = entry
+        return cls(store, None, entries, scans, {})
+
+    def change(self, scan: ScanAttributes, inputs: str, stamp: str) -> None:
+        """Take in what a worker has published, or found to be as it should."""
+        entry = LedgerEntry(inputs=inputs, stamp=stamp, identity=scan_identity(scan))
+        old = self.entries.get(scan.scan_id)
+        if old is None or old.identity != entry.identity:
+            self._changed[scan.scan_id] = scan
+        self.entries[scan.scan_id] = entry
+        self._is_written = False
+
+    def note_folders(self, folders: dict[str, FolderRecord]) -> None:
+        """Take in what was found in folders of DICOM files."""
+        self._is_written &= folders == self._folders
+        self._folders = folders
+
+    def write(self) -> None:
+        """Bring the store's scan table up to date, if anything has changed."""
+        if not self._is_written:
+            self._table = self._store.write_table(
+                self._table, self._changed, self.entries, self._folders
+            )
+            self._changed = {}
+            self._is_written = True
+
+
+class _Run:
+    """The state of one ingest."""
+
+    def __init__(
+        self,
+        job: IngestJob,
+        discovery: Discovery,
+        known: _Known,
+        listener: Listener,
+        damaged: frozenset[str],
+    ) -> None:
+        self._job = job
+        self._damaged = damaged
+        self._discovery = discovery
+        self._known = known
+        self._listener = listener
+        here = {source.scan_id for source in discovery.scans}
+        here |= {image.scan_id for image in discovery.without_mask}
+        here |= {scan.scan_id for scan in discovery.refused}
+        self._others = tuple(sorted(known.entries.keys() - here, key=natural_key))
+        self._sources = {source.scan_id: source for source in discovery.scans}
+        self._inputs: dict[str, str] = {}
+        """Hash of what is known of each scan that workers have."""
+        self._done: list[ScanAttributes] = []
+        self._updated: list[ScanAttributes] = []
+        self._skipped: list[str] = []
+        self._failed = [FailedScan(scan_id, reason) for scan_id, reason in discovery.failing]
+        self._failed += [
+            FailedScan(scan_id, _BEYOND_REPAIR)
+            for scan_id in sorted(damaged - here, key=natural_key)
+        ]
+        self._problem = ""
+        self._unclean = False
+        self._table_written = time.monotonic()
+
+    def tasks(self) -> Iterator[ScanTask]:
+        """Yield what is to be done; skip what is as it was."""
+        options = self._job.options
+        shared = repr((self._job.recipe, options.take_image_grid, options.limits))
+        for source in self._discovery.scans:
+            inputs = self._keyed(hashlib.sha256(f"{shared}{source!r}".encode()).hexdigest()[:32])
+            entry = self._known.entries.get(source.scan_id)
+            damaged = source.scan_id in self._damaged
+            if entry is not None and entry.inputs == inputs and not damaged:
+                self._skipped.append(source.scan_id)
+                self._listener.finished(source, "already in the store")
+                continue
+            self._inputs[source.scan_id] = inputs
+            same_files = entry is not None and entry.stamp == self._keyed(source.stamp)
+            stored = entry is not None
+            yield ScanTask(source, stored=stored, same_files=same_files, damaged=damaged)
+
+    def _keyed(self, digest: str) -> str:
+        """Return a hash over names of files as it may be stored."""
+        names = self._job.options.pseudonyms
+        return digest if names is None else names.keyed(digest)
+
+    def take(self, result: ScanResult) -> None:
+        """Take in the result of a task."""
+        source = self._sources[result.scan_id]
+        inputs = self._inputs.pop(result.scan_id)
+        if result.scan is None:
+            self._failed.append(FailedScan(result.scan_id, result.reason))
+            self._unclean |= result.unclean
+        else:
+            stamp = self._keyed(source.stamp)
+            self._known.change(result.scan, inputs, stamp)
+            if result.outcome == "done":
+                self._done.append(result.scan)
+            elif result.outcome == "updated":
+                self._updated.append(result.scan)
+            else:
+                self._skipped.append(result.scan_id)
+        self._listener.finished(source, result.outcome)
+        if time.monotonic() - self._table_written > _TABLE_EVERY_S:
+            self.write_table()
+
+    def take_unheard(self) -> None:
+        """Take in scans that workers published and could not tell of any more."""
+        for scan_id in self._inputs:
+            scan = self._job.store.published_scan(scan_id)
+            if scan is not None:
+                self._known.change(scan, "", "")  # the next run looks what it was made from
+
+    def write_table(self) -> None:
+        """Bring the store's scan table up to date, or remember why that failed."""
+        try:
+            self._known.write()
+            self._problem = ""
+            if self._unclean:
+                self._job.store.forget_ledger()
+        except LostLockError:
+            raise
+        except OSError as problem:
+            self._problem = (
+                f"{self._job.store.name}: the scan table could not be written: "
+                f"{problem.strerror or problem}. The scans that are done are in the store: run "
+                "the same command again once it can be written."
+            )
+            self._job.store.forget_ledger()
+        self._table_written = time.monotonic()
+
+    def report(self, seconds: float) -> IngestReport:
+        """Sum up, in the order of the sources."""
+        place = {scan_id: i for i, scan_id in enumerate(self._sources)}
+        done, updated = (
+            sorted(scans, key=lambda scan: place[scan.scan_id])
+            for scans in (self._done, self._updated)
+        )
+        return IngestReport(
+            store=self._job.store.name,
+            done=tuple(scan.scan_id for scan in done),
+            updated=tuple(scan.scan_id for scan in updated),
+            skipped=tuple(sorted(self._skipped, key=place.__getitem__)),
+            failed=tuple(sorted(self._failed, key=lambda scan: place.get(scan.scan_id, -1))),
+            others=self._others,
+            notes={scan.scan_id: scan.notes for scan in (*done, *updated) if scan.notes},
+            source_bytes=sum(scan.source_bytes for scan in done),
+            stored_bytes=sum(entry.size_bytes for scan in done for entry in scan.manifest.values()),
+            seconds=seconds,
+            problem=self._problem,
+            without_mask=self._discovery.without_mask,
+            without_image=self._discovery.without_image,
+            orphans_expected=self._discovery.orphans_expected,
+            unlisted=self._discovery.unlisted,
+            ignored=self._discovery.ignored,
+            absent=self._discovery.absent,
+            tables=self._discovery.tables,
+        )

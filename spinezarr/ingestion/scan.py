@@ -1,0 +1,623 @@
+"""One scan: open, check, orient, shard, encode, publish."""
+
+import hashlib
+import json
+import math
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from typing import Any, Final
+
+import fsspec
+import numpy as np
+import numpy.typing as npt
+from typing_extensions import Buffer
+
+from spinezarr.errors import FormatError, LabelError
+from spinezarr.formats import (
+    DEFAULT_LIMITS,
+    DicomSeriesVolume,
+    Limits,
+    MergedLabels,
+    MetaImageVolume,
+    NiftiVolume,
+    SourceFile,
+    Volume,
+    open_volume,
+)
+from spinezarr.formats.rounding import Rounding
+from spinezarr.geometry import LEAST_SHEAR_DEG, Grid, ShapeZYX, oblique_angle_deg, shear_deg
+from spinezarr.ingestion.discovery.annotations import (
+    SIDECAR_NOTE,
+    AnnotatedCentroids,
+    BesideImage,
+    annotated_centroids,
+)
+from spinezarr.ingestion.discovery.discover import ScanSource
+from spinezarr.ingestion.pseudonyms import Pseudonyms
+from spinezarr.ingestion.voxels.align import aligned_label_grid
+from spinezarr.ingestion.voxels.chunks import (
+    HU_DTYPE,
+    DoesNotFitError,
+    ImageEncoder,
+    ImageFacts,
+    LabelEncoder,
+    LabelFacts,
+    LabelInChunk,
+)
+from spinezarr.ingestion.voxels.encode import ChunkEncoder, Facts, encode_volume
+from spinezarr.ingestion.voxels.memory import MemoryBudget, Workspace
+from spinezarr.placement import is_unplaced
+from spinezarr.recipe import Recipe
+from spinezarr.scaling import Scaling
+from spinezarr.store.attributes import ScanAttributes
+from spinezarr.store.layout import IMAGE, LABEL
+from spinezarr.store.writer import ScanWriter, StoreWriter
+from spinezarr.text import counted
+from spinezarr.vertebrae import NAME_OF_VALUE
+
+__all__ = ["ScanOptions", "ingest_scan", "open_image", "open_label", "said_of", "source_key"]
+
+_OBLIQUE_NOTE_DEG: Final = 0.1
+"""Angle from which coordinates along the axes mislead by more than a voxel over 512 voxels."""
+_IMAGE_THIRDS: Final = 2
+"""Of the memory; the mask, whose voxels are half as large, has the rest."""
+_TELL_EVERY_S: Final = 0.1
+_OUTSIDE_NOTE: Final = "mask values outside the label scheme: "
+_ABSENT_NOTE: Final = "absent parts of the mask, whose labels are background: "
+
+
+@dataclass(frozen=True, slots=True)
+class ScanOptions:
+    """What a user may choose for the scans of an ingest."""
+
+    take_image_grid: bool = False
+    """Give a mask the affine of its image where both have the same shape."""
+    pseudonyms: Pseudonyms | None = None
+    """What hides names of files; the scans must be under their pseudonyms already."""
+    limits: Limits = DEFAULT_LIMITS
+    """How large the source files may be."""
+    memory: MemoryBudget = field(default_factory=MemoryBudget)
+    """What one scan may hold."""
+    scratch: str | None = None
+    """Folder for what does not fit; by default a local store's own, else the system's."""
+
+
+def ingest_scan(
+    source: ScanSource,
+    recipe: Recipe,
+    fs: fsspec.AbstractFileSystem,
+    root: str,
+    store: StoreWriter,
+    *,
+    beside: BesideImage,
+    pool: Executor,
+    options: ScanOptions,
+    on_share: Callable[[float], None],
+) -> ScanAttributes:
+    """Read one scan's files and publish it in the store.
+
+    Parameters
+    ----------
+    source
+        Its files.
+    recipe
+        What they mean.
+    fs, root
+        Folder that the paths are relative to.
+    store
+        Where to write.
+    beside
+        The small files beside the image.
+    pool
+        Threads that encode chunks.
+    options
+        The user's choices.
+    on_share
+        Called with each further share of the scan that is done, for progress.
+
+    Returns
+    -------
+    ScanAttributes
+        What was published.
+
+    Raises
+    ------
+    FormatError, GridMismatchError, LabelError
+        If a file cannot be ingested; the store is then as it was before.
+    """
+    image = open_image(fs, root, source, options.limits)
+    label = open_label(fs, root, source.label, parts_of(source), options.limits)
+    notes = [*image.notes]
+    # Grids are compared before any voxel is inflated.
+    label_grid = None if label is None else _label_grid(source, image, label, options, notes)
+    centroids = annotated_centroids(source, beside.centroids, image.grid)
+    writer = store.new_scan(source.scan_id)
+    work = _Work(
+        writer, pool, _Progress(image.grid, label_grid, on_share), options, store.local_folder
+    )
+    try:
+        # The mask is read beside the image, so that neither the start nor the end of one leaves
+        # threads without work.
+        with ThreadPoolExecutor(1, thread_name_prefix="spinezarr-mask") as mask_thread:
+            try:
+                label_job = None
+                if label is not None and label_grid is not None:
+                    label_job = mask_thread.submit(
+                        _write_label, source, label, label_grid, centroids, work
+                    )
+                image_file, image_facts = _write_image(image, work, notes)
+                written = None if label_job is None else work.wait_for(label_job)
+            except BaseException:
+                work.progress.stop()
+                raise
+        facts = {
+            **_geometry(image.grid, notes),
+            **image_facts,
+            "source_bytes": source.size_bytes,
+            "source_key": source_key(source, beside),
+            "image_source": {
+                **_source_record(source.image, image, image_file, image.grid),
+                "series": None if source.series is None else source.series.key,
+            },
+            "centroid_source": _centroid_record(source),
+            "written_by": f"spinezarr {version('spinezarr')}",
+        }
+        label_chunks = None
+        if label is None or label_grid is None or written is None:
+            facts |= {"vertebrae": {}, "other_labels": {}}
+            facts |= {"centroids": centroids.records({}), "label_source": None}
+        else:
+            label_facts, rounding = written
+            label_chunks = _label_chunks(label_facts)
+            facts |= _label_summary(label_facts)
+            facts["centroids"] = centroids.records(_distances_mm(label_facts))
+            facts["label_source"] = {
+                **_source_record(_label_path(source), label, label.source_file(), label_grid),
+                "parts": tuple((part.value, part.path) for part in source.label_parts),
+                "values": source.label_values,
+                "rounded_voxels": rounding.voxels,
+            }
+            notes += _label_notes(label, label_facts, rounding)
+        notes += centroids.notes(facts["centroids"])
+        facts |= said_of(source, recipe, beside, facts["other_labels"], notes)
+        if options.pseudonyms is not None:
+            facts = options.pseudonyms.facts(facts, source.scan_id)
+        return writer.publish(facts, label_chunks)
+    except BaseException:
+        writer.discard()
+        raise
+
+
+def said_of(
+    source: ScanSource,
+    recipe: Recipe,
+    beside: BesideImage,
+    other_labels: Iterable[str],
+    notes: Iterable[str],
+) -> dict[str, Any]:
+    """Return what recipe, splits, tables and sidecar say of a scan, which no voxel depends on.
+
+    Parameters
+    ----------
+    source
+        Its files, and what the recipe knows of it.
+    recipe
+        Of the dataset.
+    beside
+        The small files beside the image.
+    other_labels
+        Values in its mask that are no vertebrae.
+    notes
+        What is known of it so far; what was said so before is replaced.
+    """
+    structures = {
+        value: name for value, name in recipe.labels.structures.items() if value in other_labels
+    }
+    outside = [value for value in other_labels if value not in structures]
+    said = [f"{_OUTSIDE_NOTE}{', '.join(outside)}"] if outside else []
+    if source.absent_parts:
+        n_parts = len(source.absent_parts) + len(source.label_parts)
+        said.append(
+            f"{_ABSENT_NOTE}{', '.join(source.absent_parts)} ({len(source.absent_parts)} of "
+            f"{n_parts})"
+        )
+    replaced = (SIDECAR_NOTE, _OUTSIDE_NOTE, _ABSENT_NOTE)
+    read = (note for note in notes if not note.startswith(replaced))
+    return {
+        "dataset": recipe.name,
+        "scan_id": source.scan_id,
+        "patient_id": source.patient_id,
+        "source": source.source,
+        "split": source.split,
+        "split_index": source.split_index,
+        "license": recipe.license,
+        "citation": recipe.citation,
+        "label_state": source.label_state if source.has_mask else "none",
+        "columns": source.columns,
+        "sidecar": beside.sidecar,
+        "structures": structures,
+        "notes": (*read, *beside.notes, *said),
+    }
+
+
+def source_key(source: ScanSource, beside: BesideImage) -> str:
+    """Return a hash of which files a scan is read from and how; not of their voxels."""
+    points = None if beside.centroids is None else hashlib.sha256(beside.centroids).hexdigest()
+    parts = [(part.value, part.path) for part in source.label_parts]
+    image = source.image if source.series is None else (source.image, source.series.key)
+    files = [image, source.label, parts, source.label_values]
+    key = json.dumps([*files, source.centroids, source.centroid_convention, points])
+    return hashlib.sha256(key.encode()).hexdigest()[:32]
+
+
+def open_image(
+    fs: fsspec.AbstractFileSystem, root: str, source: ScanSource, limits: Limits = DEFAULT_LIMITS
+) -> Volume:
+    """Open the image of a scan: a file, a folder, or one series of a folder.
+
+    Raises
+    ------
+    FormatError
+        If it cannot be read, or the files of its series lie in several folders.
+    """
+    path, series = f"{root}/{source.image}", source.series
+    if series is None:
+        return open_volume(fs, path, limits)
+    if series.folders:
+        raise FormatError(
+            f"{source.image}: files of its {series.name} lie in {len(series.folders)} folders: "
+            f"{', '.join(series.folders)}; expected one. Put the files of the series into one "
+            "folder, or remove those that are there twice."
+        )
+    names = [file.rsplit("/", 1)[-1] for file in series.files]
+    return DicomSeriesVolume.open(fs, path, limits, files=names, series=series.key)
+
+
+def open_label(
+    fs: fsspec.AbstractFileSystem,
+    root: str,
+    label: str | None,
+    parts: Sequence[tuple[int, str]],
+    limits: Limits = DEFAULT_LIMITS,
+) -> Volume | None:
+    """Open a mask: one file, or those of its parts, by label and path; None if there is none."""
+    if parts:
+        volumes = [(value, open_volume(fs, f"{root}/{path}", limits)) for value, path in parts]
+        return MergedLabels(volumes, [path for _, path in parts])
+    return None if label is None else open_volume(fs, f"{root}/{label}", limits)
+
+
+def parts_of(source: ScanSource) -> list[tuple[int, str]]:
+    """Return label and path of each part of a mask that comes in parts."""
+    return [(part.value, part.path) for part in source.label_parts]
+
+
+def _label_path(source: ScanSource) -> str:
+    """Path of the mask; of one in parts, the folder of the first."""
+    if source.label_parts:
+        return f"{source.label_parts[0].path.rpartition('/')[0] or '.'}/"
+    return source.label or ""
+
+
+class _StoppedError(Exception):
+    """What a thread raises whose result no one needs any more."""
+
+
+class _Progress:
+    """How much of a scan is done; several threads count, the one that runs the scan tells."""
+
+    def __init__(
+        self, image_grid: Grid, label_grid: Grid | None, on_share: Callable[[float], None]
+    ) -> None:
+        self._voxels = math.prod(image_grid.shape_ijk) * (1 if label_grid is None else 2)
+        self._on_share = on_share
+        self._lock = threading.Lock()
+        self._untold = 0
+        self._stopped = False
+
+    def count(self, voxels: int) -> None:
+        """Hear of voxels that are done, or undone; called by any thread."""
+        if self._stopped:
+            raise _StoppedError
+        with self._lock:
+            self._untold += voxels
+
+    def tell(self) -> None:
+        """Tell of what was counted since the last time."""
+        with self._lock:
+            voxels, self._untold = self._untold, 0
+        if voxels:
+            self._on_share(voxels / self._voxels)
+
+    def stop(self) -> None:
+        """Make whoever counts next stop its work."""
+        self._stopped = True
+
+
+_WrittenLabel = tuple[list[LabelFacts], Rounding]
+"""What was learnt of a mask's chunks, and what was rounded."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Work:
+    """Where the voxels of one scan go."""
+
+    writer: ScanWriter
+    pool: Executor
+    progress: _Progress
+    options: ScanOptions
+    store_folder: str | None
+    """Of a store on this machine's disks."""
+
+    def encode(
+        self,
+        array: str,
+        volume: Volume,
+        grid: Grid,
+        encoder: ChunkEncoder[Facts],
+        on_voxels: Callable[[int], None],
+    ) -> list[Facts]:
+        """Encode a volume into the shards of ``array``; what is undone leaves the progress."""
+        done = 0
+
+        def count(voxels: int) -> None:
+            nonlocal done
+            done += voxels
+            on_voxels(voxels)
+
+        def write(shard_zyx: ShapeZYX, parts: Iterable[Buffer]) -> None:
+            self.writer.write_shard(array, shard_zyx, parts)
+
+        try:
+            return encode_volume(
+                volume,
+                grid,
+                encoder,
+                profile=self.writer.profile,
+                write_shard=write,
+                pool=self.pool,
+                on_voxels=count,
+                workspace=self._workspace(array),
+            )
+        except DoesNotFitError:
+            on_voxels(-done)
+            raise
+
+    def wait_for(self, job: Future[_WrittenLabel]) -> _WrittenLabel:
+        """Return what another thread makes; tell of the progress meanwhile."""
+        while not wait([job], _TELL_EVERY_S).done:
+            self.progress.tell()
+        self.progress.tell()
+        return job.result()
+
+    def _workspace(self, array: str) -> Workspace:
+        part = _IMAGE_THIRDS if array == IMAGE else 3 - _IMAGE_THIRDS
+        return Workspace(
+            self.options.memory.share(part, 3), self.options.scratch or self.store_folder
+        )
+
+
+def _label_grid(
+    source: ScanSource, image: Volume, label: Volume, options: ScanOptions, notes: list[str]
+) -> Grid:
+    grid = aligned_label_grid(
+        image.grid,
+        label.grid,
+        image_path=source.image,
+        label_path=_label_path(source),
+        take_image_grid=options.take_image_grid,
+    )
+    notes += [f"mask: {note}" for note in label.notes]
+    if grid is image.grid:
+        notes.append("the mask has the image's affine, as --take-image-grid asks")
+    return grid
+
+
+def _write_image(image: Volume, work: _Work, notes: list[str]) -> tuple[SourceFile, dict[str, Any]]:
+    """Encode as int16, and start again in the file's own type if a value does not fit."""
+
+    def encode(
+        volume: Volume, dtype: np.dtype[Any], scaling: Scaling | None = None
+    ) -> tuple[SourceFile, list[ImageFacts]]:
+        encoder = ImageEncoder(work.writer.profile, dtype, scaling)
+        facts = work.encode(IMAGE, volume, image.grid, encoder, count)
+        return volume.source_file(), facts
+
+    def count(voxels: int) -> None:
+        work.progress.count(voxels)
+        work.progress.tell()
+
+    value_dtype = stored_dtype = HU_DTYPE
+    scaling = None
+    try:
+        file, facts = encode(image, HU_DTYPE)
+    except DoesNotFitError as problem:
+        value_dtype = image.dtype
+        numbers, scaling = _narrowest(image)
+        stored_dtype = numbers.dtype
+        how = f"kept as {value_dtype}"
+        if scaling is not None:
+            how = (
+                f"stored as the file's {stored_dtype} with its slope {scaling.slope:g} and "
+                f"intercept {scaling.intercept:g}"
+            )
+        notes.append(f"image {how}: it holds {problem.value:g}, which int16 cannot")
+        file, facts = encode(numbers, stored_dtype, scaling)
+    summary = _image_summary(facts)
+    nan, infinite = summary["image_nan_voxels"], summary["image_infinite_voxels"]
+    if nan or infinite:
+        notes.append(
+            f"image voxels that are no numbers: {nan} NaN and {infinite} infinite; streams refuse "
+            "the scan unless 'nonfinite' says what to give for them"
+        )
+    return file, {
+        "image_dtype": value_dtype.name,
+        "image_stored_dtype": stored_dtype.name,
+        "image_scaling": None if scaling is None else (scaling.slope, scaling.intercept),
+        **summary,
+    }
+
+
+def _narrowest(image: Volume) -> tuple[Volume, Scaling | None]:
+    """Return the file's numbers with their scaling if they are narrower than its values."""
+    scaling = image.scaling
+    if scaling is not None:
+        numbers = image.unscaled()
+        is_narrower = numbers.dtype.itemsize < image.dtype.itemsize
+        if is_narrower and scaling.is_finite_for(numbers.dtype):
+            return numbers, scaling
+    return image, None
+
+
+def _write_label(
+    source: ScanSource, label: Volume, grid: Grid, centroids: AnnotatedCentroids, work: _Work
+) -> _WrittenLabel:
+    encoder = LabelEncoder(
+        work.writer.profile,
+        values=source.label_values,
+        centroid_zyx=centroids.index_by_value(),
+        spacing_zyx_mm=grid.spacing_zyx_mm,
+    )
+    if isinstance(label, MergedLabels):  # which names the file that it refuses
+        return work.encode(LABEL, label, grid, encoder, work.progress.count), label.rounding
+    try:
+        facts = work.encode(LABEL, label, grid, encoder, work.progress.count)
+    except LabelError as problem:
+        raise LabelError(f"{_label_path(source)}: {problem}") from problem
+    return facts, encoder.rounding
+
+
+def _distances_mm(facts: Iterable[LabelFacts]) -> dict[int, float]:
+    """Distance from each annotated centroid to its label, by value."""
+    nearest: dict[int, float] = {}
+    for found in (found for fact in facts for found in fact.labels):
+        if found.centroid_distance_mm is not None:
+            known = nearest.get(found.value, found.centroid_distance_mm)
+            nearest[found.value] = min(known, found.centroid_distance_mm)
+    return nearest
+
+
+def _label_notes(label: Volume, facts: Iterable[LabelFacts], rounding: Rounding) -> list[str]:
+    notes = []
+    if rounding.voxels:
+        notes.append(
+            f"{rounding.voxels} mask voxels were off a whole number, by at most "
+            f"{rounding.largest:.1e}, and were rounded"
+        )
+    dropped: Counter[int] = Counter()
+    for fact in facts:
+        dropped.update(dict(fact.dropped))
+    if dropped:
+        values = ", ".join(map(str, sorted(dropped)))
+        notes.append(
+            f"{dropped.total()} mask voxels became background, as the recipe names no label for "
+            f"their values: {values}"
+        )
+    if isinstance(label, MergedLabels) and label.overlap_voxels:
+        notes.append(
+            f"{counted(label.overlap_voxels, 'voxel')} in two masks, given to the one that the "
+            "recipe names later"
+        )
+    return notes
+
+
+def _centroid_record(source: ScanSource) -> dict[str, Any] | None:
+    if source.centroids is None:
+        return None
+    return {"file": source.centroids, "size_bytes": source.centroid_bytes}
+
+
+def _geometry(grid: Grid, notes: list[str]) -> dict[str, Any]:
+    angle, shear = oblique_angle_deg(grid.affine), shear_deg(grid.affine)
+    if is_unplaced(grid.affine):
+        notes.append(
+            "the affine is the identity: voxels of 1 mm at the origin, as programs write it for an "
+            "array that was never placed"
+        )
+    if shear > LEAST_SHEAR_DEG:
+        notes.append(
+            f"the voxel axes are sheared, {shear:.1f} degrees off perpendicular: the coordinates "
+            "z, y, x run along them, the affine gives true positions"
+        )
+    elif angle > _OBLIQUE_NOTE_DEG:
+        notes.append(
+            f"the voxel axes are {angle:.1f} degrees oblique: the coordinates z, y, x run along "
+            "them, the affine gives true positions"
+        )
+    return {
+        "affine": _rows(grid.affine_xyz),
+        "shape_zyx": grid.shape_zyx,
+        "spacing_zyx_mm": grid.spacing_zyx_mm,
+        "oblique_deg": angle,
+    }
+
+
+def _rows(matrix: npt.NDArray[np.float64]) -> tuple[tuple[float, ...], ...]:
+    return tuple(tuple(row) for row in matrix.tolist())
+
+
+def _source_record(path: str, volume: Volume, file: SourceFile, grid: Grid) -> dict[str, Any]:
+    """Describe a file that was read to its end, turned by the axes of ``grid``."""
+    nifti = volume if isinstance(volume, NiftiVolume) else None
+    metaimage = volume if isinstance(volume, MetaImageVolume) else None
+    scaling = volume.scaling
+    return {
+        "file": path,
+        "size_bytes": file.size_bytes,
+        "sha256": file.sha256,
+        "dtype": volume.dtype.name,
+        "shape_ijk": volume.grid.shape_ijk,
+        "affine_ijk": _rows(volume.grid.affine),
+        "orientation": grid.axis_map.axcodes,
+        "stored_dtype": (nifti.stored_dtype if nifti else volume.dtype).str,
+        "scaling": (scaling.slope, scaling.intercept) if nifti and scaling else None,
+        "nifti": asdict(nifti.numbers) if nifti else None,
+        "metaimage": asdict(metaimage.place) if metaimage else None,
+    }
+
+
+def _image_summary(facts: Sequence[ImageFacts]) -> dict[str, Any]:
+    checksums = np.array([fact.checksum for fact in facts], "<u4")
+    lowest, highest = min(fact.lowest for fact in facts), max(fact.highest for fact in facts)
+    return {
+        "image_range_hu": (lowest, highest) if lowest <= highest else None,
+        "image_checksum": hashlib.sha256(checksums.tobytes()).hexdigest()[:32],
+        "image_nan_voxels": sum(fact.nan_voxels for fact in facts),
+        "image_infinite_voxels": sum(fact.infinite_voxels for fact in facts),
+    }
+
+
+def _label_chunks(facts: Iterable[LabelFacts]) -> npt.NDArray[np.uint32]:
+    """Tabulate label, chunk index z, y, x and voxel count, ordered by label, then chunk."""
+    rows = sorted(
+        (found.value, *fact.chunk_zyx, found.voxel_count) for fact in facts for found in fact.labels
+    )
+    return np.array(rows, np.uint32).reshape(len(rows), 5)
+
+
+def _label_summary(facts: Iterable[LabelFacts]) -> dict[str, Any]:
+    by_value: dict[int, list[LabelInChunk]] = {}
+    for fact in facts:
+        for found in fact.labels:
+            by_value.setdefault(found.value, []).append(found)
+    vertebrae: dict[str, Any] = {}
+    other: dict[str, int] = {}
+    for value, parts in sorted(by_value.items()):
+        count = sum(part.voxel_count for part in parts)
+        if value not in NAME_OF_VALUE:
+            other[str(value)] = count
+            continue
+        total = np.sum([part.index_sum_zyx for part in parts], axis=0)
+        start = np.min([part.start_zyx for part in parts], axis=0)
+        stop = np.max([part.stop_zyx for part in parts], axis=0)
+        vertebrae[NAME_OF_VALUE[value]] = {
+            "voxel_count": count,
+            "centroid_zyx": tuple((total / count).tolist()),
+            "start_zyx": tuple(start.tolist()),
+            "stop_zyx": tuple(stop.tolist()),
+        }
+    return {"vertebrae": vertebrae, "other_labels": other}

@@ -1,0 +1,175 @@
+"""What a worker does for one scan, here or on another machine: nothing is shared but the files."""
+
+from collections.abc import Callable, Mapping
+from concurrent.futures import Executor
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+from spinezarr.errors import LostLockError, SpinezarrError
+from spinezarr.formats import Volume
+from spinezarr.ingestion.discovery.annotations import BesideImage, read_beside
+from spinezarr.ingestion.discovery.discover import ScanSource
+from spinezarr.ingestion.scan import (
+    ScanOptions,
+    ingest_scan,
+    open_image,
+    open_label,
+    parts_of,
+    said_of,
+    source_key,
+)
+from spinezarr.public_url import without_secrets
+from spinezarr.recipe import Recipe
+from spinezarr.remote.filesystem import open_filesystem
+from spinezarr.store.attributes import ScanAttributes
+from spinezarr.store.writer import StoreWriter
+from spinezarr.text import described_os_error, printable
+
+__all__ = ["IngestJob", "Outcome", "ScanResult", "ScanTask", "run_task"]
+
+Outcome = Literal["done", "updated", "already in the store", "failed"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class IngestJob:
+    """What all scans of one ingest share."""
+
+    recipe: Recipe
+    raw: str = field(repr=False)
+    """Folder or URL of the source files."""
+    raw_options: Mapping[str, Any] = field(repr=False)
+    store: StoreWriter
+    options: ScanOptions
+
+
+@dataclass(frozen=True, slots=True)
+class ScanTask:
+    """One scan that may have to be read."""
+
+    source: ScanSource
+    stored: bool
+    """Whether the store has a scan of this id."""
+    same_files: bool
+    """Whether size and time of all its files are what they were then."""
+    damaged: bool = False
+    """Whether what is stored of it is damaged, so that it is read again in any case."""
+
+
+@dataclass(frozen=True, slots=True)
+class ScanResult:
+    """How it ended."""
+
+    scan_id: str
+    outcome: Outcome
+    scan: ScanAttributes | None = None
+    """What is stored now; None if it failed, and what was stored before still is."""
+    reason: str = ""
+    """Why it failed."""
+    unclean: bool = False
+    """Whether it failed in a way that may have hit a write: the store may hold leftovers."""
+
+
+def run_task(
+    job: IngestJob, task: ScanTask, pool: Executor, on_share: Callable[[float], None]
+) -> ScanResult:
+    """Bring one scan into the store, or say why that failed.
+
+    Parameters
+    ----------
+    job, task
+        What to do.
+    pool
+        Threads that encode.
+    on_share
+        Called with each further share of the scan that is done.
+
+    Raises
+    ------
+    LostLockError
+        If another run has taken over the store.
+    """
+    try:
+        return _run(job, task, pool, on_share)
+    except LostLockError:
+        raise
+    except Exception as error:  # noqa: BLE001  one bad scan never stops the others
+        reason, unclean = _reason(error), not isinstance(error, SpinezarrError)
+        return ScanResult(task.source.scan_id, "failed", reason=reason, unclean=unclean)
+
+
+def _run(
+    job: IngestJob, task: ScanTask, pool: Executor, on_share: Callable[[float], None]
+) -> ScanResult:
+    source = task.source
+    fs, root = open_filesystem(job.raw, job.raw_options)
+    beside = read_beside(fs, root, source, job.options.limits)
+    # Another worker may have published it in this very run, and died before it could say so.
+    known = (job.store.published_scan if task.stored else job.store.whole_scan)(source.scan_id)
+    if known is not None and not task.damaged and _made_of(job, task, known, beside):
+        kept = _keep(job, source, known, beside)
+        return kept if task.stored else replace(kept, outcome="done")
+    scan = ingest_scan(
+        source,
+        job.recipe,
+        fs,
+        root,
+        job.store,
+        beside=beside,
+        pool=pool,
+        options=job.options,
+        on_share=on_share,
+    )
+    return ScanResult(source.scan_id, "done", scan)
+
+
+def _made_of(job: IngestJob, task: ScanTask, known: ScanAttributes, beside: BesideImage) -> bool:
+    """Whether a stored scan was made from the files that are there now."""
+    source, names = task.source, job.options.pseudonyms
+
+    def stored(digest: str) -> str:
+        return digest if names is None else names.keyed(digest)
+
+    now = (source.size_bytes, stored(source_key(source, beside)))
+    if (known.source_bytes, known.source_key) != now:
+        return False
+    if task.same_files:
+        return True
+    # Other times, and the same names and sizes: only the content tells.
+    fs, root = open_filesystem(job.raw, job.raw_options)
+    hashes = [known.image_source.sha256]
+    volumes: list[Volume] = [open_image(fs, root, source, job.options.limits)]
+    label = open_label(fs, root, source.label, parts_of(source), job.options.limits)
+    if label is not None and known.label_source is not None:
+        hashes.append(known.label_source.sha256)
+        volumes.append(label)
+    return hashes == [stored(_sha256(volume)) for volume in volumes]
+
+
+def _sha256(volume: Volume) -> str:
+    """Read a source file to its end for its hash."""
+    for _ in volume.slabs([1] * volume.grid.shape_ijk[2]):
+        pass
+    return volume.source_file().sha256
+
+
+def _keep(
+    job: IngestJob, source: ScanSource, known: ScanAttributes, beside: BesideImage
+) -> ScanResult:
+    """Skip a scan whose voxels are stored; renew what is said of it, if that has changed."""
+    said = said_of(source, job.recipe, beside, known.other_labels, known.notes)
+    scan = ScanAttributes.model_validate({**dict(known), **said})
+    # As text: the order of columns counts too.
+    if scan.model_dump_json() == known.model_dump_json():
+        return ScanResult(source.scan_id, "already in the store", known)
+    return ScanResult(source.scan_id, "updated", job.store.amend(scan))
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, SpinezarrError):
+        return str(error)
+    said = (
+        described_os_error(error)
+        if isinstance(error, OSError)
+        else f"unexpected {type(error).__name__}: {error}. Please report this."
+    )
+    return printable(without_secrets(" ".join(said.split())))

@@ -1,0 +1,307 @@
+"""What the ingest does to the voxels of one chunk: check, cast, encode, count."""
+
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from spinezarr.formats.rounding import Rounding, round_labels
+from spinezarr.geometry import ShapeZYX, SpacingZYX
+from spinezarr.ingestion.voxels.encode import Encoded
+from spinezarr.scaling import VALUE_DTYPE, Scaling
+from spinezarr.store.layout import IMAGE, Profile, fill_value
+from spinezarr.store.sharding import crc32c, encode_chunk
+
+__all__ = [
+    "DoesNotFitError",
+    "ImageEncoder",
+    "ImageFacts",
+    "LabelEncoder",
+    "LabelFacts",
+    "LabelInChunk",
+    "stored_labels",
+]
+
+HU_DTYPE: Final = np.dtype(np.int16)
+"""Type of a stored image wherever it holds every value."""
+_LABEL_MAX: Final = 255
+_HALF_VOXEL: Final = 0.5 + 1e-9
+"""A hair more, so that a point on the border of a voxel is in it whatever the rounding."""
+ZYX = tuple[float, float, float]
+
+
+class DoesNotFitError(Exception):
+    """A value that a type cannot hold; an image is then stored in another one."""
+
+    def __init__(self, value: float) -> None:
+        self.value = value
+        super().__init__(str(value))
+
+
+@dataclass(frozen=True, slots=True)
+class ImageFacts:
+    """What is kept of one image chunk."""
+
+    checksum: int
+    """crc32c of the values, padding included."""
+    lowest: float
+    """Lowest finite value; infinite if there is none."""
+    highest: float
+    """Highest finite value; minus infinite if there is none."""
+    nan_voxels: int = 0
+    infinite_voxels: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ImageEncoder:
+    """Encodes image chunks as ``dtype``; raises :class:`DoesNotFitError` if one does not fit."""
+
+    profile: Profile
+    dtype: np.dtype[Any]
+    """Of the numbers that are stored."""
+    scaling: Scaling | None = None
+    """What makes values of them; None if they are the values."""
+
+    def cast(self, values: npt.NDArray[Any], /) -> npt.NDArray[Any]:
+        """Return values as ``dtype``; as in :class:`.ChunkEncoder`."""
+        return cast_losslessly(values, self.dtype)
+
+    def __call__(self, voxels: npt.NDArray[Any], chunk_zyx: ShapeZYX, /) -> Encoded[ImageFacts]:
+        """Cast and encode one chunk; as in :class:`.ChunkEncoder`."""
+        fill = fill_value(IMAGE, self.dtype)
+        chunk = _BUFFERS.padded(self.cast(voxels), self.profile.chunk_shape_zyx, fill)
+        facts = _image_facts(self._values(chunk, voxels.shape), voxels.shape)
+        return Encoded(chunk_zyx, encode_chunk(chunk, self.profile.image), facts)
+
+    def _values(self, chunk: npt.NDArray[Any], shape_zyx: tuple[int, ...]) -> npt.NDArray[Any]:
+        """Return the values of a chunk, padded as if they were stored."""
+        if self.scaling is None:
+            return chunk
+        inside = self.scaling.values(chunk[tuple(slice(0, n) for n in shape_zyx)])
+        return _BUFFERS.padded(inside, self.profile.chunk_shape_zyx, fill_value(IMAGE, VALUE_DTYPE))
+
+
+def _image_facts(values: npt.NDArray[Any], shape_zyx: tuple[int, ...]) -> ImageFacts:
+    """Describe a chunk; what lies beyond ``shape_zyx`` is padding."""
+    finite = values[tuple(slice(0, n) for n in shape_zyx)]
+    nan_voxels = infinite_voxels = 0
+    if finite.dtype.kind == "f" and not (is_finite := np.isfinite(finite)).all():
+        nan_voxels = int(np.count_nonzero(np.isnan(finite)))
+        infinite_voxels = finite.size - int(np.count_nonzero(is_finite)) - nan_voxels
+        finite = finite[is_finite]
+    return ImageFacts(
+        checksum=crc32c(values.data),
+        lowest=float(finite.min()) if finite.size else np.inf,
+        highest=float(finite.max()) if finite.size else -np.inf,
+        nan_voxels=nan_voxels,
+        infinite_voxels=infinite_voxels,
+    )
+
+
+class _Buffers(threading.local):
+    """One array a thread and type for the chunk at hand: new memory costs more than the copy."""
+
+    def __init__(self) -> None:
+        self._arrays: dict[np.dtype[Any], npt.NDArray[Any]] = {}
+
+    def padded(
+        self, voxels: npt.NDArray[Any], shape_zyx: ShapeZYX, fill: float
+    ) -> npt.NDArray[Any]:
+        """Copy voxels into a whole chunk in C order; it is overwritten by the next call."""
+        chunk = self._arrays.get(voxels.dtype)
+        if chunk is None or chunk.shape != shape_zyx:
+            chunk = self._arrays[voxels.dtype] = np.empty(shape_zyx, voxels.dtype)
+        if voxels.shape != shape_zyx:
+            chunk.fill(fill)
+        chunk[tuple(slice(0, n) for n in voxels.shape)] = voxels
+        return chunk
+
+
+_BUFFERS: Final = _Buffers()
+
+
+def cast_losslessly(values: npt.NDArray[Any], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+    """Return ``values`` as ``dtype``.
+
+    Raises
+    ------
+    DoesNotFitError
+        If a value changes; carries the first that does.
+
+    Examples
+    --------
+    >>> cast_losslessly(np.array([-1024.0, 3071.0]), np.dtype("i2")).tolist()
+    [-1024, 3071]
+    >>> cast_losslessly(np.array([0.5]), np.dtype("i2"))
+    Traceback (most recent call last):
+    spinezarr.ingestion.voxels.chunks.DoesNotFitError: 0.5
+    """
+    if np.can_cast(values.dtype, dtype, "safe"):
+        return values.astype(dtype, copy=False)
+    with np.errstate(invalid="ignore", over="ignore"):
+        cast = values.astype(dtype)
+    same = cast == values
+    if not same.all():
+        raise DoesNotFitError(values[~same].flat[0].item())
+    return cast
+
+
+@dataclass(frozen=True, slots=True)
+class LabelInChunk:
+    """One label's voxels in one chunk."""
+
+    value: int
+    voxel_count: int
+    index_sum_zyx: tuple[int, int, int]
+    """Sum of the voxel indices in the volume, for the centroid."""
+    start_zyx: ShapeZYX
+    stop_zyx: ShapeZYX
+    centroid_distance_mm: float | None
+    """From the annotated centroid to the nearest voxel, 0 inside one; None without a centroid."""
+
+
+@dataclass(frozen=True, slots=True)
+class LabelFacts:
+    """What is kept of one mask chunk."""
+
+    chunk_zyx: ShapeZYX
+    labels: tuple[LabelInChunk, ...]
+    dropped: tuple[tuple[int, int], ...] = ()
+    """Values of the file that became background, and their voxels."""
+
+
+@dataclass(frozen=True, slots=True)
+class LabelEncoder:
+    """Encodes mask chunks as uint8 and finds the labels in them; background is not stored."""
+
+    profile: Profile
+    values: tuple[tuple[int, int], ...] = ()
+    """Value in the file and value stored; all else becomes background. Empty: as they are."""
+    centroid_zyx: Mapping[int, ZYX] = field(default_factory=dict)
+    """Annotated centroids as voxel indices in the volume, by stored value."""
+    spacing_zyx_mm: SpacingZYX = (1.0, 1.0, 1.0)
+    """Distance between neighboring voxels."""
+    rounding: Rounding = field(default_factory=Rounding)
+    """Counts the values that :meth:`cast` rounds; whoever casts does so from one thread."""
+
+    def cast(self, values: npt.NDArray[Any], /) -> npt.NDArray[Any]:
+        """Return values as uint8, or uint16 where they are mapped; rounding errors are removed.
+
+        Raises
+        ------
+        LabelError
+            If a value is not a whole number from 0 to 255, or to 65535 where values are mapped.
+        """
+        labels, rounding = _as_labels(values, np.dtype(np.uint16 if self.values else np.uint8))
+        self.rounding.add(rounding)
+        return labels
+
+    def __call__(self, voxels: npt.NDArray[Any], chunk_zyx: ShapeZYX, /) -> Encoded[LabelFacts]:
+        """Check and encode one chunk; as in :class:`.ChunkEncoder`.
+
+        Raises
+        ------
+        LabelError
+            See :meth:`cast`.
+        """
+        chunk = _BUFFERS.padded(self.cast(voxels), self.profile.chunk_shape_zyx, 0)
+        if not chunk.any():
+            return Encoded(chunk_zyx, None, LabelFacts(chunk_zyx, ()))
+        chunk, dropped = stored_labels(chunk, self.values)
+        labels = self._located(chunk, chunk_zyx)
+        data = encode_chunk(chunk, self.profile.label) if labels else None
+        return Encoded(chunk_zyx, data, LabelFacts(chunk_zyx, labels, dropped))
+
+    def _located(
+        self, chunk: npt.NDArray[np.uint8], chunk_zyx: ShapeZYX
+    ) -> tuple[LabelInChunk, ...]:
+        """Find all labels at once; only voxels that are not background are looked at."""
+        flat = np.flatnonzero(chunk)
+        values = chunk.ravel()[flat]
+        counts = np.bincount(values, minlength=_LABEL_MAX + 1)
+        present = np.flatnonzero(counts)
+        row_of_value = np.zeros(_LABEL_MAX + 1, np.intp)
+        row_of_value[present] = range(len(present))
+        rows = row_of_value[values]
+        origin_zyx = np.multiply(chunk_zyx, chunk.shape)
+        indices_zyx = np.array(np.unravel_index(flat, chunk.shape))
+        start, stop, total = np.empty((3, 3, len(present)), np.int64)
+        for axis, n in enumerate(chunk.shape):
+            # How many voxels of each label have each index along this axis.
+            spread = np.bincount(rows * n + indices_zyx[axis], minlength=len(present) * n)
+            spread = spread.reshape(len(present), n)
+            start[axis] = origin_zyx[axis] + (spread > 0).argmax(1)
+            stop[axis] = origin_zyx[axis] + n - (spread[:, ::-1] > 0).argmax(1)
+            total[axis] = spread @ np.arange(n) + origin_zyx[axis] * counts[present]
+        return tuple(
+            LabelInChunk(
+                value=value,
+                voxel_count=int(counts[value]),
+                index_sum_zyx=_as_zyx(total[:, row]),
+                start_zyx=_as_zyx(start[:, row]),
+                stop_zyx=_as_zyx(stop[:, row]),
+                centroid_distance_mm=self._distance_mm(
+                    indices_zyx[:, rows == row] + origin_zyx[:, None], value
+                )
+                if value in self.centroid_zyx
+                else None,
+            )
+            for row, value in enumerate(present.tolist())
+        )
+
+    def _distance_mm(self, indices_zyx: npt.NDArray[np.int_], value: int) -> float:
+        # A voxel reaches half its size around its index.
+        gap = np.abs(indices_zyx - np.array(self.centroid_zyx[value])[:, None]) - _HALF_VOXEL
+        gap_mm = np.maximum(gap, 0) * np.array(self.spacing_zyx_mm)[:, None]
+        return float(np.linalg.norm(gap_mm, axis=0).min())
+
+
+def stored_labels(
+    voxels: npt.NDArray[Any], values: tuple[tuple[int, int], ...]
+) -> tuple[npt.NDArray[np.uint8], tuple[tuple[int, int], ...]]:
+    """Return the labels stored for the values of a file.
+
+    Parameters
+    ----------
+    voxels
+        Values of the file.
+    values
+        Value in the file and value stored; all else becomes background. Empty: as they are.
+
+    Returns
+    -------
+    labels
+        uint8, of the same shape.
+    dropped
+        Values of the file that became background, and their voxels.
+
+    Raises
+    ------
+    LabelError
+        If a value is not a whole number from 0 to 255, or to 65535 where values are mapped.
+    """
+    found, _ = _as_labels(voxels, np.dtype(np.uint16 if values else np.uint8))
+    if not values:
+        return found, ()
+    counts = np.bincount(found.ravel())
+    table = np.zeros(max(len(counts), max(value for value, _ in values) + 1), np.uint8)
+    for value, stored in values:
+        table[value] = stored
+    lost = np.flatnonzero(counts[1:] * (table[1 : len(counts)] == 0)) + 1
+    return table[found], tuple((int(value), int(counts[value])) for value in lost)
+
+
+def _as_zyx(values: npt.NDArray[np.int64]) -> tuple[int, int, int]:
+    z, y, x = values.tolist()
+    return (z, y, x)
+
+
+def _as_labels(voxels: npt.NDArray[Any], dtype: np.dtype[Any]) -> tuple[npt.NDArray[Any], Rounding]:
+    try:
+        return cast_losslessly(voxels, dtype), Rounding()
+    except DoesNotFitError:
+        labels, rounding = round_labels(voxels, np.iinfo(dtype).max)
+        return labels.astype(dtype), rounding

@@ -1,0 +1,279 @@
+"""From the values of a source file to shards of a stored array, in one pass.
+
+The source is read strip by strip, a few planes at once. As many planes as a chunk is thick are a
+layer: its chunks are complete, and a pool of threads encodes them. A layer is gathered in memory if
+two of them fit into the budget, else in a scratch file, from which it is encoded block by block
+while the next one is read.
+"""
+
+import math
+from collections import deque
+from collections.abc import Callable, Iterable
+from concurrent.futures import Executor, Future
+from dataclasses import dataclass
+from typing import Any, Final, Generic, Protocol, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from spinezarr.formats import Volume
+from spinezarr.geometry import Box, Grid, ShapeZYX
+from spinezarr.ingestion.voxels.layers import Layer, LayerInMemory, LayerOnDisk, Strip, plan_strips
+from spinezarr.ingestion.voxels.memory import Workspace
+from spinezarr.ingestion.voxels.shards import ShardCollector, WriteShard
+from spinezarr.store.layout import Profile
+
+__all__ = ["ChunkEncoder", "Encoded", "encode_volume"]
+
+_LAYERS_IN_MEMORY: Final = 2
+"""One is gathered while the other is encoded; what is too large for that goes to disk."""
+_WHOLE_LAYERS: Final = 4
+"""Layers of which so many fit into the budget are read at once."""
+_BLOCKS_IN_MEMORY: Final = 6
+"""Blocks of a layer on disk that are held at once: enough that no thread waits for the next."""
+_CHUNKS_A_TASK: Final = 4
+"""Fewer cost time to hand over, more leave threads without work at the end."""
+
+Facts = TypeVar("Facts")
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded(Generic[Facts]):
+    """One encoded chunk, and what was learnt of its voxels."""
+
+    chunk_zyx: ShapeZYX
+    data: bytes | None
+    """None for a chunk that need not be stored."""
+    facts: Facts
+
+
+class ChunkEncoder(Protocol[Facts]):
+    """Turns the voxels of one chunk into bytes; called from several threads at once."""
+
+    def cast(self, values: npt.NDArray[Any], /) -> npt.NDArray[Any]:
+        """Check values of the file and return them in the type in which they wait."""
+        ...
+
+    def __call__(self, voxels: npt.NDArray[Any], chunk_zyx: ShapeZYX, /) -> Encoded[Facts]:
+        """Encode ``voxels``, which may be smaller than a chunk at the end of the volume."""
+        ...
+
+
+def encode_volume(
+    volume: Volume,
+    grid: Grid,
+    encoder: ChunkEncoder[Facts],
+    *,
+    profile: Profile,
+    write_shard: WriteShard,
+    pool: Executor,
+    on_voxels: Callable[[int], None],
+    workspace: Workspace,
+) -> list[Facts]:
+    """Encode a whole volume and write its shards.
+
+    Parameters
+    ----------
+    volume
+        The source.
+    grid
+        The grid by which its axes are turned.
+    encoder
+        Encodes one chunk.
+    profile
+        Shapes of chunks and shards.
+    write_shard
+        Called once for each shard that holds a chunk, from threads of the pool, with its index and
+        its bytes part by part. Not called any more when this function has returned or raised.
+    pool
+        Threads that encode.
+    on_voxels
+        Called with the number of voxels read, for progress.
+    workspace
+        What may be held.
+
+    Returns
+    -------
+    list
+        The facts of all chunks, in C order of the chunks.
+
+    Raises
+    ------
+    UsageError
+        If scratch space is needed and cannot be had.
+    """
+    plane_bytes = math.prod(volume.grid.shape_ijk[:2]) * volume.dtype.itemsize
+    planes = max(1, workspace.strip_bytes // plane_bytes)
+    depth = profile.chunk_shape_zyx[grid.axis_map.source_axis_zyx.index(2)]
+    if _WHOLE_LAYERS * depth * plane_bytes <= workspace.voxels.limit_bytes:
+        planes = depth  # the layer of an ordinary CT is kept as it is read, without a copy
+    strips = plan_strips(grid, profile.chunk_shape_zyx, planes)
+    shards = ShardCollector(grid.shape_zyx, profile, write_shard, workspace)
+    encoding = _Encoding(
+        grid, encoder, profile=profile, shards=shards, pool=pool, workspace=workspace
+    )
+    try:
+        thicknesses = [strip.thickness for strip in strips]
+        # strict: asking for one strip more makes the volume check its file to the end.
+        for strip, values in zip(strips, volume.slabs(thicknesses), strict=True):
+            encoding.take(strip, values)
+            on_voxels(values.size)
+        return encoding.finish()
+    finally:
+        encoding.close()
+
+
+@dataclass(frozen=True, slots=True)
+class _Block:
+    """Voxels of a layer that are encoded together."""
+
+    layer: Layer
+    box: Box
+    size_bytes: int
+    is_last: bool
+    """Whether its layer has no other left."""
+
+
+class _Encoding(Generic[Facts]):
+    """The state of encoding one volume; driven by one thread."""
+
+    def __init__(
+        self,
+        grid: Grid,
+        encoder: ChunkEncoder[Facts],
+        *,
+        profile: Profile,
+        shards: ShardCollector,
+        pool: Executor,
+        workspace: Workspace,
+    ) -> None:
+        self._grid = grid
+        self._encoder = encoder
+        self._pool = pool
+        self._workspace = workspace
+        self._profile = profile
+        self._shards = shards
+        self._layer: Layer | None = None
+        self._waiting: deque[_Block] = deque()
+        """Blocks of the layer on disk before the one that is gathered."""
+        self._in_flight: deque[tuple[int, list[Future[list[tuple[ShapeZYX, Facts]]]]]] = deque()
+        """Bytes of voxels, and the chunks that are made of them."""
+        self._facts: dict[ShapeZYX, Facts] = {}
+
+    def take(self, strip: Strip, values: npt.NDArray[Any]) -> None:
+        """Gather what was read, and hand on what can be encoded."""
+        ready = self._encoder.cast(values)
+        if self._layer is None:
+            self._layer = self._new_layer(strip.layer, ready.dtype)
+        self._layer.put(strip.start, ready)
+        self._submit_what_fits()
+        if strip.is_last:
+            self._submit_waiting()
+            self._waiting.extend(_blocks(self._layer, ready.dtype))
+            self._layer = None
+            self._submit_what_fits()
+
+    def finish(self) -> list[Facts]:
+        """Wait for all chunks; return their facts in C order."""
+        self._submit_waiting()
+        while self._in_flight:
+            self._finish_oldest()
+        return [self._facts[chunk] for chunk in sorted(self._facts)]
+
+    def close(self) -> None:
+        """Stop: when this returns, no thread works for this volume any more."""
+        futures = [future for _, futures in self._in_flight for future in futures]
+        for future in [future for future in futures if not future.cancel()]:
+            future.exception()
+        if self._layer is not None:
+            self._layer.close()
+        for block in self._waiting:
+            block.layer.close()
+        self._shards.close()
+
+    def _new_layer(self, box: Box, dtype: np.dtype[Any]) -> Layer:
+        voxels = self._workspace.voxels
+        size_bytes = math.prod(box.shape_zyx) * dtype.itemsize
+        if _LAYERS_IN_MEMORY * size_bytes <= voxels.limit_bytes:
+            self._make_room(size_bytes)
+            return LayerInMemory(self._grid, box, dtype)
+        return LayerOnDisk(
+            self._grid,
+            box,
+            dtype,
+            chunk_shape_zyx=self._profile.chunk_shape_zyx,
+            scratch=self._workspace.scratch,
+            block_bytes=voxels.limit_bytes // _BLOCKS_IN_MEMORY,
+        )
+
+    def _make_room(self, size_bytes: int) -> None:
+        """Take memory for voxels; wait for others to be encoded if there is none."""
+        voxels = self._workspace.voxels
+        while not voxels.take_if_room(size_bytes):
+            if not self._in_flight:
+                voxels.take(size_bytes)
+                return
+            self._finish_oldest()
+
+    def _submit_what_fits(self) -> None:
+        """Hand blocks to the pool for which there is memory now."""
+        while self._in_flight and all(future.done() for future in self._in_flight[0][1]):
+            self._finish_oldest()
+        while self._waiting:
+            block = self._waiting[0]
+            if not (block.layer.in_memory or self._workspace.voxels.take_if_room(block.size_bytes)):
+                return
+            self._submit(self._waiting.popleft())
+
+    def _submit_waiting(self) -> None:
+        """Hand all blocks that wait to the pool, each as soon as there is memory."""
+        while self._waiting:
+            block = self._waiting[0]
+            if not block.layer.in_memory:
+                self._make_room(block.size_bytes)
+            self._submit(self._waiting.popleft())
+
+    def _submit(self, block: _Block) -> None:
+        voxels = block.layer.read(block.box)
+        if block.is_last:
+            block.layer.close()
+        chunk_shape_zyx = self._profile.chunk_shape_zyx
+        first = tuple(a // c for a, c in zip(block.box.start_zyx, chunk_shape_zyx, strict=True))
+        futures: list[Future[list[tuple[ShapeZYX, Facts]]]] = []
+        self._in_flight.append((block.size_bytes, futures))
+        chunks: list[tuple[npt.NDArray[Any], ShapeZYX]] = []
+        for step in np.ndindex(self._profile.chunk_grid(block.box.shape_zyx)):
+            at = tuple(
+                slice(i * c, (i + 1) * c) for i, c in zip(step, chunk_shape_zyx, strict=True)
+            )
+            z, y, x = (a + i for a, i in zip(first, step, strict=True))
+            chunks.append((voxels[at], (z, y, x)))
+        for i in range(0, len(chunks), _CHUNKS_A_TASK):
+            some = chunks[i : i + _CHUNKS_A_TASK]
+            futures.append(self._pool.submit(self._encode_chunks, some))
+
+    def _encode_chunks(
+        self, chunks: Iterable[tuple[npt.NDArray[Any], ShapeZYX]]
+    ) -> list[tuple[ShapeZYX, Facts]]:
+        """Encode chunks and pass them on; called by threads of the pool."""
+        facts = []
+        for voxels, chunk_zyx in chunks:
+            encoded = self._encoder(voxels, chunk_zyx)
+            self._shards.add(chunk_zyx, encoded.data)
+            facts.append((chunk_zyx, encoded.facts))
+        return facts
+
+    def _finish_oldest(self) -> None:
+        size_bytes, futures = self._in_flight[0]
+        for future in futures:
+            self._facts.update(future.result())
+        self._in_flight.popleft()
+        self._workspace.voxels.give(size_bytes)
+
+
+def _blocks(layer: Layer, dtype: np.dtype[Any]) -> list[_Block]:
+    boxes = layer.blocks()
+    return [
+        _Block(layer, box, math.prod(box.shape_zyx) * dtype.itemsize, box is boxes[-1])
+        for box in boxes
+    ]

@@ -1,0 +1,225 @@
+"""Layers of a source file: as many of its planes as a chunk is thick, gathered strip by strip."""
+
+import math
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from spinezarr.geometry import Box, Grid, ShapeZYX
+from spinezarr.ingestion.voxels.memory import ScratchFile
+
+__all__ = ["Layer", "LayerInMemory", "LayerOnDisk", "Strip", "plan_strips"]
+
+IJK = tuple[slice, slice, slice]
+
+
+@dataclass(frozen=True, slots=True)
+class Strip:
+    """Planes of a source file that are read at once, all of one layer."""
+
+    layer: Box
+    """Stored voxels of the layer."""
+    start: int
+    """First plane within the layer, in file order."""
+    thickness: int
+    """Planes."""
+    is_last: bool
+    """Whether it completes its layer."""
+
+
+def plan_strips(grid: Grid, chunk_shape_zyx: ShapeZYX, planes: int) -> list[Strip]:
+    """Return what to read of a source file, in file order, at most ``planes`` planes at once.
+
+    A layer is one chunk thick along the stored axis that the file's slowest axis becomes.
+    """
+    axis = grid.axis_map.source_axis_zyx.index(2)
+    return [
+        Strip(layer, start, min(planes, depth - start), start + planes >= depth)
+        for layer in grid.axis_map.slabs(grid.shape_zyx, chunk_shape_zyx)
+        for depth in [layer.shape_zyx[axis]]
+        for start in range(0, depth, planes)
+    ]
+
+
+def _cut(box: Box, axis: int, step: int) -> list[Box]:
+    """Cut a box across an axis."""
+    boxes = []
+    for start in range(box.start_zyx[axis], box.stop_zyx[axis], step):
+        low, high = list(box.start_zyx), list(box.stop_zyx)
+        low[axis], high[axis] = start, min(start + step, high[axis])
+        boxes.append(Box((low[0], low[1], low[2]), (high[0], high[1], high[2])))
+    return boxes
+
+
+class Layer(Protocol):
+    """Gathers the strips of a layer and gives blocks of whole chunks of them."""
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether its voxels take memory before they are read from it."""
+        ...
+
+    def put(self, start: int, values_ijk: npt.NDArray[Any]) -> None:
+        """Take the planes from ``start`` on."""
+        ...
+
+    def blocks(self) -> list[Box]:
+        """Cut the layer into boxes of stored voxels that :meth:`read` gives at once."""
+        ...
+
+    def read(self, box: Box) -> npt.NDArray[Any]:
+        """Return the stored voxels of one of the blocks, axes ``(z, y, x)``."""
+        ...
+
+    def close(self) -> None:
+        """Give back what no one needs any more."""
+        ...
+
+
+class LayerInMemory:
+    """A layer in one array.
+
+    Parameters
+    ----------
+    grid
+        Of the volume.
+    box
+        The layer's stored voxels.
+    dtype
+        Of the values.
+    """
+
+    def __init__(self, grid: Grid, box: Box, dtype: np.dtype[Any]) -> None:
+        self._grid = grid
+        self._box = box
+        self._shape_kji = _shape_kji(grid, box)
+        self._dtype = dtype
+        self._planes_kji: npt.NDArray[Any] | None = None
+
+    @property
+    def in_memory(self) -> bool:
+        """Yes."""
+        return True
+
+    def put(self, start: int, values_ijk: npt.NDArray[Any]) -> None:
+        """See :class:`Layer`; planes that are all of the layer are kept without a copy."""
+        planes = values_ijk.T
+        if planes.shape == self._shape_kji and planes.flags.c_contiguous:
+            self._planes_kji = planes
+            return
+        if self._planes_kji is None:
+            self._planes_kji = np.empty(self._shape_kji, self._dtype)
+        self._planes_kji[start : start + len(planes)] = planes
+
+    def blocks(self) -> list[Box]:
+        """Return the whole layer; see :class:`Layer`."""
+        return [self._box]
+
+    def read(self, box: Box) -> npt.NDArray[Any]:
+        """View all voxels; see :class:`Layer`."""
+        del box
+        if self._planes_kji is None:
+            raise RuntimeError("a layer is read before it is gathered")
+        return self._grid.axis_map.to_zyx(self._planes_kji.T)
+
+    def close(self) -> None:
+        """Do nothing: the voxels go with the last view of them."""
+
+
+class LayerOnDisk:
+    """A layer in a scratch file.
+
+    Parameters
+    ----------
+    grid
+        Of the volume.
+    box
+        The layer's stored voxels.
+    dtype
+        Of the values.
+    chunk_shape_zyx
+        Voxels of a chunk.
+    scratch
+        Folder of the file.
+    block_bytes
+        Most that a block holds, if that is as much as one chunk.
+    """
+
+    def __init__(
+        self,
+        grid: Grid,
+        box: Box,
+        dtype: np.dtype[Any],
+        *,
+        chunk_shape_zyx: ShapeZYX,
+        scratch: str | None,
+        block_bytes: int,
+    ) -> None:
+        self._grid = grid
+        self._box = box
+        self._dtype = dtype
+        self._chunk_shape_zyx = chunk_shape_zyx
+        self._block_bytes = block_bytes
+        self._shape_kji = _shape_kji(grid, box)
+        self._file = ScratchFile(scratch)
+
+    @property
+    def in_memory(self) -> bool:
+        """No."""
+        return False
+
+    def put(self, start: int, values_ijk: npt.NDArray[Any]) -> None:
+        """See :class:`Layer`."""
+        plane_bytes = math.prod(self._shape_kji[1:]) * self._dtype.itemsize
+        self._file.write_at(start * plane_bytes, np.ascontiguousarray(values_ijk.T).data)
+
+    def blocks(self) -> list[Box]:
+        """Cut along the file's second axis, then the first if need be; see :class:`Layer`."""
+        axes = self._grid.axis_map.source_axis_zyx
+        fast, second = axes.index(0), axes.index(1)
+        rows = _cut(self._box, second, self._chunk_shape_zyx[second])
+        step = self._chunk_shape_zyx[fast]
+        column_bytes = math.prod(rows[0].shape_zyx) * self._dtype.itemsize
+        column_bytes = column_bytes * step // self._box.shape_zyx[fast]
+        columns = max(1, self._block_bytes // max(1, column_bytes))
+        return [block for row in rows for block in _cut(row, fast, columns * step)]
+
+    def read(self, box: Box) -> npt.NDArray[Any]:
+        """See :class:`Layer`."""
+        i, j, k = self._in_file(box)
+        _, nj, ni = self._shape_kji
+        item = self._dtype.itemsize
+        block = np.empty((k.stop - k.start, j.stop - j.start, i.stop - i.start), self._dtype)
+        whole_rows = i.stop - i.start == ni
+        for plane, kji in zip(block, range(k.start, k.stop), strict=True):
+            if whole_rows:
+                self._file.read_at((kji * nj + j.start) * ni * item, plane.data)
+                continue
+            for row, at in zip(plane, range(j.start, j.stop), strict=True):
+                self._file.read_at(((kji * nj + at) * ni + i.start) * item, row.data)
+        return self._grid.axis_map.to_zyx(block.T)
+
+    def close(self) -> None:
+        """Give the space back."""
+        self._file.close()
+
+    def _in_file(self, box: Box) -> IJK:
+        """Return where stored voxels lie in the file's axes, the last counted from the layer."""
+        axis_map, shape = self._grid.axis_map, self._grid.shape_zyx
+        at = [slice(0), slice(0), slice(0)]
+        for axis, source_axis in enumerate(axis_map.source_axis_zyx):
+            low, high = box.start_zyx[axis], box.stop_zyx[axis]
+            first, end = self._box.start_zyx[axis], self._box.stop_zyx[axis]
+            if axis_map.flip_zyx[axis]:
+                low, high = shape[axis] - high, shape[axis] - low
+                first = shape[axis] - end
+            offset = first if source_axis == 2 else 0  # noqa: PLR2004  k, the slowest axis
+            at[source_axis] = slice(low - offset, high - offset)
+        return (at[0], at[1], at[2])
+
+
+def _shape_kji(grid: Grid, box: Box) -> tuple[int, int, int]:
+    i, j, k = (box.shape_zyx[grid.axis_map.source_axis_zyx.index(axis)] for axis in range(3))
+    return (k, j, i)

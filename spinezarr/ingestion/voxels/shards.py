@@ -1,0 +1,136 @@
+"""Encoded chunks, collected until their shard is whole and can be written."""
+
+import math
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+from typing_extensions import Buffer
+
+from spinezarr.geometry import ShapeZYX
+from spinezarr.ingestion.voxels.memory import ScratchFile, Workspace
+from spinezarr.store.layout import Profile
+from spinezarr.store.sharding import shard_index
+
+__all__ = ["ShardCollector", "WriteShard"]
+
+WriteShard = Callable[[ShapeZYX, Iterator[Buffer]], None]
+"""Writes the shard of an index from its bytes, part by part; called from several threads."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Spilled:
+    """Where an encoded chunk lies in the scratch file."""
+
+    offset: int
+    size_bytes: int
+
+    def __len__(self) -> int:
+        return self.size_bytes
+
+
+@dataclass(slots=True)
+class _Shard:
+    """A shard whose chunks are coming."""
+
+    chunks_left: int
+    chunks: dict[int, bytes | _Spilled] = field(default_factory=dict)
+    """By position in the shard, C order."""
+
+
+class ShardCollector:
+    """Collects chunks and writes each shard when its last chunk has come; shared by threads.
+
+    Chunks that wait are held in memory as far as ``workspace.encoded`` allows, the others in a
+    scratch file. A shard is never held twice: it is written chunk by chunk.
+
+    Parameters
+    ----------
+    shape_zyx
+        Voxels of the volume.
+    profile
+        Shapes of chunks and shards.
+    write
+        Writes a shard.
+    workspace
+        What may be held.
+    """
+
+    def __init__(
+        self, shape_zyx: ShapeZYX, profile: Profile, write: WriteShard, workspace: Workspace
+    ) -> None:
+        self._write = write
+        self._workspace = workspace
+        self._grid = profile.chunk_grid(shape_zyx)
+        self._per_shard = profile.chunk_grid(profile.shard_shape_zyx(shape_zyx))
+        self._lock = threading.Lock()
+        self._shards: dict[ShapeZYX, _Shard] = {}
+        self._file: ScratchFile | None = None
+        self._file_end = 0
+        self._spilled = 0
+
+    def add(self, chunk_zyx: ShapeZYX, data: bytes | None) -> None:
+        """Take an encoded chunk, None if it need not be stored; write its shard if it is whole."""
+        z, y, x = (i // n for i, n in zip(chunk_zyx, self._per_shard, strict=True))
+        key = (z, y, x)
+        within = tuple(i % n for i, n in zip(chunk_zyx, self._per_shard, strict=True))
+        with self._lock:
+            shard = self._shards.get(key)
+            if shard is None:
+                shard = self._shards[key] = _Shard(self._expected(key))
+            shard.chunks_left -= 1
+            if data is not None:
+                position = int(np.ravel_multi_index(within, self._per_shard))
+                shard.chunks[position] = self._keep(data)
+            if shard.chunks_left:
+                return
+            del self._shards[key]
+        if shard.chunks:
+            self._write(key, self._parts(shard.chunks))
+
+    def close(self) -> None:
+        """Give back the scratch space."""
+        if self._file is not None:
+            self._file.close()
+
+    def _keep(self, data: bytes) -> bytes | _Spilled:
+        if self._workspace.encoded.take_if_room(len(data)):
+            return data
+        if self._file is None:
+            self._file = ScratchFile(self._workspace.scratch)
+        if not self._spilled:
+            self._file_end = 0
+        self._file.write_at(self._file_end, data)
+        kept = _Spilled(self._file_end, len(data))
+        self._file_end += len(data)
+        self._spilled += 1
+        return kept
+
+    def _parts(self, chunks: dict[int, bytes | _Spilled]) -> Iterator[Buffer]:
+        """Yield the bytes of a shard, and forget each chunk on the way."""
+        sizes = {position: len(chunk) for position, chunk in chunks.items()}
+        for position in sorted(chunks):
+            chunk = chunks.pop(position)
+            if isinstance(chunk, _Spilled):
+                yield self._unspilled(chunk)
+            else:
+                yield chunk
+                self._workspace.encoded.give(len(chunk))
+        yield shard_index(sizes, math.prod(self._per_shard))
+
+    def _unspilled(self, chunk: _Spilled) -> bytearray:
+        data = bytearray(chunk.size_bytes)
+        with self._lock:
+            if self._file is None:
+                raise RuntimeError("a chunk was spilled to no file")
+            self._file.read_at(chunk.offset, data)
+            self._spilled -= 1
+        return data
+
+    def _expected(self, shard: ShapeZYX) -> int:
+        """Chunks of a shard that lie inside the volume."""
+        return math.prod(
+            min(n, total - i * n)
+            for i, n, total in zip(shard, self._per_shard, self._grid, strict=True)
+        )

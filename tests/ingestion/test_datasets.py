@@ -1,0 +1,428 @@
+"""Synthetic copies of every layout, ingested by the recipes that ship."""
+
+import os
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import openpyxl
+import pytest
+
+import spinezarr
+from spinezarr.ingestion.discovery.discover import discover
+from spinezarr.ingestion.run import ingest
+from spinezarr.recipe import Recipe
+from spinezarr.testing import (
+    make_phantom,
+    totalsegmentator_values,
+    write_ctspine1k,
+    write_ctspine1k_tables,
+    write_ctspine1k_tcia,
+    write_ctspine1k_verse,
+    write_ctspinopelvic1k,
+    write_msr,
+    write_msr_nifti,
+    write_rsna,
+    write_totalsegmentator,
+    write_totalsegmentator_multilabel,
+    write_verse_2019_challenge,
+    write_verse_2020_challenge,
+    write_verse_subjects,
+    write_xvertseg,
+)
+from spinezarr.vertebrae import ANATOMICAL_ORDER, NAME_OF_VALUE
+
+
+def run(name, raw, out, **options):
+    recipe = Recipe.load(name)
+    found = discover(recipe, str(raw))
+    report = ingest(recipe, found, str(out), **options)
+    return found, report, spinezarr.open(out)
+
+
+def canonical_zyx(path):
+    closest = nib.as_closest_canonical(nib.load(path))
+    return np.asanyarray(closest.dataobj).transpose(2, 1, 0)
+
+
+def by_image(root, written):
+    return {os.path.relpath(scan.image_path, root): scan for scan in written}
+
+
+def centroids_of(store, scan_id):
+    row = store.table.annotated_centroid_zyx_mm.sel(scan=scan_id, axis=["x", "y", "z"])
+    known = row.dropna("vertebra")
+    return dict(zip(known.vertebra.to_numpy().tolist(), known.to_numpy(), strict=True))
+
+
+def assert_stored_as_written(store, source, written):
+    """Image and mask are the phantom's; centroids lie where the bodies are."""
+    stored = store.scan(source.scan_id)
+    phantom = make_phantom(written.spec)
+    np.testing.assert_array_equal(stored.image.to_numpy(), phantom.image)
+    if written.label_path is None:
+        assert "label" not in stored
+        assert store.table.label_state.sel(scan=source.scan_id) == "none"
+    else:
+        np.testing.assert_array_equal(stored.label.to_numpy(), phantom.label)
+    return centroids_of(store, source.scan_id)
+
+
+@pytest.fixture(scope="module")
+def subjects(tmp_path_factory):
+    raw = tmp_path_factory.mktemp("verse")
+    written = write_verse_subjects(raw)
+    found, report, store = run("verse", raw, tmp_path_factory.mktemp("out") / "verse.zarr")
+    assert not report.failed, report.failed
+    return raw, written, found, store
+
+
+def test_verse_subjects_are_stored_as_written(subjects):
+    raw, written, found, store = subjects
+    of_image = by_image(raw, written)
+    assert len(found.scans) == len(written) == 13
+    assert {scan.image for scan in found.scans} == set(of_image)
+    for source in found.scans:
+        plan = of_image[source.image]
+        points = assert_stored_as_written(store, source, plan)
+        spacing = store.table.spacing_zyx_mm.sel(scan=source.scan_id).max().item()
+        assert set(points) == (set(plan.centers_mm) if plan.points_path else set())
+        for level, position in points.items():
+            # The files state a tenth of a voxel.
+            assert np.abs(position - plan.centers_mm[level]).max() < 0.1 * spacing
+            assert (
+                store.table.annotated_centroid_distance_mm.sel(scan=source.scan_id, vertebra=level)
+                < 2 * spacing
+            )
+
+
+def test_verse_scans_carry_patient_split_year_and_label_state(subjects):
+    raw, written, found, store = subjects
+    of_image = by_image(raw, written)
+    names = {"training": "train", "validation": "validation", "test": "test"}
+    for source in found.scans:
+        plan = of_image[source.image]
+        row = store.table.sel(scan=source.scan_id)
+        assert row.patient_id == plan.patient
+        assert row.split == names[plan.split]
+        assert row.source == f"VerSe {plan.year}"
+        assert row.label_state == ("none" if plan.label_path is None else "whole-only")
+        assert ("120" if plan.year == 2019 else "") == row.KVP
+    twins = store.table.scan[store.table.patient_id == "verse401"].to_numpy().tolist()
+    assert twins == ["verse201", "verse253"]
+
+
+def test_verse_keeps_rare_levels_in_anatomical_order(subjects):
+    _, _, _, store = subjects
+    order = store.table.vertebra.to_numpy().tolist()
+    assert order.index("T12") < order.index("T13") < order.index("L1") < order.index("L6")
+    shown = store.table.voxel_count > 0
+    assert shown.sel(vertebra="T13").any()
+    assert shown.sel(vertebra="L6").any()
+    without_t12 = shown.sel(vertebra=["T11", "T12", "L1"]).to_numpy().tolist()
+    assert [True, False, True] in without_t12
+
+
+def test_resource_forks_of_macs_are_ignored(subjects):
+    _, _, found, _ = subjects
+    forks = [note.path for note in found.ignored if "/._" in note.path or "__MACOSX" in note.path]
+    assert len(forks) > 50
+    assert not [note for note in found.ignored if "no pattern" in note.reason]
+    assert not found.without_image
+
+
+def test_the_fracture_table_is_joined_by_the_number_of_the_scan(tmp_path):
+    raw = tmp_path / "raw"
+    write_verse_subjects(raw)
+    book = openpyxl.Workbook()
+    header = ["subject_ID", "verse_ID", "CT_device", "BMD", "N_Fx", "L1_fx-g", "L1_fx-s"]
+    rows = [
+        [4, 4, "Brilliance 64", 81.5, 1, 2, 1],
+        [401, 201, "iCT 256", 120.0, 0, 0, 0],
+        [401, 253, "iCT 256", None, 1, "x", "x"],
+        [999, 999, "not here", 1, 1, 1, 1],
+        [None] * 9,
+    ]
+    for row in (header, *rows):
+        book.active.append(row)
+    book.save(raw / "ryai190138_appendixe1.xlsx")
+    found, _, store = run("verse", raw, tmp_path / "verse.zarr")
+    (use,) = found.tables
+    assert (use.name, use.rows, use.matched) == ("fractures", 4, 3)
+    said = store.table[["BMD", "L1_fx-g", "subject_ID"]].sel(
+        scan=["verse004", "verse201", "verse253", "verse074"]
+    )
+    assert said.BMD.to_numpy().tolist() == ["81.5", "120", "", ""]
+    assert said["L1_fx-g"].to_numpy().tolist() == ["2", "0", "x", ""]
+    assert said.subject_ID.to_numpy().tolist() == ["4", "401", "401", ""]
+
+
+@pytest.mark.parametrize(("nested", "renamed"), [(True, False), (False, True), (True, True)])
+def test_verse_folders_may_be_nested_or_renamed(tmp_path, subjects, nested, renamed):
+    written = write_verse_subjects(tmp_path, nested=nested, renamed=renamed)
+    found = discover(Recipe.load("verse"), str(tmp_path))
+    known = {scan.scan_id: (scan.patient_id, scan.split, scan.source) for scan in subjects[2].scans}
+    assert {s.scan_id: (s.patient_id, s.split, s.source) for s in found.scans} == known
+    assert sum(scan.centroids is not None for scan in found.scans) == sum(
+        scan.points_path is not None for scan in written
+    )
+
+
+@pytest.mark.parametrize("year", [2019, 2020])
+def test_challenge_releases_are_stored_as_written(tmp_path, year):
+    write = {2019: write_verse_2019_challenge, 2020: write_verse_2020_challenge}[year]
+    written = by_image(tmp_path / "raw", write(tmp_path / "raw"))
+    found, report, store = run("verse", tmp_path / "raw", tmp_path / "verse.zarr")
+    assert not report.failed, report.failed
+    assert {scan.image for scan in found.scans} == set(written)
+    for source in found.scans:
+        plan = written[source.image]
+        points = assert_stored_as_written(store, source, plan)
+        assert source.source == f"VerSe {year}"
+        assert source.patient_id == plan.patient
+        spacing = store.table.spacing_zyx_mm.sel(scan=source.scan_id).max().item()
+        assert set(points) == (set(plan.centers_mm) if plan.points_path else set())
+        for level, position in points.items():
+            # Whole or tenths of a mm, by the rule of the challenge's readers.
+            assert np.abs(position - plan.centers_mm[level]).max() <= 0.51 + 1e-6
+            assert np.linalg.norm(position - plan.centers_mm[level]) < spacing
+
+
+def test_scans_met_in_several_releases_are_taken_once(tmp_path, subjects):
+    raw = tmp_path / "raw"
+    write_verse_subjects(raw / "complete")
+    write_verse_2019_challenge(raw / "miccai2019")
+    write_verse_2020_challenge(raw / "miccai2020")
+    found = discover(Recipe.load("verse"), str(raw))
+    assert {scan.scan_id for scan in found.scans} == {scan.scan_id for scan in subjects[2].scans}
+    assert all(scan.image.startswith("complete/") for scan in found.scans)
+    assert not found.without_image
+    assert not [note for note in found.ignored if "no pattern" in note.reason]
+    left = [note for note in found.ignored if "taken from" in note.detail]
+    assert len(left) == 15
+
+
+def test_a_mask_that_only_the_challenge_has_brings_its_image(tmp_path):
+    raw = tmp_path / "raw"
+    write_verse_subjects(raw / "complete")
+    write_verse_2019_challenge(raw / "miccai2019")
+    (mask,) = raw.glob("complete/**/sub-verse004*_msk.nii.gz")
+    mask.unlink()
+    found = discover(Recipe.load("verse"), str(raw))
+    (scan,) = (scan for scan in found.scans if scan.scan_id == "verse004")
+    assert scan.image == "miccai2019/verse004.nii.gz"
+    assert scan.label == "miccai2019/verse004_seg.nii.gz"
+
+
+@pytest.mark.parametrize("release", ["metaimage", "nifti"])
+def test_msr_is_stored_as_written(tmp_path, release):
+    raw = tmp_path / "raw"
+    written = by_image(raw, {"metaimage": write_msr, "nifti": write_msr_nifti}[release](raw))
+    found, report, store = run("msr", raw, tmp_path / "msr.zarr")
+    assert not report.failed, report.failed
+    assert {scan.image for scan in found.scans} == set(written)
+    for source in found.scans:
+        plan = written[source.image]
+        points = assert_stored_as_written(store, source, plan)
+        assert set(points) == set(plan.centers_mm)
+        for level, position in points.items():
+            # Six digits of a number below 1000.
+            np.testing.assert_allclose(position, plan.centers_mm[level], atol=1e-3)
+    assert not found.without_image
+    assert not [note for note in found.ignored if "no pattern" in note.reason]
+
+
+def test_msr_patients_and_folds_are_columns(tmp_path):
+    raw = tmp_path / "raw"
+    written = write_msr(raw)
+    _, _, store = run("msr", raw, tmp_path / "msr.zarr")
+    listed = {
+        number: set(Path(raw / f"fold{number}-miccai2013.txt").read_text().split())
+        for number in "12"
+    }
+    assert any(listed.values())
+    for scan in written:
+        row = store.table.sel(scan=scan.scan_id)
+        assert row.patient_id == scan.patient
+        folds = [number for number in "12" if scan.scan_id in listed[number]]
+        assert row.fold == "; ".join(folds)
+    patients = store.table.patient_id.to_numpy().tolist()
+    assert len(set(patients)) < len(patients)
+
+
+NEIGHBORS = {
+    "totalsegmentator": ("totalsegmentator", write_totalsegmentator),
+    "totalsegmentator, one mask": ("totalsegmentator", write_totalsegmentator_multilabel),
+    "totalsegmentator 1, one mask": (
+        "totalsegmentator-v1",
+        lambda root: write_totalsegmentator_multilabel(root, version="v1"),
+    ),
+    "rsna2022": ("rsna2022", write_rsna),
+    "xvertseg": ("xvertseg", write_xvertseg),
+    "ctspinopelvic1k": ("ctspinopelvic1k", write_ctspinopelvic1k),
+    "ctspine1k from TCIA": ("ctspine1k", write_ctspine1k_tcia),
+}
+
+
+@pytest.fixture(scope="module", params=NEIGHBORS)
+def neighbor(request, tmp_path_factory):
+    recipe, write = NEIGHBORS[request.param]
+    raw = tmp_path_factory.mktemp("raw")
+    written = by_image(raw, write(raw))
+    found, report, store = run(recipe, raw, tmp_path_factory.mktemp("out") / "store.zarr")
+    assert not report.failed, report.failed
+    return request.param, raw, written, found, report, store
+
+
+def test_neighbors_are_stored_as_written(neighbor):
+    name, _, written, found, _, store = neighbor
+    assert {scan.image.rstrip("/") for scan in found.scans} == set(written)
+    for source in found.scans:
+        plan = written[source.image.rstrip("/")]
+        stored = store.scan(source.scan_id)
+        phantom = make_phantom(plan.spec)
+        np.testing.assert_array_equal(stored.image.to_numpy(), phantom.image)
+        assert ("label" in stored) == (plan.label_path is not None)
+        if plan.label_path is None:
+            continue
+        label = stored.label.to_numpy()
+        vertebrae = np.isin(label, list(NAME_OF_VALUE))
+        drawn = np.isin(phantom.label, [v for v in NAME_OF_VALUE if v != 26])
+        # S1 is carved out of the sacrum, and a pelvic mask has no vertebrae above it.
+        if "pelvic" not in source.scan_id:
+            np.testing.assert_array_equal(label[drawn], phantom.label[drawn])
+        assert not (vertebrae & (phantom.label == 0)).any(), name
+
+
+def test_rerunning_a_neighbor_skips_every_scan(neighbor):
+    _, raw, _, found, _, store = neighbor
+    recipe = Recipe.load(store.attrs["dataset"])
+    again = ingest(recipe, discover(recipe, str(raw)), store.url)
+    assert len(again.skipped) == len(found.scans)
+    assert not again.done
+    assert not again.updated
+
+
+def test_dry_runs_leave_nothing_unexplained(neighbor):
+    _, _, _, found, _, _ = neighbor
+    strange = [note.path for note in found.ignored if "no pattern" in note.reason]
+    assert all(path.endswith(("train_bounding_boxes.csv",)) for path in strange), strange
+    assert not found.without_image
+    used = [use for use in found.patterns if use.layout in found.layouts and use.kind == "image"]
+    assert any(use.files for use in used)
+
+
+def test_totalsegmentator_masks_become_vertebrae_and_name_s1(tmp_path):
+    write_totalsegmentator(tmp_path / "raw")
+    _, _, store = run("totalsegmentator", tmp_path / "raw", tmp_path / "ts.zarr")
+    (scan_id, *_) = (s for s in store.table.scan.to_numpy() if 29 in store.scan(s).label.values)
+    flags = store.scan(scan_id).label.attrs
+    meanings = dict(zip(flags["flag_values"], flags["flag_meanings"].split(), strict=True))
+    assert meanings[29] == "S1"
+    assert store.table.other_label_voxels.sum() == 0
+    assert set(store.table.split.to_numpy()) <= {"train", "val", "test"}
+    assert store.splits.get("", 0) == 0
+
+
+def test_values_of_totalsegmentator_run_from_tail_to_head():
+    for version, recipe in (("v1", "totalsegmentator-v1"), ("v2", "totalsegmentator")):
+        values = dict(Recipe.load(recipe).layouts["multilabel"].values)
+        expected = {
+            str(value): {"vertebrae_S1": "29"}.get(name, name.removeprefix("vertebrae_"))
+            for name, value in totalsegmentator_values(version).items()
+        }
+        assert values == expected
+
+
+def test_ctspinopelvic1k_names_every_structure_and_joins_its_manifest(tmp_path):
+    write_ctspinopelvic1k(tmp_path / "raw")
+    _, _, store = run("ctspinopelvic1k", tmp_path / "raw", tmp_path / "sp.zarr")
+    assert store.table.other_label_voxels.sum() == 0
+    names = " ".join(
+        store.scan(scan_id).label.attrs["flag_meanings"] for scan_id in store.table.scan.to_numpy()
+    ).split()
+    assert {"S1", "left_hip", "ignore", "sacrum"} <= set(names)
+    pair = store.table.sel(scan=["0004_spine", "0004_pelvic"])
+    assert set(pair.patient_id.to_numpy()) == {"0004"}
+    assert (store.table["config"] != "").all()
+
+
+def test_rsna_scans_without_mask_are_scans_and_fractures_are_columns(tmp_path):
+    written = write_rsna(tmp_path / "raw")
+    found, _, store = run("rsna2022", tmp_path / "raw", tmp_path / "rsna.zarr")
+    states = store.table.label_state.to_series().to_dict()
+    assert {scan.scan_id: "unknown" if scan.label_path else "none" for scan in written} == states
+    assert set(store.table.patient_overall.to_numpy()) <= {"0", "1"}
+    assert all(scan.image.endswith("/") for scan in found.scans)
+
+
+def test_the_series_that_path_csv_names_is_taken(tmp_path):
+    write_ctspine1k_tcia(tmp_path / "raw")
+    for folder in list((tmp_path / "raw").glob("*/*/9.*")):
+        folder.rename(folder.with_name(folder.name.replace("9.", "1.", 1)))  # first by name
+    recipe = Recipe.load("ctspine1k")
+    listed = discover(recipe, str(tmp_path / "raw"))
+    lines = (tmp_path / "raw/Path.csv").read_text().split("\n")
+    wanted = {line.strip() for line in lines if line.strip()}
+    assert {scan.image.rstrip("/") for scan in listed.scans} == wanted
+    assert all(scan.columns["SeriesDir"] in scan.image for scan in listed.scans)
+    others = [note for note in listed.ignored if note.path.endswith("/")]
+    assert len(others) == len(listed.scans)
+    (tmp_path / "raw/Path.csv").unlink()
+    unlisted = discover(recipe, str(tmp_path / "raw"))
+    assert {scan.scan_id for scan in unlisted.scans} == {scan.scan_id for scan in listed.scans}
+
+
+def test_ctspine1k_tables_variants_and_errata_are_columns(tmp_path):
+    written = write_ctspine1k(tmp_path / "raw", scale=0.15)
+    names = [scan.scan_id for scan in written]
+    before = run("ctspine1k", tmp_path / "raw", tmp_path / "c.zarr")[2].table
+    assert {"anomaly", "erratum"} <= set(before)
+    assert "Pathology" not in before
+    erratum = before.erratum.sel(scan="CTC-1018399231").item()
+    assert "L5 is in two pieces (82 % and 18 %)" in erratum
+    assert before.anomaly.sel(scan="liver_0") == ""
+    write_ctspine1k_tables(tmp_path / "raw", names)
+    found, report, store = run("ctspine1k", tmp_path / "raw", tmp_path / "c.zarr")
+    assert not report.done
+    assert set(report.updated) == {s for s in names if not s.startswith(("liver", "volume"))}
+    assert (store.table.Pathology != "").any()
+    assert store.table.SeriesDir.sel(scan="HN_P001").item().startswith("3.000000-HEADNECK")
+    uses = {use.name: use for use in found.tables}
+    assert uses["neck"].matched == 1
+    assert uses["colonog"].matched >= 1
+
+
+def test_lists_of_variants_and_errata_name_scans_of_the_dataset():
+    recipe = Recipe.load("ctspine1k")
+    known = set(recipe.shipped_splits())
+    text = recipe.shipped_table("cases")[1].decode()
+    rows = [line.split(",") for line in text.splitlines()[1:]]
+    assert {row[0] for row in rows} <= known
+    variants = [row[1] for row in rows if row[1]]
+    assert variants.count("lumbarisation") == 17
+    assert variants.count("sacralisation") == 11
+    assert all(row[2].startswith("https://") for row in rows if row[1])
+    assert all(row[-1].startswith("https://") for row in rows if not row[1])
+
+
+def test_completed_verse_masks_are_joined_to_the_challenge_images(tmp_path):
+    raw = tmp_path / "raw"
+    written = by_image(raw, write_ctspine1k_verse(raw / "CTSpine1K", raw / "VerSe"))
+    found, report, store = run("ctspine1k-verse", raw, tmp_path / "v.zarr")
+    assert not report.failed, report.failed
+    assert {scan.image for scan in found.scans} == set(written)
+    for source in found.scans:
+        np.testing.assert_array_equal(
+            store.scan(source.scan_id).label, canonical_zyx(raw / source.label)
+        )
+        completed = "completed_annotation_verse" in source.label
+        state = store.table.label_state.sel(scan=source.scan_id)
+        assert state == ("all-visible" if completed else "unknown")
+    assert set(store.table.source.to_numpy()) == {"Verse", "completed_annotation_verse"}
+
+
+def test_vertebrae_have_an_anatomical_order_and_not_that_of_their_values():
+    by_value = [NAME_OF_VALUE[value] for value in sorted(NAME_OF_VALUE)]
+    assert by_value != list(ANATOMICAL_ORDER)
+    assert sorted(by_value) == sorted(ANATOMICAL_ORDER)

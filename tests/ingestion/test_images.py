@@ -1,0 +1,483 @@
+import json
+from unicodedata import normalize
+
+import fsspec
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from spinezarr.errors import RecipeError, UsageError
+from spinezarr.ingestion.discovery.discover import discover
+from spinezarr.ingestion.discovery.images import choose_images, match_images
+from spinezarr.ingestion.discovery.raw_folder import RawFolder
+from spinezarr.recipe import Recipe
+from spinezarr.text import printable
+
+DISK = fsspec.filesystem("file")
+HEAD = """\
+name: mine
+title: Mine
+license: none
+citation: none
+labels: {scheme: canonical, state: unknown}
+"""
+
+
+@pytest.fixture
+def load(tmp_path):
+    def load(text):
+        (tmp_path / "mine.yaml").write_text(HEAD + text)
+        return Recipe.load(str(tmp_path / "mine.yaml"))
+
+    return load
+
+
+def choice(recipe, files, root="raw"):
+    raw = RawFolder.of_files(DISK, str(root), dict.fromkeys(files, 1))
+    return choose_images(recipe, raw, match_images(recipe, raw))
+
+
+def pairs(chosen):
+    assert not chosen.refused
+    return taken(chosen)
+
+
+def taken(chosen):
+    return {paired.image.scan_id: (paired.image.path, *paired.masks) for paired in chosen.taken}
+
+
+LAYOUTS = """\
+layouts:
+  first:
+    about: one
+    image: "one/{scan}.nii"
+    label: "one/masks/{scan}.nii"
+  second:
+    about: two
+    image: "two/{scan}.nii"
+    label: "two/masks/{scan}.nii"
+"""
+
+
+@pytest.mark.parametrize(
+    ("files", "taken"),
+    [
+        (["one/a.nii", "one/masks/a.nii", "two/a.nii", "two/masks/a.nii"], "one"),
+        (["one/a.nii", "two/a.nii", "two/masks/a.nii"], "two"),
+        (["one/a.nii", "two/a.nii"], "one"),
+        (["two/a.nii"], "two"),
+    ],
+)
+def test_the_first_layout_with_the_mask_is_taken(load, files, taken):
+    chosen = choice(load(LAYOUTS), files)
+    (image, *masks) = pairs(chosen)["a"]
+    assert image == f"{taken}/a.nii"
+    assert masks == [file for file in files if file == f"{taken}/masks/a.nii"]
+    assert {note.path for note in chosen.left} == {
+        file for file in files if not file.startswith(taken)
+    }
+
+
+LISTED = """\
+layouts:
+  series:
+    about: series
+    image: "{base:(?:.*/)?}{scan}/{series}/"
+    label: "**/{scan}_seg.nii"
+    listed: {files: "**/list.txt", entry: "{scan} {series}"}
+"""
+
+
+def test_the_image_that_a_list_names_is_taken(tmp_path, load):
+    files = ["a/x/1", "a/y/1", "a/y/2", "a/z/1", "b/x/1", "b/y/1", "m/a_seg.nii", "list.txt"]
+    (tmp_path / "list.txt").write_bytes(b"\xef\xbb\xbfa   y\r\nc z\r\n")
+    chosen = choice(load(LISTED), files, tmp_path)
+    assert pairs(chosen) == {"a": ("a/y/", "m/a_seg.nii"), "b": ("b/x/",)}
+    details = {note.path: note.detail for note in chosen.left}
+    assert details["a/x/"] == "taken from a/y/"
+    assert details["b/y/"] == "taken from b/x/"
+
+
+def test_the_list_counts_more_than_a_mask(tmp_path, load):
+    text = LISTED.replace('"**/{scan}_seg.nii"', '"{scan}/{series}_seg.nii"')
+    (tmp_path / "list.txt").write_text("a y\n")
+    files = ["a/x/1", "a/x_seg.nii", "a/y/1", "list.txt"]
+    assert pairs(choice(load(text), files, tmp_path)) == {"a": ("a/y/",)}
+    assert pairs(choice(load(text), files[:-1], tmp_path)) == {"a": ("a/x/", "a/x_seg.nii")}
+
+
+TWICE = """\
+layouts:
+  flat:
+    about: flat
+    image: "{patient}/{scan}_ct.nii"
+    label: "{patient}/{scan}_seg.nii"
+"""
+BOTH = ["P1/1_ct.nii", "P1/1_seg.nii", "P2/1_ct.nii", "P2/1_seg.nii"]
+
+
+def test_two_images_with_one_id_are_refused_unless_the_recipe_says_they_are_one(load):
+    other = ["P3/2_ct.nii", "P3/2_seg.nii"]
+    chosen = choice(load(TWICE), [*BOTH, *other])
+    assert taken(chosen) == {"2": tuple(other)}
+    (refused,) = chosen.refused
+    assert (refused.scan_id, refused.paths) == ("1", tuple(BOTH))
+    message = refused.reason
+    assert all(text in message for text in ("'1'", "P1/1_ct.nii", "P2/1_ct.nii"))
+    assert 'e.g. "{patient}_{scan}"' in message
+    assert set(pairs(choice(load(TWICE + 'scan_id: "{patient}_{scan}"\n'), BOTH))) == {
+        "P1_1",
+        "P2_1",
+    }
+    chosen = choice(load(TWICE + 'same_scan: "{scan}"\n'), ["P0/1_ct.nii", *BOTH])
+    assert pairs(chosen) == {"1": ("P1/1_ct.nii", "P1/1_seg.nii")}
+    assert {note.path for note in chosen.left} == {"P0/1_ct.nii", "P2/1_ct.nii", "P2/1_seg.nii"}
+
+
+def test_ids_that_collide_across_layouts_are_refused(load):
+    text = LAYOUTS.replace("about: one", "about: one\n    texts: {part: one}")
+    text = text.replace("about: two", "about: two\n    texts: {part: two}")
+    recipe = load(text + 'same_scan: "{part} {scan}"\n')
+    chosen = choice(recipe, ["one/a.nii", "two/a.nii", "two/b.nii"])
+    assert set(taken(chosen)) == {"b"}
+    (refused,) = chosen.refused
+    assert refused.scan_id == "a"
+    assert "scan id 'a':\n  one/a.nii\n  two/a.nii" in refused.reason
+
+
+@pytest.mark.parametrize("label", ["mask/{scan}*.nii", "**/*{scan}*seg.nii", "mask/*"])
+def test_scans_that_would_share_a_mask_are_refused(load, label):
+    recipe = load(f"layouts:\n  x: {{about: x, image: '{{scan}}_ct.nii', label: '{label}'}}\n")
+    files = ["1_ct.nii", "10_ct.nii", "mask/10_seg.nii"]
+    chosen = choice(recipe, files)
+    assert taken(chosen) == {}
+    assert {scan.scan_id: scan.paths for scan in chosen.refused} == {
+        "1": ("1_ct.nii", "mask/10_seg.nii"),
+        "10": ("10_ct.nii", "mask/10_seg.nii"),
+    }
+    for scan in chosen.refused:
+        assert "mask/10_seg.nii would belong" in scan.reason
+        assert "  10_ct.nii\n  1_ct.nii" in scan.reason
+    assert pairs(choice(recipe, files[1:])) == {"10": ("10_ct.nii", "mask/10_seg.nii")}
+
+
+def test_several_images_of_one_file_are_one_scan_a_part(load):
+    recipe = load(
+        "layouts:\n  x: {about: x, image: '{scan}/ct.nii', label_parts: "
+        "{file: '{scan}/{part}.nii', values: {l1: L1, hip: '30', l2: L2}}}\n"
+    )
+    files = ["a/ct.nii", "a/hip.nii", "a/l1.nii", "b/ct.nii", "b/other.nii"]
+    (a, b) = choice(recipe, files).taken
+    assert [(part.value, part.path) for part in a.parts] == [(20, "a/l1.nii"), (30, "a/hip.nii")]
+    assert (a.whole, b.whole, b.parts) == (True, False, ())
+
+
+def test_a_lookup_with_folders_in_it_is_known_to_name_masks(load):
+    recipe = load(
+        "layouts:\n  x: {about: x, image: '**/{scan}.nii', label: '{place}/{scan}.nii'}\n"
+        "lookups:\n  place: {of: scan, values: {'liver*': label/Liver, '*': label}}\n"
+    )
+    files = ["ct/a.nii", "ct/liver1.nii", "label/a.nii", "label/Liver/liver1.nii"]
+    assert pairs(choice(recipe, files)) == {
+        "a": ("ct/a.nii", "label/a.nii"),
+        "liver1": ("ct/liver1.nii", "label/Liver/liver1.nii"),
+    }
+
+
+def test_a_lookup_may_rewrite_the_text_it_reads_once(load):
+    recipe = load(
+        "layouts:\n  x: {about: x, image: '{scan}.nii', label: 'm/{scan}.nii'}\n"
+        "lookups:\n  scan: {of: scan, values: {'x{rest}': '{rest}'}}\n"
+        "tables: {}\n"
+    )
+    assert pairs(choice(recipe, ["xx1.nii", "m/x1.nii", "m/1.nii"])) == {
+        "x1": ("xx1.nii", "m/x1.nii")
+    }
+
+
+def test_lookups_use_those_that_stand_before_them(load):
+    layout = "layouts:\n  x: {about: x, image: '{scan}.nii'}\nscan_id: '{b}'\nlookups:\n"
+    a = "  a: {of: scan, values: {'s{n}': '{n}'}}\n"
+    b = "  b: {of: a, values: {'{n}': 'id{n}'}}\n"
+    assert set(pairs(choice(load(layout + a + b), ["s1.nii", "t2.nii"]))) == {"id1"}
+    with pytest.raises(RecipeError, match=r"scan_id uses \{b\}"):
+        load(layout + b + a)
+
+
+def test_a_part_is_no_lookup_of_that_name(load):
+    recipe = load(
+        "layouts:\n  x: {about: x, image: '{scan}/ct.nii', label_parts: "
+        "{file: '{scan}/{part}.nii', values: {l1: L1}}}\n"
+        "lookups:\n  part: {of: scan, values: {'*': train}}\nsplit: '{part}'\n"
+    )
+    assert pairs(choice(recipe, ["a/ct.nii", "a/l1.nii"])) == {"a": ("a/ct.nii", "a/l1.nii")}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *[".a", "__a", "zarr.json", "a.partial", "a.old.partial", "a*", "a?", "a[1]", " a"],
+        *["a\x7f", "a\x85", "a\u2028", "a\u202e"],
+    ],
+)
+def test_an_id_that_cannot_name_a_folder_everywhere_fails_alone(load, name):
+    recipe = load("layouts:\n  x: {about: x, image: '{scan}.nii', label: 'm/{scan}.nii'}\n")
+    chosen = choice(recipe, [f"{name}.nii", f"m/{name}.nii", "b.nii", "m/b.nii"])
+    assert taken(chosen) == {"b": ("b.nii", "m/b.nii")}
+    (refused,) = chosen.refused
+    assert refused.scan_id == printable(name)
+    assert refused.paths == (f"{name}.nii", f"m/{name}.nii")
+    assert f"scan id '{printable(name)}'" in refused.reason
+
+
+@pytest.mark.parametrize(
+    "name", ["1.3.6.1", "my scan (2)", "é", "zarr.jsonx", "partial", "a{1}", "-a", "_a", "a__b"]
+)
+def test_other_ids_are_taken_as_they_are(load, name):
+    recipe = load("layouts:\n  x: {about: x, image: '{scan}.nii'}\n")
+    assert set(pairs(choice(recipe, [f"{name}.nii"]))) == {name}
+
+
+def test_an_image_that_counts_as_a_mask_is_named(tmp_path, load):
+    recipe = load("layouts:\n  x: {about: x, image: '{scan}/ct.nii', label: '{scan}/*.nii'}\n")
+    (tmp_path / "raw" / "s1").mkdir(parents=True)
+    (tmp_path / "raw" / "s1" / "ct.nii").touch()
+    with pytest.raises(UsageError, match=r"s1/ct.nii fits an image pattern and a mask's template"):
+        discover(recipe, str(tmp_path / "raw"))
+
+
+ANY = """\
+layouts:
+  a:
+    about: a
+    image: ["{base:(?:.*/)?}{scan}_ct.nii", "{base:(?:.*/)?}{scan}/"]
+    label: ["{base}{scan}_seg.nii", "**/{scan}_m.nii"]
+    mask: optional
+  b:
+    about: b
+    image: "{base:(?:.*/)?}{scan}.nii"
+same_scan: "{scan}"
+ignore: [{path: "**/i*", because: ignored}]
+"""
+trees = st.lists(
+    st.builds(
+        "{}{}{}".format,
+        st.sampled_from(["", "x/", "x/y/", "i/"]),
+        st.sampled_from("stu"),
+        st.sampled_from(["_ct.nii", "_seg.nii", "_m.nii", ".nii", "/1.dcm", "/i.dcm"]),
+    ),
+    unique=True,
+    max_size=14,
+)
+
+
+@settings(max_examples=150)
+@given(trees, st.randoms())
+def test_the_order_of_the_listing_changes_nothing(files, random):
+    recipe = Recipe.model_validate_json(as_json(ANY))
+    results = [choice(recipe, order) for order in (files, random.sample(files, len(files)))]
+    assert results[0] == results[1]
+
+
+def as_json(text):
+    return json.dumps(yaml.safe_load(HEAD + text))
+
+
+@settings(max_examples=150)
+@given(trees)
+def test_every_scan_is_taken_once_and_every_other_image_is_accounted_for(files):
+    recipe = Recipe.model_validate_json(as_json(ANY))
+    raw = RawFolder.of_files(DISK, "raw", dict.fromkeys(files, 1))
+    matched = match_images(recipe, raw)
+    found = matched.images
+    chosen = choose_images(recipe, raw, matched)
+    taken = [paired.image.path for paired in chosen.taken]
+    assert len({paired.image.scan_id for paired in chosen.taken}) == len(taken)
+    assert (chosen.refused, matched.misnamed) == ((), ())
+    assert {image.scan_id for image in found} == {p.image.scan_id for p in chosen.taken}
+    assert {image.path for image in found} <= {*taken, *(note.path for note in chosen.left)}
+    assert {note.path for note in matched.ignored} == {
+        f for f in files if f.split("/")[-1] == "i.dcm"
+    }
+    for paired in chosen.taken:
+        scan = paired.image.scan_id
+        assert all(path.split("/")[-1].startswith(f"{scan}_") for path in paired.masks)
+
+
+PAIR = "layouts:\n  x: {about: x, image: '{scan}_ct.nii.gz', label: '{scan}_seg.nii.gz'}\n"
+
+
+@pytest.mark.parametrize(
+    ("image", "mask"),
+    [
+        ("a_ct.nii", "a_seg.nii.gz"),
+        ("a_ct.nii.gz", "a_seg.nii"),
+        ("a_ct.NII.GZ", "a_seg.Nii"),
+        ("a_ct.nii.gz/a_ct.nii", "a_seg.nii/a_seg.nii"),
+    ],
+)
+def test_files_that_were_unpacked_are_paired(load, image, mask):
+    assert pairs(choice(load(PAIR), [image, mask])) == {"a": (image, mask)}
+
+
+def test_files_in_folders_of_their_own_names_find_each_other_below_any_folders(load):
+    recipe = load(
+        "layouts:\n  x:\n    about: x\n"
+        "    image: '{base:(?:.*/)?}{scan:v\\d+}.{ext:nii|nii\\.gz}'\n"
+        "    label: '{base}{scan}_seg.{ext}'\n"
+    )
+    files = ["t/v1.nii.gz/v1.nii", "t/v1_seg.nii.gz/v1_seg.nii", "t/v2.nii/v2.nii", "t/v2_seg.nii"]
+    assert pairs(choice(recipe, files)) == {"v1": tuple(files[:2]), "v2": tuple(files[2:])}
+    explicit = load("layouts:\n  x: {about: x, image: '{scan}.nii/{scan}.nii'}\n")
+    assert pairs(choice(explicit, ["v1.nii/v1.nii"])) == {"v1": ("v1.nii/v1.nii",)}
+
+
+def test_a_file_of_exactly_the_name_comes_before_its_copies(load):
+    files = ["a_ct.nii", "a_ct.nii.gz", "a_seg.nii", "a_seg.nii.gz"]
+    assert pairs(choice(load(PAIR), files)) == {"a": ("a_ct.nii.gz", "a_seg.nii.gz")}
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        ["a_ct.nii", "a_ct.NII.GZ", "a_seg.nii.gz"],
+        ["a_ct.nii.gz/a_ct.nii", "a_ct.nii", "a_seg.nii.gz"],
+        ["a_ct.nii.gz", "a_seg.nii", "a_seg.NII"],
+    ],
+)
+def test_two_copies_of_which_none_has_the_very_name_are_refused(load, files):
+    chosen = choice(load(PAIR), [*files, "b_ct.nii.gz", "b_seg.nii.gz"])
+    assert set(taken(chosen)) == {"b"}
+    (refused,) = chosen.refused
+    assert refused.scan_id == "a"
+    twins = [file for file in files if sum(other.startswith(file[:4]) for other in files) == 2]
+    assert all(f"\n  {file}" in refused.reason for file in twins)
+
+
+def test_an_image_is_not_its_own_mask(load):
+    recipe = load("layouts:\n  x: {about: x, image: '{scan}.nii', label: '{scan}.nii.gz'}\n")
+    chosen = choice(recipe, ["a.nii", "a.nii.gz", "b.nii", "b_1.NII"])
+    found = {paired.image.scan_id: (paired.masks, paired.whole) for paired in chosen.taken}
+    assert found == {"a": (("a.nii.gz",), True), "b": ((), False), "b_1": ((), False)}
+
+
+def test_several_masks_that_fit_equally_are_refused_unless_they_are_one_scan(load):
+    text = "layouts:\n  x: {about: x, image: 'ct/{scan}.nii', label: '**/{scan}_*seg.nii'}\n"
+    files = ["ct/a.nii", "new/a_seg.nii", "old/a_seg.nii", "old/a_1_seg.nii", "ct/b.nii"]
+    files.append("new/b_seg.nii")
+    chosen = choice(load(text), files)
+    assert taken(chosen) == {"b": ("ct/b.nii", "new/b_seg.nii")}
+    (refused,) = chosen.refused
+    assert "3 files fit ct/a.nii equally well:\n  new/a_seg.nii\n  old/a_1_seg" in refused.reason
+    assert {note.path for note in chosen.left} == {"old/a_1_seg.nii", "old/a_seg.nii"}
+    chosen = choice(load(text + "same_scan: '{scan}'\n"), files)
+    assert pairs(chosen)["a"] == ("ct/a.nii", "new/a_seg.nii")
+    assert {(note.path, note.detail) for note in chosen.left} == {
+        ("old/a_1_seg.nii", "new/a_seg.nii is taken for ct/a.nii"),
+        ("old/a_seg.nii", "new/a_seg.nii is taken for ct/a.nii"),
+    }
+    ignoring = load(text + "ignore: [{path: 'old/*', because: old}]\n")
+    assert pairs(choice(ignoring, files))["a"] == ("ct/a.nii", "new/a_seg.nii")
+
+
+def test_of_several_templates_the_first_counts_and_the_rest_is_told(load):
+    recipe = load(
+        "layouts:\n  x: {about: x, image: '{scan}.nii', label: ['m/{scan}', 'n/{scan}']}\n"
+    )
+    chosen = choice(recipe, ["a.nii", "m/a", "n/a"])
+    assert pairs(chosen) == {"a": ("a.nii", "m/a")}
+    assert [(note.path, note.detail) for note in chosen.left] == [("n/a", "m/a is taken for a.nii")]
+
+
+@pytest.mark.parametrize(
+    "key", ["centroids: {files: '{scan}*.json', convention: verse}", "sidecar: '{scan}*.json'"]
+)
+def test_several_files_beside_an_image_are_refused_too(load, key):
+    recipe = load(f"layouts:\n  x:\n    about: x\n    image: '{{scan}}.nii'\n    {key}\n")
+    chosen = choice(recipe, ["a.nii", "a.json", "a_1.json", "b.nii", "b.json"])
+    (paired,) = chosen.taken
+    assert (paired.centroids or paired.sidecar, paired.image.scan_id) == ("b.json", "b")
+    (refused,) = chosen.refused
+    assert "2 files fit a.nii equally well:\n  a.json\n  a_1.json" in refused.reason
+
+
+def test_two_names_in_two_unicode_forms_are_refused_as_one_scan(load):
+    names = [normalize(form, "Müller") for form in ("NFC", "NFD")]
+    chosen = choice(
+        load(PAIR), [f"{name}_{kind}.nii.gz" for name in names for kind in ("ct", "seg")]
+    )
+    assert taken(chosen) == {}
+    (refused,) = chosen.refused
+    assert refused.scan_id == "Müller"
+    assert "Their names differ only in the Unicode form of a letter" in refused.reason
+    masks = [f"{name}_seg.nii.gz" for name in names]
+    chosen = choice(load(PAIR), ["Müller_ct.nii.gz", *masks])
+    (refused,) = chosen.refused
+    assert "2 files fit Müller_ct.nii.gz equally well" in refused.reason
+
+
+@given(
+    st.lists(st.text("aüeé", min_size=1, max_size=3), unique=True, min_size=1, max_size=5),
+    st.data(),
+)
+def test_scans_are_the_same_in_any_unicode_form(stems, data):
+    form = data.draw(st.sampled_from(["NFC", "NFD"]))
+    patterns = [normalize(form, pattern) for pattern in ("é/{scan}_ct.nii", "**/é/{scan}_seg.nii")]
+    recipe = Recipe.of_pairs(*patterns, name="forms")
+    names = [f"é/{stem}_{kind}.nii" for stem in stems for kind in ("ct", "seg")]
+    files = [normalize(data.draw(st.sampled_from(["NFC", "NFD"])), name) for name in names]
+    chosen = choice(recipe, files)
+    assert pairs(chosen) == {stem: (files[2 * i], files[2 * i + 1]) for i, stem in enumerate(stems)}
+
+
+def test_files_whose_names_cannot_be_opened_fail_alone(tmp_path, load):
+    for name in ("a\n_ct.nii.gz", "a\n_seg.nii.gz", "b_ct.nii.gz", "b_seg.nii.gz"):
+        (tmp_path / name).touch()
+    (tmp_path / "c\x1b").mkdir()
+    (tmp_path / "c\x1b" / "d_ct.nii.gz").touch()
+    (tmp_path / "d_seg.nii.gz").touch()
+    recipe = load(PAIR.replace("'{scan}_ct", "'**/{scan}_ct"))
+    raw = RawFolder.list(DISK, str(tmp_path))
+    chosen = choose_images(recipe, raw, match_images(recipe, raw))
+    assert taken(chosen) == {"b": ("b_ct.nii.gz", "b_seg.nii.gz")}
+    reasons = {refused.scan_id: refused.reason for refused in chosen.refused}
+    assert reasons == {
+        r"a\x0a": r"a\x0a_ct.nii.gz: its path holds control characters or is no UTF-8; they are "
+        "shown as escapes. Rename it.",
+        "d": r"c\x1b/d_ct.nii.gz: its path holds control characters or is no UTF-8; they are "
+        "shown as escapes. Rename it.",
+    }
+
+
+def test_a_series_in_a_folder_whose_name_cannot_be_opened_fails_alone(tmp_path, load):
+    for path in ("p\x07/a/1.dcm", "q/b/1.dcm", "q/b/2\x07.dcm"):
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).touch()
+    recipe = load("layouts:\n  x: {about: x, image: '{patient}/{scan}/'}\n")
+    raw = RawFolder.list(DISK, str(tmp_path))
+    chosen = choose_images(recipe, raw, match_images(recipe, raw))
+    assert taken(chosen) == {"b": ("q/b/",)}
+    (refused,) = chosen.refused
+    assert (refused.scan_id, refused.paths) == ("a", (r"p\x07/a/",))
+    assert refused.reason.startswith(r"p\x07/a/: its path holds control characters")
+
+
+def test_a_mask_whose_name_cannot_be_opened_fails_its_scan(tmp_path, load):
+    (tmp_path / "m\x07").mkdir()
+    for name in ("a_ct.nii.gz", "m\x07/a_seg.nii.gz", "b_ct.nii.gz", "b_seg.nii.gz"):
+        (tmp_path / name).touch()
+    recipe = load(PAIR.replace("'{scan}_seg", "'**/{scan}_seg"))
+    raw = RawFolder.list(DISK, str(tmp_path))
+    chosen = choose_images(recipe, raw, match_images(recipe, raw))
+    assert set(taken(chosen)) == {"b"}
+    (refused,) = chosen.refused
+    assert refused.reason.startswith(r"m\x07/a_seg.nii.gz: its path holds control characters")
+
+
+def test_a_mask_may_be_a_folder(load):
+    recipe = load("layouts:\n  x: {about: x, image: '{scan}/ct/', label: '{scan}/seg/'}\n")
+    files = ["p/ct/1.dcm", "p/ct/2.dcm", "p/seg/1.dcm", "q/ct/1.dcm"]
+    chosen = choice(recipe, files)
+    assert pairs(chosen) == {"p": ("p/ct/", "p/seg/"), "q": ("q/ct/",)}
+    assert [paired.whole for paired in chosen.taken] == [True, False]
