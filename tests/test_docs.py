@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import os
 import re
@@ -13,6 +14,9 @@ from asking import ask
 from running import running
 
 import spinezarr
+from spinezarr.geometry import Box
+from spinezarr.store.reader import ArraySpec
+from spinezarr.stream.read.plan import ReadPlan, plan_reads
 
 ROOT = Path(__file__).parent.parent
 PAGES = [
@@ -146,11 +150,15 @@ def test_links_between_pages_lead_somewhere():
                 assert not anchor or anchor in anchors_of(path), f"{page}: {target}#{anchor}"
 
 
-def test_paths_of_code_that_pages_name_exist():
-    named = re.compile(r"`(spinezarr/[\w./]+)`")
+def test_code_that_pages_name_exists():
+    files = {path.name for part in ("spinezarr", "benchmarks") for path in (ROOT / part).rglob("*")}
     for page in PAGES:
-        for path in named.findall(page.read_text()):
+        text = page.read_text()
+        for path in re.findall(r"`(spinezarr/[\w./]+)`", text):
             assert (ROOT / path).exists(), f"{page}: {path}"
+        if page.parent.name in {"explanation", "decisions"}:
+            for name in re.findall(r"`([\w/]+\.(?:py|js|c))`", text):
+                assert name.rpartition("/")[2] in files, f"{page}: {name}"
 
 
 def test_each_folder_has_the_modules_that_its_row_names():
@@ -163,6 +171,25 @@ def test_each_folder_has_the_modules_that_its_row_names():
     packages = (path.parent for path in (ROOT / "spinezarr").rglob("__init__.py"))
     lacking = {str(path.relative_to(ROOT)) for path in packages} - named - {"spinezarr"}
     assert lacking <= {"spinezarr/cli"}, "folders without a row"
+
+
+def test_the_example_of_a_plan_is_what_is_planned():
+    page = ROOT / "docs" / "explanation" / "how-a-patch-is-read.md"
+    shape, chunk, shard = (133, 512, 512), (64, 48, 48), (128, 528, 528)
+    array = ArraySpec("scan", "image", "", shape, np.dtype("i2"), chunk, shard, {}, "/", {})
+    starts = ((60, 40, 32), (62, 40, 40))
+    plan = plan_reads([(array, Box.at(start, (8, 8, 16))) for start in starts])
+    rows = re.findall(r"^\| `(\w+)`: [^|]+ \| (.+) \|$", page.read_text(), re.MULTILINE)
+    told = {
+        name: [[int(part) for part in cell.split(",")] for cell in cells.split(" | ")]
+        for name, cells in rows
+    }
+    told["first_share"].append([6])
+    fields = {field.name for field in dataclasses.fields(ReadPlan)} - {"arrays"}
+    assert told.keys() == fields
+    for name, values in told.items():
+        found = getattr(plan, name)
+        np.testing.assert_array_equal(np.reshape(values, found.shape), found, name)
 
 
 def test_the_drawing_of_the_packages_has_their_layers():
