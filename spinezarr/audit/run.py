@@ -1,6 +1,5 @@
 """A whole store: every rule on every scan, scan by scan, and what is kept of it."""
 
-import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,6 +22,7 @@ from spinezarr.audit.level_rules import (
 from spinezarr.audit.voxel_rules import mask_off_bone, several_pieces, stray_voxels, unknown_value
 from spinezarr.audit.voxels import VoxelFacts, read_voxel_facts
 from spinezarr.errors import CorruptStoreError, ScanChangedError, UnknownScanError
+from spinezarr.processors import cpu_count
 from spinezarr.public_url import public_url
 from spinezarr.store.attributes import ScanAttributes
 from spinezarr.store.audit_log import SEVERITIES, AuditedScan, AuditLog, scan_identity
@@ -143,7 +143,7 @@ def audit_store(
     for key, finding in (*same_image(keys), *same_patient(keys)):
         if key.scan_id in found:
             found[key.scan_id].append(finding)
-    pool = ThreadPoolExecutor(min(_SCANS_AT_ONCE, os.cpu_count() or 1), "spinezarr-audit")
+    pool = ThreadPoolExecutor(min(_SCANS_AT_ONCE, cpu_count()), "spinezarr-audit")
     try:
         results = pool.map(lambda name: _audit_scan(reader, engine, name), wanted)
         for name, findings in zip(wanted, results, strict=True):

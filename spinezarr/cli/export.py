@@ -1,7 +1,6 @@
 """``spinezarr export``: a store's scans as files of other formats."""
 
 import math
-import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -34,6 +33,7 @@ from spinezarr.cli.options import (
 )
 from spinezarr.errors import SpinezarrError, UsageError
 from spinezarr.export.nifti import ExportedScan, check_no_twin, file_name
+from spinezarr.processors import cpu_count
 from spinezarr.public_url import public_url
 from spinezarr.store.reader import named_scans
 from spinezarr.text import counted
@@ -300,7 +300,7 @@ def _export_all(
             except SpinezarrError as problem:
                 return str(problem)
 
-        pool = ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="spinezarr-export")
+        pool = ThreadPoolExecutor(cpu_count(), thread_name_prefix="spinezarr-export")
         try:
             for name, result in zip(names, pool.map(attempt, names), strict=True):
                 if isinstance(result, ExportedScan):

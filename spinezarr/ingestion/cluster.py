@@ -38,6 +38,7 @@ from fsspec.implementations.local import LocalFileSystem
 from spinezarr.errors import LostClusterError, LostLockError, SpinezarrError, UsageError
 from spinezarr.ingestion.run import Listener
 from spinezarr.ingestion.task import IngestJob, ScanResult, ScanTask, run_task
+from spinezarr.processors import cpu_count
 from spinezarr.public_url import public_url, without_secrets
 from spinezarr.remote.filesystem import open_filesystem
 from spinezarr.text import printable
@@ -158,7 +159,7 @@ def local_cluster(n_workers: int) -> Iterator[DaskWorkers]:
         )
     with cluster, Client(cluster, set_as_default=False) as client:
         client.register_plugin(_IgnoreInterrupt())
-        yield DaskWorkers(client, encode_threads=max(1, (os.cpu_count() or 1) // n_workers))
+        yield DaskWorkers(client, encode_threads=max(1, cpu_count() // n_workers))
 
 
 @contextmanager

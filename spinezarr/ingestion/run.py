@@ -5,7 +5,6 @@ alone.
 """
 
 import hashlib
-import os
 import time
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -27,6 +26,7 @@ from spinezarr.ingestion.discovery.discover import (
 from spinezarr.ingestion.pseudonyms import Pseudonyms
 from spinezarr.ingestion.scan import ScanOptions
 from spinezarr.ingestion.task import IngestJob, Outcome, ScanResult, ScanTask, run_task
+from spinezarr.processors import cpu_count
 from spinezarr.recipe import Recipe
 from spinezarr.store.attributes import RootAttributes, ScanAttributes
 from spinezarr.store.audit_log import scan_identity
@@ -143,7 +143,7 @@ class LocalThreads:
         self, job: IngestJob, tasks: Iterable[ScanTask], listener: Listener
     ) -> Generator[ScanResult]:
         """See :class:`Workers`."""
-        threads = os.cpu_count() or 1
+        threads = cpu_count()
         with ThreadPoolExecutor(threads, thread_name_prefix="spinezarr-encode") as pool:
             for task in tasks:
                 listener.started(task.source)

@@ -1,7 +1,6 @@
 """The application: bytes are answered here, all else by the pages, each by what may ask for it."""
 
 import asyncio
-import os
 import time
 from collections.abc import Callable, Mapping, MutableMapping
 from concurrent.futures import ThreadPoolExecutor
@@ -13,6 +12,7 @@ from spinezarr.serve.endpoints import REQUEST, ROUTE, pages
 from spinezarr.serve.file_trees import Files, answer_file
 from spinezarr.serve.guard import Guard
 from spinezarr.serve.http import Answer, Receive, Request, Scope, Send, parse_request, text_answer
+from spinezarr.serve.limits import ServeLimits, half_of_the_cpus
 from spinezarr.serve.log import RequestLog
 from spinezarr.serve.login import LOGIN, LOGOUT
 from spinezarr.serve.metrics import Metrics
@@ -25,8 +25,6 @@ __all__ = ["App"]
 
 _TREES: Final[Mapping[str, Operation]] = {"zarr": ZARR, "flat": FLAT, "ome": OME}
 """Of files, by the first part of the path."""
-_MAKERS: Final = max(1, (os.cpu_count() or 1) // 2)
-"""Threads that make coarse levels, beside those that read patches."""
 _LISTENS_S: Final = 0.5
 """After which granian listens."""
 _TWO_LENGTHS: Final = text_answer(
@@ -49,9 +47,17 @@ class App:
         Who may ask.
     log
         Where each answer is written; None: nowhere.
+    limits
+        How much is done at once.
     """
 
-    def __init__(self, stores: ServedStores, guard: Guard, log: RequestLog | None = None) -> None:
+    def __init__(
+        self,
+        stores: ServedStores,
+        guard: Guard,
+        log: RequestLog | None = None,
+        limits: ServeLimits | None = None,
+    ) -> None:
         self.stores = stores
         self._guard = guard
         self._log = log
@@ -61,8 +67,8 @@ class App:
             "flat": stores.flat,
             "ome": stores.ome,
         }
-        self._makers = ThreadPoolExecutor(_MAKERS, "spinezarr-ome")
-        self._pages = pages(stores, guard, self._metrics)
+        self._makers = ThreadPoolExecutor(half_of_the_cpus(), "spinezarr-ome")
+        self._pages = pages(stores, guard, self._metrics, limits or ServeLimits())
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request."""

@@ -4,7 +4,6 @@ Bytes are answered without it, as :mod:`spinezarr.serve.app` says.
 """
 
 import asyncio
-import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from concurrent.futures import Executor
@@ -27,6 +26,7 @@ from spinezarr.serve.docs_page import page, policy
 from spinezarr.serve.guard import Guard
 from spinezarr.serve.http import Answer, Receive, Request, Scope, Send, text_answer
 from spinezarr.serve.levels import LevelRequest, answer_level
+from spinezarr.serve.limits import ServeLimits
 from spinezarr.serve.login import LOGIN, LOGOUT
 from spinezarr.serve.neuroglancer import answer_client, answer_segments, answer_state
 from spinezarr.serve.nifti import answer_nifti
@@ -56,14 +56,6 @@ ROUTE: Final = "spinezarr.route"
 """Key of the scope under which the template of the path is left."""
 REQUEST: Final = "spinezarr.request"
 """Key of the scope under which the request comes, as the guard has seen it."""
-_THREADS: Final = max(1, (os.cpu_count() or 1) // 2)
-"""That decode a batch; others are read beside it."""
-_AT_ONCE: Final = 2 * (os.cpu_count() or 1)
-"""Batches that are read at once."""
-_PICTURES_AT_ONCE: Final = max(1, (os.cpu_count() or 1) // 2)
-"""Slices that are drawn at once: who looks at scans must not hold up who trains on them."""
-_FAR_PICTURES_AT_ONCE: Final = 8
-"""The same of a bucket, which mostly lets them wait; a quarter of its threads."""
 _WAITING: Final = 256
 """Batches that wait for that: sixteen of each of sixteen trainings."""
 _WAITING_BYTES: Final = 64 << 20
@@ -83,7 +75,9 @@ T = TypeVar("T")
 _Endpoint = Callable[[Asked], Awaitable[Answer]]
 
 
-def pages(stores: ServedStores, guard: Guard, figures: metrics.Metrics) -> Starlette:
+def pages(
+    stores: ServedStores, guard: Guard, figures: metrics.Metrics, limits: ServeLimits
+) -> Starlette:
     """Make the application.
 
     Parameters
@@ -94,9 +88,11 @@ def pages(stores: ServedStores, guard: Guard, figures: metrics.Metrics) -> Starl
         Who may ask; it has been asked already, but signs people in.
     figures
         What was answered so far.
+    limits
+        How much is done at once.
     """
     prepare_tables()
-    made = _Pages(stores, guard, figures)
+    made = _Pages(stores, guard, figures, limits)
     routes = [
         Route(LOGIN, made.routed(LOGIN, made.sign_in), methods=["GET", "POST"]),
         Route(LOGOUT, made.routed(LOGOUT, made.sign_in), methods=["POST"]),
@@ -146,8 +142,11 @@ async def _unreadable(_: Asked, __: Exception) -> Response:
 class _Pages:
     """What answers each operation, by name."""
 
-    def __init__(self, stores: ServedStores, guard: Guard, figures: metrics.Metrics) -> None:
+    def __init__(
+        self, stores: ServedStores, guard: Guard, figures: metrics.Metrics, limits: ServeLimits
+    ) -> None:
         self._stores = stores
+        self._limits = limits
         self._guard = guard
         self._figures = figures
         described = document(has_tokens=guard.tokens is not None)
@@ -290,15 +289,16 @@ class _Pages:
         body = await self._body(asked)
         if isinstance(body, Answer):
             return body
-        request = _request(asked)
+        request, threads = _request(asked), self._limits.threads_per_batch
         return await self._read(
-            asked, len(body), lambda source: answer_batch(source, request, body, threads=_THREADS)
+            asked, len(body), lambda source: answer_batch(source, request, body, threads=threads)
         )
 
     async def _read_patch(self, asked: Asked) -> Answer:
         request, scan_id = _request(asked), asked.path_params["scan_id"]
+        threads = self._limits.threads_per_batch
         return await self._read(
-            asked, 0, lambda source: answer_patch(source, request, scan_id, threads=_THREADS)
+            asked, 0, lambda source: answer_patch(source, request, scan_id, threads=threads)
         )
 
     async def _draw_slice(self, asked: Asked) -> Answer:
@@ -307,9 +307,10 @@ class _Pages:
 
     async def _make_level(self, asked: Asked) -> Answer:
         request, scan_id = _request(asked), asked.path_params["scan_id"]
+        threads = self._limits.threads_per_batch
         wanted = LevelRequest(scan_id, asked.path_params["level"], self._stores.kept_levels)
         return await self._draw(
-            asked, lambda source: answer_level(source, request, wanted, threads=_THREADS)
+            asked, lambda source: answer_level(source, request, wanted, threads=threads)
         )
 
     async def _write_nifti(self, asked: Asked, array: Literal["image", "label"]) -> Answer:
@@ -340,7 +341,9 @@ class _Pages:
     ) -> Answer:
         readers = self._stores.executor(asked.path_params["store"])
         if readers not in self._turns:
-            self._turns[readers] = AdmissionQueue(_AT_ONCE, _WAITING, _WAITING_BYTES)
+            self._turns[readers] = AdmissionQueue(
+                self._limits.batches_at_once, _WAITING, _WAITING_BYTES
+            )
         try:
             async with self._turn(self._turns[readers], n_bytes):
                 with self._figures.reading():
@@ -353,7 +356,8 @@ class _Pages:
         """Read what people look at, beside patches and never in place of them."""
         readers = self._stores.executor(asked.path_params["store"])
         if readers not in self._turns_to_draw:
-            at_once = _PICTURES_AT_ONCE if readers is None else _FAR_PICTURES_AT_ONCE
+            limits = self._limits
+            at_once = limits.slices_at_once if readers is None else limits.bucket_slices_at_once
             self._turns_to_draw[readers] = AdmissionQueue(at_once, _WAITING, _WAITING_BYTES)
         try:
             async with self._turn(self._turns_to_draw[readers], 0):

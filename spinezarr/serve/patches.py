@@ -6,7 +6,6 @@ the scan.
 """
 
 import math
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -19,6 +18,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from spinezarr.errors import CorruptStoreError, SpinezarrError, UnknownScanError, UsageError
 from spinezarr.geometry import Box
+from spinezarr.processors import cpu_count
 from spinezarr.serve.http import Answer, Request, negotiate_media_type, text_answer
 from spinezarr.serve.patch_formats import (
     BATCH_MEDIA_TYPES,
@@ -47,12 +47,12 @@ from spinezarr.stream.spacing import step_zyx
 
 __all__ = [
     "BODY_BYTES",
-    "LIMITS",
     "BatchModel",
     "PatchQuery",
     "PatchSource",
     "answer_batch",
     "answer_patch",
+    "batch_limits",
 ]
 
 BODY_BYTES: Final = 4 << 20
@@ -60,10 +60,6 @@ BODY_BYTES: Final = 4 << 20
 _ITEMS: Final = 8192
 _VOXEL_BYTES: Final = 256 << 20
 """Of the voxels of an answer."""
-LIMITS: Final = BatchLimits(
-    protocol=PROTOCOL, items=_ITEMS, voxel_bytes=_VOXEL_BYTES, cores=os.cpu_count() or 1
-)
-"""What clients are told."""
 _SOURCE_BYTES: Final = 1 << 30
 """Of the scans' own voxels that an answer is made from."""
 
@@ -71,6 +67,11 @@ _Size = Annotated[int, Field(ge=1, le=4096)]
 _Start = Annotated[int, Field(ge=-(1 << 20), le=1 << 20)]
 _Millimeters = Annotated[float, Field(gt=0, le=1000)]
 _Checksum = Annotated[str, Field(max_length=64)]
+
+
+def batch_limits() -> BatchLimits:
+    """Return what clients are told about the largest batch and the speed of this server."""
+    return BatchLimits(protocol=PROTOCOL, items=_ITEMS, voxel_bytes=_VOXEL_BYTES, cores=cpu_count())
 
 
 class _PatchModel(QueryModel):

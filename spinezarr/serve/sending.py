@@ -1,14 +1,15 @@
 """How an answer becomes messages of ASGI: as one, or part by part."""
 
 import asyncio
-import os
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from http import HTTPStatus
 from typing import Final
 
 from spinezarr.errors import SpinezarrError
 from spinezarr.serve.http import Answer, Send, text_answer
+from spinezarr.serve.limits import half_of_the_cpus
 from spinezarr.serve.served_files import ServedFile, UnreadableError
 
 __all__ = ["ELSEWHERE", "Sent", "encoded", "send_answer"]
@@ -21,8 +22,6 @@ _PART_BYTES: Final = 256 << 10
 """Some wait to be sent at once, for each client that reads slowly."""
 _FAR_BYTES: Final = 4 << 20
 """Read together of what lies far away, where that takes a request; a patch takes one or two."""
-_STREAMING: Final = ThreadPoolExecutor(max(1, (os.cpu_count() or 1) // 2), "spinezarr-stream")
-"""Make what is streamed, part by part in turn, beside all else."""
 _WITHOUT_LENGTH: Final = (HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED)
 
 
@@ -98,13 +97,19 @@ async def _send_stream(
     await send({"type": "http.response.start", "status": int(status), "headers": encoded(fields)})
     while True:
         try:
-            data = await loop.run_in_executor(_STREAMING, next, stream, None)
+            data = await loop.run_in_executor(_stream_makers(), next, stream, None)
         except (SpinezarrError, OSError):
             return
         await send({"type": "http.response.body", "body": data or b"", "more_body": bool(data)})
         if not data:
             return
         sent.size_bytes += len(data)
+
+
+@cache
+def _stream_makers() -> ThreadPoolExecutor:
+    """Return the threads that make the parts of streamed answers."""
+    return ThreadPoolExecutor(half_of_the_cpus(), "spinezarr-stream")
 
 
 class _Parts:

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from spinezarr.errors import UsageError
 from spinezarr.serve.guard import LOOPBACK, Guard
 from spinezarr.serve.install_hint import INSTALL
+from spinezarr.serve.limits import ServeLimits
 from spinezarr.serve.log import LogForm, RequestLog
 from spinezarr.serve.stores import ServedStores
 from spinezarr.serve.tokens import Tokens
@@ -52,6 +53,8 @@ class ServeSettings(BaseModel):
         Of decoded chunks that each process keeps for patches that others want too.
     log
         How each answer is written to standard error, if it is.
+    limits
+        How much each process does at once.
     """
 
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
@@ -63,6 +66,7 @@ class ServeSettings(BaseModel):
     origins: frozenset[str] = frozenset()
     cache_bytes: Annotated[int, Field(ge=0)] = 0
     log: LogForm = LogForm.NONE
+    limits: ServeLimits = Field(default_factory=ServeLimits)
 
     def stores(self) -> ServedStores:
         """Find what is served.
@@ -98,7 +102,7 @@ class ServeSettings(BaseModel):
         except ImportError as problem:
             raise UsageError(INSTALL) from problem
         log = None if self.log is LogForm.NONE else RequestLog(self.log)
-        return App(self.stores(), self.guard(), log)
+        return App(self.stores(), self.guard(), log, self.limits)
 
 
 def create() -> "App":

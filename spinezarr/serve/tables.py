@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, computed_field
 from spinezarr.errors import SpinezarrError, UnknownScanError, UsageError
 from spinezarr.serve.body import Body
 from spinezarr.serve.http import Answer, Request, text_answer
-from spinezarr.serve.patches import LIMITS
+from spinezarr.serve.patches import batch_limits
 from spinezarr.serve.query import QueryModel, WrongQueryError, parse_query
 from spinezarr.serve.served_files import ServedFolder
 from spinezarr.stats.statistics import select_scans
@@ -261,7 +261,9 @@ def answer_stores(served_table: Mapping[str, Callable[[], ServedTable | None]]) 
 
 def answer_store(name: str, served_table: ServedTable) -> Answer:
     """Say what a store is, and how its patches may be asked for."""
-    return _json(OneStoreModel(**dict(_of_store(name, served_table.reader())), batch=LIMITS))
+    return _json(
+        OneStoreModel(**dict(_of_store(name, served_table.reader())), batch=batch_limits())
+    )
 
 
 def _of_store(name: str, reader: StoreReader) -> StoreModel:

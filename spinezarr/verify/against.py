@@ -1,7 +1,6 @@
 """Whether stored voxels are those of the source files, compared slab by slab."""
 
 import math
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from spinezarr.formats import DEFAULT_LIMITS, DicomSeriesVolume, Limits, Volume,
 from spinezarr.geometry import AxisMap, ShapeZYX
 from spinezarr.ingestion.scan import open_label
 from spinezarr.ingestion.voxels.chunks import stored_labels
+from spinezarr.processors import cpu_count
 from spinezarr.public_url import public_url
 from spinezarr.remote.filesystem import open_filesystem
 from spinezarr.store.attributes import ImageSourceRecord, LabelSourceRecord, SourceRecord
@@ -88,7 +88,7 @@ def compare_with_source(
     def compare(scan: ScanHandle) -> list[Fault]:
         return [*_compare_scan(scan, engine, partial(_open, fs, root, limits), on_bytes)]
 
-    pool = ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="spinezarr-compare")
+    pool = ThreadPoolExecutor(cpu_count(), thread_name_prefix="spinezarr-compare")
     try:
         return [fault for faults in pool.map(compare, handles) for fault in faults]
     finally:

@@ -1,6 +1,5 @@
 """A whole store: every file read, and no file that does not belong to it."""
 
-import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -9,6 +8,7 @@ from typing import Any, Final, TypeVar
 import xarray as xr
 
 from spinezarr.errors import StoreNotFoundError
+from spinezarr.processors import cpu_count
 from spinezarr.public_url import public_url
 from spinezarr.store.attributes import (
     ManifestEntry,
@@ -278,7 +278,7 @@ class _Check:
         def check(name: str) -> CheckedScan:
             return check_scan(self._files, name, root, self._on_bytes)
 
-        threads = min(_LARGEST_POOL, 4 * (os.cpu_count() or 1))
+        threads = min(_LARGEST_POOL, 4 * cpu_count())
         pool = ThreadPoolExecutor(threads, thread_name_prefix="spinezarr-verify")
         try:
             checked = list(pool.map(check, names))

@@ -11,7 +11,6 @@ How notebooks choose among forms: https://ipython.readthedocs.io/en/stable/confi
 """
 
 import math
-import os
 import sys
 from base64 import b64encode
 from collections.abc import Sequence
@@ -29,6 +28,7 @@ from spinezarr.errors import UsageError
 from spinezarr.export.nifti_place import Place
 from spinezarr.export.preview import preview_scan
 from spinezarr.export.spine_slices import middle_of_spine
+from spinezarr.processors import cpu_count
 from spinezarr.store.reader import ScanHandle
 from spinezarr.stream.read.engine import Engine
 from spinezarr.text import printable
@@ -184,7 +184,7 @@ class ScanView:
         levels = LevelReader(self._engine)
         arrays = [self._scan.image] if self._label is None else [self._scan.image, self._label]
         return {
-            array.name: levels.read(array, self.level, threads=os.cpu_count() or 1).astype(
+            array.name: levels.read(array, self.level, threads=cpu_count()).astype(
                 shown_dtype(array), copy=False
             )
             for array in arrays

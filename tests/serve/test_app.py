@@ -12,6 +12,7 @@ import pytest
 from asking import ask, ask_for_patches
 
 from spinezarr.serve import endpoints, sending, slow_clients
+from spinezarr.serve.limits import ServeLimits
 from spinezarr.serve.run import BackgroundServer
 from spinezarr.serve.settings import ServeSettings
 
@@ -75,9 +76,9 @@ def test_answers_that_nobody_reads_have_a_bound(served, monkeypatch):
 
 def test_who_does_not_read_is_let_go_and_holds_up_nobody(ctspine1k_url, monkeypatch):
     monkeypatch.setattr(slow_clients, "_UNREAD_MS", 1000)
-    monkeypatch.setattr(endpoints, "_AT_ONCE", 1)
+    limits = ServeLimits(batches_at_once=1)
     with (
-        BackgroundServer(ServeSettings(paths=(ctspine1k_url,))) as server,
+        BackgroundServer(ServeSettings(paths=(ctspine1k_url,), limits=limits)) as server,
         stalled(server.url) as one,
         stalled(server.url) as other,
     ):

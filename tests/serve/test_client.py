@@ -20,6 +20,7 @@ import spinezarr
 from spinezarr.errors import CorruptStoreError, ScanChangedError, UsageError
 from spinezarr.serve import endpoints, patches
 from spinezarr.serve.admission import AdmissionQueue, BusyError
+from spinezarr.serve.limits import ServeLimits
 from spinezarr.serve.run import BackgroundServer
 from spinezarr.serve.settings import ServeSettings
 from spinezarr.serve.tokens import new_token
@@ -147,8 +148,8 @@ def test_ranges_are_taken_where_they_are_faster(served, monkeypatch):
 
 
 def test_servers_without_batches_give_ranges(ctspine1k_url, monkeypatch):
-    other = patches.LIMITS.model_copy(update={"protocol": PROTOCOL + 1})
-    monkeypatch.setattr("spinezarr.serve.tables.LIMITS", other)
+    other = patches.batch_limits().model_copy(update={"protocol": PROTOCOL + 1})
+    monkeypatch.setattr("spinezarr.serve.tables.batch_limits", lambda: other)
     with BackgroundServer(ServeSettings(paths=(ctspine1k_url,))) as server:
         stream = spinezarr.open(f"{server.url}/ctspine1k").patches(8, n_samples=2)
         assert len(list(stream)) == 2
@@ -156,8 +157,8 @@ def test_servers_without_batches_give_ranges(ctspine1k_url, monkeypatch):
 
 
 def test_what_is_too_much_for_the_server_comes_by_ranges(served, monkeypatch):
-    few = patches.LIMITS.model_copy(update={"items": 2})
-    monkeypatch.setattr("spinezarr.serve.tables.LIMITS", few)
+    few = patches.batch_limits().model_copy(update={"items": 2})
+    monkeypatch.setattr("spinezarr.serve.tables.batch_limits", lambda: few)
     stream = spinezarr.open(served, transfer="patches").patches(8, n_samples=3, batch_size=3)
     assert len(list(stream)) == 1
     assert counted(stream) == (0, 0, 0)
@@ -322,9 +323,9 @@ def state_after(stream, n):
 
 
 def test_more_trainers_than_turns_wait_for_them(ctspine1k_url, monkeypatch):
-    monkeypatch.setattr(endpoints, "_AT_ONCE", 1)
     monkeypatch.setattr(endpoints, "_WAITING", 2)
-    with BackgroundServer(ServeSettings(paths=(ctspine1k_url,))) as server:
+    limits = ServeLimits(batches_at_once=1)
+    with BackgroundServer(ServeSettings(paths=(ctspine1k_url,), limits=limits)) as server:
         url, found = f"{server.url}/ctspine1k", {}
         expected = list(spinezarr.open(ctspine1k_url).patches(8, n_samples=12))
 

@@ -19,6 +19,7 @@ from asking import ask, ask_for_patches, started
 from spinezarr.errors import UsageError
 from spinezarr.serve import endpoints
 from spinezarr.serve.http import negotiate_media_type
+from spinezarr.serve.limits import ServeLimits
 from spinezarr.serve.log import LogForm
 from spinezarr.serve.neuroglancer import CLIENT
 from spinezarr.serve.operations import OPERATIONS
@@ -372,9 +373,9 @@ def test_answers_are_counted_by_what_they_are_of(ctspine1k_url):
 
 
 def test_patches_that_are_too_many_are_refused_and_counted(ctspine1k_url, monkeypatch):
-    monkeypatch.setattr(endpoints, "_AT_ONCE", 0)
     monkeypatch.setattr(endpoints, "_WAITING", 0)
-    with BackgroundServer(ServeSettings(paths=(ctspine1k_url,))) as server:
+    limits = ServeLimits(batches_at_once=0)
+    with BackgroundServer(ServeSettings(paths=(ctspine1k_url,), limits=limits)) as server:
         status, headers, _ = ask(f"{server.url}{PATCH}")
         assert (status, headers["retry-after"]) == (429, "1")
         assert ask_for_patches(f"{server.url}/v1/ctspine1k/batch", EMPTY)[0] == 429

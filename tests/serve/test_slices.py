@@ -13,6 +13,7 @@ from PIL import Image
 
 import spinezarr
 from spinezarr.serve import endpoints, slices
+from spinezarr.serve.limits import ServeLimits
 from spinezarr.serve.run import BackgroundServer
 from spinezarr.serve.settings import ServeSettings
 from spinezarr.vertebrae import color_of
@@ -162,12 +163,12 @@ def test_it_is_drawn_of_what_is_there_now(tmp_path, bring):
 def test_who_looks_does_not_hold_up_who_trains(ctspine1k_url, monkeypatch):
     patch = "/v1/ctspine1k/scans/liver_0/patch?size_zyx=4,4,4&start_zyx=0,0,0"
     monkeypatch.setattr(endpoints, "_WAITING", 0)
-    for closed, answers in (("_PICTURES_AT_ONCE", (429, 200)), ("_AT_ONCE", (200, 429))):
-        with (
-            monkeypatch.context() as patched,
-            BackgroundServer(ServeSettings(paths=(ctspine1k_url,))) as server,
-        ):
-            patched.setattr(endpoints, closed, 0)
+    for limits, answers in (
+        (ServeLimits(slices_at_once=0), (429, 200)),
+        (ServeLimits(batches_at_once=0), (200, 429)),
+    ):
+        settings = ServeSettings(paths=(ctspine1k_url,), limits=limits)
+        with BackgroundServer(settings) as server:
             found = tuple(ask(f"{server.url}{path}") for path in (SCAN, patch))
             assert tuple(answer[0] for answer in found) == answers
             refused = next(answer for answer in found if answer[0] == 429)

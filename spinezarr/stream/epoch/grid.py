@@ -13,7 +13,6 @@ References
 """
 
 import math
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -198,7 +197,7 @@ class _LayeredEngine(Engine):
     def __exit__(self, *_: object) -> None:
         self._ahead.shutdown(cancel_futures=True)
 
-    def read(self, reads: Iterable[BoxRead], *, threads: int = os.cpu_count() or 1) -> None:
+    def read(self, reads: Iterable[BoxRead], *, threads: int = 1) -> None:
         """See :meth:`Engine.read`."""
         wanted = list(reads)
         lowest = min(read.box.start_zyx[0] // read.array.chunk_shape_zyx[0] for read in wanted)

@@ -1,10 +1,9 @@
 """Random patches and slices of a store, batch after batch."""
 
 import math
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 
@@ -13,6 +12,7 @@ from pydantic import JsonValue
 
 from spinezarr.errors import UnknownScanError, UsageError
 from spinezarr.geometry import ShapeZYX
+from spinezarr.processors import cpu_count
 from spinezarr.store.reader import StoreReader
 from spinezarr.stream.batch import Batch
 from spinezarr.stream.draw.sampler import PositionZYX, Sampler
@@ -80,7 +80,7 @@ class PatchStream:
     """The part of the epoch to give; see :meth:`shard` and :meth:`resume`."""
     prefetch_bytes: int = _PREFETCH_BYTES
     """Bytes of batches that may be read ahead of the one that is used; at least one is."""
-    threads: int = os.cpu_count() or 1
+    threads: int = field(default_factory=cpu_count)
     """Threads that decode what is read ahead."""
     on_change: OnChange = "error"
     """What iterating does when a scan was ingested anew since the store was opened."""

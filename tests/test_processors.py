@@ -1,0 +1,102 @@
+import ast
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import spinezarr
+from spinezarr.processors import cpu_count
+
+PACKAGE = Path(spinezarr.__file__).parent
+COUNTS = {"cpu_count", "process_cpu_count", "sched_getaffinity"}
+
+needs_affinity = pytest.mark.skipif(
+    not hasattr(os, "sched_setaffinity"), reason="this system binds no process to processors"
+)
+
+
+def counted_elsewhere(source):
+    """Return the lines that count processors by another module than spinezarr.processors."""
+    return [
+        node.lineno
+        for node in ast.walk(ast.parse(source))
+        if (isinstance(node, ast.Attribute) and node.attr in COUNTS)
+        or (
+            isinstance(node, ast.ImportFrom)
+            and node.module != "spinezarr.processors"
+            and COUNTS & {alias.name for alias in node.names}
+        )
+    ]
+
+
+@pytest.mark.parametrize(
+    ("source", "lines"),
+    [
+        ("import os\nos.cpu_count()", [2]),
+        ("from os import cpu_count", [1]),
+        ("import multiprocessing as m\n\nm.cpu_count()", [3]),
+        ("from spinezarr.processors import cpu_count\ncpu_count()", []),
+    ],
+)
+def test_another_count_is_found(source, lines):
+    assert counted_elsewhere(source) == lines
+
+
+def test_one_module_counts_processors():
+    found = {
+        path.relative_to(PACKAGE).as_posix(): lines
+        for path in PACKAGE.rglob("*.py")
+        if (lines := counted_elsewhere(path.read_text())) and path.name != "processors.py"
+    }
+    assert found == {}
+
+
+def on_one_processor(program):
+    """Run a program that may use one processor, and return what it prints."""
+    bound = "import os\nos.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n"
+    done = subprocess.run(
+        [sys.executable, "-c", bound + program], capture_output=True, text=True, check=True
+    )
+    return done.stdout.split()
+
+
+@needs_affinity
+def test_affinity_is_followed():
+    assert on_one_processor("from spinezarr.processors import cpu_count\nprint(cpu_count())") == [
+        "1"
+    ]
+
+
+@needs_affinity
+@pytest.mark.skipif(cpu_count() < 2, reason="one processor looks the same either way")
+def test_pools_follow_the_affinity(ctspine1k_url):
+    program = f"""
+import concurrent.futures.thread as thread
+made = {{}}
+plain = thread.ThreadPoolExecutor.__init__
+def noted(self, max_workers=None, thread_name_prefix="", *rest, **named):
+    made[thread_name_prefix] = max_workers
+    plain(self, max_workers, thread_name_prefix, *rest, **named)
+thread.ThreadPoolExecutor.__init__ = noted
+import spinezarr
+store = spinezarr.open({ctspine1k_url!r})
+store.audit()
+stream = store.patches(8)
+next(iter(stream))
+from spinezarr.serve.settings import ServeSettings
+app = ServeSettings(paths=({ctspine1k_url!r},)).app()
+limits = ServeSettings(paths=()).limits
+print(stream.threads, made["spinezarr-audit"], made["spinezarr-read"], made["spinezarr-ome"])
+print(limits.threads_per_batch, limits.batches_at_once)
+"""
+    assert on_one_processor(program) == ["1", "1", "1", "1", "1", "2"]
+
+
+def test_importing_the_package_loads_no_dask():
+    program = "import sys, spinezarr.processors, spinezarr; print('dask' in sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "False\n"
