@@ -34,12 +34,12 @@ test-hostile: $(VENV)/.installed
 # 64 clients on one server for ten minutes, each answer compared with the disk.
 test-load: $(VENV)/.installed
 	mkdir -p build
-	$(BIN)/python tests/serve/load.py --minutes 10 --json build/load.json
+	$(BIN)/python tests/support/load.py --minutes 10 --json build/load.json
 
 # Chunks and tables that somebody made up, on a kernel that is built to notice every access outside
 # its memory and all undefined behavior; then chunks on the kernel as it is, beside numcodecs.
 fuzz-kernel: $(VENV)/.installed
-	$(BIN)/python tests/stream/test_native.py --count 20000
+	$(BIN)/python tests/stream/read/test_native.py --count 20000
 
 # Flips a thousand bytes of a store, one by one: each must be found, and none become data.
 flips: $(VENV)/.installed
@@ -138,7 +138,9 @@ bench-window: $(VENV)/.installed
 # The tests of buckets on a real gateway. Both need Ceph:
 # apt-get install --no-install-recommends ceph-common ceph-mgr ceph-mon ceph-osd radosgw
 test-ceph: $(VENV)/.installed
-	SPINEZARR_TEST_S3=ceph $(BIN)/python -m pytest tests/s3
+	SPINEZARR_TEST_S3=ceph $(BIN)/python -m pytest \
+	  tests/cli/test_buckets.py tests/ingest/discovery/test_dicom_in_buckets.py \
+	  tests/remote/test_s3_filesystem.py tests/remote/test_s3_transport.py tests/store/test_uploads.py
 
 # PAIR='CT.nii.gz MASK.nii.gz' measures a scan of your own.
 bench-s3: $(VENV)/.installed

@@ -14,13 +14,13 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from threading import Thread
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import proxy
 import pytest
 from hypothesis import settings
 from killing.memory import in_memory
@@ -301,25 +301,17 @@ def _moto() -> Iterator[tuple[str, str, str]]:
 
 @contextmanager
 def _ceph() -> Iterator[tuple[str, str, str]]:
-    """Run the gateway of the benchmarks."""
-    with _benchmark("ceph").ceph_gateway() as gateway:
+    """Run Ceph's gateway."""
+    from ceph import ceph_gateway  # noqa: PLC0415  only where it is asked for
+
+    with ceph_gateway() as gateway:
         yield gateway.endpoint_url, gateway.access_key, gateway.secret_key
 
 
 @pytest.fixture(scope="session")
 def proxies() -> ModuleType:
     """Give the module of the proxy that adds latency, a bandwidth cap and faults."""
-    return _benchmark("proxy")
-
-
-def _benchmark(name: str) -> ModuleType:
-    """Import a module of the benchmarks, which are no package."""
-    if name not in sys.modules:
-        path = Path(__file__).parent / "benchmarks" / f"{name}.py"
-        spec = spec_from_file_location(name, path)
-        module = sys.modules[name] = module_from_spec(spec)
-        spec.loader.exec_module(module)
-    return sys.modules[name]
+    return proxy
 
 
 def _canonical(store: Path) -> dict[str, object]:

@@ -1,8 +1,9 @@
 """Random patches a second over HTTP and S3: spinezarr beside its peers, on slow and faulty links.
 
-A proxy (``proxy.py``) stands between the stores and all readers. It adds latency, a cap on bytes a
-second, and faults, and counts requests and bytes. Every reader is a process of its own, and all
-read the boxes that spinezarr draws. Metadata and shard indices are known before anything is timed.
+A proxy (``tests/support/proxy.py``) stands between the stores and all readers. It adds latency, a
+cap on bytes a second, and faults, and counts requests and bytes. Every reader is a process of its
+own, and all read the boxes that spinezarr draws. Metadata and shard indices are known before
+anything is timed.
 The scan is linked as many scans, so that reads that are under way together seldom want one chunk:
 of 4 scans, tensorstore with 64 patches in flight fetched a quarter of the bytes that it would of a
 real dataset, of 16 two thirds.
@@ -35,7 +36,6 @@ from pathlib import Path
 from typing import Any
 from urllib.request import urlopen
 
-from ceph import MissingProgramsError, ceph_gateway
 from common import machine, phantom_pair
 from patches import pair_of
 from peers.data import Data
@@ -45,14 +45,18 @@ from peers.remote import OUR_NAME, WAYS, Place, RemoteWay
 from peers.remote_child import BATCH, KINDS
 from peers.zarr_stores import LAYOUTS, write_layout
 from peers.zarr_stores import OURS as OUR_STORE
-from proxy import Conditions, Proxy, proxy
-from remote_report import CAP, LINKS, OURS, SLOW, Row, print_report, targets_of
-from remote_report import draw as draw_chart
 from rich.console import Console
 from scans import add_scans
 from scans import ingest as ingest_many
 
 from spinezarr.remote.filesystem import open_filesystem
+
+sys.path.append(str(Path(__file__).parents[1] / "tests" / "support"))
+
+from ceph import MissingProgramsError, ceph_gateway
+from proxy import Conditions, Proxy, proxy
+from remote_report import CAP, LINKS, OURS, SLOW, Row, print_report, targets_of
+from remote_report import draw as draw_chart
 
 CONSOLE = Console(width=150)
 BUCKET = "bench"

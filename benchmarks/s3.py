@@ -19,7 +19,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ceph import Gateway, MissingProgramsError, Request, ceph_gateway
 from common import machine, phantom_pair
 from rich.console import Console
 from rich.table import Table
@@ -29,6 +28,10 @@ from spinezarr.ingestion.discovery.discover import discover
 from spinezarr.ingestion.run import IngestReport, ingest
 from spinezarr.recipe import Recipe
 from spinezarr.remote.filesystem import open_filesystem
+
+sys.path.append(str(Path(__file__).parents[1] / "tests" / "support"))
+
+from ceph import Gateway, MissingProgramsError, Request, ceph_gateway
 
 BUCKET = "bench"
 RECIPE = Recipe.of_pairs("{scan}_ct.nii.gz", "{scan}_seg.nii.gz", name="bench")

@@ -31,12 +31,6 @@ from spinezarr.testing.dicom_identity import set_dicom_elements
 from spinezarr.testing.form import DTYPES
 from spinezarr.testing.hospital import HOSPITAL_SCANS, HospitalPlan, write_hospital
 from spinezarr.testing.metaimage import MetaImageForm, write_metaimage
-from spinezarr.testing.metaimage_attack import (
-    plant_absolute_data_file,
-    plant_data_file_elsewhere,
-    plant_data_file_of_other_size,
-    plant_linked_data_file,
-)
 from spinezarr.testing.msr import MSR_SCANS, MsrPlan, write_msr, write_msr_nifti
 from spinezarr.testing.nifti import NiftiForm, write_nifti
 from spinezarr.testing.orientation import all_axcodes
@@ -96,10 +90,6 @@ __all__ = [
     "lml_text",
     "make_phantom",
     "path_csv_text",
-    "plant_absolute_data_file",
-    "plant_data_file_elsewhere",
-    "plant_data_file_of_other_size",
-    "plant_linked_data_file",
     "resized",
     "series_of",
     "set_dicom_elements",

@@ -25,7 +25,7 @@ from itertools import product
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT / "tests" / folder) for folder in ("serve", "hostile", "crash")]
+sys.path[:0] = [str(ROOT / "tests" / folder) for folder in ("support", "hostile")]
 
 from asking import ask  # noqa: E402
 from attacks import IMAGE_KEYS, KINDS, Attack, Target, attack  # noqa: E402

@@ -532,7 +532,7 @@ def _give_up_capabilities() -> None:
 
 def _tests() -> ModuleType:
     """Import what all tests share."""
-    sys.path.insert(0, str(ROOT / "tests" / "crash"))
+    sys.path.insert(0, str(ROOT / "tests" / "support"))
     spec = spec_from_file_location("shared_by_tests", ROOT / "conftest.py")
     assert spec is not None
     assert spec.loader is not None

@@ -4,6 +4,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from metaimage_attack import (
+    plant_absolute_data_file,
+    plant_data_file_elsewhere,
+    plant_data_file_of_other_size,
+    plant_linked_data_file,
+)
 
 import spinezarr
 from spinezarr.ingestion.discovery.discover import discover
@@ -14,10 +20,6 @@ from spinezarr.testing import (
     MetaImageForm,
     PhantomSpec,
     make_phantom,
-    plant_absolute_data_file,
-    plant_data_file_elsewhere,
-    plant_data_file_of_other_size,
-    plant_linked_data_file,
     write_dicom_series,
     write_metaimage,
 )

@@ -1,4 +1,4 @@
-"""The proxy of the benchmarks, over real sockets, on a folder and before servers."""
+"""The proxy, over real sockets, on a folder and before servers."""
 
 import asyncio
 import hashlib
@@ -16,7 +16,6 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import replace
-from importlib.util import module_from_spec, spec_from_file_location
 from itertools import pairwise
 from pathlib import Path
 from threading import Event, Thread
@@ -29,12 +28,9 @@ import s3fs
 from botocore.config import Config
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from proxy import FAULTS, N_ASKED, Conditions, Counts, _Chunked, proxy
 
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "proxy.py"
-spec = spec_from_file_location("proxy", SCRIPT)
-module = sys.modules["proxy"] = module_from_spec(spec)
-spec.loader.exec_module(module)
-Conditions, proxy = module.Conditions, module.proxy
+SCRIPT = Path(__file__).with_name("proxy.py")
 
 SMALL = bytes(range(256)) * 4
 LARGE = random.Random(7).randbytes(3_000_001)  # noqa: S311
@@ -510,7 +506,7 @@ def test_the_same_seed_gives_the_same_faults(served):
     assert outcomes(served.url, 80) != found
     n_good = sum(one == (206, SMALL[:100]) for one in found)
     assert sum(counts.faults.values()) == 80 - n_good
-    assert counts.faults.keys() == set(module.FAULTS)
+    assert counts.faults.keys() == set(FAULTS)
     assert 25 < n_good < 55
 
 
@@ -537,7 +533,7 @@ def test_faults_keep_to_their_paths_and_to_get(served):
 
 
 def test_counts_are_exact(served):
-    assert served.counts() == module.Counts(0, 0, {}, {}, ())
+    assert served.counts() == Counts(0, 0, {}, {}, ())
     with ThreadPoolExecutor(8) as threads:
         asked = [f"bytes={n}-{n + 99}" for n in range(400)]
         list(threads.map(lambda one: get(served.url, "/small", one), asked))
@@ -548,18 +544,18 @@ def test_counts_are_exact(served):
     served.reset()
     with connected(served.url) as connection:
         ask(connection, "/no?x=%20", method="HEAD")
-    assert served.counts() == module.Counts(1, 0, {}, {404: 1}, (("HEAD", "/no?x=%20", ""),))
+    assert served.counts() == Counts(1, 0, {}, {404: 1}, (("HEAD", "/no?x=%20", ""),))
 
 
 def test_only_the_latest_requests_are_listed(running):
     served = running["folder"]
     served.set(Conditions())
     served.reset()
-    n = module.N_ASKED + 7
+    n = N_ASKED + 7
     sent = [request("/no", f"Range: bytes={i}-") for i in range(n)]
     raw(served.url, b"".join([*sent[:-1], request("/no", f"Range: bytes={n - 1}-", LAST)]))
     counts = served.counts()
-    assert (counts.requests, len(counts.asked)) == (n, module.N_ASKED)
+    assert (counts.requests, len(counts.asked)) == (n, N_ASKED)
     assert counts.asked[0][2] == "bytes=7-"
 
 
@@ -940,7 +936,7 @@ def test_chunks_are_found_however_they_arrive(pieces, cuts, trailer):
     body += b"0\r\n" + trailer + b"\r\n"
     sent = body + b"HTTP/1.1 next"
     ends = [0, *sorted(min(cut, len(sent)) for cut in cuts), len(sent)]
-    chunked, content, taken = module._Chunked(), b"", 0
+    chunked, content, taken = _Chunked(), b"", 0
     for begin, end in pairwise(ends):
         done_before = chunked.done
         n_bytes, parts = chunked.take(sent[begin:end])

@@ -32,7 +32,7 @@ LABELED = {"T12": np.s_[4:12, 8:18, 11:16], "L1": np.s_[4:12, 8:18, 4:10]}
 """On the patient's left of the middle: x of RAS+ grows to the right."""
 PLANES = {"sagittal": (0, (1, 2)), "coronal": (1, (0, 2)), "axial": (2, (0, 1))}
 """Axis across each, and those that run to the left and upward on the screen."""
-REAL = Path(__file__).parents[3] / "shared/data/real/lidc-idri"
+REAL = Path(__file__).parents[4] / "shared/data/real/lidc-idri"
 EDGE = 0.05
 """Of a voxel: float32 places a border no more exactly."""
 SHADE_ERROR = 2

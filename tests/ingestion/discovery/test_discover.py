@@ -16,7 +16,7 @@ from spinezarr.testing import source_of, write_ctspine1k_names
 
 RECIPE = Recipe.load("ctspine1k")
 SECTIONS = {"trainset:": "train", "test_public:": "validation", "test_private:": "test"}
-REAL_LIST = Path(__file__).parents[3] / "shared/data/real/ctspine1k/data_split.txt"
+REAL_LIST = Path(__file__).parents[4] / "shared/data/real/ctspine1k/data_split.txt"
 
 FEW = {
     "train": ["1.3.6.1.4.1.9328.50.4.0001", "liver_0", "HN_P001", "volume-covid19-A-0202_0_ct"],

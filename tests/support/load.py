@@ -1,6 +1,6 @@
 """Many clients on one server for a time: ranges, patches and facts, each compared with the disk.
 
-``python tests/serve/load.py --minutes 10 --json report.json``. 64 connections ask one after the
+``python tests/support/load.py --minutes 10 --json report.json``. 64 connections ask one after the
 other, 60 % for ranges, 30 % for patches, 10 % for JSON. What the server holds is measured once it
 is warm and at the end.
 """
@@ -20,21 +20,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-sys.path[:0] = [str(Path(__file__).resolve().parents[1] / name) for name in ("serve", "crash")]
+import numpy as np
+import safetensors.numpy
+from killing.memory import in_memory
+from numcodecs import blosc
+from running import Running, running
 
-import numpy as np  # noqa: E402
-import safetensors.numpy  # noqa: E402
-from killing.memory import in_memory  # noqa: E402
-from numcodecs import blosc  # noqa: E402
-from running import Running, running  # noqa: E402
-
-import spinezarr  # noqa: E402
-from spinezarr.geometry import Box  # noqa: E402
-from spinezarr.ingestion.discovery.discover import discover  # noqa: E402
-from spinezarr.ingestion.run import ingest  # noqa: E402
-from spinezarr.recipe import Recipe  # noqa: E402
-from spinezarr.stream.request import PatchRequest  # noqa: E402
-from spinezarr.testing import NiftiForm, write_nifti  # noqa: E402
+import spinezarr
+from spinezarr.geometry import Box
+from spinezarr.ingestion.discovery.discover import discover
+from spinezarr.ingestion.run import ingest
+from spinezarr.recipe import Recipe
+from spinezarr.stream.request import PatchRequest
+from spinezarr.testing import NiftiForm, write_nifti
 
 SHAPE = (96, 256, 256)
 SCANS = 6

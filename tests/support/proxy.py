@@ -2,8 +2,8 @@
 
 It serves a folder, or stands before a server whose answers it hands on:
 
-    python benchmarks/proxy.py --folder DIR --latency-ms 20 --megabytes-per-s 100 --port 8080
-    python benchmarks/proxy.py --upstream http://127.0.0.1:9000 --fault-rate 0.03
+    python tests/support/proxy.py --folder DIR --latency-ms 20 --megabytes-per-s 100 --port 8080
+    python tests/support/proxy.py --upstream http://127.0.0.1:9000 --fault-rate 0.03
 
 runs it until it is interrupted; the context `proxy` runs it for tests and benchmarks, which change
 its conditions and read its counts meanwhile. It shares a machine with what is measured, hence no
@@ -211,7 +211,7 @@ def proxy(
         raise ValueError("a proxy needs either a folder or an upstream")
     origin = ["--folder", str(folder)] if folder else ["--upstream", str(upstream)]
     command = [sys.executable, __file__, *origin, "--control"]
-    with subprocess.Popen(  # noqa: S603  this file
+    with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as process:
         try:

@@ -1,6 +1,6 @@
 """Takes the pictures of the pages that the documentation shows: a browser looks at a server.
 
-``python tests/pages/pictures.py --out docs/pictures`` takes all of them, in some minutes. The
+``python tests/support/pictures.py --out docs/pictures`` takes all of them, in some minutes. The
 scans are phantoms under the names of CTSpine1K; the table names 1,005, of which a dozen have
 voxels. ``--pair CT MASK`` names the scan that the page of one is pictured with, else a phantom.
 """

@@ -190,7 +190,7 @@ class _Cluster:
 
     def _run(self, program: str, *arguments: str) -> str:
         command = [program, "--conf", str(self._conf), *arguments]
-        done = subprocess.run(  # noqa: S603  programs of Ceph
+        done = subprocess.run(
             command, capture_output=True, text=True, timeout=_PATIENCE_S, check=False
         )
         if done.returncode:
@@ -199,7 +199,7 @@ class _Cluster:
 
     def _daemon(self, program: str, *arguments: str) -> subprocess.Popen[bytes]:
         output = self._stack.enter_context((self._folder / f"{program}.out").open("wb"))
-        process = subprocess.Popen(  # noqa: S603  programs of Ceph
+        process = subprocess.Popen(
             [program, "-f", "--conf", str(self._conf), *arguments],
             stdout=output, stderr=subprocess.STDOUT,
         )  # fmt: skip

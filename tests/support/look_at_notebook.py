@@ -3,7 +3,7 @@
 JupyterLab is no part of the development environment. In an environment of its own,
 ``pip install jupyterlab anywidget``; then
 
-``python tests/view/look_at_notebook.py STORE SCAN_ID --jupyter PATH/TO/jupyter --png OUT.png``
+``python tests/support/look_at_notebook.py STORE SCAN_ID --jupyter PATH/TO/jupyter --png OUT.png``
 
 ends with 0 if the widget was shown, said what lies where it was clicked, and asked no other host.
 """
