@@ -217,9 +217,9 @@ def keep_audit(reader: StoreReader, audit: StoreAudit) -> None:
     writer = StoreWriter(reader.url, reader.root, reader.storage_options)
     with writer.lock("an audit") as lock:
         if lock.took_over:
-            writer.forget_ledger()  # what a killed ingest left is for the next one to find
+            writer.registry.forget_ledger()  # what a killed ingest left is for the next one to find
         everything = set(reader.table.scan.to_numpy().tolist()) <= set(audit.scans)
-        kept = {} if everything else dict(writer.audit_log().scans)
+        kept = {} if everything else dict(writer.registry.audit_log().scans)
         named = {*audit.scans, *(other for finding in audit.findings for other in finding.others)}
         identities = {name: scan_identity(scan) for name, scan in _readable(reader, named).items()}
         for scan_id, findings in audit.by_scan().items():
@@ -230,7 +230,9 @@ def keep_audit(reader: StoreReader, audit: StoreAudit) -> None:
                 kept.pop(scan_id, None)
         # An ingest may have written since the store was opened.
         now = StoreReader(reader.url, reader.storage_options)
-        writer.write_audit(AuditLog(scans=kept), now.table, _readable(now, {*kept, *named}))
+        writer.registry.write_audit_log(
+            AuditLog(scans=kept), now.table, _readable(now, {*kept, *named})
+        )
 
 
 def _readable(reader: StoreReader, scan_ids: Iterable[str]) -> dict[str, ScanAttributes]:

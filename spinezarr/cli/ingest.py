@@ -57,9 +57,9 @@ from spinezarr.ingestion.scan import ScanOptions
 from spinezarr.ingestion.task import Outcome
 from spinezarr.public_url import public_url
 from spinezarr.recipe import Recipe
+from spinezarr.store.claim import stored_root
 from spinezarr.store.layout import LARGEST_AXIS, PROFILES
 from spinezarr.store.reader import StoreReader
-from spinezarr.store.writer import stored_root
 from spinezarr.stream.read.engine import Engine
 from spinezarr.stream.read.fetch import fetcher_for
 from spinezarr.text import Lines, counted

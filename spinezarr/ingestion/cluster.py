@@ -308,7 +308,7 @@ class _Run:
                     self._redone[scan_id] = (sent.task, result)
         self._in_flight = {}
         for scan_id, (_, result) in self._redone.items():
-            if self._job.store.tidy_scan(scan_id) is not None:
+            if self._job.store.recover_scan(scan_id) is not None:
                 yield result
 
     def stop(self) -> None:
@@ -418,7 +418,7 @@ class _Run:
             self._submit(sent.task, sent.rounds + 1)
             return
         scan_id = sent.task.source.scan_id
-        self._job.store.tidy_scan(scan_id)
+        self._job.store.recover_scan(scan_id)
         reason = (
             f"{deaths} workers died while they had it, the last at {problem.last_worker.address}: "
             "most often for want of memory. Look at the logs of the workers; give each more memory "
@@ -434,7 +434,7 @@ class _Run:
         """
         redone, self._redone = self._redone, {}
         for scan_id, (task, result) in redone.items():
-            if self._job.store.tidy_scan(scan_id) is None:
+            if self._job.store.recover_scan(scan_id) is None:
                 self._submit(task)
             else:
                 yield result

@@ -26,7 +26,7 @@ from spinezarr.errors import UsageError
 from spinezarr.ingestion.discovery.discover import Discovery, RefusedScan, ScanSource, UnpairedImage
 from spinezarr.recipe import Expression, PathPattern, Recipe, expression
 from spinezarr.remote.filesystem import open_filesystem
-from spinezarr.store.writer import stored_root
+from spinezarr.store.claim import stored_root
 from spinezarr.text import composed
 
 __all__ = ["MapLine", "Pseudonyms", "hidden", "key_file", "map_file"]

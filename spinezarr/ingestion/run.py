@@ -225,8 +225,8 @@ def ingest(
         except ReadOnlyStoreError as problem:
             raise UsageError(str(problem)) from problem
         if repair:
-            store.drop_damaged_audit()
-        store.audit_log()  # the table shows it: met before any work is done if it is damaged
+            store.registry.drop_damaged_audit_log()
+        store.registry.audit_log()  # a damaged log ends the run before any work is done
         known = _Known.load(store, recover=lock.took_over, repair=repair)
         damaged = frozenset(find_damaged() if find_damaged is not None else ())
         # What is used of headers may name a series, which pseudonyms are to hide.
@@ -295,11 +295,11 @@ class _Known:
     @classmethod
     def load(cls, store: StoreWriter, *, recover: bool, repair: bool) -> "_Known":
         """Read table and ledger, or, unless the last run ended as it should, the whole store."""
-        ledger = store.ledger()
+        ledger = store.registry.ledger()
         if ledger is not None and not recover and not repair:
-            table = store.table()
+            table = store.registry.table()
             names = set() if table is None else set(table.scan.to_numpy().tolist())
-            if names == ledger.scans.keys() and names <= store.scan_folders():
+            if names == ledger.scans.keys() and names <= store.scans.folder_names():
                 return cls(store, table, dict(ledger.scans), {}, ledger.folders)
         was = {} if ledger is None else ledger.scans
         scans = store.recover({} if ledger is None or repair else ledger.identities)
@@ -329,7 +329,7 @@ class _Known:
     def write(self) -> None:
         """Bring the store's scan table up to date, if anything has changed."""
         if not self._is_written:
-            self._table = self._store.write_table(
+            self._table = self._store.registry.write_table(
                 self._table, self._changed, self.entries, self._folders
             )
             self._changed = {}
@@ -416,7 +416,7 @@ class _Run:
     def take_unheard(self) -> None:
         """Take in scans that workers published and could not tell of any more."""
         for scan_id in self._inputs:
-            scan = self._job.store.published_scan(scan_id)
+            scan = self._job.store.scans.published(scan_id)
             if scan is not None:
                 self._known.change(scan, "", "")  # the next run looks what it was made from
 
@@ -426,7 +426,7 @@ class _Run:
             self._known.write()
             self._problem = ""
             if self._unclean:
-                self._job.store.forget_ledger()
+                self._job.store.registry.forget_ledger()
         except LostLockError:
             raise
         except OSError as problem:
@@ -435,7 +435,7 @@ class _Run:
                 f"{problem.strerror or problem}. The scans that are done are in the store: run "
                 "the same command again once it can be written."
             )
-            self._job.store.forget_ledger()
+            self._job.store.registry.forget_ledger()
         self._table_written = time.monotonic()
 
     def report(self, seconds: float) -> IngestReport:

@@ -55,7 +55,8 @@ from spinezarr.recipe import Recipe
 from spinezarr.scaling import Scaling
 from spinezarr.store.attributes import ScanAttributes
 from spinezarr.store.layout import IMAGE, LABEL
-from spinezarr.store.writer import ScanWriter, StoreWriter
+from spinezarr.store.scan_writer import ScanWriter
+from spinezarr.store.writer import StoreWriter
 from spinezarr.text import counted
 from spinezarr.vertebrae import NAME_OF_VALUE
 
@@ -135,7 +136,7 @@ def ingest_scan(
     # Grids are compared before any voxel is inflated.
     label_grid = None if label is None else _label_grid(source, image, label, options, notes)
     centroids = annotated_centroids(source, beside.centroids, image.grid)
-    writer = store.new_scan(source.scan_id)
+    writer = store.scans.start(source.scan_id)
     work = _Work(
         writer, pool, _Progress(image.grid, label_grid, on_share), options, store.local_folder
     )

@@ -104,7 +104,7 @@ def _run(
     fs, root = open_filesystem(job.raw, job.raw_options)
     beside = read_beside(fs, root, source, job.options.limits)
     # Another worker may have published it in this very run, and died before it could say so.
-    known = (job.store.published_scan if task.stored else job.store.whole_scan)(source.scan_id)
+    known = (job.store.scans.published if task.stored else job.store.scans.whole)(source.scan_id)
     if known is not None and not task.damaged and _made_of(job, task, known, beside):
         kept = _keep(job, source, known, beside)
         return kept if task.stored else replace(kept, outcome="done")
@@ -161,7 +161,7 @@ def _keep(
     # As text: the order of columns counts too.
     if scan.model_dump_json() == known.model_dump_json():
         return ScanResult(source.scan_id, "already in the store", known)
-    return ScanResult(source.scan_id, "updated", job.store.amend(scan))
+    return ScanResult(source.scan_id, "updated", job.store.scans.amend(scan))
 
 
 def _reason(error: Exception) -> str:

@@ -15,15 +15,17 @@ from spinezarr.remote.errors import too_long
 from spinezarr.remote.filesystem import open_filesystem
 from spinezarr.remote.settings import METADATA_BYTES
 from spinezarr.store.folder import StoreFileSystem
+from spinezarr.store.layout import METADATA
 from spinezarr.text import naming_full_disk
 
 __all__ = [
     "PARTIAL",
-    "Holding",
+    "ChangeContext",
     "is_read_only",
     "list_sizes",
     "open_store",
     "publish_file",
+    "publish_group",
     "read_each",
     "read_files",
     "remove_empty_folders",
@@ -35,8 +37,8 @@ __all__ = [
 
 PARTIAL: Final = ".partial"
 """Ending of a file on disk that is being written beside the place it will be moved to."""
-Holding = Callable[[], AbstractContextManager[None]]
-"""Makes a context in which the store may be changed."""
+ChangeContext = Callable[[], AbstractContextManager[None]]
+"""Returns a context in which the store may be changed, as no other run takes it over meanwhile."""
 
 
 def open_store(
@@ -121,15 +123,15 @@ def _read_local(fs: StoreFileSystem, path: str) -> bytes | OSError:
 
 
 def write_parts(
-    fs: StoreFileSystem, path: str, parts: Iterable[Buffer], holding: Holding = nullcontext
+    fs: StoreFileSystem, path: str, parts: Iterable[Buffer], changing: ChangeContext = nullcontext
 ) -> None:
-    """Write a file on disk as :func:`write_file` does, without ever holding it whole.
+    """Write a file on disk as :func:`write_file` does, one part in memory at a time.
 
-    ``holding`` gives the context in which a file of that name may be replaced.
+    ``changing`` returns the context in which a file of that name may be replaced.
     """
     fs.folder.check_folder(path.rsplit("/", 1)[0], make=True)
     with naming_full_disk(path), ExitStack() as opened:
-        with holding():
+        with changing():
             # What is there may be a link, or have another name outside of the store.
             Path(path).unlink(missing_ok=True)
             file = opened.enter_context(Path(path).open("xb"))
@@ -159,6 +161,35 @@ def publish_file(fs: fsspec.AbstractFileSystem, path: str, data: bytes) -> None:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+def publish_group(
+    fs: fsspec.AbstractFileSystem, folder: str, files: Mapping[str, bytes], *, replaces: bool
+) -> None:
+    """Write the files of a Zarr group; its own ``zarr.json`` makes them visible at once.
+
+    The metadata of its arrays have the same names in the old and the new version. Readers take
+    these from the group's ``zarr.json``, so an old version's are replaced after it.
+
+    Parameters
+    ----------
+    fs
+        File system of the store.
+    folder
+        Path of the group.
+    files
+        Contents of the files by their keys below ``folder``.
+    replaces
+        Whether readers see an older version of the group until then.
+    """
+    paths = {f"{folder}/{key}": data for key, data in files.items() if key != METADATA}
+    members = {path: data for path, data in paths.items() if path.endswith(f"/{METADATA}")}
+    chunks = {path: data for path, data in paths.items() if path not in members}
+    write_files(fs, chunks if replaces else paths)
+    publish_file(fs, f"{folder}/{METADATA}", files[METADATA])
+    if replaces:
+        for path, data in members.items():
+            publish_file(fs, path, data)
 
 
 def list_sizes(fs: fsspec.AbstractFileSystem, folder: str) -> dict[str, int]:

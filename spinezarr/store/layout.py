@@ -52,6 +52,8 @@ LARGEST_SCANS: Final = 1 << 15
 LARGEST_SHARD_CHUNKS: Final = 1 << 16
 """Chunks of a shard, whose places are looked up together; those that are written have 512."""
 
+METADATA: Final = "zarr.json"
+"""Name of the file with the metadata of a group or an array."""
 IMAGE, LABEL = "image", "label"
 LABEL_CHUNKS = "sampling/label_chunks"
 TABLE = "table"

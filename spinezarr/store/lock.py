@@ -285,7 +285,7 @@ class LockGuard:
         self._checked = now
 
     @contextmanager
-    def holding(self) -> Iterator[None]:
+    def changing(self) -> Iterator[None]:
         """Change the store while no other run can take it over.
 
         Raises

@@ -22,6 +22,7 @@ from spinezarr.store.layout import (
     IMAGE,
     LABEL,
     LABEL_CHUNKS,
+    METADATA,
     SCANS,
     SMALL_ARRAY,
     BloscCodecSpec,
@@ -32,7 +33,6 @@ from spinezarr.vertebrae import NAME_OF_VALUE
 
 __all__ = ["root_files", "scan_files", "table_files", "with_stored_encoding"]
 
-_METADATA = "zarr.json"
 _AXIS_ATTRIBUTES = {
     "z": {"axis": "Z", "long_name": "toward superior"},
     "y": {"axis": "Y", "long_name": "toward anterior"},
@@ -49,7 +49,7 @@ def _with_separator(files: Mapping[str, bytes], separator: Separator) -> dict[st
         array, is_chunk, chunk = key.rpartition("/c/")
         if is_chunk:
             changed[f"{array}/c.{chunk.replace('/', '.')}"] = data
-        elif key.endswith(_METADATA):
+        elif key.endswith(METADATA):
             old, new = (f'"separator": "{mark}"'.encode() for mark in ("/", separator))
             changed[key] = data.replace(old, new)
         else:
@@ -64,7 +64,7 @@ def root_files(attributes: Mapping[str, Any]) -> dict[str, bytes]:
     root = zarr.create_group(store, zarr_format=3, attributes=dict(attributes))
     root.create_group(SCANS)
     data = {key: buffer.to_bytes() for key, buffer in files.items()}
-    return {**data, "zarr.json": seal(json.loads(data["zarr.json"]))}
+    return {**data, METADATA: seal(json.loads(data[METADATA]))}
 
 
 def scan_files(
@@ -146,15 +146,15 @@ def with_stored_encoding(
     arrays
         Metadata of the arrays as they are stored, by name.
     """
-    scan = json.loads(files["zarr.json"])
+    scan = json.loads(files[METADATA])
     together = scan["consolidated_metadata"]["metadata"]
     data = dict(files)
     for name in (IMAGE, LABEL):
         if name in arrays:
             new = together[name]
             together[name] = {**new, **arrays[name], "attributes": new["attributes"]}
-            data[f"{name}/zarr.json"] = json.dumps(together[name], indent=2).encode()
-    return {**data, "zarr.json": json.dumps(scan).encode()}
+            data[f"{name}/{METADATA}"] = json.dumps(together[name], indent=2).encode()
+    return {**data, METADATA: json.dumps(scan).encode()}
 
 
 def table_files(table: xr.Dataset, separator: Separator) -> dict[str, bytes]:
@@ -171,11 +171,11 @@ def table_files(table: xr.Dataset, separator: Separator) -> dict[str, bytes]:
     with _unspecified_allowed():
         table.to_zarr(store, zarr_format=3, encoding=encoding, consolidated=True)
     data = _with_separator({key: buffer.to_bytes() for key, buffer in files.items()}, separator)
-    metadata = json.loads(data.pop(_METADATA))
+    metadata = json.loads(data.pop(METADATA))
     metadata["attributes"]["manifest"] = {
         key: ManifestEntry.of(content).model_dump() for key, content in sorted(data.items())
     }
-    return {**data, "zarr.json": seal(metadata)}
+    return {**data, METADATA: seal(metadata)}
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from typing import Final
 import fsspec
 from typing_extensions import Buffer
 
-from spinezarr.store.files import Holding, write_file, write_parts
+from spinezarr.store.files import ChangeContext, write_file, write_parts
 from spinezarr.store.folder import StoreFileSystem
 
 __all__ = ["Uploads"]
@@ -28,13 +28,15 @@ class Uploads:
     ----------
     fs
         Where the files go.
-    holding
-        Gives the context in which a file on disk may be replaced.
+    changing
+        Returns the context in which a file on disk may be replaced.
     """
 
-    def __init__(self, fs: fsspec.AbstractFileSystem, holding: Holding = nullcontext) -> None:
+    def __init__(
+        self, fs: fsspec.AbstractFileSystem, changing: ChangeContext = nullcontext
+    ) -> None:
         self._fs = fs
-        self._holding = holding
+        self._changing = changing
         self._room = threading.BoundedSemaphore(_IN_FLIGHT)
         self._pool: ThreadPoolExecutor | None = None
         self._lock = threading.Lock()
@@ -52,7 +54,7 @@ class Uploads:
             If this file, or one before it, could not be written.
         """
         if isinstance(self._fs, StoreFileSystem):
-            write_parts(self._fs, path, parts, self._holding)
+            write_parts(self._fs, path, parts, self._changing)
             return
         before = self._futures.get(path)
         if before is not None:

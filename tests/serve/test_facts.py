@@ -106,8 +106,8 @@ def unusual(ctspine1k_url, tmp_path_factory):
     strings = np.dtypes.StringDType()
     rows = {name: ("scan", np.array(text, strings)) for name, text in words.items()}
     writer = StoreWriter(str(url), reader.root, None)
-    with writer.lock("a test") as _, writer._holding():
-        writer._publish_table(with_audit(reader.table.assign(rows), {}).assign(rows))
+    with writer.lock("a test") as _, writer._files.changing():
+        writer.registry.publish_table(with_audit(reader.table.assign(rows), {}).assign(rows))
     with BackgroundServer(ServeSettings(paths=(str(url),))) as server:
         yield f"{server.url}/v1/own/scans", words, reader.table.scan.to_numpy().tolist()
 

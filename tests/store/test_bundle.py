@@ -34,7 +34,7 @@ def renew_table(url):
     writer = StoreWriter(url, StoreReader(url).root)
     names = StoreReader(url).table.scan.to_numpy().tolist()
     scans = {name: StoreReader(url).scan(name).attributes for name in names}
-    writer.write_table(None, scans, writer.ledger().scans)
+    writer.registry.write_table(None, scans, writer.registry.ledger().scans)
 
 
 keys = st.builds(

@@ -243,7 +243,7 @@ import os, signal, sys
 from spinezarr.store.folder import StoreFileSystem
 from spinezarr.store.lock import StoreLock
 with StoreLock(StoreFileSystem(sys.argv[1]), sys.argv[1], sys.argv[1], "a test") as lock:
-    with lock.guard.holding():
+    with lock.guard.changing():
         print("held", flush=True)
         os.kill(os.getpid(), signal.SIGSTOP)
     print("done", flush=True)
@@ -273,7 +273,7 @@ def test_one_that_was_stopped_before_a_change_makes_none(tmp_path):
     with make(tmp_path) as held:
         guard = held.guard
         edit(tmp_path / LOCK_FILE, run_id="another")
-        with pytest.raises(LostLockError), guard.holding():
+        with pytest.raises(LostLockError), guard.changing():
             pytest.fail("it may change the store")
 
 
@@ -285,7 +285,7 @@ def test_a_lock_is_renewed_between_changes(tmp_path, monkeypatch):
         def change(_):
             changes = 0
             while time.monotonic() < ends:
-                with held.guard.holding():
+                with held.guard.changing():
                     time.sleep(0.002)
                 changes += 1
             return changes
@@ -299,10 +299,10 @@ def test_a_lock_is_renewed_between_changes(tmp_path, monkeypatch):
 def test_where_nothing_can_be_held_a_late_change_leaves_a_mark():
     fs = fsspec.filesystem("memory")
     with StoreLock(fs, "/late", "memory://late", "one") as held:
-        with held.guard.holding():
+        with held.guard.changing():
             pass
         assert not fs.exists(f"/late/{LATE_FILE}")
-        with pytest.raises(LostLockError), held.guard.holding():
+        with pytest.raises(LostLockError), held.guard.changing():
             fs.pipe_file(f"/late/{LOCK_FILE}", b"{}")
         assert fs.exists(f"/late/{LATE_FILE}")
     fs.rm("/late", recursive=True)

@@ -455,7 +455,7 @@ def test_a_scan_with_broken_metadata_is_not_whole(copied, content):
     (copied / "scans/liver_0/zarr.json").write_bytes(content)
     writer = StoreWriter(str(copied), root_of(copied))
     assert "liver_0" not in writer.recover()
-    assert writer.published_scan("liver_0") is None
+    assert writer.scans.published("liver_0") is None
     assert (copied / "scans/liver_0/image/zarr.json").exists()
 
 
@@ -480,7 +480,7 @@ def test_what_a_killed_run_left_is_removed(copied):
 
 
 def test_a_discarded_scan_leaves_nothing(copied):
-    scan = StoreWriter(str(copied), root_of(copied)).new_scan("new")
+    scan = StoreWriter(str(copied), root_of(copied)).scans.start("new")
     scan.write_shard("image", (0, 0, 0), [b"chunk", shard_index({0: 5}, 1)])
     scan.discard()
     assert not (copied / "scans/new").exists()
@@ -534,7 +534,7 @@ def write_again(copied, lives):
     label_chunks = reader.label_chunks("liver_0")
     shards = {name: parts_of(stored / name / "c/0/0/0") for name in ("image", "label")}
     with dying_after(lives):
-        scan = StoreWriter(str(store), reader.root).new_scan("liver_0")
+        scan = StoreWriter(str(store), reader.root).scans.start("liver_0")
         for name, parts in shards.items():
             scan.write_shard(name, (0, 0, 0), parts)
         return scan.publish(facts, label_chunks)
@@ -610,7 +610,7 @@ def rewrite_table(copied, lives):
     entry = LedgerEntry(inputs="", stamp="", identity=scan_identity(scan))
     try:
         with dying_after(lives):
-            writer.write_table(None, {ONE: scan}, {ONE: entry})
+            writer.registry.write_table(None, {ONE: scan}, {ONE: entry})
     except Killed:
         return False
     return True

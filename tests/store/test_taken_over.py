@@ -14,7 +14,7 @@ from spinezarr.errors import LostLockError, StoreBusyError
 from spinezarr.ingestion.discovery.discover import discover
 from spinezarr.ingestion.run import ingest
 from spinezarr.recipe import Recipe
-from spinezarr.store import lock, writer
+from spinezarr.store import lock, scan_writer
 from spinezarr.store.lock import LATE_FILE, LOCK_FILE
 from spinezarr.store.reader import StoreReader
 from spinezarr.store.writer import StoreWriter
@@ -45,7 +45,7 @@ def store(tmp_path):
 
 @contextmanager
 def stopped(monkeypatch, store, name):
-    """Run an ingest of other files, stopped at the first call of a function of the writer.
+    """Run an ingest of other files, stopped at the first call of a function of ``scan_writer``.
 
     Yields what lets it go on and returns its result.
     """
@@ -54,7 +54,7 @@ def stopped(monkeypatch, store, name):
     raw = Path(store).parent / "raw"
     write(raw, 2)
     reached, go_on = threading.Event(), threading.Event()
-    real = getattr(writer, name)
+    real = getattr(scan_writer, name)
 
     def waiting(*args, **options):
         if not reached.is_set():
@@ -63,7 +63,7 @@ def stopped(monkeypatch, store, name):
         return real(*args, **options)
 
     with ThreadPoolExecutor(1) as pool:
-        monkeypatch.setattr(writer, name, waiting)
+        monkeypatch.setattr(scan_writer, name, waiting)
         first = pool.submit(run, raw, store)
         reached.wait()
         path = Path(store, LOCK_FILE)
@@ -89,7 +89,7 @@ def assert_whole(url, value, options=None):
 
 def test_one_that_is_stopped_before_it_publishes_changes_nothing(store, monkeypatch):
     raw = Path(store).parent / "raw"
-    with stopped(monkeypatch, store, "_small_files") as finish:
+    with stopped(monkeypatch, store, "small_files") as finish:
         write(raw, 3)
         assert run(raw, store).done == ("a", "b")
         with pytest.raises(LostLockError, match="another run has taken over"):
@@ -100,7 +100,7 @@ def test_one_that_is_stopped_before_it_publishes_changes_nothing(store, monkeypa
 
 def test_one_that_is_stopped_while_it_publishes_is_waited_for(store, monkeypatch):
     raw = Path(store).parent / "raw"
-    with stopped(monkeypatch, store, "_switch") as finish:
+    with stopped(monkeypatch, store, "publish_group") as finish:
         with pytest.raises(StoreBusyError, match="was stopped while it changed this store"):
             run(raw, store)
         assert finish().done == ("a", "b")
@@ -130,7 +130,7 @@ def test_what_comes_too_late_in_a_bucket_is_noticed_by_the_next_run(
     raw = tmp_path / "raw"
     write(raw, 1)
     run(raw, url, options)
-    real = writer._switch
+    real = scan_writer.publish_group
 
     def taken_over(fs, folder, files, *, replaces):
         if folder.endswith("scans/a"):
@@ -141,12 +141,12 @@ def test_what_comes_too_late_in_a_bucket_is_noticed_by_the_next_run(
             fs.rm([f"{folder}/{key}" for key in manifest if key.startswith("image/c")])
 
     write(raw, 2)
-    monkeypatch.setattr(writer, "_switch", taken_over)
+    monkeypatch.setattr(scan_writer, "publish_group", taken_over)
     with pytest.raises(LostLockError):
         run(raw, url, options)
     monkeypatch.undo()
     opened = StoreWriter(url, StoreReader(url, options).root, options)
-    opened._fs.rm(f"{opened._path}/{LOCK_FILE}")
+    opened._files.fs.rm(f"{opened._files.path}/{LOCK_FILE}")
     assert verify_store(url, storage_options=options).leftovers == (LATE_FILE,)
     assert run(raw, url, options).done == ("a", "b")
     assert verify_store(url, storage_options=options).leftovers == ()

@@ -151,7 +151,7 @@ def write_store(folder):
         name: LedgerEntry(inputs="", stamp="", identity=scan_identity(scan))
         for name, scan in scans.items()
     }
-    table = writer.write_table(None, scans, entries)
+    table = writer.registry.write_table(None, scans, entries)
     finding = FindingRecord(
         rule="skipped-level",
         severity="error",
@@ -166,7 +166,7 @@ def write_store(folder):
         name: AuditedScan(identity=scan_identity(scan), findings=(finding,))
         for name, scan in scans.items()
     }
-    writer.write_audit(AuditLog(scans=audited), table, scans)
+    writer.registry.write_audit_log(AuditLog(scans=audited), table, scans)
     return url
 
 

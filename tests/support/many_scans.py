@@ -105,4 +105,4 @@ def name_many(store: str | Path, n: int, *, seed: int = 0) -> None:
             scans[scan_id] = _row(rng, own[0], scan_id, name, *_levels(rng, first, last))
     audited = {scan_id: _audited(rng) for scan_id in scans}
     writer = StoreWriter(str(store), reader.root)
-    writer._publish_table(build_table(reader.root, scans.values(), audited))
+    writer.registry.publish_table(build_table(reader.root, scans.values(), audited))

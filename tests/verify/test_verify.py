@@ -329,10 +329,10 @@ def test_rows_that_do_not_say_what_the_scans_say_are_found(copied):
     reader = StoreReader(str(copied))
     writer = StoreWriter(str(copied), reader.root)
     first, second = (reader.scan(name).attributes for name in "ab")
-    entries = writer.ledger().scans
+    entries = writer.registry.ledger().scans
 
     def write_table(*scans):
-        writer.write_table(None, {scan.scan_id: scan for scan in scans}, entries)
+        writer.registry.write_table(None, {scan.scan_id: scan for scan in scans}, entries)
 
     write_table(first.model_copy(update={"split": "test"}), second)
     (fault,) = [f for f in faults_of(copied) if "split" in f.found]
@@ -349,7 +349,7 @@ def test_rows_that_do_not_say_what_the_scans_say_are_found(copied):
 
 def test_a_ledger_of_other_scans_is_found(copied):
     writer = StoreWriter(str(copied), StoreReader(str(copied)).root)
-    entries = writer.ledger().scans
+    entries = writer.registry.ledger().scans
     other = entries["b"].model_copy(update={"identity": "another"})
     for wrong, scan_id in (
         ({**entries, "b": other}, "b"),

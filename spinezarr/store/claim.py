@@ -1,0 +1,160 @@
+"""Whose store lies at a place, and may this dataset be written there?"""
+
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any
+
+from spinezarr.errors import UsageError
+from spinezarr.store.attributes import OtherFormatError, RootAttributes, parse_root, unseal
+from spinezarr.store.bundle import TABLE_BUNDLE, unbundle_files
+from spinezarr.store.files import PARTIAL, open_store, publish_file, read_files
+from spinezarr.store.layout import FORMAT_VERSION, METADATA, TABLE, profile_named
+from spinezarr.store.metadata import root_files
+from spinezarr.store.table import root_of_table
+from spinezarr.store.table_file import parse_table
+from spinezarr.store.writable import WritableStore
+
+__all__ = ["claim_store", "stored_root"]
+
+
+def stored_root(
+    url: str, storage_options: Mapping[str, Any] | None = None
+) -> RootAttributes | None:
+    """Return the attributes of a store's root; None if there is no root that can be read.
+
+    The function does not tell an empty folder from one that holds something else;
+    :func:`claim_store` does.
+    """
+    fs, path = open_store(url, storage_options)
+    try:
+        return parse_root(fs.cat_file(f"{path}/{METADATA}"))
+    except (OSError, ValueError, OtherFormatError):
+        return None
+
+
+def claim_store(store: WritableStore, wanted: RootAttributes, *, repair: bool) -> RootAttributes:
+    """Check that a store holds the wanted dataset, or start a new store there.
+
+    Parameters
+    ----------
+    store
+        Place of the store.
+    wanted
+        Attributes that the root gets. If they name no codec profile, that of the store is taken, or
+        the default for a new store.
+    repair
+        If the root is missing or damaged, take the dataset from the scan table and write the root
+        again.
+
+    Returns
+    -------
+    RootAttributes
+        The attributes that the root has now; they name a codec profile.
+
+    Raises
+    ------
+    UsageError
+        If something else lies there, or the store has another dataset, codec profile or pseudonym
+        key.
+    """
+    stored = found = _read_root(store, repair=repair)
+    if found is None and _is_taken(store):
+        stored = found = _read_root(store, repair=repair)  # another run may have made it meanwhile
+        if found is None:
+            found = _root_from_table(store, repair=repair)
+    if found is not None:
+        _check_root(store.name, found, wanted)
+    profile = profile_named((found or wanted).codec_profile).name
+    root = wanted.model_copy(update={"codec_profile": profile})
+    _write_root(store, root, stored)
+    return root
+
+
+def _write_root(store: WritableStore, root: RootAttributes, stored: RootAttributes | None) -> None:
+    """Write the root group and the group of scans where they differ from what is stored."""
+    files = root_files(root.model_dump(mode="json"))
+    if stored != root:
+        publish_file(store.fs, f"{store.path}/{METADATA}", files[METADATA])
+    below = {f"{store.path}/{key}": data for key, data in files.items() if key != METADATA}
+    present = read_files(store.fs, below)
+    for path, data in below.items():
+        if present.get(path) != data:
+            publish_file(store.fs, path, data)
+
+
+def _read_root(store: WritableStore, *, repair: bool) -> RootAttributes | None:
+    """Read the root; None if it is missing or damaged."""
+    try:
+        data = store.fs.cat_file(f"{store.path}/{METADATA}")
+    except FileNotFoundError:
+        return None
+    try:
+        if repair:
+            unseal(data)  # a flipped digit of the version must not pass for another format
+        return parse_root(data)
+    except OtherFormatError as problem:
+        raise UsageError(
+            f"{store.name}: is a store in format {problem.version}, not {FORMAT_VERSION}. "
+            "Choose another place, or a matching version of spinezarr."
+        ) from problem
+    except ValueError:
+        return None
+
+
+def _root_from_table(store: WritableStore, *, repair: bool) -> RootAttributes:
+    """Rebuild the attributes of a missing or damaged root from the scan table."""
+    paths = [f"{store.path}/{TABLE}/{METADATA}", f"{store.path}/{TABLE_BUNDLE}"]
+    found = read_files(store.fs, paths)
+    if not found:
+        raise UsageError(f"{store.name}: exists and is not a store. Choose an empty or new folder.")
+    if not repair:
+        raise UsageError(
+            f"{store.name}: the root of the store, zarr.json, is missing or damaged. Run the "
+            "same command again with --repair: it writes it anew from the scan table."
+        )
+    for path, data in found.items():
+        with suppress(ValueError):
+            is_bundle = path.endswith(TABLE_BUNDLE)
+            metadata = unbundle_files(data).get(METADATA, b"") if is_bundle else data
+            return root_of_table(parse_table(metadata).attributes)
+    raise UsageError(
+        f"{store.name}: the root of the store and its scan table are both damaged. Copy one of "
+        "them, zarr.json or table/zarr.json, from another copy of the store, or ingest into a "
+        "new place."
+    )
+
+
+def _check_root(name: str, found: RootAttributes, wanted: RootAttributes) -> None:
+    """Refuse a store of another dataset, codec profile or pseudonym key."""
+    if (found.dataset, found.title) != (wanted.dataset, wanted.title):
+        raise UsageError(
+            f"{name}: holds {_describe(found)}, not {_describe(wanted)}. "
+            "One store holds one dataset: choose another place."
+        )
+    stored_profile = profile_named(found.codec_profile).name
+    if wanted.codec_profile is not None and wanted.codec_profile != stored_profile:
+        raise UsageError(
+            f"{name}: is written with the codec profile {stored_profile!r}, not "
+            f"{wanted.codec_profile!r}. One store has one profile: leave --codec out, or choose "
+            "another place."
+        )
+    if found.pseudonym_key != wanted.pseudonym_key:
+        made = "without pseudonyms" if found.pseudonym_key is None else "with pseudonyms"
+        raise UsageError(
+            f"{name}: was made {made}, or those of another key. Give --pseudonymize and "
+            "--pseudonyms as before, or choose another place."
+        )
+
+
+def _describe(root: RootAttributes) -> str:
+    return f"the dataset {root.dataset!r} ({root.title})"
+
+
+def _is_taken(store: WritableStore) -> bool:
+    """Whether anything is there but the start of a store whose making was interrupted."""
+    if not store.fs.exists(store.path):
+        return False
+    if store.fs.isfile(store.path):
+        return True
+    names = {path.rsplit("/", 1)[1] for path in store.fs.ls(store.path, detail=False)}
+    return bool(names - {METADATA + PARTIAL})

@@ -1,0 +1,101 @@
+"""Which scans does the store hold, and how does a writer start, replace or amend one?"""
+
+import json
+import os
+
+from spinezarr.store.attributes import (
+    ManifestEntry,
+    ScanAttributes,
+    parse_scan_group,
+    seal,
+)
+from spinezarr.store.files import list_sizes, publish_file
+from spinezarr.store.folder import StoreFileSystem
+from spinezarr.store.layout import METADATA, SCANS, Profile
+from spinezarr.store.recovery import is_scan_file, is_whole, readable_group
+from spinezarr.store.scan_files import metadata_files
+from spinezarr.store.scan_writer import ScanWriter
+from spinezarr.store.writable import WritableStore
+
+__all__ = ["StoredScans"]
+
+
+class StoredScans:
+    """The scans of a store, as its writer sees them.
+
+    Parameters
+    ----------
+    store
+        Files of the store.
+    profile
+        Chunks and codecs of new scans.
+    """
+
+    def __init__(self, store: WritableStore, profile: Profile) -> None:
+        self._store = store
+        self._profile = profile
+
+    def folder_names(self) -> set[str]:
+        """List the names of the folders that hold scans, without looking into them."""
+        path = f"{self._store.path}/{SCANS}"
+        fs = self._store.fs
+        if isinstance(fs, StoreFileSystem):
+            fs.folder.check_folder(path)
+            with os.scandir(path) as entries:
+                return {entry.name for entry in entries if entry.is_dir(follow_symlinks=False)}
+        paths: list[str] = fs.ls(path, detail=False)
+        return {path.rstrip("/").rsplit("/", 1)[1] for path in paths}
+
+    def published(self, scan_id: str) -> ScanAttributes | None:
+        """Read the attributes of a scan; None if the scan is not published or damaged."""
+        metadata = self._read_metadata(scan_id)
+        group = None if metadata is None else readable_group(metadata)
+        return None if group is None else group.attributes
+
+    def _read_metadata(self, scan_id: str) -> bytes | None:
+        """Read the ``zarr.json`` of a scan; None if there is none."""
+        try:
+            data: bytes = self._store.fs.cat_file(f"{self._store.scan_folder(scan_id)}/{METADATA}")
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        return data
+
+    def whole(self, scan_id: str) -> ScanAttributes | None:
+        """Read the attributes of a scan; None if a file of it is missing or has another size."""
+        scan = self.published(scan_id)
+        if scan is None:
+            return None
+        sizes = list_sizes(self._store.fs, self._store.scan_folder(scan_id))
+        return scan if is_whole(scan, sizes) else None
+
+    def start(self, scan_id: str) -> ScanWriter:
+        """Start to write a scan; a published version stays until the new one is published."""
+        folder = self._store.scan_folder(scan_id)
+        metadata = self._read_metadata(scan_id)
+        published = None if metadata is None else readable_group(metadata)
+        if metadata is not None and published is None:
+            # No reader can use a scan with damaged metadata, so nothing of it has to stay.
+            left = filter(is_scan_file, list_sizes(self._store.fs, folder))
+            self._store.remove(folder, [METADATA, *left])
+        return ScanWriter(self._store, folder, published, self._profile)
+
+    def amend(self, scan: ScanAttributes) -> ScanAttributes:
+        """Write the metadata of a published scan again; its voxels stay as they are.
+
+        Returns
+        -------
+        ScanAttributes
+            What is published now, with a manifest that names the new metadata.
+        """
+        fs, folder = self._store.fs, self._store.scan_folder(scan.scan_id)
+        metadata = fs.cat_file(f"{folder}/{METADATA}")
+        files = metadata_files(scan, parse_scan_group(metadata).arrays, metadata)
+        entries = {key: ManifestEntry.of(data) for key, data in files.items() if key != METADATA}
+        changed = {key: entry for key, entry in entries.items() if scan.manifest[key] != entry}
+        scan = scan.model_copy(update={"manifest": {**scan.manifest, **changed}})
+        renewed = seal({**json.loads(files[METADATA]), "attributes": scan.to_json()})
+        with self._store.changing():
+            publish_file(fs, f"{folder}/{METADATA}", renewed)
+            for key in changed:
+                publish_file(fs, f"{folder}/{key}", files[key])
+        return scan

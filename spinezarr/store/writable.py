@@ -1,0 +1,59 @@
+"""What may a writer change, and which lock protects the change?"""
+
+from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import fsspec
+
+from spinezarr.store.files import remove_files
+from spinezarr.store.layout import scan_key
+from spinezarr.store.lock import LockGuard
+
+__all__ = ["WritableStore"]
+
+
+@dataclass(slots=True, eq=False)
+class WritableStore:
+    """The files of a store and the lock that protects each change of them.
+
+    The parts of a writer share one. It can be pickled: a worker in another process then checks the
+    same lock.
+    """
+
+    fs: fsspec.AbstractFileSystem
+    """File system that holds the store."""
+    path: str
+    """Path of the store in that file system."""
+    name: str
+    """Path or URL of the store for messages, without user, password or signature."""
+    guard: LockGuard | None = None
+    """Checks that this run still holds the lock; None before the lock is taken."""
+    has_late_write: bool = False
+    """Whether a run wrote after it had lost the lock, and no run has written the table since."""
+
+    def changing(self) -> AbstractContextManager[None]:
+        """Return the context in which files may be changed: no other run takes the lock in it."""
+        return nullcontext() if self.guard is None else self.guard.changing()
+
+    def check_lock(self) -> None:
+        """Check that this run still holds the lock, at most every few seconds.
+
+        Raises
+        ------
+        LostLockError
+            If another run has taken the store over.
+        """
+        if self.guard is not None:
+            self.guard()
+
+    def scan_folder(self, scan_id: str) -> str:
+        """Return the path of the folder of a scan."""
+        return f"{self.path}/{scan_key(scan_id)}"
+
+    def remove(self, folder: str, keys: Iterable[str]) -> None:
+        """Delete files below a folder while the lock is held."""
+        wanted = list(keys)
+        if wanted:
+            with self.changing():
+                remove_files(self.fs, folder, wanted)
