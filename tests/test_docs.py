@@ -151,7 +151,7 @@ def test_links_between_pages_lead_somewhere():
 
 
 def test_code_that_pages_name_exists():
-    files = {path.name for part in ("spinezarr", "benchmarks") for path in (ROOT / part).rglob("*")}
+    files = {path.name for part in ("spinezarr", "tests") for path in (ROOT / part).rglob("*")}
     for page in PAGES:
         text = page.read_text()
         for path in re.findall(r"`(spinezarr/[\w./]+)`", text):
@@ -205,7 +205,8 @@ def test_the_drawing_of_the_packages_has_their_layers():
         if language == "text"
     )
     rows = (row for row in drawing.splitlines() if not row.startswith(" "))
-    assert [re.split(r" {2,}", row)[0] for row in rows] == layers
+    drawn = [re.split(r" {2,}", row)[0] for row in rows]
+    assert drawn == layers, "draw the layers of pyproject.toml in docs/explanation/README.md"
 
 
 def test_every_decision_is_in_the_index():
