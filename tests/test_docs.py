@@ -29,6 +29,7 @@ BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 NOT_CODE = {"", "text"}
 SERVES = re.compile(r"spinezarr serve [^-\s]\S*[ ]*(#.*)?\n?")
 """A block that ends when somebody ends it."""
+NAMES_OF_OTHERS = {"blosc_getitem"}
 PARTS_OF_A_DECISION = [
     "Context",
     "Options considered",
@@ -159,6 +160,16 @@ def test_code_that_pages_name_exists():
         if page.parent.name in {"explanation", "decisions"}:
             for name in re.findall(r"`([\w/]+\.(?:py|js|c))`", text):
                 assert name.rpartition("/")[2] in files, f"{page}: {name}"
+
+
+def test_names_of_code_that_pages_explain_exist():
+    code = [path for kind in ("py", "js", "c") for path in (ROOT / "spinezarr").rglob(f"*.{kind}")]
+    words = {word for path in code for word in re.findall(r"\w+", path.read_text())}
+    for folder in ("explanation", "decisions"):
+        for page in sorted((ROOT / "docs" / folder).glob("*.md")):
+            names = re.findall(r"`([A-Za-z]\w*)[()`.\[]", page.read_text())
+            lacking = {name for name in names if re.search(r"[A-Z_]", name)} - words
+            assert lacking <= NAMES_OF_OTHERS, f"{page}: no such name in spinezarr: {lacking}"
 
 
 def test_each_folder_has_the_modules_that_its_row_names():
