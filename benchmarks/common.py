@@ -90,7 +90,7 @@ def ingested(image: Path, label: Path, work: Path) -> Path:
     raw.mkdir()
     (raw / "scan_ct.nii.gz").symlink_to(image.resolve())
     (raw / "scan_seg.nii.gz").symlink_to(label.resolve())
-    recipe = Recipe.of_pairs("{scan}_ct.nii.gz", "{scan}_seg.nii.gz", name="bench")
+    recipe = Recipe.from_pairs("{scan}_ct.nii.gz", "{scan}_seg.nii.gz", name="bench")
     report = ingest(recipe, discover(recipe, str(raw)), str(out))
     if report.failed:
         raise SystemExit(report.failed[0].reason)

@@ -78,7 +78,7 @@ def build_arrow(raw: Path, out: Path) -> None:
 
 def ingest_pair(raw: Path, out: Path) -> None:
     """Ingest in this process."""
-    recipe = Recipe.of_pairs(*PATTERNS, name="bench")
+    recipe = Recipe.from_pairs(*PATTERNS, name="bench")
     report = ingest(recipe, discover(recipe, str(raw)), str(out))
     if report.failed:
         raise SystemExit(report.failed[0].reason)
@@ -96,7 +96,7 @@ def cut_chunks(path: Path, array: str) -> list[np.ndarray]:
     """Return all chunks that a store holds of a file, ready to be encoded."""
     source = nib.load(path)
     values = np.asanyarray(source.dataobj)
-    voxels = AxisMap.of_affine(source.affine).to_zyx(values)
+    voxels = AxisMap.from_affine(source.affine).to_zyx(values)
     voxels = voxels.astype(np.int16 if array == IMAGE else np.uint8)
     chunks = []
     for index in np.ndindex(BALANCED.chunk_grid(voxels.shape)):

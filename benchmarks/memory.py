@@ -61,7 +61,7 @@ def write_huge(
     path: Path, shape_zyx: tuple[int, ...], axcodes: str, dtype: np.dtype, *, mask: bool
 ) -> None:
     """Write a ``.nii.gz`` of an image or a mask whose axes i, j, k run as ``axcodes`` says."""
-    axis_map = AxisMap.of_axcodes(axcodes)
+    axis_map = AxisMap.from_axcodes(axcodes)
     shape_ijk = [shape_zyx[axis_map.source_axis_zyx.index(axis)] for axis in range(3)]
     affine = np.eye(4)
     affine[:3, :3] = 0

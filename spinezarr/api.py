@@ -12,7 +12,7 @@ import xarray as xr
 
 from spinezarr.catalog import locate_store
 from spinezarr.errors import StoreNotFoundError, UsageError
-from spinezarr.geometry import FLAT_AXIS, Plane, ShapeZYX, SpacingZYX, axis_positions_mm
+from spinezarr.geometry import SLICE_AXIS, Plane, ShapeZYX, SpacingZYX, axis_positions_mm
 from spinezarr.loaders.huggingface import SplitDataset, load_splits
 from spinezarr.remote.requests import IN_FLIGHT
 from spinezarr.stats.statistics import Statistics, compute_statistics, select_scans
@@ -28,7 +28,7 @@ from spinezarr.stream.read.nonfinite import Nonfinite, refuse_nonfinite
 from spinezarr.stream.read.range_cache import DiskCache
 from spinezarr.stream.read.service import PatchService, Transfer, service_url, store_url
 from spinezarr.stream.spacing import OWN_SPACING, TargetZYX, patch_size, target_spacing
-from spinezarr.text import composed, counted, printable, printable_values
+from spinezarr.text import count_noun, to_nfc, to_printable, to_printable_json
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -163,10 +163,10 @@ def load_dataset(
         opened._reader,  # noqa: SLF001  one module
         opened._engine,  # noqa: SLF001
         name,
-        split=None if split is None else composed(split),
+        split=None if split is None else to_nfc(split),
         nonfinite=nonfinite,
     )
-    return splits if split is None else splits[composed(split)]
+    return splits if split is None else splits[to_nfc(split)]
 
 
 class Store:
@@ -210,9 +210,9 @@ class Store:
         table = self.table
         splits = ", ".join(f"{n} {name or 'in no split'}" for name, n in self.splits.items())
         by_split = f" ({splits})" if splits else ""
-        return printable(
+        return to_printable(
             f"<spinezarr.Store {self._reader.root.dataset}: "
-            f"{counted(table.sizes['scan'], 'scan')}{by_split}>"
+            f"{count_noun(table.sizes['scan'], 'scan')}{by_split}>"
         )
 
     def __reduce__(self) -> tuple[Callable[..., "Store"], tuple[object, ...]]:
@@ -237,12 +237,12 @@ class Store:
         """
         table = self._reader.table
         all_attrs = [table.attrs, *(column.attrs for column in table.variables.values())]
-        if printable_values(all_attrs) == all_attrs:
+        if to_printable_json(all_attrs) == all_attrs:
             return table
         table = table.copy()
         for column in table.variables.values():
-            column.attrs = printable_values(column.attrs)
-        return table.assign_attrs(printable_values(table.attrs))
+            column.attrs = to_printable_json(column.attrs)
+        return table.assign_attrs(to_printable_json(table.attrs))
 
     @property
     def splits(self) -> dict[str, int]:
@@ -291,9 +291,9 @@ class Store:
         from spinezarr.stream.epoch.lazy import lazy_array  # noqa: PLC0415
 
         scan = self._reader.scan(scan_id)
-        described = printable_values(scan.variable_attributes)
+        described = to_printable_json(scan.variable_attributes)
         positions = axis_positions_mm(scan.affine, scan.image.shape_zyx)
-        attributes = printable_values(scan.attributes.to_json())
+        attributes = to_printable_json(scan.attributes.to_json())
         del attributes["manifest"]
         return xr.Dataset(
             {
@@ -500,9 +500,9 @@ class Store:
         >>> batch.dims, batch.image.shape, batch.label.shape
         (('slice', 'z', 'y'), (1, 5, 48, 64), (1, 48, 64))
         """
-        if plane not in FLAT_AXIS:
-            raise UsageError(f"plane {plane!r}: must be one of {', '.join(FLAT_AXIS)}.")
-        flat = FLAT_AXIS[plane]
+        if plane not in SLICE_AXIS:
+            raise UsageError(f"plane {plane!r}: must be one of {', '.join(SLICE_AXIS)}.")
+        flat = SLICE_AXIS[plane]
         table = self._select(split, scans, labels=labels)
         axes = "zyx".replace("zyx"[flat], "")
         spacing_zyx_mm = target_spacing(axes, spacing_mm)
@@ -946,7 +946,7 @@ class Store:
 
         return audit_store(self._reader, self._engine, scans, on_scan=on_scan)
 
-    def keep_audit(self, audit: "StoreAudit") -> None:
+    def save_audit(self, audit: "StoreAudit") -> None:
         """Write an audit into the store: columns ``audit`` and ``audit_findings`` of the table.
 
         What it says of a scan holds until that scan is ingested anew.
@@ -956,9 +956,9 @@ class Store:
         ReadOnlyStoreError
             If the store cannot be written.
         """
-        from spinezarr.audit.run import keep_audit  # noqa: PLC0415
+        from spinezarr.audit.run import save_audit  # noqa: PLC0415
 
-        keep_audit(self._reader, audit)
+        save_audit(self._reader, audit)
         self._reader.forget_table()
 
     def _select(
@@ -969,7 +969,7 @@ class Store:
             wanted = np.atleast_1d(np.asarray(scans)).tolist()
             table = table.sel(scan=named_scans(wanted, table.scan.to_numpy().tolist(), self.url))
         if split is not None:
-            split = composed(split)
+            split = to_nfc(split)
             if split not in self.splits:
                 raise UsageError(
                     f"split {split!r}: the store has {', '.join(repr(s) for s in self.splits)}."

@@ -9,7 +9,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from spinezarr.errors import CardError
 from spinezarr.strict_yaml import StrictModel, load_strict_yaml
-from spinezarr.text import printable
+from spinezarr.text import to_printable
 from spinezarr.vertebrae import LEVELS
 
 __all__ = [
@@ -54,7 +54,7 @@ class FigureKey(NamedTuple):
 
     def __str__(self) -> str:
         parts = (part for part in (self.group, self.name, self.statistic) if part != "all")
-        return printable(" ".join(parts))
+        return to_printable(" ".join(parts))
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,15 +17,15 @@ from typing import Annotated, Any, Final, NamedTuple
 from pydantic import AfterValidator, Field
 
 from spinezarr.errors import CatalogError, StoreNotFoundError
-from spinezarr.regular_file import irregular_kind, without_tilde
+from spinezarr.regular_file import describe_irregular_file, expand_home
 from spinezarr.strict_yaml import StrictModel, load_strict_yaml
-from spinezarr.text import composed
+from spinezarr.text import to_nfc
 
 __all__ = [
     "CATALOG_VARIABLE",
     "Catalog",
     "CatalogEntry",
-    "FoundCatalog",
+    "CatalogPath",
     "find_catalog",
     "load_catalog",
     "locate_store",
@@ -106,7 +106,7 @@ class CatalogEntry:
     store: str = field(repr=False)
     license: str | None
     catalog_path: Path
-    is_named: bool
+    is_trusted: bool
     """Whether the user has named the catalog."""
     storage_options: Mapping[str, Any] = field(repr=False)
     """For the store's file system, if it is a URL."""
@@ -138,7 +138,7 @@ class CatalogEntry:
         scheme, separator, _ = expanded.partition("://")
         if not separator:
             return self._path(expanded)
-        if not self.is_named:
+        if not self.is_trusted:
             self._check_sends_no_keys(scheme, options)
         return expanded
 
@@ -156,7 +156,7 @@ class CatalogEntry:
 
     def _expanded(self, value: str) -> str:
         for name in _VARIABLE.findall(value):
-            if not self.is_named:
+            if not self.is_trusted:
                 raise self._needs_word(f"uses the environment variable {name}")
             if name not in os.environ:
                 raise CatalogError(
@@ -173,7 +173,7 @@ class CatalogEntry:
         )
 
     def _path(self, path: str) -> str:
-        return str(self.catalog_path.parent / without_tilde(path))
+        return str(self.catalog_path.parent / expand_home(path))
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,18 +185,18 @@ class Catalog:
 
     def get(self, name: str) -> CatalogEntry | None:
         """Return the entry ``name``, in any Unicode form, or None."""
-        return self.entries.get(composed(name))
+        return self.entries.get(to_nfc(name))
 
 
-class FoundCatalog(NamedTuple):
+class CatalogPath(NamedTuple):
     """Where a catalog is."""
 
     path: Path
-    is_named: bool
+    is_trusted: bool
     """Whether the user has named it."""
 
 
-def find_catalog(path: str | os.PathLike[str] | None = None) -> FoundCatalog | None:
+def find_catalog(path: str | os.PathLike[str] | None = None) -> CatalogPath | None:
     """Find the catalog file: ``path``, else ``$SPINEZARR_CATALOG``, else ``./catalog.yaml``.
 
     Raises
@@ -209,27 +209,27 @@ def find_catalog(path: str | os.PathLike[str] | None = None) -> FoundCatalog | N
     variable = os.environ.get(CATALOG_VARIABLE)
     for named, where in ((path, "--catalog"), (variable, CATALOG_VARIABLE)):
         if named:
-            found = without_tilde(named)
+            found = expand_home(named)
             if where == CATALOG_VARIABLE and not found.is_absolute():
                 raise CatalogError(
                     f"{found}: is a relative path (named by {where}), which is another file in "
                     "each folder. Give the whole path."
                 )
             if not found.is_file():
-                kind = irregular_kind(found)
+                kind = describe_irregular_file(found)
                 raise CatalogError(
                     f"{found}: {f'is {kind}, expected a' if kind else 'no such'} catalog file "
                     f"(named by {where}). 'spinezarr init' writes one to start from."
                 )
-            return FoundCatalog(found, is_named=True)
+            return CatalogPath(found, is_trusted=True)
     here = Path(CATALOG_NAME)
-    kind = irregular_kind(here)
+    kind = describe_irregular_file(here)
     if kind:
         raise CatalogError(
             f"{here}: is {kind}, expected a catalog file. Move it away, or name a catalog by "
             "--catalog FILE."
         )
-    return FoundCatalog(here, is_named=False) if here.is_file() else None
+    return CatalogPath(here, is_trusted=False) if here.is_file() else None
 
 
 def load_catalog(path: str | os.PathLike[str] | None = None) -> Catalog | None:
@@ -246,14 +246,14 @@ def load_catalog(path: str | os.PathLike[str] | None = None) -> Catalog | None:
     model = load_strict_yaml(found.path, _CatalogModel, CatalogError)
     absolute = found.path.resolve()
     entries = {
-        composed(name): CatalogEntry(
-            name=composed(name),
+        to_nfc(name): CatalogEntry(
+            name=to_nfc(name),
             recipe=entry.recipe,
             raw=entry.raw,
             store=entry.store,
             license=entry.license,
             catalog_path=absolute,
-            is_named=found.is_named,
+            is_trusted=found.is_trusted,
             storage_options=entry.storage_options.model_dump(exclude_none=True),
             raw_storage_options=None
             if entry.raw_storage_options is None
@@ -283,7 +283,7 @@ def locate_store(
     CatalogError
         If the catalog does not load.
     """
-    path = without_tilde(store)
+    path = expand_home(store)
     if "://" in store:
         return store, {}
     if (path / "zarr.json").exists():

@@ -6,8 +6,8 @@ A message names the file or scan, what was found, what was expected and the next
 import re
 from typing import Final
 
-from spinezarr.public_url import without_secrets
-from spinezarr.text import Lines
+from spinezarr.redaction import redact_urls_in
+from spinezarr.text import MultilineText
 
 __all__ = [
     "CardError",
@@ -42,16 +42,16 @@ class SpinezarrError(Exception):
     Parameters
     ----------
     message
-        One line, or :class:`~spinezarr.text.Lines`.
+        One line, or :class:`~spinezarr.text.MultilineText`.
     *more
         What a subclass takes besides.
     """
 
     def __init__(self, message: str = "", *more: object) -> None:
-        lines = message.split("\n") if isinstance(message, Lines) else [message]
+        lines = message.split("\n") if isinstance(message, MultilineText) else [message]
         # Other packages' messages have several lines, in the midst of one of ours.
-        shown = (without_secrets(_END_OF_LINE.sub(" ", line)) for line in lines)
-        super().__init__(Lines(*shown), *more)
+        shown = (redact_urls_in(_END_OF_LINE.sub(" ", line)) for line in lines)
+        super().__init__(MultilineText(*shown), *more)
 
 
 class UsageError(SpinezarrError, ValueError):

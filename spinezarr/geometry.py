@@ -20,9 +20,9 @@ import numpy as np
 import numpy.typing as npt
 
 __all__ = [
-    "FLAT_AXIS",
     "GRID_TOLERANCE",
-    "LEAST_SHEAR_DEG",
+    "SHEAR_TOLERANCE_DEG",
+    "SLICE_AXIS",
     "AxisMap",
     "Box",
     "Grid",
@@ -42,14 +42,14 @@ __all__ = [
 Matrix4x4 = npt.NDArray[np.float64]
 Plane = Literal["axial", "coronal", "sagittal"]
 """Orientation of a slice."""
-FLAT_AXIS: Final[dict[Plane, int]] = {"axial": 0, "coronal": 1, "sagittal": 2}
+SLICE_AXIS: Final[dict[Plane, int]] = {"axial": 0, "coronal": 1, "sagittal": 2}
 """Axis of ``(z, y, x)`` across which a plane's slices lie."""
 GRID_TOLERANCE: Final = 0.1
 """Largest distance between corners of files on one grid, as a share of the smallest voxel spacing.
 
 Far above the rounding of float32 affines and quaternions, far below what a mask can resolve.
 """
-LEAST_SHEAR_DEG: Final = 0.1
+SHEAR_TOLERANCE_DEG: Final = 0.1
 """Angle of the axes off 90 degrees above rounding.
 
 TotalSegmentator's directions are perpendicular to 2e-4, which is 0.01 degrees.
@@ -132,9 +132,9 @@ class AxisMap:
     Examples
     --------
     >>> las = np.diag([-1.0, 1.0, 2.0, 1.0])
-    >>> AxisMap.of_affine(las).axcodes
+    >>> AxisMap.from_affine(las).axcodes
     'LAS'
-    >>> AxisMap.of_affine(las).flip_zyx
+    >>> AxisMap.from_affine(las).flip_zyx
     (False, False, True)
     """
 
@@ -144,17 +144,17 @@ class AxisMap:
     """Whether that source axis decreases along z, y and x."""
 
     @classmethod
-    def of_affine(cls, affine: Matrix4x4) -> Self:
+    def from_affine(cls, affine: Matrix4x4) -> Self:
         """Find the permutation and flips closest to an affine (voxel ``ijk`` to RAS+ mm)."""
         return cls._of_orientation(_orientations().io_orientation(affine))
 
     @classmethod
-    def of_axcodes(cls, axcodes: str) -> Self:
+    def from_axcodes(cls, axcodes: str) -> Self:
         """Find the map of an array whose axes i, j, k increase toward three anatomical letters.
 
         Examples
         --------
-        >>> AxisMap.of_axcodes("PIR").source_axis_zyx
+        >>> AxisMap.from_axcodes("PIR").source_axis_zyx
         (1, 0, 2)
         """
         return cls._of_orientation(_orientations().axcodes2ornt(tuple(axcodes)))
@@ -188,14 +188,14 @@ class AxisMap:
         inverse = tuple(self.source_axis_zyx.index(axis) for axis in range(3))
         return array_zyx[flips].transpose(inverse)
 
-    def slabs(self, shape_zyx: ShapeZYX, thickness_zyx: ShapeZYX) -> list[Box]:
+    def slab_boxes(self, shape_zyx: ShapeZYX, thickness_zyx: ShapeZYX) -> list[Box]:
         """Return the boxes of stored voxels that slabs across the slowest source axis hold.
 
         They come in source order, and begin at multiples of the thickness along the stored axis.
 
         Examples
         --------
-        >>> boxes = AxisMap.of_axcodes("RAI").slabs((100, 4, 4), (64, 48, 48))
+        >>> boxes = AxisMap.from_axcodes("RAI").slab_boxes((100, 4, 4), (64, 48, 48))
         >>> [(box.start_zyx[0], box.stop_zyx[0]) for box in boxes]
         [(64, 100), (0, 64)]
         """
@@ -225,7 +225,7 @@ class Grid:
     @property
     def axis_map(self) -> AxisMap:
         """How the file's axes become stored axes."""
-        return AxisMap.of_affine(self.affine)
+        return AxisMap.from_affine(self.affine)
 
     @property
     def shape_zyx(self) -> ShapeZYX:
@@ -312,7 +312,7 @@ def oblique_angle_deg(affine: Matrix4x4) -> float:
     0.0
     """
     directions = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
-    if shear_deg(affine) > LEAST_SHEAR_DEG:
+    if shear_deg(affine) > SHEAR_TOLERANCE_DEG:
         left, _, right = np.linalg.svd(directions)
         directions = left @ right
     return float(np.degrees(np.arccos(np.clip(np.abs(directions).max(axis=0), -1, 1))).max())

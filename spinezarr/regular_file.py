@@ -11,7 +11,7 @@ from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Final
 
-__all__ = ["irregular_kind", "kind_of_mode", "read_regular_file", "without_tilde"]
+__all__ = ["describe_irregular_file", "describe_irregular_mode", "expand_home", "read_regular_file"]
 
 _KINDS: Final = {
     stat.S_IFDIR: "a folder",
@@ -25,7 +25,7 @@ _FLAGS: Final = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLO
 """Without O_NONBLOCK, opening a FIFO waits for a writer."""
 
 
-def without_tilde(path: str | os.PathLike[str]) -> Path:
+def expand_home(path: str | os.PathLike[str]) -> Path:
     """Put the home folder for ``~``; for that of a user who is not there, nothing."""
     try:
         return Path(path).expanduser()
@@ -33,12 +33,12 @@ def without_tilde(path: str | os.PathLike[str]) -> Path:
         return Path(path)
 
 
-def irregular_kind(path: Path) -> str:
+def describe_irregular_file(path: Path) -> str:
     """Say what stands under a path, if it is there and no regular file; links are followed.
 
     Examples
     --------
-    >>> irregular_kind(Path("/")), irregular_kind(Path(__file__))
+    >>> describe_irregular_file(Path("/")), describe_irregular_file(Path(__file__))
     ('a folder', '')
     """
     try:
@@ -47,10 +47,10 @@ def irregular_kind(path: Path) -> str:
         return "a link to nothing" if path.is_symlink() else ""
     except (OSError, ValueError):
         return ""
-    return kind_of_mode(mode)
+    return describe_irregular_mode(mode)
 
 
-def kind_of_mode(mode: int) -> str:
+def describe_irregular_mode(mode: int) -> str:
     """Say what is no regular file, by its ``st_mode``; empty for a regular file."""
     return "" if stat.S_ISREG(mode) else _KINDS.get(stat.S_IFMT(mode), "no file")
 
@@ -78,7 +78,7 @@ def read_regular_file(path: Traversable, most_bytes: int) -> bytes:
 
 
 def _refuse_irregular(mode: int, path: Path) -> None:
-    kind = kind_of_mode(mode)
+    kind = describe_irregular_mode(mode)
     if kind:
         number = errno.EISDIR if stat.S_ISDIR(mode) else errno.EINVAL
         raise OSError(number, f"is {kind}, expected a regular file", str(path))

@@ -5,7 +5,7 @@ from importlib.resources.abc import Traversable
 from pathlib import Path
 
 from spinezarr.errors import RecipeError
-from spinezarr.regular_file import irregular_kind, without_tilde
+from spinezarr.regular_file import describe_irregular_file, expand_home
 
 __all__ = ["recipe_names", "recipe_path", "resource"]
 
@@ -50,10 +50,10 @@ def recipe_path(recipe: str) -> Traversable:
         If there is no such recipe; lists those that ship with spinezarr.
     """
     if recipe.endswith((".yaml", ".yml")):
-        path = without_tilde(recipe)
+        path = expand_home(recipe)
         if path.is_file():
             return path
-        kind = irregular_kind(path)
+        kind = describe_irregular_file(path)
         what = f"is {kind}, expected a file" if kind else "no such recipe file"
         raise RecipeError(f"{recipe}: {what}. Shipped recipes: {', '.join(recipe_names())}.")
     if recipe in recipe_names():

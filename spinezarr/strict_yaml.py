@@ -14,9 +14,9 @@ from pydantic_core import ErrorDetails
 
 from spinezarr.errors import UsageError
 from spinezarr.regular_file import read_regular_file
-from spinezarr.text import Lines, composed, printable
+from spinezarr.text import MultilineText, to_nfc, to_printable
 
-__all__ = ["StrictModel", "load_strict_yaml", "reason_of"]
+__all__ = ["StrictModel", "load_strict_yaml", "validation_message"]
 
 Model = TypeVar("Model", bound=BaseModel)
 Problems = Iterable[tuple[tuple[str | int, ...], str]]
@@ -106,11 +106,11 @@ def _check_text(line: int, text: str) -> None:
             line, f"holds a text of {len(text)} characters, expected at most {_LONGEST_TEXT}"
         )
     unbroken = text.translate(_BREAKS)
-    if printable(unbroken, longest=None) != unbroken:
+    if to_printable(unbroken, longest=None) != unbroken:
         raise _FileError(
             line,
-            f"holds control characters, {printable(text)[:_MOST_SHOWN]!r}; expected what a person "
-            "can read",
+            f"holds control characters, {to_printable(text)[:_MOST_SHOWN]!r}; expected printable "
+            "text",
         )
 
 
@@ -166,7 +166,7 @@ def load_strict_yaml(
     text = _read(path, error)
     known = ", ".join(model.model_fields)
     expected = f"expected at least some of the keys: {known}. Give a file with them."
-    root, plain = _parsed(composed(text) if names_only else text, path, error)
+    root, plain = _parsed(to_nfc(text) if names_only else text, path, error)
     if root is None or root.tag == _NULL:
         raise error(f"{path}: is empty; {expected}")
     if not isinstance(root, yaml.MappingNode):
@@ -179,7 +179,7 @@ def load_strict_yaml(
         lines = [_describe(path, root, details, model) for details in found[:_MOST_LINES]]
         if len(found) > _MOST_LINES:
             lines.append(f"... and {len(found) - _MOST_LINES} mistakes more.")
-        raise error(Lines(*lines)) from problem
+        raise error(MultilineText(*lines)) from problem
     for key, mistake in check(loaded) if check is not None else ():
         raise error(f"{_place(path, root, key)} {mistake}")
     return loaded
@@ -198,7 +198,7 @@ def _parsed(text: str, path: Traversable, error: type[UsageError]) -> tuple[yaml
         )
     except yaml.YAMLError as problem:
         first, *rest = str(problem).splitlines()
-        raise error(Lines(f"{path}: is not valid YAML: {first}", *rest)) from problem
+        raise error(MultilineText(f"{path}: is not valid YAML: {first}", *rest)) from problem
     except _FileError as problem:
         raise error(f"{path}, line {problem.line}: {problem}.") from problem
     except _WRONG_SCALAR as problem:
@@ -245,9 +245,9 @@ def _check_keys(node: yaml.Node) -> None:
                     _line_of(key),
                     f"YAML does not read the key {key.value!r} as text. Put it in quotes",
                 )
-            if composed(key.value) in seen and key.tag != _MERGE_KEY:
+            if to_nfc(key.value) in seen and key.tag != _MERGE_KEY:
                 raise _FileError(_line_of(key), f"key {key.value!r} is given twice; keep one")
-            seen.add(composed(key.value))
+            seen.add(to_nfc(key.value))
             _check_keys(value)
     elif isinstance(node, yaml.SequenceNode):
         for value in node.value:
@@ -258,7 +258,7 @@ def _line_of(item: yaml.Node | yaml.Event) -> int:
     return 0 if item.start_mark is None else item.start_mark.line + 1
 
 
-def reason_of(details: ErrorDetails) -> str:
+def validation_message(details: ErrorDetails) -> str:
     """Return what a validator of ours says, without pydantic's words before it."""
     return details["msg"].removeprefix("Value error, ")
 
@@ -277,7 +277,7 @@ def _place(path: Traversable, root: yaml.Node, location: tuple[str | int, ...]) 
 def _describe(
     path: Traversable, root: yaml.Node, details: ErrorDetails, model: type[BaseModel]
 ) -> str:
-    message = reason_of(details)
+    message = validation_message(details)
     if details["type"] == "extra_forbidden":
         message = "unknown key" + _suggest(model, details["loc"])
     elif details["type"] == "missing":

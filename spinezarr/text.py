@@ -18,17 +18,17 @@ from contextlib import contextmanager
 from typing import Any, Final, Self
 
 __all__ = [
-    "Lines",
-    "composed",
-    "counted",
-    "described_os_error",
-    "is_file_name",
-    "is_shown_as_is",
-    "json_text",
-    "markdown_text",
-    "naming_full_disk",
-    "printable",
-    "printable_values",
+    "MultilineText",
+    "add_path_to_disk_full_error",
+    "count_noun",
+    "describe_os_error",
+    "escape_markdown",
+    "is_printable",
+    "is_valid_file_name",
+    "to_ascii_json",
+    "to_nfc",
+    "to_printable",
+    "to_printable_json",
 ]
 
 LONGEST_LINE: Final = 2000
@@ -63,7 +63,7 @@ _STRAY_BYTES: Final = range(0xDC80, 0xDD00)
 _FIRST_STRAY_BYTE: Final = 0xDC00
 
 
-def composed(text: str) -> str:
+def to_nfc(text: str) -> str:
     r"""Return a name in Unicode's form NFC, in which names are compared and stored.
 
     macOS writes file names decomposed (NFD), most editors and tables composed (NFC): the same name
@@ -71,13 +71,13 @@ def composed(text: str) -> str:
 
     Examples
     --------
-    >>> composed("Mu\u0308ller") == "Müller"
+    >>> to_nfc("Mu\u0308ller") == "Müller"
     True
     """
     return text if text.isascii() else unicodedata.normalize("NFC", text)
 
 
-class Lines(str):
+class MultilineText(str):
     r"""Text of several lines, each of them fit to print.
 
     Wherever else a line ends in a text, it is shown as an escape: nobody's name begins a line that
@@ -90,7 +90,7 @@ class Lines(str):
 
     Examples
     --------
-    >>> print(Lines("one", "two\nand \x1b more"))
+    >>> print(MultilineText("one", "two\nand \x1b more"))
     one
     two\x0aand \x1b more
     """
@@ -98,7 +98,7 @@ class Lines(str):
     __slots__ = ()
 
     def __new__(cls, *lines: str) -> Self:  # noqa: D102  see the class
-        shown = [printable(str(line)) for line in lines[:MOST_LINES]]
+        shown = [to_printable(str(line)) for line in lines[:MOST_LINES]]
         if len(lines) > MOST_LINES:
             shown.append(f"... and {len(lines) - MOST_LINES} more lines")
         return super().__new__(cls, "\n".join(shown))
@@ -107,7 +107,7 @@ class Lines(str):
         return type(self), tuple(str(self).split("\n"))
 
 
-def printable(text: str, longest: int | None = LONGEST_LINE) -> str:
+def to_printable(text: str, longest: int | None = LONGEST_LINE) -> str:
     r"""Return text of others so that it can be printed: the only way in which it ever is.
 
     Whatever controls a terminal, turns the direction of writing, shows nothing or is no character
@@ -117,16 +117,18 @@ def printable(text: str, longest: int | None = LONGEST_LINE) -> str:
     Parameters
     ----------
     text
-        One line, or :class:`Lines`, which are left as they are.
+        One line, or :class:`MultilineText`, which are left as they are.
     longest
         Characters before the middle is left out; None: it never is.
 
     Examples
     --------
-    >>> print(printable("a\x1b[2Jb"), printable("Mu\udcfcller"), printable("x" * 9, longest=7))
-    a\x1b[2Jb Mu\xfcller xx … xx
+    >>> print(to_printable("a\x1b[2Jb"), to_printable("Mu\udcfcller"))
+    a\x1b[2Jb Mu\xfcller
+    >>> to_printable("x" * 9, longest=7)
+    'xx … xx'
     """
-    if isinstance(text, Lines):
+    if isinstance(text, MultilineText):
         return text
     shown = _escaped(text[:longest])
     if longest is None or len(text) <= longest >= len(shown):
@@ -136,24 +138,24 @@ def printable(text: str, longest: int | None = LONGEST_LINE) -> str:
     return f"{shown[:half]}{_ELLIPSIS}{_escaped(text[-longest:])[-half:]}"
 
 
-def is_shown_as_is(text: str) -> bool:
+def is_printable(text: str) -> bool:
     """Whether all of a text is fit to print."""
-    return printable(text, None) == text
+    return to_printable(text, None) == text
 
 
-def printable_values(value: Any) -> Any:  # noqa: ANN401  JSON, and JSON it stays
+def to_printable_json(value: Any) -> Any:  # noqa: ANN401  JSON, and JSON it stays
     r"""Return values of JSON whose texts and keys are fit to print: for those who print them.
 
     Examples
     --------
-    >>> print(printable_values({"title": ["a\x1b[2J", 1]})["title"][0])
+    >>> print(to_printable_json({"title": ["a\x1b[2J", 1]})["title"][0])
     a\x1b[2J
     """
     if isinstance(value, str):
-        return printable(value, None)
+        return to_printable(value, None)
     if isinstance(value, Mapping):
-        return {printable(key, None): printable_values(item) for key, item in value.items()}
-    return [printable_values(item) for item in value] if isinstance(value, list) else value
+        return {to_printable(key, None): to_printable_json(item) for key, item in value.items()}
+    return [to_printable_json(item) for item in value] if isinstance(value, list) else value
 
 
 def _escaped(text: str) -> str:
@@ -189,7 +191,7 @@ def _escape(char: str) -> str:
     return f"\\u{code:04x}" if code <= 0xFFFF else f"\\U{code:08x}"  # noqa: PLR2004
 
 
-def json_text(value: object, *, indent: int | None = 2) -> str:
+def to_ascii_json(value: object, *, indent: int | None = 2) -> str:
     r"""Return JSON that any terminal, page or file can show, and that gives back every string.
 
     What is beyond ASCII stands as escapes, and so does DEL, the only control character that JSON
@@ -199,7 +201,7 @@ def json_text(value: object, *, indent: int | None = 2) -> str:
 
     Examples
     --------
-    >>> print(json_text(["Mü\x1b\x7f", float("nan")], indent=None))
+    >>> print(to_ascii_json(["Mü\x1b\x7f", float("nan")], indent=None))
     ["M\u00fc\u001b\u007f", null]
     """
     try:
@@ -209,7 +211,7 @@ def json_text(value: object, *, indent: int | None = 2) -> str:
     return text.replace("\x7f", "\\u007f")
 
 
-def markdown_text(text: str) -> str:
+def escape_markdown(text: str) -> str:
     r"""Return text of others that a page of Markdown shows as it is: no link, tag or formula.
 
     Every character that starts something in CommonMark, in GitHub's tables and links, or in the
@@ -218,10 +220,12 @@ def markdown_text(text: str) -> str:
 
     Examples
     --------
-    >>> print(markdown_text("<b>*L1* | [a](b)"))
+    >>> print(escape_markdown("<b>*L1* | [a](b)"))
     &lt;b&gt;\*L1\* \| \[a\](b)
     """
-    return _MARKDOWN.sub(lambda found: _REFERENCES.get(found[0], f"\\{found[0]}"), printable(text))
+    return _MARKDOWN.sub(
+        lambda found: _REFERENCES.get(found[0], f"\\{found[0]}"), to_printable(text)
+    )
 
 
 def _finite(value: object) -> object:
@@ -232,12 +236,12 @@ def _finite(value: object) -> object:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def is_file_name(name: str) -> bool:
+def is_valid_file_name(name: str) -> bool:
     r"""Whether a file or folder can have a name, and lies in its folder with it.
 
     Examples
     --------
-    >>> [is_file_name(name) for name in ("liver_9", "1.3.6", "..", "a/b", "", "a\0b")]
+    >>> [is_valid_file_name(name) for name in ("liver_9", "1.3.6", "..", "a/b", "", "a\0b")]
     [True, True, False, False, False, False]
     """
     separators = {"/", "\0", os.sep, os.altsep or "/", ":" if os.name == "nt" else "/"}
@@ -245,7 +249,7 @@ def is_file_name(name: str) -> bool:
     return name not in {"", ".", ".."} and separators.isdisjoint(name) and not long
 
 
-def counted(count: int, noun: str, plural: str = "") -> str:
+def count_noun(count: int, noun: str, plural: str = "") -> str:
     """Return a count with its noun.
 
     Parameters
@@ -259,14 +263,14 @@ def counted(count: int, noun: str, plural: str = "") -> str:
 
     Examples
     --------
-    >>> counted(1, "scan"), counted(1005, "scan"), counted(0, "entry", "entries")
+    >>> count_noun(1, "scan"), count_noun(1005, "scan"), count_noun(0, "entry", "entries")
     ('1 scan', '1005 scans', '0 entries')
     """
     return f"{count} {noun if count == 1 else plural or f'{noun}s'}"
 
 
 @contextmanager
-def naming_full_disk(path: str) -> Iterator[None]:
+def add_path_to_disk_full_error(path: str) -> Iterator[None]:
     """Name the file that was written when the system reports that there is no room for it."""
     try:
         yield
@@ -276,14 +280,14 @@ def naming_full_disk(path: str) -> Iterator[None]:
         raise
 
 
-def described_os_error(problem: OSError) -> str:
+def describe_os_error(problem: OSError) -> str:
     """Return an error of the system as a message: the file, what is wrong, the next step if known.
 
     Examples
     --------
-    >>> described_os_error(IsADirectoryError(errno.EISDIR, "Is a directory", "out.nii"))
+    >>> describe_os_error(IsADirectoryError(errno.EISDIR, "Is a directory", "out.nii"))
     'out.nii: Is a directory.'
-    >>> described_os_error(OSError(errno.ENOSPC, "No space left on device", "a.nii"))
+    >>> describe_os_error(OSError(errno.ENOSPC, "No space left on device", "a.nii"))
     'a.nii: No space left on device. Free some space there. Then run the same command again.'
     """
     where = f"{problem.filename}: " if problem.filename else ""

@@ -19,9 +19,9 @@ __all__ = [
     "LEVELS",
     "NAME_OF_VALUE",
     "VALUE_OF_NAME",
-    "color_of",
-    "hex_color_of",
-    "label_color_of",
+    "hex_color",
+    "label_color",
+    "vertebra_color",
 ]
 
 BACKGROUND: Final = 0
@@ -80,7 +80,7 @@ _GOLDEN_ANGLE = 0.381966
 _OTHER_COLOR: Final = (0.85, 0.85, 0.85)
 
 
-def color_of(value: int) -> Color:
+def vertebra_color(value: int) -> Color:
     """Return the color in which all pictures and pages show a vertebra.
 
     Those that touch have hues far apart.
@@ -89,23 +89,23 @@ def color_of(value: int) -> Color:
     return colorsys.hsv_to_rgb((order * _GOLDEN_ANGLE) % 1, 0.75, 1.0)
 
 
-def label_color_of(value: int | None) -> Color:
+def label_color(value: int | None) -> Color:
     """Return the color of a label value of any kind: gray if it is no vertebra.
 
     Examples
     --------
-    >>> label_color_of(20) == color_of(20), label_color_of(99), label_color_of(None)
+    >>> label_color(20) == vertebra_color(20), label_color(99), label_color(None)
     (True, (0.85, 0.85, 0.85), (0.85, 0.85, 0.85))
     """
-    return color_of(value) if value in NAME_OF_VALUE else _OTHER_COLOR
+    return vertebra_color(value) if value in NAME_OF_VALUE else _OTHER_COLOR
 
 
-def hex_color_of(value: int) -> str:
+def hex_color(value: int) -> str:
     """Return the color of a label value of any kind as pages and other programs write it.
 
     Examples
     --------
-    >>> hex_color_of(1), hex_color_of(20), hex_color_of(99)
+    >>> hex_color(1), hex_color(20), hex_color(99)
     ('#ff4040', '#405fff', '#d9d9d9')
     """
-    return "#" + "".join(f"{round(255 * part):02x}" for part in label_color_of(value))
+    return "#" + "".join(f"{round(255 * part):02x}" for part in label_color(value))

@@ -73,7 +73,7 @@ def odd(tmp_path_factory):
     write_nifti(raw / "plain_ct.nii", plain, AFFINE, NiftiForm("LPS"))
     for name in (*SCALED, *HOLES, "plain"):
         write_nifti(raw / f"{name}_seg.nii", label, AFFINE, NiftiForm("LPS", "uint8"))
-    recipe = Recipe.of_pairs("{scan}_ct.nii", "{scan}_seg.nii", name="odd")
+    recipe = Recipe.from_pairs("{scan}_ct.nii", "{scan}_seg.nii", name="odd")
     report = ingest(recipe, discover(recipe, str(raw)), str(folder / "odd.zarr"))
     assert not report.failed, report.failed
     image = {name: read_zyx(raw / f"{name}_ct.nii") for name in report.done}

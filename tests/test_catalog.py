@@ -286,7 +286,7 @@ def test_options_of_the_raw_folder_hold_for_it_alone():
 def test_a_catalog_that_nobody_named_may_point_at_what_anybody_can_read(store, options):
     found = found_entry(f"    store: {store}\n    storage_options: {options}\n")
     assert found.store_location.endswith(store)
-    assert not found.is_named
+    assert not found.is_trusted
 
 
 @pytest.mark.parametrize("how", ["argument", "variable"])

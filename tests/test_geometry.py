@@ -7,7 +7,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from spinezarr.geometry import (
-    FLAT_AXIS,
+    SLICE_AXIS,
     AxisMap,
     Box,
     Grid,
@@ -84,7 +84,7 @@ def test_each_orientation_is_stored_as_nibabel_would(axcodes, degrees):
     turn = turn_about((2, 2, 1), degrees)
     grid = Grid((2, 3, 4), affine_of(axcodes, (0.7, 0.8, 2.5), (-40, 12, -700), turn))
     assert_stored_as_nibabel_would(grid)
-    assert grid.axis_map == AxisMap.of_axcodes(axcodes)
+    assert grid.axis_map == AxisMap.from_axcodes(axcodes)
     assert grid.axis_map.axcodes == axcodes
 
 
@@ -109,7 +109,7 @@ def test_each_stored_voxel_stays_where_it_was_in_the_patient(grid):
 
 @pytest.mark.parametrize("axcodes", all_axcodes())
 def test_turning_there_and_back_changes_nothing_and_copies_nothing(axcodes):
-    axis_map = AxisMap.of_axcodes(axcodes)
+    axis_map = AxisMap.from_axcodes(axcodes)
     array = numbered((2, 3, 4))
     stored = axis_map.to_zyx(array)
     back = axis_map.from_zyx(stored)
@@ -121,7 +121,7 @@ def test_turning_there_and_back_changes_nothing_and_copies_nothing(axcodes):
 
 
 def test_the_48_maps_differ():
-    assert len({AxisMap.of_axcodes(axcodes) for axcodes in all_axcodes()}) == 48
+    assert len({AxisMap.from_axcodes(axcodes) for axcodes in all_axcodes()}) == 48
 
 
 def test_a_grid_describes_itself_in_one_line():
@@ -166,7 +166,7 @@ def test_a_box_without_voxels_is_refused(axis, extent):
 
 
 def test_slices_of_a_plane_lie_across_its_axis():
-    across = {plane: ("SI", "AP", "RL")[axis] for plane, axis in FLAT_AXIS.items()}
+    across = {plane: ("SI", "AP", "RL")[axis] for plane, axis in SLICE_AXIS.items()}
     assert across == {"axial": "SI", "coronal": "AP", "sagittal": "RL"}
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from spinezarr.errors import UsageError
 from spinezarr.strict_yaml import StrictModel, load_strict_yaml
-from spinezarr.text import printable
+from spinezarr.text import to_printable
 
 
 class OddError(UsageError):
@@ -304,7 +304,7 @@ def bomb(levels):
 def test_what_no_person_writes_is_refused_before_it_grows(path, text, reason):
     message = refusal(path, text)
     assert re.search(f"^FILE(: |, ){reason}", message), message
-    assert all(line == printable(line) for line in message.splitlines())
+    assert all(line == to_printable(line) for line in message.splitlines())
 
 
 def test_text_of_several_lines_is_read(path):

@@ -10,7 +10,14 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
-from spinezarr.text import Lines, composed, counted, json_text, markdown_text, printable
+from spinezarr.text import (
+    MultilineText,
+    count_noun,
+    escape_markdown,
+    to_ascii_json,
+    to_nfc,
+    to_printable,
+)
 
 letters = st.text(st.characters(codec="utf-8"), max_size=8)
 
@@ -18,7 +25,7 @@ letters = st.text(st.characters(codec="utf-8"), max_size=8)
 @given(letters)
 def test_all_forms_of_a_name_compose_to_one(name):
     forms = {unicodedata.normalize(form, name) for form in ("NFC", "NFD")}
-    assert {composed(form) for form in forms} == {unicodedata.normalize("NFC", name)}
+    assert {to_nfc(form) for form in forms} == {unicodedata.normalize("NFC", name)}
 
 
 PERSIAN = "\u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645"
@@ -37,35 +44,35 @@ told_apart = every_text.filter(lambda text: not re.search("[\ud800-\udbff][\udc0
 
 @given(every_text)
 def test_what_is_printed_controls_nothing(text):
-    shown = printable(text)
+    shown = to_printable(text)
     assert shown.encode("utf-8").decode("utf-8") == shown
     for char in shown:
         category = unicodedata.category(char)
         assert category in HARMLESS or category[0] in HARMLESS or char in "\u200c\u200d\u0600"
         assert char not in "\u034f\u115f\u1160\u17b4\u17b5\u3164\uffa0"
-    assert printable(shown) == shown
+    assert to_printable(shown) == shown
     assert not re.search("(^|[\\x00-\\x7f\u200c\u200d])[\u200c\u200d]", shown)
     assert not re.search("[\u200c\u200d]($|[\\x00-\\x7f])", shown)
 
 
 @given(every_text, st.integers(8, 40))
 def test_no_text_is_longer_than_it_may_be(text, longest):
-    shown = printable(text * 4, longest)
+    shown = to_printable(text * 4, longest)
     assert len(shown) <= longest
-    assert len(printable(text * 300)) <= 2000
-    assert printable(text * 300, None) == printable(printable(text * 300, None), None)
+    assert len(to_printable(text * 300)) <= 2000
+    assert to_printable(text * 300, None) == to_printable(to_printable(text * 300, None), None)
 
 
 @given(st.lists(every_text, max_size=5))
 def test_lines_end_where_they_were_made(texts):
-    lines = Lines(*texts)
-    assert lines.split("\n") == ([printable(text) for text in texts] or [""])
-    assert printable(lines) == lines == pickle.loads(pickle.dumps(lines))  # noqa: S301  our own
-    assert isinstance(copy.deepcopy(lines), Lines)
+    lines = MultilineText(*texts)
+    assert lines.split("\n") == ([to_printable(text) for text in texts] or [""])
+    assert to_printable(lines) == lines == pickle.loads(pickle.dumps(lines))  # noqa: S301  our own
+    assert isinstance(copy.deepcopy(lines), MultilineText)
 
 
 def test_of_many_lines_the_rest_is_counted():
-    assert Lines(*"x" * 300).split("\n")[-1] == "... and 100 more lines"
+    assert MultilineText(*"x" * 300).split("\n")[-1] == "... and 100 more lines"
 
 
 @given(
@@ -75,7 +82,7 @@ def test_of_many_lines_the_rest_is_counted():
 )
 @example({"\x7f": ["\x7f\x9b\u202e\udcff", math.nan]})
 def test_json_is_ascii_and_gives_back_every_text(value):
-    text = json_text(value)
+    text = to_ascii_json(value)
     assert text.isascii()
     assert text.replace("\n", "").isprintable()
     assert repr(json.loads(text)) == repr(_null_for_no_number(value))
@@ -95,12 +102,12 @@ def test_markdown_shows_a_text_as_it_is(text):
     page = (
         MarkdownIt("commonmark")
         .enable(["table", "strikethrough"])
-        .parse(f"x{markdown_text(text)}x")
+        .parse(f"x{escape_markdown(text)}x")
     )
     assert [token.type for token in page] == ["paragraph_open", "inline", "paragraph_close"]
     parts = page[1].children
     assert {part.type for part in parts} <= {"text"}
-    assert "".join(part.content for part in parts) == f"x{printable(text)}x"
+    assert "".join(part.content for part in parts) == f"x{to_printable(text)}x"
 
 
 @pytest.mark.parametrize(
@@ -122,12 +129,14 @@ def test_markdown_shows_a_text_as_it_is(text):
     ],
 )
 def test_names_are_shown_with_escapes(name, shown):
-    assert printable(name) == shown
+    assert to_printable(name) == shown
 
 
 @pytest.mark.parametrize(
     ("count", "text"), [(0, "0 scans"), (1, "1 scan"), (2, "2 scans"), (1005, "1005 scans")]
 )
 def test_counts_have_their_noun(count, text):
-    assert counted(count, "scan") == text
-    assert counted(count, "box", "boxes") == text.replace("scans", "boxes").replace("scan", "box")
+    assert count_noun(count, "scan") == text
+    assert count_noun(count, "box", "boxes") == text.replace("scans", "boxes").replace(
+        "scan", "box"
+    )

@@ -8,8 +8,8 @@ from spinezarr.vertebrae import (
     BACKGROUND,
     NAME_OF_VALUE,
     VALUE_OF_NAME,
-    color_of,
-    hex_color_of,
+    hex_color,
+    vertebra_color,
 )
 
 VERSE_SCHEME = [
@@ -42,7 +42,7 @@ def test_the_order_of_the_spine_is_that_of_the_values_but_for_t13():
 
 
 def test_every_label_has_a_color_of_its_own():
-    colors = [color_of(value) for value in NAME_OF_VALUE]
+    colors = [vertebra_color(value) for value in NAME_OF_VALUE]
     assert all(0 <= part <= 1 for color in colors for part in color)
     apart = min(
         sum(abs(p - q) for p, q in zip(a, b, strict=True)) for a, b in combinations(colors, 2)
@@ -51,19 +51,21 @@ def test_every_label_has_a_color_of_its_own():
 
 
 def test_hues_of_vertebrae_that_touch_are_far_apart():
-    hues = [colorsys.rgb_to_hsv(*color_of(VALUE_OF_NAME[name]))[0] for name in ANATOMICAL_ORDER]
+    hues = [
+        colorsys.rgb_to_hsv(*vertebra_color(VALUE_OF_NAME[name]))[0] for name in ANATOMICAL_ORDER
+    ]
     assert min(min(abs(a - b), 1 - abs(a - b)) for a, b in pairwise(hues)) > 0.3
 
 
 def test_colors_as_text_are_the_same_colors():
     for value in NAME_OF_VALUE:
-        text = hex_color_of(value)
+        text = hex_color(value)
         assert (text[0], len(text)) == ("#", 7)
         parts = [part / 255 for part in bytes.fromhex(text[1:])]
-        assert parts == pytest.approx(color_of(value), abs=0.5 / 255 + 1e-9)
+        assert parts == pytest.approx(vertebra_color(value), abs=0.5 / 255 + 1e-9)
 
 
 @pytest.mark.parametrize("value", [BACKGROUND, 29, -1])
 def test_what_is_no_vertebra_has_no_color(value):
     with pytest.raises(KeyError):
-        color_of(value)
+        vertebra_color(value)

@@ -77,7 +77,7 @@ class Data:
 def load_nifti(path: Path, dtype: np.dtype[Any]) -> Voxels:
     """Read a whole NIfTI file as ``(z, y, x)``, RAS+."""
     source = nib.load(path)
-    values = AxisMap.of_affine(source.affine).to_zyx(np.asanyarray(source.dataobj))
+    values = AxisMap.from_affine(source.affine).to_zyx(np.asanyarray(source.dataobj))
     return np.array(values, dtype, order="C")
 
 

@@ -26,7 +26,7 @@ def store_of(data: Data, profile: str) -> Path:
     """Return the store of a codec profile; ingest the scan into it if it is not there."""
 
     def make(path: Path) -> None:
-        recipe = Recipe.of_pairs("{scan}_image.nii.gz", "{scan}_label.nii.gz", name="bench")
+        recipe = Recipe.from_pairs("{scan}_image.nii.gz", "{scan}_label.nii.gz", name="bench")
         found = discover(recipe, str(data.folder / "raw"))
         report = ingest(recipe, found, str(path), codec=profile)
         if report.failed:

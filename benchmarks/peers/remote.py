@@ -247,7 +247,7 @@ def _whole_files(over: str, place: Place, data: Data, store: str) -> Peer:  # no
 
 def _crop(draw: Draw, file: Any, dtype: np.dtype[Any]) -> Voxels:  # noqa: ANN401  a future
     source = nib.Nifti1Image.from_bytes(igzip.decompress(file.result()))
-    values = AxisMap.of_affine(source.affine).to_zyx(np.asanyarray(source.dataobj))
+    values = AxisMap.from_affine(source.affine).to_zyx(np.asanyarray(source.dataobj))
     return np.array(values[draw.box.slices], dtype, order="C")
 
 

@@ -6,7 +6,7 @@ from typing import Final
 
 import numpy as np
 
-from spinezarr.audit.finding import Finding, place_of_point, place_of_voxel
+from spinezarr.audit.finding import Finding, locate_point, locate_voxel
 from spinezarr.store.attributes import ScanAttributes
 from spinezarr.vertebrae import ANATOMICAL_ORDER, LEVELS
 
@@ -33,7 +33,7 @@ def centroid_outside(scan: ScanAttributes) -> Iterator[Finding]:
         distance = point.label_distance_mm
         if distance is None or distance <= _tolerance_mm(scan):
             continue
-        where = place_of_point(scan, point.position_zyx_mm)
+        where = locate_point(scan, point.position_zyx_mm)
         yield Finding(
             scan.scan_id,
             "centroid-outside",
@@ -56,10 +56,10 @@ def centroid_unmatched(scan: ScanAttributes) -> Iterator[Finding]:
     for name in ANATOMICAL_ORDER:
         point, record = scan.centroids.get(name), scan.vertebrae.get(name)
         if point is not None and record is None:
-            where = place_of_point(scan, point.position_zyx_mm)
+            where = locate_point(scan, point.position_zyx_mm)
             text = f"{name} has an annotated center and no label"
         elif point is None and record is not None:
-            where = place_of_voxel(scan, record.centroid_zyx)
+            where = locate_voxel(scan, record.centroid_zyx)
             text = f"{name} has a label and no annotated center"
         else:
             continue
@@ -81,7 +81,7 @@ def centroid_order(scan: ScanAttributes) -> Iterator[Finding]:
         depth = below.position_zyx_mm[0] - point.position_zyx_mm[0]
         if depth <= 0:
             continue
-        where = place_of_point(scan, point.position_zyx_mm)
+        where = locate_point(scan, point.position_zyx_mm)
         yield Finding(
             scan.scan_id,
             "centroid-order",

@@ -10,7 +10,7 @@ from spinezarr.geometry import ShapeZYX
 from spinezarr.store.attributes import ScanAttributes
 from spinezarr.store.audit_log import FindingRecord, Severity
 
-__all__ = ["Finding", "Place", "place_of_point", "place_of_voxel"]
+__all__ = ["Finding", "FindingLocation", "locate_point", "locate_voxel"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,23 +48,23 @@ class Finding:
         )
 
 
-class Place(NamedTuple):
+class FindingLocation(NamedTuple):
     """Fields of a finding that say where it is."""
 
     voxel_zyx: ShapeZYX
     position_mm: tuple[float, float, float]
 
 
-def place_of_voxel(scan: ScanAttributes, index_zyx: npt.ArrayLike) -> Place:
+def locate_voxel(scan: ScanAttributes, index_zyx: npt.ArrayLike) -> FindingLocation:
     """Return the voxel nearest to an index that need not be whole, and its position."""
     z, y, x = np.rint(np.asarray(index_zyx, float)).astype(int).tolist()
     x_mm, y_mm, z_mm = (np.array(scan.affine) @ (x, y, z, 1))[:3].round(3).tolist()
-    return Place((z, y, x), (x_mm, y_mm, z_mm))
+    return FindingLocation((z, y, x), (x_mm, y_mm, z_mm))
 
 
-def place_of_point(scan: ScanAttributes, position_zyx_mm: npt.ArrayLike) -> Place:
+def locate_point(scan: ScanAttributes, position_zyx_mm: npt.ArrayLike) -> FindingLocation:
     """Return a point in RAS+ mm, and the voxel nearest to it, which may lie outside."""
     z_mm, y_mm, x_mm = np.asarray(position_zyx_mm, float).tolist()
     x, y, z, _ = np.linalg.solve(np.array(scan.affine), (x_mm, y_mm, z_mm, 1))
     z, y, x = np.rint((z, y, x)).astype(int).tolist()
-    return Place((z, y, x), (round(x_mm, 3), round(y_mm, 3), round(z_mm, 3)))
+    return FindingLocation((z, y, x), (round(x_mm, 3), round(y_mm, 3), round(z_mm, 3)))

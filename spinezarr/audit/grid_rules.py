@@ -6,8 +6,12 @@ from typing import Final
 import numpy as np
 
 from spinezarr.audit.finding import Finding
-from spinezarr.geometry import LEAST_SHEAR_DEG, shear_deg
-from spinezarr.placement import is_unplaced, other_qform_mm, other_spacing_mm
+from spinezarr.geometry import SHEAR_TOLERANCE_DEG, shear_deg
+from spinezarr.nifti_geometry import (
+    conflicting_pixdim_mm,
+    is_default_affine,
+    qform_sform_distance_mm,
+)
 from spinezarr.store.attributes import ScanAttributes, SourceRecord
 from spinezarr.store.audit_log import Severity
 
@@ -70,7 +74,7 @@ def geometry(scan: ScanAttributes) -> Iterator[Finding]:
             facts={"oblique_deg": scan.oblique_deg},
         )
     angle = shear_deg(np.array(scan.affine))
-    if angle > LEAST_SHEAR_DEG:
+    if angle > SHEAR_TOLERANCE_DEG:
         yield Finding(
             scan.scan_id,
             "sheared",
@@ -89,7 +93,7 @@ def unplaced(scan: ScanAttributes) -> Iterator[Finding]:
             text = "states no orientation (sform and qform codes are 0): LAS was assumed"
         elif metaimage is not None and not metaimage.states_orientation:
             text = "states no orientation (no TransformMatrix): LPS was assumed"
-        elif is_unplaced(np.array(source.affine_ijk)):
+        elif is_default_affine(np.array(source.affine_ijk)):
             text = "has the affine that programs write for an array without a place: 1 mm, from 0"
         else:
             continue
@@ -102,12 +106,12 @@ def header_conflicts(scan: ScanAttributes) -> Iterator[Finding]:
         affine = np.array(source.affine_ijk)
         taken = np.linalg.norm(affine[:3, :3], axis=0).tolist()
         if source.nifti is not None:
-            stated = other_spacing_mm(source.nifti, source.shape_ijk, affine)
+            stated = conflicting_pixdim_mm(source.nifti, source.shape_ijk, affine)
             if stated is not None:
                 text = f"says {_sizes(stated)} mm in pixdim and {_sizes(taken)} mm in the sform"
                 facts = {"pixdim_mm": list(stated), "sform_spacing_mm": taken}
                 yield _about_header(scan, "spacing-conflict", "warning", name, text, **facts)
-            distance = other_qform_mm(source.nifti, source.shape_ijk, affine)
+            distance = qform_sform_distance_mm(source.nifti, source.shape_ijk, affine)
             if distance is not None:
                 text = f"places corners {distance:.3g} mm apart by its qform and its sform"
                 yield _about_header(

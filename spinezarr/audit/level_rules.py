@@ -10,15 +10,15 @@ from typing import Final
 
 import numpy as np
 
-from spinezarr.audit.finding import Finding, place_of_voxel
+from spinezarr.audit.finding import Finding, locate_voxel
 from spinezarr.audit.levels import (
-    NOT_SPACED,
-    WHOLE_CM3,
+    MULTI_SEGMENT_LEVELS,
+    WHOLE_VOLUME_CM3,
     Level,
-    fragments,
+    fragment_names,
     levels_between,
-    levels_of,
-    whole_cm3,
+    min_whole_volume_cm3,
+    scan_levels,
 )
 from spinezarr.store.attributes import ScanAttributes
 from spinezarr.store.audit_log import Severity
@@ -73,15 +73,15 @@ class _Spine:
     """The labeled levels of a scan from head to tail, and what is known of each."""
 
     levels: tuple[Level, ...]
-    fragments: frozenset[str]
+    fragment_names: frozenset[str]
     """Too small for their centers to be those of vertebrae."""
     strays: frozenset[str]
     """Fragments that have no neighbor in the numbering."""
 
     @classmethod
     def of(cls, scan: ScanAttributes) -> "_Spine":
-        levels = levels_of(scan)
-        small = fragments(levels)
+        levels = scan_levels(scan)
+        small = fragment_names(levels)
         whole = [level.name for level in levels if level.name not in small]
         strays = {
             level.name
@@ -94,7 +94,7 @@ class _Spine:
     @property
     def placed(self) -> tuple[Level, ...]:
         """Levels whose centers say where the vertebra is."""
-        return tuple(level for level in self.levels if level.name not in self.fragments)
+        return tuple(level for level in self.levels if level.name not in self.fragment_names)
 
     @property
     def inverted(self) -> frozenset[str]:
@@ -105,7 +105,7 @@ class _Spine:
     def usual_step_mm(self, upper: Level, lower: Level) -> float | None:
         """Median distance of the neighboring levels nearest to a pair, itself left out."""
         at = self.placed
-        unsure = self.inverted | NOT_SPACED
+        unsure = self.inverted | MULTI_SEGMENT_LEVELS
         steps = [
             (min(_steps(a.name, upper.name), _steps(b.name, lower.name)), _distance_mm(a, b))
             for a, b in pairwise(at)
@@ -152,7 +152,7 @@ def _skip(
     verb = "is" if len(missing) == 1 else "are"
     text = f"{names} {verb} missing between {upper.name} and {lower.name}, {distance:.0f} mm apart"
     severity: Severity = "error"
-    if step is None or not NOT_SPACED.isdisjoint((upper.name, lower.name)):
+    if step is None or not MULTI_SEGMENT_LEVELS.isdisjoint((upper.name, lower.name)):
         severity, step = "warning", None
         text += "; no usual step to compare with"
     elif distance > _ROOM_STEPS * step:
@@ -162,7 +162,7 @@ def _skip(
         text += ", one usual step: a variant without it, or the labels below are one off"
     else:
         text += f", {distance / step:.1f} usual steps: the labels jump"
-    where = place_of_voxel(scan, np.mean([upper.center_zyx, lower.center_zyx], axis=0))
+    where = locate_voxel(scan, np.mean([upper.center_zyx, lower.center_zyx], axis=0))
     return Finding(
         scan.scan_id,
         "skipped-level",
@@ -195,7 +195,9 @@ def label_order(scan: ScanAttributes) -> Iterator[Finding]:
         yield _about_pair(scan, "label-order", text, (upper, lower))
     for upper, lower in pairs:
         step = spine.usual_step_mm(upper, lower)
-        if step is None or not (spine.inverted | NOT_SPACED).isdisjoint((upper.name, lower.name)):
+        if step is None or not (spine.inverted | MULTI_SEGMENT_LEVELS).isdisjoint(
+            (upper.name, lower.name)
+        ):
             continue
         expected = step * _steps(upper.name, lower.name)
         if _distance_mm(upper, lower) > _FAR_STEPS * expected:
@@ -208,7 +210,7 @@ def label_order(scan: ScanAttributes) -> Iterator[Finding]:
 
 def _about_pair(scan: ScanAttributes, rule: str, text: str, pair: tuple[Level, Level]) -> Finding:
     upper, lower = pair
-    where = place_of_voxel(scan, upper.center_zyx)
+    where = locate_voxel(scan, upper.center_zyx)
     return Finding(
         scan.scan_id,
         rule,
@@ -228,14 +230,14 @@ def _about_pair(scan: ScanAttributes, rule: str, text: str, pair: tuple[Level, L
 def small_vertebra(scan: ScanAttributes) -> Iterator[Finding]:
     """Find vertebrae too small to be whole that no face of the volume cuts, and mere fragments."""
     spine = _Spine.of(scan)
-    whole = whole_cm3(spine.levels)
+    whole = min_whole_volume_cm3(spine.levels)
     for level in spine.levels:
         least = whole.get(level.name, 0.0)
         uncut = not level.faces
-        if level.volume_cm3 >= least or not (uncut or level.name in spine.fragments):
+        if level.volume_cm3 >= least or not (uncut or level.name in spine.fragment_names):
             continue
         rule, severity, what = _size_verdict(spine, level)
-        where = place_of_voxel(scan, level.center_zyx)
+        where = locate_voxel(scan, level.center_zyx)
         yield Finding(
             scan.scan_id,
             rule,
@@ -257,9 +259,9 @@ def _size_verdict(spine: _Spine, level: Level) -> tuple[str, Severity, str]:
     """Return rule, severity and words for a vertebra that is too small."""
     if level.name in spine.strays:
         return "stray-label", "error", "a stray fragment, far from its place in the numbering"
-    if level.name not in spine.fragments:
+    if level.name not in spine.fragment_names:
         return "small-vertebra", "warning", "incomplete, though no face of the volume cuts it"
-    if level.at_end:
+    if level.touches_end:
         return "fragment", "warning", "a fragment at the end of the volume"
     return "fragment", "error", "a fragment inside the volume"
 
@@ -268,9 +270,9 @@ def large_vertebra(scan: ScanAttributes) -> Iterator[Finding]:
     """Find vertebrae so much larger than their neighbors that the label may hold two."""
     spine = _Spine.of(scan)
     share = {
-        level.name: level.volume_cm3 / WHOLE_CM3[level.name][1]
+        level.name: level.volume_cm3 / WHOLE_VOLUME_CM3[level.name][1]
         for level in spine.placed
-        if level.name in WHOLE_CM3
+        if level.name in WHOLE_VOLUME_CM3
     }
     uncut = [level.name for level in spine.placed if level.name in share and not level.faces]
     for level in spine.placed:
@@ -281,7 +283,7 @@ def large_vertebra(scan: ScanAttributes) -> Iterator[Finding]:
         times = share[level.name] / float(np.median([share[name] for name in near]))
         if times <= _LARGE:
             continue
-        where = place_of_voxel(scan, level.center_zyx)
+        where = locate_voxel(scan, level.center_zyx)
         yield Finding(
             scan.scan_id,
             "large-vertebra",
@@ -316,15 +318,15 @@ def border_contact(scan: ScanAttributes) -> Iterator[Finding]:
     Of note where only whole vertebrae are annotated: VerSe leaves out those cut by the upper or
     lower end. The position is that of the face next to the vertebra's center.
     """
-    for level in levels_of(scan):
+    for level in scan_levels(scan):
         if not level.faces:
             continue
-        unexpected = scan.label_state == "whole-only" and level.at_end
+        unexpected = scan.label_state == "whole-only" and level.touches_end
         at = list(level.center_zyx)
         for face in level.faces:
             axis, index = _FACE_AT[face]
             at[axis] = index % scan.shape_zyx[axis]
-        where = place_of_voxel(scan, at)
+        where = locate_voxel(scan, at)
         rest = ", where only whole vertebrae should be labeled" if unexpected else ""
         yield Finding(
             scan.scan_id,

@@ -12,17 +12,17 @@ from spinezarr.store.attributes import ScanAttributes, VertebraRecord
 from spinezarr.vertebrae import ANATOMICAL_ORDER, LEVELS
 
 __all__ = [
-    "NOT_SPACED",
-    "WHOLE_CM3",
+    "MULTI_SEGMENT_LEVELS",
+    "WHOLE_VOLUME_CM3",
     "Level",
-    "fragments",
+    "fragment_names",
     "levels_between",
-    "levels_of",
-    "voxel_mm3",
-    "whole_cm3",
+    "min_whole_volume_cm3",
+    "scan_levels",
+    "voxel_volume_mm3",
 ]
 
-WHOLE_CM3: Final[dict[str, tuple[float, float]]] = {
+WHOLE_VOLUME_CM3: Final[dict[str, tuple[float, float]]] = {
     "C1": (7.82, 14.24),
     "C2": (11.73, 18.38),
     "C3": (8.26, 12.98),
@@ -69,7 +69,7 @@ _FRAGMENT_SHARE: Final = 0.25
 In lidc-idri-0001, C5 has 0.02 of it (99 voxels in the last slice) and C6, cut in its middle, 0.5.
 """
 
-NOT_SPACED: Final = frozenset({"sacrum", "coccyx"})
+MULTI_SEGMENT_LEVELS: Final = frozenset({"sacrum", "coccyx"})
 """Bones of several segments: their centers do not follow the step from vertebra to vertebra."""
 
 _OPTIONAL: Final = frozenset({"T13", "L6"})
@@ -91,23 +91,23 @@ class Level:
     """Faces of the volume that it reaches: ``superior``, ``left`` and so on."""
 
     @property
-    def at_end(self) -> bool:
+    def touches_end(self) -> bool:
         """Whether the upper or lower end of the volume may have cut it."""
         return not {"superior", "inferior"}.isdisjoint(self.faces)
 
 
-def voxel_mm3(scan: ScanAttributes) -> float:
+def voxel_volume_mm3(scan: ScanAttributes) -> float:
     """Return the volume of one voxel."""
     return abs(float(np.linalg.det(np.array(scan.affine)[:3, :3])))
 
 
-def levels_of(scan: ScanAttributes) -> tuple[Level, ...]:
+def scan_levels(scan: ScanAttributes) -> tuple[Level, ...]:
     """Return the labeled vertebrae of a scan from head to tail."""
     affine = np.array(scan.affine)
     return tuple(
         Level(
             name=name,
-            volume_cm3=record.voxel_count * voxel_mm3(scan) / 1000,
+            volume_cm3=record.voxel_count * voxel_volume_mm3(scan) / 1000,
             center_mm=(affine @ (*record.centroid_zyx[::-1], 1))[:3],
             center_zyx=record.centroid_zyx,
             faces=tuple(_faces(record, scan.shape_zyx)),
@@ -139,23 +139,23 @@ def levels_between(upper: str, lower: str) -> tuple[str, ...]:
     return tuple(n for n in between if n in ANATOMICAL_ORDER and n not in _OPTIONAL)
 
 
-def whole_cm3(levels: Sequence[Level]) -> dict[str, float]:
+def min_whole_volume_cm3(levels: Sequence[Level]) -> dict[str, float]:
     """Return the least volume of each labeled vertebra that is plausible in this patient.
 
     The patient's size is the median of the volumes against VerSe's medians. A large patient's
     vertebrae are not expected to be larger than VerSe's smallest.
     """
-    known = [level for level in levels if level.name in WHOLE_CM3]
+    known = [level for level in levels if level.name in WHOLE_VOLUME_CM3]
     if not known:
         return {}
-    size = float(np.median([level.volume_cm3 / WHOLE_CM3[level.name][1] for level in known]))
+    size = float(np.median([level.volume_cm3 / WHOLE_VOLUME_CM3[level.name][1] for level in known]))
     size = min(1.0, max(_SMALLEST_PATIENT, size))
-    return {level.name: size * WHOLE_CM3[level.name][0] for level in known}
+    return {level.name: size * WHOLE_VOLUME_CM3[level.name][0] for level in known}
 
 
-def fragments(levels: Sequence[Level]) -> frozenset[str]:
+def fragment_names(levels: Sequence[Level]) -> frozenset[str]:
     """Name the labeled vertebrae that are no more than fragments."""
-    whole = whole_cm3(levels)
+    whole = min_whole_volume_cm3(levels)
     return frozenset(
         level.name
         for level in levels

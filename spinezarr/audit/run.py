@@ -6,8 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from spinezarr.audit.across import ScanKey, keys_of, same_image, same_patient
 from spinezarr.audit.centroid_rules import centroid_order, centroid_outside, centroid_unmatched
+from spinezarr.audit.cross_scan_rules import ScanKey, same_image, same_patient, scan_keys
 from spinezarr.audit.finding import Finding
 from spinezarr.audit.grid_rules import geometry, header_conflicts, spacing, unplaced
 from spinezarr.audit.image_rules import extreme_values, image_type, image_values, not_finite
@@ -19,18 +19,18 @@ from spinezarr.audit.level_rules import (
     skipped_level,
     small_vertebra,
 )
+from spinezarr.audit.voxel_measurements import VoxelMeasurements, measure_voxels
 from spinezarr.audit.voxel_rules import mask_off_bone, several_pieces, stray_voxels, unknown_value
-from spinezarr.audit.voxels import VoxelFacts, read_voxel_facts
 from spinezarr.errors import CorruptStoreError, ScanChangedError, UnknownScanError
 from spinezarr.processors import cpu_count
-from spinezarr.public_url import public_url
+from spinezarr.redaction import redact_url
 from spinezarr.store.attributes import ScanAttributes
 from spinezarr.store.audit_log import SEVERITIES, AuditedScan, AuditLog, scan_identity
 from spinezarr.store.reader import StoreReader, named_scans
 from spinezarr.store.writer import StoreWriter
 from spinezarr.stream.read.engine import Engine
 
-__all__ = ["StoreAudit", "audit_across", "audit_store", "keep_audit", "rank"]
+__all__ = ["StoreAudit", "audit_across", "audit_store", "save_audit", "severity_rank"]
 
 _FACT_RULES: Final[tuple[Callable[[ScanAttributes], Iterator[Finding]], ...]] = (
     empty_mask,
@@ -51,7 +51,9 @@ _FACT_RULES: Final[tuple[Callable[[ScanAttributes], Iterator[Finding]], ...]] = 
     extreme_values,
     image_type,
 )
-_VOXEL_RULES: Final[tuple[Callable[[ScanAttributes, VoxelFacts], Iterator[Finding]], ...]] = (
+_VOXEL_RULES: Final[
+    tuple[Callable[[ScanAttributes, VoxelMeasurements], Iterator[Finding]], ...]
+] = (
     several_pieces,
     stray_voxels,
     unknown_value,
@@ -98,7 +100,7 @@ class StoreAudit:
     def to_json(self) -> dict[str, Any]:
         """Return everything as plain data."""
         return {
-            "url": public_url(self.url),
+            "url": redact_url(self.url),
             "dataset": self.dataset,
             "scans": list(self.scans),
             "counts": self.counts,
@@ -136,7 +138,7 @@ def audit_store(
     CorruptStoreError
         If its table cannot be read.
     """
-    keys = keys_of(reader.url, reader.root.dataset, reader.table)
+    keys = scan_keys(reader.url, reader.root.dataset, reader.table)
     known = [key.scan_id for key in keys]
     wanted = known if scans is None else list(dict.fromkeys(named_scans(scans, known, reader.url)))
     found: dict[str, list[Finding]] = {name: [] for name in wanted}
@@ -151,11 +153,11 @@ def audit_store(
             on_scan()
     finally:
         pool.shutdown(cancel_futures=True)
-    ordered = tuple(f for name in wanted for f in sorted(found[name], key=rank))
+    ordered = tuple(f for name in wanted for f in sorted(found[name], key=severity_rank))
     return StoreAudit(reader.url, reader.root.dataset, tuple(wanted), ordered)
 
 
-def rank(finding: Finding) -> int:
+def severity_rank(finding: Finding) -> int:
     """Sort key that puts the worst first."""
     return -SEVERITIES.index(finding.severity)
 
@@ -166,7 +168,7 @@ def _audit_scan(reader: StoreReader, engine: Engine, scan_id: str) -> list[Findi
         scan = reader.scan(scan_id)
         facts = scan.attributes
         findings += [finding for rule in _FACT_RULES for finding in rule(facts)]
-        voxels = read_voxel_facts(engine, scan, reader.label_chunks(scan_id))
+        voxels = measure_voxels(engine, scan, reader.label_chunks(scan_id))
         findings += [finding for rule in _VOXEL_RULES for finding in rule(facts, voxels)]
     except (CorruptStoreError, ScanChangedError, UnknownScanError) as problem:
         findings.append(Finding(scan_id, "damaged", "error", str(problem)))
@@ -195,12 +197,12 @@ def _with_shared(audit: StoreAudit, shared: dict[tuple[str, str], list[Finding]]
     findings = tuple(
         finding
         for scan_id, known in audit.by_scan().items()
-        for finding in sorted([*known, *shared.get((audit.url, scan_id), [])], key=rank)
+        for finding in sorted([*known, *shared.get((audit.url, scan_id), [])], key=severity_rank)
     )
     return StoreAudit(audit.url, audit.dataset, audit.scans, findings)
 
 
-def keep_audit(reader: StoreReader, audit: StoreAudit) -> None:
+def save_audit(reader: StoreReader, audit: StoreAudit) -> None:
     """Write an audit into its store, and the scan table that shows it.
 
     Results of scans that were not audited now stay, unless the scan is another one since.

@@ -5,13 +5,13 @@ from typing import Final
 
 import numpy as np
 
-from spinezarr.audit.finding import Finding, place_of_voxel
-from spinezarr.audit.levels import levels_of, voxel_mm3
-from spinezarr.audit.voxels import Piece, VoxelFacts
+from spinezarr.audit.finding import Finding, locate_voxel
+from spinezarr.audit.levels import scan_levels, voxel_volume_mm3
+from spinezarr.audit.voxel_measurements import Component, VoxelMeasurements
 from spinezarr.geometry import Box
 from spinezarr.store.attributes import ScanAttributes
 from spinezarr.store.audit_log import Severity
-from spinezarr.text import counted
+from spinezarr.text import count_noun
 
 __all__ = ["mask_off_bone", "several_pieces", "stray_voxels", "unknown_value"]
 
@@ -44,30 +44,30 @@ _BESIDE_BONE_SHARE: Final = 0.72
 """Below this the mask may be moved by less: the median is 0.57 to 0.70 at 9 mm to a side."""
 
 
-def several_pieces(scan: ScanAttributes, voxels: VoxelFacts) -> Iterator[Finding]:
+def several_pieces(scan: ScanAttributes, voxels: VoxelMeasurements) -> Iterator[Finding]:
     """Find vertebrae in several parts of some size.
 
     A vertebra that the end of the volume cuts may show as its articular processes alone.
     """
-    at_end = {level.name for level in levels_of(scan) if level.at_end}
+    touches_end = {level.name for level in scan_levels(scan) if level.touches_end}
     for name, pieces in voxels.pieces.items():
         large = [piece for piece in pieces if not _is_stray(scan, piece)]
         if len(large) < 2:  # noqa: PLR2004  one piece is a whole
             continue
         severity: Severity = "warning"
-        if name in at_end:
+        if name in touches_end:
             severity = "info"
         elif large[1].voxel_count >= _SPLIT_SHARE * scan.vertebrae[name].voxel_count:
             severity = "error"
         shares = [100 * piece.voxel_count / scan.vertebrae[name].voxel_count for piece in large]
         text = f"{name} is in {len(large)} pieces: {', '.join(f'{s:.0f} %' for s in shares)}"
-        rest = ", cut by the end of the volume" if name in at_end else ""
+        rest = ", cut by the end of the volume" if name in touches_end else ""
         yield _about_pieces(
             scan, "pieces", severity, text + rest, name=name, pieces=large, shown=large[1]
         )
 
 
-def stray_voxels(scan: ScanAttributes, voxels: VoxelFacts) -> Iterator[Finding]:
+def stray_voxels(scan: ScanAttributes, voxels: VoxelMeasurements) -> Iterator[Finding]:
     """Find small parts of a label beside the vertebra."""
     for name, pieces in voxels.pieces.items():
         small = [piece for piece in pieces[1:] if _is_stray(scan, piece)]
@@ -90,8 +90,8 @@ def stray_voxels(scan: ScanAttributes, voxels: VoxelFacts) -> Iterator[Finding]:
         )
 
 
-def _is_stray(scan: ScanAttributes, piece: Piece) -> bool:
-    return piece.voxel_count * voxel_mm3(scan) < _STRAY_MM3
+def _is_stray(scan: ScanAttributes, piece: Component) -> bool:
+    return piece.voxel_count * voxel_volume_mm3(scan) < _STRAY_MM3
 
 
 def _gap_mm(scan: ScanAttributes, one: Box, other: Box) -> float:
@@ -113,17 +113,17 @@ def _about_pieces(
     text: str,
     *,
     name: str,
-    pieces: Sequence[Piece],
-    shown: Piece,
+    pieces: Sequence[Component],
+    shown: Component,
 ) -> Finding:
-    where = place_of_voxel(scan, shown.voxel_zyx)
+    where = locate_voxel(scan, shown.voxel_zyx)
     listed = [
         {
             "voxel_count": piece.voxel_count,
-            "volume_mm3": round(piece.voxel_count * voxel_mm3(scan), 2),
+            "volume_mm3": round(piece.voxel_count * voxel_volume_mm3(scan), 2),
             "share": round(piece.voxel_count / scan.vertebrae[name].voxel_count, 6),
             "voxel_zyx": list(piece.voxel_zyx),
-            "position_mm": list(place_of_voxel(scan, piece.voxel_zyx).position_mm),
+            "position_mm": list(locate_voxel(scan, piece.voxel_zyx).position_mm),
         }
         for piece in pieces[:_LISTED]
     ]
@@ -139,23 +139,23 @@ def _about_pieces(
     )
 
 
-def unknown_value(scan: ScanAttributes, voxels: VoxelFacts) -> Iterator[Finding]:
+def unknown_value(scan: ScanAttributes, voxels: VoxelMeasurements) -> Iterator[Finding]:
     """Find mask values that are neither vertebrae nor structures the recipe names."""
-    for value, voxel_zyx in voxels.other_at.items():
-        where = place_of_voxel(scan, voxel_zyx)
+    for value, voxel_zyx in voxels.unknown_values.items():
+        where = locate_voxel(scan, voxel_zyx)
         count = scan.other_labels[str(value)]
         yield Finding(
             scan.scan_id,
             "unknown-value",
             "error",
-            f"{counted(count, 'voxel')} of the value {value}, outside the label scheme",
+            f"{count_noun(count, 'voxel')} of the value {value}, outside the label scheme",
             voxel_zyx=where.voxel_zyx,
             position_mm=where.position_mm,
             facts={"value": value, "voxel_count": count},
         )
 
 
-def mask_off_bone(scan: ScanAttributes, voxels: VoxelFacts) -> Iterator[Finding]:
+def mask_off_bone(scan: ScanAttributes, voxels: VoxelMeasurements) -> Iterator[Finding]:
     """Find scans whose image shows no bone under the mask: moved, mirrored or shifted in HU."""
     bone, (low, high) = voxels.bone, _BONE_MEDIAN_HU
     if bone is None:
@@ -174,7 +174,7 @@ def mask_off_bone(scan: ScanAttributes, voxels: VoxelFacts) -> Iterator[Finding]
             text += "pairs: the mask may lie beside the bone"
     else:
         return
-    where = place_of_voxel(scan, bone.voxel_zyx)
+    where = locate_voxel(scan, bone.voxel_zyx)
     yield Finding(
         scan.scan_id,
         "mask-off-bone",

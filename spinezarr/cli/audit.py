@@ -8,9 +8,9 @@ import typer
 from rich.progress import MofNCompleteColumn, TextColumn
 
 import spinezarr
-from spinezarr.audit.across import keys_of
+from spinezarr.audit.cross_scan_rules import scan_keys
 from spinezarr.audit.finding import Finding
-from spinezarr.audit.run import StoreAudit, audit_across, rank
+from spinezarr.audit.run import StoreAudit, audit_across, severity_rank
 from spinezarr.cli.console import (
     ERR,
     OUT,
@@ -31,9 +31,9 @@ from spinezarr.cli.options import (
     storage_options,
 )
 from spinezarr.errors import ReadOnlyStoreError, UnknownScanError
-from spinezarr.public_url import public_url
+from spinezarr.redaction import redact_url
 from spinezarr.store.audit_log import SEVERITIES, Severity
-from spinezarr.text import Lines, composed, counted
+from spinezarr.text import MultilineText, count_noun, to_nfc
 
 __all__ = ["audit"]
 
@@ -78,7 +78,7 @@ def audit(
             for store, found in zip(opened, audits, strict=True):
                 if found.scans:
                     _keep(store, found)
-        keys = [key for s in opened for key in keys_of(s.url, s.attrs["dataset"], s.table)]
+        keys = [key for s in opened for key in scan_keys(s.url, s.attrs["dataset"], s.table)]
         audits = audit_across(keys, audits)
         if as_json:
             print_json([_selected(found, severity).to_json() for found in audits])
@@ -90,10 +90,10 @@ def audit(
 
 def _run(stores: Sequence["spinezarr.Store"], wanted: Sequence[str] | None) -> list[StoreAudit]:
     """Audit the wanted scans of each store, with a progress bar."""
-    wanted = None if wanted is None else list(map(composed, wanted))
+    wanted = None if wanted is None else list(map(to_nfc, wanted))
     names = [_own_scans(store, wanted) for store in stores]
     if wanted is not None and (absent := sorted(set(wanted).difference(*names))):
-        places = ", ".join(public_url(store.url) for store in stores)
+        places = ", ".join(redact_url(store.url) for store in stores)
         raise UnknownScanError(f"{places}: no scan {absent[0]!r}.")
     with describing(MofNCompleteColumn(), TextColumn("scans")) as progress:
         task = progress.add_task("audit", total=sum(map(len, names)))
@@ -110,7 +110,7 @@ def _own_scans(store: "spinezarr.Store", wanted: Sequence[str] | None) -> list[s
 
 def _keep(store: "spinezarr.Store", found: StoreAudit) -> None:
     try:
-        store.keep_audit(found)
+        store.save_audit(found)
     except ReadOnlyStoreError as problem:
         ERR.say(f"{problem} The findings are only reported.")
 
@@ -123,7 +123,7 @@ def _selected(found: StoreAudit, severity: Severity) -> StoreAudit:
 
 
 def _print(found: StoreAudit, severity: Severity) -> None:
-    print_heading(f"Audit of {public_url(found.url)}: {counted(len(found.scans), 'scan')}")
+    print_heading(f"Audit of {redact_url(found.url)}: {count_noun(len(found.scans), 'scan')}")
     counts = Table("", "rule", *reversed(SEVERITIES), right=SEVERITIES)
     for rule, by_severity in found.counts.items():
         counts.add_row(rule, *(str(by_severity.get(name, 0)) for name in reversed(SEVERITIES)))
@@ -131,10 +131,12 @@ def _print(found: StoreAudit, severity: Severity) -> None:
         OUT.say("Nothing was found.")
         return
     OUT.print(counts)
-    shown = sorted(_selected(found, severity).findings, key=rank)
+    shown = sorted(_selected(found, severity).findings, key=severity_rank)
     if not shown:
         return
-    table = Table("", "scan", "severity", "what (rule)", Lines("mm (x y z)", "voxel (z y x)"))
+    table = Table(
+        "", "scan", "severity", "what (rule)", MultilineText("mm (x y z)", "voxel (z y x)")
+    )
     for finding in shown[:SHOWN]:
         table.add_row(*_row(finding), style=_STYLES[finding.severity])
     print_capped(table, len(shown))
@@ -147,5 +149,5 @@ def _row(finding: Finding) -> tuple[str, str, str, str]:
         finding.scan_id,
         finding.severity,
         f"{finding.text} ({finding.rule})",
-        Lines(*filter(None, (at_mm, at_voxel))),
+        MultilineText(*filter(None, (at_mm, at_voxel))),
     )

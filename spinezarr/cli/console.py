@@ -1,7 +1,7 @@
 """Where the command line prints, and how it ends: all that is printed goes through here.
 
 Names and texts come from strangers. Whatever is printed is made fit to print
-(:func:`spinezarr.text.printable`), and nothing in it is taken for markup: styles are arguments.
+(:func:`spinezarr.text.to_printable`), and nothing in it is taken for markup: styles are arguments.
 """
 
 import logging
@@ -33,8 +33,8 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from spinezarr.errors import SpinezarrError, StoreNotFoundError, UnknownScanError, UsageError
-from spinezarr.public_url import without_secrets
-from spinezarr.text import Lines, described_os_error, json_text, printable
+from spinezarr.redaction import redact_urls_in
+from spinezarr.text import MultilineText, describe_os_error, to_ascii_json, to_printable
 
 __all__ = [
     "ERR",
@@ -75,7 +75,9 @@ class _Console(RichConsole):
 
     def render_str(self, text: str, **options: Any) -> Text:  # noqa: ANN401  Rich's own
         # Before the layout, so that it has room for escapes.
-        return super().render_str(printable(text), **{**options, "markup": False, "emoji": False})
+        return super().render_str(
+            to_printable(text), **{**options, "markup": False, "emoji": False}
+        )
 
     def render(
         self, renderable: RenderableType, options: ConsoleOptions | None = None
@@ -86,11 +88,11 @@ class _Console(RichConsole):
             if segment.control or text.isprintable():
                 yield segment
             else:
-                lines = (printable(line, longest=None) for line in text.split("\n"))
+                lines = (to_printable(line, longest=None) for line in text.split("\n"))
                 yield Segment("\n".join(lines), segment.style)
 
     def say(self, *parts: "str | Said", style: StyleType | None = None) -> None:
-        """Print one line of any length, or :class:`~spinezarr.text.Lines`, joined from parts."""
+        """Print one line or a :class:`~spinezarr.text.MultilineText`, joined from parts."""
         line = Text(style=style or "")
         for part in parts:
             line.append(_said(part))
@@ -106,8 +108,8 @@ class Said:
 
 def _said(part: str | Said) -> Text:
     if isinstance(part, Said):
-        return Text(printable(part.text), style=part.style)
-    return Text(printable(part))
+        return Text(to_printable(part.text), style=part.style)
+    return Text(to_printable(part))
 
 
 OUT: Final = _Console()
@@ -122,18 +124,18 @@ def errors_for_users() -> Iterator[None]:
     except SpinezarrError as problem:
         wrong_usage = isinstance(problem, UsageError | StoreNotFoundError | UnknownScanError)
         _fail(
-            Lines(*str(problem).split("\n")),  # those that are its own: it has no others
+            MultilineText(*str(problem).split("\n")),  # those that are its own: it has no others
             WRONG_USAGE if wrong_usage else SOME_FAILED,
         )
     except OSError as problem:
-        _fail(without_secrets(described_os_error(problem)), SOME_FAILED)
+        _fail(redact_urls_in(describe_os_error(problem)), SOME_FAILED)
     except KeyboardInterrupt:
         _fail("interrupted; what was done is kept, run it again to go on.", INTERRUPTED)
     except (typer.Exit, typer.Abort):
         raise
     except Exception:  # noqa: BLE001  a bug, whose texts are strangers' too
-        lines = without_secrets(traceback.format_exc().rstrip()).split("\n")
-        ERR.say(Lines(*lines))
+        lines = redact_urls_in(traceback.format_exc().rstrip()).split("\n")
+        ERR.say(MultilineText(*lines))
         raise typer.Exit(SOME_FAILED) from None
 
 
@@ -153,7 +155,7 @@ def show_warnings_and_logs() -> None:
         file: TextIO | None = None,  # noqa: ARG001
         line: str | None = None,  # noqa: ARG001
     ) -> None:
-        said = without_secrets(str(message))
+        said = redact_urls_in(str(message))
         ERR.say(Said(f"{category.__name__}:", "bold yellow"), " ", said)
 
     warnings.showwarning = show
@@ -164,7 +166,7 @@ class _LogHandler(logging.Handler):
     """What nobody else handles, as ``logging.lastResort`` does."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        ERR.say(f"{record.name}: {without_secrets(record.getMessage())}")
+        ERR.say(f"{record.name}: {redact_urls_in(record.getMessage())}")
 
 
 def make_folder(folder: Path) -> None:
@@ -186,11 +188,11 @@ def make_folder(folder: Path) -> None:
 class Table(RichTable):
     """A table of texts; columns named in ``right`` hold numbers. A title may be empty.
 
-    A cell is one line, unless it is given as :class:`~spinezarr.text.Lines`.
+    A cell is one line, unless it is given as :class:`~spinezarr.text.MultilineText`.
     """
 
     def __init__(self, title: str, *columns: str, right: tuple[str, ...] = ()) -> None:
-        title = printable(title)
+        title = to_printable(title)
         super().__init__(
             title=Text(title, style="bold") if title else None,
             title_justify="left",
@@ -242,7 +244,7 @@ def megabytes(size_bytes: float) -> str:
 def print_json(value: object) -> None:
     """Print a dataclass or plain value as JSON on standard output."""
     plain = asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
-    print_document(f"{json_text(plain)}\n")
+    print_document(f"{to_ascii_json(plain)}\n")
 
 
 def print_document(text: str) -> None:
@@ -255,7 +257,7 @@ class _Description(ProgressColumn):
     """What a task is about: a name of a stranger, perhaps."""
 
     def render(self, task: Task) -> Text:
-        return Text(printable(task.description), style="bold")
+        return Text(to_printable(task.description), style="bold")
 
 
 def describing(*columns: ProgressColumn) -> Progress:

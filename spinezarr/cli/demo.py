@@ -27,7 +27,7 @@ from spinezarr.ingestion.discovery.discover import discover
 from spinezarr.ingestion.run import ingest
 from spinezarr.recipe import Recipe
 from spinezarr.testing import CTSPINE1K_SCANS, write_ctspine1k
-from spinezarr.text import Lines
+from spinezarr.text import MultilineText
 
 __all__ = ["demo"]
 
@@ -66,7 +66,7 @@ def demo(
         opened = xr.open_zarr(store_path / "scans" / first)
         OUT.say()
         print_heading(f"xr.open_zarr('{store_path}/scans/{first}')")
-        OUT.say(Lines(*str(opened).split("\n"), ""))
+        OUT.say(MultilineText(*str(opened).split("\n"), ""))
         store = spinezarr.open(store_path)
         rates = _rates(store, samples)
         previews = write_previews(store, out / "previews")

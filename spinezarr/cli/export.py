@@ -32,11 +32,11 @@ from spinezarr.cli.options import (
     storage_options,
 )
 from spinezarr.errors import SpinezarrError, UsageError
-from spinezarr.export.nifti import ExportedScan, check_no_twin, file_name
+from spinezarr.export.nifti import ExportedScan, check_no_conflicting_file, file_name
 from spinezarr.processors import cpu_count
-from spinezarr.public_url import public_url
+from spinezarr.redaction import redact_url
 from spinezarr.store.reader import named_scans
-from spinezarr.text import counted
+from spinezarr.text import count_noun
 
 __all__ = ["app"]
 
@@ -248,7 +248,7 @@ def ome_zarr(
         if as_json:
             print_json({"done": [_plain(d) for d in done], "failed": failed})
         else:
-            OUT.say(f"Wrote {counted(len(done), 'image')} to {public_url(out)}.")
+            OUT.say(f"Wrote {count_noun(len(done), 'image')} to {redact_url(out)}.")
             _print_rows("Notes", ("images", "note"), _grouped(done))
             _print_rows("Failed", ("scan", "reason"), list(failed.items()))
         raise typer.Exit(SOME_FAILED if failed else 0)
@@ -330,7 +330,7 @@ def _check_room(names: Sequence[str], out: Path, *, compressed: bool, overwrite:
     for name in names:
         for array in ("image", "label"):
             path = out / file_name(name, array, compressed=compressed)
-            check_no_twin(path)
+            check_no_conflicting_file(path)
             if path.exists() and not overwrite:
                 raise UsageError(
                     f"{path}: is there already. Choose another folder, or give --overwrite."
@@ -339,7 +339,7 @@ def _check_room(names: Sequence[str], out: Path, *, compressed: bool, overwrite:
 
 def _print(done: Sequence[ExportedScan], failed: dict[str, str], out: Path) -> None:
     files = sum(len(exported.files) for exported in done)
-    OUT.say(f"Wrote {counted(files, 'file')} of {counted(len(done), 'scan')} to {out}.")
+    OUT.say(f"Wrote {count_noun(files, 'file')} of {count_noun(len(done), 'scan')} to {out}.")
     _print_rows("Notes", ("files", "note"), _grouped(done))
     _print_rows("Failed", ("scan", "reason"), list(failed.items()))
 

@@ -24,8 +24,8 @@ from spinezarr.cli.options import (
     StoreUrl,
     storage_options,
 )
-from spinezarr.public_url import public_url
-from spinezarr.text import counted, printable
+from spinezarr.redaction import redact_url
+from spinezarr.text import count_noun, to_printable
 
 __all__ = ["info"]
 
@@ -64,7 +64,7 @@ def summarize(store: "spinezarr.Store") -> dict[str, Any]:
     pairs = Counter(zip(source, split, strict=True))
     statistics = store.stats()
     return {
-        "url": public_url(store.url),
+        "url": redact_url(store.url),
         **store.attrs,
         "scans": statistics.scans,
         "patients": statistics.patients,
@@ -111,11 +111,12 @@ def _spread(values: np.ndarray[Any, Any]) -> dict[str, list[float]]:
 
 
 def _print(summary: dict[str, Any]) -> None:
-    title, license = (printable(summary[name], _LONGEST_TEXT) for name in ("title", "license"))
+    title, license = (to_printable(summary[name], _LONGEST_TEXT) for name in ("title", "license"))
     OUT.say(Said(title, "bold"), "  ", summary["url"])
     OUT.say(
-        f"license {license}, {counted(summary['scans'], 'scan')} of "
-        f"{counted(summary['patients'], 'patient')}, {summary['scans_without_mask']} without a mask"
+        f"license {license}, {count_noun(summary['scans'], 'scan')} of "
+        f"{count_noun(summary['patients'], 'patient')}, "
+        f"{summary['scans_without_mask']} without a mask"
     )
     if summary["citation"]:
         OUT.say(f"cite: {summary['citation']}")

@@ -44,7 +44,7 @@ from spinezarr.cli.options import (
     storage_options,
 )
 from spinezarr.errors import SpinezarrError, UsageError
-from spinezarr.export.nii_gz_size import estimated_nii_gz_bytes
+from spinezarr.export.nii_gz_size import estimate_nii_gz_bytes
 from spinezarr.formats import DEFAULT_LIMITS, Limits
 from spinezarr.ingestion.discovery.dicom_folders import known_folders
 from spinezarr.ingestion.discovery.discover import Discovery, PathNote, ScanSource, discover
@@ -55,14 +55,14 @@ from spinezarr.ingestion.run import IngestReport, Listener, Workers
 from spinezarr.ingestion.run import ingest as run_ingest
 from spinezarr.ingestion.scan import ScanOptions
 from spinezarr.ingestion.task import Outcome
-from spinezarr.public_url import public_url
 from spinezarr.recipe import Recipe
+from spinezarr.redaction import redact_url
 from spinezarr.store.claim import stored_root
 from spinezarr.store.layout import LARGEST_AXIS, PROFILES
 from spinezarr.store.reader import StoreReader
 from spinezarr.stream.read.engine import Engine
 from spinezarr.stream.read.fetch import fetcher_for
-from spinezarr.text import Lines, counted
+from spinezarr.text import MultilineText, count_noun
 from spinezarr.verify.store import verify_store
 
 __all__ = ["ProgressBar", "ingest", "print_report"]
@@ -279,7 +279,7 @@ def _cluster(n_workers: int | None, scheduler: str | None) -> Iterator[Workers |
         local_cluster(n_workers) if n_workers is not None else existing_cluster(scheduler or "")
     ) as cluster:
         if cluster.dashboard:
-            ERR.say(f"Dashboard: {public_url(cluster.dashboard)}")
+            ERR.say(f"Dashboard: {redact_url(cluster.dashboard)}")
         yield cluster
 
 
@@ -327,7 +327,7 @@ def _pairs_recipe(pairs: _PairsOptions, out: str | None, options: Mapping[str, A
     root = None if out is None else stored_root(out, options if "://" in out else {})
     if root is not None and root.dataset == root.title and not root.citation:
         name = root.dataset  # a store that 'pairs' has made
-    return Recipe.of_pairs(pairs.image, pairs.label, name=name, scan_id=pairs.scan_id)
+    return Recipe.from_pairs(pairs.image, pairs.label, name=name, scan_id=pairs.scan_id)
 
 
 class _Speed(ProgressColumn):
@@ -376,8 +376,8 @@ class ProgressBar(Listener):
         )
         self._progress.remove_task(task)
         ERR.say(
-            f"The check found {counted(len(found.faults), 'fault')}, in "
-            f"{counted(len(found.damaged_scans), 'scan')}."
+            f"The check found {count_noun(len(found.faults), 'fault')}, in "
+            f"{count_noun(len(found.damaged_scans), 'scan')}."
         )
         return found.damaged_scans
 
@@ -422,7 +422,7 @@ def _nii_gz_bytes(report: IngestReport, discovery: Discovery) -> int | None:
         return None
     try:
         reader = StoreReader(report.store)
-        return estimated_nii_gz_bytes(reader, Engine(fetcher_for(reader.objects)), report.done)
+        return estimate_nii_gz_bytes(reader, Engine(fetcher_for(reader.objects)), report.done)
     except (SpinezarrError, OSError):
         return None  # the report tells what was done all the same
 
@@ -455,7 +455,7 @@ def print_report(report: IngestReport, *, as_json: bool, nii_gz_bytes: int | Non
         there = "stays" if len(report.others) == 1 else "stay"
         OUT.say(
             "In the store from before, and not found in the raw folder: "
-            f"{counted(len(report.others), 'scan')}, which {there}. For a store without, choose "
+            f"{count_noun(len(report.others), 'scan')}, which {there}. For a store without, choose "
             "another place."
         )
     if report.done:
@@ -475,7 +475,9 @@ def print_report(report: IngestReport, *, as_json: bool, nii_gz_bytes: int | Non
         OUT.say(report.problem, style="bold red")
     _print_by_scan("Failed", "reason", [(scan.scan_id, scan.reason) for scan in report.failed])
     _print_by_scan(
-        "Notes", "note", [(scan_id, Lines(*texts)) for scan_id, texts in report.notes.items()]
+        "Notes",
+        "note",
+        [(scan_id, MultilineText(*texts)) for scan_id, texts in report.notes.items()],
     )
     _print_left_out(report)
 
@@ -485,7 +487,7 @@ def _print_by_scan(title: str, column: str, rows: Sequence[tuple[str, str]]) -> 
     if rows:
         table = Table(title, "scan", column)
         for scan_id, text in rows[:SHOWN]:
-            table.add_row(scan_id, Lines(*text.split("\n")))
+            table.add_row(scan_id, MultilineText(*text.split("\n")))
         print_capped(table, len(rows))
 
 
@@ -497,7 +499,7 @@ def _print_left_out(found: Discovery | IngestReport) -> None:
         OUT.say(f"... and {len(found.unlisted) - SHOWN} more; --json lists them all.")
     if found.without_image:
         first = ", ".join(note.path for note in found.without_image[:_EXAMPLES])
-        count = counted(len(found.without_image), "mask")
+        count = count_noun(len(found.without_image), "mask")
         if found.orphans_expected:
             text = f"{count} without an image, as the recipe expects of partial downloads"
             OUT.say(f"{text}, e.g. {first}.")
@@ -505,10 +507,10 @@ def _print_left_out(found: Discovery | IngestReport) -> None:
             advice = "Get the images, or move the masks away."
             OUT.say(f"{count} without an image, e.g. {first}. {advice}", style="bold red")
     if found.absent:
-        OUT.say(f"Listed in a split and not here: {counted(len(found.absent), 'scan')}.")
+        OUT.say(f"Listed in a split and not here: {count_noun(len(found.absent), 'scan')}.")
     for use in found.tables:
         if use.unmatched:
-            rows = counted(use.rows - use.matched, "row")
+            rows = count_noun(use.rows - use.matched, "row")
             OUT.say(f"Table {use.name}: {rows} of {use.rows} without a scan here.")
     if found.ignored:
         _print_notes(found.ignored)
@@ -519,7 +521,7 @@ def _print_notes(notes: Sequence[PathNote]) -> None:
     by_reason: dict[str, list[str]] = defaultdict(list)
     for note in notes:
         by_reason[note.reason].append(note.path)
-    title = f"Ignored: {counted(len(notes), 'file')}"
+    title = f"Ignored: {count_noun(len(notes), 'file')}"
     table = Table(title, "files", "why", "for example", right=("files",))
     # What may have been meant for a scan comes before what is known to be none.
     ranked = sorted(by_reason, key=lambda why: (not why.startswith(NEARLY), why != UNMATCHED))
@@ -532,13 +534,13 @@ def _print_notes(notes: Sequence[PathNote]) -> None:
 def _print_discovery(recipe: Recipe, discovery: Discovery, *, as_json: bool) -> None:
     if as_json:
         # What headers said is for the next run; what came of it is in the scans and notes.
-        print_json(replace(discovery, raw=public_url(discovery.raw), folders={}))
+        print_json(replace(discovery, raw=redact_url(discovery.raw), folders={}))
         return
     scans = discovery.scans
     splits = sorted({scan.split for scan in scans})
     failing = f", {len(discovery.failing)} more will fail" if discovery.failing else ""
-    found = f"{counted(len(scans), 'scan')} found{failing}"
-    print_heading(f"{recipe.title} in {public_url(discovery.raw)}: {found}")
+    found = f"{count_noun(len(scans), 'scan')} found{failing}"
+    print_heading(f"{recipe.title} in {redact_url(discovery.raw)}: {found}")
     headings = tuple(split or "(no split)" for split in splits)
     table = Table("", "source", *headings, "scans", "size", right=(*headings, "scans", "size"))
     sources = sorted({scan.source for scan in scans})
@@ -562,7 +564,7 @@ def _print_patterns(recipe: Recipe, discovery: Discovery) -> None:
     """Show what each pattern of the recipe matched, and what matched nothing."""
     with_mask = sum(scan.has_mask for scan in discovery.scans)
     with_centroids = sum(scan.centroids is not None for scan in discovery.scans)
-    OUT.say(f"With a mask: {counted(with_mask, 'scan')}; with centroids: {with_centroids}.")
+    OUT.say(f"With a mask: {count_noun(with_mask, 'scan')}; with centroids: {with_centroids}.")
     patterns = Table(
         "Patterns", "layout", "images", "kind", "pattern", "files", right=("images", "files")
     )
@@ -581,12 +583,12 @@ def _print_patterns(recipe: Recipe, discovery: Discovery) -> None:
     OUT.print(patterns)
     for use in shown:
         if use.unread:
-            files = counted(use.unread, "file")
+            files = count_noun(use.unread, "file")
             text = f"Not read: {files} of {use.pattern}. {use.unread_advice}"
             OUT.say(text, style="bold red")
     for layout in dict.fromkeys(part.layout for part in discovery.parts):
         parts = [part for part in discovery.parts if part.layout == layout]
-        total = counted(parts[0].scans_with + parts[0].scans_without, "scan")
+        total = count_noun(parts[0].scans_with + parts[0].scans_without, "scan")
         absent = [f"{part.part} {part.scans_without}" for part in parts if part.scans_without]
         OUT.say(f"Parts absent from masks of {layout} ({total}): {', '.join(absent) or 'none'}.")
     empty = [name for name in recipe.layouts if name not in discovery.layouts]

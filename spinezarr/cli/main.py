@@ -12,7 +12,7 @@ from typer.core import TyperGroup
 from typer.main import get_command
 
 from spinezarr.cli.console import OUT, show_warnings_and_logs
-from spinezarr.text import printable
+from spinezarr.text import to_printable
 
 __all__ = ["app", "main"]
 
@@ -95,7 +95,7 @@ def main() -> None:
         code = app(standalone_mode=False)
     except _USAGE_ERROR as problem:
         # A shell fills in names of files, which are strangers' too.
-        problem.message = printable(problem.message or "")
+        problem.message = to_printable(problem.message or "")
         rich_utils.rich_format_error(problem)
         code = problem.exit_code
     sys.exit(code)

@@ -15,9 +15,9 @@ from spinezarr.cli.options import (
     StoreUrl,
     storage_options,
 )
-from spinezarr.export.whole_file import whole_file
+from spinezarr.export.atomic_file import write_atomically
 from spinezarr.store.reader import named_scans
-from spinezarr.text import counted
+from spinezarr.text import count_noun
 
 __all__ = ["preview", "write_previews"]
 
@@ -44,7 +44,7 @@ def preview(
         options = storage_options(endpoint_url, profile, no_sign_request=no_sign_request)
         opened = spinezarr.open(store, catalog=catalog, storage_options=options)
         written = write_previews(opened, out, scan)
-        OUT.say(f"Wrote {counted(len(written), 'picture')} to {out}.")
+        OUT.say(f"Wrote {count_noun(len(written), 'picture')} to {out}.")
 
 
 def write_previews(
@@ -58,7 +58,7 @@ def write_previews(
     for name in tracked(names, "preview"):
         path = folder / f"{name}.png"
         picture = store.preview(name)
-        with whole_file(path) as file:
+        with write_atomically(path) as file:
             picture.savefig(file, format="png")
         paths.append(path)
     return paths

@@ -31,21 +31,21 @@ from spinezarr.cli.options import (
     storage_options,
 )
 from spinezarr.errors import CardError, UsageError
-from spinezarr.export.whole_file import whole_file
-from spinezarr.public_url import public_url
+from spinezarr.export.atomic_file import write_atomically
 from spinezarr.recipe import Recipe
+from spinezarr.redaction import redact_url
 from spinezarr.resources import recipe_names
 from spinezarr.stats.compare import Comparison, Verdict, compare
 from spinezarr.stats.documents import (
-    Sheet,
+    TextTable,
     comparison_csv,
     comparison_json,
     comparison_markdown,
-    comparison_sheet,
+    comparison_table,
     statistics_csv,
     statistics_json,
     statistics_markdown,
-    statistics_sheets,
+    statistics_tables,
     summary_lines,
     verdict_line,
 )
@@ -158,7 +158,7 @@ def _card(store: "spinezarr.Store", against: str) -> Card:
     card = Recipe.load(dataset).shipped_card() if dataset in recipe_names() else None
     if card is None:
         raise CardError(
-            f"{public_url(store.url)}: no published card of the dataset {dataset!r} ships with "
+            f"{redact_url(store.url)}: no published card of the dataset {dataset!r} ships with "
             "spinezarr. Give the path of one: --against FILE.card.yaml."
         )
     return card
@@ -171,7 +171,7 @@ def _print(statistics: Statistics, output: Format) -> None:
     print_heading(statistics.title)
     for line in summary_lines(statistics):
         OUT.say(f"{line}.")
-    for sheet in statistics_sheets(statistics):
+    for sheet in statistics_tables(statistics):
         _print_sheet(sheet)
 
 
@@ -181,7 +181,7 @@ def _print_comparison(comparison: Comparison, output: Format) -> None:
         return
     print_heading(f"{comparison.title}: this store and the card")
     OUT.say(comparison.source)
-    sheet = comparison_sheet(comparison)
+    sheet = comparison_table(comparison)
     figures = [_narrow_figure(row[0]) for row in sheet.rows]
     rows = tuple((figure, *row[1:-1]) for figure, row in zip(figures, sheet.rows, strict=True))
     styles = [_VERDICT_STYLES[line.verdict] for line in comparison.lines]
@@ -205,7 +205,7 @@ def _narrow_figure(title: str) -> str:
     return title
 
 
-def _print_sheet(sheet: Sheet, styles: list[str] | None = None) -> None:
+def _print_sheet(sheet: TextTable, styles: list[str] | None = None) -> None:
     columns = [_NARROW.get(column, column) for column in sheet.columns]
     right = tuple(_NARROW.get(column, column) for column in sheet.numeric)
     table = Table(sheet.title, *columns, right=right)
@@ -228,6 +228,6 @@ def _draw(table: xr.Dataset, statistics: Statistics, folder: Path) -> None:
         "spacing.png": draw_spacing(table),
     }
     for name, figure in figures.items():
-        with whole_file(folder / name) as file:
+        with write_atomically(folder / name) as file:
             figure.savefig(file, format="png")
     ERR.say(f"Wrote {', '.join(figures)} to {folder}.")

@@ -34,8 +34,8 @@ from spinezarr.cli.options import (
     storage_options,
 )
 from spinezarr.formats import Limits
-from spinezarr.public_url import public_url
-from spinezarr.text import counted
+from spinezarr.redaction import redact_url
+from spinezarr.text import count_noun
 from spinezarr.verify.store import Verification, verify_store
 
 __all__ = ["verify"]
@@ -112,7 +112,7 @@ def _compare(
         broken.update(found.scans)
     whole = [name for name in found.scans if name not in broken]
     if len(whole) < len(found.scans):
-        ERR.say(f"Not compared, as not whole: {counted(len(found.scans) - len(whole), 'scan')}.")
+        ERR.say(f"Not compared, as not whole: {count_noun(len(found.scans) - len(whole), 'scan')}.")
     if not whole:
         return found
     # What reads raw files takes long to import.
@@ -134,7 +134,7 @@ def _compare(
 
 
 def _print(found: Verification, raw: str | None) -> None:
-    print_heading(f"Check of {public_url(found.url)}: {counted(len(found.scans), 'scan')}")
+    print_heading(f"Check of {redact_url(found.url)}: {count_noun(len(found.scans), 'scan')}")
     if not found.listed:
         OUT.say("A web server cannot be listed: files that are too many were not looked for.")
     if found.leftovers:
@@ -144,7 +144,7 @@ def _print(found: Verification, raw: str | None) -> None:
             "'spinezarr ingest' again: it removes them."
         )
     if not found.faults:
-        place = None if raw is None else public_url(raw)
+        place = None if raw is None else redact_url(raw)
         same = "" if place is None else f" Every voxel is that of its source file in {place}."
         OUT.say(f"Every byte is as it was written.{same}")
         return

@@ -10,11 +10,19 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from spinezarr.export.panel import Panel
+from spinezarr.export.picture_text import draw_name, name_width, to_drawable
 from spinezarr.export.plane import PreviewPlane
-from spinezarr.export.text import drawable, name_width, write_name
-from spinezarr.vertebrae import BACKGROUND, NAME_OF_VALUE, VALUE_OF_NAME, label_color_of
+from spinezarr.vertebrae import BACKGROUND, NAME_OF_VALUE, VALUE_OF_NAME, label_color
 
-__all__ = ["POINT_PX", "Mark", "name_at_center", "name_beside", "points_of", "regions_of", "spread"]
+__all__ = [
+    "POINT_PX",
+    "Mark",
+    "center_points",
+    "draw_names_at_center",
+    "draw_names_beside",
+    "label_regions",
+    "spread_apart",
+]
 
 POINT_PX: Final = 8.0
 """Width of the dot that shows an annotated center."""
@@ -37,7 +45,7 @@ class Mark:
     @property
     def color(self) -> tuple[float, float, float]:
         """RGB, each 0 to 1; gray for what the label scheme does not name."""
-        return label_color_of(VALUE_OF_NAME.get(self.name))
+        return label_color(VALUE_OF_NAME.get(self.name))
 
     @property
     def middle(self) -> tuple[float, float]:
@@ -56,7 +64,7 @@ class Mark:
         return float(row), float(columns[half][nearest == nearest.min()].max() * side)
 
 
-def regions_of(content: PreviewPlane) -> Iterator[Mark]:
+def label_regions(content: PreviewPlane) -> Iterator[Mark]:
     """Yield the labels of a slice, background left out."""
     if content.label is None:
         return
@@ -64,10 +72,10 @@ def regions_of(content: PreviewPlane) -> Iterator[Mark]:
     for value in np.unique(content.label).tolist():
         if value != BACKGROUND:
             rows, columns = np.nonzero(content.label == value)
-            yield Mark(drawable(names.get(value, str(value)), _LONGEST_NAME), rows, columns)
+            yield Mark(to_drawable(names.get(value, str(value)), _LONGEST_NAME), rows, columns)
 
 
-def points_of(content: PreviewPlane) -> list[Mark]:
+def center_points(content: PreviewPlane) -> list[Mark]:
     """Return the annotated centers that are projected onto a slice."""
     return [
         Mark(point.name, np.array([point.row]), np.array([point.column]))
@@ -75,16 +83,16 @@ def points_of(content: PreviewPlane) -> list[Mark]:
     ]
 
 
-def name_at_center(axes: Axes, panel: Panel, regions: list[Mark], points: list[Mark]) -> None:
+def draw_names_at_center(axes: Axes, panel: Panel, regions: list[Mark], points: list[Mark]) -> None:
     """Write names on their regions, the largest first; leave out what would cover another.
 
     A name stands below the dot of its level where it would cover it.
     """
-    voxel_px = np.prod(panel.content.spacing_mm) * panel.px_per_mm**2
+    voxel_px = np.prod(panel.content.spacing_rows_columns_mm) * panel.px_per_mm**2
     dots = {point.name: point for point in points}
     taken: list[tuple[float, float, float]] = []
     for region in sorted(regions, key=lambda r: -r.rows.size):
-        x, y = panel.content.at(*region.middle)
+        x, y = panel.content.to_panel_mm(*region.middle)
         half = name_width(region.name, _NAME_PX) / 2
         area_px = region.rows.size * voxel_px
         room = all(
@@ -95,21 +103,21 @@ def name_at_center(axes: Axes, panel: Panel, regions: list[Mark], points: list[M
         if room and area_px >= _NAME_PX**2:
             taken.append((x, y, half))
             if region.name in dots:
-                dot_x, dot_y = panel.content.at(*dots[region.name].middle)
+                dot_x, dot_y = panel.content.to_panel_mm(*dots[region.name].middle)
                 apart = (_NAME_PX + POINT_PX) / 2 / panel.px_per_mm
                 if abs(dot_y - y) < apart and abs(dot_x - x) * panel.px_per_mm < half + POINT_PX:
                     y = dot_y - apart
-            write_name(axes, (x, y), region.name, _NAME_PX, ha="center")
+            draw_name(axes, (x, y), region.name, _NAME_PX, ha="center")
 
 
-def name_beside(axes: Axes, panel: Panel, regions: list[Mark]) -> bool:
+def draw_names_beside(axes: Axes, panel: Panel, regions: list[Mark]) -> bool:
     """Write names in front of the vertebrae, or behind those that stand behind another.
 
     Returns whether a name crosses the panel's left edge.
     """
     largest = sorted(regions, key=lambda r: -r.rows.size)
     shown = largest[: max(1, int(panel.height // _SMALLEST_NAME_PX))]
-    d_column = panel.content.spacing_mm[1]
+    d_column = panel.content.spacing_rows_columns_mm[1]
     hidden = [_stands_behind(region, regions, d_column) for region in shown]
     crossing = False
     for side in (1, -1):
@@ -139,36 +147,36 @@ def _name_column(
     content, mm = panel.content, 1 / panel.px_per_mm
     left, right = panel.edges_mm[1], panel.edges_mm[0]
     low, high = panel.edges_mm[2:]
-    ends = [content.at(*region.end(side)) for region in named]
+    ends = [content.to_panel_mm(*region.end(side)) for region in named]
     name_px = min(_NAME_PX, max(panel.height / len(named), _SMALLEST_NAME_PX))
     half = name_px / 2 * mm
-    heights = spread([y for _, y in ends], 2 * half, low + half, high - half)
-    all_x, all_y = content.at(
+    heights = spread_apart([y for _, y in ends], 2 * half, low + half, high - half)
+    all_x, all_y = content.to_panel_mm(
         np.concatenate([r.rows for r in regions]), np.concatenate([r.columns for r in regions])
     )
     crossing = False
     for region, (end, body), y in zip(named, ends, heights, strict=True):
-        start = end + side * content.spacing_mm[1] / 2
-        beside = side * all_x[np.abs(all_y - y) <= half + content.spacing_mm[0]]
+        start = end + side * content.spacing_rows_columns_mm[1] / 2
+        beside = side * all_x[np.abs(all_y - y) <= half + content.spacing_rows_columns_mm[0]]
         x = side * beside.max(initial=side * start) + side * 9 * mm
         width = (name_width(region.name, name_px) + 4) * mm
         x = min(x, left + 3 * mm) if side > 0 else max(x, right + width)
         line = Line2D([start, x], [body, y], color=region.color, linewidth=0.9, clip_on=False)
         axes.add_line(line)
         ha = "right" if side > 0 else "left"
-        write_name(axes, (x + side * 2 * mm, y), region.name, name_px, ha=ha)
+        draw_name(axes, (x + side * 2 * mm, y), region.name, name_px, ha=ha)
         crossing |= bool(side > 0 and x + width > left)
     return crossing
 
 
-def spread(targets: list[float], gap: float, low: float, high: float) -> list[float]:
+def spread_apart(targets: list[float], gap: float, low: float, high: float) -> list[float]:
     """Move ascending positions as little as possible so that each lies ``gap`` above the last.
 
     Least squares: positions less ``gap`` times rank must ascend, which pooling neighbors solves.
 
     Examples
     --------
-    >>> spread([0.0, 1.0, 9.0], gap=2.0, low=-10.0, high=10.0)
+    >>> spread_apart([0.0, 1.0, 9.0], gap=2.0, low=-10.0, high=10.0)
     [-0.5, 1.5, 9.0]
     """
     pools: list[list[float]] = []

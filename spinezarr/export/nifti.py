@@ -28,23 +28,23 @@ import numpy.typing as npt
 from isal import igzip
 
 from spinezarr.errors import UsageError
-from spinezarr.export.nifti_place import Place
-from spinezarr.export.voxels import VoxelReader
-from spinezarr.export.whole_file import whole_file
+from spinezarr.export.atomic_file import write_atomically
+from spinezarr.export.nifti_placement import NiftiPlacement
+from spinezarr.export.voxel_reader import VoxelReader
 from spinezarr.geometry import GRID_TOLERANCE, AxisMap, Box, Grid, max_corner_distance_mm
 from spinezarr.scaling import Scaling
 from spinezarr.store.attributes import LabelSourceRecord, ScanAttributes, SourceRecord
 from spinezarr.store.reader import ArraySpec, ScanHandle
-from spinezarr.text import counted
+from spinezarr.text import count_noun
 
 __all__ = [
     "ExportedScan",
-    "array_parts",
-    "check_no_twin",
+    "check_no_conflicting_file",
     "export_scan",
     "file_name",
-    "write_array",
+    "iter_nifti_bytes",
     "write_label_on_image",
+    "write_nifti",
     "write_on_image_grid",
 ]
 
@@ -101,7 +101,7 @@ def file_name(scan_id: str, array: str, *, compressed: bool) -> str:
     return f"{scan_id}_{_SUFFIXES[array]}{'.nii.gz' if compressed else '.nii'}"
 
 
-def check_no_twin(path: Path) -> None:
+def check_no_conflicting_file(path: Path) -> None:
     """Refuse a place for ``a.nii.gz`` beside an ``a.nii``, or the other way around.
 
     nifti_clib, and so ITK, would read the voxels of ``a.nii`` for both.
@@ -165,12 +165,12 @@ def export_scan(
     notes: list[str] = []
     for spec in scan.arrays:
         path = folder / file_name(facts.scan_id, spec.name, compressed=compressed)
-        notes += write_array(path, spec, facts, voxels, on_bytes, exact=exact)
+        notes += write_nifti(path, spec, facts, voxels, on_bytes, exact=exact)
         files.append(str(path))
     return ExportedScan(facts.scan_id, tuple(files), tuple(notes))
 
 
-def write_array(
+def write_nifti(
     path: Path,
     spec: ArraySpec,
     facts: ScanAttributes,
@@ -206,8 +206,10 @@ def write_array(
     return notes
 
 
-def array_parts(spec: ArraySpec, facts: ScanAttributes, voxels: VoxelReader) -> Iterator[bytes]:
-    """Yield the content of the file that :func:`write_array` writes, before it is packed.
+def iter_nifti_bytes(
+    spec: ArraySpec, facts: ScanAttributes, voxels: VoxelReader
+) -> Iterator[bytes]:
+    """Yield the content of the file that :func:`write_nifti` writes, before it is packed.
 
     One slab of stored voxels is in memory. Where the source's numbers are computed from stored
     values, all of them are read once before, to see that these give the values again.
@@ -251,7 +253,7 @@ def write_label_on_image(
     Parameters
     ----------
     path, facts, voxels, on_bytes
-        As in :func:`write_array`.
+        As in :func:`write_nifti`.
     spec
         The mask.
     values
@@ -272,7 +274,7 @@ class _Form:
 
     record: SourceRecord
     """The file whose axes it has."""
-    place: Place
+    place: NiftiPlacement
     dtype: np.dtype[Any]
     """Of the numbers in the file, with byte order."""
     scaling: tuple[float, float] | None
@@ -291,7 +293,7 @@ class _Form:
         dtype, scaling = np.dtype(record.stored_dtype), record.scaling
         if mapped:
             dtype, scaling = np.dtype(np.uint8), None
-        place = Place.exact(record)
+        place = NiftiPlacement.exact(record)
         return cls(record, place, dtype, scaling, (*mapped, *place.notes))
 
     @classmethod
@@ -299,7 +301,7 @@ class _Form:
         """Choose the nearest form that every program reads alike."""
         record = _record(spec, facts)
         mapped = _notes_on_labels(record)
-        place = Place.portable(record, _affine_of_image(record, facts))
+        place = NiftiPlacement.portable(record, _affine_of_image(record, facts))
         notes = [*mapped, *place.notes]
         stored = np.dtype(record.stored_dtype)
         gives_back_type = record.nifti is not None and not mapped
@@ -320,7 +322,7 @@ class _Form:
     def on_image(cls, facts: ScanAttributes, dtype: np.dtype[Any]) -> "_Form":
         """Choose the form of other numbers that lie as the exported image does."""
         record = facts.image_source
-        return cls(record, Place.portable(record), dtype, None)
+        return cls(record, NiftiPlacement.portable(record), dtype, None)
 
     def with_values(self) -> "_Form":
         """Choose the form that holds the values, and not the source's numbers."""
@@ -372,7 +374,7 @@ def _notes_on_labels(record: SourceRecord) -> tuple[str, ...]:
     if record.parts:
         return (f"is one mask, made of the {len(record.parts)} of {record.file}",)
     if record.rounded_voxels:
-        voxels = counted(record.rounded_voxels, "voxel")
+        voxels = count_noun(record.rounded_voxels, "voxel")
         return (f"holds whole numbers, where {voxels} of its source had a rounding error",)
     return ()
 
@@ -430,7 +432,7 @@ def _write(
     on_bytes: Callable[[int], None],
 ) -> None:
     """Write one file, packed if its name ends so; it is there whole, or not at all."""
-    check_no_twin(path)
+    check_no_conflicting_file(path)
     spec, form = _as_stored(spec, form)
     done = 0
     try:
@@ -449,8 +451,8 @@ def _write(
 
 def _slabs(spec: ArraySpec, form: _Form, voxels: VoxelReader) -> Iterator[npt.NDArray[Any]]:
     """Yield the stored values in the source's axis order ``(i, j, k)``, k by k."""
-    axis_map = AxisMap.of_axcodes(form.record.orientation)
-    for box in axis_map.slabs(spec.shape_zyx, spec.chunk_shape_zyx):
+    axis_map = AxisMap.from_axcodes(form.record.orientation)
+    for box in axis_map.slab_boxes(spec.shape_zyx, spec.chunk_shape_zyx):
         block = np.empty(box.shape_zyx, spec.dtype)
         voxels.read_into(spec, box, block)
         yield axis_map.from_zyx(block)
@@ -518,7 +520,7 @@ class _InMemory:
 
 @contextmanager
 def _output(path: Path, *, compressed: bool) -> Iterator[BinaryIO]:
-    with whole_file(path) as raw:
+    with write_atomically(path) as raw:
         if not compressed:
             yield raw
             return

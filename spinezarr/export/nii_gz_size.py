@@ -6,17 +6,17 @@ from typing import Final
 
 import numpy as np
 
-from spinezarr.export.voxels import VoxelReader
+from spinezarr.export.voxel_reader import VoxelReader
 from spinezarr.geometry import Box
 from spinezarr.store.reader import ArraySpec, StoreReader
 
-__all__ = ["estimated_nii_gz_bytes"]
+__all__ = ["estimate_nii_gz_bytes"]
 
 _LEVEL: Final = 6
 """gzip's own default, which dcm2niix takes too."""
 
 
-def estimated_nii_gz_bytes(
+def estimate_nii_gz_bytes(
     reader: StoreReader, voxels: VoxelReader, scan_ids: Sequence[str], *, n_slices: int = 8
 ) -> int:
     """Estimate the bytes of image and mask of scans as ``.nii.gz``.

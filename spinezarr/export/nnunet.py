@@ -21,17 +21,17 @@ import numpy as np
 import numpy.typing as npt
 
 from spinezarr.errors import UsageError
-from spinezarr.export.nifti import ExportedScan, write_array, write_label_on_image
-from spinezarr.export.voxels import VoxelReader
-from spinezarr.export.whole_file import refuse_link, whole_file
+from spinezarr.export.atomic_file import check_not_link, write_atomically
+from spinezarr.export.nifti import ExportedScan, write_label_on_image, write_nifti
+from spinezarr.export.voxel_reader import VoxelReader
 from spinezarr.store.files import PARTIAL
 from spinezarr.store.reader import ScanHandle, StoreReader
-from spinezarr.text import composed, json_text
+from spinezarr.text import to_ascii_json, to_nfc
 from spinezarr.vertebrae import BACKGROUND, VALUE_OF_NAME
 
 __all__ = ["NnunetExport", "NnunetLabels"]
 
-Part = Literal["train", "validation", "test"]
+Subset = Literal["train", "validation", "test"]
 
 _IGNORE: Final = "ignore"
 """The name of nnU-Net for voxels that training leaves out; it must have the highest number."""
@@ -46,13 +46,13 @@ _DATASET: Final = "dataset.json"
 class NnunetLabels:
     """Labels as nnU-Net numbers them."""
 
-    numbers: dict[str, int]
+    number_of_name: dict[str, int]
     """Number of each name, ``background`` first."""
-    stored: dict[int, int]
+    stored_of_number: dict[int, int]
     """Label of the store for each number."""
 
     @classmethod
-    def of(cls, scans: Sequence[ScanHandle]) -> "NnunetLabels":
+    def from_scans(cls, scans: Sequence[ScanHandle]) -> "NnunetLabels":
         """Give the labels that masks hold numbers in the order of their values, ``ignore`` last.
 
         It takes all scans of a store, so that its parts are numbered alike.
@@ -67,10 +67,10 @@ class NnunetLabels:
         return cls({"background": BACKGROUND, **numbers}, dict(enumerate(values, 1)))
 
     @property
-    def of_stored(self) -> npt.NDArray[np.uint8]:
+    def number_of_stored(self) -> npt.NDArray[np.uint8]:
         """``(256,)``: the number of each label of the store."""
         table = np.zeros(256, np.uint8)
-        for number, value in self.stored.items():
+        for number, value in self.stored_of_number.items():
             table[value] = number
         return table
 
@@ -91,7 +91,7 @@ class NnunetExport:
     preprocessed: Path | None
     """``$nnUNet_preprocessed``, where nnU-Net looks for splits."""
     ending: str
-    parts: dict[str, Part]
+    parts: dict[str, Subset]
     """By scan id."""
     labels: NnunetLabels
 
@@ -118,7 +118,7 @@ class NnunetExport:
         table = reader.table
         columns = (table.scan, table.split, table.label_state)
         rows = list(zip(*(column.to_numpy().tolist() for column in columns), strict=True))
-        splits = None if splits is None else [composed(split) for split in splits]
+        splits = None if splits is None else [to_nfc(split) for split in splits]
         known = {split for _, split, _ in rows}
         for split in splits or ():
             if split not in known:
@@ -139,7 +139,7 @@ class NnunetExport:
             preprocessed,
             ".nii.gz" if compressed else ".nii",
             parts,
-            NnunetLabels.of(masks),
+            NnunetLabels.from_scans(masks),
         )
 
     @property
@@ -191,7 +191,7 @@ class NnunetExport:
             (self.folder / _DATASET).unlink(missing_ok=True)
             for folder in {path.parent for path in (*planned, *self._split_files())}:
                 if folder.parent == self.folder:
-                    refuse_link(folder)
+                    check_not_link(folder)
                 folder.mkdir(parents=True, exist_ok=True)
         except (FileExistsError, NotADirectoryError) as problem:
             raise UsageError(
@@ -217,10 +217,10 @@ class NnunetExport:
         scan = self.reader.scan(scan_id)
         image, label = self.files(scan_id)
         facts = scan.attributes
-        notes = write_array(image, scan.image, facts, self.voxels, on_bytes)
+        notes = write_nifti(image, scan.image, facts, self.voxels, on_bytes)
         if label is not None and scan.label is not None:
             write_label_on_image(
-                label, scan.label, facts, self.voxels, on_bytes, values=self.labels.of_stored
+                label, scan.label, facts, self.voxels, on_bytes, values=self.labels.number_of_stored
             )
         files = tuple(str(path) for path in (image, label) if path is not None)
         return ExportedScan(scan_id, files, tuple(notes))
@@ -237,7 +237,7 @@ class NnunetExport:
         _write_json(self.folder / _DATASET, self._dataset())
         return [*written, self.folder / _DATASET]
 
-    def _of(self, part: Part) -> list[str]:
+    def _of(self, part: Subset) -> list[str]:
         return sorted(scan_id for scan_id, found in self.parts.items() if found == part)
 
     def _split_files(self) -> list[Path]:
@@ -253,7 +253,7 @@ class NnunetExport:
         root = self.reader.root
         return {
             "channel_names": {"0": "CT"},
-            "labels": self.labels.numbers,
+            "labels": self.labels.number_of_name,
             "numTraining": sum(part != "test" for part in self.parts.values()),
             "file_ending": self.ending,
             "overwrite_image_reader_writer": _READER,
@@ -261,16 +261,16 @@ class NnunetExport:
             "reference": root.citation,
             "license": root.license,
             "converted_by": f"spinezarr {version('spinezarr')}",
-            "stored_labels": {str(n): value for n, value in self.labels.stored.items()},
+            "stored_labels": {str(n): value for n, value in self.labels.stored_of_number.items()},
         }
 
 
-def _part(split: str, *, has_mask: bool) -> Part:
+def _part(split: str, *, has_mask: bool) -> Subset:
     if not has_mask or split.startswith("test"):
         return "test"
     return "validation" if split.startswith("val") else "train"
 
 
 def _write_json(path: Path, content: object) -> None:
-    with whole_file(path) as file:
-        file.write(f"{json_text(content)}\n".encode())
+    with write_atomically(path) as file:
+        file.write(f"{to_ascii_json(content)}\n".encode())

@@ -47,18 +47,18 @@ class Panel:
     @property
     def width(self) -> float:
         """Pixels across."""
-        return self.content.size_mm[1] * self.px_per_mm
+        return self.content.size_rows_columns_mm[1] * self.px_per_mm
 
     @property
     def height(self) -> float:
         """Pixels down."""
-        return self.content.size_mm[0] * self.px_per_mm
+        return self.content.size_rows_columns_mm[0] * self.px_per_mm
 
     @property
     def edges_mm(self) -> tuple[float, float, float, float]:
         """Least and greatest column coordinate, least and greatest row coordinate."""
-        left, bottom = self.content.at(-0.5, -0.5)
-        height, width = self.content.size_mm
+        left, bottom = self.content.to_panel_mm(-0.5, -0.5)
+        height, width = self.content.size_rows_columns_mm
         return left, left + width, bottom, bottom + height
 
 
@@ -83,7 +83,7 @@ def arrange(planes: list[PreviewPlane]) -> tuple[list[Panel], float, float]:
     for column, scale, wide, gutter in zip(columns, scales, inner, gutters, strict=True):
         top = float(TITLE_HEIGHT)
         for plane in column:
-            left = x + gutter + (wide - plane.size_mm[1] * scale) / 2
+            left = x + gutter + (wide - plane.size_rows_columns_mm[1] * scale) / 2
             panels.append(Panel(plane, scale, left, top + _ABOVE))
             top += _column_height([plane], scale)
         x += gutter + wide + LETTER_STRIP
@@ -102,27 +102,27 @@ def _free_width(columns: list[list[PreviewPlane]]) -> float:
 
 
 def _column_width(column: list[PreviewPlane], scale: float) -> float:
-    return max(max(p.size_mm[1] for p in column) * scale, _MIN_COLUMN)
+    return max(max(p.size_rows_columns_mm[1] for p in column) * scale, _MIN_COLUMN)
 
 
 def _column_height(column: list[PreviewPlane], scale: float) -> float:
-    return sum(p.size_mm[0] * scale + _ABOVE + _BELOW for p in column)
+    return sum(p.size_rows_columns_mm[0] * scale + _ABOVE + _BELOW for p in column)
 
 
 def _common_scale(columns: list[list[PreviewPlane]]) -> float:
     """Pixels per millimetre at which all columns fit."""
-    width_mm = sum(max(p.size_mm[1] for p in column) for column in columns)
+    width_mm = sum(max(p.size_rows_columns_mm[1] for p in column) for column in columns)
     fits = [_free_width(columns) / width_mm]
     for column in columns:
         free = _ROOM - len(column) * (_ABOVE + _BELOW)
-        fits.append(free / sum(p.size_mm[0] for p in column))
+        fits.append(free / sum(p.size_rows_columns_mm[0] for p in column))
     return min(fits)
 
 
 def _axial_scale(columns: list[list[PreviewPlane]], scale: float) -> float:
     """Enlarge the last column where the others leave space."""
     others = sum(_column_width(column, scale) for column in columns[:-1])
-    height_mm, width_mm = columns[-1][0].size_mm
+    height_mm, width_mm = columns[-1][0].size_rows_columns_mm
     across = (_free_width(columns) - others) / width_mm
     fits = min(across, (_ROOM - _ABOVE - _BELOW) / height_mm, scale * _AXIAL_ENLARGEMENT)
     return max(fits, scale)

@@ -19,10 +19,10 @@ from spinezarr.errors import UsageError
 from spinezarr.export.marks import (
     POINT_PX,
     Mark,
-    name_at_center,
-    name_beside,
-    points_of,
-    regions_of,
+    center_points,
+    draw_names_at_center,
+    draw_names_beside,
+    label_regions,
 )
 from spinezarr.export.panel import (
     CAPTION_LINE,
@@ -34,16 +34,16 @@ from spinezarr.export.panel import (
     Panel,
     arrange,
 )
-from spinezarr.export.plane import PreviewPlane
-from spinezarr.export.text import (
+from spinezarr.export.picture_text import (
     DPI,
     EM_PER_CHARACTER,
     LETTER_FONT,
     QUIET_COLOR,
     TEXT_COLOR,
-    drawable,
-    write,
+    draw_text,
+    to_drawable,
 )
+from spinezarr.export.plane import PreviewPlane
 from spinezarr.geometry import Plane
 
 __all__ = ["draw_preview"]
@@ -106,8 +106,8 @@ def draw_preview(scan_id: str, planes: Sequence[PreviewPlane], caption: str) -> 
         raise UsageError(f"{scan_id}: a preview needs one slice each, got {orientations}")
     ordered = [plane for name in _VIEWS for plane in planes if plane.plane == name]
     panels, width, height = arrange(ordered)
-    lines = _wrap(drawable(caption, longest=_LONGEST_CAPTION), width)
-    title = drawable(scan_id)
+    lines = _wrap(to_drawable(caption, longest=_LONGEST_CAPTION), width)
+    title = to_drawable(scan_id)
     height += TITLE_HEIGHT + MARGIN + len(lines) * CAPTION_LINE
     figure = Figure((width / DPI, height / DPI), dpi=DPI, facecolor=_BACKGROUND_COLOR)
     FigureCanvasAgg(figure)
@@ -115,10 +115,10 @@ def draw_preview(scan_id: str, planes: Sequence[PreviewPlane], caption: str) -> 
         _draw_panel(figure, panel, ordered)
     title_px = min(19.0, (width - 2 * MARGIN) / (EM_PER_CHARACTER * max(len(title), 1)))
     middle = 1 - TITLE_HEIGHT / 2 / height
-    write(figure, (MARGIN / width, middle), title, title_px, ha="left")
+    draw_text(figure, (MARGIN / width, middle), title, title_px, ha="left")
     for below, line in enumerate(reversed(lines)):
         at = (MARGIN / width, (MARGIN / 2 + below * CAPTION_LINE) / height)
-        write(figure, at, line, _CAPTION_PX, ha="left", va="bottom", color=QUIET_COLOR)
+        draw_text(figure, at, line, _CAPTION_PX, ha="left", va="bottom", color=QUIET_COLOR)
     return figure
 
 
@@ -150,7 +150,7 @@ def _draw_panel(figure: Figure, panel: Panel, planes: Sequence[PreviewPlane]) ->
     axes.set(xlim=(greatest, least), ylim=(low, high), xticks=[], yticks=[])
     axes.spines[:].set(color="#3a3d44", linewidth=0.8)
     _draw_cuts(axes, panel.content, planes)
-    regions, points = list(regions_of(panel.content)), points_of(panel.content)
+    regions, points = list(label_regions(panel.content)), center_points(panel.content)
     for region in regions:
         _draw_region(axes, panel.content, region)
     for point in points:
@@ -166,7 +166,7 @@ def _draw_region(axes: Axes, content: PreviewPlane, region: Mark) -> None:
     columns = np.arange(region.columns.min() - 1, region.columns.max() + 2)
     mask = np.zeros((rows.size, columns.size), np.float32)
     mask[region.rows - rows[0], region.columns - columns[0]] = 1
-    x, y = content.at(rows, columns)
+    x, y = content.to_panel_mm(rows, columns)
     color = [region.color]
     axes.contourf(x, y, mask, levels=[0.5, 2], colors=color, alpha=_FILL_ALPHA)
     axes.contour(x, y, mask, levels=[0.5], colors=color, linewidths=1.1)
@@ -174,7 +174,7 @@ def _draw_region(axes: Axes, content: PreviewPlane, region: Mark) -> None:
 
 def _draw_point(axes: Axes, content: PreviewPlane, point: Mark) -> None:
     """Draw the annotated center of a vertebra as a dot."""
-    x, y = content.at(point.rows, point.columns)
+    x, y = content.to_panel_mm(point.rows, point.columns)
     dot = Line2D(x, y, marker="o", markersize=POINT_PX * 72 / DPI, markeredgewidth=0.9)
     dot.set(markerfacecolor=point.color, markeredgecolor="black", linestyle="", zorder=3)
     axes.add_line(dot)
@@ -188,14 +188,14 @@ def _draw_names(axes: Axes, panel: Panel, regions: list[Mark], points: list[Mark
     labeled = {region.name for region in regions}
     alone = [point for point in points if point.name not in labeled]
     if panel.content.plane == "sagittal":
-        return name_beside(axes, panel, regions + alone)
-    name_at_center(axes, panel, regions, points)
-    return name_beside(axes, panel, alone)
+        return draw_names_beside(axes, panel, regions + alone)
+    draw_names_at_center(axes, panel, regions, points)
+    return draw_names_beside(axes, panel, alone)
 
 
 def _draw_cuts(axes: Axes, content: PreviewPlane, planes: Sequence[PreviewPlane]) -> None:
     """Show where the other planes cut this one."""
-    if content.origin_mm is None:
+    if content.origin_rows_columns_mm is None:
         return
     view = _VIEWS[content.plane]
     for other in planes:
@@ -216,21 +216,21 @@ def _draw_letters(axes: Axes, panel: Panel, *, raised: bool) -> None:
         (view.left, (-half * dx, 1 + half * dy if raised else 0.5)),
         (view.right, (1 + half * dx, 0.5)),
     ):
-        write(axes, at, letter, 14, color=QUIET_COLOR, family=LETTER_FONT)
+        draw_text(axes, at, letter, 14, color=QUIET_COLOR, family=LETTER_FONT)
     header = f"{panel.content.plane}   {view.normal} = {panel.content.position_mm:.1f} mm"
     above = 1 + (LETTER_STRIP + HEADER_STRIP / 2) * dy
-    write(axes, (0.5, above), header, 13, color=view.color)
+    draw_text(axes, (0.5, above), header, 13, color=view.color)
 
 
 def _draw_scale_bar(axes: Axes, panel: Panel) -> None:
     """Draw a bar of 50 mm below a panel, or of less where that is wider than the panel."""
-    fitting = [mm for mm in _SCALE_BARS_MM if mm <= panel.content.size_mm[1]]
+    fitting = [mm for mm in _SCALE_BARS_MM if mm <= panel.content.size_rows_columns_mm[1]]
     if not fitting:
         return
-    end = fitting[0] / panel.content.size_mm[1]
+    end = fitting[0] / panel.content.size_rows_columns_mm[1]
     y = -(LETTER_STRIP + SCALE_STRIP / 2) / panel.height
     bar = Line2D([0, end], [y, y], linewidth=2, color=TEXT_COLOR, solid_capstyle="butt")
     bar.set(transform=axes.transAxes, clip_on=False)
     axes.add_line(bar)
     text_at = (end + 6 / panel.width, y)
-    write(axes, text_at, f"{fitting[0]} mm", 12, ha="left")
+    draw_text(axes, text_at, f"{fitting[0]} mm", 12, ha="left")

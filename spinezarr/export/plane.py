@@ -40,11 +40,11 @@ class PreviewPlane:
     """
     label: npt.NDArray[np.uint8] | None
     """Label values on the same voxels, or None for a scan without mask."""
-    spacing_mm: tuple[float, float]
+    spacing_rows_columns_mm: tuple[float, float]
     """Distance between neighboring voxels along rows and columns."""
     position_mm: float
     """World coordinate of the slice along its normal."""
-    origin_mm: tuple[float, float] | None = None
+    origin_rows_columns_mm: tuple[float, float] | None = None
     """World coordinates of the first voxel's center: that of its row, that of its column.
 
     None leaves out the lines that show where the other planes cut.
@@ -62,16 +62,20 @@ class PreviewPlane:
                 f"{self.plane} slice: label shape {self.label.shape} differs from "
                 f"image shape {self.image.shape}; cut both at the same voxels"
             )
-        if min(self.spacing_mm) <= 0:
-            raise UsageError(f"{self.plane} slice: spacing {self.spacing_mm} mm is not positive")
+        if min(self.spacing_rows_columns_mm) <= 0:
+            raise UsageError(
+                f"{self.plane} slice: spacing {self.spacing_rows_columns_mm} mm is not positive"
+            )
 
     @property
-    def size_mm(self) -> tuple[float, float]:
+    def size_rows_columns_mm(self) -> tuple[float, float]:
         """Extent along rows and columns, voxel edge to voxel edge."""
         rows, columns = self.image.shape
-        return rows * self.spacing_mm[0], columns * self.spacing_mm[1]
+        return rows * self.spacing_rows_columns_mm[0], columns * self.spacing_rows_columns_mm[1]
 
-    def at(self, rows: _Index, columns: _Index) -> tuple[_Index, _Index]:
+    def to_panel_mm(self, rows: _Index, columns: _Index) -> tuple[_Index, _Index]:
         """Panel coordinates in mm, across and up, of voxel indices."""
-        row, column = self.origin_mm or (0.0, 0.0)
-        return column + columns * self.spacing_mm[1], row + rows * self.spacing_mm[0]
+        row, column = self.origin_rows_columns_mm or (0.0, 0.0)
+        return column + columns * self.spacing_rows_columns_mm[
+            1
+        ], row + rows * self.spacing_rows_columns_mm[0]

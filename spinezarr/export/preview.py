@@ -7,8 +7,8 @@ from matplotlib.figure import Figure
 from spinezarr.export.picture import draw_preview
 from spinezarr.export.plane import PreviewPlane, PreviewPoint
 from spinezarr.export.spine_slices import Points, annotated_centers, middle_of_spine, read_slice
-from spinezarr.export.voxels import VoxelReader
-from spinezarr.geometry import FLAT_AXIS, Plane, ShapeZYX, axis_positions_mm
+from spinezarr.export.voxel_reader import VoxelReader
+from spinezarr.geometry import SLICE_AXIS, Plane, ShapeZYX, axis_positions_mm
 from spinezarr.store.reader import ScanHandle
 
 __all__ = ["preview_scan"]
@@ -51,7 +51,7 @@ def preview_scan(scan: ScanHandle, voxels: VoxelReader) -> Figure:
 def _plane(
     scan: ScanHandle, voxels: VoxelReader, plane: Plane, at_zyx: ShapeZYX, points: Points
 ) -> PreviewPlane:
-    flat = FLAT_AXIS[plane]
+    flat = SLICE_AXIS[plane]
     slices = {spec.name: read_slice(spec, voxels, flat, at_zyx[flat]) for spec in scan.arrays}
     spacing = scan.attributes.spacing_zyx_mm
     positions = list(axis_positions_mm(scan.affine, scan.image.shape_zyx).values())
@@ -65,9 +65,9 @@ def _plane(
         plane=plane,
         image=slices["image"],
         label=slices.get("label"),
-        spacing_mm=(spacing[rows], spacing[columns]),
+        spacing_rows_columns_mm=(spacing[rows], spacing[columns]),
         position_mm=float(positions[flat][at_zyx[flat]]),
-        origin_mm=(float(positions[rows][0]), float(positions[columns][0])),
+        origin_rows_columns_mm=(float(positions[rows][0]), float(positions[columns][0])),
         points=shown,
         structures={
             int(value): name.replace("_", " ") for value, name in scan.attributes.structures.items()

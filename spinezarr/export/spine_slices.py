@@ -5,8 +5,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from spinezarr.export.voxels import VoxelReader
-from spinezarr.geometry import FLAT_AXIS, Box, Plane, ShapeZYX
+from spinezarr.export.voxel_reader import VoxelReader
+from spinezarr.geometry import SLICE_AXIS, Box, Plane, ShapeZYX
 from spinezarr.store.attributes import VertebraRecord
 from spinezarr.store.reader import ArraySpec, ScanHandle
 from spinezarr.vertebrae import ANATOMICAL_ORDER, LEVELS
@@ -61,7 +61,7 @@ def middle_slice(scan: ScanHandle, voxels: VoxelReader, plane: Plane) -> int:
     labeled = _labeled(scan)
     if plane == "sagittal" and scan.label is not None and labeled:
         return _middle_x(labeled)
-    return middle_of_spine(scan, voxels)[FLAT_AXIS[plane]]
+    return middle_of_spine(scan, voxels)[SLICE_AXIS[plane]]
 
 
 def read_slice(array: ArraySpec, voxels: VoxelReader, flat_axis: int, at: int) -> npt.NDArray[Any]:
@@ -88,7 +88,7 @@ def _middle_of_labels(
     label: ArraySpec, voxels: VoxelReader, vertebrae: list[VertebraRecord]
 ) -> ShapeZYX:
     x = _middle_x(vertebrae)
-    sagittal = read_slice(label, voxels, FLAT_AXIS["sagittal"], x) > 0
+    sagittal = read_slice(label, voxels, SLICE_AXIS["sagittal"], x) > 0
     if not sagittal.any():
         centroids_zyx = np.array([vertebra.centroid_zyx for vertebra in vertebrae])
         z, y, _ = np.rint(np.median(centroids_zyx, axis=0)).astype(int).tolist()

@@ -4,14 +4,14 @@ Each image format opens as a :class:`~spinezarr.formats.volume.Volume`; centroid
 whole, as :class:`~spinezarr.formats.centroids.Centroids`, tables as rows of text.
 """
 
-from spinezarr.formats.centroids import Centroids, out_of_order, read_centroids
+from spinezarr.formats.centroids import Centroids, misordered_levels, read_centroids
 from spinezarr.formats.dicom import DicomSeriesVolume
 from spinezarr.formats.limits import DEFAULT_LIMITS, Limits
 from spinezarr.formats.merged import MergedLabels
 from spinezarr.formats.metaimage import MetaImageVolume
 from spinezarr.formats.nifti import NiftiVolume
 from spinezarr.formats.source_file import SourceFile
-from spinezarr.formats.volume import Volume, open_volume, unread_kind
+from spinezarr.formats.volume import Volume, open_volume, unsupported_kind
 
 __all__ = [
     "DEFAULT_LIMITS",
@@ -23,8 +23,8 @@ __all__ = [
     "NiftiVolume",
     "SourceFile",
     "Volume",
+    "misordered_levels",
     "open_volume",
-    "out_of_order",
     "read_centroids",
-    "unread_kind",
+    "unsupported_kind",
 ]

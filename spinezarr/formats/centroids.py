@@ -54,7 +54,7 @@ from spinezarr.geometry import Grid, Matrix4x4
 from spinezarr.recipe import CentroidConvention
 from spinezarr.vertebrae import LEVELS
 
-__all__ = ["CentroidConvention", "Centroids", "out_of_order", "read_centroids"]
+__all__ = ["CentroidConvention", "Centroids", "misordered_levels", "read_centroids"]
 
 _CHALLENGE_AXES: Final = {"verse-2019-challenge": "IPL", "verse-2020-challenge": "PIR"}
 """Directions toward which X, Y and Z increase."""
@@ -68,7 +68,7 @@ _MAX_LISTED: Final = 30
 class Centroids:
     """Annotated vertebra centers of one scan."""
 
-    position_mm: dict[str, tuple[float, float, float]]
+    positions_xyz_mm: dict[str, tuple[float, float, float]]
     """Level name to RAS+ mm, in the order x, y, z; from head to tail."""
     notes: tuple[str, ...]
     """What a user should know of the file: points passed over, repeated or far off."""
@@ -102,7 +102,7 @@ def read_centroids(
     --------
     >>> grid = Grid((9, 9, 9), np.diag([-1.0, -1.0, 2.0, 1.0]))
     >>> text = b"# 0\r\n200\tL1_center\t3\t4\t12\r\n"
-    >>> read_centroids(text, "scan.lml", convention="lml", grid=grid).position_mm
+    >>> read_centroids(text, "scan.lml", convention="lml", grid=grid).positions_xyz_mm
     {'L1': (-3.0, -4.0, 12.0)}
     """
     if not text.strip():
@@ -190,8 +190,8 @@ def _outside_mm(index_ijk: npt.NDArray[np.float64], grid: Grid) -> float | None:
     return float(np.linalg.norm(grid.affine[:3, :3] @ beyond))
 
 
-def out_of_order(
-    position_mm: Mapping[str, Sequence[float]],
+def misordered_levels(
+    positions_xyz_mm: Mapping[str, Sequence[float]],
 ) -> tuple[tuple[str, str], ...]:
     """List the pairs of levels that do not run from head to tail.
 
@@ -202,7 +202,7 @@ def out_of_order(
 
     Parameters
     ----------
-    position_mm
+    positions_xyz_mm
         Level name to RAS+ mm, in the order x, y, z.
 
     Returns
@@ -212,15 +212,15 @@ def out_of_order(
 
     Examples
     --------
-    >>> out_of_order({"T12": (0, 0, 60), "L1": (0, 0, 90), "L2": (0, 0, 30)})
+    >>> misordered_levels({"T12": (0, 0, 60), "L1": (0, 0, 90), "L2": (0, 0, 30)})
     (('T12', 'L1'),)
     """
-    named = [level for level in LEVELS if level in position_mm]
+    named = [level for level in LEVELS if level in positions_xyz_mm]
     sacral = LEVELS[LEVELS.index("S1") :]
     first_sacral = next((level for level in named if level in sacral), None)
     compared = [level for level in named if level not in sacral or level == first_sacral]
     return tuple(
         (upper, lower)
         for upper, lower in pairwise(compared)
-        if not position_mm[lower][2] < position_mm[upper][2]
+        if not positions_xyz_mm[lower][2] < positions_xyz_mm[upper][2]
     )

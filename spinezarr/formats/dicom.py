@@ -19,22 +19,22 @@ import numpy as np
 import numpy.typing as npt
 
 from spinezarr.errors import FormatError, UsageError
-from spinezarr.formats.dicom_elements import inflated
-from spinezarr.formats.dicom_file import object_in, slices_of
+from spinezarr.formats.dicom_elements import inflate_data_set
+from spinezarr.formats.dicom_file import parse_object, slice_headers
 from spinezarr.formats.dicom_series import (
     CtSeries,
     FolderContent,
     completeness_notes,
     read_folder,
 )
-from spinezarr.formats.dicom_stack import SliceHeader, listed, stack, without_scouts
+from spinezarr.formats.dicom_stack import SliceHeader, drop_scouts, join_first, stack_slices
 from spinezarr.formats.dicom_syntax import DEFLATED
 from spinezarr.formats.file_kinds import DICOM_SEG_STEP
 from spinezarr.formats.limits import DEFAULT_LIMITS, Limits
 from spinezarr.formats.source_file import SourceFile
 from spinezarr.geometry import Grid
 from spinezarr.scaling import VALUE_DTYPE, Scaling
-from spinezarr.text import counted
+from spinezarr.text import count_noun
 
 if TYPE_CHECKING:
     from spinezarr.formats.dicom_pixels import FrameReader
@@ -106,7 +106,7 @@ class DicomSeriesVolume:
             asked for, its largest series are equally large, the series is not complete, or the
             slices are not one even stack of numbers; see
             :func:`spinezarr.formats.dicom_series.completeness_notes` and
-            :func:`spinezarr.formats.dicom_stack.stack`.
+            :func:`spinezarr.formats.dicom_stack.stack_slices`.
         UsageError
             If pydicom and gdcm are not installed.
         """
@@ -118,12 +118,12 @@ class DicomSeriesVolume:
         content = read_folder(fs, _sizes(fs, folder, files, limits), limits)
         notes = _passed_over(content)
         chosen = _chosen(content, folder, series, notes)
-        headers = [header for found in chosen.objects for header in slices_of(found)]
-        kept = without_scouts(headers)
+        headers = [header for found in chosen.objects for header in slice_headers(found)]
+        kept = drop_scouts(headers)
         if len(kept) < len(headers):
             n_scouts = len(headers) - len(kept)
             notes.append(f"passed over what lies across all slices: {n_scouts} x scout")
-        slices, grid = stack(kept, folder)
+        slices, grid = stack_slices(kept, folder)
         limits.check_grid(grid, _dtype_of(slices).itemsize, folder)
         spacing_mm = float(np.linalg.norm(grid.affine[:3, 2]))
         notes += completeness_notes(chosen, slices, spacing_mm, folder)
@@ -249,12 +249,14 @@ class _SourceFiles:
     ) -> "FrameReader":
         from spinezarr.formats.dicom_pixels import FrameReader  # noqa: PLC0415  needs pydicom
 
-        found = object_in(path, read, size_bytes, self._limits)
-        if found is None or not self._slices[path] <= set(slices_of(found)):
+        found = parse_object(path, read, size_bytes, self._limits)
+        if found is None or not self._slices[path] <= set(slice_headers(found)):
             raise FormatError(f"{path}: has changed while it was read. Ingest it again.")
         header = found.header
         if header.transfer_syntax == DEFLATED:
-            plain = inflated(read(header.data_set_start, size_bytes), self._limits.dicom_file_bytes)
+            plain = inflate_data_set(
+                read(header.data_set_start, size_bytes), self._limits.dicom_file_bytes
+            )
             size_bytes, read = len(plain), lambda start, stop: plain[start:stop]
         return FrameReader(
             read,
@@ -317,7 +319,7 @@ def _sizes(
 def _passed_over(content: FolderContent) -> list[str]:
     """Note what else is in the folder; names of files may name a patient."""
     notes = []
-    kinds = Counter(found.other_kind for found in content.others)
+    kinds = Counter(found.non_ct_kind for found in content.others)
     if kinds:
         counts = ", ".join(f"{count} x {kind}" for kind, count in sorted(kinds.items()))
         notes.append(f"passed over what is no CT slice: {counts}")
@@ -345,27 +347,27 @@ def _chosen(content: FolderContent, folder: str, key: str | None, notes: list[st
     ranked = sorted(content.series, key=lambda one: (-one.slices, one.key))
     if not ranked:
         n_files = len(content.others) + len(content.unknown)
-        is_mask = any("Segmentation" in (found.other_kind or "") for found in content.others)
+        is_mask = any("Segmentation" in (found.non_ct_kind or "") for found in content.others)
         advice = "Choose the folder that holds the .dcm files of one CT series."
         raise FormatError(
-            f"{folder}: holds no CT slices among its {counted(n_files, 'file')}"
+            f"{folder}: holds no CT slices among its {count_noun(n_files, 'file')}"
             f"{': ' if notes else ''}{'; '.join(notes)}. {DICOM_SEG_STEP if is_mask else advice}"
         )
     tied = [one for one in ranked if one.slices == ranked[0].slices]
     if len(tied) > 1:
         raise FormatError(_tie(tied, folder))
     if len(ranked) > 1:
-        names = [f"{one.name} ({counted(one.slices, 'slice')})" for one in ranked]
-        notes.append(f"took {names[0]}, not {listed(names[1:])}")
+        names = [f"{one.name} ({count_noun(one.slices, 'slice')})" for one in ranked]
+        notes.append(f"took {names[0]}, not {join_first(names[1:])}")
     notes += ranked[0].notes
     return ranked[0]
 
 
 def _tie(tied: Sequence[CtSeries], folder: str) -> str:
     """Say why none of several series can be chosen."""
-    examples = listed(
+    examples = join_first(
         [
-            f"{one.name} ({counted(one.slices, 'slice')}), e.g. "
+            f"{one.name} ({count_noun(one.slices, 'slice')}), e.g. "
             f"{one.objects[0].path.rsplit('/', 1)[-1]}"
             for one in tied
         ]
@@ -373,8 +375,8 @@ def _tie(tied: Sequence[CtSeries], folder: str) -> str:
     if tied[0].slices == 1 and len(tied) > 2:  # noqa: PLR2004  not a pair of single slices
         differing = [
             name
-            for name, value in tied[0].facts.likeness.items()
-            if any(one.facts.likeness[name] != value for one in tied)
+            for name, value in tied[0].facts.matching_fields.items()
+            if any(one.facts.matching_fields[name] != value for one in tied)
         ]
         return (
             f"{folder}: each of its {len(tied)} CT files is a series of its own, with its own "

@@ -54,7 +54,7 @@ class CodeStreamError(ValueError):
 
 
 def check_jpeg(
-    code: bytes, shape_rc: tuple[int, int], bits_allocated: int, frames: AbstractSet[int]
+    code: bytes, shape_rows_columns: tuple[int, int], bits_allocated: int, frames: AbstractSet[int]
 ) -> int:
     """Check the marker segments, of which one is a scan, and the end of a JPEG or JPEG-LS stream.
 
@@ -62,7 +62,7 @@ def check_jpeg(
     ----------
     code
         The stream; behind its end, zeros or one other byte of padding are allowed.
-    shape_rc
+    shape_rows_columns
         Rows and columns that the DICOM header states.
     bits_allocated
         Of a decoded pixel.
@@ -93,7 +93,9 @@ def check_jpeg(
             seen += 1
             found = (int.from_bytes(segment[1:3]), int.from_bytes(segment[3:5]))
             precision = int.from_bytes(segment[:1])
-            _check_frame(found, shape_rc, segment[5:6] == b"\x01", precision, bits_allocated)
+            _check_frame(
+                found, shape_rows_columns, segment[5:6] == b"\x01", precision, bits_allocated
+            )
         elif kind not in _BEFORE_SCAN:
             raise CodeStreamError(f"unexpected marker FF{kind:02X} at byte {at} of its code stream")
         at += 2 + length
@@ -108,14 +110,14 @@ def check_jpeg(
     return precision
 
 
-def check_jpeg2000(code: bytes, shape_rc: tuple[int, int], bits_allocated: int) -> None:
+def check_jpeg2000(code: bytes, shape_rows_columns: tuple[int, int], bits_allocated: int) -> None:
     """Check the headers and the end of a JPEG 2000 stream; see :func:`check_jpeg`."""
     _end_of(code, _JPEG2000_START)
     siz = code[4 : 4 + _SIZ_BYTES]
     right, bottom, left, top = (int.from_bytes(siz[at : at + 4]) for at in (4, 8, 12, 16))
     one = siz[:2] == _SIZ_BYTES.to_bytes(2) and siz[36:38] == b"\0\x01" and siz[39:41] == b"\1\1"
     precision = (siz[38] & 0x7F) + 1 if one else 0
-    _check_frame((bottom - top, right - left), shape_rc, one, precision, bits_allocated)
+    _check_frame((bottom - top, right - left), shape_rows_columns, one, precision, bits_allocated)
     width, height, first_x, first_y = (int.from_bytes(siz[at : at + 4]) for at in (20, 24, 28, 32))
     if min(width, height) < 1 or first_x > left or first_y > top:
         raise CodeStreamError("the tiles of its code stream do not cover it")
@@ -124,7 +126,7 @@ def check_jpeg2000(code: bytes, shape_rc: tuple[int, int], bits_allocated: int) 
         raise CodeStreamError(
             f"its code stream is cut into {tiles} tiles, expected at most {_MAX_TILES}"
         )
-    _check_coding(code, math.prod(shape_rc))
+    _check_coding(code, math.prod(shape_rows_columns))
 
 
 def _check_coding(code: bytes, pixels: int) -> None:
@@ -177,7 +179,7 @@ def _check_blocks(style: bytes, coding: bytes, pixels: int) -> None:
         )
 
 
-def check_rle(code: bytes, shape_rc: tuple[int, int], bits_allocated: int) -> None:
+def check_rle(code: bytes, shape_rows_columns: tuple[int, int], bits_allocated: int) -> None:
     """Check that RLE segments, which may expand 64 times, give one byte of each pixel.
 
     The decoder counts what it gets, but only after it has made room for all of it.
@@ -194,7 +196,7 @@ def check_rle(code: bytes, shape_rc: tuple[int, int], bits_allocated: int) -> No
         )
     starts = [int.from_bytes(code[4 * n : 4 * n + 4], "little") for n in range(1, count + 1)]
     ends = [*starts[1:], len(code)]
-    expected = math.prod(shape_rc)
+    expected = math.prod(shape_rows_columns)
     for start, end in zip(starts, ends, strict=True):
         if not _RLE_HEADER <= start <= end <= len(code):
             raise CodeStreamError(f"an RLE segment is at byte {start} to {end} of its code stream")
@@ -236,16 +238,16 @@ def _end_of(code: bytes, start: bytes) -> int:
 
 
 def _check_frame(
-    found_rc: tuple[int, int],
-    expected_rc: tuple[int, int],
+    found_rows_columns: tuple[int, int],
+    expected_rows_columns: tuple[int, int],
     one_component: bool,  # noqa: FBT001
     precision: int,
     bits_allocated: int,
 ) -> None:
-    if found_rc != expected_rc:
+    if found_rows_columns != expected_rows_columns:
         raise CodeStreamError(
-            f"its code stream is of {found_rc[0]} x {found_rc[1]} pixels, its header of "
-            f"{expected_rc[0]} x {expected_rc[1]}"
+            f"its code stream is of {found_rows_columns[0]} x {found_rows_columns[1]} pixels, "
+            f"its header of {expected_rows_columns[0]} x {expected_rows_columns[1]}"
         )
     if not one_component:
         raise CodeStreamError("its code stream is not of one component")

@@ -22,16 +22,16 @@ from typing import Final, TypeAlias
 from spinezarr.formats.dicom_syntax import BIG_ENDIAN, DEFLATED, EXPLICIT, IMPLICIT, is_uid
 
 __all__ = [
-    "CutShortError",
     "DataSet",
     "DicomHeader",
     "Fragment",
     "HeaderError",
-    "PixelPlace",
-    "inflated",
+    "PixelDataLocation",
+    "TruncatedPixelsError",
+    "inflate_data_set",
+    "is_bare_data_set",
     "read_fragments",
     "read_header",
-    "starts_as_data_set",
 ]
 
 _MOST_VALUE_BYTES: Final = 4096
@@ -156,7 +156,7 @@ class HeaderError(ValueError):
     """A header that cannot be read; without the file's name."""
 
 
-class CutShortError(HeaderError):
+class TruncatedPixelsError(HeaderError):
     """A file that ends before its pixels do."""
 
 
@@ -225,7 +225,7 @@ class DataSet:
 
 
 @dataclass(frozen=True, slots=True)
-class PixelPlace:
+class PixelDataLocation:
     """Where the value of the pixel element lies."""
 
     start: int
@@ -258,7 +258,7 @@ class DicomHeader:
     transfer_syntax: str
     """As stated, or as found where the file has no meta information."""
     data: DataSet
-    pixels: PixelPlace | None
+    pixels: PixelDataLocation | None
     """None if there are none, or reading ended before them."""
 
 
@@ -272,7 +272,7 @@ def read_header(
 ) -> DicomHeader | None:
     """Read the header of a file; None if it is no DICOM file.
 
-    A file without preamble is one if :func:`starts_as_data_set`.
+    A file without preamble is one if :func:`is_bare_data_set`.
 
     Parameters
     ----------
@@ -297,7 +297,7 @@ def read_header(
     start = source.data[begin : begin + _PREAMBLE_BYTES + len(_MAGIC)]
     at = len(start)
     if start[_PREAMBLE_BYTES:] != _MAGIC:
-        if not starts_as_data_set(source.data[begin:]):
+        if not is_bare_data_set(source.data[begin:]):
             return None
         at = 0
     meta, at = _Walk(source, explicit=True).file_meta(at)
@@ -309,7 +309,7 @@ def read_header(
         if size_bytes > most_inflated_bytes:
             raise HeaderError(f"more than {most_inflated_bytes} bytes of deflated data")
         packed = read(at, size_bytes) if at < size_bytes else b""
-        plain = inflated(packed, most_inflated_bytes)
+        plain = inflate_data_set(packed, most_inflated_bytes)
         source, at = _Bytes(lambda a, b: plain[a:b], len(plain), 2 * len(plain)), 0
     big_endian = syntax == BIG_ENDIAN
     # Some writers state one and write the other.
@@ -327,7 +327,7 @@ def read_header(
     )
 
 
-def starts_as_data_set(start: bytes) -> bool:
+def is_bare_data_set(start: bytes) -> bool:
     r"""Whether bytes are the start of a DICOM file that lacks the preamble of 128 bytes.
 
     Many archives write data sets alone. They start with an element of group 0002 or 0008 in little
@@ -335,9 +335,9 @@ def starts_as_data_set(start: bytes) -> bool:
 
     Examples
     --------
-    >>> starts_as_data_set(b"\x08\0\x16\0UI\x1a\0" + b"1.2.840.10008.5.1.4.1.1.2\0")
+    >>> is_bare_data_set(b"\x08\0\x16\0UI\x1a\0" + b"1.2.840.10008.5.1.4.1.1.2\0")
     True
-    >>> starts_as_data_set(bytes(132)), starts_as_data_set(b"Dear colleague, ...")
+    >>> is_bare_data_set(bytes(132)), is_bare_data_set(b"Dear colleague, ...")
     (False, False)
     """
     source = _Bytes(lambda a, b: start[a:b], len(start), len(start))
@@ -388,13 +388,13 @@ def read_fragments(
     while len(found) <= _MOST_FRAGMENTS:
         element = walk.element(at)
         if element is None or element[0] not in (_ITEM, _SEQUENCE_END):
-            raise CutShortError("its pixels do not end")
+            raise TruncatedPixelsError("its pixels do not end")
         tag, _, value_at, length = element
         if tag == _SEQUENCE_END:
             return found
         at = value_at + length
         if at > size_bytes:
-            raise CutShortError("its pixels do not end")
+            raise TruncatedPixelsError("its pixels do not end")
         begin = source.window(value_at, min(length, _STARTS_BYTES))
         found.append(
             Fragment(value_at, length, source.data[begin : begin + min(length, _STARTS_BYTES)])
@@ -502,7 +502,7 @@ class _Walk:
 
     def data_set(
         self, at: int, outer_class: str, classes: Collection[str] | None
-    ) -> tuple[DataSet, PixelPlace | None]:
+    ) -> tuple[DataSet, PixelDataLocation | None]:
         """Read the elements from ``at`` to the pixels, and find these."""
         data = DataSet(big_endian=self.big_endian)
         is_wanted = None if classes is not None else True
@@ -516,7 +516,9 @@ class _Walk:
             if is_enough or tag >> 16 == _DIRECTORY or tag in _OTHER_PIXELS:
                 break
             if tag == _PIXELS:
-                return data, PixelPlace(value_at, None if length == _UNDEFINED else length, vr)
+                return data, PixelDataLocation(
+                    value_at, None if length == _UNDEFINED else length, vr
+                )
             at = self._take(data, _WANTED, found)
         return data, None
 
@@ -648,7 +650,7 @@ class _Walk:
 _NAMES: Final = {tag: (keyword, vr) for keyword, (tag, vr) in _KEYWORDS.items()}
 
 
-def inflated(data: bytes, most_bytes: int) -> bytes:
+def inflate_data_set(data: bytes, most_bytes: int) -> bytes:
     """Inflate a deflated data set.
 
     Raises

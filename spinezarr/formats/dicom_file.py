@@ -15,21 +15,21 @@ from typing import Final
 import fsspec
 
 from spinezarr.errors import FormatError
-from spinezarr.formats.described import described_text
 from spinezarr.formats.dicom_elements import DataSet, DicomHeader, HeaderError, read_header
 from spinezarr.formats.dicom_stack import SliceHeader
 from spinezarr.formats.dicom_syntax import LOSSY, SYNTAXES, uid_name
-from spinezarr.formats.file_kinds import KIND_BYTES, wrong_kind
+from spinezarr.formats.file_kinds import KIND_BYTES, wrong_kind_error
+from spinezarr.formats.header_text import redact_header_text
 from spinezarr.formats.limits import Limits
 
 __all__ = [
     "DicomObject",
-    "SeriesFacts",
+    "SeriesHeader",
+    "has_other_file_name",
     "is_hidden",
-    "is_other_kind",
-    "object_in",
+    "parse_object",
     "read_object",
-    "slices_of",
+    "slice_headers",
 ]
 
 _CT: Final = "1.2.840.10008.5.1.4.1.1.2"
@@ -73,7 +73,7 @@ _DIRECTION_DIGITS: Final = 2
 
 
 @dataclass(frozen=True, slots=True)
-class SeriesFacts:
+class SeriesHeader:
     """What a file says of its series; texts are for comparison only, never for messages."""
 
     uid: str
@@ -89,11 +89,11 @@ class SeriesFacts:
     slice_thickness_mm: float | None
     cosines: tuple[float, ...]
     """ImageOrientationPatient, rounded."""
-    spacing_mm: tuple[float, ...]
-    shape_rc: tuple[float, ...]
+    spacing_rows_columns_mm: tuple[float, ...]
+    shape_rows_columns: tuple[float, ...]
 
     @property
-    def likeness(self) -> dict[str, object]:
+    def matching_fields(self) -> dict[str, object]:
         """What slices of one series have in common, by DICOM's names, beside the UID."""
         return {
             "StudyInstanceUID": self.study_uid,
@@ -104,8 +104,8 @@ class SeriesFacts:
             "ImageType": self.image_type,
             "SliceThickness": self.slice_thickness_mm,
             "ImageOrientationPatient": self.cosines,
-            "PixelSpacing": self.spacing_mm,
-            "Rows and Columns": self.shape_rc,
+            "PixelSpacing": self.spacing_rows_columns_mm,
+            "Rows and Columns": self.shape_rows_columns,
         }
 
 
@@ -115,9 +115,9 @@ class DicomObject:
 
     path: str
     """The file."""
-    other_kind: str | None
+    non_ct_kind: str | None
     """What it is if it is no slice of a CT, e.g. ``'localizer'``."""
-    series: SeriesFacts
+    series: SeriesHeader
     frames: int
     """How many slices it holds; 0 if it is of another kind."""
     size_bytes: int
@@ -140,7 +140,7 @@ def is_hidden(name: str) -> bool:
     return name.startswith(".")
 
 
-def is_other_kind(name: str) -> bool:
+def has_other_file_name(name: str) -> bool:
     """Whether a file's name says that it is no DICOM slice.
 
     Slices have any name: with ``.dcm``, another ending, or none. So a file that is not DICOM is
@@ -150,9 +150,10 @@ def is_other_kind(name: str) -> bool:
 
     Examples
     --------
-    >>> [is_other_kind(name) for name in ("README", "series.csv", "report.PDF", "a.nii.gz")]
+    >>> [has_other_file_name(name) for name in ("README", "series.csv", "report.PDF", "a.nii.gz")]
     [True, True, True, True]
-    >>> [is_other_kind(name) for name in ("IM-0001-0007", "README.dcm", "1.2.840.9", "7.dcm.gz")]
+    >>> slices = ("IM-0001-0007", "README.dcm", "1.2.840.9", "7.dcm.gz")
+    >>> [has_other_file_name(name) for name in slices]
     [False, False, False, False]
     """
     low = name.lower()
@@ -179,23 +180,23 @@ def read_object(
     Raises
     ------
     FormatError
-        If it is not DICOM and may be a slice (see :func:`is_other_kind`), too large, or does not
-        parse.
+        If the file is not DICOM but may be a slice (see :func:`has_other_file_name`), is too
+        large, or does not parse.
     """
-    found = object_in(
+    found = parse_object(
         path, lambda start, stop: fs.cat_file(path, start=start, end=stop), size_bytes, limits
     )
     if found is not None:
         return found
-    if is_other_kind(path.rsplit("/", 1)[-1]):
+    if has_other_file_name(path.rsplit("/", 1)[-1]):
         return None
     # A broken link has no bytes either, and cannot be read.
     start = fs.cat_file(path, start=0, end=KIND_BYTES) if size_bytes else fs.cat_file(path)
-    problem = wrong_kind(path, start, "a DICOM file")
+    problem = wrong_kind_error(path, start, "a DICOM file")
     raise FormatError(f"{problem} If it is no slice, take it out of the folder.")
 
 
-def object_in(
+def parse_object(
     path: str, read: Callable[[int, int], bytes], size_bytes: int, limits: Limits
 ) -> DicomObject | None:
     """Read the header in the bytes of a file, as far as it is needed; None if it is no DICOM file.
@@ -234,13 +235,13 @@ def _object(path: str, size_bytes: int, header: DicomHeader, limits: Limits) -> 
         raise FormatError(
             f"{path}: states no SOPClassUID, so what it holds is unknown. Download it again."
         )
-    other_kind = None
+    non_ct_kind = None
     if _CT_CLASSES.isdisjoint(classes):
-        other_kind = uid_name(classes[0]) or "object of an unknown class"
+        non_ct_kind = uid_name(classes[0]) or "object of an unknown class"
     elif "LOCALIZER" in data.texts("ImageType"):
-        other_kind = "localizer"
+        non_ct_kind = "localizer"
     frames = 1
-    if other_kind is None:
+    if non_ct_kind is None:
         # Rows comes behind what tells series apart: a header that is cut short lacks it.
         if "Rows" not in data:
             raise FormatError(
@@ -256,7 +257,7 @@ def _object(path: str, size_bytes: int, header: DicomHeader, limits: Limits) -> 
                 f"{'a CT' if enhanced else 'one CT slice'}. Take it out of the folder."
             )
     return DicomObject(
-        path, other_kind, _series_facts(data), 0 if other_kind else frames, size_bytes, header
+        path, non_ct_kind, _series_facts(data), 0 if non_ct_kind else frames, size_bytes, header
     )
 
 
@@ -274,14 +275,14 @@ def _frames(data: DataSet, path: str, *, enhanced: bool) -> int:
     return 1
 
 
-def _series_facts(data: DataSet) -> SeriesFacts:
+def _series_facts(data: DataSet) -> SeriesHeader:
     groups = data.sequence("SharedFunctionalGroupsSequence")[:1]
     measures = _first(groups, "PixelMeasuresSequence") or data
     kernel = _first(groups, "CTReconstructionSequence") or data
     orientation = _first(groups, "PlaneOrientationSequence") or data
     number = _loose(data, "SeriesNumber")
     thickness = _loose(measures, "SliceThickness")
-    return SeriesFacts(
+    return SeriesHeader(
         uid=data.text("SeriesInstanceUID"),
         study_uid=data.text("StudyInstanceUID"),
         frame_uid=data.text("FrameOfReferenceUID"),
@@ -294,8 +295,8 @@ def _series_facts(data: DataSet) -> SeriesFacts:
             round(cosine, _DIRECTION_DIGITS) + 0.0
             for cosine in _loose(orientation, "ImageOrientationPatient")
         ),
-        spacing_mm=_loose(measures, "PixelSpacing"),
-        shape_rc=_loose(data, "Rows") + _loose(data, "Columns"),
+        spacing_rows_columns_mm=_loose(measures, "PixelSpacing"),
+        shape_rows_columns=_loose(data, "Rows") + _loose(data, "Columns"),
     )
 
 
@@ -312,7 +313,7 @@ def _loose(data: DataSet, keyword: str) -> tuple[float, ...]:
         return ()
 
 
-def slices_of(found: DicomObject) -> list[SliceHeader]:
+def slice_headers(found: DicomObject) -> list[SliceHeader]:
     """Check the header of a CT file on its own, and return its slice, or those of its frames.
 
     Raises
@@ -390,19 +391,18 @@ def _slice(found: DicomObject, place: _Place) -> SliceHeader:
             f"{path}: has {rows} x {columns} pixels {between_rows} x {between_columns} mm "
             "apart; expected more than 0. Export the series again."
         )
-    scale = _rescale(place.scaling, path)
     return SliceHeader(
         path,
         place.frame,
-        position_mm=_numbers(place.position, "ImagePositionPatient", 3, path),
+        position_lps_mm=_numbers(place.position, "ImagePositionPatient", 3, path),
         cosines=_numbers(place.orientation, "ImageOrientationPatient", 6, path),
-        spacing_mm=(between_rows, between_columns),
-        shape_rc=(rows, columns),
+        spacing_rows_columns_mm=(between_rows, between_columns),
+        shape_rows_columns=(rows, columns),
         bits_allocated=allocated,
         bits_stored=stored,
         signed=signed,
-        scale=scale,
-        unit=_unit(place.scaling),
+        rescale=_rescale(place.scaling, path),
+        rescale_type=_rescale_type(place.scaling),
         tilt_deg=_optional(data, "GantryDetectorTilt", path),
         thickness_mm=next(iter(_loose(place.measures, "SliceThickness")), None),
         notes=_notes(found, place.scaling),
@@ -447,7 +447,7 @@ def _whole(data: DataSet, keyword: str, path: str) -> int:
 def _check_color(data: DataSet, path: str) -> None:
     samples = _whole(data, "SamplesPerPixel", path)
     photometric = data.text("PhotometricInterpretation")
-    shown = described_text(photometric, _PHOTOMETRIC)
+    shown = redact_header_text(photometric, _PHOTOMETRIC)
     if samples != 1 or photometric != "MONOCHROME2":
         raise FormatError(
             f"{path}: holds {samples} samples a pixel, {shown}; expected 1, MONOCHROME2. "
@@ -490,12 +490,12 @@ def _rescale(data: DataSet, path: str) -> tuple[float, float] | None:
     return slope, intercept
 
 
-def _unit(scaling: DataSet) -> str:
+def _rescale_type(scaling: DataSet) -> str:
     """Return RescaleType as messages may show it.
 
     It must be there where values are not in HU (PS3.3 table C.8-3), so its absence means HU.
     """
-    return described_text(scaling.text("RescaleType") or "HU", _RESCALE_TYPES)
+    return redact_header_text(scaling.text("RescaleType") or "HU", _RESCALE_TYPES)
 
 
 def _notes(found: DicomObject, scaling: DataSet) -> tuple[str, ...]:
@@ -512,7 +512,7 @@ def _notes(found: DicomObject, scaling: DataSet) -> tuple[str, ...]:
         notes.append(f"lossy compression: {uid_name(syntax)}, values may differ from the scanner's")
     if not scaling.text("RescaleSlope"):
         notes.append("no RescaleSlope: values as stored, which may not be HU")
-    unit = _unit(scaling)
-    if unit != _HU:
-        notes.append(f"values in {unit}, not HU (RescaleType)")
+    rescale_type = _rescale_type(scaling)
+    if rescale_type != _HU:
+        notes.append(f"values in {rescale_type}, not HU (RescaleType)")
     return tuple(notes)

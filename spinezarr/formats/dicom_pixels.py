@@ -29,10 +29,10 @@ from spinezarr.formats.dicom_codestream import (
     check_rle,
 )
 from spinezarr.formats.dicom_elements import (
-    CutShortError,
     DicomHeader,
     Fragment,
     HeaderError,
+    TruncatedPixelsError,
     read_fragments,
 )
 from spinezarr.formats.dicom_stack import SliceHeader
@@ -115,12 +115,12 @@ class FrameReader:
             parts = self._codes[frame]
             code = b"".join(self._bytes(part.start, part.size_bytes) for part in parts)
             if self._syntax == RLE:
-                check_rle(code, header.shape_rc, header.bits_allocated)
+                check_rle(code, header.shape_rows_columns, header.bits_allocated)
             elif self._syntax in JPEG_2000:
-                check_jpeg2000(code, header.shape_rc, header.bits_allocated)
+                check_jpeg2000(code, header.shape_rows_columns, header.bits_allocated)
             else:
                 frames = JPEG_FRAMES[self._syntax]
-                bits = check_jpeg(code, header.shape_rc, header.bits_allocated, frames)
+                bits = check_jpeg(code, header.shape_rows_columns, header.bits_allocated, frames)
                 if self._syntax == JPEG_EXTENDED and bits == _TWELVE_BITS:
                     return _used_bits(_jpeg_extended(code, header), header)
             return _decoded(code, self._syntax, header)
@@ -136,7 +136,9 @@ class FrameReader:
     def _native(self, frame: int, header: SliceHeader) -> npt.NDArray[Any]:
         """Return pixels as they are stored."""
         place = self._place
-        n_bytes = header.shape_rc[0] * header.shape_rc[1] * header.bits_allocated // 8
+        n_bytes = (
+            header.shape_rows_columns[0] * header.shape_rows_columns[1] * header.bits_allocated // 8
+        )
         there = 0
         if place is not None and place.size_bytes is not None:
             there = max(0, min(place.size_bytes, self._size_bytes - place.start))
@@ -159,12 +161,12 @@ class FrameReader:
             data = (even + data[len(even) :])[before : before + n_bytes]
         order = ">" if self._syntax == BIG_ENDIAN else "<"
         dtype = np.dtype(f"{order}{'i' if header.signed else 'u'}{header.bits_allocated // 8}")
-        return np.frombuffer(data, dtype).reshape(header.shape_rc)
+        return np.frombuffer(data, dtype).reshape(header.shape_rows_columns)
 
     def _find_codes(self) -> list[list[Fragment]]:
         """Return the fragments of each frame."""
         if self._place is None or self._place.size_bytes is not None:
-            raise CutShortError("it holds no compressed pixels")
+            raise TruncatedPixelsError("it holds no compressed pixels")
         fragments = read_fragments(self._read, self._size_bytes, self._place.start)
         table, parts = fragments[:1], fragments[1:]
         if self._frames == 1:
@@ -210,7 +212,7 @@ def _used_bits(stored: npt.NDArray[Any], header: SliceHeader) -> npt.NDArray[Any
 
 def _decoded(code: bytes, syntax: str, header: SliceHeader) -> npt.NDArray[Any]:
     """Decode a code stream that has been checked."""
-    rows, columns = header.shape_rc
+    rows, columns = header.shape_rows_columns
     # pydicom's type for these is one dictionary of all of them.
     options: dict[str, Any] = {
         "rows": rows,
@@ -239,7 +241,7 @@ def _jpeg_extended(code: bytes, header: SliceHeader) -> npt.NDArray[Any]:
     Were 16 bits said to be allocated, gdcm would try 8 bits first and print an error:
     https://github.com/tfmoraes/python-gdcm/issues/35.
     """
-    rows, columns = header.shape_rc
+    rows, columns = header.shape_rows_columns
     fragment, fragments = gdcm.Fragment(), gdcm.SequenceOfFragments.New()
     fragment.SetByteStringValue(code)
     fragments.AddFragment(fragment)
@@ -257,7 +259,7 @@ def _jpeg_extended(code: bytes, header: SliceHeader) -> npt.NDArray[Any]:
     # Its bytes come as text in which those that are no UTF-8 are escaped.
     decoded = image.GetBuffer().encode("utf-8", "surrogateescape")
     dtype = f"{'i' if header.signed else 'u'}{header.bits_allocated // 8}"
-    return np.frombuffer(decoded, "<u2").reshape(header.shape_rc).astype(dtype)
+    return np.frombuffer(decoded, "<u2").reshape(header.shape_rows_columns).astype(dtype)
 
 
 @contextmanager
@@ -280,7 +282,7 @@ def _decoding(path: str) -> Iterator[None]:
             yield
         except FormatError:
             raise
-        except CutShortError as problem:
+        except TruncatedPixelsError as problem:
             raise FormatError(f"{path}: cut short: {problem}. Download it again.") from problem
         except (CodeStreamError, HeaderError) as problem:
             raise FormatError(f"{path}: {problem}. Download it again.") from problem

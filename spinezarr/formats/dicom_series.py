@@ -16,11 +16,11 @@ from typing import Final
 import fsspec
 
 from spinezarr.errors import FormatError
+from spinezarr.formats.concurrent_reads import map_concurrently
 from spinezarr.formats.dicom_elements import HeaderError
-from spinezarr.formats.dicom_file import DicomObject, SeriesFacts, is_hidden, read_object
+from spinezarr.formats.dicom_file import DicomObject, SeriesHeader, is_hidden, read_object
 from spinezarr.formats.dicom_stack import SliceHeader
 from spinezarr.formats.limits import Limits
-from spinezarr.formats.side_by_side import side_by_side
 
 __all__ = [
     "CtSeries",
@@ -41,7 +41,7 @@ _SPACING: Final = 0.1
 class CtSeries:
     """The CT files of one series."""
 
-    facts: SeriesFacts
+    facts: SeriesHeader
     """What its first file says of it."""
     key: str
     """Tells it from others of the same folder; a hash, which shows no UID."""
@@ -107,11 +107,11 @@ def read_folder(
         :func:`spinezarr.formats.dicom_file.read_object`.
     """
     paths = sorted(path for path in sizes if not is_hidden(path.rsplit("/", 1)[-1]))
-    found = side_by_side(fs, lambda path: read_object(fs, path, sizes[path], limits), paths)
+    found = map_concurrently(fs, lambda path: read_object(fs, path, sizes[path], limits), paths)
     objects = [item for item in found if item is not None]
     return FolderContent(
         tuple(group_series(objects)),
-        tuple(item for item in objects if item.other_kind is not None),
+        tuple(item for item in objects if item.non_ct_kind is not None),
         tuple(path for path, item in zip(paths, found, strict=True) if item is None),
     )
 
@@ -119,10 +119,12 @@ def read_folder(
 def group_series(objects: Iterable[DicomObject]) -> list[CtSeries]:
     """Group CT files by series.
 
-    Files of one SeriesInstanceUID are a series. A file without one belongs to the series that is
-    like it in all else (:attr:`SeriesFacts.likeness`), if there is a single such series, and else
-    to those without a UID that are like it. Where each of several files of one slice that are
-    alike has a UID of its own, as some converters write, they are taken as one series, with a note.
+    * Files with the same SeriesInstanceUID form one series.
+    * A file without a UID joins the series with the same :attr:`SeriesHeader.matching_fields`, if
+      exactly one such series exists. Otherwise it forms a series with the other files that have
+      no UID and the same fields.
+    * Some converters give each slice a UID of its own. At least three single-slice files with the
+      same fields then form one series, and a note says so.
 
     Parameters
     ----------
@@ -135,14 +137,14 @@ def group_series(objects: Iterable[DicomObject]) -> list[CtSeries]:
         By the path of their first file.
     """
     objects = list(objects)
-    ct = [found for found in objects if found.other_kind is None]
+    ct = [found for found in objects if found.non_ct_kind is None]
     by_uid: dict[str, list[DicomObject]] = defaultdict(list)
     for found in ct:
         by_uid[found.series.uid].append(found)
     without = by_uid.pop("", [])
     groups = _joined([(members, [uid], ()) for uid, members in by_uid.items()])
-    for likeness, members in _alike(without).items():
-        fitting = [group for group in groups if _likeness(group[0][0]) == likeness]
+    for matching_fields, members in _alike(without).items():
+        fitting = [group for group in groups if _matching_fields(group[0][0]) == matching_fields]
         if len(fitting) == 1:
             fitting[0][0].extend(members)
             fitting[0][0].sort(key=lambda found: found.path)
@@ -150,12 +152,12 @@ def group_series(objects: Iterable[DicomObject]) -> list[CtSeries]:
             groups.append((members, [], ()))
     others: dict[str, list[DicomObject]] = defaultdict(list)
     for found in objects:
-        if found.other_kind is not None and found.series.uid:
+        if found.non_ct_kind is not None and found.series.uid:
             others[found.series.uid].append(found)
     series = [
         CtSeries(
             members[0].series,
-            _key(uids[0] if len(uids) == 1 else _likeness(members[0])),
+            _key(uids[0] if len(uids) == 1 else _matching_fields(members[0])),
             tuple(members),
             tuple(other for uid in uids for other in others[uid]),
             notes,
@@ -188,12 +190,12 @@ def _joined(groups: Sequence[_Group]) -> list[_Group]:
 def _alike(objects: Iterable[DicomObject]) -> dict[str, list[DicomObject]]:
     groups: dict[str, list[DicomObject]] = defaultdict(list)
     for found in objects:
-        groups[_likeness(found)].append(found)
+        groups[_matching_fields(found)].append(found)
     return groups
 
 
-def _likeness(found: DicomObject) -> str:
-    return repr(found.series.likeness)
+def _matching_fields(found: DicomObject) -> str:
+    return repr(found.series.matching_fields)
 
 
 def _key(identity: str) -> str:

@@ -19,9 +19,9 @@ import numpy.typing as npt
 
 from spinezarr.errors import FormatError
 from spinezarr.geometry import Grid
-from spinezarr.text import counted
+from spinezarr.text import count_noun
 
-__all__ = ["SliceHeader", "listed", "stack", "without_scouts"]
+__all__ = ["SliceHeader", "drop_scouts", "join_first", "stack_slices"]
 
 _COSINES: Final = 2e-3
 """How far two direction cosines may be from unit length and from a right angle.
@@ -72,13 +72,13 @@ class SliceHeader:
     """The file."""
     frame: int | None
     """Its number in a multi-frame file, from 0; None in a file of one slice."""
-    position_mm: tuple[float, ...]
+    position_lps_mm: tuple[float, ...]
     """Center of the first pixel, LPS+ mm."""
     cosines: tuple[float, ...]
     """LPS+ direction of increasing column index, then of increasing row index: six numbers."""
-    spacing_mm: tuple[float, float]
+    spacing_rows_columns_mm: tuple[float, float]
     """Between rows, then between columns."""
-    shape_rc: tuple[int, int]
+    shape_rows_columns: tuple[int, int]
     """Rows and columns."""
     bits_allocated: int
     """Of a stored pixel: 8, 16 or 32."""
@@ -86,10 +86,10 @@ class SliceHeader:
     """Of which so many hold the value."""
     signed: bool
     """Whether the value is a two's complement."""
-    scale: tuple[float, float] | None
+    rescale: tuple[float, float] | None
     """RescaleSlope, which a stored value is multiplied with, and RescaleIntercept, which is added
     then; None where the file has neither."""
-    unit: str
+    rescale_type: str
     """RescaleType as messages may show it; HU where the file has none (PS3.3 table C.8-3)."""
     tilt_deg: float | None
     """GantryDetectorTilt, where it is stated."""
@@ -107,15 +107,15 @@ class SliceHeader:
     @property
     def slope(self) -> float:
         """What a stored value is multiplied with."""
-        return 1.0 if self.scale is None else self.scale[0]
+        return 1.0 if self.rescale is None else self.rescale[0]
 
     @property
     def intercept(self) -> float:
-        """What is added then; the result is in HU, unless :attr:`unit` says otherwise."""
-        return 0.0 if self.scale is None else self.scale[1]
+        """What is added then; the result is in HU, unless :attr:`rescale_type` says otherwise."""
+        return 0.0 if self.rescale is None else self.rescale[1]
 
 
-def without_scouts(slices: Sequence[SliceHeader]) -> list[SliceHeader]:
+def drop_scouts(slices: Sequence[SliceHeader]) -> list[SliceHeader]:
     """Leave out one or two slices that lie across all others: the scouts of a series.
 
     Some scanners write the scout (topogram) into the series that was planned on it, without the
@@ -141,7 +141,7 @@ def without_scouts(slices: Sequence[SliceHeader]) -> list[SliceHeader]:
     return [s for s, is_scout in zip(slices, across.tolist(), strict=True) if not is_scout]
 
 
-def stack(slices: Sequence[SliceHeader], folder: str) -> tuple[list[SliceHeader], Grid]:
+def stack_slices(slices: Sequence[SliceHeader], folder: str) -> tuple[list[SliceHeader], Grid]:
     """Order slices by position along their normal, and find the grid they make.
 
     Parameters
@@ -172,11 +172,11 @@ def stack(slices: Sequence[SliceHeader], folder: str) -> tuple[list[SliceHeader]
     across, down = _directions(slices[0])
     normal = np.cross(across, down)
     normal /= np.linalg.norm(normal)
-    along = np.array([s.position_mm for s in slices]) @ normal
+    along = np.array([s.position_lps_mm for s in slices]) @ normal
     ordered = [slices[i] for i in np.argsort(along, kind="stable")]
-    positions = np.array([s.position_mm for s in ordered])
+    positions = np.array([s.position_lps_mm for s in ordered])
     along = positions @ normal
-    between_rows, between_columns = ordered[0].spacing_mm
+    between_rows, between_columns = ordered[0].spacing_rows_columns_mm
     _check_repeated(ordered, along, folder)
     # Of an even number of gaps the lower middle one: beside a missing slice it is the right one.
     usual = float(np.percentile(np.diff(along), 50, method="lower"))
@@ -188,7 +188,7 @@ def stack(slices: Sequence[SliceHeader], folder: str) -> tuple[list[SliceHeader]
     affine = np.eye(4)
     affine[:3, :3] = np.stack([across * between_columns, down * between_rows, step], axis=1)
     affine[:3, 3] = positions[0]
-    rows, columns = ordered[0].shape_rc
+    rows, columns = ordered[0].shape_rows_columns
     return ordered, Grid((columns, rows, len(ordered)), _LPS_TO_RAS @ affine)
 
 
@@ -226,8 +226,8 @@ def _check_alike(slices: Sequence[SliceHeader], folder: str) -> None:
 
     check(
         "size (rows x columns)",
-        lambda s: f"{s.shape_rc[0]} x {s.shape_rc[1]}",
-        any(s.shape_rc != first.shape_rc for s in slices),
+        lambda s: f"{s.shape_rows_columns[0]} x {s.shape_rows_columns[1]}",
+        any(s.shape_rows_columns != first.shape_rows_columns for s in slices),
     )
     check(
         "type",
@@ -239,17 +239,22 @@ def _check_alike(slices: Sequence[SliceHeader], folder: str) -> None:
     )
     check(
         "PixelSpacing (mm)",
-        lambda s: _text(s.spacing_mm),
+        lambda s: _text(s.spacing_rows_columns_mm),
         any(
-            not close(s.spacing_mm, first.spacing_mm, _SAME * min(first.spacing_mm)) for s in slices
+            not close(
+                s.spacing_rows_columns_mm,
+                first.spacing_rows_columns_mm,
+                _SAME * min(first.spacing_rows_columns_mm),
+            )
+            for s in slices
         ),
     )
     check(
         "rescaling (RescaleSlope and RescaleIntercept)",
-        lambda s: "absent" if s.scale is None else "present",
-        len({s.scale is None for s in slices}) > 1,
+        lambda s: "absent" if s.rescale is None else "present",
+        len({s.rescale is None for s in slices}) > 1,
     )
-    check("RescaleType", lambda s: s.unit, len({s.unit for s in slices}) > 1)
+    check("RescaleType", lambda s: s.rescale_type, len({s.rescale_type for s in slices}) > 1)
     check(
         "ImageOrientationPatient",
         lambda s: _text(s.cosines),
@@ -261,19 +266,19 @@ def _census(slices: Sequence[SliceHeader], show: Callable[[SliceHeader], str]) -
     """List the values found, most frequent first, each with a file that has it."""
     counts = Counter(show(s) for s in slices)
     example = {show(s): s.name for s in reversed(slices)}
-    return listed([f"{v} in {n} ({example[v]})" for v, n in counts.most_common()])
+    return join_first([f"{v} in {n} ({example[v]})" for v, n in counts.most_common()])
 
 
 def _check_repeated(ordered: Sequence[SliceHeader], along: _Vectors, folder: str) -> None:
     pairs = [
-        f"{a.name} and {b.name} at {_text(a.position_mm)}"
+        f"{a.name} and {b.name} at {_text(a.position_lps_mm)}"
         for (a, b), gap in zip(pairwise(ordered), np.diff(along), strict=True)
         if gap < _SAME_POSITION_MM
     ]
     if pairs:
         raise FormatError(
-            f"{folder}: {counted(len(pairs), 'repeated slice')}, two at one position (LPS mm): "
-            f"{listed(pairs)}; expected each position once.{_thicknesses(ordered)} Keep one of "
+            f"{folder}: {count_noun(len(pairs), 'repeated slice')}, two at one position (LPS mm): "
+            f"{join_first(pairs)}; expected each position once.{_thicknesses(ordered)} Keep one of "
             "each position."
         )
 
@@ -294,8 +299,8 @@ def _check_tilt(
         stated = f" GantryDetectorTilt is {_text(tilts)} degrees." if tilts else ""
         raise FormatError(
             f"{folder}: the slices are stacked {degrees:.2f} degrees off their normal: from "
-            f"{_text(ordered[0].position_mm)} to {_text(ordered[-1].position_mm)} (LPS mm) they "
-            f"slip {aside:.2f} mm sideways over {along:.2f} mm, expected at most "
+            f"{_text(ordered[0].position_lps_mm)} to {_text(ordered[-1].position_lps_mm)} (LPS mm) "
+            f"they slip {aside:.2f} mm sideways over {along:.2f} mm, expected at most "
             f"{tolerance_mm:.2f} mm.{stated} A tilted gantry: resample the series to a straight "
             "stack first."
         )
@@ -318,7 +323,7 @@ def _check_even(
     stretches = _stretches(gaps, tolerance_mm)
     if len(stretches) > 1:
         parts = [
-            f"{counted(count, 'slice')} {spacing:.4g} mm apart" for spacing, count in stretches
+            f"{count_noun(count, 'slice')} {spacing:.4g} mm apart" for spacing, count in stretches
         ]
         raise FormatError(
             f"{folder}: the series has {len(parts)} spacings: {', '.join(parts[:-1])} and "
@@ -340,14 +345,14 @@ def _check_even(
         ]
         count = int((multiples[uneven] - 1).sum())
         raise FormatError(
-            f"{folder}: {counted(count, 'slice')} {'is' if count == 1 else 'are'} missing: "
-            f"{listed(missing)}; expected {usual:.3f} mm everywhere, within {tolerance_mm:.3f} "
+            f"{folder}: {count_noun(count, 'slice')} {'is' if count == 1 else 'are'} missing: "
+            f"{join_first(missing)}; expected {usual:.3f} mm everywhere, within {tolerance_mm:.3f} "
             f"mm.{_thicknesses(ordered)} Download the series again."
         )
     worst = int(astray.argmax())
     raise FormatError(
         f"{folder}: the slices are unevenly spaced, by {gaps.min():.3f} to {gaps.max():.3f} mm: "
-        f"{listed(where) or f'{ordered[worst].name} is {astray[worst]:.3f} mm off its place'}; "
+        f"{join_first(where) or f'{ordered[worst].name} is {astray[worst]:.3f} mm off its place'}; "
         f"expected {usual:.3f} mm everywhere, within {tolerance_mm:.3f} mm."
         f"{_thicknesses(ordered)} Keep the slices of one even stretch in the folder, or resample "
         "the series."
@@ -407,7 +412,7 @@ def _check_straight(
     if astray[worst] > allowed:
         raise FormatError(
             f"{folder}: {ordered[worst].name} lies {astray[worst]:.3f} mm beside the line of the "
-            f"other slices: at {_text(ordered[worst].position_mm)} (LPS mm), expected "
+            f"other slices: at {_text(ordered[worst].position_lps_mm)} (LPS mm), expected "
             f"{_text(places[worst].tolist())} within {allowed:.3f} mm. Check the series in a "
             "viewer, and export it again."
         )
@@ -424,12 +429,12 @@ def _thicknesses(slices: Sequence[SliceHeader]) -> str:
     return f" Their SliceThickness is {_census(slices, show)}."
 
 
-def listed(texts: Sequence[str]) -> str:
+def join_first(texts: Sequence[str]) -> str:
     """Join the first few of some texts, and count the others.
 
     Examples
     --------
-    >>> listed(["a", "b", "c", "d", "e"])
+    >>> join_first(["a", "b", "c", "d", "e"])
     'a; b; c; 2 more'
     """
     more = len(texts) - _MAX_LISTED

@@ -28,9 +28,9 @@ __all__ = [
     "PAIR_STEP",
     "UNKNOWN",
     "FileKind",
-    "kind_by_ending",
-    "kind_of",
-    "wrong_kind",
+    "detect_kind",
+    "kind_from_ending",
+    "wrong_kind_error",
 ]
 
 KIND_BYTES: Final = 600
@@ -203,13 +203,13 @@ UNKNOWN: Final = FileKind(
 )
 
 
-def kind_of(start: bytes) -> FileKind:
+def detect_kind(start: bytes) -> FileKind:
     r"""Tell the kind of a file by its first :data:`KIND_BYTES` bytes, or as many as there are.
 
     Examples
     --------
-    >>> kind_of(b"<!DOCTYPE html>").name, kind_of(b"Jane").name, kind_of(b"\x93NUMPY\1").name
-    ('a web page', 'text', 'a NumPy array')
+    >>> [detect_kind(start).name for start in (b"<!DOCTYPE html>", b"Jane", b"\x93NUMPY\1")]
+    ['a web page', 'text', 'a NumPy array']
     """
     if not start:
         return _EMPTY
@@ -225,13 +225,13 @@ def kind_of(start: bytes) -> FileKind:
     return _BINARY if set(start.removeprefix(_BOM)) - _TEXT_BYTES else _TEXT
 
 
-def kind_by_ending(path: str) -> FileKind:
+def kind_from_ending(path: str) -> FileKind:
     """Tell by its name what a file is that no reader takes.
 
     Examples
     --------
-    >>> kind_by_ending("a/b.NRRD").name, kind_by_ending("a/b.tar.gz").name, kind_by_ending("a").name
-    ('an NRRD file', 'a tar archive', 'a file of unknown format')
+    >>> [kind_from_ending(path).name for path in ("a/b.NRRD", "a/b.tar.gz", "a")]
+    ['an NRRD file', 'a tar archive', 'a file of unknown format']
     """
     parts = path.lower().rsplit("/", 1)[-1].split(".")
     for ending in (f".{'.'.join(parts[-count:])}" for count in (2, 1) if len(parts) > count):
@@ -240,7 +240,7 @@ def kind_by_ending(path: str) -> FileKind:
     return UNKNOWN
 
 
-def wrong_kind(path: str, start: bytes, expected: str) -> FormatError:
+def wrong_kind_error(path: str, start: bytes, expected: str) -> FormatError:
     """Describe a file that is not what it is taken for.
 
     Parameters
@@ -252,7 +252,7 @@ def wrong_kind(path: str, start: bytes, expected: str) -> FormatError:
     expected
         With its article, as in 'a NIfTI file'.
     """
-    kind = kind_of(start)
+    kind = detect_kind(start)
     return FormatError(
         f"{path}: is not {expected}: it looks like {kind.name}. {kind.next_step or _AGAIN}"
     )

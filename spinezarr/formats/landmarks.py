@@ -22,9 +22,9 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from spinezarr.errors import FormatError
-from spinezarr.formats.described import described_text
-from spinezarr.formats.file_kinds import KIND_BYTES, kind_of
-from spinezarr.text import counted
+from spinezarr.formats.file_kinds import KIND_BYTES, detect_kind
+from spinezarr.formats.header_text import redact_header_text
+from spinezarr.text import count_noun
 from spinezarr.vertebrae import LEVELS, NAME_OF_VALUE
 
 __all__ = ["Landmark", "LandmarkFile", "parse_lml", "parse_verse_json"]
@@ -124,7 +124,7 @@ def parse_verse_json(text: bytes, path: str) -> LandmarkFile:
     except (ValueError, RecursionError) as problem:
         raise FormatError(
             f"{path}: is not JSON ({problem}); it looks like "
-            f"{kind_of(text[:KIND_BYTES]).name}. Download it again."
+            f"{detect_kind(text[:KIND_BYTES]).name}. Download it again."
         ) from problem
     if not isinstance(content, list):
         raise FormatError(
@@ -143,11 +143,13 @@ def parse_verse_json(text: bytes, path: str) -> LandmarkFile:
 def _described(value: object) -> str:
     """Say what kind of JSON value it is."""
     if isinstance(value, dict):
-        keys = [described_text(key, _KEYS) for key in list(value)[:_MAX_KEYS]]
+        keys = [redact_header_text(key, _KEYS) for key in list(value)[:_MAX_KEYS]]
         return f"an object with the keys [{', '.join(keys)}]"
     if isinstance(value, list):
-        return f"a list of {counted(len(value), 'value')}"
-    return described_text(value) if isinstance(value, str) else f"the value {str(value)[:_SHOWN]}"
+        return f"a list of {count_noun(len(value), 'value')}"
+    return (
+        redact_header_text(value) if isinstance(value, str) else f"the value {str(value)[:_SHOWN]}"
+    )
 
 
 def _direction_of(header: dict[str, Any], path: str) -> str:
@@ -236,7 +238,7 @@ def _add_lml_point(parsed: LandmarkFile, identifier: str, name: str, *numbers: s
     named = name.removesuffix("_center")
     level_of_id = _LML_LEVEL_OF_ID.get(identifier)
     known = (name,) if _LML_NAME.fullmatch(name) else ()
-    quoted = f"{described_text(name, known)} with id {described_text(identifier)}"
+    quoted = f"{redact_header_text(name, known)} with id {redact_header_text(identifier)}"
     if named in LEVELS:
         if level_of_id not in {None, named}:
             parsed.remark("names that contradict their ids; the names count", quoted)

@@ -14,7 +14,7 @@ import numpy as np
 from spinezarr.errors import FormatError
 from spinezarr.geometry import Grid
 
-__all__ = ["DEFAULT_LIMITS", "LARGEST_DEFLATE_RATIO", "Limits", "check_inflates"]
+__all__ = ["DEFAULT_LIMITS", "LARGEST_DEFLATE_RATIO", "Limits", "check_compressed_size"]
 
 LARGEST_DEFLATE_RATIO: Final = 1032
 """Deflate cannot pack tighter: it spends at least two bits on 258 bytes (RFC 1951, 3.2.5)."""
@@ -38,10 +38,10 @@ class Limits:
     """Of all voxels, as they are stored or after scaling, whichever are more."""
     slice_bytes: int = 128 << 20
     """Of one slice along the file's slowest axis, counted likewise: a volume is held by slices."""
-    spacing_mm: tuple[float, float] = (1e-4, 1e4)
+    spacing_range_mm: tuple[float, float] = (1e-4, 1e4)
     """Distance between neighboring voxels. Wide enough for m and um taken for mm, which are read,
     and found by the audit."""
-    position_mm: float = 1e6
+    max_position_mm: float = 1e6
     """Of the first voxel, along each world axis: a kilometer is no patient's."""
     header_bytes: int = 64 << 20
     """Before the voxels of a file, extensions included."""
@@ -98,24 +98,24 @@ class Limits:
                 f"{value_bytes} bytes; expected at most {self.slice_bytes} bytes. If that is "
                 "true, cut the volume into several."
             )
-        low, high = self.spacing_mm
+        low, high = self.spacing_range_mm
         spacing = np.linalg.norm(grid.affine[:3, :3], axis=0)
         if spacing.min() < low or spacing.max() > high:
             raise FormatError(
                 f"{path}: its voxels are {' x '.join(f'{s:.4g}' for s in spacing)} mm, expected "
                 f"{low:g} to {high:g}. Correct the spacing in its header."
             )
-        if np.abs(grid.affine[:3, 3]).max() > self.position_mm:
+        if np.abs(grid.affine[:3, 3]).max() > self.max_position_mm:
             raise FormatError(
                 f"{path}: its first voxel lies at {grid.affine[:3, 3].tolist()} mm, expected "
-                f"within {self.position_mm:g}. Correct the position in its header."
+                f"within {self.max_position_mm:g}. Correct the position in its header."
             )
 
 
 DEFAULT_LIMITS: Final = Limits()
 
 
-def check_inflates(packed_bytes: int, voxel_bytes: int, path: str) -> None:
+def check_compressed_size(packed_bytes: int, voxel_bytes: int, path: str) -> None:
     """Refuse compressed voxels that are too short for what a header says of them.
 
     Raises

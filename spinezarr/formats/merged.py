@@ -14,7 +14,7 @@ from spinezarr.formats.source_file import SourceFile
 from spinezarr.formats.volume import Volume
 from spinezarr.geometry import GRID_TOLERANCE, Grid, max_corner_distance_mm
 from spinezarr.scaling import Scaling
-from spinezarr.text import Lines
+from spinezarr.text import MultilineText
 from spinezarr.vertebrae import NAME_OF_VALUE
 
 __all__ = ["MergedLabels"]
@@ -221,7 +221,7 @@ def _check_same_grid(first: Grid, grid: Grid, first_path: str, path: str) -> Non
             problem = f"have the same shape, but their corners are {distance:.3g} mm apart"
     if problem:
         raise GridMismatchError(
-            Lines(
+            MultilineText(
                 f"two masks of one scan {problem}:",
                 f"  {first_path}: {first.describe()}",
                 f"  {path}: {grid.describe()}",

@@ -26,11 +26,11 @@ from isal import igzip_lib
 from typing_extensions import Buffer
 
 from spinezarr.errors import FormatError
-from spinezarr.formats.limits import DEFAULT_LIMITS, Limits, check_inflates
+from spinezarr.formats.limits import DEFAULT_LIMITS, Limits, check_compressed_size
 from spinezarr.formats.metaimage_header import (
     HEADER_BYTES,
+    MetaImageGeometry,
     MetaImageHeader,
-    MetaImagePlace,
     parse_header,
 )
 from spinezarr.formats.slabs import (
@@ -39,7 +39,7 @@ from spinezarr.formats.slabs import (
     READ_BYTES,
     read_into,
     read_slabs,
-    skip,
+    skip_bytes,
 )
 from spinezarr.formats.source_file import HashingFile, SourceFile
 from spinezarr.geometry import Grid
@@ -99,9 +99,9 @@ class MetaImageVolume:
         return self._header.grid
 
     @property
-    def place(self) -> MetaImagePlace:
+    def geometry(self) -> MetaImageGeometry:
         """What the header states of where the voxels lie."""
-        return self._header.place
+        return self._header.geometry
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -129,7 +129,7 @@ class MetaImageVolume:
             raws = [files.enter_context(self._fs.open(p, "rb")) for p in self._source.paths]
             self._read = HashingFile(*raws)
             buffered = io.BufferedReader(self._read, READ_BYTES)
-            skip(buffered, self._source.data_offset, path)
+            skip_bytes(buffered, self._source.data_offset, path)
             inflating = _InflatingFile(buffered) if header.compressed else None
             stored = read_slabs(
                 inflating or buffered,
@@ -225,7 +225,7 @@ def _find_voxels(
             f"{data_path}: has {max(found, 0)} bytes for its voxels, but the header {path} says "
             f"{expected} for {voxels}. Download both again."
         )
-    check_inflates(found, voxel_bytes, data_path)
+    check_compressed_size(found, voxel_bytes, data_path)
     before = 0 if header.data_file is None else header_file_bytes
     paths = (path,) if header.data_file is None else (path, data_path)
     return _Source(paths, before + start)

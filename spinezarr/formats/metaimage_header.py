@@ -19,11 +19,11 @@ import numpy as np
 
 from spinezarr.errors import FormatError
 from spinezarr.formats.affine import check_affine
-from spinezarr.formats.described import described_text
-from spinezarr.formats.file_kinds import KIND_BYTES, METAIMAGE, kind_of
+from spinezarr.formats.file_kinds import KIND_BYTES, METAIMAGE, detect_kind
+from spinezarr.formats.header_text import redact_header_text
 from spinezarr.geometry import Grid, Matrix4x4, ShapeIJK
 
-__all__ = ["HEADER_BYTES", "MetaImageHeader", "MetaImagePlace", "parse_header"]
+__all__ = ["HEADER_BYTES", "MetaImageGeometry", "MetaImageHeader", "parse_header"]
 
 HEADER_BYTES: Final = 1 << 20
 """The most that a header may take of its file."""
@@ -70,7 +70,7 @@ _Value = TypeVar("_Value")
 
 
 @dataclass(frozen=True, slots=True)
-class MetaImagePlace:
+class MetaImageGeometry:
     """What a header states of where its voxels lie, beside the affine."""
 
     element_size_mm: tuple[float, float, float] | None
@@ -99,7 +99,7 @@ class MetaImageHeader:
     """``CompressedDataSize``; None if not stated."""
     text_bytes: int
     """Length of the header."""
-    place: MetaImagePlace
+    geometry: MetaImageGeometry
     notes: tuple[str, ...]
     """What a user should know of it."""
 
@@ -123,7 +123,7 @@ def parse_header(start: bytes, path: str) -> MetaImageHeader:
     notes: list[str] = []
     rank = _expect_one_image(fields, notes)
     grid = Grid(_shape(fields, rank), _affine(fields, rank, notes))
-    place = _place(fields, rank, grid, notes)
+    geometry = _geometry(fields, rank, grid, notes)
     stored_dtype = _stored_dtype(fields, notes)
     compressed = fields.get(_flag, "CompressedData") or False
     compressed_bytes = fields.get(_integer, "CompressedDataSize") or 0
@@ -142,7 +142,7 @@ def parse_header(start: bytes, path: str) -> MetaImageHeader:
         compressed=compressed,
         compressed_bytes=compressed_bytes or None,
         text_bytes=fields.text_bytes,
-        place=place,
+        geometry=geometry,
         notes=tuple(notes),
     )
 
@@ -163,8 +163,8 @@ class _Fields:
             if parsed != values[0]:
                 raise FormatError(
                     f"{self.path}: its header says {found[0][0]} = "
-                    f"{described_text(found[0][1], _WORDS)} and {key} = "
-                    f"{described_text(value, _WORDS)}. Find out which is "
+                    f"{redact_header_text(found[0][1], _WORDS)} and {key} = "
+                    f"{redact_header_text(value, _WORDS)}. Find out which is "
                     "right and remove the other."
                 )
         return values[0] if values else None
@@ -184,7 +184,7 @@ class _Fields:
             return parse(value)
         except ValueError as problem:
             raise FormatError(
-                f"{self.path}: its header says {key} = {described_text(value, _WORDS)}, "
+                f"{self.path}: its header says {key} = {redact_header_text(value, _WORDS)}, "
                 f"expected {problem}."
             ) from None
 
@@ -208,7 +208,7 @@ def _split(start: bytes, path: str) -> _Fields:
         if value and lines[-1][0] == "ElementDataFile":
             return _Fields(path, tuple(lines), at)
     no_end = f"no line in its first {len(start)} bytes is 'ElementDataFile = ...'"
-    kind = kind_of(start[:KIND_BYTES])
+    kind = detect_kind(start[:KIND_BYTES])
     if kind is METAIMAGE:
         raise FormatError(f"{path}: its header has no end: {no_end}. Download it again.")
     raise FormatError(
@@ -298,7 +298,7 @@ def _affine(fields: _Fields, rank: int, notes: list[str]) -> Matrix4x4:
     return affine
 
 
-def _place(fields: _Fields, rank: int, grid: Grid, notes: list[str]) -> MetaImagePlace:
+def _geometry(fields: _Fields, rank: int, grid: Grid, notes: list[str]) -> MetaImageGeometry:
     size = fields.get(_spacings(rank), "ElementSize")
     size_mm = None if size is None else (size[0], size[1], size[2])
     taken = np.linalg.norm(grid.affine[:3, :3], axis=0)
@@ -308,7 +308,7 @@ def _place(fields: _Fields, rank: int, grid: Grid, notes: list[str]) -> MetaImag
             f"ElementSize says voxels of {words[0]} mm, ElementSpacing that they are {words[1]} mm "
             "apart: the spacing was taken"
         )
-    return MetaImagePlace(
+    return MetaImageGeometry(
         element_size_mm=size_mm,
         states_orientation=fields.get(_numbers(rank * rank), *_MATRIX) is not None,
         states_position=fields.get(_numbers(rank), *_OFFSET) is not None,

@@ -24,12 +24,12 @@ from nibabel.spatialimages import HeaderDataError
 
 from spinezarr.errors import FormatError
 from spinezarr.formats.affine import check_affine
-from spinezarr.formats.file_kinds import KIND_BYTES, PAIR_STEP, wrong_kind
+from spinezarr.formats.file_kinds import KIND_BYTES, PAIR_STEP, wrong_kind_error
 from spinezarr.formats.limits import (
     DEFAULT_LIMITS,
     LARGEST_DEFLATE_RATIO,
     Limits,
-    check_inflates,
+    check_compressed_size,
 )
 from spinezarr.formats.slabs import (
     GZIP_MAGIC,
@@ -37,14 +37,14 @@ from spinezarr.formats.slabs import (
     READ_BYTES,
     read_into,
     read_slabs,
-    skip,
+    skip_bytes,
 )
 from spinezarr.formats.source_file import HashingFile, SourceFile
 from spinezarr.geometry import Grid
-from spinezarr.placement import other_qform_mm, other_spacing_mm
+from spinezarr.nifti_geometry import conflicting_pixdim_mm, qform_sform_distance_mm
 from spinezarr.scaling import VALUE_DTYPE, Scaling
 
-__all__ = ["NiftiNumbers", "NiftiVolume"]
+__all__ = ["NiftiHeaderFields", "NiftiVolume"]
 
 _HEADER_CLASSES: Final[dict[int, Any]] = {348: nib.Nifti1Header, 540: nib.Nifti2Header}
 """By ``sizeof_hdr``, the first field of the header."""
@@ -64,7 +64,7 @@ _PADDING_BYTES: Final = 4 << 20
 
 
 @dataclass(frozen=True, slots=True)
-class NiftiNumbers:
+class NiftiHeaderFields:
     """Fields of a header from which a file with the same type and affine can be written."""
 
     version: Literal[1, 2]
@@ -77,7 +77,7 @@ class NiftiNumbers:
     xyzt_units: int
 
     @classmethod
-    def of(cls, parsed: nib.Nifti1Header) -> Self:
+    def from_header(cls, parsed: nib.Nifti1Header) -> Self:
         """Take them from a header; a number that is not finite, which places nothing, is 0."""
 
         def numbers(*values: Any) -> tuple[float, ...]:  # noqa: ANN401  zero-dimensional arrays
@@ -100,7 +100,7 @@ class _Header:
     stored_dtype: np.dtype[Any]
     scaling: Scaling | None
     data_offset: int
-    numbers: NiftiNumbers
+    fields: NiftiHeaderFields
     notes: tuple[str, ...]
 
     @property
@@ -180,9 +180,9 @@ class NiftiVolume:
         return NiftiVolume(self._fs, self._path, header, self._gzip_layers)
 
     @property
-    def numbers(self) -> NiftiNumbers:
+    def header_fields(self) -> NiftiHeaderFields:
         """What else of the header makes the affine."""
-        return self._header.numbers
+        return self._header.fields
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -196,7 +196,7 @@ class NiftiVolume:
             self._read = HashingFile(raw)
             buffered = io.BufferedReader(self._read, READ_BYTES)
             stream = _decompressed(buffered, path, self._gzip_layers)
-            skip(stream, header.data_offset, path)
+            skip_bytes(stream, header.data_offset, path)
             stored = read_slabs(
                 stream, header.grid.shape_ijk, header.stored_dtype, thicknesses, path
             )
@@ -248,7 +248,7 @@ def _check_length(size: int | None, header: _Header, path: str, packed: int) -> 
         return
     voxel_bytes = math.prod(header.grid.shape_ijk) * header.stored_dtype.itemsize
     if packed:
-        check_inflates(size * LARGEST_DEFLATE_RATIO ** (packed - 1), voxel_bytes, path)
+        check_compressed_size(size * LARGEST_DEFLATE_RATIO ** (packed - 1), voxel_bytes, path)
     elif size < header.data_offset:
         raise FormatError(
             f"{path}: ends before its voxels start, at byte {header.data_offset}. "
@@ -288,7 +288,7 @@ def _read_header(start: npt.NDArray[np.uint8], stream: io.BufferedIOBase, path: 
     rest = np.empty((size or KIND_BYTES) - _SIZE_BYTES, np.uint8)
     got = read_into(stream, rest, path)
     if size is None:
-        raise wrong_kind(path, start.tobytes() + rest[:got].tobytes(), "a NIfTI file")
+        raise wrong_kind_error(path, start.tobytes() + rest[:got].tobytes(), "a NIfTI file")
     if got < rest.nbytes:
         raise FormatError(f"{path}: ends inside its {size}-byte header. Download it again.")
     # nibabel would go by dim[0], which may lie.
@@ -318,21 +318,21 @@ def _check_header(parsed: nib.Nifti1Header, path: str, header_size: int) -> _Hea
     if offset < header_size:
         raise FormatError(f"{path}: vox_offset {offset} lies inside the header.")
     grid = Grid(shape, _affine(parsed, path))
-    numbers = NiftiNumbers.of(parsed)
-    notes += _conflicts(numbers, grid)
-    return _Header(grid, dtype, scaling, offset, numbers, tuple(notes))
+    fields = NiftiHeaderFields.from_header(parsed)
+    notes += _conflicts(fields, grid)
+    return _Header(grid, dtype, scaling, offset, fields, tuple(notes))
 
 
-def _conflicts(numbers: NiftiNumbers, grid: Grid) -> Iterator[str]:
+def _conflicts(fields: NiftiHeaderFields, grid: Grid) -> Iterator[str]:
     """Say where the header contradicts the sform, by which nibabel goes, too."""
-    stated = other_spacing_mm(numbers, grid.shape_ijk, grid.affine)
+    stated = conflicting_pixdim_mm(fields, grid.shape_ijk, grid.affine)
     if stated is not None:
         taken = np.linalg.norm(grid.affine[:3, :3], axis=0).tolist()
         yield (
             f"pixdim says voxels of {_sizes(stated)} mm, the sform of {_sizes(taken)} mm: the "
             "sform was taken"
         )
-    distance = other_qform_mm(numbers, grid.shape_ijk, grid.affine)
+    distance = qform_sform_distance_mm(fields, grid.shape_ijk, grid.affine)
     if distance is not None:
         yield (
             f"the qform places corners up to {distance:.3g} mm off those of the sform: the sform "

@@ -13,7 +13,7 @@ from typing import Final
 import openpyxl
 
 from spinezarr.errors import FormatError
-from spinezarr.text import composed, counted
+from spinezarr.text import count_noun, to_nfc
 
 __all__ = ["Sheet", "read_sheet"]
 
@@ -78,12 +78,12 @@ def read_sheet(data: bytes, path: str, *, delimiter: str, header: Sequence[str] 
             f"{path}: has {len(names)} columns, expected at most {_MOST_COLUMNS}. Give the right "
             "delimiter in the recipe, or split it."
         )
-    columns = _told_apart(map(composed, names))
+    columns = _told_apart(map(to_nfc, names))
     return Sheet(tuple(filter(None, columns)), tuple(_by_column(numbered, path, columns)))
 
 
 def _seen(cell: str) -> str:
-    return composed(cell.strip())
+    return to_nfc(cell.strip())
 
 
 def _counted(rows: Iterable[list[str]], path: str) -> Iterator[list[str]]:
@@ -131,8 +131,8 @@ def _by_column(
         surplus = [cell for cell in cells[len(columns) :] if cell]
         if surplus:
             raise FormatError(
-                f"{path}, row {number}: has {counted(len(surplus), 'cell')} beyond its "
-                f"{counted(len(columns), 'column')}. Mend the file, or give the right delimiter "
+                f"{path}, row {number}: has {count_noun(len(surplus), 'cell')} beyond its "
+                f"{count_noun(len(columns), 'column')}. Mend the file, or give the right delimiter "
                 "and header in the recipe."
             )
         named = zip(columns, cells, strict=False)

@@ -12,7 +12,14 @@ from isal import igzip_lib
 from spinezarr.errors import FormatError
 from spinezarr.geometry import ShapeIJK
 
-__all__ = ["GZIP_MAGIC", "HEADER_BLOCK_BYTES", "READ_BYTES", "read_into", "read_slabs", "skip"]
+__all__ = [
+    "GZIP_MAGIC",
+    "HEADER_BLOCK_BYTES",
+    "READ_BYTES",
+    "read_into",
+    "read_slabs",
+    "skip_bytes",
+]
 
 GZIP_MAGIC: Final = b"\x1f\x8b"
 """The first two bytes of gzip data."""
@@ -104,7 +111,7 @@ def read_into(
     return filled
 
 
-def skip(stream: io.BufferedIOBase, size: int, path: str) -> None:
+def skip_bytes(stream: io.BufferedIOBase, size: int, path: str) -> None:
     """Read past ``size`` bytes."""
     left = size
     while left:

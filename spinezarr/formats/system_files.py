@@ -2,7 +2,7 @@
 
 from typing import Final
 
-__all__ = ["is_of_system"]
+__all__ = ["is_system_file"]
 
 _SYSTEM_FILES: Final = frozenset({".ds_store", "thumbs.db", "desktop.ini"})
 _SYSTEM_FOLDERS: Final = frozenset(
@@ -14,14 +14,14 @@ _SYSTEM_FOLDERS: Final = frozenset(
 _TRASH: Final = ".trash-"
 
 
-def is_of_system(name: str, *, folder: bool = False) -> bool:
+def is_system_file(name: str, *, folder: bool = False) -> bool:
     """Whether a file or folder is one that operating systems and programs leave among others.
 
     Examples
     --------
-    >>> is_of_system("._liver_0.nii.gz"), is_of_system("Thumbs.db"), is_of_system("liver_0.nii.gz")
-    (True, True, False)
-    >>> is_of_system("__MACOSX", folder=True), is_of_system("lost+found", folder=True)
+    >>> [is_system_file(name) for name in ("._liver_0.nii.gz", "Thumbs.db", "liver_0.nii.gz")]
+    [True, True, False]
+    >>> is_system_file("__MACOSX", folder=True), is_system_file("lost+found", folder=True)
     (True, True)
     """
     lowered = name.lower()

@@ -15,8 +15,8 @@ from spinezarr.formats.file_kinds import (
     KIND_BYTES,
     UNKNOWN,
     FileKind,
-    kind_by_ending,
-    kind_of,
+    detect_kind,
+    kind_from_ending,
 )
 from spinezarr.formats.limits import DEFAULT_LIMITS, Limits
 from spinezarr.formats.metaimage import MetaImageVolume
@@ -25,7 +25,7 @@ from spinezarr.formats.source_file import SourceFile
 from spinezarr.geometry import Grid
 from spinezarr.scaling import Scaling
 
-__all__ = ["Volume", "open_volume", "unread_kind"]
+__all__ = ["Volume", "open_volume", "unsupported_kind"]
 
 
 class Volume(Protocol):
@@ -112,10 +112,10 @@ def open_volume(
     try:
         if opener is not None:
             return opener(fs, path, limits)
-        kind = kind_by_ending(path)
+        kind = kind_from_ending(path)
         if kind is UNKNOWN:
             with fs.open(path, "rb", block_size=KIND_BYTES) as raw:
-                kind = kind_of(raw.read(KIND_BYTES))
+                kind = detect_kind(raw.read(KIND_BYTES))
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError) as problem:
         why = _why_closed(fs, path, problem)
         if why is None:
@@ -127,15 +127,15 @@ def open_volume(
     )
 
 
-def unread_kind(path: str) -> FileKind | None:
+def unsupported_kind(path: str) -> FileKind | None:
     """Tell what a file is whose ending no reader takes, without opening it; None if one does.
 
     Examples
     --------
-    >>> unread_kind("a.nrrd").name, unread_kind("A.NII.GZ"), unread_kind("series/")
+    >>> unsupported_kind("a.nrrd").name, unsupported_kind("A.NII.GZ"), unsupported_kind("series/")
     ('an NRRD file', None, None)
     """
-    return None if _opener(path) else kind_by_ending(path)
+    return None if _opener(path) else kind_from_ending(path)
 
 
 def _opener(path: str) -> Callable[[fsspec.AbstractFileSystem, str, Limits], Volume] | None:

@@ -39,9 +39,9 @@ from spinezarr.errors import LostClusterError, LostLockError, SpinezarrError, Us
 from spinezarr.ingestion.run import Listener
 from spinezarr.ingestion.task import IngestJob, ScanResult, ScanTask, run_task
 from spinezarr.processors import cpu_count
-from spinezarr.public_url import public_url, without_secrets
+from spinezarr.redaction import redact_url, redact_urls_in
 from spinezarr.remote.filesystem import open_filesystem
-from spinezarr.text import printable
+from spinezarr.text import to_printable
 
 __all__ = ["DaskWorkers", "existing_cluster", "local_cluster"]
 
@@ -182,7 +182,7 @@ def existing_cluster(address: str) -> Iterator[DaskWorkers]:
             client = Client(address, timeout=_CONNECT_S, set_as_default=False)
     except (OSError, ValueError, TypeError) as problem:
         raise UsageError(
-            f"no Dask scheduler answers at {public_url(address)} within {_CONNECT_S:.0f} seconds: "
+            f"no Dask scheduler answers at {redact_url(address)} within {_CONNECT_S:.0f} seconds: "
             f"{problem}. Give the address that the scheduler prints when it starts, such as "
             "tcp://10.0.0.1:8786, and look whether this machine can reach it."
         ) from problem
@@ -402,7 +402,7 @@ class _Run:
         except LostLockError:
             raise
         except Exception as error:  # noqa: BLE001  one bad worker never stops the others
-            said = printable(without_secrets(" ".join(str(error).split())))
+            said = to_printable(redact_urls_in(" ".join(str(error).split())))
             reason = f"its worker could not begin it ({type(error).__name__}: {said})."
             yield ScanResult(scan_id, "failed", reason=reason)
         else:

@@ -24,10 +24,10 @@ from fsspec.implementations.local import LocalFileSystem
 
 from spinezarr.errors import UsageError
 from spinezarr.ingestion.discovery.discover import Discovery, RefusedScan, ScanSource, UnpairedImage
-from spinezarr.recipe import Expression, PathPattern, Recipe, expression
+from spinezarr.recipe import BoundedRegex, PathPattern, Recipe, compile_bounded
 from spinezarr.remote.filesystem import open_filesystem
 from spinezarr.store.claim import stored_root
-from spinezarr.text import composed
+from spinezarr.text import to_nfc
 
 __all__ = ["MapLine", "Pseudonyms", "hidden", "key_file", "map_file"]
 
@@ -95,7 +95,7 @@ class Pseudonyms:
         return self._digest("file", digest).hex()[: len(digest)]
 
     def _digest(self, kind: _Kind, text: str) -> bytes:
-        message = f"{kind}\0{composed(text)}".encode(errors="surrogateescape")
+        message = f"{kind}\0{to_nfc(text)}".encode(errors="surrogateescape")
         return hmac.digest(self.key, message, hashlib.sha256)
 
     def discovery(self, found: Discovery, recipe: Recipe) -> Discovery:
@@ -118,7 +118,7 @@ class Pseudonyms:
         return replace(scan, scan_id=self.of("scan", scan.scan_id))
 
     def _source(
-        self, scan: ScanSource, own: frozenset[str], safe: Sequence[Expression]
+        self, scan: ScanSource, own: frozenset[str], safe: Sequence[BoundedRegex]
     ) -> ScanSource:
         return replace(
             scan,
@@ -178,11 +178,11 @@ def _texts_of(recipe: Recipe) -> frozenset[str]:
     return _SPLITS.union(text for text in texts if "{" not in text)
 
 
-def _safe_columns(recipe: Recipe) -> list[Expression]:
+def _safe_columns(recipe: Recipe) -> list[BoundedRegex]:
     """Return what names of columns look like that are kept: those of the recipe, or named safe."""
     tables = recipe.tables.values()
-    own = [expression(re.escape(column)) for table in tables for column in table.set]
-    return own + [PathPattern(text).expression for table in tables for text in table.safe]
+    own = [compile_bounded(re.escape(column)) for table in tables for column in table.set]
+    return own + [PathPattern(text).regex for table in tables for text in table.safe]
 
 
 def map_file(out: str, chosen: str | None) -> Path:

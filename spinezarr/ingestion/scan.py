@@ -29,7 +29,7 @@ from spinezarr.formats import (
     open_volume,
 )
 from spinezarr.formats.rounding import Rounding
-from spinezarr.geometry import LEAST_SHEAR_DEG, Grid, ShapeZYX, oblique_angle_deg, shear_deg
+from spinezarr.geometry import SHEAR_TOLERANCE_DEG, Grid, ShapeZYX, oblique_angle_deg, shear_deg
 from spinezarr.ingestion.discovery.annotations import (
     SIDECAR_NOTE,
     AnnotatedCentroids,
@@ -50,14 +50,14 @@ from spinezarr.ingestion.voxels.chunks import (
 )
 from spinezarr.ingestion.voxels.encode import ChunkEncoder, Facts, encode_volume
 from spinezarr.ingestion.voxels.memory import MemoryBudget, Workspace
-from spinezarr.placement import is_unplaced
+from spinezarr.nifti_geometry import is_default_affine
 from spinezarr.recipe import Recipe
 from spinezarr.scaling import Scaling
 from spinezarr.store.attributes import ScanAttributes
 from spinezarr.store.layout import IMAGE, LABEL
 from spinezarr.store.scan_writer import ScanWriter
 from spinezarr.store.writer import StoreWriter
-from spinezarr.text import counted
+from spinezarr.text import count_noun
 from spinezarr.vertebrae import NAME_OF_VALUE
 
 __all__ = ["ScanOptions", "ingest_scan", "open_image", "open_label", "said_of", "source_key"]
@@ -520,7 +520,7 @@ def _label_notes(label: Volume, facts: Iterable[LabelFacts], rounding: Rounding)
         )
     if isinstance(label, MergedLabels) and label.overlap_voxels:
         notes.append(
-            f"{counted(label.overlap_voxels, 'voxel')} in two masks, given to the one that the "
+            f"{count_noun(label.overlap_voxels, 'voxel')} in two masks, given to the one that the "
             "recipe names later"
         )
     return notes
@@ -534,12 +534,12 @@ def _centroid_record(source: ScanSource) -> dict[str, Any] | None:
 
 def _geometry(grid: Grid, notes: list[str]) -> dict[str, Any]:
     angle, shear = oblique_angle_deg(grid.affine), shear_deg(grid.affine)
-    if is_unplaced(grid.affine):
+    if is_default_affine(grid.affine):
         notes.append(
             "the affine is the identity: voxels of 1 mm at the origin, as programs write it for an "
             "array that was never placed"
         )
-    if shear > LEAST_SHEAR_DEG:
+    if shear > SHEAR_TOLERANCE_DEG:
         notes.append(
             f"the voxel axes are sheared, {shear:.1f} degrees off perpendicular: the coordinates "
             "z, y, x run along them, the affine gives true positions"
@@ -576,8 +576,8 @@ def _source_record(path: str, volume: Volume, file: SourceFile, grid: Grid) -> d
         "orientation": grid.axis_map.axcodes,
         "stored_dtype": (nifti.stored_dtype if nifti else volume.dtype).str,
         "scaling": (scaling.slope, scaling.intercept) if nifti and scaling else None,
-        "nifti": asdict(nifti.numbers) if nifti else None,
-        "metaimage": asdict(metaimage.place) if metaimage else None,
+        "nifti": asdict(nifti.header_fields) if nifti else None,
+        "metaimage": asdict(metaimage.geometry) if metaimage else None,
     }
 
 

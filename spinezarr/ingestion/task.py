@@ -18,12 +18,12 @@ from spinezarr.ingestion.scan import (
     said_of,
     source_key,
 )
-from spinezarr.public_url import without_secrets
 from spinezarr.recipe import Recipe
+from spinezarr.redaction import redact_urls_in
 from spinezarr.remote.filesystem import open_filesystem
 from spinezarr.store.attributes import ScanAttributes
 from spinezarr.store.writer import StoreWriter
-from spinezarr.text import described_os_error, printable
+from spinezarr.text import describe_os_error, to_printable
 
 __all__ = ["IngestJob", "Outcome", "ScanResult", "ScanTask", "run_task"]
 
@@ -168,8 +168,8 @@ def _reason(error: Exception) -> str:
     if isinstance(error, SpinezarrError):
         return str(error)
     said = (
-        described_os_error(error)
+        describe_os_error(error)
         if isinstance(error, OSError)
         else f"unexpected {type(error).__name__}: {error}. Please report this."
     )
-    return printable(without_secrets(" ".join(said.split())))
+    return to_printable(redact_urls_in(" ".join(said.split())))

@@ -87,7 +87,7 @@ class _SourceArray:
         fill: float | None = None,
     ) -> "_SourceArray":
         """Take an array and what is known of its file."""
-        axes = AxisMap.of_axcodes(record.orientation)
+        axes = AxisMap.from_axcodes(record.orientation)
         return cls(spec, axes, record.shape_ijk, _TYPES[column], labels, fill)
 
     def slab(self, k: int) -> tuple[int, int]:
@@ -462,7 +462,7 @@ def _cases(table: xr.Dataset, split: str) -> list[_Case]:
         _Case(
             scan_id,
             listed if listed >= 0 else row,
-            shape_zyx[AxisMap.of_axcodes(orientation).source_axis_zyx.index(2)],
+            shape_zyx[AxisMap.from_axcodes(orientation).source_axis_zyx.index(2)],
         )
         for row, (scan_id, listed, orientation, shape_zyx) in enumerate(
             zip(*(column.to_numpy().tolist() for column in columns), strict=True)

@@ -24,8 +24,8 @@ import numpy.typing as npt
 from scipy import ndimage
 
 from spinezarr.errors import FormatError, UsageError
-from spinezarr.export.nifti_place import Place
-from spinezarr.export.whole_file import whole_file
+from spinezarr.export.atomic_file import write_atomically
+from spinezarr.export.nifti_placement import NiftiPlacement
 from spinezarr.geometry import AxisMap, Box
 from spinezarr.store.attributes import SourceRecord
 from spinezarr.store.reader import ArraySpec, ScanHandle, StoreReader
@@ -38,7 +38,7 @@ from spinezarr.stream.read.nonfinite import (
     nonfinite_fill,
     refuse_nonfinite,
 )
-from spinezarr.text import json_text
+from spinezarr.text import to_ascii_json
 
 __all__ = ["StoreDataset", "link_store"]
 
@@ -549,7 +549,7 @@ def link_store(
     truth.mkdir(exist_ok=True)
     for mask in masks:
         if not (truth / mask.name).exists():
-            with mask.open("rb") as source, whole_file(truth / mask.name) as file:
+            with mask.open("rb") as source, write_atomically(truth / mask.name) as file:
                 shutil.copyfileobj(source, file)
     folders = []
     for name, configuration in found["configurations"].items():
@@ -569,21 +569,21 @@ def link_store(
             "nonfinite": nonfinite,
         }
         place = folder / _LINK
-        with whole_file(place) as file:
-            file.write(f"{json_text(link)}\n".encode())
+        with write_atomically(place) as file:
+            file.write(f"{to_ascii_json(link)}\n".encode())
         folders.append(folder)
     return folders
 
 
 @lru_cache(4096)
 def _spacing_of(source: SourceRecord) -> tuple[float, ...]:
-    header = Place.portable(source).header(source.shape_ijk)
+    header = NiftiPlacement.portable(source).header(source.shape_ijk)
     if source.orientation == "RAS":
         lengths = list(map(float, header.get_zooms()))
     else:
         affine = header.get_best_affine()
         lengths = np.linalg.norm(affine[:3, :3], axis=0).astype(np.float32).tolist()
-    return tuple(lengths[axis] for axis in AxisMap.of_axcodes(source.orientation).source_axis_zyx)
+    return tuple(lengths[axis] for axis in AxisMap.from_axcodes(source.orientation).source_axis_zyx)
 
 
 def _spacing_zyx_mm(scan: ScanHandle) -> tuple[float, ...]:

@@ -1,6 +1,6 @@
 """What one dataset alone knows, as data: patterns of its files, and what their values mean."""
 
-from spinezarr.recipe.expression import Expression, expression
+from spinezarr.recipe.bounded_regex import BoundedRegex, compile_bounded
 from spinezarr.recipe.layout import (
     CentroidConvention,
     CentroidFiles,
@@ -8,34 +8,39 @@ from spinezarr.recipe.layout import (
     Labels,
     LabelState,
     Layout,
-    value_of,
+    label_value,
 )
-from spinezarr.recipe.model import Ignored, Lookup, Recipe, Splits
-from spinezarr.recipe.pattern import PathPattern, fill, filled_pattern, possible_pattern
-from spinezarr.recipe.series import SERIES_NAMES, SeriesChoice, SeriesDescribed
-from spinezarr.recipe.table import Listed, Table
+from spinezarr.recipe.model import IgnoredFiles, Lookup, Recipe, Splits
+from spinezarr.recipe.pattern import (
+    PathPattern,
+    fill_template,
+    filled_template_regex,
+    template_regex,
+)
+from spinezarr.recipe.series import SERIES_NAMES, SeriesInfo, SeriesSelection
+from spinezarr.recipe.table import ImageList, Table
 
 __all__ = [
     "SERIES_NAMES",
+    "BoundedRegex",
     "CentroidConvention",
     "CentroidFiles",
-    "Expression",
-    "Ignored",
+    "IgnoredFiles",
+    "ImageList",
     "LabelParts",
     "LabelState",
     "Labels",
     "Layout",
-    "Listed",
     "Lookup",
     "PathPattern",
     "Recipe",
-    "SeriesChoice",
-    "SeriesDescribed",
+    "SeriesInfo",
+    "SeriesSelection",
     "Splits",
     "Table",
-    "expression",
-    "fill",
-    "filled_pattern",
-    "possible_pattern",
-    "value_of",
+    "compile_bounded",
+    "fill_template",
+    "filled_template_regex",
+    "label_value",
+    "template_regex",
 ]

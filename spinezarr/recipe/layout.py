@@ -12,8 +12,8 @@ from spinezarr.recipe.pattern import (
     TemplateTexts,
     template_names,
 )
-from spinezarr.recipe.series import SERIES_NAMES, SeriesChoice
-from spinezarr.recipe.table import Listed
+from spinezarr.recipe.series import SERIES_NAMES, SeriesSelection
+from spinezarr.recipe.table import ImageList
 from spinezarr.strict_yaml import StrictModel
 from spinezarr.vertebrae import NAME_OF_VALUE, VALUE_OF_NAME
 
@@ -24,7 +24,7 @@ __all__ = [
     "LabelState",
     "Labels",
     "Layout",
-    "value_of",
+    "label_value",
 ]
 
 LabelState = Literal["all-visible", "whole-only", "unknown"]
@@ -38,7 +38,7 @@ _HIGHEST_FOUND: Final = 65535
 _DIGITS: Final = re.compile("[1-9][0-9]{0,4}")
 
 
-def value_of(label: str) -> int:
+def label_value(label: str) -> int:
     """Return the stored value of a level name, or of a number as text.
 
     Raises
@@ -48,7 +48,7 @@ def value_of(label: str) -> int:
 
     Examples
     --------
-    >>> value_of("L1"), value_of("255")
+    >>> label_value("L1"), label_value("255")
     (20, 255)
     """
     if label in VALUE_OF_NAME:
@@ -62,7 +62,7 @@ def value_of(label: str) -> int:
 
 
 def _checked_label(label: str) -> str:
-    value_of(label)
+    label_value(label)
     return label
 
 
@@ -87,7 +87,7 @@ def _checked_number(text: str, highest: int) -> str:
 
 
 LabelText = Annotated[str, AfterValidator(_checked_label)]
-FoundText = Annotated[str, AfterValidator(_checked_found)]
+MaskValueText = Annotated[str, AfterValidator(_checked_found)]
 StructureText = Annotated[str, AfterValidator(_checked_structure)]
 
 
@@ -132,7 +132,7 @@ class Layout(StrictModel):
     """Instead of ``label``: one binary file a vertebra."""
     mask: Literal["required", "optional"] = "required"
     """Whether an image without its mask is a failure, or a scan of its own."""
-    values: dict[FoundText, LabelText] = Field(default_factory=dict)
+    values: dict[MaskValueText, LabelText] = Field(default_factory=dict)
     """Value in the mask's file to vertebra or value; what is not named becomes background."""
     label_state: LabelState | None = None
     """Where this layout differs from ``labels.state``."""
@@ -141,9 +141,9 @@ class Layout(StrictModel):
     """Templates of a JSON file beside the image."""
     sidecar_keys: PatternTexts = ()
     """Patterns of the keys of that file whose texts and numbers go into the scan table."""
-    listed: Listed | None = None
+    listed: ImageList | None = None
     """Which image is meant where a scan has several."""
-    series: SeriesChoice | None = None
+    series: SeriesSelection | None = None
     """Which CT series of a DICOM folder are scans, each one of its own; if not given, a folder is
     one scan, that of its largest series."""
 
@@ -164,7 +164,7 @@ class Layout(StrictModel):
         return self
 
     @property
-    def given_names(self) -> frozenset[str]:
+    def extra_names(self) -> frozenset[str]:
         """Names that its templates may use beside those of the image pattern."""
         return frozenset(self.texts) | (SERIES_NAMES if self.series is not None else frozenset())
 
@@ -189,7 +189,7 @@ class Layout(StrictModel):
     @property
     def stored_values(self) -> tuple[tuple[int, int], ...]:
         """Value in the mask's file and value stored; empty if they are the same."""
-        return tuple((int(found), value_of(label)) for found, label in self.values.items())
+        return tuple((int(found), label_value(label)) for found, label in self.values.items())
 
     @property
     def has_masks(self) -> bool:

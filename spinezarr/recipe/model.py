@@ -10,7 +10,7 @@ from pydantic import Field, PrivateAttr, ValidationError, model_validator
 
 from spinezarr.card import Card
 from spinezarr.errors import RecipeError, RecipeLimitError
-from spinezarr.recipe.expression import MOST_CHARACTERS, Expression
+from spinezarr.recipe.bounded_regex import MAX_REGEX_CHARACTERS, BoundedRegex
 from spinezarr.recipe.layout import Labels, Layout
 from spinezarr.recipe.pattern import (
     FileName,
@@ -18,20 +18,20 @@ from spinezarr.recipe.pattern import (
     PatternText,
     TemplateText,
     Texts,
-    fill,
+    fill_template,
     pattern_names,
-    possible_expression,
-    possible_pattern,
     template_names,
+    template_regex,
+    template_regex_text,
 )
-from spinezarr.recipe.series import SERIES_NAMES, SeriesChoice
+from spinezarr.recipe.series import SERIES_NAMES, SeriesSelection
 from spinezarr.recipe.table import Table
 from spinezarr.regular_file import read_regular_file
 from spinezarr.resources import recipe_path, resource
-from spinezarr.strict_yaml import StrictModel, load_strict_yaml, reason_of
-from spinezarr.text import composed
+from spinezarr.strict_yaml import StrictModel, load_strict_yaml, validation_message
+from spinezarr.text import to_nfc
 
-__all__ = ["Ignored", "Lookup", "Recipe", "Splits"]
+__all__ = ["IgnoredFiles", "Lookup", "Recipe", "Splits"]
 
 _MOST_COMPARED: Final = 100_000
 """Characters of the expressions for all files beside images; shipped recipes need 2,000."""
@@ -83,7 +83,7 @@ class Lookup(StrictModel):
             for pattern, value in self.values.items() if name in texts else ():
                 found = PathPattern(pattern).match(texts[name])
                 if found is not None:
-                    return fill(value, found)
+                    return fill_template(value, found)
         return None
 
 
@@ -118,7 +118,7 @@ class Splits(StrictModel):
         found: dict[str, tuple[str, int]] = {}
         split, position = None, 0
         pattern = PathPattern(self.entry)
-        for number, line in enumerate(composed(text).splitlines(), 1):
+        for number, line in enumerate(to_nfc(text).splitlines(), 1):
             entry = line.strip()
             if not entry:
                 continue
@@ -154,7 +154,7 @@ class Splits(StrictModel):
         return self.parse(text, where)
 
 
-class Ignored(StrictModel):
+class IgnoredFiles(StrictModel):
     """Files that are known and belong to no scan."""
 
     path: PatternText
@@ -192,7 +192,7 @@ class Recipe(StrictModel):
     """Whether a mask without its image is a failure, or usual: where masks come in one download
     and images in several."""
     tables: dict[str, Table] = Field(default_factory=dict)
-    ignore: tuple[Ignored, ...] = ()
+    ignore: tuple[IgnoredFiles, ...] = ()
     _file: Traversable | None = PrivateAttr(default=None)
 
     @classmethod
@@ -219,7 +219,7 @@ class Recipe(StrictModel):
         return recipe
 
     @classmethod
-    def of_pairs(
+    def from_pairs(
         cls,
         image: str,
         label: str | None,
@@ -265,7 +265,7 @@ class Recipe(StrictModel):
                         about="images and masks paired by name",
                         image=(image,),
                         label=() if label is None else (label,),
-                        series=SeriesChoice() if by_series else None,
+                        series=SeriesSelection() if by_series else None,
                     )
                 },
                 scan_id=scan_id,
@@ -273,7 +273,8 @@ class Recipe(StrictModel):
             )
         except ValidationError as problem:
             reasons = "; ".join(
-                f"{reason_of(details)} (found {details['input']!r})" for details in problem.errors()
+                f"{validation_message(details)} (found {details['input']!r})"
+                for details in problem.errors()
             )
             raise RecipeError(f"{where}: {reasons}.") from problem
         for key, mistake in recipe.problems():
@@ -292,7 +293,7 @@ class Recipe(StrictModel):
             )
         for name, layout in self.layouts.items():
             for pattern in layout.image:
-                known = self._known_names(PathPattern(pattern).names | layout.given_names)
+                known = self._known_names(PathPattern(pattern).names | layout.extra_names)
                 for key, template in self._templates(name, layout):
                     allowed = known | {"part"} if key[-2:] == ("label_parts", "file") else known
                     missing = sorted(template_names(template) - allowed)
@@ -326,7 +327,7 @@ class Recipe(StrictModel):
                     return
 
     @property
-    def place(self) -> str:
+    def origin(self) -> str:
         """Where it was read, or its name."""
         return str(self._file or self.name)
 
@@ -374,11 +375,11 @@ class Recipe(StrictModel):
     def _any_value(name: str, lookup: Lookup, stated: str | None) -> str:
         ways, characters = [] if stated is None else [stated], 0
         for pattern, value in lookup.values.items():
-            ways.append(possible_expression(value, pattern))
+            ways.append(template_regex_text(value, pattern))
             characters += len(ways[-1])
-            if characters > MOST_CHARACTERS:
+            if characters > MAX_REGEX_CHARACTERS:
                 raise RecipeLimitError(
-                    f"the values of the lookup {name!r} take more than {MOST_CHARACTERS} "
+                    f"the values of the lookup {name!r} take more than {MAX_REGEX_CHARACTERS} "
                     "characters to write down. Make several recipes of it."
                 )
         return "|".join(ways)
@@ -453,11 +454,11 @@ class Recipe(StrictModel):
             )
         return found
 
-    def takes_one_of_several(self, layout: str) -> bool:
+    def picks_one_of_several(self, layout: str) -> bool:
         """Whether one of several files of one name is taken: the recipe says they are one scan."""
         return bool(self.same_scan) or self.layouts[layout].listed is not None
 
-    def known_texts(self, texts: Mapping[str, str]) -> dict[str, str]:
+    def resolve_lookups(self, texts: Mapping[str, str]) -> dict[str, str]:
         """Return remembered texts and all that is looked up by them."""
         values = dict(texts)
         for name, lookup in self.lookups.items():
@@ -466,7 +467,7 @@ class Recipe(StrictModel):
                 values[name] = value
         return values
 
-    def possible_paths(self, layout: Layout, template: str) -> list[Expression]:
+    def path_regexes(self, layout: Layout, template: str) -> list[BoundedRegex]:
         """Return what a path may look like that a template gives for any image of a layout.
 
         Raises
@@ -475,13 +476,13 @@ class Recipe(StrictModel):
             If that is more than an expression may hold.
         """
         further = self._further(layout, template)
-        patterns = (possible_pattern(template, image, further) for image in layout.image)
+        patterns = (template_regex(template, image, further) for image in layout.image)
         return list(dict.fromkeys(patterns))
 
     def _possible_expressions(self, layout: Layout, template: str) -> Iterator[str]:
-        """Yield the texts of :meth:`possible_paths`."""
+        """Yield the texts of :meth:`path_regexes`."""
         further = self._further(layout, template)
-        return (possible_expression(template, image, further) for image in layout.image)
+        return (template_regex_text(template, image, further) for image in layout.image)
 
     def _further(self, layout: Layout, template: str) -> dict[str, str]:
         """Return expressions of the texts that a template may use beside those of the image."""

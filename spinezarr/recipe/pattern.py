@@ -19,7 +19,7 @@ the other:
 ``{path|join}``         ``a/b/c`` as ``a_b_c``; ``{path|join:-}`` as ``a-b-c``
 ======================= =====================================================================
 
-Regular expressions are Python's; :mod:`spinezarr.recipe.expression` says how much they may take.
+Regular expressions are Python's; :mod:`spinezarr.recipe.bounded_regex` says how much they may take.
 """
 
 import re
@@ -31,8 +31,8 @@ from typing import Annotated, Final
 from pydantic import AfterValidator, BeforeValidator
 
 from spinezarr.errors import RecipeLimitError
-from spinezarr.recipe.expression import MOST_CHARACTERS, Expression, expression
-from spinezarr.text import composed
+from spinezarr.recipe.bounded_regex import MAX_REGEX_CHARACTERS, BoundedRegex, compile_bounded
+from spinezarr.text import to_nfc
 
 __all__ = [
     "FileName",
@@ -43,12 +43,12 @@ __all__ = [
     "TemplateText",
     "TemplateTexts",
     "Texts",
-    "fill",
-    "filled_pattern",
+    "fill_template",
+    "filled_template_regex",
     "pattern_names",
-    "possible_expression",
-    "possible_pattern",
     "template_names",
+    "template_regex",
+    "template_regex_text",
 ]
 
 _TOKEN: Final = re.compile(r"\{(\w+)(?::((?:[^{}]|\{[^{}]*\})+))?\}|(\*\*/)|(\*)|([^{}*]+)|(.)")
@@ -88,14 +88,14 @@ class PathPattern:
         _compile(self.text)
 
     @property
-    def expression(self) -> Expression:
+    def regex(self) -> BoundedRegex:
         """The regular expression that a whole path must match."""
         return _compile(self.text)
 
     @property
     def names(self) -> frozenset[str]:
         """Names the pattern remembers."""
-        return self.expression.names
+        return self.regex.names
 
     def match(self, path: str) -> dict[str, str] | None:
         """Return the remembered texts, in NFC, if the whole ``path`` matches, else None.
@@ -105,7 +105,7 @@ class PathPattern:
         RecipeLimitError
             If comparing takes too long.
         """
-        found = self.expression.fullmatch(composed(path))
+        found = self.regex.fullmatch(to_nfc(path))
         return None if found is None else found.groupdict()
 
 
@@ -121,12 +121,12 @@ def pattern_names(pattern: str) -> tuple[str, ...]:
 
 
 @cache
-def _compile(pattern: str) -> Expression:
+def _compile(pattern: str) -> BoundedRegex:
     """Translate a pattern; raise ValueError if it is broken."""
     _check_length("pattern", pattern)
     parts: list[str] = []
     seen: set[str] = set()
-    for name, own, folders, star, literal, stray in _TOKEN.findall(composed(pattern)):
+    for name, own, folders, star, literal, stray in _TOKEN.findall(to_nfc(pattern)):
         if stray:
             raise ValueError(f"pattern {pattern!r}: stray {stray!r}; write {{name}}")
         if name and name in seen:
@@ -138,7 +138,7 @@ def _compile(pattern: str) -> Expression:
         else:
             parts.append(_wild(folders, star) or re.escape(literal))
     try:
-        return expression("".join(parts))
+        return compile_bounded("".join(parts))
     except ValueError as problem:
         raise ValueError(f"pattern {pattern!r}: {problem}") from problem
 
@@ -155,7 +155,7 @@ def _check_own(pattern: str, name: str, own: str) -> None:
     """Refuse an expression that would mean something else inside the pattern than by itself."""
     where = f"pattern {pattern!r}: the expression of {{{name}}}"
     try:
-        alone = expression(_BACKREFERENCE.sub("(?:)", own))
+        alone = compile_bounded(_BACKREFERENCE.sub("(?:)", own))
     except ValueError as problem:
         raise ValueError(f"{where}: {problem}") from problem
     if alone.names:
@@ -179,7 +179,7 @@ def template_names(template: str) -> frozenset[str]:
     return frozenset(name for name, _ in _TEMPLATE_NAME.findall(template))
 
 
-def fill(template: str, values: Mapping[str, str]) -> str | None:
+def fill_template(template: str, values: Mapping[str, str]) -> str | None:
     """Put ``values`` into a template, in NFC; None if it uses a name that has no value.
 
     Raises
@@ -189,9 +189,9 @@ def fill(template: str, values: Mapping[str, str]) -> str | None:
 
     Examples
     --------
-    >>> fill("{scan|lower}_seg.nii.gz", {"scan": "GL017"})
+    >>> fill_template("{scan|lower}_seg.nii.gz", {"scan": "GL017"})
     'gl017_seg.nii.gz'
-    >>> fill("{path|lower|join}", {"path": "P07/2024/Thorax"})
+    >>> fill_template("{path|lower|join}", {"path": "P07/2024/Thorax"})
     'p07_2024_thorax'
     """
     if template_names(template) - values.keys():
@@ -202,7 +202,7 @@ def fill(template: str, values: Mapping[str, str]) -> str | None:
             f"the template {template[:_SHOWN]!r} gives a text of {len(filled)} characters, "
             f"expected at most {_LONGEST_TEXT}. Let it name fewer texts."
         )
-    return composed(filled)
+    return to_nfc(filled)
 
 
 def _filtered(text: str, filters: str) -> str:
@@ -213,7 +213,7 @@ def _filtered(text: str, filters: str) -> str:
     return text
 
 
-def filled_pattern(template: str, values: Mapping[str, str]) -> Expression | None:
+def filled_template_regex(template: str, values: Mapping[str, str]) -> BoundedRegex | None:
     """Return what a path must match to be a filled template, whose ``*`` and ``**/`` are wild.
 
     None if a name has no value.
@@ -226,9 +226,9 @@ def filled_pattern(template: str, values: Mapping[str, str]) -> Expression | Non
     return _made_expression(filled, template)
 
 
-def possible_pattern(
+def template_regex(
     template: str, image: str, further: Mapping[str, str] | None = None
-) -> Expression:
+) -> BoundedRegex:
     r"""Return what a path may look like that a template gives for any image of a pattern.
 
     Parameters
@@ -242,16 +242,16 @@ def possible_pattern(
 
     Examples
     --------
-    >>> masks = possible_pattern("{scan}_seg.{ext}", r"{scan}.{ext:nii|nii\.gz}")
+    >>> masks = template_regex("{scan}_seg.{ext}", r"{scan}.{ext:nii|nii\.gz}")
     >>> [bool(masks.fullmatch(name)) for name in ("a_seg.nii.gz", "a_seg.png")]
     [True, False]
     """
-    return _made_expression(possible_expression(template, image, further), template)
+    return _made_expression(template_regex_text(template, image, further), template)
 
 
-def _made_expression(text: str, template: str) -> Expression:
+def _made_expression(text: str, template: str) -> BoundedRegex:
     try:
-        return expression(composed(text))
+        return compile_bounded(to_nfc(text))
     except ValueError as problem:
         raise _too_much(template, str(problem)) from problem
 
@@ -263,8 +263,8 @@ def _too_much(template: str, why: str) -> RecipeLimitError:
     )
 
 
-def possible_expression(template: str, image: str, further: Mapping[str, str] | None = None) -> str:
-    """Return the regular expression of :func:`possible_pattern`.
+def template_regex_text(template: str, image: str, further: Mapping[str, str] | None = None) -> str:
+    """Return the regular expression of :func:`template_regex`.
 
     Raises
     ------
@@ -278,7 +278,7 @@ def possible_expression(template: str, image: str, further: Mapping[str, str] | 
             remembered[name] = _BACKREFERENCE.sub(
                 lambda found: f"(?:{remembered[found[1]]})", own or _ANY_TEXT
             )
-            if len(remembered[name]) > MOST_CHARACTERS:
+            if len(remembered[name]) > MAX_REGEX_CHARACTERS:
                 raise _too_much(template, f"{{{name}}} stands for too much")
 
     def any_of(name: str, filters: str) -> str:
@@ -288,12 +288,14 @@ def possible_expression(template: str, image: str, further: Mapping[str, str] | 
         return f"(?{'i' if '|lower' in filters else ''}:{'|'.join(ways)})"
 
     made = _template_expression(template, any_of)
-    if len(made) > MOST_CHARACTERS:
-        raise _too_much(template, f"it takes {len(made)} characters, of {MOST_CHARACTERS} at most")
+    if len(made) > MAX_REGEX_CHARACTERS:
+        raise _too_much(
+            template, f"it takes {len(made)} characters, of {MAX_REGEX_CHARACTERS} at most"
+        )
     return made
 
 
-def _template_expression(template: str, expression: Callable[[str, str], str]) -> str:
+def _template_expression(template: str, regex_of_name: Callable[[str, str], str]) -> str:
     """Translate a template whose names stand for regular expressions."""
     parts: list[str] = []
     for piece in _TEMPLATE_PIECE.split(template):
@@ -301,7 +303,7 @@ def _template_expression(template: str, expression: Callable[[str, str], str]) -
         if named is None:
             parts.append(_wild(piece == "**/", piece == "*") or re.escape(piece))
         else:
-            parts.append(expression(named[1], named[2]))
+            parts.append(regex_of_name(named[1], named[2]))
     return "".join(parts)
 
 

@@ -7,11 +7,11 @@ from typing import Annotated, Final, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from spinezarr.recipe.expression import expression
+from spinezarr.recipe.bounded_regex import compile_bounded
 from spinezarr.recipe.pattern import PathPattern, PatternText, Texts
 from spinezarr.strict_yaml import StrictModel
 
-__all__ = ["SERIES_NAMES", "SeriesChoice", "SeriesDescribed"]
+__all__ = ["SERIES_NAMES", "SeriesInfo", "SeriesSelection"]
 
 SERIES_NAMES: Final = frozenset(
     {"series_number", "series_uid", "study_uid", "kernel", "slice_thickness_mm"}
@@ -24,7 +24,7 @@ _NO_NAME: Final = re.compile(r"[^A-Za-z0-9.+-]+")
 
 
 @dataclass(frozen=True, slots=True)
-class SeriesDescribed:
+class SeriesInfo:
     """What the headers of a CT series say of it."""
 
     number: int | None
@@ -42,7 +42,7 @@ class SeriesDescribed:
 
         Examples
         --------
-        >>> SeriesDescribed(2, "1.2.3", "1.2", ("Br38f", "3"), "", (), 1.5, 90).texts()["kernel"]
+        >>> SeriesInfo(2, "1.2.3", "1.2", ("Br38f", "3"), "", (), 1.5, 90).texts()["kernel"]
         'Br38f-3'
         """
         thickness = self.slice_thickness_mm
@@ -68,14 +68,14 @@ _Numbers = Annotated[tuple[int, ...], BeforeValidator(_as_tuple)]
 _Patterns = Annotated[tuple[PatternText, ...], BeforeValidator(_as_tuple)]
 
 
-class SeriesChoice(StrictModel):
+class SeriesSelection(StrictModel):
     """Which CT series of a folder are scans: all that fit each key that is given.
 
     Examples
     --------
-    >>> thin = SeriesChoice(kernel=("B6*", "BONE*"), slice_thickness_mm=(0, 1.5))
-    >>> bone = SeriesDescribed(3, "1.2", "1", ("B60f",), "", ("ORIGINAL",), 1.0, 400)
-    >>> thin.takes(bone)
+    >>> thin = SeriesSelection(kernel=("B6*", "BONE*"), slice_thickness_mm=(0, 1.5))
+    >>> bone = SeriesInfo(3, "1.2", "1", ("B60f",), "", ("ORIGINAL",), 1.0, 400)
+    >>> thin.selects(bone)
     True
     """
 
@@ -104,7 +104,7 @@ class SeriesChoice(StrictModel):
                 )
         return self
 
-    def takes(self, series: SeriesDescribed) -> bool:
+    def selects(self, series: SeriesInfo) -> bool:
         """Whether a series is a scan."""
         return self.is_long_enough(series) and all(
             (
@@ -117,7 +117,7 @@ class SeriesChoice(StrictModel):
             )
         )
 
-    def is_long_enough(self, series: SeriesDescribed) -> bool:
+    def is_long_enough(self, series: SeriesInfo) -> bool:
         """Whether a series has as many slices as a scan needs."""
         return series.slices >= self.min_slices
 
@@ -132,6 +132,6 @@ def _fits(patterns: Iterable[str], text: str) -> bool:
     """Whether a pattern fits a text of a header, in any case; a slash counts as a blank."""
     shown = text.replace("/", " ")
     return any(
-        expression(PathPattern(pattern).expression.text, ignore_case=True).fullmatch(shown)
+        compile_bounded(PathPattern(pattern).regex.text, ignore_case=True).fullmatch(shown)
         for pattern in patterns
     )

@@ -4,16 +4,16 @@ from typing import Annotated, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from spinezarr.recipe.expression import expression
+from spinezarr.recipe.bounded_regex import compile_bounded
 from spinezarr.recipe.pattern import FileName, PatternTexts, TemplateText
 from spinezarr.strict_yaml import StrictModel
 
-__all__ = ["Listed", "Table"]
+__all__ = ["ImageList", "Table"]
 
 
 def _checked_regex(text: str) -> str:
     try:
-        expression(text)
+        compile_bounded(text)
     except ValueError as problem:
         raise ValueError(f"regular expression {text!r}: {problem}") from problem
     return text
@@ -64,7 +64,7 @@ class Table(StrictModel):
         return self
 
 
-class Listed(StrictModel):
+class ImageList(StrictModel):
     """A text file with a line for each image that is meant where a scan has several."""
 
     files: PatternTexts

@@ -18,7 +18,7 @@ from urllib.request import getproxies, proxy_bypass
 from fsspec.asyn import get_loop
 from typing_extensions import Buffer
 
-from spinezarr.public_url import public_url
+from spinezarr.redaction import redact_url
 from spinezarr.remote.errors import (
     CONTENT_RANGE,
     REDIRECTS,
@@ -211,7 +211,7 @@ class DirectTransport:
         return answer
 
     def _where(self, path: str) -> str:
-        return public_url(path if "://" in path else f"{self._scheme}://{path}")
+        return redact_url(path if "://" in path else f"{self._scheme}://{path}")
 
     async def _asked(
         self, path: str, place: Place, wanted: Wanted, body: bytes | None = None

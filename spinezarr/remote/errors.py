@@ -12,7 +12,7 @@ from typing_extensions import Buffer
 
 from spinezarr.errors import CorruptStoreError
 from spinezarr.remote.s3_errors import ENDPOINT, REFUSED
-from spinezarr.text import printable
+from spinezarr.text import to_printable
 
 __all__ = [
     "CONTENT_RANGE",
@@ -136,7 +136,7 @@ def answer_error(
     headers
         Of the answer, names in lower case.
     """
-    code = printable(code[:_CODE_LENGTH]) if _is_s3(where) else ""
+    code = to_printable(code[:_CODE_LENGTH]) if _is_s3(where) else ""
     named = f"the server answered {' '.join(filter(None, (str(status or ''), code)))}"
     if status == HTTPStatus.PRECONDITION_FAILED:
         return changed(where)

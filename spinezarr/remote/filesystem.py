@@ -6,7 +6,7 @@ from typing import Any, Final
 import fsspec
 
 from spinezarr.errors import UsageError
-from spinezarr.public_url import public_url
+from spinezarr.redaction import redact_url
 
 __all__ = ["open_filesystem"]
 
@@ -34,7 +34,7 @@ def open_filesystem(
         fit.
     """
     scheme, separator, _ = url.partition("://")
-    shown = public_url(url)
+    shown = redact_url(url)
     if storage_options and not separator:
         raise UsageError(
             f"{shown}: is a path; endpoint, profile and other storage options are for URLs such as "

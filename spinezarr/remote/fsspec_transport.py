@@ -14,7 +14,7 @@ from urllib.request import getproxies
 from fsspec.asyn import AsyncFileSystem
 from typing_extensions import Buffer
 
-from spinezarr.public_url import public_url
+from spinezarr.redaction import redact_url
 from spinezarr.remote.direct_transport import is_link_local
 from spinezarr.remote.errors import (
     CONTENT_RANGE,
@@ -118,7 +118,7 @@ class FsspecTransport:
     async def get_version(self, wanted: Wanted) -> ObjectVersion:
         """See :class:`spinezarr.remote.transport.Transport`."""
         path = wanted.path
-        where = public_url(path if "://" in path else f"{self._scheme}://{path}")
+        where = redact_url(path if "://" in path else f"{self._scheme}://{path}")
         if isinstance(self._fs, AsyncFileSystem) and self._fs.async_impl:
             # Explained on fsspec's own loop: what it logs of a task that was left must be clean.
             task = _explain(self._watched(wanted), where, wanted)

@@ -22,7 +22,7 @@ from typing import Any, Final, Generic, TypeVar
 from fsspec.asyn import get_loop
 from typing_extensions import Buffer
 
-from spinezarr.public_url import public_url
+from spinezarr.redaction import redact_url
 from spinezarr.remote.errors import StalledAnswerError
 from spinezarr.remote.settings import METADATA_BYTES
 from spinezarr.remote.transport import NoRangesError, TransientError, Transport, open_transport
@@ -137,7 +137,7 @@ class RemoteObjects:
     def name(self, path: str) -> str:
         """Return the URL of a path as messages give it: without user, password or signature."""
         scheme = self._opened[0].partition("://")[0]
-        return public_url(path if "://" in path else f"{scheme}://{path}")
+        return redact_url(path if "://" in path else f"{scheme}://{path}")
 
     def each(self, function: Callable[[T], R], items: Iterable[T]) -> list[R]:
         """Call a function that reads for each item, side by side, as it mostly waits."""

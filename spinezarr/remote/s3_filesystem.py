@@ -22,7 +22,7 @@ from fsspec.spec import AbstractBufferedFile
 from s3fs import S3FileSystem
 from s3fs.core import S3_RETRYABLE_ERRORS
 
-from spinezarr.public_url import public_url
+from spinezarr.redaction import redact_url
 from spinezarr.remote.errors import range_value, too_long
 from spinezarr.remote.s3_errors import CREDENTIALS, ENDPOINT, REFUSED
 from spinezarr.remote.s3_session import BoundedSession
@@ -91,7 +91,7 @@ class S3(S3FileSystem):  # type: ignore[misc]  # s3fs is untyped
     ) -> None:
         if endpoint_url is not None and urlsplit(endpoint_url).scheme not in {"http", "https"}:
             raise ValueError(
-                f"endpoint {public_url(endpoint_url)!r} does not start with http:// or https://"
+                f"endpoint {redact_url(endpoint_url)!r} does not start with http:// or https://"
             )
         # More than one transfer a file makes s3fs ask for the size before it reads.
         own = {"use_listings_cache": False, "max_concurrency": 1}

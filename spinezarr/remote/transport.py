@@ -13,7 +13,7 @@ from typing import Any, Final, Protocol
 
 from typing_extensions import Buffer
 
-from spinezarr.public_url import public_url
+from spinezarr.redaction import redact_url
 from spinezarr.remote.direct_transport import DirectTransport, NotServedError, Places
 from spinezarr.remote.errors import (
     NoRangesError,
@@ -166,7 +166,7 @@ class _Transport:
         return _Transport, (self._url, self._options)
 
     def __repr__(self) -> str:
-        return f"<Transport of {public_url(self._url)}>"
+        return f"<Transport of {redact_url(self._url)}>"
 
     @property
     def is_fast(self) -> bool:
@@ -211,7 +211,7 @@ class _Transport:
         if not wanted.range and is_page(found.data):
             path = wanted.path
             where = path if "://" in path else f"{self._url.partition('://')[0]}://{path}"
-            raise page_instead(public_url(where))
+            raise page_instead(redact_url(where))
         return found
 
     async def _got(self, wanted: Wanted) -> ObjectVersion:

@@ -11,7 +11,7 @@ from pydantic import BaseModel
 
 from spinezarr.serve.conditions import check_conditions
 from spinezarr.serve.http import Answer, Request, accepts_gzip
-from spinezarr.text import json_text
+from spinezarr.text import to_ascii_json
 
 __all__ = ["Body", "answer_json"]
 
@@ -52,7 +52,7 @@ class Body:
     @classmethod
     def of(cls, value: Mapping[str, Any]) -> "Body":
         """Write JSON."""
-        return cls(json_text(value, indent=None).encode())
+        return cls(to_ascii_json(value, indent=None).encode())
 
     @property
     def nbytes(self) -> int:

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
 
 from spinezarr.errors import CorruptStoreError, UsageError
-from spinezarr.public_url import public_url
+from spinezarr.redaction import redact_url
 from spinezarr.remote.errors import ChangedObjectError, NoSuchBucketError
 from spinezarr.remote.filesystem import open_filesystem
 from spinezarr.remote.requests import RemoteObjects
@@ -93,7 +93,7 @@ class BucketFolder:
         self._found: tuple[float, list[str]] | None = None
 
     def __repr__(self) -> str:
-        return f"<{public_url(self.url)}>"
+        return f"<{redact_url(self.url)}>"
 
     def check(self) -> None:
         """Refuse what cannot be served.
@@ -106,7 +106,7 @@ class BucketFolder:
         OSError
             If nobody answers there.
         """
-        name = public_url(self.url)
+        name = redact_url(self.url)
         try:
             root = self._root()
             if root is None and not self._is_named:
@@ -128,7 +128,7 @@ class BucketFolder:
 
     @property
     def _is_named(self) -> bool:
-        return public_url(self.url).endswith(self._suffix)
+        return redact_url(self.url).endswith(self._suffix)
 
     def _root(self) -> ObjectVersion | None:
         path = f"{self._objects.path}/{METADATA}"
@@ -194,7 +194,7 @@ class BucketStorage(Storage):
         self._astray = _ASTRAY["s3" if scheme in _BUCKETS else "http"]
 
     def __repr__(self) -> str:
-        return f"<{public_url(self.path)}>"
+        return f"<{redact_url(self.path)}>"
 
     def look(self, key: str, known: Identity | None) -> Seen | None:
         """See :class:`~spinezarr.serve.storage.Storage`."""

@@ -48,7 +48,7 @@ from spinezarr.serve.tables import (
     prepare_tables,
 )
 from spinezarr.serve.views import answer_view
-from spinezarr.text import json_text
+from spinezarr.text import to_ascii_json
 
 __all__ = ["REQUEST", "ROUTE", "pages"]
 
@@ -153,7 +153,7 @@ class _Pages:
         self._described = Answer(
             HTTPStatus.OK,
             {"content-type": "application/json", "cache-control": "no-cache"},
-            json_text(described, indent=None).encode(),
+            to_ascii_json(described, indent=None).encode(),
         )
         text = page(described)
         self._page = Answer(

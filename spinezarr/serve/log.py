@@ -13,7 +13,7 @@ from enum import StrEnum
 from http import HTTPStatus
 from typing import Any, Final
 
-from spinezarr.text import json_text, printable
+from spinezarr.text import to_ascii_json, to_printable
 
 __all__ = ["LogForm", "RequestLog"]
 
@@ -74,7 +74,7 @@ class RequestLog:
         """
         fields = {
             "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
-            "method": printable(method, _METHOD_CHARACTERS),
+            "method": to_printable(method, _METHOD_CHARACTERS),
             "path": shown_path(path),
             "status": status.value,
             "bytes": sent_bytes,
@@ -95,7 +95,7 @@ def shown_path(path: str) -> str:
     >>> shown_path("/zarr/tWXDHLAOqc7V0qRkpdzQyyNBuBF3gqsbBfYFnWfzsuo/zarr.json")
     '/zarr/…/zarr.json'
     """
-    return printable(_SECRET.sub(_LEFT_OUT, path), _PATH_CHARACTERS)
+    return to_printable(_SECRET.sub(_LEFT_OUT, path), _PATH_CHARACTERS)
 
 
 class _StandardError(logging.Handler):
@@ -110,7 +110,7 @@ class _StandardError(logging.Handler):
 
 class _JsonFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        return json_text(getattr(record, _FIELDS), indent=None)
+        return to_ascii_json(getattr(record, _FIELDS), indent=None)
 
 
 class _TextFormatter(logging.Formatter):

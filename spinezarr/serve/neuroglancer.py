@@ -25,7 +25,7 @@ from spinezarr.serve.opened_scan import OpenedScan
 from spinezarr.serve.origin import origin_of
 from spinezarr.serve.patches import PatchSource
 from spinezarr.serve.version_headers import RefusedError
-from spinezarr.text import json_text
+from spinezarr.text import to_ascii_json
 from spinezarr.view.neuroglancer_state import (
     SHOWN_DTYPES,
     StatePlaces,
@@ -179,7 +179,7 @@ def answer_segments(source: PatchSource, scan_id: str) -> Answer:
     return Answer(
         HTTPStatus.OK,
         {"content-type": "application/json", "cache-control": "no-cache"},
-        json_text(segment_properties(scan.attributes), indent=None).encode(),
+        to_ascii_json(segment_properties(scan.attributes), indent=None).encode(),
     )
 
 

@@ -77,7 +77,7 @@ def _answer(
     source: PatchSource, request: Request, scan_id: str, array: str, asked: NiftiQuery
 ) -> Answer:
     # nibabel takes long to import, and few ask for this.
-    from spinezarr.export.nifti import array_parts, file_name  # noqa: PLC0415
+    from spinezarr.export.nifti import file_name, iter_nifti_bytes  # noqa: PLC0415
 
     opened = OpenedScan.of(source, scan_id, asked.content_checksum)
     scan = opened.scan
@@ -99,7 +99,7 @@ def _answer(
     }
     if request.method == "HEAD":
         return Answer(HTTPStatus.OK, headers, stream=iter(()))
-    parts = _packed(array_parts(spec, scan.attributes, opened.engine))
+    parts = _packed(iter_nifti_bytes(spec, scan.attributes, opened.engine))
     return Answer(HTTPStatus.OK, headers, stream=chain([next(parts)], parts))
 
 

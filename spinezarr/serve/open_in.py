@@ -10,7 +10,7 @@ from spinezarr.serve.opened_scan import OpenedScan
 from spinezarr.serve.origin import origin_of
 from spinezarr.serve.patches import PatchSource
 from spinezarr.serve.version_headers import RefusedError
-from spinezarr.text import json_text
+from spinezarr.text import to_ascii_json
 from spinezarr.view.open_in import ServedScan, ways_to_open
 
 __all__ = ["OpenInModel", "answer_open_in"]
@@ -75,5 +75,5 @@ def answer_open_in(
     return Answer(
         HTTPStatus.OK,
         {"content-type": "application/json", "cache-control": "no-store"},
-        json_text(told.model_dump(mode="json"), indent=None).encode(),
+        to_ascii_json(told.model_dump(mode="json"), indent=None).encode(),
     )

@@ -149,7 +149,7 @@ def _as_npy(batch: Batch, _: Sequence[str], options: FormatOptions) -> bytes:
 def _as_nifti(batch: Batch, _: Sequence[str], options: FormatOptions) -> bytes:
     import nibabel as nib  # noqa: PLC0415  takes long, and few ask for it
 
-    from spinezarr.export.nifti_place import Place  # noqa: PLC0415  imports it
+    from spinezarr.export.nifti_placement import NiftiPlacement  # noqa: PLC0415  imports it
 
     values = _array(batch, options)
     if "slice" in batch.dims and options.array == "image":
@@ -160,7 +160,7 @@ def _as_nifti(batch: Batch, _: Sequence[str], options: FormatOptions) -> bytes:
         values[0] if options.flat_axis is None else np.expand_dims(values[0], options.flat_axis)
     )
     voxels = np.ascontiguousarray(volume).T
-    header = Place.at(batch.affine[0], voxels.shape).header(voxels.shape)
+    header = NiftiPlacement.from_affine(batch.affine[0], voxels.shape).header(voxels.shape)
     header.set_data_dtype(voxels.dtype)
     data: bytes = nib.Nifti1Image(voxels, None, header).to_bytes()
     return data

@@ -9,7 +9,7 @@ from urllib.parse import parse_qsl
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from spinezarr.strict_yaml import reason_of
+from spinezarr.strict_yaml import validation_message
 
 __all__ = ["QueryModel", "WrongQueryError", "parameters_of", "parse_query", "wrong_of"]
 
@@ -76,7 +76,7 @@ def wrong_of(problem: ValidationError) -> str:
     """Say what is wrong first, and where."""
     first = problem.errors(include_url=False)[0]
     where = ".".join(map(str, first["loc"]))
-    reason = reason_of(first)
+    reason = validation_message(first)
     return f"{where}: {reason}." if where else f"{reason[0].upper()}{reason[1:]}."
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 from urllib.parse import quote, unquote, urlsplit
 
 from spinezarr.errors import UsageError
-from spinezarr.public_url import public_url
+from spinezarr.redaction import redact_url
 from spinezarr.serve.install_hint import INSTALL
 from spinezarr.serve.tokens import NAME, Tokens
 
@@ -60,7 +60,7 @@ def signed_url(tokens: Tokens, url: str, name: str, seconds: int) -> str:
     UsageError
         If the URL is none of a store of a server, or there is no such token.
     """
-    shown = public_url(url)
+    shown = redact_url(url)
     if shown != url:
         raise UsageError(f"{shown}: is signed without user, password, '?' and '#'.")
     parts = urlsplit(url)

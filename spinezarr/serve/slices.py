@@ -7,7 +7,7 @@ from typing import Annotated, Final
 from pydantic import Field
 
 from spinezarr.errors import UsageError
-from spinezarr.geometry import FLAT_AXIS, Plane
+from spinezarr.geometry import SLICE_AXIS, Plane
 from spinezarr.serve.http import Answer, Request, text_answer
 from spinezarr.serve.opened_scan import OpenedScan
 from spinezarr.serve.patches import PatchSource
@@ -68,7 +68,7 @@ def answer_slice(source: PatchSource, request: Request, scan_id: str) -> Answer:
     try:
         opened = OpenedScan.of(source, scan_id, asked.content_checksum)
         scan = opened.scan
-        _check_size(scan.image.shape_zyx, FLAT_AXIS[asked.plane])
+        _check_size(scan.image.shape_zyx, SLICE_AXIS[asked.plane])
         words = scan.content_checksum, asked.model_dump_json(exclude={"content_checksum"})
         is_named = asked.content_checksum is not None
         headers = headers_of_version(request, PNG, *words, is_named=is_named)

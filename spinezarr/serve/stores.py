@@ -8,7 +8,7 @@ from threading import Lock
 from typing import Any, Final
 
 from spinezarr.errors import SpinezarrError, UsageError
-from spinezarr.public_url import public_url
+from spinezarr.redaction import redact_url
 from spinezarr.serve.bucket import BucketFolder, BucketStorage, is_served_from
 from spinezarr.serve.disk import DiskStorage, stores_on_disk
 from spinezarr.serve.ome import OmeFolder
@@ -128,10 +128,10 @@ class ServedStores:
             except UnreadableError as caught:
                 paths, problem = (), caught
             for path in paths:
-                name = public_url(path).rstrip("/").rpartition("/")[2].removesuffix(_SUFFIX)
+                name = redact_url(path).rstrip("/").rpartition("/")[2].removesuffix(_SUFFIX)
                 if name in found:
                     raise UsageError(
-                        f"{public_url(path)} and {public_url(found[name][0].path)}: would both be "
+                        f"{redact_url(path)} and {redact_url(found[name][0].path)}: would both be "
                         f"served as {name!r}. Serve one of them, or rename its folder."
                     )
                 found[name] = StorePlace(name, path), given
@@ -202,7 +202,7 @@ def _given(path: str, options: Mapping[str, Any]) -> _Given:
         )
     if separator and scheme not in {"file", "local"}:
         raise UsageError(
-            f"{public_url(path)}: is neither on disk, in a bucket (s3://) nor on a web server "
+            f"{redact_url(path)}: is neither on disk, in a bucket (s3://) nor on a web server "
             "(http://, https://), and cannot be served from there."
         )
     place = Path(rest if separator else path).expanduser().resolve()

@@ -23,7 +23,7 @@ from spinezarr.store.audit_log import AUDIT_FILE, AuditLog
 from spinezarr.store.reader import StoreReader
 from spinezarr.stream.read.cache import BoundedCache
 from spinezarr.stream.read.service import BatchLimits
-from spinezarr.text import json_text
+from spinezarr.text import to_ascii_json
 from spinezarr.vertebrae import LEVELS
 
 __all__ = [
@@ -349,5 +349,5 @@ def _json(value: BaseModel) -> Answer:
     return Answer(
         HTTPStatus.OK,
         {"content-type": "application/json", "cache-control": "no-cache"},
-        json_text(value.model_dump(mode="json"), indent=None).encode(),
+        to_ascii_json(value.model_dump(mode="json"), indent=None).encode(),
     )

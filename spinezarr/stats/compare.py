@@ -6,7 +6,7 @@ from typing import Final, Literal
 from spinezarr.card import Card, Contradiction, FigureKey, PrintedFigure
 from spinezarr.stats.statistics import Statistics
 
-__all__ = ["Comparison", "Line", "Verdict", "compare"]
+__all__ = ["ComparedFigure", "Comparison", "Verdict", "compare"]
 
 Verdict = Literal["equal", "differs", "missing here", "card contradicts itself"]
 """The first that holds: ``equal`` within the printed rounding; ``missing here``, where the card
@@ -19,7 +19,7 @@ _COUNTS: Final = frozenset({"scans", "patients", "slices", "vertebrae", "detecti
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
+class ComparedFigure:
     """One figure in the store and on the card."""
 
     key: FigureKey
@@ -50,7 +50,7 @@ class Comparison:
     """Where the card was read."""
     as_of: str | None
     """State of that source."""
-    lines: tuple[Line, ...]
+    lines: tuple[ComparedFigure, ...]
     doubts: tuple[str, ...]
     """What contradicts itself on the card, or is to be read with care."""
 
@@ -77,7 +77,7 @@ def compare(statistics: Statistics, card: Card) -> Comparison:
         heading = f"printed as {printed.printed_as}" if printed.printed_as else ""
         doubt = wrong.get(key)
         lines.append(
-            Line(
+            ComparedFigure(
                 key=key,
                 here=here,
                 card=printed.value,

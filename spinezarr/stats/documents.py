@@ -7,21 +7,21 @@ from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 from spinezarr.card import STATISTICS, FigureKey
-from spinezarr.stats.compare import Comparison, Line
+from spinezarr.stats.compare import ComparedFigure, Comparison
 from spinezarr.stats.statistics import Spread, Statistics
-from spinezarr.text import json_text, markdown_text, printable
+from spinezarr.text import escape_markdown, to_ascii_json, to_printable
 
 __all__ = [
-    "Sheet",
+    "TextTable",
     "comparison_csv",
     "comparison_json",
     "comparison_markdown",
-    "comparison_sheet",
+    "comparison_table",
     "figure_title",
     "statistics_csv",
     "statistics_json",
     "statistics_markdown",
-    "statistics_sheets",
+    "statistics_tables",
     "summary_lines",
     "verdict_line",
 ]
@@ -36,7 +36,7 @@ _VERTEBRA_TITLES: Final = {
 
 
 @dataclass(frozen=True, slots=True)
-class Sheet:
+class TextTable:
     """A table as text, for a terminal or a page."""
 
     title: str
@@ -61,7 +61,7 @@ def summary_lines(statistics: Statistics) -> list[str]:
     ]
 
 
-def statistics_sheets(statistics: Statistics) -> list[Sheet]:
+def statistics_tables(statistics: Statistics) -> list[TextTable]:
     """Lay figures out as the cards do; tables that would be empty are left out."""
     by_split, by_source = statistics.scans_by_split, statistics.scans_by_source
     resolution = [
@@ -75,7 +75,7 @@ def statistics_sheets(statistics: Statistics) -> list[Sheet]:
     sheets = [
         _counts("Scans by split", "Split", by_split, "(no split)"),
         _counts("Scans by source", "Source", by_source, "(one)"),
-        Sheet(
+        TextTable(
             "Resolution Details",
             ("Dataset Statistics", "spacing (mm)", "size"),
             tuple(resolution),
@@ -86,7 +86,7 @@ def statistics_sheets(statistics: Statistics) -> list[Sheet]:
     return [sheet for sheet in sheets if sheet.rows]
 
 
-def comparison_sheet(comparison: Comparison) -> Sheet:
+def comparison_table(comparison: Comparison) -> TextTable:
     """Lay out a comparison with one row a figure."""
     columns = ("Figure", "Here", "Card", "Difference", "Verdict", "Note")
     rows = tuple(
@@ -100,7 +100,7 @@ def comparison_sheet(comparison: Comparison) -> Sheet:
         )
         for line in comparison.lines
     )
-    return Sheet("Comparison", columns, rows, frozenset({"Here", "Card", "Difference"}))
+    return TextTable("Comparison", columns, rows, frozenset({"Here", "Card", "Difference"}))
 
 
 def figure_title(key: FigureKey) -> str:
@@ -129,9 +129,9 @@ def figure_title(key: FigureKey) -> str:
 
 def statistics_markdown(statistics: Statistics) -> str:
     """Write figures as the cards print them."""
-    parts = [f"# {markdown_text(statistics.title)}"]
+    parts = [f"# {escape_markdown(statistics.title)}"]
     parts += [f"{line}." for line in summary_lines(statistics)]
-    for sheet in statistics_sheets(statistics):
+    for sheet in statistics_tables(statistics):
         parts += [f"## {sheet.title}", _markdown_table(sheet)]
     return "\n\n".join(parts) + "\n"
 
@@ -140,15 +140,15 @@ def comparison_markdown(comparison: Comparison) -> str:
     """Write a comparison as a page, with what is doubtful about the card."""
     state = f" ({comparison.as_of})" if comparison.as_of else ""
     parts = [
-        f"# {markdown_text(comparison.title)}: this store and the card",
-        markdown_text(f"Card: {comparison.source}{state}."),
+        f"# {escape_markdown(comparison.title)}: this store and the card",
+        escape_markdown(f"Card: {comparison.source}{state}."),
         verdict_line(comparison),
-        _markdown_table(comparison_sheet(comparison)),
+        _markdown_table(comparison_table(comparison)),
     ]
     if comparison.doubts:
         parts += [
             "## Doubts about the card",
-            "\n".join(f"- {markdown_text(text)}" for text in comparison.doubts),
+            "\n".join(f"- {escape_markdown(text)}" for text in comparison.doubts),
         ]
     return "\n\n".join(parts) + "\n"
 
@@ -196,7 +196,7 @@ def comparison_json(comparison: Comparison) -> str:
     )
 
 
-def _record(line: Line) -> dict[str, Any]:
+def _record(line: ComparedFigure) -> dict[str, Any]:
     return {
         **line.key._asdict(),
         "here": line.here,
@@ -207,12 +207,12 @@ def _record(line: Line) -> dict[str, Any]:
     }
 
 
-def _counts(title: str, column: str, counts: dict[str, int], unnamed: str) -> Sheet:
+def _counts(title: str, column: str, counts: dict[str, int], unnamed: str) -> TextTable:
     rows = tuple((name or unnamed, str(n)) for name, n in counts.items())
-    return Sheet(title, (column, "Scans"), rows, frozenset({"Scans"}))
+    return TextTable(title, (column, "Scans"), rows, frozenset({"Scans"}))
 
 
-def _vertebra_sheet(statistics: Statistics) -> Sheet:
+def _vertebra_sheet(statistics: Statistics) -> TextTable:
     """One row a vertebra; without masks, or without centroid files, their columns are left out."""
     rows = statistics.vertebrae
     columns: dict[str, list[str]] = {
@@ -229,7 +229,7 @@ def _vertebra_sheet(statistics: Statistics) -> Sheet:
             ]
     if any(row.annotated_centroids for row in rows.values()):
         columns["Annotated Centers"] = [str(row.annotated_centroids) for row in rows.values()]
-    return Sheet(
+    return TextTable(
         "Label Information Statistics",
         tuple(columns),
         tuple(zip(*columns.values(), strict=True)),
@@ -248,12 +248,12 @@ def _plain(value: float | None, decimals: int, *, sign: str = "") -> str:
     return f"{value:{sign}.{decimals or 1}f}".removesuffix("" if decimals else ".0")
 
 
-def _markdown_table(sheet: Sheet) -> str:
+def _markdown_table(sheet: TextTable) -> str:
     """Pad the columns, so that the table reads as well unrendered."""
     lines = [sheet.columns, *sheet.rows]
     header, *rows = [
         tuple(
-            cell if column in sheet.numeric else markdown_text(cell)
+            cell if column in sheet.numeric else escape_markdown(cell)
             for column, cell in zip(sheet.columns, cells, strict=True)
         )
         for cells in lines
@@ -288,9 +288,9 @@ def _csv_text(cell: Any) -> Any:  # noqa: ANN401  as csv.writer takes it
     """
     if not isinstance(cell, str):
         return cell
-    text = printable(cell)
+    text = to_printable(cell)
     return f"'{text}" if text.startswith(("=", "+", "-", "@")) else text
 
 
 def _json(value: object) -> str:
-    return f"{json_text(value)}\n"
+    return f"{to_ascii_json(value)}\n"

@@ -22,8 +22,8 @@ from matplotlib.text import Text
 from matplotlib.ticker import MultipleLocator
 
 from spinezarr.card import REGIONS
-from spinezarr.export.text import drawable
-from spinezarr.stats.statistics import Statistics, in_file_order, volumes_cm3
+from spinezarr.export.picture_text import to_drawable
+from spinezarr.stats.statistics import Statistics, to_file_axes, volumes_cm3
 
 __all__ = ["draw_detection", "draw_spacing", "draw_volumes"]
 
@@ -54,7 +54,7 @@ def draw_detection(statistics: Statistics) -> Figure:
     names = [name for name, row in statistics.vertebrae.items() if row.scans]
     rows = [statistics.vertebrae[name] for name in names]
     figure, axes = _new_plot(
-        f"{drawable(statistics.title)}: which vertebrae the scans show",
+        f"{to_drawable(statistics.title)}: which vertebrae the scans show",
         f"Share of all {statistics.scans:,} scans. Above each bar: number of scans.",
     )
     bars = axes.bar(
@@ -77,7 +77,7 @@ def draw_volumes(table: xr.Dataset) -> Figure:
     """Draw the volumes of each vertebra, from head to tail: percentiles 5, 25, 50, 75 and 95."""
     volumes = volumes_cm3(table)
     figure, axes = _new_plot(
-        f"{drawable(table.attrs['title'])}: volume of the vertebrae",
+        f"{to_drawable(table.attrs['title'])}: volume of the vertebrae",
         "Boxes: median and quartiles; whiskers: 5th to 95th percentile; dots: scans beyond, or all "
         "where few. On top: number of scans.",
     )
@@ -94,10 +94,10 @@ def draw_volumes(table: xr.Dataset) -> Figure:
 
 def draw_spacing(table: xr.Dataset) -> Figure:
     """Draw the distance of slices against that of pixels in a slice, one mark a scan."""
-    spacing = in_file_order(table, "spacing_zyx_mm")
+    spacing = to_file_axes(table, "spacing_zyx_mm")
     in_plane, between = np.sqrt(spacing[:, 0] * spacing[:, 1]), spacing[:, 2]
     figure, axes = _new_plot(
-        f"{drawable(table.attrs['title'])}: voxel spacing",
+        f"{to_drawable(table.attrs['title'])}: voxel spacing",
         "One mark a scan. Slices are counted along the third axis of the source file.",
     )
     groups = _largest_groups([str(name) for name in table.source.to_numpy()])
@@ -141,7 +141,7 @@ def _as_it_is(text: Text) -> None:
 
 def _legend_name(name: str) -> str:
     """Return a source's name for a legend, which leaves out what begins with an underscore."""
-    shown = drawable(name, _LONGEST_NAME) or "scans"
+    shown = to_drawable(name, _LONGEST_NAME) or "scans"
     return f" {shown}" if shown.startswith("_") else shown
 
 
@@ -171,7 +171,7 @@ def _draw_values(axes: Axes, at: int, values: npt.NDArray[np.float64], color: st
 
 
 def _name_vertebrae(axes: Axes, names: Sequence[str]) -> None:
-    axes.set_xticks(range(len(names)), [drawable(name, _LONGEST_NAME) for name in names])
+    axes.set_xticks(range(len(names)), [to_drawable(name, _LONGEST_NAME) for name in names])
     for label in axes.get_xticklabels():
         _as_it_is(label)
         label.set_rotation(90 if len(label.get_text()) > _LONGEST_ACROSS else 0)

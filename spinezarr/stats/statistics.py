@@ -15,7 +15,7 @@ import xarray as xr
 from spinezarr.card import REGIONS, STATISTICS, FigureKey, Region
 from spinezarr.errors import UsageError
 from spinezarr.geometry import AxisMap
-from spinezarr.text import composed
+from spinezarr.text import to_nfc
 from spinezarr.vertebrae import VALUE_OF_NAME
 
 __all__ = [
@@ -23,8 +23,8 @@ __all__ = [
     "Statistics",
     "VertebraStatistics",
     "compute_statistics",
-    "in_file_order",
     "select_scans",
+    "to_file_axes",
     "volumes_cm3",
 ]
 
@@ -140,7 +140,7 @@ def select_scans(
     keep = np.ones(table.sizes["scan"], bool)
     for column, wanted in (("split", split), ("source", source)):
         if wanted is not None:
-            values, name = table[column].to_numpy(), composed(wanted)
+            values, name = table[column].to_numpy(), to_nfc(wanted)
             if name not in values:
                 known = ", ".join(repr(str(value)) for value in sorted(set(values)))
                 raise UsageError(f"{column} {name!r}: the store has {known}.")
@@ -148,7 +148,7 @@ def select_scans(
     return table.isel(scan=np.flatnonzero(keep))
 
 
-def in_file_order(table: xr.Dataset, column: str) -> npt.NDArray[Any]:
+def to_file_axes(table: xr.Dataset, column: str) -> npt.NDArray[Any]:
     """Order a column over (z, y, x) as the axes of each scan's source file.
 
     Returns
@@ -158,7 +158,7 @@ def in_file_order(table: xr.Dataset, column: str) -> npt.NDArray[Any]:
     """
     values_zyx = table[column].to_numpy()
     codes, rows = np.unique(table.orientation.to_numpy().astype(object), return_inverse=True)
-    axes_zyx = [AxisMap.of_axcodes(one).source_axis_zyx for one in codes.tolist()]
+    axes_zyx = [AxisMap.from_axcodes(one).source_axis_zyx for one in codes.tolist()]
     source_axis_zyx = np.array(axes_zyx, np.intp).reshape(-1, 3)[rows]
     values_ijk = np.empty_like(values_zyx)
     np.put_along_axis(values_ijk, source_axis_zyx, values_zyx, axis=1)
@@ -183,7 +183,7 @@ def compute_statistics(table: xr.Dataset) -> Statistics:
     table
         As :func:`spinezarr.store.table.build_table` makes it.
     """
-    sizes = in_file_order(table, "shape_zyx")
+    sizes = to_file_axes(table, "shape_zyx")
     return Statistics(
         dataset=table.attrs["dataset"],
         title=table.attrs["title"],
@@ -194,7 +194,7 @@ def compute_statistics(table: xr.Dataset) -> Statistics:
         scans_by_split=_counts(table.split),
         scans_by_source=_counts(table.source),
         size=_by_axis(sizes),
-        spacing_mm=_by_axis(in_file_order(table, "spacing_zyx_mm")),
+        spacing_mm=_by_axis(to_file_axes(table, "spacing_zyx_mm")),
         vertebrae=_vertebrae(table),
     )
 

@@ -28,8 +28,8 @@ from spinezarr.store.layout import (
     chunk_grid,
 )
 from spinezarr.store.sharding import CHUNK_ROW, LARGEST_OVERHEAD, crc32, crc32c, index_bytes
-from spinezarr.strict_yaml import StrictModel, reason_of
-from spinezarr.text import is_file_name, is_shown_as_is
+from spinezarr.strict_yaml import StrictModel, validation_message
+from spinezarr.text import is_printable, is_valid_file_name
 from spinezarr.vertebrae import LEVELS, VALUE_OF_NAME
 
 __all__ = [
@@ -152,7 +152,7 @@ def _first_reason(problem: ValidationError) -> str:
     first = problem.errors(include_url=False, include_context=False, include_input=False)[0]
     parts = [str(part)[:_PLACE_CHARACTERS] for part in first["loc"] if not _is_of_pydantic(part)]
     place = ".".join(parts[-_PLACE_PARTS:])
-    return f"{place}: {reason_of(first)}" if place else reason_of(first)
+    return f"{place}: {validation_message(first)}" if place else validation_message(first)
 
 
 def _is_of_pydantic(part: str | int) -> bool:
@@ -204,7 +204,7 @@ def _checked_scan_id(name: str) -> str:
 
 def is_scan_id(name: str) -> bool:
     """Whether a scan can have a name: that of a folder, which is shown as it is."""
-    return is_file_name(name) and is_shown_as_is(name) and name != "zarr.json"
+    return is_valid_file_name(name) and is_printable(name) and name != "zarr.json"
 
 
 def _checked_vertebra(name: str) -> str:

@@ -10,13 +10,13 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 from typing_extensions import Buffer
 
-from spinezarr.public_url import public_url
+from spinezarr.redaction import redact_url
 from spinezarr.remote.errors import too_long
 from spinezarr.remote.filesystem import open_filesystem
 from spinezarr.remote.settings import METADATA_BYTES
 from spinezarr.store.folder import StoreFileSystem
 from spinezarr.store.layout import METADATA
-from spinezarr.text import naming_full_disk
+from spinezarr.text import add_path_to_disk_full_error
 
 __all__ = [
     "PARTIAL",
@@ -108,7 +108,7 @@ def read_each(fs: fsspec.AbstractFileSystem, paths: Sequence[str]) -> list[bytes
         list(paths), 0, METADATA_BYTES + 1, on_error="return"
     )
     return [
-        too_long(public_url(fs.unstrip_protocol(path)), METADATA_BYTES)
+        too_long(redact_url(fs.unstrip_protocol(path)), METADATA_BYTES)
         if isinstance(answer, bytes) and len(answer) > METADATA_BYTES
         else answer
         for path, answer in zip(paths, answers, strict=True)
@@ -130,7 +130,7 @@ def write_parts(
     ``changing`` returns the context in which a file of that name may be replaced.
     """
     fs.folder.check_folder(path.rsplit("/", 1)[0], make=True)
-    with naming_full_disk(path), ExitStack() as opened:
+    with add_path_to_disk_full_error(path), ExitStack() as opened:
         with changing():
             # What is there may be a link, or have another name outside of the store.
             Path(path).unlink(missing_ok=True)

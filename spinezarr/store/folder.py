@@ -20,7 +20,7 @@ from typing import Any, BinaryIO, Final, Self
 from fsspec.implementations.local import LocalFileSystem
 
 from spinezarr.errors import CorruptStoreError
-from spinezarr.regular_file import kind_of_mode
+from spinezarr.regular_file import describe_irregular_mode
 from spinezarr.remote.settings import METADATA_BYTES
 
 __all__ = ["NO_FILE", "StoreFileSystem", "StoreFolder"]
@@ -171,7 +171,7 @@ def _sizes(folder: str, prefix: str) -> Iterator[tuple[str, int]]:
 
 
 def _unfit(path: str, mode: int) -> CorruptStoreError:
-    kind = kind_of_mode(mode) or "a file in the place of a folder"
+    kind = describe_irregular_mode(mode) or "a file in the place of a folder"
     if stat.S_ISDIR(mode):
         kind = "a folder in the place of a file"
     return CorruptStoreError(f"{path}: is {kind}. {_STEP}.")

@@ -38,7 +38,7 @@ from spinezarr.errors import LostLockError, StoreBusyError
 from spinezarr.store.files import PARTIAL
 from spinezarr.store.folder import StoreFileSystem
 from spinezarr.strict_yaml import StrictModel
-from spinezarr.text import naming_full_disk
+from spinezarr.text import add_path_to_disk_full_error
 
 if sys.platform != "win32":
     import fcntl
@@ -374,7 +374,7 @@ def _remove_partial(lock: Path) -> None:
 
 def _put_on_disk(path: str, data: bytes, expected: bytes | None) -> bool:
     new = Path(f"{path}.{secrets.token_hex(4)}{PARTIAL}")
-    with naming_full_disk(str(new)):
+    with add_path_to_disk_full_error(str(new)):
         new.write_bytes(data)
     try:
         if expected is None:
@@ -404,7 +404,7 @@ def _link(new: Path, path: str) -> bool:
 
 def _create(path: str, data: bytes) -> bool:
     try:
-        with naming_full_disk(path), Path(path).open("xb") as file:
+        with add_path_to_disk_full_error(path), Path(path).open("xb") as file:
             file.write(data)
     except FileExistsError:
         return False

@@ -19,7 +19,7 @@ from spinezarr.errors import (
     UnknownScanError,
 )
 from spinezarr.geometry import ShapeZYX, SpacingZYX
-from spinezarr.public_url import public_url
+from spinezarr.redaction import redact_url
 from spinezarr.remote.errors import NoSuchBucketError
 from spinezarr.remote.requests import IN_FLIGHT
 from spinezarr.scaling import VALUE_DTYPE, Scaling
@@ -48,7 +48,7 @@ from spinezarr.store.objects import Objects, open_objects
 from spinezarr.store.sharding import ChunkDamagedError, decode_chunk
 from spinezarr.store.table import renew_table
 from spinezarr.store.table_file import parse_table
-from spinezarr.text import composed
+from spinezarr.text import to_nfc
 
 __all__ = ["ArraySpec", "ScanHandle", "StoreReader", "named_scans", "parse_scan", "read_table"]
 
@@ -220,7 +220,7 @@ class StoreReader:
     @property
     def name(self) -> str:
         """Its path or URL, for messages: without user, password or signature."""
-        return public_url(self.url)
+        return redact_url(self.url)
 
     def _read(self, path: str, parse: Callable[[bytes], T], first: bytes | None = None) -> T | None:
         """Read and parse a file, again if it came damaged from afar; None if it is absent.
@@ -336,7 +336,7 @@ class StoreReader:
         CorruptStoreError
             If its metadata are not those that spinezarr writes.
         """
-        scan_id = composed(scan_id)
+        scan_id = to_nfc(scan_id)
         folder = f"{self.path}/{scan_key(scan_id)}"
         if not is_scan_id(scan_id):
             raise UnknownScanError(f"{self.name}: {scan_id!r} is no scan id.")
@@ -560,9 +560,9 @@ def named_scans(wanted: Iterable[str], known: Collection[str], url: str) -> list
     UnknownScanError
         If the store has no such scan.
     """
-    names = [composed(str(name)) for name in wanted]
+    names = [to_nfc(str(name)) for name in wanted]
     for name in sorted(set(names).difference(known)):
-        raise UnknownScanError(f"{public_url(url)}: has no scan {name!r}.")
+        raise UnknownScanError(f"{redact_url(url)}: has no scan {name!r}.")
     return names
 
 

@@ -13,7 +13,7 @@ import xarray as xr
 from spinezarr.store.attributes import RootAttributes, ScanAttributes
 from spinezarr.store.audit_log import AuditedScan
 from spinezarr.store.layout import FORMAT_VERSION
-from spinezarr.text import is_shown_as_is
+from spinezarr.text import is_printable
 from spinezarr.vertebrae import LEVELS
 
 __all__ = [
@@ -335,7 +335,7 @@ def _free_name(name: str, taken: Collection[str], wanted: Collection[str]) -> st
     ----------
     Zarr v3, "Node names": https://zarr-specs.readthedocs.io/en/latest/v3/core/
     """
-    shown = name if is_shown_as_is(name) else (c if is_shown_as_is(c) else "_" for c in name)
+    shown = name if is_printable(name) else (c if is_printable(c) else "_" for c in name)
     column = _NO_NAME.sub("_", "".join(shown))
     while len(column.encode()) > _NAME_BYTES:
         column = column[:-1]

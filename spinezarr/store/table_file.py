@@ -29,7 +29,7 @@ from spinezarr.store.attributes import (
 from spinezarr.store.layout import LARGEST_AXIS, LARGEST_SCANS
 from spinezarr.store.sharding import CHECKSUM_BYTES, crc32c
 from spinezarr.store.table import own_columns
-from spinezarr.text import is_file_name, is_shown_as_is
+from spinezarr.text import is_printable, is_valid_file_name
 from spinezarr.vertebrae import LEVELS
 
 __all__ = ["StoredTable", "TableFile", "is_table_file", "parse_table"]
@@ -70,7 +70,7 @@ _XARRAY_ATTRIBUTES: Final = {"_FillValue", "coordinates"}
 
 
 def _checked_column(name: str) -> str:
-    shown = is_file_name(name) and is_shown_as_is(name)
+    shown = is_valid_file_name(name) and is_printable(name)
     if not shown or name.startswith("__") or name == "zarr.json":
         raise ValueError("is no name of an array")
     return name

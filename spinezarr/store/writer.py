@@ -9,7 +9,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from spinezarr.errors import CorruptStoreError, ReadOnlyStoreError
-from spinezarr.public_url import public_url
+from spinezarr.redaction import redact_url
 from spinezarr.store.attributes import RootAttributes, ScanAttributes
 from spinezarr.store.claim import claim_store
 from spinezarr.store.files import is_read_only, open_store
@@ -58,7 +58,7 @@ class StoreWriter:
         repair: bool = False,
     ) -> None:
         fs, path = open_store(url, storage_options)
-        self._files = WritableStore(fs, path, public_url(url))
+        self._files = WritableStore(fs, path, redact_url(url))
         self._repair = repair
         self._claim(root)
 

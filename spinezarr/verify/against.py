@@ -17,13 +17,13 @@ from spinezarr.geometry import AxisMap, ShapeZYX
 from spinezarr.ingestion.scan import open_label
 from spinezarr.ingestion.voxels.chunks import stored_labels
 from spinezarr.processors import cpu_count
-from spinezarr.public_url import public_url
+from spinezarr.redaction import redact_url
 from spinezarr.remote.filesystem import open_filesystem
 from spinezarr.store.attributes import ImageSourceRecord, LabelSourceRecord, SourceRecord
 from spinezarr.store.reader import ArraySpec, ScanHandle, StoreReader
 from spinezarr.stream.read.engine import Engine
 from spinezarr.stream.read.fetch import fetcher_for
-from spinezarr.text import counted
+from spinezarr.text import count_noun
 from spinezarr.verify.fault import Fault
 from spinezarr.verify.files import OnBytes
 
@@ -71,14 +71,14 @@ def compare_with_source(
     reader = StoreReader(url, storage_options)
     if reader.root.pseudonym_key is not None:
         raise UsageError(
-            f"{public_url(url)}: hides the names of its source files, so they cannot be found in "
-            f"{public_url(raw)}. "
+            f"{redact_url(url)}: hides the names of its source files, so they cannot be found in "
+            f"{redact_url(raw)}. "
             "Compare a store that is made without --pseudonymize."
         )
     fs, root = open_filesystem(raw, raw_options)
     if not fs.isdir(root):
         raise UsageError(
-            f"raw folder {public_url(raw)!r} is no folder. Give the one that was ingested."
+            f"raw folder {redact_url(raw)!r} is no folder. Give the one that was ingested."
         )
     handles = [reader.scan(name) for name in scans]
     specs = [spec for scan in handles for spec in scan.arrays]
@@ -162,8 +162,8 @@ def _compare_array(
         found = f"another grid: {volume.grid.describe()}"
         yield Fault(spec.scan_id, record.file, "source", found, _described(record))
         return
-    axis_map = AxisMap.of_axcodes(record.orientation)
-    boxes = axis_map.slabs(spec.shape_zyx, spec.chunk_shape_zyx)
+    axis_map = AxisMap.from_axcodes(record.orientation)
+    boxes = axis_map.slab_boxes(spec.shape_zyx, spec.chunk_shape_zyx)
     axis = axis_map.source_axis_zyx.index(2)
     difference = _Difference()
     slabs = volume.slabs([box.shape_zyx[axis] for box in boxes])
@@ -183,7 +183,7 @@ def _compare_array(
     if difference.count:
         stored_word, source_word = difference.words
         found = (
-            f"{counted(difference.count, 'voxel')} of another value, first {spec.name} "
+            f"{count_noun(difference.count, 'voxel')} of another value, first {spec.name} "
             f"{difference.first_zyx} (z, y, x): {stored_word}"
         )
         yield Fault(spec.scan_id, record.file, "voxels", found, f"{source_word}, as in the source")

@@ -9,7 +9,7 @@ import xarray as xr
 
 from spinezarr.errors import StoreNotFoundError
 from spinezarr.processors import cpu_count
-from spinezarr.public_url import public_url
+from spinezarr.redaction import redact_url
 from spinezarr.store.attributes import (
     ManifestEntry,
     OtherFormatError,
@@ -75,7 +75,7 @@ class Verification:
     def to_json(self) -> dict[str, Any]:
         """Return plain values."""
         return {
-            "url": public_url(self.url),
+            "url": redact_url(self.url),
             "scans": list(self.scans),
             "faults": [fault.to_json() for fault in self.faults],
             "leftovers": list(self.leftovers),
@@ -192,7 +192,7 @@ class _Check:
             fault = read_error(None, _ROOT, error, written)
         except OtherFormatError as error:
             raise StoreNotFoundError(
-                f"{public_url(self._url)}: is written in format {error.version}; this spinezarr "
+                f"{redact_url(self._url)}: is written in format {error.version}; this spinezarr "
                 f"checks format {FORMAT_VERSION}. Install a matching version."
             ) from error
         except ValueError as error:

@@ -29,7 +29,7 @@ import numpy.typing as npt
 from spinezarr.scaling import Scaling
 from spinezarr.store.attributes import ScanAttributes
 from spinezarr.store.reader import ArraySpec, ScanHandle
-from spinezarr.vertebrae import ANATOMICAL_ORDER, LEVELS, VALUE_OF_NAME, hex_color_of
+from spinezarr.vertebrae import ANATOMICAL_ORDER, LEVELS, VALUE_OF_NAME, hex_color
 from spinezarr.view.windows import DEFAULT_WINDOW, WINDOWS_HU
 
 __all__ = [
@@ -171,7 +171,7 @@ def _label_layer(scan: ScanHandle, places: StatePlaces) -> dict[str, Any]:
         "selectedAlpha": _ALPHA,
         "notSelectedAlpha": 0,
         "segments": list(map(str, shown)),
-        "segmentColors": {str(value): hex_color_of(value) for value in shown},
+        "segmentColors": {str(value): hex_color(value) for value in shown},
     }
 
 

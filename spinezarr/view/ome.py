@@ -31,13 +31,13 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from spinezarr.geometry import LEAST_SHEAR_DEG, ShapeZYX, shear_deg
+from spinezarr.geometry import SHEAR_TOLERANCE_DEG, ShapeZYX, shear_deg
 from spinezarr.scaling import Scaling
 from spinezarr.store.attributes import ScanAttributes
 from spinezarr.store.layout import IMAGE, LABEL, BloscCodecSpec, fill_value
 from spinezarr.store.reader import ArraySpec, ScanHandle
 from spinezarr.store.sharding import encode_chunk
-from spinezarr.vertebrae import BACKGROUND, NAME_OF_VALUE, label_color_of
+from spinezarr.vertebrae import BACKGROUND, NAME_OF_VALUE, label_color
 from spinezarr.view.levels import Level, levels_of, piece_shape_zyx
 from spinezarr.view.windows import DEFAULT_WINDOW, WINDOWS_HU
 
@@ -157,7 +157,7 @@ def level_place(array: str) -> str:
 
 def is_oblique(scan: ScanHandle) -> bool:
     """Whether scales and translations alone put a scan's voxels in a wrong place."""
-    return max(scan.attributes.oblique_deg, shear_deg(scan.affine)) > LEAST_SHEAR_DEG
+    return max(scan.attributes.oblique_deg, shear_deg(scan.affine)) > SHEAR_TOLERANCE_DEG
 
 
 def encode_piece(array: ArraySpec, piece: npt.NDArray[Any]) -> bytes | None:
@@ -251,7 +251,7 @@ def _image(scan: ScanHandle, datasets: Sequence[Node]) -> Node:
 def _mask(scan: ScanHandle, datasets: Sequence[Node]) -> Node:
     # Without omero, which some want of masks too: with it napari's plugin opens none.
     values = sorted(scan.attributes.label_voxels)
-    opaque = [(v, [*(round(_LARGEST_LABEL * c) for c in label_color_of(v)), 255]) for v in values]
+    opaque = [(v, [*(round(_LARGEST_LABEL * c) for c in label_color(v)), 255]) for v in values]
     return {
         "version": _VERSION,
         "multiscales": _multiscales(datasets, _MASK, "mode"),

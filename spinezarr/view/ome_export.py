@@ -25,10 +25,10 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from spinezarr.errors import CorruptStoreError, UsageError
+from spinezarr.export.atomic_file import check_not_link
 from spinezarr.export.nifti import ExportedScan
-from spinezarr.export.whole_file import refuse_link
 from spinezarr.geometry import Box
-from spinezarr.public_url import public_url
+from spinezarr.redaction import redact_url
 from spinezarr.remote.filesystem import open_filesystem
 from spinezarr.store.array_metadata import chunk_key
 from spinezarr.store.attributes import ManifestEntry
@@ -38,7 +38,7 @@ from spinezarr.store.objects import LocalObjects
 from spinezarr.store.reader import ArraySpec, ScanHandle, StoreReader, parse_scan
 from spinezarr.store.sharding import crc32
 from spinezarr.stream.read.engine import Engine
-from spinezarr.text import naming_full_disk
+from spinezarr.text import add_path_to_disk_full_error
 from spinezarr.view.levels import Level, LevelReader, piece_shape_zyx
 from spinezarr.view.ome import (
     FOLDER_SUFFIX,
@@ -116,7 +116,7 @@ def export_ome_zarr(
         notes.append(
             f"{scan_id}{FOLDER_SUFFIX}: {tree.nodes['']['attributes']['spinezarr']['warning']}"
         )
-    return ExportedScan(scan_id, (public_url(place),), tuple(notes))
+    return ExportedScan(scan_id, (redact_url(place),), tuple(notes))
 
 
 def _metadata(tree: OmeTree) -> Iterator[tuple[str, bytes]]:
@@ -194,12 +194,12 @@ def _target(
             yield folder
         return
     if is_read_only(fs):
-        raise UsageError(f"{public_url(place)}: nothing can be written to a web server.")
+        raise UsageError(f"{redact_url(place)}: nothing can be written to a web server.")
     if link:
-        raise UsageError(f"{public_url(place)}: links are made on a disk alone (--link).")
+        raise UsageError(f"{redact_url(place)}: links are made on a disk alone (--link).")
     if fs.exists(f"{path}/{_METADATA}"):
         if not overwrite:
-            raise _is_there(public_url(place))
+            raise _is_there(redact_url(place))
         fs.rm_file(f"{path}/{_METADATA}")  # until all is written anew, this is no image
         others = fs.find(path)
         if others:
@@ -216,14 +216,14 @@ def _is_there(place: str) -> UsageError:
 @contextmanager
 def _on_disk(path: Path, *, link: bool, overwrite: bool) -> Iterator["_Folder"]:
     """Write into a folder that gets its name at the end."""
-    refuse_link(path)
+    check_not_link(path)
     if path.exists() and not overwrite:
         raise _is_there(str(path))
     if path.exists() and not (path / _METADATA).exists():
         raise UsageError(f"{path}: is no image that could be replaced. Choose another folder.")
     partial, old = (path.with_name(path.name + ending) for ending in (PARTIAL, _OLD))
     for left in (partial, old):
-        refuse_link(left)
+        check_not_link(left)
         shutil.rmtree(left, ignore_errors=True)  # of a run that was killed
     try:
         partial.mkdir(parents=True)
@@ -270,7 +270,7 @@ class _Folder(_Target):
 
     def write(self, key: str, data: bytes) -> None:
         path = self._made(key)
-        with naming_full_disk(str(path)):
+        with add_path_to_disk_full_error(str(path)):
             path.write_bytes(data)
 
     def copy(self, reader: StoreReader, shard: _Shard, key: str) -> None:
@@ -285,7 +285,7 @@ class _Folder(_Target):
                 _link(shard.path, path)
                 _check(source, shard)
                 return
-            with naming_full_disk(str(path)), path.open("xb") as file:
+            with add_path_to_disk_full_error(str(path)), path.open("xb") as file:
                 is_shared = _share(source, file)
                 _check(source, shard, None if is_shared else file)
 

@@ -8,13 +8,13 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from spinezarr.errors import SpinezarrError
 from spinezarr.export.spine_slices import middle_of_spine
-from spinezarr.export.voxels import VoxelReader
-from spinezarr.geometry import LEAST_SHEAR_DEG, shear_deg
+from spinezarr.export.voxel_reader import VoxelReader
+from spinezarr.geometry import SHEAR_TOLERANCE_DEG, shear_deg
 from spinezarr.store.attributes import ScanAttributes
 from spinezarr.store.audit_log import SEVERITIES, AuditedScan, Severity
 from spinezarr.store.reader import ScanHandle
 from spinezarr.store.table import ANOMALY, ERRATUM
-from spinezarr.vertebrae import ANATOMICAL_ORDER, VALUE_OF_NAME, hex_color_of
+from spinezarr.vertebrae import ANATOMICAL_ORDER, VALUE_OF_NAME, hex_color
 from spinezarr.view.levels import Level, levels_of, shown_dtype
 from spinezarr.view.windows import WINDOWS_HU, WindowHU
 
@@ -170,7 +170,7 @@ def view_of(
         shape_zyx=facts.shape_zyx,
         spacing_zyx_mm=facts.spacing_zyx_mm,
         affine=facts.affine,
-        is_oblique=max(facts.oblique_deg, shear_deg(scan.affine)) > LEAST_SHEAR_DEG,
+        is_oblique=max(facts.oblique_deg, shear_deg(scan.affine)) > SHEAR_TOLERANCE_DEG,
         oblique_deg=facts.oblique_deg,
         levels=tuple(map(LevelModel.of, levels_of(scan))),
         image_dtype=shown_dtype(scan.image).name,
@@ -200,7 +200,7 @@ def shown_vertebrae(facts: ScanAttributes) -> Iterator[VertebraModel]:
             yield VertebraModel(
                 value=value,
                 name=name,
-                color=hex_color_of(value),
+                color=hex_color(value),
                 voxel_count=found.voxel_count,
                 volume_ml=found.voxel_count * voxel_ml,
                 centroid_xyz_mm=(x, y, z),
@@ -211,7 +211,7 @@ def shown_vertebrae(facts: ScanAttributes) -> Iterator[VertebraModel]:
             yield VertebraModel(
                 value=value,
                 name=facts.structures.get(str(value), f"value {value}").replace("_", " "),
-                color=hex_color_of(value),
+                color=hex_color(value),
                 voxel_count=count,
                 volume_ml=count * voxel_ml,
                 centroid_xyz_mm=None,

@@ -16,10 +16,10 @@ from PIL import Image
 
 from spinezarr.errors import UsageError
 from spinezarr.export.spine_slices import middle_slice, read_slice
-from spinezarr.export.voxels import VoxelReader
-from spinezarr.geometry import FLAT_AXIS, Plane, axis_positions_mm
+from spinezarr.export.voxel_reader import VoxelReader
+from spinezarr.geometry import SLICE_AXIS, Plane, axis_positions_mm
 from spinezarr.store.reader import ScanHandle
-from spinezarr.vertebrae import ANATOMICAL_ORDER, BACKGROUND, VALUE_OF_NAME, label_color_of
+from spinezarr.vertebrae import ANATOMICAL_ORDER, BACKGROUND, VALUE_OF_NAME, label_color
 from spinezarr.view.windows import DEFAULT_WINDOW, WINDOWS_HU, WindowHU, gray_of
 
 __all__ = ["LARGEST_PX", "SliceRequest", "draw_slice", "parse_labels", "slice_at", "slice_png"]
@@ -97,7 +97,7 @@ def slice_at(scan: ScanHandle, voxels: VoxelReader, plane: Plane, mm: float | No
     """
     if mm is None:
         return middle_slice(scan, voxels, plane)
-    axis = FLAT_AXIS[plane]
+    axis = SLICE_AXIS[plane]
     name = "zyx"[axis]
     at_mm = axis_positions_mm(scan.affine, scan.image.shape_zyx)[name]
     half_mm = scan.attributes.spacing_zyx_mm[axis] / 2
@@ -135,7 +135,7 @@ def draw_slice(scan: ScanHandle, voxels: VoxelReader, request: SliceRequest) -> 
         asked for; else shades are interpolated, and averaged where several fall in one pixel.
         Labels are those of the nearest voxels.
     """
-    flat = FLAT_AXIS[request.plane]
+    flat = SLICE_AXIS[request.plane]
     rows_mm, columns_mm = (
         mm for axis, mm in enumerate(scan.attributes.spacing_zyx_mm) if axis != flat
     )
@@ -212,4 +212,4 @@ def _is_border(label: Pixels) -> npt.NDArray[np.bool_]:
 @cache
 def _colors() -> npt.NDArray[np.float64]:
     """Return the color of each label value, RGB of 0 to 255."""
-    return 255 * np.array([label_color_of(value) for value in range(_N_LABELS)])
+    return 255 * np.array([label_color(value) for value in range(_N_LABELS)])

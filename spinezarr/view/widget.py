@@ -25,13 +25,13 @@ import numpy.typing as npt
 from isal import igzip
 
 from spinezarr.errors import UsageError
-from spinezarr.export.nifti_place import Place
+from spinezarr.export.nifti_placement import NiftiPlacement
 from spinezarr.export.preview import preview_scan
 from spinezarr.export.spine_slices import middle_of_spine
 from spinezarr.processors import cpu_count
 from spinezarr.store.reader import ScanHandle
 from spinezarr.stream.read.engine import Engine
-from spinezarr.text import printable
+from spinezarr.text import to_printable
 from spinezarr.view.levels import Level, LevelReader, levels_of, shown_dtype
 from spinezarr.view.scan_view import VertebraModel, shown_vertebrae
 from spinezarr.view.windows import WindowHU
@@ -127,7 +127,7 @@ class ScanView:
         shape = " x ".join(map(str, self.level.shape_zyx))
         spacing = " x ".join(f"{mm:.3g}" for mm in self.level.spacing_zyx_mm)
         mask = "" if self._label is None else " and mask"
-        return printable(
+        return to_printable(
             f"<spinezarr view of {self._scan.attributes.scan_id}: image{mask}, level "
             f"{self.level.level}, {shape} voxels of {spacing} mm (z, y, x)>"
         )
@@ -220,7 +220,7 @@ class ScanView:
         level = self.level
         if level.level:
             text += f" (of {' x '.join(map(str, level.factor_zyx))} voxels)"
-        return escape(printable(text))
+        return escape(to_printable(text))
 
     def _middle(self) -> list[float]:
         """Return where the planes cross, as shares of the volume along x, y and z."""
@@ -256,7 +256,7 @@ class ScanView:
 
 def _nifti(voxels_zyx: npt.NDArray[Any], level: Level) -> bytes:
     voxels = np.ascontiguousarray(voxels_zyx).T
-    header = Place.at(level.affine, voxels.shape).header(voxels.shape)
+    header = NiftiPlacement.from_affine(level.affine, voxels.shape).header(voxels.shape)
     header.set_data_dtype(voxels.dtype)
     data: bytes = _igzip.compress(
         _nib.Nifti1Image(voxels, None, header).to_bytes(), _GZIP_LEVEL, mtime=0
@@ -276,7 +276,7 @@ def _legend(shown: list[VertebraModel]) -> str:
     """Return the names of what is shown, each with its color, as HTML."""
     return " ".join(
         f'<span style="white-space:nowrap;margin-right:.8em"><span style="color:{one.color}">'
-        f"&#9632;</span> {escape(printable(one.name))}</span>"
+        f"&#9632;</span> {escape(to_printable(one.name))}</span>"
         for one in shown
     )
 

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 import spinezarr
-from spinezarr.audit.across import keys_of
+from spinezarr.audit.cross_scan_rules import scan_keys
 from spinezarr.audit.run import audit_across
-from spinezarr.audit.voxels import _grown, read_voxel_facts
+from spinezarr.audit.voxel_measurements import _grown, measure_voxels
 from spinezarr.errors import CorruptStoreError, ReadOnlyStoreError, UnknownScanError
 from spinezarr.ingestion.discovery.discover import discover
 from spinezarr.ingestion.run import ingest
@@ -29,7 +29,7 @@ LEVELS = ("T10", "T11", "T12", "L1", "L2", "L3")
 SPEC = PhantomSpec(
     shape_zyx=(48, 48, 48), spacing_zyx_mm=(4.5, 4.2, 4.2), levels=LEVELS, cut_share=0
 )
-RECIPE = Recipe.of_pairs("{scan}_ct.nii", "{scan}_seg.nii", name="planted")
+RECIPE = Recipe.from_pairs("{scan}_ct.nii", "{scan}_seg.nii", name="planted")
 REAL = Path(__file__).parents[3] / "shared/data/real"
 T11, T12, L1 = (VALUE_OF_NAME[name] for name in ("T11", "T12", "L1"))
 
@@ -248,7 +248,7 @@ def test_voxels_that_are_no_numbers_are_one_finding_and_hide_no_bone(tmp_path):
 def test_a_scan_without_mask_is_noted(tmp_path):
     phantom = make_phantom(SPEC)
     write_scan(tmp_path, "a", phantom.image, None, phantom.affine_xyz)
-    images = Recipe.of_pairs("{scan}_ct.nii", None, name="images")
+    images = Recipe.from_pairs("{scan}_ct.nii", None, name="images")
     store = ingest_all(tmp_path, tmp_path / "images.zarr", images)
     assert short(store.audit().findings) == [("no-mask", "info", None)]
 
@@ -287,7 +287,7 @@ def test_pieces_are_counted_once_over_all_chunks(tmp_path):
     write_scan(tmp_path, "a", np.zeros(label.shape, np.int16), label, affine)
     store = ingest_all(tmp_path, tmp_path / "a.zarr")
     reader = store._reader
-    facts = read_voxel_facts(store._engine, reader.scan("a"), reader.label_chunks("a"))
+    facts = measure_voxels(store._engine, reader.scan("a"), reader.label_chunks("a"))
     assert sorted(facts.pieces) == ["T1", "T2", "T3", "T4", "T5"]
     for name, pieces in facts.pieces.items():
         mask = label == VALUE_OF_NAME[name]
@@ -322,7 +322,7 @@ def test_bone_is_compared_with_what_lies_around_it(planted):
     for name in ("clean", "split", "moved_mask", "mask_beside_bone"):
         scan = store.scan(name)
         image, label = scan.image.to_numpy(), expected[name][2]
-        found = read_voxel_facts(store._engine, reader.scan(name), reader.label_chunks(name)).bone
+        found = measure_voxels(store._engine, reader.scan(name), reader.label_chunks(name)).bone
         vertebra, median, count, share = bone_by_numpy(image, label, scan.attrs["spacing_zyx_mm"])
         assert (found.vertebra, found.median_hu, found.voxel_count) == (vertebra, median, count)
         assert found.brighter_share == pytest.approx(share)
@@ -337,7 +337,7 @@ def test_of_a_large_label_the_middle_is_looked_at_and_sacrum_is_no_sample(tmp_pa
     write_scan(tmp_path, "a", image, label, np.eye(4))
     store = ingest_all(tmp_path, tmp_path / "a.zarr")
     reader = store._reader
-    bone = read_voxel_facts(store._engine, reader.scan("a"), reader.label_chunks("a")).bone
+    bone = measure_voxels(store._engine, reader.scan("a"), reader.label_chunks("a")).bone
     assert (bone.vertebra, bone.median_hu, bone.brighter_share) == ("L1", 500, None)
     assert bone.voxel_count == 192 * 192
 
@@ -426,7 +426,7 @@ def test_a_duplicate_in_one_split_is_a_warning(alike, tmp_path):
 def test_comparing_stores_does_not_repeat_what_each_has_alone(alike, tmp_path):
     store = ingest_all(alike, tmp_path / "a.zarr")
     audit = store.audit()
-    keys = keys_of(store.url, "planted", store.table)
+    keys = scan_keys(store.url, "planted", store.table)
     assert audit_across(keys, [audit]) == [audit]
     other = [replace(key, url="b.zarr", dataset="other") for key in keys]
     (more,) = audit_across([*keys, *other], [audit])
@@ -449,7 +449,7 @@ def test_a_damaged_scan_is_a_finding_and_the_others_are_audited(alike, tmp_path)
     assert "label chunk" in found["c"][0].text
     assert short(found["a"]) == [("same-image", "warning", None)]
     before = store.table
-    store.keep_audit(audit)
+    store.save_audit(audit)
     assert columns(store) == {"a": "warning", "b": "warning", "c": "error", "d": ""}
     added = ["audit", "audit_findings"]
     xr.testing.assert_identical(store.table.drop_vars(added), before.drop_vars(added))
@@ -465,7 +465,7 @@ def prepared(four, tmp_path_factory):
     shutil.copytree(four, folder / "raw")
     write_defect(folder / "raw", "d")
     store = ingest_all(folder / "raw", folder / "a.zarr")
-    store.keep_audit(store.audit())
+    store.save_audit(store.audit())
     return folder
 
 
@@ -547,7 +547,7 @@ def test_an_audit_of_one_scan_leaves_the_others(kept):
     ingest_all(raw, store.url)
     assert columns(store)["d"] == ""
     again = spinezarr.open(store.url)
-    again.keep_audit(again.audit(["d"]))
+    again.save_audit(again.audit(["d"]))
     assert columns(store) == {"a": "warning", "b": "warning", "c": "ok", "d": "ok"}
     assert again.table.audit.sel(scan="d").item() == "ok"
 
@@ -565,9 +565,9 @@ def test_damaged_findings_are_an_error_until_the_next_audit(kept, content):
         ingest_all(raw, store.url)
     assert not (Path(store.url) / "scans/e").exists(), "met before any work is done"
     with pytest.raises(CorruptStoreError, match="over all scans again"):
-        store.keep_audit(store.audit(["d"]))
+        store.save_audit(store.audit(["d"]))
     assert (Path(store.url) / "table/zarr.json").read_bytes() == table
-    store.keep_audit(store.audit())
+    store.save_audit(store.audit())
     ingest_all(raw, store.url)
     assert columns(store)["d"] == "error"
 
@@ -580,7 +580,7 @@ def test_a_store_on_a_web_server_is_only_read(kept, serve):
     assert audit.findings == store.audit(["d"]).findings
     assert len(audit.findings) == 2
     with pytest.raises(ReadOnlyStoreError, match="cannot be written"):
-        remote.keep_audit(audit)
+        remote.save_audit(audit)
 
 
 def test_an_audit_that_cannot_be_written_leaves_the_store_as_it_was(alike, tmp_path):
@@ -588,5 +588,5 @@ def test_an_audit_that_cannot_be_written_leaves_the_store_as_it_was(alike, tmp_p
     (tmp_path / "a.zarr/audit").mkdir()
     (tmp_path / "a.zarr/audit/zarr.json").mkdir()
     with pytest.raises(ReadOnlyStoreError, match="cannot be written"):
-        store.keep_audit(store.audit())
+        store.save_audit(store.audit())
     assert set(columns(store).values()) == {""}

@@ -8,11 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from spinezarr.audit.across import ScanKey, same_image, same_patient
-from spinezarr.audit.levels import levels_of
+from spinezarr.audit.cross_scan_rules import ScanKey, same_image, same_patient
+from spinezarr.audit.levels import scan_levels
 from spinezarr.audit.run import _FACT_RULES
+from spinezarr.audit.voxel_measurements import Component, VoxelMeasurements, connected_components
 from spinezarr.audit.voxel_rules import several_pieces, stray_voxels
-from spinezarr.audit.voxels import Piece, VoxelFacts, connected_pieces
 from spinezarr.geometry import Box, oblique_angle_deg
 from spinezarr.store.attributes import (
     CentroidRecord,
@@ -687,7 +687,7 @@ def test_pieces_are_those_of_a_flood_fill(mask, start):
         at = np.argwhere(part) + start
         expected.append((len(at), tuple(at.min(0).tolist()), tuple((at.max(0) + 1).tolist())))
         left &= ~part
-    pieces = list(connected_pieces(mask, start))
+    pieces = list(connected_components(mask, start))
     key = [(p.voxel_count, p.box.start_zyx, p.box.stop_zyx) for p in pieces]
     assert sorted(key) == sorted(expected)
     for piece in pieces:
@@ -696,14 +696,14 @@ def test_pieces_are_those_of_a_flood_fill(mask, start):
 
 
 def piece(n, start=(0, 0, 0)):
-    return Piece(n, Box.at(start, (2, 2, 2)), start)
+    return Component(n, Box.at(start, (2, 2, 2)), start)
 
 
 def pieces_found(n_by_piece, *, gap=0, label=None):
     """Rules on T10 (616 voxels of 48 mm3) in pieces of these sizes, ``gap`` voxels apart."""
     scan = scan_of(blocks() if label is None else label)
     pieces = tuple(piece(n, (0, 0, i * (2 + gap))) for i, n in enumerate(n_by_piece))
-    facts = VoxelFacts({"T10": pieces}, {}, None)
+    facts = VoxelMeasurements({"T10": pieces}, {}, None)
     return [*several_pieces(scan, facts), *stray_voxels(scan, facts)]
 
 
@@ -836,7 +836,7 @@ class TestRealMasks:
 
     def test_two_under_one_label_are_found(self, real):
         _, scan = real
-        whole = [level.name for level in levels_of(scan) if not level.faces]
+        whole = [level.name for level in scan_levels(scan) if not level.faces]
         for upper, lower in pairwise(whole if len(whole) > 3 else []):
             both = [scan.vertebrae[name] for name in (upper, lower)]
             count = sum(record.voxel_count for record in both)

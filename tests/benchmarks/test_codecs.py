@@ -14,7 +14,7 @@ from spinezarr.testing import NiftiForm, PhantomSpec, make_phantom, write_nifti
 pytestmark = pytest.mark.long
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "codecs.py"
-PAIRS = Recipe.of_pairs("{scan}_ct.nii.gz", "{scan}_seg.nii.gz", name="pairs")
+PAIRS = Recipe.from_pairs("{scan}_ct.nii.gz", "{scan}_seg.nii.gz", name="pairs")
 
 
 def run(*options):

@@ -33,7 +33,7 @@ from spinezarr.cli.console import (
 from spinezarr.errors import ScanChangedError, SpinezarrError, UsageError
 from spinezarr.export.plane import PreviewPlane
 from spinezarr.stats.statistics import compute_statistics
-from spinezarr.text import Lines
+from spinezarr.text import MultilineText
 
 
 @pytest.fixture(scope="module")
@@ -190,7 +190,7 @@ def test_no_command_prints_what_controls_a_terminal(words, places, run, tmp_path
 def test_nothing_is_taken_for_markup(capsys):
     marked = "[red]x[/] :smile: [bold"
     titled, header, cell = Table(marked, "a"), Table("", marked), Table("", "a")
-    cell.add_row(Lines(marked, "z\x1b"))
+    cell.add_row(MultilineText(marked, "z\x1b"))
     for prints in (
         lambda: OUT.print(titled),
         lambda: OUT.print(header),
@@ -286,7 +286,7 @@ def test_what_python_prints_is_fit_to_print_too(places):
 
 def test_errors_keep_their_lines_and_no_others():
     assert str(UsageError("one\n  two \x1b")) == "one two \\x1b"
-    error = UsageError(Lines("one", "  two\nthree"))
+    error = UsageError(MultilineText("one", "  two\nthree"))
     assert str(error) == "one\n  two\\x0athree"
     changed = ScanChangedError("a\x1b", "id\x1b")
     assert changed.scan_id == "id\x1b"

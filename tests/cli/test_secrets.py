@@ -23,8 +23,8 @@ from spinezarr.catalog import load_catalog
 from spinezarr.errors import SpinezarrError, UsageError
 from spinezarr.ingestion.discovery.discover import discover
 from spinezarr.ingestion.run import ingest
-from spinezarr.public_url import public_url, without_secrets
 from spinezarr.recipe import Recipe
+from spinezarr.redaction import redact_url, redact_urls_in
 
 SECRET = "CANARY"  # noqa: S105  planted
 SCHEMES = ["http", "HTTPS", "s3", "ftp", "webdav", "simplecache::http", "filecache::s3"]
@@ -47,23 +47,23 @@ inside = st.text("aZ0-._~!$&'()*+,;=:%@", max_size=6)
 def test_no_password_is_in_a_public_url(scheme, slashes, before, odd, after, host, path):
     # A user, a colon, a password with anything in it; RFC 3986 reads digits before '/' as a port.
     url = f"{scheme}{slashes}u:{SECRET}{before}{odd}{after}{SECRET}@{host}{path}"
-    shown = public_url(url)
+    shown = redact_url(url)
     assert SECRET not in shown, url
-    assert public_url(shown) == shown
-    assert SECRET not in without_secrets(url.replace(" ", "")), url
+    assert redact_url(shown) == shown
+    assert SECRET not in redact_urls_in(url.replace(" ", "")), url
 
 
 @given(st.sampled_from(SCHEMES), st.sampled_from("?#"), anything, st.sampled_from(["", "/a/b"]))
 def test_no_query_is_in_a_public_url(scheme, mark, text, path):
     url = f"{scheme}://host{path}{mark}{text}X-Amz-Signature={SECRET}{text}"
-    assert SECRET not in public_url(url)
-    assert public_url(url).endswith(f"host{path}")
+    assert SECRET not in redact_url(url)
+    assert redact_url(url).endswith(f"host{path}")
 
 
 @given(st.text(st.characters(codec="utf-8", exclude_characters=":"), max_size=12))
 def test_a_path_on_this_machine_stays_as_it_is(name):
     for path in (f"/data/{name}", f"./{name}@x?y#z", f"file:///data/{name}@x?y#z"):
-        assert public_url(path) == path
+        assert redact_url(path) == path
 
 
 @pytest.mark.parametrize(
@@ -96,7 +96,7 @@ def test_a_path_on_this_machine_stays_as_it_is(name):
     ],
 )
 def test_public_urls(url, shown):
-    assert public_url(url) == shown
+    assert redact_url(url) == shown
 
 
 def test_errors_tell_no_secret():
@@ -166,7 +166,7 @@ def served(tmp_path_factory):
     folder = tmp_path_factory.mktemp("served")
     for name in ("a", "b"):
         hostile.write_pair(folder / "raw", name)
-    recipe = Recipe.of_pairs("{scan}_ct.nii.gz", "{scan}_seg.nii.gz", name="served")
+    recipe = Recipe.from_pairs("{scan}_ct.nii.gz", "{scan}_seg.nii.gz", name="served")
     assert not ingest(recipe, discover(recipe, str(folder / "raw")), str(folder / "s")).failed
     shutil.copytree(folder / "s", folder / "damaged")
     shard = next(p for p in (folder / "damaged/scans/a/image").rglob("*[0-9]") if p.is_file())

@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 import spinezarr
 from spinezarr.cli.main import app
 from spinezarr.errors import CorruptStoreError, UsageError
-from spinezarr.export.nifti_place import Place
+from spinezarr.export.nifti_placement import NiftiPlacement
 from spinezarr.formats import open_volume
 from spinezarr.geometry import corner_distance_mm
 from spinezarr.ingestion.discovery.discover import discover
@@ -46,7 +46,7 @@ AFFINE = np.array([[0.7, 0, 0, -31.3], [0, 0.8, 0, 12.1], [0, 0, 2.5, -700.7], [
 
 
 def stored(raw, out, image="{scan}_ct.nii", label="{scan}_seg.nii", **options):
-    recipe = Recipe.of_pairs(image, label, name="pairs")
+    recipe = Recipe.from_pairs(image, label, name="pairs")
     found = discover(recipe, str(raw))
     report = ingest(recipe, found, str(out), options=ScanOptions(**options))
     assert not report.failed, report.failed
@@ -433,7 +433,7 @@ def test_itk_and_nibabel_find_any_place(
     affine = turned @ nib.orientations.inv_ornt_aff(nib.orientations.axcodes2ornt(axes), (9, 9, 9))
     affine[:3, :3] *= spacing
     affine[:3, 3] = origin
-    place = Place.portable(SimpleNamespace(affine_ijk=affine, shape_ijk=shape, nifti=None))
+    place = NiftiPlacement.portable(SimpleNamespace(affine_ijk=affine, shape_ijk=shape, nifti=None))
     assert all("beside its source, as its affine is rounded" in note for note in place.notes)
     made = place.header(shape)
     assert made["sform_code"] == made["qform_code"] == 1

@@ -4,7 +4,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from spinezarr.export.nii_gz_size import estimated_nii_gz_bytes
+from spinezarr.export.nii_gz_size import estimate_nii_gz_bytes
 from spinezarr.ingestion.discovery.discover import discover
 from spinezarr.ingestion.run import ingest
 from spinezarr.recipe import Recipe
@@ -49,12 +49,12 @@ def packed(tmp_path_factory):
 def test_the_size_of_one_scan_is_estimated_from_a_few_slices(packed, scans, n_slices):
     reader, sizes = packed
     engine = Engine(fetcher_for(reader.objects))
-    estimate = estimated_nii_gz_bytes(reader, engine, list(scans), n_slices=n_slices)
+    estimate = estimate_nii_gz_bytes(reader, engine, list(scans), n_slices=n_slices)
     assert estimate == pytest.approx(sizes[scans], rel=0.06)
 
 
 def test_sizes_of_several_scans_are_added_up(packed):
     reader, sizes = packed
     engine = Engine(fetcher_for(reader.objects))
-    estimate = estimated_nii_gz_bytes(reader, engine, ["a", "b", "c"], n_slices=9)
+    estimate = estimate_nii_gz_bytes(reader, engine, ["a", "b", "c"], n_slices=9)
     assert estimate == pytest.approx(sum(sizes.values()), rel=0.25)

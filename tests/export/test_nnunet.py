@@ -178,10 +178,10 @@ def test_the_label_to_ignore_comes_last_whatever_its_value():
         other_labels={"30": 5, "31": 5},
         structures={"30": "ignore", "31": "hip"},
     )
-    labels = NnunetLabels.of([SimpleNamespace(attributes=facts)])
-    assert labels.numbers == {"background": 0, "C1": 1, "L5": 2, "hip": 3, "ignore": 4}
-    assert labels.stored == {1: 1, 2: 24, 3: 31, 4: 30}
-    assert labels.of_stored[[0, 1, 24, 30, 31, 99]].tolist() == [0, 1, 2, 4, 3, 0]
+    labels = NnunetLabels.from_scans([SimpleNamespace(attributes=facts)])
+    assert labels.number_of_name == {"background": 0, "C1": 1, "L5": 2, "hip": 3, "ignore": 4}
+    assert labels.stored_of_number == {1: 1, 2: 24, 3: 31, 4: 30}
+    assert labels.number_of_stored[[0, 1, 24, 30, 31, 99]].tolist() == [0, 1, 2, 4, 3, 0]
 
 
 def pairs(folder, forms):
@@ -192,7 +192,7 @@ def pairs(folder, forms):
         write_nifti(folder / f"raw/{i}_ct.nii", image, AFFINE, NiftiForm(image_axes))
         label = rng.choice(np.array([0, 3, 7, 99], np.uint8), SHAPE)
         write_nifti(folder / f"raw/{i}_seg.nii", label, AFFINE, NiftiForm(label_axes, "uint8"))
-    recipe = Recipe.of_pairs("{scan}_ct.nii", "{scan}_seg.nii", name="pairs")
+    recipe = Recipe.from_pairs("{scan}_ct.nii", "{scan}_seg.nii", name="pairs")
     report = ingest(recipe, discover(recipe, str(folder / "raw")), str(folder / "pairs.zarr"))
     assert not report.failed, report.failed
     return folder / "pairs.zarr"
@@ -229,7 +229,7 @@ def test_dicom_and_metaimages_are_read_by_every_reader(tmp_path, assert_keeps_th
         patterns = [
             f"{{scan}}_{name}{end}" for name, end in zip(("ct", "seg"), ending, strict=True)
         ]
-        recipe = Recipe.of_pairs(*patterns, name=kind)
+        recipe = Recipe.from_pairs(*patterns, name=kind)
         found = discover(recipe, str(tmp_path / kind))
         report = ingest(recipe, found, str(tmp_path / f"{kind}.zarr"))
         assert not report.failed, report.failed

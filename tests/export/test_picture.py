@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from spinezarr.errors import UsageError
-from spinezarr.export.marks import spread
+from spinezarr.export.marks import spread_apart
 from spinezarr.export.picture import draw_preview
 from spinezarr.export.plane import PreviewPlane, PreviewPoint
-from spinezarr.vertebrae import ANATOMICAL_ORDER, NAME_OF_VALUE, VALUE_OF_NAME, color_of
+from spinezarr.vertebrae import ANATOMICAL_ORDER, NAME_OF_VALUE, VALUE_OF_NAME, vertebra_color
 
 AIR, BONE = -1000, 2000
 PLANES = ("sagittal", "coronal", "axial")
@@ -136,7 +136,7 @@ def test_scale_bar_is_shorter_in_a_small_panel():
 def test_labels_are_a_translucent_fill_with_a_full_contour(value):
     image, label = np.full((40, 40), AIR, np.int16), np.zeros((40, 40), np.uint8)
     label[10:30, 10:30] = value
-    color = np.array(color_of(value) if value in NAME_OF_VALUE else (0.85, 0.85, 0.85))
+    color = np.array(vertebra_color(value) if value in NAME_OF_VALUE else (0.85, 0.85, 0.85))
     seen = pixels(draw_preview("s", [plane_of("axial", image, label)], ""), "axial")
     height, width, _ = seen.shape
     inside = seen[height * 5 // 16, width * 5 // 16] / color.max()
@@ -255,8 +255,8 @@ def test_annotated_centers_are_dots_in_mm_with_names_beside(name):
     figure = draw_preview("s", [plane], "")
     gray = (0.85, 0.85, 0.85)
     assert dots_in(figure, name) == [
-        (110.0, -408.5, color_of(19)),
-        (110.5, -440.0, color_of(20)),
+        (110.0, -408.5, vertebra_color(19)),
+        (110.5, -440.0, vertebra_color(20)),
         (118.0, -476.0, gray),
     ]
     to_mm = panel(figure, name).transData.inverted()
@@ -280,7 +280,7 @@ def test_a_dot_is_seen_on_its_label_and_its_level_named_once():
         seen = pixels(figure, name)
         height, width, _ = seen.shape
         np.testing.assert_allclose(
-            seen[height // 2, width // 2], color_of(20), atol=0.1, err_msg="no name covers it"
+            seen[height // 2, width // 2], vertebra_color(20), atol=0.1, err_msg="no name covers it"
         )
         _, bottom, _, top = text.get_window_extent().extents
         offset = (bottom + top) / 2 - np.mean(panel(figure, name).bbox.intervaly)
@@ -390,11 +390,11 @@ def test_spread_keeps_order_gap_and_bounds():
     rng = np.random.default_rng(0)
     for _ in range(50):
         targets = sorted(rng.uniform(0, 100, 20).tolist())
-        placed = spread(targets, 4.0, 2.0, 98.0)
+        placed = spread_apart(targets, 4.0, 2.0, 98.0)
         assert (np.diff(placed) >= 4.0 - 1e-9).all()
         assert placed[0] >= 2.0
         assert placed[-1] <= 98.0 + 1e-9
 
 
 def test_spread_leaves_what_has_room():
-    assert spread([3.0, 20.0, 40.0], 4.0, 0.0, 50.0) == [3.0, 20.0, 40.0]
+    assert spread_apart([3.0, 20.0, 40.0], 4.0, 0.0, 50.0) == [3.0, 20.0, 40.0]

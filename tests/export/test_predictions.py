@@ -24,7 +24,7 @@ def pair(request, tmp_path_factory):
     image = np.random.default_rng(1).integers(-1024, 3072, SHAPE).astype(np.int16)
     form = NiftiForm(request.param, "int16", slope=0.5, inter=-3)
     write_nifti(folder / "a_ct.nii", image, AFFINE, form)
-    recipe = Recipe.of_pairs("{scan}_ct.nii", None, name="a")
+    recipe = Recipe.from_pairs("{scan}_ct.nii", None, name="a")
     url = str(folder / "a.zarr")
     report = ingest(recipe, discover(recipe, str(folder)), url)
     assert not report.failed, report.failed
@@ -84,7 +84,7 @@ def test_64_bit_integers_become_a_type_that_programs_read(
 def test_predictions_lie_as_the_exported_image_does(tmp_path, assert_read_alike):
     image = np.random.default_rng(1).integers(-1024, 3072, SHAPE).astype(np.int16)
     write_dicom_series(tmp_path / "raw/a", image, AFFINE, DicomForm())
-    recipe = Recipe.of_pairs("{scan}/", None, name="a")
+    recipe = Recipe.from_pairs("{scan}/", None, name="a")
     report = ingest(recipe, discover(recipe, str(tmp_path / "raw")), str(tmp_path / "a.zarr"))
     assert not report.failed, report.failed
     store = spinezarr.open(tmp_path / "a.zarr")

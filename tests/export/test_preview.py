@@ -107,7 +107,7 @@ def test_structures_are_named_where_the_recipe_names_them(tmp_path):
     label[5:35, 15:25, 2:12] = 30
     write_nifti(tmp_path / "raw/a_ct.nii", phantom.image, phantom.affine_xyz, NiftiForm())
     write_nifti(tmp_path / "raw/a_seg.nii", label, phantom.affine_xyz, NiftiForm(dtype="uint8"))
-    recipe = Recipe.of_pairs("{scan}_ct.nii", "{scan}_seg.nii", name="hips")
+    recipe = Recipe.from_pairs("{scan}_ct.nii", "{scan}_seg.nii", name="hips")
     labels = recipe.labels.model_copy(update={"structures": {"30": "left_hip"}})
     recipe = recipe.model_copy(update={"labels": labels})
     ingest(recipe, discover(recipe, str(tmp_path / "raw")), str(tmp_path / "s.zarr"))

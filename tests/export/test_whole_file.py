@@ -7,7 +7,7 @@ import pytest
 import spinezarr
 from spinezarr.cli.preview import write_previews
 from spinezarr.errors import UsageError
-from spinezarr.export.whole_file import whole_file
+from spinezarr.export.atomic_file import write_atomically
 
 
 @pytest.fixture
@@ -21,7 +21,7 @@ def precious(tmp_path):
 @pytest.mark.parametrize("link", [os.symlink, os.link])
 def test_a_link_in_the_way_is_replaced_and_not_followed(name, link, precious, tmp_path):
     link(precious, tmp_path / name)
-    with whole_file(tmp_path / "x.json") as file:
+    with write_atomically(tmp_path / "x.json") as file:
         file.write(b"new")
     assert precious.read_text() == "precious"
     assert (tmp_path / "x.json").read_text() == "new"
@@ -31,7 +31,7 @@ def test_a_link_in_the_way_is_replaced_and_not_followed(name, link, precious, tm
 
 def test_what_breaks_off_leaves_what_was_there(tmp_path):
     (tmp_path / "x").write_text("old")
-    with pytest.raises(TypeError), whole_file(tmp_path / "x") as file:
+    with pytest.raises(TypeError), write_atomically(tmp_path / "x") as file:
         file.write("no bytes")
     assert [path.read_text() for path in tmp_path.iterdir()] == ["old"]
 

@@ -18,7 +18,7 @@ from nibabel.orientations import (
 )
 
 from spinezarr.errors import FormatError
-from spinezarr.formats import out_of_order, read_centroids
+from spinezarr.formats import misordered_levels, read_centroids
 from spinezarr.geometry import Grid
 from spinezarr.testing import all_axcodes, lml_text, verse_json
 from spinezarr.vertebrae import LEVELS, NAME_OF_VALUE, VALUE_OF_NAME
@@ -56,10 +56,10 @@ def turned(grid, axcodes):
     return Grid(shape, grid.affine @ inv_ornt_aff(turn, grid.shape_ijk))
 
 
-def written(position_mm, grid, convention, decimals):
+def written(positions_xyz_mm, grid, convention, decimals):
     if convention == "lml":
-        return lml_text(position_mm, grid.affine, decimals).encode()
-    text = verse_json(position_mm, grid.shape_ijk, grid.affine, convention, decimals)
+        return lml_text(positions_xyz_mm, grid.affine, decimals).encode()
+    text = verse_json(positions_xyz_mm, grid.shape_ijk, grid.affine, convention, decimals)
     return text.encode()
 
 
@@ -105,9 +105,9 @@ def test_points_known_in_mm_survive_every_orientation(axcodes, convention):
     points = random_points(grid, levels_of(convention), seed=1)
     exact = read(written(points, grid, convention, 12), convention, grid)
     assert exact.notes == ()
-    assert list(exact.position_mm) == [level for level in LEVELS if level in points]
+    assert list(exact.positions_xyz_mm) == [level for level in LEVELS if level in points]
     for level, point in points.items():
-        np.testing.assert_allclose(exact.position_mm[level], point, rtol=0, atol=1e-6)
+        np.testing.assert_allclose(exact.positions_xyz_mm[level], point, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("axcodes", all_axcodes())
@@ -120,7 +120,7 @@ def test_the_digits_of_published_files_cost_no_more_than_their_rounding(axcodes,
     # Half a unit of the last digit along each axis: of voxels, of mm, of 6 digits below 100 mm.
     bound = {"verse": 0.05 * np.linalg.norm(voxel_sizes(grid.affine)), "lml": 0.5e-4 * 3**0.5}
     errors = [
-        np.linalg.norm(np.subtract(rounded.position_mm[level], point))
+        np.linalg.norm(np.subtract(rounded.positions_xyz_mm[level], point))
         for level, point in points.items()
     ]
     assert 0 < max(errors) <= bound.get(convention, 0.05 * 3**0.5) + 1e-9
@@ -140,7 +140,7 @@ def test_points_survive_on_any_grid(*, shape, spacing, origin, axcodes, conventi
     grid = turned(Grid(shape, affine), axcodes)
     point = apply_affine(grid.affine, np.array(share) * (np.array(grid.shape_ijk) - 1))
     found = read(written({"L1": point}, grid, convention, 12), convention, grid)
-    np.testing.assert_allclose(found.position_mm["L1"], point, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(found.positions_xyz_mm["L1"], point, rtol=0, atol=1e-6)
     assert found.notes == ()
 
 
@@ -156,7 +156,7 @@ def test_a_voxel_is_found_again_after_the_image_was_reoriented(axcodes):
     found = read(
         verse(entry(20, 1, 3, 4), direction=direction), grid=Grid(later.shape, later.affine)
     )
-    np.testing.assert_allclose(found.position_mm["L1"], apply_affine(later.affine, index))
+    np.testing.assert_allclose(found.positions_xyz_mm["L1"], apply_affine(later.affine, index))
 
 
 @pytest.mark.parametrize(
@@ -168,7 +168,7 @@ def test_challenge_files_are_read_by_the_published_rule(convention, lps_mm, axco
     found = read(json.dumps([entry(20, 5, 6, 7)]), convention, turned(LPS, axcodes))
     left, posterior, superior = lps_mm
     expected = (90 - left, 80 - posterior, -700 + superior)
-    np.testing.assert_allclose(found.position_mm["L1"], expected, rtol=0, atol=1e-9)
+    np.testing.assert_allclose(found.positions_xyz_mm["L1"], expected, rtol=0, atol=1e-9)
     assert found.notes == ()
 
 
@@ -176,7 +176,7 @@ def test_challenge_files_are_read_by_the_published_rule(convention, lps_mm, axco
 def test_a_direction_entry_counts_more_than_the_convention(convention):
     found = read(verse(entry(20, 1, 2, 3), direction="PIR"), convention)
     np.testing.assert_allclose(
-        found.position_mm["L1"], apply_affine(LPS.affine, (10 - 3, 1, 30 - 2))
+        found.positions_xyz_mm["L1"], apply_affine(LPS.affine, (10 - 3, 1, 30 - 2))
     )
 
 
@@ -184,16 +184,16 @@ def test_lml_coordinates_run_along_the_axes_of_the_file():
     found = read(lml("200\tL1_center\t3\t4\t5"), "lml", turned(LPS, "ASR"))
     # Spacing and place do not matter but through the affine: 3 mm to A, 4 to S, 5 to R.
     corner = (90 - 20, 80 - 20, -700)
-    np.testing.assert_allclose(found.position_mm["L1"], np.add(corner, (5, 3, 4)))
+    np.testing.assert_allclose(found.positions_xyz_mm["L1"], np.add(corner, (5, 3, 4)))
 
 
 @pytest.mark.parametrize("label", range(-1, 31))
 def test_labels_are_those_of_the_scheme(label):
     found = read(verse(entry(label), entry(float(label))))
     if label in NAME_OF_VALUE:
-        assert list(found.position_mm) == [NAME_OF_VALUE[label]]
+        assert list(found.positions_xyz_mm) == [NAME_OF_VALUE[label]]
     else:
-        assert found.position_mm == {}
+        assert found.positions_xyz_mm == {}
         about = "passed over, as no level has this label"
         assert found.notes == (f"{about}: {label}, {float(label)}",)
 
@@ -209,7 +209,7 @@ def test_what_stands_for_no_position_is_passed_over(decimals):
     )
     assert "NaN" in text
     found = read(text)
-    assert list(found.position_mm) == ["L2"]
+    assert list(found.positions_xyz_mm) == ["L2"]
     assert found.notes == ("passed over, as they have no position: L1",)
 
 
@@ -217,14 +217,14 @@ def test_what_stands_for_no_position_is_passed_over(decimals):
 @pytest.mark.parametrize("number", [None, np.nan, np.inf, -np.inf, 1e300, -1e300, 10**400, 1e6 + 1])
 def test_numbers_that_are_no_place_are_passed_over(axis, number):
     found = read(verse(entry(20, **{axis: number}), entry(21)))
-    assert list(found.position_mm) == ["L2"]
+    assert list(found.positions_xyz_mm) == ["L2"]
     assert found.notes == ("passed over, as they have no position: L1",)
 
 
 @pytest.mark.parametrize("number", ["NaN", "nan", "Inf", "-inf", "1e999", "9" * 5000, "-1e7"])
 def test_numbers_in_lml_files_that_are_no_place_are_passed_over(number):
     found = read(lml(f"200 L1_center 1 {number} 3", "210 L2_center 1 2 3"), "lml")
-    assert list(found.position_mm) == ["L2"]
+    assert list(found.positions_xyz_mm) == ["L2"]
     assert found.notes == ("passed over, as they have no position: L1",)
 
 
@@ -235,7 +235,7 @@ def test_a_level_named_again_keeps_its_first_point_and_the_note_says_how_far(con
         "lml": lml("200 L1_center 10 6 3.5", "210 L2_center 5 5 5", "200 L1_center 10 6 4.5"),
     }[convention]
     found = read(again, convention)
-    np.testing.assert_allclose(found.position_mm["L1"], apply_affine(LPS.affine, (5, 6, 7)))
+    np.testing.assert_allclose(found.positions_xyz_mm["L1"], apply_affine(LPS.affine, (5, 6, 7)))
     assert found.notes == ("named more than once; the first counts: L1 (1.0 mm apart)",)
 
 
@@ -254,15 +254,15 @@ def test_a_level_named_again_keeps_its_first_point_and_the_note_says_how_far(con
 )
 def test_points_outside_the_image_stay_and_the_note_says_how_far(index, note):
     found = read(verse(entry(20, *index)))
-    np.testing.assert_allclose(found.position_mm["L1"], apply_affine(LPS.affine, index))
+    np.testing.assert_allclose(found.positions_xyz_mm["L1"], apply_affine(LPS.affine, index))
     assert found.notes == (() if note is None else (f"outside the image: L1 (by {note} mm)",))
 
 
 @pytest.mark.parametrize("convention", CHALLENGES)
 def test_a_file_without_points_has_no_centroids(convention):
-    assert read("[]", convention).position_mm == {}
-    assert read(verse(), convention).position_mm == {}
-    assert read(lml(), "lml").position_mm == {}
+    assert read("[]", convention).positions_xyz_mm == {}
+    assert read(verse(), convention).positions_xyz_mm == {}
+    assert read(lml(), "lml").positions_xyz_mm == {}
 
 
 @pytest.mark.parametrize("end", ["\r\n", "\n", "\r"])
@@ -273,7 +273,7 @@ def test_lml_files_may_be_laid_out_in_any_way(end, between, after, header):
     rows = [("190", "T12_center", "1", "2.5", "3"), ("200", "L1_center", "1e0", "-.5", "+2.E-1")]
     lines = ["", *(between.join(row) + after for row in rows), "  ", ""]
     found = read(lml(*lines, header=header, end=end), "lml", Grid((9, 9, 9), np.eye(4)))
-    assert found.position_mm == {"T12": (1.0, 2.5, 3.0), "L1": (1.0, -0.5, 0.2)}
+    assert found.positions_xyz_mm == {"T12": (1.0, 2.5, 3.0), "L1": (1.0, -0.5, 0.2)}
     assert found.notes == ()
 
 
@@ -282,10 +282,10 @@ def test_every_lml_id_and_name_is_known():
     levels += [*(f"L{n}" for n in range(1, 6)), "S1", "S2"]
     for number, level in enumerate(levels, 1):
         named = read(lml(f"{10 * number} {level}_center 1 2 3"), "lml")
-        assert list(named.position_mm) == [level]
+        assert list(named.positions_xyz_mm) == [level]
         assert named.notes == ()
         by_id = read(lml(f"{10 * number} spine 1 2 3"), "lml")
-        assert by_id.position_mm == named.position_mm
+        assert by_id.positions_xyz_mm == named.positions_xyz_mm
         quoted = f"a text of 5 characters with id '{10 * number}' ({level})"
         note = f"names that are no level; the ids count: {quoted}"
         assert by_id.notes == (note,)
@@ -295,7 +295,7 @@ def test_every_lml_id_and_name_is_known():
 def test_the_name_counts_more_than_the_id(level):
     identifier = "180" if level != "T11" else "190"
     found = read(lml(f"{identifier} {level}_center 1 2 3"), "lml")
-    assert list(found.position_mm) == [level]
+    assert list(found.positions_xyz_mm) == [level]
     (note,) = found.notes
     assert note.startswith("names that contradict their ids; the names count: ")
     assert read(lml(f"990 {level} 1 2 3"), "lml").notes == ()
@@ -304,14 +304,14 @@ def test_the_name_counts_more_than_the_id(level):
 @pytest.mark.parametrize("identifier", ["0", "185", "270", "-10"])
 def test_lml_points_of_no_level_are_passed_over(identifier):
     found = read(lml(f"{identifier} L7_center 1 2 3", "200 L1_center 1 2 3"), "lml")
-    assert list(found.position_mm) == ["L1"]
+    assert list(found.positions_xyz_mm) == ["L1"]
     about = "passed over, as neither name nor id is a level"
     assert found.notes == (f"{about}: 'L7_center' with id '{identifier}'",)
 
 
 def test_a_first_line_that_is_a_landmark_is_told_of():
     found = read(lml("210 L2_center 1 2 3", header="200 L1_center 1 2 3"), "lml")
-    assert list(found.position_mm) == ["L2"]
+    assert list(found.positions_xyz_mm) == ["L2"]
     assert found.notes == ("passed over, as line 1 is the header of an .lml file: a landmark",)
 
 
@@ -394,9 +394,11 @@ def assert_read_or_refused(text, convention):
     except FormatError as problem:
         message = str(problem)
     else:
-        assert set(found.position_mm) <= set(LEVELS)
-        assert np.isfinite([*found.position_mm.values()]).all()
-        assert all(isinstance(mm, float) for point in found.position_mm.values() for mm in point)
+        assert set(found.positions_xyz_mm) <= set(LEVELS)
+        assert np.isfinite([*found.positions_xyz_mm.values()]).all()
+        assert all(
+            isinstance(mm, float) for point in found.positions_xyz_mm.values() for mm in point
+        )
         return
     assert re.fullmatch(r"scan\.ctd: .*\.", message, re.DOTALL)
 
@@ -448,23 +450,25 @@ def test_any_lines_are_read_or_refused(text):
 @given(st.sets(st.sampled_from(LEVELS)))
 def test_a_spine_upright_is_in_order_whatever_it_shows(levels):
     upright = {level: (0.0, 0.0, -10.0 * LEVELS.index(level)) for level in levels}
-    assert out_of_order(upright) == ()
+    assert misordered_levels(upright) == ()
     # Upside down every pair compared is wrong; parts of the sacrum are not compared.
     above = [level for level in LEVELS[:-4] if level in levels]
     sacral = [level for level in LEVELS[-4:] if level in levels][:1]
     upside_down = {level: (x, y, -z) for level, (x, y, z) in upright.items()}
-    assert out_of_order(upside_down) == tuple(pairwise([*above, *sacral]))
+    assert misordered_levels(upside_down) == tuple(pairwise([*above, *sacral]))
 
 
 def test_levels_exchanged_or_at_one_height_are_out_of_order():
     heights = {"C7": 50, "T1": 30, "T2": 40, "T3": 20, "T4": 20, "S1": 25, "S2": 60}
     points = {level: (0.0, 0.0, float(z)) for level, z in reversed(heights.items())}
-    assert out_of_order(points) == (("T1", "T2"), ("T3", "T4"), ("T4", "S1"))
+    assert misordered_levels(points) == (("T1", "T2"), ("T3", "T4"), ("T4", "S1"))
 
 
 def test_t13_lies_between_t12_and_l1():
-    assert out_of_order({"L1": (0, 0, 1), "T13": (0, 0, 2), "T12": (0, 0, 3)}) == ()
-    assert out_of_order({"L1": (0, 0, 2), "T13": (0, 0, 1), "T12": (0, 0, 3)}) == (("T13", "L1"),)
+    assert misordered_levels({"L1": (0, 0, 1), "T13": (0, 0, 2), "T12": (0, 0, 3)}) == ()
+    assert misordered_levels({"L1": (0, 0, 2), "T13": (0, 0, 1), "T12": (0, 0, 3)}) == (
+        ("T13", "L1"),
+    )
 
 
 if (REAL / "msr-lml").exists():
@@ -477,9 +481,9 @@ if (REAL / "msr-lml").exists():
         expected = {row[1].removesuffix("_center"): tuple(map(float, row[2:])) for row in rows}
         found = read(path.read_bytes(), "lml", Grid((200, 200, 600), np.eye(4)))
         assert len(rows) > 6
-        assert found.position_mm == expected
+        assert found.positions_xyz_mm == expected
         assert found.notes == ()
-        assert out_of_order(found.position_mm) == ()
+        assert misordered_levels(found.positions_xyz_mm) == ()
         # The testing writer composes the same bytes.
         header = path.read_text().partition("\n")[0]
         assert lml_text(expected, np.eye(4), header=header).encode() == path.read_bytes()
@@ -499,23 +503,25 @@ if (REAL / "verse").exists():
         later = mask.as_reoriented(turn)
         labels = np.asanyarray(later.dataobj)
         found = read(CENTROIDS.read_bytes(), grid=Grid(later.shape, later.affine))
-        assert {VALUE_OF_NAME[level] for level in found.position_mm} == {*np.unique(labels)} - {0}
+        assert {VALUE_OF_NAME[level] for level in found.positions_xyz_mm} == {
+            *np.unique(labels)
+        } - {0}
         assert found.notes == ()
-        assert out_of_order(found.position_mm) == ()
-        for level, point in found.position_mm.items():
+        assert misordered_levels(found.positions_xyz_mm) == ()
+        for level, point in found.positions_xyz_mm.items():
             index = np.rint(apply_affine(np.linalg.inv(later.affine), point)).astype(int)
             assert labels[tuple(index)] == VALUE_OF_NAME[level]
 
     def test_the_testing_writer_composes_the_published_verse_file(mask):
         found = read(CENTROIDS.read_bytes(), grid=Grid(mask.shape, mask.affine))
-        text = verse_json(found.position_mm, mask.shape, mask.affine, "verse")
+        text = verse_json(found.positions_xyz_mm, mask.shape, mask.affine, "verse")
         assert text.encode() == CENTROIDS.read_bytes()
 
     def test_a_challenge_file_of_verse004_agrees_within_a_voxel(mask):
         grid = Grid(mask.shape, mask.affine)
         # Quoted in whole mm in https://github.com/luiserrador/IndVertSeg_VerSe, issue 2.
         quoted = json.dumps([entry(16, 42.0, 78.0, 57.0)])
-        point = read(quoted, "verse-2019-challenge", grid).position_mm["T9"]
+        point = read(quoted, "verse-2019-challenge", grid).positions_xyz_mm["T9"]
         index = apply_affine(np.linalg.inv(mask.affine), point)
         np.testing.assert_allclose(index, (78.0, 41.0, 31.5), rtol=0, atol=0.01)
         rounding = 0.5 / voxel_sizes(mask.affine)

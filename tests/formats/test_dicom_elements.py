@@ -18,12 +18,12 @@ from pydicom.uid import ImplicitVRLittleEndian
 
 from spinezarr.formats import dicom_elements as elements
 from spinezarr.formats.dicom_elements import (
-    CutShortError,
     HeaderError,
-    inflated,
+    TruncatedPixelsError,
+    inflate_data_set,
+    is_bare_data_set,
     read_fragments,
     read_header,
-    starts_as_data_set,
 )
 from spinezarr.testing import DICOM_TRANSFER_SYNTAXES
 
@@ -228,7 +228,7 @@ def test_a_bare_data_set_is_told_from_other_files(implicit, with_length):
     if with_length:  # the length of the group, as older writers put it first
         head = (0x0008, 0x0000, 4) if implicit else (0x0008, 0x0000, b"UL", 4)
         body = struct.pack("<HHL" if implicit else "<HH2sH", *head) + bytes(4) + body
-    assert starts_as_data_set(body)
+    assert is_bare_data_set(body)
     header = header_of(body)
     assert header.data.numbers("Rows") == (5,)
     assert (header.transfer_syntax == ImplicitVRLittleEndian) == implicit
@@ -238,18 +238,18 @@ def test_file_meta_information_without_a_preamble_is_believed():
     dataset = Dataset()
     dataset.Rows = 5
     data = file_of(encoded(dataset), DICOM_TRANSFER_SYNTAXES["explicit-le"])[132:]
-    assert starts_as_data_set(data)
+    assert is_bare_data_set(data)
     assert header_of(data).sop_classes == (CT,)
 
 
 @given(st.binary(max_size=300))
 def test_random_bytes_are_no_data_set(data):
-    assert not starts_as_data_set(data)
+    assert not is_bare_data_set(data)
 
 
 @given(st.binary(min_size=2, max_size=300))
 def test_bytes_behind_the_first_group_are_no_data_set(data):
-    assert not starts_as_data_set(b"\x08\0" + data)
+    assert not is_bare_data_set(b"\x08\0" + data)
 
 
 @pytest.mark.parametrize(
@@ -267,7 +267,7 @@ def test_bytes_behind_the_first_group_are_no_data_set(data):
     ],
 )
 def test_what_only_looks_like_a_data_set(start):
-    assert not starts_as_data_set(start)
+    assert not is_bare_data_set(start)
 
 
 # Bounds
@@ -356,9 +356,9 @@ def test_a_deflated_bomb_is_not_inflated():
     deflate = zlib.compressobj(9, wbits=-zlib.MAX_WBITS)
     packed = deflate.compress(bytes(10_000_000)) + deflate.flush()
     with pytest.raises(HeaderError, match="more than 1000000 bytes when it is inflated"):
-        inflated(packed, 1_000_000)
+        inflate_data_set(packed, 1_000_000)
     with pytest.raises(HeaderError, match="does not inflate"):
-        inflated(b"\xff" * 20, 1_000_000)
+        inflate_data_set(b"\xff" * 20, 1_000_000)
 
 
 def item(value, tag=0xE000):
@@ -379,5 +379,5 @@ def test_fragments_are_found_with_their_first_bytes():
 @pytest.mark.parametrize("cut", [1, 8, 9, 12])
 def test_fragments_that_do_not_end_are_cut_short(cut):
     data = item(b"") + item(b"abcd") + item(b"", 0xE0DD)
-    with pytest.raises(CutShortError, match="its pixels do not end"):
+    with pytest.raises(TruncatedPixelsError, match="its pixels do not end"):
         read_fragments(lambda a, b: data[:-cut][a:b], len(data) - cut, 0)

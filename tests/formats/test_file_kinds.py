@@ -21,8 +21,8 @@ from fsspec.implementations.memory import MemoryFileSystem
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
 
 from spinezarr.errors import FormatError
-from spinezarr.formats import open_volume, unread_kind
-from spinezarr.formats.file_kinds import KIND_BYTES, kind_by_ending, kind_of
+from spinezarr.formats import open_volume, unsupported_kind
+from spinezarr.formats.file_kinds import KIND_BYTES, detect_kind, kind_from_ending
 
 AFFINE = np.array([[-1.0, 0, 0, 5], [0, -2, 0, 6], [0, 0, 3, -7], [0, 0, 0, 1]])
 VALUES = np.arange(24, dtype=np.int16).reshape(2, 3, 4)
@@ -122,7 +122,7 @@ def refusal(path, data=None):
 @pytest.mark.parametrize("case", KINDS)
 def test_each_kind_is_told_by_its_first_bytes(case):
     data, name, step = KINDS[case]
-    kind = kind_of(data[:KIND_BYTES])
+    kind = detect_kind(data[:KIND_BYTES])
     assert kind.name.startswith(name)
     assert step in kind.next_step
 
@@ -171,14 +171,14 @@ def test_what_is_packed_in_gzip_is_told_too(tmp_path):
     ],
 )
 def test_what_no_reader_takes_is_told_by_its_ending(tmp_path, name, kind):
-    assert kind_by_ending(f"x.nii/{name}").name == unread_kind(name).name == kind
+    assert kind_from_ending(f"x.nii/{name}").name == unsupported_kind(name).name == kind
     message = refusal(tmp_path / name, b"unread")
     assert f"its ending names no format that is read; it looks like {kind}" in message
 
 
 @pytest.mark.parametrize("name", ["a.nii", "A.NII.GZ", "a.mhd", "a.MHA", "a/"])
 def test_what_a_reader_takes_is_not_told_by_its_ending(name):
-    assert unread_kind(name) is None
+    assert unsupported_kind(name) is None
 
 
 @pytest.mark.parametrize(

@@ -741,7 +741,7 @@ def test_an_element_size_that_differs_from_the_spacing_gets_a_note(
     folder, changes, size, is_conflict
 ):
     volume, _ = read_of(folder / "size.mha", header(**changes) + VOXELS)
-    assert volume.place.element_size_mm == size
+    assert volume.geometry.element_size_mm == size
     np.testing.assert_allclose(np.linalg.norm(volume.grid.affine[:3, :3], axis=0), (0.7, 0.8, 2.5))
     note = (
         "ElementSize says voxels of 0.7 x 0.8 x 5 mm, ElementSpacing that they are 0.7 x 0.8 x 2.5 "
@@ -752,14 +752,14 @@ def test_an_element_size_that_differs_from_the_spacing_gets_a_note(
 
 def test_what_a_header_states_of_its_place_is_known(folder):
     stated, _ = read_of(folder / "a.mha", header() + VOXELS)
-    assert (stated.place.states_orientation, stated.place.states_position) == (True, True)
+    assert (stated.geometry.states_orientation, stated.geometry.states_position) == (True, True)
     bare, _ = read_of(folder / "b.mha", header(TransformMatrix=None, Offset=None) + VOXELS)
-    assert (bare.place.states_orientation, bare.place.states_position) == (False, False)
+    assert (bare.geometry.states_orientation, bare.geometry.states_position) == (False, False)
     other, _ = read_of(
         folder / "c.mha",
         header(TransformMatrix=None, Rotation=PERMUTED, Offset=None, Origin="0 0 0") + VOXELS,
     )
-    assert (other.place.states_orientation, other.place.states_position) == (True, True)
+    assert (other.geometry.states_orientation, other.geometry.states_position) == (True, True)
 
 
 WITH_TIME = {

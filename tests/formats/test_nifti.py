@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 from spinezarr.errors import FormatError
 from spinezarr.formats import SourceFile, open_volume
-from spinezarr.formats.nifti import NiftiNumbers
-from spinezarr.placement import other_qform_mm, qform_affine
+from spinezarr.formats.nifti import NiftiHeaderFields
+from spinezarr.nifti_geometry import qform_affine, qform_sform_distance_mm
 from spinezarr.testing import DTYPES, NiftiForm, all_axcodes, write_nifti
 
 AFFINE = np.array([[0, -0.8, 0, 40.5], [-0.7, 0, 0.1, 12.25], [0, 0, 2.5, -700], [0, 0, 0, 1]])
@@ -311,12 +311,12 @@ def test_the_qform_is_the_one_that_nibabel_reads(seed, flipped, version):
     affine[:3, :3] = turn * rng.uniform(0.2, 5, 3)
     affine[:3, 3] = rng.uniform(-900, 900, 3)
     header = header_of(VALUES, affine=affine, version=version)
-    numbers = NiftiNumbers.of(header)
+    numbers = NiftiHeaderFields.from_header(header)
     np.testing.assert_allclose(qform_affine(numbers), header.get_qform(), atol=1e-5)
-    assert other_qform_mm(numbers, VALUES.shape, header.get_sform()) is None
+    assert qform_sform_distance_mm(numbers, VALUES.shape, header.get_sform()) is None
     far = header.get_sform() + 0.0
     far[0, 3] += 7
-    assert other_qform_mm(numbers, VALUES.shape, far) == pytest.approx(7, abs=1e-3)
+    assert qform_sform_distance_mm(numbers, VALUES.shape, far) == pytest.approx(7, abs=1e-3)
 
 
 def test_numbers_of_a_damaged_header_are_far_off_and_no_warning(folder):

@@ -52,7 +52,7 @@ def read_volume(path: str) -> str:
 def ingest_volume(folder: Path, opens: str) -> str:
     """Take the whole way of a user; whether a value or a refusal comes out, its reason is ours."""
     suffix = opens[opens.index(".") :] if "." in opens else "/"
-    recipe = Recipe.of_pairs("{scan}" + suffix, None, name="mutant")
+    recipe = Recipe.from_pairs("{scan}" + suffix, None, name="mutant")
     store = tempfile.mkdtemp(suffix=".zarr")
     try:
         report = ingest(recipe, discover(recipe, str(folder)), store)

@@ -114,7 +114,7 @@ def test_a_series_that_cannot_be_stacked_is_one_failed_scan(defect, tmp_path):
     array_ijk = PHANTOM.image.transpose(2, 1, 0)
     for name, way in (("good", DicomForm()), ("bad", form)):
         write_dicom_series(raw / name, array_ijk, PHANTOM.affine_xyz, way)
-    recipe = Recipe.of_pairs("{scan}/", None, name="series")
+    recipe = Recipe.from_pairs("{scan}/", None, name="series")
     report = run(recipe, raw, tmp_path / "s.zarr")
     assert_only_good_is_stored(report, "good", "bad", ["bad", *fragments])
 
@@ -133,6 +133,6 @@ def test_a_file_that_is_no_volume_is_one_failed_scan(name, content, tmp_path):
     raw = tmp_path / "raw"
     write_metaimage(raw / "good.mha", PHANTOM.image, PHANTOM.affine_xyz, MetaImageForm())
     (raw / name).write_bytes(content)
-    recipe = Recipe.of_pairs(r"{scan}.{ext:mha|nii|nii\.gz|png}", None, name="odd")
+    recipe = Recipe.from_pairs(r"{scan}.{ext:mha|nii|nii\.gz|png}", None, name="odd")
     report = run(recipe, raw, tmp_path / "s.zarr")
     assert_only_good_is_stored(report, "good", "bad", [name])

@@ -673,7 +673,7 @@ def test_centroids(lie, record_property):
         return read_centroids(content, "points", convention=convention, grid=GRID)
 
     found = check(work, expected, record_property)
-    assert found is None or len(found.position_mm) <= 1
+    assert found is None or len(found.positions_xyz_mm) <= 1
     assert found is None or all(len(note) < 2000 for note in found.notes)
 
 
@@ -752,11 +752,11 @@ def test_small_files_are_read_no_further_than_to_their_limit(tmp_path, record_pr
         (Limits(axis_voxels=19), "--max-axis"),
         (Limits(volume_bytes=2 * VALUES.nbytes - 1), "--max-volume"),
         (Limits(slice_bytes=2 * VALUES[..., 0].nbytes - 1), "slices of 20 x 18"),
-        (Limits(spacing_mm=(0.81, 10)), "expected 0.81 to 10"),
-        (Limits(spacing_mm=(0.1, 2.4)), "expected 0.1 to 2.4"),
+        (Limits(spacing_range_mm=(0.81, 10)), "expected 0.81 to 10"),
+        (Limits(spacing_range_mm=(0.1, 2.4)), "expected 0.1 to 2.4"),
         (Limits(dicom_files=2), "holds 3 files, expected at most 2"),
         (Limits(dicom_file_bytes=700), "more than 700 bytes"),
-        (Limits(position_mm=2.49), "first voxel lies at"),
+        (Limits(max_position_mm=2.49), "first voxel lies at"),
     ],
 )
 def test_each_limit_holds_and_can_be_raised(limits, expected, tmp_path):
@@ -774,8 +774,8 @@ def test_limits_at_their_bounds_are_kept(tmp_path):
         axis_voxels=20,
         volume_bytes=VALUES.nbytes,
         slice_bytes=VALUES[..., 0].nbytes,
-        spacing_mm=(0.79999, 2.50001),
-        position_mm=0,
+        spacing_range_mm=(0.79999, 2.50001),
+        max_position_mm=0,
         header_bytes=352,
     )
     np.testing.assert_array_equal(read_all(path, exact), VALUES)

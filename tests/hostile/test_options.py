@@ -55,7 +55,7 @@ def test_a_sidecar_or_table_over_its_limit_stops_no_scan(tmp_path):
     raw = tmp_path / "raw"
     write_nifti(raw / "a.nii", VALUES, np.eye(4), NiftiForm())
     (raw / "a.json").write_text('{"key": "text"}')
-    recipe = Recipe.of_pairs("{scan}.nii", None, name="x")
+    recipe = Recipe.from_pairs("{scan}.nii", None, name="x")
     known = recipe.layouts["pairs"].model_copy(
         update={"sidecar": ("{scan}.json",), "sidecar_keys": ("key",)}
     )

@@ -38,7 +38,7 @@ pytestmark = pytest.mark.long
 
 SCANS = tuple(f"s{i}" for i in range(6))
 PATTERNS = ("{scan}_ct.nii.gz", "{scan}_seg.nii.gz")
-PAIRS = Recipe.of_pairs(*PATTERNS, name="s")
+PAIRS = Recipe.from_pairs(*PATTERNS, name="s")
 SPEC = PhantomSpec(shape_zyx=(260, 300, 300), spacing_zyx_mm=(0.8, 0.9, 0.85), levels=("T12", "L1"))
 ALLOWED_DEATHS = 2
 SPINEZARR = str(Path(sys.executable).parent / "spinezarr")

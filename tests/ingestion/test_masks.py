@@ -17,7 +17,7 @@ from spinezarr.verify.store import verify_store
 
 SHAPE = (20, 24, 28)
 AFFINE = np.diag([0.8, 0.9, 2.5, 1.0])
-PAIRS = Recipe.of_pairs("{scan}_ct.nii", "{scan}_seg.nii", name="masks")
+PAIRS = Recipe.from_pairs("{scan}_ct.nii", "{scan}_seg.nii", name="masks")
 PARTS = ("C7", "T1", "L4", "L5")
 
 

@@ -15,7 +15,7 @@ PHANTOM = make_phantom(
 )
 IMAGE, LABEL = (array.transpose(2, 1, 0).copy() for array in (PHANTOM.image, PHANTOM.label))
 AFFINE = PHANTOM.affine_xyz
-PAIRS = Recipe.of_pairs("{scan}_ct.nii", "{scan}_seg.nii", name="pairs")
+PAIRS = Recipe.from_pairs("{scan}_ct.nii", "{scan}_seg.nii", name="pairs")
 
 
 def run(folder, recipe=PAIRS):
@@ -96,7 +96,7 @@ def without_codes(header):
 
 def test_a_file_without_orientation_is_found(tmp_path):
     write(tmp_path, edit=without_codes)
-    images = Recipe.of_pairs("{scan}_ct.nii", None, name="images")
+    images = Recipe.from_pairs("{scan}_ct.nii", None, name="images")
     report, store = run(tmp_path, images)
     assert any("states no orientation" in note for note in report.notes["a"])
     (finding,) = findings_of(store, "unplaced")
@@ -185,7 +185,7 @@ def edited(path, **fields):
 def test_metaimages_are_held_to_the_same(tmp_path, fields, note, rule, severity):
     write_metaimage(tmp_path / "a.mha", PHANTOM.image, AFFINE, MetaImageForm("LPS"))
     edited(tmp_path / "a.mha", **fields)
-    report, store = run(tmp_path, Recipe.of_pairs("{scan}.mha", None, name="metaimages"))
+    report, store = run(tmp_path, Recipe.from_pairs("{scan}.mha", None, name="metaimages"))
     assert any(note in said for said in report.notes["a"])
     rules = ("element-size", "sheared", "oblique", "unplaced")
     (finding,) = findings_of(store, *rules)

@@ -14,7 +14,7 @@ from spinezarr.ingestion.discovery.discover import discover
 from spinezarr.ingestion.run import ingest
 from spinezarr.recipe import Recipe
 
-PAIRS = Recipe.of_pairs("{scan}_ct.nii.gz", "{scan}_seg.nii.gz", name="pairs-test")
+PAIRS = Recipe.from_pairs("{scan}_ct.nii.gz", "{scan}_seg.nii.gz", name="pairs-test")
 IMAGE = np.arange(10 * 9 * 8, dtype=np.int16).reshape(10, 9, 8)
 MASK = np.where(IMAGE > 400, 20, 0).astype(np.uint8)
 AFFINE = np.diag([2.0, 2.0, 3.0, 1.0])
@@ -154,7 +154,7 @@ def test_shipped_recipes_expect_lone_masks_where_masks_come_in_one_piece(recipe,
 
 
 def test_a_folder_of_a_series_of_masks_without_an_image_is_one_orphan(tmp_path):
-    recipe = Recipe.of_pairs("{scan}/ct/", "{scan}/seg/", name="series")
+    recipe = Recipe.from_pairs("{scan}/ct/", "{scan}/seg/", name="series")
     for path in ("p/ct/1.dcm", "p/seg/1.dcm", "q/seg/1.dcm", "q/seg/2.dcm"):
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / path).write_bytes(b"x")
@@ -212,7 +212,7 @@ def test_names_that_cannot_be_used_at_all_are_wrong_usage(tmp_path):
 
 
 def test_a_scan_that_is_stored_stays_when_its_name_is_met_twice(raw, out, tmp_path):
-    recipe = Recipe.of_pairs("**/{scan}_ct.nii.gz", "**/{scan}_seg.nii.gz", name="pairs-test")
+    recipe = Recipe.from_pairs("**/{scan}_ct.nii.gz", "**/{scan}_seg.nii.gz", name="pairs-test")
     write_pair(raw, "other")
     run(recipe, raw, out)
     write_pair(raw / "copy")
@@ -278,7 +278,7 @@ def test_two_names_that_differ_only_in_form_do_not_become_one(raw, out):
 
 @pytest.mark.usefixtures("plain_user")
 def test_a_folder_that_may_not_be_listed_is_named_and_all_else_ingested(raw, out):
-    recipe = Recipe.of_pairs("**/{scan}_ct.nii.gz", "**/{scan}_seg.nii.gz", name="pairs-test")
+    recipe = Recipe.from_pairs("**/{scan}_ct.nii.gz", "**/{scan}_seg.nii.gz", name="pairs-test")
     for name in ("secret", "lost+found"):
         (raw / name).mkdir()
         (raw / name).chmod(0)
@@ -300,7 +300,7 @@ def test_a_folder_that_may_not_be_listed_is_named_and_all_else_ingested(raw, out
 def test_patterns_of_which_nothing_is_read_are_wrong_usage_at_once(tmp_path, out, label):
     for name in ("1.dcm", "2.dcm", "1.nrrd", "2.nrrd"):
         (tmp_path / name).write_bytes(b"x")
-    recipe = Recipe.of_pairs("{scan}.dcm", label, name="slices")
+    recipe = Recipe.from_pairs("{scan}.dcm", label, name="slices")
     found = discover(recipe, str(tmp_path))
     (image, *mask) = found.patterns
     assert (image.files, image.unread) == (2, 2)
@@ -315,7 +315,7 @@ def test_patterns_of_which_nothing_is_read_are_wrong_usage_at_once(tmp_path, out
 
 
 def test_a_format_that_is_not_read_fails_its_scans_where_others_are_read(raw, out):
-    recipe = Recipe.of_pairs(r"{scan}_ct.{ext:nii\.gz|nrrd}", None, name="mixed")
+    recipe = Recipe.from_pairs(r"{scan}_ct.{ext:nii\.gz|nrrd}", None, name="mixed")
     (raw / "other_ct.nrrd").write_bytes(b"NRRD0004\n")
     (image,) = discover(recipe, str(raw)).patterns
     assert (image.files, image.unread) == (2, 1)

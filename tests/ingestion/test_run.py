@@ -33,8 +33,8 @@ from spinezarr.testing import (
 )
 from spinezarr.verify.store import verify_store
 
-PAIRS = Recipe.of_pairs("{scan}_ct.nii.gz", "{scan}_seg.nii.gz", name="pairs-test")
-IMAGES = Recipe.of_pairs("{scan}_ct.nii.gz", None, name="images-test")
+PAIRS = Recipe.from_pairs("{scan}_ct.nii.gz", "{scan}_seg.nii.gz", name="pairs-test")
+IMAGES = Recipe.from_pairs("{scan}_ct.nii.gz", None, name="images-test")
 SPEC = PhantomSpec(shape_zyx=(70, 52, 50), spacing_zyx_mm=(3.0, 5.0, 5.0), levels=("T12", "L1"))
 PHANTOM = make_phantom(SPEC)
 MASK = NiftiForm(dtype="uint8")
@@ -164,7 +164,7 @@ def test_an_image_without_any_finite_value_is_stored_as_standard_json(tmp_path):
 @pytest.mark.parametrize("pattern", ["{scan:.*}_ct.nii.gz", "{scan:[.a-z]*}_ct.nii.gz"])
 def test_a_scan_id_that_cannot_name_a_folder_fails_alone(pattern, tmp_path):
     write_pair(tmp_path / "sub", ".a", label=None)
-    recipe = Recipe.of_pairs("**/" + pattern, None, name="bad-ids")
+    recipe = Recipe.from_pairs("**/" + pattern, None, name="bad-ids")
     with pytest.raises(UsageError, match="cannot name a folder"):
         discover(recipe, str(tmp_path))
     write_pair(tmp_path / "sub" / "deep", "a", label=None)
@@ -303,7 +303,7 @@ def test_a_source_with_another_time_is_read_anew_only_if_its_content_differs(tmp
     for name in ("a", "b", "c"):  # not compressed: other voxels in as many bytes
         write_nifti(raw / f"{name}_ct.nii", PHANTOM.image, PHANTOM.affine_xyz, NiftiForm())
         write_nifti(raw / f"{name}_seg.nii", PHANTOM.label, PHANTOM.affine_xyz, MASK)
-    recipe = Recipe.of_pairs("{scan}_ct.nii", "{scan}_seg.nii", name="pairs-test")
+    recipe = Recipe.from_pairs("{scan}_ct.nii", "{scan}_seg.nii", name="pairs-test")
     run(raw, out, recipe)
     before = shutil.copytree(out, tmp_path / "before")
     image, label, touched = raw / "a_ct.nii", raw / "b_seg.nii", raw / "c_seg.nii"

@@ -23,7 +23,7 @@ from spinezarr.testing import DicomForm, NiftiForm, write_dicom_series, write_ni
 from spinezarr.verify.against import compare_with_source
 from spinezarr.verify.store import verify_store
 
-IMAGES = Recipe.of_pairs("{scan}_ct.nii", None, name="images")
+IMAGES = Recipe.from_pairs("{scan}_ct.nii", None, name="images")
 STORED = {"byte": "uint8", "half": "int16", "word": "uint16", "thin": "float32", "down": "int8"}
 AFFINE = np.diag([0.8, 0.9, 2.5, 1.0])
 
@@ -200,7 +200,7 @@ def test_checksums_are_equal_if_and_only_if_the_values_are(tmp_path):
 
 
 def test_the_memory_budget_changes_no_byte(odd, tmp_path):
-    recipe = Recipe.of_pairs("{scan}_ct.nii", "{scan}_seg.nii", name="odd")
+    recipe = Recipe.from_pairs("{scan}_ct.nii", "{scan}_seg.nii", name="odd")
     run(odd.raw, tmp_path / "s.zarr", recipe, memory=MemoryBudget(9, 9, 0))
     for name in STORED:
         for path in sorted((tmp_path / "s.zarr/scans" / name / "image").rglob("*")):
@@ -225,7 +225,7 @@ def test_verify_finds_another_scaling_in_the_source(odd, tmp_path):
 
 def test_running_again_reads_nothing_and_amending_keeps_the_scaling(odd, tmp_path):
     store = shutil.copytree(odd.url, tmp_path / "s.zarr")
-    recipe = Recipe.of_pairs("{scan}_ct.nii", "{scan}_seg.nii", name="odd")
+    recipe = Recipe.from_pairs("{scan}_ct.nii", "{scan}_seg.nii", name="odd")
     assert len(run(odd.raw, store, recipe).skipped) == len(odd.image)
     renamed = recipe.model_copy(update={"citation": "another one"})
     assert len(run(odd.raw, store, renamed).updated) == len(odd.image)
@@ -262,7 +262,7 @@ def test_a_series_of_one_fractional_scaling_keeps_its_numbers(tmp_path, form, st
     numbers = np.random.default_rng(4).integers(limits.min, limits.max, (6, 7, 5), endpoint=True)
     values = numbers * form.slope + form.intercept
     write_dicom_series(tmp_path / "raw/a", values, AFFINE, form)
-    recipe = Recipe.of_pairs("{scan}/", None, name="series")
+    recipe = Recipe.from_pairs("{scan}/", None, name="series")
     report = run(tmp_path / "raw", tmp_path / "s.zarr", recipe)
     words = f"stored as the file's {stored} with its slope {form.slope:g}"
     assert words in " ".join(report.notes["a"])
@@ -280,7 +280,7 @@ def test_a_series_of_one_fractional_scaling_keeps_its_numbers(tmp_path, form, st
 def test_a_series_of_whole_numbers_stays_whole(tmp_path):
     values = np.arange(0, 64000, 305).reshape(6, 7, 5)
     write_dicom_series(tmp_path / "raw/a", values, AFFINE, DicomForm())
-    run(tmp_path / "raw", tmp_path / "s.zarr", Recipe.of_pairs("{scan}/", None, name="series"))
+    run(tmp_path / "raw", tmp_path / "s.zarr", Recipe.from_pairs("{scan}/", None, name="series"))
     assert zarr.open_array(f"{tmp_path}/s.zarr/scans/a/image").dtype == np.int32
 
 

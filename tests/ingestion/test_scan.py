@@ -11,7 +11,7 @@ from spinezarr.ingestion.voxels.memory import MemoryBudget
 from spinezarr.recipe import Recipe
 from spinezarr.testing import NiftiForm, PhantomSpec, make_phantom, write_nifti
 
-PAIRS = Recipe.of_pairs("{scan}_ct.nii.gz", "{scan}_seg.nii.gz", name="pairs-test")
+PAIRS = Recipe.from_pairs("{scan}_ct.nii.gz", "{scan}_seg.nii.gz", name="pairs-test")
 PHANTOM = make_phantom(
     PhantomSpec(shape_zyx=(70, 52, 50), spacing_zyx_mm=(3.0, 5.0, 5.0), levels=("T12", "L1"))
 )

@@ -113,7 +113,7 @@ def made(tmp_path_factory):
     write_nifti(folder / "raw/a_seg.nii", label, AFFINE, NiftiForm("LPS", "uint8"))
     write_nifti(folder / "raw/b.c_ct.nii", image[::-1], AFFINE, NiftiForm("RAS"))
     write_nifti(folder / "raw/b.c_seg.nii", label[::-1], AFFINE, NiftiForm("RAS", "uint8"))
-    recipe = Recipe.of_pairs("{scan}_ct.nii", "{scan}_seg.nii", name="pairs")
+    recipe = Recipe.from_pairs("{scan}_ct.nii", "{scan}_seg.nii", name="pairs")
     report = ingest(recipe, discover(recipe, str(folder / "raw")), str(folder / "s.zarr"))
     assert not report.failed, report.failed
     export = spinezarr.open(folder / "s.zarr").export_nnunet(folder, name="s")
@@ -189,7 +189,7 @@ def test_thick_slices_are_not_interpolated_across(tmp_path):
     label = rng.integers(0, 3, (3, 3, 2)).astype(np.uint8).repeat(3, 0).repeat(10, 1).repeat(14, 2)
     write_nifti(tmp_path / "raw/a_ct.nii", image, affine, NiftiForm("LPS"))
     write_nifti(tmp_path / "raw/a_seg.nii", label, affine, NiftiForm("LPS", "uint8"))
-    recipe = Recipe.of_pairs("{scan}_ct.nii", "{scan}_seg.nii", name="pairs")
+    recipe = Recipe.from_pairs("{scan}_ct.nii", "{scan}_seg.nii", name="pairs")
     ingest(recipe, discover(recipe, str(tmp_path / "raw")), str(tmp_path / "s.zarr"))
     export = spinezarr.open(tmp_path / "s.zarr").export_nnunet(tmp_path, name="s")
     export.make_folders()

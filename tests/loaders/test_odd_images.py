@@ -80,7 +80,7 @@ def test_patches_of_every_loader_hold_the_values(odd, store):
 def kij(values, odd, name):
     """Turn a volume into the axes of its file, the last first: all of these are stored so."""
     reader = StoreReader(odd.url)
-    axes = AxisMap.of_axcodes(reader.scan(name).attributes.image_source.orientation)
+    axes = AxisMap.from_axcodes(reader.scan(name).attributes.image_source.orientation)
     return axes.from_zyx(values).transpose(2, 0, 1)
 
 

@@ -115,7 +115,7 @@ if DICOM.is_dir():
         assert frames.dtype == slices.dtype
 
     def test_the_whole_folder_is_ingested_as_it_lies(tmp_path):
-        recipe = Recipe.of_pairs("{path:.+}/", None, name="dicom")
+        recipe = Recipe.from_pairs("{path:.+}/", None, name="dicom")
         found = discover(recipe, str(DICOM))
         assert [scan.scan_id for scan in found.scans] == [
             "dcmqi", "dcmqi_ct", "dcmqi_image", "dirfile", "empty-uid", "pad-byte"
@@ -132,7 +132,7 @@ if DICOM.is_dir():
         (tmp_path / "raw").mkdir()
         copied(tmp_path / "raw" / "seg", ["dcmqi/liver.dcm", "dcmqi/label.seg"])
         copied(tmp_path / "raw" / "ct", FOLDERS["ct"][0])
-        found = discover(Recipe.of_pairs("{scan}/", None, name="x"), str(tmp_path / "raw"))
+        found = discover(Recipe.from_pairs("{scan}/", None, name="x"), str(tmp_path / "raw"))
         assert [scan.scan_id for scan in found.scans] == ["ct"]
         assert {(note.path, note.reason) for note in found.ignored} == {
             (f"seg/{name}", "passed over, not CT: Segmentation Storage")

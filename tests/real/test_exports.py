@@ -44,7 +44,7 @@ ROUNDED = r"places voxels up to (\S+) mm beside its source"
 
 
 def stored(raw, out, image, label=None, **options):
-    recipe = Recipe.of_pairs(image, label, name="pairs")
+    recipe = Recipe.from_pairs(image, label, name="pairs")
     found = discover(recipe, str(raw))
     report = ingest(recipe, found, str(out), options=ScanOptions(**options))
     assert not report.failed, report.failed

@@ -44,7 +44,7 @@ def run(folder, recipe):
 
 
 def images(pattern):
-    return Recipe.of_pairs(pattern, None, name="images")
+    return Recipe.from_pairs(pattern, None, name="images")
 
 
 def link(folder, **files):
@@ -98,7 +98,7 @@ if REAL.is_dir():
             written = nib.Nifti1Image(np.asarray(source.dataobj, np.float64), source.affine)
             written.set_data_dtype(np.int16)
             nib.save(written, tmp_path / f"{name}_seg.nii.gz")
-        recipe = Recipe.of_pairs("{scan}_ct.nii.gz", "{scan}_seg.nii.gz", name="masks")
+        recipe = Recipe.from_pairs("{scan}_ct.nii.gz", "{scan}_seg.nii.gz", name="masks")
         report, store = run(tmp_path, recipe)
         for name, mask in (("a", EXAMPLE_MASK), ("b", PATCH_MASK)):
             assert any("mask voxels were off a whole number" in n for n in report.notes[name])
@@ -109,7 +109,7 @@ if REAL.is_dir():
         bone = (np.asanyarray(mask.dataobj) > 0).astype(np.int16)
         nib.save(nib.Nifti1Image(bone, mask.affine), tmp_path / "a_ct.nii.gz")
         (tmp_path / "a_seg.nii.gz").symlink_to(VERSE_MASK)
-        recipe = Recipe.of_pairs("{scan}_ct.nii.gz", "{scan}_seg.nii.gz", name="masks")
+        recipe = Recipe.from_pairs("{scan}_ct.nii.gz", "{scan}_seg.nii.gz", name="masks")
         report, store = run(tmp_path, recipe)
         assert not any("rounded" in note or "mask:" in note for note in report.notes["a"])
         np.testing.assert_array_equal(store.scan("a").label, canonical_zyx(VERSE_MASK))

@@ -86,7 +86,7 @@ if REAL.is_dir():
         assert store.scan("example").label.attrs["flag_meanings"].split()[-1] == "S1"
 
     def test_a_real_metaimage_is_stored_as_simpleitk_reads_it(tmp_path):
-        recipe = Recipe.of_pairs("{scan}.mha", None, name="elastix")
+        recipe = Recipe.from_pairs("{scan}.mha", None, name="elastix")
         store = stored(recipe, REAL / "elastix", tmp_path / "e.zarr")
         (scan_id,) = store.table.scan.to_numpy()
         scan = store.scan(scan_id)

@@ -11,7 +11,7 @@ import numpy as np
 import SimpleITK
 
 import spinezarr
-from spinezarr.export.nii_gz_size import estimated_nii_gz_bytes
+from spinezarr.export.nii_gz_size import estimate_nii_gz_bytes
 from spinezarr.ingestion.discovery.discover import discover
 from spinezarr.ingestion.run import ingest
 from spinezarr.recipe import Recipe
@@ -33,7 +33,7 @@ if REAL.is_dir():
         shutil.copytree(REAL / "dicom/dcmqi/ct", folder / "ct")
         (folder / "seg").mkdir()
         shutil.copy(REAL / "dicom/dcmqi/liver.dcm", folder / "seg")
-        recipe = Recipe.of_pairs("{scan}/ct/", "{scan}/seg/", name="seg")
+        recipe = Recipe.from_pairs("{scan}/ct/", "{scan}/seg/", name="seg")
         (scan,) = discover(recipe, str(tmp_path / "raw")).scans
         assert (scan.image, scan.label) == ("p/ct/", "p/seg/")
         (failed,) = run(recipe, tmp_path / "raw", tmp_path / "s.zarr").failed
@@ -45,13 +45,13 @@ if REAL.is_dir():
         folder = tmp_path / "raw" / "p"
         shutil.copytree(REAL / "dicom/dcmqi/image", folder / "ct")
         shutil.copy(REAL / "dicom/dcmqi/label.nrrd", folder / "seg.nrrd")
-        nrrd = Recipe.of_pairs("{scan}/ct/", "{scan}/seg.nrrd", name="nrrd")
+        nrrd = Recipe.from_pairs("{scan}/ct/", "{scan}/seg.nrrd", name="nrrd")
         (use,) = (use for use in discover(nrrd, str(tmp_path / "raw")).patterns if use.unread)
         command = re.search(r'python -c "(.*?)"\.', use.unread_advice)[1]
         for name, path in (("IN.nrrd", "seg.nrrd"), ("OUT.nii.gz", "seg.nii.gz")):
             command = command.replace(name, str(folder / path))
         subprocess.run([sys.executable, "-c", command], check=True)
-        recipe = Recipe.of_pairs("{scan}/ct/", "{scan}/seg.nii.gz", name="nrrd")
+        recipe = Recipe.from_pairs("{scan}/ct/", "{scan}/seg.nii.gz", name="nrrd")
         report = run(recipe, tmp_path / "raw", tmp_path / "s.zarr")
         assert report.done == ("p",), report.failed
         model = SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(folder / "seg.nrrd")))
@@ -65,8 +65,8 @@ if REAL.is_dir():
             sizes += packed.stat().st_size
             with gzip.open(packed) as source, (tmp_path / f"a_{name}.nii").open("wb") as target:
                 shutil.copyfileobj(source, target)
-        recipe = Recipe.of_pairs("{scan}_ct.nii", "{scan}_seg.nii", name="size")
+        recipe = Recipe.from_pairs("{scan}_ct.nii", "{scan}_seg.nii", name="size")
         run(recipe, tmp_path, tmp_path / "s.zarr")
         reader = StoreReader(str(tmp_path / "s.zarr"))
-        estimate = estimated_nii_gz_bytes(reader, Engine(fetcher_for(reader.objects)), ["a"])
+        estimate = estimate_nii_gz_bytes(reader, Engine(fetcher_for(reader.objects)), ["a"])
         assert abs(estimate / sizes - 1) < 0.02

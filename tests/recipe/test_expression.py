@@ -6,10 +6,10 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from spinezarr.errors import RecipeError, RecipeLimitError
-from spinezarr.recipe import Layout, PathPattern, Recipe, expression, fill
-from spinezarr.recipe.expression import Expression
+from spinezarr.recipe import Layout, PathPattern, Recipe, compile_bounded, fill_template
+from spinezarr.recipe.bounded_regex import BoundedRegex
 from spinezarr.recipe.model import Lookup
-from spinezarr.recipe.pattern import possible_expression
+from spinezarr.recipe.pattern import template_regex_text
 from spinezarr.recipe.table import Table
 from spinezarr.resources import recipe_names
 
@@ -26,12 +26,12 @@ EVIL = [
 @pytest.fixture(autouse=True)
 def whole_allowance(monkeypatch):
     """Give each test the time that other tests of the process have taken."""
-    module = sys.modules[Expression.__module__]
+    module = sys.modules[BoundedRegex.__module__]
     monkeypatch.setattr(module, "_ALLOWANCE", module._Allowance())
 
 
 def made(text):
-    return Expression(text, ignore_case=False)
+    return BoundedRegex(text, ignore_case=False)
 
 
 @pytest.mark.parametrize("text", EVIL)
@@ -45,7 +45,7 @@ def test_an_expression_that_would_take_without_end_is_stopped_and_named(text):
 
 def test_so_is_one_that_is_looked_for_in_a_text():
     with pytest.raises(RecipeLimitError, match="takes too long"):
-        made("(?:a|aa)+b").found_in(NAME * 10)
+        made("(?:a|aa)+b").findall(NAME * 10)
 
 
 def test_many_names_that_are_slow_each_are_stopped_as_well():
@@ -93,10 +93,10 @@ pieces = st.recursive(
 def test_expressions_match_as_those_of_python_do(text, name, ignore_case):
     flags = re.DOTALL | (re.IGNORECASE if ignore_case else 0)
     expected = re.compile(text, flags).fullmatch(name)
-    found = expression(text, ignore_case=ignore_case).fullmatch(name)
+    found = compile_bounded(text, ignore_case=ignore_case).fullmatch(name)
     assert (found is None) == (expected is None)
     assert found is None or found.groupdict() == expected.groupdict()
-    assert expression(f"(?s:{text})").found_in(name) == [
+    assert compile_bounded(f"(?s:{text})").findall(name) == [
         match[0] for match in re.finditer(f"(?s:{text})", name)
     ]
 
@@ -122,14 +122,14 @@ def test_expressions_match_as_those_of_python_do(text, name, ignore_case):
 )
 def test_what_would_be_read_otherwise_or_unrolled_is_refused(text, reason):
     with pytest.raises(ValueError, match=reason):
-        expression(text)
+        compile_bounded(text)
 
 
 @pytest.mark.parametrize(
     "text", [r"\d{7}", "(?:[0-9]+[.])+[0-9]+", r"[{]\{x}", "a{,3}", "[]{}]{2}"]
 )
 def test_usual_expressions_are_taken(text):
-    assert expression(text).text == text
+    assert compile_bounded(text).text == text
 
 
 @pytest.mark.parametrize(
@@ -148,9 +148,9 @@ def test_they_are_refused_wherever_a_recipe_may_hold_one(make, text):
 
 
 def test_a_template_gives_no_text_without_end():
-    assert len(fill("{a}" * 8, {"a": "x" * 1_000})) == 8_000
+    assert len(fill_template("{a}" * 8, {"a": "x" * 1_000})) == 8_000
     with pytest.raises(RecipeLimitError, match=r"'\{a\}\{a\}.* gives a text of 9000 char.* 8192"):
-        fill("{a}" * 9, {"a": "x" * 1_000})
+        fill_template("{a}" * 9, {"a": "x" * 1_000})
 
 
 def test_nor_do_lookups_of_lookups():
@@ -161,7 +161,7 @@ def test_nor_do_lookups_of_lookups():
         labels={"scheme": "canonical", "state": "unknown"},
     )  # fmt: skip
     with pytest.raises(RecipeLimitError, match="gives a text of"):
-        recipe.known_texts({"l0": "abc"})
+        recipe.resolve_lookups({"l0": "abc"})
 
 
 def test_nor_do_texts_that_refer_to_each_other():
@@ -170,7 +170,7 @@ def test_nor_do_texts_that_refer_to_each_other():
         for a, b in zip("abcdefghijklmno", "bcdefghijklmnop", strict=True)
     )
     with pytest.raises(RecipeLimitError, match="stands for too much"):
-        possible_expression("{p}", image)
+        template_regex_text("{p}", image)
 
 
 RECIPE = """\

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spinezarr.errors import RecipeError
-from spinezarr.recipe import Lookup, Recipe, Splits, fill
+from spinezarr.recipe import Lookup, Recipe, Splits, fill_template
 from spinezarr.resources import recipe_names, recipe_path, resource
 
 RECIPE = """\
@@ -63,10 +63,10 @@ def test_one_text_may_stand_for_a_list(recipe_file):
 
 def test_templates_are_filled_with_texts_and_looked_up_values(recipe_file):
     recipe = load(recipe_file, RECIPE)
-    texts = recipe.known_texts({"folder": "ab", "scan": "{x}"})
-    assert fill("{site}:{scan}:{scan}", texts) == "Aachen:{x}:{x}"
-    assert fill("{site}", recipe.known_texts({"folder": "c"})) is None
-    assert fill("plain", recipe.known_texts({})) == "plain"
+    texts = recipe.resolve_lookups({"folder": "ab", "scan": "{x}"})
+    assert fill_template("{site}:{scan}:{scan}", texts) == "Aachen:{x}:{x}"
+    assert fill_template("{site}", recipe.resolve_lookups({"folder": "c"})) is None
+    assert fill_template("plain", recipe.resolve_lookups({})) == "plain"
 
 
 @pytest.mark.parametrize(
@@ -127,11 +127,11 @@ def test_split_entries_must_remember_the_scan(recipe_file):
 
 
 def test_a_pair_of_patterns_is_a_recipe():
-    recipe = Recipe.of_pairs("{scan}_ct.nii", "{scan}_seg.nii", name="mine", license="CC0-1.0")
+    recipe = Recipe.from_pairs("{scan}_ct.nii", "{scan}_seg.nii", name="mine", license="CC0-1.0")
     assert recipe.layouts["pairs"].image == ("{scan}_ct.nii",)
     assert recipe.layouts["pairs"].label == ("{scan}_seg.nii",)
     assert (recipe.name, recipe.license) == ("mine", "CC0-1.0")
-    assert Recipe.of_pairs("{scan}.nii", None, name="mine").layouts["pairs"].label == ()
+    assert Recipe.from_pairs("{scan}.nii", None, name="mine").layouts["pairs"].label == ()
 
 
 @pytest.mark.parametrize(
@@ -146,7 +146,7 @@ def test_a_pair_of_patterns_is_a_recipe():
 )
 def test_a_pair_of_patterns_that_is_no_recipe_is_refused(image, label, name, fragment):
     with pytest.raises(RecipeError, match=re.escape(fragment)):
-        Recipe.of_pairs(image, label, name=name)
+        Recipe.from_pairs(image, label, name=name)
 
 
 def test_the_shipped_recipes_load():
@@ -165,7 +165,9 @@ def test_a_recipe_that_is_not_shipped_lists_those_that_are():
 def test_the_shipped_recipe_knows_the_prefixes_of_all_scans():
     recipe = Recipe.load("ctspine1k")
     names = recipe.splits.parse(resource(f"ingest/{recipe.splits.shipped}").read_text(), "shipped")
-    sources = [fill(recipe.source, recipe.known_texts({"scan": name})) for name in names]
+    sources = [
+        fill_template(recipe.source, recipe.resolve_lookups({"scan": name})) for name in names
+    ]
     assert {source: sources.count(source) for source in set(sources)} == {
         "COLONOG": 784,
         "MSD-T10": 150,

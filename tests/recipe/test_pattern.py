@@ -5,7 +5,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from spinezarr.recipe import PathPattern, fill, filled_pattern, possible_pattern
+from spinezarr.recipe import PathPattern, fill_template, filled_template_regex, template_regex
 
 # Whatever a regular expression gives a meaning to, but the braces and stars of patterns.
 literals = st.text("ab.+?()[]|^$\\ -_é/", min_size=1, max_size=5)
@@ -170,15 +170,15 @@ def test_a_filled_template_matches_what_trying_all_ways_matches(template, texts,
         wild = {"*": st.text("ab.", max_size=2), "**/": st.sampled_from(["", "a/", "b/a/"])}
         both = zip(template, pieces, strict=True)
         path = "".join(data.draw(wild[part]) if part in wild else piece for part, piece in both)
-        assert filled_pattern("".join(template), texts).fullmatch(path)
+        assert filled_template_regex("".join(template), texts).fullmatch(path)
     literal_or_wild = [
         piece if part in {"*", "**/"} else f"={piece}"
         for part, piece in zip(template, pieces, strict=True)
     ]
     expected = any(ways_of_filled(literal_or_wild, path))
-    assert (filled_pattern("".join(template), texts).fullmatch(path) is not None) == expected
+    assert (filled_template_regex("".join(template), texts).fullmatch(path) is not None) == expected
     if not {"*", "**/"} & set(template):
-        assert fill("".join(template), texts) == "".join(pieces)
+        assert fill_template("".join(template), texts) == "".join(pieces)
 
 
 def ways_of_filled(pieces, path):
@@ -199,8 +199,8 @@ def ways_of_filled(pieces, path):
 
 
 def test_a_template_without_a_value_fills_nothing():
-    assert fill("{scan}{other}", {"scan": "a"}) is None
-    assert filled_pattern("{other}*", {"scan": "a"}) is None
+    assert fill_template("{scan}{other}", {"scan": "a"}) is None
+    assert filled_template_regex("{other}*", {"scan": "a"}) is None
 
 
 @given(
@@ -214,9 +214,9 @@ def test_what_a_template_gives_for_an_image_is_possible(image, template, texts):
     path = "".join(wild[part] if part in wild else by_hand(part, texts) for part in image)
     remembered = PathPattern("".join(image)).match(path)
     assert remembered is not None
-    filled = fill("".join(template), remembered)
+    filled = fill_template("".join(template), remembered)
     if filled is not None:
-        assert possible_pattern("".join(template), "".join(image)).fullmatch(filled)
+        assert template_regex("".join(template), "".join(image)).fullmatch(filled)
 
 
 @pytest.mark.parametrize(
@@ -232,6 +232,6 @@ def test_what_a_template_gives_for_an_image_is_possible(image, template, texts):
     ],
 )
 def test_possible_paths_of_a_template(template, image, fits, misses):
-    pattern = possible_pattern(template, image)
+    pattern = template_regex(template, image)
     assert pattern.fullmatch(fits)
     assert not pattern.fullmatch(misses)

@@ -6,9 +6,9 @@ from hypothesis import strategies as st
 
 from spinezarr.errors import RecipeError
 from spinezarr.ingestion.discovery.images import _SCAN_ID
-from spinezarr.recipe import SERIES_NAMES, Recipe, SeriesChoice, SeriesDescribed
+from spinezarr.recipe import SERIES_NAMES, Recipe, SeriesInfo, SeriesSelection
 
-BONE = SeriesDescribed(
+BONE = SeriesInfo(
     number=3,
     uid="1.2.3",
     study_uid="1.2",
@@ -18,11 +18,11 @@ BONE = SeriesDescribed(
     slice_thickness_mm=1.0,
     slices=200,
 )
-NOTHING = SeriesDescribed(None, "", "", (), "", (), None, 2)
+NOTHING = SeriesInfo(None, "", "", (), "", (), None, 2)
 
 
 def choice(**keys):
-    return SeriesChoice.model_validate_json(json.dumps(keys))
+    return SeriesSelection.model_validate_json(json.dumps(keys))
 
 
 @pytest.mark.parametrize(
@@ -52,7 +52,7 @@ def choice(**keys):
     ],
 )
 def test_a_series_is_taken_if_it_fits_every_key(keys, taken):
-    assert choice(**keys).takes(BONE) == taken
+    assert choice(**keys).selects(BONE) == taken
 
 
 @pytest.mark.parametrize(
@@ -67,9 +67,9 @@ def test_a_series_is_taken_if_it_fits_every_key(keys, taken):
     ],
 )
 def test_a_series_that_does_not_say_fits_no_key_but_any_text(keys):
-    assert choice().takes(NOTHING)
-    assert choice(kernel="*").takes(NOTHING)
-    assert not choice(**keys).takes(NOTHING)
+    assert choice().selects(NOTHING)
+    assert choice(kernel="*").selects(NOTHING)
+    assert not choice(**keys).selects(NOTHING)
 
 
 texts = st.text("aB3/\\ .-_^*?[]{}\0é", max_size=9)
@@ -77,7 +77,7 @@ texts = st.text("aB3/\\ .-_^*?[]{}\0é", max_size=9)
 
 @given(
     st.builds(
-        SeriesDescribed,
+        SeriesInfo,
         number=st.none() | st.integers(-(2**31), 2**31),
         uid=texts,
         study_uid=texts,
@@ -118,15 +118,15 @@ def test_names_are_plain_and_absent_ones_are_said_to_be_none():
     ],
 )
 def test_the_id_of_pairs_is_what_the_image_pattern_remembers(image, expected):
-    recipe = Recipe.of_pairs(image, None, name="x")
+    recipe = Recipe.from_pairs(image, None, name="x")
     assert recipe.scan_id == expected
     assert recipe.patient_id == ""
     assert recipe.layouts["pairs"].series is None
 
 
 def test_pairs_that_name_a_series_take_each():
-    recipe = Recipe.of_pairs("{path:.+}/", None, name="x", scan_id="{path|join}_{series_number}")
-    assert recipe.layouts["pairs"].series == SeriesChoice()
+    recipe = Recipe.from_pairs("{path:.+}/", None, name="x", scan_id="{path|join}_{series_number}")
+    assert recipe.layouts["pairs"].series == SeriesSelection()
 
 
 @pytest.mark.parametrize(
@@ -140,5 +140,5 @@ def test_pairs_that_name_a_series_take_each():
 )
 def test_a_mistake_in_the_id_of_pairs_is_answered(image, scan_id, expected):
     with pytest.raises(RecipeError) as caught:
-        Recipe.of_pairs(image, None, name="x", scan_id=scan_id)
+        Recipe.from_pairs(image, None, name="x", scan_id=scan_id)
     assert expected in str(caught.value)

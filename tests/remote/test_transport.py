@@ -31,7 +31,7 @@ from hypothesis import strategies as st
 from raw_server import RawServer
 
 from spinezarr.errors import UsageError
-from spinezarr.public_url import public_url
+from spinezarr.redaction import redact_url
 from spinezarr.remote.errors import ChangedObjectError, NoSuchBucketError
 from spinezarr.remote.fsspec_transport import _explained
 from spinezarr.remote.s3_options import _endpoint, _Options, _settings
@@ -559,10 +559,10 @@ def test_no_secret_is_told(own_server, way, kind, caplog, monkeypatch):
     ],
 )
 def test_a_url_is_told_without_its_secrets(url):
-    assert not PLANTED.search(public_url(url))
-    assert public_url(url).endswith("/a")
-    assert public_url("https://host:80/a@b/c d") == "https://host:80/a@b/c d"
-    assert public_url("/a/b") == "/a/b"
+    assert not PLANTED.search(redact_url(url))
+    assert redact_url(url).endswith("/a")
+    assert redact_url("https://host:80/a@b/c d") == "https://host:80/a@b/c d"
+    assert redact_url("/a/b") == "/a/b"
 
 
 @pytest.mark.parametrize(

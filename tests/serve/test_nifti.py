@@ -90,7 +90,7 @@ def long_scan(tmp_path_factory):
     raw.mkdir()
     values = np.random.default_rng(5).integers(-1000, 3000, (96, 96, 300)).astype(np.int16)
     nib.save(nib.Nifti1Image(values, np.diag([1.0, 1, 2, 1])), raw / "a_ct.nii")
-    recipe = Recipe.of_pairs("{scan}_ct.nii", None, name="long")
+    recipe = Recipe.from_pairs("{scan}_ct.nii", None, name="long")
     assert not ingest(recipe, discover(recipe, str(raw)), str(folder / "long.zarr")).failed
     return folder / "long.zarr"
 

@@ -21,12 +21,12 @@ from spinezarr.serve.run import BackgroundServer
 from spinezarr.serve.settings import ServeSettings
 from spinezarr.serve.signing import signed_url
 from spinezarr.serve.tokens import Tokens, new_token
-from spinezarr.vertebrae import VALUE_OF_NAME, hex_color_of
+from spinezarr.vertebrae import VALUE_OF_NAME, hex_color
 from spinezarr.view import levels
 from spinezarr.view.levels import LevelReader, levels_of
 
 SCAN = "liver_0"
-PAIRS = Recipe.of_pairs("{scan}_ct.nii.gz", "{scan}_seg.nii.gz", name="pairs")
+PAIRS = Recipe.from_pairs("{scan}_ct.nii.gz", "{scan}_seg.nii.gz", name="pairs")
 
 
 @pytest.fixture(autouse=True)
@@ -114,7 +114,7 @@ def test_names_colors_and_windows(tree, ctspine1k_url):
     for one in mask["colors"]:
         value, (*rgb, alpha) = one["label-value"], one["rgba"]
         assert alpha == (255 if value else 0)
-        assert not value or "#" + "".join(f"{c:02x}" for c in rgb) == hex_color_of(value)
+        assert not value or "#" + "".join(f"{c:02x}" for c in rgb) == hex_color(value)
     window = node(tree)["attributes"]["ome"]["omero"]["channels"][0]["window"]
     assert (window["start"], window["end"]) == (-500, 1300)
     assert (window["min"], window["max"]) == scan.attributes.image_range_hu
@@ -289,7 +289,7 @@ def test_a_scan_without_a_mask_has_no_labels(tmp_path):
     raw = tmp_path / "raw"
     raw.mkdir()
     nib.save(nib.Nifti1Image(np.zeros((20, 24, 16), np.int16), np.eye(4)), raw / "a_ct.nii.gz")
-    images = Recipe.of_pairs("{scan}_ct.nii.gz", None, name="images")
+    images = Recipe.from_pairs("{scan}_ct.nii.gz", None, name="images")
     report = ingest(images, discover(images, str(raw)), str(tmp_path / "own.zarr"))
     assert report.done == ("a",)
     with BackgroundServer(ServeSettings(paths=(str(tmp_path / "own.zarr"),))) as server:

@@ -41,7 +41,7 @@ def large(tmp_path_factory):
     image = np.random.default_rng(1).integers(-1024, 3071, (128, 384, 384), np.int16)
     write_nifti(folder / "a_ct.nii", image, np.eye(4), NiftiForm())
     write_nifti(folder / "a_seg.nii", np.zeros_like(image, np.uint8), np.eye(4), NiftiForm())
-    recipe = Recipe.of_pairs("{scan}_ct.nii", "{scan}_seg.nii", name="large")
+    recipe = Recipe.from_pairs("{scan}_ct.nii", "{scan}_seg.nii", name="large")
     url = folder / "large.zarr"
     assert not ingest(recipe, discover(recipe, str(folder)), str(url)).failed
     return url

@@ -204,7 +204,7 @@ def test_background_before_other_chunks_of_its_shard_stays_background(tmp_path):
     for name, voxels in (("ct", image), ("seg", mask)):
         form = NiftiForm(dtype=str(voxels.dtype))
         write_nifti(tmp_path / f"raw/a_{name}.nii", voxels, np.eye(4), form)
-    recipe = Recipe.of_pairs("{scan}_ct.nii", "{scan}_seg.nii", name="few")
+    recipe = Recipe.from_pairs("{scan}_ct.nii", "{scan}_seg.nii", name="few")
     found = discover(recipe, str(tmp_path / "raw"))
     assert not ingest(recipe, found, str(tmp_path / "few.zarr")).failed
     with BackgroundServer(ServeSettings(paths=(str(tmp_path / "few.zarr"),))) as server:

@@ -16,7 +16,7 @@ from spinezarr.serve import endpoints, slices
 from spinezarr.serve.limits import ServeLimits
 from spinezarr.serve.run import BackgroundServer
 from spinezarr.serve.settings import ServeSettings
-from spinezarr.vertebrae import color_of
+from spinezarr.vertebrae import vertebra_color
 from spinezarr.view.windows import WINDOWS_HU
 
 SCAN = "/v1/ctspine1k/scans/liver_0/slice.png"
@@ -70,7 +70,7 @@ def test_a_thumbnail_shows_the_spine(served, local):
     alone = pixels(f"{served}{SCAN}?labels=L1&size_px=256").astype(int)
     colored = alone[np.ptp(alone, axis=2) > 0]
     assert len(colored)
-    assert (np.round(np.array(color_of(shows)) * 255) == colored).all(axis=1).any()
+    assert (np.round(np.array(vertebra_color(shows)) * 255) == colored).all(axis=1).any()
 
 
 def test_it_is_kept_as_long_as_the_scan_is_the_same(served, local):

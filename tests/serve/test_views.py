@@ -25,7 +25,7 @@ from spinezarr.store.audit_log import (
     scan_identity,
 )
 from spinezarr.testing import NiftiForm, write_nifti
-from spinezarr.vertebrae import ANATOMICAL_ORDER, NAME_OF_VALUE, hex_color_of
+from spinezarr.vertebrae import ANATOMICAL_ORDER, NAME_OF_VALUE, hex_color
 from spinezarr.view.scan_view import shown_vertebrae, view_of
 from spinezarr.view.windows import WINDOWS_HU
 
@@ -36,7 +36,7 @@ def audited(ctspine1k_url, tmp_path_factory):
     url = tmp_path_factory.mktemp("audited") / "own.zarr"
     shutil.copytree(ctspine1k_url, url)
     store = spinezarr.open(url)
-    store.keep_audit(store.audit())
+    store.save_audit(store.audit())
     return spinezarr.open(url)
 
 
@@ -64,7 +64,7 @@ def test_vertebrae_are_those_of_the_mask(served, audited):
         for vertebra in mask["vertebrae"]:
             inside = np.argwhere(label == vertebra["value"])
             assert vertebra["name"] == NAME_OF_VALUE[vertebra["value"]]
-            assert vertebra["color"] == hex_color_of(vertebra["value"])
+            assert vertebra["color"] == hex_color(vertebra["value"])
             assert vertebra["voxel_count"] == len(inside)
             volume = len(inside) * np.prod(scan.attrs["spacing_zyx_mm"]) / 1000
             assert vertebra["volume_ml"] == pytest.approx(volume)
@@ -152,7 +152,7 @@ def test_an_audit_of_another_version_does_not_count(tmp_path, bring):
         url = f"{server.url}/v1/own/scans/a/view"
         assert (told(url)["audit"], told(url)["findings"]) == ("", [])
         store = spinezarr.open(place)
-        store.keep_audit(store.audit())
+        store.save_audit(store.audit())
         before = told(url)
         assert before["audit"] in SEVERITIES
         assert before["findings"]
@@ -181,7 +181,7 @@ def odd_ones(tmp_path_factory):
         label_form = NiftiForm("LPS", "uint8", oblique_deg=form)
         write_nifti(folder / f"{name}_seg.nii", mask, affine, label_form)
     for store, label in (("masked", "{scan}_seg.nii"), ("bare", None)):
-        recipe = Recipe.of_pairs("{scan}_ct.nii", label, name=store)
+        recipe = Recipe.from_pairs("{scan}_ct.nii", label, name=store)
         report = ingest(recipe, discover(recipe, str(folder)), str(folder / f"{store}.zarr"))
         assert not report.failed, report.failed
     with BackgroundServer(ServeSettings(paths=(str(folder),))) as server:

@@ -7,7 +7,7 @@ import pytest
 from matplotlib.patches import PathPatch
 
 from spinezarr.stats.plots import draw_detection, draw_spacing, draw_volumes
-from spinezarr.stats.statistics import compute_statistics, in_file_order, volumes_cm3
+from spinezarr.stats.statistics import compute_statistics, to_file_axes, volumes_cm3
 from spinezarr.vertebrae import LEVELS
 
 SOURCES = ("a", "b", "c", "d", "e", "f", "g", "h")
@@ -105,7 +105,7 @@ def test_spacing_has_a_mark_a_scan_in_file_order(table):
     figure = draw_spacing(table)
     (axes,) = figure.axes
     drawn = np.concatenate([marks.get_offsets() for marks in axes.collections])
-    spacing = in_file_order(table, "spacing_zyx_mm")
+    spacing = to_file_axes(table, "spacing_zyx_mm")
     expected = np.stack([spacing[:, 0], spacing[:, 2]], axis=1)
     np.testing.assert_allclose(sorted(map(tuple, drawn)), sorted(map(tuple, expected)))
     (left, right), (_, top) = axes.get_xlim(), axes.get_ylim()

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from spinezarr.card import FigureKey
 from spinezarr.errors import UsageError
-from spinezarr.stats.statistics import Spread, compute_statistics, in_file_order, select_scans
+from spinezarr.stats.statistics import Spread, compute_statistics, select_scans, to_file_axes
 from spinezarr.vertebrae import LEVELS, NAME_OF_VALUE
 
 names = st.sampled_from(["", "a", "b", 'ü|,"'])
@@ -76,7 +76,7 @@ def test_a_part_has_the_figures_of_its_rows_alone(table_of, made, split, source)
 
 @given(made=st.lists(rows, max_size=5))
 def test_columns_come_back_in_file_order(table_of, made):
-    sizes = in_file_order(table_of(made), "shape_zyx")
+    sizes = to_file_axes(table_of(made), "shape_zyx")
     assert sizes.tolist() == [list(row["size"]) for row in made]
 
 

@@ -39,7 +39,7 @@ from spinezarr.testing import NiftiForm, write_nifti
 REAL = Path(__file__).parents[3] / "shared/data/real/lidc-idri"
 PROMISED = {"balanced": 0.88, "fast": 1.0, "small": 0.76}
 """Bytes of the lidc-idri-0001 scan in the store, by those of its two .nii.gz files, at most."""
-PAIRS = Recipe.of_pairs("{scan}_ct.nii", "{scan}_seg.nii", name="pairs")
+PAIRS = Recipe.from_pairs("{scan}_ct.nii", "{scan}_seg.nii", name="pairs")
 AFFINE = np.diag([0.8, 0.8, 1.5, 1.0])
 
 
@@ -261,7 +261,7 @@ if REAL.is_dir():
             file = REAL / f"lidc-idri-0001_{part}.nii.gz"
             source_bytes += file.stat().st_size
             (raw / f"one_{part}.nii.gz").symlink_to(file)
-        recipe = Recipe.of_pairs("{scan}_ct.nii.gz", "{scan}_seg.nii.gz", name="pairs")
+        recipe = Recipe.from_pairs("{scan}_ct.nii.gz", "{scan}_seg.nii.gz", name="pairs")
         report = ingest(recipe, discover(recipe, str(raw)), str(out), codec=name)
         assert not report.failed, report.failed
         files = (out / "scans/one").rglob("*")

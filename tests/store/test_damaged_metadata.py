@@ -45,7 +45,7 @@ from spinezarr.store.table import build_table
 from spinezarr.store.table_file import parse_table
 from spinezarr.verify.store import verify_store
 
-RECIPE = Recipe.of_pairs("{scan}_ct.nii.gz", "{scan}_seg.nii.gz", name="pairs")
+RECIPE = Recipe.from_pairs("{scan}_ct.nii.gz", "{scan}_seg.nii.gz", name="pairs")
 
 
 @pytest.fixture(scope="module")

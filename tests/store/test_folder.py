@@ -21,7 +21,7 @@ from spinezarr.store.folder import NO_FILE, StoreFolder
 from spinezarr.store.reader import StoreReader
 from spinezarr.verify.store import verify_store
 
-RECIPE = Recipe.of_pairs("{scan}_ct.nii.gz", "{scan}_seg.nii.gz", name="pairs")
+RECIPE = Recipe.from_pairs("{scan}_ct.nii.gz", "{scan}_seg.nii.gz", name="pairs")
 
 
 @pytest.fixture(params=["at once", "step by step"])

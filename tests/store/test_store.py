@@ -73,7 +73,7 @@ def mixed(tmp_path_factory):
             write_nifti(raw / f"{name}_seg.nii", label, AFFINE, NiftiForm("LPS", "uint8"))
     url = str(tmp_path_factory.mktemp("mixed-store") / "mixed.zarr")
     for image, label in (("{scan}_ct.nii", "{scan}_seg.nii"), ("{scan}_alone.nii", None)):
-        recipe = Recipe.of_pairs(image, label, name="mixed")
+        recipe = Recipe.from_pairs(image, label, name="mixed")
         report = ingest(recipe, discover(recipe, str(raw)), url)
         assert not report.failed, report.failed
     return spinezarr.open(url), stored

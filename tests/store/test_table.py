@@ -46,7 +46,7 @@ def odd(tmp_path_factory):
         image_form = NiftiForm(form.orientation, oblique_deg=form.oblique_deg)
         write_nifti(raw / f"{name}_ct.nii", label.astype(np.int16), affine, image_form)
         write_nifti(raw / f"{name}_seg.nii", label, affine, form)
-    recipe = Recipe.of_pairs("{scan}_ct.nii", "{scan}_seg.nii", name="odd")
+    recipe = Recipe.from_pairs("{scan}_ct.nii", "{scan}_seg.nii", name="odd")
     url = str(tmp_path_factory.mktemp("odd-store") / "odd.zarr")
     report = ingest(recipe, discover(recipe, str(raw)), url)
     assert not report.failed, report.failed

@@ -21,7 +21,7 @@ from spinezarr.store.writer import StoreWriter
 from spinezarr.testing import NiftiForm, write_nifti
 from spinezarr.verify.store import verify_store
 
-RECIPE = Recipe.of_pairs("{scan}.nii", None, name="taken")
+RECIPE = Recipe.from_pairs("{scan}.nii", None, name="taken")
 AFFINE = np.diag([1.0, 1.0, 2.0, 1.0])
 
 

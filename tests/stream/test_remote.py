@@ -349,7 +349,7 @@ def test_two_versions_of_a_scan_share_a_cache_and_no_byte(tmp_path, proxies):
         rng = np.random.default_rng(version)
         image = rng.integers(-1000, 1000, (30, 40, 50)).astype(np.int16)
         write_nifti(raw / "a_ct.nii", image, np.eye(4), NiftiForm("RAS"))
-        recipe = Recipe.of_pairs("{scan}_ct.nii", None, name="versions")
+        recipe = Recipe.from_pairs("{scan}_ct.nii", None, name="versions")
         report = ingest(recipe, discover(recipe, str(raw)), str(out / "a.zarr"))
         assert not report.failed
         with proxies.proxy(folder=out) as proxy:

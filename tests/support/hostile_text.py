@@ -17,7 +17,7 @@ from spinezarr.store.audit_log import AuditedScan, AuditLog, FindingRecord, scan
 from spinezarr.store.ledger import LedgerEntry
 from spinezarr.store.metadata import root_files
 from spinezarr.store.writer import StoreWriter
-from spinezarr.text import printable
+from spinezarr.text import to_printable
 
 EVIL = (
     "é日\x1b[31mX\x1b]0;title\x07\x9b5m\x85\x08\x7f\u202eevil\u2066\u061c\u200b\ufeff\u2028\u2029"
@@ -26,7 +26,7 @@ EVIL = (
 )
 """C0, C1, DEL, directions, invisible and unassigned characters, lines, markup and formulas."""
 EVIL_ID = "=cmd()" + "".join(
-    char for char in EVIL.replace("/", "_").replace("\\", "_") if printable(char) == char
+    char for char in EVIL.replace("/", "_").replace("\\", "_") if to_printable(char) == char
 )
 """The worst that a scan may be called."""
 """The same as a name of a file, which begins as a formula does."""
@@ -106,7 +106,7 @@ def write_store(folder):
     raw = folder / "plain"
     write_pair(raw, "a")
     write_pair(raw, "b")
-    recipe = Recipe.of_pairs("{scan}_ct.nii.gz", "{scan}_seg.nii.gz", name="evil")
+    recipe = Recipe.from_pairs("{scan}_ct.nii.gz", "{scan}_seg.nii.gz", name="evil")
     url = folder / "evil.zarr"
     report = ingest(recipe, discover(recipe, str(raw)), str(url))
     assert not report.failed

@@ -59,7 +59,7 @@ def make_store(folder: Path) -> Path:
         affine = np.diag([0.7, 0.7, 1.0, 1.0])
         write_nifti(folder / f"raw/s{number}_ct.nii", image, affine, NiftiForm())
         write_nifti(folder / f"raw/s{number}_seg.nii", label, affine, NiftiForm(dtype="uint8"))
-    recipe = Recipe.of_pairs("{scan}_ct.nii", "{scan}_seg.nii", name="load")
+    recipe = Recipe.from_pairs("{scan}_ct.nii", "{scan}_seg.nii", name="load")
     store = folder / "load.zarr"
     report = ingest(recipe, discover(recipe, str(folder / "raw")), str(store))
     assert not report.failed, report.failed

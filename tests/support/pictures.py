@@ -136,12 +136,12 @@ def ingest_pair(image: Path, label: Path, folder: Path) -> tuple[str, str]:
     (raw / f"{scan}_ct.nii.gz").symlink_to(image.resolve())
     (raw / f"{scan}_seg.nii.gz").symlink_to(label.resolve())
     store = folder / "stores" / f"{scan.rpartition('-')[0] or 'scans'}.zarr"
-    recipe = Recipe.of_pairs("{scan}_ct.nii.gz", "{scan}_seg.nii.gz", name=store.stem)
+    recipe = Recipe.from_pairs("{scan}_ct.nii.gz", "{scan}_seg.nii.gz", name=store.stem)
     report = ingest(recipe, discover(recipe, str(raw)), str(store))
     if report.failed:
         raise SystemExit(str(report.failed))
     opened = spinezarr.open(str(store))
-    opened.keep_audit(opened.audit())
+    opened.save_audit(opened.audit())
     return store.stem, scan
 
 

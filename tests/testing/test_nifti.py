@@ -49,7 +49,7 @@ def test_the_project_reads_an_orientation_back_as_nibabel_does(tmp_path, orienta
     stored = nib.load(path)
     grid = Grid(stored.shape, stored.affine)
     np.testing.assert_array_equal(grid.axis_map.to_zyx(np.asarray(stored.dataobj)), VOLUME)
-    assert AxisMap.of_axcodes(orientation) == grid.axis_map
+    assert AxisMap.from_axcodes(orientation) == grid.axis_map
     np.testing.assert_allclose(grid.affine_xyz, reload(path)[1], atol=1e-9)
 
 

@@ -17,7 +17,7 @@ from spinezarr.verify.store import verify_store
 
 AFFINE = np.diag([1.0, 1.5, 2.0, 1.0])
 SHAPE = (130, 50, 60)
-RECIPE = Recipe.of_pairs("{scan}_ct.nii", "{scan}_seg.nii", name="mended")
+RECIPE = Recipe.from_pairs("{scan}_ct.nii", "{scan}_seg.nii", name="mended")
 WITHOUT_VOXELS = [
     "zarr.json",
     "scans/zarr.json",
@@ -172,7 +172,7 @@ def test_root_and_table_that_are_both_damaged_are_refused(folder):
 
 def test_the_root_is_not_written_anew_for_another_dataset(folder):
     DAMAGES["flipped"](folder / "mended.zarr/zarr.json", np.random.default_rng())
-    other = Recipe.of_pairs("{scan}_ct.nii", "{scan}_seg.nii", name="other")
+    other = Recipe.from_pairs("{scan}_ct.nii", "{scan}_seg.nii", name="other")
     with pytest.raises(UsageError, match="holds the dataset 'mended'"):
         ingest(
             other,

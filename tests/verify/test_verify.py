@@ -49,11 +49,11 @@ def pristine(tmp_path_factory):
         label[5:70, 5 : 10 + rng.integers(9), 5:30] = 20
         label[72:138, 5 : 10 + rng.integers(9), 25:57] = 21
         write_nifti(folder / f"raw/{name}_seg.nii", label, np.eye(4), NiftiForm(dtype="uint8"))
-    recipe = Recipe.of_pairs("{scan}_ct.nii", "{scan}_seg.nii", name="noise")
+    recipe = Recipe.from_pairs("{scan}_ct.nii", "{scan}_seg.nii", name="noise")
     report = ingest(recipe, discover(recipe, str(folder / "raw")), str(folder / "noise.zarr"))
     assert not report.failed
     store = spinezarr.open(folder / "noise.zarr")
-    store.keep_audit(store.audit())
+    store.save_audit(store.audit())
     return folder
 
 
@@ -235,7 +235,7 @@ def test_shards_of_equal_sizes_that_were_exchanged_are_found_and_never_read(tmp_
         # Noise over all of int16 does not compress, so that the indices are equal, too.
         image = rng.integers(-(2**15) + 1, 2**15, (64, 48, 96)).astype(np.int16)
         write_nifti(tmp_path / f"raw/{name}.nii", image, np.eye(4), NiftiForm())
-    recipe = Recipe.of_pairs("{scan}.nii", None, name="noise")
+    recipe = Recipe.from_pairs("{scan}.nii", None, name="noise")
     url = tmp_path / "noise.zarr"
     assert not ingest(recipe, discover(recipe, str(tmp_path / "raw")), str(url)).failed
     one, other = (url / f"scans/{name}/{SHARDS[0]}" for name in "ab")

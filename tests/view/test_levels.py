@@ -220,7 +220,7 @@ def test_what_takes_much_memory_is_made_in_halves(odd, opened, monkeypatch):
 
 def test_pieces_are_kept_for_one_version_of_one_scan(two_versions, tmp_path):
     store = tmp_path / "own.zarr"
-    recipe = Recipe.of_pairs("{scan}_ct.nii.gz", "{scan}_seg.nii.gz", name="pairs")
+    recipe = Recipe.from_pairs("{scan}_ct.nii.gz", "{scan}_seg.nii.gz", name="pairs")
     kept = BoundedCache(1 << 20)
     seen = []
     for version in ("before", "after"):

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 import spinezarr
 from spinezarr.scaling import Scaling
-from spinezarr.vertebrae import VALUE_OF_NAME, hex_color_of
+from spinezarr.vertebrae import VALUE_OF_NAME, hex_color
 from spinezarr.view.neuroglancer_state import (
     StatePlaces,
     neuroglancer_state,
@@ -121,7 +121,7 @@ def test_vertebrae_have_their_names_and_colors(scan):
     layer = layers_of(scan)["vertebrae"]
     values = {VALUE_OF_NAME[name] for name in scan.attributes.vertebrae}
     assert set(layer["segments"]) == set(map(str, values))
-    assert layer["segmentColors"] == {str(value): hex_color_of(value) for value in values}
+    assert layer["segmentColors"] == {str(value): hex_color(value) for value in values}
     inline = segment_properties(scan.attributes)["inline"]
     names, volumes = (one["values"] for one in inline["properties"])
     assert {VALUE_OF_NAME[name] for name in names} == set(map(int, inline["ids"]))

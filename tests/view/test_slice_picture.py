@@ -16,7 +16,7 @@ from spinezarr.ingestion.discovery.discover import discover
 from spinezarr.ingestion.run import ingest
 from spinezarr.recipe import Recipe
 from spinezarr.testing import NiftiForm, PhantomSpec, make_phantom, write_nifti
-from spinezarr.vertebrae import VALUE_OF_NAME, label_color_of
+from spinezarr.vertebrae import VALUE_OF_NAME, label_color
 from spinezarr.view.slice_picture import (
     LARGEST_PX,
     SliceRequest,
@@ -43,7 +43,9 @@ def phantom():
 
 
 def stored(folder, images, mask):
-    recipe = Recipe.of_pairs("{scan}_ct.nii", None if mask is None else "{scan}_seg.nii", name="x")
+    recipe = Recipe.from_pairs(
+        "{scan}_ct.nii", None if mask is None else "{scan}_seg.nii", name="x"
+    )
     for name, (voxels, affine, form) in images.items():
         write_nifti(folder / "raw" / f"{name}_ct.nii", voxels, affine, form)
         if mask is not None:
@@ -191,7 +193,7 @@ def test_vertebrae_have_their_colors(labeled, plane, size_px):
     border = np.any([other != near for other in others], axis=0)
     opacity = np.where(near > 0, 0.4, 0.0)
     opacity[(near > 0) & border & (max(near.shape) >= 192)] = 1.0
-    colors = 255 * np.array([label_color_of(int(value)) for value in near.flat])
+    colors = 255 * np.array([label_color(int(value)) for value in near.flat])
     colors = colors.reshape(*near.shape, 3)
     opacity = opacity[..., None]
     model = np.round(plain[..., None] * (1 - opacity) + colors * opacity)
@@ -282,5 +284,5 @@ def test_labels_are_named():
 
 
 def test_values_that_are_no_vertebrae_are_gray(labeled):
-    assert math.isclose(len({label_color_of(value) for value in range(1, 29)}), 28)
-    assert {label_color_of(value) for value in (0, 29, 255)} == {(0.85, 0.85, 0.85)}
+    assert math.isclose(len({label_color(value) for value in range(1, 29)}), 28)
+    assert {label_color(value) for value in (0, 29, 255)} == {(0.85, 0.85, 0.85)}

@@ -16,7 +16,7 @@ import spinezarr
 from spinezarr.errors import UnknownScanError, UsageError
 from spinezarr.serve.run import BackgroundServer
 from spinezarr.serve.settings import ServeSettings
-from spinezarr.vertebrae import VALUE_OF_NAME, hex_color_of
+from spinezarr.vertebrae import VALUE_OF_NAME, hex_color
 from spinezarr.view import widget as widget_module
 from spinezarr.view.levels import LevelReader, levels_of
 from spinezarr.view.widget import MOST_BYTES, ScanView, finest_that_fits
@@ -53,7 +53,7 @@ def test_vertebrae_have_the_colors_and_names_of_all_pictures(store):
     colors = np.asarray(lut.lut).reshape(-1, 4)
     for name in names:
         value = VALUE_OF_NAME[name] - int(lut.min)
-        assert "#" + "".join(f"{part:02x}" for part in colors[value][:3]) == hex_color_of(
+        assert "#" + "".join(f"{part:02x}" for part in colors[value][:3]) == hex_color(
             VALUE_OF_NAME[name]
         )
         assert lut.labels[value] == name

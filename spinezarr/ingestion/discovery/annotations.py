@@ -9,7 +9,7 @@ import fsspec
 import numpy as np
 
 from spinezarr.errors import FormatError
-from spinezarr.formats.centroids import Centroids, out_of_order, read_centroids
+from spinezarr.formats.centroids import Centroids, misordered_levels, read_centroids
 from spinezarr.formats.limits import DEFAULT_LIMITS, Limits
 from spinezarr.formats.small_file import read_small_file
 from spinezarr.geometry import Grid
@@ -43,7 +43,7 @@ class AnnotatedCentroids:
         """Return stored voxel indices ``(z, y, x)``, by label value."""
         to_index = np.linalg.inv(self.grid.affine_xyz)
         indices = {}
-        for name, position in self.found.position_mm.items():
+        for name, position in self.found.positions_xyz_mm.items():
             if name in VALUE_OF_NAME:
                 x, y, z = (to_index @ (*position, 1))[:3].tolist()
                 indices[VALUE_OF_NAME[name]] = (z, y, x)
@@ -56,7 +56,7 @@ class AnnotatedCentroids:
                 position_zyx_mm=(z, y, x),
                 label_distance_mm=distance_mm.get(VALUE_OF_NAME.get(name, -1)),
             )
-            for name, (x, y, z) in self.found.position_mm.items()
+            for name, (x, y, z) in self.found.positions_xyz_mm.items()
         }
 
     def notes(self, records: Mapping[str, CentroidRecord]) -> list[str]:
@@ -66,7 +66,7 @@ class AnnotatedCentroids:
             distance = record.label_distance_mm
             if distance is not None and not record.is_near_label:
                 notes.append(f"the centroid of {name} lies {distance:.1f} mm from its label")
-        for above, below in out_of_order(self.found.position_mm):
+        for above, below in misordered_levels(self.found.positions_xyz_mm):
             notes.append(f"the centroid of {below} does not lie below that of {above}")
         return notes
 

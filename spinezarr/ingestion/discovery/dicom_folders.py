@@ -12,14 +12,14 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from spinezarr.errors import FormatError
+from spinezarr.formats.concurrent_reads import map_concurrently
 from spinezarr.formats.dicom_elements import DataSet
-from spinezarr.formats.dicom_file import DicomObject, is_hidden, is_other_kind, read_object
+from spinezarr.formats.dicom_file import DicomObject, has_other_file_name, is_hidden, read_object
 from spinezarr.formats.dicom_series import CtSeries, group_series, series_name
 from spinezarr.formats.limits import DEFAULT_LIMITS
-from spinezarr.formats.side_by_side import side_by_side
 from spinezarr.ingestion.discovery.images import FoundImage, MatchedImages, PathNote, SeriesFiles
 from spinezarr.ingestion.discovery.raw_folder import RawFolder
-from spinezarr.recipe import SERIES_NAMES, Recipe, SeriesChoice, SeriesDescribed, fill
+from spinezarr.recipe import SERIES_NAMES, Recipe, SeriesInfo, SeriesSelection, fill_template
 from spinezarr.store.files import open_store
 from spinezarr.store.ledger import LEDGER_FILE, FolderPart, FolderRecord, Ledger
 
@@ -88,7 +88,7 @@ def look_into_folders(
     records = {key: known[key] for key in keys.values() if known and key in known}
     new = [image for image in folders if keys[image.layout, image.path] not in records]
     whole = [image for image in new if recipe.layouts[image.layout].series is None]
-    looks = side_by_side(raw.fs, lambda image: _look_for_ct(raw, image.path), whole)
+    looks = map_concurrently(raw.fs, lambda image: _look_for_ct(raw, image.path), whole)
     looked = list(zip(whole, looks, strict=True))
     for image in new:
         choice = recipe.layouts[image.layout].series
@@ -145,7 +145,11 @@ def _look_for_ct(raw: RawFolder, folder: str) -> tuple[FolderRecord, bool]:
     """
     files = raw.folders[folder]
     likely = sorted(
-        (path for path in files if not is_other_kind(_name(path)) and not is_hidden(_name(path))),
+        (
+            path
+            for path in files
+            if not has_other_file_name(_name(path)) and not is_hidden(_name(path))
+        ),
         key=lambda path: (raw.sizes[path], path),
     )
     if not likely:
@@ -154,28 +158,30 @@ def _look_for_ct(raw: RawFolder, folder: str) -> tuple[FolderRecord, bool]:
     seen = {first: _read(raw, first)}
     if not _may_be_ct(seen[first]):
         seen |= zip(
-            likely, side_by_side(raw.fs, lambda path: _read(raw, path), likely), strict=True
+            likely, map_concurrently(raw.fs, lambda path: _read(raw, path), likely), strict=True
         )
     is_sure = not any(isinstance(item, Exception) for item in seen.values())
     if any(map(_may_be_ct, seen.values())):
         return FolderRecord(is_scan=True), is_sure
-    return FolderRecord(is_scan=False, parts=tuple(_other_kinds(files, seen))), is_sure
+    return FolderRecord(is_scan=False, parts=tuple(_non_ct_kinds(files, seen))), is_sure
 
 
 def _may_be_ct(found: "DicomObject | Exception | None") -> bool:
     """Whether a file is a CT slice, or cannot be read, which is for the ingest to say."""
     if isinstance(found, DicomObject):
-        return found.other_kind is None
+        return found.non_ct_kind is None
     return found is not None
 
 
 def _look_for_series(
-    raw: RawFolder, folder: str, choice: SeriesChoice, names: Iterable[str]
+    raw: RawFolder, folder: str, choice: SeriesSelection, names: Iterable[str]
 ) -> tuple[FolderRecord, bool]:
     """Read all headers of a folder, and choose among its CT series; see :func:`_look_for_ct`."""
     files = raw.folders[folder]
     paths = [path for path in files if not is_hidden(_name(path))]
-    seen = dict(zip(paths, side_by_side(raw.fs, lambda path: _read(raw, path), paths), strict=True))
+    seen = dict(
+        zip(paths, map_concurrently(raw.fs, lambda path: _read(raw, path), paths), strict=True)
+    )
     series = group_series(item for item in seen.values() if isinstance(item, DicomObject))
     unreadable = [path for path, item in seen.items() if isinstance(item, Exception)]
     parts: list[FolderPart] = []
@@ -184,7 +190,7 @@ def _look_for_series(
         own = [_relative(raw, item.path) for item in (*one.objects, *one.others)]
         taken.update(own)
         described = _described(one)
-        if choice.takes(described):
+        if choice.selects(described):
             texts = described.texts()
             parts.append(
                 FolderPart(
@@ -198,16 +204,16 @@ def _look_for_series(
             reason = _NOT_CHOSEN if choice.is_long_enough(described) else _SHORT
             parts.append(FolderPart(files=_runs(files, own), reason=reason, detail=one.name))
     if unreadable and all(part.reason for part in parts):
-        nothing = SeriesDescribed(None, "", "", (), "", (), None, 0).texts()
+        nothing = SeriesInfo(None, "", "", (), "", (), None, 0).texts()
         texts = {name: nothing[name] for name in sorted(names)}
         parts.append(FolderPart(files=_runs(files, unreadable), texts=texts))
-    parts += _other_kinds(files, {path: item for path, item in seen.items() if path not in taken})
+    parts += _non_ct_kinds(files, {path: item for path, item in seen.items() if path not in taken})
     return FolderRecord(is_scan=False, parts=tuple(parts)), not unreadable
 
 
-def _described(series: CtSeries) -> SeriesDescribed:
+def _described(series: CtSeries) -> SeriesInfo:
     facts = series.facts
-    return SeriesDescribed(
+    return SeriesInfo(
         number=facts.number,
         uid=facts.uid,
         study_uid=facts.study_uid,
@@ -219,14 +225,14 @@ def _described(series: CtSeries) -> SeriesDescribed:
     )
 
 
-def _other_kinds(
+def _non_ct_kinds(
     files: Sequence[str], seen: "Mapping[str, DicomObject | Exception | None]"
 ) -> Iterator[FolderPart]:
     """Yield the files that are DICOM and no CT, by kind."""
     kinds: dict[str, list[str]] = defaultdict(list)
     for path, item in seen.items():
-        if isinstance(item, DicomObject) and item.other_kind is not None:
-            kinds[item.other_kind].append(path)
+        if isinstance(item, DicomObject) and item.non_ct_kind is not None:
+            kinds[item.non_ct_kind].append(path)
     for kind, paths in sorted(kinds.items()):
         reason = f"{_NO_SLICE if kind == _LOCALIZER else _NOT_CT}{kind}"
         yield FolderPart(files=_runs(files, paths), reason=reason)
@@ -250,15 +256,15 @@ def _with_series(
     recipe: Recipe, image: FoundImage, part: FolderPart, files: tuple[str, ...]
 ) -> FoundImage | None:
     """Make the image of one series; None if its scan id or source has no value."""
-    texts = recipe.known_texts({**image.texts, **part.texts})
-    scan_id = fill(recipe.scan_id, texts)
-    if scan_id is None or fill(recipe.source, texts) is None:
+    texts = recipe.resolve_lookups({**image.texts, **part.texts})
+    scan_id = fill_template(recipe.scan_id, texts)
+    if scan_id is None or fill_template(recipe.source, texts) is None:
         return None
     return replace(
         image,
         texts=texts,
         scan_id=scan_id,
-        same_scan=fill(recipe.same_scan, texts) or scan_id,
+        same_scan=fill_template(recipe.same_scan, texts) or scan_id,
         series=SeriesFiles(part.key, series_name(part.number), files),
     )
 

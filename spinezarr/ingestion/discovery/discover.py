@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from spinezarr.errors import RecipeError, RecipeLimitError, UsageError
-from spinezarr.formats import unread_kind
+from spinezarr.formats import unsupported_kind
 from spinezarr.ingestion.discovery.dicom_folders import look_into_folders
 from spinezarr.ingestion.discovery.images import (
     LabelPart,
@@ -25,11 +25,11 @@ from spinezarr.ingestion.discovery.nothing_found import known_layouts, nothing_f
 from spinezarr.ingestion.discovery.pattern_use import PartUse, PatternUse, part_uses, pattern_uses
 from spinezarr.ingestion.discovery.raw_folder import RawFolder
 from spinezarr.ingestion.discovery.tables import JoinedTables, TableUse, join_tables
-from spinezarr.public_url import public_url
-from spinezarr.recipe import CentroidConvention, LabelState, PathPattern, Recipe, fill
+from spinezarr.recipe import CentroidConvention, LabelState, PathPattern, Recipe, fill_template
+from spinezarr.redaction import redact_url
 from spinezarr.remote.filesystem import open_filesystem
 from spinezarr.store.ledger import FolderRecord
-from spinezarr.text import Lines, counted
+from spinezarr.text import MultilineText, count_noun
 
 __all__ = [
     "Discovery",
@@ -176,12 +176,12 @@ class Discovery:
         if not self.scans or not all(map(_has_unread, self.scans)):
             return
         lines = [
-            f"{use.pattern} ({counted(use.unread, 'file')}): {use.unread_advice}"
+            f"{use.pattern} ({count_noun(use.unread, 'file')}): {use.unread_advice}"
             for use in self.patterns
             if use.unread
         ]
         raise UsageError(
-            Lines(
+            MultilineText(
                 "no scan has image and mask in a format that is read. Patterns of the recipe find:",
                 *lines,
             )
@@ -190,7 +190,7 @@ class Discovery:
 
 def _has_unread(scan: ScanSource) -> bool:
     masks = [part.path for part in scan.label_parts] if scan.label is None else [scan.label]
-    return any(unread_kind(path) is not None for path in (scan.image, *masks))
+    return any(unsupported_kind(path) is not None for path in (scan.image, *masks))
 
 
 OF_SYSTEM: Final = "left by an operating system or program"
@@ -236,7 +236,7 @@ def discover(
     try:
         return _discover(recipe, raw, storage_options, known)
     except RecipeLimitError as problem:
-        raise RecipeLimitError(f"{recipe.place}: {problem}") from problem
+        raise RecipeLimitError(f"{recipe.origin}: {problem}") from problem
 
 
 def _discover(
@@ -249,8 +249,8 @@ def _discover(
     if not fs.isdir(root):
         what = "is a file" if fs.exists(root) else "does not exist"
         raise UsageError(
-            Lines(
-                f"raw folder {public_url(raw)!r} {what}. Give the folder that holds the downloaded "
+            MultilineText(
+                f"raw folder {redact_url(raw)!r} {what}. Give the folder that holds the downloaded "
                 f"files of {recipe.title}.",
                 *known_layouts(recipe),
             )
@@ -259,7 +259,7 @@ def _discover(
         folder = RawFolder.list(fs, root)
     except OSError as problem:
         raise UsageError(
-            f"raw folder {public_url(raw)!r} cannot be listed: {problem.strerror or problem}. "
+            f"raw folder {redact_url(raw)!r} cannot be listed: {problem.strerror or problem}. "
             "Give a folder that you may read."
         ) from problem
     splits, split_file = _read_splits(recipe, folder)
@@ -271,8 +271,8 @@ def _discover(
     chosen = choose_images(recipe, folder, looked.matched)
     if chosen.refused and not chosen.taken:
         more = len(chosen.refused) - 1
-        also = [f"So it is with {counted(more, 'other scan')}."] if more else []
-        raise RecipeError(Lines(*chosen.refused[0].reason.split("\n"), *also))
+        also = [f"So it is with {count_noun(more, 'other scan')}."] if more else []
+        raise RecipeError(MultilineText(*chosen.refused[0].reason.split("\n"), *also))
     tables = join_tables(recipe, folder, found)
     leftovers = Leftovers(recipe, folder)
     scans: list[ScanSource] = []
@@ -330,13 +330,13 @@ def _scan_source(
     tables: JoinedTables,
 ) -> ScanSource:
     image, layout = paired.image, recipe.layouts[paired.image.layout]
-    said = tables.splits.get(image.scan_id) or fill(recipe.split, image.texts) or ""
+    said = tables.splits.get(image.scan_id) or fill_template(recipe.split, image.texts) or ""
     split, position = splits.get(image.listed_as, (said, -1))
     centroids, centroid_file = layout.centroids, paired.centroids
     return ScanSource(
         scan_id=image.scan_id,
-        patient_id=fill(recipe.patient_id, image.texts) or image.scan_id,
-        source=fill(recipe.source, image.texts) or "",
+        patient_id=fill_template(recipe.patient_id, image.texts) or image.scan_id,
+        source=fill_template(recipe.source, image.texts) or "",
         split=split,
         split_index=position,
         image=image.path,
@@ -361,7 +361,7 @@ def _mask_candidates(recipe: Recipe, paired: PairedImage) -> tuple[str, ...]:
     """Say where the mask of an image was looked for."""
     layout = recipe.layouts[paired.image.layout]
     texts = {**paired.image.texts, **({"part": "*"} if layout.label_parts else {})}
-    filled = [fill(template, texts) for template in layout.mask_templates]
+    filled = [fill_template(template, texts) for template in layout.mask_templates]
     return tuple(path for path in filled if path is not None)
 
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from spinezarr.ingestion.discovery.raw_folder import RawFolder, names_of
-from spinezarr.recipe import Layout, PathPattern, Recipe, fill, value_of
+from spinezarr.recipe import Layout, PathPattern, Recipe, fill_template, label_value
 from spinezarr.store.table import natural_key
-from spinezarr.text import Lines, composed, counted, is_shown_as_is, printable
+from spinezarr.text import MultilineText, count_noun, is_printable, to_nfc, to_printable
 
 __all__ = [
     "ChosenImages",
@@ -199,7 +199,7 @@ def match_images(recipe: Recipe, raw: RawFolder) -> MatchedImages:
             ignored[path] = PathNote(path, reason)
             continue
         for name in names_of(path):
-            if name != composed(path) and raw.named(name):
+            if name != to_nfc(path) and raw.named(name):
                 continue  # the file of that very name is meant
             images = list(fits(path, name))
             if images or is_mask(name):
@@ -222,14 +222,14 @@ def mask_matcher(recipe: Recipe) -> Callable[[str], bool]:
             for layout in recipe.layouts.values()
             for template in layout.mask_templates
             if template.endswith("/") == folders
-            for pattern in recipe.possible_paths(layout, template)
+            for pattern in recipe.path_regexes(layout, template)
         ]
         for folders in (False, True)
     }
 
     def is_mask(name: str) -> bool:
         known = patterns[name.endswith("/")]
-        return any(pattern.fullmatch(composed(name)) for pattern in known)
+        return any(pattern.fullmatch(to_nfc(name)) for pattern in known)
 
     return is_mask
 
@@ -250,14 +250,14 @@ def _image_matcher(recipe: Recipe) -> Callable[[str, str], Iterator[FoundImage]]
     def fits(path: str, name: str) -> Iterator[FoundImage]:
         for key, layout, patterns in of_folders if path.endswith("/") else of_files:
             for remembered in filter(None, (pattern.match(name) for pattern in patterns)):
-                texts = recipe.known_texts({**layout.texts, **remembered})
+                texts = recipe.resolve_lookups({**layout.texts, **remembered})
                 if layout.series is not None:
                     # Its scans are known when the folder has been looked into.
                     yield FoundImage(path, key, texts, UNKNOWN, UNKNOWN)
                     break
-                scan_id = fill(recipe.scan_id, texts)
-                if scan_id is not None and fill(recipe.source, texts) is not None:
-                    same_scan = fill(recipe.same_scan, texts) or scan_id
+                scan_id = fill_template(recipe.scan_id, texts)
+                if scan_id is not None and fill_template(recipe.source, texts) is not None:
+                    same_scan = fill_template(recipe.same_scan, texts) or scan_id
                     yield FoundImage(path, key, texts, scan_id, same_scan)
                     break
 
@@ -268,10 +268,11 @@ def _bad_name(image: FoundImage, raw: RawFolder) -> str:
     """Say why an image cannot become a scan of its name; empty if it can."""
     if raw.cannot_open(image.path):
         return _unusable(image.path)
-    if _SCAN_ID.fullmatch(image.scan_id) and is_shown_as_is(image.scan_id):
+    if _SCAN_ID.fullmatch(image.scan_id) and is_printable(image.scan_id):
         return ""
     return (
-        f"{image.name}: gives the scan id '{printable(image.scan_id)}', which cannot name a folder "
+        f"{image.name}: gives the scan id '{to_printable(image.scan_id)}', which cannot name a "
+        "folder "
         "of a store. An id starts with a letter, a digit, '-' or one '_', holds none of "
         "'/\\*?[]' and no control or invisible characters, and is neither 'zarr.json' nor ends "
         "with '.partial'. Rename the file, or let the recipe's scan_id leave that part of its name "
@@ -311,7 +312,7 @@ def choose_images(recipe: Recipe, raw: RawFolder, matched: MatchedImages) -> Cho
         for same in by_id.values():
             first, *others = sorted(same, key=lambda paired: _rank(recipe, lists, paired))
             known.append(first)
-            if others and not recipe.takes_one_of_several(first.image.layout):
+            if others and not recipe.picks_one_of_several(first.image.layout):
                 known += others
                 refused.append(_refused(same, _one_id(first.image, others[0].image)))
             else:
@@ -353,7 +354,7 @@ def _refused(images: Iterable[PairedImage], reason: str) -> RefusedScan:
     """Refuse a scan, whose images may be several."""
     images = list(images)
     paths = dict.fromkeys(path for paired in images for path in paired.files)
-    return RefusedScan(printable(images[0].image.scan_id), tuple(paths), reason)
+    return RefusedScan(to_printable(images[0].image.scan_id), tuple(paths), reason)
 
 
 def _unclear(taken: Sequence[PairedImage], raw: RawFolder) -> dict[tuple[str, str], RefusedScan]:
@@ -382,7 +383,7 @@ def _unclear(taken: Sequence[PairedImage], raw: RawFolder) -> dict[tuple[str, st
 
 
 def _shared_mask(path: str, images: Sequence[str]) -> str:
-    return Lines(
+    return MultilineText(
         f"the mask {path} would belong to two scans:",
         f"  {images[0]}",
         f"  {images[1]}",
@@ -403,10 +404,10 @@ def _one_id(a: FoundImage, b: FoundImage) -> str:
     example = f', e.g. "{{{apart}{joined}}}_{{scan}}"' if apart else ""
     same = (
         ["Their names differ only in the Unicode form of a letter."]
-        if composed(a.path) == composed(b.path)
+        if to_nfc(a.path) == to_nfc(b.path)
         else []
     )
-    return Lines(
+    return MultilineText(
         f"two images give the scan id '{a.scan_id}':",
         f"  {a.name}",
         f"  {b.name}",
@@ -441,7 +442,7 @@ class _Pairing:
     def __call__(self, image: FoundImage) -> PairedImage:
         """Find the mask, centroids and sidecar of an image."""
         layout = self._recipe.layouts[image.layout]
-        chosen = _Chosen(image.name, self._recipe.takes_one_of_several(image.layout))
+        chosen = _Chosen(image.name, self._recipe.picks_one_of_several(image.layout))
         label = chosen.first(self._files(text, image.texts) for text in layout.label)
         parts: dict[str, LabelPart] = {}
         absent: list[str] = []
@@ -450,7 +451,7 @@ class _Pairing:
                 texts = {**image.texts, "part": name}
                 path = chosen.first([self._files(layout.label_parts.file, texts)])
                 if path is not None:
-                    parts[name] = LabelPart(value_of(text), path)
+                    parts[name] = LabelPart(label_value(text), path)
                 else:
                     absent.append(name)
         centroids, sidecar = (
@@ -495,8 +496,8 @@ class _Chosen:
             return None
         path, *rivals = hits[0]
         if rivals and not self._may_choose:
-            self.problem = self.problem or Lines(
-                f"{counted(len(hits[0]), 'file')} fit {self._image} equally well:",
+            self.problem = self.problem or MultilineText(
+                f"{count_noun(len(hits[0]), 'file')} fit {self._image} equally well:",
                 f"  {path}",
                 f"  {rivals[0]}",
                 "Move all but one away, or let the template in the recipe name it more closely.",
@@ -514,7 +515,7 @@ def _listed_lines(layout: Layout, raw: RawFolder) -> frozenset[str]:
     path = None if layout.listed is None else raw.first(layout.listed.files)
     if path is None:
         return frozenset()
-    text = composed(raw.read(path).decode("utf-8-sig", "replace"))
+    text = to_nfc(raw.read(path).decode("utf-8-sig", "replace"))
     return frozenset(" ".join(line.split()) for line in text.splitlines())
 
 
@@ -524,6 +525,6 @@ def _rank(
     """Sort what is meant before what is not, then what has its mask, then by path."""
     image = paired.image
     listed = recipe.layouts[image.layout].listed
-    entry = None if listed is None else fill(listed.entry, image.texts)
+    entry = None if listed is None else fill_template(listed.entry, image.texts)
     is_listed = entry is not None and " ".join(entry.split()) in lists[image.layout]
     return (not is_listed, not paired.whole, image.path)

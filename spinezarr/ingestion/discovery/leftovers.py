@@ -9,7 +9,7 @@ from spinezarr.ingestion.discovery.images import PathNote, mask_matcher
 from spinezarr.ingestion.discovery.near_misses import near_misses
 from spinezarr.ingestion.discovery.raw_folder import RawFolder, other_names
 from spinezarr.recipe import Recipe
-from spinezarr.text import composed
+from spinezarr.text import to_nfc
 
 __all__ = ["UNMATCHED", "Leftovers", "SortedLeftovers"]
 
@@ -41,7 +41,7 @@ class Leftovers:
         orphans: dict[str, PathNote] = {}
         unmatched: list[PathNote] = []
         for path in (path for path in self._folder.sizes if path not in used):
-            names = [composed(path), *other_names(composed(path))]
+            names = [to_nfc(path), *other_names(to_nfc(path))]
             series = f"{path.rpartition('/')[0]}/"
             if self._is_mask(series):
                 orphans[series] = PathNote(series, ORPHAN)
@@ -62,9 +62,9 @@ class Leftovers:
     def _by_small_letters(self) -> dict[str, list[str]]:
         by_name: dict[str, list[str]] = {}
         for path in self._folder.sizes:
-            name = composed(path)
+            name = to_nfc(path)
             for known in (name, *other_names(name)):
                 by_name.setdefault(known.casefold(), []).append(path)
         for folder in self._folder.folders:
-            by_name.setdefault(composed(folder[:-1]).casefold(), []).append(folder)
+            by_name.setdefault(to_nfc(folder[:-1]).casefold(), []).append(folder)
         return by_name

@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from spinezarr.formats import unread_kind
+from spinezarr.formats import unsupported_kind
 from spinezarr.ingestion.discovery.raw_folder import other_names
-from spinezarr.recipe import Expression, PathPattern, Recipe, expression
-from spinezarr.text import composed
+from spinezarr.recipe import BoundedRegex, PathPattern, Recipe, compile_bounded
+from spinezarr.text import to_nfc
 
 __all__ = ["NEARLY", "SAME_DIGITS", "near_misses"]
 
@@ -27,12 +27,12 @@ class _Pattern:
     kind: str
     """``image`` or ``mask``."""
     text: str
-    regex: Expression
+    regex: BoundedRegex
 
-    def loose(self, *, capitals: bool, folders: bool) -> Expression:
+    def loose(self, *, capitals: bool, folders: bool) -> BoundedRegex:
         """Return the expression that does not look at capitals, or at the folders in front."""
         front = "(?:.*/)?" if folders else ""
-        return expression(f"{front}(?:{self.regex.text})", ignore_case=capitals)
+        return compile_bounded(f"{front}(?:{self.regex.text})", ignore_case=capitals)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +76,7 @@ def near_misses(recipe: Recipe) -> Callable[[str], str]:
         return known[kind]
 
     def find(path: str) -> str:
-        name = composed(path)
+        name = to_nfc(path)
         if any(pattern.regex.fullmatch(name) for pattern in patterns):
             return ""  # it is not of this dataset, for all that the recipe can tell
         for names_of, tries in ways:
@@ -91,7 +91,7 @@ def near_misses(recipe: Recipe) -> Callable[[str], str]:
 
 def _with_regexes(
     patterns: Sequence[_Pattern], differences: Sequence[_Differences]
-) -> list[tuple[_Pattern, _Differences, Expression]]:
+) -> list[tuple[_Pattern, _Differences, BoundedRegex]]:
     return [
         (pattern, found, pattern.loose(capitals=found.capitals, folders=found.folders))
         for found in differences
@@ -103,10 +103,10 @@ def _patterns(recipe: Recipe) -> Iterator[_Pattern]:
     for layout in recipe.layouts.values():
         for text in layout.image:
             if not text.endswith("/"):
-                yield _Pattern("image", text, PathPattern(text).expression)
+                yield _Pattern("image", text, PathPattern(text).regex)
         for text in layout.mask_templates:
             if not text.endswith("/"):
-                for regex in recipe.possible_paths(layout, text):
+                for regex in recipe.path_regexes(layout, text):
                     yield _Pattern("mask", text, regex)
 
 
@@ -120,7 +120,7 @@ def _names_of_folder(name: str) -> list[str]:
 
 def _other_endings(name: str) -> list[str]:
     """Return the names that a file of voxels would have in a format that is read."""
-    kind = unread_kind(name)
+    kind = unsupported_kind(name)
     if kind is None:
         stems = [name[: -len(end)] for end in _READ_ENDINGS if name.lower().endswith(end)]
     elif kind.may_hold_voxels:
@@ -136,7 +136,7 @@ def _other_endings(name: str) -> list[str]:
 
 def _described(path: str, pattern: _Pattern, found: _Differences) -> str:
     differences, steps = [], []
-    kind = unread_kind(path)
+    kind = unsupported_kind(path)
     if found.ending and kind is not None:
         differences.append(f"it is {kind.name}")
         steps.append(kind.next_step)

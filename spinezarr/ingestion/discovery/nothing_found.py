@@ -7,9 +7,9 @@ from typing import Final
 from spinezarr.ingestion.discovery.images import mask_matcher, match_images
 from spinezarr.ingestion.discovery.near_misses import SAME_DIGITS
 from spinezarr.ingestion.discovery.raw_folder import RawFolder
-from spinezarr.public_url import public_url
 from spinezarr.recipe import PathPattern, Recipe
-from spinezarr.text import Lines, counted
+from spinezarr.redaction import redact_url
+from spinezarr.text import MultilineText, count_noun
 
 __all__ = ["known_layouts", "nothing_found"]
 
@@ -28,15 +28,15 @@ def known_layouts(recipe: Recipe) -> list[str]:
     return lines
 
 
-def nothing_found(recipe: Recipe, raw: str, folder: RawFolder) -> Lines:
+def nothing_found(recipe: Recipe, raw: str, folder: RawFolder) -> MultilineText:
     """Say what the recipe knows, what is there, and which folder nearby would match."""
     paths = list(folder.sizes)
     examples = [f"    {path}" for path in paths[:_EXAMPLES]] or ["    (nothing)"]
     more = [f"    ... and {len(paths) - _EXAMPLES} more"] if len(paths) > _EXAMPLES else []
     lines = [
-        f"no image of {recipe.title} found in {public_url(raw)!r}.",
+        f"no image of {recipe.title} found in {redact_url(raw)!r}.",
         *known_layouts(recipe),
-        f"What is there ({counted(len(paths), 'file')}):",
+        f"What is there ({count_noun(len(paths), 'file')}):",
         *examples,
         *more,
     ]
@@ -51,7 +51,7 @@ def nothing_found(recipe: Recipe, raw: str, folder: RawFolder) -> Lines:
     elif above:
         parent = raw.rstrip("/").rsplit("/", above)[0]
         lines.append(f"A folder above it does match: use --raw {parent}")
-    return Lines(*lines)
+    return MultilineText(*lines)
 
 
 def _taken_for_masks(recipe: Recipe, paths: Iterable[str]) -> list[str]:

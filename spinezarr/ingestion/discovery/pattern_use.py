@@ -5,12 +5,12 @@ from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from spinezarr.formats import unread_kind
+from spinezarr.formats import unsupported_kind
 from spinezarr.formats.file_kinds import DICOM, DICOM_SEG_STEP, DICOM_SERIES_STEP
 from spinezarr.ingestion.discovery.images import MatchedImages, PairedImage
 from spinezarr.ingestion.discovery.raw_folder import RawFolder, names_of
-from spinezarr.recipe import Expression, PathPattern, Recipe
-from spinezarr.text import composed
+from spinezarr.recipe import BoundedRegex, PathPattern, Recipe
+from spinezarr.text import to_nfc
 
 __all__ = ["PartUse", "PatternUse", "part_uses", "pattern_uses"]
 
@@ -83,7 +83,7 @@ def pattern_uses(
         if hit is None:
             continue
         files[hit] += 1
-        kind = unread_kind(path) if hit.kind in {"image", "mask"} else None
+        kind = unsupported_kind(path) if hit.kind in {"image", "mask"} else None
         if kind is not None:
             step = kind.next_step
             if kind is DICOM:
@@ -123,14 +123,14 @@ class _Pattern:
     layout: str
     kind: Kind
     text: str
-    regexes: tuple[Expression, ...]
+    regexes: tuple[BoundedRegex, ...]
 
 
 def _first_fit(
     patterns: Iterable[_Pattern], path: str, taken_in: str | None, image_in: Collection[str]
 ) -> _Pattern | None:
     """Return the pattern that a file is counted for, by the first of its names that fits any."""
-    for known in [composed(path)] if path.endswith("/") else names_of(path):
+    for known in [to_nfc(path)] if path.endswith("/") else names_of(path):
         for pattern in patterns:
             if pattern.text.endswith("/") != path.endswith("/"):
                 continue
@@ -146,7 +146,7 @@ def _first_fit(
 def _patterns(recipe: Recipe, key: str) -> Iterator[_Pattern]:
     layout = recipe.layouts[key]
     for text in layout.image:
-        yield _Pattern(key, "image", text, (PathPattern(text).expression,))
+        yield _Pattern(key, "image", text, (PathPattern(text).regex,))
     templates: tuple[tuple[Kind, tuple[str, ...]], ...] = (
         ("mask", layout.mask_templates),
         ("centroids", layout.centroid_templates),
@@ -154,6 +154,6 @@ def _patterns(recipe: Recipe, key: str) -> Iterator[_Pattern]:
     )
     for kind, texts in templates:
         for text in texts:
-            yield _Pattern(key, kind, text, tuple(recipe.possible_paths(layout, text)))
+            yield _Pattern(key, kind, text, tuple(recipe.path_regexes(layout, text)))
     for text in layout.listed.files if layout.listed else ():
-        yield _Pattern(key, "list", text, (PathPattern(text).expression,))
+        yield _Pattern(key, "list", text, (PathPattern(text).regex,))

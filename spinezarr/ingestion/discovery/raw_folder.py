@@ -23,9 +23,9 @@ from fsspec.implementations.local import LocalFileSystem
 from spinezarr.errors import FormatError
 from spinezarr.formats.limits import DEFAULT_LIMITS
 from spinezarr.formats.small_file import read_small_file
-from spinezarr.formats.system_files import is_of_system
-from spinezarr.recipe import PathPattern, fill, filled_pattern
-from spinezarr.text import composed, printable
+from spinezarr.formats.system_files import is_system_file
+from spinezarr.recipe import PathPattern, fill_template, filled_template_regex
+from spinezarr.text import to_nfc, to_printable
 
 __all__ = ["RawFolder", "names_of", "other_names"]
 
@@ -67,7 +67,7 @@ def names_of(path: str) -> list[str]:
     In a folder of its own name it is likely known by that of the folder, as a pattern that allows
     any folders in front would fit it by its path, too, and not find its mask.
     """
-    name = composed(path)
+    name = to_nfc(path)
     before = _names_before_unpacking(name)
     return [*before, name, *(other for other in other_names(name) if other not in before)]
 
@@ -106,7 +106,7 @@ class _Names:
 
     def fitting(self, template: str, texts: Mapping[str, str]) -> list[str]:
         """Return the files that a template with ``*`` in it fits, in order."""
-        pattern = filled_pattern(template, texts)
+        pattern = filled_template_regex(template, texts)
         if pattern is None:
             return []
         fits = (name for name in self._among(template, texts) if pattern.fullmatch(name))
@@ -114,8 +114,8 @@ class _Names:
 
     def _among(self, template: str, texts: Mapping[str, str]) -> Iterator[str]:
         """Yield the names that begin, or else those that end, as a template with ``*`` does."""
-        start = fill(template.partition("*")[0], texts) or ""
-        end = (fill(template.rpartition("*")[2], texts) or "").removeprefix("/")
+        start = fill_template(template.partition("*")[0], texts) or ""
+        end = (fill_template(template.rpartition("*")[2], texts) or "").removeprefix("/")
         begun, ended = _span(self._names, start), _span(self._reversed, end[::-1])
         if len(begun) <= len(ended):
             return (self._names[i] for i in begun)
@@ -176,7 +176,7 @@ class RawFolder:
             folder, slash, _ = path.rpartition("/")
             if slash:
                 folders[folder + slash].append(path)
-        names = [(composed(path), path) for path in paths]
+        names = [(to_nfc(path), path) for path in paths]
         listing = listing or _Listing()
         return cls(
             fs,
@@ -189,7 +189,7 @@ class RawFolder:
             frozenset(listing.unusable),
             _Names(names),
             _Names((other, path) for name, path in names for other in other_names(name)),
-            _Names((composed(folder), folder) for folder in folders),
+            _Names((to_nfc(folder), folder) for folder in folders),
         )
 
     def size_of(self, path: str) -> int:
@@ -226,7 +226,7 @@ class RawFolder:
 
     def named(self, name: str) -> Sequence[str]:
         """Return the files of exactly this name, in any Unicode form."""
-        return self._own.get(composed(name))
+        return self._own.get(to_nfc(name))
 
     def find(self, template: str, texts: Mapping[str, str]) -> tuple[str, ...]:
         """Return the files that a template filled with ``texts`` names, in order.
@@ -240,7 +240,7 @@ class RawFolder:
             if "*" in template:
                 found = names.fitting(template, texts)
             else:
-                path = fill(template, texts)
+                path = fill_template(template, texts)
                 found = [] if path is None else names.get(path)
             if found:
                 return tuple(found)
@@ -290,13 +290,13 @@ class _Listing:
         """Take a file."""
         steps = path.split("/")
         for depth, step in enumerate(steps[:-1], 1):
-            if is_of_system(step, folder=True):
+            if is_system_file(step, folder=True):
                 self.of_system.add(f"{'/'.join(steps[:depth])}/")
                 return
-        if is_of_system(steps[-1]):
+        if is_system_file(steps[-1]):
             self.of_system.add(path)
             return
-        shown = printable(path, longest=None)
+        shown = to_printable(path, longest=None)
         if shown != path:
             self.unusable.add(shown)
         self.files[shown] = (size, stamp)
@@ -338,7 +338,7 @@ def _list_by_folder(
             continue
         if info["type"] != "directory":
             found.add(path, info.get("size") or 0, _stamp(info))
-        elif is_of_system(path[len(prefix) :], folder=True):
+        elif is_system_file(path[len(prefix) :], folder=True):
             found.of_system.add(f"{path}/")
         else:
             _list_by_folder(fs, place, f"{path}/", found)
@@ -352,7 +352,7 @@ def _note_unlisted(prefix: str, problem: OSError, found: _Listing) -> None:
     """Remember a folder that cannot be listed; raise if it is the raw folder itself."""
     if not prefix:
         raise problem
-    found.unlisted[printable(prefix)] = str(problem.strerror or problem)
+    found.unlisted[to_printable(prefix)] = str(problem.strerror or problem)
 
 
 def _list_on_disk(folder: str, prefix: str, above: frozenset[str], found: _Listing) -> None:
@@ -370,8 +370,8 @@ def _list_on_disk(folder: str, prefix: str, above: frozenset[str], found: _Listi
         linked = Path(entry.path) if entry.is_symlink() else None
         try:
             if (linked or entry).is_dir():
-                if is_of_system(entry.name, folder=True):
-                    found.of_system.add(f"{printable(path)}/")
+                if is_system_file(entry.name, folder=True):
+                    found.of_system.add(f"{to_printable(path)}/")
                 else:
                     _list_on_disk(entry.path, f"{path}/", above | {real}, found)
             elif (linked or entry).is_file():

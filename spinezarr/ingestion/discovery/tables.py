@@ -9,8 +9,8 @@ from spinezarr.errors import FormatError
 from spinezarr.formats.sheet import Sheet, read_sheet
 from spinezarr.ingestion.discovery.images import FoundImage
 from spinezarr.ingestion.discovery.raw_folder import RawFolder
-from spinezarr.recipe import Recipe, Table, expression, fill
-from spinezarr.text import composed
+from spinezarr.recipe import Recipe, Table, compile_bounded, fill_template
+from spinezarr.text import to_nfc
 
 __all__ = ["JoinedTables", "TableUse", "join_tables"]
 
@@ -96,7 +96,7 @@ class _ScansByName:
         self._exactly: dict[str, list[str]] = defaultdict(list)
         self._nearly: dict[str, list[str]] = defaultdict(list)
         for image in images:
-            name = fill(table.matches, image.texts)
+            name = fill_template(table.matches, image.texts)
             if name is not None:
                 self._exactly[name.strip()].append(image.scan_id)
                 self._nearly[_normal(name)].append(image.scan_id)
@@ -141,8 +141,8 @@ def _rows(
 
 def _parse(table: Table, data: bytes, path: str, wanted: frozenset[str]) -> Iterator[_Row]:
     if table.find is not None:
-        text = composed(data.decode("utf-8-sig", "replace"))
-        for scan in dict.fromkeys(expression(table.find).found_in(text)):
+        text = to_nfc(data.decode("utf-8-sig", "replace"))
+        for scan in dict.fromkeys(compile_bounded(table.find).findall(text)):
             yield _Row(scan, table.set)
         return
     sheet = read_sheet(data, path, delimiter=table.delimiter, header=table.header)

@@ -6,7 +6,7 @@ import numpy as np
 
 from spinezarr.errors import GridMismatchError
 from spinezarr.geometry import GRID_TOLERANCE, Grid, max_corner_distance_mm
-from spinezarr.text import Lines
+from spinezarr.text import MultilineText
 
 __all__ = ["aligned_label_grid"]
 
@@ -68,7 +68,7 @@ def aligned_label_grid(
         return image
     if take_image_grid:
         advice = "--take-image-grid needs equal shapes in file order, too."
-    raise GridMismatchError(Lines(f"{problem}:", *found, advice))
+    raise GridMismatchError(MultilineText(f"{problem}:", *found, advice))
 
 
 def _ends_lacking(part: Grid, whole: Grid) -> str:

@@ -37,7 +37,7 @@ def plan_strips(grid: Grid, chunk_shape_zyx: ShapeZYX, planes: int) -> list[Stri
     axis = grid.axis_map.source_axis_zyx.index(2)
     return [
         Strip(layer, start, min(planes, depth - start), start + planes >= depth)
-        for layer in grid.axis_map.slabs(grid.shape_zyx, chunk_shape_zyx)
+        for layer in grid.axis_map.slab_boxes(grid.shape_zyx, chunk_shape_zyx)
         for depth in [layer.shape_zyx[axis]]
         for start in range(0, depth, planes)
     ]

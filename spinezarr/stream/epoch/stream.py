@@ -31,7 +31,7 @@ from spinezarr.stream.read.nonfinite import (
 from spinezarr.stream.read.service import PatchService
 from spinezarr.stream.read.summary import ReadSummary
 from spinezarr.stream.request import PatchRequest
-from spinezarr.text import counted
+from spinezarr.text import count_noun
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -191,8 +191,8 @@ class PatchStream:
         n_batches = stream.epoch_units.n_batches
         if even and n_batches < count:
             raise UsageError(
-                f"an epoch of {counted(self.n_samples, 'sample')} is "
-                f"{counted(n_batches, 'batch', 'batches')} of {self.batch_size}, too few for "
+                f"an epoch of {count_noun(self.n_samples, 'sample')} is "
+                f"{count_noun(n_batches, 'batch', 'batches')} of {self.batch_size}, too few for "
                 f"{count} ranks: each must get one at least. Give "
                 f"n_samples={self.batch_size * count} or more, or a smaller batch_size."
             )

@@ -36,7 +36,7 @@ from typing_extensions import Buffer
 
 from spinezarr.errors import UsageError
 from spinezarr.stream.read.cache import ProcessLock
-from spinezarr.text import printable
+from spinezarr.text import to_printable
 
 __all__ = ["CacheWarning", "DiskCache", "Mirror", "RangeCache", "shared_range_cache"]
 
@@ -436,7 +436,7 @@ class RangeCache:
             said, self._keeps = not self._keeps, False
         if not said:
             warnings.warn(
-                printable(
+                to_printable(
                     f"{self.settings.folder}: the cache keeps nothing more: {problem.strerror}. "
                     "Reading goes on without it; make room, or give another folder."
                 ),

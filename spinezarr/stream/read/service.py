@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from spinezarr.errors import CorruptStoreError, SpinezarrError
 from spinezarr.geometry import Box
-from spinezarr.public_url import public_url
+from spinezarr.redaction import redact_url
 from spinezarr.remote.transport import NotServedError
 from spinezarr.store.objects import Objects
 from spinezarr.store.reader import TableRow
@@ -184,7 +184,7 @@ class PatchService:
         summary = batches.explain(groups)
         limits = self._asked_limits(batches.reader.objects)
         link = batches.reader.objects.link_bytes_per_s
-        where = public_url(self.url)
+        where = redact_url(self.url)
         reason = self._refused or (limits and self._reason(batches, groups, limits))
         if limits is None or reason:
             return summary.read_as(f"by ranges, as {reason or 'the server is not asked'}")

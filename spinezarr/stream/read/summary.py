@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, replace
 
-from spinezarr.text import counted
+from spinezarr.text import count_noun
 
 __all__ = ["ReadSummary", "megabytes"]
 
@@ -49,12 +49,12 @@ class ReadSummary:
         known = self.chunks + self.cached_chunks + self.background_chunks
         slowly = "" if self.kernel else "; without the kernel, so slowly"
         return (
-            f"{counted(self.boxes, 'box', 'boxes')} of {counted(self.scans, 'scan')}, "
+            f"{count_noun(self.boxes, 'box', 'boxes')} of {count_noun(self.scans, 'scan')}, "
             f"{megabytes(self.voxel_bytes)} of voxels\n"
-            f"{counted(known, 'chunk')}: {self.chunks} to fetch, "
+            f"{count_noun(known, 'chunk')}: {self.chunks} to fetch, "
             f"{self.cached_chunks} in the cache, {self.background_chunks} background; "
             f"{self.shared_chunks} are for several boxes\n"
-            f"{counted(self.requests, 'request')} to {counted(self.shards, 'shard')}, "
+            f"{count_noun(self.requests, 'request')} to {count_noun(self.shards, 'shard')}, "
             f"{megabytes(self.fetched_bytes)}\n"
             f"{megabytes(self.decoded_bytes)} decoded, "
             f"{self.amplification:.2f} times what is wanted{slowly}"

@@ -37,8 +37,10 @@ from spinezarr.verify.against import compare_with_source
 VALUES = np.random.default_rng(5).integers(-1000, 1000, (9, 8, 6), np.int16)
 LPS = np.diag([-0.75, -0.5, 2.5, 1.0])
 NOT_CT = "passed over, not CT: "
-TREE = Recipe.of_pairs("{path:.+}/", None, name="tree")
-BY_SERIES = Recipe.of_pairs("{path:.+}/", None, name="tree", scan_id="{path|join}_{series_number}")
+TREE = Recipe.from_pairs("{path:.+}/", None, name="tree")
+BY_SERIES = Recipe.from_pairs(
+    "{path:.+}/", None, name="tree", scan_id="{path|join}_{series_number}"
+)
 
 
 def write(folder, values=VALUES, **form):
@@ -218,7 +220,7 @@ def test_without_pydicom_folders_are_still_told_apart(tmp_path):
         "import sys; sys.modules.update(pydicom=None, gdcm=None)\n"
         "from spinezarr.ingestion.discovery.discover import discover\n"
         "from spinezarr.recipe import Recipe\n"
-        "recipe = Recipe.of_pairs('{scan}/', None, name='x')\n"
+        "recipe = Recipe.from_pairs('{scan}/', None, name='x')\n"
         f"found = discover(recipe, {str(tmp_path)!r})\n"
         "print([scan.scan_id for scan in found.scans], {note.reason for note in found.ignored})\n"
     )
@@ -384,7 +386,7 @@ def test_masks_may_be_named_by_a_joined_path(tmp_path):
     (tmp_path / "masks").mkdir()
     for name in ("a-b.nii.gz", "a-c.nii.gz"):
         (tmp_path / "masks" / name).touch()
-    recipe = Recipe.of_pairs("{path:.+}/", "masks/{path|join:-}.nii.gz", name="tree")
+    recipe = Recipe.from_pairs("{path:.+}/", "masks/{path|join:-}.nii.gz", name="tree")
     found = found_in(tmp_path, recipe)
     assert [(scan.scan_id, scan.label) for scan in found.scans] == [("a_b", "masks/a-b.nii.gz")]
     assert [note.path for note in found.without_image] == ["masks/a-c.nii.gz"]
@@ -423,7 +425,7 @@ def test_a_broken_file_fails_every_series_that_it_may_be_of(tmp_path, kept):
     write(raw / "a")
     put_beside(raw / "a", "8", SeriesNumber=8)
     (raw / "a" / "9.dcm").write_bytes(b"<html>")
-    recipe = Recipe.of_pairs("{path:.+}/", None, name="t", scan_id="{path|join}_{series_number}")
+    recipe = Recipe.from_pairs("{path:.+}/", None, name="t", scan_id="{path|join}_{series_number}")
     if not kept:
         for path in (raw / "a").glob("*.dcm"):
             if path.name != "9.dcm":
@@ -535,7 +537,7 @@ def test_a_bucket_is_looked_into_like_a_disk(tmp_path):
 def test_a_folder_that_matches_nothing_is_still_refused(tmp_path):
     write(tmp_path / "a")
     with pytest.raises(UsageError, match="no image of"):
-        found_in(tmp_path, Recipe.of_pairs("{scan}/{series}/", None, name="x"))
+        found_in(tmp_path, Recipe.from_pairs("{scan}/{series}/", None, name="x"))
 
 
 def test_a_class_in_the_file_meta_information_alone_is_enough(tmp_path):

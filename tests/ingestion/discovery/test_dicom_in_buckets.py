@@ -13,8 +13,10 @@ from spinezarr.recipe import Recipe
 from spinezarr.remote.filesystem import open_filesystem
 from spinezarr.testing import HOSPITAL_SCANS, make_phantom, write_hospital
 
-TREE = Recipe.of_pairs("{path:.+}/", None, name="tree")
-BY_SERIES = Recipe.of_pairs("{path:.+}/", None, name="tree", scan_id="{path|join}_{series_number}")
+TREE = Recipe.from_pairs("{path:.+}/", None, name="tree")
+BY_SERIES = Recipe.from_pairs(
+    "{path:.+}/", None, name="tree", scan_id="{path|join}_{series_number}"
+)
 
 
 @pytest.fixture(scope="module")

@@ -407,7 +407,7 @@ def test_a_folder_too_deep_is_refused(tmp_path, tree, inner):
 
 
 def test_pairs_by_name_need_no_splits(tmp_path):
-    recipe = Recipe.of_pairs("{scan}_ct.nii.gz", "{scan}_seg.nii.gz", name="pairs")
+    recipe = Recipe.from_pairs("{scan}_ct.nii.gz", "{scan}_seg.nii.gz", name="pairs")
     for name in ("a.1_ct", "a.1_seg", "b c_ct", "b c_seg", "d_ct", "e_seg"):
         touch(tmp_path / f"{name}.nii.gz")
     found = discover(recipe, str(tmp_path))
@@ -421,7 +421,7 @@ def test_pairs_by_name_need_no_splits(tmp_path):
 
 
 def test_masks_with_the_name_of_their_image_in_another_folder_are_told_apart(tmp_path):
-    recipe = Recipe.of_pairs("**/ct/{scan}.nii", "mask/{scan}.nii", name="pairs")
+    recipe = Recipe.from_pairs("**/ct/{scan}.nii", "mask/{scan}.nii", name="pairs")
     touch(tmp_path / "ct/a.nii")
     touch(tmp_path / "mask/a.nii")
     (scan,) = discover(recipe, str(tmp_path)).scans
@@ -429,7 +429,7 @@ def test_masks_with_the_name_of_their_image_in_another_folder_are_told_apart(tmp
 
 
 def test_an_image_pattern_that_fits_its_masks_leaves_them_out(tmp_path):
-    recipe = Recipe.of_pairs("{scan}.nii", "{scan}_seg.nii", name="pairs")
+    recipe = Recipe.from_pairs("{scan}.nii", "{scan}_seg.nii", name="pairs")
     for name in ("a.nii", "a_seg.nii", "b.nii", "b_seg.nii"):
         touch(tmp_path / name)
     found = discover(recipe, str(tmp_path))
@@ -442,7 +442,7 @@ def test_an_image_pattern_that_fits_its_masks_leaves_them_out(tmp_path):
 
 def test_images_alone_need_no_mask(tmp_path):
     touch(tmp_path / "a.nii")
-    found = discover(Recipe.of_pairs("{scan}.nii", None, name="images"), str(tmp_path))
+    found = discover(Recipe.from_pairs("{scan}.nii", None, name="images"), str(tmp_path))
     assert [(scan.scan_id, scan.label) for scan in found.scans] == [("a", None)]
     assert found.without_mask == ()
 
@@ -452,7 +452,7 @@ def test_a_folder_linked_twice_is_read_in_both_places(tmp_path):
         touch(tmp_path / "raw" / "images" / name)
     (tmp_path / "raw" / "masks").symlink_to(tmp_path / "raw" / "images")
     (tmp_path / "raw" / "images" / "loop").symlink_to(tmp_path / "raw")
-    recipe = Recipe.of_pairs("images/{scan}_ct.nii.gz", "masks/{scan}_seg.nii.gz", name="linked")
+    recipe = Recipe.from_pairs("images/{scan}_ct.nii.gz", "masks/{scan}_seg.nii.gz", name="linked")
     (scan,) = discover(recipe, str(tmp_path / "raw")).scans
     assert scan.label == "masks/a_seg.nii.gz"
 

@@ -12,7 +12,7 @@ from spinezarr.ingestion.discovery.discover import discover
 from spinezarr.ingestion.discovery.images import choose_images, match_images
 from spinezarr.ingestion.discovery.raw_folder import RawFolder
 from spinezarr.recipe import Recipe
-from spinezarr.text import printable
+from spinezarr.text import to_printable
 
 DISK = fsspec.filesystem("file")
 HEAD = """\
@@ -226,9 +226,9 @@ def test_an_id_that_cannot_name_a_folder_everywhere_fails_alone(load, name):
     chosen = choice(recipe, [f"{name}.nii", f"m/{name}.nii", "b.nii", "m/b.nii"])
     assert taken(chosen) == {"b": ("b.nii", "m/b.nii")}
     (refused,) = chosen.refused
-    assert refused.scan_id == printable(name)
+    assert refused.scan_id == to_printable(name)
     assert refused.paths == (f"{name}.nii", f"m/{name}.nii")
-    assert f"scan id '{printable(name)}'" in refused.reason
+    assert f"scan id '{to_printable(name)}'" in refused.reason
 
 
 @pytest.mark.parametrize(
@@ -424,7 +424,7 @@ def test_two_names_in_two_unicode_forms_are_refused_as_one_scan(load):
 def test_scans_are_the_same_in_any_unicode_form(stems, data):
     form = data.draw(st.sampled_from(["NFC", "NFD"]))
     patterns = [normalize(form, pattern) for pattern in ("é/{scan}_ct.nii", "**/é/{scan}_seg.nii")]
-    recipe = Recipe.of_pairs(*patterns, name="forms")
+    recipe = Recipe.from_pairs(*patterns, name="forms")
     names = [f"é/{stem}_{kind}.nii" for stem in stems for kind in ("ct", "seg")]
     files = [normalize(data.draw(st.sampled_from(["NFC", "NFD"])), name) for name in names]
     chosen = choice(recipe, files)

@@ -3,8 +3,8 @@ import pytest
 from spinezarr.ingestion.discovery.near_misses import near_misses
 from spinezarr.recipe import Recipe
 
-PAIRS = Recipe.of_pairs("{scan}_ct.nii.gz", "{scan}_seg.nii.gz", name="pairs")
-BELOW = Recipe.of_pairs("{patient}/ct/{scan}.nii.gz", "{patient}/seg/{scan}.nii.gz", name="below")
+PAIRS = Recipe.from_pairs("{scan}_ct.nii.gz", "{scan}_seg.nii.gz", name="pairs")
+BELOW = Recipe.from_pairs("{patient}/ct/{scan}.nii.gz", "{patient}/seg/{scan}.nii.gz", name="below")
 IMAGE = "nearly fits the image pattern {scan}_ct.nii.gz, but "
 MASK = "nearly fits the mask pattern {scan}_seg.nii.gz, but "
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from spinezarr.errors import FormatError
 from spinezarr.ingestion.discovery.raw_folder import RawFolder, other_names
-from spinezarr.recipe import filled_pattern
+from spinezarr.recipe import filled_template_regex
 
 DISK = fsspec.filesystem("file")
 names = st.text("ab1._é", min_size=1, max_size=4)
@@ -30,7 +30,7 @@ def folder_of(files):
 @example(["b.nii", "x", "y"], "**/{scan}.nii", "b")
 @example(["masks/10.nii", "masks/1_x.nii"], "masks/{scan}*.nii", "1")
 def test_the_files_found_are_all_that_fit(files, template, scan):
-    pattern = filled_pattern(template, {"scan": scan})
+    pattern = filled_template_regex(template, {"scan": scan})
     expected = sorted(path for path in files if pattern.fullmatch(path))
     if template.endswith("/"):
         expected = sorted(path for path in folder_of(files).folders if pattern.fullmatch(path))

@@ -27,7 +27,7 @@ def in_file_order(shape_zyx, axcodes):
 def test_layers_cover_the_volume_once_in_file_order(axcodes, shape_zyx):
     numbers_zyx, numbers_ijk, grid = in_file_order(shape_zyx, axcodes)
     axis = grid.axis_map.source_axis_zyx.index(2)
-    boxes = grid.axis_map.slabs(grid.shape_zyx, BALANCED.chunk_shape_zyx)
+    boxes = grid.axis_map.slab_boxes(grid.shape_zyx, BALANCED.chunk_shape_zyx)
     start = 0
     for box in boxes:
         stop = start + box.shape_zyx[axis]
@@ -44,10 +44,10 @@ def test_layers_cover_the_volume_once_in_file_order(axcodes, shape_zyx):
 def test_strips_are_the_layers_in_pieces(depth, planes, axcodes):
     _, _, grid = in_file_order((depth, 2, 3), axcodes)
     strips = plan_strips(grid, BALANCED.chunk_shape_zyx, planes)
-    assert list(dict.fromkeys(strip.layer for strip in strips)) == grid.axis_map.slabs(
+    assert list(dict.fromkeys(strip.layer for strip in strips)) == grid.axis_map.slab_boxes(
         grid.shape_zyx, BALANCED.chunk_shape_zyx
     )
-    for layer in grid.axis_map.slabs(grid.shape_zyx, BALANCED.chunk_shape_zyx):
+    for layer in grid.axis_map.slab_boxes(grid.shape_zyx, BALANCED.chunk_shape_zyx):
         own = [strip for strip in strips if strip.layer == layer]
         at = [k for strip in own for k in range(strip.start, strip.start + strip.thickness)]
         assert at == list(range(layer.shape_zyx[0]))
@@ -71,7 +71,7 @@ def test_blocks_hold_the_stored_voxels_of_their_boxes(tmp_path, axcodes, block_b
                 block_bytes=block_bytes,
             ),
         ]
-        for box in grid.axis_map.slabs(grid.shape_zyx, BALANCED.chunk_shape_zyx)
+        for box in grid.axis_map.slab_boxes(grid.shape_zyx, BALANCED.chunk_shape_zyx)
     }
     start = 0
     for strip in plan_strips(grid, BALANCED.chunk_shape_zyx, 7):
@@ -90,7 +90,7 @@ def test_blocks_hold_the_stored_voxels_of_their_boxes(tmp_path, axcodes, block_b
 @pytest.mark.parametrize("chunks", [0, 1, 2, 99])
 def test_blocks_are_whole_chunks_of_no_more_than_was_asked(tmp_path, axcodes, chunks):
     _, numbers_ijk, grid = in_file_order((130, 100, 150), axcodes)
-    for box in grid.axis_map.slabs(grid.shape_zyx, BALANCED.chunk_shape_zyx):
+    for box in grid.axis_map.slab_boxes(grid.shape_zyx, BALANCED.chunk_shape_zyx):
         block_bytes = chunks * math.prod(BALANCED.chunk_shape_zyx) * numbers_ijk.itemsize
         layer = LayerOnDisk(
             grid,

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spinezarr.errors import UsageError
-from spinezarr.geometry import FLAT_AXIS
+from spinezarr.geometry import SLICE_AXIS
 from spinezarr.store.folder import StoreFolder
 from spinezarr.stream.draw.sampler import Sampler
 from spinezarr.stream.draw.volumes import StoredVolumes
@@ -403,10 +403,10 @@ def test_batches_are_of_different_scans(store):
         assert len(set(batch.scan_id)) == len(batch)
 
 
-@pytest.mark.parametrize("plane", FLAT_AXIS)
+@pytest.mark.parametrize("plane", SLICE_AXIS)
 def test_slices_of_a_place_differ(store, plane):
     stream = store.slices(plane, n_samples=400, shuffle="window", samples_per_scan=6)
-    n, flat = stream.window.n_neighborhoods, FLAT_AXIS[plane]
+    n, flat = stream.window.n_neighborhoods, SLICE_AXIS[plane]
     for first in range(0, 400 - stream.window.n_samples, stream.window.n_samples):
         for slot in range(n):
             requests = [stream.request(first + slot + n * turn) for turn in range(6)]

@@ -30,7 +30,7 @@ def several(tmp_path_factory):
     label = rng.integers(0, 29, SHAPE).astype(np.uint8)
     write_nifti(raw / "one_ct.nii", image, np.eye(4), NiftiForm("RAS"))
     write_nifti(raw / "one_seg.nii", label, np.eye(4), NiftiForm("RAS", "uint8"))
-    recipe = Recipe.of_pairs("{scan}_ct.nii", "{scan}_seg.nii", name="several")
+    recipe = Recipe.from_pairs("{scan}_ct.nii", "{scan}_seg.nii", name="several")
     url = str(tmp_path_factory.mktemp("several-store") / "several.zarr")
     report = ingest(recipe, discover(recipe, str(raw)), url)
     assert not report.failed, report.failed

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 import spinezarr
 from spinezarr.errors import CorruptStoreError, UnknownScanError, UsageError
-from spinezarr.geometry import FLAT_AXIS, Box
+from spinezarr.geometry import SLICE_AXIS, Box
 from spinezarr.ingestion.discovery.discover import discover
 from spinezarr.ingestion.run import ingest
 from spinezarr.recipe import Recipe
@@ -58,7 +58,7 @@ def mixed(tmp_path_factory):
             write_nifti(raw / f"{name}_seg.nii", label, AFFINE, NiftiForm("PIR", "uint8"))
     url = str(tmp_path_factory.mktemp("mixed-store") / "mixed.zarr")
     for image, label in (("{scan}_ct.nii", "{scan}_seg.nii"), ("{scan}_alone.nii", None)):
-        recipe = Recipe.of_pairs(image, label, name="mixed")
+        recipe = Recipe.from_pairs(image, label, name="mixed")
         report = ingest(recipe, discover(recipe, str(raw)), url)
         assert not report.failed, report.failed
     return spinezarr.open(url), stored
@@ -174,7 +174,7 @@ def test_a_small_volume_lies_in_the_middle_of_its_patch(mixed):
 )
 @pytest.mark.parametrize("size", [None, (20, 70)])
 def test_slices_are_cut_out_of_the_source_files(store, sources, plane, dims, size):
-    flat = FLAT_AXIS[plane]
+    flat = SLICE_AXIS[plane]
     largest = np.delete([54, 64, 64], flat)
     expected_size = tuple(largest) if size is None else size
     stream = store.slices(plane, size=size, batch_size=4, n_samples=10, foreground=0.3)
@@ -334,7 +334,7 @@ def test_foreground_patches_of_one_voxel_are_that_vertebra(mixed):
 
 
 def test_foreground_slices_show_their_vertebra(store):
-    for plane in FLAT_AXIS:
+    for plane in SLICE_AXIS:
         for batch in store.slices(plane, n_samples=8, batch_size=8, foreground=1.0):
             for label, vertebra in zip(batch.label, batch.vertebra, strict=True):
                 assert (label == VALUE_OF_NAME[vertebra]).any()

@@ -48,7 +48,7 @@ def large(tmp_path_factory):
         write_nifti(raw / f"{name}_ct.nii", image, np.eye(4), NiftiForm("RAS"))
         write_nifti(raw / f"{name}_seg.nii", label, np.eye(4), NiftiForm("RAS", "uint8"))
         stored[name] = {"image": image, "label": label}
-    recipe = Recipe.of_pairs("{scan}_ct.nii", "{scan}_seg.nii", name="large")
+    recipe = Recipe.from_pairs("{scan}_ct.nii", "{scan}_seg.nii", name="large")
     url = str(tmp_path_factory.mktemp("large-store") / "large.zarr")
     report = ingest(recipe, discover(recipe, str(raw)), url)
     assert not report.failed, report.failed

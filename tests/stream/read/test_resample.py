@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 import spinezarr
 from spinezarr.errors import UsageError
-from spinezarr.geometry import FLAT_AXIS
+from spinezarr.geometry import SLICE_AXIS
 from spinezarr.ingestion.discovery.discover import discover
 from spinezarr.ingestion.run import ingest
 from spinezarr.recipe import Recipe
@@ -62,7 +62,7 @@ def spaced(tmp_path_factory):
         write_nifti(raw / f"{name}_ct.nii", image, affine, NiftiForm("RAS", str(image.dtype)))
         write_nifti(raw / f"{name}_seg.nii", label, affine, NiftiForm("RAS", "uint8"))
     url = str(tmp_path_factory.mktemp("spaced-store") / "spaced.zarr")
-    recipe = Recipe.of_pairs("{scan}_ct.nii", "{scan}_seg.nii", name="spaced")
+    recipe = Recipe.from_pairs("{scan}_ct.nii", "{scan}_seg.nii", name="spaced")
     report = ingest(recipe, discover(recipe, str(raw)), url)
     assert not report.failed, report.failed
     store = spinezarr.open(url)
@@ -293,10 +293,10 @@ def test_samples_of_a_resampled_stream_do_not_depend_on_the_batch(spaced):
 # Slices
 
 
-@pytest.mark.parametrize("plane", list(FLAT_AXIS))
+@pytest.mark.parametrize("plane", list(SLICE_AXIS))
 def test_slices_are_resampled_within_their_plane(spaced, plane):
     store, stored = spaced
-    flat = FLAT_AXIS[plane]
+    flat = SLICE_AXIS[plane]
     spacing = (1.3, 0.8)
     stream = store.slices(
         plane, size=(17, 21), spacing_mm=spacing, n_samples=12, batch_size=12, foreground=0.5,
@@ -325,7 +325,7 @@ def test_resampled_slices_are_as_large_as_the_largest_scan(spaced):
 
 
 @given(
-    st.sampled_from(list(FLAT_AXIS)),
+    st.sampled_from(list(SLICE_AXIS)),
     st.integers(1, 5),
     st.sampled_from([(None, None), (1.0, None), (0.4, 1.1), (2.5, 1.1), (None, 1.1), (100, None)]),
     st.integers(0, 2**40),
@@ -334,7 +334,7 @@ def test_resampled_slices_are_as_large_as_the_largest_scan(spaced):
 def test_neighbors_are_the_slices_beside_or_the_outermost(spaced, plane, k, steps, seed):
     step, spacing = steps
     store, stored = spaced
-    flat = FLAT_AXIS[plane]
+    flat = SLICE_AXIS[plane]
     wanted = {"size": (15, 18), "spacing_mm": spacing, "n_samples": 4, "batch_size": 4}
     wanted |= {"seed": seed, "scans": ["thick", "fine", "tiny"]}
     (single,) = store.slices(plane, **wanted)

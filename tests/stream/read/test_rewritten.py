@@ -21,7 +21,7 @@ from spinezarr.verify.store import verify_store
 
 SHAPE = (70, 50, 60)
 AFFINE = np.diag([0.7, 0.8, 2.5, 1.0])
-RECIPE = Recipe.of_pairs("{scan}_ct.nii", "{scan}_seg.nii", name="changing")
+RECIPE = Recipe.from_pairs("{scan}_ct.nii", "{scan}_seg.nii", name="changing")
 RECIPE = RECIPE.model_copy(update={"split": "train"})
 SCANS = ("a", "b", "c")
 OPTIONS = {"batch_size": 2, "n_samples": 12, "seed": 5}

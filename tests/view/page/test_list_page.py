@@ -16,7 +16,7 @@ from many_scans import name_many
 from spinezarr.serve.run import BackgroundServer
 from spinezarr.serve.settings import ServeSettings
 from spinezarr.serve.tokens import make_key, new_token
-from spinezarr.vertebrae import ANATOMICAL_ORDER, VALUE_OF_NAME, hex_color_of
+from spinezarr.vertebrae import ANATOMICAL_ORDER, VALUE_OF_NAME, hex_color
 
 pytestmark = pytest.mark.long
 MANY = 1005
@@ -103,7 +103,7 @@ def test_a_store_alone_is_picked_and_its_scans_are_shown(page, served):
         assert row["split"] in cells
         assert "\u2009\u00d7\u2009".join(map(str, row["shape_zyx"])) in cells
         strip = table.locator("tbody tr").nth(at).locator(".strip rect")
-        colors = [hex_color_of(VALUE_OF_NAME[name]) for name in row["vertebrae"]]
+        colors = [hex_color(VALUE_OF_NAME[name]) for name in row["vertebrae"]]
         assert strip.evaluate_all("all => all.map(one => one.getAttribute('fill'))") == colors
     page.locator(".tile.drawn").nth(5).wait_for()
     widths = page.locator(".tile img").evaluate_all("all => all.map(one => one.naturalWidth)")
@@ -129,7 +129,7 @@ def test_names_and_colors_of_vertebrae_are_those_of_all_pictures(page, served):
         ],
     )
     assert tuple(names) == ANATOMICAL_ORDER
-    assert colors == [hex_color_of(VALUE_OF_NAME[name]) for name in ANATOMICAL_ORDER]
+    assert colors == [hex_color(VALUE_OF_NAME[name]) for name in ANATOMICAL_ORDER]
     assert texts == [
         "",
         "L1",

@@ -21,7 +21,7 @@ from spinezarr.serve.neuroglancer import CLIENT
 from spinezarr.serve.run import BackgroundServer
 from spinezarr.serve.settings import ServeSettings
 from spinezarr.serve.tokens import new_token
-from spinezarr.vertebrae import hex_color_of
+from spinezarr.vertebrae import hex_color
 from spinezarr.view.neuroglancer_state import state_fragment
 
 HERE = "/neuroglancer/ctspine1k/liver_0"
@@ -156,7 +156,7 @@ def test_an_image_that_neuroglancer_cannot_draw_is_refused(tmp_path):
 
 def serving(raw, place, label="{scan}_seg.nii.gz"):
     """Ingest a folder of files and serve it."""
-    recipe = Recipe.of_pairs("{scan}_ct.nii.gz", label, name="own")
+    recipe = Recipe.from_pairs("{scan}_ct.nii.gz", label, name="own")
     report = ingest(recipe, discover(recipe, str(raw)), str(place))
     assert not report.failed, report.failed
     return BackgroundServer(ServeSettings(paths=(str(place),)))
@@ -345,7 +345,7 @@ def test_images_of_ome_are_drawn_where_they_lie(page, asymmetric, plane):
 
 def near(pixels, value):
     """Whether pixels have the color of a vertebra, but for what rounding does to it."""
-    color = [int(hex_color_of(value)[at : at + 2], 16) for at in (1, 3, 5)]
+    color = [int(hex_color(value)[at : at + 2], 16) for at in (1, 3, 5)]
     return np.abs(pixels - color).max(axis=-1) <= 1
 
 

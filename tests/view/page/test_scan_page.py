@@ -21,7 +21,7 @@ from spinezarr.recipe import Recipe
 from spinezarr.serve.run import BackgroundServer
 from spinezarr.serve.settings import ServeSettings
 from spinezarr.serve.tokens import new_token
-from spinezarr.vertebrae import VALUE_OF_NAME, hex_color_of
+from spinezarr.vertebrae import VALUE_OF_NAME, hex_color
 from spinezarr.view.windows import WINDOWS_HU, gray_of
 
 pytestmark = pytest.mark.long
@@ -70,7 +70,7 @@ def folder(tmp_path_factory):
         image = noise if name == "b" else corner
         nib.save(nib.Nifti1Image(image, AFFINE), raw / f"{name}_ct.nii.gz")
         nib.save(nib.Nifti1Image(label, AFFINE), raw / f"{name}_seg.nii.gz")
-    recipe = Recipe.of_pairs("{scan}_ct.nii.gz", "{scan}_seg.nii.gz", name="small")
+    recipe = Recipe.from_pairs("{scan}_ct.nii.gz", "{scan}_seg.nii.gz", name="small")
     report = ingest(recipe, discover(recipe, str(raw)), str(folder / "small.zarr"))
     assert not report.failed, report.failed
     return folder, noise, label
@@ -91,7 +91,7 @@ def large(tmp_path_factory):
     image[40:90, 50:120, 60:100] = 700
     nib.save(nib.Nifti1Image(image, np.eye(4)), folder / "a_ct.nii.gz")
     nib.save(nib.Nifti1Image((image > 0).astype(np.uint8) * 20, np.eye(4)), folder / "a_seg.nii.gz")
-    recipe = Recipe.of_pairs("{scan}_ct.nii.gz", "{scan}_seg.nii.gz", name="large")
+    recipe = Recipe.from_pairs("{scan}_ct.nii.gz", "{scan}_seg.nii.gz", name="large")
     ingest(recipe, discover(recipe, str(folder)), str(folder / "large.zarr"))
     with BackgroundServer(ServeSettings(paths=(str(folder / "large.zarr"),))) as server:
         yield server.url
@@ -187,7 +187,7 @@ def test_labels_have_their_colors_in_the_planes(tab, small):
             for shift in (-1, 1):
                 inner &= np.roll(label, shift, axis) == label
         assert inner.any()
-        colors = [tuple(bytes.fromhex(hex_color_of(value)[1:])) for value in label[inner]]
+        colors = [tuple(bytes.fromhex(hex_color(value)[1:])) for value in label[inner]]
         assert np.abs(found[inner] - np.array(colors)).max() <= SHADE_ERROR, plane
 
 
@@ -473,7 +473,7 @@ def test_the_spine_is_drawn_in_3d_and_turns(tab, small):
     tab.wait_for_selector("#stage[data-render]")
     before = picture(tab, "render")
     for name in LABELED:
-        red, green, blue = bytes.fromhex(hex_color_of(VALUE_OF_NAME[name])[1:])
+        red, green, blue = bytes.fromhex(hex_color(VALUE_OF_NAME[name])[1:])
         # Light makes it darker, not another color: the brightest part stays so.
         strongest = int(np.argmax((red, green, blue)))
         lit = before[before.max(axis=2) > 60]
@@ -557,7 +557,7 @@ def lidc(tmp_path_factory):
     raw, url = tmp_path_factory.mktemp("raw"), str(tmp_path_factory.mktemp("lidc") / "lidc.zarr")
     for path in pair:
         (raw / path.name).symlink_to(path)
-    recipe = Recipe.of_pairs("{scan}_ct.nii.gz", "{scan}_seg.nii.gz", name="lidc")
+    recipe = Recipe.from_pairs("{scan}_ct.nii.gz", "{scan}_seg.nii.gz", name="lidc")
     ingest(recipe, discover(recipe, str(raw)), url)
     with BackgroundServer(ServeSettings(paths=(url,))) as server:
         yield server.url, spinezarr.open(url)

@@ -10,7 +10,7 @@ Chained URLs: https://filesystem-spec.readthedocs.io/en/latest/features.html#url
 import re
 from typing import Final
 
-__all__ = ["public_url", "without_secrets"]
+__all__ = ["redact_url", "redact_urls_in"]
 
 _SCHEME: Final = r"[A-Za-z][A-Za-z0-9+.-]+"
 _CHAINED: Final = rf"(?:{_SCHEME}::)*"
@@ -50,7 +50,7 @@ _TICKET: Final = re.compile(r"(?<=/signed/)\d+\.\d+\.[^/]+")
 _IN_TEXT: Final = re.compile(rf"{_CHAINED}\b{_SCHEME}:[/\\]+(?:\S*@)?[^\s'\"<>]*")
 
 
-def public_url(place: str) -> str:
+def redact_url(place: str) -> str:
     """Return the name of a place for messages: a URL without userinfo, query and fragment.
 
     Of a URL that is signed in its path (:mod:`spinezarr.serve.signing`), neither is the signature.
@@ -60,13 +60,13 @@ def public_url(place: str) -> str:
 
     Examples
     --------
-    >>> public_url("https://user:pass@host:80/a.zarr?token=key#part")
+    >>> redact_url("https://user:pass@host:80/a.zarr?token=key#part")
     'https://host:80/a.zarr'
-    >>> public_url("simplecache::s3://key:secret@bucket/a.zarr")
+    >>> redact_url("simplecache::s3://key:secret@bucket/a.zarr")
     'simplecache::s3://bucket/a.zarr'
-    >>> public_url("https://host/signed/1790000000.2.anna.c2VjcmV0/zarr/a")
+    >>> redact_url("https://host/signed/1790000000.2.anna.c2VjcmV0/zarr/a")
     'https://host/signed/…/zarr/a'
-    >>> public_url("/data/a@b?c#d")
+    >>> redact_url("/data/a@b?c#d")
     '/data/a@b?c#d'
     """
     start = _START.match(place)
@@ -87,19 +87,19 @@ def public_url(place: str) -> str:
     path = _TICKET.sub("…", path)
     inner = re.search(rf"{_SCHEME}://", path)
     if inner is not None:
-        path = path[: inner.start()] + public_url(path[inner.start() :])
-    return f"{start[0]}{path}{'::' if following else ''}{public_url(following)}"
+        path = path[: inner.start()] + redact_url(path[inner.start() :])
+    return f"{start[0]}{path}{'::' if following else ''}{redact_url(following)}"
 
 
-def without_secrets(text: str) -> str:
-    """Return a message with each URL in it as :func:`public_url` names it.
+def redact_urls_in(text: str) -> str:
+    """Return a message with each URL in it as :func:`redact_url` names it.
 
     Examples
     --------
-    >>> without_secrets("http://user:pass@host/a: is absent.")
+    >>> redact_urls_in("http://user:pass@host/a: is absent.")
     'http://host/a: is absent.'
     """
-    return _IN_TEXT.sub(lambda found: public_url(found[0]), text)
+    return _IN_TEXT.sub(lambda found: redact_url(found[0]), text)
 
 
 def _without_userinfo(link: str) -> str:

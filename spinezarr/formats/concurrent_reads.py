@@ -7,7 +7,7 @@ from typing import Final, TypeVar
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-__all__ = ["side_by_side"]
+__all__ = ["map_concurrently"]
 
 _THREADS: Final = 16
 _THREADS_ON_DISK: Final = 4
@@ -16,7 +16,7 @@ _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
 
 
-def side_by_side(
+def map_concurrently(
     fs: fsspec.AbstractFileSystem, work: Callable[[_Item], _Result], items: Iterable[_Item]
 ) -> list[_Result]:
     """Do ``work``, which reads from ``fs``, for each item; return the results in their order.
@@ -28,7 +28,7 @@ def side_by_side(
 
     Examples
     --------
-    >>> side_by_side(LocalFileSystem(), len, ["a", "bc", ""])
+    >>> map_concurrently(LocalFileSystem(), len, ["a", "bc", ""])
     [1, 2, 0]
     """
     threads = _THREADS_ON_DISK if isinstance(fs, LocalFileSystem) else _THREADS

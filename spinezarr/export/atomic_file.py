@@ -11,13 +11,13 @@ from typing import BinaryIO
 
 from spinezarr.errors import UsageError
 from spinezarr.store.files import PARTIAL
-from spinezarr.text import naming_full_disk
+from spinezarr.text import add_path_to_disk_full_error
 
-__all__ = ["refuse_link", "whole_file"]
+__all__ = ["check_not_link", "write_atomically"]
 
 
 @contextmanager
-def whole_file(path: Path) -> Iterator[BinaryIO]:
+def write_atomically(path: Path) -> Iterator[BinaryIO]:
     """Write a file under a name ending in ``.partial``, and rename it when it is whole.
 
     A file, or a link, that is there is replaced.
@@ -26,7 +26,7 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
     partial.unlink(missing_ok=True)
     try:
         # Exclusive: it is made anew, and no link is followed (open(2), O_EXCL).
-        with naming_full_disk(str(partial)), partial.open("xb") as file:
+        with add_path_to_disk_full_error(str(partial)), partial.open("xb") as file:
             yield file
         partial.replace(path)
     except BaseException:
@@ -34,7 +34,7 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
         raise
 
 
-def refuse_link(folder: Path) -> None:
+def check_not_link(folder: Path) -> None:
     """Refuse a folder below that for output which is a link to another.
 
     Raises

@@ -8,13 +8,13 @@ import cc3d
 import numpy as np
 import numpy.typing as npt
 
-from spinezarr.audit.levels import NOT_SPACED
+from spinezarr.audit.levels import MULTI_SEGMENT_LEVELS
 from spinezarr.geometry import Box, ShapeZYX
 from spinezarr.store.reader import ArraySpec, ScanHandle
 from spinezarr.stream.read.engine import Engine
 from spinezarr.vertebrae import NAME_OF_VALUE, VALUE_OF_NAME
 
-__all__ = ["BoneSample", "Piece", "VoxelFacts", "connected_pieces", "read_voxel_facts"]
+__all__ = ["BoneSample", "Component", "VoxelMeasurements", "connected_components", "measure_voxels"]
 
 _CONNECTIVITY: Final = 26
 """Voxels that share a corner belong together."""
@@ -30,7 +30,7 @@ _MOST_COMPARED: Final = 50_000
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
+class Component:
     """One connected part of a label."""
 
     voxel_count: int
@@ -56,20 +56,20 @@ class BoneSample:
 
 
 @dataclass(frozen=True, slots=True)
-class VoxelFacts:
+class VoxelMeasurements:
     """What was read of one scan."""
 
-    pieces: dict[str, tuple[Piece, ...]]
+    pieces: dict[str, tuple[Component, ...]]
     """Of each labeled vertebra, the largest first."""
-    other_at: dict[int, ShapeZYX]
+    unknown_values: dict[int, ShapeZYX]
     """A voxel of each value that is neither vertebra nor named structure."""
     bone: BoneSample | None
     """None if the mask shows no vertebra, or the image no number there."""
 
 
-def read_voxel_facts(
+def measure_voxels(
     engine: Engine, scan: ScanHandle, label_chunks: npt.NDArray[np.uint32]
-) -> VoxelFacts:
+) -> VoxelMeasurements:
     """Read what the rules need of a scan's mask, and of its image one vertebra.
 
     Parameters
@@ -87,9 +87,9 @@ def read_voxel_facts(
         If stored bytes are missing or damaged.
     """
     if scan.label is None:
-        return VoxelFacts({}, {}, None)
-    pieces: dict[str, tuple[Piece, ...]] = {}
-    other_at: dict[int, ShapeZYX] = {}
+        return VoxelMeasurements({}, {}, None)
+    pieces: dict[str, tuple[Component, ...]] = {}
+    unknown_values: dict[int, ShapeZYX] = {}
     for value in np.unique(label_chunks[:, 0]).tolist():
         rows = label_chunks[label_chunks[:, 0] == value]
         if value in NAME_OF_VALUE:
@@ -101,16 +101,17 @@ def read_voxel_facts(
                 raise scan.miscounted(value)
             pieces[NAME_OF_VALUE[value]] = tuple(found)
         elif str(value) not in scan.attributes.structures:
-            other_at[value] = _voxel_of(engine, scan, scan.label, rows)
-    return VoxelFacts(pieces, other_at, _bone_sample(engine, scan, scan.label, pieces))
+            unknown_values[value] = _voxel_of(engine, scan, scan.label, rows)
+    return VoxelMeasurements(pieces, unknown_values, _bone_sample(engine, scan, scan.label, pieces))
 
 
-def connected_pieces(inside: npt.NDArray[np.bool_], start_zyx: ShapeZYX) -> Iterator[Piece]:
+def connected_components(inside: npt.NDArray[np.bool_], start_zyx: ShapeZYX) -> Iterator[Component]:
     """Yield the connected parts of a mask ``(z, y, x)`` whose first voxel is ``start_zyx``.
 
     Examples
     --------
-    >>> [piece.voxel_zyx for piece in connected_pieces(np.array([[[1, 1, 0, 1]]], bool), (5, 0, 0))]
+    >>> mask = np.array([[[1, 1, 0, 1]]], bool)
+    >>> [component.voxel_zyx for component in connected_components(mask, (5, 0, 0))]
     [(5, 0, 0), (5, 0, 3)]
     """
     parts = _connected(inside)
@@ -125,7 +126,7 @@ def connected_pieces(inside: npt.NDArray[np.bool_], start_zyx: ShapeZYX) -> Iter
         corner = _index(s.start + first for s, first in zip(slices, start_zyx, strict=True))
         shape = _index(s.stop - s.start for s in slices)
         voxel = _index(n + first for n, first in zip(nearest.tolist(), corner, strict=True))
-        yield Piece(counts[number], Box.at(corner, shape), voxel)
+        yield Component(counts[number], Box.at(corner, shape), voxel)
 
 
 def _connected(inside: npt.NDArray[np.bool_]) -> npt.NDArray[Any]:
@@ -138,7 +139,7 @@ def _connected(inside: npt.NDArray[np.bool_]) -> npt.NDArray[Any]:
 
 def _pieces_of_label(
     engine: Engine, label: ArraySpec, value: int, chunks_zyx: npt.NDArray[np.uint32]
-) -> Iterator[Piece]:
+) -> Iterator[Component]:
     """Yield the parts of a label.
 
     Chunks that do not touch are read on their own, so that a voxel far off does not make the box
@@ -151,7 +152,7 @@ def _pieces_of_label(
         box = _box_of_chunks(label, np.argwhere(clusters == cluster))
         voxels = np.empty(box.shape_zyx, np.uint8)
         engine.read_into(label, box, voxels)
-        for piece in connected_pieces(voxels == value, box.start_zyx):
+        for piece in connected_components(voxels == value, box.start_zyx):
             # The box may reach over chunks of another cluster.
             in_chunks = zip(piece.voxel_zyx, label.chunk_shape_zyx, strict=True)
             chunk = _index(n // c for n, c in in_chunks)
@@ -173,17 +174,19 @@ def _voxel_of(
     box = _box_of_chunks(label, np.array([chunk]))
     voxels = np.empty(box.shape_zyx, np.uint8)
     engine.read_into(label, box, voxels)
-    pieces = [*connected_pieces(voxels == value, box.start_zyx)]
+    pieces = [*connected_components(voxels == value, box.start_zyx)]
     if not pieces:
         raise scan.miscounted(value)
     return max(pieces, key=lambda piece: piece.voxel_count).voxel_zyx
 
 
 def _bone_sample(
-    engine: Engine, scan: ScanHandle, label: ArraySpec, pieces: dict[str, tuple[Piece, ...]]
+    engine: Engine, scan: ScanHandle, label: ArraySpec, pieces: dict[str, tuple[Component, ...]]
 ) -> BoneSample | None:
     """Look at the largest vertebra, and at what lies around it."""
-    vertebrae = {name: found[0] for name, found in pieces.items() if name not in NOT_SPACED}
+    vertebrae = {
+        name: found[0] for name, found in pieces.items() if name not in MULTI_SEGMENT_LEVELS
+    }
     if not vertebrae:
         return None
     name = max(vertebrae, key=lambda name: vertebrae[name].voxel_count)
@@ -208,7 +211,7 @@ def _bone_sample(
     )
 
 
-def _box_around(piece: Piece, margin_zyx: npt.NDArray[np.int_], shape_zyx: ShapeZYX) -> Box:
+def _box_around(piece: Component, margin_zyx: npt.NDArray[np.int_], shape_zyx: ShapeZYX) -> Box:
     """Return the box of a piece and its surroundings; of a large one that of its middle."""
     middle = np.array(piece.voxel_zyx)
     start = np.maximum(piece.box.start_zyx - margin_zyx, middle - _MOST_VOXELS // 2)

@@ -20,13 +20,13 @@ from typing import Final, TypeVar
 import regex
 
 from spinezarr.errors import RecipeLimitError
-from spinezarr.text import printable
+from spinezarr.text import to_printable
 
-__all__ = ["MOST_CHARACTERS", "Expression", "expression"]
+__all__ = ["MAX_REGEX_CHARACTERS", "BoundedRegex", "compile_bounded"]
 
 T = TypeVar("T")
 
-MOST_CHARACTERS: Final = 20_000
+MAX_REGEX_CHARACTERS: Final = 20_000
 """Of an expression, those that are made of others included. The longest of a shipped recipe has
 400."""
 _MOST_REPEATED: Final = 4_000
@@ -65,8 +65,8 @@ class _Allowance:
 _ALLOWANCE: Final = _Allowance()
 
 
-class Expression:
-    """A regular expression of a recipe; made by :func:`expression`.
+class BoundedRegex:
+    """A regular expression of a recipe; made by :func:`compile_bounded`.
 
     Parameters
     ----------
@@ -84,8 +84,10 @@ class Expression:
     def __init__(self, text: str, *, ignore_case: bool) -> None:
         self.text = text
         self._flags = regex.DOTALL | (regex.IGNORECASE if ignore_case else 0)
-        if len(text) > MOST_CHARACTERS:
-            raise ValueError(f"it has {len(text)} characters, expected at most {MOST_CHARACTERS}")
+        if len(text) > MAX_REGEX_CHARACTERS:
+            raise ValueError(
+                f"it has {len(text)} characters, expected at most {MAX_REGEX_CHARACTERS}"
+            )
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("error", FutureWarning)
@@ -113,7 +115,7 @@ class Expression:
         """
         return self._in_time(text, self._compiled.fullmatch)
 
-    def found_in(self, text: str) -> list[str]:
+    def findall(self, text: str) -> list[str]:
         """Return all that matches within a text.
 
         Raises
@@ -139,21 +141,21 @@ class Expression:
     def _endless(self, text: str) -> RecipeLimitError:
         return RecipeLimitError(
             f"the regular expression {_shortened(self.text)!r} takes too long to be compared with "
-            f"{printable(_shortened(text))!r}. Make it simpler: let no two of its parts match the "
-            "same text side by side, as in (a|aa)+ or .*.*"
+            f"{to_printable(_shortened(text))!r}. Make it simpler: let no two of its parts match "
+            "the same text side by side, as in (a|aa)+ or .*.*"
         )
 
 
 @cache
-def expression(text: str, *, ignore_case: bool = False) -> Expression:
-    """Return an expression, the same for the same text; see :class:`Expression`.
+def compile_bounded(text: str, *, ignore_case: bool = False) -> BoundedRegex:
+    """Return an expression, the same for the same text; see :class:`BoundedRegex`.
 
     Examples
     --------
-    >>> expression("sub-(?P<id>[0-9]+)").fullmatch("sub-017")["id"]
+    >>> compile_bounded("sub-(?P<id>[0-9]+)").fullmatch("sub-017")["id"]
     '017'
     """
-    return Expression(text, ignore_case=ignore_case)
+    return BoundedRegex(text, ignore_case=ignore_case)
 
 
 def _shortened(text: str) -> str:

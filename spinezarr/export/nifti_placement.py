@@ -23,10 +23,10 @@ import numpy as np
 import numpy.typing as npt
 
 from spinezarr.geometry import GRID_TOLERANCE, Matrix4x4, ShapeIJK, corner_distance_mm
-from spinezarr.placement import other_qform_mm, other_spacing_mm
+from spinezarr.nifti_geometry import conflicting_pixdim_mm, qform_sform_distance_mm
 from spinezarr.store.attributes import NiftiRecord, SourceRecord
 
-__all__ = ["Place", "at_most"]
+__all__ = ["NiftiPlacement", "format_upper_bound_mm"]
 
 # It carries few annotations; strict mypy would refuse each call.
 _nib: Any = nib
@@ -50,7 +50,7 @@ the 1e-4 or so that ITK 5.4 lets pass."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Place:
+class NiftiPlacement:
     """The fields of a header that place the voxels."""
 
     fields: NiftiRecord
@@ -86,7 +86,7 @@ class Place:
         version: _Version = 1 if max(shape) <= _NIFTI_1_AXIS else 2
         notes = []
         if affine is not None:
-            elsewhere = at_most(corner_distance_mm(shape, affine, own))
+            elsewhere = format_upper_bound_mm(corner_distance_mm(shape, affine, own))
             notes.append(f"lies where its image lies; its source says {elsewhere} elsewhere")
         elif source is not None:
             notes = _what_readers_differ_on(source, own, shape)
@@ -106,13 +106,13 @@ class Place:
         rounded = corner_distance_mm(shape, made.header(shape).get_best_affine(), affine)
         if rounded:
             more.append(
-                f"places voxels up to {at_most(rounded)} beside its source, as its affine is "
-                "rounded to float32"
+                f"places voxels up to {format_upper_bound_mm(rounded)} beside its source, as its "
+                "affine is rounded to float32"
             )
         return cls(fields, affine, (*notes, *more))
 
     @classmethod
-    def at(cls, affine: Matrix4x4, shape: ShapeIJK) -> Self:
+    def from_affine(cls, affine: Matrix4x4, shape: ShapeIJK) -> Self:
         """State a place in NIfTI-1, as sform and, where it can, as qform.
 
         Parameters
@@ -185,7 +185,7 @@ def _both_forms(
     )
     if skew <= _PERPENDICULAR:
         return fields, []
-    return fields, [f"{axes} place voxels up to {at_most(moved)} elsewhere"]
+    return fields, [f"{axes} place voxels up to {format_upper_bound_mm(moved)} elsewhere"]
 
 
 def _what_readers_differ_on(source: NiftiRecord, affine: Matrix4x4, shape: ShapeIJK) -> list[str]:
@@ -197,11 +197,11 @@ def _what_readers_differ_on(source: NiftiRecord, affine: Matrix4x4, shape: Shape
     unit = _UNITS.get(source.xyzt_units & _LENGTH_BITS)
     if unit is not None:
         found.append(f"states its lengths in mm; its source calls the same numbers {unit}")
-    if other_spacing_mm(source, shape, affine) is not None:
+    if conflicting_pixdim_mm(source, shape, affine) is not None:
         found.append("has the lengths of its sform in pixdim, where its source has others")
-    apart = other_qform_mm(source, shape, affine)
+    apart = qform_sform_distance_mm(source, shape, affine)
     if apart is not None:
-        by = f"by {at_most(apart)}"
+        by = f"by {format_upper_bound_mm(apart)}"
         found.append(f"has a qform that agrees with its sform; its source's differs {by}")
     return found
 
@@ -221,12 +221,12 @@ def _skew(affine: Matrix4x4) -> float:
     return float(np.abs(directions.T @ directions - np.eye(3)).max())
 
 
-def at_most(mm: float) -> str:
+def format_upper_bound_mm(mm: float) -> str:
     """Show a length, rounded up to one digit.
 
     Examples
     --------
-    >>> at_most(7.63e-6), at_most(0.0), at_most(870.0)
+    >>> format_upper_bound_mm(7.63e-6), format_upper_bound_mm(0.0), format_upper_bound_mm(870.0)
     ('8e-06 mm', '0 mm', '900 mm')
     """
     if mm == 0:

@@ -24,10 +24,16 @@ from spinezarr.geometry import (
     corner_distance_mm,
 )
 
-__all__ = ["NiftiPlace", "is_unplaced", "other_qform_mm", "other_spacing_mm", "qform_affine"]
+__all__ = [
+    "NiftiGeometry",
+    "conflicting_pixdim_mm",
+    "is_default_affine",
+    "qform_affine",
+    "qform_sform_distance_mm",
+]
 
 
-class NiftiPlace(Protocol):
+class NiftiGeometry(Protocol):
     """Fields of a NIfTI header, named as in ``nifti1.h``."""
 
     @property
@@ -56,7 +62,7 @@ class NiftiPlace(Protocol):
         ...
 
 
-def qform_affine(place: NiftiPlace) -> Matrix4x4:
+def qform_affine(place: NiftiGeometry) -> Matrix4x4:
     """Return voxel ``(i, j, k, 1)`` to RAS+ mm as the qform states it (method 2 of ``nifti1.h``).
 
     A quaternion that is longer than 1 is shortened, as in nifti_clib.
@@ -84,8 +90,8 @@ def qform_affine(place: NiftiPlace) -> Matrix4x4:
     return affine
 
 
-def other_spacing_mm(
-    place: NiftiPlace, shape_ijk: ShapeIJK, affine: Matrix4x4
+def conflicting_pixdim_mm(
+    place: NiftiGeometry, shape_ijk: ShapeIJK, affine: Matrix4x4
 ) -> tuple[float, float, float] | None:
     """Return the spacing in ``pixdim``, mm along i, j and k, if the sform states another one.
 
@@ -115,13 +121,15 @@ def other_spacing_mm(
     return (i, j, k)
 
 
-def other_qform_mm(place: NiftiPlace, shape_ijk: ShapeIJK, affine: Matrix4x4) -> float | None:
+def qform_sform_distance_mm(
+    place: NiftiGeometry, shape_ijk: ShapeIJK, affine: Matrix4x4
+) -> float | None:
     """Return how far the qform places a corner from where the sform does, in mm.
 
     Parameters
     ----------
     place, shape_ijk, affine
-        As of :func:`other_spacing_mm`.
+        As of :func:`conflicting_pixdim_mm`.
 
     Returns
     -------
@@ -140,7 +148,7 @@ def other_qform_mm(place: NiftiPlace, shape_ijk: ShapeIJK, affine: Matrix4x4) ->
     return distance if math.isfinite(distance) else sys.float_info.max
 
 
-def is_unplaced(affine: Matrix4x4) -> bool:
+def is_default_affine(affine: Matrix4x4) -> bool:
     """Whether an affine is what programs write for an array without a place.
 
     That is voxels of 1 mm from the origin on, along the world axes, in any directions: nibabel's
@@ -148,7 +156,9 @@ def is_unplaced(affine: Matrix4x4) -> bool:
 
     Examples
     --------
-    >>> is_unplaced(np.diag([-1.0, -1.0, 1.0, 1.0])), is_unplaced(np.diag([0.7, 0.7, 1.0, 1.0]))
-    (True, False)
+    >>> is_default_affine(np.diag([-1.0, -1.0, 1.0, 1.0]))
+    True
+    >>> is_default_affine(np.diag([0.7, 0.7, 1.0, 1.0]))
+    False
     """
     return bool(np.array_equal(np.abs(affine), np.eye(4)))

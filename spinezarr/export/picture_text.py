@@ -9,7 +9,7 @@ from matplotlib.font_manager import findfont, get_font
 from matplotlib.patheffects import withStroke
 from matplotlib.text import Text
 
-from spinezarr.text import printable
+from spinezarr.text import to_printable
 
 __all__ = [
     "DPI",
@@ -17,10 +17,10 @@ __all__ = [
     "LETTER_FONT",
     "QUIET_COLOR",
     "TEXT_COLOR",
-    "drawable",
+    "draw_name",
+    "draw_text",
     "name_width",
-    "write",
-    "write_name",
+    "to_drawable",
 ]
 
 DPI: Final = 100
@@ -34,13 +34,13 @@ _LONGEST: Final = 120
 """Characters of a title or name; more would make pictures of any size."""
 
 
-def drawable(text: str, longest: int | None = _LONGEST) -> str:
+def to_drawable(text: str, longest: int | None = _LONGEST) -> str:
     """Return text of others as a picture can show it: one line, in letters that the font has.
 
     Others stand as escapes, as matplotlib would draw an empty box and warn. Nothing in it is a
     formula, as long as it is drawn with ``parse_math=False`` and without TeX.
     """
-    shown = printable(text, longest)
+    shown = to_printable(text, longest)
     if shown.isascii():
         return shown
     return "".join(
@@ -60,14 +60,14 @@ def name_width(name: str, px: float) -> float:
     return EM_PER_CHARACTER * px * len(name)
 
 
-def write_name(axes: Axes, at: tuple[float, float], name: str, px: float, *, ha: str) -> None:
+def draw_name(axes: Axes, at: tuple[float, float], name: str, px: float, *, ha: str) -> None:
     """Write a vertebra's name at millimeters, legible on bone and on air."""
-    text = write(axes, at, name, px, ha=ha, va="center_baseline", color="white")
+    text = draw_text(axes, at, name, px, ha=ha, va="center_baseline", color="white")
     outline = [withStroke(linewidth=2.4, foreground="black")]
     text.set(transform=axes.transData, path_effects=outline, zorder=4)
 
 
-def write(
+def draw_text(
     where: Figure | Axes,
     at: tuple[float, float],
     text: str,

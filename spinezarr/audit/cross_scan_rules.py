@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 import xarray as xr
 
 from spinezarr.audit.finding import Finding
-from spinezarr.public_url import public_url
+from spinezarr.redaction import redact_url
 
-__all__ = ["ScanKey", "keys_of", "same_image", "same_patient"]
+__all__ = ["ScanKey", "same_image", "same_patient", "scan_keys"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +25,7 @@ class ScanKey:
     image_checksum: str
 
 
-def keys_of(url: str, dataset: str, table: xr.Dataset) -> list[ScanKey]:
+def scan_keys(url: str, dataset: str, table: xr.Dataset) -> list[ScanKey]:
     """Return the keys of a store's scans."""
     columns = (table[name].to_numpy() for name in ("scan", "patient_id", "split", "image_checksum"))
     return [ScanKey(url, dataset, *map(str, row)) for row in zip(*columns, strict=True)]
@@ -93,7 +93,7 @@ def _finding(rule: str, key: ScanKey, others: list[ScanKey], text: str, *, error
             "split": key.split,
             "others": [
                 {
-                    "store": public_url(other.url),
+                    "store": redact_url(other.url),
                     "dataset": other.dataset,
                     "scan": other.scan_id,
                     "split": other.split,
