@@ -29,7 +29,7 @@ from spinezarr.store.bundle import TABLE_BUNDLE
 from spinezarr.store.ledger import LEDGER_FILE, FolderPart, FolderRecord, Ledger, LedgerEntry
 from spinezarr.store.lock import LATE_FILE, LOCK_FILE, _Holder
 from spinezarr.store.sharding import CHUNK_ROW
-from spinezarr.store.table import own_columns
+from spinezarr.store.table import build_table, own_columns
 from spinezarr.vertebrae import LEVELS, NAME_OF_VALUE
 
 PAGE = (Path(__file__).parents[2] / "docs" / "store-format.md").read_text()
@@ -116,6 +116,17 @@ def test_every_column_of_the_table_is_specified():
         name: (dims, "string" if dtype.kind == "T" else dtype.name)
         for name, (dims, dtype) in own_columns().items()
     }
+
+
+def test_the_attributes_of_columns_are_those_of_the_code():
+    specified = {}
+    for columns, attributes in tables(section("Scan table"))[1][:-1]:
+        words = NAME.findall(attributes.partition("; with")[0])
+        for column in NAME.findall(columns):
+            specified[column] = dict(zip(words[::2], words[1::2], strict=True))
+    root = dict.fromkeys(("dataset", "title", "license", "citation"), "")
+    table = build_table(RootAttributes(format_version=layout.FORMAT_VERSION, **root), [])
+    assert specified == {name: v.attrs for name, v in table.variables.items() if v.attrs}
 
 
 def test_the_version_and_the_keys_are_those_of_the_code():

@@ -1,0 +1,487 @@
+"""What ``docs/store-format.md`` says suffices to write a store that spinezarr takes as its own.
+
+Nothing of the package is used to write; sections are those of the page.
+"""
+
+import base64
+import hashlib
+import json
+import zlib
+from pathlib import Path
+
+import google_crc32c
+import numpy as np
+import pytest
+import xarray as xr
+from numcodecs import blosc, zstd
+
+import spinezarr
+from spinezarr.verify.store import verify_store
+
+CHUNK, PER_SHARD = (8, 6, 4), (2, 1, 2)
+"""Shapes that spinezarr itself does not write."""
+LEVELS = [
+    *(f"C{n}" for n in range(1, 8)),
+    *(f"T{n}" for n in range(1, 14)),
+    *(f"L{n}" for n in range(1, 7)),
+    *("S1", "S2", "sacrum", "coccyx"),
+]
+SPACING_ZYX, ORIGIN_ZYX = (2.5, 0.5, 0.75), (-40.0, 3.0, 7.5)
+
+
+def as_json(value, **options):
+    return json.dumps(value, **options).encode()
+
+
+def crc32c(data):
+    return google_crc32c.value(bytes(data))
+
+
+def ended(data):
+    """Return data with the CRC-32C that ends it."""
+    return data + crc32c(data).to_bytes(4, "little")
+
+
+def sealed(group):
+    """Section 4."""
+    checksum = f"{crc32c(as_json(group)):08x}"
+    return as_json({**group, "attributes": {**group["attributes"], "metadata_crc32c": checksum}})
+
+
+def group_of(attributes, members=None):
+    group = {"attributes": attributes, "zarr_format": 3, "node_type": "group"}
+    if members is None:
+        return group
+    together = {"kind": "inline", "must_understand": False, "metadata": members}
+    return {**group, "consolidated_metadata": together}
+
+
+def array_of(shape, chunks, data_type, fill, codecs, names, attributes):
+    return {
+        "zarr_format": 3,
+        "node_type": "array",
+        "shape": list(shape),
+        "data_type": data_type,
+        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": list(chunks)}},
+        "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
+        "fill_value": fill,
+        "codecs": codecs,
+        "attributes": attributes,
+        "dimension_names": list(names),
+    }
+
+
+BYTES = {"name": "bytes", "configuration": {"endian": "little"}}
+CRC32C = {"name": "crc32c"}
+
+
+def blosc_codec(itemsize):
+    options = {"typesize": itemsize, "cname": "lz4", "clevel": 1, "shuffle": "noshuffle"}
+    return {"name": "blosc", "configuration": {**options, "blocksize": 0}}
+
+
+def packed(values):
+    """Section 8.1."""
+    values = np.ascontiguousarray(values)
+    return ended(bytes(blosc.compress(values, b"lz4", 1, 0, 0, values.itemsize)))
+
+
+def entry_of(data):
+    return {"size_bytes": len(data), "crc32": f"{zlib.crc32(data):08x}"}
+
+
+def grid(shape, block):
+    return [-(-n // b) for n, b in zip(shape, block, strict=True)]
+
+
+def chunks_of(volume, fill, shape=CHUNK):
+    """Yield index and voxels of each chunk in C order, padded."""
+    for index in np.ndindex(*grid(volume.shape, shape)):
+        whole = np.full(shape, fill, volume.dtype)
+        start = [i * n for i, n in zip(index, shape, strict=True)]
+        part = volume[tuple(slice(a, a + n) for a, n in zip(start, shape, strict=True))]
+        whole[tuple(map(slice, part.shape))] = part
+        yield index, whole
+
+
+def shards_of(name, volume, fill, *, skips_background):
+    """Sections 6.3 and 8.2: yield key, bytes and manifest entry of each shard."""
+    shards = {}
+    for index, voxels in chunks_of(volume, fill):
+        if skips_background and not voxels.any():
+            continue
+        shard = tuple(i // n for i, n in zip(index, PER_SHARD, strict=True))
+        inside = [i % n for i, n in zip(index, PER_SHARD, strict=True)]
+        position = int(np.ravel_multi_index(inside, PER_SHARD))
+        shards.setdefault(shard, {})[position] = packed(voxels)
+    for shard, chunks in shards.items():
+        index = np.full((np.prod(PER_SHARD), 2), 2**64 - 1, "<u8")
+        rows, offset = b"", 0
+        for position in sorted(chunks):
+            size, checksum = len(chunks[position]), chunks[position][-4:]
+            index[position] = offset, size
+            rows += np.array([position, size], "<u4").tobytes() + checksum
+            offset += size
+        data = b"".join(chunks[position] for position in sorted(chunks)) + ended(index.tobytes())
+        more = {
+            "index_crc32c": f"{crc32c(index.tobytes()):08x}",
+            "chunks": base64.b64encode(rows).decode(),
+        }
+        yield f"{name}/c/" + "/".join(map(str, shard)), data, {**entry_of(data), **more}
+
+
+def digest(data):
+    return hashlib.sha256(data).hexdigest()[:32]
+
+
+def sharded(volume, fill, attributes):
+    inner = [BYTES, blosc_codec(volume.itemsize), CRC32C]
+    sharding = {"chunk_shape": list(CHUNK), "codecs": inner, "index_codecs": [BYTES, CRC32C]}
+    codecs = [{"name": "sharding_indexed", "configuration": sharding}]
+    shape = [c * n for c, n in zip(CHUNK, PER_SHARD, strict=True)]
+    name = volume.dtype.name
+    return array_of(volume.shape, shape, name, fill, codecs, "zyx", attributes)
+
+
+def small(values, names, attributes):
+    codecs = [BYTES, blosc_codec(values.itemsize), CRC32C]
+    shape = values.shape
+    return array_of(shape, shape, values.dtype.name, 0, codecs, names, attributes)
+
+
+def image_checksum(values, fill, chunk_shape):
+    """Section 8.5."""
+    checksums = [crc32c(chunk.tobytes()) for _, chunk in chunks_of(values, fill, chunk_shape)]
+    return digest(np.array(checksums, "<u4").tobytes())
+
+
+def content_checksum(scan):
+    """Section 8.5."""
+    mask = sorted(
+        [key.replace(".", "/"), entry["size_bytes"], entry["crc32"]]
+        for key, entry in scan["manifest"].items()
+        if key.startswith(("label/c/", "label/c."))
+    )
+    grid = [scan[key] for key in ("shape_zyx", "affine", "image_dtype", "image_checksum")]
+    return digest(as_json([*grid, mask]))
+
+
+def boxes_of(label):
+    found = {}
+    for value in np.unique(label[label > 0]).tolist():
+        at = np.argwhere(label == value)
+        found[f"L{value - 19}"] = {
+            "voxel_count": len(at),
+            "centroid_zyx": at.mean(0).tolist(),
+            "start_zyx": at.min(0).tolist(),
+            "stop_zyx": (at.max(0) + 1).tolist(),
+        }
+    return found
+
+
+def write_scan(folder, scan_id, image, label):
+    """Sections 6, 7 and 14; returns the attributes."""
+    counts = [
+        (value, *index, int((voxels == value).sum()))
+        for index, voxels in chunks_of(label, 0)
+        for value in np.unique(voxels[voxels > 0]).tolist()
+    ]
+    counts = np.array(sorted(counts), "<u4")
+    z, y, x = SPACING_ZYX
+    c, b, a = ORIGIN_ZYX
+    affine = [[x, 0.0, 0.0, a], [0.0, y, 0.0, b], [0.0, 0.0, z, c], [0.0, 0.0, 0.0, 1.0]]
+    values = sorted(np.unique(label[label > 0]).tolist())
+    flags = {
+        "long_name": "vertebra",
+        "flag_values": [0, *values],
+        "flag_meanings": " ".join(["background", *(f"L{value - 19}" for value in values)]),
+    }
+    directions = ("toward superior", "toward anterior", "toward the patient's right")
+    columns = ["label", "chunk_z", "chunk_y", "chunk_x", "voxel_count"]
+    members = {
+        "image": sharded(image, -32768, {"long_name": "CT number", "units": "HU"}),
+        "label": sharded(label, 0, flags),
+        "sampling": group_of({}),
+        "sampling/label_chunks": small(counts, ("entry", "column"), {"columns": columns}),
+    }
+    files = {"sampling/label_chunks/c/0/0": packed(counts)}
+    axes = zip("zyx", image.shape, SPACING_ZYX, ORIGIN_ZYX, directions, strict=True)
+    for axis, n, spacing, origin, direction in axes:
+        positions = origin + spacing * np.arange(n)
+        about = {"axis": axis.upper(), "long_name": direction, "units": "mm"}
+        members[axis] = small(positions, (axis,), about)
+        files[f"{axis}/c/0"] = packed(positions)
+    files |= {f"{name}/zarr.json": as_json(metadata) for name, metadata in members.items()}
+    manifest = {key: entry_of(data) for key, data in files.items()}
+    for name, volume, fill, skips in (("image", image, -32768, False), ("label", label, 0, True)):
+        for key, data, entry in shards_of(name, volume, fill, skips_background=skips):
+            files[key], manifest[key] = data, entry
+    source = {
+        "file": f"{scan_id}.nii.gz",
+        "size_bytes": 5,
+        "sha256": "0" * 64,
+        "dtype": "int16",
+        "shape_ijk": list(image.shape[::-1]),
+        "affine_ijk": affine,
+        "orientation": "RAS",
+        "stored_dtype": "<i2",
+        "scaling": None,
+        "nifti": None,
+        "metaimage": None,
+    }
+    attributes = {
+        "dataset": "by-hand",
+        "scan_id": scan_id,
+        "patient_id": "P1",
+        "source": "",
+        "split": "train",
+        "split_index": -1,
+        "license": "CC0-1.0",
+        "citation": "none",
+        "affine": affine,
+        "affine_columns": "x, y, z, 1",
+        "shape_zyx": list(image.shape),
+        "spacing_zyx_mm": list(SPACING_ZYX),
+        "oblique_deg": 0.0,
+        "label_state": "unknown",
+        "image_dtype": "int16",
+        "image_stored_dtype": "int16",
+        "image_scaling": None,
+        "image_range_hu": [float(image.min()), float(image.max())],
+        "image_nan_voxels": 0,
+        "image_infinite_voxels": 0,
+        "image_checksum": image_checksum(image, -32768, CHUNK),
+        "vertebrae": boxes_of(label),
+        "other_labels": {},
+        "structures": {},
+        "centroids": {"L1": {"position_zyx_mm": [1.0, 2.0, 3.0], "label_distance_mm": 4.0}},
+        "columns": {"scanner": "A", "erratum": "L2 is L3", "split": "fold 1"},
+        "sidecar": {},
+        "source_bytes": 10,
+        "source_key": "",
+        "image_source": {**source, "series": None},
+        "label_source": {**source, "parts": [], "values": [], "rounded_voxels": 0},
+        "centroid_source": None,
+        "written_by": "a page",
+        "notes": [],
+        "manifest": manifest,
+    }
+    files["zarr.json"] = sealed(group_of(attributes, members))  # last: it makes the scan visible
+    write(folder, files)
+    return attributes
+
+
+def write(folder, files):
+    for key, data in files.items():
+        path = folder / key
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+
+
+def texts(values):
+    """Section 9: vlen-utf8."""
+    encoded = [value.encode() for value in values]
+    lengths = [len(value).to_bytes(4, "little") for value in encoded]
+    parts = [part for pair in zip(lengths, encoded, strict=True) for part in pair]
+    return len(values).to_bytes(4, "little") + b"".join(parts)
+
+
+def column_values(scans):
+    """Section 9: the values of each column, with its dimensions."""
+    shape = (len(scans), len(LEVELS))
+    count, volume = np.zeros(shape, "i8"), np.full(shape, np.nan)
+    center, annotated = np.full((*shape, 3), np.nan), np.full((*shape, 3), np.nan)
+    distance = np.full(shape, np.nan)
+    start, stop = np.full((*shape, 3), -1, "i4"), np.full((*shape, 3), -1, "i4")
+    for row, scan in enumerate(scans):
+        affine = np.array(scan["affine"])
+        for name, box in scan["vertebrae"].items():
+            at = row, LEVELS.index(name)
+            count[at] = box["voxel_count"]
+            volume[at] = box["voxel_count"] * abs(np.linalg.det(affine[:3, :3])) / 1000
+            center[at] = (affine @ [*box["centroid_zyx"][::-1], 1])[2::-1]
+            start[at], stop[at] = box["start_zyx"], box["stop_zyx"]
+        for name, point in scan["centroids"].items():
+            at = row, LEVELS.index(name)
+            annotated[at], distance[at] = point["position_zyx_mm"], point["label_distance_mm"]
+
+    def each(name, dtype=None):
+        cells = [scan[name] for scan in scans]
+        return ("scan",), cells if dtype is None else np.array(cells, dtype)
+
+    by_axis, by_vertebra = ("scan", "axis"), ("scan", "vertebra")
+    by_both = ("scan", "vertebra", "axis")
+    stored = [sum(e["size_bytes"] for e in scan["manifest"].values()) for scan in scans]
+    return {
+        "scan": each("scan_id"),
+        "vertebra": (("vertebra",), LEVELS),
+        "axis": (("axis",), ["z", "y", "x"]),
+        **{name: each(name) for name in ("patient_id", "source", "split")},
+        "split_index": each("split_index", "i4"),
+        "shape_zyx": (by_axis, each("shape_zyx", "i4")[1]),
+        "spacing_zyx_mm": (by_axis, each("spacing_zyx_mm", "f8")[1]),
+        "orientation": (("scan",), [scan["image_source"]["orientation"] for scan in scans]),
+        **{name: each(name) for name in ("label_state", "image_dtype", "image_stored_dtype")},
+        "image_min_hu": (("scan",), np.array([scan["image_range_hu"][0] for scan in scans])),
+        "image_max_hu": (("scan",), np.array([scan["image_range_hu"][1] for scan in scans])),
+        "image_nan_voxels": each("image_nan_voxels", "i8"),
+        "image_infinite_voxels": each("image_infinite_voxels", "i8"),
+        "other_label_voxels": (("scan",), np.zeros(len(scans), "i8")),
+        "image_checksum": each("image_checksum"),
+        "content_checksum": (("scan",), [content_checksum(scan) for scan in scans]),
+        "image_sha256": (("scan",), [scan["image_source"]["sha256"] for scan in scans]),
+        "source_bytes": each("source_bytes", "i8"),
+        "stored_bytes": (("scan",), np.array(stored, "i8")),
+        "voxel_count": (by_vertebra, count),
+        "volume_cm3": (by_vertebra, volume),
+        "centroid_zyx_mm": (by_both, center),
+        "annotated_centroid_zyx_mm": (by_both, annotated),
+        "annotated_centroid_distance_mm": (by_vertebra, distance),
+        "bbox_start_zyx": (by_both, start),
+        "bbox_stop_zyx": (by_both, stop),
+        "audit": (("scan",), [""] * len(scans)),
+        "audit_findings": (("scan",), [""] * len(scans)),
+        "anomaly": (("scan",), [""] * len(scans)),
+        "erratum": (("scan",), [scan["columns"]["erratum"] for scan in scans]),
+        "scanner": (("scan",), [scan["columns"]["scanner"] for scan in scans]),
+        "split_in_source": (("scan",), [scan["columns"]["split"] for scan in scans]),
+    }
+
+
+def attributes_of_columns():
+    voxel, mm, byte, hu = ({"units": unit} for unit in ("voxel", "mm", "byte", "HU"))
+    placed = {"units": "mm", "frame": "RAS+"}
+    to_label = "to the nearest voxel of the vertebra's label"
+
+    def named(text):
+        return {"long_name": text}
+
+    return {
+        **dict.fromkeys(("shape_zyx", "bbox_start_zyx", "bbox_stop_zyx"), voxel),
+        "spacing_zyx_mm": mm,
+        **dict.fromkeys(("centroid_zyx_mm", "annotated_centroid_zyx_mm"), placed),
+        "annotated_centroid_distance_mm": {**mm, **named(to_label)},
+        "volume_cm3": {"units": "cm3"},
+        **dict.fromkeys(("image_min_hu", "image_max_hu"), hu),
+        **dict.fromkeys(("source_bytes", "stored_bytes"), byte),
+        "orientation": named("directions of the source file's axes"),
+        "image_stored_dtype": named("type of the stored numbers, before their scaling"),
+        "image_nan_voxels": named("voxels of the image that are not a number"),
+        "image_infinite_voxels": named("voxels of the image that are infinite"),
+        "other_label_voxels": named("voxels of values outside the label scheme"),
+        "content_checksum": named("hash of grid, type and voxels of image and mask"),
+        "image_sha256": named("sha256 of the source image file"),
+        "audit": named("ok, or worst severity found; empty if not audited"),
+        "split_in_source": named("split"),
+    }
+
+
+def table_files(root, scans):
+    attributes = attributes_of_columns()
+    members, files = {}, {}
+    for name, (dims, values) in column_values(scans).items():
+        if isinstance(values, list):
+            kind, fill, shape, first = "string", "", (len(values),), {"name": "vlen-utf8"}
+            data = texts(values)
+        else:
+            kind, shape, first = values.dtype.name, values.shape, BYTES
+            fill, data = "NaN" if kind == "float64" else 0, values.tobytes()
+        codecs = [first, {"name": "zstd", "configuration": {"level": 3, "checksum": False}}, CRC32C]
+        about = attributes.get(name, {})
+        members[name] = array_of(shape, shape, kind, fill, codecs, dims, about)
+        key = f"{name}/c/" + "/".join("0" * len(shape))
+        files[key] = ended(bytes(zstd.compress(data, 3)))
+    chunks = dict(files)
+    files |= {f"{name}/zarr.json": as_json(metadata) for name, metadata in members.items()}
+    said = {k: v for k, v in root.items() if v and k not in ("format", "format_version")}
+    manifest = {key: entry_of(data) for key, data in files.items()}
+    group = sealed(group_of({**said, "manifest": manifest}, members))
+    return {**files, "zarr.json": group}, {**chunks, "zarr.json": group}
+
+
+def write_store(place, scans):
+    root = {
+        "format": "spinezarr",
+        "format_version": 5,
+        "dataset": "by-hand",
+        "title": "Written by hand",
+        "license": "CC0-1.0",
+        "citation": "none",
+        "homepage": None,
+    }
+    write(place, {"zarr.json": sealed(group_of(root)), "scans/zarr.json": as_json(group_of({}))})
+    written = [
+        write_scan(place / "scans" / scan_id, scan_id, *pair) for scan_id, pair in scans.items()
+    ]
+    files, bundled = table_files(root, written)
+    write(place / "table", files)
+    bundle = {key: base64.b64encode(data).decode() for key, data in bundled.items()}
+    write(place, {"table_bundle/zarr.json": sealed(group_of({"files": bundle}))})
+    ledger = {}
+    for scan in written:
+        text = as_json(scan, sort_keys=True)
+        ledger[scan["scan_id"]] = {"inputs": "", "stamp": "", "identity": digest(text)}
+    write(place, {"ingest/zarr.json": sealed(group_of({"scans": ledger, "folders": {}}))})
+
+
+@pytest.fixture(scope="module")
+def scans():
+    rng = np.random.default_rng(5)
+    found = {}
+    for scan_id, shape in (("scan_2", (19, 13, 11)), ("scan_10", (8, 6, 4))):
+        image = rng.integers(-1024, 3071, shape).astype(np.int16)
+        label = np.zeros(shape, np.uint8)
+        label[3:7, 2:5, 1:3], label[-2:, -3:, -3:] = 20, 21
+        found[scan_id] = image, label
+    return found
+
+
+@pytest.fixture(scope="module")
+def place(scans, tmp_path_factory):
+    place = tmp_path_factory.mktemp("page") / "by-hand.zarr"
+    write_store(place, scans)
+    return place
+
+
+def test_spinezarr_finds_no_fault_in_it(place):
+    verification = verify_store(str(place))
+    assert verification.faults == ()
+    assert verification.leftovers == ()
+    assert set(verification.scans) == {"scan_2", "scan_10"}
+
+
+def test_spinezarr_and_xarray_read_it(place, scans):
+    store = spinezarr.open(place)
+    assert store.table.scan.to_numpy().tolist() == ["scan_2", "scan_10"]
+    assert store.table.erratum.to_numpy().tolist() == ["L2 is L3"] * 2
+    for scan_id, (image, label) in scans.items():
+        for scan in (store.scan(scan_id), xr.open_zarr(place / "scans" / scan_id)):
+            np.testing.assert_array_equal(scan.image, image)
+            np.testing.assert_array_equal(scan.label, label)
+    table = xr.open_zarr(place / "table")
+    for name, column in store.table.variables.items():
+        np.testing.assert_array_equal(table[name].to_numpy(), column.to_numpy())
+
+
+def test_spinezarr_streams_from_it(place, scans):
+    patches = spinezarr.open(place).patches((6, 5, 4), batch_size=4, foreground=1.0, n_samples=8)
+    for batch in patches:
+        for scan_id, start, found in zip(batch.scan_id, batch.start_zyx, batch.label, strict=True):
+            whole = np.pad(scans[scan_id][1], 8)
+            box = tuple(slice(a + 8, a + 8 + n) for a, n in zip(start, found.shape, strict=True))
+            np.testing.assert_array_equal(found, whole[box])
+
+
+def test_hashes_of_images_of_any_type_are_as_the_page_says(odd):
+    table = spinezarr.open(odd.url).table
+    for scan_id in odd.image:
+        folder = Path(odd.url) / "scans" / scan_id
+        group = json.loads((folder / "zarr.json").read_bytes())
+        scan = group["attributes"]
+        image = group["consolidated_metadata"]["metadata"]["image"]
+        values = xr.open_zarr(folder).image.to_numpy()
+        assert values.dtype == scan["image_dtype"]
+        fill = image["fill_value"] if scan["image_scaling"] is None else np.nan
+        chunk_shape = image["codecs"][0]["configuration"]["chunk_shape"]
+        assert image_checksum(values, fill, chunk_shape) == scan["image_checksum"], scan_id
+        assert content_checksum(scan) == table.content_checksum.sel(scan=scan_id)
