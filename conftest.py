@@ -34,7 +34,7 @@ from spinezarr.store.attributes import ManifestEntry, ShardEntry
 from spinezarr.store.bundle import TABLE_BUNDLE, unbundle_files
 from spinezarr.store.folder import StoreFolder
 from spinezarr.store.sharding import ABSENT, CHECKSUM_BYTES, index_bytes, parse_index
-from spinezarr.stream.read.fetch import ByteRange, ByteRanges, Fetcher, LocalFetcher, Pieces
+from spinezarr.stream.read.fetch import ByteRange, ByteRanges, FetchedRanges, Fetcher, LocalFetcher
 from spinezarr.testing import WrittenScan, write_ctspine1k
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ class NotingFetcher(Fetcher):
         self.calls: list[ByteRanges] = []
         self._fetch = fetch or LocalFetcher(StoreFolder.at("/"))
 
-    def __call__(self, ranges: ByteRanges) -> AbstractContextManager[Pieces]:
+    def __call__(self, ranges: ByteRanges) -> AbstractContextManager[FetchedRanges]:
         """See :class:`Fetcher`."""
         self.calls.append(ranges)
         return self._fetch(ranges)

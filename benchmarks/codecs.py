@@ -225,7 +225,7 @@ class Packed:
         plan = plan_reads([(self._spec, box)])
         for chunk in range(len(plan)):
             index = plan.chunk_index(chunk)
-            ((_, within_chunk, within_box),) = plan.shares(chunk)
+            ((_, within_chunk, within_box),) = plan.pieces(chunk)
             present = index in self._chunks
             part = self._decode(index)[within_chunk.slices] if present else 0
             out[within_box.slices] = part

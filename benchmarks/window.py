@@ -51,7 +51,7 @@ class EqualVolumes:
         """Return the chunks of the default store."""
         return BALANCED.chunk_shape_zyx
 
-    def voxels_around(self, scan_id: str, vertebra: str, k: int) -> tuple[np.ndarray, int]:
+    def chunk_voxels(self, scan_id: str, vertebra: str, k: int) -> tuple[np.ndarray, int]:
         """Return nothing: only uniform draws are counted."""
         raise NotImplementedError(scan_id, vertebra, k)
 
@@ -148,11 +148,11 @@ def measure(
 
 def core_s(stream: PatchStream, n_samples: int) -> float:
     """Return the core time of one sample, in seconds, of about so many."""
-    stream.read_unit(0)  # memory and shard indices are there from now on
+    stream.read_group(0)  # memory and shard indices are there from now on
     started, done, unit = time.thread_time(), 0, 0
     while done < n_samples:
         unit += 1
-        done += sum(map(len, stream.read_unit(unit)))
+        done += sum(map(len, stream.read_group(unit)))
     return (time.thread_time() - started) / done
 
 

@@ -18,15 +18,15 @@ from spinezarr.remote.requests import IN_FLIGHT
 from spinezarr.stats.statistics import Statistics, compute_statistics, select_scans
 from spinezarr.store.reader import StoreReader, named_scans
 from spinezarr.stream.draw.sampler import Centers, Sampler
-from spinezarr.stream.draw.volumes import StoredVolumes
+from spinezarr.stream.draw.voxel_finder import StoredVoxelFinder
 from spinezarr.stream.draw.window import Shuffle, window_sampler
 from spinezarr.stream.epoch.grid import GridStream, Tiling
 from spinezarr.stream.epoch.stream import OnChange, PatchStream, image_dtype_of
+from spinezarr.stream.read.batch_client import BatchClient, Transfer, api_url, store_url
 from spinezarr.stream.read.engine import Engine
 from spinezarr.stream.read.fetch import fetcher_for
 from spinezarr.stream.read.nonfinite import Nonfinite, refuse_nonfinite
 from spinezarr.stream.read.range_cache import DiskCache
-from spinezarr.stream.read.service import PatchService, Transfer, service_url, store_url
 from spinezarr.stream.spacing import OWN_SPACING, TargetZYX, patch_size, target_spacing
 from spinezarr.text import count_noun, to_nfc, to_printable, to_printable_json
 
@@ -203,8 +203,8 @@ class Store:
         if transfer not in get_args(Transfer):
             raise UsageError(f"transfer {transfer!r}: must be {', '.join(get_args(Transfer))}.")
         self._transfer = transfer
-        served = None if cache or cache_bytes else service_url(reader.url)
-        self._service = None if served is None else PatchService(served, transfer)
+        served = None if cache or cache_bytes else api_url(reader.url)
+        self._batch_client = None if served is None else BatchClient(served, transfer)
 
     def __repr__(self) -> str:
         table = self.table
@@ -1018,7 +1018,7 @@ class Store:
         )
         window = window_sampler(
             sampler,
-            StoredVolumes(self._reader, self._engine),
+            StoredVoxelFinder(self._reader, self._engine),
             shuffle=shuffle,
             window_scans=window_scans,
             samples_per_scan=samples_per_scan,
@@ -1039,7 +1039,7 @@ class Store:
             neighbors=neighbors,
             neighbor_step_mm=neighbor_step_mm,
             on_change=on_change,
-            service=self._service,
+            client=self._batch_client,
         )
 
 

@@ -195,7 +195,7 @@ def test_the_example_of_a_plan_is_what_is_planned():
         name: [[int(part) for part in cell.split(",")] for cell in cells.split(" | ")]
         for name, cells in rows
     }
-    told["first_share"].append([6])
+    told["first_piece"].append([6])
     fields = {field.name for field in dataclasses.fields(ReadPlan)} - {"arrays"}
     assert told.keys() == fields
     for name, values in told.items():

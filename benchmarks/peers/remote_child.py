@@ -29,7 +29,7 @@ from spinezarr.geometry import Box, ShapeZYX
 from spinezarr.remote.requests import IN_FLIGHT
 from spinezarr.stream.batch import Batch
 from spinezarr.stream.epoch.stream import PatchStream
-from spinezarr.stream.read.service import Transfer
+from spinezarr.stream.read.batch_client import Transfer
 
 SIZES: dict[str, ShapeZYX] = {
     "128^3": (128, 128, 128),
@@ -248,7 +248,7 @@ class OurServer:
         """Read as many batches as should take ``seconds``, whole windows of them."""
         del in_flight  # it has bounds of its own
         stream = self._stream(kind, epoch, 1 << 20)
-        unit = stream.unit_batches * BATCH
+        unit = stream.batches_per_group * BATCH
         n = max(1, round(seconds * guess / unit)) * unit
         started = time.perf_counter()
         patches = 0
@@ -267,13 +267,13 @@ class OurServer:
         stream = self._stream(kind, epoch, n)
         given = 0
         while given < len(stream):
-            share = stream.share.after(given, stream.epoch_units)
-            for found in _given(replace(stream, share=share), patience_s):
+            share = stream.partition.after(given, stream.batch_groups)
+            for found in _given(replace(stream, partition=share), patience_s):
                 if isinstance(found, TimeoutError):
                     tally.fail(found, n - given * BATCH)
                     return tally.result()
                 if isinstance(found, Exception):
-                    lost = stream.unit_batches - given % stream.unit_batches
+                    lost = stream.batches_per_group - given % stream.batches_per_group
                     lost = min(lost, len(stream) - given)
                     tally.fail(found, min(lost * BATCH, n - given * BATCH))
                     given += lost

@@ -29,7 +29,7 @@ from spinezarr.export.nifti_placement import NiftiPlacement
 from spinezarr.geometry import AxisMap, Box
 from spinezarr.store.attributes import SourceRecord
 from spinezarr.store.reader import ArraySpec, ScanHandle, StoreReader
-from spinezarr.stream.draw.volumes import StoredVolumes
+from spinezarr.stream.draw.voxel_finder import StoredVoxelFinder
 from spinezarr.stream.read.engine import Engine
 from spinezarr.stream.read.fetch import fetcher_for
 from spinezarr.stream.read.nonfinite import (
@@ -328,8 +328,8 @@ class _Locations:
 
     def __getitem__(self, k: int) -> npt.NDArray[np.int64]:
         """Return where voxel ``k`` lies after resampling."""
-        volumes = StoredVolumes(self.reader, self.engine)
-        voxels, rank = volumes.labeled_around(self.scan_id, self.value, k)
+        volumes = StoredVoxelFinder(self.reader, self.engine)
+        voxels, rank = volumes.chunk_voxels_of_label(self.scan_id, self.value, k)
         zyx = voxels[rank]
         place = [0]
         for stored, axis in zip(self.grid.transpose, self.grid.axes, strict=True):

@@ -17,7 +17,7 @@ from torch.utils.data import Dataset
 from spinezarr.loaders.randomness import Randomness
 from spinezarr.stream.batch import Batch
 from spinezarr.stream.epoch.grid import GridStream
-from spinezarr.stream.epoch.share import BY_SAMPLER, check_whole
+from spinezarr.stream.epoch.partition import USE_A_SAMPLER, require_whole_epoch
 from spinezarr.stream.epoch.stream import PatchStream
 
 __all__ = ["Sample", "SampleDataset"]
@@ -90,7 +90,7 @@ class SampleDataset(Dataset[Item], ABC, Generic[Item]):
 
     def __init__(self, stream: PatchStream | GridStream) -> None:
         if isinstance(stream, PatchStream):
-            check_whole(stream.share, type(self).__name__, BY_SAMPLER)
+            require_whole_epoch(stream.partition, type(self).__name__, USE_A_SAMPLER)
         self.stream = stream
         self._randomness: Randomness | None = None
         # Workers that live on see it change: they hold the same memory.

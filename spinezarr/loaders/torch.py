@@ -22,9 +22,9 @@ from pydantic import JsonValue
 
 from spinezarr.errors import UsageError
 from spinezarr.stream.batch import Batch
-from spinezarr.stream.epoch.iterate import BatchIterator, Progress
-from spinezarr.stream.epoch.share import BY_SAMPLER, check_whole
-from spinezarr.stream.epoch.state import shares_of
+from spinezarr.stream.epoch.batch_iterator import BatchIterator, Progress
+from spinezarr.stream.epoch.checkpoint import partition_count
+from spinezarr.stream.epoch.partition import USE_A_SAMPLER, require_whole_epoch
 from spinezarr.stream.epoch.stream import PatchStream
 
 try:
@@ -124,31 +124,31 @@ class PatchDataset(IterableDataset[TensorBatch]):
 
     def __len__(self) -> int:
         """Return the number of batches of an epoch of this rank."""
-        return len(self.of_rank())
+        return len(self.rank_stream())
 
     def __iter__(self) -> Iterator[TensorBatch]:
         """Yield the batches of this rank and worker."""
-        stream = self.of_worker()
+        stream = self.worker_stream()
         worker = get_worker_info()
-        if worker is not None and worker.num_workers > 1 and stream.unit_batches > 1:
+        if worker is not None and worker.num_workers > 1 and stream.batches_per_group > 1:
             raise UsageError(
                 "several batches of this stream are read together, so that workers would mix their "
                 "order: use spinezarr.loaders.torch.PatchLoader, or num_workers=0, which reads "
                 "with threads."
             )
-        return self.tensors_of(stream)
+        return self.iterate_tensors(stream)
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch of the iterations to come; that of the stream if never called."""
         self._epoch.fill_(self._stream.at_epoch(epoch).epoch)
         if self._state is not None and self._state["epoch"] != epoch:
-            self.start_over()
+            self.discard_state()
 
     def state_dict(self) -> dict[str, JsonValue]:
         """Say where the last iteration is, in this process."""
         if self._iterator is not None:
             return self._iterator.state_dict()
-        return Progress(self.of_worker()).state_dict()
+        return Progress(self.worker_stream()).state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Let the next iteration go on from a state; those after it start at their beginning.
@@ -160,34 +160,34 @@ class PatchDataset(IterableDataset[TensorBatch]):
         """
         before, self._state = self._state, state
         try:
-            self.of_worker()
+            self.worker_stream()
         except UsageError:
             self._state = before
             raise
         self._iterator = None
 
-    def start_over(self) -> None:
+    def discard_state(self) -> None:
         """Forget a state that was loaded."""
         self._state = None
 
-    def of_rank(self) -> PatchStream:
+    def rank_stream(self) -> PatchStream:
         """Return the share of this rank, of the chosen epoch."""
         stream = self._stream.at_epoch(int(self._epoch))
         rank, ranks = self._ranks()
         return stream.shard(rank, ranks, even=True) if ranks > 1 else stream
 
-    def of_worker(self) -> PatchStream:
+    def worker_stream(self) -> PatchStream:
         """Return what this worker is to read next."""
-        stream, state = self.of_rank(), self._state
-        shares = stream.share.count
-        if state is not None and shares_of(state) == shares:
+        stream, state = self.rank_stream(), self._state
+        shares = stream.partition.count
+        if state is not None and partition_count(state) == shares:
             stream, state = stream.resume(state), None
         if worker := get_worker_info():
             stream = replace(stream.shard(worker.id, worker.num_workers), threads=1)
         # What is left was saved by a worker for itself.
         return stream if state is None else stream.resume(state)
 
-    def tensors_of(self, stream: PatchStream) -> Iterator[TensorBatch]:
+    def iterate_tensors(self, stream: PatchStream) -> Iterator[TensorBatch]:
         """Read a share; :meth:`state_dict` tells how far that is."""
         self._state = None
         self._iterator = iterator = iter(stream)
@@ -234,7 +234,7 @@ class PatchMapDataset(Dataset[TensorBatch]):
     """
 
     def __init__(self, stream: PatchStream) -> None:
-        check_whole(stream.share, type(self).__name__, BY_SAMPLER)
+        require_whole_epoch(stream.partition, type(self).__name__, USE_A_SAMPLER)
         self._stream = stream
         self._epoch = _shared(stream.epoch)
 
@@ -305,7 +305,7 @@ class PatchLoader:
             if name in _OF_THE_STREAM:
                 raise UsageError(f"PatchLoader takes no {name}. {_OF_THE_STREAM[name]}.")
         self._dataset = PatchDataset(stream, rank=rank, ranks=ranks)
-        self._by_unit = num_workers > 1 and stream.unit_batches > 1
+        self._by_unit = num_workers > 1 and stream.batches_per_group > 1
         self._options = {**options, "num_workers": num_workers, "batch_size": None}
         if self._by_unit:
             self._options.setdefault("prefetch_factor", 1)  # a unit is many batches
@@ -325,7 +325,7 @@ class PatchLoader:
             self._loader = self._make_loader()  # workers that are there already do not know it
             self._state = None
         items = iter(self._loader)
-        self._dataset.start_over()  # the workers have it now
+        self._dataset.discard_state()  # the workers have it now
         for item in items:
             for batch in item if self._by_unit else [item]:
                 progress.given += 1
@@ -354,12 +354,12 @@ class PatchLoader:
         UsageError
             If it is the state of another stream; names what differs.
         """
-        self._dataset.set_epoch(self._dataset.of_rank().resume(state).epoch)
+        self._dataset.set_epoch(self._dataset.rank_stream().resume(state).epoch)
         self._state = state
         self._progress = None
 
     def _to_give(self) -> PatchStream:
-        stream = self._dataset.of_rank()
+        stream = self._dataset.rank_stream()
         return stream if self._state is None else stream.resume(self._state)
 
     def _make_loader(self) -> "DataLoader[Any]":
@@ -374,9 +374,9 @@ class _Units(IterableDataset[list[TensorBatch]]):
         self._dataset = dataset
 
     def __iter__(self) -> Iterator[list[TensorBatch]]:
-        stream = self._dataset.of_worker()
-        share, epoch = stream.share, stream.epoch_units
-        batches = self._dataset.tensors_of(stream)
+        stream = self._dataset.worker_stream()
+        share, epoch = stream.partition, stream.batch_groups
+        batches = self._dataset.iterate_tensors(stream)
         skip = share.skip
         for unit in share.units(epoch):
             yield list(islice(batches, len(epoch.batches(unit)) - skip))

@@ -155,7 +155,7 @@ class _ScanReader:
         self._name = name
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "_ScanReader":
-        """Share the opened store: TorchIO copies every subject before it loads it."""
+        """Partition the opened store: TorchIO copies every subject before it loads it."""
         return self
 
     def __call__(self, path: Path) -> tuple[torch.Tensor, npt.NDArray[np.float64]]:

@@ -22,7 +22,7 @@ from spinezarr.serve.query import QueryModel, WrongQueryError, parse_query
 from spinezarr.serve.version_headers import RefusedError, headers_of_version
 from spinezarr.store.layout import IMAGE, LABEL, LARGEST_AXIS
 from spinezarr.store.reader import ArraySpec, ScanHandle
-from spinezarr.stream.read.rewritten import as_stored_now
+from spinezarr.stream.read.retry import retry_if_rewritten
 from spinezarr.view.levels import Level, LevelCache, LevelReader, levels_of, shown_dtype
 
 __all__ = ["LEVEL_HEADERS", "LevelQuery", "LevelRequest", "answer_level"]
@@ -139,7 +139,7 @@ def _answer(
         stored, _, _ = _found(now, wanted.level, asked)
         return levels.read(stored, level, box, threads=threads).astype(dtype, copy=False).tobytes()
 
-    body = as_stored_now(read)
+    body = retry_if_rewritten(read)
     headers |= {
         "content-type": _BYTES,
         "x-content-type-options": "nosniff",

@@ -26,7 +26,7 @@ from spinezarr.serve.storage import METADATA, Recent
 from spinezarr.store.attributes import is_scan_id
 from spinezarr.store.layout import IMAGE, chunk_grid, scan_key
 from spinezarr.store.reader import ArraySpec, ScanHandle, parse_scan
-from spinezarr.stream.read.rewritten import as_stored_now
+from spinezarr.stream.read.retry import retry_if_rewritten
 from spinezarr.view.levels import LevelCache, LevelReader, piece_shape_zyx
 from spinezarr.view.ome import (
     FOLDER_SUFFIX,
@@ -122,7 +122,7 @@ class OmeFolder:
             return array, LevelReader(engine, reader.url, self._kept).read(array, level, box)
 
         try:
-            array, piece = as_stored_now(read)
+            array, piece = retry_if_rewritten(read)
         except ScanChangedError as problem:
             raise UnreadableError(f"scan {scan_id!r} is being replaced.") from problem
         except CorruptStoreError as problem:

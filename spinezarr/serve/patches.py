@@ -36,11 +36,11 @@ from spinezarr.serve.version_headers import RefusedError, headers_of_version
 from spinezarr.store.attributes import is_scan_id
 from spinezarr.store.reader import StoreReader
 from spinezarr.stream.batch import Batch
+from spinezarr.stream.read.batch_client import PROTOCOL, BatchLimits
 from spinezarr.stream.read.batch_reader import BatchReader
 from spinezarr.stream.read.engine import ChunkCache, Engine
 from spinezarr.stream.read.fetch import fetcher_for
 from spinezarr.stream.read.nonfinite import Nonfinite
-from spinezarr.stream.read.service import PROTOCOL, BatchLimits
 from spinezarr.stream.read.tensors import Pack
 from spinezarr.stream.request import PatchRequest
 from spinezarr.stream.spacing import step_zyx

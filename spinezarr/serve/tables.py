@@ -21,8 +21,8 @@ from spinezarr.stats.statistics import select_scans
 from spinezarr.store.attributes import ScanAttributes, is_scan_id
 from spinezarr.store.audit_log import AUDIT_FILE, AuditLog
 from spinezarr.store.reader import StoreReader
+from spinezarr.stream.read.batch_client import BatchLimits
 from spinezarr.stream.read.cache import BoundedCache
-from spinezarr.stream.read.service import BatchLimits
 from spinezarr.text import to_ascii_json
 from spinezarr.vertebrae import LEVELS
 

@@ -11,8 +11,8 @@ import torch
 from distributed import Client, LocalCluster
 
 from spinezarr.errors import StoreNotFoundError, UnknownScanError, UsageError
-from spinezarr.stream.epoch import ship
-from spinezarr.stream.epoch.ship import ShippedStream
+from spinezarr.stream.epoch import executor
+from spinezarr.stream.epoch.executor import PickledStream
 
 
 @pytest.fixture(scope="module")
@@ -187,12 +187,12 @@ def test_one_batch_is_read_ahead_at_least(stream):
 
 
 def opened():
-    return ship._opened.cache_info().misses
+    return executor._opened.cache_info().misses
 
 
 def test_a_process_opens_a_store_once_for_all_batches(store, client):
     stream = store.patches(9, n_samples=24, seed=77)
-    shipped = ShippedStream(stream)
+    shipped = PickledStream(stream)
     assert shipped.stream is stream
     first, again = (pickle.loads(pickle.dumps(shipped)) for _ in range(2))  # noqa: S301
     assert first.stream is again.stream is not stream

@@ -268,7 +268,7 @@ class InUnits(PatchStream):
     """A stream that reads four batches together."""
 
     @property
-    def unit_batches(self):
+    def batches_per_group(self):
         return 4
 
 

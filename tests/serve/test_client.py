@@ -24,7 +24,7 @@ from spinezarr.serve.limits import ServeLimits
 from spinezarr.serve.run import BackgroundServer
 from spinezarr.serve.settings import ServeSettings
 from spinezarr.serve.tokens import new_token
-from spinezarr.stream.read.service import PROTOCOL, service_url, store_url
+from spinezarr.stream.read.batch_client import PROTOCOL, api_url, store_url
 from spinezarr.stream.read.tensors import DamagedTensorsError, Tensors, write_tensors
 
 ARRAYS = ("image", "label", "start_zyx", "padding_zyx", "affine", "spacing_zyx_mm", "index")
@@ -40,7 +40,7 @@ def served(ctspine1k_url):
 
 def counted(stream):
     """Return units that came as patches, as ranges, and that the server did not give."""
-    known = stream.service._streams.values()
+    known = stream.client._streams.values()
     rates = [[stream.choice.units[way] for stream in known] for way in ("patches", "ranges")]
     return (*map(sum, rates), sum(stream.unserved for stream in known))
 
@@ -108,8 +108,8 @@ def test_a_short_url_is_enough(served, ctspine1k_url):
     assert store.table.equals(spinezarr.open(ctspine1k_url).table)
     with pytest.raises(spinezarr.errors.StoreNotFoundError, match="/none: there is no store"):
         spinezarr.open(f"{base}/none")
-    assert service_url("http://a/zarr/") is service_url("http://a/zarr/b/scans/c") is None
-    assert service_url("s3://zarr/zarr/b") is store_url("s3://bucket/b") is None
+    assert api_url("http://a/zarr/") is api_url("http://a/zarr/b/scans/c") is None
+    assert api_url("s3://zarr/zarr/b") is store_url("s3://bucket/b") is None
     assert store_url("http://ctspine1k") is None
 
 
@@ -169,7 +169,7 @@ def test_a_request_that_is_refused_comes_by_ranges(served, monkeypatch):
     monkeypatch.setattr(patches, "_SOURCE_BYTES", 1)
     stream = spinezarr.open(served, transfer="patches").patches(8, n_samples=100)
     assert len(list(stream)) == 100
-    assert stream.service._refused == ""
+    assert stream.client._refused == ""
     by_server, by_ranges, unserved = counted(stream)
     assert 8 <= unserved <= 50  # what is under way when the eighth is known comes beside it
     assert by_server == unserved  # all of them in vain

@@ -25,7 +25,7 @@ TRAIN = """if True:
     for batch in share:
         sums = batch.image.sum((1, 2, 3), dtype=int) + 7 * batch.label.sum((1, 2, 3), dtype=int)
         print(json.dumps([batch.index.tolist(), sums.tolist()]), flush=True)
-    assert share.service._refused == ""
+    assert share.client._refused == ""
 """
 """A trainer: prints the samples of its share, and sums that tell them from each other."""
 
@@ -107,7 +107,7 @@ def test_a_server_that_is_killed_and_starts_again_loses_no_sample(ctspine1k_url)
         if process is not None:
             process.terminate()
             process.communicate(timeout=20)
-    assert stream.service._refused == ""
+    assert stream.client._refused == ""
     assert [batch.index.tolist() for batch in given] == [b.index.tolist() for b in expected]
     for batch, right in zip(given, expected, strict=True):
         assert (batch.image == right.image).all()
@@ -135,7 +135,7 @@ def test_faults_on_the_way_change_no_sample(ctspine1k_url):
             )
             counts = link.counts()
         posts = sum(method == "POST" for method, *_ in counts.asked)
-        print(json.dumps([wrong, counts.faults, posts, stream.service._refused]))
+        print(json.dumps([wrong, counts.faults, posts, stream.client._refused]))
     """
     process, url = started(ctspine1k_url)
     try:

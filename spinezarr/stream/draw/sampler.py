@@ -70,7 +70,7 @@ class Sampler:
     seed
         Not negative.
     foreground
-        Share of balanced draws, 0 to 1.
+        Partition of balanced draws, 0 to 1.
     weights
         Relative weights of vertebrae in balanced draws; those not named weigh 1.
     centers

@@ -70,7 +70,7 @@ class Volumes(Protocol):
         """Return the voxels of a chunk of a scan's image and mask."""
         ...
 
-    def voxels_around(
+    def chunk_voxels(
         self, scan_id: str, vertebra: str, k: int
     ) -> tuple[npt.NDArray[np.int64], int]:
         """Find the k-th voxel of a vertebra, and the others in its chunk.
@@ -186,7 +186,7 @@ class WindowSampler:
             return None, self._in_a_cell(rng, scan)
         name = self.sampler.vertebrae[chosen - 1]
         k = int(rng.integers(self.sampler.voxel_count[scan, chosen - 1]))
-        voxels = self._volumes.voxels_around(self.sampler.scan_ids[scan], name, k)[0]
+        voxels = self._volumes.chunk_voxels(self.sampler.scan_ids[scan], name, k)[0]
         picked = voxels[spread(rng, self.samples_per_scan, len(voxels))]
         return name, self.sampler.starts_around(scan, picked)
 

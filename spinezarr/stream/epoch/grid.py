@@ -147,7 +147,7 @@ class GridStream:
             If stored bytes are missing or damaged.
         """
         with _LayeredEngine(self.stream.engine) as layered:
-            stream = replace(self.stream, engine=layered, service=None)
+            stream = replace(self.stream, engine=layered, client=None)
             for number in range(len(self)):
                 yield stream.read(self._requests(number))
 

@@ -13,8 +13,8 @@ from dask.delayed import delayed
 from spinezarr.geometry import Box
 from spinezarr.store.reader import ArraySpec
 from spinezarr.stream.batch import Batch
-from spinezarr.stream.epoch.share import check_whole
-from spinezarr.stream.epoch.ship import ShippedStream
+from spinezarr.stream.epoch.executor import PickledStream
+from spinezarr.stream.epoch.partition import require_whole_epoch
 from spinezarr.stream.read.engine import Engine
 from spinezarr.stream.request import PatchRequest
 from spinezarr.vertebrae import VALUE_OF_NAME
@@ -83,10 +83,10 @@ def lazy_epoch(stream: "PatchStream") -> xr.Dataset:
 
     See :meth:`spinezarr.stream.epoch.stream.PatchStream.to_dask`.
     """
-    check_whole(stream.share, "to_dask", "Choose samples of the dataset with isel.")
+    require_whole_epoch(stream.partition, "to_dask", "Choose samples of the dataset with isel.")
     one = stream.read([stream.request(0)])
     voxels = {"image": one.image, "label": one.label}
-    shipped = ShippedStream(stream)
+    shipped = PickledStream(stream)
     token = tokenize(shipped)
     names = {
         "scan_id": f"<U{max(map(len, stream.sampler.scan_ids))}",
@@ -120,11 +120,11 @@ def lazy_epoch(stream: "PatchStream") -> xr.Dataset:
     )
 
 
-def _draw(shipped: ShippedStream, first: int, last: int) -> list[PatchRequest]:
+def _draw(shipped: PickledStream, first: int, last: int) -> list[PatchRequest]:
     return [shipped.stream.request(index) for index in range(first, last)]
 
 
-def _read(shipped: ShippedStream, requests: Sequence[PatchRequest]) -> Batch:
+def _read(shipped: PickledStream, requests: Sequence[PatchRequest]) -> Batch:
     return shipped.stream.read(requests)
 
 

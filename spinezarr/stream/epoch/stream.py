@@ -16,19 +16,19 @@ from spinezarr.processors import cpu_count
 from spinezarr.store.reader import StoreReader
 from spinezarr.stream.batch import Batch
 from spinezarr.stream.draw.sampler import PositionZYX, Sampler
-from spinezarr.stream.draw.volumes import StoredVolumes
+from spinezarr.stream.draw.voxel_finder import StoredVoxelFinder
 from spinezarr.stream.draw.window import WindowSampler
-from spinezarr.stream.epoch.iterate import BatchIterator
-from spinezarr.stream.epoch.share import EpochUnits, Share
-from spinezarr.stream.epoch.ship import read_elsewhere
-from spinezarr.stream.epoch.state import StreamState, describe_fields
+from spinezarr.stream.epoch.batch_iterator import BatchIterator
+from spinezarr.stream.epoch.checkpoint import Checkpoint, describe_fields
+from spinezarr.stream.epoch.executor import read_with_executor
+from spinezarr.stream.epoch.partition import BatchGroups, Partition
+from spinezarr.stream.read.batch_client import BatchClient
 from spinezarr.stream.read.batch_reader import BatchReader
 from spinezarr.stream.read.engine import Engine
 from spinezarr.stream.read.nonfinite import (
     Nonfinite,
     refuse_nonfinite,
 )
-from spinezarr.stream.read.service import PatchService
 from spinezarr.stream.read.summary import ReadSummary
 from spinezarr.stream.request import PatchRequest
 from spinezarr.text import count_noun
@@ -40,12 +40,20 @@ __all__ = ["OnChange", "PatchStream", "image_dtype_of"]
 
 OnChange = Literal["error", "follow"]
 """What a stream does when a scan was ingested anew since the store was opened."""
-_READING: Final = ("prefetch_bytes", "threads", "on_change", "service")
+_READING: Final = ("prefetch_bytes", "threads", "on_change", "client")
 _PREFETCH_BYTES: Final = 512 << 20
 """Read ahead unless told otherwise: a few batches of large patches, and no risk on a laptop."""
-_NOT_THE_SEQUENCE: Final = ("reader", "engine", "sampler", "window", "epoch", "share", *_READING)
+_NOT_THE_SEQUENCE: Final = (
+    "reader",
+    "engine",
+    "sampler",
+    "window",
+    "epoch",
+    "partition",
+    *_READING,
+)
 """Fields that are described by themselves, or that the sequence does not depend on."""
-_WHOLE: Final = Share()
+_WHOLE: Final = Partition()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -76,7 +84,7 @@ class PatchStream:
     """Draws the samples close together; without it each is drawn by itself."""
     nonfinite: Nonfinite = "refuse"
     """What is given for voxels that are NaN or infinite."""
-    share: Share = _WHOLE
+    partition: Partition = _WHOLE
     """The part of the epoch to give; see :meth:`shard` and :meth:`resume`."""
     prefetch_bytes: int = _PREFETCH_BYTES
     """Bytes of batches that may be read ahead of the one that is used; at least one is."""
@@ -84,7 +92,7 @@ class PatchStream:
     """Threads that decode what is read ahead."""
     on_change: OnChange = "error"
     """What iterating does when a scan was ingested anew since the store was opened."""
-    service: PatchService | None = None
+    client: BatchClient | None = None
     """What may read batches in place of :attr:`engine`: the server that the store lies on."""
 
     def __post_init__(self) -> None:
@@ -112,28 +120,28 @@ class PatchStream:
 
     def __len__(self) -> int:
         """Return the number of batches that iterating gives; the epoch's last may be smaller."""
-        return self.share.n_batches(self.epoch_units)
+        return self.partition.n_batches(self.batch_groups)
 
     @property
-    def unit_batches(self) -> int:
+    def batches_per_group(self) -> int:
         """Batches in a row that are read together, about a window; the last may be fewer."""
         return 1 if self.window is None else max(1, self.window.n_samples // self.batch_size)
 
     @property
-    def unit_threads(self) -> int:
+    def threads_per_group(self) -> int:
         """Threads that read one unit: all of them where it is large, else each has its own."""
-        return self.threads if self.unit_batches > 1 else 1
+        return self.threads if self.batches_per_group > 1 else 1
 
     @property
-    def units_at_once(self) -> int:
+    def concurrent_groups(self) -> int:
         """Units that may be read at once: more than there are threads where reading is waiting."""
-        return max(self.threads, self.engine.calls_at_once)
+        return max(self.threads, self.engine.concurrent_calls)
 
     @property
-    def epoch_units(self) -> EpochUnits:
+    def batch_groups(self) -> BatchGroups:
         """How the batches of the whole epoch lie in units that are read together."""
         n_batches = math.ceil(self.n_samples / self.batch_size)
-        return EpochUnits(n_batches, self.unit_batches, self.share.ranks)
+        return BatchGroups(n_batches, self.batches_per_group, self.partition.ranks)
 
     @property
     def batch_bytes(self) -> int:
@@ -141,9 +149,9 @@ class PatchStream:
         return min(self.batch_size, self.n_samples) * self.batches.patch_bytes
 
     @property
-    def unit_bytes(self) -> int:
+    def group_bytes(self) -> int:
         """Bytes of the voxels of a unit."""
-        return self.unit_batches * self.batch_bytes
+        return self.batches_per_group * self.batch_bytes
 
     @property
     def batches(self) -> BatchReader:
@@ -163,7 +171,7 @@ class PatchStream:
 
     def at_epoch(self, epoch: int) -> "PatchStream":
         """Return the same stream with the draws of another epoch, from its start."""
-        return replace(self, epoch=epoch, share=replace(self.share, done=0, skip=0))
+        return replace(self, epoch=epoch, partition=replace(self.partition, done=0, skip=0))
 
     def shard(self, index: int, count: int, *, even: bool = False) -> "PatchStream":
         """Return one of ``count`` shares of this stream, e.g. that of a rank or a worker.
@@ -187,8 +195,8 @@ class PatchStream:
             If there is no such share; or if even ones are asked for and there are fewer batches
             than shares, or this stream is a share already, or goes on in the middle of an epoch.
         """
-        stream = replace(self, share=self.share.split(index, count, even=even))
-        n_batches = stream.epoch_units.n_batches
+        stream = replace(self, partition=self.partition.split(index, count, even=even))
+        n_batches = stream.batch_groups.n_batches
         if even and n_batches < count:
             raise UsageError(
                 f"an epoch of {count_noun(self.n_samples, 'sample')} is "
@@ -235,7 +243,7 @@ class PatchStream:
         if window is not None:
             window = WindowSampler(
                 sampler,
-                StoredVolumes(reader, self.engine),
+                StoredVoxelFinder(reader, self.engine),
                 window_scans=window.window_scans,
                 samples_per_scan=window.samples_per_scan,
             )
@@ -248,7 +256,7 @@ class PatchStream:
         Parameters
         ----------
         state
-            What :meth:`~spinezarr.stream.epoch.iterate.BatchIterator.state_dict` returned. Shares
+            What :meth:`~spinezarr.stream.epoch.batch_iterator.BatchIterator.state_dict` returned. Shares
             among equally many can go on from one state if all of them were equally far, as ranks
             are.
 
@@ -257,11 +265,11 @@ class PatchStream:
         UsageError
             If it is the state of another stream; names what differs.
         """
-        found = StreamState.parse(state, self.describe())
+        found = Checkpoint.parse(state, self.describe())
         return replace(
             self,
             epoch=found.epoch,
-            share=replace(self.share, done=found.done, skip=found.skip),
+            partition=replace(self.partition, done=found.done, skip=found.skip),
         )
 
     def describe(self) -> dict[str, JsonValue]:
@@ -271,8 +279,8 @@ class PatchStream:
             **describe_fields(self.sampler),
             "window_scans": None if self.window is None else self.window.window_scans,
             "samples_per_scan": None if self.window is None else self.window.samples_per_scan,
-            "shares": self.share.count,
-            "ranks": self.share.ranks,
+            "partitions": self.partition.count,
+            "ranks": self.partition.ranks,
         }
 
     def __iter__(self) -> BatchIterator:
@@ -290,7 +298,7 @@ class PatchStream:
             If stored bytes are missing or damaged.
         """
         unit, within = self._unit_of(number)
-        return self.read(self._requests(self.epoch_units.batches(unit)[within]))
+        return self.read(self._requests(self.batch_groups.batches(unit)[within]))
 
     def explain(self, number: int = 0) -> ReadSummary:
         """Say what batch ``number`` reads, and those that are read together with it.
@@ -309,22 +317,22 @@ class PatchStream:
             If what is read is missing or damaged.
         """
         groups = self._groups(self._unit_of(number)[0])
-        if self.service is not None:
-            return self.service.explain(self.batches, groups)
+        if self.client is not None:
+            return self.client.explain(self.batches, groups)
         return self.batches.explain(groups)
 
     def _unit_of(self, number: int) -> tuple[int, int]:
         """Return the unit of the epoch in which a batch of this stream lies, and its place."""
         if not 0 <= number < len(self):
             raise IndexError(f"batch {number} of an epoch of {len(self)}")
-        place, within = divmod(self.share.skip + number, self.unit_batches)
-        return self.share.units(self.epoch_units)[place], within
+        place, within = divmod(self.partition.skip + number, self.batches_per_group)
+        return self.partition.units(self.batch_groups)[place], within
 
     def _groups(self, unit: int) -> list[list[PatchRequest]]:
         """Draw the batches of a unit of the epoch."""
-        return [self._requests(batch) for batch in self.epoch_units.batches(unit)]
+        return [self._requests(batch) for batch in self.batch_groups.batches(unit)]
 
-    def read_unit(self, number: int) -> list[Batch]:
+    def read_group(self, number: int) -> list[Batch]:
         """Read the batches of unit ``number`` of the epoch.
 
         Raises
@@ -332,7 +340,7 @@ class PatchStream:
         CorruptStoreError
             If stored bytes are missing or damaged.
         """
-        return self.read_together(self._groups(number), threads=self.unit_threads)
+        return self.read_together(self._groups(number), threads=self.threads_per_group)
 
     def _requests(self, number: int) -> list[PatchRequest]:
         """Draw the samples of batch ``number`` of the epoch."""
@@ -360,9 +368,9 @@ class PatchStream:
         """Read several batches; a chunk that several of them need is read once."""
         batches = self.batches
         by_ranges = partial(batches.read_together, groups, threads=threads)
-        if self.service is None:
+        if self.client is None:
             return by_ranges()
-        return self.service.read_together(batches, groups, by_ranges)
+        return self.client.read_together(batches, groups, by_ranges)
 
     def read_by(self, executor: Executor, *, ahead: int = 4) -> Iterator[Batch]:
         """Iterate as usual, but let an executor read: other processes, or a cluster.
@@ -387,7 +395,7 @@ class PatchStream:
         CorruptStoreError
             If stored bytes are missing or damaged.
         """
-        return read_elsewhere(self, executor, ahead=ahead)
+        return read_with_executor(self, executor, ahead=ahead)
 
     def to_dask(self) -> "xr.Dataset":
         """Return the epoch as a dataset of dask arrays, one chunk a batch, read when computed.
@@ -440,7 +448,9 @@ class PatchStream:
         return labeled.centroid_zyx
 
     def _find_voxel(self, scan_id: str, vertebra: str, k: int) -> ShapeZYX:
-        voxels, rank = StoredVolumes(self.reader, self.engine).voxels_around(scan_id, vertebra, k)
+        voxels, rank = StoredVoxelFinder(self.reader, self.engine).chunk_voxels(
+            scan_id, vertebra, k
+        )
         z, y, x = voxels[rank].tolist()
         return (z, y, x)
 

@@ -15,7 +15,7 @@ from spinezarr.stream.batch import Batch
 from spinezarr.stream.read.engine import BoxRead, Engine
 from spinezarr.stream.read.nonfinite import Nonfinite, fill_nonfinite, nonfinite_fill
 from spinezarr.stream.read.resample import Resampling, Source
-from spinezarr.stream.read.rewritten import as_stored_now
+from spinezarr.stream.read.retry import retry_if_rewritten
 from spinezarr.stream.read.summary import ReadSummary
 from spinezarr.stream.request import PatchRequest
 from spinezarr.stream.spacing import Positions, StepZYX, grid_shape_zyx, positions_along, step_zyx
@@ -105,7 +105,7 @@ class BatchReader:
         CorruptStoreError
             If stored bytes are missing or damaged.
         """
-        return as_stored_now(lambda: self._read_together(groups, threads=threads))
+        return retry_if_rewritten(lambda: self._read_together(groups, threads=threads))
 
     def explain(self, groups: Sequence[Sequence[PatchRequest]]) -> ReadSummary:
         """Say what reading batches reads."""

@@ -18,20 +18,20 @@ import numpy.typing as npt
 from spinezarr.geometry import Box, ShapeZYX
 from spinezarr.store.reader import ArraySpec
 from spinezarr.store.sharding import CHECKSUM_BYTES, ChunkDamagedError, decode_chunk
-from spinezarr.stream.read.buffers import Buffers
+from spinezarr.stream.read.buffer_pool import BufferPool
 from spinezarr.stream.read.cache import BoundedCache, ProcessLock
+from spinezarr.stream.read.chunk_locations import ChunkLocations, ChunkLocator
 from spinezarr.stream.read.fetch import Fetcher, LocalFetcher
 from spinezarr.stream.read.native import (
     CHUNKS,
     DONE,
     NOT_TRIED,
-    SHARES,
+    PIECES,
     Kernel,
     Tables,
     kernel,
     output_table,
 )
-from spinezarr.stream.read.places import ChunkTables, Places
 from spinezarr.stream.read.plan import ReadPlan, plan_reads
 from spinezarr.stream.read.summary import ReadSummary
 
@@ -74,18 +74,18 @@ class Engine:
     def __init__(
         self, fetch: Fetcher, *, cache_bytes: int = 0, cache: ChunkCache | None = None
     ) -> None:
-        self.buffers = Buffers()
+        self.buffers = BufferPool()
         self._fetch = fetch
-        self._tables = ChunkTables(fetch.name)
+        self._tables = ChunkLocator(fetch.name)
         self._cache: ChunkCache = BoundedCache(cache_bytes) if cache is None else cache
 
     def __reduce__(self) -> tuple[Callable[..., "Engine"], tuple[Fetcher, int]]:
         return _engine, (self._fetch, self.cache_bytes)
 
     @property
-    def calls_at_once(self) -> int:
+    def concurrent_calls(self) -> int:
         """Reads that are best under way at once, though most of them only wait."""
-        return self._fetch.calls_at_once
+        return self._fetch.concurrent_calls
 
     @property
     def cache_bytes(self) -> int:
@@ -141,7 +141,7 @@ class Engine:
             scans=len({array.scan_id for array, _ in boxes}),
             shards=len(np.unique(ranges.shard)),
             chunks=len(fetched),
-            shared_chunks=int((np.diff(plan.first_share) > 1).sum()),
+            shared_chunks=int((np.diff(plan.first_piece) > 1).sum()),
             cached_chunks=len(kept),
             background_chunks=int((places.size == 0).sum()),
             requests=self._fetch.n_requests(ranges),
@@ -171,7 +171,7 @@ class Engine:
         self._cache.keep(new)
         voxels.update(new)
         for chunk, key in enumerate(keys):
-            for box_number, within_chunk, within_box in plan.shares(chunk):
+            for box_number, within_chunk, within_box in plan.pieces(chunk):
                 wanted[box_number].out[within_box.slices] = voxels[key][within_chunk.slices]
 
     def _read_stored(self, wanted: Sequence[BoxRead], threads: int) -> None:
@@ -182,7 +182,7 @@ class Engine:
         self._fill(plan, places, [read.out for read in wanted], threads)
 
     def _fill(
-        self, plan: ReadPlan, places: Places, outputs: Sequence[Voxels], threads: int
+        self, plan: ReadPlan, places: ChunkLocations, outputs: Sequence[Voxels], threads: int
     ) -> None:
         decode = kernel()
         stored = _clear_background(plan, places, outputs)
@@ -213,28 +213,28 @@ class Engine:
     def _fill_slowly(
         self,
         plan: ReadPlan,
-        places: Places,
+        places: ChunkLocations,
         chunk: int,
         data: memoryview,
         outputs: Sequence[Voxels],
     ) -> None:
-        """Fill the shares of one chunk without the kernel, or say what is wrong with the chunk.
+        """Fill the pieces of one chunk without the kernel, or say what is wrong with the chunk.
 
         What came damaged over a network is fetched again.
         """
         voxels = self._decoded(plan, places, chunk, data, rereads=self._fetch.rereads)
-        for box, within_chunk, within_box in plan.shares(chunk):
+        for box, within_chunk, within_box in plan.pieces(chunk):
             outputs[box][within_box.slices] = voxels[within_chunk.slices]
 
     def _decoded(
-        self, plan: ReadPlan, places: Places, chunk: int, data: memoryview, *, rereads: int
+        self, plan: ReadPlan, places: ChunkLocations, chunk: int, data: memoryview, *, rereads: int
     ) -> Voxels:
         try:
             return _decoded(plan, places, chunk, data)
         except ChunkDamagedError as problem:
             if not rereads:
                 raise self._tables.corrupt(plan, chunk, str(problem)) from problem
-        with self._fetch.afresh(places.range_of(chunk)) as again:
+        with self._fetch.refetch(places.range_of(chunk)) as again:
             return self._decoded(plan, places, chunk, again[0], rereads=rereads - 1)
 
 
@@ -273,38 +273,38 @@ def _give(array: ArraySpec, numbers: Voxels, out: Voxels) -> None:
 
 
 def _clear_background(
-    plan: ReadPlan, places: Places, outputs: Sequence[Voxels]
+    plan: ReadPlan, places: ChunkLocations, outputs: Sequence[Voxels]
 ) -> npt.NDArray[np.intp]:
     """Clear the boxes that have background that is not stored; return the chunks that are."""
     stored = np.flatnonzero(places.size)
     if len(stored) < len(plan):
-        is_background = np.repeat(places.size == 0, np.diff(plan.first_share))
+        is_background = np.repeat(places.size == 0, np.diff(plan.first_piece))
         for box in np.unique(plan.box[is_background]).tolist():
             outputs[box][...] = 0
     return stored
 
 
 def _tables(
-    plan: ReadPlan, places: Places, outputs: Sequence[Voxels], stored: npt.NDArray[np.intp]
+    plan: ReadPlan, places: ChunkLocations, outputs: Sequence[Voxels], stored: npt.NDArray[np.intp]
 ) -> Tables:
-    """Write the stored chunks of a plan, and all shares, as the kernel reads them."""
-    shares = np.empty(len(plan.box), SHARES)
-    shares["output"] = plan.box
-    shares["within_output_zyx"] = plan.within_box_zyx
-    shares["within_chunk_zyx"] = plan.within_chunk_zyx
-    shares["shape_zyx"] = plan.shape_zyx
+    """Write the stored chunks of a plan, and all pieces, as the kernel reads them."""
+    pieces = np.empty(len(plan.box), PIECES)
+    pieces["output"] = plan.box
+    pieces["within_output_zyx"] = plan.within_box_zyx
+    pieces["within_chunk_zyx"] = plan.within_chunk_zyx
+    pieces["shape_zyx"] = plan.shape_zyx
     chunks = np.zeros(len(stored), CHUNKS)
     chunks["offset"], chunks["size"] = places.offset[stored], places.size[stored]
     chunks["crc32c"] = places.crc32c[stored]
-    chunks["first_share"] = plan.first_share[stored]
-    chunks["n_shares"] = plan.first_share[stored + 1] - plan.first_share[stored]
+    chunks["first_piece"] = plan.first_piece[stored]
+    chunks["n_pieces"] = plan.first_piece[stored + 1] - plan.first_piece[stored]
     itemsizes = np.array([array.stored_dtype.itemsize for array in plan.arrays], np.int64)
     shapes = np.array([array.chunk_shape_zyx for array in plan.arrays], np.int64)
     of_array = plan.array[stored]
     chunks["itemsize"], chunks["shape_zyx"] = itemsizes[of_array], shapes[of_array]
     chunks["fd"], chunks["status"] = -1, NOT_TRIED
     decoded_bytes = max(_chunk_bytes(array) for array in plan.arrays)
-    return Tables(chunks, shares, output_table(outputs), decoded_bytes)
+    return Tables(chunks, pieces, output_table(outputs), decoded_bytes)
 
 
 def _chunk_bytes(array: ArraySpec) -> int:
@@ -313,7 +313,7 @@ def _chunk_bytes(array: ArraySpec) -> int:
 
 
 def _run(decode: Kernel, held: object, tables: Tables, threads: int) -> None:
-    """Let the kernel fill all shares, chunks dealt out to threads by their encoded bytes.
+    """Let the kernel fill all pieces, chunks dealt out to threads by their encoded bytes.
 
     ``held`` is what the tables name by its address: it lives until the last thread is done, also if
     the caller is interrupted.
@@ -337,7 +337,7 @@ def _run(decode: Kernel, held: object, tables: Tables, threads: int) -> None:
             other.result()
 
 
-def _decoded(plan: ReadPlan, places: Places, chunk: int, data: memoryview) -> Voxels:
+def _decoded(plan: ReadPlan, places: ChunkLocations, chunk: int, data: memoryview) -> Voxels:
     """Decode a chunk with numcodecs; raise ChunkDamagedError if it is not the one in its place."""
     array = plan.arrays[plan.array[chunk]]
     voxels = np.empty(array.chunk_shape_zyx, array.stored_dtype)

@@ -22,9 +22,9 @@ from spinezarr.stream.read.range_cache import DiskCache, RangeCache, shared_rang
 __all__ = [
     "ByteRange",
     "ByteRanges",
+    "FetchedRanges",
     "Fetcher",
     "LocalFetcher",
-    "Pieces",
     "RemoteFetcher",
     "StoredShard",
     "fetcher_for",
@@ -92,7 +92,7 @@ class ByteRanges:
         return rows[np.argsort(self.start[rows], kind="stable")]
 
 
-class Pieces:
+class FetchedRanges:
     """The bytes of ranges, each in one of a few buffers.
 
     Parameters
@@ -147,11 +147,11 @@ class Fetcher(ABC):
 
     rereads = 0
     """How often what proves damaged is worth fetching again."""
-    calls_at_once = 1
+    concurrent_calls = 1
     """Calls that are best under way at once, though most of them only wait."""
 
     @abstractmethod
-    def __call__(self, ranges: ByteRanges, /) -> AbstractContextManager[Pieces]:
+    def __call__(self, ranges: ByteRanges, /) -> AbstractContextManager[FetchedRanges]:
         """Fetch the bytes of ranges, and hold their memory as long as the context lasts.
 
         A range that the file ends inside comes back short; the caller checks what it gets.
@@ -164,7 +164,7 @@ class Fetcher(ABC):
             If it cannot be read.
         """
 
-    def afresh(self, damaged: ByteRange, /) -> AbstractContextManager[Pieces]:
+    def refetch(self, damaged: ByteRange, /) -> AbstractContextManager[FetchedRanges]:
         """Fetch a range that proved damaged from where it was written."""
         return self(ByteRanges.of([damaged]))
 
@@ -190,9 +190,9 @@ class LocalFetcher(Fetcher):
         self._folder = folder
 
     @contextmanager
-    def __call__(self, ranges: ByteRanges, /) -> Iterator[Pieces]:
+    def __call__(self, ranges: ByteRanges, /) -> Iterator[FetchedRanges]:
         """See :class:`Fetcher`."""
-        found = Pieces(ranges)
+        found = FetchedRanges(ranges)
         with self.opened([shard.path for shard in ranges.shards]) as descriptors:
             for row, item in enumerate(zip(ranges.shard, ranges.start, ranges.stop, strict=True)):
                 shard, start, stop = map(int, item)
@@ -260,7 +260,7 @@ class RemoteFetcher(Fetcher):
     """
 
     rereads = RemoteObjects.rereads
-    calls_at_once = _CALLS
+    concurrent_calls = _CALLS
 
     def __init__(self, objects: RemoteObjects, cache: RangeCache | None = None) -> None:
         self._objects = objects
@@ -272,7 +272,7 @@ class RemoteFetcher(Fetcher):
         return RemoteFetcher, (self._objects, self._cache)
 
     @contextmanager
-    def __call__(self, ranges: ByteRanges, /) -> Iterator[Pieces]:
+    def __call__(self, ranges: ByteRanges, /) -> Iterator[FetchedRanges]:
         """See :class:`Fetcher`."""
         # Nothing is known of the link yet, and somebody waits for the first batch.
         gap_bytes = None if self._has_begun else self._objects.largest_gap_bytes
@@ -283,7 +283,7 @@ class RemoteFetcher(Fetcher):
     @contextmanager
     def _fetched(
         self, ranges: ByteRanges, gap_bytes: int | None, *, bounded: bool
-    ) -> Iterator[Pieces]:
+    ) -> Iterator[FetchedRanges]:
         found, runs = self._find(ranges, gap_bytes)
         if not runs:
             yield found
@@ -298,7 +298,7 @@ class RemoteFetcher(Fetcher):
                 found.put(run.rows, view, start)
             yield found
 
-    def afresh(self, damaged: ByteRange, /) -> AbstractContextManager[Pieces]:
+    def refetch(self, damaged: ByteRange, /) -> AbstractContextManager[FetchedRanges]:
         """See :class:`Fetcher`."""
         shard = damaged.shard
         self._small.forget(shard)
@@ -318,9 +318,9 @@ class RemoteFetcher(Fetcher):
 
     def _find(
         self, ranges: ByteRanges, gap_bytes: int | None = None
-    ) -> tuple[Pieces, list["_Run"]]:
+    ) -> tuple[FetchedRanges, list["_Run"]]:
         """Return what is in memory and on disk, and what else to ask for."""
-        found = Pieces(ranges)
+        found = FetchedRanges(ranges)
         runs: list[_Run] = []
         gap_bytes = gap_bytes or self._objects.gap_bytes
         in_memory = self._small.find(ranges.shards)
@@ -340,7 +340,7 @@ class RemoteFetcher(Fetcher):
         return found, runs
 
     def _put_from_disk(
-        self, found: Pieces, shard: StoredShard, rows: Rows, ranges: ByteRanges
+        self, found: FetchedRanges, shard: StoredShard, rows: Rows, ranges: ByteRanges
     ) -> Rows:
         """Put what the cache has of some rows, and return the others."""
         if self._cache is None:

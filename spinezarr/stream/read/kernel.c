@@ -10,7 +10,7 @@
  * (lz4_Block_format.md of LZ4), CRC-32C (RFC 3720, appendix B.4).
  *
  * Buffers are never trusted: every length and offset is checked, checksum or not. Nor are the tables
- * of chunks and shares, whose numbers come from a store's metadata: a chunk whose numbers do not fit
+ * of chunks and pieces, whose numbers come from a store's metadata: a chunk whose numbers do not fit
  * together is DAMAGED. Taken from the caller are addresses: ``data`` of a chunk is of ``size`` bytes,
  * and ``data`` of an output, with its strides, is of its shape.
  */
@@ -45,8 +45,8 @@ typedef struct {
     const uint8_t *data; /* bytes of the chunk; NULL to read them from ``fd`` */
     int64_t offset;      /* in the file */
     int64_t size;        /* with the checksum */
-    int64_t first_share; /* shares[first_share : first_share + n_shares] are filled */
-    int64_t n_shares;
+    int64_t first_piece; /* pieces[first_piece : first_piece + n_pieces] are filled */
+    int64_t n_pieces;
     int64_t itemsize;
     int64_t shape_zyx[3];
     int32_t fd;
@@ -59,7 +59,7 @@ typedef struct {
     int64_t within_output_zyx[3];
     int64_t within_chunk_zyx[3];
     int64_t shape_zyx[3];
-} Share;
+} Piece;
 
 typedef struct {
     uint8_t *data; /* first voxel */
@@ -70,8 +70,8 @@ typedef struct {
 
 /* What holds for all chunks of one call. */
 typedef struct {
-    const Share *shares;
-    int64_t n_shares;
+    const Piece *pieces;
+    int64_t n_pieces;
     const Output *outputs;
     int64_t n_outputs;
     uint8_t *scratch;
@@ -344,25 +344,25 @@ static void copy_pairs(const Block *block, int64_t at, int64_t row, uint8_t *out
     }
 }
 
-static void copy_share(const Chunk *chunk, const Block *block, const Share *share,
+static void copy_piece(const Chunk *chunk, const Block *block, const Piece *piece,
                        const Output *output) {
     const int64_t row = chunk->shape_zyx[2], plane = row * chunk->shape_zyx[1];
     const int64_t block_end = block->first + block->count;
-    const int64_t *const start = share->within_chunk_zyx, *const within = share->within_output_zyx;
-    const int64_t *const stride = output->stride_zyx, nx = share->shape_zyx[2];
+    const int64_t *const start = piece->within_chunk_zyx, *const within = piece->within_output_zyx;
+    const int64_t *const stride = output->stride_zyx, nx = piece->shape_zyx[2];
     uint8_t *const first_out =
         output->data + within[0] * stride[0] + within[1] * stride[1] + within[2] * stride[2];
-    for (int64_t z = 0; z < share->shape_zyx[0]; z++) {
+    for (int64_t z = 0; z < piece->shape_zyx[0]; z++) {
         const int64_t of_plane = (start[0] + z) * plane;
         if (of_plane + plane <= block->first) continue;
         if (of_plane >= block_end) break;
         if (block->shuffled && chunk->itemsize == 2 && of_plane >= block->first &&
             of_plane + plane <= block_end) {
             copy_pairs(block, of_plane + start[1] * row + start[2] - block->first, row,
-                       first_out + z * stride[0], stride, share->shape_zyx);
+                       first_out + z * stride[0], stride, piece->shape_zyx);
             continue;
         }
-        for (int64_t y = 0; y < share->shape_zyx[1]; y++) {
+        for (int64_t y = 0; y < piece->shape_zyx[1]; y++) {
             const int64_t of_row = of_plane + (start[1] + y) * row + start[2];
             int64_t from = of_row, to = of_row + nx;
             if (from < block->first) from = block->first;
@@ -377,10 +377,10 @@ static void copy_share(const Chunk *chunk, const Block *block, const Share *shar
     }
 }
 
-static void copy_shares(const Chunk *chunk, const Call *call, Block block) {
-    const Share *const shares = call->shares + chunk->first_share;
-    for (int64_t i = 0; i < chunk->n_shares; i++)
-        copy_share(chunk, &block, shares + i, call->outputs + shares[i].output);
+static void copy_pieces(const Chunk *chunk, const Call *call, Block block) {
+    const Piece *const pieces = call->pieces + chunk->first_piece;
+    for (int64_t i = 0; i < chunk->n_pieces; i++)
+        copy_piece(chunk, &block, pieces + i, call->outputs + pieces[i].output);
 }
 
 /* A block of all voxels of a chunk, one after the other. */
@@ -389,13 +389,13 @@ static Block whole_chunk(const Chunk *chunk, const uint8_t *voxels) {
     return block;
 }
 
-/* Voxels [*from, *to) of the chunk hold all that the shares want of [first, last). */
-static void wanted(const Chunk *chunk, const Share *shares, int64_t first, int64_t last,
+/* Voxels [*from, *to) of the chunk hold all that the pieces want of [first, last). */
+static void wanted(const Chunk *chunk, const Piece *pieces, int64_t first, int64_t last,
                    int64_t *from, int64_t *to) {
     const int64_t row = chunk->shape_zyx[2], plane = row * chunk->shape_zyx[1];
     *from = last, *to = first;
-    for (int64_t i = 0; i < chunk->n_shares; i++) {
-        const int64_t *const start = shares[i].within_chunk_zyx, *const n = shares[i].shape_zyx;
+    for (int64_t i = 0; i < chunk->n_pieces; i++) {
+        const int64_t *const start = pieces[i].within_chunk_zyx, *const n = pieces[i].shape_zyx;
         int64_t z = start[0], z_end = z + n[0];
         /* Planes that lie in the block as a whole or in part. */
         if (z < first / plane) z = first / plane;
@@ -436,19 +436,19 @@ static int is_within(int64_t start, int64_t n, int64_t side) {
     return n > 0 && start >= 0 && start <= side - n;
 }
 
-/* Whether the shares of a chunk are in the table, in the chunk, and in their outputs. */
-static int has_shares(const Chunk *chunk, const Call *call) {
-    const int64_t n_shares = chunk->n_shares;
-    if (n_shares && !is_within(chunk->first_share, n_shares, call->n_shares)) return 0;
-    for (int64_t i = 0; i < n_shares; i++) {
-        const Share *const share = call->shares + chunk->first_share + i;
-        if (!is_within(share->output, 1, call->n_outputs)) return 0;
-        const Output *const output = call->outputs + share->output;
+/* Whether the pieces of a chunk are in the table, in the chunk, and in their outputs. */
+static int has_pieces(const Chunk *chunk, const Call *call) {
+    const int64_t n_pieces = chunk->n_pieces;
+    if (n_pieces && !is_within(chunk->first_piece, n_pieces, call->n_pieces)) return 0;
+    for (int64_t i = 0; i < n_pieces; i++) {
+        const Piece *const piece = call->pieces + chunk->first_piece + i;
+        if (!is_within(piece->output, 1, call->n_outputs)) return 0;
+        const Output *const output = call->outputs + piece->output;
         if (output->itemsize != chunk->itemsize) return 0;
         for (int axis = 0; axis < 3; axis++) {
-            const int64_t n = share->shape_zyx[axis];
-            if (!is_within(share->within_chunk_zyx[axis], n, chunk->shape_zyx[axis])) return 0;
-            if (!is_within(share->within_output_zyx[axis], n, output->shape_zyx[axis])) return 0;
+            const int64_t n = piece->shape_zyx[axis];
+            if (!is_within(piece->within_chunk_zyx[axis], n, chunk->shape_zyx[axis])) return 0;
+            if (!is_within(piece->within_output_zyx[axis], n, output->shape_zyx[axis])) return 0;
         }
     }
     return 1;
@@ -464,7 +464,7 @@ static int decode(const Chunk *chunk, const Call *call, const uint8_t *data) {
     if (data[0] != BLOSC_FORMAT || flags & 8) return UNKNOWN;
     if (flags & 2) { /* stored as it is */
         if (packed - HEADER != n_bytes) return DAMAGED;
-        copy_shares(chunk, call, whole_chunk(chunk, data + HEADER));
+        copy_pieces(chunk, call, whole_chunk(chunk, data + HEADER));
         return DONE;
     }
     const int is_lz4 = flags >> 5 == 1 && data[1] == LZ4_FORMAT, bits_shuffled = flags & 4;
@@ -477,7 +477,7 @@ static int decode(const Chunk *chunk, const Call *call, const uint8_t *data) {
         const int64_t bytes = n_bytes - offset < block_bytes ? n_bytes - offset : block_bytes;
         Block block = {{0}, offset / itemsize, bytes / itemsize, (flags & 1) && itemsize > 1};
         int64_t from, to;
-        wanted(chunk, call->shares + chunk->first_share, block.first, block.first + block.count,
+        wanted(chunk, call->pieces + chunk->first_piece, block.first, block.first + block.count,
                &from, &to);
         if (from >= to) continue;
         const int64_t last = to - block.first;
@@ -513,7 +513,7 @@ static int decode(const Chunk *chunk, const Call *call, const uint8_t *data) {
                 memcpy(whole + stream * stream_bytes, block.plane[stream], (size_t)stream_bytes);
             block.plane[0] = whole;
         }
-        copy_shares(chunk, call, block);
+        copy_pieces(chunk, call, block);
     }
     return DONE;
 }
@@ -569,7 +569,7 @@ static void fetch_ahead(const Chunk *chunk, Ahead *ahead, int64_t packed_bytes) 
 
 static int fill(const Chunk *chunk, const Call *call, Ahead *ahead) {
     if (!has_place(chunk, call->packed_bytes)) return DAMAGED;
-    if (!has_voxels(chunk, call->decoded_bytes) || !has_shares(chunk, call)) return DAMAGED;
+    if (!has_voxels(chunk, call->decoded_bytes) || !has_pieces(chunk, call)) return DAMAGED;
     const uint8_t *data = chunk->data;
     if (!data) {
         if (!read_at_once(chunk, call->scratch)) {
@@ -604,13 +604,13 @@ EXPORT int64_t spinezarr_scratch_bytes(int64_t decoded_bytes) {
     return HEADER + decoded_bytes + TAIL + decoded_bytes + MAX_ITEMSIZE * SLACK + decoded_bytes;
 }
 
-/* Fills the shares of chunks[first:last], and sets the status of each of these. Chunks of more than
+/* Fills the pieces of chunks[first:last], and sets the status of each of these. Chunks of more than
  * ``decoded_bytes`` are taken for damaged. */
-EXPORT void spinezarr_fill(Chunk *chunks, int64_t first, int64_t last, const Share *shares,
-                           int64_t n_shares, const Output *outputs, int64_t n_outputs,
+EXPORT void spinezarr_fill(Chunk *chunks, int64_t first, int64_t last, const Piece *pieces,
+                           int64_t n_pieces, const Output *outputs, int64_t n_outputs,
                            uint8_t *scratch, int64_t decoded_bytes) {
     if (decoded_bytes > MAX_CHUNK_BYTES) decoded_bytes = MAX_CHUNK_BYTES;
-    const Call call = {shares,  n_shares, outputs,
+    const Call call = {pieces,  n_pieces, outputs,
                        n_outputs, scratch, HEADER + decoded_bytes + TAIL, decoded_bytes};
     Ahead ahead = {chunks + first, chunks + last};
     for (int64_t i = first; i < last; i++) chunks[i].status = fill(chunks + i, &call, &ahead);

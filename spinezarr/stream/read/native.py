@@ -26,7 +26,7 @@ __all__ = [
     "NOT_TRIED",
     "NO_KERNEL",
     "OUTPUTS",
-    "SHARES",
+    "PIECES",
     "Kernel",
     "Tables",
     "address",
@@ -38,7 +38,7 @@ NO_KERNEL: Final = "SPINEZARR_NO_KERNEL"
 """Environment variable that keeps the kernel from being used."""
 _VERSION: Final = 2
 DONE, NOT_TRIED = 0, -1
-"""Status of a chunk whose shares are filled, and of one that the kernel has not seen."""
+"""Status of a chunk whose pieces are filled, and of one that the kernel has not seen."""
 
 # As the structures of kernel.c. All that comes from a store's metadata has 64 bits, as NumPy would
 # cut it to fewer without a word.
@@ -47,8 +47,8 @@ CHUNKS: Final = np.dtype(
         ("data", np.uintp),
         ("offset", np.int64),
         ("size", np.int64),
-        ("first_share", np.int64),
-        ("n_shares", np.int64),
+        ("first_piece", np.int64),
+        ("n_pieces", np.int64),
         ("itemsize", np.int64),
         ("shape_zyx", np.int64, 3),
         ("fd", np.int32),
@@ -57,7 +57,7 @@ CHUNKS: Final = np.dtype(
     ],
     align=True,
 )
-SHARES: Final = np.dtype(
+PIECES: Final = np.dtype(
     [
         ("output", np.int64),
         ("within_output_zyx", np.int64, 3),
@@ -93,16 +93,16 @@ class Tables:
 
     chunks: npt.NDArray[np.void]
     """Of type :data:`CHUNKS`; the kernel sets their ``status``."""
-    shares: npt.NDArray[np.void]
-    """Of type :data:`SHARES`."""
+    pieces: npt.NDArray[np.void]
+    """Of type :data:`PIECES`."""
     outputs: npt.NDArray[np.void]
     """What :func:`output_table` returns."""
     decoded_bytes: int
     """Of the largest chunk."""
 
     def __post_init__(self) -> None:
-        tables = (self.chunks, self.shares, self.outputs)
-        for table, dtype in zip(tables, (CHUNKS, SHARES, OUTPUTS), strict=True):
+        tables = (self.chunks, self.pieces, self.outputs)
+        for table, dtype in zip(tables, (CHUNKS, PIECES, OUTPUTS), strict=True):
             if table.dtype != dtype or table.ndim != 1 or not table.flags.c_contiguous:
                 raise ValueError(f"a table of {table.dtype}, expected one of {dtype} without gaps")
 
@@ -162,7 +162,7 @@ class Kernel:
         self._scratch = local()
 
     def fill(self, tables: Tables, first: int, last: int) -> None:
-        """Fill the shares of the chunks ``first`` to ``last - 1``, and set their ``status``.
+        """Fill the pieces of the chunks ``first`` to ``last - 1``, and set their ``status``.
 
         Raises
         ------
@@ -180,8 +180,8 @@ class Kernel:
             address(tables.chunks),
             first,
             last,
-            address(tables.shares),
-            len(tables.shares),
+            address(tables.pieces),
+            len(tables.pieces),
             address(tables.outputs),
             len(tables.outputs),
             address(scratch),
@@ -209,13 +209,13 @@ class Kernel:
             box = chunk[tuple(slice(a, b) for a, b in zip(start, stop, strict=True))]
             out = np.zeros(box.shape, dtype)
             row = np.zeros(1, CHUNKS)
-            row["data"], row["size"], row["n_shares"] = address(encoded), encoded.nbytes, 1
+            row["data"], row["size"], row["n_pieces"] = address(encoded), encoded.nbytes, 1
             row["itemsize"], row["shape_zyx"] = chunk.itemsize, shape
             row["crc32c"] = encoded[-CHECKSUM_BYTES:].view("<u4")
             row["status"] = NOT_TRIED
-            share = np.zeros(1, SHARES)
-            share["within_chunk_zyx"], share["shape_zyx"] = start, box.shape
-            self.fill(Tables(row, share, output_table([out]), chunk.nbytes), 0, 1)
+            piece = np.zeros(1, PIECES)
+            piece["within_chunk_zyx"], piece["shape_zyx"] = start, box.shape
+            self.fill(Tables(row, piece, output_table([out]), chunk.nbytes), 0, 1)
             if row["status"][0] != DONE or not np.array_equal(out, box):
                 return False
         return True

@@ -16,10 +16,10 @@ Rows = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ReadPlan:
-    """The chunks that boxes need, each once, and the share of each box in each of them.
+    """The chunks that boxes need, each once, and the piece of each box in each of them.
 
-    Chunks are ordered by array, shard and place in the shard. The shares of chunk ``c`` are
-    ``first_share[c]`` to ``first_share[c + 1]``; those of one box are disjoint and cover it.
+    Chunks are ordered by array, shard and place in the shard. The pieces of chunk ``c`` are
+    ``first_piece[c]`` to ``first_piece[c + 1]``; those of one box are disjoint and cover it.
     """
 
     arrays: tuple[ArraySpec, ...]
@@ -31,16 +31,16 @@ class ReadPlan:
     """Index of its shard, shape ``(chunks, 3)``."""
     position: Rows
     """Place of the chunk in the shard's index, shape ``(chunks,)``."""
-    first_share: Rows
+    first_piece: Rows
     """Shape ``(chunks + 1,)``."""
     box: Rows
-    """Which box a share is of, shape ``(shares,)``."""
+    """Which box a piece is of, shape ``(pieces,)``."""
     within_chunk_zyx: Rows
-    """First voxel of a share in its chunk, shape ``(shares, 3)``."""
+    """First voxel of a piece in its chunk, shape ``(pieces, 3)``."""
     within_box_zyx: Rows
-    """First voxel of a share in its box, shape ``(shares, 3)``."""
+    """First voxel of a piece in its box, shape ``(pieces, 3)``."""
     shape_zyx: Rows
-    """Voxels of a share, shape ``(shares, 3)``."""
+    """Voxels of a piece, shape ``(pieces, 3)``."""
 
     def __len__(self) -> int:
         """Return the number of chunks."""
@@ -56,14 +56,14 @@ class ReadPlan:
         z, y, x = self.shard_zyx[chunk].tolist()
         return (z, y, x)
 
-    def shares(self, chunk: int) -> Iterator[tuple[int, Box, Box]]:
-        """Yield whose shares a chunk has: the box, and the voxels within the chunk and the box."""
-        for share in range(self.first_share[chunk], self.first_share[chunk + 1]):
-            (a, b, c), (d, e, f) = self.within_chunk_zyx[share], self.within_box_zyx[share]
-            z, y, x = self.shape_zyx[share].tolist()
+    def pieces(self, chunk: int) -> Iterator[tuple[int, Box, Box]]:
+        """Yield whose pieces a chunk has: the box, and the voxels within the chunk and the box."""
+        for piece in range(self.first_piece[chunk], self.first_piece[chunk + 1]):
+            (a, b, c), (d, e, f) = self.within_chunk_zyx[piece], self.within_box_zyx[piece]
+            z, y, x = self.shape_zyx[piece].tolist()
             within_chunk = Box.at((int(a), int(b), int(c)), (z, y, x))
             within_box = Box.at((int(d), int(e), int(f)), (z, y, x))
-            yield int(self.box[share]), within_chunk, within_box
+            yield int(self.box[piece]), within_chunk, within_box
 
 
 def plan_reads(boxes: Sequence[tuple[ArraySpec, Box]]) -> ReadPlan:
@@ -87,14 +87,14 @@ def plan_reads(boxes: Sequence[tuple[ArraySpec, Box]]) -> ReadPlan:
     per_shard = _triples([array.chunks_per_shard_zyx for array in arrays])
     shard_grid = -(-_triples([array.shape_zyx for array in arrays]) // (chunk_shape * per_shard))
 
-    # Every box meets a block of first to first + count chunks: list them all, one row a share.
+    # Every box meets a block of first to first + count chunks: list them all, one row a piece.
     sides = chunk_shape[of_array]
     first = starts // sides
     count = -(-stops // sides) - first
-    n_shares = count.prod(axis=1)
-    box = np.repeat(np.arange(len(boxes)), n_shares)
-    ends = np.cumsum(n_shares)
-    nth = np.arange(len(box)) - np.repeat(ends - n_shares, n_shares)
+    n_pieces = count.prod(axis=1)
+    box = np.repeat(np.arange(len(boxes)), n_pieces)
+    ends = np.cumsum(n_pieces)
+    nth = np.arange(len(box)) - np.repeat(ends - n_pieces, n_pieces)
     along_y, along_x = count[box, 1], count[box, 2]
     chunk = np.empty((len(box), 3), np.int64)
     rest, chunk[:, 2] = np.divmod(nth, along_x)
@@ -116,15 +116,15 @@ def plan_reads(boxes: Sequence[tuple[ArraySpec, Box]]) -> ReadPlan:
     key = key[order]
     is_new = np.ones(len(key), bool)
     np.not_equal(key[1:], key[:-1], out=is_new[1:])
-    first_share = np.flatnonzero(is_new)
-    of_chunk = order[first_share]
+    first_piece = np.flatnonzero(is_new)
+    of_chunk = order[first_piece]
     return ReadPlan(
         arrays=arrays,
         array=array[of_chunk],
         chunk_zyx=chunk[of_chunk],
         shard_zyx=shard[of_chunk],
         position=position[of_chunk],
-        first_share=np.append(first_share, len(key)),
+        first_piece=np.append(first_piece, len(key)),
         box=box[order],
         within_chunk_zyx=(begin - origin)[order],
         within_box_zyx=(begin - starts[box])[order],

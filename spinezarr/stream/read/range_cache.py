@@ -58,7 +58,7 @@ _RECENT_S: Final = 60.0
 _FULL, _ROOM = 0.9, 0.8
 """Shares of the bound: above the first, files are removed down to the second."""
 _UNSEEN: Final = 0.01
-"""Share of the bound that a process writes at most before it looks at the folder again."""
+"""Partition of the bound that a process writes at most before it looks at the folder again."""
 _TRIES: Final = 5
 """To open a file while others remove it."""
 

@@ -13,7 +13,7 @@ from spinezarr.errors import UsageError
 from spinezarr.geometry import SLICE_AXIS
 from spinezarr.store.folder import StoreFolder
 from spinezarr.stream.draw.sampler import Sampler
-from spinezarr.stream.draw.volumes import StoredVolumes
+from spinezarr.stream.draw.voxel_finder import StoredVoxelFinder
 from spinezarr.stream.draw.window import WindowSampler, _Pass, cell_around, spread, window_sampler
 from spinezarr.stream.read.engine import Engine
 from spinezarr.stream.read.fetch import LocalFetcher
@@ -62,7 +62,7 @@ class Counting:
         assert scan_id in self.opened
         return self.chunk
 
-    def voxels_around(self, scan_id, vertebra, k):
+    def chunk_voxels(self, scan_id, vertebra, k):
         assert scan_id in self.opened
         scan = int(scan_id[1:])
         n = self.counts[scan]["abc".index(vertebra)]
@@ -373,7 +373,7 @@ def test_batches_of_a_window_are_read_together(store):
         8, batch_size=2, n_samples=30, shuffle="window", window_scans=3, samples_per_scan=4
     )
     n = stream.window.n_samples
-    assert stream.unit_batches == n // 2
+    assert stream.batches_per_group == n // 2
     calls = []
 
     class Counted(Engine):
@@ -381,14 +381,14 @@ def test_batches_of_a_window_are_read_together(store):
             calls.append(list(reads))
 
     stream = replace(stream, engine=Counted(LocalFetcher(StoreFolder.at("/"))))
-    units = [stream.read_unit(number) for number in range(-(-30 // n))]
+    units = [stream.read_group(number) for number in range(-(-30 // n))]
     assert [batch.index.tolist() for unit in units for batch in unit] == [
         [i, i + 1] for i in range(0, 30, 2)
     ]
     assert [len(reads) for reads in calls] == [2 * len(unit) * 2 for unit in units]
     exact = store.patches(8, batch_size=2)
-    assert exact.unit_batches == 1
-    assert [batch.index.tolist() for batch in exact.read_unit(1)] == [[2, 3]]
+    assert exact.batches_per_group == 1
+    assert [batch.index.tolist() for batch in exact.read_group(1)] == [[2, 3]]
 
 
 def test_epochs_differ(store):
@@ -430,7 +430,7 @@ def test_resampled_windows_are_read_as_their_batches(store):
 
 
 def test_all_voxels_of_a_vertebra_in_a_chunk_are_found(store):
-    volumes = StoredVolumes(store._reader, store._engine)
+    volumes = StoredVoxelFinder(store._reader, store._engine)
     for scan_id in store.table.scan.to_numpy()[:2]:
         label = store.scan(scan_id).label.to_numpy()
         chunk = volumes.chunk_shape_zyx(scan_id)
@@ -439,7 +439,7 @@ def test_all_voxels_of_a_vertebra_in_a_chunk_are_found(store):
             count = int(store.table.voxel_count.sel(scan=scan_id, vertebra=name))
             expected = np.argwhere(label == VALUE_OF_NAME[name])
             for k in range(0, count, max(1, count // 20)):
-                voxels, rank = volumes.voxels_around(scan_id, name, k)
+                voxels, rank = volumes.chunk_voxels(scan_id, name, k)
                 near = (expected // chunk == voxels[rank] // chunk).all(axis=1)
                 np.testing.assert_array_equal(voxels, expected[near])
                 of_chunk[name] += 1

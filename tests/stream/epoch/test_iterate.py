@@ -21,8 +21,8 @@ from hypothesis import strategies as st
 import spinezarr
 from spinezarr.errors import UsageError
 from spinezarr.store.folder import StoreFolder
-from spinezarr.stream.epoch.iterate import BatchIterator
-from spinezarr.stream.epoch.share import EpochUnits, Share
+from spinezarr.stream.epoch.batch_iterator import BatchIterator
+from spinezarr.stream.epoch.partition import BatchGroups, Partition
 from spinezarr.stream.epoch.stream import PatchStream
 from spinezarr.stream.read.engine import Engine
 from spinezarr.stream.read.fetch import Fetcher, LocalFetcher
@@ -65,7 +65,7 @@ def _no_thread_is_left_behind():
 
 # The parts of an epoch
 
-EPOCHS = st.builds(EpochUnits, st.integers(1, 60), st.integers(1, 7))
+EPOCHS = st.builds(BatchGroups, st.integers(1, 60), st.integers(1, 7))
 
 
 def batches_of(share, epoch):
@@ -76,11 +76,11 @@ def batches_of(share, epoch):
 
 @given(EPOCHS, st.lists(st.integers(1, 5), max_size=3))
 def test_shares_of_shares_are_the_epoch_each_batch_once(epoch, counts):
-    shares = [Share()]
+    shares = [Partition()]
     for count in counts:
         shares = [share.split(i, count, even=False) for share in shares for i in range(count)]
     found = [item for share in shares for item in batches_of(share, epoch)]
-    assert sorted(found) == batches_of(Share(), epoch)
+    assert sorted(found) == batches_of(Partition(), epoch)
     assert len(found) == epoch.n_batches
     for share in shares:
         assert share.n_batches(epoch) == len(batches_of(share, epoch))
@@ -89,7 +89,7 @@ def test_shares_of_shares_are_the_epoch_each_batch_once(epoch, counts):
 @given(EPOCHS, st.integers(1, 5), st.integers(1, 4))
 def test_taking_turns_the_shares_give_the_units_of_the_epoch_in_order(epoch, ranks, workers):
     shares = [
-        Share().split(rank, ranks, even=False).split(worker, workers, even=False)
+        Partition().split(rank, ranks, even=False).split(worker, workers, even=False)
         for worker in range(workers)
         for rank in range(ranks)
     ]
@@ -101,7 +101,7 @@ def test_taking_turns_the_shares_give_the_units_of_the_epoch_in_order(epoch, ran
 @given(EPOCHS, st.integers(1, 9), st.integers(1, 4))
 def test_ranks_get_equally_many_batches_and_fewer_than_ranks_are_dropped(epoch, ranks, workers):
     epoch = replace(epoch, ranks=ranks)
-    shares = [Share().split(rank, ranks, even=True) for rank in range(ranks)]
+    shares = [Partition().split(rank, ranks, even=True) for rank in range(ranks)]
     found = [batches_of(share, epoch) for share in shares]
     assert {len(batches) for batches in found} == {epoch.n_batches // ranks}
     assert sorted(chain(*found)) == list(range(epoch.n_batches // ranks * ranks))
@@ -117,7 +117,7 @@ def test_ranks_get_equally_many_batches_and_fewer_than_ranks_are_dropped(epoch, 
 @given(EPOCHS, st.integers(1, 4), st.booleans(), st.lists(st.integers(0, 9), max_size=4), st.data())
 def test_what_is_left_of_a_share_follows_what_was_given(epoch, count, even, steps, data):
     index = data.draw(st.integers(0, count - 1))
-    share = Share().split(index, count, even=even)
+    share = Partition().split(index, count, even=even)
     epoch = replace(epoch, ranks=share.ranks)
     rest = batches_of(share, epoch)
     for step in steps:
@@ -201,7 +201,7 @@ class InUnits(PatchStream):
     """A stream that reads three batches together."""
 
     @property
-    def unit_batches(self):
+    def batches_per_group(self):
         return 3
 
 
@@ -278,7 +278,7 @@ def test_no_rank_is_empty_and_no_sample_is_lost(
     given = [
         request.index
         for share in shares
-        for unit in share.share.units(share.epoch_units)
+        for unit in share.partition.units(share.batch_groups)
         for requests in share._groups(unit)
         for request in requests
     ]
@@ -308,7 +308,7 @@ def test_ranks_that_are_equally_far_go_on_from_one_state(stream):
         (lambda store: store.patches((9, 10, 11), labels=False), "with_label is True there"),
         (lambda store: store.patches((9, 10, 11), split="train"), "scan_ids is "),
         (lambda store: store.slices("axial"), "flat_axis is None there and 0 here"),
-        (lambda store: store.patches((9, 10, 11)).shard(0, 2), "shares is 1 there and 2 here"),
+        (lambda store: store.patches((9, 10, 11)).shard(0, 2), "partitions is 1 there and 2 here"),
     ],
 )
 def test_the_state_of_another_stream_is_refused(store, stream, other, message):
@@ -340,7 +340,7 @@ def test_what_is_held_is_counted_in_bytes(store):
     ):
         batch = stream[0]
         label_bytes = 0 if batch.label is None else batch.label.nbytes
-        assert stream.batch_bytes == stream.unit_bytes == batch.image.nbytes + label_bytes
+        assert stream.batch_bytes == stream.group_bytes == batch.image.nbytes + label_bytes
 
 
 def test_a_state_is_small_and_that_of_an_equal_stream(store, stream):
@@ -406,10 +406,10 @@ def gated(stream, first):
     gate, begun = threading.Event(), []
 
     class Gated(PatchStream):
-        def read_unit(self, number):
+        def read_group(self, number):
             begun.append(number)
             assert number < first or gate.wait(30)
-            return super().read_unit(number)
+            return super().read_group(number)
 
     return (
         Gated(**{field.name: getattr(stream, field.name) for field in fields(stream)}),
@@ -479,7 +479,7 @@ def test_an_iterator_let_go_in_one_of_its_own_threads_ends_them(stream):
     threads = ours()
     holder += [iterator, None]
     iterator._waiting.clear()
-    iterator._readers.submit(iterator._stream.read_unit, 5)
+    iterator._readers.submit(iterator._stream.read_group, 5)
     del iterator
     assert done.wait(10)
     for thread in threads:
@@ -513,9 +513,9 @@ import spinezarr
 from spinezarr.stream.epoch.stream import PatchStream
 
 class Slow(PatchStream):
-    def read_unit(self, number):
+    def read_group(self, number):
         time.sleep(number and 0.5)
-        return super().read_unit(number)
+        return super().read_group(number)
 
 stream = spinezarr.open(sys.argv[1]).patches(8, n_samples=1000)
 stream = Slow(**{field.name: getattr(stream, field.name) for field in fields(stream)})

@@ -38,10 +38,10 @@ typedef struct {
 } Target;
 
 typedef struct {
-    int n_chunks, n_shares;
+    int n_chunks, n_pieces;
     Origin origins[MOST_CHUNKS];
     Chunk chunks[MOST_CHUNKS];
-    Share shares[MOST];
+    Piece pieces[MOST];
     Output outputs[MOST];
     Target targets[MOST];
     int64_t decoded_bytes;
@@ -130,20 +130,20 @@ static void make_output(Output *output, Target *target, const int64_t *shape, in
 
 /* A random box of a chunk, into an output that is larger by a few voxels. */
 static void make_share(Case *c, const Record *record) {
-    Share *share = c->shares + c->n_shares;
+    Piece *piece = c->pieces + c->n_pieces;
     int64_t shape[3];
     const int is_whole = !below(5);
     for (int axis = 0; axis < 3; axis++) {
         const int64_t side = record->shape_zyx[axis], start = is_whole ? 0 : below(side);
         const int64_t n = is_whole ? side : 1 + below(side - start);
         const int64_t within = below(3) ? 0 : below(3);
-        share->within_chunk_zyx[axis] = start, share->shape_zyx[axis] = n;
-        share->within_output_zyx[axis] = within;
+        piece->within_chunk_zyx[axis] = start, piece->shape_zyx[axis] = n;
+        piece->within_output_zyx[axis] = within;
         shape[axis] = within + n + (below(3) ? 0 : below(3));
     }
-    share->output = c->n_shares;
-    make_output(c->outputs + c->n_shares, c->targets + c->n_shares, shape, record->itemsize);
-    c->n_shares++;
+    piece->output = c->n_pieces;
+    make_output(c->outputs + c->n_pieces, c->targets + c->n_pieces, shape, record->itemsize);
+    c->n_pieces++;
 }
 
 static void put32(uint8_t *p, uint32_t value) {
@@ -201,12 +201,12 @@ static void make_chunk(Case *c, int i, int kind) {
     free(packed);
     Chunk *chunk = c->chunks + i;
     chunk->data = NULL, chunk->offset = 0, chunk->size = n + TAIL;
-    chunk->first_share = c->n_shares, chunk->n_shares = 1 + below(MOST_SHARES);
+    chunk->first_piece = c->n_pieces, chunk->n_pieces = 1 + below(MOST_SHARES);
     chunk->itemsize = record->itemsize, chunk->fd = -1, chunk->status = -1;
     memcpy(chunk->shape_zyx, record->shape_zyx, sizeof(chunk->shape_zyx));
     chunk->crc32c = crc32c(origin->data, n);
     put32(origin->data + n, chunk->crc32c);
-    for (int64_t j = 0; j < chunk->n_shares; j++) make_share(c, record);
+    for (int64_t j = 0; j < chunk->n_pieces; j++) make_share(c, record);
     if (record->n_bytes > c->decoded_bytes) c->decoded_bytes = record->n_bytes;
 }
 
@@ -214,8 +214,8 @@ static void change_tables(Case *c) {
     for (int64_t changes = 1 + below(3); changes > 0; changes--) {
         const int i = (int)below(c->n_chunks);
         Chunk *chunk = c->chunks + i;
-        int64_t *const of_chunk[] = {&chunk->offset,       &chunk->size,         &chunk->first_share,
-                                     &chunk->n_shares,     &chunk->itemsize,     chunk->shape_zyx,
+        int64_t *const of_chunk[] = {&chunk->offset,       &chunk->size,         &chunk->first_piece,
+                                     &chunk->n_pieces,     &chunk->itemsize,     chunk->shape_zyx,
                                      chunk->shape_zyx + 1, chunk->shape_zyx + 2, &c->decoded_bytes};
         c->origins[i].is_changed = 1;
         if (!below(12)) {
@@ -229,8 +229,8 @@ static void change_tables(Case *c) {
             if (field == &c->decoded_bytes)
                 for (int j = 0; j < c->n_chunks; j++) c->origins[j].is_changed = 1;
         } else {
-            Share *share = c->shares + below(c->n_shares);
-            int64_t *field = &share->output + below(10);
+            Piece *piece = c->pieces + below(c->n_pieces);
+            int64_t *field = &piece->output + below(10);
             *field = made_up(*field);
             for (int j = 0; j < c->n_chunks; j++) c->origins[j].is_changed = 1;
         }
@@ -284,26 +284,26 @@ static int is_sound(const Case *c, const Chunk *chunk) {
         if (chunk->shape_zyx[axis] < 1) return 0;
         if ((n *= chunk->shape_zyx[axis]) > limit) return 0;
     }
-    if (chunk->n_shares && !fits(chunk->first_share, chunk->n_shares, c->n_shares)) return 0;
-    for (int64_t i = 0; i < chunk->n_shares; i++) {
-        const Share *share = c->shares + chunk->first_share + i;
-        if (share->output < 0 || share->output >= c->n_shares) return 0;
-        const Output *output = c->outputs + share->output;
+    if (chunk->n_pieces && !fits(chunk->first_piece, chunk->n_pieces, c->n_pieces)) return 0;
+    for (int64_t i = 0; i < chunk->n_pieces; i++) {
+        const Piece *piece = c->pieces + chunk->first_piece + i;
+        if (piece->output < 0 || piece->output >= c->n_pieces) return 0;
+        const Output *output = c->outputs + piece->output;
         if (output->itemsize != item) return 0;
         for (int axis = 0; axis < 3; axis++) {
-            const int64_t side = share->shape_zyx[axis];
-            if (!fits(share->within_chunk_zyx[axis], side, chunk->shape_zyx[axis])) return 0;
-            if (!fits(share->within_output_zyx[axis], side, output->shape_zyx[axis])) return 0;
+            const int64_t side = piece->shape_zyx[axis];
+            if (!fits(piece->within_chunk_zyx[axis], side, chunk->shape_zyx[axis])) return 0;
+            if (!fits(piece->within_output_zyx[axis], side, output->shape_zyx[axis])) return 0;
         }
     }
     return 1;
 }
 
-/* Go through the voxels of a share: mark where they go, or compare them with those of a record. */
-static void visit(const Case *c, const Share *share, const Record *record, int mark) {
-    const Output *output = c->outputs + share->output;
-    const Target *target = c->targets + share->output;
-    const int64_t *n = share->shape_zyx, *in = share->within_output_zyx, *step = output->stride_zyx;
+/* Go through the voxels of a piece: mark where they go, or compare them with those of a record. */
+static void visit(const Case *c, const Piece *piece, const Record *record, int mark) {
+    const Output *output = c->outputs + piece->output;
+    const Target *target = c->targets + piece->output;
+    const int64_t *n = piece->shape_zyx, *in = piece->within_output_zyx, *step = output->stride_zyx;
     for (int64_t z = 0; z < n[0]; z++)
         for (int64_t y = 0; y < n[1]; y++)
             for (int64_t x = 0; x < n[2]; x++) {
@@ -312,7 +312,7 @@ static void visit(const Case *c, const Share *share, const Record *record, int m
                 require(at >= 0 && at + output->itemsize <= target->size, "a wrong driver");
                 for (int64_t b = 0; mark && b < output->itemsize; b++) target->marks[at + b] |= mark;
                 if (!record) continue;
-                const int64_t *from = share->within_chunk_zyx, *shape = record->shape_zyx;
+                const int64_t *from = piece->within_chunk_zyx, *shape = record->shape_zyx;
                 const int64_t voxel =
                     ((from[0] + z) * shape[1] + from[1] + y) * shape[2] + from[2] + x;
                 require(!memcmp(target->memory + at, record->voxels + voxel * record->itemsize,
@@ -328,19 +328,19 @@ static void run(Case *c, uint8_t pattern) {
     const int64_t n = spinezarr_scratch_bytes(wanted_bytes);
     uint8_t *scratch = exactly(n);
     memset(scratch, pattern, (size_t)n);
-    for (int i = 0; i < c->n_shares; i++)
+    for (int i = 0; i < c->n_pieces; i++)
         memset(c->targets[i].memory, pattern, (size_t)c->targets[i].size);
     /* Tables of just their size too. */
     Chunk *chunks = exactly(c->n_chunks * (int64_t)sizeof(Chunk));
-    Share *shares = exactly(c->n_shares * (int64_t)sizeof(Share));
-    Output *outputs = exactly(c->n_shares * (int64_t)sizeof(Output));
+    Piece *pieces = exactly(c->n_pieces * (int64_t)sizeof(Piece));
+    Output *outputs = exactly(c->n_pieces * (int64_t)sizeof(Output));
     memcpy(chunks, c->chunks, (size_t)c->n_chunks * sizeof(Chunk));
-    memcpy(shares, c->shares, (size_t)c->n_shares * sizeof(Share));
-    memcpy(outputs, c->outputs, (size_t)c->n_shares * sizeof(Output));
-    spinezarr_fill(chunks, 0, c->n_chunks, shares, c->n_shares, outputs, c->n_shares, scratch,
+    memcpy(pieces, c->pieces, (size_t)c->n_pieces * sizeof(Piece));
+    memcpy(outputs, c->outputs, (size_t)c->n_pieces * sizeof(Output));
+    spinezarr_fill(chunks, 0, c->n_chunks, pieces, c->n_pieces, outputs, c->n_pieces, scratch,
                    c->decoded_bytes);
     for (int i = 0; i < c->n_chunks; i++) c->chunks[i].status = chunks[i].status;
-    free(scratch), free(chunks), free(shares), free(outputs);
+    free(scratch), free(chunks), free(pieces), free(outputs);
 }
 
 static void check(Case *c) {
@@ -354,23 +354,23 @@ static void check(Case *c) {
         require(sound || status == DAMAGED, "a chunk was taken that does not fit together");
         if (!origin->is_changed)
             require(status == (origin->record->is_known ? DONE : UNKNOWN), "a wrong status");
-        for (int64_t j = 0; sound && j < chunk->n_shares; j++)
-            visit(c, c->shares + chunk->first_share + j,
+        for (int64_t j = 0; sound && j < chunk->n_pieces; j++)
+            visit(c, c->pieces + chunk->first_piece + j,
                   !origin->is_changed && status == DONE ? origin->record : NULL,
                   status == DONE ? 2 : 1);
     }
     uint8_t *before[MOST];
-    for (int i = 0; i < c->n_shares; i++) {
+    for (int i = 0; i < c->n_pieces; i++) {
         const Target *target = c->targets + i;
         for (int64_t at = 0; at < target->size; at++)
-            require(target->marks[at] || target->memory[at] == 0xA5, "written beside a share");
+            require(target->marks[at] || target->memory[at] == 0xA5, "written beside a piece");
         before[i] = exactly(target->size);
         memcpy(before[i], target->memory, (size_t)target->size);
     }
     run(c, 0x5A);
     for (int i = 0; i < c->n_chunks; i++)
         require(c->chunks[i].status == statuses[i], "another status with other memory");
-    for (int i = 0; i < c->n_shares; i++) {
+    for (int i = 0; i < c->n_pieces; i++) {
         const Target *target = c->targets + i;
         for (int64_t at = 0; at < target->size; at++)
             require(target->marks[at] != 2 || target->memory[at] == before[i][at],
@@ -426,7 +426,7 @@ int main(int argc, char **argv) {
         check(&c);
         for (int i = 0; i < 4; i++) check_lz4();
         for (int i = 0; i < c.n_chunks; i++) n_of[c.chunks[i].status]++, free(c.origins[i].data);
-        for (int i = 0; i < c.n_shares; i++) free(c.targets[i].memory), free(c.targets[i].marks);
+        for (int i = 0; i < c.n_pieces; i++) free(c.targets[i].memory), free(c.targets[i].marks);
     }
     printf("%lld cases: %lld chunks done, %lld unknown, %lld damaged, %lld not read\n",
            (long long)count, (long long)n_of[DONE], (long long)n_of[UNKNOWN],

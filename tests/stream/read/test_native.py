@@ -47,7 +47,7 @@ from spinezarr.stream.read.native import (
     CHUNKS,
     DONE,
     NOT_TRIED,
-    SHARES,
+    PIECES,
     Tables,
     address,
     output_table,
@@ -130,9 +130,9 @@ class Case:
         self.shape = tuple(rng.integers(1, [24, 40, 60]).tolist())
         self.dtype = np.dtype("<" + rng.choice(DTYPES))
         self.voxels = voxels_of(rng, self.shape, self.dtype)
-        self.shares = [self._share() for _ in range(rng.integers(1, 4))]
+        self.pieces = [self._piece() for _ in range(rng.integers(1, 4))]
 
-    def _share(self):
+    def _piece(self):
         start = [int(self.rng.integers(n)) for n in self.shape]
         stop = [
             int(self.rng.integers(a + 1, n + 1)) for a, n in zip(start, self.shape, strict=True)
@@ -180,29 +180,29 @@ class Case:
         return header + stream
 
     def run(self, kernel, packed):
-        """Fill the shares; return the status."""
+        """Fill the pieces; return the status."""
         data = packed + crc32c(packed).to_bytes(4, "little")
         # Behind the last byte there is nothing: an allocation of its own.
         held = np.frombuffer(bytes(data), np.uint8)
         row = np.zeros(1, CHUNKS)
         row["data"], row["size"] = address(held), len(data)
-        row["n_shares"], row["itemsize"] = len(self.shares), self.dtype.itemsize
+        row["n_pieces"], row["itemsize"] = len(self.pieces), self.dtype.itemsize
         row["shape_zyx"], row["crc32c"], row["status"] = self.shape, crc32c(packed), NOT_TRIED
-        shares = np.zeros(len(self.shares), SHARES)
-        for number, (share, (_, out, start, _)) in enumerate(zip(shares, self.shares, strict=True)):
-            share["output"] = number
-            share["within_chunk_zyx"], share["shape_zyx"] = start, out.shape
-        outputs = output_table([out for _, out, _, _ in self.shares])
-        kernel.fill(Tables(row, shares, outputs, self.voxels.nbytes), 0, 1)
+        pieces = np.zeros(len(self.pieces), PIECES)
+        for number, (piece, (_, out, start, _)) in enumerate(zip(pieces, self.pieces, strict=True)):
+            piece["output"] = number
+            piece["within_chunk_zyx"], piece["shape_zyx"] = start, out.shape
+        outputs = output_table([out for _, out, _, _ in self.pieces])
+        kernel.fill(Tables(row, pieces, outputs, self.voxels.nbytes), 0, 1)
         return int(row["status"][0])
 
     def check_outputs(self):
-        for _, out, start, stop in self.shares:
+        for _, out, start, stop in self.pieces:
             wanted = self.voxels[tuple(map(slice, start, stop))]
             assert out.tobytes() == wanted.tobytes()
 
     def check_guards(self):
-        for raw, out, _, _ in self.shares:
+        for raw, out, _, _ in self.pieces:
             kept = out.tobytes()
             out.view(f"V{self.dtype.itemsize}")[...] = bytes([UNTOUCHED]) * self.dtype.itemsize
             assert (raw == UNTOUCHED).all(), "written outside the output"
@@ -279,7 +279,7 @@ def test_default_chunks_are_known(kernel, profile):
         case = Case(rng)
         case.shape, case.dtype = profile.chunk_shape_zyx, np.dtype(dtype)
         case.voxels = voxels_of(rng, case.shape, dtype)
-        case.shares = [case._share() for _ in range(3)]
+        case.pieces = [case._piece() for _ in range(3)]
         assert case.run(kernel, encode_chunk(case.voxels, codec)[:-4]) == DONE
         case.check_outputs()
         case.check_guards()
@@ -287,7 +287,7 @@ def test_default_chunks_are_known(kernel, profile):
 
 def test_a_wrong_checksum_is_seen(kernel):
     case = Case(np.random.default_rng(3))
-    case.shares = case.shares[:1]
+    case.pieces = case.pieces[:1]
     packed, _ = case.encoded()
     data = packed + crc32c(packed).to_bytes(4, "little")
     for expected, content in ((crc32c(packed) ^ 1, data), (crc32c(packed), data[:-1] + b"\0")):
@@ -296,8 +296,8 @@ def test_a_wrong_checksum_is_seen(kernel):
         row["data"], row["size"] = address(held), len(data)
         row["itemsize"], row["shape_zyx"] = case.dtype.itemsize, case.shape
         row["crc32c"], row["status"] = expected, NOT_TRIED
-        outputs = output_table([case.shares[0][1]])
-        kernel.fill(Tables(row, np.zeros(1, SHARES), outputs, case.voxels.nbytes), 0, 1)
+        outputs = output_table([case.pieces[0][1]])
+        kernel.fill(Tables(row, np.zeros(1, PIECES), outputs, case.voxels.nbytes), 0, 1)
         assert row["status"][0] not in {DONE, NOT_TRIED}
 
 
@@ -317,7 +317,7 @@ def test_a_header_that_lies_is_not_believed(kernel, at, form, lie):
     case = Case(np.random.default_rng(5))
     case.shape, case.dtype = (24, 40, 60), np.dtype("<i2")
     case.voxels = np.resize(np.arange(200, dtype="<i2"), case.shape)
-    case.shares = [case._share()]
+    case.pieces = [case._piece()]
     packed = bytearray(blosc.compress(case.voxels, b"lz4", 5, 1, 0))
     assert case.run(kernel, bytes(packed)) == DONE
     struct.pack_into(f"<{form}", packed, at, lie)
@@ -373,18 +373,18 @@ def test_without_kernel_everything_reads_the_same(store):
     ("first", "last"), [(-1, 1), (0, 2), (1, 0), (2, 2), (-(2**63), 2**63 - 1)]
 )
 def test_chunks_outside_the_table_are_not_touched(kernel, first, last):
-    tables = Tables(np.zeros(1, CHUNKS), np.zeros(1, SHARES), output_table([]), 64)
+    tables = Tables(np.zeros(1, CHUNKS), np.zeros(1, PIECES), output_table([]), 64)
     with pytest.raises(ValueError, match="of 1"):
         kernel.fill(tables, first, last)
 
 
 def test_tables_of_another_form_are_refused():
-    chunks, shares, outputs = np.zeros(4, CHUNKS), np.zeros(4, SHARES), output_table([])
-    for wrong in (chunks[::2], chunks.view(np.uint8), chunks.reshape(2, 2), shares):
+    chunks, pieces, outputs = np.zeros(4, CHUNKS), np.zeros(4, PIECES), output_table([])
+    for wrong in (chunks[::2], chunks.view(np.uint8), chunks.reshape(2, 2), pieces):
         with pytest.raises(ValueError, match="expected one of"):
-            Tables(wrong, shares, outputs, 64)
+            Tables(wrong, pieces, outputs, 64)
     with pytest.raises(ValueError, match="expected one of"):
-        Tables(chunks, shares[::2], outputs, 64)
+        Tables(chunks, pieces[::2], outputs, 64)
 
 
 @pytest.mark.parametrize("dtype", ["O", "O,i8"])
@@ -406,13 +406,13 @@ def test_a_bound_of_any_size_is_kept(kernel, decoded_bytes, monkeypatch):
     monkeypatch.setattr(kernel, "_scratch", local())  # or that of other tests is large enough
     voxels = np.arange(20, dtype="u1").reshape(1, 4, 5)
     data = np.frombuffer(encode_chunk(voxels, BALANCED.label), np.uint8)
-    row, share = np.zeros(1, CHUNKS), np.zeros(1, SHARES)
-    row["data"], row["size"], row["n_shares"] = address(data), data.nbytes, 1
+    row, piece = np.zeros(1, CHUNKS), np.zeros(1, PIECES)
+    row["data"], row["size"], row["n_pieces"] = address(data), data.nbytes, 1
     row["itemsize"], row["shape_zyx"], row["crc32c"] = 1, voxels.shape, crc32c(data[:-4])
-    share["shape_zyx"] = voxels.shape
+    piece["shape_zyx"] = voxels.shape
     out = np.zeros_like(voxels)
     # As much memory as the largest chunk needs is reserved, and hardly any of it touched.
-    kernel.fill(Tables(row, share, output_table([out]), decoded_bytes), 0, 1)
+    kernel.fill(Tables(row, piece, output_table([out]), decoded_bytes), 0, 1)
     assert (row["status"][0] == DONE) == (decoded_bytes >= voxels.nbytes)
     assert out.tobytes() == (voxels.tobytes() if decoded_bytes >= 20 else bytes(20))
 
@@ -471,12 +471,12 @@ def test_a_chunk_that_is_too_large_is_refused(kernel, shape, decoded_bytes):
     said = math.prod(shape) * 2 % 2**32
     packed = struct.pack("<4B3I", 2, 1, 1 << 1, 2, said, 64, 16)
     data = np.frombuffer(packed + crc32c(packed).to_bytes(4, "little"), np.uint8)
-    row, share = np.zeros(1, CHUNKS), np.zeros(1, SHARES)
-    row["data"], row["size"], row["n_shares"] = address(data), data.nbytes, 1
+    row, piece = np.zeros(1, CHUNKS), np.zeros(1, PIECES)
+    row["data"], row["size"], row["n_pieces"] = address(data), data.nbytes, 1
     row["itemsize"], row["shape_zyx"], row["crc32c"] = 2, shape, crc32c(packed)
     out = np.zeros((20, 4, 40), "<i2")
-    share["shape_zyx"] = out.shape
-    kernel.fill(Tables(row, share, output_table([out]), decoded_bytes), 0, 1)
+    piece["shape_zyx"] = out.shape
+    kernel.fill(Tables(row, piece, output_table([out]), decoded_bytes), 0, 1)
     assert row["status"][0] not in {DONE, NOT_TRIED}
     assert not out.any()
 

@@ -49,10 +49,10 @@ def test_the_shares_of_a_box_are_disjoint_and_cover_it(boxes):
         origin = np.multiply(plan.chunk_index(chunk), array.chunk_shape_zyx)
         stop = origin + array.chunk_shape_zyx
         voxels = volumes[id(array)][tuple(map(slice, origin, stop))]
-        for number, within_chunk, within_box in plan.shares(chunk):
+        for number, within_chunk, within_box in plan.pieces(chunk):
             assert boxes[number][0] is array
             out = outs[number][within_box.slices]
-            assert (out == -1).all(), "two shares write one voxel"
+            assert (out == -1).all(), "two pieces write one voxel"
             assert within_box.shape_zyx == within_chunk.shape_zyx
             out[...] = voxels[within_chunk.slices]
     for (array, box), out in zip(boxes, outs, strict=True):

@@ -13,13 +13,13 @@ from spinezarr.stream.batch import Batch
 if TYPE_CHECKING:
     from spinezarr.stream.epoch.stream import PatchStream
 
-__all__ = ["ShippedStream", "read_elsewhere"]
+__all__ = ["PickledStream", "read_with_executor"]
 
 _STREAMS_KEPT: Final = 4
 """Streams that a process keeps open."""
 
 
-class ShippedStream:
+class PickledStream:
     """A stream that goes to other processes with every task, and is opened once in each.
 
     It is opened by the first task, and so not by a scheduler that passes it on. A store that cannot
@@ -37,8 +37,8 @@ class ShippedStream:
         self._stream = stream
         self._pickled = pickle.dumps(stream) if pickled is None else pickled
 
-    def __reduce__(self) -> tuple[type["ShippedStream"], tuple[None, bytes]]:
-        return ShippedStream, (None, self._pickled)
+    def __reduce__(self) -> tuple[type["PickledStream"], tuple[None, bytes]]:
+        return PickledStream, (None, self._pickled)
 
     def __dask_tokenize__(self) -> bytes:
         """Name equal streams alike."""
@@ -56,7 +56,7 @@ def _opened(pickled: bytes) -> "PatchStream":
     return stream
 
 
-def read_elsewhere(stream: "PatchStream", executor: Executor, *, ahead: int) -> Iterator[Batch]:
+def read_with_executor(stream: "PatchStream", executor: Executor, *, ahead: int) -> Iterator[Batch]:
     """Yield the batches of a stream in order, read by an executor.
 
     Parameters
@@ -81,7 +81,7 @@ def read_elsewhere(stream: "PatchStream", executor: Executor, *, ahead: int) -> 
 
 
 def _read_elsewhere(stream: "PatchStream", executor: Executor, ahead: int) -> Iterator[Batch]:
-    shipped, numbers = ShippedStream(stream), iter(range(len(stream)))
+    shipped, numbers = PickledStream(stream), iter(range(len(stream)))
     waiting: deque[Future[Batch]] = deque()
     try:
         while True:
@@ -97,5 +97,5 @@ def _read_elsewhere(stream: "PatchStream", executor: Executor, ahead: int) -> It
             future.cancel()
 
 
-def _read_batch(shipped: ShippedStream, number: int) -> Batch:
+def _read_batch(shipped: PickledStream, number: int) -> Batch:
     return shipped.stream[number]

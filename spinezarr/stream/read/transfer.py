@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from typing import Final, Literal
 
-__all__ = ["ENOUGH", "Transfer", "WayChoice"]
+__all__ = ["ENOUGH", "Transfer", "TransferChoice"]
 
 Transfer = Literal["auto", "patches", "ranges"]
 """What travels from a server of spinezarr: voxels that it has read, or byte ranges of the store."""
@@ -26,7 +26,7 @@ _ROUNDS: Final = 8
 if there were always fewer in so many, fewer are usual now."""
 
 
-class WayChoice:
+class TransferChoice:
     """Takes the faster way, as far as is known; of one thread.
 
     Parameters

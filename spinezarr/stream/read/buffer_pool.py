@@ -12,7 +12,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Buffers"]
+__all__ = ["BufferPool"]
 
 _FREE_BYTES: Final = 288 << 20
 """Kept of what nobody holds: a little more than the largest window that is chosen unasked."""
@@ -33,7 +33,7 @@ class _Lease:
         self.__array_interface__ = block.__array_interface__
 
 
-class Buffers:
+class BufferPool:
     """Gives arrays, and takes their memory back when the last view of one is gone.
 
     There is no lock: memory comes back whenever Python collects garbage, also in a thread that is
@@ -43,8 +43,8 @@ class Buffers:
     def __init__(self) -> None:
         self._free: dict[int, deque[_Block]] = {}
 
-    def __reduce__(self) -> tuple[type["Buffers"], tuple[()]]:
-        return Buffers, ()
+    def __reduce__(self) -> tuple[type["BufferPool"], tuple[()]]:
+        return BufferPool, ()
 
     def empty(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
         """Return an array whose elements are not set, as :func:`numpy.empty`."""

@@ -3,7 +3,7 @@
 A server reads the patches that are asked for, and sends their voxels. What travels is less than the
 chunks that they lie in, unless many patches of a batch share chunks, and the server's processors
 decode. So it depends on the link, the patches and the load of the server which way is faster:
-:class:`PatchService` estimates both, measures what they give, and takes the faster one. Whatever it
+:class:`BatchClient` estimates both, measures what they give, and takes the faster one. Whatever it
 cannot get in this way is read by ranges, which also say what is wrong.
 """
 
@@ -28,11 +28,11 @@ from spinezarr.stream.read.batch_reader import BatchReader, padding_zyx
 from spinezarr.stream.read.cache import ProcessLock
 from spinezarr.stream.read.summary import ReadSummary, megabytes
 from spinezarr.stream.read.tensors import DamagedTensorsError, Pack, Tensors
-from spinezarr.stream.read.way import ENOUGH, Transfer, WayChoice
+from spinezarr.stream.read.transfer import ENOUGH, Transfer, TransferChoice
 from spinezarr.stream.request import PatchRequest
 from spinezarr.stream.spacing import grid_shape_zyx, step_zyx
 
-__all__ = ["PROTOCOL", "BatchLimits", "PatchService", "Transfer", "service_url", "store_url"]
+__all__ = ["PROTOCOL", "BatchClient", "BatchLimits", "Transfer", "api_url", "store_url"]
 
 PROTOCOL: Final = 1
 """Of requests for batches and their answers; both sides must have the same."""
@@ -80,16 +80,16 @@ class _AboutModel(BaseModel):
 _STATUSES: Final = TypeAdapter(list[str])
 
 
-class UnservedError(Exception):
+class BatchRefusedError(Exception):
     """A batch that the server does not give; the text says why."""
 
 
-def service_url(url: str) -> str | None:
+def api_url(url: str) -> str | None:
     """Return where a server is asked about the store that it serves at a URL; None if nowhere.
 
     Examples
     --------
-    >>> service_url("http://lab:8765/zarr/ctspine1k")
+    >>> api_url("http://lab:8765/zarr/ctspine1k")
     'http://lab:8765/v1/ctspine1k'
     """
     base, found, name = url.rstrip("/").rpartition(_ZARR)
@@ -107,10 +107,10 @@ def store_url(url: str) -> str | None:
     """
     base, _, name = url.rstrip("/").rpartition("/")
     is_web = urlsplit(base).scheme in {"http", "https"} and bool(urlsplit(base).netloc)
-    return f"{base}{_ZARR}{name}" if is_web and name and service_url(url) is None else None
+    return f"{base}{_ZARR}{name}" if is_web and name and api_url(url) is None else None
 
 
-class PatchService:
+class BatchClient:
     """Gets batches of one store from the server that it lies on. Shared between threads.
 
     Parameters
@@ -130,8 +130,8 @@ class PatchService:
         """Why the server is not asked; empty as long as it may be."""
         self._streams: dict[tuple[Any, ...], _Stream] = {}
 
-    def __reduce__(self) -> tuple[type["PatchService"], tuple[str, Transfer]]:
-        return PatchService, (self.url, self.transfer)
+    def __reduce__(self) -> tuple[type["BatchClient"], tuple[str, Transfer]]:
+        return BatchClient, (self.url, self.transfer)
 
     def read_together(
         self, batches: BatchReader, groups: Groups, by_ranges: ReadGroups
@@ -167,7 +167,7 @@ class PatchService:
         try:
             with _Timed(self._lock, stream.choice, way):
                 return self._served(batches, groups, pack, stream)
-        except UnservedError:
+        except BatchRefusedError:
             stream.unserved += 1
             return by_ranges()
         except (NotServedError, FileNotFoundError, PermissionError) as problem:
@@ -284,15 +284,15 @@ class PatchService:
                 tensors = Tensors.parse(answer)
                 statuses = _STATUSES.validate_json(tensors.about.get("status", ""))
                 if statuses != ["ok"] * len(requests):
-                    raise UnservedError("the server cannot read some of them")
+                    raise BatchRefusedError("the server cannot read some of them")
                 whole = _batch(batches, requests, tensors)
             except (DamagedTensorsError, ValidationError) as problem:
                 if not attempts_left:
-                    raise UnservedError(str(problem)) from problem
+                    raise BatchRefusedError(str(problem)) from problem
                 continue
             break
         if not _is_as_planned(batches, whole, rows):
-            raise UnservedError("the server has other scans than the table says")
+            raise BatchRefusedError("the server has other scans than the table says")
         self._learn(stream, tensors, whole, pack)
         return _split(whole, groups)
 
@@ -322,7 +322,7 @@ class _Costs:
 class _Stream:
     """What is known of units of one kind; the lock of the service guards it."""
 
-    choice: WayChoice = field(default_factory=WayChoice)
+    choice: TransferChoice = field(default_factory=TransferChoice)
     costs: _Costs | None = None
     is_estimated: bool = False
     ratios: dict[Pack, float] = field(default_factory=lambda: dict(_RATIOS))
@@ -363,7 +363,7 @@ class _Stream:
 class _Timed:
     """Counts a unit that is read in one way."""
 
-    def __init__(self, lock: ProcessLock, choice: WayChoice, way: Transfer) -> None:
+    def __init__(self, lock: ProcessLock, choice: TransferChoice, way: Transfer) -> None:
         self._lock = lock
         self._choice = choice
         self._way = way

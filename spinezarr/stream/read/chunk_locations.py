@@ -17,7 +17,7 @@ from spinezarr.stream.read.cache import BoundedCache
 from spinezarr.stream.read.fetch import ByteRange, ByteRanges, StoredShard
 from spinezarr.stream.read.plan import ReadPlan
 
-__all__ = ["ChunkTables", "Places"]
+__all__ = ["ChunkLocations", "ChunkLocator"]
 
 _KEPT_BYTES: Final = 64 << 20
 """Of tables in memory: some 1,400 scans of 512 x 512 x 600 voxels with their masks."""
@@ -38,7 +38,7 @@ class _Table:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Places:
+class ChunkLocations:
     """Where the chunks of a plan lie, one row each."""
 
     shards: tuple[StoredShard, ...]
@@ -62,7 +62,7 @@ class Places:
         return ByteRanges(self.shards, self.shard[chunks], start, start + self.size[chunks])
 
 
-class ChunkTables:
+class ChunkLocator:
     """The chunks of shards by their positions, as scans' manifests list them.
 
     Those that were used last are kept. Shared between threads.
@@ -77,7 +77,7 @@ class ChunkTables:
         self._name = name
         self._kept: BoundedCache[_Shard, _Table] = BoundedCache(_KEPT_BYTES)
 
-    def locate(self, plan: ReadPlan) -> Places:
+    def locate(self, plan: ReadPlan) -> ChunkLocations:
         """Find the chunks of a plan; those that are absent are background."""
         runs = list(_runs(plan))
         known = self._kept.find(shard for shard, _ in runs)
@@ -96,7 +96,7 @@ class ChunkTables:
                 rows[chunks] = known[shard].rows[plan.position[chunks]]
                 number[chunks] = len(shards)
                 shards.append(known[shard].shard)
-        return Places(
+        return ChunkLocations(
             shards=tuple(shards),
             shard=number,
             offset=rows["offset"],

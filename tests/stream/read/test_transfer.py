@@ -6,7 +6,6 @@ import random
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
 from spinezarr.stream.read.way import WayChoice
 
 

@@ -14,7 +14,7 @@ from pydantic import JsonValue
 from spinezarr.errors import ScanChangedError
 from spinezarr.store.objects import Objects
 from spinezarr.stream.batch import Batch
-from spinezarr.stream.epoch.state import StreamState
+from spinezarr.stream.epoch.checkpoint import Checkpoint
 from spinezarr.stream.read.cache import ProcessLock
 
 if TYPE_CHECKING:
@@ -47,8 +47,8 @@ class Progress:
         dict
             Small, and as it was after being written as JSON and read again.
         """
-        rest = self._stream.share.after(self.given, self._stream.epoch_units)
-        return StreamState(
+        rest = self._stream.partition.after(self.given, self._stream.batch_groups)
+        return Checkpoint(
             epoch=self._stream.epoch, done=rest.done, skip=rest.skip, stream=self._described
         ).model_dump()
 
@@ -73,7 +73,7 @@ class BatchIterator(Iterator[Batch]):
     def __init__(self, stream: "PatchStream") -> None:
         self._stream = stream
         self._source = _Source(stream)
-        self._units = stream.share.units(stream.epoch_units)
+        self._units = stream.partition.units(stream.batch_groups)
         self._progress = Progress(stream)
         self._taken_units = 0
         self._waiting: deque[Future[list[Batch]]] = deque()
@@ -138,7 +138,7 @@ class BatchIterator(Iterator[Batch]):
                 raise StopIteration
             self._read_ahead()
             batches = self._waiting.popleft().result()
-            skip = 0 if self._taken_units else self._stream.share.skip
+            skip = 0 if self._taken_units else self._stream.partition.skip
             self._taken_units += 1
             self._ready.extend(batches[skip:])
 
@@ -146,20 +146,20 @@ class BatchIterator(Iterator[Batch]):
         """Ask for further units, one at least if none is held, and no more than may be held."""
         stream, readers = self._stream, self._running_readers()
         while (asked := self._taken_units + len(self._waiting)) < len(self._units):
-            held = (1 + len(self._waiting)) * stream.unit_bytes
+            held = (1 + len(self._waiting)) * stream.group_bytes
             held += len(self._ready) * stream.batch_bytes
             # Before the first batch, which somebody waits for, no more than can be decoded.
             at_once = readers.threads if self._progress.given else stream.threads
             enough = held > stream.prefetch_bytes or len(self._waiting) >= 2 * at_once
             if enough and (self._waiting or self._ready):
                 break
-            self._waiting.append(readers.submit(self._source.read_unit, self._units[asked]))
+            self._waiting.append(readers.submit(self._source.read_group, self._units[asked]))
 
     def _running_readers(self) -> "_Readers":
         if self._readers is None or not self._readers.of_this_process():
             # A forked child has none of its parent's threads: it goes on with its own.
             self._waiting.clear()
-            self._readers = _Readers(self._stream.units_at_once, self._stream.reader.objects)
+            self._readers = _Readers(self._stream.concurrent_groups, self._stream.reader.objects)
             weakref.finalize(self, self._readers.stop)
         return self._readers
 
@@ -171,11 +171,11 @@ class _Source:
         self._stream = stream
         self._renewing = ProcessLock()
 
-    def read_unit(self, number: int) -> list[Batch]:
+    def read_group(self, number: int) -> list[Batch]:
         while True:
             stream = self._stream
             try:
-                return stream.read_unit(number)
+                return stream.read_group(number)
             except ScanChangedError as problem:
                 if stream.on_change == "error":
                     raise
@@ -200,8 +200,8 @@ class _Readers:
     def of_this_process(self) -> bool:
         return self._process == os.getpid()
 
-    def submit(self, read_unit: _ReadUnit, number: int) -> Future[list[Batch]]:
-        future = self._pool.submit(read_unit, number)
+    def submit(self, read_group: _ReadUnit, number: int) -> Future[list[Batch]]:
+        future = self._pool.submit(read_group, number)
         self._asked.add(future)
         future.add_done_callback(self._asked.discard)
         return future

@@ -10,14 +10,14 @@ from spinezarr.errors import UsageError
 from spinezarr.geometry import Box, ShapeZYX
 from spinezarr.store.reader import StoreReader
 from spinezarr.stream.read.engine import Engine
-from spinezarr.stream.read.rewritten import as_stored_now
+from spinezarr.stream.read.retry import retry_if_rewritten
 from spinezarr.vertebrae import VALUE_OF_NAME
 
-__all__ = ["StoredVolumes"]
+__all__ = ["StoredVoxelFinder"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class StoredVolumes:
+class StoredVoxelFinder:
     """The scans of a store; see :class:`spinezarr.stream.draw.window.Volumes`."""
 
     reader: StoreReader
@@ -31,13 +31,15 @@ class StoredVolumes:
         """Return the voxels of a chunk of a scan's image and mask."""
         return self.reader.planned_scan(scan_id).image.chunk_shape_zyx
 
-    def voxels_around(
+    def chunk_voxels(
         self, scan_id: str, vertebra: str, k: int
     ) -> tuple[npt.NDArray[np.int64], int]:
         """Find the k-th voxel of a vertebra, and the others in its chunk."""
-        return self.labeled_around(scan_id, VALUE_OF_NAME[vertebra], k)
+        return self.chunk_voxels_of_label(scan_id, VALUE_OF_NAME[vertebra], k)
 
-    def labeled_around(self, scan_id: str, value: int, k: int) -> tuple[npt.NDArray[np.int64], int]:
+    def chunk_voxels_of_label(
+        self, scan_id: str, value: int, k: int
+    ) -> tuple[npt.NDArray[np.int64], int]:
         """Find the k-th voxel of a label: chunk by the stored counts, then inside that chunk.
 
         Returns
@@ -47,7 +49,7 @@ class StoredVolumes:
         int
             Which of them is the k-th.
         """
-        return as_stored_now(lambda: self._labeled_around(scan_id, value, k))
+        return retry_if_rewritten(lambda: self._labeled_around(scan_id, value, k))
 
     def _labeled_around(
         self, scan_id: str, value: int, k: int

@@ -11,13 +11,13 @@ from pydantic import BaseModel, ConfigDict, JsonValue, NonNegativeInt, Validatio
 
 from spinezarr.errors import UsageError
 
-__all__ = ["StreamState", "describe_fields", "shares_of"]
+__all__ = ["Checkpoint", "describe_fields", "partition_count"]
 
 _LONGEST_LIST: Final = 8
 """A longer one is described by its hash."""
 
 
-class StreamState(BaseModel):
+class Checkpoint(BaseModel):
     """A place in an epoch of a stream."""
 
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
@@ -31,7 +31,7 @@ class StreamState(BaseModel):
     """All that the sequence depends on, but the epoch."""
 
     @classmethod
-    def parse(cls, state: Mapping[str, Any], stream: Mapping[str, JsonValue]) -> "StreamState":
+    def parse(cls, state: Mapping[str, Any], stream: Mapping[str, JsonValue]) -> "Checkpoint":
         """Check what ``state_dict()`` returned against the stream that is to go on.
 
         Raises
@@ -58,10 +58,10 @@ class StreamState(BaseModel):
         return found
 
 
-def shares_of(state: Mapping[str, Any]) -> object:
+def partition_count(state: Mapping[str, Any]) -> object:
     """Return among how many shares the stream of a state was split; None if it is no state."""
     stream = state.get("stream")
-    return stream.get("shares") if isinstance(stream, Mapping) else None
+    return stream.get("partitions") if isinstance(stream, Mapping) else None
 
 
 def describe_fields(value: Any, leave_out: Iterable[str] = ()) -> dict[str, JsonValue]:  # noqa: ANN401  any dataclass

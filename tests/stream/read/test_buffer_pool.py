@@ -4,9 +4,9 @@ import threading
 
 import numpy as np
 import pytest
-
-from spinezarr.stream.read import buffers
 from spinezarr.stream.read.buffers import Buffers
+
+from spinezarr.stream.read import buffer_pool
 
 SHAPE = (5, 40, 64, 70)
 N_BYTES = 2 * 5 * 40 * 64 * 70
@@ -46,7 +46,7 @@ def test_memory_comes_back_with_the_last_view(number):
 
 
 def test_free_memory_is_bounded(monkeypatch):
-    monkeypatch.setattr(buffers, "_FREE_BYTES", 3 * N_BYTES)
+    monkeypatch.setattr(buffer_pool, "_FREE_BYTES", 3 * N_BYTES)
     pool = Buffers()
     held = [pool.empty(SHAPE, np.int16) for _ in range(5)]
     held += [pool.empty((N_BYTES // 2,), np.uint8) for _ in range(5)]
