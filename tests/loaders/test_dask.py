@@ -11,7 +11,7 @@ import torch
 from distributed import Client, LocalCluster
 
 from spinezarr.errors import StoreNotFoundError, UnknownScanError, UsageError
-from spinezarr.stream.epoch import executor
+from spinezarr.stream.epoch import executor as executor_module
 from spinezarr.stream.epoch.executor import PickledStream
 
 
@@ -187,7 +187,7 @@ def test_one_batch_is_read_ahead_at_least(stream):
 
 
 def opened():
-    return executor._opened.cache_info().misses
+    return executor_module._opened.cache_info().misses
 
 
 def test_a_process_opens_a_store_once_for_all_batches(store, client):

@@ -256,9 +256,8 @@ class PatchStream:
         Parameters
         ----------
         state
-            What :meth:`~spinezarr.stream.epoch.batch_iterator.BatchIterator.state_dict` returned. Shares
-            among equally many can go on from one state if all of them were equally far, as ranks
-            are.
+            What ``state_dict`` of an iterator over this stream returned. Partitions among equally
+            many can go on from one state if all of them were equally far, as ranks are.
 
         Raises
         ------

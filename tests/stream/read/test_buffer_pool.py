@@ -4,9 +4,9 @@ import threading
 
 import numpy as np
 import pytest
-from spinezarr.stream.read.buffers import Buffers
 
 from spinezarr.stream.read import buffer_pool
+from spinezarr.stream.read.buffer_pool import BufferPool
 
 SHAPE = (5, 40, 64, 70)
 N_BYTES = 2 * 5 * 40 * 64 * 70
@@ -26,7 +26,7 @@ def derived(array):
 
 @pytest.mark.parametrize("number", range(8))
 def test_memory_comes_back_with_the_last_view(number):
-    pool = Buffers()
+    pool = BufferPool()
     array = pool.empty(SHAPE, np.int16)
     assert array.shape == SHAPE
     assert array.dtype == np.int16
@@ -47,7 +47,7 @@ def test_memory_comes_back_with_the_last_view(number):
 
 def test_free_memory_is_bounded(monkeypatch):
     monkeypatch.setattr(buffer_pool, "_FREE_BYTES", 3 * N_BYTES)
-    pool = Buffers()
+    pool = BufferPool()
     held = [pool.empty(SHAPE, np.int16) for _ in range(5)]
     held += [pool.empty((N_BYTES // 2,), np.uint8) for _ in range(5)]
     del held
@@ -61,7 +61,7 @@ def test_free_memory_is_bounded(monkeypatch):
 
 
 def test_small_arrays_are_plain():
-    pool = Buffers()
+    pool = BufferPool()
     small = pool.empty((3, 3), np.float32)
     assert small.base is None
     del small
@@ -69,7 +69,7 @@ def test_small_arrays_are_plain():
 
 
 def test_many_threads_and_the_garbage_collector_share_it():
-    pool, wrong = Buffers(), []
+    pool, wrong = BufferPool(), []
 
     def use(number):
         for _ in range(60):
@@ -91,7 +91,7 @@ def test_many_threads_and_the_garbage_collector_share_it():
 
 
 def test_it_is_pickled_empty():
-    pool = Buffers()
+    pool = BufferPool()
     pool.empty(SHAPE, np.int16)
     assert pool.free_bytes
     assert pickle.loads(pickle.dumps(pool)).free_bytes == 0  # noqa: S301
