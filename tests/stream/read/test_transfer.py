@@ -63,14 +63,14 @@ def test_the_faster_way_is_taken(served_per_s, ranges_per_s, way, in_flight):
     link = Link(served_per_s / in_flight, ranges_per_s / in_flight)
     link.read(300, in_flight, estimates=(1e3, 2e3))
     assert set(link.taken) == {"patches", "ranges"}
-    assert link.partition(way, 200) == 1
+    assert link.share(way, 200) == 1
 
 
 def test_what_new_connections_and_cold_files_cost_is_not_counted():
     link = Link(140, 100)
     link.read(16, 16, slower=20.0, estimates=(1e3, 2e3))
     link.read(300, 16, estimates=(1e3, 2e3))
-    assert link.partition("patches", 200) == 1
+    assert link.share("patches", 200) == 1
 
 
 def test_a_look_at_two_batches_says_nothing_of_a_training():
@@ -79,7 +79,7 @@ def test_a_look_at_two_batches_says_nothing_of_a_training():
     for _ in range(20):
         link.read(2, 2, estimates=(1e3, 2e3))
     link.read(400, 16, estimates=(1e3, 2e3))
-    assert link.partition("patches", 200) == 1
+    assert link.share("patches", 200) == 1
     assert link.choice.measured("patches") == pytest.approx(700, rel=0.1)
     assert link.choice.measured("ranges") == pytest.approx(500, rel=0.1)
 
@@ -87,16 +87,16 @@ def test_a_look_at_two_batches_says_nothing_of_a_training():
 def test_a_way_that_was_slower_is_tried_again():
     link = Link(20, 100)
     link.read(300, 8)
-    assert link.partition("ranges", 200) == 1
+    assert link.share("ranges", 200) == 1
     link.per_s["patches"] = 400
     link.read(700, 8)
-    assert link.partition("patches", 100) == 1
+    assert link.share("patches", 100) == 1
 
 
 def test_a_way_that_promises_little_is_not_tried():
     link = Link(100, 10)
     link.read(1500, 8, estimates=(1e2, 1e1))
-    assert link.partition("patches", 1500) == 1
+    assert link.share("patches", 1500) == 1
 
 
 @given(
@@ -107,9 +107,9 @@ def test_noise_does_not_mislead_for_long(in_flight, times, noise, seed, cold):
     link.read(in_flight, in_flight, slower=30.0 if cold else 1.0, estimates=(1e3, 2e3))
     link.read(500, in_flight, estimates=(1e3, 2e3))
     if times > 1.6:
-        assert link.partition("patches", 300) > 0.9
+        assert link.share("patches", 300) > 0.9
     elif times < 0.9:
-        assert link.partition("ranges", 300) > 0.9
+        assert link.share("ranges", 300) > 0.9
 
 
 def test_a_rate_is_of_as_many_as_are_usually_under_way():
