@@ -1,4 +1,4 @@
-"""Who reads patches now, who waits for that, and who is told to come again."""
+"""How many requests work at once, how many wait, and when is one sent away to retry later?"""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -8,18 +8,22 @@ __all__ = ["AdmissionQueue", "BusyError"]
 
 
 class BusyError(Exception):
-    """More waits already than may."""
+    """The queue is full; the client should retry later."""
 
 
 class AdmissionQueue:
-    """Lets so many work at once, and so many wait, first come, first served; of one event loop.
+    """Limits the requests that work at once and those that wait, first come, first served.
+
+    A queue belongs to one event loop.
 
     Parameters
     ----------
     at_once
-        That work.
-    waiting, waiting_bytes
-        That wait, and what their requests take.
+        Number of requests that may work at once.
+    waiting
+        Number of requests that may wait.
+    waiting_bytes
+        Memory that the waiting requests may take together, in bytes.
     """
 
     def __init__(self, at_once: int, waiting: int, waiting_bytes: int) -> None:
@@ -31,12 +35,12 @@ class AdmissionQueue:
 
     @asynccontextmanager
     async def taken(self, n_bytes: int) -> AsyncIterator[None]:
-        """Wait for a turn, and hold it.
+        """Wait for a slot, and hold it inside of the ``with`` block.
 
         Raises
         ------
         BusyError
-            If too much waits.
+            If too many requests, or too many bytes, wait already.
         """
         if self._room.locked():
             is_full = self._waiting >= self._most_waiting

@@ -1,4 +1,8 @@
-"""The application: bytes are answered here, all else by the pages, each by what may ask for it."""
+"""How does a request reach its answer?
+
+The application checks who asks. It answers files of stores itself, and passes all other requests to
+the endpoints.
+"""
 
 import asyncio
 import time
@@ -24,16 +28,17 @@ from spinezarr.serve.stores import ServedStores
 __all__ = ["App"]
 
 _TREES: Final[Mapping[str, Operation]] = {"zarr": ZARR, "flat": FLAT, "ome": OME}
-"""Of files, by the first part of the path."""
+"""The trees of files, by the first part of the path."""
 _LISTENS_S: Final = 0.5
-"""After which granian listens."""
+"""Seconds after which granian listens on its sockets."""
 _TWO_LENGTHS: Final = text_answer(
     HTTPStatus.BAD_REQUEST,
-    "A request has a length or chunks: with both, a proxy may take its body for another request.",
+    "A request must not have both Content-Length and Transfer-Encoding: a proxy could take its "
+    "body for another request.",
     connection="close",
 )
 _OPEN: Final = frozenset({LOGIN, LOGOUT, *(op.path for op in OPERATIONS if op.is_open)})
-"""What is asked for without a token: by watchdogs, and by who signs in."""
+"""Paths that need no token: health checks and the sign-in pages."""
 
 
 class App:
@@ -42,13 +47,13 @@ class App:
     Parameters
     ----------
     stores
-        What is served.
+        The stores to serve.
     guard
-        Who may ask.
+        Decides who may read.
     log
-        Where each answer is written; None: nowhere.
+        Takes a line for each answer; None for no log.
     limits
-        How much is done at once.
+        Bounds on the work that is done at once.
     """
 
     def __init__(
@@ -122,7 +127,7 @@ class App:
             await self._pages(inner, receive, noted)
 
     def _refused(self, request: Request) -> Answer | None:
-        """Return the answer to who may not ask, or only asks whether it may."""
+        """Return the answer to a preflight or refused request; None if the request may go on."""
         return self._guard.preflight(request) or self._guard.refused(request)
 
     def _bytes(self, request: Request, tree: str, path: str) -> Answer:
@@ -135,7 +140,7 @@ class App:
 
 
 def _tree_of(path: str) -> tuple[str, str] | None:
-    """Return which tree of files a path is below, and what follows; None if none."""
+    """Split a path into its tree of files and the rest; None if it is below no tree."""
     _, tree, rest = (*path.split("/", 2), "", "")[:3]
     is_below = path.startswith("/") and tree in _TREES and len(path) > len(tree) + 1
     return (tree, rest) if is_below else None
@@ -146,7 +151,7 @@ def _has_two_lengths(request: Request) -> bool:
 
 
 class _Noted:
-    """Sends what a page answers, with the headers that all answers have."""
+    """Sends the answer of an endpoint, adds the common headers, and notes status and size."""
 
     __slots__ = ("_inner", "_method", "_send", "_sent", "_shared")
 

@@ -1,8 +1,8 @@
-"""Stores in a bucket, or on another web server, as they are served.
+"""How does a server read stores that lie in a bucket or on another web server?
 
-An object is known by its entity tag: bytes are asked for with ``If-Match`` of the tag that was
-there when the object was compared with the manifest, and an answer with another tag is none of
-them. Metadata are asked for again with ``If-None-Match`` when what is known is a second old.
+The server compares an object with the manifest once, and remembers its entity tag. Later requests
+send this tag in ``If-Match``, so an object that was replaced meanwhile is an error. Metadata that
+were read more than a second ago are asked for again, with ``If-None-Match``.
 """
 
 import time
@@ -36,46 +36,46 @@ from spinezarr.store.sharding import CHECKSUM_BYTES, crc32, crc32c
 __all__ = ["BucketFolder", "BucketStorage", "is_served_from"]
 
 _FRESH_S: Final = 1.0
-"""What was seen of a bucket counts for so long."""
+"""Seconds for which the last look at an object counts."""
 _DEADLINE_S: Final = 10.0
-"""For bytes that a client waits for: a bucket that takes longer is unavailable."""
+"""Longest wait for bytes that a client asked for; a slower bucket is unavailable."""
 _READER_S: Final = 60.0
-"""For what patches are read with, many requests at once, and whole tables."""
+"""Longest wait for patches, which take many requests, and for whole tables."""
 _THREADS: Final = 32
-"""That wait for one store."""
+"""Threads that wait for the answers of one store."""
 _ROOM_BYTES: Final = 128 << 20
-"""Of small files, and of what is known of others."""
+"""Memory for small files, and for what is known of other files, of one store."""
 _KNOWN_BYTES: Final = 1 << 10
-"""What is known of one file."""
+"""Memory that the facts of one file take, as an estimate."""
 _WHOLE_BYTES: Final = 1 << 19
-"""A file up to this size is read whole, and kept: the mask of a scan, as a rule."""
+"""Largest file that is read whole and kept; most masks are smaller."""
 _PART_BYTES: Final = 4 << 20
-"""Read at once where a whole shard is compared with the manifest."""
+"""Size of one read while a whole shard is compared with the manifest."""
 _SEEN: Final = 1 << 14
 _BUCKETS: Final = {"s3", "s3a"}
 _SCHEMES: Final = {*_BUCKETS, "http", "https"}
 _ASTRAY: Final = {"http": frozenset("%?#\\"), "s3": frozenset("?")}
-"""What part of a URL would mean something else than a name."""
+"""Characters of a name that would change the meaning of a URL, by scheme."""
 _LISTING: Final = {"connect_timeout": 3, "read_timeout": 5, "retries": {"total_max_attempts": 2}}
-"""Of botocore."""
+"""Options of botocore for listing a bucket."""
 
 
 def is_served_from(url: str) -> bool:
-    """Whether objects at a URL say of which version they are."""
+    """Whether objects at a URL have entity tags, so that they can be served."""
     return url.partition("://")[0] in _SCHEMES
 
 
 class BucketFolder:
-    """What a URL stands for: a store, or the stores below it in a bucket.
+    """A URL of one store, or of a bucket folder with several stores.
 
     Parameters
     ----------
     url
-        As it was given.
+        URL of the store or folder.
     storage_options
-        As for :func:`spinezarr.remote.filesystem.open_filesystem`.
+        Options of the file system, see :func:`spinezarr.remote.filesystem.open_filesystem`.
     suffix
-        Of a store's name.
+        Ending of the names of stores.
 
     Raises
     ------
@@ -96,15 +96,14 @@ class BucketFolder:
         return f"<{redact_url(self.url)}>"
 
     def check(self) -> None:
-        """Refuse what cannot be served.
+        """Check that the URL can be served.
 
         Raises
         ------
         UsageError
-            If it needs other credentials, does not exist, or does not say of which version its
-            objects are.
+            If it needs other credentials, does not exist, or its objects have no entity tags.
         OSError
-            If nobody answers there.
+            If no server answers.
         """
         name = redact_url(self.url)
         try:
@@ -135,12 +134,12 @@ class BucketFolder:
         return self._objects.version(Wanted(path, limit_bytes=METADATA_BYTES))
 
     def stores(self) -> list[str]:
-        """Return the URLs of the stores that it stands for, as they were at most a second ago.
+        """Return the URLs of the stores, as they were at most a second ago.
 
         Raises
         ------
         UnreadableError
-            If it cannot be looked through.
+            If the folder cannot be listed.
         """
         if self._is_named:
             return [self.url]
@@ -150,7 +149,7 @@ class BucketFolder:
                 try:
                     found = [self.url] if self._root() is not None else self._listed()
                 except (OSError, CorruptStoreError) as problem:
-                    raise UnavailableError("a bucket cannot be looked through.") from problem
+                    raise UnavailableError("a bucket cannot be listed.") from problem
                 self._found = began_s, found
             return self._found[1]
 
@@ -174,9 +173,9 @@ class BucketStorage(Storage):
     Parameters
     ----------
     url
-        Of the store.
+        URL of the store.
     storage_options
-        As for :func:`spinezarr.remote.filesystem.open_filesystem`.
+        Options of the file system, see :func:`spinezarr.remote.filesystem.open_filesystem`.
     """
 
     room = _ROOM_BYTES
@@ -188,7 +187,7 @@ class BucketStorage(Storage):
         self._objects = RemoteObjects(url, storage_options, deadline_s=_DEADLINE_S)
         self._for_readers = RemoteObjects(url, storage_options, deadline_s=_READER_S)
         self._seen: Recent[float] = Recent(_SEEN)
-        """By key, when an object of which tag was there; None where there was none."""
+        """When each key was looked at last, and its entity tag; None for an absent object."""
         self._in_turn = InTurn()
         scheme = url.partition("://")[0]
         self._astray = _ASTRAY["s3" if scheme in _BUCKETS else "http"]
@@ -201,7 +200,7 @@ class BucketStorage(Storage):
         if self._is_fresh(key, known):
             return Seen(known, 0, None) if known else None
         with self._in_turn.of(key):
-            if self._is_fresh(key, known):  # by now
+            if self._is_fresh(key, known):  # another thread has looked meanwhile
                 return Seen(known, 0, None) if known else None
             began_s = time.monotonic()
             wanted = Wanted(
@@ -215,25 +214,25 @@ class BucketStorage(Storage):
                 return None
             tag = str(known) if found.is_unchanged else found.tag
             if not tag:
-                raise UnreadableError(f"{key} is of a version that its server does not name.")
+                raise UnreadableError(f"{key} has no entity tag.")
             self._seen.keep(key, tag, began_s)
         data = None if found.is_unchanged else bytes(found.data)
         return Seen(tag, -1 if found.modified_s is None else found.modified_s, data)
 
     def _is_fresh(self, key: str, known: Identity | None) -> bool:
-        """Whether it is known well enough what stands under a key, be it nothing."""
+        """Whether the last look at a key still counts; the object may be absent."""
         seen = self._seen.find(key)
         return seen is not None and seen[0] == known and time.monotonic() - seen[1] <= _FRESH_S
 
     def version(self, wanted: Wanted, key: str) -> ObjectVersion | None:
-        """Ask for an object; None if it is absent.
+        """Request an object; return None if it is absent.
 
         Raises
         ------
         ChangedObjectError
-            If it is of another version than is wanted.
+            If the object has another version than the wanted one.
         UnreadableError
-            If it cannot be read; an UnavailableError if nobody can tell what it is.
+            If the object cannot be read; UnavailableError if the bucket does not answer.
         """
         try:
             return self._objects.version(wanted)
@@ -252,7 +251,7 @@ class BucketStorage(Storage):
         for is_last in (False, True):
             found = self.version(Wanted(path, end_at, size), key)
             if found is None or not found.tag:
-                raise UnreadableError(f"{key} is missing, or its server names no version of it.")
+                raise UnreadableError(f"{key} is missing, or has no entity tag.")
             opened = _Object(self, key, path, found, end_at)
             if found.size_bytes == size and opened.fits(entry, written):
                 return opened
@@ -272,7 +271,7 @@ class BucketStorage(Storage):
 
 
 class _Object(Content):
-    """One version of an object, of which the end, or all, is here."""
+    """One version of an object, with its last bytes, or all of them, in memory."""
 
     def __init__(
         self, storage: BucketStorage, key: str, path: str, end: ObjectVersion, end_at: int
@@ -286,7 +285,7 @@ class _Object(Content):
         self.room = _KNOWN_BYTES + len(self._end)
 
     def fits(self, entry: ManifestEntry, written: int) -> bool:
-        """Whether it is what a manifest says that was written then; its size is."""
+        """Whether the object of that size is the one that the manifest describes."""
         if not self._end_at:
             return f"{crc32(self._end):08x}" == entry.crc32
         if not isinstance(entry, ShardEntry) or not _is_index(self._end, entry):
@@ -314,12 +313,12 @@ class _Object(Content):
 
 
 def _index_at(entry: ShardEntry) -> int:
-    """Return where the index of a shard begins, after its chunks."""
+    """Return the offset of the index of a shard, behind its chunks."""
     return int(entry.chunk_rows["size"].sum(dtype="int64"))
 
 
 def _is_index(data: bytes, entry: ShardEntry) -> bool:
-    """Whether bytes are the index of a shard, by the checksums in it and in the manifest."""
+    """Whether bytes are the index of a shard, by its own checksum and the manifest's."""
     content, end = data[:-CHECKSUM_BYTES], data[-CHECKSUM_BYTES:]
     checksum = int.from_bytes(end, "little")
     return crc32c(content) == checksum and f"{checksum:08x}" == entry.index_crc32c

@@ -1,4 +1,4 @@
-"""What a request for one object with ranges and conditions is answered with (RFC 9110)."""
+"""Which status and bytes answer a request with ranges and conditions (RFC 9110)?"""
 
 import re
 from collections.abc import Mapping
@@ -12,17 +12,17 @@ _UNIT: Final = "bytes="
 _RANGE: Final = re.compile(
     r"[ \t]*(?:(\d{1,19})[ \t]*-[ \t]*(\d{0,19})|-[ \t]*(\d{1,19}))[ \t]*", re.ASCII
 )
-"""More digits are no position that a file has."""
+"""One range of bytes; a position with more digits lies behind the end of any file."""
 _TAG: Final = re.compile(r'(W/)?("[\x21\x23-\x7e\x80-\xff]*")')
 _CONDITION: Final = re.compile(
     rf"[ \t,]*+(?:{_TAG.pattern}[ \t]*+(?:,[ \t,]*+{_TAG.pattern}[ \t]*+)*+)?[ \t,]*+"
 )
-"""A list of tags; no part of it can be taken in two ways, so that none takes long to refuse."""
+"""A list of entity tags. The pattern is unambiguous, so a bad list is refused quickly."""
 
 
 @dataclass(frozen=True, slots=True)
 class ConditionResult:
-    """Which bytes of an object go with which status; none with most."""
+    """The status of an answer, and the bytes to send; most statuses send none."""
 
     status: HTTPStatus
     start: int = 0
@@ -32,18 +32,18 @@ class ConditionResult:
 def check_conditions(
     method: str, headers: Mapping[str, str], *, etag: str, size_bytes: int
 ) -> ConditionResult:
-    """Decide on an answer, in the order of RFC 9110, section 13.2.2.
+    """Evaluate conditions and range of a request, in the order of RFC 9110, section 13.2.2.
 
     Parameters
     ----------
     method
-        GET or HEAD; ranges count for GET alone (section 14.2).
+        GET or HEAD; ranges count for GET only (section 14.2).
     headers
-        By names in lower case; repeated ones joined by commas.
+        Headers by lower-case name; the values of repeated headers are joined by commas.
     etag
-        Of the object as it is now, strong, with its quotes.
+        Strong entity tag of the object as it is now, with its quotes.
     size_bytes
-        Of the object.
+        Size of the object.
 
     Examples
     --------
@@ -58,7 +58,7 @@ def check_conditions(
     if if_none_match is not None and _holds(if_none_match, etag, weakly=True):
         return ConditionResult(HTTPStatus.NOT_MODIFIED)
     asked = headers.get("range")
-    # A date, which objects do not have, is no tag.
+    # Objects have no dates, so a date in If-Range never matches.
     is_wanted = method == "GET" and headers.get("if-range", etag).strip(" \t") == etag
     if asked is None or not is_wanted or not asked.lower().startswith(_UNIT) or "," in asked:
         return ConditionResult(HTTPStatus.OK, 0, size_bytes)
@@ -81,7 +81,7 @@ def _part(asked: str, size_bytes: int) -> ConditionResult:
 
 
 def _holds(condition: str, etag: str, *, weakly: bool) -> bool:
-    """Whether a condition names a tag; what is no list of tags names none."""
+    """Whether a condition names a tag. Text that is no list of tags names none."""
     if condition.strip(" \t") == "*":
         return True
     if _CONDITION.fullmatch(condition) is None:

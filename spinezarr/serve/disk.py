@@ -1,4 +1,4 @@
-"""Stores on disk, as they are served."""
+"""How does a server read stores that lie on disk?"""
 
 import os
 from pathlib import Path
@@ -20,19 +20,19 @@ _FROM_MEMORY: Final[int | None] = getattr(os, "RWF_NOWAIT", None)
 
 
 def stores_on_disk(path: Path, suffix: str) -> list[str]:
-    """Return the stores that a path stands for now: itself, or those of a folder."""
+    """Return the path itself if it is a store, else the stores in that folder, as they are now."""
     is_store = (path / METADATA).exists() or path.suffix == suffix
     found = (path,) if is_store else sorted(path.glob(f"*{suffix}"))
     return [str(one) for one in found if (one / METADATA).exists()]
 
 
 class Descriptor(Content):
-    """An open file, closed when nobody holds it any more.
+    """An open file, which is closed when its last reference goes.
 
     Attributes
     ----------
     number
-        Of the descriptor.
+        Number of the file descriptor.
     """
 
     def __init__(self, number: int) -> None:
@@ -48,17 +48,17 @@ class Descriptor(Content):
         except OSError as problem:
             raise UnreadableError(f"a file cannot be read: {problem.strerror}.") from problem
         if len(found) != stop - start:
-            raise UnreadableError("a file has become shorter.")
+            raise UnreadableError("a file was truncated.")
         return found
 
     def read_from_memory(self, start: int, stop: int) -> bytearray | None:
-        """See :class:`~spinezarr.serve.storage.Content`; asks whether the system holds them."""
+        """See :class:`~spinezarr.serve.storage.Content`; reads only from the page cache."""
         if _FROM_MEMORY is None:
             return None
         found = bytearray(stop - start)
         try:
             size = os.preadv(self.number, [found], start, _FROM_MEMORY)
-        except OSError:  # not in memory, or a file system that does not know
+        except OSError:  # the bytes are not in the page cache, or the file system cannot say
             return None
         return found if size == len(found) else None
 
@@ -66,13 +66,13 @@ class Descriptor(Content):
 class DiskStorage(Storage):
     """The files of a store on disk.
 
-    A file is opened through the store's folder, and then read through its descriptor: what
-    replaces it is another file.
+    A file is opened once and then read through its descriptor, so a file that replaces it is not
+    read by mistake.
 
     Parameters
     ----------
     path
-        Of the store.
+        Path of the store.
     """
 
     room = _OPEN_FILES

@@ -1,4 +1,4 @@
-"""The description of a server for people: one page without scripts, made on the server."""
+"""How do people read the description of a server? As one page without scripts."""
 
 import hashlib
 import json
@@ -35,7 +35,7 @@ _REF: Final = "#/components/schemas/"
 
 
 def policy() -> str:
-    """Return the value of ``Content-Security-Policy`` for the page: nothing but its own style."""
+    """Return the ``Content-Security-Policy`` of the page, which allows its own style only."""
     style = b64encode(hashlib.sha256(_STYLE.encode()).digest()).decode()
     return (
         f"default-src 'none'; style-src 'sha256-{style}'; base-uri 'none'; form-action 'none'; "
@@ -44,12 +44,12 @@ def policy() -> str:
 
 
 def page(described: Mapping[str, Any]) -> str:
-    """Return the page.
+    """Return the HTML of the page.
 
     Parameters
     ----------
     described
-        See :func:`spinezarr.serve.openapi.document`.
+        The OpenAPI document, see :func:`spinezarr.serve.openapi.document`.
     """
     info = described["info"]
     return "".join(
@@ -134,13 +134,13 @@ def _schemas(schemas: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _text(text: str) -> str:
-    """Return text with what stands between backquotes as code."""
+    """Return text as HTML; words between backquotes become code."""
     parts = escape(" ".join(text.split())).replace("``", "`").split("`")
     return "".join(f"<code>{part}</code>" if at % 2 else part for at, part in enumerate(parts))
 
 
 def _values(schema: Mapping[str, Any]) -> str:
-    """Say in a few words, of HTML, what a schema lets pass."""
+    """Describe the values that a schema allows, in a few words of HTML."""
     if "$ref" in schema:
         name = escape(schema["$ref"].removeprefix(_REF))
         return f'<a href="#schema-{name}">{name}</a>'

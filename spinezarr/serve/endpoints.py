@@ -1,6 +1,6 @@
-"""All that is no byte of a store: JSON, patches, the description, figures; routed by Starlette.
+"""Which code answers each operation: JSON, patches, pictures, pages, metrics?
 
-Bytes are answered without it, as :mod:`spinezarr.serve.app` says.
+Starlette routes these requests. Files of stores do not come here, see :mod:`spinezarr.serve.app`.
 """
 
 import asyncio
@@ -53,23 +53,29 @@ from spinezarr.text import to_ascii_json
 __all__ = ["REQUEST", "ROUTE", "pages"]
 
 ROUTE: Final = "spinezarr.route"
-"""Key of the scope under which the template of the path is left."""
+"""Key of the ASGI scope for the template of the path, which metrics count by."""
 REQUEST: Final = "spinezarr.request"
-"""Key of the scope under which the request comes, as the guard has seen it."""
+"""Key of the ASGI scope for the request, as the guard has returned it."""
 _WAITING: Final = 256
-"""Batches that wait for that: sixteen of each of sixteen trainings."""
+"""Batches that may wait: sixteen each of sixteen trainers."""
 _WAITING_BYTES: Final = 64 << 20
-"""Of their requests."""
+"""Memory that waiting requests may take together, in bytes."""
 _UNSENT_BYTES: Final = 512 << 20
-"""Of patches; whoever does not read his own must not keep others from theirs."""
+"""Memory for answers that clients have not read yet.
+
+The bound keeps clients that do not read from using up the memory of others.
+"""
 _BODY_S: Final = 8.0
-"""For the body of a request."""
+"""Seconds within which the body of a request must come."""
 _BODIES_BYTES: Final = 64 << 20
-"""Of bodies that have not come whole; who sends more waits."""
+"""Memory for request bodies that have not come whole; further senders get 429."""
 _STREAMS: Final = 8
-"""Files that are made while they are sent; each holds a slab of voxels, some 70 MB."""
+"""Files that are generated while they are sent. Each takes about 70 MB for a slab of voxels."""
 _READY_S: Final = 1.0
-"""For which an answer of /readyz holds: whoever has no token may ask too, and makes no work."""
+"""Seconds for which an answer of ``/readyz`` is reused.
+
+It needs no token, so it must not make work for each request.
+"""
 
 T = TypeVar("T")
 _Endpoint = Callable[[Asked], Awaitable[Answer]]
@@ -78,16 +84,16 @@ _Endpoint = Callable[[Asked], Awaitable[Answer]]
 def pages(
     stores: ServedStores, guard: Guard, figures: metrics.Metrics, limits: ServeLimits
 ) -> Starlette:
-    """Make the application.
+    """Make the Starlette application.
 
     Parameters
     ----------
     stores
-        What is served.
+        The stores to serve.
     guard
-        Who may ask; it has been asked already, but signs people in.
+        Signs people in. It has already let the requests pass that come here.
     figures
-        What was answered so far.
+        The metrics to count in and to publish.
     limits
         How much is done at once.
     """
@@ -99,7 +105,7 @@ def pages(
     ]
     routes += [
         Route(op.path, made.routed(op.path, endpoint), methods=[op.method])
-        for op in sorted(OPERATIONS, key=lambda op: "{" in op.path)  # the first that fits is taken
+        for op in sorted(OPERATIONS, key=lambda op: "{" in op.path)
         if (endpoint := made.endpoints.get(op.name)) is not None
     ]
     app = Starlette(
@@ -128,7 +134,9 @@ async def _of_status(_: Asked, problem: Exception) -> Response:
         allowed = sorted(problem.headers["Allow"].split(", ")) if problem.headers else ()
         allow = ", ".join(allowed)
         return _response(
-            text_answer(HTTPStatus.METHOD_NOT_ALLOWED, f"It takes {allow}.", allow=allow)
+            text_answer(
+                HTTPStatus.METHOD_NOT_ALLOWED, f"The allowed methods are {allow}.", allow=allow
+            )
         )
     return _response(text_answer(HTTPStatus.NOT_FOUND, "There is no such page."))
 
@@ -140,7 +148,7 @@ async def _unreadable(_: Asked, __: Exception) -> Response:
 
 
 class _Pages:
-    """What answers each operation, by name."""
+    """The endpoint of each operation, by name."""
 
     def __init__(
         self, stores: ServedStores, guard: Guard, figures: metrics.Metrics, limits: ServeLimits
@@ -169,13 +177,13 @@ class _Pages:
         )
         self._held_bytes = 0
         self.unsent_bytes = 0
-        """Of answers that their clients have not taken."""
+        """Bytes of answers that are being sent."""
         self.streams = 0
-        """Answers that are made while they are sent."""
+        """Answers that are generated while they are sent."""
         self._turns: dict[Executor | None, AdmissionQueue] = {}
-        """Of what is read from disk, and of each bucket."""
+        """Queues for patches: one for all stores on disk, and one for each bucket."""
         self._turns_to_draw: dict[Executor | None, AdmissionQueue] = {}
-        """The same of pictures."""
+        """Queues for pictures and levels, in the same way."""
         self._ready: tuple[float, bool] = 0.0, False
         self.endpoints: Mapping[str, _Endpoint] = {
             "stores": self._list_stores,
@@ -205,7 +213,7 @@ class _Pages:
         }
 
     def routed(self, path: str, endpoint: _Endpoint) -> Callable[[Asked], Awaitable[Response]]:
-        """Return what Starlette calls for a path."""
+        """Wrap an endpoint for Starlette, and note the template of its path."""
 
         async def answer(asked: Asked) -> Response:
             asked.scope[ROUTE] = path
@@ -263,7 +271,7 @@ class _Pages:
         return await _called(None, partial(answer_client, request, version, file))
 
     async def _of_source(self, asked: Asked, answer: Callable[[PatchSource], Answer]) -> Answer:
-        """Answer from the metadata of a scan, as it is now."""
+        """Answer from a store whose voxels can be read."""
         name = asked.path_params["store"]
 
         def find() -> Answer:
@@ -318,7 +326,7 @@ class _Pages:
             return _BUSY_STREAMS
         request, scan_id = _request(asked), asked.path_params["scan_id"]
         answer = _BUSY_STREAMS
-        self.streams += 1  # until it is sent, if there is one
+        self.streams += 1  # counted until the stream is sent
         try:
             answer = await self._draw(
                 asked, lambda source: answer_nifti(source, request, scan_id, array)
@@ -353,7 +361,7 @@ class _Pages:
             return _BUSY
 
     async def _draw(self, asked: Asked, answer: Callable[[PatchSource], Answer]) -> Answer:
-        """Read what people look at, beside patches and never in place of them."""
+        """Read voxels for a picture or level, in a queue beside that of patches."""
         readers = self._stores.executor(asked.path_params["store"])
         if readers not in self._turns_to_draw:
             limits = self._limits
@@ -367,7 +375,7 @@ class _Pages:
 
     @asynccontextmanager
     async def _turn(self, turns: AdmissionQueue, n_bytes: int) -> AsyncIterator[None]:
-        """Wait for a turn; raise BusyError if too much waits, or is not taken by its clients."""
+        """Wait for a slot; raise BusyError if too much waits, or too many answers are unread."""
         async with turns.taken(n_bytes):
             if self.unsent_bytes > _UNSENT_BYTES:
                 raise BusyError
@@ -385,16 +393,19 @@ class _Pages:
         return await _called(readers, find)
 
     async def _body(self, asked: Asked) -> bytes | Answer:
-        """Read the body of a request, or answer why it is not read."""
+        """Read the body of a request, or return the answer that refuses it."""
         if asked.headers.get("transfer-encoding", "chunked").strip().lower() != "chunked":
-            return text_answer(HTTPStatus.BAD_REQUEST, "A body is sent as it is, or in chunks.")
+            return text_answer(
+                HTTPStatus.BAD_REQUEST,
+                "The transfer encoding of a body must be chunked, or left out.",
+            )
         parts: list[bytes] = []
         try:
             return await asyncio.wait_for(self._whole(asked, parts), _BODY_S)
         except TimeoutError:
             return text_answer(HTTPStatus.REQUEST_TIMEOUT, "The request did not come in time.")
         except ClientDisconnect:
-            return text_answer(HTTPStatus.BAD_REQUEST, "The request did not come whole.")
+            return text_answer(HTTPStatus.BAD_REQUEST, "The request ended early.")
         finally:
             self._held_bytes -= sum(map(len, parts))
 
@@ -442,7 +453,7 @@ class _Pages:
 
 
 class _Sending(Response):
-    """Sends an answer as bytes of stores are sent."""
+    """Sends an :class:`Answer` as a Starlette response."""
 
     def __init__(self, answer: Answer, pages: _Pages) -> None:
         super().__init__(None, answer.status)
@@ -460,7 +471,7 @@ class _Sending(Response):
 
 
 _BUSY: Final = text_answer(
-    HTTPStatus.TOO_MANY_REQUESTS, "Too much is asked for at once.", retry_after="1"
+    HTTPStatus.TOO_MANY_REQUESTS, "Too many requests at once; retry later.", retry_after="1"
 )
 _BUSY_STREAMS: Final = text_answer(
     HTTPStatus.TOO_MANY_REQUESTS, "Too many files are being sent.", retry_after="5"
@@ -469,5 +480,5 @@ _NO_STORE: Final = text_answer(HTTPStatus.NOT_FOUND, "There is no such store.")
 
 
 async def _called(readers: Executor | None, function: Callable[[], T]) -> T:
-    """Call a function that waits for files, or for a network, in a thread."""
+    """Call a function that waits for a disk or network in a thread of an executor."""
     return await asyncio.get_running_loop().run_in_executor(readers, function)

@@ -1,10 +1,10 @@
-"""Stores as bytes, for every Zarr client: ``/zarr/<store>/<key>``, and the other trees of files.
+"""Which file and status answer a path below ``/zarr``, ``/flat`` or ``/ome``?
 
-A client takes 404 for "there is no such chunk" and shows background in its place, so 404 says that
-and nothing else. What cannot be read is 503, and what was replaced meanwhile 410 or 412.
+Zarr clients take 404 for "this chunk does not exist" and show background in its place. So 404 says
+only that. A failed read is 503, and a file that was replaced meanwhile is 410 or 412.
 
-``/zarr/<store>/@<content_checksum>/<key>`` is one version of a scan: it never changes, may be kept
-by caches, and is 410 when the scan has been replaced.
+``/zarr/<store>/@<content_checksum>/<key>`` names one version of a scan. It never changes, so caches
+may keep it, and it is 410 when the scan has been replaced.
 """
 
 import re
@@ -22,16 +22,16 @@ __all__ = ["Files", "answer_file"]
 METHODS: Final = ("GET", "HEAD", "OPTIONS")
 _CHANGES: Final = "no-cache"
 _NEVER_CHANGES: Final = "private, max-age=31536000, immutable"
-"""``public`` would let a cache between give it to who has no token."""
+"""With ``public``, a shared cache could send the file to clients without a token."""
 _PARTS: Final = "no-store"
-"""Chromium keeps parts of a file, and gives cut ones for neighboring parts
+"""For partial answers: Chromium caches them, and then returns truncated bytes for adjacent ranges
 (https://github.com/learningequality/kolibri/pull/15105)."""
 _UNFIT: Final = HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE
 _PARTIAL: Final = HTTPStatus.PARTIAL_CONTENT
 _WITHOUT_BODY: Final = (HTTPStatus.NOT_MODIFIED, HTTPStatus.PRECONDITION_FAILED)
 _VERSION: Final = re.compile(r"@([0-9a-f]{32})")
 _SEGMENTS: Final = {"", ".", ".."}
-"""Names that no file of a store has."""
+"""Path segments that no key of a store has."""
 
 
 class Files(Protocol):
@@ -48,15 +48,15 @@ def answer_file(files_of: Callable[[str], Files | None], request: Request, path:
     Parameters
     ----------
     files_of
-        Returns the files of a store, or None if no store has that name.
+        Returns the files of a store by its name, or None if there is no such store.
     request
-        As it came.
+        The request.
     path
-        Store, ``/``, and key.
+        Path below the tree: store, ``/``, and key.
     """
     if request.method not in METHODS:
         return text_answer(
-            HTTPStatus.METHOD_NOT_ALLOWED, "Stores are only read.", allow=", ".join(METHODS)
+            HTTPStatus.METHOD_NOT_ALLOWED, "Stores are read-only.", allow=", ".join(METHODS)
         )
     name, _, key = path.partition("/")
     files = files_of(name)
@@ -77,10 +77,10 @@ def answer_file(files_of: Callable[[str], Files | None], request: Request, path:
 
 
 def _without_store(key: str, *, is_key: bool) -> Answer:
-    """Answer for a store that is not there; somebody may still read one that was."""
+    """Answer for an absent store, which a client may have been reading until it was removed."""
     within = key.partition(f"{FOLDER_SUFFIX}/")[2] or split_scan_key(key)[1]
     if is_key and within and not within.endswith("zarr.json"):
-        return text_answer(HTTPStatus.GONE, "There is no such store, or no longer.")
+        return text_answer(HTTPStatus.GONE, "There is no such store any more.")
     return text_answer(HTTPStatus.NOT_FOUND, "There is no such file.")
 
 

@@ -1,4 +1,4 @@
-"""Who may ask: tokens, pages of other origins, and names that lead here by a trick."""
+"""Which requests may read: tokens, signed URLs, pages of other origins, and host names."""
 
 import re
 from base64 import b64decode
@@ -18,7 +18,7 @@ __all__ = ["LOOPBACK", "Guard", "is_loopback"]
 _WORD: Final = re.compile(r"[\x21-\x7e]{1,512}")
 _PLACE: Final = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([^\[\]:/@\s]+))(?::[0-9]{0,5})?", re.ASCII)
 LOOPBACK: Final = frozenset({"localhost", "127.0.0.1", "::1"})
-"""Names of this machine."""
+"""Names by which a machine reaches itself."""
 _EXPOSED: Final = (
     "Content-Range, Content-Length, ETag, Accept-Ranges, Retry-After, "
     "X-Spinezarr-Dtype, X-Spinezarr-Shape-Zyx"
@@ -28,7 +28,7 @@ _DAY_S: Final = 86_400
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a host is this machine alone.
+    """Whether a host name or address is a loopback one.
 
     Examples
     --------
@@ -43,18 +43,19 @@ def is_loopback(host: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Guard:
-    """What a request must have.
+    """Decides which requests are answered.
 
     Attributes
     ----------
     tokens
-        None: whoever reaches the server may read.
+        Tokens of those who may read. With None, everybody who reaches the server may.
     hosts
-        Names that the server is reached by; without tokens no other is answered, or a page of
-        somebody else could read by a name of its own that leads here (DNS rebinding).
+        Host names of the server. Without tokens, requests for other names are refused: otherwise a
+        page on the web could read stores through a name of its own that resolves to this machine
+        (DNS rebinding).
     origins
-        Of pages elsewhere that may read, also by the session of who looks at them. Pages of this
-        machine always may, without it.
+        Origins of pages elsewhere that may read, also with the session of the person who looks at
+        them. Pages of this machine may always read, but without that session.
     """
 
     tokens: Tokens | None = None
@@ -62,9 +63,9 @@ class Guard:
     origins: frozenset[str] = frozenset()
 
     def opened(self, request: Request) -> Request:
-        """Return a request for a signed URL as one for what that opens; any other as it is.
+        """Return the request that a signed URL stands for; return any other request as it is.
 
-        No signature stays in the path, wherever that is written to.
+        The path that is returned holds no signature, so that none reaches a log.
         """
         if not request.path.startswith(SIGNED):
             return request
@@ -78,14 +79,15 @@ class Guard:
         return Login(self.tokens).answer(request, form)
 
     def refused(self, request: Request) -> Answer | None:
-        """Return the answer to who may not ask; None for all others."""
+        """Return the answer to a request that may not read; None if it may."""
         if request.path == SIGNED:
             return _unauthorized("This URL is not signed for that, or its time is up.")
         if self.tokens is None:
             if _host_of(request.headers.get("host", "")) in self.hosts:
                 return None
             return text_answer(
-                HTTPStatus.MISDIRECTED_REQUEST, "This server has another name (--host)."
+                HTTPStatus.MISDIRECTED_REQUEST,
+                "The request names another host; see --host of 'spinezarr serve'.",
             )
         if request.is_signed or self._is_known(request, self.tokens):
             return None
@@ -103,7 +105,7 @@ class Guard:
         return is_trusted and Login(tokens).name(request) is not None
 
     def name_of(self, request: Request) -> str | None:
-        """Return the name of the token that a request has, or its session; None if of none."""
+        """Return the name of the token of a request or its session; None without one."""
         if self.tokens is None:
             return None
         token = _token_of(request.headers.get("authorization", ""))
@@ -111,7 +113,7 @@ class Guard:
         return Login(self.tokens).name(request) if name is None else name
 
     def preflight(self, request: Request) -> Answer | None:
-        """Answer a browser that asks whether a page may ask; None for any other request."""
+        """Answer a CORS preflight request; return None for any other request."""
         if request.method != "OPTIONS" or "access-control-request-method" not in request.headers:
             return None
         allowed = {
@@ -122,7 +124,7 @@ class Guard:
         return Answer(HTTPStatus.NO_CONTENT, allowed)
 
     def shared(self, request: Request) -> Mapping[str, str]:
-        """Return the headers that let the page that asks read the answer."""
+        """Return the CORS headers, which let the page that sent the request read the answer."""
         fields = {"vary": "Origin"}
         if request.is_signed:
             fields["referrer-policy"] = "no-referrer"
@@ -160,6 +162,6 @@ def _token_of(authorization: str) -> str | None:
 
 
 def _host_of(place: str) -> str:
-    """Return the host of ``host:port``, without brackets; nothing if it is no such pair."""
+    """Return the host of ``host:port``, without brackets; empty if it is no such pair."""
     found = _PLACE.fullmatch(place)
     return "" if found is None else (found[1] or found[2]).lower()

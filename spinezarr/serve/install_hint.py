@@ -1,4 +1,4 @@
-"""What serving needs that is not always installed."""
+"""What is the advice where the packages for serving are missing?"""
 
 from typing import Final
 

@@ -1,7 +1,8 @@
-"""Coarse levels of scans, as raw voxels: ``GET /v1/<store>/scans/<scan_id>/levels/<level>``.
+"""How does a page get voxels of a coarse level of a scan?
 
-A page shows a coarse level first, and asks for boxes of finer ones as somebody looks closer. Levels
-are made when they are asked for; see :mod:`spinezarr.view.levels`.
+``GET /v1/<store>/scans/<scan_id>/levels/<level>`` returns raw voxels. A page shows a coarse level
+first, and requests boxes of finer levels when somebody zooms in. The server computes levels on
+request, see :mod:`spinezarr.view.levels`.
 """
 
 import math
@@ -29,45 +30,48 @@ __all__ = ["LEVEL_HEADERS", "LevelQuery", "LevelRequest", "answer_level"]
 
 _BYTES: Final = "application/octet-stream"
 _VOXEL_BYTES: Final = 256 << 20
-"""Of the voxels of an answer."""
+"""Largest answer, in bytes of voxels."""
 _SOURCE_BYTES: Final = 8 << 30
-"""Of the stored voxels that an answer is made from; they are read part by part."""
+"""Most stored voxels, in bytes, that one answer is computed from; they are read in parts."""
 _NUMBER: Final = re.compile(r"0|[1-9][0-9]?", re.ASCII)
 _GZIP_LEVEL: Final = 1
-"""Of masks: a coarse one shrinks to a hundredth, in less time than it takes to send. Images do not
-shrink to half, and inflating them takes a browser longer than getting them from this machine."""
+"""Compression level for masks.
+
+A coarse mask shrinks to a hundredth, in less time than sending it takes. Images do not shrink to
+half, and browsers inflate them more slowly than they receive them, so images are sent raw.
+"""
 _igzip: Any = igzip  # few annotations
 _DTYPE, _SHAPE = "x-spinezarr-dtype", "x-spinezarr-shape-zyx"
 LEVEL_HEADERS: Final = ("ETag", _DTYPE, _SHAPE)
-"""Of an answer with voxels."""
+"""Headers of an answer with voxels, for the description of the server."""
 
 _Start = Annotated[int, Field(ge=0, le=LARGEST_AXIS)]
 _Size = Annotated[int, Field(ge=1, le=LARGEST_AXIS)]
 
 
 class LevelQuery(QueryModel):
-    """Voxels of a level; elements of a list stand between commas."""
+    """Which voxels of a level to send; elements of a list are separated by commas."""
 
     array: Literal["image", "label"] = "image"
-    """The image as int16, or float32 if its values are no such numbers; or the mask as uint8."""
+    """The image, as int16 or, if its values do not fit, as float32; or the mask, as uint8."""
     start_zyx: tuple[_Start, _Start, _Start] = (0, 0, 0)
-    """First voxel of the box, counted in voxels of the level."""
+    """First voxel of the box, in voxels of the level."""
     size_zyx: tuple[_Size, _Size, _Size] | None = None
-    """Voxels of the box, which lies inside the level; null for all from its first voxel on."""
+    """Shape of the box, which must lie inside the level; null for all voxels from the first on."""
     content_checksum: Annotated[str, Field(max_length=64)] | None = None
     """The version of the scan that is wanted; the answer may be kept for ever."""
 
 
 @dataclass(frozen=True, slots=True)
 class LevelRequest:
-    """Which level.
+    """A level of a scan, and the cache to keep it in.
 
     Attributes
     ----------
     scan_id, level
-        As the path of the request says.
+        Scan and level that the path of the request names.
     kept
-        Pieces of levels that were made, of all stores.
+        Cache of the pieces of levels of all stores.
     """
 
     scan_id: str
@@ -83,13 +87,13 @@ def answer_level(
     Parameters
     ----------
     source
-        Of the store's voxels.
+        Reads the voxels of the store.
     request
-        As it came.
+        The request.
     wanted
-        Which level.
+        The level to send.
     threads
-        How many read at once.
+        Threads that read at once.
     """
     try:
         asked = parse_query(LevelQuery, request.query)
@@ -105,12 +109,12 @@ def answer_level(
         return _DAMAGED
 
 
-_CHANGED: Final = text_answer(HTTPStatus.GONE, "The scan has changed.")
+_CHANGED: Final = text_answer(HTTPStatus.GONE, "The scan was replaced.")
 _CHANGING: Final = text_answer(
-    HTTPStatus.SERVICE_UNAVAILABLE, "The scan has changed meanwhile.", retry_after="1"
+    HTTPStatus.SERVICE_UNAVAILABLE, "The scan was replaced during the read.", retry_after="1"
 )
 _DAMAGED: Final = text_answer(
-    HTTPStatus.SERVICE_UNAVAILABLE, "The scan is damaged, or has changed.", retry_after="1"
+    HTTPStatus.SERVICE_UNAVAILABLE, "The scan is damaged, or was replaced.", retry_after="1"
 )
 
 
@@ -135,7 +139,7 @@ def _answer(
     def read() -> bytes:
         now: ScanHandle = opened.reader.scan(wanted.scan_id)
         if now.content_checksum != scan.content_checksum:
-            raise ScanChangedError("it was replaced.", wanted.scan_id)
+            raise ScanChangedError("the scan was replaced.", wanted.scan_id)
         stored, _, _ = _found(now, wanted.level, asked)
         return levels.read(stored, level, box, threads=threads).astype(dtype, copy=False).tobytes()
 
@@ -153,12 +157,12 @@ def _answer(
 
 
 def _found(scan: ScanHandle, number: str, asked: LevelQuery) -> tuple[ArraySpec, Level, Box]:
-    """Find what is asked for in a version of a scan.
+    """Find the requested array, level and box in a version of a scan.
 
     Raises
     ------
     RefusedError
-        If there is no such thing, or it is too much.
+        If there is no such array, level or box, or it is too large.
     """
     levels = levels_of(scan)
     if _NUMBER.fullmatch(number) is None or int(number) >= len(levels):

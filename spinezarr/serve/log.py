@@ -1,8 +1,8 @@
-"""A line for each answer, with nothing in it that opens a door.
+"""How does the server log each answer without logging a secret?
 
-Tokens and cookies travel in headers, behind ``?`` and, where somebody made a mistake, in a path. Of
-headers nothing is written, of a query neither, and of a path no run of characters that is as long
-as a token. The guard has taken signatures off the path.
+Tokens and cookies come in headers, in the query and, by mistake, in a path. The log holds no
+headers and no query. In a path, each run of characters that is as long as a token becomes ``…``.
+The guard has removed signatures from the path before.
 """
 
 import logging
@@ -27,7 +27,7 @@ _METHOD_CHARACTERS: Final = 16
 
 
 class LogForm(StrEnum):
-    """How each answer is written."""
+    """Format of the log."""
 
     JSON = "json"
     TEXT = "text"
@@ -40,7 +40,7 @@ class RequestLog:
     Parameters
     ----------
     form
-        JSON: an object a line. Text: for people.
+        ``json`` for one JSON object a line, ``text`` for lines that people read.
     """
 
     def __init__(self, form: LogForm) -> None:
@@ -66,11 +66,11 @@ class RequestLog:
         Parameters
         ----------
         method, path
-            As the client sent them, decoded; without query.
+            Method and decoded path of the request, without the query.
         status, sent_bytes, seconds
-            Of the answer.
+            Status, size and duration of the answer.
         token
-            Name of the token that was sent; None if there was none.
+            Name of the token of the request; None without one.
         """
         fields = {
             "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
@@ -86,7 +86,7 @@ class RequestLog:
 
 
 def shown_path(path: str) -> str:
-    """Return a path for a log.
+    """Return a path without runs of characters that could be secret.
 
     Examples
     --------
@@ -99,7 +99,7 @@ def shown_path(path: str) -> str:
 
 
 class _StandardError(logging.Handler):
-    """Writes each line with one call, to what standard error is then: notebooks replace it."""
+    """Writes each line with one call to the present ``sys.stderr``, which notebooks replace."""
 
     def emit(self, record: logging.LogRecord) -> None:
         try:

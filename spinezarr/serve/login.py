@@ -1,4 +1,6 @@
-"""Signing in with a browser: a token is shown once, and a cookie stands for it from then on.
+"""How does a person sign in with a browser?
+
+The person enters a token once. From then on a cookie stands for it.
 
 References
 ----------
@@ -27,7 +29,7 @@ _FORM_BYTES: Final = 1 << 14
 _SESSION_S: Final = 30 * 86_400
 _FIELDS: Final = 8
 _PATH: Final = re.compile(r"/(?![/\\])[\x21-\x7e]*")
-"""Of this server: browsers take ``//`` and ``/\\`` for the beginning of another's name."""
+"""A path of this server. Browsers take ``//`` and ``/\\`` for the start of another host name."""
 _STYLE: Final = (
     "body{font:1rem/1.5 system-ui,sans-serif;max-width:24rem;margin:15vh auto;padding:0 1rem}"
     "input,button{font:inherit;display:block;width:100%;box-sizing:border-box;padding:.4rem;"
@@ -40,16 +42,16 @@ _POLICY: Final = (
 
 
 def wants_page(request: Request) -> bool:
-    """Whether a person asks, with a browser."""
+    """Whether a browser requests a page for a person."""
     return request.method in {"GET", "HEAD"} and "text/html" in request.headers.get("accept", "")
 
 
 def is_of_this_server(request: Request) -> bool:
-    """Whether a page of this server asks, or a person; a page of another server does not count.
+    """Whether a page of this server or a person sent a request, and no page of another server.
 
-    Cookies do not tell servers of one machine apart, so those at other ports are others too.
-    Browsers say ``Sec-Fetch-Site`` to servers with TLS and on their own machine alone; ``Origin``
-    always, but where a page is only read.
+    Cookies do not distinguish the ports of a machine, so servers at other ports count as other
+    servers. Browsers send ``Sec-Fetch-Site`` only to servers with TLS and on their own machine.
+    They send ``Origin`` with every request but a plain read of a page.
     """
     headers = request.headers
     origin = headers.get("origin")
@@ -66,14 +68,14 @@ class Login:
     Parameters
     ----------
     tokens
-        Of those who may.
+        Tokens of those who may sign in.
     """
 
     def __init__(self, tokens: Tokens) -> None:
         self._tokens = tokens
 
     def name(self, request: Request) -> str | None:
-        """Return the name of the token that the browser has shown; None if it has not."""
+        """Return the name of the token that the browser signed in with; None if it did not."""
         for pair in request.headers.get("cookie", "").split(";"):
             name, _, value = pair.strip().partition("=")
             if name == self._cookie_name and (found := session_name(self._tokens, value)):
@@ -82,7 +84,10 @@ class Login:
 
     @property
     def _cookie_name(self) -> str:
-        """Of this server alone: others of the machine, at other ports, get its cookies too."""
+        """Return a name for the cookie of this server.
+
+        Servers at other ports of the machine get the same cookies, so the name holds the port.
+        """
         return f"spinezarr_{hashlib.sha256((self._tokens.key or '').encode()).hexdigest()[:8]}"
 
     def answer(self, request: Request, form: bytes) -> Answer:
@@ -91,9 +96,9 @@ class Login:
         Parameters
         ----------
         request
-            For :data:`LOGIN` or :data:`LOGOUT`.
+            Request for :data:`LOGIN` or :data:`LOGOUT`.
         form
-            Its body.
+            Body of the request.
         """
         refused = _refused(request, form)
         if refused is not None:
@@ -104,7 +109,7 @@ class Login:
         try:
             fields = dict(parse_qsl(text, max_num_fields=_FIELDS))
         except ValueError:
-            return text_answer(HTTPStatus.BAD_REQUEST, "That is not the form.")
+            return text_answer(HTTPStatus.BAD_REQUEST, "The form is too large.")
         onward = _path_here(fields.get("next", "/"))
         if "token" in fields:
             return self._signed_in(request, fields["token"].strip(), onward)
@@ -112,7 +117,7 @@ class Login:
         return _form(HTTPStatus.OK, onward) if name is None else _signed_in_page(name)
 
     def form(self, request: Request) -> Answer:
-        """Return the page that asks who may not read for a token, and leads on to what he asked."""
+        """Return the page that asks for a token, and then leads to the requested page."""
         rest = urlencode([x for x in parse_qsl(request.query) if x[0] != "token"])
         onward = _path_here(f"{quote(request.path)}{'?' if rest else ''}{rest}")
         is_led_on = _is_from_elsewhere(request)
@@ -126,34 +131,39 @@ class Login:
         if value is None:
             return text_answer(
                 HTTPStatus.SERVICE_UNAVAILABLE,
-                "Nobody can sign in: the key beside the file of tokens is absent. "
+                "Nobody can sign in: the key beside the token file is missing. "
                 "'spinezarr serve --new-token' makes it.",
             )
         return _onward(request, onward, self._cookie(request, value, _SESSION_S))
 
     def _cookie(self, request: Request, value: str, seconds: int) -> str:
-        """Return the header; whoever says that TLS was used where it was not only harms himself."""
+        """Return the Set-Cookie header.
+
+        It is ``Secure`` if the client claims TLS. A false claim harms only that client.
+        """
         is_secure = request.headers.get("x-forwarded-proto", "").lower().startswith("https")
         about = f"Path=/; Max-Age={seconds}; HttpOnly; SameSite=Strict"
         return f"{self._cookie_name}={value}; {about}{'; Secure' if is_secure else ''}"
 
 
 def _refused(request: Request, form: bytes) -> Answer | None:
-    """Return the answer to what is not asked of these pages; None for all else."""
+    """Return the answer to a method or form that these pages do not take; None for others."""
     allowed = ("GET", "HEAD", "POST") if request.path == LOGIN else ("POST",)
     if request.method not in allowed:
         return text_answer(
-            HTTPStatus.METHOD_NOT_ALLOWED, "Not like this.", allow=", ".join(allowed)
+            HTTPStatus.METHOD_NOT_ALLOWED,
+            "This method is not allowed here.",
+            allow=", ".join(allowed),
         )
     if len(form) > _FORM_BYTES:
-        return text_answer(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "That is not the form.")
+        return text_answer(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "The form is too large.")
     if request.method == "POST" and not is_of_this_server(request):
-        return text_answer(HTTPStatus.UNAUTHORIZED, "Another server's page cannot do that.")
+        return text_answer(HTTPStatus.UNAUTHORIZED, "A page of another server must not do that.")
     return None
 
 
 def _onward(request: Request, path: str, cookie: str) -> Answer:
-    """Lead to a path, away from a URL that may hold a token."""
+    """Redirect to a path, away from a URL that may hold a token."""
     path = _path_here(path)
     fields = {"cache-control": "no-store", "referrer-policy": "no-referrer", "set-cookie": cookie}
     if _is_from_elsewhere(request):
@@ -165,7 +175,7 @@ def _onward(request: Request, path: str, cookie: str) -> Answer:
 def _is_from_elsewhere(request: Request) -> bool:
     """Whether a link of another site led here.
 
-    A browser then keeps the cookie back, until a page of this site leads on.
+    A browser then withholds the cookie until a page of this site leads on.
     """
     return request.headers.get("sec-fetch-site") == "cross-site"
 

@@ -1,7 +1,7 @@
-"""What a server has answered, for Prometheus.
+"""Which figures does the server publish for Prometheus?
 
-With several processes, each writes its figures to files of a folder that all share, and whichever
-is asked adds up those of all (https://prometheus.github.io/client_python/multiprocess/).
+With several processes, each writes its figures to files in a shared folder. The process that is
+asked adds them up (https://prometheus.github.io/client_python/multiprocess/).
 """
 
 import os
@@ -33,7 +33,7 @@ _SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2
 
 
 class Metrics:
-    """Figures of this process, and of those that it shares a folder with."""
+    """Figures of this process, and of the processes that share its folder."""
 
     def __init__(self) -> None:
         self._folder = os.environ.get(METRICS_FOLDER)
@@ -71,9 +71,9 @@ class Metrics:
         Parameters
         ----------
         route
-            Template of its path.
+            Template of the path.
         status, sent_bytes, seconds
-            Of the answer.
+            Status, size and duration of the answer.
         """
         known = self._of.get((route, status))
         if known is None:
@@ -94,7 +94,7 @@ class Metrics:
             yield
 
     def refused(self) -> None:
-        """Count one that was not."""
+        """Count a request for patches that was refused."""
         self._refused.inc()
 
     def text(self) -> bytes:

@@ -1,9 +1,9 @@
-"""neuroglancer, on stores that are served here: its client, and where it begins with a scan.
+"""How does neuroglancer open a scan of a store that is served here?
 
-The package ``neuroglancer`` brings the client as static files, and a server of its own for them,
-which is neither needed nor imported. Its client takes its place from a path with ``/v/`` in it and
-expects a stream of events from the program behind it. There is none here, so the page brings an
-``EventSource`` that is open and silent: no connection is held for as long as somebody looks.
+The Python package ``neuroglancer`` ships the client as static files. Its own server is neither
+needed nor imported. The client reads its location from a path with ``/v/`` in it, and expects a
+stream of events from a Python program. There is no such program here, so the page defines an
+``EventSource`` that is open and silent, and no connection stays open while somebody looks.
 """
 
 import re
@@ -37,7 +37,7 @@ from spinezarr.view.neuroglancer_state import (
 __all__ = ["CLIENT", "answer_client", "answer_segments", "answer_state"]
 
 CLIENT: Final = "/neuroglancer-client/v"
-"""Where the client lies, by version."""
+"""Path of the client, before its version."""
 _INDEX: Final = "index.html"
 _ALONE: Final = "alone.js"
 _SCRIPT: Final = b"""\
@@ -56,34 +56,34 @@ _TYPES: Final[Mapping[str, str]] = MappingProxyType(
         ".wasm": "application/wasm",
     }
 )
-"""Of the files that are served, by ending."""
+"""Media types of the files that are served, by file name extension."""
 _POLICY: Final = (
     "default-src 'none'; script-src 'self' 'wasm-unsafe-eval'{evaluated}; worker-src 'self' blob:; "
     "style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; connect-src 'self' data: blob:; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'self'"
 )
-"""Of the client: it reads from this server alone, whatever its address says."""
+"""Content-Security-Policy of the client, which may only read from this server."""
 _OF_PAGE: Final = _POLICY.format(evaluated="")
 _OF_WORKER: Final = _POLICY.format(evaluated=" 'unsafe-eval'")
-"""Of scripts, which counts where they run as workers: that which decodes chunks makes a function of
-a text when it begins. In the page they are held to the page's."""
+"""Policy of scripts that run as workers. The worker that decodes chunks evaluates a string when it
+starts. Scripts inside the page follow the policy of the page."""
 _NEVER_CHANGES: Final = "private, max-age=31536000, immutable"
 _NO_FILE: Final = text_answer(HTTPStatus.NOT_FOUND, "The client has no such file.")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Client:
-    """The client that is installed."""
+    """The installed client."""
 
     version: str
     files: Mapping[str, Path]
-    """By name; those of its folder, and none elsewhere."""
+    """Files of the client's folder, by name."""
 
     @classmethod
     @cache
     def installed(cls) -> "_Client | None":
-        """Look for it; None if it is not installed."""
-        spec = find_spec("neuroglancer")  # which imports nothing
+        """Return the installed client; None if there is none."""
+        spec = find_spec("neuroglancer")  # find_spec imports nothing
         if spec is None or spec.origin is None:
             return None
         folder = Path(spec.origin).parent / "static" / "client"
@@ -92,16 +92,16 @@ class _Client:
         files = {path.name: path for path in folder.iterdir() if path.suffix in _TYPES}
         try:
             found = version("neuroglancer")
-        except PackageNotFoundError:  # a checkout
+        except PackageNotFoundError:  # a checkout has no version
             found = "0"
         return cls(re.sub(r"[^A-Za-z0-9._-]", "-", found), MappingProxyType(files))
 
     def has(self, name: str) -> bool:
-        """Whether there is a file of that name."""
+        """Whether the client has a file of that name."""
         return name == _ALONE or name in self.files
 
     def file(self, name: str) -> Body:
-        """Return a file that there is."""
+        """Return a file of the client."""
         fields = {
             "cache-control": "no-cache" if name in {_INDEX, _ALONE} else _NEVER_CHANGES,
             "content-security-policy": _OF_WORKER if name.endswith(".js") else _OF_PAGE,
@@ -119,19 +119,19 @@ class _Client:
 
 @cache
 def _file(client: _Client, name: str) -> Body:
-    """Keep a file, of which there are few."""
+    """Return a file of the client, and keep it in memory: there are few."""
     return client.file(name)
 
 
 def answer_state(source: PatchSource, request: Request, store: str, scan_id: str) -> Answer:
-    """Lead to the client, which is told to show a scan.
+    """Redirect to the client with a state that shows a scan.
 
     Parameters
     ----------
     source
-        Of the store.
+        Reads the scans of the store.
     request
-        As it came.
+        The request.
     store, scan_id
         Names of store and scan.
     """
@@ -171,7 +171,7 @@ def answer_state(source: PatchSource, request: Request, store: str, scan_id: str
 
 
 def answer_segments(source: PatchSource, scan_id: str) -> Answer:
-    """Say what the segments of a scan's mask are called, as neuroglancer reads it."""
+    """Answer with the names of the segments of a mask, in neuroglancer's format."""
     try:
         scan = OpenedScan.of(source, scan_id, None).scan
     except RefusedError as refused:
@@ -189,11 +189,12 @@ def answer_client(request: Request, asked_version: str, name: str) -> Answer:
     Parameters
     ----------
     request
-        As it came.
+        The request.
     asked_version
-        Of the client; the address of a view in another one leads to that which is installed.
+        Version of the client in the URL. A view of another version is redirected to the installed
+        client.
     name
-        Of the file.
+        Name of the file.
     """
     client = _Client.installed()
     if client is None or not client.has(name):
@@ -201,7 +202,7 @@ def answer_client(request: Request, asked_version: str, name: str) -> Answer:
     if asked_version != client.version:
         if name != _INDEX:
             return _NO_FILE
-        place = f"{CLIENT}/{client.version}/{_INDEX}"  # browsers keep what stands behind the #
+        place = f"{CLIENT}/{client.version}/{_INDEX}"  # browsers keep the fragment behind the #
         return Answer(HTTPStatus.SEE_OTHER, {"location": place, "cache-control": "no-store"})
     return _file(client, name).answer(request)
 

@@ -1,9 +1,10 @@
-"""Whole scans as NIfTI: ``GET /v1/<store>/scans/<scan_id>/image.nii.gz`` and ``label.nii.gz``.
+"""How is a whole scan downloaded as NIfTI?
 
-They are the files that ``spinezarr export nifti`` writes, packed while they are sent: one slab of
-voxels is in memory, whatever the size of the scan, and how long a file will be is not known before
-its end. If it cannot be read to its end, the connection ends without the rest, and the checksum at
-the end of what is packed is missing: no program takes it for a whole file.
+``GET /v1/<store>/scans/<scan_id>/image.nii.gz`` and ``label.nii.gz`` send the same files as
+``spinezarr export nifti`` writes. They are compressed while they are sent, so memory holds one slab
+of voxels, and the size of a file is not known before its end. If a read fails, the connection ends
+early. The checksum at the end of the gzip stream is missing then, so no program takes the file for
+a whole one.
 """
 
 from collections.abc import Iterator
@@ -28,15 +29,15 @@ __all__ = ["NiftiQuery", "answer_nifti"]
 
 _isal_zlib: Any = isal_zlib  # few annotations
 _GZIP_LEVEL: Final = 2
-"""As ``spinezarr export nifti`` packs."""
+"""Compression level, the same as of ``spinezarr export nifti``."""
 _GZIP_BITS: Final = 31
-"""The window of deflate, in the frame of gzip."""
+"""The zlib parameter for a gzip stream with the largest window."""
 _PART_BYTES: Final = 256 << 10
-"""Of packed bytes that are sent together."""
+"""Compressed bytes that are sent together."""
 
 
 class NiftiQuery(QueryModel):
-    """Which version."""
+    """The version of the scan to send."""
 
     content_checksum: Annotated[str, Field(max_length=64)] | None = None
     """The version of the scan that is wanted; the answer may be kept for ever."""
@@ -45,18 +46,18 @@ class NiftiQuery(QueryModel):
 def answer_nifti(
     source: PatchSource, request: Request, scan_id: str, array: Literal["image", "label"]
 ) -> Answer:
-    """Answer a request for a file, of which the first part is read at once.
+    """Answer a request for a NIfTI file. The first part is read before the answer starts.
 
     Parameters
     ----------
     source
-        Of the store's voxels.
+        Reads the voxels of the store.
     request
-        As it came.
+        The request.
     scan_id
-        Of the scan.
+        Id of the scan.
     array
-        Which of its two.
+        Array to send.
     """
     try:
         asked = parse_query(NiftiQuery, request.query)
@@ -67,7 +68,9 @@ def answer_nifti(
         return refused.answer
     except ScanChangedError:
         return text_answer(
-            HTTPStatus.SERVICE_UNAVAILABLE, "The scan has changed meanwhile.", retry_after="1"
+            HTTPStatus.SERVICE_UNAVAILABLE,
+            "The scan was replaced during the read.",
+            retry_after="1",
         )
     except CorruptStoreError:
         return text_answer(HTTPStatus.SERVICE_UNAVAILABLE, "The scan is damaged.", retry_after="1")
@@ -104,7 +107,7 @@ def _answer(
 
 
 def _packed(parts: Iterator[bytes]) -> Iterator[bytes]:
-    """Pack parts, without name and time: the same scan gives the same bytes."""
+    """Compress parts. Without name and time, the same scan gives the same bytes."""
     packer = _isal_zlib.compressobj(_GZIP_LEVEL, _isal_zlib.DEFLATED, _GZIP_BITS)
     waiting = bytearray()
     for part in parts:

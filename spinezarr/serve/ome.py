@@ -1,9 +1,11 @@
-"""Scans as OME-Zarr images: ``/ome/<store>/<scan_id>.ome.zarr/<key>``.
+"""How is a scan read as an OME-Zarr image?
 
-``/ome/<store>/itk/<scan_id>.ome.zarr/<key>`` is the same, placed as ITK and Slicer understand it.
+Its files are below ``/ome/<store>/<scan_id>.ome.zarr/``. The tree below
+``/ome/<store>/itk/<scan_id>.ome.zarr/`` is the same image with translations that ITK and Slicer
+interpret correctly.
 
-Level 0 is the stored array, byte for byte. Coarser levels, and all metadata, are made when they are
-asked for. See :mod:`spinezarr.view.ome`.
+Level 0 is the stored array, byte for byte. Coarser levels and all metadata are computed on request,
+see :mod:`spinezarr.view.ome`.
 """
 
 import json
@@ -49,11 +51,11 @@ class OmeFolder:
     Parameters
     ----------
     folder
-        As they lie.
+        Files of the store.
     patches
-        Reads their voxels.
+        Reads the voxels of the store.
     kept
-        Pieces of coarse levels, of other stores too.
+        Cache of pieces of coarse levels, shared with other stores.
     """
 
     def __init__(self, folder: ServedFolder, patches: PatchSource, kept: LevelCache) -> None:
@@ -73,14 +75,14 @@ class OmeFolder:
         if scan is None:
             if within.endswith(METADATA):
                 return None
-            raise GoneError(f"there is no scan {scan_id!r} in the store, or no longer.")
+            raise GoneError(f"there is no scan {scan_id!r} in the store any more.")
         place, _, name = within.rpartition("/")
         if name == METADATA:
             node = self._tree(scan_id, scan, for_itk=for_itk).nodes.get(place)
             return None if node is None else ServedFile.of(json.dumps(node).encode())
         found = parse_ome_key(within)
         if found is None or not found.rest.startswith(("c/", "c.")):
-            return None  # Zarr v2 has others there, which some clients look for
+            return None  # some clients look for chunk keys of Zarr v2
         if found.level > 0:
             return self._chunk(scan_id, scan, found)
         return self._folder.find(f"{scan_key(scan_id)}/{found.array}/{found.rest}", version)
@@ -103,8 +105,8 @@ class OmeFolder:
         """Return a chunk of a coarse level; None if it is background."""
         levels = self._tree(scan_id, scan).levels
         stored = scan.group.arrays.image if key.array == IMAGE else scan.group.arrays.label
-        if stored is None or key.level >= len(levels):  # an older version may have had it
-            raise GoneError(f"scan {scan_id!r} has no such level, or no longer.")
+        if stored is None or key.level >= len(levels):  # in an older version of the scan
+            raise GoneError(f"scan {scan_id!r} has no such level any more.")
         level = levels[key.level]
         reader, engine = self._patches.opened([scan_id])
 
@@ -116,7 +118,7 @@ class OmeFolder:
             piece_zyx = piece_shape_zyx(array)
             index = chunk_index(key.rest, array.separator, chunk_grid(level.shape_zyx, piece_zyx))
             if index is None:
-                raise GoneError(f"scan {scan_id!r} has no such chunk, or no longer.")
+                raise GoneError(f"scan {scan_id!r} has no such chunk any more.")
             z, y, x = (i * n for i, n in zip(index, piece_zyx, strict=True))
             box = Box.at((z, y, x), piece_zyx).intersect(level.box) or level.box
             return array, LevelReader(engine, reader.url, self._kept).read(array, level, box)

@@ -1,4 +1,7 @@
-"""Where else a scan can be opened: ``GET /v1/<store>/scans/<scan_id>/open-in``."""
+"""In which other programs can a scan be opened?
+
+``GET /v1/<store>/scans/<scan_id>/open-in`` lists them.
+"""
 
 from http import HTTPStatus
 from typing import Literal
@@ -26,17 +29,17 @@ class WayModel(_ToldModel):
     """One way to open a scan."""
 
     name: str
-    """Of the program, or of what comes."""
+    """Name of the program or file."""
     kind: Literal["link", "code"]
-    """A link is a path on this server; code is to be copied."""
+    """``link`` is a path on this server, ``code`` is text to copy."""
     text: str
-    """The path, or what to paste."""
+    """The path, or the text to copy."""
     hint: str
-    """A sentence or two for a person."""
+    """One or two sentences of advice."""
 
 
 class OpenInModel(_ToldModel):
-    """Where else a scan can be opened."""
+    """The programs that can open a scan."""
 
     ways: tuple[WayModel, ...]
 
@@ -49,13 +52,13 @@ def answer_open_in(
     Parameters
     ----------
     source
-        Of the store.
+        Reads the scans of the store.
     request
-        As it came.
+        The request.
     store, scan_id
         Names of store and scan.
     needs_token
-        Whether the server asks for tokens.
+        Whether the server requires tokens.
     """
     origin = origin_of(request)
     if origin is None:

@@ -1,4 +1,6 @@
-"""The description of a server for programs, made from its operations and their models.
+"""How do programs read the description of a server?
+
+The OpenAPI document is made from the operations and their models.
 
 References
 ----------
@@ -33,12 +35,12 @@ _REF: Final = "#/components/schemas/{model}"
 
 
 def document(*, has_tokens: bool) -> dict[str, Any]:
-    """Return the description.
+    """Return the OpenAPI document.
 
     Parameters
     ----------
     has_tokens
-        Whether the server asks for tokens.
+        Whether the server requires tokens.
     """
     asked = dict.fromkeys(op.body for op in OPERATIONS if op.body is not None)
     told = dict.fromkeys(

@@ -1,4 +1,4 @@
-"""One version of a scan, opened for what shows it."""
+"""How is one version of a scan opened for a picture, level or file?"""
 
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -18,7 +18,7 @@ NO_SCAN: Final = text_answer(HTTPStatus.NOT_FOUND, "There is no such scan.")
 
 @dataclass(frozen=True, slots=True, eq=False)
 class OpenedScan:
-    """One version of a scan, and what reads it."""
+    """One version of a scan, with the reader and engine for its voxels."""
 
     scan: ScanHandle
     reader: StoreReader
@@ -31,16 +31,16 @@ class OpenedScan:
         Parameters
         ----------
         source
-            Of the voxels of its store.
+            Reads the voxels of the store.
         scan_id
-            Of the scan.
+            Id of the scan.
         content_checksum
-            Of the version that is wanted; None for whatever is there.
+            Version of the scan; None for the present one.
 
         Raises
         ------
         RefusedError
-            If there is no such scan, or it has another version, or is damaged.
+            If there is no such scan, it has another version, or it is damaged.
         SpinezarrError, OSError
             If the store cannot be read.
         """
@@ -57,5 +57,5 @@ class OpenedScan:
             )
             raise RefusedError(answer) from problem
         if content_checksum not in {None, scan.content_checksum}:
-            raise RefusedError(text_answer(HTTPStatus.GONE, "The scan has changed."))
+            raise RefusedError(text_answer(HTTPStatus.GONE, "The scan was replaced."))
         return cls(scan, reader, engine)

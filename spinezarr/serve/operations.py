@@ -1,4 +1,7 @@
-"""What can be asked of a server: the one list that its pages are routed and described by."""
+"""Which operations does a server have?
+
+Routes, the OpenAPI document and the documentation page are all made from this list.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -30,36 +33,36 @@ _CLIENT_FILES: Final = ("text/javascript", "text/css", "application/wasm")
 PARAMETERS: Final[Mapping[str, str]] = MappingProxyType(
     {
         "store": "Name of a store, as /v1/stores lists it.",
-        "scan_id": "Of a scan, as the store's scans are listed.",
+        "scan_id": "Id of a scan, as the list of scans has it.",
         "file": "Name of a file of the page.",
-        "level": "Its number; 0 is the stored array, and each further one is coarser.",
-        "key": "Of a file below the store, parts of it between slashes, e.g. "
+        "level": "Number of the level; 0 is the stored array, and higher numbers are coarser.",
+        "key": "Key of a file below the store, e.g. "
         "scans/liver_0/zarr.json. A first part @<content_checksum> names the version of a scan.",
-        "Range": "One range of bytes, with GET alone; several get the whole file.",
-        "If-Range": "Tag of the version that the range is wanted of; another gets the whole.",
-        "If-Match": "Tags; 412 if the version is none of them.",
-        "If-None-Match": "Tags; 304 if the version is one of them.",
-        "Accept-Encoding": "Masks come packed to who takes gzip.",
-        "version": "Of neuroglancer's client.",
+        "Range": "One range of bytes, with GET only; several ranges get the whole file.",
+        "If-Range": "Entity tag of the version of the range; another version gets the whole file.",
+        "If-Match": "Entity tags; 412 if the version has none of them.",
+        "If-None-Match": "Entity tags; 304 if the version has one of them.",
+        "Accept-Encoding": "With gzip, masks are sent compressed.",
+        "version": "Version of the client of neuroglancer.",
     }
 )
-"""What a part of a path, and a header, stands for."""
+"""Meaning of each path parameter and header."""
 
 
 @dataclass(frozen=True, slots=True)
 class Content:
-    """What comes with a status.
+    """What an answer with a certain status holds.
 
     Attributes
     ----------
     text
-        What it means.
+        Meaning of the answer.
     types
-        Media types of the body; none: it has no body.
+        Media types of the body; empty if there is no body.
     model
-        Of the body, if that is JSON.
+        Model of a JSON body.
     headers
-        That are always there.
+        Headers that the answer always has.
     """
 
     text: str
@@ -70,26 +73,26 @@ class Content:
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """What can be asked at one path.
+    """One operation of the server.
 
     Attributes
     ----------
     name
-        Of its own.
+        Unique name of the operation.
     method, path
-        A GET may be a HEAD too. Parameters of the path stand in braces.
+        HTTP method and path. Parameters of the path are in braces. HEAD is allowed with GET.
     group
-        It is shown with.
+        Heading of the operation in the documentation.
     summary
-        In a line.
+        The operation in one line.
     query, body
-        What else is asked, if anything.
+        Models of the query and the body; None without one.
     headers
-        Of a request, that count.
+        Request headers that the operation uses.
     answers
-        By status.
+        Contents of the answers by status.
     is_open
-        Whether it needs no token.
+        Whether the operation needs no token.
     """
 
     name: str
@@ -106,62 +109,63 @@ class Operation:
 
 _KNOWN: Final = {
     HTTPStatus.UNAUTHORIZED: Content(
-        "No token, or one that is not in the file; a browser is asked to sign in.",
+        "The token is missing or unknown; browsers get the page to sign in.",
         (TEXT, _HTML),
         headers=("WWW-Authenticate",),
     ),
-    HTTPStatus.MISDIRECTED_REQUEST: Content("The server does not know itself by that name."),
+    HTTPStatus.MISDIRECTED_REQUEST: Content("The request names another host."),
 }
 _UNREADABLE: Final = {
     HTTPStatus.SERVICE_UNAVAILABLE: Content(
-        "A file is damaged, cannot be read, or is being replaced now.", headers=("Retry-After",)
+        "A file is damaged, cannot be read, or is being replaced.", headers=("Retry-After",)
     )
 }
-_FACTS: Final = {**_KNOWN, **_UNREADABLE, HTTPStatus.NOT_FOUND: Content("There is none such.")}
+_FACTS: Final = {
+    **_KNOWN,
+    **_UNREADABLE,
+    HTTPStatus.NOT_FOUND: Content("There is no such store or scan."),
+}
+_BAD_QUERY: Final = {
+    HTTPStatus.BAD_REQUEST: Content("The query is not valid; the text names the parameter.")
+}
 _KEPT: Final = {
-    HTTPStatus.NOT_MODIFIED: Content(
-        "That version is one of If-None-Match.", (), headers=("ETag",)
-    ),
+    HTTPStatus.NOT_MODIFIED: Content("The version matches If-None-Match.", (), headers=("ETag",)),
     HTTPStatus.PRECONDITION_FAILED: Content(
-        "That version is none of If-Match.", (), headers=("ETag",)
+        "The version does not match If-Match.", (), headers=("ETag",)
     ),
 }
 _VERSION: Final = {
     **_KEPT,
-    HTTPStatus.GONE: Content("It was replaced by another version, or is gone."),
+    HTTPStatus.GONE: Content("The scan was replaced by another version, or removed."),
 }
 _BYTES_ANSWERS: Final = {
     HTTPStatus.OK: Content("The file.", (_BYTES, _JSON), headers=("ETag", "Accept-Ranges")),
     HTTPStatus.PARTIAL_CONTENT: Content(
-        "A part of it.", (_BYTES, _JSON), headers=("ETag", "Content-Range")
+        "A range of the file.", (_BYTES, _JSON), headers=("ETag", "Content-Range")
     ),
     HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE: Content(
         "There is no such range.", (), headers=("Content-Range",)
     ),
     **_FACTS,
     **_VERSION,
-    HTTPStatus.NOT_FOUND: Content(
-        "There is no such key: where it would be a chunk, it holds background."
-    ),
+    HTTPStatus.NOT_FOUND: Content("There is no such key; a chunk without a key is background."),
 }
 _CONDITIONS: Final = ("If-Match", "If-None-Match")
 _RANGES: Final = ("Range", "If-Range", *_CONDITIONS)
 _TOO_MUCH: Final = {
-    HTTPStatus.REQUEST_ENTITY_TOO_LARGE: Content("It is too much together."),
-    HTTPStatus.TOO_MANY_REQUESTS: Content(
-        "As much is asked for at once as may be.", headers=("Retry-After",)
-    ),
+    HTTPStatus.REQUEST_ENTITY_TOO_LARGE: Content("The answer would be too large."),
+    HTTPStatus.TOO_MANY_REQUESTS: Content("Too many requests at once.", headers=("Retry-After",)),
 }
 _READING: Final = {
     **_FACTS,
-    HTTPStatus.BAD_REQUEST: Content("What is asked is no patch; says where."),
-    HTTPStatus.NOT_ACCEPTABLE: Content("There is no such form; says which there are."),
+    HTTPStatus.BAD_REQUEST: Content("The request is not valid; the text names the field."),
+    HTTPStatus.NOT_ACCEPTABLE: Content("There is no such format; the text lists them."),
     **_TOO_MUCH,
 }
 
 _PAGE_ANSWERS: Final = {
     HTTPStatus.OK: Content("The page.", (_HTML,), headers=("ETag",)),
-    HTTPStatus.NOT_MODIFIED: Content("It is the one of If-None-Match.", (), headers=("ETag",)),
+    HTTPStatus.NOT_MODIFIED: Content("The version matches If-None-Match.", (), headers=("ETag",)),
     **_KNOWN,
 }
 _PAGE_HEADERS: Final = ("If-None-Match",)
@@ -171,7 +175,7 @@ ZARR: Final = Operation(
     "GET",
     "/zarr/{store}/{key}",
     "Bytes",
-    "A file of a store as it lies, for every Zarr client",
+    "A stored file, for every Zarr client",
     _BYTES_ANSWERS,
     headers=_RANGES,
 )
@@ -180,7 +184,7 @@ FLAT: Final = Operation(
     "GET",
     "/flat/{store}/{key}",
     "Bytes",
-    "The same arrays without shards: each chunk is one object",
+    "The arrays without shards: each chunk is an object",
     _BYTES_ANSWERS,
     headers=_RANGES,
 )
@@ -205,8 +209,8 @@ OPERATIONS: Final = (
         "Patches of several scans in one answer",
         {
             HTTPStatus.OK: Content(
-                "Tensors of the items that could be read, in the order asked for; metadata say "
-                "what became of each.",
+                "Tensors of the items that could be read, in the requested order; the metadata "
+                "hold the status of each item.",
                 BATCH_MEDIA_TYPES,
             ),
             HTTPStatus.REQUEST_TIMEOUT: Content("The request did not come in time."),
@@ -222,7 +226,9 @@ OPERATIONS: Final = (
         "One patch of a scan",
         {
             HTTPStatus.OK: Content("The patch.", PATCH_MEDIA_TYPES, headers=("ETag",)),
-            HTTPStatus.UNPROCESSABLE_ENTITY: Content("The scan has no such patch; says why."),
+            HTTPStatus.UNPROCESSABLE_ENTITY: Content(
+                "The scan has no such patch; the text gives the reason."
+            ),
             **_READING,
             **_VERSION,
         },
@@ -234,18 +240,22 @@ OPERATIONS: Final = (
         "GET",
         "/v1/{store}/scans/{scan_id}/slice.png",
         "Pictures",
-        "A slice of a scan with its vertebrae, as a page, a report or a terminal shows it",
+        "A slice of a scan with its vertebrae, as a picture",
         {
             HTTPStatus.OK: Content(
                 "The picture: head up, the patient's right or anterior on the left, pixels square "
-                "in mm; what is not a number is black.",
+                "in mm; NaN is black.",
                 (PNG,),
                 headers=("ETag",),
             ),
             **_FACTS,
             **_VERSION,
-            HTTPStatus.BAD_REQUEST: Content("What is asked is no slice; says what there is."),
-            HTTPStatus.UNPROCESSABLE_ENTITY: Content("The scan has none there; says where."),
+            HTTPStatus.BAD_REQUEST: Content(
+                "The query is not valid; the text names the parameter."
+            ),
+            HTTPStatus.UNPROCESSABLE_ENTITY: Content(
+                "The scan has no slice there; the text says where it has."
+            ),
             **_TOO_MUCH,
         },
         query=SliceQuery,
@@ -264,7 +274,9 @@ OPERATIONS: Final = (
             ),
             **_FACTS,
             **_VERSION,
-            HTTPStatus.BAD_REQUEST: Content("What is asked is no box; says where."),
+            HTTPStatus.BAD_REQUEST: Content(
+                "The query is not valid; the text names the parameter."
+            ),
             **_TOO_MUCH,
         },
         query=LevelQuery,
@@ -275,7 +287,7 @@ OPERATIONS: Final = (
         "GET",
         "/v1/{store}/scans/{scan_id}/view",
         "Pictures",
-        "All that a page needs to show a scan: its vertebrae with colors, notes, neighbors",
+        "All that a page shows of a scan: vertebrae with colors, findings, previous and next scan",
         {
             HTTPStatus.OK: Content("The scan.", (_JSON,), ViewModel, headers=("ETag",)),
             **_FACTS,
@@ -296,7 +308,7 @@ OPERATIONS: Final = (
         "GET",
         "/v1/{store}",
         "Facts",
-        "A store, and how its patches may be asked for",
+        "A store, with the limits of requests for its patches",
         {HTTPStatus.OK: Content("The store.", (_JSON,), OneStoreModel), **_FACTS},
     ),
     Operation(
@@ -304,12 +316,14 @@ OPERATIONS: Final = (
         "GET",
         "/v1/{store}/scans",
         "Facts",
-        "The scans of a store, or those that fit",
+        "The scans of a store, filtered",
         {
             HTTPStatus.OK: Content(
                 "Rows of the scan table.", (_JSON,), ScansModel, headers=("ETag",)
             ),
-            HTTPStatus.BAD_REQUEST: Content("What is asked is no filter; says which there are."),
+            HTTPStatus.BAD_REQUEST: Content(
+                "The query is not valid; the text names the parameter."
+            ),
             **_FACTS,
             **_KEPT,
         },
@@ -321,10 +335,12 @@ OPERATIONS: Final = (
         "GET",
         "/v1/{store}/statistics",
         "Facts",
-        "What the scans of a store have in common: spacings, and the vertebrae that they show",
+        "Histograms of the spacings of scans, and how many show each vertebra",
         {
             HTTPStatus.OK: Content("Figures.", (_JSON,), StatisticsModel, headers=("ETag",)),
-            HTTPStatus.BAD_REQUEST: Content("What is asked is no filter; says which there are."),
+            HTTPStatus.BAD_REQUEST: Content(
+                "The query is not valid; the text names the parameter."
+            ),
             **_FACTS,
             **_KEPT,
         },
@@ -336,7 +352,7 @@ OPERATIONS: Final = (
         "GET",
         "/v1/{store}/scans/{scan_id}",
         "Facts",
-        "All that a store knows of a scan",
+        "All attributes of a scan",
         {HTTPStatus.OK: Content("Its attributes.", (_JSON,), ScanModel), **_FACTS},
     ),
     Operation(
@@ -362,7 +378,7 @@ OPERATIONS: Final = (
         "GET",
         "/page/{file}",
         "Pages",
-        "A script, a style or a picture of these pages",
+        "A script, style or picture of these pages",
         {
             **_PAGE_ANSWERS,
             HTTPStatus.OK: Content(
@@ -370,7 +386,7 @@ OPERATIONS: Final = (
                 ("text/javascript", "text/css", "image/svg+xml", TEXT, _HTML),
                 headers=("ETag",),
             ),
-            HTTPStatus.NOT_FOUND: Content("There is none such."),
+            HTTPStatus.NOT_FOUND: Content("There is no such store or scan."),
         },
         headers=_PAGE_HEADERS,
     ),
@@ -383,16 +399,18 @@ OPERATIONS: Final = (
             f"The whole {what} of a scan as NIfTI, as 'spinezarr export nifti' writes it",
             {
                 HTTPStatus.OK: Content(
-                    "The file; how long it will be is not known before its end.",
+                    "The file; its size is not known before its end.",
                     (NIFTI_GZ,),
                     headers=("ETag", "Content-Disposition"),
                 ),
                 **_FACTS,
                 **_VERSION,
-                HTTPStatus.BAD_REQUEST: Content("What is asked is no version; says where."),
+                HTTPStatus.BAD_REQUEST: Content(
+                    "The query is not valid; the text names the parameter."
+                ),
                 **missing,
                 HTTPStatus.TOO_MANY_REQUESTS: Content(
-                    "As many files are being sent as may be.", headers=("Retry-After",)
+                    "Too many files are being sent.", headers=("Retry-After",)
                 ),
             },
             query=NiftiQuery,
@@ -412,9 +430,9 @@ OPERATIONS: Final = (
         "GET",
         "/v1/{store}/scans/{scan_id}/open-in",
         "Facts",
-        "Where else a scan can be opened: links, and lines to paste",
+        "Other programs that can open a scan: links, and lines to paste",
         {
-            HTTPStatus.OK: Content("The ways.", (_JSON,), OpenInModel),
+            HTTPStatus.OK: Content("The programs.", (_JSON,), OpenInModel),
             HTTPStatus.BAD_REQUEST: Content("The request names no host."),
             **_FACTS,
         },
@@ -427,17 +445,17 @@ OPERATIONS: Final = (
         "A scan in neuroglancer, at full resolution",
         {
             HTTPStatus.SEE_OTHER: Content(
-                "To neuroglancer, with all that it is to show behind the #.",
+                "Redirects to neuroglancer, with the state in the fragment.",
                 (),
                 headers=("Location",),
             ),
             HTTPStatus.BAD_REQUEST: Content("The request names no host."),
             **_FACTS,
             HTTPStatus.UNPROCESSABLE_ENTITY: Content(
-                "neuroglancer draws no image of this type.", (_HTML,)
+                "neuroglancer cannot draw images of this type.", (_HTML,)
             ),
             HTTPStatus.NOT_IMPLEMENTED: Content(
-                "neuroglancer is not installed beside the server.", (_HTML,)
+                "neuroglancer is not installed on the server.", (_HTML,)
             ),
         },
     ),
@@ -446,7 +464,7 @@ OPERATIONS: Final = (
         "GET",
         "/neuroglancer/{store}/{scan_id}/segments/info",
         "Pages",
-        "Names and volumes of what a mask shows, as neuroglancer reads them",
+        "Names and volumes of the segments of a mask, for neuroglancer",
         {HTTPStatus.OK: Content("Segment properties.", (_JSON,)), **_FACTS},
     ),
     Operation(
@@ -458,7 +476,7 @@ OPERATIONS: Final = (
         {
             HTTPStatus.OK: Content("The file.", (_HTML, *_CLIENT_FILES)),
             HTTPStatus.SEE_OTHER: Content(
-                "To the version that is installed.", (), headers=("Location",)
+                "Redirects to the installed version.", (), headers=("Location",)
             ),
             **_KNOWN,
             HTTPStatus.NOT_FOUND: Content("The client has no such file, or is not installed."),
@@ -485,7 +503,7 @@ OPERATIONS: Final = (
         "GET",
         "/metrics",
         "The server",
-        "Requests, seconds, bytes and patches under way, for Prometheus",
+        "Metrics for Prometheus: requests, seconds, bytes, batches in progress",
         {HTTPStatus.OK: Content("Figures."), **_KNOWN},
     ),
     Operation(
@@ -502,8 +520,8 @@ OPERATIONS: Final = (
         "GET",
         "/readyz",
         "The server",
-        "Whether all stores that are served can be opened",
-        {HTTPStatus.OK: Content("They can."), **_UNREADABLE},
+        "Whether all served stores can be opened",
+        {HTTPStatus.OK: Content("All can be opened."), **_UNREADABLE},
         is_open=True,
     ),
 )

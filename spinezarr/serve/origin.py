@@ -1,4 +1,7 @@
-"""By which address a client reached the server: what a URL that it is given begins with."""
+"""By which address did the client reach the server?
+
+URLs in answers begin with this address.
+"""
 
 import re
 from typing import Final
@@ -11,10 +14,10 @@ _HOST: Final = re.compile(r"(?:\[[0-9A-Fa-f:.]{2,45}\]|[A-Za-z0-9._-]{1,253})(?:
 
 
 def origin_of(request: Request) -> str | None:
-    """Return scheme, name and port, by which the client asked; None if it named no host.
+    """Return scheme, host name and port of the request; None if it names no host.
 
-    Proxies say by ``X-Forwarded-Proto`` that it asked them with TLS. Whoever says something wrong
-    gets URLs that lead nowhere, and nobody else does: no cache keeps them.
+    Proxies say by ``X-Forwarded-Proto`` that the client used TLS. A client that sends a false
+    header gets wrong URLs itself. No other client does, as no cache keeps these answers.
 
     Examples
     --------

@@ -1,4 +1,7 @@
-"""The files of the page, as they lie in the package; nothing else can be asked for here."""
+"""Which files of the viewer are served, and with which headers?
+
+The files are those of the package's folder ``view/page``; no other file is served.
+"""
 
 from collections.abc import Mapping
 from functools import cache
@@ -12,11 +15,11 @@ from spinezarr.serve.http import Answer, Request, text_answer
 __all__ = ["LIST_PAGE", "SCAN_PAGE", "answer_page_file"]
 
 LIST_PAGE: Final = "list.html"
-"""Stores and their scans."""
+"""File of the page that lists stores and scans."""
 SCAN_PAGE: Final = "scan.html"
-"""One scan."""
+"""File of the page that shows one scan."""
 _NIIVUE: Final = "niivue.js"
-"""Is there unless the package was built without the npm registry."""
+"""File of NiiVue. It is absent if the package was built without access to npm."""
 _TYPES: Final[Mapping[str, str]] = {
     "css": "text/css; charset=utf-8",
     "html": "text/html; charset=utf-8",
@@ -31,7 +34,7 @@ _POLICY: Final = (
     "style-src 'self'; img-src 'self' data: blob:; connect-src 'self' data: blob:; "
     "base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
 )
-"""Of a page: all that it shows and runs comes from this server."""
+"""Content-Security-Policy of the pages: everything comes from this server."""
 _SHARED: Final = {
     "cache-control": "no-cache",
     "x-content-type-options": "nosniff",
@@ -41,7 +44,7 @@ _SHARED: Final = {
 
 @cache
 def _page_files() -> Mapping[str, Body]:
-    """Read them all, once; the page is told whether NiiVue is among them."""
+    """Read all files once. The page of a scan is told whether NiiVue is there."""
     folder = files("spinezarr.view").joinpath("page")
     read = {
         entry.name: entry.read_bytes()
@@ -66,9 +69,9 @@ def answer_page_file(request: Request, name: str) -> Answer:
     Parameters
     ----------
     request
-        What is asked.
+        The request.
     name
-        Of the file.
+        Name of the file.
     """
     file = _page_files().get(name)
     if file is None:

@@ -1,10 +1,10 @@
-"""Forms in which patches are sent.
+"""In which formats are patches sent?
 
-The default is a file of safetensors (https://github.com/huggingface/safetensors#format): tensors
-``image`` and ``label`` of the items that could be read, in the order asked for, and what else a
-batch knows of them. Its metadata say of each item what became of it. A tensor that is packed for
-the link is one of bytes, a frame of Blosc, and the metadata say of what. A stream of Arrow says the
-same: one row an item, columns of tensors, and the metadata in its schema.
+The default is a safetensors file (https://github.com/huggingface/safetensors#format). Its tensors
+``image`` and ``label`` hold the items that could be read, in the requested order. Other tensors
+hold the other fields of the batch, and the metadata hold the status of each requested item. A
+compressed tensor is a Blosc frame of bytes, and the metadata hold its type and shape. An Arrow
+stream holds the same: one row for each item, columns of tensors, and the metadata in its schema.
 """
 
 import json
@@ -43,21 +43,21 @@ PATCH_MEDIA_TYPES: Final = (SAFETENSORS, ARROW, NPY, NIFTI_GZ, NIFTI)
 
 _igzip: Any = igzip  # few annotations
 _GZIP_LEVEL: Final = 2
-"""Between speed and size for ISA-L, whose levels are 0 to 3."""
+"""Compression level of ISA-L, between speed and size; its levels are 0 to 3."""
 
 
 @dataclass(frozen=True, slots=True)
 class FormatOptions:
-    """What is asked of a form.
+    """Options of a format.
 
     Attributes
     ----------
     pack
-        How voxels are packed for the link, where a form leaves that open.
+        Compression of the voxels, where the format has a choice.
     array
-        Which array, of a form that holds one.
+        Array to send, in formats that hold one array.
     flat_axis
-        Axis of ``(z, y, x)`` that slices leave out.
+        Axis of ``(z, y, x)`` that slices do not have; None for patches.
     """
 
     pack: Pack = "none"
@@ -66,31 +66,31 @@ class FormatOptions:
 
 
 def is_available(form: str) -> bool:
-    """Whether what writes a form is installed."""
+    """Whether the packages that write a format are installed."""
     return form != ARROW or find_spec("pyarrow") is not None
 
 
 def encode_batch(form: str, batch: Batch, statuses: Sequence[str], options: FormatOptions) -> bytes:
-    """Return a batch in a form.
+    """Encode a batch.
 
     Parameters
     ----------
     form
-        Media type.
+        Media type of the format.
     batch
-        The items that could be read; one, for forms of one patch.
+        The items that could be read; a single one for formats of one patch.
     statuses
-        What became of each item that was asked for.
+        Status of each requested item.
     options
-        What else is asked.
+        Options of the format.
 
     Raises
     ------
     UsageError
-        If the form cannot hold it.
+        If the format cannot hold the batch.
     """
     if form not in BATCH_MEDIA_TYPES and options.pack != "none":
-        raise UsageError(f"pack: {form} is not packed.")
+        raise UsageError(f"pack: {form} has no compression; leave it out.")
     return _WRITERS[form](batch, statuses, options)
 
 
@@ -153,9 +153,13 @@ def _as_nifti(batch: Batch, _: Sequence[str], options: FormatOptions) -> bytes:
 
     values = _array(batch, options)
     if "slice" in batch.dims and options.array == "image":
-        raise UsageError("neighbors: NIfTI holds one slice; ask for none, or for another form.")
+        raise UsageError(
+            "neighbors: NIfTI holds one slice; leave neighbors out, or choose another format."
+        )
     if values.dtype.itemsize > 4 and values.dtype.kind in "iu":  # noqa: PLR2004  bytes
-        raise UsageError("image_dtype: few programs read 64-bit integers in NIfTI; take another.")
+        raise UsageError(
+            "image_dtype: few programs read 64-bit integers in NIfTI; choose another type."
+        )
     volume = (
         values[0] if options.flat_axis is None else np.expand_dims(values[0], options.flat_axis)
     )
@@ -175,7 +179,7 @@ def _array(batch: Batch, options: FormatOptions) -> npt.NDArray[Any]:
     if options.array == "image":
         return batch.image
     if batch.label is None:
-        raise UsageError("array: there is no label without with_label.")
+        raise UsageError("array: the label is only read with with_label=true.")
     return batch.label
 
 

@@ -1,8 +1,8 @@
-"""Patches: read beside the data, and sent in the form that a client asks for.
+"""How does the server read patches for its clients?
 
-``POST /v1/<store>/batch`` reads several, and says of each what became of it. ``GET
-/v1/<store>/scans/<scan_id>/patch`` reads one, which caches may keep: its tag names the version of
-the scan.
+``POST /v1/<store>/batch`` reads several patches and returns a status for each. ``GET
+/v1/<store>/scans/<scan_id>/patch`` reads one. Caches may keep that one, because its entity tag
+names the version of the scan.
 """
 
 import math
@@ -56,12 +56,12 @@ __all__ = [
 ]
 
 BODY_BYTES: Final = 4 << 20
-"""Of a request; an item takes some hundred bytes."""
+"""Largest body of a request; an item takes about a hundred bytes."""
 _ITEMS: Final = 8192
 _VOXEL_BYTES: Final = 256 << 20
-"""Of the voxels of an answer."""
+"""Largest answer, in bytes of voxels."""
 _SOURCE_BYTES: Final = 1 << 30
-"""Of the scans' own voxels that an answer is made from."""
+"""Most stored voxels, in bytes, that one answer is computed from."""
 
 _Size = Annotated[int, Field(ge=1, le=4096)]
 _Start = Annotated[int, Field(ge=-(1 << 20), le=1 << 20)]
@@ -76,44 +76,44 @@ def batch_limits() -> BatchLimits:
 
 class _PatchModel(QueryModel):
     size_zyx: tuple[_Size, _Size, _Size]
-    """Voxels of a patch."""
+    """Shape of a patch in voxels."""
     spacing_zyx_mm: tuple[_Millimeters | None, _Millimeters | None, _Millimeters | None] = (
         None,
         None,
         None,
     )
-    """Distances to resample to; null along an axis keeps the scan's own."""
+    """Spacing to resample to; null along an axis keeps the spacing of the scan."""
     with_label: bool = True
     """Whether masks are read too."""
     image_dtype: Literal["int16", "uint16", "int32", "uint32", "int64", "float32", "float64"] = (
         "int16"
     )
-    """Of the image; scans whose values it does not hold are refused."""
+    """Type of the image; scans with values outside of it are refused."""
     flat_axis: Literal[0, 1, 2] | None = None
-    """Axis across which slices lie (0, 1, 2 for z, y, x), and which is left out; its size is 1."""
+    """Axis that slices do not have (0, 1, 2 for z, y, x), along which ``size_zyx`` is 1."""
     neighbors: Annotated[int, Field(ge=0, le=64)] = 0
     """Further slices of the image on either side of each slice."""
     neighbor_step_mm: _Millimeters | None = None
-    """Distance between them; null for the scan's own slices, one after the other."""
+    """Distance between these slices; null for adjacent slices of the scan."""
     nonfinite: Nonfinite = "refuse"
-    """Refuse scans with voxels that are NaN or infinite, keep these, or put a number there."""
+    """Whether voxels that are NaN or infinite are refused, kept, or replaced by a number."""
     pack: Pack = "none"
-    """How voxels are packed: in safetensors ``image`` and ``label`` become bytes, a frame of Blosc
-    each, and ``packed`` in the metadata says of which type and shape; a stream of Arrow compresses
+    """Compression of the voxels. In safetensors, ``image`` and ``label`` become Blosc frames of
+    bytes, and ``packed`` in the metadata holds their types and shapes. An Arrow stream compresses
     its buffers."""
 
     @model_validator(mode="after")
     def _fit(self) -> Self:
         if self.flat_axis is not None and self.size_zyx[self.flat_axis] != 1:
-            raise ValueError("a slice has one voxel along its flat axis")
+            raise ValueError("a slice must have one voxel along its flat_axis")
         if self.neighbors and self.flat_axis is None:
-            raise ValueError("only slices have neighbors, give their flat_axis")
+            raise ValueError("neighbors need a flat_axis: only slices have them")
         if self.neighbor_step_mm is not None and not self.neighbors:
-            raise ValueError("a neighbor_step_mm is one of neighbors")
+            raise ValueError("neighbor_step_mm needs neighbors")
         return self
 
     def voxel_bytes(self, count: int) -> int:
-        """Return the bytes of the voxels of so many patches, before they are packed."""
+        """Return the size of a number of patches in bytes, without compression."""
         z, y, x = self.size_zyx
         images = (2 * self.neighbors + 1) * np.dtype(self.image_dtype).itemsize
         return count * z * y * x * (images + int(self.with_label))
@@ -124,9 +124,9 @@ class ItemModel(QueryModel):
 
     scan_id: Annotated[str, Field(max_length=255)]
     start_zyx: tuple[_Start, _Start, _Start]
-    """Voxel at which it starts; what lies outside the volume is air and background."""
+    """First voxel of the patch; outside of the volume is air and background."""
     content_checksum: _Checksum | None = None
-    """The version of the scan that is wanted; null for whatever is there."""
+    """Version of the scan; null for the present one."""
 
 
 class BatchModel(_PatchModel):
@@ -136,14 +136,14 @@ class BatchModel(_PatchModel):
 
 
 class PatchQuery(_PatchModel):
-    """One patch of a scan; elements of a list stand between commas."""
+    """One patch of a scan; elements of a list are separated by commas."""
 
     start_zyx: tuple[_Start, _Start, _Start]
-    """Voxel at which it starts; what lies outside the volume is air and background."""
+    """First voxel of the patch; outside of the volume is air and background."""
     content_checksum: _Checksum | None = None
     """The version of the scan that is wanted; the answer may be kept for ever."""
     array: Literal["image", "label"] = "image"
-    """Of the two, that which a form that holds one array holds."""
+    """Array to send, in formats that hold one array."""
 
 
 _NO_SCAN: Final = "there is no such scan"
@@ -153,7 +153,7 @@ _FAILURES: Final[Mapping[str, HTTPStatus]] = {
     "the scan is damaged": HTTPStatus.SERVICE_UNAVAILABLE,
     "the scan is damaged, or has changed": HTTPStatus.SERVICE_UNAVAILABLE,
 }
-"""What became of a patch, as a status; others are of what was asked, and 422."""
+"""HTTP status for each status of a patch; others are faults of the request, and 422."""
 
 
 class PatchSource:
@@ -162,9 +162,9 @@ class PatchSource:
     Parameters
     ----------
     files
-        Of the store.
+        Files of the store.
     chunks
-        Keeps those that were decoded.
+        Cache of decoded chunks.
     """
 
     def __init__(self, files: ServedFolder, chunks: ChunkCache | None = None) -> None:
@@ -174,7 +174,7 @@ class PatchSource:
         self._opened: tuple[StoreReader, Engine] | None = None
 
     def opened(self, scan_ids: Iterable[str]) -> tuple[StoreReader, Engine]:
-        """Return what reads the store, anew if it knows an older version of a scan.
+        """Return reader and engine of the store; reopen it if it has older versions of the scans.
 
         Raises
         ------
@@ -191,7 +191,7 @@ class PatchSource:
         return opened
 
     def may_have(self, scan_id: str) -> bool:
-        """Whether a scan of that name can be asked for."""
+        """Whether a scan of that name can exist in this store."""
         return is_scan_id(scan_id) and self._files.may_have(scan_id)
 
     def _is_current(self, reader: StoreReader, scan_ids: Iterable[str]) -> bool:
@@ -201,7 +201,7 @@ class PatchSource:
             except UnavailableError:
                 raise
             except SpinezarrError:
-                return True  # whoever reads it says so
+                return True  # the read of the scan reports it
             return now is not None and now.content_checksum == known.content_checksum
 
         return all(reader.objects.each(is_current, scan_ids))
@@ -213,13 +213,13 @@ def answer_batch(source: PatchSource, request: Request, body: bytes, *, threads:
     Parameters
     ----------
     source
-        Of the patches.
+        Reads the voxels of the store.
     request
-        As it came.
+        The request.
     body
         JSON of a :class:`BatchModel`.
     threads
-        How many decode at once.
+        Threads that decode at once.
     """
     try:
         form = _form(request, BATCH_MEDIA_TYPES)
@@ -248,7 +248,7 @@ def answer_patch(source: PatchSource, request: Request, scan_id: str, *, threads
     source, request, threads
         As in :func:`answer_batch`.
     scan_id
-        Of the scan.
+        Id of the scan.
     """
     try:
         form = _form(request, PATCH_MEDIA_TYPES)
@@ -284,7 +284,7 @@ def answer_patch(source: PatchSource, request: Request, scan_id: str, *, threads
 
 
 def _form(request: Request, offers: Sequence[str]) -> str:
-    """Return the form that is asked for, if there is one."""
+    """Return the media type to answer with, by the Accept header."""
     accept = request.headers.get("accept")
     form = negotiate_media_type(accept, [offer for offer in offers if is_available(offer)])
     if form is not None:
@@ -298,7 +298,7 @@ def _form(request: Request, offers: Sequence[str]) -> str:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Reading:
-    """Patches that are to be read, and what became of each so far."""
+    """Patches to read, and the status of each so far."""
 
     batches: BatchReader
     requests: Sequence[PatchRequest]
@@ -308,12 +308,12 @@ class _Reading:
 
     @classmethod
     def of(cls, source: PatchSource, asked: _PatchModel, items: Sequence[ItemModel]) -> "_Reading":
-        """Look at what is asked.
+        """Check the requested patches against the store and the limits.
 
         Raises
         ------
         RefusedError
-            If it cannot be read, or is too much.
+            If the request is not valid, or it is too large.
         """
         voxel_bytes = asked.voxel_bytes(len(items))
         if voxel_bytes > _VOXEL_BYTES:
@@ -348,32 +348,32 @@ class _Reading:
         return cls(batches, requests, statuses, [item.content_checksum for item in items])
 
     def check(self) -> None:
-        """Refuse, if something became of an item that is no patch."""
+        """Raise RefusedError if an item cannot be read."""
         status = next((status for status in self.statuses if status != "ok"), None)
         if status is not None:
             code = _FAILURES.get(status, HTTPStatus.UNPROCESSABLE_ENTITY)
             raise RefusedError(text_answer(code, f"{status[0].upper()}{status[1:]}."))
 
     def run(self, threads: int) -> Batch:
-        """Read what can be read."""
+        """Read the items that can be read."""
         if _source_bytes(self.batches, self.requests, self.statuses) > _SOURCE_BYTES:
             raise RefusedError(
                 text_answer(
                     HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
                     f"More than {_SOURCE_BYTES} bytes of the scans' voxels would be read together. "
-                    "Ask for fewer items.",
+                    "Request fewer items.",
                 )
             )
         return self._read(threads)
 
     def _read(self, threads: int) -> Batch:
-        """Read what can be read; where something cannot, say so of that item alone."""
+        """Read the items that can be read, and set the status of those that fail."""
         batches, statuses = self.batches, self.statuses
         wanted = [request for request in self.requests if statuses[request.index] == "ok"]
         try:
             return batches.read_together([wanted], threads=threads)[0]
-        except (UsageError, ConnectionError, PermissionError):  # what lies far away, and not a scan
-            raise
+        except (UsageError, ConnectionError, PermissionError):
+            raise  # no fault of a scan
         except (SpinezarrError, OSError):
             for request in wanted:
                 try:
@@ -383,7 +383,7 @@ class _Reading:
                     raise
                 except (SpinezarrError, OSError):
                     statuses[request.index] = "the scan is damaged, or has changed"
-                else:  # it may have been replaced since it was looked at
+                else:  # the scan may have been replaced since it was checked
                     if self.versions[request.index] not in {None, found}:
                         statuses[request.index] = "the scan has changed"
         left = [request for request in wanted if statuses[request.index] == "ok"]
@@ -391,7 +391,7 @@ class _Reading:
 
 
 def _status(reader: StoreReader, item: ItemModel, batches: BatchReader) -> str:
-    """Say whether an item can be read: ``ok``, or why not."""
+    """Return ``ok`` if an item can be read, else the reason."""
     try:
         scan = reader.scan(item.scan_id)
     except UnknownScanError:
@@ -412,7 +412,7 @@ def _status(reader: StoreReader, item: ItemModel, batches: BatchReader) -> str:
 def _source_bytes(
     batches: BatchReader, requests: Sequence[PatchRequest], statuses: Sequence[str]
 ) -> int:
-    """Return the bytes of the boxes that are read at most; those of coarse patches are large."""
+    """Return the most bytes of stored voxels that are read; coarse patches need many."""
     total = 0
     for request, status in zip(requests, statuses, strict=True):
         if status != "ok":

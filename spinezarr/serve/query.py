@@ -1,4 +1,4 @@
-"""What stands behind the ``?`` of a URL, as a model of numbers, lists and texts."""
+"""How is the query of a URL parsed into a model?"""
 
 import json
 import re
@@ -16,12 +16,12 @@ __all__ = ["QueryModel", "WrongQueryError", "parameters_of", "parse_query", "wro
 _WORD: Final = re.compile(
     r"-?(?:0|[1-9][0-9]{0,18})(?:[.][0-9]{1,30})?(?:[eE][+-]?[0-9]{1,3})?|true|false|null"
 )
-"""What JSON has besides texts, lists and objects."""
+"""A number, boolean or null, as JSON writes it."""
 _FIELDS: Final = 64
 
 
 class QueryModel(BaseModel):
-    """Base of what clients send."""
+    """Base of the models of requests."""
 
     model_config = ConfigDict(
         strict=True,
@@ -36,16 +36,16 @@ Model = TypeVar("Model", bound=QueryModel)
 
 
 class WrongQueryError(ValueError):
-    """A query that its model does not take; the message names the parameter."""
+    """A query that does not fit its model; the message names the parameter."""
 
 
 def parse_query(model: type[Model], text: str) -> Model:
-    """Read a query; the elements of a list stand between commas.
+    """Parse a query; elements of a list are separated by commas.
 
     Raises
     ------
     WrongQueryError
-        If the model does not take it, or a parameter is there twice.
+        If the query does not fit the model, or a parameter occurs twice.
 
     Examples
     --------
@@ -62,9 +62,9 @@ def parse_query(model: type[Model], text: str) -> Model:
     schemas, found = parameters_of(model), {}
     for name, value in pairs:
         if name not in schemas:
-            raise WrongQueryError(f"Parameters are {', '.join(schemas)}.")
+            raise WrongQueryError(f"The parameters are {', '.join(schemas)}.")
         if name in found:
-            raise WrongQueryError(f"{name}: is there twice.")
+            raise WrongQueryError(f"{name}: occurs twice.")
         found[name] = _value(value, schemas[name])
     try:
         return model.model_validate_json(json.dumps(found))
@@ -73,7 +73,7 @@ def parse_query(model: type[Model], text: str) -> Model:
 
 
 def wrong_of(problem: ValidationError) -> str:
-    """Say what is wrong first, and where."""
+    """Describe the first fault of a request, with its place."""
     first = problem.errors(include_url=False)[0]
     where = ".".join(map(str, first["loc"]))
     reason = validation_message(first)
@@ -82,9 +82,10 @@ def wrong_of(problem: ValidationError) -> str:
 
 @cache
 def parameters_of(model: type[QueryModel]) -> Mapping[str, Mapping[str, Any]]:
-    """Return the schema of each parameter that a model has.
+    """Return the schema of each parameter of a model.
 
-    What may be left out has null for its default, which no URL can say, but for elements of lists.
+    Optional parameters have null as default in the model. A URL cannot say null, so it is left out
+    of their schemas, but not of those of list elements.
     """
     found = {}
     for name, field in model.model_json_schema()["properties"].items():

@@ -1,4 +1,4 @@
-"""Runs a server: with granian until it is told to end, or in the background of a program."""
+"""How does a server run: as a command until it is stopped, or in a thread of a program?"""
 
 import os
 import socket
@@ -17,22 +17,22 @@ from spinezarr.serve.slow_clients import set_send_timeout
 __all__ = ["BackgroundServer", "check_address", "run"]
 
 _HEAD_MS: Final = 5_000
-"""For the head of a request; slower clients are let go."""
+"""Milliseconds within which the head of a request must come."""
 _END_S: Final = 4
-"""For what has begun; processes need another second to end."""
+"""Seconds to finish requests in; the processes need one more second to end."""
 _CONNECTIONS: Final = 2048
-"""Of a process, idle ones among them; more wait in the system's queue."""
+"""Most connections of a process, idle ones included; others wait in the system's queue."""
 _OWN_FILES: Final = 512
-"""Descriptors that are no connections."""
+"""File descriptors that are kept for files."""
 
 
 def check_address(host: str, port: int, *, has_tokens: bool) -> None:
-    """Refuse an address that cannot be served at, or not safely.
+    """Check that the server may listen at an address, and can.
 
     Raises
     ------
     UsageError
-        If others could read without a token, or something else is there.
+        If other machines could read without a token, or the address is in use.
     """
     if not has_tokens and not is_loopback(host):
         raise UsageError(
@@ -51,12 +51,12 @@ def check_address(host: str, port: int, *, has_tokens: bool) -> None:
 
 
 def run(settings: ServeSettings, host: str, port: int, processes: int) -> None:
-    """Serve until SIGTERM or SIGINT; what has begun is finished, within five seconds.
+    """Serve until SIGTERM or SIGINT; requests that have begun are finished within five seconds.
 
     Raises
     ------
     UsageError
-        If the package that serves is not installed.
+        If granian is not installed.
     """
     try:
         from granian import Granian  # noqa: PLC0415  an extra
@@ -87,7 +87,7 @@ def run(settings: ServeSettings, host: str, port: int, processes: int) -> None:
 
 
 def _connections() -> int:
-    """Let the process open as many files as it may, and return how many may be connections."""
+    """Raise the limit of open files as far as allowed; return how many may be connections."""
     if sys.platform == "win32":
         return _CONNECTIONS
     import resource  # noqa: PLC0415  of Unix alone
@@ -102,19 +102,19 @@ def _connections() -> int:
 
 
 class BackgroundServer:
-    """Serves in a thread, to this machine alone, until it is closed or the program ends.
+    """Serves to this machine from a thread, until it is closed or the program ends.
 
     Parameters
     ----------
     settings
-        What is served.
+        The stores, and who may read them.
     port
-        0 takes one that is free.
+        Port to listen at; 0 for a free one.
 
     Attributes
     ----------
     url
-        Of the server, without a slash at its end.
+        URL of the server, without a slash at its end.
     """
 
     def __init__(self, settings: ServeSettings, port: int = 0) -> None:
@@ -130,8 +130,8 @@ class BackgroundServer:
             raise UsageError(
                 f"127.0.0.1:{port}: cannot be served at: {problem.strerror}. Choose another port."
             ) from problem
-        # asyncio sets it where the protocol is stated, as it is not here; else each answer would
-        # wait 40 ms for the client to acknowledge its head.
+        # asyncio sets TCP_NODELAY only where a socket states its protocol, and this one does not.
+        # Without it, each answer waits 40 ms for the client to acknowledge its head.
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         set_send_timeout(self._socket)
         self.url = f"http://127.0.0.1:{self._socket.getsockname()[1]}"
@@ -145,7 +145,7 @@ class BackgroundServer:
         self._thread.start()
 
     def close(self) -> None:
-        """End it; what has begun is finished."""
+        """Stop the server; requests that have begun are finished."""
         self._server.should_exit = True
         self._thread.join(2 * _END_S)
         self._socket.close()

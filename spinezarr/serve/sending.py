@@ -1,4 +1,4 @@
-"""How an answer becomes messages of ASGI: as one, or part by part."""
+"""How does an answer become ASGI messages: as one message, or in parts?"""
 
 import asyncio
 from collections.abc import Iterator, Mapping
@@ -15,18 +15,18 @@ from spinezarr.serve.served_files import ServedFile, UnreadableError
 __all__ = ["ELSEWHERE", "Sent", "encoded", "send_answer"]
 
 ELSEWHERE: Final = "other"
-"""Route of what is not there."""
+"""Route of requests that match no operation."""
 _AT_ONCE_BYTES: Final = 1 << 19
-"""Read and sent together; what is longer is read part by part, by threads if from a disk."""
+"""Longest body that is read and sent at once; longer ones go in parts."""
 _PART_BYTES: Final = 256 << 10
-"""Some wait to be sent at once, for each client that reads slowly."""
+"""Size of a part. A few parts wait in memory for each client that reads slowly."""
 _FAR_BYTES: Final = 4 << 20
-"""Read together of what lies far away, where that takes a request; a patch takes one or two."""
+"""Bytes of a bucket that one request reads; a patch needs one or two."""
 _WITHOUT_LENGTH: Final = (HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED)
 
 
 class Sent:
-    """What was sent so far."""
+    """Route, status and size of an answer so far."""
 
     __slots__ = ("route", "size_bytes", "status")
 
@@ -37,7 +37,7 @@ class Sent:
 
 
 def encoded(fields: Mapping[str, str]) -> list[tuple[bytes, bytes]]:
-    """Return headers as ASGI has them."""
+    """Return headers in the form of ASGI."""
     return [(name.encode("latin-1"), value.encode("latin-1")) for name, value in fields.items()]
 
 
@@ -49,15 +49,15 @@ async def send_answer(
     Parameters
     ----------
     send
-        Of ASGI.
+        The ``send`` callable of ASGI.
     method
-        Of the request; HEAD gets no body.
+        Method of the request; HEAD gets no body.
     answer
         The answer.
     shared
         Further headers.
     sent
-        Where it is noted.
+        Record to note status and size in.
     """
     fields = {**answer.headers, **shared}
     if answer.stream is not None:
@@ -82,7 +82,7 @@ async def send_answer(
         try:
             data = await parts.read()
         except UnreadableError:
-            return  # which ends the connection: the length tells
+            return  # the connection ends early, which the client sees by the length
         more = parts.is_left
         await send({"type": "http.response.body", "body": data, "more_body": more})
         sent.size_bytes += len(data)
@@ -91,7 +91,7 @@ async def send_answer(
 async def _send_stream(
     send: Send, status: HTTPStatus, fields: Mapping[str, str], stream: Iterator[bytes], sent: Sent
 ) -> None:
-    """Send parts as they are made; one that cannot be made ends the connection, unfinished."""
+    """Send parts while they are generated; a failure ends the connection early."""
     loop = asyncio.get_running_loop()
     sent.status = status
     await send({"type": "http.response.start", "status": int(status), "headers": encoded(fields)})
@@ -113,7 +113,7 @@ def _stream_makers() -> ThreadPoolExecutor:
 
 
 class _Parts:
-    """Reads a body part by part."""
+    """Reads a body in parts."""
 
     def __init__(self, answer: Answer) -> None:
         self._body = answer.body
@@ -121,7 +121,7 @@ class _Parts:
         self._at, self._stop = answer.start, answer.start + answer.length
         self._is_long = answer.length > _AT_ONCE_BYTES
         self._ahead = memoryview(b"")
-        """Read from far away, and not sent yet."""
+        """Bytes that were read from a bucket and are not sent yet."""
 
     @property
     def is_left(self) -> bool:
@@ -144,7 +144,7 @@ class _Parts:
         return await asyncio.to_thread(self._file.read, start, stop)
 
     async def _read_far(self, file: ServedFile, start: int, stop: int) -> bytes:
-        """Read more at once than is sent at once."""
+        """Read from a bucket in larger parts than those that are sent."""
         size = stop - start
         if len(self._ahead) < size:
             at, until = start + len(self._ahead), min(start + _FAR_BYTES, self._stop)

@@ -1,8 +1,8 @@
-"""Which bytes a key of a served store stands for, and which version of them.
+"""Which bytes, of which version, does a key of a served store stand for?
 
-Every answer is of one version of a scan, and its tag names that version. A file of a scan is
-compared with the manifest of the scan as it is now when it is opened, and is then read as what it
-was then. Only keys that a store of ours has are looked for.
+Each answer is of one version of a scan, and its entity tag names that version. The server compares
+a file with the present manifest of its scan when it opens the file, and then reads that opened
+file only. It looks only for keys that a store of spinezarr can have.
 """
 
 import math
@@ -49,19 +49,22 @@ __all__ = [
 ]
 
 _SHARED: Final = {"zarr.json", "scans/zarr.json", TABLE_BUNDLE}
-"""Files beside the table that no scan's manifest names. What an ingest keeps is not served."""
+"""Files outside of scans that are served besides the table; the ingest ledger is not."""
 _CHUNK: Final = re.compile(rf"(?!.*zarr[.]json){SCAN_FILE}")
 _NUMBER: Final = re.compile(r"0|[1-9][0-9]{0,5}", re.ASCII)
 _KNOWN_SCANS: Final = 4096
 _KNOWN_KEYS: Final = 4096
 _SEEN_S: Final = 0.1
-"""A store that was there is looked for again after so long. Its files are looked at each time."""
+"""Seconds after which the server looks again whether a store exists.
+
+The files of a store are looked at for each request.
+"""
 _METADATA_BYTES: Final = 32 << 20
-"""Of files of metadata that are kept."""
+"""Memory for files of metadata of one store, in bytes."""
 
 
 class GoneError(SpinezarrError):
-    """A file of a scan that is not in the store: not a chunk that holds background."""
+    """A file of a scan that the store does not have, and that is no chunk of background."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -71,13 +74,13 @@ class ServedScan:
     Attributes
     ----------
     identity
-        Of its metadata.
+        Identity of its file of metadata.
     written
-        When these were.
+        When this file was written, in nanoseconds.
     content_checksum
         See :attr:`spinezarr.store.attributes.ScanAttributes.content_checksum`.
     group
-        Its metadata.
+        The parsed metadata.
     """
 
     identity: Identity
@@ -87,7 +90,7 @@ class ServedScan:
 
     @property
     def entries(self) -> Mapping[str, ManifestEntry]:
-        """Its files."""
+        """The manifest: the files of the scan by key."""
         return self.group.attributes.manifest
 
 
@@ -97,7 +100,7 @@ class ServedFolder:
     Parameters
     ----------
     storage
-        Where they lie.
+        Disk or bucket with the files.
     """
 
     def __init__(self, storage: Storage) -> None:
@@ -110,21 +113,21 @@ class ServedFolder:
 
     @property
     def path(self) -> str:
-        """Of the store."""
+        """Path or URL of the store."""
         return self._storage.path
 
     @property
     def executor(self) -> Executor | None:
-        """What is to call, if that may wait for a network."""
+        """Executor for calls that may wait for a network; None if none may."""
         return self._storage.executor
 
     def is_there(self) -> bool:
-        """Whether there is a store now.
+        """Whether the store exists now.
 
         Raises
         ------
         UnreadableError
-            If nobody can tell.
+            If the bucket does not answer.
         """
         now = time.monotonic()
         if now >= self._seen_until and self.small(METADATA) is not None:
@@ -137,30 +140,30 @@ class ServedFolder:
         Raises
         ------
         SpinezarrError, OSError
-            If it cannot be read.
+            If the store cannot be read.
         """
         return self._storage.reader(with_table=with_table)
 
     def may_have(self, scan_id: str) -> bool:
-        """Whether a scan of that name can be asked for."""
+        """Whether a scan of that name can exist in this store."""
         return self._storage.may_have(scan_id)
 
     def find(self, key: str, version: str | None = None) -> ServedFile | None:
-        """Return what stands under a key, or None if a store has no such key.
+        """Return the file of a key; None if stores have no such key.
 
         Parameters
         ----------
         key
-            Below the store, with ``/`` between its parts.
+            Key below the store, with ``/`` between its parts.
         version
-            ``content_checksum`` that a scan must have; None for whatever it has.
+            ``content_checksum`` of the wanted version of the scan; None for the present one.
 
         Raises
         ------
         GoneError
-            If it belongs to a scan, or a version of one, that is not in the store.
+            If the key belongs to a scan, or a version of a scan, that the store does not have.
         UnreadableError
-            If it cannot be read as what it should be.
+            If the file cannot be read, or is not the one that the manifest describes.
         """
         scan_id, within = split_scan_key(key)
         if not within:
@@ -171,21 +174,21 @@ class ServedFolder:
         if scan is None:
             if within.endswith(METADATA):
                 return None
-            raise GoneError(f"there is no scan {scan_id!r} in the store, or no longer.")
+            raise GoneError(f"there is no scan {scan_id!r} in the store any more.")
         if within == METADATA:
             return self.metadata(scan_id, scan)
         found = self.file(scan_id, within, scan)
         if found is None and _CHUNK.fullmatch(within) and not _is_background(within, scan):
-            raise GoneError(f"scan {scan_id!r} is no longer in the store as it was.")
+            raise GoneError(f"scan {scan_id!r} was replaced by another version.")
         return found
 
     def file(self, scan_id: str, within: str, scan: ServedScan) -> ServedFile | None:
-        """Return a file that a scan's manifest names; None if it names none such.
+        """Return a file of a scan; None if its manifest does not name it.
 
         Raises
         ------
         UnreadableError
-            If it is not there as the manifest says.
+            If the file is not the one that the manifest describes.
         """
         entry = scan.entries.get(within)
         return None if entry is None else self._file(scan_id, within, scan, entry)
@@ -196,7 +199,7 @@ class ServedFolder:
         Raises
         ------
         UnreadableError
-            If they cannot be read, or another version's are there by now.
+            If the metadata cannot be read, or belong to another version by now.
         """
         key = f"{scan_key(scan_id)}/{METADATA}"
         found = self._small(key)
@@ -205,12 +208,12 @@ class ServedFolder:
         return found[1]
 
     def small(self, key: str) -> ServedFile | None:
-        """Return a file of metadata as it is now; None if there is none.
+        """Return a file of metadata as it is now; None if it does not exist.
 
         Raises
         ------
         UnreadableError
-            If it cannot be read.
+            If the file cannot be read.
         """
         found = self._small(key)
         return None if found is None else found[1]
@@ -225,23 +228,23 @@ class ServedFolder:
         return seen.identity, found
 
     def scan(self, scan_id: str, version: str | None = None) -> ServedScan | None:
-        """Return a scan as it is now; None if there is no such scan.
+        """Return a scan as it is now; None if it does not exist.
 
         Raises
         ------
         GoneError
-            If it has no such version.
+            If the scan has another version than the wanted one.
         UnreadableError
-            If its metadata cannot be read.
+            If the metadata of the scan cannot be read.
         """
         found = self._scan(scan_id)
         if version is not None and (found is None or found.content_checksum != version):
-            raise GoneError(f"scan {scan_id!r} is no longer in the store as it was.")
+            raise GoneError(f"scan {scan_id!r} was replaced by another version.")
         return found
 
     def _scan(self, scan_id: str) -> ServedScan | None:
         if not self.may_have(scan_id):
-            raise UnreadableError("such a name cannot be asked for where this store lies.")
+            raise UnreadableError("a scan of that name cannot exist in this store.")
         key = f"{scan_key(scan_id)}/{METADATA}"
         known = self._scans.find(scan_id)
         seen = self._storage.look(key, None if known is None else known[0])
@@ -252,7 +255,7 @@ class ServedFolder:
         except ValueError as problem:
             raise UnreadableError(f"{key} is damaged.") from problem
         if group.attributes.scan_id != scan_id:
-            raise UnreadableError(f"{key} is another scan's.")
+            raise UnreadableError(f"{key} belongs to another scan.")
         checksum = group.attributes.content_checksum
         found = ServedScan(seen.identity, seen.written, checksum, group)
         self._scans.keep(scan_id, found.identity, found)
@@ -266,7 +269,7 @@ class ServedFolder:
         if found is not None:
             return found
         with self._in_turn.of(name):
-            found = self._opened(name, scan)  # by now
+            found = self._opened(name, scan)  # another thread has opened it meanwhile
             if found is not None:
                 return found
             content = self._storage.open(f"{scan_key(scan_id)}/{within}", entry, scan.written)
@@ -284,7 +287,7 @@ class ServedFolder:
 
 
 def chunk_index(key: str, separator: str, grid: Sequence[int]) -> tuple[int, ...] | None:
-    """Return which chunk of a grid a key below its array names; None if none.
+    """Parse the key of a chunk below its array; None if the grid has no such chunk.
 
     Examples
     --------
@@ -300,7 +303,7 @@ def chunk_index(key: str, separator: str, grid: Sequence[int]) -> tuple[int, ...
 
 
 def _is_background(within: str, scan: ServedScan) -> bool:
-    """Whether a chunk that the manifest does not name is one of this version."""
+    """Whether a chunk that the manifest does not name is background of this version."""
     arrays = scan.group.arrays
     name, _, key = within.rpartition("/c")
     if name == LABEL and arrays.label is not None:
@@ -310,14 +313,14 @@ def _is_background(within: str, scan: ServedScan) -> bool:
 
 
 def part_of(file: ServedFile, start: int, stop: int) -> ServedFile:
-    """Return a part of a file as a file of its own."""
+    """Return a range of a file as a file with its own entity tag."""
     tag = f"{file.etag[1:-1]}-{start:x}-{stop - start:x}"
     return ServedFile(stop - start, tag_of(tag), None, file.content, file.first + start)
 
 
 @lru_cache(_KNOWN_KEYS)
 def split_scan_key(key: str) -> tuple[str, str]:
-    """Return scan id and key within the scan; empty for the key of another file."""
+    """Split a key into scan id and key within the scan; both are empty for other files."""
     group, _, rest = key.partition("/")
     scan_id, _, within = rest.partition("/")
     return (scan_id, within) if group == SCANS and is_scan_id(scan_id) else ("", "")

@@ -1,4 +1,4 @@
-"""What a server is told, and the application that worker processes make of it."""
+"""What is a server told, and how do its worker processes make the application from that?"""
 
 import multiprocessing
 import os
@@ -24,42 +24,44 @@ if TYPE_CHECKING:
 __all__ = ["METRICS_FOLDER", "VARIABLE", "ServeSettings", "create"]
 
 METRICS_FOLDER: Final = "PROMETHEUS_MULTIPROC_DIR"
-"""Variable of the environment that names what processes share their figures in. The package of that
-name looks for it when it is imported, so that no process does before it is set."""
+"""Environment variable with the folder in which processes share their metrics.
+
+The package prometheus_client reads it at import, so it must be set before.
+"""
 
 _LOOK_S: Final = 0.2
 _END_S: Final = 5
-"""For what has begun."""
+"""Seconds to finish requests in."""
 VARIABLE: Final = "SPINEZARR_SERVE_SETTINGS"
-"""Variable of the environment that hands the settings to worker processes."""
+"""Environment variable that passes the settings to worker processes."""
 
 
 class ServeSettings(BaseModel):
-    """What is served, and to whom.
+    """What a server serves, and to whom.
 
     Attributes
     ----------
     paths
-        Stores, or folders of stores; paths or URLs.
+        Paths or URLs of stores, or of folders of stores.
     storage_options
-        How to reach those that are URLs, by URL.
+        Options of the file system for each URL.
     token_file
-        Hashes of tokens; None: whoever reaches the server may read.
+        File with the hashes of tokens. With None, everybody who reaches the server may read.
     hosts
-        Names that it is reached by where no token is asked for.
+        Host names of the server, for servers without tokens.
     origins
-        Of pages elsewhere that may read.
+        Origins of pages elsewhere that may read.
     cache_bytes
-        Of decoded chunks that each process keeps for patches that others want too.
+        Size of the cache of decoded chunks of each process.
     log
-        How each answer is written to standard error, if it is.
+        Format of the log on standard error; None for no log.
     limits
         How much each process does at once.
     """
 
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
 
-    paths: tuple[str, ...] = Field(repr=False)  # a URL may hold a password
+    paths: tuple[str, ...] = Field(repr=False)  # storage options and URLs may hold passwords
     storage_options: dict[str, dict[str, Any]] = Field(default={}, repr=False)
     token_file: str | None = None
     hosts: frozenset[str] = frozenset()
@@ -69,22 +71,22 @@ class ServeSettings(BaseModel):
     limits: ServeLimits = Field(default_factory=ServeLimits)
 
     def stores(self) -> ServedStores:
-        """Find what is served.
+        """Return the stores.
 
         Raises
         ------
         UsageError
-            If one cannot be served from where it lies.
+            If a URL is of a kind that cannot be served.
         """
         return ServedStores(self.paths, self.storage_options, cache_bytes=self.cache_bytes)
 
     def guard(self) -> Guard:
-        """Say who may ask.
+        """Return the guard.
 
         Raises
         ------
         UsageError
-            If the file of tokens cannot be read.
+            If the token file cannot be read.
         """
         tokens = None if self.token_file is None else Tokens(Path(self.token_file))
         return Guard(tokens, self.hosts | LOOPBACK, self.origins)
@@ -95,7 +97,7 @@ class ServeSettings(BaseModel):
         Raises
         ------
         UsageError
-            As :meth:`stores` and :meth:`guard` do, or if the packages that serve are not installed.
+            As :meth:`stores` and :meth:`guard`, or if packages for serving are not installed.
         """
         try:
             from spinezarr.serve.app import App  # noqa: PLC0415  needs an extra
@@ -106,14 +108,14 @@ class ServeSettings(BaseModel):
 
 
 def create() -> "App":
-    """Make the application of the settings in the environment, in a worker process."""
+    """Make the application of a worker process, from the settings in the environment."""
     if multiprocessing.parent_process() is not None:
         Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     return ServeSettings.model_validate_json(os.environ[VARIABLE]).app()
 
 
 def _end_with(parent: int) -> None:
-    """End this process soon after its parent, which may be killed and can then tell nobody."""
+    """End this process soon after its parent ends, also when the parent is killed."""
     while os.getppid() == parent:
         time.sleep(_LOOK_S)
     os.kill(os.getpid(), signal.SIGTERM)

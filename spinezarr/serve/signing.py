@@ -1,10 +1,12 @@
-"""What the server signs in the name of a token: sessions of browsers, and URLs to hand on.
+"""How does the server sign browser sessions, and URLs that people pass on?
 
-Both end when their time is up, and at once when the token's line or the key is deleted. The key
-lies in a file, so that all processes of a server know it, and it is there after a restart.
+It signs both in the name of a token. Both expire, and both end at once when the line of the token
+or the key is deleted. The key is in a file, so all processes of a server share it, and it outlives
+a restart.
 
-A signed URL is ``/signed/<ticket>`` before the path that was signed. A ticket in the path reaches
-the server with every key that a Zarr client appends; one in the query most clients would drop.
+A signed URL has ``/signed/<ticket>`` before the signed path. Zarr clients append keys to the path,
+so a ticket in the path reaches the server with each key. Most clients would drop a ticket in the
+query.
 """
 
 import hashlib
@@ -28,24 +30,24 @@ _SESSION: Final = "spinezarr session"
 _URL: Final = "spinezarr signed URL"
 _SIGNATURE: Final = r"[A-Za-z0-9_-]{43}"
 _TICKET: Final = re.compile(rf"(\d{{1,11}})\.([1-9]\d?)\.({NAME})\.({_SIGNATURE})", re.ASCII)
-"""When it expires, how many segments of the path are signed, by whom, and the signature."""
+"""A ticket: expiry time, number of signed path segments, name of the token, signature."""
 _COOKIE: Final = re.compile(rf"(\d{{1,11}})\.({NAME})\.({_SIGNATURE})", re.ASCII)
 _TREES: Final = frozenset({"zarr", "flat", "ome", "v1"})
 _FEWEST: Final = 2
-"""Segments of a path that may be signed: a tree, and a store."""
+"""Fewest path segments of a signed URL: a tree and a store."""
 _MOST: Final = 99
 _NO_NAMES: Final = frozenset({"", ".", ".."})
 
 
 def session(tokens: Tokens, name: str, seconds: int) -> str | None:
-    """Return a session for who has shown a token; None if there is no key to sign it with."""
+    """Return a session for the holder of a token; None if there is no key to sign it with."""
     expires = int(time.time()) + seconds
     signature = _signature(tokens, _SESSION, name, str(expires))
     return None if signature is None else f"{expires}.{name}.{signature}"
 
 
 def session_name(tokens: Tokens, value: str) -> str | None:
-    """Return the name of the token that a session stands for; None if it is none, or has ended."""
+    """Return the name of the token of a session; None if the session is not valid any more."""
     found = _COOKIE.fullmatch(value)
     if found is None or int(found[1]) <= time.time():
         return None
@@ -53,16 +55,16 @@ def session_name(tokens: Tokens, value: str) -> str | None:
 
 
 def signed_url(tokens: Tokens, url: str, name: str, seconds: int) -> str:
-    """Return a URL that opens what lies below another, without a token.
+    """Return a URL that opens everything below a path without a token.
 
     Raises
     ------
     UsageError
-        If the URL is none of a store of a server, or there is no such token.
+        If the URL is not that of a store on a server, or there is no such token.
     """
     shown = redact_url(url)
     if shown != url:
-        raise UsageError(f"{shown}: is signed without user, password, '?' and '#'.")
+        raise UsageError(f"{shown}: must not have a user, password, '?' or '#'.")
     parts = urlsplit(url)
     segments = tuple(unquote(parts.path, errors="replace").strip("/").split("/"))
     if parts.scheme not in {"http", "https"} or not parts.netloc or not _may_be_signed(segments):
@@ -80,15 +82,15 @@ def signed_url(tokens: Tokens, url: str, name: str, seconds: int) -> str:
 
 
 def path_behind(tokens: Tokens, path: str) -> str | None:
-    """Return the path that a signed one opens; None if its ticket is not for it, or has ended.
+    """Return the path that a signed path opens; None if its ticket is not valid for it.
 
     Parameters
     ----------
     tokens
-        Those in whose names it may be signed.
+        The tokens of the server.
     path
-        Decoded, as the server looks for files by it, so that no other way to write a path leads
-        elsewhere than what is compared here.
+        Decoded path, the same that the server looks up files by. So no other spelling of a path
+        opens another file than the one that is checked here.
     """
     text, *segments = path.removeprefix(SIGNED).split("/")
     ticket = _TICKET.fullmatch(text)
@@ -98,7 +100,7 @@ def path_behind(tokens: Tokens, path: str) -> str | None:
     if not _FEWEST <= depth <= len(segments):
         return None
     tree, *rest = segments[:depth]
-    # Who may read all files of a store may have the server read them too.
+    # A URL that opens all files of a store opens its JSON and patches too.
     trees = ("zarr", tree) if tree == "v1" and depth == _FEWEST else (tree,)
     is_signed = any(
         _holds(tokens, ticket[4], _URL, ticket[3], ticket[1], one, *rest) for one in trees
@@ -125,13 +127,13 @@ def _signature(tokens: Tokens, purpose: str, name: str, *claims: str) -> str | N
 
 
 def _key(tokens: Tokens, name: str) -> str | None:
-    """Return what is signed with in a token's name, which is another for another token."""
+    """Return the signing key for a token, which differs from that of other tokens."""
     key, token = tokens.key, tokens.hash_of(name)
     return None if key is None or token is None else f"{key} {name} {token}"
 
 
 def _text(claims: tuple[str, ...]) -> str:
-    return "/".join(claims)  # none has a slash in it
+    return "/".join(claims)  # no name holds a slash
 
 
 def _signer(key: str, purpose: str) -> "Signer":

@@ -1,4 +1,7 @@
-"""Slices of scans as PNG: ``GET /v1/<store>/scans/<scan_id>/slice.png``."""
+"""How is a slice drawn on the server?
+
+``GET /v1/<store>/scans/<scan_id>/slice.png`` returns it as PNG.
+"""
 
 import math
 from http import HTTPStatus
@@ -26,24 +29,24 @@ __all__ = ["PNG", "SliceQuery", "answer_slice"]
 
 PNG: Final = "image/png"
 _VOXELS: Final = 1 << 25
-"""Of a slice that is drawn; it takes some 20 bytes a voxel."""
+"""Most voxels of a slice that is drawn; drawing takes about 20 bytes a voxel."""
 
 
 class SliceQuery(QueryModel):
-    """Which slice, and how it is shown."""
+    """Which slice to draw, and how."""
 
     plane: Plane = "sagittal"
-    """Of the stored grid: an oblique scan's are tilted as its axes are."""
+    """Plane of the stored grid; the planes of an oblique scan are tilted like its axes."""
     mm: float | None = None
-    """Where it lies, as the scan's coordinate x, y or z counts across it (RAS+); left out, it goes
-    through the middle of the spine, or of a scan without one. The nearest slice is drawn."""
+    """Position of the slice in mm, as the coordinate x, y or z of the scan (RAS+). The nearest
+    slice is drawn. By default it is the middle of the spine, or of the scan if it has no mask."""
     window: Annotated[str, Field(max_length=64)] = DEFAULT_WINDOW
-    """``bone``, ``soft_tissue``, ``lung``, or the HU that are black and white, e.g. -160,240."""
+    """``bone``, ``soft_tissue``, ``lung``, or the HU of black and white, such as -160,240."""
     labels: Annotated[str, Field(max_length=256)] = "true"
-    """Vertebrae that are tinted: ``true`` for all of the mask, ``false``, or names, e.g. L1,L2."""
+    """Vertebrae to color: ``true`` for all of the mask, ``false``, or names such as L1,L2."""
     size_px: Annotated[int, Field(ge=1, le=LARGEST_PX)] | None = None
-    """Pixels along the longer side; left out, as many as the finer spacing makes, and no more than
-    can be asked for."""
+    """Pixels along the longer side. By default, one pixel for each voxel of the finer spacing, up
+    to the largest size."""
     content_checksum: Annotated[str, Field(max_length=64)] | None = None
     """The version of the scan that is wanted; the answer may be kept for ever."""
 
@@ -54,11 +57,11 @@ def answer_slice(source: PatchSource, request: Request, scan_id: str) -> Answer:
     Parameters
     ----------
     source
-        Of the store's voxels.
+        Reads the voxels of the store.
     request
-        As it came.
+        The request.
     scan_id
-        Of the scan.
+        Id of the scan.
     """
     try:
         asked = parse_query(SliceQuery, request.query)

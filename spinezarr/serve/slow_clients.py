@@ -1,4 +1,4 @@
-"""Lets go of clients that ask and do not read: the system ends their connections."""
+"""What ends the connections of clients that send requests and do not read the answers?"""
 
 import os
 import socket
@@ -10,17 +10,20 @@ from typing import Final
 __all__ = ["set_send_timeout", "set_send_timeouts_of_listeners"]
 
 _UNREAD_MS: Final = 30_000
-"""How long nothing of what waits to be sent may be taken."""
+"""Longest time, in milliseconds, in which a client may read nothing of an answer."""
 
 
 def set_send_timeout(listening: socket.socket) -> None:
-    """End connections on which nothing is taken for long; accepted ones inherit it on Linux."""
+    """Set the time-out on a listening socket; on Linux, its connections inherit it."""
     if sys.platform == "linux":
         listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _UNREAD_MS)
 
 
 def set_send_timeouts_of_listeners() -> None:
-    """Do so with every socket at which this process listens: granian hands out none of its own."""
+    """Set the time-out on all listening sockets of this process.
+
+    granian does not expose its own sockets.
+    """
     if sys.platform != "linux":
         return
     for path in Path("/proc/self/fd").iterdir():

@@ -1,4 +1,7 @@
-"""What scans of a store have in common, as JSON: ``GET /v1/<store>/statistics``."""
+"""Which spacings and vertebrae do the scans of a store have?
+
+``GET /v1/<store>/statistics`` counts them.
+"""
 
 from http import HTTPStatus
 from typing import Annotated, Any
@@ -21,7 +24,7 @@ _Count = Annotated[int, Field(ge=0)]
 
 
 class StatisticsQuery(QueryModel):
-    """Of which scans; all that is given holds."""
+    """Which scans to count: those that match all given filters."""
 
     split: str | None = None
     source: str | None = None
@@ -33,16 +36,16 @@ class _ToldModel(BaseModel):
 
 
 class HistogramModel(_ToldModel):
-    """Scans by a length."""
+    """A histogram of scans over a length."""
 
     edges_mm: tuple[float, ...]
-    """Of the bins, one more than there are; empty without scans."""
+    """Edges of the bins, one more than bins; empty without scans."""
     scans: tuple[_Count, ...]
-    """From one edge up to the next, which is left out."""
+    """Scans in each bin, from its lower edge up to and without its upper edge."""
 
 
 class SpacingsModel(_ToldModel):
-    """Distances of voxels along the axes that are stored."""
+    """Histograms of the spacing along each stored axis."""
 
     z: HistogramModel
     y: HistogramModel
@@ -50,26 +53,26 @@ class SpacingsModel(_ToldModel):
 
 
 class DetectionModel(_ToldModel):
-    """A vertebra, and the scans whose mask shows it."""
+    """How many masks show a vertebra."""
 
     name: str
     scans: _Count
     detection_percent: Annotated[float, Field(ge=0, le=100)]
-    """Share of all scans, with or without a mask."""
+    """Percentage of all scans, with or without a mask."""
 
 
 class StatisticsModel(_ToldModel):
-    """What scans have in common."""
+    """Counts and histograms of scans."""
 
     scans: _Count
     scans_with_mask: _Count
     patients: _Count
     scans_by_split: dict[str, _Count]
-    """Empty text: in no split."""
+    """Scans of each split; the empty text stands for no split."""
     scans_by_source: dict[str, _Count]
     spacing_mm: SpacingsModel
     vertebrae: tuple[DetectionModel, ...]
-    """Those that at least one scan shows, from head to tail."""
+    """Vertebrae that at least one scan shows, from head to tail."""
 
 
 def answer_statistics(served_table: ServedTable, request: Request) -> Answer:
@@ -78,9 +81,9 @@ def answer_statistics(served_table: ServedTable, request: Request) -> Answer:
     Parameters
     ----------
     served_table
-        Of the store.
+        Scan table of the store.
     request
-        As it came; its query is a :class:`StatisticsQuery`.
+        The request; its query is a :class:`StatisticsQuery`.
     """
     try:
         asked = parse_query(StatisticsQuery, request.query)
@@ -90,7 +93,7 @@ def answer_statistics(served_table: ServedTable, request: Request) -> Answer:
     def count(table: xr.Dataset) -> dict[str, Any]:
         try:
             chosen = select_scans(table, split=asked.split, source=asked.source)
-        except UsageError:  # no scan is of such a split or source
+        except UsageError:  # no scan has such a split or source
             chosen = table.isel(scan=slice(0))
         return _counted(chosen).model_dump(mode="json")
 

@@ -1,4 +1,4 @@
-"""Where the files of a served store lie: what a folder on disk and a bucket have in common."""
+"""What must a disk or a bucket do so that a store on it can be served?"""
 
 import hashlib
 import time
@@ -34,15 +34,15 @@ V = TypeVar("V")
 METADATA: Final = "zarr.json"
 _AT_ONCE: Final = 1024
 Identity = Hashable
-"""Of what stands under a name: another file or object there has another."""
+"""Identity of a file or object; a file that replaces it has another one."""
 
 
 class UnreadableError(SpinezarrError):
-    """A file that is there and cannot be read, or is no longer, or not yet, what its scan says."""
+    """A file that exists and cannot be read, or is not the one that its scan describes."""
 
 
 class UnavailableError(UnreadableError):
-    """A bucket or server that fails, is slow, or refuses: nothing is known of the file."""
+    """A bucket or server that fails, is slow, or refuses, so nothing is known of the file."""
 
 
 class Content(ABC):
@@ -51,11 +51,11 @@ class Content(ABC):
     Attributes
     ----------
     executor
-        What reads: it may wait for a network; None where reads may be made at once.
+        Executor for reads that may wait for a network; None if none may.
     is_stale
-        Whether something else stands in its place by now.
+        Whether another file has replaced it by now.
     room
-        What it takes of :attr:`Storage.room`.
+        Its part of :attr:`Storage.room`.
     """
 
     executor: Executor | None = None
@@ -69,30 +69,30 @@ class Content(ABC):
         Raises
         ------
         UnreadableError
-            If they cannot be read, or are another version's by now.
+            If the bytes cannot be read, or belong to another version by now.
         """
 
     def read_from_memory(self, start: int, stop: int) -> bytearray | None:  # noqa: ARG002
-        """Read them if that waits for nothing; None if it might."""
+        """Read bytes if they are in memory; None if the read could wait for a disk or network."""
         return None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ServedFile:
-    """Bytes of one version.
+    """A file of one version.
 
     Attributes
     ----------
     size_bytes
-        Of the whole.
+        Size of the file.
     etag
-        Strong, with its quotes.
+        Strong entity tag, with its quotes.
     data
-        The bytes, of a file of metadata; None for one that is read when it is asked for.
+        Bytes of a file of metadata; None for a file that is read on request.
     content
-        What reads it.
+        Reads the file; None for a file of metadata.
     first
-        Where the bytes begin in the content.
+        Offset of the file in the content.
     """
 
     size_bytes: int
@@ -103,21 +103,21 @@ class ServedFile:
 
     @classmethod
     def of(cls, data: bytes) -> "ServedFile":
-        """Describe bytes that are here, by their hash."""
+        """Make a file of bytes in memory; its entity tag is their hash."""
         return cls(len(data), tag_of(hashlib.sha256(data).hexdigest()[:32]), data)
 
     @property
     def executor(self) -> Executor | None:
-        """What is to call :meth:`read`, if that may wait for a network."""
+        """Executor for :meth:`read`, if that may wait for a network."""
         return None if self.content is None else self.content.executor
 
     def read(self, start: int, stop: int) -> bytes:
-        """Read a part.
+        """Read a range of the file.
 
         Raises
         ------
         UnreadableError
-            If it cannot be read.
+            If the range cannot be read.
         """
         if self.data is not None:
             return self.data[start:stop]
@@ -126,7 +126,7 @@ class ServedFile:
         return self.content.read(self.first + start, self.first + stop)
 
     def read_from_memory(self, start: int, stop: int) -> bytearray | None:
-        """Read a part that is no file of metadata, if that waits for nothing; None if it might."""
+        """Read a range if it is in memory; None if the read could wait for a disk or network."""
         if self.content is None:
             return None
         return self.content.read_from_memory(self.first + start, self.first + stop)
@@ -139,11 +139,11 @@ class Seen:
     Attributes
     ----------
     identity
-        Of what stands there.
+        Identity of the file.
     written
-        When, by the clock of whoever keeps the files.
+        When it was written, in nanoseconds of the clock of the disk or bucket.
     data
-        Its bytes; None if it is the one that was known.
+        Its bytes; None if its identity is the known one.
     """
 
     identity: Identity
@@ -152,16 +152,16 @@ class Seen:
 
 
 class Storage(ABC):
-    """Where the files of one store lie; safe to share between threads.
+    """Disk or bucket with the files of one store; safe to share between threads.
 
     Attributes
     ----------
     path
-        As :class:`~spinezarr.store.reader.StoreReader` takes it.
+        Path or URL, as :class:`~spinezarr.store.reader.StoreReader` takes it.
     room
-        How much of files is kept open.
+        Bound on the files that are kept open.
     executor
-        What is to call, as all of it may wait for a network; None where it may be called at once.
+        Executor for calls that may wait for a network; None if none may.
     """
 
     path: str
@@ -170,38 +170,38 @@ class Storage(ABC):
 
     @abstractmethod
     def look(self, key: str, known: Identity | None) -> Seen | None:
-        """Return a file of metadata as it is now; None if there is none.
+        """Return a file of metadata as it is now; None if it does not exist.
 
         Parameters
         ----------
         key
-            Below the store.
+            Key below the store.
         known
-            Identity of the one that is known, and whose bytes need not be read.
+            Identity of the known file, whose bytes need not be read again; None for no such file.
 
         Raises
         ------
         UnreadableError
-            If it cannot be read.
+            If the file cannot be read.
         """
 
     @abstractmethod
     def open(self, key: str, entry: ManifestEntry, written: int) -> Content:
-        """Compare a file of a scan with the scan's manifest, and open it.
+        """Compare a file of a scan with the manifest of the scan, and open it.
 
         Parameters
         ----------
         key
-            Below the store.
+            Key below the store.
         entry
-            What the manifest says of it.
+            Entry of the manifest.
         written
-            When the scan's metadata were, which come last.
+            When the metadata of the scan were written, which is after its other files.
 
         Raises
         ------
         UnreadableError
-            If it is not there as the manifest says.
+            If the file is not the one that the manifest describes.
         """
 
     @abstractmethod
@@ -211,21 +211,21 @@ class Storage(ABC):
         Raises
         ------
         SpinezarrError, OSError
-            If it cannot be read.
+            If the store cannot be read.
         """
 
     def may_have(self, scan_id: str) -> bool:  # noqa: ARG002
-        """Whether a scan of that name can be asked for."""
+        """Whether a scan of that name can exist in this store."""
         return True
 
 
 class Recent(Generic[V]):
-    """Keeps what names stand for now, until others have been used more recently.
+    """A cache of the present version of each name; the least recently used goes first.
 
     Parameters
     ----------
     room
-        Of all together.
+        Bound on the room of all entries together.
     """
 
     def __init__(self, room: int) -> None:
@@ -234,7 +234,7 @@ class Recent(Generic[V]):
         self._lock = Lock()
 
     def find(self, name: Hashable) -> tuple[Identity, V] | None:
-        """Return what is known of a name: which version it is, and what is kept of it."""
+        """Return the kept version and value of a name; None if none is kept."""
         with self._lock:
             found = self._kept.get(name)
             if found is None:
@@ -243,7 +243,7 @@ class Recent(Generic[V]):
             return found[:2]
 
     def keep(self, name: Hashable, identity: Identity, value: V, room: int = 1) -> None:
-        """Keep a version in place of the one before, if there is room for it."""
+        """Keep a version of a name in place of the one before, if there is room for it."""
         with self._lock:
             before = self._kept.pop(name, None)
             self._left += 0 if before is None else before[2]
@@ -254,9 +254,10 @@ class Recent(Generic[V]):
 
 
 class InTurn:
-    """Lets one thread after the other look for the same; if it fails, so it does for all who wait.
+    """Lets one thread at a time look for the same thing.
 
-    Or each of them would wait as long as the first again.
+    If a look fails, it fails for all threads that wait: otherwise each of them would wait for the
+    same time-out again.
     """
 
     def __init__(self) -> None:
@@ -265,12 +266,12 @@ class InTurn:
 
     @contextmanager
     def of(self, name: Hashable) -> Iterator[None]:
-        """Wait for one's turn.
+        """Wait until no other thread looks for the same.
 
         Raises
         ------
         UnreadableError
-            If somebody who had an earlier turn met one meanwhile.
+            If the look of a thread before failed meanwhile.
         """
         came_s = time.monotonic()
         with self._locks[hash(name) % _AT_ONCE]:

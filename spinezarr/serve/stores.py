@@ -1,4 +1,7 @@
-"""The stores that a server serves, by name; looked for anew whenever one is asked for."""
+"""Which stores does a server serve under which names?
+
+It looks for stores at each request, so stores may be added and replaced while it runs.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
@@ -25,14 +28,14 @@ __all__ = ["ServedStores", "StorePlace"]
 
 _SUFFIX: Final = ".zarr"
 _LOOKING: Final = 8
-"""Threads that look through buckets for names that are not known."""
+"""Threads that list buckets for unknown names."""
 _LEVEL_BYTES: Final = 128 << 20
-"""Of coarse levels that a process keeps: those that some scans are first shown in."""
+"""Size of the cache of coarse levels of a process, in bytes."""
 
 
 @dataclass(frozen=True, slots=True)
 class StorePlace:
-    """A store that may be asked for."""
+    """Where a store is."""
 
     name: str
     path: str = field(repr=False)
@@ -40,12 +43,12 @@ class StorePlace:
 
 @dataclass(frozen=True, slots=True)
 class _Given:
-    """A place that the server was given: a store, or a folder of stores."""
+    """A path or URL that the server was given: a store, or a folder of stores."""
 
     stores: Callable[[], Sequence[str]] = field(repr=False)
-    """Returns what it stands for now."""
+    """Returns the stores there, as they are now."""
     storage: Callable[[str], Storage] = field(repr=False)
-    """Opens one of them."""
+    """Opens one of these stores."""
     check: Callable[[], None] = field(default=lambda: None, repr=False)
     is_remote: bool = False
 
@@ -56,17 +59,18 @@ class ServedStores:
     Parameters
     ----------
     paths
-        Each a store, or a folder of stores whose names end with ``.zarr``; paths, or URLs of
-        buckets and web servers. Those that come later are served too.
+        Paths or URLs of stores, or of folders of stores whose names end with ``.zarr``. Stores
+        that are added later are served too.
     storage_options
-        Of those that are URLs; see :func:`spinezarr.remote.filesystem.open_filesystem`.
+        Options of the file system for each URL, see
+        :func:`spinezarr.remote.filesystem.open_filesystem`.
     cache_bytes
-        Of decoded chunks of all of them that are kept for patches that others want too.
+        Size of the cache of decoded chunks of all stores, in bytes.
 
     Raises
     ------
     UsageError
-        If one is the URL of something else.
+        If a URL is of a kind that cannot be served.
     """
 
     def __init__(
@@ -78,7 +82,7 @@ class ServedStores:
     ) -> None:
         self._chunks: ChunkCache = BoundedCache(cache_bytes)
         self.kept_levels: LevelCache = BoundedCache(_LEVEL_BYTES)
-        """Coarse levels that were made, of all of them."""
+        """Cache of coarse levels of all stores."""
         options = storage_options or {}
         self._given = tuple(_given(path, options.get(path, {})) for path in paths)
         self._opened: dict[str, _Served] = {}
@@ -87,12 +91,12 @@ class ServedStores:
         self._looking = ThreadPoolExecutor(_LOOKING, "spinezarr-look") if is_far else None
 
     def check(self) -> None:
-        """Refuse what cannot be served.
+        """Check that all stores can be served.
 
         Raises
         ------
         UsageError
-            If two have the same name, or a bucket is closed to us, or absent.
+            If two stores have the same name, or a bucket refuses access or does not exist.
         OSError
             If a server does not answer.
         """
@@ -101,17 +105,17 @@ class ServedStores:
         self.places()
 
     def executor(self, name: str) -> Executor | None:
-        """Return what is to answer for a store, if that may wait for a network."""
+        """Return the executor for calls about a store; None if no call waits for a network."""
         found = self._opened.get(name)
         return self._looking if found is None else found.files.executor
 
     def places(self) -> dict[str, StorePlace]:
-        """Find what there is now, by name.
+        """Return the stores by name, as they are now.
 
         Raises
         ------
         UnreadableError
-            If a bucket cannot be looked through.
+            If a bucket cannot be listed.
         """
         found, problem = self._look()
         if problem is not None:
@@ -119,7 +123,7 @@ class ServedStores:
         return {name: place for name, (place, _) in found.items()}
 
     def _look(self) -> tuple[dict[str, tuple[StorePlace, _Given]], UnreadableError | None]:
-        """Return what can be found, and what could not be looked through."""
+        """Return the stores that were found, and the places that could not be listed."""
         found: dict[str, tuple[StorePlace, _Given]] = {}
         problem = None
         for given in self._given:
@@ -138,32 +142,32 @@ class ServedStores:
         return found, problem
 
     def files(self, name: str) -> ServedFolder | None:
-        """Return the files of a store, or None if there is none of that name."""
+        """Return the files of a store; None if there is no such store."""
         found = self._found(name)
         return None if found is None else found.files
 
     def flat(self, name: str) -> UnshardedFolder | None:
-        """Return the files of a store as if it had no shards."""
+        """Return the files of a store without shards; None if there is no such store."""
         found = self._found(name)
         return None if found is None else found.flat
 
     def ome(self, name: str) -> OmeFolder | None:
-        """Return the scans of a store as OME-Zarr images."""
+        """Return the scans of a store as OME-Zarr images; None if there is no such store."""
         found = self._found(name)
         return None if found is None else found.ome
 
     def served_table(self, name: str) -> ServedTable | None:
-        """Return what is known of a store, or None if there is none of that name."""
+        """Return the scan table of a store; None if there is no such store."""
         found = self._found(name)
         return None if found is None else found.served_table
 
     def patches(self, name: str) -> PatchSource | None:
-        """Return what reads the patches of a store, or None if there is none of that name."""
+        """Return the reader of patches of a store; None if there is no such store."""
         found = self._found(name)
         return None if found is None else found.patches
 
     def can_be_opened(self) -> bool:
-        """Whether every store that there is can be."""
+        """Whether all stores can be opened."""
         try:
             found = [self.served_table(name) for name in self.places()]
             for served_table in found:
@@ -180,7 +184,7 @@ class ServedStores:
             return known
         places, problem = self._look()
         if name not in places:
-            if problem is not None:  # it may lie there
+            if problem is not None:  # the store may be in the place that cannot be listed
                 raise problem
             return None
         place, given = places[name]
@@ -211,7 +215,7 @@ def _given(path: str, options: Mapping[str, Any]) -> _Given:
 
 @dataclass(frozen=True, slots=True)
 class _Served:
-    """What answers for one store."""
+    """The views of one store: files, table, patches, OME-Zarr."""
 
     files: ServedFolder
     flat: UnshardedFolder

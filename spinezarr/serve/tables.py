@@ -1,4 +1,7 @@
-"""What stores and scans are, as JSON: ``/v1/stores``, ``/v1/<store>/scans``."""
+"""Which stores and scans are there, as JSON?
+
+The paths are ``/v1/stores``, ``/v1/<store>`` and ``/v1/<store>/scans``.
+"""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -41,9 +44,9 @@ __all__ = [
 ]
 
 _TOLD_BYTES: Final = 32 << 20
-"""Of what is told of a table that is kept; a list of ten thousand scans takes 8 MB."""
+"""Memory for answers about one table, in bytes; a list of 10,000 scans takes 8 MB."""
 _READ_TOGETHER: Final = ("zarr.json", "table/zarr.json")
-"""Files that are other ones when a store is another one."""
+"""Files that change whenever the table changes."""
 _Level = Literal[LEVELS]  # type: ignore[valid-type]  # as mypy wants them written out
 _Count = Annotated[int, Field(ge=0)]
 
@@ -53,11 +56,11 @@ class _ToldModel(BaseModel):
 
 
 class StoreModel(_ToldModel):
-    """A store, from its root and its scan table."""
+    """A store, described from its root and its scan table."""
 
     name: str
     zarr: str
-    """Path below this server, for Zarr clients."""
+    """Path on this server for Zarr clients."""
     dataset: str
     title: str
     license: str
@@ -65,14 +68,14 @@ class StoreModel(_ToldModel):
     homepage: str | None
     scans: _Count
     splits: dict[str, _Count]
-    """Scans of each split."""
+    """Number of scans of each split."""
     stored_bytes: _Count
     source_bytes: _Count
-    """Of the files that it was made from."""
+    """Size of the files that the store was made from."""
 
 
 class OneStoreModel(StoreModel):
-    """A store, and how its patches may be asked for."""
+    """A store, with the limits of requests for its patches."""
 
     batch: BatchLimits
 
@@ -92,25 +95,25 @@ class StoresModel(_ToldModel):
 
 
 class RowModel(_ToldModel):
-    """A scan, from the scan table."""
+    """A scan, described from the scan table."""
 
     scan_id: str
     split: str
     source: str
     label_state: str
     anomaly: str
-    """What the dataset calls unusual in it; mostly empty."""
+    """Anatomical variant that the dataset names; mostly empty."""
     erratum: str
-    """What is known to be wrong with its mask; mostly empty."""
+    """Known error of the mask; mostly empty."""
     audit: str
-    """Worst finding of the last audit."""
+    """Severity of the worst finding of the last audit."""
     content_checksum: str
-    """Of its voxels and where they lie: which version of the scan it is."""
+    """Checksum of the voxels and their positions, which names the version of the scan."""
     shape_zyx: tuple[_Count, _Count, _Count]
     spacing_zyx_mm: tuple[float, float, float]
     stored_bytes: _Count
     vertebrae: tuple[str, ...]
-    """That its mask shows."""
+    """Vertebrae that the mask shows."""
 
 
 class ScansModel(_ToldModel):
@@ -120,7 +123,7 @@ class ScansModel(_ToldModel):
 
 
 class ScanModel(ScanAttributes):
-    """All that a store knows of a scan, but the list of its files."""
+    """All attributes of a scan but the list of its files."""
 
     model_config = ConfigDict(use_attribute_docstrings=True)
 
@@ -129,29 +132,29 @@ class ScanModel(ScanAttributes):
     @computed_field  # type: ignore[prop-decorator]
     @property
     def content_checksum(self) -> str:
-        """Of its voxels and where they lie: which version of the scan it is."""
+        """Checksum of the voxels and their positions, which names the version of the scan."""
         return super().content_checksum
 
 
 class ScansQuery(QueryModel):
-    """Which scans; all that is given holds."""
+    """Which scans to list: those that match all given filters."""
 
     split: str | None = None
     source: str | None = None
     """Collection within the dataset."""
     vertebra: _Level | None = None
-    """That the mask shows."""
+    """Vertebra that the mask must show."""
     anomaly: Literal["true"] | None = None
-    """Scans of which the dataset names one."""
+    """``true`` for scans with an anatomical variant."""
     erratum: Literal["true"] | None = None
-    """Scans whose mask is known to be wrong somewhere."""
+    """``true`` for scans with a known error of the mask."""
     audit: Literal["ok", "info", "warning", "error", "none"] | None = None
-    """Worst finding of the last audit; none: it was not audited."""
+    """Severity of the worst finding of the last audit; ``none`` for scans without an audit."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Known:
-    """One version of a scan table, and what was told of it."""
+    """One version of a scan table, and the answers about it."""
 
     version: tuple[str, ...]
     reader: StoreReader
@@ -164,7 +167,7 @@ class ServedTable:
     Parameters
     ----------
     files
-        Of the store.
+        Files of the store.
     """
 
     def __init__(self, files: ServedFolder) -> None:
@@ -174,7 +177,7 @@ class ServedTable:
         self._log: tuple[str, AuditLog] | None = None
 
     def reader(self) -> StoreReader:
-        """Return a reader whose table is the one that is there now.
+        """Return a reader with the present table.
 
         Raises
         ------
@@ -194,14 +197,14 @@ class ServedTable:
             return self._known
 
     def told(self, what: str, make: Callable[[xr.Dataset], Mapping[str, Any]]) -> Body:
-        """Return what is told of the table as it is now; made once for all who ask for the same.
+        """Return an answer about the present table, which is made once and kept.
 
         Parameters
         ----------
         what
-            Names it.
+            Key of the answer.
         make
-            Makes it of the table.
+            Makes the answer from the table.
 
         Raises
         ------
@@ -216,7 +219,7 @@ class ServedTable:
         return found
 
     def audit_log(self) -> AuditLog:
-        """Return what the last audits found; empty if that cannot be told.
+        """Return the findings of the last audits; empty if the log is absent or damaged.
 
         Raises
         ------
@@ -230,23 +233,23 @@ class ServedTable:
             if self._log is None or self._log[0] != file.etag:
                 try:
                     log = AuditLog.of_file(file.data)
-                except ValueError:  # 'spinezarr verify' says so
+                except ValueError:  # 'spinezarr verify' reports the damage
                     log = AuditLog()
                 self._log = file.etag, log
             return self._log[1]
 
     def may_have(self, scan_id: str) -> bool:
-        """Whether a scan of that name can be asked for."""
+        """Whether a scan of that name can exist in this store."""
         return is_scan_id(scan_id) and self._files.may_have(scan_id)
 
 
 def prepare_tables() -> None:
-    """Import what the first table would wait a second for, beside what is done meanwhile."""
+    """Import in a thread what would delay the first table by a second."""
     Thread(target=xr.Variable, args=((), 0), name="spinezarr-prepare").start()
 
 
 def answer_stores(served_table: Mapping[str, Callable[[], ServedTable | None]]) -> Answer:
-    """List stores; one that cannot be read says so in its place."""
+    """List the stores; for a store that cannot be read, the list says why."""
     found: list[StoreModel | UnreadableStoreModel] = []
     for name, open_facts in served_table.items():
         try:
@@ -260,7 +263,7 @@ def answer_stores(served_table: Mapping[str, Callable[[], ServedTable | None]]) 
 
 
 def answer_store(name: str, served_table: ServedTable) -> Answer:
-    """Say what a store is, and how its patches may be asked for."""
+    """Describe a store, and the limits of requests for its patches."""
     return _json(
         OneStoreModel(**dict(_of_store(name, served_table.reader())), batch=batch_limits())
     )
@@ -290,9 +293,9 @@ def answer_scans(served_table: ServedTable, request: Request) -> Answer:
     Parameters
     ----------
     served_table
-        Of the store.
+        Scan table of the store.
     request
-        As it came; its query is a :class:`ScansQuery`.
+        The request; its query is a :class:`ScansQuery`.
     """
     try:
         asked = parse_query(ScansQuery, request.query)
@@ -308,7 +311,7 @@ def answer_scans(served_table: ServedTable, request: Request) -> Answer:
 def _chosen(table: xr.Dataset, asked: ScansQuery) -> xr.Dataset:
     try:
         table = select_scans(table, split=asked.split, source=asked.source)
-    except UsageError:  # no scan is of such a split or source
+    except UsageError:  # no scan has such a split or source
         return table.isel(scan=slice(0))
     fits = np.ones(table.sizes["scan"], bool)
     if asked.vertebra is not None:
@@ -323,7 +326,10 @@ def _chosen(table: xr.Dataset, asked: ScansQuery) -> xr.Dataset:
 
 
 def _rows(table: xr.Dataset) -> Iterator[dict[str, Any]]:
-    """Yield what a :class:`RowModel` is of each scan; making those would take most of the time."""
+    """Yield the fields of a :class:`RowModel` for each scan.
+
+    Making the models would take most of the time.
+    """
     texts = ("split", "source", "label_state", "anomaly", "erratum", "audit", "content_checksum")
     columns = [table[name].to_numpy().astype(str).tolist() for name in ("scan", *texts)]
     numbers = (table.shape_zyx, table.spacing_zyx_mm, table.stored_bytes)
@@ -335,7 +341,7 @@ def _rows(table: xr.Dataset) -> Iterator[dict[str, Any]]:
 
 
 def answer_scan(served_table: ServedTable, scan_id: str) -> Answer:
-    """Say all that a store knows of a scan."""
+    """Answer with all attributes of a scan."""
     if not served_table.may_have(scan_id):
         return text_answer(HTTPStatus.NOT_FOUND, "There is no such scan.")
     try:

@@ -1,4 +1,7 @@
-"""Who is known: hashes of tokens in a file, and beside it the key that the server signs with."""
+"""Which tokens does the server accept?
+
+A file holds their hashes. A second file beside it holds the key that the server signs with.
+"""
 
 import hashlib
 import hmac
@@ -17,14 +20,14 @@ __all__ = ["NAME", "Tokens", "make_key", "new_token"]
 T = TypeVar("T")
 
 NAME: Final = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
-"""Of a token."""
+"""Pattern of the name of a token."""
 _LINE: Final = re.compile(rf"({NAME})\s+sha256:([0-9a-f]{{64}})")
 _KEY: Final = re.compile(r"[0-9a-f]{64}")
 _KEY_BYTES: Final = 32
 
 
 class _WatchedFile(Generic[T]):
-    """What is read of a file, and read again when it changes."""
+    """The parsed content of a file, which is read again when the file changes."""
 
     def __init__(self, path: Path, read: Callable[[Path], T]) -> None:
         self._path, self._read = path, read
@@ -32,7 +35,7 @@ class _WatchedFile(Generic[T]):
         self._seen: tuple[tuple[int, int, int], T] | None = None
 
     def now(self) -> T:
-        """Return it; raises OSError if there is no such file."""
+        """Return the present content; raise OSError if the file cannot be read."""
         status = self._path.stat()
         version = (status.st_ino, status.st_mtime_ns, status.st_size)
         with self._lock:
@@ -47,13 +50,13 @@ class Tokens:
     Parameters
     ----------
     path
-        One line a token: its name and ``sha256:`` with the SHA-256 of the token in hexadecimal.
-        A file of the same name and ``.key`` holds what sessions and URLs are signed with.
+        Path of a file with one line for each token: its name, and ``sha256:`` with the SHA-256 of
+        the token in hexadecimal. A file of the same name and ``.key`` holds the signing key.
 
     Raises
     ------
     UsageError
-        If it cannot be read, or a line is none.
+        If the file cannot be read, or a line is not valid.
     """
 
     def __init__(self, path: Path) -> None:
@@ -64,25 +67,25 @@ class Tokens:
 
     @property
     def names(self) -> frozenset[str]:
-        """Of all tokens.
+        """Names of all tokens.
 
         Raises
         ------
         UsageError
-            If the file cannot be read, or a line is no token.
+            If the file cannot be read, or a line is not valid.
         """
         return frozenset(self._now())
 
     @property
     def key(self) -> str | None:
-        """What the server signs with; None if there is none, and nothing signed counts."""
+        """The signing key; None without one, and then no session or signed URL is valid."""
         try:
             return self._key.now()
         except (OSError, UsageError):
             return None
 
     def named(self, token: str) -> str | None:
-        """Return the name of a token that is in the file now; None if it is not."""
+        """Return the name of a token; None if its hash is not in the file now."""
         asked, found = _hash(token), None
         for name, known in self._known().items():
             if hmac.compare_digest(known, asked):
@@ -90,13 +93,13 @@ class Tokens:
         return found
 
     def hash_of(self, name: str) -> str | None:
-        """Return the hash that a name has in the file now; None if it is not there."""
+        """Return the hash of a name; None if the name is not in the file now."""
         return self._known().get(name)
 
     def _known(self) -> Mapping[str, str]:
         try:
             return self._now()
-        except UsageError:  # half written, or gone: nobody is let in
+        except UsageError:  # a file that is half written or absent lets nobody in
             return {}
 
     def _now(self) -> Mapping[str, str]:
@@ -109,12 +112,12 @@ class Tokens:
 
 
 def new_token(path: Path, name: str) -> str:
-    """Make a token and add its hash to a file, which only its owner may read.
+    """Make a token, and add its hash to a file that only its owner may read.
 
     Raises
     ------
     UsageError
-        If the name cannot stand in the file, or is there already.
+        If the name is not valid, or is in the file already.
     """
     token = secrets.token_urlsafe(32)
     line = f"{name} sha256:{_hash(token)}"
@@ -132,12 +135,12 @@ def new_token(path: Path, name: str) -> str:
 
 
 def make_key(tokens: Path) -> None:
-    """Make the key beside a file of tokens, which only its owner may read, unless it is there.
+    """Make the signing key beside a token file, unless it exists; only its owner may read it.
 
     Raises
     ------
     UsageError
-        If what is there is no key.
+        If the file that exists holds no key.
     """
     path = _key_path(tokens)
     try:

@@ -1,7 +1,8 @@
-"""The same arrays without shards: ``/flat/<store>/<key>``, one object a chunk.
+"""How do clients read a store that cannot read shards, or cannot cache ranges?
 
-Browsers and caches keep whole objects and no ranges, and some clients read no shards. The bytes of
-a chunk are those that lie in its shard, checksum included.
+Below ``/flat/<store>/``, the arrays have no shards: each chunk is an object of its own. Browsers
+and caches keep whole objects, but no ranges. The bytes of a chunk are the same as in its shard,
+checksum included.
 """
 
 import json
@@ -28,16 +29,16 @@ __all__ = ["UnshardedFolder"]
 
 _METADATA: Final = "zarr.json"
 _OF_SHARDS: Final = {"manifest", "metadata_crc32c"}
-"""Attributes that describe the files as they lie."""
+"""Attributes that describe the stored files, which these trees do not show."""
 
 
 class UnshardedFolder:
-    """The files of a store as if its arrays had no shards.
+    """The files of a store, with arrays that have no shards.
 
     Parameters
     ----------
     folder
-        As they lie.
+        The stored files.
     """
 
     def __init__(self, folder: ServedFolder) -> None:
@@ -53,7 +54,7 @@ class UnshardedFolder:
         if scan is None:
             if within.endswith(_METADATA):
                 return None
-            raise GoneError(f"there is no scan {scan_id!r} in the store, or no longer.")
+            raise GoneError(f"there is no scan {scan_id!r} in the store any more.")
         if within == _METADATA:
             return _flattened(self._folder.metadata(scan_id, scan))
         if within.endswith(f"/{_METADATA}"):
@@ -66,7 +67,7 @@ class UnshardedFolder:
         grid = None if array is None else chunk_grid(array.shape, array.chunk_shape_zyx)
         index = None if grid is None else chunk_index(key, scan.group.arrays.separator, grid)
         if array is None or index is None:
-            raise GoneError(f"scan {scan_id!r} has no such chunk, or no longer.")
+            raise GoneError(f"scan {scan_id!r} has no such chunk any more.")
         per_shard = tuple(
             s // c for s, c in zip(array.shard_shape_zyx, array.chunk_shape_zyx, strict=True)
         )
@@ -76,7 +77,7 @@ class UnshardedFolder:
         shard_key = f"{name}/{chunk_key(shard, array.separator)}"
         entry = scan.entries.get(shard_key)
         if not isinstance(entry, ShardEntry):
-            return None  # background
+            return None  # a shard of background is not stored
         rows = entry.chunk_rows
         position = int(np.ravel_multi_index(within, per_shard))
         at = int(np.searchsorted(rows["position"], position))
@@ -90,7 +91,7 @@ class UnshardedFolder:
 
 
 def _flattened(found: ServedFile) -> ServedFile:
-    """Return the metadata of a scan, or one of its arrays, as if there were no shards."""
+    """Return the metadata of a scan, or of one of its arrays, without shards."""
     node: dict[str, Any] = json.loads(found.read(0, found.size_bytes))
     if node["node_type"] == "array":
         return ServedFile.of(_dumped(_flat(node)))
@@ -108,7 +109,7 @@ def _flattened(found: ServedFile) -> ServedFile:
 
 
 def _flat(node: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the metadata of an array with the chunks of its shards as its chunks."""
+    """Return the metadata of an array whose chunks are the inner chunks of the shards."""
     shards = next(c for c in node["codecs"] if c["name"] == "sharding_indexed")["configuration"]
     grid = {"name": "regular", "configuration": {"chunk_shape": shards["chunk_shape"]}}
     return {**node, "chunk_grid": grid, "codecs": shards["codecs"]}

@@ -1,4 +1,4 @@
-"""What is made of one version of a scan: how long it may be kept, and who has it already."""
+"""How long may clients keep what is computed from a scan, and which of them have it already?"""
 
 import hashlib
 from http import HTTPStatus
@@ -16,7 +16,7 @@ _CONDITIONS: Final = ("if-match", "if-none-match")
 
 
 class RefusedError(Exception):
-    """Something that is not made; ``answer`` says why, or that it need not be."""
+    """A request that is answered without computing anything; ``answer`` is that answer."""
 
     def __init__(self, answer: Answer) -> None:
         super().__init__()
@@ -26,23 +26,23 @@ class RefusedError(Exception):
 def headers_of_version(
     request: Request, *words: str, is_named: bool, vary: str | None = None
 ) -> dict[str, str]:
-    """Return ``ETag`` and ``Cache-Control`` of what is to be made.
+    """Return ``ETag`` and ``Cache-Control`` of an answer that depends on a version of a scan.
 
     Parameters
     ----------
     request
-        As it came.
+        The request.
     words
-        All that the answer depends on, besides spinezarr itself.
+        All that the answer depends on, besides the version of spinezarr.
     is_named
-        Whether the request names the version, so that the answer never changes.
+        Whether the request names the version of the scan, so that the answer never changes.
     vary
-        Headers of a request that choose among forms of the answer.
+        Value of the ``Vary`` header; None without one.
 
     Raises
     ------
     RefusedError
-        If the conditions of the request are answered without it.
+        If the conditions of the request, such as ``If-None-Match``, give the answer.
     """
     digest = hashlib.sha256("\0".join((__version__, *words)).encode()).hexdigest()[:32]
     headers = {

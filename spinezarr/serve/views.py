@@ -1,4 +1,7 @@
-"""What is shown of a scan: ``GET /v1/<store>/scans/<scan_id>/view``."""
+"""What must a page know to show a scan?
+
+``GET /v1/<store>/scans/<scan_id>/view`` returns all of it.
+"""
 
 from spinezarr.errors import SpinezarrError
 from spinezarr.serve.body import answer_json
@@ -19,11 +22,11 @@ def answer_view(table: ServedTable, source: PatchSource, request: Request, scan_
     Parameters
     ----------
     table, source
-        Of the store: its table and what audits found, and its voxels.
+        Table and audit log of the store, and the reader of its voxels.
     request
-        As it came.
+        The request.
     scan_id
-        Of the scan.
+        Id of the scan.
     """
     try:
         opened = OpenedScan.of(source, scan_id, None)

@@ -1,1 +1,1 @@
-"""What people look at: slices as pictures, what a page shows of a scan, and the page itself."""
+"""What do people see of a scan: pictures, the viewer, and the views of other programs?"""

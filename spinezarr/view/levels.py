@@ -1,12 +1,12 @@
-"""Coarse levels of a scan, made while somebody waits: which there are, and their voxels.
+"""Which coarse levels does a scan have, and how are their voxels computed on request?
 
-Level 0 is the stored array. Each further level halves the axes along which voxels lie closest
-together, so that voxels come near to cubes. A voxel of a level stands for a block of the stored
-ones: of the image it is their mean, of the mask the value that most of them have. Blocks at the end
-of an axis may be cut short, and then only the voxels that exist count.
+Level 0 is the stored array. Each further level halves the axes with the finest spacing, so that
+voxels become nearly cubic. A voxel of a level stands for a block of stored voxels. In the image it
+is their mean, in the mask their most frequent value. A block at the end of an axis may be cut
+short, and then only its existing voxels count.
 
-A level is made in pieces, which are kept up to so many bytes. A piece covers whole chunks, so that
-no chunk is decoded for two of them.
+Levels are computed in pieces, and a bounded cache keeps these. A piece covers whole chunks, so no
+chunk is decoded for two pieces.
 """
 
 import math
@@ -38,26 +38,28 @@ __all__ = [
 Voxels = npt.NDArray[Any]
 _Piece = tuple[str, str, str, str, bool, ShapeZYX, Box]
 LevelCache = BoundedCache[_Piece, Voxels]
-"""Pieces of levels."""
+"""A cache of pieces of levels."""
 
 _LEAST_VOXELS: Final = 96**3
-"""A level that has no more is the last: what a page shows while the next one comes."""
+"""Most voxels of the last level, which a page shows while it waits for finer ones."""
 _NEAR: Final = math.sqrt(2)
-"""Axes whose spacing is at most so many times the finest are halved with it: the nearest to cubes
-that factors of 2 can bring voxels."""
+"""Largest ratio of the spacing of an axis to the finest one for which both are halved together.
+
+This brings voxels as near to cubes as factors of 2 can.
+"""
 _PIECE_AXIS: Final = 32
-"""Voxels along each axis of a piece at least, however small the chunks of a store are."""
+"""Fewest voxels along an axis of a piece, also where the chunks of a store are smaller."""
 _TILE_VOXELS: Final = 1 << 23
-"""Stored voxels that are read at once by a thread."""
+"""Most stored voxels that a thread reads at once."""
 _MODE_VOXELS: Final = 1 << 19
-"""Of blocks whose modes are counted together."""
+"""Voxels of the blocks whose modes are counted together."""
 _SMALL_BYTES: Final = 2
-"""Of numbers whose sum over a block int32 holds."""
+"""Size of the numbers whose sum over a block fits int32."""
 _WIDE_BYTES: Final = 8
-"""Of numbers whose sum over a block no type holds."""
+"""Size of the numbers whose sum over a block fits no type."""
 _LOWER_HALF: Final = (1 << 32) - 1
 _LARGEST_FACTOR: Final = 16
-"""Of an axis: 16³ voxels of 16 bits add up to 28 bits, with a bit to spare for rounding."""
+"""Largest factor of an axis: 16³ voxels of 16 bits add up to 28 bits, which int32 holds."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -65,11 +67,11 @@ class Level:
     """One level of a scan."""
 
     level: int
-    """Its number; 0 is the stored array."""
+    """Number of the level; 0 is the stored array."""
     factor_zyx: ShapeZYX
     """Stored voxels of a block along each axis."""
     shape_zyx: ShapeZYX
-    """Its voxels along each axis; the last block of an axis may be cut short."""
+    """Voxels of the level along each axis; the last block of an axis may be cut short."""
     spacing_zyx_mm: SpacingZYX
     """Distance between the centers of neighboring blocks."""
     affine: Matrix4x4 = field(repr=False)
@@ -81,14 +83,14 @@ class Level:
         return Box((0, 0, 0), self.shape_zyx)
 
     def stored_box(self, box: Box, shape_zyx: ShapeZYX) -> Box:
-        """Return the stored voxels that stand behind a box of this level.
+        """Return the box of stored voxels that a box of this level is computed from.
 
         Parameters
         ----------
         box
-            Voxels of this level.
+            Box in voxels of this level.
         shape_zyx
-            Of the stored array.
+            Shape of the stored array.
         """
         start = [a * f for a, f in zip(box.start_zyx, self.factor_zyx, strict=True)]
         stop = [
@@ -105,9 +107,9 @@ def plan_levels(
     Parameters
     ----------
     shape_zyx, spacing_zyx_mm
-        Of the stored array.
+        Shape and spacing of the stored array.
     affine
-        Of the stored array: 4 x 4, voxel ``(x, y, z, 1)`` to RAS+ mm.
+        Affine of the stored array: 4 x 4, voxel ``(x, y, z, 1)`` to RAS+ mm.
 
     Examples
     --------
@@ -137,7 +139,7 @@ def levels_of(scan: ScanHandle) -> tuple[Level, ...]:
 def _coarser(
     shape_zyx: ShapeZYX, spacing_zyx_mm: SpacingZYX, factor_zyx: ShapeZYX
 ) -> tuple[int, int, int]:
-    """Double the factors of the axes that are finest; those of one voxel stay."""
+    """Double the factors of the finest axes, but not of axes of one voxel."""
     spacings = [s * f for s, f in zip(spacing_zyx_mm, factor_zyx, strict=True)]
     can_grow = [n > f and f < _LARGEST_FACTOR for n, f in zip(shape_zyx, factor_zyx, strict=True)]
     finest = min((s for s, can in zip(spacings, can_grow, strict=True) if can), default=0.0)
@@ -164,15 +166,15 @@ def _level(
 
 
 def piece_shape_zyx(array: ArraySpec) -> ShapeZYX:
-    """Return the voxels of a piece of each level of an array: a chunk's, or some chunks'."""
+    """Return the shape of a piece of each level of an array: one chunk or several."""
     z, y, x = (n * -(-_PIECE_AXIS // n) for n in array.chunk_shape_zyx)
     return (z, y, x)
 
 
 def shown_dtype(array: ArraySpec) -> np.dtype[Any]:
-    """Return the type in which pages get an array.
+    """Return the dtype in which pages get an array.
 
-    Of a mask uint8, of an image int16 if all its values fit, and float32 otherwise.
+    It is uint8 for a mask, int16 for an image whose values fit, and float32 for other images.
     """
     if array.name == LABEL:
         return np.dtype(np.uint8)
@@ -188,9 +190,9 @@ class LevelReader:
     engine
         Reads the store.
     store
-        Name of the store, of which no other has the same in ``cache``.
+        Name of the store, which is unique in ``cache``.
     cache
-        Keeps pieces of levels, of other stores too; None to keep none.
+        Cache of pieces of levels, shared with other stores; None for no cache.
     """
 
     def __init__(self, engine: Engine, store: str = "", cache: LevelCache | None = None) -> None:
@@ -201,12 +203,12 @@ class LevelReader:
     def read(
         self, array: ArraySpec, level: Level, box: Box | None = None, *, threads: int = 1
     ) -> Voxels:
-        """Return voxels of a level: of the image means, of the mask modes, over blocks.
+        """Return voxels of a level: means of blocks of the image, or modes of blocks of the mask.
 
-        Means are rounded to the nearest whole number, halves up, where the values are whole
-        numbers. Of values that are NaN or infinite the finite ones of a block count; a block
-        without any is NaN. Of values that are equally frequent in a block of a mask the lowest is
-        taken, but background only if nothing else is: so thin parts stay.
+        Means of whole numbers are rounded to the nearest whole number, halves up. In an image with
+        NaN or infinite values, only the finite values of a block count, and a block without finite
+        values is NaN. Of equally frequent values of a mask the lowest is taken, but background
+        only in a block of background, so that thin parts stay visible.
 
         Parameters
         ----------
@@ -214,11 +216,11 @@ class LevelReader:
             Image or mask of a scan. Scaled values come as float32; those of ``array.unscaled()``
             are the stored numbers.
         level
-            Of that scan.
+            Level of that scan.
         box
-            Voxels inside the level; None for all.
+            Box inside the level, in its voxels; None for the whole level.
         threads
-            How many read at once.
+            Threads that read at once.
 
         Raises
         ------
@@ -269,7 +271,7 @@ class LevelReader:
         return found
 
     def _make(self, array: ArraySpec, level: Level, box: Box, out: Voxels) -> None:
-        """Fill ``out`` with a box of a level, in halves as long as that takes much memory."""
+        """Fill ``out`` with a box of a level; split boxes that would need much memory."""
         stored = level.stored_box(box, array.shape_zyx)
         if math.prod(stored.shape_zyx) > _TILE_VOXELS and max(box.shape_zyx) > 1:
             axis = max(range(3), key=lambda i: (box.shape_zyx[i] > 1, stored.shape_zyx[i]))
@@ -295,7 +297,7 @@ def _dtype(array: ArraySpec) -> np.dtype[Any]:
 
 
 def _pieces(level: Level, piece_zyx: ShapeZYX, box: Box) -> list[Box]:
-    """Return the pieces of a level that a box has a share in."""
+    """Return the pieces of a level that a box intersects."""
     along = [
         range(a // n, -(-b // n))
         for a, b, n in zip(box.start_zyx, box.stop_zyx, piece_zyx, strict=True)
@@ -336,9 +338,9 @@ def _means(voxels: Voxels, factor_zyx: ShapeZYX) -> Voxels:
 
 
 def _means_of_wide(voxels: Voxels, factor_zyx: ShapeZYX) -> Voxels:
-    """Return the means of 64-bit numbers, whose sums no type holds, from their halves.
+    """Return the means of 64-bit numbers, computed from their upper and lower halves.
 
-    What wraps on the way wraps back: the mean itself fits.
+    Sums of 64-bit numbers fit no type. Intermediate overflows cancel, because the mean fits.
     """
     dtype, counts = np.dtype(np.int64), _counts(voxels.shape, factor_zyx)
     lower = voxels & voxels.dtype.type(_LOWER_HALF)
@@ -349,8 +351,8 @@ def _means_of_wide(voxels: Voxels, factor_zyx: ShapeZYX) -> Voxels:
 
 
 def _rounded(sums: Voxels, counts: npt.NDArray[np.int64]) -> Voxels:
-    """Divide sums, which are used up, and round to the nearest whole number, halves up."""
-    n = int(counts[0, 0, 0])  # of a whole block a power of 2, if there is one
+    """Divide sums in place, and round to the nearest whole number, halves up."""
+    n = int(counts[0, 0, 0])  # the count of a whole block is a power of 2
     if n & (n - 1) == 0 and (counts == n).all():
         sums += n // 2
         sums >>= n.bit_length() - 1
@@ -359,9 +361,9 @@ def _rounded(sums: Voxels, counts: npt.NDArray[np.int64]) -> Voxels:
 
 
 def _sums(voxels: Voxels, factor_zyx: ShapeZYX, dtype: np.dtype[Any]) -> Voxels:
-    """Return the sum of each block, axis by axis; x comes last, as its steps are slow.
+    """Return the sum of each block, axis by axis; x comes last, because it is the slowest.
 
-    Whole numbers are added in their own type as long as it holds the sums, which is faster.
+    Whole numbers are added in their own type while it can hold the sums, which is faster.
     """
     sums, is_whole = voxels, voxels.dtype.kind in "iu"
     highest = max(abs(int(voxels.min())), abs(int(voxels.max()))) if is_whole else 0
@@ -382,7 +384,7 @@ def _sums(voxels: Voxels, factor_zyx: ShapeZYX, dtype: np.dtype[Any]) -> Voxels:
 
 
 def _counts(shape_zyx: tuple[int, ...], factor_zyx: ShapeZYX) -> npt.NDArray[np.int64]:
-    """Return how many voxels each block has: fewer where it is cut short."""
+    """Return the number of voxels of each block; blocks that are cut short have fewer."""
     z, y, x = (
         np.minimum(f, n - np.arange(0, n, f)) for n, f in zip(shape_zyx, factor_zyx, strict=True)
     )
@@ -391,7 +393,7 @@ def _counts(shape_zyx: tuple[int, ...], factor_zyx: ShapeZYX) -> npt.NDArray[np.
 
 
 def _modes(labels: npt.NDArray[np.uint8], factor_zyx: ShapeZYX) -> npt.NDArray[np.uint8]:
-    """Return the value that is most frequent in each block; see :meth:`LevelReader.read`."""
+    """Return the most frequent value of each block; see :meth:`LevelReader.read`."""
     z, y, x = labels.shape
     modes = np.zeros(chunk_grid((z, y, x), factor_zyx), np.uint8)
     box = _blocks_with_labels(labels, factor_zyx)
@@ -403,7 +405,7 @@ def _modes(labels: npt.NDArray[np.uint8], factor_zyx: ShapeZYX) -> npt.NDArray[n
 
 
 def _blocks_with_labels(labels: npt.NDArray[np.uint8], factor_zyx: ShapeZYX) -> Box | None:
-    """Return the blocks that anything but background is in, as a box; None if there is none."""
+    """Return the box of the blocks that hold labels; None if all hold background."""
     flat = labels.max(axis=0)
     shown = (labels.max(axis=(1, 2)), flat.max(axis=1), flat.max(axis=0))
     found = [np.flatnonzero(along) for along in shown]
@@ -416,7 +418,7 @@ def _blocks_with_labels(labels: npt.NDArray[np.uint8], factor_zyx: ShapeZYX) -> 
 
 def _modes_within(labels: npt.NDArray[np.uint8], factor_zyx: ShapeZYX) -> npt.NDArray[np.uint8]:
     least, most = (_extremes(labels, factor_zyx, choose) for choose in (np.minimum, np.maximum))
-    mixed = np.argwhere(least != most)  # few: all others are known
+    mixed = np.argwhere(least != most)  # few blocks are mixed; the modes of all others are known
     if not len(mixed):
         return least
     n_blocks = max(1, _MODE_VOXELS // math.prod(factor_zyx))
@@ -429,7 +431,7 @@ def _modes_within(labels: npt.NDArray[np.uint8], factor_zyx: ShapeZYX) -> npt.ND
 def _modes_of(
     labels: npt.NDArray[np.uint8], factor_zyx: ShapeZYX, blocks: npt.NDArray[np.intp]
 ) -> npt.NDArray[np.uint8]:
-    """Return the value that is most frequent in each of some blocks."""
+    """Return the most frequent value of each of the given blocks."""
     values, is_there = _block_values(labels, factor_zyx, blocks)
     modes = np.zeros(len(blocks), np.uint8)
     highest = np.zeros(len(blocks), np.int64)

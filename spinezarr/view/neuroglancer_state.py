@@ -1,13 +1,13 @@
-"""What neuroglancer is told to show of a scan: one JSON value, which its address holds.
+"""Which state makes neuroglancer show a scan?
 
-Its coordinates are RAS+ mm, as everywhere in a store, so that a place reads alike in both. The
-affine goes into the transform of each layer, which takes any: of an oblique scan the planes are the
-patient's, not the voxels'. neuroglancer's voxel ``i`` reaches from ``i`` to ``i + 1``, a store's is
-centered on ``i``; the transform takes half a voxel off.
+The state is a JSON value in the fragment of neuroglancer's URL. Its coordinates are RAS+ mm, the
+same as in a store. The transform of each layer holds the affine, so the planes of an oblique scan
+are those of the patient and not of the voxels. Voxel ``i`` of neuroglancer reaches from ``i`` to
+``i + 1``, while that of a store is centered on ``i``, so the transform subtracts half a voxel.
 
-Planes are drawn as radiologists look at them: the patient's right on the left, from the left side
-with the nose to the left, head up. No one orientation of neuroglancer's four panels gives that, so
-each plane is a view with an orientation of its own.
+Planes have radiological display: the patient's right is on the left, the nose is on the left in
+sagittal planes, and the head is up. No single orientation of neuroglancer's four panels gives this,
+so each plane is a view with its own orientation.
 
 References
 ----------
@@ -41,7 +41,7 @@ __all__ = [
 ]
 
 SHOWN_DTYPES: Final = frozenset({"int8", "int16", "int32", "uint8", "uint16", "uint32", "float32"})
-"""Of stored images that neuroglancer draws."""
+"""Types of stored images that neuroglancer can draw."""
 _IMAGE: Final = "CT"
 _LABEL: Final = "vertebrae"
 _MM: Final = {axis: [0.001, "m"] for axis in "xyz"}
@@ -50,26 +50,26 @@ _QUATERNIONS: Final[Mapping[str, list[float]]] = {
     "coronal": [0.0, math.sqrt(0.5), -math.sqrt(0.5), 0.0],
     "sagittal": [-0.5, 0.5, -0.5, 0.5],
 }
-"""``(x, y, z, w)``: turns right, down and inward on the screen into x, y and z of the patient."""
+"""Quaternions ``(x, y, z, w)`` that turn right, down and inward of the screen into patient axes."""
 _FROM_LEFT: Final = [-0.1773, 0.7997, -0.56, 0.1241]
-"""The same of the 3D view: from the front, 25 degrees from the left and 20 from above."""
+"""Quaternion of the 3D view: from the front, 25 degrees from the left and 20 from above."""
 _PANEL_PX: Final = 310
-"""Height of a panel in which the spine is to fit, in a window of 1280 x 720."""
+"""Height of the panel that shows the spine, in a window of 1280 x 720."""
 _VERTEBRA_MM: Final = 25.0
-"""Beyond the centers of the first and last vertebra."""
+"""Margin beyond the centers of the first and last vertebra."""
 _ALPHA: Final = 0.45
-"""Of a vertebra over the image."""
+"""Opacity of a vertebra over the image."""
 
 
 @dataclass(frozen=True, slots=True)
 class StatePlaces:
-    """Where the layers come from: URLs of folders, without a slash at the end."""
+    """Sources of the layers: URLs of folders, without a slash at the end."""
 
     image: str
-    """Of the array, a Zarr v3 one."""
+    """URL of the image, a Zarr v3 array."""
     label: str
     segments: str
-    """Where ``info`` is what :func:`segment_properties` gives."""
+    """URL of a folder whose ``info`` is the value of :func:`segment_properties`."""
 
 
 def neuroglancer_state(scan: ScanHandle, places: StatePlaces, title: str) -> dict[str, Any]:
@@ -78,11 +78,11 @@ def neuroglancer_state(scan: ScanHandle, places: StatePlaces, title: str) -> dic
     Parameters
     ----------
     scan
-        The scan. Its image is of one of :data:`SHOWN_DTYPES`, as it is stored.
+        The scan. The stored type of its image is one of :data:`SHOWN_DTYPES`.
     places
-        Where its arrays can be read.
+        URLs of its arrays.
     title
-        Of the page.
+        Title of the page.
     """
     facts = scan.attributes
     layers = [_image_layer(scan, places)]
@@ -104,9 +104,9 @@ def neuroglancer_state(scan: ScanHandle, places: StatePlaces, title: str) -> dic
 
 
 def segment_properties(facts: ScanAttributes) -> dict[str, Any]:
-    """Return the names and volumes of what a mask shows, as neuroglancer reads ``info``.
+    """Return the names and volumes of the segments of a mask, in neuroglancer's format.
 
-    Vertebrae come first, from head to tail; then values that are none, by number.
+    Vertebrae come first, from head to tail. Other values follow, by number.
     """
     counts = facts.label_voxels
     names = {VALUE_OF_NAME[name]: name for name in ANATOMICAL_ORDER if name in facts.vertebrae}
@@ -135,7 +135,7 @@ def segment_properties(facts: ScanAttributes) -> dict[str, Any]:
 
 
 def state_fragment(state: Mapping[str, Any]) -> str:
-    """Return what stands behind the ``#`` of neuroglancer's address.
+    """Return the fragment of neuroglancer's URL for a state.
 
     Examples
     --------
@@ -176,7 +176,7 @@ def _label_layer(scan: ScanHandle, places: StatePlaces) -> dict[str, Any]:
 
 
 def _transform(scan: ScanHandle) -> dict[str, Any]:
-    """Say where voxels ``(z, y, x)`` of neuroglancer lie: rows x, y and z of RAS+ mm."""
+    """Return the transform of voxels ``(z, y, x)`` of neuroglancer to rows x, y, z of RAS+ mm."""
     spacing_zyx = scan.attributes.spacing_zyx_mm
     linear_zyx, origin = scan.affine[:3, 2::-1], scan.affine[:3, 3]
     corner = origin - linear_zyx.sum(axis=1) / 2
@@ -186,7 +186,7 @@ def _transform(scan: ScanHandle) -> dict[str, Any]:
 
 
 def _stored_range(image: ArraySpec) -> list[float]:
-    """Return the default window in the numbers that the array holds, within its type."""
+    """Return the default window in stored numbers, within the range of their type."""
     scaling = image.scaling or Scaling(1.0, 0.0)
     low, high = ((hu - scaling.intercept) / scaling.slope for hu in WINDOWS_HU[DEFAULT_WINDOW])
     if image.stored_dtype.kind == "f":
@@ -196,7 +196,7 @@ def _stored_range(image: ArraySpec) -> list[float]:
 
 
 def _known_mm(facts: ScanAttributes) -> npt.NDArray[np.float64]:
-    """Return the centers of vertebrae, head to tail: of the mask, else those annotated."""
+    """Return the centers of vertebrae from head to tail, of the mask or else the annotation."""
     affine = np.array(facts.affine)
     found = [
         affine[:3] @ (*facts.vertebrae[name].centroid_zyx[::-1], 1.0)
@@ -211,7 +211,7 @@ def _known_mm(facts: ScanAttributes) -> npt.NDArray[np.float64]:
 
 
 def _center_mm(facts: ScanAttributes) -> npt.NDArray[np.float64]:
-    """Return where the planes cross: in the vertebra nearest to the middle of the spine."""
+    """Return where the planes cross: the center of the vertebra in the middle of the spine."""
     known = _known_mm(facts)
     if len(known):
         middle = (known.min(axis=0) + known.max(axis=0)) / 2
@@ -228,7 +228,7 @@ def _size_mm(facts: ScanAttributes) -> float:
 
 
 def _height_mm(facts: ScanAttributes) -> float:
-    """Return how much is to fit into a panel: the spine, or all if it is not known."""
+    """Return the height to show in a panel: of the spine, or of the scan without one."""
     known = _known_mm(facts)
     if len(known) <= 1:
         return _size_mm(facts)
@@ -236,7 +236,7 @@ def _height_mm(facts: ScanAttributes) -> float:
 
 
 def _rounded(number: float) -> float:
-    """Keep four digits."""
+    """Round numbers to four digits after the point."""
     return float(f"{number:.4g}")
 
 

@@ -1,4 +1,4 @@
-"""A scan as an OME-Zarr image, for other people's viewers: which nodes it has, and where.
+"""Which Zarr nodes make an OME-Zarr image of a scan, for the viewers of other projects?
 
 ::
 
@@ -9,13 +9,13 @@
       labels/zarr.json        names the masks
       labels/vertebrae/       multiscales, image-label, and its levels
 
-Version 0.5 of the specification [1]_ on Zarr v3. Positions are the scan's coordinates ``z``, ``y``
-and ``x``: RAS+ mm, where its axes are not oblique. What a scale and a translation cannot say, the
-affine, stands in the attribute ``spinezarr``.
+The image follows version 0.5 of the specification [1]_, on Zarr v3. Its positions are the
+coordinates ``z``, ``y`` and ``x`` of the scan, which are RAS+ mm unless the scan is oblique. Scale
+and translation cannot express an oblique affine, so the attribute ``spinezarr`` holds it.
 
-Axes say where they lead to, as ITK and Slicer want to know [2]_. What ngff-zarr makes for these two
-takes the translation as ITK's origin, which counts toward left and posterior, and the direction
-from the axes. So there is the same tree with such translations too (:data:`ITK`).
+The axes state their anatomical orientation [2]_, which ITK and Slicer read. With ngff-zarr, these
+two take the translation for ITK's origin, which counts toward left and posterior. So there is a
+second tree with such translations, see :data:`ITK`.
 
 References
 ----------
@@ -56,13 +56,13 @@ __all__ = [
 
 Node = dict[str, Any]
 FOLDER_SUFFIX: Final = ".ome.zarr"
-"""Of the folder of a scan."""
+"""Ending of the folder of a scan."""
 ITK: Final = "itk"
-"""Folder of the trees whose translations are ITK's origins."""
+"""Folder of the trees whose translations are origins of ITK."""
 LABELS: Final = "labels"
 _MASK: Final = "vertebrae"
 _PLACES: Final[Mapping[str, str]] = {IMAGE: "", LABEL: f"{LABELS}/{_MASK}/"}
-"""Where the levels of an array lie."""
+"""Folder of the levels of each array."""
 _LEVEL: Final = re.compile(r"0|[1-9][0-9]?", re.ASCII)
 _VERSION: Final = "0.5"
 _LARGEST_LABEL: Final = 255
@@ -71,11 +71,11 @@ _ORIENTATIONS: Final = {
     "y": "posterior-to-anterior",
     "x": "left-to-right",
 }
-"""Toward which the axes increase."""
+"""Anatomical direction in which each axis increases."""
 _ITK_SIGNS_ZYX: Final = (1, -1, -1)
-"""Of RAS+ positions, to make LPS+ of them."""
+"""Signs that turn RAS+ positions into LPS+ ones."""
 _CODEC: Final = BloscCodecSpec("lz4", 5, "shuffle", 0)
-"""Of coarse levels, which are encoded while somebody waits."""
+"""Codec of coarse levels; it is fast, because somebody waits for them."""
 _OBLIQUE: Final = (
     "The axes of this scan are oblique. OME-Zarr 0.5 knows scales and translations alone: "
     "positions run along the voxel axes from that of the first voxel, and are off further on. The "
@@ -85,12 +85,12 @@ _OBLIQUE: Final = (
 
 @dataclass(frozen=True, slots=True, eq=False)
 class OmeTree:
-    """The nodes of a scan as an OME-Zarr image."""
+    """The Zarr nodes of a scan as an OME-Zarr image."""
 
     nodes: Mapping[str, Node]
-    """Content of each ``zarr.json``, by the path of its folder; the root's is empty."""
+    """Content of each ``zarr.json`` by the path of its folder; the path of the root is empty."""
     levels: tuple[Level, ...]
-    """Of the image and of the mask."""
+    """Levels of the image and of the mask."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,23 +98,23 @@ class OmeKey:
     """A key below a level of a scan."""
 
     array: str
-    """``image`` or ``label``."""
+    """Array of the level: ``image`` or ``label``."""
     level: int
     rest: str
-    """What follows the level's folder."""
+    """Rest of the key, behind the folder of the level."""
 
 
 def ome_tree(scan: ScanHandle, stored: Mapping[str, Node], *, for_itk: bool = False) -> OmeTree:
-    """Describe a scan.
+    """Make the nodes of a scan.
 
     Parameters
     ----------
     scan
         The scan.
     stored
-        Zarr metadata of its arrays ``image`` and ``label``, as they lie in the store.
+        Stored Zarr metadata of its arrays ``image`` and ``label``.
     for_itk
-        Whether translations are ITK's origins.
+        Whether translations are origins of ITK.
     """
     levels = levels_of(scan)
     datasets = [_dataset(scan, level, for_itk=for_itk) for level in levels]
@@ -134,7 +134,7 @@ def ome_tree(scan: ScanHandle, stored: Mapping[str, Node], *, for_itk: bool = Fa
 
 
 def parse_ome_key(key: str) -> OmeKey | None:
-    """Say what a key below a scan is of; None if it is below no level.
+    """Parse a key below a scan; None if it is below no level.
 
     Examples
     --------
@@ -151,7 +151,7 @@ def parse_ome_key(key: str) -> OmeKey | None:
 
 
 def level_place(array: str) -> str:
-    """Return the folder of the levels of ``image`` or ``label``, with a slash if there is one."""
+    """Return the folder of the levels of ``image`` or ``label``, with a slash at its end if any."""
     return _PLACES[array]
 
 
@@ -161,7 +161,7 @@ def is_oblique(scan: ScanHandle) -> bool:
 
 
 def encode_piece(array: ArraySpec, piece: npt.NDArray[Any]) -> bytes | None:
-    """Return a piece of a coarse level as a chunk; None if it is background, which has none."""
+    """Encode a piece of a coarse level as a chunk; None for background, which has no chunk."""
     if array.name == LABEL and not piece.any():
         return None
     shape = piece_shape_zyx(array)
@@ -249,7 +249,7 @@ def _image(scan: ScanHandle, datasets: Sequence[Node]) -> Node:
 
 
 def _mask(scan: ScanHandle, datasets: Sequence[Node]) -> Node:
-    # Without omero, which some want of masks too: with it napari's plugin opens none.
+    # Masks have no omero metadata: with it, the plugin of napari cannot open them.
     values = sorted(scan.attributes.label_voxels)
     opaque = [(v, [*(round(_LARGEST_LABEL * c) for c in label_color(v)), 255]) for v in values]
     return {
@@ -279,7 +279,7 @@ def _name_of(value: int, facts: ScanAttributes) -> str:
 def _window(
     range_hu: tuple[float, float], shown_hu: tuple[float, float], scaling: Scaling | None
 ) -> Node:
-    """Return what is black and white, in the numbers that are stored."""
+    """Return the default window in stored numbers."""
     ends = np.array([range_hu, shown_hu])
     if scaling is not None:
         ends = np.sort((ends - scaling.intercept) / scaling.slope)
@@ -288,7 +288,7 @@ def _window(
 
 
 def _omero(label: str, window: Node, shape_zyx: ShapeZYX) -> Node:
-    """Describe how viewers show an image first."""
+    """Return the omero metadata: how viewers show an image at first."""
     return {
         "name": label,
         "channels": [

@@ -1,10 +1,9 @@
-"""Scans as OME-Zarr images that are written: to a folder, or to a bucket.
+"""How is a scan written as an OME-Zarr image to a folder or bucket?
 
-The shards of image and mask are copied as they lie, each compared with its checksum. Where a disk
-can let two files share their blocks until one is changed, no block is copied; hard links, which
-save as much on every disk, are made if they are asked for. Coarse levels become arrays of their
-own. On disk an image appears under its name when it is whole; in a bucket the ``zarr.json`` that
-makes an image of it is written last.
+The shards of image and mask are copied unchanged, and each is compared with its checksum. On file
+systems with reflinks, a copy shares the blocks of the original. Hard links save as much space on
+every file system, and are made on request. Coarse levels become arrays. On disk, an image gets its
+name when it is complete. In a bucket, the ``zarr.json`` of the image is written last.
 """
 
 import errno
@@ -55,23 +54,23 @@ OnBytes = Callable[[int], None]
 
 _METADATA: Final = "zarr.json"
 _BLOCK_BYTES: Final = 4 << 20
-"""Copied at once."""
+"""Bytes that are copied at once."""
 _FICLONE: Final = 0x40049409
-"""Lets a file share the blocks of another (ioctl_ficlone(2))."""
+"""The ioctl that lets a file share the blocks of another, see ioctl_ficlone(2)."""
 _OLD: Final = ".old"
 """Ending of a folder that is being replaced."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Shard:
-    """A file of a scan, and what its manifest says of it."""
+    """A file of a scan, with its entry in the manifest."""
 
     path: str
     entry: ManifestEntry
 
 
 def ome_zarr_place(out: str | os.PathLike[str], scan_id: str) -> str:
-    """Return where the image of a scan goes.
+    """Return the path or URL of the exported image of a scan.
 
     Examples
     --------
@@ -93,7 +92,7 @@ def export_ome_zarr(
     on_bytes: OnBytes = lambda _: None,
 ) -> ExportedScan:
     """Write a scan as an OME-Zarr image; see :meth:`spinezarr.Store.export_ome_zarr`."""
-    reader.scan(scan_id)  # or says what is wrong with it
+    reader.scan(scan_id)  # or raises the error of the damage
     folder = f"{reader.path}/{scan_key(scan_id)}"
     data = reader.objects.read([f"{folder}/{_METADATA}"]).get(f"{folder}/{_METADATA}", b"")
     try:
@@ -120,7 +119,7 @@ def export_ome_zarr(
 
 
 def _metadata(tree: OmeTree) -> Iterator[tuple[str, bytes]]:
-    """Yield each ``zarr.json`` by its key, that of the image last."""
+    """Yield key and content of each ``zarr.json``; the one of the image comes last."""
     for place, node in sorted(tree.nodes.items(), key=lambda item: item[0], reverse=True):
         yield f"{place}/{_METADATA}".lstrip("/"), json.dumps(node).encode()
 
@@ -150,7 +149,7 @@ def _copy(
 
 
 def _make(engine: Engine, array: ArraySpec, level: Level, at: str, target: "_Target") -> None:
-    """Write a coarse level of an array."""
+    """Compute and write a coarse level of an array."""
     stored, levels = array.unscaled(), LevelReader(engine)
     piece_zyx = piece_shape_zyx(stored)
     for index in product(*map(range, chunk_grid(level.shape_zyx, piece_zyx))):
@@ -162,7 +161,7 @@ def _make(engine: Engine, array: ArraySpec, level: Level, at: str, target: "_Tar
 
 
 class _Target(ABC):
-    """Where an image is written."""
+    """A folder or bucket in which an image is written."""
 
     @abstractmethod
     def write(self, key: str, data: bytes) -> None:
@@ -175,11 +174,11 @@ class _Target(ABC):
         Raises
         ------
         CorruptStoreError
-            If it is not what the scan's manifest says.
+            If the file is not the one that the manifest of the scan describes.
         """
 
     def finish(self, metadata: Iterator[tuple[str, bytes]]) -> None:
-        """Write the metadata."""
+        """Write the metadata of the image, which makes it visible."""
         for key, data in metadata:
             self.write(key, data)
 
@@ -194,13 +193,14 @@ def _target(
             yield folder
         return
     if is_read_only(fs):
-        raise UsageError(f"{redact_url(place)}: nothing can be written to a web server.")
+        raise UsageError(f"{redact_url(place)}: a web server cannot be written to.")
     if link:
-        raise UsageError(f"{redact_url(place)}: links are made on a disk alone (--link).")
+        raise UsageError(f"{redact_url(place)}: hard links (--link) need a folder on disk.")
     if fs.exists(f"{path}/{_METADATA}"):
         if not overwrite:
             raise _is_there(redact_url(place))
-        fs.rm_file(f"{path}/{_METADATA}")  # until all is written anew, this is no image
+        # Without its metadata, the old image is not visible while it is replaced.
+        fs.rm_file(f"{path}/{_METADATA}")
         others = fs.find(path)
         if others:
             fs.rm(others)
@@ -220,7 +220,9 @@ def _on_disk(path: Path, *, link: bool, overwrite: bool) -> Iterator["_Folder"]:
     if path.exists() and not overwrite:
         raise _is_there(str(path))
     if path.exists() and not (path / _METADATA).exists():
-        raise UsageError(f"{path}: is no image that could be replaced. Choose another folder.")
+        raise UsageError(
+            f"{path}: is no OME-Zarr image, and is not replaced. Choose another folder."
+        )
     partial, old = (path.with_name(path.name + ending) for ending in (PARTIAL, _OLD))
     for left in (partial, old):
         check_not_link(left)
@@ -262,7 +264,7 @@ class _Bucket(_Target):
 
 
 class _Folder(_Target):
-    """Files below a folder of our own, that nobody else writes to."""
+    """Files below a temporary folder, which nobody else writes to."""
 
     def __init__(self, path: Path, *, link: bool) -> None:
         self._path = path
@@ -276,7 +278,7 @@ class _Folder(_Target):
     def copy(self, reader: StoreReader, shard: _Shard, key: str) -> None:
         if not isinstance(reader.objects, LocalObjects):
             if self._link:
-                raise UsageError(f"{reader.name}: is not on this disk, so nothing can be linked.")
+                raise UsageError(f"{reader.name}: is not on disk, so it cannot be linked (--link).")
             self.write(key, _checked(reader, shard))
             return
         path = self._made(key)
@@ -317,7 +319,7 @@ def _link(source: str, path: Path) -> None:
 
 
 def _share(source: BinaryIO, file: BinaryIO) -> bool:
-    """Let a new file share the blocks of another; return whether the disk can."""
+    """Let a new file share the blocks of another; return whether the file system can."""
     if sys.platform != "linux":
         return False
     from fcntl import ioctl  # noqa: PLC0415  not on every system
@@ -330,7 +332,7 @@ def _share(source: BinaryIO, file: BinaryIO) -> bool:
 
 
 def _check(source: BinaryIO, shard: _Shard, copy: BinaryIO | None = None) -> None:
-    """Read a file to its end, compare it with the manifest, and copy what is read."""
+    """Read a whole file, compare it with the manifest, and copy it."""
     size = checksum = 0
     while block := source.read(_BLOCK_BYTES):
         size, checksum = size + len(block), crc32(block, checksum)
@@ -341,7 +343,7 @@ def _check(source: BinaryIO, shard: _Shard, copy: BinaryIO | None = None) -> Non
 
 
 def _checked(reader: StoreReader, shard: _Shard) -> bytes:
-    """Return a file that lies far away, asked for again where it came damaged."""
+    """Return a file of a bucket or server; read it again if it arrives damaged."""
     size = shard.entry.size_bytes
     for _ in range(1 + reader.objects.rereads):
         data = reader.objects.read([shard.path], size + 1).get(shard.path, b"")

@@ -1,4 +1,4 @@
-"""Where else a scan can be opened: for each program a link, or a line to paste."""
+"""How is a scan opened in other programs: by which link, or by which line of code?"""
 
 import shlex
 from dataclasses import dataclass
@@ -16,13 +16,13 @@ class ServedScan:
     """A scan on a server."""
 
     origin: str
-    """Scheme, name and port that the server is reached by, without a slash at the end."""
+    """Scheme, host name and port of the server, without a slash at the end."""
     store: str
     scan_id: str
     has_label: bool
-    """Whether it has a mask."""
+    """Whether the scan has a mask."""
     needs_token: bool
-    """Whether the server asks for tokens."""
+    """Whether the server requires tokens."""
 
     @property
     def path(self) -> str:
@@ -31,7 +31,7 @@ class ServedScan:
 
     @property
     def facts(self) -> str:
-        """Path below which the server tells of the scan."""
+        """Path of the operations about the scan."""
         return f"/v1/{quote(self.store, safe='')}/scans/{quote(self.scan_id, safe='')}"
 
 
@@ -40,19 +40,19 @@ class OpenIn:
     """One way to open a scan."""
 
     name: str
-    """Of the program, or of what comes."""
+    """Name of the program or file."""
     kind: Literal["link", "code"]
-    """Whether to follow it, or to copy it."""
+    """``link`` for a path on the server, ``code`` for text to copy."""
     text: str
-    """A path on the server, or what to paste."""
+    """The path, or the text to copy."""
     hint: str
-    """A sentence or two for a person."""
+    """One or two sentences of advice."""
 
 
 def ways_to_open(scan: ServedScan) -> tuple[OpenIn, ...]:
     """Return all ways to open a scan.
 
-    Links are paths on the server that says them; what is pasted elsewhere names the server.
+    Links are paths on the server. Text that is pasted elsewhere names the server.
 
     Examples
     --------

@@ -1,4 +1,7 @@
-"""All that a page, or a widget, needs to show a scan: one value, which becomes JSON."""
+"""What must a page or widget know to show a scan?
+
+One model holds all of it, and becomes JSON.
+"""
 
 from collections.abc import Iterator
 from typing import Annotated
@@ -32,12 +35,12 @@ class _ShownModel(BaseModel):
 
 
 class LevelModel(_ShownModel):
-    """A resolution in which voxels can be asked for."""
+    """A resolution in which a scan can be read."""
 
     level: _Count
-    """Its number; 0 is what is stored."""
+    """Number of the level; 0 is the stored array."""
     factor_zyx: tuple[_Count, _Count, _Count]
-    """Stored voxels along each axis that one of its voxels stands for."""
+    """Stored voxels that a voxel of the level stands for, along each axis."""
     shape_zyx: tuple[_Count, _Count, _Count]
     spacing_zyx_mm: tuple[float, float, float]
     affine: tuple[_Row, _Row, _Row, _Row]
@@ -45,7 +48,7 @@ class LevelModel(_ShownModel):
 
     @classmethod
     def of(cls, level: Level) -> "LevelModel":
-        """Tell a level."""
+        """Make the model of a level."""
         a, b, c, d = (tuple(row) for row in level.affine.tolist())
         return cls(
             level=level.level,
@@ -57,101 +60,101 @@ class LevelModel(_ShownModel):
 
 
 class VertebraModel(_ShownModel):
-    """A vertebra of a mask, or what else its values stand for."""
+    """A vertebra of a mask, or another structure."""
 
     value: Annotated[int, Field(ge=1, le=255)]
     name: str
     color: Annotated[str, Field(pattern="^#[0-9a-f]{6}$")]
-    """Of its own, the same in every picture; gray for what is no vertebra."""
+    """Color of the vertebra, the same in every picture; gray for other structures."""
     voxel_count: _Count
     volume_ml: float
     centroid_xyz_mm: _XYZ | None
-    """Mean position of its voxels, x, y, z in RAS+ mm; null for what is no vertebra."""
+    """Mean position of its voxels, x, y, z in RAS+ mm; null for other structures."""
 
 
 class MaskModel(_ShownModel):
     """A mask of a scan."""
 
     name: str
-    """Of its array."""
+    """Name of the array."""
     vertebrae: tuple[VertebraModel, ...]
-    """From head to tail, then what is no vertebra."""
+    """Vertebrae from head to tail, then other structures."""
 
 
 class NoteModel(_ShownModel):
-    """What the last audit found."""
+    """A finding of the last audit."""
 
     severity: Severity
     rule: str
     text: str
     vertebra: str | None
     position_mm: _XYZ | None
-    """Where to look, x, y, z in RAS+ mm."""
+    """Position of the finding, x, y, z in RAS+ mm; null without one."""
 
 
 class ViewModel(_ShownModel):
-    """A scan as it is shown."""
+    """All that a page shows of a scan."""
 
     scan_id: str
     content_checksum: str
-    """Of its voxels and where they lie: which version of the scan it is."""
+    """Checksum of the voxels and their positions, which names the version of the scan."""
     dataset: str
     patient_id: str
     split: str
     source: str
     label_state: str
     anomaly: str
-    """What the dataset calls unusual in it; mostly empty."""
+    """Anatomical variant that the dataset names; mostly empty."""
     erratum: str
-    """What is known to be wrong with its mask; mostly empty."""
+    """Known error of the mask; mostly empty."""
     audit: str
-    """Worst finding of the last audit, or ``ok``; empty if it was not audited as it is."""
+    """Severity of the worst finding, or ``ok``; empty if this version was not audited."""
     shape_zyx: tuple[_Count, _Count, _Count]
     spacing_zyx_mm: tuple[float, float, float]
     affine: tuple[_Row, _Row, _Row, _Row]
     """4 x 4, stored voxel (x, y, z, 1) to RAS+ mm."""
     is_oblique: bool
-    """Whether its axes are not those of the patient: planes of its grid are tilted."""
+    """Whether the axes of the grid differ from those of the patient, so planes are tilted."""
     oblique_deg: float
     levels: tuple[LevelModel, ...]
-    """From what is stored to the coarsest."""
+    """Levels from the stored array to the coarsest."""
     image_dtype: str
-    """Of the image's voxels as levels have them: int16, or float32 if its values do not fit."""
+    """Type of the image in levels: int16, or float32 if the values do not fit."""
     image_range_hu: tuple[float, float] | None
-    """Lowest and highest finite value; null if there is none."""
+    """Lowest and highest finite value; null if no value is finite."""
     image_nan_voxels: _Count
     image_infinite_voxels: _Count
     masks: tuple[MaskModel, ...]
-    """Empty for a scan without one."""
+    """Masks of the scan; empty without one."""
     findings: tuple[NoteModel, ...]
-    """The worst first."""
+    """Findings of the last audit, the worst first."""
     windows: dict[str, WindowHU]
-    """HU that are black and white."""
+    """HU of black and white for each preset."""
     middle_mm: _XYZ
-    """In the middle of the spine's bodies, or of the scan: where to look first; RAS+."""
+    """Where to look first, RAS+: the middle of the spine, or of a scan without a mask."""
     previous: str | None
-    """Scan before this one in the store's table."""
+    """Scan before this one in the scan table; null for the first."""
     next: str | None
-    """Scan after it."""
+    """Scan after this one in the scan table; null for the last."""
 
 
 def view_of(
     scan: ScanHandle, voxels: VoxelReader, scan_ids: list[str], audited: AuditedScan | None
 ) -> ViewModel:
-    """Collect what is shown of a scan.
+    """Make the model of a scan.
 
-    Volumes and centroids are those that the ingest counted; no voxel is read for them.
+    Volumes and centroids come from the attributes of the scan; no voxel is read for them.
 
     Parameters
     ----------
     scan
         The scan.
     voxels
-        Reads a slice of its mask.
+        Reads a slice of the mask.
     scan_ids
-        Of the store, in the order of its table.
+        Ids of all scans of the store, in the order of its table.
     audited
-        What the last audit found in the scan as it is; None if nobody looked.
+        Findings of the last audit of this version of the scan; None without an audit.
     """
     facts = scan.attributes
     said = {**facts.sidecar, **facts.columns}
@@ -189,7 +192,7 @@ def view_of(
 
 
 def shown_vertebrae(facts: ScanAttributes) -> Iterator[VertebraModel]:
-    """Yield what a mask shows, from head to tail, then what is no vertebra."""
+    """Yield the vertebrae of a mask from head to tail, then other structures."""
     affine = np.array(facts.affine)
     voxel_ml = abs(float(np.linalg.det(affine[:3, :3]))) / _MM3_PER_ML
     for name in ANATOMICAL_ORDER:
@@ -230,7 +233,7 @@ def _notes(audited: AuditedScan) -> Iterator[NoteModel]:
 
 
 def _middle_mm(scan: ScanHandle, voxels: VoxelReader) -> _XYZ:
-    """Return where to look first; where the mask cannot be read, the middle of the scan."""
+    """Return where to look first; the middle of the scan if the mask cannot be read."""
     try:
         z, y, x = middle_of_spine(scan, voxels)
     except (SpinezarrError, OSError):

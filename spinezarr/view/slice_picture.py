@@ -1,8 +1,8 @@
-"""One slice of a scan as a picture: windowed, vertebrae tinted, pixels square in mm.
+"""How is a slice drawn as a picture with a window, colored vertebrae and square pixels?
 
-Radiological display: head up, the patient's right on the left of coronal and axial slices, anterior
-up in axial ones and on the left of sagittal ones. Planes are those of the stored grid, so those of
-an oblique scan are tilted as its axes are.
+Slices have radiological display: the head is up, the patient's right is on the left of coronal and
+axial slices, and anterior is up in axial and on the left in sagittal slices. Planes are those of
+the stored grid, so the planes of an oblique scan are tilted like its axes.
 """
 
 import io
@@ -25,40 +25,40 @@ from spinezarr.view.windows import DEFAULT_WINDOW, WINDOWS_HU, WindowHU, gray_of
 __all__ = ["LARGEST_PX", "SliceRequest", "draw_slice", "parse_labels", "slice_at", "slice_png"]
 
 LARGEST_PX: Final = 2048
-"""Along the longer side of a picture."""
+"""Most pixels along the longer side of a picture."""
 _TINT: Final = 0.4
-"""Opacity of the color on a vertebra."""
+"""Opacity of the color of a vertebra."""
 _OUTLINED_PX: Final = 192
-"""Along the longer side; outlines of smaller pictures would hide what they are around."""
+"""Fewest pixels along the longer side of pictures with outlines; smaller ones have none."""
 _N_LABELS: Final = 256
 _DEFLATE: Final = 3
-"""Level of the compression: 6 takes twice as long for 4 % fewer bytes."""
+"""Compression level: level 6 takes twice as long for 4 % fewer bytes."""
 
 Pixels = npt.NDArray[np.uint8]
 
 
 @dataclass(frozen=True, slots=True)
 class SliceRequest:
-    """Which slice, and how it is shown."""
+    """Which slice to draw, and how."""
 
     plane: Plane
     index: int
-    """Of the slice, along the axis that it lies across."""
+    """Index of the slice along the axis across its plane."""
     window_hu: WindowHU = WINDOWS_HU[DEFAULT_WINDOW]
-    """What is black, and what is white."""
+    """HU of black and of white."""
     labels: frozenset[int] | None = None
-    """Values of the mask that are tinted; None for all."""
+    """Values of the mask to color; None for all."""
     size_px: int | None = None
-    """Pixels along the longer side; None for as many as the finer spacing makes."""
+    """Pixels along the longer side; None for one pixel each voxel of the finer spacing."""
 
 
 def parse_labels(text: str) -> frozenset[int] | None:
-    """Read which vertebrae are tinted: ``true``, ``false``, or names between commas.
+    """Parse which vertebrae to color: ``true``, ``false``, or names separated by commas.
 
     Raises
     ------
     UsageError
-        If it names something else; says what there is.
+        If it names something else; the message lists the names.
 
     Examples
     --------
@@ -83,17 +83,17 @@ def slice_at(scan: ScanHandle, voxels: VoxelReader, plane: Plane, mm: float | No
     scan
         The scan.
     voxels
-        Reads what tells where the spine is.
+        Reads the mask to find the spine.
     plane
-        Its orientation.
+        Plane of the slice.
     mm
-        Where it lies along the axis across it, as the coordinates ``x``, ``y`` and ``z`` of the
-        scan count; None for the middle of the spine, or of a scan without one.
+        Position along the axis across the plane, as the coordinate ``x``, ``y`` or ``z`` of the
+        scan (RAS+); None for the middle of the spine, or of a scan without a mask.
 
     Raises
     ------
     UsageError
-        If the scan has no voxels there; says where it has.
+        If the position is outside of the scan; the message gives its range.
     """
     if mm is None:
         return middle_slice(scan, voxels, plane)
@@ -108,7 +108,7 @@ def slice_at(scan: ScanHandle, voxels: VoxelReader, plane: Plane, mm: float | No
 
 
 def slice_png(scan: ScanHandle, voxels: VoxelReader, request: SliceRequest) -> bytes:
-    """Draw a slice as a file of PNG; see :func:`draw_slice`."""
+    """Draw a slice as PNG; see :func:`draw_slice`."""
     pixels = draw_slice(scan, voxels, request)
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "PNG", compress_level=_DEFLATE)
@@ -123,17 +123,17 @@ def draw_slice(scan: ScanHandle, voxels: VoxelReader, request: SliceRequest) -> 
     scan
         The scan.
     voxels
-        Reads the slice, and nothing else.
+        Reads the slice only.
     request
-        Which slice, and how.
+        The slice to draw, and how.
 
     Returns
     -------
     numpy.ndarray
-        Pixels ``(rows, columns)``, or ``(rows, columns, RGB)`` where a label is tinted. They are
-        those of :func:`spinezarr.view.windows.gray_of` where voxels are square and no size is
-        asked for; else shades are interpolated, and averaged where several fall in one pixel.
-        Labels are those of the nearest voxels.
+        Pixels ``(rows, columns)``, or ``(rows, columns, RGB)`` if a label is colored. Without a
+        size and with square voxels, shades are those of
+        :func:`spinezarr.view.windows.gray_of`. Otherwise shades are interpolated, or averaged
+        where several voxels fall into a pixel, and labels are those of the nearest voxels.
     """
     flat = SLICE_AXIS[request.plane]
     rows_mm, columns_mm = (
@@ -151,7 +151,7 @@ def draw_slice(scan: ScanHandle, voxels: VoxelReader, request: SliceRequest) -> 
 
 
 def _as_seen(voxels: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Turn a slice, whose indices increase toward superior, anterior or right, as it is shown."""
+    """Flip a slice, whose indices increase toward superior, anterior or right, for display."""
     return voxels[::-1, ::-1]
 
 
@@ -185,7 +185,7 @@ def _nearest(label: Pixels, shape: tuple[int, int]) -> Pixels:
 
 
 def _tinted(gray: Pixels, label: Pixels) -> Pixels:
-    """Lay colors on labels, and stronger ones on the pixels at their borders."""
+    """Blend colors over labels, and more strongly over the pixels at their borders."""
     shown = label != BACKGROUND
     opacity = np.full(int(shown.sum()), _TINT)
     if max(label.shape) >= _OUTLINED_PX:
@@ -198,7 +198,7 @@ def _tinted(gray: Pixels, label: Pixels) -> Pixels:
 
 
 def _is_border(label: Pixels) -> npt.NDArray[np.bool_]:
-    """Find the pixels that have another value above, below or beside them."""
+    """Find the pixels next to a pixel of another value."""
     found = np.zeros(label.shape, bool)
     for axis in (0, 1):
         differs = np.diff(label, axis=axis) != 0

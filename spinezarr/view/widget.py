@@ -1,13 +1,14 @@
-"""A scan in a notebook: NiiVue as a widget, without a server, and a picture where there is none.
+"""How does a notebook show a scan, without a server?
 
-The widget gets image and mask as NIfTI files in memory, of the finest level that fits, with the
-window, names and colors that all of spinezarr's pictures have. A notebook keeps the picture beside
-the widget, for those who look at it without running it.
+It shows NiiVue as a widget, or a picture where widgets are not available. The widget gets image and
+mask as NIfTI files in memory, of the finest level that fits, with the same window, names and colors
+as all pictures of spinezarr. The notebook file keeps the picture beside the widget, for people who
+look at it without running it.
 
 References
 ----------
 Widget: https://github.com/niivue/ipyniivue
-How notebooks choose among forms: https://ipython.readthedocs.io/en/stable/config/integrating.html
+How notebooks choose among representations: https://ipython.readthedocs.io/en/stable/config/integrating.html
 """
 
 import math
@@ -42,28 +43,28 @@ if TYPE_CHECKING:
 __all__ = ["LARGEST_AXIS", "MOST_BYTES", "ScanView", "finest_that_fits"]
 
 MOST_BYTES: Final = 32 << 20
-"""Of the voxels of an image that a notebook is given: 256³ of int16."""
+"""Most bytes of an image in a notebook: 256³ voxels of int16."""
 LARGEST_AXIS: Final = 2048
-"""Voxels along an axis of a 3D texture that every WebGL 2 has."""
+"""Most voxels along an axis of a 3D texture that every WebGL 2 implementation supports."""
 _INSTALL: Final = "Widgets need more packages: pip install 'spinezarr[notebook]'."
 _GZIP_LEVEL: Final = 1
 _OPACITY: Final = 0.5
 _BACK: Final = (0.0, 0.0, 0.0, 1.0)
 _FROM_LEFT: Final = (150.0, 15.0)
-"""Azimuth and elevation in degrees: from the front, the patient's left and above."""
+"""Azimuth and elevation of the 3D view in degrees: from the front, left and above."""
 _igzip: Any = igzip  # few annotations
 _nib: Any = nib
 
 
 def finest_that_fits(scan: ScanHandle) -> Level:
-    """Return the finest level of a scan that a notebook is given; the coarsest if none fits.
+    """Return the finest level of a scan that fits a notebook; the coarsest if none fits.
 
     Parameters
     ----------
     scan
-        The scan. At most :data:`MOST_BYTES` of its image, and :data:`LARGEST_AXIS` voxels along an
-        axis, are taken: of a CT of 512 x 512 voxels up to 64 slices as they are stored, and every
-        second voxel along x and y of up to 256.
+        The scan. A level fits if its image has at most :data:`MOST_BYTES`, and at most
+        :data:`LARGEST_AXIS` voxels along an axis. A CT of 512 x 512 voxels is shown at full detail
+        up to 64 slices, and at half the detail along x and y up to 256 slices.
     """
     item = shown_dtype(scan.image).itemsize
     levels = levels_of(scan)
@@ -79,7 +80,7 @@ def finest_that_fits(scan: ScanHandle) -> Level:
 
 
 class ScanView:
-    """A scan to look at: shown by a notebook as what it can show, and a picture anywhere else.
+    """A scan that a notebook shows as a widget or picture.
 
     Parameters
     ----------
@@ -88,13 +89,13 @@ class ScanView:
     engine
         Reads its voxels.
     with_label
-        Whether the mask, if there is one, lies over the image.
+        Whether the mask is shown over the image.
     window_hu
-        What is black, and what is white.
+        HU of black and of white.
     level
-        Number of the level whose voxels are shown; None for :func:`finest_that_fits`.
+        Number of the level to show; None for :func:`finest_that_fits`.
     height_px
-        Of the widget.
+        Height of the widget.
 
     Raises
     ------
@@ -116,7 +117,7 @@ class ScanView:
         if level is not None and not 0 <= level < len(levels):
             raise UsageError(f"level {level}: the scan has levels 0 to {len(levels) - 1}.")
         self.level = finest_that_fits(scan) if level is None else levels[level]
-        """The level whose voxels the widget shows."""
+        """Level that the widget shows."""
         self._scan = scan
         self._engine = engine
         self._label = scan.label if with_label else None
@@ -139,12 +140,12 @@ class ScanView:
 
     @cached_property
     def widget(self) -> Any:  # noqa: ANN401  an extra's
-        """The widget, an ``ipyniivue.NiiVue``, which can be changed further.
+        """The widget, an ``ipyniivue.NiiVue``, whose options can be changed.
 
         Raises
         ------
         UsageError
-            If the package that brings it is not installed.
+            If ipyniivue is not installed.
         CorruptStoreError
             If stored bytes are missing or damaged.
         """
@@ -180,7 +181,7 @@ class ScanView:
 
     @cached_property
     def _voxels(self) -> dict[str, npt.NDArray[Any]]:
-        """Image and mask of the level, as they are shown."""
+        """Voxels of image and mask of the level, by name."""
         levels = LevelReader(self._engine)
         arrays = [self._scan.image] if self._label is None else [self._scan.image, self._label]
         return {
@@ -192,12 +193,12 @@ class ScanView:
 
     @property
     def _vertebrae(self) -> list[VertebraModel]:
-        """What the mask shows."""
+        """Vertebrae and other structures of the mask."""
         return [] if self._label is None else list(shown_vertebrae(self._scan.attributes))
 
     @cached_property
     def _together(self) -> Any:  # noqa: ANN401  an extra's
-        """The widget with the names of the vertebrae, and what lies where it is clicked."""
+        """The widget with the names of the vertebrae and a line about the clicked voxel."""
         import ipywidgets  # noqa: PLC0415  comes with the extra
 
         place = ipywidgets.HTML(self._described(self._middle_mm()))
@@ -207,7 +208,7 @@ class ScanView:
         return ipywidgets.VBox([self.widget, place, ipywidgets.HTML(_legend(self._vertebrae))])
 
     def _described(self, mm: Sequence[float]) -> str:
-        """Say in HTML what lies at a place, x, y and z in RAS+ mm."""
+        """Describe the voxel at a position, x, y, z in RAS+ mm, as HTML."""
         to_voxel = np.linalg.inv(self.level.affine)
         x, y, z = np.rint((to_voxel @ (*mm, 1.0))[:3]).astype(int).tolist()
         text = "x {:.1f}, y {:.1f}, z {:.1f} mm".format(*mm)
@@ -223,7 +224,7 @@ class ScanView:
         return escape(to_printable(text))
 
     def _middle(self) -> list[float]:
-        """Return where the planes cross, as shares of the volume along x, y and z."""
+        """Return where the planes cross, as fractions of the volume along x, y and z."""
         middle = middle_of_spine(self._scan, self._engine)
         covered = zip(middle, self.level.factor_zyx, self.level.shape_zyx, strict=True)
         return [(at + 0.5) / (factor * n) for at, factor, n in covered][::-1]
@@ -273,7 +274,7 @@ def _niivue() -> Any:  # noqa: ANN401  an extra's
 
 
 def _legend(shown: list[VertebraModel]) -> str:
-    """Return the names of what is shown, each with its color, as HTML."""
+    """Return the names of the shown structures with their colors, as HTML."""
     return " ".join(
         f'<span style="white-space:nowrap;margin-right:.8em"><span style="color:{one.color}">'
         f"&#9632;</span> {escape(to_printable(one.name))}</span>"
@@ -282,7 +283,7 @@ def _legend(shown: list[VertebraModel]) -> str:
 
 
 def _colors(shown: list[VertebraModel]) -> dict[str, list[Any]]:
-    """Return a label map of NiiVue's: value, color, opacity and name; background is not seen."""
+    """Return a label map for NiiVue: value, color, opacity, name; background is transparent."""
     rgb = [[int(one.color[at : at + 2], 16) for at in (1, 3, 5)] for one in shown]
     red, green, blue = ([0, *(color[part] for color in rgb)] for part in range(3))
     return {
@@ -296,7 +297,7 @@ def _colors(shown: list[VertebraModel]) -> dict[str, list[Any]]:
 
 
 def _is_notebook() -> bool:
-    """Whether a kernel of Jupyter runs this, so that somebody can show a widget."""
+    """Whether a Jupyter kernel runs this code, which can show widgets."""
     if "IPython" not in sys.modules:
         return False
     from IPython import get_ipython  # noqa: PLC0415  is there already

@@ -1,4 +1,4 @@
-"""Which Hounsfield units become black and white."""
+"""Which Hounsfield units become black and white?"""
 
 import re
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ from spinezarr.errors import UsageError
 __all__ = ["DEFAULT_WINDOW", "WINDOWS_HU", "WindowHU", "gray_of", "parse_window"]
 
 WindowHU = tuple[float, float]
-"""What is black, and what is white."""
+"""HU of black and of white."""
 WINDOWS_HU: Final[Mapping[str, WindowHU]] = MappingProxyType(
     {
         "bone": (-500.0, 1300.0),
@@ -23,7 +23,7 @@ WINDOWS_HU: Final[Mapping[str, WindowHU]] = MappingProxyType(
 )
 """The presets: widths 1800, 400 and 1500 HU about levels of 400, 40 and -600.
 
-Those that radiologists usually start from, see "Windowing (CT)", https://doi.org/10.53347/rID-52108
+Radiologists usually start from these, see "Windowing (CT)", https://doi.org/10.53347/rID-52108
 """
 DEFAULT_WINDOW: Final = "bone"
 _NUMBER: Final = r"[+-]?[0-9]{1,9}(?:[.][0-9]{1,9})?"
@@ -31,12 +31,12 @@ _WINDOW: Final = re.compile(rf"({_NUMBER}),({_NUMBER})", re.ASCII)
 
 
 def parse_window(text: str) -> WindowHU:
-    """Read the name of a preset, or two numbers of HU.
+    """Parse the name of a preset, or two HU.
 
     Raises
     ------
     UsageError
-        If it is neither; says what there is.
+        If it is neither; the message lists the presets.
 
     Examples
     --------
@@ -54,12 +54,12 @@ def parse_window(text: str) -> WindowHU:
         )
     low, high = float(found[1]), float(found[2])
     if not low < high:
-        raise UsageError(f"window: what is black, {found[1]} HU, is not below {found[2]} HU.")
+        raise UsageError(f"window: black, {found[1]} HU, must be below white, {found[2]} HU.")
     return low, high
 
 
 def gray_of(values_hu: npt.NDArray[np.generic], window_hu: WindowHU) -> npt.NDArray[np.uint8]:
-    """Return shades of gray, 0 to 255, halves rounded to even; what is no number is black.
+    """Return shades of gray from 0 to 255, halves rounded to even; NaN is black.
 
     Examples
     --------

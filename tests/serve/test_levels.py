@@ -81,7 +81,7 @@ def test_levels_and_boxes(served, ctspine1k_url):
         ("liver_0/levels/0?start_zyx=-1,0,0", 400, "start_zyx"),
         ("liver_0/levels/0?size_zyx=0,1,1", 400, "size_zyx"),
         ("liver_0/levels/0?size_zyx=1,1", 400, "size_zyx"),
-        ("liver_0/levels/0?level=1", 400, "Parameters are"),
+        ("liver_0/levels/0?level=1", 400, "The parameters are"),
         ("liver_0/levels/0?size_zyx=1,1,9999", 422, "not inside"),
         ("liver_0/levels/1?start_zyx=0,0,999", 422, "not inside"),
     ],

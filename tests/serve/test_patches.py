@@ -420,11 +420,16 @@ def test_the_affine_of_nifti_is_that_of_the_scan(scan_url, local):
 @pytest.mark.parametrize(
     ("query", "accept", "status", "says"),
     [
-        (f"{ONE}&pack=lz4", "application/x-npy", 400, "not packed"),
+        (f"{ONE}&pack=lz4", "application/x-npy", 400, "no compression"),
         (f"{ONE}&image_dtype=int64", "application/gzip", 400, "64-bit"),
         ("size_zyx=1,9,9&start_zyx=0,0,0&flat_axis=0&neighbors=1", "application/gzip", 400, "one"),
-        (f"{ONE}&with_label=false&array=label", "application/x-npy", 400, "no label"),
-        (f"{ONE}&flat_axis=0", "*/*", 400, "flat axis"),
+        (
+            f"{ONE}&with_label=false&array=label",
+            "application/x-npy",
+            400,
+            "only read with with_label",
+        ),
+        (f"{ONE}&flat_axis=0", "*/*", 400, "flat_axis"),
         (f"{ONE}&image_dtype=uint16", "*/*", 422, "int16"),
         (ONE, "image/png", 406, "application/x-safetensors, application/vnd.apache.arrow.stream"),
         (ONE, "application/x-safetensors;q=0", 406, "application/x-npy"),

@@ -141,7 +141,7 @@ def test_only_images_are_replaced(opened, tmp_path):
     place = tmp_path / f"{SCAN}.ome.zarr"
     place.mkdir()
     (place / "mine.txt").write_text("x")
-    with pytest.raises(UsageError, match="no image"):
+    with pytest.raises(UsageError, match="no OME-Zarr image"):
         opened.export_ome_zarr(SCAN, tmp_path, overwrite=True)
     assert (place / "mine.txt").exists()
     shutil.rmtree(place)
@@ -190,7 +190,7 @@ def test_to_a_bucket_and_from_one(opened, own, tmp_path, s3_server):
     opened.export_ome_zarr(SCAN, url, storage_options=options, overwrite=True)
     again = [one["Key"] for one in client.list_objects_v2(Bucket=bucket)["Contents"]]
     assert again == keys
-    with pytest.raises(UsageError, match="on a disk alone"):
+    with pytest.raises(UsageError, match="need a folder on disk"):
         opened.export_ome_zarr(SCAN, f"{url}2", storage_options=options, link=True)
     # And back.
     for path in (path for path in own.rglob("*") if path.is_file()):
@@ -199,7 +199,7 @@ def test_to_a_bucket_and_from_one(opened, own, tmp_path, s3_server):
     far = spinezarr.open(f"s3://{bucket}/own.zarr", storage_options=options)
     far.export_ome_zarr(SCAN, tmp_path / "near")
     check(opened, zarr.open_group(tmp_path / f"near/{SCAN}.ome.zarr", mode="r"))
-    with pytest.raises(UsageError, match="nothing can be linked"):
+    with pytest.raises(UsageError, match="cannot be linked"):
         far.export_ome_zarr(SCAN, tmp_path / "linked", link=True)
 
 
