@@ -4,7 +4,6 @@ A task needs the source files and the store, and nothing of the other tasks. Of 
 needs ``spinezarr`` in the versions that are here, which is looked at first.
 """
 
-import os
 import secrets
 import signal
 import time
@@ -13,7 +12,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from itertools import count
@@ -36,6 +35,7 @@ from distributed.versions import VersionMismatchWarning
 from fsspec.implementations.local import LocalFileSystem
 
 from spinezarr.errors import LostClusterError, LostLockError, SpinezarrError, UsageError
+from spinezarr.forks import PerProcess
 from spinezarr.ingestion.run import Listener
 from spinezarr.ingestion.task import IngestJob, ScanResult, ScanTask, run_task
 from spinezarr.processors import cpu_count
@@ -476,7 +476,7 @@ def _ingest_on_worker(
         worker.log_event(_topic(token), {"scan": scan_id, "share": share})
 
     say(None)
-    pool = _encode_pool(encode_threads or worker.state.nthreads, os.getpid())
+    pool = _encode_pool(encode_threads or worker.state.nthreads).get()
     return run_task(job, task, pool, _Shares(token, say))
 
 
@@ -500,6 +500,6 @@ class _Shares:
 
 
 @cache
-def _encode_pool(threads: int, process: int) -> ThreadPoolExecutor:  # noqa: ARG001
-    """Return the pool of this process; a forked one, whose threads are gone, gets its own."""
-    return ThreadPoolExecutor(threads, thread_name_prefix="spinezarr-encode")
+def _encode_pool(threads: int) -> PerProcess[ThreadPoolExecutor]:
+    """Return the pool that encodes chunks; all scans of a worker share it."""
+    return PerProcess(partial(ThreadPoolExecutor, threads, "spinezarr-encode"))

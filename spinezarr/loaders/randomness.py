@@ -6,17 +6,17 @@ loader seeds these by worker, or not at all, so that samples depend on the numbe
 repeat. Here all of them are seeded for each sample, and the global ones put back afterwards.
 """
 
-import os
 import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
-from threading import RLock
 from types import MethodType
 from typing import Any, Final
 
 import numpy as np
 import torch
+
+from spinezarr.forks import ProcessLock
 
 __all__ = ["Randomness"]
 
@@ -24,21 +24,8 @@ _TRANSFORMS: Final = 1
 """First word of the spawn key: apart from what else is drawn for a sample."""
 _WORD: Final = 1 << 32
 _TORCH: Final = torch.default_generator
-
-
-class _Turn:
-    """Global generators, and transforms that hold their own, serve one thread at a time."""
-
-    lock = RLock()
-
-    @classmethod
-    def renew(cls) -> None:
-        """Forget the threads of the process that this one was forked from."""
-        cls.lock = RLock()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_Turn.renew)
+_SEEDED: Final = ProcessLock(reentrant=True)
+"""Held while generators are seeded for a sample: the global ones serve one thread at a time."""
 
 
 class Randomness:
@@ -76,7 +63,7 @@ class Randomness:
         such thread is safe and several are not.
         """
         words = iter(_words(seed, epoch, index, 3 + len(self._shared) + len(self._private)))
-        with _Turn.lock:
+        with _SEEDED:
             before = random.getstate(), np.random.get_state(), _TORCH.get_state()  # noqa: NPY002
             kinds: list[tuple[Any, Any]] = [(kind, vars(kind)["R"]) for kind, _ in self._shared]
             try:

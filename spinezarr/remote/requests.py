@@ -7,7 +7,6 @@ are under way, when one is repeated, and when waiting is over.
 import asyncio
 import errno
 import math
-import os
 import random
 import statistics
 import threading
@@ -22,6 +21,7 @@ from typing import Any, Final, Generic, TypeVar
 from fsspec.asyn import get_loop
 from typing_extensions import Buffer
 
+from spinezarr.forks import PerProcess
 from spinezarr.redaction import redact_url
 from spinezarr.remote.errors import StalledAnswerError
 from spinezarr.remote.settings import METADATA_BYTES
@@ -123,7 +123,7 @@ class RemoteObjects:
         self.in_flight = in_flight
         self.deadline_s = deadline_s
         self._opened = (url, storage_options)
-        self._requests = os.getpid(), _Requests(self.transport, in_flight)
+        self._requests = PerProcess(partial(_Requests, self.transport, in_flight))
         self._thread = threading.local()
         self._waiting: dict[int, set[Future[Any]]] = {}
 
@@ -150,7 +150,7 @@ class RemoteObjects:
             self._thread.owner = owner
             return function(item)
 
-        return list(self._in_this_process().callers.map(call, wanted))
+        return list(self._requests.get().callers.map(call, wanted))
 
     def abandon(self, threads: Iterable[int]) -> None:
         """End what some threads wait for, by their identifiers: CancelledError is raised there."""
@@ -169,7 +169,7 @@ class RemoteObjects:
             If one that is there cannot be read; names it, and no secret.
         """
         wanted = list(paths)
-        found = self._run(self._in_this_process().whole(wanted, limit_bytes))
+        found = self._run(self._requests.get().whole(wanted, limit_bytes))
         return {
             path: bytes(data) for path, data in zip(wanted, found, strict=True) if data is not None
         }
@@ -186,7 +186,7 @@ class RemoteObjects:
         OSError
             If it cannot be read; names it, and no secret.
         """
-        return self._run(self._in_this_process().version(wanted))
+        return self._run(self._requests.get().version(wanted))
 
     @contextmanager
     def ranges(
@@ -211,7 +211,7 @@ class RemoteObjects:
             If it cannot be read; names it, and no secret.
         """
         n_bytes = sum(stop - start for _, start, stop in wanted) if bounded else 0
-        found = self._run(self._in_this_process().all_held(wanted, n_bytes))
+        found = self._run(self._requests.get().all_held(wanted, n_bytes))
         try:
             data: list[Buffer] = []
             for (path, *_), answer in zip(wanted, found.answers, strict=True):
@@ -236,7 +236,7 @@ class RemoteObjects:
         OSError
             If there is no answer; names the path, and no secret.
         """
-        return self._run(self._in_this_process().posted(path, body, limit_bytes))
+        return self._run(self._requests.get().posted(path, body, limit_bytes))
 
     @property
     def link_bytes_per_s(self) -> float | None:
@@ -253,13 +253,7 @@ class RemoteObjects:
         for as long as its bytes take at present; both are measured. So few bytes are read for
         nothing on a link that is full, and few requests made over a long one that is not.
         """
-        return self._in_this_process().times.gap_bytes
-
-    def _in_this_process(self) -> "_Requests":
-        # A forked child shares neither connections nor what its parent has under way.
-        if self._requests[0] != os.getpid():
-            self._requests = os.getpid(), _Requests(self.transport, self.in_flight)
-        return self._requests[1]
+        return self._requests.get().times.gap_bytes
 
     def _owner(self) -> int:
         """Return the thread on whose behalf this one reads."""

@@ -5,14 +5,14 @@ repeated here: an error says whether that may help.
 """
 
 import asyncio
-import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from threading import Lock
+from functools import partial
 from typing import Any, Final, Protocol
 
 from typing_extensions import Buffer
 
+from spinezarr.forks import PerProcess
 from spinezarr.redaction import redact_url
 from spinezarr.remote.direct_transport import DirectTransport, NotServedError, Places
 from spinezarr.remote.errors import (
@@ -147,20 +147,14 @@ def open_transport(
 
 
 class _Transport:
-    """What both do, made anew in each process that uses it."""
+    """What both do, with clients of its own in each process that uses it."""
 
     def __init__(self, url: str, options: dict[str, Any]) -> None:
         self._url = url
         self._options = options
-        # Of the processes that this one was forked from: it cannot end what their threads served.
-        self._parents: list[Any] = []
-        self._start()
-
-    def _start(self) -> None:
-        self._pid = os.getpid()
-        self._lock = Lock()
-        self._general: Any = None
-        self._fast = _fast(self._url, self._options)
+        self._fast_client = PerProcess(partial(_fast, url, options))
+        self._general_client = PerProcess(partial(_general, url, options))
+        self._fast_client.get()  # options that cannot be used are refused here
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _Transport, (self._url, self._options)
@@ -169,31 +163,29 @@ class _Transport:
         return f"<Transport of {redact_url(self._url)}>"
 
     @property
+    def _fast(self) -> DirectTransport | None:
+        return self._fast_client.get()
+
+    @property
     def is_fast(self) -> bool:
         return self._fast is not None
 
     async def get_together(
         self, path: str, spans: Sequence[tuple[int, int]]
     ) -> Sequence[Buffer] | None:
-        self._start_in_a_child()
-        if self._fast is None:
-            return None
-        return await self._fast.get_together(path, spans)
+        fast = self._fast
+        return None if fast is None else await fast.get_together(path, spans)
 
     async def post(self, path: str, body: bytes, limit_bytes: int) -> Buffer:
-        self._start_in_a_child()
-        if self._fast is None or self._url.partition("://")[0] not in _HTTP:
+        fast = self._fast
+        if fast is None or self._url.partition("://")[0] not in _HTTP:
             raise NotServedError
-        return await self._fast.post(path, body, limit_bytes)
+        return await fast.post(path, body, limit_bytes)
 
     @property
     def link_bytes_per_s(self) -> float | None:
-        return None if self._fast is None else self._fast.link_bytes_per_s
-
-    def _start_in_a_child(self) -> None:
-        if self._pid != os.getpid():
-            self._parents.append((self._fast, self._general))
-            self._start()
+        fast = self._fast
+        return None if fast is None else fast.link_bytes_per_s
 
     async def get(
         self,
@@ -215,21 +207,15 @@ class _Transport:
         return found
 
     async def _got(self, wanted: Wanted) -> ObjectVersion:
-        self._start_in_a_child()
-        if self._fast is not None:
+        fast = self._fast
+        if fast is not None:
             with suppress(NotServedError):
-                return await self._fast.get_version(wanted)
-        general = self._general or await asyncio.to_thread(self._open_general)
+                return await fast.get_version(wanted)
+        general: Any = self._general_client.peek()
+        if general is None:  # opening it takes long, and others use the event loop meanwhile
+            general = await asyncio.to_thread(self._general_client.get)
         found: ObjectVersion = await general.get_version(wanted)
         return found
-
-    def _open_general(self) -> Any:  # noqa: ANN401
-        from spinezarr.remote.fsspec_transport import FsspecTransport  # noqa: PLC0415  takes long
-
-        with self._lock:
-            if self._general is None:
-                self._general = FsspecTransport(self._url, self._options)
-            return self._general
 
 
 def _fast(url: str, options: Mapping[str, Any]) -> DirectTransport | None:
@@ -241,3 +227,10 @@ def _fast(url: str, options: Mapping[str, Any]) -> DirectTransport | None:
     elif scheme in _S3:
         places = s3_places(options)
     return DirectTransport(url, places) if places else None
+
+
+def _general(url: str, options: dict[str, Any]) -> Any:  # noqa: ANN401
+    """Return what asks through fsspec."""
+    from spinezarr.remote.fsspec_transport import FsspecTransport  # noqa: PLC0415  takes long
+
+    return FsspecTransport(url, options)

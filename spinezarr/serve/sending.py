@@ -3,11 +3,11 @@
 import asyncio
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
 from http import HTTPStatus
 from typing import Final
 
 from spinezarr.errors import SpinezarrError
+from spinezarr.forks import PerProcess
 from spinezarr.serve.http import Answer, Send, text_answer
 from spinezarr.serve.limits import half_of_the_cpus
 from spinezarr.serve.served_files import ServedFile, UnreadableError
@@ -23,6 +23,10 @@ _PART_BYTES: Final = 256 << 10
 _FAR_BYTES: Final = 4 << 20
 """Bytes of a bucket that one request reads; a patch needs one or two."""
 _WITHOUT_LENGTH: Final = (HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED)
+_STREAM_MAKERS: Final = PerProcess(
+    lambda: ThreadPoolExecutor(half_of_the_cpus(), "spinezarr-stream")
+)
+"""Threads that make the parts of streamed answers."""
 
 
 class Sent:
@@ -97,19 +101,13 @@ async def _send_stream(
     await send({"type": "http.response.start", "status": int(status), "headers": encoded(fields)})
     while True:
         try:
-            data = await loop.run_in_executor(_stream_makers(), next, stream, None)
+            data = await loop.run_in_executor(_STREAM_MAKERS.get(), next, stream, None)
         except (SpinezarrError, OSError):
             return
         await send({"type": "http.response.body", "body": data or b"", "more_body": bool(data)})
         if not data:
             return
         sent.size_bytes += len(data)
-
-
-@cache
-def _stream_makers() -> ThreadPoolExecutor:
-    """Return the threads that make the parts of streamed answers."""
-    return ThreadPoolExecutor(half_of_the_cpus(), "spinezarr-stream")
 
 
 class _Parts:

@@ -1,6 +1,5 @@
 """Iterating over a stream: units are read ahead by threads, and given in order."""
 
-import os
 import threading
 import weakref
 from collections import deque
@@ -12,10 +11,10 @@ from typing import TYPE_CHECKING, Final
 from pydantic import JsonValue
 
 from spinezarr.errors import ScanChangedError
+from spinezarr.forks import PerProcess, ProcessLock
 from spinezarr.store.objects import Objects
 from spinezarr.stream.batch import Batch
 from spinezarr.stream.epoch.checkpoint import Checkpoint
-from spinezarr.stream.read.cache import ProcessLock
 
 if TYPE_CHECKING:
     from spinezarr.stream.epoch.stream import PatchStream
@@ -78,7 +77,10 @@ class BatchIterator(Iterator[Batch]):
         self._taken_units = 0
         self._waiting: deque[Future[list[Batch]]] = deque()
         self._ready: deque[Batch] = deque()
-        self._readers: _Readers | None = None
+        self._readers = PerProcess(
+            lambda: _Readers(stream.concurrent_groups, stream.reader.objects)
+        )
+        weakref.finalize(self, _stop, self._readers)
         self._closed = False
         self._turn = ProcessLock()
         """Held by the thread that takes a batch."""
@@ -116,8 +118,7 @@ class BatchIterator(Iterator[Batch]):
         self._closed = True
         self._waiting.clear()
         self._ready.clear()
-        if self._readers is not None:
-            self._readers.stop()
+        _stop(self._readers)
 
     def _take_batch(self) -> Batch:
         """Return the next batch, and ask for what comes after it."""
@@ -156,12 +157,10 @@ class BatchIterator(Iterator[Batch]):
             self._waiting.append(readers.submit(self._source.read_group, self._units[asked]))
 
     def _running_readers(self) -> "_Readers":
-        if self._readers is None or not self._readers.of_this_process():
-            # A forked child has none of its parent's threads: it goes on with its own.
+        if self._readers.peek() is None:
+            # The threads of a parent process do not finish anything here: ask again for the groups.
             self._waiting.clear()
-            self._readers = _Readers(self._stream.concurrent_groups, self._stream.reader.objects)
-            weakref.finalize(self, self._readers.stop)
-        return self._readers
+        return self._readers.get()
 
 
 class _Source:
@@ -190,15 +189,11 @@ class _Readers:
     def __init__(self, threads: int, objects: Objects) -> None:
         self.threads = threads
         self._objects = objects
-        self._process = os.getpid()
         self._own: set[int] = set()
         self._asked: set[Future[list[Batch]]] = set()
         self._pool = ThreadPoolExecutor(
             threads, "spinezarr-read", lambda: self._own.add(threading.get_ident())
         )
-
-    def of_this_process(self) -> bool:
-        return self._process == os.getpid()
 
     def submit(self, read_group: _ReadUnit, number: int) -> Future[list[Batch]]:
         future = self._pool.submit(read_group, number)
@@ -208,8 +203,6 @@ class _Readers:
 
     def stop(self) -> None:
         """Cancel what waits, here and for answers from afar, and wait for the threads to end."""
-        if not self.of_this_process():
-            return
         self._pool.shutdown(wait=False, cancel_futures=True)
         # Garbage may be collected in one of these threads, which cannot wait for itself.
         if threading.get_ident() not in self._own:
@@ -217,3 +210,10 @@ class _Readers:
                 self._objects.abandon(self._own)
                 wait(tuple(self._asked), _MOMENT_S)
             self._pool.shutdown(wait=True)
+
+
+def _stop(readers: PerProcess[_Readers]) -> None:
+    """End the threads of this process, if it has started some."""
+    running = readers.peek()
+    if running is not None:
+        running.stop()

@@ -18,6 +18,7 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from spinezarr.errors import CorruptStoreError, SpinezarrError
+from spinezarr.forks import ProcessLock
 from spinezarr.geometry import Box
 from spinezarr.redaction import redact_url
 from spinezarr.remote.transport import NotServedError
@@ -25,7 +26,6 @@ from spinezarr.store.objects import Objects
 from spinezarr.store.reader import TableRow
 from spinezarr.stream.batch import Batch
 from spinezarr.stream.read.batch_reader import BatchReader, padding_zyx
-from spinezarr.stream.read.cache import ProcessLock
 from spinezarr.stream.read.summary import ReadSummary, megabytes
 from spinezarr.stream.read.tensors import DamagedTensorsError, Pack, Tensors
 from spinezarr.stream.read.transfer import ENOUGH, Transfer, TransferChoice

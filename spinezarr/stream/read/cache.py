@@ -1,13 +1,12 @@
 """Decoded chunks in memory, for those who read the same places again and again."""
 
-import os
 from collections import OrderedDict
 from collections.abc import Hashable, Iterable, Mapping
-from threading import Lock
-from types import TracebackType
 from typing import Generic, Protocol, TypeVar
 
-__all__ = ["BoundedCache", "ProcessLock"]
+from spinezarr.forks import ProcessLock
+
+__all__ = ["BoundedCache"]
 
 
 class _Sized(Protocol):
@@ -61,21 +60,3 @@ class BoundedCache(Generic[K, V]):
         with self._lock:
             if key in self._kept:
                 self._kept_bytes -= self._kept.pop(key).nbytes
-
-
-class ProcessLock:
-    """A lock that a forked process finds open."""
-
-    def __init__(self) -> None:
-        self._locks: dict[int, Lock] = {}
-
-    def __enter__(self) -> None:
-        self._locks.setdefault(os.getpid(), Lock()).acquire()
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        problem: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._locks[os.getpid()].release()

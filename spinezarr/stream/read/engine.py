@@ -15,11 +15,12 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from spinezarr.forks import ProcessLock
 from spinezarr.geometry import Box, ShapeZYX
 from spinezarr.store.reader import ArraySpec
 from spinezarr.store.sharding import CHECKSUM_BYTES, ChunkDamagedError, decode_chunk
 from spinezarr.stream.read.buffer_pool import BufferPool
-from spinezarr.stream.read.cache import BoundedCache, ProcessLock
+from spinezarr.stream.read.cache import BoundedCache
 from spinezarr.stream.read.chunk_locations import ChunkLocations, ChunkLocator
 from spinezarr.stream.read.fetch import Fetcher, LocalFetcher
 from spinezarr.stream.read.native import (

@@ -35,7 +35,7 @@ from typing import Any, Final
 from typing_extensions import Buffer
 
 from spinezarr.errors import UsageError
-from spinezarr.stream.read.cache import ProcessLock
+from spinezarr.forks import PerProcess, ProcessLock
 from spinezarr.text import to_printable
 
 __all__ = ["CacheWarning", "DiskCache", "Mirror", "RangeCache", "shared_range_cache"]
@@ -254,8 +254,8 @@ class RangeCache:
         self._distrusted: set[tuple[str, int]] = set()
         self._tidied_s = -math.inf
         self._keeps = True
-        self._process = 0
-        self._unseen_bytes = 0
+        # A fork that went on with its parent's count would look at the folder when all others do.
+        self._unseen = PerProcess(_UnseenBytes)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return shared_range_cache, (self.settings,)
@@ -389,19 +389,18 @@ class RangeCache:
         """
         limit = self.settings.max_bytes
         with self._lock:
-            if self._process != os.getpid():  # or forks would all look at the same time
-                self._process, self._unseen_bytes = os.getpid(), 0
-            self._unseen_bytes -= n_bytes
-            if self._unseen_bytes >= 0:
+            unseen = self._unseen.get()
+            unseen.left -= n_bytes
+            if unseen.left >= 0:
                 return True
-            self._unseen_bytes = secrets.randbelow(int(limit * _UNSEEN) + 1)
+            unseen.left = secrets.randbelow(int(limit * _UNSEEN) + 1)
         _make_folder(self.settings.folder, _VERSION)
         with _alone(self._folder / _LOCK) as is_alone:
             if is_alone:
                 self._evict(n_bytes)
                 return True
         with self._lock:
-            self._unseen_bytes = 0
+            unseen.left = 0
         return False
 
     def _evict(self, n_bytes: int) -> None:
@@ -443,6 +442,13 @@ class RangeCache:
                 CacheWarning,
                 stacklevel=3,
             )
+
+
+class _UnseenBytes:
+    """Bytes that may still be written before the size of the folder is looked at."""
+
+    def __init__(self) -> None:
+        self.left = 0
 
 
 @cache

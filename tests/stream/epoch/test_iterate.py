@@ -479,7 +479,7 @@ def test_an_iterator_let_go_in_one_of_its_own_threads_ends_them(stream):
     threads = ours()
     holder += [iterator, None]
     iterator._waiting.clear()
-    iterator._readers.submit(iterator._stream.read_group, 5)
+    iterator._running_readers().submit(iterator._stream.read_group, 5)
     del iterator
     assert done.wait(10)
     for thread in threads:

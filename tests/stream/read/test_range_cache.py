@@ -793,12 +793,12 @@ def test_nothing_is_written_while_another_process_makes_room(cache, folder):
 
 def keep_a_page(cache, answers):
     keep(cache, 0, PAGE)
-    answers.put(cache._unseen_bytes)
+    answers.put(cache._unseen.get().left)
 
 
 def test_a_fork_looks_at_the_folder_by_itself(cache):
     keep(cache, 0, PAGE)
-    cache._unseen_bytes = 1 << 50
+    cache._unseen.get().left = 1 << 50
     context = multiprocessing.get_context("fork")
     answers = context.SimpleQueue()
     process = context.Process(target=keep_a_page, args=(cache, answers))

@@ -1,0 +1,108 @@
+"""What must a forked process not share with its parent?
+
+A fork copies the memory of a process, but only the thread that forks. In the child, a lock that
+another thread held stays held for ever, a pool has no threads, and a connection belongs to the
+parent too. PyTorch's workers fork on Linux, so whatever holds such things makes them anew in each
+process, with the two classes of this module. Processes that are spawned start with an empty memory
+and need neither.
+"""
+
+import os
+from collections.abc import Callable
+from threading import Lock, RLock
+from types import TracebackType
+from typing import Final, Generic, TypeVar
+
+__all__ = ["PerProcess", "ProcessLock"]
+
+T = TypeVar("T")
+
+
+class _ForkCount:
+    """Counts the forks between the first process and this one, so that each has its own number.
+
+    Process ids would not do: they are used again.
+    """
+
+    def __init__(self) -> None:
+        self.value = 0
+
+    def increment(self) -> None:
+        self.value += 1
+
+
+_FORKS: Final = _ForkCount()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_FORKS.increment)
+
+
+class PerProcess(Generic[T]):
+    """A value that each process makes when it first asks for it.
+
+    A child keeps the values of its parents, unused: to destroy a pool or a connection there would
+    wait for threads that the child does not have, or end what the parent still uses.
+
+    Parameters
+    ----------
+    make
+        Makes the value; called once in each process.
+
+    Examples
+    --------
+    >>> connections = PerProcess(list)
+    >>> connections.get().append("a socket")
+    >>> connections.get()
+    ['a socket']
+    """
+
+    def __init__(self, make: Callable[[], T]) -> None:
+        self._make = make
+        self._values: dict[int, T] = {}
+        self._making = ProcessLock()
+
+    def get(self) -> T:
+        """Return the value of this process, and make it if there is none yet."""
+        process = _FORKS.value
+        if process not in self._values:
+            with self._making:
+                if process not in self._values:
+                    self._values[process] = self._make()
+        return self._values[process]
+
+    def peek(self) -> T | None:
+        """Return the value of this process, or None if it was not made yet."""
+        return self._values.get(_FORKS.value)
+
+
+class ProcessLock:
+    """A lock between the threads of one process. A forked process finds it released.
+
+    Parameters
+    ----------
+    reentrant
+        Whether the thread that holds it may acquire it again.
+    """
+
+    def __init__(self, *, reentrant: bool = False) -> None:
+        self._make = RLock if reentrant else Lock
+        self._locks = {_FORKS.value: self._make()}
+
+    def __enter__(self) -> None:
+        self._lock().acquire()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        problem: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        # A child that was forked while the lock was held has nothing to release.
+        lock = self._locks.get(_FORKS.value)
+        if lock is not None:
+            lock.release()
+
+    def _lock(self) -> "Lock | RLock":
+        process = _FORKS.value
+        if process not in self._locks:
+            self._locks.setdefault(process, self._make())  # atomic: one of several threads wins
+        return self._locks[process]
