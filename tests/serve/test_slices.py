@@ -107,7 +107,7 @@ def test_it_is_kept_as_long_as_the_scan_is_the_same(served, local):
         (
             "other=1",
             400,
-            "parameters are plane, mm, window, labels, size_px, content_checksum.",
+            "The parameters are plane, mm, window, labels, size_px, content_checksum.",
         ),
         ("mm=1e9", 422, "mm: x of this scan runs from "),
         ("plane=axial&mm=-1e9", 422, "mm: z of this scan runs from "),

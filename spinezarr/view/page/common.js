@@ -1,6 +1,6 @@
 /* What both pages use. */
 
-/** An answer that is no success; its text is for a person. */
+/** An answer with an error status; its message is for a person. */
 export class AnswerError extends Error {
   constructor(status, text) {
     super(text.trim() || `The server answered with status ${status}.`);
@@ -9,10 +9,10 @@ export class AnswerError extends Error {
 }
 
 /**
- * Fetch from this server.
- * @param {string} path below it
- * @param {RequestInit} options as of fetch
- * @returns {Promise<Response>} of a success
+ * Fetch a path from this server.
+ * @param {string} path on the server
+ * @param {RequestInit} options of `fetch`
+ * @returns {Promise<Response>} a successful answer
  */
 export async function ask(path, options = {}) {
   const response = await fetch(path, { credentials: "same-origin", ...options });
@@ -46,14 +46,14 @@ export function element(tag, fields = {}, ...children) {
   return made;
 }
 
-/** A square in the color of a vertebra: CSSOM, as the policy allows no style attribute. */
+/** A square in the color of a vertebra. The page's policy forbids style attributes, so CSSOM sets it. */
 export function swatch(color) {
   const made = element("span", { class: "swatch", "aria-hidden": "true" });
   made.style.backgroundColor = color;
   return made;
 }
 
-/** Bytes for people. */
+/** Format a number of bytes for people. */
 export function bytesText(count) {
   const units = ["B", "kB", "MB", "GB", "TB"];
   let at = 0;
@@ -65,7 +65,7 @@ export function bytesText(count) {
   return `${at === 0 || value >= 100 ? value.toFixed(0) : value.toFixed(1)} ${units[at]}`;
 }
 
-/** A number with the digits that a person wants to see. */
+/** Format a number with a sensible number of digits. */
 export function numberText(value, digits = 2) {
   if (!FORMS.has(digits)) FORMS.set(digits, new Intl.NumberFormat("en", { maximumFractionDigits: digits }));
   return FORMS.get(digits).format(Number(value.toFixed(digits)));
@@ -74,7 +74,7 @@ const FORMS = new Map();
 
 const THEMES = ["system", "light", "dark"];
 
-/** Put the choice of light or dark into the bar; it is kept in this browser. */
+/** Add the choice of light or dark mode to the bar; the browser remembers it. */
 export function addThemeButton(bar) {
   const kept = localStorage.getItem("theme");
   let theme = THEMES.includes(kept) ? kept : "system";
@@ -94,5 +94,5 @@ export function addThemeButton(bar) {
   bar.append(button);
 }
 
-/** Whether this build has what draws volumes. */
+/** Whether this build has NiiVue. */
 export const hasNiivue = document.documentElement.dataset.niivue === "true";

@@ -7,9 +7,9 @@ import { ScanIndex, formatState, isAll, parseState } from "./list_state.js";
 import { closePopovers, storeCards, storeHeader, storesText } from "./list_stores.js";
 import { ScanTable } from "./list_table.js";
 
-/** Browsers refuse URLs that change at each key. */
+/** Delay of URL changes: browsers refuse a change at each key press. */
 const URL_REST_MS = 200;
-/** For which nothing is better than a word that comes and goes. */
+/** Delay before a progress text is shown, so that it does not flicker. */
 const PATIENCE_MS = 400;
 const NARROW = "(max-width: 1100px)";
 const main = document.getElementById("main");
@@ -27,7 +27,7 @@ async function start() {
     main.replaceChildren(element("p", { class: "message quiet", role: "status" }, "Reading the scan table …"));
   }, PATIENCE_MS);
   try {
-    // Both at once, where the URL names the store: the second does not wait for the first.
+    // If the URL names the store, both requests are sent at once.
     const [{ stores }, early] = await Promise.all([
       told("/v1/stores"),
       state.store ? scansOf(state.store).catch((problem) => problem) : null,
@@ -45,7 +45,7 @@ async function scansOf(store) {
   return (await told(`/v1/${encodeURIComponent(store)}/scans`)).scans;
 }
 
-/** Fetch JSON; no answer at all is said in words, too. */
+/** Fetch JSON; also describe a lost connection in words. */
 async function told(path) {
   try {
     return await askJson(path);
@@ -83,7 +83,7 @@ function message(title, text, ...actions) {
     element("h1", {}, title), element("p", {}, text), ...actions));
 }
 
-/** Say what went wrong in words; signing in is under way where that is what lacks. */
+/** Show an error in words; if a token is missing, lead to the page to sign in. */
 function showProblem(problem) {
   if (problem.status === 401) return;
   if (!(problem instanceof AnswerError)) console.error(problem);
@@ -104,7 +104,7 @@ function showScans(store, stores, rows, first) {
     clearTimeout(resting);
     resting = setTimeout(keep, URL_REST_MS);
   };
-  /** Say in the URL what is shown; and where, for who comes back. */
+  /** Put the state and the scroll position into the URL. */
   const keep = () => {
     clearTimeout(resting);
     const asked = formatState(state);
@@ -145,7 +145,7 @@ function showScans(store, stores, rows, first) {
   listen(filters, table, keep);
 }
 
-/** What is shown in place of rows. */
+/** What is shown if no row matches. */
 function nothing(rows, state) {
   if (!rows.length) {
     return [element("h2", {}, "No scans yet"), element("p", { class: "quiet" }, "Scans are listed when an ingest run has written the store’s table.")];
@@ -153,7 +153,7 @@ function nothing(rows, state) {
   return isAll(state) ? [] : [element("h2", {}, "No scan fits"), element("p", { class: "quiet" }, "Take a filter back, or search for fewer words.")];
 }
 
-/** The figures stand beside the list, or, in a narrow window, above it while they are wanted. */
+/** Charts are beside the list. In a narrow window they are above it, and only on request. */
 function chartsButton(charts) {
   const narrow = matchMedia(NARROW);
   const button = element("button", { type: "button", class: "charts-button", "aria-controls": "charts" }, "Charts");

@@ -22,7 +22,7 @@ function svg(tag, fields) {
   return made;
 }
 
-/** Charts of an index; `onvertebra` is called with the name of one that a person picks. */
+/** Charts of an index; `onvertebra` is called with the name of a clicked vertebra. */
 export class Charts {
   constructor(index, onvertebra) {
     this._index = index;
@@ -32,14 +32,14 @@ export class Charts {
       element("div", { class: "pair" }, ...this._histograms.map((histogram) => histogram.element)), this._rates.element);
   }
 
-  /** Draw the figures of what the list shows. */
+  /** Draw the charts of the shown scans. */
   show(found, state) {
     for (const histogram of this._histograms) histogram.show(found);
     this._rates.show(found, state.vertebra);
   }
 }
 
-/** Scans by spacing, in front of what all scans of the store have. */
+/** Histogram of the spacing of the shown scans, in front of that of all scans. */
 class Histogram {
   constructor(rows, axis) {
     const values = rows.map(axis.of);
@@ -82,7 +82,7 @@ class Histogram {
     if (this._details.open) this._list();
   }
 
-  /** Write the table of the figures; it is made when a person looks. */
+  /** Write the table of the figures; it is made when a person opens it. */
   _list() {
     const counts = this._counts;
     this._body.replaceChildren(...this._all.flatMap((all, bin) => (all ? [this._row(bin, counts[bin], all)] : [])));
@@ -112,12 +112,12 @@ class Histogram {
   }
 }
 
-/** A length on the edge of two bins belongs to the upper one, also where its last bit says no. */
+/** A length on the edge of two bins belongs to the upper bin, despite rounding errors. */
 function binOf(mm, step) {
   return Math.floor(mm / step + 1e-6);
 }
 
-/** Share of the scans whose mask shows a vertebra; each a button that filters by it. */
+/** Percentage of scans that show each vertebra; each bar is a button that filters by it. */
 class Rates {
   constructor(index, onvertebra) {
     this._index = index;

@@ -14,7 +14,7 @@ const NOTHING = {
 };
 const counted = (text, count) => `${text} (${count.toLocaleString("en")})`;
 
-/** Controls of a state; `onchange` is called with what a person changes of it. */
+/** Controls of the filters; `onchange` is called with the changed part of the state. */
 export class Filters {
   constructor(index, onchange) {
     this._index = index;
@@ -37,7 +37,7 @@ export class Filters {
     this.count = this._shown;
   }
 
-  /** Show a state, and how many scans it chooses. */
+  /** Show a state, and the number of scans that match it. */
   show(state, shown) {
     if (this.search.value !== state.q) this.search.value = state.q;
     for (const [name, select] of this._selects) {

@@ -2,12 +2,12 @@
 
 import { orderOf } from "./vertebrae.js";
 
-/** What scans are chosen by, beside the words of the search. */
+/** Filters of scans, besides the words of the search. */
 export const FILTERS = Object.freeze(["split", "source", "vertebra", "anomaly", "erratum", "audit"]);
-/** Of a column of texts: any text, or none. */
+/** Filters of a text column: with any text, or without. */
 export const SOME = "true";
 export const NONE = "false";
-/** What the audit says, from good to bad; a scan that was not audited has "". */
+/** Severities of the audit, from good to bad; a scan without an audit has "". */
 export const VERDICTS = Object.freeze(["", "ok", "info", "warning", "error"]);
 const SORTED = Object.freeze([
   "scan", "split", "source", "vertebrae", "shape", "spacing", "size", "anomaly", "erratum", "audit",
@@ -15,14 +15,14 @@ const SORTED = Object.freeze([
 
 /**
  * @typedef {Object} ListState
- * @property {string} store that is picked; "" for none
+ * @property {string} store the chosen store; "" for none
  * @property {string} q words of the search
  * @property {string} sort column; "" for the order of the store's table
  * @property {boolean} isDescending
  * @property {string} split and the other names of FILTERS: "" for all
  */
 
-/** Read the part of a URL behind "?"; what it does not know is left out. */
+/** Parse the query of a URL; unknown parameters are ignored. */
 export function parseState(search) {
   const asked = new URLSearchParams(search);
   const sort = asked.get("sort") ?? "";
@@ -35,7 +35,7 @@ export function parseState(search) {
   return state;
 }
 
-/** Write what `parseState` reads, without "?"; `withStore` false leaves the store out. */
+/** Write the query that `parseState` reads, without "?"; `withStore` false leaves the store out. */
 export function formatState(state, withStore = true) {
   const asked = new URLSearchParams();
   if (withStore && state.store) asked.set("store", state.store);
@@ -61,9 +61,9 @@ const NUMBERS = {
   audit: (row) => VERDICTS.indexOf(row.audit),
 };
 
-/** The scans of a store, ready to be chosen from at each key that is pressed. */
+/** An index of the scans of a store, fast enough to filter at each key press. */
 export class ScanIndex {
-  /** @param {Object[]} rows as the server lists them */
+  /** @param {Object[]} rows in the order of the server */
   constructor(rows) {
     this.rows = rows;
     this._texts = rows.map((row) => SEARCHED.map((name) => row[name]).join("\n").toLowerCase());
@@ -84,7 +84,7 @@ export class ScanIndex {
     return [...counts].sort(([a], [b]) => COMPARE(a, b));
   }
 
-  /** Positions of the rows that a state shows, in its order. */
+  /** Positions of the rows that match a state, in its order. */
   select(state) {
     const words = state.q.toLowerCase().split(/\s+/).filter(Boolean);
     const tests = FILTERS.filter((name) => state[name]).map((name) => this._test(name, state[name]));
@@ -118,7 +118,7 @@ export class ScanIndex {
     });
   }
 
-  /** Numbers that sort a column; a text's is its place among all texts, and rows without one come last. */
+  /** Numbers that sort a column: for texts their rank, and rows without a text come last. */
   _keysOf(column) {
     if (!this._keys.has(column)) {
       const number = NUMBERS[column];

@@ -14,7 +14,7 @@ export function storesText(count) {
   return `${wholeText(count)} ${count === 1 ? "store" : "stores"}`;
 }
 
-/** Put a text onto the clipboard; pages without TLS may not use the clipboard's own interface. */
+/** Copy a text. Pages without TLS cannot use the Clipboard API, so a selection is copied. */
 async function copyText(text) {
   if (navigator.clipboard && window.isSecureContext) return navigator.clipboard.writeText(text);
   const area = element("textarea", { class: "hidden-text", "aria-hidden": "true" });
@@ -76,7 +76,7 @@ export function storeUrl(name) {
   return `/?${new URLSearchParams({ store: name })}`;
 }
 
-/** All stores, to pick one. */
+/** The list of stores. */
 export function storeCards(stores) {
   return element("section", { class: "stores", "aria-labelledby": "stores-title" },
     element("h1", { id: "stores-title" }, storesText(stores.length)),
@@ -103,7 +103,7 @@ function storeCard(store) {
       store.citation ? copyButton(store.citation) : null, homepageLink(store)));
 }
 
-/** What stands above the list of a store's scans. */
+/** The header of a store, above the list of its scans. */
 export function storeHeader(store, stores) {
   const others = stores.length > 1
     ? element("nav", { "aria-label": "Stores" }, element("a", { href: "/", class: "all-stores" }, `All ${storesText(stores.length)}`))
@@ -124,7 +124,7 @@ export function storeHeader(store, stores) {
       cite));
 }
 
-/** Close what is open in the header when a person goes on elsewhere. */
+/** Close the open parts of the header when the focus leaves them. */
 export function closePopovers(event) {
   for (const open of document.querySelectorAll("details.cite[open]")) {
     const isEscape = event.type === "keydown" && event.key === "Escape";

@@ -5,14 +5,14 @@ import { VERTEBRAE, colorOf, orderOf, rangesText } from "./vertebrae.js";
 
 const ROW_PX = 48;
 const SPARE_ROWS = 6;
-/** Pictures are asked for when the list rests: who scrolls past 1,000 rows wants none of them. */
+/** Pictures are requested when scrolling stops: rows that fly past need none. */
 const REST_MS = 90;
 const PICTURE_PX = 96;
 const SVG = "http://www.w3.org/2000/svg";
 const SLOT_PX = 5;
 const STRIP_PX = 12;
 const END_CHARACTERS = 9;
-/** With spaces that are thinner than a digit. */
+/** The sign between sizes, with thin spaces. */
 const TIMES = "\u2009×\u2009";
 
 const COLUMNS = [
@@ -43,7 +43,7 @@ function pictureUrl(store, row) {
   return `/v1/${encodeURIComponent(store)}/scans/${encodeURIComponent(row.scan_id)}/slice.png?${asked}`;
 }
 
-/** A strip with a slot for each vertebra from head to tail, so that those of all rows align. */
+/** A strip with a slot for each vertebra from head to tail, so that the strips of all rows align. */
 function strip(names) {
   const made = document.createElementNS(SVG, "svg");
   made.setAttribute("class", "strip");
@@ -61,7 +61,7 @@ function strip(names) {
   return made;
 }
 
-/** A name whose end stays to be read where there is no room for all of it: ids differ there. */
+/** A name that is shortened in the middle: ids differ at their ends. */
 function cutInTheMiddle(name) {
   if (name.length <= END_CHARACTERS) return [name];
   return [
@@ -77,13 +77,13 @@ function cell(key, column, ...children) {
 /**
  * The table.
  *
- * The active row is in the page wherever it lies: it keeps the focus while others come and go.
+ * The active row always stays in the page, so that it keeps the focus during scrolling.
  */
 export class ScanTable {
   /**
    * @param {string} store name
    * @param {ScanIndex} index of its scans
-   * @param {{onsort: function(string), onmove: function()}} heard what a person does
+   * @param {{onsort: function(string), onmove: function()}} callbacks
    */
   constructor(store, index, { onsort, onmove }) {
     this._store = store;
@@ -114,12 +114,12 @@ export class ScanTable {
     }).observe(this.element);
   }
 
-  /** Scan that the keys act on; undefined if none is shown. */
+  /** The scan that keys act on; undefined if no row is shown. */
   get active() {
     return this._index.rows[this._found[this._active]]?.scan_id;
   }
 
-  /** Rows that are shown before the top of the window, in pixels. */
+  /** Height of the rows above the window, in pixels. */
   get top() {
     return this.element.scrollTop;
   }
@@ -129,7 +129,7 @@ export class ScanTable {
    * @param {number[]} found positions in the index
    * @param {ListState} state that chose them
    * @param {string} order query string of that state, for the pages of the scans
-   * @param {Node[]} empty what is shown in place of no rows
+   * @param {Node[]} empty what is shown if there are no rows
    */
   show(found, state, order, empty) {
     const active = this.active;
@@ -158,7 +158,7 @@ export class ScanTable {
     this._rest();
   }
 
-  /** Go back to where a person was. */
+  /** Restore the scroll position and the active row. */
   restore(top, active) {
     this.element.scrollTop = top;
     const at = this._found.findIndex((row) => this._index.rows[row].scan_id === active);
@@ -188,7 +188,7 @@ export class ScanTable {
     this._rest(this._onmove);
   }
 
-  /** Ask for pictures when nothing has changed for a moment. */
+  /** Request pictures when nothing has changed for a moment. */
   _rest(then = () => {}) {
     clearTimeout(this._resting);
     this._resting = setTimeout(() => {
@@ -197,7 +197,7 @@ export class ScanTable {
     }, REST_MS);
   }
 
-  /** Put the rows of the window, and the active one, into the page. */
+  /** Put the visible rows and the active row into the page. */
   _render(top = this.element.scrollTop) {
     const last = this._found.length - 1;
     const first = Math.floor(top / ROW_PX) - SPARE_ROWS;
@@ -219,7 +219,7 @@ export class ScanTable {
     return Math.ceil((this._height || window.innerHeight) / ROW_PX);
   }
 
-  /** Rows stand in the page in their order, for who reads them there. */
+  /** Keep the rows of the page in order, for screen readers. */
   _place(made) {
     const standing = [...this._rows.keys()].sort((a, b) => a - b);
     const isMade = new Set(made);
@@ -263,7 +263,7 @@ export class ScanTable {
       element("span", { class: "mark", "aria-hidden": "true" }, AUDIT_MARKS[verdict] ?? "?"), verdict);
   }
 
-  /** Ask for the pictures of the rows that are seen. */
+  /** Request the pictures of the visible rows. */
   _draw() {
     const first = Math.floor(this.element.scrollTop / ROW_PX);
     const last = first + this._windowRows;
@@ -278,7 +278,7 @@ export class ScanTable {
     }
   }
 
-  /** Take a row out of the page, and back what it asked for. */
+  /** Remove a row from the page, and cancel its requests. */
   _drop(row) {
     const image = row.querySelector("img");
     if (image && !image.complete) image.removeAttribute("src");
@@ -301,7 +301,7 @@ export class ScanTable {
     this._onmove();
   }
 
-  /** Make a row the active one, and show it. */
+  /** Make a row active, and scroll to it. */
   _go(at) {
     const head = this._table.tHead.offsetHeight;
     const room = this._height - head;
@@ -332,7 +332,7 @@ export class ScanTable {
     if (row) this._setActive(Number(row.dataset.at));
   }
 
-  /** A whole row opens its scan, unless a person selects text there. */
+  /** A click anywhere in a row opens its scan, unless it selects text. */
   _clicked(event) {
     const row = event.target.closest("tr");
     if (!row || event.button > 1) return;

@@ -5,7 +5,7 @@ anterior and to superior. Planes are shown as radiologists hang them: the patien
 left, anterior up or on the left, head up. So both axes of each plane run against those of the
 screen. */
 
-/** The three planes: axis across which they lie, their axes on the screen, and its four sides. */
+/** The three planes: the axis across each, its axes on the screen, and the names of its sides. */
 export const PLANES = {
   sagittal: { title: "Sagittal", flat: 0, axes: [1, 2], sides: ["A", "P", "S", "I"] },
   coronal: { title: "Coronal", flat: 1, axes: [0, 2], sides: ["R", "L", "S", "I"] },
@@ -31,31 +31,31 @@ export class Grid {
     this.inverse = inverted(affine);
   }
 
-  /** RAS+ mm of a voxel. */
+  /** Position of a voxel in RAS+ mm. */
   mmOf(voxel) {
     return this.affine.slice(0, 3).map((row) => dot(row, voxel) + row[3]);
   }
 
-  /** The voxel whose center is nearest to a place in RAS+ mm; of the edge, if that lies outside. */
+  /** The voxel nearest to a position in RAS+ mm; positions outside give a voxel at the edge. */
   voxelAt(mm) {
     const moved = mm.map((value, axis) => value - this.affine[axis][3]);
     return this.nearest(this.inverse.map((row) => dot(row, moved)));
   }
 
-  /** The nearest voxel that there is. */
+  /** The nearest voxel inside of the volume. */
   nearest(voxel) {
     return voxel.map((value, axis) =>
       Math.min(this.shape[axis] - 1, Math.max(0, Math.round(value))),
     );
   }
 
-  /** Where a voxel lies along an axis, in mm, as the server counts: true unless axes are oblique. */
+  /** Coordinate of a voxel along an axis in mm, as the server counts; exact unless axes are oblique. */
   positionMm(axis, index) {
     return this.affine[axis][3] + this.spacing[axis] * index;
   }
 }
 
-/** Which part of the planes is shown; one for all three, so they stay about the same place. */
+/** The visible part of the planes, shared by all three. */
 export class Camera {
   constructor(grid) {
     this.grid = grid;
@@ -67,7 +67,7 @@ export class Camera {
     this.centerMm = this.grid.sizeMm.map((size) => size / 2);
   }
 
-  /** Zoom, and keep a voxel where it is on the screen of a plane. */
+  /** Zoom, and keep a voxel in its place on the screen. */
   zoomAt(factor, plane, voxel) {
     const before = this.zoom;
     this.zoom = Math.min(LARGEST_ZOOM, Math.max(LEAST_ZOOM, before * factor));
@@ -89,7 +89,7 @@ export class Camera {
     this.#stayInside();
   }
 
-  /** Bring a voxel to the middle, if only a part is shown. */
+  /** Center a voxel, if only a part of the plane is visible. */
   centerOn(voxel) {
     if (this.zoom === LEAST_ZOOM) return;
     this.centerMm = voxel.map((index, axis) => (index + 0.5) * this.grid.spacing[axis]);
@@ -116,7 +116,7 @@ export class PlaneOnScreen {
       Math.min(width / grid.sizeMm[u], height / grid.sizeMm[v]) * camera.zoom;
   }
 
-  /** Where the center of a voxel is; halves of voxels are edges. */
+  /** Position of the center of a voxel; edges are at half voxels. */
   pixelOf(voxel) {
     const { grid, centerMm } = this.camera;
     const [right, down] = PLANES[this.plane].axes.map(
@@ -125,7 +125,7 @@ export class PlaneOnScreen {
     return [this.width / 2 + right, this.height / 2 + down];
   }
 
-  /** What is at a pixel, as a fraction of voxels; across the plane it is that of a voxel given. */
+  /** Voxel position of a pixel, with fractions; across the plane it is that of the given voxel. */
   voxelAt(x, y, voxel) {
     const { grid, centerMm } = this.camera;
     const found = [...voxel];
@@ -148,7 +148,7 @@ export class PlaneOnScreen {
     return [left, top, grid.sizeMm[u] * this.pixelsPerMm, grid.sizeMm[v] * this.pixelsPerMm];
   }
 
-  /** What the tile shows of each axis of the plane: mm from the edge of the first voxel. */
+  /** The visible range of each axis of the plane, in mm from the edge of the first voxel. */
   rangesMm() {
     const { centerMm } = this.camera;
     const [u, v] = PLANES[this.plane].axes;

@@ -17,7 +17,7 @@ const find = (id) => document.getElementById(id);
 addThemeButton(document.querySelector(".bar"));
 const [, , store, scanId] = location.pathname.split("/").map(decodeURIComponent);
 
-/** Say what went wrong, in words, and what can be done. */
+/** Show an error in words, with the next step. */
 function explain(problem, isWhole = false) {
   if (problem.name === "AbortError") return;
   const notice = find("notice");
@@ -39,7 +39,7 @@ function explain(problem, isWhole = false) {
   notice.hidden = false;
 }
 
-/** Tell what is stored at the place where the planes cross. */
+/** Show the stored values of the voxel where the planes cross. */
 function follow(source, state) {
   const status = find("status");
   const names = new Map(source.vertebrae.map((found) => [found.value, found.name]));
@@ -86,7 +86,7 @@ function follow(source, state) {
   read();
 }
 
-/** Windows, layouts, zoom and detail above the planes. */
+/** Toolbar above the planes: windows, layouts, zoom, detail. */
 function addTools(source, state, stage) {
   const windows = Object.keys(source.facts.windows).map((name, i) => {
     const made = element(
@@ -137,7 +137,7 @@ function addTools(source, state, stage) {
   show();
 }
 
-/** Which level is shown, and the button for all of it. */
+/** The shown level, and the button for full detail. */
 function addDetail(source, state, stage) {
   const full = find("full");
   const progress = find("progress");
@@ -174,7 +174,7 @@ async function loadFull(state, stage) {
   }
 }
 
-/** The scans of the list that this one was opened from, in its order; null if there is none. */
+/** The scans of the list that led here, in its order; null without a list. */
 async function listed(state) {
   if (state.list === null) return null;
   const { ScanIndex, parseState } = await import("./list_state.js");
@@ -183,9 +183,9 @@ async function listed(state) {
   return ids.includes(scanId) ? ids : null;
 }
 
-/** Links to the scans beside this one, which keep how it is shown. */
+/** Links to the previous and next scan, which keep the state of the view. */
 async function addNeighbors(source, state) {
-  // The server knows its own order; that of a list is a matter of convenience.
+  // Without a list, the order of the server counts.
   const ids = await listed(state).catch(() => null);
   const at = ids?.indexOf(scanId);
   const neighbors = ids ? { previous: ids[at - 1], next: ids[at + 1] } : source.facts;
@@ -216,13 +216,13 @@ async function addNeighbors(source, state) {
   }
 }
 
-/** Put text where it can be pasted from. */
+/** Copy a text. */
 async function copy(text, button) {
   const before = button.textContent;
   try {
     await navigator.clipboard.writeText(text);
   } catch {
-    // Without a secure context there is no clipboard; a selection can be copied all the same.
+    // Without a secure context there is no Clipboard API; a selection can still be copied.
     const field = element("textarea", { class: "hidden-text" });
     field.value = text;
     document.body.append(field);

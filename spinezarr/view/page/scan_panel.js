@@ -19,7 +19,7 @@ export class Panel {
     this.#update();
   }
 
-  /** Leave out what the server's pictures have of their own. */
+  /** Hide the controls that pictures of the server cannot follow. */
   leaveLooksToServer() {
     if (!this.source.hasMask) return;
     this.outlines.hidden = true;
@@ -41,7 +41,7 @@ export class Panel {
       return section;
     }
     if (source.facts.masks.length > 1) {
-      // Which of several masks is listed; they are drawn one at a time.
+      // Choice between several masks; one is drawn at a time.
       section.append(element("p", { class: "quiet" }, `Mask ${source.facts.masks[0].name}`));
     }
     title.append(element("span", { class: "quiet" }, ` ${source.vertebrae.length}`));

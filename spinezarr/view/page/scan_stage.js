@@ -10,11 +10,11 @@ const WHEEL_PX = 40;
 const PAGE_SLICES = 10;
 const TURN_DEG_PER_S = 24;
 const TURN_STEP_DEG = 30;
-/** Of the level that is shown first. */
+/** Most voxels of the level that is shown first. */
 const FIRST_VOXELS = 3e6;
 const calm = matchMedia("(prefers-reduced-motion: reduce)");
 
-/** What is drawn, and where; tells of problems and of the level that is shown. */
+/** Draws planes and 3D into their tiles; reports problems and the shown level. */
 export class Stage extends EventTarget {
   /**
    * @param {HTMLElement} root
@@ -32,7 +32,7 @@ export class Stage extends EventTarget {
     this.slices = new SliceView(source, (plane, problem) => this.#drawn(plane, problem));
     this.volume = null;
     this.loading = null;
-    /** Resolves when all that is to be seen is there. */
+    /** Resolves when everything visible is drawn. */
     this.firstView = new Promise((resolve) => {
       this.isThere = resolve;
     });
@@ -40,22 +40,22 @@ export class Stage extends EventTarget {
     this.#addRender();
     state.addEventListener("change", () => this.update());
     new ResizeObserver(() => this.update()).observe(root);
-    // The first frame of a page comes late: what is to be fetched is fetched before.
+    // The first frame of a page comes late, so requests start before it.
     this.#update();
   }
 
-  /** Whether the planes can be drawn here, not on the server; to look takes a while. */
+  /** Whether the browser can draw the planes; finding out takes a while. */
   static get canDrawVolumes() {
     return hasNiivue && VolumeView.isPossible;
   }
 
-  /** Say what is missing where 3D would be. */
+  /** Show what is missing in place of 3D. */
   lackVolumes() {
     this.rotate.remove();
     this.tiles.render.picture.replaceChildren(this.#lacking());
   }
 
-  /** Draw what the state says, once a frame. */
+  /** Draw the state, at most once a frame. */
   update() {
     if (this.isWaiting) return;
     this.isWaiting = true;
@@ -75,7 +75,7 @@ export class Stage extends EventTarget {
     this.update();
   }
 
-  /** Begin to draw volumes: a coarse level first. */
+  /** Start to draw volumes, with a coarse level. */
   async startVolumes() {
     const fitting = VolumeView.fitting(this.source.levels);
     const first = fitting.find(({ voxels }) => voxels <= FIRST_VOXELS) ?? fitting.at(-1);
@@ -88,7 +88,7 @@ export class Stage extends EventTarget {
     await this.#startRender();
   }
 
-  /** Load a level and show it; until it is there, all stays as it is. */
+  /** Load a level, and show it when it is complete. */
   async loadLevel(level, { isQuiet = false } = {}) {
     this.loading?.abort();
     const loading = new AbortController();
@@ -114,7 +114,7 @@ export class Stage extends EventTarget {
     }
   }
 
-  /** About how many bytes a level has; masks are sent compressed. */
+  /** Approximate bytes of a level; masks are sent compressed. */
   bytesOf(level) {
     return this.source.levels[level].voxels * (this.source.hasMask ? 3 : 2);
   }
@@ -124,7 +124,7 @@ export class Stage extends EventTarget {
     return VolumeView.fitting(this.source.levels)[0]?.level ?? null;
   }
 
-  /** Ask again for what failed. */
+  /** Repeat what failed. */
   retry() {
     this.slices.retry();
   }
@@ -190,7 +190,7 @@ export class Stage extends EventTarget {
     this.dispatchEvent(new Event("shown"));
   }
 
-  /** Draw the lines of the other planes, and say where this one is. */
+  /** Draw the lines of the other planes, and write the position of this one. */
   #mark(plane, onScreen) {
     const { voxel } = this.state;
     const { flat } = PLANES[plane];
@@ -214,7 +214,7 @@ export class Stage extends EventTarget {
     if (problem !== null) this.dispatchEvent(new CustomEvent("problem", { detail: problem }));
   }
 
-  /** All that is to be seen is there: the rest may come. */
+  /** Everything visible is drawn; start loading the rest. */
   #firstView() {
     if (this.isFirstShown) return;
     this.isFirstShown = true;
@@ -260,7 +260,7 @@ export class Stage extends EventTarget {
     });
     const picture = element("div", { class: "picture" });
     const lines = {};
-    // The line across is of the plane that lies across the vertical axis; so for the other.
+    // The horizontal line shows the plane across the vertical axis, and vice versa.
     for (const [name, axis] of [["down", axes[0]], ["across", axes[1]]]) {
       const other = PLANE_NAMES.find((one) => PLANES[one].flat === axis);
       lines[name] = element("div", { class: `line ${name}`, "data-of": other });
@@ -409,7 +409,7 @@ export class Stage extends EventTarget {
   async #startRender() {
     if (this.tiles.render.tile.hidden || this.isRenderStarted || !this.source.hasMask) return;
     this.isRenderStarted = true;
-    // The planes come first: a frame of theirs is drawn before.
+    // The planes are drawn first, one frame before 3D.
     await new Promise((resolve) => setTimeout(resolve, 50));
     try {
       await this.volume.loadRender();

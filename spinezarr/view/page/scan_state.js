@@ -10,16 +10,16 @@ export const LAYOUTS = {
   render: "3D",
 };
 const DEFAULT_WINDOW = "bone";
-/** Those of the server's pictures. */
+/** Windows of the server's pictures. */
 export const PICTURE_OPACITY = 0.4;
 
 /**
- * State of the page; `change` tells all who listen.
+ * State of the page; it sends the event `change`.
  */
 export class ScanState extends EventTarget {
   /**
    * @param {import("./source.js").ScanSource} source
-   * @param {URLSearchParams} query of the address
+   * @param {URLSearchParams} query of the URL
    */
   constructor(source, query) {
     super();
@@ -52,7 +52,7 @@ export class ScanState extends EventTarget {
     this.dispatchEvent(new Event("change"));
   }
 
-  /** Go to a voxel, the nearest that there is. */
+  /** Go to a voxel, or the nearest one inside of the volume. */
   goTo(voxel, fields = {}) {
     this.set({ voxel: this.source.grid.nearest(voxel), ...fields });
   }
@@ -74,7 +74,7 @@ export class ScanState extends EventTarget {
     return this.areLabelsOn ? this.visible : new Set();
   }
 
-  /** The same as the server's pictures take it. */
+  /** The shown labels, as the query of the server's pictures has them. */
   get labelsText() {
     const shown = this.shownValues;
     if (shown.size === 0) return "false";
@@ -83,12 +83,12 @@ export class ScanState extends EventTarget {
     return names.map((found) => found.name).join(",") || "false";
   }
 
-  /** Whether the server's pictures look as the labels are to be shown. */
+  /** Whether pictures of the server can show the labels in this way. */
   get isAsPictures() {
     return (this.opacity === PICTURE_OPACITY && this.hasOutlines) || this.shownValues.size === 0;
   }
 
-  /** What the address says: all that is not as it would be anyway. */
+  /** The query of the URL: all values that differ from their defaults. */
   get query() {
     const query = new URLSearchParams();
     const { grid } = this.source;
@@ -102,7 +102,7 @@ export class ScanState extends EventTarget {
     if (this.layout !== "all") query.set("layout", this.layout);
     if (this.level !== null) query.set("level", this.level);
     if (this.list !== null) query.set("list", this.list);
-    // Commas and letters of names need no quotes, and are read by people.
+    // Commas are not escaped, so that people can read the URL.
     return query.toString().replaceAll("%2C", ",");
   }
 

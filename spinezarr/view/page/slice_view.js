@@ -8,14 +8,14 @@ const LARGEST_PX = 2048;
 const REST_MS = 150;
 
 /**
- * One of the two ways in which planes are drawn; the other is `VolumeView`.
+ * Draws planes from pictures of the server; `VolumeView` draws them in the browser.
  *
- * `show` is told all that there is to see, as often as it changes.
+ * `show` is called with the whole state at each change.
  */
 export class SliceView {
   /**
    * @param {import("./source.js").ScanSource} source
-   * @param {function(string, ?Error)} onDrawn told of each plane that is drawn, or is not
+   * @param {function(string, ?Error)} onDrawn called with each plane that is drawn, or its error
    */
   constructor(source, onDrawn) {
     this.source = source;
@@ -27,7 +27,7 @@ export class SliceView {
     );
   }
 
-  /** Tell it where the tile of a plane is. */
+  /** Set the tile of a plane. */
   attach(plane, tile) {
     const image = document.createElement("img");
     image.className = "slice";
@@ -38,7 +38,7 @@ export class SliceView {
     this.planes[plane].image = image;
   }
 
-  /** Show the pictures of a moment. */
+  /** Show the pictures of a state. */
   show(shown) {
     for (const [plane, onScreen] of Object.entries(shown.planes)) {
       const state = this.planes[plane];
@@ -67,7 +67,7 @@ export class SliceView {
     }
   }
 
-  /** Take the pictures away for good: another view shows the planes, and as sharp. */
+  /** Remove the pictures: the other view draws the planes as sharply. */
   hide() {
     this.isHidden = true;
     for (const { image, timer } of Object.values(this.planes)) {
@@ -76,7 +76,7 @@ export class SliceView {
     }
   }
 
-  /** Draw what is wanted last; one request a plane at a time, those between are left out. */
+  /** Request the latest wanted picture. A plane has one request at a time, and skips the ones between. */
   async #bring(plane) {
     const state = this.planes[plane];
     if (state.isBusy || state.wanted === state.drawn || this.isHidden) return;
@@ -87,7 +87,7 @@ export class SliceView {
       next.src = URL.createObjectURL(await this.source.picture(wanted));
       await next.decode();
       next.style.cssText = state.image.style.cssText;
-      // What is behind it is nearer to what is wanted by now.
+      // An older picture is still nearer to the wanted one than none.
       next.hidden = this.isHidden || (this.isBacked && state.wanted !== wanted);
       URL.revokeObjectURL(state.image.src);
       state.image.replaceWith(next);
@@ -96,7 +96,7 @@ export class SliceView {
       state.hasFailed = false;
       this.onDrawn(plane, null);
     } catch (problem) {
-      // What was asked for is not there: nothing else is shown in its place.
+      // The wanted picture is missing, so nothing is shown in its place.
       state.image.hidden = true;
       state.drawn = wanted;
       state.hasFailed = true;
@@ -107,13 +107,13 @@ export class SliceView {
     }
   }
 
-  /** Show pictures again: the other view is gone. */
+  /** Show pictures again, because the other view failed. */
   showAgain() {
     this.isHidden = false;
     this.retry();
   }
 
-  /** Ask again for what failed. */
+  /** Repeat what failed. */
   retry() {
     for (const [plane, state] of Object.entries(this.planes)) {
       state.drawn = "";

@@ -5,14 +5,14 @@ import { AXIS_NAMES, Grid, PLANES } from "./plane_geometry.js";
 
 const ARRAYS = { int16: Int16Array, float32: Float32Array, uint8: Uint8Array };
 
-/** The server did not answer, or not to the end. */
+/** The server did not answer, or the answer ended early. */
 export class LostError extends Error {}
 
-/** A scan; ask for one with `openScan`. */
+/** A scan on the server; `openScan` makes it. */
 export class ScanSource {
   /**
    * @param {string} store
-   * @param {Object} facts as `view` answers
+   * @param {Object} facts the answer of `view`
    */
   constructor(store, facts) {
     this.store = store;
@@ -28,7 +28,7 @@ export class ScanSource {
     this.path = `/v1/${encodeURIComponent(store)}/scans/${encodeURIComponent(facts.scan_id)}`;
   }
 
-  /** All values of the masks that stand for something, as the first mask names them. */
+  /** All named values of the masks, with the names of the first mask. */
   get vertebrae() {
     return this.facts.masks.length ? this.facts.masks[0].vertebrae : [];
   }
@@ -38,8 +38,8 @@ export class ScanSource {
   }
 
   /**
-   * Return what gives the voxels of an array, in the form that NiiVue 1.0's `loadChunkedVolume`
-   * wants.
+   * Return the source of the voxels of an array, in the form of NiiVue 1.0's
+   * `loadChunkedVolume`.
    * @param {"image"|"label"} array
    */
   chunked(array) {
@@ -83,7 +83,7 @@ export class ScanSource {
     return isWhole ? voxels : padded(voxels, size, first, texOrigin, texDims);
   }
 
-  /** The stored values of one voxel, whatever level is shown. */
+  /** Fetch the stored values of one voxel, independent of the shown level. */
   async valuesAt(voxel, signal) {
     const chunk = { levelIndex: 0, texOrigin: voxel, texDims: [1, 1, 1] };
     const arrays = this.hasMask ? ["image", "label"] : ["image"];
@@ -94,7 +94,7 @@ export class ScanSource {
   }
 
   /**
-   * Return where the server's picture of a slice is.
+   * Return the URL of a slice that the server draws.
    * @param {string} plane
    * @param {number} index of the slice
    * @param {{window: number[], labels: string, sizePx: number}} shown
@@ -124,12 +124,12 @@ export async function openScan(store, scanId) {
   return new ScanSource(store, await heard(() => askJson(path)));
 }
 
-/** What the position of a voxel is called. */
+/** Format the index of a voxel. */
 export function placeText(mm) {
   return mm.map((value, axis) => `${AXIS_NAMES[axis]} ${value.toFixed(1)}`).join(", ");
 }
 
-/** Tell what `fetch` and bodies throw on a lost connection from a fault of the page. */
+/** Distinguish errors of a lost connection from faults of the page. */
 async function heard(act) {
   try {
     return await act();
@@ -158,7 +158,7 @@ async function allBytes(response, onBytes) {
   return all.buffer;
 }
 
-/** Put voxels into a larger box of zeros. */
+/** Copy voxels into a larger box of zeros. */
 function padded(voxels, size, first, origin, dims) {
   const whole = new voxels.constructor(dims[0] * dims[1] * dims[2]);
   for (let z = 0; z < size[2]; z += 1) {

@@ -12,7 +12,7 @@ const GOLDEN_ANGLE = 0.381966;
 const OTHER_COLOR = "#d9d9d9";
 const SATURATION = 0.75;
 
-/** Where a vertebra stands from head to tail; -1 if it is none. */
+/** Rank of a vertebra from head to tail; -1 for other structures. */
 export function orderOf(name) {
   return ORDER.get(name) ?? -1;
 }

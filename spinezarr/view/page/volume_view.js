@@ -11,15 +11,15 @@ const DATATYPES = { Int16Array: 4, Float32Array: 16, Uint8Array: 2 };
 const LABEL_INTENT = 1002;
 const HEADER_BYTES = 352;
 const N_LABELS = 256;
-/** As NiiVue counts them. */
+/** Slice types of NiiVue. */
 const SLICE_TYPES = { axial: 0, coronal: 1, sagittal: 2 };
 const RENDER = 4;
-/** Of the shown bytes of a voxel: as colored, its gradient, its label. */
+/** Bytes of memory per shown voxel: color, gradient, label. */
 const TEXTURE_BYTES = 12;
 const LARGEST_TEXTURE_BYTES = 1.5e9;
-/** That are asked for at once. */
+/** Requests that are sent at once. */
 const SLAB_VOXELS = 16e6;
-/** In which the spine is rendered. */
+/** Voxels in which the spine is rendered. */
 const RENDER_VOXELS = 3e6;
 const ILLUMINATION = 0.6;
 const FIRST_RENDER_ZOOM = 0.8;
@@ -55,7 +55,7 @@ async function fetchLevel(chunked, levelIndex, options) {
 
 let largestTexture = null;
 
-/** Longest axis of a volume that this browser can draw; 0 if it has not what NiiVue draws with. */
+/** Longest axis of a volume that this browser can draw; 0 without WebGL 2. */
 function largestTextureAxis() {
   if (largestTexture === null) {
     const gl = document.createElement("canvas").getContext("webgl2");
@@ -65,7 +65,7 @@ function largestTextureAxis() {
   return largestTexture;
 }
 
-/** One of the two ways in which planes are drawn; the other is `SliceView`. */
+/** Draws planes and 3D in the browser with NiiVue; `SliceView` shows pictures of the server. */
 export class VolumeView {
   /**
    * @param {import("./source.js").ScanSource} source
@@ -87,7 +87,7 @@ export class VolumeView {
     this.turn = { azimuth: 200, elevation: 10, zoom: FIRST_RENDER_ZOOM };
   }
 
-  /** Whether this browser has what NiiVue draws with. */
+  /** Whether this browser has WebGL 2, which NiiVue needs. */
   static get isPossible() {
     return largestTextureAxis() > 0;
   }
@@ -105,7 +105,7 @@ export class VolumeView {
     this.niivue = await loadNiivue();
     this.niivue.NVImage.prototype.calMinMax = calibrated;
     const planes = await attached(this.niivue, canvas);
-    // Which part of a plane is shown, and that it fills its tile, is for the page to say.
+    // The page decides which part of a plane is visible.
     const whole = planes.screenFieldOfViewExtendedVox.bind(planes);
     planes.screenFieldOfViewExtendedVox = (sliceType) => this.#region(sliceType, whole);
     planes.calculateWidthHeight = (_sliceType, _scale, width, height) => [width, height];
@@ -114,7 +114,7 @@ export class VolumeView {
   }
 
   /**
-   * Fetch a level and show it from now on; on failure all stays as it is.
+   * Fetch and show a level; on failure the shown level stays.
    * @param {number} levelIndex
    * @param {{signal: AbortSignal=, onBytes: function(number)=}} options
    */
@@ -140,7 +140,7 @@ export class VolumeView {
     this.show(this.shown);
   }
 
-  /** Show a moment. */
+  /** Show a state. */
   show(shown) {
     this.shown = shown;
     if (this.levelIndex === null) return;
@@ -177,7 +177,7 @@ export class VolumeView {
     this.#showRender();
   }
 
-  /** Turn and zoom the spine. */
+  /** Rotate and zoom the spine. */
   turnBy(azimuth, elevation, zoom = 1) {
     this.turn.azimuth = (this.turn.azimuth + azimuth + 360) % 360;
     this.turn.elevation = Math.max(-90, Math.min(90, this.turn.elevation + elevation));
@@ -185,7 +185,7 @@ export class VolumeView {
     this.#showRender();
   }
 
-  /** Make the spine in 3D from the mask's part that is not empty; once. */
+  /** Prepare the spine in 3D from the non-empty part of the mask, once. */
   async loadRender(signal) {
     if (this.render || this.isRenderLoading || !this.source.hasMask) return;
     this.isRenderLoading = true;
@@ -241,7 +241,7 @@ export class VolumeView {
     return chunks.find(small) ?? chunks.at(-1);
   }
 
-  /** What NiiVue is to show of a plane: its own numbers, in mm from the edge of the volume. */
+  /** The view of a plane in NiiVue's numbers, in mm from the edge of the volume. */
   #region(sliceType, whole) {
     const all = whole(sliceType);
     const plane = Object.keys(SLICE_TYPES).find((name) => SLICE_TYPES[name] === sliceType);
@@ -263,7 +263,7 @@ export class VolumeView {
     this.drawnWindow = String(shown.window);
     if (label) {
       label.setColormapLabel(this.lookup);
-      // NiiVue outlines what is clear, too: values that are not shown are taken out of the voxels.
+      // NiiVue also outlines transparent values, so hidden values are removed from the voxels.
       label.img = kept(this.label, this.source.vertebrae, shown.visible);
       label._opacity = shown.opacity;
       this.planes.opts.atlasOutline = shown.hasOutlines ? 1 : 0;
@@ -277,7 +277,7 @@ export class VolumeView {
   }
 }
 
-/** Colors of all values that a mask can have, clear where they stand for nothing. */
+/** Colors of all values of a mask; values without a name are transparent. */
 function lookupTable(vertebrae) {
   const table = { R: [], G: [], B: [], A: [], I: [], labels: [] };
   const byValue = new Map(vertebrae.map((found) => [found.value, found]));
@@ -294,7 +294,7 @@ function lookupTable(vertebrae) {
   return table;
 }
 
-/** A mask without the values that are not shown. */
+/** A mask without its hidden values. */
 function kept(label, vertebrae, visible) {
   if (vertebrae.every(({ value }) => visible.has(value))) return label;
   const shown = new Uint8Array(N_LABELS);
@@ -302,7 +302,7 @@ function kept(label, vertebrae, visible) {
   return label.map((value) => shown[value]);
 }
 
-/** A NiiVue that does nothing but draw. */
+/** A NiiVue that only draws, without its own mouse and keys. */
 async function attached(niivue, canvas) {
   const made = new niivue.Niivue({
     interactive: false,
@@ -324,9 +324,9 @@ async function attached(niivue, canvas) {
 }
 
 /**
- * Leave out what only a rendering needs: gradients cost more than all else that planes do.
+ * Skip the gradients, which only 3D needs: they cost more than the rest of drawing planes.
  *
- * NiiVue makes them of as many voxels as the header names while it does so; one is enough.
+ * NiiVue computes them for as many voxels as the header names, so the header names one.
  */
 function leaveOutGradients(planes) {
   const texture = planes.rgbaTex.bind(planes);
@@ -344,13 +344,13 @@ function leaveOutGradients(planes) {
   };
 }
 
-/** Let volumes take the place of those before: at once, not one by one with a drawing of each. */
+/** Replace all volumes at once, and draw once. */
 function put(drawn, volumes) {
   [drawn.back, ...drawn.overlays] = volumes;
   drawn.volumes = volumes;
 }
 
-/** In place of NiiVue's search through all voxels for shades that the page chooses anyway. */
+/** Replaces NiiVue's search for a window, because the page sets it. */
 function calibrated() {
   const { cal_min: low, cal_max: high } = this.hdr;
   Object.assign(this, { cal_min: low, cal_max: high, robust_min: low, robust_max: high });
@@ -362,7 +362,7 @@ function labelsKey(shown) {
   return `${[...shown.visible]} ${shown.opacity} ${shown.hasOutlines}`;
 }
 
-/** The part of a mask that is not empty: mm from the edge of the volume, each axis; or null. */
+/** The non-empty part of a mask, in mm from the edge of the volume along each axis; or null. */
 function occupied(label, level, grid) {
   const [nx, ny, nz] = level.shape;
   const low = [nx, ny, nz];
@@ -381,14 +381,14 @@ function occupied(label, level, grid) {
     }
   }
   if (high[0] < 0) return null;
-  // Thin parts may lie beside the blocks that they are most of.
+  // Thin parts may lie beside the blocks in which they are the most frequent value.
   return AXIS_NAMES.map((_, axis) => [
     Math.max(0, (low[axis] - 1) * level.spacing[axis]),
     Math.min(grid.sizeMm[axis], (high[axis] + 2) * level.spacing[axis]),
   ]);
 }
 
-/** A NIfTI file in memory, its first edge at the origin. */
+/** A NIfTI file in memory, with its first edge at the origin. */
 function niftiFile(voxels, shape, spacing, [low, high]) {
   const file = new ArrayBuffer(HEADER_BYTES + voxels.byteLength);
   const header = new DataView(file);
