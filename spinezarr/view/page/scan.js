@@ -110,7 +110,7 @@ function addTools(source, state, stage) {
   const limits = () => {
     const window = [Number(low.value), Number(high.value)];
     const isRight = window[0] < window[1];
-    high.setCustomValidity(isRight ? "" : "What is white is above what is black.");
+    high.setCustomValidity(isRight ? "" : "White must be above black.");
     if (isRight) state.set({ window, windowName: null });
     else high.reportValidity();
   };

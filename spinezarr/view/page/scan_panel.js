@@ -103,7 +103,7 @@ export class Panel {
       search,
       element("ul", { class: "vertebrae", id: "vertebrae" }, ...source.vertebrae.map((v) => this.#row(v))),
     );
-    this.empty = element("p", { class: "quiet", hidden: true }, "None is called so.");
+    this.empty = element("p", { class: "quiet", hidden: true }, "No vertebra matches.");
     section.append(this.empty);
     return section;
   }
@@ -187,7 +187,7 @@ export class Panel {
     section.append(element("h2", { id: "findings-title" }, "Audit"));
     if (findings.length === 0) {
       const text =
-        audit === "" ? "Not audited as it is: spinezarr audit does it." : "Nothing was found.";
+        audit === "" ? "This version was not audited: run spinezarr audit." : "Nothing was found.";
       section.append(element("p", { class: "quiet" }, text));
       return section;
     }
