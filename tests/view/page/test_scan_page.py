@@ -465,7 +465,7 @@ def test_the_list_is_searched_by_keyboard(quick, small):
     search.press("Enter")
     assert "vertebra=L1" in quick.url
     search.fill("s9")
-    assert quick.get_by_text("None is called so.").is_visible()
+    assert quick.get_by_text("No vertebra matches.").is_visible()
 
 
 def test_the_spine_is_drawn_in_3d_and_turns(tab, small):
