@@ -134,7 +134,7 @@ def _new_plot(title: str, subtitle: str) -> tuple[Figure, Axes]:
 
 def _as_it_is(text: Text) -> None:
     """Take no part of a text for a formula or for TeX, whatever the user's matplotlibrc says."""
-    text.set_fontfamily("DejaVu Sans")  # whose letters 'drawable' knows
+    text.set_fontfamily("DejaVu Sans")  # whose letters 'to_drawable' knows
     text.set_parse_math(False)
     text.set_usetex(False)
 
