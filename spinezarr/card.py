@@ -146,15 +146,15 @@ class Card(StrictModel):
     """Vertebrae of each region, counted once in each scan."""
     decimals: Annotated[int, Field(ge=0, le=6)] = 2
     """Decimals to which spacings, rates and volumes are rounded; ends in 0 may be left out."""
-    spacing_mm: _Spread | None = None
-    size: _Spread | None = None
+    spacing_ijk_mm: _Spread | None = None
+    shape_ijk: _Spread | None = None
     """Voxels."""
-    volume_read_as: dict[Statistic, Statistic] = Field(default_factory=dict)
+    volume_column_holds: dict[Statistic, Statistic] = Field(default_factory=dict)
     """Which statistic a column of volumes must be, where its numbers contradict its heading."""
     vertebrae: Annotated[dict[str, _Vertebra], AfterValidator(_checked_levels)] = Field(
         default_factory=dict
     )
-    doubts: tuple[str, ...] = ()
+    caveats: tuple[str, ...] = ()
     """What contradicts itself on the card, or is to be read with care."""
 
     @model_validator(mode="after")
@@ -163,9 +163,11 @@ class Card(StrictModel):
             printed = [
                 heading for heading in STATISTICS if getattr(row.volume_cm3, heading) is not None
             ]
-            read = [self.volume_read_as.get(heading, heading) for heading in printed]
+            read = [self.volume_column_holds.get(heading, heading) for heading in printed]
             if len(set(read)) < len(read):
-                raise ValueError(f"volume_read_as takes two volumes of {name} for one statistic")
+                raise ValueError(
+                    f"volume_column_holds takes two volumes of {name} for one statistic"
+                )
         return self
 
     @classmethod
@@ -200,8 +202,8 @@ class Card(StrictModel):
         for split, scans in self.splits.items():
             yield FigureKey("split", split, "scans"), PrintedFigure(scans, 0)
         for unit, spread, decimals in (
-            ("size", self.size, 0),
-            ("spacing_mm", self.spacing_mm, self.decimals),
+            ("shape_ijk", self.shape_ijk, 0),
+            ("spacing_ijk_mm", self.spacing_ijk_mm, self.decimals),
         ):
             for statistic in STATISTICS if spread is not None else ():
                 for axis, value in zip("ijk", getattr(spread, statistic), strict=True):
@@ -222,7 +224,7 @@ class Card(StrictModel):
         for heading in STATISTICS if row.scans else ():
             value = getattr(row.volume_cm3, heading)
             if value is not None:
-                statistic = self.volume_read_as.get(heading, heading)
+                statistic = self.volume_column_holds.get(heading, heading)
                 printed_as = "" if statistic == heading else heading
                 key = FigureKey("vertebra", name, f"volume_cm3_{statistic}")
                 yield key, PrintedFigure(value, self.decimals, printed_as)
@@ -236,8 +238,10 @@ class Card(StrictModel):
             for split, scans in self.splits.items():
                 rest = Contradiction(reason, self.scans - (total - scans))
                 yield FigureKey("split", split, "scans"), rest
-        if self.slices is not None and self.size is not None:
-            low, high = (self.scans * size_ijk[2] for size_ijk in (self.size.min, self.size.max))
+        if self.slices is not None and self.shape_ijk is not None:
+            low, high = (
+                self.scans * size_ijk[2] for size_ijk in (self.shape_ijk.min, self.shape_ijk.max)
+            )
             if not low <= self.slices <= high:
                 reason = f"{self.scans} scans of the printed sizes have {low:g} to {high:g} slices"
                 yield FigureKey("all", "", "slices"), Contradiction(reason)

@@ -16,8 +16,8 @@ scans: 10
 slices: 100
 splits: {train: 6, test: 4}
 regions: {lumbar: 5}
-size: {min: [1, 1, 5], median: [2, 2, 10], max: [3, 3, 20]}
-spacing_mm: {min: [0.5, 0.5, 1], median: [0.5, 0.5, 1], max: [0.5, 0.5, 1]}
+shape_ijk: {min: [1, 1, 5], median: [2, 2, 10], max: [3, 3, 20]}
+spacing_ijk_mm: {min: [0.5, 0.5, 1], median: [0.5, 0.5, 1], max: [0.5, 0.5, 1]}
 vertebrae:
   L1: {scans: 3, detection_percent: 30.00, volume_cm3: {min: 1, median: 2, max: 3}}
   L6: {scans: 2, detection_percent: 20.00}
@@ -41,7 +41,7 @@ def test_every_contradiction_of_a_shipped_card_is_among_its_doubts(name):
     for key, contradiction in card.contradictions().items():
         value = f"{card.figures()[key].value:g}"
         told = [
-            text for text in card.doubts if {value, key.name} & set(re.findall(r"[\w.]+", text))
+            text for text in card.caveats if {value, key.name} & set(re.findall(r"[\w.]+", text))
         ]
         assert any(
             number in text
@@ -53,14 +53,14 @@ def test_every_contradiction_of_a_shipped_card_is_among_its_doubts(name):
 def test_ctspine1k_contradicts_itself_in_one_column_alone():
     card = shipped("ctspine1k.card.yaml")
     assert card.contradictions() == {}
-    taken_literally = card.model_copy(update={"volume_read_as": {}}).contradictions()
+    taken_literally = card.model_copy(update={"volume_column_holds": {}}).contradictions()
     assert set(taken_literally) == {
         FigureKey("vertebra", name, f"volume_cm3_{statistic}")
         for name in card.vertebrae
         for statistic in ("min", "median")
     }
     assert len(card.vertebrae) == 25
-    assert "Min Volume" in card.doubts[0]
+    assert "Min Volume" in card.caveats[0]
 
 
 def test_verse_contradicts_itself_in_c7_and_in_the_regions():
@@ -76,7 +76,7 @@ def test_verse_contradicts_itself_in_c7_and_in_the_regions():
 
 def test_the_years_of_verse_overlap_by_as_much_in_scans_and_splits():
     card = shipped("verse.card.yaml")
-    years = next(text for text in card.doubts if "2019: 141 patients" in text)
+    years = next(text for text in card.caveats if "2019: 141 patients" in text)
     numbers = [int(n) for n in re.findall(r"\d+", years)]
     _, patients_19, scans_19, *splits_19, total_19 = numbers[:7]
     _, patients_20, scans_20, *splits_20, total_20 = numbers[7:14]
@@ -158,7 +158,7 @@ def test_what_the_other_figures_make_of_a_wrong_one_is_told(tmp_path):
 def test_a_column_may_be_read_as_another(tmp_path):
     text = CARD.replace("{min: 1, median: 2, max: 3}", "{min: 3, median: 2}")
     text = text.replace("median: 0, max: 0", "median: 0")
-    card = load(tmp_path, f"volume_read_as: {{min: max}}\n{text}")
+    card = load(tmp_path, f"volume_column_holds: {{min: max}}\n{text}")
     assert card.contradictions() == {}
     figure = card.figures()[FigureKey("vertebra", "L1", "volume_cm3_max")]
     assert (figure.value, figure.printed_as) == (3, "min")
@@ -174,7 +174,7 @@ def test_a_column_may_be_read_as_another(tmp_path):
         ("lumbar: 5", "sacral: 5", "regions.sacral"),
         ("[1, 1, 5]", "[1, 1]", "size.min"),
         ("name: mine", "nome: mine", "did you mean 'name'"),
-        ("slices: 100", "volume_read_as: {min: max}", "two volumes of L1 for one statistic"),
+        ("slices: 100", "volume_column_holds: {min: max}", "two volumes of L1 for one statistic"),
     ],
 )
 def test_a_card_that_is_wrong_is_refused_with_its_line(tmp_path, old, new, message):

@@ -56,7 +56,7 @@ __all__ = ["stats"]
 _VERDICT_STYLES: Final[dict[Verdict, str]] = {
     "equal": "green",
     "differs": "red",
-    "missing here": "yellow",
+    "missing in store": "yellow",
     "card contradicts itself": "magenta",
 }
 _NARROW: Final = {
@@ -123,7 +123,7 @@ def stats(
     """Print the figures of published dataset cards, counted from the scan table; compare them.
 
     With --against, exit code 0 says that every figure is the card's, 1 that
-    one differs or is missing here. Where the card contradicts itself and the
+    one differs or is missing in store. Where the card contradicts itself and the
     store agrees with one side, that is shown and does not count.
 
     Example:  spinezarr stats demo/ctspine1k.zarr --format markdown
@@ -194,7 +194,7 @@ def _print_comparison(comparison: Comparison, output: Format) -> None:
         more = f" and {len(noted) - _NOTED} more" if len(noted) > _NOTED else ""
         named = f"{', '.join(noted[:_NOTED])}{more}"
         OUT.say(Said("Note:", "bold"), f" {named}: {note}")
-    for text in comparison.doubts:
+    for text in comparison.caveats:
         OUT.say(Said("Doubt:", "bold"), f" {text}")
     OUT.say(verdict_line(comparison))
 

@@ -171,18 +171,18 @@ class Pseudonyms:
 
 def _texts_of(recipe: Recipe) -> frozenset[str]:
     """Return the texts that the recipe itself states, which so name no scan or patient."""
-    texts = [text for layout in recipe.layouts.values() for text in layout.texts.values()]
+    texts = [text for layout in recipe.layouts.values() for text in layout.constants.values()]
     texts += [text for lookup in recipe.lookups.values() for text in lookup.values.values()]
     texts += recipe.splits.sections.values() if recipe.splits is not None else ()
-    texts += [text for table in recipe.tables.values() for text in table.set.values()]
+    texts += [text for table in recipe.tables.values() for text in table.constants.values()]
     return _SPLITS.union(text for text in texts if "{" not in text)
 
 
 def _safe_columns(recipe: Recipe) -> list[BoundedRegex]:
     """Return what names of columns look like that are kept: those of the recipe, or named safe."""
     tables = recipe.tables.values()
-    own = [compile_bounded(re.escape(column)) for table in tables for column in table.set]
-    return own + [PathPattern(text).regex for table in tables for text in table.safe]
+    own = [compile_bounded(re.escape(column)) for table in tables for column in table.constants]
+    return own + [PathPattern(text).regex for table in tables for text in table.non_identifying]
 
 
 def map_file(out: str, chosen: str | None) -> Path:

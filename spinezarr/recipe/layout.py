@@ -117,14 +117,14 @@ class CentroidFiles(StrictModel):
 class Layout(StrictModel):
     """One way in which a dataset's files are laid out on disk."""
 
-    about: str
+    description: str
     """Which release or download this is."""
     image: Annotated[PatternTexts, Field(min_length=1)]
     """Patterns of the images; must remember what the scan id is made of.
 
     One that ends with ``/`` is a folder of DICOM slices.
     """
-    texts: dict[str, str] = Field(default_factory=dict)
+    constants: dict[str, str] = Field(default_factory=dict)
     """Further texts, the same for all its images."""
     label: TemplateTexts = ()
     """Templates of the mask of an image, tried in order; ``*`` and ``**/`` stand for any text."""
@@ -141,7 +141,7 @@ class Layout(StrictModel):
     """Templates of a JSON file beside the image."""
     sidecar_keys: PatternTexts = ()
     """Patterns of the keys of that file whose texts and numbers go into the scan table."""
-    listed: ImageList | None = None
+    image_list: ImageList | None = None
     """Which image is meant where a scan has several."""
     series: SeriesSelection | None = None
     """Which CT series of a DICOM folder are scans, each one of its own; if not given, a folder is
@@ -166,7 +166,9 @@ class Layout(StrictModel):
     @property
     def extra_names(self) -> frozenset[str]:
         """Names that its templates may use beside those of the image pattern."""
-        return frozenset(self.texts) | (SERIES_NAMES if self.series is not None else frozenset())
+        return frozenset(self.constants) | (
+            SERIES_NAMES if self.series is not None else frozenset()
+        )
 
     @model_validator(mode="after")
     def _one_kind_of_mask(self) -> Self:

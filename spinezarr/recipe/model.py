@@ -56,12 +56,12 @@ class Lookup(StrictModel):
 
     Examples
     --------
-    >>> lookup = Lookup(of="stem", values={"sub-{id}_dir-*": "{id}", "{id}_CT*": "{id|lower}"})
+    >>> lookup = Lookup(inputs="stem", values={"sub-{id}_dir-*": "{id}", "{id}_CT*": "{id|lower}"})
     >>> lookup.get({"stem": "sub-gl003_dir-ax"}), lookup.get({"stem": "GL017_CT_ax"})
     ('gl003', 'gl017')
     """
 
-    of: Texts
+    inputs: Texts
     """Name of the remembered text; of several, the first that matches counts."""
     values: dict[PatternText, TemplateText]
     """Pattern to value; the value may use what the pattern remembers."""
@@ -79,7 +79,7 @@ class Lookup(StrictModel):
 
     def get(self, texts: Mapping[str, str]) -> str | None:
         """Return the value for remembered ``texts``, or None if no pattern matches."""
-        for name in self.of:
+        for name in self.inputs:
             for pattern, value in self.values.items() if name in texts else ():
                 found = PathPattern(pattern).match(texts[name])
                 if found is not None:
@@ -158,7 +158,7 @@ class IgnoredFiles(StrictModel):
     """Files that are known and belong to no scan."""
 
     path: PatternText
-    because: str
+    reason: str
 
 
 class Recipe(StrictModel):
@@ -182,7 +182,7 @@ class Recipe(StrictModel):
     """Empty: the scan id."""
     source: TemplateText = ""
     """Template of the collection that a scan comes from."""
-    same_scan: TemplateText = ""
+    duplicate_key: TemplateText = ""
     """Template; images of different layouts with the same text are one scan, taken once."""
     splits: Splits | None = None
     split: TemplateText = ""
@@ -262,7 +262,7 @@ class Recipe(StrictModel):
                 citation="",
                 layouts={
                     "pairs": Layout(
-                        about="images and masks paired by name",
+                        description="images and masks paired by name",
                         image=(image,),
                         label=() if label is None else (label,),
                         series=SeriesSelection() if by_series else None,
@@ -333,7 +333,7 @@ class Recipe(StrictModel):
 
     def used_names(self, layout: str) -> frozenset[str]:
         """Return the names that templates of a layout and lookups use."""
-        names = {name for lookup in self.lookups.values() for name in lookup.of}
+        names = {name for lookup in self.lookups.values() for name in lookup.inputs}
         for _, template in self._templates(layout, self.layouts[layout]):
             names |= template_names(template)
         return frozenset(names)
@@ -341,21 +341,21 @@ class Recipe(StrictModel):
     def _known_names(self, remembered: frozenset[str]) -> frozenset[str]:
         known = remembered
         for name, lookup in self.lookups.items():
-            if known & set(lookup.of):
+            if known & set(lookup.inputs):
                 known |= {name}
         return known
 
     def _templates(self, name: str, layout: Layout) -> Iterator[tuple[tuple[str, ...], str]]:
         """Yield the key and text of every template that an image of ``layout`` is to fill."""
-        for key in ("scan_id", "patient_id", "source", "same_scan", "split"):
+        for key in ("scan_id", "patient_id", "source", "duplicate_key", "split"):
             yield (key,), getattr(self, key)
         for table_name, table in self.tables.items():
             yield ("tables", table_name, "matches"), table.matches
         at = ("layouts", name)
         for keys, template in self._templates_of_files(layout):
             yield (*at, *keys), template
-        if layout.listed is not None:
-            yield (*at, "listed", "entry"), layout.listed.entry
+        if layout.image_list is not None:
+            yield (*at, "image_list", "entry"), layout.image_list.entry
 
     @staticmethod
     def _templates_of_files(layout: Layout) -> Iterator[tuple[tuple[str, ...], str]]:
@@ -456,7 +456,7 @@ class Recipe(StrictModel):
 
     def picks_one_of_several(self, layout: str) -> bool:
         """Whether one of several files of one name is taken: the recipe says they are one scan."""
-        return bool(self.same_scan) or self.layouts[layout].listed is not None
+        return bool(self.duplicate_key) or self.layouts[layout].image_list is not None
 
     def resolve_lookups(self, texts: Mapping[str, str]) -> dict[str, str]:
         """Return remembered texts and all that is looked up by them."""
@@ -486,7 +486,7 @@ class Recipe(StrictModel):
 
     def _further(self, layout: Layout, template: str) -> dict[str, str]:
         """Return expressions of the texts that a template may use beside those of the image."""
-        further = {name: re.escape(text) for name, text in layout.texts.items()}
+        further = {name: re.escape(text) for name, text in layout.constants.items()}
         for name, lookup in self.lookups.items():
             further[name] = self._any_value(name, lookup, further.get(name))
         if layout.label_parts is not None and template == layout.label_parts.file:

@@ -28,7 +28,7 @@ class Table(StrictModel):
     """File beside the recipe; read as well as the one in the raw folder."""
     key: str | None = None
     """Column that names the scan; if not given, the one in which most scans are named."""
-    find: Annotated[str, AfterValidator(_checked_regex)] | None = None
+    scan_regex: Annotated[str, AfterValidator(_checked_regex)] | None = None
     """Regular expression that finds the names of scans in a text without columns."""
     matches: TemplateText = "{scan}"
     """What the name of a scan must equal; leading zeros of numbers do not count."""
@@ -36,28 +36,33 @@ class Table(StrictModel):
     """Names of the columns of a file whose first row is none."""
     delimiter: Annotated[str, Field(min_length=1, max_length=1)] = ","
     """Between the columns of a text file."""
-    set: dict[str, str] = Field(default_factory=dict)
+    constants: dict[str, str] = Field(default_factory=dict)
     """Further columns with the same text for each scan named."""
-    safe: PatternTexts = ()
+    non_identifying: PatternTexts = ()
     """Patterns of the columns that name no one: with pseudonyms, only they are stored.
 
-    Those of ``set`` are among them.
+    Those of ``constants`` are among them.
     """
     split: str | None = None
-    """Column that says the scan's split; may be one of ``set``."""
+    """Column that says the scan's split; may be one of ``constants``."""
 
     @model_validator(mode="after")
     def _one_way_to_name_scans(self) -> Self:
-        if self.key is not None and self.find is not None:
+        if self.key is not None and self.scan_regex is not None:
             raise ValueError(
-                "give either 'key', the column that names the scan, or 'find', a regular "
+                "give either 'key', the column that names the scan, or 'scan_regex', a regular "
                 "expression for scan names in a text without columns"
             )
         if not self.files and self.shipped is None:
             raise ValueError("give 'files', 'shipped' or both")
-        if self.find is not None and self.split is not None and self.split not in self.set:
+        if (
+            self.scan_regex is not None
+            and self.split is not None
+            and self.split not in self.constants
+        ):
             raise ValueError(
-                f"'split' {self.split!r} is no column: with 'find' there are those of 'set' alone"
+                f"'split' {self.split!r} is no column: with 'scan_regex', a table has "
+                "only the columns of 'constants'"
             )
         if self.header and self.key is not None and self.key not in self.header:
             raise ValueError(f"'key' {self.key!r} is not in 'header'")

@@ -8,8 +8,8 @@ from spinezarr.stats.statistics import Statistics
 
 __all__ = ["ComparedFigure", "Comparison", "Verdict", "compare"]
 
-Verdict = Literal["equal", "differs", "missing here", "card contradicts itself"]
-"""The first that holds: ``equal`` within the printed rounding; ``missing here``, where the card
+Verdict = Literal["equal", "differs", "missing in store", "card contradicts itself"]
+"""The first that holds: ``equal`` within the printed rounding; ``missing in store``, where the card
 counts or measures something that the store lacks; ``card contradicts itself``, where the figure
 does not fit others of the card and the store agrees with those, or they do not tell; ``differs``.
 """
@@ -23,7 +23,7 @@ class ComparedFigure:
     """One figure in the store and on the card."""
 
     key: FigureKey
-    here: float | None
+    store: float | None
     """None: there is nothing to measure."""
     card: float
     decimals: int
@@ -35,7 +35,7 @@ class ComparedFigure:
     @property
     def difference(self) -> float | None:
         """Here less the card; None where there is nothing here."""
-        return None if self.here is None else self.here - self.card
+        return None if self.store is None else self.store - self.card
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,13 +51,13 @@ class Comparison:
     as_of: str | None
     """State of that source."""
     lines: tuple[ComparedFigure, ...]
-    doubts: tuple[str, ...]
+    caveats: tuple[str, ...]
     """What contradicts itself on the card, or is to be read with care."""
 
     @property
     def agrees(self) -> bool:
         """Whether no figure differs or is missing; those where the card is wrong do not count."""
-        return not any(line.verdict in {"differs", "missing here"} for line in self.lines)
+        return not any(line.verdict in {"differs", "missing in store"} for line in self.lines)
 
     @property
     def verdicts(self) -> dict[str, int]:
@@ -73,16 +73,16 @@ def compare(statistics: Statistics, card: Card) -> Comparison:
     found, wrong = statistics.figures(), card.contradictions()
     lines = []
     for key, printed in card.figures().items():
-        here = found.get(key, 0 if key.statistic in _COUNTS else None)
+        store = found.get(key, 0 if key.statistic in _COUNTS else None)
         heading = f"printed as {printed.printed_as}" if printed.printed_as else ""
         doubt = wrong.get(key)
         lines.append(
             ComparedFigure(
                 key=key,
-                here=here,
+                store=store,
                 card=printed.value,
                 decimals=printed.decimals,
-                verdict=_verdict(here, printed, doubt),
+                verdict=_verdict(store, printed, doubt),
                 note="; ".join(filter(None, (heading, doubt.reason if doubt else ""))),
             )
         )
@@ -92,17 +92,17 @@ def compare(statistics: Statistics, card: Card) -> Comparison:
         source=card.source,
         as_of=card.as_of,
         lines=tuple(lines),
-        doubts=card.doubts,
+        caveats=card.caveats,
     )
 
 
-def _verdict(here: float | None, printed: PrintedFigure, doubt: Contradiction | None) -> Verdict:
-    if here is not None and printed.is_rounded_from(here):
+def _verdict(store: float | None, printed: PrintedFigure, doubt: Contradiction | None) -> Verdict:
+    if store is not None and printed.is_rounded_from(store):
         return "equal"
-    if not here:
-        return "missing here"
+    if not store:
+        return "missing in store"
     if doubt is None:
         return "differs"
-    if doubt.otherwise is None or replace(printed, value=doubt.otherwise).is_rounded_from(here):
+    if doubt.otherwise is None or replace(printed, value=doubt.otherwise).is_rounded_from(store):
         return "card contradicts itself"
     return "differs"

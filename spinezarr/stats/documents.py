@@ -67,10 +67,10 @@ def statistics_tables(statistics: Statistics) -> list[TextTable]:
     resolution = [
         (
             name,
-            _triple(statistics.spacing_mm, name, "{:.2f}".format),
-            _triple(statistics.size, name, lambda voxels: _plain(voxels, 0)),
+            _triple(statistics.spacing_ijk_mm, name, "{:.2f}".format),
+            _triple(statistics.shape_ijk, name, lambda voxels: _plain(voxels, 0)),
         )
-        for name in (STATISTICS if statistics.size else ())
+        for name in (STATISTICS if statistics.shape_ijk else ())
     ]
     sheets = [
         _counts("Scans by split", "Split", by_split, "(no split)"),
@@ -88,11 +88,11 @@ def statistics_tables(statistics: Statistics) -> list[TextTable]:
 
 def comparison_table(comparison: Comparison) -> TextTable:
     """Lay out a comparison with one row a figure."""
-    columns = ("Figure", "Here", "Card", "Difference", "Verdict", "Note")
+    columns = ("Figure", "Store", "Card", "Difference", "Verdict", "Note")
     rows = tuple(
         (
             figure_title(line.key),
-            _plain(line.here, line.decimals),
+            _plain(line.store, line.decimals),
             _plain(line.card, line.decimals),
             "0" if line.verdict == "equal" else _plain(line.difference, line.decimals, sign="+"),
             line.verdict,
@@ -100,7 +100,7 @@ def comparison_table(comparison: Comparison) -> TextTable:
         )
         for line in comparison.lines
     )
-    return TextTable("Comparison", columns, rows, frozenset({"Here", "Card", "Difference"}))
+    return TextTable("Comparison", columns, rows, frozenset({"Store", "Card", "Difference"}))
 
 
 def figure_title(key: FigureKey) -> str:
@@ -110,7 +110,7 @@ def figure_title(key: FigureKey) -> str:
     --------
     >>> figure_title(FigureKey("vertebra", "L1", "volume_cm3_median"))
     'L1 median volume (cm³)'
-    >>> figure_title(FigureKey("axis", "k", "spacing_mm_max"))
+    >>> figure_title(FigureKey("axis", "k", "spacing_ijk_mm_max"))
     'max spacing k (mm)'
     >>> figure_title(FigureKey("split", "train", "scans"))
     'train scans'
@@ -119,7 +119,7 @@ def figure_title(key: FigureKey) -> str:
         of, _, statistic = key.statistic.rpartition("_")
         return (
             f"{statistic} size {key.name}"
-            if of == "size"
+            if of == "shape_ijk"
             else f"{statistic} spacing {key.name} (mm)"
         )
     if key.statistic in _VERTEBRA_TITLES:
@@ -145,10 +145,10 @@ def comparison_markdown(comparison: Comparison) -> str:
         verdict_line(comparison),
         _markdown_table(comparison_table(comparison)),
     ]
-    if comparison.doubts:
+    if comparison.caveats:
         parts += [
             "## Doubts about the card",
-            "\n".join(f"- {escape_markdown(text)}" for text in comparison.doubts),
+            "\n".join(f"- {escape_markdown(text)}" for text in comparison.caveats),
         ]
     return "\n\n".join(parts) + "\n"
 
@@ -169,7 +169,7 @@ def comparison_csv(comparison: Comparison) -> str:
     """Write one row a figure, unrounded; nothing stands where there is nothing to measure."""
     rows = [_record(line) for line in comparison.lines]
     return _csv(
-        ("group", "name", "statistic", "here", "card", "difference", "verdict", "note"),
+        ("group", "name", "statistic", "store", "card", "difference", "verdict", "note"),
         [tuple(row.values()) for row in rows],
     )
 
@@ -191,7 +191,7 @@ def comparison_json(comparison: Comparison) -> str:
             "agrees": comparison.agrees,
             "verdicts": comparison.verdicts,
             "lines": [_record(line) for line in comparison.lines],
-            "doubts": comparison.doubts,
+            "caveats": comparison.caveats,
         }
     )
 
@@ -199,7 +199,7 @@ def comparison_json(comparison: Comparison) -> str:
 def _record(line: ComparedFigure) -> dict[str, Any]:
     return {
         **line.key._asdict(),
-        "here": line.here,
+        "store": line.store,
         "card": line.card,
         "difference": line.difference,
         "verdict": line.verdict,

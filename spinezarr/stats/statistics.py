@@ -82,9 +82,9 @@ class Statistics:
     scans_by_split: dict[str, int]
     """Empty text: in no split."""
     scans_by_source: dict[str, int]
-    size: dict[str, Spread]
+    shape_ijk: dict[str, Spread]
     """Voxels along the files' axes ``i``, ``j``, ``k``, each on its own; empty without scans."""
-    spacing_mm: dict[str, Spread]
+    spacing_ijk_mm: dict[str, Spread]
     """Likewise."""
     vertebrae: dict[str, VertebraStatistics]
     """Levels that at least one scan shows, from head to tail."""
@@ -108,7 +108,10 @@ class Statistics:
             yield FigureKey("split", split, "scans"), scans
         for source, scans in self.scans_by_source.items():
             yield FigureKey("source", source, "scans"), scans
-        for unit, spreads in (("size", self.size), ("spacing_mm", self.spacing_mm)):
+        for unit, spreads in (
+            ("shape_ijk", self.shape_ijk),
+            ("spacing_ijk_mm", self.spacing_ijk_mm),
+        ):
             for axis, spread in spreads.items():
                 yield from _spread_figures("axis", axis, unit, spread)
         for region, count in self.vertebrae_by_region.items():
@@ -193,8 +196,8 @@ def compute_statistics(table: xr.Dataset) -> Statistics:
         slices=int(sizes[:, 2].sum(dtype=np.int64)),
         scans_by_split=_counts(table.split),
         scans_by_source=_counts(table.source),
-        size=_by_axis(sizes),
-        spacing_mm=_by_axis(to_file_axes(table, "spacing_zyx_mm")),
+        shape_ijk=_by_axis(sizes),
+        spacing_ijk_mm=_by_axis(to_file_axes(table, "spacing_zyx_mm")),
         vertebrae=_vertebrae(table),
     )
 

@@ -107,7 +107,7 @@ name: mine
 title: Mine
 license: none
 citation: none
-layouts: {x: {about: x, image: '{scan}_ct.nii.gz', label: '{scan}_seg.nii.gz'}}
+layouts: {x: {description: x, image: '{scan}_ct.nii.gz', label: '{scan}_seg.nii.gz'}}
 labels: {scheme: canonical, state: unknown}
 splits: {files: split.txt, sections: {one: train}, entry: '{scan}'}
 tables: {clinic: {files: clinic.csv, key: Id}}

@@ -27,7 +27,7 @@ def own_card(store, tmp_path):
     found = store.stats()
     spreads = {
         key: {name: [getattr(s[axis], name) for axis in "ijk"] for name in ("min", "median", "max")}
-        for key, s in (("size", found.size), ("spacing_mm", found.spacing_mm))
+        for key, s in (("shape_ijk", found.shape_ijk), ("spacing_ijk_mm", found.spacing_ijk_mm))
     }
     rows = {
         name: {
@@ -101,7 +101,7 @@ def test_the_demo_is_not_a_whole_ctspine1k(ctspine1k_url):
     assert "│ median spacing k mm │ " in result.output, "no name is torn apart"
     lines = json.loads(run(ctspine1k_url, "--against", "card", "--format", "json", code=1).stdout)
     split = next(line for line in lines["lines"] if line["name"] == "train")
-    assert (split["here"], split["card"], split["difference"]) == (3, 610, -607)
+    assert (split["store"], split["card"], split["difference"]) == (3, 610, -607)
     assert not lines["agrees"]
 
 

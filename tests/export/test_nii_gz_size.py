@@ -35,7 +35,8 @@ def packed(tmp_path_factory):
     text = (
         "name: sizes\ntitle: Sizes\nlicense: x\ncitation: x\n"
         "labels: {scheme: canonical, state: unknown}\n"
-        "layouts: {x: {about: x, image: '{scan}_ct.nii', label: '{scan}_seg.nii', mask: optional}}"
+        "layouts: {x: {description: x, image: '{scan}_ct.nii', label: '{scan}_seg.nii', "
+        "mask: optional}}"
     )
     (folder / "sizes.yaml").write_text(text)
     recipe = Recipe.load(str(folder / "sizes.yaml"))

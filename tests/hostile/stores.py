@@ -45,7 +45,7 @@ license: CC-BY-4.0
 citation: Somebody, somewhere
 layouts:
   pairs:
-    about: "image and mask side by side"
+    description: "image and mask side by side"
     image: "{scan}_ct.nii"
     label: "{scan}_seg.nii"
     mask: optional

@@ -72,8 +72,8 @@ RECIPE = {
     "card": "mine.card.yaml",
     "layouts": {
         "pairs": {
-            "about": "images and masks",
-            "texts": {"collection": "here"},
+            "description": "images and masks",
+            "constants": {"collection": "here"},
             "image": ["{base:(?:.*/)?}{scan}_ct.nii.gz"],
             "label": ["{base}{scan}_seg.nii.gz", "**/{scan}_mask.nii.gz"],
             "mask": "optional",
@@ -82,11 +82,11 @@ RECIPE = {
             "centroids": {"files": "{scan}_ctd.json", "convention": "verse"},
             "sidecar": "{scan}_ct.json",
             "sidecar_keys": ["KVP", "Manu*"],
-            "listed": {"files": "list.txt", "entry": "{scan}"},
+            "image_list": {"files": "list.txt", "entry": "{scan}"},
         },
         "series": {
-            "about": "DICOM",
-            "texts": {"collection": "there"},
+            "description": "DICOM",
+            "constants": {"collection": "there"},
             "image": ["{scan}/{number}/"],
             "series": {
                 "number": [1],
@@ -100,7 +100,7 @@ RECIPE = {
     "scan_id": "{scan}",
     "patient_id": "{part}",
     "source": "{collection}",
-    "same_scan": "{scan}",
+    "duplicate_key": "{scan}",
     "splits": {
         "files": "splits.txt",
         "shipped": "mine.splits.txt",
@@ -111,12 +111,12 @@ RECIPE = {
     "labels": {"scheme": "canonical", "state": "unknown", "structures": {"100": "rib"}},
     "orphaned_masks": "expected",
     "tables": {
-        "meta": {"files": "meta.csv", "key": "id", "split": "split", "safe": ["age"]},
+        "meta": {"files": "meta.csv", "key": "id", "split": "split", "non_identifying": ["age"]},
         "book": {"files": "book.xlsx", "matches": "{scan}"},
         "found": {"files": "found.txt", "find": r"[a-z]\d*", "set": {"fold": "1"}},
         "own": {"shipped": "mine.csv", "header": ["id", "note"], "delimiter": ";"},
     },
-    "ignore": [{"path": "*.txt", "because": "lists"}],
+    "ignore": [{"path": "*.txt", "reason": "lists"}],
 }
 _SPREAD = {"min": [0.5, 0.5, 1], "median": [0.5, 0.5, 1], "max": [0.5, 0.5, 1]}
 CARD = {
@@ -129,11 +129,11 @@ CARD = {
     "splits": {"train": 1},
     "regions": {"lumbar": 1},
     "decimals": 2,
-    "spacing_mm": _SPREAD,
-    "size": _SPREAD,
-    "volume_read_as": {"min": "max"},
+    "spacing_ijk_mm": _SPREAD,
+    "shape_ijk": _SPREAD,
+    "volume_column_holds": {"min": "max"},
     "vertebrae": {"L1": {"scans": 1, "detection_percent": 100.0, "volume_cm3": {"min": 10.0}}},
-    "doubts": ["none"],
+    "caveats": ["none"],
 }
 SMALL = {
     "raw/meta.csv": b"id,split,age\na,train,40\n",
@@ -167,7 +167,7 @@ VALUES: list[object] = [
     "{scan|lower|lower|lower|upper}", "*" * 200, "**/" * 60 + "x", "**/*" * 20, "2020-01-01",
     ["x"] * 20_000, {str(n): "x" for n in range(4_000)}, ["{scan}_ct.nii.gz"] * 3_000,
     *(f"{{scan:{text}}}" for text in EVIL), *EVIL, {"anon": True}, {"profile": "lab"},
-    {"endpoint_url": "https://localhost:9"}, [{"path": "*" * 90, "because": "x"}] * 900,
+    {"endpoint_url": "https://localhost:9"}, [{"path": "*" * 90, "reason": "x"}] * 900,
     {f"{{x:(?:a|aa)+{n}}}": "{x}" for n in range(300)}, {"{x}": "{x}" * 600},
 ]  # fmt: skip
 RAW = [

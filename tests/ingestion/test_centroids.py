@@ -19,7 +19,7 @@ license: CC0-1.0
 citation: none
 layouts:
   flat:
-    about: images, masks and centroids side by side
+    description: images, masks and centroids side by side
     image: "{{scan}}_ct.nii"
     label: "{{scan}}_seg.nii"
     centroids: {{files: "{{scan}}.points", convention: {convention}}}

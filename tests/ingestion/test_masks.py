@@ -42,7 +42,9 @@ def stored_label(out, name="a"):
 
 
 def mapped(values):
-    layout = Layout(about="", image=("{scan}_ct.nii",), label=("{scan}_seg.nii",), values=values)
+    layout = Layout(
+        description="", image=("{scan}_ct.nii",), label=("{scan}_seg.nii",), values=values
+    )
     return recipe_of(layout)
 
 
@@ -60,7 +62,7 @@ def recipe_of(layout):
 def in_parts(*names, mask="required"):
     values = {f"vertebra_{name}": name for name in names}
     parts = LabelParts(file="{scan}/{part}.nii", values=values)
-    return recipe_of(Layout(about="", image=("{scan}_ct.nii",), label_parts=parts, mask=mask))
+    return recipe_of(Layout(description="", image=("{scan}_ct.nii",), label_parts=parts, mask=mask))
 
 
 def write_part(folder, name, mask, scan="a", dtype="uint8"):
@@ -255,7 +257,7 @@ def test_the_command_line_says_which_parts_are_absent(tmp_path):
     recipe = tmp_path / "parts.yaml"
     recipe.write_text(
         "name: parts\ntitle: parts\nlicense: none\ncitation: none\nlayouts:\n  flat:\n"
-        "    about: parts\n    image: '{scan}_ct.nii'\n"
+        "    description: parts\n    image: '{scan}_ct.nii'\n"
         "    label_parts: {file: '{scan}/{part}.nii', values: {vertebra_C7: C7, vertebra_L5: L5}}\n"
         "labels: {scheme: canonical, state: all-visible}\n"
     )

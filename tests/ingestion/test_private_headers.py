@@ -31,7 +31,7 @@ license: none
 citation: none
 layouts:
   json:
-    about: x
+    description: x
     image: "{scan:[^_/]*}_ct.{ext:nii|nii\\\\.gz}"
     label: "{scan}_seg.{ext}"
     mask: optional
@@ -39,17 +39,17 @@ layouts:
     sidecar: "{scan}_side.json"
     sidecar_keys: KVP
   lml:
-    about: x
+    description: x
     image: "{scan:l[^_/]*}_ct.nii"
     mask: optional
     centroids: {files: "{scan}.lml", convention: lml}
   meta:
-    about: x
+    description: x
     image: "{scan}_ct.{ext:mha|mhd}"
     mask: optional
     centroids: {files: "{scan}.lml", convention: lml}
     sidecar: "{scan}_side.json"
-  series: {about: x, image: "{scan}/", mask: optional}
+  series: {description: x, image: "{scan}/", mask: optional}
 labels: {scheme: canonical, state: unknown}
 """
 
@@ -390,7 +390,7 @@ name: small
 title: Small
 license: none
 citation: none
-layouts: {x: {about: x, image: "{scan}.nii"}}
+layouts: {x: {description: x, image: "{scan}.nii"}}
 labels: {scheme: canonical, state: unknown}
 """
 

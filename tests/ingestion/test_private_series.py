@@ -17,7 +17,7 @@ license: none
 citation: none
 layouts:
   archive:
-    about: "any"
+    description: "any"
     image: "{patient}/{date}/{rest:.+}/"
     series: {description: "*"}
 scan_id: "{patient}_{date}_SCAN_ID"

@@ -28,21 +28,21 @@ license: none
 citation: none
 layouts:
   flat:
-    about: flat
+    description: flat
     image: "{patient}/{scan}_ct.nii"
     label: "{patient}/{scan}_seg.nii"
     mask: optional
     centroids: {files: "{patient}/{scan}.json", convention: verse}
     sidecar: "{patient}/{scan}_side.json"
     sidecar_keys: KVP
-    texts: {site: A}
+    constants: {site: A}
 patient_id: "{patient}"
 source: "{patient}"
 splits: {files: split.txt, sections: {one: train, two: test}, entry: "{scan}"}
 labels: {scheme: canonical, state: unknown}
 tables:
-  clinic: {files: clinic.csv, key: Scan, safe: [Age, "T{n}_grade"]}
-  half: {files: split.txt, find: visitB, set: {half: second}}
+  clinic: {files: clinic.csv, key: Scan, non_identifying: [Age, "T{n}_grade"]}
+  half: {files: split.txt, scan_regex: visitB, constants: {half: second}}
 """
 IMAGE = np.arange(60, dtype=np.int16).reshape(3, 4, 5)
 MASK = np.where(IMAGE > 30, 20, 0)

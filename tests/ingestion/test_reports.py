@@ -128,7 +128,9 @@ def test_a_mask_without_its_image_fails_unless_the_recipe_expects_it(raw, out, t
         ("lone_seg.nii.gz", "mask without an image"),
     }
     assert report.ignored == ()
-    layout = "layouts: {x: {about: x, image: '{scan}_ct.nii.gz', label: '{scan}_seg.nii.gz'}}\n"
+    layout = (
+        "layouts: {x: {description: x, image: '{scan}_ct.nii.gz', label: '{scan}_seg.nii.gz'}}\n"
+    )
     strict = run(load(tmp_path, layout, "strict"), raw, tmp_path / "strict.zarr")
     assert strict.exit_code == 1
     text = f"{layout}orphaned_masks: expected\n"
@@ -238,9 +240,9 @@ def test_lists_and_tables_are_joined_in_any_unicode_form(tmp_path, out, form, na
     )
     text = normalize(
         "NFD" if named == "NFC" else "NFC",
-        "layouts: {x: {about: x, image: '{scan}_ct.nii.gz', label: '{scan}_seg.nii.gz'}}\n"
+        "layouts: {x: {description: x, image: '{scan}_ct.nii.gz', label: '{scan}_seg.nii.gz'}}\n"
         "splits: {files: split.txt, sections: {prüfung: tést}, entry: '{scan}.nii'}\n"
-        "tables: {t: {files: table.csv, key: Prüfer, split: Teil, set: {größe: groß}}}\n",
+        "tables: {t: {files: table.csv, key: Prüfer, split: Teil, constants: {größe: groß}}}\n",
     )
     report = run(load(tmp_path, text), raw, out)
     assert (set(report.done), report.exit_code) == ({"Müller", "b"}, 0)
@@ -334,10 +336,10 @@ def test_each_file_is_counted_for_one_pattern(tmp_path):
     text = (
         "layouts:\n"
         "  one:\n"
-        "    about: x\n"
+        "    description: x\n"
         "    image: ['data/{folder}/{scan}.nii.gz', '**/{folder}/{scan}.nii.gz']\n"
         "    label: ['label/{mapped}/{scan}_seg.nii.gz', 'label/{folder}/{scan}_seg.nii.gz']\n"
-        "lookups: {mapped: {of: folder, values: {colon: conlon, liver: Liver}}}\n"
+        "lookups: {mapped: {inputs: folder, values: {colon: conlon, liver: Liver}}}\n"
     )
     found = discover(load(tmp_path, text), str(tmp_path / "raw"))
     assert {use.pattern: use.files for use in found.patterns} == {

@@ -24,7 +24,7 @@ citation: nobody
 homepage: https://example.org
 layouts:
   flat:
-    about: flat
+    description: flat
     image: "{patient}_{scan}_ct.nii"
     label: "{patient}_{scan}_seg.nii"
     mask: optional

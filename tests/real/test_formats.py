@@ -131,7 +131,7 @@ if REAL.is_dir():
             title="parts",
             license="",
             citation="",
-            layouts={"parts": Layout(about="", image=("{scan}.nii.gz",), label_parts=parts)},
+            layouts={"parts": Layout(description="", image=("{scan}.nii.gz",), label_parts=parts)},
             labels=Labels(scheme="canonical", state="unknown"),
         )
         report, store = run(tmp_path, recipe)

@@ -135,10 +135,10 @@ def test_usual_expressions_are_taken(text):
 @pytest.mark.parametrize(
     "make",
     [
-        lambda text: Layout(about="", image=(f"{{scan:{text}}}.nii",)),
-        lambda text: Lookup(of="scan", values={f"{{x:{text}}}": "y"}),
-        lambda text: Table(files=("t.csv",), find=text),
-        lambda text: Layout(about="", image=("{scan}.nii",), sidecar_keys=(f"{{x:{text}}}",)),
+        lambda text: Layout(description="", image=(f"{{scan:{text}}}.nii",)),
+        lambda text: Lookup(inputs="scan", values={f"{{x:{text}}}": "y"}),
+        lambda text: Table(files=("t.csv",), scan_regex=text),
+        lambda text: Layout(description="", image=("{scan}.nii",), sidecar_keys=(f"{{x:{text}}}",)),
     ],
 )
 @pytest.mark.parametrize("text", ["(?:a{60}){99}", "a" * 20_001])
@@ -154,8 +154,8 @@ def test_a_template_gives_no_text_without_end():
 
 
 def test_nor_do_lookups_of_lookups():
-    layout = {"about": "", "image": ("{l0}.nii",)}
-    lookups = {f"l{n + 1}": Lookup(of=(f"l{n}",), values={"{x}": "{x}" * 9}) for n in range(20)}
+    layout = {"description": "", "image": ("{l0}.nii",)}
+    lookups = {f"l{n + 1}": Lookup(inputs=(f"l{n}",), values={"{x}": "{x}" * 9}) for n in range(20)}
     recipe = Recipe(
         name="n", title="", license="", citation="", layouts={"a": layout}, lookups=lookups,
         labels={"scheme": "canonical", "state": "unknown"},
@@ -181,7 +181,7 @@ citation: C
 labels: {scheme: canonical, state: unknown}
 layouts:
   only:
-    about: a
+    description: a
     image: IMAGE
     label: LABEL
 """
@@ -202,7 +202,7 @@ def test_images_times_templates_are_bounded_when_a_recipe_is_read(tmp_path):
 
 def test_lookups_are_bounded_when_a_recipe_is_read(tmp_path):
     values = ", ".join(f'"{"x" * 90}{n}": "{"y" * 90}{n}"' for n in range(500))
-    lookups = f"lookups: {{l: {{of: scan, values: {{{values}}}}}}}"
+    lookups = f"lookups: {{l: {{inputs: scan, values: {{{values}}}}}}}"
     with pytest.raises(RecipeError, match=r"layouts\.only describes too many.*lookup 'l' take"):
         load(tmp_path, '"{scan}.nii"', '"{l}.nii"', lookups)
 

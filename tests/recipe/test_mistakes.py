@@ -14,7 +14,7 @@ license: CC0-1.0
 citation: none
 layouts:
   flat:
-    about: all in one folder
+    description: all in one folder
     image: "{folder}/{scan}_{kind:ct|mr}.nii.gz"
     label: "{folder}/{scan}_seg.nii.gz"
     mask: optional
@@ -22,24 +22,24 @@ layouts:
     centroids: {files: "{scan}.json", convention: verse}
     sidecar: "{folder}/{scan}.json"
   parts:
-    about: a mask a vertebra
+    description: a mask a vertebra
     image: "parts/{scan}/ct.nii.gz"
     label_parts: {file: "parts/{scan}/{part}.nii.gz", values: {l1: L1}}
-    listed: {files: list.txt, entry: "{scan}"}
+    image_list: {files: list.txt, entry: "{scan}"}
   dicom:
-    about: folders of slices
+    description: folders of slices
     image: "dicom/{scan}/"
     series: {number: [2, 3], kernel: "B*", slice_thickness_mm: [0, 1.5], min_slices: 20}
     label: "dicom/{scan}_{series_number}.nii.gz"
 lookups:
-  site: {of: folder, values: {"a*": Aachen, "{x}": "{x}"}}
+  site: {inputs: folder, values: {"a*": Aachen, "{x}": "{x}"}}
 splits: {files: split.txt, sections: {one: train}, entry: "{scan}.nii.gz"}
 labels: {scheme: canonical, state: unknown, structures: {"30": left_hip}}
 tables:
   clinic: {files: clinic.csv, key: Scan}
-  folds: {files: fold.txt, find: "[0-9]+", set: {fold: "1"}}
+  folds: {files: fold.txt, scan_regex: "[0-9]+", constants: {fold: "1"}}
 ignore:
-  - {path: "**/*.txt", because: no image}
+  - {path: "**/*.txt", reason: no image}
 """
 
 MISTAKES = [
@@ -80,8 +80,8 @@ MISTAKES = [
     ('files: "{scan}.json"', 'files: "{n}.json"', 12, "layouts.flat.centroids.files", "uses {n}"),
     ('sidecar: "{folder}', 'sidecar: "{n}', 13, "layouts.flat.sidecar", "uses {n}"),
     (
-        "    about: a mask a vertebra",
-        "    about: x\n    label: y",
+        "    description: a mask a vertebra",
+        "    description: x\n    label: y",
         15,
         "layouts.parts",
         "either 'label' or",
@@ -89,9 +89,15 @@ MISTAKES = [
     ("{part}.nii.gz", "x.nii.gz", 17, "layouts.parts.label_parts", "does not name {part}"),
     ("values: {l1: L1}", "values: {}", 17, "layouts.parts.label_parts.values", "at least 1"),
     ("values: {l1: L1}", "values: {l1: L9}", 17, "layouts.parts.label_parts.values.l1", "'L9'"),
-    ("    listed: {", '    values: {"1": L1}\n    listed: {', 15, "layouts.parts", "'values' goes"),
-    ('entry: "{scan}"', 'entry: "{n}"', 18, "layouts.parts.listed.entry", "uses {n}"),
-    ("of: folder", "ofs: folder", 25, "lookups.site.ofs", "did you mean 'of'?"),
+    (
+        "    image_list: {",
+        '    values: {"1": L1}\n    image_list: {',
+        15,
+        "layouts.parts",
+        "'values' goes",
+    ),
+    ('entry: "{scan}"', 'entry: "{n}"', 18, "layouts.parts.image_list.entry", "uses {n}"),
+    ("inputs: folder", "inptus: folder", 25, "lookups.site.inptus", "did you mean 'inputs'?"),
     ('"{x}": "{x}"', '"{x}": "{y}"', 25, "lookups.site", "uses {y}"),
     ('"a*": Aachen', '"a{": Aachen', 25, "lookups.site.values", "stray '{'"),
     ('entry: "{scan}.nii', 'entry: "{name}.nii', 26, "splits.entry", "does not name {scan}"),
@@ -99,14 +105,26 @@ MISTAKES = [
     ("state: unknown", "state: maybe", 27, "labels.state", "'all-visible'"),
     ('{"30": left_hip}', '{"20": left_hip}', 27, "labels.structures", "20 is L1 in the"),
     ('{"30": left_hip}', '{"300": left_hip}', 27, "labels.structures", "from 1 to 255"),
-    ("key: Scan", "key: Scan, find: x", 29, "tables.clinic", "either 'key'"),
+    ("key: Scan", "key: Scan, scan_regex: x", 29, "tables.clinic", "either 'key'"),
     ("key: Scan", "key: Scan, header: [Id]", 29, "tables.clinic", "'Scan' is not in 'header'"),
     ("key: Scan", 'key: Scan, matches: "{n}"', 29, "tables.clinic.matches", "uses {n}"),
     ("key: Scan", 'key: Scan, delimiter: ", "', 29, "tables.clinic.delimiter", "at most 1"),
     ("files: clinic.csv, ", "", 29, "tables.clinic", "give 'files', 'shipped' or both"),
-    ('find: "[0-9]+"', 'find: "[0-9"', 30, "tables.folds.find", "unterminated character set"),
-    ('find: "[0-9]+"', 'find: "[0-9]+", split: part', 30, "tables.folds", "'part' is no column"),
-    ("because: no image", "why: no image", 32, "ignore.0.why", "because"),
+    (
+        'scan_regex: "[0-9]+"',
+        'scan_regex: "[0-9"',
+        30,
+        "tables.folds.scan_regex",
+        "unterminated character set",
+    ),
+    (
+        'scan_regex: "[0-9]+"',
+        'scan_regex: "[0-9]+", split: part',
+        30,
+        "tables.folds",
+        "'part' is no column",
+    ),
+    ("reason: no image", "why: no image", 32, "ignore.0.why", "reason"),
     ("tables:", 'scan_id: "{n}"\ntables:', 28, "scan_id", "uses {n}"),
     ("tables:", "labels: {}\ntables:", 28, None, "key 'labels' is given twice"),
     ("ignore:", "\tignore:", None, None, "is not valid YAML"),

@@ -15,11 +15,11 @@ license: CC0-1.0
 citation: none
 layouts:
   flat:
-    about: all in one folder
+    description: all in one folder
     image: "{folder}/{scan}.nii.gz"
     label: "{folder}/{scan}_seg.nii.gz"
 lookups:
-  site: {of: folder, values: {"a*": Aachen, b: Bonn}}
+  site: {inputs: folder, values: {"a*": Aachen, b: Bonn}}
 splits:
   files: split.txt
   sections: {one: train}
@@ -29,7 +29,7 @@ labels: {scheme: canonical, state: unknown}
 
 
 def test_the_first_matching_pattern_of_a_lookup_counts():
-    lookup = Lookup(of="scan", values={"liver_*": "MSD", "*_1": "one", "CTC-*": "COLONOG"})
+    lookup = Lookup(inputs="scan", values={"liver_*": "MSD", "*_1": "one", "CTC-*": "COLONOG"})
     assert lookup.get({"scan": "liver_1"}) == "MSD"
     assert lookup.get({"scan": "x_1"}) == "one"
     assert lookup.get({"scan": "CTC-10", "folder": "liver_1"}) == "COLONOG"
@@ -76,9 +76,17 @@ def test_templates_are_filled_with_texts_and_looked_up_values(recipe_file):
         ("license: CC0-1.0\n", "", ["license: this key is missing"]),
         ("name: mine", "name: My Data", ["line 1, name: ", "'My Data'"]),
         ("state: unknown", "state: maybe", ["line 16, labels.state", "'all-visible'", "'maybe'"]),
-        ("    about: all", "    abuot: all", ["line 7, layouts.flat.abuot", "'about'"]),
+        (
+            "    description: all",
+            "    descripton: all",
+            ["line 7, layouts.flat.descripton", "'description'"],
+        ),
         ("  files:", "  file:", ["line 13, splits.file", "did you mean 'files'?"]),
-        ("of: folder,", "for: folder,", ["line 11, lookups.site.for", "known keys: of, values"]),
+        (
+            "inputs: folder,",
+            "for: folder,",
+            ["line 11, lookups.site.for", "known keys: inputs, values"],
+        ),
         ('image: "{folder}/', 'image: "{folder/', ["line 8, layouts.flat.image", "stray '{'"]),
         ('label: "{folder}/', 'label: "{folder/', ["line 9, layouts.flat.label", "stray '{'"]),
         ('entry: "{scan}', 'entry: "{scan', ["line 15, splits.entry", "stray '{'"]),
@@ -114,7 +122,7 @@ def test_a_template_with_a_name_that_nothing_gives_is_refused(recipe_file, old, 
 
 
 def test_a_lookup_gives_a_name_only_where_its_text_is_remembered(recipe_file):
-    text = RECIPE.replace("of: folder", "of: nothing")
+    text = RECIPE.replace("inputs: folder", "inputs: nothing")
     load(recipe_file, text)
     message = refusal(recipe_file, text.replace('label: "{folder}', 'label: "{site}'))
     assert "uses {site}" in message

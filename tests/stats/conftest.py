@@ -73,7 +73,7 @@ def rows_for(card):
     patients = [f"p{at % (card.patients or n)}" for at in range(n)]
     by_axis = {
         key: list(zip(*(fill(n, s.min[a], s.median[a], s.max[a]) for a in range(3)), strict=True))
-        for key, s in (("size", card.size), ("spacing", card.spacing_mm))
+        for key, s in (("size", card.shape_ijk), ("spacing", card.spacing_ijk_mm))
     }
     rows = [
         {"split": split, "patient": patient, "size": size, "spacing": spacing, "volumes": {}}
@@ -84,7 +84,9 @@ def rows_for(card):
     shorten(rows, card)
     for name, row in card.vertebrae.items():
         printed = row.volume_cm3.model_dump(exclude_none=True)
-        read = {card.volume_read_as.get(heading, heading): cm3 for heading, cm3 in printed.items()}
+        read = {
+            card.volume_column_holds.get(heading, heading): cm3 for heading, cm3 in printed.items()
+        }
         if row.scans:
             least = read.get("min", read["median"])
             volumes = fill(row.scans, least, read["median"], read["max"])
@@ -98,7 +100,7 @@ def shorten(rows, card):
     if card.slices is None:
         return
     too_many = sum(row["size"][2] for row in rows) - card.slices
-    least = card.size.min[2]
+    least = card.shape_ijk.min[2]
     for row in rows[100:]:
         cut = min(too_many, row["size"][2] - least)
         row["size"] = (*row["size"][:2], row["size"][2] - cut)

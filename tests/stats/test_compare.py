@@ -40,7 +40,7 @@ def test_the_mislabeled_column_is_compared_with_the_maximum_and_says_so(
 ):
     lines = compared(table_of, ctspine1k_rows, ctspine1k)
     line = lines[FigureKey("vertebra", "C1", "volume_cm3_max")]
-    assert (line.card, line.here, line.note) == (19.15, 19.15, "printed as min")
+    assert (line.card, line.store, line.note) == (19.15, 19.15, "printed as min")
     assert FigureKey("vertebra", "C1", "volume_cm3_min") not in lines
 
 
@@ -84,14 +84,14 @@ def test_what_is_not_there_at_all_is_missing(table_of, ctspine1k, ctspine1k_rows
     ]
     lines = compared(table_of, rows, ctspine1k)
     assert not compare(compute_statistics(table_of(rows)), ctspine1k).agrees
-    missing = {key for key, line in lines.items() if line.verdict == "missing here"}
+    missing = {key for key, line in lines.items() if line.verdict == "missing in store"}
     assert missing == {
         FigureKey("split", "validation", "scans"),
         *(key for key in lines if key.name == "L6"),
     }
     assert lines[FigureKey("vertebra", "L6", "scans")].difference == -18
     volume = lines[FigureKey("vertebra", "L6", "volume_cm3_max")]
-    assert (volume.here, volume.difference) == (None, None)
+    assert (volume.store, volume.difference) == (None, None)
 
 
 def test_a_whole_verse_agrees_but_for_what_the_card_gets_wrong_itself(table_of, rows_for):
@@ -103,7 +103,7 @@ def test_a_whole_verse_agrees_but_for_what_the_card_gets_wrong_itself(table_of, 
     ]
     rate = FigureKey("vertebra", "C7", "detection_percent")
     assert not_equal(lines) == dict.fromkeys([*regions, rate], "card contradicts itself")
-    assert [lines[key].here for key in regions] == [629, 2411, 1508]
+    assert [lines[key].store for key in regions] == [629, 2411, 1508]
     assert lines[rate].note == "128 of 374 scans are 34.22 %"
     assert comparison.agrees
     assert comparison.verdicts == {"equal": len(lines) - 4, "card contradicts itself": 4}
@@ -139,7 +139,7 @@ def test_where_the_card_contradicts_itself_the_store_must_agree_with_one_side(ta
         (4, ("equal", "card contradicts itself")),
         (6, ("card contradicts itself", "equal")),
         (5, ("differs", "differs")),
-        (0, ("missing here", "missing here")),
+        (0, ("missing in store", "missing in store")),
     ):
         rows = [{"volumes": {"L1": 1.0} if at < shown else {}} for at in range(8)]
         lines = compared(table_of, rows, card)
@@ -152,7 +152,7 @@ def test_where_the_card_contradicts_itself_the_store_must_agree_with_one_side(ta
 def test_figures_out_of_order_cannot_be_held_against_a_store(table_of):
     size = {"min": (9, 5, 6), "median": (4, 5, 6), "max": (4, 5, 7)}
     card = Card.model_validate(
-        {"name": "x", "title": "X", "source": "none", "scans": 1, "size": size}
+        {"name": "x", "title": "X", "source": "none", "scans": 1, "shape_ijk": size}
     )
     lines = compared(table_of, [{"size": (4, 5, 6)}], card)
     assert not_equal(lines) == {

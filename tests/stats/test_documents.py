@@ -39,10 +39,10 @@ made_tables = st.lists(rows, max_size=6)
 
 
 def card_of(**values):
-    figures = {"scans": 3, "splits": {"a": 1, "|": 2}, "doubts": ["a | b"]}
+    figures = {"scans": 3, "splits": {"a": 1, "|": 2}, "caveats": ["a | b"]}
     spread = {"min": [1, 1, 1], "median": [2, 2, 2.5], "max": [3, 3, 3]}
     row = {"scans": 2, "detection_percent": 66.67, "volume_cm3": {"min": 3, "median": 2}}
-    known = {"name": "x", "title": "X", "source": "somewhere", "size": spread}
+    known = {"name": "x", "title": "X", "source": "somewhere", "shape_ijk": spread}
     return Card.model_validate_json(
         json.dumps({**known, **figures, "vertebrae": {"L1": row, "sacrum": row}, **values})
     )
@@ -121,9 +121,9 @@ def test_markdown_reads_back_as_the_same_figures_rounded(table_of, made):
     _, body = tables.get("Resolution Details", ((), []))
     assert len(body) == (3 if made else 0)
     for statistic, spacing, size in body:
-        mm = [getattr(found.spacing_mm[axis], statistic) for axis in "ijk"]
+        mm = [getattr(found.spacing_ijk_mm[axis], statistic) for axis in "ijk"]
         assert spacing == "({:.2f}, {:.2f}, {:.2f})".format(*mm)
-        voxels = [getattr(found.size[axis], statistic) for axis in "ijk"]
+        voxels = [getattr(found.shape_ijk[axis], statistic) for axis in "ijk"]
         assert [float(n) for n in size.strip("()").split(",")] == voxels
     columns, body = tables.get("Label Information Statistics", ((), []))
     assert [row[1] for row in body] == list(found.vertebrae)
@@ -154,7 +154,7 @@ def test_a_comparison_reads_back_as_the_same_lines(table_of, made):
     found = compare(compute_statistics(table_of(made)), card_of())
     by_json = json.loads(comparison_json(found))
     assert by_json["agrees"] == found.agrees
-    assert by_json["doubts"] == list(found.doubts)
+    assert by_json["caveats"] == list(found.caveats)
     by_csv = list(csv.DictReader(io.StringIO(comparison_csv(found))))
     ((_, _, by_markdown),) = markdown_tables(comparison_markdown(found))
     records = zip(found.lines, by_json["lines"], by_csv, by_markdown, strict=True)
@@ -162,7 +162,7 @@ def test_a_comparison_reads_back_as_the_same_lines(table_of, made):
         for record in (from_json, from_csv):
             assert tuple(record[part] for part in ("group", "name", "statistic")) == line.key
             assert (record["verdict"], record["note"]) == (line.verdict, line.note)
-        for part, at in (("here", 1), ("card", 2), ("difference", 3)):
+        for part, at in (("store", 1), ("card", 2), ("difference", 3)):
             value = getattr(line, part)
             assert from_json[part] == value
             assert from_csv[part] == ("" if value is None else str(value))
@@ -181,7 +181,7 @@ def test_no_title_of_a_figure_is_given_twice(table_of):
                 compute_statistics(table_of([row])),
                 card_of(
                     regions={"lumbar": 1},
-                    spacing_mm={"min": [1, 1, 1], "median": [1, 1, 1], "max": [1, 1, 1]},
+                    spacing_ijk_mm={"min": [1, 1, 1], "median": [1, 1, 1], "max": [1, 1, 1]},
                 ),
             )
         )

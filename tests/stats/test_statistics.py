@@ -45,8 +45,8 @@ def test_figures_are_those_of_the_rows(table_of, made):
     assert found.scans_by_split == frame.split.value_counts().to_dict()
     assert found.scans_by_source == frame.source.value_counts().to_dict()
     for at, axis in enumerate("ijk"):
-        assert found.size[axis] == spread_of(row["size"][at] for row in made)
-        assert found.spacing_mm[axis] == spread_of(row["spacing"][at] for row in made)
+        assert found.shape_ijk[axis] == spread_of(row["size"][at] for row in made)
+        assert found.spacing_ijk_mm[axis] == spread_of(row["spacing"][at] for row in made)
     seen = {name for row in made for name in (*row["volumes"], *row["centroids"])}
     assert list(found.vertebrae) == [name for name in LEVELS if name in seen]
     for name, vertebra in found.vertebrae.items():
@@ -89,10 +89,12 @@ def test_figures_list_every_number_once(table_of, made):
         assert figures[FigureKey("vertebra", name, "scans")] == row.scans
         key = FigureKey("vertebra", name, "volume_cm3_median")
         assert figures.get(key) == (row.volume_cm3 and row.volume_cm3.median)
-    for axis, spread in found.spacing_mm.items():
+    for axis, spread in found.spacing_ijk_mm.items():
         assert figures[FigureKey("axis", axis, "spacing_mm_max")] == spread.max
-        assert figures[FigureKey("axis", axis, "size_min")] == found.size[axis].min
-    expected = 4 + len(found.scans_by_split) + len(found.scans_by_source) + 6 * len(found.size) + 3
+        assert figures[FigureKey("axis", axis, "size_min")] == found.shape_ijk[axis].min
+    expected = (
+        4 + len(found.scans_by_split) + len(found.scans_by_source) + 6 * len(found.shape_ijk) + 3
+    )
     expected += sum(3 + 3 * (row.volume_cm3 is not None) for row in found.vertebrae.values())
     assert len(figures) == expected
 
@@ -100,7 +102,7 @@ def test_figures_list_every_number_once(table_of, made):
 def test_no_scan_at_all_has_figures_too(table_of):
     found = compute_statistics(table_of([]))
     assert (found.scans, found.patients, found.slices) == (0, 0, 0)
-    assert found.size == found.spacing_mm == found.vertebrae == {}
+    assert found.shape_ijk == found.spacing_ijk_mm == found.vertebrae == {}
 
 
 def test_a_store_has_the_figures_of_its_raw_files(store, ctspine1k_raw):
@@ -118,7 +120,9 @@ def test_a_store_has_the_figures_of_its_raw_files(store, ctspine1k_raw):
     assert found.slices == frame[2].sum()
     for at, axis in enumerate("ijk"):
         for statistic in ("min", "median", "max"):
-            size, spacing = (getattr(s[axis], statistic) for s in (found.size, found.spacing_mm))
+            size, spacing = (
+                getattr(s[axis], statistic) for s in (found.shape_ijk, found.spacing_ijk_mm)
+            )
             assert size == getattr(frame[at], statistic)()
             assert spacing == pytest.approx(getattr(frame[at + 3], statistic)(), abs=1e-5)
     by_name = pd.DataFrame(measured, columns=["name", "cm3"]).groupby("name").cm3

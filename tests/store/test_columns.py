@@ -22,7 +22,7 @@ title: Odd
 license: none
 citation: none
 layouts:
-  x: {about: x, image: "{scan}.nii", sidecar: "{scan}.json", sidecar_keys: "{any:.*}"}
+  x: {description: x, image: "{scan}.nii", sidecar: "{scan}.json", sidecar_keys: "{any:.*}"}
 labels: {scheme: canonical, state: unknown}
 tables:
   t: {files: t.csv, key: Key of this table}

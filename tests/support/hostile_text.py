@@ -67,7 +67,7 @@ def write_recipe(place, text=TOLD):
         "homepage": text,
         "layouts": {
             text: {
-                "about": text,
+                "description": text,
                 "image": ["{scan}_ct.nii.gz"],
                 "label": ["{scan}_seg.nii.gz"],
             }
@@ -184,7 +184,7 @@ def write_card(place):
         "as_of": TOLD,
         "scans": 3,
         "splits": {TOLD: 1, "other" + TOLD: 1},
-        "doubts": [TOLD],
+        "caveats": [TOLD],
     }
     place.write_text(json.dumps(card), encoding="utf-8")
     return place

@@ -264,7 +264,7 @@ def _with_series(
         image,
         texts=texts,
         scan_id=scan_id,
-        same_scan=fill_template(recipe.same_scan, texts) or scan_id,
+        duplicate_key=fill_template(recipe.duplicate_key, texts) or scan_id,
         series=SeriesFiles(part.key, series_name(part.number), files),
     )
 

@@ -378,5 +378,5 @@ def _read_splits(
 def _list_files(recipe: Recipe, folder: RawFolder) -> Iterable[str]:
     """Yield the files that a layout's list of images may be."""
     for layout in recipe.layouts.values():
-        for pattern in layout.listed.files if layout.listed else ():
+        for pattern in layout.image_list.files if layout.image_list else ():
             yield from (path for path in folder.sizes if PathPattern(pattern).match(path))

@@ -80,7 +80,7 @@ class FoundImage:
     texts: dict[str, str]
     """What the pattern remembered, and what is looked up by it."""
     scan_id: str
-    same_scan: str
+    duplicate_key: str
     """Equal for images of different layouts that show the same scan."""
     series: SeriesFiles | None = None
     """Which series of the folder it is, where each one is an image."""
@@ -188,7 +188,7 @@ class ChosenImages:
 
 def match_images(recipe: Recipe, raw: RawFolder) -> MatchedImages:
     """Match every file and folder."""
-    ignore = [(PathPattern(item.path), item.because) for item in recipe.ignore]
+    ignore = [(PathPattern(item.path), item.reason) for item in recipe.ignore]
     is_mask = mask_matcher(recipe)
     fits = _image_matcher(recipe)
     found: list[FoundImage] = []
@@ -250,15 +250,15 @@ def _image_matcher(recipe: Recipe) -> Callable[[str, str], Iterator[FoundImage]]
     def fits(path: str, name: str) -> Iterator[FoundImage]:
         for key, layout, patterns in of_folders if path.endswith("/") else of_files:
             for remembered in filter(None, (pattern.match(name) for pattern in patterns)):
-                texts = recipe.resolve_lookups({**layout.texts, **remembered})
+                texts = recipe.resolve_lookups({**layout.constants, **remembered})
                 if layout.series is not None:
                     # Its scans are known when the folder has been looked into.
                     yield FoundImage(path, key, texts, UNKNOWN, UNKNOWN)
                     break
                 scan_id = fill_template(recipe.scan_id, texts)
                 if scan_id is not None and fill_template(recipe.source, texts) is not None:
-                    same_scan = fill_template(recipe.same_scan, texts) or scan_id
-                    yield FoundImage(path, key, texts, scan_id, same_scan)
+                    duplicate_key = fill_template(recipe.duplicate_key, texts) or scan_id
+                    yield FoundImage(path, key, texts, scan_id, duplicate_key)
                     break
 
     return fits
@@ -293,12 +293,12 @@ def choose_images(recipe: Recipe, raw: RawFolder, matched: MatchedImages) -> Cho
     Of several layouts the first that has the scan with its mask is taken. Within a layout, an
     image that the layout's list names comes before others, one with its mask before one without,
     and then the first by path. Two images that give one scan id are refused unless a list or
-    ``same_scan`` says that they may, and so are scans that would share a mask, and a scan that
+    ``duplicate_key`` says that they may, and so are scans that would share a mask, and a scan that
     several files fit equally well.
     """
     groups: dict[str, list[FoundImage]] = defaultdict(list)
     for image in matched.images:
-        groups[image.same_scan].append(image)
+        groups[image.duplicate_key].append(image)
     pair = _Pairing(recipe, raw, matched)
     lists = {key: _listed_lines(layout, raw) for key, layout in recipe.layouts.items()}
     taken: list[PairedImage] = []
@@ -388,7 +388,7 @@ def _shared_mask(path: str, images: Sequence[str]) -> str:
         f"  {images[0]}",
         f"  {images[1]}",
         "A mask belongs to one: let its template name the image more closely, or, if both show the "
-        "same scan, say so with 'same_scan'.",
+        "same scan, say so with 'duplicate_key'.",
     )
 
 
@@ -413,7 +413,7 @@ def _one_id(a: FoundImage, b: FoundImage) -> str:
         f"  {b.name}",
         *same,
         f"If they are two scans, tell their ids apart in the recipe's 'scan_id'{example}. If they "
-        "are one, remove a file or say so with 'same_scan' in the recipe.",
+        "are one, remove a file or say so with 'duplicate_key' in the recipe.",
     )
 
 
@@ -512,7 +512,7 @@ class _Chosen:
 
 def _listed_lines(layout: Layout, raw: RawFolder) -> frozenset[str]:
     """Read the list of the images that are meant; empty if the layout or the folder has none."""
-    path = None if layout.listed is None else raw.first(layout.listed.files)
+    path = None if layout.image_list is None else raw.first(layout.image_list.files)
     if path is None:
         return frozenset()
     text = to_nfc(raw.read(path).decode("utf-8-sig", "replace"))
@@ -524,7 +524,7 @@ def _rank(
 ) -> tuple[bool, bool, str]:
     """Sort what is meant before what is not, then what has its mask, then by path."""
     image = paired.image
-    listed = recipe.layouts[image.layout].listed
+    listed = recipe.layouts[image.layout].image_list
     entry = None if listed is None else fill_template(listed.entry, image.texts)
     is_listed = entry is not None and " ".join(entry.split()) in lists[image.layout]
     return (not is_listed, not paired.whole, image.path)

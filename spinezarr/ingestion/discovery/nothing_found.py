@@ -22,7 +22,7 @@ def known_layouts(recipe: Recipe) -> list[str]:
     """List the layouts that a recipe knows."""
     lines = [f"Layouts that the recipe {recipe.name!r} knows, relative to the raw folder:"]
     for key, layout in recipe.layouts.items():
-        lines.append(f"  {key}: {layout.about}")
+        lines.append(f"  {key}: {layout.description}")
         lines.extend(f"    image  {text}" for text in layout.image)
         lines.extend(f"    mask   {text}" for text in layout.mask_templates)
     return lines

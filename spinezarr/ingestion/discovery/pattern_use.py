@@ -155,5 +155,5 @@ def _patterns(recipe: Recipe, key: str) -> Iterator[_Pattern]:
     for kind, texts in templates:
         for text in texts:
             yield _Pattern(key, kind, text, tuple(recipe.path_regexes(layout, text)))
-    for text in layout.listed.files if layout.listed else ():
+    for text in layout.image_list.files if layout.image_list else ():
         yield _Pattern(key, "list", text, (PathPattern(text).regex,))

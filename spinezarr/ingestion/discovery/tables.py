@@ -140,15 +140,15 @@ def _rows(
 
 
 def _parse(table: Table, data: bytes, path: str, wanted: frozenset[str]) -> Iterator[_Row]:
-    if table.find is not None:
+    if table.scan_regex is not None:
         text = to_nfc(data.decode("utf-8-sig", "replace"))
-        for scan in dict.fromkeys(compile_bounded(table.find).findall(text)):
-            yield _Row(scan, table.set)
+        for scan in dict.fromkeys(compile_bounded(table.scan_regex).findall(text)):
+            yield _Row(scan, table.constants)
         return
     sheet = read_sheet(data, path, delimiter=table.delimiter, header=table.header)
     key = table.key or _naming_column(sheet, wanted)
     for column in filter(None, (key, table.split)):
-        if column not in sheet.columns and column not in table.set:
+        if column not in sheet.columns and column not in table.constants:
             raise FormatError(
                 f"{path}: has no column {column!r}, which the recipe names; among its "
                 f"{len(sheet.columns)}. Correct the recipe's key, header or delimiter."
@@ -156,7 +156,7 @@ def _parse(table: Table, data: bytes, path: str, wanted: frozenset[str]) -> Iter
     for row in sheet.rows:
         if key in row:
             cells = {column: text for column, text in row.items() if column != key}
-            yield _Row(row[key], {**cells, **table.set})
+            yield _Row(row[key], {**cells, **table.constants})
 
 
 def _naming_column(sheet: Sheet, wanted: frozenset[str]) -> str:

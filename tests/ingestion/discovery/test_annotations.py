@@ -19,7 +19,7 @@ license: none
 citation: none
 layouts:
   x:
-    about: x
+    description: x
     image: "{scan}_ct.nii"
     label: "{scan}_seg.nii"
     mask: optional

@@ -236,7 +236,7 @@ def recipe_of(tmp_path, series="{}", **keys):
         "name": "hospital", "title": "x", "license": "x", "citation": "x",
         "layouts": {
             "archive": {
-                "about": "x",
+                "description": "x",
                 "image": "{patient}/{date}/{rest:.+}/",
                 "series": json.loads(series),
                 "label": "masks/{patient}_{date}_{series_number}.nii.gz",
@@ -348,7 +348,7 @@ def test_series_that_share_an_id_are_refused_with_their_numbers(hospital, tmp_pa
 def test_of_series_that_are_one_scan_the_first_is_taken_and_the_others_are_noted(
     hospital, tmp_path
 ):
-    recipe = recipe_of(tmp_path, same_scan="{patient}", scan_id="{patient}")
+    recipe = recipe_of(tmp_path, duplicate_key="{patient}", scan_id="{patient}")
     found = found_in(hospital[0], recipe)
     assert ids(found) == ["P0007", "P0012"]
     assert found.scans[0].series.name == "series '3'"  # it has a mask

@@ -77,7 +77,7 @@ def refusal(raw, recipe=RECIPE):
 
 def assert_lists_the_layouts(message):
     for key, layout in RECIPE.layouts.items():
-        assert f"{key}: {layout.about}" in message
+        assert f"{key}: {layout.description}" in message
         assert all(text in message for text in (*layout.image, *layout.label))
 
 

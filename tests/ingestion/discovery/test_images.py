@@ -50,11 +50,11 @@ def taken(chosen):
 LAYOUTS = """\
 layouts:
   first:
-    about: one
+    description: one
     image: "one/{scan}.nii"
     label: "one/masks/{scan}.nii"
   second:
-    about: two
+    description: two
     image: "two/{scan}.nii"
     label: "two/masks/{scan}.nii"
 """
@@ -82,10 +82,10 @@ def test_the_first_layout_with_the_mask_is_taken(load, files, taken):
 LISTED = """\
 layouts:
   series:
-    about: series
+    description: series
     image: "{base:(?:.*/)?}{scan}/{series}/"
     label: "**/{scan}_seg.nii"
-    listed: {files: "**/list.txt", entry: "{scan} {series}"}
+    image_list: {files: "**/list.txt", entry: "{scan} {series}"}
 """
 
 
@@ -110,7 +110,7 @@ def test_the_list_counts_more_than_a_mask(tmp_path, load):
 TWICE = """\
 layouts:
   flat:
-    about: flat
+    description: flat
     image: "{patient}/{scan}_ct.nii"
     label: "{patient}/{scan}_seg.nii"
 """
@@ -130,15 +130,15 @@ def test_two_images_with_one_id_are_refused_unless_the_recipe_says_they_are_one(
         "P1_1",
         "P2_1",
     }
-    chosen = choice(load(TWICE + 'same_scan: "{scan}"\n'), ["P0/1_ct.nii", *BOTH])
+    chosen = choice(load(TWICE + 'duplicate_key: "{scan}"\n'), ["P0/1_ct.nii", *BOTH])
     assert pairs(chosen) == {"1": ("P1/1_ct.nii", "P1/1_seg.nii")}
     assert {note.path for note in chosen.left} == {"P0/1_ct.nii", "P2/1_ct.nii", "P2/1_seg.nii"}
 
 
 def test_ids_that_collide_across_layouts_are_refused(load):
-    text = LAYOUTS.replace("about: one", "about: one\n    texts: {part: one}")
-    text = text.replace("about: two", "about: two\n    texts: {part: two}")
-    recipe = load(text + 'same_scan: "{part} {scan}"\n')
+    text = LAYOUTS.replace("description: one", "description: one\n    constants: {part: one}")
+    text = text.replace("description: two", "description: two\n    constants: {part: two}")
+    recipe = load(text + 'duplicate_key: "{part} {scan}"\n')
     chosen = choice(recipe, ["one/a.nii", "two/a.nii", "two/b.nii"])
     assert set(taken(chosen)) == {"b"}
     (refused,) = chosen.refused
@@ -148,7 +148,9 @@ def test_ids_that_collide_across_layouts_are_refused(load):
 
 @pytest.mark.parametrize("label", ["mask/{scan}*.nii", "**/*{scan}*seg.nii", "mask/*"])
 def test_scans_that_would_share_a_mask_are_refused(load, label):
-    recipe = load(f"layouts:\n  x: {{about: x, image: '{{scan}}_ct.nii', label: '{label}'}}\n")
+    recipe = load(
+        f"layouts:\n  x: {{description: x, image: '{{scan}}_ct.nii', label: '{label}'}}\n"
+    )
     files = ["1_ct.nii", "10_ct.nii", "mask/10_seg.nii"]
     chosen = choice(recipe, files)
     assert taken(chosen) == {}
@@ -164,7 +166,7 @@ def test_scans_that_would_share_a_mask_are_refused(load, label):
 
 def test_several_images_of_one_file_are_one_scan_a_part(load):
     recipe = load(
-        "layouts:\n  x: {about: x, image: '{scan}/ct.nii', label_parts: "
+        "layouts:\n  x: {description: x, image: '{scan}/ct.nii', label_parts: "
         "{file: '{scan}/{part}.nii', values: {l1: L1, hip: '30', l2: L2}}}\n"
     )
     files = ["a/ct.nii", "a/hip.nii", "a/l1.nii", "b/ct.nii", "b/other.nii"]
@@ -175,8 +177,8 @@ def test_several_images_of_one_file_are_one_scan_a_part(load):
 
 def test_a_lookup_with_folders_in_it_is_known_to_name_masks(load):
     recipe = load(
-        "layouts:\n  x: {about: x, image: '**/{scan}.nii', label: '{place}/{scan}.nii'}\n"
-        "lookups:\n  place: {of: scan, values: {'liver*': label/Liver, '*': label}}\n"
+        "layouts:\n  x: {description: x, image: '**/{scan}.nii', label: '{place}/{scan}.nii'}\n"
+        "lookups:\n  place: {inputs: scan, values: {'liver*': label/Liver, '*': label}}\n"
     )
     files = ["ct/a.nii", "ct/liver1.nii", "label/a.nii", "label/Liver/liver1.nii"]
     assert pairs(choice(recipe, files)) == {
@@ -187,8 +189,8 @@ def test_a_lookup_with_folders_in_it_is_known_to_name_masks(load):
 
 def test_a_lookup_may_rewrite_the_text_it_reads_once(load):
     recipe = load(
-        "layouts:\n  x: {about: x, image: '{scan}.nii', label: 'm/{scan}.nii'}\n"
-        "lookups:\n  scan: {of: scan, values: {'x{rest}': '{rest}'}}\n"
+        "layouts:\n  x: {description: x, image: '{scan}.nii', label: 'm/{scan}.nii'}\n"
+        "lookups:\n  scan: {inputs: scan, values: {'x{rest}': '{rest}'}}\n"
         "tables: {}\n"
     )
     assert pairs(choice(recipe, ["xx1.nii", "m/x1.nii", "m/1.nii"])) == {
@@ -197,9 +199,9 @@ def test_a_lookup_may_rewrite_the_text_it_reads_once(load):
 
 
 def test_lookups_use_those_that_stand_before_them(load):
-    layout = "layouts:\n  x: {about: x, image: '{scan}.nii'}\nscan_id: '{b}'\nlookups:\n"
-    a = "  a: {of: scan, values: {'s{n}': '{n}'}}\n"
-    b = "  b: {of: a, values: {'{n}': 'id{n}'}}\n"
+    layout = "layouts:\n  x: {description: x, image: '{scan}.nii'}\nscan_id: '{b}'\nlookups:\n"
+    a = "  a: {inputs: scan, values: {'s{n}': '{n}'}}\n"
+    b = "  b: {inputs: a, values: {'{n}': 'id{n}'}}\n"
     assert set(pairs(choice(load(layout + a + b), ["s1.nii", "t2.nii"]))) == {"id1"}
     with pytest.raises(RecipeError, match=r"scan_id uses \{b\}"):
         load(layout + b + a)
@@ -207,9 +209,9 @@ def test_lookups_use_those_that_stand_before_them(load):
 
 def test_a_part_is_no_lookup_of_that_name(load):
     recipe = load(
-        "layouts:\n  x: {about: x, image: '{scan}/ct.nii', label_parts: "
+        "layouts:\n  x: {description: x, image: '{scan}/ct.nii', label_parts: "
         "{file: '{scan}/{part}.nii', values: {l1: L1}}}\n"
-        "lookups:\n  part: {of: scan, values: {'*': train}}\nsplit: '{part}'\n"
+        "lookups:\n  part: {inputs: scan, values: {'*': train}}\nsplit: '{part}'\n"
     )
     assert pairs(choice(recipe, ["a/ct.nii", "a/l1.nii"])) == {"a": ("a/ct.nii", "a/l1.nii")}
 
@@ -222,7 +224,7 @@ def test_a_part_is_no_lookup_of_that_name(load):
     ],
 )
 def test_an_id_that_cannot_name_a_folder_everywhere_fails_alone(load, name):
-    recipe = load("layouts:\n  x: {about: x, image: '{scan}.nii', label: 'm/{scan}.nii'}\n")
+    recipe = load("layouts:\n  x: {description: x, image: '{scan}.nii', label: 'm/{scan}.nii'}\n")
     chosen = choice(recipe, [f"{name}.nii", f"m/{name}.nii", "b.nii", "m/b.nii"])
     assert taken(chosen) == {"b": ("b.nii", "m/b.nii")}
     (refused,) = chosen.refused
@@ -235,12 +237,14 @@ def test_an_id_that_cannot_name_a_folder_everywhere_fails_alone(load, name):
     "name", ["1.3.6.1", "my scan (2)", "é", "zarr.jsonx", "partial", "a{1}", "-a", "_a", "a__b"]
 )
 def test_other_ids_are_taken_as_they_are(load, name):
-    recipe = load("layouts:\n  x: {about: x, image: '{scan}.nii'}\n")
+    recipe = load("layouts:\n  x: {description: x, image: '{scan}.nii'}\n")
     assert set(pairs(choice(recipe, [f"{name}.nii"]))) == {name}
 
 
 def test_an_image_that_counts_as_a_mask_is_named(tmp_path, load):
-    recipe = load("layouts:\n  x: {about: x, image: '{scan}/ct.nii', label: '{scan}/*.nii'}\n")
+    recipe = load(
+        "layouts:\n  x: {description: x, image: '{scan}/ct.nii', label: '{scan}/*.nii'}\n"
+    )
     (tmp_path / "raw" / "s1").mkdir(parents=True)
     (tmp_path / "raw" / "s1" / "ct.nii").touch()
     with pytest.raises(UsageError, match=r"s1/ct.nii fits an image pattern and a mask's template"):
@@ -250,15 +254,15 @@ def test_an_image_that_counts_as_a_mask_is_named(tmp_path, load):
 ANY = """\
 layouts:
   a:
-    about: a
+    description: a
     image: ["{base:(?:.*/)?}{scan}_ct.nii", "{base:(?:.*/)?}{scan}/"]
     label: ["{base}{scan}_seg.nii", "**/{scan}_m.nii"]
     mask: optional
   b:
-    about: b
+    description: b
     image: "{base:(?:.*/)?}{scan}.nii"
-same_scan: "{scan}"
-ignore: [{path: "**/i*", because: ignored}]
+duplicate_key: "{scan}"
+ignore: [{path: "**/i*", reason: ignored}]
 """
 trees = st.lists(
     st.builds(
@@ -305,7 +309,7 @@ def test_every_scan_is_taken_once_and_every_other_image_is_accounted_for(files):
         assert all(path.split("/")[-1].startswith(f"{scan}_") for path in paired.masks)
 
 
-PAIR = "layouts:\n  x: {about: x, image: '{scan}_ct.nii.gz', label: '{scan}_seg.nii.gz'}\n"
+PAIR = "layouts:\n  x: {description: x, image: '{scan}_ct.nii.gz', label: '{scan}_seg.nii.gz'}\n"
 
 
 @pytest.mark.parametrize(
@@ -323,13 +327,13 @@ def test_files_that_were_unpacked_are_paired(load, image, mask):
 
 def test_files_in_folders_of_their_own_names_find_each_other_below_any_folders(load):
     recipe = load(
-        "layouts:\n  x:\n    about: x\n"
+        "layouts:\n  x:\n    description: x\n"
         "    image: '{base:(?:.*/)?}{scan:v\\d+}.{ext:nii|nii\\.gz}'\n"
         "    label: '{base}{scan}_seg.{ext}'\n"
     )
     files = ["t/v1.nii.gz/v1.nii", "t/v1_seg.nii.gz/v1_seg.nii", "t/v2.nii/v2.nii", "t/v2_seg.nii"]
     assert pairs(choice(recipe, files)) == {"v1": tuple(files[:2]), "v2": tuple(files[2:])}
-    explicit = load("layouts:\n  x: {about: x, image: '{scan}.nii/{scan}.nii'}\n")
+    explicit = load("layouts:\n  x: {description: x, image: '{scan}.nii/{scan}.nii'}\n")
     assert pairs(choice(explicit, ["v1.nii/v1.nii"])) == {"v1": ("v1.nii/v1.nii",)}
 
 
@@ -356,14 +360,14 @@ def test_two_copies_of_which_none_has_the_very_name_are_refused(load, files):
 
 
 def test_an_image_is_not_its_own_mask(load):
-    recipe = load("layouts:\n  x: {about: x, image: '{scan}.nii', label: '{scan}.nii.gz'}\n")
+    recipe = load("layouts:\n  x: {description: x, image: '{scan}.nii', label: '{scan}.nii.gz'}\n")
     chosen = choice(recipe, ["a.nii", "a.nii.gz", "b.nii", "b_1.NII"])
     found = {paired.image.scan_id: (paired.masks, paired.whole) for paired in chosen.taken}
     assert found == {"a": (("a.nii.gz",), True), "b": ((), False), "b_1": ((), False)}
 
 
 def test_several_masks_that_fit_equally_are_refused_unless_they_are_one_scan(load):
-    text = "layouts:\n  x: {about: x, image: 'ct/{scan}.nii', label: '**/{scan}_*seg.nii'}\n"
+    text = "layouts:\n  x: {description: x, image: 'ct/{scan}.nii', label: '**/{scan}_*seg.nii'}\n"
     files = ["ct/a.nii", "new/a_seg.nii", "old/a_seg.nii", "old/a_1_seg.nii", "ct/b.nii"]
     files.append("new/b_seg.nii")
     chosen = choice(load(text), files)
@@ -371,19 +375,19 @@ def test_several_masks_that_fit_equally_are_refused_unless_they_are_one_scan(loa
     (refused,) = chosen.refused
     assert "3 files fit ct/a.nii equally well:\n  new/a_seg.nii\n  old/a_1_seg" in refused.reason
     assert {note.path for note in chosen.left} == {"old/a_1_seg.nii", "old/a_seg.nii"}
-    chosen = choice(load(text + "same_scan: '{scan}'\n"), files)
+    chosen = choice(load(text + "duplicate_key: '{scan}'\n"), files)
     assert pairs(chosen)["a"] == ("ct/a.nii", "new/a_seg.nii")
     assert {(note.path, note.detail) for note in chosen.left} == {
         ("old/a_1_seg.nii", "new/a_seg.nii is taken for ct/a.nii"),
         ("old/a_seg.nii", "new/a_seg.nii is taken for ct/a.nii"),
     }
-    ignoring = load(text + "ignore: [{path: 'old/*', because: old}]\n")
+    ignoring = load(text + "ignore: [{path: 'old/*', reason: old}]\n")
     assert pairs(choice(ignoring, files))["a"] == ("ct/a.nii", "new/a_seg.nii")
 
 
 def test_of_several_templates_the_first_counts_and_the_rest_is_told(load):
     recipe = load(
-        "layouts:\n  x: {about: x, image: '{scan}.nii', label: ['m/{scan}', 'n/{scan}']}\n"
+        "layouts:\n  x: {description: x, image: '{scan}.nii', label: ['m/{scan}', 'n/{scan}']}\n"
     )
     chosen = choice(recipe, ["a.nii", "m/a", "n/a"])
     assert pairs(chosen) == {"a": ("a.nii", "m/a")}
@@ -394,7 +398,7 @@ def test_of_several_templates_the_first_counts_and_the_rest_is_told(load):
     "key", ["centroids: {files: '{scan}*.json', convention: verse}", "sidecar: '{scan}*.json'"]
 )
 def test_several_files_beside_an_image_are_refused_too(load, key):
-    recipe = load(f"layouts:\n  x:\n    about: x\n    image: '{{scan}}.nii'\n    {key}\n")
+    recipe = load(f"layouts:\n  x:\n    description: x\n    image: '{{scan}}.nii'\n    {key}\n")
     chosen = choice(recipe, ["a.nii", "a.json", "a_1.json", "b.nii", "b.json"])
     (paired,) = chosen.taken
     assert (paired.centroids or paired.sidecar, paired.image.scan_id) == ("b.json", "b")
@@ -454,7 +458,7 @@ def test_a_series_in_a_folder_whose_name_cannot_be_opened_fails_alone(tmp_path, 
     for path in ("p\x07/a/1.dcm", "q/b/1.dcm", "q/b/2\x07.dcm"):
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / path).touch()
-    recipe = load("layouts:\n  x: {about: x, image: '{patient}/{scan}/'}\n")
+    recipe = load("layouts:\n  x: {description: x, image: '{patient}/{scan}/'}\n")
     raw = RawFolder.list(DISK, str(tmp_path))
     chosen = choose_images(recipe, raw, match_images(recipe, raw))
     assert taken(chosen) == {"b": ("q/b/",)}
@@ -476,7 +480,7 @@ def test_a_mask_whose_name_cannot_be_opened_fails_its_scan(tmp_path, load):
 
 
 def test_a_mask_may_be_a_folder(load):
-    recipe = load("layouts:\n  x: {about: x, image: '{scan}/ct/', label: '{scan}/seg/'}\n")
+    recipe = load("layouts:\n  x: {description: x, image: '{scan}/ct/', label: '{scan}/seg/'}\n")
     files = ["p/ct/1.dcm", "p/ct/2.dcm", "p/seg/1.dcm", "q/ct/1.dcm"]
     chosen = choice(recipe, files)
     assert pairs(chosen) == {"p": ("p/ct/", "p/seg/"), "q": ("q/ct/",)}

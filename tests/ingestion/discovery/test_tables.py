@@ -12,7 +12,7 @@ license: none
 citation: none
 layouts:
   flat:
-    about: flat
+    description: flat
     image: "{scan}.nii"
 labels: {scheme: canonical, state: unknown}
 tables:
@@ -96,7 +96,9 @@ def test_a_table_may_say_the_split_and_a_list_counts_more(raw):
 
 def test_a_plain_list_may_say_the_split(raw):
     (raw / "t.txt").write_text("patients: 11; 12\r\n")
-    tables = "  t: {files: t.txt, find: '\\d+', set: {fold: '1', part: test}, split: part}\n"
+    tables = (
+        "  t: {files: t.txt, scan_regex: '\\d+', constants: {fold: '1', part: test}, split: part}\n"
+    )
     discovery = found(raw, tables, ["11", "12", "13"])
     assert [scan.split for scan in discovery.scans] == ["test", "test", ""]
     assert columns(discovery)["11"] == {"fold": "1", "part": "test"}
@@ -104,7 +106,7 @@ def test_a_plain_list_may_say_the_split(raw):
 
 def test_a_table_of_one_split_may_say_so(raw):
     (raw / "t.csv").write_text("Id,Age\na,61\n")
-    tables = "  t: {files: t.csv, key: Id, set: {part: test}, split: part}\n"
+    tables = "  t: {files: t.csv, key: Id, constants: {part: test}, split: part}\n"
     discovery = found(raw, tables, "ab")
     assert [scan.split for scan in discovery.scans] == ["test", ""]
 

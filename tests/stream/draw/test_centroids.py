@@ -20,7 +20,7 @@ license: CC0-1.0
 citation: none
 layouts:
   flat:
-    about: images, masks and centroids side by side
+    description: images, masks and centroids side by side
     image: "{{scan}}_{kind}.nii"
     {label}
     {points}

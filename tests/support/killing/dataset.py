@@ -20,7 +20,7 @@ title: Crash
 license: CC0-1.0
 citation: nobody
 layouts:
-  flat: {about: flat, image: "{scan}_ct.nii.gz", label: "{scan}_seg.nii.gz", mask: optional}
+  flat: {description: flat, image: "{scan}_ct.nii.gz", label: "{scan}_seg.nii.gz", mask: optional}
 labels: {scheme: canonical, state: all-visible}
 tables:
   clinic: {files: clinic.csv, key: Scan}
