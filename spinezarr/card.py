@@ -1,4 +1,4 @@
-"""A dataset's published card as data: the figures it prints, and what is doubtful about them."""
+"""Which figures does a dataset's published card print, and which of them contradict each other?"""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -31,13 +31,13 @@ REGIONS: Final[dict[Region, tuple[str, ...]]] = {
     "thoracic": tuple(name for name in LEVELS if name.startswith("T")),
     "lumbar": tuple(name for name in LEVELS if name.startswith("L")),
 }
-"""Vertebrae of each region; T13 is thoracic and L6 lumbar."""
+"""Names of the vertebrae of each region. T13 is thoracic, and L6 lumbar."""
 
 STATISTICS: Final[tuple[Statistic, ...]] = ("min", "median", "max")
 
 
 class FigureKey(NamedTuple):
-    """What a figure of a dataset is about.
+    """Identifies one figure of a dataset.
 
     Examples
     --------
@@ -46,11 +46,12 @@ class FigureKey(NamedTuple):
     """
 
     group: Literal["all", "split", "source", "axis", "region", "vertebra"]
-    """``all`` for the whole dataset; ``axis`` for an axis of the source files."""
+    """What the figure describes: ``all`` is the dataset, ``axis`` an axis of the source files."""
     name: str
-    """Which split, source, axis (``i``, ``j``, ``k``), region or vertebra; empty for ``all``."""
+    """Name of the split, source, axis (``i``, ``j``, ``k``), region or vertebra; empty for
+    ``all``."""
     statistic: str
-    """What is counted or measured, with its unit."""
+    """Name of the count or measurement, with its unit, such as ``volume_cm3_median``."""
 
     def __str__(self) -> str:
         parts = (part for part in (self.group, self.name, self.statistic) if part != "all")
@@ -59,16 +60,16 @@ class FigureKey(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class PrintedFigure:
-    """A number that a card prints."""
+    """One number as a card prints it."""
 
     value: float
     decimals: int
-    """Decimals to which it is rounded."""
+    """Number of decimals to which the card rounds it."""
     printed_as: str = ""
-    """Heading under which it stands, where that is not taken at its word."""
+    """Heading on the card, if the figure is read as another statistic than its heading says."""
 
     def is_rounded_from(self, value: float) -> bool:
-        """Whether ``value`` rounds to the printed one, a half either way.
+        """Whether ``value`` rounds to the printed number; a half may be rounded either way.
 
         Examples
         --------
@@ -82,15 +83,15 @@ class PrintedFigure:
 
 @dataclass(frozen=True, slots=True)
 class Contradiction:
-    """Why a printed figure cannot be true together with others of its card."""
+    """States that a printed figure does not fit other figures of the same card."""
 
     reason: str
-    otherwise: float | None = None
-    """What the other figures make of it; None if they do not say."""
+    implied_value: float | None = None
+    """Value that the other figures imply; None if they imply none."""
 
 
 class _Spread(StrictModel):
-    """Least, middle and greatest value along each file axis, as printed."""
+    """Printed minimum, median and maximum along each axis i, j and k of the source files."""
 
     min: tuple[float, float, float]
     median: tuple[float, float, float]
@@ -98,7 +99,7 @@ class _Spread(StrictModel):
 
 
 class _Volumes(StrictModel):
-    """Columns of volumes, under the heading they are printed."""
+    """Printed volumes in cm³ by the heading of their column."""
 
     min: float | None = None
     median: float | None = None
@@ -106,12 +107,12 @@ class _Volumes(StrictModel):
 
 
 class _Vertebra(StrictModel):
-    """A row of the card's table."""
+    """One row of the card's table of vertebrae."""
 
     scans: Annotated[int, Field(ge=0)]
-    """Scans that show the vertebra."""
+    """Number of scans that show the vertebra."""
     detection_percent: float | None = None
-    """Share of all scans, with or without mask."""
+    """Share of all scans, with or without a mask, that show the vertebra."""
     volume_cm3: _Volumes = _Volumes()
 
 
@@ -123,10 +124,10 @@ def _checked_levels(rows: dict[str, _Vertebra]) -> dict[str, _Vertebra]:
 
 
 class Card(StrictModel):
-    """The figures that a dataset's published card prints.
+    """The figures that a dataset's published card prints, read from a ``.card.yaml`` file.
 
-    Sizes and spacings are in the order of the source file's axes, the last of which runs through
-    the slices. See ``ingest/README.md`` for a description of each key.
+    Shapes and spacings are in the order of the source files' axes (i, j, k), where k runs through
+    the slices. ``ingest/README.md`` describes each key.
     """
 
     name: str
@@ -135,27 +136,28 @@ class Card(StrictModel):
     source: str
     """Where the card was read."""
     as_of: str | None = None
-    """State of the source that was read."""
+    """Date or version of that source."""
     scans: Annotated[int, Field(ge=1)]
     patients: int | None = None
     slices: int | None = None
-    """Slices of all scans together."""
+    """Number of slices of all scans together."""
     splits: dict[str, int] = Field(default_factory=dict)
-    """Scans in each split."""
+    """Number of scans in each split."""
     regions: dict[Region, int] = Field(default_factory=dict)
-    """Vertebrae of each region, counted once in each scan."""
+    """Number of vertebrae of each region, counted once in each scan."""
     decimals: Annotated[int, Field(ge=0, le=6)] = 2
-    """Decimals to which spacings, rates and volumes are rounded; ends in 0 may be left out."""
+    """Number of decimals of spacings, rates and volumes; the card may leave out final zeros."""
     spacing_ijk_mm: _Spread | None = None
+    """Voxel spacing in mm along the file axes."""
     shape_ijk: _Spread | None = None
-    """Voxels."""
+    """Number of voxels along the file axes."""
     volume_column_holds: dict[Statistic, Statistic] = Field(default_factory=dict)
-    """Which statistic a column of volumes must be, where its numbers contradict its heading."""
+    """Statistic that a column of volumes holds, by its heading, if the heading must be wrong."""
     vertebrae: Annotated[dict[str, _Vertebra], AfterValidator(_checked_levels)] = Field(
         default_factory=dict
     )
     caveats: tuple[str, ...] = ()
-    """What contradicts itself on the card, or is to be read with care."""
+    """Remarks on contradictions of the card and on figures that must be read with care."""
 
     @model_validator(mode="after")
     def _read_each_column_once(self) -> Self:
@@ -177,16 +179,16 @@ class Card(StrictModel):
         Raises
         ------
         CardError
-            If it does not load; points at the key and its line.
+            If the file does not load; the message names the key and its line.
         """
         return load_strict_yaml(path, cls, CardError)
 
     def figures(self) -> dict[FigureKey, PrintedFigure]:
-        """Return every printed figure; no volume of a vertebra that no scan shows."""
+        """Return every printed figure, except volumes of vertebrae that no scan shows."""
         return dict(self._figures())
 
     def contradictions(self) -> dict[FigureKey, Contradiction]:
-        """Return the figures that do not fit other figures of the card."""
+        """Return the figures that contradict other figures of the card."""
         figures = self.figures()
         return {
             **dict(_wrong_order(figures)),
@@ -230,7 +232,7 @@ class Card(StrictModel):
                 yield key, PrintedFigure(value, self.decimals, printed_as)
 
     def _wrong_totals(self) -> Iterator[tuple[FigureKey, Contradiction]]:
-        """Yield totals that are not those of their parts, and parts that leave a total wanting."""
+        """Yield totals that differ from the sum of their parts, and those parts."""
         total = sum(self.splits.values())
         if self.splits and total != self.scans:
             reason = f"the splits add up to {total} scans, {self.scans} are printed"
@@ -255,7 +257,7 @@ class Card(StrictModel):
     def _wrong_rates(
         self, figures: Mapping[FigureKey, PrintedFigure]
     ) -> Iterator[tuple[FigureKey, Contradiction]]:
-        """Yield counts and rates that are not each other's."""
+        """Yield detection counts and rates that do not match each other."""
         for name, row in self.vertebrae.items():
             percent = 100 * row.scans / self.scans
             count = FigureKey("vertebra", name, "scans")
@@ -272,7 +274,7 @@ class Card(StrictModel):
 def _wrong_order(
     figures: Mapping[FigureKey, PrintedFigure],
 ) -> Iterator[tuple[FigureKey, Contradiction]]:
-    """Yield spreads whose least, middle and greatest value do not ascend."""
+    """Yield figures whose minimum, median and maximum do not ascend."""
     spreads: dict[tuple[str, str, str], dict[str, FigureKey]] = {}
     for key in figures:
         of, _, statistic = key.statistic.rpartition("_")

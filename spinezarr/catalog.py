@@ -1,10 +1,9 @@
-"""The datasets a user has: name, recipe, raw folder and store, read from ``catalog.yaml``.
+"""Which datasets does the user have: name, recipe, raw folder and store?
 
-A catalog that the user names, by an option, an argument or ``$SPINEZARR_CATALOG``, is theirs: it
-may use variables of the environment, and buckets are asked with the keys that the user has. The
-``catalog.yaml`` that lies in the working folder may have come with somebody's files. It is read for
-what it can only point at, and neither variables nor keys go anywhere on its word: see
-:class:`CatalogEntry`.
+They are read from ``catalog.yaml``. A catalog that the user names by an option, an argument or
+``$SPINEZARR_CATALOG`` is trusted: it may use environment variables, and buckets are accessed with
+the user's keys. A ``catalog.yaml`` that merely lies in the working folder may have come with
+foreign files and is not trusted. :class:`CatalogEntry` lists what it must not do.
 """
 
 import os
@@ -38,15 +37,15 @@ CATALOG_NAME = "catalog.yaml"
 _VARIABLE: Final = re.compile(r"\$\{([A-Za-z_]\w*)\}", re.ASCII)
 _BARE_VARIABLE: Final = re.compile(r"\$[A-Za-z_]\w*", re.ASCII)
 _LONGEST_NAME: Final = 255
-"""Bytes of a name of the usual file systems (NAME_MAX in limits.h)."""
+"""Longest name on common file systems in bytes (NAME_MAX in limits.h)."""
 _BUCKETS: Final = {"s3", "s3a"}
 _SHOWN: Final = 20
 _PUBLIC: Final = {"file", "http", "https"}
-"""Kinds of URLs that are asked without keys."""
+"""Schemes of URLs that are accessed without keys."""
 
 
 class _StorageModel(StrictModel):
-    """Where a bucket is and who asks; keys and secrets belong in ``~/.aws`` or the environment."""
+    """How to reach a bucket. Keys and secrets belong in ``~/.aws`` or the environment."""
 
     endpoint_url: str | None = None
     profile: str | None = None
@@ -72,15 +71,15 @@ class _EntryModel(StrictModel):
     recipe: _Place
     """Name of a shipped recipe, or the path of a ``.yaml`` file."""
     raw: _Place | None = None
-    """Folder or URL of the files as they were downloaded; not needed to read a store."""
+    """Folder or URL of the downloaded files. It is not needed to read a store."""
     store: _Place
     """Path or URL of the store."""
     license: str | None = None
-    """License of the data, where it differs from the recipe's."""
+    """License of the data, if it differs from the recipe's."""
     storage_options: _StorageModel = _StorageModel()
     """How to reach the store, if it is in a bucket."""
     raw_storage_options: _StorageModel | None = None
-    """How to reach the raw folder, if that is otherwise."""
+    """How to reach the raw folder, if it differs from the store's options."""
 
 
 class _CatalogModel(StrictModel):
@@ -91,13 +90,12 @@ class _CatalogModel(StrictModel):
 class CatalogEntry:
     """One dataset of a catalog, as written in the file.
 
-    Its locations raise CatalogError where they use a variable that is not set, and if the user has
-    not named the catalog:
+    The location properties raise CatalogError if they use a variable that is not set. If the
+    catalog is not trusted, they also raise it for:
 
-    * where they use any variable, which could be a secret, and the URL that of a server;
-    * where they have an endpoint or a profile, or are in a bucket without ``anon: true``, as keys
-      would be sent on the word of the catalog;
-    * where they are URLs of another kind than ``http``, ``https``, ``file`` and ``s3``.
+    * any environment variable, because it could send a secret to a foreign server;
+    * an endpoint, a profile, or a bucket without ``anon: true``, because keys would be sent;
+    * URLs with other schemes than ``http``, ``https``, ``file``, ``s3`` and ``s3a``.
     """
 
     name: str
@@ -107,22 +105,22 @@ class CatalogEntry:
     license: str | None
     catalog_path: Path
     is_trusted: bool
-    """Whether the user has named the catalog."""
+    """Whether the user has named the catalog, rather than having it in the working folder."""
     storage_options: Mapping[str, Any] = field(repr=False)
-    """For the store's file system, if it is a URL."""
+    """Options for the file system of the store, if the store is a URL."""
     raw_storage_options: Mapping[str, Any] | None = field(repr=False)
-    """For that of the raw folder, where they differ from the store's."""
+    """Options for the file system of the raw folder, if they differ from the store's."""
 
     @property
     def recipe_location(self) -> str:
-        """Recipe name, or the path of its file."""
+        """Name of a shipped recipe, or the path of a recipe file."""
         if self.recipe.endswith((".yaml", ".yml")):
             return self._path(self._expanded(self.recipe))
         return self.recipe
 
     @property
     def raw_location(self) -> str | None:
-        """Raw folder, variables expanded, relative paths taken from the catalog's folder."""
+        """Path or URL of the raw folder; relative paths start at the catalog's folder."""
         if self.raw is None:
             return None
         options = self.raw_storage_options
@@ -130,7 +128,7 @@ class CatalogEntry:
 
     @property
     def store_location(self) -> str:
-        """Store path or URL, variables expanded, relative paths taken from the catalog's folder."""
+        """Path or URL of the store; relative paths start at the catalog's folder."""
         return self._locate(self.store, self.storage_options)
 
     def _locate(self, value: str, options: Mapping[str, Any]) -> str:
@@ -189,11 +187,11 @@ class Catalog:
 
 
 class CatalogPath(NamedTuple):
-    """Where a catalog is."""
+    """Path of a catalog, and whether it is trusted."""
 
     path: Path
     is_trusted: bool
-    """Whether the user has named it."""
+    """Whether the user has named the catalog, rather than having it in the working folder."""
 
 
 def find_catalog(path: str | os.PathLike[str] | None = None) -> CatalogPath | None:
@@ -202,9 +200,9 @@ def find_catalog(path: str | os.PathLike[str] | None = None) -> CatalogPath | No
     Raises
     ------
     CatalogError
-        If a catalog was named, by argument or variable, and is not a file; if the variable names it
-        by a relative path, which would be another file in each folder; or if there is a
-        ``catalog.yaml`` in the working folder that is no file.
+        If the argument or the variable names no file, the variable holds a relative path (which
+        would mean another file in each folder), or ``catalog.yaml`` in the working folder is no
+        regular file.
     """
     variable = os.environ.get(CATALOG_VARIABLE)
     for named, where in ((path, "--catalog"), (variable, CATALOG_VARIABLE)):
@@ -267,19 +265,20 @@ def load_catalog(path: str | os.PathLike[str] | None = None) -> Catalog | None:
 def locate_store(
     store: str, catalog: str | os.PathLike[str] | None = None
 ) -> tuple[str, Mapping[str, Any]]:
-    """Find what ``store``, a path, a URL or a catalog name, stands for.
+    """Resolve a path, a URL or a catalog name to the location of a store.
 
-    A folder with a store in it comes before a catalog name, any other folder after it.
+    A folder that holds a store takes precedence over a catalog name, and a catalog name over any
+    other folder.
 
     Returns
     -------
     tuple
-        Path or URL, and the catalog's options for its file system.
+        Path or URL of the store, and the catalog's options for its file system.
 
     Raises
     ------
     StoreNotFoundError
-        If there is neither such a path nor such a name; names what was tried.
+        If there is neither such a path nor such a name; the message says what was tried.
     CatalogError
         If the catalog does not load.
     """

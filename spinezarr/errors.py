@@ -1,6 +1,7 @@
-"""Every error spinezarr raises on purpose: one family, each also a builtin.
+"""Which errors does spinezarr raise on purpose?
 
-A message names the file or scan, what was found, what was expected and the next step.
+All of them derive from :class:`SpinezarrError`, and each also from a builtin exception. A message
+names the file or scan, what was found, what was expected and the next step.
 """
 
 import re
@@ -35,89 +36,91 @@ _END_OF_LINE: Final = re.compile(r"\s*[\n\r]\s*")
 
 
 class SpinezarrError(Exception):
-    """Base class: ``except SpinezarrError`` catches all of ours and none of our bugs.
+    """Base class of all errors that spinezarr raises on purpose.
 
-    Whoever prints it, a message is fit to print: it holds names of strangers.
+    ``except SpinezarrError`` catches these errors and no programming mistakes. A message may hold
+    names from foreign files, so control characters in it are escaped and secrets in URLs are
+    removed.
 
     Parameters
     ----------
     message
         One line, or :class:`~spinezarr.text.MultilineText`.
     *more
-        What a subclass takes besides.
+        Further arguments of a subclass, kept in ``args``.
     """
 
     def __init__(self, message: str = "", *more: object) -> None:
         lines = message.split("\n") if isinstance(message, MultilineText) else [message]
-        # Other packages' messages have several lines, in the midst of one of ours.
+        # A message of another package may have several lines and stand in the middle of ours.
         shown = (redact_urls_in(_END_OF_LINE.sub(" ", line)) for line in lines)
         super().__init__(MultilineText(*shown), *more)
 
 
 class UsageError(SpinezarrError, ValueError):
-    """An argument, option or folder that cannot be used as asked."""
+    """An argument, option or folder cannot be used as requested."""
 
 
 class RecipeError(UsageError):
-    """A recipe file that does not load; the message points at the key and its line."""
+    """A recipe file does not load; the message names the key and its line."""
 
 
 class RecipeLimitError(RecipeError):
-    """A recipe that asks for more time or text than any dataset needs; names what does."""
+    """A recipe needs more time or text than any dataset does; the message names the key."""
 
 
 class CardError(UsageError):
-    """A card file that does not load, or a dataset that has none."""
+    """A card file does not load, or a dataset has no card."""
 
 
 class CatalogError(UsageError):
-    """A catalog file that does not load, or a name that is not in it."""
+    """A catalog file does not load, or does not hold a name."""
 
 
 class FormatError(SpinezarrError, ValueError):
-    """A source file that cannot be read as what it is taken for: wrong kind, broken, cut short."""
+    """A source file is of another format than expected, damaged or cut short."""
 
 
 class GridMismatchError(SpinezarrError, ValueError):
-    """An image and a mask that do not lie on the same physical voxel grid."""
+    """An image and a mask do not lie on the same physical voxel grid."""
 
 
 class LabelError(SpinezarrError, ValueError):
-    """A mask whose values are not labels of the recipe's scheme."""
+    """A mask holds values that are no labels of the recipe's scheme."""
 
 
 class StoreNotFoundError(SpinezarrError, FileNotFoundError):
-    """No spinezarr store at a path, URL or catalog name."""
+    """There is no spinezarr store at a path, URL or catalog name."""
 
     def __str__(self) -> str:
         return str(self.args[0])
 
 
 class ReadOnlyStoreError(SpinezarrError, OSError):
-    """A store that can be read and not written."""
+    """A store can be read but not written."""
 
 
 class StoreBusyError(UsageError):
-    """A store that another process is writing."""
+    """Another process is writing to the store."""
 
 
 class LostLockError(SpinezarrError, OSError):
-    """A store that another process has taken over, because this one gave no sign of life."""
+    """Another process has taken over the store, because this one did not renew its lock."""
 
 
 class LostClusterError(SpinezarrError, ConnectionError):
-    """A Dask cluster that does not answer any more."""
+    """A Dask cluster does not answer any more."""
 
 
 class UnknownScanError(SpinezarrError, KeyError):
-    """A scan id that the store does not hold."""
+    """The store does not hold a scan id."""
 
     def __str__(self) -> str:
         return str(self.args[0])
 
 
 class ScanChangedError(SpinezarrError, RuntimeError):
-    """A stored scan that is another version than the one a session knows."""
+    """A stored scan is of another version than the one that a session has opened."""
 
     def __init__(self, message: str, scan_id: str = "") -> None:
         super().__init__(message, scan_id)
@@ -128,8 +131,8 @@ class ScanChangedError(SpinezarrError, RuntimeError):
 
 
 class ScanRewrittenError(ScanChangedError):
-    """A scan that was written again with the same voxels: whoever opens it again can go on."""
+    """A scan was written again with the same voxels; a session that reopens it can go on."""
 
 
 class CorruptStoreError(SpinezarrError, OSError):
-    """Stored bytes that are missing, short or fail their checksum; never returned as data."""
+    """Stored bytes are missing, too short or fail their checksum, and are not returned as data."""

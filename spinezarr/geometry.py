@@ -1,4 +1,4 @@
-"""Voxel grids, axis directions and boxes.
+"""Which voxel lies where: grids, axis directions and boxes.
 
 World coordinates are RAS+ millimeters (x to the patient's right, y anterior, z superior), as in
 NIfTI [1]_. Source arrays have axes ``(i, j, k)`` in file order; stored arrays have axes
@@ -41,18 +41,19 @@ __all__ = [
 
 Matrix4x4 = npt.NDArray[np.float64]
 Plane = Literal["axial", "coronal", "sagittal"]
-"""Orientation of a slice."""
+"""Orientation of a slice through a volume."""
 SLICE_AXIS: Final[dict[Plane, int]] = {"axial": 0, "coronal": 1, "sagittal": 2}
-"""Axis of ``(z, y, x)`` across which a plane's slices lie."""
+"""Axis of ``(z, y, x)`` along which the slices of a plane are stacked."""
 GRID_TOLERANCE: Final = 0.1
-"""Largest distance between corners of files on one grid, as a share of the smallest voxel spacing.
+"""How far the corners of two files on one grid may be apart, as a share of the smallest spacing.
 
-Far above the rounding of float32 affines and quaternions, far below what a mask can resolve.
+This is far more than the rounding of float32 affines and quaternions, and far less than a mask can
+resolve.
 """
 SHEAR_TOLERANCE_DEG: Final = 0.1
-"""Angle of the axes off 90 degrees above rounding.
+"""Axes that deviate from a right angle by more than this are sheared; by less, it is rounding.
 
-TotalSegmentator's directions are perpendicular to 2e-4, which is 0.01 degrees.
+The directions in TotalSegmentator's files are perpendicular to 2e-4, which is 0.01 degrees.
 """
 ShapeIJK = tuple[int, int, int]
 ShapeZYX = tuple[int, int, int]
@@ -63,7 +64,8 @@ SpacingZYX = tuple[float, float, float]
 class Box:
     """A half-open block of voxels: ``start <= index < stop`` on each axis.
 
-    Indices are literal: a negative one lies before the first voxel, it does not count from the end.
+    Indices are literal: a negative index lies before the first voxel and does not count from the
+    end.
 
     Examples
     --------
@@ -72,9 +74,9 @@ class Box:
     """
 
     start_zyx: ShapeZYX
-    """First voxel, inclusive."""
+    """First voxel of the box."""
     stop_zyx: ShapeZYX
-    """One past the last voxel."""
+    """Voxel after the last one of the box."""
 
     def __post_init__(self) -> None:
         if any(stop <= start for start, stop in zip(self.start_zyx, self.stop_zyx, strict=True)):
@@ -88,13 +90,13 @@ class Box:
 
     @property
     def shape_zyx(self) -> ShapeZYX:
-        """Voxels along each axis."""
+        """Number of voxels along each axis."""
         z, y, x = (b - a for a, b in zip(self.start_zyx, self.stop_zyx, strict=True))
         return (z, y, x)
 
     @property
     def slices(self) -> tuple[slice, slice, slice]:
-        """Index for a NumPy array of axes ``(z, y, x)``; only for boxes without negative start."""
+        """Index into a NumPy array with axes ``(z, y, x)``; the start must not be negative."""
         z, y, x = (slice(a, b) for a, b in zip(self.start_zyx, self.stop_zyx, strict=True))
         return (z, y, x)
 
@@ -119,15 +121,15 @@ class Box:
 
 
 def _orientations() -> ModuleType:
-    # nibabel takes long to import, and those who train turn no axes.
+    # nibabel takes long to import, and training does not need it.
     return import_module("nibabel.orientations")
 
 
 @dataclass(frozen=True, slots=True)
 class AxisMap:
-    """Which source axis, in which direction, becomes each stored axis.
+    """Tells which source axis becomes each stored axis, and whether it is flipped.
 
-    Only permutations and flips: no voxel value is ever interpolated.
+    A map is a permutation with flips, so it never interpolates a voxel value.
 
     Examples
     --------
@@ -139,18 +141,18 @@ class AxisMap:
     """
 
     source_axis_zyx: tuple[int, int, int]
-    """Source axis (0, 1, 2 for i, j, k) that runs along z, y and x."""
+    """Source axis (0, 1, 2 for i, j, k) of each of z, y and x."""
     flip_zyx: tuple[bool, bool, bool]
-    """Whether that source axis decreases along z, y and x."""
+    """Whether the source axis runs against each of z, y and x."""
 
     @classmethod
     def from_affine(cls, affine: Matrix4x4) -> Self:
-        """Find the permutation and flips closest to an affine (voxel ``ijk`` to RAS+ mm)."""
+        """Return the map closest to a 4 x 4 affine from voxel ``(i, j, k, 1)`` to RAS+ mm."""
         return cls._of_orientation(_orientations().io_orientation(affine))
 
     @classmethod
     def from_axcodes(cls, axcodes: str) -> Self:
-        """Find the map of an array whose axes i, j, k increase toward three anatomical letters.
+        """Return the map of an array whose axes i, j, k increase toward three anatomical letters.
 
         Examples
         --------
@@ -161,7 +163,7 @@ class AxisMap:
 
     @classmethod
     def _of_orientation(cls, orientation: npt.NDArray[np.float64]) -> Self:
-        """Convert nibabel's (world axis, direction) per source axis."""
+        """Convert nibabel's orientation array: (world axis, direction) of each source axis."""
         world = [int(axis) for axis in orientation[:, 0]]
         axes = [world.index(axis) for axis in (2, 1, 0)]
         flips = [bool(orientation[axis, 1] < 0) for axis in axes]
@@ -178,20 +180,30 @@ class AxisMap:
         return "".join(letters)
 
     def to_zyx(self, array_ijk: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        """View an array of axes ``(i, j, k)`` as ``(z, y, x)``, RAS+."""
+        """Return a view with axes ``(z, y, x)`` of an array with axes ``(i, j, k)``."""
         flips = tuple(slice(None, None, -1 if flip else 1) for flip in self.flip_zyx)
         return array_ijk.transpose(self.source_axis_zyx)[flips]
 
     def from_zyx(self, array_zyx: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        """View an array of axes ``(z, y, x)`` in source order; undoes :meth:`to_zyx`."""
+        """Return a view with axes ``(i, j, k)`` of an array with axes ``(z, y, x)``."""
         flips = tuple(slice(None, None, -1 if flip else 1) for flip in self.flip_zyx)
         inverse = tuple(self.source_axis_zyx.index(axis) for axis in range(3))
         return array_zyx[flips].transpose(inverse)
 
     def slab_boxes(self, shape_zyx: ShapeZYX, thickness_zyx: ShapeZYX) -> list[Box]:
-        """Return the boxes of stored voxels that slabs across the slowest source axis hold.
+        """Cut a volume into slabs across the slowest source axis, in source order.
 
-        They come in source order, and begin at multiples of the thickness along the stored axis.
+        Parameters
+        ----------
+        shape_zyx
+            Shape of the stored volume.
+        thickness_zyx
+            Thickness of a slab, if it were cut across each of the stored axes.
+
+        Returns
+        -------
+        list of Box
+            Boxes of stored voxels. Each begins at a multiple of the thickness.
 
         Examples
         --------
@@ -208,35 +220,35 @@ class AxisMap:
         return boxes[::-1] if self.flip_zyx[axis] else boxes
 
     def shape_zyx(self, shape_ijk: ShapeIJK) -> ShapeZYX:
-        """Order a source shape as ``(z, y, x)``."""
+        """Return a source shape in the order ``(z, y, x)``."""
         z, y, x = (shape_ijk[axis] for axis in self.source_axis_zyx)
         return (z, y, x)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Grid:
-    """Where the voxels of a source file lie."""
+    """Shape of a source volume, and where its voxels lie."""
 
     shape_ijk: ShapeIJK
-    """Voxels along the file's axes."""
+    """Number of voxels along the axes of the file."""
     affine: Matrix4x4 = field(repr=False)
-    """4 x 4, voxel index ``(i, j, k, 1)`` to RAS+ mm."""
+    """4 x 4 matrix from voxel ``(i, j, k, 1)`` of the file to RAS+ mm."""
 
     @property
     def axis_map(self) -> AxisMap:
-        """How the file's axes become stored axes."""
+        """Map from the axes of the file to the stored axes."""
         return AxisMap.from_affine(self.affine)
 
     @property
     def shape_zyx(self) -> ShapeZYX:
-        """Voxels along the stored axes."""
+        """Number of voxels along the stored axes."""
         return self.axis_map.shape_zyx(self.shape_ijk)
 
     @property
     def affine_xyz(self) -> Matrix4x4:
-        """4 x 4, stored voxel ``(x, y, z, 1)`` to RAS+ mm.
+        """4 x 4 matrix from stored voxel ``(x, y, z, 1)`` to RAS+ mm.
 
-        The order of the columns is that of NIfTI, so that
+        Its columns are in the order of NIfTI:
         ``nibabel.Nifti1Image(image.transpose(2, 1, 0), affine)`` is the stored volume.
         """
         axis_map = self.axis_map
@@ -251,12 +263,12 @@ class Grid:
 
     @property
     def spacing_zyx_mm(self) -> SpacingZYX:
-        """Distance between neighboring voxels along the stored axes."""
+        """Distance in mm between neighboring voxels along the stored axes."""
         x, y, z = np.linalg.norm(self.affine_xyz[:3, :3], axis=0).tolist()
         return (z, y, x)
 
     def describe(self) -> str:
-        """One line for messages: shape, directions, spacing and origin."""
+        """Return shape, directions, spacing and origin as one line for messages."""
         affine = self.affine
         spacing = " x ".join(f"{s:.4g}" for s in np.linalg.norm(affine[:3, :3], axis=0))
         origin = ", ".join(f"{o:.2f}" for o in affine[:3, 3])
@@ -265,28 +277,36 @@ class Grid:
 
 
 def max_corner_distance_mm(a: Grid, b: Grid) -> float:
-    """Largest distance between the corners of two grids, after both are stored as ``(z, y, x)``.
+    """Return the largest distance in mm between the same corner of two grids of one shape.
 
-    Two affine grids of one shape coincide everywhere if and only if their corners do.
+    The corners are compared as stored, ``(z, y, x)``. Two affine grids of one shape coincide
+    everywhere if and only if their corners do.
     """
     x, y, z = a.shape_zyx[::-1]
     return corner_distance_mm((x, y, z), a.affine_xyz, b.affine_xyz)
 
 
-def corner_distance_mm(shape: ShapeIJK, a: Matrix4x4, b: Matrix4x4) -> float:
-    """Largest distance between where two affines place a voxel of an array of ``shape``.
+def corner_distance_mm(shape_ijk: ShapeIJK, a: Matrix4x4, b: Matrix4x4) -> float:
+    """Return the largest distance in mm between the places that two affines give to one voxel.
+
+    Parameters
+    ----------
+    shape_ijk
+        Shape of the array.
+    a, b
+        4 x 4 matrices from voxel ``(i, j, k, 1)`` to mm.
 
     Examples
     --------
     >>> corner_distance_mm((3, 5, 5), np.eye(4), np.diag([1.5, 1.0, 1.0, 1.0]))
     1.0
     """
-    corners = np.array([(*c, 1) for c in product(*((0, n - 1) for n in shape))], float).T
+    corners = np.array([(*c, 1) for c in product(*((0, n - 1) for n in shape_ijk))], float).T
     return float(np.linalg.norm((a - b)[:3] @ corners, axis=0).max())
 
 
 def shear_deg(affine: Matrix4x4) -> float:
-    """Largest deviation of two voxel axes from a right angle.
+    """Return the largest deviation of two voxel axes from a right angle, in degrees.
 
     Examples
     --------
@@ -301,10 +321,10 @@ def shear_deg(affine: Matrix4x4) -> float:
 
 
 def oblique_angle_deg(affine: Matrix4x4) -> float:
-    """Largest angle between a voxel axis and the world axis it follows most closely.
+    """Return the largest angle in degrees between a voxel axis and the nearest world axis.
 
-    Of a sheared grid it is that of the perpendicular axes nearest to its own, those of the polar
-    decomposition: what is left of a shear of some angle is half of it.
+    The axes of a sheared grid are replaced by the nearest perpendicular ones, which the polar
+    decomposition gives. A shear alone therefore counts with half its angle.
 
     Examples
     --------
@@ -321,10 +341,10 @@ def oblique_angle_deg(affine: Matrix4x4) -> float:
 def axis_positions_mm(
     affine_xyz: Matrix4x4, shape_zyx: ShapeZYX
 ) -> dict[str, npt.NDArray[np.float64]]:
-    """Return the positions of voxels along the stored axes ``z``, ``y`` and ``x``.
+    """Return the positions in mm of the voxels along the stored axes ``z``, ``y`` and ``x``.
 
-    They start at the world position of the first voxel and grow by the voxel spacing: true
-    positions unless the axes are oblique.
+    Each starts at the world position of the first voxel and grows by the voxel spacing. On an
+    oblique grid, only the affine gives true positions.
 
     Examples
     --------

@@ -1,9 +1,8 @@
-"""Where a header says twice that its voxels lie, and whether both agree.
+"""Do ``pixdim``, qform and sform of a NIfTI header agree?
 
-A NIfTI header states the spacing in ``pixdim`` and in the sform, and the place in the qform and in
-the sform [1]_. nibabel, and so spinezarr, goes by the sform if its code is above 0; other programs
-take the spacing from ``pixdim``, or prefer the qform. Where these differ, two programs see two
-volumes.
+A NIfTI header states the spacing in ``pixdim`` and in the sform. It states the position in the
+qform and in the sform [1]_. nibabel, and so spinezarr, uses the sform if its code is above 0. Other
+programs use ``pixdim``, or prefer the qform. If these differ, two programs see different volumes.
 
 References
 ----------
@@ -34,38 +33,43 @@ __all__ = [
 
 
 class NiftiGeometry(Protocol):
-    """Fields of a NIfTI header, named as in ``nifti1.h``."""
+    """The fields of a NIfTI header that place voxels, named as in ``nifti1.h``."""
 
     @property
     def sform_code(self) -> int:
-        """0 if the header states no sform."""
+        """Code of the sform; 0 if the header states none."""
         ...
 
     @property
     def qform_code(self) -> int:
-        """0 if the header states no qform."""
+        """Code of the qform; 0 if the header states none."""
         ...
 
     @property
     def pixdim(self) -> tuple[float, ...]:
-        """The first four: qfac, then mm."""
+        """First four values of ``pixdim``: qfac, then the spacing along i, j and k in mm."""
         ...
 
     @property
     def quatern_bcd(self) -> tuple[float, ...]:
-        """Three parts of the unit quaternion that turns the axes."""
+        """Parts b, c and d of the unit quaternion that rotates the axes."""
         ...
 
     @property
     def qoffset_xyz(self) -> tuple[float, ...]:
-        """Position of the first voxel, RAS+ mm."""
+        """Position of the first voxel in RAS+ mm."""
         ...
 
 
 def qform_affine(place: NiftiGeometry) -> Matrix4x4:
-    """Return voxel ``(i, j, k, 1)`` to RAS+ mm as the qform states it (method 2 of ``nifti1.h``).
+    """Return the affine that the qform states (method 2 of ``nifti1.h``).
 
-    A quaternion that is longer than 1 is shortened, as in nifti_clib.
+    A quaternion longer than 1 is shortened to 1, as nifti_clib does.
+
+    Returns
+    -------
+    numpy.ndarray
+        4 x 4, from voxel ``(i, j, k, 1)`` to RAS+ mm.
 
     Examples
     --------
@@ -93,22 +97,22 @@ def qform_affine(place: NiftiGeometry) -> Matrix4x4:
 def conflicting_pixdim_mm(
     place: NiftiGeometry, shape_ijk: ShapeIJK, affine: Matrix4x4
 ) -> tuple[float, float, float] | None:
-    """Return the spacing in ``pixdim``, mm along i, j and k, if the sform states another one.
+    """Return the spacing in ``pixdim`` if it conflicts with the sform.
 
     Parameters
     ----------
     place
-        Of the header.
+        Fields of the header.
     shape_ijk
-        Voxels along the file's axes.
+        Number of voxels along the axes of the file.
     affine
-        The one that was taken, voxel ``(i, j, k, 1)`` to RAS+ mm.
+        4 x 4 matrix of the sform, from voxel ``(i, j, k, 1)`` to RAS+ mm.
 
     Returns
     -------
     tuple of float or None
-        None if the sform was not taken, or if over the whole volume the two differ by less than
-        a tenth of the smallest voxel spacing.
+        Spacing in mm along i, j and k. None if the header has no sform, or if the two spacings
+        differ by less than a tenth of the smallest voxel spacing over the whole volume.
     """
     if place.sform_code <= 0:
         return None
@@ -124,22 +128,22 @@ def conflicting_pixdim_mm(
 def qform_sform_distance_mm(
     place: NiftiGeometry, shape_ijk: ShapeIJK, affine: Matrix4x4
 ) -> float | None:
-    """Return how far the qform places a corner from where the sform does, in mm.
+    """Return the largest distance in mm between the corners by qform and by sform.
 
     Parameters
     ----------
     place, shape_ijk, affine
-        As of :func:`conflicting_pixdim_mm`.
+        As for :func:`conflicting_pixdim_mm`.
 
     Returns
     -------
     float or None
-        None if the header does not state both, or if no corner is further off than a tenth of the
+        None if the header does not state both, or if the distance is at most a tenth of the
         smallest voxel spacing.
     """
     if place.sform_code <= 0 or place.qform_code <= 0:
         return None
-    # Numbers of a damaged header may be further off than any number can say.
+    # The numbers of a damaged header may overflow.
     with np.errstate(over="ignore", invalid="ignore"):
         distance = corner_distance_mm(shape_ijk, qform_affine(place), affine)
     smallest = float(np.linalg.norm(affine[:3, :3], axis=0).min())
@@ -149,10 +153,10 @@ def qform_sform_distance_mm(
 
 
 def is_default_affine(affine: Matrix4x4) -> bool:
-    """Whether an affine is what programs write for an array without a place.
+    """Whether an affine is the default that programs write if they know no position.
 
-    That is voxels of 1 mm from the origin on, along the world axes, in any directions: nibabel's
-    identity, and ITK's, which is LPS.
+    These are voxels of 1 mm along the world axes, in any directions, with the first voxel at the
+    origin: the identity of nibabel (RAS) and that of ITK (LPS).
 
     Examples
     --------

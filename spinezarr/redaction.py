@@ -1,9 +1,9 @@
-"""Places in messages, without what is secret in a URL.
+"""How is a path or URL shown in a message without its secrets?
 
 References
 ----------
 Generic syntax of URLs: RFC 3986, https://www.rfc-editor.org/rfc/rfc3986
-What web clients make of URLs that do not follow it: https://url.spec.whatwg.org/#url-parsing
+How web clients read URLs that do not follow it: https://url.spec.whatwg.org/#url-parsing
 Chained URLs: https://filesystem-spec.readthedocs.io/en/latest/features.html#url-chaining
 """
 
@@ -18,12 +18,12 @@ _START: Final = re.compile(
     rf"\s*{_CHAINED}(?:(?P<scheme>{_SCHEME}):[/\\]+|https?:(?=[^:]*:?[^:]*@)|[^/\\]*?://)",
     re.IGNORECASE,
 )
-"""One slash is what :class:`pathlib.Path` makes of two; WHATWG's parsers take a backslash for one,
-and none at all after ``http:``."""
+"""Start of a URL. :class:`pathlib.Path` turns two slashes into one. WHATWG's parsers accept
+backslashes for slashes, and no slash at all after ``http:``."""
 _ON_THIS_MACHINE: Final = re.compile(
     rf"\s*{_CHAINED}(?:file|local):(?:[/\\]|///+)(?![/\\])", re.IGNORECASE
 )
-"""A path, in which a question mark is part of a name."""
+"""Start of a local path, in which a question mark is part of a name."""
 _WRAPPERS: Final = frozenset(
     [
         "blockcache",
@@ -37,7 +37,7 @@ _WRAPPERS: Final = frozenset(
         "zip",
     ]
 )
-"""Schemes of fsspec that another URL follows, after ``::``."""
+"""Schemes of fsspec after which ``::`` and another URL may follow."""
 _NEXT: Final = re.compile(rf"::(?={_CHAINED}{_SCHEME}:[/\\]|[/\\.~])")
 _HOST: Final = re.compile(r"(?:\[[^\]@]*\]|[^:@\[\]]*)(?::(\d{1,5}))?")
 _LARGEST_PORT: Final = 65535
@@ -46,17 +46,17 @@ _END_OF_HOST: Final = re.compile(r"[/\\?#]")
 _ENCODED_AT: Final = "%40"
 _LEFT_OUT: Final = "…/"
 _TICKET: Final = re.compile(r"(?<=/signed/)\d+\.\d+\.[^/]+")
-"""Of a URL that ``spinezarr serve --sign`` makes."""
+"""Signature in a URL that ``spinezarr serve --sign`` makes."""
 _IN_TEXT: Final = re.compile(rf"{_CHAINED}\b{_SCHEME}:[/\\]+(?:\S*@)?[^\s'\"<>]*")
 
 
 def redact_url(place: str) -> str:
-    """Return the name of a place for messages: a URL without userinfo, query and fragment.
+    """Return a URL without userinfo, query and fragment, for messages.
 
-    Of a URL that is signed in its path (:mod:`spinezarr.serve.signing`), neither is the signature.
-
-    Where a URL does not follow RFC 3986, as one does that has ``/``, ``?`` or ``@`` in a password,
-    more is left out rather than less. A path on this machine stays as it is.
+    * A signature in the path (:mod:`spinezarr.serve.signing`) is removed.
+    * If a URL does not follow RFC 3986, for example with ``/``, ``?`` or ``@`` in a password, too
+      much is removed rather than too little.
+    * A path on this machine is returned unchanged.
 
     Examples
     --------
@@ -71,7 +71,7 @@ def redact_url(place: str) -> str:
     """
     start = _START.match(place)
     if start is None:
-        # ``//user:pass@host/share``, as some programs write a place on another machine.
+        # Some programs write a share on another machine as ``//user:pass@host/share``.
         start = re.match(r"[/\\]{2}(?=[^/\\]*@)", place)
         return place if start is None else start[0] + _without_userinfo(place[start.end() :])
     if _ON_THIS_MACHINE.match(place):
@@ -83,7 +83,7 @@ def redact_url(place: str) -> str:
     link = _without_userinfo(link)
     path = _END_OF_PATH.split(link)[0]
     if path != link:
-        following = ""  # which may be a part of the query
+        following = ""  # it may be a part of the query
     path = _TICKET.sub("…", path)
     inner = re.search(rf"{_SCHEME}://", path)
     if inner is not None:
@@ -92,7 +92,7 @@ def redact_url(place: str) -> str:
 
 
 def redact_urls_in(text: str) -> str:
-    """Return a message with each URL in it as :func:`redact_url` names it.
+    """Return a message in which :func:`redact_url` has replaced each URL.
 
     Examples
     --------
@@ -103,7 +103,7 @@ def redact_urls_in(text: str) -> str:
 
 
 def _without_userinfo(link: str) -> str:
-    """Return what follows the slashes of a URL from its host on."""
+    """Return the part of a URL after its slashes, from the host on."""
     host = _END_OF_HOST.split(link)[0]
     if _cannot_be_host(host) and "@" in link:
         link = link.rpartition("@")[2]
@@ -111,13 +111,13 @@ def _without_userinfo(link: str) -> str:
     elif "@" in host:
         path = link[len(host) :]
         host = host.rpartition("@")[2]
-        # By RFC 3986 that is the host, but it may be the middle of a password.
+        # By RFC 3986 this is the host, but it may be the middle of a password.
         link = f"{_LEFT_OUT}{path.rpartition('@')[2]}" if "@" in path else f"{host}{path}"
     encoded = host.lower().rfind(_ENCODED_AT)
     return link if encoded < 0 else link[encoded + len(_ENCODED_AT) :]
 
 
 def _cannot_be_host(authority: str) -> bool:
-    """Whether what stands in the place of a host and port is the beginning of a password."""
+    """Whether the text in the position of host and port must be the start of a password."""
     found = _HOST.fullmatch(authority.rpartition("@")[2])
     return found is None or int(found[1] or 0) > _LARGEST_PORT

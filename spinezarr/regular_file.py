@@ -1,7 +1,7 @@
-"""Small files that are read whole from disk: regular ones alone, and no more of them than allowed.
+"""How is a small file read whole from disk without hanging or filling the memory?
 
-A FIFO keeps whoever opens it waiting, and a device such as ``/dev/zero`` never ends. Both may lie,
-or a link may lead to them, where a file is looked for.
+Only regular files are read, and only up to a given size. Opening a FIFO would wait for a writer,
+and a device such as ``/dev/zero`` never ends. A path in a foreign folder may lead to either.
 """
 
 import errno
@@ -22,11 +22,11 @@ _KINDS: Final = {
     stat.S_IFBLK: "a device",
 }
 _FLAGS: Final = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)
-"""Without O_NONBLOCK, opening a FIFO waits for a writer."""
+"""Flags for opening a file. Without O_NONBLOCK, opening a FIFO waits for a writer."""
 
 
 def expand_home(path: str | os.PathLike[str]) -> Path:
-    """Put the home folder for ``~``; for that of a user who is not there, nothing."""
+    """Replace ``~`` by the home folder; leave ``~name`` unchanged if there is no such user."""
     try:
         return Path(path).expanduser()
     except RuntimeError:
@@ -34,7 +34,9 @@ def expand_home(path: str | os.PathLike[str]) -> Path:
 
 
 def describe_irregular_file(path: Path) -> str:
-    """Say what stands under a path, if it is there and no regular file; links are followed.
+    """Describe what a path leads to; empty if it is a regular file or does not exist.
+
+    Links are followed.
 
     Examples
     --------
@@ -51,7 +53,7 @@ def describe_irregular_file(path: Path) -> str:
 
 
 def describe_irregular_mode(mode: int) -> str:
-    """Say what is no regular file, by its ``st_mode``; empty for a regular file."""
+    """Describe the kind of file that an ``st_mode`` states; empty for a regular file."""
     return "" if stat.S_ISREG(mode) else _KINDS.get(stat.S_IFMT(mode), "no file")
 
 
@@ -61,9 +63,9 @@ def read_regular_file(path: Traversable, most_bytes: int) -> bytes:
     Raises
     ------
     OSError
-        If it cannot be read, or is a folder, FIFO, socket or device; names which.
+        If the file cannot be read, or is a folder, FIFO, socket or device; the message says which.
     """
-    if not isinstance(path, Path):  # it ships inside a zip file
+    if not isinstance(path, Path):  # a resource inside a zip file
         with path.open("rb") as packed:
             return packed.read(most_bytes + 1)
     try:
@@ -72,7 +74,7 @@ def read_regular_file(path: Traversable, most_bytes: int) -> bytes:
     except ValueError as problem:  # a NUL in the path
         raise OSError(errno.EINVAL, str(problem), str(path)) from problem
     with os.fdopen(descriptor, "rb") as file:
-        # What stood there may have been exchanged.
+        # The file may have been replaced since the first check.
         _refuse_irregular(os.fstat(descriptor).st_mode, path)
         return file.read(most_bytes + 1)
 

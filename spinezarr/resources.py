@@ -1,4 +1,4 @@
-"""Files that ship with spinezarr: recipes and the starter catalog."""
+"""Where are the files that ship with spinezarr, its recipes and starter catalog?"""
 
 from importlib.resources import files
 from importlib.resources.abc import Traversable
@@ -47,7 +47,7 @@ def recipe_path(recipe: str) -> Traversable:
     Raises
     ------
     RecipeError
-        If there is no such recipe; lists those that ship with spinezarr.
+        If there is no such recipe; the message lists the shipped recipes.
     """
     if recipe.endswith((".yaml", ".yml")):
         path = expand_home(recipe)

@@ -1,4 +1,4 @@
-"""YAML files read strictly: every mistake is reported with its file, line and key."""
+"""How is a YAML file of a user read, so that every mistake is reported with file, line and key?"""
 
 import datetime as dt
 import difflib
@@ -20,7 +20,7 @@ __all__ = ["StrictModel", "load_strict_yaml", "validation_message"]
 
 Model = TypeVar("Model", bound=BaseModel)
 Problems = Iterable[tuple[tuple[str | int, ...], str]]
-"""Keys, and what is wrong with their values."""
+"""Pairs of a key's path and the problem with its value."""
 
 _MERGE_KEY = "tag:yaml.org,2002:merge"
 _WRONG_SCALAR = (ValueError, LookupError, AttributeError)
@@ -28,28 +28,29 @@ _WRONG_SCALAR = (ValueError, LookupError, AttributeError)
 _NULL = "tag:yaml.org,2002:null"
 _TEXT_KEYS = {"tag:yaml.org,2002:str", _MERGE_KEY}
 _MOST_BYTES: Final = 128 << 10
-"""A catalog of 600 datasets; the longest recipe that ships has 7 kB."""
+"""Largest file in bytes: enough for a catalog of 600 datasets. The longest shipped recipe has 7
+kB."""
 _MOST_NODES: Final = 10_000
-"""Keys, values and lists; the largest recipe that ships has 230."""
+"""Largest number of keys, values and lists. The largest shipped recipe has 230."""
 _MOST_CHARACTERS: Final = 256 << 10
-"""Of all texts, those that aliases stand for included."""
+"""Largest number of characters of all texts, with those that aliases repeat."""
 _LONGEST_TEXT: Final = 4_000
 _DEEPEST: Final = 32
 _GREATEST: Final = 2**53
-"""Up to here a float holds every integer."""
+"""Largest magnitude of a number; a float holds every integer up to it."""
 _MOST_LINES: Final = 20
 _MOST_SHOWN: Final = 200
 _BREAKS: Final = str.maketrans("", "", "\t\n\r\x85")
 
 
 class StrictModel(BaseModel):
-    """Base of all models at the edge: strict types, frozen, unknown keys refused."""
+    """Base class of all models of user files: strict types, frozen, unknown keys refused."""
 
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
 
 
 class _FileError(Exception):
-    """What is wrong with a YAML file, or what it has too much of."""
+    """A line of a YAML file is wrong, or exceeds a limit."""
 
     def __init__(self, line: int, problem: str) -> None:
         super().__init__(problem)
@@ -57,16 +58,17 @@ class _FileError(Exception):
 
 
 class _Loader(yaml.SafeLoader):
-    """PyYAML's safe loader, which gives up as soon as a file holds more than it may.
+    """PyYAML's safe loader with limits on the size of a file.
 
-    Every alias counts as what it stands for, so that a few lines cannot become a billion values.
+    An alias counts as much as the node it repeats, so a few lines cannot expand to a billion
+    values.
     """
 
     def __init__(self, text: str) -> None:
         super().__init__(text)
         self._depth = self._nodes = self._characters = 0
         self._costs: dict[str, tuple[int, int]] = {}
-        """Nodes and characters of what has an anchor."""
+        """Nodes and characters of each node with an anchor, by the anchor."""
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         event: yaml.Event = self.peek_event()  # type: ignore[no-untyped-call]
@@ -147,21 +149,27 @@ def load_strict_yaml(
     Parameters
     ----------
     path
-        The YAML file: a regular one, of a size that people write.
+        The YAML file: a regular file of at most 128 KiB.
     model
-        What it must hold.
+        Model that the file must match.
     error
-        Raised for anything wrong, with one line for each mistake.
+        Class of the error to raise. Its message has one line for each mistake.
     names_only
-        Whether its texts are compared with names and open no file: they are then read in NFC.
+        Whether the texts of the file are compared with names but never used to open files. They
+        are then converted to NFC.
     check
-        Yields what else is wrong with the whole of it; the first is reported.
+        Yields further problems of the loaded model; the first one is reported.
+
+    Returns
+    -------
+    Model
+        The file as ``model``.
 
     Raises
     ------
     UsageError
-        As ``error``: unreadable file, broken YAML, repeated or unknown key, wrong value, or more of
-        anything than a file of its kind has.
+        An ``error``, if the file is unreadable or too large, is no valid YAML, has a repeated or
+        unknown key, or a wrong value.
     """
     text = _read(path, error)
     known = ", ".join(model.model_fields)
@@ -186,7 +194,7 @@ def load_strict_yaml(
 
 
 def _parsed(text: str, path: Traversable, error: type[UsageError]) -> tuple[yaml.Node | None, str]:
-    """Return the nodes of a file, for its lines, and what it says as JSON."""
+    """Return the root node of a file, which knows the lines, and its content as JSON."""
     try:
         loader = _Loader(text)
         root = loader.get_single_node()
@@ -227,14 +235,14 @@ def _read(path: Traversable, error: type[UsageError]) -> str:
 
 
 def _as_written(value: object) -> str:
-    """Return a date as text; all else that JSON does not know came of a tag."""
+    """Return a date as text; any other value that JSON lacks comes from a tag and is refused."""
     if isinstance(value, dt.date):
         return str(value)
     raise ValueError(f"a {type(value).__name__}")
 
 
 def _check_keys(node: yaml.Node) -> None:
-    """Refuse keys given twice, and keys that YAML reads as something else than their text."""
+    """Refuse repeated keys, and keys that YAML does not read as text."""
     if isinstance(node, yaml.MappingNode):
         seen: set[str] = set()
         for key, value in node.value:
@@ -259,12 +267,12 @@ def _line_of(item: yaml.Node | yaml.Event) -> int:
 
 
 def validation_message(details: ErrorDetails) -> str:
-    """Return what a validator of ours says, without pydantic's words before it."""
+    """Return the message of a validator without the prefix that pydantic adds."""
     return details["msg"].removeprefix("Value error, ")
 
 
 def _place(path: Traversable, root: yaml.Node, location: tuple[str | int, ...]) -> str:
-    """Return file, line and key of a value."""
+    """Return file, line and key of a value, for messages."""
     node = root
     for part in location:
         child = _child(node, part)
@@ -290,7 +298,7 @@ def _describe(
 
 
 def _child(node: yaml.Node, part: str | int) -> yaml.Node | None:
-    """Return the node of a key (for its line) or of a list item."""
+    """Return the node of a key or of a list item, or None."""
     if isinstance(node, yaml.MappingNode):
         for key, value in node.value:
             if key.value == str(part):
@@ -302,7 +310,7 @@ def _child(node: yaml.Node, part: str | int) -> yaml.Node | None:
 
 
 def _suggest(model: type[BaseModel], location: tuple[str | int, ...]) -> str:
-    """Name the known keys of the innermost model that ``location`` passes through."""
+    """Return a hint with the known keys of the innermost model that ``location`` leads to."""
     schema = _schema(model)
     node: dict[str, Any] = schema
     for part in location[:-1]:

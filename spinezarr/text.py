@@ -1,4 +1,4 @@
-"""Names, counts and errors of the system in messages, and text of others made fit to print.
+"""How do names, counts and system errors appear in messages, safe to print?
 
 References
 ----------
@@ -32,20 +32,20 @@ __all__ = [
 ]
 
 LONGEST_LINE: Final = 2000
-"""Characters of one text before its middle is left out: no message of ours comes near."""
+"""Characters of a text above which its middle is left out. No message of spinezarr is as long."""
 MOST_LINES: Final = 200
 _ELLIPSIS: Final = " … "
 _SHOWN_CATEGORIES: Final = {"Zs", "Co"}
-"""Besides those that ``str.isprintable`` takes: spaces of any width, characters of private use."""
+"""Categories shown in addition to ``str.isprintable``: spaces, and characters of private use."""
 _SHOWN_FORMATS: Final = frozenset(
     "\u0600\u0601\u0602\u0603\u0604\u0605\u06dd\u070f\u0890\u0891\u08e2\U000110bd\U000110cd"
 )
-"""Signs of Arabic, Syriac and Kaithi that are seen, though Unicode counts them as format
-characters (its property Prepended_Concatenation_Mark)."""
+"""Signs of Arabic, Syriac and Kaithi that are visible, although Unicode counts them as format
+characters (property Prepended_Concatenation_Mark)."""
 _JOINERS: Final = frozenset("\u200c\u200d")
-"""They form ligatures of Persian and Indic scripts, and emoji of several."""
+"""Joiners, which form ligatures in Persian and Indic scripts and combine emoji."""
 _BLANKS: Final = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u3164\uffa0")
-"""Letters and marks that show nothing (Default_Ignorable_Code_Point)."""
+"""Letters and marks that are invisible (Default_Ignorable_Code_Point)."""
 _MARKDOWN: Final = re.compile(
     r"[\\`*_\[\]<>&|~$@#]|:(?=//)|(?<=www)\.|^[+-]|(?<=^\d)[.)]|(?<=^\d\d)[.)]", re.IGNORECASE
 )
@@ -55,19 +55,19 @@ _NO_ROOM: Final = {
     errno.EDQUOT: "Free some space there, or raise the quota. Then run the same command again.",
     errno.EFBIG: "Raise the limit of file sizes (ulimit -f). Then run the same command again.",
 }
-"""Next step for each error of a write that finds no room. The system names no file with these."""
+"""Next step for each error of a write that finds no room. The system does not name the file."""
 _NAME_BYTES: Final = 255
-"""Length of a name on common file systems (``NAME_MAX``)."""
+"""Longest file name on common file systems in bytes (``NAME_MAX``)."""
 _STRAY_BYTES: Final = range(0xDC80, 0xDD00)
-"""What stands for bytes of a file name that are no UTF-8 (PEP 383)."""
+"""Code points that stand for bytes of a file name that are not UTF-8 (PEP 383)."""
 _FIRST_STRAY_BYTE: Final = 0xDC00
 
 
 def to_nfc(text: str) -> str:
     r"""Return a name in Unicode's form NFC, in which names are compared and stored.
 
-    macOS writes file names decomposed (NFD), most editors and tables composed (NFC): the same name
-    in both has different code points.
+    macOS writes file names decomposed (NFD); most editors and tables write them composed (NFC). The
+    same name then has different code points.
 
     Examples
     --------
@@ -78,15 +78,15 @@ def to_nfc(text: str) -> str:
 
 
 class MultilineText(str):
-    r"""Text of several lines, each of them fit to print.
+    r"""Text of several lines that is safe to print.
 
-    Wherever else a line ends in a text, it is shown as an escape: nobody's name begins a line that
-    looks as if it were ours.
+    A line break inside one of the lines is escaped, so that a foreign name cannot begin a line that
+    looks like one of spinezarr's.
 
     Parameters
     ----------
     *lines
-        As they come; each is made fit to print.
+        Lines of the text. Each is escaped by :func:`to_printable`.
 
     Examples
     --------
@@ -108,18 +108,18 @@ class MultilineText(str):
 
 
 def to_printable(text: str, longest: int | None = LONGEST_LINE) -> str:
-    r"""Return text of others so that it can be printed: the only way in which it ever is.
+    r"""Escape foreign text so that it is safe to print.
 
-    Whatever controls a terminal, turns the direction of writing, shows nothing or is no character
-    stands as an escape; names in any language and emoji stay as they are. What holds a backslash
-    and what is escaped may look alike.
+    Escapes replace control characters, changes of the writing direction, invisible characters and
+    code points that are no characters. Names in any language and emoji stay as they are. A
+    backslash is not escaped, so the original text cannot always be told from the result.
 
     Parameters
     ----------
     text
-        One line, or :class:`MultilineText`, which are left as they are.
+        One line. A :class:`MultilineText` is returned unchanged.
     longest
-        Characters before the middle is left out; None: it never is.
+        Number of characters above which the middle is left out; None to keep all.
 
     Examples
     --------
@@ -133,18 +133,18 @@ def to_printable(text: str, longest: int | None = LONGEST_LINE) -> str:
     shown = _escaped(text[:longest])
     if longest is None or len(text) <= longest >= len(shown):
         return shown
-    # What a text says first and last tells most: an error ends with the next step.
+    # The start and the end matter most: an error message ends with the next step.
     half = (longest - len(_ELLIPSIS)) // 2
     return f"{shown[:half]}{_ELLIPSIS}{_escaped(text[-longest:])[-half:]}"
 
 
 def is_printable(text: str) -> bool:
-    """Whether all of a text is fit to print."""
+    """Whether a text can be printed without escapes."""
     return to_printable(text, None) == text
 
 
-def to_printable_json(value: Any) -> Any:  # noqa: ANN401  JSON, and JSON it stays
-    r"""Return values of JSON whose texts and keys are fit to print: for those who print them.
+def to_printable_json(value: Any) -> Any:  # noqa: ANN401  any JSON value
+    r"""Return a JSON value with all its texts and keys escaped by :func:`to_printable`.
 
     Examples
     --------
@@ -174,7 +174,7 @@ def _is_shown(char: str) -> bool:
 
 
 def _joins(text: str, at: int) -> bool:
-    """Whether a character is a joiner that has letters or signs beyond ASCII on both sides."""
+    """Whether a character is a joiner between two visible characters beyond ASCII."""
     around = text[at - 1 : at] + text[at + 1 : at + 2]
     return (
         text[at] in _JOINERS
@@ -192,12 +192,11 @@ def _escape(char: str) -> str:
 
 
 def to_ascii_json(value: object, *, indent: int | None = 2) -> str:
-    r"""Return JSON that any terminal, page or file can show, and that gives back every string.
+    r"""Return a value as JSON in printable ASCII, from which every string can be read back.
 
-    What is beyond ASCII stands as escapes, and so does DEL, the only control character that JSON
-    leaves as it is (RFC 8259, section 7).
-
-    A number that is not finite, which JSON lacks, becomes null.
+    Characters beyond ASCII are escaped. So is DEL, the only control character that JSON does not
+    require to escape (RFC 8259, section 7). A number that is not finite becomes null, because JSON
+    has no such numbers.
 
     Examples
     --------
@@ -212,10 +211,10 @@ def to_ascii_json(value: object, *, indent: int | None = 2) -> str:
 
 
 def escape_markdown(text: str) -> str:
-    r"""Return text of others that a page of Markdown shows as it is: no link, tag or formula.
+    r"""Escape foreign text so that Markdown shows it literally, without links, tags or formulas.
 
-    Every character that starts something in CommonMark, in GitHub's tables and links, or in the
-    formulas of GitHub and Jupyter stands behind a backslash or, where HTML reads it, as a reference
+    Characters with a meaning in CommonMark, in GitHub's tables and links, or in the formulas of
+    GitHub and Jupyter get a backslash. Those with a meaning in HTML become character references
     (https://spec.commonmark.org/0.31.2/#backslash-escapes, https://github.github.com/gfm/).
 
     Examples
@@ -237,7 +236,7 @@ def _finite(value: object) -> object:
 
 
 def is_valid_file_name(name: str) -> bool:
-    r"""Whether a file or folder can have a name, and lies in its folder with it.
+    r"""Whether a text can be the name of a file or folder, without leading to another folder.
 
     Examples
     --------
@@ -250,16 +249,16 @@ def is_valid_file_name(name: str) -> bool:
 
 
 def count_noun(count: int, noun: str, plural: str = "") -> str:
-    """Return a count with its noun.
+    """Return a count with its noun in singular or plural.
 
     Parameters
     ----------
     count
-        How many.
+        The number.
     noun
-        For one.
+        Singular of the noun.
     plural
-        For any other number, if it is not ``noun`` with an s.
+        Plural of the noun; by default ``noun`` with an s.
 
     Examples
     --------
@@ -271,7 +270,7 @@ def count_noun(count: int, noun: str, plural: str = "") -> str:
 
 @contextmanager
 def add_path_to_disk_full_error(path: str) -> Iterator[None]:
-    """Name the file that was written when the system reports that there is no room for it."""
+    """Add the path of the written file to an error of the system that reports no room for it."""
     try:
         yield
     except OSError as problem:
@@ -281,7 +280,7 @@ def add_path_to_disk_full_error(path: str) -> Iterator[None]:
 
 
 def describe_os_error(problem: OSError) -> str:
-    """Return an error of the system as a message: the file, what is wrong, the next step if known.
+    """Return an error of the system as a message with the file, the problem and the next step.
 
     Examples
     --------

@@ -1,8 +1,8 @@
-"""The one label scheme of all stores: value, name, anatomical order and color of each vertebra.
+"""Which label value, name, anatomical order and color does each vertebra have?
 
-The values are those that CTSpine1K and VerSe share [1]_: 0 background, 1-7 C1-C7, 8-19 T1-T12,
-20-24 L1-L5, 25 L6, 26 sacrum, 27 coccyx, 28 T13. T13 lies between T12 and L1, so the order of the
-values is not the order of the spine: use :data:`ANATOMICAL_ORDER`.
+All stores use this one label scheme. The values are those that CTSpine1K and VerSe share [1]_: 0
+background, 1-7 C1-C7, 8-19 T1-T12, 20-24 L1-L5, 25 L6, 26 sacrum, 27 coccyx, 28 T13. T13 lies
+between T12 and L1, so the values are not in the order of the spine; :data:`ANATOMICAL_ORDER` is.
 
 References
 ----------
@@ -25,7 +25,7 @@ __all__ = [
 ]
 
 BACKGROUND: Final = 0
-"""The label of everything that is no vertebra."""
+"""Label of voxels that belong to no vertebra."""
 
 NAME_OF_VALUE: Final[dict[int, str]] = {
     **{value: f"C{value}" for value in range(1, 8)},
@@ -53,7 +53,7 @@ ANATOMICAL_ORDER: Final[tuple[str, ...]] = (
     "sacrum",
     "coccyx",
 )
-"""All vertebra names from head to tail.
+"""All vertebra names, from head to tail.
 
 Examples
 --------
@@ -67,30 +67,30 @@ LEVELS: Final[tuple[str, ...]] = (
     "S2",
     *ANATOMICAL_ORDER[ANATOMICAL_ORDER.index("sacrum") :],
 )
-"""All levels that a mask or a point may name, from head to tail.
+"""All levels that a mask or an annotated center may name, from head to tail.
 
-S1 and S2 are parts of the sacrum: some datasets annotate their centers, and no label value of the
-scheme is theirs.
+S1 and S2 are parts of the sacrum. Some datasets annotate their centers, but they have no label
+value.
 """
 
 Color = tuple[float, float, float]
-"""Red, green and blue, each 0 to 1."""
+"""Red, green and blue, each from 0 to 1."""
 _GOLDEN_ANGLE = 0.381966
-"""Steps of this share of the hue circle keep neighbors in a sequence far apart."""
+"""Step on the hue circle, as a share of it, that keeps the hues of neighbors far apart."""
 _OTHER_COLOR: Final = (0.85, 0.85, 0.85)
 
 
 def vertebra_color(value: int) -> Color:
     """Return the color in which all pictures and pages show a vertebra.
 
-    Those that touch have hues far apart.
+    Adjacent vertebrae have hues that are far apart.
     """
     order = ANATOMICAL_ORDER.index(NAME_OF_VALUE[value])
     return colorsys.hsv_to_rgb((order * _GOLDEN_ANGLE) % 1, 0.75, 1.0)
 
 
 def label_color(value: int | None) -> Color:
-    """Return the color of a label value of any kind: gray if it is no vertebra.
+    """Return the color of any label value; gray if it is no vertebra.
 
     Examples
     --------
@@ -101,7 +101,7 @@ def label_color(value: int | None) -> Color:
 
 
 def hex_color(value: int) -> str:
-    """Return the color of a label value of any kind as pages and other programs write it.
+    """Return the color of any label value in hexadecimal notation, as web pages write it.
 
     Examples
     --------

@@ -145,7 +145,7 @@ def test_what_the_other_figures_make_of_a_wrong_one_is_told(tmp_path):
         .replace("lumbar: 5", "lumbar: 9")
     )
     found = load(tmp_path, text).contradictions()
-    assert {f"{key.name} {key.statistic}": other.otherwise for key, other in found.items()} == {
+    assert {f"{key.name} {key.statistic}": other.implied_value for key, other in found.items()} == {
         " scans": 11,
         "train scans": 5,
         "test scans": 4,

@@ -1,7 +1,7 @@
-"""Source file formats.
+"""How is each kind of source file read?
 
-Each image format opens as a :class:`~spinezarr.formats.volume.Volume`; centroid files are read
-whole, as :class:`~spinezarr.formats.centroids.Centroids`, tables as rows of text.
+Every image format opens as a :class:`~spinezarr.formats.volume.Volume`. A centroid file is read
+whole, as :class:`~spinezarr.formats.centroids.Centroids`. A table is read as rows of text.
 """
 
 from spinezarr.formats.centroids import Centroids, misordered_levels, read_centroids

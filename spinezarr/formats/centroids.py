@@ -1,36 +1,35 @@
-r"""Annotated vertebra centers of centroid files, in RAS+ mm.
+r"""Where in RAS+ mm do the vertebra centers of a centroid file lie?
 
-Each convention comes down to one matrix from the coordinates in the file to voxel indices
-``(i, j, k)`` of the image; the image's affine, oblique or not, leads on to mm.
+Each convention is one matrix from the coordinates in the file to voxel indices ``(i, j, k)`` of the
+image. The affine of the image, oblique or not, converts these to mm.
 
 ========================= =========================================================================
 ``verse``                 Subject-based VerSe release: X, Y, Z are voxel coordinates, 0 at the
                           center of the first voxel, along axes toward the three letters of the
                           file's ``direction`` entry.
-``verse-2019-challenge``  No such entry: mm along axes toward I, P and L.
-``verse-2020-challenge``  No such entry: mm along axes toward P, I and R.
+``verse-2019-challenge``  The file has no such entry: X, Y, Z are mm along axes toward I, P and L.
+``verse-2020-challenge``  The file has no such entry: X, Y, Z are mm along axes toward P, I and R.
 ``lml``                   Microsoft/UW spine: mm from the first voxel along the file's own axes, so
-                          that voxel = mm / spacing. Offset and direction come in by the affine
-                          alone.
+                          that voxel = mm / spacing. Only the affine holds offset and direction.
 ========================= =========================================================================
 
-**Flipped axes.** Where ``direction`` and the image's axes are opposed, voxel ``x`` of ``size`` is
-voxel ``size - 1 - x``: the same voxel, as when nibabel flips the array. VerSe's own
+**Flipped axes.** If ``direction`` and the image's axis are opposed, voxel ``x`` of ``size`` becomes
+voxel ``size - 1 - x``. This is the same voxel, as if nibabel flipped the array. VerSe's own
 ``reorient_centroids_to`` computes ``size - x``, which is the next voxel [1]_.
 
-**Challenge files** are read as the published readers of both challenges do [2]_. The image is
-regarded with axes toward L, P and S, the center of its first voxel at 0 mm, and an axis that runs
-the other way is flipped as ``size * spacing - x``, not ``(size - 1) * spacing - x``:
+**Challenge files** are read as the published readers of both challenges do [2]_. The image has axes
+toward L, P and S, with the center of its first voxel at 0 mm. An axis that runs the other way is
+flipped as ``size * spacing - x``, not as ``(size - 1) * spacing - x``:
 
 * 2019: ``(l, p, s) = (Z, Y, size_s * spacing_s - X)``;
 * 2020: ``(l, p, s) = (size_l * spacing_l - Z, X, size_s * spacing_s - Y)``.
 
-**How exact.** Neither dataset states whether coordinates count from 0 or from 1, nor whether from
-the center or the corner of a voxel. They are taken to count from 0 at the center; the error is at
-most one voxel along each axis. A cross-check: a user quotes label 16 of a 2019 challenge file at
-(42, 78, 57), in whole mm, which seems to be that of verse004 [3]_. The subject-based file of
-sub-verse004 puts it at voxel (79.1, 40.9, 32.3) toward P, I and R; read as above, the quoted point
-is at voxel (78.0, 41.0, 31.5).
+**Accuracy.** Neither dataset states whether coordinates count from 0 or 1, or from the center or
+the corner of a voxel. This module assumes 0 at the center; the error is at most one voxel along
+each axis. One point allows a cross-check. A user quotes label 16 of a 2019 challenge file, probably
+verse004, at (42, 78, 57) in whole mm [3]_. The subject-based file of sub-verse004 has this point at
+voxel (79.1, 40.9, 32.3) toward P, I and R. The quoted point, read as above, is at voxel (78.0,
+41.0, 31.5).
 
 References
 ----------
@@ -57,11 +56,11 @@ from spinezarr.vertebrae import LEVELS
 __all__ = ["CentroidConvention", "Centroids", "misordered_levels", "read_centroids"]
 
 _CHALLENGE_AXES: Final = {"verse-2019-challenge": "IPL", "verse-2020-challenge": "PIR"}
-"""Directions toward which X, Y and Z increase."""
+"""Directions toward which X, Y and Z of each challenge increase."""
 _AXIS_OF_LETTER: Final = {"R": 0, "L": 0, "A": 1, "P": 1, "S": 2, "I": 2}
 
 _MAX_LISTED: Final = 30
-"""Points named in a note; there are 28 levels."""
+"""Largest number of points named in a note. There are 28 levels."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,9 +68,9 @@ class Centroids:
     """Annotated vertebra centers of one scan."""
 
     positions_xyz_mm: dict[str, tuple[float, float, float]]
-    """Level name to RAS+ mm, in the order x, y, z; from head to tail."""
+    """Position (x, y, z) in RAS+ mm of each level, from head to tail."""
     notes: tuple[str, ...]
-    """What a user should know of the file: points passed over, repeated or far off."""
+    """Remarks for the user on points that are skipped, repeated or outside the image."""
 
 
 def read_centroids(
@@ -79,24 +78,30 @@ def read_centroids(
 ) -> Centroids:
     r"""Read a centroid file.
 
-    Points of no known level and points without a position are passed over, a level named again
-    keeps its first point, and points more than one voxel outside the image stay; the notes tell.
+    Points of unknown levels and points without a position are skipped. If a level occurs more than
+    once, its first point counts. Points more than one voxel outside the image are kept. The notes
+    mention all of these.
 
     Parameters
     ----------
     text
-        The whole file.
+        Content of the file.
     path
-        Its name, for messages.
+        Path of the file, for messages.
     convention
-        What its coordinates mean. A ``direction`` entry counts more than a challenge convention.
+        Meaning of the coordinates. A ``direction`` entry overrides a challenge convention.
     grid
-        Of the image, in file order, on whose voxels the points were set.
+        Grid of the annotated image, in file order.
+
+    Returns
+    -------
+    Centroids
+        Positions in RAS+ mm.
 
     Raises
     ------
     FormatError
-        If the file is not of this convention; names the entry or line.
+        If the file does not follow the convention; the message names the entry or line.
 
     Examples
     --------
@@ -119,7 +124,7 @@ def read_centroids(
 def _verse_to_index(
     parsed: LandmarkFile, path: str, convention: CentroidConvention, grid: Grid
 ) -> Matrix4x4:
-    """Return 4 x 4, ``(X, Y, Z, 1)`` to voxel ``(i, j, k, 1)``."""
+    """Return the 4 x 4 matrix from ``(X, Y, Z, 1)`` of the file to voxel ``(i, j, k, 1)``."""
     axcodes = grid.axis_map.axcodes
     last_ijk = np.array(grid.shape_ijk) - 1
     if parsed.direction is not None:
@@ -137,9 +142,9 @@ def _verse_to_index(
 
 
 def _turn(source: str, target: str, flipped_zero: npt.NDArray[np.generic]) -> Matrix4x4:
-    """Return 4 x 4, coordinates along axes toward ``source`` to those along ``target``.
+    """Return the 4 x 4 matrix that turns axes toward ``source`` into axes toward ``target``.
 
-    ``flipped_zero`` is, for each target axis, the coordinate that 0 becomes if it is flipped.
+    ``flipped_zero`` holds for each target axis the coordinate that 0 becomes if it is flipped.
     """
     matrix = np.zeros((4, 4))
     matrix[3, 3] = 1
@@ -153,12 +158,12 @@ def _turn(source: str, target: str, flipped_zero: npt.NDArray[np.generic]) -> Ma
 
 
 def _scaling(factors: npt.NDArray[np.float64]) -> Matrix4x4:
-    """Return 4 x 4 that multiplies each coordinate."""
+    """Return the 4 x 4 matrix that multiplies each coordinate by its factor."""
     return np.diag([*factors, 1.0])
 
 
 def _placed(parsed: LandmarkFile, to_index: Matrix4x4, grid: Grid) -> Centroids:
-    """Turn what the file says into positions."""
+    """Convert the landmarks of a file to positions in RAS+ mm."""
     placed: dict[str, tuple[float, float, float]] = {}
     for landmark in parsed.landmarks:
         index_ijk = (to_index @ [*landmark.coordinates, 1])[:3]
@@ -183,7 +188,10 @@ def _listed(points: Sequence[str]) -> str:
 
 
 def _outside_mm(index_ijk: npt.NDArray[np.float64], grid: Grid) -> float | None:
-    """Distance to the nearest voxel's center; None within a voxel, which conventions differ by."""
+    """Return the distance to the nearest voxel center; None up to one voxel outside.
+
+    Conventions differ by one voxel.
+    """
     beyond = np.maximum(-index_ijk, index_ijk - (np.array(grid.shape_ijk) - 1)).clip(min=0)
     if beyond.max() <= 1:
         return None
@@ -193,22 +201,22 @@ def _outside_mm(index_ijk: npt.NDArray[np.float64], grid: Grid) -> float | None:
 def misordered_levels(
     positions_xyz_mm: Mapping[str, Sequence[float]],
 ) -> tuple[tuple[str, str], ...]:
-    """List the pairs of levels that do not run from head to tail.
+    """Return the pairs of levels that do not run from head to tail.
 
-    Of the levels present, neighbors are compared by their superior coordinate. Of S1, S2, sacrum
-    and coccyx only the uppermost present is compared, with the vertebra above it: in a
-    strongly tilted pelvis the sacrum lies nearly level, and the center of the whole sacrum has no
-    fixed place among those of its parts.
+    Each level is compared with the next one present by its superior coordinate. Of S1, S2, sacrum
+    and coccyx only the uppermost one present is compared, with the vertebra above it. In a strongly
+    tilted pelvis the sacrum is nearly horizontal, and the center of the whole sacrum has no fixed
+    position among the centers of its parts.
 
     Parameters
     ----------
     positions_xyz_mm
-        Level name to RAS+ mm, in the order x, y, z.
+        Position (x, y, z) in RAS+ mm of each level.
 
     Returns
     -------
     tuple
-        Pairs (level that should be above, level that should be below).
+        Pairs of level names: the one that should be above, then the one that should be below.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""Reading many small files side by side: what takes time is waiting for a disk or a server."""
+"""How are many small files read at once, when most of the time is spent waiting for them?"""
 
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -11,7 +11,8 @@ __all__ = ["map_concurrently"]
 
 _THREADS: Final = 16
 _THREADS_ON_DISK: Final = 4
-"""More cost time where files are in the page cache, as Python's threads then only take turns."""
+"""Threads for local files. More are slower for files in the page cache, where Python's threads only
+take turns."""
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
 
@@ -19,12 +20,18 @@ _Result = TypeVar("_Result")
 def map_concurrently(
     fs: fsspec.AbstractFileSystem, work: Callable[[_Item], _Result], items: Iterable[_Item]
 ) -> list[_Result]:
-    """Do ``work``, which reads from ``fs``, for each item; return the results in their order.
+    """Call ``work``, which reads from ``fs``, for each item in several threads.
+
+    Returns
+    -------
+    list
+        Results in the order of the items.
 
     Raises
     ------
     Exception
-        The first that ``work`` raises, in the order of the items; what has not begun is left.
+        The first exception of ``work`` in the order of the items. Items that have not started are
+        then skipped.
 
     Examples
     --------

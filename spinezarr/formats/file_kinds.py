@@ -1,7 +1,7 @@
-r"""What a file is that is taken for something else, and what makes it readable.
+r"""Of which kind is a file that no reader expects, and how can it be made readable?
 
-The first bytes of a file tell its kind, or the ending of its name does where no file is opened.
-Each kind comes with the next step, so that every reader answers a wrong file in the same way.
+The first bytes of a file tell its kind. If the file is not opened, its ending does. Each kind has a
+next step, so that every reader reports a wrong file in the same way.
 
 References
 ----------
@@ -34,21 +34,21 @@ __all__ = [
 ]
 
 KIND_BYTES: Final = 600
-"""First bytes of a file that tell its kind; a NIfTI-2 header has 540."""
+"""Number of first bytes that tell the kind of a file. A NIfTI-2 header has 540."""
 FORMATS_READ: Final = "NIfTI (.nii, .nii.gz), MetaImage (.mha, .mhd) and folders of DICOM slices"
-"""By name, for messages."""
+"""Names of the supported formats, for messages."""
 
 
 @dataclass(frozen=True, slots=True)
 class FileKind:
-    """What a file is, and what to do with it."""
+    """A kind of file, and what the user can do with it."""
 
     name: str
-    """With its article, as in 'it looks like a web page'."""
+    """Name with its article, such as 'a web page'."""
     next_step: str
-    """One or more sentences; empty where the kind does not tell."""
+    """One or more sentences; empty if the kind does not suggest a step."""
     may_hold_voxels: bool = True
-    """Whether a volume may be in it, packed or in another format."""
+    """Whether the file may contain a volume, packed or in another format."""
 
 
 _AGAIN: Final = "Download it again."
@@ -72,13 +72,13 @@ DICOM_SERIES_STEP: Final = (
     "A series of CT slices is read as a folder: end the pattern with '/'. Or convert it: "
     "dcm2niix -z y -o OUT FOLDER."
 )
-"""What to do with one slice."""
+"""Next step for a single DICOM slice."""
 DICOM_SEG_STEP: Final = (
     "A mask as DICOM Segmentation is not read: convert it to one NIfTI file a segment with dcmqi, "
     "segimage2itkimage --inputDICOM IN.dcm --outputDirectory OUT --outputType nii, and name them "
     "by 'label_parts' in a recipe."
 )
-"""What to do with a mask in DICOM's own format. dcmqi merges segments in NRRD files only."""
+"""Next step for a DICOM Segmentation. dcmqi merges segments only into NRRD files."""
 
 _EMPTY: Final = FileKind("an empty file", _AGAIN)
 _ZEROS: Final = FileKind("a file of zeros", f"Its content was never written. {_AGAIN}")
@@ -99,7 +99,7 @@ _NIFTI: Final = FileKind(
     "a NIfTI file", "Name it .nii or .nii.gz, by a pattern that does not end with '/'."
 )
 PAIR_STEP: Final = _NIBABEL.format(old="IN.hdr")
-"""What to do with a ``.hdr/.img`` pair."""
+"""Next step for a ``.hdr/.img`` pair."""
 _PAIR: Final = FileKind("one half of a .hdr/.img pair (NIfTI or Analyze)", PAIR_STEP)
 METAIMAGE: Final = FileKind(
     "a MetaImage", "Name it .mha or .mhd, by a pattern that does not end with '/'."
@@ -160,7 +160,8 @@ _STARTS: Final[tuple[tuple[int, bytes, FileKind], ...]] = (
     (0, b"\0\0\x01\x5c", _PAIR),
     (0, b"\0\0\0\x01\0\0", _MGH),
 )
-"""Place and bytes; earlier rows come first. The length 348 without a magic is Analyze's header."""
+"""Offset and bytes that identify each kind; the first match counts. A header length of 348 without
+a magic number is Analyze."""
 _TEXT_STARTS: Final[tuple[tuple[bytes, FileKind], ...]] = (
     (b"<!doctype", _WEB_PAGE),
     (b"<html", _WEB_PAGE),
@@ -170,7 +171,7 @@ _TEXT_STARTS: Final[tuple[tuple[bytes, FileKind], ...]] = (
     (b"objecttype", METAIMAGE),
     (b"ndims", METAIMAGE),
 )
-"""In small letters, after blanks and a byte order mark."""
+"""Starts of text files in lower case, after blanks and a byte order mark."""
 _BOM: Final = b"\xef\xbb\xbf"
 _TEXT_BYTES: Final = frozenset({*range(0x20, 0x7F), *b"\t\r\n"})
 
@@ -204,7 +205,7 @@ UNKNOWN: Final = FileKind(
 
 
 def detect_kind(start: bytes) -> FileKind:
-    r"""Tell the kind of a file by its first :data:`KIND_BYTES` bytes, or as many as there are.
+    r"""Return the kind of a file by its first :data:`KIND_BYTES` bytes, or fewer if it is shorter.
 
     Examples
     --------
@@ -226,7 +227,7 @@ def detect_kind(start: bytes) -> FileKind:
 
 
 def kind_from_ending(path: str) -> FileKind:
-    """Tell by its name what a file is that no reader takes.
+    """Return the kind of a file by the ending of its name; UNKNOWN if the ending is not known.
 
     Examples
     --------
@@ -241,16 +242,16 @@ def kind_from_ending(path: str) -> FileKind:
 
 
 def wrong_kind_error(path: str, start: bytes, expected: str) -> FormatError:
-    """Describe a file that is not what it is taken for.
+    """Return an error for a file of another kind than expected.
 
     Parameters
     ----------
     path
-        The file.
+        Path of the file.
     start
-        Its first :data:`KIND_BYTES` bytes, or as many as there are.
+        First :data:`KIND_BYTES` bytes of the file, or fewer if it is shorter.
     expected
-        With its article, as in 'a NIfTI file'.
+        Name of the expected kind with its article, such as 'a NIfTI file'.
     """
     kind = detect_kind(start)
     return FormatError(

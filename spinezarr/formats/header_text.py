@@ -1,7 +1,8 @@
-"""What messages say of the text in a source file: its kind, never the text itself.
+"""How may a message mention text from a source file without revealing it?
 
-Any text of a header or table may name a patient, and messages end in terminals, reports and bug
-trackers. So a message shows numbers and words that a format itself defines, and describes all else.
+Any text of a header or table may name a patient, and messages end up in terminals, reports and bug
+trackers. A message therefore shows only numbers and words that a format defines. It describes any
+other text by its length.
 """
 
 import re
@@ -14,11 +15,11 @@ __all__ = ["redact_header_text"]
 
 _NUMBER: Final = re.compile(r"[-+]?[0-9.]+([eE][-+]?[0-9]+)?")
 _SHOWN: Final = 60
-"""Characters of numbers in a message."""
+"""Longest number shown in a message, in characters."""
 
 
 def redact_header_text(text: str, known: Collection[str] = ()) -> str:
-    """Show numbers and words that are ``known``; say of any other text only how long it is.
+    """Return a number or a ``known`` word in quotes, and only the length of any other text.
 
     Examples
     --------

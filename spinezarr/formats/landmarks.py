@@ -1,12 +1,12 @@
-r"""Vertebra landmarks as the text of their files states them, before any geometry.
+r"""Which vertebra landmarks does the text of a file state, before any geometry?
 
 Two kinds of files are read:
 
-* the JSON list of VerSe [1]_: ``{"label": 16, "X": 79.1, "Y": 40.9, "Z": 32.3}`` for each point,
-  after ``{"direction": ["P", "I", "R"]}`` in the subject-based release; ``NaN``, which strict JSON
-  does not know, stands for a position that is missing;
-* the ``.lml`` files of the Microsoft/UW spine dataset [2]_: a header line, then
-  ``id<TAB>name<TAB>x<TAB>y<TAB>z`` for each point, e.g. ``180 T11_center 72.95 54.6734 240``.
+* The JSON list of VerSe [1]_ holds ``{"label": 16, "X": 79.1, "Y": 40.9, "Z": 32.3}`` for each
+  point. In the subject-based release, ``{"direction": ["P", "I", "R"]}`` comes first. ``NaN``,
+  which strict JSON lacks, stands for a missing position.
+* The ``.lml`` files of the Microsoft/UW spine dataset [2]_ hold a header line, then
+  ``id<TAB>name<TAB>x<TAB>y<TAB>z`` for each point, such as ``180 T11_center 72.95 54.6734 240``.
 
 References
 ----------
@@ -30,7 +30,7 @@ from spinezarr.vertebrae import LEVELS, NAME_OF_VALUE
 __all__ = ["Landmark", "LandmarkFile", "parse_lml", "parse_verse_json"]
 
 _FARTHEST: Final = 1e6
-"""A kilometer: no coordinate in mm or voxels beyond it, nor NaN or infinity, is a position."""
+"""Largest coordinate in mm or voxels (a kilometer in mm). Anything beyond is no position."""
 _KEYS: Final = frozenset(
     {
         "label",
@@ -51,9 +51,9 @@ _KEYS: Final = frozenset(
 )
 """Keys of VerSe, TPTBox and 3D Slicer, which messages may show."""
 _SHOWN: Final = 60
-"""Characters of numbers in a message."""
+"""Longest number shown in a message, in characters."""
 _MAX_KEYS: Final = 8
-"""Keys named in a message."""
+"""Largest number of keys named in a message."""
 _VERSE_KEYS: Final = ("label", "X", "Y", "Z")
 _OPPOSITES: Final = ("RL", "AP", "SI")
 _LML_NUMBER: Final = re.compile(
@@ -65,9 +65,9 @@ _LML_LEVEL_OF_ID: Final[dict[str, str]] = {
     for position, level in enumerate((level for level in LEVELS if level not in {"T13", "L6"}), 1)
     if level not in {"sacrum", "coccyx"}
 }
-"""10 = C1 ... 70 = C7, 80 = T1 ... 190 = T12, 200 = L1 ... 240 = L5, 250 = S1, 260 = S2."""
+"""Level of each id: 10 is C1, 70 C7, 80 T1, 190 T12, 200 L1, 240 L5, 250 S1 and 260 S2."""
 _LML_NAME: Final = re.compile(r"([CTLS][0-9]{1,2}|sacrum|coccyx)(_center)?")
-"""What looks like the name of a level, and may be shown."""
+"""Names that look like levels, which messages may show."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,26 +77,26 @@ class Landmark:
     level: str
     """One of :data:`spinezarr.vertebrae.LEVELS`."""
     coordinates: tuple[float, float, float]
-    """In the order, unit and frame of the file; finite."""
+    """Finite coordinates in the order, unit and frame of the file."""
 
 
 @dataclass(slots=True)
 class LandmarkFile:
-    """What one file says; filled while it is parsed."""
+    """The content of one file, filled while it is parsed."""
 
     landmarks: list[Landmark] = field(default_factory=list)
-    """In the order of the file; a level may be named more than once."""
+    """Points in the order of the file. A level may occur more than once."""
     direction: str | None = None
     """Letters toward which X, Y and Z increase, e.g. ``PIR``; None if the file names none."""
     remarks: dict[str, list[str]] = field(default_factory=dict)
-    """What a user should know, to the points of which it is true."""
+    """Points to which each remark for the user applies, by the remark."""
 
     def remark(self, about: str, point: str) -> None:
-        """Remember that ``about`` is true of ``point``."""
+        """Record that the remark ``about`` applies to ``point``."""
         self.remarks.setdefault(about, []).append(point)
 
     def add(self, level: str, coordinates: Sequence[float]) -> None:
-        """Take a point, or remark that its position is none."""
+        """Record a point, or remark that it has no valid position."""
         if all(abs(number) <= _FARTHEST for number in coordinates):
             x, y, z = map(float, coordinates)
             self.landmarks.append(Landmark(level, (x, y, z)))
@@ -110,14 +110,14 @@ def parse_verse_json(text: bytes, path: str) -> LandmarkFile:
     Parameters
     ----------
     text
-        The whole file.
+        Content of the file.
     path
-        Its name, for messages.
+        Path of the file, for messages.
 
     Raises
     ------
     FormatError
-        If it is no JSON list of points; names the entry.
+        If the file is no JSON list of points; the message names the entry.
     """
     try:
         content: Any = json.loads(text)
@@ -141,7 +141,7 @@ def parse_verse_json(text: bytes, path: str) -> LandmarkFile:
 
 
 def _described(value: object) -> str:
-    """Say what kind of JSON value it is."""
+    """Describe the kind of a JSON value without revealing foreign text."""
     if isinstance(value, dict):
         keys = [redact_header_text(key, _KEYS) for key in list(value)[:_MAX_KEYS]]
         return f"an object with the keys [{', '.join(keys)}]"
@@ -197,14 +197,16 @@ def parse_lml(text: bytes, path: str) -> LandmarkFile:
     Parameters
     ----------
     text
-        The whole file, not empty. Line ends, blank lines and columns after the fifth do not matter.
+        Content of the file, not empty. Line ends, blank lines and columns after the fifth do not
+        matter.
     path
-        Its name, for messages.
+        Path of the file, for messages.
 
     Raises
     ------
     FormatError
-        If a line is no landmark, which it names, or the file has none and no header either.
+        If a line is no landmark (the message names the line), or the file has neither landmarks nor
+        a header.
     """
     header, *lines = text.decode("utf-8", "replace").splitlines()
     landmarks = [

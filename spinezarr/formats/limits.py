@@ -1,8 +1,8 @@
-"""How large a source file may be: checked from its header, before any voxel is read.
+"""How large may a source file be?
 
-A header of a few bytes can name more voxels than any machine holds, and a small compressed file
-can inflate to a thousand times its size. What is over a limit is refused with the option that
-raises it.
+The limits are checked from the header, before any voxel is read. A header of a few bytes can state
+more voxels than any machine holds, and a small compressed file can inflate to a thousand times its
+size. The error message names the option that raises the limit.
 """
 
 import math
@@ -17,14 +17,14 @@ from spinezarr.geometry import Grid
 __all__ = ["DEFAULT_LIMITS", "LARGEST_DEFLATE_RATIO", "Limits", "check_compressed_size"]
 
 LARGEST_DEFLATE_RATIO: Final = 1032
-"""Deflate cannot pack tighter: it spends at least two bits on 258 bytes (RFC 1951, 3.2.5)."""
+"""Largest compression ratio of Deflate: at least two bits for 258 bytes (RFC 1951, 3.2.5)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What a source file may be at most.
+    """Upper limits on source files.
 
-    The defaults leave room for the largest public spine CT, 960 x 2048 x 2023 voxels, in any type.
+    The defaults allow the largest public spine CT, 960 x 2048 x 2023 voxels, in any type.
 
     Examples
     --------
@@ -33,51 +33,52 @@ class Limits:
     """
 
     axis_voxels: int = 8192
-    """Along each axis."""
+    """Largest number of voxels along an axis."""
     volume_bytes: int = 32_000_000_000
-    """Of all voxels, as they are stored or after scaling, whichever are more."""
+    """Largest size of all voxels in bytes, as stored or after scaling, whichever is larger."""
     slice_bytes: int = 128 << 20
-    """Of one slice along the file's slowest axis, counted likewise: a volume is held by slices."""
+    """Largest slice along the slowest axis of the file in bytes. Whole slices are kept in
+    memory."""
     spacing_range_mm: tuple[float, float] = (1e-4, 1e4)
-    """Distance between neighboring voxels. Wide enough for m and um taken for mm, which are read,
-    and found by the audit."""
+    """Least and largest voxel spacing. The range includes m and um mistaken for mm, which the audit
+    finds."""
     max_position_mm: float = 1e6
-    """Of the first voxel, along each world axis: a kilometer is no patient's."""
+    """Largest coordinate of the first voxel along a world axis: one kilometer."""
     header_bytes: int = 64 << 20
-    """Before the voxels of a file, extensions included."""
+    """Largest number of bytes before the voxels of a file, with extensions."""
     dicom_files: int = 20_000
-    """Of one folder."""
+    """Largest number of DICOM files in one folder."""
     dicom_file_bytes: int = 64 << 20
-    """Of the DICOM file of one slice, of what any deflated one inflates to, and of one compressed
-    frame."""
+    """Largest DICOM file of one slice, largest inflated data set, and largest compressed frame, in
+    bytes."""
     dicom_multiframe_bytes: int = 16 << 30
-    """Of a multi-frame DICOM file, which is read frame by frame."""
+    """Largest multi-frame DICOM file in bytes. It is read frame by frame."""
     dicom_header_bytes: int = 32 << 20
-    """Read of a DICOM file before its pixels; a multi-frame CT says some kB of each frame."""
+    """Largest DICOM header in bytes. A multi-frame CT has some kB for each frame."""
     link_folders: tuple[str, ...] = ()
-    """Folders to which a link may lead that a .mhd names as the file of its voxels. Links to whole
-    images are followed anywhere, as what they lead to must itself be an image."""
+    """Folders into which a link may lead, if a .mhd names it as its data file. Links to whole
+    images are followed anywhere, because their target must itself be an image."""
     annotation_bytes: int = 1 << 20
-    """Of a file of centroids or a sidecar."""
+    """Largest centroid file or sidecar in bytes."""
     table_bytes: int = 16 << 20
-    """Of a table or list of a dataset."""
+    """Largest table or list of a dataset in bytes."""
 
     def check_grid(self, grid: Grid, value_bytes: int, path: str) -> None:
-        """Refuse a grid that is too large, too fine, too coarse or too far off.
+        """Refuse a grid that is too large, too fine, too coarse or too far away.
 
         Parameters
         ----------
         grid
-            As the file states it; its affine is finite.
+            Grid that the file states, with a finite affine.
         value_bytes
-            Size of a value, as stored or after scaling, whichever is more.
+            Size of a value, as stored or after scaling, whichever is larger.
         path
-            For messages.
+            Path of the file, for messages.
 
         Raises
         ------
         FormatError
-            Names the limit, and the option that raises it.
+            If the grid exceeds a limit; the message names the limit and the option that raises it.
         """
         shape = grid.shape_ijk
         if max(shape) > self.axis_voxels:
@@ -116,12 +117,12 @@ DEFAULT_LIMITS: Final = Limits()
 
 
 def check_compressed_size(packed_bytes: int, voxel_bytes: int, path: str) -> None:
-    """Refuse compressed voxels that are too short for what a header says of them.
+    """Refuse compressed voxels that are too short for the grid that the header states.
 
     Raises
     ------
     FormatError
-        If no stream of ``packed_bytes`` inflates to ``voxel_bytes``.
+        If no Deflate stream of ``packed_bytes`` can inflate to ``voxel_bytes``.
     """
     if voxel_bytes > LARGEST_DEFLATE_RATIO * packed_bytes:
         raise FormatError(

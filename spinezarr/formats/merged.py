@@ -1,4 +1,4 @@
-"""One label volume from several binary mask files, as of datasets with one file a vertebra."""
+"""How do several binary mask files, one for each vertebra, become one label volume?"""
 
 import hashlib
 import math
@@ -22,36 +22,36 @@ __all__ = ["MergedLabels"]
 _DTYPE: Final = np.dtype(np.uint8)
 _LABEL_MAX: Final = 255
 _VALUE_MAX: Final = 65535
-"""The largest value of a mask file."""
+"""Largest value of a mask file."""
 _LARGEST_SHARE: Final = 0.5
-"""Of the voxels of a volume, how many a vertebra may have at most.
+"""Largest share of the voxels of a volume that one vertebra may have.
 
 No whole vertebra in the real masks of lidc-idri-0001, sub-verse004 and the TotalSegmentator example
-fills more than 0.28 of its own bounding box, so it cannot fill half of a volume around it, however
-closely that is cropped. A mask with 1 and 0 exchanged fills more than that.
+fills more than 0.28 of its own bounding box. It cannot fill half of a volume, however closely that
+is cropped. A mask with 0 and 1 exchanged does.
 """
 
 
 class MergedLabels:
-    """Binary masks on one grid as one mask; see :class:`spinezarr.formats.volume.Volume`.
+    """Several binary masks on one grid, read as one :class:`spinezarr.formats.volume.Volume`.
 
-    Each voxel that is not zero in a part gets the label of that part. Where parts overlap, the
-    later one wins, and :attr:`overlap_voxels` tells for how many voxels. Values that are off by a
-    rounding error are rounded. All files are read side by side, one slab of one file at a time.
+    Each nonzero voxel of a part gets the label of that part. If parts overlap, the later one wins,
+    and :attr:`overlap_voxels` counts these voxels. Values with a rounding error are rounded. All
+    files are open at once and are read one slab of one file at a time.
 
     Parameters
     ----------
     parts
-        Label, from 1 to 255, and opened volume of each file; the last is the one that wins.
+        Label (1 to 255) and opened volume of each file. Later parts overwrite earlier ones.
     paths
-        Their paths, for messages.
+        Paths of the files, for messages.
 
     Raises
     ------
     UsageError
-        If there are no parts, or a label is none.
+        If there are no parts, or a label is not from 1 to 255.
     GridMismatchError
-        If a part has another grid, or its axes in another order, than the first.
+        If a part has another grid than the first, or its axes in another order.
     """
 
     def __init__(self, parts: Sequence[tuple[int, Volume]], paths: Sequence[str]) -> None:
@@ -68,26 +68,26 @@ class MergedLabels:
 
     @property
     def grid(self) -> Grid:
-        """Shape and affine as the first file states them."""
+        """Grid that the first file states."""
         return self._parts[0][1].grid
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """Always uint8."""
+        """Type of the labels: uint8."""
         return _DTYPE
 
     @property
     def scaling(self) -> Scaling | None:
-        """None: labels are not scaled."""
+        """Always None, because labels are not scaled."""
         return None
 
     def unscaled(self) -> "MergedLabels":
-        """Return itself."""
+        """Return this volume, because labels are not scaled."""
         return self
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What a user should know of the files; what several have in common is said once."""
+        """Remarks for the user on the files. A remark on several files occurs once."""
         return tuple(dict.fromkeys(note for _, volume in self._parts for note in volume.notes))
 
     def slabs(self, thicknesses: Iterable[int], /) -> Iterator[npt.NDArray[Any]]:
@@ -96,8 +96,8 @@ class MergedLabels:
         Raises
         ------
         LabelError
-            If a file holds a value that is no whole number, a negative one, more than one besides
-            0, or, as the mask of a vertebra, more than half of the volume.
+            If a file holds a fractional value, a negative one, or more than one value besides 0, or
+            if the mask of a vertebra fills more than half of the volume.
         """
         self._overlap_voxels = None
         self._rounding = Rounding()
@@ -121,20 +121,20 @@ class MergedLabels:
 
     @property
     def overlap_voxels(self) -> int:
-        """Voxels that more than one file claims; known once :meth:`slabs` was read to its end."""
+        """Number of voxels in more than one part; known after :meth:`slabs` was read to its end."""
         if self._overlap_voxels is None:
             raise RuntimeError("overlap_voxels before the end of slabs()")
         return self._overlap_voxels
 
     @property
     def rounding(self) -> Rounding:
-        """Values of the files that were rounded; known once :meth:`slabs` was read to its end."""
+        """Count of rounded values; known after :meth:`slabs` was read to its end."""
         return self._rounding
 
     def source_file(self) -> SourceFile:
-        """Size of all files together, and the hash of their SHA-256 digests, 32 bytes each.
+        """Return the size of all files together, and one hash for all.
 
-        Both in the order of the parts.
+        The hash is the SHA-256 of the files' binary SHA-256 digests in the order of the parts.
         """
         files = [volume.source_file() for _, volume in self._parts]
         digests = b"".join(bytes.fromhex(file.sha256) for file in files)
@@ -144,7 +144,7 @@ class MergedLabels:
 
 
 class _PartReader:
-    """One file while it is read."""
+    """Reads the mask of one part, slab by slab."""
 
     def __init__(self, label: int, path: str, slabs: Iterator[npt.NDArray[Any]]) -> None:
         self.rounding = Rounding()
@@ -155,7 +155,7 @@ class _PartReader:
         self._claimed_voxels = 0
 
     def draw_next(self, merged: npt.NDArray[np.uint8], overlap: npt.NDArray[np.bool_]) -> None:
-        """Label the next slab's voxels in ``merged``; note in ``overlap`` which had a label."""
+        """Write the next slab's label into ``merged``; mark in ``overlap`` voxels that had one."""
         slab = next(self._slabs)
         claimed = slab != 0
         values = slab[claimed]
@@ -183,13 +183,14 @@ class _PartReader:
         merged[claimed] = self._label
 
     def finish(self, n_voxels: int) -> None:
-        """Ask for one slab more, which makes the volume check its file to the end.
+        """Check the file to its end, and the share of the volume that its mask fills.
 
         Parameters
         ----------
         n_voxels
-            Of the volume.
+            Number of voxels of the volume.
         """
+        # Requesting one more slab makes the volume check the end of its file.
         next(self._slabs, None)
         share = self._claimed_voxels / n_voxels
         if share > _LARGEST_SHARE and self._label in NAME_OF_VALUE:
@@ -209,7 +210,7 @@ class _PartReader:
 
 
 def _check_same_grid(first: Grid, grid: Grid, first_path: str, path: str) -> None:
-    """Refuse a part whose voxels do not lie, in file order, on those of the first."""
+    """Refuse a part whose grid, in file order, is not that of the first part."""
     problem = ""
     if grid.shape_ijk != first.shape_ijk:
         problem = "have different shapes"

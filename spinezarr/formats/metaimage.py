@@ -1,13 +1,12 @@
-"""MetaImage files, ``.mha`` and ``.mhd`` with a data file beside it, read as a stream.
+"""How is a MetaImage, ``.mha`` or ``.mhd`` with a data file, read as a stream?
 
-The header is parsed by :mod:`spinezarr.formats.metaimage_header`. The voxels follow it in the same
-file, or are in a second one, which must be a plain file in the same folder, no link, of the size
-that the header implies. Both are known before any voxel is read: a header from the internet
-cannot make the reader open another file of the machine, or read voxels from the wrong place.
+:mod:`spinezarr.formats.metaimage_header` parses the header. The voxels follow it in the same file,
+or are in a data file. A data file must be a plain file in the same folder, no link, with the size
+that the header implies. This is checked before any voxel is read, so that a foreign header cannot
+make the reader open another file of the machine, or read voxels from a wrong offset.
 
-Compressed voxels are one zlib or gzip stream, as in MetaIO, which reaches to the end of its file.
-What follows the stream is refused, as bytes after plain voxels are: such a file was not
-written as it is, whatever its first part inflates to.
+Compressed voxels are one zlib or gzip stream, as in MetaIO, which extends to the end of the file.
+Bytes after the stream are refused, as are bytes after uncompressed voxels: such a file is damaged.
 """
 
 import io
@@ -50,12 +49,12 @@ __all__ = ["MetaImageVolume"]
 
 @dataclass(frozen=True, slots=True)
 class _Source:
-    """Where the voxels are."""
+    """Location of the voxels."""
 
     paths: tuple[str, ...]
-    """The header's file, and that of the voxels if it is another."""
+    """Path of the header, and that of the data file if there is one."""
     data_offset: int
-    """Bytes before the voxels, the files read one after the other."""
+    """Number of bytes before the voxels, if the files are read in sequence."""
 
 
 class MetaImageVolume:
@@ -78,9 +77,9 @@ class MetaImageVolume:
         Raises
         ------
         FormatError
-            If it is no MetaImage of one 3D volume of numbers with a place in space, over a limit,
-            or its data file is absent, elsewhere, a link that ``limits`` does not allow, or of
-            another size than the header implies.
+            If the file is no MetaImage with one 3D volume of numbers and a usable affine, or
+            exceeds a limit. Also if its data file is missing, in another folder, a link that
+            ``limits`` does not allow, or of another size than the header implies.
         """
         with fs.open(path, "rb", block_size=HEADER_BLOCK_BYTES) as raw:
             header = parse_header(raw.read(HEADER_BYTES), path)
@@ -95,31 +94,31 @@ class MetaImageVolume:
 
     @property
     def grid(self) -> Grid:
-        """Shape and affine as the file states them, in RAS+ mm."""
+        """Shape and affine that the file states, converted to RAS+ mm."""
         return self._header.grid
 
     @property
     def geometry(self) -> MetaImageGeometry:
-        """What the header states of where the voxels lie."""
+        """Which parts of the geometry the header states."""
         return self._header.geometry
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """Type of the values, in the machine's byte order."""
+        """Type of the values, in native byte order."""
         return self._header.stored_dtype.newbyteorder("=")
 
     @property
     def scaling(self) -> Scaling | None:
-        """None: a header that asks for scaling is refused."""
+        """Always None, because a header with a scaling is refused."""
         return None
 
     def unscaled(self) -> "MetaImageVolume":
-        """Return itself."""
+        """Return this volume, because it has no scaling."""
         return self
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What a user should know of this file."""
+        """Remarks on the file for the user."""
         return self._header.notes
 
     def slabs(self, thicknesses: Iterable[int], /) -> Iterator[npt.NDArray[Any]]:
@@ -145,10 +144,10 @@ class MetaImageVolume:
                 raise FormatError(f"{path}: goes on after its voxels. Download it again.")
 
     def source_file(self) -> SourceFile:
-        """Size and hash of the file as read by :meth:`slabs`.
+        """Return size and hash of the file as read by :meth:`slabs`.
 
-        Of a header with a data file: of the bytes of both, one after the other, as
-        ``cat scan.mhd scan.raw | sha256sum`` gives it.
+        For a header with a data file, both cover the bytes of the two files in sequence, as
+        ``cat scan.mhd scan.raw | sha256sum`` does.
         """
         if self._read is None:
             raise RuntimeError("source_file() before slabs()")
@@ -156,7 +155,7 @@ class MetaImageVolume:
 
 
 class _InflatingFile(io.RawIOBase):
-    """The bytes of the one zlib or gzip stream that starts where ``packed`` stands."""
+    """Inflates the zlib or gzip stream that starts at the position of ``packed``."""
 
     def __init__(self, packed: "io.BufferedReader[HashingFile]") -> None:
         self._packed = packed
@@ -166,11 +165,11 @@ class _InflatingFile(io.RawIOBase):
         )
 
     def readable(self) -> bool:
-        """Answer yes."""
+        """Return True, as the stream can be read."""
         return True
 
     def readinto(self, buffer: Buffer, /) -> int:
-        """Read at most as many bytes as ``buffer`` has room for; return how many came.
+        """Read at most as many bytes as ``buffer`` holds; return their number.
 
         Raises
         ------
@@ -190,7 +189,7 @@ class _InflatingFile(io.RawIOBase):
         return 0
 
     def check_end(self, path: str) -> None:
-        """Refuse a stream that goes on, or that ends without the checksum of what it gave."""
+        """Refuse a stream that continues, or that ends without its checksum."""
         if read_into(self, np.empty(1, np.uint8), path):
             raise FormatError(f"{path}: holds more voxels than its header says.")
         if not self._inflate.eof:
@@ -204,7 +203,7 @@ class _InflatingFile(io.RawIOBase):
 def _find_voxels(
     fs: fsspec.AbstractFileSystem, path: str, header: MetaImageHeader, limits: Limits
 ) -> _Source:
-    """Find the voxels, and check that their file is as long as the header implies."""
+    """Find the voxels, and check that their file has the size that the header implies."""
     header_file_bytes = _size_bytes(fs, path, path, limits)
     if header.data_file is None:
         data_path, size, earliest = path, header_file_bytes, header.text_bytes
@@ -232,7 +231,7 @@ def _find_voxels(
 
 
 def _size_bytes(fs: fsspec.AbstractFileSystem, path: str, header_path: str, limits: Limits) -> int:
-    """Return the size of the header's file, or of the file that it may name."""
+    """Return the size of the header file, or of the data file that it may name."""
     try:
         info = fs.info(path)
     except FileNotFoundError as problem:
@@ -254,16 +253,16 @@ def _size_bytes(fs: fsspec.AbstractFileSystem, path: str, header_path: str, limi
 
 
 def _check_link(path: str, header_path: str, limits: Limits) -> None:
-    """Refuse a link to voxels, unless it leads into a folder that the user has named.
+    """Refuse a link as data file, unless it leads into a folder that the user has allowed.
 
-    Voxels are bytes of any kind, so with a link in it an unpacked archive could make any file of
-    the machine part of a store.
+    Any bytes can be voxels. An unpacked archive with such a link could make any file of the machine
+    part of a store.
     """
     target = Path(path).resolve()
     allowed = (Path(folder).resolve() for folder in limits.link_folders)
     if target.is_file() and any(target.is_relative_to(folder) for folder in allowed):
         return
-    # The cache of Hugging Face holds its files in 'blobs' and links to them in 'snapshots'.
+    # The cache of Hugging Face keeps files in 'blobs', and links to them in 'snapshots'.
     likely = target.parent.parent if target.parent.name == "blobs" else target.parent
     raise FormatError(
         f"{header_path}: names {path} as its data file, which is a link to {target}; expected a "

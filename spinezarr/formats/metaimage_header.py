@@ -1,9 +1,9 @@
-"""The text at the start of a MetaImage file: what it says, or why it cannot be used.
+"""What does the header of a MetaImage state, or why can it not be used?
 
-Keys, their other names and their defaults are those that MetaIO reads [1]_, but they may come in
-any order. What MetaIO would guess is refused: a spacing that is missing, a key or its other name
-with another value, numbers that are none. So is what would change values or places and ITK's
-reader ignores: intensity scaling, units other than mm, a ``FileFormatVersion``.
+Keys, their aliases and their defaults are those of MetaIO [1]_, in any order. Headers for which
+MetaIO would guess are refused: a missing spacing, a key and its alias with different values, text
+that is no number. Keys that ITK's reader ignores although they change values or positions are
+refused, too: intensity scaling, units other than mm, and ``FileFormatVersion``.
 
 References
 ----------
@@ -26,7 +26,7 @@ from spinezarr.geometry import Grid, Matrix4x4, ShapeIJK
 __all__ = ["HEADER_BYTES", "MetaImageGeometry", "MetaImageHeader", "parse_header"]
 
 HEADER_BYTES: Final = 1 << 20
-"""The most that a header may take of its file."""
+"""Largest header in bytes."""
 _DTYPES: Final = {
     "MET_CHAR": "i1",
     "MET_UCHAR": "u1",
@@ -41,28 +41,29 @@ _DTYPES: Final = {
     "MET_FLOAT": "f4",
     "MET_DOUBLE": "f8",
 }
-"""By ``ElementType``; sizes are those of ``MET_ValueTypeSize`` in MetaIO's ``metaTypes.h``."""
+"""Type of each ``ElementType``, with the sizes of ``MET_ValueTypeSize`` in MetaIO's
+``metaTypes.h``."""
 _OFFSET: Final = ("Offset", "Position", "Origin", "ImagePosition")
 _MATRIX: Final = ("TransformMatrix", "Rotation", "Orientation")
 _BYTE_ORDER: Final = ("BinaryDataByteOrderMSB", "ElementByteOrderMSB")
 _SPATIAL_RANK: Final = 3
 _RANKS: Final = tuple(map(str, range(3, 11)))
-"""Numbers of axes from those of a volume up to the ten for which MetaIO has room."""
+"""Allowed numbers of axes: from three up to MetaIO's maximum of ten."""
 _LPS_TO_RAS: Final = np.diag([-1.0, -1.0, 1.0, 1.0])
 _LARGEST: Final = 1e6
-"""Of any position, spacing or direction: a kilometer is no patient's."""
+"""Largest magnitude of a position, spacing or direction: a kilometer in mm."""
 _SMALLEST_SPACING_MM: Final = 1e-6
 _UNIT_TOLERANCE: Final = 1e-3
-"""Of the length of a direction; room for cosines of four digits."""
+"""How far the length of a direction may be from 1, which allows cosines of four digits."""
 _SAME_SIZE: Final = 1e-4
-"""How far sizes and spacings of voxels may differ, relative to each other: room for rounding."""
+"""Largest relative difference of voxel size and spacing, which allows for rounding."""
 _NAME_BYTES: Final = 255
-"""Of the longest file name on common file systems."""
+"""Longest file name on common file systems in bytes."""
 _WORDS: Final = frozenset(
     {*_DTYPES, "MET_NONE", "MET_ASCII_CHAR", "MET_STRING", "MET_OTHER", "True", "False"}
     | {"mm", "cm", "m", "um", "?", "Image", "Mesh", "Tube", "Scene", "LOCAL", "LIST"}
 )
-"""Words of the format, which messages may show."""
+"""Words that the format defines, which messages may show."""
 _INTEGER: Final = re.compile(r"[+-]?[0-9]{1,18}")
 _NUMBER: Final = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 
@@ -71,37 +72,37 @@ _Value = TypeVar("_Value")
 
 @dataclass(frozen=True, slots=True)
 class MetaImageGeometry:
-    """What a header states of where its voxels lie, beside the affine."""
+    """Parts of the geometry that a header states, in addition to the affine."""
 
     element_size_mm: tuple[float, float, float] | None
-    """``ElementSize`` along i, j and k; None if not stated."""
+    """``ElementSize`` along i, j and k; None if the header has none."""
     states_orientation: bool
-    """Whether there is a ``TransformMatrix``, under one of its names."""
+    """Whether the header has a ``TransformMatrix``, under one of its names."""
     states_position: bool
-    """Whether there is an ``Offset``, under one of its names."""
+    """Whether the header has an ``Offset``, under one of its names."""
 
 
 @dataclass(frozen=True, slots=True)
 class MetaImageHeader:
-    """What the header says."""
+    """The content of a header."""
 
     grid: Grid
-    """Shape, and voxel ``(i, j, k, 1)`` to RAS+ mm; the file itself counts toward LPS."""
+    """Shape, and affine from voxel ``(i, j, k, 1)`` to RAS+ mm. The file itself uses LPS."""
     stored_dtype: np.dtype[Any]
-    """Of the stored numbers, with byte order."""
+    """Type of the stored numbers, with byte order."""
     data_file: str | None
-    """A file in the same folder that holds the voxels; None if they follow the header."""
+    """Name of the data file in the same folder; None if the voxels follow the header."""
     header_size: int
-    """``HeaderSize``: bytes before the voxels in the file that holds them, from its start. 0 if
-    there are none but this header, -1 if the voxels end with the file."""
+    """``HeaderSize``: number of bytes before the voxels in their file. 0 means only this header;
+    -1 means that the voxels end with the file."""
     compressed: bool
     compressed_bytes: int | None
-    """``CompressedDataSize``; None if not stated."""
+    """``CompressedDataSize``; None if the header has none."""
     text_bytes: int
-    """Length of the header."""
+    """Length of the header in bytes."""
     geometry: MetaImageGeometry
     notes: tuple[str, ...]
-    """What a user should know of it."""
+    """Remarks on the header for the user."""
 
 
 def parse_header(start: bytes, path: str) -> MetaImageHeader:
@@ -110,14 +111,14 @@ def parse_header(start: bytes, path: str) -> MetaImageHeader:
     Parameters
     ----------
     start
-        The first :data:`HEADER_BYTES` bytes of the file, or all.
+        First :data:`HEADER_BYTES` bytes of the file, or fewer if it is shorter.
     path
-        For messages.
+        Path of the file, for messages.
 
     Raises
     ------
     FormatError
-        If it is not the header of one volume of numbers that lies in space.
+        If this is not the header of one volume of numbers with a usable affine.
     """
     fields = _split(start, path)
     notes: list[str] = []
@@ -150,13 +151,13 @@ def parse_header(start: bytes, path: str) -> MetaImageHeader:
 @dataclass(frozen=True, slots=True)
 class _Fields:
     path: str
-    """For messages."""
+    """Path of the file, for messages."""
     lines: tuple[tuple[str, str], ...]
-    """Key and value, in file order."""
+    """Pairs of key and value in file order."""
     text_bytes: int
 
     def get(self, parse: Callable[[str], _Value], *names: str) -> _Value | None:
-        """Return the value that the file gives under any of ``names``, None if under none."""
+        """Return the value of a key or one of its aliases; None if the header has none of them."""
         found = [(key, value) for key, value in self.lines if key in names]
         values = [self._parsed(parse, key, value) for key, value in found]
         for (key, value), parsed in zip(found, values, strict=True):
@@ -170,7 +171,7 @@ class _Fields:
         return values[0] if values else None
 
     def require(self, parse: Callable[[str], _Value], *names: str) -> _Value:
-        """Return the value that the file must give under one of ``names``."""
+        """Return the value of a key or one of its aliases, which the header must have."""
         value = self.get(parse, *names)
         if value is None:
             raise FormatError(
@@ -190,7 +191,7 @@ class _Fields:
 
 
 def _split(start: bytes, path: str) -> _Fields:
-    """Split the header, which ends with the line of ``ElementDataFile``, into its fields."""
+    """Split the header into its fields. It ends with the line of ``ElementDataFile``."""
     if not start:
         raise FormatError(f"{path}: is empty. Download it again.")
     lines: list[tuple[str, str]] = []
@@ -198,10 +199,10 @@ def _split(start: bytes, path: str) -> _Fields:
     while at < len(start):
         newline = start.find(b"\n", at)
         end = newline if newline >= 0 else len(start)
-        # A file name that is not UTF-8 gets a backslash here, for which it is refused.
+        # A file name that is not UTF-8 gets a backslash here, and is refused for it.
         text = start[at:end].decode("utf-8", "backslashreplace").strip()
         at = min(end + 1, len(start))
-        # MetaIO takes a colon for an equals sign, and passes over lines with neither.
+        # MetaIO accepts a colon for an equals sign, and skips lines with neither.
         key, *value = re.split("[=:]", text, maxsplit=1)
         if value:
             lines.append((key.strip(), value[0].strip()))
@@ -218,7 +219,7 @@ def _split(start: bytes, path: str) -> _Fields:
 
 
 def _expect_one_image(fields: _Fields, notes: list[str]) -> int:
-    """Return the number of axes of an image with one number a voxel, in binary, as is, in mm."""
+    """Return the number of axes; refuse all but one binary scalar image in mm without scaling."""
     rank = fields.require(_rank, "NDims")
     if rank > _SPATIAL_RANK:
         notes.append(
@@ -264,9 +265,9 @@ def _stored_dtype(fields: _Fields, notes: list[str]) -> np.dtype[Any]:
 
 
 def _affine(fields: _Fields, rank: int, notes: list[str]) -> Matrix4x4:
-    """Compose voxel ``(i, j, k, 1)`` to RAS+ mm; the header's own frame is LPS."""
+    """Return the 4 x 4 matrix from voxel ``(i, j, k, 1)`` to RAS+ mm. The header uses LPS."""
     spacings = _spacings(rank)
-    # A voxel's size may differ from the distance to the next: the size is a last resort.
+    # The size of a voxel may differ from the distance to the next, so it is only a fallback.
     spacing = fields.get(spacings, "ElementSpacing") or fields.require(spacings, "ElementSize")
     matrix = fields.get(_numbers(rank * rank), *_MATRIX)
     if matrix is None:
@@ -276,7 +277,7 @@ def _affine(fields: _Fields, rank: int, notes: list[str]) -> Matrix4x4:
     if offset is None:
         notes.append("the header states no position (no Offset); assumed 0, 0, 0")
         offset = (0.0,) * rank
-    # Each row of numbers in the file is the direction of one axis: a column of the affine.
+    # Each row of the matrix in the file is the direction of one axis, a column of the affine.
     whole = np.array(matrix).reshape(rank, rank).T
     directions = whole[:_SPATIAL_RANK, :_SPATIAL_RANK]
     if whole[:_SPATIAL_RANK, _SPATIAL_RANK:].any() or whole[_SPATIAL_RANK:, :_SPATIAL_RANK].any():
@@ -321,7 +322,7 @@ def _data_file(fields: _Fields) -> str | None:
 
 
 def _file_name(text: str) -> str:
-    """Parse a name that stays in its folder; a header may not make us read any file."""
+    """Parse a file name without a path, so that a header cannot name a file elsewhere."""
     if (
         text in ("", ".", "..")
         or text.startswith("LIST")
@@ -346,7 +347,7 @@ def _one_of(*expected: str) -> Callable[[str], str]:
 
 
 def _flag(text: str) -> bool:
-    """Parse as MetaIO does, by the first letter."""
+    """Parse a flag by its first letter, as MetaIO does."""
     if text[:1] not in tuple("TtFf10"):
         raise ValueError("True or False")
     return text[0] in "Tt1"

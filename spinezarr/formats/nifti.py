@@ -1,7 +1,7 @@
-"""NIfTI-1 and NIfTI-2 single files, ``.nii`` and ``.nii.gz``, read as a stream.
+"""How is a NIfTI-1 or NIfTI-2 file, ``.nii`` or ``.nii.gz``, read as a stream?
 
-nibabel parses the header; the values are inflated once, in file order, with ``isal``, so that a
-volume is never held whole, and scaled as nibabel does.
+nibabel parses the header. ``isal`` inflates the values once, in file order, so that the whole
+volume is never in memory. They are scaled as nibabel does.
 
 References
 ----------
@@ -47,38 +47,38 @@ from spinezarr.scaling import VALUE_DTYPE, Scaling
 __all__ = ["NiftiHeaderFields", "NiftiVolume"]
 
 _HEADER_CLASSES: Final[dict[int, Any]] = {348: nib.Nifti1Header, 540: nib.Nifti2Header}
-"""By ``sizeof_hdr``, the first field of the header."""
+"""Header class for each ``sizeof_hdr``, the first field of the header."""
 _MAGIC: Final = {348: (b"n+1\x00",), 540: (b"n+2\x00",)}
-"""Single files only; ``.hdr``/``.img`` pairs have other magic."""
+"""Magic numbers of single files for each ``sizeof_hdr``. ``.hdr``/``.img`` pairs have others."""
 _SPATIAL_RANK: Final = 3
 _MAX_RANK: Final = 7
-"""Of ``dim``, in both versions."""
+"""Largest number of axes, in both versions."""
 _PAIR_MAGIC: Final = (b"ni1\x00", b"ni2\x00", bytes(4))
-"""Of the ``.hdr`` of a pair; Analyze's has none."""
+"""Magic numbers of the ``.hdr`` of a pair; Analyze has none."""
 _SIZE_BYTES: Final = 4
-"""Of ``sizeof_hdr``."""
+"""Size of ``sizeof_hdr`` in bytes."""
 _GZIP_LAYERS: Final = 2
-"""Servers that compress what they send have files compressed twice arrive."""
+"""Largest number of nested gzip layers. Servers that compress responses add a second one."""
 _PADDING_BYTES: Final = 4 << 20
-"""Zeros that may follow the voxels, as some file systems and tapes add."""
+"""Largest number of zero bytes after the voxels, which some file systems and tapes add."""
 
 
 @dataclass(frozen=True, slots=True)
 class NiftiHeaderFields:
-    """Fields of a header from which a file with the same type and affine can be written."""
+    """The header fields that are needed to write a file with the same type and affine."""
 
     version: Literal[1, 2]
     sform_code: int
     qform_code: int
     pixdim: tuple[float, ...]
-    """The first four: qfac, then mm."""
+    """First four values of ``pixdim``: qfac, then the spacing along i, j and k in mm."""
     quatern_bcd: tuple[float, ...]
     qoffset_xyz: tuple[float, ...]
     xyzt_units: int
 
     @classmethod
     def from_header(cls, parsed: nib.Nifti1Header) -> Self:
-        """Take them from a header; a number that is not finite, which places nothing, is 0."""
+        """Return the fields of a header; a number that is not finite becomes 0."""
 
         def numbers(*values: Any) -> tuple[float, ...]:  # noqa: ANN401  zero-dimensional arrays
             return tuple(float(value) if np.isfinite(value) else 0.0 for value in values)
@@ -130,9 +130,8 @@ class NiftiVolume:
         Raises
         ------
         FormatError
-            If the file is empty, no NIfTI file, no single volume, of a type that is no number,
-            shorter than its header says, over a limit, or its affine does not place voxels in
-            space.
+            If the file is empty, no NIfTI file, no single volume, has values that are no numbers,
+            is shorter than its header implies, exceeds a limit, or has an unusable affine.
         """
         for layers in range(1, _GZIP_LAYERS + 1):
             with fs.open(path, "rb", block_size=HEADER_BLOCK_BYTES) as raw:
@@ -156,37 +155,37 @@ class NiftiVolume:
 
     @property
     def grid(self) -> Grid:
-        """Shape and affine as the file states them."""
+        """Shape and affine that the file states."""
         return self._header.grid
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """Type of the values after scaling: float64 if the file scales, as in nibabel."""
+        """Type of the values after scaling: float64 if the file has a scaling, as in nibabel."""
         return self._header.dtype
 
     @property
     def stored_dtype(self) -> np.dtype[Any]:
-        """Type of the numbers in the file, before scaling, in its byte order."""
+        """Type of the numbers before scaling, in the byte order of the file."""
         return self._header.stored_dtype
 
     @property
     def scaling(self) -> Scaling | None:
-        """What the file does to its numbers; None if they are its values."""
+        """Scaling of the numbers in the file; None if there is none."""
         return self._header.scaling
 
     def unscaled(self) -> "NiftiVolume":
-        """Return the same file as the numbers before its scaling."""
+        """Return a volume of the numbers before the scaling."""
         header = replace(self._header, scaling=None)
         return NiftiVolume(self._fs, self._path, header, self._gzip_layers)
 
     @property
     def header_fields(self) -> NiftiHeaderFields:
-        """What else of the header makes the affine."""
+        """Header fields from which the affine is made."""
         return self._header.fields
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What a user should know of this file."""
+        """Remarks on the file for the user."""
         return self._header.notes
 
     def slabs(self, thicknesses: Iterable[int], /) -> Iterator[npt.NDArray[Any]]:
@@ -208,7 +207,7 @@ class NiftiVolume:
         if scaling is None:
             return stored.astype(self.dtype, copy=False)
         try:
-            # A float that is no number stays one.
+            # NaN stays NaN.
             with np.errstate(over="raise", invalid="ignore"):
                 return scaling.values(stored)
         except FloatingPointError:
@@ -218,16 +217,16 @@ class NiftiVolume:
             ) from None
 
     def source_file(self) -> SourceFile:
-        """Size and hash of the file as read by :meth:`slabs`."""
+        """Return size and hash of the file as read by :meth:`slabs`."""
         if self._read is None:
             raise RuntimeError("source_file() before slabs()")
         return self._read.source_file()
 
 
 def _decompressed(raw: BinaryIO | io.BufferedReader, path: str, layers: int) -> io.BufferedIOBase:
-    """Return the stream inside ``raw``: inflated if it starts as gzip does, whatever its name.
+    """Return the content of ``raw``, inflated ``layers`` times if it starts as gzip does.
 
-    ``layers`` is how often it was compressed, if it was.
+    The ending of the file does not matter.
     """
     buffered = raw if isinstance(raw, io.BufferedReader) else io.BufferedReader(HashingFile(raw))
     start = buffered.peek(2)[:2]
@@ -240,9 +239,9 @@ def _decompressed(raw: BinaryIO | io.BufferedReader, path: str, layers: int) -> 
 
 
 def _check_length(size: int | None, header: _Header, path: str, packed: int) -> None:
-    """Refuse a file that is too short for what its header says.
+    """Refuse a file that is too short for the voxels that its header states.
 
-    ``size`` is in bytes, if it is known; ``packed`` says how often the file was compressed.
+    ``size`` is the size of the file in bytes, if known. ``packed`` is the number of gzip layers.
     """
     if size is None:
         return
@@ -262,7 +261,7 @@ def _check_length(size: int | None, header: _Header, path: str, packed: int) -> 
 
 
 def _read_padding(stream: io.BufferedIOBase, path: str) -> None:
-    """Read on to the end, which checks gzip's own checksum and completes the hash."""
+    """Read to the end of the file, which checks the checksum of gzip and completes the hash."""
     block = np.empty(READ_BYTES, np.uint8)
     left = _PADDING_BYTES
     while got := read_into(stream, block, path):
@@ -275,13 +274,13 @@ def _read_padding(stream: io.BufferedIOBase, path: str) -> None:
 
 
 def _first_bytes(stream: io.BufferedIOBase, path: str) -> npt.NDArray[np.uint8]:
-    """Read the length of the header, or as much of it as there is."""
+    """Read ``sizeof_hdr``, or fewer bytes if the file is shorter."""
     start = np.empty(_SIZE_BYTES, np.uint8)
     return start[: read_into(stream, start, path)]
 
 
 def _read_header(start: npt.NDArray[np.uint8], stream: io.BufferedIOBase, path: str) -> _Header:
-    """Read the header that begins with ``start``."""
+    """Read and check the header, of which ``start`` holds the first bytes."""
     whole = start.nbytes == _SIZE_BYTES
     sizes = {int(start.view(order)[0]) for order in ("<i4", ">i4")} if whole else set[int]()
     size = next((s for s in _HEADER_CLASSES if s in sizes), None)
@@ -291,7 +290,7 @@ def _read_header(start: npt.NDArray[np.uint8], stream: io.BufferedIOBase, path: 
         raise wrong_kind_error(path, start.tobytes() + rest[:got].tobytes(), "a NIfTI file")
     if got < rest.nbytes:
         raise FormatError(f"{path}: ends inside its {size}-byte header. Download it again.")
-    # nibabel would go by dim[0], which may lie.
+    # nibabel would tell the byte order by dim[0], which may be wrong.
     order = "<" if start.view("<i4")[0] == size else ">"
     parsed = _HEADER_CLASSES[size](start.tobytes() + rest.tobytes(), order, check=False)
     magic = bytes(parsed["magic"].tobytes()[:4])
@@ -324,7 +323,7 @@ def _check_header(parsed: nib.Nifti1Header, path: str, header_size: int) -> _Hea
 
 
 def _conflicts(fields: NiftiHeaderFields, grid: Grid) -> Iterator[str]:
-    """Say where the header contradicts the sform, by which nibabel goes, too."""
+    """Yield a remark for each field that contradicts the sform, which nibabel and spinezarr use."""
     stated = conflicting_pixdim_mm(fields, grid.shape_ijk, grid.affine)
     if stated is not None:
         taken = np.linalg.norm(grid.affine[:3, :3], axis=0).tolist()
@@ -345,7 +344,7 @@ def _sizes(spacing_mm: Iterable[float]) -> str:
 
 
 def _scaling(parsed: nib.Nifti1Header, path: str) -> Scaling | None:
-    """Return None for values as stored, as nibabel has it for a slope of NaN, too."""
+    """Return the scaling; None if there is none, or if the slope is NaN, as in nibabel."""
     if np.isinf(parsed["scl_slope"]):
         raise FormatError(f"{path}: unusable scl_slope or scl_inter: {parsed['scl_slope']}.")
     try:
@@ -358,7 +357,7 @@ def _scaling(parsed: nib.Nifti1Header, path: str) -> Scaling | None:
 
 
 def _check_shape(parsed: nib.Nifti1Header, notes: list[str], path: str) -> tuple[int, int, int]:
-    """Return the lengths of the first three axes; ITK takes a further one of length 0 for 1."""
+    """Return the lengths of the first three axes. Others must have length 1 (or 0, as in ITK)."""
     rank = int(parsed["dim"][0])
     dims = tuple(int(n) for n in parsed["dim"][1 : 1 + max(0, min(rank, _MAX_RANK))])
     further = dims[_SPATIAL_RANK:]

@@ -1,7 +1,7 @@
-"""Labels that a file holds with a rounding error, as whole numbers again.
+"""When is a mask value with a rounding error still a label?
 
-Programs that save floats as scaled integers, such as nibabel for a float array with
-``set_data_dtype(np.int16)``, move a label by up to half a step of the scale: 24 comes back as
+Some programs save floats as scaled integers, such as nibabel for a float array with
+``set_data_dtype(np.int16)``. This moves a label by up to half a step of the scale: 24 becomes
 24.0000004.
 """
 
@@ -16,22 +16,24 @@ from spinezarr.errors import LabelError
 __all__ = ["LABEL_TOLERANCE", "Rounding", "round_labels"]
 
 LABEL_TOLERANCE: Final = 1e-3
-"""Distance from a whole number up to which a mask value is rounded.
+"""Largest distance from a whole number at which a mask value is rounded.
 
-Labels up to 65 saved as scaled 16-bit integers are off by at most half of 65 / 65535. Interpolated
-masks, in which values in between mean something else, are off by far more.
+Labels up to 65 saved as scaled 16-bit integers are off by at most half of 65 / 65535. The values of
+interpolated masks are off by far more, and must not be rounded.
 """
 
 
 @dataclass(slots=True)
 class Rounding:
-    """How many values of a mask were rounded, and how far."""
+    """Counts the rounded values of a mask."""
 
     voxels: int = 0
+    """Number of rounded voxels."""
     largest: float = 0.0
+    """Largest distance by which a value was rounded."""
 
     def add(self, other: "Rounding") -> None:
-        """Count the values of another part, too."""
+        """Add the counts of another part."""
         self.voxels += other.voxels
         self.largest = max(self.largest, other.largest)
 
@@ -42,21 +44,21 @@ def round_labels(values: npt.NDArray[Any], highest: int) -> tuple[npt.NDArray[An
     Parameters
     ----------
     values
-        Of any type and shape.
+        Mask values, of any type and shape.
     highest
-        The largest label.
+        Largest allowed label.
 
     Returns
     -------
     labels
-        Whole numbers from 0 to ``highest``, in the type of ``values``.
+        Whole numbers from 0 to ``highest``, in the type and shape of ``values``.
     rounding
-        What was rounded.
+        Count of the rounded values.
 
     Raises
     ------
     LabelError
-        If a value is further than :data:`LABEL_TOLERANCE` from all of these; names it.
+        If a value is further than :data:`LABEL_TOLERANCE` from all of these; the message names it.
 
     Examples
     --------
@@ -67,7 +69,7 @@ def round_labels(values: npt.NDArray[Any], highest: int) -> tuple[npt.NDArray[An
     labels = np.clip(np.rint(values), 0, highest)
     with np.errstate(invalid="ignore"):
         off = np.abs(values.astype(np.float64) - labels)
-    # NaN is within no distance.
+    # Written as a negation, because every comparison with NaN is false.
     wrong = ~(off <= LABEL_TOLERANCE)
     if wrong.any():
         raise LabelError(

@@ -1,4 +1,4 @@
-"""Tables that datasets ship, as rows of text: ``.xlsx`` workbooks and text in columns."""
+"""How is a table of a dataset, an ``.xlsx`` workbook or delimited text, read as rows of text?"""
 
 import csv
 import datetime as dt
@@ -18,17 +18,19 @@ from spinezarr.text import count_noun, to_nfc
 __all__ = ["Sheet", "read_sheet"]
 
 _MOST_ROWS: Final = 200_000
-"""More than any dataset has scans, and half a second's reading of empty rows."""
+"""Largest number of rows: more than any dataset has scans. Empty rows take half a second to
+read."""
 _MOST_CELLS: Final = 2_000_000
-"""A thousand columns of two thousand scans."""
+"""Largest number of cells: a thousand columns for two thousand scans."""
 _MOST_COLUMNS: Final = 16_384
-"""As many as Excel knows."""
+"""Largest number of columns, which is Excel's limit."""
 _MOST_EMPTY_CELLS: Final = 20_000_000
-"""Of a workbook: those before one that is written, and those that have a format alone."""
+"""Largest number of empty cells of a workbook: those before a filled cell, or with only a
+format."""
 _MOST_CHARACTERS: Final = 16 << 20
-"""Of all cells, as many as a text file may have; those of a workbook may share one long text."""
+"""Largest number of characters of all cells. Cells of a workbook may share one long text."""
 _MOST_INFLATED_BYTES: Final = 32 << 20
-"""Of a workbook, whose cells take about 20 bytes each."""
+"""Largest inflated workbook in bytes. A cell takes about 20 bytes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,29 +38,36 @@ class Sheet:
     """A table as text."""
 
     columns: tuple[str, ...]
-    """Names of the columns that have one; of several with one name, the later are numbered."""
+    """Names of the columns. Later columns with the same name get a number; unnamed ones are left
+    out."""
     rows: tuple[dict[str, str], ...]
-    """Text by column; empty cells are left out, and so are empty rows."""
+    """Text of each row by column, without empty cells and empty rows."""
 
 
 def read_sheet(data: bytes, path: str, *, delimiter: str, header: Sequence[str] = ()) -> Sheet:
-    r"""Read a table; every cell becomes the text that a person sees in it, in NFC.
+    r"""Read a table. Every cell becomes the text that a person sees in it, in NFC.
 
     Parameters
     ----------
     data
         Content of the file.
     path
-        For messages; a name that ends with ``.xlsx`` is a workbook, whose first sheet is read.
+        Path of the file. If it ends with ``.xlsx``, the first sheet of the workbook is read.
     delimiter
-        Between the columns of a text file.
+        Character between the columns of a text file.
     header
-        Names of the columns of a file whose first row is none.
+        Names of the columns, for a file without a header row.
+
+    Returns
+    -------
+    Sheet
+        The columns and rows.
 
     Raises
     ------
     FormatError
-        If the file is not such a table, or a row has more cells than there are columns.
+        If the file is no such table, is over a limit, or a row has more cells than there are
+        columns.
 
     Examples
     --------
@@ -87,7 +96,7 @@ def _seen(cell: str) -> str:
 
 
 def _counted(rows: Iterable[list[str]], path: str) -> Iterator[list[str]]:
-    """Yield the rows, and refuse those too many, or with too much in them."""
+    """Yield the rows; refuse too many rows, cells or characters."""
     cells = characters = 0
     for number, row in enumerate(rows, 1):
         cells += len(row)
@@ -110,7 +119,7 @@ def _too_many(path: str) -> FormatError:
 
 
 def _told_apart(names: Iterable[str]) -> list[str]:
-    """Return column names, those that are met again with a number behind."""
+    """Return the column names; a repeated name gets a number."""
     columns: list[str] = []
     taken: set[str] = set()
     counts: dict[str, int] = {}
@@ -153,7 +162,7 @@ def _text_rows(data: bytes, path: str, delimiter: str) -> Iterator[list[str]]:
     if text.count(delimiter) > _MOST_CELLS:
         raise _too_many(path)
     try:
-        # strict: a quote that nothing closes would take all rows below it into one cell.
+        # strict: otherwise an unclosed quote would join all rows below it into one cell.
         yield from csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     except csv.Error as problem:
         raise FormatError(
@@ -164,11 +173,13 @@ def _text_rows(data: bytes, path: str, delimiter: str) -> Iterator[list[str]]:
 def _workbook_rows(data: bytes, path: str) -> Iterator[list[str]]:
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of styles and extensions, which no cell depends on
+            warnings.simplefilter(
+                "ignore"
+            )  # about styles and extensions, which do not affect cells
             _check_inflated(data, path)
             book = openpyxl.load_workbook(io.BytesIO(data), read_only=True, data_only=True)
             sheet = book.worksheets[0]
-            sheet.reset_dimensions()  # programs that write workbooks state them wrongly
+            sheet.reset_dimensions()  # some programs state wrong dimensions
             raw = sheet.iter_rows(values_only=True)
             rows = list(_written_rows(islice(raw, _MOST_ROWS + 1), path))
     except FormatError:
@@ -178,15 +189,15 @@ def _workbook_rows(data: bytes, path: str) -> Iterator[list[str]]:
             f"{path}: is not a workbook that can be read ({type(problem).__name__}). "
             "Save it again as .xlsx."
         ) from problem
-    # A note beside a table has no column, and is none of a row's cells too many.
+    # All rows get the same width, so a note beside the table is not a surplus cell of its row.
     width = max(map(len, rows), default=0)
     yield from (row + [""] * (width - len(row)) if row else [] for row in rows)
 
 
 def _written_rows(raw: Iterable[Sequence[object]], path: str) -> Iterator[list[str]]:
-    """Yield the rows up to their last cell with content.
+    """Yield each row up to its last filled cell.
 
-    Rows without any, of which formats make very many, keep their place alone.
+    Rows without content, which formatting may add in great number, are yielded as empty lists.
     """
     written = empty = 0
     for values in raw:
@@ -200,10 +211,10 @@ def _written_rows(raw: Iterable[Sequence[object]], path: str) -> Iterator[list[s
 
 
 def _check_inflated(data: bytes, path: str) -> None:
-    """Refuse a bomb; zipfile inflates each file no further than to the size it is said to have.
+    """Refuse a workbook that would inflate to too many bytes, or declares a document type.
 
-    A document type, which no workbook has, could define a text of a few bytes that stands for a
-    hundred times the file.
+    zipfile inflates each file at most to its stated size. A document type, which no workbook needs,
+    could define a short entity that expands to a hundred times the file.
     """
     with zipfile.ZipFile(io.BytesIO(data)) as book:
         inflated = sum(file.file_size for file in book.infolist())
@@ -213,14 +224,14 @@ def _check_inflated(data: bytes, path: str) -> None:
                 f"{_MOST_INFLATED_BYTES}. Remove what is empty, or split it."
             )
         for name in book.namelist():
-            if b"<!DOCTYPE" in book.read(name).replace(b"\0", b""):  # of UTF-16, too
+            if b"<!DOCTYPE" in book.read(name).replace(b"\0", b""):  # UTF-16 as well
                 raise FormatError(
                     f"{path}: has a document type, which no workbook has. Save it again as .xlsx."
                 )
 
 
 def _text(value: object) -> str:
-    """Show a cell as people write it: whole numbers without a point, dates without a time."""
+    """Return a cell as people write it: whole numbers without a point, dates without a time."""
     if value is None:
         return ""
     if isinstance(value, float) and value.is_integer():

@@ -1,4 +1,4 @@
-"""From a stream of bytes to the slabs of a volume, whatever the file format around it."""
+"""How does a stream of bytes become the slabs of a volume, for every file format?"""
 
 import io
 import zlib
@@ -24,9 +24,9 @@ __all__ = [
 GZIP_MAGIC: Final = b"\x1f\x8b"
 """The first two bytes of gzip data."""
 READ_BYTES: Final = 1 << 20
-"""Read at once from a file."""
+"""Number of bytes read at once from a file."""
 HEADER_BLOCK_BYTES: Final = 1 << 19
-"""Asked for at once from afar where only a header is wanted."""
+"""Number of bytes requested at once from a remote file, if only its header is needed."""
 # The stub of isal calls this class an instance.
 _ISAL_ERROR: Final = cast("type[Exception]", igzip_lib.error)
 
@@ -38,22 +38,27 @@ def read_slabs(
     thicknesses: Iterable[int],
     path: str,
 ) -> Iterator[npt.NDArray[Any]]:
-    """Yield the values that ``stream`` is about to give, the first axis fastest.
+    """Read a volume slab by slab from a stream in which the first axis varies fastest.
 
-    Nothing that was yielded is held here, so that many files can be read side by side.
+    A yielded slab is not kept here, so many files can be read at the same time.
 
     Parameters
     ----------
     stream
-        Stands before the first voxel.
+        Stream at the first voxel.
     shape_ijk
-        Voxels along the file's axes.
+        Number of voxels along the axes of the file.
     stored_dtype
         Type and byte order of the stored numbers.
     thicknesses
-        Voxels of each slab along k.
+        Thickness of each slab along k.
     path
-        For messages.
+        Path of the file, for messages.
+
+    Yields
+    ------
+    numpy.ndarray
+        Stored numbers of one slab, with axes ``(i, j, k)``.
 
     Raises
     ------
@@ -89,7 +94,13 @@ def read_slabs(
 def read_into(
     stream: io.RawIOBase | io.BufferedIOBase, block: npt.NDArray[np.uint8], path: str
 ) -> int:
-    """Fill ``block`` as far as the stream goes; return the bytes read."""
+    """Fill ``block`` from the stream, and return the number of bytes read.
+
+    Raises
+    ------
+    FormatError
+        If the stream does not decompress.
+    """
     view = block.data
     filled = 0
     try:
@@ -99,9 +110,9 @@ def read_into(
                 break
             filled += got
     except EOFError:
-        # Compressed data that end without their end mark: what came is not complete.
+        # Compressed data without an end mark are incomplete.
         return filled
-    # OverflowError: the header of a gzip member does not end.
+    # igzip raises OverflowError if the header of a gzip member does not end.
     except (OSError, OverflowError, zlib.error, _ISAL_ERROR) as problem:
         if isinstance(problem, OSError) and problem.errno is not None:
             raise
@@ -112,7 +123,13 @@ def read_into(
 
 
 def skip_bytes(stream: io.BufferedIOBase, size: int, path: str) -> None:
-    """Read past ``size`` bytes."""
+    """Skip ``size`` bytes of the stream.
+
+    Raises
+    ------
+    FormatError
+        If the stream ends before that, or does not decompress.
+    """
     left = size
     while left:
         got = read_into(stream, np.empty(min(left, READ_BYTES), np.uint8), path)

@@ -1,4 +1,4 @@
-"""Small files that are read whole: centroids, sidecars, tables and lists."""
+"""How is a small source file (centroids, sidecar, table or list) read whole, up to a limit?"""
 
 from pathlib import Path
 
@@ -12,21 +12,21 @@ __all__ = ["read_small_file"]
 
 
 def read_small_file(fs: fsspec.AbstractFileSystem, path: str, most_bytes: int) -> bytes:
-    """Return the bytes of a file that has at most so many.
+    """Return the content of a file of at most ``most_bytes`` bytes.
 
     Parameters
     ----------
     fs, path
-        Where it is.
+        File system and path of the file.
     most_bytes
-        Of :class:`spinezarr.formats.limits.Limits`; no more are read, however long the file is.
+        Limit of :class:`spinezarr.formats.limits.Limits`. No more than this is read.
 
     Raises
     ------
     FormatError
-        If it has more.
+        If the file has more bytes.
     OSError
-        If it cannot be read, or is no regular file: a FIFO would keep whoever reads it waiting.
+        If the file cannot be read, or is no regular file. A FIFO would block the reader.
     """
     if isinstance(fs, LocalFileSystem):
         data = read_regular_file(Path(path), most_bytes)

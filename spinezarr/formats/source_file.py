@@ -1,4 +1,4 @@
-"""Source bytes: hashed and counted while they are read."""
+"""Which bytes was a volume read from: how many, and with which hash?"""
 
 import hashlib
 import io
@@ -13,14 +13,18 @@ __all__ = ["HashingFile", "SourceFile"]
 
 @dataclass(frozen=True, slots=True)
 class SourceFile:
-    """The bytes that a volume was read from; of several files, those of one after the other."""
+    """Size and hash of the bytes that a volume was read from.
+
+    Several files count as one, with their bytes one after the other.
+    """
 
     size_bytes: int
     sha256: str
+    """Hexadecimal digest."""
 
 
 class HashingFile(io.RawIOBase):
-    """Hashes and counts what is read from a file, or from several, one after the other."""
+    """Stream of one or several files in sequence, which hashes and counts the bytes it reads."""
 
     def __init__(self, *raws: BinaryIO) -> None:
         self._raws = deque(cast("io.BufferedIOBase", raw) for raw in raws)
@@ -28,11 +32,11 @@ class HashingFile(io.RawIOBase):
         self._size_bytes = 0
 
     def readable(self) -> bool:
-        """Answer yes, as :class:`io.BufferedReader` asks."""
+        """Return True, which :class:`io.BufferedReader` requires."""
         return True
 
     def readinto(self, buffer: Buffer, /) -> int:
-        """Read as many bytes as ``buffer`` has room for; return how many came."""
+        """Read at most as many bytes as ``buffer`` holds; return their number."""
         view = memoryview(buffer).cast("B")
         got = 0
         while self._raws and not (got := self._raws[0].readinto(view)):
@@ -42,5 +46,5 @@ class HashingFile(io.RawIOBase):
         return got
 
     def source_file(self) -> SourceFile:
-        """Describe what has been read so far."""
+        """Return size and hash of the bytes read so far."""
         return SourceFile(self._size_bytes, self._sha256.hexdigest())

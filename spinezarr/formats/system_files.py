@@ -1,4 +1,4 @@
-"""Files and folders that operating systems and programs leave among others: no data of anyone."""
+"""Which files and folders did an operating system or a program leave, rather than a dataset?"""
 
 from typing import Final
 
@@ -10,12 +10,19 @@ _SYSTEM_FOLDERS: Final = frozenset(
     | {"$recycle.bin", "system volume information", "lost+found", "@eadir", "#recycle"}
     | {".git", ".cache"}
 )
-"""Of macOS, Windows, Linux, Synology's disks, Git and the caches of download programs."""
+"""Folders of macOS, Windows, Linux, Synology's disks, Git and caches of download programs."""
 _TRASH: Final = ".trash-"
 
 
 def is_system_file(name: str, *, folder: bool = False) -> bool:
-    """Whether a file or folder is one that operating systems and programs leave among others.
+    """Whether a file or folder belongs to an operating system or a program, and to no dataset.
+
+    Parameters
+    ----------
+    name
+        Name without the folder.
+    folder
+        Whether the name is that of a folder.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""What every source format offers: the grid first, then the values slab by slab."""
+"""What does every image format offer? The grid first, then the values slab by slab."""
 
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -29,14 +29,14 @@ __all__ = ["Volume", "open_volume", "unsupported_kind"]
 
 
 class Volume(Protocol):
-    """An opened image file or series: its grid is known before any voxel is read.
+    """An opened image file or series, whose grid is known before any voxel is read.
 
-    Implementations never reorient or cast; the ingest does, the same way for all formats.
+    Implementations never reorient or cast. The ingest does this in the same way for all formats.
     """
 
     @property
     def grid(self) -> Grid:
-        """Shape and affine as the file states them."""
+        """Shape and affine that the file states."""
         ...
 
     @property
@@ -46,22 +46,30 @@ class Volume(Protocol):
 
     @property
     def scaling(self) -> Scaling | None:
-        """What the file does to all its numbers alike; None if there is no such scaling."""
+        """Scaling that the file applies to all its numbers; None if there is none."""
         ...
 
     def unscaled(self) -> "Volume":
-        """Return the numbers before :attr:`scaling`, in their own type, as a volume."""
+        """Return a volume of the numbers before :attr:`scaling`, in their own type."""
         ...
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What a user should know of this file, e.g. that it states no orientation."""
+        """Remarks on the file for the user, such as a missing orientation."""
         ...
 
     def slabs(self, thicknesses: Iterable[int], /) -> Iterator[npt.NDArray[Any]]:
-        """Yield the values in file order, as arrays ``(i, j, k)`` of the given thicknesses in k.
+        """Yield the values in file order, slab by slab.
 
-        The thicknesses add up to the length of the k axis. May be called again.
+        Parameters
+        ----------
+        thicknesses
+            Thickness of each slab along k. They add up to the length of the k axis.
+
+        Yields
+        ------
+        numpy.ndarray
+            Values of one slab with axes ``(i, j, k)``, in :attr:`dtype`.
 
         Raises
         ------
@@ -71,7 +79,7 @@ class Volume(Protocol):
         ...
 
     def source_file(self) -> SourceFile:
-        """Size and hash of the file; known once :meth:`slabs` has been read to its end."""
+        """Return size and hash of the file, known after :meth:`slabs` was read to its end."""
         ...
 
 
@@ -87,24 +95,29 @@ _OPENERS: Final[dict[str, Callable[[fsspec.AbstractFileSystem, str, Limits], Vol
 def open_volume(
     fs: fsspec.AbstractFileSystem, path: str, limits: Limits = DEFAULT_LIMITS
 ) -> Volume:
-    """Open a source file by the format that its name says; a folder is a series of DICOM slices.
+    """Open a source file in the format of its ending; a folder is a series of DICOM slices.
 
     Parameters
     ----------
     fs
-        Where the file is.
+        File system of the file.
     path
-        Its path there; that of a folder ends with a slash.
+        Path on the file system. The path of a folder ends with a slash.
     limits
-        How large it may be.
+        Limits that the file must not exceed.
+
+    Returns
+    -------
+    Volume
+        The volume, whose header has been read and checked.
 
     Raises
     ------
     FormatError
-        If no format has this ending, the file is not what its name says, it is over a limit, or it
-        is a folder, a broken link or not readable.
+        If no format has this ending, or the file has another format, exceeds a limit, is
+        unexpectedly a folder, is a broken link or is not readable.
     FileNotFoundError
-        If it is not there.
+        If there is no such file.
     UsageError
         If the format needs a package that is not installed.
     """
@@ -128,7 +141,9 @@ def open_volume(
 
 
 def unsupported_kind(path: str) -> FileKind | None:
-    """Tell what a file is whose ending no reader takes, without opening it; None if one does.
+    """Return the kind of a file by its ending, if no reader supports it; None if one does.
+
+    The file is not opened.
 
     Examples
     --------
@@ -144,7 +159,7 @@ def _opener(path: str) -> Callable[[fsspec.AbstractFileSystem, str, Limits], Vol
 
 
 def _why_closed(fs: fsspec.AbstractFileSystem, path: str, problem: OSError) -> str | None:
-    """Say why a file that is there does not open, and what to do; None if it is not there."""
+    """Return why an existing file does not open, and the next step; None if it does not exist."""
     where = Path(str(problem.filename or path))
     if isinstance(fs, LocalFileSystem) and where.is_symlink() and not where.exists():
         annexed = "/annex/objects/" in str(where.readlink())

@@ -103,6 +103,8 @@ def _verdict(store: float | None, printed: PrintedFigure, doubt: Contradiction |
         return "missing in store"
     if doubt is None:
         return "differs"
-    if doubt.otherwise is None or replace(printed, value=doubt.otherwise).is_rounded_from(store):
+    if doubt.implied_value is None or replace(printed, value=doubt.implied_value).is_rounded_from(
+        store
+    ):
         return "card contradicts itself"
     return "differs"
