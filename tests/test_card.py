@@ -123,11 +123,11 @@ def test_a_sound_card_does_not_contradict_itself(tmp_path):
             "{min: 2.5, median: 2",
             {f"L1 volume_cm3_{s}" for s in ("min", "median", "max")},
         ),
-        ("[2, 2, 10]", "[2, 4, 10]", {f"j size_{s}" for s in ("min", "median", "max")}),
+        ("[2, 2, 10]", "[2, 4, 10]", {f"j shape_ijk_{s}" for s in ("min", "median", "max")}),
         (
             "max: [0.5, 0.5, 1]",
             "max: [0.5, 0.5, 0.9]",
-            {f"k spacing_mm_{s}" for s in ("min", "median", "max")},
+            {f"k spacing_ijk_mm_{s}" for s in ("min", "median", "max")},
         ),
     ],
 )
@@ -172,7 +172,7 @@ def test_a_column_may_be_read_as_another(tmp_path):
         ("scans: 10", "scans: 0", "line 4, scans"),
         ("scans: 10", "scans: '10'", "line 4, scans"),
         ("lumbar: 5", "sacral: 5", "regions.sacral"),
-        ("[1, 1, 5]", "[1, 1]", "size.min"),
+        ("[1, 1, 5]", "[1, 1]", "shape_ijk.min"),
         ("name: mine", "nome: mine", "did you mean 'name'"),
         ("slices: 100", "volume_column_holds: {min: max}", "two volumes of L1 for one statistic"),
     ],

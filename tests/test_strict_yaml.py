@@ -88,7 +88,7 @@ def test_what_yaml_writes_is_read_back(path, name, widths):
     ("old", "new", "where", "fragments"),
     [
         ("width: 3", "widht: 3", "line 4, rooms.hall.widht", ["did you mean 'width'?"]),
-        ("color: red", "color: red", "line 5, rooms.attic.color", ["did you mean 'color'?"]),
+        ("color: red", "colour: red", "line 5, rooms.attic.colour", ["did you mean 'color'?"]),
         ("  - width: 1", "  - width: 1\n    colr: x", "line 8, doors.0.colr", ["'color'"]),
         ("doors:", "porch: {depth: 1, width: 1}\ndoors:", "line 6, porch.depth", ["color, width"]),
         ("name: home", "name: home\nnaem: x", "line 2, naem", ["'name'", "doors, labels, name"]),

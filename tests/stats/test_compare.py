@@ -156,6 +156,6 @@ def test_figures_out_of_order_cannot_be_held_against_a_store(table_of):
     )
     lines = compared(table_of, [{"size": (4, 5, 6)}], card)
     assert not_equal(lines) == {
-        FigureKey("axis", "i", "size_min"): "card contradicts itself",
-        FigureKey("axis", "k", "size_max"): "differs",
+        FigureKey("axis", "i", "shape_ijk_min"): "card contradicts itself",
+        FigureKey("axis", "k", "shape_ijk_max"): "differs",
     }

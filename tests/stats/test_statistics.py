@@ -90,8 +90,8 @@ def test_figures_list_every_number_once(table_of, made):
         key = FigureKey("vertebra", name, "volume_cm3_median")
         assert figures.get(key) == (row.volume_cm3 and row.volume_cm3.median)
     for axis, spread in found.spacing_ijk_mm.items():
-        assert figures[FigureKey("axis", axis, "spacing_mm_max")] == spread.max
-        assert figures[FigureKey("axis", axis, "size_min")] == found.shape_ijk[axis].min
+        assert figures[FigureKey("axis", axis, "spacing_ijk_mm_max")] == spread.max
+        assert figures[FigureKey("axis", axis, "shape_ijk_min")] == found.shape_ijk[axis].min
     expected = (
         4 + len(found.scans_by_split) + len(found.scans_by_source) + 6 * len(found.shape_ijk) + 3
     )

@@ -315,7 +315,7 @@ def test_all_that_a_template_can_say_of_a_series(hospital, tmp_path):
 
 
 def test_a_lookup_may_use_what_a_series_says(hospital, tmp_path):
-    lookups = {"sharp": {"of": "kernel", "values": {"Br3*": "soft", "{k}": "bone"}}}
+    lookups = {"sharp": {"inputs": "kernel", "values": {"Br3*": "soft", "{k}": "bone"}}}
     recipe = recipe_of(
         tmp_path, lookups=lookups, source="{sharp}", scan_id="{patient}_{sharp}_{series_number}"
     )
