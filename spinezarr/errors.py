@@ -14,6 +14,7 @@ __all__ = [
     "CardError",
     "CatalogError",
     "CorruptStoreError",
+    "DamagedMetadataError",
     "FormatError",
     "GridMismatchError",
     "LabelError",
@@ -136,3 +137,29 @@ class ScanRewrittenError(ScanChangedError):
 
 class CorruptStoreError(SpinezarrError, OSError):
     """Stored bytes are missing, too short or fail their checksum, and are not returned as data."""
+
+
+class DamagedMetadataError(SpinezarrError, ValueError):
+    """Stored metadata that are not what spinezarr writes.
+
+    Parsers raise it. A caller knows the file and raises :class:`CorruptStoreError` with its name.
+
+    Parameters
+    ----------
+    found
+        What the metadata hold, in short.
+    expected
+        What they should hold.
+    location
+        Keys that lead to the value, joined by dots; empty for the file as a whole.
+    """
+
+    def __init__(self, found: str, expected: str, location: str = "") -> None:
+        where = f"{location}: " if location else ""
+        super().__init__(f"{where}{found}, expected {expected}")
+        self.found = found
+        self.expected = expected
+        self.location = location
+
+    def __reduce__(self) -> tuple[type["DamagedMetadataError"], tuple[str, str, str]]:
+        return type(self), (self.found, self.expected, self.location)

@@ -9,12 +9,15 @@ References
 .. [1] https://cfconventions.org, section 8.1 "Packed Data"
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Self
 
 import numpy as np
 import numpy.typing as npt
+
+from spinezarr.errors import DamagedMetadataError
 
 __all__ = ["VALUE_DTYPE", "Scaling"]
 
@@ -42,10 +45,22 @@ class Scaling:
 
     @classmethod
     def of_attributes(cls, attributes: Mapping[str, Any]) -> Self | None:
-        """Read the CF attributes of an array; None if it has none of them."""
+        """Read the CF attributes of an array; None if its numbers are its values.
+
+        Raises
+        ------
+        DamagedMetadataError
+            If one of the attributes is not a finite float.
+        """
         if _SCALE not in attributes:
             return None
-        return cls(float(attributes[_SCALE]), float(attributes.get(_OFFSET, 0.0)))
+        slope, intercept = attributes[_SCALE], attributes.get(_OFFSET, 0.0)
+        for name, value in ((_SCALE, slope), (_OFFSET, intercept)):
+            if not isinstance(value, float) or not math.isfinite(value):
+                raise DamagedMetadataError(
+                    f"{type(value).__name__} {value!r:.60}", "a finite float", name
+                )
+        return cls(slope, intercept)
 
     @staticmethod
     def without_attributes(attributes: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import numpy.typing as npt
 
-from spinezarr.errors import CorruptStoreError, ScanChangedError
+from spinezarr.errors import CorruptStoreError, DamagedMetadataError, ScanChangedError
 from spinezarr.geometry import Box
 from spinezarr.serve.patches import PatchSource
 from spinezarr.serve.served_files import (
@@ -95,9 +95,10 @@ class OmeFolder:
         data = file.read(0, file.size_bytes)
         stored = json.loads(data)["consolidated_metadata"]["metadata"]
         try:
-            tree = ome_tree(parse_scan(data, ""), stored, for_itk=for_itk)
-        except ValueError as problem:
+            parsed = parse_scan(data, "")
+        except DamagedMetadataError as problem:
             raise UnreadableError(f"the metadata of {scan_id!r} are damaged.") from problem
+        tree = ome_tree(parsed, stored, for_itk=for_itk)
         self._trees.keep((scan_id, for_itk), scan.identity, tree)
         return tree
 

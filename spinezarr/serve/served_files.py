@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Final
 
-from spinezarr.errors import SpinezarrError
+from spinezarr.errors import DamagedMetadataError, SpinezarrError
 from spinezarr.serve.storage import (
     METADATA,
     Identity,
@@ -252,7 +252,7 @@ class ServedFolder:
             return None if seen is None or known is None else known[1]
         try:
             group = parse_scan_group(seen.data or b"")
-        except ValueError as problem:
+        except DamagedMetadataError as problem:
             raise UnreadableError(f"{key} is damaged.") from problem
         if group.attributes.scan_id != scan_id:
             raise UnreadableError(f"{key} belongs to another scan.")

@@ -14,7 +14,7 @@ import numpy as np
 import xarray as xr
 from pydantic import BaseModel, ConfigDict, Field, computed_field
 
-from spinezarr.errors import SpinezarrError, UnknownScanError, UsageError
+from spinezarr.errors import DamagedMetadataError, SpinezarrError, UnknownScanError, UsageError
 from spinezarr.serve.body import Body
 from spinezarr.serve.http import Answer, Request, text_answer
 from spinezarr.serve.patches import batch_limits
@@ -233,7 +233,7 @@ class ServedTable:
             if self._log is None or self._log[0] != file.etag:
                 try:
                     log = AuditLog.of_file(file.data)
-                except ValueError:  # 'spinezarr verify' reports the damage
+                except DamagedMetadataError:  # 'spinezarr verify' reports it
                     log = AuditLog()
                 self._log = file.etag, log
             return self._log[1]

@@ -13,6 +13,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from typing_extensions import TypedDict
 
+from spinezarr.errors import DamagedMetadataError
 from spinezarr.geometry import ShapeZYX
 from spinezarr.scaling import Scaling
 from spinezarr.store.layout import (
@@ -135,16 +136,15 @@ class ShardedArray(_Array):
         chunk, shard = self.chunk_shape_zyx, self.shard_shape_zyx
         n_bytes = math.prod(chunk) * self.dtype.itemsize
         if n_bytes > LARGEST_CHUNK_BYTES:
-            raise ValueError(
-                f"chunks of {chunk} voxels have {n_bytes} bytes, expected at most "
-                f"{LARGEST_CHUNK_BYTES}"
+            raise DamagedMetadataError(
+                f"chunks of {chunk} voxels and {n_bytes} bytes", f"at most {LARGEST_CHUNK_BYTES}"
             )
         if any(s % c for s, c in zip(shard, chunk, strict=True)):
-            raise ValueError(f"shards of {shard} voxels are no whole chunks of {chunk}")
+            raise DamagedMetadataError(f"shards of {shard} voxels", f"whole chunks of {chunk}")
         n_chunks = math.prod(chunk_grid(shard, chunk))
         if n_chunks > LARGEST_SHARD_CHUNKS:
-            raise ValueError(
-                f"shards have {n_chunks} chunks, expected at most {LARGEST_SHARD_CHUNKS}"
+            raise DamagedMetadataError(
+                f"shards of {n_chunks} chunks", f"at most {LARGEST_SHARD_CHUNKS}"
             )
         return self
 
@@ -204,19 +204,23 @@ class ScanArrays(StoredModel):
     def _check_together(self) -> "ScanArrays":
         shape = self.image.shape
         if (self.z.shape, self.y.shape, self.x.shape) != tuple((n,) for n in shape):
-            raise ValueError(f"its coordinates are not those of {shape} voxels")
+            raise DamagedMetadataError("coordinates of other lengths", f"those of {shape} voxels")
         if len({array.separator for array in self.together.values()}) > 1:
-            raise ValueError("its arrays have chunks under several kinds of keys")
+            raise DamagedMetadataError("several separators of chunk keys", "one")
         if (self.label is None) != (self.label_chunks is None):
-            raise ValueError("one of label and sampling/label_chunks is missing")
+            present = LABEL if self.label_chunks is None else LABEL_CHUNKS
+            raise DamagedMetadataError(f"{present} alone", f"both {LABEL} and {LABEL_CHUNKS}")
         if self.label is None or self.label_chunks is None:
             return self
         if self.label.shape != shape:
-            raise ValueError(f"its mask has {self.label.shape} voxels, its image {shape}")
+            raise DamagedMetadataError(
+                f"a mask of {self.label.shape} voxels", f"{shape}, as the image"
+            )
         n_chunks = math.prod(chunk_grid(shape, self.label.chunk_shape_zyx))
         if self.label_chunks.shape[0] > _LABELS * n_chunks:
-            raise ValueError(
-                f"its mask has {self.label_chunks.shape[0]} counts of labels in {n_chunks} chunks"
+            raise DamagedMetadataError(
+                f"{self.label_chunks.shape[0]} voxel counts of labels",
+                f"at most {_LABELS * n_chunks} for {n_chunks} chunks",
             )
         return self
 

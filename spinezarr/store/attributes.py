@@ -16,6 +16,7 @@ import numpy.typing as npt
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import from_json
 
+from spinezarr.errors import DamagedMetadataError
 from spinezarr.geometry import ShapeZYX
 from spinezarr.recipe import LabelState
 from spinezarr.store.array_metadata import ImageDtype, ScanArrays, ShardedArray, StoredModel
@@ -28,7 +29,7 @@ from spinezarr.store.layout import (
     chunk_grid,
 )
 from spinezarr.store.sharding import CHUNK_ROW, LARGEST_OVERHEAD, crc32, crc32c, index_bytes
-from spinezarr.strict_yaml import StrictModel, validation_message
+from spinezarr.strict_yaml import StrictModel
 from spinezarr.text import is_printable, is_valid_file_name
 from spinezarr.vertebrae import LEVELS, VALUE_OF_NAME
 
@@ -68,8 +69,14 @@ _SEAL: Final = f'"{_CHECKSUM}": "'.encode()
 _FEW_BYTES: Final = 1 << 20
 _MOST_VALUES: Final = 1 << 20
 """In one file of JSON; the scan table of 100,000 scans, and their ledger, have as many."""
-_PLACE_PARTS: Final = 4
-_PLACE_CHARACTERS: Final = 60
+_LOCATION_PARTS: Final = 4
+"""Keys of a location that a message names: the innermost ones."""
+_LOCATION_CHARACTERS: Final = 60
+"""Characters of each of these keys that a message shows."""
+_SHOWN_CHARACTERS: Final = 60
+"""Characters of a damaged text that a message shows."""
+_LONGEST_NUMBER_BITS: Final = 64
+"""Bits of the longest damaged integer that a message shows."""
 
 
 def seal(metadata: dict[str, Any]) -> bytes:
@@ -89,12 +96,12 @@ def unseal(data: bytes) -> dict[str, Any]:
 
     Raises
     ------
-    ValueError
-        If it was not made so, or is damaged.
+    DamagedMetadataError
+        If :func:`seal` did not make it, or it is damaged.
     """
     metadata = parse_json(_unsealed(data))
     if not isinstance(metadata, dict) or not isinstance(metadata.get("attributes"), dict):
-        raise ValueError("it is no group with attributes")  # noqa: TRY004  of its content
+        raise DamagedMetadataError("other JSON", "a group with attributes")
     return metadata
 
 
@@ -103,26 +110,30 @@ def parse_sealed(data: bytes, model: type[Model]) -> Model:
 
     Raises
     ------
-    ValueError
-        If it was not made so, is damaged, or does not fit the model; says where.
+    DamagedMetadataError
+        If :func:`seal` did not make it, it is damaged, or it does not fit the model.
     """
-    content = _unsealed(data)
+    return _validated(_unsealed(data), model)
+
+
+def _validated(content: bytes, model: type[Model]) -> Model:
+    """Read JSON as a model."""
     try:
         return model.model_validate_json(content)
     except ValidationError as problem:
-        raise ValueError(_first_reason(problem)) from None
+        raise _first_mistake(problem) from None
 
 
 def _unsealed(data: bytes) -> bytes:
-    """Return the bytes that the checksum is of."""
+    """Check the checksum of sealed JSON and return the JSON without it."""
     _refuse_many_values(data)
     before, _, after = data.rpartition(_SEAL)
     expected, content = after[:8], before.removesuffix(b", ") + after[9:]
     found = f"{crc32c(content):08x}".encode()
     if not before or after[8:9] != b'"':
-        raise ValueError("it has no checksum of itself")
+        raise DamagedMetadataError("JSON without its checksum", f"an attribute {_CHECKSUM}")
     if found != expected:
-        raise ValueError(f"it has crc32c {found.decode()}, expected {expected!r}")
+        raise DamagedMetadataError(f"crc32c {found.decode()}", f"crc32c {expected!r}")
     return content
 
 
@@ -131,11 +142,14 @@ def parse_json(content: bytes) -> Any:  # noqa: ANN401
 
     Raises
     ------
-    ValueError
-        If it is none, has too many values, or NaN or infinity among them.
+    DamagedMetadataError
+        If it is not JSON, has too many values, or NaN or infinity among them.
     """
     _refuse_many_values(content)
-    return from_json(content, allow_inf_nan=False)
+    try:
+        return from_json(content, allow_inf_nan=False)
+    except ValueError as problem:
+        raise DamagedMetadataError(f"other bytes ({problem})", "JSON") from None
 
 
 def _refuse_many_values(data: bytes) -> None:
@@ -144,15 +158,34 @@ def _refuse_many_values(data: bytes) -> None:
         return
     n_values = sum(data.count(mark) for mark in (b",", b"[", b"{"))
     if n_values > _MOST_VALUES:
-        raise ValueError(f"it has {n_values} values, expected at most {_MOST_VALUES}")
+        raise DamagedMetadataError(f"{n_values} values", f"at most {_MOST_VALUES}")
 
 
-def _first_reason(problem: ValidationError) -> str:
-    """Say where a model was not met first, without what was found there, which may be long."""
-    first = problem.errors(include_url=False, include_context=False, include_input=False)[0]
-    parts = [str(part)[:_PLACE_CHARACTERS] for part in first["loc"] if not _is_of_pydantic(part)]
-    place = ".".join(parts[-_PLACE_PARTS:])
-    return f"{place}: {validation_message(first)}" if place else validation_message(first)
+def _first_mistake(problem: ValidationError) -> DamagedMetadataError:
+    """Return the error for the first value that does not fit a model."""
+    first = problem.errors(include_url=False)[0]
+    parts = [str(part)[:_LOCATION_CHARACTERS] for part in first["loc"] if not _is_of_pydantic(part)]
+    location = ".".join(parts[-_LOCATION_PARTS:])
+    mistake = first.get("ctx", {}).get("error")
+    if isinstance(mistake, DamagedMetadataError):  # from a validator of ours
+        location = ".".join(filter(None, (location, mistake.location)))
+        return DamagedMetadataError(mistake.found, mistake.expected, location)
+    found = "no such key" if first["type"] == "missing" else shown(first["input"])
+    rule = first["msg"].removeprefix("Input should be ")
+    return DamagedMetadataError(found, "a value" if first["type"] == "missing" else rule, location)
+
+
+def shown(value: object) -> str:
+    """Return a value of a file in short, fit for a message."""
+    if isinstance(value, Mapping):
+        return f"an object of {len(value)} keys"
+    if isinstance(value, list | tuple):
+        return f"a list of {len(value)} values"
+    if isinstance(value, int) and value.bit_length() > _LONGEST_NUMBER_BITS:
+        return f"a number of {value.bit_length()} bits"
+    if isinstance(value, str | bytes) and len(value) > _SHOWN_CHARACTERS:
+        return f"{value[:_SHOWN_CHARACTERS]!r}..."
+    return repr(value)
 
 
 def _is_of_pydantic(part: str | int) -> bool:
@@ -198,7 +231,7 @@ SCAN_FILE: Final = (
 
 def _checked_scan_id(name: str) -> str:
     if not is_scan_id(name):
-        raise ValueError("is no name that a scan can have")
+        raise DamagedMetadataError(shown(name), "the name of a scan")
     return name
 
 
@@ -209,13 +242,13 @@ def is_scan_id(name: str) -> bool:
 
 def _checked_vertebra(name: str) -> str:
     if name not in VALUE_OF_NAME:
-        raise ValueError("is no vertebra")
+        raise DamagedMetadataError(shown(name), "the name of a vertebra")
     return name
 
 
 def _checked_level(name: str) -> str:
     if name not in LEVELS:
-        raise ValueError("is no level")
+        raise DamagedMetadataError(shown(name), "the name of a level")
     return name
 
 
@@ -224,7 +257,7 @@ def _checked_affine(affine: "Matrix") -> "Matrix":
     volume = a * (e * i - f * h) - b * (d * i - f * g) + c * (d * h - e * g)
     lengths = _lengths_xyz(affine)
     if last != (0.0, 0.0, 0.0, 1.0) or abs(volume) <= _LEAST_VOLUME * math.prod(lengths):
-        raise ValueError("is not invertible, or its last row is not 0 0 0 1")
+        raise DamagedMetadataError("another matrix", "an invertible one with last row 0 0 0 1")
     return affine
 
 
@@ -238,7 +271,7 @@ def _checked_path(path: str) -> str:
     r"""Refuse a path that leads out of the folder that it is relative to."""
     parts = path.replace("\\", "/").split("/") if os.name == "nt" else path.split("/")
     if path.startswith("/") or ".." in parts or "\0" in path or (os.name == "nt" and ":" in path):
-        raise ValueError("leads out of the raw folder")
+        raise DamagedMetadataError(shown(path), "a path within the raw folder")
     return path
 
 
@@ -250,7 +283,7 @@ ORIENTATIONS: Final = frozenset(
 
 def _checked_orientation(axcodes: str) -> str:
     if axcodes not in ORIENTATIONS:
-        raise ValueError("does not name a direction of each axis")
+        raise DamagedMetadataError(shown(axcodes), "three directions such as LPS")
     return axcodes
 
 
@@ -331,14 +364,11 @@ def parse_root(data: bytes) -> RootAttributes:
     ------
     OtherFormatError
         If it is in another format; later ones may have fields that this version does not know.
-    ValueError
+    DamagedMetadataError
         If spinezarr did not write it, or it is damaged.
     """
     _refuse_many_values(data)
-    try:
-        version = _AnyRoot.model_validate_json(data).attributes.format_version
-    except ValidationError as problem:
-        raise ValueError(_first_reason(problem)) from None
+    version = _validated(data, _AnyRoot).attributes.format_version
     if version != FORMAT_VERSION:
         raise OtherFormatError(version)
     return parse_sealed(data, _Root).attributes
@@ -489,8 +519,9 @@ class ShardEntry(ManifestEntry):
 
         Raises
         ------
-        ValueError
-            If they are not the chunks of such a shard of :attr:`size_bytes` bytes.
+        DamagedMetadataError
+            If these cannot be the chunks of the shard, or their sizes do not add up to
+            :attr:`size_bytes`.
         """
         position, size, _ = np.frombuffer(a2b_base64(self.chunks), "<u4").reshape(-1, 3).T
         if len(position) != len(places.used) or (position != places.used).any():
@@ -500,14 +531,16 @@ class ShardEntry(ManifestEntry):
         else:
             found, least, most = int(size.sum(dtype=np.int64)), int(size.min()), int(size.max())
         if least < 1:
-            raise ValueError("its table has a chunk without bytes")
+            raise DamagedMetadataError("a chunk of 0 bytes", "at least 1")
         if most > chunk_bytes + LARGEST_OVERHEAD:
-            raise ValueError(
-                f"its table has a chunk of more than {chunk_bytes + LARGEST_OVERHEAD} bytes"
+            raise DamagedMetadataError(
+                f"a chunk of {most} bytes", f"at most {chunk_bytes + LARGEST_OVERHEAD}"
             )
         found += index_bytes(places.n)
         if found != self.size_bytes:
-            raise ValueError(f"its chunks and index are {found} bytes, expected {self.size_bytes}")
+            raise DamagedMetadataError(
+                f"chunks and index of {found} bytes", f"{self.size_bytes} bytes"
+            )
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -544,14 +577,16 @@ class ShardPlaces:
 
         Raises
         ------
-        ValueError
+        DamagedMetadataError
             If they are not in order or outside of the array, or if one is absent and must not be.
         """
         if (positions[-1:] >= self.n).any() or (positions[1:] <= positions[:-1]).any():
-            raise ValueError(f"its table of chunks is not in order, or leaves {self.n} places")
+            raise DamagedMetadataError(
+                "positions that are not in order", f"ascending positions below {self.n}"
+            )
         if is_full or not self.is_used[positions].all():
-            raise ValueError(
-                f"its table has {len(positions)} of {len(self.used)} chunks, or others"
+            raise DamagedMetadataError(
+                f"{len(positions)} chunks", f"the {len(self.used)} that lie in the array"
             )
 
 
@@ -659,21 +694,26 @@ class ScanGroup(StoredModel):
     def _check_together(self) -> "ScanGroup":
         scan, image = self.attributes, self.arrays.image
         if scan.shape_zyx != image.shape:
-            raise ValueError(f"its image has {image.shape} voxels, expected {scan.shape_zyx}")
+            raise DamagedMetadataError(f"an image of {image.shape} voxels", f"{scan.shape_zyx}")
         if scan.image_stored_dtype != image.data_type:
-            raise ValueError(f"its image is {image.data_type}, expected {scan.image_stored_dtype}")
+            raise DamagedMetadataError(
+                f"an image of {image.data_type}", f"{scan.image_stored_dtype}"
+            )
         scaling = None if image.scaling is None else (image.scaling.slope, image.scaling.intercept)
         if scan.image_scaling != scaling:
-            raise ValueError(f"its image is scaled by {scaling}, expected {scan.image_scaling}")
+            raise DamagedMetadataError(f"an image scaled by {scaling}", f"{scan.image_scaling}")
         if (scan.label_state == "none") != (self.arrays.label is None):
-            raise ValueError(f"its label_state is {scan.label_state}, and its mask another")
+            state = f"the label state {scan.label_state!r}"
+            raise DamagedMetadataError(state, "'none' for a scan without mask, and no other")
         spacing = zip(scan.spacing_zyx_mm, reversed(_lengths_xyz(scan.affine)), strict=True)
         if not all(math.isclose(a, b, rel_tol=_SPACING_TOLERANCE) for a, b in spacing):
-            raise ValueError(f"its spacing is {scan.spacing_zyx_mm} mm, and its affine another")
+            raise DamagedMetadataError(
+                f"a spacing of {scan.spacing_zyx_mm} mm", "that of the affine"
+            )
         for name, vertebra in scan.vertebrae.items():
             box = zip(vertebra.start_zyx, vertebra.stop_zyx, scan.shape_zyx, strict=True)
             if not all(start < stop <= size for start, stop, size in box):
-                raise ValueError(f"{name} leaves the image")
+                raise DamagedMetadataError(f"voxels of {name} outside of the image", "all inside")
         return self
 
     def shards(self, name: str) -> dict[ShapeZYX, ShardEntry]:
@@ -681,8 +721,9 @@ class ScanGroup(StoredModel):
 
         Raises
         ------
-        ValueError
-            If they are not all chunks of an image, or no chunks of such an array.
+        DamagedMetadataError
+            If the manifest lacks shards of an image, or names shards or chunks that the array
+            cannot have.
         """
         array = self.arrays.image if name == IMAGE else self.arrays.label
         if array is None:
@@ -704,19 +745,24 @@ def _shards(
             continue
         separator, index = key[len(prefix)], key[len(prefix) + 1 :]
         if not isinstance(entry, ShardEntry):
-            text = f"the manifest has no table of the chunks of {key}"
-            raise ValueError(text)  # noqa: TRY004  of its content
+            raise DamagedMetadataError("no table of chunks", "one", f"manifest.{key}")
         z, y, x = map(int, index.split(separator))
         if separator != array.separator or z >= grid[0] or y >= grid[1] or x >= grid[2]:
-            raise ValueError(f"the manifest has {key}, which is no shard of {name}")
+            raise DamagedMetadataError(key, f"shards of {name} alone", "manifest")
         used = tuple(
             min(n - i * per, per)
             for i, n, per in zip((z, y, x), n_chunks_zyx, per_shard, strict=True)
         )
-        entry.check(ShardPlaces.of(used, per_shard), chunk_bytes, is_full=name == IMAGE)
+        try:
+            entry.check(ShardPlaces.of(used, per_shard), chunk_bytes, is_full=name == IMAGE)
+        except DamagedMetadataError as problem:
+            location = f"manifest.{key}.chunks"
+            raise DamagedMetadataError(problem.found, problem.expected, location) from None
         found[z, y, x] = entry
     if name == IMAGE and len(found) < math.prod(grid):
-        raise ValueError(f"the manifest has {len(found)} of {math.prod(grid)} shards of {name}")
+        raise DamagedMetadataError(
+            f"{len(found)} shards of {name}", f"{math.prod(grid)}", "manifest"
+        )
     return found
 
 
@@ -725,7 +771,7 @@ def parse_scan_group(data: bytes) -> ScanGroup:
 
     Raises
     ------
-    ValueError
+    DamagedMetadataError
         If spinezarr did not write it, or it is damaged.
     """
     return parse_sealed(data, ScanGroup)

@@ -130,8 +130,8 @@ class AuditLog(StoredAttributes):
 
         Raises
         ------
-        ValueError
-            If it was not made so, or is damaged.
+        DamagedMetadataError
+            If :meth:`to_file` did not make it, or it is damaged.
         """
         return parse_sealed(data, _AuditLogGroup).attributes
 

@@ -4,10 +4,12 @@ It is a Zarr group without members, as the ledger is, so that clients which list
 nothing that is no part of a Zarr hierarchy.
 """
 
+import binascii
 from base64 import b64decode, b64encode
 from collections.abc import Mapping
 from typing import Final, Literal
 
+from spinezarr.errors import DamagedMetadataError
 from spinezarr.store.array_metadata import StoredModel
 from spinezarr.store.attributes import parse_sealed, seal
 from spinezarr.store.table_file import TableFile
@@ -36,8 +38,11 @@ def unbundle_files(data: bytes) -> dict[str, bytes]:
 
     Raises
     ------
-    ValueError
-        If it did not make these bytes, or they are damaged.
+    DamagedMetadataError
+        If :func:`bundle_files` did not make these bytes, or they are damaged.
     """
     texts = parse_sealed(data, _Bundle).attributes.files
-    return {key: b64decode(text, validate=True) for key, text in texts.items()}
+    try:
+        return {key: b64decode(text, validate=True) for key, text in texts.items()}
+    except binascii.Error as problem:
+        raise DamagedMetadataError(f"other text ({problem})", "Base64", "files") from None

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
-from spinezarr.errors import UsageError
+from spinezarr.errors import DamagedMetadataError, UsageError
 from spinezarr.store.attributes import OtherFormatError, RootAttributes, parse_root, unseal
 from spinezarr.store.bundle import TABLE_BUNDLE, unbundle_files
 from spinezarr.store.files import PARTIAL, open_store, publish_file, read_files
@@ -28,7 +28,7 @@ def stored_root(
     fs, path = open_store(url, storage_options)
     try:
         return parse_root(fs.cat_file(f"{path}/{METADATA}"))
-    except (OSError, ValueError, OtherFormatError):
+    except (OSError, DamagedMetadataError, OtherFormatError):
         return None
 
 
@@ -97,7 +97,7 @@ def _read_root(store: WritableStore, *, repair: bool) -> RootAttributes | None:
             f"{store.name}: is a store in format {problem.version}, not {FORMAT_VERSION}. "
             "Choose another place, or a matching version of spinezarr."
         ) from problem
-    except ValueError:
+    except DamagedMetadataError:
         return None
 
 
@@ -113,7 +113,7 @@ def _root_from_table(store: WritableStore, *, repair: bool) -> RootAttributes:
             "same command again with --repair: it writes it anew from the scan table."
         )
     for path, data in found.items():
-        with suppress(ValueError):
+        with suppress(DamagedMetadataError):
             is_bundle = path.endswith(TABLE_BUNDLE)
             metadata = unbundle_files(data).get(METADATA, b"") if is_bundle else data
             return root_of_table(parse_table(metadata).attributes)

@@ -11,8 +11,9 @@ from typing import Annotated, Any, Final
 
 from pydantic import AfterValidator, Field
 
+from spinezarr.errors import DamagedMetadataError
 from spinezarr.store.array_metadata import StoredModel
-from spinezarr.store.attributes import StoredAttributes, parse_sealed, seal
+from spinezarr.store.attributes import StoredAttributes, parse_sealed, seal, shown
 
 __all__ = ["LEDGER_FILE", "FolderPart", "FolderRecord", "Ledger", "LedgerEntry"]
 
@@ -26,9 +27,9 @@ def _checked_runs(runs: str) -> str:
     for run in runs.split():
         first, dash, last = run.partition("-")
         if not _NUMBER.fullmatch(first) or (dash and not _NUMBER.fullmatch(last)):
-            raise ValueError("is no list of runs")
+            raise DamagedMetadataError(shown(runs), "runs such as '0-119 121'")
         if not before < int(first) <= int(last or first):
-            raise ValueError("is not in order")
+            raise DamagedMetadataError(shown(runs), "runs in ascending order")
         before = int(last or first)
     return runs
 
@@ -97,8 +98,8 @@ class Ledger(StoredAttributes):
 
         Raises
         ------
-        ValueError
-            If it was not made so, or is damaged.
+        DamagedMetadataError
+            If :meth:`to_file` did not make it, or it is damaged.
         """
         return parse_sealed(data, _LedgerGroup).attributes
 

@@ -33,6 +33,7 @@ from typing import Any, Final, Self
 
 import fsspec
 import psutil
+from pydantic import ValidationError
 
 from spinezarr.errors import LostLockError, StoreBusyError
 from spinezarr.store.files import PARTIAL
@@ -84,7 +85,7 @@ class _Holder(StrictModel):
     @classmethod
     def parse(cls, data: bytes) -> "_Holder | None":
         """Read a lock file; None if it is damaged, which an unlucky machine may leave behind."""
-        with suppress(ValueError):
+        with suppress(ValidationError):
             return cls.model_validate_json(data)
         return None
 

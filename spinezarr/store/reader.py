@@ -13,6 +13,7 @@ import xarray as xr
 
 from spinezarr.errors import (
     CorruptStoreError,
+    DamagedMetadataError,
     ScanChangedError,
     ScanRewrittenError,
     StoreNotFoundError,
@@ -54,7 +55,7 @@ __all__ = ["ArraySpec", "ScanHandle", "StoreReader", "named_scans", "parse_scan"
 
 T = TypeVar("T")
 
-_DAMAGED: Final = (ValueError, OtherFormatError, CorruptStoreError)
+_DAMAGED: Final = (DamagedMetadataError, OtherFormatError, CorruptStoreError)
 """What parsing raises if a file is not as it was written."""
 _SCANS_KEPT: Final = 4096
 """Scans whose metadata are kept in memory, some 30 kB each."""
@@ -261,7 +262,7 @@ class StoreReader:
                 f"{self.name}: is written in format {problem.version}; this spinezarr reads format "
                 f"{FORMAT_VERSION}. Install a matching version, or ingest again."
             ) from problem
-        except ValueError as problem:
+        except DamagedMetadataError as problem:
             self._refuse_without_root("is damaged")
             raise StoreNotFoundError(
                 f"{self.name}: is not a store that spinezarr wrote ({problem}). "
@@ -484,7 +485,7 @@ class StoreReader:
         """Refuse a scan that was put in the place of another."""
         found, expected = (scan.dataset, scan.scan_id), (self.root.dataset, scan_id)
         if found != expected:
-            raise ValueError(f"it is of dataset and scan {found}, expected {expected}")
+            raise DamagedMetadataError(f"dataset and scan {found}", f"{expected}")
 
     def _read_label_chunks(self, scan_id: str) -> npt.NDArray[np.uint32]:
         """Voxels of each label in each chunk of a scan's mask.
@@ -634,7 +635,7 @@ def read_table(read: ReadFiles, place: str, url: str) -> xr.Dataset:
             for path, entry in chunks.items()
         }
         return stored.dataset(data)
-    except ValueError as problem:
+    except DamagedMetadataError as problem:
         raise CorruptStoreError(
             f"{place}/zarr.json: is damaged ({problem}). "
             "Run the same 'spinezarr ingest' again with --repair: it writes the table anew."
@@ -673,7 +674,7 @@ def parse_scan(
 
     Raises
     ------
-    ValueError
+    DamagedMetadataError
         If spinezarr did not write it, or it is damaged.
     """
     group = parse_scan_group(data)

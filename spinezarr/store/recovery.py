@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from contextlib import nullcontext, suppress
 from typing import Final
 
+from spinezarr.errors import DamagedMetadataError
 from spinezarr.store.attributes import (
     ManifestEntry,
     ScanAttributes,
@@ -107,7 +108,7 @@ def readable_group(metadata: bytes) -> ScanGroup | None:
     """Parse the ``zarr.json`` of a scan; None if it is damaged."""
     try:
         return parse_scan_group(metadata)
-    except ValueError:
+    except DamagedMetadataError:
         return None
 
 
@@ -154,7 +155,7 @@ def _clean_outside_scans(store: WritableStore) -> None:
     """Delete what dead writers left outside of the scans, and folders without files."""
     table = f"{store.path}/{TABLE}"
     named = {METADATA}
-    with suppress(FileNotFoundError, ValueError):
+    with suppress(FileNotFoundError, DamagedMetadataError):
         named |= parse_table(store.fs.cat_file(f"{table}/{METADATA}")).manifest.keys()
     store.remove(table, list_sizes(store.fs, table).keys() - named)
     if isinstance(store.fs, StoreFileSystem):

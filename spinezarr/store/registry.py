@@ -11,7 +11,12 @@ from functools import partial
 
 import xarray as xr
 
-from spinezarr.errors import CorruptStoreError, LostLockError, ReadOnlyStoreError
+from spinezarr.errors import (
+    CorruptStoreError,
+    DamagedMetadataError,
+    LostLockError,
+    ReadOnlyStoreError,
+)
 from spinezarr.store.array_metadata import Separator, other_separator
 from spinezarr.store.attributes import RootAttributes, ScanAttributes
 from spinezarr.store.audit_log import AUDIT_FILE, AuditLog, scan_identity
@@ -62,7 +67,7 @@ class ScanRegistry:
         """Read the ledger of the last ingest; None if that run was cut off."""
         try:
             return Ledger.of_file(self._store.fs.cat_file(f"{self._store.path}/{LEDGER_FILE}"))
-        except (FileNotFoundError, ValueError):
+        except (FileNotFoundError, DamagedMetadataError):
             return None
 
     def forget_ledger(self) -> None:
@@ -89,7 +94,7 @@ class ScanRegistry:
             return AuditLog.of_file(self._store.fs.cat_file(path))
         except FileNotFoundError:
             return AuditLog()
-        except ValueError as problem:
+        except DamagedMetadataError as problem:
             raise CorruptStoreError(
                 f"{path}: is not what spinezarr writes ({problem}). "
                 f"Run 'spinezarr audit {self._store.name}' over all scans again: it writes it anew."
@@ -187,7 +192,7 @@ class ScanRegistry:
         fs, folder = self._store.fs, f"{self._store.path}/{TABLE}"
         old = list_sizes(fs, folder).keys()
         separator: Separator = "/"
-        with suppress(FileNotFoundError, ValueError):
+        with suppress(FileNotFoundError, DamagedMetadataError):
             separator = other_separator(parse_table(fs.cat_file(f"{folder}/{METADATA}")).separator)
         files = table_files(table, separator)
         # The bundle goes first, so that one which exists always equals the folder.

@@ -20,6 +20,7 @@ from isal import isal_zlib
 from numcodecs import blosc
 from typing_extensions import Buffer
 
+from spinezarr.errors import DamagedMetadataError
 from spinezarr.store.layout import BloscCodecSpec
 
 __all__ = [
@@ -28,7 +29,6 @@ __all__ = [
     "CHUNK_ROW",
     "LARGEST_OVERHEAD",
     "ChunkDamagedError",
-    "assemble_shard",
     "chunk_rows",
     "crc32",
     "crc32c",
@@ -133,13 +133,6 @@ def decompress(packed: bytes | memoryview, out: npt.NDArray[Any]) -> None:
         raise ChunkDamagedError(f"does not decompress ({problem})") from problem
 
 
-def assemble_shard(chunks: Mapping[int, bytes], n_chunks: int) -> bytes:
-    """Join encoded chunks, by their position in the shard (C order), into one shard."""
-    sizes = {position: len(chunk) for position, chunk in chunks.items()}
-    parts = [chunks[position] for position in sorted(chunks)]
-    return b"".join([*parts, shard_index(sizes, n_chunks)])
-
-
 def shard_index(sizes: Mapping[int, int], n_chunks: int) -> bytes:
     """Return what ends a shard whose chunks, by position, have these sizes and lie in C order."""
     index = np.full((n_chunks, 2), ABSENT, "<u8")
@@ -189,18 +182,20 @@ def parse_index(data: bytes, n_chunks: int, shard_size: int) -> npt.NDArray[np.u
 
     Raises
     ------
-    ChunkDamagedError
+    DamagedMetadataError
         If the index is short, its checksum differs, or it points outside the shard.
     """
     if len(data) != index_bytes(n_chunks):
-        raise ChunkDamagedError(f"has {len(data)} bytes, expected {index_bytes(n_chunks)}")
+        raise DamagedMetadataError(f"{len(data)} bytes", f"{index_bytes(n_chunks)}")
     found = crc32c(data[:-CHECKSUM_BYTES])
     expected = int.from_bytes(data[-CHECKSUM_BYTES:], "little")
     if found != expected:
-        raise ChunkDamagedError(f"has crc32c {found:08x}, expected {expected:08x}")
+        raise DamagedMetadataError(f"crc32c {found:08x}", f"{expected:08x}")
     index = np.frombuffer(data[:-CHECKSUM_BYTES], "<u8").astype(np.uint64).reshape(n_chunks, 2)
     present = index[:, 0] != ABSENT
     ends = index[present].astype(object).sum(axis=1)
     if any(end > shard_size - len(data) for end in ends):
-        raise ChunkDamagedError("points outside its shard")
+        raise DamagedMetadataError(
+            "chunks outside of the shard", f"all in the {shard_size - len(data)} bytes before it"
+        )
     return index

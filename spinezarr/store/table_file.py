@@ -16,6 +16,7 @@ import xarray as xr
 from numcodecs.zstd import decompress
 from pydantic import AfterValidator, Field, model_validator
 
+from spinezarr.errors import DamagedMetadataError
 from spinezarr.recipe import LabelState
 from spinezarr.remote.settings import METADATA_BYTES
 from spinezarr.store.array_metadata import ImageDtype, Separator, StoredModel
@@ -25,8 +26,9 @@ from spinezarr.store.attributes import (
     ManifestEntry,
     is_scan_id,
     parse_sealed,
+    shown,
 )
-from spinezarr.store.layout import LARGEST_AXIS, LARGEST_SCANS
+from spinezarr.store.layout import LARGEST_AXIS, LARGEST_SCANS, METADATA
 from spinezarr.store.sharding import CHECKSUM_BYTES, crc32c
 from spinezarr.store.table import own_columns
 from spinezarr.text import is_printable, is_valid_file_name
@@ -70,29 +72,29 @@ _XARRAY_ATTRIBUTES: Final = {"_FillValue", "coordinates"}
 
 
 def _checked_column(name: str) -> str:
-    shown = is_valid_file_name(name) and is_printable(name)
-    if not shown or name.startswith("__") or name == "zarr.json":
-        raise ValueError("is no name of an array")
+    if not _is_column_name(name):
+        raise DamagedMetadataError(shown(name), "the name of an array")
     return name
+
+
+def _is_column_name(name: str) -> bool:
+    is_shown = is_valid_file_name(name) and is_printable(name)
+    return is_shown and not name.startswith("__") and name != METADATA
 
 
 def is_table_file(key: str) -> bool:
     """Whether the layout makes such a file below the folder of a table."""
-    try:
-        return key == "zarr.json" or bool(_checked_key(key))
-    except ValueError:
-        return False
+    column, _, file = key.partition("/")
+    return key == METADATA or (_is_column_name(column) and file in _COLUMN_FILES)
 
 
 def _checked_key(key: str) -> str:
-    column, _, rest = key.partition("/")
-    _checked_column(column)
-    if rest not in _COLUMN_FILES:
-        raise ValueError("is no file of a table")
+    if key == METADATA or not is_table_file(key):
+        raise DamagedMetadataError(shown(key), "the key of a file of a table")
     return key
 
 
-_COLUMN_FILES: Final = {"zarr.json"} | {
+_COLUMN_FILES: Final = {METADATA} | {
     separator.join(["c", *"0" * n]) for n in (1, 2, 3) for separator in "/."
 }
 ColumnName = Annotated[str, AfterValidator(_checked_column)]
@@ -135,9 +137,11 @@ class _Column(StoredModel):
     @model_validator(mode="after")
     def _check_form(self) -> "_Column":
         if self.dimension_names not in _DIMENSIONS or len(self.shape) != len(self.dimension_names):
-            raise ValueError(f"its dimensions are {self.dimension_names}")
+            raise DamagedMetadataError(f"dimensions {self.dimension_names}", "those of a column")
         if (self.data_type == "string") != (self.codecs[0].name == "vlen-utf8"):
-            raise ValueError(f"its codec {self.codecs[0].name} does not fit {self.data_type}")
+            raise DamagedMetadataError(
+                f"the codec {self.codecs[0].name}", f"one for {self.data_type}"
+            )
         return self
 
     @property
@@ -169,13 +173,15 @@ class _TableGroup(StoredModel):
     @model_validator(mode="after")
     def _check_sizes(self) -> "_TableGroup":
         if any(e.size_bytes > METADATA_BYTES for e in self.attributes.manifest.values()):
-            raise ValueError(f"a file of it has more than {METADATA_BYTES} bytes")
+            raise DamagedMetadataError(
+                "a larger file", f"at most {METADATA_BYTES} bytes", "manifest"
+            )
         sizes = {"vertebra": len(LEVELS), "axis": 3}
         for name, column in self.consolidated_metadata.metadata.items():
             for dimension, size in zip(column.dimension_names, column.shape, strict=True):
                 if sizes.setdefault(dimension, size) != size:
-                    raise ValueError(
-                        f"{name} has {size} along {dimension}, expected {sizes[dimension]}"
+                    raise DamagedMetadataError(
+                        f"{size} values along {dimension}", f"{sizes[dimension]}", name
                     )
         return self
 
@@ -213,7 +219,7 @@ class StoredTable:
 
         Raises
         ------
-        ValueError
+        DamagedMetadataError
             If they are not the columns of a scan table.
         """
         variables: dict[str, Any] = {}
@@ -233,7 +239,7 @@ def parse_table(data: bytes) -> StoredTable:
 
     Raises
     ------
-    ValueError
+    DamagedMetadataError
         If spinezarr did not write it, or it is damaged.
     """
     group = parse_sealed(data, _TableGroup)
@@ -248,21 +254,22 @@ def _values(column: _Column, chunk: bytes | None, room: int) -> tuple[npt.NDArra
     dtype = np.dtype(object if column.data_type == "string" else column.data_type)
     n_bytes = n * dtype.itemsize
     if n_bytes > room:
-        raise ValueError(f"its columns have more than {_COLUMNS_BYTES} bytes")
+        raise DamagedMetadataError("larger columns", f"at most {_COLUMNS_BYTES} bytes together")
     if chunk is None:
         return np.full(column.shape, _FILL[column.data_type], dtype), n_bytes
     packed, checksum = chunk[:-CHECKSUM_BYTES], chunk[-CHECKSUM_BYTES:]
-    if crc32c(packed) != int.from_bytes(checksum, "little"):
-        raise ValueError("a column has another crc32c than it ends with")
+    found, expected = crc32c(packed), int.from_bytes(checksum, "little")
+    if found != expected:
+        raise DamagedMetadataError(f"a column with crc32c {found:08x}", f"{expected:08x}")
     size = _decoded_bytes(packed)
     is_text = dtype.kind == "O"
     if size + n_bytes > room or not (is_text or size == n_bytes):
-        raise ValueError(f"a column of {n} values would have {size} bytes")
+        raise DamagedMetadataError(f"a column of {size} bytes", f"{n} values of {column.data_type}")
     decoded = np.empty(size, np.uint8)
     try:
         decompress(packed, decoded)
     except RuntimeError as problem:
-        raise ValueError(f"a column does not decompress ({problem})") from None
+        raise DamagedMetadataError(f"other bytes ({problem})", "a Zstandard frame") from None
     if not is_text:
         return decoded.view(dtype.newbyteorder("<")).astype(dtype).reshape(column.shape), n_bytes
     texts = np.empty(n, object)
@@ -276,7 +283,7 @@ def _decoded_bytes(packed: bytes) -> int:
     single, width = descriptor >> 5 & 1, descriptor >> 6
     size_bytes = (single, 2, 4, 8)[width]
     if magic != _ZSTD_MAGIC or not size_bytes or len(packed) < _ZSTD_HEADER_BYTES:
-        raise ValueError("a column is no Zstandard frame of a known size")
+        raise DamagedMetadataError("other bytes", "a Zstandard frame that states its size")
     at = 5 + (1 - single) + (0, 1, 2, 4)[descriptor & 3]
     size = int.from_bytes(packed[at : at + size_bytes], "little")
     return size + 256 if size_bytes == 2 else size  # noqa: PLR2004  as the RFC has it
@@ -286,35 +293,42 @@ def _texts(data: bytes, n: int) -> Iterator[str]:
     """Yield the texts of numcodecs' ``vlen-utf8``: their count, then each with its length."""
     found = int.from_bytes(data[:4], "little")
     if found != n:
-        raise ValueError(f"a column has {found} texts, expected {n}")
+        raise DamagedMetadataError(f"a column of {found} texts", f"{n}")
     at = 4
     for _ in range(n):
         start = at + 4
         at = start + int.from_bytes(data[at:start], "little")
         if at > len(data) or start > len(data):
-            raise ValueError("a column of texts is cut short")
-        yield data[start:at].decode()
+            raise DamagedMetadataError("a column that ends early", f"{n} texts")
+        try:
+            yield data[start:at].decode()
+        except UnicodeDecodeError as problem:
+            raise DamagedMetadataError(f"other bytes ({problem})", "texts in UTF-8") from None
     if at != len(data):
-        raise ValueError("a column of texts has bytes after its end")
+        raise DamagedMetadataError("bytes after the last text of a column", "none")
 
 
 def _check_values(table: xr.Dataset) -> None:
     """Refuse what :func:`spinezarr.store.table.build_table` never makes."""
     for name, (dimensions, dtype) in own_columns().items():
         if name not in table.variables:
-            raise ValueError(f"it has no column {name!r}")
+            raise DamagedMetadataError("no such column", "one", name)
         found = table.variables[name]
         if found.dims != dimensions or (found.dtype != dtype and dtype.kind != "T"):
-            raise ValueError(f"its column {name!r} has dimensions {found.dims} and {found.dtype}")
+            raise DamagedMetadataError(
+                f"{found.dims} of {found.dtype}", f"{dimensions} of {dtype}", name
+            )
         if (found.dtype.kind == "O") != (dtype.kind == "T"):
-            raise ValueError(f"its column {name!r} holds {found.dtype}")
+            raise DamagedMetadataError(f"{found.dtype}", f"{dtype}", name)
     if table.vertebra.to_numpy().tolist() != list(LEVELS) or list(table.axis.to_numpy()) != [
         *"zyx"
     ]:
-        raise ValueError("its vertebrae or axes are others")
+        raise DamagedMetadataError("other vertebrae or axes", "C1 to the last level, and z, y, x")
     scans = table.scan.to_numpy().tolist()
     if len(set(scans)) != len(scans) or not all(map(is_scan_id, scans)):
-        raise ValueError("it has several rows of a scan, or one of no possible name")
+        raise DamagedMetadataError(
+            "several rows of a scan, or an impossible name", "one row a scan", "scan"
+        )
     shape, spacing = table.shape_zyx.to_numpy(), table.spacing_zyx_mm.to_numpy()
     start, stop = table.bbox_start_zyx.to_numpy(), table.bbox_stop_zyx.to_numpy()
     absent = (start == -1).all(-1) & (stop == -1).all(-1)
@@ -332,4 +346,6 @@ def _check_values(table: xr.Dataset) -> None:
     for name, is_sound in sound.items():
         if not is_sound.all():
             row = int(np.flatnonzero(~is_sound.reshape(len(scans), -1).all(1))[0])
-            raise ValueError(f"its column {name!r} has no possible value for {scans[row]!r}")
+            raise DamagedMetadataError(
+                f"an impossible value of scan {scans[row]!r}", "a possible one", name
+            )

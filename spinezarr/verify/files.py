@@ -11,6 +11,7 @@ from typing import Any, BinaryIO, Final, Self, cast
 import fsspec
 from typing_extensions import Buffer
 
+from spinezarr.errors import DamagedMetadataError
 from spinezarr.remote.requests import RemoteObjects
 from spinezarr.remote.transport import NoRangesError
 from spinezarr.store.attributes import ManifestEntry, parse_json, seal, unseal
@@ -181,7 +182,7 @@ def read_error(scan_id: str | None, key: str, problem: OSError, expected: str) -
 
 def unreadable(problem: Exception) -> str:
     """Say in one line that metadata which are whole are not such as spinezarr reads."""
-    return f"unreadable metadata ({type(problem).__name__}: {str(problem).partition(chr(10))[0]})"
+    return f"unreadable metadata ({str(problem).partition(chr(10))[0]})"
 
 
 def seal_problem(data: bytes) -> str | None:
@@ -189,7 +190,7 @@ def seal_problem(data: bytes) -> str | None:
     try:
         metadata = unseal(data)
         sealed = seal(metadata)
-    except ValueError as problem:
+    except DamagedMetadataError as problem:
         return unreadable(problem)
     # The seal's own white space and spelling can change beside it.
     return None if sealed == data else "other bytes for the same values"
@@ -199,7 +200,7 @@ def group_problem(data: bytes) -> str | None:
     """Say how the bytes of the group of all scans, which has no seal, differ from the only ones."""
     try:
         group = parse_json(data)
-    except ValueError as problem:
+    except DamagedMetadataError as problem:
         return str(problem)
     written = {json.dumps(group, indent=indent).encode() for indent in (None, 2)}
     return None if group == _EMPTY_GROUP and data in written else "other bytes"

@@ -6,6 +6,7 @@ from itertools import product
 
 import numpy as np
 
+from spinezarr.errors import DamagedMetadataError
 from spinezarr.geometry import ShapeZYX
 from spinezarr.store.array_metadata import chunk_key
 from spinezarr.store.attributes import RootAttributes, ScanAttributes, parse_json, unseal
@@ -56,7 +57,7 @@ def check_scan(
         return CheckedScan(scan_id, None, (Fault(scan_id, key, "damaged", found, written),))
     try:
         scan = parse_scan(raw, f"{files.path}/{scan_key(scan_id)}")
-    except ValueError as error:
+    except DamagedMetadataError as error:
         return CheckedScan(
             scan_id, None, (Fault(scan_id, key, "damaged", unreadable(error), written),)
         )
@@ -126,8 +127,12 @@ class _Check:
             return
         try:
             own = parse_json(self._files.read(f"{self._folder}/{key}"))
-        except ValueError:
-            own = None  # the manifest says that these bytes were written
+        except DamagedMetadataError:
+            own = None  # other metadata, although the manifest names these bytes
+        except OSError as problem:
+            expected = "metadata of an array that can be read"
+            yield read_error(self._scan_id, f"{self._folder}/{key}", problem, expected)
+            return
         copy = dict(self._consolidated.get(name, {}))
         if copy.get("node_type") == "group":
             copy.pop("consolidated_metadata", None)

@@ -11,13 +11,13 @@ from typing import BinaryIO, Final
 import numpy as np
 import numpy.typing as npt
 
+from spinezarr.errors import DamagedMetadataError
 from spinezarr.geometry import ShapeZYX
 from spinezarr.store.attributes import ShardEntry
 from spinezarr.store.reader import ArraySpec
 from spinezarr.store.sharding import (
     ABSENT,
     CHECKSUM_BYTES,
-    ChunkDamagedError,
     crc32,
     crc32c,
     index_bytes,
@@ -112,9 +112,9 @@ class _Reading:
         known = False
         try:
             index = parse_index(tail, n_chunks, entry.size_bytes)
-        except ChunkDamagedError as problem:
+        except DamagedMetadataError as problem:
             known = True
-            yield _Problem("damaged", f"an index that {problem}", "the index of this shard")
+            yield _Problem("damaged", f"an index of {problem.found}", problem.expected)
         else:
             for found in self._chunk_problems(index, end):
                 known = True

@@ -7,7 +7,7 @@ from typing import Any, Final, TypeVar
 
 import xarray as xr
 
-from spinezarr.errors import StoreNotFoundError
+from spinezarr.errors import DamagedMetadataError, StoreNotFoundError
 from spinezarr.processors import cpu_count
 from spinezarr.redaction import redact_url
 from spinezarr.store.attributes import (
@@ -195,7 +195,7 @@ class _Check:
                 f"{redact_url(self._url)}: is written in format {error.version}; this spinezarr "
                 f"checks format {FORMAT_VERSION}. Install a matching version."
             ) from error
-        except ValueError as error:
+        except DamagedMetadataError as error:
             fault = Fault(None, _ROOT, "damaged", unreadable(error), written)
         if not any(self._files.exists(key) for key in (_SCANS_GROUP, f"{TABLE}/zarr.json")):
             StoreReader(self._url, self._storage_options)  # which says that there is no store
@@ -247,7 +247,7 @@ class _Check:
         except OSError as problem:
             self._faults.append(read_error(None, key, problem, written))
             return None
-        except ValueError as problem:
+        except DamagedMetadataError as problem:
             found = unreadable(problem)
         self._faults.append(Fault(None, key, "damaged", found, written))
         return None

@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
-from spinezarr.errors import CorruptStoreError
+from spinezarr.errors import CorruptStoreError, DamagedMetadataError
 from spinezarr.store.attributes import ManifestEntry, RootAttributes, ScanAttributes
 from spinezarr.store.audit_log import AuditLog, scan_identity
 from spinezarr.store.bundle import TABLE_BUNDLE, unbundle_files
@@ -45,7 +45,7 @@ def check_table_files(
         return None, [Fault(None, _METADATA, "damaged", found, written)]
     try:
         manifest = {f"{TABLE}/{key}": entry for key, entry in parse_table(raw).manifest.items()}
-    except ValueError as error:
+    except DamagedMetadataError as error:
         return None, [Fault(None, _METADATA, "damaged", unreadable(error), written)]
     faults = [f for key, entry in manifest.items() for f in files.check(None, key, entry, on_bytes)]
     # The metadata of the columns stand in those of the table.
@@ -71,7 +71,7 @@ def _bundle_faults(
         return
     try:
         found = {f"{TABLE}/{key}": content for key, content in unbundle_files(data).items()}
-    except ValueError as error:
+    except DamagedMetadataError as error:
         yield Fault(None, TABLE_BUNDLE, "damaged", unreadable(error), written)
         return
     if {key: ManifestEntry.of(content) for key, content in found.items()} != table:

@@ -23,7 +23,7 @@ from typing import Any, BinaryIO, Final
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from spinezarr.errors import CorruptStoreError, UsageError
+from spinezarr.errors import CorruptStoreError, DamagedMetadataError, UsageError
 from spinezarr.export.atomic_file import check_not_link
 from spinezarr.export.nifti import ExportedScan
 from spinezarr.geometry import Box
@@ -97,7 +97,7 @@ def export_ome_zarr(
     data = reader.objects.read([f"{folder}/{_METADATA}"]).get(f"{folder}/{_METADATA}", b"")
     try:
         scan = parse_scan(data, folder)
-    except ValueError as problem:
+    except DamagedMetadataError as problem:
         raise CorruptStoreError(f"{folder}/{_METADATA}: is damaged ({problem}).") from problem
     tree = ome_tree(scan, json.loads(data)["consolidated_metadata"]["metadata"])
     place = ome_zarr_place(out, scan_id)

@@ -4,9 +4,10 @@ import re
 import shutil
 from base64 import b64encode
 from contextlib import contextmanager
-from functools import partial
+from functools import partial, reduce
 from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler, ThreadingHTTPServer
 from itertools import pairwise
+from operator import getitem
 from pathlib import Path
 from threading import Thread
 
@@ -14,6 +15,7 @@ import fsspec
 import numpy as np
 import pytest
 import xarray as xr
+from shards import assemble_shard
 from typer.testing import CliRunner
 
 import spinezarr
@@ -22,10 +24,10 @@ from spinezarr.errors import CorruptStoreError, SpinezarrError, StoreNotFoundErr
 from spinezarr.ingestion.discovery.discover import discover
 from spinezarr.ingestion.run import ingest
 from spinezarr.recipe import Recipe
-from spinezarr.store.attributes import seal, unseal
+from spinezarr.remote.settings import METADATA_BYTES
+from spinezarr.store.attributes import ManifestEntry, seal, unseal
 from spinezarr.store.ledger import LEDGER_FILE, Ledger
 from spinezarr.store.reader import StoreReader
-from spinezarr.store.sharding import assemble_shard
 from spinezarr.store.writer import StoreWriter
 from spinezarr.testing import NiftiForm, write_nifti, write_totalsegmentator
 from spinezarr.verify.store import verify_store
@@ -438,9 +440,28 @@ def test_a_table_of_chunks_that_cannot_be_is_a_fault(copied):
     rewrite(copied, lambda m: m["attributes"]["manifest"].update({SHARDS[0]: changed}))
     (fault,) = [fault for fault in faults_of(copied) if fault.path == "scans/a/zarr.json"]
     assert fault.kind == "damaged"
-    assert "chunks and index are" in fault.found
-    with pytest.raises(CorruptStoreError, match=r"is not what spinezarr writes .its chunks and"):
+    assert "chunks and index of" in fault.found
+    with pytest.raises(CorruptStoreError, match=r"is not what spinezarr writes .manifest"):
         spinezarr.open(copied).scan("a")
+
+
+@pytest.mark.parametrize("factor", [[2.0], None, "2", 10**400])
+def test_a_scaling_that_is_no_float_is_a_fault(copied, factor):
+    image = ("consolidated_metadata", "metadata", "image", "attributes")
+    rewrite(copied, lambda m: reduce(getitem, image, m).update(scale_factor=factor))
+    (fault,) = [fault for fault in faults_of(copied) if fault.path == "scans/a/zarr.json"]
+    assert fault.kind == "damaged"
+    assert "expected a finite float" in fault.found
+
+
+def test_metadata_too_large_to_be_read_are_a_fault(copied):
+    key = "image/zarr.json"
+    data = (copied / "scans/a" / key).read_bytes() + b" " * METADATA_BYTES
+    (copied / "scans/a" / key).write_bytes(data)
+    entry = ManifestEntry.of(data).model_dump()
+    rewrite(copied, lambda m: m["attributes"]["manifest"].update({key: entry}))
+    (fault,) = [fault for fault in faults_of(copied) if fault.path == f"scans/a/{key}"]
+    assert (fault.kind, fault.found[:15]) == ("damaged", "cannot be read:")
 
 
 def test_a_store_in_memory_is_checked(pristine):

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
-from spinezarr.errors import FormatError
+from spinezarr.errors import DamagedMetadataError, FormatError
 from spinezarr.formats.concurrent_reads import map_concurrently
 from spinezarr.formats.dicom_elements import DataSet
 from spinezarr.formats.dicom_file import DicomObject, has_other_file_name, is_hidden, read_object
@@ -55,7 +55,7 @@ def known_folders(
     try:
         fs, path = open_store(url, storage_options)
         return Ledger.of_file(fs.cat_file(f"{path}/{LEDGER_FILE}")).folders
-    except (OSError, ValueError):
+    except (OSError, DamagedMetadataError):
         return {}  # what lies there is the store writer's to judge
 
 

@@ -3,11 +3,11 @@ import os
 
 import numpy as np
 import pytest
+from shards import assemble_shard
 
 from spinezarr.ingestion.voxels.memory import MemoryBudget, Workspace
 from spinezarr.ingestion.voxels.shards import ShardCollector
 from spinezarr.store.layout import BALANCED
-from spinezarr.store.sharding import assemble_shard
 
 SHAPE = (1000, 60, 100)
 """Eight shards of up to 2 x 2 x 3 chunks, the last with half as many."""

@@ -10,6 +10,7 @@ import pytest
 import xarray as xr
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from shards import assemble_shard
 
 import spinezarr
 from spinezarr.errors import CorruptStoreError, StoreNotFoundError, UnknownScanError
@@ -20,7 +21,7 @@ from spinezarr.recipe import Recipe
 from spinezarr.store.attributes import seal, unseal
 from spinezarr.store.folder import StoreFolder
 from spinezarr.store.reader import StoreReader
-from spinezarr.store.sharding import ABSENT, assemble_shard, index_bytes, parse_index
+from spinezarr.store.sharding import ABSENT, index_bytes, parse_index
 from spinezarr.stream.read.engine import BoxRead, Engine
 from spinezarr.stream.read.fetch import (
     ByteRange,
