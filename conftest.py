@@ -30,9 +30,9 @@ from spinezarr.geometry import corner_distance_mm
 from spinezarr.ingestion.discovery.discover import discover
 from spinezarr.ingestion.run import ingest
 from spinezarr.recipe import Recipe
-from spinezarr.store.attributes import ManifestEntry, ShardEntry
 from spinezarr.store.bundle import TABLE_BUNDLE, unbundle_files
 from spinezarr.store.folder import StoreFolder
+from spinezarr.store.manifest import ManifestEntry, ShardEntry
 from spinezarr.store.sharding import ABSENT, CHECKSUM_BYTES, index_bytes, parse_index
 from spinezarr.stream.read.fetch import ByteRange, ByteRanges, FetchedRanges, Fetcher, LocalFetcher
 from spinezarr.testing import WrittenScan, write_ctspine1k

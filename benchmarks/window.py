@@ -44,7 +44,7 @@ POINTS = 2000
 class EqualVolumes:
     """Scans in chunks of one shape."""
 
-    def open_scans(self, scan_ids: Iterable[str]) -> None:
+    def prefetch_scans(self, scan_ids: Iterable[str]) -> None:
         """Do nothing: there are no files."""
 
     def chunk_shape_zyx(self, scan_id: str) -> ShapeZYX:  # noqa: ARG002  all have one

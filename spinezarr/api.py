@@ -16,7 +16,7 @@ from spinezarr.geometry import SLICE_AXIS, Plane, ShapeZYX, SpacingZYX, axis_pos
 from spinezarr.loaders.huggingface import SplitDataset, load_splits
 from spinezarr.remote.requests import IN_FLIGHT
 from spinezarr.stats.statistics import Statistics, compute_statistics, select_scans
-from spinezarr.store.reader import StoreReader, named_scans
+from spinezarr.store.reader import StoreReader, resolve_scan_ids
 from spinezarr.stream.draw.sampler import Centers, Sampler
 from spinezarr.stream.draw.voxel_finder import StoredVoxelFinder
 from spinezarr.stream.draw.window import Shuffle, window_sampler
@@ -601,7 +601,7 @@ class Store:
             samples_per_scan=None,
             nonfinite=nonfinite,
         )
-        scan = self._reader.planned_scan(scan_id)
+        scan = self._reader.listed_scan(scan_id)
         shape_zyx, scan_id = scan.image.shape_zyx, scan.attributes.scan_id
         return GridStream(stream, scan_id, Tiling.cover(shape_zyx, (z, y, x), overlap))
 
@@ -967,7 +967,9 @@ class Store:
         table = self.table
         if scans is not None:
             wanted = np.atleast_1d(np.asarray(scans)).tolist()
-            table = table.sel(scan=named_scans(wanted, table.scan.to_numpy().tolist(), self.url))
+            table = table.sel(
+                scan=resolve_scan_ids(wanted, table.scan.to_numpy().tolist(), self.url)
+            )
         if split is not None:
             split = to_nfc(split)
             if split not in self.splits:

@@ -26,7 +26,7 @@ from spinezarr.processors import cpu_count
 from spinezarr.redaction import redact_url
 from spinezarr.store.attributes import ScanAttributes
 from spinezarr.store.audit_log import SEVERITIES, AuditedScan, AuditLog, scan_identity
-from spinezarr.store.reader import StoreReader, named_scans
+from spinezarr.store.reader import StoreReader, resolve_scan_ids
 from spinezarr.store.writer import StoreWriter
 from spinezarr.stream.read.engine import Engine
 
@@ -140,7 +140,9 @@ def audit_store(
     """
     keys = scan_keys(reader.url, reader.root.dataset, reader.table)
     known = [key.scan_id for key in keys]
-    wanted = known if scans is None else list(dict.fromkeys(named_scans(scans, known, reader.url)))
+    wanted = (
+        known if scans is None else list(dict.fromkeys(resolve_scan_ids(scans, known, reader.url)))
+    )
     found: dict[str, list[Finding]] = {name: [] for name in wanted}
     for key, finding in (*same_image(keys), *same_patient(keys)):
         if key.scan_id in found:

@@ -98,7 +98,7 @@ def measure_voxels(
                 key=lambda piece: (-piece.voxel_count, piece.voxel_zyx),
             )
             if not found:
-                raise scan.miscounted(value)
+                raise scan.wrong_label_count(value)
             pieces[NAME_OF_VALUE[value]] = tuple(found)
         elif str(value) not in scan.attributes.structures:
             unknown_values[value] = _voxel_of(engine, scan, scan.label, rows)
@@ -176,7 +176,7 @@ def _voxel_of(
     engine.read_into(label, box, voxels)
     pieces = [*connected_components(voxels == value, box.start_zyx)]
     if not pieces:
-        raise scan.miscounted(value)
+        raise scan.wrong_label_count(value)
     return max(pieces, key=lambda piece: piece.voxel_count).voxel_zyx
 
 

@@ -35,7 +35,7 @@ from spinezarr.errors import SpinezarrError, UsageError
 from spinezarr.export.nifti import ExportedScan, check_no_conflicting_file, file_name
 from spinezarr.processors import cpu_count
 from spinezarr.redaction import redact_url
-from spinezarr.store.reader import named_scans
+from spinezarr.store.reader import resolve_scan_ids
 from spinezarr.text import count_noun
 
 __all__ = ["app"]
@@ -276,7 +276,7 @@ def _chosen(store: "spinezarr.Store", wanted: Sequence[str] | None) -> list[str]
     known = [str(name) for name in store.table.scan.to_numpy()]
     if wanted is None:
         return known
-    return list(dict.fromkeys(named_scans(wanted, known, store.url)))
+    return list(dict.fromkeys(resolve_scan_ids(wanted, known, store.url)))
 
 
 def _export_all(

@@ -16,7 +16,7 @@ from spinezarr.cli.options import (
     storage_options,
 )
 from spinezarr.export.atomic_file import write_atomically
-from spinezarr.store.reader import named_scans
+from spinezarr.store.reader import resolve_scan_ids
 from spinezarr.text import count_noun
 
 __all__ = ["preview", "write_previews"]
@@ -52,7 +52,7 @@ def write_previews(
 ) -> list[Path]:
     """Write the preview of each scan to ``folder`` as ``<scan_id>.png``; return the paths."""
     known = [str(name) for name in store.table.scan.to_numpy()]
-    names = known if scans is None else named_scans(scans, known, store.url)
+    names = known if scans is None else resolve_scan_ids(scans, known, store.url)
     make_folder(folder)
     paths = []
     for name in tracked(names, "preview"):

@@ -116,7 +116,7 @@ def _compare(
     if not whole:
         return found
     # What reads raw files takes long to import.
-    from spinezarr.verify.against import compare_with_source  # noqa: PLC0415
+    from spinezarr.verify.source import compare_with_source  # noqa: PLC0415
 
     with bytes_progress() as progress:
         task = progress.add_task("compare", total=None)

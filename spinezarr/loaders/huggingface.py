@@ -315,7 +315,7 @@ class SplitDataset:
 
     def _arrays(self, case: int) -> dict[str, _SourceArray]:
         """Return the arrays of a case, by column."""
-        scan = self._reader.planned_scan(self._cases[case].scan_id)
+        scan = self._reader.listed_scan(self._cases[case].scan_id)
         fill = nonfinite_fill(self._nonfinite, scan.attributes)
         image = _SourceArray.of(scan.image, scan.attributes.image_source, "image", fill=fill)
         mask = _mask(scan)

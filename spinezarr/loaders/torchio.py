@@ -159,7 +159,7 @@ class _ScanReader:
         return self
 
     def __call__(self, path: Path) -> tuple[torch.Tensor, npt.NDArray[np.float64]]:
-        scan = self._reader.planned_scan(path.name)
+        scan = self._reader.listed_scan(path.name)
         (spec,) = (spec for spec in scan.arrays if spec.name == self._name)
         voxels = np.empty(spec.shape_zyx, spec.dtype)
         self._engine.read_into(spec, Box((0, 0, 0), spec.shape_zyx), voxels)

@@ -28,8 +28,8 @@ from spinezarr.serve.storage import (
     UnavailableError,
     UnreadableError,
 )
-from spinezarr.store.attributes import ManifestEntry, ShardEntry
 from spinezarr.store.files import read_files
+from spinezarr.store.manifest import ManifestEntry, ShardEntry
 from spinezarr.store.reader import StoreReader
 from spinezarr.store.sharding import CHECKSUM_BYTES, crc32, crc32c
 

@@ -7,8 +7,8 @@ from typing import Final
 from spinezarr.errors import CorruptStoreError
 from spinezarr.remote.settings import METADATA_BYTES
 from spinezarr.serve.storage import METADATA, Content, Identity, Seen, Storage, UnreadableError
-from spinezarr.store.attributes import ManifestEntry, ShardEntry
 from spinezarr.store.folder import StoreFolder
+from spinezarr.store.manifest import ManifestEntry, ShardEntry
 from spinezarr.store.reader import StoreReader
 from spinezarr.store.sharding import crc32
 

@@ -25,15 +25,10 @@ from spinezarr.serve.storage import (
     UnreadableError,
     tag_of,
 )
-from spinezarr.store.attributes import (
-    SCAN_FILE,
-    ManifestEntry,
-    ScanGroup,
-    is_scan_id,
-    parse_scan_group,
-)
+from spinezarr.store.attributes import ScanGroup, is_scan_id, parse_scan_group
 from spinezarr.store.bundle import TABLE_BUNDLE
 from spinezarr.store.layout import LABEL, LABEL_CHUNKS, SCANS, TABLE, chunk_grid, scan_key
+from spinezarr.store.manifest import SCAN_FILE, ManifestEntry
 from spinezarr.store.reader import StoreReader
 from spinezarr.store.table_file import is_table_file
 

@@ -12,7 +12,7 @@ from threading import Lock
 from typing import Final, Generic, TypeVar
 
 from spinezarr.errors import SpinezarrError
-from spinezarr.store.attributes import ManifestEntry
+from spinezarr.store.manifest import ManifestEntry
 from spinezarr.store.reader import StoreReader
 
 __all__ = [

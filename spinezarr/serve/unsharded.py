@@ -22,8 +22,8 @@ from spinezarr.serve.served_files import (
     split_scan_key,
 )
 from spinezarr.store.array_metadata import chunk_key
-from spinezarr.store.attributes import ShardEntry
 from spinezarr.store.layout import IMAGE, LABEL, chunk_grid
+from spinezarr.store.manifest import ShardEntry
 
 __all__ = ["UnshardedFolder"]
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from typing import Annotated, Any, Final, Literal, NotRequired
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 from typing_extensions import TypedDict
 
 from spinezarr.errors import DamagedMetadataError
@@ -25,13 +25,13 @@ from spinezarr.store.layout import (
     LARGEST_SHARD_CHUNKS,
     chunk_grid,
 )
+from spinezarr.store.sealed import StoredModel
 
 __all__ = [
     "ImageDtype",
     "ScanArrays",
     "Separator",
     "ShardedArray",
-    "StoredModel",
     "chunk_key",
     "other_separator",
 ]
@@ -57,12 +57,6 @@ _LARGEST_SAMPLING: Final = 1 << 22
 
 Size = Annotated[int, Field(ge=1, le=LARGEST_AXIS)]
 _SizeZYX = tuple[Size, Size, Size]
-
-
-class StoredModel(BaseModel):
-    """Base of models of Zarr metadata: strict and frozen; keys that they do not name are left."""
-
-    model_config = ConfigDict(strict=True, frozen=True)
 
 
 class _BytesCodec(TypedDict):

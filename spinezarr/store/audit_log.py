@@ -10,8 +10,8 @@ from typing import Any, Final, Literal
 
 from pydantic import Field
 
-from spinezarr.store.array_metadata import StoredModel
-from spinezarr.store.attributes import ScanAttributes, StoredAttributes, parse_sealed, seal
+from spinezarr.store.attributes import ScanAttributes
+from spinezarr.store.sealed import StoredAttributes, StoredModel, parse_sealed, seal
 
 __all__ = [
     "AUDIT_FILE",

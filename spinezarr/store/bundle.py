@@ -10,8 +10,7 @@ from collections.abc import Mapping
 from typing import Final, Literal
 
 from spinezarr.errors import DamagedMetadataError
-from spinezarr.store.array_metadata import StoredModel
-from spinezarr.store.attributes import parse_sealed, seal
+from spinezarr.store.sealed import StoredModel, parse_sealed, seal
 from spinezarr.store.table_file import TableFile
 
 __all__ = ["TABLE_BUNDLE", "bundle_files", "unbundle_files"]

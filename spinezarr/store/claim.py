@@ -5,12 +5,13 @@ from contextlib import suppress
 from typing import Any
 
 from spinezarr.errors import DamagedMetadataError, UsageError
-from spinezarr.store.attributes import OtherFormatError, RootAttributes, parse_root, unseal
+from spinezarr.store.attributes import OtherFormatError, RootAttributes, parse_root
 from spinezarr.store.bundle import TABLE_BUNDLE, unbundle_files
 from spinezarr.store.files import PARTIAL, open_store, publish_file, read_files
 from spinezarr.store.layout import FORMAT_VERSION, METADATA, TABLE, profile_named
 from spinezarr.store.metadata import root_files
-from spinezarr.store.table import root_of_table
+from spinezarr.store.sealed import unseal
+from spinezarr.store.table import root_from_table
 from spinezarr.store.table_file import parse_table
 from spinezarr.store.writable import WritableStore
 
@@ -116,7 +117,7 @@ def _root_from_table(store: WritableStore, *, repair: bool) -> RootAttributes:
         with suppress(DamagedMetadataError):
             is_bundle = path.endswith(TABLE_BUNDLE)
             metadata = unbundle_files(data).get(METADATA, b"") if is_bundle else data
-            return root_of_table(parse_table(metadata).attributes)
+            return root_from_table(parse_table(metadata).attributes)
     raise UsageError(
         f"{store.name}: the root of the store and its scan table are both damaged. Copy one of "
         "them, zarr.json or table/zarr.json, from another copy of the store, or ingest into a "

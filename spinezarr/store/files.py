@@ -195,7 +195,7 @@ def publish_group(
 def list_sizes(fs: fsspec.AbstractFileSystem, folder: str) -> dict[str, int]:
     """Return the sizes of all files below a folder, by their paths relative to it.
 
-    On disk, links and special files have the size :data:`spinezarr.store.folder.NO_FILE`.
+    On disk, links and special files have the size :data:`spinezarr.store.folder.NOT_REGULAR`.
     """
     if isinstance(fs, StoreFileSystem):
         return fs.folder.sizes(folder)

@@ -23,9 +23,9 @@ from spinezarr.errors import CorruptStoreError
 from spinezarr.regular_file import describe_irregular_mode
 from spinezarr.remote.settings import METADATA_BYTES
 
-__all__ = ["NO_FILE", "StoreFileSystem", "StoreFolder"]
+__all__ = ["NOT_REGULAR", "StoreFileSystem", "StoreFolder"]
 
-NO_FILE: Final = -1
+NOT_REGULAR: Final = -1
 """Size of a link or special file, which no manifest names."""
 _READ: Final = (
     os.O_RDONLY
@@ -139,7 +139,7 @@ class StoreFolder:
     def sizes(self, folder: str) -> dict[str, int]:
         """Return the sizes of all files below a folder, by their paths relative to it.
 
-        Links are listed and not followed; they and special files have the size :data:`NO_FILE`.
+        Links are listed and not followed; they and special files have the size :data:`NOT_REGULAR`.
         """
         self.check_folder(folder)
         return dict(_sizes(folder, ""))
@@ -167,7 +167,7 @@ def _sizes(folder: str, prefix: str) -> Iterator[tuple[str, int]]:
             found = entry.stat(follow_symlinks=False)
         except FileNotFoundError:  # removed meanwhile
             continue
-        yield key, found.st_size if stat.S_ISREG(found.st_mode) else NO_FILE
+        yield key, found.st_size if stat.S_ISREG(found.st_mode) else NOT_REGULAR
 
 
 def _unfit(path: str, mode: int) -> CorruptStoreError:

@@ -12,8 +12,7 @@ from typing import Annotated, Any, Final
 from pydantic import AfterValidator, Field
 
 from spinezarr.errors import DamagedMetadataError
-from spinezarr.store.array_metadata import StoredModel
-from spinezarr.store.attributes import StoredAttributes, parse_sealed, seal, shown
+from spinezarr.store.sealed import StoredAttributes, StoredModel, parse_sealed, seal, shown
 
 __all__ = ["LEDGER_FILE", "FolderPart", "FolderRecord", "Ledger", "LedgerEntry"]
 

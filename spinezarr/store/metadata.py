@@ -17,7 +17,6 @@ from zarr.storage import MemoryStore
 from spinezarr.geometry import ShapeZYX
 from spinezarr.scaling import Scaling
 from spinezarr.store.array_metadata import Separator
-from spinezarr.store.attributes import ManifestEntry, seal
 from spinezarr.store.layout import (
     IMAGE,
     LABEL,
@@ -29,6 +28,8 @@ from spinezarr.store.layout import (
     Profile,
     fill_value,
 )
+from spinezarr.store.manifest import ManifestEntry
+from spinezarr.store.sealed import seal
 from spinezarr.vertebrae import NAME_OF_VALUE
 
 __all__ = ["root_files", "scan_files", "table_files", "with_stored_encoding"]

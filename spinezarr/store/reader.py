@@ -26,11 +26,9 @@ from spinezarr.remote.requests import IN_FLIGHT
 from spinezarr.scaling import VALUE_DTYPE, Scaling
 from spinezarr.store.array_metadata import Separator, ShardedArray, chunk_key
 from spinezarr.store.attributes import (
-    ManifestEntry,
     OtherFormatError,
     RootAttributes,
     ScanAttributes,
-    ShardEntry,
     is_scan_id,
     parse_root,
     parse_scan_group,
@@ -45,13 +43,14 @@ from spinezarr.store.layout import (
     chunk_grid,
     scan_key,
 )
+from spinezarr.store.manifest import ManifestEntry, ShardEntry
 from spinezarr.store.objects import Objects, open_objects
 from spinezarr.store.sharding import ChunkDamagedError, decode_chunk
-from spinezarr.store.table import renew_table
+from spinezarr.store.table import update_table
 from spinezarr.store.table_file import parse_table
 from spinezarr.text import to_nfc
 
-__all__ = ["ArraySpec", "ScanHandle", "StoreReader", "named_scans", "parse_scan", "read_table"]
+__all__ = ["ArraySpec", "ScanHandle", "StoreReader", "parse_scan", "read_table", "resolve_scan_ids"]
 
 T = TypeVar("T")
 
@@ -132,7 +131,7 @@ class ScanHandle:
         """See :attr:`spinezarr.store.attributes.ScanAttributes.content_checksum`."""
         return self.image.content_checksum
 
-    def miscounted(self, value: int) -> CorruptStoreError:
+    def wrong_label_count(self, value: int) -> CorruptStoreError:
         """Return the error for a mask without the voxels of a label that its counts name."""
         return CorruptStoreError(
             f"scan {self.attributes.scan_id!r}: its mask has other voxels of the value {value} "
@@ -207,8 +206,8 @@ class StoreReader:
         self._newer: frozenset[str] = frozenset()
         """Scans whose rows in :attr:`table` are made from themselves, as it was older."""
         self._opened: set[str] = set()
-        self.scan = lru_cache(_SCANS_KEPT)(self._read_scan)
-        self.label_chunks = lru_cache(_SCANS_KEPT)(self._read_label_chunks)
+        self._scans = lru_cache(_SCANS_KEPT)(self._read_scan)
+        self._label_chunks = lru_cache(_SCANS_KEPT)(self._read_label_chunks)
 
     def __reduce__(
         self,
@@ -327,8 +326,8 @@ class StoreReader:
                 return table
         return read_table(self.objects.read, place, self.name)
 
-    def _read_scan(self, scan_id: str) -> ScanHandle:
-        """Open one scan, of whichever version is stored now.
+    def scan(self, scan_id: str) -> ScanHandle:
+        """Open one scan in the version that is stored; its metadata are kept in memory.
 
         Raises
         ------
@@ -337,6 +336,10 @@ class StoreReader:
         CorruptStoreError
             If its metadata are not those that spinezarr writes.
         """
+        return self._scans(scan_id)
+
+    def _read_scan(self, scan_id: str) -> ScanHandle:
+        """Read the metadata of one scan; see :meth:`scan`."""
         scan_id = to_nfc(scan_id)
         folder = f"{self.path}/{scan_key(scan_id)}"
         if not is_scan_id(scan_id):
@@ -360,7 +363,7 @@ class StoreReader:
             raise UnknownScanError(f"{self.name}: has no scan {scan_id!r}.")
         return scan
 
-    def planned_scan(self, scan_id: str) -> ScanHandle:
+    def listed_scan(self, scan_id: str) -> ScanHandle:
         """Open one scan as the scan table describes it.
 
         What was planned from the table is so never filled with voxels of another version.
@@ -370,9 +373,9 @@ class StoreReader:
         ScanChangedError
             If the table describes another version than the one that is stored.
         UnknownScanError, CorruptStoreError
-            As :attr:`scan`.
+            As :meth:`scan`.
         """
-        scan: ScanHandle = self.scan(scan_id)
+        scan = self.scan(scan_id)
         scan_id, found = scan.attributes.scan_id, scan.content_checksum
         row = self._rows.get(scan_id)
         if row is None:
@@ -438,7 +441,7 @@ class StoreReader:
             scan_id,
         )
 
-    def renewed(self, changed: str) -> "StoreReader":
+    def reopened(self, changed: str) -> "StoreReader":
         """Open the store again, as it is now.
 
         Parameters
@@ -463,22 +466,22 @@ class StoreReader:
             if row is None or row.content_checksum != scan.content_checksum:
                 newer[scan_id] = scan
         if newer:
-            new.__dict__["table"] = table = renew_table(new.root, table, newer, {})
+            new.__dict__["table"] = table = update_table(new.root, table, newer, {})
             new._rows = _rows_of(table)
             new._newer = frozenset(newer)
         return new
 
     def _forget_scans(self) -> None:
         """Open scans again when they are next asked for."""
-        self.scan.cache_clear()
-        self.label_chunks.cache_clear()
+        self._scans.cache_clear()
+        self._label_chunks.cache_clear()
         self._opened.clear()
 
-    def open_scans(self, scan_ids: Iterable[str]) -> None:
+    def prefetch_scans(self, scan_ids: Iterable[str]) -> None:
         """Open scans side by side, so that :meth:`scan` need not wait for one after the other."""
         new = [scan_id for scan_id in dict.fromkeys(scan_ids) if scan_id not in self._opened]
         if len(new) > 1:
-            self.objects.each(self.planned_scan, new)
+            self.objects.each(self.listed_scan, new)
         self._opened.update(new)
 
     def _check_place(self, scan: ScanAttributes, scan_id: str) -> None:
@@ -487,15 +490,27 @@ class StoreReader:
         if found != expected:
             raise DamagedMetadataError(f"dataset and scan {found}", f"{expected}")
 
-    def _read_label_chunks(self, scan_id: str) -> npt.NDArray[np.uint32]:
-        """Voxels of each label in each chunk of a scan's mask.
+    def label_chunks(self, scan_id: str) -> npt.NDArray[np.uint32]:
+        """Return the voxel count of each label in each chunk of a scan's mask.
 
         Returns
         -------
         numpy.ndarray
             uint32 of shape ``(n, 5)``: label value, chunk index z, y, x, voxel count; ordered by
-            label, then chunk. Empty for a scan without mask.
+            label, then chunk. Empty for a scan without mask. It is kept in memory and shared, so it
+            must not be changed.
+
+        Raises
+        ------
+        ScanChangedError
+            If the store has another version of the scan by now.
+        UnknownScanError, CorruptStoreError
+            As :meth:`scan`, or if the counts are missing or damaged.
         """
+        return self._label_chunks(scan_id)
+
+    def _read_label_chunks(self, scan_id: str) -> npt.NDArray[np.uint32]:
+        """Read the voxel counts of one scan; see :meth:`label_chunks`."""
         scan = self.scan(scan_id)
         out = np.empty((scan.label_chunk_rows, 5), np.uint32)
         if not scan.label_chunk_rows:
@@ -544,7 +559,7 @@ def _check_label_chunks(path: str, rows: npt.NDArray[np.uint32], scan: ScanHandl
         )
 
 
-def named_scans(wanted: Iterable[str], known: Collection[str], url: str) -> list[str]:
+def resolve_scan_ids(wanted: Iterable[str], known: Collection[str], url: str) -> list[str]:
     """Return the ids that a user names as the store has them, in any Unicode form.
 
     Parameters

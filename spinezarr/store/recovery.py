@@ -11,12 +11,7 @@ from contextlib import nullcontext, suppress
 from typing import Final
 
 from spinezarr.errors import DamagedMetadataError
-from spinezarr.store.attributes import (
-    ManifestEntry,
-    ScanAttributes,
-    ScanGroup,
-    parse_scan_group,
-)
+from spinezarr.store.attributes import ScanAttributes, ScanGroup, parse_scan_group
 from spinezarr.store.audit_log import AUDIT_FILE, scan_identity
 from spinezarr.store.bundle import TABLE_BUNDLE
 from spinezarr.store.files import (
@@ -30,7 +25,8 @@ from spinezarr.store.files import (
 from spinezarr.store.folder import StoreFileSystem
 from spinezarr.store.layout import METADATA, SCANS, TABLE
 from spinezarr.store.ledger import LEDGER_FILE
-from spinezarr.store.scan_files import metadata_files
+from spinezarr.store.manifest import ManifestEntry
+from spinezarr.store.scan_metadata import metadata_files
 from spinezarr.store.table_file import parse_table
 from spinezarr.store.writable import WritableStore
 

@@ -33,7 +33,7 @@ from spinezarr.store.ledger import LEDGER_FILE, FolderRecord, Ledger, LedgerEntr
 from spinezarr.store.lock import LATE_FILE
 from spinezarr.store.metadata import table_files
 from spinezarr.store.reader import read_table
-from spinezarr.store.table import build_table, renew_table, with_audit
+from spinezarr.store.table import build_table, update_table, with_audit_results
 from spinezarr.store.table_file import parse_table
 from spinezarr.store.writable import WritableStore
 
@@ -147,7 +147,7 @@ class ScanRegistry:
         if known is None:
             table = build_table(self._root, changed.values(), audited)
         else:
-            table = renew_table(self._root, known, changed, audited)
+            table = update_table(self._root, known, changed, audited)
         store = self._store
         with store.changing():
             self.publish_table(table)
@@ -185,7 +185,7 @@ class ScanRegistry:
                 raise ReadOnlyStoreError(
                     f"{store.name}: cannot be written: {problem}."
                 ) from problem
-            self.publish_table(with_audit(table, log.current(identities)))
+            self.publish_table(with_audit_results(table, log.current(identities)))
 
     def publish_table(self, table: xr.Dataset) -> None:
         """Write the files of a table beside the old ones, make them visible, then the bundle."""

@@ -17,10 +17,12 @@ from typing_extensions import Buffer
 
 from spinezarr.geometry import ShapeZYX
 from spinezarr.store.array_metadata import Separator, chunk_key, other_separator
-from spinezarr.store.attributes import ManifestEntry, ScanAttributes, ScanGroup, ShardEntry, seal
+from spinezarr.store.attributes import ScanAttributes, ScanGroup
 from spinezarr.store.files import publish_group, read_files, remove_files
 from spinezarr.store.layout import METADATA, Profile
-from spinezarr.store.scan_files import small_files
+from spinezarr.store.manifest import ManifestEntry, ShardEntry
+from spinezarr.store.scan_metadata import small_files
+from spinezarr.store.sealed import seal
 from spinezarr.store.sharding import CHECKSUM_BYTES, chunk_rows, crc32
 from spinezarr.store.uploads import Uploads
 from spinezarr.store.writable import WritableStore

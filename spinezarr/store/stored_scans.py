@@ -3,18 +3,15 @@
 import json
 import os
 
-from spinezarr.store.attributes import (
-    ManifestEntry,
-    ScanAttributes,
-    parse_scan_group,
-    seal,
-)
+from spinezarr.store.attributes import ScanAttributes, parse_scan_group
 from spinezarr.store.files import list_sizes, publish_file
 from spinezarr.store.folder import StoreFileSystem
 from spinezarr.store.layout import METADATA, SCANS, Profile
+from spinezarr.store.manifest import ManifestEntry
 from spinezarr.store.recovery import is_scan_file, is_whole, readable_group
-from spinezarr.store.scan_files import metadata_files
+from spinezarr.store.scan_metadata import metadata_files
 from spinezarr.store.scan_writer import ScanWriter
+from spinezarr.store.sealed import seal
 from spinezarr.store.writable import WritableStore
 
 __all__ = ["StoredScans"]

@@ -20,12 +20,12 @@ __all__ = [
     "ANOMALY",
     "ERRATUM",
     "build_table",
+    "fixed_columns",
     "natural_key",
-    "own_columns",
-    "renew_table",
-    "root_of_table",
+    "root_from_table",
     "table_attributes",
-    "with_audit",
+    "update_table",
+    "with_audit_results",
 ]
 
 ANOMALY, ERRATUM = "anomaly", "erratum"
@@ -85,7 +85,7 @@ def table_attributes(root: RootAttributes) -> dict[str, str]:
     return {name: value for name, value in attributes.items() if value}
 
 
-def root_of_table(said: Mapping[str, str]) -> RootAttributes:
+def root_from_table(said: Mapping[str, str]) -> RootAttributes:
     """Return the dataset that a table is of; undoes :func:`table_attributes`."""
     empty = dict.fromkeys(("title", "license", "citation"), "")
     fields = {"format_version": FORMAT_VERSION, **empty, **said}
@@ -93,7 +93,7 @@ def root_of_table(said: Mapping[str, str]) -> RootAttributes:
 
 
 @cache
-def own_columns() -> Mapping[str, tuple[tuple[str, ...], np.dtype[Any]]]:
+def fixed_columns() -> Mapping[str, tuple[tuple[str, ...], np.dtype[Any]]]:
     """Return dimensions and type of the columns that every table has, by name."""
     columns = {**_rows_of_scans([]).columns, **_audit_columns((), {})}
     texts = {name: ((name,), _STRING) for name in ("scan", "vertebra", "axis")}
@@ -101,7 +101,7 @@ def own_columns() -> Mapping[str, tuple[tuple[str, ...], np.dtype[Any]]]:
     return {name: (dims, values.dtype) for name, (dims, values, _) in columns.items()} | texts
 
 
-def renew_table(
+def update_table(
     root: RootAttributes,
     known: xr.Dataset,
     changed: Mapping[str, ScanAttributes],
@@ -274,7 +274,7 @@ def _scan_columns(rows: Sequence[ScanAttributes]) -> Columns:
     }
 
 
-def with_audit(table: xr.Dataset, audited: Mapping[str, AuditedScan]) -> xr.Dataset:
+def with_audit_results(table: xr.Dataset, audited: Mapping[str, AuditedScan]) -> xr.Dataset:
     """Return a scan table that was read, ready to be written, with other audit results.
 
     Rows of scans that cannot be read any more stay.

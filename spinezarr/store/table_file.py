@@ -19,18 +19,13 @@ from pydantic import AfterValidator, Field, model_validator
 from spinezarr.errors import DamagedMetadataError
 from spinezarr.recipe import LabelState
 from spinezarr.remote.settings import METADATA_BYTES
-from spinezarr.store.array_metadata import ImageDtype, Separator, StoredModel
-from spinezarr.store.attributes import (
-    LARGEST_LENGTH_MM,
-    ORIENTATIONS,
-    ManifestEntry,
-    is_scan_id,
-    parse_sealed,
-    shown,
-)
+from spinezarr.store.array_metadata import ImageDtype, Separator
+from spinezarr.store.attributes import LARGEST_LENGTH_MM, ORIENTATIONS, is_scan_id
 from spinezarr.store.layout import LARGEST_AXIS, LARGEST_SCANS, METADATA
+from spinezarr.store.manifest import ManifestEntry
+from spinezarr.store.sealed import StoredModel, parse_sealed, shown
 from spinezarr.store.sharding import CHECKSUM_BYTES, crc32c
-from spinezarr.store.table import own_columns
+from spinezarr.store.table import fixed_columns
 from spinezarr.text import is_printable, is_valid_file_name
 from spinezarr.vertebrae import LEVELS
 
@@ -310,7 +305,7 @@ def _texts(data: bytes, n: int) -> Iterator[str]:
 
 def _check_values(table: xr.Dataset) -> None:
     """Refuse what :func:`spinezarr.store.table.build_table` never makes."""
-    for name, (dimensions, dtype) in own_columns().items():
+    for name, (dimensions, dtype) in fixed_columns().items():
         if name not in table.variables:
             raise DamagedMetadataError("no such column", "one", name)
         found = table.variables[name]

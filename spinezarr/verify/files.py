@@ -14,8 +14,9 @@ from typing_extensions import Buffer
 from spinezarr.errors import DamagedMetadataError
 from spinezarr.remote.requests import RemoteObjects
 from spinezarr.remote.transport import NoRangesError
-from spinezarr.store.attributes import ManifestEntry, parse_json, seal, unseal
 from spinezarr.store.files import is_read_only, list_sizes, open_store, read_files
+from spinezarr.store.manifest import ManifestEntry
+from spinezarr.store.sealed import parse_json, seal, unseal
 from spinezarr.store.sharding import crc32
 from spinezarr.verify.fault import Fault
 

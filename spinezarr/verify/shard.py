@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from spinezarr.errors import DamagedMetadataError
 from spinezarr.geometry import ShapeZYX
-from spinezarr.store.attributes import ShardEntry
+from spinezarr.store.manifest import ShardEntry
 from spinezarr.store.reader import ArraySpec
 from spinezarr.store.sharding import (
     ABSENT,

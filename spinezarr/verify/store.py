@@ -10,19 +10,15 @@ import xarray as xr
 from spinezarr.errors import DamagedMetadataError, StoreNotFoundError
 from spinezarr.processors import cpu_count
 from spinezarr.redaction import redact_url
-from spinezarr.store.attributes import (
-    ManifestEntry,
-    OtherFormatError,
-    RootAttributes,
-    parse_root,
-)
+from spinezarr.store.attributes import OtherFormatError, RootAttributes, parse_root
 from spinezarr.store.audit_log import AUDIT_FILE, AuditLog, scan_identity
 from spinezarr.store.bundle import TABLE_BUNDLE
 from spinezarr.store.files import PARTIAL
 from spinezarr.store.layout import FORMAT_VERSION, SCANS, TABLE, scan_key
 from spinezarr.store.ledger import LEDGER_FILE, Ledger
 from spinezarr.store.lock import LATE_FILE, LOCK_FILE
-from spinezarr.store.reader import StoreReader, named_scans
+from spinezarr.store.manifest import ManifestEntry
+from spinezarr.store.reader import StoreReader, resolve_scan_ids
 from spinezarr.store.table import natural_key
 from spinezarr.verify.fault import Fault
 from spinezarr.verify.files import (
@@ -166,7 +162,7 @@ class _Check:
         on_disk = self._scans_on_disk()
         names = sorted(in_table | on_disk, key=natural_key)
         if wanted is not None:
-            chosen = named_scans(wanted, names, self._url)
+            chosen = resolve_scan_ids(wanted, names, self._url)
             names = [name for name in names if name in chosen]
         unfinished = self._unfinished(names, in_table if table is not None else None)
         read = [name for name in names if name not in unfinished]

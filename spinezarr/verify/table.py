@@ -8,10 +8,11 @@ import numpy.typing as npt
 import xarray as xr
 
 from spinezarr.errors import CorruptStoreError, DamagedMetadataError
-from spinezarr.store.attributes import ManifestEntry, RootAttributes, ScanAttributes
+from spinezarr.store.attributes import RootAttributes, ScanAttributes
 from spinezarr.store.audit_log import AuditLog, scan_identity
 from spinezarr.store.bundle import TABLE_BUNDLE, unbundle_files
 from spinezarr.store.layout import TABLE
+from spinezarr.store.manifest import ManifestEntry
 from spinezarr.store.reader import read_table as read_table_files
 from spinezarr.store.table import build_table
 from spinezarr.store.table_file import parse_table

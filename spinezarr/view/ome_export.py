@@ -30,9 +30,9 @@ from spinezarr.geometry import Box
 from spinezarr.redaction import redact_url
 from spinezarr.remote.filesystem import open_filesystem
 from spinezarr.store.array_metadata import chunk_key
-from spinezarr.store.attributes import ManifestEntry
 from spinezarr.store.files import PARTIAL, is_read_only
 from spinezarr.store.layout import chunk_grid, scan_key
+from spinezarr.store.manifest import ManifestEntry
 from spinezarr.store.objects import LocalObjects
 from spinezarr.store.reader import ArraySpec, ScanHandle, StoreReader, parse_scan
 from spinezarr.store.sharding import crc32

@@ -12,7 +12,7 @@ from spinezarr.ingestion.run import ingest
 from spinezarr.recipe import Labels, Layout, Recipe
 from spinezarr.recipe.layout import LabelParts
 from spinezarr.testing import NiftiForm, write_nifti
-from spinezarr.verify.against import compare_with_source
+from spinezarr.verify.source import compare_with_source
 from spinezarr.verify.store import verify_store
 
 SHAPE = (20, 24, 28)

@@ -20,7 +20,7 @@ from spinezarr.ingestion.voxels.memory import MemoryBudget
 from spinezarr.recipe import Recipe
 from spinezarr.scaling import Scaling
 from spinezarr.testing import DicomForm, NiftiForm, write_dicom_series, write_nifti
-from spinezarr.verify.against import compare_with_source
+from spinezarr.verify.source import compare_with_source
 from spinezarr.verify.store import verify_store
 
 IMAGES = Recipe.from_pairs("{scan}_ct.nii", None, name="images")

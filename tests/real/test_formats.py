@@ -14,7 +14,7 @@ from spinezarr.ingestion.discovery.discover import discover
 from spinezarr.ingestion.run import ingest
 from spinezarr.recipe import Labels, Layout, Recipe
 from spinezarr.recipe.layout import LabelParts
-from spinezarr.verify.against import compare_with_source
+from spinezarr.verify.source import compare_with_source
 from spinezarr.verify.store import verify_store
 
 REAL = Path(__file__).parents[3] / "shared/data/real"

@@ -16,7 +16,7 @@ from spinezarr.serve.settings import ServeSettings
 from spinezarr.serve.statistics import _counted
 from spinezarr.serve.tables import RowModel, ServedTable
 from spinezarr.stats.statistics import compute_statistics
-from spinezarr.store.table import with_audit
+from spinezarr.store.table import with_audit_results
 from spinezarr.store.writer import StoreWriter
 from spinezarr.vertebrae import LEVELS
 
@@ -107,7 +107,9 @@ def unusual(ctspine1k_url, tmp_path_factory):
     rows = {name: ("scan", np.array(text, strings)) for name, text in words.items()}
     writer = StoreWriter(str(url), reader.root, None)
     with writer.lock("a test") as _, writer._files.changing():
-        writer.registry.publish_table(with_audit(reader.table.assign(rows), {}).assign(rows))
+        writer.registry.publish_table(
+            with_audit_results(reader.table.assign(rows), {}).assign(rows)
+        )
     with BackgroundServer(ServeSettings(paths=(str(url),))) as server:
         yield f"{server.url}/v1/own/scans", words, reader.table.scan.to_numpy().tolist()
 

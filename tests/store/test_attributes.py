@@ -12,7 +12,8 @@ from pydantic import ValidationError
 from shards import assemble_shard
 
 from spinezarr.errors import DamagedMetadataError
-from spinezarr.store.attributes import ShardEntry, ShardPlaces, seal, unseal
+from spinezarr.store.manifest import ShardEntry, ShardPositions
+from spinezarr.store.sealed import seal, unseal
 from spinezarr.store.sharding import (
     ABSENT,
     CHUNK_ROW,
@@ -73,13 +74,13 @@ def test_a_table_of_no_shard_is_refused(rows, more, said):
     whole = entry_of(rows)
     entry = whole.model_copy(update={"size_bytes": whole.size_bytes + more})
     with pytest.raises(DamagedMetadataError, match=said):
-        entry.check(ShardPlaces.of((1, 2, 3), (1, 2, 3)), CHUNK_BYTES, is_full=False)
+        entry.check(ShardPositions.of((1, 2, 3), (1, 2, 3)), CHUNK_BYTES, is_full=False)
 
 
 @pytest.mark.parametrize(("is_full", "positions"), [(False, [1, 4]), (True, [1]), (True, [0, 1])])
 def test_a_table_has_chunks_of_the_array_and_an_image_has_all(is_full, positions):
     entry = entry_of([(position, 9, 0) for position in positions])
-    places = ShardPlaces.of((1, 1, 2), (2, 1, 3))
+    places = ShardPositions.of((1, 1, 2), (2, 1, 3))
     assert (places.n, places.used.tolist()) == (N_CHUNKS, [0, 1])
     with (
         pytest.raises(DamagedMetadataError, match="the 2 that lie in")

@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 
 import spinezarr
 from spinezarr.errors import CorruptStoreError, StoreNotFoundError
-from spinezarr.store.attributes import is_scan_id, seal, unseal
+from spinezarr.store.attributes import is_scan_id
 from spinezarr.store.bundle import TABLE_BUNDLE, bundle_files, unbundle_files
 from spinezarr.store.reader import StoreReader
+from spinezarr.store.sealed import seal, unseal
 from spinezarr.store.writer import StoreWriter
 from spinezarr.verify.store import verify_store
 
@@ -29,7 +30,7 @@ def copied(ctspine1k_url, tmp_path):
     return Path(shutil.copytree(ctspine1k_url, tmp_path / "copied.zarr"))
 
 
-def renew_table(url):
+def update_table(url):
     """Write the table again with the rows it has."""
     writer = StoreWriter(url, StoreReader(url).root)
     names = StoreReader(url).table.scan.to_numpy().tolist()
@@ -115,9 +116,9 @@ def test_a_bundle_of_another_table_is_found(copied):
 
 def test_renewing_the_table_gives_the_same_bundle_but_for_names_of_chunks(copied):
     before = (copied / TABLE_BUNDLE).read_bytes()
-    renew_table(str(copied))
+    update_table(str(copied))
     assert (copied / TABLE_BUNDLE).read_bytes() != before
-    renew_table(str(copied))
+    update_table(str(copied))
     assert (copied / TABLE_BUNDLE).read_bytes() == before
     assert not verify_store(str(copied)).faults
 
@@ -144,7 +145,7 @@ def test_a_store_that_allows_no_deleting_never_shows_an_old_bundle(copied, monke
         monkeypatch.setattr(type(memory), "rm", refuse)
         monkeypatch.setattr(type(memory), "pipe_file", noting)
         with pytest.raises(PermissionError):  # the old chunks, when the new ones are published
-            renew_table("memory://bundle-test/a.zarr")
+            update_table("memory://bundle-test/a.zarr")
         assert seen == [b""]
         assert asked
         monkeypatch.undo()

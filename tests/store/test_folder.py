@@ -17,7 +17,7 @@ from spinezarr.recipe import Recipe
 from spinezarr.store import folder as store_folder
 from spinezarr.store.bundle import TABLE_BUNDLE
 from spinezarr.store.files import open_store, publish_file, remove_files, write_file
-from spinezarr.store.folder import NO_FILE, StoreFolder
+from spinezarr.store.folder import NOT_REGULAR, StoreFolder
 from spinezarr.store.reader import StoreReader
 from spinezarr.verify.store import verify_store
 
@@ -71,7 +71,7 @@ def test_only_plain_files_are_read(folder, kind, tmp_path):
     with pytest.raises(CorruptStoreError) as caught:
         folder.read(str(path))
     assert str(path) in str(caught.value)
-    assert folder.sizes(folder.path) == {"scans/a/file": 6, "scans/a/other": NO_FILE}
+    assert folder.sizes(folder.path) == {"scans/a/file": 6, "scans/a/other": NOT_REGULAR}
 
 
 def test_plain_files_are_read(folder):
@@ -108,7 +108,7 @@ def test_no_link_on_the_way_is_followed(folder, where, tmp_path):
     path.symlink_to(tmp_path / "moved")
     with pytest.raises(CorruptStoreError, match="is a link"):
         folder.read(f"{folder.path}/scans/a/file")
-    assert folder.sizes(folder.path) == {where: NO_FILE}
+    assert folder.sizes(folder.path) == {where: NOT_REGULAR}
     with pytest.raises(CorruptStoreError, match="is a link"):
         folder.sizes(f"{folder.path}/{where}")
 

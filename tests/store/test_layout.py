@@ -9,13 +9,13 @@ import zarr
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spinezarr.store.attributes import ManifestEntry
 from spinezarr.store.layout import (
     BALANCED,
     chunk_grid,
     fill_value,
     scan_key,
 )
+from spinezarr.store.manifest import ManifestEntry
 
 SCAN = "liver_0"
 

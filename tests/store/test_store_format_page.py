@@ -16,20 +16,19 @@ from spinezarr.store.attributes import (
     FileRecord,
     ImageSourceRecord,
     LabelSourceRecord,
-    ManifestEntry,
     MetaImageRecord,
     NiftiRecord,
     RootAttributes,
     ScanAttributes,
-    ShardEntry,
     VertebraRecord,
 )
 from spinezarr.store.audit_log import AUDIT_FILE, AuditedScan, AuditLog, FindingRecord
 from spinezarr.store.bundle import TABLE_BUNDLE
 from spinezarr.store.ledger import LEDGER_FILE, FolderPart, FolderRecord, Ledger, LedgerEntry
 from spinezarr.store.lock import LATE_FILE, LOCK_FILE, _Holder
+from spinezarr.store.manifest import ManifestEntry, ShardEntry
 from spinezarr.store.sharding import CHUNK_ROW
-from spinezarr.store.table import build_table, own_columns
+from spinezarr.store.table import build_table, fixed_columns
 from spinezarr.vertebrae import LEVELS, NAME_OF_VALUE
 
 PAGE = (Path(__file__).parents[2] / "docs" / "store-format.md").read_text()
@@ -114,7 +113,7 @@ def test_every_column_of_the_table_is_specified():
     }
     assert specified == {
         name: (dims, "string" if dtype.kind == "T" else dtype.name)
-        for name, (dims, dtype) in own_columns().items()
+        for name, (dims, dtype) in fixed_columns().items()
     }
 
 

@@ -12,10 +12,11 @@ import numpy as np
 from spinezarr.ingestion.discovery.discover import discover
 from spinezarr.ingestion.run import ingest
 from spinezarr.recipe import Recipe
-from spinezarr.store.attributes import RootAttributes, parse_scan_group, seal, unseal
+from spinezarr.store.attributes import RootAttributes, parse_scan_group
 from spinezarr.store.audit_log import AuditedScan, AuditLog, FindingRecord, scan_identity
 from spinezarr.store.ledger import LedgerEntry
 from spinezarr.store.metadata import root_files
+from spinezarr.store.sealed import seal, unseal
 from spinezarr.store.writer import StoreWriter
 from spinezarr.text import to_printable
 

@@ -25,9 +25,10 @@ from spinezarr.ingestion.discovery.discover import discover
 from spinezarr.ingestion.run import ingest
 from spinezarr.recipe import Recipe
 from spinezarr.remote.settings import METADATA_BYTES
-from spinezarr.store.attributes import ManifestEntry, seal, unseal
 from spinezarr.store.ledger import LEDGER_FILE, Ledger
+from spinezarr.store.manifest import ManifestEntry
 from spinezarr.store.reader import StoreReader
+from spinezarr.store.sealed import seal, unseal
 from spinezarr.store.writer import StoreWriter
 from spinezarr.testing import NiftiForm, write_nifti, write_totalsegmentator
 from spinezarr.verify.store import verify_store

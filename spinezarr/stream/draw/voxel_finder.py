@@ -23,13 +23,13 @@ class StoredVoxelFinder:
     reader: StoreReader
     engine: Engine
 
-    def open_scans(self, scan_ids: Iterable[str]) -> None:
+    def prefetch_scans(self, scan_ids: Iterable[str]) -> None:
         """Read what is known of some scans, together."""
-        self.reader.open_scans(scan_ids)
+        self.reader.prefetch_scans(scan_ids)
 
     def chunk_shape_zyx(self, scan_id: str) -> ShapeZYX:
         """Return the voxels of a chunk of a scan's image and mask."""
-        return self.reader.planned_scan(scan_id).image.chunk_shape_zyx
+        return self.reader.listed_scan(scan_id).image.chunk_shape_zyx
 
     def chunk_voxels(
         self, scan_id: str, vertebra: str, k: int
@@ -54,7 +54,7 @@ class StoredVoxelFinder:
     def _labeled_around(
         self, scan_id: str, value: int, k: int
     ) -> tuple[npt.NDArray[np.int64], int]:
-        scan = self.reader.planned_scan(scan_id)
+        scan = self.reader.listed_scan(scan_id)
         label = scan.label
         if label is None:
             raise UsageError(f"scan {scan_id!r} has no mask.")
@@ -62,7 +62,7 @@ class StoredVoxelFinder:
         rows = table[table[:, 0] == value]
         ends = np.cumsum(rows[:, 4])
         if not len(ends) or k >= ends[-1]:
-            raise scan.miscounted(value)
+            raise scan.wrong_label_count(value)
         row = int(np.searchsorted(ends, k, side="right"))
         rank = k - int(ends[row] - rows[row, 4])
         origin = [int(i) * n for i, n in zip(rows[row, 1:4], label.chunk_shape_zyx, strict=True)]
@@ -72,5 +72,5 @@ class StoredVoxelFinder:
         self.engine.read_into(label, inside, voxels)
         found = np.argwhere(voxels == value)
         if rank >= len(found):
-            raise scan.miscounted(value)
+            raise scan.wrong_label_count(value)
         return found + origin, rank

@@ -62,7 +62,7 @@ _PASS, _WINDOW = 0, 1
 class Volumes(Protocol):
     """What must be known of the stored scans to draw close together."""
 
-    def open_scans(self, scan_ids: Iterable[str]) -> None:
+    def prefetch_scans(self, scan_ids: Iterable[str]) -> None:
         """Get ready for being asked of these scans."""
         ...
 
@@ -160,7 +160,7 @@ class WindowSampler:
         """Draw the samples of a window, in order."""
         rng = self._rng(epoch, window, _WINDOW)
         scans = self._scans_of(epoch, window, rng).tolist()
-        self._volumes.open_scans(self.sampler.scan_ids[scan] for scan in scans)
+        self._volumes.prefetch_scans(self.sampler.scan_ids[scan] for scan in scans)
         # Spread evenly, so that about the same share of every window is balanced.
         kinds = _fractions(rng, len(scans)).tolist()
         rows = [

@@ -180,7 +180,7 @@ class _Source:
                     raise
                 with self._renewing:
                     if self._stream is stream:
-                        self._stream = stream.renewed(problem.scan_id)
+                        self._stream = stream.reopened(problem.scan_id)
 
 
 class _Readers:

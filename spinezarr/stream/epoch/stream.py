@@ -206,7 +206,7 @@ class PatchStream:
             )
         return stream
 
-    def renewed(self, changed: str) -> "PatchStream":
+    def reopened(self, changed: str) -> "PatchStream":
         """Return the same stream over the store as it is now.
 
         Parameters
@@ -224,7 +224,7 @@ class PatchStream:
         CorruptStoreError
             If what is read is missing or damaged.
         """
-        reader, old = self.reader.renewed(changed), self.sampler
+        reader, old = self.reader.reopened(changed), self.sampler
         gone = sorted(set(old.scan_ids) - set(reader.table.scan.to_numpy().tolist()))
         if gone:
             raise UnknownScanError(f"{reader.name}: has no scan {gone[0]!r} any more.")
@@ -434,7 +434,7 @@ class PatchStream:
 
     def _centroid(self, scan_id: str, vertebra: str) -> PositionZYX:
         """Find a vertebra's annotated centroid, unless it is off its label; else the label's."""
-        scan = self.reader.planned_scan(scan_id)
+        scan = self.reader.listed_scan(scan_id)
         annotated = scan.attributes.centroids.get(vertebra)
         labeled = scan.attributes.vertebrae.get(vertebra)
         if annotated is not None and (labeled is None or annotated.is_near_label):

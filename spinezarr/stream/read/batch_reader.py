@@ -118,7 +118,7 @@ class BatchReader:
         self, groups: Sequence[Sequence[PatchRequest]], *, threads: int
     ) -> list[Batch]:
         work = _Work([], [], [])
-        self.reader.open_scans(request.scan_id for requests in groups for request in requests)
+        self.reader.prefetch_scans(request.scan_id for requests in groups for request in requests)
         batches = [self._plan(requests, work) for requests in groups]
         self.engine.read(work.reads, threads=threads)
         # First, or interpolation would spread them.
@@ -136,7 +136,7 @@ class BatchReader:
         padding = np.zeros((n, 3, 2), np.int64)
         affine = np.empty((n, 4, 4))
         for i, request in enumerate(requests):
-            scan = self.reader.planned_scan(request.scan_id)
+            scan = self.reader.listed_scan(request.scan_id)
             step = step_zyx(scan.attributes.spacing_zyx_mm, self.spacing_zyx_mm)
             volume = Box((0, 0, 0), grid_shape_zyx(scan.image.shape_zyx, step))
             fills = self._fill(

@@ -32,7 +32,7 @@ from spinezarr.testing import (
     write_hospital,
     write_rsna,
 )
-from spinezarr.verify.against import compare_with_source
+from spinezarr.verify.source import compare_with_source
 
 VALUES = np.random.default_rng(5).integers(-1000, 1000, (9, 8, 6), np.int16)
 LPS = np.diag([-0.75, -0.5, 2.5, 1.0])

@@ -55,7 +55,7 @@ class Counting:
         self.shapes, self.counts, self.chunk = shapes, counts, chunk
         self.opened = set()
 
-    def open_scans(self, scan_ids):
+    def prefetch_scans(self, scan_ids):
         self.opened |= set(scan_ids)
 
     def chunk_shape_zyx(self, scan_id):

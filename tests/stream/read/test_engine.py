@@ -18,9 +18,9 @@ from spinezarr.geometry import Box
 from spinezarr.ingestion.discovery.discover import discover
 from spinezarr.ingestion.run import ingest
 from spinezarr.recipe import Recipe
-from spinezarr.store.attributes import seal, unseal
 from spinezarr.store.folder import StoreFolder
 from spinezarr.store.reader import StoreReader
+from spinezarr.store.sealed import seal, unseal
 from spinezarr.store.sharding import ABSENT, index_bytes, parse_index
 from spinezarr.stream.read.engine import BoxRead, Engine
 from spinezarr.stream.read.fetch import (

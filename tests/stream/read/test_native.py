@@ -27,9 +27,9 @@ from numcodecs import blosc
 
 from spinezarr.errors import CorruptStoreError
 from spinezarr.geometry import Box
-from spinezarr.store.attributes import ShardEntry
 from spinezarr.store.folder import StoreFolder
 from spinezarr.store.layout import BALANCED, FAST, LARGEST_CHUNK_BYTES
+from spinezarr.store.manifest import ShardEntry
 from spinezarr.store.reader import ArraySpec
 from spinezarr.store.sharding import (
     CHUNK_ROW,

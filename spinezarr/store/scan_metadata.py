@@ -10,9 +10,10 @@ import numpy.typing as npt
 from spinezarr.geometry import axis_positions_mm
 from spinezarr.scaling import Scaling
 from spinezarr.store.array_metadata import ScanArrays, Separator
-from spinezarr.store.attributes import ScanAttributes, unseal
+from spinezarr.store.attributes import ScanAttributes
 from spinezarr.store.layout import BALANCED, METADATA, Profile
 from spinezarr.store.metadata import scan_files, with_stored_encoding
+from spinezarr.store.sealed import unseal
 from spinezarr.vertebrae import VALUE_OF_NAME
 
 __all__ = ["metadata_files", "small_files"]

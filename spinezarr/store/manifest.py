@@ -1,0 +1,211 @@
+"""Which files does a scan have, and where in each shard does each chunk lie?"""
+
+import math
+from binascii import a2b_base64
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Annotated, Final, Self
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import Field
+
+from spinezarr.errors import DamagedMetadataError
+from spinezarr.geometry import ShapeZYX
+from spinezarr.store.array_metadata import ShardedArray
+from spinezarr.store.layout import IMAGE, LABEL_CHUNKS, chunk_grid
+from spinezarr.store.sealed import StoredAttributes
+from spinezarr.store.sharding import CHUNK_ROW, LARGEST_OVERHEAD, crc32, index_bytes
+
+__all__ = ["SCAN_FILE", "ManifestEntry", "ShardEntry", "ShardPositions", "shard_entries"]
+
+_LARGEST_FILE_BYTES: Final = 1 << 40
+_PART_OF_INDEX: Final = "(0|[1-9][0-9]{0,4})"
+_ONE, _THREE = "0", "/".join([_PART_OF_INDEX] * 3)
+
+
+def _either_separator(index: str) -> str:
+    """Match the key of a chunk in both of its forms."""
+    return f"c/{index}|c[.]{index.replace('/', '[.]')}"
+
+
+SCAN_FILE: Final = (
+    rf"^(?:(?:image|label)/(?:{_either_separator(_THREE)}|zarr[.]json)"
+    rf"|[zyx]/(?:{_either_separator(_ONE)}|zarr[.]json)"
+    rf"|sampling/zarr[.]json|{LABEL_CHUNKS}/(?:{_either_separator('0/0')}|zarr[.]json))$"
+)
+"""Keys of the files of a scan, which its manifest may name: all forms that the layout makes."""
+
+
+Crc32 = Annotated[str, Field(pattern=r"^[0-9a-f]{8}$")]
+
+
+class ManifestEntry(StoredAttributes):
+    """One stored file.
+
+    Its checksum is CRC-32 (RFC 1952), not the CRC-32C that chunks end with: a checksum over data
+    that end with the same checksum of themselves depends on their length alone, and so would not
+    tell two chunks, or two shards, of equal sizes apart.
+    """
+
+    size_bytes: Annotated[int, Field(ge=0, le=_LARGEST_FILE_BYTES)]
+    crc32: Crc32
+
+    @classmethod
+    def of(cls, data: bytes) -> "ManifestEntry":
+        """Describe a file's content."""
+        return cls(size_bytes=len(data), crc32=f"{crc32(data):08x}")
+
+
+class ShardEntry(ManifestEntry):
+    """One stored shard, chunk by chunk: none is taken for another's, and no index is asked for."""
+
+    index_crc32c: Crc32
+    """The last four bytes of the shard, as a number."""
+    chunks: Annotated[str, Field(pattern=r"^([A-Za-z0-9+/]{16})*$")]
+    """Base64 (RFC 4648, section 4) of :data:`~spinezarr.store.sharding.CHUNK_ROW`, one row a chunk.
+
+    Chunks lie one after the other from the start of the shard: sums of sizes are offsets.
+    """
+
+    @property
+    def chunk_rows(self) -> npt.NDArray[np.void]:
+        """:attr:`chunks` as rows."""
+        return np.frombuffer(a2b_base64(self.chunks), CHUNK_ROW)
+
+    def check(self, places: "ShardPositions", chunk_bytes: int, *, is_full: bool) -> None:
+        """Refuse a table of chunks that no such shard has.
+
+        Parameters
+        ----------
+        places
+            Of the shard.
+        chunk_bytes
+            Of the voxels of a chunk.
+        is_full
+            Whether no chunk may be absent.
+
+        Raises
+        ------
+        DamagedMetadataError
+            If these cannot be the chunks of the shard, or their sizes do not add up to
+            :attr:`size_bytes`.
+        """
+        position, size, _ = np.frombuffer(a2b_base64(self.chunks), "<u4").reshape(-1, 3).T
+        if len(position) != len(places.used) or (position != places.used).any():
+            places.check(position, is_full=is_full)
+        if not len(size):
+            found, least, most = 0, 1, 1
+        else:
+            found, least, most = int(size.sum(dtype=np.int64)), int(size.min()), int(size.max())
+        if least < 1:
+            raise DamagedMetadataError("a chunk of 0 bytes", "at least 1")
+        if most > chunk_bytes + LARGEST_OVERHEAD:
+            raise DamagedMetadataError(
+                f"a chunk of {most} bytes", f"at most {chunk_bytes + LARGEST_OVERHEAD}"
+            )
+        found += index_bytes(places.n)
+        if found != self.size_bytes:
+            raise DamagedMetadataError(
+                f"chunks and index of {found} bytes", f"{self.size_bytes} bytes"
+            )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ShardPositions:
+    """Which places of a shard belong to chunks of its array."""
+
+    n: int
+    """Chunks that have room in the shard."""
+    used: npt.NDArray[np.uint32]
+    """Places of those that lie in the array, in order."""
+    is_used: npt.NDArray[np.bool_]
+    """Whether each place is one of these."""
+
+    @classmethod
+    @lru_cache(maxsize=256)
+    def of(cls, used_zyx: ShapeZYX, per_shard_zyx: ShapeZYX) -> Self:
+        """Find the places of a shard.
+
+        Parameters
+        ----------
+        used_zyx
+            Chunks of the array in the shard along each axis.
+        per_shard_zyx
+            Chunks that have room in it.
+        """
+        numbers = np.arange(math.prod(per_shard_zyx), dtype=np.uint32).reshape(per_shard_zyx)
+        used = numbers[tuple(map(slice, used_zyx))].ravel()
+        is_used = np.zeros(numbers.size, bool)
+        is_used[used] = True
+        return cls(numbers.size, used, is_used)
+
+    def check(self, positions: npt.NDArray[np.uint32], *, is_full: bool) -> None:
+        """Refuse places of chunks that no such shard has.
+
+        Raises
+        ------
+        DamagedMetadataError
+            If they are not in order or outside of the array, or if one is absent and must not be.
+        """
+        if (positions[-1:] >= self.n).any() or (positions[1:] <= positions[:-1]).any():
+            raise DamagedMetadataError(
+                "positions that are not in order", f"ascending positions below {self.n}"
+            )
+        if is_full or not self.is_used[positions].all():
+            raise DamagedMetadataError(
+                f"{len(positions)} chunks", f"the {len(self.used)} that lie in the array"
+            )
+
+
+def shard_entries(
+    name: str, array: ShardedArray, manifest: Mapping[str, ManifestEntry]
+) -> dict[ShapeZYX, ShardEntry]:
+    """Return the manifest entries of the shards of an array by shard index, ``(z, y, x)``.
+
+    Parameters
+    ----------
+    name
+        ``image`` or ``label``.
+    array
+        Metadata of the array.
+    manifest
+        Entries of all files of the scan, by key.
+
+    Raises
+    ------
+    DamagedMetadataError
+        If the manifest lacks shards of an image, or names shards or chunks that the array cannot
+        have.
+    """
+    grid = chunk_grid(array.shape, array.shard_shape_zyx)
+    per_shard = chunk_grid(array.shard_shape_zyx, array.chunk_shape_zyx)
+    n_chunks_zyx = chunk_grid(array.shape, array.chunk_shape_zyx)
+    chunk_bytes = math.prod(array.chunk_shape_zyx) * array.dtype.itemsize
+    prefix = f"{name}/c"
+    found: dict[ShapeZYX, ShardEntry] = {}
+    for key, entry in manifest.items():
+        if not key.startswith(prefix):
+            continue
+        separator, index = key[len(prefix)], key[len(prefix) + 1 :]
+        if not isinstance(entry, ShardEntry):
+            raise DamagedMetadataError("no table of chunks", "one", f"manifest.{key}")
+        z, y, x = map(int, index.split(separator))
+        if separator != array.separator or z >= grid[0] or y >= grid[1] or x >= grid[2]:
+            raise DamagedMetadataError(key, f"shards of {name} alone", "manifest")
+        used = tuple(
+            min(n - i * per, per)
+            for i, n, per in zip((z, y, x), n_chunks_zyx, per_shard, strict=True)
+        )
+        try:
+            entry.check(ShardPositions.of(used, per_shard), chunk_bytes, is_full=name == IMAGE)
+        except DamagedMetadataError as problem:
+            location = f"manifest.{key}.chunks"
+            raise DamagedMetadataError(problem.found, problem.expected, location) from None
+        found[z, y, x] = entry
+    if name == IMAGE and len(found) < math.prod(grid):
+        raise DamagedMetadataError(
+            f"{len(found)} shards of {name}", f"{math.prod(grid)}", "manifest"
+        )
+    return found

@@ -1,0 +1,177 @@
+"""How is metadata written as JSON that carries its own checksum, and read back within bounds?"""
+
+import json
+from collections.abc import Mapping
+from typing import Any, Final, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic_core import from_json
+
+from spinezarr.errors import DamagedMetadataError
+from spinezarr.store.sharding import crc32c
+from spinezarr.strict_yaml import StrictModel
+
+__all__ = [
+    "StoredAttributes",
+    "StoredModel",
+    "parse_json",
+    "parse_model",
+    "parse_sealed",
+    "seal",
+    "shown",
+    "unseal",
+]
+
+Model = TypeVar("Model", bound=BaseModel)
+
+_CHECKSUM = "metadata_crc32c"
+"""Attribute of every group, its last: checksum of its ``zarr.json`` without this attribute."""
+_SEAL: Final = f'"{_CHECKSUM}": "'.encode()
+_FEW_BYTES: Final = 1 << 20
+_MOST_VALUES: Final = 1 << 20
+"""In one file of JSON; the scan table of 100,000 scans, and their ledger, have as many."""
+_LOCATION_PARTS: Final = 4
+"""Keys of a location that a message names: the innermost ones."""
+_LOCATION_CHARACTERS: Final = 60
+"""Characters of each of these keys that a message shows."""
+_SHOWN_CHARACTERS: Final = 60
+"""Characters of a damaged text that a message shows."""
+_LONGEST_NUMBER_BITS: Final = 64
+"""Bits of the longest damaged integer that a message shows."""
+
+
+class StoredModel(BaseModel):
+    """Base of models of Zarr metadata: strict and frozen; keys that they do not name are left."""
+
+    model_config = ConfigDict(strict=True, frozen=True)
+
+
+class StoredAttributes(StrictModel):
+    """Base of models of what a store says: no number is infinite or NaN."""
+
+    model_config = ConfigDict(allow_inf_nan=False)
+
+
+def seal(metadata: dict[str, Any]) -> bytes:
+    """Return a group's metadata as JSON that carries its own checksum."""
+    checksum = f"{crc32c(_as_json(metadata)):08x}"
+    attributes = {**metadata["attributes"], _CHECKSUM: checksum}
+    return _as_json({**metadata, "attributes": attributes})
+
+
+def unseal(data: bytes) -> dict[str, Any]:
+    """Read what :func:`seal` made.
+
+    Returns
+    -------
+    dict
+        All of it but the checksum; ``attributes`` is an object.
+
+    Raises
+    ------
+    DamagedMetadataError
+        If :func:`seal` did not make it, or it is damaged.
+    """
+    metadata = parse_json(_unsealed(data))
+    if not isinstance(metadata, dict) or not isinstance(metadata.get("attributes"), dict):
+        raise DamagedMetadataError("other JSON", "a group with attributes")
+    return metadata
+
+
+def parse_sealed(data: bytes, model: type[Model]) -> Model:
+    """Read what :func:`seal` made as a model.
+
+    Raises
+    ------
+    DamagedMetadataError
+        If :func:`seal` did not make it, it is damaged, or it does not fit the model.
+    """
+    return parse_model(_unsealed(data), model)
+
+
+def parse_model(content: bytes, model: type[Model]) -> Model:
+    """Read JSON without a checksum as a model.
+
+    Raises
+    ------
+    DamagedMetadataError
+        If it is not JSON or does not fit the model.
+    """
+    _refuse_many_values(content)
+    try:
+        return model.model_validate_json(content)
+    except ValidationError as problem:
+        raise _first_mistake(problem) from None
+
+
+def _unsealed(data: bytes) -> bytes:
+    """Check the checksum of sealed JSON and return the JSON without it."""
+    _refuse_many_values(data)
+    before, _, after = data.rpartition(_SEAL)
+    expected, content = after[:8], before.removesuffix(b", ") + after[9:]
+    found = f"{crc32c(content):08x}".encode()
+    if not before or after[8:9] != b'"':
+        raise DamagedMetadataError("JSON without its checksum", f"an attribute {_CHECKSUM}")
+    if found != expected:
+        raise DamagedMetadataError(f"crc32c {found.decode()}", f"crc32c {expected!r}")
+    return content
+
+
+def parse_json(content: bytes) -> Any:  # noqa: ANN401
+    """Read JSON within bounds.
+
+    Raises
+    ------
+    DamagedMetadataError
+        If it is not JSON, has too many values, or NaN or infinity among them.
+    """
+    _refuse_many_values(content)
+    try:
+        return from_json(content, allow_inf_nan=False)
+    except ValueError as problem:
+        raise DamagedMetadataError(f"other bytes ({problem})", "JSON") from None
+
+
+def _refuse_many_values(data: bytes) -> None:
+    """Refuse JSON that would take far more memory than its bytes."""
+    if len(data) <= _FEW_BYTES:
+        return
+    n_values = sum(data.count(mark) for mark in (b",", b"[", b"{"))
+    if n_values > _MOST_VALUES:
+        raise DamagedMetadataError(f"{n_values} values", f"at most {_MOST_VALUES}")
+
+
+def _first_mistake(problem: ValidationError) -> DamagedMetadataError:
+    """Return the error for the first value that does not fit a model."""
+    first = problem.errors(include_url=False)[0]
+    parts = [str(part)[:_LOCATION_CHARACTERS] for part in first["loc"] if not _is_of_pydantic(part)]
+    location = ".".join(parts[-_LOCATION_PARTS:])
+    mistake = first.get("ctx", {}).get("error")
+    if isinstance(mistake, DamagedMetadataError):  # from a validator of ours
+        location = ".".join(filter(None, (location, mistake.location)))
+        return DamagedMetadataError(mistake.found, mistake.expected, location)
+    found = "no such key" if first["type"] == "missing" else shown(first["input"])
+    rule = first["msg"].removeprefix("Input should be ")
+    return DamagedMetadataError(found, "a value" if first["type"] == "missing" else rule, location)
+
+
+def shown(value: object) -> str:
+    """Return a value of a file in short, fit for a message."""
+    if isinstance(value, Mapping):
+        return f"an object of {len(value)} keys"
+    if isinstance(value, list | tuple):
+        return f"a list of {len(value)} values"
+    if isinstance(value, int) and value.bit_length() > _LONGEST_NUMBER_BITS:
+        return f"a number of {value.bit_length()} bits"
+    if isinstance(value, str | bytes) and len(value) > _SHOWN_CHARACTERS:
+        return f"{value[:_SHOWN_CHARACTERS]!r}..."
+    return repr(value)
+
+
+def _is_of_pydantic(part: str | int) -> bool:
+    """Whether a part of a place is a word of pydantic's, and none of the file's."""
+    return isinstance(part, str) and (part == "[key]" or part.startswith("function-"))
+
+
+def _as_json(metadata: dict[str, Any]) -> bytes:
+    return json.dumps(metadata, allow_nan=False).encode()
