@@ -384,12 +384,12 @@ def test_a_manifest_that_lacks_an_image_shard_is_a_fault(copied):
     rewrite(copied, lambda metadata: metadata["attributes"]["manifest"].pop(SHARDS[0]))
     (fault,) = [fault for fault in faults_of(copied) if fault.path == "scans/a/zarr.json"]
     assert fault.kind == "damaged"
-    assert "the manifest has" in fault.found
+    assert "shards of image, expected" in fault.found
 
 
 @pytest.mark.parametrize(
     ("name", "found"),
-    [("image", "its table has 0 of"), ("label", "no chunk (0, 0, 0)")],
+    [("image", "0 chunks, expected the"), ("label", "no chunk (0, 0, 0)")],
 )
 def test_a_shard_without_a_chunk_is_a_fault_though_all_checksums_hold(
     copied, name, found, shard_entry
