@@ -260,7 +260,7 @@ def test_exchanged_scans_are_found_and_never_read(copied):
         ("scans/a/zarr.json", "misplaced"),
         ("scans/b/zarr.json", "misplaced"),
     }
-    with pytest.raises(CorruptStoreError, match="dataset and scan .* expected"):
+    with pytest.raises(CorruptStoreError, match=r"dataset and scan .* expected"):
         spinezarr.open(copied).scan("a")
 
 
