@@ -9,13 +9,13 @@ import math
 import re
 from dataclasses import dataclass, field
 from http import HTTPStatus
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Final, Literal
 
-from isal import igzip
 from pydantic import Field
 
 from spinezarr.errors import CorruptStoreError, ScanChangedError
 from spinezarr.geometry import Box
+from spinezarr.serve.compression import FAST, gzip_bytes
 from spinezarr.serve.http import Answer, Request, accepts_gzip, text_answer
 from spinezarr.serve.opened_scan import OpenedScan
 from spinezarr.serve.patches import PatchSource
@@ -34,13 +34,6 @@ _VOXEL_BYTES: Final = 256 << 20
 _SOURCE_BYTES: Final = 8 << 30
 """Most stored voxels, in bytes, that one answer is computed from; they are read in parts."""
 _NUMBER: Final = re.compile(r"0|[1-9][0-9]?", re.ASCII)
-_GZIP_LEVEL: Final = 1
-"""Compression level for masks.
-
-A coarse mask shrinks to a hundredth, in less time than sending it takes. Images do not shrink to
-half, and browsers inflate them more slowly than they receive them, so images are sent raw.
-"""
-_igzip: Any = igzip  # few annotations
 _DTYPE, _SHAPE = "x-spinezarr-dtype", "x-spinezarr-shape-zyx"
 LEVEL_HEADERS: Final = ("ETag", _DTYPE, _SHAPE)
 """Headers of an answer with voxels, for the description of the server."""
@@ -151,7 +144,7 @@ def _answer(
         _SHAPE: ",".join(map(str, box.shape_zyx)),
     }
     if is_packed:
-        body = _igzip.compress(body, _GZIP_LEVEL, mtime=0)
+        body = gzip_bytes(body, FAST)
         headers["content-encoding"] = "gzip"
     return Answer(HTTPStatus.OK, headers, body)
 

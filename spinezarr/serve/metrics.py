@@ -23,7 +23,7 @@ from prometheus_client import (
 )
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
-from spinezarr.serve.settings import METRICS_FOLDER
+from spinezarr.serve.environment import METRICS_FOLDER
 
 __all__ = ["FORMAT", "Metrics"]
 

@@ -17,9 +17,9 @@ from typing import Any, Final, Literal
 
 import numpy as np
 import numpy.typing as npt
-from isal import igzip
 
 from spinezarr.errors import UsageError
+from spinezarr.serve.compression import gzip_bytes
 from spinezarr.stream.batch import Batch
 from spinezarr.stream.read.tensors import Pack, write_tensors
 
@@ -40,10 +40,6 @@ BATCH_MEDIA_TYPES: Final = (SAFETENSORS, ARROW)
 """Media types of several patches; the first is the default."""
 PATCH_MEDIA_TYPES: Final = (SAFETENSORS, ARROW, NPY, NIFTI_GZ, NIFTI)
 """Media types of one patch."""
-
-_igzip: Any = igzip  # few annotations
-_GZIP_LEVEL: Final = 2
-"""Compression level of ISA-L, between speed and size; its levels are 0 to 3."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,8 +167,7 @@ def _as_nifti(batch: Batch, _: Sequence[str], options: FormatOptions) -> bytes:
 
 
 def _as_nifti_gz(batch: Batch, statuses: Sequence[str], options: FormatOptions) -> bytes:
-    data: bytes = _igzip.compress(_as_nifti(batch, statuses, options), _GZIP_LEVEL, mtime=0)
-    return data
+    return gzip_bytes(_as_nifti(batch, statuses, options))
 
 
 def _array(batch: Batch, options: FormatOptions) -> npt.NDArray[Any]:

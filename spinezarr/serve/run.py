@@ -9,9 +9,10 @@ from types import TracebackType
 from typing import Final, Self
 
 from spinezarr.errors import UsageError
+from spinezarr.serve.environment import METRICS_FOLDER, SETTINGS
 from spinezarr.serve.guard import is_loopback
 from spinezarr.serve.install_hint import INSTALL
-from spinezarr.serve.settings import METRICS_FOLDER, VARIABLE, ServeSettings
+from spinezarr.serve.settings import ServeSettings
 from spinezarr.serve.slow_clients import set_send_timeout
 
 __all__ = ["BackgroundServer", "check_address", "run"]
@@ -65,7 +66,7 @@ def run(settings: ServeSettings, host: str, port: int, processes: int) -> None:
         from granian.log import LogLevels  # noqa: PLC0415
     except ImportError as problem:
         raise UsageError(INSTALL) from problem
-    os.environ[VARIABLE] = settings.model_dump_json()
+    os.environ[SETTINGS] = settings.model_dump_json()
     with TemporaryDirectory(prefix="spinezarr-figures-") as folder:
         if processes > 1:
             os.environ[METRICS_FOLDER] = folder

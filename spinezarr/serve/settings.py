@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 from pydantic import BaseModel, ConfigDict, Field
 
 from spinezarr.errors import UsageError
+from spinezarr.serve.environment import SETTINGS
 from spinezarr.serve.guard import LOOPBACK, Guard
 from spinezarr.serve.install_hint import INSTALL
 from spinezarr.serve.limits import ServeLimits
@@ -21,19 +22,11 @@ from spinezarr.serve.tokens import Tokens
 if TYPE_CHECKING:
     from spinezarr.serve.app import App
 
-__all__ = ["METRICS_FOLDER", "VARIABLE", "ServeSettings", "create"]
-
-METRICS_FOLDER: Final = "PROMETHEUS_MULTIPROC_DIR"
-"""Environment variable with the folder in which processes share their metrics.
-
-The package prometheus_client reads it at import, so it must be set before.
-"""
+__all__ = ["ServeSettings", "create"]
 
 _LOOK_S: Final = 0.2
 _END_S: Final = 5
 """Seconds to finish requests in."""
-VARIABLE: Final = "SPINEZARR_SERVE_SETTINGS"
-"""Environment variable that passes the settings to worker processes."""
 
 
 class ServeSettings(BaseModel):
@@ -111,7 +104,7 @@ def create() -> "App":
     """Make the application of a worker process, from the settings in the environment."""
     if multiprocessing.parent_process() is not None:
         Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
-    return ServeSettings.model_validate_json(os.environ[VARIABLE]).app()
+    return ServeSettings.model_validate_json(os.environ[SETTINGS]).app()
 
 
 def _end_with(parent: int) -> None:

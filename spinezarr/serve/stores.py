@@ -81,7 +81,7 @@ class ServedStores:
         cache_bytes: int = 0,
     ) -> None:
         self._chunks: ChunkCache = BoundedCache(cache_bytes)
-        self.kept_levels: LevelCache = BoundedCache(_LEVEL_BYTES)
+        self.kept_levels = LevelCache(_LEVEL_BYTES)
         """Cache of coarse levels of all stores."""
         options = storage_options or {}
         self._given = tuple(_given(path, options.get(path, {})) for path in paths)

@@ -10,6 +10,7 @@ chunk is decoded for two pieces.
 """
 
 import math
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import product
@@ -18,6 +19,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from spinezarr.forks import ProcessLock
 from spinezarr.geometry import Box, Matrix4x4, ShapeZYX, SpacingZYX
 from spinezarr.store.layout import LABEL, chunk_grid
 from spinezarr.store.reader import ArraySpec, ScanHandle
@@ -37,8 +39,6 @@ __all__ = [
 
 Voxels = npt.NDArray[Any]
 _Piece = tuple[str, str, str, str, bool, ShapeZYX, Box]
-LevelCache = BoundedCache[_Piece, Voxels]
-"""A cache of pieces of levels."""
 
 _LEAST_VOXELS: Final = 96**3
 """Most voxels of the last level, which a page shows while it waits for finer ones."""
@@ -47,6 +47,8 @@ _NEAR: Final = math.sqrt(2)
 
 This brings voxels as near to cubes as factors of 2 can.
 """
+_PIECES_AT_ONCE: Final = 64
+"""Pieces of a cache that threads compute at once."""
 _PIECE_AXIS: Final = 32
 """Fewest voxels along an axis of a piece, also where the chunks of a store are smaller."""
 _TILE_VOXELS: Final = 1 << 23
@@ -182,6 +184,33 @@ def shown_dtype(array: ArraySpec) -> np.dtype[Any]:
     return np.dtype(np.int16 if fits else np.float32)
 
 
+class LevelCache:
+    """A bounded cache of pieces of levels; safe to share between threads.
+
+    Requests that need the same piece at once compute it once.
+
+    Parameters
+    ----------
+    limit_bytes
+        Size of the cache, in bytes.
+    """
+
+    def __init__(self, limit_bytes: int) -> None:
+        self._pieces: BoundedCache[_Piece, Voxels] = BoundedCache(limit_bytes)
+        self._locks = [ProcessLock() for _ in range(_PIECES_AT_ONCE)]
+
+    def get(self, key: _Piece, make: Callable[[], Voxels]) -> Voxels:
+        """Return a piece; ``make`` it if the cache does not have it."""
+        found = self._pieces.find([key]).get(key)
+        if found is None:
+            with self._locks[hash(key) % _PIECES_AT_ONCE]:
+                found = self._pieces.find([key]).get(key)
+                if found is None:
+                    found = make()
+                    self._pieces.keep({key: found})
+        return found
+
+
 class LevelReader:
     """Reads levels of the scans of a store; safe to share between threads.
 
@@ -198,7 +227,7 @@ class LevelReader:
     def __init__(self, engine: Engine, store: str = "", cache: LevelCache | None = None) -> None:
         self._engine = engine
         self._store = store
-        self._cache: LevelCache = BoundedCache(0) if cache is None else cache
+        self._cache = cache
 
     def read(
         self, array: ArraySpec, level: Level, box: Box | None = None, *, threads: int = 1
@@ -262,13 +291,14 @@ class LevelReader:
             level.factor_zyx,
             box,
         )
-        found = self._cache.find([key]).get(key)
-        if found is None:
-            found = np.empty(box.shape_zyx, _dtype(array))
-            self._make(array, level, box, found)
-            found.flags.writeable = False
-            self._cache.keep({key: found})
-        return found
+
+        def make() -> Voxels:
+            made = np.empty(box.shape_zyx, _dtype(array))
+            self._make(array, level, box, made)
+            made.flags.writeable = False
+            return made
+
+        return make() if self._cache is None else self._cache.get(key, make)
 
     def _make(self, array: ArraySpec, level: Level, box: Box, out: Voxels) -> None:
         """Fill ``out`` with a box of a level; split boxes that would need much memory."""

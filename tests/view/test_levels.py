@@ -2,7 +2,9 @@
 
 import shutil
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise, product
+from threading import Barrier
 
 import numpy as np
 import pytest
@@ -17,11 +19,10 @@ from spinezarr.ingestion.discovery.discover import discover
 from spinezarr.ingestion.run import ingest
 from spinezarr.recipe import Recipe
 from spinezarr.store.reader import StoreReader
-from spinezarr.stream.read.cache import BoundedCache
 from spinezarr.stream.read.engine import Engine
 from spinezarr.stream.read.fetch import fetcher_for
 from spinezarr.view import levels
-from spinezarr.view.levels import LevelReader, levels_of, plan_levels
+from spinezarr.view.levels import LevelCache, LevelReader, levels_of, plan_levels
 
 FACTORS = st.tuples(*[st.sampled_from([1, 2, 4])] * 3)
 MODELED = ((1, 2, 2), (2, 2, 2), (1, 4, 4), (2, 8, 4))
@@ -179,7 +180,7 @@ def test_a_box_is_that_of_the_whole_level(opened, models, factor, threads, keeps
         start.append(min(a, n - 1))
         stop.append(max(b, a + 1) if a < n else n)
     box = Box(tuple(start), tuple(stop))
-    made = LevelReader(engine, "odd", BoundedCache(1 << 20) if keeps else None)
+    made = LevelReader(engine, "odd", LevelCache(1 << 20) if keeps else None)
     for _ in range(2):
         image = made.read(scan.image, level, box, threads=threads)
         label = made.read(scan.label, level, box, threads=threads)
@@ -221,7 +222,7 @@ def test_what_takes_much_memory_is_made_in_halves(odd, opened, monkeypatch):
 def test_pieces_are_kept_for_one_version_of_one_scan(two_versions, tmp_path):
     store = tmp_path / "own.zarr"
     recipe = Recipe.from_pairs("{scan}_ct.nii.gz", "{scan}_seg.nii.gz", name="pairs")
-    kept = BoundedCache(1 << 20)
+    kept = LevelCache(1 << 20)
     seen = []
     for version in ("before", "after"):
         found = discover(recipe, str(two_versions / version))
@@ -233,7 +234,29 @@ def test_pieces_are_kept_for_one_version_of_one_scan(two_versions, tmp_path):
         seen.append(made.read(scan.image, level))
         assert made.read(scan.image, level).tolist() == seen[-1].tolist()
     assert (seen[0] != seen[1]).sum() <= 1
-    assert len(kept._kept) == 2
+    assert len(kept._pieces._kept) == 2
+
+
+def test_threads_that_want_a_piece_at_once_make_it_once(odd, monkeypatch):
+    reader = StoreReader(odd.url)
+    scan = reader.scan("plain")
+    engine = Engine(fetcher_for(reader.objects))
+    level, kept, made = coarse(scan, (2, 2, 2)), LevelCache(1 << 22), []
+    together, real = Barrier(4), LevelReader._make
+
+    def count(self, *parts):
+        made.append(parts[2])
+        real(self, *parts)
+
+    def read(_):
+        together.wait()
+        return LevelReader(engine, "odd", kept).read(scan.image, level)
+
+    monkeypatch.setattr(LevelReader, "_make", count)
+    with ThreadPoolExecutor(4) as pool:
+        first, *others = pool.map(read, range(4))
+    assert all((other == first).all() for other in others)
+    assert len(set(made)) == len(made), "a piece was made twice"
 
 
 def test_damage_is_told(odd, tmp_path):

@@ -1,0 +1,13 @@
+"""By which environment variables do the processes of a server share what they must know?"""
+
+from typing import Final
+
+__all__ = ["METRICS_FOLDER", "SETTINGS"]
+
+METRICS_FOLDER: Final = "PROMETHEUS_MULTIPROC_DIR"
+"""Environment variable with the folder in which processes share their metrics.
+
+The package prometheus_client reads it at import, so it must be set before.
+"""
+SETTINGS: Final = "SPINEZARR_SERVE_SETTINGS"
+"""Environment variable that passes the settings to worker processes, as JSON."""
