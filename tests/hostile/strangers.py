@@ -96,7 +96,7 @@ RECIPE = {
             },
         },
     },
-    "lookups": {"part": {"of": ["scan"], "values": {"{a:[a-z]}{rest:.*}": "{a|lower}", "*": "x"}}},
+    "lookups": {"part": {"inputs": ["scan"], "values": {"{a:[a-z]}{rest:.*}": "{a|lower}", "*": "x"}}},
     "scan_id": "{scan}",
     "patient_id": "{part}",
     "source": "{collection}",
@@ -113,7 +113,7 @@ RECIPE = {
     "tables": {
         "meta": {"files": "meta.csv", "key": "id", "split": "split", "non_identifying": ["age"]},
         "book": {"files": "book.xlsx", "matches": "{scan}"},
-        "found": {"files": "found.txt", "find": r"[a-z]\d*", "set": {"fold": "1"}},
+        "found": {"files": "found.txt", "scan_regex": r"[a-z]\d*", "constants": {"fold": "1"}},
         "own": {"shipped": "mine.csv", "header": ["id", "note"], "delimiter": ";"},
     },
     "ignore": [{"path": "*.txt", "reason": "lists"}],
