@@ -1,7 +1,7 @@
-"""A series of DICOM files in a folder, read as one volume, one slice in memory at a time.
+"""How is a DICOM series in a folder read as one volume, one slice in memory at a time?
 
-Slices are placed by what their headers say, never by file name or InstanceNumber. Reading ahead in
-threads was measured not to help: gdcm and pydicom hold Python's lock while they decode.
+The headers place the slices, never file names or InstanceNumber. Reading ahead in threads does not
+help (measured), because gdcm and pydicom hold Python's lock while they decode.
 
 References
 ----------
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 __all__ = ["DicomSeriesVolume"]
 
 _READ_BYTES: Final = 1 << 22
-"""Of a multi-frame file at once, for its hash."""
+"""Number of bytes of a multi-frame file read at once, for its hash."""
 
 
 class DicomSeriesVolume:
@@ -79,32 +79,34 @@ class DicomSeriesVolume:
     ) -> Self:
         """Read the headers of the files directly in ``folder`` and stack one series.
 
-        DICOM objects that are no CT slices (localizers, secondary captures, reports, directories
-        and the like) are passed over, and so are one or two slices across all others, which are
-        scouts. A file that is not DICOM is passed over only if its name says that it is something
-        else: slices have any name, so any other file may be one that is damaged. Hidden files are
-        not looked at. An Enhanced CT file is as many slices as it has frames.
+        * DICOM objects that are no CT slices (localizers, secondary captures, reports, directories
+          and so on) are skipped.
+        * One or two slices across all others are scouts and are skipped.
+        * A file that is not DICOM is skipped only if its name says that it is something else.
+          Slices may have any name, so any other file may be a damaged slice and is refused.
+        * Hidden files are ignored.
+        * An Enhanced CT file counts as one slice for each frame.
 
         Parameters
         ----------
         fs
-            Where the folder is.
+            File system of the folder.
         folder
-            Its path there, with or without a slash at the end.
+            Path of the folder, with or without a slash at the end.
         limits
-            How many files it may hold, and how large they may be.
+            Limits on the number and size of the files.
         files
-            Names of the files to look at; all if not given.
+            Names of the files to read; by default all.
         series
-            :attr:`spinezarr.formats.dicom_series.CtSeries.key` of the series; if not given, the
-            one with the most slices is taken, and a note names the others.
+            :attr:`spinezarr.formats.dicom_series.CtSeries.key` of the series. By default, the
+            series with the most slices is read, and a note names the others.
 
         Raises
         ------
         FormatError
-            If a file is damaged or over a limit, the folder has no CT slices or not the series
-            asked for, its largest series are equally large, the series is not complete, or the
-            slices are not one even stack of numbers; see
+            If a file is damaged or exceeds a limit, the folder has no CT slices or not the
+            requested series, several series have the most slices, the series is incomplete, or the
+            slices do not form one even stack. See
             :func:`spinezarr.formats.dicom_series.completeness_notes` and
             :func:`spinezarr.formats.dicom_stack.stack_slices`.
         UsageError
@@ -136,24 +138,24 @@ class DicomSeriesVolume:
 
     @property
     def grid(self) -> Grid:
-        """Columns, rows and slices; k along the normal of the slices."""
+        """Grid with axes (column, row, slice); k runs along the normal of the slices."""
         return self._grid
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """int32 if each slice's slope and intercept are whole numbers, otherwise float64."""
+        """int32 if the slope and intercept of every slice are whole numbers, otherwise float64."""
         return self._dtype
 
     @property
     def scaling(self) -> Scaling | None:
-        """Slope and intercept, if all slices have the same ones and not both are whole numbers."""
+        """Scaling that all slices share; None if they differ or the values are int32."""
         if not self._scaled or self._dtype != VALUE_DTYPE:
             return None
         found = {Scaling(header.slope, header.intercept) for header in self._slices}
         return found.pop() if len(found) == 1 else None
 
     def unscaled(self) -> "DicomSeriesVolume":
-        """Return the stored values of the slices, before their slopes and intercepts."""
+        """Return a volume of the stored values, before slopes and intercepts."""
         return DicomSeriesVolume(
             self._fs,
             self._slices,
@@ -165,18 +167,18 @@ class DicomSeriesVolume:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What a user should know of this series."""
+        """Remarks on the series for the user."""
         return self._notes
 
     def slabs(self, thicknesses: Iterable[int], /) -> Iterator[npt.NDArray[Any]]:
-        """Yield the values in HU, k along the normal; see the protocol's ``slabs``."""
+        """Yield the values in HU; see :meth:`spinezarr.formats.volume.Volume.slabs`."""
         source = _SourceFiles(self._fs, self._slices, self._limits)
         done = 0
         for thickness in thicknesses:
             block: npt.NDArray[Any] | None = None
             for k, header in enumerate(self._slices[done : done + thickness]):
                 values = self._values(source.read(header), header)
-                # Made once a slice has shown that its size is true.
+                # Allocated only after a slice was decoded, so that its stated size is true.
                 if block is None:
                     block = np.empty((thickness, *values.shape), self._dtype)
                 block[k] = values
@@ -193,9 +195,9 @@ class DicomSeriesVolume:
         return Scaling(header.slope, header.intercept).values(stored)
 
     def source_file(self) -> SourceFile:
-        """Sizes of all files added up, and one SHA-256 over their bytes in the order of k.
+        """Return the total size of the files, and one SHA-256 over their bytes in the order of k.
 
-        A multi-frame file comes once, where the first of its frames does.
+        A multi-frame file counts once, at the position of its first frame.
         """
         if self._source is None:
             raise RuntimeError("source_file() before slabs()")
@@ -203,7 +205,7 @@ class DicomSeriesVolume:
 
 
 class _SourceFiles:
-    """The files of a series: hashed, held against their first reading, and decoded."""
+    """Hashes and decodes the files of a series, and checks that they have not changed."""
 
     def __init__(
         self, fs: fsspec.AbstractFileSystem, slices: Iterable[SliceHeader], limits: Limits
@@ -218,11 +220,14 @@ class _SourceFiles:
         self._multiframe: dict[str, FrameReader] = {}
 
     def so_far(self) -> SourceFile:
-        """Describe what has been read."""
+        """Return size and hash of the bytes read so far."""
         return SourceFile(self._size_bytes, self._sha256.hexdigest())
 
     def read(self, header: SliceHeader) -> npt.NDArray[Any]:
-        """Return the stored values of a slice; each file is hashed when its first slice is read."""
+        """Return the stored values of a slice with axes (row, column).
+
+        A file is hashed when its first slice is read.
+        """
         path = header.path
         if header.frame is None:
             data: bytes = self._fs.cat_file(path)
@@ -269,17 +274,17 @@ class _SourceFiles:
 
 
 def _dtype_of(slices: Sequence[SliceHeader]) -> np.dtype[Any]:
-    """Type of the values after rescaling."""
+    """Return the type of the values after rescaling."""
     return np.dtype(np.int32 if all(map(_is_int32, slices)) else np.float64)
 
 
 def _stored_dtype_of(header: SliceHeader) -> np.dtype[Any]:
-    """Type of the values before rescaling; slices of one series have one."""
+    """Return the type of the values before rescaling, which all slices of a series share."""
     return np.dtype(f"{'i' if header.signed else 'u'}{header.bits_allocated // 8}")
 
 
 def _is_int32(header: SliceHeader) -> bool:
-    """Whether all values that a slice can hold are int32 after rescaling."""
+    """Whether all values that a slice can hold fit into int32 after rescaling."""
     if not (header.slope.is_integer() and header.intercept.is_integer()):
         return False
     bits = header.bits_allocated
@@ -295,7 +300,7 @@ def _is_int32(header: SliceHeader) -> bool:
 def _sizes(
     fs: fsspec.AbstractFileSystem, folder: str, files: Collection[str] | None, limits: Limits
 ) -> dict[str, int]:
-    """Return the bytes of each file to look at, by its path."""
+    """Return the size in bytes of each file to read, by its path."""
     wanted = None if files is None else set(files)
     entries = [
         entry
@@ -317,7 +322,7 @@ def _sizes(
 
 
 def _passed_over(content: FolderContent) -> list[str]:
-    """Note what else is in the folder; names of files may name a patient."""
+    """Return a note with the kinds of the skipped objects; file names may name a patient."""
     notes = []
     kinds = Counter(found.non_ct_kind for found in content.others)
     if kinds:
@@ -327,14 +332,14 @@ def _passed_over(content: FolderContent) -> list[str]:
 
 
 def _is_file(fs: fsspec.AbstractFileSystem, entry: dict[str, Any]) -> bool:
-    """Whether it can be read without waiting for ever; broken links count, as slices not there."""
+    """Whether an entry is a regular file; a broken link counts, because it is a missing slice."""
     if entry["type"] in ("file", "directory"):
         return bool(entry["type"] == "file")
     return fs.isfile(entry["name"]) or not fs.exists(entry["name"])
 
 
 def _chosen(content: FolderContent, folder: str, key: str | None, notes: list[str]) -> CtSeries:
-    """Choose the series asked for, or the one with the most slices, and note which others exist."""
+    """Return the requested series, or the one with the most slices; note the others."""
     if key is not None:
         chosen = next((one for one in content.series if one.key == key), None)
         if chosen is None:
@@ -364,7 +369,7 @@ def _chosen(content: FolderContent, folder: str, key: str | None, notes: list[st
 
 
 def _tie(tied: Sequence[CtSeries], folder: str) -> str:
-    """Say why none of several series can be chosen."""
+    """Return the message for several series with the most slices."""
     examples = join_first(
         [
             f"{one.name} ({count_noun(one.slices, 'slice')}), e.g. "
@@ -372,7 +377,7 @@ def _tie(tied: Sequence[CtSeries], folder: str) -> str:
             for one in tied
         ]
     )
-    if tied[0].slices == 1 and len(tied) > 2:  # noqa: PLR2004  not a pair of single slices
+    if tied[0].slices == 1 and len(tied) > 2:  # noqa: PLR2004  more than a pair of single slices
         differing = [
             name
             for name, value in tied[0].facts.matching_fields.items()

@@ -1,7 +1,7 @@
-"""Compressed DICOM pixels: whether a code stream is whole and of the slice, before it is decoded.
+"""Is a compressed code stream complete, and does it match its slice, before it is decoded?
 
-The decoders trust a stream's own header: one that names another size than the DICOM header makes
-them write beyond their buffers, and one that is cut short comes out as pixels that never were.
+The decoders trust the header of the stream. If it states another size than the DICOM header, they
+write beyond their buffers. If the stream is cut short, they return invented pixels.
 
 References
 ----------
@@ -19,60 +19,61 @@ __all__ = ["CodeStreamError", "check_jpeg", "check_jpeg2000", "check_rle"]
 
 _JPEG_START: Final = b"\xff\xd8"
 _JPEG2000_START: Final = b"\xff\x4f\xff\x51"
-"""SOC, then SIZ, which must come second."""
+"""Markers SOC and SIZ, which must come second."""
 _END: Final = b"\xff\xd9"
-"""EOI of JPEG and JPEG-LS, EOC of JPEG 2000."""
+"""End marker: EOI of JPEG and JPEG-LS, and EOC of JPEG 2000."""
 _FRAMES: Final = frozenset({*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC})
-"""SOF0 to SOF15, without DHT, JPG and DAC between them, and SOF55 of JPEG-LS."""
+"""Frame markers: SOF0 to SOF15 without DHT, JPG and DAC, and SOF55 of JPEG-LS."""
 _SCAN: Final = 0xDA
 _BEFORE_SCAN: Final = frozenset({0xC4, 0xDB, 0xDD, 0xF8, 0xFE, *range(0xE0, 0xF0)})
-"""DHT, DQT, DRI, LSE, COM and APP0 to APP15."""
+"""Markers allowed before the scan: DHT, DQT, DRI, LSE, COM and APP0 to APP15."""
 _SIZ_BYTES: Final = 41
-"""Length of SIZ with one component, its marker not counted."""
+"""Length of SIZ with one component, without its marker."""
 _STRAY: Final = re.compile(rb"\xff[\x80-\xcf\xd8-\xfe]")
-"""A marker other than a restart within entropy-coded pixels; 0xFF alone is followed by less."""
+"""Any marker except restarts. Within entropy-coded pixels, a smaller byte follows 0xFF."""
 _MAX_TILES: Final = 1024
-"""Of 16 x 16 pixels in a slice of 512 x 512; the decoder keeps kilobytes for each."""
+"""Largest number of tiles: 16 x 16 pixels each in a slice of 512 x 512. The decoder keeps kilobytes
+for each tile."""
 _MAX_BLOCKS: Final = 1 << 16
-"""Precincts or code blocks of a slice, for each of which the decoder keeps some 2 kB."""
+"""Largest number of precincts or code blocks. The decoder keeps about 2 kB for each."""
 _MAX_LAYERS: Final = 256
 _COD, _COC, _SOT = 0x52, 0x53, 0x90
 _DATA: Final = b"\xff\x93"
-"""SOD, after which the rest of a tile part has no markers."""
+"""Marker SOD, after which the rest of a tile part has no markers."""
 _CODING_BYTES: Final = 5
-"""Levels, both exponents of a code block, its style and the transform, before the precincts."""
+"""Bytes before the precincts: levels, exponents of a code block, its style and the transform."""
 _RLE_HEADER: Final = 64
 _RLE_REPEAT: Final = 129
-"""A control byte from here on says that the next byte is repeated 257 minus itself times."""
+"""Control bytes from this value on repeat the next byte (257 - control byte) times."""
 _RLE_NOTHING: Final = 128
 _RLE_PADDING: Final = 128
-"""Pixels that a segment may hold too many: what one control byte can add."""
+"""Surplus pixels that a segment may hold: as many as one control byte can add."""
 
 
 class CodeStreamError(ValueError):
-    """A code stream that is not whole, or not of this slice; without the file's name."""
+    """A code stream is incomplete or does not match its slice. The message names no file."""
 
 
 def check_jpeg(
     code: bytes, shape_rows_columns: tuple[int, int], bits_allocated: int, frames: AbstractSet[int]
 ) -> int:
-    """Check the marker segments, of which one is a scan, and the end of a JPEG or JPEG-LS stream.
+    """Check the marker segments and the end of a JPEG or JPEG-LS stream with one scan.
 
     Parameters
     ----------
     code
-        The stream; behind its end, zeros or one other byte of padding are allowed.
+        The stream. Zeros or one other byte of padding may follow its end.
     shape_rows_columns
         Rows and columns that the DICOM header states.
     bits_allocated
-        Of a decoded pixel.
+        Bits of a decoded pixel.
     frames
         Second bytes of the SOF markers that the transfer syntax allows.
 
     Returns
     -------
     int
-        Bits of a pixel in the stream.
+        Bits per pixel in the stream.
 
     Raises
     ------
@@ -130,7 +131,7 @@ def check_jpeg2000(code: bytes, shape_rows_columns: tuple[int, int], bits_alloca
 
 
 def _check_coding(code: bytes, pixels: int) -> None:
-    """Refuse coding that takes much memory, in the main header or those of tiles."""
+    """Refuse coding parameters that take much memory, in the main header and in tile headers."""
     for kind, segment, in_tile in _segments(code):
         if in_tile and kind in (_COD, _COC):
             raise CodeStreamError("the tiles of its code stream are not coded alike")
@@ -146,7 +147,7 @@ def _check_coding(code: bytes, pixels: int) -> None:
 
 
 def _segments(code: bytes) -> Iterator[tuple[int, bytes, bool]]:
-    """Yield marker, content and whether it is of a tile, for all headers of a JPEG 2000 stream."""
+    """Yield (marker, content, whether it belongs to a tile) for each header segment."""
     at, part, part_bytes = len(_JPEG_START), 0, 0
     while code[at : at + 2] != _END:
         if part and code[at : at + 2] == _DATA:
@@ -166,7 +167,7 @@ def _segments(code: bytes) -> Iterator[tuple[int, bytes, bool]]:
 
 
 def _check_blocks(style: bytes, coding: bytes, pixels: int) -> None:
-    """Count code blocks and, where ``style`` says that they are stated, precincts."""
+    """Refuse too many code blocks, or too many precincts if ``style`` states their size."""
     if len(coding) < _CODING_BYTES:
         raise CodeStreamError("its code stream does not say how it is coded")
     areas = [coding[1] + 2 + coding[2] + 2]
@@ -180,14 +181,14 @@ def _check_blocks(style: bytes, coding: bytes, pixels: int) -> None:
 
 
 def check_rle(code: bytes, shape_rows_columns: tuple[int, int], bits_allocated: int) -> None:
-    """Check that RLE segments, which may expand 64 times, give one byte of each pixel.
+    """Check that each RLE segment expands to one byte for each pixel.
 
-    The decoder counts what it gets, but only after it has made room for all of it.
+    A segment may expand 64 times, and the decoder checks this only after it has allocated memory.
 
     Raises
     ------
     CodeStreamError
-        If their number or their length is another one.
+        If the number or the expanded length of the segments is wrong.
     """
     count = int.from_bytes(code[:4], "little")
     if len(code) < _RLE_HEADER or count != bits_allocated // 8:
@@ -208,7 +209,7 @@ def check_rle(code: bytes, shape_rows_columns: tuple[int, int], bits_allocated: 
 
 
 def _rle_bytes(code: bytes, at: int, end: int, most: int) -> int:
-    """Count what a segment expands to, not much further than ``most``."""
+    """Return the number of bytes that a segment expands to; stop soon after ``most``."""
     found = 0
     while at < end and found <= most + _RLE_PADDING:
         control = code[at]
@@ -224,10 +225,10 @@ def _rle_bytes(code: bytes, at: int, end: int, most: int) -> int:
 
 
 def _end_of(code: bytes, start: bytes) -> int:
-    """Return where the end marker of a code stream lies, which starts and ends as it should.
+    """Check the start and end markers of a code stream, and return the offset of the end marker.
 
-    A fragment has an even number of bytes; what an encoder pads it with should be a zero, and is
-    not always (PS3.5 section 8.2 and annex A.4).
+    A fragment has an even number of bytes. Encoders should pad it with a zero, but not all do
+    (PS3.5 section 8.2 and annex A.4).
     """
     if not code.startswith(start):
         raise CodeStreamError(f"its code stream does not start with {start!r}")

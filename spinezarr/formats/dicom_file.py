@@ -1,4 +1,4 @@
-"""One DICOM file: what it is, which series it is of, and where its slices lie.
+"""What is a DICOM file, to which series does it belong, and where do its slices lie?
 
 References
 ----------
@@ -37,11 +37,11 @@ _ENHANCED: Final = frozenset({"1.2.840.10008.5.1.4.1.1.2.1", "1.2.840.10008.5.1.
 """Enhanced CT Image Storage, and Legacy Converted Enhanced CT Image Storage."""
 _CT_CLASSES: Final = _ENHANCED | {_CT}
 _START_BYTES: Final = 132
-"""Preamble and the four letters behind it."""
+"""Length of the preamble and the four letters after it."""
 _BITS_ALLOCATED: Final = (8, 16, 32)
-"""CT images allocate 16 (PS3.3 table C.8-3); derived ones also others."""
+"""Allowed BitsAllocated. CT images have 16 (PS3.3 table C.8-3); derived images may differ."""
 _MAX_NUMBER: Final = 1e6
-"""No scanner's table is a kilometer long, and no other number of a CT slice is as large."""
+"""Largest number in the header of a CT slice: one kilometer in mm."""
 _PHOTOMETRIC: Final = frozenset(
     {"MONOCHROME1", "MONOCHROME2", "PALETTE COLOR", "RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT"}
     | {"YBR_RCT", "YBR_PARTIAL_420", "HSV", "ARGB", "CMYK", "XYB", ""}
@@ -55,7 +55,7 @@ _COMPANIONS: Final = frozenset(
     | {"version", "manifest", "index", "autorun", "dicomdir", "checksum", "checksums"}
     | {"md5sum", "md5sums", "sha1sum", "sha1sums", "sha256sum", "sha256sums", "sha512sums"}
 )
-"""Names without an ending, in small letters, of files that come with data and are none."""
+"""Names without an ending, in lower case, of files that accompany data."""
 _OTHER_ENDINGS: Final = frozenset(
     {"csv", "tsv", "txt", "json", "xml", "yaml", "yml", "md", "rst", "log", "html", "htm", "css"}
     | {"js", "pdf", "rtf", "doc", "docx", "odt", "xls", "xlsx", "ods", "ppt", "pptx"}
@@ -65,19 +65,22 @@ _OTHER_ENDINGS: Final = frozenset(
     | {"stl", "obj", "ply", "vtk", "py", "ipynb", "inf", "ini", "cfg", "conf", "toml", "db", "lnk"}
     | {"md5", "sha1", "sha256", "sha512", "sig", "asc", "pem", "dtd", "xsd", "xsl"}
 )
-"""Endings that say that a file is of another kind."""
+"""Endings of files that are not DICOM."""
 _PACKED_ENDINGS: Final = (".gz", ".bz2", ".xz")
-"""Of one file that is compressed; what it is, is said by what stands before."""
+"""Endings of a single compressed file; the ending before it tells the kind."""
 _DIRECTION_DIGITS: Final = 2
-"""To which cosines are rounded to tell series apart that have no UID."""
+"""Decimals of direction cosines, when series without a UID are compared."""
 
 
 @dataclass(frozen=True, slots=True)
 class SeriesHeader:
-    """What a file says of its series; texts are for comparison only, never for messages."""
+    """The header fields of a file that describe its series.
+
+    Texts are used for comparison only, and never shown in messages.
+    """
 
     uid: str
-    """SeriesInstanceUID, empty if there is none."""
+    """SeriesInstanceUID; empty if there is none."""
     study_uid: str
     frame_uid: str
     """FrameOfReferenceUID."""
@@ -88,13 +91,13 @@ class SeriesHeader:
     image_type: tuple[str, ...]
     slice_thickness_mm: float | None
     cosines: tuple[float, ...]
-    """ImageOrientationPatient, rounded."""
+    """ImageOrientationPatient, rounded to two decimals."""
     spacing_rows_columns_mm: tuple[float, ...]
     shape_rows_columns: tuple[float, ...]
 
     @property
     def matching_fields(self) -> dict[str, object]:
-        """What slices of one series have in common, by DICOM's names, beside the UID."""
+        """Fields by DICOM name that all slices of a series share in addition to the UID."""
         return {
             "StudyInstanceUID": self.study_uid,
             "FrameOfReferenceUID": self.frame_uid,
@@ -111,26 +114,26 @@ class SeriesHeader:
 
 @dataclass(frozen=True, slots=True)
 class DicomObject:
-    """A DICOM file as far as it matters for choosing a series."""
+    """The properties of a DICOM file that matter for choosing a series."""
 
     path: str
-    """The file."""
+    """Path of the file."""
     non_ct_kind: str | None
-    """What it is if it is no slice of a CT, e.g. ``'localizer'``."""
+    """Kind of the object, such as ``'localizer'``; None for CT slices."""
     series: SeriesHeader
     frames: int
-    """How many slices it holds; 0 if it is of another kind."""
+    """Number of slices in the file; 0 if it holds no CT slices."""
     size_bytes: int
     header: DicomHeader
 
     @property
     def is_multiframe(self) -> bool:
-        """Whether it may hold several slices."""
+        """Whether the file may hold several slices."""
         return not _ENHANCED.isdisjoint(self.header.sop_classes)
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a file is hidden by its name, as ``.DS_Store`` and ``._1.dcm`` are.
+    """Whether the name of a file makes it hidden, such as ``.DS_Store`` and ``._1.dcm``.
 
     Examples
     --------
@@ -141,12 +144,12 @@ def is_hidden(name: str) -> bool:
 
 
 def has_other_file_name(name: str) -> bool:
-    """Whether a file's name says that it is no DICOM slice.
+    """Whether the name of a file says that it is no DICOM slice.
 
-    Slices have any name: with ``.dcm``, another ending, or none. So a file that is not DICOM is
-    passed over only if its name has the ending of another kind, or is one of a short list of names
-    that come with data. Any other file may be a slice that was downloaded as zeros or as a web
-    page, and is refused.
+    Slices may have any name: with ``.dcm``, another ending, or none. A file that is not DICOM is
+    therefore skipped only if it has the ending of another kind, or one of a few names that often
+    accompany data. Any other file may be a slice that was downloaded as zeros or as a web page, and
+    is refused.
 
     Examples
     --------
@@ -166,16 +169,16 @@ def has_other_file_name(name: str) -> bool:
 def read_object(
     fs: fsspec.AbstractFileSystem, path: str, size_bytes: int, limits: Limits
 ) -> DicomObject | None:
-    """Read a file's header; None if it is no DICOM file, and its name says so.
+    """Read the header of a file; return None if its content and its name say that it is not DICOM.
 
     Parameters
     ----------
     fs, path
-        Where it is.
+        File system and path of the file.
     size_bytes
-        Its size.
+        Size of the file.
     limits
-        How large it may be.
+        Limits that the file must not exceed.
 
     Raises
     ------
@@ -190,7 +193,7 @@ def read_object(
         return found
     if has_other_file_name(path.rsplit("/", 1)[-1]):
         return None
-    # A broken link has no bytes either, and cannot be read.
+    # A broken link has no size either. Reading it raises the right error.
     start = fs.cat_file(path, start=0, end=KIND_BYTES) if size_bytes else fs.cat_file(path)
     problem = wrong_kind_error(path, start, "a DICOM file")
     raise FormatError(f"{problem} If it is no slice, take it out of the folder.")
@@ -199,23 +202,23 @@ def read_object(
 def parse_object(
     path: str, read: Callable[[int, int], bytes], size_bytes: int, limits: Limits
 ) -> DicomObject | None:
-    """Read the header in the bytes of a file, as far as it is needed; None if it is no DICOM file.
+    """Parse the header of a file as far as it is needed; return None if it is not DICOM.
 
     Parameters
     ----------
     path
-        For messages, and to find the file again.
+        Path of the file, for messages and to read it again.
     read
-        Returns the bytes from one place to another.
+        Function of (start, stop) that returns these bytes of the file.
     size_bytes
-        How many there are.
+        Size of the file.
     limits
-        How many there may be.
+        Limits that the file must not exceed.
 
     Raises
     ------
     FormatError
-        If it is too large, or does not parse.
+        If the file is too large, or does not parse.
     """
     with _reading(path):
         header = read_header(
@@ -230,7 +233,7 @@ def parse_object(
 
 def _object(path: str, size_bytes: int, header: DicomHeader, limits: Limits) -> DicomObject:
     data, classes = header.data, header.sop_classes
-    # Either will do: de-identified files may keep only the one outside the data set.
+    # One of both is enough: de-identified files may keep only the one outside the data set.
     if not classes:
         raise FormatError(
             f"{path}: states no SOPClassUID, so what it holds is unknown. Download it again."
@@ -242,7 +245,7 @@ def _object(path: str, size_bytes: int, header: DicomHeader, limits: Limits) -> 
         non_ct_kind = "localizer"
     frames = 1
     if non_ct_kind is None:
-        # Rows comes behind what tells series apart: a header that is cut short lacks it.
+        # Rows comes after the fields of the series, so a header that is cut short lacks it.
         if "Rows" not in data:
             raise FormatError(
                 f"{path}: states no Rows: it is cut short, or no image. Download it again, or take "
@@ -301,12 +304,12 @@ def _series_facts(data: DataSet) -> SeriesHeader:
 
 
 def _first(groups: tuple[DataSet, ...], keyword: str) -> DataSet | None:
-    """Return the first item of a sequence in the first of some groups."""
+    """Return the first item of a sequence from the first group that has it."""
     return next((item for group in groups for item in group.sequence(keyword)), None)
 
 
 def _loose(data: DataSet, keyword: str) -> tuple[float, ...]:
-    """Return numbers; none where they are unreadable, which is judged when the series is read."""
+    """Return the numbers of an element; none if they are invalid, which is reported later."""
     try:
         return data.numbers(keyword)
     except HeaderError:
@@ -314,13 +317,13 @@ def _loose(data: DataSet, keyword: str) -> tuple[float, ...]:
 
 
 def slice_headers(found: DicomObject) -> list[SliceHeader]:
-    """Check the header of a CT file on its own, and return its slice, or those of its frames.
+    """Check the header of a CT file, and return one slice header for each of its frames.
 
     Raises
     ------
     FormatError
-        If a slice is not of one number a pixel, does not say where it lies, or the frames of a
-        multi-frame file are of several stacks or times.
+        If a slice has several numbers per pixel or no position, or the frames of a multi-frame file
+        belong to several stacks or times.
     """
     with _reading(found.path):
         return [_slice(found, place) for place in _places(found)]
@@ -328,7 +331,7 @@ def slice_headers(found: DicomObject) -> list[SliceHeader]:
 
 @dataclass(frozen=True, slots=True)
 class _Place:
-    """The data sets that say where a slice lies and how it is scaled; the same for single ones."""
+    """The data sets with position and scaling of one slice; all the same in a single-frame file."""
 
     frame: int | None
     position: DataSet
@@ -338,7 +341,7 @@ class _Place:
 
 
 def _places(found: DicomObject) -> list[_Place]:
-    """Return what each frame says; of a file of one slice, what the file says."""
+    """Return the data sets of each frame, or those of the file if it holds one slice."""
     data, path = found.header.data, found.path
     if not found.is_multiframe:
         return [_Place(None, data, data, data, data)]
@@ -380,7 +383,7 @@ def _places(found: DicomObject) -> list[_Place]:
 
 
 def _slice(found: DicomObject, place: _Place) -> SliceHeader:
-    """Check what is said of one slice."""
+    """Check the fields of one slice, and return its header."""
     data, path = found.header.data, found.path
     _check_color(data, path)
     rows, columns = (_whole(data, keyword, path) for keyword in ("Rows", "Columns"))
@@ -411,7 +414,7 @@ def _slice(found: DicomObject, place: _Place) -> SliceHeader:
 
 @contextmanager
 def _reading(path: str) -> Iterator[None]:
-    """Say of which file a header is that does not parse."""
+    """Add the path to the error of a header that does not parse."""
     try:
         yield
     except HeaderError as problem:
@@ -421,7 +424,7 @@ def _reading(path: str) -> Iterator[None]:
 
 
 def _numbers(data: DataSet, keyword: str, count: int, path: str) -> tuple[float, ...]:
-    """Return an element of ``count`` numbers, none of which is extreme."""
+    """Return an element of exactly ``count`` numbers; refuse extreme ones."""
     numbers = data.numbers(keyword)
     if len(numbers) != count:
         raise FormatError(
@@ -456,7 +459,7 @@ def _check_color(data: DataSet, path: str) -> None:
 
 
 def _pixel_format(data: DataSet, path: str) -> tuple[int, int, bool]:
-    """Bits allocated, bits stored, and whether the value is signed."""
+    """Return bits allocated, bits stored, and whether the value is signed."""
     allocated, stored, representation = (
         _whole(data, keyword, path)
         for keyword in ("BitsAllocated", "BitsStored", "PixelRepresentation")

@@ -1,7 +1,8 @@
-"""The pixels of DICOM files, one slice or frame in memory at a time. Needs pydicom and gdcm.
+"""How are the pixels of a DICOM file decoded, one slice or frame at a time?
 
-Pixels as stored are taken as they lie; pydicom and, through it, gdcm decode the others, after their
-code streams have been checked. Whatever a decoder raises, warns or logs of a file ends here.
+Uncompressed pixels are read directly. Compressed ones are decoded by pydicom and gdcm, after their
+code stream was checked. Errors, warnings and logs of the decoders do not leave this module. It
+needs pydicom and gdcm.
 
 References
 ----------
@@ -47,7 +48,7 @@ from spinezarr.formats.dicom_syntax import (
 __all__ = ["FrameReader"]
 
 _CODE_STARTS: Final = (b"\xff\xd8", b"\xff\x4f\xff\x51")
-"""Of JPEG and JPEG-LS, and of JPEG 2000."""
+"""Starts of the code streams of JPEG and JPEG-LS, and of JPEG 2000."""
 _OFFSET_BYTES: Final = 4
 _EIGHT_BITS: Final = 8
 _TWELVE_BITS: Final = 12
@@ -59,23 +60,23 @@ class FrameReader:
     Parameters
     ----------
     read
-        Returns the bytes from one place to another: of the file, or of a deflated file of what its
-        data set inflates to.
+        Function of (start, stop) that returns these bytes of the file, or of the inflated data set
+        if the file is deflated.
     size_bytes
-        How many there are.
+        Size of the file, or of the inflated data set.
     header
-        What the file says before its pixels.
+        Header of the file.
     frames
-        How many it holds.
+        Number of frames in the file.
     most_bytes
-        That a compressed frame may have.
+        Largest allowed compressed frame.
     path
-        For messages.
+        Path of the file, for messages.
 
     Raises
     ------
     FormatError
-        If the pixels are cut short, or cannot be told apart into frames.
+        If the pixels are cut short, or cannot be divided into frames.
     """
 
     def __init__(
@@ -101,12 +102,17 @@ class FrameReader:
                 self._codes = self._find_codes()
 
     def read(self, header: SliceHeader) -> npt.NDArray[Any]:
-        """Decode the stored values of a slice: integers of axes (row, column).
+        """Decode the stored values of a slice.
+
+        Returns
+        -------
+        numpy.ndarray
+            Integers with axes (row, column).
 
         Raises
         ------
         FormatError
-            If they are cut short, do not decode or are not those of ``header``.
+            If the values are cut short, do not decode or do not match ``header``.
         """
         frame = header.frame or 0
         if self._codes is None:
@@ -126,15 +132,15 @@ class FrameReader:
             return _decoded(code, self._syntax, header)
 
     def _bytes(self, start: int, size_bytes: int) -> bytes:
-        """Return bytes of the file, all that were asked for."""
-        stop = min(start + size_bytes, self._size_bytes)  # the last pair may lack a byte
+        """Return exactly the requested bytes of the file."""
+        stop = min(start + size_bytes, self._size_bytes)  # the last pair of bytes may be incomplete
         data = self._read(start, stop) if start < stop else b""
         if len(data) != stop - start:
             raise FormatError(f"{self._path}: has changed while it was read. Ingest it again.")
         return data
 
     def _native(self, frame: int, header: SliceHeader) -> npt.NDArray[Any]:
-        """Return pixels as they are stored."""
+        """Return the uncompressed pixels of a frame."""
         place = self._place
         n_bytes = (
             header.shape_rows_columns[0] * header.shape_rows_columns[1] * header.bits_allocated // 8
@@ -148,7 +154,7 @@ class FrameReader:
                 "pixels. Download it again."
             )
         start = frame * n_bytes
-        # The bytes of big endian words change places in pairs, even if each is a pixel.
+        # Big endian words swap pairs of bytes, even if each byte is a pixel.
         words = (
             self._syntax == BIG_ENDIAN
             and header.bits_allocated == _EIGHT_BITS
@@ -185,7 +191,7 @@ class FrameReader:
         return codes
 
     def _starts(self, table: Sequence[Fragment], parts: Sequence[Fragment]) -> list[int]:
-        """Return which fragments start a frame: by the offset table, or by how they start."""
+        """Return the fragments that start a frame, by the offset table or by their first bytes."""
         if not table or table[0].size_bytes != _OFFSET_BYTES * self._frames:
             return [i for i, part in enumerate(parts) if part.first.startswith(_CODE_STARTS)]
         offsets = np.frombuffer(self._bytes(table[0].start, table[0].size_bytes), "<u4")
@@ -194,7 +200,7 @@ class FrameReader:
 
 
 def _cut(parts: Sequence[Fragment], starts: Sequence[int]) -> list[list[Fragment]]:
-    """Cut a row of fragments where frames start."""
+    """Group fragments into frames; empty if the starts are not valid."""
     ends = [*starts[1:], len(parts)]
     if not starts or starts[0] != 0 or any(a >= b for a, b in zip(starts, ends, strict=True)):
         return []
@@ -202,7 +208,7 @@ def _cut(parts: Sequence[Fragment], starts: Sequence[int]) -> list[list[Fragment
 
 
 def _used_bits(stored: npt.NDArray[Any], header: SliceHeader) -> npt.NDArray[Any]:
-    """Clear the bits above those stored, or fill them with the sign."""
+    """Clear the bits above the stored ones, or fill them with the sign."""
     unused = header.bits_allocated - header.bits_stored
     if not unused:
         return stored
@@ -213,7 +219,7 @@ def _used_bits(stored: npt.NDArray[Any], header: SliceHeader) -> npt.NDArray[Any
 def _decoded(code: bytes, syntax: str, header: SliceHeader) -> npt.NDArray[Any]:
     """Decode a code stream that has been checked."""
     rows, columns = header.shape_rows_columns
-    # pydicom's type for these is one dictionary of all of them.
+    # pydicom types these options as one TypedDict.
     options: dict[str, Any] = {
         "rows": rows,
         "columns": columns,
@@ -236,10 +242,10 @@ def _decoded(code: bytes, syntax: str, header: SliceHeader) -> npt.NDArray[Any]:
 
 
 def _jpeg_extended(code: bytes, header: SliceHeader) -> npt.NDArray[Any]:
-    """Decode lossy JPEG of 12 bits, which gdcm does and pydicom does not ask it for.
+    """Decode lossy JPEG of 12 bits with gdcm directly, because pydicom does not support it.
 
-    Were 16 bits said to be allocated, gdcm would try 8 bits first and print an error:
-    https://github.com/tfmoraes/python-gdcm/issues/35.
+    With 16 bits allocated, gdcm would try 8 bits first and print an error, so 12 are passed
+    (https://github.com/tfmoraes/python-gdcm/issues/35).
     """
     rows, columns = header.shape_rows_columns
     fragment, fragments = gdcm.Fragment(), gdcm.SequenceOfFragments.New()
@@ -256,7 +262,7 @@ def _jpeg_extended(code: bytes, header: SliceHeader) -> npt.NDArray[Any]:
     )
     image.SetTransferSyntax(gdcm.TransferSyntax(gdcm.TransferSyntax.GetTSType(JPEG_EXTENDED)))
     image.SetDataElement(element)
-    # Its bytes come as text in which those that are no UTF-8 are escaped.
+    # gdcm returns bytes as text, in which invalid UTF-8 is escaped.
     decoded = image.GetBuffer().encode("utf-8", "surrogateescape")
     dtype = f"{'i' if header.signed else 'u'}{header.bits_allocated // 8}"
     return np.frombuffer(decoded, "<u2").reshape(header.shape_rows_columns).astype(dtype)
@@ -264,7 +270,7 @@ def _jpeg_extended(code: bytes, header: SliceHeader) -> npt.NDArray[Any]:
 
 @contextmanager
 def _unlogged() -> Iterator[None]:
-    """Hold back what pydicom logs, whatever the program does with logs: it quotes values."""
+    """Suppress the logs of pydicom, because they quote values of the header."""
     logger = logging.getLogger("pydicom")
     before, logger.disabled = logger.disabled, True
     try:
@@ -275,7 +281,7 @@ def _unlogged() -> Iterator[None]:
 
 @contextmanager
 def _decoding(path: str) -> Iterator[None]:
-    """Turn what a decoder makes of broken bytes into a refusal, and hold back what it warns of."""
+    """Convert errors of the decoders to FormatError, and suppress their warnings."""
     with warnings.catch_warnings(), _unlogged():
         warnings.simplefilter("ignore")
         try:
@@ -287,10 +293,10 @@ def _decoding(path: str) -> Iterator[None]:
         except (CodeStreamError, HeaderError) as problem:
             raise FormatError(f"{path}: {problem}. Download it again.") from problem
         except Exception as problem:
-            # An error of the disk or the network says nothing about the file.
+            # An error of the disk or the network is not a fault of the file.
             if isinstance(problem, OSError) and problem.errno is not None:
                 raise
-            # Its text is left out: pydicom quotes values, which may name a patient.
+            # The text of the error is left out: pydicom quotes values, which may name a patient.
             raise FormatError(
                 f"{path}: does not decode ({type(problem).__name__}). Download it again."
             ) from problem

@@ -1,9 +1,9 @@
-"""Which DICOM files of a folder are one series, and whether all of it is there.
+"""Which DICOM files of a folder form one series, and is the series complete?
 
 References
 ----------
 DICOM PS3.3 sections C.7.3.1 (General Series), C.7.6.1 (General Image) and C.7.6.2 (Image Plane);
-PS3.4 section C.6.1.1.5 (NumberOfSeriesRelatedInstances: an answer to queries, which archives also
+PS3.4 section C.6.1.1.5 (NumberOfSeriesRelatedInstances is a query attribute, which archives also
 write into files).
 """
 
@@ -32,9 +32,9 @@ __all__ = [
 ]
 
 _OWN_SERIES: Final = 3
-"""So many files of one slice that are alike, each a series of its own, are a converter's fault."""
+"""From this many similar single-slice files on, a UID for each is a converter's mistake."""
 _SPACING: Final = 0.1
-"""Share by which the distance of slices may differ from SpacingBetweenSlices, which is rounded."""
+"""Largest relative difference of the slice distance and SpacingBetweenSlices, which is rounded."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,41 +42,41 @@ class CtSeries:
     """The CT files of one series."""
 
     facts: SeriesHeader
-    """What its first file says of it."""
+    """Series fields of its first file."""
     key: str
-    """Tells it from others of the same folder; a hash, which shows no UID."""
+    """Hash that identifies the series within its folder and reveals no UID."""
     objects: tuple[DicomObject, ...]
-    """Its slices, by path."""
+    """Files of its slices, sorted by path."""
     others: tuple[DicomObject, ...]
-    """What else has its UID: localizers and the like."""
+    """Other objects with the same UID, such as localizers."""
     notes: tuple[str, ...]
-    """What a user should know of how they were put together."""
+    """Remarks for the user on how the files were grouped."""
 
     @property
     def slices(self) -> int:
-        """How many slices it has, frames of multi-frame files included."""
+        """Number of slices, with the frames of multi-frame files."""
         return sum(found.frames for found in self.objects)
 
     @property
     def name(self) -> str:
-        """How messages name it."""
+        """Name of the series in messages."""
         return series_name(self.facts.number)
 
 
 @dataclass(frozen=True, slots=True)
 class FolderContent:
-    """The files of a folder, but those hidden."""
+    """The files of a folder, without hidden ones."""
 
     series: tuple[CtSeries, ...]
-    """Those of CTs, by their first path."""
+    """CT series, sorted by their first path."""
     others: tuple[DicomObject, ...]
     """DICOM objects that are no CT slices."""
     unknown: tuple[str, ...]
-    """Paths of files that are no DICOM, and whose names say so."""
+    """Paths of files that are not DICOM, as their names say."""
 
 
 def series_name(number: int | None) -> str:
-    """Name a series in messages; a description may name the patient.
+    """Return the name of a series for messages, without its description, which may name a patient.
 
     Examples
     --------
@@ -89,16 +89,16 @@ def series_name(number: int | None) -> str:
 def read_folder(
     fs: fsspec.AbstractFileSystem, sizes: Mapping[str, int], limits: Limits
 ) -> FolderContent:
-    """Read the headers of files and group those of CTs by series.
+    """Read the headers of files, and group the CT files by series.
 
     Parameters
     ----------
     fs
-        Where they are.
+        File system of the files.
     sizes
-        Bytes of each file, by path.
+        Size of each file in bytes, by path.
     limits
-        How large they may be.
+        Limits that the files must not exceed.
 
     Raises
     ------
@@ -129,12 +129,12 @@ def group_series(objects: Iterable[DicomObject]) -> list[CtSeries]:
     Parameters
     ----------
     objects
-        DICOM files of one folder, of any kind, by path.
+        DICOM files of one folder, of any kind, sorted by path.
 
     Returns
     -------
     list of CtSeries
-        By the path of their first file.
+        Series sorted by the path of their first file.
     """
     objects = list(objects)
     ct = [found for found in objects if found.non_ct_kind is None]
@@ -168,11 +168,11 @@ def group_series(objects: Iterable[DicomObject]) -> list[CtSeries]:
 
 
 _Group = tuple[list[DicomObject], list[str], tuple[str, ...]]
-"""Files, their UIDs and notes."""
+"""Files of a series, their UIDs and notes."""
 
 
 def _joined(groups: Sequence[_Group]) -> list[_Group]:
-    """Join files that are alike and each a series of their own."""
+    """Join single-slice files with equal fields that each have a UID of their own."""
     single = [members[0] for members, _, _ in groups if [m.frames for m in members] == [1]]
     whole = [group for group in groups if [m.frames for m in group[0]] != [1]]
     for members in _alike(single).values():
@@ -205,30 +205,36 @@ def _key(identity: str) -> str:
 def completeness_notes(
     series: CtSeries, slices: Sequence[SliceHeader], spacing_mm: float, folder: str
 ) -> tuple[str, ...]:
-    """Say where a series whose slices are even may lack some, at its ends or at regular places.
+    """Check whether an evenly spaced series may lack slices, at its ends or at regular intervals.
 
-    One statement is certain: NumberOfSeriesRelatedInstances counts the files of this series, so
-    fewer files are a loss, and the series is refused. The others are noted only, because each has
-    harmless reasons, too. ImagesInAcquisition counts the images of an acquisition, from which
-    several series may have been made. InstanceNumber need not start at 1 or be without gaps: some
-    scanners count on from series to series, or number two series in turn. SpacingBetweenSlices may
-    be left from another reconstruction.
+    Only NumberOfSeriesRelatedInstances is certain: it counts the files of this series, so fewer
+    files are an error. The other fields only lead to notes, because each may have harmless reasons:
+
+    * ImagesInAcquisition counts the images of an acquisition, which may have several series.
+    * InstanceNumber may start above 1 or have gaps. Some scanners count on from series to series,
+      or number two series alternately.
+    * SpacingBetweenSlices may be left from another reconstruction.
 
     Parameters
     ----------
     series
-        All its files.
+        The series with all its files.
     slices
-        Those that make the volume.
+        Slices that form the volume.
     spacing_mm
-        Between these, as their positions say.
+        Distance between these slices by their positions.
     folder
-        For messages.
+        Path of the folder, for messages.
+
+    Returns
+    -------
+    tuple of str
+        Notes for the user.
 
     Raises
     ------
     FormatError
-        If the series has fewer files than each of them says.
+        If the series has fewer files than each of them states.
     """
     files = (*series.objects, *series.others)
     stated = _common(series.objects, "NumberOfSeriesRelatedInstances")
@@ -257,14 +263,14 @@ def completeness_notes(
 
 
 def _numbering(files: Iterable[DicomObject], paths: Collection[str], count: int) -> Iterator[str]:
-    """Note where InstanceNumber starts late or has holes; numbers of scouts are none."""
+    """Yield a note if InstanceNumber starts late or has gaps that other files do not fill."""
     own: set[int] = set()
     others: set[int] = set()
     for found in files:
         number = _number(found, "InstanceNumber")
         if number is not None:
             (own if found.path in paths else others).add(int(number))
-    if len(own) != count:  # not stated, repeated, or of a multi-frame file
+    if len(own) != count:  # missing, repeated, or a multi-frame file
         return
     low, high = min(own), max(own)
     between = sum(low <= number <= high for number in others - own)
@@ -274,7 +280,7 @@ def _numbering(files: Iterable[DicomObject], paths: Collection[str], count: int)
 
 
 def _common(objects: Sequence[DicomObject], keyword: str) -> float | None:
-    """Return the number that all files state; None if they do not."""
+    """Return the number that all files state; None if they differ or lack it."""
     values = Counter(_number(found, keyword) for found in objects)
     return next(iter(values)) if len(values) == 1 else None
 

@@ -1,6 +1,6 @@
-"""DICOM slices stacked by position: whether they are one even block of voxels, and where it lies.
+"""Do DICOM slices form one evenly spaced block of voxels, and where does it lie?
 
-DICOM's world is LPS+ millimeters; the :class:`~spinezarr.geometry.Grid` that comes out is RAS+.
+DICOM positions are LPS+ mm. The resulting :class:`~spinezarr.geometry.Grid` is RAS+ mm.
 
 References
 ----------
@@ -24,116 +24,118 @@ from spinezarr.text import count_noun
 __all__ = ["SliceHeader", "drop_scouts", "join_first", "stack_slices"]
 
 _COSINES: Final = 2e-3
-"""How far two direction cosines may be from unit length and from a right angle.
+"""How far the two direction vectors may be from unit length and from a right angle.
 
-Cosines rounded to three decimals are off by at most this; a rotation that is wrong is off by more.
+Cosines rounded to three decimals are off by at most this; a wrong rotation is off by more.
 """
 _SAME: Final = 1e-4
-"""How far cosines, and spacings relative to each other, may differ between slices.
+"""Largest difference of cosines, and relative difference of spacings, between slices.
 
 It moves the far corner of a slice of 512 pixels by a twentieth of a pixel.
 """
 _SAME_POSITION_MM: Final = 0.01
-"""Slices nearer than this are at one position; CT slices are not spaced below a tenth of a mm."""
+"""Slices closer than this are at the same position. CT slices are at least 0.1 mm apart."""
 _ROUNDING_MM: Final = 0.1
-"""Positions are decimal strings of at most 16 characters (PS3.5 section 6.2), and writers round.
+"""Error of a distance along an axis between two positions that are rounded to 0.1 mm.
 
-Between two positions rounded to a tenth of a mm, a distance along an axis is off by up to this.
+Positions are decimal strings of at most 16 characters (PS3.5 section 6.2), and writers round them.
 """
 _POSITION: Final = 0.1
-"""Further deviation of a slice from its place, as a share of the smallest voxel spacing.
+"""Further allowed deviation of a slice, as a share of the smallest voxel spacing.
 
-The same share that an image and its mask may be apart; a missing slice is off by a whole spacing.
+An image and its mask may be apart by the same share. A missing slice is a deviation of a whole
+spacing.
 """
 _TILT_DEG: Final = 0.1
-"""Angle between the steps and the normal from which 512 slices slip by about a voxel."""
+"""Angle between step and normal above which 512 slices are displaced by about a voxel."""
 
 _LPS_TO_RAS: Final = np.diag([-1.0, -1.0, 1.0, 1.0])
 _MAX_LISTED: Final = 3
-"""Places named in a message."""
+"""Largest number of items named in a message."""
 _STRETCH: Final = 3
-"""So many equal gaps in a row are a spacing of their own; one or two of twice the usual length are
-missing slices."""
+"""This many equal gaps in a row are a spacing of their own. One or two gaps of twice the usual
+length are missing slices."""
 _SCOUTS: Final = 2
-"""An examination has a frontal scout, a lateral one, or both."""
+"""Largest number of scouts in a series: a frontal one and a lateral one."""
 _UNIT: Final = 0.9
-"""Least length of a normal whose slice states directions."""
+"""Least length of the normal of a slice with valid directions."""
 _ACROSS: Final = float(np.cos(np.radians(45)))
-"""Cosine of the angle from which a slice lies across others rather than along them."""
+"""Cosine of the angle above which a slice lies across the others."""
 
 _Vectors = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
 class SliceHeader:
-    """What one file says of its slice, checked on its own."""
+    """The header fields of one slice, checked individually."""
 
     path: str
-    """The file."""
+    """Path of the file."""
     frame: int | None
-    """Its number in a multi-frame file, from 0; None in a file of one slice."""
+    """Number of the frame in a multi-frame file, from 0; None in a file with one slice."""
     position_lps_mm: tuple[float, ...]
-    """Center of the first pixel, LPS+ mm."""
+    """Center of the first pixel (x, y, z) in LPS+ mm."""
     cosines: tuple[float, ...]
-    """LPS+ direction of increasing column index, then of increasing row index: six numbers."""
+    """Six numbers: LPS+ direction of increasing column index, then of increasing row index."""
     spacing_rows_columns_mm: tuple[float, float]
-    """Between rows, then between columns."""
+    """Distance in mm between rows, then between columns."""
     shape_rows_columns: tuple[int, int]
     """Rows and columns."""
     bits_allocated: int
-    """Of a stored pixel: 8, 16 or 32."""
+    """Bits of a stored pixel: 8, 16 or 32."""
     bits_stored: int
-    """Of which so many hold the value."""
+    """Number of the low bits that hold the value."""
     signed: bool
-    """Whether the value is a two's complement."""
+    """Whether the value is in two's complement."""
     rescale: tuple[float, float] | None
-    """RescaleSlope, which a stored value is multiplied with, and RescaleIntercept, which is added
-    then; None where the file has neither."""
+    """RescaleSlope and RescaleIntercept; None if the file has neither. A value is
+    ``stored * slope + intercept``."""
     rescale_type: str
-    """RescaleType as messages may show it; HU where the file has none (PS3.3 table C.8-3)."""
+    """RescaleType, which is the unit of the values, in a form that messages may show. HU if the
+    file has none (PS3.3 table C.8-3)."""
     tilt_deg: float | None
-    """GantryDetectorTilt, where it is stated."""
+    """GantryDetectorTilt; None if the file has none."""
     thickness_mm: float | None
-    """SliceThickness, where it is stated."""
+    """SliceThickness; None if the file has none."""
     notes: tuple[str, ...]
-    """What a user should know, in words that are the same for all slices it is true of."""
+    """Remarks for the user, in the same words for all slices to which they apply."""
 
     @property
     def name(self) -> str:
-        """The file's name in its folder, and which of its frames."""
+        """Name of the file, and the number of the frame from 1."""
         name = self.path.rsplit("/", 1)[-1]
         return name if self.frame is None else f"{name} frame {self.frame + 1}"
 
     @property
     def slope(self) -> float:
-        """What a stored value is multiplied with."""
+        """Factor of the stored values; 1 if the file has none."""
         return 1.0 if self.rescale is None else self.rescale[0]
 
     @property
     def intercept(self) -> float:
-        """What is added then; the result is in HU, unless :attr:`rescale_type` says otherwise."""
+        """Offset, added after the factor, in units of :attr:`rescale_type`; 0 if there is none."""
         return 0.0 if self.rescale is None else self.rescale[1]
 
 
 def drop_scouts(slices: Sequence[SliceHeader]) -> list[SliceHeader]:
-    """Leave out one or two slices that lie across all others: the scouts of a series.
+    """Remove the scouts of a series: one or two slices that lie across all others.
 
-    Some scanners write the scout (topogram) into the series that was planned on it, without the
-    word LOCALIZER in ImageType.
+    Some scanners write the scout (topogram) into the series that was planned on it, without
+    LOCALIZER in ImageType.
 
     Parameters
     ----------
     slices
-        Of one series, in any order.
+        Slices of one series, in any order.
 
     Returns
     -------
     list of SliceHeader
-        The others, or all if they do not lie as those of a series with scouts do.
+        Slices without scouts.
     """
     normals = np.array([np.cross(s.cosines[:3], s.cosines[3:]) for s in slices])
     (usual, _), *_ = Counter(map(tuple, np.round(normals, 1).tolist())).most_common()
-    # Directions that are none lie nowhere, and are refused with the slice.
+    # Slices with invalid directions are no scouts; they are refused later.
     across = (np.abs(normals @ usual) < _ACROSS) & (np.linalg.norm(normals, axis=1) > _UNIT)
     scouts = int(across.sum())
     if not 0 < scouts <= min(_SCOUTS, len(slices) - scouts - 1):
@@ -142,26 +144,28 @@ def drop_scouts(slices: Sequence[SliceHeader]) -> list[SliceHeader]:
 
 
 def stack_slices(slices: Sequence[SliceHeader], folder: str) -> tuple[list[SliceHeader], Grid]:
-    """Order slices by position along their normal, and find the grid they make.
+    """Sort slices by position along their normal, and return the grid that they form.
 
     Parameters
     ----------
     slices
-        Of one series, in any order.
+        Slices of one series, in any order.
     folder
-        For messages.
+        Path of the folder, for messages.
 
     Returns
     -------
-    tuple of list of SliceHeader, Grid
-        The slices along k. Axis i is the column index, j the row index and k increases along
-        the cross product of their directions. The affine's third column is the mean step
-        between the slices' own positions.
+    slices : list of SliceHeader
+        Slices in the order of k.
+    grid : Grid
+        Grid with axes i (column index), j (row index) and k, which increases along the cross
+        product of their directions. The third column of the affine is the mean step between the
+        positions of the slices.
 
     Raises
     ------
     FormatError
-        If the slices differ in more than position, or their positions are not one even row.
+        If the slices differ in more than position, or are not evenly spaced on one line.
     """
     if len(slices) == 1:
         raise FormatError(
@@ -178,7 +182,7 @@ def stack_slices(slices: Sequence[SliceHeader], folder: str) -> tuple[list[Slice
     along = positions @ normal
     between_rows, between_columns = ordered[0].spacing_rows_columns_mm
     _check_repeated(ordered, along, folder)
-    # Of an even number of gaps the lower middle one: beside a missing slice it is the right one.
+    # The lower median is the right gap even if one of two gaps spans a missing slice.
     usual = float(np.percentile(np.diff(along), 50, method="lower"))
     tolerance = _ROUNDING_MM + _POSITION * min(usual, between_rows, between_columns)
     _check_tilt(ordered, positions[-1] - positions[0], normal, tolerance, folder)
@@ -208,9 +212,8 @@ def _directions(header: SliceHeader) -> tuple[_Vectors, _Vectors]:
 def _check_alike(slices: Sequence[SliceHeader], folder: str) -> None:
     """Refuse slices that differ in orientation, size, spacing, type or kind of rescaling.
 
-    Slope and intercept may change from slice to slice, as each slice states its own. Slices with
-    and without them, or in different units, would make a volume of which nobody can tell later
-    which parts are in HU.
+    Slope and intercept may differ from slice to slice. But if only some slices had them, or if
+    units differed, nobody could tell later which parts of the volume are in HU.
     """
     first = slices[0]
 
@@ -263,7 +266,7 @@ def _check_alike(slices: Sequence[SliceHeader], folder: str) -> None:
 
 
 def _census(slices: Sequence[SliceHeader], show: Callable[[SliceHeader], str]) -> str:
-    """List the values found, most frequent first, each with a file that has it."""
+    """Return the values of the slices, the most frequent first, each with an example file."""
     counts = Counter(show(s) for s in slices)
     example = {show(s): s.name for s in reversed(slices)}
     return join_first([f"{v} in {n} ({example[v]})" for v, n in counts.most_common()])
@@ -290,7 +293,10 @@ def _check_tilt(
     tolerance_mm: float,
     folder: str,
 ) -> None:
-    """Refuse slices that are stacked aslant; ``way_mm`` leads from the first to the last."""
+    """Refuse slices whose stack is not along their normal.
+
+    ``way_mm`` leads from the position of the first slice to that of the last.
+    """
     along = float(way_mm @ normal)
     aside = float(np.linalg.norm(way_mm - along * normal))
     degrees = float(np.degrees(np.arctan2(aside, along)))
@@ -313,7 +319,7 @@ def _check_even(
     tolerance_mm: float,
     folder: str,
 ) -> None:
-    """Refuse missing slices, and gaps or positions that are not even."""
+    """Refuse missing slices and uneven spacings."""
     gaps = np.diff(along)
     places = np.linspace(along[0], along[-1], len(along))
     astray = np.abs(along - places)
@@ -331,7 +337,7 @@ def _check_even(
             "the folder, or resample the series."
         )
     multiples = np.rint(gaps / usual).astype(int)
-    # Each of the steps across a gap may be off by as much as one.
+    # Each step across a gap may be off by the tolerance.
     whole = (multiples >= 1) & (np.abs(gaps - multiples * usual) <= tolerance_mm * multiples)
     where = [
         f"{gaps[k]:.3f} mm between {ordered[k].name} and {ordered[k + 1].name} at "
@@ -360,12 +366,10 @@ def _check_even(
 
 
 def _stretches(gaps: _Vectors, tolerance_mm: float) -> list[tuple[float, int]]:
-    """Return the spacings of a series that is even in stretches, and the slices of each.
+    """Return (spacing in mm, number of slices) of each evenly spaced stretch of a series.
 
-    Returns
-    -------
-    list of tuple of float, int
-        In the order of the slices; a single one if the series is not made of such stretches.
+    The stretches are in the order of the slices. The result has at most one item if the series does
+    not consist of such stretches.
     """
     runs: list[list[float]] = []
     for gap in gaps.tolist():
@@ -403,7 +407,7 @@ def _check_straight(
     tolerance_mm: float,
     folder: str,
 ) -> None:
-    """Refuse slices that lie beside the line from the first to the last."""
+    """Refuse slices that do not lie on the line from the first slice to the last."""
     places = positions[0] + np.arange(len(ordered))[:, None] * step_mm
     astray = np.linalg.norm(positions - places, axis=1)
     worst = int(astray.argmax())
@@ -419,7 +423,7 @@ def _check_straight(
 
 
 def _thicknesses(slices: Sequence[SliceHeader]) -> str:
-    """Say which thicknesses the slices have, if several: then they are of several series."""
+    """Return a sentence with the thicknesses of the slices, if they differ; otherwise ''."""
     if len({s.thickness_mm for s in slices}) == 1:
         return ""
 
@@ -430,7 +434,7 @@ def _thicknesses(slices: Sequence[SliceHeader]) -> str:
 
 
 def join_first(texts: Sequence[str]) -> str:
-    """Join the first few of some texts, and count the others.
+    """Join the first few texts, and count the others.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""DICOM transfer syntaxes that are read, and the names of UIDs.
+"""Which DICOM transfer syntaxes are supported, and what is the name of a UID?
 
 References
 ----------
@@ -42,13 +42,13 @@ JPEG_FRAMES: Final = {
     "1.2.840.10008.1.2.4.80": frozenset({0xF7}),
     _JPEG_LS_LOSSY: frozenset({0xF7}),
 }
-"""Second bytes of the frame markers of each JPEG syntax (PS3.5 sections 8.2.1 and 8.2.3)."""
+"""Second bytes of the frame markers allowed in each JPEG syntax (PS3.5 sections 8.2.1, 8.2.3)."""
 LOSSY: Final = frozenset({_JPEG_BASELINE, JPEG_EXTENDED, _JPEG_LS_LOSSY, _JPEG_2000_ANY})
-"""Transfer syntaxes that need not keep each value."""
+"""Transfer syntaxes that may be lossy."""
 SYNTAXES: Final = frozenset(
     {IMPLICIT, EXPLICIT, DEFLATED, BIG_ENDIAN, RLE, *JPEG_2000, *JPEG_FRAMES}
 )
-"""All that are read."""
+"""All supported transfer syntaxes."""
 _UID: Final = re.compile(r"[0-2](\.(0|[1-9][0-9]*))+")
 _UID_CHARACTERS: Final = 64
 
@@ -65,14 +65,15 @@ def is_uid(text: str) -> bool:
 
 
 def uid_name(stated: str) -> str | None:
-    """Return the name that the DICOM standard gives a UID; any other may say who made it.
+    """Return the name that the DICOM standard gives a UID; None if it has none.
 
-    None too where pydicom, which has the list, is not installed.
+    Other UIDs may identify who made them and are not shown. The result is also None if pydicom,
+    which holds the list, is not installed.
     """
-    # pydicom warns of others, and quotes them.
+    # pydicom warns of invalid UIDs and quotes them.
     if find_spec("pydicom") is None or not is_uid(stated):
         return None
-    from pydicom.uid import UID  # noqa: PLC0415  only who reads DICOM needs pydicom
+    from pydicom.uid import UID  # noqa: PLC0415  only reading DICOM needs pydicom
 
     name = UID(stated).name
     return None if name == stated else name
