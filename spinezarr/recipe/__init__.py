@@ -1,4 +1,4 @@
-"""What one dataset alone knows, as data: patterns of its files, and what their values mean."""
+"""How are the files of a dataset found, and what do their values mean? A recipe says it as data."""
 
 from spinezarr.recipe.bounded_regex import BoundedRegex, compile_bounded
 from spinezarr.recipe.layout import (

@@ -1,13 +1,13 @@
-r"""Regular expressions of recipes, which end whatever their author meant.
+r"""How are the regular expressions of a recipe matched in bounded time and memory?
 
-They are Python's. A careless or malicious one, such as ``(?:a|aa)+b``, may try more ways than can
-be counted, and so may a harmless-looking ``{a}_{b}_{c}_{d}``. So they are compared by the package
-regex, which stops when its time is up, and that time is an allowance which all expressions share:
-each comparison adds to it by the length of the text, a hundred times what sound expressions need,
-and takes from it what it took.
+They have Python's syntax. A careless or malicious expression such as ``(?:a|aa)+b`` may take
+exponential time, and so may the pattern ``{a}_{b}_{c}_{d}``. The package regex therefore does the
+matching, because it accepts a time-out. All expressions share one time budget. Each match adds time
+to it in proportion to the length of the text, a hundred times what sound expressions need, and
+subtracts the time it took.
 
-What regex would read otherwise than Python does is refused, and so is what it would unroll while it
-compiles: ``(?:a{60000}){60000}``.
+Expressions that regex would read differently from Python are refused. So are expressions that regex
+would unroll to an enormous size when it compiles them, such as ``(?:a{60000}){60000}``.
 """
 
 import re
@@ -27,10 +27,10 @@ __all__ = ["MAX_REGEX_CHARACTERS", "BoundedRegex", "compile_bounded"]
 T = TypeVar("T")
 
 MAX_REGEX_CHARACTERS: Final = 20_000
-"""Of an expression, those that are made of others included. The longest of a shipped recipe has
-400."""
+"""Longest expression in characters, with those composed from others. The longest of a shipped
+recipe has 400."""
 _MOST_REPEATED: Final = 4_000
-"""Characters that repetition adds to those that stand there."""
+"""Largest number of characters that repetitions may add to an expression when written out."""
 _FULL_S: Final = 5.0
 _LONGEST_S: Final = 1.0
 _PER_TEXT_S: Final = 2e-5
@@ -44,13 +44,13 @@ _VERBOSE: Final = re.compile(r"\(\?[a-zA-Z]*x")
 
 
 class _Allowance:
-    """Seconds that expressions may still take."""
+    """Time budget in seconds that all expressions share."""
 
     def __init__(self) -> None:
         self._left_s = _FULL_S
 
     def before(self, length: int) -> float:
-        """Return how long a comparison with so many characters may take."""
+        """Return the time limit in seconds for matching a text of ``length`` characters."""
         added = _PER_TEXT_S + _PER_CHARACTER_S * length
         self._left_s = min(_FULL_S, self._left_s + added)
         return min(self._left_s, _LONGEST_S + added)
@@ -58,7 +58,7 @@ class _Allowance:
     def after(self, took_s: float) -> None:
         self._left_s -= took_s
         if self._left_s <= 0:
-            self._left_s = _FULL_S  # whoever goes on does so with another recipe
+            self._left_s = _FULL_S  # a caller that goes on uses another recipe
             raise TimeoutError
 
 
@@ -66,19 +66,19 @@ _ALLOWANCE: Final = _Allowance()
 
 
 class BoundedRegex:
-    """A regular expression of a recipe; made by :func:`compile_bounded`.
+    """A regular expression of a recipe, made by :func:`compile_bounded`.
 
     Parameters
     ----------
     text
-        The expression.
+        Regular expression in Python's syntax.
     ignore_case
-        Whether capitals count as small letters.
+        Whether to ignore the case of letters.
 
     Raises
     ------
     ValueError
-        If it is none of Python's, or longer than it may be, written out or as it is.
+        If this is no regular expression of Python, or is too long, as it is or written out.
     """
 
     def __init__(self, text: str, *, ignore_case: bool) -> None:
@@ -106,22 +106,22 @@ class BoundedRegex:
         return regex.compile(self.text, self._flags | regex.VERSION0)
 
     def fullmatch(self, text: str) -> "regex.Match[str] | None":
-        """Return the match of a whole text; None if it does not match.
+        """Return the match of the whole text; None if it does not match.
 
         Raises
         ------
         RecipeLimitError
-            If that takes too long.
+            If matching takes too long.
         """
         return self._in_time(text, self._compiled.fullmatch)
 
     def findall(self, text: str) -> list[str]:
-        """Return all that matches within a text.
+        """Return all matches within a text.
 
         Raises
         ------
         RecipeLimitError
-            If that takes too long.
+            If matching takes too long.
         """
 
         def find(text: str, *, timeout: float) -> list[str]:
@@ -148,7 +148,7 @@ class BoundedRegex:
 
 @cache
 def compile_bounded(text: str, *, ignore_case: bool = False) -> BoundedRegex:
-    """Return an expression, the same for the same text; see :class:`BoundedRegex`.
+    """Return the compiled expression, which is cached; see :class:`BoundedRegex`.
 
     Examples
     --------
@@ -163,10 +163,10 @@ def _shortened(text: str) -> str:
 
 
 def _check_written_out(text: str) -> None:
-    """Refuse what regex would unroll without end, or read otherwise than Python does."""
+    """Refuse expressions that regex would unroll too far, or read differently from Python."""
     if _VERBOSE.search(text):
         raise ValueError("the flag x is not known here")
-    # Of each group that is open, the outermost first: its size, and that of its last item.
+    # Size of each open group, and size of its last item; the outermost group comes first.
     open_groups: list[tuple[int, int]] = [(0, 0)]
     most = len(text) + _MOST_REPEATED
     for opens, closes, plus, least, greatest, brace in map(_kinds, _TOKEN.finditer(text)):

@@ -1,4 +1,4 @@
-"""How one release of a dataset lies on disk, and what the values of its masks mean."""
+"""How are the files of one release laid out, and what do the values of its masks mean?"""
 
 import re
 from typing import Annotated, Final, Literal, Self
@@ -28,10 +28,11 @@ __all__ = [
 ]
 
 LabelState = Literal["all-visible", "whole-only", "unknown"]
-"""Whether vertebrae cut by the end of the volume are annotated (all-visible) or background."""
+"""Whether vertebrae cut by the end of the volume are annotated (``all-visible``) or background
+(``whole-only``)."""
 
 CentroidConvention = Literal["verse", "verse-2019-challenge", "verse-2020-challenge", "lml"]
-"""How a file of centroids is written; see :mod:`spinezarr.formats.centroids`."""
+"""Meaning of the coordinates in a centroid file; see :mod:`spinezarr.formats.centroids`."""
 
 _HIGHEST_VALUE: Final = 255
 _HIGHEST_FOUND: Final = 65535
@@ -39,12 +40,12 @@ _DIGITS: Final = re.compile("[1-9][0-9]{0,4}")
 
 
 def label_value(label: str) -> int:
-    """Return the stored value of a level name, or of a number as text.
+    """Return the stored label value of a vertebra name, or of a number as text.
 
     Raises
     ------
     ValueError
-        If it is neither.
+        If the text is neither a vertebra nor a number from 1 to 255.
 
     Examples
     --------
@@ -78,7 +79,7 @@ def _checked_structure(text: str) -> str:
 
 
 def _checked_number(text: str, highest: int) -> str:
-    """Refuse what is no value of a mask but background; each has one way to write it."""
+    """Refuse text that is no positive mask value. Leading zeros are refused, too."""
     if not (_DIGITS.fullmatch(text) and int(text) <= highest):
         raise ValueError(
             f"{text!r} is no mask value: give a whole number from 1 to {highest} in quotes"
@@ -92,12 +93,12 @@ StructureText = Annotated[str, AfterValidator(_checked_structure)]
 
 
 class LabelParts(StrictModel):
-    """Masks that come as one binary file a structure."""
+    """A mask that is divided into one binary file for each structure."""
 
     file: PathTemplate
-    """Template of a file; ``{part}`` is the name of the structure."""
+    """Template of the files, in which ``{part}`` is the name of the structure."""
     values: Annotated[dict[str, LabelText], Field(min_length=1)]
-    """Name of the structure to vertebra or value; of two that overlap, the later is kept."""
+    """Vertebra or value of each structure. If two structures overlap, the later one wins."""
 
     @model_validator(mode="after")
     def _names_the_part(self) -> Self:
@@ -107,45 +108,45 @@ class LabelParts(StrictModel):
 
 
 class CentroidFiles(StrictModel):
-    """Files with the centers of vertebrae."""
+    """The files with annotated vertebra centers."""
 
     files: TemplateTexts
-    """Templates, tried in order."""
+    """Templates of the files, tried in order."""
     convention: CentroidConvention
 
 
 class Layout(StrictModel):
-    """One way in which a dataset's files are laid out on disk."""
+    """One way in which the files of a dataset are laid out on disk."""
 
     description: str
-    """Which release or download this is."""
+    """Text for people that says which release or download this is."""
     image: Annotated[PatternTexts, Field(min_length=1)]
-    """Patterns of the images; must remember what the scan id is made of.
+    """Patterns of the images, which must remember the parts of the scan id.
 
-    One that ends with ``/`` is a folder of DICOM slices.
+    A pattern that ends with ``/`` is a folder of DICOM slices.
     """
     constants: dict[str, str] = Field(default_factory=dict)
-    """Further texts, the same for all its images."""
+    """Further texts for templates, which are the same for all images."""
     label: TemplateTexts = ()
-    """Templates of the mask of an image, tried in order; ``*`` and ``**/`` stand for any text."""
+    """Templates of the mask of an image, tried in order. ``*`` and ``**/`` stand for any text."""
     label_parts: LabelParts | None = None
-    """Instead of ``label``: one binary file a vertebra."""
+    """One binary file for each vertebra, instead of ``label``."""
     mask: Literal["required", "optional"] = "required"
-    """Whether an image without its mask is a failure, or a scan of its own."""
+    """Whether an image without its mask is a failure, or a scan without a mask."""
     values: dict[MaskValueText, LabelText] = Field(default_factory=dict)
-    """Value in the mask's file to vertebra or value; what is not named becomes background."""
+    """Vertebra or value for each value in the mask file. Other values become background."""
     label_state: LabelState | None = None
-    """Where this layout differs from ``labels.state``."""
+    """Label state of this layout, if it differs from ``labels.state``."""
     centroids: CentroidFiles | None = None
     sidecar: TemplateTexts = ()
-    """Templates of a JSON file beside the image."""
+    """Templates of a JSON file that accompanies the image, tried in order."""
     sidecar_keys: PatternTexts = ()
-    """Patterns of the keys of that file whose texts and numbers go into the scan table."""
+    """Patterns of the keys of the sidecar whose texts and numbers go into the scan table."""
     image_list: ImageList | None = None
-    """Which image is meant where a scan has several."""
+    """List that says which image to take if a scan has several."""
     series: SeriesSelection | None = None
-    """Which CT series of a DICOM folder are scans, each one of its own; if not given, a folder is
-    one scan, that of its largest series."""
+    """Selects the CT series of a DICOM folder that become scans. Without it, a folder is one scan:
+    its largest series."""
 
     @model_validator(mode="after")
     def _series_of_folders(self) -> Self:
@@ -165,7 +166,7 @@ class Layout(StrictModel):
 
     @property
     def extra_names(self) -> frozenset[str]:
-        """Names that its templates may use beside those of the image pattern."""
+        """Names that templates may use in addition to those of the image pattern."""
         return frozenset(self.constants) | (
             SERIES_NAMES if self.series is not None else frozenset()
         )
@@ -180,31 +181,31 @@ class Layout(StrictModel):
 
     @property
     def mask_templates(self) -> tuple[str, ...]:
-        """Templates of its masks, in parts or whole."""
+        """Templates of the mask files, whole or in parts."""
         return (*self.label, *((self.label_parts.file,) if self.label_parts else ()))
 
     @property
     def centroid_templates(self) -> tuple[str, ...]:
-        """Templates of its files of centroids."""
+        """Templates of the centroid files."""
         return self.centroids.files if self.centroids else ()
 
     @property
     def stored_values(self) -> tuple[tuple[int, int], ...]:
-        """Value in the mask's file and value stored; empty if they are the same."""
+        """Pairs of value in the mask file and stored value; empty if values are kept."""
         return tuple((int(found), label_value(label)) for found, label in self.values.items())
 
     @property
     def has_masks(self) -> bool:
-        """Whether its scans come with masks."""
+        """Whether the scans of the layout have masks."""
         return bool(self.label) or self.label_parts is not None
 
 
 class Labels(StrictModel):
-    """What the values of the masks mean."""
+    """Meaning of the values of the masks."""
 
     scheme: Literal["canonical"]
-    """``canonical``: the values of :mod:`spinezarr.vertebrae`."""
+    """Label scheme. ``canonical`` has the values of :mod:`spinezarr.vertebrae`."""
     state: LabelState
     """Whether vertebrae cut by the end of the volume are annotated."""
     structures: dict[StructureText, str] = Field(default_factory=dict)
-    """Names of values that are no vertebrae; ``ignore`` marks voxels that nobody annotated."""
+    """Names of values that are no vertebrae. ``ignore`` marks voxels that were not annotated."""

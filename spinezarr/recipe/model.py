@@ -1,4 +1,4 @@
-"""What one dataset alone knows, as data: where its files lie and what they mean."""
+"""What is a recipe: where the files of one dataset lie, and what they mean?"""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -34,17 +34,18 @@ from spinezarr.text import to_nfc
 __all__ = ["IgnoredFiles", "Lookup", "Recipe", "Splits"]
 
 _MOST_COMPARED: Final = 100_000
-"""Characters of the expressions for all files beside images; shipped recipes need 2,000."""
+"""Largest total length of the expressions for masks, centroids and sidecars. Shipped recipes need
+2,000 characters."""
 _TOO_MUCH: Final = (
     "describes too many files: its image patterns times its templates take more than "
     f"{_MOST_COMPARED} characters to write down. Make several recipes of it."
 )
 _MOST_SHIPPED_BYTES: Final = 16 << 20
-"""Of a list or table beside a recipe, as of one in a raw folder."""
+"""Largest list or table next to a recipe in bytes, the same as in a raw folder."""
 
 
 def _joined_names(image: str) -> str:
-    """Return the template of a scan id that an image pattern allows."""
+    """Return the default template of the scan id for an image pattern."""
     names = pattern_names(image)
     if "scan" in names or not names:
         return "{scan}"
@@ -52,7 +53,7 @@ def _joined_names(image: str) -> str:
 
 
 class Lookup(StrictModel):
-    """A value found by matching a remembered text against patterns; the first match counts.
+    """Maps a remembered text to a value by patterns, of which the first match counts.
 
     Examples
     --------
@@ -62,9 +63,9 @@ class Lookup(StrictModel):
     """
 
     inputs: Texts
-    """Name of the remembered text; of several, the first that matches counts."""
+    """Names of the remembered texts to match. The first one that matches counts."""
     values: dict[PatternText, TemplateText]
-    """Pattern to value; the value may use what the pattern remembers."""
+    """Value for each pattern. A value may use what its pattern remembers."""
 
     @model_validator(mode="after")
     def _values_use_known_names(self) -> Self:
@@ -91,18 +92,23 @@ class Splits(StrictModel):
     """A text file that lists the scans of each split under section headers."""
 
     files: Texts
-    """Paths tried in order, relative to the raw folder."""
+    """Paths of the file relative to the raw folder, tried in order."""
     shipped: FileName | None = None
-    """File beside the recipe that is used where the raw folder has none."""
+    """Name of a file next to the recipe, used if the raw folder has none."""
     sections: dict[str, str]
-    """Header in the file (without colon) to split name."""
+    """Name of the split for each header in the file, without the colon."""
     entry: PatternText
-    """Pattern of a line; must remember ``scan``."""
+    """Pattern of a line, which must remember ``scan``."""
 
     def parse(self, text: str, where: str) -> dict[str, tuple[str, int]]:
-        r"""Read a split file into scan name → (split, position in that split).
+        r"""Read a split file.
 
-        Blank lines, CRLF and a missing or extra line end at the end are all the same.
+        Blank lines, CRLF and a missing final line end do not matter.
+
+        Returns
+        -------
+        dict
+            Split and position in that split, from 0, by the name of the scan.
 
         Raises
         ------
@@ -138,12 +144,12 @@ class Splits(StrictModel):
         return found
 
     def parse_bytes(self, data: bytes, where: str) -> dict[str, tuple[str, int]]:
-        """Read a split file as :meth:`parse` does.
+        """Read a split file from bytes; see :meth:`parse`.
 
         Raises
         ------
         RecipeError
-            If it is not text, too.
+            If the bytes are not UTF-8, or for the reasons of :meth:`parse`.
         """
         try:
             text = data.decode("utf-8-sig")
@@ -155,41 +161,42 @@ class Splits(StrictModel):
 
 
 class IgnoredFiles(StrictModel):
-    """Files that are known and belong to no scan."""
+    """Known files that belong to no scan."""
 
     path: PatternText
     reason: str
+    """Reason for people."""
 
 
 class Recipe(StrictModel):
-    """Everything spinezarr needs to know of one dataset.
+    """Everything that spinezarr needs to know about one dataset.
 
-    See ``ingest/README.md`` for a description of each key.
+    ``ingest/README.md`` describes each key.
     """
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
     title: str
     license: str
-    """SPDX identifier where there is one."""
+    """SPDX identifier if there is one, otherwise text."""
     citation: str
     homepage: str | None = None
     card: FileName | None = None
-    """File beside the recipe with the figures that the dataset's published card prints."""
+    """Name of a file next to the recipe with the figures of the dataset's published card."""
     layouts: Annotated[dict[str, Layout], Field(min_length=1)]
     lookups: dict[str, Lookup] = Field(default_factory=dict)
     scan_id: TemplateText = "{scan}"
     patient_id: TemplateText = ""
-    """Empty: the scan id."""
+    """Template of the patient id. If empty, the scan id."""
     source: TemplateText = ""
     """Template of the collection that a scan comes from."""
     duplicate_key: TemplateText = ""
-    """Template; images of different layouts with the same text are one scan, taken once."""
+    """Template of a key. Images with the same key are one scan, which is taken once."""
     splits: Splits | None = None
     split: TemplateText = ""
-    """Template of the split of a scan that no list names."""
+    """Template of the split, for scans that no split list names."""
     labels: Labels
     orphaned_masks: Literal["failed", "expected"] = "failed"
-    """Whether a mask without its image is a failure, or usual: where masks come in one download
+    """Whether a mask without its image is a failure, or expected because masks come in one download
     and images in several."""
     tables: dict[str, Table] = Field(default_factory=dict)
     ignore: tuple[IgnoredFiles, ...] = ()
@@ -202,7 +209,7 @@ class Recipe(StrictModel):
         Raises
         ------
         RecipeError
-            If there is no such recipe or it does not load; points at the key and its line.
+            If there is no such recipe, or it does not load; the message names the key and its line.
 
         Examples
         --------
@@ -228,23 +235,24 @@ class Recipe(StrictModel):
         license: str = "unknown",
         scan_id: str | None = None,
     ) -> "Recipe":
-        """Make the recipe of a folder whose images and masks are paired by name alone.
+        """Make a recipe for a folder in which images and masks are paired only by name.
 
         Parameters
         ----------
         image
-            Pattern of the images, e.g. ``"{scan}_ct.nii.gz"``; must remember something.
+            Pattern of the images, such as ``"{scan}_ct.nii.gz"``, which must remember a text.
         label
-            Template of the mask of an image, e.g. ``"{scan}_seg.nii.gz"``; None for images alone.
+            Template of the mask of an image, such as ``"{scan}_seg.nii.gz"``; None for images
+            without masks.
         name
             Name of the dataset.
         license
             License of the data.
         scan_id
-            Template of the scan ids; if not given, ``{scan}`` where the pattern remembers it, and
-            else all that it remembers, joined by ``_``. If it uses a name of
-            :data:`spinezarr.recipe.series.SERIES_NAMES`, every CT series of a DICOM folder is a
-            scan.
+            Template of the scan ids. The default is ``{scan}`` if the pattern remembers it,
+            otherwise all remembered texts joined by ``_``. If the template uses a name of
+            :data:`spinezarr.recipe.series.SERIES_NAMES`, every CT series of a DICOM folder becomes
+            a scan.
 
         Raises
         ------
@@ -282,9 +290,9 @@ class Recipe(StrictModel):
         return recipe
 
     def problems(self) -> Iterator[tuple[tuple[str, ...], str]]:
-        """Yield the key and the mistake wherever a template uses a name that nothing gives.
+        """Yield the key and the mistake for each template that uses an unknown name.
 
-        The last one may be that the layouts together say more than any dataset needs.
+        The last mistake may be that the layouts together are larger than any dataset needs.
         """
         if self.splits is not None and "scan" not in PathPattern(self.splits.entry).names:
             yield (
@@ -328,11 +336,11 @@ class Recipe(StrictModel):
 
     @property
     def origin(self) -> str:
-        """Where it was read, or its name."""
+        """Path of the recipe file, or the name of the recipe."""
         return str(self._file or self.name)
 
     def used_names(self, layout: str) -> frozenset[str]:
-        """Return the names that templates of a layout and lookups use."""
+        """Return the names that the templates of a layout and the lookups use."""
         names = {name for lookup in self.lookups.values() for name in lookup.inputs}
         for _, template in self._templates(layout, self.layouts[layout]):
             names |= template_names(template)
@@ -346,7 +354,7 @@ class Recipe(StrictModel):
         return known
 
     def _templates(self, name: str, layout: Layout) -> Iterator[tuple[tuple[str, ...], str]]:
-        """Yield the key and text of every template that an image of ``layout`` is to fill."""
+        """Yield the key and text of each template that is filled for an image of ``layout``."""
         for key in ("scan_id", "patient_id", "source", "duplicate_key", "split"):
             yield (key,), getattr(self, key)
         for table_name, table in self.tables.items():
@@ -359,7 +367,7 @@ class Recipe(StrictModel):
 
     @staticmethod
     def _templates_of_files(layout: Layout) -> Iterator[tuple[tuple[str, ...], str]]:
-        """Yield the key and text of every template that names a file of an image."""
+        """Yield the key and text of each template that names a file belonging to an image."""
         lists: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
             (("label",), layout.label),
             (("sidecar",), layout.sidecar),
@@ -385,12 +393,12 @@ class Recipe(StrictModel):
         return "|".join(ways)
 
     def shipped_splits(self) -> dict[str, tuple[str, int]]:
-        """Read the split list that lies beside the recipe; empty if it names none.
+        """Read the split list next to the recipe; empty if the recipe names none.
 
         Raises
         ------
         RecipeError
-            If the recipe names a list that is not there, or the list does not parse.
+            If the list does not exist, or does not parse.
         """
         if self.splits is None or self.splits.shipped is None or self._file is None:
             return {}
@@ -398,12 +406,12 @@ class Recipe(StrictModel):
         return self.splits.parse_bytes(data, where)
 
     def shipped_card(self) -> Card | None:
-        """Read the card that lies beside the recipe; None if it names none.
+        """Read the card next to the recipe; None if the recipe names none.
 
         Raises
         ------
         RecipeError
-            If the recipe names a card that is not there.
+            If the card does not exist.
         CardError
             If the card does not load.
 
@@ -417,12 +425,12 @@ class Recipe(StrictModel):
         return Card.load_file(self._shipped(self.card, "card"))
 
     def shipped_table(self, name: str) -> tuple[str, bytes] | None:
-        """Return path and content of a table that lies beside the recipe; None if it names none.
+        """Return path and content of a table next to the recipe; None if the recipe names none.
 
         Raises
         ------
         RecipeError
-            If the recipe names a file that is not there, cannot be read or is too large.
+            If the file does not exist, cannot be read or is too large.
         """
         shipped = self.tables[name].shipped
         if shipped is None or self._file is None:
@@ -445,7 +453,7 @@ class Recipe(StrictModel):
         return str(found), data
 
     def _shipped(self, name: str, key: str) -> Traversable:
-        """Find a file beside the recipe; for a copy of a shipped recipe, beside that one."""
+        """Find a file next to the recipe, or next to the shipped recipe of which it is a copy."""
         beside = self._file.parent / name if isinstance(self._file, Path) else None
         found = beside if beside is not None and beside.is_file() else resource("ingest") / name
         if not found.is_file():
@@ -455,11 +463,11 @@ class Recipe(StrictModel):
         return found
 
     def picks_one_of_several(self, layout: str) -> bool:
-        """Whether one of several files of one name is taken: the recipe says they are one scan."""
+        """Whether the recipe takes one of several images of a scan, rather than refusing them."""
         return bool(self.duplicate_key) or self.layouts[layout].image_list is not None
 
     def resolve_lookups(self, texts: Mapping[str, str]) -> dict[str, str]:
-        """Return remembered texts and all that is looked up by them."""
+        """Return remembered texts together with the values of all lookups for them."""
         values = dict(texts)
         for name, lookup in self.lookups.items():
             value = lookup.get(values)
@@ -468,12 +476,12 @@ class Recipe(StrictModel):
         return values
 
     def path_regexes(self, layout: Layout, template: str) -> list[BoundedRegex]:
-        """Return what a path may look like that a template gives for any image of a layout.
+        """Return expressions for all paths that a template may give for images of a layout.
 
         Raises
         ------
-        RecipeError
-            If that is more than an expression may hold.
+        RecipeLimitError
+            If such an expression is too long.
         """
         further = self._further(layout, template)
         patterns = (template_regex(template, image, further) for image in layout.image)
@@ -485,7 +493,7 @@ class Recipe(StrictModel):
         return (template_regex_text(template, image, further) for image in layout.image)
 
     def _further(self, layout: Layout, template: str) -> dict[str, str]:
-        """Return expressions of the texts that a template may use beside those of the image."""
+        """Return an expression for each text that a template may use in addition to the image."""
         further = {name: re.escape(text) for name, text in layout.constants.items()}
         for name, lookup in self.lookups.items():
             further[name] = self._any_value(name, lookup, further.get(name))

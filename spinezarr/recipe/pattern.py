@@ -1,25 +1,25 @@
-r"""Patterns of paths, and templates that are filled with what a pattern remembered.
+r"""How do patterns find paths, and how do templates make names from what a pattern remembered?
 
-Paths are described relative to the raw folder, with ``/`` between folders:
+Paths are relative to the raw folder, with ``/`` between folders:
 
 ======================= =====================================================================
-``{scan}``              one or more characters but ``/``, remembered under that name; met again
-                        in the same pattern, the same text
+``{scan}``              one or more characters except ``/``, remembered under this name; a second
+                        ``{scan}`` in the same pattern matches the same text
 ``{ext:nii|nii\.gz}``   what the regular expression matches, remembered
-``*``                   any characters but ``/``
-``**/``                 any number of folders, none included
+``*``                   any characters except ``/``
+``**/``                 any number of folders, or none
 all else                itself, in any Unicode form
 ======================= =====================================================================
 
-A template is filled: ``{scan}`` is the remembered text. Filters behind bars change it, one after
-the other:
+In a template, ``{scan}`` is replaced by the remembered text. Filters after bars change it in
+sequence:
 
 ======================= =====================================================================
 ``{scan|lower}``        in small letters
 ``{path|join}``         ``a/b/c`` as ``a_b_c``; ``{path|join:-}`` as ``a-b-c``
 ======================= =====================================================================
 
-Regular expressions are Python's; :mod:`spinezarr.recipe.bounded_regex` says how much they may take.
+Regular expressions are Python's. :mod:`spinezarr.recipe.bounded_regex` limits their time.
 """
 
 import re
@@ -62,15 +62,15 @@ _BACKREFERENCE: Final = re.compile(r"\(\?P=(\w+)\)")
 _NUMBERED_BACKREFERENCE: Final = re.compile(r"(?<!\\)(?:\\\\)*\\[1-9]")
 _ANY_TEXT: Final = "[^/]*"
 _MOST_CHARACTERS: Final = 2_000
-"""Of a pattern or template; the longest of a shipped recipe has 140."""
+"""Longest pattern or template in characters. The longest of a shipped recipe has 140."""
 _LONGEST_TEXT: Final = 8_192
-"""What a template may give: twice the longest path of Linux."""
+"""Longest filled template in characters: twice the longest path of Linux."""
 _SHOWN: Final = 100
 
 
 @dataclass(frozen=True, slots=True)
 class PathPattern:
-    """A pattern of relative paths, as described at the top of this module.
+    """A pattern of relative paths; the docstring of this module describes the syntax.
 
     Examples
     --------
@@ -89,28 +89,28 @@ class PathPattern:
 
     @property
     def regex(self) -> BoundedRegex:
-        """The regular expression that a whole path must match."""
+        """Regular expression that a whole path must match."""
         return _compile(self.text)
 
     @property
     def names(self) -> frozenset[str]:
-        """Names the pattern remembers."""
+        """Names that the pattern remembers."""
         return self.regex.names
 
     def match(self, path: str) -> dict[str, str] | None:
-        """Return the remembered texts, in NFC, if the whole ``path`` matches, else None.
+        """Return the remembered texts in NFC if the whole ``path`` matches, else None.
 
         Raises
         ------
         RecipeLimitError
-            If comparing takes too long.
+            If matching takes too long.
         """
         found = self.regex.fullmatch(to_nfc(path))
         return None if found is None else found.groupdict()
 
 
 def pattern_names(pattern: str) -> tuple[str, ...]:
-    """Return the names that a pattern remembers, in their order; those of a broken one, too.
+    """Return the names that a pattern remembers, in their order. The pattern may be invalid.
 
     Examples
     --------
@@ -122,7 +122,7 @@ def pattern_names(pattern: str) -> tuple[str, ...]:
 
 @cache
 def _compile(pattern: str) -> BoundedRegex:
-    """Translate a pattern; raise ValueError if it is broken."""
+    """Translate a pattern to a regular expression; raise ValueError if it is invalid."""
     _check_length("pattern", pattern)
     parts: list[str] = []
     seen: set[str] = set()
@@ -152,7 +152,7 @@ def _check_length(kind: str, text: str) -> None:
 
 
 def _check_own(pattern: str, name: str, own: str) -> None:
-    """Refuse an expression that would mean something else inside the pattern than by itself."""
+    """Refuse an expression whose meaning would change inside the pattern."""
     where = f"pattern {pattern!r}: the expression of {{{name}}}"
     try:
         alone = compile_bounded(_BACKREFERENCE.sub("(?:)", own))
@@ -169,7 +169,7 @@ def _wild(folders: object, star: object) -> str:
 
 
 def template_names(template: str) -> frozenset[str]:
-    """Return the names that a template is filled with.
+    """Return the names that a template uses.
 
     Examples
     --------
@@ -180,12 +180,12 @@ def template_names(template: str) -> frozenset[str]:
 
 
 def fill_template(template: str, values: Mapping[str, str]) -> str | None:
-    """Put ``values`` into a template, in NFC; None if it uses a name that has no value.
+    """Fill a template with ``values``, in NFC; None if a name has no value.
 
     Raises
     ------
     RecipeLimitError
-        If that gives a text that is longer than a path can be.
+        If the result is longer than a path can be.
 
     Examples
     --------
@@ -206,7 +206,7 @@ def fill_template(template: str, values: Mapping[str, str]) -> str | None:
 
 
 def _filtered(text: str, filters: str) -> str:
-    """Apply the filters of a name, e.g. ``|lower|join``."""
+    """Apply the filters of a name, such as ``|lower|join``."""
     for item in filters.split("|")[1:]:
         kind, _, by = item.partition(":")
         text = text.lower() if kind == "lower" else text.replace("/", by or _JOINED_BY)
@@ -214,9 +214,9 @@ def _filtered(text: str, filters: str) -> str:
 
 
 def filled_template_regex(template: str, values: Mapping[str, str]) -> BoundedRegex | None:
-    """Return what a path must match to be a filled template, whose ``*`` and ``**/`` are wild.
+    """Return an expression for the paths of a filled template; None if a value is missing.
 
-    None if a name has no value.
+    ``*`` and ``**/`` in the template are wildcards.
     """
     if template_names(template) - values.keys():
         return None
@@ -229,7 +229,7 @@ def filled_template_regex(template: str, values: Mapping[str, str]) -> BoundedRe
 def template_regex(
     template: str, image: str, further: Mapping[str, str] | None = None
 ) -> BoundedRegex:
-    r"""Return what a path may look like that a template gives for any image of a pattern.
+    r"""Return an expression for all paths that a template may give for images of a pattern.
 
     Parameters
     ----------
@@ -238,7 +238,12 @@ def template_regex(
     image
         Pattern of the images.
     further
-        Regular expressions of names that something else gives.
+        Regular expressions for the values of further names.
+
+    Raises
+    ------
+    RecipeLimitError
+        If the expression is too long.
 
     Examples
     --------
@@ -264,17 +269,17 @@ def _too_much(template: str, why: str) -> RecipeLimitError:
 
 
 def template_regex_text(template: str, image: str, further: Mapping[str, str] | None = None) -> str:
-    """Return the regular expression of :func:`template_regex`.
+    """Return the text of the regular expression of :func:`template_regex`.
 
     Raises
     ------
     RecipeLimitError
-        If it is longer than an expression may be.
+        If the expression is too long.
     """
     remembered: dict[str, str] = {}
     for name, own, *_ in _TOKEN.findall(image):
         if name and name not in remembered:
-            # A text that is referred to may stand elsewhere in the template, or not at all.
+            # Backreferences are expanded, because the template may lack the referenced text.
             remembered[name] = _BACKREFERENCE.sub(
                 lambda found: f"(?:{remembered[found[1]]})", own or _ANY_TEXT
             )
@@ -296,7 +301,7 @@ def template_regex_text(template: str, image: str, further: Mapping[str, str] | 
 
 
 def _template_expression(template: str, regex_of_name: Callable[[str, str], str]) -> str:
-    """Translate a template whose names stand for regular expressions."""
+    """Translate a template to an expression, with an expression for each name."""
     parts: list[str] = []
     for piece in _TEMPLATE_PIECE.split(template):
         named = _TEMPLATE_NAME.fullmatch(piece)
@@ -308,7 +313,7 @@ def _template_expression(template: str, regex_of_name: Callable[[str, str], str]
 
 
 def _as_tuple(value: object) -> object:
-    """Let YAML say one text where several may stand."""
+    """Convert a single text to a tuple of one, so that YAML needs no list for it."""
     return tuple(value) if isinstance(value, list | tuple) else (value,)
 
 
@@ -334,7 +339,7 @@ def _checked_template(text: str) -> str:
 
 
 def _checked_path(text: str) -> str:
-    """Refuse what no path in the raw folder can be."""
+    """Refuse a text that cannot be a path in the raw folder."""
     literal = "x".join(found[4] for found in _TOKEN.findall(text))
     steps = text.split("/")
     if text.startswith("/") or "." in steps or ".." in steps or "\\" in literal:
@@ -346,7 +351,7 @@ def _checked_path(text: str) -> str:
 
 
 def _checked_file_name(text: str) -> str:
-    """Refuse what may lead elsewhere than to a file beside the recipe."""
+    """Refuse a text that may lead to another folder than that of the recipe."""
     if text in {"", ".", ".."} or not {"/", "\\"}.isdisjoint(text):
         raise ValueError(
             f"{text!r} is no name of a file beside the recipe: write it without folders"

@@ -1,4 +1,4 @@
-"""Which CT series of a DICOM folder are scans, and what templates can say of them."""
+"""Which CT series of a DICOM folder become scans, and which names do templates get from them?"""
 
 import re
 from collections.abc import Iterable
@@ -16,29 +16,29 @@ __all__ = ["SERIES_NAMES", "SeriesInfo", "SeriesSelection"]
 SERIES_NAMES: Final = frozenset(
     {"series_number", "series_uid", "study_uid", "kernel", "slice_thickness_mm"}
 )
-"""Names that ``series`` gives to the templates of a layout."""
+"""Names that templates of a layout may use if it has ``series``."""
 _ABSENT: Final = "none"
-"""What a name stands for where a series does not say."""
+"""Value of a name if the header of a series does not state it."""
 _NO_NAME: Final = re.compile(r"[^A-Za-z0-9.+-]+")
-"""What a text of a header may hold and a scan id should not."""
+"""Characters of header texts that a scan id should not have."""
 
 
 @dataclass(frozen=True, slots=True)
 class SeriesInfo:
-    """What the headers of a CT series say of it."""
+    """The header fields of a CT series that a recipe can use."""
 
     number: int | None
     uid: str
     study_uid: str
     kernel: tuple[str, ...]
     description: str
-    """Free text: compared with patterns, and neither shown nor stored."""
+    """Free text, which is compared with patterns but neither shown nor stored."""
     image_type: tuple[str, ...]
     slice_thickness_mm: float | None
     slices: int
 
     def texts(self) -> dict[str, str]:
-        """Return the values of :data:`SERIES_NAMES`; each can be part of a scan id.
+        """Return the values of :data:`SERIES_NAMES`, each of which can be part of a scan id.
 
         Examples
         --------
@@ -60,7 +60,7 @@ def _as_name(text: str) -> str:
 
 
 def _as_tuple(value: object) -> object:
-    """Let YAML say one value where several may stand."""
+    """Convert a single value to a tuple of one, so that YAML needs no list for it."""
     return tuple(value) if isinstance(value, list | tuple) else (value,)
 
 
@@ -69,7 +69,7 @@ _Patterns = Annotated[tuple[PatternText, ...], BeforeValidator(_as_tuple)]
 
 
 class SeriesSelection(StrictModel):
-    """Which CT series of a folder are scans: all that fit each key that is given.
+    """Selects the CT series of a folder that become scans. A series must match all given keys.
 
     Examples
     --------
@@ -80,19 +80,19 @@ class SeriesSelection(StrictModel):
     """
 
     number: _Numbers = ()
-    """SeriesNumber, one of these."""
+    """Allowed SeriesNumbers."""
     uid: Texts = ()
-    """SeriesInstanceUID, one of these."""
+    """Allowed SeriesInstanceUIDs."""
     kernel: _Patterns = ()
-    """Patterns of ConvolutionKernel, whose several values are joined by ``-``."""
+    """Patterns of ConvolutionKernel. Several values of it are joined by ``-``."""
     description: _Patterns = ()
     """Patterns of SeriesDescription."""
     image_type: Texts = ()
-    """Words that ImageType must hold, all of these, e.g. ``ORIGINAL`` and ``AXIAL``."""
+    """Words that ImageType must all contain, such as ``ORIGINAL`` and ``AXIAL``."""
     slice_thickness_mm: tuple[float, float] | None = None
-    """Least and most SliceThickness."""
+    """Least and largest SliceThickness."""
     min_slices: Annotated[int, Field(ge=2)] = 2
-    """Least number of slices: scouts and images of contrast monitoring are short series."""
+    """Least number of slices. Scouts and contrast monitoring are short series."""
 
     @model_validator(mode="after")
     def _ascending_range(self) -> Self:
@@ -105,7 +105,7 @@ class SeriesSelection(StrictModel):
         return self
 
     def selects(self, series: SeriesInfo) -> bool:
-        """Whether a series is a scan."""
+        """Whether a series becomes a scan."""
         return self.is_long_enough(series) and all(
             (
                 not self.number or series.number in self.number,
@@ -118,7 +118,7 @@ class SeriesSelection(StrictModel):
         )
 
     def is_long_enough(self, series: SeriesInfo) -> bool:
-        """Whether a series has as many slices as a scan needs."""
+        """Whether a series has at least :attr:`min_slices` slices."""
         return series.slices >= self.min_slices
 
     def _is_in_range(self, thickness_mm: float | None) -> bool:
@@ -129,7 +129,7 @@ class SeriesSelection(StrictModel):
 
 
 def _fits(patterns: Iterable[str], text: str) -> bool:
-    """Whether a pattern fits a text of a header, in any case; a slash counts as a blank."""
+    """Whether a pattern matches a header text, ignoring case. A slash counts as a blank."""
     shown = text.replace("/", " ")
     return any(
         compile_bounded(PathPattern(pattern).regex.text, ignore_case=True).fullmatch(shown)

@@ -1,4 +1,4 @@
-"""Tables and lists that a dataset ships: what they say of which scan."""
+"""Which facts do the tables and lists of a dataset state of which scan?"""
 
 from typing import Annotated, Self
 
@@ -20,31 +20,34 @@ def _checked_regex(text: str) -> str:
 
 
 class Table(StrictModel):
-    """A table with a row a scan, or a list of scans; all its columns go into the scan table."""
+    """A table with one row for each scan, or a list of scans.
+
+    All its columns go into the scan table.
+    """
 
     files: PatternTexts = ()
-    """Patterns tried in order, relative to the raw folder; ``.xlsx``, or text in columns."""
+    """Patterns of the table in the raw folder, tried in order: ``.xlsx`` or delimited text."""
     shipped: FileName | None = None
-    """File beside the recipe; read as well as the one in the raw folder."""
+    """Name of a table next to the recipe, which is read in addition to that in the raw folder."""
     key: str | None = None
-    """Column that names the scan; if not given, the one in which most scans are named."""
+    """Column with the name of the scan. By default, the column that names most scans."""
     scan_regex: Annotated[str, AfterValidator(_checked_regex)] | None = None
-    """Regular expression that finds the names of scans in a text without columns."""
+    """Regular expression that finds the names of scans in text without columns."""
     matches: TemplateText = "{scan}"
-    """What the name of a scan must equal; leading zeros of numbers do not count."""
+    """Template that the name of a scan must equal. Leading zeros of numbers do not count."""
     header: tuple[str, ...] = ()
-    """Names of the columns of a file whose first row is none."""
+    """Names of the columns, for a file without a header row."""
     delimiter: Annotated[str, Field(min_length=1, max_length=1)] = ","
-    """Between the columns of a text file."""
+    """Character between the columns of a text file."""
     constants: dict[str, str] = Field(default_factory=dict)
-    """Further columns with the same text for each scan named."""
+    """Further columns, with the same text for each scan in the table."""
     non_identifying: PatternTexts = ()
-    """Patterns of the columns that name no one: with pseudonyms, only they are stored.
+    """Patterns of the columns that identify nobody. With pseudonyms, only these are stored.
 
-    Those of ``constants`` are among them.
+    The columns of ``constants`` are included.
     """
     split: str | None = None
-    """Column that says the scan's split; may be one of ``constants``."""
+    """Column with the split of the scan, which may be one of ``constants``."""
 
     @model_validator(mode="after")
     def _one_way_to_name_scans(self) -> Self:
@@ -70,9 +73,9 @@ class Table(StrictModel):
 
 
 class ImageList(StrictModel):
-    """A text file with a line for each image that is meant where a scan has several."""
+    """A text file that lists the image to take for each scan that has several."""
 
     files: PatternTexts
-    """Patterns tried in order, relative to the raw folder."""
+    """Patterns of the file, relative to the raw folder, tried in order."""
     entry: TemplateText
-    """What the line of an image must equal; blanks side by side count as one."""
+    """Template that the line of an image must equal. Several blanks count as one."""
