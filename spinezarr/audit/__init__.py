@@ -1,1 +1,1 @@
-"""Finding defects of annotation and data in stores: rules, and running them."""
+"""Which defects do the images and annotations of a store have?"""

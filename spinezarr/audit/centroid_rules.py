@@ -1,4 +1,7 @@
-"""Rules on centers that the dataset annotates in files of its own; no voxel is read."""
+"""Do the annotated centers of a dataset fit its labels and the order of the spine?
+
+No voxel is read.
+"""
 
 from collections.abc import Iterator
 from itertools import pairwise
@@ -13,22 +16,22 @@ from spinezarr.vertebrae import ANATOMICAL_ORDER, LEVELS
 __all__ = ["centroid_order", "centroid_outside", "centroid_unmatched"]
 
 _WRONG_MM: Final = 10.0
-"""A point further than this from its label is another vertebra's, or read in a wrong convention.
+"""A point further than this from its label belongs to another vertebra, or to another convention.
 
-Half the step between thoracic vertebrae (20 to 24 mm in lidc-idri-0001).
+This is half the step between thoracic vertebrae (20 to 24 mm in lidc-idri-0001).
 """
 
 
 def _tolerance_mm(scan: ScanAttributes) -> float:
-    """Return the diagonal of a voxel.
+    """Return the diagonal of a voxel in mm.
 
-    Points are annotated to a voxel, and whether they count from 0 or 1 is undecided.
+    Points are annotated to one voxel, and may count from 0 or 1.
     """
     return float(np.linalg.norm(scan.spacing_zyx_mm))
 
 
 def centroid_outside(scan: ScanAttributes) -> Iterator[Finding]:
-    """Find annotated centers outside the label of their vertebra."""
+    """Find annotated centers that lie outside the label of their vertebra."""
     for name, point in scan.centroids.items():
         distance = point.label_distance_mm
         if distance is None or distance <= _tolerance_mm(scan):
@@ -47,9 +50,9 @@ def centroid_outside(scan: ScanAttributes) -> Iterator[Finding]:
 
 
 def centroid_unmatched(scan: ScanAttributes) -> Iterator[Finding]:
-    """Find centers without a label, and labels without a center.
+    """Find annotated centers without a label, and labels without an annotated center.
 
-    S1 and S2 have no label of their own, and a scan without mask or without points lacks them all.
+    Scans without a mask or without points are skipped, and so are S1 and S2, which have no label.
     """
     if not scan.centroids or not scan.vertebrae:
         return

@@ -1,4 +1,4 @@
-"""Rules across scans and stores: what must not be in two splits."""
+"""Which images or patients occur in two splits, two scans or two stores?"""
 
 from collections import defaultdict
 from collections.abc import Hashable, Iterable, Iterator
@@ -14,10 +14,10 @@ __all__ = ["ScanKey", "same_image", "same_patient", "scan_keys"]
 
 @dataclass(frozen=True, slots=True)
 class ScanKey:
-    """What tells scans and patients apart."""
+    """The fields of a scan that identify its image and its patient."""
 
     url: str = field(repr=False)
-    """Of the store."""
+    """Path or URL of the store."""
     dataset: str
     scan_id: str
     patient_id: str
@@ -32,9 +32,9 @@ def scan_keys(url: str, dataset: str, table: xr.Dataset) -> list[ScanKey]:
 
 
 def same_image(keys: Iterable[ScanKey]) -> Iterator[tuple[ScanKey, Finding]]:
-    """Find images that occur more than once: bit for bit the same voxels.
+    """Find images that occur more than once, with bitwise equal voxels.
 
-    An error in two splits of a dataset, a warning in one split or in two datasets.
+    The finding is an error if they are in two splits of one dataset, and a warning otherwise.
     """
     for group in _groups((key.image_checksum, key) for key in keys):
         for key in group:
@@ -50,7 +50,7 @@ def same_image(keys: Iterable[ScanKey]) -> Iterator[tuple[ScanKey, Finding]]:
 
 
 def same_patient(keys: Iterable[ScanKey]) -> Iterator[tuple[ScanKey, Finding]]:
-    """Find patients of a dataset that are in two splits: tests then measure memory."""
+    """Find patients of a dataset that are in two splits, so that a test would measure memory."""
     for group in _groups(((key.dataset, key.patient_id), key) for key in keys):
         for key in group:
             leaks = [other for other in group if _leaks(key, other)]
@@ -62,7 +62,7 @@ def same_patient(keys: Iterable[ScanKey]) -> Iterator[tuple[ScanKey, Finding]]:
 
 
 def _groups(pairs: Iterable[tuple[Hashable, ScanKey]]) -> Iterator[list[ScanKey]]:
-    """Yield scans that share something with another."""
+    """Yield each group of at least two scans with the same value."""
     found: dict[Hashable, list[ScanKey]] = defaultdict(list)
     for shared, key in pairs:
         found[shared].append(key)

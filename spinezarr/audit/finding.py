@@ -1,4 +1,4 @@
-"""One defect: which scan, how bad, where, and the numbers it rests on."""
+"""What does the audit report of one defect: scan, severity, position and numbers?"""
 
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -15,27 +15,27 @@ __all__ = ["Finding", "FindingLocation", "locate_point", "locate_voxel"]
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What a rule found in one scan."""
+    """One defect that a rule found in a scan."""
 
     scan_id: str
     rule: str
-    """Name of the rule, e.g. ``skipped-level``."""
+    """Name of the rule, such as ``skipped-level``."""
     severity: Severity
-    """``error``: data or annotation is wrong; ``warning``: look at it; ``info``: good to know."""
+    """``error``: image or annotation is wrong; ``warning``: check it; ``info``: good to know."""
     text: str
-    """One line for people."""
+    """Description in one line."""
     vertebra: str | None = None
     voxel_zyx: ShapeZYX | None = None
-    """Stored voxel to look at."""
+    """Stored voxel where the defect can be seen."""
     position_mm: tuple[float, float, float] | None = None
-    """The same place, x, y, z in RAS+ mm."""
+    """Position (x, y, z) of that voxel in RAS+ mm."""
     facts: dict[str, Any] = field(default_factory=dict)
-    """The numbers behind it, as plain data with units in their names."""
+    """Numbers behind the finding, as JSON values with units in their names."""
     others: tuple[str, ...] = ()
-    """Other scans of the same store that it speaks of."""
+    """Ids of other scans of the same store that the finding mentions."""
 
     def to_record(self, identities: dict[str, str]) -> FindingRecord:
-        """Return what is kept in the store; ``identities`` are those of the other scans."""
+        """Return the record for the store; ``identities`` are those of the other scans by id."""
         return FindingRecord(
             rule=self.rule,
             severity=self.severity,
@@ -49,21 +49,21 @@ class Finding:
 
 
 class FindingLocation(NamedTuple):
-    """Fields of a finding that say where it is."""
+    """Stored voxel and position (x, y, z) in RAS+ mm of a finding."""
 
     voxel_zyx: ShapeZYX
     position_mm: tuple[float, float, float]
 
 
 def locate_voxel(scan: ScanAttributes, index_zyx: npt.ArrayLike) -> FindingLocation:
-    """Return the voxel nearest to an index that need not be whole, and its position."""
+    """Return the voxel nearest to a fractional index (z, y, x), and its position."""
     z, y, x = np.rint(np.asarray(index_zyx, float)).astype(int).tolist()
     x_mm, y_mm, z_mm = (np.array(scan.affine) @ (x, y, z, 1))[:3].round(3).tolist()
     return FindingLocation((z, y, x), (x_mm, y_mm, z_mm))
 
 
 def locate_point(scan: ScanAttributes, position_zyx_mm: npt.ArrayLike) -> FindingLocation:
-    """Return a point in RAS+ mm, and the voxel nearest to it, which may lie outside."""
+    """Return a point (z, y, x) in RAS+ mm and the voxel nearest to it, which may lie outside."""
     z_mm, y_mm, x_mm = np.asarray(position_zyx_mm, float).tolist()
     x, y, z, _ = np.linalg.solve(np.array(scan.affine), (x_mm, y_mm, z_mm, 1))
     z, y, x = np.rint((z, y, x)).astype(int).tolist()

@@ -1,4 +1,7 @@
-"""Rules on where the voxels lie, and what the headers of the files say of it; no voxel is read."""
+"""Is the grid of a scan plausible, and do the headers of its files agree on it?
+
+No voxel is read.
+"""
 
 from collections.abc import Iterable, Iterator
 from typing import Final
@@ -25,26 +28,26 @@ resources/VerSe.md and resources/CTSpine1K.md.
 """
 
 _OTHER_UNIT: Final = 10.0
-"""Beyond those limits by this factor the unit is wrong: cm and m, or micrometres, for mm."""
+"""A spacing beyond those limits by this factor has a wrong unit: cm, m or micrometers for mm."""
 
 _OBLIQUE_DEG: Final = 15.0
-"""From here the stored axes are no longer nearly axial, coronal and sagittal.
+"""From this angle on, the stored axes are no longer nearly axial, coronal and sagittal.
 
 VerSe's oblique scans lie at about 5 degrees (sub-verse004).
 """
 
 _SHEAR_WARNING_DEG: Final = 1.0
-"""From here programs that go by spacing alone see another patient: over 300 mm, one of 5 mm more.
+"""From this angle on, programs that use only the spacing are off by 5 mm over 300 mm.
 
-ITK, whose directions must be perpendicular, reads no such NIfTI file at all.
+ITK requires perpendicular directions and does not read such a NIfTI file.
 """
 
 _SAME_SIZE: Final = 1e-4
-"""How far sizes and spacings of voxels may differ, relative to each other: room for rounding."""
+"""Largest relative difference of voxel size and spacing, which allows for rounding."""
 
 
 def spacing(scan: ScanAttributes) -> Iterator[Finding]:
-    """Find voxel spacings that no spine CT has."""
+    """Find voxel spacings that are unusual for spine CT."""
     low, high = _SPACING_MM
     if all(low <= mm <= high for mm in scan.spacing_zyx_mm):
         return
@@ -63,7 +66,7 @@ def spacing(scan: ScanAttributes) -> Iterator[Finding]:
 
 
 def geometry(scan: ScanAttributes) -> Iterator[Finding]:
-    """Find grids that are strongly oblique or whose axes are not perpendicular."""
+    """Find grids that are strongly oblique, or whose axes are not perpendicular."""
     if scan.oblique_deg > _OBLIQUE_DEG:
         yield Finding(
             scan.scan_id,
@@ -86,7 +89,7 @@ def geometry(scan: ScanAttributes) -> Iterator[Finding]:
 
 
 def unplaced(scan: ScanAttributes) -> Iterator[Finding]:
-    """Find files whose header does not say how the patient lies: sides may be exchanged."""
+    """Find files whose header states no orientation, so that left and right may be swapped."""
     for name, source in _sources(scan):
         nifti, metaimage = source.nifti, source.metaimage
         if nifti is not None and nifti.sform_code <= 0 and nifti.qform_code <= 0:
@@ -101,7 +104,7 @@ def unplaced(scan: ScanAttributes) -> Iterator[Finding]:
 
 
 def header_conflicts(scan: ScanAttributes) -> Iterator[Finding]:
-    """Find headers that state a spacing or a place twice, and differently."""
+    """Find headers that state two different spacings or positions."""
     for name, source in _sources(scan):
         affine = np.array(source.affine_ijk)
         taken = np.linalg.norm(affine[:3, :3], axis=0).tolist()

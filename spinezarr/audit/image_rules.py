@@ -1,4 +1,4 @@
-"""Rules on the values of the image; no voxel is read."""
+"""Are the values of an image plausible CT numbers? No voxel is read."""
 
 from collections.abc import Iterator
 from typing import Final
@@ -12,7 +12,7 @@ __all__ = ["extreme_values", "image_type", "image_values", "not_finite"]
 _LEAST_SPAN_HU: Final = 300.0
 """Smallest span of CT numbers from soft tissue to bone.
 
-Pictures of 8 bits span 255, scaled or standardised images far less; real CT spans over 2,000.
+Pictures with 8 bits span 255, and scaled or standardized images far less. Real CT spans over 2,000.
 """
 
 _AIR_HU: Final = -500.0
@@ -25,27 +25,27 @@ The shell of a vertebra has more, even through the blur of a clinical scan.
 """
 
 _TWELVE_BIT_HU: Final = (-1024.0, 3071.0)
-"""CT numbers that an ordinary scanner stores: 12 bits, of which 0 stands for -1024."""
+"""CT numbers that an ordinary scanner stores: 12 bits, in which 0 means -1024."""
 
 _EXTENDED_HU: Final = (-10240.0, 30710.0)
 """The same 12 bits on an extended scale, in steps of 10 HU, for scans with metal.
 
-On 16 bits a steel rod has up to 13,568 HU, a titanium rod 8,420 HU. Beside metal, streaks reach far
-below air. Coolens and Childs, Phys Med Biol 48, 1591-1603 (2003); Mullins et al., "Treatment
+With 16 bits, a steel rod has up to 13,568 HU and a titanium rod 8,420 HU. Near metal, streaks are
+far below air. Coolens and Childs, Phys Med Biol 48, 1591-1603 (2003); Mullins et al., "Treatment
 planning for metals using an extended CT number scale", J Appl Clin Med Phys 17(6), 179-188 (2016).
 """
 
 _ORDINARY_HU: Final = (-1500.0, 4095.0)
-"""Beyond these limits a value is worth a word.
+"""Range of ordinary CT values; a value beyond it is reported.
 
-Noise, sharp kernels and interpolation go a little beyond the 12 bits: TotalSegmentator's example,
-which is resampled, runs from -1207 to 3382 HU.
+Noise, sharp kernels and interpolation slightly exceed 12 bits. TotalSegmentator's example, which is
+resampled, ranges from -1207 to 3382 HU.
 """
 
 _LEAST_PADDING_HU: Final = -4096.0
-"""What lies between this and -1500 is padding: -2000, -2048 and -3024 are usual.
+"""Values between this and -1500 are padding: -2000, -2048 and -3024 are usual.
 
-Where they were interpolated by splines, values beside them are lower by a part of the step.
+After interpolation by splines, values next to padding are lower by a part of the step.
 """
 
 _PADDING: Final = {
@@ -53,17 +53,17 @@ _PADDING: Final = {
     -2048.0: "-2048, the lowest signed 12-bit number, as in LIDC-IDRI",
     -3024.0: "-3024, which is -2000 with an intercept of -1024",
 }
-"""Values outside the field of view (PixelPaddingValue, DICOM PS3.3 C.7.5.1.1.2)."""
+"""Origin of each usual padding value (PixelPaddingValue, DICOM PS3.3 C.7.5.1.1.2)."""
 
 _INT16_LOWEST: Final = (-32768.0, -32767.0)
-"""Lowest of int16, with and without the one that has no counterpart."""
+"""Lowest values of int16: with and without the one that has no positive counterpart."""
 
 _SIXTEEN_BITS: Final = 65536.0
-"""Values of 16 bits: a negative number that is read as unsigned is larger by this."""
+"""Number of values of 16 bits. A negative number read as unsigned is larger by this."""
 
 
 def not_finite(scan: ScanAttributes) -> Iterator[Finding]:
-    """Find voxels that are NaN or infinite: a loss over a single one is NaN."""
+    """Find voxels that are NaN or infinite, because a single one makes a loss NaN."""
     nan, infinite = scan.image_nan_voxels, scan.image_infinite_voxels
     if not nan and not infinite:
         return
@@ -82,7 +82,7 @@ def not_finite(scan: ScanAttributes) -> Iterator[Finding]:
 
 
 def image_values(scan: ScanAttributes) -> Iterator[Finding]:
-    """Find images whose values as a whole are no CT numbers, are shifted, or are clipped."""
+    """Find images whose values are no CT numbers, are shifted, or are clipped."""
     if scan.image_range_hu is None:
         return
     low, high = scan.image_range_hu
@@ -110,7 +110,7 @@ def image_values(scan: ScanAttributes) -> Iterator[Finding]:
 
 
 def extreme_values(scan: ScanAttributes) -> Iterator[Finding]:
-    """Find images whose lowest or highest value is beyond those of an ordinary CT."""
+    """Find images whose lowest or highest value exceeds the range of an ordinary CT."""
     if scan.image_range_hu is None:
         return
     low, high = scan.image_range_hu
@@ -127,7 +127,7 @@ def extreme_values(scan: ScanAttributes) -> Iterator[Finding]:
 
 
 def _of_lowest(low: float, high: float) -> tuple[Severity, str] | None:
-    """Say what the lowest value is: no matter is below air, which has -1000 HU."""
+    """Return severity and text for a low lowest value; no matter is below air (-1000 HU)."""
     if low >= _ORDINARY_HU[0]:
         return None
     if low in _PADDING:
@@ -149,7 +149,7 @@ def _of_lowest(low: float, high: float) -> tuple[Severity, str] | None:
 
 
 def _of_highest(high: float) -> tuple[Severity, str] | None:
-    """Say what the highest value is; metal is brighter than any bone."""
+    """Return severity and text for a high highest value; metal is brighter than any bone."""
     if high <= _ORDINARY_HU[1]:
         return None
     if high <= _EXTENDED_HU[1]:
@@ -167,7 +167,7 @@ def _of_highest(high: float) -> tuple[Severity, str] | None:
 
 
 def image_type(scan: ScanAttributes) -> Iterator[Finding]:
-    """Find images that int16 could not hold: rescaled, resampled, or damaged by a fill value."""
+    """Find images that int16 cannot hold: rescaled, resampled, or damaged by a fill value."""
     if scan.image_stored_dtype == scan.image_dtype == "int16":
         return
     how: str = scan.image_stored_dtype

@@ -1,6 +1,6 @@
-"""Rules on which vertebrae are labeled, where they lie and how large they are; no voxel is read.
+"""Are the labeled vertebrae complete, in order, and of plausible size? No voxel is read.
 
-Distances are between the means of the labels' voxels.
+Distances are between the mean positions of the labels' voxels.
 """
 
 from collections.abc import Iterator, Sequence
@@ -33,50 +33,52 @@ __all__ = [
 ]
 
 _ROOM_STEPS: Final = 1.5
-"""Labels this many usual steps apart have room for a vertebra between them.
+"""Two labels at least this many usual steps apart have room for a vertebra between them.
 
-Half way between none (one step, as between T11 and L1 of people without T12) and one (two steps).
+This is half way between no vertebra (one step, such as T11 to L1 in people without T12) and one
+vertebra (two steps).
 """
 
 _FAR_STEPS: Final = 1.75
-"""Neighbors further apart than this many usual steps per level are not neighbors.
+"""Adjacent levels further apart than this many usual steps are mislabeled.
 
-In the real masks of lidc-idri-0001, sub-verse004 and the TotalSegmentator example no step is above
-1.3 times the median of those near it.
+In the real masks of lidc-idri-0001, sub-verse004 and the TotalSegmentator example, no step is above
+1.3 times the median of the nearby steps.
 """
 
 _NEAR_PAIRS: Final = 4
-"""Pairs whose median is the usual step: few, because steps grow from 15 mm in the neck to 35 mm."""
+"""Number of nearby pairs whose median is the usual step. It is small, because steps grow from 15 mm
+in the neck to 35 mm."""
 
 _STRAY_STEPS: Final = 3
-"""A fragment further than this many levels from every whole vertebra is no cut neighbor of it."""
+"""A fragment more than this many levels from every whole vertebra is no neighbor that was cut."""
 
 _VARIANT: Final = ("T12",)
-"""Levels that may truly be absent: 11 thoracic vertebrae, as in sub-verse544 and sub-verse642."""
+"""Levels that a person may lack: 11 thoracic vertebrae, as in sub-verse544 and sub-verse642."""
 
 _LARGE: Final = 1.6
-"""Size against the neighbors from which a label may hold two vertebrae.
+"""Ratio to the size of its neighbors above which a label may hold two vertebrae.
 
 No whole vertebra in the real masks of lidc-idri-0001, sub-verse004 and the TotalSegmentator example
-is above 1.2 times those near it, each as a share of VerSe's median of its level.
+is above 1.2 times the nearby ones, each relative to VerSe's median of its level.
 """
 
 _LEAST_NEIGHBORS: Final = 2
-"""Whole vertebrae that tell how large another should be."""
+"""Least number of whole vertebrae from which the size of another is estimated."""
 
 _LEAST_REVERSED: Final = 3
-"""Vertebrae in reverse order that are more than a swapped pair."""
+"""Least number of vertebrae for which a reversed order is more than a swapped pair."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Spine:
-    """The labeled levels of a scan from head to tail, and what is known of each."""
+    """The labeled levels of a scan from head to tail."""
 
     levels: tuple[Level, ...]
     fragment_names: frozenset[str]
-    """Too small for their centers to be those of vertebrae."""
+    """Levels that are too small for their centers to be those of vertebrae."""
     strays: frozenset[str]
-    """Fragments that have no neighbor in the numbering."""
+    """Fragments without a neighbor in the numbering."""
 
     @classmethod
     def of(cls, scan: ScanAttributes) -> "_Spine":
@@ -93,7 +95,7 @@ class _Spine:
 
     @property
     def placed(self) -> tuple[Level, ...]:
-        """Levels whose centers say where the vertebra is."""
+        """Levels that are no fragments, so that their centers are those of vertebrae."""
         return tuple(level for level in self.levels if level.name not in self.fragment_names)
 
     @property
@@ -103,7 +105,7 @@ class _Spine:
         return frozenset(level.name for pair in pairs for level in pair)
 
     def usual_step_mm(self, upper: Level, lower: Level) -> float | None:
-        """Median distance of the neighboring levels nearest to a pair, itself left out."""
+        """Return the median step in mm of the adjacent levels nearest to a pair, without the pair."""
         at = self.placed
         unsure = self.inverted | MULTI_SEGMENT_LEVELS
         steps = [
@@ -118,7 +120,7 @@ class _Spine:
 
 
 def _steps(one: str, other: str) -> int:
-    """Levels from one vertebra to another, in either direction."""
+    """Return the number of levels from one vertebra to another, in either direction."""
     return 1 + max(len(levels_between(one, other)), len(levels_between(other, one)))
 
 
@@ -133,8 +135,8 @@ def _is_inverted(upper: Level, lower: Level) -> bool:
 def skipped_level(scan: ScanAttributes) -> Iterator[Finding]:
     """Find levels that are missing between two labeled ones.
 
-    Whether a vertebra is unlabeled, or the numbers jump, is told by the distance between the
-    labels above and below.
+    The distance between the labels above and below tells whether a vertebra is unlabeled or the
+    numbers jump.
     """
     spine = _Spine.of(scan)
     present = [level for level in spine.levels if level.name not in spine.strays]
@@ -181,7 +183,7 @@ def _skip(
 
 
 def label_order(scan: ScanAttributes) -> Iterator[Finding]:
-    """Find vertebrae above one they should be below, or far from where their neighbors are."""
+    """Find vertebrae in the wrong order, or too far from their neighbors."""
     spine = _Spine.of(scan)
     pairs = list(pairwise(spine.placed))
     inverted = [pair for pair in pairs if _is_inverted(*pair)]
@@ -228,7 +230,7 @@ def _about_pair(scan: ScanAttributes, rule: str, text: str, pair: tuple[Level, L
 
 
 def small_vertebra(scan: ScanAttributes) -> Iterator[Finding]:
-    """Find vertebrae too small to be whole that no face of the volume cuts, and mere fragments."""
+    """Find fragments, and vertebrae that are too small although no face of the volume cuts them."""
     spine = _Spine.of(scan)
     whole = min_whole_volume_cm3(spine.levels)
     for level in spine.levels:
@@ -256,7 +258,7 @@ def small_vertebra(scan: ScanAttributes) -> Iterator[Finding]:
 
 
 def _size_verdict(spine: _Spine, level: Level) -> tuple[str, Severity, str]:
-    """Return rule, severity and words for a vertebra that is too small."""
+    """Return rule, severity and text for a vertebra that is too small."""
     if level.name in spine.strays:
         return "stray-label", "error", "a stray fragment, far from its place in the numbering"
     if level.name not in spine.fragment_names:
@@ -267,7 +269,7 @@ def _size_verdict(spine: _Spine, level: Level) -> tuple[str, Severity, str]:
 
 
 def large_vertebra(scan: ScanAttributes) -> Iterator[Finding]:
-    """Find vertebrae so much larger than their neighbors that the label may hold two."""
+    """Find labels so much larger than their neighbors that they may hold two vertebrae."""
     spine = _Spine.of(scan)
     share = {
         level.name: level.volume_cm3 / WHOLE_VOLUME_CM3[level.name][1]
@@ -309,14 +311,14 @@ _FACE_AT: Final[dict[str, tuple[int, int]]] = {
     "left": (2, 0),
     "right": (2, -1),
 }
-"""Axis of (z, y, x) and index of each face's voxels."""
+"""Axis of (z, y, x) and index along it of the voxels of each face."""
 
 
 def border_contact(scan: ScanAttributes) -> Iterator[Finding]:
-    """Find vertebrae that reach a face of the volume, and so may be cut.
+    """Find vertebrae that touch a face of the volume and may therefore be cut.
 
-    Of note where only whole vertebrae are annotated: VerSe leaves out those cut by the upper or
-    lower end. The position is that of the face next to the vertebra's center.
+    This is a warning if only whole vertebrae should be annotated: VerSe leaves out those cut by the
+    upper or lower end. The position is on the face, next to the center of the vertebra.
     """
     for level in scan_levels(scan):
         if not level.faces:

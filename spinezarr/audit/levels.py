@@ -1,4 +1,4 @@
-"""What a scan's mask says of each vertebra, and what whole vertebrae measure."""
+"""Which vertebrae does the mask of a scan hold, and how large are whole vertebrae?"""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -50,30 +50,30 @@ WHOLE_VOLUME_CM3: Final[dict[str, tuple[float, float]]] = {
     "L5": (38.0, 63.76),
     "L6": (47.52, 70.55),
 }
-"""Smallest and median volume of whole vertebrae: all of VerSe's 374 scans.
+"""Smallest and median volume in cm³ of whole vertebrae in all 374 scans of VerSe.
 
 VerSe annotates no vertebra that the volume cuts. From the table "Label Information Statistics" of
 https://github.com/openmedlab/Awesome-Medical-Dataset/blob/main/resources/VerSe.md
 """
 
 _SMALLEST_PATIENT: Final = 0.25
-"""Least size of a patient against VerSe's median, as a share of volume.
+"""Least size of a patient, as a share of VerSe's median volume.
 
-A child's vertebrae at 0.63 of the adult's length. Without a floor, a scan that shows nothing but a
-fragment would make fragments its norm.
+It corresponds to a child's vertebrae with 0.63 of the adult length. Without this lower bound, a
+scan that shows only a fragment would make fragments the norm.
 """
 
 _FRAGMENT_SHARE: Final = 0.25
-"""Less than this share of the smallest whole vertebra of the level is but a fragment of one.
+"""A label below this share of the smallest whole vertebra of its level is a fragment.
 
-In lidc-idri-0001, C5 has 0.02 of it (99 voxels in the last slice) and C6, cut in its middle, 0.5.
+In lidc-idri-0001, C5 has 0.02 of it (99 voxels in the last slice). C6, cut in its middle, has 0.5.
 """
 
 MULTI_SEGMENT_LEVELS: Final = frozenset({"sacrum", "coccyx"})
-"""Bones of several segments: their centers do not follow the step from vertebra to vertebra."""
+"""Bones with several segments, whose centers do not follow the step between vertebrae."""
 
 _OPTIONAL: Final = frozenset({"T13", "L6"})
-"""Levels that most people do not have: their absence is no gap."""
+"""Levels that most people do not have, so their absence is no gap."""
 
 Point = npt.NDArray[np.float64]
 
@@ -85,19 +85,20 @@ class Level:
     name: str
     volume_cm3: float
     center_mm: Point
-    """Mean of its voxels: x, y, z in RAS+ mm."""
+    """Mean position (x, y, z) of its voxels in RAS+ mm."""
     center_zyx: tuple[float, float, float]
+    """Mean index of its voxels."""
     faces: tuple[str, ...]
-    """Faces of the volume that it reaches: ``superior``, ``left`` and so on."""
+    """Faces of the volume that the label touches, such as ``superior`` and ``left``."""
 
     @property
     def touches_end(self) -> bool:
-        """Whether the upper or lower end of the volume may have cut it."""
+        """Whether the upper or lower end of the volume may have cut the vertebra."""
         return not {"superior", "inferior"}.isdisjoint(self.faces)
 
 
 def voxel_volume_mm3(scan: ScanAttributes) -> float:
-    """Return the volume of one voxel."""
+    """Return the volume of one voxel in mm³."""
     return abs(float(np.linalg.det(np.array(scan.affine)[:3, :3])))
 
 
@@ -127,7 +128,7 @@ def _faces(record: VertebraRecord, shape_zyx: ShapeZYX) -> Iterable[str]:
 
 
 def levels_between(upper: str, lower: str) -> tuple[str, ...]:
-    """Name the levels that everybody has between two others.
+    """Return the levels that lie between two others in every person.
 
     Examples
     --------
@@ -140,10 +141,10 @@ def levels_between(upper: str, lower: str) -> tuple[str, ...]:
 
 
 def min_whole_volume_cm3(levels: Sequence[Level]) -> dict[str, float]:
-    """Return the least volume of each labeled vertebra that is plausible in this patient.
+    """Return the least plausible volume in cm³ of each labeled vertebra if it is whole.
 
-    The patient's size is the median of the volumes against VerSe's medians. A large patient's
-    vertebrae are not expected to be larger than VerSe's smallest.
+    VerSe's smallest volume is scaled by the size of the patient: the median ratio of the labeled
+    volumes to VerSe's medians. It is not scaled up for large patients.
     """
     known = [level for level in levels if level.name in WHOLE_VOLUME_CM3]
     if not known:
@@ -154,7 +155,7 @@ def min_whole_volume_cm3(levels: Sequence[Level]) -> dict[str, float]:
 
 
 def fragment_names(levels: Sequence[Level]) -> frozenset[str]:
-    """Name the labeled vertebrae that are no more than fragments."""
+    """Return the names of the labeled vertebrae that are only fragments."""
     whole = min_whole_volume_cm3(levels)
     return frozenset(
         level.name

@@ -1,4 +1,4 @@
-"""A whole store: every rule on every scan, scan by scan, and what is kept of it."""
+"""How are all rules applied to every scan of a store, and how is the result saved in it?"""
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -60,26 +60,27 @@ _VOXEL_RULES: Final[
     mask_off_bone,
 )
 _SCANS_AT_ONCE: Final = 4
-"""Scans read at once, at most: each holds the chunks of one label, or a vertebra in the image.
+"""Largest number of scans read at once.
 
-More would wait for each other: cc3d keeps the GIL, reading and decoding free it.
+Each holds the chunks of one label, or one vertebra of the image, in memory. More scans would wait
+for each other, because cc3d keeps the GIL; reading and decoding release it.
 """
 
 
 @dataclass(frozen=True, slots=True)
 class StoreAudit:
-    """What the audit of a store found."""
+    """The findings of the audit of a store."""
 
     url: str = field(repr=False)
     dataset: str
     scans: tuple[str, ...]
-    """The scans that were audited."""
+    """Ids of the audited scans."""
     findings: tuple[Finding, ...]
-    """Scan by scan, the worst first."""
+    """Findings scan by scan, the most severe first."""
 
     @property
     def counts(self) -> dict[str, dict[str, int]]:
-        """Findings of each rule by severity."""
+        """Number of findings of each rule by severity."""
         found: dict[str, Counter[str]] = {}
         for finding in self.findings:
             found.setdefault(finding.rule, Counter())[finding.severity] += 1
@@ -87,7 +88,7 @@ class StoreAudit:
 
     @property
     def exit_code(self) -> int:
-        """1 if a finding is an error, else 0."""
+        """Exit code: 1 if a finding is an error, else 0."""
         return int(any(finding.severity == "error" for finding in self.findings))
 
     def by_scan(self) -> dict[str, list[Finding]]:
@@ -98,7 +99,7 @@ class StoreAudit:
         return found
 
     def to_json(self) -> dict[str, Any]:
-        """Return everything as plain data."""
+        """Return the audit as JSON values."""
         return {
             "url": redact_url(self.url),
             "dataset": self.dataset,
@@ -118,25 +119,25 @@ def audit_store(
     *,
     on_scan: Callable[[], None] = lambda: None,
 ) -> StoreAudit:
-    """Apply every rule to a store.
+    """Apply all rules to the scans of a store.
 
-    A scan that cannot be read is a finding, not an exception.
+    A scan that cannot be read leads to a finding, not to an exception.
 
     Parameters
     ----------
     reader, engine
-        Of the store.
+        Readers of the store and of its voxels.
     scans
-        Scan ids; all of them if not given.
+        Scan ids; by default all scans.
     on_scan
-        Called after each scan, for progress; from this thread.
+        Called in this thread after each scan, for progress.
 
     Raises
     ------
     UnknownScanError
-        If the store has no such scan.
+        If the store does not have one of the scans.
     CorruptStoreError
-        If its table cannot be read.
+        If the table of the store cannot be read.
     """
     keys = scan_keys(reader.url, reader.root.dataset, reader.table)
     known = [key.scan_id for key in keys]
@@ -160,7 +161,7 @@ def audit_store(
 
 
 def severity_rank(finding: Finding) -> int:
-    """Sort key that puts the worst first."""
+    """Return a sort key that puts the most severe finding first."""
     return -SEVERITIES.index(finding.severity)
 
 
@@ -178,19 +179,24 @@ def _audit_scan(reader: StoreReader, engine: Engine, scan_id: str) -> list[Findi
 
 
 def audit_across(keys: Iterable[ScanKey], audits: Iterable[StoreAudit]) -> list[StoreAudit]:
-    """Add to audits what concerns several stores: images and patients that they share.
+    """Add findings on images and patients that several stores share.
 
     Parameters
     ----------
     keys
-        Of all scans of all stores.
+        Keys of all scans of all stores.
     audits
-        One a store.
+        One audit for each store.
+
+    Returns
+    -------
+    list of StoreAudit
+        The audits with the further findings.
     """
     keys = list(keys)
     shared: dict[tuple[str, str], list[Finding]] = {}
     for key, finding in (*same_image(keys), *same_patient(keys)):
-        if len(finding.others) < len(finding.facts["others"]):  # some are of another store
+        if len(finding.others) < len(finding.facts["others"]):  # some are in another store
             shared.setdefault((key.url, key.scan_id), []).append(finding)
     return [_with_shared(audit, shared) for audit in audits]
 
@@ -205,9 +211,9 @@ def _with_shared(audit: StoreAudit, shared: dict[tuple[str, str], list[Finding]]
 
 
 def save_audit(reader: StoreReader, audit: StoreAudit) -> None:
-    """Write an audit into its store, and the scan table that shows it.
+    """Write an audit and the scan table with its results into the store.
 
-    Results of scans that were not audited now stay, unless the scan is another one since.
+    Earlier results of scans that this audit did not cover are kept, if the scan has not changed.
 
     Raises
     ------
@@ -216,12 +222,12 @@ def save_audit(reader: StoreReader, audit: StoreAudit) -> None:
     StoreBusyError
         If another process is writing the store.
     CorruptStoreError
-        If only some scans were audited and the results kept of the others are damaged.
+        If only some scans were audited, and the stored results of the others are damaged.
     """
     writer = StoreWriter(reader.url, reader.root, reader.storage_options)
     with writer.lock("an audit") as lock:
         if lock.took_over:
-            writer.registry.forget_ledger()  # what a killed ingest left is for the next one to find
+            writer.registry.forget_ledger()  # the next ingest finds the files of a killed one
         everything = set(reader.table.scan.to_numpy().tolist()) <= set(audit.scans)
         kept = {} if everything else dict(writer.registry.audit_log().scans)
         named = {*audit.scans, *(other for finding in audit.findings for other in finding.others)}
@@ -232,7 +238,7 @@ def save_audit(reader: StoreReader, audit: StoreAudit) -> None:
                 kept[scan_id] = AuditedScan(identity=identities[scan_id], findings=records)
             else:
                 kept.pop(scan_id, None)
-        # An ingest may have written since the store was opened.
+        # An ingest may have changed the store since it was opened.
         now = StoreReader(reader.url, reader.storage_options)
         writer.registry.write_audit_log(
             AuditLog(scans=kept), now.table, _readable(now, {*kept, *named})
@@ -240,7 +246,7 @@ def save_audit(reader: StoreReader, audit: StoreAudit) -> None:
 
 
 def _readable(reader: StoreReader, scan_ids: Iterable[str]) -> dict[str, ScanAttributes]:
-    """Return the attributes of those scans that can be read."""
+    """Return the attributes of the scans that can be read, by scan id."""
     found: dict[str, ScanAttributes] = {}
     for scan_id in scan_ids:
         try:

@@ -1,4 +1,7 @@
-"""What the rules need of a scan's voxels, read label by label so that memory stays bounded."""
+"""What do the rules need to know about the voxels of a scan?
+
+Voxels are read label by label, so that memory stays bounded.
+"""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -17,69 +20,70 @@ from spinezarr.vertebrae import NAME_OF_VALUE, VALUE_OF_NAME
 __all__ = ["BoneSample", "Component", "VoxelMeasurements", "connected_components", "measure_voxels"]
 
 _CONNECTIVITY: Final = 26
-"""Voxels that share a corner belong together."""
+"""Connectivity of components: voxels that share a corner are connected."""
 
 _AROUND_MM: Final = 6.0
-"""How far the surroundings of a vertebra reach: muscle, fat, discs, the canal and few bones."""
+"""Width of the surroundings of a vertebra: muscle, fat, discs, spinal canal and little bone."""
 
 _MOST_VOXELS: Final = 192
-"""Voxels read along each axis to look at bone: 36 mm at the finest spacing of VerSe, 0.19 mm."""
+"""Largest number of voxels read along an axis for bone: 36 mm at VerSe's finest spacing, 0.19
+mm."""
 
 _MOST_COMPARED: Final = 50_000
-"""Voxels that are compared with others; more would not change the second digit."""
+"""Largest number of voxels compared with others. More would not change the second digit."""
 
 
 @dataclass(frozen=True, slots=True)
 class Component:
-    """One connected part of a label."""
+    """One connected component of a label."""
 
     voxel_count: int
     box: Box
     voxel_zyx: ShapeZYX
-    """The voxel of it that is nearest to its mean."""
+    """Voxel of the component that is nearest to its mean position."""
 
 
 @dataclass(frozen=True, slots=True)
 class BoneSample:
-    """CT numbers where the mask says bone, and around it: the largest vertebra of a scan."""
+    """CT numbers inside and around the largest vertebra of a scan."""
 
     vertebra: str
     median_hu: float
     voxel_count: int
-    """Voxels of the vertebra that were looked at."""
+    """Number of voxels of the vertebra that were read."""
     brighter_share: float | None
-    """How often a voxel of the vertebra is brighter than one around it, of all such pairs.
+    """Share of pairs in which a voxel of the vertebra is brighter than one around it.
 
-    Half where the mask lies anywhere; None if nothing around it is without label.
+    It is a half for a mask at a random position. None if all voxels around are labeled.
     """
     voxel_zyx: ShapeZYX
 
 
 @dataclass(frozen=True, slots=True)
 class VoxelMeasurements:
-    """What was read of one scan."""
+    """The measurements of one scan."""
 
     pieces: dict[str, tuple[Component, ...]]
-    """Of each labeled vertebra, the largest first."""
+    """Components of each labeled vertebra, the largest first."""
     unknown_values: dict[int, ShapeZYX]
-    """A voxel of each value that is neither vertebra nor named structure."""
+    """A voxel of each value that is neither a vertebra nor a named structure."""
     bone: BoneSample | None
-    """None if the mask shows no vertebra, or the image no number there."""
+    """None if the mask has no vertebra, or the image no finite value there."""
 
 
 def measure_voxels(
     engine: Engine, scan: ScanHandle, label_chunks: npt.NDArray[np.uint32]
 ) -> VoxelMeasurements:
-    """Read what the rules need of a scan's mask, and of its image one vertebra.
+    """Measure the labels of a scan, and the image at one vertebra.
 
     Parameters
     ----------
     engine
-        Reads the voxels.
+        Engine that reads the voxels.
     scan
-        The scan; nothing is read of one without mask.
+        The scan. Nothing is read if it has no mask.
     label_chunks
-        See :meth:`spinezarr.store.reader.StoreReader.label_chunks`.
+        Result of :meth:`spinezarr.store.reader.StoreReader.label_chunks`.
 
     Raises
     ------
@@ -106,7 +110,7 @@ def measure_voxels(
 
 
 def connected_components(inside: npt.NDArray[np.bool_], start_zyx: ShapeZYX) -> Iterator[Component]:
-    """Yield the connected parts of a mask ``(z, y, x)`` whose first voxel is ``start_zyx``.
+    """Yield the connected components of a mask ``(z, y, x)`` whose first voxel is ``start_zyx``.
 
     Examples
     --------
@@ -130,9 +134,10 @@ def connected_components(inside: npt.NDArray[np.bool_], start_zyx: ShapeZYX) -> 
 
 
 def _connected(inside: npt.NDArray[np.bool_]) -> npt.NDArray[Any]:
-    """Give each connected part of a mask a number, from 1.
+    """Number the connected components of a mask from 1.
 
-    As uint8: for booleans, cc3d 4.1.1 raises on masks such as ``[[[1, 0, 1]]]``.
+    The mask is passed as uint8, because cc3d 4.1.1 raises on some boolean masks, such as
+    ``[[[1, 0, 1]]]``.
     """
     return cc3d.connected_components(inside.view(np.uint8), connectivity=_CONNECTIVITY)
 
@@ -140,10 +145,10 @@ def _connected(inside: npt.NDArray[np.bool_]) -> npt.NDArray[Any]:
 def _pieces_of_label(
     engine: Engine, label: ArraySpec, value: int, chunks_zyx: npt.NDArray[np.uint32]
 ) -> Iterator[Component]:
-    """Yield the parts of a label.
+    """Yield the connected components of a label.
 
-    Chunks that do not touch are read on their own, so that a voxel far off does not make the box
-    span the volume.
+    Groups of chunks that do not touch are read separately, so that a distant voxel does not extend
+    the box over the whole volume.
     """
     grid = np.zeros(chunks_zyx.max(axis=0) + 1, np.bool_)
     grid[tuple(chunks_zyx.T)] = True
@@ -153,7 +158,7 @@ def _pieces_of_label(
         voxels = np.empty(box.shape_zyx, np.uint8)
         engine.read_into(label, box, voxels)
         for piece in connected_components(voxels == value, box.start_zyx):
-            # The box may reach over chunks of another cluster.
+            # The box may overlap chunks of another cluster.
             in_chunks = zip(piece.voxel_zyx, label.chunk_shape_zyx, strict=True)
             chunk = _index(n // c for n, c in in_chunks)
             if clusters[chunk] == cluster:
@@ -169,7 +174,7 @@ def _box_of_chunks(label: ArraySpec, chunks_zyx: npt.NDArray[np.int_]) -> Box:
 def _voxel_of(
     engine: Engine, scan: ScanHandle, label: ArraySpec, rows: npt.NDArray[np.uint32]
 ) -> ShapeZYX:
-    """Return a voxel of a label, from the chunk that holds most of it."""
+    """Return a voxel of a label from the chunk that holds most of it."""
     value, *chunk, _ = rows[rows[:, 4].argmax()].tolist()
     box = _box_of_chunks(label, np.array([chunk]))
     voxels = np.empty(box.shape_zyx, np.uint8)
@@ -183,7 +188,7 @@ def _voxel_of(
 def _bone_sample(
     engine: Engine, scan: ScanHandle, label: ArraySpec, pieces: dict[str, tuple[Component, ...]]
 ) -> BoneSample | None:
-    """Look at the largest vertebra, and at what lies around it."""
+    """Measure the image inside and around the largest vertebra."""
     vertebrae = {
         name: found[0] for name, found in pieces.items() if name not in MULTI_SEGMENT_LEVELS
     }
@@ -197,7 +202,7 @@ def _bone_sample(
     engine.read_into(scan.image, box, image)
     engine.read_into(label, box, labeled)
     inside = labeled == VALUE_OF_NAME[name]
-    # Voxels at a border are of bone and not of bone.
+    # Voxels at the border contain bone and other tissue, so they are left out.
     around = _grown(inside, reach_zyx) & ~_grown(labeled > 0, (1, 1, 1))
     bone, others = (values[np.isfinite(values)] for values in (image[inside], image[around]))
     if not bone.size:
@@ -212,7 +217,7 @@ def _bone_sample(
 
 
 def _box_around(piece: Component, margin_zyx: npt.NDArray[np.int_], shape_zyx: ShapeZYX) -> Box:
-    """Return the box of a piece and its surroundings; of a large one that of its middle."""
+    """Return the box of a component with its surroundings; for a large one, only its middle."""
     middle = np.array(piece.voxel_zyx)
     start = np.maximum(piece.box.start_zyx - margin_zyx, middle - _MOST_VOXELS // 2)
     stop = np.minimum(piece.box.stop_zyx + margin_zyx, middle + _MOST_VOXELS // 2)
@@ -221,7 +226,7 @@ def _box_around(piece: Component, margin_zyx: npt.NDArray[np.int_], shape_zyx: S
 
 
 def _grown(mask: npt.NDArray[np.bool_], reach_zyx: Sequence[int]) -> npt.NDArray[np.bool_]:
-    """Grow a mask ``(z, y, x)`` by so many voxels along each axis, over corners too.
+    """Grow a mask ``(z, y, x)`` by ``reach_zyx`` voxels along each axis, including corners.
 
     Examples
     --------
@@ -233,7 +238,7 @@ def _grown(mask: npt.NDArray[np.bool_], reach_zyx: Sequence[int]) -> npt.NDArray
         along = grown.swapaxes(0, axis)
         done = 0
         while done < reach:
-            # What has grown by n may jump n + 1 without leaving a gap, at the borders too.
+            # A mask that has grown by n can be shifted by n + 1 without leaving a gap.
             step = min(done + 1, reach - done)
             before = along.copy()
             along[step:] |= before[:-step]
@@ -243,7 +248,7 @@ def _grown(mask: npt.NDArray[np.bool_], reach_zyx: Sequence[int]) -> npt.NDArray
 
 
 def _brighter_share(inside: npt.NDArray[Any], around: npt.NDArray[Any]) -> float:
-    """Return how often a value of the first is above one of the second; equal ones count half.
+    """Return the share of pairs in which ``inside`` is above ``around``; equal values count half.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""Rules on connected parts, unknown values and the image under the mask."""
+"""Is each label connected, known to the scheme, and on bone?"""
 
 from collections.abc import Iterator, Sequence
 from typing import Final
@@ -16,43 +16,43 @@ from spinezarr.text import count_noun
 __all__ = ["mask_off_bone", "several_pieces", "stray_voxels", "unknown_value"]
 
 _STRAY_MM3: Final = 100.0
-"""Smaller parts are noise of the annotation: VerSe's masks hold 3,282 of them."""
+"""Smaller components are annotation noise, of which VerSe's masks have 3,282."""
 
 _FAR_MM: Final = 10.0
-"""A part further than this from the rest lies in another structure: a disc is less high."""
+"""A component further than this from the vertebra lies in another structure. Discs are thinner."""
 
 _SPLIT_SHARE: Final = 0.1
-"""From this share on, the second part is no chip of a vertebra but half of it.
+"""From this share of the vertebra on, a second component is an error.
 
-CTSpine1K's 0103, a reported error, has 31 % of L4 in its second part.
+CTSpine1K's 0103, a reported error, has 31 % of L4 in its second component.
 """
 
 _BONE_MEDIAN_HU: Final = (0.0, 1000.0)
-"""Median CT number inside a vertebra: above water and fat, below a shift by 1024.
+"""Range of the median CT number inside a vertebra: above water and fat, below a shift by 1024.
 
-87, 182 and 193 HU in the CT of TPTBox, TotalSegmentator and LIDC-IDRI that it was tried on.
+It is 87, 182 and 193 HU in the tested CTs of TPTBox, TotalSegmentator and LIDC-IDRI.
 """
 
 _OFF_BONE_SHARE: Final = 0.65
-"""How often, at least, a voxel of bone is brighter than one of its surroundings.
+"""A mask is off the bone if its voxels are brighter than the surroundings in fewer pairs than this.
 
-Of the vertebrae in the CT of TPTBox, LIDC-IDRI and TotalSegmentator that it was tried on, none is
-below 0.79; with the mask moved 18 mm to a side or mirrored front to back, the median is 0.5 to 0.6.
+In the tested CTs of TPTBox, LIDC-IDRI and TotalSegmentator, no vertebra is below 0.79. With the
+mask moved 18 mm sideways or mirrored front to back, the median is 0.5 to 0.6.
 """
 
 _BESIDE_BONE_SHARE: Final = 0.72
-"""Below this the mask may be moved by less: the median is 0.57 to 0.70 at 9 mm to a side."""
+"""Below this share, the mask may be displaced less: the median is 0.57 to 0.70 at 9 mm sideways."""
 
 
 def several_pieces(scan: ScanAttributes, voxels: VoxelMeasurements) -> Iterator[Finding]:
-    """Find vertebrae in several parts of some size.
+    """Find vertebrae with several components that are larger than annotation noise.
 
-    A vertebra that the end of the volume cuts may show as its articular processes alone.
+    Of a vertebra cut by the end of the volume, only the articular processes may be visible.
     """
     touches_end = {level.name for level in scan_levels(scan) if level.touches_end}
     for name, pieces in voxels.pieces.items():
         large = [piece for piece in pieces if not _is_stray(scan, piece)]
-        if len(large) < 2:  # noqa: PLR2004  one piece is a whole
+        if len(large) < 2:  # noqa: PLR2004  one component is whole
             continue
         severity: Severity = "warning"
         if name in touches_end:
@@ -68,7 +68,7 @@ def several_pieces(scan: ScanAttributes, voxels: VoxelMeasurements) -> Iterator[
 
 
 def stray_voxels(scan: ScanAttributes, voxels: VoxelMeasurements) -> Iterator[Finding]:
-    """Find small parts of a label beside the vertebra."""
+    """Find small components of a label outside the vertebra."""
     for name, pieces in voxels.pieces.items():
         small = [piece for piece in pieces[1:] if _is_stray(scan, piece)]
         if not small:
@@ -95,7 +95,7 @@ def _is_stray(scan: ScanAttributes, piece: Component) -> bool:
 
 
 def _gap_mm(scan: ScanAttributes, one: Box, other: Box) -> float:
-    """Distance between two boxes along the voxel axes; 0 if they overlap."""
+    """Return the distance in mm between two boxes; 0 if they overlap."""
     gap = np.maximum(
         np.subtract(one.start_zyx, other.stop_zyx), np.subtract(other.start_zyx, one.stop_zyx)
     )
@@ -103,7 +103,7 @@ def _gap_mm(scan: ScanAttributes, one: Box, other: Box) -> float:
 
 
 _LISTED: Final = 10
-"""Pieces whose facts are kept; all are counted."""
+"""Number of components described in a finding. All are counted."""
 
 
 def _about_pieces(
@@ -140,7 +140,7 @@ def _about_pieces(
 
 
 def unknown_value(scan: ScanAttributes, voxels: VoxelMeasurements) -> Iterator[Finding]:
-    """Find mask values that are neither vertebrae nor structures the recipe names."""
+    """Find mask values that are neither vertebrae nor structures of the recipe."""
     for value, voxel_zyx in voxels.unknown_values.items():
         where = locate_voxel(scan, voxel_zyx)
         count = scan.other_labels[str(value)]
@@ -156,7 +156,7 @@ def unknown_value(scan: ScanAttributes, voxels: VoxelMeasurements) -> Iterator[F
 
 
 def mask_off_bone(scan: ScanAttributes, voxels: VoxelMeasurements) -> Iterator[Finding]:
-    """Find scans whose image shows no bone under the mask: moved, mirrored or shifted in HU."""
+    """Find scans without bone under the mask: displaced, mirrored, or with shifted CT numbers."""
     bone, (low, high) = voxels.bone, _BONE_MEDIAN_HU
     if bone is None:
         return

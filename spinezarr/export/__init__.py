@@ -1,1 +1,1 @@
-"""Giving scans back in other forms: pictures."""
+"""How are scans written for other programs: as NIfTI files, nnU-Net datasets and pictures?"""

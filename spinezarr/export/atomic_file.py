@@ -1,7 +1,7 @@
-"""Files for other programs, each there whole or not at all, and never written through a link.
+"""How is an output file written, so that it is complete or absent, and never written via a link?
 
-What lies in a folder for output may be a stranger's: a link by the name of a file to come would
-have another file overwritten, anywhere.
+An output folder may hold foreign files. A link with the name of an output file could otherwise make
+an export overwrite any file of the machine.
 """
 
 from collections.abc import Iterator
@@ -18,14 +18,14 @@ __all__ = ["check_not_link", "write_atomically"]
 
 @contextmanager
 def write_atomically(path: Path) -> Iterator[BinaryIO]:
-    """Write a file under a name ending in ``.partial``, and rename it when it is whole.
+    """Open a file for writing under a name with ``.partial``, and rename it when it is complete.
 
-    A file, or a link, that is there is replaced.
+    An existing file or link of the final name is replaced. If the block raises, nothing is left.
     """
     partial = path.with_name(path.name + PARTIAL)
     partial.unlink(missing_ok=True)
     try:
-        # Exclusive: it is made anew, and no link is followed (open(2), O_EXCL).
+        # Mode "x" creates a new file and follows no link (open(2), O_EXCL).
         with add_path_to_disk_full_error(str(partial)), partial.open("xb") as file:
             yield file
         partial.replace(path)
@@ -35,12 +35,12 @@ def write_atomically(path: Path) -> Iterator[BinaryIO]:
 
 
 def check_not_link(folder: Path) -> None:
-    """Refuse a folder below that for output which is a link to another.
+    """Refuse a subfolder of the output folder that is a link.
 
     Raises
     ------
     UsageError
-        If it is one.
+        If the folder is a link.
     """
     if folder.is_symlink():
         raise UsageError(

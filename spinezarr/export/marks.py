@@ -1,4 +1,4 @@
-"""The vertebrae that a slice shows: their voxels or annotated centers, and where names stand."""
+"""Which vertebrae does a slice show, and where are their names drawn?"""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ __all__ = [
 ]
 
 POINT_PX: Final = 8.0
-"""Width of the dot that shows an annotated center."""
+"""Diameter in pixels of the dot for an annotated center."""
 _NAME_PX: Final = 13.0
 _LONGEST_NAME: Final = 40
 _SMALLEST_NAME_PX: Final = 8.0
@@ -34,28 +34,30 @@ _MAX_CROSSED_MM: Final = 10
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Mark:
-    """What is shown of one level: the voxels of its label, or one point."""
+    """The voxels of one label in a slice, or one annotated center."""
 
     name: str
-    """As a picture can show it."""
+    """Name of the level, in letters that a picture can show."""
     rows: npt.NDArray[Any]
-    """Voxel indices; of a point they need not be whole."""
+    """Row index of each voxel. That of a center may be fractional."""
     columns: npt.NDArray[Any]
+    """Column index of each voxel. That of a center may be fractional."""
 
     @property
     def color(self) -> tuple[float, float, float]:
-        """RGB, each 0 to 1; gray for what the label scheme does not name."""
+        """Color as RGB, each from 0 to 1; gray if the level is no vertebra."""
         return label_color(VALUE_OF_NAME.get(self.name))
 
     @property
     def middle(self) -> tuple[float, float]:
-        """Mean row and column."""
+        """Mean row and mean column."""
         return float(self.rows.mean()), float(self.columns.mean())
 
     def end(self, side: int) -> tuple[float, float]:
-        """Row and column where one half of the mark ends: 1 the front half, -1 the back half.
+        """Return row and column of the outer end of the front half (1) or the back half (-1).
 
-        In a sagittal slice the front half is about the vertebral body, the back half the arch.
+        In a sagittal slice, the front half is roughly the vertebral body, and the back half the
+        arch.
         """
         columns = self.columns * side
         half = columns >= (columns.min() + columns.max()) / 2
@@ -65,7 +67,7 @@ class Mark:
 
 
 def label_regions(content: PreviewPlane) -> Iterator[Mark]:
-    """Yield the labels of a slice, background left out."""
+    """Yield the labels of a slice without the background."""
     if content.label is None:
         return
     names = {**content.structures, **NAME_OF_VALUE}
@@ -84,9 +86,9 @@ def center_points(content: PreviewPlane) -> list[Mark]:
 
 
 def draw_names_at_center(axes: Axes, panel: Panel, regions: list[Mark], points: list[Mark]) -> None:
-    """Write names on their regions, the largest first; leave out what would cover another.
+    """Draw names on their regions, the largest first; skip names that would cover another.
 
-    A name stands below the dot of its level where it would cover it.
+    If a name would cover the dot of its level, it is drawn below the dot.
     """
     voxel_px = np.prod(panel.content.spacing_rows_columns_mm) * panel.px_per_mm**2
     dots = {point.name: point for point in points}
@@ -111,9 +113,12 @@ def draw_names_at_center(axes: Axes, panel: Panel, regions: list[Mark], points: 
 
 
 def draw_names_beside(axes: Axes, panel: Panel, regions: list[Mark]) -> bool:
-    """Write names in front of the vertebrae, or behind those that stand behind another.
+    """Draw names in front of the vertebrae, or behind those that are behind another.
 
-    Returns whether a name crosses the panel's left edge.
+    Returns
+    -------
+    bool
+        Whether a name crosses the left edge of the panel.
     """
     largest = sorted(regions, key=lambda r: -r.rows.size)
     shown = largest[: max(1, int(panel.height // _SMALLEST_NAME_PX))]
@@ -128,7 +133,7 @@ def draw_names_beside(axes: Axes, panel: Panel, regions: list[Mark]) -> bool:
 
 
 def _stands_behind(region: Mark, regions: list[Mark], d_column: float) -> bool:
-    """Whether a line forward from a region would cross much of the others."""
+    """Whether a line from a region to the front would cross much of other regions."""
     row, column = region.end(1)
     crossed = sum(
         int(np.count_nonzero((other.rows == round(row)) & (other.columns > column)))
@@ -141,7 +146,7 @@ def _stands_behind(region: Mark, regions: list[Mark], d_column: float) -> bool:
 def _name_column(
     axes: Axes, panel: Panel, named: list[Mark], regions: list[Mark], side: int
 ) -> bool:
-    """Write names of ascending regions on one side, spread so that none overlaps."""
+    """Draw the names of regions in ascending order on one side, without overlaps."""
     if not named:
         return False
     content, mm = panel.content, 1 / panel.px_per_mm
@@ -170,9 +175,10 @@ def _name_column(
 
 
 def spread_apart(targets: list[float], gap: float, low: float, high: float) -> list[float]:
-    """Move ascending positions as little as possible so that each lies ``gap`` above the last.
+    """Move ascending positions as little as possible, so that each is ``gap`` above the last.
 
-    Least squares: positions less ``gap`` times rank must ascend, which pooling neighbors solves.
+    This is a least squares problem: the positions minus ``gap`` times rank must ascend. Pooling
+    neighbors solves it.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""How large the voxels of scans would be as ``.nii.gz`` files, estimated from a few slices."""
+"""How large would scans be as ``.nii.gz`` files? The size is estimated from a few slices."""
 
 import zlib
 from collections.abc import Sequence
@@ -13,25 +13,26 @@ from spinezarr.store.reader import ArraySpec, StoreReader
 __all__ = ["estimate_nii_gz_bytes"]
 
 _LEVEL: Final = 6
-"""gzip's own default, which dcm2niix takes too."""
+"""Default compression level of gzip, which dcm2niix uses, too."""
 
 
 def estimate_nii_gz_bytes(
     reader: StoreReader, voxels: VoxelReader, scan_ids: Sequence[str], *, n_slices: int = 8
 ) -> int:
-    """Estimate the bytes of image and mask of scans as ``.nii.gz``.
+    """Estimate the size in bytes of the images and masks of scans as ``.nii.gz``.
 
-    A few axial slices, evenly spread over scans and their length, are compressed as gzip does it;
-    all voxels are taken to compress as well. On whole chest CTs that was within 1 % of the files.
+    A few axial slices, evenly distributed over scans and positions, are compressed as gzip does.
+    All other voxels are assumed to compress equally well. For whole chest CTs, the estimate was
+    within 1 % of the files.
 
     Parameters
     ----------
     reader, voxels
-        Of the store.
+        Readers of the store and of its voxels.
     scan_ids
-        At least one.
+        Ids of at least one scan.
     n_slices
-        Of images, and as many of masks; each takes about 0.04 s.
+        Number of slices of images, and as many of masks. Each takes about 0.04 s.
     """
     chosen = [scan_ids[i] for i in _spread(len(scan_ids), min(n_slices, len(scan_ids)))]
     packed, read = {"image": 0, "label": 0}, {"image": 0, "label": 0}
@@ -51,7 +52,7 @@ def estimate_nii_gz_bytes(
 
 
 def _spread(length: int, count: int) -> list[int]:
-    """Return ``count`` places, evenly spread from 0 to ``length``."""
+    """Return ``count`` indices that are evenly distributed from 0 to ``length``."""
     return [(2 * i + 1) * length // (2 * count) for i in range(count)]
 
 

@@ -1,4 +1,4 @@
-"""Where each slice stands on the picture, in pixels from its top left corner."""
+"""Where on the picture is each slice drawn, in pixels from the top left corner?"""
 
 from dataclasses import dataclass
 from typing import Final
@@ -30,42 +30,50 @@ _NAME_GUTTER: Final = 56
 _ABOVE: Final = HEADER_STRIP + LETTER_STRIP
 _BELOW: Final = LETTER_STRIP + SCALE_STRIP
 _ROOM: Final = _MAX_HEIGHT - TITLE_HEIGHT - MARGIN - CAPTION_LINE
-"""Pixels that title and one line of caption leave to the panels' height."""
+"""Height in pixels for panels, below the title and above one line of caption."""
 _AXIAL_ENLARGEMENT: Final = 2.0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Panel:
-    """A slice placed on the picture."""
+    """A slice, and its position on the picture."""
 
     content: PreviewPlane
     px_per_mm: float
     left: float
+    """Pixels from the left edge of the picture to that of the slice."""
     top: float
-    """Pixels from the edges of the picture to those of the slice."""
+    """Pixels from the top edge of the picture to that of the slice."""
 
     @property
     def width(self) -> float:
-        """Pixels across."""
+        """Width of the slice in pixels."""
         return self.content.size_rows_columns_mm[1] * self.px_per_mm
 
     @property
     def height(self) -> float:
-        """Pixels down."""
+        """Height of the slice in pixels."""
         return self.content.size_rows_columns_mm[0] * self.px_per_mm
 
     @property
     def edges_mm(self) -> tuple[float, float, float, float]:
-        """Least and greatest column coordinate, least and greatest row coordinate."""
+        """Edges in mm: least and largest column coordinate, least and largest row coordinate."""
         left, bottom = self.content.to_panel_mm(-0.5, -0.5)
         height, width = self.content.size_rows_columns_mm
         return left, left + width, bottom, bottom + height
 
 
 def arrange(planes: list[PreviewPlane]) -> tuple[list[Panel], float, float]:
-    """Place the slices: in a row, or the upright ones stacked, whichever shows them larger.
+    """Place the slices in a row, or stack the upright ones, whichever shows them larger.
 
-    Returns the panels and the width and height that they need, without title and caption.
+    Returns
+    -------
+    panels : list of Panel
+        The placed slices.
+    width : float
+        Width of the picture in pixels.
+    height : float
+        Height of the panels in pixels, without title and caption.
     """
     in_row = [[plane] for plane in planes]
     upright = [plane for plane in planes if plane.plane != "axial"]
@@ -91,13 +99,13 @@ def arrange(planes: list[PreviewPlane]) -> tuple[list[Panel], float, float]:
 
 
 def _gutter(column: list[PreviewPlane]) -> float:
-    """Pixels left of a column's panels, for letters and the names of the sagittal one."""
+    """Return the pixels left of a column for letters and for names in the sagittal panel."""
     named = any(p.plane == "sagittal" and (p.label is not None or p.points) for p in column)
     return _NAME_GUTTER if named else LETTER_STRIP
 
 
 def _free_width(columns: list[list[PreviewPlane]]) -> float:
-    """Pixels that the panels of all columns may share."""
+    """Return the total width in pixels that the panels of all columns may have."""
     return _MAX_WIDTH - 2 * MARGIN - sum(_gutter(c) + LETTER_STRIP for c in columns)
 
 
@@ -110,7 +118,7 @@ def _column_height(column: list[PreviewPlane], scale: float) -> float:
 
 
 def _common_scale(columns: list[list[PreviewPlane]]) -> float:
-    """Pixels per millimetre at which all columns fit."""
+    """Return the largest number of pixels per mm at which all columns fit."""
     width_mm = sum(max(p.size_rows_columns_mm[1] for p in column) for column in columns)
     fits = [_free_width(columns) / width_mm]
     for column in columns:
@@ -120,7 +128,7 @@ def _common_scale(columns: list[list[PreviewPlane]]) -> float:
 
 
 def _axial_scale(columns: list[list[PreviewPlane]], scale: float) -> float:
-    """Enlarge the last column where the others leave space."""
+    """Return the pixels per mm of the axial column, enlarged if the others leave space."""
     others = sum(_column_width(column, scale) for column in columns[:-1])
     height_mm, width_mm = columns[-1][0].size_rows_columns_mm
     across = (_free_width(columns) - others) / width_mm

@@ -1,7 +1,8 @@
-"""One picture of a scan: slices through the spine, vertebrae colored and named.
+"""How are slices through the spine drawn as one picture, with colored and named vertebrae?
 
-Radiological display: head up, the patient's right on the left of the coronal and axial panels,
-anterior up in the axial and on the left of the sagittal panel. Panels are drawn in millimeters.
+The display is radiological. The head is up, and the patient's right is on the left of the coronal
+and axial panels. Anterior is up in the axial panel, and on the left of the sagittal panel. Panels
+are drawn in millimeters.
 """
 
 import textwrap
@@ -51,7 +52,7 @@ __all__ = ["draw_preview"]
 
 @dataclass(frozen=True, slots=True)
 class _View:
-    """What a plane's axes are, in world directions."""
+    """World directions of the axes and edges of a plane."""
 
     normal: str
     rows: str
@@ -78,23 +79,24 @@ _SCALE_BARS_MM: Final = (50, 20, 10, 5, 2, 1)
 
 
 def draw_preview(scan_id: str, planes: Sequence[PreviewPlane], caption: str) -> Figure:
-    """Draw the slices of one scan side by side, all in millimeters.
+    """Draw the slices of one scan next to each other, in millimeters.
 
-    Safe to call from many threads at once: nothing global is read or set.
+    This function is safe to call from many threads, because it uses no global state of matplotlib.
 
     Parameters
     ----------
     scan_id
         Title of the picture.
     planes
-        One to three slices, each of another orientation.
+        One to three slices of different orientations.
     caption
-        Text below the panels; wrapped, never cut.
+        Text below the panels, which is wrapped.
 
     Returns
     -------
     Figure
-        With an Agg canvas, about 1600 x 900 pixels at most; a long caption makes it higher.
+        Figure with an Agg canvas of at most about 1600 x 900 pixels. A long caption makes it
+        higher.
 
     Raises
     ------
@@ -129,7 +131,7 @@ def _wrap(caption: str, width: float) -> list[str]:
 
 
 def _draw_panel(figure: Figure, panel: Panel, planes: Sequence[PreviewPlane]) -> None:
-    """Draw one slice, what is annotated in it, and its surroundings."""
+    """Draw one slice with its annotations, names, letters and scale bar."""
     width, height = figure.get_size_inches() * DPI
     bottom = height - panel.top - panel.height
     axes = figure.add_axes(
@@ -161,7 +163,7 @@ def _draw_panel(figure: Figure, panel: Panel, planes: Sequence[PreviewPlane]) ->
 
 
 def _draw_region(axes: Axes, content: PreviewPlane, region: Mark) -> None:
-    """Fill and outline one label along its voxels' edges."""
+    """Fill and outline one label along the edges of its voxels."""
     rows = np.arange(region.rows.min() - 1, region.rows.max() + 2)
     columns = np.arange(region.columns.min() - 1, region.columns.max() + 2)
     mask = np.zeros((rows.size, columns.size), np.float32)
@@ -181,9 +183,12 @@ def _draw_point(axes: Axes, content: PreviewPlane, point: Mark) -> None:
 
 
 def _draw_names(axes: Axes, panel: Panel, regions: list[Mark], points: list[Mark]) -> bool:
-    """Name labels, and the centers of levels that no label shows.
+    """Draw the names of labels, and of centers whose level has no label in the slice.
 
-    Returns whether a name crosses the panel's left edge.
+    Returns
+    -------
+    bool
+        Whether a name crosses the left edge of the panel.
     """
     labeled = {region.name for region in regions}
     alone = [point for point in points if point.name not in labeled]
@@ -194,7 +199,7 @@ def _draw_names(axes: Axes, panel: Panel, regions: list[Mark], points: list[Mark
 
 
 def _draw_cuts(axes: Axes, content: PreviewPlane, planes: Sequence[PreviewPlane]) -> None:
-    """Show where the other planes cut this one."""
+    """Draw the lines where the other planes cut this one."""
     if content.origin_rows_columns_mm is None:
         return
     view = _VIEWS[content.plane]
@@ -206,7 +211,10 @@ def _draw_cuts(axes: Axes, content: PreviewPlane, planes: Sequence[PreviewPlane]
 
 
 def _draw_letters(axes: Axes, panel: Panel, *, raised: bool) -> None:
-    """Write header and direction letters around a panel; the left one on top where names are."""
+    """Draw header and direction letters around a panel.
+
+    ``raised`` moves the left letter to the top, if names are at its usual position.
+    """
     view = _VIEWS[panel.content.plane]
     dx, dy = 1 / panel.width, 1 / panel.height
     half = LETTER_STRIP / 2
@@ -223,7 +231,7 @@ def _draw_letters(axes: Axes, panel: Panel, *, raised: bool) -> None:
 
 
 def _draw_scale_bar(axes: Axes, panel: Panel) -> None:
-    """Draw a bar of 50 mm below a panel, or of less where that is wider than the panel."""
+    """Draw a scale bar of 50 mm below a panel, or a shorter one if the panel is narrower."""
     fitting = [mm for mm in _SCALE_BARS_MM if mm <= panel.content.size_rows_columns_mm[1]]
     if not fitting:
         return

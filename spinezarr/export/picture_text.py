@@ -1,4 +1,4 @@
-"""Text on a picture, sized in pixels, and what of a stranger's text a picture can show."""
+"""How is text drawn on a picture, sized in pixels and safe for foreign text?"""
 
 from functools import cache
 from typing import Final
@@ -25,20 +25,20 @@ __all__ = [
 
 DPI: Final = 100
 EM_PER_CHARACTER: Final = 0.65
-"""Width of the widest usual characters."""
+"""Width of the widest usual characters in em."""
 TEXT_COLOR: Final = "#f0f0f0"
 QUIET_COLOR: Final = "#9aa0aa"
 LETTER_FONT: Final = "DejaVu Sans Mono"
 _FONT: Final = "DejaVu Sans"
 _LONGEST: Final = 120
-"""Characters of a title or name; more would make pictures of any size."""
+"""Longest title or name in characters. Without a limit, pictures could have any size."""
 
 
 def to_drawable(text: str, longest: int | None = _LONGEST) -> str:
-    """Return text of others as a picture can show it: one line, in letters that the font has.
+    """Return foreign text in one line, with characters that the font has.
 
-    Others stand as escapes, as matplotlib would draw an empty box and warn. Nothing in it is a
-    formula, as long as it is drawn with ``parse_math=False`` and without TeX.
+    Other characters are escaped, because matplotlib would draw an empty box and warn. The text must
+    be drawn with ``parse_math=False`` and without TeX, so that no part of it is a formula.
     """
     shown = to_printable(text, longest)
     if shown.isascii():
@@ -51,17 +51,17 @@ def to_drawable(text: str, longest: int | None = _LONGEST) -> str:
 
 @cache
 def _letters() -> frozenset[int]:
-    """Return the code points that the font has, which comes with matplotlib."""
+    """Return the code points of the font, which matplotlib ships."""
     return frozenset(get_font(findfont(_FONT)).get_charmap())
 
 
 def name_width(name: str, px: float) -> float:
-    """Return the pixels that a name of this height takes up at most."""
+    """Return the largest width in pixels of a name that is ``px`` high."""
     return EM_PER_CHARACTER * px * len(name)
 
 
 def draw_name(axes: Axes, at: tuple[float, float], name: str, px: float, *, ha: str) -> None:
-    """Write a vertebra's name at millimeters, legible on bone and on air."""
+    """Draw the name of a vertebra at a position in mm, legible on bone and on air."""
     text = draw_text(axes, at, name, px, ha=ha, va="center_baseline", color="white")
     outline = [withStroke(linewidth=2.4, foreground="black")]
     text.set(transform=axes.transData, path_effects=outline, zorder=4)
@@ -78,7 +78,7 @@ def draw_text(
     color: str = TEXT_COLOR,
     family: str = _FONT,
 ) -> Text:
-    """Write plain text at a share of the figure or axes."""
+    """Draw plain text at a position in shares of the figure or axes."""
     written = where.text(*at, text, ha=ha, va=va, color=color, parse_math=False, usetex=False)
     written.set(fontfamily=family, fontsize=px * 72 / DPI)
     if isinstance(where, Axes):

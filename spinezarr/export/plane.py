@@ -1,4 +1,4 @@
-"""One slice of a scan, ready to be drawn."""
+"""What does a picture need to know about one slice of a scan?"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -20,39 +20,39 @@ class PreviewPoint:
     """The annotated center of a vertebra, projected onto a slice along its normal."""
 
     name: str
-    """Level, e.g. ``L1`` or ``S1``."""
+    """Name of the level, such as ``L1`` or ``S1``."""
     row: float
-    """Voxel index, need not be whole."""
+    """Voxel index along the rows, which may be fractional."""
     column: float
-    """Likewise."""
+    """Voxel index along the columns, which may be fractional."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PreviewPlane:
-    """One slice of a scan and where it lies."""
+    """One slice of a scan, and where it lies."""
 
     plane: Plane
-    """Its orientation."""
+    """Orientation of the slice."""
     image: npt.NDArray[Any]
-    """HU, axes (rows, columns): sagittal (z, y), coronal (z, x), axial (y, x).
+    """CT numbers in HU with axes (row, column): sagittal (z, y), coronal (z, x), axial (y, x).
 
-    Each index increases toward superior, anterior or right, as in the store.
+    The indices increase toward superior, anterior and right, as in the store.
     """
     label: npt.NDArray[np.uint8] | None
-    """Label values on the same voxels, or None for a scan without mask."""
+    """Label values of the same voxels; None for a scan without a mask."""
     spacing_rows_columns_mm: tuple[float, float]
-    """Distance between neighboring voxels along rows and columns."""
+    """Distance in mm between neighboring rows, and between neighboring columns."""
     position_mm: float
-    """World coordinate of the slice along its normal."""
+    """World coordinate of the slice along its normal, in RAS+ mm."""
     origin_rows_columns_mm: tuple[float, float] | None = None
-    """World coordinates of the first voxel's center: that of its row, that of its column.
+    """World coordinates (row, column) of the center of the first voxel, in RAS+ mm.
 
-    None leaves out the lines that show where the other planes cut.
+    If None, the lines that show where the other planes cut are left out.
     """
     points: tuple[PreviewPoint, ...] = ()
-    """Annotated centers, shown as dots; named where the label does not show their level."""
+    """Annotated centers, drawn as dots. They are named if the label lacks their level."""
     structures: Mapping[int, str] = field(default_factory=dict)
-    """Names of label values that are no vertebrae, where they are known."""
+    """Names of label values that are no vertebrae."""
 
     def __post_init__(self) -> None:
         if self.image.ndim != 2 or not self.image.size:  # noqa: PLR2004
@@ -69,12 +69,12 @@ class PreviewPlane:
 
     @property
     def size_rows_columns_mm(self) -> tuple[float, float]:
-        """Extent along rows and columns, voxel edge to voxel edge."""
+        """Extent in mm along rows and columns, from voxel edge to voxel edge."""
         rows, columns = self.image.shape
         return rows * self.spacing_rows_columns_mm[0], columns * self.spacing_rows_columns_mm[1]
 
     def to_panel_mm(self, rows: _Index, columns: _Index) -> tuple[_Index, _Index]:
-        """Panel coordinates in mm, across and up, of voxel indices."""
+        """Convert voxel indices to panel coordinates in mm, (across, up)."""
         row, column = self.origin_rows_columns_mm or (0.0, 0.0)
         return column + columns * self.spacing_rows_columns_mm[
             1

@@ -1,4 +1,4 @@
-"""One picture of a scan: three slices through its vertebral bodies, with what is known of them."""
+"""How does a scan look: three slices through its vertebral bodies, with labels and names?"""
 
 from typing import Final
 
@@ -15,26 +15,26 @@ __all__ = ["preview_scan"]
 
 _PLANES: Final[tuple[Plane, ...]] = ("sagittal", "coronal", "axial")
 _AXIAL_REACH_MM: Final = 7.5
-"""Centers nearer than this are shown in an axial slice: half the step between cervical vertebrae.
+"""An axial slice shows annotated centers closer than this, half the step in the cervical spine.
 
-The spine runs along the other planes, so they show all of them.
+The spine runs along the other planes, so these show all centers.
 """
 
 
 def preview_scan(scan: ScanHandle, voxels: VoxelReader) -> Figure:
-    """Draw three planes through the spine of a scan.
+    """Draw three slices through the spine of a scan.
 
     Parameters
     ----------
     scan
         The scan.
     voxels
-        Reads the slices; nothing else of the scan is read.
+        Reader of the slices. No other voxels are read.
 
     Returns
     -------
     Figure
-        See :func:`spinezarr.export.picture.draw_preview`.
+        Figure of :func:`spinezarr.export.picture.draw_preview`.
     """
     facts = scan.attributes
     points = annotated_centers(scan)

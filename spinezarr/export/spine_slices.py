@@ -1,4 +1,4 @@
-"""The slices through the middle of a spine, labeled or annotated as points, and their voxels."""
+"""Which slices run through the middle of the spine of a scan?"""
 
 from typing import Any
 
@@ -18,7 +18,7 @@ Points = dict[str, npt.NDArray[np.float64]]
 
 
 def annotated_centers(scan: ScanHandle) -> Points:
-    """Return the centers of vertebrae that a file of their own names."""
+    """Return the vertebra centers from the scan's centroid file."""
     to_voxel = np.linalg.inv(scan.affine)
     centroids = scan.attributes.centroids
     return {
@@ -29,14 +29,14 @@ def annotated_centers(scan: ScanHandle) -> Points:
 
 
 def middle_of_spine(scan: ScanHandle, voxels: VoxelReader) -> ShapeZYX:
-    """Return the voxel in the middle of the spine's bodies, or of the scan if none are known.
+    """Return the voxel in the middle of the vertebral bodies, or of the scan if none are known.
 
     Parameters
     ----------
     scan
         The scan.
     voxels
-        Reads a slice of its mask.
+        Reader of one slice of the mask.
     """
     facts = scan.attributes
     labeled = _labeled(scan)
@@ -54,9 +54,9 @@ def middle_of_spine(scan: ScanHandle, voxels: VoxelReader) -> ShapeZYX:
 
 
 def middle_slice(scan: ScanHandle, voxels: VoxelReader, plane: Plane) -> int:
-    """Return the slice of a plane that :func:`middle_of_spine` lies in.
+    """Return the index of the slice that contains :func:`middle_of_spine`.
 
-    No voxel is read for a sagittal one.
+    For a sagittal slice of a labeled scan, no voxel is read.
     """
     labeled = _labeled(scan)
     if plane == "sagittal" and scan.label is not None and labeled:
@@ -65,7 +65,7 @@ def middle_slice(scan: ScanHandle, voxels: VoxelReader, plane: Plane) -> int:
 
 
 def read_slice(array: ArraySpec, voxels: VoxelReader, flat_axis: int, at: int) -> npt.NDArray[Any]:
-    """Read one slice across an axis; its axes are the other two, in their order."""
+    """Read one slice across an axis. The result has the other two axes, in the order z, y, x."""
     start, stop = [0, 0, 0], list(array.shape_zyx)
     start[flat_axis], stop[flat_axis] = at, at + 1
     box = Box((start[0], start[1], start[2]), (stop[0], stop[1], stop[2]))
@@ -93,7 +93,7 @@ def _middle_of_labels(
         centroids_zyx = np.array([vertebra.centroid_zyx for vertebra in vertebrae])
         z, y, _ = np.rint(np.median(centroids_zyx, axis=0)).astype(int).tolist()
         return (z, y, x)
-    # Bodies are taller and closer together than spinous processes.
+    # Vertebral bodies are taller and closer together than spinous processes.
     y = int(sagittal.sum(axis=0).argmax())
     middle = vertebrae[len(vertebrae) // 2]
     rows = sagittal[middle.start_zyx[0] : middle.stop_zyx[0], y]

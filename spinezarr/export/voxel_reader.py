@@ -1,4 +1,4 @@
-"""What exports need of a store: something that reads its voxels."""
+"""Which interface do exports need to read the voxels of a store?"""
 
 from typing import Any, Protocol
 

@@ -1,1 +1,1 @@
-"""What a dataset holds, in numbers and plots, beside what its published card prints."""
+"""What does a dataset hold, in numbers and plots, and does this agree with its published card?"""

@@ -1,4 +1,4 @@
-"""A dataset's figures against those of its card, one by one."""
+"""Does each figure of a dataset agree with its published card?"""
 
 from dataclasses import dataclass, replace
 from typing import Final, Literal
@@ -9,54 +9,59 @@ from spinezarr.stats.statistics import Statistics
 __all__ = ["ComparedFigure", "Comparison", "Verdict", "compare"]
 
 Verdict = Literal["equal", "differs", "missing in store", "card contradicts itself"]
-"""The first that holds: ``equal`` within the printed rounding; ``missing in store``, where the card
-counts or measures something that the store lacks; ``card contradicts itself``, where the figure
-does not fit others of the card and the store agrees with those, or they do not tell; ``differs``.
+"""Result of a comparison; the first of these that applies:
+
+* ``equal``: both agree within the printed rounding.
+* ``missing in store``: the card counts or measures something that the store lacks.
+* ``card contradicts itself``: the figure does not fit other figures of the card, and these agree
+  with the store or imply no value.
+* ``differs``: none of these.
 """
 
 _COUNTS: Final = frozenset({"scans", "patients", "slices", "vertebrae", "detection_percent"})
-"""Statistics that are 0 of what is not there; all others have no value then."""
+"""Statistics that are 0 if nothing is counted. All others then have no value."""
 
 
 @dataclass(frozen=True, slots=True)
 class ComparedFigure:
-    """One figure in the store and on the card."""
+    """One figure with its values in the store and on the card."""
 
     key: FigureKey
     store: float | None
-    """None: there is nothing to measure."""
+    """Value in the store; None if there is nothing to measure."""
     card: float
+    """Value printed on the card."""
     decimals: int
-    """To which the card rounds."""
+    """Number of decimals to which the card rounds."""
     verdict: Verdict
     note: str
-    """What is to be known of the card's figure; often empty."""
+    """Remark on the card's figure; often empty."""
 
     @property
     def difference(self) -> float | None:
-        """Here less the card; None where there is nothing here."""
+        """Value in the store minus that of the card; None if there is nothing to measure."""
         return None if self.store is None else self.store - self.card
 
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """All figures of a card, each compared."""
+    """The comparison of all figures of a card with a store."""
 
     dataset: str
-    """Of the store."""
+    """Name of the dataset in the store."""
     title: str
-    """Of the card."""
+    """Title of the card."""
     source: str
     """Where the card was read."""
     as_of: str | None
-    """State of that source."""
+    """Date or version of that source."""
     lines: tuple[ComparedFigure, ...]
     caveats: tuple[str, ...]
-    """What contradicts itself on the card, or is to be read with care."""
+    """Remarks on contradictions of the card and on figures that must be read with care."""
 
     @property
     def agrees(self) -> bool:
-        """Whether no figure differs or is missing; those where the card is wrong do not count."""
+        """Whether no figure differs or is missing. Contradictions of the card do not count."""
         return not any(line.verdict in {"differs", "missing in store"} for line in self.lines)
 
     @property
@@ -69,7 +74,7 @@ class Comparison:
 
 
 def compare(statistics: Statistics, card: Card) -> Comparison:
-    """Compare each figure that ``card`` prints with the one found, in the card's order."""
+    """Compare each figure of ``card`` with that of the store, in the card's order."""
     found, wrong = statistics.figures(), card.contradictions()
     lines = []
     for key, printed in card.figures().items():

@@ -1,4 +1,4 @@
-"""Figures and comparisons as one document each: Markdown laid out as the cards are, CSV, JSON."""
+"""How are figures and comparisons written as Markdown, CSV and JSON?"""
 
 import csv
 import io
@@ -27,7 +27,7 @@ __all__ = [
 ]
 
 _NOTHING: Final = "-"
-"""Stands where there is nothing to measure."""
+"""Text for a figure without a value."""
 _VERTEBRA_TITLES: Final = {
     "detection_percent": "{} detection rate (%)",
     "annotated_centroids": "{} annotated centers",
@@ -37,17 +37,17 @@ _VERTEBRA_TITLES: Final = {
 
 @dataclass(frozen=True, slots=True)
 class TextTable:
-    """A table as text, for a terminal or a page."""
+    """A table of texts, for a terminal or a page."""
 
     title: str
     columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     numeric: frozenset[str]
-    """Columns that hold numbers."""
+    """Names of the columns that hold numbers."""
 
 
 def summary_lines(statistics: Statistics) -> list[str]:
-    """Say in a few sentences what was counted, and of what the rates are shares."""
+    """Return a few sentences on what was counted, and what the rates refer to."""
     found = statistics
     without = found.scans - found.scans_with_mask
     rates = f"Detection rates are shares of all {found.scans:,} scans"
@@ -62,7 +62,7 @@ def summary_lines(statistics: Statistics) -> list[str]:
 
 
 def statistics_tables(statistics: Statistics) -> list[TextTable]:
-    """Lay figures out as the cards do; tables that would be empty are left out."""
+    """Return tables in the layout of the published cards, without empty ones."""
     by_split, by_source = statistics.scans_by_split, statistics.scans_by_source
     resolution = [
         (
@@ -87,7 +87,7 @@ def statistics_tables(statistics: Statistics) -> list[TextTable]:
 
 
 def comparison_table(comparison: Comparison) -> TextTable:
-    """Lay out a comparison with one row a figure."""
+    """Return a comparison as a table with one row for each figure."""
     columns = ("Figure", "Store", "Card", "Difference", "Verdict", "Note")
     rows = tuple(
         (
@@ -104,7 +104,7 @@ def comparison_table(comparison: Comparison) -> TextTable:
 
 
 def figure_title(key: FigureKey) -> str:
-    """Name a figure for people.
+    """Return the title of a figure for people.
 
     Examples
     --------
@@ -128,7 +128,7 @@ def figure_title(key: FigureKey) -> str:
 
 
 def statistics_markdown(statistics: Statistics) -> str:
-    """Write figures as the cards print them."""
+    """Return the figures as Markdown in the layout of the published cards."""
     parts = [f"# {escape_markdown(statistics.title)}"]
     parts += [f"{line}." for line in summary_lines(statistics)]
     for sheet in statistics_tables(statistics):
@@ -137,7 +137,7 @@ def statistics_markdown(statistics: Statistics) -> str:
 
 
 def comparison_markdown(comparison: Comparison) -> str:
-    """Write a comparison as a page, with what is doubtful about the card."""
+    """Return a comparison as a Markdown page, with caveats about the card."""
     state = f" ({comparison.as_of})" if comparison.as_of else ""
     parts = [
         f"# {escape_markdown(comparison.title)}: this store and the card",
@@ -154,19 +154,19 @@ def comparison_markdown(comparison: Comparison) -> str:
 
 
 def verdict_line(comparison: Comparison) -> str:
-    """Say how many figures have which verdict."""
+    """Return a sentence with the number of figures of each verdict."""
     counts = ", ".join(f"{verdict} {n}" for verdict, n in comparison.verdicts.items())
     return f"{len(comparison.lines)} figures: {counts}."
 
 
 def statistics_csv(statistics: Statistics) -> str:
-    """Write one row a figure: ``group, name, statistic, value``, unrounded."""
+    """Return CSV with one row for each figure: ``group, name, statistic, value``, unrounded."""
     rows = [(*key, value) for key, value in statistics.figures().items()]
     return _csv(("group", "name", "statistic", "value"), rows)
 
 
 def comparison_csv(comparison: Comparison) -> str:
-    """Write one row a figure, unrounded; nothing stands where there is nothing to measure."""
+    """Return CSV with one row for each figure, unrounded. A cell without a value is empty."""
     rows = [_record(line) for line in comparison.lines]
     return _csv(
         ("group", "name", "statistic", "store", "card", "difference", "verdict", "note"),
@@ -175,13 +175,13 @@ def comparison_csv(comparison: Comparison) -> str:
 
 
 def statistics_json(statistics: Statistics) -> str:
-    """Write all figures, unrounded."""
+    """Return all figures as JSON, unrounded."""
     regions = {"vertebrae_by_region": statistics.vertebrae_by_region}
     return _json(asdict(statistics) | regions)
 
 
 def comparison_json(comparison: Comparison) -> str:
-    """Write a comparison, unrounded."""
+    """Return a comparison as JSON, unrounded."""
     return _json(
         {
             "dataset": comparison.dataset,
@@ -213,7 +213,7 @@ def _counts(title: str, column: str, counts: dict[str, int], unnamed: str) -> Te
 
 
 def _vertebra_sheet(statistics: Statistics) -> TextTable:
-    """One row a vertebra; without masks, or without centroid files, their columns are left out."""
+    """Return a table with one row for each vertebra, without the columns that would be empty."""
     rows = statistics.vertebrae
     columns: dict[str, list[str]] = {
         "Label": [_NOTHING if row.value is None else str(row.value) for row in rows.values()],
@@ -242,14 +242,14 @@ def _triple(spreads: dict[str, Spread], statistic: str, show: Callable[[float], 
 
 
 def _plain(value: float | None, decimals: int, *, sign: str = "") -> str:
-    """Show a number to the decimals of the card, or the half between two whole ones."""
+    """Return a number with the decimals of the card; with none, a half is still shown."""
     if value is None:
         return _NOTHING
     return f"{value:{sign}.{decimals or 1}f}".removesuffix("" if decimals else ".0")
 
 
 def _markdown_table(sheet: TextTable) -> str:
-    """Pad the columns, so that the table reads as well unrendered."""
+    """Return a Markdown table whose columns are padded, so that its source is legible."""
     lines = [sheet.columns, *sheet.rows]
     header, *rows = [
         tuple(
@@ -280,11 +280,11 @@ def _csv(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     return text.getvalue()
 
 
-def _csv_text(cell: Any) -> Any:  # noqa: ANN401  as csv.writer takes it
-    """Return a cell that no spreadsheet takes for a formula, and that is fit to print.
+def _csv_text(cell: Any) -> Any:  # noqa: ANN401  any cell of csv.writer
+    """Return a cell that is printable, and that no spreadsheet reads as a formula.
 
-    JSON has names as they are; CSV is what spreadsheets open, and they compute what begins like
-    this, whatever the quotes around it (https://owasp.org/www-community/attacks/CSV_Injection).
+    Spreadsheets compute cells that begin with certain characters, even in quotes
+    (https://owasp.org/www-community/attacks/CSV_Injection).
     """
     if not isinstance(cell, str):
         return cell

@@ -1,4 +1,4 @@
-"""How many scans lie where, in bins that people would choose."""
+"""How are values distributed, in bins with round widths?"""
 
 from dataclasses import dataclass
 from typing import Final
@@ -9,24 +9,24 @@ import numpy.typing as npt
 __all__ = ["Histogram"]
 
 _STEPS: Final = (0.05, 0.1, 0.2, 0.25, 0.5, 1.0, 2.0, 2.5, 5.0, 10.0, 25.0, 50.0, 100.0)
-"""Widths of bins."""
+"""Allowed widths of bins."""
 _MOST_BINS: Final = 24
 _ROUNDING: Final = 1e-6
-"""Of a bin: a value on the edge of two belongs to the upper one, also if its last bit says no."""
+"""Tolerance in bins: a value on the edge of two bins belongs to the upper one despite rounding."""
 
 
 @dataclass(frozen=True, slots=True)
 class Histogram:
-    """Numbers of values in bins of one width."""
+    """Counts of values in bins of equal width."""
 
     edges: tuple[float, ...]
-    """Of the bins, one more than there are; empty without values."""
+    """Edges of the bins, one more than there are bins; empty without values."""
     counts: tuple[int, ...]
-    """Values from one edge up to the next, which is left out."""
+    """Number of values in each bin, which includes its lower edge and excludes its upper one."""
 
     @classmethod
     def of(cls, values: npt.NDArray[np.float64]) -> "Histogram":
-        """Count positive values in at most 24 bins, whose edges are multiples of their width.
+        """Count positive values in at most 24 bins with edges at multiples of their width.
 
         Examples
         --------

@@ -1,6 +1,7 @@
-"""Plots of a dataset: which vertebrae it shows, how large they are, how finely it is sampled.
+"""Which vertebrae does a dataset show, how large are they, and how fine is its voxel spacing?
 
-Colors are those of Okabe and Ito [1]_, told apart with any color vision.
+Each plot answers one of these. The colors are those of Okabe and Ito [1]_, which can be
+distinguished with any color vision.
 
 References
 ----------
@@ -44,9 +45,9 @@ _SOURCE_MARKS: Final = (
 )
 _LONGEST_NAME: Final = 40
 _LONGEST_ACROSS: Final = 3
-"""Characters of a vertebra's name that fit below its bar."""
+"""Longest name of a vertebra in characters that fits below its bar."""
 _FEWEST_IN_A_BOX: Final = 10
-"""Fewer values are drawn one by one: their percentiles say little."""
+"""Least number of values for a box. Fewer are drawn individually, as percentiles say little."""
 
 
 def draw_detection(statistics: Statistics) -> Figure:
@@ -74,7 +75,7 @@ def draw_detection(statistics: Statistics) -> Figure:
 
 
 def draw_volumes(table: xr.Dataset) -> Figure:
-    """Draw the volumes of each vertebra, from head to tail: percentiles 5, 25, 50, 75 and 95."""
+    """Draw percentiles 5, 25, 50, 75 and 95 of the volume of each vertebra, from head to tail."""
     volumes = volumes_cm3(table)
     figure, axes = _new_plot(
         f"{to_drawable(table.attrs['title'])}: volume of the vertebrae",
@@ -93,7 +94,7 @@ def draw_volumes(table: xr.Dataset) -> Figure:
 
 
 def draw_spacing(table: xr.Dataset) -> Figure:
-    """Draw the distance of slices against that of pixels in a slice, one mark a scan."""
+    """Draw the slice distance against the pixel spacing, with one mark for each scan."""
     spacing = to_file_axes(table, "spacing_zyx_mm")
     in_plane, between = np.sqrt(spacing[:, 0] * spacing[:, 1]), spacing[:, 2]
     figure, axes = _new_plot(
@@ -116,7 +117,7 @@ def draw_spacing(table: xr.Dataset) -> Figure:
 
 
 def _new_plot(title: str, subtitle: str) -> tuple[Figure, Axes]:
-    """Start a white figure with one plot; nothing global is read or set."""
+    """Return a white figure with one plot. No global state of matplotlib is used."""
     layout = ConstrainedLayoutEngine(w_pad=0.14, h_pad=0.09)
     figure = Figure((10, 5.6), dpi=_DPI, facecolor="white", layout=layout)
     FigureCanvasAgg(figure)
@@ -133,14 +134,14 @@ def _new_plot(title: str, subtitle: str) -> tuple[Figure, Axes]:
 
 
 def _as_it_is(text: Text) -> None:
-    """Take no part of a text for a formula or for TeX, whatever the user's matplotlibrc says."""
+    """Draw a text literally, without formulas and TeX, whatever the user's matplotlibrc says."""
     text.set_fontfamily("DejaVu Sans")  # whose letters 'to_drawable' knows
     text.set_parse_math(False)
     text.set_usetex(False)
 
 
 def _legend_name(name: str) -> str:
-    """Return a source's name for a legend, which leaves out what begins with an underscore."""
+    """Return the name of a source for a legend, which would hide names that begin with ``_``."""
     shown = to_drawable(name, _LONGEST_NAME) or "scans"
     return f" {shown}" if shown.startswith("_") else shown
 
@@ -151,7 +152,7 @@ def _color(name: str) -> str:
 
 
 def _draw_values(axes: Axes, at: int, values: npt.NDArray[np.float64], color: str) -> None:
-    """Draw a box and the values beyond its whiskers; few values one by one."""
+    """Draw a box and the values beyond its whiskers; draw few values individually."""
     if values.size < _FEWEST_IN_A_BOX:
         axes.plot(np.full(values.size, at), values, "o", color=color, markersize=5)
         return
@@ -185,7 +186,7 @@ def _name_vertebrae(axes: Axes, names: Sequence[str]) -> None:
 
 
 def _add_legend(axes: Axes) -> None:
-    """Put a legend below the plot, where it covers nothing."""
+    """Add a legend below the plot, where it covers nothing."""
     handles, labels = axes.get_legend_handles_labels()
     if not handles:
         return
@@ -200,7 +201,7 @@ def _add_legend(axes: Axes) -> None:
 
 
 def _largest_groups(names: Sequence[str]) -> dict[str, list[int]]:
-    """Return the rows of each name, the largest groups first; the smallest of many as one."""
+    """Return the rows of each name, the largest group first; the smallest groups are joined."""
     ranked = [name for name, _ in Counter(names).most_common()]
     alone = set(ranked if len(ranked) <= len(_SOURCE_MARKS) else ranked[: len(_SOURCE_MARKS) - 1])
     groups: dict[str, list[int]] = {}

@@ -1,7 +1,7 @@
-"""The figures of a dataset, from its scan table alone: no scan is opened.
+"""Which figures does a dataset have? They come from its scan table; no scan is opened.
 
-Sizes and spacings are in the order of the source file's axes ``(i, j, k)``, as the published cards
-print them; ``k`` is the axis that the slices of a file are counted along.
+Shapes and spacings are in the order of the source file's axes ``(i, j, k)``, as on published cards.
+The slices of a file are counted along ``k``.
 """
 
 from collections.abc import Iterator, Mapping
@@ -31,7 +31,7 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class Spread:
-    """Least, middle and greatest of some numbers."""
+    """Minimum, median and maximum of a set of numbers."""
 
     min: float
     median: float
@@ -39,7 +39,7 @@ class Spread:
 
     @classmethod
     def of(cls, values: npt.ArrayLike) -> "Spread | None":
-        """Spread of all values; None if there are none.
+        """Return the spread of all values; None if there are none.
 
         Examples
         --------
@@ -54,18 +54,18 @@ class Spread:
 
 @dataclass(frozen=True, slots=True)
 class VertebraStatistics:
-    """One vertebra in all scans."""
+    """The figures of one vertebra over all scans."""
 
     value: int | None
-    """Its label; None for levels that only points name."""
+    """Label value; None for levels that only annotated centers have."""
     scans: int
-    """Scans whose mask shows it."""
+    """Number of scans whose mask shows the vertebra."""
     detection_percent: float
-    """Share of all scans, with or without mask, whose mask shows it."""
+    """Share of all scans, with or without a mask, whose mask shows the vertebra."""
     volume_cm3: Spread | None
-    """Of the scans that show it; cut vertebrae are not left out."""
+    """Volume in the scans that show it, with vertebrae that are cut."""
     annotated_centroids: int
-    """Scans in which the dataset's own centroid file names it."""
+    """Number of scans whose centroid file names the vertebra."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,27 +78,28 @@ class Statistics:
     scans_with_mask: int
     patients: int
     slices: int
-    """Voxels along the files' third axis, of all scans together."""
+    """Number of voxels along k, summed over all scans."""
     scans_by_split: dict[str, int]
-    """Empty text: in no split."""
+    """Number of scans in each split. The empty name stands for no split."""
     scans_by_source: dict[str, int]
     shape_ijk: dict[str, Spread]
-    """Voxels along the files' axes ``i``, ``j``, ``k``, each on its own; empty without scans."""
+    """Spread of the number of voxels along each file axis ``i``, ``j``, ``k``; empty without
+    scans."""
     spacing_ijk_mm: dict[str, Spread]
-    """Likewise."""
+    """Spread of the voxel spacing along each file axis; empty without scans."""
     vertebrae: dict[str, VertebraStatistics]
-    """Levels that at least one scan shows, from head to tail."""
+    """Figures of the levels that at least one scan has, from head to tail."""
 
     @property
     def vertebrae_by_region(self) -> dict[Region, int]:
-        """Vertebrae of each region, counted once in each scan."""
+        """Number of vertebrae of each region, counted once in each scan."""
         return {
             region: sum(self.vertebrae[name].scans for name in names if name in self.vertebrae)
             for region, names in REGIONS.items()
         }
 
     def figures(self) -> dict[FigureKey, float]:
-        """Return every figure under the key that a card's would have."""
+        """Return every figure under the key that it has on a card."""
         return dict(self._figures())
 
     def _figures(self) -> Iterator[tuple[FigureKey, float]]:
@@ -133,12 +134,12 @@ def _spread_figures(
 def select_scans(
     table: xr.Dataset, *, split: str | None = None, source: str | None = None
 ) -> xr.Dataset:
-    """Return the rows of one split, of one source, or of one source in one split.
+    """Return the rows of a table with a given split, source, or both.
 
     Raises
     ------
     UsageError
-        If no scan of the table has such a split or source; lists those there are.
+        If no scan has such a split or source; the message lists the existing ones.
     """
     keep = np.ones(table.sizes["scan"], bool)
     for column, wanted in (("split", split), ("source", source)):
@@ -152,12 +153,13 @@ def select_scans(
 
 
 def to_file_axes(table: xr.Dataset, column: str) -> npt.NDArray[Any]:
-    """Order a column over (z, y, x) as the axes of each scan's source file.
+    """Convert a column from ``(z, y, x)`` to the axis order of each scan's source file.
 
     Returns
     -------
     numpy.ndarray
-        Shape (scans, 3), axes ``(i, j, k)`` of the file, same unit and type.
+        Array of shape (scans, 3) with values along ``i, j, k`` of the file, in the same unit and
+        type.
     """
     values_zyx = table[column].to_numpy()
     codes, rows = np.unique(table.orientation.to_numpy().astype(object), return_inverse=True)
@@ -169,7 +171,10 @@ def to_file_axes(table: xr.Dataset, column: str) -> npt.NDArray[Any]:
 
 
 def volumes_cm3(table: xr.Dataset) -> dict[str, npt.NDArray[np.float64]]:
-    """Volumes of each vertebra that a mask shows, from head to tail, in the order of the scans."""
+    """Return the volumes of each vertebra, from head to tail, in the order of the scans.
+
+    Scans whose mask does not show the vertebra are left out.
+    """
     counts, volumes = (table[name].to_numpy() for name in ("voxel_count", "volume_cm3"))
     return {
         str(name): volumes[shown, at]
@@ -184,7 +189,7 @@ def compute_statistics(table: xr.Dataset) -> Statistics:
     Parameters
     ----------
     table
-        As :func:`spinezarr.store.table.build_table` makes it.
+        Scan table as :func:`spinezarr.store.table.build_table` makes it.
     """
     sizes = to_file_axes(table, "shape_zyx")
     return Statistics(
