@@ -105,7 +105,7 @@ class _Spine:
         return frozenset(level.name for pair in pairs for level in pair)
 
     def usual_step_mm(self, upper: Level, lower: Level) -> float | None:
-        """Return the median step in mm of the adjacent levels nearest to a pair, without the pair."""
+        """Return the median step in mm of the pairs of levels nearest to a pair, without it."""
         at = self.placed
         unsure = self.inverted | MULTI_SEGMENT_LEVELS
         steps = [

@@ -63,7 +63,7 @@ class BoneSample:
 class VoxelMeasurements:
     """The measurements of one scan."""
 
-    pieces: dict[str, tuple[Component, ...]]
+    components: dict[str, tuple[Component, ...]]
     """Components of each labeled vertebra, the largest first."""
     unknown_values: dict[int, ShapeZYX]
     """A voxel of each value that is neither a vertebra nor a named structure."""
@@ -92,7 +92,7 @@ def measure_voxels(
     """
     if scan.label is None:
         return VoxelMeasurements({}, {}, None)
-    pieces: dict[str, tuple[Component, ...]] = {}
+    components: dict[str, tuple[Component, ...]] = {}
     unknown_values: dict[int, ShapeZYX] = {}
     for value in np.unique(label_chunks[:, 0]).tolist():
         rows = label_chunks[label_chunks[:, 0] == value]
@@ -134,7 +134,7 @@ def connected_components(inside: npt.NDArray[np.bool_], start_zyx: ShapeZYX) -> 
 
 
 def _connected(inside: npt.NDArray[np.bool_]) -> npt.NDArray[Any]:
-    """Number the connected components of a mask from 1.
+    """Return the number of each voxel's connected component, from 1; 0 outside the mask.
 
     The mask is passed as uint8, because cc3d 4.1.1 raises on some boolean masks, such as
     ``[[[1, 0, 1]]]``.

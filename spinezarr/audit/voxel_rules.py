@@ -50,7 +50,7 @@ def several_pieces(scan: ScanAttributes, voxels: VoxelMeasurements) -> Iterator[
     Of a vertebra cut by the end of the volume, only the articular processes may be visible.
     """
     touches_end = {level.name for level in scan_levels(scan) if level.touches_end}
-    for name, pieces in voxels.pieces.items():
+    for name, pieces in voxels.components.items():
         large = [piece for piece in pieces if not _is_stray(scan, piece)]
         if len(large) < 2:  # noqa: PLR2004  one component is whole
             continue
@@ -69,7 +69,7 @@ def several_pieces(scan: ScanAttributes, voxels: VoxelMeasurements) -> Iterator[
 
 def stray_voxels(scan: ScanAttributes, voxels: VoxelMeasurements) -> Iterator[Finding]:
     """Find small components of a label outside the vertebra."""
-    for name, pieces in voxels.pieces.items():
+    for name, pieces in voxels.components.items():
         small = [piece for piece in pieces[1:] if _is_stray(scan, piece)]
         if not small:
             continue

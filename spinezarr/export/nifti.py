@@ -1,14 +1,13 @@
-"""Scans as NIfTI files that hold the source's voxels in its axis order.
+"""How is a scan written as NIfTI files with the source's voxels in its axis order?
 
-Every program should read them, and place their voxels alike. So a file of a NIfTI source has its
-type and header's place bit for bit where all programs understand these; every other file is
-NIfTI-1, in the narrowest type that holds the source's values. ``exact`` asks for the source's own
-type and affine bit for bit, which some programs do not read.
+Every program should read the files and place their voxels in the same way. If the source is NIfTI
+and all programs understand its type and geometry, both are kept bit for bit. Every other file is
+NIfTI-1 in the narrowest type that holds the source's values. The option ``exact`` always keeps the
+type and affine of the source, which some programs do not read.
 
-A file is written slab by slab, under a name ending in ``.partial``, and renamed when it is whole.
-An image that is stored as the numbers of its file gives these. Other values that the source scaled
-by a slope and an intercept are scaled back where that gives the same values again, checked on every
-one of them.
+A file is written slab by slab under a name with ``.partial``, and renamed when it is complete. If
+the store holds the numbers of the source file, these are written. Otherwise values with a slope and
+an intercept are scaled back, if this gives the same values again; every value is checked.
 
 References
 ----------
@@ -48,50 +47,51 @@ __all__ = [
     "write_on_image_grid",
 ]
 
-# Both carry few annotations; strict mypy would refuse each call.
+# Both packages have few annotations, so strict mypy would refuse each call.
 _nib: Any = nib
 _igzip: Any = igzip
 
 _SUFFIXES: Final = {"image": "ct", "label": "seg"}
 _GZIP_LEVEL: Final = 2
-"""Between speed and size for ISA-L, whose levels are 0 to 3."""
+"""Compression level of ISA-L (0 to 3), a compromise of speed and size."""
 _SINGLE_FILE: Final = {1: b"n+1", 2: b"n+2"}
 _WIDENED: Final[dict[str, np.dtype[Any]]] = {
     "bool": np.dtype(np.uint8),
     "float16": np.dtype(np.float32),
 }
-"""Types that NIfTI lacks, and those that hold their numbers."""
+"""For each type that NIfTI lacks, a type that holds its values."""
 _WIDELY_READ: Final = frozenset({"u1", "i1", "u2", "i2", "u4", "i4", "f4", "f8"})
-"""Types that all programs read, in either byte order. 64-bit integers are not among them: AFNI, FSL
-and ITK 4 lack them [1]_.
+"""Types that all programs read, in either byte order.
+
+AFNI, FSL and ITK 4 lack 64-bit integers [1]_.
 
 References
 ----------
 .. [1] https://github.com/nipy/nibabel/issues/1089
 """
 _INTEGERS: Final = ("u1", "i1", "i2", "u2", "i4", "u4")
-"""Those of integers, the narrowest first."""
+"""Widely read integer types, the narrowest first."""
 _FLOAT64_INTEGERS: Final = 2**53
-"""Up to which float64 holds every integer."""
+"""Largest magnitude up to which float64 holds every integer."""
 
 
 class _NotScaledBackError(Exception):
-    """Values that no number of the source's type gives with its slope and intercept."""
+    """Some values are not reproduced by numbers of the source's type, slope and intercept."""
 
 
 @dataclass(frozen=True, slots=True)
 class ExportedScan:
-    """What was written of one scan."""
+    """The files written for one scan."""
 
     scan_id: str
     files: tuple[str, ...]
-    """Paths."""
+    """Paths of the files."""
     notes: tuple[str, ...]
-    """How a file differs from its source, where it does."""
+    """Remarks on how files differ from their sources."""
 
 
 def file_name(scan_id: str, array: str, *, compressed: bool) -> str:
-    """Return the name of the file of ``image`` or ``label``.
+    """Return the file name for the array ``image`` or ``label``.
 
     Examples
     --------
@@ -102,14 +102,14 @@ def file_name(scan_id: str, array: str, *, compressed: bool) -> str:
 
 
 def check_no_conflicting_file(path: Path) -> None:
-    """Refuse a place for ``a.nii.gz`` beside an ``a.nii``, or the other way around.
+    """Refuse to write ``a.nii.gz`` next to an ``a.nii``, or vice versa.
 
     nifti_clib, and so ITK, would read the voxels of ``a.nii`` for both.
 
     Raises
     ------
     UsageError
-        If there is such a file.
+        If the other file exists.
     """
     name = path.name
     twin = path.with_name(name.removesuffix(".gz") if name.endswith(".gz") else f"{name}.gz")
@@ -131,34 +131,35 @@ def export_scan(
 ) -> ExportedScan:
     """Write image and mask of a scan as NIfTI files.
 
-    One slab of stored voxels is in memory, one chunk thick.
+    Only one slab of stored voxels, one chunk thick, is in memory.
 
     Parameters
     ----------
     scan
         The scan.
     voxels
-        Reads its voxels.
+        Reader of its voxels.
     folder
-        Where the files go; it is there.
+        Existing folder for the files. Existing files of the same names are replaced.
     compressed
-        Write ``.nii.gz``, else ``.nii``.
+        Whether to write ``.nii.gz`` rather than ``.nii``.
     exact
-        Keep the source's type and affine bit for bit, even if not all programs read them so.
+        Whether to keep the type and affine of the source bit for bit, even if some programs do not
+        read them.
     on_bytes
-        Called with each further number of bytes of stored voxels that are done.
+        Called with the number of bytes of stored voxels after each slab.
 
     Returns
     -------
     ExportedScan
-        The files. A file of that name that was there is replaced.
+        Paths of the files, and remarks.
 
     Raises
     ------
     CorruptStoreError
-        If stored bytes are missing or damaged; nothing is left of that file.
+        If stored bytes are missing or damaged. The file is then not written.
     UsageError
-        If a file of such a name and the other ending lies there.
+        If a file of the same name with the other ending exists.
     """
     facts = scan.attributes
     files: list[str] = []
@@ -179,21 +180,28 @@ def write_nifti(
     *,
     exact: bool = False,
 ) -> list[str]:
-    """Write one array of a scan; return how the file differs from its source.
+    """Write one array of a scan as a NIfTI file.
 
     Parameters
     ----------
     path
-        Ends in ``.nii.gz`` or ``.nii``; a file that is there is replaced.
+        Path ending in ``.nii.gz`` or ``.nii``. An existing file is replaced.
     spec, facts
-        The array, and what is known of its scan.
+        The array, and the attributes of its scan.
     voxels, exact, on_bytes
-        As in :func:`export_scan`.
+        As for :func:`export_scan`.
+
+    Returns
+    -------
+    list of str
+        Remarks on how the file differs from its source.
 
     Raises
     ------
     CorruptStoreError
-        If stored bytes are missing or damaged; nothing is left of the file.
+        If stored bytes are missing or damaged. The file is then not written.
+    UsageError
+        If a file of the same name with the other ending exists.
     """
     form = _Form.exact(spec, facts) if exact else _Form.portable(spec, facts)
     notes = [f"{path.name}: {note}" for note in form.notes]
@@ -209,22 +217,28 @@ def write_nifti(
 def iter_nifti_bytes(
     spec: ArraySpec, facts: ScanAttributes, voxels: VoxelReader
 ) -> Iterator[bytes]:
-    """Yield the content of the file that :func:`write_nifti` writes, before it is packed.
+    """Yield the uncompressed content of the file that :func:`write_nifti` writes.
 
-    One slab of stored voxels is in memory. Where the source's numbers are computed from stored
-    values, all of them are read once before, to see that these give the values again.
+    Only one slab of stored voxels is in memory. If the numbers of the source are computed from
+    stored values, all values are first read once to check that the numbers reproduce them.
 
     Parameters
     ----------
     spec, facts
-        The array, and what is known of its scan.
+        The array, and the attributes of its scan.
     voxels
-        Reads it.
+        Reader of its voxels.
+
+    Yields
+    ------
+    bytes
+        Parts of the file in sequence.
 
     Raises
     ------
     CorruptStoreError
-        While it is iterated, if stored bytes are missing or damaged: what came is no whole file.
+        During iteration, if stored bytes are missing or damaged. The yielded parts are then
+        incomplete.
     """
     spec, form = _as_stored(spec, _Form.portable(spec, facts))
     if form.scaling is not None and not form.takes_numbers:
@@ -248,21 +262,21 @@ def write_label_on_image(
     *,
     values: npt.NDArray[np.uint8],
 ) -> None:
-    """Write a mask as uint8 in the axes and with the affine of its image's file.
+    """Write a mask as uint8 with the axes and the affine of the exported image.
 
     Parameters
     ----------
     path, facts, voxels, on_bytes
-        As in :func:`write_nifti`.
+        As for :func:`write_nifti`.
     spec
         The mask.
     values
-        ``(256,)``: what is written for each stored label.
+        Value to write for each stored label, of shape (256,).
 
     Raises
     ------
     CorruptStoreError
-        If stored bytes are missing or damaged; nothing is left of the file.
+        If stored bytes are missing or damaged. The file is then not written.
     """
     form = replace(_Form.on_image(facts, np.dtype(np.uint8)), values=values)
     _write(path, spec, form, voxels, on_bytes)
@@ -270,24 +284,25 @@ def write_label_on_image(
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Form:
-    """How a file is written."""
+    """Type, scaling and geometry in which a file is written."""
 
     record: SourceRecord
-    """The file whose axes it has."""
+    """Source file whose axes the file has."""
     place: NiftiPlacement
     dtype: np.dtype[Any]
-    """Of the numbers in the file, with byte order."""
+    """Type of the numbers in the file, with byte order."""
     scaling: tuple[float, float] | None
+    """Slope and intercept in the header; None if values are written unscaled."""
     notes: tuple[str, ...] = ()
-    """How it differs from the source."""
+    """Remarks on how the file differs from its source."""
     values: npt.NDArray[np.uint8] | None = None
-    """``(256,)``: what is written for each stored label; None: as it is."""
+    """Value to write for each stored label, of shape (256,); None to keep labels."""
     takes_numbers: bool = False
-    """Whether it is given the file's own numbers, before their scaling."""
+    """Whether :meth:`numbers` gets numbers before their scaling, rather than values."""
 
     @classmethod
     def exact(cls, spec: ArraySpec, facts: ScanAttributes) -> "_Form":
-        """Choose the form that is nearest to the source."""
+        """Return the form that is nearest to the source."""
         record = _record(spec, facts)
         mapped = _notes_on_labels(record)
         dtype, scaling = np.dtype(record.stored_dtype), record.scaling
@@ -298,7 +313,7 @@ class _Form:
 
     @classmethod
     def portable(cls, spec: ArraySpec, facts: ScanAttributes) -> "_Form":
-        """Choose the nearest form that every program reads alike."""
+        """Return the form nearest to the source that every program reads in the same way."""
         record = _record(spec, facts)
         mapped = _notes_on_labels(record)
         place = NiftiPlacement.portable(record, _affine_of_image(record, facts))
@@ -320,16 +335,16 @@ class _Form:
 
     @classmethod
     def on_image(cls, facts: ScanAttributes, dtype: np.dtype[Any]) -> "_Form":
-        """Choose the form of other numbers that lie as the exported image does."""
+        """Return the form for other values on the grid of the exported image."""
         record = facts.image_source
         return cls(record, NiftiPlacement.portable(record), dtype, None)
 
     def with_values(self) -> "_Form":
-        """Choose the form that holds the values, and not the source's numbers."""
+        """Return the form that holds scaled values instead of the numbers of the source."""
         return replace(self, dtype=np.dtype(self.record.dtype), scaling=None)
 
     def header(self) -> bytes:
-        """Compose the header, and that no extension follows."""
+        """Return the bytes of the header, which state that no extension follows."""
         order = ">" if self.dtype.byteorder == ">" else "<"
         header = self.place.header(self.record.shape_ijk, order)
         header.set_data_dtype(self.dtype)
@@ -340,7 +355,7 @@ class _Form:
         return start.ljust(header.single_vox_offset, b"\0")
 
     def numbers(self, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        """Turn stored values into the numbers of the file."""
+        """Convert stored values to the numbers of the file."""
         if self.values is not None:
             values = self.values[values]
         if self.scaling is None or self.takes_numbers:
@@ -366,7 +381,7 @@ def _record(spec: ArraySpec, facts: ScanAttributes) -> SourceRecord:
 
 
 def _notes_on_labels(record: SourceRecord) -> tuple[str, ...]:
-    """Say what was made of a mask's values; nothing if they are its source's."""
+    """Return remarks on changes of the mask's values by the ingest; none if there are none."""
     if not isinstance(record, LabelSourceRecord):
         return ()
     if record.values:
@@ -380,7 +395,7 @@ def _notes_on_labels(record: SourceRecord) -> tuple[str, ...]:
 
 
 def _affine_of_image(record: SourceRecord, facts: ScanAttributes) -> npt.NDArray[np.float64] | None:
-    """Return the affine that a mask took from its image, whose voxels its own does not match."""
+    """Return the affine of the image if the source's own affine does not match it, else None."""
     image = facts.image_source
     grids = [Grid(one.shape_ijk, np.array(one.affine_ijk)) for one in (record, image)]
     same_axes = (record.shape_ijk, record.orientation) == (image.shape_ijk, image.orientation)
@@ -397,7 +412,7 @@ def _is_widely_read(dtype: np.dtype[Any]) -> bool:
 def _narrowest(
     spec: ArraySpec, record: SourceRecord, image_range: tuple[float, float] | None
 ) -> np.dtype[Any]:
-    """Choose the narrowest type that holds all values and that every program reads."""
+    """Return the narrowest type that holds all values and that every program reads."""
     types = [spec.dtype, np.dtype(record.dtype)]
     if isinstance(record, LabelSourceRecord):
         types = [spec.dtype]
@@ -409,7 +424,7 @@ def _narrowest(
 
 
 def _integer_type(low: int, high: int) -> np.dtype[Any] | None:
-    """Return the narrowest widely read type that holds integers of a range, or None."""
+    """Return the narrowest widely read type that holds the integers of a range; None if none."""
     for name in _INTEGERS:
         limits = np.iinfo(name)
         if limits.min <= low and high <= limits.max:
@@ -418,7 +433,7 @@ def _integer_type(low: int, high: int) -> np.dtype[Any] | None:
 
 
 def _as_stored(spec: ArraySpec, form: _Form) -> tuple[ArraySpec, _Form]:
-    """Read the stored numbers themselves, if these are what the file holds."""
+    """Return array and form for reading stored numbers without scaling, if the file holds these."""
     if spec.scaling is not None and form.scaling == (spec.scaling.slope, spec.scaling.intercept):
         return spec.unscaled(), replace(form, takes_numbers=True)
     return spec, form
@@ -431,7 +446,7 @@ def _write(
     voxels: VoxelReader,
     on_bytes: Callable[[int], None],
 ) -> None:
-    """Write one file, packed if its name ends so; it is there whole, or not at all."""
+    """Write one complete file or none, compressed if its name ends in ``.gz``."""
     check_no_conflicting_file(path)
     spec, form = _as_stored(spec, form)
     done = 0
@@ -450,7 +465,7 @@ def _write(
 
 
 def _slabs(spec: ArraySpec, form: _Form, voxels: VoxelReader) -> Iterator[npt.NDArray[Any]]:
-    """Yield the stored values in the source's axis order ``(i, j, k)``, k by k."""
+    """Yield slabs of stored values in the source's axis order ``(i, j, k)``, with ascending k."""
     axis_map = AxisMap.from_axcodes(form.record.orientation)
     for box in axis_map.slab_boxes(spec.shape_zyx, spec.chunk_shape_zyx):
         block = np.empty(box.shape_zyx, spec.dtype)
@@ -459,23 +474,24 @@ def _slabs(spec: ArraySpec, form: _Form, voxels: VoxelReader) -> Iterator[npt.ND
 
 
 def write_on_image_grid(path: Path, scan: ScanHandle, values_zyx: npt.NDArray[Any]) -> None:
-    """Write numbers on a scan's grid, in the axes and with the affine of its image's file.
+    """Write values on the grid of a scan, with the axes and the affine of the exported image.
 
     Parameters
     ----------
     path
-        Ends in ``.nii.gz`` or ``.nii``; a file that is there is replaced.
+        Path ending in ``.nii.gz`` or ``.nii``. An existing file is replaced.
     scan
         The scan.
     values_zyx
-        A number for each stored voxel. Booleans become uint8, float16 float32, and 64-bit
-        integers, which not all programs read, the narrowest type that holds them.
+        One value for each stored voxel, with axes ``(z, y, x)``. Booleans are written as uint8,
+        float16 as float32, and 64-bit integers, which some programs do not read, in the narrowest
+        type that holds them.
 
     Raises
     ------
     UsageError
-        If the name ends otherwise, a file of that name and the other ending lies there, the shape
-        is not the scan's, or no type holds the values.
+        If the path has another ending, a file of the same name with the other ending exists, the
+        shape is not that of the scan, or no type holds the values.
     """
     if not path.name.endswith((".nii", ".nii.gz")):
         raise UsageError(f"{path}: the name must end in .nii or .nii.gz.")
@@ -491,7 +507,7 @@ def write_on_image_grid(path: Path, scan: ScanHandle, values_zyx: npt.NDArray[An
 
 
 def _type_to_write(values: npt.NDArray[Any], path: Path) -> np.dtype[Any]:
-    """Choose the type for numbers of a caller; their own, if every program reads it."""
+    """Return the type in which values of a caller are written: their own if programs read it."""
     dtype: np.dtype[Any] = _WIDENED.get(values.dtype.name, values.dtype)
     if dtype.kind in "iu" and not _is_widely_read(dtype):
         found = _integer_type(int(values.min()), int(values.max()))
@@ -509,7 +525,7 @@ def _type_to_write(values: npt.NDArray[Any], path: Path) -> np.dtype[Any]:
 
 
 class _InMemory:
-    """Numbers that a caller has."""
+    """A voxel reader of values in memory."""
 
     def __init__(self, values_zyx: npt.NDArray[Any]) -> None:
         self._values_zyx = values_zyx
@@ -524,7 +540,7 @@ def _output(path: Path, *, compressed: bool) -> Iterator[BinaryIO]:
         if not compressed:
             yield raw
             return
-        # No name and no time: the same scan gives the same bytes.
+        # Without name and time, the same scan gives the same bytes.
         packed = _igzip.IGzipFile("", "wb", compresslevel=_GZIP_LEVEL, fileobj=raw, mtime=0)
         with packed:
             yield cast("BinaryIO", packed)

@@ -1,12 +1,14 @@
-"""Where a NIfTI header places voxels, so that every reader places them alike.
+"""Which header fields make every reader of a NIfTI file place its voxels in the same way?
 
-A header has room for two places, the sform and the qform, and readers choose by rules of their own.
-nibabel takes the sform if its code is not 0, else the qform. ITK, and with it SimpleITK, ITK-SNAP
-and 3D Slicer, takes the qform where the two disagree and ``sform_code`` is not 1, takes the lengths
-of voxels from ``pixdim``, turns lengths into mm by ``xyzt_units``, refuses an sform whose axes are
-not perpendicular if there is no qform, and does not read NIfTI-2. Where both codes are 0, nibabel
-puts the middle of the volume at the origin, and ITK the first voxel. All of this was measured with
-nibabel 5.4 and SimpleITK 2.5 (ITK 5.4).
+A header can state two affines, the sform and the qform, and readers choose by different rules:
+
+* nibabel uses the sform if its code is not 0, else the qform.
+* ITK, and with it SimpleITK, ITK-SNAP and 3D Slicer, uses the qform if the two disagree and
+  ``sform_code`` is not 1. It takes voxel sizes from ``pixdim`` and their unit from ``xyzt_units``.
+  Without a qform it refuses an sform whose axes are not perpendicular. It does not read NIfTI-2.
+* If both codes are 0, nibabel puts the middle of the volume at the origin, and ITK the first voxel.
+
+All of this was measured with nibabel 5.4 and SimpleITK 2.5 (ITK 5.4).
 
 References
 ----------
@@ -28,40 +30,40 @@ from spinezarr.store.attributes import NiftiRecord, SourceRecord
 
 __all__ = ["NiftiPlacement", "format_upper_bound_mm"]
 
-# It carries few annotations; strict mypy would refuse each call.
+# nibabel has few annotations, so strict mypy would refuse each call.
 _nib: Any = nib
 
 _Version = Literal[1, 2]
 
 _HEADERS: Final[dict[int, Any]] = {1: _nib.Nifti1Header, 2: _nib.Nifti2Header}
 _NIFTI_1_AXIS: Final = 32767
-"""Most voxels along an axis of NIfTI-1: ``dim`` is int16."""
+"""Largest number of voxels along an axis in NIfTI-1, whose ``dim`` is int16."""
 _MM: Final = 2
-"""``xyzt_units`` of millimeters."""
+"""Value of ``xyzt_units`` for millimeters."""
 _UNITS: Final = {1: "meters", 3: "microns"}
-"""What ``xyzt_units`` may say of lengths, besides nothing (0) and mm."""
+"""Other units of length in ``xyzt_units``; 0 means no unit."""
 _LENGTH_BITS: Final = 7
 _SCANNER: Final = 1
-"""``sform_code`` of a position in the scanner: with it, ITK takes the sform where both are there,
-which is more exact than a qform."""
+"""``sform_code`` for scanner coordinates. With it, ITK prefers the sform, which is more accurate
+than a qform."""
 _PERPENDICULAR: Final = 1e-5
-"""Largest cosine between two axes that are perpendicular: above the rounding of float32, and below
-the 1e-4 or so that ITK 5.4 lets pass."""
+"""Largest cosine between two axes that count as perpendicular. It is above the rounding of float32,
+and below the limit of ITK 5.4, about 1e-4."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class NiftiPlacement:
-    """The fields of a header that place the voxels."""
+    """The header fields of a file that place its voxels."""
 
     fields: NiftiRecord
     affine: Matrix4x4
-    """4 x 4, voxel ``(i, j, k, 1)`` to RAS+ mm: the sform, if its code is not 0."""
+    """4 x 4 matrix from voxel ``(i, j, k, 1)`` to RAS+ mm. It is the sform if its code is not 0."""
     notes: tuple[str, ...] = ()
-    """How it differs from the source's."""
+    """Remarks on how the placement differs from that of the source."""
 
     @classmethod
     def exact(cls, record: SourceRecord) -> Self:
-        """Take the source's place bit for bit, in NIfTI-2 where NIfTI-1 would round it."""
+        """Keep the source's affine bit for bit, in NIfTI-2 if NIfTI-1 would round it."""
         affine = np.array(record.affine_ijk)
         if record.nifti is not None:
             return cls(record.nifti, affine)
@@ -72,14 +74,16 @@ class NiftiPlacement:
 
     @classmethod
     def portable(cls, record: SourceRecord, affine: Matrix4x4 | None = None) -> Self:
-        """Take a place that every reader understands alike: the source's, if it is one.
+        """Return fields that every reader understands in the same way.
+
+        The fields of the source are kept if all readers agree on them.
 
         Parameters
         ----------
         record
-            The source.
+            Record of the source.
         affine
-            Voxel ``(i, j, k, 1)`` of the file to RAS+ mm, if the source's own is wrong.
+            4 x 4 matrix from voxel ``(i, j, k, 1)`` to RAS+ mm, if the source's own is wrong.
         """
         source, shape = record.nifti, record.shape_ijk
         own = np.array(record.affine_ijk)
@@ -113,20 +117,20 @@ class NiftiPlacement:
 
     @classmethod
     def from_affine(cls, affine: Matrix4x4, shape: ShapeIJK) -> Self:
-        """State a place in NIfTI-1, as sform and, where it can, as qform.
+        """Return NIfTI-1 fields for an affine, with an sform and, if possible, a qform.
 
         Parameters
         ----------
         affine
-            Voxel ``(i, j, k, 1)`` to RAS+ mm.
+            4 x 4 matrix from voxel ``(i, j, k, 1)`` to RAS+ mm.
         shape
-            Voxels along i, j, k.
+            Number of voxels along i, j and k.
         """
         fields, notes = _both_forms(affine, shape, 1)
         return cls(fields, affine, tuple(notes))
 
     def header(self, shape_ijk: ShapeIJK, endianness: str = "<") -> Any:  # noqa: ANN401  nibabel's
-        """Compose a header that says this, and no more than the shape beside it."""
+        """Return a header with these fields and a shape, and nothing else."""
         header = _HEADERS[self.fields.version](endianness=endianness)
         header.set_data_shape(shape_ijk)
         header["xyzt_units"] = self.fields.xyzt_units
@@ -157,11 +161,11 @@ def _sform_alone(affine: Matrix4x4, version: _Version) -> NiftiRecord:
 def _both_forms(
     affine: Matrix4x4, shape: ShapeIJK, version: _Version
 ) -> tuple[NiftiRecord, list[str]]:
-    """State a place as sform and qform; return what is to be said of its axes.
+    """Return fields with sform and qform, and remarks on axes that are not perpendicular.
 
-    A qform cannot have axes that are not perpendicular. The nearest that it can have is taken where
-    that moves no voxel by a tenth of a voxel; else there is none, and ITK refuses the file rather
-    than place its voxels elsewhere.
+    A qform needs perpendicular axes. The nearest such axes are used if they move no voxel by more
+    than a tenth of a voxel. Otherwise the qform is left out, so that ITK refuses the file instead
+    of misplacing its voxels.
     """
     lengths = _lengths(affine)
     left, _, right = np.linalg.svd(affine[:3, :3] / lengths)
@@ -189,7 +193,7 @@ def _both_forms(
 
 
 def _what_readers_differ_on(source: NiftiRecord, affine: Matrix4x4, shape: ShapeIJK) -> list[str]:
-    """Say what is stated in place of a source's fields that readers understand differently."""
+    """Return a remark for each field of the source on which readers disagree."""
     if not source.sform_code and not source.qform_code:
         codes = "whose sform_code and qform_code are 0"
         return [f"states where its voxels lie, as nibabel reads its source, {codes}"]
@@ -216,13 +220,13 @@ def _tolerance_mm(affine: Matrix4x4) -> float:
 
 
 def _skew(affine: Matrix4x4) -> float:
-    """Return the largest cosine between two axes: 0 if they are perpendicular."""
+    """Return the largest cosine between two axes; 0 if they are perpendicular."""
     directions = affine[:3, :3] / _lengths(affine)
     return float(np.abs(directions.T @ directions - np.eye(3)).max())
 
 
 def format_upper_bound_mm(mm: float) -> str:
-    """Show a length, rounded up to one digit.
+    """Return a length as text, rounded up to one digit.
 
     Examples
     --------

@@ -1,8 +1,8 @@
-"""A store as a raw dataset of nnU-Net v2.
+"""How is a store written as a raw dataset of nnU-Net v2?
 
-Images are the source's voxels; masks are written on the grid of their image, with labels numbered
-from 1 without gaps, as nnU-Net demands [1]_. ``dataset.json``, which nnU-Net copies beside each
-model, says which label of the store each of them is.
+Images have the voxels of the source. Masks are on the grid of their image. Labels are numbered from
+1 without gaps, as nnU-Net requires [1]_. ``dataset.json``, which nnU-Net copies next to each model,
+states the store's label for each number.
 
 References
 ----------
@@ -34,9 +34,9 @@ __all__ = ["NnunetExport", "NnunetLabels"]
 Subset = Literal["train", "validation", "test"]
 
 _IGNORE: Final = "ignore"
-"""The name of nnU-Net for voxels that training leaves out; it must have the highest number."""
+"""nnU-Net's name for voxels that training ignores. It must have the highest number."""
 _READER: Final = "NibabelIOWithReorient"
-"""The reader of nnU-Net that turns all images the same way; sources have various axes."""
+"""Reader of nnU-Net that reorients all images alike, because sources have different axes."""
 _NAME: Final = re.compile(r"[A-Za-z0-9_-]+")
 _SPLITS: Final = "splits_final.json"
 _DATASET: Final = "dataset.json"
@@ -44,18 +44,18 @@ _DATASET: Final = "dataset.json"
 
 @dataclass(frozen=True, slots=True)
 class NnunetLabels:
-    """Labels as nnU-Net numbers them."""
+    """The labels as nnU-Net numbers them."""
 
     number_of_name: dict[str, int]
-    """Number of each name, ``background`` first."""
+    """Number of each label name, ``background`` first."""
     stored_of_number: dict[int, int]
-    """Label of the store for each number."""
+    """Label value in the store for each number."""
 
     @classmethod
     def from_scans(cls, scans: Sequence[ScanHandle]) -> "NnunetLabels":
-        """Give the labels that masks hold numbers in the order of their values, ``ignore`` last.
+        """Return numbers for the labels of masks in the order of their values, ``ignore`` last.
 
-        It takes all scans of a store, so that its parts are numbered alike.
+        Pass all scans of a store, so that all exports of its parts have the same numbers.
         """
         names: dict[int, str] = {}
         for facts in (scan.attributes for scan in scans):
@@ -68,7 +68,7 @@ class NnunetLabels:
 
     @property
     def number_of_stored(self) -> npt.NDArray[np.uint8]:
-        """``(256,)``: the number of each label of the store."""
+        """Number for each label value in the store, of shape (256,)."""
         table = np.zeros(256, np.uint8)
         for number, value in self.stored_of_number.items():
             table[value] = number
@@ -79,20 +79,21 @@ class NnunetLabels:
 class NnunetExport:
     """A planned dataset: :meth:`make_folders`, :meth:`write` each scan, then :meth:`finish`.
 
-    Made by :meth:`spinezarr.Store.export_nnunet`. Scans of splits named ``test`` go to ``imagesTs``
-    and ``labelsTs``, all others to ``imagesTr`` and ``labelsTr``; those without mask, on which
-    nothing can be trained, to ``imagesTs``.
+    :meth:`spinezarr.Store.export_nnunet` makes it. Scans of splits that start with ``test`` go to
+    ``imagesTs`` and ``labelsTs``, and all others to ``imagesTr`` and ``labelsTr``. Scans without a
+    mask cannot be used for training and go to ``imagesTs``.
     """
 
     reader: StoreReader
     voxels: VoxelReader
     folder: Path
-    """``Dataset<number>_<name>``."""
+    """Folder of the dataset, ``Dataset<number>_<name>``."""
     preprocessed: Path | None
-    """``$nnUNet_preprocessed``, where nnU-Net looks for splits."""
+    """Folder ``$nnUNet_preprocessed``, where nnU-Net looks for splits; None if there is none."""
     ending: str
+    """Ending of the files, ``.nii.gz`` or ``.nii``."""
     parts: dict[str, Subset]
-    """By scan id."""
+    """Subset of each scan, by its id."""
     labels: NnunetLabels
 
     @classmethod
@@ -108,7 +109,14 @@ class NnunetExport:
         preprocessed: Path | None,
         compressed: bool,
     ) -> "NnunetExport":
-        """Choose scans and labels; see :meth:`spinezarr.Store.export_nnunet`."""
+        """Choose scans and labels; see :meth:`spinezarr.Store.export_nnunet`.
+
+        Raises
+        ------
+        UsageError
+            If the number or name is not valid in nnU-Net, the store lacks a split, or no scan has a
+            mask to train on.
+        """
         name = name or re.sub(r"[^A-Za-z0-9_-]+", "_", reader.root.title)
         if not _NAME.fullmatch(name) or not 1 <= dataset_id <= 999:  # noqa: PLR2004
             raise UsageError(
@@ -144,11 +152,11 @@ class NnunetExport:
 
     @property
     def scan_ids(self) -> list[str]:
-        """Scans, which are the cases of nnU-Net under the same names."""
+        """Ids of the scans, which are also the names of nnU-Net's cases."""
         return list(self.parts)
 
     def files(self, scan_id: str) -> tuple[Path, Path | None]:
-        """Return where image and mask of a scan go; None if it has no mask."""
+        """Return the paths of image and mask of a scan; the latter is None without a mask."""
         kind = "Ts" if self.parts[scan_id] == "test" else "Tr"
         image = self.folder / f"images{kind}" / f"{scan_id}_0000{self.ending}"
         has_mask = self.reader.scan(scan_id).label is not None
@@ -156,18 +164,18 @@ class NnunetExport:
         return image, label if has_mask else None
 
     def make_folders(self, *, overwrite: bool = False) -> None:
-        """Make the folders.
+        """Make the folders of the dataset.
 
         Parameters
         ----------
         overwrite
-            Replace files that are there.
+            Whether to replace existing files.
 
         Raises
         ------
         UsageError
-            If files are there already, or files that this dataset does not have, or another
-            dataset of this number.
+            If files exist already, the folder holds other files, or another dataset has the same
+            number.
         """
         number = self.folder.name.partition("_")[0]
         for other in self.folder.parent.glob(f"{number}_*"):
@@ -187,7 +195,7 @@ class NnunetExport:
                 "(--overwrite)."
             )
         try:
-            # Until all is written anew, this is no dataset.
+            # Without this file, the folder is no dataset until everything is written.
             (self.folder / _DATASET).unlink(missing_ok=True)
             for folder in {path.parent for path in (*planned, *self._split_files())}:
                 if folder.parent == self.folder:
@@ -207,12 +215,12 @@ class NnunetExport:
         scan_id
             The scan.
         on_bytes
-            Called with each further number of bytes of stored voxels that are done.
+            Called with the number of bytes of stored voxels after each slab.
 
         Raises
         ------
         CorruptStoreError
-            If stored bytes are missing or damaged; nothing is left of that file.
+            If stored bytes are missing or damaged. The file is then not written.
         """
         scan = self.reader.scan(scan_id)
         image, label = self.files(scan_id)
@@ -228,7 +236,7 @@ class NnunetExport:
     def finish(self) -> list[Path]:
         """Write the splits and, last, ``dataset.json``; return their paths.
 
-        There are no splits to write unless there are scans for both training and validation; then
+        Splits are written only if there are scans for both training and validation. Otherwise
         nnU-Net makes its own.
         """
         written = self._split_files()
@@ -241,7 +249,7 @@ class NnunetExport:
         return sorted(scan_id for scan_id, found in self.parts.items() if found == part)
 
     def _split_files(self) -> list[Path]:
-        """Return where the splits go: nnU-Net reads those beside its preprocessed data."""
+        """Return the paths of the splits. nnU-Net reads those next to its preprocessed data."""
         if not self._of("train") or not self._of("validation"):
             return []
         folders = [self.folder]

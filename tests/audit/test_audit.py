@@ -288,8 +288,8 @@ def test_pieces_are_counted_once_over_all_chunks(tmp_path):
     store = ingest_all(tmp_path, tmp_path / "a.zarr")
     reader = store._reader
     facts = measure_voxels(store._engine, reader.scan("a"), reader.label_chunks("a"))
-    assert sorted(facts.pieces) == ["T1", "T2", "T3", "T4", "T5"]
-    for name, pieces in facts.pieces.items():
+    assert sorted(facts.components) == ["T1", "T2", "T3", "T4", "T5"]
+    for name, pieces in facts.components.items():
         mask = label == VALUE_OF_NAME[name]
         found = sorted((p.voxel_count, p.box.start_zyx, p.box.stop_zyx) for p in pieces)
         assert found == pieces_by_flood_fill(mask), name
