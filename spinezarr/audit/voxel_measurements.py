@@ -98,15 +98,17 @@ def measure_voxels(
         rows = label_chunks[label_chunks[:, 0] == value]
         if value in NAME_OF_VALUE:
             found = sorted(
-                _pieces_of_label(engine, scan.label, value, rows[:, 1:4]),
-                key=lambda piece: (-piece.voxel_count, piece.voxel_zyx),
+                _components_of_label(engine, scan.label, value, rows[:, 1:4]),
+                key=lambda component: (-component.voxel_count, component.voxel_zyx),
             )
             if not found:
                 raise scan.wrong_label_count(value)
-            pieces[NAME_OF_VALUE[value]] = tuple(found)
+            components[NAME_OF_VALUE[value]] = tuple(found)
         elif str(value) not in scan.attributes.structures:
             unknown_values[value] = _voxel_of(engine, scan, scan.label, rows)
-    return VoxelMeasurements(pieces, unknown_values, _bone_sample(engine, scan, scan.label, pieces))
+    return VoxelMeasurements(
+        components, unknown_values, _bone_sample(engine, scan, scan.label, components)
+    )
 
 
 def connected_components(inside: npt.NDArray[np.bool_], start_zyx: ShapeZYX) -> Iterator[Component]:
@@ -142,7 +144,7 @@ def _connected(inside: npt.NDArray[np.bool_]) -> npt.NDArray[Any]:
     return cc3d.connected_components(inside.view(np.uint8), connectivity=_CONNECTIVITY)
 
 
-def _pieces_of_label(
+def _components_of_label(
     engine: Engine, label: ArraySpec, value: int, chunks_zyx: npt.NDArray[np.uint32]
 ) -> Iterator[Component]:
     """Yield the connected components of a label.
@@ -157,12 +159,12 @@ def _pieces_of_label(
         box = _box_of_chunks(label, np.argwhere(clusters == cluster))
         voxels = np.empty(box.shape_zyx, np.uint8)
         engine.read_into(label, box, voxels)
-        for piece in connected_components(voxels == value, box.start_zyx):
+        for component in connected_components(voxels == value, box.start_zyx):
             # The box may overlap chunks of another cluster.
-            in_chunks = zip(piece.voxel_zyx, label.chunk_shape_zyx, strict=True)
+            in_chunks = zip(component.voxel_zyx, label.chunk_shape_zyx, strict=True)
             chunk = _index(n // c for n, c in in_chunks)
             if clusters[chunk] == cluster:
-                yield piece
+                yield component
 
 
 def _box_of_chunks(label: ArraySpec, chunks_zyx: npt.NDArray[np.int_]) -> Box:
@@ -179,25 +181,25 @@ def _voxel_of(
     box = _box_of_chunks(label, np.array([chunk]))
     voxels = np.empty(box.shape_zyx, np.uint8)
     engine.read_into(label, box, voxels)
-    pieces = [*connected_components(voxels == value, box.start_zyx)]
-    if not pieces:
+    components = [*connected_components(voxels == value, box.start_zyx)]
+    if not components:
         raise scan.wrong_label_count(value)
-    return max(pieces, key=lambda piece: piece.voxel_count).voxel_zyx
+    return max(components, key=lambda component: component.voxel_count).voxel_zyx
 
 
 def _bone_sample(
-    engine: Engine, scan: ScanHandle, label: ArraySpec, pieces: dict[str, tuple[Component, ...]]
+    engine: Engine, scan: ScanHandle, label: ArraySpec, components: dict[str, tuple[Component, ...]]
 ) -> BoneSample | None:
     """Measure the image inside and around the largest vertebra."""
     vertebrae = {
-        name: found[0] for name, found in pieces.items() if name not in MULTI_SEGMENT_LEVELS
+        name: found[0] for name, found in components.items() if name not in MULTI_SEGMENT_LEVELS
     }
     if not vertebrae:
         return None
     name = max(vertebrae, key=lambda name: vertebrae[name].voxel_count)
-    piece = vertebrae[name]
+    component = vertebrae[name]
     reach_zyx = [max(2, round(_AROUND_MM / mm)) for mm in scan.attributes.spacing_zyx_mm]
-    box = _box_around(piece, np.array(reach_zyx) + 1, label.shape_zyx)
+    box = _box_around(component, np.array(reach_zyx) + 1, label.shape_zyx)
     image, labeled = np.empty(box.shape_zyx, scan.image.dtype), np.empty(box.shape_zyx, np.uint8)
     engine.read_into(scan.image, box, image)
     engine.read_into(label, box, labeled)
@@ -212,15 +214,15 @@ def _bone_sample(
         median_hu=float(np.median(bone)),
         voxel_count=bone.size,
         brighter_share=_brighter_share(bone, others) if others.size else None,
-        voxel_zyx=piece.voxel_zyx,
+        voxel_zyx=component.voxel_zyx,
     )
 
 
-def _box_around(piece: Component, margin_zyx: npt.NDArray[np.int_], shape_zyx: ShapeZYX) -> Box:
+def _box_around(component: Component, margin_zyx: npt.NDArray[np.int_], shape_zyx: ShapeZYX) -> Box:
     """Return the box of a component with its surroundings; for a large one, only its middle."""
-    middle = np.array(piece.voxel_zyx)
-    start = np.maximum(piece.box.start_zyx - margin_zyx, middle - _MOST_VOXELS // 2)
-    stop = np.minimum(piece.box.stop_zyx + margin_zyx, middle + _MOST_VOXELS // 2)
+    middle = np.array(component.voxel_zyx)
+    start = np.maximum(component.box.start_zyx - margin_zyx, middle - _MOST_VOXELS // 2)
+    stop = np.minimum(component.box.stop_zyx + margin_zyx, middle + _MOST_VOXELS // 2)
     whole = Box((0, 0, 0), shape_zyx)
     return whole.intersect(Box(_index(start.tolist()), _index(stop.tolist()))) or whole
 
