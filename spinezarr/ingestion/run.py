@@ -4,7 +4,6 @@ The scans are tasks for workers. What they share, the scan table and the ledger,
 alone.
 """
 
-import hashlib
 import time
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -31,7 +30,7 @@ from spinezarr.recipe import Recipe
 from spinezarr.store.attributes import RootAttributes, ScanAttributes
 from spinezarr.store.audit_log import scan_identity
 from spinezarr.store.layout import FORMAT_VERSION, LARGEST_SCANS, profile_named
-from spinezarr.store.ledger import FolderRecord, LedgerEntry
+from spinezarr.store.ledger import FolderRecord, LedgerEntry, hash_inputs
 from spinezarr.store.table import natural_key, table_attributes
 from spinezarr.store.writer import StoreWriter
 
@@ -374,9 +373,9 @@ class _Run:
     def tasks(self) -> Iterator[ScanTask]:
         """Yield what is to be done; skip what is as it was."""
         options = self._job.options
-        shared = repr((self._job.recipe, options.take_image_grid, options.limits))
+        shared = (self._job.recipe, options.take_image_grid, options.limits)
         for source in self._discovery.scans:
-            inputs = self._keyed(hashlib.sha256(f"{shared}{source!r}".encode()).hexdigest()[:32])
+            inputs = self._keyed(hash_inputs(*shared, source))
             entry = self._known.entries.get(source.scan_id)
             damaged = source.scan_id in self._damaged
             if entry is not None and entry.inputs == inputs and not damaged:

@@ -5,6 +5,7 @@ writer before ended as it should; else, or if it is gone or damaged, the scans a
 made anew.
 """
 
+import hashlib
 import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Final
@@ -12,9 +13,10 @@ from typing import Annotated, Any, Final
 from pydantic import AfterValidator, Field
 
 from spinezarr.errors import DamagedMetadataError
+from spinezarr.store.canonical_json import canonical_json
 from spinezarr.store.sealed import StoredAttributes, StoredModel, parse_sealed, seal, shown
 
-__all__ = ["LEDGER_FILE", "FolderPart", "FolderRecord", "Ledger", "LedgerEntry"]
+__all__ = ["LEDGER_FILE", "FolderPart", "FolderRecord", "Ledger", "LedgerEntry", "hash_inputs"]
 
 LEDGER_FILE: Final = "ingest/zarr.json"
 """A Zarr group, so that clients which list the store know what it is."""
@@ -34,6 +36,30 @@ def _checked_runs(runs: str) -> str:
 
 
 _NUMBER: Final = re.compile("[0-9]{1,9}")
+
+
+_INPUTS_VERSION: Final = 1
+"""Raised when an ingest makes another scan of the same inputs, such as by a new default."""
+
+
+def hash_inputs(*inputs: object) -> str:
+    """Return a hash of all that an ingest knows of a scan before it opens a file.
+
+    A new field with a default, of a recipe or of an option, leaves the hash as it was.
+
+    Parameters
+    ----------
+    *inputs
+        Recipe, options and files of the scan; see
+        :func:`spinezarr.store.canonical_json.canonical_json` for what they may hold.
+
+    Returns
+    -------
+    str
+        32 hexadecimal digits.
+    """
+    text = canonical_json((_INPUTS_VERSION, *inputs))
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 class LedgerEntry(StoredAttributes):

@@ -20,6 +20,7 @@ from spinezarr.formats.limits import DEFAULT_LIMITS
 from spinezarr.ingestion.discovery.images import FoundImage, MatchedImages, PathNote, SeriesFiles
 from spinezarr.ingestion.discovery.raw_folder import RawFolder
 from spinezarr.recipe import SERIES_NAMES, Recipe, SeriesInfo, SeriesSelection, fill_template
+from spinezarr.store.canonical_json import canonical_json
 from spinezarr.store.files import open_store
 from spinezarr.store.ledger import LEDGER_FILE, FolderPart, FolderRecord, Ledger
 
@@ -83,7 +84,7 @@ def look_into_folders(
         What an earlier run recorded of folders; of those that are as they were, nothing is read.
     """
     folders = [image for image in matched.images if image.path.endswith("/")]
-    recipe_text = recipe.model_dump_json()
+    recipe_text = canonical_json(recipe)
     keys = {(image.layout, image.path): _record_key(recipe_text, raw, image) for image in folders}
     records = {key: known[key] for key in keys.values() if known and key in known}
     new = [image for image in folders if keys[image.layout, image.path] not in records]

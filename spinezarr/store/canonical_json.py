@@ -1,0 +1,72 @@
+"""How is a value written as text, so that equal values give the same text in every version?"""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import MISSING, fields, is_dataclass
+from typing import Any
+
+from pydantic import BaseModel
+
+__all__ = ["canonical_json"]
+
+
+def canonical_json(value: object) -> str:
+    """Return a value as JSON for a hash; it cannot be read back.
+
+    Fields of pydantic models and dataclasses are sorted by name. A field that holds its default is
+    left out, so that a new field with a default does not change the text. The order of mappings and
+    sequences counts.
+
+    Parameters
+    ----------
+    value
+        Pydantic models, dataclasses, mappings with text keys, sequences, sets, compiled patterns
+        and plain values, nested in any way.
+
+    Raises
+    ------
+    TypeError
+        If the value holds something else.
+
+    Examples
+    --------
+    >>> canonical_json(("a", {"key": 1.5}, None))
+    '["a",{"":[["key",1.5]]},null]'
+    """
+    return json.dumps(_plain(value), separators=(",", ":"), sort_keys=True, allow_nan=False)
+
+
+def _plain(value: object) -> Any:  # noqa: ANN401
+    """Return a value in types that JSON has."""
+    if value is None or isinstance(value, str | int | float):
+        return value
+    if isinstance(value, Mapping):
+        return {"": [[_plain(key), _plain(item)] for key, item in value.items()]}
+    if isinstance(value, tuple | list):
+        return [_plain(item) for item in value]
+    if isinstance(value, set | frozenset):
+        return sorted((_plain(item) for item in value), key=json.dumps)
+    if isinstance(value, re.Pattern):
+        return [value.pattern, value.flags]
+    defaults = _defaults_of(value)
+    return {
+        name: _plain(getattr(value, name))
+        for name, default in defaults.items()
+        if getattr(value, name) != default
+    }
+
+
+def _defaults_of(value: object) -> dict[str, Any]:
+    """Return the default of each field of a model or dataclass; ``MISSING`` if it has none."""
+    if isinstance(value, BaseModel):
+        return {
+            name: MISSING if info.is_required() else info.get_default(call_default_factory=True)
+            for name, info in type(value).model_fields.items()
+        }
+    if is_dataclass(value):
+        return {
+            own.name: own.default if own.default_factory is MISSING else own.default_factory()
+            for own in fields(value)
+        }
+    raise TypeError(f"{type(value).__name__} has no canonical JSON")
