@@ -1,8 +1,8 @@
-"""Zarr metadata of a scan's arrays, as far as the reader believes them.
+"""Which Zarr metadata of a scan's arrays does the reader accept?
 
-A store may come from anybody. These models take what spinezarr writes and refuse all else: types
-from a list, sizes with bounds whose products are exact, and the codecs that the reader knows. What
-they do not name, such as the parameters of a codec, is not used.
+A store may come from anybody. The models accept what spinezarr writes and refuse all else: they
+list the data types and codecs, and bound each size. Keys that they do not name, such as the
+parameters of a codec, are ignored and not used.
 """
 
 import math
@@ -37,10 +37,10 @@ __all__ = [
 ]
 
 Separator = Literal["/", "."]
-"""Between the parts of a chunk's key: ``c/0/1/2`` or ``c.0.1.2``, both of the specification [1]_.
+"""Separator in the keys of chunks: ``c/0/1/2`` or ``c.0.1.2``, both as in the specification [1]_.
 
-What replaces a scan or the table is written under the keys that the old one does not use, so that
-both lie side by side until one write of ``zarr.json`` changes from one to the other.
+A new version of a scan or of the table uses the separator that the old one does not. Both versions
+then lie side by side, until one write of ``zarr.json`` switches to the new one.
 
 References
 ----------
@@ -49,11 +49,11 @@ References
 ImageDtype = Literal[
     "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "float32", "float64"
 ]
-"""Types that voxels are stored in: integers and floats to 64 bit."""
+"""Data types of stored voxels: integers and floats of up to 64 bits."""
 _LABELS: Final = 255
-"""Values of a mask but background."""
+"""Number of mask values other than background."""
 _LARGEST_SAMPLING: Final = 1 << 22
-"""Rows of the sampling's counts; an ordinary CT has a thousand."""
+"""Largest number of rows of :data:`LABEL_CHUNKS`; an ordinary CT has a thousand."""
 
 Size = Annotated[int, Field(ge=1, le=LARGEST_AXIS)]
 _SizeZYX = tuple[Size, Size, Size]
@@ -113,12 +113,12 @@ class _Array(StoredModel):
 
     @property
     def separator(self) -> Separator:
-        """Between the parts of its keys."""
+        """Separator in the keys of its chunks."""
         return self.chunk_key_encoding["configuration"]["separator"]
 
 
 class ShardedArray(_Array):
-    """``image`` or ``label``."""
+    """Metadata of ``image`` or ``label``."""
 
     shape: _SizeZYX
     data_type: ImageDtype
@@ -144,22 +144,22 @@ class ShardedArray(_Array):
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """Of the stored numbers."""
+        """Data type of the stored numbers."""
         return np.dtype(self.data_type)
 
     @property
     def chunk_shape_zyx(self) -> ShapeZYX:
-        """Voxels of a chunk."""
+        """Shape of a chunk in voxels."""
         return self.codecs[0]["configuration"]["chunk_shape"]
 
     @property
     def shard_shape_zyx(self) -> ShapeZYX:
-        """Voxels of a shard."""
+        """Shape of a shard in voxels."""
         return self.chunk_grid["configuration"]["chunk_shape"]
 
     @property
     def scaling(self) -> Scaling | None:
-        """What makes values of the numbers; None if they are the values."""
+        """Scaling from stored numbers to values; None if the numbers are the values."""
         return Scaling.of_attributes(self.attributes)
 
 
@@ -168,14 +168,14 @@ class _LabelArray(ShardedArray):
 
 
 class _Positions(_Array):
-    """``z``, ``y`` or ``x``."""
+    """Metadata of ``z``, ``y`` or ``x``: positions along an axis."""
 
     shape: tuple[Size]
     data_type: Literal["float64"]
 
 
 class _LabelChunks(_Array):
-    """The sampling's counts."""
+    """Metadata of the voxel counts of labels."""
 
     shape: tuple[Annotated[int, Field(ge=0, le=_LARGEST_SAMPLING)], Literal[5]]
     data_type: Literal["uint32"]
@@ -183,7 +183,7 @@ class _LabelChunks(_Array):
 
 
 class ScanArrays(StoredModel):
-    """All arrays of a scan."""
+    """Metadata of all arrays of a scan."""
 
     model_config = ConfigDict(extra="forbid")
     image: ShardedArray
@@ -199,7 +199,7 @@ class ScanArrays(StoredModel):
         shape = self.image.shape
         if (self.z.shape, self.y.shape, self.x.shape) != tuple((n,) for n in shape):
             raise DamagedMetadataError("coordinates of other lengths", f"those of {shape} voxels")
-        if len({array.separator for array in self.together.values()}) > 1:
+        if len({array.separator for array in self.by_key.values()}) > 1:
             raise DamagedMetadataError("several separators of chunk keys", "one")
         if (self.label is None) != (self.label_chunks is None):
             present = LABEL if self.label_chunks is None else LABEL_CHUNKS
@@ -220,12 +220,12 @@ class ScanArrays(StoredModel):
 
     @property
     def separator(self) -> Separator:
-        """Between the parts of the keys of their chunks."""
+        """Separator in the keys of the chunks of all arrays."""
         return self.image.separator
 
     @property
-    def together(self) -> dict[str, _Array]:
-        """Those that are there, by key."""
+    def by_key(self) -> dict[str, _Array]:
+        """Metadata of the arrays that the scan has, by key."""
         found: dict[str, _Array | None] = {
             IMAGE: self.image,
             LABEL: self.label,
@@ -249,5 +249,5 @@ def chunk_key(index: Iterable[int], separator: Separator) -> str:
 
 
 def other_separator(separator: Separator) -> Separator:
-    """Return the one that is free."""
+    """Return the separator that the other version of a scan or table uses."""
     return "." if separator == "/" else "/"

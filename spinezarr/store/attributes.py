@@ -1,4 +1,4 @@
-"""Attributes of a store's groups: what is written, and checked when it is read."""
+"""What do the groups of the root and of a scan state, and what does a reader check of it?"""
 
 import hashlib
 import json
@@ -48,19 +48,18 @@ Model = TypeVar("Model", bound=BaseModel)
 
 
 NEAR_LABEL_MM: Final = 5.0
-"""Distance from its label up to which an annotated centroid is taken to be right.
+"""Largest distance from its label at which an annotated centroid counts as right, in mm.
 
-Centroids are drawn by hand or by a rule of their own, to a voxel at best, and slices are up to 5 mm
-apart in the datasets at hand.
+People place centroids to a voxel at best, and slices are up to 5 mm apart in the known datasets.
 """
 _LARGEST_NUMBER: Final = (1 << 63) - 1
-"""What the scan table holds at most."""
+"""Largest integer that the scan table can hold."""
 LARGEST_LENGTH_MM: Final = 1e9
-"""A thousand kilometers: far more than any position, and far from what overflows."""
+"""Largest stored position or length, in mm: a thousand kilometers, which cannot overflow."""
 _LEAST_VOLUME: Final = 1e-6
-"""Of a voxel, as a share of what it would be with perpendicular axes."""
+"""Least volume of a voxel, relative to one of the same edges with perpendicular axes."""
 _SPACING_TOLERANCE: Final = 1e-3
-"""Between a spacing and the affine that it is taken from, as a share of it."""
+"""Largest relative difference between the stored spacing and that of the affine."""
 
 
 def _checked_scan_id(name: str) -> str:
@@ -70,7 +69,7 @@ def _checked_scan_id(name: str) -> str:
 
 
 def is_scan_id(name: str) -> bool:
-    """Whether a scan can have a name: that of a folder, which is shown as it is."""
+    """Whether a scan can have this name: a printable name of a folder."""
     return is_valid_file_name(name) and is_printable(name) and name != "zarr.json"
 
 
@@ -96,13 +95,13 @@ def _checked_affine(affine: "Matrix") -> "Matrix":
 
 
 def _lengths_xyz(affine: "Matrix") -> tuple[float, float, float]:
-    """Return the lengths in mm of the steps along the voxel axes."""
+    """Return the distances of neighboring voxels along x, y and z in mm."""
     x, y, z, _ = zip(*affine[:3], strict=True)
     return math.hypot(*x), math.hypot(*y), math.hypot(*z)
 
 
 def _checked_path(path: str) -> str:
-    r"""Refuse a path that leads out of the folder that it is relative to."""
+    r"""Refuse a path that leads out of the raw folder."""
     parts = path.replace("\\", "/").split("/") if os.name == "nt" else path.split("/")
     if path.startswith("/") or ".." in parts or "\0" in path or (os.name == "nt" and ":" in path):
         raise DamagedMetadataError(shown(path), "a path within the raw folder")
@@ -112,7 +111,7 @@ def _checked_path(path: str) -> str:
 ORIENTATIONS: Final = frozenset(
     "".join(codes) for axes in permutations(("LR", "AP", "IS")) for codes in product(*axes)
 )
-"""Directions toward which three axes may increase, in nibabel's letters."""
+"""Codes such as ``LPS`` for the directions in which three axes increase, as in nibabel."""
 
 
 def _checked_orientation(axcodes: str) -> str:
@@ -122,33 +121,33 @@ def _checked_orientation(axcodes: str) -> str:
 
 
 RawPath = Annotated[str, AfterValidator(_checked_path)]
-"""Of a file, relative to the raw folder."""
+"""Path of a file relative to the raw folder."""
 ScanId = Annotated[str, AfterValidator(_checked_scan_id)]
 Vertebra = Annotated[str, AfterValidator(_checked_vertebra)]
 Level = Annotated[str, AfterValidator(_checked_level)]
-"""A vertebra, or a level that is annotated by its center alone."""
+"""Name of a vertebra, or of a level that is annotated by its center alone."""
 Count = Annotated[int, Field(ge=0, le=_LARGEST_NUMBER)]
 Number = Annotated[int, Field(ge=-_LARGEST_NUMBER, le=_LARGEST_NUMBER)]
 Coordinate = Annotated[float, Field(ge=-LARGEST_LENGTH_MM, le=LARGEST_LENGTH_MM)]
 Length = Annotated[float, Field(gt=0, le=LARGEST_LENGTH_MM)]
 Size = Annotated[int, Field(ge=1, le=LARGEST_AXIS)]
-Place = Annotated[int, Field(ge=0, le=LARGEST_AXIS)]
+VoxelIndex = Annotated[int, Field(ge=0, le=LARGEST_AXIS)]
 ZYX = tuple[Coordinate, Coordinate, Coordinate]
 SpacingZYX = tuple[Length, Length, Length]
 SizeIJK = tuple[Size, Size, Size]
 SizeZYX = tuple[Size, Size, Size]
-PlaceZYX = tuple[Place, Place, Place]
+VoxelIndexZYX = tuple[VoxelIndex, VoxelIndex, VoxelIndex]
 _Row = tuple[Coordinate, Coordinate, Coordinate, Coordinate]
 Matrix = tuple[_Row, _Row, _Row, _Row]
 Affine = Annotated[Matrix, AfterValidator(_checked_affine)]
 Orientation = Annotated[str, AfterValidator(_checked_orientation)]
 FileDtype = Annotated[str, Field(pattern=r"^[<>|=]?[a-zA-Z][a-zA-Z0-9]{0,9}$")]
 LabelValue = Annotated[str, Field(pattern=r"^(0|[1-9][0-9]{0,2})$")]
-"""As the key of an object."""
+"""Label value as text, the key of a JSON object."""
 
 
 class RootAttributes(StoredAttributes):
-    """Attributes of the root group: which dataset this is."""
+    """Attributes of the root group, which describe the dataset."""
 
     format: Literal["spinezarr"] = "spinezarr"
     format_version: Number
@@ -158,13 +157,13 @@ class RootAttributes(StoredAttributes):
     citation: str
     homepage: str | None = None
     codec_profile: str | None = None
-    """Chunks and codecs of scans to come, by name; None stands for the default."""
+    """Name of the profile with the chunks and codecs of new scans; None for the default."""
     pseudonym_key: str | None = None
-    """Fingerprint of the key that its ids are hashed with; None if they are the dataset's own."""
+    """Fingerprint of the key of the pseudonyms; None if the ids are the dataset's own."""
 
 
 class OtherFormatError(Exception):
-    """A store that spinezarr wrote in another format."""
+    """The store is written in another version of the format."""
 
     def __init__(self, version: int) -> None:
         self.version = version
@@ -185,12 +184,12 @@ class _Root(StoredModel):
 
 
 def parse_root(data: bytes) -> RootAttributes:
-    """Read the root's ``zarr.json``.
+    """Parse the root's ``zarr.json``.
 
     Raises
     ------
     OtherFormatError
-        If it is in another format; later ones may have fields that this version does not know.
+        If the store has another format version, whose fields this version may not know.
     DamagedMetadataError
         If spinezarr did not write it, or it is damaged.
     """
@@ -201,31 +200,31 @@ def parse_root(data: bytes) -> RootAttributes:
 
 
 class FileRecord(StoredAttributes):
-    """A small file that facts of a scan were read from."""
+    """A small source file, such as one with annotated centers."""
 
     file: RawPath
     size_bytes: Count
 
 
 class NiftiRecord(StoredAttributes):
-    """Where a NIfTI header places the voxels, number for number; the sform is ``affine_ijk``.
+    """Fields of a NIfTI header that place the voxels; ``affine_ijk`` holds the sform.
 
     The fields are those of ``nifti1.h``, https://nifti.nimh.nih.gov/pub/dist/src/niftilib/nifti1.h
     """
 
     version: Literal[1, 2]
     sform_code: Number
-    """0: the affine is that of the qform, or, if its code is 0 too, of ``pixdim`` alone."""
+    """Code of the sform; if it is 0, the qform gives the affine, or ``pixdim`` if both are 0."""
     qform_code: Number
     pixdim: Annotated[tuple[float, ...], Field(min_length=4, max_length=4)]
-    """qfac, then mm."""
+    """``qfac``, then the spacing along i, j and k in mm."""
     quatern_bcd: tuple[float, float, float]
     qoffset_xyz: tuple[float, float, float]
     xyzt_units: Number
 
 
 class MetaImageRecord(StoredAttributes):
-    """What a MetaImage header states of where its voxels lie, beside ``affine_ijk``."""
+    """Fields of a MetaImage header that place the voxels, besides ``affine_ijk``."""
 
     element_size_mm: tuple[float, float, float] | None
     """``ElementSize`` along i, j and k; None if not stated."""
@@ -234,7 +233,7 @@ class MetaImageRecord(StoredAttributes):
 
 
 class SourceRecord(StoredAttributes):
-    """The file that an array was made from, and how to give it back."""
+    """The source file of an array, with what an export needs to restore it."""
 
     file: RawPath
     size_bytes: Count
@@ -242,64 +241,71 @@ class SourceRecord(StoredAttributes):
     dtype: FileDtype
     shape_ijk: SizeIJK
     affine_ijk: Affine
-    """4 x 4, voxel ``(i, j, k, 1)`` of the file to RAS+ mm."""
+    """4 x 4 matrix from voxel ``(i, j, k, 1)`` of the file to RAS+ mm."""
     orientation: Orientation
-    """Directions toward which the file's axes increase, e.g. ``LPS``: those it was turned by."""
+    """Directions in which the file's axes increase, such as ``LPS``; the ingest reorders them."""
     stored_dtype: FileDtype
-    """Type of the numbers in the file, before scaling, with byte order, e.g. ``<i2``."""
+    """Data type of the numbers in the file before scaling, with byte order, such as ``<i2``."""
     scaling: tuple[float, float] | None
-    """Slope and intercept that the file itself applies to all its numbers."""
+    """Slope and intercept of the file for all of its numbers; None if it has none."""
     nifti: NiftiRecord | None
-    """None for other formats."""
+    """Fields of the NIfTI header; None for other formats."""
     metaimage: MetaImageRecord | None
-    """None for other formats."""
+    """Fields of the MetaImage header; None for other formats."""
 
 
 class ImageSourceRecord(SourceRecord):
-    """The same of an image, and which series of a DICOM folder it is."""
+    """The source of an image: a file, or a series in a folder of DICOM files."""
 
     series: str | None = None
-    """Where each series of the folder is a scan; see
-    :class:`spinezarr.formats.dicom_series.CtSeries`."""
+    """Key of the series if each series of the folder is a scan, else None.
+
+    See :class:`spinezarr.formats.dicom_series.CtSeries`.
+    """
 
 
 class LabelSourceRecord(SourceRecord):
-    """The same of a mask, and what was made of its values."""
+    """The source of a mask, and the mapping of its values."""
 
     parts: tuple[tuple[Number, RawPath], ...]
-    """Label and path of each file, of a mask that is one file a structure; later ones win."""
+    """Label and path of each file of a mask with one file a structure; later files win."""
     values: tuple[tuple[Number, Number], ...]
-    """Value in the file and value stored, all else became background; empty: as they are."""
+    """Pairs of value in the file and stored value; other values became background.
+
+    Empty if the values are stored as they are.
+    """
     rounded_voxels: Count
-    """Voxels of the file that were off a whole number by a rounding error."""
+    """Number of voxels that differed from a whole number by a rounding error."""
 
 
 class VertebraRecord(StoredAttributes):
-    """One vertebra's voxels in one scan."""
+    """The voxels of one vertebra in one scan."""
 
     voxel_count: Annotated[int, Field(ge=1, le=_LARGEST_NUMBER)]
     centroid_zyx: ZYX
-    """Mean voxel index."""
-    start_zyx: PlaceZYX
-    stop_zyx: PlaceZYX
+    """Mean voxel index, ``(z, y, x)``."""
+    start_zyx: VoxelIndexZYX
+    """First voxel of the bounding box."""
+    stop_zyx: VoxelIndexZYX
+    """Voxel after the last one of the bounding box along each axis."""
 
 
 class CentroidRecord(StoredAttributes):
-    """One vertebra's center as annotated in a file of its own."""
+    """The center of one vertebra as a file of the dataset annotates it."""
 
     position_zyx_mm: ZYX
-    """RAS+ mm."""
+    """Position in RAS+ mm, ``(z, y, x)``."""
     label_distance_mm: float | None
-    """To the nearest voxel of the vertebra's label, 0 inside it; None if the mask lacks it."""
+    """Distance to the nearest voxel of the vertebra in mm, 0 inside; None if the mask lacks it."""
 
     @property
     def is_near_label(self) -> bool:
-        """Whether it is taken to be right; where the mask lacks the vertebra, nothing says no."""
+        """Whether the center counts as right; it does if the mask lacks the vertebra."""
         return self.label_distance_mm is None or self.label_distance_mm <= NEAR_LABEL_MM
 
 
 class ScanAttributes(StoredAttributes):
-    """Attributes of a scan's group; written with the scan's last write."""
+    """Attributes of a scan's group; the last write of the scan publishes them."""
 
     dataset: str
     scan_id: ScanId
@@ -310,45 +316,46 @@ class ScanAttributes(StoredAttributes):
     license: str
     citation: str
     affine: Affine
-    """4 x 4, stored voxel ``(x, y, z, 1)`` to RAS+ mm."""
+    """4 x 4 matrix from stored voxel ``(x, y, z, 1)`` to RAS+ mm."""
     affine_columns: Literal["x, y, z, 1"] = "x, y, z, 1"
     shape_zyx: SizeZYX
     spacing_zyx_mm: SpacingZYX
     oblique_deg: float
-    """Largest angle between a voxel axis and its world axis; the coordinates leave it out.
+    """Largest angle between a voxel axis and its world axis in degrees.
 
-    Of a sheared grid, that of the nearest perpendicular axes.
+    The coordinates ignore it. A sheared grid has the angle of the nearest perpendicular axes.
     """
     label_state: LabelState | Literal["none"]
-    """``none``: the scan has no mask."""
+    """State of the annotation; ``none`` if the scan has no mask."""
     image_dtype: ImageDtype
-    """Type of the values."""
+    """Data type of the values."""
     image_stored_dtype: ImageDtype
-    """Type of the numbers in the array ``image``."""
+    """Data type of the numbers in the array ``image``."""
     image_scaling: tuple[float, float] | None
-    """Slope and intercept that make values of these numbers; None if they are the values."""
+    """Slope and intercept from numbers to values; None if the numbers are the values."""
     image_range_hu: tuple[float, float] | None
     """Lowest and highest finite value; None if no value is finite."""
     image_nan_voxels: Count
-    """Values that are not a number."""
+    """Number of voxels that are NaN."""
     image_infinite_voxels: Count
+    """Number of voxels that are infinite."""
     image_checksum: str
-    """Hash of the values, in their type: equal if and only if two images are equal."""
+    """Hash of the values in their type; it is equal if and only if two images are equal."""
     vertebrae: dict[Vertebra, VertebraRecord]
     other_labels: dict[LabelValue, Count]
-    """Voxels of each value that is no vertebra."""
+    """Voxel count of each mask value that is no vertebra and not background."""
     structures: dict[LabelValue, str]
-    """Names of such values, where the recipe knows them; the rest lie outside the scheme."""
+    """Names of the values in ``other_labels`` that the recipe knows."""
     centroids: dict[Level, CentroidRecord]
-    """Annotated centers by level name; empty where the dataset has no such file."""
+    """Annotated centers by level name; empty if the dataset has no such file."""
     columns: dict[str, str]
-    """What the dataset's own tables say of the scan, by column."""
+    """Cells of the dataset's own tables for the scan, by column."""
     sidecar: dict[str, str]
-    """What the JSON file beside the image says, by key."""
+    """Values of the JSON file beside the image, by key."""
     source_bytes: Count
-    """Of all files of image and mask."""
+    """Size of all source files of image and mask in bytes."""
     source_key: str
-    """Hash of which files the scan was read from, and how; with another, it is read anew."""
+    """Hash of which files the scan was read from, and how; an ingest compares it."""
     image_source: ImageSourceRecord
     label_source: LabelSourceRecord | None
     centroid_source: FileRecord | None
@@ -358,21 +365,21 @@ class ScanAttributes(StoredAttributes):
         Annotated[str, Field(pattern=SCAN_FILE)],
         Annotated[ManifestEntry | ShardEntry, Field(union_mode="left_to_right")],
     ]
-    """Every file of the scan but its own ``zarr.json``."""
+    """Entries of all files of the scan but its ``zarr.json``, by key."""
 
     def to_json(self) -> dict[str, Any]:
-        """Return what is stored."""
+        """Return the attributes as they are stored."""
         return self.model_dump(mode="json")
 
     @property
     def label_voxels(self) -> dict[int, int]:
-        """Voxels of each value in the mask but background."""
+        """Voxel count of each value in the mask but background."""
         vertebrae = {VALUE_OF_NAME[name]: v.voxel_count for name, v in self.vertebrae.items()}
         return {**vertebrae, **{int(value): n for value, n in self.other_labels.items()}}
 
     @property
     def content_checksum(self) -> str:
-        """Hash of grid, type and voxels of image and mask; the same files give the same."""
+        """Hash of grid, type and voxels of image and mask; the same source gives the same hash."""
         mask = sorted(
             (key.replace(".", "/"), entry.size_bytes, entry.crc32)
             for key, entry in self.manifest.items()
@@ -388,14 +395,14 @@ class _ScanMembers(StoredModel):
 
 
 class ScanGroup(StoredModel):
-    """The ``zarr.json`` of a scan."""
+    """The content of a scan's ``zarr.json``."""
 
     attributes: ScanAttributes
     consolidated_metadata: _ScanMembers
 
     @property
     def arrays(self) -> ScanArrays:
-        """Its arrays."""
+        """Metadata of the arrays of the scan."""
         return self.consolidated_metadata.metadata
 
     @model_validator(mode="after")
@@ -425,7 +432,7 @@ class ScanGroup(StoredModel):
         return self
 
     def shards(self, name: str) -> dict[ShapeZYX, ShardEntry]:
-        """Return what the manifest says of each shard of an array that is there, by its index.
+        """Return the manifest entries of the shards of an array by shard index, ``(z, y, x)``.
 
         Raises
         ------
@@ -440,7 +447,7 @@ class ScanGroup(StoredModel):
 
 
 def parse_scan_group(data: bytes) -> ScanGroup:
-    """Read the ``zarr.json`` of a scan.
+    """Parse the ``zarr.json`` of a scan.
 
     Raises
     ------

@@ -1,6 +1,7 @@
-"""What an audit found, kept in the store: ``audit/zarr.json``, a sealed group of its own.
+"""What did the audits of a store find, and which results still hold?
 
-The scan table shows it. A result counts only as long as the scan is the one that was audited.
+The audit log is the sealed group ``audit/zarr.json``, and the scan table shows it. A result holds
+as long as the stored scan is the one that was audited.
 """
 
 import hashlib
@@ -25,16 +26,16 @@ __all__ = [
 
 Severity = Literal["info", "warning", "error"]
 SEVERITIES: Final[tuple[Severity, ...]] = ("info", "warning", "error")
-"""From what is good to know to what makes data wrong."""
+"""Severities in ascending order: an ``error`` makes data wrong."""
 
 AUDIT_FILE: Final = "audit/zarr.json"
-"""A Zarr group, so that clients which list the store know what it is."""
+"""Key of the audit log; it is a Zarr group, so that clients which list the store can name it."""
 
 
 def scan_identity(scan: ScanAttributes) -> str:
-    """Return a hash of all that is stored of a scan: voxels, split, patient and the rest.
+    """Return a hash of everything that is stored of a scan: voxels, split, patient and the rest.
 
-    The manifest holds the checksum of every file of image and mask, so no other voxels have it.
+    The manifest is part of it and holds the checksum of every file, so other voxels change it.
     """
     text = json.dumps(scan.to_json(), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
@@ -51,11 +52,11 @@ class FindingRecord(StoredAttributes):
     position_mm: tuple[float, float, float] | None
     facts: dict[str, Any]
     others: dict[str, str]
-    """Other scans of the store that it speaks of, and their identities."""
+    """Identities of the other scans that the finding refers to, by scan id."""
 
 
 class AuditedScan(StoredAttributes):
-    """The result for one scan."""
+    """Audit result of one scan."""
 
     identity: str
     """:func:`scan_identity` of the scan that was audited."""
@@ -63,18 +64,18 @@ class AuditedScan(StoredAttributes):
 
     @property
     def verdict(self) -> str:
-        """``ok``, or the worst severity."""
+        """``ok``, or the worst severity of the findings."""
         return max((f.severity for f in self.findings), key=SEVERITIES.index, default="ok")
 
     @property
     def summary(self) -> str:
-        """All findings in short, the worst first."""
+        """Texts of all findings, the worst first."""
         ordered = sorted(self.findings, key=lambda f: -SEVERITIES.index(f.severity))
         return "; ".join(finding.text for finding in ordered)
 
 
 class AuditLog(StoredAttributes):
-    """The results of a store."""
+    """Audit results of a store."""
 
     scans: dict[str, AuditedScan] = Field(default_factory=dict)
 
@@ -101,14 +102,14 @@ class AuditLog(StoredAttributes):
     def of_scan(
         self, scan: ScanAttributes, find: Callable[[str], ScanAttributes | None]
     ) -> AuditedScan | None:
-        """Return the result for one scan, as far as it still holds; None if there is none.
+        """Return the result of one scan that still holds; None if there is none.
 
         Parameters
         ----------
         scan
-            As it is stored now.
+            Attributes of the scan as it is stored now.
         find
-            Returns another scan as it is stored now; None if it cannot be read.
+            Returns the stored attributes of another scan; None if it cannot be read.
         """
         audited = self.scans.get(scan.scan_id)
         if audited is None:
@@ -126,7 +127,7 @@ class AuditLog(StoredAttributes):
 
     @classmethod
     def of_file(cls, data: bytes) -> "AuditLog":
-        """Read what :meth:`to_file` made.
+        """Parse the content of :data:`AUDIT_FILE`.
 
         Raises
         ------

@@ -1,7 +1,7 @@
-"""The files of the scan table as one, so that a reader far away asks once for all of them.
+"""How does a remote reader get all files of the scan table with one request?
 
-It is a Zarr group without members, as the ledger is, so that clients which list a store meet
-nothing that is no part of a Zarr hierarchy.
+The bundle holds the files of ``table/`` as Base64 in the attributes of a Zarr group. A group keeps
+the store a valid Zarr hierarchy for clients that list it.
 """
 
 import binascii
@@ -16,6 +16,7 @@ from spinezarr.store.table_file import TableFile
 __all__ = ["TABLE_BUNDLE", "bundle_files", "unbundle_files"]
 
 TABLE_BUNDLE: Final = "table_bundle/zarr.json"
+"""Key of the bundle."""
 
 
 class _BundleAttributes(StoredModel):
@@ -27,13 +28,13 @@ class _Bundle(StoredModel):
 
 
 def bundle_files(files: Mapping[str, bytes]) -> bytes:
-    """Return small files, by key, as one; the same files give the same bytes."""
+    """Return the content of a bundle of small files, by key; the same files give the same bytes."""
     texts = {key: b64encode(data).decode() for key, data in sorted(files.items())}
     return seal({"attributes": {"files": texts}, "zarr_format": 3, "node_type": "group"})
 
 
 def unbundle_files(data: bytes) -> dict[str, bytes]:
-    """Return the files that :func:`bundle_files` took.
+    """Return the files in a bundle, by key.
 
     Raises
     ------

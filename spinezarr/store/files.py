@@ -1,4 +1,4 @@
-"""Writing files so that each is either whole or absent, on disk and in object stores."""
+"""How are the files of a store written so that a reader sees each one whole or not at all?"""
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -36,7 +36,7 @@ __all__ = [
 ]
 
 PARTIAL: Final = ".partial"
-"""Ending of a file on disk that is being written beside the place it will be moved to."""
+"""Suffix of a file on disk that is being written, before it is renamed into place."""
 ChangeContext = Callable[[], AbstractContextManager[None]]
 """Returns a context in which the store may be changed, as no other run takes it over meanwhile."""
 
@@ -44,24 +44,25 @@ ChangeContext = Callable[[], AbstractContextManager[None]]
 def open_store(
     url: str, storage_options: Mapping[str, Any] | None = None
 ) -> tuple[fsspec.AbstractFileSystem, str]:
-    """Return the file system and the path of a store, as :func:`open_filesystem` does.
+    """Return the file system and the path of a store.
 
-    On disk it is one that keeps to the store's folder.
+    A store on disk gets a :class:`StoreFileSystem`, which follows no links below its folder. For
+    others see :func:`spinezarr.remote.filesystem.open_filesystem`.
     """
     fs, path = open_filesystem(url, storage_options)
     return (StoreFileSystem(path) if isinstance(fs, LocalFileSystem) else fs), path
 
 
 def is_read_only(fs: fsspec.AbstractFileSystem) -> bool:
-    """Whether nothing can be written there whoever asks: a web server."""
+    """Whether a file system can only be read, as that of a web server."""
     protocols = (fs.protocol,) if isinstance(fs.protocol, str) else fs.protocol
     return not {"http", "https"}.isdisjoint(protocols)
 
 
 def write_file(fs: fsspec.AbstractFileSystem, path: str, data: bytes) -> None:
-    """Write ``path`` and the folders above it; a reader may meet half of it on disk.
+    """Write a file and the folders above it; a reader may see half of it on disk.
 
-    On disk it is there to stay when this returns, whatever happens to the machine.
+    When this returns, a loss of power does not remove the content of a file on disk.
     """
     if isinstance(fs, StoreFileSystem):
         write_parts(fs, path, [data])
@@ -70,7 +71,7 @@ def write_file(fs: fsspec.AbstractFileSystem, path: str, data: bytes) -> None:
 
 
 def write_files(fs: fsspec.AbstractFileSystem, files: Mapping[str, bytes]) -> None:
-    """Write many small files; in an object store, side by side."""
+    """Write many small files, to object stores concurrently."""
     if isinstance(fs, StoreFileSystem):
         for path, data in files.items():
             write_file(fs, path, data)
@@ -79,12 +80,17 @@ def write_files(fs: fsspec.AbstractFileSystem, files: Mapping[str, bytes]) -> No
 
 
 def read_files(fs: fsspec.AbstractFileSystem, paths: Iterable[str]) -> dict[str, bytes]:
-    """Read many small files; from afar, side by side. Those that are absent are left out.
+    """Read many small files, from remote stores concurrently.
+
+    Returns
+    -------
+    dict
+        Contents by path; absent files are left out.
 
     Raises
     ------
     OSError
-        If one that is there cannot be read.
+        If a file exists and cannot be read.
     """
     found: dict[str, bytes] = {}
     wanted = list(paths)
@@ -98,12 +104,18 @@ def read_files(fs: fsspec.AbstractFileSystem, paths: Iterable[str]) -> dict[str,
 
 
 def read_each(fs: fsspec.AbstractFileSystem, paths: Sequence[str]) -> list[bytes | Exception]:
-    """Read many small files; from afar, side by side. What goes wrong stands in a file's place."""
+    """Read many small files, from remote stores concurrently.
+
+    Returns
+    -------
+    list
+        The content of each file in the order of ``paths``, or the exception that its read raised.
+    """
     if not paths:
         return []
     if isinstance(fs, StoreFileSystem):
         return [_read_local(fs, path) for path in paths]
-    # One byte more than may come: an object that has it is too large.
+    # One byte more than the limit tells whether an object is too large.
     answers: list[bytes | Exception] = fs.cat_ranges(
         list(paths), 0, METADATA_BYTES + 1, on_error="return"
     )
@@ -132,7 +144,7 @@ def write_parts(
     fs.folder.check_folder(path.rsplit("/", 1)[0], make=True)
     with add_path_to_disk_full_error(path), ExitStack() as opened:
         with changing():
-            # What is there may be a link, or have another name outside of the store.
+            # An old file may be a link, or be linked to from outside of the store.
             Path(path).unlink(missing_ok=True)
             file = opened.enter_context(Path(path).open("xb"))
         file.writelines(parts)
@@ -141,9 +153,9 @@ def write_parts(
 
 
 def publish_file(fs: fsspec.AbstractFileSystem, path: str, data: bytes) -> None:
-    """Write ``path`` at once: a reader sees what was there before, or the whole new file.
+    """Write a file atomically: a reader sees the old file or the whole new one.
 
-    An object store does that by itself; on disk the file is renamed into place.
+    On disk the file is renamed into place; object stores write atomically.
     """
     if not isinstance(fs, StoreFileSystem):
         write_file(fs, path, data)
@@ -193,7 +205,7 @@ def publish_group(
 
 
 def list_sizes(fs: fsspec.AbstractFileSystem, folder: str) -> dict[str, int]:
-    """Return the sizes of all files below a folder, by their paths relative to it.
+    """Return the sizes of all files below a folder in bytes, by their paths relative to it.
 
     On disk, links and special files have the size :data:`spinezarr.store.folder.NOT_REGULAR`.
     """
@@ -206,7 +218,7 @@ def list_sizes(fs: fsspec.AbstractFileSystem, folder: str) -> dict[str, int]:
 
 
 def remove_files(fs: fsspec.AbstractFileSystem, folder: str, keys: Iterable[str]) -> None:
-    """Delete files below a folder, and on disk the folders that become empty, its own included."""
+    """Delete files below a folder; on disk also the folders that become empty, itself included."""
     paths = [f"{folder}/{key}" for key in keys]
     if not isinstance(fs, StoreFileSystem):
         if paths:
@@ -225,7 +237,7 @@ def remove_files(fs: fsspec.AbstractFileSystem, folder: str, keys: Iterable[str]
 
 
 def remove_empty_folders(fs: fsspec.AbstractFileSystem, folder: str) -> None:
-    """Delete a folder on disk, or those below it, where no file is left in them."""
+    """Delete the folders on disk, a folder itself and below it, that hold no file."""
     if isinstance(fs, StoreFileSystem):
         fs.folder.check_folder(folder)
         for path, _, _ in os.walk(folder, topdown=False):

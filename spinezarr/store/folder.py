@@ -1,8 +1,8 @@
-"""The folder of a store on disk: its files are read and written, and nothing else is.
+"""How is a store on disk read without opening anything but its own files?
 
-A store may come from somebody else. What lies in its folder can be a link to a file of the user, a
-pipe at which a reader waits for ever, or a device that has no end. So no link below the folder is
-followed, and only regular files are opened. The folder itself may be reached by a link.
+A store may come from somebody else. Its folder may hold a link to a private file of the user, a
+pipe on which a reader waits forever, or an endless device. Therefore no link below the folder is
+followed, and only regular files are opened. The path of the folder itself may contain links.
 """
 
 import ctypes
@@ -26,10 +26,10 @@ from spinezarr.remote.settings import METADATA_BYTES
 __all__ = ["NOT_REGULAR", "StoreFileSystem", "StoreFolder"]
 
 NOT_REGULAR: Final = -1
-"""Size of a link or special file, which no manifest names."""
+"""Size that stands for a link or a special file; no manifest has it."""
 _READ: Final = (
     os.O_RDONLY
-    | getattr(os, "O_NONBLOCK", 0)  # or a pipe is waited for
+    | getattr(os, "O_NONBLOCK", 0)  # opening a pipe would wait for a writer
     | getattr(os, "O_NOFOLLOW", 0)
     | getattr(os, "O_CLOEXEC", 0)
     | getattr(os, "O_BINARY", 0)
@@ -42,16 +42,16 @@ _STEP: Final = (
 
 @dataclass(frozen=True, slots=True)
 class StoreFolder:
-    """Where a store lies on disk."""
+    """Folder of a store on disk."""
 
     path: str
-    """As it was named, absolute; paths of its files begin with it."""
+    """Absolute path as the user gave it; paths of the store's files begin with it."""
     root: str
-    """The same without links."""
+    """Absolute path with all links resolved."""
 
     @classmethod
     def at(cls, path: str) -> Self:
-        """Find a store; it need not exist yet."""
+        """Return the folder at a path; it need not exist yet."""
         return cls(path, os.path.realpath(path))
 
     def open(self, path: str) -> int:
@@ -60,21 +60,21 @@ class StoreFolder:
         Parameters
         ----------
         path
-            Of the file, below :attr:`path`.
+            Path of the file, below :attr:`path`.
 
         Returns
         -------
         int
-            Its descriptor.
+            A file descriptor; the caller closes it.
 
         Raises
         ------
         CorruptStoreError
-            If it, or a folder above it, is a link, if it is no regular file, or may not be read.
+            If the file is not regular, may not be read, or lies behind a link.
         FileNotFoundError
-            If it is absent.
+            If the file is absent.
         OSError
-            If the machine is at fault.
+            If the system fails for another reason.
         """
         descriptor = _opener()(self, path)
         found = os.fstat(descriptor)
@@ -95,7 +95,7 @@ class StoreFolder:
         Raises
         ------
         CorruptStoreError
-            If it has more than ``limit_bytes``, or as :meth:`open`.
+            If the file has more than ``limit_bytes`` bytes, or as for :meth:`open`.
         """
         with self.opened(path) as file:
             data = file.read(limit_bytes + 1)
@@ -107,19 +107,19 @@ class StoreFolder:
         return data
 
     def check_folder(self, path: str, *, make: bool = False) -> None:
-        """Refuse a folder of the store that is a link, or lies behind one.
+        """Check that a folder of the store is no link and lies behind none.
 
         Parameters
         ----------
         path
-            Of the folder.
+            Path of the folder.
         make
-            Whether to make it, and those above it, where they are absent.
+            Whether to create the folder and those above it if they are absent.
 
         Raises
         ------
         CorruptStoreError
-            If one of them is no folder.
+            If the folder, or one above it in the store, is not a folder.
         """
         if make:
             Path(self.root).mkdir(parents=True, exist_ok=True)
@@ -137,15 +137,15 @@ class StoreFolder:
                 raise _unfit(place, mode)
 
     def sizes(self, folder: str) -> dict[str, int]:
-        """Return the sizes of all files below a folder, by their paths relative to it.
+        """Return the sizes of all files below a folder in bytes, by their paths relative to it.
 
-        Links are listed and not followed; they and special files have the size :data:`NOT_REGULAR`.
+        Links are not followed; they and special files have the size :data:`NOT_REGULAR`.
         """
         self.check_folder(folder)
         return dict(_sizes(folder, ""))
 
     def _parts(self, path: str) -> list[str]:
-        """Return the names that lead from the store to a file or folder of it."""
+        """Return the names of the folders and the file on the way from the store to a path."""
         inside = f"{self.path.rstrip('/')}/"
         parts = [part for part in f"{path}/"[len(inside) :].split("/") if part]
         if not f"{path}/".startswith(inside) or ".." in parts or "." in parts:
@@ -178,13 +178,13 @@ def _unfit(path: str, mode: int) -> CorruptStoreError:
 
 
 def _not_opened(folder: StoreFolder, path: str, code: int) -> OSError:
-    """Return the error for a file that the system does not open."""
+    """Return the error for a file that the system could not open."""
     if code == errno.ELOOP:
         return _unfit(path, stat.S_IFLNK)
     if code == errno.ENXIO:
         return _unfit(path, stat.S_IFSOCK)
     if code == errno.ENOTDIR:
-        with suppress(NotADirectoryError):  # of the store itself
+        with suppress(NotADirectoryError):  # raised if the store itself is a file
             folder.check_folder(path.rpartition("/")[0])
         code = errno.ENOENT
     if code in {errno.EACCES, errno.EPERM}:
@@ -198,7 +198,7 @@ def _not_opened(folder: StoreFolder, path: str, code: int) -> OSError:
 _Opener = Callable[[StoreFolder, str], int]
 
 _OPENAT2: Final = 437
-"""Number of the system call, the same on every architecture."""
+"""Number of the system call ``openat2``, the same on every architecture."""
 _AT_FDCWD: Final = -100
 _RESOLVE_NO_SYMLINKS: Final = 0x04
 
@@ -211,7 +211,7 @@ class _OpenHow(ctypes.Structure):
 
 @cache
 def _opener() -> _Opener:
-    """Return what opens files without following links: one system call where Linux has it."""
+    """Return a function that opens files without following links, with ``openat2`` if possible."""
     if sys.platform != "linux":
         return _open_step_by_step
     try:
@@ -231,7 +231,7 @@ def _opener() -> _Opener:
 
     try:
         os.close(open_at_once(StoreFolder("/", "/"), "/"))
-    except OSError:  # an older system, or one that forbids it
+    except OSError:  # an older kernel, or one that forbids the call
         return _open_step_by_step
     return open_at_once
 
@@ -252,7 +252,7 @@ def _open_step_by_step(folder: StoreFolder, path: str) -> int:
 
 
 class StoreFileSystem(LocalFileSystem):  # type: ignore[misc]  # fsspec is untyped
-    """fsspec's files on disk for one store; what it opens is what :class:`StoreFolder` opens.
+    """Local file system of fsspec that opens files through a :class:`StoreFolder`.
 
     Parameters
     ----------

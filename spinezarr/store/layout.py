@@ -1,16 +1,18 @@
-"""How a store is laid out: keys, chunk and shard shapes, codecs. The only place of these numbers.
+"""How is a store laid out: which keys, chunk and shard shapes, codecs and bounds does it have?
+
+No other module defines these numbers.
 
 ::
 
     <dataset>.zarr/
-      zarr.json               dataset, license, citation, format version
+      zarr.json               attributes of the dataset, format version
       table/                  the scan table, one xarray.Dataset
-      table_bundle/           the files of table/ as one, for readers far away
+      table_bundle/           the files of table/ in one file, for remote readers
       scans/<scan_id>/
         zarr.json             written last: metadata of everything below, and the manifest
         image/ label/         (z, y, x), sharded
         z/ y/ x/              coordinates in mm
-        sampling/label_chunks voxels of each label in each chunk, for balanced draws
+        sampling/label_chunks voxel count of each label in each chunk
 """
 
 from collections.abc import Mapping
@@ -41,42 +43,48 @@ __all__ = [
 ]
 
 FORMAT_VERSION: Final = 5
-"""Raised when a reader of the old version could misread a new store."""
+"""Version of the store format; raised when an older reader could misread a new store."""
 
 LARGEST_AXIS: Final = 1 << 16
-"""Voxels along an axis of a stored array; DICOM counts rows and columns in as many bits."""
+"""Largest size of a stored array along an axis, in voxels; DICOM allows as many rows."""
 LARGEST_CHUNK_BYTES: Final = 1 << 24
-"""Of the voxels of a chunk, which is decoded as a whole; those that are written have 1.2 MB."""
+"""Largest decoded chunk, in bytes; the profiles make chunks of at most 1.2 MB."""
 LARGEST_SCANS: Final = 1 << 15
-"""Of a store; all public spine CTs together are some 10,000."""
+"""Largest number of scans in a store; there are some 10,000 public spine CTs."""
 LARGEST_SHARD_CHUNKS: Final = 1 << 16
-"""Chunks of a shard, whose places are looked up together; those that are written have 512."""
+"""Largest number of chunks in a shard; the profiles make shards of at most 512."""
 
 METADATA: Final = "zarr.json"
 """Name of the file with the metadata of a group or an array."""
-IMAGE, LABEL = "image", "label"
-LABEL_CHUNKS = "sampling/label_chunks"
-TABLE = "table"
-SCANS = "scans"
+IMAGE: Final = "image"
+"""Name of the array of a scan that holds the CT."""
+LABEL: Final = "label"
+"""Name of the array of a scan that holds the mask."""
+LABEL_CHUNKS: Final = "sampling/label_chunks"
+"""Key of the array of a scan with the voxel count of each label in each chunk."""
+TABLE: Final = "table"
+"""Key of the scan table."""
+SCANS: Final = "scans"
+"""Key of the group of all scans."""
 
 
 @dataclass(frozen=True, slots=True)
 class BloscCodecSpec:
-    """Parameters of the Blosc codec; the Zarr v3 specification has it, so every client reads it."""
+    """Parameters of the Blosc codec, which the Zarr v3 specification defines."""
 
     cname: Literal["lz4", "lz4hc", "zstd"]
     clevel: int
     shuffle: Literal["noshuffle", "shuffle", "bitshuffle"]
     blocksize: int
-    """Bytes asked for that decode on their own.
+    """Requested size of the blocks that a chunk is compressed in, in bytes.
 
-    C-Blosc 1 takes it as it is for zstd and makes at least 64 KiB of it for lz4 and lz4hc
-    (``compute_blocksize`` in its ``blosc.c``).
+    C-Blosc 1 uses this size for zstd, and at least 64 KiB for lz4 and lz4hc (``compute_blocksize``
+    in its ``blosc.c``).
     """
 
 
 def chunk_grid(shape_zyx: ShapeZYX, block_zyx: ShapeZYX) -> ShapeZYX:
-    """Return how many blocks cover a volume along each axis.
+    """Return the number of blocks that cover a volume along each axis.
 
     Examples
     --------
@@ -89,25 +97,25 @@ def chunk_grid(shape_zyx: ShapeZYX, block_zyx: ShapeZYX) -> ShapeZYX:
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """How the voxels of new scans are cut and compressed; a user chooses one by name.
+    """Chunk shape and codecs of new scans; a user chooses a profile by name.
 
-    What a stored array has is said by its own Zarr metadata, and readers go by that alone.
+    Readers take the chunk shape and the codecs of a stored array from its Zarr metadata alone.
     """
 
     name: str
     chunk_shape_zyx: ShapeZYX
-    """Voxels of one chunk of image or mask."""
+    """Shape of a chunk of image or mask in voxels."""
     max_shard_chunks_zyx: ShapeZYX
-    """Chunks of one shard along each axis; small volumes have fewer."""
+    """Largest number of chunks in a shard along each axis; small volumes have fewer."""
     image: BloscCodecSpec
     label: BloscCodecSpec
 
     def chunk_grid(self, shape_zyx: ShapeZYX) -> ShapeZYX:
-        """Return how many chunks cover a volume along each axis."""
+        """Return the number of chunks that cover a volume along each axis."""
         return chunk_grid(shape_zyx, self.chunk_shape_zyx)
 
     def shard_shape_zyx(self, shape_zyx: ShapeZYX) -> ShapeZYX:
-        """Return the voxels of one shard of a volume, whole chunks along each axis.
+        """Return the shape of a shard of a volume in voxels, whole chunks along each axis.
 
         Examples
         --------
@@ -127,12 +135,13 @@ class Profile:
 
 
 SMALL_ARRAY: Final = BloscCodecSpec("lz4hc", 9, "bitshuffle", 16 * 1024)
-"""Of coordinates and the sampling's counts, in every profile."""
+"""Codec of the coordinates and of the voxel counts of labels, in every profile."""
 
-# One chunk shape for all, as a scan's ``image_checksum`` is that of its chunks: the audit compares
-# it across stores. Of the shapes measured, the one with the highest rate of random 128³ and 96³
-# patches; a slice of any plane still touches few chunks. A shard covers the plane of an ordinary CT
-# and 128 slices: a 128³ patch lies in one or two, and a shard is a dask chunk of about 70 MB.
+# All profiles share one chunk shape, because the audit compares ``image_checksum`` across stores
+# and that is a checksum of chunks. Of the shapes measured, this one reads random patches of 128³
+# and 96³ voxels fastest, and a slice of any plane touches few chunks. A shard covers the axial
+# plane of an ordinary CT and 128 slices: a 128³ patch lies in one or two shards, and a shard is a
+# dask chunk of about 70 MB.
 _SHAPES: Final = ((64, 48, 48), (2, 16, 16))
 
 BALANCED: Final = Profile(
@@ -141,11 +150,11 @@ BALANCED: Final = Profile(
     image=BloscCodecSpec("lz4hc", 7, "shuffle", 16 * 1024),
     label=BloscCodecSpec("lz4hc", 7, "noshuffle", 16 * 1024),
 )
-"""0.88 of the ``.nii.gz`` files (lidc-idri-0001); see ``benchmarks/README.md``.
+"""The default profile; its stores have 0.88 of the bytes of ``.nii.gz`` (lidc-idri-0001).
 
-Bytes, not bits, are shuffled: LZ4 skips over the noisy low bytes, so that it decodes twice as fast.
-Blocks of 64 KiB, the least that C-Blosc makes, are decoded or left out one by one: a slice across a
-chunk needs one or two of five.
+See ``benchmarks/README.md``. Bytes are shuffled and bits are not: LZ4 then skips the noisy low
+bytes and decodes twice as fast. The blocks have 64 KiB, the least that C-Blosc makes. A reader
+decodes only the blocks that it needs: one or two of five for a slice.
 """
 
 FAST: Final = Profile(
@@ -154,8 +163,10 @@ FAST: Final = Profile(
     image=BloscCodecSpec("lz4hc", 9, "shuffle", 16 * 1024),
     label=BloscCodecSpec("lz4hc", 9, "noshuffle", 16 * 1024),
 )
-"""A few per cent more patches a second than the default, and 0.4 % fewer bytes; encodes at 0.6 of
-its speed."""
+"""Reads a few per cent more patches a second than the default, and has 0.4 % fewer bytes.
+
+It encodes at 0.6 of the default's speed.
+"""
 
 SMALL: Final = Profile(
     "small",
@@ -163,7 +174,10 @@ SMALL: Final = Profile(
     image=BloscCodecSpec("zstd", 9, "shuffle", 0),
     label=BloscCodecSpec("zstd", 8, "noshuffle", 0),
 )
-"""0.76; encodes 10 times slower than the default, decodes about 3 times slower."""
+"""Has 0.76 of the bytes of ``.nii.gz``.
+
+It encodes 10 times slower than the default and decodes 3 times slower.
+"""
 
 PROFILES: Final[Mapping[str, Profile]] = MappingProxyType(
     {profile.name: profile for profile in (BALANCED, FAST, SMALL)}
@@ -186,10 +200,10 @@ def profile_named(name: str | None) -> Profile:
 
 
 def fill_value(array: str, dtype: np.dtype[Any]) -> int | float:
-    """Return what a Zarr reader shows for a chunk that is absent.
+    """Return the value that a Zarr reader shows for an absent chunk.
 
-    Background for masks. For images a value that is no CT number: their chunks are never absent, so
-    whoever sees it looks at a damaged store.
+    It is background for masks. Chunks of images are never absent, so their fill value is no CT
+    number: it shows that a store is damaged.
     """
     if array == LABEL:
         return 0

@@ -1,8 +1,8 @@
-"""What an ingest knows of stored scans and of folders, so that running again opens none.
+"""What did the last ingest know of scans and folders, so that the next one opens none of them?
 
-It is the group ``ingest/zarr.json``, written with the scan table. It is believed only if the
-writer before ended as it should; else, or if it is gone or damaged, the scans are read and it is
-made anew.
+The ledger is the group ``ingest/zarr.json`` and is written with the scan table. An ingest trusts it
+only if the run before ended normally. If the ledger is missing, damaged or not trusted, the ingest
+reads all scans and writes the ledger again.
 """
 
 import hashlib
@@ -19,11 +19,11 @@ from spinezarr.store.sealed import StoredAttributes, StoredModel, parse_sealed, 
 __all__ = ["LEDGER_FILE", "FolderPart", "FolderRecord", "Ledger", "LedgerEntry", "hash_inputs"]
 
 LEDGER_FILE: Final = "ingest/zarr.json"
-"""A Zarr group, so that clients which list the store know what it is."""
+"""Key of the ledger; it is a Zarr group, so that clients which list the store can name it."""
 
 
 def _checked_runs(runs: str) -> str:
-    """Refuse runs that are not in order, so that no place is named twice."""
+    """Refuse runs of numbers that are not ascending, so that no number occurs twice."""
     before = -1
     for run in runs.split():
         first, dash, last = run.partition("-")
@@ -63,37 +63,38 @@ def hash_inputs(*inputs: object) -> str:
 
 
 class LedgerEntry(StoredAttributes):
-    """One scan."""
+    """What an ingest knew of one scan."""
 
     inputs: str
-    """Hash of all that the ingest knew before it opened a file: if it is the same, so is the scan.
+    """:func:`hash_inputs` of the scan: with the same inputs, an ingest makes the same scan.
 
-    Empty where that is not known.
+    Empty if the inputs are not known.
     """
     stamp: str
-    """Hash of paths, sizes and times of the scan's files; empty where that is not known."""
+    """Hash of paths, sizes and times of the scan's source files; empty if they are not known."""
     identity: str
-    """:func:`spinezarr.store.audit_log.scan_identity` of what is stored."""
+    """:func:`spinezarr.store.audit_log.scan_identity` of the stored scan."""
 
 
 class FolderPart(StoredAttributes):
-    """Some files of a folder: those of a series, or those passed over for one reason."""
+    """Files of a folder that form one series, or that were ignored for one reason."""
 
     files: Annotated[str, AfterValidator(_checked_runs)]
-    """Their places among all files of the folder, by name, as runs: ``0-119 121``."""
+    """Positions of the files in the folder's list sorted by name, as runs such as ``0-119 121``."""
     key: str = ""
-    """Of the series; see :class:`spinezarr.formats.dicom_series.CtSeries`."""
+    """Key of the series; see :class:`spinezarr.formats.dicom_series.CtSeries`."""
     number: int | None = None
-    """SeriesNumber."""
+    """DICOM SeriesNumber; None if the headers have none."""
     texts: dict[str, str] = Field(default_factory=dict)
-    """What the recipe's templates use of the series, by name."""
+    """Texts of the series that the recipe's templates use, by name."""
     reason: str = ""
-    """Why they were passed over; empty for a series that is a scan."""
+    """Why the files were ignored; empty for a series that is a scan."""
     detail: str = ""
+    """What the reason refers to, such as the series; empty if there is nothing to add."""
 
 
 class FolderRecord(StoredAttributes):
-    """What the DICOM headers in a folder said, as far as a recipe asks."""
+    """What an ingest read from the DICOM headers in a folder."""
 
     is_scan: bool
     """Whether the folder as a whole is a scan."""
@@ -101,15 +102,18 @@ class FolderRecord(StoredAttributes):
 
 
 class Ledger(StoredAttributes):
-    """All scans of a store, and the folders that an ingest looked into."""
+    """What an ingest knew of all scans of a store, and of the folders that it looked into."""
 
     scans: dict[str, LedgerEntry] = Field(default_factory=dict)
     folders: dict[str, FolderRecord] = Field(default_factory=dict)
-    """By a hash of recipe, path, and names, sizes and times of the files: no name is stored."""
+    """Records by a hash of recipe, path, and names, sizes and times of the files.
+
+    The hash keeps the names of files out of the store.
+    """
 
     @property
     def identities(self) -> Mapping[str, str]:
-        """Identity of each scan."""
+        """Identity of each scan by scan id."""
         return {scan_id: entry.identity for scan_id, entry in self.scans.items()}
 
     def to_file(self) -> bytes:
@@ -119,7 +123,7 @@ class Ledger(StoredAttributes):
 
     @classmethod
     def of_file(cls, data: bytes) -> "Ledger":
-        """Read what :meth:`to_file` made.
+        """Parse the content of :data:`LEDGER_FILE`.
 
         Raises
         ------

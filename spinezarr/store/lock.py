@@ -1,15 +1,16 @@
-"""One writer a store: a lock file in it, which a writer that died does not keep.
+"""How does a store have one writer at a time, even if a writer dies or is suspended?
 
-The holder renews the file every few seconds. Another writer takes it over at once if the holder was
-a process of this machine that is gone, and else if the file has not been renewed for a minute, by
-its own time and by what the other has seen of it. On disk the file is made and replaced by hard
-link and rename, in a bucket by conditional requests [1]_.
+The holder of the lock renews a lock file in the store every few seconds. Another writer takes the
+lock over at once if the holder was a process of the same machine that has ended. Otherwise it takes
+over if the file has not been renewed for a minute, by the time in the file and by watching it. On
+disk the file is created and replaced by hard link and rename, in a bucket by conditional requests
+[1]_.
 
-A holder that was stopped for longer and then goes on must not write over what another has written
-since. On disk it locks the store's folder, shared, with ``flock`` [2]_ while it makes something
-visible, and nobody takes the store over in that time. In a bucket nothing can be locked so: the
-holder looks at the file before and after. If it came too late, it leaves a mark, and the next run
-looks at the whole store.
+A holder that was suspended for longer and then resumes must not overwrite what another writer has
+written since. On disk, the holder takes a shared ``flock`` [2]_ on the store's folder for each
+change, and a writer that takes over needs an exclusive one. A bucket has no such lock: the holder
+checks the lock file before and after each change. If it finds afterwards that the lock is lost, it
+writes a mark, and the next run looks through the whole store.
 
 References
 ----------
@@ -47,24 +48,25 @@ if sys.platform != "win32":
 __all__ = ["LATE_FILE", "LOCK_FILE", "LockGuard", "StoreLock"]
 
 LOCK_FILE: Final = "ingest.lock"
+"""Name of the lock file."""
 LATE_FILE: Final = "ingest.late"
-"""The mark of a run that wrote after it had lost the lock."""
+"""Name of the mark that a run leaves if it wrote after it had lost the lock."""
 RENEW_S: Final = 10.0
-"""How often the holder renews the file."""
+"""Seconds between two renewals of the lock file by its holder."""
 LEASE_S: Final = 60.0
-"""Age from which a file that is not renewed belongs to nobody; several renewals may fail before."""
+"""Seconds without a renewal after which the lock is free; several renewals may fail before."""
 _WATCH_S: Final = 2.5 * RENEW_S
-"""How long an old file of another machine, whose clock may differ, is watched for a renewal."""
+"""Seconds for which an old lock file is watched, as the clock of its machine may differ."""
 _CLOCK_S: Final = 5.0
-"""By how much two readings of when a process began may differ: clocks are set."""
+"""Largest difference in seconds of two readings of a process's start, as clocks are adjusted."""
 _HELD_S: Final = 5.0
-"""How long one waits for processes that keep a file or folder locked; they rarely need a second."""
+"""Seconds to wait for a ``flock`` of another process, which rarely holds it for a second."""
 _NO_FLOCK: Final = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF}
-"""What file systems say that know no ``flock``."""
-_UNMET: Final = {"PreconditionFailed", "412", "ConditionalRequestConflict", "409"}
-"""How a bucket says that the condition of a request does not hold."""
+"""Error numbers of file systems without ``flock``."""
+_CONDITION_FAILED: Final = {"PreconditionFailed", "412", "ConditionalRequestConflict", "409"}
+"""Error codes of a bucket for a request whose condition does not hold."""
 _CHECK_S: Final = 5.0
-"""How often a worker looks whether its run still holds the lock."""
+"""Seconds between two checks by a worker that its run still holds the lock."""
 
 
 class _Holder(StrictModel):
@@ -74,17 +76,17 @@ class _Holder(StrictModel):
     what: str
     host: str
     boot: str
-    """Which start of the machine: process ids are given anew after it."""
+    """Id of the machine's current boot, as process ids are reused after a reboot."""
     process: int
     process_started: float
-    """Seconds since 1970."""
+    """Start of the process in seconds since 1970."""
     since: str
     renewed: float
-    """Seconds since 1970, by the holder's clock."""
+    """Time of the last renewal in seconds since 1970, by the holder's clock."""
 
     @classmethod
     def parse(cls, data: bytes) -> "_Holder | None":
-        """Read a lock file; None if it is damaged, which an unlucky machine may leave behind."""
+        """Parse a lock file; None if it is damaged, as a crash of the machine can leave it."""
         with suppress(ValidationError):
             return cls.model_validate_json(data)
         return None
@@ -93,7 +95,7 @@ class _Holder(StrictModel):
         return json.dumps(self.model_dump()).encode()
 
     def is_gone(self) -> bool:
-        """Whether the holder was a process of this machine that is not there any more."""
+        """Whether the holder was a process of this machine that has ended."""
         if (self.host, self.boot) != (socket.gethostname(), _boot()):
             return False
         started = _process_started(self.process)
@@ -104,31 +106,33 @@ class _Holder(StrictModel):
 
 
 class StoreLock:
-    """The right to write a store; a context manager.
+    """The lock of a store; a context manager that holds it.
 
     Parameters
     ----------
-    fs, folder
-        Where the store lies.
+    fs
+        File system of the store.
+    folder
+        Path of the store in ``fs``.
     url
-        For messages.
-    what
-        What the holder does, for the messages of others.
+        Path or URL of the store for messages.
+    purpose
+        What the lock is held for, such as "an ingest"; other writers see it in their messages.
 
     Raises
     ------
     StoreBusyError
-        On entering, if another writer holds the lock; names it.
+        On entering, if another writer holds the lock; the message names it.
     """
 
-    def __init__(self, fs: fsspec.AbstractFileSystem, folder: str, url: str, what: str) -> None:
+    def __init__(self, fs: fsspec.AbstractFileSystem, folder: str, url: str, purpose: str) -> None:
         self._fs = fs
         self._path = f"{folder}/{LOCK_FILE}"
         self._url = url
-        self._what = what
+        self._purpose = purpose
         self.run_id = secrets.token_hex(16)
         self.took_over = False
-        """Whether another writer died with the lock, so that the store may hold leftovers."""
+        """Whether the lock was taken over from a dead writer, which may have left files."""
         self._since = ""
         self._content = b""
         self._lost = False
@@ -152,13 +156,13 @@ class StoreLock:
 
     @property
     def guard(self) -> "LockGuard":
-        """What a worker, here or elsewhere, needs to see that the lock is still held."""
+        """Guard with which a worker, also on another machine, checks that the lock is held."""
         return LockGuard(self._fs, self._path, self._url, self.run_id)
 
     def _mine(self) -> bytes:
         holder = _Holder(
             run_id=self.run_id,
-            what=self._what,
+            what=self._purpose,
             host=socket.gethostname(),
             boot=_boot(),
             process=os.getpid(),
@@ -176,16 +180,16 @@ class StoreLock:
                 return
             found = self._read()
             if found is None:
-                continue  # the other one has just ended
+                continue  # the other writer has just ended
             holder = _Holder.parse(found)
             if holder is not None and holder.run_id == self.run_id:
-                self._content = found  # the answer to our own request was lost
+                self._content = found  # our own request succeeded and its answer was lost
                 return
             if holder is not None and not holder.is_gone():
                 self._wait_for_renewal(found, holder)
             mine = self._mine()
             try:
-                with self._nobody_changes_it():
+                with self._no_changes():
                     taken = _put(self._fs, self._path, mine, found)
             except BlockingIOError:
                 who = "the run before" if holder is None else holder.describe()
@@ -197,17 +201,17 @@ class StoreLock:
                 self._content, self.took_over = mine, True
                 return
 
-    def _nobody_changes_it(self) -> AbstractContextManager[None]:
-        """Wait until the holder is not within a change, and let it begin none."""
+    def _no_changes(self) -> AbstractContextManager[None]:
+        """Return a context that waits for a change by the holder and prevents new ones."""
         is_local = isinstance(self._fs, StoreFileSystem)
         return _folder_locked(self._path, shared=False) if is_local else nullcontext()
 
     def _wait_for_renewal(self, found: bytes, holder: _Holder) -> None:
-        """Return if the holder shows no sign of life; raise if it does."""
+        """Return if the holder does not renew the lock; raise StoreBusyError if it does."""
         age_s = time.time() - holder.renewed
         if age_s > LEASE_S or age_s < -_CLOCK_S:
-            # A clock that is ahead says nothing about the age, so it is watched for as long as
-            # a file may go without a renewal.
+            # If the holder's clock is ahead, the age is unknown: the file is watched for the whole
+            # time that it may go without a renewal.
             ends = time.monotonic() + (_WATCH_S if age_s > 0 else LEASE_S)
             while time.monotonic() < ends:
                 time.sleep(1)
@@ -229,7 +233,7 @@ class StoreLock:
         return data
 
     def _keep(self) -> None:
-        """Renew the file until the end; called in a thread of its own."""
+        """Renew the lock file until the lock is released; runs in a thread of its own."""
         renewed = time.monotonic()
         while not self._ended.wait(RENEW_S):
             mine = self._mine()
@@ -244,16 +248,16 @@ class StoreLock:
                     continue
                 self._lost = True
             except OSError:
-                # A network may be away for a moment; the file says how long that may last.
+                # The network may fail for a while, but not longer than the lease lasts.
                 self._lost = time.monotonic() - renewed > LEASE_S
             if self._lost:
                 return
 
 
 class LockGuard:
-    """Sees, every few seconds and before a write, that a run still holds its lock.
+    """Checks that a run still holds its lock, every few seconds and before each change.
 
-    Can be pickled and sent to the process that writes.
+    It can be pickled and sent to the process that writes.
     """
 
     def __init__(self, fs: fsspec.AbstractFileSystem, path: str, url: str, run_id: str) -> None:
@@ -267,12 +271,12 @@ class LockGuard:
         return LockGuard, (self._fs, self._path, self._url, self._token)
 
     def __call__(self, *, at_once: bool = False) -> None:
-        """Look at the file, unless that was done a moment ago.
+        """Check the lock file, unless that was done within the last seconds.
 
         Raises
         ------
         LostLockError
-            If the lock is another writer's, or was not renewed.
+            If another writer has the lock, or the lock file is gone.
         """
         now = time.monotonic()
         if not at_once and self._checked is not None and now - self._checked < _CHECK_S:
@@ -287,13 +291,13 @@ class LockGuard:
 
     @contextmanager
     def changing(self) -> Iterator[None]:
-        """Change the store while no other run can take it over.
+        """Change the store in this context, in which no other run can take the lock over.
 
         Raises
         ------
         LostLockError
-            Before anything is changed, if the lock is lost; in a bucket also afterwards. The next
-            run then looks at the whole store.
+            If the lock is lost: on entering, before anything is changed; in a bucket also on
+            leaving. In the second case, the next run looks through the whole store.
         """
         if isinstance(self._fs, StoreFileSystem):
             with _folder_locked(self._path, shared=True):
@@ -320,7 +324,13 @@ def _lost(url: str) -> str:
 
 
 def _put(fs: fsspec.AbstractFileSystem, path: str, data: bytes, expected: bytes | None) -> bool:
-    """Write ``path`` if it holds ``expected``, or if that is None, if it is absent."""
+    """Write a file if its content is ``expected``, or, for None, if it is absent.
+
+    Returns
+    -------
+    bool
+        Whether the file was written.
+    """
     if isinstance(fs, StoreFileSystem):
         return _put_on_disk(path, data, expected)
     condition: dict[str, Any] = {}
@@ -338,16 +348,16 @@ def _put(fs: fsspec.AbstractFileSystem, path: str, data: bytes, expected: bytes 
         fs.pipe_file(path, data, **condition)
     except OSError as problem:
         gone = expected is not None and isinstance(problem, FileNotFoundError)
-        if gone or _is_unmet(problem):
+        if gone or _is_condition_failed(problem):
             return False
         raise
     return True
 
 
 def _tag_of(fs: fsspec.AbstractFileSystem, path: str, expected: bytes) -> str | None:
-    """Return the entity tag of an object with this content; None if it has another one.
+    """Return the entity tag of an object with this content; None if the content differs.
 
-    Without its quotation marks: Ceph 16 compares it as it is.
+    The tag has no quotation marks, as Ceph 16 compares them too.
     """
     try:
         tag: str = fs.info(path)["ETag"].strip('"')
@@ -357,10 +367,13 @@ def _tag_of(fs: fsspec.AbstractFileSystem, path: str, expected: bytes) -> str | 
     return tag if found == expected else None
 
 
-def _is_unmet(problem: OSError) -> bool:
-    """Whether a bucket refused a conditional request, as its condition does not hold."""
+def _is_condition_failed(problem: OSError) -> bool:
+    """Whether a bucket refused a request because its condition does not hold."""
     response = getattr(problem.__cause__, "response", None) or {}
-    return isinstance(problem, FileExistsError) or response.get("Error", {}).get("Code") in _UNMET
+    return (
+        isinstance(problem, FileExistsError)
+        or response.get("Error", {}).get("Code") in _CONDITION_FAILED
+    )
 
 
 def _protocols(fs: fsspec.AbstractFileSystem) -> tuple[str, ...]:
@@ -368,7 +381,7 @@ def _protocols(fs: fsspec.AbstractFileSystem) -> tuple[str, ...]:
 
 
 def _remove_partial(lock: Path) -> None:
-    """Delete what killed writers left beside the lock file; one that lives writes it again."""
+    """Delete unfinished lock files of killed writers; a live writer writes its own again."""
     for left in lock.parent.glob(f"{lock.name}.*{PARTIAL}"):
         left.unlink(missing_ok=True)
 
@@ -386,7 +399,7 @@ def _put_on_disk(path: str, data: bytes, expected: bytes | None) -> bool:
             new.replace(path)
             return True
     except FileNotFoundError:
-        return False  # another writer has the lock now, and took this for a leftover
+        return False  # another writer got the lock and deleted this file as a leftover
     finally:
         new.unlink(missing_ok=True)
 
@@ -399,7 +412,7 @@ def _link(new: Path, path: str) -> bool:
     except OSError as problem:
         if problem.errno not in {errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EACCES}:
             raise
-        return _create(path, new.read_bytes())  # a file system without hard links
+        return _create(path, new.read_bytes())  # the file system has no hard links
     return True
 
 
@@ -414,9 +427,12 @@ def _create(path: str, data: bytes) -> bool:
 
 @contextmanager
 def _held(path: str) -> Iterator[bytes | None]:
-    """Yield what a file holds, while no other process of this machine may replace it."""
+    """Yield the content of a file that no other process of this machine can replace meanwhile.
+
+    It is None if the file is absent, or has just been replaced.
+    """
     try:
-        # NFS gives an exclusive lock only on a file that is open for writing.
+        # NFS grants an exclusive lock only on a file that is open for writing.
         descriptor = os.open(path, os.O_RDWR if os.access(path, os.W_OK) else os.O_RDONLY)
     except FileNotFoundError:
         yield None
@@ -431,12 +447,12 @@ def _held(path: str) -> Iterator[bytes | None]:
 
 @contextmanager
 def _folder_locked(path: str, *, shared: bool) -> Iterator[None]:
-    """Lock the folder of a file while the context lasts.
+    """Hold a ``flock`` on the folder of a file while the context lasts.
 
     Raises
     ------
     BlockingIOError
-        If other processes keep it locked.
+        If other processes hold a lock for too long.
     """
     descriptor = os.open(path.rpartition("/")[0], os.O_RDONLY)
     try:
@@ -448,7 +464,10 @@ def _folder_locked(path: str, *, shared: bool) -> Iterator[None]:
 
 @contextmanager
 def _flocked(descriptor: int, *, shared: bool) -> Iterator[None]:
-    """Lock what is open, where the file system can; processes forked meanwhile do not keep it."""
+    """Hold a ``flock`` while the context lasts, if the file system has it.
+
+    It is released explicitly, so that processes which were forked meanwhile do not keep it.
+    """
     is_locked = _flock(descriptor, shared=shared)
     try:
         yield
@@ -458,7 +477,7 @@ def _flocked(descriptor: int, *, shared: bool) -> Iterator[None]:
 
 
 def _flock(descriptor: int, *, shared: bool) -> bool:
-    """Wait for a lock; False if the system, or this file system, knows none."""
+    """Wait for a ``flock``; return False if the system or the file system has none."""
     if sys.platform == "win32":
         return False
     how = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
@@ -479,14 +498,14 @@ def _flock(descriptor: int, *, shared: bool) -> bool:
 
 
 def _boot() -> str:
-    """Name this start of this machine."""
+    """Return the id of this machine's current boot; empty if the system has none."""
     with suppress(OSError):
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     return ""
 
 
 def _process_started(process: int) -> float | None:
-    """Say when a process of this machine began, in seconds since 1970; None if there is none."""
+    """Return the start of a process in seconds since 1970; None if there is no such process."""
     try:
         found = psutil.Process(process)
         return None if found.status() == psutil.STATUS_ZOMBIE else found.create_time()

@@ -26,7 +26,7 @@ _ONE, _THREE = "0", "/".join([_PART_OF_INDEX] * 3)
 
 
 def _either_separator(index: str) -> str:
-    """Match the key of a chunk in both of its forms."""
+    """Return a pattern for the key of a chunk with either separator."""
     return f"c/{index}|c[.]{index.replace('/', '[.]')}"
 
 
@@ -35,18 +35,18 @@ SCAN_FILE: Final = (
     rf"|[zyx]/(?:{_either_separator(_ONE)}|zarr[.]json)"
     rf"|sampling/zarr[.]json|{LABEL_CHUNKS}/(?:{_either_separator('0/0')}|zarr[.]json))$"
 )
-"""Keys of the files of a scan, which its manifest may name: all forms that the layout makes."""
+"""Pattern of the keys that the manifest of a scan may name."""
 
 
 Crc32 = Annotated[str, Field(pattern=r"^[0-9a-f]{8}$")]
 
 
 class ManifestEntry(StoredAttributes):
-    """One stored file.
+    """Size and checksum of one stored file.
 
-    Its checksum is CRC-32 (RFC 1952), not the CRC-32C that chunks end with: a checksum over data
-    that end with the same checksum of themselves depends on their length alone, and so would not
-    tell two chunks, or two shards, of equal sizes apart.
+    The checksum is CRC-32 (RFC 1952), while chunks end with a CRC-32C. The CRC-32C of data that end
+    with their own CRC-32C depends on the length alone, and would be equal for any two shards of
+    equal sizes.
     """
 
     size_bytes: Annotated[int, Field(ge=0, le=_LARGEST_FILE_BYTES)]
@@ -54,37 +54,37 @@ class ManifestEntry(StoredAttributes):
 
     @classmethod
     def of(cls, data: bytes) -> "ManifestEntry":
-        """Describe a file's content."""
+        """Return the entry of a file with this content."""
         return cls(size_bytes=len(data), crc32=f"{crc32(data):08x}")
 
 
 class ShardEntry(ManifestEntry):
-    """One stored shard, chunk by chunk: none is taken for another's, and no index is asked for."""
+    """Entry of one shard, with where its chunks lie, so that a reader needs no shard index."""
 
     index_crc32c: Crc32
-    """The last four bytes of the shard, as a number."""
+    """CRC-32C of the shard's index, which is stored in the last four bytes of the shard."""
     chunks: Annotated[str, Field(pattern=r"^([A-Za-z0-9+/]{16})*$")]
-    """Base64 (RFC 4648, section 4) of :data:`~spinezarr.store.sharding.CHUNK_ROW`, one row a chunk.
+    """Base64 (RFC 4648, section 4) of one :data:`~spinezarr.store.sharding.CHUNK_ROW` a chunk.
 
-    Chunks lie one after the other from the start of the shard: sums of sizes are offsets.
+    The chunks lie one after the other from the start of the shard, so sums of sizes are offsets.
     """
 
     @property
     def chunk_rows(self) -> npt.NDArray[np.void]:
-        """:attr:`chunks` as rows."""
+        """Rows of :attr:`chunks`, of type :data:`~spinezarr.store.sharding.CHUNK_ROW`."""
         return np.frombuffer(a2b_base64(self.chunks), CHUNK_ROW)
 
-    def check(self, places: "ShardPositions", chunk_bytes: int, *, is_full: bool) -> None:
-        """Refuse a table of chunks that no such shard has.
+    def check(self, positions: "ShardPositions", chunk_bytes: int, *, is_full: bool) -> None:
+        """Check that the chunks can be those of the shard.
 
         Parameters
         ----------
-        places
-            Of the shard.
+        positions
+            Positions in the shard that have a chunk of the array.
         chunk_bytes
-            Of the voxels of a chunk.
+            Size of a decoded chunk in bytes.
         is_full
-            Whether no chunk may be absent.
+            Whether each of these chunks must be present.
 
         Raises
         ------
@@ -92,9 +92,10 @@ class ShardEntry(ManifestEntry):
             If these cannot be the chunks of the shard, or their sizes do not add up to
             :attr:`size_bytes`.
         """
-        position, size, _ = np.frombuffer(a2b_base64(self.chunks), "<u4").reshape(-1, 3).T
-        if len(position) != len(places.used) or (position != places.used).any():
-            places.check(position, is_full=is_full)
+        found_positions, size, _ = np.frombuffer(a2b_base64(self.chunks), "<u4").reshape(-1, 3).T
+        used = positions.used
+        if len(found_positions) != len(used) or (found_positions != used).any():
+            positions.check(found_positions, is_full=is_full)
         if not len(size):
             found, least, most = 0, 1, 1
         else:
@@ -105,7 +106,7 @@ class ShardEntry(ManifestEntry):
             raise DamagedMetadataError(
                 f"a chunk of {most} bytes", f"at most {chunk_bytes + LARGEST_OVERHEAD}"
             )
-        found += index_bytes(places.n)
+        found += index_bytes(positions.n)
         if found != self.size_bytes:
             raise DamagedMetadataError(
                 f"chunks and index of {found} bytes", f"{self.size_bytes} bytes"
@@ -114,26 +115,29 @@ class ShardEntry(ManifestEntry):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ShardPositions:
-    """Which places of a shard belong to chunks of its array."""
+    """Positions of chunks in a shard, in C order, and which of them lie in the array.
+
+    A shard at the edge of an array has positions that lie outside of it.
+    """
 
     n: int
-    """Chunks that have room in the shard."""
+    """Number of positions in the shard."""
     used: npt.NDArray[np.uint32]
-    """Places of those that lie in the array, in order."""
+    """Ascending positions of the chunks that lie in the array."""
     is_used: npt.NDArray[np.bool_]
-    """Whether each place is one of these."""
+    """Whether the chunk at each position lies in the array; shape ``(n,)``."""
 
     @classmethod
     @lru_cache(maxsize=256)
     def of(cls, used_zyx: ShapeZYX, per_shard_zyx: ShapeZYX) -> Self:
-        """Find the places of a shard.
+        """Return the positions of a shard.
 
         Parameters
         ----------
         used_zyx
-            Chunks of the array in the shard along each axis.
+            Number of chunks of the array in the shard along each axis.
         per_shard_zyx
-            Chunks that have room in it.
+            Number of chunks in a whole shard along each axis.
         """
         numbers = np.arange(math.prod(per_shard_zyx), dtype=np.uint32).reshape(per_shard_zyx)
         used = numbers[tuple(map(slice, used_zyx))].ravel()
@@ -142,12 +146,19 @@ class ShardPositions:
         return cls(numbers.size, used, is_used)
 
     def check(self, positions: npt.NDArray[np.uint32], *, is_full: bool) -> None:
-        """Refuse places of chunks that no such shard has.
+        """Check the positions of the chunks that a shard holds.
+
+        Parameters
+        ----------
+        positions
+            Positions that the manifest lists.
+        is_full
+            Whether all of :attr:`used` must be among them.
 
         Raises
         ------
         DamagedMetadataError
-            If they are not in order or outside of the array, or if one is absent and must not be.
+            If they are not ascending, lie outside of the array, or lack one that must be there.
         """
         if (positions[-1:] >= self.n).any() or (positions[1:] <= positions[:-1]).any():
             raise DamagedMetadataError(

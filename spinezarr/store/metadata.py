@@ -1,4 +1,7 @@
-"""Zarr v3 metadata and small arrays, written by zarr-python into memory as key → bytes."""
+"""Which bytes do the metadata and small arrays of a store have?
+
+zarr-python and xarray write them into memory, as a mapping from keys to contents.
+"""
 
 import json
 import warnings
@@ -42,7 +45,7 @@ _AXIS_ATTRIBUTES = {
 
 
 def _with_separator(files: Mapping[str, bytes], separator: Separator) -> dict[str, bytes]:
-    """Return the files of a group with their chunks under other keys."""
+    """Return the files of a group with another separator in the keys of its chunks."""
     if separator == "/":
         return dict(files)
     changed: dict[str, bytes] = {}
@@ -80,29 +83,29 @@ def scan_files(
     structures: Mapping[str, str],
     separator: Separator,
 ) -> dict[str, bytes]:
-    """Return all files of a scan but the shards of its arrays and the attributes of its group.
+    """Return all files of a scan but its shards; its ``zarr.json`` lacks the group's attributes.
 
     Parameters
     ----------
     profile
         Chunks and codecs of image and mask.
     shape_zyx
-        Voxels of image and mask.
+        Shape of image and mask in voxels.
     image_dtype
-        Type of the numbers of the image; a mask is uint8.
+        Data type of the stored image; a mask is uint8.
     image_scaling
-        What makes values of these numbers; None if they are the values.
+        Scaling from stored numbers to values; None if the numbers are the values.
     coordinates_mm
-        Positions of the voxels along ``z``, ``y`` and ``x``.
+        Positions of the voxels along each of the axes ``z``, ``y`` and ``x``, in mm.
     label_chunks
-        uint32 of shape ``(n, 5)``: label value, chunk index z, y, x and the voxels of that label in
-        that chunk; None for a scan without mask.
+        uint32 of shape ``(n, 5)``: label value, chunk index z, y, x, and the number of voxels of
+        that label in that chunk; None for a scan without mask.
     label_values
-        Values that occur in the mask.
+        Values that occur in the mask, without background.
     structures
         Names of values that are no vertebrae.
     separator
-        In the keys of chunks and shards.
+        Separator in the keys of chunks and shards.
     """
     files: dict[str, Buffer] = {}
     store = MemoryStore(files)
@@ -136,16 +139,16 @@ def scan_files(
 def with_stored_encoding(
     files: Mapping[str, bytes], arrays: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, bytes]:
-    """Return a scan's files with image and mask described as they are stored.
+    """Return the files of a scan with the stored chunks and codecs of image and mask.
 
-    The profile of that name may have had other numbers when the voxels were written.
+    The voxels may have been written with another profile, or with other numbers of the same one.
 
     Parameters
     ----------
     files
-        What :func:`scan_files` made; of image and mask only the attributes are kept.
+        Result of :func:`scan_files`; of image and mask only the attributes are used.
     arrays
-        Metadata of the arrays as they are stored, by name.
+        Stored metadata of the arrays, by name.
     """
     scan = json.loads(files[METADATA])
     together = scan["consolidated_metadata"]["metadata"]
@@ -181,7 +184,7 @@ def table_files(table: xr.Dataset, separator: Separator) -> dict[str, bytes]:
 
 @contextmanager
 def _unspecified_allowed() -> Iterator[None]:
-    """Silence zarr on consolidated metadata, an extension that other clients pass over."""
+    """Silence the warning of zarr-python that consolidated metadata are an extension."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Consolidated metadata is currently not part")
         yield
@@ -191,7 +194,12 @@ _IMAGE_ATTRIBUTES: dict[str, Any] = {"long_name": "CT number", "units": "HU"}
 
 
 def _label_attributes(values: tuple[int, ...], structures: Mapping[str, str]) -> dict[str, Any]:
-    """Name the labels as CF does: https://cfconventions.org, section 3.5 "Flags"."""
+    """Return attributes that name the labels as CF flags [1]_.
+
+    References
+    ----------
+    .. [1] https://cfconventions.org, section 3.5 "Flags"
+    """
     known = {**NAME_OF_VALUE, **{int(value): name for value, name in structures.items()}}
     names = ["_".join(known.get(value, f"label_{value}").split()) for value in values]
     return {

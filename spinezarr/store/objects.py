@@ -1,4 +1,4 @@
-"""Reading whole files of a store, on disk or far away."""
+"""How are whole files of a store read, on disk or from a remote place?"""
 
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
@@ -21,7 +21,7 @@ R = TypeVar("R")
 
 
 class LocalObjects:
-    """Reads of a store on disk."""
+    """Reads whole files of a store on disk."""
 
     def __init__(self, path: str) -> None:
         self.path = path
@@ -29,35 +29,40 @@ class LocalObjects:
 
     is_remote = False
     rereads = 0
-    """How often what proves damaged is worth reading again."""
+    """How often to read a file again that is damaged; on disk the bytes would be the same."""
     link_bytes_per_s = None
-    """There is no link."""
+    """Bandwidth of the link to the store in bytes/s; None as there is no link."""
 
     @staticmethod
     def name(path: str) -> str:
-        """Return a path as messages give it."""
+        """Return a path in the form for messages."""
         return path
 
     def each(self, function: Callable[[T], R], items: Iterable[T]) -> list[R]:
-        """Call a function that reads for each item."""
+        """Return the results of a function that reads, called for each item in turn."""
         return [function(item) for item in items]
 
     def abandon(self, threads: Iterable[int]) -> None:
-        """Do nothing: reads from disk end by themselves."""
+        """Do nothing, as reads from disk end by themselves."""
 
     def post(self, path: str, body: bytes, limit_bytes: int) -> Buffer:  # noqa: ARG002
-        """Refuse: nobody answers on a disk."""
+        """Raise, as no server answers on a disk."""
         raise NotServedError
 
     def read(self, paths: Iterable[str], limit_bytes: int = METADATA_BYTES) -> dict[str, bytes]:
-        """Read whole files. Those that are absent are left out.
+        """Read whole files.
+
+        Returns
+        -------
+        dict
+            Contents by path; absent files are left out.
 
         Raises
         ------
         CorruptStoreError
-            If one has more than ``limit_bytes``, or is a link or special file.
+            If a file has more than ``limit_bytes`` bytes, or is a link or special file.
         OSError
-            If one that is there cannot be read.
+            If a file exists and cannot be read.
         """
         found: dict[str, bytes] = {}
         for path in paths:
@@ -67,13 +72,13 @@ class LocalObjects:
 
 
 Objects = LocalObjects | RemoteObjects
-"""Reads of a store, wherever it lies."""
+"""What reads whole files of a store, on disk or from a remote place."""
 
 
 def open_objects(
     url: str, storage_options: Mapping[str, Any] | None = None, *, in_flight: int = IN_FLIGHT
 ) -> Objects:
-    """Return the reads of a store.
+    """Return what reads whole files of a store.
 
     Parameters
     ----------

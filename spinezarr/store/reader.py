@@ -716,7 +716,7 @@ def parse_scan(
 
     described = {
         name: Scaling.without_attributes(array.attributes)
-        for name, array in arrays.together.items()
+        for name, array in arrays.by_key.items()
         if name != LABEL_CHUNKS
     }
     return ScanHandle(

@@ -25,11 +25,12 @@ __all__ = [
 Model = TypeVar("Model", bound=BaseModel)
 
 _CHECKSUM = "metadata_crc32c"
-"""Attribute of every group, its last: checksum of its ``zarr.json`` without this attribute."""
+"""Last attribute of every group: checksum of its ``zarr.json`` without this attribute."""
 _SEAL: Final = f'"{_CHECKSUM}": "'.encode()
 _FEW_BYTES: Final = 1 << 20
+"""Size of a JSON file, in bytes, up to which its values are not counted."""
 _MOST_VALUES: Final = 1 << 20
-"""In one file of JSON; the scan table of 100,000 scans, and their ledger, have as many."""
+"""Largest number of values in a JSON file; the table and ledger of 100,000 scans have as many."""
 _LOCATION_PARTS: Final = 4
 """Keys of a location that a message names: the innermost ones."""
 _LOCATION_CHARACTERS: Final = 60
@@ -41,31 +42,31 @@ _LONGEST_NUMBER_BITS: Final = 64
 
 
 class StoredModel(BaseModel):
-    """Base of models of Zarr metadata: strict and frozen; keys that they do not name are left."""
+    """Base of models of Zarr metadata: strict and frozen, but unknown keys are ignored."""
 
     model_config = ConfigDict(strict=True, frozen=True)
 
 
 class StoredAttributes(StrictModel):
-    """Base of models of what a store says: no number is infinite or NaN."""
+    """Base of models of attributes: strict, frozen, without unknown keys, NaN or infinity."""
 
     model_config = ConfigDict(allow_inf_nan=False)
 
 
 def seal(metadata: dict[str, Any]) -> bytes:
-    """Return a group's metadata as JSON that carries its own checksum."""
+    """Return the metadata of a group as JSON that carries its own checksum."""
     checksum = f"{crc32c(_as_json(metadata)):08x}"
     attributes = {**metadata["attributes"], _CHECKSUM: checksum}
     return _as_json({**metadata, "attributes": attributes})
 
 
 def unseal(data: bytes) -> dict[str, Any]:
-    """Read what :func:`seal` made.
+    """Check and parse what :func:`seal` made.
 
     Returns
     -------
     dict
-        All of it but the checksum; ``attributes`` is an object.
+        The metadata without the checksum; ``attributes`` is an object.
 
     Raises
     ------
@@ -79,7 +80,7 @@ def unseal(data: bytes) -> dict[str, Any]:
 
 
 def parse_sealed(data: bytes, model: type[Model]) -> Model:
-    """Read what :func:`seal` made as a model.
+    """Check what :func:`seal` made and parse it as a model.
 
     Raises
     ------
@@ -90,7 +91,7 @@ def parse_sealed(data: bytes, model: type[Model]) -> Model:
 
 
 def parse_model(content: bytes, model: type[Model]) -> Model:
-    """Read JSON without a checksum as a model.
+    """Parse JSON without a checksum as a model.
 
     Raises
     ------
@@ -118,7 +119,7 @@ def _unsealed(data: bytes) -> bytes:
 
 
 def parse_json(content: bytes) -> Any:  # noqa: ANN401
-    """Read JSON within bounds.
+    """Parse JSON within bounds.
 
     Raises
     ------
@@ -156,7 +157,7 @@ def _first_mistake(problem: ValidationError) -> DamagedMetadataError:
 
 
 def shown(value: object) -> str:
-    """Return a value of a file in short, fit for a message."""
+    """Return a value of a file in short form for a message."""
     if isinstance(value, Mapping):
         return f"an object of {len(value)} keys"
     if isinstance(value, list | tuple):
@@ -169,7 +170,7 @@ def shown(value: object) -> str:
 
 
 def _is_of_pydantic(part: str | int) -> bool:
-    """Whether a part of a place is a word of pydantic's, and none of the file's."""
+    """Whether pydantic added this part of a location; the file has no such key."""
     return isinstance(part, str) and (part == "[key]" or part.startswith("function-"))
 
 

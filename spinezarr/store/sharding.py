@@ -1,8 +1,9 @@
-"""Bytes of chunks and shards, as the Zarr v3 sharding codec lays them out.
+"""Which bytes do chunks and shards have?
 
-A chunk is ``bytes`` (little endian) → ``blosc`` → ``crc32c``. A shard is its chunks one after the
-other, then an index of ``(offset, size)`` pairs and the crc32c of that index [1]_. Encoding and
-decoding run in C and free the GIL.
+They follow the Zarr v3 sharding codec [1]_. The codecs of a chunk are ``bytes`` (little endian),
+``blosc`` and ``crc32c``. A shard is its chunks one after the other, then an index of
+``(offset, size)`` pairs, and the crc32c of that index. Encoding and decoding run in C and release
+the GIL.
 
 References
 ----------
@@ -41,23 +42,24 @@ __all__ = [
 ]
 
 ABSENT: Final = 2**64 - 1
-"""Offset and size of a chunk that a shard does not hold."""
+"""Offset and size in the index of a chunk that the shard lacks."""
 CHECKSUM_BYTES: Final = 4
+"""Size of a crc32c in bytes."""
 LARGEST_OVERHEAD: Final = 16 + CHECKSUM_BYTES
-"""By which an encoded chunk is longer than its voxels at most (``BLOSC_MAX_OVERHEAD``)."""
+"""Largest excess of an encoded chunk over its decoded size, in bytes (``BLOSC_MAX_OVERHEAD``)."""
 CHUNK_ROW: Final = np.dtype([("position", "<u4"), ("size", "<u4"), ("crc32c", "<u4")])
-"""A chunk that a shard holds: its place in the index, its bytes, and the checksum that ends it."""
+"""A chunk in a shard: its position in the index, its size in bytes, and its last four bytes."""
 _BLOSC_HEADER: Final = struct.Struct("<BBBBIII")
-"""version, versionlz, flags, typesize, nbytes, blocksize, cbytes (C-Blosc 1, chunk format)."""
+"""Header of C-Blosc 1: version, versionlz, flags, typesize, nbytes, blocksize, cbytes."""
 _SHUFFLES: Final = {"noshuffle": 0, "shuffle": 1, "bitshuffle": 2}
 
 
 class ChunkDamagedError(Exception):
-    """Bytes that are not a whole chunk or index; the caller adds which one."""
+    """Bytes are not a whole chunk; the caller adds which chunk it is."""
 
 
 def crc32c(data: Buffer, before: int = 0) -> int:
-    """Return the CRC-32C (Castagnoli) of ``data``, which follows bytes of the crc32c ``before``.
+    """Return the CRC-32C (Castagnoli) of data; ``before`` is that of the bytes before them.
 
     Examples
     --------
@@ -65,12 +67,12 @@ def crc32c(data: Buffer, before: int = 0) -> int:
     '0xe3069283'
     """
     view = np.frombuffer(memoryview(data), np.uint8)
-    view.flags.writeable = False  # all that google_crc32c takes without a copy
+    view.flags.writeable = False  # google_crc32c copies an array that is writeable
     return int(google_crc32c.extend(before, view))
 
 
 def crc32(data: Buffer, value: int = 0) -> int:
-    """Return the CRC-32 (RFC 1952) of ``data`` that goes on after data of CRC-32 ``value``.
+    """Return the CRC-32 (RFC 1952) of data; ``value`` is that of the bytes before them.
 
     Examples
     --------
@@ -95,13 +97,13 @@ def encode_chunk(chunk: npt.NDArray[Any], codec: BloscCodecSpec) -> bytes:
 
 
 def decode_chunk(encoded: bytes | memoryview, out: npt.NDArray[Any]) -> None:
-    """Check and decompress one chunk into ``out``, a contiguous array of the chunk's shape.
+    """Check one chunk and decompress it into ``out``, a contiguous array of its shape.
 
     Raises
     ------
     ChunkDamagedError
-        If the checksum differs, or the header says another size of the chunk or of its voxels;
-        nothing of it is decompressed then.
+        If the checksum differs, or the header states another size of the chunk or its voxels.
+        Nothing is decompressed then.
     """
     view = memoryview(encoded)
     packed, stored = view[:-CHECKSUM_BYTES], view[-CHECKSUM_BYTES:]
@@ -112,12 +114,12 @@ def decode_chunk(encoded: bytes | memoryview, out: npt.NDArray[Any]) -> None:
 
 
 def decompress(packed: bytes | memoryview, out: npt.NDArray[Any]) -> None:
-    """Decompress a frame of Blosc into ``out``, a contiguous array of its size.
+    """Decompress a Blosc frame into ``out``, a contiguous array of its decoded size.
 
     Raises
     ------
     ChunkDamagedError
-        If its header says another size of it or of what it holds; nothing of it is decompressed
+        If its header states another size of the frame or its content. Nothing is decompressed
         then.
     """
     if len(packed) < _BLOSC_HEADER.size:
@@ -125,7 +127,7 @@ def decompress(packed: bytes | memoryview, out: npt.NDArray[Any]) -> None:
     _, _, _, _, size, _, packed_size = _BLOSC_HEADER.unpack_from(packed)
     if size != out.nbytes:
         raise ChunkDamagedError(f"holds {size} bytes of voxels, expected {out.nbytes}")
-    if packed_size != len(packed):  # C-Blosc believes it, and reads on behind the chunk
+    if packed_size != len(packed):  # C-Blosc trusts it and would read past the chunk
         raise ChunkDamagedError(f"says that it is {packed_size} bytes long, not {len(packed)}")
     try:
         blosc.decompress(packed, out)
@@ -134,7 +136,15 @@ def decompress(packed: bytes | memoryview, out: npt.NDArray[Any]) -> None:
 
 
 def shard_index(sizes: Mapping[int, int], n_chunks: int) -> bytes:
-    """Return what ends a shard whose chunks, by position, have these sizes and lie in C order."""
+    """Return the index and its checksum, which end a shard whose chunks lie in C order.
+
+    Parameters
+    ----------
+    sizes
+        Sizes in bytes of the encoded chunks, by position in the shard.
+    n_chunks
+        Number of positions in the shard.
+    """
     index = np.full((n_chunks, 2), ABSENT, "<u8")
     offset = 0
     for position in sorted(sizes):
@@ -145,24 +155,24 @@ def shard_index(sizes: Mapping[int, int], n_chunks: int) -> bytes:
 
 
 def index_bytes(n_chunks: int) -> int:
-    """Return the size of the index at the end of a shard of ``n_chunks`` chunks."""
+    """Return the size in bytes of the index of a shard with ``n_chunks`` positions."""
     return 16 * n_chunks + CHECKSUM_BYTES
 
 
 def chunk_rows(index: Buffer, checksums: Sequence[int]) -> npt.NDArray[np.void]:
-    """Tabulate the chunks of a shard.
+    """Return the rows of a shard's chunks for its manifest entry.
 
     Parameters
     ----------
     index
-        What :func:`shard_index` made for it.
+        Result of :func:`shard_index` for the shard.
     checksums
         The crc32c of each chunk that is present, in C order.
 
     Returns
     -------
     numpy.ndarray
-        One :data:`CHUNK_ROW` for each of them, in the order in which they lie in the shard.
+        One :data:`CHUNK_ROW` a chunk, in the order in which the chunks lie in the shard.
     """
     pairs = np.frombuffer(memoryview(index)[:-CHECKSUM_BYTES], "<u8").reshape(-1, 2)
     positions = np.flatnonzero(pairs[:, 0] != ABSENT)
@@ -172,13 +182,13 @@ def chunk_rows(index: Buffer, checksums: Sequence[int]) -> npt.NDArray[np.void]:
 
 
 def parse_index(data: bytes, n_chunks: int, shard_size: int) -> npt.NDArray[np.uint64]:
-    """Check and read a shard's index.
+    """Check and parse the index of a shard.
 
     Returns
     -------
     numpy.ndarray
         uint64 of shape ``(n_chunks, 2)``: offset and size in bytes, both :data:`ABSENT` for a chunk
-        that the shard does not hold.
+        that the shard lacks.
 
     Raises
     ------

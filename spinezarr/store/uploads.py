@@ -1,4 +1,4 @@
-"""Writing large files behind the back of whoever makes them."""
+"""How are large files uploaded while the next ones are being made?"""
 
 import threading
 from collections.abc import Iterable
@@ -15,19 +15,19 @@ from spinezarr.store.folder import StoreFileSystem
 __all__ = ["Uploads"]
 
 _IN_FLIGHT: Final = 2
-"""Files under way at once, each held in memory: one is sent while another is finished."""
+"""Number of files in memory at once: one is sent while the next one is completed."""
 
 
 class Uploads:
-    """Writes files, a few at a time; may be used from several threads.
+    """Writes files, a few at a time. It may be used from several threads.
 
-    On disk, each is there when :meth:`write` returns. In a bucket it is sent meanwhile, and a
-    failure is raised by a later :meth:`write` or by :meth:`finish`.
+    A file on disk is complete when :meth:`write` returns. A file in a bucket is sent in the
+    background; a later :meth:`write` or :meth:`finish` raises the error if that fails.
 
     Parameters
     ----------
     fs
-        Where the files go.
+        File system of the store.
     changing
         Returns the context in which a file on disk may be replaced.
     """
@@ -41,12 +41,12 @@ class Uploads:
         self._pool: ThreadPoolExecutor | None = None
         self._lock = threading.Lock()
         self._futures: dict[str, Future[None]] = {}
-        """By path."""
+        """Results of the uploads, by path."""
 
     def write(self, path: str, parts: Iterable[Buffer]) -> None:
-        """Write a file from its parts; wait until there is room.
+        """Write a file from its parts; wait while too many files are in memory.
 
-        The parts have been asked for, and are not needed any more, when this returns.
+        When this returns, all parts have been consumed.
 
         Raises
         ------
@@ -58,7 +58,7 @@ class Uploads:
             return
         before = self._futures.get(path)
         if before is not None:
-            before.result()  # or the older content might come last
+            before.result()  # two uploads of one file could end in any order
         self._room.acquire()
         try:
             data = b"".join(parts)
@@ -80,7 +80,7 @@ class Uploads:
             self._room.release()
 
     def finish(self) -> None:
-        """Wait until all is written.
+        """Wait until all files are written.
 
         Raises
         ------
@@ -92,7 +92,7 @@ class Uploads:
             future.result()
 
     def stop(self) -> None:
-        """Wait until nothing is under way any more, whatever has become of it."""
+        """Wait until all uploads have ended, with or without success."""
         wait(self._futures.values())
         if self._pool is not None:
             self._pool.shutdown()
