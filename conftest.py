@@ -128,9 +128,10 @@ def store(ctspine1k_url: str) -> "spinezarr.Store":
 
 @pytest.fixture(autouse=True)
 def _doctest_store(doctest_namespace: dict[str, object], request: pytest.FixtureRequest) -> None:
-    """Give doctests that ask for it the name ``store``."""
+    """Give doctests an open ``store``, and the ``raw_folder`` that it was made from."""
     if isinstance(request.node, pytest.DoctestItem):
         doctest_namespace["store"] = request.getfixturevalue("store")
+        doctest_namespace["raw_folder"] = request.getfixturevalue("ctspine1k_raw")[0]
 
 
 def give_up_capabilities() -> Callable[[], None]:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from spinezarr.stream.batch import Batch as Batch
     from spinezarr.stream.epoch.stream import PatchStream as PatchStream
     from spinezarr.stream.read.range_cache import DiskCache as DiskCache
+    from spinezarr.verbs.ingest import ingest as ingest
 
 _HOMES = {
     "Batch": "spinezarr.stream.batch",
@@ -28,6 +29,7 @@ _HOMES = {
     "PatchStream": "spinezarr.stream.epoch.stream",
     "SpinezarrError": "spinezarr.errors",
     "Store": "spinezarr.api",
+    "ingest": "spinezarr.verbs.ingest",
     "load_dataset": "spinezarr.api",
     "open": "spinezarr.api",
 }
@@ -39,6 +41,7 @@ __all__ = [
     "SpinezarrError",
     "Store",
     "__version__",
+    "ingest",
     "load_dataset",
     "open",
 ]

@@ -4,7 +4,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -14,9 +14,12 @@ from spinezarr.catalog import locate_store
 from spinezarr.errors import StoreNotFoundError, UsageError
 from spinezarr.geometry import SLICE_AXIS, Plane, ShapeZYX, SpacingZYX, axis_positions_mm
 from spinezarr.loaders.huggingface import SplitDataset, load_splits
+from spinezarr.progress import OnProgress, ignore_progress
 from spinezarr.remote.requests import IN_FLIGHT
-from spinezarr.stats.statistics import Statistics, compute_statistics, select_scans
-from spinezarr.store.reader import StoreReader, resolve_scan_ids
+from spinezarr.stats.statistics import Statistics
+from spinezarr.store.audit_log import Severity
+from spinezarr.store.reader import StoreReader
+from spinezarr.store.selection import Names, ScanSelection
 from spinezarr.stream.draw.sampler import Centers, Sampler
 from spinezarr.stream.draw.voxel_finder import StoredVoxelFinder
 from spinezarr.stream.draw.window import Shuffle, window_sampler
@@ -29,17 +32,19 @@ from spinezarr.stream.read.nonfinite import Nonfinite, refuse_nonfinite
 from spinezarr.stream.read.range_cache import DiskCache
 from spinezarr.stream.spacing import OWN_SPACING, TargetZYX, patch_size, target_spacing
 from spinezarr.text import count_noun, to_nfc, to_printable, to_printable_json
+from spinezarr.verbs.info import scans_by_split, summarize
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from spinezarr.audit.run import StoreAudit
-    from spinezarr.export.nifti import ExportedScan
-    from spinezarr.export.nnunet import NnunetExport
     from spinezarr.serve.run import BackgroundServer
+    from spinezarr.stats.compare import Comparison
+    from spinezarr.verbs.export import ExportReport
+    from spinezarr.verify.store import Verification
     from spinezarr.view.widget import ScanView
 
-__all__ = ["Store", "load_dataset", "open"]
+__all__ = ["Store", "audit_stores", "load_dataset", "open"]
 
 
 def open(  # noqa: A001  spinezarr.open reads as xarray.open_zarr does
@@ -169,6 +174,52 @@ def load_dataset(
     return splits if split is None else splits[to_nfc(split)]
 
 
+def audit_stores(
+    stores: Sequence["Store"],
+    *,
+    scans: Names | None = None,
+    split: Names | None = None,
+    source: Names | None = None,
+    vertebra: Names | None = None,
+    severity: Severity = "info",
+    write: bool = True,
+    others: Sequence["Store"] = (),
+    on_progress: OnProgress = ignore_progress,
+) -> "list[StoreAudit]":
+    """Audit several stores, and compare images and patients across them.
+
+    Parameters
+    ----------
+    stores
+        The stores. A scan that ``scans`` names may be in any of them.
+    scans, split, source, vertebra, severity, write, others, on_progress
+        As in :meth:`Store.audit`.
+
+    Returns
+    -------
+    list of StoreAudit
+        One for each store.
+
+    Raises
+    ------
+    UnknownScanError
+        If no store has such a scan.
+    UsageError
+        If a store has no such split, source or vertebra.
+    """
+    # It brings what those who train never need.
+    from spinezarr.verbs.audit import AuditedStore, audit_stores  # noqa: PLC0415
+
+    audits = audit_stores(
+        [AuditedStore(store._reader, store._engine) for store in stores],  # noqa: SLF001
+        ScanSelection.of(scans, split, source, vertebra),
+        write=write,
+        others=[store._reader for store in others],  # noqa: SLF001
+        on_progress=on_progress,
+    )
+    return [audit.at_least(severity) for audit in audits]
+
+
 class Store:
     """One dataset, opened for reading. Safe to share between threads and to pickle.
 
@@ -246,29 +297,152 @@ class Store:
 
     @property
     def splits(self) -> dict[str, int]:
-        """Scans in each split."""
-        names, counts = np.unique(self.table.split.to_numpy().astype(object), return_counts=True)
-        return dict(zip(names.tolist(), counts.tolist(), strict=True))
+        """Number of scans in each split."""
+        return scans_by_split(self._reader)
 
-    def stats(self, *, split: str | None = None, source: str | None = None) -> Statistics:
+    def info(self) -> dict[str, Any]:
+        """Sum up the store from its scan table, as ``spinezarr info --json`` does.
+
+        Returns
+        -------
+        dict
+            Root attributes, numbers of scans by split, source, vertebra and verdict of the audit,
+            bytes, and minimum, median and maximum of shapes (z, y, x) and spacings (z, y, x) in mm.
+
+        Examples
+        --------
+        >>> store.info()["splits"]
+        {'test': 1, 'train': 3, 'validation': 2}
+        """
+        return summarize(self._reader)
+
+    @overload
+    def stats(
+        self,
+        *,
+        scans: Names | None = None,
+        split: Names | None = None,
+        source: Names | None = None,
+        vertebra: Names | None = None,
+        plots: str | os.PathLike[str] | None = None,
+        against: None = None,
+    ) -> Statistics: ...
+    @overload
+    def stats(
+        self,
+        *,
+        scans: Names | None = None,
+        split: Names | None = None,
+        source: Names | None = None,
+        vertebra: Names | None = None,
+        plots: str | os.PathLike[str] | None = None,
+        against: str | os.PathLike[str],
+    ) -> "Comparison": ...
+    def stats(
+        self,
+        *,
+        scans: Names | None = None,
+        split: Names | None = None,
+        source: Names | None = None,
+        vertebra: Names | None = None,
+        plots: str | os.PathLike[str] | None = None,
+        against: str | os.PathLike[str] | None = None,
+    ) -> "Statistics | Comparison":
         """Count and measure what published dataset cards print; no scan is opened.
 
         Parameters
         ----------
-        split, source
-            Only the scans of this split, of this source.
+        scans, split, source, vertebra
+            Take only these scans, as in :meth:`patches`.
+        plots
+            Folder in which ``detection.png``, ``volumes.png`` and ``spacing.png`` are drawn.
+        against
+            ``"card"`` compares with the card that ships with the dataset's recipe; a path, with
+            the card in that ``.yaml`` file.
+
+        Returns
+        -------
+        Statistics or Comparison
+            The figures; their comparison with the card if ``against`` is given.
 
         Raises
         ------
+        UnknownScanError
+            If the store has no such scan.
         UsageError
-            If the store has no such split or source.
+            If the store has no such split, source or vertebra, or if only some scans are to be
+            compared with the card of the whole dataset.
+        CardError
+            If the card does not load, or none ships.
 
         Examples
         --------
         >>> store.stats(split="train").vertebrae["L1"].scans
         2
         """
-        return compute_statistics(select_scans(self._reader.table, split=split, source=source))
+        # It reads recipes and cards, which those who train never need.
+        from spinezarr.verbs.stats import compute_stats  # noqa: PLC0415
+
+        selection = ScanSelection.of(scans, split, source, vertebra)
+        return compute_stats(self._reader, selection, against, plots)
+
+    def verify(
+        self,
+        *,
+        against: str | os.PathLike[str] | None = None,
+        scans: Names | None = None,
+        split: Names | None = None,
+        source: Names | None = None,
+        vertebra: Names | None = None,
+        follow_links: Sequence[str | os.PathLike[str]] | None = None,
+        raw_storage_options: Mapping[str, Any] | None = None,
+        on_progress: OnProgress = ignore_progress,
+    ) -> "Verification":
+        """Read every byte of the store: each file against its manifest, each chunk's checksum.
+
+        Parameters
+        ----------
+        against
+            Folder or URL of the raw files. Each voxel is compared with them too.
+        scans, split, source, vertebra
+            Check only these scans, as in :meth:`patches`, beside the scan table and the root.
+        follow_links
+            Folders into which the voxels of a ``.mhd`` may lead through a link.
+        raw_storage_options
+            For the file system of ``against``; those of the store if not given.
+        on_progress
+            Called with the bytes that were read so far.
+
+        Returns
+        -------
+        Verification
+            Its ``faults`` say what was found, what was expected and what to do. An intact store
+            has none.
+
+        Raises
+        ------
+        UnknownScanError
+            If the store has no such scan.
+        UsageError
+            If the store has no such split, source or vertebra, or ``against`` is no folder.
+
+        Examples
+        --------
+        >>> store.verify(scans="liver_0").faults
+        ()
+        """
+        # It brings what those who train never need.
+        from spinezarr.verbs.verify import verify  # noqa: PLC0415
+
+        return verify(
+            self.url,
+            ScanSelection.of(scans, split, source, vertebra),
+            against=against,
+            follow_links=follow_links,
+            storage_options=self._reader.storage_options or {},
+            raw_storage_options=raw_storage_options or {},
+            on_progress=on_progress,
+        )
 
     def scan(self, scan_id: str) -> xr.Dataset:
         """Open one scan; voxels are read when they are computed.
@@ -315,8 +489,10 @@ class Store:
         size_zyx_mm: SpacingZYX | float | None = None,
         spacing_zyx_mm: SpacingZYX | float | None = None,
         batch_size: int = 1,
-        split: str | None = None,
-        scans: npt.ArrayLike | None = None,
+        scans: Names | None = None,
+        split: Names | None = None,
+        source: Names | None = None,
+        vertebra: Names | None = None,
         seed: int = 0,
         epoch: int = 0,
         foreground: float = 0.0,
@@ -351,10 +527,10 @@ class Store:
             may break up.
         batch_size
             Patches in a batch.
-        split
-            Draw only from the scans of this split.
-        scans
-            Draw only from these scans; any selection of ``table.scan`` will do.
+        scans, split, source, vertebra
+            Draw only from scans with these ids, of these splits, from these sources, and whose mask
+            shows one of these vertebrae: each a name or several. Any selection of ``table.scan``
+            will do for ``scans``.
         seed, epoch
             Every sample is a pure function of (seed, epoch, index).
         foreground
@@ -416,7 +592,7 @@ class Store:
         >>> batch.image.shape, batch.spacing_zyx_mm.round(6).tolist()
         ((1, 32, 32, 32), [[2.0, 2.0, 2.0]])
         """
-        table = self._select(split, scans, labels=labels)
+        table = self._select(scans, split, source, vertebra, labels=labels)
         target_zyx_mm = target_spacing("zyx", spacing_zyx_mm)
         return self._stream(
             table,
@@ -448,8 +624,10 @@ class Store:
         neighbors: int = 0,
         neighbor_step_mm: float | None = None,
         batch_size: int = 1,
-        split: str | None = None,
-        scans: npt.ArrayLike | None = None,
+        scans: Names | None = None,
+        split: Names | None = None,
+        source: Names | None = None,
+        vertebra: Names | None = None,
         seed: int = 0,
         epoch: int = 0,
         foreground: float = 0.0,
@@ -483,8 +661,8 @@ class Store:
         neighbor_step_mm
             Distance between these slices: the scan's own nearest to each multiple are taken. If
             not given, they are next to each other, however thick.
-        batch_size, split, scans, seed, epoch, foreground, weights, centers, n_samples, labels,
-        shuffle, window_scans, samples_per_scan, on_change, nonfinite
+        batch_size, scans, split, source, vertebra, seed, epoch, foreground, weights, centers,
+        n_samples, labels, shuffle, window_scans, samples_per_scan, on_change, nonfinite
             As in :meth:`patches`.
 
         Raises
@@ -503,7 +681,7 @@ class Store:
         if plane not in SLICE_AXIS:
             raise UsageError(f"plane {plane!r}: must be one of {', '.join(SLICE_AXIS)}.")
         flat = SLICE_AXIS[plane]
-        table = self._select(split, scans, labels=labels)
+        table = self._select(scans, split, source, vertebra, labels=labels)
         axes = "zyx".replace("zyx"[flat], "")
         spacing_zyx_mm = target_spacing(axes, spacing_mm)
         return self._stream(
@@ -587,7 +765,7 @@ class Store:
         half = (z // 2, y // 2, x // 2)
         overlap = half if overlap_zyx is None else _zyx("overlap", overlap_zyx)
         stream = self._stream(
-            self._select(None, [scan_id], labels=labels),
+            self._select([scan_id], None, None, None, labels=labels),
             (z, y, x),
             None,
             batch_size=batch_size,
@@ -605,12 +783,12 @@ class Store:
         shape_zyx, scan_id = scan.image.shape_zyx, scan.attributes.scan_id
         return GridStream(stream, scan_id, Tiling.cover(shape_zyx, (z, y, x), overlap))
 
-    def preview(self, scan_id: str) -> "Figure":
+    def figure(self, scan_id: str) -> "Figure":
         """Draw three planes through the spine of a scan, vertebrae colored and named.
 
-        The planes pass through the vertebral bodies, the axial one through the middle vertebra, or
-        through the middle of a scan without mask and annotated centers. Such centers are shown as
-        dots, projected onto the planes. Save it with ``figure.savefig("preview.png")``.
+        The planes pass through the vertebral bodies. The axial plane passes through the middle
+        vertebra, or through the middle of a scan that has neither mask nor annotated centers. Dots
+        show annotated centers, projected onto the planes.
 
         Raises
         ------
@@ -623,6 +801,46 @@ class Store:
         from spinezarr.export.preview import preview_scan  # noqa: PLC0415
 
         return preview_scan(self._reader.scan(scan_id), self._engine)
+
+    def preview(
+        self,
+        *,
+        out: str | os.PathLike[str],
+        scans: Names | None = None,
+        split: Names | None = None,
+        source: Names | None = None,
+        vertebra: Names | None = None,
+        on_progress: OnProgress = ignore_progress,
+    ) -> list[Path]:
+        """Write the picture of :meth:`figure` for each scan, as ``<scan_id>.png``.
+
+        Parameters
+        ----------
+        out
+            Folder for the pictures; it is made if it is not there.
+        scans, split, source, vertebra
+            Draw only these scans, as in :meth:`patches`.
+        on_progress
+            Called after each scan.
+
+        Returns
+        -------
+        list of Path
+            The pictures.
+
+        Raises
+        ------
+        UnknownScanError
+            If the store has no such scan.
+        CorruptStoreError
+            If stored bytes are missing or damaged.
+        UsageError
+            If the store has no such split, source or vertebra, or ``out`` is a file.
+        """
+        from spinezarr.verbs.preview import write_previews  # noqa: PLC0415
+
+        selection = ScanSelection.of(scans, split, source, vertebra)
+        return write_previews(self._reader, self._engine, selection, out, on_progress)
 
     def view(
         self,
@@ -637,7 +855,7 @@ class Store:
 
         JupyterLab and VS Code show a widget, which needs no server (``pip install
         'spinezarr[notebook]'``). Elsewhere, without that, and where a notebook is only read, there
-        is the picture of :meth:`preview`.
+        is the picture of :meth:`figure`.
 
         Parameters
         ----------
@@ -690,53 +908,75 @@ class Store:
 
     def export_nifti(
         self,
-        scan_id: str,
-        folder: str | os.PathLike[str],
         *,
+        out: str | os.PathLike[str],
+        scans: Names | None = None,
+        split: Names | None = None,
+        source: Names | None = None,
+        vertebra: Names | None = None,
         compressed: bool = True,
         exact: bool = False,
-        on_bytes: Callable[[int], None] = lambda _: None,
-    ) -> "ExportedScan":
-        """Write image and mask of a scan as NIfTI, in the source's axes.
+        overwrite: bool = False,
+        on_progress: OnProgress = ignore_progress,
+    ) -> "ExportReport":
+        """Write image and mask of each scan as NIfTI, in the source's axes.
 
-        What was a NIfTI file comes back bit for bit: voxels, type and place. Where SimpleITK,
-        ITK-SNAP or nibabel would not read it, or not alike, and of other formats, NIfTI-1 in the
-        narrowest type that holds the values is written; the notes say what differs.
+        What was a NIfTI file comes back bit for bit: voxels, type and place. A source that
+        SimpleITK, ITK-SNAP or nibabel would not read, or would read differently, and a source of
+        another format, becomes NIfTI-1 in the narrowest type that holds the values. The notes of
+        the report say what differs.
 
         Parameters
         ----------
-        scan_id
-            The scan.
-        folder
-            Where ``<scan_id>_ct.nii.gz`` and ``<scan_id>_seg.nii.gz`` go; it must be there, and
-            files of these names are replaced.
+        out
+            Folder for ``<scan_id>_ct.nii.gz`` and ``<scan_id>_seg.nii.gz``; it is made if it is
+            not there.
+        scans, split, source, vertebra
+            Export only these scans, as in :meth:`patches`.
         compressed
             Write ``.nii.gz``, else ``.nii``.
         exact
             Keep the source's own type and affine bit for bit, as NIfTI-2 where NIfTI-1 would round
             the affine. Not all programs read such files.
-        on_bytes
-            Called with each further number of bytes of stored voxels that are done.
+        overwrite
+            Replace files that are there.
+        on_progress
+            Called with the bytes of stored voxels that are done, from several threads.
+
+        Returns
+        -------
+        ExportReport
+            The files of each scan. A scan that cannot be read is in ``failed`` with the reason; the
+            others are written all the same.
 
         Raises
         ------
         UnknownScanError
             If the store has no such scan.
-        CorruptStoreError
-            If stored bytes are missing or damaged; nothing is left of that file.
         UsageError
-            If a file of such a name and the other ending lies there: SimpleITK would mix them up.
+            If a file is there already, or one of such a name and the other ending, which
+            SimpleITK would mix up with it; or if the store has no such split, source or vertebra.
+
+        Examples
+        --------
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     report = store.export_nifti(out=folder, scans="liver_0")
+        >>> [scan.scan_id for scan in report.done], report.failed
+        (['liver_0'], {})
         """
         # nibabel takes long to import, and those who train never export.
-        from spinezarr.export.nifti import export_scan  # noqa: PLC0415
+        from spinezarr.verbs.export import write_nifti_files  # noqa: PLC0415
 
-        return export_scan(
-            self._reader.scan(scan_id),
+        return write_nifti_files(
+            self._reader,
             self._engine,
-            Path(folder),
+            ScanSelection.of(scans, split, source, vertebra),
+            out,
             compressed=compressed,
             exact=exact,
-            on_bytes=on_bytes,
+            overwrite=overwrite,
+            on_progress=on_progress,
         )
 
     def write_nifti(
@@ -772,108 +1012,139 @@ class Store:
 
     def export_nnunet(
         self,
-        folder: str | os.PathLike[str],
         *,
+        out: str | os.PathLike[str],
         dataset_id: int = 501,
         name: str | None = None,
-        splits: Sequence[str] | None = None,
+        scans: Names | None = None,
+        split: Names | None = None,
+        source: Names | None = None,
+        vertebra: Names | None = None,
         preprocessed: str | os.PathLike[str] | None = None,
         compressed: bool = True,
-    ) -> "NnunetExport":
-        """Plan a raw dataset of nnU-Net v2; nothing is written yet.
+        overwrite: bool = False,
+        on_progress: OnProgress = ignore_progress,
+    ) -> "ExportReport":
+        """Write a raw dataset of nnU-Net v2, with ``dataset.json`` and the splits.
+
+        Scans of train and validation go to ``imagesTr`` and ``labelsTr``, those of test to
+        ``imagesTs`` and ``labelsTs``. ``dataset.json`` is written last, and only if every scan was
+        written, because nnU-Net takes whole datasets only.
 
         Parameters
         ----------
-        folder
-            Where ``Dataset<dataset_id>_<name>`` goes, that is ``$nnUNet_raw``.
+        out
+            ``$nnUNet_raw``, the folder in which ``Dataset<dataset_id>_<name>`` is made.
         dataset_id, name
-            What nnU-Net calls it, 1 to 999; the store's title if no name is given.
-        splits
-            Only the scans of these splits.
+            Number, 1 to 999, and name of the dataset in nnU-Net; the name is the store's title if
+            not given.
+        scans, split, source, vertebra
+            Export only these scans, as in :meth:`patches`.
         preprocessed
             ``$nnUNet_preprocessed``, where nnU-Net looks for splits.
         compressed
             Write ``.nii.gz``, else ``.nii``.
-
-        Raises
-        ------
-        UsageError
-            If there are no scans to train on, or nnU-Net takes no such name.
-        """
-        # nibabel takes long to import, and those who train never export.
-        from spinezarr.export.nnunet import NnunetExport  # noqa: PLC0415
-
-        return NnunetExport.plan(
-            self._reader,
-            self._engine,
-            Path(folder),
-            dataset_id=dataset_id,
-            name=name,
-            splits=splits,
-            preprocessed=None if preprocessed is None else Path(preprocessed),
-            compressed=compressed,
-        )
-
-    def export_ome_zarr(
-        self,
-        scan_id: str,
-        out: str | os.PathLike[str],
-        *,
-        storage_options: Mapping[str, Any] | None = None,
-        link: bool = False,
-        overwrite: bool = False,
-        on_bytes: Callable[[int], None] = lambda _: None,
-    ) -> "ExportedScan":
-        """Write a scan as an OME-Zarr image (version 0.5), for other people's viewers.
-
-        Image and mask are the stored shards, byte for byte; coarser levels are made. It is whole
-        or not there.
-
-        Parameters
-        ----------
-        scan_id
-            The scan.
-        out
-            Folder, or URL of a place in a bucket, below which ``<scan_id>.ome.zarr`` goes.
-        storage_options
-            For the file system of ``out``, if it is a URL.
-        link
-            Make hard links to the store's shards, which take no room. Whoever changes one in place
-            changes the store.
         overwrite
-            Replace what is there.
-        on_bytes
-            Called with each further number of bytes of stored voxels that are done.
+            Replace files that are there.
+        on_progress
+            Called with the bytes of stored voxels that are done, from several threads.
+
+        Returns
+        -------
+        ExportReport
+            The files of each scan, why scans failed, and in ``files`` those of the dataset.
 
         Raises
         ------
         UnknownScanError
             If the store has no such scan.
-        CorruptStoreError
-            If stored bytes are missing or damaged; nothing is left then.
         UsageError
-            If something is there already, or no link can be made.
+            If there are no scans to train on, nnU-Net takes no such name, files are there already,
+            or the store has no such split, source or vertebra.
+        """
+        # nibabel takes long to import, and those who train never export.
+        from spinezarr.verbs.export import write_nnunet_dataset  # noqa: PLC0415
+
+        return write_nnunet_dataset(
+            self._reader,
+            self._engine,
+            ScanSelection.of(scans, split, source, vertebra),
+            out,
+            dataset_id=dataset_id,
+            name=name,
+            preprocessed=preprocessed,
+            compressed=compressed,
+            overwrite=overwrite,
+            on_progress=on_progress,
+        )
+
+    def export_ome_zarr(
+        self,
+        *,
+        out: str | os.PathLike[str],
+        scans: Names | None = None,
+        split: Names | None = None,
+        source: Names | None = None,
+        vertebra: Names | None = None,
+        storage_options: Mapping[str, Any] | None = None,
+        link: bool = False,
+        overwrite: bool = False,
+        on_progress: OnProgress = ignore_progress,
+    ) -> "ExportReport":
+        """Write each scan as an OME-Zarr image (version 0.5), for other people's viewers.
+
+        Image and mask are the stored shards, byte for byte; coarser levels are computed. Each image
+        appears only when it is whole.
+
+        Parameters
+        ----------
+        out
+            Folder, or URL of a place in a bucket, for ``<scan_id>.ome.zarr``.
+        scans, split, source, vertebra
+            Export only these scans, as in :meth:`patches`.
+        storage_options
+            For the file system of ``out``, if it is a URL.
+        link
+            Make hard links to the store's shards, which take no room. A change to such a file
+            changes the store.
+        overwrite
+            Replace images that are there.
+        on_progress
+            Called with the bytes of stored voxels that are done, from several threads.
+
+        Returns
+        -------
+        ExportReport
+            The place of each image, and why scans failed.
+
+        Raises
+        ------
+        UnknownScanError
+            If the store has no such scan.
+        UsageError
+            If an image is there already, or the store has no such split, source or vertebra.
 
         Examples
         --------
         >>> import tempfile, zarr
         >>> with tempfile.TemporaryDirectory() as folder:
-        ...     exported = store.export_ome_zarr("liver_0", folder)
-        ...     zarr.open_group(exported.files[0], mode="r")["labels/vertebrae/0"].shape
+        ...     report = store.export_ome_zarr(out=folder, scans="liver_0")
+        ...     image = zarr.open_group(report.done[0].files[0], mode="r")
+        ...     image["labels/vertebrae/0"].shape
         (35, 64, 64)
         """
         # nibabel takes long to import, and those who train never export.
-        from spinezarr.view.ome_export import export_ome_zarr  # noqa: PLC0415
+        from spinezarr.verbs.export import write_ome_zarr_images  # noqa: PLC0415
 
-        return export_ome_zarr(
+        return write_ome_zarr_images(
             self._reader,
             self._engine,
-            scan_id,
+            ScanSelection.of(scans, split, source, vertebra),
             out,
             storage_options=storage_options,
             link=link,
             overwrite=overwrite,
-            on_bytes=on_bytes,
+            on_progress=on_progress,
         )
 
     def serve(self, port: int = 0) -> "BackgroundServer":
@@ -913,70 +1184,77 @@ class Store:
         return BackgroundServer(ServeSettings(paths=(place,), storage_options=options), port)
 
     def audit(
-        self, scans: Sequence[str] | None = None, *, on_scan: Callable[[], None] = lambda: None
+        self,
+        *,
+        scans: Names | None = None,
+        split: Names | None = None,
+        source: Names | None = None,
+        vertebra: Names | None = None,
+        severity: Severity = "info",
+        write: bool = True,
+        others: Sequence["Store"] = (),
+        on_progress: OnProgress = ignore_progress,
     ) -> "StoreAudit":
-        """Look for defects of annotation and data, scan by scan; nothing is written.
+        """Find defects of annotation and data, scan by scan.
 
         Parameters
         ----------
-        scans
-            Scan ids; all of them if not given. Images and patients are always compared with those
-            of all scans.
-        on_scan
-            Called after each scan, for progress.
+        scans, split, source, vertebra
+            Audit only these scans, as in :meth:`patches`. Their images and patients are compared
+            with those of all scans.
+        severity
+            Return only findings of this severity and worse.
+        write
+            Keep all findings in the store, in the columns ``audit`` and ``audit_findings`` of the
+            scan table. They hold until the scan is ingested anew. If the store cannot be written,
+            the audit says so in ``not_written``.
+        others
+            Other stores, with whose images and patients those of this store are compared too.
+        on_progress
+            Called after each scan.
 
         Returns
         -------
         StoreAudit
-            Findings with severity, vertebra, text, voxel and position in mm.
+            Findings with severity, vertebra, text, voxel (z, y, x) and position in mm.
 
         Raises
         ------
         UnknownScanError
             If the store has no such scan.
+        UsageError
+            If the store has no such split, source or vertebra.
 
         Examples
         --------
-        >>> audit = store.audit(["liver_0"])
+        >>> audit = store.audit(scans="liver_0", write=False)
         >>> {finding.severity for finding in audit.findings} <= {"info", "warning"}
         True
         """
-        # It brings what those who train never need.
-        from spinezarr.audit.run import audit_store  # noqa: PLC0415
-
-        return audit_store(self._reader, self._engine, scans, on_scan=on_scan)
-
-    def save_audit(self, audit: "StoreAudit") -> None:
-        """Write an audit into the store: columns ``audit`` and ``audit_findings`` of the table.
-
-        What it says of a scan holds until that scan is ingested anew.
-
-        Raises
-        ------
-        ReadOnlyStoreError
-            If the store cannot be written.
-        """
-        from spinezarr.audit.run import save_audit  # noqa: PLC0415
-
-        save_audit(self._reader, audit)
-        self._reader.forget_table()
+        (audit,) = audit_stores(
+            [self],
+            scans=scans,
+            split=split,
+            source=source,
+            vertebra=vertebra,
+            severity=severity,
+            write=write,
+            others=others,
+            on_progress=on_progress,
+        )
+        return audit
 
     def _select(
-        self, split: str | None, scans: npt.ArrayLike | None, *, labels: bool
+        self,
+        scans: Names | None,
+        split: Names | None,
+        source: Names | None,
+        vertebra: Names | None,
+        *,
+        labels: bool,
     ) -> xr.Dataset:
-        table = self.table
-        if scans is not None:
-            wanted = np.atleast_1d(np.asarray(scans)).tolist()
-            table = table.sel(
-                scan=resolve_scan_ids(wanted, table.scan.to_numpy().tolist(), self.url)
-            )
-        if split is not None:
-            split = to_nfc(split)
-            if split not in self.splits:
-                raise UsageError(
-                    f"split {split!r}: the store has {', '.join(repr(s) for s in self.splits)}."
-                )
-            table = table.isel(scan=np.flatnonzero(table.split.to_numpy() == split))
+        selection = ScanSelection.of(scans, split, source, vertebra)
+        table = selection.rows(self.table, self._reader.name)
         if labels:
             table = table.isel(scan=np.flatnonzero(table.label_state.to_numpy() != "none"))
         if not table.sizes["scan"]:

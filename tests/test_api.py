@@ -140,7 +140,7 @@ def test_a_store_knows_its_dataset(store, ctspine1k_url):
 
 def test_public_names_are_there_and_documented():
     names = {"Batch", "PatchStream", "SpinezarrError", "Store", "__version__", "open"}
-    names |= {"DiskCache", "load_dataset"}
+    names |= {"DiskCache", "ingest", "load_dataset"}
     assert set(spinezarr.__all__) == names
     for name in spinezarr.__all__:
         found = getattr(spinezarr, name)
@@ -151,6 +151,11 @@ def test_public_names_are_there_and_documented():
         for name, member in vars(thing).items():
             if not name.startswith("_") and (callable(member) or isinstance(member, property)):
                 assert member.__doc__, f"{thing.__name__}.{name}"
+
+
+def test_ingest_is_the_verb_whatever_was_imported_before():
+    code = "import spinezarr.ingestion.run, spinezarr; assert spinezarr.ingest.__name__ == 'ingest'"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_every_module_exports_what_it_names():

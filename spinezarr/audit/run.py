@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from spinezarr.audit.centroid_rules import centroid_order, centroid_outside, centroid_unmatched
@@ -25,8 +25,9 @@ from spinezarr.errors import CorruptStoreError, ScanChangedError, UnknownScanErr
 from spinezarr.processors import cpu_count
 from spinezarr.redaction import redact_url
 from spinezarr.store.attributes import ScanAttributes
-from spinezarr.store.audit_log import SEVERITIES, AuditedScan, AuditLog, scan_identity
-from spinezarr.store.reader import StoreReader, resolve_scan_ids
+from spinezarr.store.audit_log import SEVERITIES, AuditedScan, AuditLog, Severity, scan_identity
+from spinezarr.store.reader import StoreReader
+from spinezarr.store.selection import check_scan_ids
 from spinezarr.store.writer import StoreWriter
 from spinezarr.stream.read.engine import Engine
 
@@ -77,6 +78,8 @@ class StoreAudit:
     """Ids of the audited scans."""
     findings: tuple[Finding, ...]
     """Findings scan by scan, the most severe first."""
+    not_written: str = ""
+    """Why the findings could not be kept in the store; empty if they were, or were not to be."""
 
     @property
     def counts(self) -> dict[str, dict[str, int]]:
@@ -97,6 +100,12 @@ class StoreAudit:
         for finding in self.findings:
             found[finding.scan_id].append(finding)
         return found
+
+    def at_least(self, severity: Severity) -> "StoreAudit":
+        """Return the audit without the findings that are less severe."""
+        least = SEVERITIES.index(severity)
+        kept = tuple(f for f in self.findings if SEVERITIES.index(f.severity) >= least)
+        return replace(self, findings=kept)
 
     def to_json(self) -> dict[str, Any]:
         """Return the audit as JSON values."""
@@ -141,9 +150,8 @@ def audit_store(
     """
     keys = scan_keys(reader.url, reader.root.dataset, reader.table)
     known = [key.scan_id for key in keys]
-    wanted = (
-        known if scans is None else list(dict.fromkeys(resolve_scan_ids(scans, known, reader.url)))
-    )
+    wanted = known if scans is None else list(scans)
+    check_scan_ids(wanted, known, reader.name)
     found: dict[str, list[Finding]] = {name: [] for name in wanted}
     for key, finding in (*same_image(keys), *same_patient(keys)):
         if key.scan_id in found:
@@ -207,7 +215,7 @@ def _with_shared(audit: StoreAudit, shared: dict[tuple[str, str], list[Finding]]
         for scan_id, known in audit.by_scan().items()
         for finding in sorted([*known, *shared.get((audit.url, scan_id), [])], key=severity_rank)
     )
-    return StoreAudit(audit.url, audit.dataset, audit.scans, findings)
+    return replace(audit, findings=findings)
 
 
 def save_audit(reader: StoreReader, audit: StoreAudit) -> None:

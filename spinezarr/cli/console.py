@@ -11,7 +11,6 @@ import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, is_dataclass
-from pathlib import Path
 from typing import Any, Final, TextIO, TypeVar
 
 import typer
@@ -21,18 +20,19 @@ from rich.console import ConsoleOptions, JustifyMethod, RenderableType
 from rich.progress import (
     BarColumn,
     DownloadColumn,
-    Progress,
     ProgressColumn,
     Task,
+    TaskID,
     TimeRemainingColumn,
-    TransferSpeedColumn,
 )
+from rich.progress import Progress as ProgressBars
 from rich.segment import Segment
 from rich.style import StyleType
 from rich.table import Table as RichTable
 from rich.text import Text
 
 from spinezarr.errors import SpinezarrError, StoreNotFoundError, UnknownScanError, UsageError
+from spinezarr.progress import OnProgress, Progress
 from spinezarr.redaction import redact_urls_in
 from spinezarr.text import MultilineText, describe_os_error, to_ascii_json, to_printable
 
@@ -42,16 +42,14 @@ __all__ = [
     "SHOWN",
     "Said",
     "Table",
-    "bytes_progress",
-    "describing",
     "errors_for_users",
-    "make_folder",
     "megabytes",
     "print_capped",
     "print_document",
     "print_heading",
     "print_json",
     "print_side_by_side",
+    "show_progress",
     "show_warnings_and_logs",
     "tracked",
 ]
@@ -64,7 +62,7 @@ INTERRUPTED: Final = 130
 """What a shell reports of a command that Ctrl-C ended."""
 
 SHOWN: Final = 20
-"""Rows of a table before the rest is only counted; --json has them all."""
+"""Rows of a table before the rest is only count_noun; --json has them all."""
 
 
 class _Console(RichConsole):
@@ -169,22 +167,6 @@ class _LogHandler(logging.Handler):
         ERR.say(f"{record.name}: {redact_urls_in(record.getMessage())}")
 
 
-def make_folder(folder: Path) -> None:
-    """Make a folder for output, or take one that is there.
-
-    Raises
-    ------
-    UsageError
-        If it, or one above it, is a file.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError) as problem:
-        raise UsageError(
-            f"{folder}: there is a file of this name, or above it. Give the name of a folder."
-        ) from problem
-
-
 class Table(RichTable):
     """A table of texts; columns named in ``right`` hold numbers. A title may be empty.
 
@@ -254,15 +236,39 @@ def print_document(text: str) -> None:
 
 
 class _Description(ProgressColumn):
-    """What a task is about: a name of a stranger, perhaps."""
+    """What a bar is about: the name of a stranger's scan, perhaps."""
 
     def render(self, task: Task) -> Text:
         return Text(to_printable(task.description), style="bold")
 
 
-def describing(*columns: ProgressColumn) -> Progress:
-    """Return a progress bar that describes its tasks, with further columns, beside errors."""
-    return Progress(
+class _Amount(ProgressColumn):
+    """How many scans, or bytes, of how many."""
+
+    _bytes = DownloadColumn()
+
+    def render(self, task: Task) -> Text:
+        progress: Progress = task.fields["progress"]
+        if progress.scans_total is not None:
+            return Text(f"{progress.scans_done}/{progress.scans_total} scans")
+        if progress.unit == "scans":
+            return Text(f"{progress.done:.0f}/{progress.total} scans")
+        return self._bytes.render(task)
+
+
+class _Speed(ProgressColumn):
+    """MB/s, where bytes are count_noun."""
+
+    def render(self, task: Task) -> Text:
+        speed = task.finished_speed or task.speed
+        if speed is None or task.fields["progress"].unit != "bytes":
+            return Text("")
+        return Text(f"{speed / 1e6:.1f} MB/s", style="progress.data.speed")
+
+
+def _bars(*columns: ProgressColumn) -> ProgressBars:
+    """Return bars that are described, with further columns, beside errors."""
+    return ProgressBars(
         _Description(),
         BarColumn(bar_width=None),
         *columns,
@@ -271,12 +277,34 @@ def describing(*columns: ProgressColumn) -> Progress:
     )
 
 
-def bytes_progress() -> Progress:
-    """Return a progress bar that counts bytes."""
-    return describing(DownloadColumn(), TransferSpeedColumn())
+@contextmanager
+def show_progress() -> Iterator[OnProgress]:
+    """Yield a callback that draws a bar for each step, and prints messages above them."""
+    bars = _bars(_Amount(), _Speed())
+    shown: dict[str, TaskID] = {}
+
+    def show(progress: Progress) -> None:
+        if progress.message:
+            ERR.say(progress.message)
+        if progress.step not in shown:
+            bars.start()
+            shown[progress.step] = bars.add_task(progress.step, total=None, progress=progress)
+        bars.update(
+            shown[progress.step],
+            completed=progress.done,
+            total=progress.total,
+            description=progress.scan or progress.step,
+            progress=progress,
+        )
+
+    try:
+        yield show
+    finally:
+        if shown:
+            bars.stop()
 
 
 def tracked(items: Iterable[T], description: str, total: int | None = None) -> Iterator[T]:
     """Yield items, and show how far they are."""
-    with describing() as progress:
-        yield from progress.track(items, total=total, description=description)
+    with _bars() as bars:
+        yield from bars.track(items, total=total, description=description)

@@ -13,19 +13,16 @@ import spinezarr
 from spinezarr.cli.console import (
     OUT,
     Table,
-    describing,
-    errors_for_users,
-    make_folder,
     megabytes,
     print_heading,
+    show_progress,
     tracked,
 )
-from spinezarr.cli.ingest import ProgressBar, print_report
-from spinezarr.cli.preview import write_previews
+from spinezarr.cli.ingest import print_report
+from spinezarr.cli.options import command
 from spinezarr.errors import UsageError
-from spinezarr.ingestion.discovery.discover import discover
-from spinezarr.ingestion.run import ingest
-from spinezarr.recipe import Recipe
+from spinezarr.export.atomic_file import make_folder
+from spinezarr.progress import ProgressCounter
 from spinezarr.testing import CTSPINE1K_SCANS, write_ctspine1k
 from spinezarr.text import MultilineText
 
@@ -37,6 +34,7 @@ _MARKER = ".spinezarr-demo"
 """Marks a folder as the demo's own, which a later demo may empty."""
 
 
+@command
 def demo(
     *,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the demo's files.")] = Path(
@@ -51,28 +49,27 @@ def demo(
 
     Example:  spinezarr demo --out demo
     """
-    with errors_for_users():
-        _prepare(out)
-        raw, store_path = out / "raw", out / "ctspine1k.zarr"
-        with describing() as progress:
-            task = progress.add_task("phantoms", total=len(CTSPINE1K_SCANS))
-            write_ctspine1k(raw, scale=scale, on_scan=lambda _: progress.advance(task))
-        recipe = Recipe.load("ctspine1k")
-        discovery = discover(recipe, str(raw))
-        with ProgressBar(discovery.scans) as bar:
-            report = ingest(recipe, discovery, str(store_path), license="CC0-1.0", listener=bar)
-        print_report(report, as_json=False)
-        first = report.done[0]
-        opened = xr.open_zarr(store_path / "scans" / first)
-        OUT.say()
-        print_heading(f"xr.open_zarr('{store_path}/scans/{first}')")
-        OUT.say(MultilineText(*str(opened).split("\n"), ""))
-        store = spinezarr.open(store_path)
-        rates = _rates(store, samples)
-        previews = write_previews(store, out / "previews")
-        _print_figures(store, rates)
-        OUT.say(f"Previews: {previews[0].parent}/*.png. Look at one: {previews[0]}")
-        raise typer.Exit(report.exit_code)
+    _prepare(out)
+    raw, store_path = out / "raw", out / "ctspine1k.zarr"
+    with show_progress() as show:
+        phantoms = ProgressCounter(show, "phantoms", "scans", len(CTSPINE1K_SCANS))
+        write_ctspine1k(raw, scale=scale, on_scan=lambda _: phantoms.add())
+        report = spinezarr.ingest(
+            "ctspine1k", raw=raw, out=store_path, license="CC0-1.0", on_progress=show
+        )
+    print_report(report, as_json=False)
+    first = report.done[0]
+    opened = xr.open_zarr(store_path / "scans" / first)
+    OUT.say()
+    print_heading(f"xr.open_zarr('{store_path}/scans/{first}')")
+    OUT.say(MultilineText(*str(opened).split("\n"), ""))
+    store = spinezarr.open(store_path)
+    rates = _rates(store, samples)
+    with show_progress() as show:
+        previews = store.preview(out=out / "previews", on_progress=show)
+    _print_figures(store, rates)
+    OUT.say(f"Previews: {previews[0].parent}/*.png. Look at one: {previews[0]}")
+    raise typer.Exit(report.exit_code)
 
 
 def _prepare(out: Path) -> None:

@@ -1,30 +1,16 @@
-"""``spinezarr info``: a store on one screen."""
+"""``spinezarr info``: what does a store hold, on one screen?"""
 
-from collections import Counter
 from typing import Any, Final
 
-import numpy as np
-
-import spinezarr
 from spinezarr.cli.console import (
     OUT,
     Said,
     Table,
-    errors_for_users,
     megabytes,
     print_json,
     print_side_by_side,
 )
-from spinezarr.cli.options import (
-    AsJson,
-    CatalogFile,
-    EndpointUrl,
-    NoSignRequest,
-    Profile,
-    StoreUrl,
-    storage_options,
-)
-from spinezarr.redaction import redact_url
+from spinezarr.cli.options import AsJson, OpenOptions, StoreUrl, command
 from spinezarr.text import count_noun, to_printable
 
 __all__ = ["info"]
@@ -33,81 +19,17 @@ _LONGEST_TEXT: Final = 300
 """Characters of a title or license: some licenses come as a whole text."""
 
 
-def info(
-    store: StoreUrl,
-    *,
-    as_json: AsJson = False,
-    catalog: CatalogFile = None,
-    endpoint_url: EndpointUrl = None,
-    profile: Profile = None,
-    no_sign_request: NoSignRequest = False,
-) -> None:
+@command
+def info(store: StoreUrl, *, as_json: AsJson = False, opening: OpenOptions) -> None:
     """Show what a store holds: splits, sizes, compression, vertebra counts.
 
     Example:  spinezarr info demo/ctspine1k.zarr
     """
-    with errors_for_users():
-        options = storage_options(endpoint_url, profile, no_sign_request=no_sign_request)
-        summary = summarize(spinezarr.open(store, catalog=catalog, storage_options=options))
-        if as_json:
-            print_json(summary)
-        else:
-            _print(summary)
-
-
-def summarize(store: "spinezarr.Store") -> dict[str, Any]:
-    """Sum up a store from its scan table alone."""
-    table = store.table
-    voxels = table.shape_zyx.prod("axis")
-    source = [str(name) for name in table.source.to_numpy()]
-    split = [str(name) for name in table.split.to_numpy()]
-    pairs = Counter(zip(source, split, strict=True))
-    statistics = store.stats()
-    return {
-        "url": redact_url(store.url),
-        **store.attrs,
-        "scans": statistics.scans,
-        "patients": statistics.patients,
-        "scans_without_mask": statistics.scans - statistics.scans_with_mask,
-        "splits": store.splits,
-        "scans_by_source_and_split": [
-            {"source": name, "split": part, "scans": n} for (name, part), n in sorted(pairs.items())
-        ],
-        "shape_zyx": _spread(table.shape_zyx.to_numpy()),
-        "spacing_zyx_mm": _spread(table.spacing_zyx_mm.to_numpy()),
-        "orientations": dict(Counter(str(name) for name in table.orientation.to_numpy())),
-        "source_bytes": int(table.source_bytes.sum()),
-        "stored_bytes": int(table.stored_bytes.sum()),
-        "uncompressed_bytes": int(
-            sum(
-                n * (np.dtype(str(name)).itemsize + (state != "none"))
-                for n, name, state in zip(
-                    voxels.to_numpy().tolist(),
-                    table.image_stored_dtype.to_numpy(),
-                    table.label_state.to_numpy(),
-                    strict=True,
-                )
-            )
-        ),
-        "scans_by_vertebra": {
-            name: row.scans for name, row in statistics.vertebrae.items() if row.scans
-        },
-        "scans_by_annotated_centroid": {
-            name: row.annotated_centroids
-            for name, row in statistics.vertebrae.items()
-            if row.annotated_centroids
-        },
-        "scans_by_audit": dict(Counter(str(verdict) for verdict in table.audit.to_numpy())),
-        "other_label_voxels": int(table.other_label_voxels.sum()),
-    }
-
-
-def _spread(values: np.ndarray[Any, Any]) -> dict[str, list[float]]:
-    """Minimum, median and maximum of each column."""
-    if not len(values):
-        return {}
-    rows = {"min": values.min(0), "median": np.median(values, 0), "max": values.max(0)}
-    return {name: [round(float(v), 4) for v in row] for name, row in rows.items()}
+    summary = opening.open(store).info()
+    if as_json:
+        print_json(summary)
+    else:
+        _print(summary)
 
 
 def _print(summary: dict[str, Any]) -> None:

@@ -5,13 +5,16 @@ from typing import Annotated
 
 import typer
 
-from spinezarr.cli.console import OUT, errors_for_users, make_folder
+from spinezarr.cli.console import OUT
+from spinezarr.cli.options import command
 from spinezarr.errors import UsageError
+from spinezarr.export.atomic_file import make_folder
 from spinezarr.resources import resource
 
 __all__ = ["init"]
 
 
+@command
 def init(
     path: Annotated[Path, typer.Argument(metavar="FILE", help="Where to write it.")] = Path(
         "catalog.yaml"
@@ -21,10 +24,9 @@ def init(
 
     Example:  spinezarr init
     """
-    with errors_for_users():
-        if path.exists():
-            raise UsageError(f"{path}: exists already; it is left as it is. Give another name.")
-        make_folder(path.parent)
-        with path.open("x", encoding="utf-8") as file:  # through no link
-            file.write(resource("catalog.yaml").read_text(encoding="utf-8"))
-        OUT.say(f"Wrote {path}. Edit its paths, then: spinezarr ingest ctspine1k")
+    if path.exists():
+        raise UsageError(f"{path}: exists already; it is left as it is. Give another name.")
+    make_folder(path.parent)
+    with path.open("x", encoding="utf-8") as file:  # through no link
+        file.write(resource("catalog.yaml").read_text(encoding="utf-8"))
+    OUT.say(f"Wrote {path}. Edit its paths, then: spinezarr ingest ctspine1k")

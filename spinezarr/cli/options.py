@@ -1,23 +1,32 @@
-"""Arguments and options that several commands share."""
+"""Which arguments and options do several commands share?
 
+Options that belong together are the fields of a dataclass. A command takes the dataclass as one
+parameter, and :func:`command` makes an option of each field, so every option is defined once.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields, is_dataclass
+from functools import wraps
+from inspect import Parameter, Signature, signature
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, TypedDict, get_type_hints
 
 import typer
 
+import spinezarr
+from spinezarr.cli.console import errors_for_users
+
 __all__ = [
     "AsJson",
-    "CatalogFile",
-    "EndpointUrl",
+    "BucketOptions",
     "FollowLinks",
-    "NoSignRequest",
-    "Profile",
-    "RawEndpointUrl",
-    "RawNoSignRequest",
-    "RawProfile",
+    "OpenOptions",
+    "Overwrite",
+    "RawBucketOptions",
+    "ScanOptions",
     "StoreUrl",
-    "link_folders",
-    "storage_options",
+    "Uncompressed",
+    "command",
 ]
 
 _S3: Final = "S3"
@@ -43,42 +52,157 @@ FollowLinks = Annotated[
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
-# Named as those of the AWS command line.
-EndpointUrl = Annotated[
-    str | None,
-    typer.Option(
-        metavar="URL",
-        help="S3 server, if not Amazon's; else $AWS_ENDPOINT_URL.",
-        rich_help_panel=_S3,
-    ),
+Overwrite = Annotated[
+    bool, typer.Option("--overwrite", help="Replace files and images that are there.")
 ]
-Profile = Annotated[
-    str | None,
-    typer.Option(
-        metavar="NAME", help="Profile in ~/.aws to use; else $AWS_PROFILE.", rich_help_panel=_S3
-    ),
-]
-NoSignRequest = Annotated[
-    bool,
-    typer.Option(
-        "--no-sign-request",
-        help="Send no credentials: for public buckets.",
-        rich_help_panel=_S3,
-    ),
-]
-RawEndpointUrl = Annotated[str | None, typer.Option(metavar="URL", rich_help_panel=_RAW_S3)]
-RawProfile = Annotated[str | None, typer.Option(metavar="NAME", rich_help_panel=_RAW_S3)]
-RawNoSignRequest = Annotated[bool, typer.Option("--raw-no-sign-request", rich_help_panel=_RAW_S3)]
+Uncompressed = Annotated[bool, typer.Option("--uncompressed", help="Write .nii, not .nii.gz.")]
 
 
-def link_folders(given: list[str] | None) -> tuple[str, ...]:
-    """Return the folders of ``--follow-links``, the same wherever a worker runs."""
-    return tuple(str(Path(folder).resolve()) for folder in given or ())
-
-
-def storage_options(
+def _s3_options(
     endpoint_url: str | None, profile: str | None, *, no_sign_request: bool
 ) -> dict[str, Any]:
-    """Return what was given of the options of S3, as fsspec names them."""
+    """Return the options of S3 that were given, as fsspec names them."""
     given = {"endpoint_url": endpoint_url, "profile": profile, "anon": no_sign_request or None}
     return {name: value for name, value in given.items() if value is not None}
+
+
+@dataclass(frozen=True, slots=True)
+class BucketOptions:
+    """How a bucket is reached; named as the options of the AWS command line."""
+
+    endpoint_url: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            help="S3 server, if not Amazon's; else $AWS_ENDPOINT_URL.",
+            rich_help_panel=_S3,
+        ),
+    ] = None
+    profile: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", help="Profile in ~/.aws to use; else $AWS_PROFILE.", rich_help_panel=_S3
+        ),
+    ] = None
+    no_sign_request: Annotated[
+        bool,
+        typer.Option(
+            "--no-sign-request",
+            help="Send no credentials: for public buckets.",
+            rich_help_panel=_S3,
+        ),
+    ] = False
+
+    @property
+    def storage_options(self) -> dict[str, Any]:
+        """Options for the file system."""
+        return _s3_options(self.endpoint_url, self.profile, no_sign_request=self.no_sign_request)
+
+
+@dataclass(frozen=True, slots=True)
+class OpenOptions(BucketOptions):
+    """How a store is found and opened."""
+
+    catalog: CatalogFile = None
+
+    def open(self, store: str) -> "spinezarr.Store":
+        """Open a store by its path, URL or name."""
+        return spinezarr.open(store, catalog=self.catalog, storage_options=self.storage_options)
+
+
+@dataclass(frozen=True, slots=True)
+class RawBucketOptions:
+    """How the bucket of the raw files is reached."""
+
+    raw_endpoint_url: Annotated[
+        str | None, typer.Option(metavar="URL", rich_help_panel=_RAW_S3)
+    ] = None
+    raw_profile: Annotated[str | None, typer.Option(metavar="NAME", rich_help_panel=_RAW_S3)] = None
+    raw_no_sign_request: Annotated[
+        bool, typer.Option("--raw-no-sign-request", rich_help_panel=_RAW_S3)
+    ] = False
+
+    @property
+    def storage_options(self) -> dict[str, Any]:
+        """Options for the file system."""
+        return _s3_options(
+            self.raw_endpoint_url, self.raw_profile, no_sign_request=self.raw_no_sign_request
+        )
+
+
+class ScanNames(TypedDict):
+    """The conditions on scans, as functions of Python take them."""
+
+    scans: list[str] | None
+    split: list[str] | None
+    source: list[str] | None
+    vertebra: list[str] | None
+
+
+@dataclass(frozen=True, slots=True)
+class ScanOptions:
+    """Which scans of a store a command works on: those that meet every condition."""
+
+    scan: Annotated[
+        list[str] | None, typer.Option(metavar="ID", help="Only this scan; may be repeated.")
+    ] = None
+    split: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Only scans of this split; may be repeated."),
+    ] = None
+    source: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Only scans of this source; may be repeated."),
+    ] = None
+    vertebra: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME", help="Only scans whose mask shows this vertebra; may be repeated."
+        ),
+    ] = None
+
+    @property
+    def names(self) -> ScanNames:
+        """The conditions, as functions of Python take them."""
+        return ScanNames(
+            scans=self.scan, split=self.split, source=self.source, vertebra=self.vertebra
+        )
+
+
+def command(function: Callable[..., None]) -> Callable[..., None]:
+    """Make a command of a function.
+
+    A parameter whose type is a dataclass becomes an option for each of its fields. Errors are
+    printed as messages, and end the program with their exit codes.
+    """
+    hints = get_type_hints(function, include_extras=True)
+    parameters: list[Parameter] = []
+    groups: dict[str, type[Any]] = {}
+    for name, parameter in signature(function).parameters.items():
+        kind = hints[name]
+        if isinstance(kind, type) and is_dataclass(kind):
+            groups[name] = kind
+            types = get_type_hints(kind, include_extras=True)
+            parameters += [
+                Parameter(
+                    field.name,
+                    Parameter.KEYWORD_ONLY,
+                    default=field.default,
+                    annotation=types[field.name],
+                )
+                for field in fields(kind)
+            ]
+        else:
+            parameters.append(parameter.replace(annotation=kind))
+
+    @wraps(function)
+    def run(**given: object) -> None:
+        with errors_for_users():
+            for name, kind in groups.items():
+                given[name] = kind(**{field.name: given.pop(field.name) for field in fields(kind)})
+            function(**given)
+
+    # Typer reads the options of a command from these.
+    run.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return run

@@ -8,14 +8,8 @@ from typing import Annotated, Any, Final
 import typer
 
 from spinezarr.catalog import load_catalog
-from spinezarr.cli.console import ERR, OUT, Table, errors_for_users
-from spinezarr.cli.options import (
-    CatalogFile,
-    EndpointUrl,
-    NoSignRequest,
-    Profile,
-    storage_options,
-)
+from spinezarr.cli.console import ERR, OUT, Table
+from spinezarr.cli.options import OpenOptions, command
 from spinezarr.errors import UsageError
 from spinezarr.serve.log import LogForm
 from spinezarr.serve.run import check_address, run
@@ -31,6 +25,7 @@ _LONGEST_S: Final = 366 * 86_400
 _SIGNED_FOR: Final = "7d"
 
 
+@command
 def serve(
     stores: Annotated[
         list[str] | None,
@@ -77,10 +72,7 @@ def serve(
     log: Annotated[
         LogForm, typer.Option(help="How each answer is written to standard error, if it is.")
     ] = LogForm.NONE,
-    catalog: CatalogFile = None,
-    endpoint_url: EndpointUrl = None,
-    profile: Profile = None,
-    no_sign_request: NoSignRequest = False,
+    opening: OpenOptions,
 ) -> None:
     """Serve stores over HTTP: to xarray, zarr, tensorstore, neuroglancer, and to trainers.
 
@@ -88,47 +80,47 @@ def serve(
 
     Example:  spinezarr serve demo/ctspine1k.zarr
     """
-    with errors_for_users():
-        if new is not None:
-            if token_file is None:
-                raise UsageError("--new-token: give the --token-file to add it to.")
-            token = new_token(token_file, new)
-            OUT.say(token)
-            ERR.say(f"Its hash is in {token_file}. The token itself is shown this once.")
-            return
-        if sign is not None:
-            OUT.say(_signed(token_file, sign, signed_for, signed_as))
-            return
-        if signed_for is not None or signed_as is not None:
-            raise UsageError("--for and --as: say how a URL is signed. Give it (--sign URL).")
-        options = storage_options(endpoint_url, profile, no_sign_request=no_sign_request)
-        given = [(_place(path), options) for path in stores or ()] or _of_catalog(catalog, options)
-        settings = ServeSettings(
-            paths=tuple(place for place, _ in given),
-            storage_options={place: own for place, own in given if "://" in place},
-            token_file=None if token_file is None else str(token_file.absolute()),
-            hosts=frozenset({host}),
-            origins=frozenset(origin or ()),
-            cache_bytes=cache_mb * 1_000_000,
-            log=log,
-        )
-        settings.guard()
-        served = settings.stores()
-        served.check()
-        check_address(host, port, has_tokens=token_file is not None)
-        base = f"http://{f'[{host}]' if ':' in host else host}:{port}"
-        names = served.places()
-        table = Table("", "store", "URL for xarray and zarr")
-        for name in names:
-            table.add_row(name, f"{base}/zarr/{name}")
-        if names:
-            ERR.print(table)
-        else:
-            ERR.say("There is no store yet; those that come are served.")
-        ERR.say(f"Serving at {base}. Ctrl-C ends it.")
-        if token_file is not None:
-            ERR.say(f"With a browser, sign in at {base}/login.")
-        run(settings, host, port, processes)
+    if new is not None:
+        if token_file is None:
+            raise UsageError("--new-token: give the --token-file to add it to.")
+        token = new_token(token_file, new)
+        OUT.say(token)
+        ERR.say(f"Its hash is in {token_file}. The token itself is shown this once.")
+        return
+    if sign is not None:
+        OUT.say(_signed(token_file, sign, signed_for, signed_as))
+        return
+    if signed_for is not None or signed_as is not None:
+        raise UsageError("--for and --as: say how a URL is signed. Give it (--sign URL).")
+    options = opening.storage_options
+    given = [(_place(path), options) for path in stores or ()]
+    given = given or _of_catalog(opening.catalog, options)
+    settings = ServeSettings(
+        paths=tuple(place for place, _ in given),
+        storage_options={place: own for place, own in given if "://" in place},
+        token_file=None if token_file is None else str(token_file.absolute()),
+        hosts=frozenset({host}),
+        origins=frozenset(origin or ()),
+        cache_bytes=cache_mb * 1_000_000,
+        log=log,
+    )
+    settings.guard()
+    served = settings.stores()
+    served.check()
+    check_address(host, port, has_tokens=token_file is not None)
+    base = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+    names = served.places()
+    table = Table("", "store", "URL for xarray and zarr")
+    for name in names:
+        table.add_row(name, f"{base}/zarr/{name}")
+    if names:
+        ERR.print(table)
+    else:
+        ERR.say("There is no store yet; those that come are served.")
+    ERR.say(f"Serving at {base}. Ctrl-C ends it.")
+    if token_file is not None:
+        ERR.say(f"With a browser, sign in at {base}/login.")
+    run(settings, host, port, processes)
 
 
 def _signed(token_file: Path | None, url: str, time: str | None, name: str | None) -> str:

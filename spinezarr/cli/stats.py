@@ -1,4 +1,4 @@
-"""``spinezarr stats``: a dataset's figures, beside those of its published card."""
+"""``spinezarr stats``: what are the figures of a dataset, and does its card give the same?"""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -7,35 +7,18 @@ from pathlib import Path
 from typing import Annotated, Final
 
 import typer
-import xarray as xr
 
-import spinezarr
-from spinezarr.card import Card
 from spinezarr.cli.console import (
     ERR,
     OUT,
     SOME_FAILED,
     Said,
     Table,
-    errors_for_users,
-    make_folder,
     print_document,
     print_heading,
 )
-from spinezarr.cli.options import (
-    CatalogFile,
-    EndpointUrl,
-    NoSignRequest,
-    Profile,
-    StoreUrl,
-    storage_options,
-)
-from spinezarr.errors import CardError, UsageError
-from spinezarr.export.atomic_file import write_atomically
-from spinezarr.recipe import Recipe
-from spinezarr.redaction import redact_url
-from spinezarr.resources import recipe_names
-from spinezarr.stats.compare import Comparison, Verdict, compare
+from spinezarr.cli.options import OpenOptions, ScanOptions, StoreUrl, command
+from spinezarr.stats.compare import Comparison, Verdict
 from spinezarr.stats.documents import (
     TextTable,
     comparison_csv,
@@ -49,7 +32,8 @@ from spinezarr.stats.documents import (
     summary_lines,
     verdict_line,
 )
-from spinezarr.stats.statistics import Statistics, select_scans
+from spinezarr.stats.statistics import Statistics
+from spinezarr.verbs.stats import PLOTS
 
 __all__ = ["stats"]
 
@@ -96,11 +80,11 @@ _COMPARISON_AS: Final[dict[Format, Callable[[Comparison], str]]] = {
 }
 
 
+@command
 def stats(
     store: StoreUrl,
     *,
-    split: Annotated[str | None, typer.Option(help="Only the scans of this split.")] = None,
-    source: Annotated[str | None, typer.Option(help="Only the scans of this source.")] = None,
+    chosen: ScanOptions,
     output: Annotated[
         Format, typer.Option("--format", help="One document on standard output.")
     ] = Format.TABLE,
@@ -115,12 +99,9 @@ def stats(
             help="Compare with the dataset's published card, or with the card in a .yaml file.",
         ),
     ] = None,
-    catalog: CatalogFile = None,
-    endpoint_url: EndpointUrl = None,
-    profile: Profile = None,
-    no_sign_request: NoSignRequest = False,
+    opening: OpenOptions,
 ) -> None:
-    """Print the figures of published dataset cards, counted from the scan table; compare them.
+    """Print the figures of published dataset cards, count_noun from the scan table; compare them.
 
     With --against, exit code 0 says that every figure is the card's, 1 that
     one differs or is missing in store. Where the card contradicts itself and the
@@ -128,40 +109,16 @@ def stats(
 
     Example:  spinezarr stats demo/ctspine1k.zarr --format markdown
     """
-    with errors_for_users():
-        if against is not None and (split is not None or source is not None):
-            raise UsageError(
-                "--against compares with the card of the whole dataset; leave out --split and "
-                "--source."
-            )
-        options = storage_options(endpoint_url, profile, no_sign_request=no_sign_request)
-        opened = spinezarr.open(store, catalog=catalog, storage_options=options)
-        if plots is not None:
-            make_folder(plots)
-        found = opened.stats(split=split, source=source)
-        comparison = None if against is None else compare(found, _card(opened, against))
-        if comparison is None:
-            _print(found, output)
-        else:
-            _print_comparison(comparison, output)
-        if plots is not None:
-            _draw(select_scans(opened.table, split=split, source=source), found, plots)
-        if comparison is not None and not comparison.agrees:
-            raise typer.Exit(SOME_FAILED)
-
-
-def _card(store: "spinezarr.Store", against: str) -> Card:
-    """Read the card that the user asked for."""
-    if against != "card":
-        return Card.load_file(Path(against).expanduser())
-    dataset = store.attrs["dataset"]
-    card = Recipe.load(dataset).shipped_card() if dataset in recipe_names() else None
-    if card is None:
-        raise CardError(
-            f"{redact_url(store.url)}: no published card of the dataset {dataset!r} ships with "
-            "spinezarr. Give the path of one: --against FILE.card.yaml."
-        )
-    return card
+    opened = opening.open(store)
+    found = opened.stats(**chosen.names, plots=plots, against=against)
+    if isinstance(found, Statistics):
+        _print(found, output)
+    else:
+        _print_comparison(found, output)
+    if plots is not None:
+        ERR.say(f"Wrote {', '.join(PLOTS)} to {plots}.")
+    if isinstance(found, Comparison) and not found.agrees:
+        raise typer.Exit(SOME_FAILED)
 
 
 def _print(statistics: Statistics, output: Format) -> None:
@@ -212,22 +169,3 @@ def _print_sheet(sheet: TextTable, styles: list[str] | None = None) -> None:
     for at, row in enumerate(sheet.rows):
         table.add_row(*row, style=styles[at] if styles else None)
     OUT.print(table)
-
-
-def _draw(table: xr.Dataset, statistics: Statistics, folder: Path) -> None:
-    # matplotlib takes long to import, and most who ask for figures want no plots.
-    from spinezarr.stats.plots import (  # noqa: PLC0415
-        draw_detection,
-        draw_spacing,
-        draw_volumes,
-    )
-
-    figures = {
-        "detection.png": draw_detection(statistics),
-        "volumes.png": draw_volumes(table),
-        "spacing.png": draw_spacing(table),
-    }
-    for name, figure in figures.items():
-        with write_atomically(folder / name) as file:
-            figure.savefig(file, format="png")
-    ERR.say(f"Wrote {', '.join(figures)} to {folder}.")

@@ -1,46 +1,39 @@
-"""``spinezarr verify``: whether a store is whole."""
+"""``spinezarr verify``: is a store whole?"""
 
-from collections.abc import Mapping
-from dataclasses import replace
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from spinezarr.catalog import locate_store
 from spinezarr.cli.console import (
-    ERR,
     OUT,
     SHOWN,
     Said,
     Table,
-    bytes_progress,
-    errors_for_users,
     print_capped,
     print_heading,
     print_json,
+    show_progress,
 )
 from spinezarr.cli.options import (
     AsJson,
-    CatalogFile,
-    EndpointUrl,
     FollowLinks,
-    NoSignRequest,
-    Profile,
-    RawEndpointUrl,
-    RawNoSignRequest,
-    RawProfile,
+    OpenOptions,
+    RawBucketOptions,
+    ScanOptions,
     StoreUrl,
-    link_folders,
-    storage_options,
+    command,
 )
-from spinezarr.formats import Limits
 from spinezarr.redaction import redact_url
+from spinezarr.store.selection import ScanSelection
 from spinezarr.text import count_noun
-from spinezarr.verify.store import Verification, verify_store
+from spinezarr.verbs.verify import verify as verify_url
+from spinezarr.verify.store import Verification
 
 __all__ = ["verify"]
 
 
+@command
 def verify(
     store: StoreUrl,
     *,
@@ -48,18 +41,11 @@ def verify(
         str | None,
         typer.Option(metavar="RAW", help="Also compare each voxel with the files of this folder."),
     ] = None,
-    scan: Annotated[
-        list[str] | None, typer.Option(metavar="ID", help="Only this scan; may be repeated.")
-    ] = None,
+    chosen: ScanOptions,
     follow_links: FollowLinks = None,
     as_json: AsJson = False,
-    catalog: CatalogFile = None,
-    endpoint_url: EndpointUrl = None,
-    profile: Profile = None,
-    no_sign_request: NoSignRequest = False,
-    raw_endpoint_url: RawEndpointUrl = None,
-    raw_profile: RawProfile = None,
-    raw_no_sign_request: RawNoSignRequest = False,
+    opening: OpenOptions,
+    raw_bucket: RawBucketOptions,
 ) -> None:
     """Read every byte of a store: each file against its manifest, each chunk against its checksum.
 
@@ -70,67 +56,23 @@ def verify(
 
     Example:  spinezarr verify demo/ctspine1k.zarr --against demo/raw
     """
-    with errors_for_users():
-        url, options = locate_store(store, catalog)
-        given = storage_options(endpoint_url, profile, no_sign_request=no_sign_request)
-        of_raw = storage_options(raw_endpoint_url, raw_profile, no_sign_request=raw_no_sign_request)
-        options = {**options, **given}
-        found = _verify(url, scan, options)
-        if against is not None:
-            raw_options = of_raw or (options if "://" in against else {})
-            limits = Limits(link_folders=link_folders(follow_links))
-            found = _compare(found, against, options, raw_options, limits)
-        if as_json:
-            print_json(found.to_json())
-        else:
-            _print(found, against)
-        raise typer.Exit(found.exit_code)
-
-
-def _verify(url: str, scans: list[str] | None, options: Mapping[str, Any]) -> Verification:
-    with bytes_progress() as progress:
-        task = progress.add_task("verify", total=None)
-        return verify_store(
+    # A damaged store cannot be opened: it is checked by its URL.
+    url, options = locate_store(store, opening.catalog)
+    with show_progress() as show:
+        found = verify_url(
             url,
-            scans,
-            storage_options=options,
-            on_total=lambda size: progress.update(task, total=size or None),
-            on_bytes=lambda size: progress.advance(task, size),
+            ScanSelection.of(**chosen.names),
+            against=against,
+            follow_links=follow_links,
+            storage_options={**options, **opening.storage_options},
+            raw_storage_options=raw_bucket.storage_options,
+            on_progress=show,
         )
-
-
-def _compare(
-    found: Verification,
-    raw: str,
-    options: Mapping[str, Any],
-    raw_options: Mapping[str, Any],
-    limits: Limits,
-) -> Verification:
-    """Compare the scans that are whole with their source files."""
-    broken = {fault.scan_id for fault in found.faults if fault.kind not in {"disagrees", "extra"}}
-    if "zarr.json" in {fault.path for fault in found.faults}:
-        broken.update(found.scans)
-    whole = [name for name in found.scans if name not in broken]
-    if len(whole) < len(found.scans):
-        ERR.say(f"Not compared, as not whole: {count_noun(len(found.scans) - len(whole), 'scan')}.")
-    if not whole:
-        return found
-    # What reads raw files takes long to import.
-    from spinezarr.verify.source import compare_with_source  # noqa: PLC0415
-
-    with bytes_progress() as progress:
-        task = progress.add_task("compare", total=None)
-        faults = compare_with_source(
-            found.url,
-            raw,
-            whole,
-            storage_options=options,
-            raw_options=raw_options,
-            limits=limits,
-            on_total=lambda size: progress.update(task, total=size),
-            on_bytes=lambda size: progress.advance(task, size),
-        )
-    return replace(found, faults=(*found.faults, *faults))
+    if as_json:
+        print_json(found.to_json())
+    else:
+        _print(found, against)
+    raise typer.Exit(found.exit_code)
 
 
 def _print(found: Verification, raw: str | None) -> None:

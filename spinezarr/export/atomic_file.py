@@ -13,7 +13,7 @@ from spinezarr.errors import UsageError
 from spinezarr.store.files import PARTIAL
 from spinezarr.text import add_path_to_disk_full_error
 
-__all__ = ["check_not_link", "write_atomically"]
+__all__ = ["check_not_link", "make_folder", "write_atomically"]
 
 
 @contextmanager
@@ -32,6 +32,22 @@ def write_atomically(path: Path) -> Iterator[BinaryIO]:
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder for output, or take one that is there.
+
+    Raises
+    ------
+    UsageError
+        If it, or one above it, is a file.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as problem:
+        raise UsageError(
+            f"{folder}: there is a file of this name, or above it. Give the name of a folder."
+        ) from problem
 
 
 def check_not_link(folder: Path) -> None:

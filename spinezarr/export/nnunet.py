@@ -26,7 +26,8 @@ from spinezarr.export.nifti import ExportedScan, write_label_on_image, write_nif
 from spinezarr.export.voxel_reader import VoxelReader
 from spinezarr.store.files import PARTIAL
 from spinezarr.store.reader import ScanHandle, StoreReader
-from spinezarr.text import to_ascii_json, to_nfc
+from spinezarr.store.selection import ScanSelection
+from spinezarr.text import to_ascii_json
 from spinezarr.vertebrae import BACKGROUND, VALUE_OF_NAME
 
 __all__ = ["NnunetExport", "NnunetLabels"]
@@ -102,10 +103,10 @@ class NnunetExport:
         reader: StoreReader,
         voxels: VoxelReader,
         folder: Path,
+        selection: ScanSelection,
         *,
         dataset_id: int,
         name: str | None,
-        splits: Sequence[str] | None,
         preprocessed: Path | None,
         compressed: bool,
     ) -> "NnunetExport":
@@ -126,16 +127,11 @@ class NnunetExport:
         table = reader.table
         columns = (table.scan, table.split, table.label_state)
         rows = list(zip(*(column.to_numpy().tolist() for column in columns), strict=True))
-        splits = None if splits is None else [to_nfc(split) for split in splits]
-        known = {split for _, split, _ in rows}
-        for split in splits or ():
-            if split not in known:
-                had = ", ".join(map(repr, sorted(known)))
-                raise UsageError(f"split {split!r}: the store has {had}.")
+        chosen = set(selection.scan_ids(table, reader.name))
         parts = {
             scan_id: _part(split, has_mask=state != "none")
             for scan_id, split, state in rows
-            if splits is None or split in splits
+            if scan_id in chosen
         }
         if not {"train", "validation"} & set(parts.values()):
             raise UsageError(f"{reader.name}: there are no scans with masks to train on.")

@@ -163,28 +163,32 @@ def local_cluster(n_workers: int) -> Iterator[DaskWorkers]:
 
 
 @contextmanager
-def existing_cluster(address: str) -> Iterator[DaskWorkers]:
-    """Connect to a scheduler that is running, and leave it running.
+def existing_cluster(scheduler: str | Client) -> Iterator[DaskWorkers]:
+    """Use a cluster that is running, and leave it running.
 
     Parameters
     ----------
-    address
-        For example ``tcp://10.0.0.1:8786``.
+    scheduler
+        Address of its scheduler, such as ``tcp://10.0.0.1:8786``, or a client that is connected to
+        it and stays open.
 
     Raises
     ------
     UsageError
         If it cannot be reached, or is not fit; see :class:`DaskWorkers`.
     """
+    if isinstance(scheduler, Client):
+        yield DaskWorkers(scheduler)
+        return
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", VersionMismatchWarning)  # said below, and an error
-            client = Client(address, timeout=_CONNECT_S, set_as_default=False)
+            client = Client(scheduler, timeout=_CONNECT_S, set_as_default=False)
     except (OSError, ValueError, TypeError) as problem:
         raise UsageError(
-            f"no Dask scheduler answers at {redact_url(address)} within {_CONNECT_S:.0f} seconds: "
-            f"{problem}. Give the address that the scheduler prints when it starts, such as "
-            "tcp://10.0.0.1:8786, and look whether this machine can reach it."
+            f"no Dask scheduler answers at {redact_url(scheduler)} within {_CONNECT_S:.0f} "
+            f"seconds: {problem}. Give the address that the scheduler prints when it starts, such "
+            "as tcp://10.0.0.1:8786, and look whether this machine can reach it."
         ) from problem
     with client:
         yield DaskWorkers(client)

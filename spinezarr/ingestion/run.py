@@ -88,6 +88,8 @@ class IngestReport:
     """Scans that the split file lists and the raw folder lacks."""
     tables: tuple[TableUse, ...]
     """Every table of the recipe, and its rows without a scan."""
+    nii_gz_bytes: int | None = None
+    """Estimated size of the scans that are done as ``.nii.gz``; None if they come as such."""
 
     @property
     def orphans_failed(self) -> bool:

@@ -16,7 +16,8 @@ from spinezarr.serve.http import Answer, Request, text_answer
 from spinezarr.serve.query import QueryModel, WrongQueryError, parse_query
 from spinezarr.serve.tables import ServedTable
 from spinezarr.stats.histogram import Histogram
-from spinezarr.stats.statistics import compute_statistics, select_scans
+from spinezarr.stats.statistics import compute_statistics
+from spinezarr.store.selection import ScanSelection
 
 __all__ = ["StatisticsModel", "StatisticsQuery", "answer_statistics"]
 
@@ -92,7 +93,8 @@ def answer_statistics(served_table: ServedTable, request: Request) -> Answer:
 
     def count(table: xr.Dataset) -> dict[str, Any]:
         try:
-            chosen = select_scans(table, split=asked.split, source=asked.source)
+            selection = ScanSelection.of(split=asked.split, source=asked.source)
+            chosen = selection.rows(table, "the store")
         except UsageError:  # no scan has such a split or source
             chosen = table.isel(scan=slice(0))
         return _counted(chosen).model_dump(mode="json")

@@ -20,10 +20,10 @@ from spinezarr.serve.http import Answer, Request, text_answer
 from spinezarr.serve.patches import batch_limits
 from spinezarr.serve.query import QueryModel, WrongQueryError, parse_query
 from spinezarr.serve.served_files import ServedFolder
-from spinezarr.stats.statistics import select_scans
 from spinezarr.store.attributes import ScanAttributes, is_scan_id
 from spinezarr.store.audit_log import AUDIT_FILE, AuditLog
 from spinezarr.store.reader import StoreReader
+from spinezarr.store.selection import ScanSelection
 from spinezarr.stream.read.batch_client import BatchLimits
 from spinezarr.stream.read.cache import BoundedCache
 from spinezarr.text import to_ascii_json
@@ -310,7 +310,8 @@ def answer_scans(served_table: ServedTable, request: Request) -> Answer:
 
 def _chosen(table: xr.Dataset, asked: ScansQuery) -> xr.Dataset:
     try:
-        table = select_scans(table, split=asked.split, source=asked.source)
+        selection = ScanSelection.of(split=asked.split, source=asked.source)
+        table = selection.rows(table, "the store")
     except UsageError:  # no scan has such a split or source
         return table.isel(scan=slice(0))
     fits = np.ones(table.sizes["scan"], bool)

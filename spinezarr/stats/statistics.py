@@ -13,9 +13,7 @@ import numpy.typing as npt
 import xarray as xr
 
 from spinezarr.card import REGIONS, STATISTICS, FigureKey, Region
-from spinezarr.errors import UsageError
 from spinezarr.geometry import AxisMap
-from spinezarr.text import to_nfc
 from spinezarr.vertebrae import VALUE_OF_NAME
 
 __all__ = [
@@ -23,7 +21,6 @@ __all__ = [
     "Statistics",
     "VertebraStatistics",
     "compute_statistics",
-    "select_scans",
     "to_file_axes",
     "volumes_cm3",
 ]
@@ -129,27 +126,6 @@ def _spread_figures(
 ) -> Iterator[tuple[FigureKey, float]]:
     for statistic in STATISTICS:
         yield FigureKey(group, name, f"{unit}_{statistic}"), getattr(spread, statistic)
-
-
-def select_scans(
-    table: xr.Dataset, *, split: str | None = None, source: str | None = None
-) -> xr.Dataset:
-    """Return the rows of a table with a given split, source, or both.
-
-    Raises
-    ------
-    UsageError
-        If no scan has such a split or source; the message lists the existing ones.
-    """
-    keep = np.ones(table.sizes["scan"], bool)
-    for column, wanted in (("split", split), ("source", source)):
-        if wanted is not None:
-            values, name = table[column].to_numpy(), to_nfc(wanted)
-            if name not in values:
-                known = ", ".join(repr(str(value)) for value in sorted(set(values)))
-                raise UsageError(f"{column} {name!r}: the store has {known}.")
-            keep &= values == name
-    return table.isel(scan=np.flatnonzero(keep))
 
 
 def to_file_axes(table: xr.Dataset, column: str) -> npt.NDArray[Any]:

@@ -1,7 +1,7 @@
 """Opening a store: the dataset, the table, and the arrays of each scan as plain values."""
 
 import math
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
@@ -45,12 +45,13 @@ from spinezarr.store.layout import (
 )
 from spinezarr.store.manifest import ManifestEntry, ShardEntry
 from spinezarr.store.objects import Objects, open_objects
+from spinezarr.store.selection import unknown_scan
 from spinezarr.store.sharding import ChunkDamagedError, decode_chunk
 from spinezarr.store.table import update_table
 from spinezarr.store.table_file import parse_table
 from spinezarr.text import to_nfc
 
-__all__ = ["ArraySpec", "ScanHandle", "StoreReader", "parse_scan", "read_table", "resolve_scan_ids"]
+__all__ = ["ArraySpec", "ScanHandle", "StoreReader", "parse_scan", "read_table"]
 
 T = TypeVar("T")
 
@@ -360,7 +361,7 @@ class StoreReader:
                 "Ingest this scan again."
             ) from problem
         if scan is None:
-            raise UnknownScanError(f"{self.name}: has no scan {scan_id!r}.")
+            raise unknown_scan(self.name, scan_id)
         return scan
 
     def listed_scan(self, scan_id: str) -> ScanHandle:
@@ -557,29 +558,6 @@ def _check_label_chunks(path: str, rows: npt.NDArray[np.uint32], scan: ScanHandl
         raise CorruptStoreError(
             f"{path}: counts other voxels of labels than the scan says. Ingest this scan again."
         )
-
-
-def resolve_scan_ids(wanted: Iterable[str], known: Collection[str], url: str) -> list[str]:
-    """Return the ids that a user names as the store has them, in any Unicode form.
-
-    Parameters
-    ----------
-    wanted
-        Ids as given.
-    known
-        Those of the store.
-    url
-        Of the store, for messages.
-
-    Raises
-    ------
-    UnknownScanError
-        If the store has no such scan.
-    """
-    names = [to_nfc(str(name)) for name in wanted]
-    for name in sorted(set(names).difference(known)):
-        raise UnknownScanError(f"{redact_url(url)}: has no scan {name!r}.")
-    return names
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -18,7 +18,8 @@ from spinezarr.store.layout import FORMAT_VERSION, SCANS, TABLE, scan_key
 from spinezarr.store.ledger import LEDGER_FILE, Ledger
 from spinezarr.store.lock import LATE_FILE, LOCK_FILE
 from spinezarr.store.manifest import ManifestEntry
-from spinezarr.store.reader import StoreReader, resolve_scan_ids
+from spinezarr.store.reader import StoreReader
+from spinezarr.store.selection import check_scan_ids
 from spinezarr.store.table import natural_key
 from spinezarr.verify.fault import Fault
 from spinezarr.verify.files import (
@@ -162,8 +163,8 @@ class _Check:
         on_disk = self._scans_on_disk()
         names = sorted(in_table | on_disk, key=natural_key)
         if wanted is not None:
-            chosen = resolve_scan_ids(wanted, names, self._url)
-            names = [name for name in names if name in chosen]
+            check_scan_ids(wanted, names, redact_url(self._url))
+            names = [name for name in names if name in wanted]
         unfinished = self._unfinished(names, in_table if table is not None else None)
         read = [name for name in names if name not in unfinished]
         checked = self._check_scans(read, root)

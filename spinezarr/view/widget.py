@@ -135,7 +135,7 @@ class ScanView:
 
     @cached_property
     def figure(self) -> "Figure":
-        """The picture: three planes through the spine, as :meth:`spinezarr.Store.preview` draws."""
+        """The picture: three planes through the spine, as :meth:`spinezarr.Store.figure` draws."""
         return preview_scan(self._scan, self._engine)
 
     @cached_property

@@ -20,7 +20,8 @@ from typer.testing import CliRunner
 
 import spinezarr
 from spinezarr.cli.main import app
-from spinezarr.errors import CorruptStoreError, UsageError
+from spinezarr.errors import UsageError
+from spinezarr.export.nifti import export_scan
 from spinezarr.export.nifti_placement import NiftiPlacement
 from spinezarr.formats import open_volume
 from spinezarr.geometry import corner_distance_mm
@@ -120,12 +121,12 @@ def test_every_orientation_is_given_back(tmp_path, assert_read_alike):
         write_nifti(tmp_path / f"raw/{axes}_seg.nii", label, AFFINE, mask)
     store = stored(tmp_path / "raw", tmp_path / "a.zarr")
     for axes in all_axcodes():
-        exact = store.export_nifti(axes, tmp_path, exact=True)
+        exact = store.export_nifti(out=tmp_path, scans=axes, exact=True, overwrite=True).done[0]
         assert exact.notes == ()
         assert [Path(file).name for file in exact.files] == [f"{axes}_{end}" for end in endings]
         for file in exact.files:
             assert_given_back(file, tmp_path / "raw" / Path(file).name.removesuffix(".gz"))
-        done = store.export_nifti(axes, tmp_path)
+        done = store.export_nifti(out=tmp_path, scans=axes, overwrite=True).done[0]
         assert done.files == exact.files
         noted = assert_usable(done, tmp_path / "raw", assert_read_alike)
         assert all("not all programs read" in note for note in noted)
@@ -161,10 +162,18 @@ def test_whatever_the_form_it_is_given_back(
     mask = rng.integers(0, 26, SHAPE).astype(np.uint8)
     write_nifti(folder / "raw/a_seg.nii", mask, AFFINE, label)
     store = stored(folder / "raw", folder / "a.zarr")
-    for file in store.export_nifti("a", folder, compressed=False, exact=True).files:
+    for file in (
+        store.export_nifti(out=folder, scans="a", compressed=False, exact=True, overwrite=True)
+        .done[0]
+        .files
+    ):
         assert_given_back(file, folder / "raw" / Path(file).name)
     (folder / "usable").mkdir()
-    assert_usable(store.export_nifti("a", folder / "usable"), folder / "raw", assert_read_alike)
+    assert_usable(
+        store.export_nifti(out=folder / "usable", scans="a", overwrite=True).done[0],
+        folder / "raw",
+        assert_read_alike,
+    )
 
 
 def test_headers_without_any_place_and_nifti_2_are_given_back_exactly(tmp_path):
@@ -180,7 +189,9 @@ def test_headers_without_any_place_and_nifti_2_are_given_back_exactly(tmp_path):
     nib.save(placeless, tmp_path / "raw/none_ct.nii")
     store = stored(tmp_path / "raw", tmp_path / "a.zarr", label=None)
     for name in ("two", "none"):
-        (file,) = store.export_nifti(name, tmp_path, exact=True).files
+        (file,) = (
+            store.export_nifti(out=tmp_path, scans=name, exact=True, overwrite=True).done[0].files
+        )
         assert_given_back(file, tmp_path / f"raw/{name}_ct.nii")
 
 
@@ -194,7 +205,7 @@ def test_values_of_which_their_slope_does_not_tell_the_numbers_come_back(tmp_pat
     data[112:120] = np.array([1 / 3, 1e15], "<f4").tobytes()
     path.write_bytes(data)
     store = stored(tmp_path / "raw", tmp_path / "a.zarr", label=None)
-    done = store.export_nifti("a", tmp_path)
+    done = store.export_nifti(out=tmp_path, scans="a", overwrite=True).done[0]
     assert done.notes == ()
     found, expected = nib.load(done.files[0]), nib.load(path)
     assert np.asarray(found.dataobj).tobytes() == np.asarray(expected.dataobj).tobytes()
@@ -213,9 +224,11 @@ def test_a_mask_that_took_the_images_grid_lies_on_it(tmp_path, assert_read_alike
     wrong = nib.Nifti1Image(np.asarray(mask.dataobj), np.diag([-1.0, -1.0, 2.0, 1.0]))
     nib.save(wrong, tmp_path / "raw/a_seg.nii")
     store = stored(tmp_path / "raw", tmp_path / "a.zarr", take_image_grid=True)
-    for file in store.export_nifti("a", tmp_path, exact=True).files:
+    for file in (
+        store.export_nifti(out=tmp_path, scans="a", exact=True, overwrite=True).done[0].files
+    ):
         assert_given_back(file, tmp_path / "raw" / Path(file).name.removesuffix(".gz"))
-    done = store.export_nifti("a", tmp_path)
+    done = store.export_nifti(out=tmp_path, scans="a", overwrite=True).done[0]
     (note,) = done.notes
     assert re.fullmatch(r"a_seg.nii.gz: lies where its image lies; its source says \d+ mm .*", note)
     found, mask = map(nib.load, done.files)
@@ -233,7 +246,11 @@ def test_further_axes_of_length_1_come_back_without_them(tmp_path):
     nib.save(nib.Nifti1Image(values[..., None], AFFINE), tmp_path / "raw/a_ct.nii")
     nib.save(nib.Nifti1Image(label[..., None, None], AFFINE), tmp_path / "raw/a_seg.nii")
     store = stored(tmp_path / "raw", tmp_path / "a.zarr")
-    for file, source in zip(store.export_nifti("a", tmp_path).files, (values, label), strict=True):
+    for file, source in zip(
+        store.export_nifti(out=tmp_path, scans="a", overwrite=True).done[0].files,
+        (values, label),
+        strict=True,
+    ):
         found = nib.load(file)
         assert found.shape == source.shape
         assert found.get_data_dtype() == source.dtype
@@ -295,7 +312,7 @@ def test_headers_that_programs_read_apart_are_written_alike(tmp_path, assert_rea
     with pytest.raises((AssertionError, RuntimeError)):
         assert_read_alike(tmp_path / "raw/a_ct.nii")
     store = stored(tmp_path / "raw", tmp_path / "a.zarr", label=None)
-    done = store.export_nifti("a", tmp_path)
+    done = store.export_nifti(out=tmp_path, scans="a", overwrite=True).done[0]
     (note, *rounded) = done.notes
     assert re.search(expected, note)
     (file,) = done.files
@@ -306,7 +323,7 @@ def test_headers_that_programs_read_apart_are_written_alike(tmp_path, assert_rea
     said = [float(re.search(r"up to (\S+) mm beside", text)[1]) for text in rounded]
     assert apart <= sum(said) <= 2e-5
     np.testing.assert_array_equal(np.asarray(nib.load(file).dataobj).T, values)
-    (exact,) = store.export_nifti("a", tmp_path, exact=True).files
+    (exact,) = store.export_nifti(out=tmp_path, scans="a", exact=True, overwrite=True).done[0].files
     assert_given_back(exact, tmp_path / "raw/a_ct.nii")
 
 
@@ -316,7 +333,7 @@ def test_axes_that_no_qform_has_are_said(tmp_path):
     values = np.zeros(SHAPE, np.int16)
     (tmp_path / "raw/a_ct.nii").write_bytes(made.binaryblock + bytes(4) + values.tobytes())
     store = stored(tmp_path / "raw", tmp_path / "a.zarr", label=None)
-    done = store.export_nifti("a", tmp_path)
+    done = store.export_nifti(out=tmp_path, scans="a", overwrite=True).done[0]
     assert any("5 degrees off perpendicular: SimpleITK" in note for note in done.notes)
     (file,) = done.files
     # Rather than place voxels 4 mm elsewhere, as it would by the qform of the source.
@@ -333,7 +350,7 @@ def test_scaled_dicom_keeps_its_numbers_where_nifti_holds_the_scale(
     values = numbers * slope - 1024
     write_dicom_series(tmp_path / "raw/a", values, STRAIGHT, DicomForm(slope=slope))
     store = stored(tmp_path / "raw", tmp_path / "a.zarr", image="{scan}/", label=None)
-    (file,) = store.export_nifti("a", tmp_path).files
+    (file,) = store.export_nifti(out=tmp_path, scans="a", overwrite=True).done[0].files
     assert_read_alike(file)
     found = nib.load(file)
     assert found.get_data_dtype() == dtype
@@ -364,7 +381,7 @@ def test_64_bit_integers_become_a_type_that_programs_read(
     else:
         write_metaimage(tmp_path / "raw/a.mha", image, AFFINE, MetaImageForm("LPS", "int64"))
     store = stored(tmp_path / "raw", tmp_path / "a.zarr", image="{scan}." + ending, label=None)
-    done = store.export_nifti("a", tmp_path)
+    done = store.export_nifti(out=tmp_path, scans="a", overwrite=True).done[0]
     found = nib.load(done.files[0])
     assert found.get_data_dtype() == dtype
     assert any(dtype in note for note in done.notes) == (ending == "nii" or dtype == "int64")
@@ -379,11 +396,11 @@ def test_metaimages_come_in_the_narrowest_type(tmp_path, assert_read_alike, dtyp
     values = np.resize(np.array([0, 100], dtype), SHAPE)
     write_metaimage(tmp_path / "raw/a.mha", values, AFFINE, MetaImageForm("PIR", dtype))
     store = stored(tmp_path / "raw", tmp_path / "a.zarr", image="{scan}.mha", label=None)
-    (file,) = store.export_nifti("a", tmp_path).files
+    (file,) = store.export_nifti(out=tmp_path, scans="a", overwrite=True).done[0].files
     narrow = dtype if np.dtype(dtype).itemsize == 1 else "int16"
     assert nib.load(file).get_data_dtype() == narrow
     assert_read_alike(file)
-    (exact,) = store.export_nifti("a", tmp_path, exact=True).files
+    (exact,) = store.export_nifti(out=tmp_path, scans="a", exact=True, overwrite=True).done[0].files
     assert nib.load(exact).get_data_dtype() == dtype
 
 
@@ -391,14 +408,18 @@ def test_12_bit_dicom_comes_as_int16_in_nifti_1(tmp_path, assert_read_alike):
     values = np.random.default_rng(4).integers(-1024, 3072, (9, 20, 30)).astype(np.int16)
     write_dicom_series(tmp_path / "raw/a", values, AFFINE, DicomForm())
     store = stored(tmp_path / "raw", tmp_path / "a.zarr", image="{scan}/", label=None)
-    done = store.export_nifti("a", tmp_path)
+    done = store.export_nifti(out=tmp_path, scans="a", overwrite=True).done[0]
     (file,) = done.files
     assert_read_alike(file)
     assert nib.load(file).get_data_dtype() == np.int16
     (note,) = done.notes
     said = float(re.search(r"places voxels up to (\S+) mm beside its source", note)[1])
     assert said <= 2e-5
-    (exact,) = store.export_nifti("a", tmp_path / "raw", exact=True).files
+    (exact,) = (
+        store.export_nifti(out=tmp_path / "raw", scans="a", exact=True, overwrite=True)
+        .done[0]
+        .files
+    )
     assert nib.load(exact).get_data_dtype() == np.int32
     distance = corner_distance_mm((30, 20, 9), nib.load(file).affine, nib.load(exact).affine)
     assert 0 < distance <= said
@@ -456,10 +477,10 @@ def test_metaimages_come_with_equal_voxels_and_affine(tmp_path, assert_read_alik
     values = rng.integers(-900, 900, SHAPE).astype(np.int16)
     write_metaimage(tmp_path / "raw/a.mha", values, affine, MetaImageForm("RAI"))
     store = stored(tmp_path / "raw", tmp_path / "a.zarr", image="{scan}.mha", label=None)
-    done = store.export_nifti("a", tmp_path)
+    done = store.export_nifti(out=tmp_path, scans="a", overwrite=True).done[0]
     assert bool(done.notes) == rounds
     assert_read_alike(done.files[0])
-    exact = store.export_nifti("a", tmp_path, exact=True)
+    exact = store.export_nifti(out=tmp_path, scans="a", exact=True, overwrite=True).done[0]
     assert bool(exact.notes) == rounds
     kind = nib.Nifti2Image if rounds else nib.Nifti1Image
     assert_holds_volume(exact.files[0], tmp_path / "raw/a.mha", kind)
@@ -484,7 +505,7 @@ def test_mapped_and_merged_masks_come_in_the_scheme(tmp_path):
     store = spinezarr.open(tmp_path / "t.zarr")
     kinds = set()
     for scan_id in store.table.scan.to_numpy().tolist():
-        done = store.export_nifti(scan_id, tmp_path)
+        done = store.export_nifti(out=tmp_path, scans=scan_id, overwrite=True).done[0]
         kinds |= {note.split(": ", 1)[1].split(" ")[0] for note in done.notes}
         mask = nib.load(done.files[1])
         assert mask.get_data_dtype() == np.uint8
@@ -532,7 +553,7 @@ def test_an_interrupted_export_leaves_whole_files_only(pair):
                 raise KeyboardInterrupt
 
         try:
-            store.export_nifti("a", out, on_bytes=interrupt)
+            export_scan(store._reader.scan("a"), store._engine, out, on_bytes=interrupt)
         except KeyboardInterrupt:
             assert all(name.endswith(".nii.gz") for name in names(out))
             for name in names(out):
@@ -548,7 +569,7 @@ def test_a_killed_export_leaves_no_half_file_under_a_files_name(pair):
     code = (
         "import os, spinezarr;"
         f"spinezarr.open({str(pair / 'two.zarr')!r})"
-        f".export_nifti('a', {str(pair)!r}, on_bytes=lambda _: os._exit(9))"
+        f".export_nifti(out={str(pair)!r}, scans='a', on_progress=lambda p: p.done and os._exit(9))"
     )
     done = subprocess.run([sys.executable, "-c", code], check=False, env={**os.environ})
     assert done.returncode == 9
@@ -583,8 +604,8 @@ def test_a_damaged_scan_fails_and_others_are_written(pair):
     assert "image chunk" in said["failed"]["a"]
     assert names(pair / "out") == ["b_ct.nii.gz", "b_seg.nii.gz"]
     assert [scan["scan_id"] for scan in said["done"]] == ["b"]
-    with pytest.raises(CorruptStoreError):
-        spinezarr.open(pair / "two.zarr").export_nifti("a", pair / "out")
+    report = spinezarr.open(pair / "two.zarr").export_nifti(out=pair / "python", scans="a")
+    assert (report.done, "image chunk" in report.failed["a"]) == ((), True)
     output = run("export", "nifti", pair / "two.zarr", "--out", pair / "more", code=1).output
     assert "Wrote 2 files of 1 scan " in output
     assert "image chunk" in output
@@ -627,7 +648,7 @@ def test_no_file_goes_beside_its_twin(pair):
     store = spinezarr.open(pair / "two.zarr")
     values = np.zeros(store.scan("a").image.shape, np.uint8)
     with pytest.raises(UsageError, match=r"a_ct\.nii\.gz: lies where a_ct\.nii goes"):
-        store.export_nifti("a", pair / "out", compressed=False)
+        store.export_nifti(out=pair / "out", scans="a", compressed=False, overwrite=True).done[0]
     with pytest.raises(UsageError, match=r"a_seg\.nii\.gz: lies where a_seg\.nii goes"):
         store.write_nifti("a", values, pair / "out/a_seg.nii")
     assert names(pair / "out") == ["a_ct.nii.gz", "a_seg.nii.gz"]
@@ -645,6 +666,6 @@ def test_the_same_scan_gives_the_same_bytes(pair):
     found = []
     for name in ("one", "other"):
         (pair / name).mkdir()
-        files = store.export_nifti("a", pair / name).files
+        files = store.export_nifti(out=pair / name, scans="a", overwrite=True).done[0].files
         found.append([Path(file).read_bytes() for file in files])
     assert found[0] == found[1]

@@ -263,7 +263,7 @@ def test_scans_without_mask_are_nothing_to_train_on(tmp_path, assert_keeps_the_r
     assert not only.failed
     export = spinezarr.open(tmp_path / "bare.zarr").export_nnunet
     with pytest.raises(UsageError, match="no scans with masks to train on"):
-        export(tmp_path / "none")
+        export(out=tmp_path / "none")
 
 
 # Failures
@@ -314,14 +314,16 @@ def test_what_nnunet_would_refuse_is_refused_first(ctspine1k_url, tmp_path):
     (tmp_path / "file").write_text("x")
     run("export", "nnunet", ctspine1k_url, "--out", tmp_path / "file", code=2)
     with pytest.raises(UsageError, match="numbers from 1 to 999"):
-        spinezarr.open(ctspine1k_url).export_nnunet(out, dataset_id=1000)
+        spinezarr.open(ctspine1k_url).export_nnunet(out=out, dataset_id=1000)
 
 
-def test_scans_can_be_written_one_by_one(ctspine1k_url, tmp_path, assert_keeps_the_rules):
-    export = spinezarr.open(ctspine1k_url).export_nnunet(tmp_path, splits=["train", "validation"])
-    assert export.scan_ids == TRAIN[:1] + VALIDATION[:1] + TRAIN[1:] + VALIDATION[1:]
-    export.make_folders()
-    for scan_id in export.scan_ids:
-        export.write(scan_id)
-    assert export.finish()[-1].name == "dataset.json"
-    assert_keeps_the_rules(export.folder)
+def test_a_part_of_a_store_is_a_dataset_too(ctspine1k_url, tmp_path, assert_keeps_the_rules):
+    store, seen = spinezarr.open(ctspine1k_url), []
+    report = store.export_nnunet(
+        out=tmp_path, split=["train", "validation"], on_progress=seen.append
+    )
+    expected = TRAIN[:1] + VALIDATION[:1] + TRAIN[1:] + VALIDATION[1:]
+    assert [scan.scan_id for scan in report.done] == expected
+    assert (report.failed, Path(report.files[-1]).name) == ({}, "dataset.json")
+    assert seen[-1].done == seen[-1].total
+    assert_keeps_the_rules(Path(report.out))

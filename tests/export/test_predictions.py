@@ -89,7 +89,7 @@ def test_predictions_lie_as_the_exported_image_does(tmp_path, assert_read_alike)
     assert not report.failed, report.failed
     store = spinezarr.open(tmp_path / "a.zarr")
     store.write_nifti("a", store.scan("a").image, tmp_path / "mine.nii.gz")
-    (exported,) = store.export_nifti("a", tmp_path).files
+    (exported,) = store.export_nifti(out=tmp_path, scans="a", overwrite=True).done[0].files
     assert (tmp_path / "mine.nii.gz").read_bytes() == Path(exported).read_bytes()
     assert_read_alike(exported)
 

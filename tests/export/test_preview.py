@@ -57,7 +57,7 @@ def test_centers_stand_in_the_planes_where_their_voxels_are(msr, scan_id):
     store, written = msr
     voxels = np.array(list(voxels_of(store, written[scan_id]).values()))
     first, spacing = positions(store, scan_id)
-    panels = {axes.get_label(): axes for axes in store.preview(scan_id).axes}
+    panels = {axes.get_label(): axes for axes in store.figure(scan_id).axes}
     for plane in ("sagittal", "coronal"):
         expected = (first + voxels * spacing)[:, AXES[plane]]
         np.testing.assert_allclose(dots(panels[plane]), expected, atol=0.01)
@@ -71,7 +71,7 @@ def test_without_a_mask_the_planes_pass_through_the_annotated_centers(msr, scan_
     middle = voxels[len(voxels) // 2]
     at = {"axial": middle[0], "coronal": np.median(voxels[:, 1]), "sagittal": 0.0}
     at["sagittal"] = np.median(voxels[:, 2])
-    figure = store.preview(scan_id)
+    figure = store.figure(scan_id)
     for axes in figure.axes:
         plane = axes.get_label()
         header = next(t.get_text() for t in axes.texts if plane in t.get_text())
@@ -85,7 +85,7 @@ def test_without_a_mask_the_planes_pass_through_the_annotated_centers(msr, scan_
 
 def test_a_scan_with_neither_mask_nor_centers_is_cut_in_its_middle(tmp_path):
     store, _ = stored(tmp_path, "verse", write_verse_subjects)
-    figure = store.preview("gl279_dir-cor")
+    figure = store.figure("gl279_dir-cor")
     first, spacing = positions(store, "gl279_dir-cor")
     for axes in figure.axes:
         plane = axes.get_label()
@@ -95,7 +95,7 @@ def test_a_scan_with_neither_mask_nor_centers_is_cut_in_its_middle(tmp_path):
         assert float(header.split("=")[1].removesuffix("mm")) == pytest.approx(expected, abs=0.06)
         assert not len(dots(axes))
     assert "dots" not in figure.texts[-1].get_text()
-    labeled = {axes.get_label(): axes for axes in store.preview("verse225").axes}
+    labeled = {axes.get_label(): axes for axes in store.figure("verse225").axes}
     assert len(dots(labeled["sagittal"])) == 4, "the file leaves out L3 of five"
     names = [text.get_text() for text in labeled["sagittal"].texts]
     assert names.count("L2") == names.count("L3") == 1
@@ -111,7 +111,7 @@ def test_structures_are_named_where_the_recipe_names_them(tmp_path):
     labels = recipe.labels.model_copy(update={"structures": {"30": "left_hip"}})
     recipe = recipe.model_copy(update={"labels": labels})
     ingest(recipe, discover(recipe, str(tmp_path / "raw")), str(tmp_path / "s.zarr"))
-    figure = spinezarr.open(tmp_path / "s.zarr").preview("a")
+    figure = spinezarr.open(tmp_path / "s.zarr").figure("a")
     drawn = {text.get_text() for axes in figure.axes for text in axes.texts}
     drawn |= {text.get_text() for text in figure.texts}
     assert "left hip" in drawn

@@ -5,7 +5,6 @@ import os
 import pytest
 
 import spinezarr
-from spinezarr.cli.preview import write_previews
 from spinezarr.errors import UsageError
 from spinezarr.export.atomic_file import write_atomically
 
@@ -43,16 +42,16 @@ def test_exports_follow_no_link(ctspine1k_url, precious, tmp_path):
     out.mkdir()
     for name in (f"{scan_id}.png", f"{scan_id}_ct.nii", f"{scan_id}_ct.nii.partial"):
         (out / name).symlink_to(precious)
-    write_previews(store, out, [scan_id])
-    store.export_nifti(scan_id, out, compressed=False)
+    store.preview(out=out, scans=scan_id)
+    store.export_nifti(out=out, scans=scan_id, compressed=False, overwrite=True)
     assert precious.read_text() == "precious"
     assert not any(path.is_symlink() for path in out.iterdir())
 
 
 def test_a_dataset_of_nnunet_is_written_into_no_other_folder(ctspine1k_url, tmp_path):
-    export = spinezarr.open(ctspine1k_url).export_nnunet(tmp_path, name="x")
     (tmp_path / "elsewhere").mkdir()
-    export.folder.mkdir()
-    (export.folder / "imagesTr").symlink_to(tmp_path / "elsewhere")
+    folder = tmp_path / "Dataset501_x"
+    folder.mkdir()
+    (folder / "imagesTr").symlink_to(tmp_path / "elsewhere")
     with pytest.raises(UsageError, match="imagesTr: is a link"):
-        export.make_folders()
+        spinezarr.open(ctspine1k_url).export_nnunet(out=tmp_path, name="x")

@@ -209,7 +209,7 @@ def _grid(case: Case) -> str:
 
 
 def _preview(case: Case) -> str:
-    return _each_scan(case, lambda store, scan: _drawn(store.preview(scan)))
+    return _each_scan(case, lambda store, scan: _drawn(store.figure(scan)))
 
 
 def _drawn(figure) -> str:
@@ -221,14 +221,27 @@ def _export(case: Case) -> str:
     case.out.mkdir()
     return _each_scan(
         case,
-        lambda store, scan: str(len(store.export_nifti(scan, case.out, compressed=False).files)),
+        lambda store, scan: str(
+            len(
+                store.export_nifti(out=case.out, scans=scan, compressed=False, overwrite=True)
+                .done[0]
+                .files
+            )
+        ),
     )
 
 
 def _exact(case: Case) -> str:
     case.out.mkdir()
     return _each_scan(
-        case, lambda store, scan: str(len(store.export_nifti(scan, case.out, exact=True).files))
+        case,
+        lambda store, scan: str(
+            len(
+                store.export_nifti(out=case.out, scans=scan, exact=True, overwrite=True)
+                .done[0]
+                .files
+            )
+        ),
     )
 
 
@@ -267,7 +280,7 @@ def _loader(workers: int) -> Callable[[Case], str]:
 
 def _audit(case: Case) -> str:
     store = spinezarr.open(case.url)
-    found = store.audit()
+    found = store.audit(write=False)
     sys.stdout.write("".join(f"{finding}\n" for finding in found.findings))
     return ""
 

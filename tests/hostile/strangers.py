@@ -95,9 +95,15 @@ RECIPE = {
                 "min_slices": 3,
             },
         },
-    }, "lookups": {"part": {"inputs": ["scan"], "values": {"{a:[a-z]}{rest:.*}": "{a|lower}", "*":
-    "x"}}}, "scan_id": "{scan}", "patient_id": "{part}", "source": "{collection}", "duplicate_key":
-    "{scan}", "splits": {
+    },
+    "lookups": {
+        "part": {"inputs": ["scan"], "values": {"{a:[a-z]}{rest:.*}": "{a|lower}", "*": "x"}}
+    },
+    "scan_id": "{scan}",
+    "patient_id": "{part}",
+    "source": "{collection}",
+    "duplicate_key": "{scan}",
+    "splits": {
         "files": "splits.txt",
         "shipped": "mine.splits.txt",
         "sections": {"train": "train"},

@@ -24,7 +24,6 @@ from distributed import Client
 from distributed.utils import LoopRunner, sync
 
 import spinezarr
-from spinezarr.cli.ingest import ProgressBar
 from spinezarr.errors import LostClusterError, LostLockError, UsageError
 from spinezarr.ingestion import cluster as cluster_module
 from spinezarr.ingestion.cluster import DaskWorkers, existing_cluster
@@ -33,6 +32,7 @@ from spinezarr.ingestion.run import ingest
 from spinezarr.recipe import Recipe
 from spinezarr.store.lock import LOCK_FILE
 from spinezarr.testing import NiftiForm, PhantomSpec, make_phantom, write_nifti
+from spinezarr.verbs.ingest_progress import IngestProgress
 
 pytestmark = pytest.mark.long
 
@@ -443,20 +443,38 @@ def test_the_command_line_does_not_import_dask_distributed():
 def test_the_progress_of_several_scans_adds_up(raw):
     scans = discover(PAIRS, str(raw)).scans
     size = scans[0].size_bytes
-    bar = ProgressBar(scans)
-    (task,) = bar._progress.tasks
-    bar.started(scans[0])
-    bar.started(scans[1])
-    assert task.description == "s0 + 1"
-    bar.advanced(scans[0], 0.5)
-    bar.advanced(scans[1], 0.25)
-    assert task.completed == pytest.approx(0.75 * size)
-    bar.finished(scans[0], "done")
-    assert task.completed == pytest.approx(1.25 * size)
-    assert task.description == "s1"
-    bar.advanced(scans[1], -0.25)
-    bar.finished(scans[1], "failed")
-    bar.finished(scans[2], "already in the store")
-    assert task.completed == pytest.approx(size)
-    assert task.total == pytest.approx((len(scans) - 2) * size)
-    assert task.fields["scans"] == 3
+    seen = []
+    progress = IngestProgress(scans, seen.append)
+    progress.started(scans[0])
+    progress.started(scans[1])
+    assert seen[-1].scan == "s0 + 1"
+    progress.advanced(scans[0], 0.5)
+    progress.advanced(scans[1], 0.25)
+    assert seen[-1].done == pytest.approx(0.75 * size)
+    progress.finished(scans[0], "done")
+    assert seen[-1].done == pytest.approx(1.25 * size)
+    assert seen[-1].scan == "s1"
+    progress.advanced(scans[1], -0.25)
+    progress.finished(scans[1], "failed")
+    progress.finished(scans[2], "already in the store")
+    assert seen[-1].done == pytest.approx(size)
+    assert seen[-1].total == pytest.approx((len(scans) - 2) * size)
+    assert (seen[-1].scans_done, seen[-1].scans_total) == (3, len(scans))
+
+
+def test_python_takes_a_client_in_place_of_an_address(cluster, raw, expected, tmp_path):
+    seen = []
+    report = spinezarr.ingest(
+        "pairs",
+        raw=raw,
+        out=tmp_path / "s.zarr",
+        image=PATTERNS[0],
+        label=PATTERNS[1],
+        scheduler=cluster.client,
+        on_progress=seen.append,
+    )
+    assert sorted(report.done) == list(SCANS)
+    assert cluster.client.status == "running"
+    assert seen[-1].scans_done == len(SCANS)
+    assert seen[-1].done == pytest.approx(seen[-1].total)
+    assert_same_store(tmp_path / "s.zarr", expected)

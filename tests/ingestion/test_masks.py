@@ -139,7 +139,11 @@ def test_an_export_says_that_the_source_was_rounded(tmp_path):
     mask = labels() + 1e-6
     write_nifti(tmp_path / "raw/a_seg.nii", mask, AFFINE, NiftiForm("LPS", "float64"))
     run(tmp_path / "raw", tmp_path / "s.zarr")
-    done = spinezarr.open(tmp_path / "s.zarr").export_nifti("a", tmp_path)
+    done = (
+        spinezarr.open(tmp_path / "s.zarr")
+        .export_nifti(out=tmp_path, scans="a", overwrite=True)
+        .done[0]
+    )
     (note,) = done.notes
     assert note == (
         f"a_seg.nii.gz: holds whole numbers, where {mask.size} voxels of its source had a "

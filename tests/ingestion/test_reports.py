@@ -260,8 +260,8 @@ def test_lists_and_tables_are_joined_in_any_unicode_form(tmp_path, out, form, na
         assert scan.attrs["image_source"]["file"] == f"{name}_ct.nii.gz"
         (batch,) = store.patches(4, scans=[asked], split=normalize("NFD", "tést"))
         assert batch.scan_id == ("Müller",)
-        assert store.audit([asked]).scans == ("Müller",)
-        assert store.preview(asked) is not None
+        assert store.audit(scans=[asked]).scans == ("Müller",)
+        assert store.figure(asked) is not None
         (batch, *_) = store.grid(asked, 8)
         assert set(batch.scan_id) == {"Müller"}
         assert store.stats(split=normalize("NFD", "tést")).scans == 1

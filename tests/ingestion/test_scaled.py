@@ -235,7 +235,11 @@ def test_running_again_reads_nothing_and_amending_keeps_the_scaling(odd, tmp_pat
 
 @pytest.mark.parametrize("name", [*STORED, "sieve"])
 def test_exports_give_the_file_back_bit_for_bit(odd, tmp_path, name):
-    done = spinezarr.open(odd.url).export_nifti(name, tmp_path, compressed=False)
+    done = (
+        spinezarr.open(odd.url)
+        .export_nifti(out=tmp_path, scans=name, compressed=False, overwrite=True)
+        .done[0]
+    )
     assert done.notes == ()
     found, expected = nib.load(done.files[0]), nib.load(odd.raw / f"{name}_ct.nii")
     assert found.get_data_dtype() == expected.get_data_dtype()
@@ -272,7 +276,7 @@ def test_a_series_of_one_fractional_scaling_keeps_its_numbers(tmp_path, form, st
     for scan in (xr.open_zarr(tmp_path / "s.zarr/scans/a"), store.scan("a")):
         np.testing.assert_array_equal(np.sort(scan.image, None), np.sort(values, None))
     assert compare_with_source(str(tmp_path / "s.zarr"), str(tmp_path / "raw"), ["a"]) == []
-    (file,) = store.export_nifti("a", tmp_path).files
+    (file,) = store.export_nifti(out=tmp_path, scans="a", overwrite=True).done[0].files
     exported = np.asarray(nib.as_closest_canonical(nib.load(file)).dataobj).transpose(2, 1, 0)
     np.testing.assert_array_equal(exported, scan.image)
 

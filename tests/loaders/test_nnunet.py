@@ -116,14 +116,10 @@ def made(tmp_path_factory):
     recipe = Recipe.from_pairs("{scan}_ct.nii", "{scan}_seg.nii", name="pairs")
     report = ingest(recipe, discover(recipe, str(folder / "raw")), str(folder / "s.zarr"))
     assert not report.failed, report.failed
-    export = spinezarr.open(folder / "s.zarr").export_nnunet(folder, name="s")
-    export.make_folders()
-    for scan_id in export.scan_ids:
-        export.write(scan_id)
-    export.finish()
+    exported = Path(spinezarr.open(folder / "s.zarr").export_nnunet(out=folder, name="s").out)
     numbers = np.zeros(256, np.int16)
     numbers[[3, 7, 20]] = [1, 2, 3]
-    return folder / "s.zarr", export.folder, image, numbers[label]
+    return folder / "s.zarr", exported, image, numbers[label]
 
 
 def preprocessed_folder(folder, raw, plans):
@@ -191,12 +187,9 @@ def test_thick_slices_are_not_interpolated_across(tmp_path):
     write_nifti(tmp_path / "raw/a_seg.nii", label, affine, NiftiForm("LPS", "uint8"))
     recipe = Recipe.from_pairs("{scan}_ct.nii", "{scan}_seg.nii", name="pairs")
     ingest(recipe, discover(recipe, str(tmp_path / "raw")), str(tmp_path / "s.zarr"))
-    export = spinezarr.open(tmp_path / "s.zarr").export_nnunet(tmp_path, name="s")
-    export.make_folders()
-    export.write("a")
-    export.finish()
+    exported = Path(spinezarr.open(tmp_path / "s.zarr").export_nnunet(out=tmp_path, name="s").out)
     plans = plans_of((2.0, 0.6, 0.9))
-    made = (tmp_path / "s.zarr", export.folder)
+    made = (tmp_path / "s.zarr", exported)
     found, seg, *_ = linked(made, tmp_path / "pre", plans).load_case("a")
     wanted, mask, tied = preprocess(image, label, (3.3, 0.7, 0.7), plans)
     np.testing.assert_allclose(found[:][0], wanted, atol=3e-6)

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -117,11 +118,7 @@ def test_records_of_the_script_refuse_keep_or_replace(odd, config, nonfinite):
 def planned(odd, tmp_path_factory):
     """Raw dataset of the store, and what nnU-Net's planning leaves."""
     folder = tmp_path_factory.mktemp("nnunet")
-    export = spinezarr.open(odd.url).export_nnunet(folder, name="odd")
-    export.make_folders()
-    for scan_id in export.scan_ids:
-        export.write(scan_id)
-    export.finish()
+    exported = Path(spinezarr.open(odd.url).export_nnunet(out=folder, name="odd").out)
     plans = {
         "transpose_forward": [0, 1, 2],
         "foreground_intensity_properties_per_channel": {
@@ -134,9 +131,9 @@ def planned(odd, tmp_path_factory):
     }
     preprocessed = folder / "preprocessed"
     preprocessed.mkdir()
-    shutil.copy(export.folder / "dataset.json", preprocessed)
+    shutil.copy(exported / "dataset.json", preprocessed)
     (preprocessed / "nnUNetPlans.json").write_text(json.dumps(plans))
-    return export.folder, preprocessed
+    return exported, preprocessed
 
 
 def configuration_of(name, **kwargs):

@@ -86,7 +86,11 @@ if REAL.is_dir():
     def test_a_nifti_file_comes_back_bit_for_bit_and_is_read_alike(
         tmp_path, assert_read_alike, pair
     ):
-        done = stored_pair(tmp_path, *PAIRS[pair]).export_nifti("a", tmp_path, compressed=False)
+        done = (
+            stored_pair(tmp_path, *PAIRS[pair])
+            .export_nifti(out=tmp_path, scans="a", compressed=False, overwrite=True)
+            .done[0]
+        )
         assert not done.notes
         for file, source in zip(done.files, PAIRS[pair], strict=True):
             assert_read_alike(file)
@@ -104,7 +108,7 @@ if REAL.is_dir():
     def test_a_metaimage_comes_as_itk_reads_it(tmp_path, assert_read_alike):
         store = stored(REAL / "elastix", tmp_path / "e.zarr", "{scan}.mha")
         (scan_id,) = store.table.scan.to_numpy().tolist()
-        (file,) = store.export_nifti(scan_id, tmp_path).files
+        (file,) = store.export_nifti(out=tmp_path, scans=scan_id, overwrite=True).done[0].files
         assert_read_alike(file)
         assert nib.load(file).get_data_dtype() == np.int16
         assert_same_as_itk(file, REAL / f"elastix/{scan_id}.mha")
@@ -115,7 +119,7 @@ if REAL.is_dir():
         for path in (REAL / "dicom").glob(files):
             shutil.copy(path, tmp_path / "raw/a")
         store = stored(tmp_path / "raw", tmp_path / "d.zarr", "{scan}/")
-        done = store.export_nifti("a", tmp_path)
+        done = store.export_nifti(out=tmp_path, scans="a", overwrite=True).done[0]
         (file,) = done.files
         assert_read_alike(file)
         assert nib.load(file).get_data_dtype() == np.int16

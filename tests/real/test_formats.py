@@ -72,7 +72,7 @@ if REAL.is_dir():
             assert scan.image.to_numpy().tobytes() == np.ascontiguousarray(expected).tobytes()
         model = SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(tmp_path / "a.nii.gz")))
         np.testing.assert_allclose(np.sort(model, None), np.sort(expected, None), rtol=1e-6)
-        (file,) = store.export_nifti("a", tmp_path).files
+        (file,) = store.export_nifti(out=tmp_path, scans="a", overwrite=True).done[0].files
         found, source = nib.load(file), nib.load(tmp_path / "a.nii.gz")
         assert found.dataobj.slope == source.dataobj.slope
         np.testing.assert_array_equal(found.dataobj.get_unscaled(), source.dataobj.get_unscaled())

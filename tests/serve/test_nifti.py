@@ -32,7 +32,7 @@ def check_alike(url, store, name, folder):
     """Compare what a server sends of all scans with what the export writes of them."""
     count = 0
     for row in store.table.scan.to_numpy().tolist():
-        store.export_nifti(row, folder)
+        store.export_nifti(out=folder, scans=row, overwrite=True).done[0]
         for array, suffix in SUFFIXES.items():
             status, headers, body = ask(f"{url}/v1/{name}/scans/{row}/{array}.nii.gz")
             file = folder / f"{row}_{suffix}.nii.gz"

@@ -46,7 +46,7 @@ def expected(request, ctspine1k_url, tmp_path_factory):
     voxels = (sha256(scan.image.values), sha256(scan.label.values))
     if request.param == "written":
         folder = tmp_path_factory.mktemp("written")
-        store.export_ome_zarr(SCAN, folder)
+        store.export_ome_zarr(out=folder, scans=SCAN)
         yield Expected(str(folder / f"{SCAN}.ome.zarr"), voxels, (z, y, x))
         return
     with BackgroundServer(ServeSettings(paths=(ctspine1k_url,))) as server:

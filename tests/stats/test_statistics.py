@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 
 from spinezarr.card import FigureKey
 from spinezarr.errors import UsageError
-from spinezarr.stats.statistics import Spread, compute_statistics, select_scans, to_file_axes
+from spinezarr.stats.statistics import Spread, compute_statistics, to_file_axes
+from spinezarr.store.selection import ScanSelection
 from spinezarr.vertebrae import LEVELS, NAME_OF_VALUE
 
 names = st.sampled_from(["", "a", "b", 'ü|,"'])
@@ -65,13 +66,13 @@ def test_figures_are_those_of_the_rows(table_of, made):
 def test_a_part_has_the_figures_of_its_rows_alone(table_of, made, split, source):
     part = [row for row in made if (row["split"], row["source"]) == (split, source)]
     if {split} <= {r["split"] for r in made} and {source} <= {r["source"] for r in made}:
-        chosen = select_scans(table_of(made), split=split, source=source)
+        chosen = ScanSelection.of(split=split, source=source).rows(table_of(made), "it")
         assert compute_statistics(chosen).scans == len(part)
         if part:
             assert compute_statistics(chosen) == compute_statistics(table_of(part))
     else:
         with pytest.raises(UsageError, match="the store has"):
-            select_scans(table_of(made), split=split, source=source)
+            ScanSelection.of(split=split, source=source).rows(table_of(made), "it")
 
 
 @given(made=st.lists(rows, max_size=5))

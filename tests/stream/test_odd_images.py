@@ -179,11 +179,11 @@ def test_lazy_arrays_hold_the_values(odd, store):
 
 @pytest.mark.parametrize("name", ["byte", *HOLES])
 def test_previews_are_drawn(store, name):
-    store.preview(name).canvas.draw()
+    store.figure(name).canvas.draw()
 
 
 def test_the_audit_sees_the_values(store):
-    assert {f.rule for f in store.audit(["byte"]).findings} >= {"image-type", "image-values"}
+    assert {f.rule for f in store.audit(scans=["byte"]).findings} >= {"image-type", "image-values"}
 
 
 # Voxels that are no numbers
@@ -200,7 +200,7 @@ def test_they_are_counted(odd, store):
     for name in HOLES:
         counts = f"{np.isnan(odd.image[name]).sum()} NaN and {np.isinf(odd.image[name]).sum()} inf"
         assert f"image voxels that are no numbers: {counts}" in " ".join(odd.notes[name])
-        (finding,) = (f for f in store.audit([name]).findings if f.rule == "not-finite")
+        (finding,) = (f for f in store.audit(scans=[name]).findings if f.rule == "not-finite")
         assert finding.severity == "error"
         assert finding.facts["nan_voxels"] == np.isnan(odd.image[name]).sum()
 

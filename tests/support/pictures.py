@@ -141,7 +141,7 @@ def ingest_pair(image: Path, label: Path, folder: Path) -> tuple[str, str]:
     if report.failed:
         raise SystemExit(str(report.failed))
     opened = spinezarr.open(str(store))
-    opened.save_audit(opened.audit())
+    opened.audit()
     return store.stem, scan
 
 

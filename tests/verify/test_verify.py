@@ -56,7 +56,7 @@ def pristine(tmp_path_factory):
     report = ingest(recipe, discover(recipe, str(folder / "raw")), str(folder / "noise.zarr"))
     assert not report.failed
     store = spinezarr.open(folder / "noise.zarr")
-    store.save_audit(store.audit())
+    store.audit()
     return folder
 
 

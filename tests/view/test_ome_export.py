@@ -49,13 +49,17 @@ def check(store, root):
     return root
 
 
+def export(store, out, scan_id=SCAN, **options):
+    return ome_export.export_ome_zarr(store._reader, store._engine, scan_id, out, **options)
+
+
 def files(folder):
     return {path.relative_to(folder): path for path in folder.rglob("*") if path.is_file()}
 
 
 def test_shards_are_those_of_the_store(opened, own, tmp_path):
     seen = []
-    exported = opened.export_ome_zarr(SCAN, tmp_path / "out", on_bytes=seen.append)
+    exported = export(opened, tmp_path / "out", on_bytes=seen.append)
     place = tmp_path / "out" / f"{SCAN}.ome.zarr"
     assert exported.files == (str(place),)
     assert exported.notes == ()
@@ -74,7 +78,7 @@ def test_shards_are_those_of_the_store(opened, own, tmp_path):
 
 
 def test_links_take_no_room(opened, own, tmp_path):
-    opened.export_ome_zarr(SCAN, tmp_path, link=True)
+    export(opened, tmp_path, link=True)
     place = tmp_path / f"{SCAN}.ome.zarr"
     check(opened, zarr.open_group(place, mode="r"))
     for name, at in (("image", "0"), ("label", "labels/vertebrae/0")):
@@ -94,7 +98,7 @@ def test_a_disk_that_shares_blocks_is_asked_to(opened, own, tmp_path, monkeypatc
         return True
 
     monkeypatch.setattr(ome_export, "_share", share)
-    opened.export_ome_zarr(SCAN, tmp_path)
+    export(opened, tmp_path)
     check(opened, zarr.open_group(tmp_path / f"{SCAN}.ome.zarr", mode="r"))
     assert len(asked) == len(files(own / "scans" / SCAN / "image/c")) + len(
         files(own / "scans" / SCAN / "label/c")
@@ -111,27 +115,27 @@ def test_damage_is_told_and_leaves_nothing(opened, own, tmp_path, link, damage):
     if damage != "gone":
         shard.write_bytes(data[:-1] if damage == "short" else data)
     with pytest.raises(CorruptStoreError, match="label/c/0/0/0"):
-        opened.export_ome_zarr(SCAN, tmp_path / "out", link=link)
+        export(opened, tmp_path / "out", link=link)
     assert list((tmp_path / "out").iterdir()) == []
 
 
 def test_what_is_there_stays_unless_it_is_to_be_replaced(opened, tmp_path):
     place = tmp_path / f"{SCAN}.ome.zarr"
-    opened.export_ome_zarr(SCAN, tmp_path)
+    export(opened, tmp_path)
     (place / "mine.txt").write_text("x")
     with pytest.raises(UsageError, match="is there already"):
-        opened.export_ome_zarr(SCAN, tmp_path)
+        export(opened, tmp_path)
     assert (place / "mine.txt").exists()
 
     def interrupt(_):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        opened.export_ome_zarr(SCAN, tmp_path, overwrite=True, on_bytes=interrupt)
+        export(opened, tmp_path, overwrite=True, on_bytes=interrupt)
     assert (place / "mine.txt").exists()
     for ending in (".partial", ".old"):  # of a run that was killed
         (tmp_path / f"{place.name}{ending}").mkdir()
-    opened.export_ome_zarr(SCAN, tmp_path, overwrite=True)
+    export(opened, tmp_path, overwrite=True)
     assert not (place / "mine.txt").exists()
     check(opened, zarr.open_group(place, mode="r"))
     assert [path.name for path in tmp_path.iterdir() if SCAN in path.name] == [place.name]
@@ -142,22 +146,22 @@ def test_only_images_are_replaced(opened, tmp_path):
     place.mkdir()
     (place / "mine.txt").write_text("x")
     with pytest.raises(UsageError, match="no OME-Zarr image"):
-        opened.export_ome_zarr(SCAN, tmp_path, overwrite=True)
+        export(opened, tmp_path, overwrite=True)
     assert (place / "mine.txt").exists()
     shutil.rmtree(place)
     (tmp_path / "elsewhere").mkdir()
     for name in (place.name, f"{place.name}.partial"):
         (tmp_path / name).symlink_to(tmp_path / "elsewhere")
         with pytest.raises(UsageError, match="is a link"):
-            opened.export_ome_zarr(SCAN, tmp_path, overwrite=True)
+            export(opened, tmp_path, overwrite=True)
         (tmp_path / name).unlink()
     (tmp_path / "file").write_text("")
     with pytest.raises(UsageError, match="there is a file of this name"):
-        opened.export_ome_zarr(SCAN, tmp_path / "file")
+        export(opened, tmp_path / "file")
     with pytest.raises(UnknownScanError):
-        opened.export_ome_zarr("none", tmp_path)
+        export(opened, tmp_path, scan_id="none")
     with pytest.raises(UsageError, match="web server"):
-        opened.export_ome_zarr(SCAN, "http://127.0.0.1:9/images")
+        export(opened, "http://127.0.0.1:9/images")
 
 
 def test_links_across_disks_are_explained(opened, tmp_path, monkeypatch):
@@ -166,7 +170,7 @@ def test_links_across_disks_are_explained(opened, tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "link", other_disk)
     with pytest.raises(UsageError, match="leave out --link"):
-        opened.export_ome_zarr(SCAN, tmp_path, link=True)
+        export(opened, tmp_path, link=True)
     assert not list(tmp_path.glob(f"{SCAN}*"))
 
 
@@ -174,7 +178,7 @@ def test_to_a_bucket_and_from_one(opened, own, tmp_path, s3_server):
     options = s3_server.storage_options
     bucket = s3_server.new_bucket()
     url = f"s3://{bucket}/images"
-    exported = opened.export_ome_zarr(SCAN, url, storage_options=options)
+    exported = export(opened, url, storage_options=options)
     assert exported.files == (f"{url}/{SCAN}.ome.zarr",)
     client = s3_server.client
     keys = [one["Key"] for one in client.list_objects_v2(Bucket=bucket)["Contents"]]
@@ -185,22 +189,22 @@ def test_to_a_bucket_and_from_one(opened, own, tmp_path, s3_server):
         path.write_bytes(data)
     check(opened, zarr.open_group(tmp_path / f"bucket/images/{SCAN}.ome.zarr", mode="r"))
     with pytest.raises(UsageError, match="is there already"):
-        opened.export_ome_zarr(SCAN, url, storage_options=options)
+        export(opened, url, storage_options=options)
     client.put_object(Bucket=bucket, Key=f"images/{SCAN}.ome.zarr/9/old", Body=b"x")
-    opened.export_ome_zarr(SCAN, url, storage_options=options, overwrite=True)
+    export(opened, url, storage_options=options, overwrite=True)
     again = [one["Key"] for one in client.list_objects_v2(Bucket=bucket)["Contents"]]
     assert again == keys
     with pytest.raises(UsageError, match="need a folder on disk"):
-        opened.export_ome_zarr(SCAN, f"{url}2", storage_options=options, link=True)
+        export(opened, f"{url}2", storage_options=options, link=True)
     # And back.
     for path in (path for path in own.rglob("*") if path.is_file()):
         key = f"own.zarr/{path.relative_to(own)}"
         client.put_object(Bucket=bucket, Key=key, Body=path.read_bytes())
     far = spinezarr.open(f"s3://{bucket}/own.zarr", storage_options=options)
-    far.export_ome_zarr(SCAN, tmp_path / "near")
+    export(far, tmp_path / "near")
     check(opened, zarr.open_group(tmp_path / f"near/{SCAN}.ome.zarr", mode="r"))
     with pytest.raises(UsageError, match="cannot be linked"):
-        far.export_ome_zarr(SCAN, tmp_path / "linked", link=True)
+        export(far, tmp_path / "linked", link=True)
 
 
 def test_the_image_comes_last_in_a_bucket(opened, s3_server, monkeypatch):
@@ -213,7 +217,7 @@ def test_the_image_comes_last_in_a_bucket(opened, s3_server, monkeypatch):
         write(self, key, data)
 
     monkeypatch.setattr(ome_export._Bucket, "write", noted)
-    opened.export_ome_zarr(SCAN, f"s3://{bucket}/a", storage_options=s3_server.storage_options)
+    export(opened, f"s3://{bucket}/a", storage_options=s3_server.storage_options)
     assert written[-1] == "zarr.json"
     assert written.count("zarr.json") == 1
 

@@ -130,7 +130,10 @@ class UnpairedImage:
 class Discovery:
     """What a raw folder holds."""
 
+    title: str
+    """Title of the dataset, as its recipe gives it."""
     raw: str = field(repr=False)
+    """Folder or URL of the files."""
     scans: tuple[ScanSource, ...]
     refused: tuple[RefusedScan, ...]
     """Scans that fail by the names of their files."""
@@ -300,6 +303,7 @@ def _discover(
     ignored = (*explained.values(), *rest.unmatched, *of_system)
     listed = {image.listed_as for image in found}
     return Discovery(
+        title=recipe.title,
         raw=raw,
         scans=tuple(scans),
         refused=chosen.refused,

@@ -1,0 +1,102 @@
+"""How far is a long task?
+
+Every function that takes long calls ``on_progress`` with a :class:`Progress`. The command line
+draws a bar from it.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from threading import Lock
+from typing import Literal
+
+__all__ = ["OnProgress", "Progress", "ProgressCounter", "ignore_progress"]
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a task is.
+
+    Examples
+    --------
+    A third of an ingest, while two scans are read:
+
+    >>> progress = Progress("ingest", 100, 300, scan="liver_0 + 1", scans_done=2, scans_total=6)
+    >>> f"{progress.done / progress.total:.0%}"
+    '33%'
+    """
+
+    step: str
+    """What is done, such as ``"verify"``."""
+    done: float
+    """How much of it is done, in the unit."""
+    total: int | None
+    """How much there is to do; None if that is not known."""
+    unit: Literal["bytes", "scans"] = "bytes"
+    """What is count_noun."""
+    scan: str = ""
+    """The scan that has been worked on longest, and how many more are under way."""
+    scans_done: int | None = None
+    """Scans that have ended, where bytes are count_noun and scans too."""
+    scans_total: int | None = None
+    """Scans in all, where bytes are count_noun and scans too."""
+    message: str = ""
+    """A sentence for the user, such as the address of a dashboard; empty most of the time."""
+
+
+OnProgress = Callable[[Progress], None]
+"""Called now and then; calls may come from several threads, but never two at once."""
+
+
+def ignore_progress(_: Progress) -> None:
+    """Do nothing."""
+
+
+class ProgressCounter:
+    """Adds up what several threads have done, and reports it.
+
+    Parameters
+    ----------
+    on_progress
+        Called after each addition, by one thread at a time.
+    step, unit
+        As in :class:`Progress`.
+    total
+        As in :class:`Progress`; :meth:`expect` may set it later.
+    """
+
+    def __init__(
+        self,
+        on_progress: OnProgress,
+        step: str,
+        unit: Literal["bytes", "scans"] = "bytes",
+        total: int | None = None,
+    ) -> None:
+        self._on_progress = on_progress
+        self._step = step
+        self._unit: Literal["bytes", "scans"] = unit
+        self._total = total
+        self._done = 0
+        self._lock = Lock()
+        self._report()
+
+    def expect(self, total: int) -> None:
+        """Say how much there is to do; 0 if that is not known."""
+        with self._lock:
+            self._total = total or None
+            self._report()
+
+    def add(self, amount: int = 1) -> None:
+        """Say that so much more is done."""
+        with self._lock:
+            self._done += amount
+            self._report()
+
+    def say(self, message: str) -> None:
+        """Tell the user something."""
+        with self._lock:
+            self._report(message)
+
+    def _report(self, message: str = "") -> None:
+        self._on_progress(
+            Progress(self._step, self._done, self._total, self._unit, message=message)
+        )

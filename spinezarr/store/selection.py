@@ -1,0 +1,141 @@
+"""Which scans of a store does a verb work on?
+
+Commands and functions take the same four conditions. A scan is chosen if it meets all of them.
+"""
+
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import xarray as xr
+
+from spinezarr.errors import UnknownScanError, UsageError
+from spinezarr.text import to_nfc
+
+__all__ = ["Names", "ScanSelection", "check_scan_ids", "unknown_scan"]
+
+Names = str | Iterable[str] | npt.NDArray[Any] | xr.DataArray
+"""One name, or several."""
+
+
+@dataclass(frozen=True, slots=True)
+class ScanSelection:
+    """Conditions on scans; a condition that is None is met by every scan.
+
+    Examples
+    --------
+    >>> table = store.table
+    >>> ScanSelection.of(split="train", vertebra=["T12", "L6"]).scan_ids(table, "this store")
+    ['1.3.6.1.4.1.9328.50.4.0001', 'liver_0']
+    """
+
+    scans: tuple[str, ...] | None = None
+    """Ids of scans, in the order in which they are worked on."""
+    split: tuple[str, ...] | None = None
+    """Splits; a scan is in one of them."""
+    source: tuple[str, ...] | None = None
+    """Sources; a scan comes from one of them."""
+    vertebra: tuple[str, ...] | None = None
+    """Vertebrae; the mask of a scan shows at least one of them."""
+
+    @classmethod
+    def of(
+        cls,
+        scans: Names | None = None,
+        split: Names | None = None,
+        source: Names | None = None,
+        vertebra: Names | None = None,
+    ) -> "ScanSelection":
+        """Return the selection that a user describes, by names in any Unicode form."""
+        return cls(*map(_names, (scans, split, source, vertebra)))
+
+    @property
+    def names_scans_only(self) -> bool:
+        """Whether the scans are known without their table, unless all of them are chosen."""
+        return self.split is None and self.source is None and self.vertebra is None
+
+    def rows(self, table: xr.Dataset, store_name: str) -> xr.Dataset:
+        """Return the rows of the chosen scans.
+
+        Parameters
+        ----------
+        table
+            The scan table, or rows of it.
+        store_name
+            Name of the store in messages.
+
+        Raises
+        ------
+        UnknownScanError
+            If the table has no such scan.
+        UsageError
+            If no scan of the table has such a split, source or vertebra; lists those there are.
+        """
+        columns = (
+            ("split", self.split, _holds_text),
+            ("source", self.source, _holds_text),
+            ("vertebra", self.vertebra, _shows_vertebra),
+        )
+        keep = np.ones(table.sizes["scan"], bool)
+        for condition, wanted, find in columns:
+            if wanted is not None:
+                found = dict(find(table, condition))
+                for name in wanted:
+                    if name not in found:
+                        known = ", ".join(map(repr, found)) or "none"
+                        raise UsageError(f"{condition} {name!r}: the store has {known}.")
+                keep &= np.any([found[name] for name in wanted], axis=0)
+        if self.scans is None:
+            return table.isel(scan=np.flatnonzero(keep))
+        row_of = {name: row for row, name in enumerate(table.scan.to_numpy().tolist())}
+        check_scan_ids(self.scans, row_of, store_name)
+        rows = [row_of[name] for name in self.scans]
+        return table.isel(scan=[row for row in rows if keep[row]])
+
+    def scan_ids(self, table: xr.Dataset, store_name: str) -> list[str]:
+        """Return the ids of the chosen scans; see :meth:`rows`."""
+        return [str(name) for name in self.rows(table, store_name).scan.to_numpy().tolist()]
+
+
+def _names(given: Names | None) -> tuple[str, ...] | None:
+    """Return each name once, in the order given."""
+    if given is None:
+        return None
+    if isinstance(given, np.ndarray | xr.DataArray):
+        given = np.atleast_1d(np.asarray(given)).tolist()
+    names = [given] if isinstance(given, str) else given
+    return tuple(dict.fromkeys(to_nfc(str(name)) for name in names))
+
+
+def _holds_text(table: xr.Dataset, column: str) -> Iterator[tuple[str, npt.NDArray[np.bool_]]]:
+    """Yield each text of a column, and the scans that have it."""
+    values = table[column].to_numpy().astype(object)
+    for value in sorted(set(values.tolist())):
+        yield str(value), values == value
+
+
+def _shows_vertebra(table: xr.Dataset, _: str) -> Iterator[tuple[str, npt.NDArray[np.bool_]]]:
+    """Yield each vertebra that a mask shows, from head to tail, and the scans that show it."""
+    shown = table.voxel_count.to_numpy() > 0
+    for column, name in enumerate(table.vertebra.to_numpy().tolist()):
+        if shown[:, column].any():
+            yield str(name), shown[:, column]
+
+
+def check_scan_ids(wanted: Iterable[str], known: Collection[str], store_name: str) -> None:
+    """Refuse ids of scans that a store does not have.
+
+    Raises
+    ------
+    UnknownScanError
+        For the first of them in the order of the alphabet.
+    """
+    for name in sorted(set(wanted).difference(known)):
+        raise unknown_scan(store_name, name)
+
+
+def unknown_scan(store_name: str, scan_id: str) -> UnknownScanError:
+    """Return the error for a scan that a store does not have."""
+    return UnknownScanError(f"{store_name}: has no scan {scan_id!r}.")

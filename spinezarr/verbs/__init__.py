@@ -1,0 +1,1 @@
+"""What the commands of the command line and the functions of Python have in common."""

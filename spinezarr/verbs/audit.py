@@ -1,0 +1,90 @@
+"""Which defects do annotation and data of stores have?"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from spinezarr.audit.cross_scan_rules import scan_keys
+from spinezarr.audit.run import StoreAudit, audit_across, audit_store, save_audit
+from spinezarr.errors import ReadOnlyStoreError
+from spinezarr.progress import OnProgress, ProgressCounter
+from spinezarr.store.reader import StoreReader
+from spinezarr.store.selection import ScanSelection, check_scan_ids
+from spinezarr.stream.read.engine import Engine
+
+__all__ = ["AuditedStore", "audit_stores"]
+
+
+@dataclass(frozen=True, slots=True)
+class AuditedStore:
+    """An opened store to audit."""
+
+    reader: StoreReader
+    engine: Engine
+
+
+def audit_stores(
+    stores: Sequence[AuditedStore],
+    selection: ScanSelection,
+    *,
+    write: bool,
+    others: Sequence[StoreReader] = (),
+    on_progress: OnProgress,
+) -> list[StoreAudit]:
+    """Audit scans of several stores, and compare their images and patients across all of them.
+
+    Parameters
+    ----------
+    stores
+        The stores. A scan that is chosen by its id may be in any of them.
+    selection
+        The scans.
+    write
+        Whether to keep the findings of each store in it. What is found by comparing stores is
+        never kept, as a store may be copied without the others.
+    others
+        Stores that are compared and not audited.
+    on_progress
+        Called after each scan.
+
+    Raises
+    ------
+    UnknownScanError
+        If no store has a scan of such an id.
+    UsageError
+        If a store has no such split, source or vertebra.
+    """
+    chosen = [_own_scans(store.reader, selection) for store in stores]
+    if selection.scans is not None:
+        known = {name for store in stores for name in store.reader.table.scan.to_numpy().tolist()}
+        check_scan_ids(selection.scans, known, ", ".join(store.reader.name for store in stores))
+    counter = ProgressCounter(on_progress, "audit", "scans", sum(map(len, chosen)))
+    audits = [
+        audit_store(store.reader, store.engine, scan_ids, on_scan=counter.add)
+        for store, scan_ids in zip(stores, chosen, strict=True)
+    ]
+    if write:
+        audits = [_kept(store.reader, found) for store, found in zip(stores, audits, strict=True)]
+    readers = (*(store.reader for store in stores), *others)
+    keys = [key for r in readers for key in scan_keys(r.url, r.root.dataset, r.table)]
+    return audit_across(keys, audits)
+
+
+def _own_scans(reader: StoreReader, selection: ScanSelection) -> list[str]:
+    """Return the chosen scans that this store has."""
+    known = set(reader.table.scan.to_numpy().tolist())
+    if selection.scans is not None:
+        own = tuple(name for name in selection.scans if name in known)
+        selection = replace(selection, scans=own)
+    return selection.scan_ids(reader.table, reader.name)
+
+
+def _kept(reader: StoreReader, found: StoreAudit) -> StoreAudit:
+    """Write an audit into its store, or say in it why that cannot be."""
+    if not found.scans:
+        return found
+    try:
+        save_audit(reader, found)
+    except ReadOnlyStoreError as problem:
+        return replace(found, not_written=f"{problem} The findings are only reported.")
+    reader.forget_table()
+    return found

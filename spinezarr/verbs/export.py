@@ -1,0 +1,195 @@
+"""How does a store become files of other formats?"""
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from threading import Event
+from typing import Any
+
+from spinezarr.errors import SpinezarrError, UsageError
+from spinezarr.export.atomic_file import make_folder
+from spinezarr.export.nifti import ExportedScan, check_no_conflicting_file, export_scan, file_name
+from spinezarr.export.nnunet import NnunetExport
+from spinezarr.processors import cpu_count
+from spinezarr.progress import OnProgress, ProgressCounter
+from spinezarr.redaction import redact_url
+from spinezarr.store.reader import StoreReader
+from spinezarr.store.selection import ScanSelection
+from spinezarr.stream.read.engine import Engine
+from spinezarr.verbs.sizes import uncompressed_bytes
+from spinezarr.view.ome_export import export_ome_zarr, ome_zarr_place
+
+__all__ = ["ExportReport", "write_nifti_files", "write_nnunet_dataset", "write_ome_zarr_images"]
+
+_OnBytes = Callable[[int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class ExportReport:
+    """What an export wrote."""
+
+    out: str = field(repr=False)
+    """Folder or URL of what was written."""
+    done: tuple[ExportedScan, ...]
+    """The scans that were written, in the order of the store."""
+    failed: dict[str, str]
+    """Why each of the other scans could not be written, by scan id."""
+    files: tuple[str, ...] = ()
+    """Paths of files that describe the whole dataset, such as ``dataset.json``."""
+
+    @property
+    def exit_code(self) -> int:
+        """0 if every scan was written, else 1."""
+        return 1 if self.failed else 0
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what was written and what failed, as plain values."""
+        done = [
+            {"scan_id": scan.scan_id, "files": list(scan.files), "notes": list(scan.notes)}
+            for scan in self.done
+        ]
+        return {"done": done, "failed": self.failed}
+
+
+def write_nifti_files(
+    reader: StoreReader,
+    engine: Engine,
+    selection: ScanSelection,
+    out: str | os.PathLike[str],
+    *,
+    compressed: bool,
+    exact: bool,
+    overwrite: bool,
+    on_progress: OnProgress,
+) -> ExportReport:
+    """Write each scan as NIfTI; see :meth:`spinezarr.Store.export_nifti`."""
+    folder = Path(out)
+    scan_ids = selection.scan_ids(reader.table, reader.name)
+    make_folder(folder)
+    for scan_id in scan_ids:
+        for array in ("image", "label"):
+            path = folder / file_name(scan_id, array, compressed=compressed)
+            check_no_conflicting_file(path)
+            _check_free(path, overwrite=overwrite)
+
+    def export(scan_id: str, on_bytes: _OnBytes) -> ExportedScan:
+        scan = reader.scan(scan_id)
+        return export_scan(
+            scan, engine, folder, compressed=compressed, exact=exact, on_bytes=on_bytes
+        )
+
+    return _export_each(reader, scan_ids, str(folder), export, on_progress)
+
+
+def write_nnunet_dataset(
+    reader: StoreReader,
+    engine: Engine,
+    selection: ScanSelection,
+    out: str | os.PathLike[str],
+    *,
+    dataset_id: int,
+    name: str | None,
+    preprocessed: str | os.PathLike[str] | None,
+    compressed: bool,
+    overwrite: bool,
+    on_progress: OnProgress,
+) -> ExportReport:
+    """Write a raw dataset of nnU-Net v2; see :meth:`spinezarr.Store.export_nnunet`."""
+    plan = NnunetExport.plan(
+        reader,
+        engine,
+        Path(out),
+        selection,
+        dataset_id=dataset_id,
+        name=name,
+        preprocessed=None if preprocessed is None else Path(preprocessed),
+        compressed=compressed,
+    )
+    plan.make_folders(overwrite=overwrite)
+    report = _export_each(reader, plan.scan_ids, str(plan.folder), plan.write, on_progress)
+    if report.failed:
+        return report  # nnU-Net takes whole datasets only
+    files = tuple(str(path) for path in plan.finish())
+    return ExportReport(report.out, report.done, report.failed, files)
+
+
+def write_ome_zarr_images(
+    reader: StoreReader,
+    engine: Engine,
+    selection: ScanSelection,
+    out: str | os.PathLike[str],
+    *,
+    storage_options: Mapping[str, Any] | None,
+    link: bool,
+    overwrite: bool,
+    on_progress: OnProgress,
+) -> ExportReport:
+    """Write each scan as an OME-Zarr image; see :meth:`spinezarr.Store.export_ome_zarr`."""
+    place = os.fspath(out)
+    scan_ids = selection.scan_ids(reader.table, reader.name)
+    if "://" not in place:
+        make_folder(Path(place))
+        for scan_id in scan_ids:
+            _check_free(Path(ome_zarr_place(place, scan_id)), overwrite=overwrite)
+
+    def export(scan_id: str, on_bytes: _OnBytes) -> ExportedScan:
+        return export_ome_zarr(
+            reader,
+            engine,
+            scan_id,
+            place,
+            storage_options=storage_options if "://" in place else None,
+            link=link,
+            overwrite=overwrite,
+            on_bytes=on_bytes,
+        )
+
+    return _export_each(reader, scan_ids, redact_url(place), export, on_progress)
+
+
+def _check_free(path: Path, *, overwrite: bool) -> None:
+    """Refuse to write where something is in the way."""
+    if path.exists() and not overwrite:
+        raise UsageError(f"{path}: is there already. Choose another folder, or give --overwrite.")
+
+
+def _export_each(
+    reader: StoreReader,
+    scan_ids: Sequence[str],
+    out: str,
+    export: Callable[[str, _OnBytes], ExportedScan],
+    on_progress: OnProgress,
+) -> ExportReport:
+    """Export scans side by side; one that fails stops no other."""
+    total = uncompressed_bytes(reader.table.sel(scan=list(scan_ids)))
+    counter = ProgressCounter(on_progress, "export", total=total)
+    done: list[ExportedScan] = []
+    failed: dict[str, str] = {}
+    interrupted = Event()
+
+    def advance(size_bytes: int) -> None:
+        if interrupted.is_set():
+            raise KeyboardInterrupt
+        counter.add(size_bytes)
+
+    def attempt(scan_id: str) -> ExportedScan | str:
+        try:
+            return export(scan_id, advance)
+        except SpinezarrError as problem:
+            return str(problem)
+
+    pool = ThreadPoolExecutor(cpu_count(), thread_name_prefix="spinezarr-export")
+    try:
+        for scan_id, result in zip(scan_ids, pool.map(attempt, scan_ids), strict=True):
+            if isinstance(result, ExportedScan):
+                done.append(result)
+            else:
+                failed[scan_id] = result
+    except BaseException:
+        interrupted.set()
+        raise
+    finally:
+        pool.shutdown(cancel_futures=True)
+    return ExportReport(out, tuple(done), failed)

@@ -1,0 +1,394 @@
+"""How does a raw folder become a store, by the name of its dataset and a few options?
+
+Names are looked up in the catalog and among the shipped recipes; then the files are found, and the
+scans are ingested here, in processes of this machine or on a cluster.
+"""
+
+import os
+import re
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Literal, TypedDict, Unpack, overload
+
+from spinezarr.catalog import CatalogEntry, load_catalog
+from spinezarr.errors import SpinezarrError, UsageError
+from spinezarr.export.nii_gz_size import estimate_nii_gz_bytes
+from spinezarr.formats import DEFAULT_LIMITS, Limits
+from spinezarr.ingestion.discovery.dicom_folders import known_folders
+from spinezarr.ingestion.discovery.discover import Discovery, discover
+from spinezarr.ingestion.pseudonyms import hidden, map_file
+from spinezarr.ingestion.run import IngestReport, Workers
+from spinezarr.ingestion.run import ingest as ingest_scans
+from spinezarr.ingestion.scan import ScanOptions
+from spinezarr.progress import OnProgress, Progress, ProgressCounter, ignore_progress
+from spinezarr.recipe import Recipe
+from spinezarr.redaction import redact_url
+from spinezarr.store.claim import stored_root
+from spinezarr.store.reader import StoreReader
+from spinezarr.stream.read.engine import Engine
+from spinezarr.stream.read.fetch import fetcher_for
+from spinezarr.text import count_noun
+from spinezarr.verbs.ingest_progress import IngestProgress
+from spinezarr.verbs.verify import link_folders
+from spinezarr.verify.store import verify_store
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+__all__ = ["IngestOptions", "ingest"]
+
+_PAIRS: Final = "pairs"
+_BYTES_PER_GB: Final = 1_000_000_000
+
+
+class IngestOptions(TypedDict, total=False):
+    """Types of the options of :func:`ingest` except ``dry_run``, for type checkers."""
+
+    raw: str | os.PathLike[str] | None
+    out: str | os.PathLike[str] | None
+    image: str | None
+    label: str | None
+    scan_id: str | None
+    license: str | None
+    codec: str | None
+    take_image_grid: bool
+    pseudonymize: bool
+    pseudonyms: str | os.PathLike[str] | None
+    max_axis: int
+    max_volume: float
+    follow_links: Collection[str | os.PathLike[str]] | None
+    scratch: str | os.PathLike[str] | None
+    workers: int | None
+    scheduler: "str | Client | None"
+    repair: bool
+    catalog: str | os.PathLike[str] | None
+    storage_options: Mapping[str, Any] | None
+    raw_storage_options: Mapping[str, Any] | None
+    on_progress: OnProgress
+
+
+@overload
+def ingest(
+    dataset: str | os.PathLike[str],
+    *,
+    dry_run: Literal[False] = False,
+    **options: Unpack[IngestOptions],
+) -> IngestReport: ...
+@overload
+def ingest(
+    dataset: str | os.PathLike[str],
+    *,
+    dry_run: Literal[True],
+    **options: Unpack[IngestOptions],
+) -> Discovery: ...
+@overload
+def ingest(
+    dataset: str | os.PathLike[str],
+    *,
+    dry_run: bool,
+    **options: Unpack[IngestOptions],
+) -> IngestReport | Discovery: ...
+def ingest(
+    dataset: str | os.PathLike[str],
+    *,
+    raw: str | os.PathLike[str] | None = None,
+    out: str | os.PathLike[str] | None = None,
+    image: str | None = None,
+    label: str | None = None,
+    scan_id: str | None = None,
+    license: str | None = None,
+    codec: str | None = None,
+    take_image_grid: bool = False,
+    pseudonymize: bool = False,
+    pseudonyms: str | os.PathLike[str] | None = None,
+    max_axis: int = DEFAULT_LIMITS.axis_voxels,
+    max_volume: float = DEFAULT_LIMITS.volume_bytes / _BYTES_PER_GB,
+    follow_links: Collection[str | os.PathLike[str]] | None = None,
+    scratch: str | os.PathLike[str] | None = None,
+    dry_run: bool = False,
+    workers: int | None = None,
+    scheduler: "str | Client | None" = None,
+    repair: bool = False,
+    catalog: str | os.PathLike[str] | None = None,
+    storage_options: Mapping[str, Any] | None = None,
+    raw_storage_options: Mapping[str, Any] | None = None,
+    on_progress: OnProgress = ignore_progress,
+) -> IngestReport | Discovery:
+    """Bring a dataset's raw files into one store; run it again to do what is missing.
+
+    Scans that are in the store already, and whose files have not changed, are skipped. A scan that
+    fails stops no other.
+
+    Parameters
+    ----------
+    dataset
+        Name in the catalog, name of a shipped recipe, path of a recipe, or ``"pairs"`` for images
+        and masks that ``image`` and ``label`` describe.
+    raw
+        Folder or URL of the files as downloaded; that of the catalog if not given.
+    out
+        Path or URL of the store to write; that of the catalog if not given.
+    image, label
+        With ``"pairs"``: patterns of the paths of images and masks, such as
+        ``"{scan}_ct.nii.gz"``.
+    scan_id
+        With ``"pairs"``: template of the scan ids; ``"{scan}"`` if not given, or all that the
+        image pattern remembers.
+    license
+        License of the data, as an SPDX identifier, if it is not the recipe's.
+    codec
+        Name of the codec profile; that of the store if not given, or ``"balanced"`` for a new one.
+    take_image_grid
+        Give a mask its image's affine where both have the same shape.
+    pseudonymize
+        Store keyed hashes in place of scan and patient ids. Key and map stay outside the store.
+    pseudonyms
+        With ``pseudonymize``: path of the map, a ``.csv``, with its ``.key`` beside it; beside the
+        store if not given.
+    max_axis
+        Most voxels of a source file along an axis.
+    max_volume
+        Most voxels of a source file in GB of 10^9 bytes.
+    follow_links
+        Folders into which the voxels of a ``.mhd`` may lead through a link.
+    scratch
+        Folder for what does not fit into memory; a local store's own if not given.
+    dry_run
+        Find the files and return what was found; write nothing.
+    workers
+        Ingest so many scans at once, in processes of their own.
+    scheduler
+        Ingest on a Dask cluster: a client, or the address of a scheduler such as
+        ``"tcp://10.0.0.1:8786"``. The client stays open.
+    repair
+        Check every stored byte first, and write anew what is damaged.
+    catalog
+        The catalog file; else ``$SPINEZARR_CATALOG``, else ``catalog.yaml`` in the working folder.
+    storage_options
+        For the file system of ``out``, and for that of ``raw`` if it has no options of its own.
+    raw_storage_options
+        For the file system of ``raw``.
+    on_progress
+        Called as scans begin, advance and end.
+
+    Returns
+    -------
+    IngestReport or Discovery
+        What was done: scans by how they ended, notes, and files that are in no scan. With
+        ``dry_run``: what was found.
+
+    Raises
+    ------
+    UsageError
+        If options contradict each other, no scan is in a format that is read, or the store cannot
+        be written.
+    RecipeError, CatalogError
+        If recipe or catalog do not load.
+    StoreBusyError
+        If another process is writing the store.
+    LostLockError, LostClusterError
+        If another process has taken the store over, or the cluster is gone.
+
+    Examples
+    --------
+    >>> import spinezarr
+    >>> found = spinezarr.ingest("ctspine1k", raw=raw_folder, dry_run=True)
+    >>> len(found.scans)
+    6
+    """
+    if pseudonyms is not None and not pseudonymize:
+        raise UsageError("--pseudonyms goes with --pseudonymize.")
+    if workers is not None and scheduler is not None:
+        raise UsageError("--workers starts a cluster, --scheduler takes one: give one of them.")
+    if scratch is not None and scheduler is None and not Path(scratch).is_dir():
+        raise UsageError(f"--scratch {scratch}: is no folder. Make it, or name one with room.")
+    request = _Request(
+        dataset=os.fspath(dataset),
+        patterns=_Patterns(image, label, scan_id),
+        catalog=catalog,
+        raw=_text(raw),
+        out=_text(out),
+        dry_run=dry_run,
+        storage_options=storage_options or {},
+        raw_storage_options=raw_storage_options or {},
+    )
+    recipe, entry = _recipe_and_entry(request)
+    places = _places(request, entry)
+    known = known_folders(places.out, places.out_options)
+    discovery = discover(recipe, places.raw, places.raw_options, known=known)
+    if dry_run:
+        return discovery
+    if places.out is None:
+        raise UsageError("no store: give --out URL, or name the dataset in a catalog.")
+    limits = Limits(
+        axis_voxels=max_axis,
+        volume_bytes=int(max_volume * _BYTES_PER_GB),
+        link_folders=link_folders(follow_links),
+    )
+    options = ScanOptions(take_image_grid=take_image_grid, limits=limits, scratch=_text(scratch))
+    if pseudonymize:
+        place = map_file(places.out, _text(pseudonyms))
+        discovery, names = hidden(discovery, recipe, places.out, place, places.out_options)
+        options = replace(options, pseudonyms=names)
+    find_damaged = partial(_damaged_scans, places.out, places.out_options, on_progress)
+    with _workers(workers, scheduler, on_progress) as cluster:
+        report = ingest_scans(
+            recipe,
+            discovery,
+            places.out,
+            options=options,
+            license=license or places.license,
+            codec=codec,
+            listener=IngestProgress(discovery.scans, on_progress),
+            raw_options=places.raw_options,
+            out_options=places.out_options,
+            workers=cluster,
+            find_damaged=find_damaged if repair else None,
+        )
+    return replace(report, nii_gz_bytes=_nii_gz_bytes(report, discovery))
+
+
+def _text(path: str | os.PathLike[str] | None) -> str | None:
+    return None if path is None else os.fspath(path)
+
+
+@dataclass(frozen=True, slots=True)
+class _Patterns:
+    """How the files of a dataset are named that has no recipe."""
+
+    image: str | None = None
+    label: str | None = None
+    scan_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Request:
+    """Which dataset is ingested, from where to where, as the user says."""
+
+    dataset: str
+    patterns: _Patterns
+    catalog: str | os.PathLike[str] | None
+    raw: str | None
+    out: str | None
+    dry_run: bool
+    storage_options: Mapping[str, Any]
+    raw_storage_options: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class _Places:
+    """Where an ingest reads and writes."""
+
+    raw: str
+    raw_options: Mapping[str, Any]
+    out: str | None
+    out_options: Mapping[str, Any]
+    license: str | None
+
+
+def _recipe_and_entry(request: _Request) -> tuple[Recipe, CatalogEntry | None]:
+    """Return how to read a dataset, and what the catalog says of it."""
+    if request.dataset == _PAIRS:
+        return _recipe_of_patterns(request), None
+    if request.patterns != _Patterns():
+        raise UsageError("--image, --label and --scan-id go with the dataset 'pairs' only.")
+    found = load_catalog(request.catalog)
+    entry = None if found is None else found.get(request.dataset)
+    return Recipe.load(request.dataset if entry is None else entry.recipe_location), entry
+
+
+def _recipe_of_patterns(request: _Request) -> Recipe:
+    """Return the recipe of a folder of pairs; its name is that of the store, renamed or not."""
+    patterns, out = request.patterns, request.out
+    if patterns.image is None:
+        raise UsageError("'pairs' needs --image, e.g. --image '{scan}_ct.nii.gz'.")
+    stem = Path((out or _PAIRS).rstrip("/")).name.removesuffix(".zarr")
+    name = re.sub(r"[^a-z0-9_-]+", "-", stem.lower()).strip("-_") or _PAIRS
+    if out is not None:
+        root = stored_root(out, request.storage_options if "://" in out else {})
+        if root is not None and root.dataset == root.title and not root.citation:
+            name = root.dataset  # a store that 'pairs' has made
+    return Recipe.from_pairs(patterns.image, patterns.label, name=name, scan_id=patterns.scan_id)
+
+
+def _places(request: _Request, entry: CatalogEntry | None) -> _Places:
+    """Return where to read and write: as the options say, else as the catalog does.
+
+    The catalog is asked only for what no option gives, so its variables need not all be set.
+    """
+    raw, out = request.raw, request.out
+    of_store, of_raw = dict(request.storage_options), dict(request.raw_storage_options)
+    if entry is not None:
+        if out is None:
+            of_store = {**entry.storage_options, **of_store}
+        if raw is None:
+            raw, of_raw = entry.raw_location, {**(entry.raw_storage_options or {}), **of_raw}
+        if out is None and not request.dry_run:
+            out = entry.store_location
+    if raw is None:
+        raise UsageError(
+            f"no raw folder: give --raw DIR, or name {request.dataset!r} in a catalog "
+            "('spinezarr init' writes one)."
+        )
+    raw_options = of_raw or (of_store if "://" in raw else {})
+    # Options that the raw folder has taken need not fit the store.
+    out_options = {} if raw_options and "://" not in (out or "") else of_store
+    license = None if entry is None else entry.license
+    return _Places(raw, raw_options, out, out_options, license)
+
+
+@contextmanager
+def _workers(
+    n_workers: int | None, scheduler: "str | Client | None", on_progress: OnProgress
+) -> Iterator[Workers | None]:
+    """Start or take the workers that are asked for, if any, and say where to watch them."""
+    if n_workers is None and scheduler is None:
+        yield None
+        return
+    # Dask's scheduler takes half a second to import.
+    from spinezarr.ingestion.cluster import existing_cluster, local_cluster  # noqa: PLC0415
+
+    with (
+        local_cluster(n_workers) if n_workers is not None else existing_cluster(scheduler or "")
+    ) as cluster:
+        if cluster.dashboard:
+            message = f"Dashboard: {redact_url(cluster.dashboard)}"
+            on_progress(Progress("ingest", 0, None, message=message))
+        yield cluster
+
+
+def _damaged_scans(
+    url: str, storage_options: Mapping[str, Any], on_progress: OnProgress
+) -> frozenset[str]:
+    """Check a store, and return the scans that are damaged."""
+    counter = ProgressCounter(on_progress, "check")
+    found = verify_store(
+        url,
+        storage_options=storage_options,
+        on_total=counter.expect,
+        on_bytes=counter.add,
+    )
+    counter.say(
+        f"The check found {count_noun(len(found.faults), 'fault')}, in "
+        f"{count_noun(len(found.damaged_scans), 'scan')}."
+    )
+    return found.damaged_scans
+
+
+def _nii_gz_bytes(report: IngestReport, discovery: Discovery) -> int | None:
+    """Estimate the size of the scans that are done as ``.nii.gz``; None if they come as such.
+
+    Nothing is read back from a store that is not on this machine.
+    """
+    done = set(report.done)
+    images = [scan.image.lower() for scan in discovery.scans if scan.scan_id in done]
+    if "://" in report.store or all(image.endswith(".gz") for image in images) or report.problem:
+        return None
+    try:
+        reader = StoreReader(report.store)
+        return estimate_nii_gz_bytes(reader, Engine(fetcher_for(reader.objects)), report.done)
+    except (SpinezarrError, OSError):
+        return None  # the report tells what was done all the same

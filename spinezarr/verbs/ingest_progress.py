@@ -1,0 +1,68 @@
+"""How far is an ingest, of which several scans may be under way?"""
+
+from collections.abc import Collection
+from typing import Final
+
+from spinezarr.ingestion.discovery.discover import ScanSource
+from spinezarr.ingestion.run import Listener
+from spinezarr.ingestion.task import Outcome
+from spinezarr.progress import OnProgress, Progress
+
+__all__ = ["IngestProgress"]
+
+_STEP: Final = "ingest"
+
+
+class IngestProgress(Listener):
+    """Adds up the source bytes of scans as they are ingested.
+
+    Parameters
+    ----------
+    scans
+        All scans of the ingest.
+    on_progress
+        Called whenever something has changed.
+    """
+
+    def __init__(self, scans: Collection[ScanSource], on_progress: OnProgress) -> None:
+        self._on_progress = on_progress
+        self._total_bytes = sum(scan.size_bytes for scan in scans)
+        self._done_bytes = 0.0
+        self._scans_total = len(scans)
+        self._scans_done = 0
+        self._fractions: dict[str, float] = {}
+        """What part of each scan that is under way is done, 0 to 1."""
+
+    def started(self, source: ScanSource) -> None:
+        """Name the scan."""
+        self._fractions[source.scan_id] = 0.0
+        self._report()
+
+    def advanced(self, source: ScanSource, share: float) -> None:
+        """Count the bytes of this part of the scan."""
+        self._fractions[source.scan_id] += share
+        self._done_bytes += share * source.size_bytes
+        self._report()
+
+    def finished(self, source: ScanSource, outcome: Outcome) -> None:
+        """Count the scan; one that was not read leaves the total, so that MB/s stay true."""
+        self._scans_done += 1
+        rest = (1 - self._fractions.pop(source.scan_id, 0.0)) * source.size_bytes
+        if outcome == "done":
+            self._done_bytes += rest
+        else:
+            self._total_bytes -= round(rest)
+        self._report()
+
+    def _report(self) -> None:
+        first, *others = self._fractions or [""]
+        self._on_progress(
+            Progress(
+                _STEP,
+                self._done_bytes,
+                self._total_bytes,
+                scan=f"{first} + {len(others)}" if others else first,
+                scans_done=self._scans_done,
+                scans_total=self._scans_total,
+            )
+        )

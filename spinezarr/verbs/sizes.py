@@ -1,0 +1,23 @@
+"""How large are scans without compression?"""
+
+import math
+
+import numpy as np
+import xarray as xr
+
+__all__ = ["uncompressed_bytes"]
+
+
+def uncompressed_bytes(table: xr.Dataset) -> int:
+    """Sum up the bytes of all voxels of image and mask, as they are stored but not compressed.
+
+    Parameters
+    ----------
+    table
+        Rows of the scan table.
+    """
+    columns = (table.shape_zyx, table.image_stored_dtype, table.label_state)
+    return sum(
+        math.prod(shape_zyx) * (np.dtype(str(dtype)).itemsize + (state != "none"))
+        for shape_zyx, dtype, state in zip(*(c.to_numpy().tolist() for c in columns), strict=True)
+    )

@@ -1,0 +1,66 @@
+"""What are the figures of a dataset, and does its published card give the same?"""
+
+import os
+from pathlib import Path
+
+from spinezarr.card import Card
+from spinezarr.errors import CardError, UsageError
+from spinezarr.export.atomic_file import make_folder, write_atomically
+from spinezarr.recipe import Recipe
+from spinezarr.redaction import redact_url
+from spinezarr.resources import recipe_names
+from spinezarr.stats.compare import Comparison, compare
+from spinezarr.stats.statistics import Statistics, compute_statistics
+from spinezarr.store.reader import StoreReader
+from spinezarr.store.selection import ScanSelection
+
+__all__ = ["compute_stats"]
+
+PLOTS = ("detection.png", "volumes.png", "spacing.png")
+"""Files that are drawn."""
+
+
+def compute_stats(
+    reader: StoreReader,
+    selection: ScanSelection,
+    against: str | os.PathLike[str] | None,
+    plots: str | os.PathLike[str] | None,
+) -> Statistics | Comparison:
+    """Count and measure scans; see :meth:`spinezarr.Store.stats`."""
+    if against is not None and selection != ScanSelection():
+        raise UsageError(
+            "--against compares with the card of the whole dataset; leave out --scan, --split, "
+            "--source and --vertebra."
+        )
+    if plots is not None:
+        make_folder(Path(plots))
+    table = selection.rows(reader.table, reader.name)
+    statistics = compute_statistics(table)
+    found = statistics if against is None else compare(statistics, _card(reader, against))
+    if plots is not None:
+        # matplotlib takes long to import, and most who ask for figures want no plots.
+        from spinezarr.stats.plots import (  # noqa: PLC0415
+            draw_detection,
+            draw_spacing,
+            draw_volumes,
+        )
+
+        figures = (draw_detection(statistics), draw_volumes(table), draw_spacing(table))
+        for name, figure in zip(PLOTS, figures, strict=True):
+            with write_atomically(Path(plots) / name) as file:
+                figure.savefig(file, format="png")
+    return found
+
+
+def _card(reader: StoreReader, against: str | os.PathLike[str]) -> Card:
+    """Read the card that the user asks for."""
+    if against != "card":
+        return Card.load_file(Path(against).expanduser())
+    dataset = reader.root.dataset
+    card = Recipe.load(dataset).shipped_card() if dataset in recipe_names() else None
+    if card is None:
+        raise CardError(
+            f"{redact_url(reader.url)}: no published card of the dataset {dataset!r} ships with "
+            "spinezarr. Give the path of one: --against FILE.card.yaml."
+        )
+    return card
