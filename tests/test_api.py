@@ -3,6 +3,7 @@ import json
 import os
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -234,3 +235,28 @@ def test_a_folder_that_is_no_store_does_not_hide_a_name_of_the_catalog(
     assert spinezarr.open("demo").url == ctspine1k_url
     with pytest.raises(StoreNotFoundError, match="there is no store"):
         spinezarr.open("./demo")
+
+
+# What imports what
+
+
+def test_the_contracts_on_imports_leave_no_module_out():
+    package = Path(spinezarr.__file__).parent
+    text = (package.parent / "pyproject.toml").read_text()
+    contracts = {
+        contract["name"]: set(contract.get("source_modules", ()))
+        for contract in tomllib.loads(text)["tool"]["importlinter"]["contracts"]
+    }
+    below_api, above_testing = set(), set()
+    for path in package.iterdir():
+        if path.suffix == ".py" and path.stem not in {"__init__", "api"}:
+            below_api.add(f"spinezarr.{path.stem}")
+        elif (path / "__init__.py").exists() and path.name != "cli":
+            below_api |= {f"spinezarr.{path.name}", f"spinezarr.{path.name}.**"}
+    commands = {f"spinezarr.cli.{path.stem}" for path in (package / "cli").glob("*.py")}
+    commands -= {"spinezarr.cli.__init__", "spinezarr.cli.demo"}
+    above_testing = {name for name in below_api if "spinezarr.testing" not in name}
+    above_testing |= {"spinezarr.api", *commands}
+    assert contracts["nothing below the api imports the package's facade"] == below_api
+    name = "only the demo, tests and benchmarks use synthetic data"
+    assert contracts[name] == above_testing
