@@ -413,8 +413,10 @@ export class Stage extends EventTarget {
     await new Promise((resolve) => setTimeout(resolve, 50));
     try {
       await this.volume.loadRender();
-      this.rendering.hidden = true;
-      this.rotate.disabled = false;
+      const isEmpty = this.volume.render === null;
+      if (isEmpty) this.rendering.textContent = "The mask of this scan is empty";
+      this.rendering.hidden = !isEmpty;
+      this.rotate.disabled = isEmpty;
       performance.mark("render");
       this.root.dataset.render = "true";
     } catch (problem) {

@@ -1,7 +1,6 @@
 """The page of one scan, in a browser: what it draws is what is stored."""
 
 import hashlib
-import io
 import json
 import re
 from dataclasses import dataclass
@@ -12,7 +11,15 @@ import nibabel as nib
 import numpy as np
 import pytest
 from asking import ask
-from PIL import Image
+from scan_page import (
+    PLANES,
+    SHADE_ERROR,
+    assert_drawn,
+    picture,
+    voxel_pixels,
+    wait_for_volume,
+    without_niivue,
+)
 
 import spinezarr
 from spinezarr.ingestion.discovery.discover import discover
@@ -30,14 +37,9 @@ AFFINE = np.array([[2.0, 0, 0, -23], [0, 1.5, 0, 10.25], [0, 0, 3.0, -600], [0, 
 SPACING = (2.0, 1.5, 3.0)
 LABELED = {"T12": np.s_[4:12, 8:18, 11:16], "L1": np.s_[4:12, 8:18, 4:10]}
 """On the patient's left of the middle: x of RAS+ grows to the right."""
-PLANES = {"sagittal": (0, (1, 2)), "coronal": (1, (0, 2)), "axial": (2, (0, 1))}
-"""Axis across each, and those that run to the left and upward on the screen."""
 REAL = Path(__file__).parents[4] / "shared/data/real/lidc-idri"
 EDGE = 0.05
 """Of a voxel: float32 places a border no more exactly."""
-SHADE_ERROR = 2
-"""NiiVue rounds shades of its table to whole numbers, and what it looks up between two of them
-again; the expected shade is rounded, too. Of neighbors in noise all but few differ by more."""
 
 
 @dataclass(frozen=True)
@@ -111,11 +113,6 @@ def quick(tab):
     return tab
 
 
-def wait_for_volume(tab):
-    """Wait until NiiVue shows the planes."""
-    tab.wait_for_selector("#stage[data-level]")
-
-
 def mm(voxel):
     return (AFFINE[:3] @ (*voxel, 1)).tolist()
 
@@ -124,43 +121,8 @@ def at_mm(voxel):
     return ",".join(f"{value:g}" for value in mm(voxel))
 
 
-def picture(tab, plane):
-    """Return what a tile shows, RGB, without the lines and letters on it."""
-    tab.evaluate(
-        "() => { for (const e of document.querySelectorAll('.line, .side')) e.hidden = true; }"
-    )
-    tab.evaluate("() => new Promise(done => requestAnimationFrame(() => setTimeout(done, 50)))")
-    box = tab.locator(f".tile[data-plane={plane}] .picture").bounding_box()
-    data = tab.screenshot(clip=box)
-    return np.asarray(Image.open(io.BytesIO(data)).convert("RGB")).astype(int)
-
-
-def voxel_pixels(pixels, plane):
-    """Return the pixel at the center of each voxel of a plane, along its two axes."""
-    height, width = pixels.shape[:2]
-    u, v = PLANES[plane][1]
-    size_mm = [n * s for n, s in zip(SHAPE_XYZ, SPACING, strict=True)]
-    scale = min(width / size_mm[u], height / size_mm[v])
-    assert scale * min(SPACING) > 4, "voxels are too small on the screen to be told apart"
-    columns, rows = (
-        size / 2 + (size_mm[axis] / 2 - (np.arange(SHAPE_XYZ[axis]) + 0.5) * SPACING[axis]) * scale
-        for axis, size in ((u, width), (v, height))
-    )
-    return pixels[rows.astype(int)[None, :], columns.astype(int)[:, None]]
-
-
 def drawn_hash(tab, plane="sagittal"):
     return hashlib.sha256(picture(tab, plane).tobytes()).hexdigest()
-
-
-def assert_drawn(tab, image, voxel, window_hu):
-    """Hold each voxel of the three planes through a place to its shade."""
-    for plane, (flat, _) in PLANES.items():
-        shades = gray_of(np.take(image, voxel[flat], axis=flat), window_hu)
-        found = voxel_pixels(picture(tab, plane), plane)
-        assert (np.ptp(found, axis=2) == 0).all(), f"{plane}: not gray"
-        difference = np.abs(found[..., 0] - shades)
-        assert difference.max() <= SHADE_ERROR, (plane, difference.max())
 
 
 @pytest.mark.parametrize("voxel", [(0, 0, 0), (11, 13, 7), (23, 29, 19)])
@@ -168,9 +130,9 @@ def test_the_planes_show_the_stored_voxels(tab, small, voxel):
     where = small.page(at_mm=at_mm(voxel), labels="false", interpolation="nearest", level="0")
     tab.goto(where)
     wait_for_volume(tab)
-    assert_drawn(tab, small.image, voxel, WINDOWS_HU["bone"])
+    assert_drawn(tab, small.image, voxel, WINDOWS_HU["bone"], SPACING)
     tab.keyboard.press("2")
-    assert_drawn(tab, small.image, voxel, WINDOWS_HU["soft_tissue"])
+    assert_drawn(tab, small.image, voxel, WINDOWS_HU["soft_tissue"], SPACING)
 
 
 def test_labels_have_their_colors_in_the_planes(tab, small):
@@ -179,7 +141,7 @@ def test_labels_have_their_colors_in_the_planes(tab, small):
     tab.goto(where)
     wait_for_volume(tab)
     for plane, (flat, _) in PLANES.items():
-        found = voxel_pixels(picture(tab, plane), plane)
+        found = voxel_pixels(picture(tab, plane), plane, SHAPE_XYZ, SPACING)
         label = np.take(small.label, voxel[flat], axis=flat)
         inner = np.isin(label, [VALUE_OF_NAME[name] for name in LABELED])
         # The renderer softens the borders of labels by the share of neighbors that are one.
@@ -207,18 +169,6 @@ def test_left_is_left_and_right_is_right(tab, small, has_niivue):
         assert (bright < middle).all(), plane
         assert len(bright) > 1000, plane
         assert tab.locator(f".tile[data-plane={plane}] .side").all_inner_texts() == list(sides)
-
-
-def without_niivue(tab):
-    """Take NiiVue out of the build, as far as the page can see."""
-
-    def answer(route):
-        answered = route.fetch()
-        body = answered.text().replace('data-niivue="true"', 'data-niivue="false"')
-        route.fulfill(response=answered, body=body)
-
-    tab.route("**/scan/**", answer)
-    tab.route("**/page/niivue.js", lambda route: route.abort())
 
 
 def test_a_build_without_niivue_shows_all_but_3d(quick, small):
