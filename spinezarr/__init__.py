@@ -7,9 +7,16 @@ Examples
 <function open at ...>
 """
 
+import sys
 from importlib import import_module
 from importlib.metadata import version
 from typing import TYPE_CHECKING
+
+if sys.platform == "win32":
+    raise ImportError(
+        "spinezarr runs on Linux and macOS, as it reads files by os.pread and forks processes. On "
+        "Windows, install WSL (wsl --install), and install spinezarr in it as on Linux."
+    )
 
 __version__ = version("spinezarr")
 

@@ -3,8 +3,9 @@
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from inspect import Signature, signature
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args, overload
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack, get_args, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -218,6 +219,32 @@ def audit_stores(
         on_progress=on_progress,
     )
     return [audit.at_least(severity) for audit in audits]
+
+
+class DrawOptions(TypedDict, total=False):
+    """Options that :meth:`Store.patches` and :meth:`Store.slices` share; documented at the first.
+
+    Type checkers and editors read them here. ``help()`` and notebooks show them with their
+    defaults, because the signatures of both methods name them too.
+    """
+
+    batch_size: int
+    scans: Names | None
+    split: Names | None
+    source: Names | None
+    vertebra: Names | None
+    seed: int
+    epoch: int
+    foreground: float
+    weights: Mapping[str, float] | None
+    centers: Centers
+    n_samples: int | None
+    labels: bool
+    shuffle: Shuffle
+    window_scans: int | None
+    samples_per_scan: int | None
+    on_change: OnChange
+    nonfinite: Nonfinite
 
 
 class Store:
@@ -488,23 +515,7 @@ class Store:
         *,
         size_zyx_mm: SpacingZYX | float | None = None,
         spacing_zyx_mm: SpacingZYX | float | None = None,
-        batch_size: int = 1,
-        scans: Names | None = None,
-        split: Names | None = None,
-        source: Names | None = None,
-        vertebra: Names | None = None,
-        seed: int = 0,
-        epoch: int = 0,
-        foreground: float = 0.0,
-        weights: Mapping[str, float] | None = None,
-        centers: Centers = "voxel",
-        n_samples: int | None = None,
-        labels: bool = True,
-        shuffle: Shuffle = "exact",
-        window_scans: int | None = None,
-        samples_per_scan: int | None = None,
-        on_change: OnChange = "error",
-        nonfinite: Nonfinite = "refuse",
+        **options: Unpack[DrawOptions],
     ) -> PatchStream:
         """Stream random 3D patches of image and mask.
 
@@ -592,27 +603,7 @@ class Store:
         >>> batch.image.shape, batch.spacing_zyx_mm.round(6).tolist()
         ((1, 32, 32, 32), [[2.0, 2.0, 2.0]])
         """
-        table = self._select(scans, split, source, vertebra, labels=labels)
-        target_zyx_mm = target_spacing("zyx", spacing_zyx_mm)
-        return self._stream(
-            table,
-            patch_size("zyx", size_zyx, size_zyx_mm, target_zyx_mm, table),
-            None,
-            spacing_zyx_mm=target_zyx_mm,
-            batch_size=batch_size,
-            seed=seed,
-            epoch=epoch,
-            foreground=foreground,
-            weights=weights,
-            centers=centers,
-            n_samples=n_samples,
-            labels=labels,
-            shuffle=shuffle,
-            window_scans=window_scans,
-            samples_per_scan=samples_per_scan,
-            on_change=on_change,
-            nonfinite=nonfinite,
-        )
+        return self._draw("zyx", size_zyx, size_zyx_mm, spacing_zyx_mm, **options)
 
     def slices(
         self,
@@ -623,23 +614,7 @@ class Store:
         spacing_mm: tuple[float, float] | float | None = None,
         neighbors: int = 0,
         neighbor_step_mm: float | None = None,
-        batch_size: int = 1,
-        scans: Names | None = None,
-        split: Names | None = None,
-        source: Names | None = None,
-        vertebra: Names | None = None,
-        seed: int = 0,
-        epoch: int = 0,
-        foreground: float = 0.0,
-        weights: Mapping[str, float] | None = None,
-        centers: Centers = "voxel",
-        n_samples: int | None = None,
-        labels: bool = True,
-        shuffle: Shuffle = "exact",
-        window_scans: int | None = None,
-        samples_per_scan: int | None = None,
-        on_change: OnChange = "error",
-        nonfinite: Nonfinite = "refuse",
+        **options: Unpack[DrawOptions],
     ) -> PatchStream:
         """Stream random 2D slices of image and mask, or 2.5D ones.
 
@@ -680,30 +655,16 @@ class Store:
         """
         if plane not in SLICE_AXIS:
             raise UsageError(f"plane {plane!r}: must be one of {', '.join(SLICE_AXIS)}.")
-        flat = SLICE_AXIS[plane]
-        table = self._select(scans, split, source, vertebra, labels=labels)
-        axes = "zyx".replace("zyx"[flat], "")
-        spacing_zyx_mm = target_spacing(axes, spacing_mm)
-        return self._stream(
-            table,
-            patch_size(axes, size, size_mm, spacing_zyx_mm, table),
-            flat,
-            spacing_zyx_mm=spacing_zyx_mm,
-            batch_size=batch_size,
-            seed=seed,
-            epoch=epoch,
-            foreground=foreground,
-            weights=weights,
-            centers=centers,
-            n_samples=n_samples,
-            labels=labels,
-            shuffle=shuffle,
-            window_scans=window_scans,
-            samples_per_scan=samples_per_scan,
-            on_change=on_change,
-            nonfinite=nonfinite,
+        axes = "zyx".replace("zyx"[SLICE_AXIS[plane]], "")
+        return self._draw(
+            axes,
+            size,
+            size_mm,
+            spacing_mm,
+            SLICE_AXIS[plane],
             neighbors=neighbors,
             neighbor_step_mm=neighbor_step_mm,
+            **options,
         )
 
     def grid(
@@ -1262,6 +1223,59 @@ class Store:
             raise UsageError(f"{self._reader.name}: there are no scans to draw from{masks}.")
         return table
 
+    def _draw(
+        self,
+        axes: str,
+        size: tuple[int, ...] | int | None,
+        size_mm: tuple[float, ...] | float | None,
+        spacing_mm: tuple[float, ...] | float | None,
+        flat_axis: int | None = None,
+        *,
+        neighbors: int = 0,
+        neighbor_step_mm: float | None = None,
+        batch_size: int = 1,
+        scans: Names | None = None,
+        split: Names | None = None,
+        source: Names | None = None,
+        vertebra: Names | None = None,
+        seed: int = 0,
+        epoch: int = 0,
+        foreground: float = 0.0,
+        weights: Mapping[str, float] | None = None,
+        centers: Centers = "voxel",
+        n_samples: int | None = None,
+        labels: bool = True,
+        shuffle: Shuffle = "exact",
+        window_scans: int | None = None,
+        samples_per_scan: int | None = None,
+        on_change: OnChange = "error",
+        nonfinite: Nonfinite = "refuse",
+    ) -> PatchStream:
+        """Stream patches or slices; the defaults of :class:`DrawOptions` are here."""
+        table = self._select(scans, split, source, vertebra, labels=labels)
+        target_zyx_mm = target_spacing(axes, spacing_mm)
+        return self._stream(
+            table,
+            patch_size(axes, size, size_mm, target_zyx_mm, table),
+            flat_axis,
+            spacing_zyx_mm=target_zyx_mm,
+            batch_size=batch_size,
+            seed=seed,
+            epoch=epoch,
+            foreground=foreground,
+            weights=weights,
+            centers=centers,
+            n_samples=n_samples,
+            labels=labels,
+            shuffle=shuffle,
+            window_scans=window_scans,
+            samples_per_scan=samples_per_scan,
+            on_change=on_change,
+            nonfinite=nonfinite,
+            neighbors=neighbors,
+            neighbor_step_mm=neighbor_step_mm,
+        )
+
     def _stream(
         self,
         table: xr.Dataset,
@@ -1330,3 +1344,17 @@ def _zyx(what: str, value: ShapeZYX | int) -> ShapeZYX:
         raise UsageError(f"{what} {value}: give three whole numbers (z, y, x), or one for a cube.")
     z, y, x = np.broadcast_to(numbers, 3).tolist()
     return (z, y, x)
+
+
+def _name_draw_options(method: Callable[..., PatchStream]) -> None:
+    """Show each of :class:`DrawOptions`, with its default, in the signature of a method."""
+    defaults = signature(Store._draw).parameters  # noqa: SLF001
+    own = [one for one in signature(method).parameters.values() if one.name != "options"]
+    shared = [defaults[name] for name in DrawOptions.__annotations__]
+    method.__signature__ = Signature(  # type: ignore[attr-defined]
+        [*own, *shared], return_annotation=PatchStream
+    )
+
+
+_name_draw_options(Store.patches)
+_name_draw_options(Store.slices)

@@ -1,4 +1,5 @@
 import importlib
+import inspect
 import json
 import os
 import subprocess
@@ -10,6 +11,7 @@ import pytest
 import xarray as xr
 
 import spinezarr
+from spinezarr.api import DrawOptions
 from spinezarr.catalog import locate_store
 from spinezarr.errors import CatalogError, SpinezarrError, StoreNotFoundError, UsageError
 
@@ -235,6 +237,38 @@ def test_a_folder_that_is_no_store_does_not_hide_a_name_of_the_catalog(
     assert spinezarr.open("demo").url == ctspine1k_url
     with pytest.raises(StoreNotFoundError, match="there is no store"):
         spinezarr.open("./demo")
+
+
+def test_windows_is_told_what_to_do():
+    code = "import sys; sys.platform = 'win32'; import spinezarr"
+    done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "ImportError: spinezarr runs on Linux and macOS" in done.stderr
+    assert "WSL" in done.stderr
+
+
+def test_patches_and_slices_show_the_options_that_they_share():
+    hidden = {"self", "axes", "size", "size_mm", "spacing_mm", "flat_axis"}
+    hidden |= {"neighbors", "neighbor_step_mm"}
+    expected = {
+        name: (one.annotation, one.default)
+        for name, one in inspect.signature(spinezarr.Store._draw).parameters.items()
+        if name not in hidden
+    }
+    assert list(expected) == list(DrawOptions.__annotations__)
+    for method in (spinezarr.Store.patches, spinezarr.Store.slices):
+        shown = inspect.signature(method).parameters
+        assert "options" not in shown
+        assert (
+            expected.items()
+            <= {name: (one.annotation, one.default) for name, one in shown.items()}.items()
+        )
+        assert all(name in method.__doc__ for name in expected)
+
+
+def test_an_option_that_is_not_there_is_refused(store):
+    with pytest.raises(TypeError, match="'sied'"):
+        store.patches(8, sied=3)
 
 
 # What imports what
