@@ -57,8 +57,9 @@ first_s = time.perf_counter() - began
 for batch in batches:
     pass
 peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
-ahead = min(2 * stream.threads, max(1, stream.prefetch_bytes // stream.group_bytes), n_batches - 1)
-batches_mb = (1 + ahead) * stream.group_bytes / 1e6
+group_bytes = stream.read_ahead.group_bytes
+ahead = min(2 * stream.threads, max(1, stream.prefetch_bytes // group_bytes), n_batches - 1)
+batches_mb = (1 + ahead) * group_bytes / 1e6
 print(json.dumps({"torch_s": torch_s, "import_s": import_s, "first_batch_s": first_s,
                   "imported_mb": imported_mb, "peak_mb": peak_mb, "batches_mb": batches_mb,
                   "beside_batches_mb": peak_mb - batches_mb}))

@@ -24,9 +24,11 @@ from spinezarr.store.selection import Names, ScanSelection
 from spinezarr.stream.draw.sampler import Centers, Sampler
 from spinezarr.stream.draw.voxel_finder import StoredVoxelFinder
 from spinezarr.stream.draw.window import Shuffle, window_sampler
-from spinezarr.stream.epoch.grid import GridStream, Tiling
+from spinezarr.stream.epoch.grid import GridStream
 from spinezarr.stream.epoch.stream import OnChange, PatchStream, image_dtype_of
+from spinezarr.stream.epoch.tiling import Tiling
 from spinezarr.stream.read.batch_client import BatchClient, Transfer, api_url, store_url
+from spinezarr.stream.read.batch_reader import BatchReader
 from spinezarr.stream.read.engine import Engine
 from spinezarr.stream.read.fetch import fetcher_for
 from spinezarr.stream.read.nonfinite import Nonfinite, refuse_nonfinite
@@ -489,7 +491,7 @@ class Store:
             When computed, if stored bytes are missing or damaged: never fill values.
         """
         # dask takes long to import, and those who train never compute with it.
-        from spinezarr.stream.epoch.lazy import lazy_array  # noqa: PLC0415
+        from spinezarr.stream.read.lazy_array import lazy_array  # noqa: PLC0415
 
         scan = self._reader.scan(scan_id)
         described = to_printable_json(scan.variable_attributes)
@@ -725,24 +727,24 @@ class Store:
         z, y, x = _zyx("patch size", size_zyx)
         half = (z // 2, y // 2, x // 2)
         overlap = half if overlap_zyx is None else _zyx("overlap", overlap_zyx)
-        stream = self._stream(
-            self._select([scan_id], None, None, None, labels=labels),
-            (z, y, x),
-            None,
-            batch_size=batch_size,
-            seed=0,
-            epoch=0,
-            foreground=0.0,
-            n_samples=1,
-            labels=labels,
-            shuffle="exact",
-            window_scans=None,
-            samples_per_scan=None,
-            nonfinite=nonfinite,
-        )
+        table = self._select([scan_id], None, None, None, labels=labels)
+        refuse_nonfinite(table, nonfinite, self._reader.name)
         scan = self._reader.listed_scan(scan_id)
-        shape_zyx, scan_id = scan.image.shape_zyx, scan.attributes.scan_id
-        return GridStream(stream, scan_id, Tiling.cover(shape_zyx, (z, y, x), overlap))
+        return GridStream(
+            batch_reader=BatchReader(
+                reader=self._reader,
+                engine=self._engine,
+                size_zyx=(z, y, x),
+                spacing_zyx_mm=OWN_SPACING,
+                with_label=labels,
+                image_dtype=image_dtype_of(table),
+                nonfinite=nonfinite,
+            ),
+            scan_id=scan.attributes.scan_id,
+            tiling=Tiling.cover(scan.image.shape_zyx, (z, y, x), overlap),
+            batch_size=batch_size,
+            client=self._batch_client,
+        )
 
     def figure(self, scan_id: str) -> "Figure":
         """Draw three planes through the spine of a scan, vertebrae colored and named.
@@ -1319,19 +1321,23 @@ class Store:
             voxel_bytes=(1 + 2 * neighbors) * image_dtype.itemsize + int(labels),
         )
         return PatchStream(
-            reader=self._reader,
-            engine=self._engine,
+            batch_reader=BatchReader(
+                reader=self._reader,
+                engine=self._engine,
+                size_zyx=size_zyx,
+                spacing_zyx_mm=spacing_zyx_mm,
+                with_label=labels,
+                image_dtype=image_dtype,
+                flat_axis=flat_axis,
+                neighbors=neighbors,
+                neighbor_step_mm=neighbor_step_mm,
+                nonfinite=nonfinite,
+            ),
             sampler=sampler,
             batch_size=batch_size,
             n_samples=table.sizes["scan"] if n_samples is None else n_samples,
             epoch=epoch,
-            with_label=labels,
-            image_dtype=image_dtype,
-            flat_axis=flat_axis,
             window=window,
-            nonfinite=nonfinite,
-            neighbors=neighbors,
-            neighbor_step_mm=neighbor_step_mm,
             on_change=on_change,
             client=self._batch_client,
         )

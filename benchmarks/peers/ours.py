@@ -16,7 +16,7 @@ from peers.reader import BoxReader, Located, Pair, StreamReader, Turn, Way
 from spinezarr.ingestion.discovery.discover import discover
 from spinezarr.ingestion.run import ingest
 from spinezarr.recipe import Recipe
-from spinezarr.stream.read.engine import BoxRead
+from spinezarr.stream.read.box_reader import BoxRead
 
 _ENDLESS = 10**9
 _BATCH = 4

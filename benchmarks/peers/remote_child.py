@@ -196,7 +196,7 @@ class PeerServer:
 
 LIMITS = {
     "gap": ("spinezarr.remote.requests", "_GAP_BYTES"),
-    "run": ("spinezarr.stream.read.fetch", "_RUN_BYTES"),
+    "run": ("spinezarr.stream.read.fetch", "_REQUEST_BYTES"),
     "small": ("spinezarr.stream.read.fetch", "_SMALL_SHARD_BYTES"),
 }
 """What of spinezarr's own can be tried: the gap is one, or within two bounds chosen by it."""

@@ -25,7 +25,8 @@ from spinezarr.errors import UsageError
 from spinezarr.geometry import AxisMap, Box, ShapeIJK
 from spinezarr.store.attributes import LabelSourceRecord, SourceRecord
 from spinezarr.store.reader import ArraySpec, ScanHandle, StoreReader
-from spinezarr.stream.read.engine import BoxRead, Engine
+from spinezarr.stream.read.box_reader import BoxRead
+from spinezarr.stream.read.engine import Engine
 from spinezarr.stream.read.nonfinite import (
     Nonfinite,
     fill_nonfinite,

@@ -1,4 +1,4 @@
-"""Streams as MONAI datasets."""
+"""How does a MONAI program get the samples of a stream?"""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -25,22 +25,23 @@ class MonaiPatches(SampleDataset[dict[str, Any]]):
     """Patches as dictionaries for MONAI's transforms and ``monai.data.DataLoader``.
 
     ``image`` and ``label`` are :class:`monai.data.MetaTensor` of shape ``(1, x, y, z)``, RAS+, with
-    the patch's own affine: what ``LoadImaged``, ``EnsureChannelFirstd`` and ``Orientationd("RAS")``
-    give for the scan's NIfTI file, cut to the patch. ``scan_id``, ``index``, ``start_zyx``,
-    ``padding_zyx`` and ``vertebra`` (``""`` for a uniform draw) come with them.
+    the patch's own affine. They equal what ``LoadImaged``, ``EnsureChannelFirstd`` and
+    ``Orientationd("RAS")`` give for the scan's NIfTI file, cropped to the patch. Further items are
+    ``scan_id``, ``index``, ``start_zyx``, ``padding_zyx`` and ``vertebra`` (``""`` for a uniform
+    draw).
 
     Parameters
     ----------
     stream
-        Of patches or slices, or a grid: ``store.patches(...)``. Slices keep their third axis, with
-        one voxel; ``SqueezeDimd`` takes it away.
+        A stream of patches or slices, or a grid, e.g. ``store.patches(...)``. Slices keep their
+        third axis, with one voxel; ``SqueezeDimd`` removes it.
     transform
-        A MONAI transform on dictionaries, or several, applied to each sample. Random ones are
-        seeded for each sample by the stream's seed, the epoch and the sample's number, so that a
-        ``set_random_state`` of yours has no effect.
+        A MONAI transform on dictionaries, or several, applied to each sample. Random transforms are
+        seeded for each sample by the stream's seed, the epoch and the sample's number. A call of
+        ``set_random_state`` has no effect.
     dtype
-        Of the image, float32 as with ``LoadImaged``; None keeps the stored type. int16 fits float32
-        exactly.
+        Dtype of the image: float32 as with ``LoadImaged``, which holds int16 exactly; None keeps
+        the stored dtype.
 
     Examples
     --------
@@ -66,25 +67,25 @@ class MonaiPatches(SampleDataset[dict[str, Any]]):
         arrays = {"image": sample.image.to(self.dtype or sample.image.dtype)}
         if sample.label is not None:
             arrays["label"] = sample.label
-        facts = sample.facts
-        tensors = {name: _meta_tensor(a, sample.affine, facts) for name, a in arrays.items()}
-        return tensors | facts
+        metadata = sample.metadata
+        tensors = {name: _meta_tensor(a, sample.affine, metadata) for name, a in arrays.items()}
+        return tensors | metadata
 
     def _chosen_transform(self) -> Compose | None:
         return self.transform if self.transform.transforms else None
 
 
 def _meta_tensor(
-    voxels: torch.Tensor, affine: npt.NDArray[np.float64], facts: dict[str, Any]
+    voxels: torch.Tensor, affine: npt.NDArray[np.float64], metadata: dict[str, Any]
 ) -> MetaTensor:
-    """Attach what MONAI's reader of NIfTI says of a file."""
+    """Return voxels with the metadata that MONAI's reader of NIfTI attaches."""
     meta = {
         MetaKeys.ORIGINAL_AFFINE: affine,
         MetaKeys.SPATIAL_SHAPE: np.array(voxels.shape[1:]),
         MetaKeys.SPACE: SpaceKeys.RAS,
         MetaKeys.ORIGINAL_CHANNEL_DIM: 0,
-        # SaveImaged takes an extension off, which must not be the end of a scan id with dots.
-        ImageMetaKey.FILENAME_OR_OBJ: f"{facts['scan_id']}.nii.gz",
-        ImageMetaKey.PATCH_INDEX: facts["index"],
+        # SaveImaged removes an extension. With this one, it keeps a scan id that has dots.
+        ImageMetaKey.FILENAME_OR_OBJ: f"{metadata['scan_id']}.nii.gz",
+        ImageMetaKey.PATCH_INDEX: metadata["index"],
     }
     return MetaTensor(voxels, affine=torch.from_numpy(affine), meta=meta)

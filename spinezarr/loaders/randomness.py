@@ -1,9 +1,10 @@
-"""Random transforms as pure functions of a sample, whatever they draw from.
+"""How do random transforms become pure functions of a sample?
 
-Libraries of transforms draw from a ``numpy.random.RandomState`` of each transform (MONAI), from
-torch's global generator (TorchIO), and functions of users from those of NumPy and Python. A data
-loader seeds these by worker, or not at all, so that samples depend on the number of workers, or
-repeat. Here all of them are seeded for each sample, and the global ones put back afterwards.
+Transforms draw from several generators: those of MONAI from a ``numpy.random.RandomState`` of each
+transform, those of TorchIO from torch's global generator, and functions of users from the global
+ones of NumPy and Python. A data loader seeds these for each worker, or not at all, so samples would
+depend on the number of workers, or repeat. Here all of them are seeded for each sample. Afterwards,
+the global ones get back their states.
 """
 
 import random
@@ -21,7 +22,7 @@ from spinezarr.forks import ProcessLock
 __all__ = ["Randomness"]
 
 _TRANSFORMS: Final = 1
-"""First word of the spawn key: apart from what else is drawn for a sample."""
+"""First word of the spawn key. It keeps these draws apart from others for the same sample."""
 _WORD: Final = 1 << 32
 _TORCH: Final = torch.default_generator
 _SEEDED: Final = ProcessLock(reentrant=True)
@@ -29,19 +30,20 @@ _SEEDED: Final = ProcessLock(reentrant=True)
 
 
 class Randomness:
-    """What a transform draws from.
+    """The generators that a transform draws from.
 
     Parameters
     ----------
     transform
-        A callable, or a container of several. Objects that have ``set_random_state`` and ``R``, as
+        A callable, or a container of callables. Objects with ``set_random_state`` and ``R``, as
         those of MONAI, are found in lists, tuples, mappings, and the attributes of callables.
     shared
-        Classes whose ``R`` all objects share that nobody has seeded. What is out of sight, in the
-        closure of a function say, draws from it.
+        Classes with a generator ``R`` of their own. All their objects that nobody has seeded draw
+        from it, such as objects in the closure of a function, which are not found.
     """
 
-    # No __dict__: MONAI's DataLoader seeds whatever it finds in that of a dataset's attributes.
+    # MONAI's DataLoader seeds objects that it finds in the __dict__ of a dataset's attributes, so
+    # this has none.
     __slots__ = ("_private", "_shared", "_transform")
 
     def __init__(self, transform: object, shared: Sequence[type] = ()) -> None:
@@ -50,17 +52,17 @@ class Randomness:
         self._private = _private_states(transform)
 
     def is_of(self, transform: object) -> bool:
-        """Whether it is that of this very transform."""
+        """Return whether these are the generators of this transform."""
         return self._transform is transform
 
     @contextmanager
     def of_sample(self, seed: int, epoch: int, index: int) -> Iterator[None]:
-        """Seed everything for one sample, as long as the context lasts.
+        """Seed all generators for one sample, as long as the context lasts.
 
-        One thread of a process is inside such a context at a time. Other threads that draw from
-        global generators meanwhile draw from what is seeded here. Those that seed them change the
-        sample: worker threads of MONAI's ThreadDataLoader do so once, while they start, so that one
-        such thread is safe and several are not.
+        Only one thread of a process is in such a context at a time. If other threads draw from
+        global generators meanwhile, they draw from those that are seeded here. If they seed global
+        generators, they change the sample. The worker threads of MONAI's ThreadDataLoader do so
+        once, when they start, so one such thread is safe and several are not.
         """
         words = iter(_words(seed, epoch, index, 3 + len(self._shared) + len(self._private)))
         with _SEEDED:
@@ -86,7 +88,7 @@ class Randomness:
 
 
 def _give(state: np.random.RandomState, word: int, owners: Iterable[Any]) -> None:
-    # A state of its own is seeded twenty times as fast as a new one is made.
+    # Seeding an existing state is twenty times as fast as making a new one.
     state.seed(word)
     for owner in owners:
         owner.R = state
@@ -100,14 +102,14 @@ def _words(seed: int, epoch: int, index: int, n: int) -> list[int]:
 
 
 _Private = list[tuple[list[Any], np.random.RandomState]]
-"""Objects that share a generator, and one that they are given."""
+"""Objects that share a generator, and the generator that they are given."""
 
 
 def _private_states(transform: object) -> list[_Private]:
-    """Return the objects that hold generators, by the seed that they get.
+    """Return the objects that hold generators, grouped by the seed that they get.
 
-    Objects to which one call of ``set_random_state`` gives equal generators draw the same numbers,
-    such as a transform and one that it wraps: they get one seed, to stay in step.
+    One call of ``set_random_state`` may give equal generators to several objects, such as a
+    transform and one that it wraps. These must draw the same numbers, so they get one seed.
     """
     outermost_first = _holders(transform)
     for holder in outermost_first:
@@ -126,7 +128,7 @@ def _private_states(transform: object) -> list[_Private]:
 
 
 def _holders(root: object) -> list[Any]:
-    """Find the objects that hold a generator; those that hold others come before these."""
+    """Return the objects that hold a generator; outer objects come before those inside them."""
     found = list[Any]()
     seen = set[int]()
     waiting: list[object] = [root]
@@ -142,7 +144,7 @@ def _holders(root: object) -> list[Any]:
 
 
 def _parts(item: object) -> list[object]:
-    """Return what may hold a generator in a container or a callable."""
+    """Return the parts of a container or callable that may hold a generator."""
     if isinstance(item, Mapping):
         return list(item.values())
     if isinstance(item, list | tuple):

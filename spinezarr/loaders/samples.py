@@ -1,7 +1,7 @@
-"""What map-style datasets of single patches have in common.
+"""What do the datasets for MONAI and TorchIO, which give single patches, have in common?
 
-Spatial axes are (x, y, z), each increasing toward right, anterior and superior, as nibabel shows a
-NIfTI file in RAS+: views of the stored (z, y, x), beside the affine for exactly this order.
+Their spatial axes are (x, y, z), which increase toward right, anterior and superior, as those of a
+NIfTI file in RAS+. The voxels are views of the stored (z, y, x), and the affine is for (x, y, z).
 """
 
 from abc import ABC, abstractmethod
@@ -27,16 +27,16 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Sample:
-    """One patch, channel first."""
+    """One patch, with its channels first."""
 
     image: torch.Tensor
-    """``(1, x, y, z)``, HU, in the stored type."""
+    """``(1, x, y, z)``, HU, in the stored dtype."""
     label: torch.Tensor | None
     """``(1, x, y, z)`` uint8."""
     affine: npt.NDArray[np.float64]
-    """4 x 4, patch voxel ``(x, y, z, 1)`` to RAS+ mm."""
-    facts: dict[str, Any]
-    """``scan_id``, ``index``, ``start_zyx``, ``padding_zyx``, and ``vertebra``, ``""`` for none."""
+    """4 x 4, maps a voxel ``(x, y, z, 1)`` of the patch to RAS+ in mm."""
+    metadata: dict[str, Any]
+    """``scan_id``, ``index``, ``start_zyx``, ``padding_zyx`` and ``vertebra``, ``""`` for none."""
 
 
 def _samples_of(batch: Batch) -> Iterator[Sample]:
@@ -56,9 +56,9 @@ def _samples_of(batch: Batch) -> Iterator[Sample]:
 
 
 def _channel_first(voxels: npt.NDArray[Any], dims: Sequence[str]) -> torch.Tensor:
-    """View voxels as ``(c, x, y, z)``; the axis that slices leave out has one voxel.
+    """Return a view ``(c, x, y, z)`` of voxels; an axis that slices leave out has one voxel.
 
-    What has one axis more than there are in space has its channels there.
+    If there is one axis more than there are in space, the first one is that of the channels.
     """
     left_out = [1 + axis for axis, name in enumerate("zyx") if name not in dims]
     channels = voxels if voxels.ndim + len(left_out) > len("zyx") else voxels[None]
@@ -69,7 +69,8 @@ class SampleDataset(Dataset[Item], ABC, Generic[Item]):
     """An epoch of a stream as a map-style dataset.
 
     A data loader asks for all samples of a batch at once, and a chunk that several of them need is
-    read once; so the loader's batch size counts, not the stream's. Samples are random already.
+    read once. So the loader's batch size counts, and not the stream's. No shuffling is needed, as
+    samples are drawn at random.
 
     The random numbers with which a sample is transformed are a pure function of the stream's seed,
     the epoch and the sample's number: the same for any loader and number of workers.
@@ -77,29 +78,29 @@ class SampleDataset(Dataset[Item], ABC, Generic[Item]):
     Parameters
     ----------
     stream
-        Of patches or slices, or a grid.
+        A stream of patches or slices, or a grid.
 
     Raises
     ------
     UsageError
-        If it is a share of a stream: a sampler of the data loader gives each rank its own.
+        If it is a partition of a stream. Use a sampler of the data loader to divide it.
     """
 
     _random_classes: ClassVar[Sequence[type]] = ()
-    """Classes of transforms that share a generator, as of :class:`Randomness`."""
+    """Classes of transforms that share a generator; see :class:`Randomness`."""
 
     def __init__(self, stream: PatchStream | GridStream) -> None:
         if isinstance(stream, PatchStream):
             require_whole_epoch(stream.partition, type(self).__name__, USE_A_SAMPLER)
         self.stream = stream
         self._randomness: Randomness | None = None
-        # Workers that live on see it change: they hold the same memory.
+        # Persistent workers use the same memory, so they see when the epoch changes.
         self._epoch = torch.tensor(0).share_memory_()
         if isinstance(stream, PatchStream):
             self._epoch.fill_(stream.epoch)
 
     def __getstate__(self) -> dict[str, Any]:
-        # Made again there, for the transform that arrives.
+        # It is made again in the worker, for the worker's copy of the transform.
         return {**self.__dict__, "_randomness": None}
 
     def __len__(self) -> int:
@@ -134,14 +135,14 @@ class SampleDataset(Dataset[Item], ABC, Generic[Item]):
         items = []
         for sample in samples:
             item = self._item(sample)
-            with self._randomness.of_sample(seed, epoch, sample.facts["index"]):
+            with self._randomness.of_sample(seed, epoch, sample.metadata["index"]):
                 items.append(transform(item))
         return items
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the draws of another epoch, before a data loader is iterated over again.
+        """Choose the draws of another epoch, before iterating over a data loader again.
 
-        A grid has the same patches in each.
+        A grid has the same patches in each epoch.
         """
         self._of_epoch(epoch)
         self._epoch.fill_(epoch)
@@ -152,8 +153,8 @@ class SampleDataset(Dataset[Item], ABC, Generic[Item]):
 
     @abstractmethod
     def _item(self, sample: Sample) -> Item:
-        """Return what the library knows as a sample."""
+        """Return a sample in the form that the library expects."""
 
     @abstractmethod
     def _chosen_transform(self) -> Callable[[Item], Item] | None:
-        """Return what is to be done to each sample."""
+        """Return the transform to apply to each sample; None if there is none."""

@@ -1,19 +1,19 @@
-"""Streams as PyTorch datasets and loaders.
+"""How does a PyTorch program get the batches or samples of a stream?
 
-Whole batches come as dicts of tensors that share memory with the arrays they were read into:
+Batches come as dicts of tensors, which use the memory that the voxels were read into:
 
 ========================= ==================================================================
 ``image``                 ``(n, 1, z, y, x)`` HU, int16 unless a scan needs a wider type; of
                           slices ``(n, 1, y, x)`` and the like: the axis of channels is 1, and
                           neighboring slices are channels
-``label``                 ``(n, 1, ...)`` uint8; not there if no labels were asked for
+``label``                 ``(n, 1, ...)`` uint8; missing if no labels were asked for
 ``scan_id``, ``vertebra`` lists of ``n`` names; a vertebra is ``""`` for a uniform draw
 others                    as in :class:`spinezarr.stream.batch.Batch`, as tensors
 ========================= ==================================================================
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import fields
 from itertools import islice
 from typing import Any, Final, NoReturn
 
@@ -22,8 +22,8 @@ from pydantic import JsonValue
 
 from spinezarr.errors import UsageError
 from spinezarr.stream.batch import Batch
-from spinezarr.stream.epoch.batch_iterator import BatchIterator, Progress
-from spinezarr.stream.epoch.checkpoint import partition_count
+from spinezarr.stream.epoch.batch_iterator import BatchIterator
+from spinezarr.stream.epoch.checkpoint import Progress, partition_count
 from spinezarr.stream.epoch.partition import USE_A_SAMPLER, require_whole_epoch
 from spinezarr.stream.epoch.stream import PatchStream
 
@@ -50,11 +50,11 @@ _OF_THE_STREAM: Final[dict[str, str]] = {
     "dataset": "The stream is what is read",
     "in_order": "Batches come in the stream's order, by which states are saved",
 }
-"""What to do in place of options of ``DataLoader`` that the stream decides."""
+"""What to do in place of giving an option of ``DataLoader`` that the stream decides."""
 
 
 class _WholeBatch(TensorBatch):
-    """A batch that must not be put into a batch of batches."""
+    """A batch that a loader must not collate into a batch of batches."""
 
 
 def _refuse_to_collate(_: object, **__: object) -> NoReturn:
@@ -86,25 +86,25 @@ def as_tensors(batch: Batch) -> TensorBatch:
 class PatchDataset(IterableDataset[TensorBatch]):
     """The batches of a stream, for ``DataLoader(dataset, batch_size=None)``.
 
-    Each worker of a loader reads its share with one thread, and the loader gives the batches in the
-    stream's own order, whatever the number of workers. Without workers, threads read ahead.
-    Ranks get equally many batches each; see
+    Each worker of a loader reads its partition with one thread. The loader gives the batches in the
+    stream's own order, whatever the number of workers. Without workers, threads read ahead. All
+    ranks get equally many batches; see
     :meth:`spinezarr.stream.epoch.stream.PatchStream.shard`.
 
     Parameters
     ----------
     stream
-        What to read.
+        The stream to read.
     rank, ranks
-        Which of how many processes that train together; if not given, those of
-        ``torch.distributed`` where it is initialized, else there is one.
+        Rank of this process, and the number of processes that train together. If they are not
+        given, ``torch.distributed`` tells them; there is one rank if it is not initialized.
 
     Raises
     ------
     UsageError
-        When iterated by several workers, if the stream reads several batches together: their
-        order would change. :class:`PatchLoader` keeps it. When a loader puts batches into a batch,
-        as ``DataLoader`` does without ``batch_size=None``.
+        If several workers iterate over it, and the stream reads several batches together: their
+        order would change. :class:`PatchLoader` keeps it. Also if a loader collates batches into a
+        batch, as ``DataLoader`` does without ``batch_size=None``.
     """
 
     def __init__(
@@ -139,19 +139,19 @@ class PatchDataset(IterableDataset[TensorBatch]):
         return self.iterate_tensors(stream)
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch of the iterations to come; that of the stream if never called."""
+        """Choose the epoch of later iterations. Without a call it is that of the stream."""
         self._epoch.fill_(self._stream.at_epoch(epoch).epoch)
         if self._state is not None and self._state["epoch"] != epoch:
             self.discard_state()
 
     def state_dict(self) -> dict[str, JsonValue]:
-        """Say where the last iteration is, in this process."""
+        """Return a checkpoint of the last iteration in this process."""
         if self._iterator is not None:
             return self._iterator.state_dict()
-        return Progress(self.worker_stream()).state_dict()
+        return self.worker_stream().progress().state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Let the next iteration go on from a state; those after it start at their beginning.
+        """Let the next iteration go on from a checkpoint. Later ones start at the beginning.
 
         Raises
         ------
@@ -167,28 +167,27 @@ class PatchDataset(IterableDataset[TensorBatch]):
         self._iterator = None
 
     def discard_state(self) -> None:
-        """Forget a state that was loaded."""
+        """Discard a checkpoint that was loaded."""
         self._state = None
 
     def rank_stream(self) -> PatchStream:
-        """Return the share of this rank, of the chosen epoch."""
+        """Return the partition of this rank, in the chosen epoch."""
         stream = self._stream.at_epoch(int(self._epoch))
         rank, ranks = self._ranks()
         return stream.shard(rank, ranks, even=True) if ranks > 1 else stream
 
     def worker_stream(self) -> PatchStream:
-        """Return what this worker is to read next."""
+        """Return the stream that this worker reads next."""
         stream, state = self.rank_stream(), self._state
-        shares = stream.partition.count
-        if state is not None and partition_count(state) == shares:
+        if state is not None and partition_count(state) == stream.partition.count:
             stream, state = stream.resume(state), None
         if worker := get_worker_info():
-            stream = replace(stream.shard(worker.id, worker.num_workers), threads=1)
-        # What is left was saved by a worker for itself.
+            stream = stream.shard(worker.id, worker.num_workers).with_reading(threads=1)
+        # A state that is left was saved by a worker for itself.
         return stream if state is None else stream.resume(state)
 
     def iterate_tensors(self, stream: PatchStream) -> Iterator[TensorBatch]:
-        """Read a share; :meth:`state_dict` tells how far that is."""
+        """Yield the batches of a stream as tensors; :meth:`state_dict` tells how far it is."""
         self._state = None
         self._iterator = iterator = iter(stream)
         return _closing(iterator)
@@ -202,7 +201,7 @@ class PatchDataset(IterableDataset[TensorBatch]):
 
 
 def _shared(epoch: int) -> torch.Tensor:
-    """Return a number that workers which stay alive see change."""
+    """Return a number in shared memory: persistent workers see when it changes."""
     storage = torch.tensor([epoch])
     storage.untyped_storage().share_memory_()
     return storage
@@ -219,18 +218,18 @@ def _closing(iterator: BatchIterator) -> Iterator[TensorBatch]:
 class PatchMapDataset(Dataset[TensorBatch]):
     """The samples of an epoch by number, for samplers and ``DataLoader(dataset, batch_size=8)``.
 
-    A sample is a dict as of a batch, without the first axis. Slower than :class:`PatchDataset`: the
-    loader copies samples into batches, and reads each batch by itself.
+    A sample is a dict like that of a batch, without the first axis. This is slower than
+    :class:`PatchDataset`, as the loader copies samples into batches and reads each batch by itself.
 
     Parameters
     ----------
     stream
-        What to read; the batch size is that of the loader, not of the stream.
+        The stream to read. Its batch size has no effect; that of the loader has.
 
     Raises
     ------
     UsageError
-        If it is a share of a stream: a sampler of the data loader gives each rank its own.
+        If it is a partition of a stream. Use a sampler of the data loader to divide it.
     """
 
     def __init__(self, stream: PatchStream) -> None:
@@ -262,33 +261,34 @@ class PatchMapDataset(Dataset[TensorBatch]):
         return [{name: value[i] for name, value in batch.items()} for i in range(len(indices))]
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch; that of the stream if never called."""
+        """Choose the epoch. Without a call it is that of the stream."""
         self._epoch.fill_(self._stream.at_epoch(epoch).epoch)
 
 
 class PatchLoader:
-    """A ready loader: batches as tensors in the stream's order, whatever the number of workers.
+    """A loader of batches as tensors, in the stream's order, whatever the number of workers.
 
-    Its state does not depend on the number of workers either: what was saved with none goes on with
-    two. All ranks go on from the state of one, as all are equally far.
+    Its checkpoints do not depend on the number of workers either: a checkpoint of a loader without
+    workers can be loaded by one with two. All ranks can go on from the checkpoint of one of them,
+    as all are equally far.
 
     Parameters
     ----------
     stream
-        What to read.
+        The stream to read.
     num_workers
-        Processes that read. None are needed: reading frees the interpreter's lock, and threads
+        Number of processes that read. 0 is best, as a rule: reading releases the GIL, and threads
         pass batches on without copying them.
     rank, ranks
-        As of :class:`PatchDataset`.
+        As in :class:`PatchDataset`.
     **options
-        Further ones of :class:`torch.utils.data.DataLoader`: ``pin_memory``,
+        Further options of :class:`torch.utils.data.DataLoader`: ``pin_memory``,
         ``multiprocessing_context``, ``persistent_workers``, ``prefetch_factor``, ``timeout``.
 
     Raises
     ------
     UsageError
-        If an option is one that the stream decides, such as ``batch_size`` or ``shuffle``; says
+        If the stream decides an option, such as ``batch_size`` or ``shuffle``. The message says
         what to do instead.
     """
 
@@ -305,10 +305,10 @@ class PatchLoader:
             if name in _OF_THE_STREAM:
                 raise UsageError(f"PatchLoader takes no {name}. {_OF_THE_STREAM[name]}.")
         self._dataset = PatchDataset(stream, rank=rank, ranks=ranks)
-        self._by_unit = num_workers > 1 and stream.batches_per_group > 1
+        self._by_group = num_workers > 1 and stream.batches_per_group > 1
         self._options = {**options, "num_workers": num_workers, "batch_size": None}
-        if self._by_unit:
-            self._options.setdefault("prefetch_factor", 1)  # a unit is many batches
+        if self._by_group:
+            self._options.setdefault("prefetch_factor", 1)  # a group is many batches
         self._loader = self._make_loader()
         self._progress: Progress | None = None
         self._state: Mapping[str, Any] | None = None
@@ -319,35 +319,35 @@ class PatchLoader:
 
     def __iter__(self) -> Iterator[TensorBatch]:
         """Yield the batches of this rank."""
-        self._progress = progress = Progress(self._to_give())
+        self._progress = progress = self._stream_to_give().progress()
         if self._state is not None:
             self._dataset.load_state_dict(self._state)
-            self._loader = self._make_loader()  # workers that are there already do not know it
+            self._loader = self._make_loader()  # persistent workers do not know the state
             self._state = None
         items = iter(self._loader)
         self._dataset.discard_state()  # the workers have it now
         for item in items:
-            for batch in item if self._by_unit else [item]:
+            for batch in item if self._by_group else [item]:
                 progress.given += 1
                 yield batch
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch of the iterations to come; that of the stream if never called.
+        """Choose the epoch of later iterations. Without a call it is that of the stream.
 
-        Another epoch than that of a state that was loaded starts at its beginning.
+        If it is not the epoch of a checkpoint that was loaded, the checkpoint is discarded.
         """
         self._dataset.set_epoch(epoch)
         if self._state is not None and self._state["epoch"] != epoch:
             self._state = None
 
     def state_dict(self) -> dict[str, JsonValue]:
-        """Say which batches the last iteration has given."""
+        """Return a checkpoint: which batches the last iteration has given."""
         if self._progress is None:
-            return Progress(self._to_give()).state_dict()
+            return self._stream_to_give().progress().state_dict()
         return self._progress.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Let the next iteration go on from a state; those after it start at their beginning.
+        """Let the next iteration go on from a checkpoint. Later ones start at the beginning.
 
         Raises
         ------
@@ -358,26 +358,29 @@ class PatchLoader:
         self._state = state
         self._progress = None
 
-    def _to_give(self) -> PatchStream:
+    def _stream_to_give(self) -> PatchStream:
         stream = self._dataset.rank_stream()
         return stream if self._state is None else stream.resume(self._state)
 
     def _make_loader(self) -> "DataLoader[Any]":
-        dataset = _Units(self._dataset) if self._by_unit else self._dataset
+        dataset = _Groups(self._dataset) if self._by_group else self._dataset
         return DataLoader(dataset, **self._options)
 
 
-class _Units(IterableDataset[list[TensorBatch]]):
-    """The units of a dataset, each as a list, so that a loader takes turns among whole units."""
+class _Groups(IterableDataset[list[TensorBatch]]):
+    """The groups of a dataset, each as a list of batches.
+
+    So a loader takes one whole group from each worker in turn.
+    """
 
     def __init__(self, dataset: PatchDataset) -> None:
         self._dataset = dataset
 
     def __iter__(self) -> Iterator[list[TensorBatch]]:
         stream = self._dataset.worker_stream()
-        share, epoch = stream.partition, stream.batch_groups
+        partition, epoch = stream.partition, stream.batch_groups
         batches = self._dataset.iterate_tensors(stream)
-        skip = share.skip
-        for unit in share.units(epoch):
-            yield list(islice(batches, len(epoch.batches(unit)) - skip))
-            skip = 0
+        done = partition.batches_done
+        for group in partition.groups(epoch):
+            yield list(islice(batches, len(epoch.batches(group)) - done))
+            done = 0

@@ -1,4 +1,4 @@
-"""Streams and whole scans as TorchIO subjects."""
+"""How does a TorchIO program get the samples of a stream, or whole scans, as subjects?"""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,6 +17,7 @@ from spinezarr.geometry import Box
 from spinezarr.loaders.samples import Sample, SampleDataset
 from spinezarr.stream.epoch.grid import GridStream
 from spinezarr.stream.epoch.stream import PatchStream
+from spinezarr.stream.read.box_reader import BoxRead
 from spinezarr.stream.read.nonfinite import Nonfinite, fill_nonfinite, nonfinite_fill
 
 __all__ = ["TorchioPatches", "scan_subjects"]
@@ -33,11 +34,11 @@ class TorchioPatches(SampleDataset[tio.Subject], tio.SubjectsDataset):
     Parameters
     ----------
     stream
-        Of patches or slices, or a grid: ``store.patches(...)``. Slices have one voxel along their
-        third axis.
+        A stream of patches or slices, or a grid, e.g. ``store.patches(...)``. Slices have one voxel
+        along their third axis.
     transform
-        Applied to each subject. Random ones are seeded for each by the stream's seed, the epoch and
-        the subject's number.
+        Transform to apply to each subject. Random transforms are seeded for each subject by the
+        stream's seed, the epoch and the subject's number.
 
     Examples
     --------
@@ -51,13 +52,13 @@ class TorchioPatches(SampleDataset[tio.Subject], tio.SubjectsDataset):
         stream: PatchStream | GridStream,
         transform: Callable[[tio.Subject], tio.Subject] | None = None,
     ) -> None:
-        # TorchIO's own constructor goes through all subjects, which would read the whole epoch.
+        # TorchIO's own constructor iterates over all subjects, which would read the whole epoch.
         super().__init__(stream)
         self.set_transform(transform)
         self.load_getitem = True
 
     def dry_iter(self) -> Sequence[tio.Subject]:
-        """Return the subjects without transform; each is read when it is asked for."""
+        """Return the subjects without their transform; each is read when it is asked for."""
         return cast("Sequence[tio.Subject]", TorchioPatches(self.stream))
 
     def _item(self, sample: Sample) -> tio.Subject:
@@ -66,14 +67,14 @@ class TorchioPatches(SampleDataset[tio.Subject], tio.SubjectsDataset):
         }
         if sample.label is not None:
             images["label"] = tio.LabelMap(tensor=sample.label, affine=sample.affine)
-        return tio.Subject(images | sample.facts)
+        return tio.Subject(images | sample.metadata)
 
     def _chosen_transform(self) -> Callable[[tio.Subject], tio.Subject] | None:
         return self._transform
 
 
 class _Store(Protocol):
-    """What is needed of :class:`spinezarr.Store`, which lies above."""
+    """The method of :class:`spinezarr.Store` that is called; the class may not be imported here."""
 
     def patches(
         self,
@@ -96,8 +97,8 @@ def scan_subjects(
 ) -> list[tio.Subject]:
     """Return whole scans as subjects that read their voxels when these are asked for.
 
-    For ``torchio.SubjectsDataset``, and so for ``torchio.Queue`` and its samplers. To train on
-    patches, :class:`TorchioPatches` reads far less.
+    They are for ``torchio.SubjectsDataset``, ``torchio.Queue`` and its samplers. To train on
+    patches, use :class:`TorchioPatches`, which reads far less.
 
     Parameters
     ----------
@@ -109,7 +110,7 @@ def scan_subjects(
     Raises
     ------
     UsageError
-        If no scan is left, or scans hold voxels that are NaN or infinite.
+        If no scan is chosen, or scans hold voxels that are NaN or infinite.
     CorruptStoreError
         When voxels are read, if stored bytes are missing or damaged.
 
@@ -132,26 +133,26 @@ def scan_subjects(
 
 
 class _StoredImage(tio.ScalarImage):
-    """An image whose path is a scan's name and no file, in copies of it too."""
+    """An image whose path is not a file but the name of a scan, also in its copies."""
 
     def __init__(self, *args: Any, **known: Any) -> None:  # noqa: ANN401  TorchIO's own
         super().__init__(*args, **{**known, "verify_path": False})  # type: ignore[no-untyped-call]
 
 
 class _StoredLabelMap(tio.LabelMap):
-    """The same of a mask."""
+    """A mask whose path is not a file but the name of a scan, also in its copies."""
 
     def __init__(self, *args: Any, **known: Any) -> None:  # noqa: ANN401  TorchIO's own
         super().__init__(*args, **{**known, "verify_path": False})  # type: ignore[no-untyped-call]
 
 
 class _ScanReader:
-    """Reads image or mask of a scan as TorchIO reads a file, whose name is the scan's."""
+    """Reads the image or mask of a scan where TorchIO would read a file of that name."""
 
     def __init__(self, stream: PatchStream, name: str) -> None:
         self._reader = stream.reader
         self._engine = stream.engine
-        self._nonfinite = stream.nonfinite
+        self._nonfinite = stream.batch_reader.nonfinite
         self._name = name
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "_ScanReader":
@@ -162,7 +163,7 @@ class _ScanReader:
         scan = self._reader.listed_scan(path.name)
         (spec,) = (spec for spec in scan.arrays if spec.name == self._name)
         voxels = np.empty(spec.shape_zyx, spec.dtype)
-        self._engine.read_into(spec, Box((0, 0, 0), spec.shape_zyx), voxels)
+        self._engine.read([BoxRead(spec, Box((0, 0, 0), spec.shape_zyx), voxels)])
         if spec is scan.image:
             fill_nonfinite(voxels, nonfinite_fill(self._nonfinite, scan.attributes))
         return torch.from_numpy(voxels.transpose(2, 1, 0)[None]), scan.affine

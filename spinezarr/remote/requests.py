@@ -216,7 +216,7 @@ class RemoteObjects:
             data: list[Buffer] = []
             for (path, *_), answer in zip(wanted, found.answers, strict=True):
                 if answer is None:
-                    raise FileNotFoundError(f"{path}: there is no such object")
+                    raise FileNotFoundError(errno.ENOENT, "there is no such object", path)
                 data.append(answer)
             yield data
         finally:

@@ -1,4 +1,4 @@
-"""What a stream yields."""
+"""What does iterating over a stream give?"""
 
 from dataclasses import dataclass, replace
 from typing import Any
@@ -11,11 +11,11 @@ __all__ = ["Batch"]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Batch:
-    """Patches or slices of one batch, and where each lies.
+    """The patches or slices of one batch, and where each of them lies.
 
-    Axes after the first are those of :attr:`dims`: ``(z, y, x)`` for patches, and for slices the
-    two that are left, e.g. ``(z, y)`` for sagittal ones, after ``slice`` if neighbors were asked
-    for. Voxels are those of the scan, or of the scan resampled to the spacing that was asked for.
+    Axes after the first are those of :attr:`dims`: ``(z, y, x)`` for patches. Slices have two of
+    these, e.g. ``(z, y)`` for sagittal ones, after ``slice`` if neighbors were asked for. Voxels
+    are those of the scan, or of the scan resampled to the spacing that was asked for.
     """
 
     image: npt.NDArray[Any]
@@ -23,36 +23,38 @@ class Batch:
     label: npt.NDArray[np.uint8] | None
     """``(n, ...)`` label values of :mod:`spinezarr.vertebrae`; None if none were asked for.
 
-    It never has the axis ``slice``: it is that of the slice in the middle.
+    A label never has the axis ``slice``. Of slices with neighbors, it is that of the middle slice.
     """
     dims: tuple[str, ...]
     """Names of the axes of the image after the first."""
     scan_id: tuple[str, ...]
+    """Scan of each patch."""
     start_zyx: npt.NDArray[np.int64]
-    """``(n, 3)`` voxel at which the patch starts; negative where it is padded.
+    """``(n, 3)`` first voxel of the patch, (z, y, x); negative where the patch is padded.
 
-    Of slices with neighbors, it is that of the one in the middle.
+    Of slices with neighbors, it is the first voxel of the middle slice.
     """
     padding_zyx: npt.NDArray[np.int64]
-    """``(n, 3, 2)`` voxels added before and after the volume along each axis, mostly 0.
+    """``(n, 3, 2)`` number of voxels added before and after the volume along z, y and x.
 
-    Added voxels are -1024 HU (air) in the image and background in the label.
+    It is 0 for patches inside the volume. Added voxels are -1024 HU (air) in the image and
+    background in the label.
     """
     affine: npt.NDArray[np.float64]
-    """``(n, 4, 4)`` patch voxel ``(x, y, z, 1)`` to RAS+ mm."""
+    """``(n, 4, 4)`` maps a voxel ``(x, y, z, 1)`` of the patch to RAS+ in mm."""
     spacing_zyx_mm: npt.NDArray[np.float64]
-    """``(n, 3)`` distance between neighboring voxels of the patch."""
+    """``(n, 3)`` distance in mm between neighboring voxels of the patch, (z, y, x)."""
     vertebra: tuple[str | None, ...]
-    """Vertebra each was drawn for; None for a uniform draw."""
+    """Vertebra that each patch was drawn for; None for a uniform draw."""
     index: npt.NDArray[np.int64]
-    """``(n,)`` number of each sample in its epoch."""
+    """``(n,)`` number of each patch in its epoch."""
 
     def __len__(self) -> int:
         """Return the number of patches."""
         return len(self.scan_id)
 
     def part(self, first: int, last: int) -> "Batch":
-        """Return patches ``first <= i < last``; the arrays are views."""
+        """Return the patches ``first <= i < last`` as a batch whose arrays are views."""
         names = ("image", "start_zyx", "padding_zyx", "affine", "spacing_zyx_mm", "index")
         return replace(
             self,

@@ -1,4 +1,4 @@
-"""One patch that is to be read: its scan, and the box of voxels."""
+"""Which patch is to be read?"""
 
 from dataclasses import dataclass
 
@@ -9,15 +9,16 @@ __all__ = ["PatchRequest"]
 
 @dataclass(frozen=True, slots=True)
 class PatchRequest:
-    """One patch to read."""
+    """One patch to read: its scan, and its box of voxels."""
 
     index: int
     """Number of the sample in its epoch."""
     scan_id: str
+    """The scan that the patch lies in."""
     box: Box
-    """Voxels of the patch; leaves the volume where that is smaller than the patch.
+    """Voxels of the patch. It leaves the volume where the volume is smaller than the patch.
 
-    They are those of the scan resampled to the sampler's spacing, if it has one.
+    If patches are resampled, these are voxels of the resampled scan.
     """
     vertebra: str | None
-    """The vertebra it was drawn for; None for a uniform draw."""
+    """The vertebra that the patch was drawn for; None for a uniform draw."""

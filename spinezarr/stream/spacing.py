@@ -1,9 +1,9 @@
-"""The grids that patches are cut from: a scan's own voxels, or the scan resampled to a spacing.
+"""On which grid of voxels does a patch lie?
 
-A resampled scan has the axis directions and the first voxel of the scan, and as many voxels of the
-new spacing as lie between its first and last ones, so that every value is interpolated and none is
-made up beyond the outermost voxels. *Step* is the number of voxels of the scan from one voxel of
-the grid to the next; it is 1 where nothing is resampled.
+Patches are cut out of a scan, or out of a scan resampled to another spacing. A resampled scan has
+the axis directions and the first voxel of the scan. It has as many voxels as fit between the first
+and last voxel of the scan, so every value is interpolated and none is extrapolated. The *step* is
+the distance between two voxels of this grid, in voxels of the scan. It is 1 without resampling.
 """
 
 import math
@@ -30,20 +30,23 @@ __all__ = [
 ]
 
 TargetZYX = tuple[float | None, float | None, float | None]
-"""Spacing in mm along z, y and x; None keeps the scan's own."""
+"""Spacing to resample to, in mm along z, y and x; None keeps the scan's own."""
 StepZYX = tuple[float, float, float]
+"""Voxels of the scan from one voxel of the grid to the next, along z, y and x."""
 Positions = range | npt.NDArray[np.float64]
+"""Positions along an axis in voxels of the scan; a range if they are voxels in a row."""
 OWN_SPACING: Final[TargetZYX] = (None, None, None)
 _ALIKE: Final = 1e-6
-"""Relative difference up to which two spacings are one: above the rounding of float32 headers.
+"""Relative difference up to which two spacings count as equal.
 
-Such a scan is not resampled, and the affine says its own spacing.
+It is larger than the rounding of float32 in headers. A scan with an equal spacing is not resampled,
+and its affine has its own spacing.
 """
 _COUNTS: Final = {2: "two", 3: "three"}
 
 
 def step_zyx(spacing_zyx_mm: Sequence[float], target_zyx_mm: TargetZYX) -> StepZYX:
-    """Return the step along each axis.
+    """Return the step along z, y and x.
 
     Examples
     --------
@@ -58,7 +61,7 @@ def step_zyx(spacing_zyx_mm: Sequence[float], target_zyx_mm: TargetZYX) -> StepZ
 
 
 def grid_shape_zyx(shape_zyx: Sequence[int], step_zyx: Sequence[float]) -> ShapeZYX:
-    """Return how many voxels the grid has.
+    """Return the shape of the grid in voxels.
 
     Examples
     --------
@@ -73,21 +76,21 @@ def grid_shape_zyx(shape_zyx: Sequence[int], step_zyx: Sequence[float]) -> Shape
 
 
 def positions_along(start: int, stop: int, step: float, n: int) -> Positions:
-    """Return where voxels ``start`` to ``stop - 1`` of the grid lie along an axis of a scan.
+    """Return the positions of voxels ``start`` to ``stop - 1`` of the grid along an axis.
 
     Parameters
     ----------
     start, stop
         Voxels inside the grid.
     step
-        Along that axis.
+        Step along that axis.
     n
-        Voxels of the scan along it; positions do not leave them.
+        Number of voxels of the scan along the axis. No position is beyond the last one.
 
     Returns
     -------
     range or numpy.ndarray
-        In voxels of the scan; a range where they are voxels of it, one after the other.
+        Positions in voxels of the scan; a range if they are voxels in a row.
     """
     if step == 1:
         return range(start, stop)
@@ -101,14 +104,14 @@ def target_spacing(axes: str, spacing_mm: object) -> TargetZYX:
     Parameters
     ----------
     axes
-        Names of the axes to resample, of ``"zyx"``.
+        Names of the axes to resample, e.g. ``"zyx"``.
     spacing_mm
-        A number for each or one for all; None keeps the scan's own.
+        A number for each of these axes, or one for all; None keeps the scan's own spacing.
 
     Raises
     ------
     UsageError
-        If it is anything else.
+        If ``spacing_mm`` is anything else.
     """
     if spacing_mm is None:
         return OWN_SPACING
@@ -119,26 +122,26 @@ def target_spacing(axes: str, spacing_mm: object) -> TargetZYX:
 def patch_size(
     axes: str, size: object, size_mm: object, target_zyx_mm: TargetZYX, table: xr.Dataset
 ) -> ShapeZYX:
-    """Return the voxels of a patch: as asked, or enough to cover so many mm, or whole slices.
+    """Return the shape of a patch in voxels.
 
     Parameters
     ----------
     axes
-        Names of the patch's axes, of ``"zyx"``; it measures one voxel along the others.
+        Names of the patch's axes, e.g. ``"zyx"``. It is one voxel thick along the others.
     size
-        Voxels along each axis; for three axes, one number will do for all.
+        Voxels along each axis. For three axes, one number may stand for all.
     size_mm
-        In place of it: mm along each axis.
+        Size in mm along each axis, in place of ``size``.
     target_zyx_mm
         Spacing to which patches are resampled.
     table
-        The chosen scans. If neither size is given, slices are as large as the largest of them.
+        Rows of the chosen scans. If no size is given, slices are as large as the largest scan.
 
     Raises
     ------
     UsageError
-        If there are two sizes, or none for three axes, or one is no size, or patches of the chosen
-        scans would not all have one shape.
+        If two sizes are given, or none for three axes; if a size is invalid; or if the patches of
+        the chosen scans would differ in shape.
     """
     kind = "patch size" if axes == "zyx" else "slice size"
     if size is not None and size_mm is not None:
@@ -163,12 +166,12 @@ def _keyword(quantity: str, axes: str) -> str:
 
 
 def _numbers(given: object, axes: str, name: str, *, whole: bool = False) -> list[Any]:
-    """Return a number an axis: whole ones as they are, others only above 0."""
+    """Return one number for each axis. Numbers that are not whole must be above 0."""
     try:
         numbers = np.atleast_1d(np.asarray(given))
     except ValueError:  # of nested tuples of unequal lengths
         numbers = np.empty(0)
-    # The two sides of a slice are never meant to be equal, as those of a cube are.
+    # One number means a cube, but nobody means a square slice.
     one_for_all = not whole or axes == "zyx"
     fits = numbers.shape == (len(axes),) or (one_for_all and numbers.shape == (1,))
     fits = fits and numbers.dtype.kind in ("iu" if whole else "iuf")
@@ -184,7 +187,7 @@ def _numbers(given: object, axes: str, name: str, *, whole: bool = False) -> lis
 def _covering(
     size_mm: list[float], axes: str, target_zyx_mm: TargetZYX, table: xr.Dataset
 ) -> list[int]:
-    """Return how many voxels cover so many mm, at least one along each axis."""
+    """Return the number of voxels, at least one, that cover ``size_mm`` along each axis."""
     own = table.spacing_zyx_mm.sel(axis=list(axes)).to_numpy()
     target = [mm for axis, mm in zip("zyx", target_zyx_mm, strict=True) if axis in axes]
     spacings = own if None in target else np.array([target], float)

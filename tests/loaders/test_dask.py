@@ -12,7 +12,7 @@ from distributed import Client, LocalCluster
 
 from spinezarr.errors import StoreNotFoundError, UnknownScanError, UsageError
 from spinezarr.stream.epoch import executor as executor_module
-from spinezarr.stream.epoch.executor import PickledStream
+from spinezarr.stream.epoch.executor import PickledOnce
 
 
 @pytest.fixture(scope="module")
@@ -187,15 +187,15 @@ def test_one_batch_is_read_ahead_at_least(stream):
 
 
 def opened():
-    return executor_module._opened.cache_info().misses
+    return executor_module._unpickled.cache_info().misses
 
 
 def test_a_process_opens_a_store_once_for_all_batches(store, client):
     stream = store.patches(9, n_samples=24, seed=77)
-    shipped = PickledStream(stream)
-    assert shipped.stream is stream
-    first, again = (pickle.loads(pickle.dumps(shipped)) for _ in range(2))  # noqa: S301
-    assert first.stream is again.stream is not stream
+    pickled = PickledOnce(stream)
+    assert pickled.value is stream
+    first, again = (pickle.loads(pickle.dumps(pickled)) for _ in range(2))  # noqa: S301
+    assert first.value is again.value is not stream
     before = client.run(opened)
     list(stream.read_by(client.get_executor()))
     between = client.run(opened)

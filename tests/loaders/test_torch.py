@@ -25,7 +25,7 @@ import spinezarr
 from spinezarr.errors import CorruptStoreError, SpinezarrError, UsageError
 from spinezarr.loaders.torch import PatchDataset, PatchLoader, PatchMapDataset, as_tensors
 from spinezarr.stream.epoch.stream import PatchStream
-from spinezarr.stream.read.fetch import Fetcher
+from spinezarr.stream.read.fetch import Fetcher, MissingShardError
 
 # Python 3.12 warns of any fork beside threads; trainers do it, so it must work.
 pytestmark = pytest.mark.filterwarnings(
@@ -188,9 +188,10 @@ def test_a_loader_left_early_leaves_no_thread_behind(stream, expected):
 def test_a_damaged_store_is_an_error_in_a_worker_too(stream):
     class Gone(Fetcher):
         def __call__(self, ranges):
-            raise FileNotFoundError(ranges.shards[0].path)
+            raise MissingShardError(ranges.shards[0].path)
 
-    broken = replace(stream, engine=type(stream.engine)(Gone()))
+    engine = type(stream.engine)(Gone())
+    broken = replace(stream, batch_reader=replace(stream.batch_reader, engine=engine))
     for num_workers in (0, 2):
         error = error_of(PatchLoader(broken, num_workers=num_workers))
         assert isinstance(error, CorruptStoreError)

@@ -40,9 +40,9 @@ def served(ctspine1k_url):
 
 def counted(stream):
     """Return units that came as patches, as ranges, and that the server did not give."""
-    known = stream.client._streams.values()
-    rates = [[stream.choice.units[way] for stream in known] for way in ("patches", "ranges")]
-    return (*map(sum, rates), sum(stream.unserved for stream in known))
+    known = stream.client._stats.values()
+    rates = [[kind.choice.n_reads[way] for kind in known] for way in ("patches", "ranges")]
+    return (*map(sum, rates), sum(kind.unserved for kind in known))
 
 
 def assert_same(found, expected):
@@ -116,13 +116,13 @@ def test_a_short_url_is_enough(served, ctspine1k_url):
 def test_it_says_which_way_and_why(served, ctspine1k_url, tmp_path):
     def way(**options):
         stream = spinezarr.open(served, **options).patches((16, 24, 24), batch_size=2)
-        return stream.explain().way
+        return stream.explain().transfer
 
     assert way(transfer="patches").startswith(f"by the server {served.replace('/zarr/', '/v1/')}")
     assert "packed" in way() or "as they are" in way()
     assert way(transfer="ranges") == "by ranges, as transfer='ranges' says so"
     assert way(cache=tmp_path) == way(cache_bytes=1) == ""
-    assert not spinezarr.open(ctspine1k_url).patches(8).explain().way
+    assert not spinezarr.open(ctspine1k_url).patches(8).explain().transfer
     text = str(spinezarr.open(served).patches(8).explain())
     assert text.splitlines()[-1].startswith("read by ")
     with pytest.raises(UsageError, match="transfer 'both'"):
@@ -144,7 +144,7 @@ def test_ranges_are_taken_where_they_are_faster(served, monkeypatch):
     by_server, by_ranges, _ = counted(stream)
     assert by_server + by_ranges == len(given) == 320
     assert by_ranges > by_server
-    assert "by ranges" in stream.explain().way
+    assert "by ranges" in stream.explain().transfer
 
 
 def test_servers_without_batches_give_ranges(ctspine1k_url, monkeypatch):
@@ -153,7 +153,7 @@ def test_servers_without_batches_give_ranges(ctspine1k_url, monkeypatch):
     with BackgroundServer(ServeSettings(paths=(ctspine1k_url,))) as server:
         stream = spinezarr.open(f"{server.url}/ctspine1k").patches(8, n_samples=2)
         assert len(list(stream)) == 2
-        assert stream.explain().way == "by ranges, as the server is of another version"
+        assert stream.explain().transfer == "by ranges, as the server is of another version"
 
 
 def test_what_is_too_much_for_the_server_comes_by_ranges(served, monkeypatch):
@@ -162,7 +162,7 @@ def test_what_is_too_much_for_the_server_comes_by_ranges(served, monkeypatch):
     stream = spinezarr.open(served, transfer="patches").patches(8, n_samples=3, batch_size=3)
     assert len(list(stream)) == 1
     assert counted(stream) == (0, 0, 0)
-    assert "more than the server sends together" in stream.explain().way
+    assert "more than the server sends together" in stream.explain().transfer
 
 
 def test_a_request_that_is_refused_comes_by_ranges(served, monkeypatch):
@@ -194,7 +194,7 @@ def test_a_server_that_says_something_else_is_not_believed(
             for key, about in header.items()
             if key != "__metadata__"
         }
-        about = {key: json.loads(text) for key, text in tensors.about.items()}
+        about = {key: json.loads(text) for key, text in tensors.metadata.items()}
         if name in {"start_zyx", "padding_zyx"}:
             arrays[name] = arrays[name] + 1
         elif name in {"label", "image", "affine"}:
@@ -300,7 +300,7 @@ def test_a_token_is_sent_with_batches(ctspine1k_url, tmp_path):
             stream = store.patches(8, n_samples=2)
             assert len(list(stream)) == 2
             assert counted(stream)[0] == 2
-            assert token not in stream.explain().way + repr(store)
+            assert token not in stream.explain().transfer + repr(store)
         with pytest.raises(PermissionError):
             spinezarr.open(f"{server.url}/ctspine1k")
 
@@ -353,7 +353,7 @@ def test_tensors_come_as_they_were_sent_or_not_at_all(shape, dtype, pack, data):
     sent = write_tensors({"a": values, "b": np.arange(3)}, {"status": ["ok"]}, {"a": pack})
     found = Tensors.parse(sent)
     assert (found.get("a", shape, dtype) == values).all()
-    assert json.loads(found.about["status"]) == ["ok"]
+    assert json.loads(found.metadata["status"]) == ["ok"]
     for wrong in ((*shape, 1), (7,)):
         with pytest.raises(DamagedTensorsError):
             found.get("a", wrong, dtype)

@@ -79,7 +79,8 @@ for url, options in ((signed, None), (plain, headers)):
         ours = spinezarr.open(here).patches((16, 24, 24), n_samples=8, batch_size=4)
         for one, other in zip(stream, ours, strict=True):
             assert (one.image == other.image).all()
-        assert stream.explain().way.startswith("by the server" if transfer == "patches" else "by")
+        told = stream.explain().transfer
+        assert told.startswith("by the server" if transfer == "patches" else "by")
 """
 
 

@@ -31,7 +31,7 @@ from spinezarr.store.ledger import LedgerEntry
 from spinezarr.store.reader import StoreReader
 from spinezarr.store.sharding import ABSENT, index_bytes, parse_index, shard_index
 from spinezarr.store.writer import StoreWriter
-from spinezarr.stream.epoch.lazy import _StoredArray
+from spinezarr.stream.read.lazy_array import _StoredArray
 from spinezarr.testing import NiftiForm, write_nifti
 
 AFFINE = np.diag([0.7, 0.8, 2.5, 1.0])

@@ -12,7 +12,8 @@ from spinezarr.geometry import Box
 from spinezarr.store.reader import StoreReader
 from spinezarr.stream.read import engine as engine_module
 from spinezarr.stream.read.batch_reader import PADDING_HU
-from spinezarr.stream.read.engine import BoxRead, Engine
+from spinezarr.stream.read.box_reader import BoxRead
+from spinezarr.stream.read.engine import Engine
 from spinezarr.stream.read.fetch import fetcher_for
 from spinezarr.stream.read.resample import resample
 

@@ -1,13 +1,15 @@
-"""Where patches lie: every draw is a pure function of (seed, epoch, index), and needs no voxels.
+"""Where does each patch of an epoch lie?
 
-Two ways to choose, mixed sample by sample:
+Every draw is a pure function of (seed, epoch, index). There are two kinds of draws, and each sample
+chooses one of them at random:
 
-* *uniform*: a scan, each equally likely; then a position in it, each equally likely;
-* *balanced*: a vertebra, each that occurs equally likely or by weight; then a scan that shows it,
-  each equally likely; then one of its voxels there, each equally likely, or its centroid. The patch
-  is centered there and moved inside the volume.
+* *uniform*: choose a scan, each with equal probability. Then choose a position in it, each with
+  equal probability.
+* *balanced*: choose a vertebra, each that occurs with equal probability, or by weight. Then choose
+  a scan that shows it, and one of its voxels there, each with equal probability; or take its
+  centroid. The patch is centered there and moved inside the volume.
 
-Positions are those of the scan's own voxels, or, where patches are resampled, of the grid of
+A position is a voxel of the scan. If patches are resampled, it is a voxel of the grid of
 :mod:`spinezarr.stream.spacing`.
 """
 
@@ -32,18 +34,20 @@ Centers = Literal["voxel", "centroid"]
 """What balanced draws center patches on: one of the vertebra's voxels, or its centroid."""
 
 PositionZYX = tuple[float, float, float]
+"""A position in voxels of a scan, (z, y, x)."""
 CenterFinder = Callable[[str, str, int | None], PositionZYX]
-"""``(scan_id, vertebra, k)`` → the k-th voxel (z, y, x) of that vertebra, in any fixed order.
+"""Returns the k-th voxel (z, y, x) of a vertebra, given ``(scan_id, vertebra, k)``.
 
-For None it is the vertebra's centroid, in voxels of the scan.
+The order of the voxels may be any, but stays the same. For ``k`` None, it is the centroid of the
+vertebra, in voxels of the scan.
 """
 
 _WORD_BITS: Final = 64
 _WORD: Final = (1 << _WORD_BITS) - 1
 _WORDS_AT_ONCE: Final = 8
-"""Most draws need no more."""
+"""Number of random words to generate at once; most draws need no more."""
 _FRACTION_BITS: Final = 53
-"""Those of a double's mantissa."""
+"""Number of bits in the mantissa of a double."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,24 +59,24 @@ class Sampler:
     scan_ids
         The scans to draw from, shape ``(n,)``.
     shapes_zyx
-        Their voxels, shape ``(n, 3)``.
+        Shapes of the scans in voxels, shape ``(n, 3)``.
     spacings_mm
-        Distance between their voxels along z, y and x, shape ``(n, 3)``.
+        Distances between their voxels along z, y and x, shape ``(n, 3)``.
     vertebrae
-        Vertebra names, shape ``(v,)``.
+        Names of the vertebrae, shape ``(v,)``.
     voxel_count
-        Voxels of each vertebra in each scan, shape ``(n, v)``.
+        Number of voxels of each vertebra in each scan, shape ``(n, v)``.
     annotated
-        Whether the scan has no mask, and an annotated centroid of the vertebra, shape ``(n, v)``;
-        such vertebrae are drawn too if patches are centered on centroids.
+        Whether the scan has no mask but an annotated centroid of the vertebra, shape ``(n, v)``.
+        Such vertebrae are drawn too if patches are centered on centroids.
     size_zyx
-        Voxels of a patch.
+        Shape of a patch in voxels.
     seed
-        Not negative.
+        Seed of all draws, not negative.
     foreground
         Partition of balanced draws, 0 to 1.
     weights
-        Relative weights of vertebrae in balanced draws; those not named weigh 1.
+        Relative weights of vertebrae in balanced draws. Others weigh 1.
     centers
         What balanced draws center patches on.
     spacing_zyx_mm
@@ -81,7 +85,7 @@ class Sampler:
     Raises
     ------
     UsageError
-        If nothing can be drawn so.
+        If a value is out of range, or nothing can be drawn with these options.
     """
 
     scan_ids: tuple[str, ...]
@@ -103,7 +107,7 @@ class Sampler:
                 f"patch size {self.size_zyx} (z, y, x): every side must be at least 1."
             )
         if self.seed < 0:
-            raise UsageError(f"seed {self.seed}: must not be negative.")
+            raise UsageError(f"seed {self.seed}: must be at least 0.")
         if not 0 <= self.foreground <= 1:
             raise UsageError(f"foreground {self.foreground}: must lie between 0 and 1.")
         if not self.scan_ids:
@@ -124,7 +128,7 @@ class Sampler:
         centers: Centers = "voxel",
         spacing_zyx_mm: TargetZYX = OWN_SPACING,
     ) -> "Sampler":
-        """Draw from all rows of a scan table."""
+        """Return a sampler that draws from all rows of a scan table."""
         if not isinstance(weights, Mapping | None):
             raise UsageError(
                 f"weights {weights!r}: give a weight by vertebra, such as {{'L6': 5.0}}."
@@ -148,7 +152,7 @@ class Sampler:
 
     @property
     def reads_voxels(self) -> bool:
-        """Whether a draw may have to look into a mask."""
+        """Whether a draw may have to read voxels of a mask."""
         return self.foreground > 0 and self.centers == "voxel"
 
     def draw(self, epoch: int, index: int, find_center: CenterFinder) -> PatchRequest:
@@ -157,9 +161,9 @@ class Sampler:
         Parameters
         ----------
         epoch, index
-            Which sample; each below 2**64.
+            Numbers of the epoch and of the sample in it, both below 2**64.
         find_center
-            Asked once for a balanced draw, not at all for a uniform one.
+            Called once for a balanced draw, and never for a uniform one.
         """
         numbers = _Numbers(self._key, epoch, index)
         if self._balance is not None and numbers.fraction() < self.foreground:
@@ -181,14 +185,14 @@ class Sampler:
         center = np.array(find_center(self.scan_ids[scan], name, k))
         return self.place(index, scan, self.starts_around(scan, center), name)
 
-    def chances(self) -> npt.NDArray[np.float64]:
-        """Say how likely each kind of draw is.
+    def probabilities(self) -> npt.NDArray[np.float64]:
+        """Return the probability of each kind of draw.
 
         Returns
         -------
         numpy.ndarray
-            Shape ``(n, 1 + v)``, of sum 1. Rows are scans; the first column is that of uniform
-            draws, the others are of balanced draws of each vertebra.
+            Shape ``(n, 1 + v)``; the sum is 1. Rows are scans. The first column is for uniform
+            draws, the others are for balanced draws of each vertebra.
         """
         found = np.zeros((len(self.scan_ids), 1 + len(self.vertebrae)))
         found[:, 0] = (1 - self.foreground) / len(self.scan_ids)
@@ -205,7 +209,7 @@ class Sampler:
         return room
 
     def grid_step_zyx(self, scan: int) -> npt.NDArray[np.float64]:
-        """Return the voxels of a scan from one voxel of the patch's grid to the next."""
+        """Return the step of the patch's grid, in voxels of a scan."""
         step: npt.NDArray[np.float64] = self._step_zyx[scan]
         return step
 
@@ -215,10 +219,11 @@ class Sampler:
         Parameters
         ----------
         scan
-            Its row.
+            Row of the scan.
         positions_zyx
-            In voxels of the scan, shape ``(..., 3)``. They lie in the middle of the patch, or of an
-            even number of voxels just after it, unless that would leave the volume.
+            Positions in voxels of the scan, shape ``(..., 3)``. Each is the middle voxel of its
+            patch, or the first one after the middle if the patch has an even number of voxels. A
+            patch that would leave the volume is moved inside.
         """
         wanted = np.ceil(positions_zyx / self._step_zyx[scan] - self._half_zyx).astype(np.int64)
         starts: npt.NDArray[np.int64] = np.minimum(np.maximum(wanted, 0), self._room_zyx[scan])
@@ -227,13 +232,13 @@ class Sampler:
     def place(
         self, index: int, scan: int, start_zyx: npt.NDArray[np.int64], vertebra: str | None
     ) -> PatchRequest:
-        """Make the request; center the patch on each axis along which the volume is smaller."""
+        """Return the request; the patch is centered along axes on which the volume is smaller."""
         z, y, x = (start_zyx - self._before_zyx[scan]).tolist()
         return PatchRequest(index, self.scan_ids[scan], Box.at((z, y, x), self.size_zyx), vertebra)
 
     @cached_property
     def _key(self) -> npt.NDArray[np.unsignedinteger]:
-        """Key of the generator: 128 bits that stand for the seed."""
+        """Key of the generator: 128 bits made from the seed."""
         return np.random.SeedSequence(self.seed).generate_state(2, np.uint64)
 
     @cached_property
@@ -242,12 +247,12 @@ class Sampler:
 
     @cached_property
     def _step_zyx(self) -> npt.NDArray[np.float64]:
-        """Voxels of each scan from one voxel of the grid to the next."""
+        """Step of the grid in each scan, shape ``(n, 3)``."""
         return np.array([step_zyx(mm, self.spacing_zyx_mm) for mm in self.spacings_mm.tolist()])
 
     @cached_property
     def _spare_zyx(self) -> npt.NDArray[np.int64]:
-        """Voxels that each volume has more than the patch; negative where it has less."""
+        """Voxels of each volume minus those of the patch, shape ``(n, 3)``."""
         grids = map(grid_shape_zyx, self.shapes_zyx.tolist(), self._step_zyx.tolist())
         spare: npt.NDArray[np.int64] = np.array(list(grids), np.int64) - np.array(self.size_zyx)
         return spare
@@ -258,19 +263,19 @@ class Sampler:
 
     @cached_property
     def _before_zyx(self) -> npt.NDArray[np.int64]:
-        """Padding in front of each volume."""
+        """Padding before each volume, shape ``(n, 3)``."""
         return np.maximum(-self._spare_zyx, 0) // 2
 
     @cached_property
     def _balance(self) -> "_Balance | None":
-        """How balanced draws choose; None if there are none."""
+        """How balanced draws choose; None if there are no balanced draws."""
         weight = _weight_of_each(self.weights, self.vertebrae)
         if not self.foreground:
             for name, given in (("weights", self.weights), ("centers", self.centers != "voxel")):
                 if given:
                     raise UsageError(
                         f"{name}: only balanced draws have them, and foreground is 0; "
-                        "give foreground=1.0, or a share."
+                        "give foreground=1.0, or another fraction above 0."
                     )
             return None
         shown = self.voxel_count > 0
@@ -282,8 +287,8 @@ class Sampler:
         weight = np.where(shown.any(axis=0), weight, 0)
         drawn = np.flatnonzero(weight)
         if not len(drawn):
-            raise UsageError("weights: those of all vertebrae that the chosen scans show are 0.")
-        # Relative to the largest: the sum is never infinite.
+            raise UsageError("weights: all vertebrae that the chosen scans show have weight 0.")
+        # Weights are divided by the largest one, so their sum is never infinite.
         ends = np.cumsum(weight[drawn] / weight.max())
         return _Balance(
             vertebrae=drawn,
@@ -297,11 +302,11 @@ class _Balance:
     """How balanced draws choose vertebra and scan."""
 
     vertebrae: npt.NDArray[np.intp]
-    """Those that are drawn at all."""
+    """Numbers of the vertebrae that can be drawn."""
     ends: npt.NDArray[np.float64]
-    """Cumulative probabilities of them; the last is 1."""
+    """Cumulative probabilities of these vertebrae; the last is 1."""
     showing: Mapping[int, npt.NDArray[np.intp]]
-    """Scans that show each."""
+    """Rows of the scans that show a vertebra, by its number."""
 
     def vertebra_at(self, fraction: float) -> int:
         return int(self.vertebrae[self.ends.searchsorted(fraction, side="right")])
@@ -310,8 +315,8 @@ class _Balance:
 class _Numbers:
     """The random numbers of one sample.
 
-    Philox [1]_ is a counter-based generator: the seed is its key, epoch and index are its counter,
-    so no two samples share a number, and none needs what came before.
+    Philox [1]_ is a counter-based generator. The seed is its key, and epoch and index are its
+    counter. So no two samples get the same numbers, and no sample needs those before it.
 
     References
     ----------
@@ -332,7 +337,7 @@ class _Numbers:
         return self._words.pop()
 
     def below(self, n: int) -> int:
-        """Return one of 0 to n - 1, each exactly as likely as the others.
+        """Return one of the numbers 0 to n - 1, all with exactly equal probability.
 
         References
         ----------
@@ -345,7 +350,7 @@ class _Numbers:
                 return wide >> _WORD_BITS
 
     def fraction(self) -> float:
-        """Return one of the multiples of 2**-53 from 0 to below 1."""
+        """Return a multiple of 2**-53 that is at least 0 and less than 1."""
         return (self._word() >> (_WORD_BITS - _FRACTION_BITS)) / (1 << _FRACTION_BITS)
 
 
@@ -353,12 +358,14 @@ def _weight_of_each(weights: Mapping[str, object], vertebrae: tuple[str, ...]) -
     found = np.ones(len(vertebrae))
     for name, weight in weights.items():
         if name not in vertebrae:
-            raise UsageError(f"weights: no vertebra is {name!r}; known are {', '.join(vertebrae)}.")
+            raise UsageError(
+                f"weights: there is no vertebra {name!r}; known are {', '.join(vertebrae)}."
+            )
         number = _as_float(weight)
         if number is None or not 0 <= number < math.inf:
             raise UsageError(
-                f"weights: that of {name} is {weight!r}; give a number from 0 (never drawn) on; "
-                "those not named weigh 1."
+                f"weights: {name} has {weight!r}; give a number of 0 (never drawn) or more. "
+                "Vertebrae that are not named weigh 1."
             )
         found[vertebrae.index(name)] = number
     return found

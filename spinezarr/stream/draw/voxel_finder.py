@@ -1,4 +1,7 @@
-"""What draws ask of stored scans: chunk shapes, and voxels of a vertebra."""
+"""Where does the k-th voxel of a vertebra lie in a stored scan?
+
+The scan's metadata count the voxels of each label in each chunk, so one chunk is read to find it.
+"""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -9,7 +12,7 @@ import numpy.typing as npt
 from spinezarr.errors import UsageError
 from spinezarr.geometry import Box, ShapeZYX
 from spinezarr.store.reader import StoreReader
-from spinezarr.stream.read.engine import Engine
+from spinezarr.stream.read.box_reader import BoxRead, BoxReader
 from spinezarr.stream.read.retry import retry_if_rewritten
 from spinezarr.vertebrae import VALUE_OF_NAME
 
@@ -18,36 +21,43 @@ __all__ = ["StoredVoxelFinder"]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class StoredVoxelFinder:
-    """The scans of a store; see :class:`spinezarr.stream.draw.window.Volumes`."""
+    """Finds voxels of labels in the scans of a store.
+
+    It is a :class:`~spinezarr.stream.draw.window.VoxelFinder`.
+    """
 
     reader: StoreReader
-    engine: Engine
+    """The opened store."""
+    engine: BoxReader
+    """Reads boxes of voxels of that store."""
 
     def prefetch_scans(self, scan_ids: Iterable[str]) -> None:
-        """Read what is known of some scans, together."""
+        """Read the metadata of some scans at once."""
         self.reader.prefetch_scans(scan_ids)
 
     def chunk_shape_zyx(self, scan_id: str) -> ShapeZYX:
-        """Return the voxels of a chunk of a scan's image and mask."""
+        """Return the shape of the chunks of a scan's image and mask, in voxels."""
         return self.reader.listed_scan(scan_id).image.chunk_shape_zyx
 
     def chunk_voxels(
         self, scan_id: str, vertebra: str, k: int
     ) -> tuple[npt.NDArray[np.int64], int]:
-        """Find the k-th voxel of a vertebra, and the others in its chunk."""
+        """Return the voxels of a vertebra in the chunk of its k-th voxel, and the row of that."""
         return self.chunk_voxels_of_label(scan_id, VALUE_OF_NAME[vertebra], k)
 
     def chunk_voxels_of_label(
         self, scan_id: str, value: int, k: int
     ) -> tuple[npt.NDArray[np.int64], int]:
-        """Find the k-th voxel of a label: chunk by the stored counts, then inside that chunk.
+        """Return the voxels of a label in the chunk of its k-th voxel, and which of them it is.
+
+        The stored counts tell the chunk. Then the chunk is read.
 
         Returns
         -------
         numpy.ndarray
-            Voxels of that label in that chunk, shape ``(m, 3)``: z, y, x in the scan.
+            Shape ``(m, 3)``: z, y and x of each voxel of that label in that chunk.
         int
-            Which of them is the k-th.
+            Row of the k-th voxel.
         """
         return retry_if_rewritten(lambda: self._labeled_around(scan_id, value, k))
 
@@ -69,7 +79,7 @@ class StoredVoxelFinder:
         whole = Box.at((origin[0], origin[1], origin[2]), label.chunk_shape_zyx)
         inside = whole.intersect(Box((0, 0, 0), label.shape_zyx)) or whole
         voxels = np.empty(inside.shape_zyx, np.uint8)
-        self.engine.read_into(label, inside, voxels)
+        self.engine.read([BoxRead(label, inside, voxels)])
         found = np.argwhere(voxels == value)
         if rank >= len(found):
             raise scan.wrong_label_count(value)

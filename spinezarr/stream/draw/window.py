@@ -1,23 +1,24 @@
-"""Windows: several samples of each place that is decoded, mixed over some scans.
+"""How can several samples use each chunk that is decoded, and still be well mixed?
 
-A window is a row of *neighborhoods*, each a few samples of one scan so close together that they
-lie in the same chunks, and each of another scan as long as there are enough. Samples take turns:
-one of each neighborhood, then a second one of each, in the same order. So any
-:attr:`WindowSampler.n_neighborhoods` samples in a row are of different neighborhoods, and whoever
-reads a window at once decodes each chunk once for all samples in it.
+A window is a sequence of *neighborhoods*. A neighborhood is a few samples of one scan, so close
+together that they lie in the same chunks. Its scan differs from those of the other neighborhoods,
+as long as there are enough scans. A window gives one sample of each neighborhood, then a second one
+of each in the same order, and so on. So any :attr:`WindowSampler.n_neighborhoods` samples in a row
+come from different neighborhoods. If a window is read at once, each chunk is decoded once for all
+samples in it.
 
-Every sample alone is distributed exactly as
-:meth:`~spinezarr.stream.draw.sampler.Sampler.draw` draws it; only what samples of one window have
-in common differs:
+Every single sample has exactly the distribution of
+:meth:`~spinezarr.stream.draw.sampler.Sampler.draw`. Only the samples of one window depend on each
+other:
 
-* Scans: they lie in random order on a circle, each as long as it is likely. A pass over the store
-  takes points of the circle that are equally far apart, the first one at random, so that each
-  point is uniform. This is systematic sampling [1]_: a scan comes as often as it should, to the
-  next whole number.
-* Positions: the starts that a scan allows are cut along chunk borders into cells. One is
+* Scans: they lie on a circle in random order, each on an arc as long as its probability. A pass
+  over the store takes points on the circle that are equally far apart. The first point is random,
+  so each point has a uniform distribution. This is systematic sampling [1]_: the number of times
+  that a scan comes differs from its expectation by less than 1.
+* Positions: the starts that a scan allows are cut along chunk borders into cells. One cell is
   drawn by its number of starts, then all samples uniformly in it.
-* Balanced draws: a voxel of the vertebra is drawn as ever, then all samples uniformly among that
-  vertebra's voxels in the same chunk.
+* Balanced draws: a voxel of the vertebra is drawn as usual, then all samples uniformly among the
+  voxels of that vertebra in the same chunk.
 
 References
 ----------
@@ -41,62 +42,65 @@ from spinezarr.store.layout import BALANCED
 from spinezarr.stream.draw.sampler import Sampler
 from spinezarr.stream.request import PatchRequest
 
-__all__ = ["Shuffle", "Volumes", "WindowSampler", "cell_around", "spread", "window_sampler"]
+__all__ = ["Shuffle", "VoxelFinder", "WindowSampler", "cell_around", "spread", "window_sampler"]
 
 Shuffle = Literal["exact", "window"]
-"""Whether each sample is drawn by itself."""
+"""``"exact"`` draws each sample by itself; ``"window"`` draws the samples of a window together."""
 _WINDOW_SCANS: Final = 8
-"""Scans of a window unless told otherwise."""
+"""Default number of scans in a window."""
 _DECODED_PER_VOXEL: Final = 1.5
-"""Few enough: with fewer, samples are ever more alike and hardly cheaper (``docs/sampling.md``)."""
+"""Default for decoded voxels per voxel of a patch.
+
+With less, samples are ever more alike and hardly cheaper (``docs/sampling.md``).
+"""
 _MOST_SAMPLES: Final = 16
-"""Of one neighborhood, unless told otherwise: with more, few scans are seen in a while."""
+"""Default limit for the samples of a neighborhood; with more, few scans are seen at a time."""
 _WINDOW_BYTES: Final = 256 << 20
-"""Largest window that is chosen without being asked for; a few are read ahead."""
+"""Bytes of voxels of the largest default window; a few windows are read ahead."""
 _KEPT: Final = 32
-"""Windows whose draws are kept: more than threads read at once."""
+"""Number of windows whose draws are kept; threads read fewer windows at once."""
 _PASS, _WINDOW = 0, 1
-"""Kinds of random streams."""
+"""Kinds of random generators; a part of their keys."""
 
 
-class Volumes(Protocol):
-    """What must be known of the stored scans to draw close together."""
+class VoxelFinder(Protocol):
+    """What a window asks about the stored scans."""
 
     def prefetch_scans(self, scan_ids: Iterable[str]) -> None:
-        """Get ready for being asked of these scans."""
+        """Read the metadata of some scans at once, before they are asked for."""
         ...
 
     def chunk_shape_zyx(self, scan_id: str) -> ShapeZYX:
-        """Return the voxels of a chunk of a scan's image and mask."""
+        """Return the shape of the chunks of a scan's image and mask, in voxels."""
         ...
 
     def chunk_voxels(
         self, scan_id: str, vertebra: str, k: int
     ) -> tuple[npt.NDArray[np.int64], int]:
-        """Find the k-th voxel of a vertebra, and the others in its chunk.
+        """Return the voxels of a vertebra in the chunk of its k-th voxel, and the row of that.
 
         Returns
         -------
         numpy.ndarray
-            Voxels of the vertebra in that chunk, shape ``(m, 3)``: z, y, x in the scan.
+            Shape ``(m, 3)``: z, y and x of each voxel of the vertebra in that chunk.
         int
-            Which of them is the k-th.
+            Row of the k-th voxel.
         """
         ...
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Pass:
-    """Where the windows of one pass over the store take their scans."""
+    """From which scans the windows of one pass over the store draw."""
 
     scans: npt.NDArray[np.int_]
-    """Scans in the order in which they lie on the circle."""
+    """Rows of the scans, in their order on the circle."""
     ends: npt.NDArray[np.float64]
-    """Where each ends."""
+    """Position on the circle at which each scan ends."""
     windows: npt.NDArray[np.int_]
-    """Order of the windows."""
+    """Random order of the windows."""
     offset: float
-    """Of the first point, in distances between two of them."""
+    """Position of the first point, in distances between two points."""
 
 
 class WindowSampler:
@@ -105,13 +109,13 @@ class WindowSampler:
     Parameters
     ----------
     sampler
-        Says how each sample is distributed.
-    volumes
-        Asked for the chunks of the scans that are drawn.
+        Gives the distribution of each sample.
+    voxel_finder
+        Finds voxels in the scans that are drawn.
     window_scans
-        Scans of a window. If there are fewer, each has several neighborhoods.
+        Number of scans in a window. If the store has fewer, each has several neighborhoods.
     samples_per_scan
-        Samples of a neighborhood.
+        Number of samples in a neighborhood.
 
     Raises
     ------
@@ -120,7 +124,12 @@ class WindowSampler:
     """
 
     def __init__(
-        self, sampler: Sampler, volumes: Volumes, *, window_scans: int, samples_per_scan: int
+        self,
+        sampler: Sampler,
+        voxel_finder: VoxelFinder,
+        *,
+        window_scans: int,
+        samples_per_scan: int,
     ) -> None:
         for name, value in (
             ("window_scans", window_scans),
@@ -131,11 +140,11 @@ class WindowSampler:
         self.sampler = sampler
         self.window_scans = window_scans
         self.samples_per_scan = samples_per_scan
-        self._volumes = volumes
-        self._kind_ends = np.cumsum(sampler.chances(), axis=1)
+        self._voxel_finder = voxel_finder
+        self._kind_ends = np.cumsum(sampler.probabilities(), axis=1)
         of_scan = self._kind_ends[:, -1]
         self._scans = np.flatnonzero(of_scan)
-        # Relative to the largest: whole numbers where scans are equally likely.
+        # Divided by the largest: whole numbers if all scans have equal probability.
         self._length = of_scan[self._scans] / of_scan.max()
         self.n_neighborhoods = _neighborhoods(window_scans, len(self._scans))
         self._pass_windows = max(1, len(self._scans) // self.n_neighborhoods)
@@ -144,24 +153,24 @@ class WindowSampler:
 
     def __reduce__(self) -> tuple[Any, ...]:
         wanted = {name: getattr(self, name) for name in ("window_scans", "samples_per_scan")}
-        return partial(WindowSampler, **wanted), (self.sampler, self._volumes)
+        return partial(WindowSampler, **wanted), (self.sampler, self._voxel_finder)
 
     @property
     def n_samples(self) -> int:
-        """Samples of a window."""
+        """Number of samples in a window."""
         return self.n_neighborhoods * self.samples_per_scan
 
     def draw(self, epoch: int, index: int) -> PatchRequest:
-        """Draw one sample; its whole window is drawn with it, and kept for a while."""
-        window, place = divmod(index, self.n_samples)
-        return self._window(epoch, window)[place]
+        """Draw one sample. Its whole window is drawn with it, and kept for a while."""
+        window, within = divmod(index, self.n_samples)
+        return self._window(epoch, window)[within]
 
     def _draw_window(self, epoch: int, window: int) -> tuple[PatchRequest, ...]:
-        """Draw the samples of a window, in order."""
+        """Draw the samples of a window in order."""
         rng = self._rng(epoch, window, _WINDOW)
         scans = self._scans_of(epoch, window, rng).tolist()
-        self._volumes.prefetch_scans(self.sampler.scan_ids[scan] for scan in scans)
-        # Spread evenly, so that about the same share of every window is balanced.
+        self._voxel_finder.prefetch_scans(self.sampler.scan_ids[scan] for scan in scans)
+        # Spread evenly, so that every window has about the same fraction of balanced draws.
         kinds = _fractions(rng, len(scans)).tolist()
         rows = [
             self._neighborhood(rng, scan, kind) for scan, kind in zip(scans, kinds, strict=True)
@@ -175,9 +184,9 @@ class WindowSampler:
     def _neighborhood(
         self, rng: np.random.Generator, scan: int, kind: float
     ) -> tuple[str | None, npt.NDArray[np.int_]]:
-        """Draw the vertebra, None for a uniform draw, and the starts of samples of one scan.
+        """Draw the samples of one scan: the vertebra, None for a uniform draw, and the starts.
 
-        ``kind`` is a share of the ways, by their chances, in which the scan can be drawn.
+        ``kind``, from 0 to 1, chooses a kind of draw by its cumulative probability for the scan.
         """
         ends = self._kind_ends[scan]
         inside = min(kind * ends[-1], np.nextafter(ends[-1], 0))  # a product may be rounded up
@@ -186,13 +195,13 @@ class WindowSampler:
             return None, self._in_a_cell(rng, scan)
         name = self.sampler.vertebrae[chosen - 1]
         k = int(rng.integers(self.sampler.voxel_count[scan, chosen - 1]))
-        voxels = self._volumes.chunk_voxels(self.sampler.scan_ids[scan], name, k)[0]
+        voxels = self._voxel_finder.chunk_voxels(self.sampler.scan_ids[scan], name, k)[0]
         picked = voxels[spread(rng, self.samples_per_scan, len(voxels))]
         return name, self.sampler.starts_around(scan, picked)
 
     def _in_a_cell(self, rng: np.random.Generator, scan: int) -> npt.NDArray[np.int_]:
-        """Draw starts in one cell, each start of the scan equally likely."""
-        chunk = self._volumes.chunk_shape_zyx(self.sampler.scan_ids[scan])
+        """Draw starts in one cell, so that each start of the scan has equal probability."""
+        chunk = self._voxel_finder.chunk_shape_zyx(self.sampler.scan_ids[scan])
         sides = np.rint(chunk / self.sampler.grid_step_zyx(scan)).clip(1).astype(int).tolist()
         starts = []
         for n_starts, side in zip((self.sampler.room_zyx(scan) + 1).tolist(), sides, strict=True):
@@ -208,7 +217,7 @@ class WindowSampler:
         distance = line.ends[-1] / (self.n_neighborhoods * self._pass_windows)
         at = np.searchsorted(line.ends, (points + line.offset) * distance, side="right")
         scans = line.scans[np.minimum(at, len(line.scans) - 1)]
-        # Begun anywhere, so that what comes first in this order is no likelier to be drawn first.
+        # Rotated at random, so that no scan is drawn first more often than others.
         return np.roll(scans[_apart(scans)], rng.integers(len(scans)))
 
     def _draw_pass(self, epoch: int, number: int) -> _Pass:
@@ -229,28 +238,28 @@ class WindowSampler:
 
 def window_sampler(
     sampler: Sampler,
-    volumes: Volumes,
+    voxel_finder: VoxelFinder,
     *,
     shuffle: Shuffle,
     window_scans: int | None,
     samples_per_scan: int | None,
     voxel_bytes: int,
 ) -> WindowSampler | None:
-    """Return what draws windows as asked for; None if each sample is drawn by itself.
+    """Return the sampler of windows for some options; None if each sample is drawn by itself.
 
     Parameters
     ----------
-    sampler, volumes, window_scans, samples_per_scan
-        As in :class:`WindowSampler`; chosen if None.
+    sampler, voxel_finder, window_scans, samples_per_scan
+        As in :class:`WindowSampler`. A default is chosen for None.
     shuffle
-        How samples are mixed.
+        Whether to draw windows.
     voxel_bytes
-        Of a voxel of image and mask together.
+        Bytes of a voxel of image and mask together.
 
     Raises
     ------
     UsageError
-        If a value is out of range, or none is wanted.
+        If a value is out of range, or does not go with ``shuffle``.
     """
     if shuffle == "exact":
         if window_scans is not None or samples_per_scan is not None:
@@ -260,8 +269,8 @@ def window_sampler(
         raise UsageError(f"shuffle {shuffle!r}: must be {' or '.join(get_args(Shuffle))}.")
     if sampler.centers != "voxel":
         raise UsageError(
-            'shuffle="window": there is one centroid of a vertebra in a scan, so samples would be '
-            'equal. Give centers="voxel", or shuffle="exact".'
+            'shuffle="window": a vertebra has one centroid in a scan, so the samples of a '
+            'neighborhood would be equal. Give centers="voxel", or shuffle="exact".'
         )
     sample_bytes = math.prod(sampler.size_zyx) * voxel_bytes
     scans = window_scans
@@ -269,13 +278,15 @@ def window_sampler(
         scans = min(_WINDOW_SCANS, _at_most(_WINDOW_BYTES // (2 * sample_bytes)))
     if samples_per_scan is None:
         samples_per_scan = _default_samples(sampler, max(scans, 1), sample_bytes)
-    return WindowSampler(sampler, volumes, window_scans=scans, samples_per_scan=samples_per_scan)
+    return WindowSampler(
+        sampler, voxel_finder, window_scans=scans, samples_per_scan=samples_per_scan
+    )
 
 
 def _default_samples(sampler: Sampler, window_scans: int, sample_bytes: int) -> int:
-    """Choose how many samples a neighborhood gives: a power of two.
+    """Return the default number of samples in a neighborhood, a power of two.
 
-    As many as it takes to decode few voxels for each that is given, within bounds.
+    It is large enough that few voxels are decoded for each voxel of a patch, within limits.
     """
     chunk = np.array(BALANCED.chunk_shape_zyx)
     of_scan = -(-sampler.shapes_zyx.max(axis=0) // chunk)
@@ -289,18 +300,18 @@ def _default_samples(sampler: Sampler, window_scans: int, sample_bytes: int) -> 
 
 
 def _at_most(n: int) -> int:
-    """Return the largest power of two that is no larger, 1 at least."""
+    """Return the largest power of two that is at most ``n``, and at least 1."""
     return 1 << max(n.bit_length() - 1, 0)
 
 
 def _neighborhoods(window_scans: int, n_scans: int) -> int:
-    """Return how many a window has: as many of each scan, where there are few."""
+    """Return the number of neighborhoods in a window; each scan has equally many."""
     of_each = -(-window_scans // n_scans)
     return min(window_scans, n_scans) * of_each
 
 
 def _apart(scans: npt.NDArray[np.int_]) -> npt.NDArray[np.intp]:
-    """Order neighborhoods so that those of one scan are far apart: round after round of scans."""
+    """Return an order of neighborhoods in which those of one scan are far apart."""
     _, first, of = np.unique(scans, return_index=True, return_inverse=True)
     before = np.tril(scans[:, np.newaxis] == scans, -1).sum(axis=1)
     return np.lexsort((first[of], before))
@@ -309,18 +320,25 @@ def _apart(scans: npt.NDArray[np.int_]) -> npt.NDArray[np.intp]:
 def cell_around(start: int, n_starts: int, chunk: int) -> range:
     """Return the cell of starts along one axis in which ``start`` lies.
 
-    Cells begin where chunks do, so that the patches of a cell touch as few chunks as can be. The
-    last one has at least half a chunk's starts if there are so many: samples of a tiny cell would
-    be all alike.
+    Cells begin where chunks begin, so the patches of a cell touch as few chunks as possible. The
+    last cell has at least half a chunk's starts, if there are that many, as the samples of a tiny
+    cell would be almost equal.
 
     Parameters
     ----------
     start
-        Less than ``n_starts``.
+        A start, less than ``n_starts``.
     n_starts
-        Starts that the scan allows: 0 to ``n_starts - 1``.
+        Number of starts that the scan allows: 0 to ``n_starts - 1``.
     chunk
         Voxels of a chunk along the axis.
+
+    Examples
+    --------
+    >>> cell_around(70, n_starts=100, chunk=64)
+    range(0, 100)
+    >>> cell_around(70, n_starts=200, chunk=64)
+    range(64, 128)
     """
     last = max(0, (n_starts + chunk // 2) // chunk - 1)
     cell = min(start // chunk, last)
@@ -328,21 +346,21 @@ def cell_around(start: int, n_starts: int, chunk: int) -> range:
 
 
 def spread(rng: np.random.Generator, n: int, length: int) -> npt.NDArray[np.int64]:
-    """Draw ``n`` of the numbers 0 to ``length - 1``, each equally likely, as far apart as can be.
+    """Draw ``n`` of the numbers 0 to ``length - 1`` that are as far apart as possible.
 
-    They are equally far apart, to the next whole number, and come in random order: systematic
-    sampling along this axis, and so a Latin hypercube [1]_ over several. No two are equal if
-    ``n <= length``.
+    Each number has equal probability. They are equally far apart, rounded to whole numbers, and
+    come in random order. This is systematic sampling along one axis, and a Latin hypercube [1]_
+    over several. No two are equal if ``n <= length``.
 
     References
     ----------
     .. [1] McKay, Beckman and Conover, "A comparison of three methods for selecting values of input
        variables in the analysis of output from a computer code", Technometrics 21 (1979), 239-245
     """
-    # In n-ths of a step, so that the parts need not be whole numbers.
+    # Computed in n-ths of a step, as the steps need not be whole numbers.
     return (rng.permutation(n) * length + rng.integers(length)) // n
 
 
 def _fractions(rng: np.random.Generator, n: int) -> npt.NDArray[np.float64]:
-    """Draw ``n`` numbers from 0 to below 1, uniform and spread as by :func:`spread`."""
+    """Draw ``n`` uniform numbers from 0 to below 1, spread as by :func:`spread`."""
     return (rng.permutation(n) + rng.random()) / n

@@ -1,85 +1,89 @@
-"""Iterating over a stream: units are read ahead by threads, and given in order."""
+"""How are batches read ahead of the training loop, and given in order?
+
+Threads read groups of batches. The iterator holds the groups that it asked for in order, waits for
+the first one, and asks for further ones as long as they fit into the bound on memory.
+"""
 
 import threading
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from functools import cached_property
-from typing import TYPE_CHECKING, Final
+from dataclasses import dataclass
+from typing import Final
 
 from pydantic import JsonValue
 
-from spinezarr.errors import ScanChangedError
 from spinezarr.forks import PerProcess, ProcessLock
-from spinezarr.store.objects import Objects
 from spinezarr.stream.batch import Batch
-from spinezarr.stream.epoch.checkpoint import Checkpoint
+from spinezarr.stream.epoch.checkpoint import Progress
 
-if TYPE_CHECKING:
-    from spinezarr.stream.epoch.stream import PatchStream
-
-__all__ = ["BatchIterator", "Progress"]
+__all__ = ["BatchIterator", "ReadAhead"]
 
 _MOMENT_S: Final = 0.05
-_ReadUnit = Callable[[int], list[Batch]]
+ReadGroup = Callable[[int], list[Batch]]
+AbandonThreads = Callable[[Iterable[int]], None]
 
 
-class Progress:
-    """How many batches of a stream have been given.
+@dataclass(frozen=True, slots=True)
+class ReadAhead:
+    """How far an iterator reads ahead of the batch that is used."""
 
-    Parameters
-    ----------
-    stream
-        Whose.
-    """
-
-    def __init__(self, stream: "PatchStream") -> None:
-        self.given = 0
-        self._stream = stream
-
-    def state_dict(self) -> dict[str, JsonValue]:
-        """Return a state for :meth:`spinezarr.stream.epoch.stream.PatchStream.resume`.
-
-        Returns
-        -------
-        dict
-            Small, and as it was after being written as JSON and read again.
-        """
-        rest = self._stream.partition.after(self.given, self._stream.batch_groups)
-        return Checkpoint(
-            epoch=self._stream.epoch, done=rest.done, skip=rest.skip, stream=self._described
-        ).model_dump()
-
-    @cached_property
-    def _described(self) -> dict[str, JsonValue]:
-        return self._stream.describe()
+    threads: int
+    """Number of threads that decode."""
+    concurrent_groups: int
+    """Number of groups that may be read at once; more than ``threads`` where reading is waiting."""
+    max_bytes: int
+    """Bytes of voxels that may be held; one group always may."""
+    group_bytes: int
+    """Bytes of the voxels of a group."""
+    batch_bytes: int
+    """Bytes of the voxels of a batch."""
 
 
 class BatchIterator(Iterator[Batch]):
-    """The batches of a stream, in order; what comes next is read by threads of its own.
+    """The batches of a stream, in order; threads read what comes next.
 
     Threads start with the first batch. They end with the last one, with :meth:`close`, with an
-    error, and when the iterator is let go, so a loop may be left at any time. Several threads may
+    error, and when the iterator is deleted, so a loop may be left at any time. Several threads may
     use one iterator: each batch goes to one of them.
 
     Parameters
     ----------
-    stream
-        What to read.
+    read_group
+        Reads the batches of a group, given its number.
+    groups
+        Numbers of the groups to give, in order.
+    batches_done
+        Number of batches of the first group to leave out.
+    read_ahead
+        How far to read ahead.
+    progress
+        Counts the batches that are given.
+    abandon
+        Ends waiting for the network in threads, given their identifiers.
     """
 
-    def __init__(self, stream: "PatchStream") -> None:
-        self._stream = stream
-        self._source = _Source(stream)
-        self._units = stream.partition.units(stream.batch_groups)
-        self._progress = Progress(stream)
-        self._taken_units = 0
+    def __init__(
+        self,
+        read_group: ReadGroup,
+        groups: Sequence[int],
+        *,
+        batches_done: int,
+        read_ahead: ReadAhead,
+        progress: Progress,
+        abandon: AbandonThreads,
+    ) -> None:
+        self._read_group = read_group
+        self._groups = groups
+        self._batches_done = batches_done
+        self._ahead = read_ahead
+        self._progress = progress
+        self._abandon = abandon
+        self._taken_groups = 0
         self._waiting: deque[Future[list[Batch]]] = deque()
         self._ready: deque[Batch] = deque()
-        self._readers = PerProcess(
-            lambda: _Readers(stream.concurrent_groups, stream.reader.objects)
-        )
+        self._readers = PerProcess(lambda: _Readers(read_ahead.concurrent_groups, abandon))
         weakref.finalize(self, _stop, self._readers)
         self._closed = False
         self._turn = ProcessLock()
@@ -91,7 +95,7 @@ class BatchIterator(Iterator[Batch]):
         Raises
         ------
         CorruptStoreError
-            If stored bytes of it are missing or damaged; what came before it has been given.
+            If stored bytes of this batch are missing or damaged. All batches before it were given.
         """
         with self._turn:
             try:
@@ -104,57 +108,58 @@ class BatchIterator(Iterator[Batch]):
                 raise
 
     def state_dict(self) -> dict[str, JsonValue]:
-        """Say where the iterator is, for :meth:`spinezarr.stream.epoch.stream.PatchStream.resume`.
+        """Return a checkpoint for :meth:`spinezarr.stream.epoch.stream.PatchStream.resume`.
 
         Returns
         -------
         dict
-            Small, and as it was after being written as JSON and read again.
+            Small values. Writing them as JSON and reading them again changes nothing.
         """
         return self._progress.state_dict()
 
     def close(self) -> None:
-        """Stop reading ahead: the iterator is at its end. Waits for what is being read just now."""
+        """End the iterator, and wait for the threads that are reading."""
         self._closed = True
         self._waiting.clear()
         self._ready.clear()
         _stop(self._readers)
 
     def _take_batch(self) -> Batch:
-        """Return the next batch, and ask for what comes after it."""
+        """Return the next batch, and ask for those after it."""
         if not self._closed and not self._ready:
-            self._take_unit()
+            self._take_group()
         if not self._closed:
             batch = self._ready.popleft()
-            self._read_ahead()
+            self._ask_ahead()
         if self._closed:
             raise StopIteration
         self._progress.given += 1
         return batch
 
-    def _take_unit(self) -> None:
-        """Wait for the batches of the next unit that has some to give."""
+    def _take_group(self) -> None:
+        """Wait for the batches of the next group that has any to give."""
         while not self._ready:
-            if self._taken_units == len(self._units):
+            if self._taken_groups == len(self._groups):
                 raise StopIteration
-            self._read_ahead()
+            self._ask_ahead()
             batches = self._waiting.popleft().result()
-            skip = 0 if self._taken_units else self._stream.partition.skip
-            self._taken_units += 1
-            self._ready.extend(batches[skip:])
+            done = 0 if self._taken_groups else self._batches_done
+            self._taken_groups += 1
+            self._ready.extend(batches[done:])
 
-    def _read_ahead(self) -> None:
-        """Ask for further units, one at least if none is held, and no more than may be held."""
-        stream, readers = self._stream, self._running_readers()
-        while (asked := self._taken_units + len(self._waiting)) < len(self._units):
-            held = (1 + len(self._waiting)) * stream.group_bytes
-            held += len(self._ready) * stream.batch_bytes
-            # Before the first batch, which somebody waits for, no more than can be decoded.
-            at_once = readers.threads if self._progress.given else stream.threads
-            enough = held > stream.prefetch_bytes or len(self._waiting) >= 2 * at_once
+    def _ask_ahead(self) -> None:
+        """Ask for as many further groups as may be held, and for one if none is held."""
+        ahead, readers = self._ahead, self._running_readers()
+        while (asked := self._taken_groups + len(self._waiting)) < len(self._groups):
+            held = (1 + len(self._waiting)) * ahead.group_bytes
+            held += len(self._ready) * ahead.batch_bytes
+            # Somebody waits for the first batch: until it is there, ask for no more than the
+            # processors can decode.
+            at_once = readers.n_threads if self._progress.given else ahead.threads
+            enough = held > ahead.max_bytes or len(self._waiting) >= 2 * at_once
             if enough and (self._waiting or self._ready):
                 break
-            self._waiting.append(readers.submit(self._source.read_group, self._units[asked]))
+            self._waiting.append(readers.submit(self._read_group, self._groups[asked]))
 
     def _running_readers(self) -> "_Readers":
         if self._readers.peek() is None:
@@ -163,51 +168,31 @@ class BatchIterator(Iterator[Batch]):
         return self._readers.get()
 
 
-class _Source:
-    """Reads the units of a stream, of its present version where scans change and it follows."""
-
-    def __init__(self, stream: "PatchStream") -> None:
-        self._stream = stream
-        self._renewing = ProcessLock()
-
-    def read_group(self, number: int) -> list[Batch]:
-        while True:
-            stream = self._stream
-            try:
-                return stream.read_group(number)
-            except ScanChangedError as problem:
-                if stream.on_change == "error":
-                    raise
-                with self._renewing:
-                    if self._stream is stream:
-                        self._stream = stream.reopened(problem.scan_id)
-
-
 class _Readers:
-    """Threads of one iterator in one process."""
+    """The threads of one iterator in one process."""
 
-    def __init__(self, threads: int, objects: Objects) -> None:
-        self.threads = threads
-        self._objects = objects
+    def __init__(self, n_threads: int, abandon: AbandonThreads) -> None:
+        self.n_threads = n_threads
+        self._abandon = abandon
         self._own: set[int] = set()
         self._asked: set[Future[list[Batch]]] = set()
         self._pool = ThreadPoolExecutor(
-            threads, "spinezarr-read", lambda: self._own.add(threading.get_ident())
+            n_threads, "spinezarr-read", lambda: self._own.add(threading.get_ident())
         )
 
-    def submit(self, read_group: _ReadUnit, number: int) -> Future[list[Batch]]:
+    def submit(self, read_group: ReadGroup, number: int) -> Future[list[Batch]]:
         future = self._pool.submit(read_group, number)
         self._asked.add(future)
         future.add_done_callback(self._asked.discard)
         return future
 
     def stop(self) -> None:
-        """Cancel what waits, here and for answers from afar, and wait for the threads to end."""
+        """Cancel what has not begun, abandon requests, and wait for the threads to end."""
         self._pool.shutdown(wait=False, cancel_futures=True)
-        # Garbage may be collected in one of these threads, which cannot wait for itself.
+        # Python may collect garbage in one of these threads, which cannot wait for itself.
         if threading.get_ident() not in self._own:
             while any(future.running() for future in tuple(self._asked)):
-                self._objects.abandon(self._own)
+                self._abandon(self._own)
                 wait(tuple(self._asked), _MOMENT_S)
             self._pool.shutdown(wait=True)
 

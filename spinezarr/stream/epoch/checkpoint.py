@@ -1,49 +1,62 @@
-"""What a stream says of itself, so that it can go on elsewhere exactly where it stopped."""
+"""What does a stream save, so that another process can go on exactly where it stopped?
+
+A checkpoint records the finished groups, the number of batches already given of the next group, and
+a description of everything that the sequence of batches depends on.
+"""
 
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from functools import cached_property
 from typing import Any, Final
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, JsonValue, NonNegativeInt, ValidationError
 
 from spinezarr.errors import UsageError
+from spinezarr.stream.epoch.partition import BatchGroups, Partition
 
-__all__ = ["Checkpoint", "describe_fields", "partition_count"]
+__all__ = ["Checkpoint", "Progress", "describe_fields", "partition_count"]
 
 _LONGEST_LIST: Final = 8
-"""A longer one is described by its hash."""
+"""Number of items up to which a list is described by its items; longer ones by their hash."""
 
 
 class Checkpoint(BaseModel):
-    """A place in an epoch of a stream."""
+    """A position in an epoch of a stream."""
 
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
 
     epoch: NonNegativeInt
-    done: NonNegativeInt
-    """Units of the epoch that came before, in all shares."""
-    skip: NonNegativeInt
-    """Batches of the next unit that came before."""
+    groups_done: NonNegativeInt
+    """Number of groups of the epoch that all partitions together have given."""
+    batches_done: NonNegativeInt
+    """Number of batches of the next group that were given."""
     stream: dict[str, JsonValue]
-    """All that the sequence depends on, but the epoch."""
+    """Everything that the sequence depends on, except the epoch."""
 
     @classmethod
     def parse(cls, state: Mapping[str, Any], stream: Mapping[str, JsonValue]) -> "Checkpoint":
-        """Check what ``state_dict()`` returned against the stream that is to go on.
+        """Read what ``state_dict()`` returned, and check it against the stream that is to go on.
+
+        Parameters
+        ----------
+        state
+            What ``state_dict()`` returned.
+        stream
+            Description of the stream that is to go on.
 
         Raises
         ------
         UsageError
-            If it is no state, or that of another stream; names what differs.
+            If it is not a checkpoint, or that of another stream; names what differs.
         """
         try:
             found = cls.model_validate(dict(state))
         except (ValidationError, TypeError, ValueError) as problem:
             raise UsageError(
-                "this is no state of a stream. Give what state_dict() returned."
+                "this is not the state of a stream. Give what state_dict() returned."
             ) from problem
         differing = [
             f"{name} is {found.stream.get(name)} there and {stream.get(name)} here"
@@ -58,14 +71,71 @@ class Checkpoint(BaseModel):
         return found
 
 
+class Progress:
+    """Counts the batches that a stream has given, and makes checkpoints.
+
+    Parameters
+    ----------
+    epoch
+        Number of the epoch.
+    partition
+        What the stream gives of it.
+    groups
+        How the batches of the epoch lie in groups.
+    describe
+        Returns a description of the stream. It is called once, with the first checkpoint.
+
+    Attributes
+    ----------
+    given
+        Number of batches that were given so far.
+    """
+
+    def __init__(
+        self,
+        epoch: int,
+        partition: Partition,
+        groups: BatchGroups,
+        describe: Callable[[], dict[str, JsonValue]],
+    ) -> None:
+        self.given = 0
+        self._epoch = epoch
+        self._partition = partition
+        self._groups = groups
+        self._describe = describe
+
+    def state_dict(self) -> dict[str, JsonValue]:
+        """Return a checkpoint for :meth:`spinezarr.stream.epoch.stream.PatchStream.resume`.
+
+        Returns
+        -------
+        dict
+            Small values. Writing them as JSON and reading them again changes nothing.
+        """
+        rest = self._partition.after(self.given, self._groups)
+        return Checkpoint(
+            epoch=self._epoch,
+            groups_done=rest.groups_done,
+            batches_done=rest.batches_done,
+            stream=self._description,
+        ).model_dump()
+
+    @cached_property
+    def _description(self) -> dict[str, JsonValue]:
+        return self._describe()
+
+
 def partition_count(state: Mapping[str, Any]) -> object:
-    """Return among how many shares the stream of a state was split; None if it is no state."""
+    """Return the number of partitions of a checkpoint's stream; None if it is no checkpoint."""
     stream = state.get("stream")
     return stream.get("partitions") if isinstance(stream, Mapping) else None
 
 
 def describe_fields(value: Any, leave_out: Iterable[str] = ()) -> dict[str, JsonValue]:  # noqa: ANN401  any dataclass
-    """Describe the public fields of a dataclass: small values; arrays and long lists by a hash."""
+    """Describe the public fields of a dataclass by JSON values.
+
+    Arrays and long lists are described by a hash.
+    """
     return {
         field.name: _describe(getattr(value, field.name))
         for field in dataclasses.fields(value)
@@ -88,7 +158,7 @@ def _describe(value: Any) -> JsonValue:  # noqa: ANN401  any field
         return _short([_describe(item) for item in value])
     if dataclasses.is_dataclass(value):
         return describe_fields(value)
-    raise TypeError(f"a stream's state cannot describe {type(value).__name__}")
+    raise TypeError(f"a checkpoint cannot describe {type(value).__name__}")
 
 
 def _short(items: list[JsonValue]) -> JsonValue:

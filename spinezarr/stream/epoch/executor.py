@@ -1,92 +1,114 @@
-"""Batches read by an executor: threads, other processes, or the workers of a cluster."""
+"""How do other processes, or the workers of a cluster, read the batches of a stream?"""
 
 import pickle
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Executor, Future
 from functools import lru_cache
-from typing import TYPE_CHECKING, Final
+from typing import Any, Final, Generic, Protocol, TypeVar
 
 from spinezarr.errors import UsageError
 from spinezarr.stream.batch import Batch
 
-if TYPE_CHECKING:
-    from spinezarr.stream.epoch.stream import PatchStream
+__all__ = ["NumberedBatches", "PickledOnce", "read_with_executor"]
 
-__all__ = ["PickledStream", "read_with_executor"]
-
-_STREAMS_KEPT: Final = 4
-"""Streams that a process keeps open."""
+T = TypeVar("T")
+_OBJECTS_KEPT: Final = 4
+"""Number of unpickled objects that a process keeps."""
 
 
-class PickledStream:
-    """A stream that goes to other processes with every task, and is opened once in each.
+class PickledOnce(Generic[T]):
+    """An object that travels with every task, and is unpickled only once in each process.
 
-    It is opened by the first task, and so not by a scheduler that passes it on. A store that cannot
-    be opened is an error of that task.
+    The first task in a process unpickles it. A scheduler that only passes it on does not, so a
+    store that cannot be opened is an error of the task.
 
     Parameters
     ----------
-    stream
-        The stream, where it is open.
+    value
+        The object, in the process where it was made; None elsewhere.
     pickled
-        It, elsewhere.
+        The pickled object. It is made here if it is not given.
+
+    Examples
+    --------
+    >>> copy = pickle.loads(pickle.dumps(PickledOnce([1, 2])))
+    >>> copy.value
+    [1, 2]
     """
 
-    def __init__(self, stream: "PatchStream | None", pickled: bytes | None = None) -> None:
-        self._stream = stream
-        self._pickled = pickle.dumps(stream) if pickled is None else pickled
+    def __init__(self, value: T | None, pickled: bytes | None = None) -> None:
+        self._value = value
+        self._pickled = pickle.dumps(value) if pickled is None else pickled
 
-    def __reduce__(self) -> tuple[type["PickledStream"], tuple[None, bytes]]:
-        return PickledStream, (None, self._pickled)
+    def __reduce__(self) -> tuple[type["PickledOnce[T]"], tuple[None, bytes]]:
+        return PickledOnce, (None, self._pickled)
 
     def __dask_tokenize__(self) -> bytes:
-        """Name equal streams alike."""
+        """Give equal objects equal names in dask's graphs."""
         return self._pickled
 
     @property
-    def stream(self) -> "PatchStream":
-        """The opened stream."""
-        return _opened(self._pickled) if self._stream is None else self._stream
+    def value(self) -> T:
+        """The object."""
+        if self._value is not None:
+            return self._value
+        value: T = _unpickled(self._pickled)
+        return value
 
 
-@lru_cache(_STREAMS_KEPT)
-def _opened(pickled: bytes) -> "PatchStream":
-    stream: PatchStream = pickle.loads(pickled)  # noqa: S301  inside of what was unpickled already
-    return stream
+@lru_cache(_OBJECTS_KEPT)
+def _unpickled(pickled: bytes) -> Any:  # noqa: ANN401  whatever was pickled
+    return pickle.loads(pickled)  # noqa: S301  it came inside of what was unpickled already
 
 
-def read_with_executor(stream: "PatchStream", executor: Executor, *, ahead: int) -> Iterator[Batch]:
-    """Yield the batches of a stream in order, read by an executor.
+class NumberedBatches(Protocol):
+    """Batches that can be read by their numbers, such as those of a stream."""
+
+    def __len__(self) -> int:
+        """Return the number of batches."""
+        ...
+
+    def __getitem__(self, number: int, /) -> Batch:
+        """Read one batch."""
+        ...
+
+
+def read_with_executor(
+    batches: NumberedBatches, executor: Executor, *, ahead: int
+) -> Iterator[Batch]:
+    """Yield batches in order; an executor reads them.
 
     Parameters
     ----------
-    stream
-        What to read.
+    batches
+        What to read. It is pickled if the executor uses other processes.
     executor
-        Reads a batch a task; it stays open.
+        Reads one batch in each task. It stays open.
     ahead
-        Batches, at most, that are being read or wait here, beside the one that is used.
+        Largest number of batches that are being read or wait here, beside the one in use.
 
     Raises
     ------
     UsageError
-        If nothing may be read ahead.
+        If ``ahead`` is less than 1.
     CorruptStoreError
         If stored bytes are missing or damaged.
     """
     if ahead < 1:
         raise UsageError(f"ahead {ahead}: must be at least 1.")
-    return _read_elsewhere(stream, executor, ahead)
+    return _read_with_executor(batches, executor, ahead)
 
 
-def _read_elsewhere(stream: "PatchStream", executor: Executor, ahead: int) -> Iterator[Batch]:
-    shipped, numbers = PickledStream(stream), iter(range(len(stream)))
+def _read_with_executor(
+    batches: NumberedBatches, executor: Executor, ahead: int
+) -> Iterator[Batch]:
+    pickled, numbers = PickledOnce(batches), iter(range(len(batches)))
     waiting: deque[Future[Batch]] = deque()
     try:
         while True:
             for number in numbers:
-                waiting.append(executor.submit(_read_batch, shipped, number))
+                waiting.append(executor.submit(_read_batch, pickled, number))
                 if len(waiting) == ahead:
                     break
             if not waiting:
@@ -97,5 +119,5 @@ def _read_elsewhere(stream: "PatchStream", executor: Executor, ahead: int) -> It
             future.cancel()
 
 
-def _read_batch(shipped: PickledStream, number: int) -> Batch:
-    return shipped.stream[number]
+def _read_batch(pickled: PickledOnce[NumberedBatches], number: int) -> Batch:
+    return pickled.value[number]

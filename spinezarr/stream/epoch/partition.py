@@ -1,7 +1,8 @@
-"""Which part of an epoch a stream gives: its share among ranks and workers, and where it goes on.
+"""Which part of an epoch does a rank or a worker give, and where does it go on?
 
-An epoch is a row of *units*, each a few batches that are read together. A share takes every
-``count``-th unit, so that shares of shares are shares again, and their union is the epoch.
+The batches of an epoch lie in *groups*: a group is a few batches that are read together. A
+*partition* takes every ``count``-th group. So a partition of a partition is a partition again, and
+the partitions of an epoch together give each of its batches once.
 """
 
 from dataclasses import dataclass, replace
@@ -12,46 +13,47 @@ from spinezarr.errors import UsageError
 __all__ = ["USE_A_SAMPLER", "BatchGroups", "Partition", "require_whole_epoch"]
 
 USE_A_SAMPLER: Final = (
-    "Give the data loader a sampler, such as torch.utils.data.DistributedSampler, to share samples."
+    "Give the data loader a sampler, such as torch.utils.data.DistributedSampler, to divide "
+    "samples among ranks."
 )
-"""What to do instead where samples are asked for by number."""
+"""What to do instead where samples are asked for by their numbers."""
 
 
 @dataclass(frozen=True, slots=True)
 class BatchGroups:
-    """How the batches of an epoch lie in units.
+    """How the batches of an epoch lie in groups.
 
-    Units have :attr:`batches_per_group` batches as long as every rank gets a whole one. The batches
-    after these are one last round of shorter units, equally long, one for each rank. So all ranks
-    get equally many batches, and fewer batches than there are ranks are dropped at the end.
+    Groups have :attr:`batches_per_group` batches as long as every rank gets a whole one. The
+    batches after these form one last round of shorter groups, equally long, one for each rank. So
+    all ranks get equally many batches. Fewer batches than there are ranks are dropped at the end.
 
     Examples
     --------
-    >>> units = BatchGroups(n_batches=11, batches_per_group=2, ranks=4)
-    >>> [list(units.batches(unit)) for unit in range(units.n_units)]
+    >>> groups = BatchGroups(n_batches=11, batches_per_group=2, ranks=4)
+    >>> [list(groups.batches(group)) for group in range(groups.n_groups)]
     [[0, 1], [2, 3], [4, 5], [6, 7]]
-    >>> units = BatchGroups(n_batches=13, batches_per_group=2, ranks=4)
-    >>> [list(units.batches(unit)) for unit in range(4, units.n_units)]
+    >>> groups = BatchGroups(n_batches=13, batches_per_group=2, ranks=4)
+    >>> [list(groups.batches(group)) for group in range(4, groups.n_groups)]
     [[8], [9], [10], [11]]
     """
 
     n_batches: int
-    """Batches of the epoch, with those that are dropped."""
+    """Number of batches in the epoch, including those that are dropped."""
     batches_per_group: int
-    """Batches of a whole unit."""
+    """Number of batches in a whole group."""
     ranks: int = 1
-    """Shares that get equally many batches."""
+    """Number of partitions that must get equally many batches."""
 
     @property
-    def n_units(self) -> int:
-        """Units of the epoch; a multiple of :attr:`ranks`."""
+    def n_groups(self) -> int:
+        """Number of groups in the epoch, a multiple of :attr:`ranks`."""
         return self._n_whole + (self.ranks if self._short_batches else 0)
 
-    def batches(self, unit: int) -> range:
-        """Return the numbers, in the epoch, of the batches of one unit."""
-        further = unit - self._n_whole
+    def batches(self, group: int) -> range:
+        """Return the numbers, in the epoch, of the batches of one group."""
+        further = group - self._n_whole
         if further < 0:
-            return range(unit * self.batches_per_group, (unit + 1) * self.batches_per_group)
+            return range(group * self.batches_per_group, (group + 1) * self.batches_per_group)
         start = self._n_whole * self.batches_per_group + further * self._short_batches
         return range(start, start + self._short_batches)
 
@@ -61,82 +63,105 @@ class BatchGroups:
 
     @property
     def _short_batches(self) -> int:
-        """Batches of each unit of the last round."""
+        """Number of batches in each group of the last round."""
         return (self.n_batches - self._n_whole * self.batches_per_group) // self.ranks
 
 
 @dataclass(frozen=True, slots=True)
 class Partition:
-    """A part of an epoch: of the units from ``done`` on, number ``index``, then every ``count``-th.
+    """Every ``count``-th group of an epoch, beginning with group ``groups_done + index``.
 
-    What stands here does not depend on how long the epoch is.
+    No field depends on how long the epoch is.
+
+    Examples
+    --------
+    >>> groups = BatchGroups(n_batches=10, batches_per_group=2)
+    >>> list(Partition(index=1, count=2).groups(groups))
+    [1, 3]
     """
 
     index: int = 0
     count: int = 1
+    """Number of partitions of the epoch."""
     ranks: int = 1
-    """Shares that the epoch is cut for, so that they get equally many batches."""
-    done: int = 0
-    """Units of the epoch that all shares have given before."""
-    skip: int = 0
-    """Batches of this share's first unit that it has given before."""
+    """Number of ranks among the partitions; all ranks get equally many batches."""
+    groups_done: int = 0
+    """Number of groups of the epoch that all partitions together have given before."""
+    batches_done: int = 0
+    """Number of batches of this partition's first group that it has given before."""
 
     def split(self, index: int, count: int, *, even: bool) -> "Partition":
-        """Return one of ``count`` shares of this one.
+        """Return one of ``count`` partitions of this one.
 
         Raises
         ------
         UsageError
-            If there is no such share, or equal ones are asked for of what is not the whole epoch.
+            If there is no such partition, or if even ones are asked for of a partition, or of an
+            epoch that goes on in its middle.
         """
         if count < 1 or not 0 <= index < count:
-            raise UsageError(f"share {index} of {count}: must lie between 0 and {count - 1}.")
-        if even and self.count > 1:
-            raise UsageError("even shares: split the whole stream by ranks first, then by workers.")
-        if even and count > 1 and (self.done or self.skip):
             raise UsageError(
-                "even shares of a stream that goes on in the middle of an epoch: split it first, "
-                "then resume."
+                f"partition {index} of {count}: index must lie between 0 and {count - 1}."
+            )
+        if even and self.count > 1:
+            raise UsageError(
+                "even partitions of a partition: split the whole stream by ranks first, then by "
+                "workers."
+            )
+        if even and count > 1 and (self.groups_done or self.batches_done):
+            raise UsageError(
+                "even partitions of a stream that goes on in the middle of an epoch: split it "
+                "first, then resume."
             )
         return replace(
             self,
             index=self.index + index * self.count,
             count=self.count * count,
             ranks=count if even else self.ranks,
-            skip=0 if index else self.skip,
+            batches_done=0 if index else self.batches_done,
         )
 
-    def units(self, epoch: BatchGroups) -> range:
-        """Return the numbers of the units to give."""
-        return range(self.done, epoch.n_units)[self.index :: self.count]
+    def groups(self, epoch: BatchGroups) -> range:
+        """Return the numbers of the groups to give."""
+        return range(self.groups_done, epoch.n_groups)[self.index :: self.count]
 
     def n_batches(self, epoch: BatchGroups) -> int:
         """Return the number of batches to give."""
-        units = self.units(epoch)
-        if not units:
+        groups = self.groups(epoch)
+        if not groups:
             return 0
-        whole = (len(units) - 1) * epoch.batches_per_group  # only the last unit can be shorter
-        return whole + len(epoch.batches(units[-1])) - self.skip
+        whole = (len(groups) - 1) * epoch.batches_per_group  # only the last one can be shorter
+        return whole + len(epoch.batches(groups[-1])) - self.batches_done
 
     def after(self, n_batches: int, epoch: BatchGroups) -> "Partition":
-        """Return what is left when so many further batches have been given."""
-        units, skip = divmod(self.skip + n_batches, epoch.batches_per_group)
-        done = self.done + units * self.count
-        if skip and skip == len(epoch.batches(done + self.index)):  # a short one, and so the last
-            done, skip = done + self.count, 0
-        return replace(self, done=done, skip=skip)
+        """Return what is left after this partition has given ``n_batches`` more batches."""
+        groups, batches = divmod(self.batches_done + n_batches, epoch.batches_per_group)
+        done = self.groups_done + groups * self.count
+        # A short group is the last one, so it ends before batches_per_group batches are given.
+        if batches and batches == len(epoch.batches(done + self.index)):
+            done, batches = done + self.count, 0
+        return replace(self, groups_done=done, batches_done=batches)
 
 
-def require_whole_epoch(share: Partition, taker: str, instead: str) -> None:
-    """Refuse a share of an epoch, or the rest of one, where the whole epoch would be given.
+def require_whole_epoch(partition: Partition, taker: str, instead: str) -> None:
+    """Refuse a partition of an epoch, or the rest of one, where only whole epochs can be given.
+
+    Parameters
+    ----------
+    partition
+        What the user's stream gives.
+    taker
+        Name of the function or class that needs a whole epoch.
+    instead
+        A sentence that says what to do instead.
 
     Raises
     ------
     UsageError
-        If it is one.
+        If it is not a whole epoch.
     """
-    if share != Partition():
+    if partition != Partition():
         raise UsageError(
-            f"{taker} gives whole epochs, and takes no stream that was shared (shard) or resumed. "
+            f"{taker} gives whole epochs: it takes no stream that was divided (shard) or resumed. "
             f"{instead}"
         )

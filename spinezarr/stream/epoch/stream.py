@@ -1,16 +1,21 @@
-"""Random patches and slices of a store, batch after batch."""
+"""How does a program get random patches and slices of a store, batch after batch?
+
+A :class:`PatchStream` draws samples, lets a
+:class:`~spinezarr.stream.read.batch_reader.BatchReader` read them, and is iterated over. It is a
+value: its methods return other streams, and never change it.
+"""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 
 import numpy as np
 from pydantic import JsonValue
 
-from spinezarr.errors import UnknownScanError, UsageError
+from spinezarr.errors import ScanChangedError, UnknownScanError, UsageError
+from spinezarr.forks import ProcessLock
 from spinezarr.geometry import ShapeZYX
 from spinezarr.processors import cpu_count
 from spinezarr.store.reader import StoreReader
@@ -18,17 +23,14 @@ from spinezarr.stream.batch import Batch
 from spinezarr.stream.draw.sampler import PositionZYX, Sampler
 from spinezarr.stream.draw.voxel_finder import StoredVoxelFinder
 from spinezarr.stream.draw.window import WindowSampler
-from spinezarr.stream.epoch.batch_iterator import BatchIterator
-from spinezarr.stream.epoch.checkpoint import Checkpoint, describe_fields
+from spinezarr.stream.epoch.batch_iterator import BatchIterator, ReadAhead
+from spinezarr.stream.epoch.checkpoint import Checkpoint, Progress, describe_fields
 from spinezarr.stream.epoch.executor import read_with_executor
-from spinezarr.stream.epoch.partition import BatchGroups, Partition
-from spinezarr.stream.read.batch_client import BatchClient
+from spinezarr.stream.epoch.partition import BatchGroups, Partition, require_whole_epoch
+from spinezarr.stream.read.batch_client import BatchClient, read_batches
 from spinezarr.stream.read.batch_reader import BatchReader
-from spinezarr.stream.read.engine import Engine
-from spinezarr.stream.read.nonfinite import (
-    Nonfinite,
-    refuse_nonfinite,
-)
+from spinezarr.stream.read.box_reader import BoxReader
+from spinezarr.stream.read.nonfinite import refuse_nonfinite
 from spinezarr.stream.read.summary import ReadSummary
 from spinezarr.stream.request import PatchRequest
 from spinezarr.text import count_noun
@@ -39,20 +41,24 @@ if TYPE_CHECKING:
 __all__ = ["OnChange", "PatchStream", "image_dtype_of"]
 
 OnChange = Literal["error", "follow"]
-"""What a stream does when a scan was ingested anew since the store was opened."""
-_READING: Final = ("prefetch_bytes", "threads", "on_change", "client")
+"""What iterating does when a scan was ingested again since the store was opened.
+
+``"error"`` raises :class:`~spinezarr.errors.ScanChangedError`; ``"follow"`` reads the new voxels.
+"""
 _PREFETCH_BYTES: Final = 512 << 20
-"""Read ahead unless told otherwise: a few batches of large patches, and no risk on a laptop."""
-_NOT_THE_SEQUENCE: Final = (
-    "reader",
-    "engine",
+"""Default of what may be read ahead: a few batches of large patches, and no risk on a laptop."""
+_NOT_DESCRIBED: Final = (
+    "batch_reader",
     "sampler",
     "window",
     "epoch",
     "partition",
-    *_READING,
+    "prefetch_bytes",
+    "threads",
+    "on_change",
+    "client",
 )
-"""Fields that are described by themselves, or that the sequence does not depend on."""
+"""Fields that a checkpoint describes by themselves, or that the sequence does not depend on."""
 _WHOLE: Final = Partition()
 
 
@@ -63,37 +69,32 @@ class PatchStream:
     Made by :meth:`spinezarr.Store.patches` and :meth:`spinezarr.Store.slices`. The same seed, epoch
     and index always give the same patch, whatever the batch size or number of threads. Iterating
     again gives the same batches; :meth:`at_epoch` gives others.
+
+    Batches that are read together form a *group*: one batch, or the batches of about a window.
     """
 
-    reader: StoreReader
-    engine: Engine
+    batch_reader: BatchReader
+    """Reads the samples that are drawn."""
     sampler: Sampler
+    """Draws samples, each by itself."""
     batch_size: int
+    """Number of samples in a batch."""
     n_samples: int
-    """Samples of one epoch."""
+    """Number of samples in one epoch."""
     epoch: int
-    with_label: bool
-    image_dtype: np.dtype[Any]
-    flat_axis: int | None
-    """Axis (0, 1, 2 for z, y, x) that slices leave out; None for patches."""
-    neighbors: int = 0
-    """Further slices of the image on either side of each slice."""
-    neighbor_step_mm: float | None = None
-    """Distance between them; None for the scan's own slices, one after the other."""
+    """Number of the epoch, which chooses its draws."""
     window: WindowSampler | None = None
-    """Draws the samples close together; without it each is drawn by itself."""
-    nonfinite: Nonfinite = "refuse"
-    """What is given for voxels that are NaN or infinite."""
+    """Draws samples close together; None if each is drawn by itself."""
     partition: Partition = _WHOLE
     """The part of the epoch to give; see :meth:`shard` and :meth:`resume`."""
     prefetch_bytes: int = _PREFETCH_BYTES
-    """Bytes of batches that may be read ahead of the one that is used; at least one is."""
+    """Bytes of voxels that may be read ahead of the batch in use; one group always may."""
     threads: int = field(default_factory=cpu_count)
-    """Threads that decode what is read ahead."""
+    """Number of threads that decode what is read ahead."""
     on_change: OnChange = "error"
-    """What iterating does when a scan was ingested anew since the store was opened."""
+    """What iterating does when a scan was ingested again since the store was opened."""
     client: BatchClient | None = None
-    """What may read batches in place of :attr:`engine`: the server that the store lies on."""
+    """Gets batches from the server that the store lies on, where that is faster."""
 
     def __post_init__(self) -> None:
         if self.on_change not in get_args(OnChange):
@@ -108,92 +109,108 @@ class PatchStream:
         ):
             if value < 1:
                 raise UsageError(f"{name} {value}: must be at least 1.")
-        if self.neighbors < 0:
-            raise UsageError(f"neighbors {self.neighbors}: must not be negative.")
-        step_mm = self.neighbor_step_mm
-        if step_mm is not None and not (self.neighbors and 0 < step_mm < math.inf):
-            raise UsageError(
-                f"neighbor_step_mm {step_mm}: must be above 0, beside neighbors of 1 or more."
-            )
         if not 0 <= self.epoch < 1 << 64:
-            raise UsageError(f"epoch {self.epoch}: must not be negative, nor 2**64 or more.")
+            raise UsageError(f"epoch {self.epoch}: must be at least 0, and less than 2**64.")
 
     def __len__(self) -> int:
         """Return the number of batches that iterating gives; the epoch's last may be smaller."""
         return self.partition.n_batches(self.batch_groups)
 
     @property
+    def reader(self) -> StoreReader:
+        """The opened store."""
+        return self.batch_reader.reader
+
+    @property
+    def engine(self) -> BoxReader:
+        """Reads boxes of voxels of the store."""
+        return self.batch_reader.engine
+
+    @property
+    def scan_ids(self) -> tuple[str, ...]:
+        """Scans that samples are drawn from."""
+        return self.sampler.scan_ids
+
+    @property
     def batches_per_group(self) -> int:
-        """Batches in a row that are read together, about a window; the last may be fewer."""
+        """Number of batches in a row that are read together; the last group may have fewer."""
         return 1 if self.window is None else max(1, self.window.n_samples // self.batch_size)
 
     @property
-    def threads_per_group(self) -> int:
-        """Threads that read one unit: all of them where it is large, else each has its own."""
-        return self.threads if self.batches_per_group > 1 else 1
-
-    @property
-    def concurrent_groups(self) -> int:
-        """Units that may be read at once: more than there are threads where reading is waiting."""
-        return max(self.threads, self.engine.concurrent_calls)
-
-    @property
     def batch_groups(self) -> BatchGroups:
-        """How the batches of the whole epoch lie in units that are read together."""
+        """How the batches of the whole epoch lie in groups."""
         n_batches = math.ceil(self.n_samples / self.batch_size)
         return BatchGroups(n_batches, self.batches_per_group, self.partition.ranks)
 
     @property
-    def batch_bytes(self) -> int:
-        """Bytes of the voxels of a batch."""
-        return min(self.batch_size, self.n_samples) * self.batches.patch_bytes
-
-    @property
-    def group_bytes(self) -> int:
-        """Bytes of the voxels of a unit."""
-        return self.batches_per_group * self.batch_bytes
-
-    @property
-    def batches(self) -> BatchReader:
-        """What reads the samples that are drawn."""
-        return BatchReader(
-            reader=self.reader,
-            engine=self.engine,
-            size_zyx=self.sampler.size_zyx,
-            spacing_zyx_mm=self.sampler.spacing_zyx_mm,
-            with_label=self.with_label,
-            image_dtype=self.image_dtype,
-            flat_axis=self.flat_axis,
-            neighbors=self.neighbors,
-            neighbor_step_mm=self.neighbor_step_mm,
-            nonfinite=self.nonfinite,
+    def read_ahead(self) -> ReadAhead:
+        """How far iterating reads ahead."""
+        batch_bytes = min(self.batch_size, self.n_samples) * self.batch_reader.patch_bytes
+        return ReadAhead(
+            threads=self.threads,
+            concurrent_groups=max(self.threads, self.engine.concurrent_calls),
+            max_bytes=self.prefetch_bytes,
+            group_bytes=self.batches_per_group * batch_bytes,
+            batch_bytes=batch_bytes,
         )
 
-    def at_epoch(self, epoch: int) -> "PatchStream":
-        """Return the same stream with the draws of another epoch, from its start."""
-        return replace(self, epoch=epoch, partition=replace(self.partition, done=0, skip=0))
-
-    def shard(self, index: int, count: int, *, even: bool = False) -> "PatchStream":
-        """Return one of ``count`` shares of this stream, e.g. that of a rank or a worker.
-
-        Batches that are read together stay together, and units of them are dealt out: unit
-        ``index``, then every ``count``-th. Each batch is in one share, and a share can be shared
-        again. Where there are fewer units than shares, some shares are empty.
+    def with_reading(
+        self, *, threads: int | None = None, prefetch_bytes: int | None = None
+    ) -> "PatchStream":
+        """Return the same stream, read with other limits. Its batches stay the same.
 
         Parameters
         ----------
-        index, count
-            Which share, and how many there are.
-        even
-            For ranks, which wait for each other and so must take equally many steps: all shares
-            get equally many batches. Fewer than ``count`` batches are dropped at the end of the
-            epoch, and none where their number is a multiple of ``count``.
+        threads
+            Number of threads that decode what is read ahead; None leaves it as it is.
+        prefetch_bytes
+            Bytes of voxels that may be read ahead of the batch in use; None leaves it as it is.
+            One batch (or window) is always read ahead.
 
         Raises
         ------
         UsageError
-            If there is no such share; or if even ones are asked for and there are fewer batches
-            than shares, or this stream is a share already, or goes on in the middle of an epoch.
+            If a number is less than 1.
+
+        Examples
+        --------
+        >>> stream = store.patches((16, 24, 24)).with_reading(threads=2, prefetch_bytes=64 << 20)
+        >>> stream.threads
+        2
+        """
+        return replace(
+            self,
+            threads=self.threads if threads is None else threads,
+            prefetch_bytes=self.prefetch_bytes if prefetch_bytes is None else prefetch_bytes,
+        )
+
+    def at_epoch(self, epoch: int) -> "PatchStream":
+        """Return the same stream with the draws of another epoch, from its start."""
+        partition = replace(self.partition, groups_done=0, batches_done=0)
+        return replace(self, epoch=epoch, partition=partition)
+
+    def shard(self, index: int, count: int, *, even: bool = False) -> "PatchStream":
+        """Return one of ``count`` partitions of this stream, for a rank or a worker.
+
+        A partition gives group ``index`` and then every ``count``-th group, so batches that are
+        read together stay together. Each batch is in exactly one partition, and a partition can be
+        divided again. Some partitions are empty if there are fewer groups than partitions.
+
+        Parameters
+        ----------
+        index, count
+            Number of the partition, from 0, and the number of partitions.
+        even
+            Whether all partitions get equally many batches. Ranks need that, as they wait for each
+            other. Fewer than ``count`` batches are dropped at the end of the epoch, and none if
+            their number is a multiple of ``count``.
+
+        Raises
+        ------
+        UsageError
+            If there is no such partition. If ``even``, also if there are fewer batches than
+            partitions, or if this stream is a partition already or goes on in the middle of an
+            epoch.
         """
         stream = replace(self, partition=self.partition.split(index, count, even=even))
         n_batches = stream.batch_groups.n_batches
@@ -201,7 +218,7 @@ class PatchStream:
             raise UsageError(
                 f"an epoch of {count_noun(self.n_samples, 'sample')} is "
                 f"{count_noun(n_batches, 'batch', 'batches')} of {self.batch_size}, too few for "
-                f"{count} ranks: each must get one at least. Give "
+                f"{count} ranks: each must get at least one. Give "
                 f"n_samples={self.batch_size * count} or more, or a smaller batch_size."
             )
         return stream
@@ -212,7 +229,7 @@ class PatchStream:
         Parameters
         ----------
         changed
-            A scan that was ingested anew: see
+            A scan that was ingested again: see
             :attr:`spinezarr.errors.ScanChangedError.scan_id`.
 
         Raises
@@ -220,7 +237,7 @@ class PatchStream:
         UnknownScanError
             If a scan of this stream is no longer in the store.
         UsageError
-            If nothing can be drawn any more as this stream does.
+            If the options of this stream do not fit the scans any more.
         CorruptStoreError
             If what is read is missing or damaged.
         """
@@ -229,7 +246,7 @@ class PatchStream:
         if gone:
             raise UnknownScanError(f"{reader.name}: has no scan {gone[0]!r} any more.")
         table = reader.table.sel(scan=list(old.scan_ids))
-        refuse_nonfinite(table, self.nonfinite, reader.name)
+        refuse_nonfinite(table, self.batch_reader.nonfinite, reader.name)
         sampler = Sampler.of_table(
             table,
             size_zyx=old.size_zyx,
@@ -247,8 +264,8 @@ class PatchStream:
                 window_scans=window.window_scans,
                 samples_per_scan=window.samples_per_scan,
             )
-        dtype = image_dtype_of(table)
-        return replace(self, reader=reader, sampler=sampler, window=window, image_dtype=dtype)
+        batch_reader = replace(self.batch_reader, reader=reader, image_dtype=image_dtype_of(table))
+        return replace(self, batch_reader=batch_reader, sampler=sampler, window=window)
 
     def resume(self, state: Mapping[str, Any]) -> "PatchStream":
         """Return the stream that goes on where an iterator over this one was.
@@ -256,8 +273,8 @@ class PatchStream:
         Parameters
         ----------
         state
-            What ``state_dict`` of an iterator over this stream returned. Partitions among equally
-            many can go on from one state if all of them were equally far, as ranks are.
+            What :meth:`~spinezarr.stream.epoch.batch_iterator.BatchIterator.state_dict` returned.
+            All ranks can go on from the state of one of them, as all are equally far.
 
         Raises
         ------
@@ -265,16 +282,19 @@ class PatchStream:
             If it is the state of another stream; names what differs.
         """
         found = Checkpoint.parse(state, self.describe())
-        return replace(
-            self,
-            epoch=found.epoch,
-            partition=replace(self.partition, done=found.done, skip=found.skip),
+        partition = replace(
+            self.partition, groups_done=found.groups_done, batches_done=found.batches_done
         )
+        return replace(self, epoch=found.epoch, partition=partition)
 
     def describe(self) -> dict[str, JsonValue]:
-        """Return all that the sequence depends on, but the place in it, as small values."""
+        """Return everything that the sequence of batches depends on, as small JSON values.
+
+        The epoch and the position in it are left out.
+        """
         return {
-            **describe_fields(self, _NOT_THE_SEQUENCE),
+            **describe_fields(self, _NOT_DESCRIBED),
+            **describe_fields(self.batch_reader, ("reader", "engine")),
             **describe_fields(self.sampler),
             "window_scans": None if self.window is None else self.window.window_scans,
             "samples_per_scan": None if self.window is None else self.window.samples_per_scan,
@@ -282,9 +302,20 @@ class PatchStream:
             "ranks": self.partition.ranks,
         }
 
+    def progress(self) -> Progress:
+        """Return a counter of batches that makes checkpoints of this stream."""
+        return Progress(self.epoch, self.partition, self.batch_groups, self.describe)
+
     def __iter__(self) -> BatchIterator:
         """Yield the batches of the epoch; a few are read ahead."""
-        return BatchIterator(self)
+        return BatchIterator(
+            _CurrentStream(self).read_group,
+            self.partition.groups(self.batch_groups),
+            batches_done=self.partition.batches_done,
+            read_ahead=self.read_ahead,
+            progress=self.progress(),
+            abandon=self.reader.objects.abandon,
+        )
 
     def __getitem__(self, number: int) -> Batch:
         """Read batch ``number`` of those that iterating gives.
@@ -296,17 +327,17 @@ class PatchStream:
         CorruptStoreError
             If stored bytes are missing or damaged.
         """
-        unit, within = self._unit_of(number)
-        return self.read(self._requests(self.batch_groups.batches(unit)[within]))
+        group, within = self._group_of(number)
+        return self.read(self._draw_batch(self.batch_groups.batches(group)[within]))
 
     def explain(self, number: int = 0) -> ReadSummary:
-        """Say what batch ``number`` reads, and those that are read together with it.
+        """Count what it takes to read batch ``number`` and those that are read together with it.
 
         Returns
         -------
         ReadSummary
             Chunks, requests, bytes, amplification and what is in the cache; ``print`` it. Only
-            what it takes to draw is read.
+            what drawing needs is read.
 
         Raises
         ------
@@ -315,33 +346,35 @@ class PatchStream:
         CorruptStoreError
             If what is read is missing or damaged.
         """
-        groups = self._groups(self._unit_of(number)[0])
+        batches = self._draw_group(self._group_of(number)[0])
         if self.client is not None:
-            return self.client.explain(self.batches, groups)
-        return self.batches.explain(groups)
+            return self.client.explain(self.batch_reader, batches)
+        return self.batch_reader.explain(batches)
 
-    def _unit_of(self, number: int) -> tuple[int, int]:
-        """Return the unit of the epoch in which a batch of this stream lies, and its place."""
+    def _group_of(self, number: int) -> tuple[int, int]:
+        """Return the group of the epoch in which a batch of this stream lies, and which it is."""
         if not 0 <= number < len(self):
             raise IndexError(f"batch {number} of an epoch of {len(self)}")
-        place, within = divmod(self.partition.skip + number, self.batches_per_group)
-        return self.partition.units(self.batch_groups)[place], within
-
-    def _groups(self, unit: int) -> list[list[PatchRequest]]:
-        """Draw the batches of a unit of the epoch."""
-        return [self._requests(batch) for batch in self.batch_groups.batches(unit)]
+        nth, within = divmod(self.partition.batches_done + number, self.batches_per_group)
+        return self.partition.groups(self.batch_groups)[nth], within
 
     def read_group(self, number: int) -> list[Batch]:
-        """Read the batches of unit ``number`` of the epoch.
+        """Read the batches of group ``number`` of the epoch.
 
         Raises
         ------
         CorruptStoreError
             If stored bytes are missing or damaged.
         """
-        return self.read_together(self._groups(number), threads=self.threads_per_group)
+        # A large group is read by all threads. Of small ones, each thread reads its own.
+        threads = self.threads if self.batches_per_group > 1 else 1
+        return self._read_together(self._draw_group(number), threads=threads)
 
-    def _requests(self, number: int) -> list[PatchRequest]:
+    def _draw_group(self, group: int) -> list[list[PatchRequest]]:
+        """Draw the batches of a group of the epoch."""
+        return [self._draw_batch(batch) for batch in self.batch_groups.batches(group)]
+
+    def _draw_batch(self, number: int) -> list[PatchRequest]:
         """Draw the samples of batch ``number`` of the epoch."""
         first = number * self.batch_size
         last = min(first + self.batch_size, self.n_samples)
@@ -351,28 +384,24 @@ class PatchStream:
         return [self.request(index) for index in indices]
 
     def request(self, index: int) -> PatchRequest:
-        """Draw sample ``index`` of the epoch, without reading it."""
+        """Draw sample ``index`` of the epoch, without reading its voxels."""
         if self.window is not None:
             return self.window.draw(self.epoch, index)
         return self.sampler.draw(self.epoch, index, self._find_center)
 
     def read(self, requests: Sequence[PatchRequest]) -> Batch:
         """Read patches of the stream's size into one batch."""
-        (batch,) = self.read_together([requests], threads=self.threads)
+        (batch,) = self._read_together([requests], threads=self.threads)
         return batch
 
-    def read_together(
-        self, groups: Sequence[Sequence[PatchRequest]], *, threads: int
+    def _read_together(
+        self, batches: Sequence[Sequence[PatchRequest]], *, threads: int
     ) -> list[Batch]:
         """Read several batches; a chunk that several of them need is read once."""
-        batches = self.batches
-        by_ranges = partial(batches.read_together, groups, threads=threads)
-        if self.client is None:
-            return by_ranges()
-        return self.client.read_together(batches, groups, by_ranges)
+        return read_batches(self.batch_reader, batches, client=self.client, threads=threads)
 
     def read_by(self, executor: Executor, *, ahead: int = 4) -> Iterator[Batch]:
-        """Iterate as usual, but let an executor read: other processes, or a cluster.
+        """Yield the batches in order, read by an executor: other processes, or a cluster.
 
         Parameters
         ----------
@@ -380,26 +409,26 @@ class PatchStream:
             A ``concurrent.futures`` executor, such as ``dask.distributed.Client.get_executor()``.
             Its processes open the store by the same path or URL, each once.
         ahead
-            Batches, at most, that are being read or wait here, beside the one that is used.
+            Largest number of batches that are being read or wait here, beside the one in use.
 
         Yields
         ------
         Batch
-            The same as iterating gives, in the same order.
+            The batches that iterating gives, in the same order.
 
         Raises
         ------
         UsageError
-            If nothing may be read ahead.
+            If ``ahead`` is less than 1.
         CorruptStoreError
             If stored bytes are missing or damaged.
         """
         return read_with_executor(self, executor, ahead=ahead)
 
     def to_dask(self) -> "xr.Dataset":
-        """Return the epoch as a dataset of dask arrays, one chunk a batch, read when computed.
+        """Return the epoch as a dataset of dask arrays, which read their batches when computed.
 
-        One patch is read at once, for shapes and types.
+        Each batch is one chunk. Sample 0 is read at once, for shapes and dtypes.
 
         Returns
         -------
@@ -411,7 +440,7 @@ class PatchStream:
         Raises
         ------
         UsageError
-            If this is a share of an epoch, or the rest of one.
+            If this is a partition of an epoch, or the rest of one.
         CorruptStoreError
             When computed, if stored bytes are missing or damaged.
 
@@ -421,19 +450,23 @@ class PatchStream:
         >>> epoch.image.chunks[0]
         (2, 2, 1)
         """
-        # dask takes long to import, and those who train have no need of it.
-        from spinezarr.stream.epoch.lazy import lazy_epoch  # noqa: PLC0415
+        require_whole_epoch(self.partition, "to_dask", "Choose samples of the dataset with isel.")
+        # dask takes long to import, and training does not need it.
+        from spinezarr.stream.epoch.lazy_epoch import lazy_epoch  # noqa: PLC0415
 
         return lazy_epoch(self)
 
     def _find_center(self, scan_id: str, vertebra: str, k: int | None) -> PositionZYX:
-        """Find the k-th voxel of a vertebra, or for None its centroid."""
+        """Return the k-th voxel of a vertebra, or its centroid if ``k`` is None."""
         if k is None:
             return self._centroid(scan_id, vertebra)
         return self._find_voxel(scan_id, vertebra, k)
 
     def _centroid(self, scan_id: str, vertebra: str) -> PositionZYX:
-        """Find a vertebra's annotated centroid, unless it is off its label; else the label's."""
+        """Return the annotated centroid of a vertebra.
+
+        The centroid of its label is returned if there is none, or if it lies off the label.
+        """
         scan = self.reader.listed_scan(scan_id)
         annotated = scan.attributes.centroids.get(vertebra)
         labeled = scan.attributes.vertebrae.get(vertebra)
@@ -454,7 +487,27 @@ class PatchStream:
         return (z, y, x)
 
 
+class _CurrentStream:
+    """Reads the groups of a stream, and reopens the store where scans change and it follows."""
+
+    def __init__(self, stream: PatchStream) -> None:
+        self._stream = stream
+        self._reopening = ProcessLock()
+
+    def read_group(self, number: int) -> list[Batch]:
+        while True:
+            stream = self._stream
+            try:
+                return stream.read_group(number)
+            except ScanChangedError as problem:
+                if stream.on_change == "error":
+                    raise
+                with self._reopening:
+                    if self._stream is stream:
+                        self._stream = stream.reopened(problem.scan_id)
+
+
 def image_dtype_of(table: "xr.Dataset") -> np.dtype[Any]:
-    """Return the type that holds the image values of all rows of a scan table; int16 at least."""
+    """Return a dtype that holds the image values of all rows of a scan table: int16 or wider."""
     dtypes = {np.dtype(str(name)) for name in table.image_dtype.to_numpy()}
     return np.result_type(np.int16, *dtypes)

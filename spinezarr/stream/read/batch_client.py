@@ -1,15 +1,17 @@
-"""Batches read by a spinezarr server beside its data, where that is faster than byte ranges.
+"""When does a spinezarr server read the batches, and how does a client ask for them?
 
-A server reads the patches that are asked for, and sends their voxels. What travels is less than the
-chunks that they lie in, unless many patches of a batch share chunks, and the server's processors
-decode. So it depends on the link, the patches and the load of the server which way is faster:
-:class:`BatchClient` estimates both, measures what they give, and takes the faster one. Whatever it
-cannot get in this way is read by ranges, which also say what is wrong.
+A store that lies on a spinezarr server can be read in two ways. The client can fetch byte ranges of
+the chunks and decode them. Or it can ask the server for the patches: the server decodes the chunks
+and sends the voxels of the patches only. That is less data, unless many patches of a batch share
+chunks. The link, the patches and the load of the server decide which is faster.
+:class:`BatchClient` estimates and then measures both, and takes the faster one. Batches that the
+server does not give are read by ranges, which also tell what is wrong.
 """
 
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Annotated, Any, Final
 from urllib.parse import urlsplit
 
@@ -32,45 +34,55 @@ from spinezarr.stream.read.transfer import ENOUGH, Transfer, TransferChoice
 from spinezarr.stream.request import PatchRequest
 from spinezarr.stream.spacing import grid_shape_zyx, step_zyx
 
-__all__ = ["PROTOCOL", "BatchClient", "BatchLimits", "Transfer", "api_url", "store_url"]
+__all__ = [
+    "PROTOCOL",
+    "BatchClient",
+    "BatchLimits",
+    "Transfer",
+    "api_url",
+    "read_batches",
+    "store_url",
+]
 
 PROTOCOL: Final = 1
-"""Of requests for batches and their answers; both sides must have the same."""
+"""Version of the requests for batches and of their answers. Both sides must have the same."""
 _ZARR, _ABOUT = "/zarr/", "/v1/"
 _LINK_BYTES_PER_S: Final = 100e6
-"""As long as nothing is known of a link: that of a laboratory, 1 Gbit/s."""
+"""Rate assumed for a link that was not measured yet: that of a laboratory, 1 Gbit/s."""
 _DECODED_BYTES_PER_S: Final = 3e9
-"""Of voxels that a core decodes."""
+"""Voxels that a core decodes in a second."""
 _PACKED_BYTES_PER_S: Final[dict[Pack, float]] = {"none": 2e9, "lz4": 1.3e9, "zstd": 550e6}
-"""Of voxels that a core makes an answer of."""
+"""Voxels that a core packs in a second, by how they are packed."""
 _RATIOS: Final[dict[Pack, float]] = {"none": 1.0, "lz4": 0.37, "zstd": 0.315}
-"""Of voxels of image and mask, as long as none have come. All measured on a chest CT."""
-_NEWEST: Final = 0.2
-"""What the last answer counts in the mean of a ratio."""
+"""Bytes sent for each byte of voxels, assumed until an answer came; measured on a chest CT."""
+_NEWEST_WEIGHT: Final = 0.2
+"""Weight of the last answer in the running mean of a ratio."""
 _NO_TIME_S: Final = 1e-9
 _HEAD_BYTES: Final = 1 << 20
+"""Largest size of what an answer has beside its items."""
 _ITEM_BYTES: Final = 1 << 10
-"""Beside its voxels, of an item of an answer, at most."""
+"""Largest size of what an item has beside its voxels."""
 _SLACK: Final = 16
-"""Of bytes that cannot be packed, a part of them."""
+"""Packing may make an answer larger by a part of this: one 16th."""
 
-ReadGroups = Callable[[], list[Batch]]
-Groups = Sequence[Sequence[PatchRequest]]
+ReadByRanges = Callable[[], list[Batch]]
+RequestBatches = Sequence[Sequence[PatchRequest]]
+"""The requests of each of some batches."""
 
 
 class BatchLimits(BaseModel):
-    """What a server says of its batches."""
+    """The limits of a server, as it tells them."""
 
     model_config = ConfigDict(strict=True, frozen=True, use_attribute_docstrings=True)
 
     protocol: int
-    """Which way of asking it understands."""
+    """Version of the requests that it understands; see :data:`PROTOCOL`."""
     items: Annotated[int, Field(ge=1)]
-    """Of a request, at most."""
+    """Largest number of patches in a request."""
     voxel_bytes: Annotated[int, Field(ge=1)]
-    """Of an answer, at most, before they are packed."""
+    """Largest number of bytes of voxels in an answer, before they are packed."""
     cores: Annotated[int, Field(ge=1, le=4096)]
-    """That read and pack."""
+    """Number of processors that read and pack."""
 
 
 class _AboutModel(BaseModel):
@@ -81,11 +93,16 @@ _STATUSES: Final = TypeAdapter(list[str])
 
 
 class BatchRefusedError(Exception):
-    """A batch that the server does not give; the text says why."""
+    """The server did not give a batch; the text says why."""
 
 
 def api_url(url: str) -> str | None:
-    """Return where a server is asked about the store that it serves at a URL; None if nowhere.
+    """Return the URL of the API for a store, given the store's URL on a spinezarr server.
+
+    Returns
+    -------
+    str or None
+        None if the URL is not that of a store on such a server.
 
     Examples
     --------
@@ -98,7 +115,12 @@ def api_url(url: str) -> str | None:
 
 
 def store_url(url: str) -> str | None:
-    """Return where a server of spinezarr would have the store that a short URL means.
+    """Return the URL of a store, given the short form of it that users may write.
+
+    Returns
+    -------
+    str or None
+        None if the URL is no short form.
 
     Examples
     --------
@@ -110,15 +132,46 @@ def store_url(url: str) -> str | None:
     return f"{base}{_ZARR}{name}" if is_web and name and api_url(url) is None else None
 
 
+def read_batches(
+    batches: BatchReader,
+    request_batches: RequestBatches,
+    *,
+    client: "BatchClient | None",
+    threads: int,
+) -> list[Batch]:
+    """Read several batches from the server or by ranges, whichever is faster.
+
+    Parameters
+    ----------
+    batches
+        Reads by ranges, and says what is read.
+    request_batches
+        The requests of each batch.
+    client
+        Asks the server that the store lies on; None if it lies on no such server.
+    threads
+        Number of threads that decode what is read by ranges.
+
+    Raises
+    ------
+    CorruptStoreError
+        If stored bytes are missing or damaged.
+    """
+    by_ranges = partial(batches.read_together, request_batches, threads=threads)
+    if client is None:
+        return by_ranges()
+    return client.read_together(batches, request_batches, by_ranges)
+
+
 class BatchClient:
-    """Gets batches of one store from the server that it lies on. Shared between threads.
+    """Gets batches of one store from the server that it lies on. It is shared between threads.
 
     Parameters
     ----------
     url
-        Where the server is asked about the store.
+        URL of the server's API for the store; see :func:`api_url`.
     transfer
-        ``"patches"`` and ``"ranges"`` take that way whichever is faster.
+        ``"auto"`` takes the faster way; ``"patches"`` and ``"ranges"`` always take that one.
     """
 
     def __init__(self, url: str, transfer: Transfer = "auto") -> None:
@@ -127,25 +180,25 @@ class BatchClient:
         self._lock = ProcessLock()
         self._limits: BatchLimits | None = None
         self._refused = ""
-        """Why the server is not asked; empty as long as it may be."""
-        self._streams: dict[tuple[Any, ...], _Stream] = {}
+        """Why the server is not asked; empty if it may be asked."""
+        self._stats: dict[tuple[Any, ...], _KindStats] = {}
 
     def __reduce__(self) -> tuple[type["BatchClient"], tuple[str, Transfer]]:
         return BatchClient, (self.url, self.transfer)
 
     def read_together(
-        self, batches: BatchReader, groups: Groups, by_ranges: ReadGroups
+        self, batches: BatchReader, request_batches: RequestBatches, by_ranges: ReadByRanges
     ) -> list[Batch]:
-        """Read batches in the faster way.
+        """Read batches from the server or by ranges, whichever is faster.
 
         Parameters
         ----------
         batches
-            Says what is read.
-        groups
+            Says what is read of each patch.
+        request_batches
             The requests of each batch.
         by_ranges
-            Reads them by ranges.
+            Reads the batches by ranges.
 
         Raises
         ------
@@ -156,56 +209,58 @@ class BatchClient:
         """
         objects = batches.reader.objects
         limits = self._asked_limits(objects)
-        if limits is None or self._reason(batches, groups, limits):
+        if limits is None or self._reason(batches, request_batches, limits):
             return by_ranges()
-        stream = self._stream_of(batches, groups)
-        self._estimate(batches, groups, stream)
-        way, pack = self._way(stream, limits, objects.link_bytes_per_s)
-        if way == "ranges":
-            with _Timed(self._lock, stream.choice, way):
+        stats = self._stats_of(batches, request_batches)
+        self._estimate(batches, request_batches, stats)
+        transfer, pack = self._choose(stats, limits, objects.link_bytes_per_s)
+        if transfer == "ranges":
+            with _Timed(self._lock, stats.choice, transfer):
                 return by_ranges()
         try:
-            with _Timed(self._lock, stream.choice, way):
-                return self._served(batches, groups, pack, stream)
+            with _Timed(self._lock, stats.choice, transfer):
+                return self._served(batches, request_batches, pack, stats)
         except BatchRefusedError:
-            stream.unserved += 1
+            stats.unserved += 1
             return by_ranges()
         except (NotServedError, FileNotFoundError, PermissionError) as problem:
             self._refuse(problem)
             return by_ranges()
         except ConnectionError:
             raise
-        except OSError:  # of this request alone: it is too much, say
-            stream.unserved += 1
+        except OSError:  # of this request alone, e.g. if it is too large
+            stats.unserved += 1
             return by_ranges()
 
-    def explain(self, batches: BatchReader, groups: Groups) -> ReadSummary:
-        """Say what reading batches takes by ranges, and in which way they are read, and why."""
-        summary = batches.explain(groups)
+    def explain(self, batches: BatchReader, request_batches: RequestBatches) -> ReadSummary:
+        """Count what reading batches by ranges would take, and say how they are read, and why."""
+        summary = batches.explain(request_batches)
         limits = self._asked_limits(batches.reader.objects)
         link = batches.reader.objects.link_bytes_per_s
         where = redact_url(self.url)
-        reason = self._refused or (limits and self._reason(batches, groups, limits))
+        reason = self._refused or (limits and self._reason(batches, request_batches, limits))
         if limits is None or reason:
-            return summary.read_as(f"by ranges, as {reason or 'the server is not asked'}")
-        stream = self._stream_of(batches, groups)
-        stream.costs = stream.costs or _Costs.of(summary)
-        way, pack = self._way(stream, limits, link)
+            return summary.with_transfer(f"by ranges, as {reason or 'the server is not asked'}")
+        stats = self._stats_of(batches, request_batches)
+        stats.costs = stats.costs or _Costs.of(summary)
+        transfer, pack = self._choose(stats, limits, link)
         packed = "as they are" if pack == "none" else f"packed with {pack}"
-        sent = stream.costs.voxel_bytes * stream.ratios[pack]
+        sent = stats.costs.voxel_bytes * stats.ratios[pack]
         text = (
             f"patches of {megabytes(sent)}, {packed}, "
             f"or ranges of {megabytes(summary.fetched_bytes)}; the link carries "
             f"{'an unknown rate' if link is None else f'{megabytes(link)}/s'}; "
-            f"{_rates(stream, limits, pack, link)}"
+            f"{_rates(stats, limits, pack, link)}"
         )
-        how = "by ranges" if way == "ranges" else f"by the server {where}"
+        how = "by ranges" if transfer == "ranges" else f"by the server {where}"
         chosen = f" (transfer={self.transfer!r})" if self.transfer != "auto" else ""
-        return summary.read_as(f"{how}{chosen}: {text}")
+        return summary.with_transfer(f"{how}{chosen}: {text}")
 
-    def _reason(self, batches: BatchReader, groups: Groups, limits: BatchLimits) -> str:
-        """Return why a unit cannot be asked for; empty if it can."""
-        n_items = sum(map(len, groups))
+    def _reason(
+        self, batches: BatchReader, request_batches: RequestBatches, limits: BatchLimits
+    ) -> str:
+        """Return why the server cannot be asked for some batches; empty if it can."""
+        n_items = sum(map(len, request_batches))
         n_bytes = n_items * batches.patch_bytes
         if n_items > limits.items or n_bytes > limits.voxel_bytes:
             return (
@@ -214,7 +269,7 @@ class BatchClient:
         return ""
 
     def _asked_limits(self, objects: Objects) -> BatchLimits | None:
-        """Return what the server says of itself; None if it is not asked for batches."""
+        """Return the limits of the server; None if it is not to be asked."""
         if self.transfer == "ranges" or self._refused:
             self._refused = self._refused or "transfer='ranges' says so"
             return None
@@ -237,81 +292,86 @@ class BatchClient:
                 FileNotFoundError: "the server has no batches of this store",
                 PermissionError: "the server refuses batches with this token",
             }
-            self._refused = reasons.get(type(problem), "a proxy or its answers stand between")
+            self._refused = reasons.get(type(problem), "a proxy answers in its place")
 
-    def _stream_of(self, batches: BatchReader, groups: Groups) -> "_Stream":
-        key = (*batches.kind, len(groups), sum(map(len, groups)))
+    def _stats_of(self, batches: BatchReader, request_batches: RequestBatches) -> "_KindStats":
+        key = (*batches.kind, len(request_batches), sum(map(len, request_batches)))
         with self._lock:
-            return self._streams.setdefault(key, _Stream())
+            return self._stats.setdefault(key, _KindStats())
 
-    def _estimate(self, batches: BatchReader, groups: Groups, stream: "_Stream") -> None:
-        """Count once what a unit takes by ranges; others need not wait for that."""
+    def _estimate(
+        self, batches: BatchReader, request_batches: RequestBatches, stats: "_KindStats"
+    ) -> None:
+        """Count what some batches take by ranges, once; other threads need not wait for that."""
         with self._lock:
-            if stream.costs is not None or stream.is_estimated:
+            if stats.costs is not None or stats.is_estimated:
                 return
-            stream.is_estimated = True
+            stats.is_estimated = True
         try:
-            stream.costs = _Costs.of(batches.explain(groups))
-        except (SpinezarrError, OSError):  # whoever reads says so
-            stream.is_estimated = False
+            stats.costs = _Costs.of(batches.explain(request_batches))
+        except (SpinezarrError, OSError):  # reading raises it again
+            stats.is_estimated = False
 
-    def _way(
-        self, stream: "_Stream", limits: BatchLimits, link: float | None
+    def _choose(
+        self, stats: "_KindStats", limits: BatchLimits, link: float | None
     ) -> tuple[Transfer, Pack]:
-        """Choose for one unit."""
+        """Choose how to read, and how voxels are packed."""
         with self._lock:
-            pack = stream.best_pack(limits, link)
-            if stream.unserved >= ENOUGH:
+            pack = stats.best_pack(limits, link)
+            if stats.unserved >= ENOUGH:
                 return "ranges", pack
             if self.transfer != "auto":
                 return self.transfer, pack
-            if stream.costs is not None:
-                stream.choice.choose(*stream.units_per_s(limits, pack, link))
-            return stream.choice.way, pack
+            if stats.costs is not None:
+                stats.choice.choose(*stats.groups_per_s(limits, pack, link))
+            return stats.choice.transfer, pack
 
     def _served(
-        self, batches: BatchReader, groups: Groups, pack: Pack, stream: "_Stream"
+        self, batches: BatchReader, request_batches: RequestBatches, pack: Pack, stats: "_KindStats"
     ) -> list[Batch]:
-        requests = [request for group in groups for request in group]
+        requests = [request for requested in request_batches for request in requested]
         rows = [batches.reader.row(request.scan_id) for request in requests]
         n_bytes = len(requests) * batches.patch_bytes
         most = n_bytes + n_bytes // _SLACK + _HEAD_BYTES + len(requests) * _ITEM_BYTES
-        body = _question(batches, requests, rows, pack)
+        body = _request_body(batches, requests, rows, pack)
         objects = batches.reader.objects
         for attempts_left in reversed(range(1 + objects.rereads)):
             answer = objects.post(f"{self.url}/batch", body, most)
             try:
                 tensors = Tensors.parse(answer)
-                statuses = _STATUSES.validate_json(tensors.about.get("status", ""))
+                statuses = _STATUSES.validate_json(tensors.metadata.get("status", ""))
                 if statuses != ["ok"] * len(requests):
                     raise BatchRefusedError("the server cannot read some of them")
-                whole = _batch(batches, requests, tensors)
+                whole = _to_batch(batches, requests, tensors)
             except (DamagedTensorsError, ValidationError) as problem:
                 if not attempts_left:
                     raise BatchRefusedError(str(problem)) from problem
                 continue
             break
-        if not _is_as_planned(batches, whole, rows):
+        if not _has_drawn_shapes(batches, whole, rows):
             raise BatchRefusedError("the server has other scans than the table says")
-        self._learn(stream, tensors, whole, pack)
-        return _split(whole, groups)
+        self._learn(stats, tensors, whole, pack)
+        return _split(whole, request_batches)
 
-    def _learn(self, stream: "_Stream", tensors: Tensors, whole: Batch, pack: Pack) -> None:
+    def _learn(self, stats: "_KindStats", tensors: Tensors, whole: Batch, pack: Pack) -> None:
         names = ("image",) if whole.label is None else ("image", "label")
         voxels = whole.image.nbytes + (0 if whole.label is None else whole.label.nbytes)
         if voxels:
             ratio = sum(map(tensors.size_bytes, names)) / voxels
             with self._lock:
-                stream.ratios[pack] += _NEWEST * (ratio - stream.ratios[pack])
+                stats.ratios[pack] += _NEWEST_WEIGHT * (ratio - stats.ratios[pack])
 
 
 @dataclass(frozen=True, slots=True)
 class _Costs:
-    """What a unit takes."""
+    """What it takes to read some batches together."""
 
     range_bytes: int
+    """Bytes to fetch by ranges."""
     decoded_bytes: int
+    """Bytes of the voxels of all chunks."""
     voxel_bytes: int
+    """Bytes of the voxels of the patches."""
 
     @classmethod
     def of(cls, summary: ReadSummary) -> "_Costs":
@@ -319,18 +379,18 @@ class _Costs:
 
 
 @dataclass(slots=True, eq=False)
-class _Stream:
-    """What is known of units of one kind; the lock of the service guards it."""
+class _KindStats:
+    """What is known about batches of one kind; the lock of the client guards it."""
 
     choice: TransferChoice = field(default_factory=TransferChoice)
     costs: _Costs | None = None
     is_estimated: bool = False
     ratios: dict[Pack, float] = field(default_factory=lambda: dict(_RATIOS))
     unserved: int = 0
-    """Units that the server did not give."""
+    """How often the server did not give batches."""
 
     def best_pack(self, limits: BatchLimits, link: float | None) -> Pack:
-        """Return how voxels are best packed: to few bytes, unless packing is slower than they."""
+        """Return the fastest packing: few bytes, unless packing takes longer than sending."""
         per_s = link or _LINK_BYTES_PER_S
 
         def longest(pack: Pack) -> tuple[float, float]:
@@ -339,10 +399,10 @@ class _Stream:
 
         return min(_RATIOS, key=longest)
 
-    def units_per_s(
+    def groups_per_s(
         self, limits: BatchLimits, pack: Pack, link: float | None
     ) -> tuple[float, float]:
-        """Return how many units come in a second by patches and by ranges."""
+        """Return how often batches come in a second from the server and by ranges."""
         served = self.choice.measured("patches") or self._served_per_s(limits, pack, link)
         return served, self.choice.measured("ranges") or self._ranges_per_s(limits, link)
 
@@ -361,12 +421,12 @@ class _Stream:
 
 
 class _Timed:
-    """Counts a unit that is read in one way."""
+    """Measures how long it takes to read some batches."""
 
-    def __init__(self, lock: ProcessLock, choice: TransferChoice, way: Transfer) -> None:
+    def __init__(self, lock: ProcessLock, choice: TransferChoice, transfer: Transfer) -> None:
         self._lock = lock
         self._choice = choice
-        self._way = way
+        self._transfer = transfer
 
     def __enter__(self) -> None:
         with self._lock:
@@ -374,15 +434,15 @@ class _Timed:
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         with self._lock:
-            self._choice.end(self._way, self._began_s, 0 if kind else 1)
+            self._choice.end(self._transfer, self._began_s, 0 if kind else 1)
 
 
-def _rates(stream: _Stream, limits: BatchLimits, pack: Pack, link: float | None) -> str:
-    """Say how fast both ways are."""
-    served, by_ranges = stream.units_per_s(limits, pack, link)
+def _rates(stats: _KindStats, limits: BatchLimits, pack: Pack, link: float | None) -> str:
+    """Return a text that says how fast both ways are."""
+    served, by_ranges = stats.groups_per_s(limits, pack, link)
 
-    def how(way: Transfer) -> str:
-        return "estimated" if stream.choice.measured(way) is None else "measured"
+    def how(transfer: Transfer) -> str:
+        return "estimated" if stats.choice.measured(transfer) is None else "measured"
 
     return (
         f"{served:.1f} batches/s by the server ({how('patches')}), "
@@ -390,13 +450,13 @@ def _rates(stream: _Stream, limits: BatchLimits, pack: Pack, link: float | None)
     )
 
 
-def _question(
+def _request_body(
     batches: BatchReader,
     requests: Sequence[PatchRequest],
     rows: Sequence[TableRow | None],
     pack: Pack,
 ) -> bytes:
-    """Return what is posted; see :class:`spinezarr.serve.patches.BatchModel`."""
+    """Return the body of a request; see :class:`spinezarr.serve.patches.BatchModel`."""
     items = [
         {
             "scan_id": request.scan_id,
@@ -421,18 +481,18 @@ def _question(
     ).encode()
 
 
-def _batch(batches: BatchReader, requests: Sequence[PatchRequest], tensors: Tensors) -> Batch:
-    """Return all that came as one batch.
+def _to_batch(batches: BatchReader, requests: Sequence[PatchRequest], tensors: Tensors) -> Batch:
+    """Return all patches of an answer as one batch.
 
     Raises
     ------
     DamagedTensorsError
-        If it is not what was asked for.
+        If the answer is not what was asked for.
     """
     n, empty = len(requests), batches.engine.buffers.empty
     starts = np.array([request.box.start_zyx for request in requests])
     if (tensors.get("start_zyx", (n, 3), np.int64) != starts).any():
-        raise DamagedTensorsError("the patches are others than were asked for")
+        raise DamagedTensorsError("the patches are not those that were asked for")
     label: npt.NDArray[Any] | None = None
     if batches.with_label:
         label = tensors.get("label", (n, *batches.shape), np.uint8, empty)
@@ -452,8 +512,11 @@ def _batch(batches: BatchReader, requests: Sequence[PatchRequest], tensors: Tens
     )
 
 
-def _is_as_planned(batches: BatchReader, batch: Batch, rows: Sequence[TableRow | None]) -> bool:
-    """Whether scans have the shapes by which the patches were drawn, as their padding tells."""
+def _has_drawn_shapes(batches: BatchReader, batch: Batch, rows: Sequence[TableRow | None]) -> bool:
+    """Return whether the scans have the shapes by which the patches were drawn.
+
+    The padding of the patches tells it.
+    """
     for start, padding, row in zip(batch.start_zyx, batch.padding_zyx, rows, strict=True):
         if row is not None:
             step = step_zyx(row.spacing_zyx_mm, batches.spacing_zyx_mm)
@@ -464,11 +527,11 @@ def _is_as_planned(batches: BatchReader, batch: Batch, rows: Sequence[TableRow |
     return True
 
 
-def _split(whole: Batch, groups: Groups) -> list[Batch]:
-    """Return the batches that were read as one."""
+def _split(whole: Batch, request_batches: RequestBatches) -> list[Batch]:
+    """Split patches that were read as one batch into batches."""
     found, first = [], 0
-    for group in groups:
-        last = first + len(group)
+    for requested in request_batches:
+        last = first + len(requested)
         found.append(whole.part(first, last))
         first = last
     return found

@@ -1,4 +1,8 @@
-"""Reads patches that somebody has chosen: from requests to a batch."""
+"""How do requests for patches become a batch?
+
+Streams, grids and the server use the same steps: allocate the batch, plan which boxes of voxels
+fill it, read them, replace NaN and infinity if asked to, and resample.
+"""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -12,9 +16,9 @@ from spinezarr.errors import UsageError
 from spinezarr.geometry import Box, ShapeZYX
 from spinezarr.store.reader import ScanHandle, StoreReader
 from spinezarr.stream.batch import Batch
-from spinezarr.stream.read.engine import BoxRead, Engine
+from spinezarr.stream.read.box_reader import BoxRead, BoxReader
 from spinezarr.stream.read.nonfinite import Nonfinite, fill_nonfinite, nonfinite_fill
-from spinezarr.stream.read.resample import Resampling, Source
+from spinezarr.stream.read.resample import Resampling, SourceRegion
 from spinezarr.stream.read.retry import retry_if_rewritten
 from spinezarr.stream.read.summary import ReadSummary
 from spinezarr.stream.request import PatchRequest
@@ -32,30 +36,37 @@ _AXES: Final = ("z", "y", "x")
 class BatchReader:
     """Reads batches of patches of one shape.
 
-    Attributes
+    Parameters
     ----------
-    reader, engine
-        Of the store.
+    reader
+        The opened store.
+    engine
+        Reads boxes of voxels of that store.
     size_zyx
-        Voxels of a patch.
+        Shape of a patch in voxels.
     spacing_zyx_mm
-        What patches are resampled to; None along an axis for the scan's own voxels.
+        Spacing that patches are resampled to; None along an axis that keeps the scan's own.
     with_label
         Whether masks are read too.
     image_dtype
-        Of the images.
+        Dtype of the images.
     flat_axis
         Axis (0, 1, 2 for z, y, x) that slices leave out; None for patches.
     neighbors
-        Further slices of the image on either side of each slice.
+        Number of further slices of the image on either side of each slice.
     neighbor_step_mm
-        Distance between them; None for the scan's own slices, one after the other.
+        Distance between these slices; None for the scan's own slices, one after the other.
     nonfinite
-        What is given for voxels that are NaN or infinite.
+        What to do with voxels that are NaN or infinite.
+
+    Raises
+    ------
+    UsageError
+        If ``neighbors`` or ``neighbor_step_mm`` is out of range.
     """
 
     reader: StoreReader
-    engine: Engine
+    engine: BoxReader
     size_zyx: ShapeZYX
     spacing_zyx_mm: tuple[float | None, float | None, float | None]
     with_label: bool
@@ -65,71 +76,80 @@ class BatchReader:
     neighbor_step_mm: float | None = None
     nonfinite: Nonfinite = "refuse"
 
+    def __post_init__(self) -> None:
+        if self.neighbors < 0:
+            raise UsageError(f"neighbors {self.neighbors}: must not be negative.")
+        step_mm = self.neighbor_step_mm
+        if step_mm is not None and not (self.neighbors and 0 < step_mm < math.inf):
+            raise UsageError(
+                f"neighbor_step_mm {step_mm}: must be above 0, beside neighbors of 1 or more."
+            )
+
     @property
     def shape(self) -> tuple[int, ...]:
-        """Voxels of a patch along its own axes."""
+        """Shape of a patch in voxels, without the axis that slices leave out."""
         return tuple(n for axis, n in enumerate(self.size_zyx) if axis != self.flat_axis)
 
     @property
     def channels(self) -> tuple[int, ...]:
-        """Slices of an image, if it has further ones."""
+        """Number of slices in an image, as a tuple of one; empty if there are no neighbors."""
         return (2 * self.neighbors + 1,) if self.neighbors else ()
 
     @property
     def dims(self) -> tuple[str, ...]:
-        """Names of the axes of an image."""
+        """Names of the axes of an image, such as ``("z", "y", "x")``."""
         kept = (name for axis, name in enumerate(_AXES) if axis != self.flat_axis)
         return (*("slice" for _ in self.channels), *kept)
 
     @property
     def patch_bytes(self) -> int:
-        """Bytes of the voxels of a patch."""
+        """Bytes of the voxels of a patch, image and mask."""
         images = math.prod(self.channels) * self.image_dtype.itemsize
         return math.prod(self.size_zyx) * (images + int(self.with_label))
 
     @property
     def kind(self) -> tuple[Any, ...]:
-        """All that says what a patch takes, but its scan and place."""
+        """Everything that decides how much work a patch is, except its scan and position."""
         own = (self.spacing_zyx_mm, self.flat_axis, self.neighbors, self.neighbor_step_mm)
         return (self.size_zyx, self.with_label, self.image_dtype.str, *own)
 
     def read_together(
-        self, groups: Sequence[Sequence[PatchRequest]], *, threads: int
+        self, batches: Sequence[Sequence[PatchRequest]], *, threads: int
     ) -> list[Batch]:
         """Read several batches; a chunk that several of them need is read once.
 
         Raises
         ------
         UsageError
-            If a scan has no mask, and masks are wanted.
+            If masks are wanted and a scan has none.
         CorruptStoreError
             If stored bytes are missing or damaged.
         """
-        return retry_if_rewritten(lambda: self._read_together(groups, threads=threads))
+        return retry_if_rewritten(lambda: self._read_together(batches, threads=threads))
 
-    def explain(self, groups: Sequence[Sequence[PatchRequest]]) -> ReadSummary:
-        """Say what reading batches reads."""
+    def explain(self, batches: Sequence[Sequence[PatchRequest]]) -> ReadSummary:
+        """Count what reading some batches would take. Nothing is read."""
         work = _Work([], [], [])
-        for requests in groups:
+        for requests in batches:
             self._plan(requests, work)
         return self.engine.explain([(read.array, read.box) for read in work.reads])
 
     def _read_together(
-        self, groups: Sequence[Sequence[PatchRequest]], *, threads: int
+        self, batches: Sequence[Sequence[PatchRequest]], *, threads: int
     ) -> list[Batch]:
         work = _Work([], [], [])
-        self.reader.prefetch_scans(request.scan_id for requests in groups for request in requests)
-        batches = [self._plan(requests, work) for requests in groups]
+        self.reader.prefetch_scans(request.scan_id for requests in batches for request in requests)
+        planned = [self._plan(requests, work) for requests in batches]
         self.engine.read(work.reads, threads=threads)
-        # First, or interpolation would spread them.
+        # This comes first, or interpolation would spread NaN and infinity.
         for voxels, fill in work.to_fill:
             fill_nonfinite(voxels, fill)
         for resampling in work.resamplings:
             resampling.run()
-        return batches
+        return planned
 
     def _plan(self, requests: Sequence[PatchRequest], work: "_Work") -> Batch:
-        """Allocate a batch, and add what fills it to ``work``."""
+        """Allocate a batch, and add to ``work`` what fills it."""
         n, empty = len(requests), self.engine.buffers.empty
         image = empty((n, *self.channels, *self.shape), self.image_dtype)
         label = empty((n, *self.shape), np.uint8) if self.with_label else None
@@ -180,9 +200,11 @@ class BatchReader:
         image: npt.NDArray[Any],
         label: npt.NDArray[np.uint8] | None,
     ) -> Iterator[BoxRead | Resampling]:
-        """Yield what fills image and label of one patch; fill what lies outside the volume."""
+        """Yield what fills the image and label of one patch; fill the padding at once."""
         if label is not None and scan.label is None:
-            raise UsageError(f"scan {scan.attributes.scan_id!r} has no mask; read without labels.")
+            raise UsageError(
+                f"scan {scan.attributes.scan_id!r} has no mask. Read without labels: labels=False."
+            )
         inside = box.intersect(volume)
         if inside != box:
             image[...] = PADDING_HU
@@ -198,13 +220,13 @@ class BatchReader:
                 inside.start_zyx, inside.stop_zyx, step, scan.image.shape_zyx, strict=True
             )
         ]
-        source = around = Source.of(positions)
+        source = around = SourceRegion.of(positions)
         channels = [*within]
         flat = self.flat_axis
         if flat is not None:
             if self.neighbors:
                 positions[flat] = self._slices_around(scan, flat, inside.start_zyx[flat])
-                around = Source.of(positions)
+                around = SourceRegion.of(positions)
                 channels[flat] = slice(None)
                 image = np.moveaxis(image, 0, flat)
             else:
@@ -215,7 +237,10 @@ class BatchReader:
             yield source.plan(scan.label, label[within], linear=False)
 
     def _slices_around(self, scan: ScanHandle, axis: int, center: int) -> Positions:
-        """Return the slices beside one; beyond the volume its outermost slice is repeated."""
+        """Return the positions of a slice and its neighbors along an axis.
+
+        Beyond the volume its outermost slice is repeated.
+        """
         k = self.neighbors
         last = scan.image.shape_zyx[axis] - 1
         if self.neighbor_step_mm is None:
@@ -230,16 +255,16 @@ class BatchReader:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Work:
-    """What fills some batches, in this order."""
+    """What fills some batches: first ``reads``, then ``to_fill``, then ``resamplings``."""
 
     reads: list[BoxRead]
     to_fill: list[tuple[npt.NDArray[Any], float]]
-    """Voxels that were read, and what replaces NaN and infinity among them."""
+    """Voxels that were read, and the number that replaces NaN and infinity among them."""
     resamplings: list[Resampling]
 
 
 def padding_zyx(box: Box, volume: Box) -> list[tuple[int, int]]:
-    """Return how many voxels of a box lie before and after a volume along each axis."""
+    """Return how many voxels of a box lie before and after a volume along z, y and x."""
     starts = zip(box.start_zyx, volume.start_zyx, strict=True)
     stops = zip(box.stop_zyx, volume.stop_zyx, strict=True)
     return [
@@ -251,7 +276,7 @@ def padding_zyx(box: Box, volume: Box) -> list[tuple[int, int]]:
 def _moved(
     affine: npt.NDArray[np.float64], start_zyx: ShapeZYX, step: StepZYX
 ) -> npt.NDArray[np.float64]:
-    """Move the origin of an affine to the voxel of a grid at which a patch starts."""
+    """Return the affine of a patch that starts at a voxel of a resampled grid."""
     moved = affine.copy()
     moved[:3, :3] *= step[::-1]
     moved[:3, 3] += moved[:3, :3] @ start_zyx[::-1]

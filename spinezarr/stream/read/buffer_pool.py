@@ -1,7 +1,7 @@
-"""Memory of batches, used again once nobody holds a batch any more.
+"""How is the memory of batches used again, once nobody holds a batch any more?
 
-Large arrays come fresh from the operating system, which clears each page when it is first touched:
-with two threads that can take longer than to decode what goes in.
+The operating system gives large arrays fresh pages, and clears each page when it is first touched.
+With two threads, that can take longer than decoding the voxels.
 """
 
 import math
@@ -15,18 +15,18 @@ import numpy.typing as npt
 __all__ = ["BufferPool"]
 
 _FREE_BYTES: Final = 288 << 20
-"""Kept of what nobody holds: a little more than the largest window that is chosen unasked."""
+"""Bytes of free memory that are kept: a little more than the largest default window."""
 _SMALLEST_BYTES: Final = 1 << 18
-"""Less is taken from the heap by C's ``malloc``, which keeps it too."""
+"""Smaller arrays come from the heap of C's ``malloc``, which keeps free memory itself."""
 
 _Block = npt.NDArray[np.uint8]
 
 
 class _Lease:
-    """What arrays in a block hold on to.
+    """What all views of a block refer to; when the last view is gone, so is this.
 
-    NumPy lets a view of a view hold the first array alone; so that each of them holds the same
-    thing, and nothing else holds it, it is no array itself.
+    In NumPy, a view of a view refers to the first array. So this is not an array itself, and all
+    views refer to it and to nothing else.
     """
 
     def __init__(self, block: _Block) -> None:
@@ -34,10 +34,10 @@ class _Lease:
 
 
 class BufferPool:
-    """Gives arrays, and takes their memory back when the last view of one is gone.
+    """Gives arrays, and takes back the memory of an array when its last view is gone.
 
     There is no lock: memory comes back whenever Python collects garbage, also in a thread that is
-    just taking some. Each step by itself is atomic.
+    taking some at that moment. Each step is atomic.
     """
 
     def __init__(self) -> None:
@@ -47,7 +47,7 @@ class BufferPool:
         return BufferPool, ()
 
     def empty(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
-        """Return an array whose elements are not set, as :func:`numpy.empty`."""
+        """Return an array whose elements are not set, as :func:`numpy.empty` does."""
         n_bytes = math.prod(shape) * np.dtype(dtype).itemsize
         if n_bytes < _SMALLEST_BYTES:
             return np.empty(shape, dtype)
@@ -62,12 +62,12 @@ class BufferPool:
 
     @property
     def free_bytes(self) -> int:
-        """Memory that nobody holds."""
+        """Bytes of memory that nobody holds."""
         return sum(n_bytes * len(blocks) for n_bytes, blocks in list(self._free.items()))
 
     def _give(self, block: _Block) -> None:
         self._free.setdefault(block.nbytes, deque()).append(block)
-        # Other sizes go first: they may be those of a stream that has ended.
+        # Blocks of other sizes go first: they may be those of a stream that has ended.
         sizes = sorted(self._free, key=lambda n_bytes: n_bytes == block.nbytes)
         for n_bytes in sizes:
             while self.free_bytes > _FREE_BYTES:

@@ -1,4 +1,4 @@
-"""Decoded chunks in memory, for those who read the same places again and again."""
+"""How is memory for things that may be needed again bounded?"""
 
 from collections import OrderedDict
 from collections.abc import Hashable, Iterable, Mapping
@@ -19,14 +19,22 @@ V = TypeVar("V", bound=_Sized)
 
 
 class BoundedCache(Generic[K, V]):
-    """Keeps arrays up to so many bytes; what was not used for longest goes first.
+    """Keeps items up to a number of bytes, and drops the least recently used first.
 
-    Shared between threads.
+    It is shared between threads.
 
     Parameters
     ----------
     limit_bytes
-        Of all arrays together. One that is larger by itself is not kept.
+        Largest sum of the items' ``nbytes``. An item that is larger than that is not kept.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> cache = BoundedCache(limit_bytes=16)
+    >>> cache.keep({"a": np.zeros(8, "u1"), "b": np.zeros(8, "u1"), "c": np.zeros(8, "u1")})
+    >>> sorted(cache.find(["a", "b", "c"]))
+    ['b', 'c']
     """
 
     def __init__(self, limit_bytes: int) -> None:
@@ -36,7 +44,7 @@ class BoundedCache(Generic[K, V]):
         self._lock = ProcessLock()
 
     def find(self, keys: Iterable[K]) -> dict[K, V]:
-        """Return what is kept of ``keys``."""
+        """Return the items that are kept, of some keys; they count as used now."""
         found = {}
         with self._lock:
             for key in keys:
@@ -46,7 +54,7 @@ class BoundedCache(Generic[K, V]):
         return found
 
     def keep(self, items: Mapping[K, V]) -> None:
-        """Keep some more."""
+        """Keep more items, and drop others if these are too many."""
         with self._lock:
             for key, value in items.items():
                 if key not in self._kept:
@@ -56,7 +64,7 @@ class BoundedCache(Generic[K, V]):
                 self._kept_bytes -= self._kept.popitem(last=False)[1].nbytes
 
     def forget(self, key: K) -> None:
-        """Keep something no longer."""
+        """Drop the item of a key, if there is one."""
         with self._lock:
             if key in self._kept:
                 self._kept_bytes -= self._kept.pop(key).nbytes

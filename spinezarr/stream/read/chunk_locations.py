@@ -1,4 +1,7 @@
-"""Where chunks lie: scans' metadata say it, so nothing is read for it."""
+"""Where do the bytes of a chunk lie?
+
+The metadata of a scan list the chunks of its shards, so nothing more is read to find out.
+"""
 
 import hashlib
 import math
@@ -20,14 +23,14 @@ from spinezarr.stream.read.plan import ReadPlan
 __all__ = ["ChunkLocations", "ChunkLocator"]
 
 _KEPT_BYTES: Final = 64 << 20
-"""Of tables in memory: some 1,400 scans of 512 x 512 x 600 voxels with their masks."""
+"""Bytes of tables in memory: about 1,400 scans of 512 x 512 x 600 voxels with their masks."""
 _ROW: Final = np.dtype([("offset", np.int64), ("size", np.int64), ("crc32c", np.uint32)])
 _Shard = tuple[ArraySpec, ShapeZYX]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Table:
-    """The chunks of a shard, by position."""
+class _ShardTable:
+    """Where the chunks of a shard lie, one row for each position in the shard."""
 
     shard: StoredShard
     rows: npt.NDArray[np.void]
@@ -39,17 +42,21 @@ class _Table:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ChunkLocations:
-    """Where the chunks of a plan lie, one row each."""
+    """Where the chunks of a :class:`~spinezarr.stream.read.plan.ReadPlan` lie.
+
+    Each array has the shape ``(chunks,)``.
+    """
 
     shards: tuple[StoredShard, ...]
-    """Those that hold them, and the number of each by ``shard``."""
+    """The shards that hold the chunks."""
     shard: npt.NDArray[np.int64]
-    """Of a chunk; -1 for background whose shard does not exist."""
+    """Number of the shard in :attr:`shards`; -1 for background whose shard does not exist."""
     offset: npt.NDArray[np.int64]
+    """First byte of the chunk in its shard."""
     size: npt.NDArray[np.int64]
-    """Bytes, with the checksum; 0 for background that is not stored."""
+    """Bytes of the chunk with its checksum; 0 for background that is not stored."""
     crc32c: npt.NDArray[np.uint32]
-    """At the end of each chunk, by the manifest."""
+    """Checksum of the chunk by the manifest; the chunk ends with the same number."""
 
     def range_of(self, chunk: int) -> ByteRange:
         """Return the bytes of a chunk."""
@@ -61,24 +68,29 @@ class ChunkLocations:
         start = self.offset[chunks]
         return ByteRanges(self.shards, self.shard[chunks], start, start + self.size[chunks])
 
+    def first_chunk_of(self, path: str) -> int:
+        """Return the first chunk of the plan that lies in the shard at ``path``."""
+        number = [shard.path for shard in self.shards].index(path)
+        return int(np.flatnonzero(self.shard == number)[0])
+
 
 class ChunkLocator:
-    """The chunks of shards by their positions, as scans' manifests list them.
+    """Finds chunks in shards, as the manifests of scans list them.
 
-    Those that were used last are kept. Shared between threads.
+    Tables of shards that were used recently are kept. It is shared between threads.
 
     Parameters
     ----------
     name
-        Gives the name of a path for messages.
+        Returns the name of a path for messages.
     """
 
     def __init__(self, name: Callable[[str], str]) -> None:
         self._name = name
-        self._kept: BoundedCache[_Shard, _Table] = BoundedCache(_KEPT_BYTES)
+        self._kept: BoundedCache[_Shard, _ShardTable] = BoundedCache(_KEPT_BYTES)
 
     def locate(self, plan: ReadPlan) -> ChunkLocations:
-        """Find the chunks of a plan; those that are absent are background."""
+        """Return where the chunks of a plan lie. Chunks that are not listed are background."""
         runs = list(_runs(plan))
         known = self._kept.find(shard for shard, _ in runs)
         new = {
@@ -107,7 +119,7 @@ class ChunkLocator:
     def corrupt(
         self, plan: ReadPlan, chunk: int, problem: str
     ) -> CorruptStoreError | ScanChangedError:
-        """Say what is wrong with a chunk of a plan, or that its scan is another one by now."""
+        """Return the error for a chunk, or the one for a scan that was ingested again meanwhile."""
         array = plan.arrays[plan.array[chunk]]
         return array.find_change(array) or CorruptStoreError(
             f"scan {array.scan_id!r}, {array.name} chunk {plan.chunk_index(chunk)} in "
@@ -117,7 +129,7 @@ class ChunkLocator:
 
 
 def _runs(plan: ReadPlan) -> Iterator[tuple[_Shard, slice]]:
-    """Yield the shards of a plan, and the chunks of each, which are neighbors."""
+    """Yield the shards of a plan, and the chunks of each, which are neighbors in the plan."""
     if not len(plan):
         return
     changes = (np.diff(plan.shard_zyx, axis=0) != 0).any(axis=1) | (np.diff(plan.array) != 0)
@@ -127,8 +139,8 @@ def _runs(plan: ReadPlan) -> Iterator[tuple[_Shard, slice]]:
         yield (array, plan.shard_index(start)), slice(start, stop)
 
 
-def _table(array: ArraySpec, shard_zyx: ShapeZYX) -> _Table:
-    """List the chunks of a shard; zeros for those it lacks."""
+def _table(array: ArraySpec, shard_zyx: ShapeZYX) -> _ShardTable:
+    """Return where the chunks of a shard lie; rows of chunks that are not stored are 0."""
     n_chunks = math.prod(array.chunks_per_shard_zyx)
     entry = array.shards[shard_zyx]
     listed = entry.chunk_rows
@@ -138,4 +150,4 @@ def _table(array: ArraySpec, shard_zyx: ShapeZYX) -> _Table:
     rows["size"][listed["position"]] = size
     rows["crc32c"][listed["position"]] = listed["crc32c"]
     content = hashlib.sha256(entry.model_dump_json().encode()).hexdigest()
-    return _Table(StoredShard(array.shard_path(shard_zyx), entry.size_bytes, content), rows)
+    return _ShardTable(StoredShard(array.shard_path(shard_zyx), entry.size_bytes, content), rows)

@@ -1,14 +1,16 @@
-"""plan → fetch → decode: boxes of voxels into arrays that the caller owns.
+"""How do boxes of voxels get from a store into arrays in memory?
 
-Zarr readers turn a chunk that is missing into fill values. This one does not: the scan's manifest
-says which shards exist and how long they are, image chunks are never absent, and every chunk
-carries a checksum, so lost or damaged data raise :class:`~spinezarr.errors.CorruptStoreError`.
+In four steps: plan which chunks the boxes need, locate the bytes of these chunks, fetch them, and
+decode them into the arrays, which the caller owns.
+
+Zarr readers turn a missing chunk into fill values. This one does not: the scan's manifest says
+which shards exist and how long they are, chunks of an image are never absent, and every chunk has a
+checksum. So lost or damaged data raise :class:`~spinezarr.errors.CorruptStoreError`.
 """
 
 import math
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Final
 
@@ -19,10 +21,11 @@ from spinezarr.forks import ProcessLock
 from spinezarr.geometry import Box, ShapeZYX
 from spinezarr.store.reader import ArraySpec
 from spinezarr.store.sharding import CHECKSUM_BYTES, ChunkDamagedError, decode_chunk
+from spinezarr.stream.read.box_reader import BoxRead
 from spinezarr.stream.read.buffer_pool import BufferPool
 from spinezarr.stream.read.cache import BoundedCache
 from spinezarr.stream.read.chunk_locations import ChunkLocations, ChunkLocator
-from spinezarr.stream.read.fetch import Fetcher, LocalFetcher
+from spinezarr.stream.read.fetch import Fetcher, LocalFetcher, MissingShardError
 from spinezarr.stream.read.native import (
     CHUNKS,
     DONE,
@@ -36,40 +39,33 @@ from spinezarr.stream.read.native import (
 from spinezarr.stream.read.plan import ReadPlan, plan_reads
 from spinezarr.stream.read.summary import ReadSummary
 
-__all__ = ["BoxRead", "ChunkCache", "Engine"]
+__all__ = ["ChunkCache", "Engine"]
 
 Voxels = npt.NDArray[Any]
 _Chunk = tuple[ArraySpec, ShapeZYX]
 ChunkCache = BoundedCache[_Chunk, Voxels]
-"""Decoded chunks."""
-
+"""Keeps decoded chunks, by array and index of the chunk."""
 
 _TURNS: Final = ProcessLock()
-"""Calls that decode with several threads take turns: one is done early, and none of them late."""
+"""Held by the one call that decodes with several threads.
 
-
-@dataclass(frozen=True, slots=True, eq=False)
-class BoxRead:
-    """A box of a stored array, and where its voxels go."""
-
-    array: ArraySpec
-    box: Box
-    """Voxels inside the array."""
-    out: Voxels
-    """Of shape ``box.shape_zyx``; may be a strided view of any type that holds the voxels."""
+Calls that took turns by the chunk would all end late; so one ends early, and none ends later.
+"""
 
 
 class Engine:
-    """Reads boxes out of stored arrays. Shared between threads.
+    """Reads boxes out of stored arrays; a :class:`~spinezarr.stream.read.box_reader.BoxReader`.
+
+    It is shared between threads.
 
     Parameters
     ----------
     fetch
-        Where the bytes come from.
+        Fetches the bytes of chunks.
     cache_bytes
-        Of decoded chunks that are kept for the next reads.
+        Bytes of decoded chunks to keep for later reads; 0 keeps none.
     cache
-        Keeps them beside those of other engines, in place of a cache of its own.
+        Cache to share with other engines, in place of one of its own.
     """
 
     def __init__(
@@ -77,7 +73,7 @@ class Engine:
     ) -> None:
         self.buffers = BufferPool()
         self._fetch = fetch
-        self._tables = ChunkLocator(fetch.name)
+        self._locator = ChunkLocator(fetch.name)
         self._cache: ChunkCache = BoundedCache(cache_bytes) if cache is None else cache
 
     def __reduce__(self) -> tuple[Callable[..., "Engine"], tuple[Fetcher, int]]:
@@ -85,58 +81,58 @@ class Engine:
 
     @property
     def concurrent_calls(self) -> int:
-        """Reads that are best under way at once, though most of them only wait."""
+        """Number of reads that should run at once, though most of them only wait."""
         return self._fetch.concurrent_calls
 
     @property
     def cache_bytes(self) -> int:
-        """Most bytes of decoded chunks that are kept."""
+        """Largest number of bytes of decoded chunks to keep."""
         return self._cache.limit_bytes
 
     def read_into(self, array: ArraySpec, box: Box, out: Voxels) -> None:
-        """Fill ``out`` with the voxels of one box; see :class:`BoxRead` and :meth:`read`."""
+        """Fill ``out`` with the voxels of one box; see :meth:`read`."""
         self.read([BoxRead(array, box, out)])
 
     def read(self, reads: Iterable[BoxRead], *, threads: int = 1) -> None:
-        """Fill the arrays of many boxes; a chunk that several of them need is read once.
+        """Fill the outputs of some boxes; a chunk that several boxes need is read once.
 
         Parameters
         ----------
         reads
-            What to read; no two of their outputs overlap.
+            What to read. No two outputs overlap.
         threads
-            How many decode at once.
+            Number of threads that decode.
 
         Raises
         ------
         CorruptStoreError
-            If a shard or chunk is missing or damaged; names scan, array, chunk and shard. What the
-            outputs hold then is not defined.
+            If a shard or chunk is missing or damaged; names scan, array, chunk and shard. The
+            outputs are undefined then.
         """
         wanted = list(reads)
         for read in wanted:
             if read.out.shape != read.box.shape_zyx:
                 raise ValueError(f"an output of shape {read.out.shape} for {read.box}")
-        plain = [_plain(read) for read in wanted]
+        plain = [_unscaled(read) for read in wanted]
         if self.cache_bytes:
             self._read_cached(plain, threads)
         else:
             self._read_stored(plain, threads)
         for read, stored in zip(wanted, plain, strict=True):
             if stored is not read:
-                _give(read.array, stored.out, read.out)
+                _convert(read.array, stored.out, read.out)
 
     def explain(self, boxes: Sequence[tuple[ArraySpec, Box]]) -> ReadSummary:
-        """Say what reading some boxes would take; nothing is read."""
+        """Count what reading some boxes would take. Nothing is read."""
         plan = plan_reads(boxes)
-        places = self._tables.locate(plan)
+        locations = self._locator.locate(plan)
         keys = _keys(plan)
         kept = self._cache.find(keys)
         fetched = [
-            chunk for chunk in np.flatnonzero(places.size).tolist() if keys[chunk] not in kept
+            chunk for chunk in np.flatnonzero(locations.size).tolist() if keys[chunk] not in kept
         ]
         decoded = sum(_chunk_bytes(keys[chunk][0]) for chunk in fetched)
-        ranges = places.ranges_of(np.array(fetched, np.intp))
+        ranges = locations.ranges_of(np.array(fetched, np.intp))
         return ReadSummary(
             boxes=len(boxes),
             scans=len({array.scan_id for array, _ in boxes}),
@@ -144,7 +140,7 @@ class Engine:
             chunks=len(fetched),
             shared_chunks=int((np.diff(plan.first_piece) > 1).sum()),
             cached_chunks=len(kept),
-            background_chunks=int((places.size == 0).sum()),
+            background_chunks=int((locations.size == 0).sum()),
             requests=self._fetch.n_requests(ranges),
             fetched_bytes=int((ranges.stop - ranges.start).sum()),
             decoded_bytes=decoded,
@@ -155,9 +151,9 @@ class Engine:
         )
 
     def _read_cached(self, wanted: Sequence[BoxRead], threads: int) -> None:
-        """Take chunks from the cache; read those that it lacks whole, and keep them.
+        """Take chunks from the cache; read those that it lacks, whole, and keep them.
 
-        Outputs are in the stored type, as those of :meth:`_read_stored`.
+        Outputs have the stored dtype, as those of :meth:`_read_stored`.
         """
         plan = plan_reads([(read.array, read.box) for read in wanted])
         keys = _keys(plan)
@@ -179,64 +175,73 @@ class Engine:
         if not wanted:
             return
         plan = plan_reads([(read.array, read.box) for read in wanted])
-        places = self._tables.locate(plan)
-        self._fill(plan, places, [read.out for read in wanted], threads)
+        locations = self._locator.locate(plan)
+        self._fill(plan, locations, [read.out for read in wanted], threads)
 
     def _fill(
-        self, plan: ReadPlan, places: ChunkLocations, outputs: Sequence[Voxels], threads: int
+        self, plan: ReadPlan, locations: ChunkLocations, outputs: Sequence[Voxels], threads: int
     ) -> None:
-        decode = kernel()
-        stored = _clear_background(plan, places, outputs)
+        loaded = kernel()
+        stored = _clear_background(plan, locations, outputs)
         if not len(stored):
             return
-        tables = _tables(plan, places, outputs, stored)
+        tables = _kernel_tables(plan, locations, outputs, stored)
         chunks = tables.chunks
         try:
-            if decode is not None and isinstance(self._fetch, LocalFetcher):
-                with self._fetch.opened([shard.path for shard in places.shards]) as descriptors:
-                    chunks["fd"] = np.array(descriptors, np.int32)[places.shard[stored]]
-                    _run(decode, outputs, tables, threads)
+            if loaded is not None and isinstance(self._fetch, LocalFetcher):
+                with self._fetch.opened([shard.path for shard in locations.shards]) as descriptors:
+                    chunks["fd"] = np.array(descriptors, np.int32)[locations.shard[stored]]
+                    _run(loaded, outputs, tables, threads)
                 for chunk in stored[chunks["status"] != DONE].tolist():
-                    with self._fetch(places.ranges_of(np.array([chunk]))) as found:
-                        self._fill_slowly(plan, places, chunk, found[0], outputs)
+                    with self._fetch(locations.ranges_of(np.array([chunk]))) as found:
+                        self._fill_slowly(plan, locations, chunk, found[0], outputs)
                 return
-            with self._fetch(places.ranges_of(stored)) as found:
-                if decode is not None:
+            with self._fetch(locations.ranges_of(stored)) as found:
+                if loaded is not None:
                     chunks["data"] = np.where(found.is_whole, found.addresses, 0)
-                    _run(decode, (outputs, found), tables, threads)
+                    _run(loaded, (outputs, found), tables, threads)
                 for row in np.flatnonzero(chunks["status"] != DONE).tolist():
-                    self._fill_slowly(plan, places, int(stored[row]), found[row], outputs)
-        except FileNotFoundError as problem:
-            named = [shard.path in str(problem) for shard in places.shards]
-            gone = int(np.flatnonzero(places.shard == named.index(True))[0]) if any(named) else 0
-            raise self._tables.corrupt(plan, gone, "is gone: its shard is missing") from problem
+                    self._fill_slowly(plan, locations, int(stored[row]), found[row], outputs)
+        except MissingShardError as problem:
+            chunk = locations.first_chunk_of(problem.path)
+            raise self._locator.corrupt(plan, chunk, "is gone: its shard is missing") from problem
 
     def _fill_slowly(
         self,
         plan: ReadPlan,
-        places: ChunkLocations,
+        locations: ChunkLocations,
         chunk: int,
         data: memoryview,
         outputs: Sequence[Voxels],
     ) -> None:
         """Fill the pieces of one chunk without the kernel, or say what is wrong with the chunk.
 
-        What came damaged over a network is fetched again.
+        A chunk that came damaged over a network is fetched again.
         """
-        voxels = self._decoded(plan, places, chunk, data, rereads=self._fetch.rereads)
+        voxels = self._decode_or_refetch(
+            plan, locations, chunk, data, refetches=self._fetch.max_refetches
+        )
         for box, within_chunk, within_box in plan.pieces(chunk):
             outputs[box][within_box.slices] = voxels[within_chunk.slices]
 
-    def _decoded(
-        self, plan: ReadPlan, places: ChunkLocations, chunk: int, data: memoryview, *, rereads: int
+    def _decode_or_refetch(
+        self,
+        plan: ReadPlan,
+        locations: ChunkLocations,
+        chunk: int,
+        data: memoryview,
+        *,
+        refetches: int,
     ) -> Voxels:
         try:
-            return _decoded(plan, places, chunk, data)
+            return _decode(plan, locations, chunk, data)
         except ChunkDamagedError as problem:
-            if not rereads:
-                raise self._tables.corrupt(plan, chunk, str(problem)) from problem
-        with self._fetch.refetch(places.range_of(chunk)) as again:
-            return self._decoded(plan, places, chunk, again[0], rereads=rereads - 1)
+            if not refetches:
+                raise self._locator.corrupt(plan, chunk, str(problem)) from problem
+        with self._fetch.refetch(locations.range_of(chunk)) as again:
+            return self._decode_or_refetch(
+                plan, locations, chunk, again[0], refetches=refetches - 1
+            )
 
 
 def _engine(fetch: Fetcher, cache_bytes: int) -> Engine:
@@ -244,29 +249,29 @@ def _engine(fetch: Fetcher, cache_bytes: int) -> Engine:
 
 
 def _keys(plan: ReadPlan) -> list[_Chunk]:
-    """Name the chunks of a plan for as long as its arrays are known."""
+    """Return the keys of the chunks of a plan in the cache."""
     return [(plan.arrays[plan.array[chunk]], plan.chunk_index(chunk)) for chunk in range(len(plan))]
 
 
 def _box_of(plan: ReadPlan, chunk: int) -> Box:
-    """Return the voxels of the array that a chunk holds."""
+    """Return the voxels of its array that a chunk holds."""
     array, index = plan.arrays[plan.array[chunk]], plan.chunk_index(chunk)
     z, y, x = (i * n for i, n in zip(index, array.chunk_shape_zyx, strict=True))
     whole = Box.at((z, y, x), array.chunk_shape_zyx)
     return whole.intersect(Box((0, 0, 0), array.shape_zyx)) or whole
 
 
-def _plain(read: BoxRead) -> BoxRead:
-    """Return the read of the stored numbers; itself if they are what is wanted."""
+def _unscaled(read: BoxRead) -> BoxRead:
+    """Return the read of the stored numbers; the same read if those are what is wanted."""
     array = read.array
-    is_plain = array.scaling is None and read.out.dtype == array.stored_dtype
-    if is_plain and read.out.flags.writeable:
+    is_stored = array.scaling is None and read.out.dtype == array.stored_dtype
+    if is_stored and read.out.flags.writeable:
         return read
     return BoxRead(array, read.box, np.empty(read.out.shape, array.stored_dtype))
 
 
-def _give(array: ArraySpec, numbers: Voxels, out: Voxels) -> None:
-    """Turn stored numbers into values of the type that is wanted."""
+def _convert(array: ArraySpec, numbers: Voxels, out: Voxels) -> None:
+    """Convert stored numbers to values of the dtype that is wanted."""
     if array.scaling is None:
         out[...] = numbers
     else:
@@ -274,29 +279,32 @@ def _give(array: ArraySpec, numbers: Voxels, out: Voxels) -> None:
 
 
 def _clear_background(
-    plan: ReadPlan, places: ChunkLocations, outputs: Sequence[Voxels]
+    plan: ReadPlan, locations: ChunkLocations, outputs: Sequence[Voxels]
 ) -> npt.NDArray[np.intp]:
-    """Clear the boxes that have background that is not stored; return the chunks that are."""
-    stored = np.flatnonzero(places.size)
+    """Clear the boxes that contain background that is not stored; return the stored chunks."""
+    stored = np.flatnonzero(locations.size)
     if len(stored) < len(plan):
-        is_background = np.repeat(places.size == 0, np.diff(plan.first_piece))
+        is_background = np.repeat(locations.size == 0, np.diff(plan.first_piece))
         for box in np.unique(plan.box[is_background]).tolist():
             outputs[box][...] = 0
     return stored
 
 
-def _tables(
-    plan: ReadPlan, places: ChunkLocations, outputs: Sequence[Voxels], stored: npt.NDArray[np.intp]
+def _kernel_tables(
+    plan: ReadPlan,
+    locations: ChunkLocations,
+    outputs: Sequence[Voxels],
+    stored: npt.NDArray[np.intp],
 ) -> Tables:
-    """Write the stored chunks of a plan, and all pieces, as the kernel reads them."""
+    """Return the stored chunks of a plan, and all pieces, as tables for the kernel."""
     pieces = np.empty(len(plan.box), PIECES)
     pieces["output"] = plan.box
     pieces["within_output_zyx"] = plan.within_box_zyx
     pieces["within_chunk_zyx"] = plan.within_chunk_zyx
     pieces["shape_zyx"] = plan.shape_zyx
     chunks = np.zeros(len(stored), CHUNKS)
-    chunks["offset"], chunks["size"] = places.offset[stored], places.size[stored]
-    chunks["crc32c"] = places.crc32c[stored]
+    chunks["offset"], chunks["size"] = locations.offset[stored], locations.size[stored]
+    chunks["crc32c"] = locations.crc32c[stored]
     chunks["first_piece"] = plan.first_piece[stored]
     chunks["n_pieces"] = plan.first_piece[stored + 1] - plan.first_piece[stored]
     itemsizes = np.array([array.stored_dtype.itemsize for array in plan.arrays], np.int64)
@@ -313,23 +321,23 @@ def _chunk_bytes(array: ArraySpec) -> int:
     return math.prod(array.chunk_shape_zyx) * array.stored_dtype.itemsize
 
 
-def _run(decode: Kernel, held: object, tables: Tables, threads: int) -> None:
-    """Let the kernel fill all pieces, chunks dealt out to threads by their encoded bytes.
+def _run(loaded: Kernel, held: object, tables: Tables, threads: int) -> None:
+    """Let the kernel fill all pieces; each thread gets about the same number of encoded bytes.
 
-    ``held`` is what the tables name by its address: it lives until the last thread is done, also if
-    the caller is interrupted.
+    The tables hold addresses of memory that ``held`` owns. Each thread holds a reference to it, so
+    the memory lives until the last thread is done, also if the caller is interrupted.
     """
     n_chunks = len(tables.chunks)
     parts = min(threads, n_chunks)
     if parts <= 1:
-        decode.fill(tables, 0, n_chunks)
+        loaded.fill(tables, 0, n_chunks)
         return
     done = np.cumsum(tables.chunks["size"])
     borders = np.searchsorted(done, done[-1] * np.arange(1, parts) / parts).tolist()
     borders = [0, *borders, n_chunks]
 
     def fill(first: int, last: int, _: object = held) -> None:
-        decode.fill(tables, first, last)
+        loaded.fill(tables, first, last)
 
     with _TURNS, ThreadPoolExecutor(parts - 1, "spinezarr-decode") as pool:
         others = [pool.submit(fill, *part) for part in pairwise(borders[1:])]
@@ -338,13 +346,19 @@ def _run(decode: Kernel, held: object, tables: Tables, threads: int) -> None:
             other.result()
 
 
-def _decoded(plan: ReadPlan, places: ChunkLocations, chunk: int, data: memoryview) -> Voxels:
-    """Decode a chunk with numcodecs; raise ChunkDamagedError if it is not the one in its place."""
+def _decode(plan: ReadPlan, locations: ChunkLocations, chunk: int, data: memoryview) -> Voxels:
+    """Decode a chunk with numcodecs.
+
+    Raises
+    ------
+    ChunkDamagedError
+        If it is damaged, or is not the chunk that the manifest lists there.
+    """
     array = plan.arrays[plan.array[chunk]]
     voxels = np.empty(array.chunk_shape_zyx, array.stored_dtype)
-    found, expected = int.from_bytes(data[-CHECKSUM_BYTES:], "little"), places.crc32c[chunk]
-    if len(data) < places.size[chunk]:
-        raise ChunkDamagedError(f"is cut short: {len(data)} of {places.size[chunk]} bytes came")
+    found, expected = int.from_bytes(data[-CHECKSUM_BYTES:], "little"), locations.crc32c[chunk]
+    if len(data) < locations.size[chunk]:
+        raise ChunkDamagedError(f"is cut short: {len(data)} of {locations.size[chunk]} bytes came")
     if found != expected:
         raise ChunkDamagedError(f"ends with crc32c {found:08x}, expected {expected:08x}")
     decode_chunk(data, voxels)

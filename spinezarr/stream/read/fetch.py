@@ -1,9 +1,12 @@
-"""Fetching byte ranges: the only part of the engine that knows where a store lies."""
+"""How do byte ranges of shards get into memory, from a disk or over a network?
+
+Only this part of the engine knows where a store lies.
+"""
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Final
@@ -25,6 +28,7 @@ __all__ = [
     "FetchedRanges",
     "Fetcher",
     "LocalFetcher",
+    "MissingShardError",
     "RemoteFetcher",
     "StoredShard",
     "fetcher_for",
@@ -34,20 +38,37 @@ __all__ = [
 Rows = npt.NDArray[np.int64]
 
 
+class MissingShardError(FileNotFoundError):
+    """A shard that the manifest lists, but that is not in the store.
+
+    Attributes
+    ----------
+    path
+        Path of the shard in the store.
+    """
+
+    def __init__(self, path: str) -> None:
+        super().__init__(f"{path}: there is no such shard")
+        self.path = path
+
+    def __reduce__(self) -> tuple[type["MissingShardError"], tuple[str]]:
+        return MissingShardError, (self.path,)
+
+
 @dataclass(frozen=True, slots=True)
 class StoredShard:
     """A shard as the manifest describes it."""
 
     path: str
-    """Where it lies, for the fetcher."""
+    """Path of the shard in the store."""
     size_bytes: int
     content: str
-    """Stands for all its bytes: another version of it has another."""
+    """Hash of the manifest's entry. Two versions of a shard have two hashes."""
 
 
 @dataclass(frozen=True, slots=True)
 class ByteRange:
-    """Bytes ``start <= i < stop`` of a shard."""
+    """The bytes ``start <= i < stop`` of a shard."""
 
     shard: StoredShard
     start: int
@@ -56,17 +77,19 @@ class ByteRange:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ByteRanges:
-    """Several of them, one row each."""
+    """Several byte ranges as arrays, one row for each range."""
 
     shards: tuple[StoredShard, ...]
     shard: Rows
-    """Which of the shards, by its number."""
+    """Shape ``(n,)``: number of the shard in :attr:`shards`."""
     start: Rows
+    """Shape ``(n,)``: first byte."""
     stop: Rows
+    """Shape ``(n,)``: one past the last byte."""
 
     @classmethod
     def of(cls, ranges: Iterable[ByteRange]) -> "ByteRanges":
-        """Write ranges as rows."""
+        """Return the arrays for some ranges."""
         items = list(ranges)
         shards = tuple(dict.fromkeys(item.shard for item in items))
         number = {shard: i for i, shard in enumerate(shards)}
@@ -78,27 +101,27 @@ class ByteRanges:
         )
 
     def __len__(self) -> int:
-        """Return how many there are."""
+        """Return the number of ranges."""
         return len(self.shard)
 
     def __iter__(self) -> Iterator[ByteRange]:
-        """Yield one after the other."""
+        """Yield the ranges in order."""
         rows = zip(self.shard.tolist(), self.start.tolist(), self.stop.tolist(), strict=True)
         return (ByteRange(self.shards[shard], start, stop) for shard, start, stop in rows)
 
     def rows_of(self, shard: int) -> Rows:
-        """Return which rows are of a shard, by their starts."""
+        """Return the rows of a shard, sorted by their starts."""
         rows = np.flatnonzero(self.shard == shard)
         return rows[np.argsort(self.start[rows], kind="stable")]
 
 
 class FetchedRanges:
-    """The bytes of ranges, each in one of a few buffers.
+    """The bytes of some ranges, each in one of a few buffers.
 
     Parameters
     ----------
     ranges
-        That were asked for.
+        The ranges that were asked for.
     """
 
     def __init__(self, ranges: ByteRanges) -> None:
@@ -108,17 +131,17 @@ class FetchedRanges:
         self._origin = np.zeros(len(ranges), np.int64)
 
     def put(self, rows: Rows, buffer: Buffer, origin: int) -> None:
-        """Say that ranges lie in a buffer, which begins at byte ``origin`` of their shard."""
+        """Note that some ranges lie in a buffer, which begins at byte ``origin`` of their shard."""
         self._buffer[rows] = len(self._buffers)
         self._origin[rows] = origin
         self._buffers.append(memoryview(buffer).cast("B"))
 
     def __len__(self) -> int:
-        """Return how many ranges there are."""
+        """Return the number of ranges."""
         return len(self._ranges)
 
     def __getitem__(self, row: int) -> memoryview:
-        """Return the bytes of a range; short where they came short."""
+        """Return the bytes of a range; they are fewer if the file ended inside it."""
         if not 0 <= row < len(self):
             raise IndexError(f"range {row} of {len(self)}")
         origin = self._origin[row]
@@ -128,14 +151,14 @@ class FetchedRanges:
 
     @property
     def is_whole(self) -> npt.NDArray[np.bool_]:
-        """Whether all bytes of a range came."""
+        """Shape ``(n,)``: whether all bytes of the range came."""
         sizes = np.array([len(buffer) for buffer in self._buffers], np.int64)
         whole: npt.NDArray[np.bool_] = self._ranges.stop - self._origin <= sizes[self._buffer]
         return whole
 
     @property
     def addresses(self) -> npt.NDArray[np.uintp]:
-        """Where the first byte of each range is, as long as this object is there."""
+        """Shape ``(n,)``: address of the first byte; valid as long as this object lives."""
         starts = [address(np.frombuffer(buffer, np.uint8)) for buffer in self._buffers]
         offsets = (self._ranges.start - self._origin).astype(np.uintp)
         found: npt.NDArray[np.uintp] = np.array(starts, np.uintp)[self._buffer] + offsets
@@ -145,45 +168,45 @@ class FetchedRanges:
 class Fetcher(ABC):
     """Fetches byte ranges; called from many threads at once."""
 
-    rereads = 0
-    """How often what proves damaged is worth fetching again."""
+    max_refetches = 0
+    """How often a chunk that proved damaged is worth fetching again."""
     concurrent_calls = 1
-    """Calls that are best under way at once, though most of them only wait."""
+    """Number of calls that should run at once, though most of them only wait."""
 
     @abstractmethod
     def __call__(self, ranges: ByteRanges, /) -> AbstractContextManager[FetchedRanges]:
         """Fetch the bytes of ranges, and hold their memory as long as the context lasts.
 
-        A range that the file ends inside comes back short; the caller checks what it gets.
+        If a file ends inside a range, fewer bytes come. The caller checks that.
 
         Raises
         ------
-        FileNotFoundError
-            If a file is absent.
+        MissingShardError
+            If a shard is not there.
         OSError
-            If it cannot be read.
+            If a shard cannot be read.
         """
 
     def refetch(self, damaged: ByteRange, /) -> AbstractContextManager[FetchedRanges]:
-        """Fetch a range that proved damaged from where it was written."""
+        """Fetch a range that proved damaged again, from the store and not from a cache."""
         return self(ByteRanges.of([damaged]))
 
     def n_requests(self, ranges: ByteRanges, /) -> int:
-        """Return how many times these ranges are asked for: requests, or system calls."""
+        """Return the number of requests, or system calls, that these ranges take."""
         return len(ranges)
 
     def name(self, path: str) -> str:
-        """Return a path as messages give it."""
+        """Return the name of a path for messages."""
         return path
 
 
 class LocalFetcher(Fetcher):
-    """Fetches from disk with one system call a range.
+    """Fetches from disk, with one system call for each range.
 
     Parameters
     ----------
     folder
-        Of the store.
+        Folder of the store.
     """
 
     def __init__(self, folder: StoreFolder) -> None:
@@ -202,24 +225,29 @@ class LocalFetcher(Fetcher):
 
     @contextmanager
     def opened(self, paths: Iterable[str]) -> Iterator[list[int]]:
-        """Open files for a while, for code that reads them by itself.
+        """Open shards as long as the context lasts, for code that reads them by itself.
 
         Yields
         ------
         list of int
-            Their descriptors.
+            Their file descriptors.
 
         Raises
         ------
+        MissingShardError
+            If a shard is not there.
         OSError
-            If one cannot be opened.
+            If a shard cannot be opened.
         """
         descriptors: list[int] = []
         try:
             for path in paths:
-                descriptors.append(self._folder.open(path))
+                try:
+                    descriptors.append(self._folder.open(path))
+                except FileNotFoundError as problem:
+                    raise MissingShardError(path) from problem
                 if hasattr(os, "posix_fadvise"):
-                    # Or the system reads on behind each chunk: four times what is wanted.
+                    # Otherwise the system reads on behind each chunk: four times what is wanted.
                     os.posix_fadvise(descriptors[-1], 0, 0, os.POSIX_FADV_RANDOM)
             yield descriptors
         finally:
@@ -227,18 +255,18 @@ class LocalFetcher(Fetcher):
                 os.close(descriptor)
 
 
-_RUN_BYTES: Final = 8 << 20
-"""Longest answer; more is asked for side by side."""
+_REQUEST_BYTES: Final = 8 << 20
+"""Most bytes of one request; more are asked for by several requests at once."""
 _SMALL_SHARD_BYTES: Final = 1 << 19
-"""A shard up to this size is fetched whole, and kept: that of a mask, as a rule."""
+"""A shard up to this size is fetched whole, and kept. Most shards of masks are that small."""
 _KEPT_BYTES: Final = 128 << 20
-"""Of such shards; the masks of a thousand ordinary scans."""
+"""Bytes of small shards that are kept: the masks of a thousand ordinary scans."""
 _CALLS: Final = 32
-"""Batches of one patch need as many to keep the requests under way that there may be."""
+"""Calls at once. Batches of one patch need as many to use all requests that may be in flight."""
 
 
 class _SmallShard(bytes):
-    """All bytes of a small shard."""
+    """All bytes of a small shard, with the size that a cache asks for."""
 
     @property
     def nbytes(self) -> int:
@@ -248,18 +276,18 @@ class _SmallShard(bytes):
 class RemoteFetcher(Fetcher):
     """Fetches from a bucket or web server.
 
-    Ranges that lie close together are asked for as one, and all of them side by side. Small shards
-    are kept in memory, and all that comes, on request, in a cache on disk.
+    Ranges that lie close together are merged into one request, and all requests are in flight at
+    once. Small shards are kept in memory. With a cache, all bytes are kept on disk too.
 
     Parameters
     ----------
     objects
-        Where they come from.
+        The store's objects.
     cache
-        Where to keep what came.
+        Keeps the bytes on disk; None keeps none.
     """
 
-    rereads = RemoteObjects.rereads
+    max_refetches = RemoteObjects.rereads
     concurrent_calls = _CALLS
 
     def __init__(self, objects: RemoteObjects, cache: RangeCache | None = None) -> None:
@@ -274,7 +302,7 @@ class RemoteFetcher(Fetcher):
     @contextmanager
     def __call__(self, ranges: ByteRanges, /) -> Iterator[FetchedRanges]:
         """See :class:`Fetcher`."""
-        # Nothing is known of the link yet, and somebody waits for the first batch.
+        # The link has not been measured yet, and somebody waits for the first batch: few requests.
         gap_bytes = None if self._has_begun else self._objects.largest_gap_bytes
         self._has_begun = True
         with self._fetched(ranges, gap_bytes, bounded=True) as found:
@@ -290,13 +318,24 @@ class RemoteFetcher(Fetcher):
             return
         spans = [self._widened(run.asked) for run in runs]
         wanted = [(run.asked.shard.path, *span) for run, span in zip(runs, spans, strict=True)]
-        with self._objects.ranges(wanted, bounded=bounded) as data:
+        with self._ranges(wanted, bounded=bounded) as data:
             for run, (start, stop), content in zip(runs, spans, data, strict=True):
                 view = memoryview(content)
                 if view.nbytes == stop - start:
                     self._keep(run.asked.shard, start, view)
                 found.put(run.rows, view, start)
             yield found
+
+    @contextmanager
+    def _ranges(
+        self, wanted: Sequence[tuple[str, int, int]], *, bounded: bool
+    ) -> Iterator[list[Buffer]]:
+        with ExitStack() as stack:
+            try:
+                data = stack.enter_context(self._objects.ranges(wanted, bounded=bounded))
+            except FileNotFoundError as problem:
+                raise MissingShardError(problem.filename) from problem
+            yield data
 
     def refetch(self, damaged: ByteRange, /) -> AbstractContextManager[FetchedRanges]:
         """See :class:`Fetcher`."""
@@ -318,10 +357,10 @@ class RemoteFetcher(Fetcher):
 
     def _find(
         self, ranges: ByteRanges, gap_bytes: int | None = None
-    ) -> tuple[FetchedRanges, list["_Run"]]:
-        """Return what is in memory and on disk, and what else to ask for."""
+    ) -> tuple[FetchedRanges, list["_MergedRange"]]:
+        """Return what is in memory and on disk, and the requests for the rest."""
         found = FetchedRanges(ranges)
-        runs: list[_Run] = []
+        runs: list[_MergedRange] = []
         gap_bytes = gap_bytes or self._objects.gap_bytes
         in_memory = self._small.find(ranges.shards)
         for number, shard in enumerate(ranges.shards):
@@ -331,7 +370,7 @@ class RemoteFetcher(Fetcher):
             elif len(rows) and _is_small(shard):
                 (whole,) = self._on_disk(shard, [(0, shard.size_bytes)])
                 if whole is None:
-                    runs.append(_Run(ByteRange(shard, 0, shard.size_bytes), rows))
+                    runs.append(_MergedRange(ByteRange(shard, 0, shard.size_bytes), rows))
                 else:
                     found.put(rows, whole, 0)
             elif len(rows):
@@ -342,7 +381,7 @@ class RemoteFetcher(Fetcher):
     def _put_from_disk(
         self, found: FetchedRanges, shard: StoredShard, rows: Rows, ranges: ByteRanges
     ) -> Rows:
-        """Put what the cache has of some rows, and return the others."""
+        """Put the rows that the cache has, and return the others."""
         if self._cache is None:
             return rows
         spans = zip(ranges.start[rows].tolist(), ranges.stop[rows].tolist(), strict=True)
@@ -358,7 +397,7 @@ class RemoteFetcher(Fetcher):
         return self._cache.find(shard.content, shard.size_bytes, spans)
 
     def _widened(self, run: ByteRange) -> tuple[int, int]:
-        """Return what to ask for, so that it can be kept whole."""
+        """Return the bytes to ask for so that the cache can keep whole pages."""
         if self._cache is None:
             return run.start, run.stop
         return self._cache.widen(run.start, run.stop, run.shard.size_bytes)
@@ -371,8 +410,8 @@ class RemoteFetcher(Fetcher):
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Run:
-    """What is asked for at once, and whose ranges lie in it."""
+class _MergedRange:
+    """One request, and the rows whose ranges lie in it."""
 
     asked: ByteRange
     rows: Rows
@@ -382,8 +421,10 @@ def _is_small(shard: StoredShard) -> bool:
     return shard.size_bytes <= _SMALL_SHARD_BYTES
 
 
-def _merged(shard: StoredShard, rows: Rows, ranges: ByteRanges, gap_bytes: int) -> Iterator[_Run]:
-    """Group rows of a shard, which are in order, that are better asked for together."""
+def _merged(
+    shard: StoredShard, rows: Rows, ranges: ByteRanges, gap_bytes: int
+) -> Iterator[_MergedRange]:
+    """Merge ranges of a shard that lie at most ``gap_bytes`` apart; the rows are in order."""
     if not len(rows):
         return
     start, stop = ranges.start[rows], np.maximum.accumulate(ranges.stop[rows])
@@ -391,16 +432,24 @@ def _merged(shard: StoredShard, rows: Rows, ranges: ByteRanges, gap_bytes: int) 
     for first, last in pairwise(borders):
         begin = first
         while begin < last:
-            # Of a run that is too long, as much as fits; one range at the least.
-            fits = np.searchsorted(stop[begin:last], start[begin] + _RUN_BYTES, side="right")
+            # A request takes as many ranges as fit into its limit, and at least one.
+            fits = np.searchsorted(stop[begin:last], start[begin] + _REQUEST_BYTES, side="right")
             end = begin + max(1, int(fits))
             asked = ByteRange(shard, int(start[begin]), int(stop[end - 1]))
-            yield _Run(asked, rows[begin:end])
+            yield _MergedRange(asked, rows[begin:end])
             begin = end
 
 
 def fetcher_for(objects: Objects, cache: DiskCache | None = None) -> Fetcher:
-    """Return the fetcher of a store's chunks; files on disk need no cache."""
+    """Return the fetcher for the chunks of a store.
+
+    Parameters
+    ----------
+    objects
+        The store.
+    cache
+        Where to keep compressed bytes of a remote store. A store on disk needs none.
+    """
     if isinstance(objects, RemoteObjects):
         return RemoteFetcher(objects, None if cache is None else shared_range_cache(cache))
     return LocalFetcher(objects.folder)

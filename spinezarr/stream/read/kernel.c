@@ -1,18 +1,18 @@
-/* Decodes chunks of a sharded Zarr array and copies boxes out of them, without Python.
+/* How do boxes of voxels get out of encoded chunks, without Python?
  *
- * A chunk is a Blosc 1 buffer and the crc32c of it. Decoded here are LZ4 streams, bytes shuffled or
- * not, which is what the default profile writes; whatever else there is comes back as UNKNOWN, for
- * the caller to decode by other means. Only what the wanted voxels need is decoded: blocks without
- * any are skipped, and a stream is left where its last wanted byte is done. Shuffled bytes are put
- * together on their way into the output.
+ * A chunk is a Blosc 1 buffer, followed by its crc32c. This code decodes LZ4 streams, with or without
+ * shuffled bytes, which is what the default profile writes. Any other chunk gets the status UNKNOWN,
+ * and the caller decodes it by other means. Only what the wanted voxels need is decoded: blocks
+ * without any are skipped, and decoding of a stream ends with its last wanted byte. Shuffled bytes
+ * are put together on their way into the output.
  *
  * Sources: Blosc 1 chunk format (README_CHUNK_FORMAT.rst of C-Blosc), LZ4 block format
  * (lz4_Block_format.md of LZ4), CRC-32C (RFC 3720, appendix B.4).
  *
- * Buffers are never trusted: every length and offset is checked, checksum or not. Nor are the tables
- * of chunks and pieces, whose numbers come from a store's metadata: a chunk whose numbers do not fit
- * together is DAMAGED. Taken from the caller are addresses: ``data`` of a chunk is of ``size`` bytes,
- * and ``data`` of an output, with its strides, is of its shape.
+ * Buffers are not trusted: every length and offset is checked, whether the checksum fits or not. The
+ * tables of chunks and pieces are not trusted either, as their numbers come from the metadata of a
+ * store: a chunk whose numbers do not fit together is DAMAGED. Only addresses are trusted: ``data`` of
+ * a chunk has ``size`` bytes, and ``data`` of an output, with its strides, has its shape.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -31,14 +31,35 @@
 
 #define EXPORT __attribute__((visibility("default")))
 
-/* What became of a chunk; the caller looks at those that are not DONE by other means. */
+/* Status of a chunk. The caller decodes chunks that are not DONE by other means. */
 enum { DONE = 0, UNKNOWN = 1, DAMAGED = 2, NOT_READ = 3 };
-enum { VERSION = 2, MAX_ITEMSIZE = 8, SLACK = 128, HEADER = 16, TAIL = 4 };
+enum { VERSION = 3, MAX_ITEMSIZE = 8, SLACK = 128, HEADER = 16, TAIL = 4 };
 enum { AT_ONCE = 64, ROWS_AHEAD = 6 };
-enum { BLOSC_FORMAT = 2, LZ4_FORMAT = 1 };
 
-/* Of a decoded chunk, as LARGEST_CHUNK_BYTES: a product of two such numbers is far from the end of
- * 64 bits. */
+/* The header of a Blosc 1 buffer: the bytes at these offsets. */
+enum {
+    FORMAT_AT = 0,      /* version of the Blosc format */
+    LZ4_FORMAT_AT = 1,  /* version of the format of the codec */
+    FLAGS_AT = 2,
+    ITEMSIZE_AT = 3,
+    N_BYTES_AT = 4,     /* 32 bits: bytes of the decoded buffer */
+    BLOCK_BYTES_AT = 8, /* 32 bits: bytes of a decoded block */
+    PACKED_AT = 12,     /* 32 bits: bytes of the whole buffer */
+};
+enum { BLOSC_FORMAT = 2, LZ4_FORMAT = 1 };
+enum {
+    SHUFFLED_BYTES = 1 << 0,
+    COPIED = 1 << 1, /* the bytes follow the header as they are */
+    SHUFFLED_BITS = 1 << 2,
+    RESERVED = 1 << 3,
+    ONE_STREAM = 1 << 4, /* a block is one stream, and not one for each byte of an item */
+    CODEC_SHIFT = 5,
+    LZ4_CODEC = 1,
+};
+enum { MIN_SPLIT_ITEMS = 128 }; /* smaller blocks are never split into streams */
+
+/* Limit for a decoded chunk, as LARGEST_CHUNK_BYTES in Python. The product of two such numbers fits
+ * into 64 bits easily. */
 static const int64_t MAX_CHUNK_BYTES = (int64_t)1 << 24;
 
 typedef struct {
@@ -68,14 +89,15 @@ typedef struct {
     int64_t itemsize;
 } Output;
 
-/* What holds for all chunks of one call. */
+/* Arguments of one call, which are the same for all its chunks. */
 typedef struct {
     const Piece *pieces;
     int64_t n_pieces;
     const Output *outputs;
     int64_t n_outputs;
     uint8_t *scratch;
-    int64_t packed_bytes, decoded_bytes; /* of a chunk at most */
+    int64_t packed_bytes;  /* of a chunk, at most */
+    int64_t decoded_bytes; /* of a chunk, at most */
 } Call;
 
 static uint32_t load32(const uint8_t *p) {
@@ -126,9 +148,12 @@ WITH_CRC32 static uint32_t crc32c_fast(const uint8_t *p, int64_t n) {
     for (; n >= 3 * STRIPE; p += 3 * STRIPE, n -= 3 * STRIPE) {
         uint64_t second = 0, third = 0, word;
         for (int i = 0; i < STRIPE; i += 8) {
-            memcpy(&word, p + i, 8), crc = _mm_crc32_u64(crc, word);
-            memcpy(&word, p + STRIPE + i, 8), second = _mm_crc32_u64(second, word);
-            memcpy(&word, p + 2 * STRIPE + i, 8), third = _mm_crc32_u64(third, word);
+            memcpy(&word, p + i, 8);
+            crc = _mm_crc32_u64(crc, word);
+            memcpy(&word, p + STRIPE + i, 8);
+            second = _mm_crc32_u64(second, word);
+            memcpy(&word, p + 2 * STRIPE + i, 8);
+            third = _mm_crc32_u64(third, word);
         }
         crc = shifted((uint32_t)crc, 1) ^ shifted((uint32_t)second, 0) ^ (uint32_t)third;
     }
@@ -185,27 +210,33 @@ static uint32_t crc32c(const uint8_t *p, int64_t n) {
 
 static inline void copy16(uint8_t *to, const uint8_t *from) {
     uint64_t a, b;
-    memcpy(&a, from, 8), memcpy(&b, from + 8, 8);
-    memcpy(to, &a, 8), memcpy(to + 8, &b, 8);
+    memcpy(&a, from, 8);
+    memcpy(&b, from + 8, 8);
+    memcpy(to, &a, 8);
+    memcpy(to + 8, &b, 8);
 }
 
-/* Copies n bytes or a few more, at least 16 bytes apart, as if one byte after the other. */
+/* Copies n bytes or a few more, byte by byte in effect; the two are at least 16 bytes apart. */
 static inline void copy_on(uint8_t *to, const uint8_t *from, int64_t n) {
-    for (const uint8_t *const end = to + n; to < end; to += 32, from += 32)
-        copy16(to, from), copy16(to + 16, from + 16);
+    const uint8_t *const end = to + n;
+    for (; to < end; to += 32, from += 32) {
+        copy16(to, from);
+        copy16(to + 16, from + 16);
+    }
 }
 
-/* Reads what a length of 15 is followed by. Returns where that ends, NULL behind the end. */
+/* Reads the bytes that follow a length of 15. Returns where they end; NULL if that is past the end. */
 static inline const uint8_t *longer(const uint8_t *in, const uint8_t *in_end, int64_t *length) {
     unsigned more;
     do {
         if (in >= in_end) return NULL;
-        *length += more = *in++;
+        more = *in++;
+        *length += more;
     } while (more == 255);
     return in;
 }
 
-/* Repeats what is less than 16 bytes before. */
+/* Copies n bytes from ``offset`` bytes before, which is less than 16; the two may overlap. */
 static void copy_near(uint8_t *out, int64_t offset, int64_t n) {
     const uint8_t *from = out - offset, *const end = out + n;
     if (offset == 1) {
@@ -217,11 +248,11 @@ static void copy_near(uint8_t *out, int64_t offset, int64_t n) {
     }
 }
 
-/* Decodes at least the first ``wanted`` of ``size`` bytes. ``out`` has SLACK bytes behind ``size``.
- * Returns whether all that was met is valid.
+/* Decodes at least the first ``wanted`` of ``size`` bytes. ``out`` has SLACK more bytes after ``size``.
+ * Returns whether everything that was read is valid.
  *
- * Lengths of CT bytes are hard to foretell, and a wrong guess of the processor costs more than a
- * sequence: so short lengths are read without a branch, and more is copied than is needed. */
+ * The processor cannot predict the lengths in CT data, and a wrong prediction takes longer than to
+ * decode a sequence. So short lengths are read without a branch, and more is copied than needed. */
 static int lz4(const uint8_t *in, int64_t n, uint8_t *out, int64_t size, int64_t wanted) {
     const uint8_t *const in_end = in + n;
     uint8_t *const start = out, *const out_end = out + size, *const enough = out + wanted;
@@ -239,11 +270,14 @@ static int lz4(const uint8_t *in, int64_t n, uint8_t *out, int64_t size, int64_t
             return 0;
         }
         if (length > in_end - in || length > out_end - out) return 0;
-        if (far && length <= 32)
-            copy16(out, in), copy16(out + 16, in + 16);
-        else
+        if (far && length <= 32) {
+            copy16(out, in);
+            copy16(out + 16, in + 16);
+        } else {
             memcpy(out, in, (size_t)length);
-        in += length, out += length;
+        }
+        in += length;
+        out += length;
         if (in == in_end) return out == out_end;
         if (out >= enough) return 1;
         if (in_end - in < 3) return 0; /* never the end: that is literals */
@@ -285,7 +319,10 @@ static inline void pair16(uint8_t *out, const uint8_t *low, const uint8_t *high)
     const uint8x16x2_t both = {{vld1q_u8(low), vld1q_u8(high)}};
     vst2q_u8(out, both);
 #else
-    for (int i = 0; i < 16; i++) out[2 * i] = low[i], out[2 * i + 1] = high[i];
+    for (int i = 0; i < 16; i++) {
+        out[2 * i] = low[i];
+        out[2 * i + 1] = high[i];
+    }
 #endif
 }
 
@@ -293,10 +330,14 @@ static inline void pair_row(uint8_t *out, const uint8_t *low, const uint8_t *hig
     int64_t i = 0;
     for (; i <= n - 16; i += 16) pair16(out + 2 * i, low + i, high + i);
     if (i == n) return;
-    if (n >= 16)
+    if (n >= 16) {
         pair16(out + 2 * (n - 16), low + n - 16, high + n - 16);
-    else
-        for (; i < n; i++) out[2 * i] = low[i], out[2 * i + 1] = high[i];
+        return;
+    }
+    for (; i < n; i++) {
+        out[2 * i] = low[i];
+        out[2 * i + 1] = high[i];
+    }
 }
 
 static void copy_row(const Block *block, int64_t at, uint8_t *out, int64_t n, int64_t itemsize) {
@@ -322,17 +363,19 @@ static int64_t n_voxels(const Chunk *chunk) {
     return chunk->shape_zyx[0] * chunk->shape_zyx[1] * chunk->shape_zyx[2];
 }
 
-/* A plane of shuffled int16, what most voxels are; its first voxel is ``at`` in the block. */
+/* Copies a plane of shuffled int16, the most frequent case; its first voxel is ``at`` in the block. */
 static void copy_pairs(const Block *block, int64_t at, int64_t row, uint8_t *out,
                        const int64_t *stride_zyx, const int64_t *shape_zyx) {
     const int64_t ny = shape_zyx[1], nx = shape_zyx[2], step = stride_zyx[1];
     const uint8_t *low = block->plane[0] + at, *high = block->plane[1] + at;
     if (nx == 1) {
-        for (int64_t y = 0; y < ny; y++, out += step)
-            out[0] = low[y * row], out[1] = high[y * row];
+        for (int64_t y = 0; y < ny; y++, out += step) {
+            out[0] = low[y * row];
+            out[1] = high[y * row];
+        }
     } else if (stride_zyx[2] == 2) {
         for (int64_t y = 0; y < ny; y++, out += step) {
-            /* Rows are too short for the processor to see where they lead. */
+            /* Rows are too short for the processor to prefetch the next ones itself. */
             const uintptr_t ahead = (uintptr_t)out + ROWS_AHEAD * (uintptr_t)step;
             __builtin_prefetch((const void *)ahead, 1);
             __builtin_prefetch((const void *)(ahead + 64), 1);
@@ -383,21 +426,22 @@ static void copy_pieces(const Chunk *chunk, const Call *call, Block block) {
         copy_piece(chunk, &block, pieces + i, call->outputs + pieces[i].output);
 }
 
-/* A block of all voxels of a chunk, one after the other. */
+/* Returns a block of all voxels of a chunk, which lie one after the other. */
 static Block whole_chunk(const Chunk *chunk, const uint8_t *voxels) {
     const Block block = {{voxels}, 0, n_voxels(chunk), 0};
     return block;
 }
 
-/* Voxels [*from, *to) of the chunk hold all that the pieces want of [first, last). */
+/* Sets [*from, *to) to the voxels of the chunk, within [first, last), that the pieces need. */
 static void wanted(const Chunk *chunk, const Piece *pieces, int64_t first, int64_t last,
                    int64_t *from, int64_t *to) {
     const int64_t row = chunk->shape_zyx[2], plane = row * chunk->shape_zyx[1];
-    *from = last, *to = first;
+    *from = last;
+    *to = first;
     for (int64_t i = 0; i < chunk->n_pieces; i++) {
         const int64_t *const start = pieces[i].within_chunk_zyx, *const n = pieces[i].shape_zyx;
         int64_t z = start[0], z_end = z + n[0];
-        /* Planes that lie in the block as a whole or in part. */
+        /* Planes that lie in the block, wholly or in part. */
         if (z < first / plane) z = first / plane;
         if (z_end > (last - 1) / plane + 1) z_end = (last - 1) / plane + 1;
         if (z >= z_end) continue;
@@ -412,13 +456,13 @@ static void wanted(const Chunk *chunk, const Piece *pieces, int64_t first, int64
 
 /* Chunks ------------------------------------------------------------------------------------- */
 
-/* Whether the encoded bytes of a chunk can be where the table says. */
+/* Returns whether the offset and size of a chunk in the table are possible. */
 static int has_place(const Chunk *chunk, int64_t packed_bytes) {
     return chunk->size >= HEADER + TAIL && chunk->size <= packed_bytes && chunk->offset >= 0 &&
            chunk->offset <= INT64_MAX - chunk->size;
 }
 
-/* Whether a chunk holds numbers of at least one voxel, and not more than there is room for. */
+/* Returns whether a chunk has at least one voxel, and no more bytes than there is room for. */
 static int has_voxels(const Chunk *chunk, int64_t decoded_bytes) {
     int64_t n_bytes = chunk->itemsize;
     if (n_bytes < 1 || n_bytes > MAX_ITEMSIZE) return 0;
@@ -431,12 +475,12 @@ static int has_voxels(const Chunk *chunk, int64_t decoded_bytes) {
     return 1;
 }
 
-/* Whether there are start, ..., start + n - 1 among the first ``side`` numbers, which may be 0. */
+/* Returns whether 0 <= start, and start + n <= side, for n > 0. */
 static int is_within(int64_t start, int64_t n, int64_t side) {
     return n > 0 && start >= 0 && start <= side - n;
 }
 
-/* Whether the pieces of a chunk are in the table, in the chunk, and in their outputs. */
+/* Returns whether the pieces of a chunk lie in the table, in the chunk, and in their outputs. */
 static int has_pieces(const Chunk *chunk, const Call *call) {
     const int64_t n_pieces = chunk->n_pieces;
     if (n_pieces && !is_within(chunk->first_piece, n_pieces, call->n_pieces)) return 0;
@@ -457,31 +501,32 @@ static int has_pieces(const Chunk *chunk, const Call *call) {
 static int decode(const Chunk *chunk, const Call *call, const uint8_t *data) {
     uint8_t *const scratch = call->scratch + call->packed_bytes; /* behind what was read */
     const int64_t packed = chunk->size - TAIL;
-    const int flags = data[2], itemsize = data[3];
-    const int64_t n_bytes = load32(data + 4), block_bytes = load32(data + 8);
+    const int flags = data[FLAGS_AT], itemsize = data[ITEMSIZE_AT];
+    const int64_t n_bytes = load32(data + N_BYTES_AT), block_bytes = load32(data + BLOCK_BYTES_AT);
     if (n_bytes != n_voxels(chunk) * chunk->itemsize) return DAMAGED;
-    if (load32(data + 12) != packed) return DAMAGED;
-    if (data[0] != BLOSC_FORMAT || flags & 8) return UNKNOWN;
-    if (flags & 2) { /* stored as it is */
+    if (load32(data + PACKED_AT) != packed) return DAMAGED;
+    if (data[FORMAT_AT] != BLOSC_FORMAT || flags & RESERVED) return UNKNOWN;
+    if (flags & COPIED) {
         if (packed - HEADER != n_bytes) return DAMAGED;
         copy_pieces(chunk, call, whole_chunk(chunk, data + HEADER));
         return DONE;
     }
-    const int is_lz4 = flags >> 5 == 1 && data[1] == LZ4_FORMAT, bits_shuffled = flags & 4;
-    if (!is_lz4 || bits_shuffled || itemsize != chunk->itemsize) return UNKNOWN;
+    const int is_lz4 = flags >> CODEC_SHIFT == LZ4_CODEC && data[LZ4_FORMAT_AT] == LZ4_FORMAT;
+    if (!is_lz4 || flags & SHUFFLED_BITS || itemsize != chunk->itemsize) return UNKNOWN;
     if (block_bytes < 1 || block_bytes > n_bytes || block_bytes % itemsize) return DAMAGED;
     const int64_t n_blocks = (n_bytes + block_bytes - 1) / block_bytes;
     if (n_blocks > (packed - HEADER) / 4) return DAMAGED;
     for (int64_t number = 0; number < n_blocks; number++) {
         const int64_t offset = number * block_bytes;
         const int64_t bytes = n_bytes - offset < block_bytes ? n_bytes - offset : block_bytes;
-        Block block = {{0}, offset / itemsize, bytes / itemsize, (flags & 1) && itemsize > 1};
+        Block block = {{0}, offset / itemsize, bytes / itemsize, (flags & SHUFFLED_BYTES) && itemsize > 1};
         int64_t from, to;
         wanted(chunk, call->pieces + chunk->first_piece, block.first, block.first + block.count,
                &from, &to);
         if (from >= to) continue;
         const int64_t last = to - block.first;
-        const int split = !(flags & 16) && block_bytes / itemsize >= 128 && bytes == block_bytes;
+        const int split = !(flags & ONE_STREAM) && block_bytes / itemsize >= MIN_SPLIT_ITEMS &&
+                          bytes == block_bytes;
         const int64_t n_streams = split ? itemsize : 1, stream_bytes = bytes / n_streams;
         int64_t at = load32(data + HEADER + 4 * number);
         uint8_t *out = scratch;
@@ -507,7 +552,7 @@ static int decode(const Chunk *chunk, const Call *call, const uint8_t *data) {
         if (block.shuffled && n_streams == 1)
             for (int b = 1; b < itemsize; b++)
                 block.plane[b] = block.plane[0] + b * block.count;
-        if (!block.shuffled && n_streams > 1) { /* streams are pieces: put them side by side */
+        if (!block.shuffled && n_streams > 1) { /* each stream is a part: put them side by side */
             uint8_t *whole = out;
             for (int64_t stream = 0; stream < n_streams; stream++)
                 memcpy(whole + stream * stream_bytes, block.plane[stream], (size_t)stream_bytes);
@@ -518,13 +563,14 @@ static int decode(const Chunk *chunk, const Call *call, const uint8_t *data) {
     return DONE;
 }
 
-/* Whether all of a chunk was in the page cache, and was read. */
+/* Reads a chunk if all of it is in the page cache; returns whether it was. */
 static int read_at_once(const Chunk *chunk, uint8_t *out) {
 #ifdef RWF_NOWAIT
     const struct iovec into = {out, (size_t)chunk->size};
     return preadv2(chunk->fd, &into, 1, (off_t)chunk->offset, RWF_NOWAIT) == chunk->size;
 #else
-    (void)chunk, (void)out;
+    (void)chunk;
+    (void)out;
     return 0;
 #endif
 }
@@ -541,12 +587,12 @@ static int read_file(const Chunk *chunk, uint8_t *out) {
     return 1;
 }
 
-/* Chunks of one call that are not read yet. */
+/* The chunks of one call that the system was not yet asked to fetch. */
 typedef struct {
     const Chunk *next, *end;
 } Ahead;
 
-/* Let the system fetch this chunk and those behind it side by side, before one is waited for. */
+/* Asks the system to fetch this chunk and the next ones at once, before the first is waited for. */
 static void fetch_ahead(const Chunk *chunk, Ahead *ahead, int64_t packed_bytes) {
 #ifdef POSIX_FADV_WILLNEED
     const Chunk *const until = ahead->end - chunk < AT_ONCE ? ahead->end : chunk + AT_ONCE;
@@ -554,7 +600,8 @@ static void fetch_ahead(const Chunk *chunk, Ahead *ahead, int64_t packed_bytes) 
     while (ahead->next < until) {
         const Chunk *const first = ahead->next++;
         if (first->data || first->fd < 0 || !has_place(first, packed_bytes)) continue;
-        int64_t stop = first->offset + first->size; /* with neighbors in the file */
+        /* Chunks that follow each other in the file are fetched as one. */
+        int64_t stop = first->offset + first->size;
         for (; ahead->next < until && ahead->next->fd == first->fd && ahead->next->offset == stop &&
                has_place(ahead->next, packed_bytes);
              ahead->next++)
@@ -563,7 +610,9 @@ static void fetch_ahead(const Chunk *chunk, Ahead *ahead, int64_t packed_bytes) 
                       POSIX_FADV_WILLNEED);
     }
 #else
-    (void)chunk, (void)ahead, (void)packed_bytes;
+    (void)chunk;
+    (void)ahead;
+    (void)packed_bytes;
 #endif
 }
 
@@ -596,16 +645,21 @@ EXPORT int32_t spinezarr_kernel_version(void) {
     return VERSION;
 }
 
-/* Bytes of ``scratch`` that spinezarr_fill needs for chunks of up to ``decoded_bytes`` when they are
- * decoded; -1 if that is more than it takes. */
+/* Bytes of a row of each table, so that the caller can see that it means the same structures. */
+EXPORT int64_t spinezarr_chunk_bytes(void) { return (int64_t)sizeof(Chunk); }
+EXPORT int64_t spinezarr_piece_bytes(void) { return (int64_t)sizeof(Piece); }
+EXPORT int64_t spinezarr_output_bytes(void) { return (int64_t)sizeof(Output); }
+
+/* Bytes of ``scratch`` that spinezarr_fill needs for chunks that decode to at most ``decoded_bytes``;
+ * -1 if such chunks are larger than it decodes. */
 EXPORT int64_t spinezarr_scratch_bytes(int64_t decoded_bytes) {
     if (decoded_bytes < 0 || decoded_bytes > MAX_CHUNK_BYTES) return -1;
     /* Encoded; the streams of a block, each with slack; the same side by side. */
     return HEADER + decoded_bytes + TAIL + decoded_bytes + MAX_ITEMSIZE * SLACK + decoded_bytes;
 }
 
-/* Fills the pieces of chunks[first:last], and sets the status of each of these. Chunks of more than
- * ``decoded_bytes`` are taken for damaged. */
+/* Fills the pieces of chunks[first:last], and sets the status of each of these. A chunk that
+ * decodes to more than ``decoded_bytes`` is DAMAGED. */
 EXPORT void spinezarr_fill(Chunk *chunks, int64_t first, int64_t last, const Piece *pieces,
                            int64_t n_pieces, const Output *outputs, int64_t n_outputs,
                            uint8_t *scratch, int64_t decoded_bytes) {

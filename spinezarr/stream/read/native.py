@@ -1,7 +1,8 @@
-"""The kernel: C code that fills boxes of voxels from encoded chunks, and frees the GIL meanwhile.
+"""How does Python call the kernel, the C code that decodes chunks without the GIL?
 
-It is loaded with :mod:`ctypes`, and used only if it decodes a few chunks as numcodecs does. Without
-it everything works, more slowly.
+The kernel is loaded with :mod:`ctypes`. It is used only if it has the version and the structures
+that this module expects, and decodes a few chunks as numcodecs does. Without it everything works,
+more slowly.
 """
 
 import ctypes
@@ -36,12 +37,12 @@ __all__ = [
 
 NO_KERNEL: Final = "SPINEZARR_NO_KERNEL"
 """Environment variable that keeps the kernel from being used."""
-_VERSION: Final = 2
+_VERSION: Final = 3
 DONE, NOT_TRIED = 0, -1
-"""Status of a chunk whose pieces are filled, and of one that the kernel has not seen."""
+"""Status of a chunk whose pieces were filled, and of one that the kernel was not given yet."""
 
-# As the structures of kernel.c. All that comes from a store's metadata has 64 bits, as NumPy would
-# cut it to fewer without a word.
+# These are the structures of kernel.c. Numbers from a store's metadata have 64 bits, as NumPy would
+# cut them to fewer bits without an error.
 CHUNKS: Final = np.dtype(
     [
         ("data", np.uintp),
@@ -79,26 +80,26 @@ OUTPUTS: Final = np.dtype(
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Tables:
-    """Which chunks to decode, and where their voxels go.
+    """The tables of one call of the kernel: chunks to decode, and where their voxels go.
 
-    The memory that is named is the caller's: it holds ``size`` bytes at the ``data`` of each chunk,
-    and lives until the kernel is done. Other numbers need not be true: a chunk whose numbers do not
-    fit together is not decoded.
+    The caller owns the memory at the addresses in the tables. There are ``size`` bytes at the
+    ``data`` of each chunk, and they live until the kernel is done. Other numbers may be wrong: a
+    chunk whose numbers do not fit together is not decoded.
 
     Raises
     ------
     ValueError
-        If a table is of another type, or has gaps.
+        If a table has another dtype, or is not contiguous.
     """
 
     chunks: npt.NDArray[np.void]
-    """Of type :data:`CHUNKS`; the kernel sets their ``status``."""
+    """Rows of :data:`CHUNKS`; the kernel sets their ``status``."""
     pieces: npt.NDArray[np.void]
-    """Of type :data:`PIECES`."""
+    """Rows of :data:`PIECES`, in the order of their chunks."""
     outputs: npt.NDArray[np.void]
-    """What :func:`output_table` returns."""
+    """Rows of :data:`OUTPUTS`; see :func:`output_table`."""
     decoded_bytes: int
-    """Of the largest chunk."""
+    """Bytes of the largest chunk, decoded."""
 
     def __post_init__(self) -> None:
         tables = (self.chunks, self.pieces, self.outputs)
@@ -108,14 +109,14 @@ class Tables:
 
 
 def output_table(outputs: Sequence[npt.NDArray[Any]]) -> npt.NDArray[np.void]:
-    """Describe the arrays that voxels go to.
+    """Return the table of the arrays that voxels go to.
 
     Raises
     ------
     TypeError
-        If one holds objects: their addresses would be bytes of a store.
+        If an array holds Python objects: bytes of a store would become their addresses.
     ValueError
-        If one may not be written, or is not of three dimensions.
+        If an array is read-only, or has not three dimensions.
     """
     for out in outputs:
         if out.dtype.hasobject:
@@ -132,12 +133,14 @@ class Kernel:
     Parameters
     ----------
     path
-        Where it lies.
+        Path of the library.
 
     Raises
     ------
     OSError
         If it cannot be loaded.
+    AttributeError
+        If it lacks a function, such as a library that an older version built.
     """
 
     def __init__(self, path: Path) -> None:
@@ -153,6 +156,14 @@ class Kernel:
             *(pointer, number),
         ]
         self._fill.restype = None
+        self.row_bytes: list[int] = []
+        for size_of in (
+            library.spinezarr_chunk_bytes,
+            library.spinezarr_piece_bytes,
+            library.spinezarr_output_bytes,
+        ):
+            size_of.argtypes, size_of.restype = [], number
+            self.row_bytes.append(int(size_of()))
         self._scratch_bytes = library.spinezarr_scratch_bytes
         self._scratch_bytes.argtypes = [number]
         self._scratch_bytes.restype = number
@@ -189,12 +200,14 @@ class Kernel:
         )
 
     def crc32c(self, data: bytes, *, by_table: bool) -> int:
-        """Return the CRC-32C of ``data``, computed in one of two ways."""
+        """Return the CRC-32C of ``data``, by table or by the processor's instruction."""
         return int(self._crc32c(data, len(data), by_table))
 
     def works(self) -> bool:
-        """Whether it fills boxes of some encoded chunks with the voxels that went in."""
+        """Return whether its structures fit, and it decodes some chunks as they were encoded."""
         if self.version != _VERSION or sys.byteorder != "little":
+            return False
+        if self.row_bytes != [table.itemsize for table in (CHUNKS, PIECES, OUTPUTS)]:
             return False
         shape, start, stop = (40, 30, 50), (3, 5, 7), (37, 29, 48)
         voxels = np.random.default_rng(0).integers(-900, 900, shape, np.int16)
@@ -223,7 +236,7 @@ class Kernel:
 
 @cache
 def kernel() -> Kernel | None:
-    """Return the kernel, or None where there is none that works."""
+    """Return the kernel; None if there is none, or it does not work."""
     if os.environ.get(NO_KERNEL):
         return None
     ending = ".dylib" if sys.platform == "darwin" else ".so"
@@ -235,6 +248,6 @@ def kernel() -> Kernel | None:
 
 
 def address(array: npt.NDArray[Any]) -> int:
-    """Return where the first element of an array lies."""
-    place: int = array.__array_interface__["data"][0]
-    return place
+    """Return the address of the first element of an array."""
+    first: int = array.__array_interface__["data"][0]
+    return first

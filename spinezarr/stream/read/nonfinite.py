@@ -1,7 +1,7 @@
-"""Voxels that are NaN or infinite: whether a stream refuses, keeps or replaces them.
+"""What happens to voxels that are NaN or infinite: are they refused, kept or replaced?
 
-One such voxel makes a loss NaN, and the weights with it. Which scans hold any was counted by the
-ingest, so nobody pays for looking.
+One such voxel makes a loss NaN, and then all weights. The ingest counted them in each scan, so no
+voxel is read to know which scans have any.
 """
 
 import math
@@ -17,27 +17,27 @@ from spinezarr.store.attributes import ScanAttributes
 __all__ = ["Nonfinite", "fill_nonfinite", "nonfinite_fill", "refuse_nonfinite"]
 
 Nonfinite = Literal["refuse", "keep"] | float
-"""``"refuse"`` scans that hold any, ``"keep"`` them, or the number to put in their place."""
+"""``"refuse"`` scans with such voxels, ``"keep"`` the voxels, or a number to replace them with."""
 _LISTED: Final = 3
-"""Scans that a message names."""
+"""Number of scans that a message names."""
 
 
 def refuse_nonfinite(table: xr.Dataset, nonfinite: Nonfinite, store: str) -> None:
-    """Check the option, and refuse scans of a table by what it says of them; none is opened.
+    """Check the option, and refuse scans that have such voxels by the table. No scan is opened.
 
     Parameters
     ----------
     table
         Rows of the scans that are to be read.
     nonfinite
-        What the user chose.
+        The user's option.
     store
-        Its name, for messages.
+        Name of the store, for messages.
 
     Raises
     ------
     UsageError
-        If the option is none, or scans are to be refused; names them and what to do.
+        If the option is invalid, or scans are refused. Names the scans and what to do.
     """
     if isinstance(nonfinite, str):
         valid = nonfinite in ("refuse", "keep")
@@ -65,24 +65,24 @@ def refuse_nonfinite(table: xr.Dataset, nonfinite: Nonfinite, store: str) -> Non
 
 
 def nonfinite_fill(nonfinite: Nonfinite, scan: ScanAttributes) -> float | None:
-    """Return what replaces NaN and infinity in a scan; None if nothing is to be replaced.
+    """Return the number that replaces NaN and infinity in a scan; None if nothing is replaced.
 
     Raises
     ------
     UsageError
-        If the scan holds any and they are refused: it has changed since the table was read.
+        If the scan has such voxels and they are refused. It has changed since the table was read.
     """
     if nonfinite == "keep" or not scan.image_nan_voxels + scan.image_infinite_voxels:
         return None
     if isinstance(nonfinite, str):
         raise UsageError(
             f"scan {scan.scan_id!r} holds voxels that are NaN or infinite since it was ingested "
-            "anew. Open the store again."
+            "again. Open the store again."
         )
     return nonfinite
 
 
 def fill_nonfinite(values: npt.NDArray[Any], fill: float | None) -> None:
-    """Put a number in place of NaN and infinity; do nothing for None."""
+    """Replace NaN and infinity in ``values`` by a number; do nothing if ``fill`` is None."""
     if fill is not None:
         np.copyto(values, fill, where=~np.isfinite(values))

@@ -1,4 +1,7 @@
-"""Which chunks some boxes of voxels need: plans are data, made without any I/O."""
+"""Which chunks do some boxes of voxels need?
+
+A plan is data, made without any I/O. A *piece* is the part of one box that lies in one chunk.
+"""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,31 +19,64 @@ Rows = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ReadPlan:
-    """The chunks that boxes need, each once, and the piece of each box in each of them.
+    """The chunks that some boxes need, each once, and the pieces of the boxes in these chunks.
 
-    Chunks are ordered by array, shard and place in the shard. The pieces of chunk ``c`` are
-    ``first_piece[c]`` to ``first_piece[c + 1]``; those of one box are disjoint and cover it.
+    There are two tables. Arrays of shape ``(chunks, ...)`` have a row for each chunk, in the order
+    of array, shard, and position in the shard. Arrays of shape ``(pieces, ...)`` have a row for
+    each piece; the pieces of chunk ``c`` are the rows from ``first_piece[c]`` up to, but without,
+    ``first_piece[c + 1]``. The pieces of one box are disjoint and cover it.
+
+    Examples
+    --------
+    An array of 4 x 4 x 8 voxels has chunks of 4 x 4 x 4, so it has two chunks side by side along x.
+    They lie in one shard.
+
+    >>> array = ArraySpec("a", "image", "", (4, 4, 8), np.dtype("i2"), (4, 4, 4), (4, 4, 8), {},
+    ...                   "/", {})
+
+    Box 0 crosses the border between the chunks, so it has two pieces. Box 1 lies in chunk 1.
+
+    >>> boxes = [Box((0, 0, 2), (1, 2, 7)), Box((1, 1, 6), (2, 2, 8))]
+    >>> plan = plan_reads([(array, box) for box in boxes])
+    >>> plan.chunk_zyx.tolist()
+    [[0, 0, 0], [0, 0, 1]]
+
+    Chunk 0 has one piece, row 0. Chunk 1 has two pieces, rows 1 and 2.
+
+    >>> plan.first_piece.tolist()
+    [0, 1, 3]
+    >>> plan.box.tolist()
+    [0, 0, 1]
+
+    Row 1 is the second piece of box 0. It begins at voxel (0, 0, 0) of chunk 1, which is voxel
+    (0, 0, 2) of the box, and has 1 x 2 x 3 voxels.
+
+    >>> plan.within_chunk_zyx[1].tolist(), plan.within_box_zyx[1].tolist()
+    ([0, 0, 0], [0, 0, 2])
+    >>> plan.shape_zyx[1].tolist()
+    [1, 2, 3]
     """
 
     arrays: tuple[ArraySpec, ...]
+    """The arrays that chunks are read from."""
     array: Rows
-    """Which array a chunk is of, shape ``(chunks,)``."""
+    """Shape ``(chunks,)``: number of the chunk's array in :attr:`arrays`."""
     chunk_zyx: Rows
-    """Index of the chunk in the array, shape ``(chunks, 3)``."""
+    """Shape ``(chunks, 3)``: index of the chunk in its array."""
     shard_zyx: Rows
-    """Index of its shard, shape ``(chunks, 3)``."""
+    """Shape ``(chunks, 3)``: index of the chunk's shard in its array."""
     position: Rows
-    """Place of the chunk in the shard's index, shape ``(chunks,)``."""
+    """Shape ``(chunks,)``: position of the chunk in its shard, in C order."""
     first_piece: Rows
-    """Shape ``(chunks + 1,)``."""
+    """Shape ``(chunks + 1,)``: row of the chunk's first piece; last, the number of pieces."""
     box: Rows
-    """Which box a piece is of, shape ``(pieces,)``."""
+    """Shape ``(pieces,)``: number of the box that the piece is a part of."""
     within_chunk_zyx: Rows
-    """First voxel of a piece in its chunk, shape ``(pieces, 3)``."""
+    """Shape ``(pieces, 3)``: first voxel of the piece, counted from the start of its chunk."""
     within_box_zyx: Rows
-    """First voxel of a piece in its box, shape ``(pieces, 3)``."""
+    """Shape ``(pieces, 3)``: first voxel of the piece, counted from the start of its box."""
     shape_zyx: Rows
-    """Voxels of a piece, shape ``(pieces, 3)``."""
+    """Shape ``(pieces, 3)``: shape of the piece in voxels."""
 
     def __len__(self) -> int:
         """Return the number of chunks."""
@@ -57,7 +93,7 @@ class ReadPlan:
         return (z, y, x)
 
     def pieces(self, chunk: int) -> Iterator[tuple[int, Box, Box]]:
-        """Yield whose pieces a chunk has: the box, and the voxels within the chunk and the box."""
+        """Yield the pieces of a chunk: number of the box, voxels in the chunk and in the box."""
         for piece in range(self.first_piece[chunk], self.first_piece[chunk + 1]):
             (a, b, c), (d, e, f) = self.within_chunk_zyx[piece], self.within_box_zyx[piece]
             z, y, x = self.shape_zyx[piece].tolist()
@@ -67,12 +103,12 @@ class ReadPlan:
 
 
 def plan_reads(boxes: Sequence[tuple[ArraySpec, Box]]) -> ReadPlan:
-    """Split boxes along chunk borders.
+    """Plan which chunks to read for some boxes; see :class:`ReadPlan`.
 
     Parameters
     ----------
     boxes
-        Arrays, and voxels inside them.
+        Stored arrays, and boxes of voxels inside them.
 
     Raises
     ------
@@ -87,7 +123,7 @@ def plan_reads(boxes: Sequence[tuple[ArraySpec, Box]]) -> ReadPlan:
     per_shard = _triples([array.chunks_per_shard_zyx for array in arrays])
     shard_grid = -(-_triples([array.shape_zyx for array in arrays]) // (chunk_shape * per_shard))
 
-    # Every box meets a block of first to first + count chunks: list them all, one row a piece.
+    # A box meets the block of chunks from first to first + count. List them, one row a piece.
     sides = chunk_shape[of_array]
     first = starts // sides
     count = -(-stops // sides) - first
@@ -106,7 +142,7 @@ def plan_reads(boxes: Sequence[tuple[ArraySpec, Box]]) -> ReadPlan:
     begin = np.maximum(starts[box], origin)
     shape = np.minimum(stops[box], origin + sides[box]) - begin
 
-    # Equal numbers mean equal chunks; their order is that of arrays, shards and positions.
+    # Equal keys mean equal chunks. Keys are ordered by array, shard and position in the shard.
     shard, inner = np.divmod(chunk, per_shard[array])
     position = _number(inner, per_shard[array])
     per_array = shard_grid.prod(axis=1) * per_shard.prod(axis=1)
@@ -148,7 +184,7 @@ def _triples(values: Sequence[ShapeZYX]) -> Rows:
 
 
 def _number(index_zyx: Rows, shape_zyx: Rows) -> Rows:
-    """Return the numbers of places of a grid, counted in C order."""
+    """Return the numbers of the cells of a grid, counted in C order."""
     numbers: Rows = index_zyx[:, 0] * shape_zyx[:, 1]
     numbers += index_zyx[:, 1]
     numbers *= shape_zyx[:, 2]

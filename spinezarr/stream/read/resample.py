@@ -1,4 +1,8 @@
-"""Values between voxels: separable linear interpolation for images, nearest voxels for labels."""
+"""What is the value at a position between voxels?
+
+Images are interpolated linearly along each axis, one after the other. Labels take the nearest
+voxel.
+"""
 
 import math
 from collections.abc import Sequence
@@ -10,43 +14,47 @@ import numpy.typing as npt
 
 from spinezarr.geometry import Box
 from spinezarr.store.reader import ArraySpec
-from spinezarr.stream.read.engine import BoxRead
+from spinezarr.stream.read.box_reader import BoxRead
 from spinezarr.stream.spacing import Positions
 
-__all__ = ["Resampling", "Source", "resample"]
+__all__ = ["Resampling", "SourceRegion", "resample"]
 
 _BLOCK_VALUES: Final = 1 << 18
-"""Values worked on at once: they stay in the cache, and calls of NumPy stay few."""
+"""Number of values to compute at once: few enough for the processor's cache, and many enough for
+few calls of NumPy."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Resampling:
-    """Voxels to read, and the values to compute from them once they are there."""
+    """A box of voxels to read, and the values to compute from them afterwards."""
 
     read: BoxRead
+    """The voxels that the values depend on."""
     positions_zyx: tuple[npt.NDArray[np.float64], ...]
-    """Along each axis, in voxels from the start of the box."""
+    """Positions of the values along each axis, in voxels from the start of the box."""
     out: npt.NDArray[Any]
+    """Array that the values go to."""
     linear: bool
+    """Whether to interpolate linearly; else the nearest voxel is taken."""
 
     def run(self) -> None:
-        """Fill ``out``; between values that are no numbers there is none."""
+        """Fill ``out``. Next to NaN and infinity, interpolated values are NaN or infinite too."""
         with np.errstate(invalid="ignore"):
             resample(self.read.out, self.positions_zyx, self.out, linear=self.linear)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Source:
-    """What must be read of an array for the values at a grid of positions."""
+class SourceRegion:
+    """The part of an array that the values at a grid of positions depend on."""
 
     box: Box
-    """Just the voxels that are needed."""
+    """The voxels that are needed, and no others."""
     positions_zyx: tuple[npt.NDArray[np.float64], ...] | None
-    """Positions along each axis, from the start of the box; None if they are its voxels."""
+    """Positions along each axis from the start of the box; None if they are those of its voxels."""
 
     @classmethod
     def of(cls, positions_zyx: Sequence[Positions]) -> Self:
-        """Find the box around positions: along each axis inside the array, none before the last."""
+        """Find the box around positions that increase along each axis and lie inside the array."""
         z, y, x = ((math.floor(at[0]), math.ceil(at[-1]) + 1) for at in positions_zyx)
         box = Box((z[0], y[0], x[0]), (z[1], y[1], x[1]))
         if all(isinstance(at, range) for at in positions_zyx):
@@ -57,7 +65,7 @@ class Source:
     def plan(
         self, array: ArraySpec, out: npt.NDArray[Any], *, linear: bool
     ) -> BoxRead | Resampling:
-        """Plan how to fill ``out``; see :func:`resample`. Voxels are read into it directly."""
+        """Return what fills ``out``: a read if the positions are voxels, else a resampling."""
         if self.positions_zyx is None:
             return BoxRead(array, self.box, out)
         read = BoxRead(array, self.box, np.empty(self.box.shape_zyx, array.dtype))
@@ -78,20 +86,22 @@ def resample(
     source
         Voxels ``(z, y, x)``.
     positions_zyx
-        Positions along each axis, in voxels of ``source``; from its first to its last voxel.
+        Positions along each axis in voxels of ``source``, from its first to its last voxel.
     out
-        Of as many values along each axis as there are positions; may be a strided view. Linear
-        values are rounded, halves to even, if its type is an integer.
+        Array with as many values along each axis as there are positions. It may be a strided view.
+        If its dtype is an integer, linear values are rounded, and halves to even.
     linear
-        Interpolate linearly; else take the nearest voxel, of two that are equally near the later.
-        No filter goes before: where positions are several voxels apart, those between are skipped.
+        Whether to interpolate linearly. Else the nearest voxel is taken, and the later one of two
+        that are equally near. No filter is applied before: where positions are several voxels
+        apart, the voxels between them are skipped.
 
     Notes
     -----
-    Interpolation is in float32 for types that it holds, within 0.01 for int16, else in float64.
+    Interpolation is in float32 if that holds all values of the source's dtype, else in float64. For
+    int16, the error of float32 is less than 0.01.
     """
     taps = [_Taps.of(at, linear=linear) for at in positions_zyx]
-    # float32 where it holds every value: it is twice as fast.
+    # float32 is twice as fast, and is used if it holds every value.
     exact = np.result_type(source.dtype, np.float32)
     rounded = linear and out.dtype.kind in "iu"
     planes = max(1, _BLOCK_VALUES // max(1, source.shape[1] * source.shape[2]))
@@ -107,12 +117,14 @@ def resample(
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Taps:
-    """Which voxels each value along an axis is made of."""
+    """The two voxels that each value along an axis is computed from, and their weights."""
 
     lower: npt.NDArray[np.intp]
+    """Number of the voxel before each position."""
     upper: npt.NDArray[np.intp]
+    """Number of the voxel after each position."""
     weight: npt.NDArray[np.float64] | None
-    """Of the upper voxel; None if all values are those of the lower voxels."""
+    """Weight of the upper voxel; None if all values are those of the lower voxels."""
 
     @classmethod
     def of(cls, positions: npt.NDArray[np.float64], *, linear: bool) -> "_Taps":
@@ -128,7 +140,7 @@ class _Taps:
         return _Taps(self.lower[part], self.upper[part], weight)
 
     def along(self, values: npt.NDArray[Any], axis: int, exact: np.dtype[Any]) -> npt.NDArray[Any]:
-        """Return the values along one axis; of another type only if they are interpolated."""
+        """Return the values along one axis; they keep their dtype unless they are interpolated."""
         low = values.take(self.lower, axis)
         if self.weight is None:
             return low

@@ -1,4 +1,7 @@
-"""Reads that are made again where a scan was written again meanwhile."""
+"""What happens if a scan is written again while it is read?
+
+Its voxels are the same, but its files have other names. So the read is repeated with the new names.
+"""
 
 from collections.abc import Callable
 from typing import Final, TypeVar
@@ -8,13 +11,19 @@ from spinezarr.errors import ScanRewrittenError
 __all__ = ["retry_if_rewritten"]
 
 T = TypeVar("T")
-_REREADS: Final = 3
-"""How often a scan may be written again while it is read."""
+_RETRIES: Final = 3
+"""Number of times that a read is repeated."""
 
 
 def retry_if_rewritten(read: Callable[[], T]) -> T:
-    """Call ``read`` again where a scan was written again meanwhile, with the same voxels."""
-    for _ in range(_REREADS):
+    """Return what ``read`` returns; call it again if a scan was rewritten with the same voxels.
+
+    Raises
+    ------
+    ScanRewrittenError
+        If scans were rewritten during each of several calls.
+    """
+    for _ in range(_RETRIES):
         try:
             return read()
         except ScanRewrittenError:

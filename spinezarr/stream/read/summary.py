@@ -1,4 +1,4 @@
-"""What reading some boxes takes, counted before it is done."""
+"""What will it take to read a batch?"""
 
 from dataclasses import dataclass, replace
 
@@ -9,59 +9,68 @@ __all__ = ["ReadSummary", "megabytes"]
 
 @dataclass(frozen=True, slots=True)
 class ReadSummary:
-    """What a batch will read; ``print`` it."""
+    """What reading some boxes takes, counted before it is done; ``print`` it.
+
+    Examples
+    --------
+    >>> print(store.patches((16, 24, 24), foreground=1.0).explain())  # doctest: +ELLIPSIS
+    2 boxes of 1 scan, ... MB of voxels
+    ...
+    """
 
     boxes: int
-    """Boxes of images and masks."""
+    """Number of boxes, of images and masks."""
     scans: int
+    """Number of scans that the boxes lie in."""
     shards: int
-    """Files that bytes are read from."""
+    """Number of files that bytes are read from."""
     chunks: int
-    """Chunks that are fetched and decoded, each once."""
+    """Number of chunks that are fetched and decoded, each once."""
     shared_chunks: int
-    """Chunks that more than one box needs."""
+    """Number of chunks that more than one box needs."""
     cached_chunks: int
-    """Chunks that are in memory already."""
+    """Number of chunks that are in the cache already."""
     background_chunks: int
-    """Chunks of masks that are not stored, as no vertebra is there; they cost nothing."""
+    """Number of chunks of masks that are not stored, as they are all background."""
     requests: int
-    """Requests, or system calls where the store is on disk."""
+    """Number of requests; of system calls if the store is on disk."""
     fetched_bytes: int
+    """Bytes of the encoded chunks that are fetched."""
     decoded_bytes: int
-    """Voxels of all fetched chunks; of slices, the kernel decodes only a part of them."""
+    """Bytes of the voxels of these chunks; for slices, the kernel decodes only a part of them."""
     voxel_bytes: int
-    """Voxels of the boxes."""
+    """Bytes of the voxels of the boxes."""
     kernel: bool
-    """Whether C code decodes; see :mod:`spinezarr.stream.read.native`."""
-    way: str = ""
-    """How they are read from a server of spinezarr, and why; empty of other stores."""
+    """Whether the kernel decodes; see :mod:`spinezarr.stream.read.native`."""
+    transfer: str = ""
+    """How a spinezarr server sends the batch, and why; empty if the store is on no such server."""
 
     @property
     def amplification(self) -> float:
-        """Bytes of voxels that are fetched, for each byte that is wanted."""
+        """Bytes of voxels in the fetched chunks for each byte of voxels that is wanted."""
         return self.decoded_bytes / self.voxel_bytes if self.voxel_bytes else 0.0
 
-    def read_as(self, way: str) -> "ReadSummary":
-        """Return the same, read in some way."""
-        return replace(self, way=way)
+    def with_transfer(self, transfer: str) -> "ReadSummary":
+        """Return the same summary with another :attr:`transfer`."""
+        return replace(self, transfer=transfer)
 
     def __str__(self) -> str:
         known = self.chunks + self.cached_chunks + self.background_chunks
-        slowly = "" if self.kernel else "; without the kernel, so slowly"
+        slowly = "" if self.kernel else "; slowly, as there is no kernel"
         return (
             f"{count_noun(self.boxes, 'box', 'boxes')} of {count_noun(self.scans, 'scan')}, "
             f"{megabytes(self.voxel_bytes)} of voxels\n"
             f"{count_noun(known, 'chunk')}: {self.chunks} to fetch, "
             f"{self.cached_chunks} in the cache, {self.background_chunks} background; "
-            f"{self.shared_chunks} are for several boxes\n"
+            f"{self.shared_chunks} are needed by several boxes\n"
             f"{count_noun(self.requests, 'request')} to {count_noun(self.shards, 'shard')}, "
             f"{megabytes(self.fetched_bytes)}\n"
             f"{megabytes(self.decoded_bytes)} decoded, "
             f"{self.amplification:.2f} times what is wanted{slowly}"
-            f"{self.way and f'{chr(10)}read {self.way}'}"
+            f"{self.transfer and f'{chr(10)}read {self.transfer}'}"
         )
 
 
 def megabytes(n_bytes: float) -> str:
-    """Show a size in MB of 10^6 bytes."""
+    """Return a size as text, in MB of 10^6 bytes."""
     return f"{n_bytes / 1e6:.1f} MB"

@@ -1,8 +1,8 @@
-"""Tensors of a batch as a server sends them: safetensors, with checksums, packed for the link.
+"""In which form does a server send a batch?
 
-The format is that of https://github.com/huggingface/safetensors#format. The metadata hold JSON:
-``crc32c`` has the checksum of the bytes of each tensor. ``packed`` says of which type and shape the
-voxels are whose tensor is one of bytes, a frame of Blosc.
+As safetensors (https://github.com/huggingface/safetensors#format), with two more entries of JSON in
+the metadata. ``crc32c`` has the checksum of the bytes of each tensor. Voxels may be packed: their
+tensor is then one of bytes, a frame of Blosc, and ``packed`` has the dtype and shape of the voxels.
 """
 
 import json
@@ -23,25 +23,25 @@ from spinezarr.store.sharding import ChunkDamagedError, crc32c, decompress
 __all__ = ["PACKS", "DamagedTensorsError", "Pack", "Tensors", "pack_voxels", "write_tensors"]
 
 Pack = Literal["none", "lz4", "zstd"]
-"""How voxels are packed for the link."""
+"""How voxels are compressed before they are sent."""
 PACKS: Final[Mapping[Pack, tuple[str, int]]] = {"lz4": ("lz4", 5), "zstd": ("zstd", 1)}
-"""Measured on a CT: lz4 5 packs 440 to 1,000 MB/s a core, zstd 1 200 to 570, and smaller."""
+"""Codec and level. On a CT, lz4 5 packs 440 to 1,000 MB/s a core, and zstd 1 packs 200 to 570."""
 _DTYPES: Final = {"i1": "I8", "u1": "U8", "i2": "I16", "u2": "U16", "i4": "I32", "u4": "U32"} | {
     "i8": "I64", "u8": "U64", "f4": "F32", "f8": "F64"
 }  # fmt: skip
-"""Names of types in safetensors."""
+"""Name of a dtype in safetensors, by its code in NumPy."""
 _DTYPE_OF: Final = {name: np.dtype(f"<{code}") for code, name in _DTYPES.items()}
 _ALIGNMENT: Final = 8
 _LENGTH: Final = struct.Struct("<Q")
 _HEADER_BYTES: Final = 4 << 20
-"""Of what describes the tensors; that of 8,192 items takes half a megabyte."""
+"""Largest header; that of 8,192 items takes half a megabyte."""
 
 _Count = Annotated[int, Field(ge=0, le=1 << 40)]
 Empty = Callable[[tuple[int, ...], npt.DTypeLike], npt.NDArray[Any]]
 
 
 class DamagedTensorsError(ValueError):
-    """Bytes that are no tensors, or not those that were sent."""
+    """Bytes that are not tensors, or are not those that were sent."""
 
 
 class _Model(BaseModel):
@@ -66,27 +66,27 @@ _PACKED: Final = TypeAdapter(dict[str, _PackedModel])
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Tensors:
-    """What came, checked, and unpacked on request.
+    """The tensors of an answer, checked, and unpacked on request.
 
     Attributes
     ----------
-    about
-        The metadata, JSON each.
+    metadata
+        Values of the metadata, each as JSON.
     """
 
-    about: Mapping[str, str]
+    metadata: Mapping[str, str]
     _data: Mapping[str, memoryview]
     _models: Mapping[str, _TensorModel]
     _packed: Mapping[str, _PackedModel]
 
     @classmethod
     def parse(cls, answer: Buffer) -> "Tensors":
-        """Read the description of tensors, and check the bytes of each.
+        """Read the header of an answer, and check the bytes of each tensor.
 
         Raises
         ------
         DamagedTensorsError
-            If they are not as they were sent.
+            If the bytes are not as they were sent.
         """
         try:
             return cls._parsed(memoryview(answer).cast("B"))
@@ -100,12 +100,12 @@ class Tensors:
             raise DamagedTensorsError(f"the description of the tensors has {length} bytes")
         first = _LENGTH.size + length
         found = _HEADER.validate_json(bytes(whole[_LENGTH.size : first]))
-        about = found.pop("__metadata__", {})
-        if not isinstance(about, dict):
+        metadata = found.pop("__metadata__", {})
+        if not isinstance(metadata, dict):
             raise DamagedTensorsError("the tensors come without metadata")
         models = {name: model for name, model in found.items() if isinstance(model, _TensorModel)}
         data: dict[str, memoryview] = {}
-        checksums = _CHECKSUMS.validate_json(about.get("crc32c", ""))
+        checksums = _CHECKSUMS.validate_json(metadata.get("crc32c", ""))
         for name, model in models.items():
             start, stop = model.data_offsets
             dtype = _DTYPE_OF.get(model.dtype)
@@ -115,26 +115,26 @@ class Tensors:
                 raise DamagedTensorsError(f"the tensor {name!r} is not as it is described")
             if (crc32c(data[name]) if size else 0) != checksums.get(name):
                 raise DamagedTensorsError(f"the tensor {name!r} has another checksum")
-        return cls(about, data, models, _PACKED.validate_json(about.get("packed", "{}")))
+        return cls(metadata, data, models, _PACKED.validate_json(metadata.get("packed", "{}")))
 
     def get(
         self, name: str, shape: tuple[int, ...], dtype: npt.DTypeLike, empty: Empty = np.empty
     ) -> npt.NDArray[Any]:
-        """Return a tensor in memory of its own.
+        """Return a tensor as an array with its own memory.
 
         Parameters
         ----------
         name
-            Of the tensor.
+            Name of the tensor.
         shape, dtype
-            That it must have.
+            Shape and dtype that it must have.
         empty
-            Returns memory for an array.
+            Returns a new array of a shape and dtype, as :func:`numpy.empty`.
 
         Raises
         ------
         DamagedTensorsError
-            If it is not there, or another.
+            If there is no such tensor, or its shape or dtype is another.
         """
         expected = np.dtype(dtype).newbyteorder("<")
         data, model, packed = self._data.get(name), self._models.get(name), self._packed.get(name)
@@ -148,7 +148,7 @@ class Tensors:
             else None
         )
         if found != (expected, shape):
-            raise DamagedTensorsError(f"the tensor {name!r} has another type or shape")
+            raise DamagedTensorsError(f"the tensor {name!r} has another dtype or shape")
         out = empty(shape, expected)
         if packed is None:
             out[...] = np.frombuffer(data, expected).reshape(shape)
@@ -160,12 +160,12 @@ class Tensors:
         return out
 
     def size_bytes(self, name: str) -> int:
-        """Return the bytes that came of a tensor."""
+        """Return the number of bytes that were sent for a tensor."""
         return len(self._data[name])
 
 
 def pack_voxels(voxels: npt.NDArray[Any], pack: Pack) -> bytes:
-    """Return voxels as a frame of Blosc; of nothing there is none."""
+    """Return voxels as a frame of Blosc. There must be at least one."""
     name, level = PACKS[pack]
     shuffle = blosc.SHUFFLE if voxels.itemsize > 1 else blosc.NOSHUFFLE
     frame: bytes = blosc.compress(np.ascontiguousarray(voxels), name.encode(), level, shuffle)
@@ -173,18 +173,18 @@ def pack_voxels(voxels: npt.NDArray[Any], pack: Pack) -> bytes:
 
 
 def write_tensors(
-    tensors: Mapping[str, npt.NDArray[Any]], about: Mapping[str, Any], pack: Mapping[str, Pack]
+    tensors: Mapping[str, npt.NDArray[Any]], metadata: Mapping[str, Any], pack: Mapping[str, Pack]
 ) -> bytes:
-    """Return tensors as they are sent.
+    """Return the bytes to send for some tensors.
 
     Parameters
     ----------
     tensors
         Little-endian arrays by name.
-    about
-        What else is said of them; becomes JSON.
+    metadata
+        Further metadata by name; each value is sent as JSON.
     pack
-        How those that are packed are.
+        How to pack tensors, by their names; others are not packed.
     """
     packed: dict[str, dict[str, Any]] = {}
     sent = dict(tensors)
@@ -205,8 +205,8 @@ def write_tensors(
         checksums[name] = crc32c(data) if data.nbytes else 0
         at += data.nbytes
         parts.append(data)
-    said = {**about, "packed": packed, "crc32c": checksums}
-    texts = {name: json.dumps(value) for name, value in said.items()}
+    texts = {**metadata, "packed": packed, "crc32c": checksums}
+    texts = {name: json.dumps(value) for name, value in texts.items()}
     text = json.dumps({"__metadata__": texts, **header}).encode()
     text += b" " * (-len(text) % _ALIGNMENT)
     return b"".join([_LENGTH.pack(len(text)), text, *parts])

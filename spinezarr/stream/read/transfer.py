@@ -1,9 +1,13 @@
-"""Which of two ways gives units of a stream faster: what was measured of each, else estimates.
+"""Which of two ways reads batches faster: from the server, or by ranges?
 
-Rates can be compared only where as many units were under way. A stream that begins or ends, or of
-which a program took a look of two batches, has few. So time counts while at least half as many are
-under way as usual. The first round of a way does not: its units wait for new connections, and those
-of the way before end beside them. What was measured of a way stays when it is left.
+A *read* is one call for batches that are read together. Both ways are estimated at first. Then
+their rates are measured, in reads per second, and measured rates replace the estimates. What was
+measured of a way stays when the way is left.
+
+Two rates can be compared only if about as many reads were in flight for both. There are few at the
+start and the end of a stream, and if a program takes only two batches. So time counts only while at
+least half as many reads are in flight as usual. The first round of a way does not count either: its
+reads wait for new connections, and the last reads of the other way still run beside them.
 """
 
 import time
@@ -13,113 +17,122 @@ from typing import Final, Literal
 __all__ = ["ENOUGH", "Transfer", "TransferChoice"]
 
 Transfer = Literal["auto", "patches", "ranges"]
-"""What travels from a server of spinezarr: voxels that it has read, or byte ranges of the store."""
+"""What a spinezarr server sends: voxels of patches, or byte ranges of the store.
+
+``"auto"`` takes whichever is faster.
+"""
 ENOUGH: Final = 8
-"""Units that tell how fast a way is, at least; and half a round."""
+"""Smallest number of reads that a rate is measured from; it is also at least half a round."""
 _FASTER: Final = 1.25
-"""How many times as fast the server must be to be asked, as others may want it too; and so many
-times as fast another way must be to be tried."""
+"""The server must be this many times as fast as ranges to be asked, as others need it too.
+
+Ranges must promise to be this many times as fast as the server to be tried.
+"""
 _TRY_AGAIN: Final = 512
-"""Units after which a way that was slower may be tried again."""
+"""Number of reads after which a slower way may be tried again."""
 _ROUNDS: Final = 8
-"""Of as many units as are usually under way. What was before them counts half, and half again; and
-if there were always fewer in so many, fewer are usual now."""
+"""Number of rounds that a rate is measured over; what was before counts half, and half again.
+
+A round is as many reads as are usually in flight. After this many rounds with fewer reads in
+flight, fewer count as usual.
+"""
 
 
 class TransferChoice:
-    """Takes the faster way, as far as is known; of one thread.
+    """Chooses the faster way to read; not shared between threads.
 
     Parameters
     ----------
     clock
-        Seconds.
+        Returns the time in seconds.
 
     Attributes
     ----------
-    way
-        That units are read in now.
-    units
-        How many have ended in each way.
+    transfer
+        The way to read now.
+    n_reads
+        Number of reads that ended, by their way.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self.way: Transfer = "patches"
-        self.units: dict[Transfer, int] = {"patches": 0, "ranges": 0}
+        self.transfer: Transfer = "patches"
+        self.n_reads: dict[Transfer, int] = {"patches": 0, "ranges": 0}
         self._clock = clock
-        self._under_way = 0
+        self._in_flight = 0
         self._usual = 0
-        """Units under way, in either way."""
+        """Number of reads in flight, in either way."""
         self._fewer = 0
-        """Units that ended while there were fewer, one after the other."""
+        """Number of reads in a row that ended while fewer were in flight."""
         self._rates: dict[Transfer, tuple[float, int]] = {}
-        """Units in a second of each way, and how many were under way then."""
+        """Reads per second of each way, and the usual number in flight then."""
         self._since = 0
-        """Units since the way was changed."""
+        """Number of choices since the way was changed."""
         self._began_s = clock()
         self._last_s = self._began_s
         self._to_skip = self._ended = 0
         self._amount = self._seconds = 0.0
 
-    def measured(self, way: Transfer) -> float | None:
-        """Return units in a second; None as long as they are too few to tell."""
-        rate, usual = self._rates.get(way, (None, 0))
+    def measured(self, transfer: Transfer) -> float | None:
+        """Return the measured reads per second; None if there were too few reads."""
+        rate, usual = self._rates.get(transfer, (None, 0))
         is_alike = max(usual, self._usual) <= 2 * min(usual, self._usual)
         return rate if is_alike else None
 
     def choose(self, served_per_s: float, ranges_per_s: float) -> Transfer:
-        """Change the way if another one is faster; return the one to take.
+        """Change the way if the other one is faster, and return the way to take.
 
         Parameters
         ----------
         served_per_s, ranges_per_s
-            Units in a second: as :meth:`measured`, else estimated.
+            Reads per second from the server and by ranges, measured or estimated.
         """
-        other: Transfer = "ranges" if self.way == "patches" else "patches"
+        other: Transfer = "ranges" if self.transfer == "patches" else "patches"
         self._since += 1
         if self._since > _TRY_AGAIN:
             self._rates.pop(other, None)
             self._since = 0
-        if self.way == "ranges":
+        if self.transfer == "ranges":
             wants = served_per_s > _FASTER * ranges_per_s
         else:
-            # What is only estimated must promise more; what was measured takes work off the server.
+            # An estimate must promise more than the server. A measured rate may be a little lower,
+            # as ranges take work off the server.
             is_tried = self.measured(other) is not None
             wants = ranges_per_s * (_FASTER if is_tried else 1 / _FASTER) > served_per_s
         if wants:
-            self.way, self._since = other, 0
+            self.transfer, self._since = other, 0
             self._restart()
-        return self.way
+        return self.transfer
 
     def begin(self) -> float:
-        """Say that a unit has begun; return when."""
+        """Note that a read begins, and return the time."""
         now_s = self._pass_time()
-        self._under_way += 1
-        if self._under_way > self._usual:
-            self._usual = self._under_way
+        self._in_flight += 1
+        if self._in_flight > self._usual:
+            self._usual = self._in_flight
             self._restart()
         return now_s
 
-    def end(self, way: Transfer, began_s: float, amount: float) -> None:
-        """Say that a unit has ended.
+    def end(self, transfer: Transfer, began_s: float, amount: float) -> None:
+        """Note that a read has ended.
 
         Parameters
         ----------
-        way
-            That it was read in.
+        transfer
+            Its way.
         began_s
             What :meth:`begin` returned.
         amount
-            How much of it was done.
+            1 if it succeeded, 0 if it failed.
         """
         self._pass_time()
         is_usual = self._is_usual
-        self._under_way -= 1
-        self.units[way] += 1
+        self._in_flight -= 1
+        self.n_reads[transfer] += 1
         self._fewer = 0 if is_usual else self._fewer + 1
         if self._fewer > _ROUNDS * self._usual:
-            self._usual, self._fewer = self._under_way + 1, 0
+            self._usual, self._fewer = self._in_flight + 1, 0
             self._restart()
-        if way != self.way or began_s < self._began_s or not is_usual:
+        if transfer != self.transfer or began_s < self._began_s or not is_usual:
             return
         if self._to_skip:
             self._to_skip -= 1
@@ -127,22 +140,22 @@ class TransferChoice:
         self._ended += 1
         self._amount += amount
         if self._ended >= max(ENOUGH, self._usual // 2) and self._seconds > 0:
-            self._rates[way] = self._amount / self._seconds, self._usual
+            self._rates[transfer] = self._amount / self._seconds, self._usual
         if self._amount > _ROUNDS * max(ENOUGH, self._usual):
             self._amount, self._seconds = self._amount / 2, self._seconds / 2
 
     @property
     def _is_usual(self) -> bool:
-        return 2 * self._under_way >= self._usual
+        return 2 * self._in_flight >= self._usual
 
     def _restart(self) -> None:
-        """Measure the way anew, after a round."""
+        """Measure the rate of this way again, after one round."""
         self._began_s = self._clock()
         self._to_skip, self._ended = self._usual, 0
         self._amount = self._seconds = 0.0
 
     def _pass_time(self) -> float:
-        """Count the time since anything began or ended, unless few were under way; return now."""
+        """Count the time since the last event, unless few reads were in flight; return the time."""
         now_s = self._clock()
         if self._is_usual and not self._to_skip:
             self._seconds += now_s - self._last_s

@@ -254,7 +254,7 @@ def test_every_draw_is_as_likely_as_enumeration_says(foreground, weights, center
     sampler = sampler_of((2, 2, 2), **{**options, "weights": weights or {}}, seed=3)
     found = Counter((r.scan_id, r.vertebra, r.box.start_zyx) for r in draw_many(sampler, 6000))
     assert_as_likely(found, chances)
-    of_kind = sampler.chances()
+    of_kind = sampler.probabilities()
     for i in range(3):
         for column, vertebra in enumerate((None, "a", "b", "c")):
             expected = sum(

@@ -151,7 +151,7 @@ def test_chances_are_those_of_exact_draws(foreground):
     expected[:, 0] = (1 - foreground) / 3
     expected[0, 2] = foreground / 2  # of the vertebrae that occur, b and c, in the one scan with b
     expected[:2, 3] = foreground / 4
-    found = sampler_of(foreground=foreground).chances()
+    found = sampler_of(foreground=foreground).probabilities()
     np.testing.assert_allclose(found, expected, rtol=1e-14)
     assert found.sum() == pytest.approx(1, rel=1e-14)
 
@@ -380,7 +380,8 @@ def test_batches_of_a_window_are_read_together(store):
         def read(self, reads, **_):
             calls.append(list(reads))
 
-    stream = replace(stream, engine=Counted(LocalFetcher(StoreFolder.at("/"))))
+    engine = Counted(LocalFetcher(StoreFolder.at("/")))
+    stream = replace(stream, batch_reader=replace(stream.batch_reader, engine=engine))
     units = [stream.read_group(number) for number in range(-(-30 // n))]
     assert [batch.index.tolist() for unit in units for batch in unit] == [
         [i, i + 1] for i in range(0, 30, 2)

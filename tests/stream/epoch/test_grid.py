@@ -14,7 +14,8 @@ from spinezarr.errors import CorruptStoreError, UnknownScanError, UsageError
 from spinezarr.ingestion.discovery.discover import discover
 from spinezarr.ingestion.run import ingest
 from spinezarr.recipe import Recipe
-from spinezarr.stream.epoch.grid import Merger, Tiling
+from spinezarr.stream.epoch.merger import Merger
+from spinezarr.stream.epoch.tiling import Tiling
 from spinezarr.stream.read.engine import Engine
 from spinezarr.testing import NiftiForm, write_nifti
 
@@ -135,7 +136,7 @@ def test_a_grid_reads_each_chunk_once(several, noting_fetcher):
     store, _, _ = several
     fetch = noting_fetcher()
     grid = store.grid("one", (50, 40, 40), overlap_zyx=(30, 20, 20), labels=True)
-    for _ in replace(grid, stream=replace(grid.stream, engine=Engine(fetch))):
+    for _ in replace(grid, batch_reader=replace(grid.batch_reader, engine=Engine(fetch))):
         pass
     assert len(fetch.fetched) == len(set(fetch.fetched)) == 2 * 3 * 2 * 3
 

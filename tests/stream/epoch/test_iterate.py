@@ -63,15 +63,20 @@ def _no_thread_is_left_behind():
     assert not ours()
 
 
+def with_engine(stream, engine):
+    """The stream, whose voxels another engine reads."""
+    return replace(stream, batch_reader=replace(stream.batch_reader, engine=engine))
+
+
 # The parts of an epoch
 
 EPOCHS = st.builds(BatchGroups, st.integers(1, 60), st.integers(1, 7))
 
 
-def batches_of(share, epoch):
-    """The batches of a share by brute force: their numbers in the epoch."""
-    listed = [batch for unit in share.units(epoch) for batch in epoch.batches(unit)]
-    return listed[share.skip :]
+def batches_of(partition, epoch):
+    """The batches of a partition by brute force: their numbers in the epoch."""
+    listed = [batch for group in partition.groups(epoch) for batch in epoch.batches(group)]
+    return listed[partition.batches_done :]
 
 
 @given(EPOCHS, st.lists(st.integers(1, 5), max_size=3))
@@ -93,9 +98,9 @@ def test_taking_turns_the_shares_give_the_units_of_the_epoch_in_order(epoch, ran
         for worker in range(workers)
         for rank in range(ranks)
     ]
-    rows = [list(share.units(epoch)) for share in shares]
-    turns = [row[i] for i in range(epoch.n_units) for row in rows if i < len(row)]
-    assert turns == list(range(epoch.n_units))
+    rows = [list(share.groups(epoch)) for share in shares]
+    turns = [row[i] for i in range(epoch.n_groups) for row in rows if i < len(row)]
+    assert turns == list(range(epoch.n_groups))
 
 
 @given(EPOCHS, st.integers(1, 9), st.integers(1, 4))
@@ -110,7 +115,7 @@ def test_ranks_get_equally_many_batches_and_fewer_than_ranks_are_dropped(epoch, 
         of_workers = [share.split(worker, workers, even=False) for worker in range(workers)]
         assert sorted(chain(*(batches_of(worker, epoch) for worker in of_workers))) == batches
     # Taking turns, unit by unit, they give the sequence of one.
-    turns = [epoch.batches(unit) for unit in range(epoch.n_units)]
+    turns = [epoch.batches(unit) for unit in range(epoch.n_groups)]
     assert list(chain(*turns)) == sorted(chain(*found))
 
 
@@ -210,11 +215,13 @@ class InUnits(PatchStream):
 def test_a_stream_goes_on_inside_a_unit(stream, given_before, prefetch_bytes):
     expected = digests(stream)
     stream = InUnits(**{field.name: getattr(stream, field.name) for field in fields(stream)})
-    stream = replace(stream, prefetch_bytes=prefetch_bytes)
+    stream = stream.with_reading(prefetch_bytes=prefetch_bytes)
     iterator = iter(stream)
     found = [digest(next(iterator)) for _ in range(given_before)]
     state = through_json(iterator.state_dict())
-    assert (state["done"], state["skip"]) == {11: (4, 0)}.get(given_before, divmod(given_before, 3))
+    assert (state["groups_done"], state["batches_done"]) == {11: (4, 0)}.get(
+        given_before, divmod(given_before, 3)
+    )
     iterator.close()
     rest = stream.resume(state)
     assert len(rest) == 11 - given_before
@@ -278,8 +285,8 @@ def test_no_rank_is_empty_and_no_sample_is_lost(
     given = [
         request.index
         for share in shares
-        for unit in share.partition.units(share.batch_groups)
-        for requests in share._groups(unit)
+        for unit in share.partition.groups(share.batch_groups)
+        for requests in share._draw_group(unit)
         for request in requests
     ]
     kept = n_batches // ranks * ranks
@@ -319,7 +326,7 @@ def test_the_state_of_another_stream_is_refused(store, stream, other, message):
 
 @pytest.mark.parametrize("state", [{}, {"epoch": 1}, 3, None, "epoch"])
 def test_what_is_no_state_is_refused(stream, state):
-    with pytest.raises(UsageError, match="no state of a stream"):
+    with pytest.raises(UsageError, match="not the state of a stream"):
         stream.resume(state)
 
 
@@ -340,7 +347,8 @@ def test_what_is_held_is_counted_in_bytes(store):
     ):
         batch = stream[0]
         label_bytes = 0 if batch.label is None else batch.label.nbytes
-        assert stream.batch_bytes == stream.group_bytes == batch.image.nbytes + label_bytes
+        ahead = stream.read_ahead
+        assert ahead.batch_bytes == ahead.group_bytes == batch.image.nbytes + label_bytes
 
 
 def test_a_state_is_small_and_that_of_an_equal_stream(store, stream):
@@ -348,7 +356,7 @@ def test_a_state_is_small_and_that_of_an_equal_stream(store, stream):
     assert len(json.dumps(state)) < 2000
     again = pickle.loads(pickle.dumps(stream))  # noqa: S301  our own bytes
     assert iter(again).state_dict() == state
-    assert digests(replace(again, threads=1, prefetch_bytes=1).resume(state)) == digests(stream)
+    assert digests(again.with_reading(threads=1, prefetch_bytes=1).resume(state)) == digests(stream)
 
 
 # Reading ahead
@@ -357,14 +365,14 @@ def test_a_state_is_small_and_that_of_an_equal_stream(store, stream):
 @pytest.mark.parametrize("threads", [1, 2, 5])
 @pytest.mark.parametrize("prefetch_bytes", [1, 20_000, 1 << 30])
 def test_threads_and_bounds_change_nothing(stream, threads, prefetch_bytes):
-    bounded = replace(stream, threads=threads, prefetch_bytes=prefetch_bytes)
+    bounded = stream.with_reading(threads=threads, prefetch_bytes=prefetch_bytes)
     assert digests(bounded) == digests(stream)
 
 
 @pytest.mark.parametrize("name", ["threads", "prefetch_bytes"])
 def test_bounds_that_are_none_are_refused(stream, name):
     with pytest.raises(UsageError, match=f"{name} 0: must be at least 1"):
-        replace(stream, **{name: 0})
+        stream.with_reading(**{name: 0})
 
 
 @pytest.fixture
@@ -372,7 +380,7 @@ def counted(store, noting_fetcher):
     """Long stream of one-patch batches of 1024 bytes, and the list of what it fetched."""
     fetch = noting_fetcher()
     stream = store.patches(8, n_samples=1000, labels=False, scans=["liver_0"])
-    stream = replace(stream, engine=Engine(fetch), threads=2)
+    stream = with_engine(stream, Engine(fetch)).with_reading(threads=2)
     return stream, fetch.calls
 
 
@@ -381,7 +389,7 @@ def counted(store, noting_fetcher):
 )
 def test_what_is_read_ahead_is_bounded(counted, prefetch_bytes, ahead):
     stream, fetched = counted
-    iterator = iter(replace(stream, prefetch_bytes=prefetch_bytes))
+    iterator = iter(stream.with_reading(prefetch_bytes=prefetch_bytes))
     for given_before in (1, 2, 3):
         next(iterator)
         while len(fetched) < given_before + ahead:
@@ -474,12 +482,12 @@ def test_an_iterator_let_go_in_one_of_its_own_threads_ends_them(stream):
                 done.set()
             return LocalFetcher(StoreFolder.at("/"))(ranges)
 
-    iterator = iter(replace(stream, engine=Engine(Dropping()), threads=1))
+    iterator = iter(with_engine(stream, Engine(Dropping())).with_reading(threads=1))
     next(iterator)
     threads = ours()
     holder += [iterator, None]
     iterator._waiting.clear()
-    iterator._running_readers().submit(iterator._stream.read_group, 5)
+    iterator._running_readers().submit(iterator._read_group, 5)
     del iterator
     assert done.wait(10)
     for thread in threads:
@@ -580,7 +588,7 @@ def test_a_forked_child_goes_on_with_threads_of_its_own(stream):
 @pytest.mark.parametrize("prefetch_bytes", [1, 1 << 30])
 def test_threads_that_share_an_iterator_get_each_batch_once(stream, prefetch_bytes):
     expected = digests(stream)
-    iterator = iter(replace(stream, prefetch_bytes=prefetch_bytes))
+    iterator = iter(stream.with_reading(prefetch_bytes=prefetch_bytes))
     with ThreadPoolExecutor(4) as pool:
         found = [future.result() for future in [pool.submit(digests, iterator) for _ in range(4)]]
     assert sorted(chain(*found)) == sorted(expected)
@@ -596,7 +604,9 @@ def test_an_iterator_is_closed_while_another_thread_waits_for_it(stream):
             go_on.wait()
             return super().opened(paths)
 
-    iterator = iter(replace(stream, engine=Engine(Waiting(StoreFolder.at("/"))), threads=1))
+    iterator = iter(
+        with_engine(stream, Engine(Waiting(StoreFolder.at("/")))).with_reading(threads=1)
+    )
     with ThreadPoolExecutor(2) as pool:
         taken = pool.submit(list, iterator)
         reading.wait()

@@ -15,7 +15,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-enum { MOST_CHUNKS = 4, MOST_SHARES = 3, MOST = MOST_CHUNKS * MOST_SHARES };
+enum { MOST_CHUNKS = 4, MOST_PIECES = 3, MOST = MOST_CHUNKS * MOST_PIECES };
 enum { BYTES = 1, TABLES = 2 }; /* what is made up */
 
 typedef struct {
@@ -201,7 +201,7 @@ static void make_chunk(Case *c, int i, int kind) {
     free(packed);
     Chunk *chunk = c->chunks + i;
     chunk->data = NULL, chunk->offset = 0, chunk->size = n + TAIL;
-    chunk->first_piece = c->n_pieces, chunk->n_pieces = 1 + below(MOST_SHARES);
+    chunk->first_piece = c->n_pieces, chunk->n_pieces = 1 + below(MOST_PIECES);
     chunk->itemsize = record->itemsize, chunk->fd = -1, chunk->status = -1;
     memcpy(chunk->shape_zyx, record->shape_zyx, sizeof(chunk->shape_zyx));
     chunk->crc32c = crc32c(origin->data, n);

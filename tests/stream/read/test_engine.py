@@ -22,7 +22,8 @@ from spinezarr.store.folder import StoreFolder
 from spinezarr.store.reader import StoreReader
 from spinezarr.store.sealed import seal, unseal
 from spinezarr.store.sharding import ABSENT, index_bytes, parse_index
-from spinezarr.stream.read.engine import BoxRead, Engine
+from spinezarr.stream.read.box_reader import BoxRead
+from spinezarr.stream.read.engine import Engine
 from spinezarr.stream.read.fetch import (
     ByteRange,
     ByteRanges,

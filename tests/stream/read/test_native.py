@@ -351,6 +351,24 @@ def test_a_kernel_that_decodes_wrongly_is_not_used(kernel, monkeypatch):
     assert not kernel.works()
 
 
+@pytest.mark.parametrize(
+    "field", ["int32_t status;", "int64_t output; /* outputs", "int64_t itemsize;\n} Output;"]
+)
+def test_a_kernel_with_other_structures_is_not_used(tmp_path, field):
+    compiler = c_compiler()
+    if compiler is None:
+        pytest.skip("no C compiler")
+    source = Path(native.__file__).with_name("kernel.c").read_text()
+    assert source.count(field) == 1
+    changed, library = tmp_path / "kernel.c", tmp_path / "libkernel.so"
+    changed.write_text(source.replace(field, f"int64_t more; {field}"))
+    flags = ["-O1", "-std=gnu11", "-shared", "-fPIC"]
+    subprocess.run([*compiler, *flags, str(changed), "-o", str(library)], check=True)
+    other = native.Kernel(library)
+    assert other.version == native._VERSION
+    assert not other.works()
+
+
 def test_without_kernel_everything_reads_the_same(store):
     code = (
         "import sys, hashlib, spinezarr\n"

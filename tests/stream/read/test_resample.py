@@ -267,7 +267,7 @@ def test_only_the_voxels_around_a_patch_are_read(spaced):
     for index in range(40):
         request = stream.request(index)
         work = _Work([], [], [])
-        stream.batches._plan([request], work)
+        stream.batch_reader._plan([request], work)
         reads = work.reads
         assert [read.array.name for read in reads] == ["image", "label"]
         for read in reads:
@@ -364,7 +364,7 @@ def test_slices_between_others_are_read_into_the_batch_itself(spaced):
     for index in range(40):
         work = _Work([], [], [])
         request = stream.request(index)
-        batch = stream.batches._plan([request], work)
+        batch = stream.batch_reader._plan([request], work)
         inside = 2 <= request.box.start_zyx[1] < 20
         assert (work.resamplings == []) == inside
         assert np.shares_memory(work.reads[0].out, batch.image) == inside

@@ -123,7 +123,7 @@ def test_a_stream_that_follows_gives_what_one_opened_anew_gives(shop, change):
         kind: spinezarr.open(shop.url).patches(24, **OPTIONS, **options, on_change="follow")
         for kind, options in KINDS.items()
     }
-    under_way = [iter(replace(stream, prefetch_bytes=1)) for stream in streams.values()]
+    under_way = [iter(stream.with_reading(prefetch_bytes=1)) for stream in streams.values()]
     for batches in under_way:
         next(batches)
     shop.change("a", *CHANGES[change])
