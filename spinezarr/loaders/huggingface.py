@@ -1,9 +1,9 @@
-"""A store as the Hugging Face script ``CTSpine1K.py`` gave the dataset.
+"""How does a program that used the Hugging Face script ``CTSpine1K.py`` read a store instead?
 
-The script [1]_ reads ``nibabel.load(path).get_fdata()`` of image and mask, turns the axes of each
-to ``(k, i, j)``, the file's last axis first, and orients nothing. Its cases come in the order of
-the split's list. Here the same records come out of a store: only the chunks that hold a slice are
-read, nothing is copied first.
+The script [1]_ reads ``nibabel.load(path).get_fdata()`` of image and mask, and moves the last axis
+of each to the front: ``(k, i, j)``. It does not change the orientation. Its cases come in the order
+of the split's list. Here the same records come from a store. Only the chunks that hold a slice are
+read, and nothing is copied first.
 
 References
 ----------
@@ -42,14 +42,14 @@ _TYPES: Final[dict[str, np.dtype[Any]]] = {
     "image": np.dtype(np.float32),
     "segmentation": np.dtype(np.int32),
 }
-"""Columns of voxels."""
+"""Columns of voxels, and their dtypes."""
 _FACTS: Final[dict[str, tuple[str, ...]]] = {
     "2d": ("patient_id", "index", "slice_index"),
     "3d": ("patient_id", "index"),
 }
 """The other columns of each configuration."""
 _ORDER: Final = ("train", "validation", "test")
-"""In which the script names its splits."""
+"""The splits in the order of the script."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,24 +58,24 @@ class _Case:
 
     scan_id: str
     index: int
-    """Its place in the split's list."""
+    """Its position in the split's list."""
     n_slices: int
     """Voxels along the last axis of its image file."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _SourceArray:
-    """A stored array in the axes of its file, the last one first: ``(k, i, j)``."""
+    """A stored array, seen in the axes of its file with the last one first: ``(k, i, j)``."""
 
     spec: ArraySpec
     axes: AxisMap
     shape_ijk: ShapeIJK
     dtype: np.dtype[Any]
-    """Of the values that are given."""
+    """Dtype of the values that are given."""
     labels: tuple[tuple[int, int], ...] = ()
-    """Value in the file and value stored; empty if they are the same."""
+    """Pairs of a value in the file and the stored value; empty if they are equal."""
     fill: float | None = None
-    """What is given for NaN and infinity; None for these themselves."""
+    """Number that replaces NaN and infinity; None keeps them."""
 
     @classmethod
     def of(
@@ -87,12 +87,12 @@ class _SourceArray:
         labels: tuple[tuple[int, int], ...] = (),
         fill: float | None = None,
     ) -> "_SourceArray":
-        """Take an array and what is known of its file."""
+        """Combine a stored array with what is known about its file."""
         axes = AxisMap.from_axcodes(record.orientation)
         return cls(spec, axes, record.shape_ijk, _TYPES[column], labels, fill)
 
     def slab(self, k: int) -> tuple[int, int]:
-        """Return the slices, first and one past the last, that share their chunks with ``k``."""
+        """Return the slices, first and one past the last, that lie in the same chunks as ``k``."""
         axis = self.axes.source_axis_zyx.index(2)
         thickness, n = self.spec.chunk_shape_zyx[axis], self.shape_ijk[2]
         at = n - 1 - k if self.axes.flip_zyx[axis] else k
@@ -101,7 +101,7 @@ class _SourceArray:
         return (n - high, n - low) if self.axes.flip_zyx[axis] else (low, high)
 
     def plan(self, start: int, stop: int, out_kij: npt.NDArray[Any]) -> BoxRead:
-        """Return what fills ``out_kij`` with the slices ``start`` to ``stop``."""
+        """Return the read that fills ``out_kij`` with the slices ``start <= k < stop``."""
         axis = self.axes.source_axis_zyx.index(2)
         n = self.shape_ijk[2]
         low, high = [0, 0, 0], list(self.spec.shape_zyx)
@@ -111,7 +111,7 @@ class _SourceArray:
         return BoxRead(self.spec, box, self.axes.to_zyx(out_kij.transpose(1, 2, 0)))
 
     def empty(self, n_slices: int, dtype: np.dtype[Any] | None = None) -> npt.NDArray[Any]:
-        """Allocate slices; in the type to give if that holds what is stored."""
+        """Allocate slices, in the dtype to give if that holds the stored values."""
         i, j, _ = self.shape_ijk
         if dtype is None:
             fits = np.can_cast(self.spec.dtype, self.dtype)
@@ -119,7 +119,7 @@ class _SourceArray:
         return np.empty((n_slices, i, j), dtype)
 
     def given(self, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        """Turn stored values into those that the script gave."""
+        """Return the values that the script gave for stored values."""
         if self.labels:
             table = np.zeros(256, self.dtype)
             for value, stored in self.labels:
@@ -127,7 +127,7 @@ class _SourceArray:
             mapped: npt.NDArray[Any] = table[values]
             return mapped
         if values.dtype.kind in "iu" and not np.can_cast(values.dtype, self.dtype):
-            # get_fdata() is float64, and rounding twice can differ from rounding once.
+            # get_fdata() gives float64. Rounding once more can differ from rounding directly.
             values = values.astype(np.float64)
         fill_nonfinite(values, self.fill)
         with np.errstate(over="ignore"):
@@ -137,38 +137,41 @@ class _SourceArray:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Slab:
-    """Slices that were decoded together."""
+    """Slices that were decoded together and are kept."""
 
     case: int
     start: int
     values: npt.NDArray[Any]
-    """``(k, i, j)`` as stored."""
+    """Stored values ``(k, i, j)``."""
 
     def find(self, case: int, k: int) -> npt.NDArray[Any] | None:
-        """Return a copy of one slice, ``(1, i, j)``, if it is here."""
+        """Return a copy of one slice, ``(1, i, j)``; None if it is not in this slab."""
         at = k - self.start
         inside = self.case == case and 0 <= at < len(self.values)
         return self.values[at : at + 1].copy() if inside else None
 
 
 class SplitDataset:
-    """The records of one split, as ``datasets.Dataset`` gives them, arrays as NumPy arrays.
+    """The records of one split, as ``datasets.Dataset`` gives them, with NumPy arrays.
 
-    ``len``, a number, a negative one, slices and lists of numbers, iteration and columns by name
-    work as there; a slice or list gives a dict of lists. PyTorch's ``DataLoader`` takes it as it
-    is. Safe to pickle. Slices that are asked for in order are decoded once, a layer of chunks at a
-    time, the last of which is kept: 33 MB of an image of 512 x 512 and half as much of its mask.
+    ``len``, numbers, negative numbers, slices, lists of numbers, iteration and columns by name work
+    as they do there. A slice or list gives a dict of lists. It can be given to PyTorch's
+    ``DataLoader``, and it can be pickled. Slices that are asked for in order are decoded once, one
+    layer of chunks after the other. The last layer is kept in memory: 33 MB of an image of
+    512 x 512, and half as much of its mask.
 
     Parameters
     ----------
-    reader, engine
-        The store.
+    reader
+        The opened store.
+    engine
+        Reads boxes of voxels of that store.
     name
-        ``"2d"``: a record a slice; ``"3d"``: a record a scan.
+        ``"2d"``: a record is a slice. ``"3d"``: a record is a scan.
     cases
         Scans of the split, in the order of its list.
     nonfinite
-        What is given for voxels that are NaN or infinite.
+        What to do with voxels that are NaN or infinite.
     """
 
     def __init__(
@@ -213,7 +216,7 @@ class SplitDataset:
 
     @property
     def column_names(self) -> list[str]:
-        """Keys of each record."""
+        """Names of the columns, which are the keys of each record."""
         return [*_TYPES, *_FACTS[self._name]]
 
     @overload
@@ -228,15 +231,16 @@ class SplitDataset:
         Parameters
         ----------
         key
-            A number gives a record; a slice or several numbers give a dict of lists; the name of a
-            column gives all its values, voxels as a :class:`Column` that reads them when asked.
+            A number gives a record. A slice or several numbers give a dict of lists. The name of a
+            column gives all its values; a column of voxels is a :class:`Column`, which reads each
+            value when it is asked for.
 
         Returns
         -------
         dict
             ``image`` float32 and ``segmentation`` int32, ``(i, j)`` or ``(k, i, j)`` in the axes
-            of the source file; ``patient_id``, the file's name; ``index``, its place in the list
-            of the split; ``slice_index``, k, in 2d.
+            of the source file; ``patient_id``, the file's name; ``index``, its position in the
+            split's list; and ``slice_index``, k, in 2d.
 
         Raises
         ------
@@ -247,7 +251,8 @@ class SplitDataset:
         CorruptStoreError
             If stored bytes are missing or damaged; names scan, array, chunk and shard.
         UsageError
-            If image and mask file have no equal number of slices, or labels cannot be mapped back.
+            If image and mask file differ in their number of slices, or labels cannot be mapped
+            back.
         """
         if isinstance(key, str):
             return self._column(key)
@@ -258,10 +263,10 @@ class SplitDataset:
         return self.__getitems__([key])[0]
 
     def __getitems__(self, keys: Iterable[int]) -> list[Record]:
-        """Read several records with one call; ``torch.utils.data.DataLoader`` asks for it."""
+        """Read several records with one call; ``torch.utils.data.DataLoader`` calls this."""
         records, reads, planned = [], list[BoxRead](), []
         for number in (self._number(key) for key in keys):
-            case, k = self._place(number)
+            case, k = self._case_of(number)
             arrays = self._arrays(case)
             voxels = {
                 name: self._plan_slice(name, array, case, k, reads)
@@ -292,8 +297,8 @@ class SplitDataset:
             raise IndexError(f"record {key} of {n}")
         return number
 
-    def _place(self, number: int) -> tuple[int, int]:
-        """Return which case a record is of, and its slice (0 in 3d)."""
+    def _case_of(self, number: int) -> tuple[int, int]:
+        """Return the number of a record's case, and its slice (0 in 3d)."""
         case = bisect_right(self._ends, number)
         return case, number - (self._ends[case - 1] if case else 0)
 
@@ -311,8 +316,8 @@ class SplitDataset:
             return Column(self, name)
         if name not in self.column_names:
             raise KeyError(f"no column {name!r}: there are {', '.join(self.column_names)}")
-        places = (self._place(number) for number in range(len(self)))
-        return [self._facts(case, k)[name] for case, k in places]
+        cases = (self._case_of(number) for number in range(len(self)))
+        return [self._facts(case, k)[name] for case, k in cases]
 
     def _arrays(self, case: int) -> dict[str, _SourceArray]:
         """Return the arrays of a case, by column."""
@@ -338,11 +343,11 @@ class SplitDataset:
     def _plan_slice(
         self, name: str, array: _SourceArray, case: int, k: int, reads: list[BoxRead]
     ) -> npt.NDArray[Any]:
-        """Return a slice, ``(1, i, j)``: from the last slab, or filled once ``reads`` are."""
+        """Return a slice, ``(1, i, j)``, from the last slab; else it is filled by ``reads``."""
         kept = self._slabs.get(name)
         found = None if kept is None else kept.find(case, k)
         if found is None and case == self._last[0] and abs(k - self._last[1]) == 1:
-            # Slices are asked for in order: the next ones are in the same chunks.
+            # Slices are asked for in order, and the next ones lie in the same chunks.
             start, stop = array.slab(k)
             values = array.empty(stop - start, array.spec.dtype)
             self._engine.read([array.plan(start, stop, values)])
@@ -360,7 +365,7 @@ class Column(Sequence[npt.NDArray[Any]]):
     Parameters
     ----------
     records
-        Of the dataset.
+        The dataset.
     name
         ``image`` or ``segmentation``.
     """
@@ -392,7 +397,10 @@ def _mask(scan: ScanHandle) -> _SourceArray:
 
 
 def _labels(scan_id: str, record: LabelSourceRecord) -> tuple[tuple[int, int], ...]:
-    """Return value in the file and value stored; those of a mask in parts are the scheme's own."""
+    """Return pairs of a value in the mask file and the stored value.
+
+    There are none for a mask in parts, whose values are those of the scheme.
+    """
     if record.parts:
         return ()
     stored = [value for _, value in record.values]
@@ -416,21 +424,24 @@ def load_splits(
 
     Parameters
     ----------
-    reader, engine
-        The store.
+    reader
+        The opened store.
+    engine
+        Reads boxes of voxels of that store.
     name
-        Configuration of the script.
+        Configuration of the script: ``"2d"`` or ``"3d"``.
     split
-        The only one that is wanted; None for all.
+        The split to return; None returns all.
     nonfinite
         As in :meth:`spinezarr.Store.patches`.
 
     Returns
     -------
     dict
-        By the split's name, those of the script first. Scans without mask are left out, as are
-        those in no split. Scans whose place in a list is not known (of pseudonymised stores, or
-        where a table tells the splits) come in the table's order, which then is their ``index``.
+        Records by the name of their split; the splits of the script come first. Scans without a
+        mask, or in no split, are left out. If the position of a scan in the split's list is not
+        known, its ``index`` is its position in the table. That is so in pseudonymized stores, and
+        if a table tells the splits.
 
     Raises
     ------

@@ -1,8 +1,9 @@
-"""nnU-Net v2 trained straight from a store: its dataset class, without preprocessed copies.
+"""How does nnU-Net v2 train from a store, without preprocessed copies?
 
-nnU-Net asks its dataset class for a case's arrays and slices a patch out of them [1]_. Those of
-:class:`StoreDataset` are computed when they are sliced: the voxels around the patch are read from
-the store, normalized and resampled as nnU-Net's preprocessing does for whole volumes [2]_.
+nnU-Net asks a dataset class for the arrays of a case, and slices a patch out of them [1]_. The
+arrays of :class:`StoreDataset` are computed when they are sliced: the voxels around the patch are
+read from the store, and normalized and resampled as nnU-Net's preprocessing does for whole
+volumes [2]_.
 
 References
 ----------
@@ -44,40 +45,55 @@ __all__ = ["StoreDataset", "link_store"]
 
 Array = npt.NDArray[Any]
 Span = tuple[int, int]
-"""First voxel, and one past the last."""
+"""First voxel, and one past the last, along an axis."""
 
 _LINK: Final = "store.spinezarr"
-"""File that stands in a folder of preprocessed cases, in their place."""
+"""File in a folder of preprocessed cases that stands for all of them."""
 _SEPARATE_RATIO: Final = 3.0
-"""Ratio of spacings from which nnU-Net leaves the coarse axis out (``ANISO_THRESHOLD``)."""
+"""Ratio of spacings above which nnU-Net resamples the coarse axis apart (``ANISO_THRESHOLD``)."""
 _RESAMPLING: Final = "resample_data_or_seg_to_shape"
 _NORMALIZATION: Final = "CTNormalization"
 _SPLINE_REACH: Final = 16
-"""Voxels beside a crop that its values depend on: a cubic spline forgets by 0.27 a voxel."""
+"""Voxels around a crop that its values depend on.
+
+The weight of a voxel in a cubic spline decreases by 0.27 with each voxel of distance.
+"""
 _LEAST_STD: Final = 1e-8
-"""Of nnU-Net, against a division by 0."""
+"""Smallest divisor, as in nnU-Net: it prevents a division by 0."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Scheme:
-    """How a configuration of the plans preprocesses; axes in the network's order."""
+class _Preprocessing:
+    """How a configuration of the plans preprocesses; axes are in the network's order."""
 
     transpose: tuple[int, ...]
     """Stored axis (0, 1, 2 for z, y, x) of each axis of the network."""
     spacing_mm: tuple[float, ...]
-    """Target; without the first axis for 2D configurations."""
+    """Spacing to resample to; 2D configurations leave out the first axis."""
     image_order: int
+    """Order of the splines for images."""
     label_order: int
+    """Order of the splines for labels."""
     separate: bool | None
-    """Whether to leave the coarsest axis out; None: where spacings differ by 3 or more."""
+    """Whether to resample the coarsest axis apart; None does so if spacings differ by 3 or more."""
     lowest: float
+    """Values below are clipped."""
     highest: float
+    """Values above are clipped."""
     mean: float
+    """Mean of the values, which is subtracted."""
     std: float
+    """Standard deviation of the values, which they are divided by."""
 
     @classmethod
     def of_plans(cls, plans: dict[str, Any], configuration: str) -> Self:
-        """Read them from ``nnUNetPlans.json``."""
+        """Read a configuration of ``nnUNetPlans.json``.
+
+        Raises
+        ------
+        UsageError
+            If it preprocesses in a way that cannot be done for patches.
+        """
         found = plans["configurations"][configuration]
         image, label = found["resampling_fn_data_kwargs"], found["resampling_fn_seg_kwargs"]
         numbers = plans["foreground_intensity_properties_per_channel"]["0"]
@@ -105,19 +121,19 @@ class _Scheme:
         )
 
     def normalized(self, values: Array) -> npt.NDArray[np.float32]:
-        """Do what ``CTNormalization`` does."""
+        """Return values as ``CTNormalization`` returns them."""
         image = np.clip(values.astype(np.float32), self.lowest, self.highest)
         image -= self.mean
         image /= max(self.std, _LEAST_STD)
         return image
 
     def target_mm(self, spacing_mm: tuple[float, ...]) -> tuple[float, ...]:
-        """Return the spacing to come to; 2D configurations leave the first axis."""
+        """Return the spacing after resampling; 2D configurations keep the first axis."""
         missing = len(spacing_mm) - len(self.spacing_mm)
         return (*spacing_mm[:missing], *self.spacing_mm)
 
     def coarse_axis(self, spacing_mm: tuple[float, ...]) -> int | None:
-        """Return the axis along which voxels are repeated, not interpolated."""
+        """Return the axis along which voxels are repeated and not interpolated, or None."""
         if self.separate is False:
             return None
         candidates = (spacing_mm, self.target_mm(spacing_mm))
@@ -133,16 +149,20 @@ class _Axis:
     """One axis of a resampled array."""
 
     n: int
-    """Voxels stored."""
+    """Number of stored voxels."""
     n_out: int
+    """Number of voxels after resampling."""
 
     @property
     def scale(self) -> float:
-        """Stored voxels a voxel."""
+        """Number of stored voxels for each voxel."""
         return self.n / self.n_out
 
     def position(self, index: int) -> float:
-        """Return where a voxel lies, in stored voxels; volumes, not voxel centers, coincide."""
+        """Return the position of a voxel in stored voxels.
+
+        The ends of the volumes coincide, and not the centers of the first voxels.
+        """
         return self.scale * (index + 0.5) - 0.5
 
     def needed(self, span: Span, reach: int) -> Span:
@@ -160,37 +180,39 @@ class _Axis:
 
 @dataclass(frozen=True, slots=True)
 class _Grid:
-    """Where the voxels of a resampled array lie among those stored; the network's axis order."""
+    """How a resampled array relates to the stored one; axes are in the network's order."""
 
     transpose: tuple[int, ...]
+    """Stored axis (0, 1, 2 for z, y, x) of each axis of the network."""
     axes: tuple[_Axis, ...]
     coarse: int | None
+    """Axis along which voxels are repeated; None if all are interpolated."""
 
     @classmethod
-    def of(cls, scan: ScanHandle, scheme: _Scheme) -> Self:
-        """Compute the shape that nnU-Net's preprocessing gives."""
+    def of(cls, scan: ScanHandle, preprocessing: _Preprocessing) -> Self:
+        """Return the grid to which nnU-Net's preprocessing resamples a scan."""
         spacing_zyx = _spacing_zyx_mm(scan)
-        spacing = tuple(spacing_zyx[axis] for axis in scheme.transpose)
-        stored = [scan.image.shape_zyx[axis] for axis in scheme.transpose]
-        target = scheme.target_mm(spacing)
+        spacing = tuple(spacing_zyx[axis] for axis in preprocessing.transpose)
+        stored = [scan.image.shape_zyx[axis] for axis in preprocessing.transpose]
+        target = preprocessing.target_mm(spacing)
         axes = tuple(
             _Axis(n, round(mm / wanted * n))
             for n, mm, wanted in zip(stored, spacing, target, strict=True)
         )
-        return cls(scheme.transpose, axes, scheme.coarse_axis(spacing))
+        return cls(preprocessing.transpose, axes, preprocessing.coarse_axis(spacing))
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of the resampled array."""
+        """Shape of the resampled array."""
         return tuple(axis.n_out for axis in self.axes)
 
     @property
     def as_stored(self) -> bool:
-        """Whether there is nothing to resample."""
+        """Whether the resampled array is the stored one."""
         return all(axis.n == axis.n_out for axis in self.axes)
 
     def block(self, spans: Sequence[Span], order: int) -> "_Block":
-        """Plan a block of the resampled array, interpolated by splines of an order."""
+        """Return a block of the resampled array that is interpolated by splines of ``order``."""
         reaches = [
             0 if self.as_stored else (_SPLINE_REACH if order > 1 and axis != self.coarse else 1)
             for axis in range(3)
@@ -208,16 +230,17 @@ class _Block:
 
     grid: _Grid
     spans: tuple[Span, ...]
+    """Voxels of the block along each axis."""
     needed: tuple[Span, ...]
-    """Stored voxels along each axis."""
+    """Stored voxels that it depends on, along each axis."""
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of the block."""
+        """Shape of the block."""
         return tuple(stop - start for start, stop in self.spans)
 
     def read(self, engine: Engine, spec: ArraySpec, fill: float | None = None) -> Array:
-        """Read the stored voxels that it depends on; ``fill`` replaces NaN and infinity."""
+        """Read the stored voxels that the block depends on; ``fill`` replaces NaN and infinity."""
         low, high = [0, 0, 0], [0, 0, 0]
         for axis, (start, stop) in zip(self.grid.transpose, self.needed, strict=True):
             low[axis], high[axis] = start, stop
@@ -228,11 +251,11 @@ class _Block:
         return stored.transpose(self.grid.transpose)
 
     def nearest(self, axis: int) -> npt.NDArray[np.intp]:
-        """Return the stored voxel nearest to each voxel along an axis, from the first needed."""
+        """Return the stored voxel, from the first needed, nearest to each voxel along an axis."""
         return self.grid.axes[axis].nearest(self.spans[axis]) - self.needed[axis][0]
 
     def of_whole_planes(self) -> "_Block":
-        """Return a block that needs the whole planes across the coarse axis."""
+        """Return the block as one that depends on whole planes across the coarse axis."""
         needed = tuple(
             span if axis == self.grid.coarse else (0, self.grid.axes[axis].n)
             for axis, span in enumerate(self.needed)
@@ -240,7 +263,7 @@ class _Block:
         return _Block(self.grid, self.spans, needed)
 
     def resized(self, values: Array, order: int) -> Array:
-        """Do what ``skimage.transform.resize`` does to a volume, for this block of it."""
+        """Return this block of what ``skimage.transform.resize`` makes of a volume."""
         for axis, (n, (start, stop)) in enumerate(zip(self.grid.axes, self.needed, strict=True)):
             if axis == self.grid.coarse:
                 values = values.take(self.nearest(axis), axis)
@@ -257,10 +280,10 @@ class _Block:
 def _weights(
     scale: float, offset: float, n_out: int, n: int, order: int
 ) -> npt.NDArray[np.float64]:
-    """Return ``(n_out, n)``: what interpolation by splines makes of each voxel along an axis.
+    """Return the matrix ``(n_out, n)`` of interpolation by splines along an axis.
 
-    Splines are separable and linear, so that three small matrices stand for all of it, prefilter
-    and edges included; a product with them takes less time than to evaluate the spline.
+    Interpolation by splines is separable and linear. So three small matrices do all of it, with the
+    prefilter and the edges, and multiplying is faster than evaluating the splines.
     """
     columns = [
         ndimage.affine_transform(unit, [scale], offset, (n_out,), order=order, mode="nearest")
@@ -269,17 +292,17 @@ def _weights(
     return np.stack(columns, axis=1)
 
 
-class _Lazy:
+class _LazyArray:
     """An array ``(1, a, b, c)`` that is computed when it is sliced.
 
     Parameters
     ----------
     shape
-        Without the channel.
+        Shape without the channel, ``(a, b, c)``.
     dtype
-        Of its values.
+        Dtype of the values.
     compute
-        Gives a block, without the channel.
+        Returns a block, without the channel, given its spans.
     """
 
     ndim = 4
@@ -295,14 +318,14 @@ class _Lazy:
         self._compute = compute
 
     def __getitem__(self, index: slice | tuple[slice, ...]) -> Array:
-        """Compute a block; slices have no steps."""
+        """Compute a block. Slices must have no steps."""
         given = index if isinstance(index, tuple) else (index,)
         full = (*given, *[slice(None)] * (self.ndim - len(given)))
         spans: list[Span] = []
         for item, n in zip(full, self.shape, strict=True):
             start, stop, step = item.indices(n)
             if step != 1:
-                raise UsageError(f"slices of a case have no steps, got {item}.")
+                raise UsageError(f"{item}: slices of a case must have no steps.")
             spans.append((start, max(start, stop)))
         shape = tuple(stop - start for start, stop in spans)
         if 0 in shape:
@@ -312,14 +335,15 @@ class _Lazy:
 
 @dataclass(frozen=True, slots=True)
 class _Locations:
-    """Where the voxels of one label lie, ``(channel, a, b, c)``; looked up when asked for."""
+    """Positions ``(channel, a, b, c)`` of the voxels of one label; each is found when asked for."""
 
     reader: StoreReader
     engine: Engine
     scan_id: str
     value: int
-    """As stored."""
+    """Stored value of the label."""
     voxels: int
+    """Number of voxels of the label."""
     grid: _Grid
 
     def __len__(self) -> int:
@@ -327,35 +351,35 @@ class _Locations:
         return self.voxels
 
     def __getitem__(self, k: int) -> npt.NDArray[np.int64]:
-        """Return where voxel ``k`` lies after resampling."""
-        volumes = StoredVoxelFinder(self.reader, self.engine)
-        voxels, rank = volumes.chunk_voxels_of_label(self.scan_id, self.value, k)
+        """Return the position of voxel ``k`` after resampling."""
+        finder = StoredVoxelFinder(self.reader, self.engine)
+        voxels, rank = finder.chunk_voxels_of_label(self.scan_id, self.value, k)
         zyx = voxels[rank]
-        place = [0]
+        position = [0]
         for stored, axis in zip(self.grid.transpose, self.grid.axes, strict=True):
-            place.append(int((zyx[stored] + 0.5) / axis.scale))
-        return np.array(place)
+            position.append(int((zyx[stored] + 0.5) / axis.scale))
+        return np.array(position)
 
 
 class StoreDataset:
-    """Cases of a store as nnU-Net's ``nnUNetBaseDataset``.
+    """Cases of a store, with the interface of nnU-Net's ``nnUNetBaseDataset``.
 
-    nnU-Net makes it itself, once it is told that files ending in ``.spinezarr`` mean this class.
+    nnU-Net makes an object of it once it knows that files ending in ``.spinezarr`` mean this class.
 
     Parameters
     ----------
     folder
-        Folder of a configuration, in which :func:`link_store` wrote what it needs.
+        Folder of a configuration, in which :func:`link_store` wrote a link to the store.
     identifiers
-        Cases; all of them if not given.
+        Names of the cases; all cases if they are not given.
     folder_with_segs_from_previous_stage
-        Must be None: cascades are trained on preprocessed data.
+        Must be None, as cascades need preprocessed data.
 
     Raises
     ------
     UsageError
-        If the plans preprocess in a way that cannot be done for patches, or the store has labels
-        to ignore.
+        If the plans preprocess in a way that cannot be done for patches, or if the store has
+        labels to ignore.
     """
 
     def __init__(
@@ -365,7 +389,10 @@ class StoreDataset:
         folder_with_segs_from_previous_stage: str | None = None,
     ) -> None:
         if folder_with_segs_from_previous_stage is not None:
-            raise UsageError("a cascade: trained from a store, a network has no previous stage.")
+            raise UsageError(
+                "a cascade needs preprocessed cases: a network that is trained from a store has no "
+                "previous stage."
+            )
         self.source_folder = folder
         self.folder_with_segs_from_previous_stage = None
         self.identifiers = sorted(
@@ -378,7 +405,7 @@ class StoreDataset:
             raise UsageError(
                 f"{folder}: the store has labels to ignore, which need nnU-Net's preprocessing."
             )
-        self._scheme = _Scheme.of_plans(plans, link["configuration"])
+        self._preprocessing = _Preprocessing.of_plans(plans, link["configuration"])
         self._stored = {int(n): int(value) for n, value in dataset["stored_labels"].items()}
         self._numbers = np.zeros(256, np.int16)
         self._numbers[list(self._stored.values())] = list(self._stored)
@@ -388,27 +415,28 @@ class StoreDataset:
 
     @staticmethod
     def get_identifiers(folder: str) -> list[str]:
-        """Return all cases."""
+        """Return the names of all cases."""
         cases: list[str] = _read_json(Path(folder) / _LINK)["cases"]
         return cases
 
     @staticmethod
     def unpack_dataset(*_: object, **__: object) -> None:
-        """Do nothing: there is nothing to unpack."""
+        """Do nothing, as there is nothing to unpack."""
 
-    def __getitem__(self, identifier: str) -> tuple[_Lazy, _Lazy, None, dict[str, Any]]:
-        """Return what :meth:`load_case` does."""
+    def __getitem__(self, identifier: str) -> tuple[_LazyArray, _LazyArray, None, dict[str, Any]]:
+        """Return the arrays and properties of a case; see :meth:`load_case`."""
         return self.load_case(identifier)
 
-    def load_case(self, identifier: str) -> tuple[_Lazy, _Lazy, None, dict[str, Any]]:
-        """Return image, mask, nothing, and properties of a case; no voxel is read yet.
+    def load_case(self, identifier: str) -> tuple[_LazyArray, _LazyArray, None, dict[str, Any]]:
+        """Return the image, the mask, None, and the properties of a case. No voxel is read yet.
 
         Returns
         -------
         tuple
-            Image float32 and mask int16, both ``(1, a, b, c)`` in the axes, spacing and intensities
-            of the plans, to be sliced; None; and a dict with what nnU-Net's preprocessing says of a
-            case, ``class_locations`` among it.
+            Image float32 and mask int16, both ``(1, a, b, c)``, in the axes, spacing and
+            intensities of the plans. They are computed when they are sliced. Then None, as there is
+            no previous stage, and a dict with the properties that nnU-Net's preprocessing saves,
+            such as ``class_locations``.
 
         Raises
         ------
@@ -418,37 +446,40 @@ class StoreDataset:
             When sliced, if stored bytes are missing or damaged.
         """
         scan = self._reader.scan(identifier)
-        grid = _Grid.of(scan, self._scheme)
+        grid = _Grid.of(scan, self._preprocessing)
         mask = scan.label
         if mask is None:
             raise UsageError(f"scan {identifier!r} has no mask.")
-        image = _Lazy(grid.shape, np.float32, lambda spans: self._image(scan, grid, spans))
-        label = _Lazy(grid.shape, np.int16, lambda spans: self._label(mask, grid, spans))
+        image = _LazyArray(grid.shape, np.float32, lambda spans: self._image(scan, grid, spans))
+        label = _LazyArray(grid.shape, np.int16, lambda spans: self._label(mask, grid, spans))
         return image, label, None, self._properties(scan, grid)
 
     def _image(self, scan: ScanHandle, grid: _Grid, spans: list[Span]) -> Array:
-        order = self._scheme.image_order
+        order = self._preprocessing.image_order
         block = grid.block(spans, order)
         fill = nonfinite_fill(self._nonfinite, scan.attributes)
-        image = self._scheme.normalized(block.read(self._engine, scan.image, fill))
+        image = self._preprocessing.normalized(block.read(self._engine, scan.image, fill))
         if grid.as_stored:
             return image
         resized = np.clip(block.resized(image, order), *self._ends(scan, block))
         return resized.astype(np.float32)
 
     def _ends(self, scan: ScanHandle, block: _Block) -> tuple[Array, Array]:
-        """Return what a resized image is clipped to: the values that it, or its plane, had."""
+        """Return the lowest and highest value, by which a resized image is clipped.
+
+        They are those of the image before, or, with a coarse axis, those of each plane.
+        """
         coarse = block.grid.coarse
         fill = nonfinite_fill(self._nonfinite, scan.attributes)
         if coarse is None:
             values = [*(scan.attributes.image_range_hu or ()), *([] if fill is None else [fill])]
             ends = [min(values, default=0.0), max(values, default=0.0)]
-            low, high = self._scheme.normalized(np.array(ends))
+            low, high = self._preprocessing.normalized(np.array(ends))
             return low, high
         planes = block.of_whole_planes().read(self._engine, scan.image, fill)
         fine = tuple(axis for axis in range(3) if axis != coarse)
         low, high = (
-            self._scheme.normalized(extreme(planes, fine, keepdims=True)).take(
+            self._preprocessing.normalized(extreme(planes, fine, keepdims=True)).take(
                 block.nearest(coarse), coarse
             )
             for extreme in (np.min, np.max)
@@ -456,8 +487,11 @@ class StoreDataset:
         return low, high
 
     def _label(self, spec: ArraySpec, grid: _Grid, spans: list[Span]) -> Array:
-        """Resample each label by itself; the strongest wins, of equal ones the nearest."""
-        order = self._scheme.label_order
+        """Resample each label by itself, and return the label with the highest score at each voxel.
+
+        If scores are equal, the nearest stored label is returned.
+        """
+        order = self._preprocessing.label_order
         block = grid.block(spans, order)
         numbers: Array = self._numbers[block.read(self._engine, spec)]
         if grid.as_stored:
@@ -475,7 +509,7 @@ class StoreDataset:
         return won
 
     def _properties(self, scan: ScanHandle, grid: _Grid) -> dict[str, Any]:
-        """Return what the default preprocessor keeps of a case, and the export needs."""
+        """Return the properties that the default preprocessor saves, and the export needs."""
         facts = scan.attributes
         shape = tuple(axis.n for axis in grid.axes)
         return {
@@ -510,12 +544,12 @@ def link_store(
     plans: str = "nnUNetPlans",
     nonfinite: Nonfinite = "refuse",
 ) -> list[Path]:
-    """Put a store in the place of the preprocessed cases of an nnU-Net dataset.
+    """Let an nnU-Net dataset use a store in place of preprocessed cases.
 
     Parameters
     ----------
     store
-        Path or URL.
+        Path or URL of the store.
     raw
         ``$nnUNet_raw/Dataset501_NAME``, as ``spinezarr export nnunet`` wrote it.
     preprocessed
@@ -529,7 +563,7 @@ def link_store(
     Returns
     -------
     list of pathlib.Path
-        Folder of each configuration that can be trained so.
+        The folder of each configuration that can be trained from the store.
 
     Raises
     ------
@@ -555,12 +589,15 @@ def link_store(
     for name, configuration in found["configurations"].items():
         if "data_identifier" not in configuration or configuration.get("previous_stage"):
             continue
-        _Scheme.of_plans(found, name)
+        _Preprocessing.of_plans(found, name)
         folder = preprocessed / configuration["data_identifier"]
         folder.mkdir(exist_ok=True)
         other = next((path for path in folder.iterdir() if path.name != _LINK), None)
         if other is not None:
-            raise UsageError(f"{other}: this configuration is preprocessed already.")
+            raise UsageError(
+                f"{other}: this configuration is preprocessed already. Remove its files to train "
+                "from the store."
+            )
         link = {
             "store": str(store) if "://" in str(store) else str(Path(store).resolve()),
             "plans": plans,
@@ -568,8 +605,7 @@ def link_store(
             "cases": cases,
             "nonfinite": nonfinite,
         }
-        place = folder / _LINK
-        with write_atomically(place) as file:
+        with write_atomically(folder / _LINK) as file:
             file.write(f"{to_ascii_json(link)}\n".encode())
         folders.append(folder)
     return folders
@@ -587,9 +623,9 @@ def _spacing_of(source: SourceRecord) -> tuple[float, ...]:
 
 
 def _spacing_zyx_mm(scan: ScanHandle) -> tuple[float, ...]:
-    """Return the spacing as nnU-Net reads it from the exported file, in float32.
+    """Return the spacing in float32, as nnU-Net reads it from the exported file.
 
-    It takes that of the header, or, of an image that it turns, that of the affine.
+    nnU-Net takes that of the header. If it reorients the image, it takes that of the affine.
     """
     return _spacing_of(scan.attributes.image_source)
 
@@ -599,9 +635,9 @@ def _read_json(path: Path) -> dict[str, Any]:
         content: dict[str, Any] = json.loads(path.read_text())
     except FileNotFoundError as problem:
         raise UsageError(
-            f"{path}: is not there. 'spinezarr export nnunet', then 'nnUNetv2_plan_and_preprocess "
-            "--no_pp' and spinezarr.loaders.nnunet.link_store make it."
+            f"{path}: there is no such file. Run 'spinezarr export nnunet', then "
+            "'nnUNetv2_plan_and_preprocess --no_pp', then spinezarr.loaders.nnunet.link_store."
         ) from problem
     except ValueError as problem:
-        raise FormatError(f"{path}: is no JSON ({problem}). Make it again.") from problem
+        raise FormatError(f"{path}: is not valid JSON ({problem}). Make it again.") from problem
     return content

@@ -336,7 +336,7 @@ def test_what_is_missing_is_named(made, tmp_path):
     with pytest.raises(UsageError, match="labels to ignore"):
         StoreDataset(dataset.source_folder)
     (Path(dataset.source_folder) / "store.spinezarr").write_text("{")
-    with pytest.raises(FormatError, match="is no JSON"):
+    with pytest.raises(FormatError, match="is not valid JSON"):
         StoreDataset(dataset.source_folder)
     (Path(dataset.source_folder) / "a.b2nd").write_bytes(b"")
     with pytest.raises(UsageError, match=r"a\.b2nd: this configuration is preprocessed already"):

@@ -238,7 +238,7 @@ def test_batches_are_put_into_no_batch(stream, expected, kind, num_workers):
 
 
 def test_samples_by_number_take_no_share(stream):
-    part = stream.resume(iter(stream).state_dict() | {"done": 1})
+    part = stream.resume(iter(stream).state_dict() | {"groups_done": 1})
     for share in (stream.shard(0, 2), part):
         with pytest.raises(UsageError, match=r"PatchMapDataset gives whole .*DistributedSampler"):
             PatchMapDataset(share)

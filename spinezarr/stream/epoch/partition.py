@@ -101,7 +101,8 @@ class Partition:
         """
         if count < 1 or not 0 <= index < count:
             raise UsageError(
-                f"partition {index} of {count}: index must lie between 0 and {count - 1}."
+                f"partition {index} of {count}: count must be at least 1, and index from 0 to "
+                "count - 1."
             )
         if even and self.count > 1:
             raise UsageError(

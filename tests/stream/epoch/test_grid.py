@@ -272,7 +272,7 @@ def test_predictions_in_another_order_or_shape_are_refused(store):
     merger = grid.merger()
     batches = list(grid)
     values = [batch.image[:, None] for batch in batches]
-    with pytest.raises(UsageError, match=r"the next one starts at \(0, 0, 0\)"):
+    with pytest.raises(UsageError, match=r"the next patch starts at \(0, 0, 0\)"):
         merger.add(batches[1], values[1])
     merger.add(batches[0], values[0])
     with pytest.raises(UsageError, match="in the order of the grid, each once"):
@@ -285,7 +285,7 @@ def test_predictions_in_another_order_or_shape_are_refused(store):
         merger.merge()
     for batch, value in zip(batches[1:], values[1:], strict=True):
         merger.add(batch.start_zyx, value)
-    with pytest.raises(UsageError, match="all are there"):
+    with pytest.raises(UsageError, match="all patches have predictions"):
         merger.add(batches[0], values[0])
     with pytest.raises(UsageError, match="weights 'mean': must be one of average, gaussian, crop"):
         grid.merger("mean")

@@ -137,7 +137,7 @@ def test_what_is_left_of_a_share_follows_what_was_given(epoch, count, even, step
 
 def test_shares_that_are_none_are_refused(stream):
     for index, count in ((0, 0), (-1, 2), (2, 2)):
-        with pytest.raises(UsageError, match=f"share {index} of {count}: must lie between"):
+        with pytest.raises(UsageError, match=f"partition {index} of {count}: "):
             stream.shard(index, count)
     with pytest.raises(UsageError, match="split the whole stream by ranks first"):
         stream.shard(0, 2).shard(0, 2, even=True)
@@ -592,7 +592,7 @@ def test_threads_that_share_an_iterator_get_each_batch_once(stream, prefetch_byt
     with ThreadPoolExecutor(4) as pool:
         found = [future.result() for future in [pool.submit(digests, iterator) for _ in range(4)]]
     assert sorted(chain(*found)) == sorted(expected)
-    assert iterator.state_dict()["done"] == len(expected)
+    assert iterator.state_dict()["groups_done"] == len(expected)
 
 
 def test_an_iterator_is_closed_while_another_thread_waits_for_it(stream):
