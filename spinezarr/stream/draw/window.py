@@ -335,8 +335,8 @@ def cell_around(start: int, n_starts: int, chunk: int) -> range:
 
     Examples
     --------
-    >>> cell_around(70, n_starts=100, chunk=64)
-    range(0, 100)
+    >>> cell_around(70, n_starts=80, chunk=64)
+    range(0, 80)
     >>> cell_around(70, n_starts=200, chunk=64)
     range(64, 128)
     """

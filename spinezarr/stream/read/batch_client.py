@@ -133,7 +133,7 @@ def store_url(url: str) -> str | None:
 
 
 def read_batches(
-    batches: BatchReader,
+    batch_reader: BatchReader,
     request_batches: RequestBatches,
     *,
     client: "BatchClient | None",
@@ -143,7 +143,7 @@ def read_batches(
 
     Parameters
     ----------
-    batches
+    batch_reader
         Reads by ranges, and says what is read.
     request_batches
         The requests of each batch.
@@ -157,10 +157,10 @@ def read_batches(
     CorruptStoreError
         If stored bytes are missing or damaged.
     """
-    by_ranges = partial(batches.read_together, request_batches, threads=threads)
+    by_ranges = partial(batch_reader.read_together, request_batches, threads=threads)
     if client is None:
         return by_ranges()
-    return client.read_together(batches, request_batches, by_ranges)
+    return client.read_together(batch_reader, request_batches, by_ranges)
 
 
 class BatchClient:
@@ -187,13 +187,13 @@ class BatchClient:
         return BatchClient, (self.url, self.transfer)
 
     def read_together(
-        self, batches: BatchReader, request_batches: RequestBatches, by_ranges: ReadByRanges
+        self, batch_reader: BatchReader, request_batches: RequestBatches, by_ranges: ReadByRanges
     ) -> list[Batch]:
         """Read batches from the server or by ranges, whichever is faster.
 
         Parameters
         ----------
-        batches
+        batch_reader
             Says what is read of each patch.
         request_batches
             The requests of each batch.
@@ -207,19 +207,19 @@ class BatchClient:
         OSError
             If the server does not answer.
         """
-        objects = batches.reader.objects
+        objects = batch_reader.reader.objects
         limits = self._asked_limits(objects)
-        if limits is None or self._reason(batches, request_batches, limits):
+        if limits is None or self._reason(batch_reader, request_batches, limits):
             return by_ranges()
-        stats = self._stats_of(batches, request_batches)
-        self._estimate(batches, request_batches, stats)
+        stats = self._stats_of(batch_reader, request_batches)
+        self._estimate(batch_reader, request_batches, stats)
         transfer, pack = self._choose(stats, limits, objects.link_bytes_per_s)
         if transfer == "ranges":
             with _Timed(self._lock, stats.choice, transfer):
                 return by_ranges()
         try:
             with _Timed(self._lock, stats.choice, transfer):
-                return self._served(batches, request_batches, pack, stats)
+                return self._served(batch_reader, request_batches, pack, stats)
         except BatchRefusedError:
             stats.unserved += 1
             return by_ranges()
@@ -232,16 +232,16 @@ class BatchClient:
             stats.unserved += 1
             return by_ranges()
 
-    def explain(self, batches: BatchReader, request_batches: RequestBatches) -> ReadSummary:
+    def explain(self, batch_reader: BatchReader, request_batches: RequestBatches) -> ReadSummary:
         """Count what reading batches by ranges would take, and say how they are read, and why."""
-        summary = batches.explain(request_batches)
-        limits = self._asked_limits(batches.reader.objects)
-        link = batches.reader.objects.link_bytes_per_s
+        summary = batch_reader.explain(request_batches)
+        limits = self._asked_limits(batch_reader.reader.objects)
+        link = batch_reader.reader.objects.link_bytes_per_s
         where = redact_url(self.url)
-        reason = self._refused or (limits and self._reason(batches, request_batches, limits))
+        reason = self._refused or (limits and self._reason(batch_reader, request_batches, limits))
         if limits is None or reason:
             return summary.with_transfer(f"by ranges, as {reason or 'the server is not asked'}")
-        stats = self._stats_of(batches, request_batches)
+        stats = self._stats_of(batch_reader, request_batches)
         stats.costs = stats.costs or _Costs.of(summary)
         transfer, pack = self._choose(stats, limits, link)
         packed = "as they are" if pack == "none" else f"packed with {pack}"
@@ -257,11 +257,11 @@ class BatchClient:
         return summary.with_transfer(f"{how}{chosen}: {text}")
 
     def _reason(
-        self, batches: BatchReader, request_batches: RequestBatches, limits: BatchLimits
+        self, batch_reader: BatchReader, request_batches: RequestBatches, limits: BatchLimits
     ) -> str:
         """Return why the server cannot be asked for some batches; empty if it can."""
         n_items = sum(map(len, request_batches))
-        n_bytes = n_items * batches.patch_bytes
+        n_bytes = n_items * batch_reader.patch_bytes
         if n_items > limits.items or n_bytes > limits.voxel_bytes:
             return (
                 f"{n_items} patches of {megabytes(n_bytes)} are more than the server sends together"
@@ -294,13 +294,13 @@ class BatchClient:
             }
             self._refused = reasons.get(type(problem), "a proxy answers in its place")
 
-    def _stats_of(self, batches: BatchReader, request_batches: RequestBatches) -> "_KindStats":
-        key = (*batches.kind, len(request_batches), sum(map(len, request_batches)))
+    def _stats_of(self, batch_reader: BatchReader, request_batches: RequestBatches) -> "_KindStats":
+        key = (*batch_reader.kind, len(request_batches), sum(map(len, request_batches)))
         with self._lock:
             return self._stats.setdefault(key, _KindStats())
 
     def _estimate(
-        self, batches: BatchReader, request_batches: RequestBatches, stats: "_KindStats"
+        self, batch_reader: BatchReader, request_batches: RequestBatches, stats: "_KindStats"
     ) -> None:
         """Count what some batches take by ranges, once; other threads need not wait for that."""
         with self._lock:
@@ -308,7 +308,7 @@ class BatchClient:
                 return
             stats.is_estimated = True
         try:
-            stats.costs = _Costs.of(batches.explain(request_batches))
+            stats.costs = _Costs.of(batch_reader.explain(request_batches))
         except (SpinezarrError, OSError):  # reading raises it again
             stats.is_estimated = False
 
@@ -327,14 +327,18 @@ class BatchClient:
             return stats.choice.transfer, pack
 
     def _served(
-        self, batches: BatchReader, request_batches: RequestBatches, pack: Pack, stats: "_KindStats"
+        self,
+        batch_reader: BatchReader,
+        request_batches: RequestBatches,
+        pack: Pack,
+        stats: "_KindStats",
     ) -> list[Batch]:
         requests = [request for requested in request_batches for request in requested]
-        rows = [batches.reader.row(request.scan_id) for request in requests]
-        n_bytes = len(requests) * batches.patch_bytes
+        rows = [batch_reader.reader.row(request.scan_id) for request in requests]
+        n_bytes = len(requests) * batch_reader.patch_bytes
         most = n_bytes + n_bytes // _SLACK + _HEAD_BYTES + len(requests) * _ITEM_BYTES
-        body = _request_body(batches, requests, rows, pack)
-        objects = batches.reader.objects
+        body = _request_body(batch_reader, requests, rows, pack)
+        objects = batch_reader.reader.objects
         for attempts_left in reversed(range(1 + objects.rereads)):
             answer = objects.post(f"{self.url}/batch", body, most)
             try:
@@ -342,13 +346,13 @@ class BatchClient:
                 statuses = _STATUSES.validate_json(tensors.metadata.get("status", ""))
                 if statuses != ["ok"] * len(requests):
                     raise BatchRefusedError("the server cannot read some of them")
-                whole = _to_batch(batches, requests, tensors)
+                whole = _to_batch(batch_reader, requests, tensors)
             except (DamagedTensorsError, ValidationError) as problem:
                 if not attempts_left:
                     raise BatchRefusedError(str(problem)) from problem
                 continue
             break
-        if not _has_drawn_shapes(batches, whole, rows):
+        if not _has_drawn_shapes(batch_reader, whole, rows):
             raise BatchRefusedError("the server has other scans than the table says")
         self._learn(stats, tensors, whole, pack)
         return _split(whole, request_batches)
@@ -451,7 +455,7 @@ def _rates(stats: _KindStats, limits: BatchLimits, pack: Pack, link: float | Non
 
 
 def _request_body(
-    batches: BatchReader,
+    batch_reader: BatchReader,
     requests: Sequence[PatchRequest],
     rows: Sequence[TableRow | None],
     pack: Pack,
@@ -468,20 +472,22 @@ def _request_body(
     return json.dumps(
         {
             "items": items,
-            "size_zyx": batches.size_zyx,
-            "spacing_zyx_mm": batches.spacing_zyx_mm,
-            "with_label": batches.with_label,
-            "image_dtype": batches.image_dtype.name,
-            "flat_axis": batches.flat_axis,
-            "neighbors": batches.neighbors,
-            "neighbor_step_mm": batches.neighbor_step_mm,
-            "nonfinite": batches.nonfinite,
+            "size_zyx": batch_reader.size_zyx,
+            "spacing_zyx_mm": batch_reader.spacing_zyx_mm,
+            "with_label": batch_reader.with_label,
+            "image_dtype": batch_reader.image_dtype.name,
+            "flat_axis": batch_reader.flat_axis,
+            "neighbors": batch_reader.neighbors,
+            "neighbor_step_mm": batch_reader.neighbor_step_mm,
+            "nonfinite": batch_reader.nonfinite,
             "pack": pack,
         }
     ).encode()
 
 
-def _to_batch(batches: BatchReader, requests: Sequence[PatchRequest], tensors: Tensors) -> Batch:
+def _to_batch(
+    batch_reader: BatchReader, requests: Sequence[PatchRequest], tensors: Tensors
+) -> Batch:
     """Return all patches of an answer as one batch.
 
     Raises
@@ -489,19 +495,22 @@ def _to_batch(batches: BatchReader, requests: Sequence[PatchRequest], tensors: T
     DamagedTensorsError
         If the answer is not what was asked for.
     """
-    n, empty = len(requests), batches.engine.buffers.empty
+    n, empty = len(requests), batch_reader.engine.buffers.empty
     starts = np.array([request.box.start_zyx for request in requests])
     if (tensors.get("start_zyx", (n, 3), np.int64) != starts).any():
         raise DamagedTensorsError("the patches are not those that were asked for")
     label: npt.NDArray[Any] | None = None
-    if batches.with_label:
-        label = tensors.get("label", (n, *batches.shape), np.uint8, empty)
+    if batch_reader.with_label:
+        label = tensors.get("label", (n, *batch_reader.shape), np.uint8, empty)
     return Batch(
         image=tensors.get(
-            "image", (n, *batches.channels, *batches.shape), batches.image_dtype, empty
+            "image",
+            (n, *batch_reader.channels, *batch_reader.shape),
+            batch_reader.image_dtype,
+            empty,
         ),
         label=label,
-        dims=batches.dims,
+        dims=batch_reader.dims,
         scan_id=tuple(request.scan_id for request in requests),
         start_zyx=starts,
         padding_zyx=tensors.get("padding_zyx", (n, 3, 2), np.int64),
@@ -512,17 +521,19 @@ def _to_batch(batches: BatchReader, requests: Sequence[PatchRequest], tensors: T
     )
 
 
-def _has_drawn_shapes(batches: BatchReader, batch: Batch, rows: Sequence[TableRow | None]) -> bool:
+def _has_drawn_shapes(
+    batch_reader: BatchReader, batch: Batch, rows: Sequence[TableRow | None]
+) -> bool:
     """Return whether the scans have the shapes by which the patches were drawn.
 
     The padding of the patches tells it.
     """
     for start, padding, row in zip(batch.start_zyx, batch.padding_zyx, rows, strict=True):
         if row is not None:
-            step = step_zyx(row.spacing_zyx_mm, batches.spacing_zyx_mm)
+            step = step_zyx(row.spacing_zyx_mm, batch_reader.spacing_zyx_mm)
             volume = Box((0, 0, 0), grid_shape_zyx(row.shape_zyx, step))
             z, y, x = start.tolist()
-            if (padding != padding_zyx(Box.at((z, y, x), batches.size_zyx), volume)).any():
+            if (padding != padding_zyx(Box.at((z, y, x), batch_reader.size_zyx), volume)).any():
                 return False
     return True
 
