@@ -324,7 +324,7 @@ def test_plans_that_cannot_be_followed_are_refused(made, tmp_path, changes, said
 
 
 def test_what_is_missing_is_named(made, tmp_path):
-    with pytest.raises(UsageError, match=r"nnUNetPlans\.json: is not there"):
+    with pytest.raises(UsageError, match=r"nnUNetPlans\.json: there is no such file"):
         link_store(str(made[0]), made[1], tmp_path / "pre")
     dataset = linked(made, tmp_path / "pre", plans_of(SPACING_ZYX))
     with pytest.raises(UsageError, match="no previous stage"):

@@ -248,7 +248,7 @@ def test_samples_by_number_take_no_share(stream):
 def test_a_rank_alone_is_refused(stream):
     with pytest.raises(UsageError, match="rank and ranks: give both or none"):
         PatchDataset(stream, rank=1)
-    with pytest.raises(UsageError, match="share 4 of 4"):
+    with pytest.raises(UsageError, match="partition 4 of 4"):
         len(PatchDataset(stream, rank=4, ranks=4))
 
 
@@ -401,7 +401,7 @@ def test_the_state_of_another_stream_is_refused(store, stream, kind):
     with pytest.raises(UsageError, match="seed is 3 there and 4 here"):
         other.load_state_dict(state)
     assert other.state_dict()["stream"]["seed"] == 4
-    with pytest.raises(UsageError, match="no state of a stream"):
+    with pytest.raises(UsageError, match="not the state of a stream"):
         other.load_state_dict({"epoch": 0})
 
 

@@ -459,7 +459,7 @@ def test_all_voxels_of_a_vertebra_in_a_chunk_are_found(store):
         ({"samples_per_scan": 3}, 'window_scans and samples_per_scan go with shuffle="window"'),
         (
             {"shuffle": "window", "foreground": 1.0, "centers": "centroid"},
-            "there is one centroid of a vertebra in a scan",
+            "a vertebra has one centroid in a scan",
         ),
         ({"shuffle": "window", "window_scans": 0}, "window_scans 0: must be at least 1"),
         ({"shuffle": "window", "samples_per_scan": 0}, "samples_per_scan 0: must be at least 1"),

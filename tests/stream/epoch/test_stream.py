@@ -419,7 +419,7 @@ def test_draws_stay_in_the_chosen_scans(store):
         ({"batch_size": 0}, UsageError, "batch_size 0: must be at least 1"),
         ({"n_samples": 0}, UsageError, "n_samples 0: must be at least 1"),
         ({"epoch": -1}, UsageError, "epoch -1: must be at least 0"),
-        ({"seed": -1}, UsageError, "seed -1: must not be negative"),
+        ({"seed": -1}, UsageError, "seed -1: must be at least 0"),
         ({"foreground": 2}, UsageError, "foreground 2: must lie between 0 and 1"),
     ],
 )
