@@ -150,5 +150,5 @@ def test_weights_that_are_none_are_refused(around, weights):
 
 
 def test_an_unknown_vertebra_has_no_weight(around):
-    with pytest.raises(UsageError, match=r"no vertebra is 'L7'; known are C1, C2, .*sacrum"):
+    with pytest.raises(UsageError, match=r"there is no vertebra 'L7'; known are C1, C2, .*sacrum"):
         around.slices("axial", foreground=1.0, weights={"L7": 2})
