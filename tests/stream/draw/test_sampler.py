@@ -383,7 +383,10 @@ def test_a_pickled_sampler_draws_the_same():
         ({"foreground": 1, "weights": {"b": 10**400}}, "weights: b has 1000"),
         ({"foreground": 1, "weights": {"b": "5"}}, "weights: b has '5'"),
         ({"foreground": 1, "weights": {"b": None}}, "weights: b has None"),
-        ({"foreground": 1, "weights": {"b": 0, "c": 0}}, "that the chosen scans show have weight 0"),
+        (
+            {"foreground": 1, "weights": {"b": 0, "c": 0}},
+            "the chosen scans show have weight 0",
+        ),
         ({"weights": {"b": 2}}, "weights: only balanced draws have them, and foreground is 0"),
         ({"weights": {"d": 2}}, "there is no vertebra 'd'"),
         ({"centers": "centroid"}, "centers: only balanced draws have them"),
