@@ -123,18 +123,18 @@ class StoreFolder:
         """
         if make:
             Path(self.root).mkdir(parents=True, exist_ok=True)
-        place = self.root
+        inside = self.root
         for part in self._parts(path):
-            place = f"{place}/{part}"
+            inside = f"{inside}/{part}"
             try:
-                mode = os.lstat(place).st_mode
+                mode = os.lstat(inside).st_mode
             except FileNotFoundError:
                 if not make:
                     return
-                Path(place).mkdir(exist_ok=True)
-                mode = os.lstat(place).st_mode
+                Path(inside).mkdir(exist_ok=True)
+                mode = os.lstat(inside).st_mode
             if not stat.S_ISDIR(mode):
-                raise _unfit(place, mode)
+                raise _unfit(inside, mode)
 
     def sizes(self, folder: str) -> dict[str, int]:
         """Return the sizes of all files below a folder in bytes, by their paths relative to it.
@@ -171,9 +171,9 @@ def _sizes(folder: str, prefix: str) -> Iterator[tuple[str, int]]:
 
 
 def _unfit(path: str, mode: int) -> CorruptStoreError:
-    kind = describe_irregular_mode(mode) or "a file in the place of a folder"
+    kind = describe_irregular_mode(mode) or "a file where a folder belongs"
     if stat.S_ISDIR(mode):
-        kind = "a folder in the place of a file"
+        kind = "a folder where a file belongs"
     return CorruptStoreError(f"{path}: is {kind}. {_STEP}.")
 
 

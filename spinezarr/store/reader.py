@@ -1,4 +1,7 @@
-"""Opening a store: the dataset, the table, and the arrays of each scan as plain values."""
+"""How is a store read: its dataset, its scan table, and the metadata of each scan?
+
+The reader returns plain values; reading voxels is left to :mod:`spinezarr.stream.read`.
+"""
 
 import math
 from collections.abc import Callable, Iterable, Mapping
@@ -56,57 +59,57 @@ __all__ = ["ArraySpec", "ScanHandle", "StoreReader", "parse_scan", "read_table"]
 T = TypeVar("T")
 
 _DAMAGED: Final = (DamagedMetadataError, OtherFormatError, CorruptStoreError)
-"""What parsing raises if a file is not as it was written."""
+"""Errors of reading and parsing a file that is not as it was written."""
 _SCANS_KEPT: Final = 4096
-"""Scans whose metadata are kept in memory, some 30 kB each."""
+"""Number of scans whose metadata are kept in memory, at some 30 kB each."""
 
 ReadFiles = Callable[[Iterable[str]], Mapping[str, bytes]]
-"""Returns the contents of files by path; those that are absent are left out."""
+"""Returns the contents of files by path; absent files are left out."""
 
 
 def _find_no_change(_: "ArraySpec") -> None:
-    """Know of no other version."""
+    """Return None: no other version of the scan is known."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ArraySpec:
-    """One stored array ``(z, y, x)``: everything a reader must know but its voxels."""
+    """Everything that a reader must know of one stored array ``(z, y, x)`` to read its voxels."""
 
     scan_id: str
     name: str
     """``image`` or ``label``."""
     path: str = field(repr=False)
-    """Where it lies in the store's file system."""
+    """Path of the array in the store's file system."""
     shape_zyx: ShapeZYX
     stored_dtype: np.dtype[Any]
-    """Of the numbers in its chunks."""
+    """Data type of the numbers in its chunks."""
     chunk_shape_zyx: ShapeZYX
     shard_shape_zyx: ShapeZYX
     shard_sizes: Mapping[ShapeZYX, int]
-    """Bytes of each shard that exists, by its index."""
+    """Size in bytes of each shard that exists, by shard index."""
     separator: Separator
-    """Between the parts of a shard's key."""
+    """Separator in the keys of its shards."""
     shards: Mapping[ShapeZYX, ShardEntry]
-    """What the manifest says of each of them: where its chunks lie, and their checksums."""
+    """Manifest entry of each shard that exists, by shard index."""
     scaling: Scaling | None = None
-    """What makes values of the numbers; None if they are the values."""
+    """Scaling from stored numbers to values; None if the numbers are the values."""
     content_checksum: str = ""
-    """Of the version of the scan that this is an array of."""
+    """Content checksum of the version of the scan that the array belongs to."""
     find_change: Callable[["ArraySpec"], ScanChangedError | None] = _find_no_change
-    """Asked when it cannot be read: says if the store has another version of it by now."""
+    """Called if the array cannot be read; returns an error if the store has another version now."""
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """Type of the values, which is what readers give."""
+        """Data type of the values that readers return."""
         return self.stored_dtype if self.scaling is None else VALUE_DTYPE
 
     def unscaled(self) -> "ArraySpec":
-        """Return the array of the stored numbers."""
+        """Return the same array without scaling: its values are the stored numbers."""
         return replace(self, scaling=None)
 
     @property
     def chunks_per_shard_zyx(self) -> ShapeZYX:
-        """Chunks of one shard along each axis."""
+        """Number of chunks in a shard along each axis."""
         z, y, x = (s // c for s, c in zip(self.shard_shape_zyx, self.chunk_shape_zyx, strict=True))
         return (z, y, x)
 
@@ -123,9 +126,9 @@ class ScanHandle:
     image: ArraySpec
     label: ArraySpec | None
     label_chunk_rows: int
-    """Rows of :meth:`StoreReader.label_chunks`."""
+    """Number of rows of :meth:`StoreReader.label_chunks`."""
     variable_attributes: Mapping[str, Mapping[str, Any]]
-    """Units, label names and the like of ``image``, ``label``, ``z``, ``y`` and ``x``."""
+    """Attributes such as units of ``image``, ``label``, ``z``, ``y`` and ``x``, by array name."""
 
     @property
     def content_checksum(self) -> str:
@@ -133,7 +136,7 @@ class ScanHandle:
         return self.image.content_checksum
 
     def wrong_label_count(self, value: int) -> CorruptStoreError:
-        """Return the error for a mask without the voxels of a label that its counts name."""
+        """Return the error for a mask that has not the voxels of a label that its counts state."""
         return CorruptStoreError(
             f"scan {self.attributes.scan_id!r}: its mask has other voxels of the value {value} "
             "than its counts say. Ingest this scan again."
@@ -146,12 +149,12 @@ class ScanHandle:
 
     @property
     def affine(self) -> npt.NDArray[np.float64]:
-        """4 x 4, stored voxel ``(x, y, z, 1)`` to RAS+ mm."""
+        """4 x 4 matrix from stored voxel ``(x, y, z, 1)`` to RAS+ mm."""
         return np.array(self.attributes.affine)
 
 
 class TableRow(NamedTuple):
-    """What plans of reads take from a row of the scan table."""
+    """The cells of a scan's row of the scan table that a reader compares with the scan."""
 
     content_checksum: str
     shape_zyx: ShapeZYX
@@ -159,23 +162,26 @@ class TableRow(NamedTuple):
 
 
 class StoreReader:
-    """Reads one store. Safe to share between threads and to pickle.
+    """Reads one store.
+
+    It can be shared between threads and pickled.
 
     Parameters
     ----------
     url
         Path or fsspec URL.
     storage_options
-        For the file system of ``url``; see
+        Options for the file system of ``url``; see
         :func:`spinezarr.remote.filesystem.open_filesystem`.
     with_table
-        Whether :attr:`table` is likely to be asked for: of a store far away it is fetched at once.
+        Whether :attr:`table` will probably be read; it is then fetched with the root if the store
+        is remote.
     in_flight
         Requests that may be under way at once, if it is far away.
     rows
-        What a table that was read before says of scans, by scan id.
+        Rows of a table that was read before, by scan id.
     objects
-        What reads it already in this process, and so is shared; None to open it.
+        What reads the store's files, to share one that is open; None to open a new one.
 
     Raises
     ------
@@ -201,11 +207,11 @@ class StoreReader:
         self.objects = objects or open_objects(url, storage_options, in_flight=in_flight)
         self.path = self.objects.path
         self._bundle: bytes | None = None
-        """What came with the root, empty if nothing did; None if it is to be asked for."""
+        """Bundle that was fetched with the root, empty if absent; None if it was not fetched."""
         self.root = self._read_root(with_table=with_table and self.objects.is_remote)
         self._rows = dict(rows or {})
         self._newer: frozenset[str] = frozenset()
-        """Scans whose rows in :attr:`table` are made from themselves, as it was older."""
+        """Scans whose rows in :attr:`table` are made from the scans, as the stored are older."""
         self._opened: set[str] = set()
         self._scans = lru_cache(_SCANS_KEPT)(self._read_scan)
         self._label_chunks = lru_cache(_SCANS_KEPT)(self._read_label_chunks)
@@ -220,13 +226,13 @@ class StoreReader:
 
     @property
     def name(self) -> str:
-        """Its path or URL, for messages: without user, password or signature."""
+        """Path or URL of the store for messages, without user, password or signature."""
         return redact_url(self.url)
 
     def _read(self, path: str, parse: Callable[[bytes], T], first: bytes | None = None) -> T | None:
-        """Read and parse a file, again if it came damaged from afar; None if it is absent.
+        """Read and parse a file, a remote one again if it is damaged; None if it is absent.
 
-        ``first`` is what came before, if it has been asked for.
+        ``first`` is its content if it has been fetched before.
         """
         for rereads_left in reversed(range(1 + self.objects.rereads)):
             data = first or self.objects.read([path]).get(path)
@@ -273,7 +279,7 @@ class StoreReader:
         return root
 
     def _refuse_without_root(self, problem: str) -> None:
-        """Say that a store is damaged if there is one, as its scan table shows."""
+        """Raise CorruptStoreError if there is a scan table: then the root of a store is lost."""
         if self.objects.read([f"{self.path}/{TABLE}/zarr.json"]):
             raise CorruptStoreError(
                 f"{self.objects.name(self.path)}/zarr.json: the root of the store {problem}. Run "
@@ -292,7 +298,7 @@ class StoreReader:
         try:
             table = self._read_table()
         except CorruptStoreError:
-            # An ingest may have put a new table in its place just now.
+            # An ingest may have replaced the table while it was read.
             table = self._read_table()
         rows = _rows_of(table)
         if rows != self._rows:
@@ -301,11 +307,11 @@ class StoreReader:
         return table
 
     def row(self, scan_id: str) -> TableRow | None:
-        """Return what plans take from a scan's row of the table, if the table has been read."""
+        """Return a scan's row of the table; None without such a row, or if no table was read."""
         return self._rows.get(scan_id)
 
     def forget_table(self) -> None:
-        """Read the scan table again when it is next asked for."""
+        """Read the scan table again at the next use of :attr:`table`."""
         self.__dict__.pop("table", None)
 
     @property
@@ -313,19 +319,19 @@ class StoreReader:
         return f"{self.path}/{TABLE_BUNDLE}"
 
     def _read_table(self) -> xr.Dataset:
-        """Read the table from its one file or, where that is not there or damaged, its many."""
-        place = f"{self.path}/{TABLE}"
+        """Read the table from its bundle, or from its own files if the bundle is unusable."""
+        folder = f"{self.path}/{TABLE}"
 
         def parse(bundle: bytes) -> xr.Dataset:
-            files = {f"{place}/{key}": data for key, data in unbundle_files(bundle).items()}
-            return read_table(lambda _: files, place, self.name)
+            files = {f"{folder}/{key}": data for key, data in unbundle_files(bundle).items()}
+            return read_table(lambda _: files, folder, self.name)
 
         first, self._bundle = self._bundle, None
         with suppress(*_DAMAGED):
             table = None if first == b"" else self._read(self._bundle_path, parse, first)
             if table is not None:
                 return table
-        return read_table(self.objects.read, place, self.name)
+        return read_table(self.objects.read, folder, self.name)
 
     def scan(self, scan_id: str) -> ScanHandle:
         """Open one scan in the version that is stored; its metadata are kept in memory.
@@ -350,7 +356,7 @@ class StoreReader:
 
         def parse(raw: bytes) -> ScanHandle:
             scan = parse_scan(raw, folder, find_change=change)
-            self._check_place(scan.attributes, scan_id)
+            self._check_identity(scan.attributes, scan_id)
             return scan
 
         try:
@@ -365,14 +371,14 @@ class StoreReader:
         return scan
 
     def listed_scan(self, scan_id: str) -> ScanHandle:
-        """Open one scan as the scan table describes it.
+        """Open one scan and check that it is the version that the scan table lists.
 
-        What was planned from the table is so never filled with voxels of another version.
+        A plan that was made from the table then never gets voxels of another version.
 
         Raises
         ------
         ScanChangedError
-            If the table describes another version than the one that is stored.
+            If the table lists another version than the one that is stored.
         UnknownScanError, CorruptStoreError
             As :meth:`scan`.
         """
@@ -392,12 +398,12 @@ class StoreReader:
         return scan
 
     def find_change(self, array: ArraySpec) -> ScanChangedError | None:
-        """Say whether an array that could not be read is stored in another version by now.
+        """Find out whether an array could not be read because its scan has changed.
 
         Returns
         -------
         ScanChangedError or None
-            The error to raise; None if this version is still the one that is stored.
+            The error to raise; None if the store still has the same version.
         """
         try:
             now = self._read_scan(array.scan_id)
@@ -425,7 +431,7 @@ class StoreReader:
         return self._change(array.scan_id, now.content_checksum)
 
     def _change(self, scan_id: str, found: str) -> ScanChangedError:
-        """Describe what became of a scan, whose ``content_checksum`` is ``found`` now."""
+        """Return the error for a scan whose stored ``content_checksum`` is now ``found``."""
         scan = f"{self.name}: scan {scan_id!r}"
         in_table: str | None = found
         with suppress(CorruptStoreError, OSError):
@@ -443,14 +449,14 @@ class StoreReader:
         )
 
     def reopened(self, changed: str) -> "StoreReader":
-        """Open the store again, as it is now.
+        """Return a reader of the store as it is now.
 
         Parameters
         ----------
         changed
-            A scan that is known to have changed. Where an ingest that still runs has replaced it,
-            its row in the table is older. The row is then made from the scan itself, as were those
-            of scans that had changed before.
+            Id of a scan that has changed. If the ingest that replaced it still runs, the row of the
+            scan in the table is older. That row is then made from the scan, and so are the rows of
+            scans that had changed before.
 
         Raises
         ------
@@ -473,20 +479,20 @@ class StoreReader:
         return new
 
     def _forget_scans(self) -> None:
-        """Open scans again when they are next asked for."""
+        """Drop the metadata of scans that are kept in memory."""
         self._scans.cache_clear()
         self._label_chunks.cache_clear()
         self._opened.clear()
 
     def prefetch_scans(self, scan_ids: Iterable[str]) -> None:
-        """Open scans side by side, so that :meth:`scan` need not wait for one after the other."""
+        """Open scans concurrently and keep their metadata, so that :meth:`scan` returns at once."""
         new = [scan_id for scan_id in dict.fromkeys(scan_ids) if scan_id not in self._opened]
         if len(new) > 1:
             self.objects.each(self.listed_scan, new)
         self._opened.update(new)
 
-    def _check_place(self, scan: ScanAttributes, scan_id: str) -> None:
-        """Refuse a scan that was put in the place of another."""
+    def _check_identity(self, scan: ScanAttributes, scan_id: str) -> None:
+        """Refuse a scan that lies in the folder of another scan or dataset."""
         found, expected = (scan.dataset, scan.scan_id), (self.root.dataset, scan_id)
         if found != expected:
             raise DamagedMetadataError(f"dataset and scan {found}", f"{expected}")
@@ -536,7 +542,7 @@ class StoreReader:
 
 
 def _check_label_chunks(path: str, rows: npt.NDArray[np.uint32], scan: ScanHandle) -> None:
-    """Refuse counts of labels that are none, in chunks that are none, or other sums of them."""
+    """Check that the labels and chunks of voxel counts exist, and the sums of the counts."""
     array = scan.image
     grid = chunk_grid(array.shape_zyx, array.chunk_shape_zyx)
     sound = (
@@ -562,7 +568,7 @@ def _check_label_chunks(path: str, rows: npt.NDArray[np.uint32], scan: ScanHandl
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _ChangeFinder:
-    """:meth:`StoreReader.find_change`; in another process it opens the store when it is asked."""
+    """Calls :meth:`StoreReader.find_change`; in another process it first opens the store."""
 
     url: str = field(repr=False)
     storage_options: Mapping[str, Any] | None = field(repr=False)
@@ -583,12 +589,12 @@ def _reopened(
     in_flight: int,
     rows: Mapping[str, TableRow],
 ) -> StoreReader:
-    """Open a store where another process, which has seen the table, sends its reader."""
+    """Open a store for a reader that another process has sent."""
     return StoreReader(url, storage_options, with_table=False, in_flight=in_flight, rows=rows)
 
 
 def _rows_of(table: xr.Dataset) -> dict[str, TableRow]:
-    """Return what plans take from each row of a table."""
+    """Return the rows of a table by scan id."""
     shapes = map(tuple, table.shape_zyx.to_numpy().tolist())
     spacings = map(tuple, table.spacing_zyx_mm.to_numpy().tolist())
     columns = (table.content_checksum.to_numpy().tolist(), shapes, spacings)
@@ -596,24 +602,24 @@ def _rows_of(table: xr.Dataset) -> dict[str, TableRow]:
     return dict(zip(table.scan.to_numpy().tolist(), rows, strict=True))
 
 
-def read_table(read: ReadFiles, place: str, url: str) -> xr.Dataset:
+def read_table(read: ReadFiles, folder: str, url: str) -> xr.Dataset:
     """Read the scan table of a store into memory; text as NumPy objects.
 
     Parameters
     ----------
     read
-        Reads its files.
-    place
-        Where they lie.
+        Reads files of the store by path.
+    folder
+        Path of the table in the store's file system.
     url
-        Of the store, for messages.
+        Path or URL of the store for messages.
 
     Raises
     ------
     CorruptStoreError
         If a file of it is missing or damaged.
     """
-    raw = read([f"{place}/zarr.json"]).get(f"{place}/zarr.json")
+    raw = read([f"{folder}/zarr.json"]).get(f"{folder}/zarr.json")
     if raw is None:
         raise CorruptStoreError(
             f"{url}: has no scan table: an ingest was cut off before its first scan was "
@@ -621,22 +627,22 @@ def read_table(read: ReadFiles, place: str, url: str) -> xr.Dataset:
         )
     try:
         stored = parse_table(raw)
-        chunks = {f"{place}/{key}": entry for key, entry in stored.chunks.items()}
-        there = read(chunks)
+        chunks = {f"{folder}/{key}": entry for key, entry in stored.chunks.items()}
+        present = read(chunks)
         data = {
-            path[len(place) + 1 :]: _checked(path, there.get(path), entry)
+            path[len(folder) + 1 :]: _checked(path, present.get(path), entry)
             for path, entry in chunks.items()
         }
         return stored.dataset(data)
     except DamagedMetadataError as problem:
         raise CorruptStoreError(
-            f"{place}/zarr.json: is damaged ({problem}). "
+            f"{folder}/zarr.json: is damaged ({problem}). "
             "Run the same 'spinezarr ingest' again with --repair: it writes the table anew."
         ) from problem
 
 
 def _checked(path: str, data: bytes | None, entry: ManifestEntry) -> bytes:
-    """Return the content of a file if it is what the manifest says."""
+    """Return the content of a file after comparing it with its manifest entry."""
     if data is None:
         raise CorruptStoreError(f"{path}: is missing from the store.")
     found = ManifestEntry.of(data)
@@ -654,16 +660,16 @@ def parse_scan(
     *,
     find_change: Callable[[ArraySpec], ScanChangedError | None] = _find_no_change,
 ) -> ScanHandle:
-    """Read the ``zarr.json`` of a scan.
+    """Parse the ``zarr.json`` of a scan.
 
     Parameters
     ----------
     data
-        Its content.
+        Content of the file.
     folder
-        Where the scan lies in the store's file system.
+        Path of the scan in the store's file system.
     find_change
-        Of its arrays.
+        See :attr:`ArraySpec.find_change`.
 
     Raises
     ------

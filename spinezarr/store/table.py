@@ -1,4 +1,7 @@
-"""The scan table: one row a scan, so that choosing scans never opens them."""
+"""What does the scan table hold, and how is it made from scans?
+
+It has one row a scan, so that a user can select scans without opening any of them.
+"""
 
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -29,18 +32,18 @@ __all__ = [
 ]
 
 ANOMALY, ERRATUM = "anomaly", "erratum"
-"""Columns for anatomical variants and for known errors of the annotation."""
+"""Columns for anatomical variants and for known annotation errors, which every table has."""
 
 _STRING = np.dtypes.StringDType()
 _MM3_PER_CM3 = 1000.0
 _NO_NAME = re.compile(r"[/\\\x00-\x1f\x7f\ud800-\udfff]")
-"""What names of arrays, and so of folders, do not hold."""
+"""Characters that the name of an array, which is also the name of a folder, must not have."""
 _NAME_BYTES = 200
-"""Length of names; file systems allow 255 bytes."""
+"""Longest name of a column in bytes; file systems allow 255."""
 
 
 def natural_key(name: str) -> tuple[tuple[int, int | str], ...]:
-    """Sort names as people do.
+    """Return a key that sorts names by their numbers, as people do.
 
     Examples
     --------
@@ -61,40 +64,40 @@ def build_table(
     Parameters
     ----------
     root
-        The dataset they belong to.
+        Attributes of the store's root.
     scans
-        In any order; rows come in natural order of the scan ids.
+        Attributes of the scans in any order; the rows are in natural order of the scan ids.
     audited
-        What the audit found, by scan id; scans that it leaves out are not audited.
+        Audit results by scan id; other scans count as not audited.
 
     Returns
     -------
     xarray.Dataset
-        Vertebrae in anatomical order. Positions are RAS+ mm in ``centroid_zyx_mm`` (the mean of the
-        label's voxels) and ``annotated_centroid_zyx_mm`` (from the dataset's own centroid file),
-        and voxel indices in ``bbox_start_zyx`` and ``bbox_stop_zyx`` (half open); NaN and -1
-        where a vertebra is absent. What the dataset's own tables say is text, by scan, in columns
-        of their names; ``anomaly`` and ``erratum`` are always there.
+        The scan table; vertebrae are in anatomical order. ``centroid_zyx_mm`` (mean of the label's
+        voxels) and ``annotated_centroid_zyx_mm`` (from the dataset's own centroid file) are
+        positions in RAS+ mm, NaN for an absent vertebra. ``bbox_start_zyx`` and ``bbox_stop_zyx``
+        (half open) are voxel indices, -1 for an absent vertebra. Each column of the dataset's own
+        tables is a column of text; ``anomaly`` and ``erratum`` are always there.
     """
     return _laid_out(root, _rows_of_scans(list(scans)), audited or {})
 
 
 def table_attributes(root: RootAttributes) -> dict[str, str]:
-    """Return what the table says of its dataset."""
+    """Return the attributes of the table, which describe its dataset."""
     attributes = root.model_dump(mode="json", exclude={"format", "format_version"})
     return {name: value for name, value in attributes.items() if value}
 
 
-def root_from_table(said: Mapping[str, str]) -> RootAttributes:
-    """Return the dataset that a table is of; undoes :func:`table_attributes`."""
+def root_from_table(attributes: Mapping[str, str]) -> RootAttributes:
+    """Return the attributes of the root from those of the table, see :func:`table_attributes`."""
     empty = dict.fromkeys(("title", "license", "citation"), "")
-    fields = {"format_version": FORMAT_VERSION, **empty, **said}
+    fields = {"format_version": FORMAT_VERSION, **empty, **attributes}
     return RootAttributes.model_validate(fields)
 
 
 @cache
 def fixed_columns() -> Mapping[str, tuple[tuple[str, ...], np.dtype[Any]]]:
-    """Return dimensions and type of the columns that every table has, by name."""
+    """Return dimensions and data type of the columns that every table has, by name."""
     columns = {**_rows_of_scans([]).columns, **_audit_columns((), {})}
     texts = {name: ((name,), _STRING) for name in ("scan", "vertebra", "axis")}
     texts |= dict.fromkeys((ANOMALY, ERRATUM), (("scan",), _STRING))
@@ -107,18 +110,20 @@ def update_table(
     changed: Mapping[str, ScanAttributes],
     audited: Mapping[str, AuditedScan],
 ) -> xr.Dataset:
-    """Return the table that :func:`build_table` would make of all scans, from a few of them.
+    """Return the table of all scans, given the old table and the scans that changed.
+
+    The result equals that of :func:`build_table` for all scans.
 
     Parameters
     ----------
     root
-        The dataset they belong to.
+        Attributes of the store's root.
     known
-        The table as it was read; no row of it is opened.
+        The old table as it was read.
     changed
-        Scans that take the place of a row, or are new.
+        Attributes of scans that are new or whose row changed, by scan id.
     audited
-        As in :func:`build_table`, of all scans.
+        Audit results of all scans, as in :func:`build_table`.
     """
     names = known.scan.to_numpy().tolist()
     stays = np.array([name not in changed for name in names], bool)
@@ -131,32 +136,34 @@ Columns = dict[str, tuple[tuple[str, ...], npt.NDArray[Any], dict[str, Any]]]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Rows:
-    """Rows of the table in any order, before the columns of the dataset's own tables are named."""
+    """Rows of a table in any order, before the columns of the dataset's own tables are named."""
 
     scan_ids: list[str]
     columns: Columns
-    said: list[dict[str, str]]
-    """What the dataset's own tables say of each scan; no empty texts."""
+    source_cells: list[dict[str, str]]
+    """Cells of the dataset's own tables for each scan, by column; without empty texts."""
 
     def joined(self, other: "_Rows") -> "_Rows":
         columns = {
             name: (dims, np.concatenate([values, other.columns[name][1]]), attributes)
             for name, (dims, values, attributes) in self.columns.items()
         }
-        return _Rows(self.scan_ids + other.scan_ids, columns, self.said + other.said)
+        return _Rows(
+            self.scan_ids + other.scan_ids, columns, self.source_cells + other.source_cells
+        )
 
 
 def _rows_of_scans(scans: Sequence[ScanAttributes]) -> _Rows:
-    said = [{**scan.sidecar, **scan.columns} for scan in scans]
+    source_cells = [{**scan.sidecar, **scan.columns} for scan in scans]
     return _Rows(
         [scan.scan_id for scan in scans],
         {**_scan_columns(scans), **_vertebra_columns(scans)},
-        [{name: text for name, text in cells.items() if text} for cells in said],
+        [{name: text for name, text in cells.items() if text} for cells in source_cells],
     )
 
 
 def _rows_of_table(table: xr.Dataset) -> _Rows:
-    """Take a table that was read apart again."""
+    """Return the rows of a table that was read."""
     layout = _rows_of_scans([]).columns
     columns: Columns = {
         name: (dims, table[name].to_numpy().astype(empty.dtype), attributes)
@@ -168,15 +175,15 @@ def _rows_of_table(table: xr.Dataset) -> _Rows:
         for name in sorted(theirs)
     }
     scan_ids = [str(name) for name in table.scan.to_numpy()]
-    said = [
+    source_cells = [
         {name: text for name, column in texts.items() if (text := column[i])}
         for i in range(len(scan_ids))
     ]
-    return _Rows(scan_ids, columns, said)
+    return _Rows(scan_ids, columns, source_cells)
 
 
 def _laid_out(root: RootAttributes, rows: _Rows, audited: Mapping[str, AuditedScan]) -> xr.Dataset:
-    """Order rows, and name the columns of the dataset's own tables."""
+    """Sort rows, and name the columns of the dataset's own tables."""
     keys = [natural_key(name) for name in rows.scan_ids]
     order = sorted(range(len(keys)), key=keys.__getitem__)
     scan_ids = [rows.scan_ids[i] for i in order]
@@ -187,8 +194,8 @@ def _laid_out(root: RootAttributes, rows: _Rows, audited: Mapping[str, AuditedSc
     columns |= _audit_columns(scan_ids, audited)
     if root.pseudonym_key is not None:
         columns["image_sha256"][2]["long_name"] = "keyed hash of the sha256 of the source image"
-    said = [rows.said[i] for i in order]
-    columns |= _joined_columns(said, taken={*columns, "scan", "vertebra", "axis"})
+    source_cells = [rows.source_cells[i] for i in order]
+    columns |= _source_columns(source_cells, taken={*columns, "scan", "vertebra", "axis"})
     coordinates = {
         "scan": ("scan", _strings(scan_ids)),
         "vertebra": ("vertebra", _strings(LEVELS)),
@@ -275,7 +282,7 @@ def _scan_columns(rows: Sequence[ScanAttributes]) -> Columns:
 
 
 def with_audit_results(table: xr.Dataset, audited: Mapping[str, AuditedScan]) -> xr.Dataset:
-    """Return a scan table that was read, ready to be written, with other audit results.
+    """Return a table that was read with other audit results, ready to be written.
 
     Rows of scans that cannot be read any more stay.
     """
@@ -305,23 +312,24 @@ def _audit_columns(scan_ids: Iterable[str], audited: Mapping[str, AuditedScan]) 
 
 
 def _outside_scheme(row: ScanAttributes) -> int:
-    """Voxels of values that are neither vertebrae nor structures the recipe names."""
+    """Return the number of voxels that are neither a vertebra nor a structure of the recipe."""
     return sum(n for value, n in row.other_labels.items() if value not in row.structures)
 
 
-def _joined_columns(said: Sequence[Mapping[str, str]], taken: Collection[str]) -> Columns:
-    """Return what the dataset's own tables say; a name that is ours gets ``_in_source`` behind.
+def _source_columns(source_cells: Sequence[Mapping[str, str]], taken: Collection[str]) -> Columns:
+    """Return the columns of the dataset's own tables.
 
-    Names that cannot be a Zarr array's are changed; ``long_name`` then holds them as they were.
-    Columns without any text are left out, and the order is that of the names: so the table depends
-    on its scans alone, not on which of them were added when.
+    A name that spinezarr uses itself gets the suffix ``_in_source``. A name that no Zarr array can
+    have is changed. The attribute ``long_name`` then holds the original name. Columns without text
+    are left out and the others sorted, so that the table depends on its scans alone and not on the
+    order in which they were added.
     """
-    found = sorted({name for cells in said for name in cells} - {ANOMALY, ERRATUM})
+    found = sorted({name for cells in source_cells for name in cells} - {ANOMALY, ERRATUM})
     names = [ANOMALY, ERRATUM, *found]
     columns: Columns = {}
     used = set(taken)
     for name in names:
-        texts = _strings(cells.get(name, "") for cells in said)
+        texts = _strings(cells.get(name, "") for cells in source_cells)
         column = _free_name(name, used, names)
         used.add(column)
         columns[column] = (("scan",), texts, {} if column == name else {"long_name": name})
@@ -329,7 +337,7 @@ def _joined_columns(said: Sequence[Mapping[str, str]], taken: Collection[str]) -
 
 
 def _free_name(name: str, taken: Collection[str], wanted: Collection[str]) -> str:
-    """Return a name that an array can have and no other column has or will have.
+    """Return a valid name of an array that no other column has or wants.
 
     References
     ----------

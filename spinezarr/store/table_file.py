@@ -1,7 +1,8 @@
-"""The files of the scan table as a dataset: parsed within bounds, as a store may come from anybody.
+"""How are the files of the scan table parsed within bounds?
 
-zarr-python would read them too, and allocate what they ask for. Here each column has one of the
-types and dimensions that the table has, and takes no more memory than that says.
+A store may come from anybody, and zarr-python would allocate whatever the files ask for. This
+module accepts the data types and dimensions that the table has, and bounds the memory of all
+columns together.
 """
 
 import math
@@ -32,10 +33,10 @@ from spinezarr.vertebrae import LEVELS
 __all__ = ["StoredTable", "TableFile", "is_table_file", "parse_table"]
 
 _COLUMNS_BYTES: Final = 192 << 20
-"""Of all columns together."""
+"""Largest memory of all columns together, in bytes."""
 _ZSTD_MAGIC: Final = 0xFD2FB528
 _ZSTD_HEADER_BYTES: Final = 6
-"""Of the shortest header that tells the size of the content."""
+"""Size of the shortest Zstandard header that states the size of the content, in bytes."""
 _DTYPES: Final = get_args(ImageDtype)
 _DTYPE_COLUMNS: Final = ("image_dtype", "image_stored_dtype")
 _COUNTS: Final = (
@@ -51,7 +52,7 @@ _POSITIONS: Final = (
     "annotated_centroid_zyx_mm",
     "annotated_centroid_distance_mm",
 )
-"""Columns of mm, with NaN where there is no vertebra."""
+"""Columns of positions and distances in mm, NaN for an absent vertebra."""
 _DIMENSIONS: Final = (
     ("scan",),
     ("vertebra",),
@@ -61,9 +62,9 @@ _DIMENSIONS: Final = (
     ("scan", "vertebra", "axis"),
 )
 _FILL: Final[dict[str, Any]] = {"string": "", "int32": 0, "int64": 0, "float64": math.nan}
-"""What stands in a column of which no chunk is stored."""
+"""Value of a column whose chunk is not stored, by data type."""
 _XARRAY_ATTRIBUTES: Final = {"_FillValue", "coordinates"}
-"""Those by which xarray decodes what it wrote; the values are what they are without them."""
+"""Attributes with which xarray encodes a column; the decoded values do not need them."""
 
 
 def _checked_column(name: str) -> str:
@@ -78,7 +79,7 @@ def _is_column_name(name: str) -> bool:
 
 
 def is_table_file(key: str) -> bool:
-    """Whether the layout makes such a file below the folder of a table."""
+    """Whether a table can have a file with this key, below the table's folder."""
     column, _, file = key.partition("/")
     return key == METADATA or (_is_column_name(column) and file in _COLUMN_FILES)
 
@@ -94,7 +95,7 @@ _COLUMN_FILES: Final = {METADATA} | {
 }
 ColumnName = Annotated[str, AfterValidator(_checked_column)]
 TableFile = Annotated[str, AfterValidator(_checked_key)]
-"""Key of a file of the table but its ``zarr.json``, below the table's folder."""
+"""Key of a file of the table other than its ``zarr.json``, below the table's folder."""
 _Size = Annotated[int, Field(ge=0, le=LARGEST_SCANS)]
 
 
@@ -141,7 +142,7 @@ class _Column(StoredModel):
 
     @property
     def key(self) -> str:
-        """Of its only chunk, below its folder."""
+        """Key of the only chunk of the column, below the column's folder."""
         separator = self.chunk_key_encoding.configuration.separator
         return separator.join(["c", *"0" * len(self.shape)])
 
@@ -183,34 +184,35 @@ class _TableGroup(StoredModel):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class StoredTable:
-    """The ``zarr.json`` of a table, checked; its chunks are still to be read."""
+    """The checked ``zarr.json`` of a table, from which its chunks can be read."""
 
     manifest: Mapping[str, ManifestEntry]
-    """All files but ``zarr.json``, by key below the table's folder."""
+    """Entries of all files but ``zarr.json``, by key below the table's folder."""
     columns: Mapping[str, _Column]
+    """Metadata of the columns by name."""
     attributes: Mapping[str, str]
-    """Of the dataset."""
+    """Attributes that describe the dataset."""
 
     @property
     def chunks(self) -> Mapping[str, ManifestEntry]:
-        """The files that hold the values; the metadata of columns stand in those of the table."""
+        """Entries of the files with values; the table's own metadata describe all columns."""
         return {key: e for key, e in self.manifest.items() if not key.endswith("/zarr.json")}
 
     @property
     def separator(self) -> Separator:
-        """Between the parts of the keys of its chunks."""
+        """Separator in the keys of its chunks."""
         found = {
             column.chunk_key_encoding.configuration.separator for column in self.columns.values()
         }
         return "." if "." in found else "/"
 
     def dataset(self, chunks: Mapping[str, bytes]) -> xr.Dataset:
-        """Decode the columns; text as NumPy objects.
+        """Decode the columns; text becomes NumPy arrays of objects.
 
         Parameters
         ----------
         chunks
-            Contents of :attr:`chunks`, which the manifest has been compared with.
+            Contents of the files in :attr:`chunks`, after comparing them with the manifest.
 
         Raises
         ------
@@ -230,7 +232,7 @@ class StoredTable:
 
 
 def parse_table(data: bytes) -> StoredTable:
-    """Read the ``zarr.json`` of a table.
+    """Parse the ``zarr.json`` of a table.
 
     Raises
     ------
@@ -238,13 +240,13 @@ def parse_table(data: bytes) -> StoredTable:
         If spinezarr did not write it, or it is damaged.
     """
     group = parse_sealed(data, _TableGroup)
-    said = group.attributes
-    attributes = said.model_dump(exclude={"manifest"}, exclude_none=True)
-    return StoredTable(said.manifest, group.consolidated_metadata.metadata, attributes)
+    found = group.attributes
+    attributes = found.model_dump(exclude={"manifest"}, exclude_none=True)
+    return StoredTable(found.manifest, group.consolidated_metadata.metadata, attributes)
 
 
 def _values(column: _Column, chunk: bytes | None, room: int) -> tuple[npt.NDArray[Any], int]:
-    """Decode a column; return it and the bytes that it takes, at most ``room``."""
+    """Decode a column; return it and its size in memory, which is at most ``room`` bytes."""
     n = math.prod(column.shape)
     dtype = np.dtype(object if column.data_type == "string" else column.data_type)
     n_bytes = n * dtype.itemsize
@@ -273,7 +275,7 @@ def _values(column: _Column, chunk: bytes | None, room: int) -> tuple[npt.NDArra
 
 
 def _decoded_bytes(packed: bytes) -> int:
-    """Return how many bytes a Zstandard frame says it holds (RFC 8878, section 3.1.1.1)."""
+    """Return the decoded size that a Zstandard frame states (RFC 8878, section 3.1.1.1)."""
     magic, descriptor = struct.unpack_from("<IB", packed.ljust(_ZSTD_HEADER_BYTES, b"\0"))
     single, width = descriptor >> 5 & 1, descriptor >> 6
     size_bytes = (single, 2, 4, 8)[width]
@@ -304,7 +306,7 @@ def _texts(data: bytes, n: int) -> Iterator[str]:
 
 
 def _check_values(table: xr.Dataset) -> None:
-    """Refuse what :func:`spinezarr.store.table.build_table` never makes."""
+    """Refuse a table that :func:`spinezarr.store.table.build_table` cannot have made."""
     for name, (dimensions, dtype) in fixed_columns().items():
         if name not in table.variables:
             raise DamagedMetadataError("no such column", "one", name)

@@ -1,24 +1,24 @@
-"""What a check finds, and what to do about it."""
+"""What can be wrong with a store, and what can the user do about it?"""
 
 from dataclasses import asdict, dataclass
 from typing import Any, Final, Literal
 
 from spinezarr.store.layout import SCANS
 
-__all__ = ["Fault", "Kind"]
+__all__ = ["Fault", "FaultKind"]
 
-Kind = Literal[
+FaultKind = Literal[
     "missing", "damaged", "misplaced", "disagrees", "extra", "unfinished", "source", "voxels"
 ]
 
 _REPAIR: Final = (
     "Run the same 'spinezarr ingest' again with --repair: it reads these scans again from their "
-    "source files. Or copy the files again from a store that is whole."
+    "source files. Or copy the files again from an intact store."
 )
 _REPAIR_FILE: Final = (
     "Run the same 'spinezarr ingest' again with --repair: it writes this file anew."
 )
-_ADVICE: Final[dict[Kind, str]] = {
+_ADVICE: Final[dict[FaultKind, str]] = {
     "missing": _REPAIR,
     "damaged": _REPAIR,
     "misplaced": _REPAIR,
@@ -32,24 +32,27 @@ _ADVICE: Final[dict[Kind, str]] = {
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """One thing that is not as it should be."""
+    """One file or value that differs from what it should be."""
 
     scan_id: str | None
-    """None if it is in no scan."""
+    """Id of the scan that the fault is in; None if it is in no scan."""
     path: str
-    """Relative to the store, or to the raw folder for a source file."""
-    kind: Kind
+    """Path relative to the store, or to the raw folder for a source file."""
+    kind: FaultKind
+    """What is wrong, in one word."""
     found: str
+    """What was found."""
     expected: str
+    """What should be there."""
 
     @property
     def advice(self) -> str:
-        """What the user may do."""
+        """Next step for the user."""
         if self.kind in {"extra", "source", "voxels"}:
             return _ADVICE[self.kind]
         in_scan = self.path.startswith(f"{SCANS}/") and self.path != f"{SCANS}/zarr.json"
         return _ADVICE[self.kind] if in_scan else _REPAIR_FILE
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain values."""
+        """Return the fault as values that JSON has."""
         return {**asdict(self), "advice": self.advice}

@@ -1,4 +1,4 @@
-"""The files of a store as they lie there: listed, and read to their ends in bounded memory."""
+"""How does a check list the files of a store, and read them whole in bounded memory?"""
 
 import errno
 import io
@@ -23,11 +23,11 @@ from spinezarr.verify.fault import Fault
 __all__ = ["OnBytes", "StoreFiles", "group_problem", "read_error", "seal_problem", "unreadable"]
 
 OnBytes = Callable[[int], None]
-"""Called with each further number of bytes that were read; from several threads."""
+"""Called with the number of bytes of each read, from several threads."""
 
 _BLOCK_BYTES: Final = 1 << 22
 _REMOTE_BYTES: Final = 1 << 23
-"""Asked for at once of a large object."""
+"""Size of a request for a part of a large object, in bytes."""
 _EMPTY_GROUP: Final = {"attributes": {}, "zarr_format": 3, "node_type": "group"}
 
 
@@ -37,13 +37,13 @@ class StoreFiles:
     Parameters
     ----------
     fs
-        Where it lies.
+        File system of the store.
     path
-        Its path there.
+        Path of the store in ``fs``.
     sizes
-        Bytes of every file by its key; None where files cannot be listed, as on a web server.
+        Size in bytes of every file by key; None if files cannot be listed, as on a web server.
     objects
-        Reads them in place of ``fs``, as of a web server: what fails is asked for again.
+        Reads the files in place of ``fs``, with retries, as for a web server.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class StoreFiles:
 
     @classmethod
     def of_url(cls, url: str, storage_options: Mapping[str, Any] | None = None) -> Self:
-        """List a store; a path that is absent has no files."""
+        """List the files of a store; there are none if the path is absent."""
         fs, path = open_store(url, storage_options)
         if is_read_only(fs):
             objects = RemoteObjects(url, storage_options)
@@ -69,7 +69,7 @@ class StoreFiles:
         return cls(fs, path, list_sizes(fs, path))
 
     def exists(self, key: str) -> bool:
-        """Whether there is such a file."""
+        """Whether there is a file with this key."""
         if self.sizes is not None:
             return key in self.sizes
         path = f"{self.path}/{key}"
@@ -87,12 +87,12 @@ class StoreFiles:
         return found[path]
 
     def read_paths(self, paths: Iterable[str]) -> dict[str, bytes]:
-        """Return the contents of small files; those that are absent are left out."""
+        """Return the contents of small files by path; absent files are left out."""
         return read_files(self.fs, paths) if self._objects is None else self._objects.read(paths)
 
     @contextmanager
     def open(self, key: str, size_bytes: int) -> Iterator[BinaryIO]:
-        """Open a file that may be large, and should have so many bytes."""
+        """Open a file that may be large and should have ``size_bytes`` bytes."""
         path = f"{self.path}/{key}"
         if self._objects is None:
             with self.fs.open(path, "rb") as raw:
@@ -106,7 +106,7 @@ class StoreFiles:
     def check(
         self, scan_id: str | None, key: str, entry: ManifestEntry, on: OnBytes
     ) -> list[Fault]:
-        """Read a whole file and compare it with what the manifest says of it."""
+        """Read a whole file and compare it with its manifest entry."""
         expected = f"{entry.size_bytes} bytes with crc32 {entry.crc32}"
         try:
             with self.open(key, entry.size_bytes) as raw:
@@ -123,7 +123,7 @@ class StoreFiles:
 
 
 class _RemoteFile(io.RawIOBase):
-    """An object of a web server, read by ranges."""
+    """An object of a web server as a file, read by range requests."""
 
     def __init__(self, objects: RemoteObjects, path: str, expected_bytes: int) -> None:
         self._objects = objects
@@ -133,7 +133,7 @@ class _RemoteFile(io.RawIOBase):
 
     @cached_property
     def _size_bytes(self) -> int:
-        """Its size, found by two bytes of it if it is the expected one."""
+        """Size in bytes; two requests for a byte tell whether it is the expected one."""
         n = self._expected_bytes
         ends_there = bool(n) and self._range(n - 1, n) and not self._range(n, n + 1)
         return n if ends_there else len(self._objects.read([self._path])[self._path])
@@ -143,21 +143,21 @@ class _RemoteFile(io.RawIOBase):
             return bytes(data)
 
     def readable(self) -> bool:
-        """Answer yes."""
+        """Return True."""
         return True
 
     def seekable(self) -> bool:
-        """Answer yes."""
+        """Return True."""
         return True
 
     def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
-        """Choose where to read on; return it."""
+        """Move to an offset and return it."""
         origin = {io.SEEK_SET: 0, io.SEEK_CUR: self._at}.get(whence)
         self._at = offset + (self._size_bytes if origin is None else origin)
         return self._at
 
     def readinto(self, buffer: Buffer, /) -> int:
-        """Read at most as many bytes as ``buffer`` has room for; return how many came."""
+        """Read bytes into a buffer and return how many."""
         view = memoryview(buffer).cast("B")
         stop = min(self._at + len(view), self._size_bytes)
         data = self._range(self._at, stop) if stop > self._at else b""
@@ -167,12 +167,12 @@ class _RemoteFile(io.RawIOBase):
 
 
 def read_error(scan_id: str | None, key: str, problem: OSError, expected: str) -> Fault:
-    """Say that a file is not there, or cannot be read.
+    """Return the fault of a file that is missing or cannot be read.
 
     Raises
     ------
     NoRangesError, ConnectionError
-        If it is the server that fails, and not the file.
+        If the server fails rather than the file.
     """
     if isinstance(problem, NoRangesError | ConnectionError):
         raise problem
@@ -182,23 +182,23 @@ def read_error(scan_id: str | None, key: str, problem: OSError, expected: str) -
 
 
 def unreadable(problem: Exception) -> str:
-    """Say in one line that metadata which are whole are not such as spinezarr reads."""
+    """Return the text of a fault for metadata that cannot be parsed."""
     return f"unreadable metadata ({str(problem).partition(chr(10))[0]})"
 
 
 def seal_problem(data: bytes) -> str | None:
-    """Say how the bytes of a group's metadata differ from what their seal stands for."""
+    """Return what is wrong with sealed metadata; None if each byte is as it was written."""
     try:
         metadata = unseal(data)
         sealed = seal(metadata)
     except DamagedMetadataError as problem:
         return unreadable(problem)
-    # The seal's own white space and spelling can change beside it.
+    # The checksum does not cover the white space around itself.
     return None if sealed == data else "other bytes for the same values"
 
 
 def group_problem(data: bytes) -> str | None:
-    """Say how the bytes of the group of all scans, which has no seal, differ from the only ones."""
+    """Return what is wrong with the group of all scans, which has no checksum; None if nothing."""
     try:
         group = parse_json(data)
     except DamagedMetadataError as problem:

@@ -1,4 +1,4 @@
-"""One scan: its metadata, and every file that its manifest names."""
+"""Is a scan intact: its metadata, and every file that its manifest names?"""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -23,29 +23,29 @@ __all__ = ["CheckedScan", "check_scan"]
 
 @dataclass(frozen=True, slots=True)
 class CheckedScan:
-    """What was found of one scan."""
+    """Result of the check of one scan."""
 
     scan_id: str
     attributes: ScanAttributes | None
-    """None if they cannot be read."""
+    """Attributes of the scan; None if they cannot be read."""
     faults: tuple[Fault, ...]
 
 
 def check_scan(
     files: StoreFiles, scan_id: str, root: RootAttributes | None, on_bytes: OnBytes
 ) -> CheckedScan:
-    """Read every byte of a scan.
+    """Read every byte of a scan and check it.
 
     Parameters
     ----------
     files
-        Of the store.
+        Files of the store.
     scan_id
         Name of the scan's folder.
     root
-        The dataset that it must be of, if that is known.
+        Attributes of the root, whose dataset the scan must have; None if they are unknown.
     on_bytes
-        Hears of progress.
+        Called with the number of bytes of each read.
     """
     key = f"{scan_key(scan_id)}/zarr.json"
     written = "the metadata of this scan as spinezarr wrote them"
@@ -63,11 +63,11 @@ def check_scan(
             scan_id, None, (Fault(scan_id, key, "damaged", unreadable(error), written),)
         )
     check = _Check(files, scan_id, scan, unseal(raw)["consolidated_metadata"]["metadata"], on_bytes)
-    faults = (*_place_faults(scan.attributes, scan_id, key, root), *check.faults())
+    faults = (*_identity_faults(scan.attributes, scan_id, key, root), *check.faults())
     return CheckedScan(scan_id, scan.attributes, faults)
 
 
-def _place_faults(
+def _identity_faults(
     scan: ScanAttributes, scan_id: str, key: str, root: RootAttributes | None
 ) -> Iterator[Fault]:
     if scan.scan_id != scan_id:
@@ -78,7 +78,7 @@ def _place_faults(
 
 
 class _Check:
-    """Goes through the files of a scan whose metadata can be read."""
+    """Checks the files of a scan whose metadata can be read."""
 
     def __init__(
         self,
@@ -115,14 +115,14 @@ class _Check:
                     on_bytes=self._on_bytes,
                 )
                 continue
-            place = f"{self._folder}/{key}"
-            found = self._files.check(self._scan_id, place, entry, self._on_bytes)
+            path = f"{self._folder}/{key}"
+            found = self._files.check(self._scan_id, path, entry, self._on_bytes)
             yield from found or self._metadata_faults(key)
         yield from self._absent_shards()
         yield from self._absent_metadata()
 
     def _metadata_faults(self, key: str) -> Iterator[Fault]:
-        """Compare the metadata of an array with the copy of them that readers use."""
+        """Compare an array's own metadata with the consolidated copy that readers use."""
         name, slash, file = key.rpartition("/")
         if not slash or file != "zarr.json":
             return
@@ -138,11 +138,13 @@ class _Check:
         if copy.get("node_type") == "group":
             copy.pop("consolidated_metadata", None)
         if own != copy:
-            place, said = f"{self._folder}/{key}", f"what {self._folder}/zarr.json says of it"
-            yield Fault(self._scan_id, place, "damaged", "other metadata", said)
+            expected = f"those in {self._folder}/zarr.json"
+            yield Fault(
+                self._scan_id, f"{self._folder}/{key}", "damaged", "other metadata", expected
+            )
 
     def _absent_shards(self) -> Iterator[Fault]:
-        """Find shards that the manifest must name and does not."""
+        """Find shards that the manifest lacks."""
         for spec in self._scan.arrays:
             chunks = self._chunks(spec)
             per_shard = spec.chunks_per_shard_zyx
@@ -151,17 +153,17 @@ class _Check:
                 for chunk in chunks or ()
             }
             for shard in sorted(needed - set(spec.shard_sizes)):
-                place = f"{self._folder}/{spec.name}/{chunk_key(shard, spec.separator)}"
-                yield Fault(self._scan_id, place, "missing", "not in the manifest", "a shard")
+                path = f"{self._folder}/{spec.name}/{chunk_key(shard, spec.separator)}"
+                yield Fault(self._scan_id, path, "missing", "not in the manifest", "a shard")
 
     def _absent_metadata(self) -> Iterator[Fault]:
         for name in self._consolidated:
             if f"{name}/zarr.json" not in self._scan.attributes.manifest:
-                place = f"{self._folder}/{name}/zarr.json"
-                yield Fault(self._scan_id, place, "missing", "not in the manifest", "metadata")
+                path = f"{self._folder}/{name}/zarr.json"
+                yield Fault(self._scan_id, path, "missing", "not in the manifest", "metadata")
 
     def _chunks(self, spec: ArraySpec) -> frozenset[ShapeZYX] | None:
-        """Return the chunks that an array must hold; None if that cannot be known."""
+        """Return the chunks that an array must hold; None if they are unknown."""
         if spec.name != LABEL:
             nz, ny, nx = chunk_grid(spec.shape_zyx, spec.chunk_shape_zyx)
             return frozenset(product(range(nz), range(ny), range(nx)))
@@ -171,5 +173,5 @@ class _Check:
                 key = f"{LABEL_CHUNKS}/{chunk_key((0, 0), spec.separator)}"
                 decode_chunk(self._files.read(f"{self._folder}/{key}"), counts)
             except (OSError, ChunkDamagedError):
-                return None  # which is a fault of that file
+                return None  # the check of that file reports it
         return frozenset((z, y, x) for z, y, x in counts[:, 1:4].tolist())

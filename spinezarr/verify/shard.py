@@ -1,6 +1,6 @@
-"""One shard: its size, its index, each chunk's checksum, and that no byte belongs to none.
+"""Is a shard intact: its size, its index, the checksum of each chunk, and no other bytes?
 
-spinezarr reads by the chunks that the manifest lists, other readers by the index: both must agree.
+spinezarr finds chunks by the manifest and other readers by the index, so both must agree.
 """
 
 import math
@@ -24,7 +24,7 @@ from spinezarr.store.sharding import (
     parse_index,
     shard_index,
 )
-from spinezarr.verify.fault import Fault, Kind
+from spinezarr.verify.fault import Fault, FaultKind
 from spinezarr.verify.files import OnBytes, StoreFiles, read_error
 
 __all__ = ["check_shard"]
@@ -34,7 +34,7 @@ _BLOCK_BYTES: Final = 1 << 22
 
 @dataclass(frozen=True, slots=True)
 class _Problem:
-    kind: Kind
+    kind: FaultKind
     found: str
     expected: str
 
@@ -48,22 +48,22 @@ def check_shard(
     chunks: Collection[ShapeZYX] | None,
     on_bytes: OnBytes,
 ) -> list[Fault]:
-    """Read a whole shard, one chunk in memory at a time.
+    """Read a whole shard and check it, with one chunk in memory at a time.
 
     Parameters
     ----------
     files
-        Of the store.
+        Files of the store.
     array
-        Which the shard belongs to.
+        Array that the shard belongs to.
     shard_zyx
-        Its index.
+        Index of the shard.
     entry
-        What the manifest says of it.
+        Entry of the shard in the manifest.
     chunks
-        Those that the array must hold, and no others; None if that is not known.
+        Indices of all chunks that the array must hold; None if they are not known.
     on_bytes
-        Hears of progress.
+        Called with the number of bytes of each read.
     """
     key = array.shard_path(shard_zyx)[len(files.path) + 1 :]
     try:
@@ -83,7 +83,7 @@ def check_shard(
 
 
 class _Reading:
-    """One pass over a shard."""
+    """One read of a shard from start to end."""
 
     def __init__(
         self,
@@ -100,10 +100,10 @@ class _Reading:
         self._on_bytes = on_bytes
         self._crc32 = 0
         self._checksums: list[int] = []
-        """At the end of each chunk, in the order of the bytes."""
+        """Checksums at the end of the chunks, in the order of the bytes."""
 
     def problems(self, entry: ShardEntry) -> Iterator[_Problem]:
-        """Yield what is wrong, in the order of the bytes."""
+        """Yield the problems in the order of the bytes."""
         n_chunks = math.prod(self._array.chunks_per_shard_zyx)
         end = entry.size_bytes - index_bytes(n_chunks)
         self._raw.seek(max(0, end))
@@ -131,7 +131,7 @@ class _Reading:
             yield from self._manifest_problems(tail, entry)
 
     def _manifest_problems(self, index: bytes, entry: ShardEntry) -> Iterator[_Problem]:
-        """Compare the index and the chunks of a whole shard with what the manifest lists."""
+        """Compare the index and the chunks of an intact shard with the manifest."""
         found = f"{int.from_bytes(index[-CHECKSUM_BYTES:], 'little'):08x}"
         if found != entry.index_crc32c:
             expected = f"crc32c {entry.index_crc32c}, as the manifest says"
@@ -147,7 +147,7 @@ class _Reading:
             yield _Problem("damaged", "chunks with other checksums", expected)
 
     def _read(self, size: int) -> None:
-        """Read on without keeping what is read."""
+        """Read bytes for the checksum alone."""
         while size > 0 and (block := self._raw.read(min(size, _BLOCK_BYTES))):
             self._count(block)
             size -= len(block)
@@ -181,7 +181,7 @@ class _Reading:
             yield _Problem("damaged", f"{end - at} bytes after the last chunk", "none")
 
     def _presence_problems(self, present: Collection[int]) -> Iterator[_Problem]:
-        """Compare the chunks that the shard holds with those that it must hold."""
+        """Compare the chunks in the shard with those that it must hold."""
         if self._chunks is None:
             return
         for position in range(math.prod(self._array.chunks_per_shard_zyx)):
@@ -192,7 +192,7 @@ class _Reading:
                 yield _Problem("damaged", f"a chunk {chunk}", "none")
 
     def _chunk_zyx(self, position: int) -> ShapeZYX:
-        """Index in the array of the chunk at a position in the shard's index."""
+        """Return the index in the array of the chunk at a position in the shard."""
         per_shard = self._array.chunks_per_shard_zyx
         within = np.unravel_index(position, per_shard)
         z, y, x = (

@@ -1,4 +1,7 @@
-"""Whether stored voxels are those of the source files, compared slab by slab."""
+"""Do the stored voxels equal those of the source files?
+
+Images and masks are compared slab by slab.
+"""
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -41,7 +44,7 @@ def compare_with_source(
     on_total: OnBytes = lambda _: None,
     on_bytes: OnBytes = lambda _: None,
 ) -> list[Fault]:
-    """Read the source files of scans again and compare them with what is stored, voxel by voxel.
+    """Read the source files of scans again and compare each voxel with the stored one.
 
     Parameters
     ----------
@@ -50,15 +53,20 @@ def compare_with_source(
     raw
         Folder or URL that the paths of the source files are relative to.
     scans
-        Scan ids.
+        Ids of the scans.
     storage_options, raw_options
-        For the file systems of the store and of ``raw``.
+        Options for the file systems of the store and of ``raw``.
     limits
-        What the source files may be.
+        Limits for the source files.
     on_total
-        Called first with the bytes of all voxels that will be compared, as stored.
+        Called first with the size in bytes of all voxels to compare, as they are stored.
     on_bytes
-        Called with each further number of them, from several threads.
+        Called with the size in bytes of each compared slab, from several threads.
+
+    Returns
+    -------
+    list
+        One fault for each array that differs and each source file that cannot be read.
 
     Raises
     ------
@@ -133,7 +141,7 @@ def _open(fs: fsspec.AbstractFileSystem, root: str, limits: Limits, record: Sour
 
 @dataclass(slots=True)
 class _Difference:
-    """The voxels that differ so far."""
+    """Number of voxels that differ so far, and the first of them."""
 
     count: int = 0
     first_zyx: ShapeZYX | None = None
@@ -156,7 +164,7 @@ class _Difference:
 def _compare_array(
     spec: ArraySpec, record: SourceRecord, volume: Volume, engine: Engine, on_bytes: OnBytes
 ) -> Iterator[Fault]:
-    """Compare one array with its source; a mask after its values are mapped as the ingest does."""
+    """Compare one array with its source; the values of a mask are mapped as in the ingest."""
     grid = (volume.grid.shape_ijk, volume.grid.affine.tolist())
     if grid != (record.shape_ijk, [list(row) for row in record.affine_ijk]):
         found = f"another grid: {volume.grid.describe()}"
@@ -167,7 +175,7 @@ def _compare_array(
     axis = axis_map.source_axis_zyx.index(2)
     difference = _Difference()
     slabs = volume.slabs([box.shape_zyx[axis] for box in boxes])
-    # strict: asking for one slab more makes the volume check its file to the end.
+    # strict: asking for one more slab makes the volume check its file to the end.
     for box, slab in zip(boxes, slabs, strict=True):
         source = axis_map.to_zyx(slab)
         if isinstance(record, LabelSourceRecord):

@@ -1,4 +1,4 @@
-"""A whole store: every file read, and no file that does not belong to it."""
+"""Is a whole store intact, and does it hold no other files?"""
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -39,25 +39,25 @@ _Sealed = TypeVar("_Sealed", AuditLog, Ledger)
 _ROOT: Final = "zarr.json"
 _SCANS_GROUP: Final = f"{SCANS}/zarr.json"
 _LARGEST_POOL: Final = 16
-"""Scans read at once; each holds one chunk and what the file system reads ahead."""
+"""Largest number of scans read at once; each takes the memory of a chunk and a read-ahead."""
 
 
 @dataclass(frozen=True, slots=True)
 class Verification:
-    """What a check of a store found."""
+    """Result of the check of a store."""
 
     url: str = field(repr=False)
     scans: tuple[str, ...]
-    """The scans that were read, in natural order."""
+    """Ids of the scans that were read, in natural order."""
     faults: tuple[Fault, ...]
     leftovers: tuple[str, ...]
-    """What a running or cut-off ingest leaves: no part of the store, and no fault."""
+    """Files that a running or interrupted ingest leaves; they are no faults."""
     listed: bool
-    """Whether the store could be listed, so that files which no manifest names were found."""
+    """Whether the store could be listed, which finds files that no manifest names."""
 
     @property
     def damaged_scans(self) -> frozenset[str]:
-        """Scans of which a stored file is missing or is not as it was written."""
+        """Ids of the scans with a file that is missing or is not as it was written."""
         return frozenset(
             fault.scan_id
             for fault in self.faults
@@ -66,11 +66,11 @@ class Verification:
 
     @property
     def exit_code(self) -> int:
-        """0 if nothing is wrong, else 1."""
+        """Exit code of the command: 0 if there are no faults, else 1."""
         return 1 if self.faults else 0
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain values."""
+        """Return the result as values that JSON has."""
         return {
             "url": redact_url(self.url),
             "scans": list(self.scans),
@@ -89,28 +89,28 @@ def verify_store(
     on_total: OnBytes = lambda _: None,
     on_bytes: OnBytes = lambda _: None,
 ) -> Verification:
-    """Read every byte of a store and compare it with what the store says of itself.
+    """Read every byte of a store and compare it with the checksums in the store.
 
     Parameters
     ----------
     url
-        Path or fsspec URL. A web server cannot be listed: there, the table names the scans, and
-        files that no manifest names are not looked for.
+        Path or fsspec URL. A web server cannot be listed: the scans are then those of the table,
+        and files that no manifest names are not found.
     scans
-        Only these scans, beside the table and the root; all of them if not given.
+        Ids of the scans to check, besides the table and the root; None for all scans.
     storage_options
-        For the file system of ``url``.
+        Options for the file system of ``url``.
     on_total
-        Called first with the bytes that will be read, if they can be known.
+        Called first with the number of bytes to read, 0 if it is unknown.
     on_bytes
-        Called with each further number of bytes that were read, from several threads.
+        Called with the number of bytes of each read, from several threads.
 
     Raises
     ------
     StoreNotFoundError
         If there is no store, or one of another format.
     UnknownScanError
-        If neither table nor folders know a scan that was asked for.
+        If neither the table nor a folder has a scan in ``scans``.
     """
     files = StoreFiles.of_url(url, storage_options)
     on_total(_total_bytes(files, scans))
@@ -126,7 +126,7 @@ def _total_bytes(files: StoreFiles, scans: Sequence[str] | None) -> int:
 
 
 class _Check:
-    """One check of one store."""
+    """The state of one check of a store."""
 
     def __init__(
         self,
@@ -144,7 +144,7 @@ class _Check:
             *(_ROOT, _SCANS_GROUP, AUDIT_FILE, LEDGER_FILE),
             *(f"{TABLE}/zarr.json", TABLE_BUNDLE),
         }
-        """Keys of files that belong to the store."""
+        """Keys of the files that belong to the store."""
         self._table_manifest: dict[str, ManifestEntry] | None = None
 
     def run(self, wanted: Sequence[str] | None) -> Verification:
@@ -195,7 +195,7 @@ class _Check:
         except DamagedMetadataError as error:
             fault = Fault(None, _ROOT, "damaged", unreadable(error), written)
         if not any(self._files.exists(key) for key in (_SCANS_GROUP, f"{TABLE}/zarr.json")):
-            StoreReader(self._url, self._storage_options)  # which says that there is no store
+            StoreReader(self._url, self._storage_options)  # raises StoreNotFoundError
         self._faults.append(fault)
         return None
 
@@ -211,11 +211,11 @@ class _Check:
             self._faults.append(Fault(None, _SCANS_GROUP, "damaged", found, written))
 
     def _audit_log(self) -> AuditLog | None:
-        """Read what the last audit found; None if it is damaged."""
+        """Read the audit log; None if it is damaged."""
         return self._sealed(AUDIT_FILE, "the findings as spinezarr wrote them", AuditLog)
 
     def _compare_ledger(self, checked: Iterable[CheckedScan], *, every_scan: bool) -> None:
-        """Find scans that are other than the next ingest will take them for."""
+        """Find scans whose entry in the ledger is of another version."""
         written = "the ledger as spinezarr wrote it"
         if self._table_manifest is not None and not self._files.exists(LEDGER_FILE):
             self._faults.append(Fault(None, LEDGER_FILE, "missing", "no such file", written))
@@ -250,7 +250,7 @@ class _Check:
         return None
 
     def _scans_on_disk(self) -> set[str]:
-        """Return the folders in which files of scans lie; none where they cannot be listed."""
+        """Return the names of the folders with files of scans; none if files cannot be listed."""
         parts = (key.split("/") for key in self._files.sizes or ())
         return {
             part[1]
@@ -259,7 +259,7 @@ class _Check:
         }
 
     def _unfinished(self, names: Iterable[str], in_table: Collection[str] | None) -> set[str]:
-        """Find scans that were never published: no metadata, and no row in the table."""
+        """Find scans that were never published: they have no metadata and no row in the table."""
         if self._files.sizes is None or in_table is None:
             return set()
         found = set()
@@ -307,14 +307,14 @@ class _Check:
     def _leftovers_and_extras(
         self, checked: Iterable[CheckedScan], unfinished: set[str], *, whole: bool
     ) -> tuple[str, ...]:
-        """Look at every file that was listed; return what an ingest left."""
+        """Find files that belong to nothing; return those that an ingest left."""
         chosen, unknown = set(), set(unfinished)
         for scan in checked:
             folder = scan_key(scan.scan_id)
             chosen.add(scan.scan_id)
             self._known.add(f"{folder}/zarr.json")
             if scan.attributes is None:
-                unknown.add(scan.scan_id)  # its manifest cannot be asked
+                unknown.add(scan.scan_id)  # its manifest is unreadable
             else:
                 self._known |= {f"{folder}/{key}" for key in scan.attributes.manifest}
         leftovers: dict[str, None] = {}
@@ -340,6 +340,6 @@ def _is_leftover(parts: Sequence[str]) -> bool:
 
 
 def _leftover(parts: Sequence[str]) -> str:
-    """Name the file, or the folder that all of it is left in."""
+    """Return the path of the leftover: a file, or the folder of all that was left."""
     end = next((i for i, part in enumerate(parts) if part.endswith(PARTIAL)), 0)
     return "/".join(parts[: end + 1])

@@ -1,4 +1,4 @@
-"""The scan table: its files, and whether it says what the scans say."""
+"""Is the scan table intact, and do its rows agree with the scans?"""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -27,14 +27,14 @@ _METADATA = f"{TABLE}/zarr.json"
 def check_table_files(
     files: StoreFiles, on_bytes: OnBytes
 ) -> tuple[dict[str, ManifestEntry] | None, list[Fault]]:
-    """Read every byte of the table, and of the one file that holds it once more.
+    """Read every byte of the table and of its bundle.
 
     Returns
     -------
     manifest
-        The files that it names, by key in the store; None if it cannot be read.
+        Entries of the files of the table, by key in the store; None if they cannot be read.
     faults
-        What is wrong.
+        Faults of these files.
     """
     written = "the scan table's metadata as spinezarr wrote them"
     try:
@@ -49,7 +49,7 @@ def check_table_files(
     except DamagedMetadataError as error:
         return None, [Fault(None, _METADATA, "damaged", unreadable(error), written)]
     faults = [f for key, entry in manifest.items() for f in files.check(None, key, entry, on_bytes)]
-    # The metadata of the columns stand in those of the table.
+    # The bundle leaves out the metadata of the columns, which the table's own repeat.
     bundled = {key: e for key, e in manifest.items() if not key.endswith("/zarr.json")}
     bundled[_METADATA] = ManifestEntry.of(raw)
     faults += _bundle_faults(files, bundled, on_bytes)
@@ -59,7 +59,7 @@ def check_table_files(
 def _bundle_faults(
     files: StoreFiles, table: Mapping[str, ManifestEntry], on_bytes: OnBytes
 ) -> Iterator[Fault]:
-    """Compare the one file with the many; ``table`` describes these by key in the store."""
+    """Compare the bundle with the table's files, whose entries ``table`` holds by key."""
     written = f"the files of {TABLE}/, as spinezarr wrote them"
     try:
         data = files.read(TABLE_BUNDLE)
@@ -80,7 +80,7 @@ def _bundle_faults(
 
 
 def read_table(files: StoreFiles, url: str) -> tuple[xr.Dataset | None, list[Fault]]:
-    """Read a table whose files are all whole."""
+    """Read a table whose files are all intact; return it or its fault."""
     try:
         return read_table_files(files.read_paths, f"{files.path}/{TABLE}", url), []
     except CorruptStoreError as problem:
@@ -95,20 +95,21 @@ def compare_table(
     *,
     every_scan: bool,
 ) -> Iterator[Fault]:
-    """Find rows that do not say what the attributes of their scans say.
+    """Find rows that differ from the attributes of their scans.
 
     Parameters
     ----------
     table
-        As it was read.
+        The scan table as it was read.
     root
-        The dataset.
+        Attributes of the root.
     scans
-        Those whose attributes could be read.
+        Attributes of the scans that could be read.
     log
-        The results of the last audit.
+        Results of the last audit.
     every_scan
-        Whether these are all scans of the store, so that no other can have a column of its own.
+        Whether ``scans`` are all scans of the store. Only then, a column that none of them has is a
+        fault.
     """
     known = {scan.scan_id: scan for scan in scans}
     identities = {scan_id: scan_identity(scan) for scan_id, scan in known.items()}
@@ -120,10 +121,10 @@ def compare_table(
         for name in sorted(map(str, set(table.variables) - set(expected.variables))):
             yield Fault(None, TABLE, "disagrees", f"a column {name!r}", "none: no scan has it")
         if table.attrs != expected.attrs:
-            said = f"{expected.attrs}, as the root says"
-            yield Fault(None, TABLE, "disagrees", f"{table.attrs}", said)
+            attributes = f"{expected.attrs}, as in the root"
+            yield Fault(None, TABLE, "disagrees", f"{table.attrs}", attributes)
     else:
-        # What was found of one scan may depend on scans that are not at hand.
+        # A finding about one scan may depend on scans that are not checked.
         expected = expected.drop_vars(["audit", "audit_findings"])
     shared = [name for name in expected.scan.to_numpy().tolist() if name in names]
     wanted = expected.isel(scan=np.isin(expected.scan.to_numpy().astype(object), shared))
@@ -131,26 +132,27 @@ def compare_table(
 
 
 def _cell_faults(table: xr.Dataset, expected: xr.Dataset, names: Sequence[str]) -> Iterator[Fault]:
-    """Compare two tables of the same scans, row by row; one fault a scan."""
+    """Compare two tables of the same scans row by row; yield one fault a scan."""
     wrong: dict[int, str] = {}
     for name, variable in expected.variables.items():
         if name not in table.variables:
-            yield Fault(None, TABLE, "disagrees", f"no column {name!r}", "one, as the scans have")
+            yield Fault(
+                None, TABLE, "disagrees", f"no column {name!r}", "one, as the scans have it"
+            )
             continue
         found = table.variables[name]
-        cells, said = found.to_numpy(), variable.to_numpy()
+        cells, wanted = found.to_numpy(), variable.to_numpy()
         if (found.dims, found.attrs) != (variable.dims, variable.attrs):
             yield Fault(None, TABLE, "disagrees", f"{name} {found.attrs}", f"{variable.attrs}")
         elif "scan" not in found.dims:
-            if cells.tolist() != said.tolist():
-                yield Fault(None, TABLE, "disagrees", f"{name} {cells}", f"{said}")
+            if cells.tolist() != wanted.tolist():
+                yield Fault(None, TABLE, "disagrees", f"{name} {cells}", f"{wanted}")
         else:
-            for row in _differing(cells, said):
+            for row in _differing(cells, wanted):
                 what = f"{name} {cells[row].tolist() if cells.ndim > 1 else cells[row]}"
                 wrong.setdefault(row, what)
     for row, what in sorted(wrong.items()):
-        said_by = "what the scan's attributes say"
-        yield Fault(names[row], TABLE, "disagrees", what, said_by)
+        yield Fault(names[row], TABLE, "disagrees", what, "the value in the scan's attributes")
 
 
 def _differing(found: npt.NDArray[Any], expected: npt.NDArray[Any]) -> list[int]:

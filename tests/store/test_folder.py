@@ -80,9 +80,9 @@ def test_plain_files_are_read(folder):
         folder.read(f"{folder.path}/scans/a/absent")
     with pytest.raises(FileNotFoundError):
         folder.read(f"{folder.path}/scans/b/absent")
-    with pytest.raises(CorruptStoreError, match="is a folder in the place of a file"):
+    with pytest.raises(CorruptStoreError, match="is a folder where a file belongs"):
         folder.read(f"{folder.path}/scans/a")
-    with pytest.raises(CorruptStoreError, match="scans/a/file: is a file in the place of a folder"):
+    with pytest.raises(CorruptStoreError, match="scans/a/file: is a file where a folder belongs"):
         folder.read(f"{folder.path}/scans/a/file/x/y")
     with pytest.raises(FileNotFoundError):
         StoreFolder.at(f"{folder.path}/scans/a/file").read(f"{folder.path}/scans/a/file/zarr.json")
