@@ -19,8 +19,8 @@ import numpy as np
 import numpy.typing as npt
 
 from spinezarr.errors import FormatError, UsageError
-from spinezarr.formats.dicom_elements import inflate_data_set
 from spinezarr.formats.dicom_file import parse_object, slice_headers
+from spinezarr.formats.dicom_header import inflate_data_set
 from spinezarr.formats.dicom_series import (
     CtSeries,
     FolderContent,

@@ -15,7 +15,8 @@ from typing import Final
 import fsspec
 
 from spinezarr.errors import FormatError
-from spinezarr.formats.dicom_elements import DataSet, DicomHeader, HeaderError, read_header
+from spinezarr.formats.dicom_data_set import DataSet, HeaderError
+from spinezarr.formats.dicom_header import DicomHeader, read_header
 from spinezarr.formats.dicom_stack import SliceHeader
 from spinezarr.formats.dicom_syntax import LOSSY, SYNTAXES, uid_name
 from spinezarr.formats.file_kinds import KIND_BYTES, wrong_kind_error

@@ -29,13 +29,9 @@ from spinezarr.formats.dicom_codestream import (
     check_jpeg2000,
     check_rle,
 )
-from spinezarr.formats.dicom_elements import (
-    DicomHeader,
-    Fragment,
-    HeaderError,
-    TruncatedPixelsError,
-    read_fragments,
-)
+from spinezarr.formats.dicom_data_set import HeaderError
+from spinezarr.formats.dicom_fragments import Fragment, TruncatedPixelsError, read_fragments
+from spinezarr.formats.dicom_header import DicomHeader
 from spinezarr.formats.dicom_stack import SliceHeader
 from spinezarr.formats.dicom_syntax import (
     BIG_ENDIAN,

@@ -16,15 +16,10 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.multival import MultiValue
 from pydicom.uid import ImplicitVRLittleEndian
 
-from spinezarr.formats import dicom_elements as elements
-from spinezarr.formats.dicom_elements import (
-    HeaderError,
-    TruncatedPixelsError,
-    inflate_data_set,
-    is_bare_data_set,
-    read_fragments,
-    read_header,
-)
+from spinezarr.formats.dicom_data_set import HeaderError
+from spinezarr.formats.dicom_fragments import TruncatedPixelsError, read_fragments
+from spinezarr.formats.dicom_header import inflate_data_set, is_bare_data_set, read_header
+from spinezarr.formats.dicom_keywords import KEYWORDS
 from spinezarr.testing import DICOM_TRANSFER_SYNTAXES
 
 CT = "1.2.840.10008.5.1.4.1.1.2"
@@ -53,7 +48,7 @@ def values_of(dataset, keyword, vr):
 
 
 def assert_as_pydicom_reads(header, dataset):
-    for keyword, (_, vr) in elements._KEYWORDS.items():
+    for keyword, (_, vr) in KEYWORDS.items():
         if vr == b"SQ" or keyword in ("MediaStorageSOPClassUID", "TransferSyntaxUID"):
             continue
         assert (keyword in header.data) == (keyword in dataset), keyword

@@ -1,0 +1,79 @@
+"""In which fragments does a DICOM file hold its compressed pixels?
+
+References
+----------
+DICOM PS3.5 annex A.4 (encapsulated pixel data).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+from spinezarr.formats.dicom_data_set import HeaderError
+from spinezarr.formats.dicom_walk import (
+    ITEM_TAG,
+    SEQUENCE_END_TAG,
+    WINDOW_BYTES,
+    ByteWindow,
+    ElementWalk,
+)
+
+__all__ = ["Fragment", "TruncatedPixelsError", "read_fragments"]
+
+_MOST_FRAGMENTS: Final = 200_000
+_STARTS_BYTES: Final = 4
+
+
+class TruncatedPixelsError(HeaderError):
+    """A file ends before its pixels do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fragment:
+    """One fragment of encapsulated pixels."""
+
+    start: int
+    """Offset of its first byte in the file."""
+    size_bytes: int
+    first: bytes
+    """Its first four bytes, which tell whether a code stream starts here."""
+
+
+def read_fragments(
+    read: Callable[[int, int], bytes], size_bytes: int, start: int
+) -> list[Fragment]:
+    """Return the fragments of encapsulated pixels, of which the first is the basic offset table.
+
+    Parameters
+    ----------
+    read
+        Function of (start, stop) that returns these bytes of the file.
+    size_bytes
+        Size of the file.
+    start
+        Offset of the value of the pixel element.
+
+    Raises
+    ------
+    HeaderError
+        If the fragments do not end with a delimiter, or are too many.
+    """
+    source = ByteWindow(read, size_bytes, _MOST_FRAGMENTS * WINDOW_BYTES)
+    walk = ElementWalk(source, explicit=False)
+    found: list[Fragment] = []
+    at = start
+    while len(found) <= _MOST_FRAGMENTS:
+        element = walk.element(at)
+        if element is None or element[0] not in (ITEM_TAG, SEQUENCE_END_TAG):
+            raise TruncatedPixelsError("its pixels do not end")
+        tag, _, value_at, length = element
+        if tag == SEQUENCE_END_TAG:
+            return found
+        at = value_at + length
+        if at > size_bytes:
+            raise TruncatedPixelsError("its pixels do not end")
+        begin = source.window(value_at, min(length, _STARTS_BYTES))
+        found.append(
+            Fragment(value_at, length, source.data[begin : begin + min(length, _STARTS_BYTES)])
+        )
+    raise HeaderError(f"pixels in more than {_MOST_FRAGMENTS} fragments")

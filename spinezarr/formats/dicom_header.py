@@ -1,0 +1,171 @@
+"""What does the header of a DICOM file state before its pixels?
+
+References
+----------
+DICOM PS3.10 section 7.1 (file meta information); PS3.5 annex A (transfer syntaxes).
+"""
+
+import zlib
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from typing import Final
+
+from spinezarr.formats.dicom_data_set import DataSet, HeaderError
+from spinezarr.formats.dicom_keywords import SOP_CLASS_TAG
+from spinezarr.formats.dicom_syntax import BIG_ENDIAN, DEFLATED, EXPLICIT, IMPLICIT, is_uid
+from spinezarr.formats.dicom_walk import (
+    FILE_META_GROUP,
+    LONG_VRS,
+    SHORT_ELEMENT_BYTES,
+    SHORT_VRS,
+    UNDEFINED_LENGTH,
+    ByteWindow,
+    ElementWalk,
+    PixelDataLocation,
+)
+
+__all__ = ["DicomHeader", "inflate_data_set", "is_bare_data_set", "read_header"]
+
+_PREAMBLE_BYTES: Final = 128
+_MAGIC: Final = b"DICM"
+_IDENTIFYING: Final = 0x0008
+"""Group with which a data set starts."""
+
+
+@dataclass(frozen=True, slots=True)
+class DicomHeader:
+    """The content of a file before its pixels."""
+
+    data_set_start: int
+    """Offset of the first byte after the file meta information."""
+    sop_classes: tuple[str, ...]
+    """SOPClassUIDs of the data set and of the file meta information, without missing ones."""
+    transfer_syntax: str
+    """Stated transfer syntax, or the detected one if the file has no meta information."""
+    data: DataSet
+    """Kept elements of the data set."""
+    pixels: PixelDataLocation | None
+    """Location of the pixels; None if there are none, or reading stopped before them."""
+
+
+def read_header(
+    read: Callable[[int, int], bytes],
+    size_bytes: int,
+    *,
+    most_bytes: int,
+    most_inflated_bytes: int,
+    classes: Collection[str] | None = None,
+) -> DicomHeader | None:
+    """Read the header of a file; return None if the file is not DICOM.
+
+    A file without a preamble is DICOM if :func:`is_bare_data_set` says so.
+
+    Parameters
+    ----------
+    read
+        Function of (start, stop) that returns these bytes of the file.
+    size_bytes
+        Size of the file.
+    most_bytes
+        Largest number of bytes to read, unless the file is deflated.
+    most_inflated_bytes
+        Largest size of a deflated file, compressed and inflated.
+    classes
+        SOP classes whose whole header is read. For other classes, reading stops after the series.
+        None reads every header.
+
+    Raises
+    ------
+    HeaderError
+        If the header does not parse, is cut short, or exceeds a limit.
+    """
+    source = ByteWindow(read, size_bytes, most_bytes)
+    begin = source.window(0, _PREAMBLE_BYTES + len(_MAGIC))
+    start = source.data[begin : begin + _PREAMBLE_BYTES + len(_MAGIC)]
+    at = len(start)
+    if start[_PREAMBLE_BYTES:] != _MAGIC:
+        if not is_bare_data_set(source.data[begin:]):
+            return None
+        at = 0
+    meta, at = ElementWalk(source, explicit=True).file_meta(at)
+    syntax = meta.text("TransferSyntaxUID")
+    outer, start_at = meta.text("MediaStorageSOPClassUID"), at
+    if syntax == DEFLATED:
+        if outer and classes is not None and outer not in classes:
+            return DicomHeader(at, (outer,), syntax, DataSet(), None)
+        if size_bytes > most_inflated_bytes:
+            raise HeaderError(f"more than {most_inflated_bytes} bytes of deflated data")
+        packed = read(at, size_bytes) if at < size_bytes else b""
+        plain = inflate_data_set(packed, most_inflated_bytes)
+        source, at = ByteWindow(lambda a, b: plain[a:b], len(plain), 2 * len(plain)), 0
+    big_endian = syntax == BIG_ENDIAN
+    # Some writers state explicit VRs and write implicit ones, or vice versa.
+    begin = source.window(at, SHORT_ELEMENT_BYTES)
+    explicit = source.data[begin + 4 : begin + 6] in SHORT_VRS | LONG_VRS
+    walk = ElementWalk(source, explicit=explicit, big_endian=big_endian)
+    data, pixels = walk.data_set(at, outer, classes)
+    inner = data.text("SOPClassUID")
+    return DicomHeader(
+        start_at,
+        tuple(filter(None, (inner, outer))),
+        syntax or (EXPLICIT if explicit else IMPLICIT),
+        data,
+        pixels,
+    )
+
+
+def is_bare_data_set(start: bytes) -> bool:
+    r"""Whether bytes are the start of a DICOM file without the preamble of 128 bytes.
+
+    Many archives write only the data set. It starts with an element of group 0002 or 0008 in little
+    endian, and states the SOP class after elements with ascending tags.
+
+    Examples
+    --------
+    >>> is_bare_data_set(b"\x08\0\x16\0UI\x1a\0" + b"1.2.840.10008.5.1.4.1.1.2\0")
+    True
+    >>> is_bare_data_set(bytes(132)), is_bare_data_set(b"Dear colleague, ...")
+    (False, False)
+    """
+    source = ByteWindow(lambda a, b: start[a:b], len(start), len(start))
+    walk = ElementWalk(source, explicit=start[4:6] in SHORT_VRS | LONG_VRS)
+    at, before = 0, 0
+    try:
+        if int.from_bytes(start[:2], "little") == FILE_META_GROUP:
+            meta, at = walk.file_meta(0)
+            return is_uid(meta.text("MediaStorageSOPClassUID"))
+        while (found := walk.element(at)) is not None:
+            tag, vr, value_at, length = found
+            ascends = before < tag or (before == tag == 0)
+            if tag >> 16 != _IDENTIFYING or not ascends or (walk.explicit and not vr):
+                return False
+            if tag == SOP_CLASS_TAG:
+                value = start[value_at : value_at + length]
+                text = value.decode("ascii", "replace").rstrip("\0 ")
+                return len(value) == length and is_uid(text)
+            if length == UNDEFINED_LENGTH:
+                value_at, length = walk.skip(value_at), 0
+            at, before = value_at + length, tag
+    except HeaderError:
+        pass
+    return False
+
+
+def inflate_data_set(data: bytes, most_bytes: int) -> bytes:
+    """Inflate a deflated data set.
+
+    Raises
+    ------
+    HeaderError
+        If the data set is damaged, or inflates to more than ``most_bytes``.
+    """
+    inflate = zlib.decompressobj(-zlib.MAX_WBITS)
+    try:
+        plain = inflate.decompress(data, most_bytes)
+    except zlib.error:
+        raise HeaderError("a deflated data set that does not inflate") from None
+    if inflate.unconsumed_tail:
+        raise HeaderError(f"more than {most_bytes} bytes when it is inflated")
+    if not inflate.eof:
+        raise HeaderError("a deflated data set that is cut short")
+    return plain
