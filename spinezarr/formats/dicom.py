@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from spinezarr.errors import FormatError, UsageError
-from spinezarr.formats.dicom_file import parse_object, slice_headers
+from spinezarr.formats.dicom_file import parse_object
 from spinezarr.formats.dicom_header import inflate_data_set
 from spinezarr.formats.dicom_series import (
     CtSeries,
@@ -27,6 +27,7 @@ from spinezarr.formats.dicom_series import (
     completeness_notes,
     read_folder,
 )
+from spinezarr.formats.dicom_slices import slice_headers
 from spinezarr.formats.dicom_stack import SliceHeader, drop_scouts, join_first, stack_slices
 from spinezarr.formats.dicom_syntax import DEFLATED
 from spinezarr.formats.file_kinds import DICOM_SEG_STEP

@@ -18,7 +18,8 @@ import fsspec
 from spinezarr.errors import FormatError
 from spinezarr.formats.concurrent_reads import map_concurrently
 from spinezarr.formats.dicom_data_set import HeaderError
-from spinezarr.formats.dicom_file import DicomObject, SeriesHeader, is_hidden, read_object
+from spinezarr.formats.dicom_file import DicomObject, SeriesHeader, read_object
+from spinezarr.formats.dicom_names import is_hidden
 from spinezarr.formats.dicom_stack import SliceHeader
 from spinezarr.formats.limits import Limits
 

@@ -14,7 +14,8 @@ from typing import Any, Final
 from spinezarr.errors import DamagedMetadataError, FormatError
 from spinezarr.formats.concurrent_reads import map_concurrently
 from spinezarr.formats.dicom_data_set import DataSet
-from spinezarr.formats.dicom_file import DicomObject, has_other_file_name, is_hidden, read_object
+from spinezarr.formats.dicom_file import DicomObject, read_object
+from spinezarr.formats.dicom_names import has_other_file_name, is_hidden
 from spinezarr.formats.dicom_series import CtSeries, group_series, series_name
 from spinezarr.formats.limits import DEFAULT_LIMITS
 from spinezarr.ingestion.discovery.images import FoundImage, MatchedImages, PathNote, SeriesFiles

@@ -1,0 +1,227 @@
+"""Where do the slices of a DICOM file lie, and how are their pixels stored and scaled?
+
+References
+----------
+DICOM PS3.3 sections C.7.6.3 (Image Pixel), C.7.6.16 (Multi-frame Functional Groups), C.8.2.1 (CT
+Image) and C.11.1 (Modality LUT):
+https://dicom.nema.org/medical/dicom/current/output/chtml/part03/PS3.3.html
+"""
+
+from dataclasses import dataclass
+from typing import Final
+
+from spinezarr.errors import FormatError
+from spinezarr.formats.dicom_data_set import DataSet
+from spinezarr.formats.dicom_file import DicomObject, first_item, naming_file, numbers_or_none
+from spinezarr.formats.dicom_stack import SliceHeader
+from spinezarr.formats.dicom_syntax import LOSSY, SYNTAXES, uid_name
+from spinezarr.formats.header_text import redact_header_text
+
+__all__ = ["slice_headers"]
+
+_BITS_ALLOCATED: Final = (8, 16, 32)
+"""Allowed BitsAllocated. CT images have 16 (PS3.3 table C.8-3); derived images may differ."""
+_MAX_NUMBER: Final = 1e6
+"""Largest number in the header of a CT slice: one kilometer in mm."""
+_PHOTOMETRIC: Final = frozenset(
+    {"MONOCHROME1", "MONOCHROME2", "PALETTE COLOR", "RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT"}
+    | {"YBR_RCT", "YBR_PARTIAL_420", "HSV", "ARGB", "CMYK", "XYB", ""}
+)
+"""Terms of PS3.3 C.7.6.3.1.2, which messages may show."""
+_RESCALE_TYPES: Final = frozenset({"HU", "OD", "US", "MGML", "Z_EFF", "ED", "EDW", "HU_MOD", "PCT"})
+"""Terms of PS3.3 C.11.1.1.2, which messages may show."""
+_HU: Final = "'HU'"
+
+
+def slice_headers(found: DicomObject) -> list[SliceHeader]:
+    """Check the header of a CT file, and return one slice header for each of its frames.
+
+    Raises
+    ------
+    FormatError
+        If a slice has several numbers per pixel or no position, or the frames of a multi-frame file
+        belong to several stacks or times.
+    """
+    with naming_file(found.path):
+        return [_slice(found, sets) for sets in _slice_data_sets(found)]
+
+
+@dataclass(frozen=True, slots=True)
+class _SliceDataSets:
+    """The data sets with position and scaling of one slice; all the same in a single-frame file."""
+
+    frame: int | None
+    position: DataSet
+    orientation: DataSet
+    measures: DataSet
+    scaling: DataSet
+
+
+def _slice_data_sets(found: DicomObject) -> list[_SliceDataSets]:
+    """Return the data sets of each frame, or those of the file if it holds one slice."""
+    data, path = found.header.data, found.path
+    if not found.is_multiframe:
+        return [_SliceDataSets(None, data, data, data, data)]
+    shared = data.sequence("SharedFunctionalGroupsSequence")[:1]
+    own = data.sequence("PerFrameFunctionalGroupsSequence")
+    if len(own) != found.frames:
+        raise FormatError(
+            f"{path}: has {found.frames} frame{'' if found.frames == 1 else 's'} and says of "
+            f"{len(own)} where they lie "
+            "(PerFrameFunctionalGroupsSequence). It is cut short, or damaged: download it again."
+        )
+    data_sets: list[_SliceDataSets] = []
+    stacks: set[str] = set()
+    times: set[tuple[float, ...]] = set()
+    for frame, group in enumerate(own):
+
+        def of(keyword: str, group: DataSet = group) -> DataSet:
+            return first_item((group, *shared), keyword) or DataSet()
+
+        content = of("FrameContentSequence")
+        stacks.add(content.text("StackID"))
+        times.add(content.numbers("TemporalPositionIndex"))
+        data_sets.append(
+            _SliceDataSets(
+                frame,
+                of("PlanePositionSequence"),
+                of("PlaneOrientationSequence"),
+                of("PixelMeasuresSequence"),
+                of("PixelValueTransformationSequence"),
+            )
+        )
+    for what, values in (("stacks (StackID)", stacks), ("times (TemporalPositionIndex)", times)):
+        if len(values) > 1:
+            raise FormatError(
+                f"{path}: its {found.frames} frames are of {len(values)} {what}, expected one. "
+                "Export each as a file of its sets."
+            )
+    return data_sets
+
+
+def _slice(found: DicomObject, sets: _SliceDataSets) -> SliceHeader:
+    """Check the fields of one slice, and return its header."""
+    data, path = found.header.data, found.path
+    _check_color(data, path)
+    rows, columns = (_whole(data, keyword, path) for keyword in ("Rows", "Columns"))
+    allocated, stored, signed = _pixel_format(data, path)
+    between_rows, between_columns = _numbers(sets.measures, "PixelSpacing", 2, path)
+    if min(rows, columns) < 1 or min(between_rows, between_columns) <= 0:
+        raise FormatError(
+            f"{path}: has {rows} x {columns} pixels {between_rows} x {between_columns} mm "
+            "apart; expected more than 0. Export the series again."
+        )
+    return SliceHeader(
+        path,
+        sets.frame,
+        position_lps_mm=_numbers(sets.position, "ImagePositionPatient", 3, path),
+        cosines=_numbers(sets.orientation, "ImageOrientationPatient", 6, path),
+        spacing_rows_columns_mm=(between_rows, between_columns),
+        shape_rows_columns=(rows, columns),
+        bits_allocated=allocated,
+        bits_stored=stored,
+        signed=signed,
+        rescale=_rescale(sets.scaling, path),
+        rescale_type=_rescale_type(sets.scaling),
+        tilt_deg=_optional(data, "GantryDetectorTilt", path),
+        thickness_mm=next(iter(numbers_or_none(sets.measures, "SliceThickness")), None),
+        notes=_notes(found, sets.scaling),
+    )
+
+
+def _numbers(data: DataSet, keyword: str, count: int, path: str) -> tuple[float, ...]:
+    """Return an element of exactly ``count`` numbers; refuse extreme ones."""
+    numbers = data.numbers(keyword)
+    if len(numbers) != count:
+        raise FormatError(
+            f"{path}: {keyword} holds {len(numbers)} numbers, expected {count}. "
+            "Export the series again with all its tags."
+        )
+    if not all(abs(number) <= _MAX_NUMBER for number in numbers):
+        raise FormatError(
+            f"{path}: {keyword} is {numbers}, expected numbers within {_MAX_NUMBER:g}. "
+            "Export the series again."
+        )
+    return numbers
+
+
+def _optional(data: DataSet, keyword: str, path: str) -> float | None:
+    return _numbers(data, keyword, 1, path)[0] if data.text(keyword) else None
+
+
+def _whole(data: DataSet, keyword: str, path: str) -> int:
+    return int(_numbers(data, keyword, 1, path)[0])
+
+
+def _check_color(data: DataSet, path: str) -> None:
+    samples = _whole(data, "SamplesPerPixel", path)
+    photometric = data.text("PhotometricInterpretation")
+    shown = redact_header_text(photometric, _PHOTOMETRIC)
+    if samples != 1 or photometric != "MONOCHROME2":
+        raise FormatError(
+            f"{path}: holds {samples} samples a pixel, {shown}; expected 1, MONOCHROME2. "
+            "It is a picture, not CT numbers: take it out of the folder."
+        )
+
+
+def _pixel_format(data: DataSet, path: str) -> tuple[int, int, bool]:
+    """Return bits allocated, bits stored, and whether the value is signed."""
+    allocated, stored, representation = (
+        _whole(data, keyword, path)
+        for keyword in ("BitsAllocated", "BitsStored", "PixelRepresentation")
+    )
+    high = data.numbers("HighBit")
+    if (
+        allocated not in _BITS_ALLOCATED
+        or not 1 <= stored <= allocated
+        or representation not in (0, 1)
+        or high not in ((), (stored - 1,))
+    ):
+        raise FormatError(
+            f"{path}: pixels of BitsAllocated {allocated}, BitsStored {stored}, HighBit "
+            f"{' '.join(f'{bit:g}' for bit in high) or 'not stated'}, PixelRepresentation "
+            f"{representation}; expected 8, 16 or 32 allocated, of which the low ones are stored, "
+            "and 0 or 1. Export the series again."
+        )
+    return allocated, stored, representation == 1
+
+
+def _rescale(data: DataSet, path: str) -> tuple[float, float] | None:
+    slope = _optional(data, "RescaleSlope", path)
+    intercept = _optional(data, "RescaleIntercept", path)
+    if slope is None and intercept is None:
+        return None
+    if not slope or intercept is None:
+        raise FormatError(
+            f"{path}: RescaleSlope is {slope} and RescaleIntercept {intercept}; expected a slope "
+            "other than 0 with an intercept. Export the series again."
+        )
+    return slope, intercept
+
+
+def _rescale_type(scaling: DataSet) -> str:
+    """Return RescaleType as messages may show it.
+
+    It must be there where values are not in HU (PS3.3 table C.8-3), so its absence means HU.
+    """
+    return redact_header_text(scaling.text("RescaleType") or "HU", _RESCALE_TYPES)
+
+
+def _notes(found: DicomObject, scaling: DataSet) -> tuple[str, ...]:
+    syntax, data = found.header.transfer_syntax, found.header.data
+    if syntax not in SYNTAXES:
+        raise FormatError(
+            f"{found.path}: its TransferSyntaxUID is "
+            f"{uid_name(syntax) or 'of no known syntax'!r}, which is not read; expected "
+            "little or big endian, RLE, JPEG, JPEG-LS or JPEG 2000. Convert the series to "
+            "explicit little endian."
+        )
+    notes = []
+    if syntax in LOSSY or data.text("LossyImageCompression") == "01":
+        notes.append(f"lossy compression: {uid_name(syntax)}, values may differ from the scanner's")
+    if not scaling.text("RescaleSlope"):
+        notes.append("no RescaleSlope: values as stored, which may not be HU")
+    rescale_type = _rescale_type(scaling)
+    if rescale_type != _HU:
+        notes.append(f"values in {rescale_type}, not HU (RescaleType)")
+    return tuple(notes)
