@@ -94,7 +94,7 @@ def _slice_data_sets(found: DicomObject) -> list[_SliceDataSets]:
         if len(values) > 1:
             raise FormatError(
                 f"{path}: its {found.frames} frames are of {len(values)} {what}, expected one. "
-                "Export each as a file of its sets."
+                "Export each as a file of its own."
             )
     return data_sets
 
