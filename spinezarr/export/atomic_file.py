@@ -46,7 +46,7 @@ def make_folder(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as problem:
         raise UsageError(
-            f"{folder}: there is a file of this name, or above it. Give the name of a folder."
+            f"{folder}: is a file, or lies below one. Give the name of a folder."
         ) from problem
 
 

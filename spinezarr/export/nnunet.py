@@ -187,7 +187,7 @@ class NnunetExport:
         present = next((path for path in there if path.exists()), None)
         if present is not None and not overwrite:
             raise UsageError(
-                f"{present}: is there already. Choose another folder, or replace what is there "
+                f"{present}: exists already. Choose another folder, or replace existing files "
                 "(--overwrite)."
             )
         try:
@@ -199,8 +199,7 @@ class NnunetExport:
                 folder.mkdir(parents=True, exist_ok=True)
         except (FileExistsError, NotADirectoryError) as problem:
             raise UsageError(
-                f"{problem.filename}: there is a file of this name, or above it. "
-                "Choose another folder."
+                f"{problem.filename}: is a file, or lies below one. Choose another folder."
             ) from problem
 
     def write(self, scan_id: str, on_bytes: Callable[[int], None] = lambda _: None) -> ExportedScan:

@@ -26,7 +26,9 @@ def check_affine(affine: Matrix4x4, path: str) -> None:
     with np.errstate(over="ignore", invalid="ignore"):
         lengths = np.linalg.norm(affine[:3, :3], axis=0)
     if not np.isfinite([*affine.ravel(), *lengths]).all() or lengths.min() == 0:
-        raise FormatError(f"{path}: its affine places no voxel in space: {affine.tolist()}.")
+        raise FormatError(
+            f"{path}: its affine is not finite, or an axis has no length: {affine.tolist()}."
+        )
     # Volume of a voxel relative to a box with the same edges: 1 if square, 0 if flat.
     if abs(np.linalg.det(affine[:3, :3])) < 1e-3 * lengths.prod():
-        raise FormatError(f"{path}: its affine folds the volume flat: {affine.tolist()}.")
+        raise FormatError(f"{path}: its axes lie in one plane, by its affine {affine.tolist()}.")

@@ -247,12 +247,12 @@ def _check_frame(
 ) -> None:
     if found_rows_columns != expected_rows_columns:
         raise CodeStreamError(
-            f"its code stream is of {found_rows_columns[0]} x {found_rows_columns[1]} pixels, "
-            f"its header of {expected_rows_columns[0]} x {expected_rows_columns[1]}"
+            f"its code stream has {found_rows_columns[0]} x {found_rows_columns[1]} pixels, "
+            f"its header states {expected_rows_columns[0]} x {expected_rows_columns[1]}"
         )
     if not one_component:
-        raise CodeStreamError("its code stream is not of one component")
+        raise CodeStreamError("its code stream does not have exactly one component")
     if not 1 < precision <= bits_allocated:
         raise CodeStreamError(
-            f"its code stream is of {precision} bits a pixel, its header allocates {bits_allocated}"
+            f"its code stream has {precision} bits per pixel, its header allocates {bits_allocated}"
         )

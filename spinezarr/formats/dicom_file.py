@@ -205,8 +205,8 @@ def _frames(data: DataSet, path: str, *, enhanced: bool) -> int:
     if frames != 1:
         raise FormatError(
             f"{path}: holds {frames} frame{'' if frames == 1 else 's'}, but is no Enhanced CT, so "
-            "where they lie is unknown; expected one file a slice. Export the series again as CT "
-            "or Enhanced CT."
+            "their positions are unknown; expected one file for each slice. Export the series "
+            "again as CT or Enhanced CT."
         )
     return 1
 

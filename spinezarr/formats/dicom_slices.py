@@ -66,9 +66,9 @@ def _slice_data_sets(found: DicomObject) -> list[_SliceDataSets]:
     own = data.sequence("PerFrameFunctionalGroupsSequence")
     if len(own) != found.frames:
         raise FormatError(
-            f"{path}: has {found.frames} frame{'' if found.frames == 1 else 's'} and says of "
-            f"{len(own)} where they lie "
-            "(PerFrameFunctionalGroupsSequence). It is cut short, or damaged: download it again."
+            f"{path}: has {found.frames} frame{'' if found.frames == 1 else 's'} and "
+            f"positions of {len(own)} (PerFrameFunctionalGroupsSequence). It is cut short or "
+            "damaged: download it again."
         )
     data_sets: list[_SliceDataSets] = []
     stacks: set[str] = set()
@@ -93,7 +93,7 @@ def _slice_data_sets(found: DicomObject) -> list[_SliceDataSets]:
     for what, values in (("stacks (StackID)", stacks), ("times (TemporalPositionIndex)", times)):
         if len(values) > 1:
             raise FormatError(
-                f"{path}: its {found.frames} frames are of {len(values)} {what}, expected one. "
+                f"{path}: its {found.frames} frames belong to {len(values)} {what}, expected one. "
                 "Export each as a file of its own."
             )
     return data_sets
@@ -159,7 +159,7 @@ def _check_color(data: DataSet, path: str) -> None:
     shown = redact_header_text(photometric, _PHOTOMETRIC)
     if samples != 1 or photometric != "MONOCHROME2":
         raise FormatError(
-            f"{path}: holds {samples} samples a pixel, {shown}; expected 1, MONOCHROME2. "
+            f"{path}: holds {samples} samples per pixel ({shown}), expected 1 (MONOCHROME2). "
             "It is a picture, not CT numbers: take it out of the folder."
         )
 

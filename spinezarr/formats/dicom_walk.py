@@ -123,11 +123,11 @@ class ByteWindow:
     def _move(self, at: int, length: int) -> None:
         wanted = max(0, min(self.size - at, length))
         if wanted > self._left:
-            raise HeaderError("its header is longer than any; expected the file of a CT slice")
+            raise HeaderError("its header is too long for a CT slice")
         self.data = self._read(at, at + wanted) if wanted else b""
         # The file was cut since it was listed, or the server does not support ranges.
         if len(self.data) != wanted:
-            raise HeaderError(f"{len(self.data)} bytes came where {wanted} were asked for")
+            raise HeaderError(f"{len(self.data)} bytes were read, expected {wanted}")
         self._left -= wanted
         self.start = at
 

@@ -127,5 +127,5 @@ def check_compressed_size(packed_bytes: int, voxel_bytes: int, path: str) -> Non
     if voxel_bytes > LARGEST_DEFLATE_RATIO * packed_bytes:
         raise FormatError(
             f"{path}: cut short: {max(packed_bytes, 0)} bytes cannot inflate to the {voxel_bytes} "
-            "of its voxels that its header says. Download it again."
+            "bytes of voxels that its header states. Download it again."
         )

@@ -59,7 +59,7 @@ class MergedLabels:
             raise UsageError("there is no mask file to merge, expected at least one")
         for (label, volume), path in zip(parts, paths, strict=True):
             if not 1 <= label <= _LABEL_MAX:
-                raise UsageError(f"{path}: is to become label {label}, expected 1 to {_LABEL_MAX}")
+                raise UsageError(f"{path}: has the label {label}, expected 1 to {_LABEL_MAX}")
             _check_same_grid(parts[0][1].grid, volume.grid, paths[0], path)
         self._parts = tuple(parts)
         self._paths = tuple(paths)
@@ -176,7 +176,7 @@ class _PartReader:
         if not 0 < self._foreground < np.inf:
             raise LabelError(
                 f"{self._path}: holds the value {self._foreground}; a mask that is merged holds 0 "
-                "outside of its structure and a positive value inside. Write it again so."
+                "outside of its structure and a positive value inside. Write it again in this form."
             )
         self._claimed_voxels += values.size
         overlap |= claimed & (merged != 0)
@@ -195,9 +195,9 @@ class _PartReader:
         share = self._claimed_voxels / n_voxels
         if share > _LARGEST_SHARE and self._label in NAME_OF_VALUE:
             raise LabelError(
-                f"{self._path}: its value {self._foreground} has {share:.1%} of the volume, "
-                f"expected at most {_LARGEST_SHARE:.0%} of it for one vertebra. If 0 is inside of "
-                "the structure, exchange the values."
+                f"{self._path}: its value {self._foreground} fills {share:.1%} of the volume, "
+                f"expected at most {_LARGEST_SHARE:.0%} for one vertebra. If 0 marks the "
+                "structure, exchange the values."
             )
 
     def _rounded(self, slab: npt.NDArray[Any]) -> npt.NDArray[Any]:

@@ -250,7 +250,7 @@ def _shape(fields: _Fields, rank: int) -> ShapeIJK:
     if {*sizes[_SPATIAL_RANK:]} - {1}:
         raise FormatError(
             f"{fields.path}: its header says DimSize = {' '.join(map(str, sizes))}, expected 3 "
-            "axes, or further ones of length 1. Split a series into one file a volume."
+            "axes, or further ones of length 1. Split the series into one file for each volume."
         )
     i, j, k = sizes[:_SPATIAL_RANK]
     return (i, j, k)

@@ -297,7 +297,7 @@ def _read_header(start: npt.NDArray[np.uint8], stream: io.BufferedIOBase, path: 
     if magic not in _MAGIC[size]:
         pair = PAIR_STEP if magic in _PAIR_MAGIC else "Download it again."
         raise FormatError(
-            f"{path}: its header has another magic than {_MAGIC[size][0]!r}: "
+            f"{path}: its header lacks the magic number {_MAGIC[size][0]!r}: "
             f"only single NIfTI files are read, not .hdr/.img pairs. {pair}"
         )
     return _check_header(parsed, path, size)
@@ -364,7 +364,7 @@ def _check_shape(parsed: nib.Nifti1Header, notes: list[str], path: str) -> tuple
     if not _SPATIAL_RANK <= rank <= _MAX_RANK or not {*further} <= {0, 1}:
         raise FormatError(
             f"{path}: has {rank} dimensions {dims}, expected 3, or further ones of length 1. "
-            "Split a series into one file a volume."
+            "Split the series into one file for each volume."
         )
     i, j, k = dims[:_SPATIAL_RANK]
     if min(i, j, k) < 1:

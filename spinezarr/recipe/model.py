@@ -138,7 +138,7 @@ class Splits(StrictModel):
                     f"({', '.join(self.sections)}) nor an entry like {self.entry!r} below one."
                 )
             if matched["scan"] in found:
-                raise RecipeError(f"{where}, line {number}: its scan is listed before, too.")
+                raise RecipeError(f"{where}, line {number}: its scan is already listed above.")
             found[matched["scan"]] = (split, position)
             position += 1
         return found

@@ -263,8 +263,8 @@ def _made_expression(text: str, template: str) -> BoundedRegex:
 
 def _too_much(template: str, why: str) -> RecipeLimitError:
     return RecipeLimitError(
-        f"what the template {template[:_SHOWN]!r} may give cannot be described: {why}. Let it, and "
-        "the patterns and lookups whose texts it uses, say less."
+        f"the names that the template {template[:_SHOWN]!r} may give need too long an expression: "
+        f"{why}. Simplify it, or the patterns and lookups whose texts it uses."
     )
 
 

@@ -284,7 +284,7 @@ def test_a_dataset_is_none_until_every_scan_is_there(
     assert {"dataset.json", "splits_final.json"}.isdisjoint(files(folder))
     assert "labelsTr/liver_0.nii.gz" not in files(folder)
     shard.write_bytes(good)
-    assert "is there already" in " ".join(run(*words, code=2).stderr.split())
+    assert "exists already" in " ".join(run(*words, code=2).stderr.split())
     run(*words, "--overwrite")
     assert_keeps_the_rules(folder)
     # What was whole is none while it is written again.

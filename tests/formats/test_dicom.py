@@ -610,9 +610,9 @@ def test_slices_that_differ_are_refused_with_what_they_are(tmp_path, elements, w
     [
         ({"NumberOfFrames": 12}, "holds 12 frames, but is no Enhanced CT"),
         ({"NumberOfFrames": 0}, "holds 0 frames, but is no Enhanced CT"),
-        ({"SOPClassUID": "1.2.840.10008.5.1.4.1.1.2.1"}, "has 1 frame and says of 0 where"),
-        ({"PhotometricInterpretation": "MONOCHROME1"}, "1 samples a pixel, 'MONOCHROME1'; exp"),
-        ({"SamplesPerPixel": 3, "PhotometricInterpretation": "RGB"}, "3 samples a pixel, 'RGB'"),
+        ({"SOPClassUID": "1.2.840.10008.5.1.4.1.1.2.1"}, "has 1 frame and positions of 0"),
+        ({"PhotometricInterpretation": "MONOCHROME1"}, "1 samples per pixel ('MONOCHROME1'), exp"),
+        ({"SamplesPerPixel": 3, "PhotometricInterpretation": "RGB"}, "3 samples per pixel ('RGB')"),
         ({"ImagePositionPatient": None}, "ImagePositionPatient holds 0 numbers, expected 3"),
         ({"ImageOrientationPatient": None}, "ImageOrientationPatient holds 0 numbers, expected 6"),
         ({"ImageOrientationPatient": [1, 0, 0]}, "ImageOrientationPatient holds 3 numbers"),
@@ -723,7 +723,7 @@ def test_a_code_stream_of_another_size_is_refused(tmp_path, syntax):
     edit(path, PixelData=pydicom.dcmread(tmp_path / "other" / "3.dcm").PixelData)
     message = refusal(tmp_path)
     assert f"{path}: " in message
-    assert "its code stream is of 16 x 18 pixels, its header of 17 x 18" in message
+    assert "its code stream has 16 x 18 pixels, its header states 17 x 18" in message
 
 
 def test_a_file_that_changes_while_it_is_read_is_refused(tmp_path):

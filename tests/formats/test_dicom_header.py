@@ -332,7 +332,7 @@ def test_a_header_is_read_no_further_than_the_limit():
     start = struct.pack("<HH2sHL", 0x0008, 0x1115, b"SQ", 0, 0xFFFFFFFF)
     body = start + struct.pack("<HHL", 0xFFFE, 0xE000, 0) * 200_000
     data = file_of(body, DICOM_TRANSFER_SYNTAXES["explicit-le"])
-    with pytest.raises(HeaderError, match="header is longer than any"):
+    with pytest.raises(HeaderError, match="header is too long"):
         header_of(data, most_bytes=100_000)
 
 
@@ -343,7 +343,7 @@ def test_other_bytes_than_were_asked_for_are_not_taken():
     data = file_of(long + rows, DICOM_TRANSFER_SYNTAXES["explicit-le"])
     limits = {"most_bytes": 1 << 20, "most_inflated_bytes": 1 << 20}
     for read, size in ((lambda *_: data, len(data)), (lambda a, b: data[a:b], len(data) + 99)):
-        with pytest.raises(HeaderError, match=r"bytes came where .* were asked for"):
+        with pytest.raises(HeaderError, match=r"bytes were read, expected"):
             read_header(read, size, **limits)
 
 

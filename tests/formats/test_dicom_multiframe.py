@@ -218,10 +218,10 @@ def test_several_stacks_or_times_are_refused(tmp_path):
 
     edit(path, lambda d: setattr(content(d, 3), "StackID", "Jane"))
     message = refusal(tmp_path)
-    assert "its 5 frames are of 2 stacks (StackID), expected one. Export each as" in message
+    assert "its 5 frames belong to 2 stacks (StackID), expected one. Export each as" in message
     edit(path, lambda d: setattr(content(d, 3), "StackID", "1"))
     edit(path, lambda d: setattr(content(d, 3), "TemporalPositionIndex", 2))
-    assert "its 5 frames are of 2 times (TemporalPositionIndex)" in refusal(tmp_path)
+    assert "its 5 frames belong to 2 times (TemporalPositionIndex)" in refusal(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -230,7 +230,7 @@ def test_several_stacks_or_times_are_refused(tmp_path):
         ("PlanePositionSequence", "ImagePositionPatient holds 0 numbers, expected 3"),
         ("PlaneOrientationSequence", "ImageOrientationPatient holds 0 numbers, expected 6"),
         ("PixelMeasuresSequence", "PixelSpacing holds 0 numbers, expected 2"),
-        ("PerFrameFunctionalGroupsSequence", "has 5 frames and says of 0 where they lie"),
+        ("PerFrameFunctionalGroupsSequence", "has 5 frames and positions of 0"),
     ],
 )
 def test_a_file_that_does_not_say_where_its_frames_lie_is_refused(tmp_path, sequence, expected):

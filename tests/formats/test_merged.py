@@ -217,7 +217,7 @@ def test_a_mask_may_fill_up_to_half_of_the_volume(folder):
     _, found = merge(folder, [half], [24])
     np.testing.assert_array_equal(found, 24 * half)
     half.flat[-1] = 1
-    with pytest.raises(LabelError, match=r"has 51\.7% of the volume, expected at most 50%"):
+    with pytest.raises(LabelError, match=r"fills 51\.7% of the volume, expected at most 50%"):
         merge(folder, [half], [24])
     # Another structure, such as the body or what nobody annotated, may be larger.
     np.testing.assert_array_equal(merge(folder, [half], [255])[1], 255 * half)
@@ -319,7 +319,7 @@ def test_every_compressed_metaimage_is_checked_to_its_end(folder):
 @pytest.mark.parametrize("label", [0, -1, 256])
 def test_a_label_that_a_byte_cannot_hold_is_refused(folder, label):
     path = write_part(folder, "a", mask_with())
-    with pytest.raises(UsageError, match=rf"{path}: is to become label {label}, expected 1 to 255"):
+    with pytest.raises(UsageError, match=rf"{path}: has the label {label}, expected 1 to 255"):
         merged([label], [path])
 
 

@@ -221,8 +221,8 @@ def test_splits_of_an_empty_file_list_nothing():
         ("trainset:\r\na.nii\r\n", 2, ["an entry like '{scan}.nii.gz'"]),
         ("trainset:\nsub/a.nii.gz\n", 2, ["nor an entry"]),
         ("trainset:\n.nii.gz\n", 2, ["nor an entry"]),
-        ("trainset:\na.nii.gz\na.nii.gz\n", 3, ["its scan is listed before, too"]),
-        ("trainset:\na.nii.gz\ntest_public:\na.nii.gz", 4, ["its scan is listed before, too"]),
+        ("trainset:\na.nii.gz\na.nii.gz\n", 3, ["its scan is already listed"]),
+        ("trainset:\na.nii.gz\ntest_public:\na.nii.gz", 4, ["its scan is already listed"]),
     ],
 )
 def test_a_split_file_that_is_wrong_is_refused_with_its_line(text, line, fragments):
