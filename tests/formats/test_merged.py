@@ -209,7 +209,7 @@ def test_a_mask_with_inside_and_outside_exchanged_is_refused(folder, foreground)
     good, bad = write_part(folder, "L4", mask_with((0, 0, 0))), write_part(folder, "L5", mask)
     with pytest.raises(LabelError) as caught:
         whole(merged([23, 24], [good, bad]), [1, 2])
-    assert str(caught.value).startswith(f"{bad}: its value {foreground} has 96.7% of the volume")
+    assert str(caught.value).startswith(f"{bad}: its value {foreground} fills 96.7% of the volume")
 
 
 def test_a_mask_may_fill_up_to_half_of_the_volume(folder):

@@ -239,8 +239,8 @@ def test_parts_that_are_off_by_rounding_are_rounded(tmp_path):
     [
         (-1, 0, "holds the value -1"),
         (0, -1, "holds the value -1"),
-        (1, 0, "has 95.4% of the volume"),
-        (255, 0, "has 95.4% of the volume"),
+        (1, 0, "fills 95.4% of the volume"),
+        (255, 0, "fills 95.4% of the volume"),
         (0, np.nan, "holds the value nan"),
         (0, 0.5, "holds the value 0.5"),
     ],

@@ -146,7 +146,7 @@ if REAL.is_dir():
         inverted = nib.Nifti1Image((values != 24).astype(np.uint8), mask.affine)
         nib.save(inverted, tmp_path / "a/L5.nii.gz")
         (failed,) = ingest(recipe, discover(recipe, str(tmp_path)), str(tmp_path / "s.zarr")).failed
-        assert failed.reason.startswith("a/L5.nii.gz: its value 1 has 99")
+        assert failed.reason.startswith("a/L5.nii.gz: its value 1 fills 99")
 
     def test_real_scans_are_stored_as_ever_and_their_extremes_are_at_most_noted(tmp_path):
         link(tmp_path, lidc=LIDC, example=EXAMPLE, patch=PATCH)
