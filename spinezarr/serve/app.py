@@ -16,7 +16,7 @@ from spinezarr.serve.endpoints import REQUEST, ROUTE, pages
 from spinezarr.serve.file_trees import Files, answer_file
 from spinezarr.serve.guard import Guard
 from spinezarr.serve.http import Answer, Receive, Request, Scope, Send, parse_request, text_answer
-from spinezarr.serve.limits import ServeLimits, half_of_the_cpus
+from spinezarr.serve.limits import half_of_the_cpus
 from spinezarr.serve.log import RequestLog
 from spinezarr.serve.login import LOGIN, LOGOUT
 from spinezarr.serve.metrics import Metrics
@@ -52,17 +52,9 @@ class App:
         Decides who may read.
     log
         Takes a line for each answer; None for no log.
-    limits
-        Bounds on the work that is done at once.
     """
 
-    def __init__(
-        self,
-        stores: ServedStores,
-        guard: Guard,
-        log: RequestLog | None = None,
-        limits: ServeLimits | None = None,
-    ) -> None:
+    def __init__(self, stores: ServedStores, guard: Guard, log: RequestLog | None = None) -> None:
         self.stores = stores
         self._guard = guard
         self._log = log
@@ -73,12 +65,12 @@ class App:
             "ome": stores.ome,
         }
         self._makers = ThreadPoolExecutor(half_of_the_cpus(), "spinezarr-ome")
-        self._pages = pages(stores, guard, self._metrics, limits or ServeLimits())
+        self._pages = pages(stores, guard, self._metrics)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request."""
         if scope["type"] == "lifespan":
-            await _live(receive, send)
+            await _live(receive, send, self.stores.limits.unread_s)
             return
         if scope["type"] != "http":
             return
@@ -103,12 +95,12 @@ class App:
     async def _answer(
         self, request: Request, scope: Scope, receive: Receive, send: Send, sent: Sent
     ) -> None:
-        shared = self._guard.shared(request)
+        shared, limits = self._guard.shared(request), self.stores.limits
         answer = _TWO_LENGTHS if _has_two_lengths(request) else None
         if answer is None and request.path not in _OPEN:
             answer = self._refused(request)
         if answer is not None:
-            await send_answer(send, request.method, answer, shared, sent)
+            await send_answer(send, request.method, answer, shared, sent=sent, limits=limits)
         elif (found := _tree_of(request.path)) is not None:
             tree, path = found
             sent.route = _TREES[tree].path
@@ -120,7 +112,7 @@ class App:
             else:
                 loop = asyncio.get_running_loop()
                 answer = await loop.run_in_executor(readers, self._bytes, request, tree, path)
-            await send_answer(send, request.method, answer, shared, sent)
+            await send_answer(send, request.method, answer, shared, sent=sent, limits=limits)
         else:
             inner: Scope = {**scope, "path": request.path, "root_path": "", REQUEST: request}
             noted = _Noted(send, request.method, shared, sent, inner)
@@ -176,10 +168,10 @@ class _Noted:
         await self._send(message)
 
 
-async def _live(receive: Receive, send: Send) -> None:
+async def _live(receive: Receive, send: Send, unread_s: float) -> None:
     while True:
         message = await receive()
         await send({"type": f"{message['type']}.complete"})
         if message["type"] == "lifespan.shutdown":
             return
-        asyncio.get_running_loop().call_later(_LISTENS_S, set_send_timeouts_of_listeners)
+        asyncio.get_running_loop().call_later(_LISTENS_S, set_send_timeouts_of_listeners, unread_s)

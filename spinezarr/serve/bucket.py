@@ -17,6 +17,7 @@ from spinezarr.remote.filesystem import open_filesystem
 from spinezarr.remote.requests import RemoteObjects
 from spinezarr.remote.settings import METADATA_BYTES
 from spinezarr.remote.versions import ObjectVersion, Wanted
+from spinezarr.serve.limits import ServeLimits
 from spinezarr.serve.storage import (
     METADATA,
     Content,
@@ -35,20 +36,12 @@ from spinezarr.store.sharding import CHECKSUM_BYTES, crc32, crc32c
 
 __all__ = ["BucketFolder", "BucketStorage", "is_served_from"]
 
-_FRESH_S: Final = 1.0
-"""Seconds for which the last look at an object counts."""
-_DEADLINE_S: Final = 10.0
-"""Longest wait for bytes that a client asked for; a slower bucket is unavailable."""
-_READER_S: Final = 60.0
-"""Longest wait for patches, which take many requests, and for whole tables."""
 _THREADS: Final = 32
 """Threads that wait for the answers of one store."""
 _ROOM_BYTES: Final = 128 << 20
 """Memory for small files, and for what is known of other files, of one store."""
 _KNOWN_BYTES: Final = 1 << 10
 """Memory that the facts of one file take, as an estimate."""
-_WHOLE_BYTES: Final = 1 << 19
-"""Largest file that is read whole and kept; most masks are smaller."""
 _PART_BYTES: Final = 4 << 20
 """Size of one read while a whole shard is compared with the manifest."""
 _SEEN: Final = 1 << 14
@@ -76,6 +69,8 @@ class BucketFolder:
         Options of the file system, see :func:`spinezarr.remote.filesystem.open_filesystem`.
     suffix
         Ending of the names of stores.
+    limits
+        Bounds on waiting and memory.
 
     Raises
     ------
@@ -83,12 +78,15 @@ class BucketFolder:
         If nothing reads such URLs.
     """
 
-    def __init__(self, url: str, storage_options: Mapping[str, Any], suffix: str) -> None:
+    def __init__(
+        self, url: str, storage_options: Mapping[str, Any], suffix: str, limits: ServeLimits
+    ) -> None:
         self.url = url.rstrip("/")
         self.options = storage_options
         self._suffix = suffix
         self._is_bucket = url.partition("://")[0] in _BUCKETS
-        self._objects = RemoteObjects(self.url, storage_options, deadline_s=_DEADLINE_S)
+        self._objects = RemoteObjects(self.url, storage_options, deadline_s=limits.bucket_s)
+        self._fresh_s = limits.bucket_fresh_s
         self._in_turn = InTurn()
         self._found: tuple[float, list[str]] | None = None
 
@@ -145,7 +143,7 @@ class BucketFolder:
             return [self.url]
         with self._in_turn.of(""):
             began_s = time.monotonic()
-            if self._found is None or began_s - self._found[0] > _FRESH_S:
+            if self._found is None or began_s - self._found[0] > self._fresh_s:
                 try:
                     found = [self.url] if self._root() is not None else self._listed()
                 except (OSError, CorruptStoreError) as problem:
@@ -176,18 +174,22 @@ class BucketStorage(Storage):
         URL of the store.
     storage_options
         Options of the file system, see :func:`spinezarr.remote.filesystem.open_filesystem`.
+    limits
+        Bounds on waiting and memory.
     """
 
     room = _ROOM_BYTES
 
-    def __init__(self, url: str, storage_options: Mapping[str, Any]) -> None:
+    def __init__(self, url: str, storage_options: Mapping[str, Any], limits: ServeLimits) -> None:
         self.path = url
         self.executor: ThreadPoolExecutor = ThreadPoolExecutor(_THREADS, "spinezarr-bucket")
         self._options = storage_options
-        self._objects = RemoteObjects(url, storage_options, deadline_s=_DEADLINE_S)
-        self._for_readers = RemoteObjects(url, storage_options, deadline_s=_READER_S)
+        self._objects = RemoteObjects(url, storage_options, deadline_s=limits.bucket_s)
+        self._for_readers = RemoteObjects(url, storage_options, deadline_s=limits.bucket_reader_s)
+        self._whole_bytes = limits.bucket_whole_bytes
         self._seen: Recent[float] = Recent(_SEEN)
         """When each key was looked at last, and its entity tag; None for an absent object."""
+        self._fresh_s = limits.bucket_fresh_s
         self._in_turn = InTurn()
         scheme = url.partition("://")[0]
         self._astray = _ASTRAY["s3" if scheme in _BUCKETS else "http"]
@@ -222,7 +224,7 @@ class BucketStorage(Storage):
     def _is_fresh(self, key: str, known: Identity | None) -> bool:
         """Whether the last look at a key still counts; the object may be absent."""
         seen = self._seen.find(key)
-        return seen is not None and seen[0] == known and time.monotonic() - seen[1] <= _FRESH_S
+        return seen is not None and seen[0] == known and time.monotonic() - seen[1] <= self._fresh_s
 
     def version(self, wanted: Wanted, key: str) -> ObjectVersion | None:
         """Request an object; return None if it is absent.
@@ -245,7 +247,7 @@ class BucketStorage(Storage):
 
     def open(self, key: str, entry: ManifestEntry, written: int) -> "_Object":
         """See :class:`~spinezarr.serve.storage.Storage`."""
-        is_shard = isinstance(entry, ShardEntry) and entry.size_bytes > _WHOLE_BYTES
+        is_shard = isinstance(entry, ShardEntry) and entry.size_bytes > self._whole_bytes
         end_at = _index_at(entry) if is_shard and isinstance(entry, ShardEntry) else 0
         path, size = f"{self._objects.path}/{key}", entry.size_bytes
         for is_last in (False, True):

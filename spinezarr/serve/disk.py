@@ -16,7 +16,6 @@ __all__ = ["Descriptor", "DiskStorage", "stores_on_disk"]
 
 _OPEN_FILES: Final = 256
 _READ_BYTES: Final = 1 << 20
-_FROM_MEMORY: Final[int | None] = getattr(os, "RWF_NOWAIT", None)
 
 
 def stores_on_disk(path: Path, suffix: str) -> list[str]:
@@ -53,11 +52,12 @@ class Descriptor(Content):
 
     def read_from_memory(self, start: int, stop: int) -> bytearray | None:
         """See :class:`~spinezarr.serve.storage.Content`; reads only from the page cache."""
-        if _FROM_MEMORY is None:
+        from_memory: int | None = getattr(os, "RWF_NOWAIT", None)
+        if from_memory is None:  # not on Linux
             return None
         found = bytearray(stop - start)
         try:
-            size = os.preadv(self.number, [found], start, _FROM_MEMORY)
+            size = os.preadv(self.number, [found], start, from_memory)
         except OSError:  # the bytes are not in the page cache, or the file system cannot say
             return None
         return found if size == len(found) else None

@@ -26,7 +26,6 @@ from spinezarr.serve.docs_page import page, policy
 from spinezarr.serve.guard import Guard
 from spinezarr.serve.http import Answer, Receive, Request, Scope, Send, text_answer
 from spinezarr.serve.levels import LevelRequest, answer_level
-from spinezarr.serve.limits import ServeLimits
 from spinezarr.serve.login import LOGIN, LOGOUT
 from spinezarr.serve.neuroglancer import answer_client, answer_segments, answer_state
 from spinezarr.serve.nifti import answer_nifti
@@ -56,34 +55,11 @@ ROUTE: Final = "spinezarr.route"
 """Key of the ASGI scope for the template of the path, which metrics count by."""
 REQUEST: Final = "spinezarr.request"
 """Key of the ASGI scope for the request, as the guard has returned it."""
-_WAITING: Final = 256
-"""Batches that may wait: sixteen each of sixteen trainers."""
-_WAITING_BYTES: Final = 64 << 20
-"""Memory that waiting requests may take together, in bytes."""
-_UNSENT_BYTES: Final = 512 << 20
-"""Memory for answers that clients have not read yet.
-
-The bound keeps clients that do not read from using up the memory of others.
-"""
-_BODY_S: Final = 8.0
-"""Seconds within which the body of a request must come."""
-_BODIES_BYTES: Final = 64 << 20
-"""Memory for request bodies that have not come whole; further senders get 429."""
-_STREAMS: Final = 8
-"""Files that are generated while they are sent. Each takes about 70 MB for a slab of voxels."""
-_READY_S: Final = 1.0
-"""Seconds for which an answer of ``/readyz`` is reused.
-
-It needs no token, so it must not make work for each request.
-"""
-
 T = TypeVar("T")
 _Endpoint = Callable[[Asked], Awaitable[Answer]]
 
 
-def pages(
-    stores: ServedStores, guard: Guard, figures: metrics.Metrics, limits: ServeLimits
-) -> Starlette:
+def pages(stores: ServedStores, guard: Guard, figures: metrics.Metrics) -> Starlette:
     """Make the Starlette application.
 
     Parameters
@@ -94,11 +70,9 @@ def pages(
         Signs people in. It has already let the requests pass that come here.
     figures
         The metrics to count in and to publish.
-    limits
-        How much is done at once.
     """
     prepare_tables()
-    made = _Pages(stores, guard, figures, limits)
+    made = _Pages(stores, guard, figures)
     routes = [
         Route(LOGIN, made.routed(LOGIN, made.sign_in), methods=["GET", "POST"]),
         Route(LOGOUT, made.routed(LOGOUT, made.sign_in), methods=["POST"]),
@@ -150,11 +124,9 @@ async def _unreadable(_: Asked, __: Exception) -> Response:
 class _Pages:
     """The endpoint of each operation, by name."""
 
-    def __init__(
-        self, stores: ServedStores, guard: Guard, figures: metrics.Metrics, limits: ServeLimits
-    ) -> None:
+    def __init__(self, stores: ServedStores, guard: Guard, figures: metrics.Metrics) -> None:
         self._stores = stores
-        self._limits = limits
+        self.limits = stores.limits
         self._guard = guard
         self._figures = figures
         described = document(has_tokens=guard.tokens is not None)
@@ -297,14 +269,14 @@ class _Pages:
         body = await self._body(asked)
         if isinstance(body, Answer):
             return body
-        request, threads = _request(asked), self._limits.threads_per_batch
+        request, threads = _request(asked), self.limits.threads_per_batch
         return await self._read(
             asked, len(body), lambda source: answer_batch(source, request, body, threads=threads)
         )
 
     async def _read_patch(self, asked: Asked) -> Answer:
         request, scan_id = _request(asked), asked.path_params["scan_id"]
-        threads = self._limits.threads_per_batch
+        threads = self.limits.threads_per_batch
         return await self._read(
             asked, 0, lambda source: answer_patch(source, request, scan_id, threads=threads)
         )
@@ -315,14 +287,14 @@ class _Pages:
 
     async def _make_level(self, asked: Asked) -> Answer:
         request, scan_id = _request(asked), asked.path_params["scan_id"]
-        threads = self._limits.threads_per_batch
+        threads = self.limits.threads_per_batch
         wanted = LevelRequest(scan_id, asked.path_params["level"], self._stores.kept_levels)
         return await self._draw(
             asked, lambda source: answer_level(source, request, wanted, threads=threads)
         )
 
     async def _write_nifti(self, asked: Asked, array: Literal["image", "label"]) -> Answer:
-        if self.streams >= _STREAMS:
+        if self.streams >= self.limits.streams:
             return _BUSY_STREAMS
         request, scan_id = _request(asked), asked.path_params["scan_id"]
         answer = _BUSY_STREAMS
@@ -349,8 +321,9 @@ class _Pages:
     ) -> Answer:
         readers = self._stores.executor(asked.path_params["store"])
         if readers not in self._turns:
+            limits = self.limits
             self._turns[readers] = AdmissionQueue(
-                self._limits.batches_at_once, _WAITING, _WAITING_BYTES
+                limits.batches_at_once, limits.waiting, limits.waiting_bytes
             )
         try:
             async with self._turn(self._turns[readers], n_bytes):
@@ -364,9 +337,11 @@ class _Pages:
         """Read voxels for a picture or level, in a queue beside that of patches."""
         readers = self._stores.executor(asked.path_params["store"])
         if readers not in self._turns_to_draw:
-            limits = self._limits
+            limits = self.limits
             at_once = limits.slices_at_once if readers is None else limits.bucket_slices_at_once
-            self._turns_to_draw[readers] = AdmissionQueue(at_once, _WAITING, _WAITING_BYTES)
+            self._turns_to_draw[readers] = AdmissionQueue(
+                at_once, limits.waiting, limits.waiting_bytes
+            )
         try:
             async with self._turn(self._turns_to_draw[readers], 0):
                 return await self._of_voxels(asked, readers, answer)
@@ -377,7 +352,7 @@ class _Pages:
     async def _turn(self, turns: AdmissionQueue, n_bytes: int) -> AsyncIterator[None]:
         """Wait for a slot; raise BusyError if too much waits, or too many answers are unread."""
         async with turns.taken(n_bytes):
-            if self.unsent_bytes > _UNSENT_BYTES:
+            if self.unsent_bytes > self.limits.unsent_bytes:
                 raise BusyError
             yield
 
@@ -401,7 +376,7 @@ class _Pages:
             )
         parts: list[bytes] = []
         try:
-            return await asyncio.wait_for(self._whole(asked, parts), _BODY_S)
+            return await asyncio.wait_for(self._whole(asked, parts), self.limits.body_s)
         except TimeoutError:
             return text_answer(HTTPStatus.REQUEST_TIMEOUT, "The request did not come in time.")
         except ClientDisconnect:
@@ -419,7 +394,7 @@ class _Pages:
                 return text_answer(
                     HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"At most {BODY_BYTES} bytes are read."
                 )
-            if self._held_bytes > _BODIES_BYTES:
+            if self._held_bytes > self.limits.bodies_bytes:
                 return _BUSY
         return b"".join(parts)
 
@@ -444,7 +419,7 @@ class _Pages:
         now = time.monotonic()
         if now >= self._ready[0]:
             is_ready = await _called(self._stores.executor(""), self._stores.can_be_opened)
-            self._ready = now + _READY_S, is_ready
+            self._ready = now + self.limits.ready_s, is_ready
         if self._ready[1]:
             return text_answer(HTTPStatus.OK, "ok")
         return text_answer(
@@ -464,7 +439,14 @@ class _Sending(Response):
         size, streams = len(self._answer.body), self._answer.stream is not None
         self._pages.unsent_bytes += size
         try:
-            await send_answer(send, scope["method"], self._answer, {}, Sent())
+            await send_answer(
+                send,
+                scope["method"],
+                self._answer,
+                {},
+                sent=Sent(),
+                limits=self._pages.limits,
+            )
         finally:
             self._pages.unsent_bytes -= size
             self._pages.streams -= streams

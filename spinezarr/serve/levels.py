@@ -17,6 +17,7 @@ from spinezarr.errors import CorruptStoreError, ScanChangedError
 from spinezarr.geometry import Box
 from spinezarr.serve.compression import FAST, gzip_bytes
 from spinezarr.serve.http import Answer, Request, accepts_gzip, text_answer
+from spinezarr.serve.limits import ServeLimits
 from spinezarr.serve.opened_scan import OpenedScan
 from spinezarr.serve.patches import PatchSource
 from spinezarr.serve.query import QueryModel, WrongQueryError, parse_query
@@ -29,10 +30,6 @@ from spinezarr.view.levels import Level, LevelCache, LevelReader, levels_of, sho
 __all__ = ["LEVEL_HEADERS", "LevelQuery", "LevelRequest", "answer_level"]
 
 _BYTES: Final = "application/octet-stream"
-_VOXEL_BYTES: Final = 256 << 20
-"""Largest answer, in bytes of voxels."""
-_SOURCE_BYTES: Final = 8 << 30
-"""Most stored voxels, in bytes, that one answer is computed from; they are read in parts."""
 _NUMBER: Final = re.compile(r"0|[1-9][0-9]?", re.ASCII)
 _DTYPE, _SHAPE = "x-spinezarr-dtype", "x-spinezarr-shape-zyx"
 LEVEL_HEADERS: Final = ("ETag", _DTYPE, _SHAPE)
@@ -116,7 +113,7 @@ def _answer(
 ) -> Answer:
     opened = OpenedScan.of(source, wanted.scan_id, asked.content_checksum)
     scan = opened.scan
-    array, level, box = _found(scan, wanted.level, asked)
+    array, level, box = _found(scan, wanted.level, asked, source.limits)
     is_packed = array.name == LABEL and accepts_gzip(request.headers.get("accept-encoding", ""))
     what = (scan.content_checksum, array.name, level.factor_zyx, box, is_packed)
     headers = headers_of_version(
@@ -133,7 +130,7 @@ def _answer(
         now: ScanHandle = opened.reader.scan(wanted.scan_id)
         if now.content_checksum != scan.content_checksum:
             raise ScanChangedError("the scan was replaced.", wanted.scan_id)
-        stored, _, _ = _found(now, wanted.level, asked)
+        stored, _, _ = _found(now, wanted.level, asked, source.limits)
         return levels.read(stored, level, box, threads=threads).astype(dtype, copy=False).tobytes()
 
     body = retry_if_rewritten(read)
@@ -149,7 +146,9 @@ def _answer(
     return Answer(HTTPStatus.OK, headers, body)
 
 
-def _found(scan: ScanHandle, number: str, asked: LevelQuery) -> tuple[ArraySpec, Level, Box]:
+def _found(
+    scan: ScanHandle, number: str, asked: LevelQuery, limits: ServeLimits
+) -> tuple[ArraySpec, Level, Box]:
     """Find the requested array, level and box in a version of a scan.
 
     Raises
@@ -157,7 +156,7 @@ def _found(scan: ScanHandle, number: str, asked: LevelQuery) -> tuple[ArraySpec,
     RefusedError
         If there is no such array, level or box, or it is too large.
     """
-    levels = levels_of(scan)
+    levels = levels_of(scan, limits.coarsest_level_voxels)
     if _NUMBER.fullmatch(number) is None or int(number) >= len(levels):
         raise _refused(
             HTTPStatus.NOT_FOUND, f"There is no such level; the last is {len(levels) - 1}."
@@ -177,10 +176,12 @@ def _found(scan: ScanHandle, number: str, asked: LevelQuery) -> tuple[ArraySpec,
     voxel_bytes = math.prod(box.shape_zyx) * shown_dtype(array).itemsize
     stored = level.stored_box(box, array.shape_zyx)
     source_bytes = math.prod(stored.shape_zyx) * array.stored_dtype.itemsize
-    if voxel_bytes > _VOXEL_BYTES or source_bytes > _SOURCE_BYTES:
+    if voxel_bytes > limits.level_voxel_bytes or source_bytes > limits.level_source_bytes:
         raise _refused(
             HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
-            f"{voxel_bytes} bytes; at most {_VOXEL_BYTES} are sent. Ask for a smaller box.",
+            f"The box has {voxel_bytes} bytes and is computed from {source_bytes}; at most "
+            f"{limits.level_voxel_bytes} and {limits.level_source_bytes} are allowed. Request a "
+            "smaller box.",
         )
     return array, level, box
 

@@ -1,15 +1,17 @@
-"""How much does a server do at once?"""
+"""How much work and memory may one process of a server use at once?"""
 
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from spinezarr.processors import cpu_count
+from spinezarr.view.levels import COARSEST_VOXELS
 
 __all__ = ["ServeLimits", "half_of_the_cpus"]
 
 _AtLeastNone = Annotated[int, Field(ge=0)]
 _AtLeastOne = Annotated[int, Field(ge=1)]
+_Seconds = Annotated[float, Field(gt=0)]
 
 
 def half_of_the_cpus() -> int:
@@ -18,7 +20,7 @@ def half_of_the_cpus() -> int:
 
 
 class ServeLimits(BaseModel):
-    """Bounds on the work that one process of a server does at once.
+    """Bounds on the work and the memory of one process of a server.
 
     Attributes
     ----------
@@ -31,6 +33,43 @@ class ServeLimits(BaseModel):
         not slow down a training.
     bucket_slices_at_once
         Slices that are drawn at once from a bucket, where drawing mostly waits for answers.
+    waiting, waiting_bytes
+        Requests for voxels that may wait, and the memory of their bodies together. The default
+        lets sixteen requests wait for each of sixteen trainers. Further ones get 429.
+    unsent_bytes
+        Memory of answers that clients have not read yet. While it is exceeded, requests for voxels
+        get 429.
+    body_s, bodies_bytes
+        Seconds within which the body of a request must come, and the memory of all bodies that
+        have not come whole.
+    unread_s
+        Seconds in which a client may read nothing of an answer before its connection ends.
+    streams
+        Files that are generated while they are sent. Each takes about 70 MB.
+    ready_s
+        Seconds for which an answer of ``/readyz`` is reused. It needs no token, so it must not
+        make work for each request.
+    batch_voxel_bytes, batch_source_bytes
+        Largest answer with patches, in bytes of voxels, and the most stored voxels in bytes that
+        one such answer is computed from.
+    level_voxel_bytes, level_source_bytes
+        The same of voxels of a coarse level. Their source is read in parts.
+    slice_voxels
+        Most voxels of a slice that is drawn. Drawing takes about 20 bytes a voxel.
+    coarsest_level_voxels
+        Most voxels of the coarsest level of a scan, see :func:`spinezarr.view.levels.plan_levels`.
+    part_at_once_bytes, part_bytes
+        Longest body that is sent at once, and the size of the parts of longer bodies. A few parts
+        wait in memory for each client that reads slowly.
+    scans
+        Scans of a store whose metadata are kept in memory.
+    bucket_s, bucket_reader_s
+        Longest wait for a file in a bucket, and for the patches and tables of a bucket, which take
+        many requests. A slower bucket is unavailable.
+    bucket_fresh_s
+        Seconds for which the last look at an object in a bucket counts.
+    bucket_whole_bytes
+        Largest file in a bucket that is read whole and kept; most masks are smaller.
     """
 
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
@@ -39,3 +78,24 @@ class ServeLimits(BaseModel):
     batches_at_once: _AtLeastNone = Field(default_factory=lambda: 2 * cpu_count())
     slices_at_once: _AtLeastNone = Field(default_factory=half_of_the_cpus)
     bucket_slices_at_once: _AtLeastNone = 8
+    waiting: _AtLeastNone = 256
+    waiting_bytes: _AtLeastNone = 64 << 20
+    unsent_bytes: _AtLeastNone = 512 << 20
+    body_s: _Seconds = 8.0
+    bodies_bytes: _AtLeastNone = 64 << 20
+    unread_s: _Seconds = 30.0
+    streams: _AtLeastNone = 8
+    ready_s: Annotated[float, Field(ge=0)] = 1.0
+    batch_voxel_bytes: _AtLeastOne = 256 << 20
+    batch_source_bytes: _AtLeastOne = 1 << 30
+    level_voxel_bytes: _AtLeastOne = 256 << 20
+    level_source_bytes: _AtLeastOne = 8 << 30
+    slice_voxels: _AtLeastOne = 1 << 25
+    coarsest_level_voxels: _AtLeastOne = COARSEST_VOXELS
+    part_at_once_bytes: _AtLeastOne = 1 << 19
+    part_bytes: _AtLeastOne = 256 << 10
+    scans: _AtLeastOne = 4096
+    bucket_s: _Seconds = 10.0
+    bucket_reader_s: _Seconds = 60.0
+    bucket_fresh_s: _Seconds = 1.0
+    bucket_whole_bytes: _AtLeastNone = 1 << 19

@@ -98,7 +98,12 @@ class OmeFolder:
             parsed = parse_scan(data, "")
         except DamagedMetadataError as problem:
             raise UnreadableError(f"the metadata of {scan_id!r} are damaged.") from problem
-        tree = ome_tree(parsed, stored, for_itk=for_itk)
+        tree = ome_tree(
+            parsed,
+            stored,
+            for_itk=for_itk,
+            coarsest_voxels=self._patches.limits.coarsest_level_voxels,
+        )
         self._trees.keep((scan_id, for_itk), scan.identity, tree)
         return tree
 

@@ -20,6 +20,7 @@ from spinezarr.errors import CorruptStoreError, SpinezarrError, UnknownScanError
 from spinezarr.geometry import Box
 from spinezarr.processors import cpu_count
 from spinezarr.serve.http import Answer, Request, negotiate_media_type, text_answer
+from spinezarr.serve.limits import ServeLimits
 from spinezarr.serve.patch_formats import (
     BATCH_MEDIA_TYPES,
     NIFTI,
@@ -58,10 +59,6 @@ __all__ = [
 BODY_BYTES: Final = 4 << 20
 """Largest body of a request; an item takes about a hundred bytes."""
 _ITEMS: Final = 8192
-_VOXEL_BYTES: Final = 256 << 20
-"""Largest answer, in bytes of voxels."""
-_SOURCE_BYTES: Final = 1 << 30
-"""Most stored voxels, in bytes, that one answer is computed from."""
 
 _Size = Annotated[int, Field(ge=1, le=4096)]
 _Start = Annotated[int, Field(ge=-(1 << 20), le=1 << 20)]
@@ -69,9 +66,14 @@ _Millimeters = Annotated[float, Field(gt=0, le=1000)]
 _Checksum = Annotated[str, Field(max_length=64)]
 
 
-def batch_limits() -> BatchLimits:
+def batch_limits(limits: ServeLimits) -> BatchLimits:
     """Return what clients are told about the largest batch and the speed of this server."""
-    return BatchLimits(protocol=PROTOCOL, items=_ITEMS, voxel_bytes=_VOXEL_BYTES, cores=cpu_count())
+    return BatchLimits(
+        protocol=PROTOCOL,
+        items=_ITEMS,
+        voxel_bytes=limits.batch_voxel_bytes,
+        cores=cpu_count(),
+    )
 
 
 class _PatchModel(QueryModel):
@@ -164,10 +166,13 @@ class PatchSource:
     files
         Files of the store.
     chunks
-        Cache of decoded chunks.
+        Cache of decoded chunks; None for no cache.
+    limits
+        Bounds on the work for a request.
     """
 
-    def __init__(self, files: ServedFolder, chunks: ChunkCache | None = None) -> None:
+    def __init__(self, files: ServedFolder, chunks: ChunkCache | None, limits: ServeLimits) -> None:
+        self.limits = limits
         self._chunks = chunks
         self._files = files
         self._lock = Lock()
@@ -305,6 +310,7 @@ class _Reading:
     statuses: list[str]
     versions: Sequence[str | None]
     """The ``content_checksum`` that each item names."""
+    limits: ServeLimits
 
     @classmethod
     def of(cls, source: PatchSource, asked: _PatchModel, items: Sequence[ItemModel]) -> "_Reading":
@@ -316,12 +322,13 @@ class _Reading:
             If the request is not valid, or it is too large.
         """
         voxel_bytes = asked.voxel_bytes(len(items))
-        if voxel_bytes > _VOXEL_BYTES:
+        limits = source.limits
+        if voxel_bytes > limits.batch_voxel_bytes:
             raise RefusedError(
                 text_answer(
                     HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
-                    f"{voxel_bytes} bytes of voxels; at most {_VOXEL_BYTES} are sent together. Ask "
-                    "for fewer items.",
+                    f"The patches have {voxel_bytes} bytes of voxels; at most "
+                    f"{limits.batch_voxel_bytes} are sent together. Request fewer items.",
                 )
             )
         reader, engine = source.opened({i.scan_id for i in items if source.may_have(i.scan_id)})
@@ -345,7 +352,8 @@ class _Reading:
             _status(reader, item, batches) if source.may_have(item.scan_id) else _NO_SCAN
             for item in items
         ]
-        return cls(batches, requests, statuses, [item.content_checksum for item in items])
+        versions = [item.content_checksum for item in items]
+        return cls(batches, requests, statuses, versions, limits)
 
     def check(self) -> None:
         """Raise RefusedError if an item cannot be read."""
@@ -356,12 +364,13 @@ class _Reading:
 
     def run(self, threads: int) -> Batch:
         """Read the items that can be read."""
-        if _source_bytes(self.batches, self.requests, self.statuses) > _SOURCE_BYTES:
+        source_bytes = _source_bytes(self.batches, self.requests, self.statuses)
+        if source_bytes > self.limits.batch_source_bytes:
             raise RefusedError(
                 text_answer(
                     HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
-                    f"More than {_SOURCE_BYTES} bytes of the scans' voxels would be read together. "
-                    "Request fewer items.",
+                    f"The patches need {source_bytes} bytes of stored voxels; at most "
+                    f"{self.limits.batch_source_bytes} are read together. Request fewer items.",
                 )
             )
         return self._read(threads)

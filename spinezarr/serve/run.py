@@ -134,7 +134,7 @@ class BackgroundServer:
         # asyncio sets TCP_NODELAY only where a socket states its protocol, and this one does not.
         # Without it, each answer waits 40 ms for the client to acknowledge its head.
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        set_send_timeout(self._socket)
+        set_send_timeout(self._socket, settings.limits.unread_s)
         self.url = f"http://127.0.0.1:{self._socket.getsockname()[1]}"
         config = uvicorn.Config(
             app, log_level="warning", lifespan="off", timeout_graceful_shutdown=_END_S

@@ -9,17 +9,13 @@ from typing import Final
 from spinezarr.errors import SpinezarrError
 from spinezarr.forks import PerProcess
 from spinezarr.serve.http import Answer, Send, text_answer
-from spinezarr.serve.limits import half_of_the_cpus
+from spinezarr.serve.limits import ServeLimits, half_of_the_cpus
 from spinezarr.serve.served_files import ServedFile, UnreadableError
 
 __all__ = ["ELSEWHERE", "Sent", "encoded", "send_answer"]
 
 ELSEWHERE: Final = "other"
 """Route of requests that match no operation."""
-_AT_ONCE_BYTES: Final = 1 << 19
-"""Longest body that is read and sent at once; longer ones go in parts."""
-_PART_BYTES: Final = 256 << 10
-"""Size of a part. A few parts wait in memory for each client that reads slowly."""
 _FAR_BYTES: Final = 4 << 20
 """Bytes of a bucket that one request reads; a patch needs one or two."""
 _WITHOUT_LENGTH: Final = (HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED)
@@ -46,7 +42,13 @@ def encoded(fields: Mapping[str, str]) -> list[tuple[bytes, bytes]]:
 
 
 async def send_answer(
-    send: Send, method: str, answer: Answer, shared: Mapping[str, str], sent: Sent
+    send: Send,
+    method: str,
+    answer: Answer,
+    shared: Mapping[str, str],
+    *,
+    sent: Sent,
+    limits: ServeLimits,
 ) -> None:
     """Send an answer, and note what was sent.
 
@@ -62,6 +64,8 @@ async def send_answer(
         Further headers.
     sent
         Record to note status and size in.
+    limits
+        Sizes of the parts of long bodies.
     """
     fields = {**answer.headers, **shared}
     if answer.stream is not None:
@@ -70,11 +74,11 @@ async def send_answer(
     if answer.status not in _WITHOUT_LENGTH:
         fields["content-length"] = str(answer.length)
     try:
-        parts = _Parts(answer) if method != "HEAD" else None
+        parts = _Parts(answer, limits) if method != "HEAD" else None
         first = b"" if parts is None else await parts.read()
     except UnreadableError as problem:
         answer = text_answer(HTTPStatus.SERVICE_UNAVAILABLE, str(problem), retry_after="1")
-        await send_answer(send, method, answer, shared, sent)
+        await send_answer(send, method, answer, shared, sent=sent, limits=limits)
         return
     sent.status = answer.status
     status = int(answer.status)
@@ -113,11 +117,12 @@ async def _send_stream(
 class _Parts:
     """Reads a body in parts."""
 
-    def __init__(self, answer: Answer) -> None:
+    def __init__(self, answer: Answer, limits: ServeLimits) -> None:
         self._body = answer.body
         self._file: ServedFile | None = answer.file
         self._at, self._stop = answer.start, answer.start + answer.length
-        self._is_long = answer.length > _AT_ONCE_BYTES
+        self._is_long = answer.length > limits.part_at_once_bytes
+        self._part_bytes = limits.part_bytes
         self._ahead = memoryview(b"")
         """Bytes that were read from a bucket and are not sent yet."""
 
@@ -128,7 +133,7 @@ class _Parts:
     async def read(self) -> bytes | bytearray:
         start, stop = self._at, self._stop
         if self._is_long:
-            stop = min(start + _PART_BYTES, stop)
+            stop = min(start + self._part_bytes, stop)
         self._at = stop
         if self._file is None:
             return self._body[start:stop]

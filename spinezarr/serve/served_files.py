@@ -15,6 +15,7 @@ from functools import lru_cache
 from typing import Final
 
 from spinezarr.errors import DamagedMetadataError, SpinezarrError
+from spinezarr.serve.limits import ServeLimits
 from spinezarr.serve.storage import (
     METADATA,
     Identity,
@@ -47,7 +48,6 @@ _SHARED: Final = {"zarr.json", "scans/zarr.json", TABLE_BUNDLE}
 """Files outside of scans that are served besides the table; the ingest ledger is not."""
 _CHUNK: Final = re.compile(rf"(?!.*zarr[.]json){SCAN_FILE}")
 _NUMBER: Final = re.compile(r"0|[1-9][0-9]{0,5}", re.ASCII)
-_KNOWN_SCANS: Final = 4096
 _KNOWN_KEYS: Final = 4096
 _SEEN_S: Final = 0.1
 """Seconds after which the server looks again whether a store exists.
@@ -96,12 +96,14 @@ class ServedFolder:
     ----------
     storage
         Disk or bucket with the files.
+    scans
+        Scans whose metadata are kept in memory.
     """
 
-    def __init__(self, storage: Storage) -> None:
+    def __init__(self, storage: Storage, scans: int = ServeLimits().scans) -> None:
         self._storage = storage
         self._seen_until = -math.inf
-        self._scans: Recent[ServedScan] = Recent(_KNOWN_SCANS)
+        self._scans: Recent[ServedScan] = Recent(scans)
         self._metadata: Recent[ServedFile] = Recent(_METADATA_BYTES)
         self._files: Recent[ServedFile] = Recent(storage.room)
         self._in_turn = InTurn()

@@ -49,7 +49,7 @@ class ServeSettings(BaseModel):
     log
         Format of the log on standard error; None for no log.
     limits
-        How much each process does at once.
+        Bounds on the work and memory of each process.
     """
 
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
@@ -71,7 +71,9 @@ class ServeSettings(BaseModel):
         UsageError
             If a URL is of a kind that cannot be served.
         """
-        return ServedStores(self.paths, self.storage_options, cache_bytes=self.cache_bytes)
+        return ServedStores(
+            self.paths, self.storage_options, cache_bytes=self.cache_bytes, limits=self.limits
+        )
 
     def guard(self) -> Guard:
         """Return the guard.
@@ -97,7 +99,7 @@ class ServeSettings(BaseModel):
         except ImportError as problem:
             raise UsageError(INSTALL) from problem
         log = None if self.log is LogForm.NONE else RequestLog(self.log)
-        return App(self.stores(), self.guard(), log, self.limits)
+        return App(self.stores(), self.guard(), log)
 
 
 def create() -> "App":

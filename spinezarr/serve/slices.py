@@ -28,8 +28,6 @@ from spinezarr.view.windows import DEFAULT_WINDOW, parse_window
 __all__ = ["PNG", "SliceQuery", "answer_slice"]
 
 PNG: Final = "image/png"
-_VOXELS: Final = 1 << 25
-"""Most voxels of a slice that is drawn; drawing takes about 20 bytes a voxel."""
 
 
 class SliceQuery(QueryModel):
@@ -71,7 +69,7 @@ def answer_slice(source: PatchSource, request: Request, scan_id: str) -> Answer:
     try:
         opened = OpenedScan.of(source, scan_id, asked.content_checksum)
         scan = opened.scan
-        _check_size(scan.image.shape_zyx, SLICE_AXIS[asked.plane])
+        _check_size(scan.image.shape_zyx, SLICE_AXIS[asked.plane], source.limits.slice_voxels)
         words = scan.content_checksum, asked.model_dump_json(exclude={"content_checksum"})
         is_named = asked.content_checksum is not None
         headers = headers_of_version(request, PNG, *words, is_named=is_named)
@@ -86,8 +84,8 @@ def answer_slice(source: PatchSource, request: Request, scan_id: str) -> Answer:
     return Answer(HTTPStatus.OK, {**headers, "content-type": PNG}, data)
 
 
-def _check_size(shape_zyx: tuple[int, int, int], flat_axis: int) -> None:
+def _check_size(shape_zyx: tuple[int, int, int], flat_axis: int, limit: int) -> None:
     voxels = math.prod(n for axis, n in enumerate(shape_zyx) if axis != flat_axis)
-    if voxels > _VOXELS:
-        text = f"A slice of {voxels} voxels; at most {_VOXELS} are drawn."
+    if voxels > limit:
+        text = f"The slice has {voxels} voxels; at most {limit} are drawn."
         raise RefusedError(text_answer(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, text))

@@ -5,21 +5,17 @@ import socket
 import sys
 from contextlib import suppress
 from pathlib import Path
-from typing import Final
 
 __all__ = ["set_send_timeout", "set_send_timeouts_of_listeners"]
 
-_UNREAD_MS: Final = 30_000
-"""Longest time, in milliseconds, in which a client may read nothing of an answer."""
 
-
-def set_send_timeout(listening: socket.socket) -> None:
+def set_send_timeout(listening: socket.socket, unread_s: float) -> None:
     """Set the time-out on a listening socket; on Linux, its connections inherit it."""
     if sys.platform == "linux":
-        listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _UNREAD_MS)
+        listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(1000 * unread_s))
 
 
-def set_send_timeouts_of_listeners() -> None:
+def set_send_timeouts_of_listeners(unread_s: float) -> None:
     """Set the time-out on all listening sockets of this process.
 
     granian does not expose its own sockets.
@@ -29,4 +25,4 @@ def set_send_timeouts_of_listeners() -> None:
     for path in Path("/proc/self/fd").iterdir():
         with suppress(OSError), socket.socket(fileno=os.dup(int(path.name))) as one:
             if one.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
-                set_send_timeout(one)
+                set_send_timeout(one, unread_s)

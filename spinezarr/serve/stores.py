@@ -14,6 +14,7 @@ from spinezarr.errors import SpinezarrError, UsageError
 from spinezarr.redaction import redact_url
 from spinezarr.serve.bucket import BucketFolder, BucketStorage, is_served_from
 from spinezarr.serve.disk import DiskStorage, stores_on_disk
+from spinezarr.serve.limits import ServeLimits
 from spinezarr.serve.ome import OmeFolder
 from spinezarr.serve.patches import PatchSource
 from spinezarr.serve.served_files import ServedFolder
@@ -66,6 +67,8 @@ class ServedStores:
         :func:`spinezarr.remote.filesystem.open_filesystem`.
     cache_bytes
         Size of the cache of decoded chunks of all stores, in bytes.
+    limits
+        Bounds on the work and memory of the process; None for the defaults.
 
     Raises
     ------
@@ -79,12 +82,14 @@ class ServedStores:
         storage_options: Mapping[str, Mapping[str, Any]] | None = None,
         *,
         cache_bytes: int = 0,
+        limits: ServeLimits | None = None,
     ) -> None:
+        self.limits = limits or ServeLimits()
         self._chunks: ChunkCache = BoundedCache(cache_bytes)
         self.kept_levels = LevelCache(_LEVEL_BYTES)
         """Cache of coarse levels of all stores."""
         options = storage_options or {}
-        self._given = tuple(_given(path, options.get(path, {})) for path in paths)
+        self._given = tuple(_given(path, options.get(path, {}), self.limits) for path in paths)
         self._opened: dict[str, _Served] = {}
         self._lock = Lock()
         is_far = any(given.is_remote for given in self._given)
@@ -192,17 +197,20 @@ class ServedStores:
             found = self._opened.get(name)
             if found is None or found.files.path != place.path:
                 found = self._opened[name] = _Served.of(
-                    given.storage(place.path), self._chunks, self.kept_levels
+                    given.storage(place.path), self._chunks, self.kept_levels, self.limits
                 )
         return found if found.files.is_there() else None
 
 
-def _given(path: str, options: Mapping[str, Any]) -> _Given:
+def _given(path: str, options: Mapping[str, Any], limits: ServeLimits) -> _Given:
     scheme, separator, rest = path.partition("://")
     if is_served_from(path):
-        folder = BucketFolder(path, options, _SUFFIX)
+        folder = BucketFolder(path, options, _SUFFIX, limits)
         return _Given(
-            folder.stores, lambda url: BucketStorage(url, options), folder.check, is_remote=True
+            folder.stores,
+            lambda url: BucketStorage(url, options, limits),
+            folder.check,
+            is_remote=True,
         )
     if separator and scheme not in {"file", "local"}:
         raise UsageError(
@@ -224,8 +232,10 @@ class _Served:
     patches: PatchSource
 
     @classmethod
-    def of(cls, storage: Storage, chunks: ChunkCache, levels: LevelCache) -> "_Served":
-        files = ServedFolder(storage)
-        patches = PatchSource(files, chunks)
+    def of(
+        cls, storage: Storage, chunks: ChunkCache, levels: LevelCache, limits: ServeLimits
+    ) -> "_Served":
+        files = ServedFolder(storage, limits.scans)
+        patches = PatchSource(files, chunks, limits)
         ome = OmeFolder(files, patches, levels)
-        return cls(files, UnshardedFolder(files), ome, ServedTable(files), patches)
+        return cls(files, UnshardedFolder(files), ome, ServedTable(files, limits), patches)

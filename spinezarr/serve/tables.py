@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, computed_field
 from spinezarr.errors import DamagedMetadataError, SpinezarrError, UnknownScanError, UsageError
 from spinezarr.serve.body import Body
 from spinezarr.serve.http import Answer, Request, text_answer
+from spinezarr.serve.limits import ServeLimits
 from spinezarr.serve.patches import batch_limits
 from spinezarr.serve.query import QueryModel, WrongQueryError, parse_query
 from spinezarr.serve.served_files import ServedFolder
@@ -168,9 +169,12 @@ class ServedTable:
     ----------
     files
         Files of the store.
+    limits
+        Bounds on requests for its patches.
     """
 
-    def __init__(self, files: ServedFolder) -> None:
+    def __init__(self, files: ServedFolder, limits: ServeLimits) -> None:
+        self.limits = limits
         self._files = files
         self._lock = Lock()
         self._known: _Known | None = None
@@ -265,7 +269,9 @@ def answer_stores(served_table: Mapping[str, Callable[[], ServedTable | None]]) 
 def answer_store(name: str, served_table: ServedTable) -> Answer:
     """Describe a store, and the limits of requests for its patches."""
     return _json(
-        OneStoreModel(**dict(_of_store(name, served_table.reader())), batch=batch_limits())
+        OneStoreModel(
+            **dict(_of_store(name, served_table.reader())), batch=batch_limits(served_table.limits)
+        )
     )
 
 

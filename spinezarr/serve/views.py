@@ -43,4 +43,13 @@ def answer_view(table: ServedTable, source: PatchSource, request: Request, scan_
     scan = opened.scan
     audited = table.audit_log().of_scan(scan.attributes, find)
     scan_ids = table.reader().table.scan.to_numpy().tolist()
-    return answer_json(request, view_of(scan, opened.engine, scan_ids, audited))
+    return answer_json(
+        request,
+        view_of(
+            scan,
+            opened.engine,
+            scan_ids,
+            audited,
+            coarsest_voxels=source.limits.coarsest_level_voxels,
+        ),
+    )

@@ -29,6 +29,7 @@ from spinezarr.stream.read.engine import Engine
 from spinezarr.vertebrae import BACKGROUND
 
 __all__ = [
+    "COARSEST_VOXELS",
     "Level",
     "LevelCache",
     "LevelReader",
@@ -41,8 +42,8 @@ __all__ = [
 Voxels = npt.NDArray[Any]
 _Piece = tuple[str, str, str, str, bool, ShapeZYX, Box]
 
-_LEAST_VOXELS: Final = 96**3
-"""Most voxels of the last level, which a page shows while it waits for finer ones."""
+COARSEST_VOXELS: Final = 96**3
+"""Most voxels of the coarsest level, which a page shows while it waits for finer ones."""
 _NEAR: Final = math.sqrt(2)
 """Largest ratio of the spacing of an axis to the finest one for which both are halved together.
 
@@ -103,7 +104,10 @@ class Level:
 
 
 def plan_levels(
-    shape_zyx: ShapeZYX, spacing_zyx_mm: SpacingZYX, affine: Matrix4x4
+    shape_zyx: ShapeZYX,
+    spacing_zyx_mm: SpacingZYX,
+    affine: Matrix4x4,
+    coarsest_voxels: int = COARSEST_VOXELS,
 ) -> tuple[Level, ...]:
     """Choose the levels of a scan; nothing is read.
 
@@ -113,6 +117,8 @@ def plan_levels(
         Shape and spacing of the stored array.
     affine
         Affine of the stored array: 4 x 4, voxel ``(x, y, z, 1)`` to RAS+ mm.
+    coarsest_voxels
+        Most voxels of the coarsest level; it may have more if no axis can be halved any more.
 
     Examples
     --------
@@ -123,7 +129,7 @@ def plan_levels(
     array([0.35, 0.35, 0.  ])
     """
     factors: list[ShapeZYX] = [(1, 1, 1)]
-    while math.prod(chunk_grid(shape_zyx, factors[-1])) > _LEAST_VOXELS:
+    while math.prod(chunk_grid(shape_zyx, factors[-1])) > coarsest_voxels:
         coarser = _coarser(shape_zyx, spacing_zyx_mm, factors[-1])
         if coarser == factors[-1]:
             break
@@ -134,9 +140,11 @@ def plan_levels(
     )
 
 
-def levels_of(scan: ScanHandle) -> tuple[Level, ...]:
+def levels_of(scan: ScanHandle, coarsest_voxels: int = COARSEST_VOXELS) -> tuple[Level, ...]:
     """Choose the levels of a scan; see :func:`plan_levels`."""
-    return plan_levels(scan.image.shape_zyx, scan.attributes.spacing_zyx_mm, scan.affine)
+    return plan_levels(
+        scan.image.shape_zyx, scan.attributes.spacing_zyx_mm, scan.affine, coarsest_voxels
+    )
 
 
 def _coarser(
@@ -223,10 +231,20 @@ class LevelReader:
         Name of the store, which is unique in ``cache``.
     cache
         Cache of pieces of levels, shared with other stores; None for no cache.
+    tile_voxels
+        Most stored voxels that a thread reads at once.
     """
 
-    def __init__(self, engine: Engine, store: str = "", cache: LevelCache | None = None) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        store: str = "",
+        cache: LevelCache | None = None,
+        *,
+        tile_voxels: int = _TILE_VOXELS,
+    ) -> None:
         self._engine = engine
+        self._tile_voxels = tile_voxels
         self._store = store
         self._cache = cache
 
@@ -304,7 +322,7 @@ class LevelReader:
     def _make(self, array: ArraySpec, level: Level, box: Box, out: Voxels) -> None:
         """Fill ``out`` with a box of a level; split boxes that would need much memory."""
         stored = level.stored_box(box, array.shape_zyx)
-        if math.prod(stored.shape_zyx) > _TILE_VOXELS and max(box.shape_zyx) > 1:
+        if math.prod(stored.shape_zyx) > self._tile_voxels and max(box.shape_zyx) > 1:
             axis = max(range(3), key=lambda i: (box.shape_zyx[i] > 1, stored.shape_zyx[i]))
             middle = box.shape_zyx[axis] // 2
             for start, stop in ((0, middle), (middle, box.shape_zyx[axis])):
@@ -423,7 +441,9 @@ def _counts(shape_zyx: tuple[int, ...], factor_zyx: ShapeZYX) -> npt.NDArray[np.
     return counts
 
 
-def _modes(labels: npt.NDArray[np.uint8], factor_zyx: ShapeZYX) -> npt.NDArray[np.uint8]:
+def _modes(
+    labels: npt.NDArray[np.uint8], factor_zyx: ShapeZYX, at_once: int = _MODE_VOXELS
+) -> npt.NDArray[np.uint8]:
     """Return the most frequent value of each block; see :meth:`LevelReader.read`."""
     z, y, x = labels.shape
     modes = np.zeros(chunk_grid((z, y, x), factor_zyx), np.uint8)
@@ -431,7 +451,7 @@ def _modes(labels: npt.NDArray[np.uint8], factor_zyx: ShapeZYX) -> npt.NDArray[n
     if box is not None:
         a, b = box.start_zyx, box.stop_zyx
         voxels = tuple(slice(i * f, j * f) for i, j, f in zip(a, b, factor_zyx, strict=True))
-        modes[box.slices] = _modes_within(labels[voxels], factor_zyx)
+        modes[box.slices] = _modes_within(labels[voxels], factor_zyx, at_once)
     return modes
 
 
@@ -447,12 +467,14 @@ def _blocks_with_labels(labels: npt.NDArray[np.uint8], factor_zyx: ShapeZYX) -> 
     return Box((start[0], start[1], start[2]), (stop[0], stop[1], stop[2]))
 
 
-def _modes_within(labels: npt.NDArray[np.uint8], factor_zyx: ShapeZYX) -> npt.NDArray[np.uint8]:
+def _modes_within(
+    labels: npt.NDArray[np.uint8], factor_zyx: ShapeZYX, at_once: int
+) -> npt.NDArray[np.uint8]:
     least, most = (_extremes(labels, factor_zyx, choose) for choose in (np.minimum, np.maximum))
     mixed = np.argwhere(least != most)  # few blocks are mixed; the modes of all others are known
     if not len(mixed):
         return least
-    n_blocks = max(1, _MODE_VOXELS // math.prod(factor_zyx))
+    n_blocks = max(1, at_once // math.prod(factor_zyx))
     for first in range(0, len(mixed), n_blocks):
         some = mixed[first : first + n_blocks]
         least[tuple(some.T)] = _modes_of(labels, factor_zyx, some)

@@ -38,7 +38,7 @@ from spinezarr.store.layout import IMAGE, LABEL, BloscCodecSpec, fill_value
 from spinezarr.store.reader import ArraySpec, ScanHandle
 from spinezarr.store.sharding import encode_chunk
 from spinezarr.vertebrae import BACKGROUND, NAME_OF_VALUE, label_color
-from spinezarr.view.levels import Level, levels_of, piece_shape_zyx
+from spinezarr.view.levels import COARSEST_VOXELS, Level, levels_of, piece_shape_zyx
 from spinezarr.view.windows import DEFAULT_WINDOW, WINDOWS_HU
 
 __all__ = [
@@ -104,7 +104,13 @@ class OmeKey:
     """Rest of the key, behind the folder of the level."""
 
 
-def ome_tree(scan: ScanHandle, stored: Mapping[str, Node], *, for_itk: bool = False) -> OmeTree:
+def ome_tree(
+    scan: ScanHandle,
+    stored: Mapping[str, Node],
+    *,
+    for_itk: bool = False,
+    coarsest_voxels: int = COARSEST_VOXELS,
+) -> OmeTree:
     """Make the nodes of a scan.
 
     Parameters
@@ -115,8 +121,10 @@ def ome_tree(scan: ScanHandle, stored: Mapping[str, Node], *, for_itk: bool = Fa
         Stored Zarr metadata of its arrays ``image`` and ``label``.
     for_itk
         Whether translations are origins of ITK.
+    coarsest_voxels
+        Most voxels of the coarsest level.
     """
-    levels = levels_of(scan)
+    levels = levels_of(scan, coarsest_voxels)
     datasets = [_dataset(scan, level, for_itk=for_itk) for level in levels]
     nodes: dict[str, Node] = {}
     for array in scan.arrays:

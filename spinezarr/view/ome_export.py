@@ -38,7 +38,7 @@ from spinezarr.store.reader import ArraySpec, ScanHandle, StoreReader, parse_sca
 from spinezarr.store.sharding import crc32
 from spinezarr.stream.read.engine import Engine
 from spinezarr.text import add_path_to_disk_full_error
-from spinezarr.view.levels import Level, LevelReader, piece_shape_zyx
+from spinezarr.view.levels import COARSEST_VOXELS, Level, LevelReader, piece_shape_zyx
 from spinezarr.view.ome import (
     FOLDER_SUFFIX,
     OmeTree,
@@ -90,6 +90,7 @@ def export_ome_zarr(
     link: bool = False,
     overwrite: bool = False,
     on_bytes: OnBytes = lambda _: None,
+    coarsest_voxels: int = COARSEST_VOXELS,
 ) -> ExportedScan:
     """Write a scan as an OME-Zarr image; see :meth:`spinezarr.Store.export_ome_zarr`."""
     reader.scan(scan_id)  # or raises the error of the damage
@@ -99,7 +100,8 @@ def export_ome_zarr(
         scan = parse_scan(data, folder)
     except DamagedMetadataError as problem:
         raise CorruptStoreError(f"{folder}/{_METADATA}: is damaged ({problem}).") from problem
-    tree = ome_tree(scan, json.loads(data)["consolidated_metadata"]["metadata"])
+    stored = json.loads(data)["consolidated_metadata"]["metadata"]
+    tree = ome_tree(scan, stored, coarsest_voxels=coarsest_voxels)
     place = ome_zarr_place(out, scan_id)
     with _target(place, storage_options, link=link, overwrite=overwrite) as target:
         for array in scan.arrays:

@@ -18,7 +18,7 @@ from spinezarr.store.audit_log import SEVERITIES, AuditedScan, Severity
 from spinezarr.store.reader import ScanHandle
 from spinezarr.store.table import ANOMALY, ERRATUM
 from spinezarr.vertebrae import ANATOMICAL_ORDER, VALUE_OF_NAME, hex_color
-from spinezarr.view.levels import Level, levels_of, shown_dtype
+from spinezarr.view.levels import COARSEST_VOXELS, Level, levels_of, shown_dtype
 from spinezarr.view.windows import WINDOWS_HU, WindowHU
 
 __all__ = ["ViewModel", "shown_vertebrae", "view_of"]
@@ -139,7 +139,12 @@ class ViewModel(_ShownModel):
 
 
 def view_of(
-    scan: ScanHandle, voxels: VoxelReader, scan_ids: list[str], audited: AuditedScan | None
+    scan: ScanHandle,
+    voxels: VoxelReader,
+    scan_ids: list[str],
+    audited: AuditedScan | None,
+    *,
+    coarsest_voxels: int = COARSEST_VOXELS,
 ) -> ViewModel:
     """Make the model of a scan.
 
@@ -155,6 +160,8 @@ def view_of(
         Ids of all scans of the store, in the order of its table.
     audited
         Findings of the last audit of this version of the scan; None without an audit.
+    coarsest_voxels
+        Most voxels of the coarsest level.
     """
     facts = scan.attributes
     said = {**facts.sidecar, **facts.columns}
@@ -175,7 +182,7 @@ def view_of(
         affine=facts.affine,
         is_oblique=max(facts.oblique_deg, shear_deg(scan.affine)) > SHEAR_TOLERANCE_DEG,
         oblique_deg=facts.oblique_deg,
-        levels=tuple(map(LevelModel.of, levels_of(scan))),
+        levels=tuple(map(LevelModel.of, levels_of(scan, coarsest_voxels))),
         image_dtype=shown_dtype(scan.image).name,
         image_range_hu=facts.image_range_hu,
         image_nan_voxels=facts.image_nan_voxels,

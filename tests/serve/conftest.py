@@ -1,8 +1,13 @@
+from contextlib import ExitStack
+
 import pytest
 
 from spinezarr.ingestion.discovery.discover import discover
 from spinezarr.ingestion.run import ingest
 from spinezarr.recipe import Recipe
+from spinezarr.serve.limits import ServeLimits
+from spinezarr.serve.run import BackgroundServer
+from spinezarr.serve.settings import ServeSettings
 
 RECIPE = Recipe.from_pairs("{scan}_ct.nii.gz", "{scan}_seg.nii.gz", name="pairs")
 
@@ -28,3 +33,15 @@ def bring_to_bucket(two_versions, s3_server):
         assert not ingest(RECIPE, found, f"s3://{place}", out_options=options).failed
 
     return bring
+
+
+@pytest.fixture
+def serve_within(ctspine1k_url):
+    """Return what serves the dataset within other limits, and gives the URL of the server."""
+    with ExitStack() as running:
+
+        def serve(**limits):
+            settings = ServeSettings(paths=(ctspine1k_url,), limits=ServeLimits(**limits))
+            return running.enter_context(BackgroundServer(settings)).url
+
+        yield serve

@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 from asking import ask, ask_for_patches
 
-from spinezarr.serve import endpoints, sending, slow_clients
 from spinezarr.serve.limits import ServeLimits
 from spinezarr.serve.run import BackgroundServer
 from spinezarr.serve.settings import ServeSettings
@@ -26,8 +25,8 @@ def served(ctspine1k_url):
         yield server.url
 
 
-def test_bodies_that_do_not_come_whole_have_a_bound(served, monkeypatch):
-    monkeypatch.setattr(endpoints, "_BODIES_BYTES", 1 << 20)
+def test_bodies_that_do_not_come_whole_have_a_bound(serve_within):
+    served = serve_within(bodies_bytes=1 << 20)
     host, _, port = served.removeprefix("http://").partition(":")
     head = f"POST /v1/ctspine1k/batch HTTP/1.1\r\nHost: {host}\r\nContent-Length: 4000000\r\n\r\n"
     with socket.create_connection((host, int(port)), timeout=20) as one:
@@ -61,8 +60,8 @@ def stalled(url, window=4096):
     return one
 
 
-def test_answers_that_nobody_reads_have_a_bound(served, monkeypatch):
-    monkeypatch.setattr(endpoints, "_UNSENT_BYTES", 1 << 20)
+def test_answers_that_nobody_reads_have_a_bound(serve_within):
+    served = serve_within(unsent_bytes=1 << 20)
     url = f"{served}/v1/ctspine1k/batch"
     with stalled(served) as one:
         assert one.recv(12) == b"HTTP/1.1 200"
@@ -74,47 +73,35 @@ def test_answers_that_nobody_reads_have_a_bound(served, monkeypatch):
     raise AssertionError
 
 
-def test_who_does_not_read_is_let_go_and_holds_up_nobody(ctspine1k_url, monkeypatch):
-    monkeypatch.setattr(slow_clients, "_UNREAD_MS", 1000)
-    limits = ServeLimits(batches_at_once=1)
-    with (
-        BackgroundServer(ServeSettings(paths=(ctspine1k_url,), limits=limits)) as server,
-        stalled(server.url) as one,
-        stalled(server.url) as other,
-    ):
+def test_who_does_not_read_is_let_go_and_holds_up_nobody(serve_within):
+    url = serve_within(batches_at_once=1, unread_s=1.0)
+    with stalled(url) as one, stalled(url) as other:
         assert one.recv(12) == other.recv(12) == b"HTTP/1.1 200"
-        assert ask_for_patches(f"{server.url}/v1/ctspine1k/batch", SMALL)[0] == 200
+        assert ask_for_patches(f"{url}/v1/ctspine1k/batch", SMALL)[0] == 200
         time.sleep(2)
         with pytest.raises(ConnectionResetError):
             everything(one)
 
 
-def test_long_answers_are_sent_in_parts(ctspine1k_url, monkeypatch):
-    monkeypatch.setattr(sending, "_AT_ONCE_BYTES", 1000)
-    monkeypatch.setattr(sending, "_PART_BYTES", 300)
+def test_long_answers_are_sent_in_parts(serve_within, ctspine1k_url):
     body = {"items": [ITEM, ITEM], "size_zyx": [8, 9, 10]}
-    with BackgroundServer(ServeSettings(paths=(ctspine1k_url,))) as server:
-        for key in ("zarr.json", "scans/liver_0/image/c/0/0/0", "scans/liver_0/label/c/0/0/0"):
-            url, data = (
-                f"{server.url}/zarr/ctspine1k/{key}",
-                (Path(ctspine1k_url) / key).read_bytes(),
-            )
-            assert ask(url)[2] == data
-            assert ask(url, range="bytes=7-5000")[2] == data[7:5001]
-            assert ask(url, "HEAD")[2] == b""
-        in_parts = ask_for_patches(f"{server.url}/v1/ctspine1k/batch", body)
-        monkeypatch.undo()
-        assert ask_for_patches(f"{server.url}/v1/ctspine1k/batch", body)[2] == in_parts[2]
+    served = serve_within(part_at_once_bytes=1000, part_bytes=300)
+    for key in ("zarr.json", "scans/liver_0/image/c/0/0/0", "scans/liver_0/label/c/0/0/0"):
+        url, data = f"{served}/zarr/ctspine1k/{key}", (Path(ctspine1k_url) / key).read_bytes()
+        assert ask(url)[2] == data
+        assert ask(url, range="bytes=7-5000")[2] == data[7:5001]
+        assert ask(url, "HEAD")[2] == b""
+    in_parts = ask_for_patches(f"{served}/v1/ctspine1k/batch", body)
+    assert ask_for_patches(f"{serve_within()}/v1/ctspine1k/batch", body)[2] == in_parts[2]
 
 
-def test_a_file_that_is_cut_meanwhile_ends_the_answer(ctspine1k_url, tmp_path, monkeypatch, capfd):
+def test_a_file_that_is_cut_meanwhile_ends_the_answer(ctspine1k_url, tmp_path, capfd):
     """The length that was said tells the client that something is missing."""
-    monkeypatch.setattr(sending, "_AT_ONCE_BYTES", 1000)
-    monkeypatch.setattr(sending, "_PART_BYTES", 300)
+    limits = ServeLimits(part_at_once_bytes=1000, part_bytes=300)
     copy = Path(shutil.copytree(ctspine1k_url, tmp_path / "own.zarr"))
     key = "scans/liver_0/image/c/0/0/0"
     size = (copy / key).stat().st_size
-    with BackgroundServer(ServeSettings(paths=(str(copy),))) as server:
+    with BackgroundServer(ServeSettings(paths=(str(copy),), limits=limits)) as server:
         assert ask(f"{server.url}/zarr/own/{key}")[0] == 200
         os.truncate(copy / key, size // 2)
         host, _, port = server.url.removeprefix("http://").partition(":")

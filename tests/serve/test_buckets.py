@@ -25,11 +25,18 @@ from typer.testing import CliRunner
 import spinezarr
 from spinezarr.cli.main import app
 from spinezarr.errors import UsageError
-from spinezarr.serve import bucket
+from spinezarr.serve.limits import ServeLimits
 from spinezarr.serve.run import BackgroundServer
 from spinezarr.serve.settings import ServeSettings
 from spinezarr.view import levels
 
+LIMITS = ServeLimits()
+FRESH_S = LIMITS.bucket_fresh_s
+COARSEST = 500
+"""Voxels of the coarsest level, so that small scans have several levels too."""
+BY_RANGES = ServeLimits(bucket_whole_bytes=0)
+"""No shard is small enough to be kept."""
+IMPATIENT = ServeLimits(bucket_whole_bytes=0, bucket_s=2.0, bucket_reader_s=2.0)
 SCAN = "liver_0"
 ARRAYS = ("image", "label")
 
@@ -65,29 +72,28 @@ def serving(s3_server):
     """Return what serves places."""
     with ExitStack() as running:
 
-        def serve(*places, **options):
+        def serve(*places, limits=LIMITS, **options):
             given = {place: {**s3_server.storage_options, **options} for place in places}
-            settings = ServeSettings(paths=tuple(given), storage_options=given)
+            settings = ServeSettings(paths=tuple(given), storage_options=given, limits=limits)
             return running.enter_context(BackgroundServer(settings)).url
 
         yield serve
 
 
 @pytest.fixture(params=["whole", "by ranges"])
-def served(request, serving, place, monkeypatch):
+def served(request, serving, place):
     """Serve the bucket, with shards that are small enough to be kept, or that never are."""
-    if request.param == "by ranges":
-        monkeypatch.setattr(bucket, "_WHOLE_BYTES", 0)
-    return serving(f"s3://{place}")
+    by_ranges = {"bucket_whole_bytes": 0} if request.param == "by ranges" else {}
+    limits = ServeLimits(coarsest_level_voxels=COARSEST, **by_ranges)
+    return serving(f"s3://{place}", limits=limits)
 
 
-def test_coarse_levels_and_images_of_ome(served, ctspine1k_url, monkeypatch):
-    monkeypatch.setattr(levels, "_LEAST_VOXELS", 500)
+def test_coarse_levels_and_images_of_ome(served, ctspine1k_url):
     store = spinezarr.open(ctspine1k_url)
     scan = store._reader.scan(SCAN)
     made = levels.LevelReader(store._engine)
     root = zarr.open_group(f"{served}/ome/ctspine1k/{SCAN}.ome.zarr", mode="r", zarr_format=3)
-    for level in levels.levels_of(scan):
+    for level in levels.levels_of(scan, COARSEST):
         for array in scan.arrays:
             expected = made.read(array, level)
             place = f"{'labels/vertebrae/' if array.name == 'label' else ''}{level.level}"
@@ -158,12 +164,15 @@ def test_answers_are_those_of_the_disk(served, ctspine1k_url):
 
 
 @pytest.fixture
-def changing(s3_server, serving, bring_to_bucket, monkeypatch):
+def changing(s3_server, serving, bring_to_bucket):
     """Serve a store of one scan; also return what ingests it anew, and where it lies."""
-    monkeypatch.setattr(bucket, "_WHOLE_BYTES", 0)
     place = f"{s3_server.new_bucket()}/own.zarr"
     bring_to_bucket("before", place)
-    return lambda version: bring_to_bucket(version, place), f"{serving(f's3://{place}')}", place
+    return (
+        lambda version: bring_to_bucket(version, place),
+        serving(f"s3://{place}", limits=BY_RANGES),
+        place,
+    )
 
 
 @pytest.mark.long
@@ -186,7 +195,7 @@ def test_a_scan_that_is_replaced_is_the_old_one_or_the_new_one(changing):
         one.start()
     for version in ("after", "before", "after"):
         bring(version)
-        time.sleep(bucket._FRESH_S)
+        time.sleep(FRESH_S)
     is_over.set()
     for one in looking:
         one.join()
@@ -206,7 +215,7 @@ def test_a_renewed_scan_is_seen_within_a_second(changing):
     told = json.loads(ask(f"{url}/v1/own/scans")[2])["scans"][0]["content_checksum"]
     assert headers["etag"].startswith(f'"{told}')
     bring("after")
-    time.sleep(bucket._FRESH_S)
+    time.sleep(FRESH_S)
     assert ask(shard)[0] == 410
     assert ask(shard, if_match=headers["etag"])[0] == 410
     assert ask(f"{url}/zarr/own/@{told}/scans/a/zarr.json")[0] == 410
@@ -250,24 +259,28 @@ def test_an_object_that_is_overwritten_is_never_taken_for_the_one_before(changin
 
 
 @pytest.fixture
-def behind(proxies, s3_server, serving, place, monkeypatch):
-    """Serve a bucket behind a proxy, whose conditions can be changed."""
-    monkeypatch.setattr(bucket, "_WHOLE_BYTES", 0)
+def serve_behind(proxies, s3_server, serving, place):
+    """Return what serves a bucket behind a proxy, whose conditions can be changed."""
     with proxies.proxy(upstream=s3_server.endpoint_url) as proxy:
-        url = serving(f"s3://{place}/ctspine1k.zarr", endpoint_url=proxy.url)
-        yield url, lambda **told: proxy.set(proxies.Conditions(**told)), proxy
+
+        def serve(limits):
+            there = f"s3://{place}/ctspine1k.zarr"
+            url = serving(there, limits=limits, endpoint_url=proxy.url)
+            return url, lambda **told: proxy.set(proxies.Conditions(**told)), proxy
+
+        yield serve
 
 
 @pytest.fixture
-def _impatient(monkeypatch):
-    monkeypatch.setattr(bucket, "_DEADLINE_S", 2.0)
-    monkeypatch.setattr(bucket, "_READER_S", 2.0)
+def behind(serve_behind):
+    """Serve it with the default patience."""
+    return serve_behind(BY_RANGES)
 
 
 @pytest.fixture
-def failing(_impatient, behind):
+def failing(serve_behind):
     """Serve it without much patience."""
-    return behind
+    return serve_behind(IMPATIENT)
 
 
 PATHS = [
@@ -298,7 +311,7 @@ def test_a_bucket_that_fails_is_never_background(failing, kind, is_known):
     time.sleep(0.2)
     assert ask(f"{url}/healthz")[0] == 200  # nothing waits on the loop
     assert time.monotonic() - began_s < 1.5
-    time.sleep(bucket._FRESH_S)
+    time.sleep(FRESH_S)
     for one in asking:
         one.join()
     for path, (status, headers, _) in answers.items():
@@ -327,21 +340,24 @@ def test_all_who_wait_for_the_same_are_told_together(failing):
     with ThreadPoolExecutor(8) as pool:
         found = pool.map(lambda _: ask(f"{url}/{PATHS[2]}")[0], range(8))
         assert {*found} == {503}
-    assert time.monotonic() - began_s < 3 * bucket._DEADLINE_S
+    assert time.monotonic() - began_s < 3 * IMPATIENT.bucket_s
 
 
 @pytest.mark.long
 def test_a_bucket_that_hangs_holds_up_itself_alone(
-    proxies, s3_server, place, ctspine1k_url, tmp_path, monkeypatch
+    proxies, s3_server, place, ctspine1k_url, tmp_path
 ):
-    monkeypatch.setattr(bucket, "_DEADLINE_S", 3.0)
     (tmp_path / "here.zarr").symlink_to(ctspine1k_url)
     item = {"scan_id": SCAN, "start_zyx": (0, 0, 0)}
     batch = {"items": [item], "size_zyx": (4, 4, 4)}
     there = f"s3://{place}/ctspine1k.zarr"
     with proxies.proxy(upstream=s3_server.endpoint_url) as proxy:
         options = {there: {**s3_server.storage_options, "endpoint_url": proxy.url}}
-        settings = ServeSettings(paths=(str(tmp_path), there), storage_options=options)
+        settings = ServeSettings(
+            paths=(str(tmp_path), there),
+            storage_options=options,
+            limits=ServeLimits(bucket_s=3.0),
+        )
         with BackgroundServer(settings) as server, ThreadPoolExecutor(40) as pool:
             url = server.url
             assert ask(f"{url}/{PATHS[0]}")[0] == ask(f"{url}/zarr/here/zarr.json")[0] == 200
@@ -381,7 +397,7 @@ def test_a_bucket_that_refuses_is_never_background(s3_server, place, serving):
     url = serving(f"s3://{name}/x.zarr", key=None, secret=None, anon=True)
     assert ask(f"{url}/zarr/x/zarr.json")[0] == 200
     s3_server.client.put_object_acl(Bucket=name, Key="x.zarr/zarr.json", ACL="private")
-    time.sleep(bucket._FRESH_S)
+    time.sleep(FRESH_S)
     for path in ("zarr/x/zarr.json", "zarr/x/scans/a/zarr.json", "zarr/x/scans/a/image/c/0/0/0"):
         status, headers, body = ask(f"{url}/{path}")
         assert (status, headers["retry-after"]) == (503, "1"), path
@@ -397,11 +413,11 @@ def test_stores_come_and_go_while_it_runs(s3_server, serving, ctspine1k_url):
     assert ask(f"{url}/zarr/later/zarr.json")[0] == 404
     assert json.loads(ask(f"{url}/v1/stores")[2]) == {"stores": []}
     put(s3_server, ctspine1k_url, f"{name}/stores/later.zarr", below="no scans")
-    time.sleep(bucket._FRESH_S)
+    time.sleep(FRESH_S)
     assert ask(f"{url}/zarr/later/zarr.json")[0] == 200
     assert [s["name"] for s in json.loads(ask(f"{url}/v1/stores")[2])["stores"]] == ["later"]
     s3_server.client.delete_object(Bucket=name, Key="stores/later.zarr/zarr.json")
-    time.sleep(bucket._FRESH_S)
+    time.sleep(FRESH_S)
     assert ask(f"{url}/zarr/later/zarr.json")[0] == 404
 
 
@@ -459,16 +475,15 @@ def test_no_url_of_a_client_is_fetched(behind):
 # What is secret, and how it is started
 
 
-def test_no_secret_is_in_an_answer_or_a_log(proxies, s3_server, place, caplog, capfd, monkeypatch):
+def test_no_secret_is_in_an_answer_or_a_log(proxies, s3_server, place, caplog, capfd):
     caplog.set_level(logging.DEBUG)
-    monkeypatch.setattr(bucket, "_DEADLINE_S", 0.5)
-    monkeypatch.setattr(bucket, "_READER_S", 0.5)
+    limits = ServeLimits(bucket_s=2.0, bucket_reader_s=2.0)
     secrets = {"key": "CANARYKEY", "secret": "CANARYSECRET", "token": "CANARYTOKEN"}
     said = []
     with proxies.proxy(upstream=s3_server.endpoint_url) as proxy:
         there = f"s3://{place}/ctspine1k.zarr"
         options = {there: {"endpoint_url": proxy.url, **secrets}}
-        settings = ServeSettings(paths=(there,), storage_options=options)
+        settings = ServeSettings(paths=(there,), storage_options=options, limits=limits)
         said.append(repr(settings))
         with BackgroundServer(settings) as server:
             for kind in (None, "unavailable", "stall", "cut", "short"):

@@ -148,8 +148,8 @@ def test_ranges_are_taken_where_they_are_faster(served, monkeypatch):
 
 
 def test_servers_without_batches_give_ranges(ctspine1k_url, monkeypatch):
-    other = patches.batch_limits().model_copy(update={"protocol": PROTOCOL + 1})
-    monkeypatch.setattr("spinezarr.serve.tables.batch_limits", lambda: other)
+    other = patches.batch_limits(ServeLimits()).model_copy(update={"protocol": PROTOCOL + 1})
+    monkeypatch.setattr("spinezarr.serve.tables.batch_limits", lambda _: other)
     with BackgroundServer(ServeSettings(paths=(ctspine1k_url,))) as server:
         stream = spinezarr.open(f"{server.url}/ctspine1k").patches(8, n_samples=2)
         assert len(list(stream)) == 2
@@ -157,18 +157,20 @@ def test_servers_without_batches_give_ranges(ctspine1k_url, monkeypatch):
 
 
 def test_what_is_too_much_for_the_server_comes_by_ranges(served, monkeypatch):
-    few = patches.batch_limits().model_copy(update={"items": 2})
-    monkeypatch.setattr("spinezarr.serve.tables.batch_limits", lambda: few)
+    few = patches.batch_limits(ServeLimits()).model_copy(update={"items": 2})
+    monkeypatch.setattr("spinezarr.serve.tables.batch_limits", lambda _: few)
     stream = spinezarr.open(served, transfer="patches").patches(8, n_samples=3, batch_size=3)
     assert len(list(stream)) == 1
     assert counted(stream) == (0, 0, 0)
     assert "more than the server sends together" in stream.explain().transfer
 
 
-def test_a_request_that_is_refused_comes_by_ranges(served, monkeypatch):
-    monkeypatch.setattr(patches, "_SOURCE_BYTES", 1)
-    stream = spinezarr.open(served, transfer="patches").patches(8, n_samples=100)
-    assert len(list(stream)) == 100
+def test_a_request_that_is_refused_comes_by_ranges(ctspine1k_url):
+    settings = ServeSettings(paths=(ctspine1k_url,), limits=ServeLimits(batch_source_bytes=1))
+    with BackgroundServer(settings) as server:
+        url = f"{server.url}/ctspine1k"
+        stream = spinezarr.open(url, transfer="patches").patches(8, n_samples=100)
+        assert len(list(stream)) == 100
     assert stream.client._refused == ""
     by_server, by_ranges, unserved = counted(stream)
     assert 8 <= unserved <= 50  # what is under way when the eighth is known comes beside it
@@ -322,9 +324,8 @@ def state_after(stream, n):
     return json.loads(json.dumps(batches.state_dict()))
 
 
-def test_more_trainers_than_turns_wait_for_them(ctspine1k_url, monkeypatch):
-    monkeypatch.setattr(endpoints, "_WAITING", 2)
-    limits = ServeLimits(batches_at_once=1)
+def test_more_trainers_than_turns_wait_for_them(ctspine1k_url):
+    limits = ServeLimits(batches_at_once=1, waiting=2)
     with BackgroundServer(ServeSettings(paths=(ctspine1k_url,), limits=limits)) as server:
         url, found = f"{server.url}/ctspine1k", {}
         expected = list(spinezarr.open(ctspine1k_url).patches(8, n_samples=12))

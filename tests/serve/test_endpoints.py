@@ -372,9 +372,8 @@ def test_answers_are_counted_by_what_they_are_of(ctspine1k_url):
         assert found["spinezarr_batches_refused_total"] == 0
 
 
-def test_patches_that_are_too_many_are_refused_and_counted(ctspine1k_url, monkeypatch):
-    monkeypatch.setattr(endpoints, "_WAITING", 0)
-    limits = ServeLimits(batches_at_once=0)
+def test_patches_that_are_too_many_are_refused_and_counted(ctspine1k_url):
+    limits = ServeLimits(batches_at_once=0, waiting=0)
     with BackgroundServer(ServeSettings(paths=(ctspine1k_url,), limits=limits)) as server:
         status, headers, _ = ask(f"{server.url}{PATCH}")
         assert (status, headers["retry-after"]) == (429, "1")
@@ -396,11 +395,11 @@ def test_figures_are_of_all_processes(ctspine1k_url):
         process.communicate(timeout=15)
 
 
-def test_it_is_ready_as_long_as_all_stores_can_be_opened(ctspine1k_url, tmp_path, monkeypatch):
-    monkeypatch.setattr(endpoints, "_READY_S", 0.0)
+def test_it_is_ready_as_long_as_all_stores_can_be_opened(ctspine1k_url, tmp_path):
+    limits = ServeLimits(ready_s=0.0)
     for name in ("one", "two"):
         shutil.copytree(ctspine1k_url, tmp_path / f"{name}.zarr")
-    with BackgroundServer(ServeSettings(paths=(str(tmp_path),))) as server:
+    with BackgroundServer(ServeSettings(paths=(str(tmp_path),), limits=limits)) as server:
         assert ask(f"{server.url}/readyz", host="evil.example")[0] == 200
         for key in ("zarr.json", "table/zarr.json"):
             file = tmp_path / "two.zarr" / key

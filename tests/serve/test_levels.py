@@ -12,25 +12,23 @@ from asking import ask
 
 import spinezarr
 from spinezarr.geometry import Box
-from spinezarr.serve import levels as served_levels
 from spinezarr.serve.http import accepts_gzip
+from spinezarr.serve.levels import LevelQuery, _found
+from spinezarr.serve.limits import ServeLimits
 from spinezarr.serve.run import BackgroundServer
 from spinezarr.serve.settings import ServeSettings
 from spinezarr.serve.tokens import new_token
 from spinezarr.serve.version_headers import RefusedError
-from spinezarr.view import levels
 from spinezarr.view.levels import LevelReader, levels_of
 
-
-@pytest.fixture(autouse=True)
-def many_levels(monkeypatch):
-    """Small scans have several levels too."""
-    monkeypatch.setattr(levels, "_LEAST_VOXELS", 500)
+COARSEST = 500
+"""Voxels of the coarsest level, so that small scans have several levels too."""
+LIMITS = ServeLimits(coarsest_level_voxels=COARSEST)
 
 
 @pytest.fixture(scope="module")
 def served(ctspine1k_url):
-    with BackgroundServer(ServeSettings(paths=(ctspine1k_url,))) as server:
+    with BackgroundServer(ServeSettings(paths=(ctspine1k_url,), limits=LIMITS)) as server:
         yield f"{server.url}/v1/ctspine1k/scans"
 
 
@@ -47,7 +45,7 @@ def voxels(answer):
 def test_levels_and_boxes(served, ctspine1k_url):
     store = spinezarr.open(ctspine1k_url)
     scan = store._reader.scan("liver_0")
-    plan = levels_of(scan)
+    plan = levels_of(scan, COARSEST)
     assert len(plan) > 2
     made = LevelReader(store._engine)
     for level in plan:
@@ -92,14 +90,18 @@ def test_what_cannot_be_is_explained(served, path, status, says):
     assert says in found[2].decode()
 
 
-def test_there_are_bounds(served, monkeypatch):
-    monkeypatch.setattr(served_levels, "_VOXEL_BYTES", 200)
-    assert ask(f"{served}/liver_0/levels/0?size_zyx=5,5,4")[0] == 200
-    status, _, body = ask(f"{served}/liver_0/levels/0?size_zyx=5,5,5")
-    assert status == 413
-    assert b"smaller box" in body
-    monkeypatch.setattr(served_levels, "_SOURCE_BYTES", 200)
-    assert ask(f"{served}/liver_0/levels/1?size_zyx=5,5,4")[0] == 413
+def test_there_are_bounds(ctspine1k_url):
+    path = "v1/ctspine1k/scans/liver_0/levels"
+    voxels, source = {"level_voxel_bytes": 200}, {"level_source_bytes": 200}
+    for bounds in (voxels, voxels | source):
+        limits = LIMITS.model_copy(update=bounds)
+        with BackgroundServer(ServeSettings(paths=(ctspine1k_url,), limits=limits)) as server:
+            assert ask(f"{server.url}/{path}/0?size_zyx=5,5,4")[0] == 200
+            status, _, body = ask(f"{server.url}/{path}/0?size_zyx=5,5,5")
+            assert status == 413
+            assert b"smaller box" in body
+            status = ask(f"{server.url}/{path}/1?size_zyx=5,5,4")[0]
+            assert status == (413 if "level_source_bytes" in bounds else 200)
 
 
 def test_a_version_may_be_kept(served, ctspine1k_url):
@@ -122,7 +124,7 @@ def test_a_version_may_be_kept(served, ctspine1k_url):
 def test_a_scan_that_was_replaced(tmp_path, bring):
     store = tmp_path / "own.zarr"
     bring("before", store)
-    with BackgroundServer(ServeSettings(paths=(str(store),))) as server:
+    with BackgroundServer(ServeSettings(paths=(str(store),), limits=LIMITS)) as server:
         url = f"{server.url}/v1/own/scans/a/levels/1"
         before = ask(url)
         checksum = spinezarr.open(store)._reader.scan("a").content_checksum
@@ -133,7 +135,7 @@ def test_a_scan_that_was_replaced(tmp_path, bring):
         assert (status, headers["cache-control"]) == (410, "no-store")
         own = spinezarr.open(store)
         expected = LevelReader(own._engine).read(
-            own._reader.scan("a").image, levels_of(own._reader.scan("a"))[1]
+            own._reader.scan("a").image, levels_of(own._reader.scan("a"), COARSEST)[1]
         )
         assert (voxels(after) == expected).all()
 
@@ -142,7 +144,7 @@ def test_damage_is_no_voxels(ctspine1k_url, tmp_path):
     copy = Path(shutil.copytree(ctspine1k_url, tmp_path / "own.zarr"))
     shard = copy / "scans/liver_0/image/c/0/0/0"
     shard.write_bytes(os.urandom(shard.stat().st_size))
-    with BackgroundServer(ServeSettings(paths=(str(copy),))) as server:
+    with BackgroundServer(ServeSettings(paths=(str(copy),), limits=LIMITS)) as server:
         url = f"{server.url}/v1/own/scans/liver_0/levels"
         for level in (0, 1):
             status, headers, _ = ask(f"{url}/{level}")
@@ -155,12 +157,12 @@ def test_damage_is_no_voxels(ctspine1k_url, tmp_path):
 def test_a_scan_without_a_mask(ctspine1k_url):
     scan = replace(spinezarr.open(ctspine1k_url)._reader.scan("liver_0"), label=None)
     with pytest.raises(RefusedError) as refused:
-        served_levels._found(scan, "0", served_levels.LevelQuery(array="label"))
+        _found(scan, "0", LevelQuery(array="label"), LIMITS)
     assert refused.value.answer.status == 422
 
 
 def test_odd_images_come_as_float32(odd):
-    with BackgroundServer(ServeSettings(paths=(odd.url,))) as server:
+    with BackgroundServer(ServeSettings(paths=(odd.url,), limits=LIMITS)) as server:
         for name, image in odd.image.items():
             found = voxels(ask(f"{server.url}/v1/odd/scans/{name}/levels/0"))
             assert found.dtype == ("i2" if name == "plain" else "f4")
@@ -170,7 +172,7 @@ def test_odd_images_come_as_float32(odd):
 def test_levels_need_a_token_where_bytes_do(ctspine1k_url, tmp_path):
     token = new_token(tmp_path / "tokens", "lab")
     given = {"paths": (ctspine1k_url,), "token_file": str(tmp_path / "tokens")}
-    with BackgroundServer(ServeSettings(**given)) as server:
+    with BackgroundServer(ServeSettings(**given, limits=LIMITS)) as server:
         url = f"{server.url}/v1/ctspine1k/scans/liver_0/levels/1"
         assert ask(url)[0] == 401
         assert ask(url, authorization=f"Bearer {token}")[0] == 200

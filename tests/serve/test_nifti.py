@@ -14,7 +14,7 @@ from asking import ask
 from running import running
 
 import spinezarr
-from spinezarr.serve import endpoints
+from spinezarr.serve.limits import ServeLimits
 from spinezarr.serve.run import BackgroundServer
 from spinezarr.serve.settings import ServeSettings
 
@@ -145,9 +145,9 @@ def test_granian_ends_it_unfinished_too(long_scan, tmp_path):
         check_cut(server.url)
 
 
-def test_files_that_are_too_many_are_refused(long_scan, monkeypatch):
-    monkeypatch.setattr(endpoints, "_STREAMS", 1)
-    with BackgroundServer(ServeSettings(paths=(str(long_scan),))) as server:
+def test_files_that_are_too_many_are_refused(long_scan):
+    settings = ServeSettings(paths=(str(long_scan),), limits=ServeLimits(streams=1))
+    with BackgroundServer(settings) as server:
         one = http.client.HTTPConnection(urlsplit(server.url).netloc, timeout=20)
         one.request("GET", PATH)
         answer = one.getresponse()

@@ -17,27 +17,26 @@ import spinezarr
 from spinezarr.ingestion.discovery.discover import discover
 from spinezarr.ingestion.run import ingest
 from spinezarr.recipe import Recipe
+from spinezarr.serve.limits import ServeLimits
 from spinezarr.serve.run import BackgroundServer
 from spinezarr.serve.settings import ServeSettings
 from spinezarr.serve.signing import signed_url
 from spinezarr.serve.tokens import Tokens, new_token
 from spinezarr.vertebrae import VALUE_OF_NAME, hex_color
-from spinezarr.view import levels
 from spinezarr.view.levels import LevelReader, levels_of
 
 SCAN = "liver_0"
 PAIRS = Recipe.from_pairs("{scan}_ct.nii.gz", "{scan}_seg.nii.gz", name="pairs")
 
 
-@pytest.fixture(autouse=True)
-def many_levels(monkeypatch):
-    """Small scans have several levels too."""
-    monkeypatch.setattr(levels, "_LEAST_VOXELS", 500)
+COARSEST = 500
+"""Voxels of the coarsest level, so that small scans have several levels too."""
+LIMITS = ServeLimits(coarsest_level_voxels=COARSEST)
 
 
 @pytest.fixture(scope="module")
 def served(ctspine1k_url):
-    with BackgroundServer(ServeSettings(paths=(ctspine1k_url,))) as server:
+    with BackgroundServer(ServeSettings(paths=(ctspine1k_url,), limits=LIMITS)) as server:
         yield server.url
 
 
@@ -77,7 +76,7 @@ def test_all_levels_are_read_by_other_programs(tree, ctspine1k_url):
     scan = opened._reader.scan(SCAN)
     made = LevelReader(opened._engine)
     root = zarr.open_group(tree, mode="r", zarr_format=3)
-    plan = levels_of(scan)
+    plan = levels_of(scan, COARSEST)
     assert len(plan) > 2
     for level, array in product(plan, scan.arrays):
         place = f"{'labels/vertebrae/' if array.name == 'label' else ''}{level.level}"
@@ -99,7 +98,7 @@ def test_places_are_those_of_the_affine(tree, ctspine1k_url):
     mask = node(f"{tree}/labels/vertebrae")["attributes"]["ome"]
     assert ome["multiscales"][0]["datasets"] == mask["multiscales"][0]["datasets"]
     assert [axis["unit"] for axis in ome["multiscales"][0]["axes"]] == ["millimeter"] * 3
-    for level in levels_of(scan):
+    for level in levels_of(scan, COARSEST):
         for index in ((0, 0, 0), (3, 2, 1)):
             x, y, z = (level.affine @ [*index[::-1], 1])[:3]
             np.testing.assert_allclose(places_mm(ome, level.level, index), (z, y, x), atol=1e-9)
@@ -191,7 +190,7 @@ def test_coarse_chunks_have_tags_and_ranges(tree):
 def test_a_version_may_be_kept_until_it_is_replaced(tmp_path, bring):
     store = tmp_path / "own.zarr"
     bring("before", store)
-    with BackgroundServer(ServeSettings(paths=(str(store),))) as server:
+    with BackgroundServer(ServeSettings(paths=(str(store),), limits=LIMITS)) as server:
         url = f"{server.url}/ome/own"
         about = node(f"{url}/a.ome.zarr")["attributes"]["spinezarr"]
         named = f"{url}/@{about['content_checksum']}/a.ome.zarr"
@@ -209,7 +208,7 @@ def test_a_version_may_be_kept_until_it_is_replaced(tmp_path, bring):
         fresh = zarr.open_group(f"{url}/a.ome.zarr", mode="r", zarr_format=3)
         own = spinezarr.open(store)
         scan = own._reader.scan("a")
-        expected = LevelReader(own._engine).read(scan.image, levels_of(scan)[1])
+        expected = LevelReader(own._engine).read(scan.image, levels_of(scan, COARSEST)[1])
         assert (fresh["1"][:] == expected).all()
         assert (fresh["0"][:] == own.scan("a").image.values).all()
         shutil.rmtree(store / "scans/a")
@@ -223,7 +222,7 @@ def test_damage_is_no_background(ctspine1k_url, tmp_path):
     for name in ("image", "label"):
         shard = copy / f"scans/{SCAN}/{name}/c/0/0/0"
         shard.write_bytes(os.urandom(shard.stat().st_size))
-    with BackgroundServer(ServeSettings(paths=(str(copy),))) as server:
+    with BackgroundServer(ServeSettings(paths=(str(copy),), limits=LIMITS)) as server:
         url = f"{server.url}/ome/own/{SCAN}.ome.zarr"
         for key in ("1/c/0/0/0", "labels/vertebrae/1/c/0/0/0"):
             status, headers, _ = ask(f"{url}/{key}")
@@ -250,7 +249,7 @@ def turned(tmp_path_factory):
 
 
 def test_an_oblique_scan_says_what_cannot_be_said(turned):
-    with BackgroundServer(ServeSettings(paths=(turned,))) as server:
+    with BackgroundServer(ServeSettings(paths=(turned,), limits=LIMITS)) as server:
         found = node(f"{server.url}/ome/turned/a.ome.zarr")["attributes"]
     scan = spinezarr.open(turned)
     about = found["spinezarr"]
@@ -260,13 +259,13 @@ def test_an_oblique_scan_says_what_cannot_be_said(turned):
     coordinates = scan.scan("a")
     for level in range(2):
         z, y, x = places_mm(found["ome"], level, (0, 0, 0))
-        factor = levels_of(scan._reader.scan("a"))[level].factor_zyx
+        factor = levels_of(scan._reader.scan("a"), COARSEST)[level].factor_zyx
         for axis, at, n in zip("zyx", (z, y, x), factor, strict=True):
             assert at == pytest.approx(float(coordinates[axis][:n].mean()))
 
 
 def test_scaled_images_have_windows_of_their_numbers(odd):
-    with BackgroundServer(ServeSettings(paths=(odd.url,))) as server:
+    with BackgroundServer(ServeSettings(paths=(odd.url,), limits=LIMITS)) as server:
         for name, image in odd.image.items():
             url = f"{server.url}/ome/odd/{name}.ome.zarr"
             found = node(url)["attributes"]
@@ -281,7 +280,8 @@ def test_scaled_images_have_windows_of_their_numbers(odd):
             assert root["1"].dtype == root["0"].dtype
             stored = spinezarr.open(odd.url)
             scan = stored._reader.scan(name)
-            expected = LevelReader(stored._engine).read(scan.image.unscaled(), levels_of(scan)[1])
+            level = levels_of(scan, COARSEST)[1]
+            expected = LevelReader(stored._engine).read(scan.image.unscaled(), level)
             np.testing.assert_array_equal(root["1"][:], expected)
 
 
@@ -292,7 +292,8 @@ def test_a_scan_without_a_mask_has_no_labels(tmp_path):
     images = Recipe.from_pairs("{scan}_ct.nii.gz", None, name="images")
     report = ingest(images, discover(images, str(raw)), str(tmp_path / "own.zarr"))
     assert report.done == ("a",)
-    with BackgroundServer(ServeSettings(paths=(str(tmp_path / "own.zarr"),))) as server:
+    settings = ServeSettings(paths=(str(tmp_path / "own.zarr"),), limits=LIMITS)
+    with BackgroundServer(settings) as server:
         url = f"{server.url}/ome/own/a.ome.zarr"
         members = node(url)["consolidated_metadata"]["metadata"]
         assert all(name.isdigit() for name in members)
@@ -305,7 +306,7 @@ def test_a_scan_without_a_mask_has_no_labels(tmp_path):
 def test_tokens_and_signed_urls(ctspine1k_url, tmp_path):
     file = tmp_path / "tokens"
     token = new_token(file, "lab")
-    settings = ServeSettings(paths=(ctspine1k_url,), token_file=str(file))
+    settings = ServeSettings(paths=(ctspine1k_url,), limits=LIMITS, token_file=str(file))
     with BackgroundServer(settings) as server:
         url = f"{server.url}/ome/ctspine1k/{SCAN}.ome.zarr"
         for key in ("zarr.json", "0/c/0/0/0", "1/c/0/0/0"):

@@ -12,9 +12,10 @@ import pytest
 import zarr
 
 import spinezarr
+from spinezarr.serve.limits import ServeLimits
 from spinezarr.serve.run import BackgroundServer
 from spinezarr.serve.settings import ServeSettings
-from spinezarr.view import levels
+from spinezarr.view.levels import levels_of
 
 SCAN = "liver_0"
 APART = "has an environment of its own: make test-ome"
@@ -89,12 +90,12 @@ def test_ngff_zarr(expected):
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_itk_and_slicer(ctspine1k_url, monkeypatch):
+def test_itk_and_slicer(ctspine1k_url):
     """The image that ngff-zarr makes for ITK; Slicer's extension computes the same matrix."""
     ngff_zarr = pytest.importorskip("ngff_zarr")
-    monkeypatch.setattr(levels, "_LEAST_VOXELS", 500)
-    plan = levels.levels_of(spinezarr.open(ctspine1k_url)._reader.scan(SCAN))
-    with BackgroundServer(ServeSettings(paths=(ctspine1k_url,))) as server:
+    limits = ServeLimits(coarsest_level_voxels=500)
+    plan = levels_of(spinezarr.open(ctspine1k_url)._reader.scan(SCAN), 500)
+    with BackgroundServer(ServeSettings(paths=(ctspine1k_url,), limits=limits)) as server:
         url = f"{server.url}/ome/ctspine1k/itk/{SCAN}.ome.zarr"
         images = ngff_zarr.from_ngff_zarr(url, validate=True).images
         assert len(images) == len(plan) > 1

@@ -23,7 +23,7 @@ from numcodecs import blosc
 
 import spinezarr
 from spinezarr.geometry import Box
-from spinezarr.serve import endpoints, patches
+from spinezarr.serve import patches
 from spinezarr.serve.run import BackgroundServer
 from spinezarr.serve.settings import ServeSettings
 from spinezarr.serve.stores import ServedStores
@@ -191,8 +191,8 @@ def test_a_wrong_request_is_told_what_is_wrong(served, body, status):
     assert status == 200 or b"Traceback" not in answer
 
 
-def test_a_body_that_does_not_come_holds_nobody_up(served, monkeypatch):
-    monkeypatch.setattr(endpoints, "_BODY_S", 0.3)
+def test_a_body_that_does_not_come_holds_nobody_up(serve_within):
+    served = f"{serve_within(body_s=0.3)}/v1/ctspine1k/batch"
     host = served.removeprefix("http://").partition("/")[0]
     name, _, port = host.partition(":")
     slow = [socket.create_connection((name, int(port)), timeout=20) for _ in range(40)]
@@ -205,17 +205,17 @@ def test_a_body_that_does_not_come_holds_nobody_up(served, monkeypatch):
             assert one.recv(64).startswith(b"HTTP/1.1 408")
 
 
-def test_what_is_read_has_a_bound_too(served, local, monkeypatch):
+def test_what_is_read_has_a_bound_too(served, serve_within, local):
     """A coarse patch is small, and read from a whole scan."""
     scan_id = local.table.scan.to_numpy()[0]
     body = {"items": [{"scan_id": scan_id, "start_zyx": (0, 0, 0)}], "size_zyx": (9, 9, 9)}
     coarse = {**body, "spacing_zyx_mm": (20.0, 20.0, 20.0)}
     assert [ask(served, wanted)[0] for wanted in (body, coarse)] == [200, 200]
-    monkeypatch.setattr(patches, "_SOURCE_BYTES", 3 * 11**3)
-    assert [ask(served, wanted)[0] for wanted in (body, coarse)] == [200, 413]
+    bound = f"{serve_within(batch_source_bytes=3 * 11**3)}/v1/ctspine1k/batch"
+    assert [ask(bound, wanted)[0] for wanted in (body, coarse)] == [200, 413]
     alone = {**body, "size_zyx": (1, 9, 9), "flat_axis": 0}
     beside = {**alone, "neighbors": 1}
-    assert [ask(served, wanted)[0] for wanted in (alone, beside)] == [200, 413]
+    assert [ask(bound, wanted)[0] for wanted in (alone, beside)] == [200, 413]
 
 
 def test_patches_need_a_token_where_bytes_do(ctspine1k_url, tmp_path):

@@ -25,7 +25,6 @@ from spinezarr.errors import ScanChangedError, UsageError
 from spinezarr.ingestion.discovery.discover import discover
 from spinezarr.ingestion.run import ingest
 from spinezarr.recipe import Recipe
-from spinezarr.serve import disk, served_files
 from spinezarr.serve.disk import DiskStorage
 from spinezarr.serve.guard import Guard
 from spinezarr.serve.http import Request
@@ -117,19 +116,21 @@ def test_every_file_is_served_as_it_lies_and_no_other(served, ctspine1k_url):
 
 
 @pytest.mark.parametrize("in_memory", ["what is", "half", "unknown", "never asked"])
-def test_a_long_file_comes_whole_from_memory_and_from_a_disk(own, monkeypatch, in_memory):
-    copy, url = own
+def test_a_long_file_comes_whole_from_memory_and_from_a_disk(
+    ctspine1k_url, serve_within, monkeypatch, in_memory
+):
+    copy, url = Path(ctspine1k_url), serve_within(part_at_once_bytes=512)
     path = next(path for path in copy.glob("scans/*/image/c/*/*/*") if path.stat().st_size > 1600)
-    monkeypatch.setattr("spinezarr.serve.sending._AT_ONCE_BYTES", 512)
     if in_memory == "half":
         preadv = os.preadv
         monkeypatch.setattr(
             os, "preadv", lambda n, to, at, _: preadv(n, [memoryview(*to)[:99]], at)
         )
-    elif in_memory != "what is":
-        flag = None if in_memory == "never asked" else 1 << 30  # which no system knows
-        monkeypatch.setattr(disk, "_FROM_MEMORY", flag)
-    asked = f"{url}/zarr/own/{path.relative_to(copy).as_posix()}"
+    elif in_memory == "never asked":
+        monkeypatch.delattr(os, "RWF_NOWAIT", raising=False)
+    elif in_memory == "unknown":
+        monkeypatch.setattr(os, "RWF_NOWAIT", 1 << 30, raising=False)  # which no system knows
+    asked = f"{url}/zarr/ctspine1k/{path.relative_to(copy).as_posix()}"
     assert ask(asked)[2] == path.read_bytes()
     assert ask(asked, range="bytes=3-1500")[2] == path.read_bytes()[3:1501]
 
@@ -218,9 +219,8 @@ def test_background_before_other_chunks_of_its_shard_stays_background(tmp_path):
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="looks at open files in /proc")
 def test_few_files_and_scans_are_kept(ctspine1k_url, tmp_path, monkeypatch):
     monkeypatch.setattr(DiskStorage, "room", 3)
-    monkeypatch.setattr(served_files, "_KNOWN_SCANS", 2)
     copy = Path(shutil.copytree(ctspine1k_url, tmp_path / "own.zarr"))
-    folder = ServedFolder(DiskStorage(str(copy)))
+    folder = ServedFolder(DiskStorage(str(copy)), scans=2)
     shards = sorted((copy / "scans").glob("*/image/c/0/0/0"))
     for path in shards:
         found = folder.find(path.relative_to(copy).as_posix())

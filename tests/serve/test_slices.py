@@ -12,7 +12,6 @@ from asking import ask
 from PIL import Image
 
 import spinezarr
-from spinezarr.serve import endpoints, slices
 from spinezarr.serve.limits import ServeLimits
 from spinezarr.serve.run import BackgroundServer
 from spinezarr.serve.settings import ServeSettings
@@ -125,9 +124,10 @@ def test_what_is_not_there_is_404(served, scan_id):
     assert ask(f"{served}/v1/none/scans/liver_0/slice.png")[0] == 404
 
 
-def test_a_large_slice_is_refused(served, monkeypatch):
-    monkeypatch.setattr(slices, "_VOXELS", 100)
-    assert ask(f"{served}{SCAN}")[0] == 413
+def test_a_large_slice_is_refused(ctspine1k_url):
+    settings = ServeSettings(paths=(ctspine1k_url,), limits=ServeLimits(slice_voxels=100))
+    with BackgroundServer(settings) as server:
+        assert ask(f"{server.url}{SCAN}")[0] == 413
 
 
 def test_a_damaged_scan_is_503(ctspine1k_url, tmp_path):
@@ -164,12 +164,11 @@ def test_it_is_drawn_of_what_is_there_now(tmp_path, bring):
         assert after.shape == before.shape
 
 
-def test_who_looks_does_not_hold_up_who_trains(ctspine1k_url, monkeypatch):
+def test_who_looks_does_not_hold_up_who_trains(ctspine1k_url):
     patch = "/v1/ctspine1k/scans/liver_0/patch?size_zyx=4,4,4&start_zyx=0,0,0"
-    monkeypatch.setattr(endpoints, "_WAITING", 0)
     for limits, answers in (
-        (ServeLimits(slices_at_once=0), (429, 200)),
-        (ServeLimits(batches_at_once=0), (200, 429)),
+        (ServeLimits(slices_at_once=0, waiting=0), (429, 200)),
+        (ServeLimits(batches_at_once=0, waiting=0), (200, 429)),
     ):
         settings = ServeSettings(paths=(ctspine1k_url,), limits=limits)
         with BackgroundServer(settings) as server:

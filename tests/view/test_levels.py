@@ -98,11 +98,10 @@ def test_labels_become_modes(shape, factor, n_values, data):
     assert levels._modes(voxels, factor).tolist() == expected.tolist()
 
 
-def test_many_mixed_blocks_are_counted_in_parts(monkeypatch):
+def test_many_mixed_blocks_are_counted_in_parts():
     voxels = np.random.default_rng(0).integers(0, 5, (16, 18, 22), np.uint8)
     whole = levels._modes(voxels, (2, 2, 2))
-    monkeypatch.setattr(levels, "_MODE_VOXELS", 64)
-    assert (levels._modes(voxels, (2, 2, 2)) == whole).all()
+    assert (levels._modes(voxels, (2, 2, 2), at_once=64) == whole).all()
 
 
 @given(
@@ -206,7 +205,6 @@ def test_what_takes_much_memory_is_made_in_halves(odd, opened, monkeypatch):
     scan = reader.scan("plain")
     level = coarse(scan, (2, 2, 2))
     whole = LevelReader(engine).read(scan.image, level)
-    monkeypatch.setattr(levels, "_TILE_VOXELS", 5000)
     read = engine.read
     sizes = []
 
@@ -215,7 +213,7 @@ def test_what_takes_much_memory_is_made_in_halves(odd, opened, monkeypatch):
         return read(reads, **options)
 
     monkeypatch.setattr(engine, "read", watched)
-    assert (LevelReader(engine).read(scan.image, level) == whole).all()
+    assert (LevelReader(engine, tile_voxels=5000).read(scan.image, level) == whole).all()
     assert max(sizes) <= 5000 < sum(sizes) == np.prod(scan.image.shape_zyx)
 
 

@@ -13,16 +13,14 @@ from typer.testing import CliRunner
 import spinezarr
 from spinezarr.cli.main import app
 from spinezarr.errors import CorruptStoreError, UnknownScanError, UsageError
-from spinezarr.view import levels, ome_export
+from spinezarr.view import ome_export
 from spinezarr.view.levels import LevelReader, levels_of
 
 SCAN = "liver_0"
 
 
-@pytest.fixture(autouse=True)
-def many_levels(monkeypatch):
-    """Small scans have several levels too."""
-    monkeypatch.setattr(levels, "_LEAST_VOXELS", 500)
+COARSEST = 500
+"""Voxels of the coarsest level, so that small scans have several levels too."""
 
 
 @pytest.fixture
@@ -39,7 +37,7 @@ def check(store, root):
     """Compare an image with its scan."""
     scan = store._reader.scan(SCAN)
     made = LevelReader(store._engine)
-    plan = levels_of(scan)
+    plan = levels_of(scan, COARSEST)
     assert len(plan) > 2
     for level in plan:
         for array in scan.arrays:
@@ -50,7 +48,10 @@ def check(store, root):
 
 
 def export(store, out, scan_id=SCAN, **options):
-    return ome_export.export_ome_zarr(store._reader, store._engine, scan_id, out, **options)
+    reader, engine = store._reader, store._engine
+    return ome_export.export_ome_zarr(
+        reader, engine, scan_id, out, coarsest_voxels=COARSEST, **options
+    )
 
 
 def files(folder):
