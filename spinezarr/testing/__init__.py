@@ -1,4 +1,4 @@
-"""A synthetic spine worth testing on: phantoms with masks, as arrays, files or whole datasets."""
+"""Which synthetic data are there to test on: phantoms with masks, as arrays, files, datasets?"""
 
 from spinezarr.testing.centroids import VerseConvention, lml_text, verse_json
 from spinezarr.testing.ctspine1k import (

@@ -1,4 +1,6 @@
-"""Sizes and shapes of vertebrae: each a handful of solids in its own frame.
+"""Which sizes and shapes do vertebrae have?
+
+Each is a union of a few solids in its own frame.
 
 The local frame of a vertebra is ``(u, v, w)`` in millimeters from the center of its body: u to the
 patient's right, v anterior, w toward the head along the spine.
@@ -47,11 +49,11 @@ class VertebraSize:
     """Measures of one level, in millimeters at natural scale."""
 
     width: float
-    """Of the body, left to right."""
+    """Width of the body, left to right."""
     depth: float
-    """Of the body, front to back."""
+    """Depth of the body, front to back."""
     height: float
-    """Of the body."""
+    """Height of the body."""
     disc: float
     """Height of the disc below."""
     canal_u: float
@@ -59,9 +61,9 @@ class VertebraSize:
     canal_v: float
     """Half the depth of the canal."""
     transverse: float
-    """From the midline to the tip of a transverse process; 0 for none."""
+    """Distance from the midline to the tip of a transverse process; 0 for none."""
     spinous: float
-    """From the arch to the tip of the spinous process."""
+    """Distance from the arch to the tip of the spinous process."""
     spinous_slope: float
     """Drop of the spinous process per length."""
     spinous_w: float
@@ -73,7 +75,7 @@ class VertebraSize:
 
     @property
     def canal_center_v(self) -> float:
-        """Where the middle of the canal lies; negative, as it is behind the body."""
+        """Position of the middle of the canal along v; negative, because it is behind the body."""
         return -(0.42 * self.depth + self.canal_v)
 
 
@@ -143,13 +145,13 @@ class Body:
     """A waisted drum with a flat back and hollow endplates, possibly tapered."""
 
     width: float
-    """Left to right, at the endplates."""
+    """Width at the endplates, left to right."""
     depth_v: float
-    """Front to back, at the endplates."""
+    """Depth at the endplates, front to back."""
     height: float
-    """Along the spine."""
+    """Height along the spine."""
     taper: float = 0.0
-    """Share of the width lost from the top to the bottom (sacrum, coccyx)."""
+    """Fraction of the width that is lost from the top to the bottom (sacrum, coccyx)."""
     inside_hu: float = _SPONGY_HU
     """Value of the spongy inside."""
 

@@ -1,4 +1,4 @@
-"""Writing vertebra centers as centroid files, in every convention that datasets use.
+"""How are centroid files written, in each convention that datasets use?
 
 Nothing here shares code with the reader under test: orientation goes through nibabel's transforms.
 """
@@ -52,7 +52,7 @@ def verse_json(
     convention
         Subject-based: voxel coordinates below a ``direction`` entry. Challenges: mm, no such entry.
     decimals
-        Of the numbers; 1 as in the published files, None for all.
+        Decimals of the numbers; 1 as in the published files, None for all.
 
     Raises
     ------
@@ -113,7 +113,7 @@ def lml_text(
     affine_ijk
         Voxel ``(i, j, k, 1)`` of the image to RAS+ mm.
     decimals
-        Of the numbers; None for six significant digits, as in the published files.
+        Decimals of the numbers; None for six significant digits, as in the published files.
     header
         First line.
 

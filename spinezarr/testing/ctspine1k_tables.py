@@ -1,4 +1,4 @@
-"""The tables beside CTSpine1K: the TCIA series of each scan, and what is known of patients.
+"""Which tables accompany CTSpine1K: the TCIA series of each scan, and facts about patients?
 
 References
 ----------
@@ -67,7 +67,8 @@ def write_ctspine1k_tables(
 ) -> None:
     """Write ``Path.csv`` (official layout only) and both spreadsheets.
 
-    Of the colon table two columns are known [2]_, of the neck table none; the others are made up.
+    Two columns of the colon table are known [2]_ and none of the neck table. The others are made
+    up.
 
     Parameters
     ----------

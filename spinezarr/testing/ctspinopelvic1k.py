@@ -23,7 +23,7 @@ from spinezarr.testing.written import WrittenScan
 __all__ = ["CTSPINOPELVIC1K_SCANS", "SpinoPelvicPlan", "write_ctspinopelvic1k"]
 
 SpinoPelvicConfig = Literal["fused", "spine_only", "pelvic_native"]
-"""What the mask shows: both, or one of two acquisitions."""
+"""Content of the mask: both halves, or one of two acquisitions."""
 
 _FORM: Final = NiftiForm("PIR")
 _INFIX: Final[dict[SpinoPelvicConfig, str]] = {
@@ -40,10 +40,10 @@ _BONES: Final = {
     34: (0.9, 0.4, 0.25),  # first and last of 24 ribs
     57: (0.9, 0.4, 0.75),
 }
-"""Value of a structure, and where its box lies."""
+"""Value of each structure, and the position of its box."""
 _RIBS: Final = range(34, 58)
 _IGNORE: Final = 255
-"""What an annotator of the other half left undone."""
+"""Value of voxels that the annotator of the other half did not label."""
 _FOLDS: Final = 5
 
 
@@ -54,9 +54,9 @@ class SpinoPelvicPlan:
     token: int
     """Number of the patient."""
     config: SpinoPelvicConfig
-    """What the mask shows."""
+    """Content of the mask."""
     spec: PhantomSpec
-    """What to draw; the mask of the record follows ``config``."""
+    """Phantom to draw; the mask of the record follows ``config``."""
     test: bool = False
     """Whether the patient is held out of the five folds."""
 
@@ -103,7 +103,7 @@ def write_ctspinopelvic1k(
 
 
 def _spec_of_mask(plan: SpinoPelvicPlan) -> PhantomSpec:
-    """Say which levels of the phantom the mask of a record holds."""
+    """Return the phantom with the levels that the mask of a record holds."""
     hidden: dict[SpinoPelvicConfig, tuple[str, ...]] = {
         "fused": (),
         "spine_only": ("sacrum",),
@@ -140,7 +140,7 @@ def _write_record(root: Path, plan: SpinoPelvicPlan) -> WrittenScan:
 
 
 def _mask(phantom: Phantom, whole: Phantom, config: SpinoPelvicConfig) -> npt.NDArray[np.uint8]:
-    """Values of a record's mask, z, y, x: what is known, and what is to be ignored."""
+    """Return the values of a record's mask, z, y, x: labels, and the value to ignore."""
     mask = phantom.label.copy()
     mask[s1_of_sacrum(phantom)] = _S1
     for value, place_zyx in _BONES.items():

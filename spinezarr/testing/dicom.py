@@ -64,9 +64,9 @@ _OTHER_CLASSES: Final = {
 _DIRECTORY: Final = "1.2.840.10008.1.3.10"
 """Media Storage Directory Storage: a DICOMDIR."""
 _BARE: Final = ("implicit-le", "explicit-le")
-"""What a reader can tell without the file meta information."""
+"""Transfer syntaxes that a reader can recognize without the file meta information."""
 _BITS: Final = 16
-"""Allocated for a pixel, as all CT images do (PS3.3 table C.8-3)."""
+"""Bits that are allocated for a pixel, as in all CT images (PS3.3 table C.8-3)."""
 _LOCALIZER: Final = 10_000
 """InstanceNumber of a localizer, beyond those of slices."""
 _JPEG2000_PIXELS: Final = 16
@@ -94,7 +94,7 @@ class DicomForm:
     intercept: float = -1024.0
     """``RescaleIntercept``, in HU."""
     signed: bool = False
-    """Whether stored values are two's complements."""
+    """Whether stored values are signed (two's complement)."""
     bits_stored: int = 16
     """Bits of the 16 allocated that hold the value; the others are zero."""
     naming: Literal["number", "uid", "reversed"] = "number"
@@ -108,7 +108,7 @@ class DicomForm:
     secondary_capture: bool = False
     """Add a color picture as a series of its own."""
     second_series: int = 0
-    """Add a series of so many of the slices, all values zero."""
+    """Number of slices of a second series, whose values are all zero."""
     missing: tuple[int, ...] = ()
     """Indices k of slices to leave out."""
     repeated: tuple[int, ...] = ()

@@ -38,12 +38,12 @@ _LEAN_KEYS = ("C1", "C4", "C7", "T1", "T4", "T8", "T12", "L1", "L3", "L4", "L5",
 _LEAN_DEG = (-10.0, 0.0, 17.0, 21.0, 14.0, 0.0, -10.0, -9.0, 2.0, 10.0, 22.0, 42.0, 20.0)
 
 _LARGEST_SCALE = 1.15
-"""Of the width of vertebrae; taller volumes stretch them along z only."""
+"""Largest factor on the width of vertebrae; taller volumes stretch them along z only."""
 _SPAN_MM = 110.0
-"""Room in plane that a vertebra needs at natural scale, with some margin."""
+"""Space in the axial plane that a vertebra needs at natural scale, with a margin, in mm."""
 _SACRAL_SEGMENTS = 5
 _SWAY = 0.18
-"""Share of the volume's depth that the curve of the spine may take up."""
+"""Fraction of the volume's depth that the curve of the spine may take up."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,11 +51,11 @@ class Patch:
     """Values of one structure inside a box of voxels."""
 
     box: Box
-    """Where it lies in the volume."""
+    """Position in the volume."""
     inside: npt.NDArray[np.bool_]
     """Voxels that belong to the structure."""
     hu: npt.NDArray[np.float32]
-    """Their values."""
+    """Values of these voxels, in HU."""
     deepest: tuple[int, int, int]
     """Voxel of the box farthest below the surface."""
 
@@ -113,7 +113,7 @@ class Spine:
     """All vertebrae of a phantom from head to tail."""
 
     vertebrae: tuple[PlacedVertebra, ...]
-    """From head to tail."""
+    """Vertebrae from head to tail."""
 
     @property
     def scale_xy(self) -> float:

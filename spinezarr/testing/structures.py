@@ -1,4 +1,4 @@
-"""Masks of what a phantom's own mask does not tell apart: S1, and organs that are mere boxes."""
+"""How are structures made that a phantom's own mask lacks: S1, and organs as boxes?"""
 
 from typing import Final
 
@@ -13,11 +13,11 @@ __all__ = ["organ_box", "s1_of_sacrum"]
 Mask = npt.NDArray[np.bool_]
 
 _HALF_BOX: Final = 0.06
-"""Half the side of a box, as a share of the volume's."""
+"""Half the side of a box, as a fraction of the volume's side."""
 
 
 def s1_of_sacrum(phantom: Phantom) -> Mask:
-    """Voxels of the sacrum that are nearer to the center of S1 than to that of S2; z, y, x."""
+    """Return the voxels of the sacrum that are nearer to the center of S1 than of S2; z, y, x."""
     sacrum = phantom.label == VALUE_OF_NAME["sacrum"]
     part = np.zeros(sacrum.shape, np.bool_)
     if "S1" not in phantom.centers_mm:
@@ -32,7 +32,7 @@ def s1_of_sacrum(phantom: Phantom) -> Mask:
 
 
 def organ_box(phantom: Phantom, place_zyx: tuple[float, float, float]) -> Mask:
-    """Voxels of a box about a place, in shares of the volume, without those of the spine."""
+    """Return the voxels of a box, placed in fractions of the volume, without the spine."""
     mask = np.zeros(phantom.label.shape, np.bool_)
     z, y, x = (
         slice(round((share - _HALF_BOX) * n), round((share + _HALF_BOX) * n))

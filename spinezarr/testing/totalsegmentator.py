@@ -45,10 +45,10 @@ _META_COLUMNS: Final = (
     "pathology_location",
 )
 _FIRST_VALUE: Final[dict[TotalSegmentatorVersion, int]] = {"v1": 18, "v2": 27}
-"""That of L5; those of the levels above follow."""
+"""Value of L5; the levels above have the next values."""
 _LIVER: Final = (0.5, 0.8, 0.8)
 _SHEAR: Final = 2e-4
-"""About as far as axes are from right angles in the subjects that ITK refuses."""
+"""Shear of the axes, about as in the subjects that ITK refuses."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,11 +60,11 @@ class TotalSegmentatorPlan:
     split: Literal["train", "val", "test"]
     """Column of ``meta.csv``."""
     spec: PhantomSpec
-    """What to draw."""
+    """Phantom to draw."""
     dtype: str = "int16"
-    """Of the image."""
+    """Type of the image."""
     sheared: bool = False
-    """Whether the axes are a little off right angles."""
+    """Whether the axes are slightly sheared."""
 
 
 def _spec(seed: int, levels: tuple[str, ...]) -> PhantomSpec:

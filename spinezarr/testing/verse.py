@@ -39,7 +39,7 @@ _SIDE_MM: Final = 200
 _PIR: Final = NiftiForm(
     "PIR", "float64", slope=1.0, oblique_deg=5, sform_code=2, qform_code=0, unit="unknown"
 )
-"""As measured in ``sub-verse004_seg-vert_msk.nii.gz``."""
+"""Form of a mask, measured in ``sub-verse004_seg-vert_msk.nii.gz``."""
 _LAS: Final = NiftiForm("LAS", "uint8")
 _PSR: Final = NiftiForm("PSR", "int32")
 
@@ -53,13 +53,13 @@ class VersePlan:
     subject: str
     """The patient; the scan's own name unless the patient has several."""
     year: VerseYear
-    """Challenge that brought it."""
+    """Challenge that published the scan."""
     split: VerseSplit
     """Subset."""
     spec: PhantomSpec
-    """What to draw."""
+    """Phantom to draw."""
     plane: VersePlane | None = None
-    """Of the finest voxels, if a name states it; none does in 2019."""
+    """Plane of the finest voxels, if a file name states it; no name of 2019 does."""
     plane_in_subject_name: bool = True
     """Whether the subject-based name has the plane too, as ``dir-``."""
     form: NiftiForm = _PIR
@@ -71,15 +71,15 @@ class VersePlan:
     mask_shift_mm: float = 0.0
     """How far the mask's affine lies from the image's, along x."""
     points: Literal["subreg", "vb"] = "subreg"
-    """What the subject-based name of the centroid file says."""
+    """Word in the subject-based name of the centroid file."""
     points_nan: tuple[str, ...] = ()
-    """Levels that the centroid file names, at NaN."""
+    """Levels whose position in the centroid file is NaN."""
     points_missing: tuple[str, ...] = ()
     """Levels of the mask that the centroid file leaves out."""
 
 
 def _spec(seed: int, levels: tuple[str, ...], shape_zyx: tuple[int, int, int]) -> PhantomSpec:
-    """Cut at both ends, where VerSe annotates nothing."""
+    """Make a phantom that is cut at both ends, where VerSe annotates nothing."""
     z, y, x = (round(_SIDE_MM / n, 4) for n in shape_zyx)
     return PhantomSpec(seed, shape_zyx, (z, y, x), levels, label_cut_ends=False)
 

@@ -35,7 +35,7 @@ _SIDECAR: Final = {
     "ManufacturerModelName": "phantom",
 }
 _RESOURCE_FORK: Final = bytes.fromhex("0005160700020000") + b"Mac OS X        " + bytes(2)
-"""What macOS keeps about a file in a second one: an AppleDouble header without entries."""
+"""Content of a resource fork file of macOS: an AppleDouble header without entries."""
 
 
 def write_verse_subjects(

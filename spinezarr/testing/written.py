@@ -28,13 +28,13 @@ class WrittenScan:
     split: str | None
     """Subset that the dataset puts the scan in; None if it has none."""
     image_path: Path
-    """The CT: a file, or the folder of a DICOM series."""
+    """Path of the CT: a file, or the folder of a DICOM series."""
     label_path: Path | None
-    """Its mask: a file, or the folder of one file a structure; None for none."""
+    """Path of the mask: a file, or a folder with a file for each structure; None for none."""
     points_path: Path | None = None
-    """Its file of vertebra centers; None for none."""
+    """Path of the file of vertebra centers; None for none."""
     spec: PhantomSpec
-    """What was drawn: ``make_phantom(spec)`` gives the voxels again."""
+    """Phantom that was drawn: ``make_phantom(spec)`` gives the voxels again."""
     image_form: NiftiForm | MetaImageForm | DicomForm
     """How the image is stored."""
     label_form: NiftiForm | MetaImageForm | None

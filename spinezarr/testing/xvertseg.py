@@ -19,7 +19,7 @@ from spinezarr.testing.written import WrittenScan
 __all__ = ["XVERTSEG_SCANS", "XVertSegPlan", "write_xvertseg"]
 
 _VALUE_PER_LABEL: Final = 10
-"""L1, label 20, has value 200."""
+"""Factor from a label to its value: L1, label 20, has the value 200."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,11 +27,11 @@ class XVertSegPlan:
     """One case to write."""
 
     number: int
-    """Of the case."""
+    """Number of the case."""
     annotated: bool
-    """Whether it lies in ``Data1``, with a mask, or in ``Data2``."""
+    """Whether the case is in ``Data1``, with a mask, or in ``Data2``, without."""
     spec: PhantomSpec
-    """What to draw; only L1 to L5 may be in the mask."""
+    """Phantom to draw; its mask may hold L1 to L5 only."""
 
 
 def _plan(number: int, *, annotated: bool) -> XVertSegPlan:
