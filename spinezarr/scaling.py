@@ -1,8 +1,9 @@
-"""How the numbers of an array become its values: ``value = number * slope + intercept``.
+"""How do the stored numbers of an array become its values?
 
-NIfTI calls them ``scl_slope`` and ``scl_inter``, DICOM RescaleSlope and RescaleIntercept, CF
-``scale_factor`` and ``add_offset`` [1]_. The arithmetic is that of nibabel's ``apply_read_scaling``
-and of xarray's decoding, so that all three give the same float64.
+By ``value = number * slope + intercept``. NIfTI calls the two ``scl_slope`` and ``scl_inter``, DICOM
+RescaleSlope and RescaleIntercept, CF ``scale_factor`` and ``add_offset`` [1]_. The arithmetic is
+that of nibabel's ``apply_read_scaling`` and of xarray's decoding, so that all three give the same
+float64.
 
 References
 ----------
@@ -22,15 +23,15 @@ from spinezarr.errors import DamagedMetadataError
 __all__ = ["VALUE_DTYPE", "Scaling"]
 
 VALUE_DTYPE: Final = np.dtype(np.float64)
-"""Type of scaled values."""
+"""Data type of scaled values."""
 _BLOCK_VALUES: Final = 1 << 18
-"""Values that are computed at once on their way into another type."""
+"""Number of values that are computed at once before they are cast to another type."""
 _SCALE, _OFFSET = "scale_factor", "add_offset"
 
 
 @dataclass(frozen=True, slots=True)
 class Scaling:
-    """A slope and an intercept that hold for a whole array.
+    """The slope and the intercept of a whole array.
 
     Examples
     --------
@@ -39,9 +40,9 @@ class Scaling:
     """
 
     slope: float
-    """What a number is multiplied with."""
+    """Factor of each number."""
     intercept: float
-    """What is added then."""
+    """Value that is added to the product."""
 
     @classmethod
     def of_attributes(cls, attributes: Mapping[str, Any]) -> Self | None:
@@ -64,12 +65,12 @@ class Scaling:
 
     @staticmethod
     def without_attributes(attributes: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the attributes of an array that describe its values, not its numbers."""
+        """Return the attributes of an array without those of the scaling."""
         return {k: v for k, v in attributes.items() if k not in (_SCALE, _OFFSET)}
 
     @property
     def attributes(self) -> dict[str, float]:
-        """The CF attributes, as floats: readers choose the type of the values by them.
+        """CF attributes of the scaling, as floats: readers take the type of the values from them.
 
         An intercept of 0 is left out, since adding it would turn -0.0 into 0.0.
         """
@@ -77,18 +78,19 @@ class Scaling:
         return {_SCALE: self.slope, **offset}
 
     def values(self, numbers: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
-        """Compute the values, as float64, of an array of any shape."""
+        """Return the values of an array of any shape, as float64."""
         return self._into(numbers, np.empty(numbers.shape, VALUE_DTYPE))
 
     def values_into(self, numbers: npt.NDArray[Any], out: npt.NDArray[Any]) -> None:
-        """Fill ``out`` with the values.
+        """Write the values into ``out``.
 
         Parameters
         ----------
         numbers
-            As stored.
+            Stored numbers.
         out
-            Of the same shape and any type; may be a strided view. Values are computed in float64.
+            Array of the same shape and any type; it may be a strided view. The values are computed
+            in float64 and cast.
         """
         if out.dtype == VALUE_DTYPE:
             self._into(numbers, out)
@@ -108,7 +110,7 @@ class Scaling:
         return out
 
     def is_finite_for(self, dtype: np.dtype[Any]) -> bool:
-        """Whether no finite number of a type is scaled beyond float64."""
+        """Whether all finite numbers of a data type have finite values in float64."""
         limits = np.finfo(dtype) if dtype.kind == "f" else np.iinfo(dtype)
         with np.errstate(over="ignore"):
             return bool(np.isfinite(self.values(np.array([limits.min, limits.max], dtype))).all())
