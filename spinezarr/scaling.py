@@ -1,9 +1,9 @@
 """How do the stored numbers of an array become its values?
 
-By ``value = number * slope + intercept``. NIfTI calls the two ``scl_slope`` and ``scl_inter``, DICOM
-RescaleSlope and RescaleIntercept, CF ``scale_factor`` and ``add_offset`` [1]_. The arithmetic is
-that of nibabel's ``apply_read_scaling`` and of xarray's decoding, so that all three give the same
-float64.
+By ``value = number * slope + intercept``. NIfTI calls the two ``scl_slope`` and ``scl_inter``,
+DICOM RescaleSlope and RescaleIntercept, CF ``scale_factor`` and ``add_offset`` [1]_. The
+arithmetic is that of nibabel's ``apply_read_scaling`` and of xarray's decoding, so that all three
+give the same float64.
 
 References
 ----------

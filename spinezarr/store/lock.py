@@ -28,6 +28,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, Self
@@ -45,28 +46,41 @@ from spinezarr.text import add_path_to_disk_full_error
 if sys.platform != "win32":
     import fcntl
 
-__all__ = ["LATE_FILE", "LOCK_FILE", "LockGuard", "StoreLock"]
+__all__ = ["LATE_FILE", "LOCK_FILE", "LOCK_TIMES", "LockGuard", "LockTimes", "StoreLock"]
 
 LOCK_FILE: Final = "ingest.lock"
 """Name of the lock file."""
 LATE_FILE: Final = "ingest.late"
 """Name of the mark that a run leaves if it wrote after it had lost the lock."""
-RENEW_S: Final = 10.0
-"""Seconds between two renewals of the lock file by its holder."""
-LEASE_S: Final = 60.0
-"""Seconds without a renewal after which the lock is free; several renewals may fail before."""
-_WATCH_S: Final = 2.5 * RENEW_S
-"""Seconds for which an old lock file is watched, as the clock of its machine may differ."""
 _CLOCK_S: Final = 5.0
 """Largest difference in seconds of two readings of a process's start, as clocks are adjusted."""
-_HELD_S: Final = 5.0
-"""Seconds to wait for a ``flock`` of another process, which rarely holds it for a second."""
 _NO_FLOCK: Final = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF}
 """Error numbers of file systems without ``flock``."""
 _CONDITION_FAILED: Final = {"PreconditionFailed", "412", "ConditionalRequestConflict", "409"}
 """Error codes of a bucket for a request whose condition does not hold."""
-_CHECK_S: Final = 5.0
-"""Seconds between two checks by a worker that its run still holds the lock."""
+
+
+@dataclass(frozen=True, slots=True)
+class LockTimes:
+    """The times of a lock, in seconds."""
+
+    renew_s: float = 10.0
+    """Time between two renewals of the lock file by its holder."""
+    lease_s: float = 60.0
+    """Time without a renewal after which the lock is free; several renewals may fail before."""
+    watch_s: float = 25.0
+    """Time for which an old lock file is watched, as the clock of its machine may differ.
+
+    It covers more than two renewals.
+    """
+    check_s: float = 5.0
+    """Time between two checks by a worker that its run still holds the lock."""
+    flock_s: float = 5.0
+    """Time to wait for a ``flock`` of another process, which rarely holds it for a second."""
+
+
+LOCK_TIMES: Final = LockTimes()
+"""The times of a lock, unless a caller chooses others."""
 
 
 class _Holder(StrictModel):
@@ -118,6 +132,8 @@ class StoreLock:
         Path or URL of the store for messages.
     purpose
         What the lock is held for, such as "an ingest"; other writers see it in their messages.
+    times
+        How often the lock is renewed, and when it is free.
 
     Raises
     ------
@@ -125,11 +141,19 @@ class StoreLock:
         On entering, if another writer holds the lock; the message names it.
     """
 
-    def __init__(self, fs: fsspec.AbstractFileSystem, folder: str, url: str, purpose: str) -> None:
+    def __init__(
+        self,
+        fs: fsspec.AbstractFileSystem,
+        folder: str,
+        url: str,
+        purpose: str,
+        times: LockTimes = LOCK_TIMES,
+    ) -> None:
         self._fs = fs
         self._path = f"{folder}/{LOCK_FILE}"
         self._url = url
         self._purpose = purpose
+        self._times = times
         self.run_id = secrets.token_hex(16)
         self.took_over = False
         """Whether the lock was taken over from a dead writer, which may have left files."""
@@ -157,7 +181,7 @@ class StoreLock:
     @property
     def guard(self) -> "LockGuard":
         """Guard with which a worker, also on another machine, checks that the lock is held."""
-        return LockGuard(self._fs, self._path, self._url, self.run_id)
+        return LockGuard(self._fs, self._path, self._url, self.run_id, self._times)
 
     def _mine(self) -> bytes:
         holder = _Holder(
@@ -204,15 +228,17 @@ class StoreLock:
     def _no_changes(self) -> AbstractContextManager[None]:
         """Return a context that waits for a change by the holder and prevents new ones."""
         is_local = isinstance(self._fs, StoreFileSystem)
-        return _folder_locked(self._path, shared=False) if is_local else nullcontext()
+        if not is_local:
+            return nullcontext()
+        return _folder_locked(self._path, shared=False, wait_s=self._times.flock_s)
 
     def _wait_for_renewal(self, found: bytes, holder: _Holder) -> None:
         """Return if the holder does not renew the lock; raise StoreBusyError if it does."""
         age_s = time.time() - holder.renewed
-        if age_s > LEASE_S or age_s < -_CLOCK_S:
+        if age_s > self._times.lease_s or age_s < -_CLOCK_S:
             # If the holder's clock is ahead, the age is unknown: the file is watched for the whole
             # time that it may go without a renewal.
-            ends = time.monotonic() + (_WATCH_S if age_s > 0 else LEASE_S)
+            ends = time.monotonic() + (self._times.watch_s if age_s > 0 else self._times.lease_s)
             while time.monotonic() < ends:
                 time.sleep(1)
                 if self._read() != found:
@@ -221,8 +247,8 @@ class StoreLock:
                 return
         raise StoreBusyError(
             f"{self._url}: {holder.describe()} is writing this store. Wait until it has ended; if "
-            f"it is gone, this is noticed {LEASE_S:.0f} seconds after its last sign of life: run "
-            "the command again then."
+            f"it is gone, this is noticed {self._times.lease_s:.0f} seconds after its last sign of "
+            "life: run the command again then."
         )
 
     def _read(self) -> bytes | None:
@@ -235,7 +261,7 @@ class StoreLock:
     def _keep(self) -> None:
         """Renew the lock file until the lock is released; runs in a thread of its own."""
         renewed = time.monotonic()
-        while not self._ended.wait(RENEW_S):
+        while not self._ended.wait(self._times.renew_s):
             mine = self._mine()
             try:
                 if _put(self._fs, self._path, mine, self._content):
@@ -249,7 +275,7 @@ class StoreLock:
                 self._lost = True
             except OSError:
                 # The network may fail for a while, but not longer than the lease lasts.
-                self._lost = time.monotonic() - renewed > LEASE_S
+                self._lost = time.monotonic() - renewed > self._times.lease_s
             if self._lost:
                 return
 
@@ -260,15 +286,23 @@ class LockGuard:
     It can be pickled and sent to the process that writes.
     """
 
-    def __init__(self, fs: fsspec.AbstractFileSystem, path: str, url: str, run_id: str) -> None:
+    def __init__(
+        self,
+        fs: fsspec.AbstractFileSystem,
+        path: str,
+        url: str,
+        run_id: str,
+        times: LockTimes = LOCK_TIMES,
+    ) -> None:
         self._fs = fs
         self._path = path
         self._url = url
         self._token = run_id
+        self._times = times
         self._checked: float | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return LockGuard, (self._fs, self._path, self._url, self._token)
+        return LockGuard, (self._fs, self._path, self._url, self._token, self._times)
 
     def __call__(self, *, at_once: bool = False) -> None:
         """Check the lock file, unless that was done within the last seconds.
@@ -279,14 +313,18 @@ class LockGuard:
             If another writer has the lock, or the lock file is gone.
         """
         now = time.monotonic()
-        if not at_once and self._checked is not None and now - self._checked < _CHECK_S:
+        if not at_once and self._checked is not None and now - self._checked < self._times.check_s:
             return
         try:
             holder = _Holder.parse(self._fs.cat_file(self._path))
         except FileNotFoundError:
             holder = None
         if holder is None or holder.run_id != self._token:
-            raise LostLockError(_lost(self._url))
+            raise LostLockError(
+                f"{self._url}: another run has taken over writing this store, as this one gave no "
+                f"sign of life for {self._times.lease_s:.0f} seconds. Nothing more is written "
+                "here; look at what the other run does."
+            )
         self._checked = now
 
     @contextmanager
@@ -300,7 +338,7 @@ class LockGuard:
             leaving. In the second case, the next run looks through the whole store.
         """
         if isinstance(self._fs, StoreFileSystem):
-            with _folder_locked(self._path, shared=True):
+            with _folder_locked(self._path, shared=True, wait_s=self._times.flock_s):
                 self(at_once=True)
                 yield
             return
@@ -314,13 +352,6 @@ class LockGuard:
 
 
 _LATE: Final = b"A run wrote to this store after another had taken it over.\n"
-
-
-def _lost(url: str) -> str:
-    return (
-        f"{url}: another run has taken over writing this store, as this one gave no sign of life "
-        f"for {LEASE_S:.0f} seconds. Nothing more is written here; look at what the other run does."
-    )
 
 
 def _put(fs: fsspec.AbstractFileSystem, path: str, data: bytes, expected: bytes | None) -> bool:
@@ -437,7 +468,10 @@ def _held(path: str) -> Iterator[bytes | None]:
     except FileNotFoundError:
         yield None
         return
-    with os.fdopen(descriptor, "rb") as file, _flocked(descriptor, shared=False):
+    with (
+        os.fdopen(descriptor, "rb") as file,
+        _flocked(descriptor, shared=False, wait_s=LOCK_TIMES.flock_s),
+    ):
         try:
             same = os.fstat(descriptor).st_ino == Path(path).stat().st_ino
         except FileNotFoundError:
@@ -446,7 +480,7 @@ def _held(path: str) -> Iterator[bytes | None]:
 
 
 @contextmanager
-def _folder_locked(path: str, *, shared: bool) -> Iterator[None]:
+def _folder_locked(path: str, *, shared: bool, wait_s: float) -> Iterator[None]:
     """Hold a ``flock`` on the folder of a file while the context lasts.
 
     Raises
@@ -456,19 +490,19 @@ def _folder_locked(path: str, *, shared: bool) -> Iterator[None]:
     """
     descriptor = os.open(path.rpartition("/")[0], os.O_RDONLY)
     try:
-        with _flocked(descriptor, shared=shared):
+        with _flocked(descriptor, shared=shared, wait_s=wait_s):
             yield
     finally:
         os.close(descriptor)
 
 
 @contextmanager
-def _flocked(descriptor: int, *, shared: bool) -> Iterator[None]:
+def _flocked(descriptor: int, *, shared: bool, wait_s: float) -> Iterator[None]:
     """Hold a ``flock`` while the context lasts, if the file system has it.
 
     It is released explicitly, so that processes which were forked meanwhile do not keep it.
     """
-    is_locked = _flock(descriptor, shared=shared)
+    is_locked = _flock(descriptor, shared=shared, wait_s=wait_s)
     try:
         yield
     finally:
@@ -476,12 +510,12 @@ def _flocked(descriptor: int, *, shared: bool) -> Iterator[None]:
             fcntl.flock(descriptor, fcntl.LOCK_UN)
 
 
-def _flock(descriptor: int, *, shared: bool) -> bool:
+def _flock(descriptor: int, *, shared: bool, wait_s: float) -> bool:
     """Wait for a ``flock``; return False if the system or the file system has none."""
     if sys.platform == "win32":
         return False
     how = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
-    ends = time.monotonic() + _HELD_S
+    ends = time.monotonic() + wait_s
     while True:
         try:
             fcntl.flock(descriptor, how | fcntl.LOCK_NB)

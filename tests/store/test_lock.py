@@ -9,15 +9,15 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 
 import fsspec
 import pytest
 
 from spinezarr.errors import LostLockError, StoreBusyError
-from spinezarr.store import lock as lock_module
 from spinezarr.store.folder import StoreFileSystem
-from spinezarr.store.lock import LATE_FILE, LOCK_FILE, StoreLock
+from spinezarr.store.lock import LATE_FILE, LOCK_FILE, LockTimes, StoreLock
 
 HOLD = """
 import sys, time
@@ -29,8 +29,9 @@ with StoreLock(StoreFileSystem(sys.argv[1]), sys.argv[1], sys.argv[1], "a test")
 """
 
 
-def make(folder, what="this test"):
-    return StoreLock(StoreFileSystem(str(folder)), str(folder), str(folder), what)
+def make(folder, what="this test", **times):
+    fs = StoreFileSystem(str(folder))
+    return StoreLock(fs, str(folder), str(folder), what, LockTimes(**times))
 
 
 @pytest.fixture
@@ -93,36 +94,32 @@ def test_a_process_of_another_machine_is_not_looked_up(tmp_path, other, change):
         pass
 
 
-def test_a_holder_elsewhere_without_a_sign_of_life_is_followed(tmp_path, other, monkeypatch):
-    monkeypatch.setattr(lock_module, "_WATCH_S", 1.5)
+def test_a_holder_elsewhere_without_a_sign_of_life_is_followed(tmp_path, other):
     edit(tmp_path / LOCK_FILE, host="elsewhere", renewed=time.time() - 61)
-    with make(tmp_path) as held:
+    with make(tmp_path, watch_s=1.5) as held:
         assert held.took_over
 
 
-def test_a_holder_whose_clock_is_late_is_seen_to_live(tmp_path, other, monkeypatch):
-    monkeypatch.setattr(lock_module, "_WATCH_S", 30)
+def test_a_holder_whose_clock_is_late_is_seen_to_live(tmp_path, other):
     edit(tmp_path / LOCK_FILE, host="elsewhere", renewed=time.time() - 3600)
     renew = threading.Timer(0.5, edit, [tmp_path / LOCK_FILE], {"renewed": time.time() - 3590})
     renew.start()
-    with pytest.raises(StoreBusyError), make(tmp_path):
+    with pytest.raises(StoreBusyError), make(tmp_path, watch_s=30):
         pass
     renew.join()
 
 
-def test_a_holder_whose_clock_is_ahead_is_followed(tmp_path, other, monkeypatch):
-    monkeypatch.setattr(lock_module, "LEASE_S", 1.5)
+def test_a_holder_whose_clock_is_ahead_is_followed(tmp_path, other):
     edit(tmp_path / LOCK_FILE, host="elsewhere", renewed=time.time() + 86_400)
-    with make(tmp_path) as held:
+    with make(tmp_path, lease_s=1.5) as held:
         assert held.took_over
 
 
-def test_a_holder_whose_clock_is_ahead_is_seen_to_live(tmp_path, other, monkeypatch):
-    monkeypatch.setattr(lock_module, "LEASE_S", 30)
+def test_a_holder_whose_clock_is_ahead_is_seen_to_live(tmp_path, other):
     edit(tmp_path / LOCK_FILE, host="elsewhere", renewed=time.time() + 86_400)
     renew = threading.Timer(0.5, edit, [tmp_path / LOCK_FILE], {"renewed": time.time() + 86_410})
     renew.start()
-    with pytest.raises(StoreBusyError), make(tmp_path):
+    with pytest.raises(StoreBusyError), make(tmp_path, lease_s=30):
         pass
     renew.join()
 
@@ -177,18 +174,16 @@ def test_threads_of_one_process_are_writers_too(tmp_path):
         assert sorted(pool.map(attempt, range(8))) == [*[False] * 7, True]
 
 
-def test_the_holder_renews(tmp_path, monkeypatch):
-    monkeypatch.setattr(lock_module, "RENEW_S", 0.05)
-    with make(tmp_path) as held:
+def test_the_holder_renews(tmp_path):
+    with make(tmp_path, renew_s=0.05) as held:
         seen = {json.loads((tmp_path / LOCK_FILE).read_text())["renewed"]}
         while len(seen) < 4:
             seen.add(json.loads((tmp_path / LOCK_FILE).read_text())["renewed"])
         held.guard(at_once=True)
 
 
-def test_a_holder_whose_lock_was_taken_stops_and_leaves_it(tmp_path, monkeypatch):
-    monkeypatch.setattr(lock_module, "RENEW_S", 0.05)
-    with make(tmp_path) as held:
+def test_a_holder_whose_lock_was_taken_stops_and_leaves_it(tmp_path):
+    with make(tmp_path, renew_s=0.05) as held:
         guard = pickle.loads(pickle.dumps(held.guard))  # noqa: S301  as sent to a worker
         guard(at_once=True)
         edit(tmp_path / LOCK_FILE, run_id="another")
@@ -205,14 +200,13 @@ def test_a_worker_sees_a_lock_that_is_gone(tmp_path):
         guard()
 
 
-def test_a_worker_looks_only_now_and_then(tmp_path, monkeypatch):
-    with make(tmp_path) as held:
+@pytest.mark.parametrize("check_s", [0, 3600])
+def test_a_worker_looks_only_now_and_then(tmp_path, check_s):
+    with make(tmp_path, check_s=check_s) as held:
         guard = held.guard
         guard()
         (tmp_path / LOCK_FILE).unlink()
-        guard()
-        monkeypatch.setattr(lock_module, "_CHECK_S", 0)
-        with pytest.raises(LostLockError):
+        with nullcontext() if check_s else pytest.raises(LostLockError):
             guard()
 
 
@@ -250,16 +244,14 @@ with StoreLock(StoreFileSystem(sys.argv[1]), sys.argv[1], sys.argv[1], "a test")
 """
 
 
-def test_nobody_takes_over_from_one_that_was_stopped_within_a_change(tmp_path, monkeypatch):
-    monkeypatch.setattr(lock_module, "_WATCH_S", 1.5)
-    monkeypatch.setattr(lock_module, "_HELD_S", 0.3)
+def test_nobody_takes_over_from_one_that_was_stopped_within_a_change(tmp_path):
     command = [sys.executable, "-c", CHANGE, str(tmp_path)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout.readline() == "held\n"
         while Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[0] != "T":
             time.sleep(0.01)
         edit(tmp_path / LOCK_FILE, host="elsewhere", renewed=time.time() - 61)
-        with pytest.raises(StoreBusyError) as told, make(tmp_path):
+        with pytest.raises(StoreBusyError) as told, make(tmp_path, watch_s=1.5, flock_s=0.3):
             pass
         assert f"a test (process {process.pid} on elsewhere" in str(told.value)
         assert "was stopped while it changed this store. Let it go on, or end it" in str(told.value)
@@ -277,9 +269,8 @@ def test_one_that_was_stopped_before_a_change_makes_none(tmp_path):
             pytest.fail("it may change the store")
 
 
-def test_a_lock_is_renewed_between_changes(tmp_path, monkeypatch):
-    monkeypatch.setattr(lock_module, "RENEW_S", 0.02)
-    with make(tmp_path) as held, ThreadPoolExecutor(4) as pool:
+def test_a_lock_is_renewed_between_changes(tmp_path):
+    with make(tmp_path, renew_s=0.02) as held, ThreadPoolExecutor(4) as pool:
         ends = time.monotonic() + 1.5
 
         def change(_):

@@ -5,6 +5,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +15,8 @@ from spinezarr.errors import LostLockError, StoreBusyError
 from spinezarr.ingestion.discovery.discover import discover
 from spinezarr.ingestion.run import ingest
 from spinezarr.recipe import Recipe
-from spinezarr.store import lock, scan_writer
-from spinezarr.store.lock import LATE_FILE, LOCK_FILE
+from spinezarr.store import scan_writer, writer
+from spinezarr.store.lock import LATE_FILE, LOCK_FILE, LockTimes, StoreLock
 from spinezarr.store.reader import StoreReader
 from spinezarr.store.writer import StoreWriter
 from spinezarr.testing import NiftiForm, write_nifti
@@ -49,8 +50,8 @@ def stopped(monkeypatch, store, name):
 
     Yields what lets it go on and returns its result.
     """
-    for constant, seconds in {"RENEW_S": 1000, "_WATCH_S": 1.1, "_HELD_S": 0.2}.items():
-        monkeypatch.setattr(lock, constant, seconds)
+    times = LockTimes(renew_s=1000, watch_s=1.1, flock_s=0.2)
+    monkeypatch.setattr(writer, "StoreLock", partial(StoreLock, times=times))
     raw = Path(store).parent / "raw"
     write(raw, 2)
     reached, go_on = threading.Event(), threading.Event()
