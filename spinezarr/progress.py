@@ -32,13 +32,13 @@ class Progress:
     total: int | None
     """How much there is to do; None if that is not known."""
     unit: Literal["bytes", "scans"] = "bytes"
-    """What is count_noun."""
+    """What is counted."""
     scan: str = ""
     """The scan that has been worked on longest, and how many more are under way."""
     scans_done: int | None = None
-    """Scans that have ended, where bytes are count_noun and scans too."""
+    """Scans that have ended, where bytes are counted and scans too."""
     scans_total: int | None = None
-    """Scans in all, where bytes are count_noun and scans too."""
+    """Scans in all, where bytes are counted and scans too."""
     message: str = ""
     """A sentence for the user, such as the address of a dashboard; empty most of the time."""
 

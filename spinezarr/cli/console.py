@@ -1,7 +1,8 @@
-"""Where the command line prints, and how it ends: all that is printed goes through here.
+"""How does the command line print, and how does it end?
 
-Names and texts come from strangers. Whatever is printed is made fit to print
-(:func:`spinezarr.text.to_printable`), and nothing in it is taken for markup: styles are arguments.
+All output goes through this module. Names and texts come from strangers, so whatever is printed is
+made fit to print (:func:`spinezarr.text.to_printable`), and nothing in it is read as markup: styles
+are arguments.
 """
 
 import logging
@@ -59,14 +60,14 @@ T = TypeVar("T")
 SOME_FAILED: Final = 1
 WRONG_USAGE: Final = 2
 INTERRUPTED: Final = 130
-"""What a shell reports of a command that Ctrl-C ended."""
+"""Exit code that shells report for a command ended by Ctrl-C."""
 
 SHOWN: Final = 20
-"""Rows of a table before the rest is only count_noun; --json has them all."""
+"""Rows of a table that are printed; the others are only counted. --json prints all."""
 
 
 class _Console(RichConsole):
-    """Prints text as it is, but for what is not fit to print."""
+    """Prints text as it is, except for characters that are not fit to print."""
 
     def __init__(self, *, stderr: bool = False) -> None:
         super().__init__(stderr=stderr, highlight=False, markup=False, emoji=False)
@@ -98,7 +99,7 @@ class _Console(RichConsole):
 
 
 class Said:
-    """A part of a line in a style of its own."""
+    """A part of a line in its own style."""
 
     def __init__(self, text: str, style: str) -> None:
         self.text, self.style = text, style
@@ -116,7 +117,7 @@ ERR: Final = _Console(stderr=True)
 
 @contextmanager
 def errors_for_users() -> Iterator[None]:
-    """Print an error as a message, and end with its exit code; only a bug has a traceback."""
+    """Print an error as a message, and exit with its code; only a bug shows a traceback."""
     try:
         yield
     except SpinezarrError as problem:
@@ -143,7 +144,7 @@ def _fail(message: str, code: int) -> None:
 
 
 def show_warnings_and_logs() -> None:
-    """Print what Python's ``warnings`` and ``logging`` have to say where errors are printed."""
+    """Print warnings and log records of Python where errors are printed."""
 
     def show(  # noqa: PLR0917  as Python calls it
         message: Warning | str,
@@ -161,7 +162,7 @@ def show_warnings_and_logs() -> None:
 
 
 class _LogHandler(logging.Handler):
-    """What nobody else handles, as ``logging.lastResort`` does."""
+    """Prints log records that no other handler takes, as ``logging.lastResort`` does."""
 
     def emit(self, record: logging.LogRecord) -> None:
         ERR.say(f"{record.name}: {redact_urls_in(record.getMessage())}")
@@ -170,7 +171,7 @@ class _LogHandler(logging.Handler):
 class Table(RichTable):
     """A table of texts; columns named in ``right`` hold numbers. A title may be empty.
 
-    A cell is one line, unless it is given as :class:`~spinezarr.text.MultilineText`.
+    A cell is one line, unless it is a :class:`~spinezarr.text.MultilineText`.
     """
 
     def __init__(self, title: str, *columns: str, right: tuple[str, ...] = ()) -> None:
@@ -193,7 +194,7 @@ class Table(RichTable):
 
 
 def print_capped(table: Table, total: int) -> None:
-    """Print a table of the first :data:`SHOWN` of ``total`` rows, and how many are left out."""
+    """Print a table of the first :data:`SHOWN` of ``total`` rows, and the number of the others."""
     OUT.print(table)
     if total > SHOWN:
         OUT.say(f"... and {total - SHOWN} more; --json lists them all.")
@@ -230,20 +231,20 @@ def print_json(value: object) -> None:
 
 
 def print_document(text: str) -> None:
-    """Print a document, whose texts are fit to print, on standard output byte for byte."""
+    """Print a document byte for byte on standard output; its texts are fit to print already."""
     sys.stdout.write(text)
     sys.stdout.flush()
 
 
 class _Description(ProgressColumn):
-    """What a bar is about: the name of a stranger's scan, perhaps."""
+    """Names the task of a bar, which may be the name of a scan."""
 
     def render(self, task: Task) -> Text:
         return Text(to_printable(task.description), style="bold")
 
 
 class _Amount(ProgressColumn):
-    """How many scans, or bytes, of how many."""
+    """Shows how many scans or bytes are done, and of how many."""
 
     _bytes = DownloadColumn()
 
@@ -257,7 +258,7 @@ class _Amount(ProgressColumn):
 
 
 class _Speed(ProgressColumn):
-    """MB/s, where bytes are count_noun."""
+    """Shows MB/s where bytes are counted."""
 
     def render(self, task: Task) -> Text:
         speed = task.finished_speed or task.speed
@@ -267,7 +268,7 @@ class _Speed(ProgressColumn):
 
 
 def _bars(*columns: ProgressColumn) -> ProgressBars:
-    """Return bars that are described, with further columns, beside errors."""
+    """Return progress bars with descriptions and further columns, on standard error."""
     return ProgressBars(
         _Description(),
         BarColumn(bar_width=None),
@@ -305,6 +306,6 @@ def show_progress() -> Iterator[OnProgress]:
 
 
 def tracked(items: Iterable[T], description: str, total: int | None = None) -> Iterator[T]:
-    """Yield items, and show how far they are."""
+    """Yield items, and show how many are done."""
     with _bars() as bars:
         yield from bars.track(items, total=total, description=description)

@@ -1,4 +1,4 @@
-"""``spinezarr demo``: the main job end to end on synthetic scans."""
+"""``spinezarr demo``: how does everything work together, on synthetic scans?"""
 
 import shutil
 import time
@@ -29,9 +29,10 @@ from spinezarr.text import MultilineText
 __all__ = ["demo"]
 
 _ARROW_BYTES_PER_VOXEL = 8
-"""float32 image and int32 mask, as the dataset's Hugging Face script stores them."""
+"""Bytes of a float32 image and an int32 mask, as the Hugging Face script of the dataset stores
+them."""
 _MARKER = ".spinezarr-demo"
-"""Marks a folder as the demo's own, which a later demo may empty."""
+"""Name of the file that marks the folder of a demo, which a later demo may empty."""
 
 
 @command
@@ -73,7 +74,7 @@ def demo(
 
 
 def _prepare(out: Path) -> None:
-    """Empty the folder of an earlier demo; touch nothing else."""
+    """Empty the folder of an earlier demo; refuse any other folder that is not empty."""
     make_folder(out)
     if any(out.iterdir()):
         if not (out / _MARKER).exists():
@@ -84,7 +85,7 @@ def _prepare(out: Path) -> None:
 
 
 def _rates(store: "spinezarr.Store", samples: int) -> dict[str, float]:
-    """Stream random patches and slices; return samples a second by kind."""
+    """Stream random patches and slices; return samples per second by kind."""
     shortest = int(store.table.shape_zyx.min())
     side = min(128, shortest)
     streams = {

@@ -202,7 +202,7 @@ def _print_notes_and_failures(things: str, report: ExportReport) -> None:
 
 
 def _grouped(done: Sequence[ExportedScan]) -> list[tuple[str, str]]:
-    """Return each note once, and which file it is about, or how many; the rarest first."""
+    """Return each note once with its file, or the number of its files, the rarest first."""
     files: dict[str, list[str]] = {}
     for exported in done:
         for note in exported.notes:

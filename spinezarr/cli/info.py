@@ -16,7 +16,7 @@ from spinezarr.text import count_noun, to_printable
 __all__ = ["info"]
 
 _LONGEST_TEXT: Final = 300
-"""Characters of a title or license: some licenses come as a whole text."""
+"""Characters of a title or license that are shown, because some licenses are whole texts."""
 
 
 @command
@@ -81,7 +81,7 @@ def _print(summary: dict[str, Any]) -> None:
 
 
 def _print_counts(title: str, counts: dict[str, int]) -> None:
-    """Print numbers of scans by vertebra in columns, so that no pair is torn apart."""
+    """Print numbers of scans by vertebra in columns, each number beside its vertebra."""
     OUT.say(title, style="bold")
     pairs = [(f"{name:>3} ", Said(str(n), "bold")) for name, n in counts.items()]
     if pairs:

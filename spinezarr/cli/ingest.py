@@ -39,7 +39,7 @@ from spinezarr.text import MultilineText, count_noun
 __all__ = ["ingest", "print_report"]
 
 _EXAMPLES: Final = 3
-"""Names of files in a sentence."""
+"""Names of files in one sentence."""
 
 
 @command
@@ -245,7 +245,7 @@ def print_report(report: IngestReport, *, as_json: bool) -> None:
 
 
 def _print_by_scan(title: str, column: str, rows: Sequence[tuple[str, str]]) -> None:
-    """Show what is said of single scans, if anything is."""
+    """Print a table of texts about single scans, if there are any."""
     if rows:
         table = Table(title, "scan", column)
         for scan_id, text in rows[:SHOWN]:
@@ -254,7 +254,7 @@ def _print_by_scan(title: str, column: str, rows: Sequence[tuple[str, str]]) -> 
 
 
 def _print_left_out(found: Discovery | IngestReport) -> None:
-    """Show what of a raw folder, its lists and its tables is in no scan."""
+    """Print which files, listed scans and rows of tables belong to no scan."""
     for note in found.unlisted[:SHOWN]:
         OUT.say(f"{note.path}: {note.reason}.", style="bold red")
     if len(found.unlisted) > SHOWN:
@@ -279,7 +279,7 @@ def _print_left_out(found: Discovery | IngestReport) -> None:
 
 
 def _print_notes(notes: Sequence[PathNote]) -> None:
-    """Show files grouped by why they became no scan, with an example of each."""
+    """Print files grouped by why they belong to no scan, with an example of each."""
     by_reason: dict[str, list[str]] = defaultdict(list)
     for note in notes:
         by_reason[note.reason].append(note.path)
@@ -323,7 +323,7 @@ def _print_discovery(discovery: Discovery, *, as_json: bool) -> None:
 
 
 def _print_patterns(discovery: Discovery) -> None:
-    """Show what each pattern of the recipe matched, and what matched nothing."""
+    """Print how many files each pattern of the recipe matched."""
     with_mask = sum(scan.has_mask for scan in discovery.scans)
     with_centroids = sum(scan.centroids is not None for scan in discovery.scans)
     OUT.say(f"With a mask: {count_noun(with_mask, 'scan')}; with centroids: {with_centroids}.")
@@ -360,7 +360,7 @@ def _print_patterns(discovery: Discovery) -> None:
 
 
 def _print_tables(discovery: Discovery) -> None:
-    """Show what was read of each table of the recipe."""
+    """Print which rows of each table of the recipe belong to scans."""
     if discovery.tables:
         tables = Table("Tables", "table", "files", "rows", "scans", right=("rows", "scans"))
         for table in discovery.tables:

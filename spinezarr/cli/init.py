@@ -1,4 +1,4 @@
-"""``spinezarr init``: a catalog to start from."""
+"""``spinezarr init``: how does a user start a catalog?"""
 
 from pathlib import Path
 from typing import Annotated

@@ -1,4 +1,4 @@
-"""``spinezarr``: every command, and what they share."""
+"""``spinezarr``: which commands are there, and what do they share?"""
 
 import io
 import sys
@@ -28,15 +28,15 @@ _COMMANDS: Final = (
     "demo",
     "export",
 )
-"""Each is a function, or a group ``app``, in the module of its name."""
+"""Names of commands. Each is a function, or a group ``app``, in the module of its name."""
 _WITHOUT_ARGUMENTS: Final = {"init", "demo"}
-"""Commands that do something when they are given nothing."""
+"""Commands that run without arguments; the others then print their help."""
 _USAGE_ERROR: Final[Any] = typer.BadParameter.__base__
-"""Whatever is wrong with a command line: of click, or of the click that typer has inside."""
+"""Base class of usage errors in click, or in the copy of click inside typer."""
 
 
 class _Commands(TyperGroup):
-    """Imports a command when it is asked for: all of them together take seconds."""
+    """Imports a command when it is used, because importing all of them takes seconds."""
 
     def list_commands(self, ctx: Any) -> list[str]:  # noqa: ANN401, ARG002  of typer's click
         return list(_COMMANDS)
@@ -86,7 +86,7 @@ def _options(
 
 
 def main() -> None:
-    """Run the command line; what the terminal's encoding lacks is shown as a question mark."""
+    """Run the command line; a character that the terminal lacks is shown as a question mark."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")

@@ -1,4 +1,4 @@
-"""``spinezarr serve``: stores over HTTP."""
+"""``spinezarr serve``: how are stores offered over HTTP?"""
 
 import re
 from collections.abc import Mapping

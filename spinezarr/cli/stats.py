@@ -101,7 +101,7 @@ def stats(
     ] = None,
     opening: OpenOptions,
 ) -> None:
-    """Print the figures of published dataset cards, count_noun from the scan table; compare them.
+    """Print the figures of published dataset cards, counted from the scan table; compare them.
 
     With --against, exit code 0 says that every figure is the card's, 1 that
     one differs or is missing in store. Where the card contradicts itself and the

@@ -1,1 +1,1 @@
-"""From a raw folder to a store: discover → open → check, orient → shard, encode → publish."""
+"""From a raw folder to a store: discover, open, check, orient, encode, publish."""

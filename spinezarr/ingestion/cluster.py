@@ -1,7 +1,8 @@
-"""Scans on a Dask cluster: one task a scan, a bounded number in flight, redone if a worker dies.
+"""How are scans ingested on a Dask cluster?
 
-A task needs the source files and the store, and nothing of the other tasks. Of the cluster it
-needs ``spinezarr`` in the versions that are here, which is looked at first.
+Each scan is one task, a bounded number of tasks is under way, and a task is repeated if its worker
+dies. A task needs the source files and the store, and nothing from other tasks. The cluster needs
+``spinezarr`` in the same versions as this process, which is checked first.
 """
 
 import secrets
@@ -46,28 +47,30 @@ from spinezarr.text import to_printable
 __all__ = ["DaskWorkers", "existing_cluster", "local_cluster"]
 
 _TASKS_PER_THREAD: Final = 2
-"""One under way, and one to go on with while the client writes the scan table."""
+"""One task under way, and one to start while the client writes the scan table."""
 _CONNECT_S: Final = 10.0
 _FIRST_WORKER_S: Final = 60.0
 _LOOK_S: Final = 1.0
-"""How often the client looks whether workers came or went."""
+"""Seconds between two counts of the worker threads."""
 _STOP_S: Final = 60.0
-"""How long workers may take to leave the scan that they are at, once told to."""
+"""Seconds that workers may take to leave their scan after they were told to stop."""
 _SHARES_EVERY_S: Final = 1.0
-"""How often a worker says how far it is."""
+"""Seconds between two progress messages of a worker."""
 _ROUNDS: Final = 3
-"""How often a scan is tried again that was only waiting where workers died."""
+"""How often a scan is submitted again that only waited where workers died."""
 _SAME_VERSION: Final = ("spinezarr", "dask", "distributed", "numcodecs")
-"""What must be alike everywhere: numcodecs too, so that the same source gives the same bytes."""
+"""Packages that must have one version everywhere. With one version of numcodecs, the same source
+gives the same bytes."""
 _MEMORY: Final = {f"distributed.worker.memory.{key}": False for key in ("target", "spill", "pause")}
-"""The voxels of a scan are no results, which a worker could put on disk: it would wait in vain. One
-that needs nearly all of its share is still ended, before the system ends another process."""
+"""Dask must not pause workers or spill results: the voxels of a scan are no results that it
+could write to disk, so a worker would wait for ever. Dask still ends a worker that needs nearly
+all of its memory, before the system ends another process."""
 
 
 class _InterruptFilter(Filter):
-    """Drops what Dask logs where Ctrl-C meets a call that had not begun: it cancels no future yet.
+    """Drops a log record that Dask writes if Ctrl-C arrives before a call has begun.
 
-    ``distributed.utils.sync`` (2026.8) names the future in a callback before there is one.
+    ``distributed.utils.sync`` (2026.8) names the future in a callback before the future exists.
     """
 
     def filter(self, record: LogRecord) -> bool:
@@ -81,7 +84,7 @@ _INTERRUPTS: Final = _InterruptFilter()
 
 
 class DaskWorkers:
-    """Does the scans of an ingest on a Dask cluster; see :class:`spinezarr.ingestion.run.Workers`.
+    """Ingests scans on a Dask cluster; see :class:`spinezarr.ingestion.run.Workers`.
 
     Parameters
     ----------
@@ -111,7 +114,7 @@ class DaskWorkers:
 
     @property
     def dashboard(self) -> str | None:
-        """Where the cluster shows its tasks; None if it does not."""
+        """URL of the dashboard of the cluster; None if it has none."""
         link: str | None = self._client.dashboard_link
         return link or None
 
@@ -140,7 +143,7 @@ class DaskWorkers:
 
 @contextmanager
 def local_cluster(n_workers: int) -> Iterator[DaskWorkers]:
-    """Start worker processes on this machine, which share its cores, and end them at last.
+    """Start worker processes on this machine, which share its cores, and end them afterward.
 
     Parameters
     ----------
@@ -195,7 +198,10 @@ def existing_cluster(scheduler: str | Client) -> Iterator[DaskWorkers]:
 
 
 class _IgnoreInterrupt(WorkerPlugin):
-    """Ctrl-C reaches every process of a terminal; the client tells the workers to stop."""
+    """Makes workers ignore Ctrl-C, which reaches every process of a terminal.
+
+    The client stops them.
+    """
 
     name = "spinezarr-ignore-interrupt"
 
@@ -231,14 +237,14 @@ def _check_versions(client: Client) -> None:
 
 
 def _for_workers(job: IngestJob) -> IngestJob:
-    """Return the job with paths that do not depend on the folder a process runs in."""
+    """Return the job with absolute paths, so that workers may run in other folders."""
     fs, path = open_filesystem(job.raw, job.raw_options)
     return replace(job, raw=path) if isinstance(fs, LocalFileSystem) else job
 
 
 @dataclass(frozen=True, slots=True)
 class _Heard:
-    """A worker has begun a scan, or done a further share of it."""
+    """A worker has started a scan, or finished a further part of it."""
 
     scan_id: str
     share: float | None
@@ -246,21 +252,21 @@ class _Heard:
 
 @dataclass(frozen=True, slots=True)
 class _Ended:
-    """The task of a scan has a result, or will never have one."""
+    """The task of a scan has ended, with a result or without."""
 
     scan_id: str
 
 
 @dataclass(slots=True)
 class _InFlight:
-    """A scan that was sent to the cluster."""
+    """A scan that was submitted to the cluster."""
 
     task: ScanTask
     future: Future[ScanResult]
     rounds: int
-    """How often it was sent before."""
+    """How often it was submitted before."""
     begun: int = 0
-    """How many workers have begun it."""
+    """Number of workers that have started it."""
     share: float = 0.0
 
 
@@ -277,9 +283,9 @@ class _Run:
         self._token = secrets.token_hex(4)
         self._in_flight: dict[str, _InFlight] = {}
         self._redone: dict[str, tuple[ScanTask, ScanResult]] = {}
-        """Results of scans that several workers have begun."""
+        """Results of scans that several workers have started."""
         self._started: set[str] = set()
-        """Scans that the listener knows."""
+        """Scans whose start the listener was told."""
         self._inbox: SimpleQueue[_Heard | _Ended] = SimpleQueue()
         self._sent = count()
         self._threads = 0
@@ -287,7 +293,7 @@ class _Run:
         client.subscribe_topic(_topic(self._token), self._hear)
 
     def results(self, tasks: Iterator[ScanTask]) -> Iterator[ScanResult]:
-        """Send tasks as there is room, and yield what comes back."""
+        """Submit tasks while there is room, and yield results as they arrive."""
         exhausted = False
         while True:
             while not exhausted and len(self._in_flight) < self._room():
@@ -304,7 +310,7 @@ class _Run:
                 return
 
     def done(self) -> Iterator[ScanResult]:
-        """Yield the scans in flight that are whole; of others say nothing."""
+        """Yield the results of submitted scans that are whole in the store; skip the others."""
         for scan_id, sent in self._in_flight.items():
             if sent.future.status == "finished":
                 result = sent.future.result()
@@ -316,7 +322,7 @@ class _Run:
                 yield result
 
     def stop(self) -> None:
-        """Let the workers leave what they are at; return when they have."""
+        """Tell the workers to leave their scans, and wait until they have."""
         futures = [sent.future for sent in self._in_flight.values()]
         with suppress(OSError, TimeoutError, CancelledError):
             self._client.run(_stop, self._token, on_error="ignore")
@@ -324,7 +330,7 @@ class _Run:
                 wait(futures, timeout=_STOP_S)
 
     def close(self) -> None:
-        """Hear no more; forget what is in flight."""
+        """Stop listening to workers, and cancel what is under way."""
         if self._in_flight:
             self.stop()
         with suppress(OSError, ValueError):
@@ -332,7 +338,7 @@ class _Run:
             self._client.cancel([sent.future for sent in self._in_flight.values()])
 
     def _hear(self, event: tuple[float, dict[str, Any]]) -> None:
-        """Take an event of a worker; called in a thread of the client."""
+        """Take an event from a worker; called in a thread of the client."""
         _, said = event
         self._inbox.put(_Heard(said["scan"], said["share"]))
 
@@ -363,7 +369,7 @@ class _Run:
         future.add_done_callback(lambda _: self._inbox.put(_Ended(scan_id)))
 
     def _next_result(self) -> Iterator[ScanResult]:
-        """Take in one message, or none if none comes for a moment."""
+        """Process one message; yield nothing if none arrives soon."""
         if self._client.status == "closed":
             raise LostClusterError(_lost_cluster())
         try:
@@ -416,7 +422,11 @@ class _Run:
                 yield result
 
     def _take_killed(self, sent: _InFlight, problem: KilledWorker) -> Iterator[ScanResult]:
-        """Send a scan again that only waited beside one that kills workers; else give it up."""
+        """Submit the scan again, or report it as failed.
+
+        A worker crash counts only against the scans it had started. A scan that only waited on such
+        a worker is submitted again.
+        """
         deaths = problem.allowed_failures + 1
         if sent.begun < deaths and sent.rounds < _ROUNDS:
             self._submit(sent.task, sent.rounds + 1)
@@ -431,10 +441,11 @@ class _Run:
         yield ScanResult(scan_id, "failed", reason=reason)
 
     def _look_at_redone(self) -> Iterator[ScanResult]:
-        """Yield what is whole, and send again what is not.
+        """Yield the results of scans that are whole, and submit the others again.
 
-        A worker that the scheduler has given up may go on for a moment, and remove its files, which
-        are named as those of the worker that does the scan again. It is gone by now.
+        The scheduler may give up a worker that still runs for a moment and removes its files. The
+        worker that repeats the scan uses files of the same names. By now the first worker has
+        ended.
         """
         redone, self._redone = self._redone, {}
         for scan_id, (task, result) in redone.items():
@@ -456,16 +467,16 @@ def _topic(token: str) -> str:
 
 
 _STOPPED: Final[set[str]] = set()
-"""In a worker: runs whose clients want no more of it."""
+"""Runs that this worker process was told to stop."""
 
 
 def _stop(token: str) -> None:
-    """Let this worker leave what it does for a run."""
+    """Stop the work of this worker process for a run."""
     _STOPPED.add(token)
 
 
 class _StoppedError(SpinezarrError):
-    """The client wants no more."""
+    """The client has stopped the run."""
 
 
 def _ingest_on_worker(
@@ -485,7 +496,7 @@ def _ingest_on_worker(
 
 
 class _Shares:
-    """Tells the client how far a scan is, now and then; leaves the scan if it wants no more."""
+    """Reports the progress of a scan now and then; raises if the run was stopped."""
 
     def __init__(self, token: str, say: Callable[[float], None]) -> None:
         self._token = token

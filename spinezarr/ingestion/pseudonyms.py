@@ -1,7 +1,8 @@
-"""Ids that name nobody: keyed hashes in the store, key and map beside it.
+"""How does a store hide the ids of scans and patients?
 
-A pseudonym is the start of an HMAC-SHA256 [1]_ of an id, keyed by 256 random bits: without the key
-nobody can try ids until one fits, and with it the same id has the same pseudonym in every run.
+A pseudonym is the start of an HMAC-SHA256 [1]_ of an id, keyed by 256 random bits. Nobody can find
+an id by trying without the key. With the key, the same id has the same pseudonym in every run. Key
+and map lie beside the store.
 
 References
 ----------
@@ -32,14 +33,15 @@ from spinezarr.text import to_nfc
 __all__ = ["MapLine", "Pseudonyms", "hidden", "key_file", "map_file"]
 
 _KEY_BYTES: Final = 32
-"""As many as SHA-256 gives; FIPS 198-1 finds no use in more."""
+"""Length of the key; FIPS 198-1 finds no use in a key longer than a SHA-256 hash."""
 _HASH_CHARACTERS: Final = 16
-"""80 bits in base 32: two of a million scans share one with a chance of 4e-13."""
+"""Length of a pseudonym: 80 bits in base 32. Two of a million scans share one with a chance of
+4e-13."""
 _OWNER_ONLY: Final = 0o600
 _SPLITS: Final = frozenset({"", "train", "training", "val", "valid", "validation", "test"})
-"""Words for a split that a table may use; they name no one."""
+"""Names of splits that a table may use; they identify no one."""
 _ENDINGS: Final = (".nii.gz", ".nii", ".mha", ".mhd", ".json", ".lml", "/")
-"""Of stored file names; any other is left out."""
+"""Endings of file names that are stored; any other ending is left out."""
 
 _Scan = TypeVar("_Scan", RefusedScan, UnpairedImage)
 _Kind = Literal["scan", "patient", "source", "split", "file", "key"]
@@ -61,7 +63,7 @@ class MapLine:
 
 @dataclass(frozen=True, slots=True)
 class Pseudonyms:
-    """A key, and what becomes of ids with it."""
+    """A key, and the pseudonyms that it gives to ids."""
 
     key: bytes
 
@@ -76,11 +78,11 @@ class Pseudonyms:
 
     @property
     def fingerprint(self) -> str:
-        """What a store holds of the key, to refuse another; the key cannot be found from it."""
+        """Hash of the key, stored to refuse another key. The key cannot be found from it."""
         return self.of("key", "")
 
     def of(self, kind: _Kind, text: str) -> str:
-        """Return the pseudonym of a text; equal texts of two kinds have two.
+        """Return the pseudonym of a text. Equal texts of two kinds have different pseudonyms.
 
         Examples
         --------
@@ -91,7 +93,10 @@ class Pseudonyms:
         return f"{kind}-{digest[:_HASH_CHARACTERS]}"
 
     def keyed(self, digest: str) -> str:
-        """Return a hash of a hash, as long, which nobody can compare with those of known files."""
+        """Return a keyed hash of a hash, of the same length.
+
+        Nobody can compare it with hashes of known files.
+        """
         return self._digest("file", digest).hex()[: len(digest)]
 
     def _digest(self, kind: _Kind, text: str) -> bytes:
@@ -99,7 +104,7 @@ class Pseudonyms:
         return hmac.digest(self.key, message, hashlib.sha256)
 
     def discovery(self, found: Discovery, recipe: Recipe) -> Discovery:
-        """Return what was found under pseudonyms; the paths to read from stay."""
+        """Return a discovery under pseudonyms; the paths to read from stay as they are."""
         own = _texts_of(recipe)
         safe = _safe_columns(recipe)
         return replace(
@@ -136,7 +141,7 @@ class Pseudonyms:
         )
 
     def facts(self, facts: Mapping[str, Any], scan_id: str) -> dict[str, Any]:
-        """Return what is to be stored of a scan with its files under its pseudonym, ``scan_id``."""
+        """Return the metadata of a scan with the names of its files replaced by its pseudonym."""
         return {
             **facts,
             "source_key": self.keyed(facts["source_key"]),
@@ -156,7 +161,7 @@ class Pseudonyms:
         return {**record, "file": name + ending, **further}
 
     def lines(self, found: Discovery) -> Iterator[MapLine]:
-        """Yield the map of what was found, before it is under pseudonyms."""
+        """Yield the lines of the map for a discovery that is not yet under pseudonyms."""
         for scan in found.scans:
             masks = (scan.label, *(part.path for part in scan.label_parts))
             yield MapLine(
@@ -170,7 +175,7 @@ class Pseudonyms:
 
 
 def _texts_of(recipe: Recipe) -> frozenset[str]:
-    """Return the texts that the recipe itself states, which so name no scan or patient."""
+    """Return the texts that the recipe itself states; they identify no scan or patient."""
     texts = [text for layout in recipe.layouts.values() for text in layout.constants.values()]
     texts += [text for lookup in recipe.lookups.values() for text in lookup.values.values()]
     texts += recipe.splits.sections.values() if recipe.splits is not None else ()
@@ -179,16 +184,16 @@ def _texts_of(recipe: Recipe) -> frozenset[str]:
 
 
 def _safe_columns(recipe: Recipe) -> list[BoundedRegex]:
-    """Return what names of columns look like that are kept: those of the recipe, or named safe."""
+    """Return patterns of the columns to keep: those of the recipe, and those that it calls safe."""
     tables = recipe.tables.values()
     own = [compile_bounded(re.escape(column)) for table in tables for column in table.constants]
     return own + [PathPattern(text).regex for table in tables for text in table.non_identifying]
 
 
 def map_file(out: str, chosen: str | None) -> Path:
-    """Return where the map lies: where the user says, or beside the store.
+    """Return the path of the map: the one that the user chose, or one beside the store.
 
-    That of a store that is not on this machine lies in the working folder.
+    The map of a store on another machine lies in the working folder.
 
     Raises
     ------
@@ -210,7 +215,7 @@ def map_file(out: str, chosen: str | None) -> Path:
 
 
 def key_file(place: Path) -> Path:
-    """Return where the key of a map lies: beside it."""
+    """Return the path of the key of a map: beside it."""
     return place.with_suffix(".key")
 
 
@@ -221,7 +226,7 @@ def hidden(
     place: Path,
     storage_options: Mapping[str, Any] | None = None,
 ) -> tuple[Discovery, Pseudonyms]:
-    """Bring what was found under pseudonyms, and write key and map before any scan is stored.
+    """Replace ids by pseudonyms, and write key and map before any scan is stored.
 
     Parameters
     ----------
@@ -337,15 +342,15 @@ def _write_map(place: Path, lines: Iterable[MapLine]) -> None:
 
 
 class _Text(list[str]):
-    """A file of text in memory, its line ends as written."""
+    """A text file in memory, with line ends as written."""
 
     def write(self, text: str) -> None:
-        """Take a piece."""
+        """Append a piece of text."""
         self.append(text)
 
 
 def _write(path: Path, text: str) -> None:
-    """Write a file that nobody else may read, at once."""
+    """Write a file in one step that only its owner may read."""
     new = path.with_name(f"{path.name}.partial")
     try:
         new.unlink(missing_ok=True)

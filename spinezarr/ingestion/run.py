@@ -1,7 +1,7 @@
-"""A whole dataset: every scan once, none stopped by another, and a report of what happened.
+"""How is a whole dataset ingested, and what is reported?
 
-The scans are tasks for workers. What they share, the scan table and the ledger, is written here
-alone.
+Each scan is a task for workers, and a scan that fails stops no other. Only this process writes what
+the scans share: the scan table and the ledger.
 """
 
 import time
@@ -41,12 +41,12 @@ _BEYOND_REPAIR: Final = (
     "there and run the command again, or copy the scan from a store that is whole."
 )
 _TABLE_EVERY_S: Final = 60.0
-"""How often the scan table is renewed during a long ingest, for those who read along."""
+"""Seconds between two updates of the scan table during an ingest, for concurrent readers."""
 
 
 @dataclass(frozen=True, slots=True)
 class FailedScan:
-    """A scan that is not in the store, and why."""
+    """A scan that could not be ingested, and why."""
 
     scan_id: str
     reason: str
@@ -57,37 +57,39 @@ class IngestReport:
     """What an ingest did."""
 
     store: str
-    """Name of its place, without what is secret in a URL."""
+    """Path or URL of the store, without secrets."""
     done: tuple[str, ...]
     updated: tuple[str, ...]
-    """Whole in the store; what the recipe, splits, tables and sidecars say of them is new."""
+    """Scans whose voxels are unchanged and whose metadata from recipe, splits, tables or
+    sidecars are new."""
     skipped: tuple[str, ...]
-    """Already whole in the store."""
+    """Scans that were already up to date in the store."""
     failed: tuple[FailedScan, ...]
     others: tuple[str, ...]
-    """In the store from before, and not found in the raw folder; they stay."""
+    """Scans from earlier runs that are not in the raw folder; they stay in the store."""
     notes: dict[str, tuple[str, ...]]
-    """What a user should know of scans that are done or updated."""
+    """Notes for the user on scans that are done or updated, by scan id."""
     source_bytes: int
-    """Of the files of the scans that are done."""
+    """Size of the source files of the scans that are done."""
     stored_bytes: int
     seconds: float
     problem: str
-    """Why the scan table could not be written; the scans that are done are in the store."""
+    """Why the scan table could not be written; empty if it was. The scans that are done are in
+    the store."""
     without_mask: tuple[UnpairedImage, ...]
-    """Images that should have a mask and have none; they are among those that failed."""
+    """Images that should have a mask and have none; they count as failed."""
     without_image: tuple[PathNote, ...]
     """Masks whose image is absent."""
     orphans_expected: bool
-    """Whether the recipe says that masks without an image are usual, and so no failure."""
+    """Whether the recipe expects masks without an image, so that they are no failure."""
     unlisted: tuple[PathNote, ...]
     """Folders that could not be listed."""
     ignored: tuple[PathNote, ...]
-    """All other files that are in no scan."""
+    """All other files that belong to no scan."""
     absent: tuple[str, ...]
-    """Scans that the split file lists and the raw folder lacks."""
+    """Scans that the split file lists and that are not in the raw folder."""
     tables: tuple[TableUse, ...]
-    """Every table of the recipe, and its rows without a scan."""
+    """Every table of the recipe, with its rows that fit no scan."""
     nii_gz_bytes: int | None = None
     """Estimated size of the scans that are done as ``.nii.gz``; None if they come as such."""
 
@@ -98,22 +100,25 @@ class IngestReport:
 
     @property
     def exit_code(self) -> int:
-        """0 if all of the raw folder that may be a scan is in the store and its table, else 1."""
+        """0 if every possible scan of the raw folder is in the store and its table, else 1."""
         left_out = self.failed or self.orphans_failed or self.unlisted
         return 1 if left_out or self.problem else 0
 
 
 class Listener(Protocol):
-    """Hears how an ingest goes; called from the thread that runs it."""
+    """Is told how an ingest proceeds, from the thread that runs it."""
 
     def started(self, source: ScanSource) -> None:
-        """Hear that a scan begins."""
+        """Take note that a scan starts."""
 
     def advanced(self, source: ScanSource, share: float) -> None:
-        """Hear that a further ``share`` of a scan is done; below 0 if a part is done again."""
+        """Take note that a further ``share`` (0 to 1) of a scan is done.
+
+        It is negative if a part is repeated.
+        """
 
     def finished(self, source: ScanSource, outcome: Outcome) -> None:
-        """Hear how a scan ended."""
+        """Take note of how a scan ended."""
 
 
 class _Silent:
@@ -125,20 +130,20 @@ class _Silent:
 
 
 class Workers(Protocol):
-    """Does tasks, and bounds how many are under way."""
+    """Runs tasks, and limits how many are under way."""
 
     def run(
         self, job: IngestJob, tasks: Iterable[ScanTask], listener: Listener
     ) -> Generator[ScanResult]:
-        """Yield the results as they come; ``tasks`` is asked for more as workers are free.
+        """Yield results as they arrive; take a further task whenever a worker is free.
 
-        When the generator is closed, no worker writes any more.
+        Once the generator is closed, no worker writes any more.
         """
         ...
 
 
 class LocalThreads:
-    """One scan after the other in this process, its chunks encoded by all cores."""
+    """Ingests one scan after the other in this process; all cores encode its chunks."""
 
     def run(
         self, job: IngestJob, tasks: Iterable[ScanTask], listener: Listener
@@ -165,11 +170,11 @@ def ingest(
     out_options: Mapping[str, Any] | None = None,
     find_damaged: Callable[[], Collection[str]] | None = None,
 ) -> IngestReport:
-    """Bring every scan of ``discovery`` into the store at ``out``.
+    """Ingest every scan of ``discovery`` into the store at ``out``.
 
-    Scans that are already there and whose files have not changed are skipped, so that running it
-    again does only what is missing. An image whose mask is absent counts as failed, and so does a
-    scan that the names of its files rule out.
+    Scans that are in the store and whose files have not changed are skipped, so running it again
+    does only what is missing. An image whose mask is absent counts as failed, and so does a scan
+    whose file names cannot be used.
 
     Parameters
     ----------
@@ -276,7 +281,7 @@ def _open_store(
 
 
 class _Known:
-    """What the store holds: as the last run wrote it, and what has changed since."""
+    """The state of the store: what the last run wrote, and what has changed since."""
 
     def __init__(
         self,
@@ -295,7 +300,7 @@ class _Known:
 
     @classmethod
     def load(cls, store: StoreWriter, *, recover: bool, repair: bool) -> "_Known":
-        """Read table and ledger, or, unless the last run ended as it should, the whole store."""
+        """Read table and ledger; read the whole store if the last run did not end properly."""
         ledger = store.registry.ledger()
         if ledger is not None and not recover and not repair:
             table = store.registry.table()
@@ -314,7 +319,7 @@ class _Known:
         return cls(store, None, entries, scans, {})
 
     def change(self, scan: ScanAttributes, inputs: str, stamp: str) -> None:
-        """Take in what a worker has published, or found to be as it should."""
+        """Record a scan that a worker has published or confirmed."""
         entry = LedgerEntry(inputs=inputs, stamp=stamp, identity=scan_identity(scan))
         old = self.entries.get(scan.scan_id)
         if old is None or old.identity != entry.identity:
@@ -323,12 +328,12 @@ class _Known:
         self._is_written = False
 
     def note_folders(self, folders: dict[str, FolderRecord]) -> None:
-        """Take in what was found in folders of DICOM files."""
+        """Record what was found in folders of DICOM files."""
         self._is_written &= folders == self._folders
         self._folders = folders
 
     def write(self) -> None:
-        """Bring the store's scan table up to date, if anything has changed."""
+        """Update the scan table of the store if anything has changed."""
         if not self._is_written:
             self._table = self._store.registry.write_table(
                 self._table, self._changed, self.entries, self._folders
@@ -359,7 +364,7 @@ class _Run:
         self._others = tuple(sorted(known.entries.keys() - here, key=natural_key))
         self._sources = {source.scan_id: source for source in discovery.scans}
         self._inputs: dict[str, str] = {}
-        """Hash of what is known of each scan that workers have."""
+        """Hash of the inputs of each scan that a worker has."""
         self._done: list[ScanAttributes] = []
         self._updated: list[ScanAttributes] = []
         self._skipped: list[str] = []
@@ -373,7 +378,7 @@ class _Run:
         self._table_written = time.monotonic()
 
     def tasks(self) -> Iterator[ScanTask]:
-        """Yield what is to be done; skip what is as it was."""
+        """Yield the scans to ingest; skip those whose inputs have not changed."""
         options = self._job.options
         shared = (self._job.recipe, options.take_image_grid, options.limits)
         for source in self._discovery.scans:
@@ -390,12 +395,12 @@ class _Run:
             yield ScanTask(source, stored=stored, same_files=same_files, damaged=damaged)
 
     def _keyed(self, digest: str) -> str:
-        """Return a hash over names of files as it may be stored."""
+        """Return a hash of file names in the form that may be stored."""
         names = self._job.options.pseudonyms
         return digest if names is None else names.keyed(digest)
 
     def take(self, result: ScanResult) -> None:
-        """Take in the result of a task."""
+        """Record the result of a task."""
         source = self._sources[result.scan_id]
         inputs = self._inputs.pop(result.scan_id)
         if result.scan is None:
@@ -415,14 +420,14 @@ class _Run:
             self.write_table()
 
     def take_unheard(self) -> None:
-        """Take in scans that workers published and could not tell of any more."""
+        """Record scans that workers have published without being able to report them."""
         for scan_id in self._inputs:
             scan = self._job.store.scans.published(scan_id)
             if scan is not None:
                 self._known.change(scan, "", "")  # the next run looks what it was made from
 
     def write_table(self) -> None:
-        """Bring the store's scan table up to date, or remember why that failed."""
+        """Update the scan table of the store, or remember why that failed."""
         try:
             self._known.write()
             self._problem = ""
@@ -440,7 +445,7 @@ class _Run:
         self._table_written = time.monotonic()
 
     def report(self, seconds: float) -> IngestReport:
-        """Sum up, in the order of the sources."""
+        """Return the report, in the order of the sources."""
         place = {scan_id: i for i, scan_id in enumerate(self._sources)}
         done, updated = (
             sorted(scans, key=lambda scan: place[scan.scan_id])

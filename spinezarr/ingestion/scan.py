@@ -1,4 +1,4 @@
-"""One scan: open, check, orient, shard, encode, publish."""
+"""How does one scan get into a store: open, check, orient, shard, encode, publish?"""
 
 import hashlib
 import json
@@ -63,9 +63,9 @@ from spinezarr.vertebrae import NAME_OF_VALUE
 __all__ = ["ScanOptions", "ingest_scan", "open_image", "open_label", "said_of", "source_key"]
 
 _OBLIQUE_NOTE_DEG: Final = 0.1
-"""Angle from which coordinates along the axes mislead by more than a voxel over 512 voxels."""
+"""Angle to the axes from which coordinates along them are wrong by more than one voxel in 512."""
 _IMAGE_THIRDS: Final = 2
-"""Of the memory; the mask, whose voxels are half as large, has the rest."""
+"""Thirds of the memory for the image. The mask, whose voxels are half as large, has the rest."""
 _TELL_EVERY_S: Final = 0.1
 _OUTSIDE_NOTE: Final = "mask values outside the label scheme: "
 _ABSENT_NOTE: Final = "absent parts of the mask, whose labels are background: "
@@ -73,18 +73,18 @@ _ABSENT_NOTE: Final = "absent parts of the mask, whose labels are background: "
 
 @dataclass(frozen=True, slots=True)
 class ScanOptions:
-    """What a user may choose for the scans of an ingest."""
+    """Choices of the user that hold for all scans of an ingest."""
 
     take_image_grid: bool = False
     """Give a mask the affine of its image where both have the same shape."""
     pseudonyms: Pseudonyms | None = None
-    """What hides names of files; the scans must be under their pseudonyms already."""
+    """Replaces file names; the scans must have their pseudonyms already."""
     limits: Limits = DEFAULT_LIMITS
-    """How large the source files may be."""
+    """Largest source files that are read."""
     memory: MemoryBudget = field(default_factory=MemoryBudget)
-    """What one scan may hold."""
+    """Memory that one scan may take."""
     scratch: str | None = None
-    """Folder for what does not fit; by default a local store's own, else the system's."""
+    """Folder for scratch files; a folder of a local store by default, else that of the system."""
 
 
 def ingest_scan(
@@ -200,7 +200,9 @@ def said_of(
     other_labels: Iterable[str],
     notes: Iterable[str],
 ) -> dict[str, Any]:
-    """Return what recipe, splits, tables and sidecar say of a scan, which no voxel depends on.
+    """Return the metadata of a scan that depend on no voxel.
+
+    They come from recipe, splits, tables and sidecar.
 
     Parameters
     ----------
@@ -246,7 +248,7 @@ def said_of(
 
 
 def source_key(source: ScanSource, beside: BesideImage) -> str:
-    """Return a hash of which files a scan is read from and how; not of their voxels."""
+    """Return a hash of which files a scan is read from and how, but not of their voxels."""
     points = None if beside.centroids is None else hashlib.sha256(beside.centroids).hexdigest()
     parts = [(part.value, part.path) for part in source.label_parts]
     image = source.image if source.series is None else (source.image, source.series.key)
@@ -285,7 +287,7 @@ def open_label(
     parts: Sequence[tuple[int, str]],
     limits: Limits = DEFAULT_LIMITS,
 ) -> Volume | None:
-    """Open a mask: one file, or those of its parts, by label and path; None if there is none."""
+    """Open a mask: one file, or a file for each part; None if there is none."""
     if parts:
         volumes = [(value, open_volume(fs, f"{root}/{path}", limits)) for value, path in parts]
         return MergedLabels(volumes, [path for _, path in parts])
@@ -298,18 +300,21 @@ def parts_of(source: ScanSource) -> list[tuple[int, str]]:
 
 
 def _label_path(source: ScanSource) -> str:
-    """Path of the mask; of one in parts, the folder of the first."""
+    """Return the path of the mask; for a mask in parts, the folder of the first part."""
     if source.label_parts:
         return f"{source.label_parts[0].path.rpartition('/')[0] or '.'}/"
     return source.label or ""
 
 
 class _StoppedError(Exception):
-    """What a thread raises whose result no one needs any more."""
+    """Ends a thread whose result is no longer needed."""
 
 
 class _Progress:
-    """How much of a scan is done; several threads count, the one that runs the scan tells."""
+    """Adds up what several threads have done of a scan.
+
+    Only the thread that runs the scan reports it.
+    """
 
     def __init__(
         self, image_grid: Grid, label_grid: Grid | None, on_share: Callable[[float], None]
@@ -321,38 +326,38 @@ class _Progress:
         self._stopped = False
 
     def count(self, voxels: int) -> None:
-        """Hear of voxels that are done, or undone; called by any thread."""
+        """Add voxels, or subtract them if negative; called by any thread."""
         if self._stopped:
             raise _StoppedError
         with self._lock:
             self._untold += voxels
 
     def tell(self) -> None:
-        """Tell of what was counted since the last time."""
+        """Report what was counted since the last report."""
         with self._lock:
             voxels, self._untold = self._untold, 0
         if voxels:
             self._on_share(voxels / self._voxels)
 
     def stop(self) -> None:
-        """Make whoever counts next stop its work."""
+        """Make the next call of :meth:`count` raise, which ends the work of its thread."""
         self._stopped = True
 
 
 _WrittenLabel = tuple[list[LabelFacts], Rounding]
-"""What was learnt of a mask's chunks, and what was rounded."""
+"""Facts of the chunks of a mask, and which values were rounded."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Work:
-    """Where the voxels of one scan go."""
+    """Writes the voxels of one scan."""
 
     writer: ScanWriter
     pool: Executor
     progress: _Progress
     options: ScanOptions
     store_folder: str | None
-    """Of a store on this machine's disks."""
+    """Folder of the store on a local disk; None for a store elsewhere."""
 
     def encode(
         self,
@@ -362,7 +367,10 @@ class _Work:
         encoder: ChunkEncoder[Facts],
         on_voxels: Callable[[int], None],
     ) -> list[Facts]:
-        """Encode a volume into the shards of ``array``; what is undone leaves the progress."""
+        """Encode a volume into the shards of ``array``.
+
+        If it fails, its voxels are subtracted from the progress.
+        """
         done = 0
 
         def count(voxels: int) -> None:
@@ -389,7 +397,7 @@ class _Work:
             raise
 
     def wait_for(self, job: Future[_WrittenLabel]) -> _WrittenLabel:
-        """Return what another thread makes; tell of the progress meanwhile."""
+        """Return the result of another thread, and report progress meanwhile."""
         while not wait([job], _TELL_EVERY_S).done:
             self.progress.tell()
         self.progress.tell()
@@ -419,7 +427,7 @@ def _label_grid(
 
 
 def _write_image(image: Volume, work: _Work, notes: list[str]) -> tuple[SourceFile, dict[str, Any]]:
-    """Encode as int16, and start again in the file's own type if a value does not fit."""
+    """Encode as int16. If a value does not fit, start again in the type of the file."""
 
     def encode(
         volume: Volume, dtype: np.dtype[Any], scaling: Scaling | None = None
@@ -464,7 +472,10 @@ def _write_image(image: Volume, work: _Work, notes: list[str]) -> tuple[SourceFi
 
 
 def _narrowest(image: Volume) -> tuple[Volume, Scaling | None]:
-    """Return the file's numbers with their scaling if they are narrower than its values."""
+    """Return the numbers of the file with their scaling if that saves space.
+
+    That is where their type is narrower than that of the values.
+    """
     scaling = image.scaling
     if scaling is not None:
         numbers = image.unscaled()
@@ -493,7 +504,7 @@ def _write_label(
 
 
 def _distances_mm(facts: Iterable[LabelFacts]) -> dict[int, float]:
-    """Distance from each annotated centroid to its label, by value."""
+    """Return the distance from each annotated centroid to its label in mm, by value."""
     nearest: dict[int, float] = {}
     for found in (found for fact in facts for found in fact.labels):
         if found.centroid_distance_mm is not None:
@@ -562,7 +573,7 @@ def _rows(matrix: npt.NDArray[np.float64]) -> tuple[tuple[float, ...], ...]:
 
 
 def _source_record(path: str, volume: Volume, file: SourceFile, grid: Grid) -> dict[str, Any]:
-    """Describe a file that was read to its end, turned by the axes of ``grid``."""
+    """Describe a source file that was read to its end, in the axes of ``grid``."""
     nifti = volume if isinstance(volume, NiftiVolume) else None
     metaimage = volume if isinstance(volume, MetaImageVolume) else None
     scaling = volume.scaling

@@ -1,4 +1,7 @@
-"""What a worker does for one scan, here or on another machine: nothing is shared but the files."""
+"""What does a worker do for one scan, in this process or on another machine?
+
+Workers share nothing but the files.
+"""
 
 from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
@@ -32,7 +35,7 @@ Outcome = Literal["done", "updated", "already in the store", "failed"]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class IngestJob:
-    """What all scans of one ingest share."""
+    """What all scans of one ingest have in common."""
 
     recipe: Recipe
     raw: str = field(repr=False)
@@ -44,35 +47,36 @@ class IngestJob:
 
 @dataclass(frozen=True, slots=True)
 class ScanTask:
-    """One scan that may have to be read."""
+    """A scan that may have to be read."""
 
     source: ScanSource
     stored: bool
     """Whether the store has a scan of this id."""
     same_files: bool
-    """Whether size and time of all its files are what they were then."""
+    """Whether sizes and times of all its files are those of the stored version."""
     damaged: bool = False
-    """Whether what is stored of it is damaged, so that it is read again in any case."""
+    """Whether its stored files are damaged, so that it is read again in any case."""
 
 
 @dataclass(frozen=True, slots=True)
 class ScanResult:
-    """How it ended."""
+    """How the task of a scan ended."""
 
     scan_id: str
     outcome: Outcome
     scan: ScanAttributes | None = None
-    """What is stored now; None if it failed, and what was stored before still is."""
+    """Stored attributes of the scan. None if it failed; an earlier version then stays in the
+    store."""
     reason: str = ""
     """Why it failed."""
     unclean: bool = False
-    """Whether it failed in a way that may have hit a write: the store may hold leftovers."""
+    """Whether a write may have been cut off, so that the store may hold leftovers."""
 
 
 def run_task(
     job: IngestJob, task: ScanTask, pool: Executor, on_share: Callable[[float], None]
 ) -> ScanResult:
-    """Bring one scan into the store, or say why that failed.
+    """Ingest one scan, or return why that failed.
 
     Parameters
     ----------
@@ -123,7 +127,7 @@ def _run(
 
 
 def _made_of(job: IngestJob, task: ScanTask, known: ScanAttributes, beside: BesideImage) -> bool:
-    """Whether a stored scan was made from the files that are there now."""
+    """Return whether the stored scan was made from the present files."""
     source, names = task.source, job.options.pseudonyms
 
     def stored(digest: str) -> str:
@@ -146,7 +150,7 @@ def _made_of(job: IngestJob, task: ScanTask, known: ScanAttributes, beside: Besi
 
 
 def _sha256(volume: Volume) -> str:
-    """Read a source file to its end for its hash."""
+    """Read a source file to its end, and return its hash."""
     for _ in volume.slabs([1] * volume.grid.shape_ijk[2]):
         pass
     return volume.source_file().sha256
@@ -155,7 +159,7 @@ def _sha256(volume: Volume) -> str:
 def _keep(
     job: IngestJob, source: ScanSource, known: ScanAttributes, beside: BesideImage
 ) -> ScanResult:
-    """Skip a scan whose voxels are stored; renew what is said of it, if that has changed."""
+    """Keep stored voxels; update the metadata of the scan if they have changed."""
     said = said_of(source, job.recipe, beside, known.other_labels, known.notes)
     scan = ScanAttributes.model_validate({**dict(known), **said})
     # As text: the order of columns counts too.

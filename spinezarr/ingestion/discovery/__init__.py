@@ -1,1 +1,1 @@
-"""Which scans a raw folder holds, and which files it holds besides."""
+"""Which scans does a raw folder hold, and which other files?"""

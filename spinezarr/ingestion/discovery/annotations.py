@@ -1,4 +1,4 @@
-"""Small files beside an image: annotated centroids and JSON sidecars."""
+"""What do the small files beside an image say: annotated centroids and JSON sidecars?"""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -28,13 +28,14 @@ __all__ = [
 
 SIDECAR_NOTE: Final = "the sidecar "
 _MOST_KEYS: Final = 200
-"""Of a sidecar, taken by the patterns of a recipe: each becomes a column of the scan table."""
+"""Most keys of a sidecar that patterns of a recipe may take; each becomes a column of the scan
+table."""
 _LONGEST_VALUE: Final = 1_000
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class AnnotatedCentroids:
-    """The centroids of one scan, on its grid."""
+    """Annotated centroids of one scan, on its grid."""
 
     found: Centroids
     grid: Grid
@@ -50,7 +51,10 @@ class AnnotatedCentroids:
         return indices
 
     def records(self, distance_mm: Mapping[int, float]) -> dict[str, CentroidRecord]:
-        """Return what is stored; ``distance_mm`` is to each label, by value."""
+        """Return the centroids as they are stored.
+
+        ``distance_mm`` is the distance to each label, by value.
+        """
         return {
             name: CentroidRecord(
                 position_zyx_mm=(z, y, x),
@@ -60,7 +64,7 @@ class AnnotatedCentroids:
         }
 
     def notes(self, records: Mapping[str, CentroidRecord]) -> list[str]:
-        """Say which centroids are not where they should be."""
+        """Return notes on centroids that are not where they should be."""
         notes = list(self.found.notes)
         for name, record in records.items():
             distance = record.label_distance_mm
@@ -73,20 +77,20 @@ class AnnotatedCentroids:
 
 @dataclass(frozen=True, slots=True)
 class BesideImage:
-    """The small files beside an image, as they are now."""
+    """Content of the small files beside an image."""
 
     centroids: bytes | None
-    """Content of the file of centroids."""
+    """Content of the centroid file; None if there is none."""
     sidecar: dict[str, str]
-    """Texts and numbers of the JSON sidecar, under the keys that the recipe names."""
+    """Texts and numbers of the JSON sidecar, by the keys that the recipe names."""
     notes: tuple[str, ...]
-    """Why a sidecar was passed over; each begins with :data:`SIDECAR_NOTE`."""
+    """Why a sidecar was ignored; each text begins with :data:`SIDECAR_NOTE`."""
 
 
 def read_beside(
     fs: fsspec.AbstractFileSystem, root: str, source: ScanSource, limits: Limits = DEFAULT_LIMITS
 ) -> BesideImage:
-    """Read the small files of a scan.
+    """Read the small files beside the image of a scan.
 
     Raises
     ------
@@ -113,7 +117,7 @@ def read_beside(
 
 
 def annotated_centroids(source: ScanSource, data: bytes | None, grid: Grid) -> AnnotatedCentroids:
-    """Parse the file of centroids of a scan; none if it has no such file.
+    """Parse the centroid file of a scan; return None if it has no such file.
 
     Raises
     ------
@@ -128,7 +132,7 @@ def annotated_centroids(source: ScanSource, data: bytes | None, grid: Grid) -> A
 
 
 def _parse_sidecar(data: bytes, wanted: Sequence[PathPattern]) -> tuple[dict[str, str], str]:
-    """Return the wanted texts and numbers of a JSON object, and what is wrong with it."""
+    """Return the wanted texts and numbers of a JSON object, and its problems."""
     try:
         said: Any = json.loads(data)
     except (ValueError, RecursionError) as problem:
@@ -156,5 +160,5 @@ def _parse_sidecar(data: bytes, wanted: Sequence[PathPattern]) -> tuple[dict[str
 
 
 def _as_text(value: float | str) -> str:
-    """Write what JSON holds; halves of characters, which it allows, become question marks."""
+    """Convert a JSON value to text; lone surrogates, which JSON allows, become question marks."""
     return str(value).encode(errors="replace").decode()

@@ -1,7 +1,8 @@
-"""What lies in folders of DICOM files: which of them are CTs, and which series each one holds.
+"""Which folders of DICOM files are CTs, and which series does each hold?
 
-Names do not tell, so headers are read: of a folder that is one scan, a single file if that is a CT
-slice; all files of a folder whose series are scans, or that seems to hold no CT.
+File names do not tell, so headers are read. For a folder that is one scan, one file is read if it
+is a CT slice. All files are read in a folder whose series are scans of their own, or that seems to
+hold no CT.
 """
 
 import hashlib
@@ -34,24 +35,25 @@ _SHORT: Final = "CT series of fewer slices than the recipe's 'series' wants"
 _NOT_CHOSEN: Final = "CT series that the recipe's 'series' does not take"
 _UNNAMED: Final = "CT series of which the recipe makes no scan id or source"
 _RULES: Final = 1
-"""To be raised when what is recorded of a folder changes: older records are then not used."""
+"""Version of the rules by which a folder is recorded. Raise it when they change, so that older
+records are not used."""
 
 
 @dataclass(frozen=True, slots=True)
 class LookedInto:
-    """What became of the folders that image patterns match."""
+    """What the headers say of the folders that image patterns match."""
 
     matched: MatchedImages
-    """Images without folders that hold no CT, each series on its own where layouts say so; what is
-    passed over is with the ignored files."""
+    """Images without folders that hold no CT. Where layouts say so, each series is an image of
+    its own. Files that are not used are among the ignored ones."""
     records: dict[str, FolderRecord] = field(default_factory=dict)
-    """What the headers said, for the next run."""
+    """Findings from the headers, kept for the next run."""
 
 
 def known_folders(
     url: str | None, storage_options: Mapping[str, Any] | None = None
 ) -> dict[str, FolderRecord]:
-    """Return what the last ingest into a store noted of folders; nothing if there was none."""
+    """Return what the last ingest into a store recorded of folders; empty if there was none."""
     if url is None:
         return {}
     try:
@@ -67,11 +69,11 @@ def look_into_folders(
     matched: MatchedImages,
     known: Mapping[str, FolderRecord] | None = None,
 ) -> LookedInto:
-    """Tell CTs from other DICOM objects, and series from each other, in folders that are images.
+    """Separate CTs from other DICOM objects, and series from each other.
 
-    A file that cannot be read, or is not DICOM though it may be a slice, counts to every series of
-    its folder that is a scan, and is one where there is none: so it fails by its name, and no
-    series is taken as if it were whole.
+    A file that cannot be read, or that is not DICOM but may be a slice, is counted to every series
+    of its folder that is a scan. If there is no such series, it becomes a scan of its own. Such
+    scans fail by their names, so no incomplete series is taken as whole.
 
     Parameters
     ----------
@@ -137,7 +139,9 @@ def _record_key(recipe_text: str, raw: RawFolder, image: FoundImage) -> str:
 
 
 def _look_for_ct(raw: RawFolder, folder: str) -> tuple[FolderRecord, bool]:
-    """Look whether a folder holds a CT: its middle file by size first, which is a slice of most.
+    """Find out whether a folder holds a CT.
+
+    The middle file by size is read first; in most folders it is a slice.
 
     Returns
     -------
@@ -169,7 +173,10 @@ def _look_for_ct(raw: RawFolder, folder: str) -> tuple[FolderRecord, bool]:
 
 
 def _may_be_ct(found: "DicomObject | Exception | None") -> bool:
-    """Whether a file is a CT slice, or cannot be read, which is for the ingest to say."""
+    """Return whether a file is a CT slice or cannot be read.
+
+    The ingest reports files that it cannot read.
+    """
     if isinstance(found, DicomObject):
         return found.non_ct_kind is None
     return found is not None
@@ -230,7 +237,7 @@ def _described(series: CtSeries) -> SeriesInfo:
 def _non_ct_kinds(
     files: Sequence[str], seen: "Mapping[str, DicomObject | Exception | None]"
 ) -> Iterator[FolderPart]:
-    """Yield the files that are DICOM and no CT, by kind."""
+    """Yield the DICOM files that are no CT, by kind."""
     kinds: dict[str, list[str]] = defaultdict(list)
     for path, item in seen.items():
         if isinstance(item, DicomObject) and item.non_ct_kind is not None:
@@ -241,9 +248,9 @@ def _non_ct_kinds(
 
 
 def _read(raw: RawFolder, path: str) -> "DicomObject | Exception | None":
-    """Read a header and keep what it says of the series, as a folder may hold many files.
+    """Read a header and keep only what describes the series, as a folder may hold many files.
 
-    What goes wrong is for the ingest to say, which reads it again.
+    Errors are left to the ingest, which reads the file again.
     """
     try:
         found = read_object(raw.fs, f"{raw.root}/{path}", raw.sizes[path], DEFAULT_LIMITS)
@@ -257,7 +264,7 @@ def _read(raw: RawFolder, path: str) -> "DicomObject | Exception | None":
 def _with_series(
     recipe: Recipe, image: FoundImage, part: FolderPart, files: tuple[str, ...]
 ) -> FoundImage | None:
-    """Make the image of one series; None if its scan id or source has no value."""
+    """Return the image of one series; None if its scan id or source has no value."""
     texts = recipe.resolve_lookups({**image.texts, **part.texts})
     scan_id = fill_template(recipe.scan_id, texts)
     if scan_id is None or fill_template(recipe.source, texts) is None:
@@ -272,7 +279,7 @@ def _with_series(
 
 
 def _spread(images: Iterable[FoundImage]) -> Iterator[FoundImage]:
-    """Mark series whose files lie in several folders: neither part is a scan."""
+    """Mark series whose files lie in several folders, as no folder holds the whole scan."""
     images = list(images)
     folders: dict[tuple[str, str], list[str]] = defaultdict(list)
     for image in images:
@@ -295,7 +302,7 @@ def _relative(raw: RawFolder, path: str) -> str:
 
 
 def _runs(files: Sequence[str], chosen: Iterable[str]) -> str:
-    """Write places in a list as runs.
+    """Write positions in a list as ranges.
 
     Examples
     --------
@@ -315,7 +322,7 @@ def _runs(files: Sequence[str], chosen: Iterable[str]) -> str:
 
 
 def _chosen(files: Sequence[str], runs: str) -> Iterator[str]:
-    """Return what :func:`_runs` wrote."""
+    """Return the items for ranges that :func:`_runs` wrote."""
     for run in runs.split():
         first, _, last = run.partition("-")
         yield from files[int(first) : int(last or first) + 1]

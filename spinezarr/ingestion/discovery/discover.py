@@ -1,4 +1,4 @@
-"""Find the scans of a raw folder by a recipe's patterns.
+"""Which scans does a raw folder hold, by the patterns of a recipe?
 
 Only tables, lists and headers of DICOM files are opened.
 """
@@ -47,12 +47,12 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class ScanSource:
-    """The files of one scan, and what the recipe knows of it."""
+    """The files of one scan, and what the recipe says of it."""
 
     scan_id: str
     patient_id: str
     source: str
-    """Collection the scan comes from; empty if the recipe knows none."""
+    """Collection that the scan comes from; empty if the recipe names none."""
     split: str
     """Split name; empty if the scan is in no split."""
     split_index: int
@@ -62,15 +62,16 @@ class ScanSource:
     label: str | None
     """Path of the mask, relative to the raw folder; None for an image without one."""
     size_bytes: int
-    """Of image and mask."""
+    """Size of image and mask."""
     label_parts: tuple[LabelPart, ...] = ()
-    """Instead of ``label``: binary masks, one a structure."""
+    """Binary masks, one for each structure, in place of ``label``."""
     absent_parts: tuple[str, ...] = ()
-    """Names of the structures in the recipe whose masks are not there, if others are."""
+    """Structures of the recipe whose masks are absent although others are present."""
     label_state: LabelState = "unknown"
     """Whether vertebrae cut by the end of the volume are annotated."""
     label_values: tuple[tuple[int, int], ...] = ()
-    """Value in the mask's file and value stored; empty if they are the same."""
+    """Pairs of the value in the file of the mask and the stored value; empty if they are the
+    same."""
     centroids: str | None = None
     """Path of the file with annotated centers."""
     centroid_bytes: int = 0
@@ -81,15 +82,15 @@ class ScanSource:
     sidecar_keys: tuple[str, ...] = ()
     """Patterns of the keys in it that are kept."""
     columns: dict[str, str] = field(default_factory=dict)
-    """What the dataset's tables say of the scan."""
+    """Values from the tables of the dataset, by column."""
     stamp: str = ""
     """Hash of names, sizes and times of all its files."""
     series: SeriesFiles | None = None
-    """Which series of the folder ``image`` it is, where each one is a scan."""
+    """Series of the folder ``image``, where each series is a scan."""
 
     @property
     def has_mask(self) -> bool:
-        """Whether there is a mask in any form."""
+        """Whether the scan has a mask in any form."""
         return self.label is not None or bool(self.label_parts)
 
     @property
@@ -110,11 +111,11 @@ class UnpairedImage:
     looked_for: tuple[str, ...]
     """Paths at which the recipe expects the mask."""
     alike: tuple[str, ...] = ()
-    """Files there whose names differ in capital letters, and folders of the name of the mask."""
+    """Files whose names differ only in case, and folders with the name of the mask."""
 
     @property
     def reason(self) -> str:
-        """Say what is missing."""
+        """Reason for the user: which file is missing."""
         missing = (
             f"no mask for {self.path}; looked for {' and '.join(self.looked_for) or 'nothing'}"
         )
@@ -128,7 +129,7 @@ class UnpairedImage:
 
 @dataclass(frozen=True, slots=True)
 class Discovery:
-    """What a raw folder holds."""
+    """Scans and other files of a raw folder."""
 
     title: str
     """Title of the dataset, as its recipe gives it."""
@@ -136,40 +137,40 @@ class Discovery:
     """Folder or URL of the files."""
     scans: tuple[ScanSource, ...]
     refused: tuple[RefusedScan, ...]
-    """Scans that fail by the names of their files."""
+    """Scans whose file names cannot be used."""
     without_mask: tuple[UnpairedImage, ...]
     """Images that should have a mask and have none."""
     without_image: tuple[PathNote, ...]
     """Masks whose image is absent."""
     orphans_expected: bool
-    """Whether the recipe says that masks without an image are usual, and so no failure."""
+    """Whether the recipe expects masks without an image, so that they are no failure."""
     unlisted: tuple[PathNote, ...]
     """Folders that could not be listed."""
     ignored: tuple[PathNote, ...]
-    """Everything else."""
+    """All other files."""
     absent: tuple[str, ...]
-    """Scans that the split file lists and the raw folder lacks."""
+    """Scans that the split file lists and that are not in the raw folder."""
     layouts: dict[str, int]
-    """Images taken in each layout, one a scan, with their masks or without."""
+    """Number of chosen images of each layout, with masks or without."""
     split_file: str | None
-    """Where the splits were read; None if nothing lists them."""
+    """File of the splits; None if no file lists them."""
     patterns: tuple[PatternUse, ...]
-    """Every pattern of the recipe, and how many files it fits."""
+    """Every pattern of the recipe, with the number of its files."""
     parts: tuple[PartUse, ...]
-    """Every part of masks that come in parts, and how many scans have it."""
+    """Every part of masks in parts, with the number of scans that have it."""
     tables: tuple[TableUse, ...]
-    """Every table of the recipe, and what was read of it."""
+    """Every table of the recipe, with its rows that were used."""
     folders: dict[str, FolderRecord] = field(default_factory=dict, repr=False)
-    """What headers said of folders of DICOM files, for the store's ledger."""
+    """Findings from the headers of folders of DICOM files, for the ledger."""
 
     @property
     def failing(self) -> tuple[tuple[str, str], ...]:
-        """Scans that cannot be ingested for the names of their files alone, and why."""
+        """Scans that cannot be ingested because of the names of their files, and why."""
         refused = ((scan.scan_id, scan.reason) for scan in self.refused)
         return (*refused, *((image.scan_id, image.reason) for image in self.without_mask))
 
     def check_formats(self) -> None:
-        """Refuse files of which none can be read, as their endings say.
+        """Refuse a folder in which no scan is in a format that is read, as the endings say.
 
         Raises
         ------
@@ -209,8 +210,8 @@ def discover(
 ) -> Discovery:
     """Match every file below ``raw`` against the recipe.
 
-    Of folders of DICOM files, headers are read too, as names do not tell a CT from an MR: see
-    :func:`spinezarr.ingestion.discovery.dicom_folders.look_into_folders`.
+    In folders of DICOM files, headers are read too, because names do not separate a CT from an MR:
+    see :func:`spinezarr.ingestion.discovery.dicom_folders.look_into_folders`.
 
     Parameters
     ----------
@@ -362,7 +363,7 @@ def _scan_source(
 
 
 def _mask_candidates(recipe: Recipe, paired: PairedImage) -> tuple[str, ...]:
-    """Say where the mask of an image was looked for."""
+    """Return where the mask of an image was looked for."""
     layout = recipe.layouts[paired.image.layout]
     texts = {**paired.image.texts, **({"part": "*"} if layout.label_parts else {})}
     filled = [fill_template(template, texts) for template in layout.mask_templates]
@@ -380,7 +381,7 @@ def _read_splits(
 
 
 def _list_files(recipe: Recipe, folder: RawFolder) -> Iterable[str]:
-    """Yield the files that a layout's list of images may be."""
+    """Yield the files that may be the image list of a layout."""
     for layout in recipe.layouts.values():
         for pattern in layout.image_list.files if layout.image_list else ():
             yield from (path for path in folder.sizes if PathPattern(pattern).match(path))

@@ -1,4 +1,4 @@
-"""Which files are images, which mask belongs to each, and which of several is meant."""
+"""Which files are images, which mask belongs to each, and which image is chosen?"""
 
 import re
 from collections import defaultdict
@@ -27,7 +27,7 @@ __all__ = [
 
 LEFT_OUT: Final = "image of a scan that is taken from another file"
 UNKNOWN: Final = "unknown"
-"""Scan id of a folder whose series are scans of their own, until it has been looked into."""
+"""Scan id of a folder whose series are scans of their own, until the folder has been read."""
 BESIDE_LEFT_OUT: Final = "belongs to such an image"
 FURTHER: Final = "fits a scan that has another file in its place"
 _SCAN_ID: Final = re.compile(r"(?!__)(?!zarr\.json$)(?!.*\.partial$)[\w-][^/\\*?\[\]]*")
@@ -37,13 +37,13 @@ _SCAN_ID: Final = re.compile(r"(?!__)(?!zarr\.json$)(?!.*\.partial$)[\w-][^/\\*?
 
 @dataclass(frozen=True, slots=True)
 class PathNote:
-    """A file that became no scan, and why."""
+    """A file that belongs to no scan, and why."""
 
     path: str
     reason: str
-    """The same for all files of a kind."""
+    """Reason that is the same for all files of a kind."""
     detail: str = ""
-    """What is particular to this one."""
+    """Reason that concerns this file alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,7 @@ class LabelPart:
     """A binary mask of one structure."""
 
     value: int
-    """What its voxels become."""
+    """Stored value of its voxels."""
     path: str
 
 
@@ -60,44 +60,46 @@ class SeriesFiles:
     """One CT series of a folder whose series are scans of their own."""
 
     key: str
-    """Tells it from others of the folder; see
-    :class:`spinezarr.formats.dicom_series.CtSeries`."""
+    """Identifies the series in its folder; see :class:`spinezarr.formats.dicom_series.CtSeries`."""
     name: str
-    """How messages name it, e.g. ``series '2'``."""
+    """Name of the series in messages, e.g. ``series '2'``."""
     files: tuple[str, ...]
     """Its files, relative to the raw folder."""
     folders: tuple[str, ...] = ()
-    """All folders that hold files of it, if there are several."""
+    """All folders that hold files of the series, if there are several."""
 
 
 @dataclass(frozen=True, slots=True)
 class FoundImage:
-    """An image by its name, in one layout."""
+    """An image, known by its name, in one layout."""
 
     path: str
-    """A file, or with ``/`` at the end a folder of DICOM slices."""
+    """Path of a file, or of a folder of DICOM slices, which ends with ``/``."""
     layout: str
     texts: dict[str, str]
-    """What the pattern remembered, and what is looked up by it."""
+    """Texts that the pattern matched, and those that lookups gave for them."""
     scan_id: str
     duplicate_key: str
-    """Equal for images of different layouts that show the same scan."""
+    """Key that images of different layouts have in common if they show the same scan."""
     series: SeriesFiles | None = None
-    """Which series of the folder it is, where each one is an image."""
+    """Series of the folder, where each series is an image."""
 
     @property
     def name(self) -> str:
-        """The path, and which series of the folder."""
+        """Path and series, for messages."""
         return self.path if self.series is None else f"{self.path} ({self.series.name})"
 
     @property
     def identity(self) -> tuple[str, str]:
-        """Path and series, which it shares only with the same image in other layouts."""
+        """Path and series; equal only for the same image in other layouts."""
         return self.path, self.series.key if self.series is not None else ""
 
     @property
     def files(self) -> tuple[str, ...]:
-        """Paths that it is read from; one that ends with ``/`` stands for the files there."""
+        """Paths that the image is read from.
+
+        A path that ends with ``/`` stands for the files in it.
+        """
         return (self.path,) if self.series is None else self.series.files
 
     @property
@@ -108,23 +110,23 @@ class FoundImage:
 
 @dataclass(frozen=True, slots=True)
 class PairedImage:
-    """An image with its mask and the small files beside it, as far as there are any."""
+    """An image with its mask and the small files beside it, where there are any."""
 
     image: FoundImage
     label: str | None
     parts: tuple[LabelPart, ...]
     part_names: tuple[str, ...]
-    """As the recipe names them, in the order of ``parts``."""
+    """Names of the parts in the recipe, in the order of ``parts``."""
     centroids: str | None
     sidecar: str | None
     whole: bool
-    """Whether it has the mask that its layout says it has."""
+    """Whether it has the mask that its layout expects."""
     absent_parts: tuple[str, ...]
-    """Parts of its mask that the layout names and that are not there, if others are."""
+    """Parts that the layout names and that are absent although others are present."""
     further: tuple[PathNote, ...]
-    """Files that could be in the place of one of these."""
+    """Files that could be used in place of one of these."""
     problem: str
-    """Why it cannot be told which of its files are meant; empty if it can."""
+    """Why it is unclear which of its files are meant; empty if it is clear."""
 
     @property
     def masks(self) -> tuple[str, ...]:
@@ -138,13 +140,13 @@ class PairedImage:
 
     @property
     def beside(self) -> tuple[str, ...]:
-        """Those that are not of its image."""
+        """All its files but those of the image."""
         return (*self.masks, *filter(None, [self.centroids, self.sidecar]))
 
 
 @dataclass(frozen=True, slots=True)
 class RefusedScan:
-    """An image, or several of one scan id, that fails by its name alone."""
+    """An image, or several of one scan id, whose name cannot be used."""
 
     scan_id: str
     paths: tuple[str, ...]
@@ -154,17 +156,17 @@ class RefusedScan:
 
 @dataclass(frozen=True, slots=True)
 class MatchedImages:
-    """What the patterns of a recipe say of a folder."""
+    """Files of a folder that the patterns of a recipe match."""
 
     images: tuple[FoundImage, ...]
-    """In each layout they fit."""
+    """Images, once for each layout whose patterns they match."""
     ignored: tuple[PathNote, ...]
     """Files that the recipe knows and leaves out."""
     misnamed: tuple[tuple[FoundImage, str], ...] = ()
     """Images whose name cannot be used, and why."""
 
     def checked(self, raw: RawFolder) -> "MatchedImages":
-        """Return the same with the images whose names cannot be used told apart."""
+        """Return the matches with images of unusable names moved to ``misnamed``."""
         bad = {
             image.identity: (image, why) for image in self.images if (why := _bad_name(image, raw))
         }
@@ -177,10 +179,10 @@ class MatchedImages:
 
 @dataclass(frozen=True, slots=True)
 class ChosenImages:
-    """One image a scan."""
+    """The image that was chosen for each scan."""
 
     taken: tuple[PairedImage, ...]
-    """Ordered by path."""
+    """Chosen images, ordered by path."""
     left: tuple[PathNote, ...]
     """Further images of the same scans, and further files that fit them."""
     refused: tuple[RefusedScan, ...]
@@ -212,9 +214,9 @@ def match_images(recipe: Recipe, raw: RawFolder) -> MatchedImages:
 
 
 def mask_matcher(recipe: Recipe) -> Callable[[str], bool]:
-    """Return a function that tells whether a name may be that of a mask in one of the layouts.
+    """Return a function that tells whether a name may be that of a mask in a layout.
 
-    A name that ends with ``/`` is a folder's.
+    A name that ends with ``/`` is that of a folder.
     """
     patterns = {
         folders: [
@@ -235,9 +237,9 @@ def mask_matcher(recipe: Recipe) -> Callable[[str], bool]:
 
 
 def _image_matcher(recipe: Recipe) -> Callable[[str, str], Iterator[FoundImage]]:
-    """Return a function that yields the image that a path is in each layout, by one of its names.
+    """Return a function that yields the image that a path is in each layout.
 
-    A layout's first matching pattern counts. A path that ends with ``/`` is a folder.
+    The first matching pattern of a layout counts. A path that ends with ``/`` is a folder.
     """
     layouts = [
         (key, layout, [PathPattern(text) for text in layout.image if text.endswith("/") == folders])
@@ -265,7 +267,7 @@ def _image_matcher(recipe: Recipe) -> Callable[[str, str], Iterator[FoundImage]]
 
 
 def _bad_name(image: FoundImage, raw: RawFolder) -> str:
-    """Say why an image cannot become a scan of its name; empty if it can."""
+    """Return why the name of an image cannot be used; empty if it can."""
     if raw.cannot_open(image.path):
         return _unusable(image.path)
     if _SCAN_ID.fullmatch(image.scan_id) and is_printable(image.scan_id):
@@ -329,7 +331,7 @@ def choose_images(recipe: Recipe, raw: RawFolder, matched: MatchedImages) -> Cho
 def _left_out(
     group: Iterable[FoundImage], known: Sequence[PairedImage], pair: "_Pairing"
 ) -> Iterator[PathNote]:
-    """Yield the files of images that show the scan of one that is known, and those beside them."""
+    """Yield the files of images that show a chosen scan again, and the files beside them."""
     kept = {paired.image.identity for paired in known}
     for image in group:
         if image.identity not in kept:
@@ -351,14 +353,14 @@ def _unique(refused: Iterable[RefusedScan]) -> Iterator[RefusedScan]:
 
 
 def _refused(images: Iterable[PairedImage], reason: str) -> RefusedScan:
-    """Refuse a scan, whose images may be several."""
+    """Return a refused scan, which may have several images."""
     images = list(images)
     paths = dict.fromkeys(path for paired in images for path in paired.files)
     return RefusedScan(to_printable(images[0].image.scan_id), tuple(paths), reason)
 
 
 def _unclear(taken: Sequence[PairedImage], raw: RawFolder) -> dict[tuple[str, str], RefusedScan]:
-    """Find scans with one id, with one mask, or whose files are not clear, by their images."""
+    """Find scans with one id, with one mask, or with unclear files, by their images."""
     by_id: dict[str, list[PairedImage]] = defaultdict(list)
     by_mask: dict[str, list[PairedImage]] = defaultdict(list)
     refused: dict[tuple[str, str], RefusedScan] = {}
@@ -393,7 +395,7 @@ def _shared_mask(path: str, images: Sequence[str]) -> str:
 
 
 def _one_id(a: FoundImage, b: FoundImage) -> str:
-    """Describe two images with one scan id."""
+    """Return a message about two images with one scan id."""
     a, b = sorted((a, b), key=lambda image: image.name)
     apart = min(
         (name for name in a.texts if a.texts[name] != b.texts.get(name)),
@@ -420,7 +422,7 @@ def _one_id(a: FoundImage, b: FoundImage) -> str:
 def _best_layout(
     recipe: Recipe, pair: "_Pairing", group: Sequence[FoundImage]
 ) -> list[PairedImage]:
-    """Pair the images of a scan in the first layout that has one of them whole."""
+    """Pair the images of a scan in the first layout that has a whole one."""
     first: list[PairedImage] = []
     for key in recipe.layouts:
         pairs = [pair(image) for image in group if image.layout == key]
@@ -440,7 +442,7 @@ class _Pairing:
         self._images = {image.path for image in matched.images}
 
     def __call__(self, image: FoundImage) -> PairedImage:
-        """Find the mask, centroids and sidecar of an image."""
+        """Find mask, centroids and sidecar of an image."""
         layout = self._recipe.layouts[image.layout]
         chosen = _Chosen(image.name, self._recipe.picks_one_of_several(image.layout))
         label = chosen.first(self._files(text, image.texts) for text in layout.label)
@@ -472,16 +474,16 @@ class _Pairing:
         )
 
     def _files(self, template: str, texts: dict[str, str]) -> list[str]:
-        """Return the files that a template means; those that the recipe ignores only if no other.
+        """Return the files of a template; ignored ones only if there is no other.
 
-        An image is never the mask of one.
+        An image is never a mask of another.
         """
         files = [path for path in self._raw.find(template, texts) if path not in self._images]
         return [path for path in files if path not in self._ignored] or files
 
 
 class _Chosen:
-    """Chooses one file of several, and remembers the others."""
+    """Chooses one file among several, and remembers the others."""
 
     def __init__(self, image: str, may_choose: bool) -> None:  # noqa: FBT001  private
         self._image = image
@@ -490,7 +492,7 @@ class _Chosen:
         self.problem = ""
 
     def first(self, found: Iterable[Sequence[str]]) -> str | None:
-        """Return the first file of the first template that has any."""
+        """Return the first file of the first template that has one."""
         hits = [files for files in found if files]
         if not hits:
             return None
@@ -511,7 +513,7 @@ class _Chosen:
 
 
 def _listed_lines(layout: Layout, raw: RawFolder) -> frozenset[str]:
-    """Read the list of the images that are meant; empty if the layout or the folder has none."""
+    """Read the list of the images that are meant; empty if there is none."""
     path = None if layout.image_list is None else raw.first(layout.image_list.files)
     if path is None:
         return frozenset()
@@ -522,7 +524,7 @@ def _listed_lines(layout: Layout, raw: RawFolder) -> frozenset[str]:
 def _rank(
     recipe: Recipe, lists: dict[str, frozenset[str]], paired: PairedImage
 ) -> tuple[bool, bool, str]:
-    """Sort what is meant before what is not, then what has its mask, then by path."""
+    """Sort key: listed images first, then those with a mask, then by path."""
     image = paired.image
     listed = recipe.layouts[image.layout].image_list
     entry = None if listed is None else fill_template(listed.entry, image.texts)

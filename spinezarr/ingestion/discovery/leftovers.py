@@ -1,4 +1,4 @@
-"""Files of a raw folder that are in no scan, sorted by why."""
+"""Which files of a raw folder are in no scan, and why?"""
 
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ UNMATCHED: Final = "matches no pattern of the recipe"
 
 @dataclass(frozen=True, slots=True)
 class SortedLeftovers:
-    """Files in no scan."""
+    """Files that belong to no scan."""
 
     orphans: tuple[PathNote, ...]
     """Masks whose image is absent."""
@@ -28,7 +28,7 @@ class SortedLeftovers:
 
 
 class Leftovers:
-    """Tells of files in no scan what they may have been meant for."""
+    """Finds out what files without a scan may have been meant for."""
 
     def __init__(self, recipe: Recipe, folder: RawFolder) -> None:
         self._recipe = recipe
@@ -36,7 +36,7 @@ class Leftovers:
         self._is_mask = mask_matcher(recipe)
 
     def sort(self, used: Collection[str]) -> SortedLeftovers:
-        """Sort all files but those ``used`` into orphaned masks and others, with reasons."""
+        """Sort all files except ``used`` into orphaned masks and others, with reasons."""
         near = near_misses(self._recipe)
         orphans: dict[str, PathNote] = {}
         unmatched: list[PathNote] = []
@@ -54,7 +54,7 @@ class Leftovers:
         return SortedLeftovers(tuple(orphans.values()), tuple(unmatched))
 
     def alike(self, names: Iterable[str]) -> tuple[str, ...]:
-        """Return files whose names differ in capitals from these, and folders that have them."""
+        """Return files whose names differ from these only in case, and folders that hold them."""
         found = (path for name in names for path in self._by_small_letters.get(name.casefold(), ()))
         return tuple(dict.fromkeys(found))
 

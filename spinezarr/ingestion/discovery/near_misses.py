@@ -1,4 +1,4 @@
-"""Files that no pattern of a recipe fits, and one nearly does: why, and what to do."""
+"""Why does a file nearly fit a pattern of a recipe, and what should the user do?"""
 
 import re
 import string
@@ -14,10 +14,10 @@ from spinezarr.text import to_nfc
 __all__ = ["NEARLY", "SAME_DIGITS", "near_misses"]
 
 NEARLY: Final = "nearly fits"
-"""How each reason starts."""
+"""How every such reason starts."""
 
 SAME_DIGITS: Final = str.maketrans(string.digits, "0" * 10)
-"""Translates paths that differ in digits alone into one."""
+"""Translation that makes paths equal which differ only in digits."""
 _READ_ENDINGS: Final = (".nii.gz", ".nii", ".mha", ".mhd")
 _NIFTI: Final = re.compile(r"\.nii(\.gz)?\Z", re.IGNORECASE)
 
@@ -30,18 +30,18 @@ class _Pattern:
     regex: BoundedRegex
 
     def loose(self, *, capitals: bool, folders: bool) -> BoundedRegex:
-        """Return the expression that does not look at capitals, or at the folders in front."""
+        """Return the expression that ignores case and the folders in front."""
         front = "(?:.*/)?" if folders else ""
         return compile_bounded(f"{front}(?:{self.regex.text})", ignore_case=capitals)
 
 
 @dataclass(frozen=True, slots=True)
 class _Differences:
-    """In what a file differs from what a pattern describes."""
+    """How a file differs from what a pattern describes."""
 
     ending: bool = False
     unpacked: bool = False
-    """It lies under another name in a folder that has the name of a file."""
+    """Whether it lies under another name in a folder that has the name of a file."""
     capitals: bool = False
     folders: bool = False
 
@@ -58,7 +58,7 @@ _OTHER_ENDING: Final = (_Differences(ending=True), _Differences(ending=True, cap
 def near_misses(recipe: Recipe) -> Callable[[str], str]:
     """Return a function that says why a file nearly fits a pattern; empty if it does not.
 
-    The reason is the same for all files of a kind.
+    All files of a kind have the same reason.
     """
     known: dict[str, str] = {}
     patterns = list(_patterns(recipe))
@@ -111,7 +111,7 @@ def _patterns(recipe: Recipe) -> Iterator[_Pattern]:
 
 
 def _names_of_folder(name: str) -> list[str]:
-    """Return the names of the folder of a file, if both look like files of voxels."""
+    """Return the names that the folder of a file gives it, if both look like files of voxels."""
     folder = name.rpartition("/")[0]
     if not (_NIFTI.search(folder) and _NIFTI.search(name)):
         return []
@@ -119,7 +119,7 @@ def _names_of_folder(name: str) -> list[str]:
 
 
 def _other_endings(name: str) -> list[str]:
-    """Return the names that a file of voxels would have in a format that is read."""
+    """Return the names of a file of voxels with the endings of readable formats."""
     kind = unsupported_kind(name)
     if kind is None:
         stems = [name[: -len(end)] for end in _READ_ENDINGS if name.lower().endswith(end)]

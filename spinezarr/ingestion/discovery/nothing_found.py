@@ -1,4 +1,4 @@
-"""What to tell who gave a raw folder in which a recipe finds no image."""
+"""What does the user need to know if a recipe finds no image in a raw folder?"""
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -15,7 +15,7 @@ __all__ = ["known_layouts", "nothing_found"]
 
 _EXAMPLES: Final = 5
 _DEPTH: Final = 3
-"""Folders above and inside the raw folder that are tried."""
+"""Number of folders above and inside the raw folder that are tried."""
 
 
 def known_layouts(recipe: Recipe) -> list[str]:
@@ -29,7 +29,7 @@ def known_layouts(recipe: Recipe) -> list[str]:
 
 
 def nothing_found(recipe: Recipe, raw: str, folder: RawFolder) -> MultilineText:
-    """Say what the recipe knows, what is there, and which folder nearby would match."""
+    """Return what the recipe knows, what is there, and which folder nearby would match."""
     paths = list(folder.sizes)
     examples = [f"    {path}" for path in paths[:_EXAMPLES]] or ["    (nothing)"]
     more = [f"    ... and {len(paths) - _EXAMPLES} more"] if len(paths) > _EXAMPLES else []
@@ -55,7 +55,10 @@ def nothing_found(recipe: Recipe, raw: str, folder: RawFolder) -> MultilineText:
 
 
 def _taken_for_masks(recipe: Recipe, paths: Iterable[str]) -> list[str]:
-    """Name a file that fits an image pattern and a mask's template: it counts as a mask."""
+    """Return a file that fits an image pattern and a template of masks.
+
+    Such a file counts as a mask.
+    """
     images = [PathPattern(text) for layout in recipe.layouts.values() for text in layout.image]
     is_mask = mask_matcher(recipe)
     for path in paths:
@@ -65,7 +68,10 @@ def _taken_for_masks(recipe: Recipe, paths: Iterable[str]) -> list[str]:
 
 
 def _one_of_each_kind(paths: Iterable[str]) -> list[str]:
-    """Return the first of all paths that differ in digits alone: a series of slices is one."""
+    """Return the first of the paths that differ only in digits.
+
+    A series of slices is so named once.
+    """
     kinds: dict[str, str] = {}
     for path in paths:
         kinds.setdefault(path.translate(SAME_DIGITS), path)
@@ -73,14 +79,14 @@ def _one_of_each_kind(paths: Iterable[str]) -> list[str]:
 
 
 def _matches(recipe: Recipe, folder: RawFolder, paths: Iterable[str]) -> bool:
-    """Whether files would be images if they lay at other paths."""
+    """Return whether files would be images if they lay at other paths."""
     moved = RawFolder.of_files(folder.fs, folder.root, dict.fromkeys(paths, 0))
     matched = match_images(recipe, moved)
     return bool(matched.images or matched.misnamed)
 
 
 def _levels_above(recipe: Recipe, raw: str, folder: RawFolder, paths: Sequence[str]) -> int | None:
-    """Find how many folders above the raw folder the recipe would match."""
+    """Return how many folders above the raw folder the recipe would match."""
     names = [name for name in raw.rstrip("/").split("/") if name]
     for levels in range(1, min(_DEPTH, len(names) - 1) + 1):
         prefix = "/".join(names[-levels:])
@@ -90,7 +96,7 @@ def _levels_above(recipe: Recipe, raw: str, folder: RawFolder, paths: Sequence[s
 
 
 def _folder_that_matches(recipe: Recipe, folder: RawFolder, paths: Sequence[str]) -> str | None:
-    """Find a folder inside the raw folder from which the recipe would match."""
+    """Return a folder inside the raw folder from which the recipe would match."""
     inside: dict[str, list[str]] = defaultdict(list)
     for path in paths:
         steps = path.split("/")

@@ -1,4 +1,4 @@
-"""What each pattern of a recipe found in a raw folder."""
+"""How many files does each pattern of a recipe match in a raw folder?"""
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
@@ -16,34 +16,34 @@ __all__ = ["PartUse", "PatternUse", "part_uses", "pattern_uses"]
 
 Kind = Literal["image", "mask", "centroids", "sidecar", "list"]
 _FIRST: Final[tuple[Kind, ...]] = ("mask", "image", "centroids", "sidecar", "list")
-"""A file that fits patterns of several kinds is counted for the first of these."""
+"""Order of kinds: a file that fits patterns of several kinds is counted for the first of them."""
 
 
 @dataclass(frozen=True, slots=True)
 class PatternUse:
-    """How many files of a raw folder one pattern of a recipe fits."""
+    """Number of files in a raw folder that one pattern of a recipe matches."""
 
     layout: str
     kind: Kind
     pattern: str
     files: int
-    """A file that fits several patterns is counted once: for one of the layout in which its scan is
-    taken, else for the first."""
+    """Number of files. A file that fits several patterns is counted once: for the layout in
+    which its scan is taken, else for the first."""
     unread: int
-    """Those of them whose ending no reader takes."""
+    """Number of these files whose ending no reader takes."""
     unread_advice: str
-    """What they are, and what to do with them; empty if all are read."""
+    """What these files are, and what to do with them; empty if all are read."""
 
 
 @dataclass(frozen=True, slots=True)
 class PartUse:
-    """In how many scans of a layout one part of a mask is there."""
+    """Number of scans of a layout that have one part of a mask."""
 
     layout: str
     part: str
     scans_with: int
     scans_without: int
-    """Scans that have other parts."""
+    """Number of scans that have other parts but not this one."""
 
 
 def pattern_uses(
@@ -53,7 +53,7 @@ def pattern_uses(
     taken: Iterable[PairedImage],
     ignored: Collection[str],
 ) -> tuple[PatternUse, ...]:
-    """Count the files that each pattern and template of the recipe may mean, each file once.
+    """Count the files that each pattern and template of the recipe matches, each file once.
 
     Parameters
     ----------
@@ -103,7 +103,7 @@ def pattern_uses(
 
 
 def part_uses(recipe: Recipe, taken: Iterable[PairedImage]) -> tuple[PartUse, ...]:
-    """Count the scans that have each part of a mask, of those that have any."""
+    """Count the scans that have each part of a mask, among those that have any part."""
     scans: Counter[str] = Counter()
     found: Counter[tuple[str, str]] = Counter()
     for paired in taken:
@@ -129,7 +129,7 @@ class _Pattern:
 def _first_fit(
     patterns: Iterable[_Pattern], path: str, taken_in: str | None, image_in: Collection[str]
 ) -> _Pattern | None:
-    """Return the pattern that a file is counted for, by the first of its names that fits any."""
+    """Return the pattern that a file is counted for: the first that fits one of its names."""
     for known in [to_nfc(path)] if path.endswith("/") else names_of(path):
         for pattern in patterns:
             if pattern.text.endswith("/") != path.endswith("/"):

@@ -1,8 +1,8 @@
-"""The files of a raw folder: listed once, found by templates, read where they are small.
+"""Which files are in a raw folder, by the names that a recipe uses?
 
-Names are compared in one Unicode form and files are opened by their own spelling. A file may also
-answer to the name under which a recipe knows it if it was unpacked meanwhile: see
-:func:`other_names`.
+The folder is listed once. Names are compared in one Unicode form, and files are opened by their own
+spelling. A file that was unpacked since the recipe was written is also found by the name that the
+recipe knows: see :func:`other_names`.
 """
 
 import hashlib
@@ -30,18 +30,17 @@ from spinezarr.text import to_nfc, to_printable
 __all__ = ["RawFolder", "names_of", "other_names"]
 
 _VOXEL_ENDINGS: Final = {"mhd": ("raw", "zraw")}
-"""Endings of the file with the voxels, by that of its header."""
+"""Endings of the file of the voxels, by the ending of its header."""
 _AFTER_ALL_TEXT: Final = "\U0010ffff"
 _NIFTI_NAME: Final = re.compile(r"(?P<stem>.*)\.nii(?:\.gz)?", re.DOTALL | re.IGNORECASE)
 _ENDING: Final = re.compile(r"\.[A-Za-z0-9]+\Z")
 
 
 def other_names(name: str) -> list[str]:
-    """Return the names under which a recipe may know a file, beside its own.
+    """Return the names under which a recipe may know a file, besides its own.
 
-    A NIfTI file is read by its content, compressed or not, so ``.nii`` and ``.nii.gz`` stand for
-    each other. Some programs unpack a file into a folder of its own name. Endings may be in
-    capitals.
+    A NIfTI file is read by its content, so ``.nii`` and ``.nii.gz`` stand for each other. Some
+    programs unpack a file into a folder of its own name. Endings may be in capitals.
 
     Examples
     --------
@@ -62,10 +61,10 @@ def other_names(name: str) -> list[str]:
 
 
 def names_of(path: str) -> list[str]:
-    """Return all names of a file, those first that are likely meant.
+    """Return all names of a file, the most likely ones first.
 
-    In a folder of its own name it is likely known by that of the folder, as a pattern that allows
-    any folders in front would fit it by its path, too, and not find its mask.
+    A file in a folder of its own name is most likely known by the name of that folder. A pattern
+    that allows any folders in front would also fit its path, but would not find its mask.
     """
     name = to_nfc(path)
     before = _names_before_unpacking(name)
@@ -73,7 +72,10 @@ def names_of(path: str) -> list[str]:
 
 
 def _names_before_unpacking(name: str) -> list[str]:
-    """Return the names of a NIfTI file that lies in a folder of its own name, without it."""
+    """Return the names that a NIfTI file had before it was unpacked into a folder.
+
+    That folder has the name of the file.
+    """
     folder, _, own = name.rpartition("/")
     inside, outside = _NIFTI_NAME.fullmatch(own), _NIFTI_NAME.fullmatch(folder)
     if inside is None or outside is None:
@@ -84,13 +86,13 @@ def _names_before_unpacking(name: str) -> list[str]:
 
 
 def _packed_otherwise(stem: str, name: str) -> list[str]:
-    """Return the names of a NIfTI file but its own, those packed as it is first."""
+    """Return the other names of a NIfTI file, those of the same compression first."""
     endings = (".nii.gz", ".nii") if name.lower().endswith(".gz") else (".nii", ".nii.gz")
     return [stem + ending for ending in endings if stem + ending != name]
 
 
 class _Names:
-    """Files by names under which they may be asked for."""
+    """Files, by the names under which they may be looked up."""
 
     def __init__(self, files: Iterable[tuple[str, str]]) -> None:
         self._files: dict[str, list[str]] = defaultdict(list)
@@ -98,14 +100,14 @@ class _Names:
             self._files[name].append(file)
         self._names = sorted(self._files)
         self._reversed = sorted(name[::-1] for name in self._files)
-        """The names read from their ends, in order, to find those that end alike."""
+        """Names spelled backward, sorted, to find those with one ending."""
 
     def get(self, name: str) -> list[str]:
         """Return the files of one name."""
         return self._files.get(name, [])
 
     def fitting(self, template: str, texts: Mapping[str, str]) -> list[str]:
-        """Return the files that a template with ``*`` in it fits, in order."""
+        """Return the files that a template with ``*`` fits, in order."""
         pattern = filled_template_regex(template, texts)
         if pattern is None:
             return []
@@ -113,7 +115,7 @@ class _Names:
         return sorted({file for name in fits for file in self._files[name]})
 
     def _among(self, template: str, texts: Mapping[str, str]) -> Iterator[str]:
-        """Yield the names that begin, or else those that end, as a template with ``*`` does."""
+        """Yield the names that begin, or else end, as a template with ``*`` does."""
         start = fill_template(template.partition("*")[0], texts) or ""
         end = (fill_template(template.rpartition("*")[2], texts) or "").removeprefix("/")
         begun, ended = _span(self._names, start), _span(self._reversed, end[::-1])
@@ -124,23 +126,23 @@ class _Names:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RawFolder:
-    """Every file below a folder, by its path relative to it, as it is spelled there."""
+    """Every file below a folder, by its relative path as it is spelled there."""
 
     fs: fsspec.AbstractFileSystem
     root: str
     sizes: Mapping[str, int]
-    """Bytes of each file, ordered by path."""
+    """Size of each file in bytes, ordered by path."""
     stamps: Mapping[str, str]
-    """Time of the last change of each file, or its entity tag; empty where neither is known."""
+    """Modification time or entity tag of each file; empty where neither is known."""
     folders: Mapping[str, tuple[str, ...]]
-    """The files directly in each folder, whose path ends with ``/``."""
+    """Files directly in each folder; the path of a folder ends with ``/``."""
     of_system: tuple[str, ...]
-    """Files and folders of operating systems and programs, which are passed over."""
+    """Ignored files and folders of operating systems and programs."""
     unlisted: Mapping[str, str]
     """Folders that could not be listed, and why."""
     unusable: frozenset[str]
-    """Files whose path holds control characters or is no UTF-8, written with escapes: they are
-    not opened."""
+    """Files that are not opened, because their path holds control characters or is no UTF-8;
+    written with escapes."""
     _own: _Names = field(repr=False)
     _others: _Names = field(repr=False)
     _own_folders: _Names = field(repr=False)
@@ -169,7 +171,7 @@ class RawFolder:
         stamps: Mapping[str, str] | None = None,
         listing: "_Listing | None" = None,
     ) -> Self:
-        """Take files whose sizes are known, in any order."""
+        """Return the folder that holds files of known sizes, given in any order."""
         paths = sorted(sizes)
         folders: dict[str, list[str]] = defaultdict(list)
         for path in paths:
@@ -193,13 +195,14 @@ class RawFolder:
         )
 
     def size_of(self, path: str) -> int:
-        """Bytes of a file, or of the files in a folder whose path ends with ``/``."""
+        """Return the size of a file, or of the files in a folder whose path ends with ``/``."""
         return sum(self.sizes[file] for file in self.files_of(path))
 
     def files_of(self, path: str) -> tuple[str, ...]:
         """Return the file itself, or the files in a folder whose path ends with ``/``.
 
-        With the header of a MetaImage, ``.mhd``, the file of its voxels where it is named alike.
+        The header of a MetaImage, ``.mhd``, comes with the file of its voxels where both have one
+        name.
         """
         if path.endswith("/"):
             return self.folders[path]
@@ -208,11 +211,11 @@ class RawFolder:
         return (path, *(file for file in voxels if file in self.sizes))
 
     def files_of_all(self, paths: Iterable[str]) -> set[str]:
-        """Return the files that :meth:`files_of` gives for each of several paths."""
+        """Return the files of several paths, as :meth:`files_of` gives them."""
         return {file for path in paths for file in self.files_of(path)}
 
     def stamp_of(self, paths: Iterable[str]) -> str:
-        """Hash names, sizes and times of some files; another hash means that one may have changed.
+        """Hash names, sizes and times of files; another hash means that a file may have changed.
 
         A path that ends with ``/`` stands for the files in that folder.
         """
@@ -221,7 +224,7 @@ class RawFolder:
         return hashlib.sha256(json.dumps(known).encode()).hexdigest()[:32]
 
     def cannot_open(self, path: str) -> bool:
-        """Whether a file, or all files of a folder, cannot be opened for the name of the path."""
+        """Return whether the path of a file, or of all files of a folder, cannot be opened."""
         return all(file in self.unusable for file in self.files_of(path))
 
     def named(self, name: str) -> Sequence[str]:
@@ -231,9 +234,9 @@ class RawFolder:
     def find(self, template: str, texts: Mapping[str, str]) -> tuple[str, ...]:
         """Return the files that a template filled with ``texts`` names, in order.
 
-        A template that ends with ``/`` names folders. Files that only :func:`other_names` give
-        that name count where none has it. Several are found if the template has a ``*``, or if
-        their names differ only in Unicode form or by what :func:`other_names` says.
+        A template that ends with ``/`` names folders. Files that have the name only by
+        :func:`other_names` count if no other file has it. There are several if the template has a
+        ``*``, or if names differ only in Unicode form or by :func:`other_names`.
         """
         among = (self._own_folders,) if template.endswith("/") else (self._own, self._others)
         for names in among:
@@ -272,22 +275,22 @@ class RawFolder:
 
 
 def _span(names: Sequence[str], start: str) -> range:
-    """Return where in a list in order the names lie that begin with ``start``."""
+    """Return the range of a sorted list in which the names begin with ``start``."""
     return range(bisect_left(names, start), bisect_left(names, start + _AFTER_ALL_TEXT))
 
 
 @dataclass(slots=True)
 class _Listing:
-    """What was found below a folder."""
+    """Files that were found below a folder."""
 
     files: dict[str, tuple[int, str]] = field(default_factory=dict)
-    """Size and stamp."""
+    """Size and stamp of each file."""
     of_system: set[str] = field(default_factory=set)
     unlisted: dict[str, str] = field(default_factory=dict)
     unusable: set[str] = field(default_factory=set)
 
     def add(self, path: str, size: int, stamp: str) -> None:
-        """Take a file."""
+        """Add a file."""
         steps = path.split("/")
         for depth, step in enumerate(steps[:-1], 1):
             if is_system_file(step, folder=True):
@@ -313,9 +316,9 @@ def _list(fs: fsspec.AbstractFileSystem, root: str, found: _Listing) -> None:
 
 
 def _lists_by_folder(fs: fsspec.AbstractFileSystem) -> bool:
-    """Whether a file system has no listing of its own of all that lies below a folder.
+    """Return whether a file system lists folder by folder.
 
-    fsspec then goes from folder to folder, and passes over those that cannot be listed.
+    fsspec then skips folders that cannot be listed.
     """
     kind = type(fs)
     if isinstance(fs, AsyncFileSystem):
@@ -349,7 +352,7 @@ def _stamp(info: Mapping[str, object]) -> str:
 
 
 def _note_unlisted(prefix: str, problem: OSError, found: _Listing) -> None:
-    """Remember a folder that cannot be listed; raise if it is the raw folder itself."""
+    """Record a folder that cannot be listed; raise if it is the raw folder itself."""
     if not prefix:
         raise problem
     found.unlisted[to_printable(prefix)] = str(problem.strerror or problem)

@@ -1,4 +1,4 @@
-"""What a dataset's own tables say of its scans."""
+"""What do the tables of a dataset say of its scans?"""
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
@@ -16,12 +16,12 @@ __all__ = ["JoinedTables", "TableUse", "join_tables"]
 
 
 _MOST_JOINED_CELLS: Final = 10_000_000
-"""A hundred columns of a hundred thousand scans."""
+"""Most cells of all joined tables: a hundred columns of a hundred thousand scans."""
 
 
 @dataclass(frozen=True, slots=True)
 class TableUse:
-    """What became of one table of the recipe."""
+    """Which rows of a table of the recipe belong to scans."""
 
     name: str
     files: tuple[str, ...]
@@ -30,7 +30,7 @@ class TableUse:
     matched: int
     """Rows whose scan is in the raw folder."""
     unmatched: tuple[str, ...] = ()
-    """What the other rows call their scans, each once."""
+    """Names of scans in the other rows, each once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,16 +38,16 @@ class JoinedTables:
     """Columns of all tables, by scan."""
 
     columns: Mapping[str, Mapping[str, str]]
-    """Scan id to column to text."""
+    """Text of each column, by scan id."""
     splits: Mapping[str, str]
-    """Scan id to the split that a table says."""
+    """Split of each scan that a table names, by scan id."""
     uses: tuple[TableUse, ...]
 
 
 def join_tables(recipe: Recipe, raw: RawFolder, images: Iterable[FoundImage]) -> JoinedTables:
-    """Read the tables that are there and give each scan its rows.
+    """Read the tables that are there, and give each scan its rows.
 
-    Several rows of one scan, and several tables with one column, put their texts side by side.
+    Texts of several rows of one scan, or of one column in several tables, are joined.
 
     Raises
     ------
@@ -90,7 +90,7 @@ def join_tables(recipe: Recipe, raw: RawFolder, images: Iterable[FoundImage]) ->
 
 
 class _ScansByName:
-    """Scans by what a table calls them."""
+    """Scans, by the names that a table gives them."""
 
     def __init__(self, table: Table, images: Iterable[FoundImage]) -> None:
         self._exactly: dict[str, list[str]] = defaultdict(list)
@@ -107,12 +107,15 @@ class _ScansByName:
         return frozenset(self._nearly)
 
     def get(self, name: str) -> list[str]:
-        """Return the scans with a name; failing that, those that differ in leading zeros."""
+        """Return the scans of a name.
+
+        If there is none, return those whose name differs only in leading zeros.
+        """
         return self._exactly.get(name.strip()) or self._nearly.get(_normal(name), [])
 
 
 def _normal(text: str) -> str:
-    """Write a scan's name in one way; numbers without leading zeros."""
+    """Return the name of a scan with numbers without leading zeros."""
     text = text.strip()
     return text.lstrip("0") if text.isdecimal() else text
 
@@ -126,7 +129,10 @@ class _Row:
 def _rows(
     recipe: Recipe, raw: RawFolder, name: str, wanted: frozenset[str]
 ) -> dict[str, list[_Row]]:
-    """Read the rows of a table's files: the first there is in the raw folder, and the shipped."""
+    """Read the rows of the files of a table.
+
+    These are the first file in the raw folder, and the shipped one.
+    """
     table = recipe.tables[name]
     files: dict[str, list[_Row]] = {}
     path = raw.first(table.files)
@@ -160,7 +166,7 @@ def _parse(table: Table, data: bytes, path: str, wanted: frozenset[str]) -> Iter
 
 
 def _naming_column(sheet: Sheet, wanted: frozenset[str]) -> str:
-    """Return the column in which most of the wanted scans are named; empty if none is."""
+    """Return the column that names most of the wanted scans; empty if no column does."""
     named = {
         column: len({_normal(row[column]) for row in sheet.rows if column in row} & wanted)
         for column in sheet.columns

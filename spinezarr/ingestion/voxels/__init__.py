@@ -1,1 +1,1 @@
-"""From the voxels of a source file to the shards of a stored array."""
+"""How do the voxels of a source file become the shards of a stored array?"""

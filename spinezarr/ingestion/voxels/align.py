@@ -1,4 +1,4 @@
-"""Whether a mask lies on its image's grid."""
+"""Does a mask lie on the grid of its image?"""
 
 from typing import Final
 
@@ -11,15 +11,15 @@ from spinezarr.text import MultilineText
 __all__ = ["aligned_label_grid"]
 
 _ENDS_XYZ: Final = (("left", "right"), ("posterior", "anterior"), ("inferior", "superior"))
-"""Where stored axes start and end."""
+"""Names of the start and the end of each stored axis."""
 
 
 def aligned_label_grid(
     image: Grid, label: Grid, *, image_path: str, label_path: str, take_image_grid: bool
 ) -> Grid:
-    """Return the grid by which the mask's axes are to be turned.
+    """Return the grid by which the axes of the mask are to be turned.
 
-    A mask on the same physical grid is accepted whatever the directions of its axes.
+    A mask on the same physical grid is accepted, whatever the directions of its axes.
 
     Parameters
     ----------
@@ -72,7 +72,9 @@ def aligned_label_grid(
 
 
 def _ends_lacking(part: Grid, whole: Grid) -> str:
-    """Say what a grid lacks at the ends of an axis, if that is all that it is apart from another.
+    """Return what a grid lacks at the ends of an axis.
+
+    The text is empty if it differs otherwise from the other grid.
 
     Examples
     --------

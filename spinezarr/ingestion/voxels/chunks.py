@@ -1,4 +1,4 @@
-"""What the ingest does to the voxels of one chunk: check, cast, encode, count."""
+"""What happens to the voxels of one chunk: check, cast, encode, count?"""
 
 import threading
 from collections.abc import Mapping
@@ -26,15 +26,16 @@ __all__ = [
 ]
 
 HU_DTYPE: Final = np.dtype(np.int16)
-"""Type of a stored image wherever it holds every value."""
+"""Stored type of an image wherever it holds every value."""
 _LABEL_MAX: Final = 255
 _HALF_VOXEL: Final = 0.5 + 1e-9
-"""A hair more, so that a point on the border of a voxel is in it whatever the rounding."""
+"""Slightly more than half a voxel, so that rounding cannot put a point on the border of a voxel
+outside it."""
 ZYX = tuple[float, float, float]
 
 
 class DoesNotFitError(Exception):
-    """A value that a type cannot hold; an image is then stored in another one."""
+    """A value does not fit a type; the image is then stored in another type."""
 
     def __init__(self, value: float) -> None:
         self.value = value
@@ -43,7 +44,7 @@ class DoesNotFitError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class ImageFacts:
-    """What is kept of one image chunk."""
+    """Facts about one image chunk."""
 
     checksum: int
     """crc32c of the values, padding included."""
@@ -57,13 +58,16 @@ class ImageFacts:
 
 @dataclass(frozen=True, slots=True)
 class ImageEncoder:
-    """Encodes image chunks as ``dtype``; raises :class:`DoesNotFitError` if one does not fit."""
+    """Encodes image chunks as ``dtype``; a value that does not fit is an error.
+
+    The error is :class:`DoesNotFitError`.
+    """
 
     profile: Profile
     dtype: np.dtype[Any]
-    """Of the numbers that are stored."""
+    """Type of the stored numbers."""
     scaling: Scaling | None = None
-    """What makes values of them; None if they are the values."""
+    """Scaling from stored numbers to values; None if they are the same."""
 
     def cast(self, values: npt.NDArray[Any], /) -> npt.NDArray[Any]:
         """Return values as ``dtype``; as in :class:`.ChunkEncoder`."""
@@ -77,7 +81,7 @@ class ImageEncoder:
         return Encoded(chunk_zyx, encode_chunk(chunk, self.profile.image), facts)
 
     def _values(self, chunk: npt.NDArray[Any], shape_zyx: tuple[int, ...]) -> npt.NDArray[Any]:
-        """Return the values of a chunk, padded as if they were stored."""
+        """Return the values of a chunk, padded as they are stored."""
         if self.scaling is None:
             return chunk
         inside = self.scaling.values(chunk[tuple(slice(0, n) for n in shape_zyx)])
@@ -85,7 +89,7 @@ class ImageEncoder:
 
 
 def _image_facts(values: npt.NDArray[Any], shape_zyx: tuple[int, ...]) -> ImageFacts:
-    """Describe a chunk; what lies beyond ``shape_zyx`` is padding."""
+    """Return the facts of a chunk; voxels beyond ``shape_zyx`` are padding."""
     finite = values[tuple(slice(0, n) for n in shape_zyx)]
     nan_voxels = infinite_voxels = 0
     if finite.dtype.kind == "f" and not (is_finite := np.isfinite(finite)).all():
@@ -102,7 +106,7 @@ def _image_facts(values: npt.NDArray[Any], shape_zyx: tuple[int, ...]) -> ImageF
 
 
 class _Buffers(threading.local):
-    """One array a thread and type for the chunk at hand: new memory costs more than the copy."""
+    """Keeps one array for each thread and type, because new memory costs more than a copy."""
 
     def __init__(self) -> None:
         self._arrays: dict[np.dtype[Any], npt.NDArray[Any]] = {}
@@ -110,7 +114,7 @@ class _Buffers(threading.local):
     def padded(
         self, voxels: npt.NDArray[Any], shape_zyx: ShapeZYX, fill: float
     ) -> npt.NDArray[Any]:
-        """Copy voxels into a whole chunk in C order; it is overwritten by the next call."""
+        """Copy voxels into a whole chunk in C order; the next call overwrites it."""
         chunk = self._arrays.get(voxels.dtype)
         if chunk is None or chunk.shape != shape_zyx:
             chunk = self._arrays[voxels.dtype] = np.empty(shape_zyx, voxels.dtype)
@@ -151,26 +155,27 @@ def cast_losslessly(values: npt.NDArray[Any], dtype: np.dtype[Any]) -> npt.NDArr
 
 @dataclass(frozen=True, slots=True)
 class LabelInChunk:
-    """One label's voxels in one chunk."""
+    """Voxels of one label in one chunk."""
 
     value: int
     voxel_count: int
     index_sum_zyx: tuple[int, int, int]
-    """Sum of the voxel indices in the volume, for the centroid."""
+    """Sum of the voxel indices in the volume, (z, y, x), from which the centroid is computed."""
     start_zyx: ShapeZYX
     stop_zyx: ShapeZYX
     centroid_distance_mm: float | None
-    """From the annotated centroid to the nearest voxel, 0 inside one; None without a centroid."""
+    """Distance from the annotated centroid to the nearest voxel in mm, 0 inside one; None
+    without a centroid."""
 
 
 @dataclass(frozen=True, slots=True)
 class LabelFacts:
-    """What is kept of one mask chunk."""
+    """Facts about one mask chunk."""
 
     chunk_zyx: ShapeZYX
     labels: tuple[LabelInChunk, ...]
     dropped: tuple[tuple[int, int], ...] = ()
-    """Values of the file that became background, and their voxels."""
+    """Values of the file that became background, with their numbers of voxels."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,13 +184,14 @@ class LabelEncoder:
 
     profile: Profile
     values: tuple[tuple[int, int], ...] = ()
-    """Value in the file and value stored; all else becomes background. Empty: as they are."""
+    """Pairs of the value in the file and the stored value; other values become background. Empty
+    if values are stored as they are."""
     centroid_zyx: Mapping[int, ZYX] = field(default_factory=dict)
-    """Annotated centroids as voxel indices in the volume, by stored value."""
+    """Annotated centroids as voxel indices in the volume, (z, y, x), by stored value."""
     spacing_zyx_mm: SpacingZYX = (1.0, 1.0, 1.0)
-    """Distance between neighboring voxels."""
+    """Distance between neighboring voxels in mm, (z, y, x)."""
     rounding: Rounding = field(default_factory=Rounding)
-    """Counts the values that :meth:`cast` rounds; whoever casts does so from one thread."""
+    """Counts the values that :meth:`cast` rounds; only one thread may cast."""
 
     def cast(self, values: npt.NDArray[Any], /) -> npt.NDArray[Any]:
         """Return values as uint8, or uint16 where they are mapped; rounding errors are removed.
@@ -218,7 +224,7 @@ class LabelEncoder:
     def _located(
         self, chunk: npt.NDArray[np.uint8], chunk_zyx: ShapeZYX
     ) -> tuple[LabelInChunk, ...]:
-        """Find all labels at once; only voxels that are not background are looked at."""
+        """Find all labels in one pass over the voxels that are not background."""
         flat = np.flatnonzero(chunk)
         values = chunk.ravel()[flat]
         counts = np.bincount(values, minlength=_LABEL_MAX + 1)
@@ -262,7 +268,7 @@ class LabelEncoder:
 def stored_labels(
     voxels: npt.NDArray[Any], values: tuple[tuple[int, int], ...]
 ) -> tuple[npt.NDArray[np.uint8], tuple[tuple[int, int], ...]]:
-    """Return the labels stored for the values of a file.
+    """Return the stored labels for the values of a file.
 
     Parameters
     ----------

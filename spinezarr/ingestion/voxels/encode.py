@@ -1,9 +1,9 @@
-"""From the values of a source file to shards of a stored array, in one pass.
+"""How do the values of a source file become shards in one pass?
 
-The source is read strip by strip, a few planes at once. As many planes as a chunk is thick are a
-layer: its chunks are complete, and a pool of threads encodes them. A layer is gathered in memory if
-two of them fit into the budget, else in a scratch file, from which it is encoded block by block
-while the next one is read.
+The source is read strip by strip, a few planes at a time. A layer is as many planes as a chunk is
+thick. When a layer is complete, its chunks are too, and a pool of threads encodes them. A layer is
+gathered in memory if two of them fit into the budget. A larger layer is gathered in a scratch file,
+and encoded block by block while the next layer is read.
 """
 
 import math
@@ -26,32 +26,32 @@ from spinezarr.store.layout import Profile
 __all__ = ["ChunkEncoder", "Encoded", "encode_volume"]
 
 _LAYERS_IN_MEMORY: Final = 2
-"""One is gathered while the other is encoded; what is too large for that goes to disk."""
+"""Layers in memory: one is gathered while the other is encoded. Larger layers go to disk."""
 _WHOLE_LAYERS: Final = 4
-"""Layers of which so many fit into the budget are read at once."""
+"""A layer is read in one strip if this many of them fit into the budget."""
 _BLOCKS_IN_MEMORY: Final = 6
-"""Blocks of a layer on disk that are held at once: enough that no thread waits for the next."""
+"""Blocks of a layer on disk that are held at once, enough to keep all threads busy."""
 _CHUNKS_A_TASK: Final = 4
-"""Fewer cost time to hand over, more leave threads without work at the end."""
+"""Chunks of one task. Fewer cost time to hand over, more leave threads idle at the end."""
 
 Facts = TypeVar("Facts")
 
 
 @dataclass(frozen=True, slots=True)
 class Encoded(Generic[Facts]):
-    """One encoded chunk, and what was learnt of its voxels."""
+    """One encoded chunk, and facts about its voxels."""
 
     chunk_zyx: ShapeZYX
     data: bytes | None
-    """None for a chunk that need not be stored."""
+    """Bytes of the chunk; None if it need not be stored."""
     facts: Facts
 
 
 class ChunkEncoder(Protocol[Facts]):
-    """Turns the voxels of one chunk into bytes; called from several threads at once."""
+    """Encodes the voxels of one chunk; called from several threads at once."""
 
     def cast(self, values: npt.NDArray[Any], /) -> npt.NDArray[Any]:
-        """Check values of the file and return them in the type in which they wait."""
+        """Check values of the file, and return them in the type in which they are gathered."""
         ...
 
     def __call__(self, voxels: npt.NDArray[Any], chunk_zyx: ShapeZYX, /) -> Encoded[Facts]:
@@ -131,11 +131,11 @@ class _Block:
     box: Box
     size_bytes: int
     is_last: bool
-    """Whether its layer has no other left."""
+    """Whether it is the last block of its layer."""
 
 
 class _Encoding(Generic[Facts]):
-    """The state of encoding one volume; driven by one thread."""
+    """State of encoding one volume; run by one thread."""
 
     def __init__(
         self,
@@ -155,13 +155,13 @@ class _Encoding(Generic[Facts]):
         self._shards = shards
         self._layer: Layer | None = None
         self._waiting: deque[_Block] = deque()
-        """Blocks of the layer on disk before the one that is gathered."""
+        """Blocks of the layer on disk before the one that is being gathered."""
         self._in_flight: deque[tuple[int, list[Future[list[tuple[ShapeZYX, Facts]]]]]] = deque()
-        """Bytes of voxels, and the chunks that are made of them."""
+        """Bytes of voxels, and the futures of the chunks that are made from them."""
         self._facts: dict[ShapeZYX, Facts] = {}
 
     def take(self, strip: Strip, values: npt.NDArray[Any]) -> None:
-        """Gather what was read, and hand on what can be encoded."""
+        """Gather a strip, and submit what can be encoded."""
         ready = self._encoder.cast(values)
         if self._layer is None:
             self._layer = self._new_layer(strip.layer, ready.dtype)
@@ -174,14 +174,14 @@ class _Encoding(Generic[Facts]):
             self._submit_what_fits()
 
     def finish(self) -> list[Facts]:
-        """Wait for all chunks; return their facts in C order."""
+        """Wait for all chunks, and return their facts in C order."""
         self._submit_waiting()
         while self._in_flight:
             self._finish_oldest()
         return [self._facts[chunk] for chunk in sorted(self._facts)]
 
     def close(self) -> None:
-        """Stop: when this returns, no thread works for this volume any more."""
+        """Stop. When this returns, no thread works for this volume any more."""
         futures = [future for _, futures in self._in_flight for future in futures]
         for future in [future for future in futures if not future.cancel()]:
             future.exception()
@@ -207,7 +207,7 @@ class _Encoding(Generic[Facts]):
         )
 
     def _make_room(self, size_bytes: int) -> None:
-        """Take memory for voxels; wait for others to be encoded if there is none."""
+        """Take memory for voxels; if there is none, wait until others are encoded."""
         voxels = self._workspace.voxels
         while not voxels.take_if_room(size_bytes):
             if not self._in_flight:
@@ -216,7 +216,7 @@ class _Encoding(Generic[Facts]):
             self._finish_oldest()
 
     def _submit_what_fits(self) -> None:
-        """Hand blocks to the pool for which there is memory now."""
+        """Submit the blocks for which there is memory now."""
         while self._in_flight and all(future.done() for future in self._in_flight[0][1]):
             self._finish_oldest()
         while self._waiting:
@@ -226,7 +226,7 @@ class _Encoding(Generic[Facts]):
             self._submit(self._waiting.popleft())
 
     def _submit_waiting(self) -> None:
-        """Hand all blocks that wait to the pool, each as soon as there is memory."""
+        """Submit all waiting blocks, each as soon as there is memory."""
         while self._waiting:
             block = self._waiting[0]
             if not block.layer.in_memory:

@@ -1,4 +1,4 @@
-"""Layers of a source file: as many of its planes as a chunk is thick, gathered strip by strip."""
+"""How are the planes of a source file gathered into layers that are one chunk thick?"""
 
 import math
 from dataclasses import dataclass
@@ -17,22 +17,22 @@ IJK = tuple[slice, slice, slice]
 
 @dataclass(frozen=True, slots=True)
 class Strip:
-    """Planes of a source file that are read at once, all of one layer."""
+    """Planes of a source file that are read at once, all in one layer."""
 
     layer: Box
-    """Stored voxels of the layer."""
+    """Box of the layer in stored voxels."""
     start: int
     """First plane within the layer, in file order."""
     thickness: int
-    """Planes."""
+    """Number of planes."""
     is_last: bool
-    """Whether it completes its layer."""
+    """Whether the strip completes its layer."""
 
 
 def plan_strips(grid: Grid, chunk_shape_zyx: ShapeZYX, planes: int) -> list[Strip]:
-    """Return what to read of a source file, in file order, at most ``planes`` planes at once.
+    """Return the strips of a source file in file order, of at most ``planes`` planes each.
 
-    A layer is one chunk thick along the stored axis that the file's slowest axis becomes.
+    A layer is one chunk thick along the stored axis that the slowest axis of the file becomes.
     """
     axis = grid.axis_map.source_axis_zyx.index(2)
     return [
@@ -54,19 +54,19 @@ def _cut(box: Box, axis: int, step: int) -> list[Box]:
 
 
 class Layer(Protocol):
-    """Gathers the strips of a layer and gives blocks of whole chunks of them."""
+    """Gathers the strips of a layer, and returns them as blocks of whole chunks."""
 
     @property
     def in_memory(self) -> bool:
-        """Whether its voxels take memory before they are read from it."""
+        """Whether the voxels take memory before they are read."""
         ...
 
     def put(self, start: int, values_ijk: npt.NDArray[Any]) -> None:
-        """Take the planes from ``start`` on."""
+        """Store planes, the first at ``start``."""
         ...
 
     def blocks(self) -> list[Box]:
-        """Cut the layer into boxes of stored voxels that :meth:`read` gives at once."""
+        """Return boxes of stored voxels; :meth:`read` returns each of them in one call."""
         ...
 
     def read(self, box: Box) -> npt.NDArray[Any]:
@@ -74,7 +74,7 @@ class Layer(Protocol):
         ...
 
     def close(self) -> None:
-        """Give back what no one needs any more."""
+        """Release what is no longer needed."""
         ...
 
 
@@ -100,11 +100,11 @@ class LayerInMemory:
 
     @property
     def in_memory(self) -> bool:
-        """Yes."""
+        """True."""
         return True
 
     def put(self, start: int, values_ijk: npt.NDArray[Any]) -> None:
-        """See :class:`Layer`; planes that are all of the layer are kept without a copy."""
+        """See :class:`Layer`; a strip that is the whole layer is kept without a copy."""
         planes = values_ijk.T
         if planes.shape == self._shape_kji and planes.flags.c_contiguous:
             self._planes_kji = planes
@@ -118,14 +118,14 @@ class LayerInMemory:
         return [self._box]
 
     def read(self, box: Box) -> npt.NDArray[Any]:
-        """View all voxels; see :class:`Layer`."""
+        """Return a view of all voxels; see :class:`Layer`."""
         del box
         if self._planes_kji is None:
             raise RuntimeError("a layer is read before it is gathered")
         return self._grid.axis_map.to_zyx(self._planes_kji.T)
 
     def close(self) -> None:
-        """Do nothing: the voxels go with the last view of them."""
+        """Do nothing: the memory is freed with the last view."""
 
 
 class LayerOnDisk:
@@ -167,7 +167,7 @@ class LayerOnDisk:
 
     @property
     def in_memory(self) -> bool:
-        """No."""
+        """False."""
         return False
 
     def put(self, start: int, values_ijk: npt.NDArray[Any]) -> None:
@@ -176,7 +176,7 @@ class LayerOnDisk:
         self._file.write_at(start * plane_bytes, np.ascontiguousarray(values_ijk.T).data)
 
     def blocks(self) -> list[Box]:
-        """Cut along the file's second axis, then the first if need be; see :class:`Layer`."""
+        """Cut along the second axis of the file, and the first if needed; see :class:`Layer`."""
         axes = self._grid.axis_map.source_axis_zyx
         fast, second = axes.index(0), axes.index(1)
         rows = _cut(self._box, second, self._chunk_shape_zyx[second])
@@ -202,11 +202,14 @@ class LayerOnDisk:
         return self._grid.axis_map.to_zyx(block.T)
 
     def close(self) -> None:
-        """Give the space back."""
+        """Free the disk space."""
         self._file.close()
 
     def _in_file(self, box: Box) -> IJK:
-        """Return where stored voxels lie in the file's axes, the last counted from the layer."""
+        """Return the range of stored voxels in the axes of the file.
+
+        The last axis is counted from the layer.
+        """
         axis_map, shape = self._grid.axis_map, self._grid.shape_zyx
         at = [slice(0), slice(0), slice(0)]
         for axis, source_axis in enumerate(axis_map.source_axis_zyx):

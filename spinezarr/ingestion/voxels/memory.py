@@ -1,4 +1,4 @@
-"""How much memory the ingest of one scan may take, and where goes what does not fit."""
+"""How much memory may the ingest of one scan take, and where does the rest go?"""
 
 import threading
 from dataclasses import dataclass
@@ -16,20 +16,21 @@ _MIB: Final = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class MemoryBudget:
-    """Bytes of one scan that an ingest holds at once; what does not fit goes to scratch files.
+    """Bytes of one scan that an ingest holds at once; the rest goes to scratch files.
 
-    The defaults keep a whole process, the libraries included, under 700 MB.
+    The defaults keep a whole process, libraries included, below 700 MB.
     """
 
     strip_bytes: int = 4 * _MIB
-    """Read at once from a source file, if a layer of it is large; never less than one plane."""
+    """Bytes that are read at once from a source file with large layers, but never less than one
+    plane."""
     voxel_bytes: int = 192 * _MIB
-    """Voxels that wait to be encoded."""
+    """Bytes of voxels that wait to be encoded."""
     encoded_bytes: int = 128 * _MIB
-    """Encoded chunks that wait for the others of their shard."""
+    """Bytes of encoded chunks that wait for the other chunks of their shard."""
 
     def share(self, part: int, of: int) -> "MemoryBudget":
-        """Return ``part`` of ``of`` equal shares, for what is held side by side.
+        """Return ``part`` of ``of`` equal shares, for volumes that are encoded at the same time.
 
         Examples
         --------
@@ -60,11 +61,11 @@ class Allowance:
 
     @property
     def held_bytes(self) -> int:
-        """Bytes taken and not given back."""
+        """Bytes that were taken and not given back."""
         return self._held_bytes
 
     def take_if_room(self, size_bytes: int) -> bool:
-        """Take bytes, unless that would pass the limit; say whether they were taken."""
+        """Take bytes unless that exceeds the limit; return whether they were taken."""
         with self._lock:
             fits = self._held_bytes + size_bytes <= self.limit_bytes
             if fits:
@@ -72,7 +73,7 @@ class Allowance:
         return fits
 
     def take(self, size_bytes: int) -> None:
-        """Take bytes that must be held even if they pass the limit."""
+        """Take bytes that must be held even beyond the limit."""
         with self._lock:
             self._held_bytes += size_bytes
 
@@ -83,7 +84,7 @@ class Allowance:
 
 
 class Workspace:
-    """What encoding one volume may hold.
+    """Memory and scratch space for encoding one volume.
 
     Parameters
     ----------
@@ -102,9 +103,9 @@ class Workspace:
 
 
 class ScratchFile:
-    """A file without a name that is gone when it is closed; shared by threads.
+    """A file without a name that is removed when it is closed; shared by threads.
 
-    It is read and written by calls: pages of a memory map would count as memory of the process.
+    It is not mapped into memory, because mapped pages would count as memory of the process.
 
     Raises
     ------
@@ -133,7 +134,7 @@ class ScratchFile:
             raise self._refused(problem) from problem
 
     def read_at(self, offset: int, out: Buffer) -> None:
-        """Fill ``out`` with what was written there."""
+        """Fill ``out`` with the bytes that were written there."""
         view = memoryview(out).cast("B")
         with self._lock:
             self._file.seek(offset)
@@ -144,7 +145,7 @@ class ScratchFile:
                 view = view[got:]
 
     def close(self) -> None:
-        """Give the space back."""
+        """Free the disk space."""
         self._file.close()
 
     def __enter__(self) -> Self:

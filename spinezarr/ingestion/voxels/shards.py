@@ -1,4 +1,4 @@
-"""Encoded chunks, collected until their shard is whole and can be written."""
+"""How are encoded chunks collected until their shard is whole?"""
 
 import math
 import threading
@@ -21,7 +21,7 @@ WriteShard = Callable[[ShapeZYX, Iterator[Buffer]], None]
 
 @dataclass(frozen=True, slots=True)
 class _Spilled:
-    """Where an encoded chunk lies in the scratch file."""
+    """Position of an encoded chunk in the scratch file."""
 
     offset: int
     size_bytes: int
@@ -32,18 +32,18 @@ class _Spilled:
 
 @dataclass(slots=True)
 class _Shard:
-    """A shard whose chunks are coming."""
+    """A shard that is not yet complete."""
 
     chunks_left: int
     chunks: dict[int, bytes | _Spilled] = field(default_factory=dict)
-    """By position in the shard, C order."""
+    """Chunks by their position in the shard, in C order."""
 
 
 class ShardCollector:
-    """Collects chunks and writes each shard when its last chunk has come; shared by threads.
+    """Collects chunks, and writes each shard when its last chunk arrives; shared by threads.
 
-    Chunks that wait are held in memory as far as ``workspace.encoded`` allows, the others in a
-    scratch file. A shard is never held twice: it is written chunk by chunk.
+    Waiting chunks are held in memory as far as ``workspace.encoded`` allows, and the others in a
+    scratch file. A shard is written chunk by chunk, so it is never held twice.
 
     Parameters
     ----------
@@ -71,7 +71,10 @@ class ShardCollector:
         self._spilled = 0
 
     def add(self, chunk_zyx: ShapeZYX, data: bytes | None) -> None:
-        """Take an encoded chunk, None if it need not be stored; write its shard if it is whole."""
+        """Add an encoded chunk, or None if it need not be stored.
+
+        If its shard is whole then, write the shard.
+        """
         z, y, x = (i // n for i, n in zip(chunk_zyx, self._per_shard, strict=True))
         key = (z, y, x)
         within = tuple(i % n for i, n in zip(chunk_zyx, self._per_shard, strict=True))
@@ -90,7 +93,7 @@ class ShardCollector:
             self._write(key, self._parts(shard.chunks))
 
     def close(self) -> None:
-        """Give back the scratch space."""
+        """Free the scratch space."""
         if self._file is not None:
             self._file.close()
 
@@ -108,7 +111,7 @@ class ShardCollector:
         return kept
 
     def _parts(self, chunks: dict[int, bytes | _Spilled]) -> Iterator[Buffer]:
-        """Yield the bytes of a shard, and forget each chunk on the way."""
+        """Yield the bytes of a shard, and release each chunk once it is written."""
         sizes = {position: len(chunk) for position, chunk in chunks.items()}
         for position in sorted(chunks):
             chunk = chunks.pop(position)
@@ -129,7 +132,7 @@ class ShardCollector:
         return data
 
     def _expected(self, shard: ShapeZYX) -> int:
-        """Chunks of a shard that lie inside the volume."""
+        """Return the number of chunks of a shard that lie inside the volume."""
         return math.prod(
             min(n, total - i * n)
             for i, n, total in zip(shard, self._per_shard, self._grid, strict=True)
