@@ -25,15 +25,17 @@ if TYPE_CHECKING:
     from spinezarr.api import load_dataset as load_dataset
     from spinezarr.api import open as open  # noqa: A004
     from spinezarr.errors import SpinezarrError as SpinezarrError
+    from spinezarr.remote.settings import RemoteSettings as RemoteSettings
     from spinezarr.stream.batch import Batch as Batch
     from spinezarr.stream.epoch.stream import PatchStream as PatchStream
-    from spinezarr.stream.read.range_cache import DiskCache as DiskCache
+    from spinezarr.stream.read.range_cache import CacheSettings as CacheSettings
     from spinezarr.verbs.ingest import ingest as ingest
 
 _HOMES = {
     "Batch": "spinezarr.stream.batch",
-    "DiskCache": "spinezarr.stream.read.range_cache",
+    "CacheSettings": "spinezarr.stream.read.range_cache",
     "PatchStream": "spinezarr.stream.epoch.stream",
+    "RemoteSettings": "spinezarr.remote.settings",
     "SpinezarrError": "spinezarr.errors",
     "Store": "spinezarr.api",
     "ingest": "spinezarr.verbs.ingest",
@@ -43,8 +45,9 @@ _HOMES = {
 
 __all__ = [
     "Batch",
-    "DiskCache",
+    "CacheSettings",
     "PatchStream",
+    "RemoteSettings",
     "SpinezarrError",
     "Store",
     "__version__",

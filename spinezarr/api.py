@@ -16,7 +16,7 @@ from spinezarr.errors import StoreNotFoundError, UsageError
 from spinezarr.geometry import SLICE_AXIS, Plane, ShapeZYX, SpacingZYX, axis_positions_mm
 from spinezarr.loaders.huggingface import SplitDataset, load_splits
 from spinezarr.progress import OnProgress, ignore_progress
-from spinezarr.remote.requests import IN_FLIGHT
+from spinezarr.remote.settings import DEFAULT_REMOTE_SETTINGS, RemoteSettings
 from spinezarr.stats.statistics import Statistics
 from spinezarr.store.audit_log import Severity
 from spinezarr.store.reader import StoreReader
@@ -32,7 +32,7 @@ from spinezarr.stream.read.batch_reader import BatchReader
 from spinezarr.stream.read.engine import Engine
 from spinezarr.stream.read.fetch import fetcher_for
 from spinezarr.stream.read.nonfinite import Nonfinite, refuse_nonfinite
-from spinezarr.stream.read.range_cache import DiskCache
+from spinezarr.stream.read.range_cache import NO_CACHE, CacheSettings
 from spinezarr.stream.spacing import OWN_SPACING, TargetZYX, patch_size, target_spacing
 from spinezarr.text import count_noun, to_nfc, to_printable, to_printable_json
 from spinezarr.verbs.info import scans_by_split, summarize
@@ -55,9 +55,8 @@ def open(  # noqa: A001  spinezarr.open reads as xarray.open_zarr does
     *,
     catalog: str | os.PathLike[str] | None = None,
     storage_options: Mapping[str, Any] | None = None,
-    cache: DiskCache | str | os.PathLike[str] | None = None,
-    cache_bytes: int = 0,
-    in_flight: int = IN_FLIGHT,
+    cache: CacheSettings = NO_CACHE,
+    remote: RemoteSettings = DEFAULT_REMOTE_SETTINGS,
     transfer: Transfer = "auto",
 ) -> "Store":
     """Open a store.
@@ -73,14 +72,10 @@ def open(  # noqa: A001  spinezarr.open reads as xarray.open_zarr does
         For the file system of a URL, as in xarray: ``{"endpoint_url": ..., "profile": ...}`` or
         ``{"anon": True}`` for a bucket. They go before those in the catalog.
     cache
-        A folder on disk, or :class:`DiskCache`, that keeps the compressed bytes that come from a
-        URL, for the next epoch and other processes. Not used for stores on disk.
-    cache_bytes
-        Of decoded chunks that are kept in memory for the next reads. It pays for those who look
-        at the same places again; random patches of a store that is larger are read faster without.
-    in_flight
-        Requests to a URL that are under way at once, in each process. More of them bridge longer
-        distances, and are refused by servers that limit them.
+        What is kept for the next reads: compressed bytes that come from a URL, in a folder on disk,
+        and decoded chunks in memory.
+    remote
+        Bounds on the requests to a URL: how many run at once, and how long an answer may take.
     transfer
         What comes from a server of spinezarr: ``"patches"`` that it reads itself, ``"ranges"`` of
         its files, or with ``"auto"`` whichever is faster. The samples are the same. Patches are not
@@ -93,36 +88,28 @@ def open(  # noqa: A001  spinezarr.open reads as xarray.open_zarr does
     CatalogError
         If the catalog does not load.
     UsageError
-        If a number is out of range, or the cache cannot be used.
+        If ``transfer`` is none of these.
     """
-    if cache_bytes < 0:
-        raise UsageError(f"cache_bytes {cache_bytes}: must not be negative.")
-    if in_flight < 1:
-        raise UsageError(f"in_flight {in_flight}: must be at least 1.")
     url, options = locate_store(os.fspath(store), catalog)
-    reader = _reader_of(url, {**options, **(storage_options or {})}, in_flight)
-    if cache is not None and not isinstance(cache, DiskCache):
-        cache = DiskCache(Path(cache))
-    return Store(reader, cache=cache, cache_bytes=cache_bytes, transfer=transfer)
+    reader = _reader_of(url, {**options, **(storage_options or {})}, remote)
+    return Store(reader, cache=cache, transfer=transfer)
 
 
-def _reader_of(url: str, options: Mapping[str, Any], in_flight: int) -> StoreReader:
+def _reader_of(url: str, options: Mapping[str, Any], remote: RemoteSettings) -> StoreReader:
     """Open a store, also by the short URL of one that a server of spinezarr has."""
     try:
-        return StoreReader(url, options, in_flight=in_flight)
+        return StoreReader(url, options, remote=remote)
     except StoreNotFoundError:
         served = store_url(url)
         if served is None:
             raise
         with suppress(StoreNotFoundError):
-            return StoreReader(served, options, in_flight=in_flight)
+            return StoreReader(served, options, remote=remote)
         raise
 
 
-def _store(
-    reader: StoreReader, cache: DiskCache | None, cache_bytes: int, transfer: Transfer
-) -> "Store":
-    return Store(reader, cache=cache, cache_bytes=cache_bytes, transfer=transfer)
+def _store(reader: StoreReader, cache: CacheSettings, transfer: Transfer) -> "Store":
+    return Store(reader, cache=cache, transfer=transfer)
 
 
 def load_dataset(
@@ -132,7 +119,7 @@ def load_dataset(
     split: str | None = None,
     catalog: str | os.PathLike[str] | None = None,
     storage_options: Mapping[str, Any] | None = None,
-    cache: DiskCache | str | os.PathLike[str] | None = None,
+    cache: CacheSettings = NO_CACHE,
     nonfinite: Nonfinite = "refuse",
 ) -> SplitDataset | dict[str, SplitDataset]:
     """Load a store as the Hugging Face script ``CTSpine1K.py`` gave the dataset.
@@ -257,9 +244,7 @@ class Store:
     reader
         Reads its files.
     cache
-        Keeps on disk what comes from afar.
-    cache_bytes
-        Of decoded chunks that are kept in memory.
+        What is kept for the next reads.
     transfer
         What comes from a server of spinezarr.
 
@@ -273,17 +258,17 @@ class Store:
         self,
         reader: StoreReader,
         *,
-        cache: DiskCache | None = None,
-        cache_bytes: int = 0,
+        cache: CacheSettings = NO_CACHE,
         transfer: Transfer = "auto",
     ) -> None:
         self._reader = reader
         self._cache = cache
-        self._engine = Engine(fetcher_for(reader.objects, cache), cache_bytes=cache_bytes)
+        fetcher = fetcher_for(reader.objects, cache)
+        self._engine = Engine(fetcher, cache_bytes=cache.memory_bytes)
         if transfer not in get_args(Transfer):
             raise UsageError(f"transfer {transfer!r}: must be {', '.join(get_args(Transfer))}.")
         self._transfer = transfer
-        served = None if cache or cache_bytes else api_url(reader.url)
+        served = api_url(reader.url) if cache == NO_CACHE else None
         self._batch_client = None if served is None else BatchClient(served, transfer)
 
     def __repr__(self) -> str:
@@ -296,7 +281,7 @@ class Store:
         )
 
     def __reduce__(self) -> tuple[Callable[..., "Store"], tuple[object, ...]]:
-        return _store, (self._reader, self._cache, self._engine.cache_bytes, self._transfer)
+        return _store, (self._reader, self._cache, self._transfer)
 
     @property
     def url(self) -> str:

@@ -143,7 +143,7 @@ def test_a_store_knows_its_dataset(store, ctspine1k_url):
 
 def test_public_names_are_there_and_documented():
     names = {"Batch", "PatchStream", "SpinezarrError", "Store", "__version__", "open"}
-    names |= {"DiskCache", "ingest", "load_dataset"}
+    names |= {"CacheSettings", "RemoteSettings", "ingest", "load_dataset"}
     assert set(spinezarr.__all__) == names
     for name in spinezarr.__all__:
         found = getattr(spinezarr, name)

@@ -4,7 +4,6 @@ All readers read the boxes that spinezarr draws, and all answers are compared wh
 timed.
 """
 
-import importlib
 import itertools
 import os
 import queue
@@ -26,7 +25,7 @@ from peers.data import DTYPES, Data
 from peers.reader import Pair
 from peers.remote import OUR_NAME, WAYS, Peer, Place
 from spinezarr.geometry import Box, ShapeZYX
-from spinezarr.remote.requests import IN_FLIGHT
+from spinezarr.remote.settings import RemoteSettings
 from spinezarr.stream.batch import Batch
 from spinezarr.stream.epoch.stream import PatchStream
 from spinezarr.stream.read.batch_client import Transfer
@@ -195,11 +194,12 @@ class PeerServer:
 
 
 LIMITS = {
-    "gap": ("spinezarr.remote.requests", "_GAP_BYTES"),
-    "run": ("spinezarr.stream.read.fetch", "_REQUEST_BYTES"),
-    "small": ("spinezarr.stream.read.fetch", "_SMALL_SHARD_BYTES"),
+    "gap": ("least_gap_bytes", "most_gap_bytes"),
+    "in_flight": ("requests_in_flight",),
+    "run": ("longest_range_bytes",),
+    "small": ("whole_shard_bytes",),
 }
-"""What of spinezarr's own can be tried: the gap is one, or within two bounds chosen by it."""
+"""Fields of :class:`spinezarr.RemoteSettings` that each limit sets."""
 
 
 class OurServer:
@@ -209,16 +209,10 @@ class OurServer:
         self, place: Place, data: Data, shuffle: str, limits: dict[str, int],
         transfer: Transfer = "auto",
     ) -> None:  # fmt: skip
-        in_flight = limits.pop("in_flight", IN_FLIGHT)
-        for name, value in limits.items():
-            where, limit = LIMITS[name]
-            module = importlib.import_module(where)
-            if not hasattr(module, limit):
-                raise AttributeError(f"{where} has no {limit}: name its limits anew here")
-            setattr(module, limit, (value, value) if name == "gap" else value)
+        settings = {field: value for name, value in limits.items() for field in LIMITS[name]}
         url = f"{place.url}/{OUR_NAME}"
         self._store = spinezarr.open(
-            url, storage_options=place.options, in_flight=in_flight, transfer=transfer
+            url, storage_options=place.options, remote=RemoteSettings(**settings), transfer=transfer
         )
         self._data = data
         self._shuffle = shuffle

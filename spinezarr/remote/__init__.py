@@ -1,1 +1,1 @@
-"""Objects of buckets and web servers: requests, retries, versions and errors."""
+"""Reads objects of buckets and web servers: requests, retries, errors, and the file systems."""

@@ -1,4 +1,9 @@
-"""Objects through this package's own client, which takes no byte more than an object may have."""
+"""How does this package's own client read an object?
+
+It reads at most as many bytes as were requested, whatever the server sends. What it cannot do is
+left to fsspec, by raising :class:`UnsupportedRequestError`: other options, proxies, and responses
+that it does not understand.
+"""
 
 import asyncio
 import errno
@@ -21,26 +26,40 @@ from typing_extensions import Buffer
 from spinezarr.redaction import redact_url
 from spinezarr.remote.errors import (
     CONTENT_RANGE,
-    REDIRECTS,
-    answer_error,
-    broken_trust,
-    changed,
-    led_away,
-    stalled,
-    unanswered,
+    MAX_REDIRECTS,
+    certificate_error,
+    no_answer_error,
+    object_changed_error,
+    redirect_error,
+    response_error,
+    stalled_answer_error,
 )
-from spinezarr.remote.http1 import Answer, BrokenError, Client, Server, UnplainError
-from spinezarr.remote.pace import Pace, StalledError
-from spinezarr.remote.s3_errors import CREDENTIALS
-from spinezarr.remote.versions import UNCHANGED, ObjectVersion, Wanted
+from spinezarr.remote.http1 import (
+    HttpClient,
+    HttpResponse,
+    IncompleteResponseError,
+    Server,
+    UnsupportedResponseError,
+)
+from spinezarr.remote.object_request import NOT_MODIFIED, ObjectRequest, ObjectResponse
+from spinezarr.remote.s3_errors import CREDENTIALS_ADVICE
+from spinezarr.remote.settings import RemoteSettings
+from spinezarr.remote.stall_detection import StallDetector, StalledError
 
-__all__ = ["DirectTransport", "NotServedError", "Place", "Places", "is_plain_key", "place_of"]
+__all__ = [
+    "DirectTransport",
+    "ObjectLocation",
+    "ObjectLocator",
+    "UnsupportedRequestError",
+    "is_unambiguous_key",
+    "location_of_url",
+]
 
 T = TypeVar("T")
 
 _CODE: Final = re.compile(rb"<Code>([A-Za-z0-9]{1,64})</Code>")
 _OTHER_REGION: Final = {"AuthorizationHeaderMalformed", "PermanentRedirect", "TemporaryRedirect"}
-"""Answers after which botocore asks the bucket for its region."""
+"""Error codes after which botocore looks up the region of the bucket."""
 _REDIRECTED: Final = {
     HTTPStatus.MOVED_PERMANENTLY,
     HTTPStatus.FOUND,
@@ -49,35 +68,38 @@ _REDIRECTED: Final = {
     HTTPStatus.PERMANENT_REDIRECT,
 }
 _TARGET: Final = re.compile(r"[!-~]+")
-_PLACES_KEPT: Final = 1024
-"""A training asks for few shards many times."""
+_LOCATIONS_KEPT: Final = 1024
+"""Locations that are remembered: a training reads the same shards many times."""
 _DROPPED_SEGMENTS: Final = {"", ".", ".."}
 
 
-class NotServedError(Exception):
-    """What is left to fsspec: it knows more of HTTP, and says what is wrong with an answer."""
+class UnsupportedRequestError(Exception):
+    """Our own client cannot send the request, or does not understand the response.
+
+    fsspec knows more of HTTP, and says what is wrong with a response.
+    """
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """Where one object is."""
+class ObjectLocation:
+    """Where one object is, and how a request for it is sent."""
 
     server: Server
     host: str
-    """As a header says it."""
+    """Value of the ``Host`` header."""
     target: str
-    """Path, and query if there is one, as they are sent."""
+    """Request target (RFC 9112, section 3.2): the path, and the query if there is one."""
     headers: Mapping[str, str] = field(repr=False)
-    """What goes to this server alone."""
-    sign: Callable[["Place", Mapping[str, str]], Mapping[str, str]] | None = field(
+    """Headers that are sent to this server only, such as credentials."""
+    sign: Callable[["ObjectLocation", Mapping[str, str]], Mapping[str, str]] | None = field(
         default=None, repr=False
     )
-    """Returns the headers to send in place of some."""
+    """Returns the headers with a signature; None if requests are not signed."""
     signs_slowly: Callable[[], bool] = lambda: False
-    """Whether credentials have to be renewed first, by a program or over the network."""
+    """Whether signing takes long, because credentials must be renewed first."""
 
     def request(self, asked: Mapping[str, str], body: bytes | None = None) -> bytes:
-        """Return a request for an object, with headers of its own; or one that posts JSON."""
+        """Return the bytes of a request: GET, or POST if there is a JSON body."""
         headers = {**self.headers, **asked}
         if self.sign is not None:
             headers = {**self.sign(self, headers)}
@@ -91,33 +113,38 @@ class Place:
         return "\r\n".join([*lines, "", ""]).encode("latin-1") + (body or b"")
 
 
-class Places(Protocol):
-    """Where paths lie."""
+class ObjectLocator(Protocol):
+    """Finds the location of each path."""
 
-    def find(self, path: str) -> Place | None:
-        """Return where an object is, or None where fsspec has to ask; may take long at first.
+    def locate(self, path: str) -> ObjectLocation | None:
+        """Return the location of an object; None if only fsspec can read it.
+
+        The first call for a bucket may take long.
 
         Raises
         ------
         PermissionError
-            If there are no credentials.
+            If no credentials are found.
         """
         ...
 
 
 class DirectTransport:
-    """Asks for objects; see :class:`spinezarr.remote.transport.Transport`."""
+    """Reads objects with this package's own client.
 
-    def __init__(self, url: str, places: Places) -> None:
+    See :class:`spinezarr.remote.transport.Transport`.
+    """
+
+    def __init__(self, url: str, locator: ObjectLocator, settings: RemoteSettings) -> None:
         self._scheme = url.partition("://")[0]
         self._is_s3 = self._scheme in {"s3", "s3a"}
-        self._client = Client(Pace())
+        self._client = HttpClient(StallDetector(settings))
         self._left: set[str] = set()
-        """Buckets that fsspec has to ask from now on."""
+        """Buckets that only fsspec can read."""
         self._known: set[str] = set()
-        """Buckets and origins whose places are found at once."""
+        """Buckets whose settings are known, so that locating an object takes no time."""
         self._lock = Lock()
-        self._find = lru_cache(_PLACES_KEPT)(places.find)
+        self._locate = lru_cache(_LOCATIONS_KEPT)(locator.locate)
         self._loop = get_loop()
         weakref.finalize(self, _close, self._loop, self._client)
 
@@ -126,18 +153,18 @@ class DirectTransport:
 
         Raises
         ------
-        NotServedError
-            If fsspec has to be asked instead.
+        UnsupportedRequestError
+            If only fsspec can read the object.
         """
-        return (await self.get_version(Wanted(path, start, stop, limit_bytes))).data
+        return (await self.get_response(ObjectRequest(path, start, stop, limit_bytes))).data
 
-    async def get_version(self, wanted: Wanted) -> ObjectVersion:
+    async def get_response(self, wanted: ObjectRequest) -> ObjectResponse:
         """See :class:`spinezarr.remote.transport.Transport`.
 
         Raises
         ------
-        NotServedError
-            If fsspec has to be asked instead.
+        UnsupportedRequestError
+            If only fsspec can read the object.
         """
         return await self._on_loop(self._get(wanted))
 
@@ -156,19 +183,21 @@ class DirectTransport:
 
         Raises
         ------
-        NotServedError
-            If it would have to be asked by fsspec.
+        UnsupportedRequestError
+            If this client cannot send the request.
         """
         return await self._on_loop(self._post(path, body, limit_bytes))
 
     async def _post(self, path: str, body: bytes, limit_bytes: int) -> Buffer:
-        place = await self._place(path)
-        answer = await self._asked(path, place, Wanted(path, limit_bytes=limit_bytes), body)
+        location = await self._location(path)
+        answer = await self._asked(
+            path, location, ObjectRequest(path, limit_bytes=limit_bytes), body
+        )
         if answer.status == HTTPStatus.OK:
             return answer.body
         raise self._explained(path, answer)
 
-    async def get_together(
+    async def get_ranges(
         self, path: str, spans: Sequence[tuple[int, int]]
     ) -> Sequence[Buffer] | None:
         """See :class:`spinezarr.remote.transport.Transport`."""
@@ -176,147 +205,149 @@ class DirectTransport:
         found = await asyncio.gather(*asked, return_exceptions=True)
         return [b"" if isinstance(data, BaseException) else data for data in found]
 
-    async def _get(self, wanted: Wanted) -> ObjectVersion:
+    async def _get(self, wanted: ObjectRequest) -> ObjectResponse:
         path = wanted.path
-        place = await self._place(path)
-        answer = await self._asked(path, place, wanted)
+        location = await self._location(path)
+        answer = await self._asked(path, location, wanted)
         if answer.status in _REDIRECTED and not self._is_s3:
-            answer = await self._followed(path, place, answer, wanted)
+            answer = await self._followed(path, location, answer, wanted)
         if answer.status == HTTPStatus.PARTIAL_CONTENT and wanted.range:
             return self._taken(_checked(answer, wanted.start, wanted.stop), answer, wanted)
         if answer.status == HTTPStatus.OK and not wanted.range:
             return self._taken(answer.body, answer, wanted)
-        if answer.status == HTTPStatus.NOT_MODIFIED and wanted.unless_tag:
-            return UNCHANGED
+        if answer.status == HTTPStatus.NOT_MODIFIED and wanted.if_none_match:
+            return NOT_MODIFIED
         raise self._explained(path, answer)
 
-    def _taken(self, data: Buffer, answer: Answer, wanted: Wanted) -> ObjectVersion:
-        found = ObjectVersion(data, answer.headers)
-        if not wanted.is_met(found):
-            raise changed(self._where(wanted.path))
+    def _taken(self, data: Buffer, answer: HttpResponse, wanted: ObjectRequest) -> ObjectResponse:
+        found = ObjectResponse(data, answer.headers)
+        if not wanted.accepts(found):
+            raise object_changed_error(self._where(wanted.path))
         return found
 
-    async def _followed(self, path: str, place: Place, answer: Answer, wanted: Wanted) -> Answer:
-        """Ask where an answer leads, and where that leads."""
+    async def _followed(
+        self, path: str, location: ObjectLocation, answer: HttpResponse, wanted: ObjectRequest
+    ) -> HttpResponse:
+        """Follow redirects, and return the response at their end."""
         url, where = path, self._where(path)
-        for _ in range(REDIRECTS):
-            location = answer.headers.get("location")
-            if answer.status not in _REDIRECTED or location is None:
+        for _ in range(MAX_REDIRECTS):
+            redirect_to = answer.headers.get("location")
+            if answer.status not in _REDIRECTED or redirect_to is None:
                 return answer
-            url = _joined(url, location, where)
-            place = _redirected(place, url, where)
-            answer = await self._asked(path, place, wanted)
+            url = _joined(url, redirect_to, where)
+            location = _redirected(location, url, where)
+            answer = await self._asked(path, location, wanted)
         if answer.status in _REDIRECTED:
-            raise led_away(where, f"it leads on more than {REDIRECTS} times")
+            raise redirect_error(where, f"it leads on more than {MAX_REDIRECTS} times")
         return answer
 
     def _where(self, path: str) -> str:
         return redact_url(path if "://" in path else f"{self._scheme}://{path}")
 
     async def _asked(
-        self, path: str, place: Place, wanted: Wanted, body: bytes | None = None
-    ) -> Answer:
+        self, path: str, location: ObjectLocation, wanted: ObjectRequest, body: bytes | None = None
+    ) -> HttpResponse:
         try:
-            if place.signs_slowly():
-                request = await asyncio.to_thread(place.request, wanted.headers, body)
+            if location.signs_slowly():
+                request = await asyncio.to_thread(location.request, wanted.headers, body)
             else:
-                request = place.request(wanted.headers, body)
-            return await self._client.ask(place.server, request, wanted.most_bytes)
-        except PermissionError as caught:  # of the signature
+                request = location.request(wanted.headers, body)
+            return await self._client.send(location.server, request, wanted.max_bytes)
+        except PermissionError as caught:  # raised while signing
             problem: Exception = caught
-        except UnplainError:
-            problem = NotServedError()
-        except BrokenError:
-            problem = unanswered(self._where(path))
+        except UnsupportedResponseError:
+            problem = UnsupportedRequestError()
+        except IncompleteResponseError:
+            problem = no_answer_error(self._where(path))
         except StalledError:
-            problem = stalled(self._where(path))
+            problem = stalled_answer_error(self._where(path))
         except ssl.SSLCertVerificationError:
-            problem = broken_trust(self._where(path))
+            problem = certificate_error(self._where(path))
         except (OSError, ValueError):
-            scheme = "https" if place.server.context else "http"
-            problem = unanswered(self._where(path), f"{scheme}://{place.host}")
-        # Not in the handler: a text of the system may hold what is secret.
+            scheme = "https" if location.server.context else "http"
+            problem = no_answer_error(self._where(path), f"{scheme}://{location.host}")
+        # Not raised in the handler: the original error may contain a secret.
         raise problem
 
-    async def _place(self, path: str) -> Place:
+    async def _location(self, path: str) -> ObjectLocation:
         name = path.partition("/")[0] if self._is_s3 else ""
         if name in self._left:
-            raise NotServedError
+            raise UnsupportedRequestError
         try:
             if name in self._known or not self._is_s3:
-                place = self._find(path)
+                location = self._locate(path)
             else:
-                place = await asyncio.to_thread(self._found_slowly, path)
+                location = await asyncio.to_thread(self._locate_slowly, path)
                 self._known.add(name)
         except PermissionError as problem:
             problem.filename = self._where(path)
             raise
-        except (NotServedError, ValueError, OSError):
+        except (UnsupportedRequestError, ValueError, OSError):
             self._left.add(name)
-            raise NotServedError from None
-        if place is None or _has_proxy(place.server):
-            raise NotServedError
-        return place
+            raise UnsupportedRequestError from None
+        if location is None or _has_proxy(location.server):
+            raise UnsupportedRequestError
+        return location
 
-    def _found_slowly(self, path: str) -> Place | None:
+    def _locate_slowly(self, path: str) -> ObjectLocation | None:
         with self._lock:
-            return self._find(path)
+            return self._locate(path)
 
-    def _explained(self, path: str, answer: Answer) -> Exception:
-        """Return the error to raise."""
+    def _explained(self, path: str, answer: HttpResponse) -> Exception:
+        """Return the error for a response without the requested bytes."""
         found = _CODE.search(bytes(memoryview(answer.body)))
         code = found[1].decode() if found else ""
         if self._is_s3 and (code in _OTHER_REGION or answer.status in _REDIRECTED):
             self._left.add(path.partition("/")[0])
-            return NotServedError()
+            return UnsupportedRequestError()
         refused = answer.status == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE
         if refused or answer.status < HTTPStatus.MULTIPLE_CHOICES:
-            return NotServedError()
-        return answer_error(answer.status, code, self._where(path), answer.headers)
+            return UnsupportedRequestError()
+        return response_error(answer.status, code, self._where(path), answer.headers)
 
 
-def _close(loop: asyncio.AbstractEventLoop, client: Client) -> None:
+def _close(loop: asyncio.AbstractEventLoop, client: HttpClient) -> None:
     if loop.is_running():
         loop.call_soon_threadsafe(client.close)
 
 
-def _checked(answer: Answer, start: int | None, stop: int | None) -> Buffer:
-    """Return the body of an answer if it is the range that was asked for."""
+def _checked(answer: HttpResponse, start: int | None, stop: int | None) -> Buffer:
+    """Return the body of a response if it is the requested range."""
     found = CONTENT_RANGE.fullmatch(answer.headers.get("content-range", ""))
     if found is None:
-        raise NotServedError
+        raise UnsupportedRequestError
     first, last, total = found.groups()
     end = int(last) + 1
     is_whole = end == stop or (total != "*" and end == int(total) and (stop or end) >= end)
     fits = len(memoryview(answer.body)) == end - int(first)
     if int(first) != (start or 0) or not is_whole or not fits:
-        raise NotServedError
+        raise UnsupportedRequestError
     return answer.body
 
 
-def _joined(url: str, location: str, where: str) -> str:
+def _joined(url: str, redirect_to: str, where: str) -> str:
     try:
-        return urljoin(url, location)
+        return urljoin(url, redirect_to)
     except ValueError:
-        raise led_away(where, "it leads to what is no web server") from None
+        raise redirect_error(where, "it leads to what is no web server") from None
 
 
-def _redirected(place: Place, url: str, where: str) -> Place:
-    """Return the place that an answer leads to; what goes to one server goes to no other."""
-    there = place_of(url, {}, place.server.context)
+def _redirected(location: ObjectLocation, url: str, where: str) -> ObjectLocation:
+    """Return the location of a redirect. Headers for one server are not sent to another."""
+    there = location_of_url(url, {}, location.server.context)
     if there is None:
-        raise led_away(where, "it leads to what is no web server")
-    is_same = there.server == place.server
+        raise redirect_error(where, "it leads to what is no web server")
+    is_same = there.server == location.server
     if not is_same and is_link_local(there.server.host):
-        raise led_away(where, "it leads to an address of the machine's own network")
-    headers = place.headers if is_same else {}
-    return Place(there.server, there.host, there.target, headers)
+        raise redirect_error(where, "it leads to an address of the machine's own network")
+    headers = location.headers if is_same else {}
+    return ObjectLocation(there.server, there.host, there.target, headers)
 
 
 def is_link_local(host: str) -> bool:
-    """Whether a host is an address that a cloud gives its machines, and their secrets, at.
+    """Whether a host is a link-local address, at which clouds give credentials to their machines.
 
-    RFC 3927 and RFC 4291, section 2.5.6; fd00:ec2::254 is that of AWS.
+    See RFC 3927 and RFC 4291, section 2.5.6. AWS also uses fd00:ec2::254.
     """
     try:
         address = ip_address(host.partition("%")[0])
@@ -326,10 +357,10 @@ def is_link_local(host: str) -> bool:
     return mapped.is_link_local or str(mapped) == "fd00:ec2::254"
 
 
-def place_of(
+def location_of_url(
     url: str, headers: Mapping[str, str], context: ssl.SSLContext | None = None
-) -> Place | None:
-    """Return the place of a URL as it is written; None if it is none that can be asked for."""
+) -> ObjectLocation | None:
+    """Return the location of a URL; None if the URL is not valid."""
     try:
         parts = urlsplit(url)
         port = parts.port or {"http": 80, "https": 443}.get(parts.scheme)
@@ -341,31 +372,31 @@ def place_of(
         return None
     secure = parts.scheme == "https"
     server = Server(host, port, (context or default_context()) if secure else None)
-    return Place(server, parts.netloc.rpartition("@")[2], target, headers)
+    return ObjectLocation(server, parts.netloc.rpartition("@")[2], target, headers)
 
 
 _contexts: dict[str, ssl.SSLContext] = {}
 
 
 def default_context() -> ssl.SSLContext:
-    """Return what knows servers by the certificates that the system trusts."""
+    """Return the TLS context with the certificates that the system trusts."""
     return _contexts.setdefault("", ssl.create_default_context())
 
 
-@lru_cache(_PLACES_KEPT)
+@lru_cache(_LOCATIONS_KEPT)
 def _has_proxy(server: Server) -> bool:
-    """Whether the environment, or the system, names a proxy on the way to a server."""
+    """Whether the environment or the system names a proxy for a server."""
     proxies = getproxies()
     scheme = "https" if server.context else "http"
     return scheme in proxies and not proxy_bypass(server.host)
 
 
-def is_plain_key(key: str) -> bool:
-    """Whether a key is asked for as it is by all clients: some drop parts of a path."""
+def is_unambiguous_key(key: str) -> bool:
+    """Whether all clients send a key unchanged: some drop empty and dotted segments."""
     return key.isprintable() and _DROPPED_SEGMENTS.isdisjoint(key.split("/"))
 
 
-def no_renewal(where: str) -> PermissionError:
+def credentials_renewal_error(where: str) -> PermissionError:
     """Return the error for credentials that cannot be renewed."""
-    text = f"the credentials cannot be renewed. {CREDENTIALS}"
+    text = f"the credentials cannot be renewed. {CREDENTIALS_ADVICE}"
     return PermissionError(errno.EACCES, text, where)

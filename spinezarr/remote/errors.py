@@ -1,4 +1,10 @@
-"""What went wrong with a request, as one of four kinds of error, without anything secret."""
+"""Which error does a failed request raise?
+
+The type tells the caller what to do: :class:`TransientError` (another attempt may help),
+:class:`NoRangesError` (the server supports no ranges), :class:`ChangedObjectError` (the object was
+replaced), ``FileNotFoundError`` (the object does not exist), ``PermissionError`` (access is
+denied), and ``OSError`` for everything else. No message contains a secret of the URL.
+"""
 
 import errno
 import re
@@ -11,29 +17,29 @@ from typing import Final
 from typing_extensions import Buffer
 
 from spinezarr.errors import CorruptStoreError
-from spinezarr.remote.s3_errors import ENDPOINT, REFUSED
+from spinezarr.remote.s3_errors import ENDPOINT_ADVICE, ERROR_TEXTS
 from spinezarr.text import to_printable
 
 __all__ = [
     "CONTENT_RANGE",
+    "MAX_REDIRECTS",
     "PAGE_BYTES",
-    "REDIRECTS",
     "ChangedObjectError",
     "NoRangesError",
     "StalledAnswerError",
     "TransientError",
-    "answer_error",
-    "broken_off",
-    "broken_trust",
-    "changed",
-    "is_page",
-    "led_away",
-    "no_range",
-    "page_instead",
-    "range_value",
-    "stalled",
-    "too_long",
-    "unanswered",
+    "certificate_error",
+    "is_web_page",
+    "no_answer_error",
+    "no_ranges_error",
+    "object_changed_error",
+    "object_too_large_error",
+    "range_header",
+    "redirect_error",
+    "response_error",
+    "stalled_answer_error",
+    "transient_error",
+    "web_page_error",
 ]
 
 _WORTH_ASKING_AGAIN: Final = {
@@ -41,8 +47,10 @@ _WORTH_ASKING_AGAIN: Final = {
     HTTPStatus.TOO_EARLY,
     HTTPStatus.TOO_MANY_REQUESTS,
 }
-"""Besides those of 500 and above (RFC 9110, section 15; RFC 6585, section 4; RFC 8470)."""
+"""Statuses below 500 after which another attempt may succeed (RFC 9110, section 15; RFC 6585,
+section 4; RFC 8470)."""
 _NEVER: Final = {HTTPStatus.NOT_IMPLEMENTED, HTTPStatus.HTTP_VERSION_NOT_SUPPORTED}
+"""Statuses of 500 and above after which no attempt succeeds."""
 _TRANSIENT_CODES: Final = {
     "BandwidthLimitExceeded",
     "InternalError",
@@ -57,7 +65,7 @@ _TRANSIENT_CODES: Final = {
     "ThrottlingException",
     "TooManyRequestsException",
 }
-"""Those that botocore repeats in its standard mode, and ServiceUnavailable.
+"""Error codes of S3 after which botocore repeats a request, and ServiceUnavailable.
 
 References
 ----------
@@ -74,109 +82,111 @@ _CREDENTIAL_CODES: Final = {
 }
 _LONGEST_WAIT_S: Final = 3600.0
 CONTENT_RANGE: Final = re.compile(r"bytes (\d{1,19})-(\d{1,19})/(\d{1,19}|\*)")
-"""RFC 9110, section 14.4."""
-REDIRECTS: Final = 5
-"""How often an answer may lead on."""
+"""A ``Content-Range`` header (RFC 9110, section 14.4)."""
+MAX_REDIRECTS: Final = 5
+"""Redirects that are followed for one request."""
 _CODE_LENGTH: Final = 64
-"""Of what a server calls its error; S3's own names are shorter."""
+"""Longest error code that is shown; those of S3 are shorter."""
 PAGE_BYTES: Final = 64
-"""First bytes by which :func:`is_page` knows a web page."""
+"""Bytes from the start that :func:`is_web_page` looks at."""
 _RANGES: Final = (
     "Chunks are read as byte ranges (RFC 9110, section 14). Serve the store with what gives them, "
     "such as nginx, Caddy, Apache or 'rclone serve http', not 'python -m http.server', and look "
     "for a proxy or a compression between that takes them away"
 )
-"""What to do about a server without ranges."""
+"""The next step for a server that supports no ranges."""
 
 
 class TransientError(ConnectionError):
-    """A request that may succeed if it is made again.
+    """A request failed that may succeed if it is repeated.
 
     Attributes
     ----------
     retry_after_s
-        Seconds that the server wishes to be left alone for, if it said so.
+        Seconds to wait first, as the server asked for with ``Retry-After``; None if it did not.
     """
 
     retry_after_s: float | None = None
 
 
 class StalledAnswerError(TransientError):
-    """An answer of which too little came for too long."""
+    """A response brought too few bytes for too long."""
 
 
 class NoRangesError(OSError):
-    """A server that answers a request for a range as one does that knows no ranges.
+    """The response to a request for a range is not that range.
 
-    It always will, unless it has answered others rightly.
+    The server probably supports no ranges, unless it has sent other ranges before.
     """
 
 
 class ChangedObjectError(OSError):
-    """An object that is no longer, or not, of the version that was asked for."""
+    """The object has another version than the requested one."""
 
 
 class NoSuchBucketError(OSError):
-    """A bucket that is not there, and so none of its objects."""
+    """The bucket does not exist, so that none of its objects does."""
 
 
-def answer_error(
+def response_error(
     status: int, code: str, where: str, headers: Mapping[str, str] | None = None
 ) -> OSError:
-    """Return the error for an answer that is none of the object's bytes.
+    """Return the error for a response without the requested bytes.
 
     Parameters
     ----------
     status
-        Of HTTP; 0 if it is not known.
+        HTTP status; 0 if it is unknown.
     code
-        S3's own, or nothing; of no meaning elsewhere.
+        Error code of S3; ignored for other servers.
     where
-        A URL without secrets.
+        URL of the object without secrets.
     headers
-        Of the answer, names in lower case.
+        Headers of the response, names in lower case.
     """
     code = to_printable(code[:_CODE_LENGTH]) if _is_s3(where) else ""
     named = f"the server answered {' '.join(filter(None, (str(status or ''), code)))}"
     if status == HTTPStatus.PRECONDITION_FAILED:
-        return changed(where)
+        return object_changed_error(where)
     if code in _TRANSIENT_CODES or _is_transient(status):
-        return broken_off(where, named, _retry_after_s(headers or {}))
+        return transient_error(where, named, _retry_after_s(headers or {}))
     if code in _CREDENTIAL_CODES or status in {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN}:
         text = f"{named}. Check the URL, and user, password or headers"
         if _is_s3(where):
-            text = REFUSED.get(code) or REFUSED.get(str(status), named)
+            text = ERROR_TEXTS.get(code) or ERROR_TEXTS.get(str(status), named)
         return PermissionError(errno.EACCES, text, where)
-    if code in REFUSED and code != "NoSuchKey":
+    if code in ERROR_TEXTS and code != "NoSuchKey":
         kind = NoSuchBucketError if code == "NoSuchBucket" else OSError
-        return kind(errno.EIO, REFUSED[code], where)
+        return kind(errno.EIO, ERROR_TEXTS[code], where)
     if status in {HTTPStatus.NOT_FOUND, HTTPStatus.GONE}:
-        return FileNotFoundError(errno.ENOENT, REFUSED["NoSuchKey"], where)
+        return FileNotFoundError(errno.ENOENT, ERROR_TEXTS["NoSuchKey"], where)
     if not _is_s3(where):
         named += ". Check that the URL is that of the store, and that its server gives files"
     return OSError(errno.EIO, named, where)
 
 
-def changed(where: str) -> ChangedObjectError:
-    """Return the error for an object that is of another version than was asked for."""
+def object_changed_error(where: str) -> ChangedObjectError:
+    """Return the error for an object that has another version than the requested one."""
     return ChangedObjectError(errno.ESTALE, "the object was replaced by another version", where)
 
 
-def unanswered(where: str, server: str = "the server") -> TransientError:
-    """Return the error for an answer that was cut, or never came."""
-    step = ENDPOINT if _is_s3(where) else "Check the URL and the network"
-    return broken_off(where, f"the answer of {server} broke off or never came. {step}")
+def no_answer_error(where: str, server: str = "the server") -> TransientError:
+    """Return the error for a response that was cut off or never came."""
+    step = ENDPOINT_ADVICE if _is_s3(where) else "Check the URL and the network"
+    return transient_error(where, f"the answer of {server} broke off or never came. {step}")
 
 
-def stalled(where: str) -> TransientError:
-    """Return the error for an answer of which too little came for too long."""
-    step = ENDPOINT if _is_s3(where) else "Check the URL and the network"
+def stalled_answer_error(where: str) -> TransientError:
+    """Return the error for a response that brought too few bytes for too long."""
+    step = ENDPOINT_ADVICE if _is_s3(where) else "Check the URL and the network"
     text = f"the server sends nothing, or too little to go on. {step}"
     return StalledAnswerError(errno.ETIMEDOUT, text, where)
 
 
-def too_long(where: str, limit_bytes: int, found_bytes: int | None = None) -> CorruptStoreError:
-    """Return the error for an object that is larger than it may be."""
+def object_too_large_error(
+    where: str, limit_bytes: int, found_bytes: int | None = None
+) -> CorruptStoreError:
+    """Return the error for an object that is larger than ``limit_bytes``."""
     found = "more" if found_bytes is None else f"{found_bytes} bytes"
     return CorruptStoreError(
         f"{where}: the server sends {found} where at most {limit_bytes} bytes are expected. "
@@ -184,39 +194,39 @@ def too_long(where: str, limit_bytes: int, found_bytes: int | None = None) -> Co
     )
 
 
-def led_away(where: str, text: str) -> OSError:
+def redirect_error(where: str, text: str) -> OSError:
     """Return the error for a redirect that is not followed."""
     return OSError(errno.EIO, f"the server redirects the request: {text}. Check the URL", where)
 
 
-def range_value(start: int | None, stop: int | None) -> str:
-    """Return the value of a Range header, or nothing for all of an object."""
+def range_header(start: int | None, stop: int | None) -> str:
+    """Return the value of the ``Range`` header; an empty string for the whole object."""
     if start is None and stop is None:
         return ""
     return f"bytes={start or 0}-{'' if stop is None else stop - 1}"
 
 
-def broken_off(where: str, text: str, retry_after_s: float | None = None) -> TransientError:
-    """Return the error for a request that may succeed if it is made again."""
+def transient_error(where: str, text: str, retry_after_s: float | None = None) -> TransientError:
+    """Return the error for a request that may succeed if it is repeated."""
     problem = TransientError(errno.EIO, text, where)
     problem.retry_after_s = retry_after_s
     return problem
 
 
-def no_range(where: str, text: str) -> NoRangesError:
-    """Return the error for a server that gives something else than a range."""
+def no_ranges_error(where: str, text: str) -> NoRangesError:
+    """Return the error for a response that is not the requested range."""
     step = "Chunks are read as byte ranges, which it must give" if _is_s3(where) else _RANGES
     return NoRangesError(errno.EIO, f"{text}. {step}", where)
 
 
-def is_page(data: Buffer) -> bool:
-    """Whether bytes begin as a web page does, and no object of a store."""
+def is_web_page(data: Buffer) -> bool:
+    """Whether bytes are the start of a web page instead of an object of a store."""
     beginning = bytes(memoryview(data)[:PAGE_BYTES]).lstrip().lower()
     return beginning.startswith((b"<!doctype html", b"<html"))
 
 
-def page_instead(where: str) -> PermissionError:
-    """Return the error for a server that sends a web page where an object is asked for."""
+def web_page_error(where: str) -> PermissionError:
+    """Return the error for a web page that came instead of an object."""
     text = (
         "the server sent a web page instead of the object, to log in or to say that there is none. "
         "Check the URL, and user, password or headers"
@@ -224,8 +234,8 @@ def page_instead(where: str) -> PermissionError:
     return PermissionError(errno.EACCES, text, where)
 
 
-def broken_trust(where: str) -> OSError:
-    """Return the error for a server that cannot prove who it is."""
+def certificate_error(where: str) -> OSError:
+    """Return the error for a server whose certificate is not trusted."""
     text = "the server's certificate is not trusted. Check the URL, and AWS_CA_BUNDLE or verify"
     return OSError(errno.EIO, text, where)
 
@@ -240,7 +250,7 @@ def _is_transient(status: int) -> bool:
 
 
 def _retry_after_s(headers: Mapping[str, str]) -> float | None:
-    """Return what Retry-After says: seconds or a date (RFC 9110, section 10.2.3)."""
+    """Return the seconds that ``Retry-After`` asks for (RFC 9110, section 10.2.3), or None."""
     text = headers.get("retry-after", "").strip()
     if text.isascii() and text.isdigit():
         return min(float(text), _LONGEST_WAIT_S)

@@ -1,4 +1,4 @@
-"""Which fsspec file system serves a path or URL."""
+"""Which fsspec file system reads a path or URL?"""
 
 from collections.abc import Mapping
 from typing import Any, Final
@@ -11,27 +11,27 @@ from spinezarr.redaction import redact_url
 __all__ = ["open_filesystem"]
 
 _EXTRAS: Final = {"s3": "s3", "s3a": "s3", "http": "http", "https": "http"}
-"""Extra of this package that brings what a kind of URL needs."""
+"""Extra of this package that installs what a scheme needs."""
 _S3: Final = {"s3", "s3a"}
 
 
 def open_filesystem(
     url: str, storage_options: Mapping[str, Any] | None = None
 ) -> tuple[fsspec.AbstractFileSystem, str]:
-    """Return the file system of a path or URL, and the path there without a slash at its end.
+    """Return the file system of a path or URL, and its path there without a slash at the end.
 
     Parameters
     ----------
     url
-        A path or fsspec URL.
+        Path or fsspec URL.
     storage_options
-        For the file system, as in xarray: ``{"endpoint_url": ..., "profile": ..., "anon": True}``.
+        Options of the file system, as in xarray: ``{"endpoint_url": ..., "profile": ...}`` or
+        ``{"anon": True}`` for S3.
 
     Raises
     ------
     UsageError
-        If nothing reads such URLs, the package that does is not installed, or the options do not
-        fit.
+        If no installed package reads such URLs, or the options do not fit.
     """
     scheme, separator, _ = url.partition("://")
     shown = redact_url(url)

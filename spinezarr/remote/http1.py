@@ -1,10 +1,10 @@
-"""Requests over HTTP/1.1 that take the plainest answers alone, and no byte more than may come.
+"""How are requests sent over HTTP/1.1, so that no response fills the memory?
 
-An answer is taken if its head says how long it is, and that is not longer than it may be: its bytes
-then go from the socket into memory of that size. All else ends the connection, whoever sends it: a
-client that understands more of HTTP may ask instead. Libraries for many requests at once have no
-bound here: obstore 0.12 fills memory with what an answer holds beyond a range, and takes the whole
-process down by asking for as much memory as the head of an error claims.
+A response is accepted if its head gives its length, and this is at most the expected one. Its bytes
+then go from the socket into memory of that size. Everything else ends the connection, and another
+client that understands more of HTTP may repeat the request. Libraries for many requests at once set
+no such bound: obstore 0.12 keeps what a response contains beyond a range, and ends the whole
+process when it allocates as much memory as the head of an error claims.
 """
 
 import asyncio
@@ -19,21 +19,28 @@ from typing import Any, Final
 import numpy as np
 from typing_extensions import Buffer
 
-from spinezarr.remote.pace import Pace, Progress, RateMeter
+from spinezarr.remote.stall_detection import RateMeter, RequestProgress, StallDetector
 
-__all__ = ["Answer", "BrokenError", "Client", "Server", "UnplainError"]
+__all__ = [
+    "HttpClient",
+    "HttpResponse",
+    "IncompleteResponseError",
+    "Server",
+    "UnsupportedResponseError",
+]
 
 _HEAD_BYTES: Final = 1 << 14
-"""Of the head of an answer; servers and proxies send less than 8 KiB."""
+"""Longest head of a response; servers and proxies send less than 8 KiB."""
 _ROOM_BYTES: Final = 1 << 23
-"""Answers that may be longer get their memory when their heads say how long they are."""
+"""Memory for a response up to this size is allocated with the request; for a longer one, once its
+head gives the length."""
 _REFUSAL_BYTES: Final = 1 << 13
-"""Of an answer that is an error; longer ones are not read."""
+"""Longest body of an error that is read."""
 _TELLING_BYTES: Final = 1 << 17
-"""That are still to come of an answer that tells what the link carries; the time of fewer is that
-of a process that has to be woken."""
+"""Bytes that must follow the head for a response to count in the rate of the link. The time of
+fewer bytes is mostly that of waking the process."""
 _IDLE: Final = 128
-"""Connections to a server that are kept when nothing is asked for."""
+"""Idle connections that are kept for each server."""
 _END: Final = b"\r\n\r\n"
 _HEAD: Final = re.compile(
     r"HTTP/1\.[01] [1-5]\d\d(?: [^\x00-\x08\x0a-\x1f\x7f]*)?"
@@ -45,30 +52,30 @@ _STATUS_AT: Final = slice(len("HTTP/1.1 "), len("HTTP/1.1 200"))
 _LENGTH: Final = re.compile(r"\d{1,19}")
 
 
-class UnplainError(Exception):
-    """An answer that is not taken."""
+class UnsupportedResponseError(Exception):
+    """The response is not one that this client accepts."""
 
 
-class BrokenError(Exception):
-    """An answer that broke off."""
+class IncompleteResponseError(Exception):
+    """The response broke off."""
 
 
-class LostError(BrokenError):
-    """A connection that ended before a byte of an answer came."""
+class ConnectionLostError(IncompleteResponseError):
+    """The connection ended before the first byte of a response."""
 
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """Where requests go.
+    """A server to connect to.
 
     Attributes
     ----------
     host
         Name or address, as in a URL but without brackets.
     port
-        Of TCP.
+        TCP port.
     context
-        How to know it; None for a connection that is not encrypted.
+        TLS context that checks the certificate; None for a connection without TLS.
     """
 
     host: str
@@ -77,123 +84,123 @@ class Server:
 
     @property
     def is_address(self) -> bool:
-        """Whether the host is no name."""
+        """Whether the host is an address instead of a name."""
         return ":" in self.host or self.host.replace(".", "").isdigit()
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
-    """What came; names of headers are in lower case, repeated ones are joined by commas."""
+class HttpResponse:
+    """A response. Header names are in lower case, repeated headers joined by commas."""
 
     status: int
     headers: Mapping[str, str]
     body: Buffer
 
 
-class Client:
-    """Connections to servers, of one event loop, used again and again."""
+class HttpClient:
+    """Keeps connections to servers open and uses them again; for one event loop."""
 
-    def __init__(self, pace: Pace) -> None:
+    def __init__(self, detector: StallDetector) -> None:
         self.link = RateMeter()
-        """Of bytes that come after an answer has begun: the time in which a server thinks does not
-        count."""
-        self._pace = pace
+        """Rate of the bytes after the heads of responses, without the time in which the server
+        computes."""
+        self._detector = detector
         self._idle: dict[Server, list[_Connection]] = {}
 
-    async def ask(self, server: Server, request: bytes, most_bytes: int) -> Answer:
-        """Send a request, and return the answer.
+    async def send(self, server: Server, request: bytes, max_bytes: int) -> HttpResponse:
+        """Send a request, and return the response.
 
         Parameters
         ----------
         server
-            Whom to ask.
+            The server.
         request
-            The head, its empty line included, and the body if there is one.
-        most_bytes
-            Of an answer that is no error.
+            The head with its empty line, and the body if there is one.
+        max_bytes
+            Longest body of a response that is not an error.
 
         Raises
         ------
-        UnplainError
-            If something else comes than an answer with a length of at most so much.
-        BrokenError
-            If it breaks off.
+        UnsupportedResponseError
+            If the response has no length, or a longer one.
+        IncompleteResponseError
+            If the response breaks off.
         StalledError
-            If too little comes for too long.
+            If the response brings too few bytes for too long.
         OSError
-            If nobody answers there.
+            If there is no connection to the server.
         """
         idle = self._idle.setdefault(server, [])
         while idle:
-            with suppress(LostError):  # it was closed while it was idle
-                return await idle.pop().answer(request, most_bytes)
+            with suppress(ConnectionLostError):  # it was closed while it was idle
+                return await idle.pop().answer(request, max_bytes)
         loop = asyncio.get_running_loop()
-        with Progress(self._pace) as progress:
+        with RequestProgress(self._detector) as progress:
             _, connection = await progress.step(
                 loop.create_connection(
-                    lambda: _Connection(self._pace, idle, self.link),
+                    lambda: _Connection(self._detector, idle, self.link),
                     server.host,
                     server.port,
                     ssl=server.context,
                     server_hostname=server.host if server.context else None,
-                    # RFC 8305, section 8; a name may stand for addresses that lead nowhere.
+                    # RFC 8305, section 8: some addresses of a name may not be reachable.
                     happy_eyeballs_delay=None if server.is_address else 0.25,
                 )
             )
-        return await connection.answer(request, most_bytes)
+        return await connection.answer(request, max_bytes)
 
     def close(self) -> None:
-        """End all connections that wait to be used."""
+        """End all idle connections."""
         for idle in self._idle.values():
             for connection in tuple(idle):
                 connection.abort()
 
 
 class _Connection(asyncio.BufferedProtocol):
-    """One connection: a question, its answer, the next question."""
+    """One connection, with at most one request at a time."""
 
-    def __init__(self, pace: Pace, idle: "list[_Connection]", link: RateMeter) -> None:
+    def __init__(self, detector: StallDetector, idle: "list[_Connection]", link: RateMeter) -> None:
         self._link = link
         self._begun_at: int | None = None
-        """Bytes that had come when the meter was told."""
+        """Bytes received when the transfer began for the rate of the link."""
         self._idle = idle
-        """Where it waits to be used again."""
+        """Idle connections to the same server."""
         self._transport: Any = None
         self._into = _nothing()
         self._filled = 0
         self._body_at = 0
-        self._answer: asyncio.Future[Answer] | None = None
+        self._answer: asyncio.Future[HttpResponse] | None = None
         self._parsed: tuple[int, dict[str, str]] | None = None
         self._most_bytes = 0
-        self._pace = pace
-        self._progress: Progress | None = None
+        self._detector = detector
+        self._progress: RequestProgress | None = None
         self._may_stay = self._is_open = True
 
-    async def answer(self, request: bytes, most_bytes: int) -> Answer:
-        """Send a request, and return what comes. If that is left, so is the connection."""
-        answer = self._ask(request, most_bytes)
+    async def answer(self, request: bytes, max_bytes: int) -> HttpResponse:
+        """Send a request, and return the response. Cancellation ends the connection."""
+        answer = self._ask(request, max_bytes)
         try:
             return await answer
         except asyncio.CancelledError:
             if answer is self._answer:
-                self._fail(BrokenError())
+                self._fail(IncompleteResponseError())
             raise
 
-    def _ask(self, request: bytes, most_bytes: int) -> "asyncio.Future[Answer]":
+    def _ask(self, request: bytes, max_bytes: int) -> "asyncio.Future[HttpResponse]":
         answer = self._answer = asyncio.get_running_loop().create_future()
-        # A range mostly comes with its head: there is room for both, and none for more.
-        room = most_bytes if most_bytes <= _ROOM_BYTES else 0
+        # The body mostly comes together with the head: both fit, and no byte more.
+        room = max_bytes if max_bytes <= _ROOM_BYTES else 0
         self._into, self._filled = _room(_HEAD_BYTES + room), 0
-        self._parsed, self._most_bytes = None, most_bytes
-        self._progress = Progress(self._pace, self._fail)
+        self._parsed, self._most_bytes = None, max_bytes
+        self._progress = RequestProgress(self._detector, self._fail)
         if self._is_open:
             self._transport.write(request)
         else:
-            self._fail(LostError())
+            self._fail(ConnectionLostError())
         return answer
 
     def abort(self) -> None:
-        """End it."""
+        """End the connection."""
         self._is_open = False
         if self._transport is not None:
             self._transport.abort()
@@ -204,7 +211,7 @@ class _Connection(asyncio.BufferedProtocol):
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
         with suppress(ValueError):
             self._idle.remove(self)
-        self._fail(BrokenError() if self._filled else LostError())
+        self._fail(IncompleteResponseError() if self._filled else ConnectionLostError())
 
     def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002
         return self._into[self._filled :]
@@ -212,9 +219,9 @@ class _Connection(asyncio.BufferedProtocol):
     def buffer_updated(self, nbytes: int) -> None:
         self._filled += nbytes
         if self._progress is None:
-            self.abort()  # it says more than it was asked
+            self.abort()  # bytes that belong to no request
             return
-        self._progress.came += nbytes
+        self._progress.received_bytes += nbytes
         if self._parsed is None:
             self._read_head()
         if self._parsed is not None and self._filled == len(self._into):
@@ -225,12 +232,12 @@ class _Connection(asyncio.BufferedProtocol):
         end = beginning.find(_END)
         if end < 0:
             if self._filled >= _HEAD_BYTES:
-                self._fail(UnplainError())
+                self._fail(UnsupportedResponseError())
             return
         try:
             status, headers, may_stay = _parsed(beginning[:end])
             length = _length(status, headers, self._most_bytes)
-        except UnplainError as problem:
+        except UnsupportedResponseError as problem:
             self._fail(problem)
             return
         self._may_stay = may_stay and length is not None
@@ -239,7 +246,7 @@ class _Connection(asyncio.BufferedProtocol):
         if length is None:
             self._filled = whole
         elif self._filled > whole:
-            self._fail(UnplainError())
+            self._fail(UnsupportedResponseError())
             return
         elif whole > len(self._into):
             body = _room(whole)
@@ -260,7 +267,7 @@ class _Connection(asyncio.BufferedProtocol):
         else:
             self.abort()
         if self._parsed is not None and answer is not None and not answer.done():
-            answer.set_result(Answer(*self._parsed, body))
+            answer.set_result(HttpResponse(*self._parsed, body))
 
     def _fail(self, problem: Exception) -> None:
         self.abort()
@@ -281,20 +288,20 @@ class _Connection(asyncio.BufferedProtocol):
 
 
 def _room(n_bytes: int) -> memoryview:
-    """Return memory that nothing has been written to: a large answer touches it once."""
+    """Return memory without filling it with zeros, which takes long for a large response."""
     return np.empty(n_bytes, np.uint8).data
 
 
 def _nothing() -> memoryview:
-    """Return room for the one byte that tells that a server says more than it was asked."""
+    """Return room for one byte, which shows that the server sends more than was requested."""
     return memoryview(bytearray(1))
 
 
 def _parsed(head: bytes) -> tuple[int, dict[str, str], bool]:
-    """Return status and headers, and whether the connection lives on."""
+    """Return the status, the headers, and whether the connection stays open."""
     text = head.decode("latin-1")
     if _HEAD.fullmatch(text) is None:
-        raise UnplainError
+        raise UnsupportedResponseError
     headers: dict[str, str] = {}
     for line in text.split("\r\n")[1:]:
         name, _, value = line.partition(":")
@@ -305,22 +312,22 @@ def _parsed(head: bytes) -> tuple[int, dict[str, str], bool]:
     return status, headers, "close" not in wishes
 
 
-def _length(status: int, headers: Mapping[str, str], most_bytes: int) -> int | None:
-    """Return the length of a body that is to be read; None if it is not.
+def _length(status: int, headers: Mapping[str, str], max_bytes: int) -> int | None:
+    """Return the length of the body; None if it is an error without a readable body.
 
     Raises
     ------
-    UnplainError
-        If it must be, and is not known or too long.
+    UnsupportedResponseError
+        If the response is no error, and its length is unknown or above ``max_bytes``.
     """
     if status == HTTPStatus.NOT_MODIFIED:
-        return 0  # its Content-Length is of what it did not send (RFC 9110, section 15.4.5)
+        return 0  # Content-Length is that of a full response (RFC 9110, section 15.4.5)
     text = headers.get("content-length", "")
     is_known = bool(_LENGTH.fullmatch(text)) and "transfer-encoding" not in headers
     if not HTTPStatus.OK <= status < HTTPStatus.MULTIPLE_CHOICES:
         return int(text) if is_known and int(text) <= _REFUSAL_BYTES else None
-    if not is_known or int(text) > most_bytes:
-        raise UnplainError
+    if not is_known or int(text) > max_bytes:
+        raise UnsupportedResponseError
     if headers.get("content-encoding", "identity") != "identity":
-        raise UnplainError
+        raise UnsupportedResponseError
     return int(text)

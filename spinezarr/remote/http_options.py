@@ -1,4 +1,7 @@
-"""Web servers for our own client: what fsspec's options mean, and how a URL is written."""
+"""How does this package's own client follow fsspec's options for a web server?
+
+It sends the same headers, and writes a URL in the same way as aiohttp does below fsspec.
+"""
 
 import re
 from base64 import b64encode
@@ -6,11 +9,11 @@ from collections.abc import Mapping
 from typing import Any, Final
 from urllib.parse import quote, unquote, urlsplit
 
-from spinezarr.remote.direct_transport import Place, is_plain_key, place_of
+from spinezarr.remote.direct_transport import ObjectLocation, is_unambiguous_key, location_of_url
 
-__all__ = ["HttpPlaces", "http_places"]
+__all__ = ["HttpLocator", "http_locator"]
 
-_OF_NO_MATTER: Final = {
+_IRRELEVANT_OPTIONS: Final = {
     "block_size",
     "cache_options",
     "cache_type",
@@ -22,25 +25,25 @@ _OF_NO_MATTER: Final = {
     "skip_instance_cache",
     "use_listings_cache",
 }
-"""Options of fsspec's file system that say nothing about a request for one object."""
+"""Options of fsspec's file system that do not change a request for one object."""
 _ESCAPED: Final = re.compile(r"%([0-9A-Fa-f]{2})")
 _STAY_ESCAPED: Final = frozenset("!$&'()*+,;=:@/[]^|\\")
-"""What aiohttp leaves escaped as it finds it, and we would send bare."""
+"""Characters that aiohttp leaves escaped, and that this client would send unescaped."""
 _SENT_BARE: Final = frozenset("[]^|\\")
-"""What aiohttp escapes, and others do not."""
+"""Characters that aiohttp escapes, and other clients do not."""
 _BARE: Final = "/!$&'()*+,;=:@~"
-"""What aiohttp sends as it is."""
+"""Characters that aiohttp sends unescaped."""
 _HEADER: Final = re.compile(r"[\t -~\xa0-\xff]*")
 
 
-class HttpPlaces:
-    """Where URLs lie."""
+class HttpLocator:
+    """Finds the location of objects on web servers."""
 
     def __init__(self, headers: Mapping[str, str]) -> None:
         self._headers = {name.title(): text for name, text in headers.items()}
 
-    def find(self, path: str) -> Place | None:
-        """See :class:`spinezarr.remote.direct_transport.Places`."""
+    def locate(self, path: str) -> ObjectLocation | None:
+        """See :class:`spinezarr.remote.direct_transport.ObjectLocator`."""
         try:
             parts = urlsplit(path)
         except ValueError:
@@ -55,12 +58,12 @@ class HttpPlaces:
             user, _, password = login.partition(":")
             basic = _basic(unquote(user), unquote(password), "utf-8")
             headers = {**headers, "Authorization": basic}
-        return place_of(f"{parts.scheme}://{host}/{quote(key, safe=_BARE)}", headers)
+        return location_of_url(f"{parts.scheme}://{host}/{quote(key, safe=_BARE)}", headers)
 
 
-def http_places(options: Mapping[str, Any]) -> HttpPlaces | None:
-    """Return the places for fsspec's options, or None if they say more than our client knows."""
-    rest = {name: value for name, value in options.items() if name not in _OF_NO_MATTER}
+def http_locator(options: Mapping[str, Any]) -> HttpLocator | None:
+    """Return a locator for fsspec's options; None if this client cannot follow all of them."""
+    rest = {name: value for name, value in options.items() if name not in _IRRELEVANT_OPTIONS}
     client, own = rest.pop("client_kwargs", None) or {}, rest.pop("headers", None) or {}
     if not isinstance(client, Mapping) or not isinstance(own, Mapping):
         return None
@@ -73,16 +76,16 @@ def http_places(options: Mapping[str, Any]) -> HttpPlaces | None:
     if logins:
         login = logins[-1]  # aiohttp.BasicAuth, which takes long to import
         headers["Authorization"] = _basic(login.login, login.password, login.encoding)
-    return HttpPlaces(headers)
+    return HttpLocator(headers)
 
 
 def _basic(user: str, password: str, encoding: str) -> str:
-    """Return the value of a header (RFC 7617)."""
+    """Return the value of an ``Authorization`` header (RFC 7617)."""
     return f"Basic {b64encode(f'{user}:{password}'.encode(encoding)).decode('ascii')}"
 
 
 def _key(path: str) -> str | None:
-    """Return the key for which we ask as aiohttp does for this path, or None."""
+    """Return the key of a URL's path; None if aiohttp would escape it differently."""
     escaped = {chr(int(digits, 16)) for digits in _ESCAPED.findall(path)}
     if not _STAY_ESCAPED.isdisjoint(escaped):
         return None
@@ -90,4 +93,4 @@ def _key(path: str) -> str | None:
         key = unquote(path.removeprefix("/"), errors="strict")
     except UnicodeDecodeError:
         return None
-    return key if is_plain_key(key) and _SENT_BARE.isdisjoint(key) else None
+    return key if is_unambiguous_key(key) and _SENT_BARE.isdisjoint(key) else None

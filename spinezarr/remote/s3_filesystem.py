@@ -1,4 +1,4 @@
-"""S3 as spinezarr uses it: few requests, bounded patience, and failures that say what to do."""
+"""How does spinezarr use S3 through s3fs, and what do its errors say?"""
 
 import errno
 import os
@@ -23,8 +23,8 @@ from s3fs import S3FileSystem
 from s3fs.core import S3_RETRYABLE_ERRORS
 
 from spinezarr.redaction import redact_url
-from spinezarr.remote.errors import range_value, too_long
-from spinezarr.remote.s3_errors import CREDENTIALS, ENDPOINT, REFUSED
+from spinezarr.remote.errors import object_too_large_error, range_header
+from spinezarr.remote.s3_errors import CREDENTIALS_ADVICE, ENDPOINT_ADVICE, ERROR_TEXTS
 from spinezarr.remote.s3_session import BoundedSession
 from spinezarr.remote.settings import METADATA_BYTES
 
@@ -36,12 +36,12 @@ _BOTOCORE: Final = {
     "max_pool_connections": 32,
     "http_session_cls": BoundedSession,
 }
-"""Seconds of one attempt, of which botocore makes five (AWS_MAX_ATTEMPTS) and waits in between; and
-requests that are under way at once."""
+"""Settings of botocore: seconds of one attempt, of which it makes five (AWS_MAX_ATTEMPTS), and
+requests that run at once."""
 _PART_BYTES: Final = 1 << 18
 _BLOCK_BYTES: Final = 4 << 20
 _BLOCKS_KEPT: Final = 4
-"""Of a file that is read from start to end; the next one is fetched meanwhile."""
+"""Blocks in memory of a file that is read from start to end; the next one is fetched ahead."""
 _NUMBERS: Final = {
     PermissionError: errno.EACCES,
     FileNotFoundError: errno.ENOENT,
@@ -50,38 +50,38 @@ _NUMBERS: Final = {
 
 
 class _Environment:
-    """The settings that botocore reads of the environment, as they are when they are asked for."""
+    """The environment variables that botocore reads, at the time of access."""
 
     def __get__(self, instance: object, owner: type) -> tuple[tuple[str, str], ...]:
         return tuple(sorted((k, v) for k, v in os.environ.items() if k.startswith("AWS_")))
 
 
 class S3(S3FileSystem):  # type: ignore[misc]  # s3fs is untyped
-    """Buckets of S3 and of servers like it, every failure an OSError with path and next step.
+    """Buckets of S3 and of compatible servers. Each failure is an OSError with path and next step.
 
-    A write that must be the first (``mode="create"``) and is not, raises FileExistsError on every
-    server. A byte range that begins behind the end of an object is empty, as on disk. Listings are
-    not cached, and whole objects are read with one request.
+    A write with ``mode="create"`` raises FileExistsError on every server if the object exists. A
+    range that begins beyond the end of an object is empty, as on disk. Listings are not cached, and
+    a whole object is read with one request.
 
     Parameters
     ----------
     endpoint_url
-        Where the server is; if not given, botocore asks the environment and ``~/.aws/config``.
+        URL of the server; if None, botocore looks in the environment and in ``~/.aws/config``.
     config_kwargs
-        Settings of botocore, over the ones chosen here.
+        Settings of botocore; they replace the ones chosen here.
     **options
-        As for :class:`s3fs.S3FileSystem`: ``profile``, ``anon`` and others.
+        Options of :class:`s3fs.S3FileSystem`, such as ``profile`` and ``anon``.
 
     Raises
     ------
     ValueError
-        If ``endpoint_url`` is no URL of a server.
+        If ``endpoint_url`` is not the URL of a server.
     """
 
-    # fsspec gives the instance that it made before where options and these attributes are equal.
+    # fsspec returns an existing instance if the options and these attributes are equal.
     environment = _Environment()
     _extra_tokenize_attributes = ("default_block_size", "environment")
-    retries = 2  # botocore repeats by itself; here only what breaks off while it is read
+    retries = 2  # botocore repeats requests; s3fs repeats only bodies that break off
 
     def __init__(
         self,
@@ -93,7 +93,7 @@ class S3(S3FileSystem):  # type: ignore[misc]  # s3fs is untyped
             raise ValueError(
                 f"endpoint {redact_url(endpoint_url)!r} does not start with http:// or https://"
             )
-        # More than one transfer a file makes s3fs ask for the size before it reads.
+        # With more than one transfer for a file, s3fs requests the size before it reads.
         own = {"use_listings_cache": False, "max_concurrency": 1}
         super().__init__(
             endpoint_url=endpoint_url,
@@ -107,7 +107,7 @@ class S3(S3FileSystem):  # type: ignore[misc]  # s3fs is untyped
         except (BotoCoreError, OSError, ValueError) as problem:
             where = "/".join(str(kwargs[name]) for name in ("Bucket", "Key") if name in kwargs)
             exclusive = "IfNoneMatch" in kwargs
-            raise _explained(problem, f"s3://{where}", exclusive=exclusive) from _cause(problem)
+            raise _translated(problem, f"s3://{where}", exclusive=exclusive) from _cause(problem)
 
     call_s3 = sync_wrapper(_call_s3)
 
@@ -124,7 +124,7 @@ class S3(S3FileSystem):  # type: ignore[misc]  # s3fs is untyped
             return data
         most = METADATA_BYTES if end is None else end - (start or 0)
         try:
-            wanted = range_value(start, end)
+            wanted = range_header(start, end)
             body, _ = await self.open_object(path, {"Range": wanted} if wanted else {})
         except OSError as problem:
             if _code(problem) in {"InvalidRange", "416"}:
@@ -135,13 +135,13 @@ class S3(S3FileSystem):  # type: ignore[misc]  # s3fs is untyped
             async for part in self.parts(body, path):
                 found += part
                 if len(found) > most:
-                    raise too_long(f"s3://{path}", most)
+                    raise object_too_large_error(f"s3://{path}", most)
         return bytes(found)
 
     async def open_object(
         self, path: str, asked: Mapping[str, str]
     ) -> tuple[Any, Mapping[str, str]]:
-        """Return the body of an object, to be closed, and what the server says it is.
+        """Return the body of an object, which the caller closes, and the headers of the response.
 
         Parameters
         ----------
@@ -153,14 +153,14 @@ class S3(S3FileSystem):  # type: ignore[misc]  # s3fs is untyped
         Returns
         -------
         body
-            For :meth:`parts`.
+            Argument of :meth:`parts`.
         Mapping
-            Headers of the answer, names in lower case.
+            Headers of the response, names in lower case.
 
         Raises
         ------
         OSError
-            If the server refuses, or nobody answers.
+            If the server refuses, or no server answers.
         """
         bucket, key, version = self.split_path(path)
         wanted = {name.replace("-", ""): text for name, text in asked.items()}
@@ -171,12 +171,12 @@ class S3(S3FileSystem):  # type: ignore[misc]  # s3fs is untyped
 
     @staticmethod
     async def parts(body: Any, path: str) -> AsyncIterator[bytes]:  # noqa: ANN401
-        """Give what comes of a body.
+        """Yield the parts of a body.
 
         Raises
         ------
         OSError
-            If it breaks off (ConnectionError).
+            If the body breaks off (ConnectionError).
         """
         try:
             while part := await body.read(_PART_BYTES):
@@ -207,33 +207,33 @@ class _ObjectFile(AbstractBufferedFile):  # type: ignore[misc]  # fsspec is unty
 
 
 def _interrupted(problem: BaseException, path: str) -> OSError:
-    text = f"the answer broke off ({problem}). {ENDPOINT}"
+    text = f"the answer broke off ({problem}). {ENDPOINT_ADVICE}"
     return ConnectionError(errno.EIO, text, f"s3://{path}")
 
 
 def _code(problem: BaseException) -> str:
-    """Return S3's own code of an error, or nothing."""
+    """Return the error code of S3; an empty string if there is none."""
     response = getattr(_cause(problem), "response", None) or {}
     return str(response.get("Error", {}).get("Code", ""))
 
 
 def _cause(problem: BaseException) -> BaseException:
-    """Return what botocore raised."""
+    """Return the original error of botocore."""
     return problem.__cause__ or problem
 
 
-def _explained(problem: Exception, where: str, *, exclusive: bool) -> OSError:
-    """Say in plain words what went wrong, keeping the class of what s3fs raised."""
-    # Some of botocore's own errors are OSErrors too, and made from other arguments.
+def _translated(problem: Exception, where: str, *, exclusive: bool) -> OSError:
+    """Return an error with a plain message, of the class that s3fs raised."""
+    # Some errors of botocore are OSErrors with other arguments, so they come first.
     if isinstance(problem, NoCredentialsError | PartialCredentialsError | ProfileNotFound):
-        return PermissionError(errno.EACCES, f"{_sentence(problem)} {CREDENTIALS}", where)
+        return PermissionError(errno.EACCES, f"{_sentence(problem)} {CREDENTIALS_ADVICE}", where)
     if isinstance(problem, BotoConnectionError | HTTPClientError):
-        return ConnectionError(errno.EHOSTUNREACH, f"{_sentence(problem)} {ENDPOINT}", where)
+        return ConnectionError(errno.EHOSTUNREACH, f"{_sentence(problem)} {ENDPOINT_ADVICE}", where)
     if isinstance(problem, ParamValidationError):
         return OSError(errno.EINVAL, " ".join(str(problem).split()), where)
     if isinstance(problem, OSError):
         code = _code(problem)
-        text = REFUSED.get(code) or problem.strerror or str(problem)
+        text = ERROR_TEXTS.get(code) or problem.strerror or str(problem)
         if code == "PreconditionFailed" and exclusive:
             return FileExistsError(errno.EEXIST, text, where)
         number = _NUMBERS.get(type(problem), problem.errno or errno.EIO)

@@ -1,4 +1,7 @@
-"""Buckets for our own client: what s3fs's options, the environment and ``~/.aws`` mean."""
+"""How does this package's own client follow s3fs's options, the environment and ``~/.aws``?
+
+It finds the endpoint of a bucket and signs requests, as botocore does below s3fs.
+"""
 
 import errno
 import hashlib
@@ -19,17 +22,18 @@ from typing import Any, Final
 from urllib.parse import quote, urlsplit
 
 from spinezarr.remote.direct_transport import (
-    NotServedError,
-    Place,
-    is_plain_key,
-    no_renewal,
-    place_of,
+    ObjectLocation,
+    UnsupportedRequestError,
+    credentials_renewal_error,
+    is_unambiguous_key,
+    location_of_url,
 )
-from spinezarr.remote.s3_errors import CREDENTIALS
+from spinezarr.remote.s3_errors import CREDENTIALS_ADVICE
+from spinezarr.remote.settings import DEFAULT_REMOTE_SETTINGS, RemoteSettings
 
-__all__ = ["S3Places", "s3_places"]
+__all__ = ["S3Locator", "s3_locator"]
 
-_OF_NO_MATTER: Final = {
+_IRRELEVANT_OPTIONS: Final = {
     "cache_regions",
     "default_block_size",
     "default_cache_type",
@@ -42,30 +46,28 @@ _OF_NO_MATTER: Final = {
     "skip_instance_cache",
     "use_listings_cache",
 }
-"""Options of s3fs that say nothing about a request for one object."""
-_OF_NO_MATTER_TO_BOTOCORE: Final = {"max_pool_connections", "retries"}
+"""Options of s3fs that do not change a request for one object."""
+_IRRELEVANT_CONFIG: Final = {"max_pool_connections", "retries"}
 _PLAIN_CONFIG: Final = {"region", "endpoint_url", "output", "cli_pager"}
-"""Settings of a profile that can be understood without botocore."""
+"""Settings of a profile that this module reads without botocore."""
 _PLAIN_CREDENTIALS: Final = {"aws_access_key_id", "aws_secret_access_key", "aws_session_token"}
 _BUCKET: Final = re.compile(r"[A-Za-z0-9.\-_]{1,255}")
 _HOST_NAME: Final = re.compile(r"[a-z0-9][a-z0-9\-]{1,61}[a-z0-9]")
-"""A bucket that can be part of a host name, and of its certificate.
+"""Name of a bucket that can be part of a host name and of its certificate.
 
 References
 ----------
 https://docs.aws.amazon.com/AmazonS3/latest/userguide/bucketnamingrules.html
 """
 _REGION: Final = re.compile(r"(af|ap|ca|cn|eu|il|me|mx|sa|us)(-gov)?-[a-z]+-\d+")
-"""Those whose servers are named as below; botocore knows the others."""
+"""Regions whose servers have names of the usual form; botocore knows the others."""
 _DEFAULT_REGION: Final = "us-east-1"
-_ASKED_AGAIN_AFTER: Final = timedelta(minutes=1)
-"""botocore, which is asked, renews credentials 10 to 15 minutes before they end."""
 _TRUE: Final = {"1", "true", "yes"}
 
 
 @dataclass(frozen=True)
 class _Settings:
-    """What is needed to ask for objects."""
+    """Everything that a request for an object of a bucket needs."""
 
     region: str
     endpoint_url: str | None
@@ -77,51 +79,52 @@ class _Settings:
     provider: Callable[[], Any] | None = field(repr=False)
 
 
-class S3Places:
-    """Where objects of buckets lie."""
+class S3Locator:
+    """Finds the location of objects in buckets."""
 
-    def __init__(self, options: Mapping[str, Any]) -> None:
+    def __init__(self, options: Mapping[str, Any], remote: RemoteSettings) -> None:
         self._options = options
+        self._refresh = timedelta(seconds=remote.credentials_refresh_s)
         self._settings: _Settings | None = None
         self._context: ssl.SSLContext | None = None
         self._keys: dict[str, Any] = {}
         self._lock = Lock()
 
-    def find(self, path: str) -> Place | None:
-        """See :class:`spinezarr.remote.direct_transport.Places`."""
+    def locate(self, path: str) -> ObjectLocation | None:
+        """See :class:`spinezarr.remote.direct_transport.ObjectLocator`."""
         bucket, _, key = path.partition("/")
-        if not _BUCKET.fullmatch(bucket) or not is_plain_key(key) or "?versionId=" in key:
+        if not _BUCKET.fullmatch(bucket) or not is_unambiguous_key(key) or "?versionId=" in key:
             return None
         if self._settings is None:
-            settings = _settings(_Options.of(self._options))
+            settings = _settings(_Options.of(self._options), self._refresh)
             self._context, self._settings = _context(settings), settings
         base, is_virtual = _endpoint(bucket, self._settings)
         within = quote(key if is_virtual else f"{bucket}/{key}", safe="/~")
         payer = {"x-amz-request-payer": "requester"} if self._settings.requester_pays else {}
-        place = place_of(f"{base}/{within}", payer, self._context)
-        if place is None or self._settings.provider is None:
-            return place
-        return replace(place, sign=self._signed, signs_slowly=self._is_expired)
+        location = location_of_url(f"{base}/{within}", payer, self._context)
+        if location is None or self._settings.provider is None:
+            return location
+        return replace(location, sign=self._signed, signs_slowly=self._is_expired)
 
     def _is_expired(self) -> bool:
         until = self._keys.get("expires_at")
         return not self._keys or (until is not None and until <= datetime.now(UTC))
 
-    def _signed(self, place: Place, headers: Mapping[str, str]) -> Mapping[str, str]:
+    def _signed(self, location: ObjectLocation, headers: Mapping[str, str]) -> Mapping[str, str]:
         settings = self._settings
         if settings is None or settings.provider is None:
             return headers
         with self._lock:
             if self._is_expired():
                 self._keys = {}
-                with suppress(Exception):  # whatever botocore was told to ask
+                with suppress(Exception):  # credentials may come from any program or server
                     self._keys = settings.provider()
             keys = self._keys
-        if not keys:  # not in a handler: what failed may hold what is secret
-            raise no_renewal(f"s3://{place.host}{place.target}")
+        if not keys:  # not in a handler: the original error may contain a secret
+            raise credentials_renewal_error(f"s3://{location.host}{location.target}")
         return signed(
-            place.host,
-            place.target,
+            location.host,
+            location.target,
             headers,
             keys=keys,
             region=settings.region,
@@ -179,7 +182,7 @@ _NO_BODY: Final = hashlib.sha256(b"").hexdigest()
 
 @dataclass(frozen=True)
 class _Options:
-    """s3fs's options that our client can follow."""
+    """Options of s3fs that this client can follow."""
 
     key: str | None = field(repr=False)
     secret: str | None = field(repr=False)
@@ -195,17 +198,17 @@ class _Options:
 
     @classmethod
     def of(cls, options: Mapping[str, Any]) -> "_Options":
-        """Understand options.
+        """Parse options of s3fs.
 
         Raises
         ------
-        NotServedError
-            If our client has no way to follow one of them.
+        UnsupportedRequestError
+            If this client cannot follow one of them.
         """
-        rest = {name: value for name, value in options.items() if name not in _OF_NO_MATTER}
-        client = _settings_of(rest.pop("client_kwargs", None))
-        config = _settings_of(rest.pop("config_kwargs", None))
-        s3 = _settings_of(config.pop("s3", None))
+        rest = {name: value for name, value in options.items() if name not in _IRRELEVANT_OPTIONS}
+        client = _mapping_of(rest.pop("client_kwargs", None))
+        config = _mapping_of(rest.pop("config_kwargs", None))
+        s3 = _mapping_of(config.pop("s3", None))
         names = ("key", "secret", "token", "username", "password")
         given = {name: rest.pop(name, None) for name in names}
         understood = cls(
@@ -223,41 +226,43 @@ class _Options:
             verify=client.pop("verify", None),
             addressing=s3.pop("addressing_style", None),
         )
-        left = {*rest, *client, *s3, *(config.keys() - _OF_NO_MATTER_TO_BOTOCORE)}
+        left = {*rest, *client, *s3, *(config.keys() - _IRRELEVANT_CONFIG)}
         if left or bool(understood.key) != bool(understood.secret):
-            raise NotServedError
+            raise UnsupportedRequestError
         return understood
 
 
-def _settings_of(value: object) -> dict[str, Any]:
+def _mapping_of(value: object) -> dict[str, Any]:
     if not isinstance(value, Mapping | None):
-        raise NotServedError
+        raise UnsupportedRequestError
     return dict(value or {})
 
 
-def s3_places(options: Mapping[str, Any]) -> S3Places | None:
-    """Return the places for s3fs's options, or None if they say more than our client knows."""
+def s3_locator(
+    options: Mapping[str, Any], remote: RemoteSettings = DEFAULT_REMOTE_SETTINGS
+) -> S3Locator | None:
+    """Return a locator for s3fs's options; None if this client cannot follow all of them."""
     try:
         understood = _Options.of(options)
-    except NotServedError:
+    except UnsupportedRequestError:
         return None
     endpoint_url = understood.endpoint_url
     if endpoint_url is not None and not _is_plain_endpoint(endpoint_url):
         return None
-    return S3Places(options)
+    return S3Locator(options, remote)
 
 
-def _settings(options: _Options) -> _Settings:
-    """Look up what options leave open, with botocore where it takes more than a simple file."""
+def _settings(options: _Options, refresh: timedelta) -> _Settings:
+    """Complete options from the environment and the files of AWS, with botocore if needed."""
     environ = dict(os.environ)
-    found = _without_botocore(options, environ) or _with_botocore(options)
+    found = _without_botocore(options, environ) or _with_botocore(options, refresh)
     endpoint_url = options.endpoint_url or found.endpoint_url
     region = options.region or environ.get("AWS_DEFAULT_REGION") or found.region
     region = region or environ.get("AWS_REGION") or _DEFAULT_REGION
     if endpoint_url is None and not _REGION.fullmatch(region):
-        raise NotServedError
+        raise UnsupportedRequestError
     if endpoint_url is not None and not _is_plain_endpoint(endpoint_url):
-        raise NotServedError
+        raise UnsupportedRequestError
     verify = options.verify
     return _Settings(
         region=region,
@@ -272,8 +277,8 @@ def _settings(options: _Options) -> _Settings:
 
 
 @dataclass(frozen=True)
-class _Found:
-    """What environment and files say."""
+class _Configured:
+    """Settings in the environment and in the files of AWS."""
 
     endpoint_url: str | None
     region: str | None
@@ -282,8 +287,8 @@ class _Found:
     provider: Callable[[], Any] | None = field(repr=False)
 
 
-def _without_botocore(options: _Options, environ: Mapping[str, str]) -> _Found | None:
-    """Return what a plain environment says, or None if it is not plain: botocore imports slowly."""
+def _without_botocore(options: _Options, environ: Mapping[str, str]) -> _Configured | None:
+    """Return simple settings without botocore, which imports slowly; None if they are complex."""
     named = options.profile or environ.get("AWS_PROFILE") or environ.get("AWS_DEFAULT_PROFILE")
     switches = ("AWS_USE_FIPS_ENDPOINT", "AWS_USE_DUALSTACK_ENDPOINT")
     if named or any(environ.get(name) for name in switches):
@@ -303,7 +308,7 @@ def _without_botocore(options: _Options, environ: Mapping[str, str]) -> _Found |
         if section is None or not known.issuperset(section):
             return None
         profile |= section
-    return _Found(
+    return _Configured(
         endpoint_url=_configured_endpoint(environ, None, profile.get("endpoint_url")),
         region=profile.get("region"),
         ca_bundle=environ.get("AWS_CA_BUNDLE"),
@@ -313,7 +318,7 @@ def _without_botocore(options: _Options, environ: Mapping[str, str]) -> _Found |
 
 
 def _default_section(path: Path) -> dict[str, str] | None:
-    """Return the default profile's settings, or None if botocore has to read the file."""
+    """Return the settings of the default profile; None if only botocore can read the file."""
     parser = ConfigParser(interpolation=None, default_section="")
     try:
         parser.read_string(path.read_text("utf-8"))
@@ -324,50 +329,50 @@ def _default_section(path: Path) -> dict[str, str] | None:
     return dict(parser["default"]) if "default" in parser else {}
 
 
-def _with_botocore(options: _Options) -> _Found:
-    """Return what botocore finds.
+def _with_botocore(options: _Options, refresh: timedelta) -> _Configured:
+    """Return the settings that botocore finds.
 
     Raises
     ------
     PermissionError
-        If there are no credentials, or no such profile.
-    NotServedError
-        If a profile asks for what our client cannot do, or there is no botocore.
+        If no credentials are found, or the profile does not exist.
+    UnsupportedRequestError
+        If this client cannot follow the profile, or botocore is not installed.
     """
     try:
         from botocore.exceptions import BotoCoreError, ProfileNotFound  # noqa: PLC0415  takes long
         from botocore.session import Session  # noqa: PLC0415
-    except ImportError:  # s3fs, which is asked next, is not there either, and that error says more
-        raise NotServedError from None
+    except ImportError:  # s3fs, which is tried next, needs it too and says so
+        raise UnsupportedRequestError from None
 
     session = Session(profile=options.profile)
     try:
         profile = session.get_scoped_config()
         credentials = None if options.key or options.anon else session.get_credentials()
     except ProfileNotFound as problem:
-        raise PermissionError(errno.EACCES, f"{problem}. {CREDENTIALS}") from None
+        raise PermissionError(errno.EACCES, f"{problem}. {CREDENTIALS_ADVICE}") from None
     except BotoCoreError as problem:
         name = type(problem).__name__
-        text = f"the credentials cannot be found ({name}). {CREDENTIALS}"
+        text = f"the credentials cannot be found ({name}). {CREDENTIALS_ADVICE}"
         raise PermissionError(errno.EACCES, text) from None
     s3 = dict(profile.get("s3") or {})
     switches = ("use_fips_endpoint", "use_dualstack_endpoint")
     special = (session.get_config_variable(name) for name in switches)
     if any(special) or any(str(s3.get(n)).lower() == "true" for n in _SPECIAL_ENDPOINTS):
-        raise NotServedError
+        raise UnsupportedRequestError
     if credentials is None and not (options.key or options.anon):
-        text = f"Unable to locate credentials. {CREDENTIALS}"
+        text = f"Unable to locate credentials. {CREDENTIALS_ADVICE}"
         raise PermissionError(errno.EACCES, text)
     services = session.full_config.get("services", {}).get(profile.get("services"), {})
     configured = (services.get("s3") or {}).get("endpoint_url") or profile.get("endpoint_url")
     ignored = session.get_config_variable("ignore_configured_endpoint_urls")
     provider = None if options.anon else _constant(options.key, options.secret, options.token)
-    return _Found(
+    return _Configured(
         endpoint_url=None if ignored else _configured_endpoint(os.environ, configured, None),
         region=session.get_config_variable("region"),
         ca_bundle=session.get_config_variable("ca_bundle"),
         addressing=s3.get("addressing_style"),
-        provider=provider if credentials is None else _renewed(credentials),
+        provider=provider if credentials is None else _renewed(credentials, refresh),
     )
 
 
@@ -384,13 +389,13 @@ def _configured_endpoint(
 
 
 def _constant(key: str | None, secret: str | None, token: str | None) -> Callable[[], Any]:
-    """Return what gives the same credentials for ever."""
+    """Return a function that always returns the same credentials."""
     answer = {"access_key_id": key, "secret_access_key": secret, "token": token, "expires_at": None}
     return lambda: answer
 
 
-def _renewed(credentials: Any) -> Callable[[], Any]:  # noqa: ANN401  botocore is untyped
-    """Return what gives credentials of botocore, which renews them in time."""
+def _renewed(credentials: Any, refresh: timedelta) -> Callable[[], Any]:  # noqa: ANN401  botocore is untyped
+    """Return a function that returns the credentials of botocore, which renews them in time."""
 
     def provide() -> dict[str, Any]:
         now = credentials.get_frozen_credentials()
@@ -398,14 +403,14 @@ def _renewed(credentials: Any) -> Callable[[], Any]:  # noqa: ANN401  botocore i
             "access_key_id": now.access_key,
             "secret_access_key": now.secret_key,
             "token": now.token,
-            "expires_at": datetime.now(UTC) + _ASKED_AGAIN_AFTER,
+            "expires_at": datetime.now(UTC) + refresh,
         }
 
     return provide
 
 
 def _context(settings: _Settings) -> ssl.SSLContext | None:
-    """Return how to know the server; None for the certificates that the system trusts."""
+    """Return the TLS context; None for the certificates that the system trusts."""
     if settings.verify is True:
         return None
     if settings.verify is False:
@@ -415,13 +420,13 @@ def _context(settings: _Settings) -> ssl.SSLContext | None:
     try:
         return ssl.create_default_context(cafile=str(settings.verify))
     except OSError:
-        raise NotServedError from None
+        raise UnsupportedRequestError from None
 
 
 def _endpoint(bucket: str, settings: _Settings) -> tuple[str, bool]:
-    """Return where a bucket is, and whether its name is part of that host's name.
+    """Return the base URL of a bucket, and whether the host name contains the bucket's name.
 
-    As botocore: a custom endpoint takes the bucket in the path unless it is told otherwise.
+    As in botocore, a custom endpoint has the bucket in the path by default.
     """
     fits = _HOST_NAME.fullmatch(bucket) is not None
     if settings.endpoint_url is None:

@@ -1,4 +1,4 @@
-"""Connections of botocore that bound what is not streamed, and send nothing to other servers."""
+"""How is botocore kept from reading without bound, and from following redirects?"""
 
 from http import HTTPStatus
 from typing import Any, Final
@@ -10,11 +10,11 @@ from spinezarr.remote.settings import METADATA_BYTES
 __all__ = ["BoundedSession"]
 
 _REFUSAL_BYTES: Final = 1 << 16
-"""Of an answer that is an error; S3's have less than 2 KiB."""
+"""Longest body of an error that is read; those of S3 have less than 2 KiB."""
 
 
-class _Staying:
-    """A session of aiohttp that follows no redirect: botocore asks the bucket for its region."""
+class _NoRedirectSession:
+    """A session of aiohttp without redirects: botocore looks up the bucket's region instead."""
 
     def __init__(self, session: Any) -> None:  # noqa: ANN401  botocore is untyped
         self._session = session
@@ -24,28 +24,28 @@ class _Staying:
 
 
 class BoundedSession(AIOHTTPSession):  # type: ignore[misc]  # botocore is untyped
-    """What aiobotocore sends requests with."""
+    """A session of aiobotocore that reads bounded bodies and follows no redirects."""
 
-    async def _get_session(self, proxy_url: str | None) -> _Staying:
-        return _Staying(await super()._get_session(proxy_url))
+    async def _get_session(self, proxy_url: str | None) -> _NoRedirectSession:
+        return _NoRedirectSession(await super()._get_session(proxy_url))
 
     async def send(self, request: Any) -> Any:  # noqa: ANN401
-        """Send a request; what is not streamed is read, as far as it may go."""
+        """Send a request; read a body that is not streamed, up to the bound."""
         is_streamed, request.stream_output = request.stream_output, True
         answer = await super().send(request)
         is_error = answer.status_code >= HTTPStatus.MULTIPLE_CHOICES
         if is_error or not is_streamed:
             most = _REFUSAL_BYTES if is_error else METADATA_BYTES
-            # What is cut is no XML any more, which botocore says.
-            answer._content = await _beginning(answer.raw, most)  # noqa: SLF001
+            # A body that was cut is not valid XML, so botocore raises an error.
+            answer._content = await _read_at_most(answer.raw, most)  # noqa: SLF001
         return answer
 
 
-async def _beginning(raw: Any, most_bytes: int) -> bytes:  # noqa: ANN401
+async def _read_at_most(raw: Any, max_bytes: int) -> bytes:  # noqa: ANN401
     data = bytearray()
-    while part := await raw.content.read(most_bytes + 1 - len(data)):
+    while part := await raw.content.read(max_bytes + 1 - len(data)):
         data += part
-        if len(data) > most_bytes:
+        if len(data) > max_bytes:
             raw.close()
             break
     return bytes(data)

@@ -1,7 +1,8 @@
-"""One attempt to get bytes of one object, wherever it lies.
+"""How is one attempt made to read one object?
 
-Our own client asks where it can say the same as fsspec, all else goes through fsspec. Nothing is
-repeated here: an error says whether that may help.
+This package's own client sends the request if it can follow all options of fsspec that were given;
+everything else goes through fsspec. Nothing is repeated here: the type of an error says whether
+another attempt may help.
 """
 
 import asyncio
@@ -14,26 +15,36 @@ from typing_extensions import Buffer
 
 from spinezarr.forks import PerProcess
 from spinezarr.redaction import redact_url
-from spinezarr.remote.direct_transport import DirectTransport, NotServedError, Places
+from spinezarr.remote.direct_transport import (
+    DirectTransport,
+    ObjectLocator,
+    UnsupportedRequestError,
+)
 from spinezarr.remote.errors import (
     NoRangesError,
     TransientError,
-    is_page,
-    page_instead,
+    is_web_page,
+    web_page_error,
 )
-from spinezarr.remote.http_options import http_places
-from spinezarr.remote.s3_options import s3_places
-from spinezarr.remote.settings import METADATA_BYTES
-from spinezarr.remote.versions import ObjectVersion, Wanted
+from spinezarr.remote.http_options import http_locator
+from spinezarr.remote.object_request import ObjectRequest, ObjectResponse
+from spinezarr.remote.s3_options import s3_locator
+from spinezarr.remote.settings import DEFAULT_REMOTE_SETTINGS, METADATA_BYTES, RemoteSettings
 
-__all__ = ["NoRangesError", "NotServedError", "TransientError", "Transport", "open_transport"]
+__all__ = [
+    "NoRangesError",
+    "TransientError",
+    "Transport",
+    "UnsupportedRequestError",
+    "open_transport",
+]
 
 _S3: Final = {"s3", "s3a"}
 _HTTP: Final = {"http", "https"}
 
 
 class Transport(Protocol):
-    """Gets bytes of objects; can be pickled, and used in forked and spawned processes."""
+    """Reads bytes of objects. It can be pickled, and used in forked and spawned processes."""
 
     async def get(
         self,
@@ -42,103 +53,108 @@ class Transport(Protocol):
         stop: int | None = None,
         limit_bytes: int = METADATA_BYTES,
     ) -> Buffer:
-        """Return bytes ``start <= i < stop`` of an object, all of it if both are None.
+        """Return the bytes ``start <= i < stop`` of an object; all bytes if both are None.
 
-        May be awaited on any loop, many at once; cancelling frees the connection. One attempt, or
-        two where the first did not come whole and does not tell why.
-        A range that reaches behind the end of an object comes back short or empty, as on disk.
-        Over HTTP and S3 a short answer that has no such reason is a TransientError; of other file
-        systems it is returned, so a caller that knows the length checks it.
+        Many calls may run at once, on any event loop; cancellation frees the connection. A call
+        makes one attempt, or a second one through fsspec if the response to the first is not
+        understood. A range that reaches beyond the end of the object comes back short or empty, as
+        on disk. Over HTTP and S3, a response that is short for another reason is a TransientError.
+        Other file systems do not tell, so a caller that knows the size has to check it.
 
         Parameters
         ----------
         path
-            As :func:`open_transport` returns it, and what lies below.
+            Path of the object: the path of the store from :func:`open_transport`, and the key.
         start, stop
-            Neither is negative.
+            Range of bytes; not negative.
         limit_bytes
-            Most that comes where ``stop`` is None.
+            Largest size of the response if ``stop`` is None.
 
         Raises
         ------
         CorruptStoreError
-            If the object has more bytes than that.
+            If the object is larger than ``limit_bytes``.
         FileNotFoundError
-            If it is absent.
+            If the object does not exist.
         PermissionError
-            If the server refuses, there are no credentials, or a web page comes instead.
+            If the server refuses, no credentials are found, or the response is a web page.
         TransientError
-            If it may succeed when it is asked for again.
+            If another attempt may succeed.
         NoRangesError
-            If the server gives something else than the range, as one without ranges does.
+            If the response is not the range, as from a server that does not support ranges.
         OSError
-            If it cannot be read for another reason: there is no such bucket.
+            If the object cannot be read for another reason, for example if there is no such bucket.
         """
         ...
 
-    async def get_version(self, wanted: Wanted) -> ObjectVersion:
-        """Return bytes as :meth:`get` does, with the version that they are of.
+    async def get_response(self, wanted: ObjectRequest) -> ObjectResponse:
+        """Return bytes as :meth:`get` does, with the headers of the response.
 
         Raises
         ------
         ChangedObjectError
-            If the object is of another version than is wanted.
+            If the object has another version than ``if_match``.
         OSError
-            As :meth:`get`.
+            As for :meth:`get`.
         """
         ...
 
-    async def get_together(
+    async def get_ranges(
         self, path: str, spans: Sequence[tuple[int, int]]
     ) -> Sequence[Buffer] | None:
-        """Return several ranges of an object, given by start and stop, with little work.
+        """Return several ranges ``(start, stop)`` of an object with little work.
 
-        None, or ranges of another length, where one of them fails or there is no such way:
-        :meth:`get` then tells why.
+        Returns
+        -------
+        Sequence of Buffer or None
+            None if only fsspec can read them. A range that failed is empty; :meth:`get` tells why.
         """
         ...
 
     async def post(self, path: str, body: bytes, limit_bytes: int) -> Buffer:
-        """Post JSON to a web server, and return the answer of at most so many bytes.
+        """Send JSON to a web server with POST, and return the response of at most so many bytes.
 
         Raises
         ------
-        NotServedError
-            If there is no such way: no web server, a proxy on the way, or an answer that is not
-            taken.
+        UnsupportedRequestError
+            If the URL is not one of a web server, there is a proxy on the way, or this package's
+            own client does not understand the response.
         FileNotFoundError, PermissionError, TransientError, OSError
-            As :meth:`get`.
+            As for :meth:`get`.
         """
         ...
 
     @property
     def link_bytes_per_s(self) -> float | None:
-        """What the link carried lately; None as long as nothing is known of it."""
+        """Rate of the link in the last seconds; None until something was measured."""
         ...
 
 
 def open_transport(
-    url: str, storage_options: Mapping[str, Any] | None = None
+    url: str,
+    storage_options: Mapping[str, Any] | None = None,
+    settings: RemoteSettings = DEFAULT_REMOTE_SETTINGS,
 ) -> tuple[Transport, str]:
-    """Return a transport, and the path of a URL for it without a slash at its end.
+    """Return the transport for a URL, and the path of the URL without a slash at its end.
 
     Parameters
     ----------
     url
-        A path or fsspec URL.
+        Path or fsspec URL of a store.
     storage_options
-        For fsspec's file system, as :func:`spinezarr.remote.filesystem.open_filesystem` takes them.
+        Options of the file system; see :func:`spinezarr.remote.filesystem.open_filesystem`.
+    settings
+        Bounds on the time of a response.
 
     Raises
     ------
     UsageError
-        If nothing reads such URLs, the package that does is not installed, or the options do not
-        fit.
+        If no installed package reads such URLs, or the options do not fit.
     """
     options = dict(storage_options or {})
     scheme, _, rest = url.partition("://")
-    transport = _Transport(url, options)
-    if transport.is_fast:
+    transport = _Transport(url, options, settings)
+    if transport.uses_direct_client:
         path = rest if scheme in _S3 else url
         return transport, path.rstrip("/") or path
     from spinezarr.remote.filesystem import open_filesystem  # noqa: PLC0415  imports fsspec
@@ -147,17 +163,18 @@ def open_transport(
 
 
 class _Transport:
-    """What both do, with clients of its own in each process that uses it."""
+    """Both clients, made anew in each process that uses them."""
 
-    def __init__(self, url: str, options: dict[str, Any]) -> None:
+    def __init__(self, url: str, options: dict[str, Any], settings: RemoteSettings) -> None:
         self._url = url
         self._options = options
-        self._fast_client = PerProcess(partial(_fast, url, options))
-        self._general_client = PerProcess(partial(_general, url, options))
-        self._fast_client.get()  # options that cannot be used are refused here
+        self._settings = settings
+        self._fast_client = PerProcess(partial(_fast, url, options, settings))
+        self._general_client = PerProcess(partial(_general, url, options, settings))
+        self._fast_client.get()  # raises here if the options cannot be used
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _Transport, (self._url, self._options)
+        return _Transport, (self._url, self._options, self._settings)
 
     def __repr__(self) -> str:
         return f"<Transport of {redact_url(self._url)}>"
@@ -167,19 +184,19 @@ class _Transport:
         return self._fast_client.get()
 
     @property
-    def is_fast(self) -> bool:
+    def uses_direct_client(self) -> bool:
         return self._fast is not None
 
-    async def get_together(
+    async def get_ranges(
         self, path: str, spans: Sequence[tuple[int, int]]
     ) -> Sequence[Buffer] | None:
         fast = self._fast
-        return None if fast is None else await fast.get_together(path, spans)
+        return None if fast is None else await fast.get_ranges(path, spans)
 
     async def post(self, path: str, body: bytes, limit_bytes: int) -> Buffer:
         fast = self._fast
         if fast is None or self._url.partition("://")[0] not in _HTTP:
-            raise NotServedError
+            raise UnsupportedRequestError
         return await fast.post(path, body, limit_bytes)
 
     @property
@@ -196,41 +213,43 @@ class _Transport:
     ) -> Buffer:
         if stop is not None and stop <= (start or 0):
             return b""
-        return (await self.get_version(Wanted(path, start, stop, limit_bytes))).data
+        return (await self.get_response(ObjectRequest(path, start, stop, limit_bytes))).data
 
-    async def get_version(self, wanted: Wanted) -> ObjectVersion:
+    async def get_response(self, wanted: ObjectRequest) -> ObjectResponse:
         found = await self._got(wanted)
-        if not wanted.range and is_page(found.data):
+        if not wanted.range and is_web_page(found.data):
             path = wanted.path
             where = path if "://" in path else f"{self._url.partition('://')[0]}://{path}"
-            raise page_instead(redact_url(where))
+            raise web_page_error(redact_url(where))
         return found
 
-    async def _got(self, wanted: Wanted) -> ObjectVersion:
+    async def _got(self, wanted: ObjectRequest) -> ObjectResponse:
         fast = self._fast
         if fast is not None:
-            with suppress(NotServedError):
-                return await fast.get_version(wanted)
+            with suppress(UnsupportedRequestError):
+                return await fast.get_response(wanted)
         general: Any = self._general_client.peek()
-        if general is None:  # opening it takes long, and others use the event loop meanwhile
+        if (
+            general is None
+        ):  # its imports take long, and other requests use the event loop meanwhile
             general = await asyncio.to_thread(self._general_client.get)
-        found: ObjectVersion = await general.get_version(wanted)
+        found: ObjectResponse = await general.get_response(wanted)
         return found
 
 
-def _fast(url: str, options: Mapping[str, Any]) -> DirectTransport | None:
-    """Return what asks through our own client, or None."""
+def _fast(url: str, options: Mapping[str, Any], settings: RemoteSettings) -> DirectTransport | None:
+    """Return a transport with our own client; None if it cannot follow the options."""
     scheme = url.partition("://")[0]
-    places: Places | None = None
+    locator: ObjectLocator | None = None
     if scheme in _HTTP:
-        places = http_places(options)
+        locator = http_locator(options)
     elif scheme in _S3:
-        places = s3_places(options)
-    return DirectTransport(url, places) if places else None
+        locator = s3_locator(options, settings)
+    return DirectTransport(url, locator, settings) if locator else None
 
 
-def _general(url: str, options: dict[str, Any]) -> Any:  # noqa: ANN401
-    """Return what asks through fsspec."""
+def _general(url: str, options: dict[str, Any], settings: RemoteSettings) -> Any:  # noqa: ANN401
+    """Return the transport through fsspec."""
     from spinezarr.remote.fsspec_transport import FsspecTransport  # noqa: PLC0415  takes long
 
-    return FsspecTransport(url, options)
+    return FsspecTransport(url, options, settings)

@@ -14,9 +14,9 @@ from spinezarr.errors import CorruptStoreError, UsageError
 from spinezarr.redaction import redact_url
 from spinezarr.remote.errors import ChangedObjectError, NoSuchBucketError
 from spinezarr.remote.filesystem import open_filesystem
+from spinezarr.remote.object_request import ObjectRequest, ObjectResponse
 from spinezarr.remote.requests import RemoteObjects
-from spinezarr.remote.settings import METADATA_BYTES
-from spinezarr.remote.versions import ObjectVersion, Wanted
+from spinezarr.remote.settings import METADATA_BYTES, RemoteSettings
 from spinezarr.serve.limits import ServeLimits
 from spinezarr.serve.storage import (
     METADATA,
@@ -85,7 +85,9 @@ class BucketFolder:
         self.options = storage_options
         self._suffix = suffix
         self._is_bucket = url.partition("://")[0] in _BUCKETS
-        self._objects = RemoteObjects(self.url, storage_options, deadline_s=limits.bucket_s)
+        self._objects = RemoteObjects(
+            self.url, storage_options, RemoteSettings(deadline_s=limits.bucket_s)
+        )
         self._fresh_s = limits.bucket_fresh_s
         self._in_turn = InTurn()
         self._found: tuple[float, list[str]] | None = None
@@ -112,7 +114,7 @@ class BucketFolder:
             raise UsageError(f"{name}: {problem.strerror}.") from None
         except CorruptStoreError as problem:
             raise UsageError(str(problem)) from None
-        if root is not None and not root.tag:
+        if root is not None and not root.etag:
             raise UsageError(
                 f"{name}: its server does not say of which version an object is (a strong ETag), "
                 "so it cannot be served from there. Serve it where it lies."
@@ -127,9 +129,9 @@ class BucketFolder:
     def _is_named(self) -> bool:
         return redact_url(self.url).endswith(self._suffix)
 
-    def _root(self) -> ObjectVersion | None:
+    def _root(self) -> ObjectResponse | None:
         path = f"{self._objects.path}/{METADATA}"
-        return self._objects.version(Wanted(path, limit_bytes=METADATA_BYTES))
+        return self._objects.get_response(ObjectRequest(path, limit_bytes=METADATA_BYTES))
 
     def stores(self) -> list[str]:
         """Return the URLs of the stores, as they were at most a second ago.
@@ -184,8 +186,12 @@ class BucketStorage(Storage):
         self.path = url
         self.executor: ThreadPoolExecutor = ThreadPoolExecutor(_THREADS, "spinezarr-bucket")
         self._options = storage_options
-        self._objects = RemoteObjects(url, storage_options, deadline_s=limits.bucket_s)
-        self._for_readers = RemoteObjects(url, storage_options, deadline_s=limits.bucket_reader_s)
+        self._objects = RemoteObjects(
+            url, storage_options, RemoteSettings(deadline_s=limits.bucket_s)
+        )
+        self._for_readers = RemoteObjects(
+            url, storage_options, RemoteSettings(deadline_s=limits.bucket_reader_s)
+        )
         self._whole_bytes = limits.bucket_whole_bytes
         self._seen: Recent[float] = Recent(_SEEN)
         """When each key was looked at last, and its entity tag; None for an absent object."""
@@ -205,20 +211,20 @@ class BucketStorage(Storage):
             if self._is_fresh(key, known):  # another thread has looked meanwhile
                 return Seen(known, 0, None) if known else None
             began_s = time.monotonic()
-            wanted = Wanted(
+            wanted = ObjectRequest(
                 f"{self._objects.path}/{key}",
                 limit_bytes=METADATA_BYTES,
-                unless_tag=str(known or ""),
+                if_none_match=str(known or ""),
             )
             found = self.version(wanted, key)
             if found is None:
                 self._seen.keep(key, None, began_s)
                 return None
-            tag = str(known) if found.is_unchanged else found.tag
+            tag = str(known) if found.is_not_modified else found.etag
             if not tag:
                 raise UnreadableError(f"{key} has no entity tag.")
             self._seen.keep(key, tag, began_s)
-        data = None if found.is_unchanged else bytes(found.data)
+        data = None if found.is_not_modified else bytes(found.data)
         return Seen(tag, -1 if found.modified_s is None else found.modified_s, data)
 
     def _is_fresh(self, key: str, known: Identity | None) -> bool:
@@ -226,7 +232,7 @@ class BucketStorage(Storage):
         seen = self._seen.find(key)
         return seen is not None and seen[0] == known and time.monotonic() - seen[1] <= self._fresh_s
 
-    def version(self, wanted: Wanted, key: str) -> ObjectVersion | None:
+    def version(self, wanted: ObjectRequest, key: str) -> ObjectResponse | None:
         """Request an object; return None if it is absent.
 
         Raises
@@ -237,7 +243,7 @@ class BucketStorage(Storage):
             If the object cannot be read; UnavailableError if the bucket does not answer.
         """
         try:
-            return self._objects.version(wanted)
+            return self._objects.get_response(wanted)
         except ChangedObjectError:
             raise
         except CorruptStoreError as problem:
@@ -251,8 +257,8 @@ class BucketStorage(Storage):
         end_at = _index_at(entry) if is_shard and isinstance(entry, ShardEntry) else 0
         path, size = f"{self._objects.path}/{key}", entry.size_bytes
         for is_last in (False, True):
-            found = self.version(Wanted(path, end_at, size), key)
-            if found is None or not found.tag:
+            found = self.version(ObjectRequest(path, end_at, size), key)
+            if found is None or not found.etag:
                 raise UnreadableError(f"{key} is missing, or has no entity tag.")
             opened = _Object(self, key, path, found, end_at)
             if found.size_bytes == size and opened.fits(entry, written):
@@ -276,13 +282,13 @@ class _Object(Content):
     """One version of an object, with its last bytes, or all of them, in memory."""
 
     def __init__(
-        self, storage: BucketStorage, key: str, path: str, end: ObjectVersion, end_at: int
+        self, storage: BucketStorage, key: str, path: str, end: ObjectResponse, end_at: int
     ) -> None:
         self.executor = storage.executor
         self._storage = storage
         self._key = key
         self._path = path
-        self._tag, self._modified_s = end.tag, end.modified_s
+        self._tag, self._modified_s = end.etag, end.modified_s
         self._end, self._end_at = bytes(end.data), end_at
         self.room = _KNOWN_BYTES + len(self._end)
 
@@ -305,7 +311,9 @@ class _Object(Content):
         if start >= self._end_at:
             return self._end[start - self._end_at : stop - self._end_at]
         try:
-            found = self._storage.version(Wanted(self._path, start, stop, tag=self._tag), self._key)
+            found = self._storage.version(
+                ObjectRequest(self._path, start, stop, if_match=self._tag), self._key
+            )
         except ChangedObjectError:
             found = None
         if found is None or memoryview(found.data).nbytes != stop - start:

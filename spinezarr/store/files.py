@@ -11,7 +11,7 @@ from fsspec.implementations.local import LocalFileSystem
 from typing_extensions import Buffer
 
 from spinezarr.redaction import redact_url
-from spinezarr.remote.errors import too_long
+from spinezarr.remote.errors import object_too_large_error
 from spinezarr.remote.filesystem import open_filesystem
 from spinezarr.remote.settings import METADATA_BYTES
 from spinezarr.store.folder import StoreFileSystem
@@ -103,7 +103,9 @@ def read_files(fs: fsspec.AbstractFileSystem, paths: Iterable[str]) -> dict[str,
     return found
 
 
-def read_each(fs: fsspec.AbstractFileSystem, paths: Sequence[str]) -> list[bytes | Exception]:
+def read_each(
+    fs: fsspec.AbstractFileSystem, paths: Sequence[str], limit_bytes: int = METADATA_BYTES
+) -> list[bytes | Exception]:
     """Read many small files, from remote stores concurrently.
 
     Returns
@@ -117,11 +119,11 @@ def read_each(fs: fsspec.AbstractFileSystem, paths: Sequence[str]) -> list[bytes
         return [_read_local(fs, path) for path in paths]
     # One byte more than the limit tells whether an object is too large.
     answers: list[bytes | Exception] = fs.cat_ranges(
-        list(paths), 0, METADATA_BYTES + 1, on_error="return"
+        list(paths), 0, limit_bytes + 1, on_error="return"
     )
     return [
-        too_long(redact_url(fs.unstrip_protocol(path)), METADATA_BYTES)
-        if isinstance(answer, bytes) and len(answer) > METADATA_BYTES
+        object_too_large_error(redact_url(fs.unstrip_protocol(path)), limit_bytes)
+        if isinstance(answer, bytes) and len(answer) > limit_bytes
         else answer
         for path, answer in zip(paths, answers, strict=True)
     ]

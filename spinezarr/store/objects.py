@@ -8,9 +8,9 @@ from fsspec.core import split_protocol
 from typing_extensions import Buffer
 
 from spinezarr.remote.filesystem import open_filesystem
-from spinezarr.remote.requests import IN_FLIGHT, RemoteObjects
-from spinezarr.remote.settings import METADATA_BYTES
-from spinezarr.remote.transport import NotServedError
+from spinezarr.remote.requests import RemoteObjects
+from spinezarr.remote.settings import DEFAULT_REMOTE_SETTINGS, METADATA_BYTES, RemoteSettings
+from spinezarr.remote.transport import UnsupportedRequestError
 from spinezarr.store.folder import StoreFolder
 
 __all__ = ["LocalObjects", "Objects", "open_objects"]
@@ -47,7 +47,7 @@ class LocalObjects:
 
     def post(self, path: str, body: bytes, limit_bytes: int) -> Buffer:  # noqa: ARG002
         """Raise, as no server answers on a disk."""
-        raise NotServedError
+        raise UnsupportedRequestError
 
     def read(self, paths: Iterable[str], limit_bytes: int = METADATA_BYTES) -> dict[str, bytes]:
         """Read whole files.
@@ -76,7 +76,9 @@ Objects = LocalObjects | RemoteObjects
 
 
 def open_objects(
-    url: str, storage_options: Mapping[str, Any] | None = None, *, in_flight: int = IN_FLIGHT
+    url: str,
+    storage_options: Mapping[str, Any] | None = None,
+    remote: RemoteSettings = DEFAULT_REMOTE_SETTINGS,
 ) -> Objects:
     """Return what reads whole files of a store.
 
@@ -86,8 +88,8 @@ def open_objects(
         Path or fsspec URL.
     storage_options
         As for :func:`spinezarr.remote.filesystem.open_filesystem`.
-    in_flight
-        Requests that may be under way at once, if it lies far away.
+    remote
+        Bounds on the requests, if ``url`` is no path.
 
     Raises
     ------
@@ -96,4 +98,4 @@ def open_objects(
     """
     if split_protocol(url)[0] in {None, "file", "local"}:
         return LocalObjects(open_filesystem(url, storage_options)[1])
-    return RemoteObjects(url, storage_options, in_flight=in_flight)
+    return RemoteObjects(url, storage_options, remote)

@@ -25,7 +25,7 @@ from spinezarr.errors import (
 from spinezarr.geometry import ShapeZYX, SpacingZYX
 from spinezarr.redaction import redact_url
 from spinezarr.remote.errors import NoSuchBucketError
-from spinezarr.remote.requests import IN_FLIGHT
+from spinezarr.remote.settings import DEFAULT_REMOTE_SETTINGS, RemoteSettings
 from spinezarr.scaling import VALUE_DTYPE, Scaling
 from spinezarr.store.array_metadata import Separator, ShardedArray, chunk_key
 from spinezarr.store.attributes import (
@@ -176,8 +176,8 @@ class StoreReader:
     with_table
         Whether :attr:`table` will probably be read; it is then fetched with the root if the store
         is remote.
-    in_flight
-        Requests that may be under way at once, if it is far away.
+    remote
+        Bounds on the requests, if the store is remote.
     rows
         Rows of a table that was read before, by scan id.
     objects
@@ -197,14 +197,14 @@ class StoreReader:
         storage_options: Mapping[str, Any] | None = None,
         *,
         with_table: bool = True,
-        in_flight: int = IN_FLIGHT,
+        remote: RemoteSettings = DEFAULT_REMOTE_SETTINGS,
         rows: Mapping[str, "TableRow"] | None = None,
         objects: Objects | None = None,
     ) -> None:
         self.url = url
         self.storage_options = storage_options
-        self._in_flight = in_flight
-        self.objects = objects or open_objects(url, storage_options, in_flight=in_flight)
+        self._remote = remote
+        self.objects = objects or open_objects(url, storage_options, remote)
         self.path = self.objects.path
         self._bundle: bytes | None = None
         """Bundle that was fetched with the root, empty if absent; None if it was not fetched."""
@@ -220,9 +220,9 @@ class StoreReader:
         self,
     ) -> tuple[
         Callable[..., "StoreReader"],
-        tuple[str, Mapping[str, Any] | None, int, dict[str, "TableRow"]],
+        tuple[str, Mapping[str, Any] | None, RemoteSettings, dict[str, "TableRow"]],
     ]:
-        return _reopened, (self.url, self.storage_options, self._in_flight, self._rows)
+        return _reopened, (self.url, self.storage_options, self._remote, self._rows)
 
     @property
     def name(self) -> str:
@@ -352,7 +352,7 @@ class StoreReader:
         if not is_scan_id(scan_id):
             raise UnknownScanError(f"{self.name}: {scan_id!r} is no scan id.")
         path = f"{folder}/zarr.json"
-        change = _ChangeFinder(self.url, self.storage_options, self._in_flight, self)
+        change = _ChangeFinder(self.url, self.storage_options, self._remote, self)
 
         def parse(raw: bytes) -> ScanHandle:
             scan = parse_scan(raw, folder, find_change=change)
@@ -465,7 +465,7 @@ class StoreReader:
         CorruptStoreError
             If its table or the scan cannot be read.
         """
-        new = StoreReader(self.url, self.storage_options, in_flight=self._in_flight)
+        new = StoreReader(self.url, self.storage_options, remote=self._remote)
         table, newer = new.table, {}
         for scan_id in self._newer | {changed}:
             scan = new.scan(scan_id).attributes
@@ -572,25 +572,25 @@ class _ChangeFinder:
 
     url: str = field(repr=False)
     storage_options: Mapping[str, Any] | None = field(repr=False)
-    in_flight: int
+    remote: RemoteSettings
     reader: StoreReader | None = None
 
     def __call__(self, array: ArraySpec) -> ScanChangedError | None:
-        reader = self.reader or _reopened(self.url, self.storage_options, self.in_flight, {})
+        reader = self.reader or _reopened(self.url, self.storage_options, self.remote, {})
         return reader.find_change(array)
 
     def __reduce__(self) -> tuple[Callable[..., "_ChangeFinder"], tuple[Any, ...]]:
-        return _ChangeFinder, (self.url, self.storage_options, self.in_flight)
+        return _ChangeFinder, (self.url, self.storage_options, self.remote)
 
 
 def _reopened(
     url: str,
     storage_options: Mapping[str, Any] | None,
-    in_flight: int,
+    remote: RemoteSettings,
     rows: Mapping[str, TableRow],
 ) -> StoreReader:
     """Open a store for a reader that another process has sent."""
-    return StoreReader(url, storage_options, with_table=False, in_flight=in_flight, rows=rows)
+    return StoreReader(url, storage_options, with_table=False, remote=remote, rows=rows)
 
 
 def _rows_of(table: xr.Dataset) -> dict[str, TableRow]:

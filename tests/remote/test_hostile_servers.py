@@ -8,6 +8,7 @@ import socket
 import struct
 import threading
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import fsspec
@@ -17,12 +18,11 @@ from raw_server import RawServer
 
 import spinezarr
 from spinezarr.errors import CorruptStoreError, SpinezarrError
-from spinezarr.remote import fsspec_transport as transport_fsspec
-from spinezarr.remote import pace
-from spinezarr.remote import requests as remote
-from spinezarr.remote.errors import StalledAnswerError, answer_error
+from spinezarr.remote import stall_detection
+from spinezarr.remote.errors import StalledAnswerError, response_error
 from spinezarr.remote.requests import RemoteObjects
 from spinezarr.remote.s3_options import signed
+from spinezarr.remote.settings import RemoteSettings
 from spinezarr.remote.transport import open_transport
 from spinezarr.store.files import read_each
 
@@ -167,21 +167,25 @@ LIES = {
 }
 WAYS = ["http-direct", "http-fsspec", "s3-direct", "s3-fsspec"]
 
+IMPATIENT = RemoteSettings(
+    stall_window_s=0.5,
+    s3_first_byte_s=4.0,
+    first_backoff_s=0.01,
+    longest_backoff_s=0.02,
+    patience_s=1.0,
+    opening_patience_s=0.5,
+    first_patience_s=0.5,
+)
+"""Wait for seconds where users wait for minutes."""
+
 
 @pytest.fixture(autouse=True)
-def _impatient(monkeypatch, tmp_path):
-    """Wait for seconds where users wait for minutes; have no settings of the user's own."""
+def _nobody(monkeypatch, tmp_path):
+    """Have no settings of the user's own."""
     for name in list(os.environ):
         if name.startswith("AWS_"):
             monkeypatch.delenv(name)
     monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setattr(pace, "_WINDOW_S", 0.5)
-    monkeypatch.setattr(pace, "_LOOK_S", 0.1)
-    monkeypatch.setattr(transport_fsspec, "_S3_HEAD_S", 4.0)
-    monkeypatch.setattr(remote, "_BACKOFF_S", (0.01, 0.02))
-    monkeypatch.setattr(remote, "_PATIENCE_S", 1.0)
-    monkeypatch.setattr(remote, "_OPENING_PATIENCE_S", 0.5)
-    monkeypatch.setattr(remote, "_FIRST_PATIENCE_S", 0.5)
 
 
 @pytest.fixture
@@ -198,14 +202,14 @@ def liar():
         server.close()
 
 
-def opened(server, way, **options):
+def opened(server, way, settings=IMPATIENT, **options):
     kind, _, client = way.partition("-")
     if kind == "s3":
         options |= {"endpoint_url": server.url, "key": "KEY", "secret": "SECRET"}
     options |= GENERAL[kind] if client == "fsspec" else {}
     url = f"{server.url}/folder" if kind == "http" else "s3://bucket/folder"
-    transport, path = open_transport(url, options)
-    assert transport.is_fast == (client == "direct")
+    transport, path = open_transport(url, options, settings)
+    assert transport.uses_direct_client == (client == "direct")
     return transport, path
 
 
@@ -341,7 +345,7 @@ def test_an_object_that_comes_and_goes_is_absent_or_there(liar):
         connection.sendall(f"HTTP/1.1 {status}\r\nContent-Length: 2\r\n\r\nab".encode())
 
     server = liar(lie)
-    objects = RemoteObjects(server.url)
+    objects = RemoteObjects(server.url, settings=IMPATIENT)
     for _ in range(4):
         assert objects.read([f"{server.url}/a"]) in ({}, {f"{server.url}/a": b"ab"})
 
@@ -352,7 +356,8 @@ def test_an_object_that_comes_and_goes_is_absent_or_there(liar):
 @pytest.mark.parametrize("way", WAYS)
 def test_a_slow_server_is_waited_for(liar, way):
     """A quarter of what the slowest link carries in a window, again and again."""
-    part = int(pace._LINK_BYTES_PER_S * (pace._WINDOW_S + 0.5) / pace._SHARE) + 1
+    window_s = IMPATIENT.stall_window_s + IMPATIENT.stall_window_per_request_s
+    part = int(IMPATIENT.slowest_link_bytes_per_s * window_s / 4) + 1
 
     def lie(server, connection, _head):
         text = f"HTTP/1.1 206 x\r\nContent-Range: bytes 0-{5 * part - 1}/{5 * part}\r\n"
@@ -367,22 +372,22 @@ def test_a_slow_server_is_waited_for(liar, way):
 
 def test_the_window_grows_with_the_requests_under_way():
     async def run():
-        many = pace.Pace()
+        many = stall_detection.StallDetector(IMPATIENT)
         alone = [many.window_s, many.least_bytes / many.window_s]
-        watched = [pace.Progress(many) for _ in range(128)]
+        watched = [stall_detection.RequestProgress(many) for _ in range(128)]
         assert many.window_s > 50 * alone[0]
         assert many.least_bytes / many.window_s == pytest.approx(alone[1] / 128)
         assert many.least_bytes > 1460  # one packet is not enough
         for progress in watched:
             progress.end()
-        assert not many.under_way
+        assert not many.in_flight
 
     asyncio.run(run())
 
 
-def test_no_answer_takes_for_ever(liar, monkeypatch):
-    monkeypatch.setattr(pace, "_LONGEST_S", 1.5)
-    transport, path = opened(liar(endless_at_pace), "http-direct")
+def test_no_answer_takes_for_ever(liar):
+    short = replace(IMPATIENT, longest_answer_s=1.5)
+    transport, path = opened(liar(endless_at_pace), "http-direct", short)
     with pytest.raises(StalledAnswerError):
         asked(transport, f"{path}/a", 0, 1 << 30)
 
@@ -404,7 +409,7 @@ def test_a_server_that_falls_silent_is_given_up(liar):
             connection.sendall(text.encode())
 
     server = liar(lie)
-    objects = RemoteObjects(server.url)
+    objects = RemoteObjects(server.url, settings=IMPATIENT)
     wanted = [(f"{server.url}/a", 0, 2)]
     with objects.ranges(wanted) as (data,):
         assert bytes(data) == b"ab"
@@ -431,7 +436,9 @@ def test_no_secret_follows_a_redirect(liar, way, status):
     assert len(PLANTED.findall(here.heads[0])) == 3
     assert not PLANTED.search(there.heads[0])
     login = f"http://me:CANARY@127.0.0.1:{here.port}/folder"
-    transport, path = open_transport(login, GENERAL["http"] if way == "http-fsspec" else {})
+    transport, path = open_transport(
+        login, GENERAL["http"] if way == "http-fsspec" else {}, IMPATIENT
+    )
     assert asked(transport, f"{path}/a", *SPAN) == b"x" * 100
     assert re.search("(?i)authorization", here.heads[-1])
     assert not re.search("(?i)authorization", there.heads[-1])
@@ -464,14 +471,14 @@ def test_no_signature_follows_a_redirect(liar, way):
 
 def test_a_header_that_is_two_is_not_sent(liar):
     server = liar(says(RANGE_HEAD + "Content-Length: 100\r\n", b"x" * 100))
-    transport, path = open_transport(server.url, {"headers": {"X-A": "b\r\nX-C: d"}})
+    transport, path = open_transport(server.url, {"headers": {"X-A": "b\r\nX-C: d"}}, IMPATIENT)
     with pytest.raises((OSError, ValueError)):
         asked(transport, f"{path}/a", *SPAN)
     assert not any("X-C" in head for head in server.heads)
 
 
 def test_what_a_server_calls_its_error_is_short_and_printable():
-    said = str(answer_error(418, "A\x1b[2J\u202e" + "B" * 10_000, "s3://bucket/a"))
+    said = str(response_error(418, "A\x1b[2J\u202e" + "B" * 10_000, "s3://bucket/a"))
     assert len(said) < 400
     assert said.isprintable()
 
@@ -505,20 +512,19 @@ def test_requests_are_signed_as_botocore_signs_them():
 # Writers
 
 
-def test_what_a_writer_reads_from_afar_is_bounded(liar, monkeypatch):
-    monkeypatch.setattr("spinezarr.store.files.METADATA_BYTES", 1000)
+def test_what_a_writer_reads_from_afar_is_bounded(liar):
     server = liar(endless("HTTP/1.1 206 x\r\nContent-Range: bytes 0-1000/*\r\n", ZEROS))
     options = {"endpoint_url": server.url, "key": "K", "secret": "S"}
     from spinezarr.store.files import open_filesystem  # noqa: PLC0415
 
     fs, _ = open_filesystem("s3://bucket/a", options)
     with memory_bounded():
-        (found,) = read_each(fs, ["bucket/a"])
+        (found,) = read_each(fs, ["bucket/a"], 1000)
     assert isinstance(found, OSError)
     memory = fsspec.filesystem("memory")
     memory.pipe_file("/large", bytes(1001))
     memory.pipe_file("/small", bytes(1000))
-    large, small = read_each(memory, ["/large", "/small"])
+    large, small = read_each(memory, ["/large", "/small"], 1000)
     assert isinstance(large, CorruptStoreError)
     assert small == bytes(1000)
     memory.rm("/large")

@@ -16,8 +16,10 @@ from hypothesis import strategies as st
 from spinezarr.remote import requests as remote
 from spinezarr.remote.errors import StalledAnswerError
 from spinezarr.remote.requests import RemoteObjects
+from spinezarr.remote.settings import RemoteSettings
 from spinezarr.remote.transport import NoRangesError, TransientError
 
+DEFAULTS = RemoteSettings()
 DATA = random.Random(5).randbytes(3_000_000)  # noqa: S311
 
 
@@ -46,7 +48,7 @@ def read_ranges(objects, wanted):
 class Scripted:
     """A transport that does what it is told, and notes how much of it is under way."""
 
-    async def get_together(self, _path, _spans):
+    async def get_ranges(self, _path, _spans):
         return None
 
     def __init__(self, answer):
@@ -75,10 +77,10 @@ class Scripted:
 def scripted(monkeypatch):
     """Make objects behind a scripted transport."""
 
-    def start(answer, **options):
+    def start(answer, **settings):
         transport = Scripted(answer)
         monkeypatch.setattr(remote, "open_transport", lambda *_: (transport, "p"))
-        return RemoteObjects("s3://bucket/p", **options), transport
+        return RemoteObjects("s3://bucket/p", settings=RemoteSettings(**settings)), transport
 
     return start
 
@@ -124,11 +126,11 @@ def test_an_object_that_is_shorter_is_asked_for_again_and_comes_back_short(proxy
 
 
 def test_objects_are_read_after_pickling_and_in_forked_processes(proxy):
-    objects = RemoteObjects(proxy.url, in_flight=3)
+    objects = RemoteObjects(proxy.url, settings=RemoteSettings(requests_in_flight=3))
     wanted = [(f"{proxy.url}/large", 7, 99)]
     assert bytes(read_ranges(objects, wanted)[0]) == DATA[7:99]
     again = pickle.loads(pickle.dumps(objects))  # noqa: S301  our own
-    assert again.in_flight == 3
+    assert again.settings.requests_in_flight == 3
     for method in ("fork", "spawn"):
         with multiprocessing.get_context(method).Pool(1) as pool:
             asked = pool.apply_async(_read, (again, wanted))
@@ -188,10 +190,9 @@ def plain_server(tmp_path):
 
 
 @pytest.mark.parametrize("options", [{}, {"client_kwargs": {"trust_env": False}}])
-def test_a_server_without_ranges_is_an_error_at_once(plain_server, options, monkeypatch):
-    monkeypatch.setattr(remote, "_LATE_S", (60.0, 60.0))  # a busy machine is late, too
+def test_a_server_without_ranges_is_an_error_at_once(plain_server, options):
     url, asked = plain_server
-    objects = RemoteObjects(url, options)
+    objects = RemoteObjects(url, options, RemoteSettings(least_late_s=60.0, first_late_s=60.0))
     assert objects.read([f"{url}/large"]) == {f"{url}/large": DATA}
     asked.clear()
     began = time.monotonic()
@@ -204,10 +205,7 @@ def test_a_server_without_ranges_is_an_error_at_once(plain_server, options, monk
         read_ranges(objects, [(f"{url}/large", n, n + 9) for n in range(0, 900, 30)])
 
 
-def test_a_whole_object_in_place_of_a_range_is_a_fault_of_a_server_that_has_ranges(
-    scripted, monkeypatch
-):
-    monkeypatch.setattr(remote, "_BACKOFF_S", (0.001, 0.01))
+def test_a_whole_object_in_place_of_a_range_is_a_fault_of_a_server_that_has_ranges(scripted):
     unranged = NoRangesError(5, "whole")
 
     async def second_fails(number, _path, start, stop):
@@ -215,27 +213,29 @@ def test_a_whole_object_in_place_of_a_range_is_a_fault_of_a_server_that_has_rang
             raise unranged
         return DATA[start:stop]
 
-    objects, transport = scripted(second_fails)
+    objects, transport = scripted(second_fails, first_backoff_s=0.001, longest_backoff_s=0.01)
     assert read_ranges(objects, [("p", 0, 5)]) == [DATA[:5]]
     assert read_ranges(objects, [("p", 5, 9)]) == [DATA[5:9]]
     assert len(transport.asked) == 3
-    objects, transport = scripted(failing(99, unranged))
+    objects, transport = scripted(
+        failing(99, unranged), first_backoff_s=0.001, longest_backoff_s=0.01
+    )
     # The whole of an object is no range.
     with pytest.raises(NoRangesError):
         read_ranges(objects, [("p", 5, 9)])
     assert len(transport.asked) == 1
 
 
-def test_ranges_that_are_given_no_more_end_patience(scripted, monkeypatch):
-    monkeypatch.setattr(remote, "_BACKOFF_S", (0.001, 0.01))
-    monkeypatch.setattr(remote, "_PATIENCE_S", 0.2)
+def test_ranges_that_are_given_no_more_end_patience(scripted):
 
     async def only_once(number, _path, start, stop):
         if number:
             raise NoRangesError(5, "whole", "p")
         return DATA[start:stop]
 
-    objects, transport = scripted(only_once)
+    objects, transport = scripted(
+        only_once, first_backoff_s=0.001, longest_backoff_s=0.01, patience_s=0.2
+    )
     assert read_ranges(objects, [("p", 0, 5)]) == [DATA[:5]]
     with pytest.raises(ConnectionError, match=r"attempts in 0 s: whole: 'p'"):
         read_ranges(objects, [("p", 5, 9)])
@@ -255,7 +255,7 @@ def test_where_an_object_ends_before_the_range_is_asked_once(scripted):
 
 
 def test_no_more_requests_are_under_way_than_may_be(scripted):
-    objects, transport = scripted(whole, in_flight=4)
+    objects, transport = scripted(whole, requests_in_flight=4)
 
     def read(first):
         return read_ranges(objects, [("p", first + i, first + i + 2) for i in range(30)])
@@ -267,9 +267,8 @@ def test_no_more_requests_are_under_way_than_may_be(scripted):
     assert len(transport.asked) == 300
 
 
-def test_no_more_bytes_are_held_than_may_be(scripted, monkeypatch):
-    monkeypatch.setattr(remote, "_HELD_BYTES", 1000)
-    objects, transport = scripted(whole)
+def test_no_more_bytes_are_held_than_may_be(scripted):
+    objects, transport = scripted(whole, held_bytes=1000)
     with ThreadPoolExecutor(1) as thread:
         with objects.ranges([("p", 0, 300), ("p", 600, 900)]):
             waiting = thread.submit(read_ranges, objects, [("p", 5, 405), ("p", 5, 106)])
@@ -283,9 +282,8 @@ def test_no_more_bytes_are_held_than_may_be(scripted, monkeypatch):
         assert read_ranges(objects, [("p", 0, 1000)]) == [DATA[:1000]]
 
 
-def test_what_fails_holds_no_memory(scripted, monkeypatch):
-    monkeypatch.setattr(remote, "_HELD_BYTES", 1000)
-    objects, _ = scripted(failing(1, PermissionError(13, "refused")))
+def test_what_fails_holds_no_memory(scripted):
+    objects, _ = scripted(failing(1, PermissionError(13, "refused")), held_bytes=1000)
     with pytest.raises(PermissionError):
         read_ranges(objects, [("p", 0, 900)])
     assert read_ranges(objects, [("p", 0, 900)]) == [DATA[:900]]
@@ -298,7 +296,7 @@ def test_what_is_left_makes_room_for_others(scripted):
         await asyncio.sleep(0 if number >= 2 else 30)
         return DATA[start:stop]
 
-    objects, transport = scripted(slow, in_flight=2)
+    objects, transport = scripted(slow, requests_in_flight=2)
     with pytest.raises(ZeroDivisionError), interrupted(ZeroDivisionError):
         read_ranges(objects, [("p", i, i + 2) for i in range(9)])
     assert read_ranges(objects, [("p", 5, 9)] * 6) == [DATA[5:9]] * 6
@@ -324,14 +322,13 @@ class interrupted:  # noqa: N801  reads as a verb
         signal.signal(signal.SIGALRM, self._before)
 
 
-def test_what_is_abandoned_ends_and_gives_all_room_back(scripted, monkeypatch):
-    monkeypatch.setattr(remote, "_HELD_BYTES", 1000)
+def test_what_is_abandoned_ends_and_gives_all_room_back(scripted):
 
     async def slow(number, _path, start, stop):
         await asyncio.sleep(0 if number >= 2 else 60)
         return DATA[start:stop]
 
-    objects, transport = scripted(slow)
+    objects, transport = scripted(slow, held_bytes=1000)
 
     def read_each(first):
         return objects.each(lambda i: read_ranges(objects, [("p", i, i + 450)]), [first, first + 1])
@@ -368,32 +365,34 @@ def transient(wait_s=None):
     return problem
 
 
-def test_what_fails_is_asked_for_again(scripted, monkeypatch):
-    monkeypatch.setattr(remote, "_BACKOFF_S", (0.001, 0.002))
-    objects, transport = scripted(failing(4, transient()))
+def test_what_fails_is_asked_for_again(scripted):
+    objects, transport = scripted(
+        failing(4, transient()), first_backoff_s=0.001, longest_backoff_s=0.002
+    )
     assert read_ranges(objects, [("p", 3, 8)]) == [DATA[3:8]]
     assert transport.asked == [("p", 3, 8)] * 5
 
 
-def test_a_server_that_never_answered_is_given_up_soon(scripted, monkeypatch):
-    monkeypatch.setattr(remote, "_BACKOFF_S", (0.001, 0.002))
-    objects, transport = scripted(failing(99, transient()))
+def test_a_server_that_never_answered_is_given_up_soon(scripted):
+    objects, transport = scripted(
+        failing(99, transient()), first_backoff_s=0.001, longest_backoff_s=0.002
+    )
     with pytest.raises(ConnectionError, match="5 attempts in 0 s: the server answered 503") as told:
         objects.read(["p"])
     assert told.value.filename == "s3://bucket/p"
     assert len(transport.asked) == 5
 
 
-def test_a_server_that_has_answered_is_given_time(scripted, monkeypatch):
-    monkeypatch.setattr(remote, "_BACKOFF_S", (0.01, 0.01))
-    monkeypatch.setattr(remote, "_PATIENCE_S", 0.3)
+def test_a_server_that_has_answered_is_given_time(scripted):
 
     async def answer(number, _path, start, stop):
         if number:
             raise transient()
         return DATA[start:stop]
 
-    objects, transport = scripted(answer)
+    objects, transport = scripted(
+        answer, first_backoff_s=0.01, longest_backoff_s=0.01, patience_s=0.3
+    )
     read_ranges(objects, [("p", 0, 1)])
     began = time.monotonic()
     with pytest.raises(ConnectionError):
@@ -420,33 +419,32 @@ def test_what_will_not_change_is_not_asked_for_again(scripted, problem):
 # Late answers
 
 
-def test_a_late_answer_is_asked_for_a_second_time(scripted, monkeypatch):
-    monkeypatch.setattr(remote, "_LATE_S", (0.05, 0.05))
+def test_a_late_answer_is_asked_for_a_second_time(scripted):
 
     async def answer(number, _path, start, stop):
         if number == 0:
             await asyncio.sleep(60)
         return DATA[start:stop]
 
-    objects, transport = scripted(answer)
+    objects, transport = scripted(answer, least_late_s=0.05, first_late_s=0.05)
     assert read_ranges(objects, [("p", 3, 8)]) == [DATA[3:8]]
     assert len(transport.asked) == 2
     time.sleep(0.05)
     assert transport.left == 1
 
 
-def test_a_late_answer_is_used_if_it_comes_first(scripted, monkeypatch):
-    monkeypatch.setattr(remote, "_LATE_S", (0.05, 0.05))
+def test_a_late_answer_is_used_if_it_comes_first(scripted):
 
     async def answer(number, _path, start, stop):
         await asyncio.sleep((0.2, 60)[min(number, 1)])
         return DATA[start:stop]
 
-    assert read_ranges(scripted(answer)[0], [("p", 3, 8)]) == [DATA[3:8]]
+    assert read_ranges(
+        scripted(answer, least_late_s=0.05, first_late_s=0.05)[0], [("p", 3, 8)]
+    ) == [DATA[3:8]]
 
 
-def test_a_failure_beside_a_late_answer_is_no_failure(scripted, monkeypatch):
-    monkeypatch.setattr(remote, "_LATE_S", (0.05, 0.05))
+def test_a_failure_beside_a_late_answer_is_no_failure(scripted):
 
     async def answer(number, _path, start, stop):
         await asyncio.sleep((0.3, 0.01)[min(number, 1)])
@@ -454,47 +452,48 @@ def test_a_failure_beside_a_late_answer_is_no_failure(scripted, monkeypatch):
             raise transient()
         return DATA[start:stop]
 
-    objects, transport = scripted(answer)
+    objects, transport = scripted(answer, least_late_s=0.05, first_late_s=0.05)
     assert read_ranges(objects, [("p", 3, 8)]) == [DATA[3:8]]
     assert 2 <= len(transport.asked) <= 4
 
 
-def test_after_a_stall_nothing_more_is_asked_beside(scripted, monkeypatch):
-    monkeypatch.setattr(remote, "_LATE_S", (0.05, 0.05))
-    monkeypatch.setattr(remote, "_FIRST_PATIENCE_S", 0.1)
+def test_after_a_stall_nothing_more_is_asked_beside(scripted):
 
     async def answer(number, _path, _start, _stop):
         await asyncio.sleep((0.1, 0.6)[min(number, 1)])
         raise StalledAnswerError(5, "silent", "p")
 
-    objects, transport = scripted(answer)
+    objects, transport = scripted(
+        answer, least_late_s=0.05, first_late_s=0.05, first_patience_s=0.1
+    )
     with pytest.raises(ConnectionError, match="1 attempts in 1 s: silent"):
         read_ranges(objects, [("p", 0, 1)])
     assert len(transport.asked) == 2
 
 
-def test_few_requests_are_second_ones(scripted, monkeypatch):
-    monkeypatch.setattr(remote, "_LATE_S", (0.02, 0.02))
+def test_few_requests_are_second_ones(scripted):
 
     async def answer(_number, _path, start, stop):
         await asyncio.sleep(0.5)
         return DATA[start:stop]
 
-    objects, transport = scripted(answer, in_flight=8)
+    objects, transport = scripted(
+        answer, requests_in_flight=8, least_late_s=0.02, first_late_s=0.02
+    )
     read_ranges(objects, [("p", i, i + 1) for i in range(8)])
     assert transport.most_under_way == 8 + 8 // 4
 
 
 def test_an_answer_is_late_by_what_is_usual_for_its_size():
-    times = remote._Times()
-    assert times.late_s(0) == remote._LATE_S[1]
+    times = remote._DurationEstimate(DEFAULTS)
+    assert times.late_s(0) == DEFAULTS.first_late_s
     for _ in range(100):
         times.add(0.2, 1, 0)
-    assert times.late_s(0) == pytest.approx(remote._LATE * 0.2)
-    assert times.late_s(remote._OVERHEAD_BYTES) == pytest.approx(2 * remote._LATE * 0.2)
+    assert times.late_s(0) == pytest.approx(DEFAULTS.late_factor * 0.2)
+    assert times.late_s(remote._OVERHEAD_BYTES) == pytest.approx(2 * DEFAULTS.late_factor * 0.2)
     for _ in range(300):
         times.add(0.0001, 1, 0)
-    assert times.late_s(0) == remote._LATE_S[0]
+    assert times.late_s(0) == DEFAULTS.least_late_s
 
 
 # What lies between two ranges
@@ -502,7 +501,7 @@ def test_an_answer_is_late_by_what_is_usual_for_its_size():
 
 def gap_bytes(latency_s, bytes_per_s, in_flight=64, size=1 << 19):
     """Read for a while at that rate, with that many requests under way."""
-    times = remote._Times()
+    times = remote._DurationEstimate(DEFAULTS)
     times.add(latency_s, 1, 2000)  # alone: metadata
     ended_s = [latency_s] * in_flight
     for _ in range(900):
@@ -513,14 +512,14 @@ def gap_bytes(latency_s, bytes_per_s, in_flight=64, size=1 << 19):
 
 
 def test_few_bytes_are_read_for_nothing_on_a_link_that_is_full():
-    least, most = remote._GAP_BYTES
+    least, most = DEFAULTS.least_gap_bytes, DEFAULTS.most_gap_bytes
     for latency_s in (0.0, 0.001, 0.02):
         assert gap_bytes(latency_s, 100e6) == least
     assert gap_bytes(0.1, 100e6) < most / 2
 
 
 def test_few_requests_are_made_over_a_long_link_that_is_free():
-    least, most = remote._GAP_BYTES
+    least, most = DEFAULTS.least_gap_bytes, DEFAULTS.most_gap_bytes
     assert gap_bytes(0.1, 2e9, in_flight=128, size=1 << 18) == most
     assert least < gap_bytes(0.1, 2e9, in_flight=1000) < most
     assert gap_bytes(0.0, 2e9) == least
@@ -529,7 +528,7 @@ def test_few_requests_are_made_over_a_long_link_that_is_free():
 @given(st.floats(0, 0.3), st.floats(1e6, 3e9), st.floats(1, 3))
 @settings(max_examples=50)
 def test_the_gap_grows_with_the_latency_and_stays_in_its_bounds(latency_s, bytes_per_s, factor):
-    least, most = remote._GAP_BYTES
+    least, most = DEFAULTS.least_gap_bytes, DEFAULTS.most_gap_bytes
     gap = gap_bytes(latency_s, bytes_per_s)
     assert least <= gap <= most
     assert gap_bytes(latency_s * factor, bytes_per_s) >= gap - 1
@@ -561,14 +560,14 @@ def test_all_stores_share_one_thread(proxy):
 
 def test_a_turn_that_nobody_waits_for_any_more_is_passed_over():
     async def run():
-        gate = remote._Gate(1)
-        await gate.enter(1)
-        waiting = asyncio.create_task(gate.enter(1))
+        gate = remote._FairSemaphore(1)
+        await gate.acquire(1)
+        waiting = asyncio.create_task(gate.acquire(1))
         await asyncio.sleep(0)
         waiting.cancel()
-        gate.leave(1)  # before the task hears that it is cancelled
+        gate.release(1)  # before the task hears that it is cancelled
         with pytest.raises(asyncio.CancelledError):
             await waiting
-        await asyncio.wait_for(gate.enter(1), 1)
+        await asyncio.wait_for(gate.acquire(1), 1)
 
     asyncio.run(run())

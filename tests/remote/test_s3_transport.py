@@ -8,8 +8,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from spinezarr.remote.errors import ChangedObjectError, NoSuchBucketError
+from spinezarr.remote.object_request import ObjectRequest
 from spinezarr.remote.transport import open_transport
-from spinezarr.remote.versions import Wanted
 
 DATA = bytes(range(256)) * 8
 GENERAL = {"version_aware": False}
@@ -28,7 +28,7 @@ def place(request, s3_server, bucket):
     general = GENERAL if request.param == "fsspec" else {}
     options = s3_server.storage_options | general
     transport, path = open_transport(f"s3://{bucket}/folder/", options)
-    assert transport.is_fast == (request.param == "direct")
+    assert transport.uses_direct_client == (request.param == "direct")
     assert path == f"{bucket}/folder"
     return transport, path
 
@@ -57,21 +57,21 @@ def test_an_object_is_read_in_one_version(place, s3_server, bucket):
     transport, path = place
 
     def version(*span, **asked):
-        wanted = Wanted(f"{path}/own", *span, limit_bytes=4096, **asked)
-        return asyncio.run(transport.get_version(wanted))
+        wanted = ObjectRequest(f"{path}/own", *span, limit_bytes=4096, **asked)
+        return asyncio.run(transport.get_response(wanted))
 
     s3_server.client.put_object(Bucket=bucket, Key="folder/own", Body=DATA)
     first = version(5, 9)
     assert (bytes(first.data), first.size_bytes) == (DATA[5:9], len(DATA))
     assert abs(first.modified_s - time.time()) < 60
-    assert bytes(version(7, 9, tag=first.tag).data) == DATA[7:9]
-    assert version(unless_tag=first.tag).is_unchanged
+    assert bytes(version(7, 9, if_match=first.etag).data) == DATA[7:9]
+    assert version(if_none_match=first.etag).is_not_modified
     s3_server.client.put_object(Bucket=bucket, Key="folder/own", Body=DATA[::-1])
     with pytest.raises(ChangedObjectError):
-        version(5, 9, tag=first.tag)
-    second = version(unless_tag=first.tag)
+        version(5, 9, if_match=first.etag)
+    second = version(if_none_match=first.etag)
     assert bytes(second.data) == DATA[::-1]
-    assert second.tag != first.tag
+    assert second.etag != first.etag
 
 
 def test_what_is_absent_and_what_is_refused(place, s3_server):

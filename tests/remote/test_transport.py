@@ -33,10 +33,11 @@ from raw_server import RawServer
 from spinezarr.errors import UsageError
 from spinezarr.redaction import redact_url
 from spinezarr.remote.errors import ChangedObjectError, NoSuchBucketError
-from spinezarr.remote.fsspec_transport import _explained
+from spinezarr.remote.fsspec_transport import _translated
+from spinezarr.remote.object_request import ObjectRequest
 from spinezarr.remote.s3_options import _endpoint, _Options, _settings
+from spinezarr.remote.settings import RemoteSettings
 from spinezarr.remote.transport import NoRangesError, TransientError, open_transport
-from spinezarr.remote.versions import Wanted
 
 N = 1024
 DATA = bytes(range(256)) * (N // 256)
@@ -158,7 +159,7 @@ def opened(server, kind, way, **options):
     options |= GENERAL[kind] if way == "fsspec" else {}
     url = f"{server.url}/folder" if kind == "http" else "s3://bucket/folder"
     transport, path = open_transport(url, options)
-    assert transport.is_fast == (way == "direct")
+    assert transport.uses_direct_client == (way == "direct")
     return transport, path
 
 
@@ -234,22 +235,22 @@ def versioned(tag, written="Sun, 06 Nov 1994 08:49:37 GMT"):
 
 
 def version(transport, path, *span, **asked):
-    return asyncio.run(transport.get_version(Wanted(path, *span, limit_bytes=N, **asked)))
+    return asyncio.run(transport.get_response(ObjectRequest(path, *span, limit_bytes=N, **asked)))
 
 
 def test_a_version_is_told_and_asked_for(place, server):
     transport, path = place
     server.answers["a"] = versioned('"1"')
     found = version(transport, f"{path}/a", 5, 9)
-    assert (bytes(found.data), found.tag, found.size_bytes) == (DATA[5:9], '"1"', N)
+    assert (bytes(found.data), found.etag, found.size_bytes) == (DATA[5:9], '"1"', N)
     assert found.modified_s == 784111777
     whole = version(transport, f"{path}/a")
-    assert (bytes(whole.data), whole.tag, whole.size_bytes) == (DATA, '"1"', N)
-    assert bytes(version(transport, f"{path}/a", 5, 9, tag='"1"').data) == DATA[5:9]
-    assert version(transport, f"{path}/a", unless_tag='"1"').is_unchanged
-    assert bytes(version(transport, f"{path}/a", unless_tag='"0"').data) == DATA
+    assert (bytes(whole.data), whole.etag, whole.size_bytes) == (DATA, '"1"', N)
+    assert bytes(version(transport, f"{path}/a", 5, 9, if_match='"1"').data) == DATA[5:9]
+    assert version(transport, f"{path}/a", if_none_match='"1"').is_not_modified
+    assert bytes(version(transport, f"{path}/a", if_none_match='"0"').data) == DATA
     with pytest.raises(ChangedObjectError):
-        version(transport, f"{path}/a", 5, 9, tag='"2"')
+        version(transport, f"{path}/a", 5, 9, if_match='"2"')
     assert bytes(version(transport, f"{path}/a", 5, 9).data) == DATA[5:9]
 
 
@@ -257,15 +258,15 @@ def test_another_version_is_none_though_the_server_ignores_what_is_asked(place, 
     transport, path = place
     server.answers["a"] = part(5, 9)
     with pytest.raises(ChangedObjectError):
-        version(transport, f"{path}/a", 5, 9, tag='"2"')
+        version(transport, f"{path}/a", 5, 9, if_match='"2"')
     server.answers["a"] = answer("200 OK", DATA, 'ETag: W/"1"')
     with pytest.raises(ChangedObjectError):
-        version(transport, f"{path}/a", tag='W/"1"')
+        version(transport, f"{path}/a", if_match='W/"1"')
     found = version(transport, f"{path}/a")
-    assert (found.tag, found.modified_s) == ("", None)
+    assert (found.etag, found.modified_s) == ("", None)
     server.answers["b"] = answer("404 x", code("NoSuchKey"))
     with pytest.raises(FileNotFoundError):
-        version(transport, f"{path}/b", unless_tag='"1"')
+        version(transport, f"{path}/b", if_none_match='"1"')
 
 
 def test_a_body_of_unknown_length_is_read(place, server):
@@ -479,7 +480,7 @@ def test_cancelling_frees_the_connection(place, server):
 
 @pytest.mark.parametrize("where", ["https://host/a", "s3://bucket/a"])
 def test_only_a_server_says_that_an_object_is_absent(where):
-    found = _explained(FileNotFoundError(errno.ENOENT, "certificates"), where, None)
+    found = _translated(FileNotFoundError(errno.ENOENT, "certificates"), where, None)
     assert type(found) is OSError
 
 
@@ -817,13 +818,13 @@ def test_profiles_reach_the_wire(server, way, profiles, monkeypatch):
     assert "/eu-west-2/s3/" in plain
 
 
-def test_credentials_are_renewed(server, profiles, monkeypatch, tmp_path):
-    monkeypatch.setattr("spinezarr.remote.s3_options._ASKED_AGAIN_AFTER", timedelta(seconds=-1))
+def test_credentials_are_renewed(server, profiles, tmp_path):
     tool = tmp_path / ".aws" / "tool.py"
-    soon = (datetime.now(UTC) + timedelta(seconds=2)).isoformat()
+    soon = (datetime.now(UTC) + timedelta(minutes=2)).isoformat()  # botocore renews at once
     tool.write_text(TOOL.replace("2099-01-01T00:00:00Z", soon))
-    transport, path = open_transport("s3://bucket/a", {"profile": "tool"})
-    assert transport.is_fast
+    settings = RemoteSettings(credentials_refresh_s=1e-6)
+    transport, path = open_transport("s3://bucket/a", {"profile": "tool"}, settings)
+    assert transport.uses_direct_client
     for _ in range(3):
         assert get(transport, path, 0, 5) == DATA[:5]
     keys = [re.search(r"Credential=(\w+)/", head)[1] for head in server.heads]
@@ -849,7 +850,7 @@ def test_without_credentials_the_next_step_is_told(server, way):
 def test_buckets_of_aws_are_named_in_the_host_where_they_can_be():
     def where(bucket, **options):
         given = {"key": "k", "secret": "s", **options}
-        return _endpoint(bucket, _settings(_Options.of(given)))
+        return _endpoint(bucket, _settings(_Options.of(given), timedelta(minutes=1)))
 
     assert where("my-data") == ("https://my-data.s3.us-east-1.amazonaws.com", True)
     assert where("my.data") == ("https://s3.us-east-1.amazonaws.com", False)

@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import spinezarr
+from spinezarr import CacheSettings
 from spinezarr.errors import CorruptStoreError, ScanChangedError, UsageError
 from spinezarr.serve import endpoints, patches
 from spinezarr.serve.admission import AdmissionQueue, BusyError
@@ -121,7 +122,7 @@ def test_it_says_which_way_and_why(served, ctspine1k_url, tmp_path):
     assert way(transfer="patches").startswith(f"by the server {served.replace('/zarr/', '/v1/')}")
     assert "packed" in way() or "as they are" in way()
     assert way(transfer="ranges") == "by ranges, as transfer='ranges' says so"
-    assert way(cache=tmp_path) == way(cache_bytes=1) == ""
+    assert way(cache=CacheSettings(tmp_path)) == way(cache=CacheSettings(memory_bytes=1)) == ""
     assert not spinezarr.open(ctspine1k_url).patches(8).explain().transfer
     text = str(spinezarr.open(served).patches(8).explain())
     assert text.splitlines()[-1].startswith("read by ")

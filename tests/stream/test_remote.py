@@ -12,6 +12,7 @@ import threading
 import time
 from concurrent.futures import CancelledError
 from contextlib import suppress
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -20,12 +21,12 @@ import pytest
 from torch.utils.data import DataLoader
 
 import spinezarr
+from spinezarr import CacheSettings, RemoteSettings
 from spinezarr.errors import CorruptStoreError
 from spinezarr.ingestion.discovery.discover import discover
 from spinezarr.ingestion.run import ingest
 from spinezarr.loaders.torch import PatchDataset
 from spinezarr.recipe import Recipe
-from spinezarr.stream.read import fetch
 from spinezarr.testing import NiftiForm, write_nifti
 
 SIZE = (20, 30, 30)
@@ -50,16 +51,10 @@ def url(proxy):
     return f"{proxy.url}/ctspine1k.zarr"
 
 
-@pytest.fixture
-def by_range(monkeypatch):
-    """Ask for chunks, as of stores that are larger, and not for shards."""
-    monkeypatch.setattr(fetch, "_SMALL_SHARD_BYTES", 0)
-
-
-@pytest.fixture
-def hasty(monkeypatch):
-    """Take answers to be late soon."""
-    monkeypatch.setattr("spinezarr.remote.requests._LATE_S", (0.1, 0.3))
+BY_RANGE = RemoteSettings(whole_shard_bytes=0)
+"""Ask for chunks, as of stores that are larger, and not for shards."""
+HASTY = replace(BY_RANGE, least_late_s=0.1, first_late_s=0.3)
+"""Take answers to be late soon."""
 
 
 def chunk_requests(proxy):
@@ -80,10 +75,12 @@ def assert_equal_streams(found, expected):
 
 
 @pytest.mark.parametrize("shuffle", ["exact", "window"])
-def test_faults_of_a_server_change_no_sample(proxy, proxies, url, store, shuffle, hasty, by_range):
+def test_faults_of_a_server_change_no_sample(proxy, proxies, url, store, shuffle):
     proxy.set(proxies.Conditions(fault_rate=0.2, stall_s=20))
     wanted = {"batch_size": 3, "foreground": 0.5, "n_samples": 60, "shuffle": shuffle}
-    assert_equal_streams(spinezarr.open(url).patches(SIZE, **wanted), store.patches(SIZE, **wanted))
+    assert_equal_streams(
+        spinezarr.open(url, remote=HASTY).patches(SIZE, **wanted), store.patches(SIZE, **wanted)
+    )
     assert len(proxy.counts().faults) > 3
 
 
@@ -128,8 +125,10 @@ def _indices_of_rank(url, rank):
 
 
 @pytest.mark.parametrize("foreground", [0.0, 1.0])
-def test_a_loop_that_is_left_waits_for_no_answer(proxy, proxies, url, by_range, foreground):
-    stream = spinezarr.open(url).patches(SIZE, n_samples=500, foreground=foreground)
+def test_a_loop_that_is_left_waits_for_no_answer(proxy, proxies, url, foreground):
+    stream = spinezarr.open(url, remote=BY_RANGE).patches(
+        SIZE, n_samples=500, foreground=foreground
+    )
     batches = iter(stream)
     next(batches)
     proxy.set(proxies.Conditions(latency_s=60))
@@ -162,8 +161,8 @@ def test_the_first_batch_takes_few_requests(proxy, url):
         assert proxy.counts().requests <= requests
 
 
-def test_a_shard_is_asked_for_once_where_its_chunks_lie_together(proxy, url, by_range):
-    store = spinezarr.open(url)
+def test_a_shard_is_asked_for_once_where_its_chunks_lie_together(proxy, url):
+    store = spinezarr.open(url, remote=BY_RANGE)
     scan = store._reader.scan("liver_0")
     (batch,) = store.patches(scan.image.shape_zyx, scans=["liver_0"], n_samples=1)
     assert batch.padding_zyx.sum() == 0
@@ -173,13 +172,11 @@ def test_a_shard_is_asked_for_once_where_its_chunks_lie_together(proxy, url, by_
     assert len(asked) == shards
 
 
-def test_what_is_explained_is_what_is_asked_for(proxy, url, by_range, monkeypatch):
-    stream = spinezarr.open(url).patches((64, 60, 60), batch_size=4, n_samples=4)
-    next(iter(stream))  # the first is asked for as nothing is known of the link
+def test_what_is_explained_is_what_is_asked_for(proxy, url):
     for gap in (0, 5000, 1 << 20):
-        monkeypatch.setattr(
-            "spinezarr.remote.requests.RemoteObjects.gap_bytes", property(lambda _, gap=gap: gap)
-        )
+        remote = replace(BY_RANGE, least_gap_bytes=gap, most_gap_bytes=gap)
+        stream = spinezarr.open(url, remote=remote).patches((64, 60, 60), batch_size=4, n_samples=4)
+        next(iter(stream))  # the root, the table and the scans come with the first
         said = stream.explain()
         proxy.reset()
         next(iter(stream))
@@ -191,9 +188,8 @@ def test_what_is_explained_is_what_is_asked_for(proxy, url, by_range, monkeypatc
     assert said.requests < said.chunks
 
 
-def test_no_run_is_longer_than_it_may_be(proxy, url, by_range, monkeypatch):
-    monkeypatch.setattr(fetch, "_RUN_BYTES", 30_000)
-    store = spinezarr.open(url)
+def test_no_run_is_longer_than_it_may_be(proxy, url):
+    store = spinezarr.open(url, remote=replace(BY_RANGE, longest_range_bytes=30_000))
     longest = max(
         int(entry.chunk_rows["size"].max())
         for scan in map(store._reader.scan, store.table.scan.to_numpy())
@@ -218,9 +214,7 @@ def test_small_shards_are_asked_for_once(proxy, url):
 # Damage
 
 
-def test_what_stays_damaged_is_an_error_that_names_url_and_chunk(
-    ctspine1k_url, tmp_path, proxies, by_range
-):
+def test_what_stays_damaged_is_an_error_that_names_url_and_chunk(ctspine1k_url, tmp_path, proxies):
     copy = shutil.copytree(ctspine1k_url, tmp_path / "damaged.zarr")
     path = copy / "scans" / "liver_0" / "image" / "c" / "0" / "0" / "0"
     damaged = bytearray(path.read_bytes())
@@ -228,7 +222,7 @@ def test_what_stays_damaged_is_an_error_that_names_url_and_chunk(
     path.write_bytes(damaged)
     with proxies.proxy(folder=tmp_path) as proxy:
         secret = proxy.url.replace("http://", "http://me:geheim@")
-        remote = spinezarr.open(f"{secret}/damaged.zarr")
+        remote = spinezarr.open(f"{secret}/damaged.zarr", remote=BY_RANGE)
         shape = remote._reader.scan("liver_0").image.shape_zyx
         stream = remote.patches(shape, scans=["liver_0"], n_samples=1, labels=False)
         proxy.reset()
@@ -241,10 +235,9 @@ def test_what_stays_damaged_is_an_error_that_names_url_and_chunk(
     assert "geheim" not in str(told.value)
 
 
-def test_reading_again_waits_for_no_memory(proxy, proxies, url, by_range, monkeypatch):
+def test_reading_again_waits_for_no_memory(proxy, proxies, url):
     """Others wait for what the reader holds, which itself needs a chunk once more."""
-    monkeypatch.setattr("spinezarr.remote.requests._HELD_BYTES", 1)
-    stream = spinezarr.open(url).patches(SIZE, n_samples=60)
+    stream = spinezarr.open(url, remote=replace(BY_RANGE, held_bytes=1)).patches(SIZE, n_samples=60)
     proxy.set(proxies.Conditions(fault_rate=0.3, fault_kinds=("flip",), latency_s=0.005))
 
     def read():
@@ -262,26 +255,28 @@ def test_reading_again_waits_for_no_memory(proxy, proxies, url, by_range, monkey
 
 
 def cached(url, folder, **options):
-    return spinezarr.open(url, cache=folder, **options)
+    return spinezarr.open(url, cache=CacheSettings(folder), **options)
 
 
 @pytest.mark.parametrize("small", [0, 1 << 19])
-def test_what_was_read_is_not_asked_for_again(proxy, url, store, tmp_path, monkeypatch, small):
-    monkeypatch.setattr(fetch, "_SMALL_SHARD_BYTES", small)
+def test_what_was_read_is_not_asked_for_again(proxy, url, store, tmp_path, small):
+    remote = RemoteSettings(whole_shard_bytes=small)
     wanted = {"batch_size": 2, "n_samples": 12, "foreground": 0.5}
     assert_equal_streams(
-        cached(url, tmp_path / "cache").patches(SIZE, **wanted), store.patches(SIZE, **wanted)
+        cached(url, tmp_path / "cache", remote=remote).patches(SIZE, **wanted),
+        store.patches(SIZE, **wanted),
     )
     assert chunk_requests(proxy)
     proxy.reset()
-    again = pickle.loads(pickle.dumps(cached(url, tmp_path / "cache")))  # noqa: S301  our own
+    opened = cached(url, tmp_path / "cache", remote=remote)
+    again = pickle.loads(pickle.dumps(opened))  # noqa: S301  our own
     assert_equal_streams(again.patches(SIZE, **wanted), store.patches(SIZE, **wanted))
     assert not chunk_requests(proxy)
 
 
-def test_damage_in_a_cache_is_mended(proxy, url, store, tmp_path, by_range):
+def test_damage_in_a_cache_is_mended(proxy, url, store, tmp_path):
     wanted = {"batch_size": 2, "n_samples": 12}
-    list(cached(url, tmp_path / "cache").patches(SIZE, **wanted))
+    list(cached(url, tmp_path / "cache", remote=BY_RANGE).patches(SIZE, **wanted))
     mirrors = list((tmp_path / "cache").rglob("*.ranges"))
     for path in mirrors:
         data = bytearray(path.read_bytes())
@@ -289,12 +284,13 @@ def test_damage_in_a_cache_is_mended(proxy, url, store, tmp_path, by_range):
             data[place] ^= 1
         path.write_bytes(data)
     proxy.reset()
-    opened = cached(url, tmp_path / "cache")
+    opened = cached(url, tmp_path / "cache", remote=BY_RANGE)
     assert_equal_streams(opened.patches(SIZE, **wanted), store.patches(SIZE, **wanted))
     assert chunk_requests(proxy)
     proxy.reset()
     assert_equal_streams(
-        cached(url, tmp_path / "cache").patches(SIZE, **wanted), store.patches(SIZE, **wanted)
+        cached(url, tmp_path / "cache", remote=BY_RANGE).patches(SIZE, **wanted),
+        store.patches(SIZE, **wanted),
     )
     assert not chunk_requests(proxy)
 
@@ -303,11 +299,11 @@ def test_a_cache_survives_processes_that_are_killed(proxy, proxies, url, store, 
     proxy.set(proxies.Conditions(latency_s=0.002))
     code = (
         "import sys, spinezarr\n"
-        "store = spinezarr.open(sys.argv[1], cache=sys.argv[2])\n"
+        "store = spinezarr.open(sys.argv[1], cache=spinezarr.CacheSettings(sys.argv[2]))\n"
         "print('on', flush=True)\n"
         "while True:\n"
         "    for batch in store.patches((20, 30, 30), batch_size=2, n_samples=20): pass\n"
-        "    store = spinezarr.open(sys.argv[1], cache=sys.argv[2])\n"
+        "    store = spinezarr.open(sys.argv[1], cache=spinezarr.CacheSettings(sys.argv[2]))\n"
     )
     command = [sys.executable, "-c", code, url, str(tmp_path / "cache")]
     for wait_s in (0.0, 0.05, 0.2):
@@ -323,10 +319,11 @@ def test_a_cache_survives_processes_that_are_killed(proxy, proxies, url, store, 
         assert_equal_streams(opened.patches(SIZE, **wanted), store.patches(SIZE, **wanted))
 
 
-def test_a_cache_is_bounded(url, store, tmp_path, by_range):
-    bound = spinezarr.DiskCache(tmp_path / "cache", max_bytes=400_000)
+def test_a_cache_is_bounded(url, store, tmp_path):
+    bound = CacheSettings(tmp_path / "cache", folder_bytes=400_000)
     wanted = {"batch_size": 2, "n_samples": 40}
-    assert_equal_streams(cached(url, bound).patches(SIZE, **wanted), store.patches(SIZE, **wanted))
+    bounded = spinezarr.open(url, cache=bound, remote=BY_RANGE)
+    assert_equal_streams(bounded.patches(SIZE, **wanted), store.patches(SIZE, **wanted))
     used = sum(path.stat().st_blocks * 512 for path in bound.folder.rglob("*.ranges"))
     assert 0 < used <= 400_000
 

@@ -23,7 +23,7 @@ from spinezarr.errors import CorruptStoreError, SpinezarrError
 from spinezarr.forks import ProcessLock
 from spinezarr.geometry import Box
 from spinezarr.redaction import redact_url
-from spinezarr.remote.transport import NotServedError
+from spinezarr.remote.transport import UnsupportedRequestError
 from spinezarr.store.objects import Objects
 from spinezarr.store.reader import TableRow
 from spinezarr.stream.batch import Batch
@@ -223,7 +223,7 @@ class BatchClient:
         except BatchRefusedError:
             stats.unserved += 1
             return by_ranges()
-        except (NotServedError, FileNotFoundError, PermissionError) as problem:
+        except (UnsupportedRequestError, FileNotFoundError, PermissionError) as problem:
             self._refuse(problem)
             return by_ranges()
         except ConnectionError:

@@ -20,7 +20,12 @@ from spinezarr.store.folder import StoreFolder
 from spinezarr.store.objects import Objects
 from spinezarr.stream.read.cache import BoundedCache
 from spinezarr.stream.read.native import address
-from spinezarr.stream.read.range_cache import DiskCache, RangeCache, shared_range_cache
+from spinezarr.stream.read.range_cache import (
+    NO_CACHE,
+    CacheSettings,
+    RangeCache,
+    shared_range_cache,
+)
 
 __all__ = [
     "ByteRange",
@@ -255,10 +260,6 @@ class LocalFetcher(Fetcher):
                 os.close(descriptor)
 
 
-_REQUEST_BYTES: Final = 8 << 20
-"""Most bytes of one request; more are asked for by several requests at once."""
-_SMALL_SHARD_BYTES: Final = 1 << 19
-"""A shard up to this size is fetched whole, and kept. Most shards of masks are that small."""
 _KEPT_BYTES: Final = 128 << 20
 """Bytes of small shards that are kept: the masks of a thousand ordinary scans."""
 _CALLS: Final = 32
@@ -292,6 +293,7 @@ class RemoteFetcher(Fetcher):
 
     def __init__(self, objects: RemoteObjects, cache: RangeCache | None = None) -> None:
         self._objects = objects
+        self._settings = objects.settings
         self._cache = cache
         self._has_begun = False
         self._small: BoundedCache[StoredShard, _SmallShard] = BoundedCache(_KEPT_BYTES)
@@ -303,10 +305,13 @@ class RemoteFetcher(Fetcher):
     def __call__(self, ranges: ByteRanges, /) -> Iterator[FetchedRanges]:
         """See :class:`Fetcher`."""
         # The link has not been measured yet, and somebody waits for the first batch: few requests.
-        gap_bytes = None if self._has_begun else self._objects.largest_gap_bytes
+        gap_bytes = None if self._has_begun else self._settings.most_gap_bytes
         self._has_begun = True
         with self._fetched(ranges, gap_bytes, bounded=True) as found:
             yield found
+
+    def _is_small(self, shard: StoredShard) -> bool:
+        return shard.size_bytes <= self._settings.whole_shard_bytes
 
     @contextmanager
     def _fetched(
@@ -342,7 +347,7 @@ class RemoteFetcher(Fetcher):
         shard = damaged.shard
         self._small.forget(shard)
         if self._cache is not None:
-            span = (0, shard.size_bytes) if _is_small(shard) else (damaged.start, damaged.stop)
+            span = (0, shard.size_bytes) if self._is_small(shard) else (damaged.start, damaged.stop)
             self._cache.forget(shard.content, shard.size_bytes, *span)
         # The caller holds what it fetched before.
         return self._fetched(ByteRanges.of([damaged]), None, bounded=False)
@@ -367,7 +372,7 @@ class RemoteFetcher(Fetcher):
             rows = ranges.rows_of(number)
             if shard in in_memory:
                 found.put(rows, in_memory[shard], 0)
-            elif len(rows) and _is_small(shard):
+            elif len(rows) and self._is_small(shard):
                 (whole,) = self._on_disk(shard, [(0, shard.size_bytes)])
                 if whole is None:
                     runs.append(_MergedRange(ByteRange(shard, 0, shard.size_bytes), rows))
@@ -375,7 +380,9 @@ class RemoteFetcher(Fetcher):
                     found.put(rows, whole, 0)
             elif len(rows):
                 missing = self._put_from_disk(found, shard, rows, ranges)
-                runs += _merged(shard, missing, ranges, gap_bytes)
+                runs += _merged(
+                    shard, missing, ranges, (gap_bytes, self._settings.longest_range_bytes)
+                )
         return found, runs
 
     def _put_from_disk(
@@ -403,7 +410,7 @@ class RemoteFetcher(Fetcher):
         return self._cache.widen(run.start, run.stop, run.shard.size_bytes)
 
     def _keep(self, shard: StoredShard, start: int, data: memoryview) -> None:
-        if data.nbytes == shard.size_bytes and _is_small(shard):
+        if data.nbytes == shard.size_bytes and self._is_small(shard):
             self._small.keep({shard: _SmallShard(data)})
         if self._cache is not None:
             self._cache.keep(shard.content, shard.size_bytes, start, data)
@@ -417,30 +424,30 @@ class _MergedRange:
     rows: Rows
 
 
-def _is_small(shard: StoredShard) -> bool:
-    return shard.size_bytes <= _SMALL_SHARD_BYTES
-
-
 def _merged(
-    shard: StoredShard, rows: Rows, ranges: ByteRanges, gap_bytes: int
+    shard: StoredShard, rows: Rows, ranges: ByteRanges, bounds: tuple[int, int]
 ) -> Iterator[_MergedRange]:
-    """Merge ranges of a shard that lie at most ``gap_bytes`` apart; the rows are in order."""
+    """Merge neighboring ranges of a shard, whose rows are in order.
+
+    Bounds are the largest gap between two ranges, and the largest size of a merged range.
+    """
     if not len(rows):
         return
+    gap_bytes, longest_bytes = bounds
     start, stop = ranges.start[rows], np.maximum.accumulate(ranges.stop[rows])
     borders = [0, *(np.flatnonzero(start[1:] - stop[:-1] > gap_bytes) + 1).tolist(), len(rows)]
     for first, last in pairwise(borders):
         begin = first
         while begin < last:
             # A request takes as many ranges as fit into its limit, and at least one.
-            fits = np.searchsorted(stop[begin:last], start[begin] + _REQUEST_BYTES, side="right")
+            fits = np.searchsorted(stop[begin:last], start[begin] + longest_bytes, side="right")
             end = begin + max(1, int(fits))
             asked = ByteRange(shard, int(start[begin]), int(stop[end - 1]))
             yield _MergedRange(asked, rows[begin:end])
             begin = end
 
 
-def fetcher_for(objects: Objects, cache: DiskCache | None = None) -> Fetcher:
+def fetcher_for(objects: Objects, cache: CacheSettings = NO_CACHE) -> Fetcher:
     """Return the fetcher for the chunks of a store.
 
     Parameters
@@ -448,8 +455,8 @@ def fetcher_for(objects: Objects, cache: DiskCache | None = None) -> Fetcher:
     objects
         The store.
     cache
-        Where to keep compressed bytes of a remote store. A store on disk needs none.
+        What is kept of a remote store; a store on disk needs no cache in a folder.
     """
     if isinstance(objects, RemoteObjects):
-        return RemoteFetcher(objects, None if cache is None else shared_range_cache(cache))
+        return RemoteFetcher(objects, None if cache.folder is None else shared_range_cache(cache))
     return LocalFetcher(objects.folder)

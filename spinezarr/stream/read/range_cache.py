@@ -1,18 +1,23 @@
-"""Compressed bytes of remote shards on disk: bounded, and shared by processes that may be killed.
+"""How are bytes of remote shards kept in a folder that processes share?
 
-The cache is a folder with one file a shard, its *mirror*: the shard's bytes at their own offsets,
-holes where nothing was kept yet, and behind them one byte for each page of 4 KiB that says whether
-the page is there. A page is marked only once it is written, so a process that is killed leaves
-pages that are not marked, never marks without a page. Marks are bytes and not bits: two processes
-that keep neighboring pages write different bytes, and no lock is needed.
+Each shard has a sparse file in the folder, its *mirror*. It has the bytes of the shard at their own
+offsets, and holes where nothing was kept yet. Behind them it has one byte, a *mark*, for each page
+of 4 KiB: the mark says whether the page is there. For example, a shard of 10,000 bytes has pages at
+0, 4096 and 8192, and its marks are the bytes 12,288 to 12,290 of the mirror.
 
-A mark goes away in two ways only, so each process may remember those that it has seen. The page was
-damaged: whoever remembers the mark reads bad bytes, which their own checksum gives away, or the
-good ones written since. Or the whole file was removed to make room: its bytes stay for those who
-have it open.
+A page is marked after it is written. A process that is killed in between leaves a page without a
+mark, never a mark without a page. Marks are bytes instead of bits, so that two processes that keep
+neighboring pages write different bytes, and need no lock.
 
-After a loss of power a mark may be on disk and its page not. Chunks and shard indices carry
-checksums, so those who read them find out, and call :meth:`RangeCache.forget`.
+A mark disappears in two cases only, so each process may remember the marks that it has seen:
+
+- The page was damaged. A process that remembers the mark reads the damaged bytes, which the
+  checksum of the chunk exposes, or the good bytes that were written since.
+- The file was removed to make room. Its bytes remain for processes that have it open.
+
+After a power loss, a mark may be on disk without its page. Checksums of chunks and shard indices
+expose incomplete pages; the reader then calls :meth:`RangeCache.forget`, and these pages are
+fetched again.
 """
 
 import errno
@@ -25,7 +30,7 @@ import stat
 import time
 import warnings
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
@@ -38,90 +43,108 @@ from spinezarr.errors import UsageError
 from spinezarr.forks import PerProcess, ProcessLock
 from spinezarr.text import to_printable
 
-__all__ = ["CacheWarning", "DiskCache", "Mirror", "RangeCache", "shared_range_cache"]
+__all__ = [
+    "NO_CACHE",
+    "CacheSettings",
+    "CacheWarning",
+    "Mirror",
+    "RangeCache",
+    "shared_range_cache",
+]
 
 _VERSION: Final = "v1"
-"""Folder of this layout; another layout would take another one."""
+"""Folder of this layout inside the cache; another layout needs another folder."""
 _NAME: Final = re.compile(r"[0-9a-f]{40}\.ranges")
-"""Nothing else below the folder is ever counted or removed."""
+"""Names of mirrors; files with other names are neither counted nor removed."""
 _LOCK: Final = "lock"
 _PAGE_BYTES: Final = 4096
 _MARK: Final = 0xB5
-"""A page is there. No text, no 0 or 255: a file with anything else but 0 there is not ours."""
+"""Mark of a page that is there. A file with bytes other than this and 0 among its marks is damaged
+or foreign, so the mark is neither text nor 255."""
 _MARKS_ALONE: Final = bytes(_MARK if byte == _MARK else 0 for byte in range(256))
-_OPEN_FILES: Final = 128
-"""Most that a process keeps open; systems allow at least 256."""
-_TIDY_S: Final = 5.0
-"""How often a process looks whether its open files are still those in the folder."""
 _RECENT_S: Final = 60.0
-"""By how much a file's time of last use may be wrong."""
+"""Most seconds by which the time of last use of a file may be wrong."""
 _FULL, _ROOM = 0.9, 0.8
-"""Shares of the bound: above the first, files are removed down to the second."""
+"""Above the first fraction of the size, files are removed down to the second fraction."""
 _UNSEEN: Final = 0.01
-"""Partition of the bound that a process writes at most before it looks at the folder again."""
+"""Fraction of the size that a process writes at most before it measures the folder again."""
 _TRIES: Final = 5
-"""To open a file while others remove it."""
+"""Attempts to open a file while other processes remove it."""
 
 
 class CacheWarning(UserWarning):
-    """A cache that keeps nothing more; reading goes on without it."""
+    """The cache keeps nothing more, because the disk is full or fails. Reading continues."""
 
 
 @dataclass(frozen=True)
-class DiskCache:
-    """A folder on disk that keeps compressed bytes of remote stores for the next time.
-
-    Several processes of one machine may use it at once. It holds no URL and no credentials.
+class CacheSettings:
+    """What is kept of a store for the next reads: in a folder on disk, and in memory.
 
     Parameters
     ----------
     folder
-        Where; made if it is not there, for its owner alone.
-    max_bytes
-        Of disk space; what was not used for longest goes first.
+        Folder that keeps the compressed bytes of stores in buckets and on web servers, for the next
+        epoch and for other processes of this machine. It is made for its owner alone if it does not
+        exist, and holds no URL and no credentials. None keeps nothing on disk.
+    folder_bytes
+        Disk space of the folder. The files that were not used for longest are removed first.
+    memory_bytes
+        Memory for decoded chunks, in each process. It pays where the same places are read again;
+        random patches of a larger store are read faster without it, so the default keeps none.
 
     Raises
     ------
     UsageError
-        If the folder cannot be made or written, or ``max_bytes`` is not positive.
+        If the folder cannot be made or written, or a size is out of range.
 
     Examples
     --------
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     DiskCache(Path(folder, "ranges"), max_bytes=10**9).max_bytes
+    ...     CacheSettings(Path(folder, "ranges"), folder_bytes=10**9).folder_bytes
     1000000000
     """
 
-    folder: Path
-    max_bytes: int = 50 * 10**9
+    folder: Path | None = None
+    folder_bytes: int = 50 * 10**9
+    memory_bytes: int = 0
 
     def __post_init__(self) -> None:
-        if self.max_bytes <= 0:
-            raise UsageError(f"max_bytes {self.max_bytes} of a cache: must be positive.")
+        if self.folder_bytes <= 0:
+            raise UsageError(f"folder_bytes {self.folder_bytes}: must be at least 1.")
+        if self.memory_bytes < 0:
+            raise UsageError(f"memory_bytes {self.memory_bytes}: must not be negative.")
+        if self.folder is None:
+            return
         if not hasattr(os, "pread"):
-            raise UsageError("a cache on disk: this system lacks pread(); open without one.")
+            raise UsageError("a cache on disk: this system lacks pread(); open without a folder.")
+        folder = Path(self.folder)
         try:
-            object.__setattr__(self, "folder", Path(self.folder).expanduser().absolute())
-            _make_folder(self.folder, _VERSION)
-            os.close(_open(self.folder / _VERSION / _LOCK, create=True))
+            folder = folder.expanduser().absolute()
+            object.__setattr__(self, "folder", folder)
+            _make_folder(folder, _VERSION)
+            os.close(_open(folder / _VERSION / _LOCK, create=True))
         except (OSError, RuntimeError) as problem:
             reason = getattr(problem, "strerror", None) or problem
             raise UsageError(
-                f"{self.folder}: cannot be used as a cache: {reason}. Give a folder on a local "
-                "disk that can be made and written."
+                f"{folder}: cannot be used as a cache: {reason}. Give a folder on a local disk "
+                "that can be made and written."
             ) from problem
 
 
-class Mirror:
-    """A file with the bytes of a shard that are known.
+NO_CACHE: Final = CacheSettings()
+"""Settings that keep nothing."""
 
-    Its descriptor stays open as long as this object lives, also when the file is removed.
+
+class Mirror:
+    """The file with the kept bytes of one shard; see the module for its layout.
+
+    The descriptor stays open while this object exists, even if the file is removed.
     """
 
     def __init__(self, path: Path, descriptor: int, size: int) -> None:
         self.descriptor = descriptor
-        self.used_s = time.monotonic()
+        self.used_s = 0.0
         self._noted_s = -math.inf
         self._path = path
         self._size = size
@@ -133,7 +156,8 @@ class Mirror:
     def open(cls, path: Path, size: int, *, create: bool) -> "Mirror | None":
         """Open a mirror; None if there is none.
 
-        With ``create``, one is made, or what lies in its place is removed: try again.
+        With ``create``, a new file is made. If something else lies in its place, that is removed
+        and None returned: the caller tries again.
 
         Raises
         ------
@@ -144,32 +168,32 @@ class Mirror:
             mirror = cls(path, _open(path, create=create), size)
             if mirror._is_whole(create=create) and mirror._read_all_marks():
                 if hasattr(os, "posix_fadvise"):
-                    # As for shards on disk: chunks lie far apart.
+                    # Chunks lie far apart, so reading ahead would be wasted.
                     os.posix_fadvise(mirror.descriptor, 0, 0, os.POSIX_FADV_RANDOM)
                 return mirror if mirror.is_current() else None
         except FileNotFoundError:
             return None
         except OSError as problem:
-            if problem.errno != errno.ELOOP:  # a link, which is not followed
+            if problem.errno != errno.ELOOP:  # a symbolic link, which is not followed
                 raise
         if create:
             path.unlink(missing_ok=True)
         return None
 
     def _is_whole(self, *, create: bool) -> bool:
-        """Whether a file just opened is one of ours, and as long as it must be."""
+        """Whether an open file is a regular file of the right size."""
         status = os.fstat(self.descriptor)
         if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1:
-            return False  # with a second name, it is a file of somebody else
+            return False  # a second name means that it belongs to another program
         file_bytes = self._marks_start + len(self._marks)
         if status.st_size < file_bytes and create:
-            # New, or cut. All who find it so do the same, and what is added marks nothing.
+            # The file is new or was cut. Every process extends it alike, and zeros mark nothing.
             os.ftruncate(self.descriptor, file_bytes)
             return True
         return status.st_size == file_bytes
 
     def is_current(self) -> bool:
-        """Whether it still lies in the folder as it was; if so, note there that it was used."""
+        """Whether the file is still in the folder; if so, note the time of its last use there."""
         try:
             there, opened = os.lstat(self._path), os.fstat(self.descriptor)
         except OSError:
@@ -183,7 +207,7 @@ class Mirror:
         return True
 
     def has(self, start: int, stop: int) -> bool:
-        """Whether all of ``start <= i < stop`` is there."""
+        """Whether all bytes ``start <= i < stop`` are there."""
         if not 0 <= start <= stop <= self._size:
             return False
         first, last = start // _PAGE_BYTES, _n_pages(stop)
@@ -193,7 +217,7 @@ class Mirror:
         return self._marks.find(0, first, last) < 0
 
     def read(self, start: int, stop: int) -> bytes | None:
-        """Return bytes that are there; None if the disk does not give them."""
+        """Return bytes that are there; None if the disk fails."""
         try:
             data = os.pread(self.descriptor, stop - start, start)
         except OSError:
@@ -201,7 +225,7 @@ class Mirror:
         return data if len(data) == stop - start else None
 
     def write(self, first: int, pages: memoryview) -> None:
-        """Write those of some pages that are not there, then mark them."""
+        """Write the pages that are not there yet, then mark them."""
         last = first + _n_pages(len(pages))
         self._read_marks(first, last)
         while (begin := self._marks.find(0, first, last)) >= 0:
@@ -212,7 +236,7 @@ class Mirror:
             self._set_marks(begin, bytes([_MARK]) * (end - begin))
 
     def unmark(self, start: int, stop: int) -> None:
-        """Take away the marks of all pages that ``start <= i < stop`` touches."""
+        """Remove the marks of all pages that overlap ``start <= i < stop``."""
         first, last = start // _PAGE_BYTES, min(_n_pages(stop), len(self._marks))
         self._set_marks(first, bytes(max(0, last - first)))
 
@@ -226,7 +250,7 @@ class Mirror:
             self._marks[first:last] = found.translate(_MARKS_ALONE)
 
     def _read_all_marks(self) -> bool:
-        """Read the marks; False if something else stands in their place."""
+        """Read the marks; False if other bytes are in their place."""
         found = os.pread(self.descriptor, len(self._marks), self._marks_start)
         if len(found) < len(self._marks) or found.translate(None, bytes([0, _MARK])):
             return False
@@ -235,26 +259,45 @@ class Mirror:
 
 
 class RangeCache:
-    """Ranges of shards in the folder of a :class:`DiskCache`. Shared between threads and forks.
+    """Keeps ranges of shards in a folder on disk. Threads and forked processes may share it.
 
-    A shard is known by a key that stands for its content, and by its size in bytes. What goes wrong
-    with the disk is never an error of the reader's: ranges are not found, or not kept.
+    A shard is identified by a key that depends on its content, and by its size in bytes. A disk
+    that fails raises no error: ranges are then not found, or not kept.
 
     Parameters
     ----------
     settings
-        Where, and how much.
+        Folder and its size.
+    max_open_files
+        Files that this process keeps open; every system allows at least 256.
+    check_s
+        Seconds between two looks whether the open files are still those in the folder.
+    clock
+        Monotonic time in seconds.
     """
 
-    def __init__(self, settings: DiskCache) -> None:
+    def __init__(
+        self,
+        settings: CacheSettings,
+        *,
+        max_open_files: int = 128,
+        check_s: float = 5.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        if settings.folder is None:
+            raise ValueError("a cache of ranges needs a folder")
         self.settings = settings
+        self.folder = settings.folder
+        self._max_open_files = max_open_files
+        self._check_s = check_s
+        self._clock = clock
         self._folder = settings.folder / _VERSION
         self._lock = ProcessLock()
         self._open: dict[tuple[str, int], Mirror] = {}
         self._distrusted: set[tuple[str, int]] = set()
         self._tidied_s = -math.inf
         self._keeps = True
-        # A fork that went on with its parent's count would look at the folder when all others do.
+        # With its parent's count, each fork would measure the folder at the same moment.
         self._unseen = PerProcess(_UnseenBytes)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -263,32 +306,33 @@ class RangeCache:
     def locate(
         self, key: str, size: int, ranges: Sequence[tuple[int, int]]
     ) -> tuple[Mirror | None, list[bool]]:
-        """Say which ranges of a shard are there.
+        """Find the ranges of a shard that are kept.
 
         Parameters
         ----------
         key, size
-            The shard.
+            Key and size in bytes of the shard.
         ranges
-            ``(start, stop)``, bytes ``start <= i < stop`` of it.
+            ``(start, stop)`` for each range of bytes ``start <= i < stop``.
 
         Returns
         -------
         mirror
-            The file that has them; None if there is none.
+            The file with the ranges; None if nothing of the shard is kept.
         found
-            Whether it has each range: it can be read at its own offset from ``mirror.descriptor``.
+            Whether each range is kept. The bytes of a kept range are read from
+            ``mirror.descriptor`` at offset ``start``.
         """
         try:
             mirror = self._mirror(key, size, create=False)
             if mirror is not None:
                 return mirror, [mirror.has(start, stop) for start, stop in ranges]
         except OSError:
-            pass  # a disk that fails has nothing
+            pass  # the disk fails: nothing is found
         return None, [False] * len(ranges)
 
     def find(self, key: str, size: int, ranges: Sequence[tuple[int, int]]) -> list[bytes | None]:
-        """Return the bytes of each range of a shard that is there, and None for the others."""
+        """Return the bytes of each range of a shard; None for a range that is not kept."""
         mirror, there = self.locate(key, size, ranges)
         if mirror is None:
             return [None] * len(ranges)
@@ -302,56 +346,65 @@ class RangeCache:
 
     @staticmethod
     def widen(start: int, stop: int, size: int) -> tuple[int, int]:
-        """Return the smallest range around another that is kept whole."""
+        """Return the smallest range of whole pages around a range."""
         return start // _PAGE_BYTES * _PAGE_BYTES, min(_round_up(stop), size)
 
     def keep(self, key: str, size: int, start: int, data: Buffer) -> None:
-        """Keep bytes of a shard from ``start`` on: all pages that they cover; see :meth:`widen`.
+        """Keep the whole pages in some bytes of a shard; see :meth:`widen`.
+
+        Parameters
+        ----------
+        key, size
+            Key and size in bytes of the shard.
+        start
+            Offset of ``data`` in the shard.
+        data
+            The bytes.
 
         Warns
         -----
         CacheWarning
-            If the disk is full or does not take them; nothing more is kept then.
+            If the disk is full or fails. Nothing more is kept then.
         """
         content = memoryview(data).cast("B")
         stop = start + len(content)
         if not 0 <= start <= stop <= size:
             raise ValueError(f"bytes {start} to {stop} of a shard of {size}")
         aligned, end = _round_up(start), stop if stop == size else stop - stop % _PAGE_BYTES
-        needed = end - aligned + _PAGE_BYTES  # and of marks
-        if not self._keeps or aligned >= end or needed > self.settings.max_bytes:
+        needed = end - aligned + _PAGE_BYTES  # one more page for the marks
+        if not self._keeps or aligned >= end or needed > self.settings.folder_bytes:
             return
         try:
             mirror = self._mirror(key, size, create=True) if self._has_room(needed) else None
             if mirror is not None:
                 mirror.write(aligned // _PAGE_BYTES, content[aligned - start : end - start])
         except FileNotFoundError:
-            pass  # somebody is removing the folder: next time
+            pass  # another process is removing the folder: the next bytes are kept
         except OSError as problem:
             self._stop_keeping(problem)
 
     def forget(self, key: str, size: int, start: int, stop: int) -> None:
-        """Forget bytes ``start <= i < stop`` of a shard that proved damaged, in all processes."""
+        """Forget damaged bytes ``start <= i < stop`` of a shard, in all processes."""
         try:
             mirror = self._mirror(key, size, create=False)
             if mirror is not None:
                 mirror.unmark(start, stop)
         except OSError:
-            # What cannot be taken back there must not be found again here.
+            # The marks cannot be removed on disk, so this process no longer uses the file.
             with self._lock:
                 self._distrusted.add((key, size))
                 self._open.pop((key, size), None)
 
     def usage_bytes(self) -> int:
-        """Return the disk space that is taken."""
+        """Return the disk space in use."""
         return sum(size for _, size, _ in self._files())
 
     def _mirror(self, key: str, size: int, *, create: bool) -> Mirror | None:
-        shard, now_s = (key, size), time.monotonic()
+        shard, now_s = (key, size), self._clock()
         mirror = self._open.get(shard)
-        if mirror is None or now_s - self._tidied_s > _TIDY_S:
+        if mirror is None or now_s - self._tidied_s > self._check_s:
             with self._lock:
-                if now_s - self._tidied_s > _TIDY_S:
+                if now_s - self._tidied_s > self._check_s:
                     self._tidy()
                 mirror = self._open.get(shard)
                 if mirror is None and shard not in self._distrusted:
@@ -367,34 +420,34 @@ class RangeCache:
         for _ in range(_TRIES if create else 1):
             mirror = Mirror.open(path, size, create=create)
             if mirror is not None:
-                if len(self._open) >= _OPEN_FILES:
+                if len(self._open) >= self._max_open_files:
                     del self._open[min(self._open, key=lambda other: self._open[other].used_s)]
                 self._open[shard] = mirror
                 return mirror
             if create:
-                _make_folder(self.settings.folder, _VERSION, name[:2])
+                _make_folder(self.folder, _VERSION, name[:2])
         return None
 
     def _tidy(self) -> None:
-        """Close files that were removed or cut, and let the others say when they were used."""
-        self._tidied_s = time.monotonic()
+        """Close files that were removed or cut, and note the last use of the others."""
+        self._tidied_s = self._clock()
         for shard, mirror in list(self._open.items()):
             if not mirror.is_current():
                 del self._open[shard]
 
     def _has_room(self, n_bytes: int) -> bool:
-        """See to it, now and then, that so many bytes more fit into the bound.
+        """Whether so many bytes may be written. Now and then, measure the folder and make room.
 
-        Returns False while another process sees to it: nobody writes what nobody has counted.
+        It is False while another process makes room, so that no bytes are written uncounted.
         """
-        limit = self.settings.max_bytes
+        limit = self.settings.folder_bytes
         with self._lock:
             unseen = self._unseen.get()
             unseen.left -= n_bytes
             if unseen.left >= 0:
                 return True
             unseen.left = secrets.randbelow(int(limit * _UNSEEN) + 1)
-        _make_folder(self.settings.folder, _VERSION)
+        _make_folder(self.folder, _VERSION)
         with _alone(self._folder / _LOCK) as is_alone:
             if is_alone:
                 self._evict(n_bytes)
@@ -404,8 +457,8 @@ class RangeCache:
         return False
 
     def _evict(self, n_bytes: int) -> None:
-        """Remove the files that were not used for longest if so many bytes more were too many."""
-        limit = self.settings.max_bytes
+        """Remove the least recently used files if so many more bytes do not fit."""
+        limit = self.settings.folder_bytes
         files = sorted(self._files())
         usage = n_bytes + sum(size for _, size, _ in files)
         if usage <= _FULL * limit:
@@ -413,14 +466,14 @@ class RangeCache:
         for _, size, path in files:
             if usage <= _ROOM * limit:
                 break
-            with suppress(OSError):  # another user's
+            with suppress(OSError):  # a file of another user
                 path.unlink(missing_ok=True)
                 usage -= size
         with self._lock:
             self._tidy()
 
     def _files(self) -> Iterator[tuple[float, int, Path]]:
-        """Yield time of last use, disk space and place of each mirror."""
+        """Yield time of last use, disk space and path of each mirror."""
         for folder in _listed(self._folder):
             if len(folder.name) != 2 or not folder.is_dir(follow_symlinks=False):  # noqa: PLR2004
                 continue
@@ -436,7 +489,7 @@ class RangeCache:
         if not said:
             warnings.warn(
                 to_printable(
-                    f"{self.settings.folder}: the cache keeps nothing more: {problem.strerror}. "
+                    f"{self.folder}: the cache keeps nothing more: {problem.strerror}. "
                     "Reading goes on without it; make room, or give another folder."
                 ),
                 CacheWarning,
@@ -445,14 +498,14 @@ class RangeCache:
 
 
 class _UnseenBytes:
-    """Bytes that may still be written before the size of the folder is looked at."""
+    """Bytes that this process may still write before it measures the folder."""
 
     def __init__(self) -> None:
         self.left = 0
 
 
 @cache
-def shared_range_cache(settings: DiskCache) -> RangeCache:
+def shared_range_cache(settings: CacheSettings) -> RangeCache:
     """Return the one cache of this process with these settings."""
     return RangeCache(settings)
 
@@ -466,7 +519,7 @@ def _round_up(n_bytes: int) -> int:
 
 
 def _make_folder(folder: Path, *below: str) -> None:
-    """Make a folder, and folders in it, for their owner alone."""
+    """Make a folder, and folders in it, with access for their owner only."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     for name in ("", *below):
         folder /= name
@@ -475,7 +528,7 @@ def _make_folder(folder: Path, *below: str) -> None:
 
 
 def _open(path: Path, *, create: bool) -> int:
-    """Open a file to read and write; never through a link, and never waiting for a pipe."""
+    """Open a file to read and write. Links are not followed, and pipes do not block."""
     flags = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | (os.O_CREAT if create else 0)
     return os.open(path, flags, 0o600)
 
@@ -497,12 +550,12 @@ def _listed(folder: os.PathLike[str]) -> list[os.DirEntry[str]]:
 
 @contextmanager
 def _alone(path: Path) -> Iterator[bool]:
-    """Hold a lock that ends with the process; yield whether no other process holds it."""
+    """Try to hold a lock that ends with the process; yield whether it is held."""
     import fcntl  # noqa: PLC0415  Windows has none
 
     descriptor = _open(path, create=True)
     try:
-        # Unlike one by flock(), no fork keeps such a lock when its holder is killed.
+        # Unlike flock(), a fork does not keep this lock when the process that holds it is killed.
         fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError):
         yield False

@@ -18,6 +18,7 @@ from spinezarr.geometry import Box
 from spinezarr.ingestion.discovery.discover import discover
 from spinezarr.ingestion.run import ingest
 from spinezarr.recipe import Recipe
+from spinezarr.remote.settings import RemoteSettings
 from spinezarr.store.folder import StoreFolder
 from spinezarr.store.reader import StoreReader
 from spinezarr.store.sealed import seal, unseal
@@ -339,9 +340,9 @@ def test_damage_over_http_is_an_error(served, copied, name, kept):
         read(served[0], name)
 
 
-def test_a_shard_that_is_cut_meanwhile_is_an_error_over_http(served, copied, monkeypatch):
-    monkeypatch.setattr("spinezarr.stream.read.fetch._SMALL_SHARD_BYTES", 0)  # or it would be kept
-    reader = StoreReader(served[0])
+def test_a_shard_that_is_cut_meanwhile_is_an_error_over_http(served, copied):
+    by_range = RemoteSettings(whole_shard_bytes=0)  # or it would be kept
+    reader = StoreReader(served[0], remote=by_range)
     engine, spec = Engine(fetcher_for(reader.objects)), spec_of(reader, "image")
     out = np.empty((1, 1, 1), np.int16)
     engine.read_into(spec, Box((0, 0, 0), (1, 1, 1)), out)

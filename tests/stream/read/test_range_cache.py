@@ -25,8 +25,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from spinezarr.errors import UsageError
 from spinezarr.stream.read import range_cache
 from spinezarr.stream.read.range_cache import (
+    CacheSettings,
     CacheWarning,
-    DiskCache,
     RangeCache,
     shared_range_cache,
 )
@@ -56,7 +56,7 @@ def folder(tmp_path):
 
 @pytest.fixture
 def cache(folder):
-    return RangeCache(DiskCache(folder))
+    return RangeCache(CacheSettings(folder))
 
 
 def keep(cache, start, stop, key=KEY, size=SIZE):
@@ -89,7 +89,7 @@ class Model(RuleBasedStateMachine):
         self.there = {shard: np.zeros(shard[1], bool) for shard in SHARDS}
 
     def new_cache(self):
-        return RangeCache(DiskCache(Path(self.folder)))
+        return RangeCache(CacheSettings(Path(self.folder)))
 
     def teardown(self):
         shutil.rmtree(self.folder)
@@ -195,7 +195,7 @@ def use_and_say(cache, seed, answers):
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 def test_processes_share_a_folder_within_its_bound(folder, method):
     limit = 1 << 21
-    cache = RangeCache(DiskCache(folder, max_bytes=limit))
+    cache = RangeCache(CacheSettings(folder, folder_bytes=limit))
     use(cache, 99, 200, MANY, 3 * PAGE)  # descriptors are open when forks begin
     context = multiprocessing.get_context(method)
     answers = context.SimpleQueue()
@@ -226,9 +226,7 @@ def test_processes_share_a_folder_within_its_bound(folder, method):
 
 
 def test_threads_share_a_cache(folder, monkeypatch):
-    monkeypatch.setattr(range_cache, "_OPEN_FILES", 3)
-    monkeypatch.setattr(range_cache, "_TIDY_S", 0.0)
-    cache = RangeCache(DiskCache(folder, max_bytes=1 << 21))
+    cache = RangeCache(CacheSettings(folder, folder_bytes=1 << 21), max_open_files=3, check_s=0)
     found = []
     threads = [
         threading.Thread(
@@ -262,7 +260,7 @@ def keep_for_ever(settings_, seed, begun):
 
 
 def test_processes_killed_while_they_write(folder):
-    settings_ = DiskCache(folder, max_bytes=5 << 20)
+    settings_ = CacheSettings(folder, folder_bytes=5 << 20)
     for shard in LONG:
         true_bytes(*shard)
     context = multiprocessing.get_context("fork")
@@ -285,7 +283,7 @@ def test_processes_killed_while_they_write(folder):
                     assert data == true_bytes(key, size)[start:stop]
         # Whoever comes next can go on, and make room.
         use(cache, seed, 20, LONG, 30 * PAGE)
-        assert cache.usage_bytes() <= settings_.max_bytes
+        assert cache.usage_bytes() <= settings_.folder_bytes
         if seed % 4 == 3:
             shutil.rmtree(folder)
     assert pages > 100 * KILLS
@@ -311,14 +309,16 @@ def test_what_another_process_has_kept_stays(cache):
 # --- what others do to the folder
 
 
-def test_a_file_removed_under_a_reader(cache, folder, monkeypatch):
+def test_a_file_removed_under_a_reader(folder):
+    now_s = [0.0]
+    cache = RangeCache(CacheSettings(folder), check_s=5, clock=lambda: now_s[0])
     keep(cache, 0, SIZE)
     held, there = cache.locate(KEY, SIZE, [(5, 50)])
     assert there == [True]
     (file,) = mirrors(folder)
     file.unlink()
     assert find(cache) == TRUE  # it is still open
-    monkeypatch.setattr(range_cache, "_TIDY_S", 0.0)
+    now_s[0] += 5.1
     assert find(cache) is None
     keep(cache, 0, PAGE)
     assert mirrors(folder) == [file]
@@ -331,8 +331,8 @@ def test_a_file_removed_under_a_reader(cache, folder, monkeypatch):
         os.fstat(number)
 
 
-def test_a_folder_removed_while_it_is_used(cache, folder, monkeypatch):
-    monkeypatch.setattr(range_cache, "_TIDY_S", 0.0)
+def test_a_folder_removed_while_it_is_used(folder):
+    cache = RangeCache(CacheSettings(folder), check_s=0)
     for _ in range(2):
         keep(cache, 0, SIZE)
         assert find(cache) == TRUE
@@ -343,9 +343,8 @@ def test_a_folder_removed_while_it_is_used(cache, folder, monkeypatch):
     assert find(cache) == TRUE
 
 
-def test_a_folder_removed_again_and_again(folder, monkeypatch):
-    monkeypatch.setattr(range_cache, "_TIDY_S", 0.001)
-    cache = RangeCache(DiskCache(folder, max_bytes=1 << 21))
+def test_a_folder_removed_again_and_again(folder):
+    cache = RangeCache(CacheSettings(folder, folder_bytes=1 << 21), check_s=0.001)
     found = []
     threads = [
         threading.Thread(
@@ -429,14 +428,13 @@ def pipe(file):
     ],
 )
 @pytest.mark.parametrize("is_open", [True, False])
-def test_a_file_that_is_not_as_we_left_it(folder, monkeypatch, change, is_open):
-    monkeypatch.setattr(range_cache, "_TIDY_S", 0.0)
-    cache = RangeCache(DiskCache(folder))
+def test_a_file_that_is_not_as_we_left_it(folder, change, is_open):
+    cache = RangeCache(CacheSettings(folder), check_s=0)
     keep(cache, 0, SIZE)
     (file,) = mirrors(folder)
     change(file)
     if not is_open:
-        cache = RangeCache(cache.settings)
+        cache = RangeCache(cache.settings, check_s=0)
     if not (is_open and change in {spoil_marks, clear_marks}):  # what is known is not read again
         assert find(cache) is None
     elsewhere = {path: path.read_bytes() for path in folder.parent.glob("elsewhere")}
@@ -584,10 +582,10 @@ def in_namespace(code, *words):
 FULL_DISK = """
 import subprocess, sys, warnings
 from pathlib import Path
-from spinezarr.stream.read.range_cache import CacheWarning, DiskCache, RangeCache
+from spinezarr.stream.read.range_cache import CacheWarning, CacheSettings, RangeCache
 folder = Path(sys.argv[1])
 subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "none", folder], check=True)
-cache, size = RangeCache(DiskCache(folder / "cache")), 1 << 18
+cache, size = RangeCache(CacheSettings(folder / "cache")), 1 << 18
 shards = {str(number): bytes([number]) * size for number in range(1, 9)}
 with warnings.catch_warnings(record=True) as said:
     warnings.simplefilter("always")
@@ -615,10 +613,10 @@ READ_ONLY = """
 import os, subprocess, sys, warnings
 from pathlib import Path
 from spinezarr.errors import UsageError
-from spinezarr.stream.read.range_cache import CacheWarning, DiskCache, RangeCache
+from spinezarr.stream.read.range_cache import CacheWarning, CacheSettings, RangeCache
 folder = Path(sys.argv[1])
 subprocess.run(["mount", "--bind", folder, folder], check=True)
-settings = DiskCache(folder / "cache")
+settings = CacheSettings(folder / "cache")
 RangeCache(settings).keep("a", 5000, 0, bytes(5000))
 subprocess.run(["mount", "-o", "remount,bind,ro", folder], check=True)
 cache = RangeCache(settings)
@@ -632,7 +630,7 @@ assert [warning.category for warning in said] == [CacheWarning], said
 assert "Read-only" in str(said[0].message)
 for place in (folder / "cache", folder / "other"):
     try:
-        DiskCache(place)
+        CacheSettings(place)
     except UsageError as problem:
         assert str(place) in str(problem) and "Read-only" in str(problem), problem
     else:
@@ -657,7 +655,7 @@ def keep_with_small_files(settings_, answers):
 def test_a_limit_of_file_sizes(folder):
     context = multiprocessing.get_context("fork")
     answers = context.SimpleQueue()
-    process = context.Process(target=keep_with_small_files, args=(DiskCache(folder), answers))
+    process = context.Process(target=keep_with_small_files, args=(CacheSettings(folder), answers))
     process.start()
     process.join()
     assert answers.get() == ([CacheWarning], None)
@@ -672,7 +670,7 @@ def age(file, seconds):
 
 def test_what_was_not_used_for_longest_goes_first(folder):
     limit = 10 * 9 * PAGE
-    settings_ = DiskCache(folder, max_bytes=limit)
+    settings_ = CacheSettings(folder, folder_bytes=limit)
     size, files = 8 * PAGE, {}
     for number, key in enumerate("abcdefghi"):
         keep(RangeCache(settings_), 0, size, key, size)
@@ -690,7 +688,7 @@ def test_what_was_not_used_for_longest_goes_first(folder):
 
 
 def test_what_a_process_removed_it_keeps_anew(folder):
-    cache = RangeCache(DiskCache(folder, max_bytes=20 * PAGE))
+    cache = RangeCache(CacheSettings(folder, folder_bytes=20 * PAGE))
     keep(cache, 0, 10 * PAGE)
     keep(cache, 0, 15 * PAGE, "b", SIZE)
     assert find(cache, 0, PAGE) is None
@@ -698,10 +696,10 @@ def test_what_a_process_removed_it_keeps_anew(folder):
     assert find(RangeCache(cache.settings), 0, 3 * PAGE) == TRUE[: 3 * PAGE]
 
 
-def test_use_is_noted_at_most_once_a_minute(cache, folder, monkeypatch):
+def test_use_is_noted_at_most_once_a_minute(folder):
+    cache = RangeCache(CacheSettings(folder), check_s=0)
     keep(cache, 0, SIZE)
     (file,) = mirrors(folder)
-    monkeypatch.setattr(range_cache, "_TIDY_S", 0.0)
     for seconds, is_noted in ((50, False), (70, True)):
         age(file, seconds)
         before = file.stat().st_mtime
@@ -720,7 +718,7 @@ def test_use_is_noted_at_most_once_a_minute(cache, folder, monkeypatch):
 
 
 def test_what_is_larger_than_the_bound_is_not_kept(folder):
-    cache = RangeCache(DiskCache(folder, max_bytes=10 * PAGE))
+    cache = RangeCache(CacheSettings(folder, folder_bytes=10 * PAGE))
     keep(cache, 0, 10 * PAGE)
     assert cache.usage_bytes() == 0
     keep(cache, 0, 9 * PAGE)
@@ -736,7 +734,7 @@ def test_holes_take_no_room(cache):
 
 
 def test_files_of_others_are_neither_counted_nor_removed(folder):
-    cache = RangeCache(DiskCache(folder, max_bytes=20 * PAGE))
+    cache = RangeCache(CacheSettings(folder, folder_bytes=20 * PAGE))
     keep(cache, 0, 10 * PAGE)
     (file,) = mirrors(folder)
     others = [
@@ -758,15 +756,15 @@ def test_files_of_others_are_neither_counted_nor_removed(folder):
 
 
 def test_open_files_are_bounded(folder):
-    cache = RangeCache(DiskCache(folder))
-    shards = [(str(number), 5000) for number in range(2 * range_cache._OPEN_FILES)]
+    cache = RangeCache(CacheSettings(folder), max_open_files=20)
+    shards = [(str(number), 5000) for number in range(40)]
     for shard in shards:
         keep(cache, 0, 5000, *shard)
     for shard in [*shards, *shards]:
         assert find(cache, 100, 4500, *shard) == true_bytes(*shard)[100:4500]
     descriptors = [os.path.realpath(path) for path in Path("/dev/fd").iterdir()]
     ours = [path for path in descriptors if path.startswith(os.path.realpath(folder))]
-    assert 0 < len(ours) <= range_cache._OPEN_FILES
+    assert 0 < len(ours) <= 20
 
 
 def hold_the_lock(folder, begun):
@@ -804,7 +802,7 @@ def test_a_fork_looks_at_the_folder_by_itself(cache):
     process = context.Process(target=keep_a_page, args=(cache, answers))
     process.start()
     process.join()
-    assert answers.get() <= cache.settings.max_bytes / 100
+    assert answers.get() <= cache.settings.folder_bytes / 100
 
 
 # --- what a user gives
@@ -813,7 +811,7 @@ def test_a_fork_looks_at_the_folder_by_itself(cache):
 def test_folders_are_for_their_owner_alone(tmp_path):
     before = os.umask(0)
     try:
-        cache = RangeCache(DiskCache(tmp_path / "new" / "cache"))
+        cache = RangeCache(CacheSettings(tmp_path / "new" / "cache"))
         keep(cache, 0, SIZE)
     finally:
         os.umask(before)
@@ -829,18 +827,22 @@ def test_folders_are_for_their_owner_alone(tmp_path):
 
 def test_settings_that_cannot_be(tmp_path):
     for max_bytes in (0, -1):
-        with pytest.raises(UsageError, match=f"max_bytes {max_bytes} .*must be positive"):
-            DiskCache(tmp_path, max_bytes=max_bytes)
+        with pytest.raises(UsageError, match=f"folder_bytes {max_bytes}: must be at least 1"):
+            CacheSettings(tmp_path, folder_bytes=max_bytes)
     (tmp_path / "file").touch()
     for folder in (tmp_path / "file", tmp_path / "file" / "below"):
         with pytest.raises(UsageError, match=r"cannot be used as a cache.*Give a folder"):
-            DiskCache(folder)
+            CacheSettings(folder)
 
 
 def test_the_folder_may_be_at_home_or_relative(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)
-    assert DiskCache(Path("~/cache")) == DiskCache(Path("cache")) == DiskCache(tmp_path / "cache")
+    assert (
+        CacheSettings(Path("~/cache"))
+        == CacheSettings(Path("cache"))
+        == CacheSettings(tmp_path / "cache")
+    )
 
 
 def test_a_process_has_one_cache_of_the_same_settings(cache):

@@ -1,0 +1,194 @@
+"""When does a response come too slowly, so that waiting for it is an error?
+
+The slowest link that must work carries 20 kB/s for all requests of a store together
+(``RemoteSettings.slowest_link_bytes_per_s``). Of k requests in flight, each gets one k-th of this
+rate on average, and much less at times. A response stalls when it brings less than a quarter of one
+k-th over a window that grows with k. A silent server is an error after 20 s with one request in
+flight, and after 84 s with 128.
+"""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from typing import Final, Self, TypeVar
+
+from spinezarr.remote.settings import RemoteSettings
+
+__all__ = ["RateMeter", "RequestProgress", "StallDetector", "StalledError"]
+
+T = TypeVar("T")
+
+_PART_OF_FAIR_RATE: Final = 4
+"""A response may be so many times slower than its part of the slowest link."""
+_CHECK_S: Final = 0.25
+"""Most seconds between two checks of all requests."""
+_REMEMBERED_S: Final = 2.0
+"""Seconds after which what was measured before counts half."""
+
+
+class StalledError(Exception):
+    """A response that brought too few bytes for too long."""
+
+
+class RateMeter:
+    """Measures a rate over the time in which at least one transfer runs; for one thread."""
+
+    def __init__(self) -> None:
+        self.ended = 0
+        """Transfers that have ended."""
+        self._under_way = 0
+        self._since_s = 0.0
+        self._amount = self._seconds = 0.0
+
+    @property
+    def per_s(self) -> float | None:
+        """Recent rate in amounts per second; None until something was measured."""
+        return self._amount / self._seconds if self._seconds > 0 else None
+
+    def begin(self) -> None:
+        """Note that a transfer begins."""
+        if not self._under_way:
+            self._since_s = time.monotonic()
+        self._under_way += 1
+
+    def end(self, amount: float) -> None:
+        """Note that a transfer ends, and its amount."""
+        now_s = time.monotonic()
+        self._amount += amount
+        self._seconds += now_s - self._since_s
+        self._since_s = now_s
+        self._under_way -= 1
+        self.ended += 1
+        if self._seconds > _REMEMBERED_S:
+            self._amount, self._seconds = self._amount / 2, self._seconds / 2
+
+
+class StallDetector:
+    """Checks the responses of a store's requests in flight, all on one event loop."""
+
+    def __init__(self, settings: RemoteSettings) -> None:
+        self.in_flight: set[RequestProgress] = set()
+        self.longest_answer_s = settings.longest_answer_s
+        self._settings = settings
+        self._check_s = min(_CHECK_S, settings.stall_window_s / 5)
+        self._is_checking = False
+
+    @property
+    def window_s(self) -> float:
+        """Window in which each response must bring :attr:`least_bytes`."""
+        settings = self._settings
+        return settings.stall_window_s + settings.stall_window_per_request_s * len(self.in_flight)
+
+    @property
+    def least_bytes(self) -> float:
+        """Bytes that each response must bring in a window."""
+        n = max(1, len(self.in_flight))
+        fair_bytes_per_s = self._settings.slowest_link_bytes_per_s / n
+        return self.window_s * fair_bytes_per_s / _PART_OF_FAIR_RATE
+
+    def watch(self) -> None:
+        """Check requests from time to time while there are any."""
+        if not self._is_checking:
+            self._is_checking = True
+            asyncio.get_running_loop().call_later(self._check_s, self._check)
+
+    def _check(self) -> None:
+        self._is_checking = bool(self.in_flight)
+        if not self._is_checking:
+            return
+        loop = asyncio.get_running_loop()
+        now_s = loop.time()
+        for progress in tuple(self.in_flight):
+            progress.check(now_s)
+        loop.call_later(self._check_s, self._check)
+
+
+class RequestProgress:
+    """Bytes that one response has brought. The context ends the watch.
+
+    Parameters
+    ----------
+    detector
+        The detector of all requests of the store.
+    on_stall
+        Called with an error when the response stalls. None if the caller waits in :meth:`step`,
+        which raises the error.
+
+    Attributes
+    ----------
+    received_bytes
+        Bytes received so far; the reader of the response counts them.
+    """
+
+    __slots__ = ("_counted", "_detector", "_end_s", "_on_stall", "_window_end_s", "received_bytes")
+
+    def __init__(
+        self, detector: StallDetector, on_stall: Callable[["StalledError"], None] | None = None
+    ) -> None:
+        self.received_bytes = self._counted = 0
+        self._on_stall = on_stall
+        self._detector = detector
+        detector.in_flight.add(self)
+        now_s = asyncio.get_running_loop().time()
+        self._end_s = now_s + detector.longest_answer_s
+        self._window_end_s = now_s + detector.window_s
+        if on_stall is not None:
+            detector.watch()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.end()
+
+    def end(self) -> None:
+        """End the watch."""
+        self._detector.in_flight.discard(self)
+
+    async def step(self, work: Awaitable[T], longest_s: float = 0.0) -> T:
+        """Await a part of the response, for one window or ``longest_s``, whichever is longer.
+
+        Raises
+        ------
+        StalledError
+            If the part takes longer.
+        """
+        longest_at_s = asyncio.get_running_loop().time() + longest_s
+        return await _within(work, min(max(self._window_end_s, longest_at_s), self._end_s))
+
+    async def whole(self, work: Awaitable[T]) -> T:
+        """Await a whole response that does not show its progress.
+
+        Raises
+        ------
+        StalledError
+            If it takes longer than ``RemoteSettings.longest_answer_s``.
+        """
+        return await _within(work, self._end_s)
+
+    def renew(self) -> None:
+        """Begin a new window."""
+        self._counted = self.received_bytes
+        self._window_end_s = asyncio.get_running_loop().time() + self._detector.window_s
+
+    def add(self, n_bytes: int) -> None:
+        """Count received bytes."""
+        self.received_bytes += n_bytes
+        self.check(asyncio.get_running_loop().time())
+
+    def check(self, now_s: float) -> None:
+        """Check whether the response brought enough bytes in its window."""
+        if self.received_bytes - self._counted >= self._detector.least_bytes:
+            self.renew()
+        if self._on_stall is not None and now_s >= min(self._window_end_s, self._end_s):
+            self._on_stall(StalledError())
+
+
+async def _within(work: Awaitable[T], until_s: float) -> T:
+    try:
+        async with asyncio.timeout_at(until_s) as limit:
+            return await work
+    except TimeoutError:
+        if limit.expired():
+            raise StalledError from None
+        raise
