@@ -38,9 +38,9 @@ _VARIABLE: Final = re.compile(r"\$\{([A-Za-z_]\w*)\}", re.ASCII)
 _BARE_VARIABLE: Final = re.compile(r"\$[A-Za-z_]\w*", re.ASCII)
 _LONGEST_NAME: Final = 255
 """Longest name on common file systems in bytes (NAME_MAX in limits.h)."""
-_BUCKETS: Final = {"s3", "s3a"}
-_SHOWN: Final = 20
-_PUBLIC: Final = {"file", "http", "https"}
+_BUCKET_SCHEMES: Final = {"s3", "s3a"}
+_SHOWN_CHARACTERS: Final = 20
+_PUBLIC_SCHEMES: Final = {"file", "http", "https"}
 """Schemes of URLs that are accessed without keys."""
 
 
@@ -52,7 +52,7 @@ class _StorageModel(StrictModel):
     anon: bool | None = None
 
 
-def _checked_place(text: str) -> str:
+def _checked_location(text: str) -> str:
     bare = _BARE_VARIABLE.search(text)
     if bare:
         raise ValueError(f"variables are written ${{{bare[0][1:]}}}, found {bare[0]!r}")
@@ -64,15 +64,15 @@ def _checked_place(text: str) -> str:
     return text
 
 
-_Place = Annotated[str, Field(min_length=1), AfterValidator(_checked_place)]
+_Location = Annotated[str, Field(min_length=1), AfterValidator(_checked_location)]
 
 
 class _EntryModel(StrictModel):
-    recipe: _Place
+    recipe: _Location
     """Name of a shipped recipe, or the path of a ``.yaml`` file."""
-    raw: _Place | None = None
+    raw: _Location | None = None
     """Folder or URL of the downloaded files. It is not needed to read a store."""
-    store: _Place
+    store: _Location
     """Path or URL of the store."""
     license: str | None = None
     """License of the data, if it differs from the recipe's."""
@@ -143,19 +143,19 @@ class CatalogEntry:
     def _check_sends_no_keys(self, scheme: str, options: Mapping[str, Any]) -> None:
         own = sorted({"endpoint_url", "profile"} & options.keys())
         if own:
-            raise self._needs_word(f"names its own {own[0]}")
-        if scheme in _BUCKETS and not options.get("anon"):
-            raise self._needs_word(
+            raise self._untrusted_error(f"names its own {own[0]}")
+        if scheme in _BUCKET_SCHEMES and not options.get("anon"):
+            raise self._untrusted_error(
                 "is in a bucket, which would be asked with your keys,",
                 "add 'anon: true' to it, or ",
             )
-        if scheme not in _BUCKETS | _PUBLIC:
-            raise self._needs_word(f"has a URL with {scheme[:_SHOWN]}://")
+        if scheme not in _BUCKET_SCHEMES | _PUBLIC_SCHEMES:
+            raise self._untrusted_error(f"has a URL with {scheme[:_SHOWN_CHARACTERS]}://")
 
     def _expanded(self, value: str) -> str:
         for name in _VARIABLE.findall(value):
             if not self.is_trusted:
-                raise self._needs_word(f"uses the environment variable {name}")
+                raise self._untrusted_error(f"uses the environment variable {name}")
             if name not in os.environ:
                 raise CatalogError(
                     f"{self.catalog_path}: dataset {self.name!r} uses the environment variable "
@@ -163,7 +163,7 @@ class CatalogEntry:
                 )
         return _VARIABLE.sub(lambda found: os.environ[found[1]], value)
 
-    def _needs_word(self, what: str, otherwise: str = "") -> CatalogError:
+    def _untrusted_error(self, what: str, otherwise: str = "") -> CatalogError:
         return CatalogError(
             f"{self.catalog_path}: dataset {self.name!r} {what} and the catalog was only found in "
             f"the working folder. If you trust it, {otherwise}name it: --catalog {CATALOG_NAME}, "

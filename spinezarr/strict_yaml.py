@@ -184,12 +184,12 @@ def load_strict_yaml(
         loaded = model.model_validate_json(plain)
     except ValidationError as problem:
         found = problem.errors()
-        lines = [_describe(path, root, details, model) for details in found[:_MOST_LINES]]
+        lines = [_mistake_text(path, root, details, model) for details in found[:_MOST_LINES]]
         if len(found) > _MOST_LINES:
             lines.append(f"... and {len(found) - _MOST_LINES} mistakes more.")
         raise error(MultilineText(*lines)) from problem
     for key, mistake in check(loaded) if check is not None else ():
-        raise error(f"{_place(path, root, key)} {mistake}")
+        raise error(f"{_location(path, root, key)} {mistake}")
     return loaded
 
 
@@ -202,7 +202,7 @@ def _parsed(text: str, path: Traversable, error: type[UsageError]) -> tuple[yaml
             return None, ""
         _check_keys(root)
         return root, json.dumps(
-            loader.construct_document(root), default=_as_written, allow_nan=False
+            loader.construct_document(root), default=_date_text, allow_nan=False
         )
     except yaml.YAMLError as problem:
         first, *rest = str(problem).splitlines()
@@ -234,7 +234,7 @@ def _read(path: Traversable, error: type[UsageError]) -> str:
         raise error(f"{path}: is not valid YAML: {problem}") from problem
 
 
-def _as_written(value: object) -> str:
+def _date_text(value: object) -> str:
     """Return a date as text; any other value that JSON lacks comes from a tag and is refused."""
     if isinstance(value, dt.date):
         return str(value)
@@ -271,7 +271,7 @@ def validation_message(details: ErrorDetails) -> str:
     return details["msg"].removeprefix("Value error, ")
 
 
-def _place(path: Traversable, root: yaml.Node, location: tuple[str | int, ...]) -> str:
+def _location(path: Traversable, root: yaml.Node, location: tuple[str | int, ...]) -> str:
     """Return file, line and key of a value, for messages."""
     node = root
     for part in location:
@@ -282,7 +282,7 @@ def _place(path: Traversable, root: yaml.Node, location: tuple[str | int, ...]) 
     return f"{path}, {', '.join(filter(None, (f'line {line}', '.'.join(map(str, location)))))}"
 
 
-def _describe(
+def _mistake_text(
     path: Traversable, root: yaml.Node, details: ErrorDetails, model: type[BaseModel]
 ) -> str:
     message = validation_message(details)
@@ -294,7 +294,7 @@ def _describe(
         found = repr(details["input"])
         shown = found if len(found) <= _MOST_SHOWN else f"{found[:_MOST_SHOWN]}..."
         message = f"{message}, found {shown}"
-    return f"{_place(path, root, details['loc'])}: {message}."
+    return f"{_location(path, root, details['loc'])}: {message}."
 
 
 def _child(node: yaml.Node, part: str | int) -> yaml.Node | None:

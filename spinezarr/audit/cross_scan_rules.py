@@ -39,13 +39,13 @@ def same_image(keys: Iterable[ScanKey]) -> Iterator[tuple[ScanKey, Finding]]:
     for group in _groups((key.image_checksum, key) for key in keys):
         for key in group:
             alike = [other for other in group if other != key]
-            leaks = [other for other in alike if _leaks(key, other)]
+            leaks = [other for other in alike if _is_leak(key, other)]
             if leaks:
-                what = f"the image is also in split {leaks[0].split}: {_named(leaks)}"
+                what = f"the image is also in split {leaks[0].split}: {_scan_names(leaks)}"
             elif any(other.dataset != key.dataset for other in alike):
-                what = f"the image is also in another dataset: {_named(alike)}"
+                what = f"the image is also in another dataset: {_scan_names(alike)}"
             else:
-                what = f"the image is there more than once: also {_named(alike)}"
+                what = f"the image is there more than once: also {_scan_names(alike)}"
             yield key, _finding("same-image", key, leaks or alike, what, error=bool(leaks))
 
 
@@ -53,11 +53,10 @@ def same_patient(keys: Iterable[ScanKey]) -> Iterator[tuple[ScanKey, Finding]]:
     """Find patients of a dataset that are in two splits, so that a test would measure memory."""
     for group in _groups(((key.dataset, key.patient_id), key) for key in keys):
         for key in group:
-            leaks = [other for other in group if _leaks(key, other)]
+            leaks = [other for other in group if _is_leak(key, other)]
             if leaks:
-                what = (
-                    f"patient {key.patient_id} is also in split {leaks[0].split}: {_named(leaks)}"
-                )
+                where = f"{leaks[0].split}: {_scan_names(leaks)}"
+                what = f"patient {key.patient_id} is also in split {where}"
                 yield key, _finding("same-patient", key, leaks, what, error=True)
 
 
@@ -69,7 +68,7 @@ def _groups(pairs: Iterable[tuple[Hashable, ScanKey]]) -> Iterator[list[ScanKey]
     return (group for group in found.values() if len(group) > 1)
 
 
-def _leaks(key: ScanKey, other: ScanKey) -> bool:
+def _is_leak(key: ScanKey, other: ScanKey) -> bool:
     """Whether two scans are in different splits of one dataset."""
     return (
         key.dataset == other.dataset
@@ -78,7 +77,7 @@ def _leaks(key: ScanKey, other: ScanKey) -> bool:
     )
 
 
-def _named(others: list[ScanKey]) -> str:
+def _scan_names(others: list[ScanKey]) -> str:
     more = f" and {len(others) - 1} more" if len(others) > 1 else ""
     return f"{others[0].scan_id} of {others[0].dataset}{more}"
 

@@ -143,10 +143,10 @@ def skipped_level(scan: ScanAttributes) -> Iterator[Finding]:
     for upper, lower in pairwise(present):
         missing = levels_between(upper.name, lower.name)
         if missing:
-            yield _skip(scan, spine, upper, lower, missing)
+            yield _skipped_finding(scan, spine, upper, lower, missing)
 
 
-def _skip(
+def _skipped_finding(
     scan: ScanAttributes, spine: _Spine, upper: Level, lower: Level, missing: tuple[str, ...]
 ) -> Finding:
     distance, step = _distance_mm(upper, lower), spine.usual_step_mm(upper, lower)
@@ -334,7 +334,7 @@ def border_contact(scan: ScanAttributes) -> Iterator[Finding]:
             scan.scan_id,
             "border-contact",
             "warning" if unexpected else "info",
-            f"{level.name} reaches the {_listed(level.faces)} face{rest}",
+            f"{level.name} reaches the {_join_words(level.faces)} face{rest}",
             vertebra=level.name,
             voxel_zyx=where.voxel_zyx,
             position_mm=where.position_mm,
@@ -342,7 +342,7 @@ def border_contact(scan: ScanAttributes) -> Iterator[Finding]:
         )
 
 
-def _listed(words: Sequence[str]) -> str:
+def _join_words(words: Sequence[str]) -> str:
     return " and ".join(words)
 
 

@@ -205,7 +205,7 @@ def _bone_sample(
     engine.read_into(label, box, labeled)
     inside = labeled == VALUE_OF_NAME[name]
     # Voxels at the border contain bone and other tissue, so they are left out.
-    around = _grown(inside, reach_zyx) & ~_grown(labeled > 0, (1, 1, 1))
+    around = _dilate(inside, reach_zyx) & ~_dilate(labeled > 0, (1, 1, 1))
     bone, others = (values[np.isfinite(values)] for values in (image[inside], image[around]))
     if not bone.size:
         return None
@@ -227,12 +227,12 @@ def _box_around(component: Component, margin_zyx: npt.NDArray[np.int_], shape_zy
     return whole.intersect(Box(_index(start.tolist()), _index(stop.tolist()))) or whole
 
 
-def _grown(mask: npt.NDArray[np.bool_], reach_zyx: Sequence[int]) -> npt.NDArray[np.bool_]:
+def _dilate(mask: npt.NDArray[np.bool_], reach_zyx: Sequence[int]) -> npt.NDArray[np.bool_]:
     """Grow a mask ``(z, y, x)`` by ``reach_zyx`` voxels along each axis, including corners.
 
     Examples
     --------
-    >>> _grown(np.array([[[1, 0, 0, 0, 0, 0, 1]]], bool), (0, 0, 2)).astype(int)
+    >>> _dilate(np.array([[[1, 0, 0, 0, 0, 0, 1]]], bool), (0, 0, 2)).astype(int)
     array([[[1, 1, 1, 0, 1, 1, 1]]])
     """
     grown = mask.copy()

@@ -204,7 +204,7 @@ def iter_nifti_bytes(
         During iteration, if stored bytes are missing or damaged. The yielded parts are then
         incomplete.
     """
-    spec, form = _as_stored(spec, NiftiForm.portable(spec, facts))
+    spec, form = _prefer_stored_numbers(spec, NiftiForm.portable(spec, facts))
     if form.scaling is not None and not form.takes_numbers:
         try:
             for slab in _slabs(spec, form, voxels):
@@ -246,7 +246,7 @@ def write_label_on_image(
     _write(path, spec, form, voxels, on_bytes)
 
 
-def _as_stored(spec: ArraySpec, form: NiftiForm) -> tuple[ArraySpec, NiftiForm]:
+def _prefer_stored_numbers(spec: ArraySpec, form: NiftiForm) -> tuple[ArraySpec, NiftiForm]:
     """Return array and form for reading stored numbers without scaling, if the file holds these."""
     if spec.scaling is not None and form.scaling == (spec.scaling.slope, spec.scaling.intercept):
         return spec.unscaled(), replace(form, takes_numbers=True)
@@ -262,7 +262,7 @@ def _write(
 ) -> None:
     """Write one complete file or none, compressed if its name ends in ``.gz``."""
     check_no_conflicting_file(path)
-    spec, form = _as_stored(spec, form)
+    spec, form = _prefer_stored_numbers(spec, form)
     done = 0
     try:
         with _output(path, compressed=path.name.endswith(".gz")) as file:
@@ -317,10 +317,10 @@ def write_on_image_grid(path: Path, scan: ScanHandle, values_zyx: npt.NDArray[An
     dtype = dtype_to_write(values_zyx, path)
     form = NiftiForm.on_image(scan.attributes, dtype)
     spec = replace(scan.image, stored_dtype=dtype, scaling=None)
-    _write(path, spec, form, _InMemory(values_zyx), lambda _: None)
+    _write(path, spec, form, _ArrayReader(values_zyx), lambda _: None)
 
 
-class _InMemory:
+class _ArrayReader:
     """A voxel reader of values in memory."""
 
     def __init__(self, values_zyx: npt.NDArray[Any]) -> None:

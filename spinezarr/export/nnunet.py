@@ -236,16 +236,18 @@ class NnunetExport:
         """
         written = self._split_files()
         for path in written:
-            _write_json(path, [{"train": self._of("train"), "val": self._of("validation")}])
+            _write_json(
+                path, [{"train": self._scans_of("train"), "val": self._scans_of("validation")}]
+            )
         _write_json(self.folder / _DATASET, self._dataset())
         return [*written, self.folder / _DATASET]
 
-    def _of(self, part: Subset) -> list[str]:
+    def _scans_of(self, part: Subset) -> list[str]:
         return sorted(scan_id for scan_id, found in self.parts.items() if found == part)
 
     def _split_files(self) -> list[Path]:
         """Return the paths of the splits. nnU-Net reads those next to its preprocessed data."""
-        if not self._of("train") or not self._of("validation"):
+        if not self._scans_of("train") or not self._scans_of("validation"):
             return []
         folders = [self.folder]
         if self.preprocessed is not None:

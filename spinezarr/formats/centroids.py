@@ -118,7 +118,7 @@ def read_centroids(
     else:
         parsed = parse_verse_json(text, path)
         to_index = _verse_to_index(parsed, path, convention, grid)
-    return _placed(parsed, to_index, grid)
+    return _to_centroids(parsed, to_index, grid)
 
 
 def _verse_to_index(
@@ -128,7 +128,7 @@ def _verse_to_index(
     axcodes = grid.axis_map.axcodes
     last_ijk = np.array(grid.shape_ijk) - 1
     if parsed.direction is not None:
-        return _turn(parsed.direction, axcodes, last_ijk)
+        return _axis_change(parsed.direction, axcodes, last_ijk)
     if convention == "verse":
         raise FormatError(
             f"{path}: its first entry states no 'direction', as files of the subject-based release "
@@ -137,11 +137,11 @@ def _verse_to_index(
         )
     spacing_lps = np.array(grid.spacing_zyx_mm[::-1])
     extent_lps_mm = np.array(grid.shape_zyx[::-1]) * spacing_lps
-    to_lps_mm = _turn(_CHALLENGE_AXES[convention], "LPS", extent_lps_mm)
-    return _turn("LPS", axcodes, last_ijk) @ _scaling(1 / spacing_lps) @ to_lps_mm
+    to_lps_mm = _axis_change(_CHALLENGE_AXES[convention], "LPS", extent_lps_mm)
+    return _axis_change("LPS", axcodes, last_ijk) @ _scaling(1 / spacing_lps) @ to_lps_mm
 
 
-def _turn(source: str, target: str, flipped_zero: npt.NDArray[np.generic]) -> Matrix4x4:
+def _axis_change(source: str, target: str, flipped_zero: npt.NDArray[np.generic]) -> Matrix4x4:
     """Return the 4 x 4 matrix that turns axes toward ``source`` into axes toward ``target``.
 
     ``flipped_zero`` holds for each target axis the coordinate that 0 becomes if it is flipped.
@@ -162,7 +162,7 @@ def _scaling(factors: npt.NDArray[np.float64]) -> Matrix4x4:
     return np.diag([*factors, 1.0])
 
 
-def _placed(parsed: LandmarkFile, to_index: Matrix4x4, grid: Grid) -> Centroids:
+def _to_centroids(parsed: LandmarkFile, to_index: Matrix4x4, grid: Grid) -> Centroids:
     """Convert the landmarks of a file to positions in RAS+ mm."""
     placed: dict[str, tuple[float, float, float]] = {}
     for landmark in parsed.landmarks:
@@ -178,11 +178,11 @@ def _placed(parsed: LandmarkFile, to_index: Matrix4x4, grid: Grid) -> Centroids:
         if outside_mm is not None:
             off = f"{landmark.level} (by {outside_mm:.1f} mm)"
             parsed.remark("outside the image", off)
-    notes = tuple(f"{about}: {_listed(points)}" for about, points in parsed.remarks.items())
+    notes = tuple(f"{about}: {_join_points(points)}" for about, points in parsed.remarks.items())
     return Centroids({level: placed[level] for level in LEVELS if level in placed}, notes)
 
 
-def _listed(points: Sequence[str]) -> str:
+def _join_points(points: Sequence[str]) -> str:
     more = len(points) - _MAX_LISTED
     return ", ".join([*points[:_MAX_LISTED], *([f"{more} more"] if more > 0 else [])])
 

@@ -118,9 +118,9 @@ class DicomSeriesVolume:
                 f"{folder}: reading DICOM needs pydicom and gdcm: pip install 'spinezarr[dicom]'"
             )
         folder = folder.rstrip("/")
-        content = read_folder(fs, _sizes(fs, folder, files, limits), limits)
-        notes = _passed_over(content)
-        chosen = _chosen(content, folder, series, notes)
+        content = read_folder(fs, _file_sizes(fs, folder, files, limits), limits)
+        notes = _note_skipped(content)
+        chosen = _choose_series(content, folder, series, notes)
         headers = [header for found in chosen.objects for header in slice_headers(found)]
         kept = drop_scouts(headers)
         if len(kept) < len(headers):
@@ -232,13 +232,13 @@ class _SourceFiles:
         path = header.path
         if header.frame is None:
             data: bytes = self._fs.cat_file(path)
-            self._take(data)
+            self._hash_bytes(data)
             return self._reader(path, lambda start, stop: data[start:stop], len(data)).read(header)
         if path not in self._multiframe:
             before = self._size_bytes
             with self._fs.open(path, "rb") as raw:
                 while block := raw.read(_READ_BYTES):
-                    self._take(block)
+                    self._hash_bytes(block)
             self._multiframe[path] = self._reader(
                 path,
                 lambda start, stop: self._fs.cat_file(path, start=start, end=stop),
@@ -246,7 +246,7 @@ class _SourceFiles:
             )
         return self._multiframe[path].read(header)
 
-    def _take(self, data: bytes) -> None:
+    def _hash_bytes(self, data: bytes) -> None:
         self._sha256.update(data)
         self._size_bytes += len(data)
 
@@ -298,7 +298,7 @@ def _is_int32(header: SliceHeader) -> bool:
     )
 
 
-def _sizes(
+def _file_sizes(
     fs: fsspec.AbstractFileSystem, folder: str, files: Collection[str] | None, limits: Limits
 ) -> dict[str, int]:
     """Return the size in bytes of each file to read, by its path."""
@@ -322,7 +322,7 @@ def _sizes(
     return {path: fs.size(path) if size is None else size for path, size in sizes.items()}
 
 
-def _passed_over(content: FolderContent) -> list[str]:
+def _note_skipped(content: FolderContent) -> list[str]:
     """Return a note with the kinds of the skipped objects; file names may name a patient."""
     notes = []
     kinds = Counter(found.non_ct_kind for found in content.others)
@@ -339,7 +339,9 @@ def _is_file(fs: fsspec.AbstractFileSystem, entry: dict[str, Any]) -> bool:
     return fs.isfile(entry["name"]) or not fs.exists(entry["name"])
 
 
-def _chosen(content: FolderContent, folder: str, key: str | None, notes: list[str]) -> CtSeries:
+def _choose_series(
+    content: FolderContent, folder: str, key: str | None, notes: list[str]
+) -> CtSeries:
     """Return the requested series, or the one with the most slices; note the others."""
     if key is not None:
         chosen = next((one for one in content.series if one.key == key), None)
@@ -361,7 +363,7 @@ def _chosen(content: FolderContent, folder: str, key: str | None, notes: list[st
         )
     tied = [one for one in ranked if one.slices == ranked[0].slices]
     if len(tied) > 1:
-        raise FormatError(_tie(tied, folder))
+        raise FormatError(_tie_message(tied, folder))
     if len(ranked) > 1:
         names = [f"{one.name} ({count_noun(one.slices, 'slice')})" for one in ranked]
         notes.append(f"took {names[0]}, not {join_first(names[1:])}")
@@ -369,7 +371,7 @@ def _chosen(content: FolderContent, folder: str, key: str | None, notes: list[st
     return ranked[0]
 
 
-def _tie(tied: Sequence[CtSeries], folder: str) -> str:
+def _tie_message(tied: Sequence[CtSeries], folder: str) -> str:
     """Return the message for several series with the most slices."""
     examples = join_first(
         [

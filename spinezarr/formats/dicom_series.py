@@ -32,9 +32,9 @@ __all__ = [
     "series_name",
 ]
 
-_OWN_SERIES: Final = 3
+_MIN_JOINED_FILES: Final = 3
 """From this many similar single-slice files on, a UID for each is a converter's mistake."""
-_SPACING: Final = 0.1
+_SPACING_TOLERANCE: Final = 0.1
 """Largest relative difference of the slice distance and SpacingBetweenSlices, which is rounded."""
 
 
@@ -143,8 +143,8 @@ def group_series(objects: Iterable[DicomObject]) -> list[CtSeries]:
     for found in ct:
         by_uid[found.series.uid].append(found)
     without = by_uid.pop("", [])
-    groups = _joined([(members, [uid], ()) for uid, members in by_uid.items()])
-    for matching_fields, members in _alike(without).items():
+    groups = _join_single_slices([(members, [uid], ()) for uid, members in by_uid.items()])
+    for matching_fields, members in _group_by_fields(without).items():
         fitting = [group for group in groups if _matching_fields(group[0][0]) == matching_fields]
         if len(fitting) == 1:
             fitting[0][0].extend(members)
@@ -172,12 +172,12 @@ _Group = tuple[list[DicomObject], list[str], tuple[str, ...]]
 """Files of a series, their UIDs and notes."""
 
 
-def _joined(groups: Sequence[_Group]) -> list[_Group]:
+def _join_single_slices(groups: Sequence[_Group]) -> list[_Group]:
     """Join single-slice files with equal fields that each have a UID of their own."""
     single = [members[0] for members, _, _ in groups if [m.frames for m in members] == [1]]
     whole = [group for group in groups if [m.frames for m in group[0]] != [1]]
-    for members in _alike(single).values():
-        if len(members) < _OWN_SERIES:
+    for members in _group_by_fields(single).values():
+        if len(members) < _MIN_JOINED_FILES:
             whole += [([found], [found.series.uid], ()) for found in members]
             continue
         note = (
@@ -188,7 +188,7 @@ def _joined(groups: Sequence[_Group]) -> list[_Group]:
     return whole
 
 
-def _alike(objects: Iterable[DicomObject]) -> dict[str, list[DicomObject]]:
+def _group_by_fields(objects: Iterable[DicomObject]) -> dict[str, list[DicomObject]]:
     groups: dict[str, list[DicomObject]] = defaultdict(list)
     for found in objects:
         groups[_matching_fields(found)].append(found)
@@ -238,7 +238,7 @@ def completeness_notes(
         If the series has fewer files than each of them states.
     """
     files = (*series.objects, *series.others)
-    stated = _common(series.objects, "NumberOfSeriesRelatedInstances")
+    stated = _common_number(series.objects, "NumberOfSeriesRelatedInstances")
     if stated is not None and stated > len(files):
         raise FormatError(
             f"{folder}: {series.name} has {len(files)} files here, and each slice says that the "
@@ -247,15 +247,15 @@ def completeness_notes(
         )
     notes = []
     images = series.slices + len(series.others)
-    stated = _common(series.objects, "ImagesInAcquisition")
+    stated = _common_number(series.objects, "ImagesInAcquisition")
     if stated is not None and stated > images:
         notes.append(
             f"{images} of {stated:g} images of its acquisition (ImagesInAcquisition): others are "
             "of another series, or missing"
         )
     notes += _numbering(files, {header.path for header in slices}, len(slices))
-    stated = _common(series.objects, "SpacingBetweenSlices")
-    if stated and abs(spacing_mm - abs(stated)) > _SPACING * abs(stated):
+    stated = _common_number(series.objects, "SpacingBetweenSlices")
+    if stated and abs(spacing_mm - abs(stated)) > _SPACING_TOLERANCE * abs(stated):
         notes.append(
             f"slices {spacing_mm:.4g} mm apart, where SpacingBetweenSlices is {stated:g} mm: "
             "slices between them may be missing"
@@ -280,7 +280,7 @@ def _numbering(files: Iterable[DicomObject], paths: Collection[str], count: int)
         yield f"InstanceNumber runs from {low} to {high} over {count} slices: some may be missing"
 
 
-def _common(objects: Sequence[DicomObject], keyword: str) -> float | None:
+def _common_number(objects: Sequence[DicomObject], keyword: str) -> float | None:
     """Return the number that all files state; None if they differ or lack it."""
     values = Counter(_number(found, keyword) for found in objects)
     return next(iter(values)) if len(values) == 1 else None

@@ -103,7 +103,7 @@ def _slice(found: DicomObject, sets: _SliceDataSets) -> SliceHeader:
     """Check the fields of one slice, and return its header."""
     data, path = found.header.data, found.path
     _check_color(data, path)
-    rows, columns = (_whole(data, keyword, path) for keyword in ("Rows", "Columns"))
+    rows, columns = (_integer(data, keyword, path) for keyword in ("Rows", "Columns"))
     allocated, stored, signed = _pixel_format(data, path)
     between_rows, between_columns = _numbers(sets.measures, "PixelSpacing", 2, path)
     if min(rows, columns) < 1 or min(between_rows, between_columns) <= 0:
@@ -123,7 +123,7 @@ def _slice(found: DicomObject, sets: _SliceDataSets) -> SliceHeader:
         signed=signed,
         rescale=_rescale(sets.scaling, path),
         rescale_type=_rescale_type(sets.scaling),
-        tilt_deg=_optional(data, "GantryDetectorTilt", path),
+        tilt_deg=_optional_number(data, "GantryDetectorTilt", path),
         thickness_mm=next(iter(numbers_or_none(sets.measures, "SliceThickness")), None),
         notes=_notes(found, sets.scaling),
     )
@@ -145,16 +145,16 @@ def _numbers(data: DataSet, keyword: str, count: int, path: str) -> tuple[float,
     return numbers
 
 
-def _optional(data: DataSet, keyword: str, path: str) -> float | None:
+def _optional_number(data: DataSet, keyword: str, path: str) -> float | None:
     return _numbers(data, keyword, 1, path)[0] if data.text(keyword) else None
 
 
-def _whole(data: DataSet, keyword: str, path: str) -> int:
+def _integer(data: DataSet, keyword: str, path: str) -> int:
     return int(_numbers(data, keyword, 1, path)[0])
 
 
 def _check_color(data: DataSet, path: str) -> None:
-    samples = _whole(data, "SamplesPerPixel", path)
+    samples = _integer(data, "SamplesPerPixel", path)
     photometric = data.text("PhotometricInterpretation")
     shown = redact_header_text(photometric, _PHOTOMETRIC)
     if samples != 1 or photometric != "MONOCHROME2":
@@ -167,7 +167,7 @@ def _check_color(data: DataSet, path: str) -> None:
 def _pixel_format(data: DataSet, path: str) -> tuple[int, int, bool]:
     """Return bits allocated, bits stored, and whether the value is signed."""
     allocated, stored, representation = (
-        _whole(data, keyword, path)
+        _integer(data, keyword, path)
         for keyword in ("BitsAllocated", "BitsStored", "PixelRepresentation")
     )
     high = data.numbers("HighBit")
@@ -187,8 +187,8 @@ def _pixel_format(data: DataSet, path: str) -> tuple[int, int, bool]:
 
 
 def _rescale(data: DataSet, path: str) -> tuple[float, float] | None:
-    slope = _optional(data, "RescaleSlope", path)
-    intercept = _optional(data, "RescaleIntercept", path)
+    slope = _optional_number(data, "RescaleSlope", path)
+    intercept = _optional_number(data, "RescaleIntercept", path)
     if slope is None and intercept is None:
         return None
     if not slope or intercept is None:

@@ -23,12 +23,12 @@ from spinezarr.text import count_noun
 
 __all__ = ["SliceHeader", "drop_scouts", "join_first", "stack_slices"]
 
-_COSINES: Final = 2e-3
+_COSINE_TOLERANCE: Final = 2e-3
 """How far the two direction vectors may be from unit length and from a right angle.
 
 Cosines rounded to three decimals are off by at most this; a wrong rotation is off by more.
 """
-_SAME: Final = 1e-4
+_SLICE_TOLERANCE: Final = 1e-4
 """Largest difference of cosines, and relative difference of spacings, between slices.
 
 It moves the far corner of a slice of 512 pixels by a twentieth of a pixel.
@@ -40,7 +40,7 @@ _ROUNDING_MM: Final = 0.1
 
 Positions are decimal strings of at most 16 characters (PS3.5 section 6.2), and writers round them.
 """
-_POSITION: Final = 0.1
+_POSITION_TOLERANCE: Final = 0.1
 """Further allowed deviation of a slice, as a share of the smallest voxel spacing.
 
 An image and its mask may be apart by the same share. A missing slice is a deviation of a whole
@@ -52,14 +52,14 @@ _TILT_DEG: Final = 0.1
 _LPS_TO_RAS: Final = np.diag([-1.0, -1.0, 1.0, 1.0])
 _MAX_LISTED: Final = 3
 """Largest number of items named in a message."""
-_STRETCH: Final = 3
+_MIN_STRETCH_GAPS: Final = 3
 """This many equal gaps in a row are a spacing of their own. One or two gaps of twice the usual
 length are missing slices."""
-_SCOUTS: Final = 2
+_MAX_SCOUTS: Final = 2
 """Largest number of scouts in a series: a frontal one and a lateral one."""
-_UNIT: Final = 0.9
+_MIN_NORMAL_LENGTH: Final = 0.9
 """Least length of the normal of a slice with valid directions."""
-_ACROSS: Final = float(np.cos(np.radians(45)))
+_ACROSS_COSINE: Final = float(np.cos(np.radians(45)))
 """Cosine of the angle above which a slice lies across the others."""
 
 _Vectors = npt.NDArray[np.float64]
@@ -136,9 +136,11 @@ def drop_scouts(slices: Sequence[SliceHeader]) -> list[SliceHeader]:
     normals = np.array([np.cross(s.cosines[:3], s.cosines[3:]) for s in slices])
     (usual, _), *_ = Counter(map(tuple, np.round(normals, 1).tolist())).most_common()
     # Slices with invalid directions are no scouts; they are refused later.
-    across = (np.abs(normals @ usual) < _ACROSS) & (np.linalg.norm(normals, axis=1) > _UNIT)
+    across = (np.abs(normals @ usual) < _ACROSS_COSINE) & (
+        np.linalg.norm(normals, axis=1) > _MIN_NORMAL_LENGTH
+    )
     scouts = int(across.sum())
-    if not 0 < scouts <= min(_SCOUTS, len(slices) - scouts - 1):
+    if not 0 < scouts <= min(_MAX_SCOUTS, len(slices) - scouts - 1):
         return list(slices)
     return [s for s, is_scout in zip(slices, across.tolist(), strict=True) if not is_scout]
 
@@ -184,7 +186,7 @@ def stack_slices(slices: Sequence[SliceHeader], folder: str) -> tuple[list[Slice
     _check_repeated(ordered, along, folder)
     # The lower median is the right gap even if one of two gaps spans a missing slice.
     usual = float(np.percentile(np.diff(along), 50, method="lower"))
-    tolerance = _ROUNDING_MM + _POSITION * min(usual, between_rows, between_columns)
+    tolerance = _ROUNDING_MM + _POSITION_TOLERANCE * min(usual, between_rows, between_columns)
     _check_tilt(ordered, positions[-1] - positions[0], normal, tolerance, folder)
     _check_even(ordered, along, usual, tolerance, folder)
     step = (positions[-1] - positions[0]) / (len(ordered) - 1)
@@ -200,9 +202,9 @@ def _directions(header: SliceHeader) -> tuple[_Vectors, _Vectors]:
     """Return unit vectors toward the next column and the next row."""
     across, down = np.array(header.cosines).reshape(2, 3)
     lengths = np.linalg.norm([across, down], axis=1)
-    if np.abs(lengths - 1).max() > _COSINES or abs(across @ down) > _COSINES:
+    if np.abs(lengths - 1).max() > _COSINE_TOLERANCE or abs(across @ down) > _COSINE_TOLERANCE:
         raise FormatError(
-            f"{header.path}: ImageOrientationPatient {_text(header.cosines)} is not two unit "
+            f"{header.path}: ImageOrientationPatient {_fmt(header.cosines)} is not two unit "
             f"vectors at a right angle: lengths {lengths[0]:.4f} and {lengths[1]:.4f}, product "
             f"{across @ down:.4f}. Export the series again."
         )
@@ -223,7 +225,7 @@ def _check_alike(slices: Sequence[SliceHeader], folder: str) -> None:
     def check(what: str, show: Callable[[SliceHeader], str], differing: bool) -> None:  # noqa: FBT001
         if differing:
             raise FormatError(
-                f"{folder}: the slices of the series differ in {what}: {_census(slices, show)}; "
+                f"{folder}: the slices of the series differ in {what}: {_counts(slices, show)}; "
                 "expected one. Keep the files of one of them in the folder."
             )
 
@@ -242,12 +244,12 @@ def _check_alike(slices: Sequence[SliceHeader], folder: str) -> None:
     )
     check(
         "PixelSpacing (mm)",
-        lambda s: _text(s.spacing_rows_columns_mm),
+        lambda s: _fmt(s.spacing_rows_columns_mm),
         any(
             not close(
                 s.spacing_rows_columns_mm,
                 first.spacing_rows_columns_mm,
-                _SAME * min(first.spacing_rows_columns_mm),
+                _SLICE_TOLERANCE * min(first.spacing_rows_columns_mm),
             )
             for s in slices
         ),
@@ -260,12 +262,12 @@ def _check_alike(slices: Sequence[SliceHeader], folder: str) -> None:
     check("RescaleType", lambda s: s.rescale_type, len({s.rescale_type for s in slices}) > 1)
     check(
         "ImageOrientationPatient",
-        lambda s: _text(s.cosines),
-        any(not close(s.cosines, first.cosines, _SAME) for s in slices),
+        lambda s: _fmt(s.cosines),
+        any(not close(s.cosines, first.cosines, _SLICE_TOLERANCE) for s in slices),
     )
 
 
-def _census(slices: Sequence[SliceHeader], show: Callable[[SliceHeader], str]) -> str:
+def _counts(slices: Sequence[SliceHeader], show: Callable[[SliceHeader], str]) -> str:
     """Return the values of the slices, the most frequent first, each with an example file."""
     counts = Counter(show(s) for s in slices)
     example = {show(s): s.name for s in reversed(slices)}
@@ -274,7 +276,7 @@ def _census(slices: Sequence[SliceHeader], show: Callable[[SliceHeader], str]) -
 
 def _check_repeated(ordered: Sequence[SliceHeader], along: _Vectors, folder: str) -> None:
     pairs = [
-        f"{a.name} and {b.name} at {_text(a.position_lps_mm)}"
+        f"{a.name} and {b.name} at {_fmt(a.position_lps_mm)}"
         for (a, b), gap in zip(pairwise(ordered), np.diff(along), strict=True)
         if gap < _SAME_POSITION_MM
     ]
@@ -302,10 +304,10 @@ def _check_tilt(
     degrees = float(np.degrees(np.arctan2(aside, along)))
     if degrees > _TILT_DEG and aside > tolerance_mm:
         tilts = sorted({s.tilt_deg for s in ordered if s.tilt_deg is not None})
-        stated = f" GantryDetectorTilt is {_text(tilts)} degrees." if tilts else ""
+        stated = f" GantryDetectorTilt is {_fmt(tilts)} degrees." if tilts else ""
         raise FormatError(
             f"{folder}: the slices are stacked {degrees:.2f} degrees off their normal: from "
-            f"{_text(ordered[0].position_lps_mm)} to {_text(ordered[-1].position_lps_mm)} (LPS mm) "
+            f"{_fmt(ordered[0].position_lps_mm)} to {_fmt(ordered[-1].position_lps_mm)} (LPS mm) "
             f"they slip {aside:.2f} mm sideways over {along:.2f} mm, expected at most "
             f"{tolerance_mm:.2f} mm.{stated} A tilted gantry: resample the series to a straight "
             "stack first."
@@ -381,13 +383,15 @@ def _stretches(gaps: _Vectors, tolerance_mm: float) -> list[tuple[float, int]]:
     between = 1  # slices that no run before has counted: the first, and one after a lone gap
     lone = 0
     for run in runs:
-        if len(run) < _STRETCH:
+        if len(run) < _MIN_STRETCH_GAPS:
             lone, between = lone + len(run), 1
             continue
         spacing, count = float(np.median(run)), len(run) + between
         between = 0
         known = [
-            i for i, (other, _) in enumerate(spacings) if _is_same(other, spacing, tolerance_mm)
+            i
+            for i, (other, _) in enumerate(spacings)
+            if _same_spacing(other, spacing, tolerance_mm)
         ]
         if known:
             spacings[known[0]] = (spacings[known[0]][0], spacings[known[0]][1] + count)
@@ -396,7 +400,7 @@ def _stretches(gaps: _Vectors, tolerance_mm: float) -> list[tuple[float, int]]:
     return spacings if lone < len(spacings) else spacings[:1]
 
 
-def _is_same(a_mm: float, b_mm: float, tolerance_mm: float) -> bool:
+def _same_spacing(a_mm: float, b_mm: float, tolerance_mm: float) -> bool:
     return abs(a_mm - b_mm) <= 2 * tolerance_mm
 
 
@@ -416,8 +420,8 @@ def _check_straight(
     if astray[worst] > allowed:
         raise FormatError(
             f"{folder}: {ordered[worst].name} lies {astray[worst]:.3f} mm beside the line of the "
-            f"other slices: at {_text(ordered[worst].position_lps_mm)} (LPS mm), expected "
-            f"{_text(places[worst].tolist())} within {allowed:.3f} mm. Check the series in a "
+            f"other slices: at {_fmt(ordered[worst].position_lps_mm)} (LPS mm), expected "
+            f"{_fmt(places[worst].tolist())} within {allowed:.3f} mm. Check the series in a "
             "viewer, and export it again."
         )
 
@@ -430,7 +434,7 @@ def _thicknesses(slices: Sequence[SliceHeader]) -> str:
     def show(header: SliceHeader) -> str:
         return "not stated" if header.thickness_mm is None else f"{header.thickness_mm:g} mm"
 
-    return f" Their SliceThickness is {_census(slices, show)}."
+    return f" Their SliceThickness is {_counts(slices, show)}."
 
 
 def join_first(texts: Sequence[str]) -> str:
@@ -445,5 +449,5 @@ def join_first(texts: Sequence[str]) -> str:
     return "; ".join([*texts[:_MAX_LISTED], *([f"{more} more"] if more > 0 else [])])
 
 
-def _text(numbers: Sequence[Any]) -> str:
+def _fmt(numbers: Sequence[Any]) -> str:
     return f"({', '.join(f'{n:.6g}' for n in numbers)})"

@@ -29,7 +29,7 @@ from spinezarr.vertebrae import LEVELS, NAME_OF_VALUE
 
 __all__ = ["Landmark", "LandmarkFile", "parse_lml", "parse_verse_json"]
 
-_FARTHEST: Final = 1e6
+_MAX_COORDINATE: Final = 1e6
 """Largest coordinate in mm or voxels (a kilometer in mm). Anything beyond is no position."""
 _KEYS: Final = frozenset(
     {
@@ -97,7 +97,7 @@ class LandmarkFile:
 
     def add(self, level: str, coordinates: Sequence[float]) -> None:
         """Record a point, or remark that it has no valid position."""
-        if all(abs(number) <= _FARTHEST for number in coordinates):
+        if all(abs(number) <= _MAX_COORDINATE for number in coordinates):
             x, y, z = map(float, coordinates)
             self.landmarks.append(Landmark(level, (x, y, z)))
         else:
@@ -128,7 +128,7 @@ def parse_verse_json(text: bytes, path: str) -> LandmarkFile:
         ) from problem
     if not isinstance(content, list):
         raise FormatError(
-            f"{path}: holds {_described(content)}, expected VerSe's list of points. "
+            f"{path}: holds {_json_kind(content)}, expected VerSe's list of points. "
             "Other forms, such as TPTBox's or 3D Slicer's, must be converted first."
         )
     parsed = LandmarkFile()
@@ -140,7 +140,7 @@ def parse_verse_json(text: bytes, path: str) -> LandmarkFile:
     return parsed
 
 
-def _described(value: object) -> str:
+def _json_kind(value: object) -> str:
     """Describe the kind of a JSON value without revealing foreign text."""
     if isinstance(value, dict):
         keys = [redact_header_text(key, _KEYS) for key in list(value)[:_MAX_KEYS]]
@@ -156,7 +156,7 @@ def _direction_of(header: dict[str, Any], path: str) -> str:
     found = header["direction"]
     if len(header) > 1:
         raise FormatError(
-            f"{path}: its first entry is {_described(header)}, expected 'direction' alone as in "
+            f"{path}: its first entry is {_json_kind(header)}, expected 'direction' alone as in "
             "VerSe. Convert files of newer TPTBox versions first: their points and labels mean "
             "something else."
         )
@@ -168,7 +168,7 @@ def _direction_of(header: dict[str, Any], path: str) -> str:
     )
     if not is_one_of_each:
         raise FormatError(
-            f"{path}: its direction is {_described(found)}, expected three letters, one of each "
+            f"{path}: its direction is {_json_kind(found)}, expected three letters, one of each "
             'pair R/L, A/P and S/I, such as ["P", "I", "R"].'
         )
     return "".join(found)
@@ -176,11 +176,11 @@ def _direction_of(header: dict[str, Any], path: str) -> str:
 
 def _add_verse_point(parsed: LandmarkFile, entry: object, where: str) -> None:
     if not isinstance(entry, dict) or not all(key in entry for key in _VERSE_KEYS):
-        raise FormatError(f"{where} is {_described(entry)}, expected {', '.join(_VERSE_KEYS)}.")
+        raise FormatError(f"{where} is {_json_kind(entry)}, expected {', '.join(_VERSE_KEYS)}.")
     for key in _VERSE_KEYS:
         # A bool is an int in Python; null stands for a number that is missing.
         if isinstance(entry[key], bool) or not isinstance(entry[key], int | float | None):
-            raise FormatError(f"{where}: its {key} is {_described(entry[key])}, expected a number.")
+            raise FormatError(f"{where}: its {key} is {_json_kind(entry[key])}, expected a number.")
     level = NAME_OF_VALUE.get(entry["label"])
     if level is None:
         parsed.remark("passed over, as no level has this label", str(entry["label"])[:_SHOWN])

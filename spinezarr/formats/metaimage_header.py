@@ -120,7 +120,7 @@ def parse_header(start: bytes, path: str) -> MetaImageHeader:
     FormatError
         If this is not the header of one volume of numbers with a usable affine.
     """
-    fields = _split(start, path)
+    fields = _parse_fields(start, path)
     notes: list[str] = []
     rank = _expect_one_image(fields, notes)
     grid = Grid(_shape(fields, rank), _affine(fields, rank, notes))
@@ -190,7 +190,7 @@ class _Fields:
             ) from None
 
 
-def _split(start: bytes, path: str) -> _Fields:
+def _parse_fields(start: bytes, path: str) -> _Fields:
     """Split the header into its fields. It ends with the line of ``ElementDataFile``."""
     if not start:
         raise FormatError(f"{path}: is empty. Download it again.")

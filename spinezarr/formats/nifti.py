@@ -136,7 +136,7 @@ class NiftiVolume:
         for layers in range(1, _GZIP_LAYERS + 1):
             with fs.open(path, "rb", block_size=HEADER_BLOCK_BYTES) as raw:
                 stream = _decompressed(raw, path, layers)
-                start = _first_bytes(stream, path)
+                start = _read_header_size(stream, path)
                 if layers < _GZIP_LAYERS and start.tobytes().startswith(GZIP_MAGIC):
                     continue
                 header = _read_header(start, stream, path)
@@ -273,7 +273,7 @@ def _read_padding(stream: io.BufferedIOBase, path: str) -> None:
             )
 
 
-def _first_bytes(stream: io.BufferedIOBase, path: str) -> npt.NDArray[np.uint8]:
+def _read_header_size(stream: io.BufferedIOBase, path: str) -> npt.NDArray[np.uint8]:
     """Read ``sizeof_hdr``, or fewer bytes if the file is shorter."""
     start = np.empty(_SIZE_BYTES, np.uint8)
     return start[: read_into(stream, start, path)]
@@ -328,7 +328,7 @@ def _conflicts(fields: NiftiHeaderFields, grid: Grid) -> Iterator[str]:
     if stated is not None:
         taken = np.linalg.norm(grid.affine[:3, :3], axis=0).tolist()
         yield (
-            f"pixdim says voxels of {_sizes(stated)} mm, the sform of {_sizes(taken)} mm: the "
+            f"pixdim says voxels of {_fmt_mm(stated)} mm, the sform of {_fmt_mm(taken)} mm: the "
             "sform was taken"
         )
     distance = qform_sform_distance_mm(fields, grid.shape_ijk, grid.affine)
@@ -339,7 +339,7 @@ def _conflicts(fields: NiftiHeaderFields, grid: Grid) -> Iterator[str]:
         )
 
 
-def _sizes(spacing_mm: Iterable[float]) -> str:
+def _fmt_mm(spacing_mm: Iterable[float]) -> str:
     return " x ".join(f"{mm:.4g}" for mm in spacing_mm)
 
 

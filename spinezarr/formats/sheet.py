@@ -79,7 +79,7 @@ def read_sheet(data: bytes, path: str, *, delimiter: str, header: Sequence[str] 
         if path.lower().endswith(".xlsx")
         else _text_rows(data, path, delimiter)
     )
-    cells = ([_seen(cell) for cell in row] for row in _counted(rows, path))
+    cells = ([_normalize_cell(cell) for cell in row] for row in _check_size(rows, path))
     numbered = ((number, row) for number, row in enumerate(cells, 1) if any(row))
     names = header or next(numbered, (0, []))[1]
     if len(names) > _MOST_COLUMNS:
@@ -87,15 +87,15 @@ def read_sheet(data: bytes, path: str, *, delimiter: str, header: Sequence[str] 
             f"{path}: has {len(names)} columns, expected at most {_MOST_COLUMNS}. Give the right "
             "delimiter in the recipe, or split it."
         )
-    columns = _told_apart(map(to_nfc, names))
-    return Sheet(tuple(filter(None, columns)), tuple(_by_column(numbered, path, columns)))
+    columns = _unique_names(map(to_nfc, names))
+    return Sheet(tuple(filter(None, columns)), tuple(_rows_by_column(numbered, path, columns)))
 
 
-def _seen(cell: str) -> str:
+def _normalize_cell(cell: str) -> str:
     return to_nfc(cell.strip())
 
 
-def _counted(rows: Iterable[list[str]], path: str) -> Iterator[list[str]]:
+def _check_size(rows: Iterable[list[str]], path: str) -> Iterator[list[str]]:
     """Yield the rows; refuse too many rows, cells or characters."""
     cells = characters = 0
     for number, row in enumerate(rows, 1):
@@ -118,7 +118,7 @@ def _too_many(path: str) -> FormatError:
     )
 
 
-def _told_apart(names: Iterable[str]) -> list[str]:
+def _unique_names(names: Iterable[str]) -> list[str]:
     """Return the column names; a repeated name gets a number."""
     columns: list[str] = []
     taken: set[str] = set()
@@ -133,7 +133,7 @@ def _told_apart(names: Iterable[str]) -> list[str]:
     return columns
 
 
-def _by_column(
+def _rows_by_column(
     rows: Iterable[tuple[int, list[str]]], path: str, columns: Sequence[str]
 ) -> Iterator[dict[str, str]]:
     for number, cells in rows:

@@ -130,7 +130,7 @@ def open_volume(
             with fs.open(path, "rb", block_size=KIND_BYTES) as raw:
                 kind = detect_kind(raw.read(KIND_BYTES))
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError) as problem:
-        why = _why_closed(fs, path, problem)
+        why = _explain_unopened(fs, path, problem)
         if why is None:
             raise
         raise FormatError(why) from problem
@@ -158,7 +158,7 @@ def _opener(path: str) -> Callable[[fsspec.AbstractFileSystem, str, Limits], Vol
     return next((open_ for ending, open_ in _OPENERS.items() if lowered.endswith(ending)), None)
 
 
-def _why_closed(fs: fsspec.AbstractFileSystem, path: str, problem: OSError) -> str | None:
+def _explain_unopened(fs: fsspec.AbstractFileSystem, path: str, problem: OSError) -> str | None:
     """Return why an existing file does not open, and the next step; None if it does not exist."""
     where = Path(str(problem.filename or path))
     if isinstance(fs, LocalFileSystem) and where.is_symlink() and not where.exists():

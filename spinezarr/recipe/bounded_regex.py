@@ -43,7 +43,7 @@ _TOKEN: Final = re.compile(
 _VERBOSE: Final = re.compile(r"\(\?[a-zA-Z]*x")
 
 
-class _Allowance:
+class _TimeBudget:
     """Time budget in seconds that all expressions share."""
 
     def __init__(self) -> None:
@@ -62,7 +62,7 @@ class _Allowance:
             raise TimeoutError
 
 
-_ALLOWANCE: Final = _Allowance()
+_TIME_BUDGET: Final = _TimeBudget()
 
 
 class BoundedRegex:
@@ -113,7 +113,7 @@ class BoundedRegex:
         RecipeLimitError
             If matching takes too long.
         """
-        return self._in_time(text, self._compiled.fullmatch)
+        return self._within_budget(text, self._compiled.fullmatch)
 
     def findall(self, text: str) -> list[str]:
         """Return all matches within a text.
@@ -127,18 +127,18 @@ class BoundedRegex:
         def find(text: str, *, timeout: float) -> list[str]:
             return [match[0] for match in self._compiled.finditer(text, timeout=timeout)]
 
-        return self._in_time(text, find)
+        return self._within_budget(text, find)
 
-    def _in_time(self, text: str, compare: Callable[..., T]) -> T:
-        limit_s, began_s = _ALLOWANCE.before(len(text)), time.perf_counter()
+    def _within_budget(self, text: str, compare: Callable[..., T]) -> T:
+        limit_s, began_s = _TIME_BUDGET.before(len(text)), time.perf_counter()
         try:
             found = compare(text, timeout=limit_s)
-            _ALLOWANCE.after(time.perf_counter() - began_s)
+            _TIME_BUDGET.after(time.perf_counter() - began_s)
         except (TimeoutError, MemoryError) as problem:
-            raise self._endless(text) from problem
+            raise self._timeout_error(text) from problem
         return found
 
-    def _endless(self, text: str) -> RecipeLimitError:
+    def _timeout_error(self, text: str) -> RecipeLimitError:
         return RecipeLimitError(
             f"the regular expression {_shortened(self.text)!r} takes too long to be compared with "
             f"{to_printable(_shortened(text))!r}. Make it simpler: let no two of its parts match "
@@ -169,7 +169,7 @@ def _check_written_out(text: str) -> None:
     # Size of each open group, and size of its last item; the outermost group comes first.
     open_groups: list[tuple[int, int]] = [(0, 0)]
     most = len(text) + _MOST_REPEATED
-    for opens, closes, plus, least, greatest, brace in map(_kinds, _TOKEN.finditer(text)):
+    for opens, closes, plus, least, greatest, brace in map(_token_groups, _TOKEN.finditer(text)):
         size, last = open_groups[-1]
         if brace:
             raise ValueError("a brace holds a count, as in {2} or {2,5}; else put a \\ before it")
@@ -195,7 +195,7 @@ def _check_written_out(text: str) -> None:
             )
 
 
-def _kinds(token: re.Match[str]) -> tuple[str, ...]:
+def _token_groups(token: re.Match[str]) -> tuple[str, ...]:
     return token.groups("")
 
 

@@ -67,7 +67,7 @@ def _checked_label(label: str) -> str:
     return label
 
 
-def _checked_found(text: str) -> str:
+def _checked_mask_value(text: str) -> str:
     return _checked_number(text, _HIGHEST_FOUND)
 
 
@@ -88,7 +88,7 @@ def _checked_number(text: str, highest: int) -> str:
 
 
 LabelText = Annotated[str, AfterValidator(_checked_label)]
-MaskValueText = Annotated[str, AfterValidator(_checked_found)]
+MaskValueText = Annotated[str, AfterValidator(_checked_mask_value)]
 StructureText = Annotated[str, AfterValidator(_checked_structure)]
 
 

@@ -318,9 +318,9 @@ class Recipe(StrictModel):
                             f"name ({names})."
                         )
                         yield key, problem
-        yield from self._too_much_to_compare()
+        yield from self._check_total_length()
 
-    def _too_much_to_compare(self) -> Iterator[tuple[tuple[str, ...], str]]:
+    def _check_total_length(self) -> Iterator[tuple[tuple[str, ...], str]]:
         characters = 0
         for name, layout in self.layouts.items():
             for _, template in self._templates_of_files(layout):
@@ -380,7 +380,7 @@ class Recipe(StrictModel):
             yield ("label_parts", "file"), layout.label_parts.file
 
     @staticmethod
-    def _any_value(name: str, lookup: Lookup, stated: str | None) -> str:
+    def _lookup_regex(name: str, lookup: Lookup, stated: str | None) -> str:
         ways, characters = [] if stated is None else [stated], 0
         for pattern, value in lookup.values.items():
             ways.append(template_regex_text(value, pattern))
@@ -483,20 +483,20 @@ class Recipe(StrictModel):
         RecipeLimitError
             If such an expression is too long.
         """
-        further = self._further(layout, template)
+        further = self._further_regexes(layout, template)
         patterns = (template_regex(template, image, further) for image in layout.image)
         return list(dict.fromkeys(patterns))
 
     def _possible_expressions(self, layout: Layout, template: str) -> Iterator[str]:
         """Yield the texts of :meth:`path_regexes`."""
-        further = self._further(layout, template)
+        further = self._further_regexes(layout, template)
         return (template_regex_text(template, image, further) for image in layout.image)
 
-    def _further(self, layout: Layout, template: str) -> dict[str, str]:
+    def _further_regexes(self, layout: Layout, template: str) -> dict[str, str]:
         """Return an expression for each text that a template may use in addition to the image."""
         further = {name: re.escape(text) for name, text in layout.constants.items()}
         for name, lookup in self.lookups.items():
-            further[name] = self._any_value(name, lookup, further.get(name))
+            further[name] = self._lookup_regex(name, lookup, further.get(name))
         if layout.label_parts is not None and template == layout.label_parts.file:
             further["part"] = "|".join(map(re.escape, layout.label_parts.values))
         return further

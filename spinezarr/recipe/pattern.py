@@ -133,10 +133,10 @@ def _compile(pattern: str) -> BoundedRegex:
             parts.append(f"(?P={name})")
         elif name:
             seen.add(name)
-            _check_own(pattern, name, own)
+            _check_inner_regex(pattern, name, own)
             parts.append(f"(?P<{name}>{own or '[^/]+'})")
         else:
-            parts.append(_wild(folders, star) or re.escape(literal))
+            parts.append(_wildcard_regex(folders, star) or re.escape(literal))
     try:
         return compile_bounded("".join(parts))
     except ValueError as problem:
@@ -151,7 +151,7 @@ def _check_length(kind: str, text: str) -> None:
         )
 
 
-def _check_own(pattern: str, name: str, own: str) -> None:
+def _check_inner_regex(pattern: str, name: str, own: str) -> None:
     """Refuse an expression whose meaning would change inside the pattern."""
     where = f"pattern {pattern!r}: the expression of {{{name}}}"
     try:
@@ -164,7 +164,7 @@ def _check_own(pattern: str, name: str, own: str) -> None:
         raise ValueError(f"{where} refers to a group by number; write (?P=name)")
 
 
-def _wild(folders: object, star: object) -> str:
+def _wildcard_regex(folders: object, star: object) -> str:
     return "(?:.*/)?" if folders else "[^/]*" if star else ""
 
 
@@ -223,7 +223,7 @@ def filled_template_regex(template: str, values: Mapping[str, str]) -> BoundedRe
     filled = _template_expression(
         template, lambda name, filters: re.escape(_filtered(values[name], filters))
     )
-    return _made_expression(filled, template)
+    return _compile_template(filled, template)
 
 
 def template_regex(
@@ -251,17 +251,17 @@ def template_regex(
     >>> [bool(masks.fullmatch(name)) for name in ("a_seg.nii.gz", "a_seg.png")]
     [True, False]
     """
-    return _made_expression(template_regex_text(template, image, further), template)
+    return _compile_template(template_regex_text(template, image, further), template)
 
 
-def _made_expression(text: str, template: str) -> BoundedRegex:
+def _compile_template(text: str, template: str) -> BoundedRegex:
     try:
         return compile_bounded(to_nfc(text))
     except ValueError as problem:
-        raise _too_much(template, str(problem)) from problem
+        raise _too_long_error(template, str(problem)) from problem
 
 
-def _too_much(template: str, why: str) -> RecipeLimitError:
+def _too_long_error(template: str, why: str) -> RecipeLimitError:
     return RecipeLimitError(
         f"the names that the template {template[:_SHOWN]!r} may give need too long an expression: "
         f"{why}. Simplify it, or the patterns and lookups whose texts it uses."
@@ -284,7 +284,7 @@ def template_regex_text(template: str, image: str, further: Mapping[str, str] | 
                 lambda found: f"(?:{remembered[found[1]]})", own or _ANY_TEXT
             )
             if len(remembered[name]) > MAX_REGEX_CHARACTERS:
-                raise _too_much(template, f"{{{name}}} stands for too much")
+                raise _too_long_error(template, f"{{{name}}} stands for too much")
 
     def any_of(name: str, filters: str) -> str:
         ways = [of[name] for of in (remembered, further or {}) if name in of] or [_ANY_TEXT]
@@ -294,7 +294,7 @@ def template_regex_text(template: str, image: str, further: Mapping[str, str] | 
 
     made = _template_expression(template, any_of)
     if len(made) > MAX_REGEX_CHARACTERS:
-        raise _too_much(
+        raise _too_long_error(
             template, f"it takes {len(made)} characters, of {MAX_REGEX_CHARACTERS} at most"
         )
     return made
@@ -306,7 +306,7 @@ def _template_expression(template: str, regex_of_name: Callable[[str, str], str]
     for piece in _TEMPLATE_PIECE.split(template):
         named = _TEMPLATE_NAME.fullmatch(piece)
         if named is None:
-            parts.append(_wild(piece == "**/", piece == "*") or re.escape(piece))
+            parts.append(_wildcard_regex(piece == "**/", piece == "*") or re.escape(piece))
         else:
             parts.append(regex_of_name(named[1], named[2]))
     return "".join(parts)

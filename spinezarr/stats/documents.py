@@ -26,7 +26,7 @@ __all__ = [
     "verdict_line",
 ]
 
-_NOTHING: Final = "-"
+_NO_VALUE: Final = "-"
 """Text for a figure without a value."""
 _VERTEBRA_TITLES: Final = {
     "detection_percent": "{} detection rate (%)",
@@ -68,7 +68,7 @@ def statistics_tables(statistics: Statistics) -> list[TextTable]:
         (
             name,
             _triple(statistics.spacing_ijk_mm, name, "{:.2f}".format),
-            _triple(statistics.shape_ijk, name, lambda voxels: _plain(voxels, 0)),
+            _triple(statistics.shape_ijk, name, lambda voxels: _format_number(voxels, 0)),
         )
         for name in (STATISTICS if statistics.shape_ijk else ())
     ]
@@ -92,9 +92,11 @@ def comparison_table(comparison: Comparison) -> TextTable:
     rows = tuple(
         (
             figure_title(line.key),
-            _plain(line.store, line.decimals),
-            _plain(line.card, line.decimals),
-            "0" if line.verdict == "equal" else _plain(line.difference, line.decimals, sign="+"),
+            _format_number(line.store, line.decimals),
+            _format_number(line.card, line.decimals),
+            "0"
+            if line.verdict == "equal"
+            else _format_number(line.difference, line.decimals, sign="+"),
             line.verdict,
             line.note,
         )
@@ -216,7 +218,7 @@ def _vertebra_sheet(statistics: Statistics) -> TextTable:
     """Return a table with one row for each vertebra, without the columns that would be empty."""
     rows = statistics.vertebrae
     columns: dict[str, list[str]] = {
-        "Label": [_NOTHING if row.value is None else str(row.value) for row in rows.values()],
+        "Label": [_NO_VALUE if row.value is None else str(row.value) for row in rows.values()],
         "Anatomy Structure": list(rows),
     }
     if statistics.scans_with_mask:
@@ -224,7 +226,7 @@ def _vertebra_sheet(statistics: Statistics) -> TextTable:
         columns["Detection Rate"] = [f"{row.detection_percent:.2f}%" for row in rows.values()]
         for name in STATISTICS:
             columns[f"{name.capitalize()} Volume (cm³)"] = [
-                _NOTHING if row.volume_cm3 is None else f"{getattr(row.volume_cm3, name):.2f}"
+                _NO_VALUE if row.volume_cm3 is None else f"{getattr(row.volume_cm3, name):.2f}"
                 for row in rows.values()
             ]
     if any(row.annotated_centroids for row in rows.values()):
@@ -241,10 +243,10 @@ def _triple(spreads: dict[str, Spread], statistic: str, show: Callable[[float], 
     return f"({', '.join(show(getattr(spread, statistic)) for spread in spreads.values())})"
 
 
-def _plain(value: float | None, decimals: int, *, sign: str = "") -> str:
+def _format_number(value: float | None, decimals: int, *, sign: str = "") -> str:
     """Return a number with the decimals of the card; with none, a half is still shown."""
     if value is None:
-        return _NOTHING
+        return _NO_VALUE
     return f"{value:{sign}.{decimals or 1}f}".removesuffix("" if decimals else ".0")
 
 

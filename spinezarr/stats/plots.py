@@ -123,7 +123,7 @@ def _new_plot(title: str, subtitle: str) -> tuple[Figure, Axes]:
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     written = axes.set_title(title, loc="left", pad=28, fontsize=14, fontweight="bold", color=_TEXT)
-    _as_it_is(written)
+    _draw_literally(written)
     above = axes.annotate(subtitle, (0, 1), (0, 10), "axes fraction", "offset points")
     above.set(fontsize=9.5, color=_QUIET)
     axes.set_axisbelow(True)
@@ -133,7 +133,7 @@ def _new_plot(title: str, subtitle: str) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _as_it_is(text: Text) -> None:
+def _draw_literally(text: Text) -> None:
     """Draw a text literally, without formulas and TeX, whatever the user's matplotlibrc says."""
     text.set_fontfamily("DejaVu Sans")  # whose letters 'to_drawable' knows
     text.set_parse_math(False)
@@ -174,7 +174,7 @@ def _draw_values(axes: Axes, at: int, values: npt.NDArray[np.float64], color: st
 def _name_vertebrae(axes: Axes, names: Sequence[str]) -> None:
     axes.set_xticks(range(len(names)), [to_drawable(name, _LONGEST_NAME) for name in names])
     for label in axes.get_xticklabels():
-        _as_it_is(label)
+        _draw_literally(label)
         label.set_rotation(90 if len(label.get_text()) > _LONGEST_ACROSS else 0)
     axes.set_xlim(-0.6, max(len(names), 1) - 0.4)
     axes.tick_params(axis="x", length=0)
@@ -194,7 +194,7 @@ def _add_legend(axes: Axes) -> None:
         handles, labels, loc="outside lower center", ncols=len(labels), frameon=False, fontsize=9
     )
     for text in legend.get_texts():
-        _as_it_is(text)
+        _draw_literally(text)
     for handle in legend.legend_handles:
         if handle is not None:
             handle.set_alpha(1)

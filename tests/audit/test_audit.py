@@ -14,7 +14,7 @@ from hypothesis.extra import numpy as hnp
 import spinezarr
 from spinezarr.audit.cross_scan_rules import scan_keys
 from spinezarr.audit.run import audit_across
-from spinezarr.audit.voxel_measurements import _grown, measure_voxels
+from spinezarr.audit.voxel_measurements import _dilate, measure_voxels
 from spinezarr.errors import CorruptStoreError, UnknownScanError
 from spinezarr.ingestion.discovery.discover import discover
 from spinezarr.ingestion.run import ingest
@@ -352,7 +352,7 @@ def test_growing_is_a_box_around_each_voxel(data):
         expected[tuple(slice(max(0, i - n), i + n + 1) for i, n in zip(at, reach, strict=True))] = (
             True
         )
-    np.testing.assert_array_equal(_grown(mask, reach), expected)
+    np.testing.assert_array_equal(_dilate(mask, reach), expected)
 
 
 REAL_PAIRS = {

@@ -24,10 +24,10 @@ EVIL = [
 
 
 @pytest.fixture(autouse=True)
-def whole_allowance(monkeypatch):
+def whole_time_budget(monkeypatch):
     """Give each test the time that other tests of the process have taken."""
     module = sys.modules[BoundedRegex.__module__]
-    monkeypatch.setattr(module, "_ALLOWANCE", module._Allowance())
+    monkeypatch.setattr(module, "_TIME_BUDGET", module._TimeBudget())
 
 
 def made(text):
