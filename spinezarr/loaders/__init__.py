@@ -1,1 +1,1 @@
-"""Stores and streams as training libraries take them; most modules need a library of their own."""
+"""How do training libraries get their samples from a store? Most modules need such a library."""

@@ -93,7 +93,7 @@ def test_epochs_that_differ_have_other_names(stream):
 
 
 def test_a_share_is_no_epoch(stream):
-    with pytest.raises(UsageError, match=r"to_dask gives whole epochs, .* isel"):
+    with pytest.raises(UsageError, match=r"to_dask gives whole epochs: .* isel"):
         stream.shard(1, 2).to_dask()
 
 

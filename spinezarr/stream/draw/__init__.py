@@ -1,1 +1,1 @@
-"""Which patches an epoch has: every draw is a pure function of (seed, epoch, index)."""
+"""Which patches does an epoch have? Every draw is a pure function of (seed, epoch, index)."""

@@ -170,7 +170,7 @@ class Sampler:
             return self._balanced(self._balance, numbers, index, find_center)
         scan = numbers.below(len(self.scan_ids))
         starts = [numbers.below(room + 1) for room in self._room_zyx[scan].tolist()]
-        return self.place(index, scan, np.array(starts), None)
+        return self.request_at(index, scan, np.array(starts), None)
 
     def _balanced(
         self, balance: "_Balance", numbers: "_Numbers", index: int, find_center: CenterFinder
@@ -183,7 +183,7 @@ class Sampler:
         if self.centers == "voxel":
             k = numbers.below(int(self.voxel_count[scan, vertebra]))
         center = np.array(find_center(self.scan_ids[scan], name, k))
-        return self.place(index, scan, self.starts_around(scan, center), name)
+        return self.request_at(index, scan, self.starts_around(scan, center), name)
 
     def probabilities(self) -> npt.NDArray[np.float64]:
         """Return the probability of each kind of draw.
@@ -229,7 +229,7 @@ class Sampler:
         starts: npt.NDArray[np.int64] = np.minimum(np.maximum(wanted, 0), self._room_zyx[scan])
         return starts
 
-    def place(
+    def request_at(
         self, index: int, scan: int, start_zyx: npt.NDArray[np.int64], vertebra: str | None
     ) -> PatchRequest:
         """Return the request; the patch is centered along axes on which the volume is smaller."""

@@ -177,7 +177,7 @@ class WindowSampler:
         ]
         turns = product(range(self.samples_per_scan), zip(scans, rows, strict=True))
         return tuple(
-            self.sampler.place(window * self.n_samples + i, scan, starts[turn], vertebra)
+            self.sampler.request_at(window * self.n_samples + i, scan, starts[turn], vertebra)
             for i, (turn, (scan, (vertebra, starts))) in enumerate(turns)
         )
 

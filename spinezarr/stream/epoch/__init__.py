@@ -1,1 +1,1 @@
-"""The batches of an epoch in order: units, ranks, workers, checkpoints, reading ahead."""
+"""In which order does an epoch give its batches, and to which rank and worker?"""

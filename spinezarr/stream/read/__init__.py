@@ -1,1 +1,4 @@
-"""From requests to a batch: plan the chunks, fetch their bytes, decode them, resample."""
+"""How do requests for patches become a batch?
+
+The chunks are planned, located, fetched and decoded; then voxels are resampled if asked for.
+"""
