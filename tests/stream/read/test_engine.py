@@ -1,6 +1,7 @@
 import pickle
 import re
 import shutil
+from binascii import b2a_base64
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -20,7 +21,8 @@ from spinezarr.ingestion.run import ingest
 from spinezarr.recipe import Recipe
 from spinezarr.remote.settings import RemoteSettings
 from spinezarr.store.folder import StoreFolder
-from spinezarr.store.reader import StoreReader
+from spinezarr.store.manifest import ShardEntry
+from spinezarr.store.reader import ArraySpec, StoreReader
 from spinezarr.store.sealed import seal, unseal
 from spinezarr.store.sharding import ABSENT, index_bytes, parse_index
 from spinezarr.stream.read.box_reader import BoxRead
@@ -28,7 +30,9 @@ from spinezarr.stream.read.engine import Engine
 from spinezarr.stream.read.fetch import (
     ByteRange,
     ByteRanges,
+    Fetcher,
     LocalFetcher,
+    MissingShardError,
     StoredShard,
     fetcher_for,
 )
@@ -270,8 +274,31 @@ def test_an_absent_file_is_not_found(tmp_path):
     (tmp_path / "a").write_bytes(b"x")
     gone = ByteRange(StoredShard(str(tmp_path / "b"), 1, ""), 0, 1)
     wanted = ByteRanges.of([in_file(tmp_path / "a", 0, 1), gone])
-    with pytest.raises(FileNotFoundError), LocalFetcher(StoreFolder.at("/"))(wanted):
+    with (
+        pytest.raises(MissingShardError) as found,
+        LocalFetcher(StoreFolder.at("/"))(wanted),
+    ):
         pass
+    for problem in (found.value, pickle.loads(pickle.dumps(found.value))):  # noqa: S301  our own
+        assert problem.path == str(tmp_path / "b")
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_shard_whose_path_begins_like_another_is_named(number):
+    class Gone(Fetcher):
+        def __call__(self, ranges):
+            raise MissingShardError(ranges.shards[number].path)
+
+    row = b2a_base64(np.array([0, 100, 0], "<u4").tobytes(), newline=False).decode()
+    entry = ShardEntry(size_bytes=120, crc32="0" * 8, index_crc32c="0" * 8, chunks=row)
+    shards = {(0, 0, x): entry for x in range(11)}
+    side = (8, 8, 8)
+    array = ArraySpec("s", "image", "s", (8, 8, 88), np.dtype("i2"), side, side, {}, "/", shards)
+    boxes = [Box((0, 0, 8), (8, 8, 16)), Box((0, 0, 80), (8, 8, 88))]
+    reads = [BoxRead(array, box, np.empty(box.shape_zyx, "i2")) for box in boxes]
+    name = ("s/c/0/0/1", "s/c/0/0/10")[number]
+    with pytest.raises(CorruptStoreError, match=rf"in {name} is gone: its shard is missing"):
+        Engine(Gone()).read(reads)
 
 
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="counts open files in /proc")
