@@ -30,7 +30,7 @@ from spinezarr.stream.batch import Batch
 from spinezarr.stream.read.batch_reader import BatchReader, padding_zyx
 from spinezarr.stream.read.summary import ReadSummary, megabytes
 from spinezarr.stream.read.tensors import DamagedTensorsError, Pack, Tensors
-from spinezarr.stream.read.transfer import ENOUGH, Transfer, TransferChoice
+from spinezarr.stream.read.transfer import MIN_READS, Transfer, TransferChoice
 from spinezarr.stream.request import PatchRequest
 from spinezarr.stream.spacing import grid_shape_zyx, step_zyx
 
@@ -318,7 +318,7 @@ class BatchClient:
         """Choose how to read, and how voxels are packed."""
         with self._lock:
             pack = stats.best_pack(limits, link)
-            if stats.unserved >= ENOUGH:
+            if stats.unserved >= MIN_READS:
                 return "ranges", pack
             if self.transfer != "auto":
                 return self.transfer, pack

@@ -14,21 +14,21 @@ import time
 from collections.abc import Callable
 from typing import Final, Literal
 
-__all__ = ["ENOUGH", "Transfer", "TransferChoice"]
+__all__ = ["MIN_READS", "Transfer", "TransferChoice"]
 
 Transfer = Literal["auto", "patches", "ranges"]
 """What a spinezarr server sends: voxels of patches, or byte ranges of the store.
 
 ``"auto"`` takes whichever is faster.
 """
-ENOUGH: Final = 8
+MIN_READS: Final = 8
 """Smallest number of reads that a rate is measured from; it is also at least half a round."""
-_FASTER: Final = 1.25
+_MIN_SPEEDUP: Final = 1.25
 """The server must be this many times as fast as ranges to be asked, as others need it too.
 
 Ranges must promise to be this many times as fast as the server to be tried.
 """
-_TRY_AGAIN: Final = 512
+_RETRY_AFTER: Final = 512
 """Number of reads after which a slower way may be tried again."""
 _ROUNDS: Final = 8
 """Number of rounds that a rate is measured over; what was before counts half, and half again.
@@ -88,16 +88,16 @@ class TransferChoice:
         """
         other: Transfer = "ranges" if self.transfer == "patches" else "patches"
         self._since += 1
-        if self._since > _TRY_AGAIN:
+        if self._since > _RETRY_AFTER:
             self._rates.pop(other, None)
             self._since = 0
         if self.transfer == "ranges":
-            wants = served_per_s > _FASTER * ranges_per_s
+            wants = served_per_s > _MIN_SPEEDUP * ranges_per_s
         else:
             # An estimate must promise more than the server. A measured rate may be a little lower,
             # as ranges take work off the server.
             is_tried = self.measured(other) is not None
-            wants = ranges_per_s * (_FASTER if is_tried else 1 / _FASTER) > served_per_s
+            wants = ranges_per_s * (_MIN_SPEEDUP if is_tried else 1 / _MIN_SPEEDUP) > served_per_s
         if wants:
             self.transfer, self._since = other, 0
             self._restart()
@@ -139,9 +139,9 @@ class TransferChoice:
             return
         self._ended += 1
         self._amount += amount
-        if self._ended >= max(ENOUGH, self._usual // 2) and self._seconds > 0:
+        if self._ended >= max(MIN_READS, self._usual // 2) and self._seconds > 0:
             self._rates[transfer] = self._amount / self._seconds, self._usual
-        if self._amount > _ROUNDS * max(ENOUGH, self._usual):
+        if self._amount > _ROUNDS * max(MIN_READS, self._usual):
             self._amount, self._seconds = self._amount / 2, self._seconds / 2
 
     @property
