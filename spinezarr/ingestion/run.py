@@ -29,6 +29,7 @@ from spinezarr.processors import cpu_count
 from spinezarr.recipe import Recipe
 from spinezarr.store.attributes import RootAttributes, ScanAttributes
 from spinezarr.store.audit_log import scan_identity
+from spinezarr.store.canonical_json import canonical_json
 from spinezarr.store.layout import FORMAT_VERSION, LARGEST_SCANS, profile_named
 from spinezarr.store.ledger import FolderRecord, LedgerEntry, hash_inputs
 from spinezarr.store.table import natural_key, table_attributes
@@ -380,9 +381,9 @@ class _Run:
     def tasks(self) -> Iterator[ScanTask]:
         """Yield the scans to ingest; skip those whose inputs have not changed."""
         options = self._job.options
-        shared = (self._job.recipe, options.take_image_grid, options.limits)
+        shared = canonical_json((self._job.recipe, options.take_image_grid, options.limits))
         for source in self._discovery.scans:
-            inputs = self._keyed(hash_inputs(*shared, source))
+            inputs = self._keyed(hash_inputs(shared, source))
             entry = self._known.entries.get(source.scan_id)
             damaged = source.scan_id in self._damaged
             if entry is not None and entry.inputs == inputs and not damaged:

@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import MISSING, fields, is_dataclass
+from functools import cache
 from typing import Any
 
 from pydantic import BaseModel
@@ -49,24 +50,25 @@ def _plain(value: object) -> Any:  # noqa: ANN401
         return sorted((_plain(item) for item in value), key=json.dumps)
     if isinstance(value, re.Pattern):
         return [value.pattern, value.flags]
-    defaults = _defaults_of(value)
+    kind: Any = type(value)
     return {
         name: _plain(getattr(value, name))
-        for name, default in defaults.items()
+        for name, default in _defaults_of(kind).items()
         if getattr(value, name) != default
     }
 
 
-def _defaults_of(value: object) -> dict[str, Any]:
+@cache
+def _defaults_of(kind: type) -> dict[str, Any]:
     """Return the default of each field of a model or dataclass; ``MISSING`` if it has none."""
-    if isinstance(value, BaseModel):
+    if issubclass(kind, BaseModel):
         return {
             name: MISSING if info.is_required() else info.get_default(call_default_factory=True)
-            for name, info in type(value).model_fields.items()
+            for name, info in kind.model_fields.items()
         }
-    if is_dataclass(value):
+    if is_dataclass(kind):
         return {
             own.name: own.default if own.default_factory is MISSING else own.default_factory()
-            for own in fields(value)
+            for own in fields(kind)
         }
-    raise TypeError(f"{type(value).__name__} has no canonical JSON")
+    raise TypeError(f"{kind.__name__} has no canonical JSON")

@@ -1,1 +1,4 @@
-"""Whether a store is whole: every byte against the manifests, every voxel against the source."""
+"""Is a store intact?
+
+Every byte is compared with the manifests, and on request every voxel with the source files.
+"""
