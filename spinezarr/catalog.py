@@ -36,7 +36,7 @@ CATALOG_VARIABLE = "SPINEZARR_CATALOG"
 CATALOG_NAME = "catalog.yaml"
 _VARIABLE: Final = re.compile(r"\$\{([A-Za-z_]\w*)\}", re.ASCII)
 _BARE_VARIABLE: Final = re.compile(r"\$[A-Za-z_]\w*", re.ASCII)
-_LONGEST_NAME: Final = 255
+_MAX_NAME_LENGTH: Final = 255
 """Longest name on common file systems in bytes (NAME_MAX in limits.h)."""
 _BUCKET_SCHEMES: Final = {"s3", "s3a"}
 _SHOWN_CHARACTERS: Final = 20
@@ -57,9 +57,9 @@ def _checked_location(text: str) -> str:
     if bare:
         raise ValueError(f"variables are written ${{{bare[0][1:]}}}, found {bare[0]!r}")
     names = [] if "://" in text else text.encode(errors="replace").split(b"/")
-    if len(text.splitlines()) > 1 or max(map(len, names), default=0) > _LONGEST_NAME:
+    if len(text.splitlines()) > 1 or max(map(len, names), default=0) > _MAX_NAME_LENGTH:
         raise ValueError(
-            f"it is no path or URL: give one line, with names of at most {_LONGEST_NAME} bytes"
+            f"it is no path or URL: give one line, with names of at most {_MAX_NAME_LENGTH} bytes"
         )
     return text
 

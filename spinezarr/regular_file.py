@@ -57,8 +57,8 @@ def describe_irregular_mode(mode: int) -> str:
     return "" if stat.S_ISREG(mode) else _KINDS.get(stat.S_IFMT(mode), "no file")
 
 
-def read_regular_file(path: Traversable, most_bytes: int) -> bytes:
-    """Return the bytes of a file, or its first ``most_bytes + 1`` if it has more.
+def read_regular_file(path: Traversable, max_bytes: int) -> bytes:
+    """Return the bytes of a file, or its first ``max_bytes + 1`` if it has more.
 
     Raises
     ------
@@ -67,7 +67,7 @@ def read_regular_file(path: Traversable, most_bytes: int) -> bytes:
     """
     if not isinstance(path, Path):  # a resource inside a zip file
         with path.open("rb") as packed:
-            return packed.read(most_bytes + 1)
+            return packed.read(max_bytes + 1)
     try:
         _refuse_irregular(path.stat().st_mode, path)
         descriptor = os.open(path, _FLAGS)
@@ -76,7 +76,7 @@ def read_regular_file(path: Traversable, most_bytes: int) -> bytes:
     with os.fdopen(descriptor, "rb") as file:
         # The file may have been replaced since the first check.
         _refuse_irregular(os.fstat(descriptor).st_mode, path)
-        return file.read(most_bytes + 1)
+        return file.read(max_bytes + 1)
 
 
 def _refuse_irregular(mode: int, path: Path) -> None:

@@ -27,19 +27,19 @@ _WRONG_SCALAR = (ValueError, LookupError, AttributeError)
 """What PyYAML raises for scalars such as ``2020-13-45``, ``!!bool x`` and ``!!timestamp x``."""
 _NULL = "tag:yaml.org,2002:null"
 _TEXT_KEYS = {"tag:yaml.org,2002:str", _MERGE_KEY}
-_MOST_BYTES: Final = 128 << 10
+_MAX_BYTES: Final = 128 << 10
 """Largest file in bytes: enough for a catalog of 600 datasets. The longest shipped recipe has 7
 kB."""
-_MOST_NODES: Final = 10_000
+_MAX_NODES: Final = 10_000
 """Largest number of keys, values and lists. The largest shipped recipe has 230."""
-_MOST_CHARACTERS: Final = 256 << 10
+_MAX_CHARACTERS: Final = 256 << 10
 """Largest number of characters of all texts, with those that aliases repeat."""
-_LONGEST_TEXT: Final = 4_000
-_DEEPEST: Final = 32
-_GREATEST: Final = 2**53
+_MAX_TEXT_LENGTH: Final = 4_000
+_MAX_DEPTH: Final = 32
+_MAX_NUMBER: Final = 2**53
 """Largest magnitude of a number; a float holds every integer up to it."""
-_MOST_LINES: Final = 20
-_MOST_SHOWN: Final = 200
+_MAX_LINES: Final = 20
+_MAX_SHOWN: Final = 200
 _BREAKS: Final = str.maketrans("", "", "\t\n\r\x85")
 
 
@@ -80,8 +80,8 @@ class _Loader(yaml.SafeLoader):
             return super().compose_node(parent, index)
         before = (self._nodes, self._characters)
         self._depth += 1
-        if self._depth > _DEEPEST:
-            raise _FileError(line, f"is nested too deeply, expected at most {_DEEPEST} levels")
+        if self._depth > _MAX_DEPTH:
+            raise _FileError(line, f"is nested too deeply, expected at most {_MAX_DEPTH} levels")
         value = event.value if isinstance(event, yaml.ScalarEvent) else ""
         self._add(line, 1, len(value))
         _check_text(line, value)
@@ -94,24 +94,24 @@ class _Loader(yaml.SafeLoader):
     def _add(self, line: int, nodes: int, characters: int) -> None:
         self._nodes += nodes
         self._characters += characters
-        if self._nodes > _MOST_NODES or self._characters > _MOST_CHARACTERS:
+        if self._nodes > _MAX_NODES or self._characters > _MAX_CHARACTERS:
             raise _FileError(
                 line,
-                f"holds more than {_MOST_NODES} keys and values or {_MOST_CHARACTERS} characters, "
+                f"holds more than {_MAX_NODES} keys and values or {_MAX_CHARACTERS} characters, "
                 "with all that its aliases stand for",
             )
 
 
 def _check_text(line: int, text: str) -> None:
-    if len(text) > _LONGEST_TEXT:
+    if len(text) > _MAX_TEXT_LENGTH:
         raise _FileError(
-            line, f"holds a text of {len(text)} characters, expected at most {_LONGEST_TEXT}"
+            line, f"holds a text of {len(text)} characters, expected at most {_MAX_TEXT_LENGTH}"
         )
     unbroken = text.translate(_BREAKS)
     if to_printable(unbroken, longest=None) != unbroken:
         raise _FileError(
             line,
-            f"holds control characters, {to_printable(text)[:_MOST_SHOWN]!r}; expected printable "
+            f"holds control characters, {to_printable(text)[:_MAX_SHOWN]!r}; expected printable "
             "text",
         )
 
@@ -119,10 +119,10 @@ def _check_text(line: int, text: str) -> None:
 def _bounded_number(read: Callable[[Any, yaml.ScalarNode], float]) -> Any:  # noqa: ANN401
     def bounded(loader: _Loader, node: yaml.ScalarNode) -> float:
         number = read(loader, node)
-        if not abs(number) <= _GREATEST:
+        if not abs(number) <= _MAX_NUMBER:
             raise _FileError(
                 _line_of(node),
-                f"holds the number {node.value[:_MOST_SHOWN]}, expected one within {_GREATEST}",
+                f"holds the number {node.value[:_MAX_SHOWN]}, expected one within {_MAX_NUMBER}",
             )
         return number
 
@@ -184,9 +184,9 @@ def load_strict_yaml(
         loaded = model.model_validate_json(plain)
     except ValidationError as problem:
         found = problem.errors()
-        lines = [_mistake_text(path, root, details, model) for details in found[:_MOST_LINES]]
-        if len(found) > _MOST_LINES:
-            lines.append(f"... and {len(found) - _MOST_LINES} mistakes more.")
+        lines = [_mistake_text(path, root, details, model) for details in found[:_MAX_LINES]]
+        if len(found) > _MAX_LINES:
+            lines.append(f"... and {len(found) - _MAX_LINES} mistakes more.")
         raise error(MultilineText(*lines)) from problem
     for key, mistake in check(loaded) if check is not None else ():
         raise error(f"{_location(path, root, key)} {mistake}")
@@ -218,14 +218,14 @@ def _parsed(text: str, path: Traversable, error: type[UsageError]) -> tuple[yaml
 
 def _read(path: Traversable, error: type[UsageError]) -> str:
     try:
-        data = read_regular_file(path, _MOST_BYTES)
+        data = read_regular_file(path, _MAX_BYTES)
     except OSError as problem:
         raise error(
             f"{path}: cannot be read ({problem.strerror}). Give the path of a YAML file."
         ) from problem
-    if len(data) > _MOST_BYTES:
+    if len(data) > _MAX_BYTES:
         raise error(
-            f"{path}: has more than {_MOST_BYTES} bytes, which no file of its kind has. "
+            f"{path}: has more than {_MAX_BYTES} bytes, which no file of its kind has. "
             "Give another, or split it."
         )
     try:
@@ -292,7 +292,7 @@ def _mistake_text(
         message = "this key is missing"
     elif details["type"] != "value_error":
         found = repr(details["input"])
-        shown = found if len(found) <= _MOST_SHOWN else f"{found[:_MOST_SHOWN]}..."
+        shown = found if len(found) <= _MAX_SHOWN else f"{found[:_MAX_SHOWN]}..."
         message = f"{message}, found {shown}"
     return f"{_location(path, root, details['loc'])}: {message}."
 

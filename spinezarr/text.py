@@ -31,9 +31,9 @@ __all__ = [
     "to_printable_json",
 ]
 
-LONGEST_LINE: Final = 2000
+MAX_LINE_LENGTH: Final = 2000
 """Characters of a text above which its middle is left out. No message of spinezarr is as long."""
-MOST_LINES: Final = 200
+MAX_LINES: Final = 200
 _ELLIPSIS: Final = " … "
 _SHOWN_CATEGORIES: Final = {"Zs", "Co"}
 """Categories shown in addition to ``str.isprintable``: spaces, and characters of private use."""
@@ -98,16 +98,16 @@ class MultilineText(str):
     __slots__ = ()
 
     def __new__(cls, *lines: str) -> Self:  # noqa: D102  see the class
-        shown = [to_printable(str(line)) for line in lines[:MOST_LINES]]
-        if len(lines) > MOST_LINES:
-            shown.append(f"... and {len(lines) - MOST_LINES} more lines")
+        shown = [to_printable(str(line)) for line in lines[:MAX_LINES]]
+        if len(lines) > MAX_LINES:
+            shown.append(f"... and {len(lines) - MAX_LINES} more lines")
         return super().__new__(cls, "\n".join(shown))
 
     def __reduce__(self) -> tuple[type[Self], tuple[str, ...]]:
         return type(self), tuple(str(self).split("\n"))
 
 
-def to_printable(text: str, longest: int | None = LONGEST_LINE) -> str:
+def to_printable(text: str, longest: int | None = MAX_LINE_LENGTH) -> str:
     r"""Escape foreign text so that it is safe to print.
 
     Escapes replace control characters, changes of the writing direction, invisible characters and

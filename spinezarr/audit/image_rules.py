@@ -9,7 +9,7 @@ from spinezarr.store.audit_log import Severity
 
 __all__ = ["extreme_values", "image_type", "image_values", "not_finite"]
 
-_LEAST_SPAN_HU: Final = 300.0
+_MIN_SPAN_HU: Final = 300.0
 """Smallest span of CT numbers from soft tissue to bone.
 
 Pictures with 8 bits span 255, and scaled or standardized images far less. Real CT spans over 2,000.
@@ -42,7 +42,7 @@ Noise, sharp kernels and interpolation slightly exceed 12 bits. TotalSegmentator
 resampled, ranges from -1207 to 3382 HU.
 """
 
-_LEAST_PADDING_HU: Final = -4096.0
+_MIN_PADDING_HU: Final = -4096.0
 """Values between this and -1500 are padding: -2000, -2048 and -3024 are usual.
 
 After interpolation by splines, values next to padding are lower by a part of the step.
@@ -90,7 +90,7 @@ def image_values(scan: ScanAttributes) -> Iterator[Finding]:
     severity: Severity = "error"
     if low == high:
         problem = "the image is constant"
-    elif high - low < _LEAST_SPAN_HU:
+    elif high - low < _MIN_SPAN_HU:
         kind = "an 8-bit picture" if low >= 0 and high > 1 else "scaled or standardised values"
         problem = f"these are no CT numbers but {kind}"
     elif low >= 0:
@@ -132,7 +132,7 @@ def _of_lowest(low: float, high: float) -> tuple[Severity, str] | None:
         return None
     if low in _PADDING:
         return "info", f"the lowest value is padding: {_PADDING[low]}"
-    if low >= _LEAST_PADDING_HU:
+    if low >= _MIN_PADDING_HU:
         return "info", f"the lowest value is {low:g}: probably padding that was interpolated"
     if low in _INT16_LOWEST:
         return "warning", (
@@ -157,7 +157,7 @@ def _of_highest(high: float) -> tuple[Severity, str] | None:
     signed = high - _SIXTEEN_BITS
     if high >= _SIXTEEN_BITS:
         return "error", f"the highest value is {high:g}: no CT number, which have at most 16 bits"
-    if signed >= _LEAST_PADDING_HU:
+    if signed >= _MIN_PADDING_HU:
         return "error", (
             f"the highest value is {high:g}: {signed:g}, a negative number, read as unsigned"
         )

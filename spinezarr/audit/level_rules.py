@@ -63,10 +63,10 @@ No whole vertebra in the real masks of lidc-idri-0001, sub-verse004 and the Tota
 is above 1.2 times the nearby ones, each relative to VerSe's median of its level.
 """
 
-_LEAST_NEIGHBORS: Final = 2
+_MIN_NEIGHBORS: Final = 2
 """Least number of whole vertebrae from which the size of another is estimated."""
 
-_LEAST_REVERSED: Final = 3
+_MIN_REVERSED: Final = 3
 """Least number of vertebrae for which a reversed order is more than a swapped pair."""
 
 
@@ -187,7 +187,7 @@ def label_order(scan: ScanAttributes) -> Iterator[Finding]:
     spine = _Spine.of(scan)
     pairs = list(pairwise(spine.placed))
     inverted = [pair for pair in pairs if _is_inverted(*pair)]
-    if len(inverted) == len(pairs) and len(spine.placed) >= _LEAST_REVERSED:
+    if len(inverted) == len(pairs) and len(spine.placed) >= _MIN_REVERSED:
         text = "all labels run from tail to head: image, mask or numbering is upside down"
         yield _about_pair(scan, "label-order", text, inverted[0])
         return
@@ -279,7 +279,7 @@ def large_vertebra(scan: ScanAttributes) -> Iterator[Finding]:
     uncut = [level.name for level in spine.placed if level.name in share and not level.faces]
     for level in spine.placed:
         others = [name for name in uncut if name != level.name]
-        if level.name not in share or len(others) < _LEAST_NEIGHBORS:
+        if level.name not in share or len(others) < _MIN_NEIGHBORS:
             continue
         near = sorted(others, key=lambda name: _steps(name, level.name))[:_NEAR_PAIRS]
         times = share[level.name] / float(np.median([share[name] for name in near]))

@@ -56,7 +56,7 @@ VerSe annotates no vertebra that the volume cuts. From the table "Label Informat
 https://github.com/openmedlab/Awesome-Medical-Dataset/blob/main/resources/VerSe.md
 """
 
-_SMALLEST_PATIENT: Final = 0.25
+_MIN_PATIENT_SIZE: Final = 0.25
 """Least size of a patient, as a share of VerSe's median volume.
 
 It corresponds to a child's vertebrae with 0.63 of the adult length. Without this lower bound, a
@@ -150,7 +150,7 @@ def min_whole_volume_cm3(levels: Sequence[Level]) -> dict[str, float]:
     if not known:
         return {}
     size = float(np.median([level.volume_cm3 / WHOLE_VOLUME_CM3[level.name][1] for level in known]))
-    size = min(1.0, max(_SMALLEST_PATIENT, size))
+    size = min(1.0, max(_MIN_PATIENT_SIZE, size))
     return {level.name: size * WHOLE_VOLUME_CM3[level.name][0] for level in known}
 
 

@@ -25,11 +25,11 @@ _CONNECTIVITY: Final = 26
 _AROUND_MM: Final = 6.0
 """Width of the surroundings of a vertebra: muscle, fat, discs, spinal canal and little bone."""
 
-_MOST_VOXELS: Final = 192
+_MAX_VOXELS: Final = 192
 """Largest number of voxels read along an axis for bone: 36 mm at VerSe's finest spacing, 0.19
 mm."""
 
-_MOST_COMPARED: Final = 50_000
+_MAX_COMPARED: Final = 50_000
 """Largest number of voxels compared with others. More would not change the second digit."""
 
 
@@ -221,8 +221,8 @@ def _bone_sample(
 def _box_around(component: Component, margin_zyx: npt.NDArray[np.int_], shape_zyx: ShapeZYX) -> Box:
     """Return the box of a component with its surroundings; for a large one, only its middle."""
     middle = np.array(component.voxel_zyx)
-    start = np.maximum(component.box.start_zyx - margin_zyx, middle - _MOST_VOXELS // 2)
-    stop = np.minimum(component.box.stop_zyx + margin_zyx, middle + _MOST_VOXELS // 2)
+    start = np.maximum(component.box.start_zyx - margin_zyx, middle - _MAX_VOXELS // 2)
+    stop = np.minimum(component.box.stop_zyx + margin_zyx, middle + _MAX_VOXELS // 2)
     whole = Box((0, 0, 0), shape_zyx)
     return whole.intersect(Box(_index(start.tolist()), _index(stop.tolist()))) or whole
 
@@ -257,7 +257,7 @@ def _brighter_share(inside: npt.NDArray[Any], around: npt.NDArray[Any]) -> float
     >>> _brighter_share(np.array([5, 7, 9]), np.array([1, 7]))
     0.75
     """
-    some, others = (values[:: 1 + values.size // _MOST_COMPARED] for values in (inside, around))
+    some, others = (values[:: 1 + values.size // _MAX_COMPARED] for values in (inside, around))
     others = np.sort(others)
     ranks = np.searchsorted(others, some) + np.searchsorted(others, some, side="right")
     return float(ranks.mean() / 2 / others.size)

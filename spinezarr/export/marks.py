@@ -27,8 +27,8 @@ __all__ = [
 POINT_PX: Final = 8.0
 """Diameter in pixels of the dot for an annotated center."""
 _NAME_PX: Final = 13.0
-_LONGEST_NAME: Final = 40
-_SMALLEST_NAME_PX: Final = 8.0
+_MAX_NAME_LENGTH: Final = 40
+_MIN_NAME_PX: Final = 8.0
 _MAX_CROSSED_MM: Final = 10
 
 
@@ -74,7 +74,7 @@ def label_regions(content: PreviewPlane) -> Iterator[Mark]:
     for value in np.unique(content.label).tolist():
         if value != BACKGROUND:
             rows, columns = np.nonzero(content.label == value)
-            yield Mark(to_drawable(names.get(value, str(value)), _LONGEST_NAME), rows, columns)
+            yield Mark(to_drawable(names.get(value, str(value)), _MAX_NAME_LENGTH), rows, columns)
 
 
 def center_points(content: PreviewPlane) -> list[Mark]:
@@ -121,7 +121,7 @@ def draw_names_beside(axes: Axes, panel: Panel, regions: list[Mark]) -> bool:
         Whether a name crosses the left edge of the panel.
     """
     largest = sorted(regions, key=lambda r: -r.rows.size)
-    shown = largest[: max(1, int(panel.height // _SMALLEST_NAME_PX))]
+    shown = largest[: max(1, int(panel.height // _MIN_NAME_PX))]
     d_column = panel.content.spacing_rows_columns_mm[1]
     hidden = [_stands_behind(region, regions, d_column) for region in shown]
     crossing = False
@@ -153,7 +153,7 @@ def _name_column(
     left, right = panel.edges_mm[1], panel.edges_mm[0]
     low, high = panel.edges_mm[2:]
     ends = [content.to_panel_mm(*region.end(side)) for region in named]
-    name_px = min(_NAME_PX, max(panel.height / len(named), _SMALLEST_NAME_PX))
+    name_px = min(_NAME_PX, max(panel.height / len(named), _MIN_NAME_PX))
     half = name_px / 2 * mm
     heights = spread_apart([y for _, y in ends], 2 * half, low + half, high - half)
     all_x, all_y = content.to_panel_mm(

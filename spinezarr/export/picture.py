@@ -71,7 +71,7 @@ _VIEWS: Final[dict[Plane, _View]] = {
 }
 
 _CAPTION_PX: Final = 13
-_LONGEST_CAPTION: Final = 2000
+_MAX_CAPTION_LENGTH: Final = 2000
 _WINDOW_HU: Final = (-400.0, 1100.0)
 _FILL_ALPHA: Final = 0.38
 _BACKGROUND_COLOR: Final = "#0d0e11"
@@ -108,7 +108,7 @@ def draw_preview(scan_id: str, planes: Sequence[PreviewPlane], caption: str) -> 
         raise UsageError(f"{scan_id}: a preview needs one slice each, got {orientations}")
     ordered = [plane for name in _VIEWS for plane in planes if plane.plane == name]
     panels, width, height = arrange(ordered)
-    lines = _wrap(to_drawable(caption, longest=_LONGEST_CAPTION), width)
+    lines = _wrap(to_drawable(caption, longest=_MAX_CAPTION_LENGTH), width)
     title = to_drawable(scan_id)
     height += TITLE_HEIGHT + MARGIN + len(lines) * CAPTION_LINE
     figure = Figure((width / DPI, height / DPI), dpi=DPI, facecolor=_BACKGROUND_COLOR)

@@ -30,11 +30,11 @@ TEXT_COLOR: Final = "#f0f0f0"
 QUIET_COLOR: Final = "#9aa0aa"
 LETTER_FONT: Final = "DejaVu Sans Mono"
 _FONT: Final = "DejaVu Sans"
-_LONGEST: Final = 120
+_MAX_TEXT_CHARACTERS: Final = 120
 """Longest title or name in characters. Without a limit, pictures could have any size."""
 
 
-def to_drawable(text: str, longest: int | None = _LONGEST) -> str:
+def to_drawable(text: str, longest: int | None = _MAX_TEXT_CHARACTERS) -> str:
     """Return foreign text in one line, with characters that the font has.
 
     Other characters are escaped, because matplotlib would draw an empty box and warn. The text must

@@ -269,7 +269,7 @@ class _SourceFiles:
             size_bytes,
             header,
             found.frames,
-            most_bytes=self._limits.dicom_file_bytes,
+            max_bytes=self._limits.dicom_file_bytes,
             path=path,
         )
 

@@ -157,8 +157,8 @@ def parse_object(
         header = read_header(
             read,
             size_bytes,
-            most_bytes=limits.dicom_header_bytes,
-            most_inflated_bytes=limits.dicom_file_bytes,
+            max_bytes=limits.dicom_header_bytes,
+            max_inflated_bytes=limits.dicom_file_bytes,
             classes=_CT_CLASSES,
         )
         return None if header is None else _object(path, size_bytes, header, limits)

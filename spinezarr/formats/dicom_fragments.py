@@ -20,7 +20,7 @@ from spinezarr.formats.dicom_walk import (
 
 __all__ = ["Fragment", "TruncatedPixelsError", "read_fragments"]
 
-_MOST_FRAGMENTS: Final = 200_000
+_MAX_FRAGMENTS: Final = 200_000
 _STARTS_BYTES: Final = 4
 
 
@@ -58,11 +58,11 @@ def read_fragments(
     HeaderError
         If the fragments do not end with a delimiter, or are too many.
     """
-    source = ByteWindow(read, size_bytes, _MOST_FRAGMENTS * WINDOW_BYTES)
+    source = ByteWindow(read, size_bytes, _MAX_FRAGMENTS * WINDOW_BYTES)
     walk = ElementWalk(source, explicit=False)
     found: list[Fragment] = []
     at = start
-    while len(found) <= _MOST_FRAGMENTS:
+    while len(found) <= _MAX_FRAGMENTS:
         element = walk.element(at)
         if element is None or element[0] not in (ITEM_TAG, SEQUENCE_END_TAG):
             raise TruncatedPixelsError("its pixels do not end")
@@ -76,4 +76,4 @@ def read_fragments(
         found.append(
             Fragment(value_at, length, source.data[begin : begin + min(length, _STARTS_BYTES)])
         )
-    raise HeaderError(f"pixels in more than {_MOST_FRAGMENTS} fragments")
+    raise HeaderError(f"pixels in more than {_MAX_FRAGMENTS} fragments")

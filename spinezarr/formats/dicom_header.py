@@ -52,8 +52,8 @@ def read_header(
     read: Callable[[int, int], bytes],
     size_bytes: int,
     *,
-    most_bytes: int,
-    most_inflated_bytes: int,
+    max_bytes: int,
+    max_inflated_bytes: int,
     classes: Collection[str] | None = None,
 ) -> DicomHeader | None:
     """Read the header of a file; return None if the file is not DICOM.
@@ -66,9 +66,9 @@ def read_header(
         Function of (start, stop) that returns these bytes of the file.
     size_bytes
         Size of the file.
-    most_bytes
+    max_bytes
         Largest number of bytes to read, unless the file is deflated.
-    most_inflated_bytes
+    max_inflated_bytes
         Largest size of a deflated file, compressed and inflated.
     classes
         SOP classes whose whole header is read. For other classes, reading stops after the series.
@@ -79,7 +79,7 @@ def read_header(
     HeaderError
         If the header does not parse, is cut short, or exceeds a limit.
     """
-    source = ByteWindow(read, size_bytes, most_bytes)
+    source = ByteWindow(read, size_bytes, max_bytes)
     begin = source.window(0, _PREAMBLE_BYTES + len(_MAGIC))
     start = source.data[begin : begin + _PREAMBLE_BYTES + len(_MAGIC)]
     at = len(start)
@@ -93,10 +93,10 @@ def read_header(
     if syntax == DEFLATED:
         if outer and classes is not None and outer not in classes:
             return DicomHeader(at, (outer,), syntax, DataSet(), None)
-        if size_bytes > most_inflated_bytes:
-            raise HeaderError(f"more than {most_inflated_bytes} bytes of deflated data")
+        if size_bytes > max_inflated_bytes:
+            raise HeaderError(f"more than {max_inflated_bytes} bytes of deflated data")
         packed = read(at, size_bytes) if at < size_bytes else b""
-        plain = inflate_data_set(packed, most_inflated_bytes)
+        plain = inflate_data_set(packed, max_inflated_bytes)
         source, at = ByteWindow(lambda a, b: plain[a:b], len(plain), 2 * len(plain)), 0
     big_endian = syntax == BIG_ENDIAN
     # Some writers state explicit VRs and write implicit ones, or vice versa.
@@ -151,21 +151,21 @@ def is_bare_data_set(start: bytes) -> bool:
     return False
 
 
-def inflate_data_set(data: bytes, most_bytes: int) -> bytes:
+def inflate_data_set(data: bytes, max_bytes: int) -> bytes:
     """Inflate a deflated data set.
 
     Raises
     ------
     HeaderError
-        If the data set is damaged, or inflates to more than ``most_bytes``.
+        If the data set is damaged, or inflates to more than ``max_bytes``.
     """
     inflate = zlib.decompressobj(-zlib.MAX_WBITS)
     try:
-        plain = inflate.decompress(data, most_bytes)
+        plain = inflate.decompress(data, max_bytes)
     except zlib.error:
         raise HeaderError("a deflated data set that does not inflate") from None
     if inflate.unconsumed_tail:
-        raise HeaderError(f"more than {most_bytes} bytes when it is inflated")
+        raise HeaderError(f"more than {max_bytes} bytes when it is inflated")
     if not inflate.eof:
         raise HeaderError("a deflated data set that is cut short")
     return plain

@@ -64,7 +64,7 @@ class FrameReader:
         Header of the file.
     frames
         Number of frames in the file.
-    most_bytes
+    max_bytes
         Largest allowed compressed frame.
     path
         Path of the file, for messages.
@@ -82,14 +82,14 @@ class FrameReader:
         header: DicomHeader,
         frames: int,
         *,
-        most_bytes: int,
+        max_bytes: int,
         path: str,
     ) -> None:
         self._read = read
         self._size_bytes = size_bytes
         self._syntax = header.transfer_syntax
         self._place = header.pixels
-        self._most_bytes = most_bytes
+        self._most_bytes = max_bytes
         self._path = path
         self._frames = frames
         self._codes: list[list[Fragment]] | None = None

@@ -38,11 +38,11 @@ __all__ = [
     "PixelDataLocation",
 ]
 
-_MOST_VALUE_BYTES: Final = 4096
+_MAX_VALUE_BYTES: Final = 4096
 """Largest kept value in bytes. Values are a few dozen numbers, or 64 characters."""
 WINDOW_BYTES: Final = 1 << 14
 """Bytes read first, and after a jump. The headers of most CT slices are shorter."""
-_LARGEST_WINDOW_BYTES: Final = 1 << 20
+_MAX_WINDOW_BYTES: Final = 1 << 20
 """Largest number of bytes read at once. The windows double in a long header."""
 SHORT_ELEMENT_BYTES: Final = 8
 _LONG_BYTES: Final = 12
@@ -67,9 +67,9 @@ LONG_VRS: Final = frozenset(b"OB OD OF OL OV OW SQ SV UC UN UR UT UV".split())
 SHORT_VRS: Final = frozenset(
     b"AE AS AT CS DA DS DT FD FL IS LO LT PN SH SL SS ST TM UI UL US".split()
 )
-_MOST_DEPTH: Final = 64
+_MAX_DEPTH: Final = 64
 """Largest depth of nested sequences. Real headers have about ten."""
-_MOST_ITEMS: Final = 200_000
+_MAX_ITEMS: Final = 200_000
 """Largest number of items of all kept sequences, enough for seven in each of 20,000 frames."""
 
 
@@ -112,9 +112,7 @@ class ByteWindow:
         is_all = self.start + there >= self.size
         if begin < 0 or (begin + length > there and not is_all):
             self._next_bytes = (
-                min(2 * self._next_bytes, _LARGEST_WINDOW_BYTES)
-                if 0 < begin <= there
-                else WINDOW_BYTES
+                min(2 * self._next_bytes, _MAX_WINDOW_BYTES) if 0 < begin <= there else WINDOW_BYTES
             )
             self._move(at, max(length, self._next_bytes))
             begin = 0
@@ -267,8 +265,8 @@ class ElementWalk:
 
     def _element(self, tag: int, vr: bytes, at: int, length: int) -> Element:
         keyword, usual = KEYWORD_OF_TAG[tag]
-        if length > _MOST_VALUE_BYTES:
-            raise HeaderError(f"{keyword} has {length} bytes, expected at most {_MOST_VALUE_BYTES}")
+        if length > _MAX_VALUE_BYTES:
+            raise HeaderError(f"{keyword} has {length} bytes, expected at most {_MAX_VALUE_BYTES}")
         begin = self._bytes.window(at, length)
         value = self._bytes.data[begin : begin + length]
         if len(value) < length:
@@ -287,8 +285,8 @@ class ElementWalk:
                 raise HeaderError("a sequence whose items do not start as such")
             end = None if item_length == UNDEFINED_LENGTH else value_at + item_length
             self._items_kept += 1
-            if self._items_kept > _MOST_ITEMS:
-                raise HeaderError(f"more than {_MOST_ITEMS} items in its functional groups")
+            if self._items_kept > _MAX_ITEMS:
+                raise HeaderError(f"more than {_MAX_ITEMS} items in its functional groups")
             data, at = self._item(value_at, end, wanted)
             found.append(data)
         return tuple(found), at
@@ -348,6 +346,6 @@ class ElementWalk:
                 in_items.append(False)
             else:
                 at += length
-            if len(in_items) > 2 * _MOST_DEPTH:
-                raise HeaderError(f"sequences nested more than {_MOST_DEPTH} deep")
+            if len(in_items) > 2 * _MAX_DEPTH:
+                raise HeaderError(f"sequences nested more than {_MAX_DEPTH} deep")
         return at

@@ -23,7 +23,7 @@ _DTYPE: Final = np.dtype(np.uint8)
 _LABEL_MAX: Final = 255
 _VALUE_MAX: Final = 65535
 """Largest value of a mask file."""
-_LARGEST_SHARE: Final = 0.5
+_MAX_VERTEBRA_SHARE: Final = 0.5
 """Largest share of the voxels of a volume that one vertebra may have.
 
 No whole vertebra in the real masks of lidc-idri-0001, sub-verse004 and the TotalSegmentator example
@@ -193,10 +193,10 @@ class _PartReader:
         # Requesting one more slab makes the volume check the end of its file.
         next(self._slabs, None)
         share = self._claimed_voxels / n_voxels
-        if share > _LARGEST_SHARE and self._label in NAME_OF_VALUE:
+        if share > _MAX_VERTEBRA_SHARE and self._label in NAME_OF_VALUE:
             raise LabelError(
                 f"{self._path}: its value {self._foreground} fills {share:.1%} of the volume, "
-                f"expected at most {_LARGEST_SHARE:.0%} for one vertebra. If 0 marks the "
+                f"expected at most {_MAX_VERTEBRA_SHARE:.0%} for one vertebra. If 0 marks the "
                 "structure, exchange the values."
             )
 

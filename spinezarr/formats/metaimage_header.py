@@ -50,9 +50,9 @@ _SPATIAL_RANK: Final = 3
 _RANKS: Final = tuple(map(str, range(3, 11)))
 """Allowed numbers of axes: from three up to MetaIO's maximum of ten."""
 _LPS_TO_RAS: Final = np.diag([-1.0, -1.0, 1.0, 1.0])
-_LARGEST: Final = 1e6
+_MAX_MAGNITUDE: Final = 1e6
 """Largest magnitude of a position, spacing or direction: a kilometer in mm."""
-_SMALLEST_SPACING_MM: Final = 1e-6
+_MIN_SPACING_MM: Final = 1e-6
 _UNIT_TOLERANCE: Final = 1e-3
 """How far the length of a direction may be from 1, which allows cosines of four digits."""
 _SAME_SIZE: Final = 1e-4
@@ -379,8 +379,8 @@ def _numbers(count: int) -> Callable[[str], tuple[float, ...]]:
     def parse(text: str) -> tuple[float, ...]:
         words = text.split()
         numbers = tuple(float(w) for w in words if _NUMBER.fullmatch(w))
-        if not len(words) == len(numbers) == count or max(map(abs, numbers)) > _LARGEST:
-            raise ValueError(f"{count} numbers within {_LARGEST:g}")
+        if not len(words) == len(numbers) == count or max(map(abs, numbers)) > _MAX_MAGNITUDE:
+            raise ValueError(f"{count} numbers within {_MAX_MAGNITUDE:g}")
         return numbers
 
     return parse
@@ -389,8 +389,8 @@ def _numbers(count: int) -> Callable[[str], tuple[float, ...]]:
 def _spacings(count: int) -> Callable[[str], tuple[float, ...]]:
     def parse(text: str) -> tuple[float, ...]:
         numbers = _numbers(count)(text)
-        if min(numbers[:_SPATIAL_RANK]) < _SMALLEST_SPACING_MM:
-            raise ValueError(f"{count} distances in mm from {_SMALLEST_SPACING_MM:g}")
+        if min(numbers[:_SPATIAL_RANK]) < _MIN_SPACING_MM:
+            raise ValueError(f"{count} distances in mm from {_MIN_SPACING_MM:g}")
         return numbers
 
     return parse

@@ -17,19 +17,19 @@ from spinezarr.text import count_noun, to_nfc
 
 __all__ = ["Sheet", "read_sheet"]
 
-_MOST_ROWS: Final = 200_000
+_MAX_ROWS: Final = 200_000
 """Largest number of rows: more than any dataset has scans. Empty rows take half a second to
 read."""
-_MOST_CELLS: Final = 2_000_000
+_MAX_CELLS: Final = 2_000_000
 """Largest number of cells: a thousand columns for two thousand scans."""
-_MOST_COLUMNS: Final = 16_384
+_MAX_COLUMNS: Final = 16_384
 """Largest number of columns, which is Excel's limit."""
-_MOST_EMPTY_CELLS: Final = 20_000_000
+_MAX_EMPTY_CELLS: Final = 20_000_000
 """Largest number of empty cells of a workbook: those before a filled cell, or with only a
 format."""
-_MOST_CHARACTERS: Final = 16 << 20
+_MAX_CHARACTERS: Final = 16 << 20
 """Largest number of characters of all cells. Cells of a workbook may share one long text."""
-_MOST_INFLATED_BYTES: Final = 32 << 20
+_MAX_INFLATED_BYTES: Final = 32 << 20
 """Largest inflated workbook in bytes. A cell takes about 20 bytes."""
 
 
@@ -82,9 +82,9 @@ def read_sheet(data: bytes, path: str, *, delimiter: str, header: Sequence[str] 
     cells = ([_normalize_cell(cell) for cell in row] for row in _check_size(rows, path))
     numbered = ((number, row) for number, row in enumerate(cells, 1) if any(row))
     names = header or next(numbered, (0, []))[1]
-    if len(names) > _MOST_COLUMNS:
+    if len(names) > _MAX_COLUMNS:
         raise FormatError(
-            f"{path}: has {len(names)} columns, expected at most {_MOST_COLUMNS}. Give the right "
+            f"{path}: has {len(names)} columns, expected at most {_MAX_COLUMNS}. Give the right "
             "delimiter in the recipe, or split it."
         )
     columns = _unique_names(map(to_nfc, names))
@@ -101,11 +101,11 @@ def _check_size(rows: Iterable[list[str]], path: str) -> Iterator[list[str]]:
     for number, row in enumerate(rows, 1):
         cells += len(row)
         characters += sum(map(len, row))
-        if number > _MOST_ROWS or cells > _MOST_CELLS:
+        if number > _MAX_ROWS or cells > _MAX_CELLS:
             raise _too_many(path)
-        if characters > _MOST_CHARACTERS:
+        if characters > _MAX_CHARACTERS:
             raise FormatError(
-                f"{path}: its cells have more than {_MOST_CHARACTERS} characters, which no table "
+                f"{path}: its cells have more than {_MAX_CHARACTERS} characters, which no table "
                 "of scans has. Split it."
             )
         yield row
@@ -113,7 +113,7 @@ def _check_size(rows: Iterable[list[str]], path: str) -> Iterator[list[str]]:
 
 def _too_many(path: str) -> FormatError:
     return FormatError(
-        f"{path}: has more than {_MOST_ROWS} rows or {_MOST_CELLS} cells, which no table of scans "
+        f"{path}: has more than {_MAX_ROWS} rows or {_MAX_CELLS} cells, which no table of scans "
         "has. Remove what is empty, or split it."
     )
 
@@ -159,7 +159,7 @@ def _text_rows(data: bytes, path: str, delimiter: str) -> Iterator[list[str]]:
         raise FormatError(
             f"{path}: is not text in UTF-8: it holds NUL characters. Save it again as UTF-8."
         )
-    if text.count(delimiter) > _MOST_CELLS:
+    if text.count(delimiter) > _MAX_CELLS:
         raise _too_many(path)
     try:
         # strict: otherwise an unclosed quote would join all rows below it into one cell.
@@ -181,7 +181,7 @@ def _workbook_rows(data: bytes, path: str) -> Iterator[list[str]]:
             sheet = book.worksheets[0]
             sheet.reset_dimensions()  # some programs state wrong dimensions
             raw = sheet.iter_rows(values_only=True)
-            rows = list(_written_rows(islice(raw, _MOST_ROWS + 1), path))
+            rows = list(_written_rows(islice(raw, _MAX_ROWS + 1), path))
     except FormatError:
         raise
     except Exception as problem:  # a broken workbook makes openpyxl raise anything
@@ -205,7 +205,7 @@ def _written_rows(raw: Iterable[Sequence[object]], path: str) -> Iterator[list[s
         width = max((column for column, text in enumerate(row, 1) if text), default=0)
         written += width
         empty += len(row)
-        if written > _MOST_CELLS or empty > _MOST_EMPTY_CELLS:
+        if written > _MAX_CELLS or empty > _MAX_EMPTY_CELLS:
             raise _too_many(path)
         yield row[:width]
 
@@ -218,10 +218,10 @@ def _check_inflated(data: bytes, path: str) -> None:
     """
     with zipfile.ZipFile(io.BytesIO(data)) as book:
         inflated = sum(file.file_size for file in book.infolist())
-        if inflated > _MOST_INFLATED_BYTES:
+        if inflated > _MAX_INFLATED_BYTES:
             raise FormatError(
                 f"{path}: it inflates to {inflated} bytes, expected at most "
-                f"{_MOST_INFLATED_BYTES}. Remove what is empty, or split it."
+                f"{_MAX_INFLATED_BYTES}. Remove what is empty, or split it."
             )
         for name in book.namelist():
             if b"<!DOCTYPE" in book.read(name).replace(b"\0", b""):  # UTF-16 as well

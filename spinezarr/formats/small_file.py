@@ -11,14 +11,14 @@ from spinezarr.regular_file import read_regular_file
 __all__ = ["read_small_file"]
 
 
-def read_small_file(fs: fsspec.AbstractFileSystem, path: str, most_bytes: int) -> bytes:
-    """Return the content of a file of at most ``most_bytes`` bytes.
+def read_small_file(fs: fsspec.AbstractFileSystem, path: str, max_bytes: int) -> bytes:
+    """Return the content of a file of at most ``max_bytes`` bytes.
 
     Parameters
     ----------
     fs, path
         File system and path of the file.
-    most_bytes
+    max_bytes
         Limit of :class:`spinezarr.formats.limits.Limits`. No more than this is read.
 
     Raises
@@ -29,13 +29,13 @@ def read_small_file(fs: fsspec.AbstractFileSystem, path: str, most_bytes: int) -
         If the file cannot be read, or is no regular file. A FIFO would block the reader.
     """
     if isinstance(fs, LocalFileSystem):
-        data = read_regular_file(Path(path), most_bytes)
+        data = read_regular_file(Path(path), max_bytes)
     else:
         with fs.open(path, "rb") as raw:
-            data = raw.read(most_bytes + 1)
-    if len(data) > most_bytes:
+            data = raw.read(max_bytes + 1)
+    if len(data) > max_bytes:
         raise FormatError(
-            f"{path}: has more than {most_bytes} bytes, which no file of its kind has. "
+            f"{path}: has more than {max_bytes} bytes, which no file of its kind has. "
             "Download it again, or move it out of the folder."
         )
     return data

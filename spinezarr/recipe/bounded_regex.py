@@ -29,10 +29,10 @@ T = TypeVar("T")
 MAX_REGEX_CHARACTERS: Final = 20_000
 """Longest expression in characters, with those composed from others. The longest of a shipped
 recipe has 400."""
-_MOST_REPEATED: Final = 4_000
+_MAX_REPEATED: Final = 4_000
 """Largest number of characters that repetitions may add to an expression when written out."""
 _FULL_S: Final = 5.0
-_LONGEST_S: Final = 1.0
+_MAX_MATCH_S: Final = 1.0
 _PER_TEXT_S: Final = 2e-5
 _PER_CHARACTER_S: Final = 2e-6
 _SHOWN: Final = 100
@@ -53,7 +53,7 @@ class _TimeBudget:
         """Return the time limit in seconds for matching a text of ``length`` characters."""
         added = _PER_TEXT_S + _PER_CHARACTER_S * length
         self._left_s = min(_FULL_S, self._left_s + added)
-        return min(self._left_s, _LONGEST_S + added)
+        return min(self._left_s, _MAX_MATCH_S + added)
 
     def after(self, took_s: float) -> None:
         self._left_s -= took_s
@@ -168,7 +168,7 @@ def _check_written_out(text: str) -> None:
         raise ValueError("the flag x is not known here")
     # Size of each open group, and size of its last item; the outermost group comes first.
     open_groups: list[tuple[int, int]] = [(0, 0)]
-    most = len(text) + _MOST_REPEATED
+    most = len(text) + _MAX_REPEATED
     for opens, closes, plus, least, greatest, brace in map(_token_groups, _TOKEN.finditer(text)):
         size, last = open_groups[-1]
         if brace:
@@ -190,7 +190,7 @@ def _check_written_out(text: str) -> None:
         open_groups[-1] = (size, last)
         if size > most:
             raise ValueError(
-                f"what it repeats has more than {_MOST_REPEATED} characters when it is written "
+                f"what it repeats has more than {_MAX_REPEATED} characters when it is written "
                 "out; names of files have a few hundred"
             )
 

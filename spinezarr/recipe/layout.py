@@ -34,8 +34,8 @@ LabelState = Literal["all-visible", "whole-only", "unknown"]
 CentroidConvention = Literal["verse", "verse-2019-challenge", "verse-2020-challenge", "lml"]
 """Meaning of the coordinates in a centroid file; see :mod:`spinezarr.formats.centroids`."""
 
-_HIGHEST_VALUE: Final = 255
-_HIGHEST_FOUND: Final = 65535
+_MAX_LABEL: Final = 255
+_MAX_MASK_VALUE: Final = 65535
 _DIGITS: Final = re.compile("[1-9][0-9]{0,4}")
 
 
@@ -54,11 +54,11 @@ def label_value(label: str) -> int:
     """
     if label in VALUE_OF_NAME:
         return VALUE_OF_NAME[label]
-    if _DIGITS.fullmatch(label) and int(label) <= _HIGHEST_VALUE:
+    if _DIGITS.fullmatch(label) and int(label) <= _MAX_LABEL:
         return int(label)
     raise ValueError(
         f"{label!r} is neither a vertebra ({', '.join(VALUE_OF_NAME)}) nor a value from 1 to "
-        f"{_HIGHEST_VALUE}"
+        f"{_MAX_LABEL}"
     )
 
 
@@ -68,11 +68,11 @@ def _checked_label(label: str) -> str:
 
 
 def _checked_mask_value(text: str) -> str:
-    return _checked_number(text, _HIGHEST_FOUND)
+    return _checked_number(text, _MAX_MASK_VALUE)
 
 
 def _checked_structure(text: str) -> str:
-    number = _checked_number(text, _HIGHEST_VALUE)
+    number = _checked_number(text, _MAX_LABEL)
     if int(number) in NAME_OF_VALUE:
         raise ValueError(f"{text} is {NAME_OF_VALUE[int(number)]} in the label scheme")
     return number

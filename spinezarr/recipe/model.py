@@ -33,14 +33,14 @@ from spinezarr.text import to_nfc
 
 __all__ = ["IgnoredFiles", "Lookup", "Recipe", "Splits"]
 
-_MOST_COMPARED: Final = 100_000
+_MAX_COMPARED: Final = 100_000
 """Largest total length of the expressions for masks, centroids and sidecars. Shipped recipes need
 2,000 characters."""
 _TOO_MUCH: Final = (
     "describes too many files: its image patterns times its templates take more than "
-    f"{_MOST_COMPARED} characters to write down. Make several recipes of it."
+    f"{_MAX_COMPARED} characters to write down. Make several recipes of it."
 )
-_MOST_SHIPPED_BYTES: Final = 16 << 20
+_MAX_SHIPPED_BYTES: Final = 16 << 20
 """Largest list or table next to a recipe in bytes, the same as in a raw folder."""
 
 
@@ -327,7 +327,7 @@ class Recipe(StrictModel):
                 try:
                     for text in self._possible_expressions(layout, template):
                         characters += len(text)
-                        if characters > _MOST_COMPARED:
+                        if characters > _MAX_COMPARED:
                             yield ("layouts", name), _TOO_MUCH
                             return
                 except RecipeLimitError as problem:
@@ -440,14 +440,14 @@ class Recipe(StrictModel):
     def _read_shipped(self, name: str, key: str) -> tuple[str, bytes]:
         found = self._shipped(name, key)
         try:
-            data = read_regular_file(found, _MOST_SHIPPED_BYTES)
+            data = read_regular_file(found, _MAX_SHIPPED_BYTES)
         except OSError as problem:
             raise RecipeError(
                 f"{self._file}: {key} names {found}, which cannot be read ({problem.strerror})."
             ) from problem
-        if len(data) > _MOST_SHIPPED_BYTES:
+        if len(data) > _MAX_SHIPPED_BYTES:
             raise RecipeError(
-                f"{self._file}: {key} names {found}, which has more than {_MOST_SHIPPED_BYTES} "
+                f"{self._file}: {key} names {found}, which has more than {_MAX_SHIPPED_BYTES} "
                 "bytes. Shorten it."
             )
         return str(found), data

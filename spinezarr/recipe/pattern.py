@@ -61,9 +61,9 @@ _JOINED_BY: Final = "_"
 _BACKREFERENCE: Final = re.compile(r"\(\?P=(\w+)\)")
 _NUMBERED_BACKREFERENCE: Final = re.compile(r"(?<!\\)(?:\\\\)*\\[1-9]")
 _ANY_TEXT: Final = "[^/]*"
-_MOST_CHARACTERS: Final = 2_000
+_MAX_CHARACTERS: Final = 2_000
 """Longest pattern or template in characters. The longest of a shipped recipe has 140."""
-_LONGEST_TEXT: Final = 8_192
+_MAX_TEXT_LENGTH: Final = 8_192
 """Longest filled template in characters: twice the longest path of Linux."""
 _SHOWN: Final = 100
 
@@ -144,10 +144,10 @@ def _compile(pattern: str) -> BoundedRegex:
 
 
 def _check_length(kind: str, text: str) -> None:
-    if len(text) > _MOST_CHARACTERS:
+    if len(text) > _MAX_CHARACTERS:
         raise ValueError(
             f"the {kind} {text[:_SHOWN]!r}... has {len(text)} characters, expected at most "
-            f"{_MOST_CHARACTERS}"
+            f"{_MAX_CHARACTERS}"
         )
 
 
@@ -197,10 +197,10 @@ def fill_template(template: str, values: Mapping[str, str]) -> str | None:
     if template_names(template) - values.keys():
         return None
     filled = _TEMPLATE_NAME.sub(lambda found: _filtered(values[found[1]], found[2]), template)
-    if len(filled) > _LONGEST_TEXT:
+    if len(filled) > _MAX_TEXT_LENGTH:
         raise RecipeLimitError(
             f"the template {template[:_SHOWN]!r} gives a text of {len(filled)} characters, "
-            f"expected at most {_LONGEST_TEXT}. Let it name fewer texts."
+            f"expected at most {_MAX_TEXT_LENGTH}. Let it name fewer texts."
         )
     return to_nfc(filled)
 

@@ -10,7 +10,7 @@ __all__ = ["Histogram"]
 
 _STEPS: Final = (0.05, 0.1, 0.2, 0.25, 0.5, 1.0, 2.0, 2.5, 5.0, 10.0, 25.0, 50.0, 100.0)
 """Allowed widths of bins."""
-_MOST_BINS: Final = 24
+_MAX_BINS: Final = 24
 _ROUNDING: Final = 1e-6
 """Tolerance in bins: a value on the edge of two bins belongs to the upper one despite rounding."""
 
@@ -36,7 +36,7 @@ class Histogram:
         if not values.size:
             return cls((), ())
         widest = float(values.max())
-        steps = (step for step in _STEPS if _n_bins(values, step) <= _MOST_BINS)
+        steps = (step for step in _STEPS if _n_bins(values, step) <= _MAX_BINS)
         step = next(steps, widest)
         bins = np.floor(values / step + _ROUNDING).astype(np.int64)
         first = int(bins.min())

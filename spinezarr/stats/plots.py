@@ -43,10 +43,10 @@ _SOURCE_MARKS: Final = (
     ("#56B4E9", "v"),
     ("#D55E00", "P"),
 )
-_LONGEST_NAME: Final = 40
-_LONGEST_ACROSS: Final = 3
+_MAX_NAME_LENGTH: Final = 40
+_MAX_HORIZONTAL_LENGTH: Final = 3
 """Longest name of a vertebra in characters that fits below its bar."""
-_FEWEST_IN_A_BOX: Final = 10
+_MIN_BOX_VALUES: Final = 10
 """Least number of values for a box. Fewer are drawn individually, as percentiles say little."""
 
 
@@ -142,7 +142,7 @@ def _draw_literally(text: Text) -> None:
 
 def _legend_name(name: str) -> str:
     """Return the name of a source for a legend, which would hide names that begin with ``_``."""
-    shown = to_drawable(name, _LONGEST_NAME) or "scans"
+    shown = to_drawable(name, _MAX_NAME_LENGTH) or "scans"
     return f" {shown}" if shown.startswith("_") else shown
 
 
@@ -153,7 +153,7 @@ def _color(name: str) -> str:
 
 def _draw_values(axes: Axes, at: int, values: npt.NDArray[np.float64], color: str) -> None:
     """Draw a box and the values beyond its whiskers; draw few values individually."""
-    if values.size < _FEWEST_IN_A_BOX:
+    if values.size < _MIN_BOX_VALUES:
         axes.plot(np.full(values.size, at), values, "o", color=color, markersize=5)
         return
     axes.boxplot(
@@ -172,10 +172,10 @@ def _draw_values(axes: Axes, at: int, values: npt.NDArray[np.float64], color: st
 
 
 def _name_vertebrae(axes: Axes, names: Sequence[str]) -> None:
-    axes.set_xticks(range(len(names)), [to_drawable(name, _LONGEST_NAME) for name in names])
+    axes.set_xticks(range(len(names)), [to_drawable(name, _MAX_NAME_LENGTH) for name in names])
     for label in axes.get_xticklabels():
         _draw_literally(label)
-        label.set_rotation(90 if len(label.get_text()) > _LONGEST_ACROSS else 0)
+        label.set_rotation(90 if len(label.get_text()) > _MAX_HORIZONTAL_LENGTH else 0)
     axes.set_xlim(-0.6, max(len(names), 1) - 0.4)
     axes.tick_params(axis="x", length=0)
     used = dict.fromkeys(_color(name) for name in names)

@@ -33,7 +33,7 @@ NOT_DICOM = {"ExplVR_BigEndNoMeta.dcm", "no_meta.dcm"}
 
 
 def header_of(data, **options):
-    limits = {"most_bytes": 1 << 25, "most_inflated_bytes": 1 << 26, **options}
+    limits = {"max_bytes": 1 << 25, "max_inflated_bytes": 1 << 26, **options}
     return read_header(lambda a, b: data[a:b], len(data), **limits)
 
 
@@ -293,7 +293,7 @@ def test_a_value_that_is_not_wanted_is_not_read():
         return whole[:at] + rows if 0 <= at <= stop - first else whole
 
     header = read_header(
-        read, len(start) + size + len(rows), most_bytes=1 << 20, most_inflated_bytes=1 << 20
+        read, len(start) + size + len(rows), max_bytes=1 << 20, max_inflated_bytes=1 << 20
     )
     assert header.data.numbers("Rows") == (9,)
     assert sum(reads) < 1 << 16
@@ -333,7 +333,7 @@ def test_a_header_is_read_no_further_than_the_limit():
     body = start + struct.pack("<HHL", 0xFFFE, 0xE000, 0) * 200_000
     data = file_of(body, DICOM_TRANSFER_SYNTAXES["explicit-le"])
     with pytest.raises(HeaderError, match="header is too long"):
-        header_of(data, most_bytes=100_000)
+        header_of(data, max_bytes=100_000)
 
 
 def test_other_bytes_than_were_asked_for_are_not_taken():
@@ -341,7 +341,7 @@ def test_other_bytes_than_were_asked_for_are_not_taken():
     long = element(0x0019, 0x1001, bytes(1 << 15))
     rows = struct.pack("<HH2sHH", 0x0028, 0x0010, b"US", 2, 9)
     data = file_of(long + rows, DICOM_TRANSFER_SYNTAXES["explicit-le"])
-    limits = {"most_bytes": 1 << 20, "most_inflated_bytes": 1 << 20}
+    limits = {"max_bytes": 1 << 20, "max_inflated_bytes": 1 << 20}
     for read, size in ((lambda *_: data, len(data)), (lambda a, b: data[a:b], len(data) + 99)):
         with pytest.raises(HeaderError, match=r"bytes were read, expected"):
             read_header(read, size, **limits)
