@@ -30,7 +30,7 @@ from spinezarr.remote.filesystem import open_filesystem
 from spinezarr.store.claim import stored_root
 from spinezarr.text import to_nfc
 
-__all__ = ["MapLine", "Pseudonyms", "hidden", "key_file", "map_file"]
+__all__ = ["MapLine", "Pseudonyms", "apply_pseudonyms", "key_file", "map_file"]
 
 _KEY_BYTES: Final = 32
 """Length of the key; FIPS 198-1 finds no use in a key longer than a SHA-256 hash."""
@@ -219,7 +219,7 @@ def key_file(place: Path) -> Path:
     return place.with_suffix(".key")
 
 
-def hidden(
+def apply_pseudonyms(
     found: Discovery,
     recipe: Recipe,
     out: str,

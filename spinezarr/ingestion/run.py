@@ -247,7 +247,7 @@ def ingest(
         except LostLockError:
             raise
         except BaseException:
-            run.take_unheard()
+            run.record_unreported()
             run.write_table()
             raise
         run.write_table()
@@ -420,7 +420,7 @@ class _Run:
         if time.monotonic() - self._table_written > _TABLE_EVERY_S:
             self.write_table()
 
-    def take_unheard(self) -> None:
+    def record_unreported(self) -> None:
         """Record scans that workers have published without being able to report them."""
         for scan_id in self._inputs:
             scan = self._job.store.scans.published(scan_id)

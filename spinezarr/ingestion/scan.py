@@ -33,7 +33,7 @@ from spinezarr.geometry import SHEAR_TOLERANCE_DEG, Grid, ShapeZYX, oblique_angl
 from spinezarr.ingestion.discovery.annotations import (
     SIDECAR_NOTE,
     AnnotatedCentroids,
-    BesideImage,
+    CompanionFiles,
     annotated_centroids,
 )
 from spinezarr.ingestion.discovery.discover import ScanSource
@@ -60,7 +60,14 @@ from spinezarr.store.writer import StoreWriter
 from spinezarr.text import count_noun
 from spinezarr.vertebrae import NAME_OF_VALUE
 
-__all__ = ["ScanOptions", "ingest_scan", "open_image", "open_label", "said_of", "source_key"]
+__all__ = [
+    "ScanOptions",
+    "descriptive_metadata",
+    "ingest_scan",
+    "open_image",
+    "open_label",
+    "source_key",
+]
 
 _OBLIQUE_NOTE_DEG: Final = 0.1
 """Angle to the axes from which coordinates along them are wrong by more than one voxel in 512."""
@@ -94,7 +101,7 @@ def ingest_scan(
     root: str,
     store: StoreWriter,
     *,
-    beside: BesideImage,
+    companions: CompanionFiles,
     pool: Executor,
     options: ScanOptions,
     on_share: Callable[[float], None],
@@ -111,7 +118,7 @@ def ingest_scan(
         Folder that the paths are relative to.
     store
         Where to write.
-    beside
+    companions
         The small files beside the image.
     pool
         Threads that encode chunks.
@@ -135,7 +142,7 @@ def ingest_scan(
     notes = [*image.notes]
     # Grids are compared before any voxel is inflated.
     label_grid = None if label is None else _label_grid(source, image, label, options, notes)
-    centroids = annotated_centroids(source, beside.centroids, image.grid)
+    centroids = annotated_centroids(source, companions.centroids, image.grid)
     writer = store.scans.start(source.scan_id)
     work = _Work(
         writer, pool, _Progress(image.grid, label_grid, on_share), options, store.local_folder
@@ -159,7 +166,7 @@ def ingest_scan(
             **_geometry(image.grid, notes),
             **image_facts,
             "source_bytes": source.size_bytes,
-            "source_key": source_key(source, beside),
+            "source_key": source_key(source, companions),
             "image_source": {
                 **_source_record(source.image, image, image_file, image.grid),
                 "series": None if source.series is None else source.series.key,
@@ -184,7 +191,7 @@ def ingest_scan(
             }
             notes += _label_notes(label, label_facts, rounding)
         notes += centroids.notes(facts["centroids"])
-        facts |= said_of(source, recipe, beside, facts["other_labels"], notes)
+        facts |= descriptive_metadata(source, recipe, companions, facts["other_labels"], notes)
         if options.pseudonyms is not None:
             facts = options.pseudonyms.facts(facts, source.scan_id)
         return writer.publish(facts, label_chunks)
@@ -193,10 +200,10 @@ def ingest_scan(
         raise
 
 
-def said_of(
+def descriptive_metadata(
     source: ScanSource,
     recipe: Recipe,
-    beside: BesideImage,
+    companions: CompanionFiles,
     other_labels: Iterable[str],
     notes: Iterable[str],
 ) -> dict[str, Any]:
@@ -210,7 +217,7 @@ def said_of(
         Its files, and what the recipe knows of it.
     recipe
         Of the dataset.
-    beside
+    companions
         The small files beside the image.
     other_labels
         Values in its mask that are no vertebrae.
@@ -241,15 +248,17 @@ def said_of(
         "citation": recipe.citation,
         "label_state": source.label_state if source.has_mask else "none",
         "columns": source.columns,
-        "sidecar": beside.sidecar,
+        "sidecar": companions.sidecar,
         "structures": structures,
-        "notes": (*read, *beside.notes, *said),
+        "notes": (*read, *companions.notes, *said),
     }
 
 
-def source_key(source: ScanSource, beside: BesideImage) -> str:
+def source_key(source: ScanSource, companions: CompanionFiles) -> str:
     """Return a hash of which files a scan is read from and how, but not of their voxels."""
-    points = None if beside.centroids is None else hashlib.sha256(beside.centroids).hexdigest()
+    points = (
+        None if companions.centroids is None else hashlib.sha256(companions.centroids).hexdigest()
+    )
     parts = [(part.value, part.path) for part in source.label_parts]
     image = source.image if source.series is None else (source.image, source.series.key)
     files = [image, source.label, parts, source.label_values]

@@ -10,15 +10,15 @@ from typing import Any, Literal
 
 from spinezarr.errors import LostLockError, SpinezarrError
 from spinezarr.formats import Volume
-from spinezarr.ingestion.discovery.annotations import BesideImage, read_beside
+from spinezarr.ingestion.discovery.annotations import CompanionFiles, read_companion_files
 from spinezarr.ingestion.discovery.discover import ScanSource
 from spinezarr.ingestion.scan import (
     ScanOptions,
+    descriptive_metadata,
     ingest_scan,
     open_image,
     open_label,
     parts_of,
-    said_of,
     source_key,
 )
 from spinezarr.recipe import Recipe
@@ -106,11 +106,11 @@ def _run(
 ) -> ScanResult:
     source = task.source
     fs, root = open_filesystem(job.raw, job.raw_options)
-    beside = read_beside(fs, root, source, job.options.limits)
+    companions = read_companion_files(fs, root, source, job.options.limits)
     # Another worker may have published it in this very run, and died before it could say so.
     known = (job.store.scans.published if task.stored else job.store.scans.whole)(source.scan_id)
-    if known is not None and not task.damaged and _made_of(job, task, known, beside):
-        kept = _keep(job, source, known, beside)
+    if known is not None and not task.damaged and _is_current(job, task, known, companions):
+        kept = _keep(job, source, known, companions)
         return kept if task.stored else replace(kept, outcome="done")
     scan = ingest_scan(
         source,
@@ -118,7 +118,7 @@ def _run(
         fs,
         root,
         job.store,
-        beside=beside,
+        companions=companions,
         pool=pool,
         options=job.options,
         on_share=on_share,
@@ -126,14 +126,16 @@ def _run(
     return ScanResult(source.scan_id, "done", scan)
 
 
-def _made_of(job: IngestJob, task: ScanTask, known: ScanAttributes, beside: BesideImage) -> bool:
+def _is_current(
+    job: IngestJob, task: ScanTask, known: ScanAttributes, companions: CompanionFiles
+) -> bool:
     """Return whether the stored scan was made from the present files."""
     source, names = task.source, job.options.pseudonyms
 
     def stored(digest: str) -> str:
         return digest if names is None else names.keyed(digest)
 
-    now = (source.size_bytes, stored(source_key(source, beside)))
+    now = (source.size_bytes, stored(source_key(source, companions)))
     if (known.source_bytes, known.source_key) != now:
         return False
     if task.same_files:
@@ -157,10 +159,10 @@ def _sha256(volume: Volume) -> str:
 
 
 def _keep(
-    job: IngestJob, source: ScanSource, known: ScanAttributes, beside: BesideImage
+    job: IngestJob, source: ScanSource, known: ScanAttributes, companions: CompanionFiles
 ) -> ScanResult:
     """Keep stored voxels; update the metadata of the scan if they have changed."""
-    said = said_of(source, job.recipe, beside, known.other_labels, known.notes)
+    said = descriptive_metadata(source, job.recipe, companions, known.other_labels, known.notes)
     scan = ScanAttributes.model_validate({**dict(known), **said})
     # As text: the order of columns counts too.
     if scan.model_dump_json() == known.model_dump_json():

@@ -19,7 +19,7 @@ from spinezarr.export.nii_gz_size import estimate_nii_gz_bytes
 from spinezarr.formats import DEFAULT_LIMITS, Limits
 from spinezarr.ingestion.discovery.dicom_folders import known_folders
 from spinezarr.ingestion.discovery.discover import Discovery, discover
-from spinezarr.ingestion.pseudonyms import hidden, map_file
+from spinezarr.ingestion.pseudonyms import apply_pseudonyms, map_file
 from spinezarr.ingestion.run import IngestReport, Workers
 from spinezarr.ingestion.run import ingest as ingest_scans
 from spinezarr.ingestion.scan import ScanOptions
@@ -231,7 +231,9 @@ def ingest(
     options = ScanOptions(take_image_grid=take_image_grid, limits=limits, scratch=_text(scratch))
     if pseudonymize:
         place = map_file(places.out, _text(pseudonyms))
-        discovery, names = hidden(discovery, recipe, places.out, place, places.out_options)
+        discovery, names = apply_pseudonyms(
+            discovery, recipe, places.out, place, places.out_options
+        )
         options = replace(options, pseudonyms=names)
     find_damaged = partial(_damaged_scans, places.out, places.out_options, on_progress)
     with _workers(workers, scheduler, on_progress) as cluster:

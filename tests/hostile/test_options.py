@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from spinezarr.cli.main import app
 from spinezarr.formats import Limits
-from spinezarr.ingestion.discovery.annotations import read_beside
+from spinezarr.ingestion.discovery.annotations import read_companion_files
 from spinezarr.ingestion.discovery.discover import discover
 from spinezarr.recipe import Recipe
 from spinezarr.testing import NiftiForm, write_nifti
@@ -62,8 +62,8 @@ def test_a_sidecar_or_table_over_its_limit_stops_no_scan(tmp_path):
     recipe = recipe.model_copy(update={"layouts": {"pairs": known}})
     (source,) = discover(recipe, str(raw)).scans
     fs = LocalFileSystem()
-    assert read_beside(fs, str(raw), source, Limits(annotation_bytes=15)).sidecar
-    beside = read_beside(fs, str(raw), source, Limits(annotation_bytes=14))
-    assert not beside.sidecar
-    assert "was passed over: " in beside.notes[0]
-    assert "more than 14 bytes" in beside.notes[0]
+    assert read_companion_files(fs, str(raw), source, Limits(annotation_bytes=15)).sidecar
+    companions = read_companion_files(fs, str(raw), source, Limits(annotation_bytes=14))
+    assert not companions.sidecar
+    assert "was passed over: " in companions.notes[0]
+    assert "more than 14 bytes" in companions.notes[0]

@@ -4,7 +4,7 @@ import pytest
 
 from spinezarr.ingestion.discovery.dicom_folders import known_folders
 from spinezarr.ingestion.discovery.discover import discover
-from spinezarr.ingestion.pseudonyms import hidden, map_file
+from spinezarr.ingestion.pseudonyms import apply_pseudonyms, map_file
 from spinezarr.ingestion.run import ingest
 from spinezarr.ingestion.scan import ScanOptions
 from spinezarr.recipe import Recipe
@@ -58,7 +58,7 @@ def test_with_pseudonyms_ids_hide_all_that_they_are_made_of(hospital, bytes_of_s
     for _ in range(2):
         found = discover(recipe, str(folder / "raw"), known=known_folders(out))
         keys = [scan.series.key for scan in found.scans]
-        found, names = hidden(found, recipe, out, map_file(out, None))
+        found, names = apply_pseudonyms(found, recipe, out, map_file(out, None))
         report = ingest(recipe, found, out, options=ScanOptions(pseudonyms=names))
         assert report.failed == ()
     assert len(report.skipped) == 3

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 import spinezarr
 from spinezarr.errors import UsageError
 from spinezarr.ingestion.discovery.discover import discover
-from spinezarr.ingestion.pseudonyms import MapLine, Pseudonyms, hidden, key_file, map_file
+from spinezarr.ingestion.pseudonyms import MapLine, Pseudonyms, apply_pseudonyms, key_file, map_file
 from spinezarr.ingestion.run import ingest
 from spinezarr.ingestion.scan import ScanOptions
 from spinezarr.recipe import Recipe
@@ -79,7 +79,7 @@ def raw(tmp_path):
 def run(raw, out, chosen=None):
     recipe = Recipe.load(str(raw.parent / "hidden.yaml"))
     place = map_file(str(out), chosen)
-    found, names = hidden(discover(recipe, str(raw)), recipe, str(out), place)
+    found, names = apply_pseudonyms(discover(recipe, str(raw)), recipe, str(out), place)
     report = ingest(recipe, found, str(out), options=ScanOptions(pseudonyms=names))
     assert not report.failed, report.failed
     return report

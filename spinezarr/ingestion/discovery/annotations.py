@@ -21,9 +21,9 @@ from spinezarr.vertebrae import VALUE_OF_NAME
 __all__ = [
     "SIDECAR_NOTE",
     "AnnotatedCentroids",
-    "BesideImage",
+    "CompanionFiles",
     "annotated_centroids",
-    "read_beside",
+    "read_companion_files",
 ]
 
 SIDECAR_NOTE: Final = "the sidecar "
@@ -76,7 +76,7 @@ class AnnotatedCentroids:
 
 
 @dataclass(frozen=True, slots=True)
-class BesideImage:
+class CompanionFiles:
     """Content of the small files beside an image."""
 
     centroids: bytes | None
@@ -87,9 +87,9 @@ class BesideImage:
     """Why a sidecar was ignored; each text begins with :data:`SIDECAR_NOTE`."""
 
 
-def read_beside(
+def read_companion_files(
     fs: fsspec.AbstractFileSystem, root: str, source: ScanSource, limits: Limits = DEFAULT_LIMITS
-) -> BesideImage:
+) -> CompanionFiles:
     """Read the small files beside the image of a scan.
 
     Raises
@@ -104,7 +104,7 @@ def read_beside(
         path = f"{root}/{source.centroids}"
         centroids = read_small_file(fs, path, limits.annotation_bytes)
     if source.sidecar is None:
-        return BesideImage(centroids, {}, ())
+        return CompanionFiles(centroids, {}, ())
     wanted = [PathPattern(text) for text in source.sidecar_keys]
     try:
         data = read_small_file(fs, f"{root}/{source.sidecar}", limits.annotation_bytes)
@@ -113,7 +113,7 @@ def read_beside(
     else:
         sidecar, problem = _parse_sidecar(data, wanted)
     notes = (f"{SIDECAR_NOTE}was passed over: {problem}",) if problem else ()
-    return BesideImage(centroids, sidecar, notes)
+    return CompanionFiles(centroids, sidecar, notes)
 
 
 def annotated_centroids(source: ScanSource, data: bytes | None, grid: Grid) -> AnnotatedCentroids:

@@ -26,7 +26,7 @@ from spinezarr.store.canonical_json import canonical_json
 from spinezarr.store.files import open_store
 from spinezarr.store.ledger import LEDGER_FILE, FolderPart, FolderRecord, Ledger
 
-__all__ = ["LookedInto", "known_folders", "look_into_folders"]
+__all__ = ["InspectedFolders", "inspect_dicom_folders", "known_folders"]
 
 _NOT_CT: Final = "passed over, not CT: "
 _NO_SLICE: Final = "passed over, no CT slice: "
@@ -40,7 +40,7 @@ records are not used."""
 
 
 @dataclass(frozen=True, slots=True)
-class LookedInto:
+class InspectedFolders:
     """What the headers say of the folders that image patterns match."""
 
     matched: MatchedImages
@@ -63,12 +63,12 @@ def known_folders(
         return {}  # what lies there is the store writer's to judge
 
 
-def look_into_folders(
+def inspect_dicom_folders(
     recipe: Recipe,
     raw: RawFolder,
     matched: MatchedImages,
     known: Mapping[str, FolderRecord] | None = None,
-) -> LookedInto:
+) -> InspectedFolders:
     """Separate CTs from other DICOM objects, and series from each other.
 
     A file that cannot be read, or that is not DICOM but may be a slice, is counted to every series
@@ -130,7 +130,7 @@ def look_into_folders(
         images=tuple(_spread(images)),
         ignored=(*matched.ignored, *passed_over.values()),
     )
-    return LookedInto(looked_into.checked(raw), records)
+    return InspectedFolders(looked_into.checked(raw), records)
 
 
 def _record_key(recipe_text: str, raw: RawFolder, image: FoundImage) -> str:

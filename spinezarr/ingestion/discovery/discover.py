@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from spinezarr.errors import RecipeError, RecipeLimitError, UsageError
 from spinezarr.formats import unsupported_kind
-from spinezarr.ingestion.discovery.dicom_folders import look_into_folders
+from spinezarr.ingestion.discovery.dicom_folders import inspect_dicom_folders
 from spinezarr.ingestion.discovery.images import (
     LabelPart,
     PairedImage,
@@ -211,7 +211,7 @@ def discover(
     """Match every file below ``raw`` against the recipe.
 
     In folders of DICOM files, headers are read too, because names do not separate a CT from an MR:
-    see :func:`spinezarr.ingestion.discovery.dicom_folders.look_into_folders`.
+    see :func:`spinezarr.ingestion.discovery.dicom_folders.inspect_dicom_folders`.
 
     Parameters
     ----------
@@ -270,7 +270,7 @@ def _discover(
     matched = match_images(recipe, folder)
     if not (matched.images or matched.misnamed):
         raise UsageError(nothing_found(recipe, raw, folder))
-    looked = look_into_folders(recipe, folder, matched, known)
+    looked = inspect_dicom_folders(recipe, folder, matched, known)
     found = [*looked.matched.images, *(image for image, _ in looked.matched.misnamed)]
     chosen = choose_images(recipe, folder, looked.matched)
     if chosen.refused and not chosen.taken:

@@ -136,10 +136,10 @@ class PairedImage:
     @property
     def files(self) -> tuple[str, ...]:
         """All files and folders that it is read from."""
-        return (*self.image.files, *self.beside)
+        return (*self.image.files, *self.companions)
 
     @property
-    def beside(self) -> tuple[str, ...]:
+    def companions(self) -> tuple[str, ...]:
         """All its files but those of the image."""
         return (*self.masks, *filter(None, [self.centroids, self.sidecar]))
 
@@ -340,7 +340,7 @@ def _left_out(
             yield from (
                 PathNote(path, LEFT_OUT, f"taken from {taken_from}") for path in image.files
             )
-            for path in pair(image).beside:
+            for path in pair(image).companions:
                 yield PathNote(path, BESIDE_LEFT_OUT, f"of {image.name}")
 
 
