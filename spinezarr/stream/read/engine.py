@@ -47,9 +47,9 @@ ChunkCache = BoundedCache[_Chunk, Voxels]
 """Keeps decoded chunks, by array and index of the chunk."""
 
 _TURNS: Final = ProcessLock()
-"""Held by the one call that decodes with several threads.
+"""Held by the one call that decodes with several threads; such calls take turns.
 
-Calls that took turns by the chunk would all end late; so one ends early, and none ends later.
+So the first call ends early, and the last one no later than if all ran at once.
 """
 
 
@@ -214,7 +214,7 @@ class Engine:
         data: memoryview,
         outputs: Sequence[Voxels],
     ) -> None:
-        """Fill the pieces of one chunk without the kernel, or say what is wrong with the chunk.
+        """Fill the pieces of one chunk without the kernel, or raise what is wrong with the chunk.
 
         A chunk that came damaged over a network is fetched again.
         """
