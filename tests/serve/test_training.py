@@ -15,7 +15,7 @@ import spinezarr
 
 pytestmark = pytest.mark.long
 
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+SUPPORT = Path(__file__).parents[1] / "support"
 TRAIN = """if True:
     import json, sys, time
     import spinezarr
@@ -141,7 +141,7 @@ def test_faults_on_the_way_change_no_sample(ctspine1k_url):
     try:
         done = subprocess.run(
             [sys.executable, "-c", code, url, ctspine1k_url],
-            cwd=BENCHMARKS, check=True, capture_output=True, text=True,
+            cwd=SUPPORT, check=True, capture_output=True, text=True,
         )  # fmt: skip
     finally:
         process.terminate()
