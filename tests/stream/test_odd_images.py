@@ -226,7 +226,7 @@ def test_scans_that_hold_any_are_refused_by_name_and_none_is_opened(odd, make):
     assert f"scans hold voxels that are NaN or infinite: holes ({n_holes} voxels)" in said
     assert "nonfinite=-1024" in said
     assert "plain" not in said
-    assert store._reader.scan.cache_info().misses == 0
+    assert store._reader._scans.cache_info().misses == 0
 
 
 def test_many_of_them_are_counted_not_listed(odd):
