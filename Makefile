@@ -11,9 +11,13 @@ NNUNET ?= nnunetv2==2.8.1
 demo: $(VENV)/.installed
 	$(BIN)/spinezarr demo --out demo
 
-# One process more than cores, as some tests wait for others' processes and for slow servers.
+# Tests start many processes: what Python compiled for one serves the next, whatever the shell says.
+test test-long: export PYTHONDONTWRITEBYTECODE :=
+
+# One process more than cores, as some tests wait for others' processes and for slow servers. A
+# process without work takes over half of another's.
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest -n 3 -m 'not long'
+	$(BIN)/python -m pytest -n 3 --dist worksteal -m 'not long'
 
 # Processes that are killed, disks and networks that fail, benchmarks in their short forms. Those of
 # docs/deploy need proxies: apt-get install --no-install-recommends nginx-light caddy
