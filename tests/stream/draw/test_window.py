@@ -186,11 +186,12 @@ def test_scans_are_taken_as_often_as_they_are_likely(window_scans):
 # … and by drawing
 
 
+@pytest.mark.parametrize("n_epochs", [2200, pytest.param(6000, marks=pytest.mark.long)])
 @pytest.mark.parametrize("samples_per_scan", [1, 3])
-def test_every_sample_of_a_window_is_uniform_over_scans_then_positions(samples_per_scan):
+def test_every_sample_of_a_window_is_uniform_over_scans_then_positions(samples_per_scan, n_epochs):
     windows = windows_of(sampler_of(), samples_per_scan=samples_per_scan)
     drawn = [Counter() for _ in range(windows.n_samples)]
-    for epoch in range(5000):
+    for epoch in range(n_epochs):
         for i, request in enumerate(window_at(windows, epoch)):
             drawn[i][request.scan_id, request.box.start_zyx] += 1
             assert request.vertebra is None
@@ -203,10 +204,11 @@ def test_every_sample_of_a_window_is_uniform_over_scans_then_positions(samples_p
         assert_as_likely(found, expected)
 
 
-def test_every_balanced_sample_is_uniform_over_vertebrae_then_scans_then_voxels():
+@pytest.mark.parametrize("n_epochs", [1200, pytest.param(6000, marks=pytest.mark.long)])
+def test_every_balanced_sample_is_uniform_over_vertebrae_then_scans_then_voxels(n_epochs):
     windows = windows_of(sampler_of((1, 1, 1), foreground=0.5), window_scans=3)
     drawn = [Counter() for _ in range(windows.n_samples)]
-    for epoch in range(6000):
+    for epoch in range(n_epochs):
         for i, request in enumerate(window_at(windows, epoch)):
             where = request.box.start_zyx if request.vertebra else None
             drawn[i][request.vertebra, request.scan_id, where] += 1
@@ -223,7 +225,7 @@ def test_every_balanced_sample_is_uniform_over_vertebrae_then_scans_then_voxels(
 def test_weights_hold_in_windows():
     sampler, volumes = equal_scans(4, foreground=1.0, weights={"a": 0, "b": 3})
     windows = windows_of(sampler, volumes)
-    drawn = Counter(windows.draw(epoch, 0).vertebra for epoch in range(3000))
+    drawn = Counter(windows.draw(epoch, 0).vertebra for epoch in range(1000))
     assert_as_likely(drawn, {"b": Fraction(3, 4), "c": Fraction(1, 4)})
 
 
