@@ -19,6 +19,7 @@ from threading import Thread
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+import forked
 import numpy as np
 import proxy
 import pytest
@@ -59,6 +60,11 @@ def pytest_configure() -> None:
     folder = in_memory()
     if folder is not None:
         os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", folder)
+
+
+def pytest_unconfigure() -> None:
+    """End the process that forked commands."""
+    forked.end()
 
 
 def pytest_collection_finish() -> None:

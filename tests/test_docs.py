@@ -7,6 +7,7 @@ import sys
 import tomllib
 from pathlib import Path
 
+import forked
 import nibabel as nib
 import numpy as np
 import pytest
@@ -45,9 +46,8 @@ def blocks(page):
     return BLOCK.findall(page.read_text())
 
 
-def run_bash(code, folder):
-    tools = Path(sys.executable).parent
-    environment = {**os.environ, "PATH": f"{tools}{os.pathsep}{os.environ['PATH']}"}
+def run_bash(code, folder, tools):
+    environment = {**os.environ, "PATH": tools}
     command = ["bash", "-euo", "pipefail", "-c", code]
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, check=False)
     assert done.returncode == 0, done.stdout.decode() + done.stderr.decode()
@@ -64,9 +64,17 @@ def run_server(code, folder):
 
 
 @pytest.fixture(scope="module")
-def working_folder(tmp_path_factory):
+def tools():
+    """Return where programs are looked for: ``spinezarr`` among those that start at once."""
+    return os.pathsep.join(
+        [str(forked.command().parent), str(Path(sys.executable).parent), os.environ["PATH"]]
+    )
+
+
+@pytest.fixture(scope="module")
+def working_folder(tmp_path_factory, tools):
     folder = tmp_path_factory.mktemp("docs")
-    run_bash("spinezarr demo --out demo --scale 0.25 --samples 4", folder)
+    run_bash("spinezarr demo --out demo --scale 0.25 --samples 4", folder, tools)
     return folder
 
 
@@ -103,7 +111,7 @@ def buckets(s3_server, working_folder, monkeypatch):
         for page in PAGES
     ],
 )
-def test_every_block_of_a_page_runs(page, working_folder, monkeypatch, request):
+def test_every_block_of_a_page_runs(page, working_folder, tools, monkeypatch, request):
     monkeypatch.chdir(working_folder)
     if page.name == "s3.md":
         request.getfixturevalue("buckets")
@@ -122,7 +130,7 @@ def test_every_block_of_a_page_runs(page, working_folder, monkeypatch, request):
         elif language == "bash" and SERVES.fullmatch(code):
             run_server(code, working_folder)
         elif language == "bash":
-            run_bash(code, working_folder)
+            run_bash(code, working_folder, tools)
         elif language == "yaml":
             (working_folder / "block.yaml").write_text(code)
         else:

@@ -5,6 +5,7 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+import forked
 import numpy as np
 import pytest
 from typer.testing import CliRunner
@@ -77,7 +78,7 @@ def test_the_installed_command_runs_and_reports_wrong_usage_with_2():
 
 
 def test_a_terminal_that_lacks_a_letter_shows_a_question_mark(ctspine1k_url):
-    command = [Path(sys.executable).parent / "spinezarr", "stats", ctspine1k_url]
+    command = [forked.command(), "stats", ctspine1k_url]
     variables = {**os.environ, "PYTHONIOENCODING": "ascii"}
     done = subprocess.run(command, capture_output=True, check=False, env=variables)
     assert (done.returncode, done.stderr) == (0, b"")

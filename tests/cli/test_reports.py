@@ -3,10 +3,9 @@
 import json
 import os
 import subprocess
-import sys
-from pathlib import Path
 from unicodedata import normalize
 
+import forked
 import nibabel as nib
 import numpy as np
 import pytest
@@ -351,7 +350,7 @@ def test_a_folder_in_the_place_of_a_map_or_its_key_is_told(raw, tmp_path, which)
 def test_names_are_complete_in_json_whatever_the_terminal_shows(raw, tmp_path, encoding):
     name = normalize("NFD", "Ünpaired 日本\u202e")
     (raw / f"{name}.txt").touch()
-    command = [Path(sys.executable).parent / "spinezarr", "ingest", "pairs", "--raw", raw]
+    command = [forked.command(), "ingest", "pairs", "--raw", raw]
     command += [*PATTERNS, "--out", tmp_path / "s.zarr", "--json"]
     variables = {**os.environ, "PYTHONIOENCODING": encoding}
     done = subprocess.run(command, capture_output=True, check=True, env=variables)

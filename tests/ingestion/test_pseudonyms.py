@@ -5,8 +5,8 @@ import json
 import stat
 import string
 import subprocess
-import sys
 
+import forked
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -91,8 +91,7 @@ def lines_of(place):
 
 
 def command(*arguments, cwd=None):
-    program = "from spinezarr.cli.main import main; main()"
-    words = [sys.executable, "-c", program, "ingest", *map(str, arguments)]
+    words = [forked.command(), "ingest", *map(str, arguments)]
     return subprocess.run(words, capture_output=True, check=False, text=True, cwd=cwd)
 
 

@@ -8,13 +8,13 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import time
 from base64 import b64encode
 from functools import partial
 from pathlib import Path
 from threading import Event, Thread
 
+import forked
 import numpy as np
 import pytest
 import xarray as xr
@@ -578,8 +578,7 @@ def test_a_wrong_use_is_explained(ctspine1k_url, tmp_path, words, expected):
     (tmp_path / "bad").write_text("secret-token\n")
     names = {"store": ctspine1k_url, "absent": tmp_path / "absent", "bad": tmp_path / "bad"}
     argv = [word.format(**names) for word in words]
-    code = "from spinezarr.cli.main import main; main()"
-    command = [sys.executable, "-c", code, "serve", "--port", str(free_port()), *argv]
+    command = [forked.command(), "serve", "--port", str(free_port()), *argv]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
     assert done.returncode == 2
     assert expected in " ".join(done.stderr.split())
@@ -589,8 +588,7 @@ def test_a_wrong_use_is_explained(ctspine1k_url, tmp_path, words, expected):
 def test_a_port_that_is_taken_is_named(ctspine1k_url, tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
-        code = "from spinezarr.cli.main import main; main()"
-        command = [sys.executable, "-c", code, "serve", "--port", port, ctspine1k_url]
+        command = [forked.command(), "serve", "--port", port, ctspine1k_url]
         done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
     assert done.returncode == 2
     assert "Choose another --port" in done.stderr
