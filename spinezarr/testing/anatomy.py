@@ -65,7 +65,7 @@ class VertebraSize:
     spinous: float
     """Distance from the arch to the tip of the spinous process."""
     spinous_slope: float
-    """Drop of the spinous process per length."""
+    """How far the spinous process descends, per length."""
     spinous_w: float
     """Half the height of the spinous process."""
     pedicle_u: float
@@ -104,13 +104,13 @@ class Capsule:
     radius: Vector
     """Half the thickness along u, v and w."""
     clear_canal: tuple[float, float, float] = (0.0, 0.0, 0.0)
-    """Half width, half depth and v of the canal that the rod must leave free; zero for none."""
+    """Half width, half depth and v of the canal, which the rod leaves free; zeros for no canal."""
     inside_hu: float = _ARCH_HU
-    """Value of the spongy inside."""
+    """Hounsfield units of the spongy inside."""
 
     @property
     def bounds(self) -> tuple[Vector, Vector]:
-        """Corners of the box that holds the solid."""
+        """Return the corners of the box that holds the solid."""
         low = tuple(min(a, b) - r for a, b, r in self._rows)
         high = tuple(max(a, b) + r for a, b, r in self._rows)
         return (low[0], low[1], low[2]), (high[0], high[1], high[2])
@@ -125,7 +125,7 @@ class Capsule:
         return Capsule(self.start, self.stop, (u, v, w), self.clear_canal, self.inside_hu)
 
     def depth(self, u: Array, v: Array, w: Array) -> Array:
-        """Distance below the surface, roughly in millimeters; negative outside."""
+        """Return the depth below the surface, roughly in millimeters; it is negative outside."""
         local = [(c - a) * (1 / r) for c, (a, _, r) in zip((u, v, w), self._rows, strict=True)]
         along = [(b - a) / r for a, b, r in self._rows]
         length2 = max(sum(d * d for d in along), 1e-6)
@@ -142,7 +142,7 @@ class Capsule:
 
 @dataclass(frozen=True, slots=True)
 class Body:
-    """A waisted drum with a flat back and hollow endplates, possibly tapered."""
+    """A vertebral body: a waisted drum with a flat back and hollow endplates; it may taper."""
 
     width: float
     """Width at the endplates, left to right."""
@@ -153,11 +153,11 @@ class Body:
     taper: float = 0.0
     """Fraction of the width that is lost from the top to the bottom (sacrum, coccyx)."""
     inside_hu: float = _SPONGY_HU
-    """Value of the spongy inside."""
+    """Hounsfield units of the spongy inside."""
 
     @property
     def bounds(self) -> tuple[Vector, Vector]:
-        """Corners of the box that holds the solid."""
+        """Return the corners of the box that holds the solid."""
         u, v, w = self.width / 2, self.depth_v / 2, self.height / 2
         return (-u, -v, -w), (u, v, w)
 
@@ -168,7 +168,7 @@ class Body:
         return Body(width, depth, height, self.taper, self.inside_hu)
 
     def depth(self, u: Array, v: Array, w: Array) -> Array:
-        """Distance below the surface, roughly in millimeters; negative outside."""
+        """Return the depth below the surface, roughly in millimeters; it is negative outside."""
         a, b, c = self.width / 2, self.depth_v / 2, self.height / 2
         level = np.clip(w / c, -1, 1)
         girth = 0.88 + 0.12 * level**2
@@ -187,7 +187,7 @@ Solid = Capsule | Body
 
 @cache
 def solids_of(name: str) -> tuple[Solid, ...]:
-    """Solids whose union is one vertebra, the body first."""
+    """Yield the solids whose union is one vertebra, the body first."""
     size = size_of(name)
     if name in {"sacrum", "coccyx"}:
         body = Body(size.width, size.depth, size.height, taper=0.55)
@@ -205,7 +205,7 @@ def solids_of(name: str) -> tuple[Solid, ...]:
 
 
 def _spinous(size: VertebraSize) -> Capsule:
-    """Plate from the arch to the tip, sloping down."""
+    """Return the spinous process: a plate that slopes down from the arch to the tip."""
     back = size.canal_center_v - size.canal_v - 3
     tip = back - size.spinous + 3
     drop = size.spinous_slope * size.spinous
@@ -215,7 +215,7 @@ def _spinous(size: VertebraSize) -> Capsule:
 
 
 def _half_arch(size: VertebraSize, side: int) -> list[Solid]:
-    """Pedicle, lamina, joint processes and transverse process of one side."""
+    """Yield the pedicle, lamina, joint processes and transverse process of one side."""
     height, middle = size.height, size.canal_center_v
     canal = (size.canal_u, size.canal_v, middle)
     post = size.canal_u + size.pedicle_u

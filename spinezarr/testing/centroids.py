@@ -21,7 +21,7 @@ _nib: Any = nib
 __all__ = ["VerseConvention", "lml_text", "verse_json"]
 
 VerseConvention = Literal["verse", "verse-2019-challenge", "verse-2020-challenge"]
-"""Subject-based release, or one of the challenges."""
+"""Convention of the subject-based release, or of one of the two challenges."""
 
 _LML_IDS: Final[dict[str, int]] = {
     **{f"C{n}": 10 * n for n in range(1, 8)},

@@ -1,4 +1,4 @@
-"""Small CTSpine1K datasets of phantoms, in the layouts that people download."""
+"""Writes small CTSpine1K datasets of phantoms, in the layouts that people download."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -67,7 +67,7 @@ _MIN_SIZE: Final = 16
 
 
 def source_of(scan_id: str) -> str:
-    """Tell the collection of a scan by the prefix of its name.
+    """Return the collection of a scan, which the prefix of its name tells.
 
     Examples
     --------
@@ -162,7 +162,7 @@ CTSPINE1K_SCANS: Final = (
 
 
 def resized(spec: PhantomSpec, scale: float) -> PhantomSpec:
-    """Show the same patient with ``scale`` times as many voxels along each axis.
+    """Return a spec of the same patient with ``scale`` times as many voxels along each axis.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""CTSpine1K's masks beside the DICOM series of TCIA that its ``Path.csv`` names."""
+"""Writes the masks of CTSpine1K and the DICOM series of TCIA that its ``Path.csv`` names."""
 
 from collections.abc import Sequence
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""CTSpine1K's masks of VerSe scans, with the images of the VerSe challenge that they belong to."""
+"""Writes CTSpine1K's masks of VerSe scans, and their images as the VerSe challenge has them."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +14,7 @@ __all__ = ["write_ctspine1k_verse"]
 
 _PLANS: Final = {plan.scan: plan for plan in (*VERSE_2019, *VERSE_2020)}
 _MASKS: Final = {"verse074": "Verse", "verse506": "completed_annotation_verse"}
-"""Scan and folder; in the second, vertebrae that the volume cuts are annotated too."""
+"""Scans and their folders. The second mask also shows vertebrae that the volume cuts."""
 
 
 def write_ctspine1k_verse(root: Path, images: Path) -> tuple[WrittenScan, ...]:

@@ -1,4 +1,4 @@
-"""Small copies of CTSpinoPelvic1K: spine, pelvis or both in the mask of a CT.
+"""Writes small copies of CTSpinoPelvic1K, whose masks show the spine, the pelvis or both.
 
 References
 ----------
@@ -58,7 +58,7 @@ class SpinoPelvicPlan:
     spec: PhantomSpec
     """Phantom to draw; the mask of the record follows ``config``."""
     test: bool = False
-    """Whether the patient is held out of the five folds."""
+    """Whether the patient is kept out of the five folds, for the test."""
 
 
 def _spec(seed: int, *more: str) -> PhantomSpec:
@@ -168,7 +168,7 @@ def _manifest_row(plan: SpinoPelvicPlan) -> dict[str, Any]:
 
 
 def _splits(scans: Sequence[SpinoPelvicPlan]) -> dict[str, Any]:
-    """Hold the test patients out; every fold validates on its share of the others."""
+    """Keep the test patients out; each fold validates on its part of the other patients."""
     test = sorted({plan.token for plan in scans if plan.test})
     others = sorted({plan.token for plan in scans} - set(test))
     folds = []

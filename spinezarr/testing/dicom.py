@@ -1,4 +1,4 @@
-"""Writing volumes as folders of DICOM slices, in any transfer syntax, and with planted defects.
+"""Writes volumes as folders of DICOM slices, in any transfer syntax, and with planted defects.
 
 Nothing here shares code with the reader under test. pydicom writes the files, gdcm compresses; both
 are imported when they are needed, so that the package can be used without them.
@@ -51,7 +51,7 @@ DICOM_TRANSFER_SYNTAXES: Final = {
 _CT_IMAGE: Final = "1.2.840.10008.5.1.4.1.1.2"
 _ENHANCED_CT: Final = "1.2.840.10008.5.1.4.1.1.2.1"
 _LEGACY_CT: Final = "1.2.840.10008.5.1.4.1.1.2.2"
-"""Legacy Converted Enhanced CT: what converters make of files of one slice."""
+"""SOP class of a Legacy Converted Enhanced CT, which converters make from single slices."""
 _SECONDARY_CAPTURE: Final = "1.2.840.10008.5.1.4.1.1.7"
 _OTHER_CLASSES: Final = {
     "MR": "1.2.840.10008.5.1.4.1.1.4",
@@ -60,7 +60,7 @@ _OTHER_CLASSES: Final = {
     "RTSTRUCT": "1.2.840.10008.5.1.4.1.1.481.3",
     "SEG": "1.2.840.10008.5.1.4.1.1.66.4",
 }
-"""Objects that lie beside CTs, by Modality."""
+"""SOP classes of objects that archives keep beside CTs, by Modality."""
 _DIRECTORY: Final = "1.2.840.10008.1.3.10"
 """Media Storage Directory Storage: a DICOMDIR."""
 _BARE: Final = ("implicit-le", "explicit-le")
@@ -70,14 +70,14 @@ _BITS: Final = 16
 _LOCALIZER: Final = 10_000
 """InstanceNumber of a localizer, beyond those of slices."""
 _JPEG2000_PIXELS: Final = 16
-"""gdcm was seen to crash when it compresses 7 x 5 pixels as JPEG 2000, and not from 16 x 16 on."""
+"""Fewest rows and columns for JPEG 2000: gdcm crashed on 7 x 5 pixels, and not on 16 x 16."""
 _SQUARE: Final = 1e-6
-"""How far the axes of a series that can be written may be from right angles, in radians."""
+"""Largest deviation of the axes of a series from right angles, in radians."""
 
 
 @dataclass(frozen=True, slots=True)
 class DicomForm:
-    """How a series is stored, what lies beside it, and what is wrong with it.
+    """How a series is stored, which other objects lie beside it, and which defects it has.
 
     Examples
     --------
@@ -98,7 +98,7 @@ class DicomForm:
     bits_stored: int = 16
     """Bits of the 16 allocated that hold the value; the others are zero."""
     naming: Literal["number", "uid", "reversed"] = "number"
-    """``1.dcm`` and so on along k, from its other end, or SOPInstanceUIDs without an ending."""
+    """Names of the files: ``1.dcm``, … along k or from its other end, or SOPInstanceUIDs."""
     preamble: bool = True
     """Whether files start with 128 bytes, DICM and file meta information, or with the data set."""
     localizer: bool = False
@@ -114,7 +114,7 @@ class DicomForm:
     repeated: tuple[int, ...] = ()
     """Indices k of slices to write twice, as different objects."""
     moved_mm: tuple[tuple[int, float], ...] = ()
-    """Slices k to move along the k axis, and how far."""
+    """Slices k to move along the k axis, and how far in mm."""
     gantry_tilt_deg: float = 0.0
     """Stack the slices aslant, each further along j, and state the angle."""
 
@@ -312,7 +312,7 @@ def write_dicom_objects(folder: Path, modality: str, count: int = 1) -> tuple[Pa
 
 
 def _items(**sequences: dict[str, Any]) -> "Dataset":
-    """Make a functional group: sequences of one item each."""
+    """Return a data set of sequences that have one item each."""
     from pydicom import Dataset  # noqa: PLC0415  only who writes DICOM needs pydicom
 
     group = Dataset()
@@ -333,14 +333,14 @@ def _check_packages(place: Path) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Geometry:
-    """Where slices lie, LPS+ mm."""
+    """Positions and directions of the slices, in LPS+ mm."""
 
     across: npt.NDArray[np.float64]
     down: npt.NDArray[np.float64]
     origin: npt.NDArray[np.float64]
     step: npt.NDArray[np.float64]
     spacing_mm: tuple[float, float]
-    """Between rows, then between columns."""
+    """Distance between rows, then between columns."""
 
     @classmethod
     def of(cls, affine_ijk: npt.NDArray[np.float64], form: DicomForm) -> "_Geometry":
@@ -407,7 +407,7 @@ def _name(number: int, count: int, uid: str, form: DicomForm) -> str:
 
 
 def _object(sop_class: str, study: str, series: int, number: int, modality: str) -> "Dataset":
-    """Return what all images have: identity, and one sample a pixel."""
+    """Return the elements of every image: its identity, and one sample a pixel."""
     from pydicom import Dataset  # noqa: PLC0415  only who writes DICOM needs pydicom
     from pydicom.dataset import FileMetaDataset  # noqa: PLC0415
 
@@ -536,7 +536,7 @@ def _encode(dataset: "Dataset", syntax: "UID") -> None:
 
 
 def _compress(dataset: "Dataset", syntax: "UID") -> None:
-    """Compress with gdcm, by way of files, and take over the pixels alone."""
+    """Compress with gdcm, through files, and take only the pixels from the result."""
     import gdcm  # noqa: PLC0415  only who compresses needs gdcm
     from pydicom import dcmread  # noqa: PLC0415
     from pydicom.uid import JPEG2000TransferSyntaxes  # noqa: PLC0415

@@ -1,4 +1,4 @@
-"""Giving the slices of a written DICOM series the identity that a dataset states."""
+"""Gives the slices of a written DICOM series the identity that a dataset states."""
 
 from collections.abc import Iterable
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What the forms of all volume files have in common."""
+"""Which choices do all volume files share when they are written?"""
 
 from dataclasses import dataclass
 from typing import Any, Final
@@ -45,9 +45,9 @@ uint64, int64, float32, float64; got 'float16'
     orientation: str = "LPS"
     """Directions toward which the file's axes increase."""
     dtype: str = "int16"
-    """Of the stored numbers, one of :data:`DTYPES`."""
+    """Data type of the stored numbers, one of :data:`DTYPES`."""
     oblique_deg: float = 0.0
-    """Turn of the whole patient about the middle of the volume; no voxel is resampled."""
+    """Rotation of the whole patient about the middle of the volume; no voxel is resampled."""
     big_endian: bool = False
     """Whether numbers are stored with the most significant byte first."""
 

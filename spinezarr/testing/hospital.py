@@ -1,4 +1,4 @@
-"""Small copies of what a hospital's archive exports: examinations of several series, some no CT."""
+"""Writes small copies of a hospital archive's export: examinations of several series."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -30,23 +30,23 @@ class HospitalPlan:
 
     patient: str
     date: str
-    """Of the examination, the folder below the patient's."""
+    """Date of the examination; it names the folder below the patient's."""
     folder: str
-    """Below that; series with the same one lie in one folder."""
+    """Folder below that; series with the same folder lie together."""
     number: int
     """SeriesNumber."""
     kernel: str
     """ConvolutionKernel."""
     description: str = ""
-    """SeriesDescription, in which archives hold what staff typed."""
+    """SeriesDescription, which the staff typed."""
     thinned: int = 1
-    """Every so many slices of the phantom are kept, each as much thicker."""
+    """Only every n-th slice of the phantom is kept, and is n times as thick."""
     spec: PhantomSpec
-    """What to draw; series of one examination show the same."""
+    """What to draw; all series of one examination show the same phantom."""
     form: DicomForm = _FORM
     """How the slices are stored."""
     mask: bool = False
-    """Whether somebody has annotated it: ``masks/<patient>_<date>_<number>.nii.gz``."""
+    """Whether there is a mask: ``masks/<patient>_<date>_<number>.nii.gz``."""
 
 
 def _spec(seed: int) -> PhantomSpec:

@@ -1,4 +1,4 @@
-"""Writing volumes as MetaImage files, ``.mha`` or ``.mhd`` with a data file, in any orientation.
+"""Writes volumes as MetaImage files, ``.mha`` or ``.mhd`` with a data file, in any orientation.
 
 Nothing here shares code with the reader under test. Keys and their order are those of ITK's
 writer.
@@ -43,7 +43,7 @@ _ZLIB_LEVEL: Final = 2
 
 @dataclass(frozen=True, slots=True)
 class MetaImageForm(VolumeForm):
-    """How a volume is stored; whether with its header or beside it, the file's suffix says."""
+    """How a volume is stored; the suffix of the file decides whether the header stands alone."""
 
     compressed: bool = False
     """Whether the voxels are one zlib stream."""

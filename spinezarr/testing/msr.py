@@ -1,4 +1,4 @@
-"""Small copies of the Microsoft/UW spine dataset: CT scans with centers of vertebrae, no masks.
+"""Writes small copies of the Microsoft/UW spine dataset: CTs with vertebra centers, no masks.
 
 References
 ----------
@@ -27,7 +27,7 @@ class MsrPlan:
     """One scan to write."""
 
     scan: str
-    """Seven digits."""
+    """Name of the scan, seven digits."""
     patient: str | None
     """``patientNNNN``; None for a test scan, which only the NIfTI release has."""
     package: str
@@ -41,9 +41,9 @@ class MsrPlan:
     header: Literal["# 0", "# 2"] = "# 0"
     """First line of the landmark file."""
     orientation: str = "LPS"
-    """Of both releases."""
+    """Orientation of the image in both releases."""
     oblique_deg: float = 0.0
-    """Turn of the patient; landmarks follow the voxel axes."""
+    """Rotation of the patient; landmarks follow the voxel axes."""
 
 
 MSR_SCANS: Final = (

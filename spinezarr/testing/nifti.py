@@ -1,4 +1,4 @@
-"""Writing volumes as NIfTI-1 files in any orientation, data type and scaling.
+"""Writes volumes as NIfTI-1 files in any orientation, data type and scaling.
 
 Nothing here shares code with the readers under test: orientation goes through nibabel's
 transforms, and header and voxels are written as bytes, because nibabel chooses a slope of its own.
@@ -29,7 +29,7 @@ _igzip: Any = igzip
 __all__ = ["NiftiForm", "write_nifti"]
 
 _GZIP_LEVEL: Final = 2
-"""Between speed and size for ISA-L, whose levels are 0 to 3."""
+"""Compression level of ISA-L, from 0 (fast) to 3 (small)."""
 _SLAB_BYTES: Final = 1 << 25
 """Bytes written at once."""
 
@@ -43,11 +43,11 @@ class NiftiForm(VolumeForm):
     inter: float | None = None
     """``scl_inter``; needs a slope."""
     sform_code: int = 1
-    """0 leaves the sform out."""
+    """Code of the sform; 0 leaves it out."""
     qform_code: int = 1
-    """0 leaves the qform out."""
+    """Code of the qform; 0 leaves it out."""
     unit: Literal["mm", "unknown"] = "mm"
-    """What ``xyzt_units`` says of lengths, which are mm either way."""
+    """Unit of length that ``xyzt_units`` names; lengths are in mm either way."""
 
     def __post_init__(self) -> None:
         VolumeForm.__post_init__(self)
@@ -99,7 +99,7 @@ def write_nifti(
 
 
 def _scaled(values: npt.NDArray[Any], form: NiftiForm) -> npt.NDArray[Any]:
-    """Numbers to store, before they are cast."""
+    """Return the numbers to store, before they are cast."""
     if form.slope is None:
         return values
     stored = (values.astype(np.float64) - (form.inter or 0.0)) / form.slope
@@ -123,7 +123,7 @@ def _check_range(array: npt.NDArray[Any], form: NiftiForm, path: Path) -> None:
 def _file_bytes(
     array: npt.NDArray[Any], affine: npt.NDArray[np.float64], form: NiftiForm
 ) -> Iterator[bytes]:
-    """Header, no extension, then the voxels with the first axis fastest."""
+    """Yield the header without an extension, then the voxels with the first axis fastest."""
     header = _nib.Nifti1Header(endianness=">" if form.big_endian else "<")
     header.set_data_dtype(form.stored_dtype)
     header.set_data_shape(array.shape)

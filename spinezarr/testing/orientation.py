@@ -1,4 +1,4 @@
-"""Turning volumes into any orientation of file axes, by nibabel's transforms."""
+"""Turns volumes into any orientation of file axes, by nibabel's transforms."""
 
 from itertools import permutations, product
 from typing import Any, Final
@@ -15,7 +15,7 @@ _nib: Any = nib
 __all__ = ["all_axcodes", "check_orientation", "oriented"]
 
 _MAX_OBLIQUE_DEG: Final = 40.0
-"""Beyond about 45 degrees another orientation would be the closest."""
+"""Largest angle: beyond about 45 degrees another orientation would be the closest."""
 _OBLIQUE_AXIS: Final = np.array([2.0, 2.0, 1.0]) / 3
 """A unit vector off every axis, so that all entries of the affine change."""
 

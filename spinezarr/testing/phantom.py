@@ -72,7 +72,7 @@ class PhantomSpec:
     """
 
     seed: int = 0
-    """Of all that is random."""
+    """Seed of everything that is random."""
     shape_zyx: ShapeZYX = (160, 192, 192)
     """Voxels along each axis."""
     spacing_zyx_mm: SpacingZYX = (2.0, 1.8, 1.8)
@@ -140,13 +140,13 @@ class Phantom:
     """A drawn phantom; axes z, y, x increase toward superior, anterior and right."""
 
     spec: PhantomSpec
-    """What was asked for."""
+    """Spec that the phantom was drawn from."""
     image: npt.NDArray[np.int16] = field(repr=False)
     """Hounsfield units."""
     label: npt.NDArray[np.uint8] = field(repr=False)
-    """Values of :data:`spinezarr.vertebrae.NAME_OF_VALUE`."""
+    """Label values, the keys of :data:`spinezarr.vertebrae.NAME_OF_VALUE`."""
     affine_xyz: npt.NDArray[np.float64] = field(repr=False)
-    """4 x 4, voxel ``(x, y, z, 1)`` to RAS+ mm."""
+    """Affine, 4 x 4: voxel ``(x, y, z, 1)`` to RAS+ mm."""
     cut: tuple[str, ...]
     """Levels that the volume cuts, drawn or not in the mask."""
     labeled: tuple[str, ...]
@@ -216,7 +216,7 @@ def _centers(
 def _affine(
     rng: np.random.Generator, shape: ShapeZYX, spacing: SpacingZYX
 ) -> npt.NDArray[np.float64]:
-    """Patient near the middle of the gantry, the table somewhere below zero."""
+    """Place the patient near the middle of the gantry, with the table somewhere below zero."""
     dz, dy, dx = spacing
     jitter_x, jitter_y, bottom = rng.uniform((-15, -40, -900), (15, 10, -300))
     origin = (jitter_x - shape[2] * dx / 2, jitter_y - shape[1] * dy / 2, bottom)
@@ -226,7 +226,7 @@ def _affine(
 
 
 def _field_of_view(spec: PhantomSpec) -> npt.NDArray[np.bool_]:
-    """Pixels within the circle that touches the far sides of a slice."""
+    """Return which pixels lie within the circle that touches the far sides of a slice."""
     _, ny, nx = spec.shape_zyx
     if spec.padding_hu is None:
         return np.ones((ny, nx), bool)
@@ -265,7 +265,7 @@ def _draw_spine(
 
 
 def _soft_patches(spec: PhantomSpec, spine: Spine) -> Iterator[Patch]:
-    """Contents of the canal, then discs."""
+    """Yield the contents of the canal, then the discs."""
     for draw in (render_canal, render_disc):
         for above, below in zip(spine.vertebrae, spine.vertebrae[1:], strict=False):
             patch = draw(above, below, spec.shape_zyx, spec.spacing_zyx_mm)
@@ -274,7 +274,7 @@ def _soft_patches(spec: PhantomSpec, spine: Spine) -> Iterator[Patch]:
 
 
 def touches_end(mask: npt.NDArray[np.bool_], box: Box, shape_zyx: ShapeZYX) -> bool:
-    """Whether a mask inside a box reaches the first or last slice of the volume."""
+    """Return whether a mask inside a box reaches the first or last slice of the volume."""
     bottom = box.start_zyx[0] == 0 and bool(mask[0].any())
     return bottom or (box.stop_zyx[0] == shape_zyx[0] and bool(mask[-1].any()))
 
@@ -331,7 +331,7 @@ def _draw_slices(
 
 
 def _noise_strength(spec: PhantomSpec) -> npt.NDArray[np.float32]:
-    """Map the standard deviation: fewer photons reach the middle of the body."""
+    """Return the standard deviation by pixel: fewer photons reach the middle of the body."""
     _, ny, nx = spec.shape_zyx
     _, dy, dx = spec.spacing_zyx_mm
     y, x = ((np.arange(n) + 0.5 - n / 2) * s for n, s in ((ny, dy), (nx, dx)))

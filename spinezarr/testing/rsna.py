@@ -1,4 +1,4 @@
-"""Small copies of the RSNA 2022 cervical spine challenge: DICOM slices, NIfTI masks for some.
+"""Writes small copies of the RSNA 2022 cervical spine challenge: DICOM, and some NIfTI masks.
 
 References
 ----------

@@ -1,4 +1,4 @@
-"""Everything of a phantom that is no vertebra: skin, fat, muscle, organs, ribs, table and air."""
+"""Draws what surrounds the spine: skin, fat, muscle, organs, ribs, table and air."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ _SKIN_MM: Final = 1.8
 # Where a field of unit variance turns into organ (60 % of it), gas (rare) or lung vessel (rare).
 _ORGAN_LEVEL, _GAS_LEVEL, _VESSEL_LEVEL = -0.25, 1.75, 2.1
 _GAS_AHEAD: Final = 0.3
-"""Gas rises in bowel well before the spine; a share of 120 mm."""
+"""Gas lies in the bowel at least this far in front of the spine, as a share of 120 mm."""
 _RIB_CORE: Final = 0.4
 """Squared radius of the marrow, as a share of the rib's."""
 
@@ -79,7 +79,7 @@ class SoftTissue:
     gas: SmoothField
     """Where the bowel holds gas."""
     grain: SmoothField
-    """Fine texture: vessels, muscle fibres, spongy bone."""
+    """Fine texture: vessels, muscle fibers, spongy bone."""
     ribs: bool
     """Whether thoracic levels carry ribs."""
 
@@ -141,13 +141,13 @@ class SoftTissue:
     def _ellipse(
         self, s: _Section, right: float, front: float, half_width: float, half_depth: float
     ) -> Mask:
-        """Pixels of an ellipse placed relative to the spine, in mm at natural scale."""
+        """Return the pixels of an ellipse, placed from the spine in mm at natural scale."""
         u = (self.x - (s.spine_x + right * s.scale)) * np.float32(1 / (half_width * s.scale))
         v = (self.y - (s.spine_y + front * s.scale)) * np.float32(1 / (half_depth * s.scale))
         return np.asarray(u * u + v * v < 1)
 
     def _viscera(self, hu: Image, inner: Mask, s: _Section, index: int) -> None:
-        """Abdomen: bowel in fat, gas toward the front, liver, spleen and kidneys."""
+        """Draw the abdomen: bowel in fat, gas toward the front, liver, spleen and kidneys."""
         if s.level < _order("T9"):
             return
         organ = self.organs.slice(index)
@@ -167,7 +167,7 @@ class SoftTissue:
                 hu[self._ellipse(s, side * 66, 3, 11 * kidney, 9 * kidney)] = 10
 
     def _vessels(self, hu: Image, s: _Section) -> None:
-        """Aorta and vena cava in front of the spine, psoas beside it, trachea in the neck."""
+        """Draw aorta and vena cava in front of the spine, psoas beside it, trachea in the neck."""
         ahead = 17 + 10 * min(1.0, max(0.0, (s.level - 6) / 14))
         if _order("T4") < s.level < _order("L5"):
             hu[self._ellipse(s, -12, ahead, 12, 12)] = _BLOOD
@@ -181,7 +181,7 @@ class SoftTissue:
             hu[self._ellipse(s, 0, 27, 8, 9)] = _AIR
 
     def _back(self, hu: Image, s: _Section) -> None:
-        """Muscles on both sides of the spinous processes, with fat between them."""
+        """Draw muscles on both sides of the spinous processes, with fat between them."""
         wide = 30 if s.level > _order("C7") else 20
         hu[self._ellipse(s, 0, -40, wide + 14, 26)] = _FAT + 10
         for side in (-1, 1):
@@ -189,7 +189,7 @@ class SoftTissue:
         hu[self._ellipse(s, 0, -26, 22, 20)] = _MUSCLE - 10
 
     def _chest(self, hu: Image, inner: Mask, s: _Section, grain: Image) -> None:
-        """Lungs with vessels above the domes of the diaphragm; the heart between them."""
+        """Draw lungs with vessels above the domes of the diaphragm, and the heart between them."""
         if not _order("C7") < s.level < _order("T13"):
             return
         chest = np.zeros(hu.shape, bool)
@@ -209,7 +209,7 @@ class SoftTissue:
         hu[chest & (grain > _VESSEL_LEVEL)] = 20
 
     def _ribs(self, hu: Image, depth: Image, s: _Section, z_mm: float) -> None:
-        """Arcs along the chest wall that descend toward the front."""
+        """Draw the ribs: arcs along the chest wall that descend toward the front."""
         ring = np.flatnonzero(
             (np.abs(depth - s.fat - s.wall * 0.7) < 5.5 * s.scale)
             & (np.abs(self.x - s.spine_x) > 26 * s.scale)
@@ -235,19 +235,19 @@ def _mean_y(spine: Spine) -> float:
 
 
 def _bump(level: float, center: float, half_length: float) -> float:
-    """Radius of a unit ball along the spine, cut at ``level``."""
+    """Return the radius of a unit ball along the spine, cut at ``level``."""
     return float(np.sqrt(max(0.0, 1 - ((level - center) / half_length) ** 2)))
 
 
 def _depth(y: Image, x: Image, half_y: float, half_x: float) -> Image:
-    """Depth below the outline of a rounded box, roughly in mm."""
+    """Return the depth below the outline of a rounded box, roughly in mm."""
     v, u = (y / half_y) ** 2, (x / half_x) ** 2
     rho4 = v * v + u * u + np.float32(1.2) * u * v
     return np.asarray((1 - np.sqrt(np.sqrt(rho4))) * min(half_y, half_x), np.float32)
 
 
 def _table(y: Image, x: Image, spine: Spine) -> Image:
-    """Air, and below the back a curved shell of carbon fibre round foam."""
+    """Draw air, and below the back a curved shell of carbon fiber round foam."""
     scale = spine.scale_xy
     lowest = _mean_y(spine) * 0.7 + 0.3 * min(p.center_zyx_mm[1] for p in spine.vertebrae)
     behind = max(

@@ -196,7 +196,7 @@ def _stack(
 def _reach(
     vertebrae: Sequence[PlacedVertebra], cut_share: float, margin_share: float
 ) -> tuple[float, float]:
-    """Lowest and highest z that the volume shall show."""
+    """Return the lowest and highest z that the volume shows."""
     if cut_share > 0:
         first, last = vertebrae[0], vertebrae[-1]
         top = first.center_zyx_mm[0] + (0.5 - cut_share) * first.size.height
@@ -212,14 +212,14 @@ def _reach(
 def render_vertebra(
     placed: PlacedVertebra, shape_zyx: ShapeZYX, spacing: SpacingZYX
 ) -> Patch | None:
-    """Voxels of a vertebra, or None if it lies outside the volume."""
+    """Return the voxels of a vertebra, or None if it lies outside the volume."""
     return _render(placed, solids_of(placed.name), shape_zyx, spacing, cortex=True)
 
 
 def render_disc(
     above: PlacedVertebra, below: PlacedVertebra, shape_zyx: ShapeZYX, spacing: SpacingZYX
 ) -> Patch | None:
-    """Voxels of the disc between two vertebrae."""
+    """Return the voxels of the disc between two vertebrae."""
     tall = above.size.disc + 0.25 * above.size.height
     body = Body(1.02 * above.size.width, 1.02 * above.size.depth, tall, inside_hu=_DISC_HU)
     return _render(_between(above, below), [body], shape_zyx, spacing, cortex=False)
@@ -228,7 +228,7 @@ def render_disc(
 def render_canal(
     above: PlacedVertebra, below: PlacedVertebra, shape_zyx: ShapeZYX, spacing: SpacingZYX
 ) -> Patch | None:
-    """Voxels of the canal from the middle of one vertebra to that of the next."""
+    """Return the voxels of the canal from the middle of one vertebra to that of the next."""
     size = above.size
     half = 0.5 * (size.height + size.disc)
     v = size.canal_center_v
@@ -238,7 +238,7 @@ def render_canal(
 
 
 def _between(above: PlacedVertebra, below: PlacedVertebra) -> PlacedVertebra:
-    """Frame of the disc between two vertebrae."""
+    """Return the frame of the disc between two vertebrae."""
     a, b = (np.array(v.center_zyx_mm) for v in (above, below))
     share = above.size.height / (above.size.height + below.size.height)
     z, y, x = (a + (b - a) * share).tolist()
@@ -254,7 +254,7 @@ def _render(
     *,
     cortex: bool,
 ) -> Patch | None:
-    """Voxels of the union of solids, each drawn inside its own small box."""
+    """Return the voxels of the union of solids, each of which is drawn inside a small box."""
     dz, dy, dx = spacing
     voxel = (dx / placed.scale_xy, dy / placed.scale_xy, dz / placed.scale_z)
     thick = [solid.grown((0.6 * voxel[0], 0.6 * voxel[1], 0.6 * voxel[2])) for solid in solids]
@@ -283,7 +283,7 @@ def _render(
 def _box_of(
     corners: npt.NDArray[np.float64], shape_zyx: ShapeZYX, spacing: SpacingZYX
 ) -> Box | None:
-    """Voxels that a set of corners spans, cut at the volume's borders."""
+    """Return the box of voxels that corners span, cut at the borders of the volume."""
     low, high = corners.min(axis=0), corners.max(axis=0)
     shift = np.array([0.0, shape_zyx[1] / 2, shape_zyx[2] / 2])
     start = np.floor(low / spacing + shift).astype(int).tolist()
@@ -293,7 +293,7 @@ def _box_of(
 
 
 def _hull(boxes: Iterator[Box]) -> Box:
-    """Smallest box that holds all boxes."""
+    """Return the smallest box that holds all boxes."""
     starts, stops = zip(*((box.start_zyx, box.stop_zyx) for box in boxes), strict=True)
     low, high = np.min(starts, axis=0).tolist(), np.max(stops, axis=0).tolist()
     return Box((low[0], low[1], low[2]), (high[0], high[1], high[2]))
@@ -302,7 +302,7 @@ def _hull(boxes: Iterator[Box]) -> Box:
 def _local(
     placed: PlacedVertebra, box: Box, shape_zyx: ShapeZYX, spacing: SpacingZYX
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-    """Coordinates u, v, w of the voxels of a box, broadcastable to its shape."""
+    """Return the coordinates u, v, w of the voxels of a box, broadcastable to its shape."""
     middle = (0.0, shape_zyx[1] / 2, shape_zyx[2] / 2)
     z, y, x = np.ix_(
         *(

@@ -1,4 +1,4 @@
-"""Smooth random fields and scanner noise, seeded and made one slice at a time."""
+"""Makes smooth random fields and scanner noise from a seed, one slice at a time."""
 
 from dataclasses import dataclass
 from typing import Self

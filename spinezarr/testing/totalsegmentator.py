@@ -1,4 +1,4 @@
-"""Small copies of the TotalSegmentator CT dataset: one binary mask a structure, or one file.
+"""Writes small copies of the TotalSegmentator CT dataset, with one mask file a structure or one.
 
 References
 ----------
@@ -29,7 +29,7 @@ __all__ = [
 ]
 
 TotalSegmentatorVersion = Literal["v1", "v2"]
-"""v2 also knows the sacrum, and S1 apart from it."""
+"""Version of the structures; v2 adds the sacrum, and S1 apart from it."""
 
 _META_COLUMNS: Final = (
     "image_id",
@@ -184,7 +184,7 @@ def _draw(plan: TotalSegmentatorPlan) -> Phantom:
 
 
 def _masks(phantom: Phantom, version: TotalSegmentatorVersion) -> dict[str, npt.NDArray[np.bool_]]:
-    """Mask of every structure, z, y, x; the sacrum without S1."""
+    """Return the mask of every structure, z, y, x; the sacrum is without S1."""
     masks = {
         f"vertebrae_{level}": phantom.label == VALUE_OF_NAME[level]
         for level in usual_levels("C1", "L5")

@@ -1,4 +1,4 @@
-"""Scans of small VerSe datasets of phantoms, and the files of one scan.
+"""Which scans do the small VerSe datasets hold, and which files has each?
 
 :mod:`~spinezarr.testing.verse_subjects` and :mod:`~spinezarr.testing.verse_challenge` place them
 as the releases do.
@@ -55,7 +55,7 @@ class VersePlan:
     year: VerseYear
     """Challenge that published the scan."""
     split: VerseSplit
-    """Subset."""
+    """Split that holds the scan."""
     spec: PhantomSpec
     """Phantom to draw."""
     plane: VersePlane | None = None
@@ -65,7 +65,7 @@ class VersePlan:
     form: NiftiForm = _PIR
     """How the mask is stored; the image likewise, as int16."""
     challenge_mask_orientation: str | None = None
-    """Another orientation, in which the challenge of 2019 stores the mask."""
+    """Orientation of the mask in the challenge of 2019, where it differs from the image's."""
     mask: bool = True
     """Whether there is a mask; without one there are no centroids either."""
     mask_shift_mm: float = 0.0

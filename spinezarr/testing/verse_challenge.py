@@ -1,4 +1,4 @@
-"""The VerSe datasets as the challenges of 2019 and 2020 packed them.
+"""Writes the VerSe datasets as the challenges of 2019 and 2020 packed them.
 
 References
 ----------
@@ -17,7 +17,7 @@ from spinezarr.testing.written import WrittenScan
 __all__ = ["VERSE_2020_CHALLENGE", "write_verse_2019_challenge", "write_verse_2020_challenge"]
 
 VERSE_2020_CHALLENGE: Final = (*VERSE_2020, *VERSE_2019[:2])
-"""The challenge of 2020 held scans of 2019 again."""
+"""Scans of the challenge of 2020, which also held scans of 2019."""
 
 
 def write_verse_2019_challenge(

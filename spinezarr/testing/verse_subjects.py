@@ -1,4 +1,4 @@
-"""The subject-based VerSe release, as its six zips unpack.
+"""Writes the subject-based VerSe release, as its six zips unpack.
 
 References
 ----------

@@ -1,4 +1,4 @@
-"""The record of one scan that a synthetic dataset holds."""
+"""Which files and facts belong to one scan of a synthetic dataset?"""
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -53,7 +53,7 @@ def centers_in_file(phantom: Phantom, oblique_deg: float) -> dict[str, tuple[flo
 
 
 def with_affine(phantom: Phantom, affine_xyz: npt.NDArray[np.float64]) -> Phantom:
-    """Put the voxels of a phantom elsewhere; ``affine_xyz`` maps voxel to RAS+ mm."""
+    """Return the phantom at another place; ``affine_xyz`` maps voxels to RAS+ mm."""
     move = affine_xyz @ np.linalg.inv(phantom.affine_xyz)
     centers = {}
     for name, center in phantom.centers_mm.items():

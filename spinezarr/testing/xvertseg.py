@@ -1,4 +1,4 @@
-"""Small copies of xVertSeg.v1: lumbar CT as MetaImage, masks of L1 to L5 with values 200 to 240.
+"""Writes small copies of xVertSeg.v1: lumbar CTs as MetaImage, with masks of L1 to L5.
 
 References
 ----------
