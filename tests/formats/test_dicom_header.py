@@ -322,10 +322,10 @@ def groups_of(count):
     ],
 )
 def test_hostile_headers_are_refused_soon(body, expected):
-    began = time.monotonic()
+    began = time.process_time()
     with pytest.raises(HeaderError, match=expected):
         header_of(file_of(body, DICOM_TRANSFER_SYNTAXES["explicit-le"]))
-    assert time.monotonic() - began < 10
+    assert time.process_time() - began < 10
 
 
 def test_a_header_is_read_no_further_than_the_limit():

@@ -1,20 +1,72 @@
+"""What a store holds, to look for what must not be there."""
+
+import json
+import re
+
 import numpy as np
 import pytest
 import zarr
 
+from spinezarr.store.bundle import TABLE_BUNDLE, unbundle_files
+
+CHUNK = re.compile(r"(^|/)c[./][0-9./]+$")
+CHECKSUMS = "chunks"
+"""Key of a manifest whose value is Base64: any few letters can be in it by chance."""
+
 
 @pytest.fixture(scope="session")
 def bytes_of_store():
-    return _bytes_of_store
+    """Return every name and byte of a store, and all its arrays decompressed."""
+    return lambda store: b"\0\0".join([*names_and_bytes(store), *arrays(store)])
 
 
-def _bytes_of_store(store):
-    """Every name and byte of a store, and all its arrays decompressed."""
-    found = []
-    for path in sorted(store.rglob("*")):
-        found.append(str(path.relative_to(store)).encode())
-        if path.is_file():
-            found.append(path.read_bytes())
+@pytest.fixture(scope="session")
+def text_of_store():
+    """Return what can be text in a store: names, metadata, and all arrays decompressed.
+
+    Any few letters can be in compressed bytes, and in Base64, by chance.
+    """
+    return lambda store: b"\0\0".join([*names_and_metadata(store), *arrays(store)])
+
+
+def files_of(store):
+    return {
+        str(path.relative_to(store)): path.read_bytes()
+        for path in sorted(store.rglob("*"))
+        if path.is_file()
+    }
+
+
+def names_and_bytes(store):
+    for name, data in files_of(store).items():
+        yield name.encode()
+        yield data
+
+
+def names_and_metadata(store):
+    files = files_of(store)
+    files |= unbundle_files(files.pop(TABLE_BUNDLE))
+    for name, data in files.items():
+        yield name.encode()
+        if not CHUNK.search(name):
+            yield from texts(json.loads(data))
+
+
+def texts(value):
+    """Yield each text of a JSON value, and each key of its objects."""
+    if isinstance(value, dict):
+        for key, item in value.items():
+            yield key.encode()
+            if key != CHECKSUMS:
+                yield from texts(item)
+    elif isinstance(value, list):
+        for item in value:
+            yield from texts(item)
+    else:
+        yield str(value).encode()
+
+
+def arrays(store):
     scans = (path for path in (store / "scans").iterdir() if path.is_dir())
     for root in [store / "table", *scans]:
         group = zarr.open_group(root, mode="r")
@@ -22,7 +74,4 @@ def _bytes_of_store(store):
             if isinstance(member, zarr.Array):
                 values = np.asarray(member[...])
                 text = values.dtype.kind in "TOU"
-                found.append(
-                    "\0".join(map(str, values.ravel())).encode() if text else values.tobytes()
-                )
-    return b"\0\0".join(found)
+                yield "\0".join(map(str, values.ravel())).encode() if text else values.tobytes()

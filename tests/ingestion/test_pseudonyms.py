@@ -99,7 +99,7 @@ def pieces(texts, size=6):
     return {text[at : at + size] for text in texts for at in range(len(text) - size + 1)}
 
 
-def test_no_piece_of_thirty_names_is_in_the_store(tmp_path, bytes_of_store):
+def test_no_piece_of_thirty_names_is_in_the_store(tmp_path, text_of_store):
     numbers = np.random.default_rng(3)
     words = ["".join(numbers.choice(list("QXZJKVWqxzjkvw"), 9)) for _ in range(50)]
     scans = [(words[at // 2], words[20 + at]) for at in range(30)]
@@ -111,7 +111,7 @@ def test_no_piece_of_thirty_names_is_in_the_store(tmp_path, bytes_of_store):
     out = tmp_path / "s.zarr"
     done = command(tmp_path / "hidden.yaml", "--raw", raw, "--out", out, "--pseudonymize", "--json")
     assert done.returncode == 0, done.stderr
-    stored = bytes_of_store(out)
+    stored = text_of_store(out)
     assert [piece for piece in pieces(words) if piece.encode() in stored] == []
     assert not any(word in done.stdout for word in words)
     table = spinezarr.open(out).table
@@ -307,7 +307,7 @@ names_of_files = st.from_regex(r"[QXZJKVW][QXZJKVW!#=+]{4,11}", fullmatch=True)
     max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(st.lists(st.tuples(names_of_files, names_of_files), min_size=1, max_size=3, unique=True))
-def test_no_piece_of_any_name_is_in_the_store(tmp_path_factory, bytes_of_store, scans):
+def test_no_piece_of_any_name_is_in_the_store(tmp_path_factory, text_of_store, scans):
     folder = tmp_path_factory.mktemp("any")
     scans = list({scan: (patient, scan) for patient, scan in scans}.values())
     for patient, scan in scans:
@@ -315,7 +315,7 @@ def test_no_piece_of_any_name_is_in_the_store(tmp_path_factory, bytes_of_store, 
     write_lists(folder / "raw", scans)
     (folder / "hidden.yaml").write_text(RECIPE)
     run(folder / "raw", folder / "s.zarr")
-    stored = bytes_of_store(folder / "s.zarr")
+    stored = text_of_store(folder / "s.zarr")
     texts = [text for pair in scans for text in pair]
     assert [piece for piece in pieces(texts) if piece.encode() in stored] == []
     back = {(line.patient_id, line.scan_id) for line in lines_of(folder / "s.zarr.pseudonyms.csv")}

@@ -16,6 +16,7 @@ from dataclasses import fields, replace
 import numpy as np
 import pytest
 import torch
+from patience import PATIENCE_S
 from torch import distributed
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, DistributedSampler
@@ -179,7 +180,7 @@ def test_a_loader_left_early_leaves_no_thread_behind(stream, expected):
             assert digest(batch) == expected[0]
             break
     gc.collect()
-    until = time.monotonic() + 20  # the threads of torch's own queues end a little later
+    until = time.monotonic() + PATIENCE_S  # the threads of torch's own queues end a little later
     while set(threading.enumerate()) - before and time.monotonic() < until:
         time.sleep(0.01)
     assert not set(threading.enumerate()) - before
@@ -426,7 +427,7 @@ def test_a_training_program_ends_promptly_on_an_interrupt(ctspine1k_url, num_wor
         try:
             assert process.stdout.readline() == "reading\n"
             process.send_signal(signal.SIGINT)
-            process.communicate(timeout=30)
+            process.communicate(timeout=PATIENCE_S)
         finally:
             process.kill()
     assert process.returncode == -signal.SIGINT
@@ -525,7 +526,7 @@ def test_two_ranks_train_together(store):
         (seen, weights), (others_seen, others_weights) = (receive.recv() for receive, _ in pipes)
     finally:
         for process in processes:
-            process.join(30)
+            process.join(PATIENCE_S)
             process.kill()
     stream = store.patches(12, batch_size=2, n_samples=16, foreground=0.5)
     expected = [digest(as_tensors(b)) for epoch in range(2) for b in stream.at_epoch(epoch)]

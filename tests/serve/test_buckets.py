@@ -20,6 +20,7 @@ import tensorstore
 import xarray as xr
 import zarr
 from asking import ask, ask_for_patches
+from patience import PATIENCE_S
 from typer.testing import CliRunner
 
 import spinezarr
@@ -551,7 +552,7 @@ def test_the_command_serves_a_catalog_of_buckets(s3_server, place, ctspine1k_url
         assert digests(spinezarr.open(url).scan(SCAN)) == expected
     finally:
         process.terminate()
-        said = process.communicate(timeout=15)[1]
+        said = process.communicate(timeout=PATIENCE_S)[1]
     assert f"{url}" in said
     assert "Traceback" not in said
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from patience import PATIENCE_S
 
 from spinezarr.serve.tokens import new_token
 
@@ -158,7 +159,7 @@ def running(url, *command, **options):
             yield process
         finally:
             process.terminate()
-            process.wait(15)
+            process.wait(PATIENCE_S)
 
 
 def nginx(folder, ports, port):

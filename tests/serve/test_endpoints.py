@@ -15,6 +15,7 @@ from pathlib import Path
 import jsonschema_rs
 import pytest
 from asking import ask, ask_for_patches, started
+from patience import PATIENCE_S
 
 from spinezarr.errors import UsageError
 from spinezarr.serve import endpoints
@@ -392,7 +393,7 @@ def test_figures_are_of_all_processes(ctspine1k_url):
             assert figures(url)[name] == 40
     finally:
         process.terminate()
-        process.communicate(timeout=15)
+        process.communicate(timeout=PATIENCE_S)
 
 
 def test_it_is_ready_as_long_as_all_stores_can_be_opened(ctspine1k_url, tmp_path):
@@ -574,7 +575,7 @@ def test_the_command_logs(ctspine1k_url):
         ask(f"{url}/v1/stores")
     finally:
         process.terminate()
-        said = process.communicate(timeout=15)[1]
+        said = process.communicate(timeout=PATIENCE_S)[1]
     lines = [json.loads(line) for line in said.splitlines() if line.startswith("{")]
     assert [line["path"] for line in lines][-1] == "/v1/stores"
 

@@ -12,6 +12,7 @@ import tensorstore
 import xarray as xr
 import zarr
 from obstore.store import HTTPStore
+from patience import PATIENCE_S
 from zarr.storage import FsspecStore, ObjectStore
 
 import spinezarr
@@ -103,7 +104,9 @@ def zarrita(tmp_path_factory):
     def read(urls, token=None, *, suffix=False):
         asked = json.dumps({"urls": urls, "token": token, "suffix": suffix})
         command = ["node", script, asked]
-        return subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
+        return subprocess.run(
+            command, check=False, capture_output=True, text=True, timeout=PATIENCE_S
+        )
 
     return read
 

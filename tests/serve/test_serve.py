@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 import xarray as xr
 from asking import ask, free_port, started
+from patience import PATIENCE_S
 
 import spinezarr
 from spinezarr.errors import ScanChangedError, UsageError
@@ -540,7 +541,7 @@ def test_the_command_serves_until_it_is_told_to_end(ctspine1k_url, ends):
         assert (status, headers["content-length"] != "0") == (200, True)
     finally:
         process.send_signal(ends)
-        said = process.communicate(timeout=15)[1]
+        said = process.communicate(timeout=PATIENCE_S)[1]
     assert f"{url}/zarr/ctspine1k" in said
     assert "Traceback" not in said
 
@@ -560,7 +561,7 @@ def test_slow_heads_are_let_go_while_others_are_served(ctspine1k_url):
                     pass
     finally:
         process.terminate()
-        process.communicate(timeout=15)
+        process.communicate(timeout=PATIENCE_S)
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from asking import started
+from patience import PATIENCE_S
 
 import spinezarr
 
@@ -45,7 +46,7 @@ def sums_of(url, n):
 
 
 def told(process):
-    out, problems = process.communicate(timeout=120)
+    out, problems = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 0, problems
     assert not problems
     pairs = [json.loads(line) for line in out.splitlines()]
@@ -57,7 +58,7 @@ def server(ctspine1k_url):
     process, url = started(ctspine1k_url, "--processes", "2")
     yield f"{url}/ctspine1k"
     process.terminate()
-    process.communicate(timeout=20)
+    process.communicate(timeout=PATIENCE_S)
 
 
 @pytest.mark.parametrize("ranks", [2, 8])
@@ -106,7 +107,7 @@ def test_a_server_that_is_killed_and_starts_again_loses_no_sample(ctspine1k_url)
     finally:
         if process is not None:
             process.terminate()
-            process.communicate(timeout=20)
+            process.communicate(timeout=PATIENCE_S)
     assert stream.client._refused == ""
     assert [batch.index.tolist() for batch in given] == [b.index.tolist() for b in expected]
     for batch, right in zip(given, expected, strict=True):
@@ -145,7 +146,7 @@ def test_faults_on_the_way_change_no_sample(ctspine1k_url):
         )  # fmt: skip
     finally:
         process.terminate()
-        process.communicate(timeout=20)
+        process.communicate(timeout=PATIENCE_S)
     wrong, faults, posts, refused = json.loads(done.stdout)
     assert (wrong, refused) == (0, "")
     assert posts > 120

@@ -13,6 +13,7 @@ import pytest
 import xarray as xr
 from hypothesis import given
 from hypothesis import strategies as st
+from patience import PATIENCE_S
 
 import spinezarr
 from spinezarr.errors import CorruptStoreError, StoreNotFoundError
@@ -177,7 +178,7 @@ def test_root_and_table_take_two_requests(copied, serve, ctspine1k_url):
 class Paired(SimpleHTTPRequestHandler):
     """Answers when two requests are there, or never."""
 
-    together = Barrier(2, timeout=20)
+    together = Barrier(2, timeout=PATIENCE_S)
 
     def do_GET(self):
         self.together.wait()

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import fsspec
 import pytest
+from patience import PATIENCE_S, wait_until
 
 from spinezarr.errors import LostLockError, StoreBusyError
 from spinezarr.store.folder import StoreFileSystem
@@ -151,7 +152,7 @@ def test_of_many_writers_at_once_one_wins(tmp_path, stale):
     ]  # fmt: skip
     while sum(process.poll() is None for process in processes) > 1:
         time.sleep(0.05)
-    ended = [process.communicate(timeout=60) for process in processes]
+    ended = [process.communicate(timeout=PATIENCE_S) for process in processes]
     assert sorted(out for out, _ in ended) == [*[""] * 3, "held\n"]
     assert sum("StoreBusyError" in err for _, err in ended) == 3
     assert list(tmp_path.iterdir()) == []
@@ -189,7 +190,7 @@ def test_a_holder_whose_lock_was_taken_stops_and_leaves_it(tmp_path):
         edit(tmp_path / LOCK_FILE, run_id="another")
         with pytest.raises(LostLockError, match="another run has taken over"):
             guard(at_once=True)
-        held._renewer.join(10)
+        held._renewer.join(PATIENCE_S)
     assert json.loads((tmp_path / LOCK_FILE).read_text())["run_id"] == "another"
 
 
@@ -271,19 +272,24 @@ def test_one_that_was_stopped_before_a_change_makes_none(tmp_path):
 
 def test_a_lock_is_renewed_between_changes(tmp_path):
     with make(tmp_path, renew_s=0.02) as held, ThreadPoolExecutor(4) as pool:
-        ends = time.monotonic() + 1.5
+        changes, is_over = [0] * 4, threading.Event()
 
-        def change(_):
-            changes = 0
-            while time.monotonic() < ends:
+        def change(number):
+            while not is_over.is_set():
                 with held.guard.changing():
                     time.sleep(0.002)
-                changes += 1
-            return changes
+                changes[number] += 1
 
-        first = json.loads((tmp_path / LOCK_FILE).read_text())["renewed"]
-        assert min(pool.map(change, range(4))) > 20
-        assert json.loads((tmp_path / LOCK_FILE).read_text())["renewed"] > first + 0.5
+        def renewed():
+            return json.loads((tmp_path / LOCK_FILE).read_text())["renewed"]
+
+        first, changing = renewed(), [pool.submit(change, number) for number in range(4)]
+        try:
+            wait_until(lambda: renewed() > first + 0.5 and min(changes) > 20)
+        finally:
+            is_over.set()
+        for one in changing:
+            one.result()
         assert not held._lost
 
 

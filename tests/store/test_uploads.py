@@ -4,6 +4,7 @@ import threading
 
 import fsspec
 import pytest
+from patience import PATIENCE_S
 
 from spinezarr.remote.filesystem import open_filesystem
 from spinezarr.store.folder import StoreFileSystem
@@ -66,7 +67,7 @@ class SlowFileSystem(fsspec.get_filesystem_class("memory")):
 
     def pipe_file(self, *_args, **_options):
         self.under_way += 1
-        self.go_on.wait(10)
+        self.go_on.wait(PATIENCE_S)
 
 
 def test_a_few_are_under_way_at_once_and_more_wait():

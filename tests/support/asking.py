@@ -8,6 +8,8 @@ import time
 import urllib.error
 import urllib.request
 
+from patience import PATIENCE_S
+
 
 class _NoOnward(urllib.request.HTTPRedirectHandler):
     def redirect_request(self, *_):
@@ -22,7 +24,7 @@ def ask(url, method="GET", body=None, **headers):
     fields = {name.replace("_", "-"): value for name, value in headers.items()}
     request = urllib.request.Request(url, body, fields, method=method)  # noqa: S310
     try:
-        with _OPENER.open(request, timeout=20) as answer:
+        with _OPENER.open(request, timeout=PATIENCE_S) as answer:
             return answer.status, dict(answer.headers.items()), answer.read()
     except urllib.error.HTTPError as answer:
         with answer:

@@ -122,8 +122,9 @@ def _ended(end, running):
 
 
 def _run(main, words, folder, environment):
+    encoding = environment.get("PYTHONIOENCODING")
     sys.stdin, sys.stdout, sys.stderr = (
-        open(number, mode, closefd=False)  # noqa: SIM115
+        open(number, mode, encoding=encoding, closefd=False)  # noqa: SIM115
         for number, mode in enumerate("rww")
     )
     os.chdir(folder)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import psutil
 from asking import started
+from patience import PATIENCE_S
 
 __all__ = ["Running", "running"]
 
@@ -58,4 +59,4 @@ def running(folder, *words):
         yield Running(url, process, log)
     finally:
         process.terminate()
-        process.wait(timeout=20)
+        process.wait(timeout=PATIENCE_S)

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from patience import PATIENCE_S
 
 import spinezarr
 from spinezarr.errors import UsageError
@@ -416,7 +417,7 @@ def gated(stream, first):
     class Gated(PatchStream):
         def read_group(self, number):
             begun.append(number)
-            assert number < first or gate.wait(30)
+            assert number < first or gate.wait(PATIENCE_S)
             return super().read_group(number)
 
     return (
@@ -489,9 +490,9 @@ def test_an_iterator_let_go_in_one_of_its_own_threads_ends_them(stream):
     iterator._waiting.clear()
     iterator._running_readers().submit(iterator._read_group, 5)
     del iterator
-    assert done.wait(10)
+    assert done.wait(PATIENCE_S)
     for thread in threads:
-        thread.join(10)
+        thread.join(PATIENCE_S)
     assert not ours()
 
 
@@ -543,7 +544,7 @@ def test_a_program_ends_promptly_on_an_interrupt(ctspine1k_url, when):
         try:
             assert process.stdout.readline() == "reading\n"
             process.send_signal(signal.SIGINT)
-            said = process.communicate(timeout=30)[1]
+            said = process.communicate(timeout=PATIENCE_S)[1]
         finally:
             process.kill()
     assert process.returncode == -signal.SIGINT
@@ -570,10 +571,10 @@ def test_a_forked_child_goes_on_with_threads_of_its_own(stream):
     process.start()
     try:
         send.close()
-        assert receive.poll(60), "the child hangs"
+        assert receive.poll(PATIENCE_S), "the child hangs"
         assert receive.recv() == expected[2:]
         assert digests(iterator) == expected[2:]
-        process.join(30)
+        process.join(PATIENCE_S)
         assert process.exitcode == 0
     finally:
         receive.close()
