@@ -3,9 +3,9 @@
 import http.client
 import json
 import os
-import select
 import shutil
 import socket
+import time
 from pathlib import Path
 
 import pytest
@@ -60,13 +60,6 @@ def stalled(url, window=4096):
     return one
 
 
-def was_reset(one):
-    """Return whether a connection has ended, without reading from it."""
-    looking = select.poll()
-    looking.register(one, 0)
-    return bool(looking.poll(0))
-
-
 def test_answers_that_nobody_reads_have_a_bound(serve_within):
     served = serve_within(unsent_bytes=1 << 20)
     url = f"{served}/v1/ctspine1k/batch"
@@ -81,7 +74,7 @@ def test_who_does_not_read_is_let_go_and_holds_up_nobody(serve_within):
     with stalled(url) as one, stalled(url) as other:
         assert one.recv(12) == other.recv(12) == b"HTTP/1.1 200"
         assert ask_for_patches(f"{url}/v1/ctspine1k/batch", SMALL)[0] == 200
-        wait_until(lambda: was_reset(one))
+        time.sleep(2)  # the system ends the connection, which shows once somebody reads from it
         with pytest.raises(ConnectionResetError):
             everything(one)
 
