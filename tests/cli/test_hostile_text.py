@@ -10,10 +10,10 @@ import pickle
 import pty
 import re
 import subprocess
+import sys
 import traceback
 import warnings
 
-import forked
 import hostile_text as hostile
 import numpy as np
 import pytest
@@ -249,7 +249,7 @@ def test_a_terminal_gets_no_more_than_styles(places):
     for words in (["info", "{store}"], ["verify", "{damaged}"], ["info", EVIL]):
         ours, theirs = pty.openpty()
         argv = [word.format(**places) if word.isascii() else word for word in words]
-        command = [forked.command(), *argv]
+        command = [sys.executable, "-c", "from spinezarr.cli.main import main; main()", *argv]
         environment = {**os.environ, "TERM": "xterm-256color", "COLUMNS": "120"}
         with subprocess.Popen(command, stdout=theirs, stderr=theirs, env=environment) as process:
             os.close(theirs)

@@ -243,12 +243,18 @@ def test_the_drawn_voxel_lies_in_the_patch():
         assert box.intersect(voxel) == voxel
 
 
-@pytest.mark.parametrize("foreground", [0.0, 0.4, 1.0])
-@pytest.mark.parametrize("weights", [None, {"b": 5.0}, {"c": 0.25, "a": 3}, {"b": 0}])
-@pytest.mark.parametrize("centers", ["voxel", "centroid"])
+@pytest.mark.parametrize(
+    ("foreground", "weights", "centers"),
+    [
+        (0.0, None, "voxel"),
+        *product(
+            [0.4, 1.0],
+            [None, {"b": 5.0}, {"c": 0.25, "a": 3}, {"b": 0}],
+            ["voxel", "centroid"],
+        ),
+    ],
+)
 def test_every_draw_is_as_likely_as_enumeration_says(foreground, weights, centers):
-    if not foreground:
-        weights, centers = None, "voxel"
     options = {"foreground": foreground, "weights": weights, "centers": centers}
     chances = enumerate_draws((2, 2, 2), **options)
     sampler = sampler_of((2, 2, 2), **{**options, "weights": weights or {}}, seed=3)
