@@ -14,10 +14,10 @@ demo: $(VENV)/.installed
 # Tests start many processes: what Python compiled for one serves the next, whatever the shell says.
 test test-long: export PYTHONDONTWRITEBYTECODE :=
 
-# One process more than cores, as some tests wait for others' processes and for slow servers. A
+# Twice as many processes as cores, as many tests wait for others' processes and for slow servers. A
 # process without work takes over half of another's.
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest -n 3 --dist worksteal -m 'not long'
+	$(BIN)/python -m pytest -n 4 --dist worksteal -m 'not long'
 
 # Processes that are killed, disks and networks that fail, benchmarks in their short forms. Those of
 # docs/deploy need proxies: apt-get install --no-install-recommends nginx-light caddy
