@@ -16,6 +16,7 @@ from spinezarr.errors import StoreNotFoundError, UsageError
 from spinezarr.geometry import SLICE_AXIS, Plane, ShapeZYX, SpacingZYX, axis_positions_mm
 from spinezarr.loaders.huggingface import SplitDataset, load_splits
 from spinezarr.progress import OnProgress, ignore_progress
+from spinezarr.remote.requests import RemoteObjects
 from spinezarr.remote.settings import DEFAULT_REMOTE_SETTINGS, RemoteSettings
 from spinezarr.stats.statistics import Statistics
 from spinezarr.store.audit_log import Severity
@@ -840,11 +841,16 @@ class Store:
         (1, 1, 1)
         """
         # nibabel and matplotlib take long to import, and those who train never look.
+        from spinezarr.view.served_levels import ServedLevels  # noqa: PLC0415
         from spinezarr.view.widget import ScanView  # noqa: PLC0415
         from spinezarr.view.windows import parse_window  # noqa: PLC0415
 
         if mask not in {None, "label"}:
             raise UsageError(f"mask {mask!r}: must be 'label' or None.")
+        objects, client = self._reader.objects, self._batch_client
+        served = None
+        if client and isinstance(objects, RemoteObjects) and client.is_offered(objects):
+            served = ServedLevels(client.url, objects)
         return ScanView(
             self._reader.scan(scan_id),
             self._engine,
@@ -852,6 +858,7 @@ class Store:
             window_hu=parse_window(window),
             level=level,
             height_px=height_px,
+            served=served,
         )
 
     def export_nifti(

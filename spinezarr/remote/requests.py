@@ -227,6 +227,20 @@ class RemoteObjects:
         """
         return self._run(self._requests.get().post(path, body, limit_bytes))
 
+    def read_once(self, path: str, limit_bytes: int) -> bytes:
+        """Read an object that the server computes, of at most so many bytes, with one request.
+
+        The request is not repeated, and no second one runs beside it: each would be computed.
+
+        Raises
+        ------
+        CorruptStoreError
+            If it has more bytes than that.
+        OSError
+            If it does not come; names it, and no secret.
+        """
+        return bytes(self._run(self._requests.get().once(path, limit_bytes)))
+
     @property
     def link_bytes_per_s(self) -> float | None:
         """Rate of the link in the last seconds; None until something was measured."""
@@ -314,6 +328,14 @@ class _Requests:
         ask = partial(self._transport.get_response, wanted)
         data_of = None if wanted.stop is None else attrgetter("data")
         return await self._retry_until_complete(ask, size, data_of)
+
+    async def once(self, path: str, limit_bytes: int) -> Buffer:
+        """Ask once for a whole object that the server computes."""
+        await self._posts.acquire(1)
+        try:
+            return await self._transport.get(path, None, None, limit_bytes)
+        finally:
+            self._posts.release(1)
 
     async def post(self, path: str, body: bytes, limit_bytes: int) -> Buffer:
         """Send a POST request until it succeeds or is given up."""

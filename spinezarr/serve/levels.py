@@ -30,6 +30,7 @@ from spinezarr.view.levels import Level, LevelCache, LevelReader, levels_of, sho
 __all__ = ["LEVEL_HEADERS", "LevelQuery", "LevelRequest", "answer_level"]
 
 _BYTES: Final = "application/octet-stream"
+_GZIP: Final = "application/gzip"
 _NUMBER: Final = re.compile(r"0|[1-9][0-9]?", re.ASCII)
 _DTYPE, _SHAPE = "x-spinezarr-dtype", "x-spinezarr-shape-zyx"
 LEVEL_HEADERS: Final = ("ETag", _DTYPE, _SHAPE)
@@ -48,6 +49,8 @@ class LevelQuery(QueryModel):
     """First voxel of the box, in voxels of the level."""
     size_zyx: tuple[_Size, _Size, _Size] | None = None
     """Shape of the box, which must lie inside the level; null for all voxels from the first on."""
+    pack: Literal["none", "gzip"] = "none"
+    """``"gzip"`` sends the voxels as a gzip file, for programs; it ends with a CRC-32 of them."""
     content_checksum: Annotated[str, Field(max_length=64)] | None = None
     """The version of the scan that is wanted; the answer may be kept for ever."""
 
@@ -114,8 +117,10 @@ def _answer(
     opened = OpenedScan.of(source, wanted.scan_id, asked.content_checksum)
     scan = opened.scan
     array, level, box = _found(scan, wanted.level, asked, source.limits)
-    is_packed = array.name == LABEL and accepts_gzip(request.headers.get("accept-encoding", ""))
-    what = (scan.content_checksum, array.name, level.factor_zyx, box, is_packed)
+    is_file = asked.pack == "gzip"
+    accepted = request.headers.get("accept-encoding", "")
+    is_packed = not is_file and array.name == LABEL and accepts_gzip(accepted)
+    what = (scan.content_checksum, array.name, level.factor_zyx, box, is_packed, is_file)
     headers = headers_of_version(
         request,
         _BYTES,
@@ -135,13 +140,14 @@ def _answer(
 
     body = retry_if_rewritten(read)
     headers |= {
-        "content-type": _BYTES,
+        "content-type": _GZIP if is_file else _BYTES,
         "x-content-type-options": "nosniff",
         _DTYPE: dtype.name,
         _SHAPE: ",".join(map(str, box.shape_zyx)),
     }
-    if is_packed:
+    if is_packed or is_file:
         body = gzip_bytes(body, FAST)
+    if is_packed:
         headers["content-encoding"] = "gzip"
     return Answer(HTTPStatus.OK, headers, body)
 

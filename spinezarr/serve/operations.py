@@ -28,6 +28,7 @@ __all__ = ["FLAT", "OME", "OPERATIONS", "PARAMETERS", "ZARR", "Content", "Operat
 _HTML: Final = "text/html"
 _JSON: Final = "application/json"
 _BYTES: Final = "application/octet-stream"
+_GZIP: Final = "application/gzip"
 _CLIENT_FILES: Final = ("text/javascript", "text/css", "application/wasm")
 
 PARAMETERS: Final[Mapping[str, str]] = MappingProxyType(
@@ -268,7 +269,7 @@ OPERATIONS: Final = (
         "Pictures",
         "Voxels of a level of a scan: numbers in little-endian order, x fastest, then y",
         {
-            HTTPStatus.OK: Content("The voxels.", (_BYTES,), headers=LEVEL_HEADERS),
+            HTTPStatus.OK: Content("The voxels.", (_BYTES, _GZIP), headers=LEVEL_HEADERS),
             HTTPStatus.UNPROCESSABLE_ENTITY: Content(
                 "The box is not inside the level, or the scan has no mask."
             ),

@@ -30,11 +30,12 @@ from spinezarr.export.nifti_placement import NiftiPlacement
 from spinezarr.export.preview import preview_scan
 from spinezarr.export.spine_slices import middle_of_spine
 from spinezarr.processors import cpu_count
-from spinezarr.store.reader import ScanHandle
+from spinezarr.store.reader import ArraySpec, ScanHandle
 from spinezarr.stream.read.engine import Engine
 from spinezarr.text import to_printable
 from spinezarr.view.levels import Level, LevelReader, levels_of, shown_dtype
 from spinezarr.view.scan_view import VertebraModel, shown_vertebrae
+from spinezarr.view.served_levels import ServedLevels
 from spinezarr.view.windows import WindowHU
 
 if TYPE_CHECKING:
@@ -96,6 +97,8 @@ class ScanView:
         Number of the level to show; None for :func:`finest_that_fits`.
     height_px
         Height of the widget.
+    served
+        Asks the server that has the store for coarse levels; None to compute them here.
 
     Raises
     ------
@@ -112,6 +115,7 @@ class ScanView:
         window_hu: WindowHU,
         level: int | None,
         height_px: int,
+        served: ServedLevels | None = None,
     ) -> None:
         levels = levels_of(scan)
         if level is not None and not 0 <= level < len(levels):
@@ -123,6 +127,7 @@ class ScanView:
         self._label = scan.label if with_label else None
         self._window_hu = window_hu
         self._height_px = height_px
+        self._served = served
 
     def __repr__(self) -> str:
         shape = " x ".join(map(str, self.level.shape_zyx))
@@ -182,14 +187,17 @@ class ScanView:
     @cached_property
     def _voxels(self) -> dict[str, npt.NDArray[Any]]:
         """Voxels of image and mask of the level, by name."""
-        levels = LevelReader(self._engine)
         arrays = [self._scan.image] if self._label is None else [self._scan.image, self._label]
-        return {
-            array.name: levels.read(array, self.level, threads=cpu_count()).astype(
-                shown_dtype(array), copy=False
-            )
-            for array in arrays
-        }
+        return {array.name: self._read(array) for array in arrays}
+
+    def _read(self, array: ArraySpec) -> npt.NDArray[Any]:
+        if self._served is not None and self.level.level > 0:
+            voxels = self._served.read(self._scan, array, self.level)
+            if voxels is not None:
+                return voxels
+        levels = LevelReader(self._engine)
+        voxels = levels.read(array, self.level, threads=cpu_count())
+        return voxels.astype(shown_dtype(array), copy=False)
 
     @property
     def _vertebrae(self) -> list[VertebraModel]:

@@ -4,7 +4,9 @@ import base64
 import gzip
 import io
 import sys
+import threading
 from dataclasses import replace
+from http import HTTPStatus
 
 import ipyniivue
 import nibabel as nib
@@ -14,8 +16,15 @@ from PIL import Image
 
 import spinezarr
 from spinezarr.errors import UnknownScanError, UsageError
+from spinezarr.ingestion.discovery.discover import discover
+from spinezarr.ingestion.run import ingest
+from spinezarr.recipe import Recipe
+from spinezarr.serve import endpoints
+from spinezarr.serve.http import Answer, text_answer
+from spinezarr.serve.levels import answer_level
 from spinezarr.serve.run import BackgroundServer
 from spinezarr.serve.settings import ServeSettings
+from spinezarr.serve.tokens import new_token
 from spinezarr.vertebrae import VALUE_OF_NAME, hex_color
 from spinezarr.view import widget as widget_module
 from spinezarr.view.levels import LevelReader, levels_of
@@ -145,6 +154,79 @@ def test_scaled_images_and_a_served_store(odd, ctspine1k_url):
         here = spinezarr.open(ctspine1k_url).view(SCAN)
         for a, b in zip(there.widget.volumes, here.widget.volumes, strict=True):
             assert a.data == b.data
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory):
+    """Write a store of one scan that has several levels."""
+    folder, rng = tmp_path_factory.mktemp("large"), np.random.default_rng(4)
+    image = rng.integers(-900, 1500, (100, 120, 130)).astype(np.int16)
+    label = np.zeros(image.shape, np.uint8)
+    label[20:70, 30:90, 40:110] = VALUE_OF_NAME["L1"]
+    for name, voxels in (("a_ct", image), ("a_seg", label)):
+        nib.save(nib.Nifti1Image(voxels, np.eye(4)), folder / f"{name}.nii.gz")
+    recipe = Recipe.from_pairs("{scan}_ct.nii.gz", "{scan}_seg.nii.gz", name="large")
+    ingest(recipe, discover(recipe, str(folder)), str(folder / "large.zarr"))
+    return folder / "large.zarr"
+
+
+def volumes(view):
+    return [volume.data for volume in view.widget.volumes]
+
+
+@pytest.mark.parametrize("has_token", [False, True])
+def test_a_server_computes_the_level(large, tmp_path, monkeypatch, has_token):
+    expected = volumes(spinezarr.open(large).view("a", level=1))
+    tokens, options = None, {}
+    if has_token:
+        tokens = str(tmp_path / "tokens")
+        token = new_token(tmp_path / "tokens", "reader")
+        options = {"headers": {"Authorization": f"Bearer {token}"}}
+    with BackgroundServer(ServeSettings(paths=(str(large),), token_file=tokens)) as server:
+        there = spinezarr.open(f"{server.url}/large", storage_options=options)
+        view = there.view("a", level=1)
+        with monkeypatch.context() as patched:
+            # The server runs in this process, so what computes is told by the thread.
+            found = _computed_in(patched)
+            assert volumes(view) == expected
+        assert found == {"server"}
+
+
+@pytest.mark.parametrize("how", ["no levels", "short", "flipped", "other", "ranges"])
+def test_a_level_that_is_not_served_is_computed_here(large, monkeypatch, how):
+    expected = volumes(spinezarr.open(large).view("a", level=1))
+    change = {
+        "short": lambda data: data[:-1],
+        "flipped": lambda data: data[:-5] + bytes([data[-5] ^ 1]) + data[-4:],
+        "other": lambda data: gzip.compress(gzip.decompress(data)[1:]),
+    }.get(how)
+
+    def answer(*words, **options):
+        if change is None:
+            return text_answer(HTTPStatus.NOT_FOUND, "There is nothing here.")
+        answered = answer_level(*words, **options)
+        return Answer(answered.status, {**answered.headers}, change(answered.body))
+
+    if how != "ranges":
+        monkeypatch.setattr(endpoints, "answer_level", answer)
+    with BackgroundServer(ServeSettings(paths=(str(large),))) as server:
+        transfer = "ranges" if how == "ranges" else "auto"
+        there = spinezarr.open(f"{server.url}/large", transfer=transfer)
+        found = _computed_in(monkeypatch)
+        assert volumes(there.view("a", level=1)) == expected
+        assert "here" in found
+
+
+def _computed_in(patched):
+    """Note where levels are computed: in this thread or in one of the server."""
+    found, here, read = set(), threading.get_ident(), LevelReader.read
+
+    def noted(*words, **options):
+        found.add("here" if threading.get_ident() == here else "server")
+        return read(*words, **options)
+
+    patched.setattr(LevelReader, "read", noted)
+    return found
 
 
 # What a notebook is told

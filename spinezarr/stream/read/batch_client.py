@@ -256,6 +256,16 @@ class BatchClient:
         chosen = f" (transfer={self.transfer!r})" if self.transfer != "auto" else ""
         return summary.with_transfer(f"{how}{chosen}: {text}")
 
+    def is_offered(self, objects: Objects) -> bool:
+        """Whether a spinezarr server of this version answers there, and may be asked.
+
+        Parameters
+        ----------
+        objects
+            Reads the store.
+        """
+        return self._asked_limits(objects) is not None
+
     def _reason(
         self, batch_reader: BatchReader, request_batches: RequestBatches, limits: BatchLimits
     ) -> str:

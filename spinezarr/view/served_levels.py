@@ -1,0 +1,72 @@
+"""How does a client get a coarse level from the spinezarr server that has the scan?
+
+The server computes a level beside its data, so only the voxels of the level travel, and not those
+of the whole scan. They come as a gzip file, whose CRC-32 is checked.
+"""
+
+import math
+import zlib
+from dataclasses import dataclass, field
+from typing import Any, Final
+from urllib.parse import quote, urlencode
+
+import numpy as np
+import numpy.typing as npt
+
+from spinezarr.errors import CorruptStoreError
+from spinezarr.remote.requests import RemoteObjects
+from spinezarr.store.reader import ArraySpec, ScanHandle
+from spinezarr.view.levels import Level, shown_dtype
+
+__all__ = ["ServedLevels"]
+
+_GZIP: Final = 16 + zlib.MAX_WBITS
+"""Tells zlib to expect a gzip file."""
+_SLACK: Final = 16
+"""A gzip file of incompressible bytes is longer than they are by less than this fraction."""
+_SLACK_BYTES: Final = 1 << 10
+
+
+@dataclass(frozen=True, slots=True)
+class ServedLevels:
+    """The levels of the scans of a store on a spinezarr server."""
+
+    url: str
+    """URL at which the server answers about the store, such as ``http://lab:8765/v1/ctspine1k``."""
+    objects: RemoteObjects = field(repr=False)
+    """Reads the store; knows the token."""
+
+    def read(self, scan: ScanHandle, array: ArraySpec, level: Level) -> npt.NDArray[Any] | None:
+        """Return all voxels of a level, or None if the server does not give them.
+
+        Parameters
+        ----------
+        scan
+            The scan.
+        array
+            Its image or mask.
+        level
+            Level of the scan.
+
+        Returns
+        -------
+        array or None
+            Voxels as :meth:`spinezarr.view.levels.LevelReader.read` computes them, in
+            :func:`spinezarr.view.levels.shown_dtype`; read-only.
+        """
+        dtype = shown_dtype(array).newbyteorder("<")
+        n_bytes = math.prod(level.shape_zyx) * dtype.itemsize
+        scan_id = quote(scan.attributes.scan_id, safe="")
+        query = urlencode(
+            {"array": array.name, "content_checksum": scan.content_checksum, "pack": "gzip"}
+        )
+        url = f"{self.url}/scans/{scan_id}/levels/{level.level}?{query}"
+        try:
+            packed = self.objects.read_once(url, n_bytes + n_bytes // _SLACK + _SLACK_BYTES)
+            unpacked = zlib.decompressobj(_GZIP)
+            data = unpacked.decompress(packed, n_bytes + 1)
+        except (OSError, CorruptStoreError, zlib.error):  # refused, too long, damaged, replaced
+            return None
+        if len(data) != n_bytes or not unpacked.eof:
+            return None
+        return np.frombuffer(data, dtype).reshape(level.shape_zyx)
