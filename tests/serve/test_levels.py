@@ -56,6 +56,10 @@ def test_levels_and_boxes(served, ctspine1k_url):
             assert found.dtype == expected.dtype == {"image": "i2", "label": "u1"}[array.name]
             assert (found == expected).all()
             assert (voxels(ask(url, accept_encoding="br, gzip")) == expected).all()
+            status, headers, file = ask(f"{url}&pack=gzip", accept_encoding="gzip")
+            assert (status, headers["content-type"]) == (200, "application/gzip")
+            assert "content-encoding" not in headers
+            assert gzip.decompress(file) == expected.tobytes()
             n = level.shape_zyx
             box = Box((n[0] // 3, n[1] // 2, 0), (n[0], n[1] // 2 + 1, n[2]))
             asked = [",".join(map(str, numbers)) for numbers in (box.start_zyx, box.shape_zyx)]
@@ -115,10 +119,10 @@ def test_a_version_may_be_kept(served, ctspine1k_url):
     assert ask(url, if_none_match=headers["etag"])[0] == 304
     tags = {
         ask(f"{url}?{query}", accept_encoding=coding)[1]["etag"]
-        for query in ("", "array=label", "start_zyx=1,0,0")
+        for query in ("", "array=label", "start_zyx=1,0,0", "pack=gzip")
         for coding in ("gzip", "identity")
     }
-    assert len(tags) == 4  # images come in one coding
+    assert len(tags) == 5  # images come in one coding
 
 
 def test_a_scan_that_was_replaced(tmp_path, bring):
