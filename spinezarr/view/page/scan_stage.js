@@ -14,6 +14,27 @@ const TURN_STEP_DEG = 30;
 const FIRST_VOXELS = 3e6;
 const calm = matchMedia("(prefers-reduced-motion: reduce)");
 
+/** Follows two fingers on the screen. */
+class Pinch {
+  /** Remember where the first two fingers are. */
+  begin(fingers) {
+    const [a, b] = fingers.values();
+    this.middle = {
+      clientX: (a.clientX + b.clientX) / 2,
+      clientY: (a.clientY + b.clientY) / 2,
+    };
+    this.distance = Math.max(1, Math.hypot(a.clientX - b.clientX, a.clientY - b.clientY));
+  }
+
+  /** Return how far they went apart since then, and how their middle moved, in pixels. */
+  move(fingers) {
+    const { middle, distance } = this;
+    this.begin(fingers);
+    const moved = [this.middle.clientX - middle.clientX, this.middle.clientY - middle.clientY];
+    return { factor: this.distance / distance, moved };
+  }
+}
+
 /** Draws planes and 3D into their tiles; reports problems and the shown level. */
 export class Stage extends EventTarget {
   /**
@@ -294,14 +315,35 @@ export class Stage extends EventTarget {
       return onScreen().voxelAt(...at, this.state.voxel);
     };
     let drag = null;
+    const fingers = new Map();
+    const pinch = new Pinch();
+    let placeBefore = null;
     picture.addEventListener("pointerdown", (event) => {
       slider.focus({ preventScroll: true });
       event.preventDefault();
       picture.setPointerCapture(event.pointerId);
+      if (event.pointerType === "touch") fingers.set(event.pointerId, event);
+      if (fingers.size > 1) {
+        // The first finger has moved the planes, but two fingers only zoom.
+        if (drag === "place") this.state.goTo(placeBefore, { plane });
+        drag = "pinch";
+        pinch.begin(fingers);
+        return;
+      }
+      placeBefore = [...this.state.voxel];
       drag = event.button === 0 && !event.shiftKey ? "place" : "pan";
       if (drag === "place") this.state.goTo(under(event), { plane });
     });
     picture.addEventListener("pointermove", (event) => {
+      if (fingers.has(event.pointerId)) fingers.set(event.pointerId, event);
+      if (drag === "pinch" && fingers.size > 1) {
+        const voxel = under(pinch.middle);
+        const { factor, moved } = pinch.move(fingers);
+        this.camera.zoomAt(factor, plane, voxel);
+        const { pixelsPerMm } = onScreen();
+        if (this.camera.zoom > 1) this.camera.pan(plane, moved[0] / pixelsPerMm, moved[1] / pixelsPerMm);
+        this.update();
+      }
       if (drag === "place") this.state.goTo(under(event), { plane });
       if (drag === "pan" && this.camera.zoom > 1) {
         const { pixelsPerMm } = onScreen();
@@ -310,7 +352,12 @@ export class Stage extends EventTarget {
       }
     });
     for (const end of ["pointerup", "pointercancel"]) {
-      picture.addEventListener(end, () => (drag = null));
+      picture.addEventListener(end, (event) => {
+        fingers.delete(event.pointerId);
+        // The finger that stays must not move the planes.
+        if (fingers.size > 1) pinch.begin(fingers);
+        else if (fingers.size === 0 || drag !== "pinch") drag = null;
+      });
     }
     picture.addEventListener("contextmenu", (event) => event.preventDefault());
     let wheeled = 0;
