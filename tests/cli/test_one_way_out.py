@@ -32,7 +32,7 @@ OF_RICH = {
     "cli/ingest.py": {"ProgressColumn", "Task", "TaskID", "Text"},
 }
 """What modules may take of Rich: columns of numbers, which the console shows; None is all."""
-PAGES = ("cli", "stats", "export", "audit")
+PAGES = ("cli", "verbs", "stats", "export", "audit")
 """Parts that make documents: their JSON and names come from one function."""
 
 
@@ -58,7 +58,7 @@ def _used(node, module):
         yield name
     if isinstance(node, ast.Call) and _dotted(node.func) == "warnings.warn":
         text = node.args[0]
-        if not (isinstance(text, ast.Call) and _dotted(text.func) == "printable"):
+        if not (isinstance(text, ast.Call) and _dotted(text.func) == "to_printable"):
             yield "a warning that is not made fit to print"
 
 
