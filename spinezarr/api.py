@@ -1,4 +1,4 @@
-"""What a user holds in a notebook: an opened store."""
+"""What can a user do with a store in Python?"""
 
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -517,13 +517,13 @@ class Store:
             one. All patches of a stream have one shape, so scans of several spacings need
             ``spacing_zyx_mm`` too.
         spacing_zyx_mm
-            Resample each patch to this distance between voxels along z, y and x, or one number for
-            all. It is what would be cut out of the scan if the whole of it were resampled, from its
-            first voxel on: the image linearly, rounded if its type is an integer; the mask by the
-            nearest voxel. Only the voxels needed are read. A scan of that spacing, to one part in a
-            million, is taken as it is. Nothing is smoothed first: at a spacing more than about
-            twice the scan's own, voxels in between are skipped, so noise stays and thin structures
-            may break up.
+            Resample each patch to this distance between voxels in mm along z, y and x, or one
+            number for all. The patch equals a crop of the resampled whole scan, whose grid starts
+            at the first voxel. The image is interpolated linearly, and rounded if its type is an
+            integer; the mask takes the nearest voxel. Only the needed voxels are read. A scan that
+            has this spacing, to one part in a million, is not resampled. Nothing is smoothed first.
+            At more than about twice the scan's own spacing, voxels in between are skipped, so noise
+            stays and thin structures may break up.
         batch_size
             Patches in a batch.
         scans, split, source, vertebra
@@ -667,8 +667,8 @@ class Store:
     ) -> GridStream:
         """Cover a scan with patches, for inference.
 
-        They are spread evenly from the first voxel to the last, as few as overlap at least so far;
-        none leaves the volume, unless the volume is smaller than the patch: then it lies in the
+        Uses the fewest patches that satisfy the minimum overlap, spread evenly from the first voxel
+        to the last. No patch leaves the volume. A volume that is smaller than the patch lies in the
         middle of its padding.
 
         Parameters
@@ -678,8 +678,8 @@ class Store:
         size_zyx
             Voxels of a patch along z, y and x, or one number for a cube.
         overlap_zyx
-            Voxels that neighbors have in common at least; half the patch if not given, as in
-            nnU-Net.
+            Minimum overlap of neighboring patches in voxels (z, y, x), or one number for all axes;
+            half the patch if not given, as in nnU-Net.
         batch_size
             Patches in a batch.
         labels
@@ -690,8 +690,8 @@ class Store:
         Returns
         -------
         GridStream
-            Its batches come by z, then y, then x, and each chunk is read once. Its ``merger()``
-            puts predictions back into one volume.
+            Batches ordered by z, then y, then x; each chunk is read once. Its ``merger()`` combines
+            predictions into one volume.
 
         Raises
         ------
