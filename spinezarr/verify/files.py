@@ -13,6 +13,7 @@ from typing_extensions import Buffer
 
 from spinezarr.errors import DamagedMetadataError
 from spinezarr.remote.requests import RemoteObjects
+from spinezarr.remote.settings import DEFAULT_REMOTE_SETTINGS, RemoteSettings
 from spinezarr.remote.transport import NoRangesError
 from spinezarr.store.files import is_read_only, list_sizes, open_store, read_files
 from spinezarr.store.manifest import ManifestEntry
@@ -26,8 +27,6 @@ OnBytes = Callable[[int], None]
 """Called with the number of bytes of each read, from several threads."""
 
 _BLOCK_BYTES: Final = 1 << 22
-_REMOTE_BYTES: Final = 1 << 23
-"""Size of a request for a part of a large object, in bytes."""
 _EMPTY_GROUP: Final = {"attributes": {}, "zarr_format": 3, "node_type": "group"}
 
 
@@ -59,11 +58,16 @@ class StoreFiles:
         self._objects = objects
 
     @classmethod
-    def of_url(cls, url: str, storage_options: Mapping[str, Any] | None = None) -> Self:
+    def of_url(
+        cls,
+        url: str,
+        storage_options: Mapping[str, Any] | None = None,
+        remote: RemoteSettings = DEFAULT_REMOTE_SETTINGS,
+    ) -> Self:
         """List the files of a store; there are none if the path is absent."""
         fs, path = open_store(url, storage_options)
         if is_read_only(fs):
-            objects = RemoteObjects(url, storage_options)
+            objects = RemoteObjects(url, storage_options, remote)
             return cls(fs, objects.path, None, objects)
         fs.invalidate_cache()
         return cls(fs, path, list_sizes(fs, path))
@@ -97,11 +101,13 @@ class StoreFiles:
         if self._objects is None:
             with self.fs.open(path, "rb") as raw:
                 yield raw
-        elif size_bytes <= _REMOTE_BYTES:
+        elif size_bytes <= self._objects.settings.longest_range_bytes:
             yield io.BytesIO(self.read(key))
         else:
             remote = _RemoteFile(self._objects, path, size_bytes)
-            yield cast("BinaryIO", io.BufferedReader(remote, _REMOTE_BYTES))
+            yield cast(
+                "BinaryIO", io.BufferedReader(remote, self._objects.settings.longest_range_bytes)
+            )
 
     def check(
         self, scan_id: str | None, key: str, entry: ManifestEntry, on: OnBytes

@@ -10,6 +10,7 @@ import xarray as xr
 from spinezarr.errors import DamagedMetadataError, StoreNotFoundError
 from spinezarr.processors import cpu_count
 from spinezarr.redaction import redact_url
+from spinezarr.remote.settings import DEFAULT_REMOTE_SETTINGS, RemoteSettings
 from spinezarr.store.attributes import OtherFormatError, RootAttributes, parse_root
 from spinezarr.store.audit_log import AUDIT_FILE, AuditLog, scan_identity
 from spinezarr.store.bundle import TABLE_BUNDLE
@@ -86,6 +87,7 @@ def verify_store(
     scans: Sequence[str] | None = None,
     *,
     storage_options: Mapping[str, Any] | None = None,
+    remote: RemoteSettings = DEFAULT_REMOTE_SETTINGS,
     on_total: OnBytes = lambda _: None,
     on_bytes: OnBytes = lambda _: None,
 ) -> Verification:
@@ -100,6 +102,8 @@ def verify_store(
         Ids of the scans to check, besides the table and the root; None for all scans.
     storage_options
         Options for the file system of ``url``.
+    remote
+        Bounds on the requests to a web server.
     on_total
         Called first with the number of bytes to read, 0 if it is unknown.
     on_bytes
@@ -112,7 +116,7 @@ def verify_store(
     UnknownScanError
         If neither the table nor a folder has a scan in ``scans``.
     """
-    files = StoreFiles.of_url(url, storage_options)
+    files = StoreFiles.of_url(url, storage_options, remote)
     on_total(_total_bytes(files, scans))
     return _Check(url, files, storage_options, on_bytes).run(scans)
 

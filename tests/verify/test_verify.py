@@ -24,7 +24,8 @@ from spinezarr.errors import CorruptStoreError, SpinezarrError, StoreNotFoundErr
 from spinezarr.ingestion.discovery.discover import discover
 from spinezarr.ingestion.run import ingest
 from spinezarr.recipe import Recipe
-from spinezarr.remote.settings import METADATA_BYTES
+from spinezarr.remote.errors import NoRangesError
+from spinezarr.remote.settings import METADATA_BYTES, RemoteSettings
 from spinezarr.store.ledger import LEDGER_FILE, Ledger
 from spinezarr.store.manifest import ManifestEntry
 from spinezarr.store.reader import StoreReader
@@ -477,27 +478,25 @@ def test_a_store_in_memory_is_checked(pristine):
         memory.rm("/verify-test", recursive=True)
 
 
-@pytest.fixture
-def by_range(monkeypatch):
-    """Read objects of a web server as if they were large."""
-    monkeypatch.setattr("spinezarr.verify.files._REMOTE_BYTES", 1000)
+BY_RANGE = RemoteSettings(longest_range_bytes=1000)
+"""Read objects of a web server as if they were large."""
 
 
-def test_a_whole_store_is_read_by_ranges(copied, serve, by_range):
+def test_a_whole_store_is_read_by_ranges(copied, serve):
     url, requests = serve(copied.parent)
-    assert verify_store(f"{url}/{copied.name}").faults == ()
+    assert verify_store(f"{url}/{copied.name}", remote=BY_RANGE).faults == ()
     shards = [ranged for path, ranged in requests if re.search(r"/image/c[./]", path)]
     assert shards
     assert all(shards)
 
 
 @pytest.mark.parametrize("change", [-5, 7])
-def test_a_size_behind_a_web_server_is_told(copied, serve, by_range, change):
+def test_a_size_behind_a_web_server_is_told(copied, serve, change):
     (shard,) = copied.glob("scans/a/image/c/0/0/0")
     data = shard.read_bytes()
     shard.write_bytes(data[:change] if change < 0 else data + bytes(change))
     url, _ = serve(copied.parent)
-    (fault,) = verify_store(f"{url}/{copied.name}").faults
+    (fault,) = verify_store(f"{url}/{copied.name}", remote=BY_RANGE).faults
     assert (fault.kind, fault.found) == ("damaged", f"{len(data) + change} bytes")
 
 
@@ -518,12 +517,10 @@ def test_a_server_that_refuses_is_told_without_a_traceback(copied, status):
     assert f"the server answered {status}. Check" in " ".join(result.stderr.split())
 
 
-def test_a_server_without_ranges_is_no_fault_of_a_file(copied, by_range):
-    with served_by(partial(SimpleHTTPRequestHandler, directory=copied.parent)) as url:
-        result = CliRunner().invoke(app, ["verify", f"{url}/{copied.name}"])
-    assert result.exit_code == 1
-    assert "Chunks are read as byte ranges" in " ".join(result.stderr.split())
-    assert "repair" not in result.output
+def test_a_server_without_ranges_is_no_fault_of_a_file(copied):
+    handler = partial(SimpleHTTPRequestHandler, directory=copied.parent)
+    with served_by(handler) as url, pytest.raises(NoRangesError, match="read as byte ranges"):
+        verify_store(f"{url}/{copied.name}", remote=BY_RANGE)
 
 
 @contextmanager

@@ -38,13 +38,19 @@ class BufferPool:
 
     There is no lock: memory comes back whenever Python collects garbage, also in a thread that is
     taking some at that moment. Each step is atomic.
+
+    Parameters
+    ----------
+    max_free_bytes
+        Bytes of free memory that are kept.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, max_free_bytes: int = _FREE_BYTES) -> None:
+        self._max_free_bytes = max_free_bytes
         self._free: dict[int, deque[_Block]] = {}
 
-    def __reduce__(self) -> tuple[type["BufferPool"], tuple[()]]:
-        return BufferPool, ()
+    def __reduce__(self) -> tuple[type["BufferPool"], tuple[int]]:
+        return BufferPool, (self._max_free_bytes,)
 
     def empty(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
         """Return an array whose elements are not set, as :func:`numpy.empty` does."""
@@ -70,7 +76,7 @@ class BufferPool:
         # Blocks of other sizes go first: they may be those of a stream that has ended.
         sizes = sorted(self._free, key=lambda n_bytes: n_bytes == block.nbytes)
         for n_bytes in sizes:
-            while self.free_bytes > _FREE_BYTES:
+            while self.free_bytes > self._max_free_bytes:
                 try:
                     self._free[n_bytes].popleft()
                 except IndexError:

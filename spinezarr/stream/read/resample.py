@@ -78,6 +78,7 @@ def resample(
     out: npt.NDArray[Any],
     *,
     linear: bool,
+    block_values: int = _BLOCK_VALUES,
 ) -> None:
     """Fill ``out`` with the values at a grid of positions.
 
@@ -94,6 +95,8 @@ def resample(
         Whether to interpolate linearly. Else the nearest voxel is taken, and the later one of two
         that are equally near. No filter is applied before: where positions are several voxels
         apart, the voxels between them are skipped.
+    block_values
+        Number of values to compute at once; it changes no value.
 
     Notes
     -----
@@ -104,7 +107,7 @@ def resample(
     # float32 is twice as fast, and is used if it holds every value.
     exact = np.result_type(source.dtype, np.float32)
     rounded = linear and out.dtype.kind in "iu"
-    planes = max(1, _BLOCK_VALUES // max(1, source.shape[1] * source.shape[2]))
+    planes = max(1, block_values // max(1, source.shape[1] * source.shape[2]))
     for first in range(0, len(out), planes):
         part = slice(first, first + planes)
         values = taps[0].part(part).along(source, 0, exact)

@@ -5,7 +5,6 @@ import threading
 import numpy as np
 import pytest
 
-from spinezarr.stream.read import buffer_pool
 from spinezarr.stream.read.buffer_pool import BufferPool
 
 SHAPE = (5, 40, 64, 70)
@@ -45,9 +44,8 @@ def test_memory_comes_back_with_the_last_view(number):
     assert pool.free_bytes == 2 * N_BYTES
 
 
-def test_free_memory_is_bounded(monkeypatch):
-    monkeypatch.setattr(buffer_pool, "_FREE_BYTES", 3 * N_BYTES)
-    pool = BufferPool()
+def test_free_memory_is_bounded():
+    pool = BufferPool(3 * N_BYTES)
     held = [pool.empty(SHAPE, np.int16) for _ in range(5)]
     held += [pool.empty((N_BYTES // 2,), np.uint8) for _ in range(5)]
     del held

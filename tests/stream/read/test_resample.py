@@ -14,7 +14,6 @@ from spinezarr.geometry import SLICE_AXIS
 from spinezarr.ingestion.discovery.discover import discover
 from spinezarr.ingestion.run import ingest
 from spinezarr.recipe import Recipe
-from spinezarr.stream.read import resample as resample_module
 from spinezarr.stream.read.batch_reader import _Work
 from spinezarr.stream.read.resample import resample
 from spinezarr.stream.spacing import grid_shape_zyx, step_zyx
@@ -110,17 +109,15 @@ def test_values_between_voxels_are_those_of_the_eight_around(data, shape, dtype,
     positions = tuple(data.draw(positions_in(n)) for n in shape)
     grid = np.ix_(*positions)
     sizes = [len(at) for at in positions]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(resample_module, "_BLOCK_VALUES", block)
-        for out_dtype in {volume.dtype, np.result_type(volume.dtype, np.float32)}:
-            wide = np.full((*sizes, 2), 77, out_dtype)
-            resample(volume, positions, wide[..., 0], linear=True)
-            rounding = 0.5 if out_dtype.kind in "iu" else 0
-            found = wide[..., 0].astype(float)
-            assert np.abs(found - trilinear(volume, *grid)).max() <= rounding + 0.01
-            assert (wide[..., 1] == 77).all()
-        nearest = np.empty(sizes, volume.dtype)
-        resample(volume, positions, nearest, linear=False)
+    for out_dtype in {volume.dtype, np.result_type(volume.dtype, np.float32)}:
+        wide = np.full((*sizes, 2), 77, out_dtype)
+        resample(volume, positions, wide[..., 0], linear=True, block_values=block)
+        rounding = 0.5 if out_dtype.kind in "iu" else 0
+        found = wide[..., 0].astype(float)
+        assert np.abs(found - trilinear(volume, *grid)).max() <= rounding + 0.01
+        assert (wide[..., 1] == 77).all()
+    nearest = np.empty(sizes, volume.dtype)
+    resample(volume, positions, nearest, linear=False, block_values=block)
     at = np.ix_(*(np.floor(along + 0.5).astype(int) for along in positions))
     np.testing.assert_array_equal(nearest, volume[at])
 
