@@ -114,7 +114,7 @@ def test_objects_come_back_whole_and_absent_ones_are_left_out(proxy):
 
 
 def test_an_absent_object_has_no_ranges(proxy):
-    with pytest.raises(FileNotFoundError, match="there is no such object: '.*/absent'"):
+    with pytest.raises(FileNotFoundError, match=r"there is no such object: '.*/absent'"):
         read_ranges(RemoteObjects(proxy.url), [(f"{proxy.url}/absent", 0, 5)])
 
 
