@@ -568,10 +568,10 @@ DICOM = {
         "within 1e[+]06",
     ),
     "a frame of another stack": (
-        frames(of_frame("FrameContentSequence", StackID="2")), "of 2 stacks .StackID.",
+        frames(of_frame("FrameContentSequence", StackID="2")), "to 2 stacks .StackID.",
     ),
     "a frame of another time": (
-        frames(of_frame("FrameContentSequence", TemporalPositionIndex=2)), "of 2 times",
+        frames(of_frame("FrameContentSequence", TemporalPositionIndex=2)), "to 2 times",
     ),
     "frames in fragments without an offset table": (fragments(split_frames), None),
     "frames under a false offset table": (
