@@ -242,7 +242,7 @@ def test_every_decision_is_in_the_index():
 
 
 @pytest.mark.long
-def test_a_dataset_of_ones_own_takes_ten_lines_and_no_code(working_folder):
+def test_a_dataset_of_ones_own_takes_ten_lines_and_no_code(working_folder, tools):
     start = (ROOT / "docs" / "add-a-dataset.md").read_text().partition("\n## ")[0]
     (recipe,) = (code for language, code in BLOCK.findall(start) if language == "yaml")
     assert len(recipe.splitlines()) <= 10
@@ -252,7 +252,7 @@ def test_a_dataset_of_ones_own_takes_ten_lines_and_no_code(working_folder):
     (own / "demo").symlink_to(working_folder / "demo")
     (own / "block.yaml").write_text(recipe)
     for code in commands:
-        run_bash(code, own)
+        run_bash(code, own, tools)
     store = spinezarr.open(own / "hospital.zarr")
     assert store.table.scan.to_numpy().tolist() == ["2023-11-02", "2024-01-15"]
     for scan_id, patient in (("2024-01-15", "P0007"), ("2023-11-02", "P0012")):

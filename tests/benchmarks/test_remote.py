@@ -1,4 +1,5 @@
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ from spinezarr.testing import NiftiForm, PhantomSpec, make_phantom, write_nifti
 pytestmark = pytest.mark.long
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
+SUPPORT = FOLDER.parent / "tests" / "support"
 OURS = {"spinezarr", "spinezarr, window"}
 ZARR = {"zarr-python, fsspec", "zarr-python, fsspec, our store"}
 WHOLE = {"whole files"}
@@ -26,7 +28,11 @@ def phantom_pair(folder):
 
 def run_python(code, *arguments):
     command = [sys.executable, "-c", code, *map(str, arguments)]
-    done = subprocess.run(command, cwd=FOLDER, check=True, capture_output=True, text=True)
+    paths = filter(None, [str(SUPPORT), os.environ.get("PYTHONPATH")])
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+    done = subprocess.run(
+        command, cwd=FOLDER, env=environment, check=True, capture_output=True, text=True
+    )
     return json.loads(done.stdout)
 
 
