@@ -59,11 +59,6 @@ class Allowance:
         self._held_bytes = 0
         self._lock = threading.Lock()
 
-    @property
-    def held_bytes(self) -> int:
-        """Bytes that were taken and not given back."""
-        return self._held_bytes
-
     def take_if_room(self, size_bytes: int) -> bool:
         """Take bytes unless that exceeds the limit; return whether they were taken."""
         with self._lock:

@@ -107,12 +107,12 @@ class MeteredAllowance(Allowance):
 
     def take_if_room(self, size_bytes):
         taken = super().take_if_room(size_bytes)
-        self.peak_bytes = max(self.peak_bytes, self.held_bytes)
+        self.peak_bytes = max(self.peak_bytes, self._held_bytes)
         return taken
 
     def take(self, size_bytes):
         super().take(size_bytes)
-        self.peak_bytes = max(self.peak_bytes, self.held_bytes)
+        self.peak_bytes = max(self.peak_bytes, self._held_bytes)
 
 
 class MeteredWorkspace(Workspace):

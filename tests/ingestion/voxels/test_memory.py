@@ -64,7 +64,7 @@ def test_bytes_are_held_up_to_the_limit():
     assert allowance.take_if_room(10)
     assert not allowance.take_if_room(1)
     allowance.take(5)
-    assert allowance.held_bytes == 15
+    assert allowance._held_bytes == 15
     allowance.give(6)
     assert not allowance.take_if_room(2)
     assert allowance.take_if_room(1)
