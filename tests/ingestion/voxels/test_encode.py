@@ -196,7 +196,7 @@ def test_every_chunk_is_encoded_once_and_lies_in_its_place(axcodes, budget):
     one_chunk = math.prod(BALANCED.chunk_shape_zyx) * array.itemsize
     assert workspace.voxels.peak_bytes <= max(budget.voxel_bytes, one_chunk)
     assert workspace.encoded.peak_bytes <= budget.encoded_bytes
-    assert workspace.voxels._held_bytes == workspace.encoded.held_bytes == 0
+    assert workspace.voxels._held_bytes == workspace.encoded._held_bytes == 0
 
 
 @settings(deadline=None, max_examples=60)

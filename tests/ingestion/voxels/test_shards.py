@@ -43,11 +43,11 @@ def test_shards_are_whole_whatever_the_order_of_their_chunks(tmp_path, encoded_b
     )
     for chunk in chunks:
         collector.add(chunk, None if chunk in absent else data_of(chunk))
-        assert workspace.encoded.held_bytes <= encoded_bytes
+        assert workspace.encoded._held_bytes <= encoded_bytes
     collector.close()
     assert written == expected(absent)
     assert (7, 0, 0) not in written, "no file for a shard of absent chunks"
-    assert workspace.encoded.held_bytes == 0
+    assert workspace.encoded._held_bytes == 0
 
 
 def test_scratch_space_is_used_again(tmp_path):
