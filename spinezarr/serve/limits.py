@@ -53,7 +53,8 @@ class ServeLimits(BaseModel):
         Largest answer with patches, in bytes of voxels, and the most stored voxels in bytes that
         one such answer is computed from.
     level_voxel_bytes, level_source_bytes
-        The same of voxels of a coarse level. Their source is read in parts.
+        Largest answer with voxels of a level, and the most stored voxels in bytes that one such
+        answer is computed from. They are read in parts.
     slice_voxels
         Most voxels of a slice that is drawn. Drawing takes about 20 bytes a voxel.
     coarsest_level_voxels
