@@ -4,15 +4,19 @@ import shutil
 from urllib.parse import urlsplit
 
 import pytest
-from playwright.sync_api import sync_playwright
+from patience import PATIENCE_S
+from playwright.sync_api import expect, sync_playwright
 
 from spinezarr.serve.run import BackgroundServer
 from spinezarr.serve.settings import ServeSettings
 
 CHROMIUM = shutil.which("chromium")
+PATIENCE_MS = PATIENCE_S * 1000
 _FLAGS = ["--headless=new", "--no-sandbox", "--disable-dev-shm-usage"]
 _SLOW_DRIVER = "GL Driver Message (OpenGL, Performance"
 """Said by Chromium when a screenshot reads what WebGL drew."""
+
+expect.set_options(timeout=PATIENCE_MS)
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +49,7 @@ def page(chromium):
     """
     context = chromium.new_context(viewport={"width": 1280, "height": 720}, locale="en-US")
     tab = context.new_page()
-    tab.set_default_timeout(20_000)
+    tab.set_default_timeout(PATIENCE_MS)
     tab.complaints = []
     tab.on(
         "console",
