@@ -1,4 +1,4 @@
-"""What a scan's manifest says of a shard, and how a group's metadata are sealed."""
+"""Tests of the manifest's tables of shards, and of the seal on a group's metadata."""
 
 import json
 from base64 import b64encode
@@ -42,7 +42,7 @@ def entry_of(rows, size_bytes=None, n_chunks=N_CHUNKS):
 
 
 @given(chunks_of_shards)
-def test_a_shard_s_table_says_what_its_index_says(chunks):
+def test_the_table_of_a_shard_equals_its_index(chunks):
     shard = assemble_shard(chunks, N_CHUNKS)
     index = shard_index({position: len(chunk) for position, chunk in chunks.items()}, N_CHUNKS)
     ends = [int.from_bytes(chunks[position][-4:], "little") for position in sorted(chunks)]
@@ -70,7 +70,7 @@ def test_a_shard_s_table_says_what_its_index_says(chunks):
         ([(0, 121, 0)], 0, "at most 120"),
     ],
 )
-def test_a_table_of_no_shard_is_refused(rows, more, said):
+def test_a_table_that_fits_no_shard_is_refused(rows, more, said):
     whole = entry_of(rows)
     entry = whole.model_copy(update={"size_bytes": whole.size_bytes + more})
     with pytest.raises(DamagedMetadataError, match=said):
@@ -78,7 +78,7 @@ def test_a_table_of_no_shard_is_refused(rows, more, said):
 
 
 @pytest.mark.parametrize(("is_full", "positions"), [(False, [1, 4]), (True, [1]), (True, [0, 1])])
-def test_a_table_has_chunks_of_the_array_and_an_image_has_all(is_full, positions):
+def test_tables_list_chunks_of_the_array_and_those_of_an_image_list_all(is_full, positions):
     entry = entry_of([(position, 9, 0) for position in positions])
     places = ShardPositions.of((1, 1, 2), (2, 1, 3))
     assert (places.n, places.used.tolist()) == (N_CHUNKS, [0, 1])
@@ -99,18 +99,18 @@ def test_a_table_is_whole_rows_in_base64(text):
 
 
 @given(st.dictionaries(texts, texts), st.dictionaries(texts, texts))
-def test_what_is_sealed_is_unsealed(attributes, more):
+def test_unsealing_returns_what_was_sealed(attributes, more):
     metadata = {"attributes": attributes, "more": more}
     assert unseal(seal(metadata)) == metadata
 
 
-def test_a_text_that_looks_like_a_seal_is_a_text():
+def test_a_string_that_looks_like_a_seal_stays_a_string():
     nested = {"columns": {"metadata_crc32c": "00000000"}, "note": '"metadata_crc32c": "00000000"'}
     assert unseal(seal({"attributes": nested})) == {"attributes": nested}
 
 
 @given(st.data())
-def test_no_byte_of_what_is_sealed_changes_unseen(data):
+def test_a_changed_byte_of_sealed_metadata_is_detected(data):
     metadata = {"attributes": {"a": [1, 2.5], "b": "text"}, "node_type": "group"}
     sealed = seal(metadata)
     at, mask = data.draw(st.integers(0, len(sealed) - 1)), data.draw(st.integers(1, 255))
@@ -119,7 +119,7 @@ def test_no_byte_of_what_is_sealed_changes_unseen(data):
         found = unseal(damaged)
     except DamagedMetadataError:
         return
-    # White space around the seal itself is all that may.
+    # Only white space around the seal itself may change.
     assert found == metadata
     assert json.loads(damaged) == json.loads(sealed)
 
@@ -127,6 +127,6 @@ def test_no_byte_of_what_is_sealed_changes_unseen(data):
 @pytest.mark.parametrize(
     "data", [b"", b"[]", b'{"attributes": "x"}', b'{"attributes": {}}', b"[" * 9999]
 )
-def test_what_was_never_sealed_is_refused(data):
+def test_metadata_without_a_seal_are_refused(data):
     with pytest.raises(DamagedMetadataError):
         unseal(data)

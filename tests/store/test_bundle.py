@@ -1,4 +1,4 @@
-"""The table as one object: equal to the many, and never beside others."""
+"""Tests of the bundle: the scan table as one object, equal to the table's own files."""
 
 import pickle
 import shutil
@@ -32,7 +32,7 @@ def copied(ctspine1k_url, tmp_path):
 
 
 def update_table(url):
-    """Write the table again with the rows it has."""
+    """Write the table again with the same rows."""
     writer = StoreWriter(url, StoreReader(url).root)
     names = StoreReader(url).table.scan.to_numpy().tolist()
     scans = {name: StoreReader(url).scan(name).attributes for name in names}
@@ -54,7 +54,7 @@ def test_files_come_back_from_a_bundle(files):
     assert bundle_files(dict(reversed(files.items()))) == bundle_files(files)
 
 
-def test_the_bundle_holds_what_readers_need_of_the_table(ctspine1k_url):
+def test_the_bundle_holds_every_file_of_the_table_that_readers_need(ctspine1k_url):
     table = Path(ctspine1k_url) / "table"
     files = {str(p.relative_to(table)): p.read_bytes() for p in table.rglob("*") if p.is_file()}
     wanted = {key: data for key, data in files.items() if not key.endswith("/zarr.json")}
@@ -62,14 +62,14 @@ def test_the_bundle_holds_what_readers_need_of_the_table(ctspine1k_url):
     assert unbundle_files((Path(ctspine1k_url) / TABLE_BUNDLE).read_bytes()) == wanted
 
 
-def test_the_bundle_alone_is_read(copied):
+def test_readers_read_the_bundle_and_no_other_file_of_the_table(copied):
     expected = StoreReader(str(copied)).table
     shutil.rmtree(copied / "table")
     xr.testing.assert_identical(StoreReader(str(copied)).table, expected)
 
 
 def edited(data, change):
-    """Change what a sealed group holds, and seal it again."""
+    """Change the contents of a sealed group, and seal it again."""
     metadata = unseal(data)
     change(metadata["attributes"]["files"])
     return seal(metadata)
@@ -92,7 +92,7 @@ DAMAGED = {
 
 
 @pytest.mark.parametrize("damage", DAMAGED)
-def test_a_bundle_that_is_not_whole_is_passed_over_and_found(copied, damage):
+def test_a_damaged_bundle_is_ignored_by_readers_and_reported_by_verify(copied, damage):
     expected, path = StoreReader(str(copied)).table, copied / TABLE_BUNDLE
     whole = path.read_bytes()
     path.unlink()
@@ -107,7 +107,7 @@ def test_a_bundle_that_is_not_whole_is_passed_over_and_found(copied, damage):
         _ = StoreReader(str(copied)).table
 
 
-def test_a_bundle_of_another_table_is_found(copied):
+def test_verify_reports_a_bundle_of_another_table(copied):
     path = copied / TABLE_BUNDLE
     changed = edited(path.read_bytes(), lambda files: files.update({"more/c/0": "AAAA"}))
     path.write_bytes(changed)
@@ -115,7 +115,7 @@ def test_a_bundle_of_another_table_is_found(copied):
     assert (fault.path, fault.found) == (TABLE_BUNDLE, "other files")
 
 
-def test_renewing_the_table_gives_the_same_bundle_but_for_names_of_chunks(copied):
+def test_two_rewrites_of_the_table_restore_the_same_bundle(copied):
     before = (copied / TABLE_BUNDLE).read_bytes()
     update_table(str(copied))
     assert (copied / TABLE_BUNDLE).read_bytes() != before
@@ -124,8 +124,8 @@ def test_renewing_the_table_gives_the_same_bundle_but_for_names_of_chunks(copied
     assert not verify_store(str(copied)).faults
 
 
-def test_a_store_that_allows_no_deleting_never_shows_an_old_bundle(copied, monkeypatch):
-    """As in a bucket without the right to delete: what cannot be removed is emptied."""
+def test_an_old_bundle_is_emptied_where_nothing_can_be_deleted(copied, monkeypatch):
+    """The store behaves like a bucket whose user may not delete objects."""
     memory = fsspec.filesystem("memory")
     memory.put(str(copied), "/bundle-test/a.zarr", recursive=True)
     asked = []
@@ -145,7 +145,7 @@ def test_a_store_that_allows_no_deleting_never_shows_an_old_bundle(copied, monke
     try:
         monkeypatch.setattr(type(memory), "rm", refuse)
         monkeypatch.setattr(type(memory), "pipe_file", noting)
-        with pytest.raises(PermissionError):  # the old chunks, when the new ones are published
+        with pytest.raises(PermissionError):  # at the old chunks, once the new ones are published
             update_table("memory://bundle-test/a.zarr")
         assert seen == [b""]
         assert asked
@@ -176,7 +176,7 @@ def test_root_and_table_take_two_requests(copied, serve, ctspine1k_url):
 
 
 class Paired(SimpleHTTPRequestHandler):
-    """Answers when two requests are there, or never."""
+    """Answers only once two requests wait at the same time."""
 
     together = Barrier(2, timeout=PATIENCE_S)
 
@@ -188,7 +188,7 @@ class Paired(SimpleHTTPRequestHandler):
         """Keep quiet."""
 
 
-def test_root_and_table_are_asked_for_at_once(ctspine1k_url):
+def test_root_and_table_are_requested_at_the_same_time(ctspine1k_url):
     handler = partial(Paired, directory=ctspine1k_url)
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
@@ -220,7 +220,7 @@ def test_a_first_patch_takes_five_requests(copied, serve, ctspine1k_url):
     )
 
 
-def test_a_store_without_a_bundle_is_read_from_afar(copied, serve, ctspine1k_url):
+def test_a_remote_store_without_a_bundle_can_be_read(copied, serve, ctspine1k_url):
     (copied / TABLE_BUNDLE).unlink()
     url, requests = serve(copied.parent)
     table = spinezarr.open(f"{url}/copied.zarr").table
@@ -228,7 +228,7 @@ def test_a_store_without_a_bundle_is_read_from_afar(copied, serve, ctspine1k_url
     assert paths_of(requests).count(f"/copied.zarr/{TABLE_BUNDLE}") == 1
 
 
-def test_a_table_that_is_forgotten_is_asked_for_again(copied, serve):
+def test_a_forgotten_table_is_requested_again(copied, serve):
     url, requests = serve(copied.parent)
     reader = StoreReader(f"{url}/copied.zarr")
     assert reader.table.sizes["scan"] == 6
@@ -237,7 +237,7 @@ def test_a_table_that_is_forgotten_is_asked_for_again(copied, serve):
     assert paths_of(requests).count(f"/copied.zarr/{TABLE_BUNDLE}") == 2
 
 
-def test_a_reader_that_was_sent_elsewhere_asks_for_the_root_alone(copied, serve):
+def test_an_unpickled_reader_requests_only_the_root(copied, serve):
     url, requests = serve(copied.parent)
     sent = pickle.dumps(StoreReader(f"{url}/copied.zarr"))
     del requests[:]
@@ -246,7 +246,7 @@ def test_a_reader_that_was_sent_elsewhere_asks_for_the_root_alone(copied, serve)
     assert reader.table.sizes["scan"] == 6
 
 
-def test_what_is_wrong_with_the_root_is_told_whatever_the_bundle_is(copied, serve):
+def test_errors_of_the_root_are_raised_with_and_without_a_bundle(copied, serve):
     url, _ = serve(copied.parent)
     (copied / "zarr.json").write_bytes(b"{}")
     with pytest.raises(CorruptStoreError, match=r"zarr\.json: the root of the store is damaged"):

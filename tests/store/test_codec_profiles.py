@@ -1,4 +1,4 @@
-"""Codec profiles from ingest to readers."""
+"""Tests of codec profiles, from ingest to the readers."""
 
 import json
 import struct
@@ -38,7 +38,7 @@ from spinezarr.testing import NiftiForm, write_nifti
 
 REAL = Path(__file__).parents[3] / "shared/data/real/lidc-idri"
 PROMISED = {"balanced": 0.88, "fast": 1.0, "small": 0.76}
-"""Bytes of the lidc-idri-0001 scan in the store, by those of its two .nii.gz files, at most."""
+"""Largest ratio of stored bytes of the lidc-idri-0001 scan to those of its two .nii.gz files."""
 PAIRS = Recipe.from_pairs("{scan}_ct.nii", "{scan}_seg.nii", name="pairs")
 AFFINE = np.diag([0.8, 0.8, 1.5, 1.0])
 
@@ -73,7 +73,7 @@ def test_the_default_profile_is_balanced():
 
 
 @pytest.mark.parametrize("name", [None, *PROFILES])
-def test_a_store_names_its_profile_and_runs_on_in_it(tmp_path, name):
+def test_a_store_names_its_profile_and_later_runs_keep_it(tmp_path, name):
     raw, out = tmp_path / "raw", tmp_path / "s.zarr"
     write_pair(raw, "a")
     assert bring(raw, out, codec=name).done == ("a",)
@@ -90,7 +90,7 @@ def test_a_store_names_its_profile_and_runs_on_in_it(tmp_path, name):
     np.testing.assert_array_equal(spinezarr.open(out).scan("b").label, label)
 
 
-def test_another_profile_for_a_store_is_refused_and_changes_nothing(tmp_path):
+def test_another_profile_for_an_existing_store_is_refused_and_changes_nothing(tmp_path):
     raw, out = tmp_path / "raw", tmp_path / "s.zarr"
     write_pair(raw, "a")
     bring(raw, out, codec="fast")
@@ -107,8 +107,8 @@ def test_an_unknown_profile_is_refused_before_anything_is_written(tmp_path):
     assert not (tmp_path / "s.zarr").exists()
 
 
-def test_amending_a_scan_leaves_the_description_of_its_voxels(tmp_path, monkeypatch):
-    """A later version may give a profile other numbers; stored voxels do not change with it."""
+def test_amending_a_scan_keeps_the_metadata_of_its_arrays(tmp_path, monkeypatch):
+    """A later version may redefine a profile; the voxels already stored keep their old codec."""
     raw, out = tmp_path / "raw", tmp_path / "s.zarr"
     image, label = write_pair(raw, "a")
     bring(raw, out, codec="small")
@@ -138,11 +138,11 @@ def test_amending_a_scan_leaves_the_description_of_its_voxels(tmp_path, monkeypa
 def test_a_chunk_of_a_profile_comes_back_bit_for_bit(profile, array, data, dtype):
     shape = data.draw(hnp.array_shapes(min_dims=3, max_dims=3, max_side=40))
     seed = data.draw(st.integers(0, 2**32))
-    most = data.draw(st.sampled_from([0, 1, 40, 255]))  # from all alike to noise
+    most = data.draw(st.sampled_from([0, 1, 40, 255]))  # from constant to noise
     rng = np.random.default_rng(seed)
     n_bytes = np.dtype(dtype).itemsize * int(np.prod(shape))
     raw = rng.integers(0, most, n_bytes, np.uint8, endpoint=True)
-    chunk = raw.view(dtype).reshape(shape)  # with every bit pattern a NaN may have
+    chunk = raw.view(dtype).reshape(shape)  # may hold NaNs of any bit pattern
     out = np.full(shape, 99, dtype)
     decode_chunk(encode_chunk(chunk, getattr(profile, array)), out)
     assert out.tobytes() == chunk.tobytes()
@@ -150,7 +150,7 @@ def test_a_chunk_of_a_profile_comes_back_bit_for_bit(profile, array, data, dtype
 
 @pytest.mark.parametrize("array", ["image", "label"])
 @pytest.mark.parametrize("name", PROFILES)
-def test_no_chunk_writes_past_the_voxels_it_may_fill(name, array):
+def test_decoding_a_chunk_writes_only_inside_its_output(name, array):
     """A chunk with a true checksum may still hold more than its header says."""
     codec = getattr(PROFILES[name], array)
     large = encode_chunk(np.arange(2**16, dtype=np.int16) % 300, codec)
@@ -169,7 +169,7 @@ def test_no_chunk_writes_past_the_voxels_it_may_fill(name, array):
 
 @pytest.fixture(scope="module", params=PROFILES)
 def profiled(request, tmp_path_factory):
-    """Name of a profile, a store in it, and image and mask of its scans."""
+    """Return a profile's name, a store written with it, and image and mask of each scan."""
     raw = tmp_path_factory.mktemp("raw")
     pairs = {dtype: write_pair(raw, dtype, dtype) for dtype in ("int16", "float32", "float64")}
     out = tmp_path_factory.mktemp("stores") / f"{request.param}.zarr"
@@ -178,7 +178,7 @@ def profiled(request, tmp_path_factory):
     return request.param, out, pairs
 
 
-def test_every_reader_gives_the_voxels_of_the_files(profiled):
+def test_spinezarr_and_zarr_python_read_the_voxels_of_the_files(profiled):
     _, out, pairs = profiled
     store = spinezarr.open(out)
     for scan_id, voxels in pairs.items():
@@ -214,7 +214,7 @@ if find_spec("zarrs"):
                     np.testing.assert_array_equal(group[name][:], expected)
 
 
-def test_the_arrays_have_the_codecs_of_the_profile_and_those_are_specified(profiled):
+def test_arrays_have_the_codecs_of_the_profile_and_all_are_in_the_zarr_specification(profiled):
     name, out, _ = profiled
     profile = PROFILES[name]
     for array, spec in (("image", profile.image), ("label", profile.label)):
@@ -234,7 +234,7 @@ def test_the_arrays_have_the_codecs_of_the_profile_and_those_are_specified(profi
 
 
 @pytest.mark.parametrize("array", ["image", "label"])
-def test_no_damaged_chunk_is_read(profiled, array, tmp_path):
+def test_a_damaged_chunk_is_an_error_in_every_profile(profiled, array, tmp_path):
     _, out, _ = profiled
     path = out / "scans/int16" / array / "c/0/0/0"
     sound = path.read_bytes()
@@ -271,7 +271,7 @@ if REAL.is_dir():
 
 @pytest.fixture(scope="module")
 def in_every_profile(tmp_path_factory):
-    """Readers of a scan of several chunks along each axis, and zarr-python's arrays of it."""
+    """Return readers of a scan with several chunks along each axis, and zarr-python's arrays."""
     folder = tmp_path_factory.mktemp("profiles")
     write_pair(folder / "raw", "a", shape_zyx=(140, 100, 110))
     opened = {}
@@ -284,7 +284,7 @@ def in_every_profile(tmp_path_factory):
 
 @given(st.data(), st.sampled_from(sorted(PROFILES)), st.sampled_from(["image", "label"]))
 @settings(deadline=None, max_examples=60)
-def test_every_way_to_read_gives_what_zarr_python_gives(
+def test_every_read_path_returns_the_voxels_that_zarr_python_returns(
     in_every_profile, noting_fetcher, data, profile, name
 ):
     scan, group = in_every_profile[profile]

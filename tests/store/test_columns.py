@@ -1,4 +1,4 @@
-"""Whatever a dataset's own tables call their columns, the scan table holds them."""
+"""The scan table holds a dataset's own columns, whatever they are called."""
 
 import csv
 import io
@@ -51,12 +51,12 @@ def table_of(folder, names, values, sidecar):
     recipe = Recipe.load(str(folder / "odd.yaml"))
     report = ingest(recipe, discover(recipe, str(folder / "raw")), str(folder / "odd.zarr"))
     assert not report.failed, report.failed
-    return spinezarr.open(folder / "odd.zarr")._reader.table  # as it is stored
+    return spinezarr.open(folder / "odd.zarr")._reader.table  # under the stored names
 
 
-def assert_holds(table, said):
+def assert_holds(table, expected):
     named = {table[name].attrs.get("long_name", name): name for name in table.data_vars}
-    for name, value in said.items():
+    for name, value in expected.items():
         column = table[named[name]]
         assert column.dims == ("scan",)
         assert column.item() == value
@@ -65,7 +65,7 @@ def assert_holds(table, said):
     assert table.vertebra.to_numpy().tolist() == list(LEVELS)
 
 
-def test_odd_columns_are_kept_with_their_names(folder):
+def test_columns_with_odd_names_are_kept_with_their_values(folder):
     names = [name for name in ODD if "\0" not in name]  # which no text file holds
     values = [f"value {at}" for at in range(len(names))]
     table = table_of(folder, names, values, {})
@@ -75,7 +75,7 @@ def test_odd_columns_are_kept_with_their_names(folder):
     assert table.split.item() == ""
 
 
-def test_odd_keys_of_a_sidecar_are_kept_with_their_names(folder):
+def test_sidecar_keys_with_odd_names_are_kept_with_their_values(folder):
     said = {name: f"v{at}" for at, name in enumerate(ODD)}
     assert_holds(table_of(folder, ["x"], ["1"], said), {**said, "x": "1"})
 

@@ -1,4 +1,4 @@
-"""What a store says is parsed at one gate; whoever wrote it can seal whatever it says."""
+"""Every lie in a store's metadata is refused where it is parsed, even with a valid seal."""
 
 import re
 import shutil
@@ -56,14 +56,14 @@ def foreign(made, tmp_path):
 
 
 def lie(path, change):
-    """Change what a group says, and seal it again."""
+    """Change the metadata of a group, and seal them again."""
     metadata = unseal(path.read_bytes())
     change(metadata)
     path.write_bytes(seal(metadata))
 
 
 def put(*place_and_value):
-    """Return what puts a value at a place of nested objects."""
+    """Return a function that sets the value at a path of nested objects."""
     *place, name, value = place_and_value
 
     def change(metadata):
@@ -204,7 +204,7 @@ LIES_OF_A_SCAN = {
 
 
 def with_chunks(chunk, shard):
-    """Return what gives image and mask other chunks and shards."""
+    """Return a function that sets the chunk and shard shapes of image and mask."""
 
     def change(metadata):
         for array in (IMAGE, LABEL):
@@ -227,22 +227,22 @@ def with_chunks(chunk, shard):
         ),
     ],
 )
-def test_each_bound_is_told(foreign, change, said):
-    """Each lie is told in all places where it stands, so that no other check meets it."""
+def test_each_limit_is_named_in_its_error(foreign, change, said):
+    """Each lie is repeated wherever the value stands, so that no other check sees it first."""
     path = foreign / "scans/a/zarr.json"
     lie(path, change)
     with pytest.raises(DamagedMetadataError, match=said):
         parse_scan_group(path.read_bytes()).shards("image")
 
 
-def test_json_has_a_bound_of_values():
+def test_json_with_too_many_values_is_refused():
     assert len(parse_json(b"[" + b"1," * 1000 + b"1]")) == 1001
     with pytest.raises(DamagedMetadataError, match="values, expected at most"):
         parse_json(b"[" + b"1," * (1 << 20) + b"1]")
 
 
 @pytest.mark.parametrize("name", LIES_OF_A_SCAN)
-def test_a_scan_that_spinezarr_never_writes_is_refused(foreign, name):
+def test_scan_metadata_that_spinezarr_never_writes_are_refused(foreign, name):
     path = foreign / "scans/a/zarr.json"
     lie(path, LIES_OF_A_SCAN[name])
     with pytest.raises(DamagedMetadataError, match=r".") as caught:
@@ -253,7 +253,7 @@ def test_a_scan_that_spinezarr_never_writes_is_refused(foreign, name):
     assert any(f.path == "scans/a/zarr.json" for f in verify_store(str(foreign)).faults)
 
 
-def test_a_sound_scan_is_no_lie(made):
+def test_scan_metadata_that_spinezarr_writes_are_accepted(made):
     group = parse_scan_group((made / "scans/a/zarr.json").read_bytes())
     assert list(group.shards("image")) == list(group.shards("label")) == [(0, 0, 0)]
 
@@ -263,11 +263,11 @@ def test_a_sound_scan_is_no_lie(made):
     st.tuples(*[st.integers(0, 99_999)] * 3),
     st.sampled_from("/."),
 )
-def test_every_key_that_is_written_is_taken(name, index, separator):
+def test_every_chunk_key_that_is_written_is_accepted(name, index, separator):
     assert re.search(SCAN_FILE, f"{name}/{chunk_key(index, separator)}")
 
 
-# Files of others are not removed
+# Files outside the store are not removed
 
 
 def test_no_file_outside_is_removed_when_a_scan_is_replaced(foreign, two_versions, tmp_path):
@@ -326,7 +326,7 @@ def test_a_table_that_spinezarr_never_writes_is_refused(foreign, name):
 
 
 def table_of(values):
-    """Return the files of a table of one scan, with other values."""
+    """Return the table of one scan, parsed from files in which some values were changed."""
     root = RootAttributes(
         format_version=FORMAT_VERSION, dataset="d", title="t", license="l", citation="c"
     )
@@ -368,17 +368,17 @@ def table_of(values):
         ("axis", "z"),
     ],
 )
-def test_values_that_no_table_has_are_refused(made, name, value):
+def test_impossible_values_of_a_table_are_refused(made, name, value):
     with pytest.raises(DamagedMetadataError, match=r"a possible one|vertebrae|rows"):
         table_of({"store": made, name: value})
 
 
-def test_values_that_a_table_has_are_taken(made):
+def test_possible_values_of_a_table_are_accepted(made):
     table = table_of({"store": made, "image_min_hu": np.nan})
     assert table.scan.to_numpy().tolist() == ["a"]
 
 
-def test_a_table_reads_as_xarray_reads_it(made):
+def test_the_reader_and_xarray_read_the_same_table(made):
     found = StoreReader(str(made)).table
     expected = xr.open_zarr(made / "table", chunks=None).load()
     texts = {n: v.astype(object) for n, v in expected.variables.items() if v.dtype.kind == "T"}
@@ -388,7 +388,7 @@ def test_a_table_reads_as_xarray_reads_it(made):
 
 
 def packed(data):
-    """Return bytes as a chunk of a column."""
+    """Compress bytes into a chunk of a column, with its checksum."""
     body = bytes(compress(data))
     return body + crc32c(body).to_bytes(4, "little")
 
@@ -413,7 +413,7 @@ def text_chunk(texts):
         packed(b"\0" * (1 << 20)),
     ],
 )
-def test_a_column_of_texts_that_is_none_is_refused(made, chunk):
+def test_a_chunk_that_is_no_valid_column_of_strings_is_refused(made, chunk):
     stored = parse_table((made / "table/zarr.json").read_bytes())
     files = unbundle_files((made / TABLE_BUNDLE).read_bytes())
     with pytest.raises(DamagedMetadataError, match=r"column|UTF-8|Zstandard"):
@@ -421,7 +421,7 @@ def test_a_column_of_texts_that_is_none_is_refused(made, chunk):
 
 
 @given(st.lists(st.text(st.characters(codec="utf-8")), min_size=1, max_size=1), st.data())
-def test_texts_come_back_from_numcodecs(made, texts, data):
+def test_strings_that_numcodecs_encodes_are_read_back(made, texts, data):
     stored = parse_table((made / "table/zarr.json").read_bytes())
     files = unbundle_files((made / TABLE_BUNDLE).read_bytes())
     chunk = packed(text_chunk(texts))
@@ -436,14 +436,14 @@ def test_texts_come_back_from_numcodecs(made, texts, data):
 def test_a_small_file_does_not_become_a_large_table(made):
     stored = parse_table((made / "table/zarr.json").read_bytes())
     files = unbundle_files((made / TABLE_BUNDLE).read_bytes())
-    # A frame that says 2 GiB, and holds nothing of it.
+    # The frame announces 2 GiB and holds nothing.
     frame = b"\x28\xb5\x2f\xfd" + bytes([0b10100000]) + (2 << 30).to_bytes(4, "little") + b"\1\0\0"
     chunk = frame + crc32c(frame).to_bytes(4, "little")
     with pytest.raises(DamagedMetadataError, match="a column of 2147483648 bytes"):
         stored.dataset({**files, "patient_id/c/0": chunk})
 
 
-def test_a_table_of_another_shape_than_its_scans_gives_no_patches(foreign):
+def test_patches_are_refused_if_the_table_has_another_shape_than_the_scan(foreign):
     path = foreign / "table/zarr.json"
     stored = parse_table(path.read_bytes())
     table = StoreReader(str(foreign)).table
@@ -491,27 +491,27 @@ SOUND = {"dataset": "d", "title": "t", "license": "l", "citation": "c"}
         root_of(**SOUND).replace(b'"d"', b'"e"'),
     ],
 )
-def test_a_root_that_is_none_is_a_value_error(data):
+def test_invalid_root_metadata_are_refused_in_one_short_line(data):
     with pytest.raises(DamagedMetadataError, match=r".") as caught:
         parse_root(data)
     assert len(str(caught.value)) < 300
     assert "\n" not in str(caught.value)
 
 
-def test_a_sound_root_is_taken():
+def test_valid_root_metadata_are_accepted():
     assert parse_root(root_of(**SOUND)).dataset == "d"
 
 
 @pytest.mark.parametrize(
     "runs", ["1-0", "3 2", "1 1", "0-99999999999", "a", "-1", "1-", "0x1", "1 -2"]
 )
-def test_places_of_files_are_runs_in_order(runs):
+def test_file_numbers_that_are_no_rising_runs_are_refused(runs):
     with pytest.raises(ValueError, match="expected runs"):
         FolderPart(files=runs)
 
 
 @pytest.mark.parametrize("runs", ["", "0", "0-3", "0-3 5 7-9"])
-def test_places_of_files_are_runs(runs):
+def test_file_numbers_in_rising_runs_are_accepted(runs):
     assert FolderPart(files=runs).files == runs
 
 
@@ -529,7 +529,7 @@ def test_places_of_files_are_runs(runs):
         [20, 0, 0, 0, 2**32 - 1],
     ],
 )
-def test_counts_of_no_label_or_chunk_are_refused(made, monkeypatch, row):
+def test_counts_of_an_impossible_label_or_chunk_are_refused(made, monkeypatch, row):
     reader = StoreReader(str(made))
 
     def decode(_, out):
@@ -541,7 +541,7 @@ def test_counts_of_no_label_or_chunk_are_refused(made, monkeypatch, row):
 
 
 @pytest.mark.parametrize("row", [[20, 0, 0, 0, 124], [21, 0, 0, 0, 125]])
-def test_counts_that_the_scan_does_not_have_are_refused(made, monkeypatch, row):
+def test_label_counts_that_contradict_the_scan_are_refused(made, monkeypatch, row):
     reader = StoreReader(str(made))
     assert reader.scan("a").attributes.label_voxels == {20: 125}
     assert reader.label_chunks("a")[:, 4].sum() == 125
@@ -555,12 +555,12 @@ def test_counts_that_the_scan_does_not_have_are_refused(made, monkeypatch, row):
         reader.label_chunks("a")
 
 
-def test_the_bounds_hold_what_is_written():
+def test_the_limit_of_chunk_bytes_allows_the_chunks_that_are_written():
     assert LARGEST_CHUNK_BYTES >= 64 * 48 * 48 * 8
 
 
 @pytest.mark.parametrize("verb", ["audit", "patches"])
-def test_a_mask_without_the_voxels_that_it_counts_is_an_error(made, monkeypatch, verb):
+def test_a_mask_that_lacks_the_voxels_of_its_counts_is_an_error(made, monkeypatch, verb):
     store = spinezarr.open(made)
     patches = store.patches((4, 4, 4), n_samples=4, batch_size=4, foreground=1.0)
     read = type(store._engine).read

@@ -1,4 +1,4 @@
-"""A store keeps to its folder, whatever somebody has put there."""
+"""A store reads and writes only inside its folder, even if links or devices lie in it."""
 
 import os
 import shutil
@@ -26,7 +26,7 @@ RECIPE = Recipe.from_pairs("{scan}_ct.nii.gz", "{scan}_seg.nii.gz", name="pairs"
 
 @pytest.fixture(params=["at once", "step by step"])
 def folder(request, tmp_path, monkeypatch):
-    """A store's folder that holds one file, opened in each of the two ways."""
+    """Return a store's folder with one file, opened in each of the two ways."""
     if request.param == "step by step":
         monkeypatch.setattr(store_folder, "_opener", lambda: store_folder._open_step_by_step)
     elif store_folder._opener() is store_folder._open_step_by_step:
@@ -39,7 +39,7 @@ def folder(request, tmp_path, monkeypatch):
 
 
 def special(kind, path, outside):
-    """Put something at a path that is no plain file."""
+    """Create a link, device, pipe or socket at a path."""
     match kind:
         case "link":
             path.symlink_to(outside / "file")
@@ -53,7 +53,7 @@ def special(kind, path, outside):
             os.mkfifo(path)
         case "socket":
             here = socket.socket(socket.AF_UNIX)
-            # Its address has a short limit.
+            # The address of a socket may only be short, so its folder is entered.
             before = Path.cwd()
             os.chdir(path.parent)
             here.bind(path.name)
@@ -88,11 +88,11 @@ def test_plain_files_are_read(folder):
         StoreFolder.at(f"{folder.path}/scans/a/file").read(f"{folder.path}/scans/a/file/zarr.json")
 
 
-def test_what_may_not_be_read_is_named(folder):
+def test_a_file_without_read_permission_is_named(folder):
     path = Path(folder.path) / "scans/a/file"
     path.chmod(0)
     user = os.geteuid()
-    if user == 0:  # who may read everything
+    if user == 0:  # root may read everything
         os.seteuid(65534)
     try:
         with pytest.raises(CorruptStoreError, match="a/file: cannot be read: Permission denied"):
@@ -120,20 +120,20 @@ def test_the_store_itself_may_be_behind_a_link(folder, tmp_path):
 
 
 @pytest.mark.parametrize("key", ["../outside/file", "scans/../../outside/file", "scans/./a/file"])
-def test_no_path_leads_out(folder, key):
+def test_keys_that_leave_the_store_are_refused(folder, key):
     with pytest.raises(CorruptStoreError, match="lies outside of the store"):
         folder.read(f"{folder.path}/{key}")
 
 
 @pytest.mark.parametrize("path", ["/outside/file", "{}2/file", "{}"])
-def test_a_path_is_one_of_the_store(folder, path):
+def test_paths_outside_the_store_are_refused(folder, path):
     Path(f"{folder.path}2").mkdir()
     (Path(f"{folder.path}2") / "file").touch()
     with pytest.raises(CorruptStoreError):
         folder.read(path.format(folder.path))
 
 
-def test_a_file_has_a_bound(folder):
+def test_a_file_above_its_size_limit_is_refused(folder):
     assert folder.read(f"{folder.path}/scans/a/file", 6) == b"inside"
     with pytest.raises(CorruptStoreError, match="has more than 5 bytes"):
         folder.read(f"{folder.path}/scans/a/file", 5)
@@ -141,9 +141,7 @@ def test_a_file_has_a_bound(folder):
 
 @pytest.mark.parametrize("kind", [*SPECIAL, "hard link"])
 @pytest.mark.parametrize("write", [write_file, publish_file])
-def test_what_lies_in_the_place_of_a_file_is_replaced_and_not_written_through(
-    tmp_path, kind, write
-):
+def test_writing_replaces_a_special_file_and_does_not_write_through_it(tmp_path, kind, write):
     store, outside = tmp_path / "store", tmp_path / "outside"
     store.mkdir()
     outside.mkdir()
@@ -160,7 +158,7 @@ def test_what_lies_in_the_place_of_a_file_is_replaced_and_not_written_through(
 
 
 @pytest.mark.parametrize("write", [write_file, publish_file])
-def test_nothing_is_written_or_removed_behind_a_link(tmp_path, write):
+def test_nothing_behind_a_link_is_written_or_removed(tmp_path, write):
     store, outside = tmp_path / "store", tmp_path / "outside"
     store.mkdir()
     outside.mkdir()
@@ -186,7 +184,7 @@ def bring(raw, store):
 
 @pytest.fixture
 def foreign(two_versions, tmp_path):
-    """A store in a folder of its own, beside a canary."""
+    """Copy a store into a folder of its own, next to a canary file that must not change."""
     assert not bring(two_versions / "before", tmp_path / "of/store.zarr").failed
     (tmp_path / "canary").mkdir()
     (tmp_path / "canary/file").write_bytes(b"mine")
@@ -209,7 +207,7 @@ FILES = [
     "table/scan/c/0",
     "ingest/zarr.json",
 ]
-"""The ledger and the group of scans are not read by those who only look."""
+"""Files to replace. Readers skip two of them: the ledger and the group of scans."""
 
 
 @pytest.mark.parametrize(
@@ -221,7 +219,7 @@ FILES = [
     ],
 )
 @pytest.mark.parametrize("key", FILES)
-def test_readers_and_writers_meet_no_file_outside(foreign, two_versions, kind, key):
+def test_readers_and_writers_leave_files_outside_the_store_alone(foreign, two_versions, kind, key):
     path = foreign / key
     path.unlink()
     special(kind, path, foreign.parent.parent / "canary")
@@ -240,7 +238,7 @@ def test_readers_and_writers_meet_no_file_outside(foreign, two_versions, kind, k
 
 
 @pytest.mark.parametrize("kind", SPECIAL)
-def test_a_lock_that_is_no_file_is_an_error(foreign, two_versions, kind):
+def test_a_lock_that_is_no_plain_file_is_an_error(foreign, two_versions, kind):
     special(kind, foreign / "ingest.lock", foreign.parent.parent / "canary")
     with pytest.raises(SpinezarrError, match=r"ingest\.lock"):
         bring(two_versions / "after", foreign)
@@ -248,7 +246,7 @@ def test_a_lock_that_is_no_file_is_an_error(foreign, two_versions, kind):
 
 
 @pytest.mark.parametrize("key", ["scans", "scans/a", "scans/a/image", "scans/a/image/c", "table"])
-def test_folders_that_are_links_are_not_entered(foreign, two_versions, key):
+def test_folders_behind_links_are_not_entered(foreign, two_versions, key):
     outside = foreign.parent.parent / "canary/folder"
     shutil.move(foreign / key, outside)
     (foreign / key).symlink_to(outside)
@@ -266,7 +264,7 @@ def test_folders_that_are_links_are_not_entered(foreign, two_versions, key):
     assert canaries(foreign) == before
 
 
-def test_a_store_of_plain_files_is_read_as_before(foreign, two_versions):
+def test_a_store_of_plain_files_has_no_fault_and_can_be_updated(foreign, two_versions):
     assert not verify_store(str(foreign)).faults
     assert not bring(two_versions / "after", foreign).failed
     assert not verify_store(str(foreign)).faults

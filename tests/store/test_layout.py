@@ -23,13 +23,13 @@ shapes = st.tuples(*[st.integers(1, 2000)] * 3)
 
 
 @given(shapes, st.tuples(*[st.integers(1, 70)] * 3))
-def test_blocks_cover_a_volume_and_none_lies_outside(shape, block):
+def test_blocks_cover_a_volume_and_all_meet_it(shape, block):
     for blocks, n, size in zip(chunk_grid(shape, block), shape, block, strict=True):
         assert (blocks - 1) * size < n <= blocks * size
 
 
 @given(shapes)
-def test_a_shard_is_whole_chunks_no_more_than_the_volume_needs(shape):
+def test_a_shard_is_whole_chunks_and_no_larger_than_the_volume_needs(shape):
     shard, chunks = BALANCED.shard_shape_zyx(shape), BALANCED.chunk_grid(shape)
     limits = (2, 16, 16)
     for side, size, needed, most in zip(
@@ -48,13 +48,11 @@ def test_a_shard_is_whole_chunks_no_more_than_the_volume_needs(shape):
         ("label", "uint8", 0),
     ],
 )
-def test_fill_values_of_images_are_no_ct_numbers_and_those_of_masks_background(
-    array, dtype, expected
-):
+def test_the_fill_value_is_no_ct_number_in_images_and_background_in_masks(array, dtype, expected):
     assert fill_value(array, np.dtype(dtype)) == expected
 
 
-def test_the_fill_value_of_a_float_image_is_not_a_number():
+def test_the_fill_value_of_a_float_image_is_nan():
     assert math.isnan(fill_value("image", np.dtype("float32")))
 
 
@@ -65,7 +63,9 @@ def metadata_of(url, key):
 @pytest.mark.parametrize(
     ("name", "dtype", "fill", "typesize"), [("image", "int16", -32768, 2), ("label", "uint8", 0, 1)]
 )
-def test_arrays_have_only_codecs_of_the_specification(ctspine1k_url, name, dtype, fill, typesize):
+def test_arrays_use_only_codecs_of_the_zarr_specification(
+    ctspine1k_url, name, dtype, fill, typesize
+):
     metadata = metadata_of(ctspine1k_url, f"scans/{SCAN}/{name}")
     assert metadata["data_type"] == dtype
     assert metadata["fill_value"] == fill
@@ -97,7 +97,7 @@ def test_arrays_have_only_codecs_of_the_specification(ctspine1k_url, name, dtype
     }
 
 
-def test_consolidated_metadata_repeat_those_of_each_array(ctspine1k_url):
+def test_consolidated_metadata_equal_those_of_each_array(ctspine1k_url):
     scan = metadata_of(ctspine1k_url, scan_key(SCAN))
     together = scan["consolidated_metadata"]["metadata"]
     assert {"image", "label", "z", "y", "x", "sampling/label_chunks"} <= set(together)

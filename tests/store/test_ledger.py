@@ -1,4 +1,4 @@
-"""When does the next ingest skip a scan, and when does it read it again?"""
+"""Tests of which changes of the inputs make the next ingest read a scan again."""
 
 import re
 from dataclasses import dataclass, field, make_dataclass
@@ -26,7 +26,7 @@ class LaterLayout(Layout):
 
 
 class LaterRecipe(Recipe):
-    """The recipe of a later version, with more fields, in itself and in its layouts."""
+    """The recipe of a later version, with new fields in the recipe and in its layouts."""
 
     new_field: str | None = None
     layouts: dict[str, LaterLayout]
@@ -36,7 +36,7 @@ def later():
     return LaterRecipe.model_validate_json(RECIPE.model_dump_json())
 
 
-def test_a_new_field_with_a_default_leaves_the_hash_as_it_was():
+def test_a_new_field_with_its_default_keeps_the_hash():
     assert hash_inputs(later(), "a") == hash_inputs(RECIPE, "a")
 
 
@@ -57,7 +57,7 @@ def test_a_changed_value_changes_the_hash(name):
 
 
 class NoWork:
-    """Workers that expect no task."""
+    """Workers that fail if they get a task."""
 
     def run(self, job, tasks, listener):  # noqa: ARG002  as the Protocol has it
         assert list(tasks) == []
@@ -71,7 +71,7 @@ def test_a_new_field_sends_no_scan_back_to_the_workers(two_versions, tmp_path):
     assert (report.skipped, report.done, report.updated) == (done, (), ())
 
 
-def test_a_new_field_of_a_dataclass_leaves_the_hash_as_it_was():
+def test_a_new_dataclass_field_with_its_default_keeps_the_hash():
     grown = make_dataclass(
         "LaterLimits",
         [("new_limit", int, 3), ("new_list", list, field(default_factory=list))],
@@ -103,21 +103,21 @@ VALUES = st.recursive(
 
 
 @given(VALUES, VALUES)
-def test_values_that_differ_have_other_texts(one, other):
+def test_different_values_have_different_canonical_json(one, other):
     same = repr(one) == repr(other)
     assert (canonical_json(Box(one)) == canonical_json(Box(other))) <= (same or one == other)
     assert canonical_json(Box(one)) == canonical_json(Box(one))
 
 
-def test_the_order_of_keys_counts_and_that_of_sets_does_not():
+def test_canonical_json_keeps_the_order_of_keys_and_sorts_sets():
     assert canonical_json({"a": 1, "b": 2}) != canonical_json({"b": 2, "a": 1})
     assert canonical_json({"a", "b", "c"}) == canonical_json({"c", "b", "a"})
 
 
-def test_a_pattern_is_its_text_and_flags():
+def test_a_regular_expression_is_hashed_by_its_text_and_flags():
     assert canonical_json(re.compile("a")) != canonical_json(re.compile("a", re.IGNORECASE))
 
 
-def test_what_has_no_canonical_text_is_refused():
+def test_values_without_canonical_json_are_refused():
     with pytest.raises(TypeError, match="object has no canonical JSON"):
         canonical_json((object(),))

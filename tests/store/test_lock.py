@@ -1,4 +1,4 @@
-"""One writer a store: who gets the lock, who is told to wait, and what becomes of a dead one's."""
+"""A store has one writer: tests of who gets the lock, and of locks whose holder died."""
 
 import json
 import os
@@ -37,7 +37,7 @@ def make(folder, what="this test", **times):
 
 @pytest.fixture
 def other(tmp_path):
-    """Another process that holds the lock of ``tmp_path``."""
+    """Start another process that holds the lock of ``tmp_path``."""
     command = [sys.executable, "-c", HOLD, str(tmp_path)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout.readline() == "held\n"
@@ -49,14 +49,14 @@ def edit(path, **values):
     path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
 
 
-def test_the_lock_leaves_nothing(tmp_path):
+def test_a_released_lock_leaves_no_file(tmp_path):
     with make(tmp_path) as held:
         assert [path.name for path in tmp_path.iterdir()] == [LOCK_FILE]
         assert not held.took_over
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_second_writer_is_told_who_writes(tmp_path, other):
+def test_the_error_of_a_second_writer_names_the_first(tmp_path, other):
     with pytest.raises(StoreBusyError) as raised, make(tmp_path):
         pass
     for text in (str(tmp_path), "a test", f"process {other.pid}", "run the command again"):
@@ -64,7 +64,7 @@ def test_a_second_writer_is_told_who_writes(tmp_path, other):
     assert [path.name for path in tmp_path.iterdir()] == [LOCK_FILE]
 
 
-def test_a_killed_holder_of_this_machine_is_followed_at_once(tmp_path, other):
+def test_the_lock_of_a_process_killed_on_this_machine_is_taken_at_once(tmp_path, other):
     other.send_signal(signal.SIGKILL)
     other.wait()
     with make(tmp_path) as held:
@@ -72,7 +72,7 @@ def test_a_killed_holder_of_this_machine_is_followed_at_once(tmp_path, other):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_holder_that_is_not_waited_for_is_gone_too(tmp_path, other):
+def test_the_lock_of_a_zombie_process_is_taken(tmp_path, other):
     other.send_signal(signal.SIGKILL)
     while Path(f"/proc/{other.pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z":
         time.sleep(0.01)
@@ -80,14 +80,16 @@ def test_a_holder_that_is_not_waited_for_is_gone_too(tmp_path, other):
         assert held.took_over
 
 
-def test_another_process_of_the_same_number_is_not_the_holder(tmp_path, other):
+def test_the_lock_is_taken_if_another_process_reuses_the_holders_number(tmp_path, other):
     edit(tmp_path / LOCK_FILE, process_started=1.0)
     with make(tmp_path) as held:
         assert held.took_over
 
 
 @pytest.mark.parametrize("change", [{"host": "elsewhere"}, {"boot": "another"}])
-def test_a_process_of_another_machine_is_not_looked_up(tmp_path, other, change):
+def test_a_holder_on_another_machine_is_not_looked_up_among_local_processes(
+    tmp_path, other, change
+):
     other.send_signal(signal.SIGKILL)
     other.wait()
     edit(tmp_path / LOCK_FILE, **change)
@@ -95,13 +97,13 @@ def test_a_process_of_another_machine_is_not_looked_up(tmp_path, other, change):
         pass
 
 
-def test_a_holder_elsewhere_without_a_sign_of_life_is_followed(tmp_path, other):
+def test_the_lock_of_another_machine_is_taken_once_its_lease_has_ended(tmp_path, other):
     edit(tmp_path / LOCK_FILE, host="elsewhere", renewed=time.time() - 61)
     with make(tmp_path, watch_s=1.5) as held:
         assert held.took_over
 
 
-def test_a_holder_whose_clock_is_late_is_seen_to_live(tmp_path, other):
+def test_a_holder_that_renews_with_a_late_clock_keeps_the_lock(tmp_path, other):
     edit(tmp_path / LOCK_FILE, host="elsewhere", renewed=time.time() - 3600)
     renew = threading.Timer(0.5, edit, [tmp_path / LOCK_FILE], {"renewed": time.time() - 3590})
     renew.start()
@@ -110,13 +112,13 @@ def test_a_holder_whose_clock_is_late_is_seen_to_live(tmp_path, other):
     renew.join()
 
 
-def test_a_holder_whose_clock_is_ahead_is_followed(tmp_path, other):
+def test_the_lock_of_a_silent_holder_with_a_fast_clock_is_taken(tmp_path, other):
     edit(tmp_path / LOCK_FILE, host="elsewhere", renewed=time.time() + 86_400)
     with make(tmp_path, lease_s=1.5) as held:
         assert held.took_over
 
 
-def test_a_holder_whose_clock_is_ahead_is_seen_to_live(tmp_path, other):
+def test_a_holder_that_renews_with_a_fast_clock_keeps_the_lock(tmp_path, other):
     edit(tmp_path / LOCK_FILE, host="elsewhere", renewed=time.time() + 86_400)
     renew = threading.Timer(0.5, edit, [tmp_path / LOCK_FILE], {"renewed": time.time() + 86_410})
     renew.start()
@@ -126,7 +128,7 @@ def test_a_holder_whose_clock_is_ahead_is_seen_to_live(tmp_path, other):
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b'{"run_id": "x"}'])
-def test_a_lock_that_a_failing_machine_left_damaged_is_followed(tmp_path, content):
+def test_a_damaged_lock_file_is_taken_over(tmp_path, content):
     (tmp_path / LOCK_FILE).write_bytes(content)
     with make(tmp_path) as held:
         assert held.took_over
@@ -134,8 +136,8 @@ def test_a_lock_that_a_failing_machine_left_damaged_is_followed(tmp_path, conten
 
 @pytest.mark.long
 @pytest.mark.parametrize("stale", [False, True])
-def test_of_many_writers_at_once_one_wins(tmp_path, stale):
-    """Each in a process of its own, all at the same moment."""
+def test_one_of_many_processes_gets_the_lock(tmp_path, stale):
+    """Each writer runs in its own process; all start at the same moment."""
     if stale:
         (tmp_path / LOCK_FILE).write_bytes(b"")
     code = HOLD.replace(
@@ -158,7 +160,7 @@ def test_of_many_writers_at_once_one_wins(tmp_path, stale):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_threads_of_one_process_are_writers_too(tmp_path):
+def test_one_of_many_threads_gets_the_lock(tmp_path):
     barrier = threading.Barrier(8)
 
     def attempt(_):
@@ -175,7 +177,7 @@ def test_threads_of_one_process_are_writers_too(tmp_path):
         assert sorted(pool.map(attempt, range(8))) == [*[False] * 7, True]
 
 
-def test_the_holder_renews(tmp_path):
+def test_the_holder_renews_its_lock(tmp_path):
     with make(tmp_path, renew_s=0.05) as held:
         seen = {json.loads((tmp_path / LOCK_FILE).read_text())["renewed"]}
         while len(seen) < 4:
@@ -183,7 +185,7 @@ def test_the_holder_renews(tmp_path):
         held.guard(at_once=True)
 
 
-def test_a_holder_whose_lock_was_taken_stops_and_leaves_it(tmp_path):
+def test_a_holder_that_lost_its_lock_stops_and_keeps_the_new_lock_file(tmp_path):
     with make(tmp_path, renew_s=0.05) as held:
         guard = pickle.loads(pickle.dumps(held.guard))  # noqa: S301  as sent to a worker
         guard(at_once=True)
@@ -194,7 +196,7 @@ def test_a_holder_whose_lock_was_taken_stops_and_leaves_it(tmp_path):
     assert json.loads((tmp_path / LOCK_FILE).read_text())["run_id"] == "another"
 
 
-def test_a_worker_sees_a_lock_that_is_gone(tmp_path):
+def test_the_guard_of_a_released_lock_raises(tmp_path):
     with make(tmp_path) as held:
         guard = held.guard
     with pytest.raises(LostLockError):
@@ -202,7 +204,7 @@ def test_a_worker_sees_a_lock_that_is_gone(tmp_path):
 
 
 @pytest.mark.parametrize("check_s", [0, 3600])
-def test_a_worker_looks_only_now_and_then(tmp_path, check_s):
+def test_a_guard_reads_the_lock_file_once_per_interval(tmp_path, check_s):
     with make(tmp_path, check_s=check_s) as held:
         guard = held.guard
         guard()
@@ -211,7 +213,7 @@ def test_a_worker_looks_only_now_and_then(tmp_path, check_s):
             guard()
 
 
-def test_a_file_system_without_links_and_conditions_still_has_one_writer():
+def test_one_writer_gets_the_lock_without_links_and_conditional_writes():
     fs = fsspec.filesystem("memory")
     fs.pipe_file("/locked/zarr.json", b"")
     with StoreLock(fs, "/locked", "memory://locked", "one"):
@@ -221,7 +223,7 @@ def test_a_file_system_without_links_and_conditions_still_has_one_writer():
     assert not fs.exists(f"/locked/{LOCK_FILE}")
 
 
-def test_a_disk_without_hard_links_still_has_one_writer(tmp_path, monkeypatch):
+def test_one_writer_gets_the_lock_on_a_disk_without_hard_links(tmp_path, monkeypatch):
     def refuse(*_):
         raise PermissionError(1, "no links here")
 
@@ -245,7 +247,7 @@ with StoreLock(StoreFileSystem(sys.argv[1]), sys.argv[1], sys.argv[1], "a test")
 """
 
 
-def test_nobody_takes_over_from_one_that_was_stopped_within_a_change(tmp_path):
+def test_the_lock_of_a_process_stopped_within_a_change_is_not_taken(tmp_path):
     command = [sys.executable, "-c", CHANGE, str(tmp_path)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout.readline() == "held\n"
@@ -262,7 +264,7 @@ def test_nobody_takes_over_from_one_that_was_stopped_within_a_change(tmp_path):
         pass
 
 
-def test_one_that_was_stopped_before_a_change_makes_none(tmp_path):
+def test_a_holder_that_lost_its_lock_starts_no_change(tmp_path):
     with make(tmp_path) as held:
         guard = held.guard
         edit(tmp_path / LOCK_FILE, run_id="another")
@@ -270,7 +272,7 @@ def test_one_that_was_stopped_before_a_change_makes_none(tmp_path):
             pytest.fail("it may change the store")
 
 
-def test_a_lock_is_renewed_between_changes(tmp_path):
+def test_a_lock_is_renewed_while_threads_make_changes(tmp_path):
     with make(tmp_path, renew_s=0.02) as held, ThreadPoolExecutor(4) as pool:
         changes, is_over = [0] * 4, threading.Event()
 
@@ -293,7 +295,7 @@ def test_a_lock_is_renewed_between_changes(tmp_path):
         assert not held._lost
 
 
-def test_where_nothing_can_be_held_a_late_change_leaves_a_mark():
+def test_a_late_change_leaves_a_mark_where_files_cannot_be_locked():
     fs = fsspec.filesystem("memory")
     with StoreLock(fs, "/late", "memory://late", "one") as held:
         with held.guard.changing():

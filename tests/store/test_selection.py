@@ -1,4 +1,4 @@
-"""Which scans a selection chooses, compared with the plain definition."""
+"""Selections choose the same scans as a plain loop over the table."""
 
 import unicodedata
 
@@ -68,15 +68,15 @@ def test_a_scan_is_chosen_if_it_meets_every_condition(made, split, source, verte
     ["s1", ["s1"], ("s1", "s1"), np.array(["s1"]), xr.DataArray(["s1"]), iter(["s1"])],
     ids=lambda names: type(names).__name__,
 )
-def test_names_come_in_any_form(given_names):
+def test_scan_ids_may_come_in_any_collection(given_names):
     assert ScanSelection.of(given_names).scans == ("s1",)
 
 
-def test_names_come_in_any_unicode_form():
+def test_scan_ids_match_in_any_unicode_normal_form():
     assert ScanSelection.of(unicodedata.normalize("NFD", "Müller")).scans == ("Müller",)
 
 
-def test_a_scan_that_is_not_there_is_named():
+def test_an_error_names_the_scan_that_is_missing():
     table = table_of([{"split": "", "source": "A", "shown": set()}])
     with pytest.raises(UnknownScanError, match=r"mine\.zarr: has no scan 's8'\."):
         ScanSelection.of(["s9", "s8", "s0"]).rows(table, "mine.zarr")

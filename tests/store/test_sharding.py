@@ -49,7 +49,7 @@ def index_of(pairs):
 
 
 def zarr_form(chunk, shape=None):
-    """Arguments of an array whose chunks are like ``chunk``, in the words of zarr-python."""
+    """Return zarr-python's arguments for an array whose chunks are like ``chunk``."""
     blosc = BloscCodec(
         cname=CODEC.cname,
         clevel=CODEC.clevel,
@@ -66,7 +66,7 @@ def zarr_form(chunk, shape=None):
 
 
 def read_shard(data, n_chunks, template):
-    """All chunks of a shard; None where there is none."""
+    """Return all chunks of a shard, with None for absent ones."""
     index = parse_index(data[-index_bytes(n_chunks) :], n_chunks, len(data))
     found = []
     for offset, size in index.tolist():
@@ -77,7 +77,7 @@ def read_shard(data, n_chunks, template):
     return found
 
 
-# The first is the check value of the CRC catalog, the others are of RFC 3720, appendix B.4.
+# The first is the check value of the CRC catalog; the others are from RFC 3720, B.4.
 @pytest.mark.parametrize(
     ("data", "expected"),
     [
@@ -157,7 +157,7 @@ def test_a_shard_is_its_chunks_in_order_and_an_index():
 
 
 @pytest.mark.parametrize("flip", [0x01, 0x80, 0xFF])
-def test_no_flipped_byte_of_a_shard_passes(flip):
+def test_a_flipped_byte_of_a_shard_is_an_error(flip):
     shard = assemble_shard({0: encode_chunk(CHUNK, CODEC), 2: encode_chunk(-CHUNK, CODEC)}, 3)
     first, absent, last = read_shard(shard, 3, CHUNK)
     assert absent is None
@@ -169,7 +169,7 @@ def test_no_flipped_byte_of_a_shard_passes(flip):
             read_shard(bytes(damaged), 3, CHUNK)
 
 
-def test_no_piece_of_a_chunk_passes():
+def test_a_cut_or_lengthened_chunk_is_an_error():
     encoded = encode_chunk(CHUNK, CODEC)
     for length in range(len(encoded)):
         with pytest.raises(ChunkDamagedError):
@@ -181,21 +181,21 @@ def test_no_piece_of_a_chunk_passes():
 
 
 @pytest.mark.parametrize("shape", [(3, 4, 6), (3, 4, 4), (1, 1, 1)])
-def test_a_chunk_of_another_size_is_refused_untouched(shape):
+def test_a_chunk_of_another_size_is_refused_and_the_output_kept(shape):
     out = np.full(shape, 99, np.int16)
     with pytest.raises(ChunkDamagedError, match=r"holds 120 bytes of voxels, expected \d+"):
         decode_chunk(encode_chunk(CHUNK, CODEC), out)
     assert (out == 99).all()
 
 
-def test_what_blosc_cannot_decompress_is_refused():
+def test_a_chunk_that_blosc_cannot_decompress_is_refused():
     header = struct.pack("<BBBBIII", 2, 1, 0, 2, CHUNK.nbytes, CHUNK.nbytes, 20)
     with pytest.raises(ChunkDamagedError, match="does not decompress"):
         decode_chunk(with_checksum(header + b"junk"), np.empty_like(CHUNK))
 
 
 @pytest.mark.parametrize("lie", [-1, 1, 1 << 20, 2**31 - 1, 2**32 - 1])
-def test_a_chunk_that_lies_about_its_length_is_refused_untouched(lie):
+def test_a_chunk_with_a_false_length_is_refused_and_the_output_kept(lie):
     packed = bytearray(encode_chunk(LARGE, CODEC)[:-CHECKSUM_BYTES])
     said = lie if lie > 1 else len(packed) + lie
     struct.pack_into("<I", packed, 12, said)
@@ -207,8 +207,8 @@ def test_a_chunk_that_lies_about_its_length_is_refused_untouched(lie):
 
 @given(st.integers(0, 2**32))
 @settings(max_examples=300, deadline=None)
-def test_what_a_made_up_chunk_becomes_does_not_depend_on_memory(seed):
-    """Whatever C-Blosc makes of it: the same, in memory that held other bytes before."""
+def test_a_corrupt_chunk_decodes_alike_whatever_memory_held_before(seed):
+    """C-Blosc may return voxels or an error, but the same for any former contents of the output."""
     rng = np.random.default_rng(seed)
     codec = BloscCodecSpec(rng.choice(["lz4", "zstd", "zlib", "blosclz"]), 5, "shuffle", 256)
     packed = bytearray(encode_chunk(LARGE, codec)[:-CHECKSUM_BYTES])
@@ -250,7 +250,7 @@ def test_the_header_of_a_chunk_names_the_codec():
     assert packed == len(encode_chunk(LARGE, CODEC)) - CHECKSUM_BYTES
 
 
-def test_an_index_may_point_up_to_its_own_start():
+def test_a_chunk_may_end_where_the_index_begins():
     data = index_of([(0, 10), (10, 22)])
     assert parse_index(data, 2, 32 + len(data)).tolist() == [[0, 10], [10, 22]]
 
@@ -271,7 +271,7 @@ def test_an_index_of_another_length_is_refused(length):
         parse_index(data, 2, 100)
 
 
-def test_crc32_tells_two_chunks_of_equal_sizes_apart_and_crc32c_does_not():
+def test_the_crc32_of_chunks_with_checksums_differs_and_their_crc32c_does_not():
     one, other = with_checksum(b"one chunk"), with_checksum(b"and other")
     assert crc32c(one) == crc32c(other)
     assert crc32(one) != crc32(other)

@@ -39,7 +39,7 @@ DEEP, WIDE, REAL, BLANK = (140, 60, 100), (3, 5, 790), (9, 50, 7), (70, 10, 50)
 
 
 def volumes():
-    """Image and mask of scans that differ in what a store must bear."""
+    """Return image and mask of scans that cover what a store must handle."""
     rng = np.random.default_rng(11)
 
     def noise(shape):
@@ -63,7 +63,7 @@ def volumes():
 
 @pytest.fixture(scope="module")
 def mixed(tmp_path_factory):
-    """Store of :func:`volumes`, and they."""
+    """Return a store of :func:`volumes`, and the volumes."""
     raw, stored = tmp_path_factory.mktemp("mixed"), volumes()
     for name, (image, label) in stored.items():
         kind = "alone" if label is None else "ct"
@@ -87,7 +87,7 @@ def deep(mixed):
 
 @pytest.fixture
 def copied(ctspine1k_url, tmp_path):
-    """Copy of the CTSpine1K store, for tests that damage it."""
+    """Copy the CTSpine1K store, for tests that damage it."""
     return Path(shutil.copytree(ctspine1k_url, tmp_path / "copied.zarr"))
 
 
@@ -98,7 +98,7 @@ def root_of(url):
 # Reading
 
 
-def test_voxels_and_places_are_those_of_the_source_files(store, ctspine1k_raw):
+def test_voxels_and_affines_equal_those_of_the_source_files(store, ctspine1k_raw):
     for written in ctspine1k_raw[1]:
         scan = store.scan(written.scan_id)
         for name, path in (("image", written.image_path), ("label", written.label_path)):
@@ -108,7 +108,7 @@ def test_voxels_and_places_are_those_of_the_source_files(store, ctspine1k_raw):
             np.testing.assert_allclose(scan.attrs["affine"], source.affine, atol=1e-9)
 
 
-def test_a_voxel_lies_where_the_source_file_puts_it(store, ctspine1k_raw):
+def test_a_voxel_has_the_same_position_as_in_the_source_file(store, ctspine1k_raw):
     for written in ctspine1k_raw[1]:
         source = nib.load(written.image_path)
         turn = nib.io_orientation(source.affine)
@@ -122,7 +122,7 @@ def test_a_voxel_lies_where_the_source_file_puts_it(store, ctspine1k_raw):
 
 
 @pytest.mark.parametrize("scan_id", ["deep", "wide", "real", "blank", "bare"])
-def test_a_scan_is_the_one_that_plain_xarray_opens(mixed, scan_id):
+def test_a_scan_equals_the_one_that_plain_xarray_opens(mixed, scan_id):
     store, stored = mixed
     scan = store.scan(scan_id)
     plain = xr.open_zarr(f"{store.url}/scans/{scan_id}")
@@ -139,7 +139,7 @@ def test_a_scan_is_the_one_that_plain_xarray_opens(mixed, scan_id):
         np.testing.assert_array_equal(plain.label, label)
 
 
-def test_ctspine1k_scans_are_those_that_plain_xarray_opens(store):
+def test_ctspine1k_scans_equal_those_that_plain_xarray_opens(store):
     for scan_id in store.table.scan.to_numpy():
         plain = xr.open_zarr(f"{store.url}/scans/{scan_id}")
         del plain.attrs["manifest"], plain.attrs["metadata_crc32c"]
@@ -162,7 +162,7 @@ def test_opening_a_scan_reads_no_voxels(copied):
 
 @given(st.data(), st.sampled_from(["image", "label"]))
 @settings(deadline=None, max_examples=120)
-def test_indexing_is_that_of_numpy(deep, data, name):
+def test_indexing_equals_that_of_numpy(deep, data, name):
     lazy, expected = deep[name]
     index = data.draw(hnp.basic_indices(DEEP, allow_newaxis=False, min_dims=0))
     np.testing.assert_array_equal(lazy.data[index].compute(), expected[index])
@@ -170,7 +170,7 @@ def test_indexing_is_that_of_numpy(deep, data, name):
 
 @given(st.data())
 @settings(deadline=None, max_examples=80)
-def test_an_array_gives_dask_whatever_it_asks_for(mixed, deep, data):
+def test_an_array_returns_any_slice_that_dask_requests(mixed, deep, data):
     store, _ = mixed
     array = _StoredArray(store._engine, store._reader.scan("deep").image)
     axes = [st.integers(-n, n - 1) | st.slices(n) for n in DEEP]
@@ -185,7 +185,7 @@ steps = st.integers(1, 3) | st.integers(-3, -1)
 
 @given(st.tuples(*[steps] * 3), st.tuples(*[steps] * 3), st.data())
 @settings(deadline=None, max_examples=30)
-def test_slices_of_slices_are_those_of_numpy(deep, first, second, data):
+def test_slices_of_slices_equal_those_of_numpy(deep, first, second, data):
     lazy, expected = deep["image"]
     strided = tuple(slice(None, None, step) for step in first)
     within = tuple(
@@ -197,7 +197,7 @@ def test_slices_of_slices_are_those_of_numpy(deep, first, second, data):
 
 @given(st.sampled_from([0, 1, 2]), st.data())
 @settings(deadline=None, max_examples=30)
-def test_lists_and_masks_choose_as_in_numpy(deep, axis, data):
+def test_integer_lists_and_boolean_masks_index_as_in_numpy(deep, axis, data):
     lazy, expected = deep["label"]
     n = expected.shape[axis]
     chosen = data.draw(st.lists(st.integers(-n, n - 1), max_size=5))
@@ -216,7 +216,7 @@ def test_every_dask_scheduler_computes_a_scan(deep, scheduler):
     assert total == expected.sum(dtype="int64")
 
 
-def test_label_chunks_count_as_numpy_does(mixed):
+def test_label_chunks_equal_the_counts_of_numpy(mixed):
     reader = mixed[0]._reader
     for scan_id, (_, label) in mixed[1].items():
         expected = []
@@ -242,10 +242,10 @@ def test_background_is_not_stored(mixed):
     assert set(store._reader.scan("deep").label.shard_sizes) == {(0, 0, 0), (1, 0, 0)}
 
 
-# Opening what cannot be opened
+# Errors of opening
 
 
-def test_no_store(tmp_path):
+def test_an_absent_store_is_an_error(tmp_path):
     with pytest.raises(StoreNotFoundError, match=r"absent\.zarr: there is no store"):
         StoreReader(str(tmp_path / "absent.zarr"))
     with pytest.raises(FileNotFoundError):
@@ -261,14 +261,14 @@ def test_a_file_is_no_store(tmp_path):
 @pytest.mark.parametrize(
     "attributes", [{}, {"format": "other"}, {"format": "spinezarr", "format_version": 5}]
 )
-def test_a_foreign_group_is_no_store(tmp_path, attributes):
+def test_a_zarr_group_of_other_software_is_no_store(tmp_path, attributes):
     zarr.create_group(tmp_path / "other.zarr", attributes=attributes)
     with pytest.raises(StoreNotFoundError, match="is not a store that spinezarr wrote"):
         StoreReader(str(tmp_path / "other.zarr"))
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b'"x"', b"\xff", b'{"attributes": null}'])
-def test_a_damaged_root_says_how_it_is_mended(copied, content):
+def test_the_error_of_a_damaged_root_names_the_repair(copied, content):
     (copied / "zarr.json").write_bytes(content)
     with pytest.raises(CorruptStoreError, match=r"the root of the store is damaged.* --repair"):
         StoreReader(str(copied))
@@ -279,7 +279,7 @@ def test_a_damaged_root_says_how_it_is_mended(copied, content):
 
 @pytest.mark.parametrize("version", [4, 6])
 @pytest.mark.parametrize("more", [{}, {"a_new_field": 1}], ids=["same fields", "new field"])
-def test_another_format_is_named(copied, version, more):
+def test_the_error_names_the_format_version_of_the_store(copied, version, more):
     edit_json(
         copied / "zarr.json", lambda root: root["attributes"].update(format_version=version, **more)
     )
@@ -337,7 +337,7 @@ def edit_json(path, change):
         lambda scan: scan["consolidated_metadata"]["metadata"].pop("z"),
     ],
 )
-def test_scan_metadata_that_are_not_ours_are_an_error(copied, change):
+def test_foreign_scan_metadata_are_an_error(copied, change):
     edit_json(copied / "scans/liver_0/zarr.json", change)
     with pytest.raises(CorruptStoreError, match=r"liver_0/zarr\.json: is not what spinezarr write"):
         spinezarr.open(copied).scan("liver_0")
@@ -355,7 +355,7 @@ def test_scan_metadata_that_are_not_ours_are_an_error(copied, change):
         lambda image: image.pop("fill_value"),
     ],
 )
-def test_array_metadata_that_are_not_ours_are_an_error(copied, change):
+def test_foreign_array_metadata_are_an_error(copied, change):
     edit_json(
         copied / "scans/liver_0/zarr.json",
         lambda scan: change(scan["consolidated_metadata"]["metadata"]["image"]),
@@ -388,7 +388,7 @@ def test_damaged_label_counts_are_an_error(copied, damage):
 # Writing
 
 
-def test_an_existing_store_is_opened_as_it_is(copied):
+def test_a_writer_opens_an_existing_store_without_a_change(copied):
     before = (copied / "zarr.json").read_bytes()
     StoreWriter(str(copied), root_of(copied))
     assert (copied / "zarr.json").read_bytes() == before
@@ -409,7 +409,7 @@ def test_a_store_of_another_format_is_refused(copied):
         StoreWriter(str(copied), root)
 
 
-def test_what_is_no_store_is_left_alone(ctspine1k_url, tmp_path):
+def test_a_folder_that_is_no_store_is_not_changed(ctspine1k_url, tmp_path):
     root = root_of(ctspine1k_url)
     zarr.create_group(tmp_path / "group")
     (tmp_path / "folder").mkdir()
@@ -441,7 +441,7 @@ def test_a_scan_is_whole_only_with_every_file_at_its_size(copied):
             (folder / key).unlink()
             if damaged is not None:
                 (folder / key).write_bytes(damaged)
-            # Metadata of arrays stand in those of the scan too, and are written again.
+            # The scan's metadata repeat those of its arrays, so recovery writes these again.
             again = key.endswith("zarr.json")
             assert ("liver_0" in writer.recover()) == again
             assert not again or (folder / key).read_bytes() == data
@@ -469,7 +469,7 @@ def test_stray_files_are_left_alone(copied):
     assert all((copied / "scans" / name).exists() for name in strays)
 
 
-def test_what_a_killed_run_left_is_removed(copied):
+def test_leftovers_of_a_killed_run_are_removed(copied):
     whole = sorted(copied.rglob("*"))
     for name in ("liver_0/image/c.0.0.0", "liver_0/z/c.0", "new/label/c/0/0/0", "new/image/c/1/2/3",
                  "liver_0/zarr.json.partial", "new/image/zarr.json"):  # fmt: skip
@@ -490,12 +490,12 @@ def test_a_discarded_scan_leaves_nothing(copied):
 
 
 class Killed(BaseException):
-    """Stands in for SIGKILL: nothing of ours catches it."""
+    """Stands in for SIGKILL: no code of the package catches it."""
 
 
 @contextmanager
 def dying_after(lives):
-    """Die at the change on disk after ``lives`` others; a file that is being written stays half."""
+    """Raise Killed at change ``lives`` on disk, from 0; a file that is being opened is left cut."""
     changes = count()
     with ExitStack() as stack:
         for name in ("open", "replace", "unlink", "rmdir"):
@@ -518,7 +518,7 @@ real_open = Path.open
 
 
 def parts_of(path):
-    """Chunks and index of a shard with room for four."""
+    """Return the chunks and the index of a shard with room for four chunks."""
     shard, size = path.read_bytes(), index_bytes(4)
     index = parse_index(shard[-size:], 4, len(shard)).tolist()
     chunks = [shard[at : at + n] for at, n in index if at != ABSENT]
@@ -527,7 +527,7 @@ def parts_of(path):
 
 
 def write_again(copied, lives):
-    """Write a scan from what is stored of it; die after some changes on disk."""
+    """Write a scan again from its stored files, and die after some changes on disk."""
     store, stored = copied / "copied.zarr", copied / "source"
     reader = StoreReader(str(copied / "whole.zarr"))
     facts = reader.scan("liver_0").attributes.model_dump(exclude={"manifest"})
@@ -542,7 +542,7 @@ def write_again(copied, lives):
 
 @pytest.fixture
 def source(copied, tmp_path):
-    """A folder with a store to change, the same store whole, and the files of one scan of it."""
+    """Return a folder with a store to change, an intact copy, and the files of one scan."""
     shutil.copytree(copied, tmp_path / "whole.zarr")
     shutil.copytree(copied / "scans/liver_0", tmp_path / "source")
     return tmp_path
@@ -567,7 +567,7 @@ def test_a_new_scan_is_visible_only_once_it_is_whole(copied, source):
 
 @pytest.mark.long
 def test_a_scan_that_is_replaced_is_never_lost(copied, source, differing):
-    """After death at any change: the old scan or the new one, whole, and no leftovers."""
+    """A kill at any change leaves the old scan or the new one, whole; recovery removes the rest."""
     pristine = source / "whole.zarr"
     voxels = spinezarr.open(pristine).scan("liver_0").compute()
     versions = set()
@@ -587,7 +587,7 @@ def test_a_scan_that_is_replaced_is_never_lost(copied, source, differing):
             np.testing.assert_array_equal(plain.label, voxels.label)
             versions.add(scan.image.separator)
             if scan.image.separator == StoreReader(str(pristine)).scan("liver_0").image.separator:
-                # Readers that do not know consolidated metadata see the old version whole.
+                # Readers that ignore consolidated metadata see the old version whole.
                 for name in ("image", "label"):
                     member = f"scans/liver_0/{name}/zarr.json"
                     assert (copied / member).read_bytes() == (pristine / member).read_bytes()
@@ -600,7 +600,7 @@ def test_a_scan_that_is_replaced_is_never_lost(copied, source, differing):
 
 
 ONE = "CTC-1018399231"
-"""A scan with text in each column of the table that holds any."""
+"""A scan with a value in every string column of the table."""
 
 
 def rewrite_table(copied, lives):
@@ -617,7 +617,7 @@ def rewrite_table(copied, lives):
 
 
 @pytest.mark.long
-def test_a_table_can_always_be_read(copied):
+def test_the_table_can_be_read_after_a_kill_at_any_change(copied):
     old = StoreReader(str(copied)).table
     pristine = shutil.copytree(copied / "table", copied.parent / "table")
     new = old.sel(scan=[ONE])
@@ -649,7 +649,7 @@ def test_a_killed_writer_does_not_disturb_the_next(copied, lives):
     assert keys == {*manifest, "zarr.json"}
 
 
-def test_a_store_killed_at_birth_can_be_born_again(ctspine1k_url, tmp_path):
+def test_a_store_whose_creation_was_killed_can_be_created_again(ctspine1k_url, tmp_path):
     url, root = str(tmp_path / "new.zarr"), root_of(ctspine1k_url)
     for lives in count():
         try:
@@ -666,14 +666,14 @@ def test_a_store_killed_at_birth_can_be_born_again(ctspine1k_url, tmp_path):
     "name",
     ["zarr.json", "scans/liver_0/zarr.json", "table/zarr.json"],
 )
-def test_no_flipped_bit_of_metadata_passes_for_metadata(copied, name):
+def test_a_flipped_bit_of_metadata_is_an_error_or_without_effect(copied, name):
     def facts():
         reader = StoreReader(str(copied))
         scan = reader.scan("liver_0")
         reader.table  # noqa: B018  reading it is the test
         return reader.root, scan.attributes
 
-    (copied / TABLE_BUNDLE).unlink()  # or the files of the table would not be read
+    (copied / TABLE_BUNDLE).unlink()  # so that the files of the table are read
     before, whole = facts(), (copied / name).read_bytes()
     rng = np.random.default_rng(5)
     for at in rng.choice(len(whole), 120, replace=False):
@@ -684,6 +684,6 @@ def test_no_flipped_bit_of_metadata_passes_for_metadata(copied, name):
             after = facts()
         except SpinezarrError:
             continue
-        # White space between tokens is all that may change unseen.
+        # Only white space between tokens may change without an error.
         assert after == before
         assert json.loads(damaged) == json.loads(whole)

@@ -1,4 +1,4 @@
-"""The specification of the format names all that the models and the scan table have."""
+"""The specification of the format names every field of the models and of the scan table."""
 
 import base64
 import re
@@ -100,7 +100,7 @@ def test_every_attribute_is_specified(heading, number, models):
 @pytest.mark.parametrize(
     ("heading", "number", "models"), MODELS, ids=[models[0].__name__ for *_, models in MODELS]
 )
-def test_what_may_be_null_is_specified(heading, number, models):
+def test_the_page_says_which_attributes_may_be_null(heading, number, models):
     known = {name: field for model in models for name, field in model.model_fields.items()}
     for name, (kind, _) in fields(heading, number).items():
         assert ("null" in kind) == (NoneType in get_args(known[name].annotation)), name
@@ -117,7 +117,7 @@ def test_every_column_of_the_table_is_specified():
     }
 
 
-def test_the_attributes_of_columns_are_those_of_the_code():
+def test_the_page_has_the_column_attributes_of_the_code():
     specified = {}
     for columns, attributes in tables(section("Scan table"))[1][:-1]:
         words = NAME.findall(attributes.partition("; with")[0])
@@ -128,7 +128,7 @@ def test_the_attributes_of_columns_are_those_of_the_code():
     assert specified == {name: v.attrs for name, v in table.variables.items() if v.attrs}
 
 
-def test_the_version_and_the_keys_are_those_of_the_code():
+def test_the_page_has_the_version_and_the_keys_of_the_code():
     assert PAGE.startswith(f"# Store format, version {layout.FORMAT_VERSION}\n")
     assert f"`{layout.FORMAT_VERSION}`" in fields("Root group")["format_version"][1]
     keys = set(NAME.findall(section("Keys")))
@@ -138,7 +138,7 @@ def test_the_version_and_the_keys_are_those_of_the_code():
     assert {f"{scan}/{array}/zarr.json" for array in arrays} <= keys
 
 
-def test_the_limits_are_those_of_the_code():
+def test_the_page_has_the_limits_of_the_code():
     numbers = {int(n.replace(",", "")) for n in re.findall(r"[\d,]*\d", section("Limits"))}
     assert {
         layout.LARGEST_AXIS,
@@ -149,7 +149,7 @@ def test_the_limits_are_those_of_the_code():
     } <= numbers
 
 
-def test_the_profiles_are_those_of_the_code():
+def test_the_page_has_the_codec_profiles_of_the_code():
     rows = {
         NAME.fullmatch(name)[1]: cells for name, *cells in tables(section("Encoding of a chunk"))[0]
     }
@@ -167,7 +167,7 @@ def test_the_profiles_are_those_of_the_code():
     assert f"are {small.cname}, level {small.clevel}, {small.shuffle} in every profile" in PAGE
 
 
-def test_the_values_of_masks_are_those_of_the_code():
+def test_the_page_has_the_mask_values_of_the_code():
     said = {}
     for values, names in tables(section("`image` and `label`"))[0]:
         first, _, last = values.partition(" to ")
@@ -180,7 +180,7 @@ def test_the_values_of_masks_are_those_of_the_code():
     assert f"the {len(NAME_OF_VALUE)} names" in PAGE
 
 
-def test_the_example_of_a_table_of_chunks_is_right():
+def test_the_example_of_a_chunk_table_on_the_page_is_right():
     text = section("Manifest")
     (encoded,) = re.findall(r"Example: `([A-Za-z0-9+/]+)`", text)
     rows = np.frombuffer(base64.b64decode(encoded), CHUNK_ROW)

@@ -1,6 +1,6 @@
-"""What ``docs/store-format.md`` says suffices to write a store that spinezarr takes as its own.
+"""A store written from ``docs/store-format.md`` alone is read by spinezarr as its own.
 
-Nothing of the package is used to write; sections are those of the page.
+The writer below uses nothing of the package. Its section numbers are those of the page.
 """
 
 import base64
@@ -19,7 +19,7 @@ import spinezarr
 from spinezarr.verify.store import verify_store
 
 CHUNK, PER_SHARD = (8, 6, 4), (2, 1, 2)
-"""Shapes that spinezarr itself does not write."""
+"""Chunk shape, and chunks per shard, which spinezarr itself does not write."""
 LEVELS = [
     *(f"C{n}" for n in range(1, 8)),
     *(f"T{n}" for n in range(1, 14)),
@@ -38,12 +38,12 @@ def crc32c(data):
 
 
 def ended(data):
-    """Return data with the CRC-32C that ends it."""
+    """Append the CRC-32C of data to it."""
     return data + crc32c(data).to_bytes(4, "little")
 
 
 def sealed(group):
-    """Section 4."""
+    """Seal the metadata of a group (section 4)."""
     checksum = f"{crc32c(as_json(group)):08x}"
     return as_json({**group, "attributes": {**group["attributes"], "metadata_crc32c": checksum}})
 
@@ -81,7 +81,7 @@ def blosc_codec(itemsize):
 
 
 def packed(values):
-    """Section 8.1."""
+    """Encode values as a chunk with its checksum (section 8.1)."""
     values = np.ascontiguousarray(values)
     return ended(bytes(blosc.compress(values, b"lz4", 1, 0, 0, values.itemsize)))
 
@@ -105,7 +105,7 @@ def chunks_of(volume, fill, shape=CHUNK):
 
 
 def shards_of(name, volume, fill, *, skips_background):
-    """Sections 6.3 and 8.2: yield key, bytes and manifest entry of each shard."""
+    """Yield key, bytes and manifest entry of each shard (sections 6.3 and 8.2)."""
     shards = {}
     for index, voxels in chunks_of(volume, fill):
         if skips_background and not voxels.any():
@@ -150,13 +150,13 @@ def small(values, names, attributes):
 
 
 def image_checksum(values, fill, chunk_shape):
-    """Section 8.5."""
+    """Return the checksum of an image (section 8.5)."""
     checksums = [crc32c(chunk.tobytes()) for _, chunk in chunks_of(values, fill, chunk_shape)]
     return digest(np.array(checksums, "<u4").tobytes())
 
 
 def content_checksum(scan):
-    """Section 8.5."""
+    """Return the checksum of a scan's contents (section 8.5)."""
     mask = sorted(
         [key.replace(".", "/"), entry["size_bytes"], entry["crc32"]]
         for key, entry in scan["manifest"].items()
@@ -180,7 +180,7 @@ def boxes_of(label):
 
 
 def write_scan(folder, scan_id, image, label):
-    """Sections 6, 7 and 14; returns the attributes."""
+    """Write a scan and return its attributes (sections 6, 7 and 14)."""
     counts = [
         (value, *index, int((voxels == value).sum()))
         for index, voxels in chunks_of(label, 0)
@@ -279,7 +279,7 @@ def write(folder, files):
 
 
 def texts(values):
-    """Section 9: vlen-utf8."""
+    """Encode strings as vlen-utf8 (section 9)."""
     encoded = [value.encode() for value in values]
     lengths = [len(value).to_bytes(4, "little") for value in encoded]
     parts = [part for pair in zip(lengths, encoded, strict=True) for part in pair]
@@ -287,7 +287,7 @@ def texts(values):
 
 
 def column_values(scans):
-    """Section 9: the values of each column, with its dimensions."""
+    """Return the values of each column, with its dimensions (section 9)."""
     shape = (len(scans), len(LEVELS))
     count, volume = np.zeros(shape, "i8"), np.full(shape, np.nan)
     center, annotated = np.full((*shape, 3), np.nan), np.full((*shape, 3), np.nan)
@@ -443,14 +443,14 @@ def place(scans, tmp_path_factory):
     return place
 
 
-def test_spinezarr_finds_no_fault_in_it(place):
+def test_verify_finds_no_fault_in_a_store_written_by_the_page(place):
     verification = verify_store(str(place))
     assert verification.faults == ()
     assert verification.leftovers == ()
     assert set(verification.scans) == {"scan_2", "scan_10"}
 
 
-def test_spinezarr_and_xarray_read_it(place, scans):
+def test_spinezarr_and_xarray_read_a_store_written_by_the_page(place, scans):
     store = spinezarr.open(place)
     assert store.table.scan.to_numpy().tolist() == ["scan_2", "scan_10"]
     assert store.table.erratum.to_numpy().tolist() == ["L2 is L3"] * 2
@@ -463,7 +463,7 @@ def test_spinezarr_and_xarray_read_it(place, scans):
         np.testing.assert_array_equal(table[name].to_numpy(), column.to_numpy())
 
 
-def test_spinezarr_streams_from_it(place, scans):
+def test_spinezarr_streams_from_a_store_written_by_the_page(place, scans):
     patches = spinezarr.open(place).patches((6, 5, 4), batch_size=4, foreground=1.0, n_samples=8)
     for batch in patches:
         for scan_id, start, found in zip(batch.scan_id, batch.start_zyx, batch.label, strict=True):
@@ -472,7 +472,7 @@ def test_spinezarr_streams_from_it(place, scans):
             np.testing.assert_array_equal(found, whole[box])
 
 
-def test_hashes_of_images_of_any_type_are_as_the_page_says(odd):
+def test_hashes_of_images_of_any_type_follow_the_page(odd):
     table = spinezarr.open(odd.url).table
     for scan_id in odd.image:
         folder = Path(odd.url) / "scans" / scan_id

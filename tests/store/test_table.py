@@ -20,18 +20,18 @@ from spinezarr.testing import NiftiForm, write_nifti
 from spinezarr.vertebrae import NAME_OF_VALUE
 
 ODD_LABELS = (19, 28, 20, 25, 26, 27, 40, 200)
-"""T12, T13, L1, L6, sacrum, coccyx, and two values outside the scheme."""
+"""Labels of T12, T13, L1, L6, sacrum and coccyx, and two values outside the scheme."""
 
 
 def canonical(path):
-    """Voxels (z, y, x) and affine (x, y, z) as nibabel turns them."""
+    """Return voxels (z, y, x) and affine (x, y, z) as nibabel reorients them."""
     image = nib.as_closest_canonical(nib.load(path))
     return np.asarray(image.dataobj).transpose(2, 1, 0), image.affine
 
 
 @pytest.fixture(scope="module")
 def odd(tmp_path_factory):
-    """Store of three scans with rare labels, one of them oblique; and their raw folder."""
+    """Return a store of three scans with rare labels, one of them oblique, and the raw folder."""
     raw, rng = tmp_path_factory.mktemp("odd"), np.random.default_rng(5)
     affine = np.array([[0.7, 0, 0, -40.5], [0, 0.8, 0, 12.25], [0, 0, 2.5, -700], [0, 0, 0, 1]])
     for name, form in {
@@ -72,7 +72,7 @@ def assert_row_is_measured_as_numpy_does(row, mask, affine):
         assert found.bbox_stop_zyx.to_numpy().tolist() == (at.max(axis=0) + 1).tolist()
 
 
-def test_vertebrae_are_measured_as_numpy_does(ctspine1k_url, ctspine1k_raw):
+def test_measures_of_vertebrae_equal_those_of_numpy(ctspine1k_url, ctspine1k_raw):
     table = StoreReader(ctspine1k_url).table
     for scan in ctspine1k_raw[1]:
         mask, affine = canonical(scan.label_path)
@@ -80,7 +80,7 @@ def test_vertebrae_are_measured_as_numpy_does(ctspine1k_url, ctspine1k_raw):
 
 
 @pytest.mark.parametrize("scan_id", ["s_9", "s_10", "s_b"])
-def test_rare_labels_and_oblique_scans_are_measured_as_numpy_does(odd, scan_id):
+def test_measures_of_rare_labels_and_oblique_scans_equal_those_of_numpy(odd, scan_id):
     url, raw = odd
     mask, affine = canonical(raw / f"{scan_id}_seg.nii")
     row = StoreReader(url).table.sel(scan=scan_id)
@@ -97,7 +97,7 @@ def test_bounding_boxes_cut_out_a_vertebra(store):
     assert mask[box].sum() == mask.sum() == int(row.voxel_count)
 
 
-def test_facts_of_each_scan(ctspine1k_url, ctspine1k_raw):
+def test_each_row_describes_its_scan(ctspine1k_url, ctspine1k_raw):
     table = StoreReader(ctspine1k_url).table
     assert table.sizes["scan"] == len(ctspine1k_raw[1])
     for position, scan in enumerate(ctspine1k_raw[1]):
@@ -119,7 +119,7 @@ def test_facts_of_each_scan(ctspine1k_url, ctspine1k_raw):
         np.testing.assert_allclose(row.spacing_zyx_mm.sel(axis=["x", "y", "z"]), zooms)
 
 
-def test_stored_bytes_are_those_of_the_files(ctspine1k_url):
+def test_stored_bytes_equal_the_sizes_of_the_files(ctspine1k_url):
     table = StoreReader(ctspine1k_url).table
     for scan_id in table.scan.to_numpy():
         folder = Path(ctspine1k_url) / "scans" / scan_id
@@ -128,7 +128,7 @@ def test_stored_bytes_are_those_of_the_files(ctspine1k_url):
         assert int(table.stored_bytes.sel(scan=scan_id)) == size
 
 
-def test_equal_images_and_only_they_have_equal_checksums(store, ctspine1k_raw):
+def test_equal_images_and_no_others_have_equal_checksums(store, ctspine1k_raw):
     assert len(set(store.table.image_checksum.to_numpy())) == len(ctspine1k_raw[1])
     assert len(set(store.table.image_sha256.to_numpy())) == len(ctspine1k_raw[1])
 
@@ -150,7 +150,7 @@ def test_centroids_go_down_the_spine(store):
         assert (np.diff(row[~np.isnan(row)]) < 0).all()
 
 
-def test_units_stand_beside_the_numbers(store):
+def test_columns_name_their_units(store):
     units = {name: v.attrs.get("units") for name, v in store.table.variables.items()}
     assert units["volume_cm3"] == "cm3"
     assert units["centroid_zyx_mm"] == units["spacing_zyx_mm"] == "mm"
@@ -172,7 +172,7 @@ def test_the_order_of_rows_does_not_depend_on_the_order_of_scans(store):
 
 
 @given(st.sets(st.integers(0, 10**30)), st.text("ab_", min_size=1))
-def test_natural_order_is_that_of_the_numbers(numbers, prefix):
+def test_natural_order_sorts_numbers_by_value(numbers, prefix):
     names = {f"{prefix}{n}.x" for n in numbers}
     assert sorted(names, key=natural_key) == [f"{prefix}{n}.x" for n in sorted(numbers)]
 
@@ -207,14 +207,14 @@ def test_the_table_can_be_filtered_grouped_and_exported(store):
     assert len(table.to_dataframe()) == 6 * 30 * 3
 
 
-def test_an_empty_table_still_is_one(store):
+def test_a_table_without_scans_has_every_column(store):
     table = build_table(store._reader.root, [])
     assert dict(table.sizes) == {"scan": 0, "vertebra": 30, "axis": 3}
 
 
 @pytest.fixture(scope="module")
 def copied(ctspine1k_url, tmp_path_factory):
-    """Copy of the store in which single table files are damaged and mended again."""
+    """Copy the store, so that single table files can be damaged and restored."""
     url = tmp_path_factory.mktemp("copied") / "copied.zarr"
     url.mkdir()
     shutil.copy(Path(ctspine1k_url) / "zarr.json", url)
@@ -226,12 +226,12 @@ def table_files(url, *, own):
     files = [path for path in sorted((url / "table").rglob("*")) if path.is_file()]
     if own:
         return [url / "table/zarr.json"]
-    # The metadata of columns stand in those of the table, where they are read.
+    # Readers take the metadata of columns from those of the table.
     return [path for path in files if path.name != "zarr.json"]
 
 
 def assert_damage_is_seen(url, path, data, expected):
-    """Reading fails as it should, or shows the same table."""
+    """Check that reading raises the expected error or returns the same table."""
     whole = path.read_bytes()
     path.write_bytes(data)
     try:
@@ -299,7 +299,7 @@ def test_another_fill_value_in_the_table_s_metadata_never_becomes_data(copied):
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"{}", b'{"attributes": {}}', b"\xff"])
-def test_table_metadata_that_are_none_are_an_error(copied, content):
+def test_invalid_table_metadata_are_an_error(copied, content):
     (path,) = table_files(copied, own=True)
     whole = path.read_bytes()
     path.write_bytes(content)

@@ -1,4 +1,4 @@
-"""Runs that are stopped for so long that another takes the store over, and then go on."""
+"""Tests of runs that were stopped so long that another run took the store over."""
 
 import json
 import threading
@@ -46,9 +46,9 @@ def store(tmp_path):
 
 @contextmanager
 def stopped(monkeypatch, store, name):
-    """Run an ingest of other files, stopped at the first call of a function of ``scan_writer``.
+    """Run an ingest of other files that stops at the first call of a ``scan_writer`` function.
 
-    Yields what lets it go on and returns its result.
+    Yields a function that lets it go on and returns its result.
     """
     times = LockTimes(renew_s=1000, watch_s=1.1, flock_s=0.2)
     monkeypatch.setattr(writer, "StoreLock", partial(StoreLock, times=times))
@@ -88,7 +88,7 @@ def assert_whole(url, value, options=None):
         assert reader.scan(scan).attributes.image_range_hu == (value, value)
 
 
-def test_one_that_is_stopped_before_it_publishes_changes_nothing(store, monkeypatch):
+def test_a_run_stopped_before_it_publishes_changes_nothing(store, monkeypatch):
     raw = Path(store).parent / "raw"
     with stopped(monkeypatch, store, "small_files") as finish:
         write(raw, 3)
@@ -99,7 +99,7 @@ def test_one_that_is_stopped_before_it_publishes_changes_nothing(store, monkeypa
     assert run(raw, store).skipped == ("a", "b")
 
 
-def test_one_that_is_stopped_while_it_publishes_is_waited_for(store, monkeypatch):
+def test_the_next_run_waits_for_a_run_stopped_while_it_publishes(store, monkeypatch):
     raw = Path(store).parent / "raw"
     with stopped(monkeypatch, store, "publish_group") as finish:
         with pytest.raises(StoreBusyError, match="was stopped while it changed this store"):
@@ -108,7 +108,7 @@ def test_one_that_is_stopped_while_it_publishes_is_waited_for(store, monkeypatch
     assert_whole(store, 2)
 
 
-def test_one_that_is_stopped_before_it_tidies_up_removes_nothing(store):
+def test_a_run_stopped_before_it_removes_old_files_removes_none(store):
     opened = StoreWriter(store, StoreReader(store).root)
     left = Path(store, "scans/a/image/c/9/9/9")
     left.parent.mkdir(parents=True)
@@ -123,10 +123,10 @@ def test_one_that_is_stopped_before_it_tidies_up_removes_nothing(store):
 
 
 @pytest.mark.long
-def test_what_comes_too_late_in_a_bucket_is_noticed_by_the_next_run(
+def test_the_next_run_detects_a_request_that_reached_a_bucket_too_late(
     s3_server, tmp_path, monkeypatch
 ):
-    """A request that was under way when the store was taken over cannot be called back."""
+    """A request that is under way when the store is taken over cannot be called back."""
     url, options = f"s3://{s3_server.new_bucket()}/taken.zarr", s3_server.storage_options
     raw = tmp_path / "raw"
     write(raw, 1)

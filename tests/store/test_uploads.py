@@ -1,4 +1,4 @@
-"""Files that are sent while others are made."""
+"""Tests of uploads, which send files while others are still made."""
 
 import threading
 
@@ -21,7 +21,7 @@ def fs(s3_server):
     return open_filesystem("s3://", s3_server.storage_options)[0]
 
 
-def test_all_is_there_after_finish(fs, bucket):
+def test_all_files_are_there_after_finish(fs, bucket):
     uploads = Uploads(fs)
     data = {f"{bucket}/{n}": bytes([n]) * 1000 for n in range(9)}
     for path, content in data.items():
@@ -30,16 +30,16 @@ def test_all_is_there_after_finish(fs, bucket):
     assert {path: fs.cat_file(path) for path in data} == data
 
 
-def test_the_last_content_of_a_file_stays(fs, bucket):
+def test_a_file_written_twice_keeps_its_last_content(fs, bucket):
     uploads = Uploads(fs)
     for n in range(9):
-        # The later, the shorter: sent side by side, it would be there first.
+        # Each content is shorter than the one before, so in parallel it would arrive first.
         uploads.write(f"{bucket}/a", [bytes([n]) * 100_000 * (9 - n)])
     uploads.finish()
     assert fs.cat_file(f"{bucket}/a") == bytes([8]) * 100_000
 
 
-def test_a_failure_is_raised_by_what_follows(fs):
+def test_a_failed_upload_is_raised_by_the_next_call(fs):
     uploads = Uploads(fs)
     uploads.write("bucket-that-is-not/a", [b""])
     with pytest.raises(FileNotFoundError, match="no such bucket"):
@@ -56,7 +56,7 @@ def write_many(uploads, bucket):
 
 
 class SlowFileSystem(fsspec.get_filesystem_class("memory")):
-    """Notes how many files are under way."""
+    """Records how many files are under way."""
 
     cachable = False
 
@@ -70,7 +70,7 @@ class SlowFileSystem(fsspec.get_filesystem_class("memory")):
         self.go_on.wait(PATIENCE_S)
 
 
-def test_a_few_are_under_way_at_once_and_more_wait():
+def test_only_a_few_uploads_run_at_once_and_others_wait():
     fs = SlowFileSystem()
     uploads = Uploads(fs)
     for n in range(2):

@@ -45,7 +45,7 @@ DEEP, WIDE = (140, 60, 100), (3, 5, 790)
 
 @pytest.fixture(scope="module")
 def large(tmp_path_factory):
-    """Reader of two scans of several shards each, and their arrays."""
+    """Return a reader of two scans of several shards each, and their arrays."""
     rng, raw = np.random.default_rng(2), tmp_path_factory.mktemp("large")
     stored = {}
     for name, shape in (("deep", DEEP), ("wide", WIDE)):
@@ -69,7 +69,7 @@ def engine(large):
 
 @pytest.fixture
 def copied(ctspine1k_url, tmp_path):
-    """Copy of the CTSpine1K store, for tests that damage it."""
+    """Copy the CTSpine1K store, for tests that damage it."""
     return Path(shutil.copytree(ctspine1k_url, tmp_path / "copied.zarr"))
 
 
@@ -79,7 +79,7 @@ def spec_of(reader, name, scan_id=SCAN):
 
 
 def read(url, name, box=None, scan_id=SCAN):
-    """Read a box, or all, of an array of a store that is opened anew."""
+    """Open a store anew, and read a box of an array, or all of it."""
     reader = StoreReader(str(url))
     spec = spec_of(reader, name, scan_id)
     box = box or Box((0, 0, 0), spec.shape_zyx)
@@ -124,7 +124,7 @@ def test_the_output_may_be_strided_and_wider(large, engine, data, dtype):
     assert (around[untouched] == 77).all()
 
 
-def test_nothing_but_chunks_is_read(large, noting_fetcher):
+def test_a_read_requests_only_chunks(large, noting_fetcher):
     reader, _ = large
     fetch = noting_fetcher()
     engine, spec = Engine(fetch), spec_of(reader, "image", "deep")
@@ -139,7 +139,7 @@ def test_nothing_but_chunks_is_read(large, noting_fetcher):
 
 @contextmanager
 def replaced(path, data):
-    """Let a file hold other bytes, or none, for a while."""
+    """Replace the bytes of a file, or remove it, until the context ends."""
     whole = path.read_bytes()
     path.unlink()
     if data is not None:
@@ -151,7 +151,7 @@ def replaced(path, data):
 
 
 @pytest.mark.parametrize("name", ["image", "label"])
-def test_no_flipped_byte_of_a_shard_becomes_a_voxel(copied, name):
+def test_a_flipped_byte_of_a_chunk_is_an_error(copied, name):
     path = copied / "scans" / SCAN / name / SHARD
     data, rng = path.read_bytes(), np.random.default_rng(0)
     for at in rng.choice(len(data) - index_bytes(4), 140, replace=False):
@@ -247,7 +247,7 @@ def test_a_label_chunk_that_its_shard_lacks_is_background(copied, shard_entry):
     np.testing.assert_array_equal(read(copied, "label"), expected)
 
 
-def test_a_damaged_scan_never_computes(copied):
+def test_computing_a_damaged_scan_is_an_error(copied):
     path = copied / "scans" / SCAN / "image" / SHARD
     data = path.read_bytes()
     with replaced(path, data[:50] + b"\0\0\0\0" + data[54:]), pytest.raises(CorruptStoreError):
@@ -318,12 +318,12 @@ def test_files_are_closed_again(tmp_path):
     assert len(list(Path("/proc/self/fd").iterdir())) < before + 10
 
 
-# Elsewhere
+# Other storage
 
 
 @pytest.fixture
 def served(copied, serve):
-    """Serve the copied store; gives its URL and the requests so far."""
+    """Serve the copied store; return its URL and the list of its requests."""
     url, requests = serve(copied.parent)
     return f"{url}/{copied.name}", requests
 
@@ -367,7 +367,7 @@ def test_damage_over_http_is_an_error(served, copied, name, kept):
         read(served[0], name)
 
 
-def test_a_shard_that_is_cut_meanwhile_is_an_error_over_http(served, copied):
+def test_a_shard_cut_after_the_store_was_opened_is_an_error_over_http(served, copied):
     by_range = RemoteSettings(whole_shard_bytes=0)  # or it would be kept
     reader = StoreReader(served[0], remote=by_range)
     engine, spec = Engine(fetcher_for(reader.objects)), spec_of(reader, "image")
@@ -436,7 +436,7 @@ def test_cached_chunks_are_not_fetched_again(large, noting_fetcher):
     np.testing.assert_array_equal(out, stored["deep"]["image"][box.slices])
 
 
-def test_what_is_explained_is_what_is_read(large, noting_fetcher):
+def test_a_read_fetches_what_explain_announces(large, noting_fetcher):
     reader, _ = large
     fetch = noting_fetcher()
     image, label = spec_of(reader, "image", "deep"), spec_of(reader, "label", "deep")
@@ -471,7 +471,7 @@ def test_threads_share_the_chunks_of_one_call(large):
         np.testing.assert_array_equal(out, stored["wide"]["image"])
 
 
-def test_an_engine_is_pickled_with_its_bounds():
+def test_a_pickled_engine_keeps_its_limits():
     engine = pickle.loads(pickle.dumps(Engine(LocalFetcher(StoreFolder.at("/")), cache_bytes=5)))  # noqa: S301
     assert engine.cache_bytes == 5
 
@@ -485,7 +485,7 @@ def test_an_output_of_another_shape_is_refused(large, cache_bytes):
 
 
 def test_shards_that_end_while_they_are_read_are_errors(copied):
-    """Cut behind the back of an engine that knows the index."""
+    """The shards are cut after the engine has read their index."""
     reader = StoreReader(str(copied))
     engine, spec = Engine(LocalFetcher(StoreFolder.at("/"))), spec_of(reader, "image")
     whole = Box((0, 0, 0), spec.shape_zyx)
