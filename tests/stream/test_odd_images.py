@@ -1,4 +1,4 @@
-"""Streams over images that are stored as scaled numbers, or hold voxels that are no numbers."""
+"""Streams over images that are stored as scaled integers, or hold NaN or infinite voxels."""
 
 import dask
 import numpy as np
@@ -60,7 +60,7 @@ def filled(values, fill):
 
 @pytest.mark.parametrize("cache_bytes", [0, 1 << 18, 1 << 26])
 @pytest.mark.parametrize("with_kernel", [True, False])
-def test_boxes_hold_the_values(odd, reader, monkeypatch, cache_bytes, with_kernel):
+def test_boxes_hold_the_scaled_values(odd, reader, monkeypatch, cache_bytes, with_kernel):
     if not with_kernel:
         monkeypatch.setattr(engine_module, "kernel", lambda: None)
     engine = Engine(fetcher_for(reader.objects), cache_bytes=cache_bytes)
@@ -80,7 +80,7 @@ def test_boxes_hold_the_values(odd, reader, monkeypatch, cache_bytes, with_kerne
 
 
 @given(box=boxes(), name=st.sampled_from(SCALED))
-def test_any_box_holds_what_numpy_cuts_out(odd, reader, box, name):
+def test_any_box_equals_the_one_that_numpy_cuts_out(odd, reader, box, name):
     engine = Engine(fetcher_for(reader.objects))
     spec = reader.scan(name).image
     values, numbers = np.empty(box.shape_zyx), np.empty(box.shape_zyx, spec.stored_dtype)
@@ -90,7 +90,7 @@ def test_any_box_holds_what_numpy_cuts_out(odd, reader, box, name):
     np.testing.assert_array_equal(values, spec.scaling.values(numbers))
 
 
-def test_the_cache_keeps_numbers_not_values(odd, reader):
+def test_the_cache_keeps_stored_numbers_and_not_scaled_values(odd, reader):
     spec = reader.scan("byte").image
     whole = Box((0, 0, 0), spec.shape_zyx)
     engine = Engine(fetcher_for(reader.objects), cache_bytes=int(np.prod(spec.shape_zyx)))
@@ -102,7 +102,7 @@ def test_the_cache_keeps_numbers_not_values(odd, reader):
     assert (summary.cached_chunks, summary.decoded_bytes) == (8, 0)
 
 
-def test_explain_counts_the_bytes_that_are_decoded_and_given(reader):
+def test_explain_counts_decoded_bytes_and_those_of_the_result(reader):
     spec = reader.scan("byte").image
     summary = Engine(fetcher_for(reader.objects)).explain([(spec, Box((0, 0, 0), (9, 9, 9)))])
     assert summary.decoded_bytes == np.prod(spec.chunk_shape_zyx)
@@ -150,7 +150,7 @@ PATCH = (16, 20, 24)
 
 
 def resampled(values, start_zyx):
-    """Return a patch of a volume of 2.5 x 0.9 x 0.8 mm, at the other spacing."""
+    """Return a patch of a volume of 2.5 x 0.9 x 0.8 mm, resampled to SPACING."""
     step = np.array(SPACING) / (2.5, 0.9, 0.8)
     axes = zip(start_zyx, PATCH, step, strict=True)
     out = np.empty(PATCH)
@@ -159,7 +159,7 @@ def resampled(values, start_zyx):
 
 
 @pytest.mark.parametrize("name", SCALED)
-def test_resampled_patches_are_those_of_the_values(odd, store, name):
+def test_resampled_patches_interpolate_the_scaled_values(odd, store, name):
     for batch in store.patches(PATCH, spacing_zyx_mm=SPACING, scans=[name], n_samples=4):
         expected = resampled(odd.image[name].astype(np.float64), batch.start_zyx[0])
         # The affine of the file is float32, so positions are off by some 1e-6 of a voxel.
@@ -179,18 +179,18 @@ def test_lazy_arrays_hold_the_values(odd, store):
 
 
 @pytest.mark.parametrize("name", ["byte", *HOLES])
-def test_previews_are_drawn(store, name):
+def test_previews_are_drawn_of_odd_images(store, name):
     store.figure(name).canvas.draw()
 
 
-def test_the_audit_sees_the_values(store):
+def test_the_audit_checks_the_scaled_values(store):
     assert {f.rule for f in store.audit(scans=["byte"]).findings} >= {"image-type", "image-values"}
 
 
-# Voxels that are no numbers
+# NaN and infinite voxels
 
 
-def test_they_are_counted(odd, store):
+def test_nonfinite_voxels_are_counted(odd, store):
     table = store.table
     for name, values in odd.image.items():
         row = table.sel(scan=name)
@@ -217,7 +217,7 @@ def test_they_are_counted(odd, store):
         lambda store: store.grid("holes", 16),
     ],
 )
-def test_scans_that_hold_any_are_refused_by_name_and_none_is_opened(odd, make):
+def test_scans_with_nonfinite_voxels_are_refused_by_name_before_any_is_opened(odd, make):
     store = spinezarr.open(odd.url)
     n_holes = int((~np.isfinite(odd.image["holes"])).sum())
     with pytest.raises(UsageError) as caught:
@@ -229,7 +229,7 @@ def test_scans_that_hold_any_are_refused_by_name_and_none_is_opened(odd, make):
     assert store._reader._scans.cache_info().misses == 0
 
 
-def test_many_of_them_are_counted_not_listed(odd):
+def test_an_error_of_many_scans_names_some_and_counts_the_rest(odd):
     store = spinezarr.open(odd.url)
     n = store.table.sizes["scan"]
     store._reader.table = store.table.assign(image_nan_voxels=("scan", np.arange(n) + 1))
@@ -239,14 +239,14 @@ def test_many_of_them_are_counted_not_listed(odd):
 
 @pytest.mark.parametrize("nonfinite", ["drop", "", np.nan, np.inf, True, "0"])
 @pytest.mark.parametrize("scans", [["plain"], ["holes"]])
-def test_an_option_that_says_nothing_is_refused(store, nonfinite, scans):
+def test_other_values_of_nonfinite_are_refused(store, nonfinite, scans):
     with pytest.raises(UsageError, match="give 'refuse', 'keep' or the number to put"):
         store.patches(16, scans=scans, nonfinite=nonfinite)
 
 
 @pytest.mark.parametrize("shuffle", ["exact", "window"])
 @pytest.mark.parametrize("nonfinite", ["keep", -1024, 0.5])
-def test_they_are_kept_or_replaced(odd, store, nonfinite, shuffle):
+def test_nonfinite_voxels_are_kept_or_replaced(odd, store, nonfinite, shuffle):
     stream = store.patches(
         (20, 24, 60),
         scans=[*HOLES, "plain"],
@@ -265,7 +265,7 @@ def test_they_are_kept_or_replaced(odd, store, nonfinite, shuffle):
             np.testing.assert_array_equal(batch.image[i], expected.astype(batch.image.dtype))
 
 
-def test_they_are_replaced_before_anything_is_interpolated(odd, store):
+def test_nonfinite_voxels_are_replaced_before_interpolation(odd, store):
     options = {"spacing_zyx_mm": SPACING, "scans": ["sieve"], "n_samples": 4}
     values = filled(odd.image["sieve"], -1024)
     for batch in store.patches(PATCH, **options, nonfinite=-1024):
@@ -275,7 +275,7 @@ def test_they_are_replaced_before_anything_is_interpolated(odd, store):
     assert np.isnan(kept).mean() > np.isnan(values).mean()
 
 
-def test_slices_grids_and_lazy_epochs_replace_them_too(odd, store):
+def test_slices_grids_and_lazy_epochs_replace_nonfinite_voxels(odd, store):
     batch = store.slices("axial", scans=["holes"], neighbors=1, nonfinite=7.0)[0]
     z = np.clip(batch.start_zyx[0][0] + np.arange(-1, 2), 0, SHAPE[0] - 1)
     np.testing.assert_array_equal(batch.image[0], filled(odd.image["holes"], 7.0)[z])
@@ -292,7 +292,7 @@ def test_slices_grids_and_lazy_epochs_replace_them_too(odd, store):
     np.testing.assert_array_equal(epoch, np.concatenate([batch.image for batch in stream]))
 
 
-def test_for_scans_that_hold_none_the_option_changes_nothing(odd, store):
+def test_nonfinite_changes_nothing_for_finite_scans(odd, store):
     for nonfinite in ("refuse", "keep", 5):
         batch = store.patches(24, scans=["plain"], seed=3, nonfinite=nonfinite)[0]
         expected = store.patches(24, scans=["plain"], seed=3)[0]
@@ -300,7 +300,7 @@ def test_for_scans_that_hold_none_the_option_changes_nothing(odd, store):
         np.testing.assert_array_equal(batch.image, expected.image)
 
 
-def test_the_option_belongs_to_the_state_of_a_stream(store):
+def test_nonfinite_belongs_to_the_state_of_a_stream(store):
     stream = store.patches(12, scans=HOLES, n_samples=6, nonfinite=-1024)
     state = iter(stream).state_dict()
     stream.resume(state)
@@ -308,7 +308,7 @@ def test_the_option_belongs_to_the_state_of_a_stream(store):
         store.patches(12, scans=HOLES, n_samples=6, nonfinite="keep").resume(state)
 
 
-def test_a_scan_that_holds_some_since_the_table_was_read_is_refused(odd, store):
+def test_a_scan_with_nonfinite_voxels_newer_than_the_table_is_refused(odd, store):
     reader = store._reader
     reader.table = reader.table.assign(
         image_nan_voxels=reader.table.image_nan_voxels * 0,

@@ -1,4 +1,4 @@
-"""Streams from afar: the same samples, few requests, and no fault that becomes data."""
+"""Remote streams: the same samples, few requests, and no fault that becomes data."""
 
 import multiprocessing
 import os
@@ -41,7 +41,7 @@ def served(ctspine1k_url, proxies):
 
 @pytest.fixture
 def proxy(served, proxies):
-    """Serve the CTSpine1K store, nothing added."""
+    """Serve the CTSpine1K store, without latency or faults."""
     served.set(proxies.Conditions())
     served.reset()
     return served
@@ -53,9 +53,9 @@ def url(proxy):
 
 
 BY_RANGE = RemoteSettings(whole_shard_bytes=0)
-"""Ask for chunks, as of stores that are larger, and not for shards."""
+"""Request chunks instead of whole shards, as for larger stores."""
 HASTY = replace(BY_RANGE, least_late_s=0.1, first_late_s=0.3)
-"""Take answers to be late soon."""
+"""Consider answers late after a short time."""
 
 
 def chunk_requests(proxy):
@@ -95,7 +95,7 @@ def test_a_store_opens_through_faults(proxy, proxies, url, store):
 
 
 @pytest.mark.parametrize("method", ["fork", pytest.param("spawn", marks=pytest.mark.long)])
-def test_workers_of_a_data_loader_read_from_afar(url, store, method):
+def test_workers_of_a_data_loader_read_a_remote_store(url, store, method):
     def batches(opened):
         stream = opened.patches(SIZE, batch_size=2, n_samples=8)
         loader = DataLoader(
@@ -126,7 +126,7 @@ def _indices_of_rank(url, rank):
 
 
 @pytest.mark.parametrize("foreground", [0.0, 1.0])
-def test_a_loop_that_is_left_waits_for_no_answer(proxy, proxies, url, foreground):
+def test_leaving_a_loop_waits_for_no_answer(proxy, proxies, url, foreground):
     stream = spinezarr.open(url, remote=BY_RANGE).patches(
         SIZE, n_samples=500, foreground=foreground
     )
@@ -158,11 +158,11 @@ def test_the_first_batch_takes_few_requests(proxy, url):
     for foreground, requests in ((0.0, 5), (1.0, 6)):
         proxy.reset()
         next(iter(spinezarr.open(url).patches(SIZE, n_samples=1, foreground=foreground)))
-        # The root, the table, the scan, image and mask; for a balanced draw also where labels lie.
+        # Root, table, scan, image and mask; a balanced draw also needs the label chunks.
         assert proxy.counts().requests <= requests
 
 
-def test_a_shard_is_asked_for_once_where_its_chunks_lie_together(proxy, url):
+def test_adjacent_chunks_of_a_shard_take_one_request(proxy, url):
     store = spinezarr.open(url, remote=BY_RANGE)
     scan = store._reader.scan("liver_0")
     (batch,) = store.patches(scan.image.shape_zyx, scans=["liver_0"], n_samples=1)
@@ -173,7 +173,7 @@ def test_a_shard_is_asked_for_once_where_its_chunks_lie_together(proxy, url):
     assert len(asked) == shards
 
 
-def test_what_is_explained_is_what_is_asked_for(proxy, url):
+def test_a_stream_sends_the_requests_that_explain_announces(proxy, url):
     for gap in (0, 5000, 1 << 20):
         remote = replace(BY_RANGE, least_gap_bytes=gap, most_gap_bytes=gap)
         stream = spinezarr.open(url, remote=remote).patches((64, 60, 60), batch_size=4, n_samples=4)
@@ -189,7 +189,7 @@ def test_what_is_explained_is_what_is_asked_for(proxy, url):
     assert said.requests < said.chunks
 
 
-def test_no_run_is_longer_than_it_may_be(proxy, url):
+def test_merged_requests_stay_below_their_largest_size(proxy, url):
     store = spinezarr.open(url, remote=replace(BY_RANGE, longest_range_bytes=30_000))
     longest = max(
         int(entry.chunk_rows["size"].max())
@@ -204,7 +204,7 @@ def test_no_run_is_longer_than_it_may_be(proxy, url):
     assert len(spans) > 10
 
 
-def test_small_shards_are_asked_for_once(proxy, url):
+def test_a_small_shard_takes_one_request(proxy, url):
     stream = spinezarr.open(url).patches(SIZE, batch_size=2, n_samples=20)
     list(stream)
     proxy.reset()
@@ -215,7 +215,7 @@ def test_small_shards_are_asked_for_once(proxy, url):
 # Damage
 
 
-def test_what_stays_damaged_is_an_error_that_names_url_and_chunk(ctspine1k_url, tmp_path, proxies):
+def test_lasting_damage_is_an_error_that_names_url_and_chunk(ctspine1k_url, tmp_path, proxies):
     copy = shutil.copytree(ctspine1k_url, tmp_path / "damaged.zarr")
     path = copy / "scans" / "liver_0" / "image" / "c" / "0" / "0" / "0"
     damaged = bytearray(path.read_bytes())
@@ -229,7 +229,7 @@ def test_what_stays_damaged_is_an_error_that_names_url_and_chunk(ctspine1k_url, 
         proxy.reset()
         with pytest.raises(CorruptStoreError) as told:
             list(stream)
-        # Once with the others, and three times alone.
+        # The chunk is requested once with the others, and three times alone.
         assert len(chunk_requests(proxy)) == 1 + 3
     assert f"{proxy.url}/damaged.zarr/scans/liver_0/image/c/0/0/0" in str(told.value)
     assert "image chunk (0, 0, 0)" in str(told.value)
@@ -237,13 +237,13 @@ def test_what_stays_damaged_is_an_error_that_names_url_and_chunk(ctspine1k_url, 
 
 
 def test_reading_again_waits_for_no_memory(proxy, proxies, url):
-    """Others wait for what the reader holds, which itself needs a chunk once more."""
+    """A reader that must fetch a chunk again does not wait for memory that it holds itself."""
     narrow = replace(BY_RANGE, held_bytes=1)
     proxy.set(proxies.Conditions(fault_rate=0.3, fault_kinds=("flip",), latency_s=0.005))
 
     def read():
         while proxy.counts().faults.get("flip", 0) <= 10:
-            with suppress(CorruptStoreError):  # of a chunk that came damaged four times
+            with suppress(CorruptStoreError):  # if a chunk arrives damaged four times
                 list(spinezarr.open(url, remote=narrow).patches(SIZE, n_samples=60))
 
     reading = threading.Thread(target=read, daemon=True)
@@ -260,7 +260,7 @@ def cached(url, folder, **options):
 
 
 @pytest.mark.parametrize("small", [0, 1 << 19])
-def test_what_was_read_is_not_asked_for_again(proxy, url, store, tmp_path, small):
+def test_cached_ranges_are_not_requested_again(proxy, url, store, tmp_path, small):
     remote = RemoteSettings(whole_shard_bytes=small)
     wanted = {"batch_size": 2, "n_samples": 12, "foreground": 0.5}
     assert_equal_streams(
@@ -275,7 +275,7 @@ def test_what_was_read_is_not_asked_for_again(proxy, url, store, tmp_path, small
     assert not chunk_requests(proxy)
 
 
-def test_damage_in_a_cache_is_mended(proxy, url, store, tmp_path):
+def test_damage_in_a_cache_is_repaired(proxy, url, store, tmp_path):
     wanted = {"batch_size": 2, "n_samples": 12}
     list(cached(url, tmp_path / "cache", remote=BY_RANGE).patches(SIZE, **wanted))
     mirrors = list((tmp_path / "cache").rglob("*.ranges"))
@@ -320,7 +320,7 @@ def test_a_cache_survives_processes_that_are_killed(proxy, proxies, url, store, 
         assert_equal_streams(opened.patches(SIZE, **wanted), store.patches(SIZE, **wanted))
 
 
-def test_a_cache_is_bounded(url, store, tmp_path):
+def test_a_cache_stays_within_its_limit(url, store, tmp_path):
     bound = CacheSettings(tmp_path / "cache", folder_bytes=400_000)
     wanted = {"batch_size": 2, "n_samples": 40}
     bounded = spinezarr.open(url, cache=bound, remote=BY_RANGE)
@@ -340,8 +340,8 @@ def test_a_cache_holds_no_url_and_no_secret(proxy, tmp_path):
         assert b"http" not in text
 
 
-def test_two_versions_of_a_scan_share_a_cache_and_no_byte(tmp_path, proxies):
-    """Their paths are equal, and the sizes of their shards are."""
+def test_two_versions_of_a_scan_in_one_cache_are_kept_apart(tmp_path, proxies):
+    """Both versions have the same paths and the same shard sizes."""
     for version in range(2):
         raw, out = tmp_path / f"raw{version}", tmp_path / str(version)
         rng = np.random.default_rng(version)

@@ -29,18 +29,18 @@ labels: {{scheme: canonical, state: unknown}}
 LABEL = 'label: "{scan}_seg.nii"'
 POINTS = 'centroids: {files: "{scan}.lml", convention: lml}'
 BLOCKS = {"T12": (30, 12, 11), "L1": (20, 13, 10), "L2": (8, 9, 12)}
-"""Where the blocks of the mask begin; each is 6 x 8 x 9 voxels without its last plane's half."""
+"""First voxel of each block of the mask; a block is 6 x 8 x 9 voxels, its last plane half empty."""
 MEAN = {
     name: tuple(np.argwhere(np.pad(np.ones((5, 8, 9)), ((0, 1), (0, 0), (0, 0)))).mean(0) + at)
     for name, at in BLOCKS.items()
 }
 POINT = {"T12": (32.3, 15.1, 14.9), "L1": (38.0, 13.0, 13.0), "S1": (2.2, 9.0, 12.0)}
-"""Annotated centers (z, y, x): one in its vertebra, one far off it, one of no label."""
+"""Annotated centers (z, y, x): one in its vertebra, one far from it, one without a label."""
 
 
 @pytest.fixture(scope="module")
 def around(tmp_path_factory):
-    """Store of a scan with mask and centers, one with a mask, one with centers, one with none."""
+    """Return a store of four scans: with mask and centers, mask alone, centers alone, neither."""
     raw = tmp_path_factory.mktemp("around")
     label = np.zeros(SHAPE, np.uint8)
     for name, (z, y, x) in BLOCKS.items():
@@ -84,7 +84,7 @@ CENTERS = {
 
 @pytest.mark.parametrize("size", [(1, 1, 1), (4, 5, 6), (9, 8, 7), (50, 3, 3)])
 @pytest.mark.parametrize("spacing", [None, 1.0])
-def test_patches_lie_around_centroids(around, size, spacing):
+def test_balanced_patches_are_centered_on_centroids(around, size, spacing):
     stream = around.patches(
         size, foreground=1.0, centers="centroid", labels=False, n_samples=60, batch_size=60,
         spacing_zyx_mm=spacing,
@@ -102,7 +102,7 @@ def test_patches_lie_around_centroids(around, size, spacing):
                 assert abs(at - (n - 1) / 2) <= 0.5 + 1e-6
 
 
-def test_masks_say_which_vertebrae_are_drawn_where_there_are_any(around):
+def test_with_labels_only_scans_with_a_mask_are_drawn(around):
     stream = around.patches(3, foreground=1.0, centers="centroid", n_samples=200, batch_size=200)
     (batch,) = stream
     assert set(zip(batch.scan_id, batch.vertebra, strict=True)) == {
@@ -112,7 +112,7 @@ def test_masks_say_which_vertebrae_are_drawn_where_there_are_any(around):
         assert (label == VALUE_OF_NAME[vertebra]).any()
 
 
-def test_scans_without_mask_are_drawn_around_their_centers(around):
+def test_scans_without_a_mask_are_drawn_around_their_annotated_centers(around):
     stream = around.patches(
         3, foreground=1.0, centers="centroid", n_samples=600, labels=False, weights={"S1": 3.0}
     )
@@ -134,7 +134,7 @@ def test_slices_pass_through_centroids(around):
         assert abs(batch.start_zyx[i, 2] - CENTERS[key][2]) <= 0.5
 
 
-def test_scans_without_any_center_cannot_be_drawn_so(around):
+def test_scans_without_any_centroid_are_refused(around):
     with pytest.raises(UsageError, match="no chosen scan has a vertebra with a centroid"):
         around.patches(3, foreground=1.0, centers="centroid", labels=False, scans=["bare"])
     with pytest.raises(UsageError, match="no chosen scan has a labeled vertebra"):
@@ -144,7 +144,7 @@ def test_scans_without_any_center_cannot_be_drawn_so(around):
 
 
 @pytest.mark.parametrize("weights", [5, ["L1"], "L1", [("L1", 1, 2)]])
-def test_weights_that_are_none_are_refused(around, weights):
+def test_invalid_weights_are_refused(around, weights):
     with pytest.raises(UsageError, match=r"give a weight by vertebra, such as \{'L6': 5.0\}"):
         around.patches(3, foreground=1.0, weights=weights)
 

@@ -47,7 +47,7 @@ def no_voxels(scan_id, vertebra, k):
 
 
 def numbered_voxel(shape_of_scan):
-    """Count voxels in C order, as if a vertebra began at the first one."""
+    """Return a function that finds voxels in C order, as if every vertebra began at the first."""
 
     def find(scan_id, vertebra, k):
         return CENTROID if k is None else at_rank(shape_of_scan[scan_id])(k)
@@ -70,7 +70,7 @@ def assert_equally_likely(found, expected):
 
 
 def assert_as_likely(found, chances):
-    """Pearson's test again, of chances that differ."""
+    """Pearson's test as above, for chances that differ."""
     n = found.total()
     assert sum(chances.values()) == pytest.approx(1, abs=1e-12)
     assert set(found) <= {item for item, chance in chances.items() if chance}
@@ -84,7 +84,7 @@ def assert_as_likely(found, chances):
 def enumerate_draws(
     size, *, foreground=0.0, weights=None, centers="voxel", shapes=SHAPES, counts=COUNTS
 ):
-    """Chances of every (scan, vertebra, start): go through all that can happen, one by one."""
+    """Return the chance of every (scan, vertebra, start), by enumerating all outcomes."""
     chances = Counter()
 
     def clipped(at, shape):
@@ -132,12 +132,12 @@ def test_a_draw_is_a_function_of_seed_epoch_and_index(seed, epoch, index, foregr
 
 
 def position_of(seed, epoch, index):
-    """A draw out of 10^27 positions: equal ones come of one stream."""
+    """Draw one of 10^27 positions, so that equal positions mean equal random streams."""
     huge = sampler_of((1, 1, 1), shapes=[(10**9,) * 3], counts=[[0]], vertebrae="a", seed=seed)
     return huge.draw(epoch, index, no_voxels).box.start_zyx
 
 
-def test_seed_epoch_and_index_each_name_their_own_stream():
+def test_each_seed_epoch_and_index_has_its_own_random_stream():
     keys = list(product(range(6), repeat=3)) + list(product((0, 255, 256, 2**31), repeat=3))
     assert len({position_of(*key) for key in set(keys)}) == len(set(keys))
 
@@ -149,7 +149,7 @@ triples = st.tuples(st.integers(0, 2**130), *[st.integers(0, 2**64 - 1)] * 2)
 @example((0, 2**32, 5), (0, 0, 1 + 5 * 2**32))
 @example((2**32, 0, 0), (0, 1, 0))
 @example((2**128, 0, 0), (0, 1, 0))
-def test_no_two_keys_share_a_stream(one, other):
+def test_different_keys_have_different_random_streams(one, other):
     assert (position_of(*one) == position_of(*other)) == (one == other)
 
 
@@ -176,7 +176,7 @@ def test_uniform_draws_name_no_vertebra():
     st.integers(0, 1000),
     st.sampled_from([0.0, 1.0]),
 )
-def test_a_patch_lies_inside_and_a_larger_one_around_the_volume(size, shape, index, foreground):
+def test_a_patch_lies_inside_the_volume_or_a_larger_one_around_it(size, shape, index, foreground):
     count = int(np.prod(shape))
     sampler = sampler_of(
         size, shapes=[shape], counts=[[count]], vertebrae="a", foreground=foreground
@@ -223,7 +223,7 @@ def test_balanced_draws_are_uniform_over_vertebrae_then_scans_then_voxels():
 
 
 @pytest.mark.parametrize("foreground", [0.0, 0.1, 1 / 3, 0.9, 1.0])
-def test_the_share_of_balanced_draws_is_as_asked(foreground):
+def test_the_fraction_of_balanced_draws_is_the_foreground_option(foreground):
     requests = draw_many(sampler_of(foreground=foreground), 4000)
     share = sum(request.vertebra is not None for request in requests) / len(requests)
     assert abs(share - foreground) <= 5 * np.sqrt(foreground * (1 - foreground) / 4000)
@@ -254,7 +254,7 @@ def test_the_drawn_voxel_lies_in_the_patch():
         ),
     ],
 )
-def test_every_draw_is_as_likely_as_enumeration_says(foreground, weights, centers):
+def test_the_chance_of_every_draw_equals_the_enumerated_one(foreground, weights, centers):
     options = {"foreground": foreground, "weights": weights, "centers": centers}
     chances = enumerate_draws((2, 2, 2), **options)
     sampler = sampler_of((2, 2, 2), **{**options, "weights": weights or {}}, seed=3)
@@ -269,7 +269,7 @@ def test_every_draw_is_as_likely_as_enumeration_says(foreground, weights, center
             assert of_kind[i, column] == pytest.approx(expected, abs=1e-12)
 
 
-def test_weights_far_apart_are_kept():
+def test_weights_of_extreme_ratios_are_respected():
     sampler = sampler_of(foreground=1.0, weights={"b": 1e308, "a": 1e308, "c": 1e-300})
     assert {request.vertebra for request in draw_many(sampler, 200)} == {"b"}
     sampler = sampler_of(foreground=1.0, weights={"b": 1.7e308, "c": 10**308})
@@ -278,14 +278,14 @@ def test_weights_far_apart_are_kept():
     assert {request.vertebra for request in draw_many(sampler, 20)} == {"b"}
 
 
-def test_a_vertebra_has_the_numbers_from_the_end_of_the_one_before():
+def test_a_number_on_the_border_of_two_vertebrae_belongs_to_the_second():
     balance = sampler_of(foreground=1.0)._balance
     below = 1 - 2**-53
     found = [balance.vertebra_at(share) for share in (0.0, 0.5 - 2**-53, 0.5, below)]
     assert found == [1, 1, 2, 2]
 
 
-def test_no_number_of_one_sample_is_that_of_another():
+def test_different_samples_draw_different_random_numbers():
     key = np.array([5, 6], np.uint64)
     words = [
         numbers._word()
@@ -296,9 +296,9 @@ def test_no_number_of_one_sample_is_that_of_another():
     assert len(set(words)) == 900
 
 
-def test_numbers_below_a_bound_are_equally_likely_to_the_last_bit():
-    # Scaling 64 bits to three quarters of their range without rejecting any makes a third of the
-    # numbers twice as likely as the others.
+def test_random_integers_below_a_bound_have_no_bias():
+    # Scaling 64 bits to three quarters of their range without rejection would make a third of
+    # the numbers twice as likely as the others.
     numbers = _Numbers(np.array([1, 2], np.uint64), 0, 0)
     found = Counter(numbers.below(3 << 62) % 3 for _ in range(3000))
     assert_equally_likely(found, range(3))
@@ -311,7 +311,7 @@ def test_numbers_below_a_bound_are_equally_likely_to_the_last_bit():
     st.tuples(*[st.integers(1, 9)] * 3),
     st.sampled_from([1.0, 0.5, 2.0, 0.7]),
 )
-def test_a_patch_is_centered_as_well_as_voxels_allow(center, size, step):
+def test_a_patch_is_centered_to_half_a_voxel(center, size, step):
     shapes = [(60, 60, 60)]
     sampler = sampler_of(
         size,
@@ -333,7 +333,7 @@ def test_a_patch_is_centered_as_well_as_voxels_allow(center, size, step):
 
 
 @pytest.mark.parametrize("step", [0.5, 2.0, 0.75, 3.0])
-def test_a_resampled_scan_has_other_positions(step):
+def test_positions_in_a_resampled_scan_follow_its_new_shape(step):
     shapes = ((7, 5, 6), (4, 4, 9))
     sampler = sampler_of((2, 1, 2), shapes=shapes, counts=np.zeros((2, 3)), spacings=(1, 2, 1),
                          spacing_zyx_mm=(step, None, 1.0))  # fmt: skip
@@ -348,7 +348,7 @@ def test_a_resampled_scan_has_other_positions(step):
     assert_as_likely(drawn, expected)
 
 
-def test_scans_with_annotated_centroids_are_drawn_around_centroids_alone():
+def test_annotated_centroids_are_drawn_only_with_centers_centroid():
     annotated = np.array([[0, 0, 0], [0, 0, 0], [1, 0, 1]], bool)
     around = sampler_of(foreground=1.0, centers="centroid", annotated=annotated)
     shown = Counter((r.scan_id, r.vertebra) for r in draw_many(around, 3000))
@@ -399,7 +399,7 @@ def test_a_pickled_sampler_draws_the_same():
         ({"foreground": 1, "centers": "center"}, "'center': must be 'voxel' or 'centroid'"),
     ],
 )
-def test_what_cannot_be_drawn_is_refused(change, message):
+def test_invalid_options_of_a_sampler_are_refused(change, message):
     with pytest.raises(UsageError, match=message):
         sampler_of(**change)
 

@@ -41,7 +41,7 @@ def sampler_of(size=(2, 2, 2), *, shapes=SHAPES, counts=COUNTS, seed=0, foregrou
 
 
 class Drawn:
-    """A generator that gives what it is told to."""
+    """A random generator whose methods return given numbers."""
 
     def __init__(self, **numbers):
         for name, number in numbers.items():
@@ -49,7 +49,7 @@ class Drawn:
 
 
 class Counting:
-    """Scans in chunks of 2 x 2 x 2; each vertebra has the first voxels of a scan, in C order."""
+    """Volumes in small chunks; each vertebra has the first voxels of its scan, in C order."""
 
     def __init__(self, shapes=SHAPES, counts=COUNTS, chunk=(2, 2, 2)):
         self.shapes, self.counts, self.chunk = shapes, counts, chunk
@@ -103,11 +103,11 @@ def assert_as_likely(found, expected):
     assert chi_square < freedom + 5.6 * np.sqrt(2 * freedom) + 20
 
 
-# Every sample is as likely as in an exact draw: by enumeration
+# By enumeration: every sample is as likely as in an exact draw
 
 
 @pytest.mark.parametrize(("n", "length"), [(1, 4), (2, 3), (3, 2), (3, 4), (4, 2), (4, 3)])
-def test_numbers_that_are_spread_are_each_equally_likely(n, length):
+def test_each_spread_number_is_uniform(n, length):
     of_place = [Counter() for _ in range(n)]
     for order in permutations(range(n)):
         for first in range(length):
@@ -120,7 +120,7 @@ def test_numbers_that_are_spread_are_each_equally_likely(n, length):
 
 
 @given(st.integers(1, 40), st.integers(1, 60), st.integers(0, 2**32))
-def test_numbers_that_are_spread_differ_while_there_are_enough(n, length, seed):
+def test_spread_numbers_differ_while_there_are_enough(n, length, seed):
     found = spread(np.random.default_rng(seed), n, length)
     assert len(set(found.tolist())) == min(n, length)
     gaps = np.diff(sorted(found.tolist()))
@@ -128,7 +128,7 @@ def test_numbers_that_are_spread_differ_while_there_are_enough(n, length, seed):
 
 
 @given(st.integers(1, 300), st.integers(1, 70))
-def test_cells_part_the_starts_along_chunk_borders(n_starts, chunk):
+def test_cells_divide_the_starts_along_chunk_borders(n_starts, chunk):
     cells = [cell_around(start, n_starts, chunk) for start in range(n_starts)]
     assert all(start in cell for start, cell in enumerate(cells))
     different = sorted(set(cells), key=lambda cell: cell.start)
@@ -137,7 +137,7 @@ def test_cells_part_the_starts_along_chunk_borders(n_starts, chunk):
     assert all(len(cell) == chunk for cell in different[:-1])
     assert len(different[-1]) >= chunk / 2 or len(different) == 1
     assert len(different[-1]) < 1.5 * chunk
-    # A start drawn at random, then one of its cell: as likely as any other.
+    # Drawing a start, then another one of its cell, leaves every start equally likely.
     chance = Counter()
     for cell in cells:
         for start in cell:
@@ -146,10 +146,10 @@ def test_cells_part_the_starts_along_chunk_borders(n_starts, chunk):
 
 
 @pytest.mark.parametrize("foreground", [0.0, 0.25, 1.0])
-def test_chances_are_those_of_exact_draws(foreground):
+def test_probabilities_of_windows_equal_those_of_exact_draws(foreground):
     expected = np.full((3, 4), 0.0)
     expected[:, 0] = (1 - foreground) / 3
-    expected[0, 2] = foreground / 2  # of the vertebrae that occur, b and c, in the one scan with b
+    expected[0, 2] = foreground / 2  # b is one of two vertebrae, and one scan has it
     expected[:2, 3] = foreground / 4
     found = sampler_of(foreground=foreground).probabilities()
     np.testing.assert_allclose(found, expected, rtol=1e-14)
@@ -157,8 +157,8 @@ def test_chances_are_those_of_exact_draws(foreground):
 
 
 @pytest.mark.parametrize("window_scans", [1, 2, 3, 5])
-def test_scans_are_taken_as_often_as_they_are_likely(window_scans):
-    # Lengths of 1 and 1/3: every border lies between two of the offsets that are tried.
+def test_windows_take_each_scan_as_often_as_its_probability(window_scans):
+    # The lengths are 1 and 1/3, so every border lies between two of the tested offsets.
     windows = windows_of(sampler_of(foreground=1.0), window_scans=window_scans)
     assert windows._scans.tolist() == [0, 1]
     offsets = 3 * 4 * windows.n_neighborhoods * windows._pass_windows
@@ -183,7 +183,7 @@ def test_scans_are_taken_as_often_as_they_are_likely(window_scans):
         assert found[0] == 3 * found[1]  # 1/2 + 1/4 and 1/4
 
 
-# … and by drawing
+# By drawing: every sample is as likely as in an exact draw
 
 
 @pytest.mark.parametrize("n_epochs", [2200, pytest.param(6000, marks=pytest.mark.long)])
@@ -222,7 +222,7 @@ def test_every_balanced_sample_is_uniform_over_vertebrae_then_scans_then_voxels(
         assert_as_likely(found, expected)
 
 
-def test_weights_hold_in_windows():
+def test_weights_apply_in_windows():
     sampler, volumes = equal_scans(4, foreground=1.0, weights={"a": 0, "b": 3})
     windows = windows_of(sampler, volumes)
     drawn = Counter(windows.draw(epoch, 0).vertebra for epoch in range(1000))
@@ -230,7 +230,7 @@ def test_weights_hold_in_windows():
 
 
 @pytest.mark.parametrize("foreground", [1 / 3, 0.5, 0.9])
-def test_about_the_same_share_of_each_window_is_balanced(foreground):
+def test_each_window_has_about_the_same_fraction_of_balanced_draws(foreground):
     sampler, volumes = equal_scans(20, foreground=foreground)
     windows = windows_of(sampler, volumes, window_scans=8, samples_per_scan=2)
     for epoch in range(100):
@@ -254,12 +254,13 @@ def test_samples_in_a_row_are_of_different_scans(n_scans, window_scans, samples,
             assert len(set(scans[i : i + different])) == different
         assert scans == scans[: windows.n_neighborhoods] * samples
         seen.update(scans)
-    # A pass takes each scan once, but for those that fill no window; or all of few equally often.
+    # A pass takes each scan once, except a remainder too small for a window. If there are fewer
+    # scans than a window needs, it takes all equally often.
     assert set(seen.values()) == {windows.n_neighborhoods // different * samples}
     assert n_scans - len(seen) < max(window_scans, 1)
 
 
-def test_passes_take_scans_in_other_orders():
+def test_each_pass_takes_scans_in_another_order():
     sampler, volumes = equal_scans(6)
     windows = windows_of(sampler, volumes, window_scans=3, samples_per_scan=1)
     passes = [
@@ -290,7 +291,7 @@ def test_a_draw_is_a_function_of_seed_epoch_and_index(foreground):
     assert (again.window_scans, again.samples_per_scan) == (2, 3)
 
 
-def test_seed_epoch_and_window_each_name_their_own_stream():
+def test_each_seed_epoch_and_window_has_its_own_random_stream():
     def starts(seed, epoch, window):
         size = [(10**9,) * 3]
         counts = [[0, 0, 0]]
@@ -370,7 +371,7 @@ def test_samples_do_not_depend_on_the_size_of_batches(store, foreground):
         assert samples_of(again) == expected
 
 
-def test_batches_of_a_window_are_read_together(store):
+def test_batches_of_a_window_are_read_in_one_call(store):
     stream = store.patches(
         8, batch_size=2, n_samples=30, shuffle="window", window_scans=3, samples_per_scan=4
     )
@@ -394,7 +395,7 @@ def test_batches_of_a_window_are_read_together(store):
     assert [batch.index.tolist() for batch in exact.read_group(1)] == [[2, 3]]
 
 
-def test_epochs_differ(store):
+def test_epochs_of_windows_differ(store):
     stream = store.patches(8, n_samples=24, shuffle="window")
     assert samples_of(stream) != samples_of(stream.at_epoch(1))
     assert samples_of(stream.at_epoch(1).at_epoch(0)) == samples_of(stream)
@@ -407,7 +408,7 @@ def test_batches_are_of_different_scans(store):
 
 
 @pytest.mark.parametrize("plane", SLICE_AXIS)
-def test_slices_of_a_place_differ(store, plane):
+def test_slices_of_a_neighborhood_differ(store, plane):
     stream = store.slices(plane, n_samples=400, shuffle="window", samples_per_scan=6)
     n, flat = stream.window.n_neighborhoods, SLICE_AXIS[plane]
     for first in range(0, 400 - stream.window.n_samples, stream.window.n_samples):
@@ -417,14 +418,14 @@ def test_slices_of_a_place_differ(store, plane):
             assert len({request.box.start_zyx[flat] for request in requests}) == 6
 
 
-def test_balanced_windows_show_their_vertebra(store):
+def test_balanced_samples_of_windows_show_their_vertebra(store):
     stream = store.patches((7, 8, 9), batch_size=8, n_samples=80, foreground=1.0, shuffle="window")
     for batch in stream:
         for label, vertebra in zip(batch.label, batch.vertebra, strict=True):
             assert (label == VALUE_OF_NAME[vertebra]).any()
 
 
-def test_resampled_windows_are_read_as_their_batches(store):
+def test_resampled_windows_equal_their_batches_read_alone(store):
     stream = store.patches(
         (6, 9, 8), spacing_zyx_mm=(4.0, 3.0, 2.5), batch_size=3, n_samples=24, foreground=0.5,
         shuffle="window",
@@ -467,7 +468,7 @@ def test_all_voxels_of_a_vertebra_in_a_chunk_are_found(store):
         ({"shuffle": "window", "samples_per_scan": 0}, "samples_per_scan 0: must be at least 1"),
     ],
 )
-def test_what_cannot_be_shuffled_is_refused(store, kind, wanted, message):
+def test_invalid_options_of_a_shuffle_are_refused(store, kind, wanted, message):
     with pytest.raises(UsageError, match=message):
         store.patches(8, **wanted) if kind == "patches" else store.slices("axial", **wanted)
 
@@ -485,7 +486,7 @@ def test_what_cannot_be_shuffled_is_refused(store, kind, wanted, message):
         ((512, 512, 512), 1, 1),
     ],
 )
-def test_windows_stay_within_bounds(size, scans, samples):
+def test_default_windows_stay_within_the_memory_limit(size, scans, samples):
     sampler = sampler_of(size, shapes=[(600, 512, 512)] * 20, counts=[[0, 0, 0]] * 20)
     chosen = {"shuffle": "window", "window_scans": None, "samples_per_scan": None}
     windows = window_sampler(sampler, Counting(), **chosen, voxel_bytes=3)

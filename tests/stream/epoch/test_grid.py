@@ -25,7 +25,7 @@ SHAPE = (150, 70, 100)
 
 @pytest.fixture(scope="module")
 def several(tmp_path_factory):
-    """Store of one scan of several layers of chunks, and its arrays."""
+    """Return a store of one scan with several layers of chunks, and the scan's arrays."""
     rng, raw = np.random.default_rng(5), tmp_path_factory.mktemp("several")
     image = rng.integers(-1024, 3072, SHAPE).astype(np.int16)
     label = rng.integers(0, 29, SHAPE).astype(np.uint8)
@@ -47,7 +47,7 @@ def tilings(draw, longest=14):
 
 
 def patches_of(volume, tiling):
-    """Cut the patches of a grid out of a volume (c, z, y, x), 0 outside; shape (n, c, z, y, x)."""
+    """Cut the patches (n, c, z, y, x) of a grid out of a volume (c, z, y, x), with 0 outside."""
     around = [(0, 0), *((n, n) for n in tiling.size_zyx)]
     wide = np.pad(volume, around)
     starts = [tiling.start(index) for index in range(len(tiling))]
@@ -62,7 +62,7 @@ def patches_of(volume, tiling):
 
 
 @given(tilings(longest=40))
-def test_patches_cover_each_axis_with_the_overlap_asked_for(drawn):
+def test_the_fewest_patches_cover_each_axis_with_the_minimum_overlap(drawn):
     tiling, overlap = drawn
     for n, size, starts, least in zip(
         tiling.shape_zyx, tiling.size_zyx, tiling.starts_zyx, overlap, strict=True
@@ -95,12 +95,12 @@ def test_patches_are_ordered_by_z_then_y_then_x(drawn):
         (4, 0.5, "overlap 0.5: give three whole numbers"),
     ],
 )
-def test_no_such_grid(store, size, overlap, said):
+def test_invalid_sizes_and_overlaps_of_a_grid_are_refused(store, size, overlap, said):
     with pytest.raises(UsageError, match=said):
         store.grid(SCAN, size, overlap_zyx=overlap)
 
 
-def test_no_such_scan(store):
+def test_a_grid_of_an_unknown_scan_is_refused(store):
     with pytest.raises(UnknownScanError, match="has no scan 'absent'"):
         store.grid("absent", 8)
 
@@ -113,7 +113,7 @@ def test_no_such_scan(store):
     ("size", "overlap"),
     [((64, 48, 48), 0), ((40, 70, 30), (25, 0, 10)), ((3, 60, 100), 1), (160, None), (60, None)],
 )
-def test_batches_of_a_grid_are_cut_out_of_the_volume(several, size, overlap, batch_size):
+def test_batches_of_a_grid_equal_patches_cut_out_of_the_volume(several, size, overlap, batch_size):
     store, image, label = several
     grid = store.grid("one", size, overlap_zyx=overlap, batch_size=batch_size, labels=True)
     batches = list(grid)
@@ -141,7 +141,7 @@ def test_a_grid_reads_each_chunk_once(several, noting_fetcher):
     assert len(fetch.fetched) == len(set(fetch.fetched)) == 2 * 3 * 2 * 3
 
 
-def test_a_grid_reads_images_alone(store):
+def test_a_grid_reads_only_images(store):
     (batch,) = store.grid(SCAN, 64)
     assert batch.label is None
 
@@ -171,7 +171,7 @@ def test_a_damaged_chunk_of_a_grid_is_an_error(ctspine1k_url, tmp_path):
 @given(tilings(), st.integers(1, 3), st.integers(1, 5), st.randoms(use_true_random=False))
 @settings(max_examples=150)
 @pytest.mark.parametrize("weights", ["average", "gaussian", "crop"])
-def test_predictions_that_are_the_voxels_give_the_volume(weights, drawn, channels, n, random):
+def test_merging_the_patches_themselves_restores_the_volume(weights, drawn, channels, n, random):
     tiling, _ = drawn
     rng = np.random.default_rng(random.getrandbits(32))
     volume = rng.integers(-1024, 3072, (channels, *tiling.shape_zyx)).astype(np.int16)
@@ -190,7 +190,7 @@ def test_predictions_that_are_the_voxels_give_the_volume(weights, drawn, channel
 
 @given(tilings(longest=9), st.randoms(use_true_random=False))
 @pytest.mark.parametrize("weights", ["average", "gaussian"])
-def test_predictions_that_differ_are_weighted(weights, drawn, random):
+def test_overlapping_predictions_are_averaged_by_their_weights(weights, drawn, random):
     tiling, _ = drawn
     rng = np.random.default_rng(random.getrandbits(32))
     values = rng.random((len(tiling), 2, *tiling.size_zyx))
@@ -234,7 +234,7 @@ def test_a_voxel_is_cropped_from_the_patch_whose_middle_is_nearest(drawn):
 
 
 @pytest.mark.parametrize("weights", ["average", "gaussian", "crop"])
-def test_planes_are_finished_slab_by_slab(weights):
+def test_finished_planes_are_handed_over_slab_by_slab(weights):
     tiling = Tiling.cover((40, 9, 11), (8, 5, 6), (4, 2, 3))
     volume = np.random.default_rng(1).random((5, 40, 9, 11)).astype(np.float32)
     slabs = []
@@ -259,7 +259,7 @@ def test_planes_are_finished_slab_by_slab(weights):
     ("dtype", "sums"),
     [("float16", "float32"), ("uint8", "float32"), ("int32", "float64"), ("float64", "float64")],
 )
-def test_sums_are_wide_enough(dtype, sums):
+def test_sums_of_predictions_have_a_wide_enough_type(dtype, sums):
     tiling = Tiling.cover((3, 3, 3), (2, 2, 2), (0, 0, 0))
     merger = Merger(tiling, "average")
     starts, patches = patches_of(np.ones((1, 3, 3, 3), dtype), tiling)
@@ -291,7 +291,7 @@ def test_predictions_in_another_order_or_shape_are_refused(store):
         grid.merger("mean")
 
 
-def test_finish_keeps_the_planes(store):
+def test_a_finish_function_that_changes_the_number_of_planes_is_refused(store):
     grid = store.grid(SCAN, 64)
     merger = grid.merger(finish=lambda planes: planes[:, ::2])
     for batch in grid:

@@ -30,7 +30,7 @@ from spinezarr.stream.read.fetch import Fetcher, LocalFetcher
 
 
 def digest(batch):
-    """Hash of all that a batch holds."""
+    """Return a hash of everything in a batch."""
     found = hashlib.sha256()
     for name in ("image", "label", "start_zyx", "padding_zyx", "affine", "index"):
         found.update(np.ascontiguousarray(getattr(batch, name)))
@@ -65,23 +65,23 @@ def _no_thread_is_left_behind():
 
 
 def with_engine(stream, engine):
-    """The stream, whose voxels another engine reads."""
+    """Return the stream with another engine that reads its voxels."""
     return replace(stream, batch_reader=replace(stream.batch_reader, engine=engine))
 
 
-# The parts of an epoch
+# Partitions of an epoch
 
 EPOCHS = st.builds(BatchGroups, st.integers(1, 60), st.integers(1, 7))
 
 
 def batches_of(partition, epoch):
-    """The batches of a partition by brute force: their numbers in the epoch."""
+    """Return the numbers in the epoch of the batches of a partition, by brute force."""
     listed = [batch for group in partition.groups(epoch) for batch in epoch.batches(group)]
     return listed[partition.batches_done :]
 
 
 @given(EPOCHS, st.lists(st.integers(1, 5), max_size=3))
-def test_shares_of_shares_are_the_epoch_each_batch_once(epoch, counts):
+def test_nested_partitions_hold_each_batch_of_the_epoch_once(epoch, counts):
     shares = [Partition()]
     for count in counts:
         shares = [share.split(i, count, even=False) for share in shares for i in range(count)]
@@ -93,7 +93,7 @@ def test_shares_of_shares_are_the_epoch_each_batch_once(epoch, counts):
 
 
 @given(EPOCHS, st.integers(1, 5), st.integers(1, 4))
-def test_taking_turns_the_shares_give_the_units_of_the_epoch_in_order(epoch, ranks, workers):
+def test_partitions_in_turn_yield_the_groups_of_the_epoch_in_order(epoch, ranks, workers):
     shares = [
         Partition().split(rank, ranks, even=False).split(worker, workers, even=False)
         for worker in range(workers)
@@ -105,7 +105,9 @@ def test_taking_turns_the_shares_give_the_units_of_the_epoch_in_order(epoch, ran
 
 
 @given(EPOCHS, st.integers(1, 9), st.integers(1, 4))
-def test_ranks_get_equally_many_batches_and_fewer_than_ranks_are_dropped(epoch, ranks, workers):
+def test_ranks_get_equal_numbers_of_batches_and_fewer_batches_than_ranks_are_dropped(
+    epoch, ranks, workers
+):
     epoch = replace(epoch, ranks=ranks)
     shares = [Partition().split(rank, ranks, even=True) for rank in range(ranks)]
     found = [batches_of(share, epoch) for share in shares]
@@ -115,13 +117,15 @@ def test_ranks_get_equally_many_batches_and_fewer_than_ranks_are_dropped(epoch, 
         assert share.n_batches(epoch) == len(batches)
         of_workers = [share.split(worker, workers, even=False) for worker in range(workers)]
         assert sorted(chain(*(batches_of(worker, epoch) for worker in of_workers))) == batches
-    # Taking turns, unit by unit, they give the sequence of one.
+    # Ranks in turn, group by group, yield the sequence of a single process.
     turns = [epoch.batches(unit) for unit in range(epoch.n_groups)]
     assert list(chain(*turns)) == sorted(chain(*found))
 
 
 @given(EPOCHS, st.integers(1, 4), st.booleans(), st.lists(st.integers(0, 9), max_size=4), st.data())
-def test_what_is_left_of_a_share_follows_what_was_given(epoch, count, even, steps, data):
+def test_the_rest_of_a_partition_begins_after_the_batches_already_yielded(
+    epoch, count, even, steps, data
+):
     index = data.draw(st.integers(0, count - 1))
     share = Partition().split(index, count, even=even)
     epoch = replace(epoch, ranks=share.ranks)
@@ -136,7 +140,7 @@ def test_what_is_left_of_a_share_follows_what_was_given(epoch, count, even, step
         assert sorted(found) == rest
 
 
-def test_shares_that_are_none_are_refused(stream):
+def test_invalid_partitions_are_refused(stream):
     for index, count in ((0, 0), (-1, 2), (2, 2)):
         with pytest.raises(UsageError, match=f"partition {index} of {count}: "):
             stream.shard(index, count)
@@ -144,7 +148,7 @@ def test_shares_that_are_none_are_refused(stream):
         stream.shard(0, 2).shard(0, 2, even=True)
 
 
-def test_shares_of_a_stream_are_the_epoch_in_turn(stream):
+def test_partitions_of_a_stream_in_turn_yield_its_epoch(stream):
     expected = digests(stream)
     for counts in ((1, 1), (4, 1), (2, 3)):
         shares = [
@@ -160,7 +164,7 @@ def test_shares_of_a_stream_are_the_epoch_in_turn(stream):
     assert digests(shares[1].at_epoch(1)) == digests(stream.at_epoch(1))[1:8:4]
 
 
-def test_a_share_is_a_sequence_too(stream):
+def test_a_partition_is_a_sequence(stream):
     share = stream.shard(1, 3)
     assert len(share) == 4
     assert [digest(share[number]) for number in range(4)] == digests(share)
@@ -172,7 +176,7 @@ def test_a_share_is_a_sequence_too(stream):
 
 
 @pytest.mark.parametrize("given_before", [0, 1, 5, 10, 11])
-def test_a_stream_goes_on_in_the_middle_of_an_epoch(stream, given_before):
+def test_a_resumed_stream_yields_the_rest_of_the_epoch(stream, given_before):
     stream = stream.at_epoch(2)
     expected = digests(stream)
     iterator = iter(stream)
@@ -187,7 +191,7 @@ def test_a_stream_goes_on_in_the_middle_of_an_epoch(stream, given_before):
     assert digests(rest.at_epoch(2)) == expected
 
 
-def test_a_resumed_stream_can_be_shared_and_resumed_again(stream):
+def test_a_resumed_stream_can_be_split_and_resumed_again(stream):
     expected = digests(stream)
     iterator = iter(stream)
     for _ in range(3):
@@ -203,8 +207,8 @@ def test_a_resumed_stream_can_be_shared_and_resumed_again(stream):
     assert digests(again) == expected[6::2]
 
 
-class InUnits(PatchStream):
-    """A stream that reads three batches together."""
+class InGroups(PatchStream):
+    """A stream whose groups have three batches."""
 
     @property
     def batches_per_group(self):
@@ -213,9 +217,9 @@ class InUnits(PatchStream):
 
 @pytest.mark.parametrize("given_before", range(12))
 @pytest.mark.parametrize("prefetch_bytes", [1, 1 << 30])
-def test_a_stream_goes_on_inside_a_unit(stream, given_before, prefetch_bytes):
+def test_a_stream_can_be_resumed_inside_a_group(stream, given_before, prefetch_bytes):
     expected = digests(stream)
-    stream = InUnits(**{field.name: getattr(stream, field.name) for field in fields(stream)})
+    stream = InGroups(**{field.name: getattr(stream, field.name) for field in fields(stream)})
     stream = stream.with_reading(prefetch_bytes=prefetch_bytes)
     iterator = iter(stream)
     found = [digest(next(iterator)) for _ in range(given_before)]
@@ -233,9 +237,9 @@ def test_a_stream_goes_on_inside_a_unit(stream, given_before, prefetch_bytes):
     assert shares[0][: 3 - given_before % 3] == expected[given_before:][: 3 - given_before % 3]
 
 
-def test_even_shares_of_units_end_with_shorter_units(stream):
+def test_even_partitions_end_with_shorter_groups(stream):
     expected = digests(stream)
-    stream = InUnits(**{field.name: getattr(stream, field.name) for field in fields(stream)})
+    stream = InGroups(**{field.name: getattr(stream, field.name) for field in fields(stream)})
     shares = [digests(stream.shard(rank, 2, even=True)) for rank in range(2)]
     assert shares == [expected[:3] + expected[6:8], expected[3:6] + expected[8:10]]
     shares = [digests(stream.shard(rank, 5, even=True)) for rank in range(5)]
@@ -294,7 +298,7 @@ def test_no_rank_is_empty_and_no_sample_is_lost(
     assert sorted(given) == list(range(min(n_samples, kept * batch_size)))
 
 
-def test_ranks_that_are_equally_far_go_on_from_one_state(stream):
+def test_all_ranks_can_resume_from_the_state_of_one(stream):
     first = iter(stream.shard(0, 4, even=True))
     next(first)
     state = first.state_dict()
@@ -326,12 +330,12 @@ def test_the_state_of_another_stream_is_refused(store, stream, other, message):
 
 
 @pytest.mark.parametrize("state", [{}, {"epoch": 1}, 3, None, "epoch"])
-def test_what_is_no_state_is_refused(stream, state):
+def test_an_invalid_state_is_refused(stream, state):
     with pytest.raises(UsageError, match="not the state of a stream"):
         stream.resume(state)
 
 
-def test_the_order_of_weights_is_none_of_the_sequence(store):
+def test_the_order_of_weights_does_not_matter_to_a_state(store):
     weights = {"L1": 2.0, "L2": 3.0}
     one = store.patches(9, foreground=1, weights=weights)
     same = store.patches(9, foreground=1, weights=dict(reversed(weights.items())))
@@ -340,7 +344,7 @@ def test_the_order_of_weights_is_none_of_the_sequence(store):
         store.patches(9, foreground=1).resume(iter(one).state_dict())
 
 
-def test_what_is_held_is_counted_in_bytes(store):
+def test_read_ahead_counts_the_bytes_of_image_and_mask(store):
     for stream in (
         store.patches(9, batch_size=4),
         store.patches(9, batch_size=4, labels=False),
@@ -352,7 +356,7 @@ def test_what_is_held_is_counted_in_bytes(store):
         assert ahead.batch_bytes == ahead.group_bytes == batch.image.nbytes + label_bytes
 
 
-def test_a_state_is_small_and_that_of_an_equal_stream(store, stream):
+def test_a_state_is_small_and_equal_streams_have_equal_states(store, stream):
     state = iter(stream).state_dict()
     assert len(json.dumps(state)) < 2000
     again = pickle.loads(pickle.dumps(stream))  # noqa: S301  our own bytes
@@ -365,20 +369,20 @@ def test_a_state_is_small_and_that_of_an_equal_stream(store, stream):
 
 @pytest.mark.parametrize("threads", [1, 2, 5])
 @pytest.mark.parametrize("prefetch_bytes", [1, 20_000, 1 << 30])
-def test_threads_and_bounds_change_nothing(stream, threads, prefetch_bytes):
+def test_threads_and_limits_change_no_batch(stream, threads, prefetch_bytes):
     bounded = stream.with_reading(threads=threads, prefetch_bytes=prefetch_bytes)
     assert digests(bounded) == digests(stream)
 
 
 @pytest.mark.parametrize("name", ["threads", "prefetch_bytes"])
-def test_bounds_that_are_none_are_refused(stream, name):
+def test_invalid_limits_are_refused(stream, name):
     with pytest.raises(UsageError, match=f"{name} 0: must be at least 1"):
         stream.with_reading(**{name: 0})
 
 
 @pytest.fixture
 def counted(store, noting_fetcher):
-    """Long stream of one-patch batches of 1024 bytes, and the list of what it fetched."""
+    """Return a long stream of one-patch batches of 1024 bytes, and the list of its fetches."""
     fetch = noting_fetcher()
     stream = store.patches(8, n_samples=1000, labels=False, scans=["liver_0"])
     stream = with_engine(stream, Engine(fetch)).with_reading(threads=2)
@@ -388,7 +392,7 @@ def counted(store, noting_fetcher):
 @pytest.mark.parametrize(
     ("prefetch_bytes", "ahead"), [(1, 1), (1024, 1), (2047, 1), (2048, 2), (3072, 3), (1 << 30, 4)]
 )
-def test_what_is_read_ahead_is_bounded(counted, prefetch_bytes, ahead):
+def test_reading_ahead_stays_within_its_limit(counted, prefetch_bytes, ahead):
     stream, fetched = counted
     iterator = iter(stream.with_reading(prefetch_bytes=prefetch_bytes))
     for given_before in (1, 2, 3):
@@ -400,7 +404,7 @@ def test_what_is_read_ahead_is_bounded(counted, prefetch_bytes, ahead):
     assert len(fetched) == 3 + ahead
 
 
-def test_nothing_is_read_before_the_first_batch_is_asked_for(counted):
+def test_nothing_is_read_before_the_first_batch_is_requested(counted):
     stream, fetched = counted
     iterator = iter(stream)
     assert isinstance(iterator, BatchIterator)
@@ -411,7 +415,7 @@ def test_nothing_is_read_before_the_first_batch_is_asked_for(counted):
 
 
 def gated(stream, first):
-    """The stream, whose units from one on wait at a gate, and the list of those that began."""
+    """Return the stream, a gate for its groups from ``first`` on, and the list of groups begun."""
     gate, begun = threading.Event(), []
 
     class Gated(PatchStream):
@@ -427,7 +431,7 @@ def gated(stream, first):
     )
 
 
-def test_leaving_early_cancels_what_waits(counted):
+def test_closing_an_iterator_cancels_waiting_reads(counted):
     stream, gate, begun = gated(counted[0], 1)
     iterator = iter(stream)
     next(iterator)
@@ -445,7 +449,7 @@ def fail_over(stream):
 
 
 @pytest.mark.parametrize("how", ["break", "delete", "raise", "end", "close"])
-def test_leaving_leaves_no_thread_behind(stream, how):
+def test_an_iterator_that_ends_leaves_no_thread_behind(stream, how):
     iterator = iter(stream)
     next(iterator)
     assert ours()
@@ -469,12 +473,12 @@ def test_leaving_leaves_no_thread_behind(stream, how):
     assert not ours()
 
 
-def test_an_iterator_let_go_in_one_of_its_own_threads_ends_them(stream):
+def test_an_iterator_dropped_in_one_of_its_own_threads_ends_them(stream):
     done = threading.Event()
     holder = []
 
     class Dropping(Fetcher):
-        """Lets the iterator go while it reads the second unit."""
+        """A fetcher that drops the last reference to the iterator during the second group."""
 
         def __call__(self, ranges):
             if len(holder) == 2:

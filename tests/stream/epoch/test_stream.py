@@ -26,7 +26,7 @@ FIELDS = ("image", "label", "start_zyx", "padding_zyx", "affine", "index")
 
 
 def volumes():
-    """Image and mask of scans that differ in what a stream must bear."""
+    """Return image and mask of scans that cover what a stream must handle."""
     rng = np.random.default_rng(4)
 
     def noise(shape, dtype=np.int16, span=3000):
@@ -49,7 +49,7 @@ def volumes():
 
 @pytest.fixture(scope="module")
 def mixed(tmp_path_factory):
-    """Store of :func:`volumes`, and they."""
+    """Return a store of :func:`volumes`, and the volumes."""
     raw, stored = tmp_path_factory.mktemp("mixed"), volumes()
     for name, (image, label) in stored.items():
         kind = "alone" if label is None else "ct"
@@ -66,7 +66,7 @@ def mixed(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def sources(ctspine1k_raw):
-    """Image, mask and affine of each CTSpine1K scan, as nibabel reads and turns them."""
+    """Return image, mask and affine of each CTSpine1K scan, as nibabel reads and reorients them."""
     found = {}
     for written in ctspine1k_raw[1]:
         files = [
@@ -79,7 +79,7 @@ def sources(ctspine1k_raw):
 
 
 def cut(volume, start, size, outside):
-    """What NumPy cuts out of a volume that goes on forever."""
+    """Cut a box out of a volume with NumPy; voxels outside have the value ``outside``."""
     wide = np.pad(volume, [(n, n) for n in size], constant_values=outside)
     at = tuple(slice(a + n, a + 2 * n) for a, n in zip(start, size, strict=True))
     return wide[at]
@@ -97,7 +97,7 @@ def assert_equal_epochs(found, expected):
 
 
 def samples_of(batches):
-    """What is known of each sample, by its number."""
+    """Return the facts about each sample, by its number."""
     return {
         int(index): (
             batch.scan_id[i],
@@ -131,7 +131,7 @@ def test_patches_are_cut_out_of_the_source_files(store, sources, size, foregroun
             np.testing.assert_array_equal(batch.padding_zyx[i], np.stack([before, after], 1))
 
 
-def test_the_affine_of_a_patch_leads_to_the_same_places(store, sources):
+def test_the_affine_of_a_patch_maps_voxels_to_the_positions_in_the_scan(store, sources):
     (batch,) = store.patches((40, 64, 70), batch_size=9, n_samples=9)
     assert (batch.start_zyx < 0).any()
     for i, scan_id in enumerate(batch.scan_id):
@@ -153,7 +153,7 @@ def test_the_affine_of_a_patch_turns_with_an_oblique_scan(mixed):
 
 @given(st.data(), st.tuples(*[st.integers(1, 80)] * 3), st.integers(0, 2**40))
 @settings(deadline=None, max_examples=40)
-def test_any_patch_is_what_numpy_cuts_out(mixed, data, size, seed):
+def test_any_patch_equals_the_box_that_numpy_cuts_out(mixed, data, size, seed):
     store, stored = mixed
     scan_id = data.draw(st.sampled_from(["tall", "tiny", "real", "huge"]))
     (batch,) = store.patches(size, n_samples=1, scans=[scan_id], seed=seed)
@@ -240,7 +240,7 @@ def test_batches_do_not_depend_on_the_order_in_which_they_are_read(store):
         assert_equal_batches(stream[number], expected[number])
 
 
-def test_an_epoch_a_seed_and_an_index_each_make_other_draws(store):
+def test_another_epoch_seed_or_index_makes_another_draw(store):
     stream = store.patches(6, batch_size=6)
     drawn = [samples_of(other) for other in (stream, stream.at_epoch(1), store.patches(6, seed=1))]
     assert len({tuple(sorted(samples.items())) for samples in drawn}) == 3
@@ -251,7 +251,7 @@ def test_an_epoch_a_seed_and_an_index_each_make_other_draws(store):
 
 
 @pytest.mark.parametrize("number", [-1, 3, 99])
-def test_an_epoch_ends(store, number):
+def test_a_batch_number_outside_the_epoch_is_an_error(store, number):
     with pytest.raises(IndexError, match=f"batch {number} of an epoch of 3"):
         store.patches(8, batch_size=2)[number]
 
@@ -276,11 +276,11 @@ def test_a_batch_can_be_pickled(store):
 
 
 def read_all(stream, send):
-    """Read in every way, in a process of its own."""
+    """Iterate over the stream and index it backward, and send all batches."""
     send.send([*stream, *(stream[number] for number in reversed(range(len(stream))))])
 
 
-# Python 3.12 warns of any fork beside threads; trainers do it, so it must work.
+# Python 3.12 warns about any fork while threads run; trainers do it, so it must work.
 @pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
 @pytest.mark.parametrize("start_method", ["fork", "spawn"])
 def test_another_process_reads_the_same_samples(store, start_method):
@@ -304,7 +304,7 @@ def test_another_process_reads_the_same_samples(store, start_method):
 # Foreground
 
 
-def test_every_voxel_of_a_vertebra_can_be_found(mixed):
+def test_every_voxel_of_a_vertebra_can_be_drawn(mixed):
     store, stored = mixed
     stream = store.patches(8, scans=["tall", "tiny"])
     for scan_id, name in (("tall", "T13"), ("tall", "L1"), ("tall", "C1"), ("tiny", "L6")):
@@ -340,7 +340,7 @@ def test_foreground_slices_show_their_vertebra(store):
                 assert (label == VALUE_OF_NAME[vertebra]).any()
 
 
-def test_foreground_works_without_reading_masks(store):
+def test_foreground_draws_work_without_reading_masks(store):
     wanted = {"batch_size": 6, "foreground": 1.0}
     (with_label,), (without,) = (store.patches(9, labels=yes, **wanted) for yes in (True, False))
     assert without.label is None
@@ -364,7 +364,7 @@ def test_scans_without_mask_are_drawn_only_without_labels(mixed):
         store.patches(4, scans=["bare"])
 
 
-def test_a_mask_that_is_absent_cannot_be_read(mixed):
+def test_reading_an_absent_mask_is_refused(mixed):
     stream = mixed[0].patches(4)
     request = PatchRequest(0, "bare", Box((0, 0, 0), (4, 4, 4)), None)
     with pytest.raises(UsageError, match="scan 'bare' has no mask"):
@@ -380,7 +380,7 @@ def test_a_mask_that_is_absent_cannot_be_read(mixed):
         (["tall", "real", "huge"], "float64"),
     ],
 )
-def test_mixed_types_are_widened_without_loss(mixed, scans, dtype):
+def test_scans_of_mixed_types_are_widened_without_loss(mixed, scans, dtype):
     store, stored = mixed
     (batch,) = store.patches((70, 60, 50), scans=scans, batch_size=30, n_samples=30)
     assert batch.image.dtype == dtype
@@ -423,12 +423,12 @@ def test_draws_stay_in_the_chosen_scans(store):
         ({"foreground": 2}, UsageError, "foreground 2: must lie between 0 and 1"),
     ],
 )
-def test_what_cannot_be_streamed_is_refused(store, kind, wanted, error, message):
+def test_invalid_options_of_a_stream_are_refused(store, kind, wanted, error, message):
     with pytest.raises(error, match=message):
         store.patches(8, **wanted) if kind == "patches" else store.slices("axial", **wanted)
 
 
-def test_sizes_that_are_none_are_refused(store):
+def test_invalid_patch_sizes_are_refused(store):
     for size in ((8, 8), (8, 8, 8, 8), (), 0, (8, 0, 8)):
         with pytest.raises(UsageError, match="patch size"):
             store.patches(size)
@@ -452,7 +452,7 @@ def test_two_epochs_can_be_read_at_once(store):
         assert_equal_batches(pairs[1], pairs[3])
 
 
-def test_an_error_is_raised_where_its_batch_would_be(ctspine1k_url, tmp_path):
+def test_an_error_is_raised_in_place_of_its_batch(ctspine1k_url, tmp_path):
     url = shutil.copytree(ctspine1k_url, tmp_path / "copied.zarr")
     expected = list(spinezarr.open(url).patches(8, n_samples=30))
     appears = {batch.scan_id[0]: i for i, batch in reversed(list(enumerate(expected)))}
@@ -470,7 +470,7 @@ def test_an_error_is_raised_where_its_batch_would_be(ctspine1k_url, tmp_path):
             assert_equal_batches(stream[number], batch)
 
 
-# What it takes
+# Costs
 
 
 def test_a_batch_is_explained_before_it_is_read(store, monkeypatch):

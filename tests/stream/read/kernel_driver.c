@@ -1,8 +1,8 @@
-/* Runs the kernel on chunks and tables that somebody made up: kernel_driver CORPUS FIRST COUNT.
+/* Runs the kernel on forged chunks and tables: kernel_driver CORPUS FIRST COUNT.
  *
  * It is compiled together with the kernel, under sanitizers. Each buffer is an allocation of just
- * its size, so that every access outside one is seen. A case is done twice, with other bytes in the
- * memory that the kernel was given: voxels that depend on them would be those of somebody else.
+ * its size, so that every access outside one is seen. Each case runs twice, with other bytes in the
+ * memory that the kernel was given: voxels that depend on them would leak other memory.
  *
  * Cases are numbered; case n is the same wherever it runs. A failure names it.
  */
@@ -16,14 +16,14 @@
 #include <stdlib.h>
 
 enum { MOST_CHUNKS = 4, MOST_PIECES = 3, MOST = MOST_CHUNKS * MOST_PIECES };
-enum { BYTES = 1, TABLES = 2 }; /* what is made up */
+enum { BYTES = 1, TABLES = 2 }; /* what is forged */
 
 typedef struct {
     int64_t n_packed, n_bytes, itemsize, shape_zyx[3], is_known;
     uint8_t *packed, *voxels;
 } Record;
 
-/* A chunk as it was before anything was made up, and the memory that is its own. */
+/* A chunk before anything was forged, and the memory that belongs to it. */
 typedef struct {
     const Record *record;
     uint8_t *data;
@@ -110,7 +110,7 @@ static int64_t made_up(int64_t right) {
     }
 }
 
-/* An output of a shape: exactly its memory, with steps and turned axes. */
+/* An output of a shape: exactly its memory, with steps and permuted axes. */
 static void make_output(Output *output, Target *target, const int64_t *shape, int64_t itemsize) {
     int64_t step = itemsize, before = 0, behind = 0;
     for (int axis = 2; axis >= 0; axis--) {
@@ -160,7 +160,7 @@ static void change_bytes(uint8_t **data, int64_t *n) {
         case 0: case 1: (*data)[at] ^= (uint8_t)(1 << below(8)); break;
         case 2: case 3: (*data)[at] = (uint8_t)draw(); break;
         case 4:
-            if (*n >= HEADER && !below(4)) /* more blocks than there is room for */
+            if (*n >= HEADER && !below(4)) /* more blocks than have room */
                 put32(*data + 8, (uint32_t)(1 << below(8)));
             else if (left >= 4)
                 put32(*data + at, (uint32_t)made_up(*n));
@@ -219,7 +219,7 @@ static void change_tables(Case *c) {
                                      chunk->shape_zyx + 1, chunk->shape_zyx + 2, &c->decoded_bytes};
         c->origins[i].is_changed = 1;
         if (!below(12)) {
-            const int64_t big = (int64_t)1 << below(40); /* products that wrap */
+            const int64_t big = (int64_t)1 << below(40); /* products that overflow */
             for (int axis = 0; axis < 3; axis++) chunk->shape_zyx[axis] = big;
         } else if (below(2)) {
             int64_t *field = of_chunk[below(9)];
@@ -237,7 +237,7 @@ static void change_tables(Case *c) {
     }
 }
 
-/* Put chunks where the kernel finds them: in memory of just their size, or in a file. */
+/* Put the chunks where the kernel reads them: in memory of just their size, or in a file. */
 static void place(Case *c, FILE *file) {
     int64_t end = 0;
     for (int i = 0; i < c->n_chunks; i++) {
@@ -254,7 +254,7 @@ static void place(Case *c, FILE *file) {
             continue;
         }
         const int64_t most = HEADER + TAIL + MAX_CHUNK_BYTES;
-        if (chunk->size != origin->n_data) { /* ``data`` is of ``size`` bytes, if that can be */
+        if (chunk->size != origin->n_data) { /* ``data`` has ``size`` bytes, if it can */
             const int64_t n = chunk->size > 0 && chunk->size <= most ? chunk->size : 1;
             const int64_t kept = n < origin->n_data ? n : origin->n_data;
             uint8_t *data = exactly(n);
@@ -267,7 +267,7 @@ static void place(Case *c, FILE *file) {
     }
 }
 
-/* The same questions as the kernel asks, in numbers of 128 bits. */
+/* The checks of the kernel, repeated in 128-bit arithmetic. */
 static int fits(int64_t start, int64_t n, int64_t side) {
     return start >= 0 && n >= 1 && (__int128)start + n <= side;
 }
@@ -299,7 +299,7 @@ static int is_sound(const Case *c, const Chunk *chunk) {
     return 1;
 }
 
-/* Go through the voxels of a piece: mark where they go, or compare them with those of a record. */
+/* Visit the voxels of a piece: mark their positions, or compare them with those of a record. */
 static void visit(const Case *c, const Piece *piece, const Record *record, int mark) {
     const Output *output = c->outputs + piece->output;
     const Target *target = c->targets + piece->output;
@@ -330,7 +330,7 @@ static void run(Case *c, uint8_t pattern) {
     memset(scratch, pattern, (size_t)n);
     for (int i = 0; i < c->n_pieces; i++)
         memset(c->targets[i].memory, pattern, (size_t)c->targets[i].size);
-    /* Tables of just their size too. */
+    /* The tables have allocations of just their size too. */
     Chunk *chunks = exactly(c->n_chunks * (int64_t)sizeof(Chunk));
     Piece *pieces = exactly(c->n_pieces * (int64_t)sizeof(Piece));
     Output *outputs = exactly(c->n_pieces * (int64_t)sizeof(Output));
@@ -379,7 +379,7 @@ static void check(Case *c) {
     }
 }
 
-/* Decode a stream by itself: its input ends where its memory does, and its output has its slack. */
+/* Decode a single stream. Its input ends where its memory ends; its output has the required slack. */
 static void check_lz4(void) {
     const Record *record = records + below(n_records);
     const uint8_t *packed = record->packed;

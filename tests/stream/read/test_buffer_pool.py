@@ -12,7 +12,7 @@ N_BYTES = 2 * 5 * 40 * 64 * 70
 
 
 def derived(array):
-    """Everything that can be left of an array."""
+    """Return every kind of view or reference that can outlive an array."""
     yield array
     yield array[2]
     yield array[1:3, ::-1, 4:][0]
@@ -24,7 +24,7 @@ def derived(array):
 
 
 @pytest.mark.parametrize("number", range(8))
-def test_memory_comes_back_with_the_last_view(number):
+def test_memory_returns_to_the_pool_with_the_last_view(number):
     pool = BufferPool()
     array = pool.empty(SHAPE, np.int16)
     assert array.shape == SHAPE
@@ -58,7 +58,7 @@ def test_free_memory_is_bounded():
     assert pool.free_bytes == 0
 
 
-def test_small_arrays_are_plain():
+def test_small_arrays_are_not_pooled():
     pool = BufferPool()
     small = pool.empty((3, 3), np.float32)
     assert small.base is None
@@ -66,7 +66,7 @@ def test_small_arrays_are_plain():
     assert pool.free_bytes == 0
 
 
-def test_many_threads_and_the_garbage_collector_share_it():
+def test_a_pool_works_with_many_threads_and_the_garbage_collector():
     pool, wrong = BufferPool(), []
 
     def use(number):
@@ -88,7 +88,7 @@ def test_many_threads_and_the_garbage_collector_share_it():
     assert not wrong
 
 
-def test_it_is_pickled_empty():
+def test_a_pool_is_pickled_without_its_memory():
     pool = BufferPool()
     pool.empty(SHAPE, np.int16)
     assert pool.free_bytes

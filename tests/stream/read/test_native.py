@@ -1,7 +1,7 @@
-"""The kernel against numcodecs and NumPy, also on chunks and tables that somebody made up.
+"""The kernel against numcodecs and NumPy, with valid chunks and with forged chunks and tables.
 
-As a program (``make fuzz-kernel``) it runs many random cases: in Python on the kernel as it is, and
-in C, with tables made up as well, on one that is built to notice every access outside its memory.
+As a program (``make fuzz-kernel``) this module runs many random cases: in Python on the installed
+kernel, and in C, with forged tables too, on one built with sanitizers.
 """
 
 import argparse
@@ -67,7 +67,7 @@ def kernel():
 
 
 def voxels_of(rng, shape, dtype):
-    """Voxels that compress well, badly, or here well and there badly."""
+    """Return voxels that compress well, badly, or well in some parts only."""
     kind = rng.integers(5)
     n = int(np.prod(shape))
     if kind == 0:
@@ -85,12 +85,12 @@ def voxels_of(rng, shape, dtype):
 
 
 def lz4_stream(rng, size):
-    """Make up a valid LZ4 stream, with lengths and offsets that no compressor would choose.
+    """Make a valid LZ4 stream, with lengths and offsets that no compressor would choose.
 
     Returns
     -------
     bytes, bytes
-        The stream, and the ``size`` bytes that it stands for.
+        The stream, and the ``size`` bytes that it decodes to.
     """
     stream, content = bytearray(), bytearray()
 
@@ -152,9 +152,9 @@ class Case:
         return raw, out, start, stop
 
     def encoded(self):
-        """Encode the chunk in one of Blosc's ways; also say whether the kernel must know it."""
+        """Encode the chunk with random options; return also whether the kernel must decode it."""
         rng = self.rng
-        if rng.random() < 0.25 and (made_up := self._made_up()):
+        if rng.random() < 0.25 and (made_up := self._forged()):
             return made_up, True
         cname = rng.choice(["lz4", "lz4hc", "lz4", "lz4hc", "zstd", "blosclz", "zlib"])
         level, shuffle = int(rng.integers(0, 10)), int(rng.integers(0, 3))
@@ -165,8 +165,8 @@ class Case:
         known = packed[2] & 2 or (cname.startswith("lz4") and not packed[2] & 4)
         return bytes(packed), bool(known)
 
-    def _made_up(self):
-        """Make up a chunk of one stream, and the voxels that it stands for; None if too long."""
+    def _forged(self):
+        """Make a chunk of one stream, and its decoded voxels; None if it is too long."""
         stream, content = lz4_stream(self.rng, self.voxels.nbytes)
         if len(stream) + 8 > len(content):  # as Blosc would not keep it
             return None
@@ -182,7 +182,7 @@ class Case:
     def run(self, kernel, packed):
         """Fill the pieces; return the status."""
         data = packed + crc32c(packed).to_bytes(4, "little")
-        # Behind the last byte there is nothing: an allocation of its own.
+        # The chunk is an allocation of its own, so that a read past its end is seen.
         held = np.frombuffer(bytes(data), np.uint8)
         row = np.zeros(1, CHUNKS)
         row["data"], row["size"] = address(held), len(data)
@@ -212,7 +212,7 @@ class Case:
 
 
 def numcodecs_voxels(case, packed):
-    """Voxels by numcodecs, as bare bytes; None if it refuses the chunk."""
+    """Decode the chunk with numcodecs; return its bytes, or None if numcodecs refuses it."""
     voxels = np.empty(case.shape, case.dtype)
     try:
         decode_chunk(packed + crc32c(packed).to_bytes(4, "little"), voxels)
@@ -233,9 +233,9 @@ def check_valid(kernel, seed):
 
 
 def check_damaged(kernel, seed):
-    """Change bytes and set the checksum right again: nothing outside the memory is touched.
+    """Change bytes, correct the checksum, and check that nothing outside the memory is touched.
 
-    What numcodecs takes too becomes the same voxels.
+    A changed chunk that numcodecs decodes too must give the same voxels.
     """
     rng = np.random.default_rng(seed)
     case = Case(rng)
@@ -262,18 +262,18 @@ def check_damaged(kernel, seed):
 
 @given(st.integers(0, 2**32))
 @settings(max_examples=400, deadline=None)
-def test_boxes_of_any_chunk_are_what_numpy_cuts_out(kernel, seed):
+def test_boxes_of_any_chunk_equal_those_that_numpy_cuts_out(kernel, seed):
     check_valid(kernel, seed)
 
 
 @given(st.integers(0, 2**32))
 @settings(max_examples=400, deadline=None)
-def test_no_made_up_chunk_writes_elsewhere(kernel, seed):
+def test_forged_chunks_write_only_inside_their_outputs(kernel, seed):
     check_damaged(kernel, seed)
 
 
 @pytest.mark.parametrize("profile", [BALANCED, FAST])
-def test_default_chunks_are_known(kernel, profile):
+def test_the_kernel_decodes_chunks_of_the_default_codec(kernel, profile):
     rng = np.random.default_rng(0)
     for codec, dtype in ((profile.image, "<i2"), (profile.label, "u1")):
         case = Case(rng)
@@ -285,7 +285,7 @@ def test_default_chunks_are_known(kernel, profile):
         case.check_guards()
 
 
-def test_a_wrong_checksum_is_seen(kernel):
+def test_a_wrong_checksum_is_detected(kernel):
     case = Case(np.random.default_rng(3))
     case.pieces = case.pieces[:1]
     packed, _ = case.encoded()
@@ -313,7 +313,7 @@ def test_a_wrong_checksum_is_seen(kernel):
         *((12, "I", length) for length in (0, 16, 2**31, 2**32 - 1)),
     ],
 )
-def test_a_header_that_lies_is_not_believed(kernel, at, form, lie):
+def test_a_false_header_is_refused(kernel, at, form, lie):
     case = Case(np.random.default_rng(5))
     case.shape, case.dtype = (24, 40, 60), np.dtype("<i2")
     case.voxels = np.resize(np.arange(200, dtype="<i2"), case.shape)
@@ -327,7 +327,7 @@ def test_a_header_that_lies_is_not_believed(kernel, at, form, lie):
 
 @given(st.binary(max_size=7000))
 @settings(deadline=None)
-def test_both_ways_to_a_checksum_agree(kernel, data):
+def test_checksums_with_and_without_the_cpu_instruction_agree(kernel, data):
     assert kernel.crc32c(data, by_table=True) == crc32c(data)
     assert kernel.crc32c(data, by_table=False) == crc32c(data)
     long = data * 3
@@ -367,7 +367,7 @@ def test_a_kernel_with_other_structures_is_not_used(tmp_path, end):
     assert not other.works()
 
 
-def test_without_kernel_everything_reads_the_same(store):
+def test_reading_without_the_kernel_gives_the_same_voxels(store):
     code = (
         "import sys, hashlib, spinezarr\n"
         "from spinezarr.stream.read import native\n"
@@ -404,12 +404,12 @@ def test_tables_of_another_form_are_refused():
 
 
 @pytest.mark.parametrize("dtype", ["O", "O,i8"])
-def test_no_output_holds_objects(dtype):
+def test_an_output_of_objects_is_refused(dtype):
     with pytest.raises(TypeError, match="expected numbers"):
         output_table([np.empty((2, 2, 2), dtype)])
 
 
-def test_no_output_is_read_only():
+def test_a_read_only_output_is_refused():
     out = np.zeros((2, 2, 2))
     out.flags.writeable = False
     with pytest.raises(ValueError, match="may not be written"):
@@ -417,8 +417,8 @@ def test_no_output_is_read_only():
 
 
 @pytest.mark.parametrize("decoded_bytes", [-(2**70), -1, 0, 19, LARGEST_CHUNK_BYTES + 1, 2**70])
-def test_a_bound_of_any_size_is_kept(kernel, decoded_bytes, monkeypatch):
-    """A chunk above the bound is refused; one below it, by however much, is not."""
+def test_a_limit_of_chunk_bytes_of_any_size_is_exact(kernel, decoded_bytes, monkeypatch):
+    """A chunk above the limit is refused; one just below it is not."""
     monkeypatch.setattr(kernel, "_scratch", local())  # or that of other tests is large enough
     voxels = np.arange(20, dtype="u1").reshape(1, 4, 5)
     data = np.frombuffer(encode_chunk(voxels, BALANCED.label), np.uint8)
@@ -427,14 +427,14 @@ def test_a_bound_of_any_size_is_kept(kernel, decoded_bytes, monkeypatch):
     row["itemsize"], row["shape_zyx"], row["crc32c"] = 1, voxels.shape, crc32c(data[:-4])
     piece["shape_zyx"] = voxels.shape
     out = np.zeros_like(voxels)
-    # As much memory as the largest chunk needs is reserved, and hardly any of it touched.
+    # The memory of the largest chunk is reserved, and hardly any of it is touched.
     kernel.fill(Tables(row, piece, output_table([out]), decoded_bytes), 0, 1)
     assert (row["status"][0] == DONE) == (decoded_bytes >= voxels.nbytes)
     assert out.tobytes() == (voxels.tobytes() if decoded_bytes >= 20 else bytes(20))
 
 
-def made_up_array(folder, packed, dtype, shape):
-    """Write a shard of one chunk, whatever it holds, and describe the array as its store would."""
+def forged_array(folder, packed, dtype, shape):
+    """Write a shard of one chunk of given bytes, and describe its array as a store would."""
     chunk = packed + crc32c(packed).to_bytes(4, "little")
     shard = chunk + shard_index({0: len(chunk)}, 1)
     (folder / "c/0/0").mkdir(parents=True)
@@ -463,7 +463,7 @@ def made_up_array(folder, packed, dtype, shape):
 def test_bytes_of_a_store_never_become_objects(kernel, tmp_path):
     addresses = np.full((8, 8, 8), 0x4141414141414141, "<i8")
     packed = encode_chunk(addresses, BALANCED.image)[:-4]
-    array = made_up_array(tmp_path, packed, "O", addresses.shape)
+    array = forged_array(tmp_path, packed, "O", addresses.shape)
     out = np.full((8, 8, 8), "kept", object)
     with pytest.raises(TypeError, match="expected numbers"):
         Engine(LocalFetcher(StoreFolder.at("/"))).read_into(array, Box((0, 0, 0), (8, 8, 8)), out)
@@ -473,7 +473,7 @@ def test_bytes_of_a_store_never_become_objects(kernel, tmp_path):
 @pytest.mark.parametrize("dtype", ["S", "U", "V"])
 def test_voxels_without_bytes_are_refused(kernel, tmp_path, dtype):
     packed = struct.pack("<4B3I", 2, 1, 1 << 5, 0, 0, 64, 36) + bytes(20)
-    array = made_up_array(tmp_path, packed, dtype, (8, 8, 8))
+    array = forged_array(tmp_path, packed, dtype, (8, 8, 8))
     assert array.stored_dtype.itemsize == 0
     out = np.empty((8, 8, 8), "V0") if dtype == "V" else np.zeros((8, 8, 8), "V1")
     with pytest.raises(CorruptStoreError):
@@ -483,7 +483,7 @@ def test_voxels_without_bytes_are_refused(kernel, tmp_path, dtype):
 @pytest.mark.parametrize("shape", [(2**30,) * 3, (2**31 - 1, 4, 2**30), (2**10, 2**10, 2**7)])
 @pytest.mark.parametrize("decoded_bytes", [0, LARGEST_CHUNK_BYTES, 2**63])
 def test_a_chunk_that_is_too_large_is_refused(kernel, shape, decoded_bytes):
-    """Its bytes are none, or a few, to those who count in 32 or 64 bits."""
+    """The number of bytes overflows to 0, or to a few, in 32 or 64 bits."""
     said = math.prod(shape) * 2 % 2**32
     packed = struct.pack("<4B3I", 2, 1, 1 << 1, 2, said, 64, 16)
     data = np.frombuffer(packed + crc32c(packed).to_bytes(4, "little"), np.uint8)
@@ -497,10 +497,10 @@ def test_a_chunk_that_is_too_large_is_refused(kernel, shape, decoded_bytes):
     assert not out.any()
 
 
-def test_a_chunk_that_lies_about_its_length_gives_no_memory_behind_it(kernel, tmp_path):
+def test_a_chunk_with_a_false_length_reveals_no_memory_behind_it(kernel, tmp_path):
     voxels = np.arange(20**3, dtype="<i2").reshape(20, 20, 20)
     packed = bytes(blosc.compress(voxels, b"zstd", 0, 0, 0))[:200]
-    array = made_up_array(tmp_path, packed, "<i2", voxels.shape)
+    array = forged_array(tmp_path, packed, "<i2", voxels.shape)
     with pytest.raises(CorruptStoreError, match="says that it is 16016 bytes long, not 200"):
         Engine(LocalFetcher(StoreFolder.at("/"))).read_into(
             array, Box((0, 0, 0), voxels.shape), np.zeros_like(voxels)
@@ -515,7 +515,7 @@ def c_compiler():
 
 
 def build_driver(folder):
-    """Build the kernel with sanitizers into a program that feeds it; None where they lack."""
+    """Build the kernel and its driver with sanitizers; None if the compiler has none."""
     compiler = c_compiler()
     if compiler is None:
         return None
@@ -533,7 +533,7 @@ def build_driver(folder):
 
 
 def write_corpus(path, n_records):
-    """Write chunks for the driver to start from, with their voxels."""
+    """Write the chunks, with their voxels, that the driver starts from."""
     with path.open("wb") as file:
         file.write(struct.pack("<q", n_records))
         for seed in range(n_records):
@@ -545,7 +545,7 @@ def write_corpus(path, n_records):
 
 
 def drive(folder, n_records, first, count):
-    """Run cases under sanitizers; return what the driver says, None where it cannot be built."""
+    """Run cases under sanitizers; return the finished process, or None without sanitizers."""
     driver, corpus = build_driver(folder), folder / "corpus"
     if driver is None:
         return None
@@ -559,7 +559,7 @@ def drive(folder, n_records, first, count):
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
 
-def test_no_made_up_table_or_chunk_reaches_other_memory(tmp_path):
+def test_forged_tables_and_chunks_reach_no_other_memory(tmp_path):
     told = drive(tmp_path, n_records=80, first=0, count=600)
     if told is None:
         pytest.skip("the C compiler has no sanitizers")
@@ -568,7 +568,7 @@ def test_no_made_up_table_or_chunk_reaches_other_memory(tmp_path):
 
 
 def main():
-    """Run random cases: on the kernel as it is, and under sanitizers with tables made up too."""
+    """Run random cases: on the installed kernel, and under sanitizers with forged tables too."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--count", type=int, default=20_000)
     options = parser.parse_args()
@@ -586,7 +586,7 @@ def main():
     for seed in range(n_compared):
         check_valid(kernel, seed)
         check_damaged(kernel, seed)
-    print(f"{n_compared} valid and {n_compared} made-up chunks as numcodecs has them")
+    print(f"{n_compared} valid and {n_compared} forged chunks as numcodecs has them")
 
 
 if __name__ == "__main__":

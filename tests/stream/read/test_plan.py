@@ -23,7 +23,7 @@ arrays = st.builds(array_of, st.tuples(*[st.integers(1, 17)] * 3), triples, trip
 
 @st.composite
 def arrays_and_boxes(draw):
-    """Some boxes, several of them in one array."""
+    """Draw arrays and boxes, with several boxes in some arrays."""
     chosen = []
     for array in draw(st.lists(arrays, min_size=1, max_size=3)):
         for _ in range(draw(st.integers(1, 3))):
@@ -37,7 +37,7 @@ def arrays_and_boxes(draw):
 
 @given(arrays_and_boxes())
 @settings(deadline=None)
-def test_the_shares_of_a_box_are_disjoint_and_cover_it(boxes):
+def test_the_pieces_of_a_box_are_disjoint_and_cover_it(boxes):
     volumes = {
         id(array): np.arange(np.prod(array.shape_zyx)).reshape(array.shape_zyx)
         for array, _ in boxes
@@ -61,7 +61,7 @@ def test_the_shares_of_a_box_are_disjoint_and_cover_it(boxes):
 
 @given(arrays_and_boxes())
 @settings(deadline=None)
-def test_each_chunk_that_a_box_meets_is_read_once_in_the_order_of_the_files(boxes):
+def test_each_chunk_that_a_box_meets_is_read_once_in_file_order(boxes):
     met = set()
     for array, box in boxes:
         number = next(i for i, (other, _) in enumerate(boxes) if other is array)
@@ -83,7 +83,7 @@ def test_each_chunk_that_a_box_meets_is_read_once_in_the_order_of_the_files(boxe
 
 @given(triples, small, small)
 @settings(deadline=None)
-def test_each_chunk_has_its_place_in_its_shard(chunk, per_shard, shards):
+def test_each_chunk_has_its_position_in_its_shard(chunk, per_shard, shards):
     shape = tuple(np.multiply(np.multiply(chunk, per_shard), shards).tolist())
     place_of = {}
     for shard in product(*map(range, shards)):
@@ -95,7 +95,7 @@ def test_each_chunk_has_its_place_in_its_shard(chunk, per_shard, shards):
     assert len(plan) == len(place_of)
 
 
-def test_no_box_needs_no_chunk():
+def test_no_boxes_need_no_chunks():
     assert len(plan_reads([])) == 0
 
 

@@ -33,14 +33,14 @@ from spinezarr.stream.read.range_cache import (
 
 PAGE = 4096
 KILLS = int(os.environ.get("SPINEZARR_KILLS", "20"))
-"""Processes that are killed while they write."""
+"""Number of processes that are killed while they write."""
 NAMESPACE = ["unshare", "--user", "--map-root-user", "--mount"]
-"""What runs a program that may mount, as any user."""
+"""Command that lets a program mount file systems, as any user."""
 
 
 @remember
 def true_bytes(key, size):
-    """What the shard of a key holds."""
+    """Return the true bytes of the shard of a key."""
     return np.random.default_rng([size, *key.encode()]).bytes(size)
 
 
@@ -80,7 +80,7 @@ def ranges(draw, size):
 
 
 class Model(RuleBasedStateMachine):
-    """Two caches over one folder, and which bytes must be there."""
+    """Two caches over one folder, compared with the bytes that they must hold."""
 
     def __init__(self):
         super().__init__()
@@ -166,7 +166,7 @@ def test_a_shard_of_another_key_or_size_is_another(cache):
 
 
 def use(cache, seed, rounds, shards, longest):
-    """Read ranges of shards through a cache; return how many it had, and how many were wrong."""
+    """Read ranges of shards through a cache; return the numbers of hits and of wrong bytes."""
     choose = random.Random(seed)  # noqa: S311
     hits = wrong = 0
     for _ in range(rounds):
@@ -207,7 +207,7 @@ def test_processes_share_a_folder_within_its_bound(folder, method):
     usages = []
     while running := [process.pid for process in processes if process.is_alive()]:
         time.sleep(0.02)
-        # Nobody must change what is counted.
+        # No process may change the folder while it is counted.
         for pid in running:
             os.kill(pid, signal.SIGSTOP)
         for pid in running:
@@ -247,7 +247,7 @@ def test_threads_share_a_cache(folder, monkeypatch):
 LONG = [(f"long {n}", 300 * PAGE + n) for n in range(6)]
 
 
-def keep_for_ever(settings_, seed, begun):
+def keep_forever(settings_, seed, begun):
     choose = random.Random(seed)  # noqa: S311
     cache = RangeCache(settings_)
     begun.set()
@@ -267,7 +267,7 @@ def test_processes_killed_while_they_write(folder):
     pages = 0
     for seed in range(KILLS):
         begun = context.Event()
-        process = context.Process(target=keep_for_ever, args=(settings_, seed, begun))
+        process = context.Process(target=keep_forever, args=(settings_, seed, begun))
         process.start()
         begun.wait()
         time.sleep(random.Random(seed).uniform(0, 0.03))  # noqa: S311
@@ -281,7 +281,7 @@ def test_processes_killed_while_they_write(folder):
                 if data is not None:
                     pages += 1
                     assert data == true_bytes(key, size)[start:stop]
-        # Whoever comes next can go on, and make room.
+        # A new process can go on with the folder, and make room in it.
         use(cache, seed, 20, LONG, 30 * PAGE)
         assert cache.usage_bytes() <= settings_.folder_bytes
         if seed % 4 == 3:
@@ -289,7 +289,7 @@ def test_processes_killed_while_they_write(folder):
     assert pages > 100 * KILLS
 
 
-def test_processes_see_what_others_keep(cache):
+def test_a_process_finds_ranges_that_another_keeps(cache):
     other = RangeCache(cache.settings)
     keep(cache, 0, PAGE)
     assert find(other) is None
@@ -297,7 +297,7 @@ def test_processes_see_what_others_keep(cache):
     assert find(other) == TRUE
 
 
-def test_what_another_process_has_kept_stays(cache):
+def test_ranges_kept_by_another_process_stay(cache):
     other = RangeCache(cache.settings)
     keep(cache, 0, PAGE)
     assert find(other) is None
@@ -380,7 +380,7 @@ def lengthen(file):
     os.truncate(file, file.stat().st_size + 1)
 
 
-def spoil_marks(file):
+def damage_marks(file):
     with file.open("r+b") as stream:
         stream.seek(-41, os.SEEK_END)
         stream.write(random.Random(0).randbytes(41))  # noqa: S311
@@ -419,7 +419,7 @@ def pipe(file):
         cut_marks,
         cut_all,
         lengthen,
-        spoil_marks,
+        damage_marks,
         clear_marks,
         link_elsewhere,
         link_to_nothing,
@@ -428,14 +428,14 @@ def pipe(file):
     ],
 )
 @pytest.mark.parametrize("is_open", [True, False])
-def test_a_file_that_is_not_as_we_left_it(folder, change, is_open):
+def test_a_changed_file_in_the_folder_gives_no_wrong_bytes(folder, change, is_open):
     cache = RangeCache(CacheSettings(folder), check_s=0)
     keep(cache, 0, SIZE)
     (file,) = mirrors(folder)
     change(file)
     if not is_open:
         cache = RangeCache(cache.settings, check_s=0)
-    if not (is_open and change in {spoil_marks, clear_marks}):  # what is known is not read again
+    if not (is_open and change in {damage_marks, clear_marks}):  # what is known is not read again
         assert find(cache) is None
     elsewhere = {path: path.read_bytes() for path in folder.parent.glob("elsewhere")}
     keep(cache, 0, SIZE)
@@ -460,7 +460,7 @@ def test_a_file_cut_while_it_is_open(cache, folder):
     assert find(again) == TRUE
 
 
-def test_a_file_cut_by_one_and_lengthened_by_another(cache, folder):
+def test_a_file_cut_by_one_process_and_lengthened_by_another(cache, folder):
     keep(cache, 0, PAGE)
     (file,) = mirrors(folder)
     os.truncate(file, 0)
@@ -471,7 +471,7 @@ def test_a_file_cut_by_one_and_lengthened_by_another(cache, folder):
         assert find(cache, start, start + 1) is None
 
 
-def test_marks_spoilt_while_they_are_open(cache, folder):
+def test_marks_damaged_while_they_are_open(cache, folder):
     keep(cache, 0, PAGE)
     with mirrors(folder)[0].open("r+b") as stream:
         stream.seek(-41, os.SEEK_END)
@@ -480,7 +480,7 @@ def test_marks_spoilt_while_they_are_open(cache, folder):
     assert find(cache, 0, PAGE) is None
 
 
-def test_what_is_forgotten_is_forgotten_by_all(cache, folder):
+def test_a_forgotten_range_is_forgotten_by_all_caches(cache, folder):
     other = RangeCache(cache.settings)
     keep(cache, 0, SIZE)
     (file,) = mirrors(folder)
@@ -499,7 +499,7 @@ def test_what_is_forgotten_is_forgotten_by_all(cache, folder):
         assert find(one) == TRUE
 
 
-def test_what_cannot_be_forgotten_on_disk_is_not_found_again(cache, monkeypatch):
+def test_a_range_that_cannot_be_removed_from_disk_is_not_found_again(cache, monkeypatch):
     keep(cache, 0, SIZE)
     with monkeypatch.context() as patch:
         patch.setattr(os, "pwrite", failing(errno.EROFS))
@@ -521,7 +521,9 @@ def failing(number):
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO, errno.EDQUOT, errno.EROFS])
 @pytest.mark.parametrize("call", ["pwrite", "ftruncate", "open"])
-def test_a_disk_that_takes_nothing_is_said_once(cache, folder, monkeypatch, number, call):
+def test_one_warning_is_given_for_a_disk_that_cannot_be_written(
+    cache, folder, monkeypatch, number, call
+):
     keep(cache, 0, 8 * PAGE, "c", 8 * PAGE)
     with monkeypatch.context() as patch:
         patch.setattr(os, call, failing(number))
@@ -535,7 +537,7 @@ def test_a_disk_that_takes_nothing_is_said_once(cache, folder, monkeypatch, numb
     assert find(cache, 0, 8 * PAGE, "c", 8 * PAGE) == true_bytes("c", 8 * PAGE)
 
 
-def test_threads_that_fail_together_say_it_once(cache, monkeypatch):
+def test_threads_that_fail_together_give_one_warning(cache, monkeypatch):
     both = threading.Barrier(2)
 
     def fail(*_):
@@ -553,7 +555,7 @@ def test_threads_that_fail_together_say_it_once(cache, monkeypatch):
     assert [warning.category for warning in said] == [CacheWarning]
 
 
-def test_a_disk_that_gives_nothing(cache, monkeypatch):
+def test_a_disk_that_cannot_be_read_loses_only_the_cache(cache, monkeypatch):
     keep(cache, 0, SIZE)
     with monkeypatch.context() as patch:
         patch.setattr(os, "pread", failing(errno.EIO))
@@ -568,7 +570,7 @@ def test_a_disk_that_gives_nothing(cache, monkeypatch):
 
 
 def in_namespace(code, *words):
-    """Run code in a process that may mount; skip the test where the system does not let it."""
+    """Run code in a process that may mount; skip the test where the system forbids it."""
     tried = subprocess.run(
         [*NAMESPACE, "mount", "-t", "tmpfs", "none", "/mnt"], check=False, capture_output=True
     )
@@ -661,14 +663,14 @@ def test_a_limit_of_file_sizes(folder):
     assert answers.get() == ([CacheWarning], None)
 
 
-# --- bounds
+# --- limits
 
 
 def age(file, seconds):
     os.utime(file, (time.time() - seconds,) * 2)
 
 
-def test_what_was_not_used_for_longest_goes_first(folder):
+def test_the_least_recently_used_file_is_removed_first(folder):
     limit = 10 * 9 * PAGE
     settings_ = CacheSettings(folder, folder_bytes=limit)
     size, files = 8 * PAGE, {}
@@ -687,7 +689,7 @@ def test_what_was_not_used_for_longest_goes_first(folder):
     assert reader.usage_bytes() <= 0.8 * limit
 
 
-def test_what_a_process_removed_it_keeps_anew(folder):
+def test_a_process_can_keep_a_range_again_after_removing_it(folder):
     cache = RangeCache(CacheSettings(folder, folder_bytes=20 * PAGE))
     keep(cache, 0, 10 * PAGE)
     keep(cache, 0, 15 * PAGE, "b", SIZE)
@@ -696,7 +698,7 @@ def test_what_a_process_removed_it_keeps_anew(folder):
     assert find(RangeCache(cache.settings), 0, 3 * PAGE) == TRUE[: 3 * PAGE]
 
 
-def test_use_is_noted_at_most_once_a_minute(folder):
+def test_the_time_of_use_is_written_at_most_once_a_minute(folder):
     cache = RangeCache(CacheSettings(folder), check_s=0)
     keep(cache, 0, SIZE)
     (file,) = mirrors(folder)
@@ -717,7 +719,7 @@ def test_use_is_noted_at_most_once_a_minute(folder):
     assert file.stat().st_mtime == before
 
 
-def test_what_is_larger_than_the_bound_is_not_kept(folder):
+def test_a_shard_larger_than_the_limit_is_not_kept(folder):
     cache = RangeCache(CacheSettings(folder, folder_bytes=10 * PAGE))
     keep(cache, 0, 10 * PAGE)
     assert cache.usage_bytes() == 0
@@ -726,7 +728,7 @@ def test_what_is_larger_than_the_bound_is_not_kept(folder):
     assert cache.usage_bytes() == 10 * PAGE
 
 
-def test_holes_take_no_room(cache):
+def test_holes_of_sparse_files_take_no_room(cache):
     size = 1 << 33
     cache.keep("huge", size, 1 << 32, bytes(PAGE))
     assert cache.find("huge", size, [(1 << 32, (1 << 32) + PAGE), (0, 1)]) == [bytes(PAGE), None]
@@ -755,7 +757,7 @@ def test_files_of_others_are_neither_counted_nor_removed(folder):
     assert all(other.exists() for other in others)
 
 
-def test_open_files_are_bounded(folder):
+def test_the_number_of_open_files_is_limited(folder):
     cache = RangeCache(CacheSettings(folder), max_open_files=20)
     shards = [(str(number), 5000) for number in range(40)]
     for shard in shards:
@@ -794,7 +796,7 @@ def keep_a_page(cache, answers):
     answers.put(cache._unseen.get().left)
 
 
-def test_a_fork_looks_at_the_folder_by_itself(cache):
+def test_a_forked_process_reads_the_folder_again(cache):
     keep(cache, 0, PAGE)
     cache._unseen.get().left = 1 << 50
     context = multiprocessing.get_context("fork")
@@ -805,10 +807,10 @@ def test_a_fork_looks_at_the_folder_by_itself(cache):
     assert answers.get() <= cache.settings.folder_bytes / 100
 
 
-# --- what a user gives
+# --- settings
 
 
-def test_folders_are_for_their_owner_alone(tmp_path):
+def test_folders_are_readable_only_by_their_owner(tmp_path):
     before = os.umask(0)
     try:
         cache = RangeCache(CacheSettings(tmp_path / "new" / "cache"))
@@ -825,7 +827,7 @@ def test_folders_are_for_their_owner_alone(tmp_path):
     assert "secret" not in names
 
 
-def test_settings_that_cannot_be(tmp_path):
+def test_invalid_settings_are_refused(tmp_path):
     for max_bytes in (0, -1):
         with pytest.raises(UsageError, match=f"folder_bytes {max_bytes}: must be at least 1"):
             CacheSettings(tmp_path, folder_bytes=max_bytes)
@@ -835,7 +837,7 @@ def test_settings_that_cannot_be(tmp_path):
             CacheSettings(folder)
 
 
-def test_the_folder_may_be_at_home_or_relative(tmp_path, monkeypatch):
+def test_the_folder_may_be_relative_or_below_home(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)
     assert (
@@ -845,7 +847,7 @@ def test_the_folder_may_be_at_home_or_relative(tmp_path, monkeypatch):
     )
 
 
-def test_a_process_has_one_cache_of_the_same_settings(cache):
+def test_a_process_has_one_cache_for_equal_settings(cache):
     keep(cache, 0, SIZE)
     first, second = (pickle.loads(pickle.dumps(cache)) for _ in range(2))  # noqa: S301
     assert first is second is shared_range_cache(cache.settings)

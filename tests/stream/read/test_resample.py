@@ -33,7 +33,7 @@ def affine_of(spacing_xyz, origin):
 
 
 def volumes():
-    """Image, mask and affine of scans that differ in spacing, direction, type and size."""
+    """Return image, mask and affine of scans that differ in spacing, direction, type and size."""
     rng = np.random.default_rng(5)
     found = {}
     for name, shape, spacing_xyz, dtype in (
@@ -55,7 +55,7 @@ def volumes():
 
 @pytest.fixture(scope="module")
 def spaced(tmp_path_factory):
-    """Store of :func:`volumes`, and they, with the affines that it holds."""
+    """Return a store of :func:`volumes`, and the volumes with their stored affines."""
     raw, stored = tmp_path_factory.mktemp("spaced"), volumes()
     for name, (image, label, affine) in stored.items():
         write_nifti(raw / f"{name}_ct.nii", image, affine, NiftiForm("RAS", str(image.dtype)))
@@ -89,7 +89,7 @@ def trilinear(volume, z, y, x):
 
 
 def positions_in(n):
-    """Rising positions between the first and the last of ``n`` voxels, on voxels too."""
+    """Draw rising positions between the first and the last of ``n`` voxels, some on voxels."""
     place = st.floats(0, n - 1) | st.integers(0, n - 1).map(float)
     return st.lists(place, min_size=1, max_size=9).map(lambda found: np.array(sorted(found)))
 
@@ -102,7 +102,9 @@ def positions_in(n):
     st.integers(0, 2**32),
 )
 @settings(max_examples=150)
-def test_values_between_voxels_are_those_of_the_eight_around(data, shape, dtype, block, seed):
+def test_values_between_voxels_are_interpolated_from_the_eight_around(
+    data, shape, dtype, block, seed
+):
     rng = np.random.default_rng(seed)
     low, high = (0, 255) if dtype == "uint8" else (-30000, 30000)
     volume = rng.integers(low, high, shape).astype(dtype)
@@ -130,7 +132,7 @@ def test_large_numbers_are_interpolated_in_double_precision():
     assert out.ravel().tolist() == [2**31 - 2, -1, -(2**31)]
 
 
-def test_whole_positions_give_the_voxels_themselves():
+def test_positions_on_voxels_give_the_voxels_themselves():
     volume = np.array([np.inf, 1.5, -np.inf, np.nan, 2**24 + 1], np.float64).reshape(5, 1, 1)
     at = (np.array([0.0, 0, 1, 2, 3, 4]), np.zeros(1), np.zeros(1))
     out = np.empty((6, 1, 1))
@@ -164,7 +166,7 @@ def test_equal_spacings_are_not_resampled(spaced):
 
 
 def assert_is_resampled(batch, stored, spacing_zyx):
-    """Hold a batch to its own affines, eight corners and nearest voxels."""
+    """Check a batch against interpolation from its own affines, for image and mask."""
     for i, scan_id in enumerate(batch.scan_id):
         image, label, affine = stored[scan_id]
         sides = np.linalg.norm(affine[:3, :3], axis=0)
@@ -209,7 +211,7 @@ def assert_is_resampled(batch, stored, spacing_zyx):
 )
 @example("flat", (1, 1, 1), (1.0, 1.3, 1.0), 0)  # ends 1.3e-6 voxels behind the last one
 @settings(max_examples=60)
-def test_a_patch_is_cut_out_of_the_resampled_scan(spaced, scan_id, size, spacing, seed):
+def test_a_patch_equals_the_same_box_of_the_resampled_scan(spaced, scan_id, size, spacing, seed):
     store, stored = spaced
     (batch,) = store.patches(
         size, spacing_zyx_mm=spacing, scans=[scan_id], n_samples=2, batch_size=2, seed=seed,
@@ -222,7 +224,7 @@ def test_a_patch_is_cut_out_of_the_resampled_scan(spaced, scan_id, size, spacing
 
 @pytest.mark.parametrize("scan_id", ["thick", "fine", "real"])
 @pytest.mark.parametrize("spacing", [0.5, 1.25, (3.1, 0.9, 1.7)])
-def test_simpleitk_resamples_alike(spaced, scan_id, spacing):
+def test_simpleitk_resamples_to_the_same_values(spaced, scan_id, spacing):
     store, stored = spaced
     (batch,) = store.patches(
         (12, 20, 16), spacing_zyx_mm=spacing, scans=[scan_id], n_samples=5, batch_size=5
@@ -250,7 +252,7 @@ def test_simpleitk_resamples_alike(spaced, scan_id, spacing):
 
 
 def place(image, affine_xyz):
-    """Put an ITK image, whose frame is LPS, where an affine to RAS+ says."""
+    """Set the position of an ITK image, whose frame is LPS, from an affine to RAS+."""
     lps = np.diag([-1, -1, 1]) @ affine_xyz[:3]
     sides = np.linalg.norm(lps[:, :3], axis=0)
     image.SetSpacing(sides.tolist())
@@ -328,7 +330,7 @@ def test_resampled_slices_are_as_large_as_the_largest_scan(spaced):
     st.integers(0, 2**40),
 )
 @settings(max_examples=60)
-def test_neighbors_are_the_slices_beside_or_the_outermost(spaced, plane, k, steps, seed):
+def test_neighbors_are_the_adjacent_slices_or_repeat_the_outermost(spaced, plane, k, steps, seed):
     step, spacing = steps
     store, stored = spaced
     flat = SLICE_AXIS[plane]
@@ -355,7 +357,7 @@ def test_neighbors_are_the_slices_beside_or_the_outermost(spaced, plane, k, step
             np.testing.assert_array_equal(batch.image[i, channel], expected)
 
 
-def test_slices_between_others_are_read_into_the_batch_itself(spaced):
+def test_slices_with_neighbors_are_read_directly_into_the_batch(spaced):
     stream = spaced[0].slices("coronal", neighbors=2, scans=["fine"], n_samples=40)
     direct = Counter()
     for index in range(40):
@@ -430,7 +432,7 @@ def test_sizes_in_mm_of_scans_that_differ_need_a_spacing(spaced):
         ({"size_zyx": 8, "spacing_zyx_mm": True}, "spacing_zyx_mm True"),
     ],
 )
-def test_grids_that_are_none_are_refused(spaced, wanted, message):
+def test_invalid_sizes_and_spacings_are_refused(spaced, wanted, message):
     with pytest.raises(UsageError, match=message):
         spaced[0].patches(**wanted)
 
@@ -450,7 +452,7 @@ def test_grids_that_are_none_are_refused(spaced, wanted, message):
         ({"neighbors": 1, "neighbor_step_mm": float("inf")}, "neighbor_step_mm inf"),
     ],
 )
-def test_slices_that_are_none_are_refused(spaced, wanted, message):
+def test_invalid_options_of_slices_are_refused(spaced, wanted, message):
     with pytest.raises(UsageError, match=message):
         spaced[0].slices("axial", **wanted)
 
@@ -458,8 +460,8 @@ def test_slices_that_are_none_are_refused(spaced, wanted, message):
 # Draws of whole streams
 
 
-def test_streams_draw_as_enumeration_says(spaced):
-    """Chi-square against every voxel of small scans, resampled, weighted, half of it balanced."""
+def test_streams_draw_each_voxel_with_its_enumerated_chance(spaced):
+    """A chi-square test covers every voxel of small scans, resampled, weighted, half balanced."""
     store, stored = spaced
     names = ["tiny", "flat", "thick"]
     size, target, weights = (1, 12, 1), (3.0, 2.0, 6.0), {"T11": 4.0, "L1": 0.5}
@@ -494,7 +496,7 @@ def test_streams_draw_as_enumeration_says(spaced):
         found[request.scan_id, request.vertebra, request.box.start_zyx] += 1
     assert set(found) <= set(chances)
     assert sum(chances.values()) == pytest.approx(1)
-    # Rare ones together, as Pearson's test needs some of each.
+    # Rare outcomes are merged, because Pearson's test needs some of each.
     rare = {item for item, chance in chances.items() if chance * n < 10}
     cells = [(found[item], chance * n) for item, chance in chances.items() if item not in rare]
     cells.append((sum(found[item] for item in rare), sum(chances[item] for item in rare) * n))

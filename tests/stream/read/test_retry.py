@@ -1,4 +1,4 @@
-"""Scans that are ingested anew while a session has the store open."""
+"""Tests of scans that are ingested again while a session has the store open."""
 
 import pickle
 import shutil
@@ -43,7 +43,7 @@ def write(raw, scan, voxels, label):
     write_nifti(raw / f"{scan}_seg.nii", label, AFFINE, NiftiForm("LPS", "uint8"))
 
 
-class Shop:
+class Dataset:
     """A raw folder and its store."""
 
     def __init__(self, folder):
@@ -61,18 +61,18 @@ class Shop:
 
 @pytest.fixture(scope="module")
 def pristine(tmp_path_factory):
-    shop = Shop(tmp_path_factory.mktemp("changing"))
+    dataset = Dataset(tmp_path_factory.mktemp("changing"))
     for scan in SCANS:
-        write(shop.raw, scan, image(scan), mask())
-    shop.ingest()
-    return shop
+        write(dataset.raw, scan, image(scan), mask())
+    dataset.ingest()
+    return dataset
 
 
 @pytest.fixture
-def shop(pristine, tmp_path):
+def dataset(pristine, tmp_path):
     shutil.copytree(pristine.raw, tmp_path / "raw")
     shutil.copytree(pristine.url, tmp_path / "changing.zarr")
-    return Shop(tmp_path)
+    return Dataset(tmp_path)
 
 
 CHANGES = {
@@ -94,9 +94,9 @@ KINDS = {
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_a_stream_never_gives_voxels_of_another_version(shop, change):
+def test_a_stream_raises_if_a_scan_was_ingested_again(dataset, change):
     streams = [
-        spinezarr.open(shop.url).patches(24, **OPTIONS, **options)
+        spinezarr.open(dataset.url).patches(24, **OPTIONS, **options)
         for options in KINDS.values()
         for _ in range(2)
     ]
@@ -104,30 +104,30 @@ def test_a_stream_never_gives_voxels_of_another_version(shop, change):
         for scan in SCANS:
             stream.reader.scan(scan)
             stream.reader.label_chunks(scan)
-    shop.change("a", *CHANGES[change])
+    dataset.change("a", *CHANGES[change])
     for stream in streams:
         with pytest.raises(ScanChangedError) as told:
             list(stream)
         assert told.value.scan_id == "a"
         assert str(told.value) == (
-            f"{shop.url}: scan 'a' has changed since the store was opened. Open the store again."
+            f"{dataset.url}: scan 'a' has changed since the store was opened. Open the store again."
         )
     for options in KINDS.values():
-        for batch in spinezarr.open(shop.url).patches(24, **OPTIONS, **options):
+        for batch in spinezarr.open(dataset.url).patches(24, **OPTIONS, **options):
             assert (batch.image[batch.image != PADDING_HU] >= 0).all()
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_a_stream_that_follows_gives_what_one_opened_anew_gives(shop, change):
+def test_a_stream_that_follows_changes_equals_one_opened_anew(dataset, change):
     streams = {
-        kind: spinezarr.open(shop.url).patches(24, **OPTIONS, **options, on_change="follow")
+        kind: spinezarr.open(dataset.url).patches(24, **OPTIONS, **options, on_change="follow")
         for kind, options in KINDS.items()
     }
     under_way = [iter(stream.with_reading(prefetch_bytes=1)) for stream in streams.values()]
     for batches in under_way:
         next(batches)
-    shop.change("a", *CHANGES[change])
-    store = spinezarr.open(shop.url)
+    dataset.change("a", *CHANGES[change])
+    store = spinezarr.open(dataset.url)
     for kind, stream in streams.items():
         expected = list(store.patches(24, **OPTIONS, **KINDS[kind]))
         for epoch in (stream, stream.at_epoch(0)):
@@ -140,19 +140,19 @@ def test_a_stream_that_follows_gives_what_one_opened_anew_gives(shop, change):
     assert [1 + len(list(batches)) for batches in under_way] == [6] * len(KINDS)
 
 
-def test_two_scans_change_while_an_ingest_runs(shop):
+def test_two_scans_change_while_an_ingest_runs(dataset):
     """The scan table of a running ingest is older than the scans that it has published."""
-    stream = spinezarr.open(shop.url).patches(24, **OPTIONS, scans=["a", "b"])
+    stream = spinezarr.open(dataset.url).patches(24, **OPTIONS, scans=["a", "b"])
     for scan in ("a", "b"):
-        write(shop.raw, scan, image(scan, "uint16") + np.uint16(39_000), mask())
+        write(dataset.raw, scan, image(scan, "uint16") + np.uint16(39_000), mask())
     table = {
         path: path.read_bytes()
         for folder in ("table", "table_bundle")
-        for path in Path(shop.url, folder).rglob("*")
+        for path in Path(dataset.url, folder).rglob("*")
         if path.is_file()
     }
-    shop.ingest()
-    for path in Path(shop.url, "table").rglob("c.*"):
+    dataset.ingest()
+    for path in Path(dataset.url, "table").rglob("c.*"):
         path.unlink()
     for path, data in table.items():
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -160,8 +160,8 @@ def test_two_scans_change_while_an_ingest_runs(shop):
     with pytest.raises(ScanChangedError, match="an ingest is running, or was cut off"):
         list(stream)
     with pytest.raises(ScanChangedError, match="an ingest is running, or was cut off"):
-        list(spinezarr.open(shop.url).patches(24, **OPTIONS))
-    assert int(spinezarr.open(shop.url).scan("a").image.min()) >= 39_000
+        list(spinezarr.open(dataset.url).patches(24, **OPTIONS))
+    assert int(spinezarr.open(dataset.url).scan("a").image.min()) >= 39_000
     found = [batch for batch in replace(stream, on_change="follow") if "b" in batch.scan_id]
     assert found
     for batch in found:
@@ -169,38 +169,38 @@ def test_two_scans_change_while_an_ingest_runs(shop):
         assert (batch.image >= 39_000).all()
 
 
-def test_the_same_voxels_written_again_disturb_nobody(shop):
-    """As ``--repair`` writes them; under other keys, so that what was open is gone."""
+def test_streams_go_on_if_the_same_voxels_are_written_again(dataset):
+    """``--repair`` writes voxels under other keys, so that the files that were open are gone."""
     streams = [
-        spinezarr.open(shop.url).patches(24, **OPTIONS, **options) for options in KINDS.values()
+        spinezarr.open(dataset.url).patches(24, **OPTIONS, **options) for options in KINDS.values()
     ]
     expected = [[batch.image for batch in stream] for stream in streams]
-    before = {scan: StoreReader(shop.url).scan(scan).image.separator for scan in SCANS}
+    before = {scan: StoreReader(dataset.url).scan(scan).image.separator for scan in SCANS}
     for scan in SCANS:
-        path = next(Path(shop.url, "scans", scan, "image").rglob("c/*/*/*"))
+        path = next(Path(dataset.url, "scans", scan, "image").rglob("c/*/*/*"))
         path.write_bytes(path.read_bytes()[:-1])
-    damaged = verify_store(shop.url).damaged_scans
-    assert set(shop.ingest(find_damaged=lambda: damaged).done) == set(SCANS)
-    after = {scan: StoreReader(shop.url).scan(scan).image.separator for scan in SCANS}
+    damaged = verify_store(dataset.url).damaged_scans
+    assert set(dataset.ingest(find_damaged=lambda: damaged).done) == set(SCANS)
+    after = {scan: StoreReader(dataset.url).scan(scan).image.separator for scan in SCANS}
     assert all(after[scan] != before[scan] for scan in SCANS)
     for stream, images in zip(streams, expected, strict=True):
         for given, wanted in zip(stream, images, strict=True):
             np.testing.assert_array_equal(given.image, wanted)
 
 
-def test_a_scan_that_is_damaged_is_not_taken_for_another_version(shop):
-    stream = spinezarr.open(shop.url).patches(24, **OPTIONS)
-    path = next(Path(shop.url, "scans/a/image").rglob("c/*/*/*"))
+def test_a_damaged_scan_is_not_reported_as_changed(dataset):
+    stream = spinezarr.open(dataset.url).patches(24, **OPTIONS)
+    path = next(Path(dataset.url, "scans/a/image").rglob("c/*/*/*"))
     path.unlink()
     with pytest.raises(CorruptStoreError, match="its shard is missing"):
         list(stream)
 
 
-def test_whole_scans_and_grids_are_of_one_version(shop):
-    store = spinezarr.open(shop.url)
+def test_whole_scans_grids_and_records_raise_if_the_scan_changed(dataset):
+    store = spinezarr.open(dataset.url)
     scan, grid = store.scan("a"), store.grid("a", 24)
-    records = spinezarr.load_dataset(shop.url, "3d", split="train")
-    shop.change("a", *CHANGES["uint16"])
+    records = spinezarr.load_dataset(dataset.url, "3d", split="train")
+    dataset.change("a", *CHANGES["uint16"])
     message = "scan 'a' has changed since the store was opened"
     for read in (scan.image.compute, lambda: list(grid), lambda: records[0]["image"]):
         with pytest.raises(ScanChangedError, match=message):
@@ -208,26 +208,26 @@ def test_whole_scans_and_grids_are_of_one_version(shop):
     assert int(store.scan("a").image.min()) >= 39_000
 
 
-def test_a_scan_is_read_by_itself_without_the_table(shop):
-    scan = spinezarr.open(shop.url).scan("a")
-    shop.change("a", *CHANGES["uint16"])
+def test_a_changed_scan_is_detected_without_the_table(dataset):
+    scan = spinezarr.open(dataset.url).scan("a")
+    dataset.change("a", *CHANGES["uint16"])
     with pytest.raises(ScanChangedError, match="has changed since the store was opened"):
         scan.image.compute()
 
 
-def test_a_scan_that_was_opened_before_the_table_is_opened_again(shop):
-    store = spinezarr.open(shop.url)
+def test_a_scan_opened_before_the_table_is_opened_again(dataset):
+    store = spinezarr.open(dataset.url)
     store._reader.label_chunks("a")
-    shop.change("a", image("a"), np.full(SHAPE, 22, np.uint8))
+    dataset.change("a", image("a"), np.full(SHAPE, 22, np.uint8))
     batches = store.patches(24, **OPTIONS, scans=["a"], foreground=1.0)
     assert all((batch.label == 22).all() for batch in batches)
 
 
-def test_another_process_knows_what_the_session_knew(shop):
-    stream = spinezarr.open(shop.url).patches(24, **OPTIONS)
+def test_an_unpickled_stream_detects_changes_since_the_session_began(dataset):
+    stream = spinezarr.open(dataset.url).patches(24, **OPTIONS)
     sent = pickle.dumps(stream)
-    lazy = pickle.dumps(spinezarr.open(shop.url).scan("a").image)
-    shop.change("a", *CHANGES["uint16"])
+    lazy = pickle.dumps(spinezarr.open(dataset.url).scan("a").image)
+    dataset.change("a", *CHANGES["uint16"])
     with pytest.raises(ScanChangedError, match="has changed since the store was opened"):
         list(pickle.loads(sent))  # noqa: S301
     with pytest.raises(ScanChangedError, match="scan 'a' has changed"):
@@ -235,31 +235,31 @@ def test_another_process_knows_what_the_session_knew(shop):
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_a_loader_names_the_scan_or_follows_it(shop, num_workers):
-    stream = spinezarr.open(shop.url).patches(24, **OPTIONS)
+def test_a_loader_raises_for_a_changed_scan_or_follows_it(dataset, num_workers):
+    stream = spinezarr.open(dataset.url).patches(24, **OPTIONS)
     loaders = [
         PatchLoader(replace(stream, on_change=on_change), num_workers=num_workers)
         for on_change in ("error", "follow")
     ]
-    shop.change("a", *CHANGES["uint16"])
+    dataset.change("a", *CHANGES["uint16"])
     with pytest.raises(ScanChangedError, match="scan 'a' has changed"):
         list(loaders[0])
-    expected = list(spinezarr.open(shop.url).patches(24, **OPTIONS))
+    expected = list(spinezarr.open(dataset.url).patches(24, **OPTIONS))
     for batch, other in zip(loaders[1], expected, strict=True):
         np.testing.assert_array_equal(batch["image"][:, 0].numpy(), other.image)
 
 
-def test_a_scan_that_is_gone_is_named(shop):
-    stream = spinezarr.open(shop.url).patches(24, **OPTIONS)
-    (shop.raw / "a_ct.nii").unlink()
-    (shop.raw / "a_seg.nii").unlink()
-    for path in sorted(Path(shop.url).rglob("*"), reverse=True):
+def test_the_error_of_a_removed_scan_names_it(dataset):
+    stream = spinezarr.open(dataset.url).patches(24, **OPTIONS)
+    (dataset.raw / "a_ct.nii").unlink()
+    (dataset.raw / "a_seg.nii").unlink()
+    for path in sorted(Path(dataset.url).rglob("*"), reverse=True):
         path.rmdir() if path.is_dir() else path.unlink()
-    shop.ingest()
+    dataset.ingest()
     with pytest.raises(UnknownScanError, match="has no scan 'a'"):
         list(stream)
 
 
-def test_every_other_way_to_react_is_refused(shop):
+def test_other_values_of_on_change_are_refused(dataset):
     with pytest.raises(ValueError, match="on_change 'ignore': must be error or follow"):
-        spinezarr.open(shop.url).patches(24, on_change="ignore")
+        spinezarr.open(dataset.url).patches(24, on_change="ignore")

@@ -1,4 +1,4 @@
-"""The faster way is taken, whatever the first units and those of short looks told."""
+"""The faster way of transfer is chosen, even if its first measurements mislead."""
 
 import heapq
 import random
@@ -11,7 +11,7 @@ from spinezarr.stream.read.transfer import TransferChoice
 
 
 class Link:
-    """Units of two ways, of which each is bound by a rate; the clock stands still between them."""
+    """A link with two ways of transfer, each with its own rate, and a clock of its own."""
 
     def __init__(self, served_per_s, ranges_per_s, noise=0.0, seed=0, latency_s=0.0):
         self.now_s = 0.0
@@ -24,7 +24,7 @@ class Link:
         self._random = random.Random(seed)  # noqa: S311
 
     def read(self, n, in_flight, *, estimates=(1e3, 1e3), slower=1.0):
-        """Read units, so many at once, each so many times as slowly."""
+        """Read ``n`` groups, ``in_flight`` at once, each ``slower`` times as slowly."""
         under_way = []
         for number in range(n + in_flight):
             if len(under_way) == in_flight or (number >= n and under_way):
@@ -58,7 +58,7 @@ class Link:
     ("served_per_s", "ranges_per_s", "way"),
     [(140, 100, "patches"), (30, 10, "patches"), (100, 140, "ranges"), (110, 100, "ranges")],
 )
-def test_the_faster_way_is_taken(served_per_s, ranges_per_s, way, in_flight):
+def test_the_faster_way_is_chosen(served_per_s, ranges_per_s, way, in_flight):
     """The estimates say that ranges are much faster, so both are tried."""
     link = Link(served_per_s / in_flight, ranges_per_s / in_flight)
     link.read(300, in_flight, estimates=(1e3, 2e3))
@@ -66,15 +66,15 @@ def test_the_faster_way_is_taken(served_per_s, ranges_per_s, way, in_flight):
     assert link.share(way, 200) == 1
 
 
-def test_what_new_connections_and_cold_files_cost_is_not_counted():
+def test_the_cost_of_new_connections_and_cold_files_is_not_measured():
     link = Link(140, 100)
     link.read(16, 16, slower=20.0, estimates=(1e3, 2e3))
     link.read(300, 16, estimates=(1e3, 2e3))
     assert link.share("patches", 200) == 1
 
 
-def test_a_look_at_two_batches_says_nothing_of_a_training():
-    """Few at once wait for the link; what they wait is no more than a part of many."""
+def test_short_iterations_do_not_mislead_a_later_training():
+    """With few groups in flight, latency hides the rate that many groups reach."""
     link = Link(700, 500, latency_s=0.02)
     for _ in range(20):
         link.read(2, 2, estimates=(1e3, 2e3))
@@ -84,7 +84,7 @@ def test_a_look_at_two_batches_says_nothing_of_a_training():
     assert link.choice.measured("ranges") == pytest.approx(500, rel=0.1)
 
 
-def test_a_way_that_was_slower_is_tried_again():
+def test_a_slower_way_is_tried_again_later():
     link = Link(20, 100)
     link.read(300, 8)
     assert link.share("ranges", 200) == 1
@@ -93,7 +93,7 @@ def test_a_way_that_was_slower_is_tried_again():
     assert link.share("patches", 100) == 1
 
 
-def test_a_way_that_promises_little_is_not_tried():
+def test_a_way_with_a_poor_estimate_is_not_tried():
     link = Link(100, 10)
     link.read(1500, 8, estimates=(1e2, 1e1))
     assert link.share("patches", 1500) == 1
@@ -102,7 +102,7 @@ def test_a_way_that_promises_little_is_not_tried():
 @given(
     st.integers(1, 16), st.floats(0.2, 5), st.floats(0, 0.5), st.integers(0, 1000), st.booleans()
 )
-def test_noise_does_not_mislead_for_long(in_flight, times, noise, seed, cold):
+def test_noisy_measurements_still_lead_to_the_faster_way(in_flight, times, noise, seed, cold):
     link = Link(100 * times, 100, noise, seed)
     link.read(in_flight, in_flight, slower=30.0 if cold else 1.0, estimates=(1e3, 2e3))
     link.read(500, in_flight, estimates=(1e3, 2e3))
@@ -112,14 +112,14 @@ def test_noise_does_not_mislead_for_long(in_flight, times, noise, seed, cold):
         assert link.share("ranges", 300) > 0.9
 
 
-def test_a_rate_is_of_as_many_as_are_usually_under_way():
+def test_rates_are_measured_at_the_usual_number_in_flight():
     link = Link(100, 1, latency_s=0.1)
     link.read(23, 16)
     assert link.choice.measured("patches") is None
     link.read(200, 16)
     assert link.choice.measured("patches") == pytest.approx(100, rel=0.01)
-    link.now_s += 60  # in which nothing is under way
+    link.now_s += 60  # nothing is in flight meanwhile
     link.read(16, 2)
     assert link.choice.measured("patches") == pytest.approx(100, rel=0.01)
-    link.read(300, 2)  # fewer are usual now
+    link.read(300, 2)  # two in flight become usual
     assert link.choice.measured("patches") == pytest.approx(20, rel=0.05)
